@@ -1,0 +1,26 @@
+"""The named array kinds: signatures elsewhere read like prose because shapes are declared here, once.
+
+Axes: `B` requests, `L` encoder positions, `T` decoder positions, `K` beams, `V` vocabulary,
+`D` model width, `H` heads, `N` layers. The names document; nothing is checked at run time.
+"""
+
+from __future__ import annotations
+
+from jaxtyping import Array, Bool, Float, Int
+
+InputTokens = Int[Array, "B L"]  # encoder input ids, 0 = padding
+TargetTokens = Int[Array, "B T"]  # decoder ids, 0 = padding
+SegmentIds = Int[Array, "B S"]  # packed rows: which example a position belongs to, 0 = padding
+LossWeights = Float[Array, "B T"]  # 1 where a target counts
+Encoded = Float[Array, "B L D"]  # encoder output
+Logits = Float[Array, "B T V"]  # unnormalised next-token scores
+Mask = Bool[Array, "B Q S"]  # True where a query position may look at a source position
+AttentionBias = Float[Array, "#B #H Q S"]  # added to attention scores; large negative = masked
+
+BeamTokens = Int[Array, "B K"]  # the token each beam emitted last
+BeamScores = Float[Array, "B K"]  # summed or normalised log-probabilities
+BeamLogits = Float[Array, "B K V"]  # next-token scores of each beam
+BeamSequences = Int[Array, "B K T"]  # finished or live token sequences
+Ancestry = Int[Array, "B K T"]  # beam slot that wrote position t of beam k's sequence
+SelfCache = Float[Array, "N B T K H head_dim"]  # append-only self-attention keys or values
+CrossCache = Float[Array, "N B L H head_dim"]  # cross-attention keys or values, shared by beams

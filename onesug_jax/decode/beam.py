@@ -1,0 +1,203 @@
+"""Beam search: the K best queries of a request, best first, in one compiled function.
+
+OneSug decodes with 32 beams, shows 16 queries and ranks by log-probability over `|q|^alpha` with
+alpha between 0.6 and 0.8 (PAPER.md section 1); `|q|` counts tokens, the end of sequence included.
+
+What makes it cheap: the request is encoded once and its cross-attention keys and values are shared
+by all beams; the first position runs on a single beam; beams that change places move only a small
+table of integers, never the caches (`Seq2Seq.decode_step`); and the loop ends as soon as no live
+beam can still enter the list. Which continuations exist is the constraint's business (`trie.py`).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+
+import flax.struct
+import jax
+import jax.numpy as jnp
+
+from onesug_jax.arrays import BeamScores, BeamSequences, InputTokens
+from onesug_jax.decode.trie import NEVER, Constraint
+from onesug_jax.errors import UserError
+from onesug_jax.model.seq2seq import Seq2Seq
+
+
+@dataclasses.dataclass(frozen=True)
+class BeamConfig:
+    """How to search.
+
+    Attributes:
+      beams: live hypotheses a request (paper: 32).
+      returned: finished queries returned (paper: 16).
+      alpha: exponent of the length in the score (paper: 0.6 to 0.8; 0 ranks by probability).
+      max_length: most tokens of a query, end of sequence included.
+      eos_id: the token that ends a query.
+    """
+
+    beams: int = 32
+    returned: int = 16
+    alpha: float = 0.6
+    max_length: int = 16
+    eos_id: int = 1
+
+    def __post_init__(self):
+        if not 1 <= self.returned <= self.beams:
+            raise UserError(
+                f"BeamConfig.returned = {self.returned} must lie between 1 and "
+                f"BeamConfig.beams = {self.beams}: a search returns no more lists than it keeps"
+            )
+
+
+@flax.struct.dataclass
+class BeamResult:
+    """Finished queries, best first.
+
+    Attributes:
+      sequences: `[B, returned, max_length]` tokens, end of sequence included, then 0.
+      scores: `[B, returned]` normalised log-probabilities; `NEVER` where fewer exist.
+      states: `[B, returned]` the constraint's state where each query ended.
+      steps: decoder positions run, a scalar.
+    """
+
+    sequences: BeamSequences
+    scores: BeamScores
+    states: jax.Array
+    steps: jax.Array
+
+
+@flax.struct.dataclass
+class _Search:
+    """The loop's state: K live beams, the best finished queries, and the caches."""
+
+    t: jax.Array  # positions run so far
+    scores: BeamScores  # [B, K] summed log-probabilities of the live beams
+    tokens: BeamSequences  # [B, K, T]
+    states: jax.Array  # [B, K]
+    ancestry: jax.Array  # [B, K, T]
+    cache: tuple[jax.Array, jax.Array]
+    done_scores: BeamScores  # [B, R] normalised
+    done_tokens: BeamSequences  # [B, R, T]
+    done_states: jax.Array  # [B, R]
+
+
+def _rows(x: jax.Array, index: jax.Array) -> jax.Array:
+    """`x[b, index[b, j]]` for every b and j: picks along the second axis."""
+    return jax.vmap(lambda rows, picks: rows[picks])(x, index)
+
+
+def _advance(s: _Search, logits, constraint: Constraint, config: BeamConfig, first: bool):
+    """Chooses the next live beams and files the ones that ended; returns the state at t + 1."""
+    batch, beams = s.scores.shape
+    live = 1 if first else beams
+    logits = logits - jax.nn.logsumexp(logits, axis=-1, keepdims=True)
+    scores, tokens, states = constraint.expand(s.states[:, :live], logits, first)
+    width = scores.shape[-1]
+    totals = (scores + s.scores[:, :live, None]).reshape(batch, live * width)
+    # Each beam can end in one way, so the best 2K always hold K that go on.
+    wanted = 2 * beams
+    if totals.shape[1] < wanted:
+        totals = jnp.pad(totals, ((0, 0), (0, wanted - totals.shape[1])), constant_values=NEVER)
+    totals, flat = jax.lax.top_k(totals, wanted)
+    flat = jnp.minimum(flat, live * width - 1)
+    parent = flat // width
+    token = jnp.take_along_axis(tokens.reshape(batch, -1), flat, axis=1)
+    state = jnp.take_along_axis(states.reshape(batch, -1), flat, axis=1)
+    written = _rows(s.tokens, parent).at[:, :, s.t].set(token)
+    ended = token == config.eos_id
+    exists = totals > NEVER / 2
+
+    length = (s.t + 1).astype(jnp.float32)
+    final = jnp.where(ended & exists, totals / length**config.alpha, NEVER)
+    pool_scores = jnp.concatenate([s.done_scores, final], axis=1)
+    done_scores, keep = jax.lax.top_k(pool_scores, s.done_scores.shape[1])
+    done_tokens = _rows(jnp.concatenate([s.done_tokens, written], axis=1), keep)
+    done_states = _rows(jnp.concatenate([s.done_states, state], axis=1), keep)
+
+    live_scores, keep = jax.lax.top_k(jnp.where(ended | ~exists, NEVER, totals), beams)
+    return s.replace(
+        t=s.t + 1,
+        scores=live_scores,
+        tokens=_rows(written, keep),
+        states=_rows(state, keep),
+        ancestry=_rows(s.ancestry, jnp.take_along_axis(parent, keep, axis=1)),
+        done_scores=done_scores,
+        done_tokens=done_tokens,
+        done_states=done_states,
+    )
+
+
+def _undecided(s: _Search, config: BeamConfig) -> jax.Array:
+    """Whether any live beam of any request could still enter its list."""
+    # A live beam's total only falls, and no divisor is larger than the longest length's.
+    best = s.scores[:, 0] / float(config.max_length) ** config.alpha
+    possible = (s.scores[:, 0] > NEVER / 2) & (best > s.done_scores[:, -1])
+    return (s.t < config.max_length) & jnp.any(possible)
+
+
+def beam_search(
+    model: Seq2Seq,
+    params,
+    tokens: InputTokens,
+    constraint: Constraint,
+    config: BeamConfig,
+) -> BeamResult:
+    """Writes the best queries of every request in the batch.
+
+    Args:
+      model: the encoder-decoder; params: its parameters (without the "params" level).
+      tokens: `[B, L]` encoded requests, 0 = padding.
+      constraint: which continuations exist (`Free()` or a `Trie`).
+      config: widths and lengths; static under jit.
+
+    Returns:
+      a `BeamResult`, best first. Scores are the model's own log-probabilities over its whole
+      vocabulary, so a constraint removes hypotheses and never changes a remaining one's score.
+    """
+    c = model.config
+    batch, beams, length = tokens.shape[0], config.beams, config.max_length
+    variables = {"params": params}
+    encoded = model.apply(variables, tokens, method="encode")
+    cross = model.apply(variables, encoded, method="cross_keys_values")
+
+    cache_shape = (c.decoder_layers, batch, length, beams, c.num_heads, c.head_dim)
+    empty = jnp.zeros(cache_shape, encoded.dtype)
+    start = constraint.start(batch)
+    s = _Search(
+        t=jnp.int32(0),
+        scores=jnp.full((batch, beams), NEVER).at[:, 0].set(0.0),
+        tokens=jnp.zeros((batch, beams, length), jnp.int32),
+        states=jnp.broadcast_to(start, (batch, beams)),
+        ancestry=jnp.zeros((batch, beams, length), jnp.int32),
+        cache=(empty, empty),
+        done_scores=jnp.full((batch, config.returned), NEVER),
+        done_tokens=jnp.zeros((batch, config.returned, length), jnp.int32),
+        done_states=jnp.zeros((batch, config.returned), jnp.int32),
+    )
+
+    def step(s: _Search, previous: jax.Array, first: bool) -> _Search:
+        slots = jnp.arange(previous.shape[1])
+        ancestry = s.ancestry.at[:, : previous.shape[1], s.t].set(slots)
+        logits, cache = model.apply(
+            variables,
+            previous,
+            s.t,
+            ancestry[:, : previous.shape[1]],
+            s.cache,
+            cross,
+            tokens,
+            method="decode_step",
+        )
+        return _advance(
+            s.replace(ancestry=ancestry, cache=cache), logits, constraint, config, first
+        )
+
+    # The empty output is one beam, not K copies of it.
+    s = step(s, jnp.zeros((batch, 1), jnp.int32), first=True)
+
+    def body(s: _Search) -> _Search:
+        previous = jax.lax.dynamic_index_in_dim(s.tokens, s.t - 1, axis=2, keepdims=False)
+        return step(s, previous, first=False)
+
+    s = jax.lax.while_loop(lambda s: _undecided(s, config), body, s)
+    return BeamResult(s.done_tokens, s.done_scores, s.done_states, s.t)

@@ -1,0 +1,180 @@
+"""What a beam may write next: anything, or only what leads to a known query.
+
+A constraint answers one question for the beam search: given the state of each live beam and its
+next-token scores, which continuations exist, what do they score, and in which state do they leave
+the beam. `Free` allows the whole vocabulary. `Trie` allows a closed set of token sequences (the
+queries that exist, or later their semantic ids), as four int32 arrays that live on the device:
+
+* Nodes are numbered breadth first, so the children of node n are the consecutive nodes
+  `first_child[n] : first_child[n + 1]`, and `token[n]` is the token that led to n. Sixteen bytes a
+  node; a million product queries come to about four million nodes.
+* Sequences are ranked by their text. `low[n] : high[n]` spans the ranks below node n. All texts
+  that start with what the user typed are one interval of ranks, so "the list must start with the
+  prefix" is an overlap of two intervals per candidate, with no text on the device: `Trie.between`.
+  The overlap is exact where a sequence ends; before that it may let a beam go on that finds no
+  ending, which costs a slot and never a wrong suggestion.
+"""
+
+from __future__ import annotations
+
+import bisect
+from collections.abc import Sequence
+from typing import Protocol
+
+import flax.struct
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from onesug_jax.arrays import BeamLogits, BeamScores
+from onesug_jax.errors import UserError
+
+NEVER = -1e30  # score of a continuation that does not exist; finite, so that sums stay ordered
+
+
+class Constraint(Protocol):
+    """What the beam search asks of a constraint; implementations are pytrees of arrays."""
+
+    def start(self, batch: int) -> jax.Array:
+        """States `[B, 1]` of an empty output."""
+
+    def expand(
+        self, state: jax.Array, log_probs: BeamLogits, first: bool
+    ) -> tuple[BeamScores, jax.Array, jax.Array]:
+        """Continuations of every beam: scores, tokens and next states, each `[B, K, C]`."""
+
+
+@flax.struct.dataclass
+class Free:
+    """Every token may follow every other; states are empty."""
+
+    def start(self, batch: int) -> jax.Array:
+        """See `Constraint.start`."""
+        return jnp.zeros((batch, 1), jnp.int32)
+
+    def expand(self, state, log_probs, first):
+        """See `Constraint.expand`; C is the whole vocabulary."""
+        del first
+        tokens = jnp.broadcast_to(jnp.arange(log_probs.shape[-1]), log_probs.shape)
+        return log_probs, tokens, jnp.broadcast_to(state[..., None], log_probs.shape)
+
+
+@flax.struct.dataclass
+class Trie:
+    """A closed set of token sequences; `between` narrows it, request by request.
+
+    Attributes:
+      first_child: `[N + 1]`; token, low, high: `[N]` (see the module docstring).
+      interval: `[B, 2]` ranks `low <= rank < high` each request may use, or None for all.
+      root_width, width: the most children of the root, and of any other node.
+    """
+
+    first_child: jax.Array
+    token: jax.Array
+    low: jax.Array
+    high: jax.Array
+    interval: jax.Array | None = None
+    root_width: int = flax.struct.field(pytree_node=False, default=1)
+    width: int = flax.struct.field(pytree_node=False, default=1)
+
+    def between(self, intervals: jax.Array) -> Trie:
+        """The same trie with request b kept to sequences of ranks `intervals[b]` (`[B, 2]`)."""
+        return self.replace(interval=jnp.asarray(intervals, jnp.int32))
+
+    def start(self, batch: int) -> jax.Array:
+        """See `Constraint.start`: every beam begins at the root."""
+        return jnp.zeros((batch, 1), jnp.int32)
+
+    def expand(self, state, log_probs, first):
+        """See `Constraint.expand`; C is the widest node's number of children."""
+        begin, end = self.first_child[state], self.first_child[state + 1]
+        child = begin[..., None] + jnp.arange(self.root_width if first else self.width)
+        exists = child < end[..., None]
+        child = jnp.where(exists, child, 0)
+        if self.interval is not None:
+            low, high = self.interval[:, 0, None, None], self.interval[:, 1, None, None]
+            exists &= (self.low[child] < high) & (low < self.high[child])
+        tokens = self.token[child]
+        scores = jnp.take_along_axis(log_probs, tokens, axis=-1)
+        return jnp.where(exists, scores, NEVER), tokens, child
+
+
+def build_trie(sequences: Sequence[Sequence[int]]) -> tuple[Trie, np.ndarray]:
+    """Builds the trie of `sequences`, which are ranked by their position in the argument.
+
+    Args:
+      sequences: distinct token sequences, each ending in a token no other sequence continues
+        (end of sequence). Give them in the order of their texts to use `TextRanks` with the trie.
+
+    Returns:
+      the trie, and `[N]` the rank of the sequence that ends at a node, or -1.
+
+    Raises:
+      UserError: no sequence was given.
+      ValueError: a sequence is empty, repeated, or the beginning of another.
+    """
+    if not len(sequences):
+        raise UserError("the set of allowed queries is empty: nothing could ever be suggested")
+    lengths = np.array([len(s) for s in sequences], np.int32)
+    if lengths.min() == 0:
+        raise ValueError(f"sequence {int(lengths.argmin())} is empty")
+    table = np.full((len(sequences), lengths.max()), -1, np.int32)
+    table[np.arange(table.shape[1]) < lengths[:, None]] = np.concatenate(
+        [np.asarray(s, np.int32) for s in sequences]
+    )
+    rank = np.lexsort(table.T[::-1]).astype(np.int32)  # by first token, then second, ...
+    table, lengths = table[rank], lengths[rank]
+
+    # Breadth first, a level at a time: a row opens a node where it leaves the row above it.
+    tokens, parents = [np.array([-1], np.int32)], [np.array([-1], np.int64)]
+    lows, highs = [np.array([0], np.int32)], [np.array([len(table)], np.int32)]
+    ends = [np.array([-1], np.int32)]
+    node = np.zeros(len(table), np.int64)  # node of every row's beginning, level by level
+    alive, nodes = np.arange(len(table)), 1
+    for depth in range(table.shape[1]):
+        alive = alive[lengths[alive] > depth]
+        if not alive.size:
+            break
+        entered = table[alive, depth]
+        opens = np.ones(alive.size, bool)
+        opens[1:] = (node[alive][1:] != node[alive][:-1]) | (entered[1:] != entered[:-1])
+        starts = np.flatnonzero(opens)
+        tokens.append(entered[starts])
+        parents.append(node[alive][starts])
+        lows.append(np.minimum.reduceat(rank[alive], starts))
+        highs.append(np.maximum.reduceat(rank[alive], starts) + 1)
+        sizes = np.diff(np.append(starts, alive.size))
+        ending = np.add.reduceat((lengths[alive] == depth + 1).astype(np.int32), starts)
+        if np.any((ending > 0) & (sizes > 1)):
+            row = alive[starts[np.argmax((ending > 0) & (sizes > 1))]]
+            raise ValueError(f"sequence {rank[row]} is repeated or the beginning of another")
+        ends.append(np.where(ending > 0, rank[alive][starts], -1).astype(np.int32))
+        node[alive] = nodes + np.cumsum(opens) - 1
+        nodes += starts.size
+
+    parent = np.concatenate(parents)
+    children = np.bincount(parent[1:], minlength=nodes)
+    first_child = np.concatenate([[1], 1 + np.cumsum(children)]).astype(np.int32)
+    trie = Trie(
+        first_child=jnp.asarray(first_child),
+        token=jnp.asarray(np.maximum(np.concatenate(tokens), 0)),
+        low=jnp.asarray(np.concatenate(lows)),
+        high=jnp.asarray(np.concatenate(highs)),
+        root_width=int(children[0]),
+        width=int(children[1:].max()) if nodes > 1 else 1,
+    )
+    return trie, np.concatenate(ends)
+
+
+class TextRanks:
+    """Finds the interval of sorted texts that start with a prefix; the host's half of `between`."""
+
+    def __init__(self, sorted_texts: Sequence[str]):
+        """Takes texts sorted by code point, in the order given to `build_trie`."""
+        self.texts = sorted_texts
+
+    def starting_with(self, prefix: str) -> tuple[int, int]:
+        """Ranks `low <= rank < high` of the texts that start with `prefix`; empty: `low == high`."""
+        low = bisect.bisect_left(self.texts, prefix)
+        high = bisect.bisect_right(self.texts, prefix, lo=low, key=lambda s: s[: len(prefix)])
+        return low, high

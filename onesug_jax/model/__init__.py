@@ -1,0 +1,1 @@
+"""The unified encoder-decoder: configuration, layers, and the sequence-to-sequence model."""

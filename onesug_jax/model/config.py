@@ -1,0 +1,97 @@
+"""Sizes of the encoder-decoder, and what a size costs in parameters and FLOPs.
+
+The model is T5 v1.1 in shape (PAPER.md's "standard encoder-decoder"): RMSNorm before each block,
+bucketed relative positions, gated GELU, no biases, an output head of its own unless tied. This
+file knows arithmetic only; `layers.py` and `seq2seq.py` build what it describes, and tests hold
+the two counts here against the arrays and against XLA's own figures.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+
+from onesug_jax.errors import UserError
+
+REMAT_POLICIES = ("none", "full", "dots")
+DTYPES = ("float32", "bfloat16")
+
+
+@dataclasses.dataclass(frozen=True)
+class ModelConfig:
+    """One encoder-decoder.
+
+    Attributes:
+      vocab_size: rows of the embedding table (pieces, separators, semantic ids, padding).
+      d_model: width of the residual stream.
+      num_heads: attention heads; head_dim: width of one head (their product may differ from d_model).
+      d_ff: width of each of the two gated branches of the MLP.
+      encoder_layers, decoder_layers: depth of each side.
+      dropout: rate on block outputs and attention weights while training.
+      dtype: compute type, "float32" or "bfloat16"; parameters, softmax and loss are float32.
+      remat: what the backward pass recomputes: "none", "full" (every layer) or "dots" (all but
+        matrix products).
+      unroll: write layers out one by one instead of looping over them (faster on CPU, slower to
+        compile); the parameters are stacked either way, so checkpoints do not change.
+      tie_embeddings: use the embedding table as output head, scaled by d_model^-0.5.
+      relative_buckets, relative_max_distance: T5's bucketed relative positions.
+    """
+
+    vocab_size: int = 0
+    d_model: int = 192
+    num_heads: int = 6
+    head_dim: int = 32
+    d_ff: int = 512
+    encoder_layers: int = 3
+    decoder_layers: int = 2
+    dropout: float = 0.0
+    dtype: str = "float32"
+    remat: str = "none"
+    unroll: bool = False
+    tie_embeddings: bool = False
+    relative_buckets: int = 32
+    relative_max_distance: int = 128
+
+    def __post_init__(self):
+        if self.dtype not in DTYPES:
+            raise UserError(f"ModelConfig.dtype = {self.dtype!r}: expected one of {DTYPES}")
+        if self.remat not in REMAT_POLICIES:
+            raise UserError(f"ModelConfig.remat = {self.remat!r}: expected one of {REMAT_POLICIES}")
+
+    @property
+    def attention_width(self) -> int:
+        """Width of all heads side by side, `num_heads * head_dim`."""
+        return self.num_heads * self.head_dim
+
+    def parameters(self) -> int:
+        """Number of trainable values."""
+        attention = 4 * self.d_model * self.attention_width
+        mlp = 3 * self.d_model * self.d_ff
+        encoder_layer = attention + mlp + 2 * self.d_model
+        decoder_layer = 2 * attention + mlp + 3 * self.d_model
+        tables = self.vocab_size * self.d_model * (1 if self.tie_embeddings else 2)
+        positions = 2 * self.num_heads * self.relative_buckets
+        return (
+            self.encoder_layers * encoder_layer
+            + self.decoder_layers * decoder_layer
+            + tables
+            + positions
+            + 2 * self.d_model
+        )
+
+    def flops_per_example(self, input_length: int, target_length: int) -> int:
+        """FLOPs of one forward pass over one example; a training step costs three times this.
+
+        Convention: matrix products only, a multiply-add is two FLOPs, every position counts
+        (padding too), nothing is halved for causality.
+        """
+        d, a, ff = self.d_model, self.attention_width, self.d_ff
+        length, target = input_length, target_length
+        mlp = 2 * 3 * d * ff
+        encoder_layer = length * (2 * 4 * d * a + mlp + 4 * length * a)
+        decoder_layer = (
+            target * (2 * 4 * d * a + mlp + 4 * target * a)  # self-attention and MLP
+            + target * (2 * 2 * d * a + 4 * length * a)  # cross-attention: queries, output, scores
+            + length * (2 * 2 * d * a)  # cross-attention: keys and values
+        )
+        head = target * 2 * d * self.vocab_size
+        return self.encoder_layers * encoder_layer + self.decoder_layers * decoder_layer + head

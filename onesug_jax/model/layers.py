@@ -1,0 +1,157 @@
+"""Building blocks of the encoder-decoder: RMSNorm, attention, gated MLP, relative positions.
+
+The logical axis names of the parameters and activations live here and nowhere else in the model;
+`train/mesh.py` holds the one table that maps them to mesh axes. Kernels keep their head axes
+(`[embed, heads, kv]`), so tensor parallelism is a matter of that table.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from onesug_jax.arrays import AttentionBias
+from onesug_jax.model.config import ModelConfig
+
+MASKED = -1e9  # added to the score of a position that must not be seen
+
+
+def logical(init: Callable, *axes: str) -> Callable:
+    """Names the axes of a parameter, for `train/mesh.py` to map to the mesh."""
+    return nn.with_logical_partitioning(init, axes)
+
+
+def scaled_normal(fan_in: int) -> Callable:
+    """Normal initialiser of variance 1 / fan_in (T5X's choice for every dense kernel)."""
+    return nn.initializers.normal(stddev=fan_in**-0.5)
+
+
+class RMSNorm(nn.Module):
+    """Scales by the root mean square, computed in float32: `[..., D] -> [..., D]`."""
+
+    dtype: jnp.dtype
+    epsilon: float = 1e-6
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """Normalises the last axis."""
+        scale = self.param("scale", logical(nn.initializers.ones, "embed"), (x.shape[-1],))
+        wide = x.astype(jnp.float32)
+        wide = wide * jax.lax.rsqrt(jnp.mean(wide * wide, axis=-1, keepdims=True) + self.epsilon)
+        return (wide * scale).astype(self.dtype)
+
+
+class GatedMLP(nn.Module):
+    """T5 v1.1's feed-forward block: `gelu(x W0) * (x W1)`, then `Wo`."""
+
+    config: ModelConfig
+
+    @nn.compact
+    def __call__(self, x: jax.Array, deterministic: bool) -> jax.Array:
+        """`[..., D] -> [..., D]`."""
+        d, ff = self.config.d_model, self.config.d_ff
+        gate = self.param("gate", logical(scaled_normal(d), "embed", "mlp"), (d, ff))
+        up = self.param("up", logical(scaled_normal(d), "embed", "mlp"), (d, ff))
+        down = self.param("down", logical(scaled_normal(ff), "mlp", "embed"), (ff, d))
+        hidden = nn.gelu(x @ gate.astype(x.dtype), approximate=True) * (x @ up.astype(x.dtype))
+        hidden = nn.Dropout(self.config.dropout)(hidden, deterministic=deterministic)
+        return hidden @ down.astype(x.dtype)
+
+
+class Attention(nn.Module):
+    """Multi-head attention without biases and, as in T5, without the 1/sqrt(head_dim) factor.
+
+    The three steps are separate methods because decoding needs them apart: keys and values of the
+    request are computed once and shared by all beams.
+    """
+
+    config: ModelConfig
+
+    def setup(self):
+        """Declares the four kernels."""
+        c = self.config
+        shape = (c.d_model, c.num_heads, c.head_dim)
+        # The missing score scale is folded into the query kernel's initial variance.
+        query_init = scaled_normal(c.d_model * c.head_dim)
+        names = ("embed", "heads", "kv")
+        self.query = self.param("query", logical(query_init, *names), shape)
+        self.key = self.param("key", logical(scaled_normal(c.d_model), *names), shape)
+        self.value = self.param("value", logical(scaled_normal(c.d_model), *names), shape)
+        out_init = logical(scaled_normal(c.attention_width), "heads", "kv", "embed")
+        self.out = self.param("out", out_init, (c.num_heads, c.head_dim, c.d_model))
+        self.drop = nn.Dropout(c.dropout)
+
+    def queries(self, x: jax.Array) -> jax.Array:
+        """`[B, Q, D] -> [B, Q, H, head_dim]`."""
+        return jnp.einsum("bqd,dhk->bqhk", x, self.query.astype(x.dtype))
+
+    def keys_values(self, x: jax.Array) -> tuple[jax.Array, jax.Array]:
+        """`[B, S, D] -> ([B, S, H, head_dim], [B, S, H, head_dim])`."""
+        keys = jnp.einsum("bsd,dhk->bshk", x, self.key.astype(x.dtype))
+        values = jnp.einsum("bsd,dhk->bshk", x, self.value.astype(x.dtype))
+        return keys, values
+
+    def attend(
+        self,
+        queries: jax.Array,
+        keys: jax.Array,
+        values: jax.Array,
+        bias: AttentionBias,
+        deterministic: bool = True,
+    ) -> jax.Array:
+        """Softmax-weighted values, projected back: `[B, Q, D]`; the softmax is float32."""
+        scores = jnp.einsum("bqhk,bshk->bhqs", queries, keys).astype(jnp.float32) + bias
+        weights = jax.nn.softmax(scores, axis=-1).astype(values.dtype)
+        weights = self.drop(weights, deterministic=deterministic)
+        mixed = jnp.einsum("bhqs,bshk->bqhk", weights, values)
+        return jnp.einsum("bqhk,hkd->bqd", mixed, self.out.astype(mixed.dtype))
+
+    def __call__(self, x, source, bias, deterministic: bool) -> jax.Array:
+        """Queries from `x [B, Q, D]`, keys and values from `source [B, S, D]` -> `[B, Q, D]`."""
+        return self.attend(self.queries(x), *self.keys_values(source), bias, deterministic)
+
+
+def relative_bucket(
+    distance: jax.Array, bidirectional: bool, buckets: int, max_distance: int
+) -> jax.Array:
+    """T5's bucket of a signed distance `key position - query position`.
+
+    Half of the buckets (of each direction) hold exact distances, the rest grow logarithmically up
+    to `max_distance` (Raffel et al. 2020, section 2.1). Integer array of `distance`'s shape.
+    """
+    offset = jnp.zeros_like(distance)
+    if bidirectional:
+        buckets //= 2
+        offset = jnp.where(distance > 0, buckets, 0)
+        distance = jnp.abs(distance)
+    else:
+        distance = jnp.maximum(-distance, 0)
+    exact = buckets // 2
+    growth = jnp.log(jnp.maximum(distance, 1) / exact) / jnp.log(max_distance / exact)
+    far = exact + (growth * (buckets - exact)).astype(jnp.int32)
+    return offset + jnp.where(distance < exact, distance, jnp.minimum(far, buckets - 1))
+
+
+class RelativePositions(nn.Module):
+    """One learned bias per head and distance bucket, shared by all layers of a side."""
+
+    config: ModelConfig
+    bidirectional: bool
+
+    @nn.compact
+    def __call__(self, query_positions: jax.Array, key_positions: jax.Array) -> jax.Array:
+        """Bias `[1, H, Q, S]` (float32) for positions `[Q]` and `[S]`."""
+        c = self.config
+        table = self.param(
+            "table",
+            logical(scaled_normal(c.num_heads), "heads", "relpos_buckets"),
+            (c.num_heads, c.relative_buckets),
+        )
+        distance = key_positions[None, :] - query_positions[:, None]
+        bucket = relative_bucket(
+            distance, self.bidirectional, c.relative_buckets, c.relative_max_distance
+        )
+        return jnp.take(table, bucket, axis=1)[None].astype(jnp.float32)

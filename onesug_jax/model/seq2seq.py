@@ -1,0 +1,289 @@
+"""The unified encoder-decoder: encode a request once, then score or write queries against it.
+
+Training calls the model itself (`[B, L]` inputs and `[B, T]` shifted targets to logits). Decoding
+uses three methods apart: `encode`, `cross_keys_values` (once a request, shared by all beams) and
+`decode_step` (one position of K beams). Self-attention keys of the beams are kept append-only,
+position by position and slot by slot; a table of ancestors says which slot wrote which position
+of a beam's sequence, so no cache is ever copied or reordered when beams change places.
+"""
+
+from __future__ import annotations
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from onesug_jax.arrays import (
+    Ancestry,
+    AttentionBias,
+    BeamLogits,
+    BeamTokens,
+    CrossCache,
+    Encoded,
+    InputTokens,
+    Logits,
+    Mask,
+    SegmentIds,
+    SelfCache,
+    TargetTokens,
+)
+from onesug_jax.model.config import ModelConfig
+from onesug_jax.model.layers import (
+    MASKED,
+    Attention,
+    GatedMLP,
+    RelativePositions,
+    RMSNorm,
+    logical,
+    scaled_normal,
+)
+
+ACTIVATION_AXES = ("batch", "length", "embed_act")
+
+
+def as_bias(mask: Mask) -> AttentionBias:
+    """`[B, Q, S]` booleans -> float32 bias `[B, 1, Q, S]`: 0 where visible, very negative where not."""
+    return jnp.where(mask, 0.0, MASKED)[:, None].astype(jnp.float32)
+
+
+class EncoderLayer(nn.Module):
+    """Self-attention and gated MLP, each behind an RMSNorm and added to the stream."""
+
+    config: ModelConfig
+    deterministic: bool
+
+    def setup(self):
+        """Declares the blocks."""
+        dtype = jnp.dtype(self.config.dtype)
+        self.attention_norm, self.mlp_norm = RMSNorm(dtype), RMSNorm(dtype)
+        self.attention, self.mlp = Attention(self.config), GatedMLP(self.config)
+        self.drop = nn.Dropout(self.config.dropout)
+
+    def __call__(self, x: Encoded, bias: AttentionBias) -> tuple[Encoded, None]:
+        """One layer; the second result is the (empty) scan output."""
+        quiet = self.deterministic
+        x = nn.with_logical_constraint(x, ACTIVATION_AXES)
+        y = self.attention_norm(x)
+        x = x + self.drop(self.attention(y, y, bias, quiet), deterministic=quiet)
+        x = x + self.drop(self.mlp(self.mlp_norm(x), quiet), deterministic=quiet)
+        return x, None
+
+
+class DecoderLayer(nn.Module):
+    """Causal self-attention, cross-attention to the request, gated MLP."""
+
+    config: ModelConfig
+    deterministic: bool
+
+    def setup(self):
+        """Declares the blocks."""
+        dtype = jnp.dtype(self.config.dtype)
+        self.self_norm, self.cross_norm, self.mlp_norm = (RMSNorm(dtype) for _ in range(3))
+        self.self_attention = Attention(self.config)
+        self.cross_attention = Attention(self.config)
+        self.mlp = GatedMLP(self.config)
+        self.drop = nn.Dropout(self.config.dropout)
+
+    def __call__(self, x, encoded, self_bias, cross_bias) -> tuple[jax.Array, None]:
+        """All target positions at once: `x [B, T, D]`, `encoded [B, L, D]`."""
+        quiet = self.deterministic
+        x = nn.with_logical_constraint(x, ACTIVATION_AXES)
+        y = self.self_norm(x)
+        x = x + self.drop(self.self_attention(y, y, self_bias, quiet), deterministic=quiet)
+        y = self.cross_attention(self.cross_norm(x), encoded, cross_bias, quiet)
+        x = x + self.drop(y, deterministic=quiet)
+        x = x + self.drop(self.mlp(self.mlp_norm(x), quiet), deterministic=quiet)
+        return x, None
+
+    def cross_keys_values(self, carry: None, encoded: Encoded):
+        """This layer's cross-attention keys and values of the request, `[B, L, H, head_dim]` each."""
+        return carry, self.cross_attention.keys_values(encoded)
+
+    def step(self, x, self_keys, self_values, cross_keys, cross_values, self_bias, cross_bias, t):
+        """One position of K beams.
+
+        Args:
+          x: `[B, K, D]`, the beams' stream at position `t`.
+          self_keys, self_values: `[B, T, S, H, head_dim]`, append-only cache of S >= K slots.
+          cross_keys, cross_values: `[B, L, H, head_dim]`, one copy a request.
+          self_bias: `[B, H, K, T * S]`: relative position, future, and ancestry in one.
+          cross_bias: `[B, 1, 1, L]`.
+          t: the position, a traced integer.
+
+        Returns:
+          the stream, and the cache with position `t` written.
+        """
+        y = self.self_norm(x)
+        keys, values = self.self_attention.keys_values(y)
+        at = (0, t, 0, 0, 0)
+        self_keys = jax.lax.dynamic_update_slice(self_keys, keys[:, None], at)
+        self_values = jax.lax.dynamic_update_slice(self_values, values[:, None], at)
+        flat = (x.shape[0], -1, *self_keys.shape[3:])
+        x = x + self.self_attention.attend(
+            self.self_attention.queries(y),
+            self_keys.reshape(flat),
+            self_values.reshape(flat),
+            self_bias,
+        )
+        queries = self.cross_attention.queries(self.cross_norm(x))
+        x = x + self.cross_attention.attend(queries, cross_keys, cross_values, cross_bias)
+        x = x + self.mlp(self.mlp_norm(x), True)
+        return x, (self_keys, self_values)
+
+
+def _stacked(layer: type[nn.Module], config: ModelConfig, length: int, methods: dict) -> type:
+    """`length` layers as one module whose parameters carry a leading `layers` axis."""
+    shared = {
+        "variable_axes": {"params": 0},
+        "split_rngs": {"params": True, "dropout": True},
+        "length": length,
+        "unroll": length if config.unroll else 1,
+        "metadata_params": {nn.PARTITION_NAME: "layers"},
+    }
+    return nn.scan(layer, methods={name: shared | axes for name, axes in methods.items()})
+
+
+def _with_remat(layer: type[nn.Module], config: ModelConfig) -> type[nn.Module]:
+    """Applies the configured recomputation to a layer's training pass."""
+    if config.remat == "none":
+        return layer
+    policy = {"full": None, "dots": jax.checkpoint_policies.dots_saveable}[config.remat]
+    return nn.remat(layer, policy=policy, prevent_cse=config.unroll, methods=("__call__",))
+
+
+class Seq2Seq(nn.Module):
+    """Encoder-decoder over one shared token table; see the module docstring for its methods."""
+
+    config: ModelConfig
+    deterministic: bool = True
+
+    def setup(self):
+        """Declares tables, stacks and norms."""
+        c = self.config
+        dtype = jnp.dtype(c.dtype)
+        broadcast = nn.broadcast
+        self.embedding = self.param(
+            "embedding",
+            logical(nn.initializers.normal(1.0), "vocab", "embed"),
+            (c.vocab_size, c.d_model),
+        )
+        self.encoder_positions = RelativePositions(c, bidirectional=True)
+        self.decoder_positions = RelativePositions(c, bidirectional=False)
+        encoder = _stacked(
+            _with_remat(EncoderLayer, c),
+            c,
+            c.encoder_layers,
+            {"__call__": {"in_axes": broadcast}},
+        )
+        decoder = _stacked(
+            _with_remat(DecoderLayer, c),
+            c,
+            c.decoder_layers,
+            {
+                "__call__": {"in_axes": broadcast},
+                "cross_keys_values": {"in_axes": broadcast},
+                "step": {"in_axes": (0, 0, 0, 0, broadcast, broadcast, broadcast)},
+            },
+        )
+        self.encoder = encoder(c, self.deterministic)
+        self.decoder = decoder(c, self.deterministic)
+        self.encoder_norm, self.decoder_norm = RMSNorm(dtype), RMSNorm(dtype)
+        self.drop = nn.Dropout(c.dropout)
+        if not c.tie_embeddings:
+            self.head = self.param(
+                "head",
+                logical(scaled_normal(c.d_model), "embed", "vocab"),
+                (c.d_model, c.vocab_size),
+            )
+
+    def _embed(self, tokens: jax.Array) -> jax.Array:
+        """Rows of the token table in the compute type, `[..., D]`."""
+        rows = jnp.take(self.embedding, tokens, axis=0).astype(self.config.dtype)
+        return self.drop(rows, deterministic=self.deterministic)
+
+    def _logits(self, x: jax.Array) -> jax.Array:
+        """`[..., D] -> [..., V]`, float32."""
+        x = self.drop(self.decoder_norm(x), deterministic=self.deterministic)
+        if self.config.tie_embeddings:
+            kernel = self.embedding.T * self.config.d_model**-0.5
+        else:
+            kernel = self.head
+        return jnp.matmul(x, kernel.astype(x.dtype), preferred_element_type=jnp.float32)
+
+    def encode(self, tokens: InputTokens, segments: SegmentIds | None = None) -> Encoded:
+        """Reads the request: `[B, L] -> [B, L, D]`; padding (0) is never attended to."""
+        segments = tokens > 0 if segments is None else segments
+        positions = jnp.arange(tokens.shape[1])
+        mask = (segments[:, :, None] == segments[:, None, :]) & (segments[:, None, :] > 0)
+        bias = as_bias(mask) + self.encoder_positions(positions, positions)
+        x, _ = self.encoder(self._embed(tokens), bias)
+        return self.drop(self.encoder_norm(x), deterministic=self.deterministic)
+
+    def decode(
+        self,
+        encoded: Encoded,
+        tokens: InputTokens,
+        decoder_inputs: TargetTokens,
+        segments: SegmentIds | None = None,
+        decoder_segments: SegmentIds | None = None,
+    ) -> Logits:
+        """Scores every next token of the shifted targets: `[B, T] -> [B, T, V]`."""
+        segments = (tokens > 0).astype(jnp.int32) if segments is None else segments
+        if decoder_segments is None:
+            decoder_segments = jnp.ones_like(decoder_inputs)
+        positions = jnp.arange(decoder_inputs.shape[1])
+        causal = positions[:, None] >= positions[None, :]
+        own = decoder_segments[:, :, None] == decoder_segments[:, None, :]
+        self_bias = as_bias(own & causal) + self.decoder_positions(positions, positions)
+        cross = decoder_segments[:, :, None] == segments[:, None, :]
+        x, _ = self.decoder(
+            self._embed(decoder_inputs),
+            encoded,
+            self_bias,
+            as_bias(cross & (segments > 0)[:, None, :]),
+        )
+        return self._logits(x)
+
+    def __call__(
+        self,
+        tokens: InputTokens,
+        decoder_inputs: TargetTokens,
+        segments: SegmentIds | None = None,
+        decoder_segments: SegmentIds | None = None,
+    ) -> Logits:
+        """Teacher-forced logits `[B, T, V]` (float32); segments only for packed rows."""
+        encoded = self.encode(tokens, segments)
+        return self.decode(encoded, tokens, decoder_inputs, segments, decoder_segments)
+
+    def cross_keys_values(self, encoded: Encoded) -> tuple[CrossCache, CrossCache]:
+        """Cross-attention keys and values of all layers, once a request."""
+        _, keys_values = self.decoder.cross_keys_values(None, encoded)
+        return keys_values
+
+    def decode_step(
+        self,
+        beam_tokens: BeamTokens,
+        t: jax.Array,
+        ancestry: Ancestry,
+        self_cache: tuple[SelfCache, SelfCache],
+        cross: tuple[CrossCache, CrossCache],
+        tokens: InputTokens,
+    ) -> tuple[BeamLogits, tuple[SelfCache, SelfCache]]:
+        """One position of K beams: next-token logits `[B, K, V]` and the cache with `t` written.
+
+        Beam k sees position s <= t of slot `ancestry[b, k, s]`. All `T * S` cached keys are
+        scored in one product and the strangers masked: at beam widths in use this is cheaper
+        than gathering each beam's own keys, and nothing is moved.
+        """
+        slots = self_cache[0].shape[3]
+        length = ancestry.shape[2]
+        own = ancestry[:, :, :, None] == jnp.arange(slots)  # [B, K, T, S]
+        past = (jnp.arange(length) <= t)[None, None, :, None]
+        distance = self.decoder_positions(t[None], jnp.arange(length))  # [1, H, 1, T]
+        bias = jnp.where(own & past, 0.0, MASKED)[:, None] + distance[..., None]
+        bias = bias.reshape(*bias.shape[:3], length * slots)  # [B, H, K, T * S]
+        cross_bias = as_bias((tokens > 0)[:, None, :])
+        x, self_cache = self.decoder.step(
+            self._embed(beam_tokens), *self_cache, *cross, bias, cross_bias, t
+        )
+        return self._logits(x), self_cache
