@@ -1,0 +1,1 @@
+"""User preference alignment: first the language of queries (pretrain), then preferences (RWR)."""

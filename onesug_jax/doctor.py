@@ -1,0 +1,188 @@
+"""What this machine has and lacks: versions, devices, memory, and a command that mends each lack.
+
+Uses package metadata instead of imports wherever it can, so that it answers in a second and also
+when the installation is broken. It changes nothing.
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+import os
+import platform
+import re
+import shutil
+import subprocess
+import sys
+
+ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+PYTHON = ((3, 11), (3, 13))
+SHOWN = (
+    "jax",
+    "jaxlib",
+    "flax",
+    "optax",
+    "orbax-checkpoint",
+    "numpy",
+    "seqio",
+    "tensorflow",
+    "sentencepiece",
+    "protobuf",
+)
+_TOGETHER = "import sentencepiece, tensorflow, seqio, jax, flax, orbax.checkpoint"
+
+
+def _installed(package: str) -> str | None:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
+def _numbers(version: str) -> tuple[int, ...]:
+    return tuple(int(part) for part in re.findall(r"\d+", version)[:4])
+
+
+def _fits(version: str, ranges: str) -> bool:
+    """Whether `version` lies in `ranges`, a comma-separated list such as `>=0.2.1,<0.2.3`."""
+    have = _numbers(version)
+    for bound in filter(None, ranges.split(",")):
+        operator, limit = re.match(r"\s*(>=|<=|==|<|>)\s*(\S+)", bound).groups()
+        limit = _numbers(limit)
+        width = max(len(have), len(limit))
+        a, b = (numbers + (0,) * (width - len(numbers)) for numbers in (have, limit))
+        if not {">=": a >= b, "<=": a <= b, "==": a == b, "<": a < b, ">": a > b}[operator]:
+            return False
+    return True
+
+
+def requirements(path: str) -> dict[str, str]:
+    """Package -> version ranges of a requirements file; comments and markers are left out."""
+    found = {}
+    with open(path, encoding="utf-8") as file:
+        for line in file:
+            match = re.match(r"([A-Za-z0-9_.-]+)(?:\[[^]]*\])?\s*([<>=][^;#\\]*)", line)
+            if match:
+                found[match[1]] = match[2].strip()
+    return found
+
+
+def package_problems(ranged: dict[str, str], installed=_installed) -> list[str]:
+    """One line for each package that is missing or outside its range, with the mend."""
+    problems = []
+    for package, ranges in ranged.items():
+        version = installed(package)
+        if version is None:
+            found = "is missing"
+        elif not _fits(version, ranges):
+            found = f"is {version}, outside {ranges}"
+        else:
+            continue
+        mend = f'{sys.executable} -m pip install "{package}{ranges}"'
+        why = ""
+        if package == "sentencepiece" and version:
+            why = " (later ones clash with the protobuf that TensorFlow wants)"
+        problems.append(f"{package} {found}{why}: {mend}")
+    return problems
+
+
+def _gib(count: float) -> str:
+    return f"{count / 2**30:.1f} GiB"
+
+
+def _memory() -> str:
+    try:
+        page, free = os.sysconf("SC_PAGE_SIZE"), os.sysconf("SC_AVPHYS_PAGES")
+        total = page * os.sysconf("SC_PHYS_PAGES")
+    except (ValueError, OSError):
+        return "unknown"
+    return f"{_gib(total)}, {_gib(page * free)} of it unused; {os.cpu_count()} cores"
+
+
+def _devices() -> tuple[str, str | None]:
+    """What jax sees, and a problem if it cannot start."""
+    try:
+        import jax
+
+        devices = jax.devices()
+    except Exception as error:
+        text = str(error).strip().splitlines()
+        return "none", f"jax cannot start: {text[0] if text else error!r}. Mend: {_INSTALL}"
+    kinds = sorted({device.device_kind for device in devices})
+    return f"{len(devices)} x {', '.join(kinds)} ({devices[0].platform})", None
+
+
+_INSTALL = f"bash {os.path.join(os.path.relpath(ROOT), 'launch', 'prepare.sh')}"
+
+
+def _work_dir(path: str) -> tuple[str, str | None]:
+    parent = path
+    while not os.path.exists(parent):
+        parent = os.path.dirname(parent)
+    line = f"{path}, {_gib(shutil.disk_usage(parent).free)} free"
+    if not os.path.isdir(parent):
+        return line, f"{parent} is a file, not a folder: choose another --gin.WORK_DIR"
+    if not os.access(parent, os.W_OK):
+        return line, f"no permission to write in {parent}: choose another --gin.WORK_DIR"
+    return line, None
+
+
+def _import_problem() -> str | None:
+    quiet = {**os.environ, "TF_CPP_MIN_LOG_LEVEL": "3", "JAX_PLATFORMS": "cpu"}
+    done = subprocess.run(
+        [sys.executable, "-c", _TOGETHER], env=quiet, capture_output=True, text=True, check=False
+    )
+    if done.returncode == 0:
+        return None
+    last = (done.stderr.strip().splitlines() or [f"exit code {done.returncode}"])[-1]
+    return f"the packages do not import together: {last}. Mend: {_INSTALL}"
+
+
+def report(work_dir: str, *, imports: bool = False) -> int:
+    """Prints the report.
+
+    Args:
+        work_dir: the folder whose disk and permissions matter.
+        imports: also import the large packages together, in a process of their own (some seconds).
+
+    Returns:
+        1 when something required is missing, else 0.
+    """
+    problems, notes = [], []
+    python = sys.version_info[:2]
+    print(
+        f"python           {platform.python_version()} on {platform.system()} {platform.machine()}"
+    )
+    if not PYTHON[0] <= python <= PYTHON[1]:
+        low, high = (".".join(map(str, version)) for version in PYTHON)
+        problems.append(f"Python {low} to {high} is needed: remove .venv, then {_INSTALL}")
+    for package in SHOWN:
+        print(f"{package:<16} {_installed(package) or 'missing'}")
+    ranged = os.path.join(ROOT, "requirements.txt")
+    if os.path.exists(ranged):
+        problems += package_problems(requirements(ranged))
+    lock = os.path.join(ROOT, "requirements.lock.txt")
+    if os.path.exists(lock):
+        differing = [
+            f"{package} {_installed(package)} (lock {pin.removeprefix('==')})"
+            for package, pin in requirements(lock).items()
+            if _installed(package) and not _fits(_installed(package), pin)
+        ]
+        if differing:
+            notes.append(f"not as in the lock: {', '.join(differing)}. Mend: {_INSTALL}")
+    devices, problem = _devices()
+    print(f"devices          {devices}")
+    problems += [problem] if problem else []
+    print(f"memory           {_memory()}")
+    disk, problem = _work_dir(work_dir)
+    print(f"work directory   {disk}")
+    problems += [problem] if problem else []
+    if imports:
+        problem = _import_problem()
+        print(f"imports          {'fail' if problem else 'agree'}")
+        problems += [problem] if problem else []
+    for note in notes:
+        print(f"note: {note}")
+    for problem in problems:
+        print(f"problem: {problem}")
+    print("all is well" if not problems else f"{len(problems)} to mend")
+    return 1 if problems else 0

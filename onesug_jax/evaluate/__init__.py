@@ -1,0 +1,1 @@
+"""Scoring suggestion lists: metrics, baselines, the evaluator over a split, and the report."""

@@ -1,0 +1,349 @@
+"""Scores suggesters on a split, row by row, in order, leaving out none.
+
+`score_rows` asks every suggester for every row and keeps a table: the truth, its rank in each list,
+the lists. `summarise` makes metrics of that table by slice; `evaluate` does both. Several processes
+each score their own blocks of rows, and `merge_parts` puts the tables together in the split's
+order.
+
+A hit is an exact match after `logs.schema.normalise_query`; a list that holds a text twice is
+refused, since it would waste places and could be rewarded for it.
+"""
+
+from __future__ import annotations
+
+import collections
+import math
+import os
+import sys
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from onesug_jax.errors import UserError
+from onesug_jax.evaluate import metrics
+from onesug_jax.logs import schema
+from onesug_jax.tasks.features import Request
+
+Suggester = Callable[[list[Request]], list[list[str]]]
+Related = Callable[[str, int], list[str]]
+
+_NEEDED = ("request_id", "prefix", "query", "clicked_items", "ordered_items", schema.RECENT)
+
+
+@dataclass(frozen=True)
+class SliceSpec:
+    """Where slices begin.
+
+    Attributes:
+      frequent: a prefix typed at least so often in train is frequent, less often rare, never:
+        unseen.
+      prefix_starts: first length, in characters, of each prefix length slice but that of the empty
+        prefix.
+    """
+
+    frequent: int = 10
+    prefix_starts: tuple[int, ...] = (1, 2, 4, 8)
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """What an evaluation gives.
+
+    Attributes:
+      metrics: {suggester: {slice: {metric: per cent or None, "n": rows}}}; None over an empty
+        slice.
+      rows: one row a request of the split, in its order (columns: see `score_rows`).
+    """
+
+    metrics: dict[str, dict[str, dict[str, float | int | None]]]
+    rows: pa.Table
+
+
+def prefix_counts(train_parquet: str) -> collections.Counter[str]:
+    """How often each exact prefix was typed in the train split; UserError if that is missing."""
+    if not os.path.isfile(train_parquet):
+        raise UserError(
+            f"{train_parquet}: expected the train split, found no such file; run ingest first"
+        )
+    counts: collections.Counter[str] = collections.Counter()
+    with pq.ParquetFile(train_parquet) as file:
+        for batch in file.iter_batches(columns=["prefix"]):
+            for entry in batch.column(0).value_counts().to_pylist():
+                counts[entry["values"]] += entry["counts"]
+    return counts
+
+
+def evaluate(
+    batches: Iterable[pa.RecordBatch],
+    suggesters: Mapping[str, Suggester],
+    *,
+    prefix_counts: Mapping[str, int],
+    related: Related | None = None,
+    related_k: int = 8,
+    k: int = 16,
+    short_k: int = 10,
+    known: int | None = None,
+    slices: SliceSpec = SliceSpec(),
+    block: int = 256,
+) -> Evaluation:
+    """Score every row of `batches` (a split with the column `recent`) with every suggester.
+
+    Args are those of `score_rows` and `summarise`. Raises UserError for an empty split.
+    """
+    rows = score_rows(
+        batches,
+        suggesters,
+        prefix_counts=prefix_counts,
+        related=related,
+        related_k=related_k,
+        k=k,
+        block=block,
+    )
+    return Evaluation(summarise(rows, k=k, short_k=short_k, known=known, slices=slices), rows)
+
+
+def score_rows(
+    batches: Iterable[pa.RecordBatch],
+    suggesters: Mapping[str, Suggester],
+    *,
+    prefix_counts: Mapping[str, int],
+    related: Related | None = None,
+    related_k: int = 8,
+    k: int = 16,
+    block: int = 256,
+    process_index: int = 0,
+    process_count: int = 1,
+    progress: bool = True,
+) -> pa.Table:
+    """Ask every suggester about every row; of several processes, each takes its own blocks.
+
+    Args:
+      batches: rows of a split in order, with `recent` (newest first) from
+        `logs.history.with_history`.
+      suggesters: name -> function of up to `block` requests to as many lists of texts, best first.
+      prefix_counts: how often each prefix was typed in train.
+      related: (prefix, how many) -> queries given to the suggesters as `Request.related`.
+      k: lists are cut to their first k.
+
+    Returns:
+      columns row, request_id, prefix, truth, level (name), prefix_count, history (how many), and
+      for each suggester rank_NAME (1-based, 0 absent) and list_NAME.
+
+    Raises:
+      UserError: a column is missing, or the split has no row.
+      ValueError: a suggester gives another number of lists than requests, or a text twice in a
+        list.
+    """
+    parts: list[pa.RecordBatch] = []
+    table_schema = _rows_schema(suggesters)
+    done, total, started, said = 0, 0, time.monotonic(), 0.0
+    for first, rows in _blocks(batches, block):
+        total += len(rows)
+        if (first // block) % process_count != process_index:
+            continue
+        columns = _known(first, rows, prefix_counts)
+        requests = [_request(row, related, related_k) for row in rows]
+        truths = [schema.normalise_query(row["query"]) for row in rows]
+        for name, suggest in suggesters.items():
+            lists = _checked(name, suggest(requests), rows, k)
+            columns[f"rank_{name}"] = [
+                metrics.rank_of(truth, compared)
+                for truth, (_, compared) in zip(truths, lists, strict=True)
+            ]
+            columns[f"list_{name}"] = [texts for texts, _ in lists]
+        parts.append(
+            pa.record_batch([columns[name] for name in table_schema.names], schema=table_schema)
+        )
+        done += len(rows)
+        now = time.monotonic()
+        if progress and now - said > (1.0 if sys.stdout.isatty() else 20.0):
+            said = now
+            _say(f"evaluate: {done} requests, {done / max(now - started, 1e-9):.0f}/s", end="\r")
+    if not total:
+        raise UserError(
+            "evaluate: expected at least one row in the split, found none; score another log"
+        )
+    if progress:
+        seconds = time.monotonic() - started
+        _say(
+            f"evaluate: {done} requests in {seconds:.1f} s, {done / max(seconds, 1e-9):.0f}/s",
+            end="\n",
+        )
+    return pa.Table.from_batches(parts, table_schema)
+
+
+def _request(row: dict, related: Related | None, related_k: int) -> Request:
+    return Request(
+        prefix=row["prefix"],
+        history=tuple(row[schema.RECENT] or ()),
+        related=tuple(related(row["prefix"], related_k)) if related else (),
+        profile=tuple(row["profile"]),
+    )
+
+
+def _known(first: int, rows: list[dict], prefix_counts: Mapping[str, int]) -> dict[str, list]:
+    """The columns that do not depend on suggesters."""
+    levels = [
+        schema.request_level(row["clicked_items"] or (), row["ordered_items"] or ()) for row in rows
+    ]
+    return {
+        "row": list(range(first, first + len(rows))),
+        "request_id": [row["request_id"] for row in rows],
+        "prefix": [row["prefix"] for row in rows],
+        "truth": [row["query"] for row in rows],
+        "level": [level.name.lower() for level in levels],
+        "prefix_count": [prefix_counts.get(row["prefix"], 0) for row in rows],
+        "history": [len(row[schema.RECENT] or ()) for row in rows],
+    }
+
+
+def merge_parts(parts: Sequence[pa.Table]) -> pa.Table:
+    """The tables of all processes as one, in the split's order.
+
+    Raises ValueError if a row is missing or there twice: every row of the split counts, once.
+    """
+    table = pa.concat_tables(parts).sort_by("row")
+    if not np.array_equal(table["row"].to_numpy(), np.arange(table.num_rows)):
+        raise ValueError(
+            "the parts of the evaluation do not make up the whole split: rows are missing or "
+            "doubled"
+        )
+    return table
+
+
+def summarise(
+    rows: pa.Table,
+    *,
+    k: int = 16,
+    short_k: int = 10,
+    known: int | None = None,
+    slices: SliceSpec = SliceSpec(),
+) -> dict[str, dict[str, dict[str, float | int | None]]]:
+    """Metrics in per cent of every suggester in `rows`, by slice, unrounded.
+
+    Each slice has hr@k, mrr@k, ndcg@k, success@short_k, mrr@short_k and n. "all" has besides:
+    answered (share of lists that are not empty), diversity, distinct (different suggestions in
+    all), and where the number of `known` queries is given, coverage (distinct / known).
+    """
+    masks = _slices(rows, slices)
+    result = {}
+    for name in (c.removeprefix("rank_") for c in rows.column_names if c.startswith("rank_")):
+        ranks = rows[f"rank_{name}"].to_numpy()
+        result[name] = {label: _scores(ranks[mask], k, short_k) for label, mask in masks.items()}
+        lists = rows[f"list_{name}"].to_pylist()
+        whole = result[name]["all"]
+        whole["answered"] = _per_cent(metrics.answered(lists))
+        whole["diversity"] = _per_cent(metrics.diversity(lists))
+        whole["distinct"] = len({text for texts in lists for text in texts})
+        if known:
+            whole["coverage"] = _per_cent(metrics.coverage(lists, known))
+    return result
+
+
+def _scores(ranks: np.ndarray, k: int, short_k: int) -> dict[str, float | int | None]:
+    return {
+        f"hr@{k}": _per_cent(metrics.hr_at(ranks, k)),
+        f"mrr@{k}": _per_cent(metrics.mrr_at(ranks, k)),
+        f"ndcg@{k}": _per_cent(metrics.ndcg_at(ranks, k)),
+        f"success@{short_k}": _per_cent(metrics.success_at(ranks, short_k)),
+        f"mrr@{short_k}": _per_cent(metrics.mrr_at(ranks, short_k)),
+        "n": len(ranks),
+    }
+
+
+def _per_cent(share: float) -> float | None:
+    return None if math.isnan(share) else 100.0 * share
+
+
+def _slices(rows: pa.Table, spec: SliceSpec) -> dict[str, np.ndarray]:
+    """Name -> bool [N], in the order of the report.
+
+    order, item_click and click are exactly that level of the searched query: a row with an order
+    is not in item_click. prefix_0 is there only if some prefix is empty.
+    """
+    level = rows["level"].to_numpy()
+    length = np.array([len(prefix) for prefix in rows["prefix"].to_pylist()], np.int64)
+    count = rows["prefix_count"].to_numpy()
+    history = rows["history"].to_numpy()
+    masks = {"all": np.ones(rows.num_rows, bool)}
+    for name in ("order", "item_click", "click"):
+        masks[name] = level == name
+    if (length == 0).any():
+        masks["prefix_0"] = length == 0
+    starts = spec.prefix_starts
+    for first, after in zip(starts, (*starts[1:], None), strict=True):
+        if after is None:
+            masks[f"prefix_{first}+"] = length >= first
+        else:
+            name = f"{first}" if after == first + 1 else f"{first}_{after - 1}"
+            masks[f"prefix_{name}"] = (length >= first) & (length < after)
+    masks["frequent"] = count >= spec.frequent
+    masks["rare"] = (count > 0) & (count < spec.frequent)
+    masks["unseen"] = count == 0
+    masks["with_history"] = history > 0
+    masks["no_history"] = history == 0
+    return masks
+
+
+def _blocks(batches: Iterable[pa.RecordBatch], block: int) -> Iterator[tuple[int, list[dict]]]:
+    """Rows as dicts in blocks of `block` (the last may be shorter), and the first's number."""
+    first, waiting = 0, []
+    for batch in batches:
+        missing = [name for name in _NEEDED if name not in batch.schema.names]
+        if missing:
+            raise UserError(
+                f"evaluate: expected the columns {', '.join(_NEEDED)}, found no "
+                f"{', '.join(missing)}; "
+                "score a log that ingest has written"
+            )
+        profile = schema.profile_columns(batch.schema)
+        rows = batch.select([*_NEEDED, *profile]).to_pylist()
+        for row in rows:
+            row["profile"] = [row[name] or "" for name in profile]
+        waiting += rows
+        while len(waiting) >= block:
+            yield first, waiting[:block]
+            first, waiting = first + block, waiting[block:]
+    if waiting:
+        yield first, waiting
+
+
+def _checked(
+    name: str, lists: list[list[str]], rows: list[dict], k: int
+) -> list[tuple[list[str], list[str]]]:
+    """Each list cut to k, as given and as compared (normalised)."""
+    if len(lists) != len(rows):
+        raise ValueError(f"suggester {name!r} gave {len(lists)} lists for {len(rows)} requests")
+    checked = []
+    for row, texts in zip(rows, lists, strict=True):
+        texts = list(texts[:k])
+        compared = [schema.normalise_query(text) for text in texts]
+        if len(set(compared)) != len(compared):
+            twice = next(text for text, n in collections.Counter(compared).items() if n > 1)
+            raise ValueError(
+                f"suggester {name!r} gave {twice!r} more than once for request {row['request_id']} "
+                f"(prefix {row['prefix']!r})"
+            )
+        checked.append((texts, compared))
+    return checked
+
+
+def _rows_schema(suggesters: Mapping[str, Suggester]) -> pa.Schema:
+    fields = [
+        ("row", pa.int64()),
+        ("request_id", pa.string()),
+        ("prefix", pa.string()),
+        ("truth", pa.string()),
+    ]
+    fields += [("level", pa.string()), ("prefix_count", pa.int64()), ("history", pa.int32())]
+    for name in suggesters:
+        fields += [(f"rank_{name}", pa.int32()), (f"list_{name}", pa.list_(pa.string()))]
+    return pa.schema(fields)
+
+
+def _say(text: str, *, end: str) -> None:
+    print(text, end=end if sys.stdout.isatty() else "\n", flush=True)

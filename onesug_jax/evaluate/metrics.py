@@ -1,0 +1,92 @@
+"""Exact list metrics: HR@k, MRR@k, nDCG@k, Success@k of ranks; coverage and diversity of lists.
+
+A request has one right answer, the query searched in the end, so its list is described by one
+number: the 1-based rank of that answer, 0 where the list lacks it. All metrics are shares between 0
+and 1 (the evaluator makes per cent of them), and NaN over no request at all. Plain numpy; what
+counts as a hit is the evaluator's business.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Iterable, Sequence
+
+import numpy as np
+
+
+def rank_of(truth: Hashable, suggestions: Sequence[Hashable]) -> int:
+    """1-based rank of `truth` in `suggestions`, 0 if absent."""
+    for rank, suggestion in enumerate(suggestions, 1):
+        if suggestion == truth:
+            return rank
+    return 0
+
+
+def hr_at(ranks: np.ndarray, k: int) -> float:
+    """Hit rate: the share of requests whose answer is among the first k; `ranks` int [N]."""
+    return _mean(_hits(ranks, k).astype(np.float64))
+
+
+def success_at(ranks: np.ndarray, k: int) -> float:
+    """Success@k (AmazonQAC): with one right answer it is HR@k by another name."""
+    return hr_at(ranks, k)
+
+
+def mrr_at(ranks: np.ndarray, k: int) -> float:
+    """Mean reciprocal rank, 0 for an answer beyond k; `ranks` int [N]."""
+    ranks = np.asarray(ranks)
+    return _mean(np.where(_hits(ranks, k), 1.0 / np.maximum(ranks, 1), 0.0))
+
+
+def ndcg_at(ranks: np.ndarray, k: int) -> float:
+    """Mean nDCG with one relevant answer, 1 / log2(1 + rank) within k; `ranks` int [N].
+
+    The ideal list has the answer first and so a gain of 1.
+    """
+    ranks = np.asarray(ranks)
+    return _mean(np.where(_hits(ranks, k), 1.0 / np.log2(1.0 + np.maximum(ranks, 1)), 0.0))
+
+
+def coverage(lists: Iterable[Sequence[str]], known: int) -> float:
+    """Distinct suggestions in all lists / the shop's `known` distinct queries."""
+    distinct = len({text for suggestions in lists for text in suggestions})
+    return distinct / known if known else float("nan")
+
+
+def answered(lists: Iterable[Sequence[str]]) -> float:
+    """Share of requests that got at least one suggestion."""
+    return _mean(np.array([bool(len(suggestions)) for suggestions in lists], np.float64))
+
+
+def diversity(lists: Iterable[Sequence[str]]) -> float:
+    """Mean unlikeness of two suggestions of one list, over lists of two or more.
+
+    Unlikeness is 1 - Jaccard similarity of the sets of neighbouring character pairs: it needs no
+    words, so it means the same in English and in Chinese. 0: all alike, 1: nothing in common.
+    """
+    values = [list_diversity(suggestions) for suggestions in lists if len(suggestions) > 1]
+    return _mean(np.array(values, np.float64))
+
+
+def list_diversity(suggestions: Sequence[str]) -> float:
+    """`diversity` of one list: the mean over its n (n - 1) / 2 pairs; NaN if n < 2."""
+    size = len(suggestions)
+    if size < 2:
+        return float("nan")
+    pairs = [{text[i : i + 2] for i in range(max(1, len(text) - 1))} for text in suggestions]
+    number = {pair: at for at, pair in enumerate(set().union(*pairs))}
+    holds = np.zeros((size, len(number)), np.float32)
+    for row, members in enumerate(pairs):
+        holds[row, [number[pair] for pair in members]] = 1.0
+    common = holds @ holds.T
+    sizes = np.diag(common)
+    alike = common / (sizes[:, None] + sizes[None, :] - common)
+    return float(1.0 - (alike.sum() - size) / (size * (size - 1)))
+
+
+def _hits(ranks: np.ndarray, k: int) -> np.ndarray:
+    ranks = np.asarray(ranks)
+    return (ranks > 0) & (ranks <= k)
+
+
+def _mean(values: np.ndarray) -> float:
+    return float(values.mean()) if values.size else float("nan")

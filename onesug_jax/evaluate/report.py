@@ -1,0 +1,235 @@
+"""What an evaluation leaves behind: metrics.json, lists.parquet, plots, tables as text.
+
+Numbers are stored as computed and rounded only where they are printed.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import unicodedata
+from collections.abc import Mapping, Sequence
+
+import pyarrow.parquet as pq
+
+from onesug_jax.errors import UserError
+from onesug_jax.evaluate.evaluator import Evaluation
+
+Metrics = Mapping[str, Mapping[str, Mapping[str, float | int | None]]]
+
+_HEADLINE = (("all", "all searches"), ("order", "with an order"))
+_COLOURS = ("#0b6e4f", "#b0b7bf", "#c8553d", "#3d5a80", "#e0a458")
+
+
+def write_report(
+    evaluation: Evaluation,
+    folder: str,
+    *,
+    learning_curves: Mapping[str, str] | None = None,
+    k: int = 16,
+) -> dict[str, str]:
+    """Write metrics.json, lists.parquet and the plots into `folder`; name -> path of each.
+
+    `learning_curves`: stage -> its metrics JSONL ({"step": .., "loss": ..} a line); a file that is
+    not there is left out.
+    """
+    os.makedirs(folder, exist_ok=True)
+    written = {
+        "metrics": os.path.join(folder, "metrics.json"),
+        "lists": os.path.join(folder, "lists.parquet"),
+    }
+    with open(written["metrics"], "w", encoding="utf-8") as file:
+        json.dump(evaluation.metrics, file, indent=1, ensure_ascii=False, allow_nan=False)
+        file.write("\n")
+    pq.write_table(evaluation.rows, written["lists"])
+    written |= plot_slices(evaluation.metrics, folder, k=k)
+    curves = {
+        name: read_curve(path)
+        for name, path in (learning_curves or {}).items()
+        if os.path.isfile(path)
+    }
+    curves = {name: points for name, points in curves.items() if points}
+    if curves:
+        written["learning_curve"] = plot_curves(curves, os.path.join(folder, "learning_curve.png"))
+    return written
+
+
+def read_metrics(folder: str) -> dict:
+    """metrics.json of a report folder. Raises UserError if there is none."""
+    path = os.path.join(folder, "metrics.json")
+    if not os.path.isfile(path):
+        raise UserError(
+            f"{path}: expected the metrics of an evaluation, found no such file; run evaluate first"
+        )
+    with open(path, encoding="utf-8") as file:
+        return json.load(file)
+
+
+def format_headline(
+    metrics: Metrics, *, model: str = "model", rival: str = "most_popular", k: int = 16
+) -> str:
+    """The headline: HR@k and MRR@k in per cent, `model` against `rival`, and their ratio."""
+    rows = [("", "metric", rival.replace("_", " "), model.replace("_", " "), "ratio", "requests")]
+    for label, words in _HEADLINE:
+        for metric in (f"hr@{k}", f"mrr@{k}"):
+            ours, theirs = metrics[model][label][metric], metrics[rival][label][metric]
+            ratio = "-" if ours is None or not theirs else f"x{ours / theirs:.3f}"
+            count = f"{metrics[model][label]['n']:,}"
+            rows.append((words, metric.upper(), _number(theirs), _number(ours), ratio, count))
+    return _table(rows)
+
+
+def format_slices(metrics: Metrics, *, metric: str = "mrr@16") -> str:
+    """One metric in per cent for every slice and suggester."""
+    names = list(metrics)
+    rows = [(metric.upper(), *(name.replace("_", " ") for name in names), "requests")]
+    for label, scores in metrics[names[0]].items():
+        values = [_number(metrics[name][label][metric]) for name in names]
+        rows.append((label, *values, f"{scores['n']:,}"))
+    return _table(rows)
+
+
+def format_lists(examples: Sequence[Mapping], *, top: int = 5) -> str:
+    """A few suggestion lists as text.
+
+    Each example has `prefix`, `history` (newest first) and `lists`: {suggester: texts or (text,
+    score) pairs, best first}; the suggesters stand side by side.
+    """
+    blocks = []
+    for example in examples:
+        history = ", ".join(example.get("history") or ()) or "none"
+        names = list(example["lists"])
+        rows = [("", *(name.replace("_", " ") for name in names))]
+        for place in range(top):
+            entries = [example["lists"][name][place : place + 1] for name in names]
+            if not any(entries):
+                break
+            rows.append((f"{place + 1}", *(_entry(entry[0]) if entry else "" for entry in entries)))
+        if len(rows) == 1:
+            rows.append(("", *("(no suggestion)" for _ in names)))
+        blocks.append(
+            f"typed: {example['prefix']!r}   history: {history}\n{_table(rows, left=True)}"
+        )
+    return "\n\n".join(blocks)
+
+
+def plot_slices(metrics: Metrics, folder: str, *, k: int = 16) -> dict[str, str]:
+    """Two bar charts of HR@k and MRR@k, by prefix length and by other slices; name -> path."""
+    labels = [label for label, scores in next(iter(metrics.values())).items() if scores["n"]]
+    by_length = [label for label in labels if label.startswith("prefix_")]
+    others = [label for label in labels if not label.startswith("prefix_")]
+    written = {}
+    for name, chosen, title in (
+        ("by_prefix_length", by_length, "by length of the typed prefix"),
+        ("by_slice", others, "by slice"),
+    ):
+        if chosen:
+            path = os.path.join(folder, f"{name}.png")
+            written[name] = _bars(metrics, chosen, (f"hr@{k}", f"mrr@{k}"), title, path)
+    return written
+
+
+def read_curve(path: str) -> list[tuple[int, float]]:
+    """(step, loss) of every line of a metrics JSONL that has both; a line cut off by a crash is
+    passed over.
+
+    A step reported twice (a run resumed before it) counts with its last report.
+    """
+    points: dict[int, float] = {}
+    with open(path, encoding="utf-8") as file:
+        for line in file:
+            try:
+                entry = json.loads(line)
+                step, loss = int(entry["step"]), float(entry["loss"])
+            except (ValueError, KeyError, TypeError):
+                continue
+            if math.isfinite(loss):
+                points[step] = loss
+    return sorted(points.items())
+
+
+def plot_curves(curves: Mapping[str, Sequence[tuple[int, float]]], path: str) -> str:
+    """Loss by step of each stage as a PNG at `path`; returns `path`."""
+    figure, axes = _figure(1, width=6.4)
+    for colour, (name, points) in zip(_COLOURS * len(curves), curves.items(), strict=False):
+        axes[0].plot(*zip(*points, strict=True), label=name, color=colour)
+    axes[0].set(xlabel="step", ylabel="loss", title="learning curve")
+    axes[0].legend(frameon=False)
+    return _save(figure, path)
+
+
+def _bars(
+    metrics: Metrics, labels: Sequence[str], names: Sequence[str], title: str, path: str
+) -> str:
+    figure, axes = _figure(len(names), width=1.8 + 0.62 * len(labels) * max(1, len(metrics) / 2))
+    width = 0.8 / len(metrics)
+    for axis, metric in zip(axes, names, strict=True):
+        for place, (suggester, slices) in enumerate(metrics.items()):
+            heights = [slices[label][metric] or 0.0 for label in labels]
+            at = [x + (place - (len(metrics) - 1) / 2) * width for x in range(len(labels))]
+            colour = _COLOURS[place % len(_COLOURS)]
+            bars = axis.bar(
+                at, heights, width * 0.94, label=suggester.replace("_", " "), color=colour
+            )
+            axis.bar_label(bars, fmt="%.0f", fontsize=7, padding=1)
+        counts = [next(iter(metrics.values()))[label]["n"] for label in labels]
+        shown = [
+            label.removeprefix("prefix_").replace("_", "-" if "prefix_" in label else " ")
+            for label in labels
+        ]
+        ticks = [f"{text}\n{count:,}" for text, count in zip(shown, counts, strict=True)]
+        axis.set_xticks(range(len(labels)), ticks, fontsize=7)
+        axis.set(ylim=(0, 108), ylabel=f"{metric.upper()} in %", title=f"{metric.upper()} {title}")
+    axes[0].legend(frameon=False, fontsize=8, loc="lower left", framealpha=0.8)
+    return _save(figure, path)
+
+
+def _figure(panels: int, *, width: float):
+    # Imported here: a suggestion or a score needs no plotting library.
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(width * panels, 3.8), layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = [figure.add_subplot(1, panels, panel + 1) for panel in range(panels)]
+    for axis in axes:
+        axis.spines[["top", "right"]].set_visible(False)
+    return figure, axes
+
+
+def _save(figure, path: str) -> str:
+    figure.savefig(path, dpi=130, metadata={"Software": None})
+    return path
+
+
+def _number(value: float | None) -> str:
+    return "-" if value is None else f"{value:.2f}"
+
+
+def _entry(entry) -> str:
+    if isinstance(entry, str):
+        return entry
+    if isinstance(entry, Mapping):
+        return f"{entry['text']}  {entry['score']:.2f}"
+    text, score = (entry.text, entry.score) if hasattr(entry, "text") else entry
+    return f"{text}  {score:.2f}"
+
+
+def _table(rows: Sequence[Sequence[str]], *, left: bool = False) -> str:
+    """Columns of equal width, where wide characters take two places; numbers to the right."""
+    widths = [max(_width(row[column]) for row in rows) for column in range(len(rows[0]))]
+    lines = []
+    for number, row in enumerate(rows):
+        cells = []
+        for column, (text, width) in enumerate(zip(row, widths, strict=True)):
+            space = " " * (width - _width(text))
+            cells.append(text + space if left or column == 0 else space + text)
+        lines.append("  ".join(cells).rstrip())
+        if number == 0:
+            lines.append("  ".join("-" * width for width in widths))
+    return "\n".join(lines)
+
+
+def _width(text: str) -> int:
+    return sum(2 if unicodedata.east_asian_width(c) in "WF" else 1 for c in text)

@@ -1,0 +1,153 @@
+"""What an adapter is: the bridge from one kind of foreign log to rows of the schema.
+
+An adapter says whether a file is one of its own, what columns it needs of which kind, and turns
+chunks of them into rows. What a foreign log does not record is filled by a documented rule, seeded
+where it is drawn. Nothing is normalised or judged here beyond types: `schema.validate` does that
+for all alike.
+"""
+
+from __future__ import annotations
+
+import difflib
+import hashlib
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import pyarrow as pa
+
+from onesug_jax.errors import UserError
+from onesug_jax.logs.columns import KINDS, Column, Converted
+from onesug_jax.logs.readers import Chunk, Source
+from onesug_jax.logs.schema import LOG_SCHEMA
+
+_MAY_BE_NULL = ("texts", "ids", "number")
+_MENDS = {
+    "millis": "Cast it to int64 milliseconds since 1970, or to a timestamp type.",
+    "scalar": "Leave it out by naming the profile columns to keep (ingest.profile).",
+}
+
+
+@dataclass
+class Rows:
+    """What a chunk gives: rows with LOG_SCHEMA's types, each from row `origin[i]` of the chunk.
+
+    `faults` names rows of the chunk that give no log row; `splits` (0 train, 1 dev, 2 test, int8)
+    is set where the log itself says which split a row belongs to.
+    """
+
+    table: pa.Table
+    origin: np.ndarray
+    faults: dict[int, str]
+    splits: np.ndarray | None = None
+
+
+class Adapter:
+    """One kind of log; subclasses set `name`, `kinds` (column -> kind) and write `convert`."""
+
+    name = ""
+    kinds: dict[str, str] = {}
+    optional: dict[str, str] = {}
+
+    def owns(self, columns: Collection[str]) -> bool:
+        """Whether a file with these columns is of this kind, for adapter="auto"."""
+        return set(self.kinds) <= set(columns)
+
+    def is_side(self, columns: Collection[str]) -> bool:
+        """Whether the file is a table beside the log (users, items) that holds no requests."""
+        return False
+
+    def load_sides(self, sources: Sequence[Source]) -> int:
+        """Read the tables beside the log, before any rows; the number of lines not readable."""
+        return 0
+
+    def needs(self, source: Source) -> dict[str, str]:
+        """Columns this adapter reads from the file, each with its kind (see `columns.KINDS`)."""
+        return self.kinds
+
+    def check(self, source: Source) -> None:
+        """Look at names and types before reading.
+
+        Raises:
+          UserError: a column is missing or has a type that cannot be what the adapter needs.
+        """
+        for name, kind in self.needs(source).items():
+            accepts, expected = KINDS[kind]
+            if name not in source.columns:
+                found = ", ".join(source.columns)
+                near = difflib.get_close_matches(name, source.columns, n=1, cutoff=0.6)
+                mend = f"Rename column {near[0]!r} to {name!r}" if near else f"Add column {name!r}"
+                raise UserError(
+                    f"{source.path}: column {name!r} is missing (adapter {self.name!r} expects "
+                    f"{expected} there); found: {found}. {mend}"
+                    + (", null or an empty list where unknown." if kind in _MAY_BE_NULL else ".")
+                )
+            kind_found = source.columns[name]
+            if kind_found is not None and not accepts(kind_found):
+                raise UserError(
+                    f"{source.path}: column {name!r} should hold {expected}; found {kind_found}. "
+                    + _MENDS.get(kind, f"Write it as {expected}.")
+                )
+        for name, kind in self.optional.items():
+            kind_found = source.columns.get(name)
+            if kind_found is not None and not KINDS[kind][0](kind_found):
+                expected = KINDS[kind][1]
+                raise UserError(
+                    f"{source.path}: column {name!r} should hold {expected}; found {kind_found}."
+                )
+
+    def convert(self, chunk: Chunk) -> Rows:
+        """Rows of the schema from a chunk whose file passed `check`."""
+        raise NotImplementedError
+
+
+class ChunkReader:
+    """Converts one chunk's columns by name and gathers the rows that do not fit."""
+
+    def __init__(self, chunk: Chunk):
+        """Begin with no faults."""
+        self.chunk = chunk
+        self.count = len(chunk.rows)
+        self.faults: dict[int, str] = {}
+
+    def __call__(self, convert: Callable[[Column, str], Converted], name: str) -> pa.Array:
+        """Column `name` by `convert`, nulls where the chunk lacks it or a value does not fit."""
+        column = self.chunk.columns.get(name)
+        values, faults = convert([None] * self.count if column is None else column, name)
+        for row, reason in faults.items():
+            self.faults.setdefault(row, reason)
+        return values
+
+    def rows(self, table: dict[str, pa.Array], splits: np.ndarray | None = None) -> Rows:
+        """One log row per row of the chunk, without the faulty ones."""
+        full = pa.table(_complete(table, self.count))
+        good = np.setdiff1d(
+            np.arange(self.count), np.fromiter(self.faults, np.int64, len(self.faults))
+        )
+        if self.faults:
+            full = full.take(pa.array(good))
+            splits = None if splits is None else splits[good]
+        return Rows(full, good, self.faults, splits)
+
+
+def _complete(table: dict[str, pa.Array], count: int) -> dict[str, pa.Array]:
+    """All columns of LOG_SCHEMA in its order (null where the log is silent), then the others."""
+    full = {f.name: table.get(f.name, pa.nulls(count, f.type)) for f in LOG_SCHEMA}
+    full["clicked_position"] = _int32(full["clicked_position"])
+    return {**full, **{name: column for name, column in table.items() if name not in full}}
+
+
+def _int32(values: pa.Array) -> pa.Array:
+    """Positions as int32; what does not fit is certainly outside any list, and stays so as -1."""
+    if values.type == pa.int32():
+        return values
+    numbers = values.fill_null(0).to_numpy()
+    fits = (numbers >= 0) & (numbers < 2**31)
+    null = values.is_null().to_numpy(zero_copy_only=False)
+    return pa.array(np.where(fits, numbers, -1).astype(np.int32), mask=null)
+
+
+def draw(seed: int, key: str, n: int) -> int:
+    """A number in 0..n-1 that depends on (seed, key) alone, the same on every machine."""
+    digest = hashlib.blake2b(key.encode(), digest_size=8, key=str(seed).encode()).digest()
+    return int.from_bytes(digest, "little") % n

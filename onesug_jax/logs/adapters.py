@@ -1,0 +1,125 @@
+"""The kinds of log that `ingest` understands: the schema itself, three public ones, and the choice.
+
+Each public log has a file of its own that documents its rules; `adapter.py` says what an adapter
+is.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+import pyarrow as pa
+
+from onesug_jax.errors import UserError
+from onesug_jax.logs import columns as to
+from onesug_jax.logs.adapter import Adapter, ChunkReader, Rows
+from onesug_jax.logs.amazonqac import AmazonQAC
+from onesug_jax.logs.kuaisearch import KuaiSearch
+from onesug_jax.logs.onesug_sample import OneSugSample, PreferenceRecord, read_onesug_sample
+from onesug_jax.logs.readers import Chunk, Source
+from onesug_jax.logs.schema import HISTORY, REQUIRED, profile_columns
+
+__all__ = [
+    "AmazonQAC",
+    "KuaiSearch",
+    "OneSugSample",
+    "PreferenceRecord",
+    "SchemaLog",
+    "choose_adapter",
+    "make_adapters",
+    "read_onesug_sample",
+]
+
+
+@dataclass
+class SchemaLog(Adapter):
+    """A log in the schema itself; `profile` names the profile columns, None takes all others."""
+
+    profile: Sequence[str] | None = None
+    name = "schema"
+    kinds = {
+        "request_id": "id",
+        "user_id": "id",
+        "session_id": "id",
+        "timestamp_ms": "millis",
+        "prefix": "text",
+        "shown": "texts",
+        "query": "text",
+        "clicked_position": "number",
+        "clicked_items": "ids",
+        "ordered_items": "ids",
+    }
+    optional = {HISTORY: "texts"}
+
+    def needs(self, source: Source) -> dict[str, str]:
+        """The schema's columns, and every profile column that is kept, wherever it is required."""
+        wanted = self.profile
+        if wanted is None:
+            wanted = profile_columns(pa.schema([(name, pa.null()) for name in source.columns]))
+        return {**self.kinds, **dict.fromkeys(wanted, "scalar")}
+
+    def convert(self, chunk: Chunk) -> Rows:
+        """Each row as it stands."""
+        read = ChunkReader(chunk)
+        table = {name: read(_CONVERT[self.kinds[name]], name) for name in REQUIRED}
+        if HISTORY in chunk.columns:
+            table[HISTORY] = read(to.text_lists, HISTORY)
+        wanted = self.profile
+        if wanted is None:
+            wanted = profile_columns(pa.schema([(name, pa.null()) for name in chunk.columns]))
+        table.update({name: read(to.profile_text, name) for name in wanted})
+        return read.rows(table)
+
+
+_CONVERT = {
+    "id": to.text,
+    "text": to.text,
+    "millis": to.whole_numbers,
+    "number": to.whole_numbers,
+    "texts": to.text_lists,
+    "ids": to.text_lists,
+}
+
+
+def make_adapters(
+    *,
+    prefixes: str = "one",
+    seed: int = 0,
+    max_prefix: int = 64,
+    profile: Sequence[str] | None = None,
+) -> dict[str, Adapter]:
+    """Every adapter by name, in the order in which "auto" asks them."""
+    adapters: Iterable[Adapter] = (
+        OneSugSample(),
+        AmazonQAC(prefixes, seed),
+        KuaiSearch(seed, max_prefix),
+        SchemaLog(profile),
+    )
+    return {adapter.name: adapter for adapter in adapters}
+
+
+def choose_adapter(sources: Sequence[Source], name: str, adapters: dict[str, Adapter]) -> Adapter:
+    """The adapter of that name; for "auto" the first that owns a file, else the schema's own.
+
+    Raises:
+      UserError: no adapter has that name.
+    """
+    if name == "auto":
+        for adapter in adapters.values():
+            if any(
+                adapter.owns(source.columns)
+                and (source.kind == "onesug") == (adapter.name == "onesug")
+                for source in sources
+            ):
+                return adapter
+        return adapters["schema"]
+    if name not in adapters:
+        near = difflib.get_close_matches(name, adapters, n=1, cutoff=0.4)
+        mend = f" Did you mean {near[0]!r}?" if near else ""
+        raise UserError(
+            f"ingest.adapter={name!r}: expected 'auto' or one of "
+            f"{', '.join(sorted(adapters))}.{mend}"
+        )
+    return adapters[name]

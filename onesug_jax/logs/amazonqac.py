@@ -1,0 +1,143 @@
+"""AmazonQAC (395 M searches with their typed prefixes; CDLA-Permissive-2.0) -> the schema."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from onesug_jax.errors import UserError
+from onesug_jax.logs import columns as to
+from onesug_jax.logs.adapter import Adapter, ChunkReader, Rows, draw
+from onesug_jax.logs.readers import Chunk, Source
+from onesug_jax.logs.schema import HISTORY
+
+
+@dataclass
+class AmazonQAC(Adapter):
+    """AmazonQAC's train files (a search's typed prefixes) and test files (one, and past terms).
+
+    Rules: user_id is session_id, as the data names no user. request_id is "session_id/query_id".
+    The time is that of the first prefix typed (train) or of the prefix (test), search_time where it
+    is missing. `prefixes="one"` takes the prefix at a place drawn from (seed, session_id,
+    query_id), "last" the last, and "all" makes a row of each, numbered ".0", ".1" ... after the
+    request_id. Test rows carry past_search_terms as `history` in order of time, without those not
+    before the prefix. The data holds no shown list, click, item or order: every row is a CLICK.
+    `popularity` counts the very answer, so it is left out.
+    """
+
+    prefixes: str = "one"
+    seed: int = 0
+    name = "amazonqac"
+    kinds = {"query_id": "id", "session_id": "id", "final_search_term": "text"}
+    _train = {"prefixes": "texts", "first_prefix_typed_time": "time", "search_time": "time"}
+    _test = {
+        "prefix": "text",
+        "prefix_typed_time": "time",
+        "search_time": "time",
+        "past_search_terms": "any",
+    }
+
+    def __post_init__(self):
+        """Refuse another choice of prefixes."""
+        if self.prefixes not in ("one", "last", "all"):
+            raise UserError(
+                f"ingest.prefixes={self.prefixes!r}: expected 'one', 'last' or 'all' (which of "
+                "AmazonQAC's typed prefixes become rows)."
+            )
+
+    def needs(self, source: Source) -> dict[str, str]:
+        """The columns of the train files, or of the test files where the file has `prefix`."""
+        is_test = "prefix" in source.columns and "prefixes" not in source.columns
+        return {**self.kinds, **(self._test if is_test else self._train)}
+
+    def convert(self, chunk: Chunk) -> Rows:
+        """One row per prefix chosen."""
+        read = ChunkReader(chunk)
+        session = read(to.text, "session_id")
+        query_id = read(to.text, "query_id")
+        joined = zip(session.to_pylist(), query_id.to_pylist(), strict=True)
+        request = [None if s is None or q is None else f"{s}/{q}" for s, q in joined]
+        is_test = "prefixes" not in chunk.columns
+        typed = read(to.times, "prefix_typed_time" if is_test else "first_prefix_typed_time")
+        searched = read(to.times, "search_time")
+        table = {
+            "request_id": pa.array(request, pa.string()),
+            "user_id": session,
+            "session_id": session,
+            "timestamp_ms": pc.coalesce(typed, searched),
+            "query": read(to.text, "final_search_term"),
+        }
+        if is_test:
+            table["prefix"] = read(to.text, "prefix")
+            table[HISTORY] = self._past(read, table["timestamp_ms"])
+            return read.rows(table)
+        choices = read(to.text_lists, "prefixes").to_pylist()
+        for row, typed_prefixes in enumerate(choices):
+            if not typed_prefixes:
+                read.faults.setdefault(row, "prefixes is empty")
+        if self.prefixes == "all":
+            return self._all(read, table, choices, request)
+        chosen = [
+            None
+            if not typed_prefixes
+            else typed_prefixes[
+                -1
+                if self.prefixes == "last"
+                else draw(self.seed, str(request[row]), len(typed_prefixes))
+            ]
+            for row, typed_prefixes in enumerate(choices)
+        ]
+        table["prefix"] = pa.array(chosen, pa.string())
+        return read.rows(table)
+
+    def _all(self, read: ChunkReader, table: dict, choices: list, request: list) -> Rows:
+        one_each = read.rows(table)
+        picked = [choices[row] for row in one_each.origin.tolist()]
+        again = np.repeat(np.arange(len(picked)), [len(typed) for typed in picked])
+        spread = one_each.table.take(pa.array(again))
+        names = [
+            None if request[row] is None else f"{request[row]}.{place}"
+            for row, typed in zip(one_each.origin.tolist(), picked, strict=True)
+            for place in range(len(typed))
+        ]
+        flat = [prefix for typed in picked for prefix in typed]
+        for name, values in (("request_id", names), ("prefix", flat)):
+            place = spread.schema.get_field_index(name)
+            spread = spread.set_column(place, name, pa.array(values, pa.string()))
+        return Rows(spread, one_each.origin[again], read.faults)
+
+    def _past(self, read: ChunkReader, before: pa.Array) -> pa.Array:
+        """Past terms oldest first; pairs come as lists, as structs, or as JSON text of either."""
+        name = "past_search_terms"
+        column = read.chunk.columns[name]
+        values = column.to_pylist() if isinstance(column, pa.Array) else column
+        out = []
+        for row, (value, limit) in enumerate(zip(values, before.to_pylist(), strict=True)):
+            try:
+                pairs = [
+                    list(pair.values()) if isinstance(pair, dict) else pair
+                    for pair in to.parse_list(value, name) or []
+                ]
+                if not all(
+                    isinstance(pair, list | tuple) and len(pair) == 2 and isinstance(pair[0], str)
+                    for pair in pairs
+                ):
+                    raise ValueError(f"{name} is not a list of [term, time]")
+                timed = [(_moment(time, name), place) for place, (_, time) in enumerate(pairs)]
+                known = [(t, i) for t, i in timed if t is not None and (limit is None or t < limit)]
+                out.append([pairs[place][0] for _, place in sorted(known)])
+            except ValueError as fault:
+                read.faults.setdefault(row, str(fault))
+                out.append(None)
+        values, faults = to.text_lists(out, name)
+        read.faults.update(faults)
+        return values
+
+
+def _moment(value: object, name: str) -> int | None:
+    if value is not None and not isinstance(value, str):
+        value = value.isoformat() if hasattr(value, "isoformat") else repr(value)
+    return to.parse_time(value, f"{name} time")

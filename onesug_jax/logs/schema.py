@@ -1,0 +1,250 @@
+"""The log: its columns, the six behaviour levels, and the one definition of normalised text.
+
+One row is one suggestion request and what came of it: what stood in the box (`prefix`), the list
+the user saw (`shown`), what was searched in the end (`query`) and what was then clicked and bought.
+Every other folder reads logs in this shape; `adapters` and `ingest` bring foreign logs into it.
+
+The levels are those of the paper's preference alignment (section 4): a request's searched query is
+an ORDER, ITEM_CLICK or CLICK; what was shown and passed over is SHOW; candidates of the prefix that
+were not shown are NOT_SHOW; queries from elsewhere are RAND.
+
+`validate` is the gate every row of a log passes once: text normalised, faulty rows named, the rest
+kept. This file is on the serving path: it reads no files and knows nothing but numpy and pyarrow.
+"""
+
+from __future__ import annotations
+
+import enum
+import unicodedata
+from collections.abc import Callable, Sequence
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+
+class Level(enum.IntEnum):
+    """Behaviour level of a (request, query) pair, worst to best (paper, section 4)."""
+
+    RAND = 0
+    NOT_SHOW = 1
+    SHOW = 2
+    CLICK = 3
+    ITEM_CLICK = 4
+    ORDER = 5
+
+
+REQUIRED = (
+    "request_id",
+    "user_id",
+    "session_id",
+    "timestamp_ms",
+    "prefix",
+    "shown",
+    "query",
+    "clicked_position",
+    "clicked_items",
+    "ordered_items",
+)
+
+# Optional column, list<string>, oldest first: the user's earlier queries as the log's owner knows
+# them. Where a row has it (not null) it is used instead of the history derived from earlier rows.
+HISTORY = "history"
+
+# Column added by `history.with_history`, list<string>, newest first; never a profile column.
+RECENT = "recent"
+
+LOG_SCHEMA = pa.schema(
+    [
+        ("request_id", pa.string()),
+        ("user_id", pa.string()),
+        ("session_id", pa.string()),
+        ("timestamp_ms", pa.int64()),
+        ("prefix", pa.string()),
+        ("shown", pa.list_(pa.string())),
+        ("query", pa.string()),
+        ("clicked_position", pa.int32()),
+        ("clicked_items", pa.list_(pa.string())),
+        ("ordered_items", pa.list_(pa.string())),
+    ]
+)
+
+
+def normalise_query(text: str) -> str:
+    """Text as it is compared everywhere: NFKC, lower case, white space runs as one space, stripped.
+
+    Lower-casing can leave a string outside NFKC (Turkish dotted capital I does), so NFKC is applied
+    once more; the result is a fixed point of this function.
+    """
+    text = unicodedata.normalize("NFKC", text).lower()
+    return " ".join(unicodedata.normalize("NFKC", text).split())
+
+
+def normalise_prefix(text: str) -> str:
+    """As `normalise_query`, but one trailing space is kept where the user typed white space.
+
+    "watch " asks for a further word and "watch" may still become "watchdog"; white space alone is
+    the empty prefix.
+    """
+    body = normalise_query(text)
+    return body + " " if body and text[-1].isspace() else body
+
+
+def profile_columns(schema: pa.Schema) -> list[str]:
+    """A log's static profile columns, in their order: all that the schema does not name."""
+    known = {*REQUIRED, HISTORY, RECENT}
+    return [name for name in schema.names if name not in known]
+
+
+def request_level(clicked_items: Sequence[str], ordered_items: Sequence[str]) -> Level:
+    """Level of the searched query: ORDER if bought, ITEM_CLICK if an item was opened, or CLICK."""
+    if len(ordered_items):
+        return Level.ORDER
+    return Level.ITEM_CLICK if len(clicked_items) else Level.CLICK
+
+
+LATEST_MS = 253_402_300_799_999  # the last millisecond of year 9999: beyond it the unit is wrong
+
+
+def validate(
+    table: pa.Table, *, max_prefix: int, max_query: int
+) -> tuple[pa.Table, np.ndarray, dict[int, str]]:
+    """Normalise the rows of `table` and tell the good from the bad.
+
+    Args:
+      table: the columns of LOG_SCHEMA with exactly its types, optionally `history` (list<string>)
+      and
+        profile columns (string). Nulls stand for what is missing.
+      max_prefix: longest prefix, in characters after normalisation. max_query: longest query, shown
+      suggestion or history query, in characters after normalisation.
+
+    Returns:
+      the kept rows in their order, their row numbers in `table` (int64 [kept]), and for every other
+      row its number and the reason. In kept rows text is normalised; missing user and session ids
+      and profile values are "", missing lists empty; `shown` holds no empty and no repeated entries
+      and `clicked_position` still points at the same suggestion; `history` may be null (not known).
+    """
+    table = table.combine_chunks()
+    reasons: dict[int, str] = {}
+
+    def flag(bad: np.ndarray, reason: str) -> None:
+        for row in np.flatnonzero(bad).tolist():
+            reasons.setdefault(row, reason)
+
+    columns = {name: _chunk(table[name]) for name in table.column_names}
+    flag(_is_blank(columns["request_id"]), "missing request_id")
+    times = columns["timestamp_ms"]
+    flag(_mask(times.is_null()), "missing timestamp_ms")
+    millis = times.fill_null(0).to_numpy()
+    flag((millis < 0) | (millis > LATEST_MS), "timestamp_ms out of range (milliseconds since 1970)")
+
+    flag(_mask(columns["prefix"].is_null()), "missing prefix")
+    columns["prefix"] = _map_text(columns["prefix"], normalise_prefix)
+    flag(_longer(columns["prefix"], max_prefix), f"prefix over {max_prefix} characters")
+    columns["query"] = _map_text(columns["query"], normalise_query)
+    flag(_is_blank(columns["query"]), "missing query")
+    flag(_longer(columns["query"], max_query), f"query over {max_query} characters")
+
+    clicked = columns["clicked_position"]
+    has_click = _mask(clicked.is_valid())
+    position = clicked.fill_null(0).to_numpy().astype(np.int64)
+    count = pc.list_value_length(columns["shown"]).fill_null(0).to_numpy()
+    outside = has_click & ((position < 0) | (position >= count))
+    flag(outside, "clicked_position outside the shown list")
+    columns["shown"], too_long, position = _clean_lists(
+        columns["shown"],
+        normalise_query,
+        max_query,
+        position=np.where(has_click & ~outside, position, -1),
+    )
+    flag(too_long, f"shown entry over {max_query} characters")
+    flag(has_click & ~outside & (position < 0), "clicked_position at an empty entry")
+    columns["clicked_position"] = pa.array(
+        np.maximum(position, 0).astype(np.int32), mask=~has_click | (position < 0)
+    )
+    for name in ("clicked_items", "ordered_items"):
+        columns[name], _, _ = _clean_lists(columns[name], str.strip, None)
+    if HISTORY in columns:
+        known = columns[HISTORY].is_valid()
+        cleaned, too_long, _ = _clean_lists(columns[HISTORY], normalise_query, max_query)
+        columns[HISTORY] = pc.if_else(known, cleaned, pa.scalar(None, cleaned.type))
+        flag(too_long, f"history entry over {max_query} characters")
+    for name in ("user_id", "session_id", *profile_columns(table.schema)):
+        columns[name] = columns[name].fill_null("")
+
+    kept = np.setdiff1d(np.arange(table.num_rows), np.fromiter(reasons, np.int64, len(reasons)))
+    clean = pa.table(columns)
+    return (clean.take(pa.array(kept)) if reasons else clean), kept, reasons
+
+
+def _chunk(column: pa.ChunkedArray) -> pa.Array:
+    return column.chunk(0) if column.num_chunks == 1 else column.combine_chunks()
+
+
+def _mask(booleans: pa.Array) -> np.ndarray:
+    return booleans.to_numpy(zero_copy_only=False).astype(bool)
+
+
+def _is_blank(text: pa.Array) -> np.ndarray:
+    return _mask(pc.equal(pc.utf8_length(text.fill_null("")), 0))
+
+
+def _longer(text: pa.Array, limit: int) -> np.ndarray:
+    return _mask(pc.greater(pc.utf8_length(text.fill_null("")), limit))
+
+
+def _map_text(text: pa.Array, function: Callable[[str], str]) -> pa.Array:
+    """`function` of every string, called once for each distinct one: logs repeat themselves."""
+    coded = text.dictionary_encode()
+    mapped = [function(entry) for entry in coded.dictionary.to_pylist()]
+    return pa.array(mapped, pa.string()).take(coded.indices)
+
+
+def _clean_lists(
+    lists: pa.Array,
+    function: Callable[[str], str],
+    limit: int | None,
+    *,
+    position: np.ndarray | None = None,
+) -> tuple[pa.Array, np.ndarray, np.ndarray | None]:
+    """`function` of every entry, entries left empty dropped; null lists become empty ones.
+
+    With `position` (int64 [rows], an index into each list, -1 for none) later repeats inside a list
+    are dropped too, and each position is moved to where its entry now stands, or to -1 if the entry
+    was dropped as empty. Also returns which rows (bool [rows]) hold an entry longer than `limit`.
+    """
+    rows = len(lists)
+    values = lists.flatten()
+    lengths = pc.list_value_length(lists).fill_null(0).to_numpy().astype(np.int64)
+    row_of = np.repeat(np.arange(rows), lengths)
+    coded = values.fill_null("").dictionary_encode()
+    mapped = [function(entry) for entry in coded.dictionary.to_pylist()]
+    distinct: dict[str, int] = {"": 0}
+    code_of = np.array([distinct.setdefault(text, len(distinct)) for text in mapped], np.int64)
+    codes = code_of[coded.indices.to_numpy()] if len(values) else np.zeros(0, np.int64)
+
+    too_long = np.zeros(rows, bool)
+    if limit is not None:
+        over = np.fromiter((len(text) > limit for text in distinct), bool, len(distinct))
+        too_long[row_of[over[codes]]] = True
+    keep = codes != 0
+    first = np.arange(len(codes))
+    if position is not None and len(codes):
+        _, seen, inverse = np.unique(
+            row_of * len(distinct) + codes, return_index=True, return_inverse=True
+        )
+        first = seen[inverse]
+        keep &= first == np.arange(len(codes))
+    new_lengths = np.bincount(row_of[keep], minlength=rows)
+    ends = np.cumsum(new_lengths)
+    cleaned = pa.ListArray.from_arrays(
+        pa.array(np.concatenate([[0], ends]), pa.int32()),
+        pa.array(list(distinct), pa.string()).take(pa.array(codes[keep])),
+    )
+    if position is not None:
+        here = np.flatnonzero(position >= 0)
+        target = first[np.cumsum(lengths)[here] - lengths[here] + position[here]]
+        moved = np.cumsum(keep)[target] - 1 - (ends[here] - new_lengths[here])
+        position = np.full(rows, -1, np.int64)
+        position[here] = np.where(codes[target] != 0, moved, -1)
+    return cleaned, too_long, position

@@ -1,0 +1,127 @@
+"""Where rows wait while files are read: clean ones in Parquet, bad ones with their reason.
+
+Keeps the books: every row is counted once, as kept or as set aside.
+"""
+
+from __future__ import annotations
+
+import collections
+import json
+import os
+import sys
+import time
+from typing import TextIO
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from onesug_jax.errors import UserError
+from onesug_jax.logs.readers import Source
+from onesug_jax.logs.schema import profile_columns
+
+MAX_PROFILE = 64  # columns; more is a log whose keys are data
+EARLY_STOP_ROWS = 100_000
+
+# Columns of the parts that say which split a row asks for, and where it came from.
+SPLIT, FILE, ROW = "_split", "_file", "_row"
+
+
+class Staging:
+    """Where rows go while files are read: temporary Parquet, or the file of those set aside."""
+
+    def __init__(self, folder: str, max_bad_share: float, set_aside_path: str):
+        """Open set_aside.jsonl in `folder`; it is moved to `set_aside_path` in the end."""
+        self.folder = folder
+        self.max_bad_share = max_bad_share
+        self.set_aside_path = set_aside_path
+        self.rows = 0
+        self.set_aside = 0
+        self.reasons: collections.Counter[str] = collections.Counter()
+        self.rows_of: collections.Counter[str] = collections.Counter()
+        self.profile: dict[str, None] = {}
+        self.parts: list[str] = []
+        self._writer: pq.ParquetWriter | None = None
+        self._bad_path = os.path.join(folder, "set_aside.jsonl")
+        self._bad: TextIO = open(self._bad_path, "w", encoding="utf-8", errors="backslashreplace")
+        self._progress = _Progress()
+
+    def put_aside(self, path: str, row: int, reason: str, raw: str) -> None:
+        """Note one bad row (a row of its own in the counts)."""
+        self.rows += 1
+        self.rows_of[path] += 1
+        self.set_aside += 1
+        self.reasons[reason] += 1
+        line = {"file": path, "row": row, "reason": reason, "raw": raw}
+        self._bad.write(json.dumps(line, ensure_ascii=False) + "\n")
+
+    def keep(self, table: pa.Table, source: Source, splits: np.ndarray, rows: np.ndarray) -> None:
+        """Append clean rows; a new part begins where the columns change, as JSONL's may."""
+        self.rows += table.num_rows
+        self.rows_of[source.path] += table.num_rows
+        self.profile.update(dict.fromkeys(profile_columns(table.schema)))
+        if len(self.profile) > MAX_PROFILE:
+            names = ", ".join(list(self.profile)[:5])
+            raise UserError(
+                f"{source.path}: expected at most {MAX_PROFILE} profile columns; found more "
+                f"({names} ...). Name those to keep with ingest.profile."
+            )
+        table = (
+            table.append_column(SPLIT, pa.array(splits, pa.int8()))
+            .append_column(FILE, pa.array(np.full(table.num_rows, source.index, np.int32)))
+            .append_column(ROW, pa.array(rows, pa.int64()))
+        )
+        if self._writer is None or not self._writer.schema.equals(table.schema):
+            self.close_parts()
+            self.parts.append(os.path.join(self.folder, f"part-{len(self.parts):05d}.parquet"))
+            self._writer = pq.ParquetWriter(self.parts[-1], table.schema, compression="lz4")
+        self._writer.write_table(table)
+        self._progress.show(self.rows, self.set_aside, source.path)
+
+    def stop_if_too_bad(self, *, early: bool = False) -> None:
+        """Stop past the allowed share of bad rows; `early`: only where half of a large start is.
+
+        Raises:
+          UserError: names the commonest reasons and the file that holds all of them.
+        """
+        if not self.rows or self.set_aside <= self.max_bad_share * self.rows:
+            return
+        if early and (self.rows < EARLY_STOP_ROWS or self.set_aside < 0.5 * self.rows):
+            return
+        self.close()
+        common = "; ".join(f"{reason} ({n})" for reason, n in self.reasons.most_common(3))
+        raise UserError(
+            f"{self.set_aside} of {self.rows} rows were set aside, more than "
+            f"ingest.max_bad_share={self.max_bad_share:g} allows. Commonest: {common}. Each is in "
+            f"{self.set_aside_path} with its file and row; mend them or raise the share."
+        )
+
+    def close_parts(self) -> None:
+        """Finish the part being written."""
+        if self._writer is not None:
+            self._writer.close()
+            self._writer = None
+
+    def close(self) -> None:
+        """Finish all files and put set_aside.jsonl in place."""
+        self.close_parts()
+        if not self._bad.closed:
+            self._bad.close()
+            os.replace(self._bad_path, self.set_aside_path)
+
+
+class _Progress:
+    """A line now and then: rows so far, rate, file."""
+
+    def __init__(self, every: float = 5.0):
+        self.every = every
+        self.begun = self.shown = time.monotonic()
+
+    def show(self, rows: int, bad: int, path: str) -> None:
+        now = time.monotonic()
+        if now - self.shown < self.every:
+            return
+        self.shown = now
+        rate = rows / (now - self.begun)
+        line = f"ingest: {rows:,} rows, {bad:,} set aside, {rate:,.0f} rows/s, {path}"
+        print(line, end="\r" if sys.stdout.isatty() else "\n", flush=True)

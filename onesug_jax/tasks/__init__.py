@@ -1,0 +1,1 @@
+"""From logs to fixed-shape examples: vocabulary, features, SeqIO tasks, cache, loader."""

@@ -1,0 +1,175 @@
+"""One request -> the encoder's ids, one query -> the decoder's ids: the one file that orders them.
+
+The order is the paper's (PAPER.md section 1, x_u = p, H_p, H_u, U):
+
+    <prefix> p <related> q1 <item> q2 .. <history> h1 <item> h2 .. <profile> v1 <item> v2 .. </s>
+
+A section without items leaves its marker out; the prefix's marker always stands. Training (through
+SeqIO, `tasks.seqio_tasks`) and serving call the same functions, so both see the same arrays. This
+file knows numpy only; it neither finds related queries nor reads logs.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from onesug_jax.errors import UserError
+from onesug_jax.tasks.vocabulary import Vocabulary
+
+_CACHED_TEXTS = 1 << 18  # queries and profile values repeat; about 100 MB when full
+
+
+@dataclass(frozen=True)
+class Request:
+    """What the model may know of one request; all text normalised as `logs.schema` does it.
+
+    Attributes:
+      prefix: what stands in the search box.
+      history: the user's queries, newest first.
+      related: queries related to the prefix, best first.
+      profile: static profile values.
+    """
+
+    prefix: str
+    history: Sequence[str] = ()
+    related: Sequence[str] = ()
+    profile: Sequence[str] = ()
+
+
+@dataclass(frozen=True)
+class FeatureSpec:
+    """How much of a request is shown to the model.
+
+    Attributes:
+      input_length: most encoder ids, end token included.
+      target_length: most decoder ids, end token included.
+      related: most related queries.
+      history: most history queries (the paper: ten; more cost MRR).
+      profile: whether the profile is shown.
+    """
+
+    input_length: int = 128
+    target_length: int = 16
+    related: int = 8
+    history: int = 10
+    profile: bool = True
+
+    def __post_init__(self):
+        if self.input_length < 8 or self.target_length < 2 or min(self.related, self.history) < 0:
+            raise UserError(
+                "FeatureSpec: expected input_length >= 8, target_length >= 2, related and "
+                "history >= 0; found "
+                f"input_length={self.input_length}, target_length={self.target_length}, "
+                f"related={self.related}, history={self.history}."
+            )
+
+
+class Featurizer:
+    """Requests and queries to ids, within the lengths of `spec`.
+
+    What does not fit is left out item by item, never cut inside an item: the prefix has first call
+      on
+    half of the input (its last ids are kept, the end is what the user is typing), the profile on an
+    eighth; related and history queries then take turns, best and newest first, and a section ends
+    with the first item that no longer fits. A target too long loses its last pieces but keeps its
+    end token.
+    """
+
+    def __init__(self, vocabulary: Vocabulary, spec: FeatureSpec):
+        self.vocabulary = vocabulary
+        self.spec = spec
+        self._text_ids = functools.lru_cache(maxsize=_CACHED_TEXTS)(vocabulary.encode)
+
+    def inputs(self, request: Request) -> np.ndarray:
+        """The encoder's ids of `request`, int32 `[L]` with L <= input_length, ending with the end
+        token.
+        """
+        return np.array(self._inputs(request), np.int32)
+
+    def _inputs(self, request: Request) -> list[int]:
+        v, spec = self.vocabulary, self.spec
+        left = spec.input_length - 1  # the end token's place
+        out = [v.prefix_id, *self._text_ids(request.prefix)[-(spec.input_length // 2 - 1) :]]
+        left -= len(out)
+        profile: list[int] = []
+        if spec.profile and request.profile:
+            profile, _ = self._section(
+                request.profile, v.profile_id, min(left, spec.input_length // 8)
+            )
+            left -= len(profile)
+        related, history = self._share(
+            request.related[: spec.related], request.history[: spec.history], left
+        )
+        out += related
+        out += history
+        out += profile
+        out.append(v.eos_id)
+        return out
+
+    def _section(self, texts: Sequence[str], marker: int, room: int) -> tuple[list[int], int]:
+        """The marked section of the first texts that fit into `room` ids, and the room left."""
+        out: list[int] = []
+        for text in texts:
+            ids = self._text_ids(text)
+            if not ids:
+                continue
+            if len(ids) >= room:
+                break
+            out.append(self.vocabulary.item_id if out else marker)
+            out += ids
+            room -= len(ids) + 1
+        return out, room
+
+    def _share(
+        self, related: Sequence[str], history: Sequence[str], room: int
+    ) -> tuple[list[int], list[int]]:
+        """The related and the history section; item by item they take turns at `room` ids."""
+        v = self.vocabulary
+        sections: tuple[list[int], list[int]] = ([], [])
+        waiting = [
+            (sections[0], v.related_id, iter(related)),
+            (sections[1], v.history_id, iter(history)),
+        ]
+        while waiting:
+            still = []
+            for out, marker, texts in waiting:
+                text = next(texts, None)
+                if text is None:
+                    continue
+                ids = self._text_ids(text)
+                if ids:
+                    if len(ids) >= room:
+                        continue
+                    out.append(v.item_id if out else marker)
+                    out += ids
+                    room -= len(ids) + 1
+                still.append((out, marker, texts))
+            waiting = still
+        return sections
+
+    def target(self, query: str) -> np.ndarray:
+        """The decoder's ids of `query`, int32 `[T]` with T <= target_length, ending with the end
+        token.
+        """
+        ids = self._text_ids(query)[: self.spec.target_length - 1]
+        return np.array([*ids, self.vocabulary.eos_id], np.int32)
+
+    def batch(self, requests: Sequence[Request], *, length: int | None = None) -> np.ndarray:
+        """The encoder's ids of `requests`, int32 `[B, length]` padded with 0 (default:
+        input_length).
+
+        Raises:
+          ValueError: a request has more than `length` ids.
+        """
+        length = self.spec.input_length if length is None else length
+        out = np.zeros((len(requests), length), np.int32)
+        for row, request in zip(out, requests, strict=True):
+            ids = self._inputs(request)
+            if len(ids) > length:
+                raise ValueError(f"a request has {len(ids)} ids, more than length={length}")
+            row[: len(ids)] = ids
+        return out

@@ -1,0 +1,324 @@
+"""Batches for training: batch `step` is a pure function of (seed, step); resuming needs no more.
+
+Reads the caches of `tasks.examples` by random access. Shuffling, epochs, the mix of tasks and
+batching are grain's; what shape a batch has is one of three layouts (`tasks.layouts`):
+
+    padded    every row is one example, padded to the longest length allowed
+    bucketed  every batch has one of a few shapes chosen from the data; each bucket shuffles on its
+              own; all hosts take the same bucket at a step, in proportion to its examples
+    packed    several examples share a row, kept apart by segment ids; packed once, rows shuffled
+
+Each epoch is shuffled anew. No TensorFlow here, and no model.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+
+import grain
+import numpy as np
+
+from onesug_jax.errors import UserError
+from onesug_jax.tasks import layouts
+from onesug_jax.tasks.examples import MIXTURE_FILE, Examples
+
+LAYOUTS = ("bucketed", "padded", "packed")
+
+
+@dataclass(frozen=True)
+class _Cell:
+    """Units (examples, or packed rows) of one task that go into batches of one shape."""
+
+    source: int
+    units: np.ndarray
+    weight: float  # examples a step, relative to the other cells
+
+
+class Loader:
+    """Batches of a mixture of cached tasks.
+
+    Args:
+      folder: what `examples.build_examples` wrote.
+      mixture: task -> rate, the relative number of examples; default: as the folder's mixture.json
+        says.
+      split: which split.
+      batch_size: rows of a batch, over all hosts.
+      seed: of the order.
+      layout: "bucketed", "padded" or "packed".
+      buckets: most encoder lengths and most decoder lengths (bucketed).
+      multiple: bucket lengths are multiples of this.
+      pack_input_length, pack_target_length: lengths of a packed row; default twice the longest
+        input, and as many targets as go with those inputs.
+      process_index, process_count: this host, and how many there are; each takes its rows of every
+        batch.
+      vocabulary: expected fingerprint of the vocabulary, checked if given.
+
+    Raises:
+      UserError: missing or empty examples, another vocabulary, a setting that cannot hold.
+    """
+
+    def __init__(
+        self,
+        folder: str,
+        *,
+        mixture: Mapping[str, float] | None = None,
+        split: str = "train",
+        batch_size: int = 64,
+        seed: int = 0,
+        layout: str = "bucketed",
+        buckets: tuple[int, int] = (3, 1),
+        multiple: int = 8,
+        pack_input_length: int | None = None,
+        pack_target_length: int | None = None,
+        process_index: int = 0,
+        process_count: int = 1,
+        vocabulary: str | None = None,
+    ):
+        if layout not in LAYOUTS:
+            raise UserError(f"layout: expected one of {', '.join(LAYOUTS)}; found {layout!r}.")
+        if batch_size < 1 or batch_size % process_count:
+            raise UserError(
+                f"batch_size: expected a positive multiple of the {process_count} host(s), found "
+                f"{batch_size}."
+            )
+        if not 0 <= process_index < process_count:
+            raise UserError(
+                f"process_index: expected 0 to {process_count - 1}, found {process_index}."
+            )
+        if seed < 0:
+            raise UserError(f"seed: expected 0 or more, found {seed}.")
+        if multiple < 1 or min(buckets) < 1:
+            raise UserError(
+                f"buckets, multiple: expected 1 or more, found buckets={buckets}, "
+                f"multiple={multiple}."
+            )
+        mixture = _read_mixture(folder) if mixture is None else dict(mixture)
+        if not mixture or not all(rate > 0 for rate in mixture.values()):
+            raise UserError(f"mixture: expected tasks with rates above 0, found {mixture}.")
+        self.tasks = sorted(mixture)
+        self.split, self.layout, self.seed, self.batch_size = split, layout, seed, batch_size
+        self._host, self._hosts = process_index, process_count
+        self._parts = [Examples.load(folder, task, split) for task in self.tasks]
+        _check(self._parts, vocabulary)
+        self._rates = [mixture[task] for task in self.tasks]
+        self._longest = tuple(
+            max(p.meta["longest"][n] for p in self._parts) for n in ("inputs", "targets")
+        )
+        self._limits = tuple(
+            max(p.meta["lengths"][n] for p in self._parts) for n in ("inputs", "targets")
+        )
+        self.examples = sum(len(p) for p in self._parts)
+        if layout == "bucketed":
+            groups = self._bucketed(buckets, multiple)
+        elif layout == "packed":
+            groups = self._packed(pack_input_length, pack_target_length)
+        else:
+            groups = [(self._limits, self._cells([np.arange(len(p)) for p in self._parts]))]
+        self.shapes: list[tuple[int, int, int]] = [(batch_size, *lengths) for lengths, _ in groups]
+        weights = [sum(cell.weight for cell in cells) for _, cells in groups]
+        self._shares = [w / sum(weights) for w in weights]
+        units = sum(len(cell.units) for _, cells in groups for cell in cells)
+        self.epoch_steps = -(-units // batch_size)
+        # A cell's weight counts units, a rate counts examples; packed rows hold several.
+        self.examples_per_step = batch_size * sum(self._rates) / sum(weights)
+        streams = [self._stream(i, lengths, cells) for i, (lengths, cells) in enumerate(groups)]
+        self._batches = streams[0] if len(streams) == 1 else grain.MapDataset.mix(streams, weights)
+
+    def batch_at(self, step: int) -> dict[str, np.ndarray]:
+        """This host's rows of global batch `step` (from 0); see `layouts.assemble` for the arrays.
+
+        Host p of n holds rows [p * B / n, (p + 1) * B / n) of what a single host would hold.
+        """
+        if step < 0:
+            raise ValueError(f"step {step} is negative")
+        return self._batches[step]
+
+    def in_order(self) -> Iterator[dict[str, np.ndarray]]:
+        """Every example once, in file order, padded to one shape: for losses over a whole split.
+
+        The last batch is filled up with empty rows (all 0, weight 0). All hosts yield equally many.
+        """
+        mine = self.batch_size // self._hosts
+        shape = (mine, *self._fitting(8))
+        source = np.concatenate([np.full(len(p), s) for s, p in enumerate(self._parts)])
+        example = np.concatenate([np.arange(len(p)) for p in self._parts])
+        for start in range(0, self.examples, self.batch_size):
+            rows = slice(
+                start + self._host * mine, min(start + (self._host + 1) * mine, self.examples)
+            )
+            chosen = example[rows]
+            yield layouts.assemble(
+                self._parts, source[rows], chosen, np.arange(len(chosen)), shape, packed=False
+            )
+
+    @property
+    def fill(self) -> float:
+        """Share of a step's encoder and decoder positions that hold real ids, over the long run."""
+        real = [sum(p.meta["tokens"].values()) / len(p) for p in self._parts]
+        rate = np.average(real, weights=self._rates) * self.examples_per_step
+        room = sum(
+            share * b * (enc + dec)
+            for share, (b, enc, dec) in zip(self._shares, self.shapes, strict=True)
+        )
+        return float(rate / room)
+
+    def describe(self) -> str:
+        """One line for logs: layout, shapes, examples, epoch, fill."""
+        shapes = ", ".join(f"{e}+{d}" for _, e, d in self.shapes)
+        return (
+            f"{self.split}: {self.examples:,} examples of {', '.join(self.tasks)}; "
+            f"{self.layout} ({shapes}), batch {self.batch_size}, "
+            f"{self.examples_per_step:,.0f} examples a step, epoch {self.epoch_steps:,} steps, "
+            f"{self.fill:.0%} of the positions filled"
+        )
+
+    def _fitting(self, multiple: int) -> tuple[int, int]:
+        """Lengths that hold every example, rounded up to `multiple` within the limits."""
+        return tuple(
+            min(-(-n // multiple) * multiple, limit)
+            for n, limit in zip(self._longest, self._limits, strict=True)
+        )
+
+    def _cells(self, chosen: list[np.ndarray]) -> list[_Cell]:
+        """One cell a task of the chosen examples; rates hold over all its examples."""
+        return [
+            _Cell(s, units, self._rates[s] * len(units) / len(self._parts[s]))
+            for s, units in enumerate(chosen)
+            if len(units)
+        ]
+
+    def _bucketed(self, buckets: tuple[int, int], multiple: int):
+        sizes = [(np.diff(p.input_offsets), np.diff(p.target_offsets)) for p in self._parts]
+        edges = [
+            layouts.bucket_lengths(
+                np.concatenate([s[side] for s in sizes]),
+                buckets[side],
+                multiple=multiple,
+                limit=self._limits[side],
+                smallest=self.batch_size,
+            )
+            for side in (0, 1)
+        ]
+        place = [[np.searchsorted(edges[side], s[side]) for side in (0, 1)] for s in sizes]
+        groups = []
+        for e, enc in enumerate(edges[0]):
+            for d, dec in enumerate(edges[1]):
+                cells = self._cells([np.flatnonzero((i == e) & (o == d)) for i, o in place])
+                if cells:
+                    groups.append(((enc, dec), cells))
+        return groups
+
+    def _packed(self, input_length: int | None, target_length: int | None):
+        tokens = [sum(p.meta["tokens"][n] for p in self._parts) for n in ("inputs", "targets")]
+        input_length = input_length or 2 * self._fitting(8)[0]
+        if target_length is None:
+            target_length = max(int(1.1 * input_length * tokens[1] / tokens[0]), self._longest[1])
+            target_length = -(-target_length // 8) * 8
+        if input_length < self._longest[0] or target_length < self._longest[1]:
+            raise UserError(
+                "pack_input_length, pack_target_length: expected at least the longest example's "
+                f"{self._longest[0]} and {self._longest[1]}, found {input_length} and "
+                f"{target_length}."
+            )
+        self._packings = [_packing(p, input_length, target_length) for p in self._parts]
+        cells = []
+        for s, (part, (_, offsets)) in enumerate(zip(self._parts, self._packings, strict=True)):
+            rows = len(offsets) - 1
+            cells.append(_Cell(s, np.arange(rows), self._rates[s] * rows / len(part)))
+        return [((input_length, target_length), cells)]
+
+    def _stream(
+        self, number: int, lengths: tuple[int, int], cells: list[_Cell]
+    ) -> grain.MapDataset:
+        """This host's batches of one shape, without end."""
+        source = np.repeat([c.source for c in cells], [len(c.units) for c in cells])
+        units = np.concatenate([c.units for c in cells])
+        shape = (self.batch_size // self._hosts, *lengths)
+
+        def batch(chosen) -> dict[str, np.ndarray]:
+            chosen = np.asarray(chosen)
+            if self.layout != "packed":
+                rows = np.arange(len(chosen))
+                return layouts.assemble(
+                    self._parts, source[chosen], units[chosen], rows, shape, packed=False
+                )
+            members = []
+            for c in chosen:
+                order, offsets = self._packings[source[c]]
+                members.append(order[offsets[units[c]] : offsets[units[c] + 1]])
+            counts = [len(m) for m in members]
+            rows = np.repeat(np.arange(len(chosen)), counts)
+            owner = np.repeat(source[chosen], counts)
+            return layouts.assemble(
+                self._parts, owner, np.concatenate(members), rows, shape, packed=True
+            )
+
+        streams, start = [], 0
+        for cell in cells:
+            # A mixed seed each: grain adds the epoch to it, so neighbours would share epochs.
+            mixed = np.random.SeedSequence([self.seed, number, cell.source])
+            seed = int(mixed.generate_state(1)[0])
+            stop = start + len(cell.units)
+            streams.append(grain.MapDataset.range(start, stop).shuffle(seed=seed).repeat())
+            start = stop
+        weights = [cell.weight for cell in cells]
+        stream = streams[0] if len(streams) == 1 else grain.MapDataset.mix(streams, weights)
+        return stream.batch(shape[0], batch_fn=batch)[self._host :: self._hosts]
+
+
+def count(batch: Mapping[str, np.ndarray]) -> tuple[int, int]:
+    """Examples and real tokens (encoder and decoder) of a batch."""
+    tokens = int(
+        (batch["encoder_input_tokens"] != 0).sum() + (batch["decoder_target_tokens"] != 0).sum()
+    )
+    if "decoder_segment_ids" in batch:
+        return int(batch["decoder_segment_ids"].max(axis=1).sum()), tokens
+    return int((batch["decoder_target_tokens"][:, 0] != 0).sum()), tokens
+
+
+def _read_mixture(folder: str) -> dict[str, float]:
+    path = os.path.join(folder, MIXTURE_FILE)
+    if not os.path.isfile(path):
+        raise UserError(
+            f"{path}: no examples here; build the examples first, or name the tasks by `mixture`."
+        )
+    with open(path, encoding="utf-8") as f:
+        return json.load(f)["tasks"]
+
+
+def _check(parts: list[Examples], vocabulary: str | None) -> None:
+    expected = vocabulary or parts[0].meta["vocabulary"]
+    for part in parts:
+        if not len(part):
+            raise UserError(
+                f"{part.folder}: expected at least one example, found none; the split's log has "
+                "no usable row."
+            )
+        if part.meta["vocabulary"] != expected:
+            raise UserError(
+                f"{part.folder}: expected examples of vocabulary {expected}, found "
+                f"{part.meta['vocabulary']}; build the examples again."
+            )
+
+
+def _packing(
+    part: Examples, input_length: int, target_length: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """The rows of `part` packed into these lengths: read from its folder, or made for it."""
+    path = os.path.join(part.folder, f"packing-{input_length}x{target_length}.npz")
+    if os.path.isfile(path):
+        with np.load(path) as saved:
+            return saved["order"], saved["offsets"]
+    sizes = np.diff(part.input_offsets), np.diff(part.target_offsets)
+    order, offsets = layouts.pack(*sizes, input_length, target_length)
+    own = f"{path}.{os.getpid()}.part"  # several hosts may pack at once: equal work, whole files
+    try:
+        with open(own, "wb") as f:
+            np.savez(f, order=order, offsets=offsets)
+        os.replace(own, path)
+    except OSError:
+        pass  # a read-only cache: packed again next time
+    return order, offsets

@@ -1,0 +1,307 @@
+"""SeqIO Tasks, Mixture and FeatureConverter over `tasks.features`: the only file with seqio and
+tensorflow.
+
+A Task reads one log file a split (`logs.history` adds what the user searched before), adds the
+related queries of every prefix, and turns rows into `inputs` and `targets` by a *kind*: a plain
+function of one row. New training signals (semantic-id targets, id -> query, PAPER.md section 2)
+are new kinds, and a Mixture weighs them; nothing else changes. Rows pass in blocks, as one Python
+call a row would be slow.
+
+This file does not decide example order or batches: training reads the cache of `tasks.examples`
+through `tasks.loader`. Serving never imports it.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import os
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+
+import pyarrow as pa  # noqa: E402
+import pyarrow.parquet as pq  # noqa: E402
+import seqio  # noqa: E402
+import tensorflow as tf  # noqa: E402
+
+from onesug_jax.errors import UserError  # noqa: E402
+from onesug_jax.logs.history import with_history  # noqa: E402
+from onesug_jax.logs.schema import RECENT, profile_columns  # noqa: E402
+from onesug_jax.tasks.features import FeatureSpec, Featurizer, Request  # noqa: E402
+from onesug_jax.tasks.vocabulary import Vocabulary  # noqa: E402
+
+try:
+    # TensorFlow only moves rows here; accelerators are JAX's.
+    tf.config.set_visible_devices([], "GPU")
+except RuntimeError:
+    pass  # the caller has already started TensorFlow's devices
+
+SPLITS = ("train", "dev", "test")  # in the order of time
+BLOCK = 1024  # rows featurised by one Python call
+
+Related = Callable[[Sequence[str], Sequence[str] | None], list[list[str]]]
+Example = tuple[np.ndarray, np.ndarray]
+
+
+class Row(NamedTuple):
+    """One request and the query it ended in; lists newest or best first."""
+
+    prefix: str
+    query: str
+    recent: list[str]
+    related: list[str]
+    profile: list[str]
+
+
+Kind = Callable[[Featurizer, Row], Example | None]
+
+
+def query(featurizer: Featurizer, row: Row) -> Example | None:
+    """The paper's task: prefix, related queries, history, profile -> the query."""
+    request = Request(row.prefix, row.recent, row.related, row.profile)
+    return featurizer.inputs(request), featurizer.target(row.query)
+
+
+def query_from_history(featurizer: Featurizer, row: Row) -> Example | None:
+    """Nothing typed yet: history and profile -> the query. Rows without a history are left out."""
+    if not row.recent:
+        return None
+    request = Request("", row.recent, (), row.profile)
+    return featurizer.inputs(request), featurizer.target(row.query)
+
+
+KINDS: Mapping[str, Kind] = {"query": query, "query_from_history": query_from_history}
+
+
+class QueryVocabulary(seqio.Vocabulary):
+    """`tasks.vocabulary.Vocabulary` as SeqIO wants it; equal when the fingerprints are."""
+
+    def __init__(self, vocabulary: Vocabulary):
+        super().__init__()
+        self.vocabulary = vocabulary
+
+    @property
+    def eos_id(self) -> int:
+        """The end token."""
+        return self.vocabulary.eos_id
+
+    @property
+    def unk_id(self) -> int:
+        """The unknown token; byte fallback never gives it."""
+        return self.vocabulary.unk_id
+
+    @property
+    def _base_vocab_size(self) -> int:
+        return self.vocabulary.size
+
+    def _encode(self, s: str) -> list[int]:
+        return self.vocabulary.encode(s)
+
+    def _decode(self, ids: Sequence[int]) -> str:
+        return self.vocabulary.decode(ids)
+
+    def _encode_tf(self, s: tf.Tensor) -> tf.Tensor:
+        def encode(text: bytes) -> np.ndarray:
+            return np.array(self.vocabulary.encode(text.decode()), np.int32)
+
+        return tf.ensure_shape(tf.numpy_function(encode, [s], tf.int32), [None])
+
+    def _decode_tf(self, ids: tf.Tensor) -> tf.Tensor:
+        def decode(row: np.ndarray) -> bytes:
+            return self.vocabulary.decode(row.tolist()).encode()
+
+        return tf.ensure_shape(tf.numpy_function(decode, [ids], tf.string), [])
+
+    def __eq__(self, other) -> bool:
+        return (
+            isinstance(other, QueryVocabulary)
+            and self.vocabulary.fingerprint == other.vocabulary.fingerprint
+        )
+
+    __hash__ = None
+
+
+class FeatureConverter(seqio.EncDecFeatureConverter):
+    """SeqIO's encoder-decoder converter, padded or packed, with float32 loss weights as our steps
+    want them.
+    """
+
+    MODEL_FEATURES = {
+        **seqio.EncDecFeatureConverter.MODEL_FEATURES,
+        "decoder_loss_weights": seqio.FeatureConverter.FeatureSpec(dtype=tf.float32),
+    }
+
+    def _convert_example(self, features: Mapping[str, tf.Tensor]) -> Mapping[str, tf.Tensor]:
+        out = super()._convert_example(features)
+        return {**out, "decoder_loss_weights": tf.cast(out["decoder_loss_weights"], tf.float32)}
+
+
+def task_name(mixture: str, kind: str) -> str:
+    """The registered name of a kind's Task."""
+    return f"{mixture}_{kind}"
+
+
+def register(
+    mixture: str,
+    splits: Mapping[str, str],
+    vocabulary: Vocabulary,
+    spec: FeatureSpec,
+    *,
+    related: Related | None = None,
+    tasks: Mapping[str, float] | None = None,
+    kinds: Mapping[str, Kind] | None = None,
+) -> seqio.Mixture:
+    """Registers a Task a kind, `{mixture}_{kind}`, and the Mixture of them; a former one of the
+    name goes.
+
+    Args:
+      mixture: name of the Mixture.
+      splits: split name -> Parquet file in the log schema.
+      vocabulary: the id space.
+      spec: what of a request is shown, and the lengths.
+      related: (prefixes, queries or None) -> related queries of each prefix, best first. `queries`
+        are the searched queries of training rows, which must not count themselves; None for other
+        splits.
+      tasks: kind -> rate; default {"query": 1.0}.
+      kinds: further kinds beside `KINDS`, by name.
+
+    Raises:
+      UserError: an unknown kind, a rate that is not positive, a missing log file.
+    """
+    tasks = {"query": 1.0} if tasks is None else dict(tasks)
+    known = {**KINDS, **(kinds or {})}
+    for kind, rate in tasks.items():
+        if kind not in known:
+            raise UserError(
+                f"tasks: expected kinds out of {', '.join(sorted(known))}; found {kind!r}."
+            )
+        if not rate > 0:
+            raise UserError(
+                f"tasks: expected a rate above 0 for {kind!r}, found {rate}; leave it out instead."
+            )
+    for split, path in splits.items():
+        if not os.path.isfile(path):
+            raise UserError(f"{path}: the log of split {split!r} is missing; run the ingest stage.")
+    wrapped = QueryVocabulary(vocabulary)
+    features = {
+        name: seqio.Feature(wrapped, add_eos=True, dtype=tf.int32) for name in ("inputs", "targets")
+    }
+    seqio.MixtureRegistry.remove(mixture)
+    for kind in tasks:
+        name = task_name(mixture, kind)
+        seqio.TaskRegistry.remove(name)
+        seqio.TaskRegistry.add(
+            name,
+            source=log_source(splits, spec, related),
+            preprocessors=[
+                functools.partial(featurise, kind=known[kind], vocabulary=vocabulary, spec=spec)
+            ],
+            output_features=features,
+        )
+    rates = [(task_name(mixture, kind), float(rate)) for kind, rate in tasks.items()]
+    return seqio.MixtureRegistry.add(mixture, rates)
+
+
+def log_source(
+    splits: Mapping[str, str], spec: FeatureSpec, related: Related | None = None
+) -> seqio.FunctionDataSource:
+    """Rows of the logs in file order, each field of `Row` one string; lists are one text a line."""
+
+    def dataset_fn(
+        split: str, shuffle_files: bool = False, seed: int | None = None
+    ) -> tf.data.Dataset:
+        signature = {name: tf.TensorSpec([None], tf.string) for name in Row._fields}
+        blocks = tf.data.Dataset.from_generator(
+            lambda: _blocks(split, splits, spec, related), output_signature=signature
+        )
+        return blocks.unbatch()
+
+    counts = {split: pq.read_metadata(path).num_rows for split, path in splits.items()}
+    return seqio.FunctionDataSource(dataset_fn, splits=tuple(splits), num_input_examples=counts)
+
+
+def _blocks(
+    split: str, splits: Mapping[str, str], spec: FeatureSpec, related: Related | None
+) -> Iterator[dict[str, np.ndarray]]:
+    """The rows of a split in blocks: {field: [n] UTF-8}."""
+    keep = splits[split]
+    # A split sees the history of its own file and of the splits before it, never of a later one.
+    until = SPLITS.index(split) if split in SPLITS else len(SPLITS)
+    files = [path for name, path in splits.items() if name == split or name in SPLITS[:until]]
+    profile = profile_columns(pq.read_schema(keep)) if spec.profile else []
+    for batch in with_history(files, keep=keep, history=spec.history):
+        for start in range(0, batch.num_rows, BLOCK):
+            rows = batch.slice(start, BLOCK)
+            prefixes, queries = rows["prefix"].to_pylist(), rows["query"].to_pylist()
+            found: Sequence[Sequence[str]] = [()] * rows.num_rows
+            if related is not None and spec.related:
+                found = related(prefixes, queries if split == "train" else None)
+            values = [rows[name].cast(pa.string()).to_pylist() for name in profile]
+            profiles = zip(*values, strict=True) if values else [()] * rows.num_rows
+            fields = Row(
+                prefix=prefixes,
+                query=queries,
+                recent=map(_lines, rows[RECENT].to_pylist()),
+                related=map(_lines, (row[: spec.related] for row in found)),
+                profile=map(_lines, profiles),
+            )
+            yield {
+                name: np.array([text.encode() for text in column], dtype=object)
+                for name, column in fields._asdict().items()
+            }
+
+
+def _lines(texts: Sequence[str | None] | None) -> str:
+    # Normalised text has no line end (white space is one space), so nothing can fall apart here.
+    return "\n".join(text for text in texts or () if text)
+
+
+def featurise(
+    rows: tf.data.Dataset,
+    sequence_length: Mapping[str, int] | None = None,
+    *,
+    kind: Kind,
+    vocabulary: Vocabulary,
+    spec: FeatureSpec,
+) -> tf.data.Dataset:
+    """SeqIO preprocessor: rows of text -> {"inputs" [<= input_length], "targets" [<=
+    target_length]} int32.
+
+    A `sequence_length` shorter than the spec's leaves items out as `Featurizer` does, not in
+    mid-item.
+    """
+    asked = sequence_length or {}
+    spec = dataclasses.replace(
+        spec,
+        input_length=min(spec.input_length, asked.get("inputs") or spec.input_length),
+        target_length=min(spec.target_length, asked.get("targets") or spec.target_length),
+    )
+    featurizer = Featurizer(vocabulary, spec)
+
+    def run(*columns: np.ndarray) -> tuple[np.ndarray, ...]:
+        examples = []
+        for fields in zip(*columns, strict=True):
+            prefix, query, *lists = (text.decode() for text in fields)
+            row = Row(prefix, query, *(text.split("\n") if text else [] for text in lists))
+            if (example := kind(featurizer, row)) is not None:
+                examples.append(example)
+        out = []
+        for ids in zip(*examples, strict=True) if examples else ((), ()):
+            out.append(np.concatenate(ids, dtype=np.int32) if ids else np.zeros(0, np.int32))
+            out.append(np.array([len(x) for x in ids], np.int64))
+        return tuple(out)
+
+    def convert(block):
+        columns = [block[name] for name in Row._fields]
+        out = tf.numpy_function(run, columns, (tf.int32, tf.int64, tf.int32, tf.int64))
+        inputs, input_lengths, targets, target_lengths = (tf.ensure_shape(x, [None]) for x in out)
+        return {
+            "inputs": tf.RaggedTensor.from_row_lengths(inputs, input_lengths, validate=False),
+            "targets": tf.RaggedTensor.from_row_lengths(targets, target_lengths, validate=False),
+        }
+
+    return rows.batch(BLOCK).map(convert).unbatch()

@@ -1,0 +1,290 @@
+"""The one id space: text pieces, section markers and semantic-id tokens, padded to a multiple of
+128.
+
+Text is cut by a SentencePiece unigram model with byte fallback, trained on the shop's own
+normalised queries, so that any text goes there and back unchanged. Behind the pieces stand the
+markers that part the sections of the encoder input (PAPER.md section 1: prefix, related queries,
+history, profile) and one token for every (level, code) of the semantic ids (section 2.4). Ids that
+nothing uses fill the space up to a multiple of 128, which keeps the embedding table easy to shard.
+
+This file does not normalise text (`logs.schema` does, once) and stands on the serving path: it
+imports nothing but numpy and sentencepiece.
+"""
+
+from __future__ import annotations
+
+import collections
+import hashlib
+import io
+import itertools
+import json
+import os
+import random
+from collections.abc import Iterable, Iterator
+
+import numpy as np
+import sentencepiece
+
+from onesug_jax.errors import UserError
+
+PIECES_FILE = "pieces.model"
+VOCABULARY_FILE = "vocabulary.json"
+MARKERS = ("prefix", "related", "history", "profile", "item", "soft", "ids")
+MINIMUM_PIECES = 320  # 256 bytes, three specials, and a few characters
+
+_ROUND = 128
+_COVERAGE = 0.9998  # share of all characters that get a piece, if the vocabulary has room
+_SPACE = "▁"  # SentencePiece writes a space as this character
+_SPACE_BYTES = _SPACE.encode()
+
+
+class Vocabulary:
+    """Pieces, markers and semantic-id tokens in one id space.
+
+    Ids: `[0, pieces)` SentencePiece (0 pad, 1 end, 2 unknown), then the markers, then `sid(level,
+      code)`
+    level by level, then unused ids up to `size`.
+
+    Args:
+      model: the serialised SentencePiece model.
+      sid_levels: levels of the semantic ids (0: none).
+      sid_codes: codes a level.
+    """
+
+    pad_id = 0
+    eos_id = 1
+    unk_id = 2
+
+    def __init__(self, model: bytes, *, sid_levels: int = 0, sid_codes: int = 0):
+        self._model = model
+        self._processor = sentencepiece.SentencePieceProcessor(model_proto=model)
+        self.pieces: int = self._processor.get_piece_size()
+        self.sid_levels, self.sid_codes = sid_levels, sid_codes
+        marker = {name: self.pieces + i for i, name in enumerate(MARKERS)}
+        self.prefix_id, self.related_id = marker["prefix"], marker["related"]
+        self.history_id, self.profile_id = marker["history"], marker["profile"]
+        self.item_id = marker["item"]
+        self.soft_id = marker["soft"]  # where a projected vector stands in for a token
+        self.ids_id = marker["ids"]  # opens a section of semantic ids
+        self._sid_base = self.pieces + len(MARKERS)
+        used = self._sid_base + sid_levels * sid_codes
+        self.size: int = -(-used // _ROUND) * _ROUND
+        self._byte_ids = [self._processor.piece_to_id(f"<0x{b:02X}>") for b in range(256)]
+        self.fingerprint: str = hashlib.sha256(model + self._description().encode()).hexdigest()[
+            :16
+        ]
+
+    def _description(self) -> str:
+        fields = {
+            "pieces": self.pieces,
+            "markers": MARKERS,
+            "sid_levels": self.sid_levels,
+            "sid_codes": self.sid_codes,
+            "size": self.size,
+        }
+        return json.dumps(fields, indent=2) + "\n"
+
+    def encode(self, text: str) -> list[int]:
+        """Piece ids of normalised `text`, without an end token. Empty text gives no ids.
+
+        Half a surrogate pair (JSON can bring one) is no character and is read as "?".
+        """
+        if _SPACE in text:
+            return self._encode_literal_space_mark(text)
+        try:
+            return self._processor.encode(text)
+        except RuntimeError:
+            return self._processor.encode(text.encode("utf-8", "replace").decode())
+
+    def _encode_literal_space_mark(self, text: str) -> list[int]:
+        # A literal U+2581 would come back as a space. Send it through byte fallback instead, under
+        # the cover of a noncharacter (no piece holds one: `train` leaves them out) that `text`
+        # lacks.
+        cover = next(chr(c) for c in itertools.count(0xFDD0) if chr(c) not in text)
+        covered = [self._byte_ids[b] for b in cover.encode()]
+        wanted = [self._byte_ids[b] for b in _SPACE_BYTES]
+        ids, out, at = self.encode(text.replace(_SPACE, cover)), [], 0
+        while at < len(ids):
+            if ids[at : at + 3] == covered:
+                out += wanted
+                at += 3
+            else:
+                out.append(ids[at])
+                at += 1
+        return out
+
+    def decode(self, ids: Iterable[int]) -> str:
+        """The text of `ids` up to the first end token; markers, semantic ids and padding are left
+        out.
+        """
+        kept = []
+        for i in ids:
+            if i == self.eos_id:
+                break
+            if self.unk_id < i < self.pieces:
+                kept.append(int(i))
+        return self._processor.decode(kept)
+
+    def sid(self, level: int, code: int) -> int:
+        """The token of code `code` at level `level` (both from 0). Raises IndexError outside
+        them.
+        """
+        if not (0 <= level < self.sid_levels and 0 <= code < self.sid_codes):
+            raise IndexError(
+                f"semantic id ({level}, {code}) outside {self.sid_levels} levels x "
+                f"{self.sid_codes} codes"
+            )
+        return self._sid_base + level * self.sid_codes + code
+
+    def sid_of(self, token: int) -> tuple[int, int] | None:
+        """The (level, code) of a semantic-id token, None for any other token."""
+        at = token - self._sid_base
+        if not 0 <= at < self.sid_levels * self.sid_codes:
+            return None
+        return divmod(at, self.sid_codes)
+
+    def piece_bytes(self) -> list[bytes]:
+        """The UTF-8 bytes each of the `size` ids adds to the text; b"" for specials, markers, ids.
+
+        The bytes of `encode(text)` join to b" " + text: SentencePiece opens every text with a
+        space.
+        """
+        out = [b""] * self.size
+        for i in range(self.unk_id + 1, self.pieces):
+            piece = self._processor.id_to_piece(i)
+            if self._processor.is_byte(i):
+                out[i] = bytes([int(piece[3:5], 16)])
+            elif not self._processor.is_control(i):
+                out[i] = piece.replace(_SPACE, " ").encode()
+        return out
+
+    @classmethod
+    def train(
+        cls,
+        texts: Iterator[str],
+        folder: str,
+        *,
+        pieces: int = 4096,
+        sid_levels: int = 4,
+        sid_codes: int = 512,
+        sample: int = 2_000_000,
+        seed: int = 0,
+    ) -> Vocabulary:
+        """Trains the pieces on normalised `texts`, writes `folder`, returns the vocabulary.
+
+        Same texts in the same order and same seed give the same bytes. A small corpus gives fewer
+        than `pieces` pieces. Past `sample` texts a uniform sample of them (by `seed`) is used.
+
+        Raises:
+          UserError: no text at all, or fewer pieces asked for than byte fallback needs.
+        """
+        if pieces < MINIMUM_PIECES:
+            raise UserError(
+                f"Vocabulary.train: pieces={pieces}, but byte fallback needs at least "
+                f"{MINIMUM_PIECES}; "
+                f"ask for {MINIMUM_PIECES} or more."
+            )
+        chosen = _sample(texts, sample, seed)
+        if not chosen:
+            raise UserError(
+                "Vocabulary.train: the corpus is empty (no text with a visible character); "
+                "the train split needs at least one row with a query."
+            )
+        vocabulary = cls(_train_pieces(chosen, pieces), sid_levels=sid_levels, sid_codes=sid_codes)
+        vocabulary.save(folder)
+        return vocabulary
+
+    def save(self, folder: str) -> None:
+        """Writes pieces.model and vocabulary.json into `folder` (each whole or not at all)."""
+        os.makedirs(folder, exist_ok=True)
+        for name, data in (
+            (PIECES_FILE, self._model),
+            (VOCABULARY_FILE, self._description().encode()),
+        ):
+            path = os.path.join(folder, name)
+            with open(path + ".part", "wb") as f:
+                f.write(data)
+            os.replace(path + ".part", path)
+
+    @classmethod
+    def load(cls, folder: str) -> Vocabulary:
+        """Reads what `train` wrote. Raises UserError if a file is missing or they do not belong
+        together.
+        """
+        path = os.path.join(folder, VOCABULARY_FILE)
+        try:
+            with open(os.path.join(folder, PIECES_FILE), "rb") as f:
+                model = f.read()
+            with open(path, encoding="utf-8") as f:
+                text = f.read()
+            fields = json.loads(text)
+            vocabulary = cls(model, sid_levels=fields["sid_levels"], sid_codes=fields["sid_codes"])
+        except FileNotFoundError as e:
+            raise UserError(
+                f"{folder}: no vocabulary here ({os.path.basename(e.filename)} is missing); run "
+                "the vocab stage."
+            ) from e
+        except (ValueError, KeyError, TypeError, RuntimeError) as e:
+            raise UserError(
+                f"{folder}: the vocabulary cannot be read ({e}); run the vocab stage again."
+            ) from e
+        if vocabulary._description() != text:
+            raise UserError(
+                f"{path} does not describe {PIECES_FILE} beside it "
+                f"(expected {vocabulary.pieces} pieces, found {fields.get('pieces')}); run the "
+                "vocab stage again."
+            )
+        return vocabulary
+
+
+def _sample(texts: Iterable[str], sample: int, seed: int) -> list[str]:
+    """At most `sample` of the trainable `texts`, each as likely as any other, in their order."""
+    rng = random.Random(seed)
+    kept: list[tuple[int, str]] = []
+    for at, text in enumerate(t for t in map(_trainable, texts) if t.strip()):
+        if len(kept) < sample:
+            kept.append((at, text))
+        elif (slot := rng.randrange(at + 1)) < sample:
+            kept[slot] = (at, text)
+    return [text for _, text in sorted(kept)]
+
+
+def _train_pieces(texts: list[str], pieces: int) -> bytes:
+    """The serialised SentencePiece model of `texts`."""
+    # Characters past the commonest are left to byte fallback, so that words keep room among the
+    # pieces (Chinese has more characters than a small vocabulary has pieces). SentencePiece's own
+    # character_coverage does not go below 0.98, so they are cut out here.
+    counted = collections.Counter(itertools.chain.from_iterable(texts)).most_common()
+    seen = np.cumsum([n for _, n in counted])
+    enough = int(np.searchsorted(seen, _COVERAGE * seen[-1])) + 1
+    dropped = {ord(c): " " for c, _ in counted[min(enough, (pieces - 259) * 3 // 5) :]}
+    out = io.BytesIO()
+    sentencepiece.SentencePieceTrainer.train(
+        sentence_iterator=(text.translate(dropped) for text in texts),
+        model_writer=out,
+        model_type="unigram",
+        vocab_size=pieces,
+        hard_vocab_limit=False,
+        character_coverage=1.0,
+        required_chars=_SPACE,
+        byte_fallback=True,
+        normalization_rule_name="identity",
+        remove_extra_whitespaces=False,
+        add_dummy_prefix=True,
+        split_by_whitespace=True,
+        shuffle_input_sentence=False,
+        input_sentence_size=0,
+        max_sentence_length=1 << 16,
+        num_threads=4,  # fixed: the order of its sums, and so the bytes, depend on it
+        pad_id=Vocabulary.pad_id,
+        eos_id=Vocabulary.eos_id,
+        unk_id=Vocabulary.unk_id,
+        bos_id=-1,
+        minloglevel=2,
+    )
+    return out.getvalue()
+
+
+def _trainable(text: str) -> str:
+    """`text` without what must stay outside the pieces: the space mark itself and noncharacters."""
+    return "".join(c for c in text if c != _SPACE and not 0xFDD0 <= ord(c) <= 0xFDEF and c != "\0")

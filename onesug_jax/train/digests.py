@@ -1,0 +1,63 @@
+"""Sizes and checksums of a checkpoint's files: written as it is committed, compared before it is
+read.
+"""
+
+import json
+import os
+import zlib
+
+from etils import epath
+
+DIGESTS = "digests.json"
+
+
+def write_digests(root: epath.Path, step: int) -> None:
+    """Size and CRC-32 of every file of the checkpoint about to be committed, written into it."""
+    if is_remote(root):
+        return
+    for home in root.glob(f"{step}.orbax-checkpoint-tmp*"):
+        digests = {}
+        for base, _, names in os.walk(home):
+            for path in (epath.Path(base) / name for name in names):
+                inside = path.relative_to(home)
+                if len(inside.parts) > 1:  # orbax rewrites its own notes at the top until the end
+                    digests[inside.as_posix()] = (path.stat().length, _crc(path))
+        (home / DIGESTS).write_text(json.dumps(digests))
+
+
+def find_damage(home: epath.Path, parts: tuple[str, ...]) -> str:
+    """What is wrong with a step's folder, as far as its files tell; "" where nothing is."""
+    for part in parts:
+        if not (home / part).is_dir():
+            return f"{part} is missing"
+    if not (home / DIGESTS).exists():
+        return ""
+    try:
+        digests = json.loads((home / DIGESTS).read_text())
+    except ValueError:
+        return f"{DIGESTS} is not readable"
+    for name, (size, check) in sorted(digests.items()):
+        if name.split("/")[0] not in parts:
+            continue
+        path = home / name
+        if not path.exists():
+            return f"{name} is missing"
+        found = path.stat().length
+        if found != size:
+            return f"{name} has {found} bytes, {size} were written"
+        if _crc(path) != check:
+            return f"{name} does not match its checksum"
+    return ""
+
+
+def _crc(path: epath.Path) -> int:
+    check = 0
+    with path.open("rb") as file:
+        while piece := file.read(1 << 22):
+            check = zlib.crc32(piece, check)
+    return check
+
+
+def is_remote(home: epath.Path) -> bool:
+    """Whether it lies in a bucket rather than on a disk."""
+    return "://" in os.fspath(home)

@@ -1,0 +1,140 @@
+"""Learning-rate schedules and optimizers: AdamW and Adafactor, warm-up and decay, clipping by
+global norm.
+
+Built from optax parts, in this order: clip, precondition, weight decay, learning rate. So decay is
+  always
+scaled by the learning rate (decoupled, as in AdamW), for both optimizers.
+"""
+
+import difflib
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from onesug_jax.errors import UserError
+
+OPTIMIZERS = ("adamw", "adafactor")
+DECAYS = ("rsqrt", "cosine", "linear", "none")
+Schedule = Callable[[Any], jax.Array]
+
+
+class Optimizer(optax.GradientTransformationExtraArgs):
+    """An optax transformation that remembers its schedule, so that the step can report the rate."""
+
+    schedule: Schedule
+
+
+def make_schedule(
+    learning_rate: float,
+    warmup_steps: int = 0,
+    decay: str = "rsqrt",
+    steps: int | None = None,
+    floor: float = 0.0,
+) -> Schedule:
+    """Learning rate of update `t` (0-based).
+
+    Warm-up: `learning_rate * (t + 1) / warmup_steps`. After it, with W = warmup_steps and S =
+    steps: `rsqrt` sqrt(max(W, 1) / max(t + 1, W, 1)) (T5's), `cosine` (1 + cos(pi * p)) / 2 and
+      `linear` 1 - p
+    with p = (t - W) / (S - W), `none` 1; all times `learning_rate`, and never below `floor *
+    learning_rate`.
+
+    Raises:
+      UserError: an unknown decay, a negative number, or a decay to the end without `steps`.
+    """
+    _known("decay", decay, DECAYS)
+    if learning_rate <= 0 or warmup_steps < 0 or not 0 <= floor <= 1:
+        raise UserError(
+            f"learning_rate={learning_rate}, warmup_steps={warmup_steps}, floor={floor}: expected "
+            "a positive rate, a warm-up of at least 0 steps and a floor between 0 and 1."
+        )
+    if decay in ("cosine", "linear") and (steps is None or steps <= warmup_steps):
+        raise UserError(
+            f"decay={decay!r} ends at the last step, so it needs steps > "
+            f"warmup_steps={warmup_steps}; found steps={steps}."
+        )
+
+    def schedule(t) -> jax.Array:
+        t = jnp.asarray(t, jnp.float32)
+        if decay == "rsqrt":
+            shape = jnp.sqrt(max(warmup_steps, 1) / jnp.maximum(t + 1, max(warmup_steps, 1)))
+        elif decay == "none":
+            shape = jnp.ones_like(t)
+        else:
+            done = jnp.clip((t - warmup_steps) / (steps - warmup_steps), 0, 1)
+            shape = 1 - done if decay == "linear" else 0.5 * (1 + jnp.cos(jnp.pi * done))
+        warm = jnp.minimum((t + 1) / max(warmup_steps, 1), 1)
+        return learning_rate * jnp.where(t < warmup_steps, warm, jnp.maximum(shape, floor))
+
+    return schedule
+
+
+def make_optimizer(
+    name: str = "adamw",
+    learning_rate: float = 1e-3,
+    warmup_steps: int = 0,
+    decay: str = "rsqrt",
+    steps: int | None = None,
+    weight_decay: float = 0.0,
+    clip_norm: float | None = 1.0,
+    *,
+    floor: float = 0.0,
+    beta1: float = 0.9,
+    beta2: float = 0.999,
+    eps: float = 1e-8,
+) -> Optimizer:
+    """The named optimizer with its schedule.
+
+    `weight_decay` spares vectors (norm scales, biases; see `decay_mask`). `clip_norm` None or 0
+    turns clipping off. `beta1`, `beta2`, `eps` are AdamW's; Adafactor is without momentum, factored
+    from 128 on, with updates clipped at RMS 1 and the rate relative to each parameter's RMS
+    (Shazeer and Stern, 2018).
+
+    Raises:
+      UserError: an unknown name, or a number out of range.
+    """
+    _known("optimizer", name, OPTIMIZERS)
+    if weight_decay < 0 or (clip_norm or 0) < 0:
+        raise UserError(
+            f"weight_decay={weight_decay}, clip_norm={clip_norm}: expected numbers of at least 0."
+        )
+    schedule = make_schedule(learning_rate, warmup_steps, decay, steps, floor)
+    parts = [optax.clip_by_global_norm(clip_norm)] if clip_norm else []
+    if name == "adamw":
+        parts.append(optax.scale_by_adam(b1=beta1, b2=beta2, eps=eps))
+    else:
+        parts += [
+            optax.scale_by_factored_rms(),
+            optax.clip_by_block_rms(1.0),
+            optax.scale_by_param_block_rms(),
+        ]
+    if weight_decay:
+        parts.append(optax.add_decayed_weights(weight_decay, mask=decay_mask))
+    parts.append(optax.scale_by_learning_rate(schedule))
+    optimizer = Optimizer(*optax.chain(*parts))
+    optimizer.schedule = schedule
+    return optimizer
+
+
+def decay_mask(params: Any) -> Any:
+    """True where weight decay applies: arrays of two dimensions or more that are no `scale` or
+    `bias`.
+
+    The name counts because scanned layers stack their vectors to `[layers, d]`.
+    """
+
+    def decays(path, leaf) -> bool:
+        name = jax.tree_util.keystr(path[-1:], simple=True)
+        return leaf.ndim > 1 and name not in ("scale", "bias")
+
+    return jax.tree_util.tree_map_with_path(decays, params)
+
+
+def _known(what: str, name: str, names: Sequence[str]) -> None:
+    if name not in names:
+        near = difflib.get_close_matches(name, names, n=1, cutoff=0.4)
+        hint = f" Did you mean {near[0]!r}?" if near else ""
+        raise UserError(f"{what} {name!r} is unknown; expected one of {', '.join(names)}.{hint}")

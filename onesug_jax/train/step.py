@@ -1,0 +1,256 @@
+"""What a stage is, the training state, and the one jitted update every stage goes through.
+
+The update: sums of loss and weight over the whole batch (microbatch by microbatch where asked), one
+division by the total weight, the optimizer. A non-finite loss or gradient is not applied: the state
+stays the last good one and remembers the batch, on the device, so that nobody has to wait for a
+number every step.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import flax.struct
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jax.sharding import Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
+
+from onesug_jax.errors import UserError
+from onesug_jax.train import mesh as meshes
+
+Params = Any
+Batch = Any
+Sums = dict[str, jax.Array]
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One trainable step of the method, as data.
+
+    Attributes:
+      name: for reports.
+      init_fn: key -> the tree of trainable arrays, with or without Flax's axis-name boxes. The very
+        same tree, unboxed, is what `loss_fn` gets as `params`.
+      loss_fn: (params, batch, key) -> (sum of losses, sum of weights, {metric: sum}); sums over the
+        examples it is given, so that microbatches and devices add up. With `frozen` it takes it as
+        fourth argument.
+      tokens_fn: host batch -> number of tokens in it, for tokens/s.
+      frozen: arrays the loss reads and no update touches (a reference policy), laid out as they
+        come.
+      after_update: (params, sums, key) -> params, for what is not learnt by gradient (running
+        codebooks); `sums` are the batch's, whole. Sums that are not scalars are not reported.
+    """
+
+    name: str
+    init_fn: Callable[[jax.Array], Any]
+    loss_fn: Callable[..., tuple[jax.Array, jax.Array, Sums]]
+    tokens_fn: Callable[[Batch], int] | None = None
+    frozen: Any = None
+    after_update: Callable[[Params, Sums, jax.Array], Params] | None = None
+
+
+@flax.struct.dataclass
+class TrainState:
+    """Everything an update reads and writes.
+
+    Attributes:
+      step: int32 scalar, updates done; the next one uses batch `step`.
+      params: the stage's arrays, without boxes.
+      opt_state: optax's.
+      bad_step: int32 scalar, the first batch whose loss or gradient was not finite; -1: none so
+        far. Once set, nothing else changes any more.
+    """
+
+    step: jax.Array
+    params: Params
+    opt_state: Any
+    bad_step: jax.Array
+
+
+def abstract_state(stage: Stage, optimizer: optax.GradientTransformation, mesh: Mesh) -> TrainState:
+    """Shapes, dtypes and shardings (`ShapeDtypeStruct`) of the state; nothing is computed.
+
+    Raises:
+      UserError: a parameter does not divide over the mesh.
+    """
+    boxed = jax.eval_shape(stage.init_fn, jax.random.key(0))
+    shardings = meshes.param_shardings(boxed, mesh)
+    params = jax.tree.map(_placed, meshes.unbox(boxed), shardings)
+    everywhere = meshes.replicated(mesh)
+    # Moments are laid out like their parameter; factored statistics, of another shape, are small:
+    # replicated.
+    opt_state = optax.tree_map_params(
+        optimizer,
+        lambda leaf, param: _placed(
+            leaf, param.sharding if leaf.shape == param.shape else everywhere
+        ),
+        jax.eval_shape(optimizer.init, params),
+        params,
+        transform_non_params=lambda leaf: _placed(leaf, everywhere),
+    )
+    scalar = jax.ShapeDtypeStruct((), jnp.int32, sharding=everywhere)
+    return TrainState(scalar, params, opt_state, scalar)
+
+
+def shardings_of(tree: Any) -> Any:
+    """The sharding of every leaf."""
+    return jax.tree.map(lambda leaf: leaf.sharding, tree)
+
+
+def init_state(
+    stage: Stage,
+    optimizer: optax.GradientTransformation,
+    mesh: Mesh,
+    seed: int,
+    params: Params | None = None,
+) -> TrainState:
+    """A fresh state, made in place on the mesh; the same numbers on every mesh.
+
+    Args:
+      seed: of the initial parameters (and of nothing else here).
+      params: start from these instead, already laid out like `abstract_state(...).params`.
+    """
+    shardings = shardings_of(abstract_state(stage, optimizer, mesh))
+
+    def build(key, params):
+        if params is None:
+            with meshes.rules_context(mesh):
+                params = meshes.unbox(stage.init_fn(key))
+        zero = jnp.zeros((), jnp.int32)
+        return TrainState(zero, params, optimizer.init(params), zero - 1)
+
+    # The updates' keys are others: those fold in a step number.
+    return jax.jit(build, out_shardings=shardings)(jax.random.key(seed), params)
+
+
+def make_train_step(
+    stage: Stage,
+    optimizer: optax.GradientTransformation,
+    mesh: Mesh,
+    state_shardings: TrainState,
+    accumulation: int = 1,
+    seed: int = 0,
+):
+    """The jitted update `(state, batch, stage.frozen) -> (state, metrics)`; uses up the state.
+
+    Args:
+      state_shardings: `shardings_of(abstract_state(stage, optimizer, mesh))`.
+      accumulation: microbatches a batch `[B, ...]` is cut into, one after another; equals the whole
+        batch up to rounding. Example i goes to microbatch `i % accumulation`, so that no example
+        changes its device.
+      seed: randomness of update t, microbatch m is `fold_in(fold_in(key(seed), t), m)`.
+
+    Returns:
+      a `jax.jit` function (it has `.lower` for compiling ahead). Metrics: float32 scalars `loss` (a
+      unit of weight), `weight`, `grad_norm` (before clipping), `learning_rate` where the optimizer
+      has a `schedule`, and every scalar sum of the loss function divided by the weight.
+
+    Raises:
+      UserError: while tracing, a batch that does not divide into the microbatches and the mesh.
+    """
+
+    def sums(params, batch, key, frozen):
+        extra = () if stage.frozen is None else (frozen,)
+
+        def loss(params):
+            total, weight, metrics = stage.loss_fn(params, batch, key, *extra)
+            return total.astype(jnp.float32), (jnp.asarray(weight, jnp.float32), metrics)
+
+        (total, (weight, metrics)), grads = jax.value_and_grad(loss, has_aux=True)(params)
+        # Laid out like the parameters at once: under fsdp every device keeps its own piece of the
+        # sum only.
+        grads = jax.lax.with_sharding_constraint(grads, state_shardings.params)
+        return total, weight, metrics, grads
+
+    def accumulated_sums(params, batch, key, frozen):
+        if accumulation == 1:
+            return sums(params, batch, jax.random.fold_in(key, 0), frozen)
+        microbatches = _split(batch, accumulation, mesh)
+
+        def add(running, numbered):
+            number, microbatch = numbered
+            more = sums(params, microbatch, jax.random.fold_in(key, number), frozen)
+            return jax.tree.map(lambda a, b: a + b.astype(a.dtype), running, more), None
+
+        first = jax.tree.map(lambda x: x[0], microbatches)
+        shapes = jax.eval_shape(sums, params, first, key, frozen)
+        zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, _wide(x.dtype)), shapes)
+        total, _ = jax.lax.scan(add, zeros, (jnp.arange(accumulation), microbatches))
+        return total
+
+    def train_step(state: TrainState, batch: Batch, frozen: Any = None):
+        with meshes.rules_context(mesh):
+            key = jax.random.fold_in(jax.random.key(seed), state.step)
+            total, weight, user_sums, grads = accumulated_sums(state.params, batch, key, frozen)
+            # A batch in which nothing counts has loss 0 and gradient 0, not 0/0.
+            unit = jnp.where(weight > 0, weight, 1.0)
+            grads = jax.tree.map(lambda g, p: (g / unit).astype(p.dtype), grads, state.params)
+            loss, grad_norm = total / unit, optax.tree.norm(grads)
+            updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
+            params = optax.apply_updates(state.params, updates)
+            if stage.after_update is not None:
+                after_key = jax.random.fold_in(key, accumulation)
+                params = stage.after_update(params, user_sums, after_key)
+        finite = jnp.isfinite(loss) & jnp.isfinite(grad_norm)
+        untroubled = state.bad_step < 0
+        new = TrainState(state.step + 1, params, opt_state, state.bad_step)
+        new = jax.tree.map(lambda a, b: jnp.where(finite & untroubled, a, b), new, state)
+        new = new.replace(bad_step=jnp.where(untroubled & ~finite, state.step, state.bad_step))
+        metrics = {"loss": loss, "weight": weight, "grad_norm": grad_norm}
+        if getattr(optimizer, "schedule", None) is not None:
+            metrics["learning_rate"] = optimizer.schedule(state.step)
+        metrics |= {name: x / unit for name, x in user_sums.items() if jnp.ndim(x) == 0}
+        return new, jax.tree.map(lambda x: x.astype(jnp.float32), metrics)
+
+    if accumulation < 1:
+        raise UserError(f"accumulation={accumulation}: expected at least 1 microbatch.")
+    return jax.jit(
+        train_step,
+        donate_argnums=0,
+        in_shardings=(state_shardings, meshes.batch_sharding(mesh), None),
+        out_shardings=(state_shardings, meshes.replicated(mesh)),
+    )
+
+
+def _wide(dtype: Any) -> Any:
+    """Sums over microbatches are kept in float32 at least."""
+    return jnp.promote_types(dtype, jnp.float32) if jnp.issubdtype(dtype, jnp.floating) else dtype
+
+
+def _placed(leaf: Any, sharding: NamedSharding) -> jax.ShapeDtypeStruct:
+    return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
+
+
+def _split(batch: Batch, accumulation: int, mesh: Mesh) -> Batch:
+    """`[B, ...]` -> `[accumulation, B / accumulation, ...]`, each cut over the mesh as before."""
+    parts = meshes.batch_shards(mesh)
+    layout = NamedSharding(mesh, P(None, meshes.BATCH_AXES))
+
+    def split(x):
+        if x.shape[0] % (accumulation * parts):
+            raise UserError(
+                f"a batch of {x.shape[0]} does not divide into accumulation={accumulation} "
+                f"microbatches over {parts} batch shards (data x fsdp); choose a multiple of "
+                f"{accumulation * parts}."
+            )
+        x = x.reshape(x.shape[0] // accumulation, accumulation, *x.shape[1:])
+        return jax.lax.with_sharding_constraint(jnp.moveaxis(x, 1, 0), layout)
+
+    return jax.tree.map(split, batch)
+
+
+def batch_size(batch: Batch) -> int:
+    """Examples in a host batch: the first dimension all its arrays share.
+
+    Raises:
+      UserError: the arrays disagree.
+    """
+    sizes = {
+        meshes.path_name(path): np.shape(x)[:1] for path, x in jax.tree.leaves_with_path(batch)
+    }
+    if len(set(sizes.values())) != 1 or () in sizes.values():
+        raise UserError(f"the arrays of one batch must share their first dimension; found {sizes}.")
+    return next(iter(sizes.values()))[0]

@@ -1,0 +1,39 @@
+"""Most popular completion gives the figures known for the optional logs, and matches by prefix."""
+
+import pytest
+
+from onesug_jax.evaluate.baselines import MostPopular
+from onesug_jax.evaluate.evaluator import evaluate, prefix_counts
+from onesug_jax.logs.completion import CompletionIndex
+from onesug_jax.logs.history import with_history
+from onesug_jax.tasks.features import Request
+
+
+def test_only_the_prefix_decides():
+    most_popular = MostPopular(
+        CompletionIndex.from_counts(["lego", "lego star", "lamp", "duplo"], [2, 5, 2, 9])
+    )
+    lists = most_popular.suggest(
+        [Request("l"), Request("lego "), Request("x"), Request("l", history=("lamp",))], k=2
+    )
+    assert lists == [["lego star", "lamp"], ["lego star"], [], ["lego star", "lamp"]]
+
+
+@pytest.mark.parametrize(
+    "name, expected",
+    [
+        ("shoplog_en_small", {"all": (86.0, 65.1), "order": (89.6, 69.4)}),
+        ("shoplog_zh", {"all": (85.5, 71.4), "order": (91.7, 77.0)}),
+    ],
+)
+def test_figures_of_the_optional_logs(shared_data, name, expected):
+    train, dev = (str(shared_data / name / f"{split}.parquet") for split in ("train", "dev"))
+    result = evaluate(
+        with_history([train, dev], keep=dev),
+        {"most_popular": MostPopular.from_log(train).suggest},
+        prefix_counts=prefix_counts(train),
+    )
+    for label, (hr, mrr) in expected.items():
+        scores = result.metrics["most_popular"][label]
+        assert scores["hr@16"] == pytest.approx(hr, abs=0.05)
+        assert scores["mrr@16"] == pytest.approx(mrr, abs=0.05)

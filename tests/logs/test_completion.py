@@ -1,0 +1,151 @@
+"""Most popular completion against a linear scan, leave-one-out, saving and loading."""
+
+import pickle
+import random
+from collections import Counter
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from onesug_jax.errors import UserError
+from onesug_jax.logs.completion import CompletionIndex
+
+ALPHABET = ["a", "b", " ", "é", "手", "机", "\uffff", "\U0001f600", "\U0010ffff"]
+
+
+def scan(counts: Counter, prefix: str, k: int, without: str | None = None) -> list[str]:
+    """The definition, read aloud: copy, take one out, filter, sort."""
+    left = Counter(counts)
+    if without in left:
+        left[without] -= 1
+    found = [q for q in left if left[q] > 0 and q.startswith(prefix)]
+    return sorted(found, key=lambda q: (-left[q], q))[:k]
+
+
+@pytest.fixture(scope="module")
+def counts() -> Counter:
+    rng = random.Random(3)
+    table = Counter()
+    for _ in range(6000):
+        length = min(rng.randint(1, 6), rng.randint(1, 6))
+        table["".join(rng.choice(ALPHABET) for _ in range(length))] += rng.choice([1, 1, 1, 2, 7])
+    return table
+
+
+@pytest.fixture(scope="module")
+def index(counts) -> CompletionIndex:
+    return CompletionIndex.from_counts(list(counts), list(counts.values()))
+
+
+def prefixes(rng: random.Random, n: int):
+    yield from ["", "z", "\uffff", "\U0010ffff", "\U0010ffff\U0010ffff"]
+    for _ in range(n):
+        yield "".join(rng.choice(ALPHABET) for _ in range(rng.randint(1, 4)))
+
+
+def test_lists_are_those_of_a_linear_scan(index, counts):
+    rng = random.Random(5)
+    for prefix in prefixes(rng, 300):
+        for k in (1, 16, 100):
+            assert index.complete(prefix, k) == scan(counts, prefix, k)
+        assert index.starts(prefix) == any(q.startswith(prefix) for q in counts)
+        assert index.total(prefix) == sum(n for q, n in counts.items() if q.startswith(prefix))
+
+
+def test_leaving_one_occurrence_out_equals_counting_without_it(index, counts):
+    rng = random.Random(7)
+    known = sorted(counts)
+    for prefix in prefixes(rng, 150):
+        inside = [q for q in scan(counts, prefix, 40)] + [rng.choice(known), "not a query"]
+        for left_out in rng.sample(inside, min(8, len(inside))):
+            for k in (1, 3, 16):
+                assert index.complete(prefix, k, without=left_out) == scan(
+                    counts, prefix, k, left_out
+                )
+
+
+def test_a_query_searched_once_disappears_when_left_out():
+    index = CompletionIndex.from_counts(["lego", "lego star"], [1, 2])
+    assert index.complete("lego", 5) == ["lego star", "lego"]
+    assert index.complete("lego", 5, without="lego") == ["lego star"]
+    assert index.complete("lego", 5, without="lego star") == ["lego", "lego star"]
+
+
+def test_sorted_queries_and_counts(index, counts):
+    assert list(index.queries) == sorted(counts)
+    assert index.counts.tolist() == [counts[q] for q in sorted(counts)]
+    assert index.queries[-1] == sorted(counts)[-1]
+    assert index.queries[2:5] == sorted(counts)[2:5]
+    assert index.count(index.queries[10]) == counts[index.queries[10]]
+    assert index.count("never searched") == 0
+    with pytest.raises(IndexError):
+        index.queries[len(index)]
+
+
+def test_same_query_twice_is_added_and_zero_is_left_out():
+    index = CompletionIndex.from_counts(["b", "a", "b", "c"], [2, 3, 2, 0])
+    assert list(index.queries) == ["a", "b"]
+    assert index.complete("", 9) == ["b", "a"]
+
+
+@pytest.mark.parametrize(
+    "queries, numbers", [(["a"], [-1]), (["a", "b"], [1]), (["a\nb"], [1]), ([""], [1])]
+)
+def test_impossible_counts_are_refused(queries, numbers):
+    with pytest.raises(ValueError):
+        CompletionIndex.from_counts(queries, numbers)
+
+
+def test_half_a_surrogate_pair_matches_nothing(index):
+    assert index.complete("\ud800", 5) == []
+    assert not index.starts("a\udfff")
+
+
+def test_saved_and_loaded_gives_the_same_lists(index, tmp_path):
+    index.save(str(tmp_path / "index"))
+    loaded = CompletionIndex.load(str(tmp_path / "index"))
+    copied = pickle.loads(pickle.dumps(loaded))
+    for prefix in prefixes(random.Random(9), 60):
+        assert (
+            loaded.complete(prefix, 16) == index.complete(prefix, 16) == copied.complete(prefix, 16)
+        )
+    assert isinstance(loaded.counts, np.memmap)
+
+
+def test_an_empty_index_answers_empty_lists(tmp_path):
+    CompletionIndex.from_counts([], []).save(str(tmp_path))
+    index = CompletionIndex.load(str(tmp_path))
+    assert (len(index), index.complete("", 3), index.starts("")) == (0, [], False)
+
+
+def test_a_damaged_or_missing_index_is_named(index, tmp_path):
+    with pytest.raises(UserError, match="queries.txt"):
+        CompletionIndex.load(str(tmp_path / "nowhere"))
+    index.save(str(tmp_path))
+    with open(tmp_path / "queries.txt", "ab") as file:
+        file.write(b"more\n")
+    with pytest.raises(UserError, match="damaged"):
+        CompletionIndex.load(str(tmp_path))
+
+
+def test_from_log_counts_every_row(tmp_path):
+    searched = ["lego", "lego", "duplo", "lego", "手机"] * 50_000
+    pq.write_table(pa.table({"query": searched, "prefix": searched}), tmp_path / "train.parquet")
+    index = CompletionIndex.from_log(str(tmp_path / "train.parquet"))
+    assert dict(zip(index.queries, index.counts.tolist(), strict=True)) == Counter(searched)
+
+
+def test_from_log_names_what_is_wrong(tmp_path):
+    with pytest.raises(UserError, match="no such file"):
+        CompletionIndex.from_log(str(tmp_path / "train.parquet"))
+    pq.write_table(pa.table({"text": ["lego"]}), tmp_path / "other.parquet")
+    with pytest.raises(UserError, match="other.parquet.*'query'.*text"):
+        CompletionIndex.from_log(str(tmp_path / "other.parquet"))
+    (tmp_path / "plain.parquet").write_text("hello")
+    with pytest.raises(UserError, match="plain.parquet.*Parquet"):
+        CompletionIndex.from_log(str(tmp_path / "plain.parquet"))
+    pq.write_table(pa.table({"query": pa.array([], pa.string())}), tmp_path / "empty.parquet")
+    with pytest.raises(UserError, match="empty.parquet.*none"):
+        CompletionIndex.from_log(str(tmp_path / "empty.parquet"))

@@ -1,0 +1,158 @@
+"""History: what each user searched before, against a reference that looks at every pair of rows."""
+
+import random
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from onesug_jax.errors import UserError
+from onesug_jax.logs.history import with_history
+from onesug_jax.logs.schema import HISTORY, LOG_SCHEMA, profile_columns
+
+
+def row(number, user, time, query, **more):
+    return {
+        "request_id": f"r{number:05d}",
+        "user_id": user,
+        "session_id": "s",
+        "timestamp_ms": time,
+        "prefix": query[:1],
+        "shown": [],
+        "query": query,
+        "clicked_position": None,
+        "clicked_items": [],
+        "ordered_items": [],
+        **more,
+    }
+
+
+def write(path, rows, *extra):
+    pq.write_table(pa.Table.from_pylist(rows, schema=pa.schema([*LOG_SCHEMA, *extra])), path)
+    return str(path)
+
+
+def reference(one, everything, n):
+    """The slow truth: all strictly earlier rows of the user, newest first, each query once."""
+    if not one["user_id"]:
+        return []
+    earlier = [
+        other
+        for other in everything
+        if other["user_id"] == one["user_id"] and other["timestamp_ms"] < one["timestamp_ms"]
+    ]
+    earlier.sort(key=lambda other: (other["timestamp_ms"], other["request_id"]), reverse=True)
+    return list(dict.fromkeys(other["query"] for other in earlier))[:n]
+
+
+@pytest.fixture(scope="module")
+def random_log(tmp_path_factory):
+    """Three files with interleaved times, ties within and across files, anonymous users."""
+    draw = random.Random(5)
+    rows = [
+        row(
+            number,
+            draw.choice(["u1", "u2", "u3", "O'Neil", ""]),
+            draw.randrange(150),
+            draw.choice("abcdefghijklmnopqrstuvwxyz") * draw.randint(1, 2),
+        )
+        for number in draw.sample(range(90_000), 900)
+    ]
+    folder = tmp_path_factory.mktemp("a [log] *")
+    files = {}
+    for place, name in enumerate(("train", "dev", "test")):
+        part = rows[place::3]
+        files[write(folder / f"{name}.parquet", part)] = part
+    return files
+
+
+@pytest.mark.parametrize("n", [0, 1, 3, 10])
+def test_history_equals_the_reference_for_every_split(random_log, n):
+    everything = [one for part in random_log.values() for one in part]
+    for path, part in random_log.items():
+        got = with_history(list(random_log), keep=path, history=n).read_all().to_pylist()
+        assert [{k: v for k, v in one.items() if k != "recent"} for one in got] == part
+        assert [one["recent"] for one in got] == [reference(one, everything, n) for one in part]
+
+
+def test_all_rows_come_in_the_order_of_files(random_log):
+    everything = [one for part in random_log.values() for one in part]
+    got = with_history(list(random_log), keep=None).read_all().to_pylist()
+    assert [one["request_id"] for one in got] == [one["request_id"] for one in everything]
+    assert [one["recent"] for one in got] == [reference(one, everything, 10) for one in everything]
+
+
+def test_no_query_leaks_from_the_same_moment_or_later(tmp_path):
+    """Each query is unique, so its appearance anywhere tells when it was known."""
+    draw = random.Random(1)
+    rows = [row(i, f"u{i % 3}", draw.randrange(40), f"query {i}") for i in range(200)]
+    files = [write(tmp_path / "a.parquet", rows[:120]), write(tmp_path / "b.parquet", rows[120:])]
+    when = {one["query"]: one["timestamp_ms"] for one in rows}
+    owner = {one["query"]: one["user_id"] for one in rows}
+    seen = 0
+    for one in with_history(files, keep=None).read_all().to_pylist():
+        seen += len(one["recent"])
+        assert all(when[query] < one["timestamp_ms"] for query in one["recent"])
+        assert {owner[query] for query in one["recent"]} <= {one["user_id"]}
+        times = [when[query] for query in one["recent"]]
+        assert times == sorted(times, reverse=True)
+    assert seen > 500
+
+
+def test_a_user_across_batches_keeps_the_latest_ten_distinct(tmp_path):
+    """70,000 rows of one user, more than one batch; repeats must not push others out."""
+    many = [row(i, "u", i, f"q{i % 4}") for i in range(70_000)]
+    path = write(tmp_path / "log.parquet", many)
+    reader = with_history([path], keep=path)
+    batches = list(reader)
+    assert len(batches) > 1
+    last = batches[-1].slice(batches[-1].num_rows - 1).to_pylist()[0]
+    assert last["request_id"] == "r69999"
+    assert last["recent"] == ["q2", "q1", "q0", "q3"]
+    assert sum(batch.num_rows for batch in batches) == 70_000
+
+
+def test_a_row_with_its_own_history_uses_that_and_others_the_derived(tmp_path):
+    train = write(tmp_path / "train.parquet", [row(0, "u", 1, "early"), row(1, "u", 2, "late")])
+    own = pa.field(HISTORY, pa.list_(pa.string()))
+    rows = [
+        row(2, "u", 9, "x", history=["old", "new", "old", "newest"]),
+        row(3, "u", 9, "y", history=None),
+        row(4, "u", 9, "z", history=[]),
+        row(5, "", 9, "z", history=["known"]),
+    ]
+    test = write(tmp_path / "test.parquet", rows, own)
+    got = with_history([train, test], keep=test, history=2).read_all()
+    assert got["recent"].to_pylist() == [["newest", "old"], ["late", "early"], [], ["known"]]
+    assert got[HISTORY].to_pylist()[0] == ["old", "new", "old", "newest"]
+
+
+def test_files_with_different_profiles_share_one_schema(tmp_path):
+    gender = pa.field("gender", pa.string())
+    first = write(tmp_path / "a.parquet", [row(0, "u", 1, "a", gender="F")], gender)
+    second = write(tmp_path / "b.parquet", [row(1, "u", 2, "b")])
+    table = with_history([first, second], keep=None).read_all()
+    assert profile_columns(table.schema) == ["gender"]
+    assert table["gender"].to_pylist() == ["F", None]
+    assert table["recent"].to_pylist() == [[], ["a"]]
+
+
+def test_mistakes_are_named(tmp_path):
+    path = write(tmp_path / "log.parquet", [row(0, "u", 1, "a")])
+    with pytest.raises(UserError, match="expected one of the log files"):
+        with_history([path], keep=str(tmp_path / "other.parquet"))
+    with pytest.raises(UserError, match="nothing.parquet"):
+        with_history([str(tmp_path / "nothing.parquet")], keep=None)
+    table = pq.read_table(path).drop_columns(["query"])
+    pq.write_table(table, tmp_path / "raw.parquet")
+    with pytest.raises(UserError, match="column 'query' is missing"):
+        with_history([str(tmp_path / "raw.parquet")], keep=None)
+
+
+def test_temporary_files_are_gone_afterwards(tmp_path):
+    path = write(tmp_path / "log.parquet", [row(i, "u", i, "a") for i in range(10)])
+    scratch = tmp_path / "scratch"
+    scratch.mkdir()
+    reader = with_history([path], keep=path, scratch=str(scratch))
+    assert reader.read_all().num_rows == 10
+    assert not list(scratch.iterdir())

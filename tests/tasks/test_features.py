@@ -1,0 +1,127 @@
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from onesug_jax.errors import UserError
+from onesug_jax.tasks.features import Featurizer, FeatureSpec, Request
+from onesug_jax.tasks.vocabulary import Vocabulary
+
+WORDS = ["red", "shoes", "lego", "duplo", "train set", "phone case", "手机壳"]
+
+
+@pytest.fixture(scope="module")
+def vocabulary(tmp_path_factory) -> Vocabulary:
+    folder = str(tmp_path_factory.mktemp("vocab"))
+    return Vocabulary.train(iter(WORDS * 3), folder, pieces=330, sid_levels=1, sid_codes=4)
+
+
+def sections(vocabulary: Vocabulary, ids) -> dict[str, list[str]]:
+    """An independent reader of the layout: section name -> its texts, in the order they stand."""
+    names = {getattr(vocabulary, f"{n}_id"): n for n in ("prefix", "related", "history", "profile")}
+    ids = list(map(int, ids))
+    assert ids.pop() == vocabulary.eos_id and vocabulary.eos_id not in ids
+    out: dict[str, list[list[int]]] = {}
+    for i in ids:
+        if i in names:
+            assert names[i] not in out
+            out[names[i]] = [[]]
+            here = out[names[i]]
+        elif i == vocabulary.item_id:
+            here.append([])
+        else:
+            here[-1].append(i)
+    return {name: [vocabulary.decode(x) for x in items] for name, items in out.items()}
+
+
+def test_the_papers_order(vocabulary):
+    v, e = vocabulary, vocabulary.encode
+    request = Request("lego ", ["duplo", "red"], ["lego", "train set"], ["female", "30"])
+    expected = [v.prefix_id, *e("lego ")]
+    expected += [v.related_id, *e("lego"), v.item_id, *e("train set")]
+    expected += [v.history_id, *e("duplo"), v.item_id, *e("red")]
+    expected += [v.profile_id, *e("female"), v.item_id, *e("30"), v.eos_id]
+    assert Featurizer(v, FeatureSpec(profile=True)).inputs(request).tolist() == expected
+    bare = Featurizer(v, FeatureSpec(related=1, history=0, profile=False)).inputs(request)
+    assert bare.tolist() == [v.prefix_id, *e("lego "), v.related_id, *e("lego"), v.eos_id]
+
+
+def test_empty_sections_leave_their_marker_out_but_the_prefix(vocabulary):
+    got = Featurizer(vocabulary, FeatureSpec()).inputs(Request(""))
+    assert got.tolist() == [vocabulary.prefix_id, vocabulary.eos_id] and got.dtype == np.int32
+    got = Featurizer(vocabulary, FeatureSpec()).inputs(Request("", [""], [""], [""]))
+    assert got.tolist() == [vocabulary.prefix_id, vocabulary.eos_id]
+
+
+texts = st.lists(st.sampled_from([*WORDS, "x" * 9, "red shoes lego"]), max_size=12)
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.text(max_size=40), texts, texts, texts, st.integers(8, 80))
+def test_what_fits_is_whole_leading_and_as_much_as_fits(
+    vocabulary, prefix, history, related, profile, length
+):
+    spec = FeatureSpec(input_length=length)
+    ids = Featurizer(vocabulary, spec).inputs(Request(prefix, history, related, profile))
+    assert len(ids) <= length
+    got = sections(vocabulary, ids)
+    assert list(got) == [n for n in ("prefix", "related", "history", "profile") if n in got]
+    tail = vocabulary.encode(prefix)[-(length // 2 - 1) :]
+    assert ids[1 : 1 + len(tail)].tolist() == tail
+    room = length - len(ids)
+    given = {"related": related[:8], "history": history[:10], "profile": profile}
+    for name, items in given.items():
+        kept = got.get(name, [])
+        assert kept == items[: len(kept)]
+        if name != "profile" and len(kept) < len(items):
+            assert len(vocabulary.encode(items[len(kept)])) + 1 > room
+    # Neither section starves the other: they take turns while both still have items.
+    counts = [len(got.get(name, [])) for name in ("related", "history")]
+    cost = (
+        len(vocabulary.encode(given["related"][counts[0]])) if counts[0] < len(related[:8]) else 0
+    )
+    if cost and counts[1] > counts[0] + 1:
+        taken = [len(vocabulary.encode(t)) + 1 for t in history[counts[0] + 1 : counts[1]]]
+        assert cost + 1 > room + sum(taken)
+
+
+def test_targets_end_with_the_end_token(vocabulary):
+    featurizer = Featurizer(vocabulary, FeatureSpec(target_length=4))
+    whole = vocabulary.encode("red")
+    assert featurizer.target("red").tolist() == [*whole[:3], vocabulary.eos_id]
+    long = featurizer.target("red shoes lego duplo train")
+    assert len(long) == 4 and long[-1] == vocabulary.eos_id and long.dtype == np.int32
+    assert long[:3].tolist() == vocabulary.encode("red shoes lego duplo train")[:3]
+
+
+def test_a_batch_is_its_rows_padded(vocabulary):
+    featurizer = Featurizer(vocabulary, FeatureSpec())
+    requests = [Request("le", ["red"] * n, ["lego"], ["m"]) for n in range(5)]
+    batch = featurizer.batch(requests)
+    assert batch.shape == (5, 128) and batch.dtype == np.int32
+    short = featurizer.batch(requests, length=64)
+    for row, cut, request in zip(batch, short, requests, strict=True):
+        ids = featurizer.inputs(request)
+        np.testing.assert_array_equal(row, np.pad(ids, (0, 128 - len(ids))))
+        np.testing.assert_array_equal(cut, row[:64])
+    with pytest.raises(ValueError, match="more than length=4"):
+        featurizer.batch(requests, length=4)
+    assert featurizer.batch([]).shape == (0, 128)
+
+
+def test_asking_twice_gives_the_same(vocabulary):
+    featurizer = Featurizer(vocabulary, FeatureSpec())
+    request = Request("le", ["red", "red"], ["lego", "red"])
+    first = featurizer.inputs(request)
+    first[:] = 0  # the caller's own array, not the cached ids
+    np.testing.assert_array_equal(
+        featurizer.inputs(request), Featurizer(vocabulary, FeatureSpec()).inputs(request)
+    )
+    assert featurizer.inputs(request).any()
+
+
+def test_impossible_lengths_are_the_users_mistake():
+    with pytest.raises(UserError, match="input_length=4"):
+        FeatureSpec(input_length=4)
+    with pytest.raises(UserError, match="history=-1"):
+        FeatureSpec(history=-1)

@@ -1,0 +1,43 @@
+"""Every file in gin_configs/ is read, checked and dry-run, and says how it is used."""
+
+import pathlib
+
+import pytest
+
+from onesug_jax import cli, main
+
+CONFIGS = pathlib.Path(__file__).resolve().parent.parent / "gin_configs"
+FILES = sorted(CONFIGS.rglob("*.gin"))
+
+
+def name(path: pathlib.Path) -> str:
+    return path.relative_to(CONFIGS).as_posix()
+
+
+@pytest.mark.parametrize("path", FILES, ids=name)
+def test_file_dry_runs_all_stages(path, tmp_path, capsys):
+    code = main.main(["run", "--dry_run", f"--gin_file={path}", f"--gin.WORK_DIR={tmp_path / 'w'}"])
+    out, err = capsys.readouterr()
+    assert code == 0, err
+    assert "# plan for" in out
+    assert not (tmp_path / "w").exists(), "a dry run leaves nothing behind"
+
+
+@pytest.mark.parametrize("path", FILES, ids=name)
+def test_file_opens_with_its_command(path):
+    assert path.read_text(encoding="utf-8").startswith("# COMMAND: ")
+
+
+@pytest.mark.parametrize("folder", ["models", "mesh"])
+def test_every_model_and_mesh_can_be_named(folder):
+    macro = {"models": "MODEL", "mesh": "MESH"}[folder]
+    for path in (CONFIGS / folder).glob("*.gin"):
+        config = main.read_config(flags=[(macro, repr(path.stem))])
+        written = {line.split(" = ")[0] for line in path.read_text().splitlines() if " = " in line}
+        assert written and written <= config.bindings.keys()
+
+
+def test_defaults_bind_exactly_the_macros():
+    bound = {key for key in main.read_config().bindings if "." not in key}
+    assert bound == set(cli.MACROS)
+    assert len(bound) <= 8

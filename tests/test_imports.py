@@ -1,0 +1,61 @@
+"""The serving path stays light: in a fresh process it loads neither TensorFlow nor SeqIO."""
+
+import os
+import pathlib
+import subprocess
+import sys
+
+import pytest
+
+ROOT = pathlib.Path(__file__).resolve().parent.parent
+HEAVY = ("tensorflow", "seqio", "tensorflow_datasets", "clu")
+
+
+def python(code: str, *arguments: str) -> str:
+    done = subprocess.run(
+        [sys.executable, "-c", code, *arguments],
+        cwd=ROOT,
+        env={**os.environ, "JAX_PLATFORMS": "cpu"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout.splitlines()[-1]
+
+
+def loaded(code: str, modules=HEAVY) -> list[str]:
+    out = python(f"import sys\n{code}\nprint(*[m for m in {modules!r} if m in sys.modules], '.')")
+    return out.split()[:-1]
+
+
+def serving_modules() -> list[str]:
+    package = ROOT / "onesug_jax"
+    paths = [package / "logs" / "schema.py", package / "logs" / "completion.py"]
+    paths += [package / "tasks" / "vocabulary.py", package / "tasks" / "features.py"]
+    paths += [package / "train" / "checkpoint.py"]
+    for folder in ("model", "decode", "serve"):
+        paths += sorted((package / folder).glob("*.py"))
+    return [".".join(path.relative_to(ROOT).with_suffix("").parts) for path in paths]
+
+
+def test_the_serving_path_loads_no_tensorflow():
+    assert loaded("\n".join(f"import {name}" for name in serving_modules())) == []
+
+
+@pytest.mark.parametrize(
+    "words", [["suggest", "--dry_run"], ["doctor"], ["suggest", "--help"]], ids=" ".join
+)
+def test_light_commands_load_no_tensorflow(words, tmp_path):
+    words = [*words, f"--gin.WORK_DIR={tmp_path}"]
+    code = f"from onesug_jax.main import main\nassert main({words!r}) in (0, 1)"
+    assert loaded(code) == []
+
+
+def test_help_does_not_even_load_jax():
+    code = "from onesug_jax.main import main\nmain(['--help'])\nmain(['simulate', '--help'])"
+    assert loaded(code, ("jax", "numpy", *HEAVY)) == []
+
+
+def test_the_probe_sees_what_is_loaded():
+    assert loaded("import numpy", ("numpy", "jax")) == ["numpy"]

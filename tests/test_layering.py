@@ -1,0 +1,86 @@
+"""Who may import whom: read from the source text of every file of the package."""
+
+import ast
+import pathlib
+
+import pytest
+
+PACKAGE = pathlib.Path(__file__).resolve().parent.parent / "onesug_jax"
+FILES = sorted(PACKAGE.rglob("*.py"))
+
+# folder -> what of onesug_jax it may import, besides itself, errors and arrays
+MAY_IMPORT = {
+    "logs": (),
+    "train": (),
+    "model": (),
+    "represent": ("model",),
+    "decode": ("model", "tasks.vocabulary", "tasks.features"),
+    "tasks": ("logs", "represent"),
+    "align": ("model", "logs.schema", "train"),
+    "evaluate": ("decode", "logs", "tasks", "train.mesh"),
+    "serve": ("decode", "represent", "tasks.features", "tasks.vocabulary", "train.checkpoint"),
+}
+ONLY_IN = {  # package -> the files that may import it
+    "gin": ("main.py",),
+    "tensorflow": ("tasks/seqio_tasks.py",),
+    "tensorflow_datasets": ("tasks/seqio_tasks.py",),
+    "seqio": ("tasks/seqio_tasks.py",),
+}
+
+
+def imported(path: pathlib.Path) -> set[str]:
+    """Every dotted name a file imports, at its top or inside functions."""
+    names = set()
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path.name}:{node.lineno}: imports are written in full"
+            names |= {f"{node.module}.{alias.name}" for alias in node.names}
+    return names
+
+
+def within(name: str, allowed: str) -> bool:
+    return name == allowed or name.startswith(allowed + ".")
+
+
+def relative(path: pathlib.Path) -> str:
+    return path.relative_to(PACKAGE).as_posix()
+
+
+@pytest.mark.parametrize("path", FILES, ids=relative)
+def test_imports_keep_to_the_layers(path):
+    folder = relative(path).split("/")[0]
+    if folder not in MAY_IMPORT:
+        return
+    allowed = [f"onesug_jax.{name}" for name in (folder, "errors", "arrays", *MAY_IMPORT[folder])]
+    wrong = [
+        name
+        for name in imported(path)
+        if within(name, "onesug_jax") and not any(within(name, one) for one in allowed)
+    ]
+    assert not wrong, f"{relative(path)} may not import {sorted(wrong)}"
+
+
+@pytest.mark.parametrize("path", FILES, ids=relative)
+def test_some_packages_are_imported_in_one_place_only(path):
+    for package, places in ONLY_IN.items():
+        if relative(path) not in places:
+            assert not [name for name in imported(path) if within(name, package)]
+
+
+@pytest.mark.parametrize("path", FILES, ids=relative)
+def test_nobody_imports_main(path):
+    assert not [name for name in imported(path) if within(name, "onesug_jax.main")]
+
+
+def test_every_folder_has_a_layer_and_no_file_is_called_utils():
+    folders = {relative(path).split("/")[0] for path in FILES if path.parent != PACKAGE}
+    assert folders <= MAY_IMPORT.keys()
+    assert not [relative(path) for path in FILES if "utils" in path.name]
+
+
+def test_the_walk_sees_imports_inside_functions(tmp_path):
+    path = tmp_path / "module.py"
+    path.write_text("def f():\n    import gin\n    from onesug_jax.model import config\n")
+    assert imported(path) == {"gin", "onesug_jax.model.config"}

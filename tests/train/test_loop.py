@@ -1,0 +1,265 @@
+"""One loop for every stage: goes on with the same bits, keeps the best, stops unspoilt."""
+
+import json
+import os
+import signal
+
+import numpy as np
+import pytest
+
+from onesug_jax.errors import UserError
+from onesug_jax.train.checkpoint import load_params, saved_steps
+from onesug_jax.train.interruption import Interruption
+from onesug_jax.train.loop import NonFiniteLoss, Preempted, fit
+from onesug_jax.train.optimizer import make_optimizer
+
+
+@pytest.fixture
+def train(toy, mesh_of):
+    """fit on the toy stage, with these tests' settings unless told otherwise."""
+
+    def run(folder, steps=12, mesh=(1, 1, 1), stage=None, **more):
+        settings = {
+            "batch_at": toy.make_batch_at(),
+            "optimizer": make_optimizer("adamw", 0.02, 3, "cosine", 40),
+            "seed": 7,
+            "log_every": 2,
+            "checkpoint_every": 4,
+            **more,
+        }
+        stage = stage or toy.make_stage(dropout=0.1)
+        return fit(stage, mesh=mesh_of(*mesh), steps=steps, folder=folder, **settings)
+
+    return run
+
+
+def rows(folder, kind="train"):
+    lines = (folder / "metrics.jsonl").read_text().splitlines()
+    return [row for row in map(json.loads, lines) if row["kind"] == kind]
+
+
+def losses(folder):
+    return {row["step"]: row["loss"] for row in rows(folder)}
+
+
+def stop_at(monkeypatch, *steps):
+    """As if SIGTERM came during these updates."""
+    told = lambda self, step: signal.SIGTERM if step in steps else 0  # noqa: E731
+    monkeypatch.setattr(Interruption, "told", told)
+
+
+def test_a_run_in_pieces_equals_a_run_in_one(train, toy, tmp_path, monkeypatch):
+    whole = train(tmp_path / "whole")
+    with monkeypatch.context() as patch:
+        stop_at(patch, 3, 5)
+        for step in (3, 5):
+            with pytest.raises(Preempted) as stopped:
+                train(tmp_path / "pieces")
+            assert (stopped.value.code, stopped.value.step) == (143, step)
+            assert saved_steps(tmp_path / "pieces")[-1] == step
+    pieces = train(tmp_path / "pieces")
+    assert (whole.step, pieces.step) == (12, 12)
+    assert toy.same_bits(whole.params, pieces.params)
+    assert losses(tmp_path / "whole") == losses(tmp_path / "pieces")
+    assert list(losses(tmp_path / "pieces")) == [2, 4, 6, 8, 10, 12]
+    assert saved_steps(tmp_path / "pieces") == [8, 12]
+
+
+def test_batches_come_in_order_once_each(train, toy, tmp_path, monkeypatch):
+    asked, used = [], []
+    real = toy.make_batch_at()
+    stage = toy.make_stage()
+
+    def batch_at(step):
+        asked.append(step)
+        return {**real(step), "number": np.full(16, step, np.int32)}
+
+    def loss_fn(params, batch, key):
+        total, weight, _ = stage.loss_fn(params, batch, key)
+        return total, weight, {"number": batch["number"][0] * weight}
+
+    watched = toy.make_stage().__class__("toy", stage.init_fn, loss_fn)
+    settings = {"stage": watched, "batch_at": batch_at, "log_every": 1}
+    with monkeypatch.context() as patch:
+        stop_at(patch, 5)
+        with pytest.raises(Preempted):
+            train(tmp_path, **settings)
+    asked.clear()
+    train(tmp_path, **settings)
+    assert asked == list(range(5, 12))
+    used = [round(row["number"]) for row in rows(tmp_path)]
+    assert used == list(range(12))
+
+
+def test_going_on_with_another_mesh_keeps_the_losses(train, tmp_path):
+    train(tmp_path / "one", steps=12)
+    train(tmp_path / "moved", steps=6, checkpoint_every=6)
+    train(tmp_path / "moved", steps=12, mesh=(2, 2, 2))
+    one, moved = losses(tmp_path / "one"), losses(tmp_path / "moved")
+    assert one.keys() == moved.keys()
+    np.testing.assert_allclose(list(one.values()), list(moved.values()), rtol=1e-5)
+
+
+def test_sigterm_saves_first_and_the_handlers_come_back(train, toy, tmp_path):
+    before = signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGINT)
+    real = toy.make_batch_at()
+
+    def batch_at(step):
+        if step == 8:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return real(step)
+
+    with pytest.raises(Preempted) as stopped:
+        train(tmp_path, steps=1000, batch_at=batch_at, checkpoint_every=1000)
+    assert stopped.value.code == 143
+    assert saved_steps(tmp_path) == [stopped.value.step]
+    assert (signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGINT)) == before
+
+
+def test_a_finished_run_returns_at_once(train, toy, tmp_path):
+    first = train(tmp_path)
+
+    def no_batch(step):
+        raise AssertionError("there was nothing left to do")
+
+    again = train(tmp_path, batch_at=no_batch)
+    assert again.step == 12 and toy.same_bits(first.params, again.params)
+
+
+def test_a_spoilt_batch_stops_the_run_and_is_kept(train, toy, tmp_path, capsys):
+    poisoned = toy.make_batch_at(poison=6)
+    good = train(tmp_path / "good", steps=4)
+    with pytest.raises(NonFiniteLoss, match=r"update 7 \(batch 6\)") as stopped:
+        train(tmp_path / "bad", steps=1000, batch_at=poisoned, log_every=5)
+    assert saved_steps(tmp_path / "bad") == [4]
+    assert toy.same_bits(load_params(tmp_path / "bad"), good.params)
+    path = tmp_path / "bad" / "nonfinite_batch_6.npz"
+    assert str(path) in str(stopped.value)
+    with np.load(path) as kept:
+        assert kept.keys() == poisoned(6).keys()
+        for name, values in poisoned(6).items():
+            np.testing.assert_array_equal(kept[name], values)
+    assert max(losses(tmp_path / "bad"), default=0) < 7
+
+
+SCORES = {3: 0.2, 6: 0.9, 9: 0.4, 12: 0.5}
+
+
+@pytest.mark.parametrize(("higher", "best"), [(True, 6), (False, 3)])
+def test_the_best_by_the_dev_metric_is_kept(train, toy, tmp_path, higher, best):
+    seen = {}
+
+    def evaluate(params, step):
+        seen[step] = {"kernel": np.array(params["Dense_0"]["kernel"])}
+        return {"mrr": SCORES[step], "other": 1.0}
+
+    result = train(
+        tmp_path,
+        evaluate_every=3,
+        evaluate_fn=evaluate,
+        best_metric="mrr",
+        higher_is_better=higher,
+    )
+    assert (result.best_step, result.best_value) == (best, SCORES[best])
+    kept = load_params(tmp_path)
+    assert np.array_equal(kept["Dense_0"]["kernel"], seen[best]["kernel"])
+    assert [(row["step"], row["mrr"]) for row in rows(tmp_path, "evaluate")] == list(SCORES.items())
+    again = train(
+        tmp_path, evaluate_every=3, evaluate_fn=None, best_metric=None, higher_is_better=higher
+    )
+    assert (again.best_step, again.best_value) == (best, SCORES[best])
+
+
+@pytest.mark.parametrize("stopped", [6, 7, 9, 12])
+def test_keeping_the_best_survives_a_stop(train, tmp_path, monkeypatch, stopped):
+    evaluated = []
+
+    def evaluate(params, step):
+        evaluated.append(step)
+        return {"mrr": SCORES[step]}
+
+    settings = {"evaluate_every": 3, "evaluate_fn": evaluate, "best_metric": "mrr"}
+    with monkeypatch.context() as patch:
+        stop_at(patch, stopped)
+        with pytest.raises(Preempted):
+            train(tmp_path, **settings)
+    result = train(tmp_path, **settings)
+    assert (result.best_step, result.best_value) == (6, 0.9)
+    # A stop does not wait for an evaluation; the next run makes it, and none is made twice.
+    assert evaluated == [3, 6, 9, 12]
+    assert [row["step"] for row in rows(tmp_path, "evaluate")] == [3, 6, 9, 12]
+    assert [path.name for path in (tmp_path / "best").iterdir()] == ["6"]
+
+
+def test_patience_ends_a_run_that_no_longer_improves(train, tmp_path):
+    settings = {
+        "evaluate_every": 3,
+        "evaluate_fn": lambda params, step: {"mrr": SCORES[step]},
+        "best_metric": "mrr",
+        "patience": 1,
+        "steps": 12,
+    }
+    result = train(tmp_path, **settings)
+    assert (result.step, result.best_step) == (9, 6)
+    assert train(tmp_path, **settings).step == 9
+    assert train(tmp_path, **{**settings, "patience": 2}).step == 12
+
+
+def test_batches_of_several_lengths(train, toy, tmp_path):
+    made = [toy.make_batch_at(16, 4), toy.make_batch_at(8, 12)]
+    result = train(tmp_path, batch_at=lambda step: made[step % 2](step))
+    assert result.step == 12
+    assert all(np.isfinite(loss) for loss in losses(tmp_path).values())
+
+
+def test_parameters_from_another_stage(train, toy, tmp_path):
+    given = train(tmp_path / "first", mesh=(2, 2, 2)).params
+    rate = make_optimizer("adamw", 1e-30, 0, "none")
+    for source in (tmp_path / "first", given):
+        folder = tmp_path / f"second {type(source).__name__}"
+        moved = train(folder, steps=1, params_from=source, optimizer=rate)
+        assert toy.same_bits(moved.params, given)
+    short = {**given, "Dense_0": {"kernel": np.zeros((3, 3), np.float32), "bias": np.zeros(3)}}
+    with pytest.raises(UserError, match=r"Dense_0/bias is \[3\] there and \[32\] here"):
+        train(tmp_path / "third", params_from=short)
+    with pytest.raises(UserError, match="it has no Dense_1/bias.*Embed_0/embedding"):
+        train(tmp_path / "third", params_from={"Dense_0": given["Dense_0"]})
+
+
+def test_another_configuration_is_told_or_starts_over(train, toy, tmp_path):
+    train(tmp_path, steps=4, fingerprint={"width": 8})
+    with pytest.raises(UserError, match=r"width 8 \(now 9\)"):
+        train(tmp_path, steps=8, fingerprint={"width": 9})
+    with pytest.raises(UserError, match=r"seed 7 \(now 8\)"):
+        train(tmp_path, steps=8, fingerprint={"width": 8}, seed=8)
+    result = train(tmp_path, steps=8, fingerprint={"width": 9}, on_mismatch="restart")
+    fresh = train(tmp_path / "fresh", steps=8)
+    assert toy.same_bits(result.params, fresh.params)
+    assert list(losses(tmp_path)) == [2, 4, 6, 8]
+
+
+def test_a_trace_of_chosen_steps(train, tmp_path):
+    train(tmp_path, steps=5, profile_steps=(3, 4))
+    assert list((tmp_path / "profile").rglob("*.xplane.pb"))
+
+
+def test_wrong_settings_and_broken_data_are_told(train, toy, tmp_path):
+    with pytest.raises(UserError, match="log_every=0"):
+        train(tmp_path, log_every=0)
+    with pytest.raises(UserError, match="needs evaluate_every"):
+        train(tmp_path, best_metric="mrr")
+    with pytest.raises(UserError, match="best_metric='mrr': the evaluation gives hr, loss"):
+        train(
+            tmp_path / "a",
+            evaluate_every=1,
+            evaluate_fn=lambda params, step: {"loss": 1.0, "hr": 0.1},
+            best_metric="mrr",
+        )
+
+    def batch_at(step):
+        if step == 3:
+            raise UserError("shard 3 of the data is gone")
+        return toy.make_batch_at()(step)
+
+    with pytest.raises(UserError, match="shard 3 of the data is gone"):
+        train(tmp_path / "b", batch_at=batch_at)

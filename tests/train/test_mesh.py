@@ -1,0 +1,93 @@
+"""Meshes use up the devices, axes land where the table says, what does not divide is refused."""
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.sharding import PartitionSpec as P
+
+from onesug_jax.errors import UserError
+from onesug_jax.train import mesh as meshes
+
+
+def boxed(shape, names):
+    return nn.LogicallyPartitioned(jax.ShapeDtypeStruct(shape, jnp.float32), names)
+
+
+@pytest.mark.parametrize(
+    ("asked", "shape"),
+    [
+        ({}, (8, 1, 1)),
+        ({"fsdp": 2, "tensor": 2}, (2, 2, 2)),
+        ({"data": 1, "fsdp": -1}, (1, 8, 1)),
+        ({"data": 2, "fsdp": 1, "tensor": -1}, (2, 1, 4)),
+    ],
+)
+def test_minus_one_takes_what_is_left(asked, shape):
+    mesh = meshes.make_mesh(**asked)
+    assert tuple(mesh.shape.values()) == shape
+    assert sorted(device.id for device in mesh.devices.flat) == list(range(8))
+
+
+@pytest.mark.parametrize(
+    ("asked", "told"),
+    [
+        ({"tensor": 3}, ["tensor=3", "8 cpu"]),
+        ({"data": 2, "fsdp": 2, "tensor": 1}, ["data=2, fsdp=2", "product 4", "8"]),
+        ({"data": -1, "fsdp": -1}, ["fsdp=-1", "at most one"]),
+        ({"data": 0}, ["data=0", "positive"]),
+    ],
+)
+def test_refuses_a_product_that_is_not_the_devices(asked, told):
+    with pytest.raises(UserError) as error:
+        meshes.make_mesh(**asked)
+    assert all(word in str(error.value) for word in told)
+
+
+def test_parameters_lie_where_the_table_says(mesh_of):
+    mesh = mesh_of(2, 2, 2)
+    tree = {
+        "embedding": boxed((16, 8), ("vocab", "embed")),
+        "wi": boxed((3, 8, 32), ("layers", "embed", "mlp")),
+        "query": boxed((8, 4, 6), ("embed", "heads", "kv")),
+        "relpos": boxed((32, 4), ("relpos_buckets", "heads")),
+        "plain": jax.ShapeDtypeStruct((7,), jnp.float32),
+    }
+    specs = jax.tree.map(lambda sharding: sharding.spec, meshes.param_shardings(tree, mesh))
+    assert specs == {
+        "embedding": P("tensor", "fsdp"),
+        "wi": P(None, "fsdp", "tensor"),
+        "query": P("fsdp", "tensor", None),
+        "relpos": P(None, "tensor"),
+        "plain": P(),
+    }
+
+
+def test_an_axis_of_the_mesh_is_used_once_an_array(mesh_of):
+    tree = {"gate": boxed((8, 8), ("heads", "mlp"))}
+    spec = meshes.param_shardings(tree, mesh_of(1, 1, 8))["gate"].spec
+    assert sorted(spec, key=str) == [None, "tensor"]
+
+
+def test_refuses_a_dimension_that_does_not_divide(mesh_of):
+    tree = {"encoder": {"wi": boxed((8, 6), ("embed", "mlp"))}}
+    with pytest.raises(UserError, match=r"encoder/wi \[8, 6\]: dimension 1 \('mlp', 6\).*tensor=4"):
+        meshes.param_shardings(tree, mesh_of(1, 1, 4))
+    meshes.param_shardings(tree, mesh_of(1, 1, 2))
+
+
+def test_refuses_a_logical_axis_the_table_does_not_hold(mesh_of):
+    with pytest.raises(ValueError, match="wi: logical axis 'hidden'"):
+        meshes.param_shardings({"wi": boxed((8,), ("hidden",))}, mesh_of(1))
+
+
+def test_a_batch_is_cut_over_data_and_fsdp_and_keeps_its_order(mesh_of):
+    mesh = mesh_of(2, 2, 2)
+    local = {"tokens": np.arange(24).reshape(8, 3)}
+    batch = meshes.global_batch(mesh, local)
+    np.testing.assert_array_equal(batch["tokens"], local["tokens"])
+    assert batch["tokens"].sharding.shard_shape((8, 3)) == (2, 3)
+    assert meshes.batch_part(mesh) == (0, 1)
+    with pytest.raises(UserError, match=r"'tokens': 6 examples.*data=2 x fsdp=2 = 4"):
+        meshes.global_batch(mesh, {"tokens": np.zeros((6, 3))})

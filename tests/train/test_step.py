@@ -1,0 +1,144 @@
+"""One update: the same on any mesh and in any number of microbatches, and never a spoilt one."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from onesug_jax.errors import UserError
+from onesug_jax.train import step as steps
+from onesug_jax.train.mesh import global_batch
+from onesug_jax.train.optimizer import make_optimizer
+
+# float32 sums in another order: seen below 1e-6 over these few updates.
+TOLERANCE = 1e-5
+
+
+def run(stage, mesh, batch_at, updates=4, accumulation=1, name="adamw", seed=3):
+    """(final state, metrics of every update)."""
+    optimizer = make_optimizer(name, 0.02, 2, "rsqrt", weight_decay=0.01)
+    like = steps.abstract_state(stage, optimizer, mesh)
+    layout = steps.shardings_of(like)
+    update = steps.make_train_step(stage, optimizer, mesh, layout, accumulation, seed)
+    state, told = steps.init_state(stage, optimizer, mesh, seed), []
+    for t in range(updates):
+        state, metrics = update(state, global_batch(mesh, batch_at(t)), stage.frozen)
+        told.append({key: float(x) for key, x in metrics.items()})
+    for leaf, want in zip(jax.tree.leaves(state), jax.tree.leaves(like), strict=True):
+        assert leaf.sharding.is_equivalent_to(want.sharding, leaf.ndim)
+    return state, told
+
+
+def assert_close(one, other):
+    for a, b in zip(jax.tree.leaves(one), jax.tree.leaves(other), strict=True):
+        np.testing.assert_allclose(np.asarray(a), np.asarray(b), rtol=TOLERANCE, atol=TOLERANCE)
+
+
+@pytest.mark.parametrize("shape", [(1, 1, 1), (2, 2, 1)])
+def test_microbatches_add_up_to_the_large_batch(toy, mesh_of, shape):
+    stage, mesh, batch_at = toy.make_stage(), mesh_of(*shape), toy.make_batch_at()
+    whole, told_whole = run(stage, mesh, batch_at)
+    parts, told_parts = run(stage, mesh, batch_at, accumulation=4)
+    assert_close(whole, parts)
+    assert_close(told_whole, told_parts)
+    assert told_whole[-1]["loss"] < told_whole[0]["loss"]
+
+
+@pytest.mark.parametrize("name", ["adamw", "adafactor"])
+def test_meshes_agree_with_one_device(toy, mesh_of, name):
+    stage, batch_at = toy.make_stage(dropout=0.2), toy.make_batch_at()
+    one, told_one = run(stage, mesh_of(1), batch_at, name=name)
+    for shape in [(8, 1, 1), (1, 8, 1), (2, 2, 2)]:
+        many, told_many = run(stage, mesh_of(*shape), batch_at, name=name)
+        assert_close(one, many)
+        assert_close(told_one, told_many)
+
+
+def test_metrics_are_a_unit_of_weight(toy, mesh_of):
+    stage, batch_at = toy.make_stage(), toy.make_batch_at()
+    optimizer = make_optimizer("adamw", 0.02, 2, "rsqrt")
+    state = steps.init_state(stage, optimizer, mesh_of(1), 3)
+    key = jax.random.key(0)
+    total, weight, sums = stage.loss_fn(state.params, batch_at(0), key)
+    grads = jax.grad(lambda p: stage.loss_fn(p, batch_at(0), key)[0] / weight)(state.params)
+    _, (told, later) = run(stage, mesh_of(1), batch_at, updates=2)
+    squares = sum((np.asarray(g) ** 2).sum() for g in jax.tree.leaves(grads))
+    assert told["loss"] == pytest.approx(float(total / weight), rel=1e-5)
+    assert told["accuracy"] == pytest.approx(float(sums["accuracy"] / weight), rel=1e-5)
+    assert told["weight"] == pytest.approx(float(weight), rel=1e-5)
+    assert told["grad_norm"] == pytest.approx(squares**0.5, rel=1e-5)
+    assert (told["learning_rate"], later["learning_rate"]) == pytest.approx((0.01, 0.02))
+
+
+def test_randomness_follows_from_seed_and_step(toy, mesh_of):
+    stage, batch_at = toy.make_stage(dropout=0.5), toy.make_batch_at()
+    _, once = run(stage, mesh_of(1), lambda step: batch_at(0))
+    _, again = run(stage, mesh_of(1), lambda step: batch_at(0))
+    assert once == again
+    keys = []
+    watcher = toy.make_stage()
+    watching = steps.Stage(
+        "watch",
+        watcher.init_fn,
+        lambda params, batch, key: (
+            0.0 * params["Dense_0"]["bias"].sum(),
+            1.0,
+            {"draw": jax.random.uniform(key)},
+        ),
+    )
+    for seed in (3, 4):
+        _, told = run(watching, mesh_of(1), batch_at, seed=seed)
+        keys += [metrics["draw"] for metrics in told]
+    assert len(set(keys)) == len(keys)
+
+
+@pytest.mark.parametrize("accumulation", [1, 2])
+def test_a_spoilt_update_is_not_applied_and_is_remembered(toy, mesh_of, accumulation):
+    mesh = mesh_of(2, 2, 2)
+    good, _ = run(toy.make_stage(), mesh, toy.make_batch_at(), updates=2)
+    bad, told = run(
+        toy.make_stage(), mesh, toy.make_batch_at(poison=2), updates=5, accumulation=accumulation
+    )
+    assert (int(good.bad_step), int(bad.bad_step), int(bad.step)) == (-1, 2, 2)
+    assert np.isnan(told[2]["loss"])
+    # Not later ones either: the state is the one before batch 2.
+    assert_close(good.replace(bad_step=bad.bad_step), bad)
+
+
+def test_a_batch_without_weight_has_no_gradient(toy, mesh_of):
+    def batch_at(step):
+        batch = toy.make_batch_at()(step)
+        return {**batch, "weight": np.zeros_like(batch["weight"])}
+
+    state, told = run(toy.make_stage(), mesh_of(1), batch_at, updates=1)
+    assert (told[0]["loss"], told[0]["grad_norm"]) == (0, 0)
+    assert (int(state.step), int(state.bad_step)) == (1, -1)
+
+
+def test_frozen_arrays_reach_the_loss_and_after_update_has_the_last_word(toy, mesh_of):
+    base = toy.make_stage()
+
+    def loss_fn(params, batch, key, frozen):
+        total, weight, _ = base.loss_fn(params, batch, key)
+        counts = jnp.zeros(toy.VOCAB).at[batch["target"]].add(1.0)
+        return total, weight, {"reference": frozen["scale"] * weight, "counts": counts}
+
+    def after_update(params, sums, key):
+        bias = sums["counts"]
+        return {**params, "Dense_1": {**params["Dense_1"], "bias": bias}}
+
+    frozen = {"scale": jnp.float32(2.5)}
+    stage = steps.Stage("toy", base.init_fn, loss_fn, frozen=frozen, after_update=after_update)
+    batch_at = toy.make_batch_at()
+    state, told = run(stage, mesh_of(2), batch_at, updates=2, accumulation=2)
+    assert told[0]["reference"] == pytest.approx(2.5)
+    assert "counts" not in told[0]
+    counts = np.bincount(batch_at(1)["target"], minlength=toy.VOCAB)
+    np.testing.assert_array_equal(state.params["Dense_1"]["bias"], counts)
+
+
+def test_refuses_a_batch_that_does_not_divide(toy, mesh_of):
+    with pytest.raises(UserError, match=r"batch of 16.*accumulation=4.*multiple of 32"):
+        run(toy.make_stage(), mesh_of(8), toy.make_batch_at(16), accumulation=4)
+    with pytest.raises(UserError, match="share their first dimension"):
+        steps.batch_size({"a": np.zeros((2, 3)), "b": np.zeros(3)})
