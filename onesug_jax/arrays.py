@@ -1,4 +1,4 @@
-"""The named array kinds: signatures elsewhere read like prose because shapes are declared here, once.
+"""The named array kinds: signatures elsewhere read like prose as shapes are declared here, once.
 
 Axes: `B` requests, `L` encoder positions, `T` decoder positions, `K` beams, `V` vocabulary,
 `D` model width, `H` heads, `N` layers. The names document; nothing is checked at run time.

@@ -22,7 +22,6 @@ from onesug_jax.registry import Context, StageSpec
 if TYPE_CHECKING:
     from onesug_jax.decode.suggester import Suggester
     from onesug_jax.logs.completion import CompletionIndex
-    from onesug_jax.tasks.features import FeatureSpec
 
 # What can be configured: name -> where it stands. Imported only by stages that declare it.
 CONFIGURABLES = {
@@ -284,7 +283,7 @@ def suggester(
     from onesug_jax.decode.suggester import Suggester
     from onesug_jax.model.config import ModelConfig
     from onesug_jax.model.seq2seq import Seq2Seq
-    from onesug_jax.tasks.features import Featurizer, FeatureSpec
+    from onesug_jax.tasks.features import FeatureSpec, Featurizer
     from onesug_jax.tasks.vocabulary import Vocabulary
     from onesug_jax.train.checkpoint import load_params
 
@@ -427,7 +426,7 @@ def _print_suggestions(answer: dict, as_json: bool) -> None:
 
 
 def _prompt(model: Suggester, index: CompletionIndex, options) -> None:
-    """Reads prefixes until the end of input; an exact line `=query` searches, that is, remembers."""
+    """Reads prefixes until the end of input; a line `=query` is a search, which is remembered."""
     print("Type a prefix and press enter; =query adds a search to the history; ctrl-D ends.")
     while True:
         try:

@@ -1,4 +1,4 @@
-"""Fixtures shared by all tests: where optional data lies, and a host that looks like eight devices."""
+"""Shared by all tests: where optional data lies, and a host that looks like eight devices."""
 
 import os
 import pathlib
@@ -10,7 +10,8 @@ os.environ.setdefault("JAX_PLATFORMS", "cpu")
 if "host_platform_device_count" not in os.environ.get("XLA_FLAGS", ""):
     # Tests compile much and compute little: LLVM need not optimise.
     os.environ["XLA_FLAGS"] = (
-        os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8 --xla_backend_optimization_level=0"
+        os.environ.get("XLA_FLAGS", "")
+        + " --xla_force_host_platform_device_count=8 --xla_backend_optimization_level=0"
     ).strip()
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
@@ -24,7 +25,7 @@ def project_root() -> pathlib.Path:
 
 @pytest.fixture(scope="session")
 def shared_data() -> pathlib.Path:
-    """The folder of optional evaluation logs beside a checkout; tests that need it skip without it."""
+    """The folder of optional logs beside a checkout; tests that need it skip without it."""
     folder = ROOT.parent / "shared" / "data"
     if not folder.is_dir():
         pytest.skip(f"needs the optional logs in {folder.name}/ beside the checkout")

@@ -8,9 +8,7 @@ import jax.numpy as jnp
 from onesug_jax.arrays import Logits, LossWeights, TargetTokens
 
 
-def sft(
-    logits: Logits, targets: TargetTokens, weights: LossWeights
-) -> tuple[jax.Array, jax.Array]:
+def sft(logits: Logits, targets: TargetTokens, weights: LossWeights) -> tuple[jax.Array, jax.Array]:
     """Next-token cross-entropy, `-sum_t log pi(q_t | q_<t, x)`: the generation (SFT) loss.
 
     PAPER.md section 3. Computed in float32.

@@ -90,10 +90,11 @@ def _advance(s: _Search, logits, constraint: Constraint, config: BeamConfig, fir
     """Chooses the next live beams and files the ones that ended; returns the state at t + 1."""
     batch, beams = s.scores.shape
     live = 1 if first else beams
-    logits = logits - jax.nn.logsumexp(logits, axis=-1, keepdims=True)
     scores, tokens, states = constraint.expand(s.states[:, :live], logits, first)
     width = scores.shape[-1]
-    totals = (scores + s.scores[:, :live, None]).reshape(batch, live * width)
+    # Normalised over the whole vocabulary, whatever the constraint leaves of it.
+    before = s.scores[:, :live] - jax.nn.logsumexp(logits, axis=-1)
+    totals = (scores + before[..., None]).reshape(batch, live * width)
     # Each beam can end in one way, so the best 2K always hold K that go on.
     wanted = 2 * beams
     if totals.shape[1] < wanted:

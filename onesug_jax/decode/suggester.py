@@ -57,7 +57,7 @@ class Suggester:
         model: Seq2Seq,
         params,
         featurizer: Featurizer,
-        config: BeamConfig = BeamConfig(),
+        config: BeamConfig,
         *,
         queries: Mapping[str, int] | None = None,
         must_start: bool = True,
@@ -82,9 +82,7 @@ class Suggester:
         """The texts of `suggest`: one list a request, best first."""
         return [[s.text for s in found] for found in self.suggest(requests, k)]
 
-    def suggest(
-        self, requests: Sequence[Request], k: int | None = None
-    ) -> list[list[Suggestion]]:
+    def suggest(self, requests: Sequence[Request], k: int | None = None) -> list[list[Suggestion]]:
         """One list a request, best first, without duplicates, in the order of the requests.
 
         Args:

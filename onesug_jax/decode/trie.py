@@ -1,7 +1,7 @@
 """What a beam may write next: anything, or only what leads to a known query.
 
 A constraint answers one question for the beam search: given the state of each live beam and its
-next-token scores, which continuations exist, what do they score, and in which state do they leave
+next-token logits, which continuations exist, what do they score, and in which state do they leave
 the beam. `Free` allows the whole vocabulary. `Trie` allows a closed set of token sequences (the
 queries that exist, or later their semantic ids), as four int32 arrays that live on the device:
 
@@ -39,9 +39,13 @@ class Constraint(Protocol):
         """States `[B, 1]` of an empty output."""
 
     def expand(
-        self, state: jax.Array, log_probs: BeamLogits, first: bool
+        self, state: jax.Array, logits: BeamLogits, first: bool
     ) -> tuple[BeamScores, jax.Array, jax.Array]:
-        """Continuations of every beam: scores, tokens and next states, each `[B, K, C]`."""
+        """Continuations of every beam: logits, tokens and next states, each `[B, K, C]`.
+
+        `first` says that the states are those of `start`; a continuation that does not exist has
+        the logit `NEVER`.
+        """
 
 
 @flax.struct.dataclass
@@ -52,11 +56,11 @@ class Free:
         """See `Constraint.start`."""
         return jnp.zeros((batch, 1), jnp.int32)
 
-    def expand(self, state, log_probs, first):
+    def expand(self, state, logits, first):
         """See `Constraint.expand`; C is the whole vocabulary."""
         del first
-        tokens = jnp.broadcast_to(jnp.arange(log_probs.shape[-1]), log_probs.shape)
-        return log_probs, tokens, jnp.broadcast_to(state[..., None], log_probs.shape)
+        tokens = jnp.broadcast_to(jnp.arange(logits.shape[-1]), logits.shape)
+        return logits, tokens, jnp.broadcast_to(state[..., None], logits.shape)
 
 
 @flax.struct.dataclass
@@ -85,7 +89,7 @@ class Trie:
         """See `Constraint.start`: every beam begins at the root."""
         return jnp.zeros((batch, 1), jnp.int32)
 
-    def expand(self, state, log_probs, first):
+    def expand(self, state, logits, first):
         """See `Constraint.expand`; C is the widest node's number of children."""
         begin, end = self.first_child[state], self.first_child[state + 1]
         child = begin[..., None] + jnp.arange(self.root_width if first else self.width)
@@ -95,8 +99,8 @@ class Trie:
             low, high = self.interval[:, 0, None, None], self.interval[:, 1, None, None]
             exists &= (self.low[child] < high) & (low < self.high[child])
         tokens = self.token[child]
-        scores = jnp.take_along_axis(log_probs, tokens, axis=-1)
-        return jnp.where(exists, scores, NEVER), tokens, child
+        chosen = jnp.take_along_axis(logits, tokens, axis=-1)
+        return jnp.where(exists, chosen, NEVER), tokens, child
 
 
 def build_trie(sequences: Sequence[Sequence[int]]) -> tuple[Trie, np.ndarray]:
@@ -174,7 +178,7 @@ class TextRanks:
         self.texts = sorted_texts
 
     def starting_with(self, prefix: str) -> tuple[int, int]:
-        """Ranks `low <= rank < high` of the texts that start with `prefix`; empty: `low == high`."""
+        """Ranks `low <= rank < high` of the texts that start with `prefix`; none: `low == high`."""
         low = bisect.bisect_left(self.texts, prefix)
         high = bisect.bisect_right(self.texts, prefix, lo=low, key=lambda s: s[: len(prefix)])
         return low, high

@@ -140,7 +140,8 @@ def score_rows(
     """
     parts: list[pa.RecordBatch] = []
     table_schema = _rows_schema(suggesters)
-    done, total, started, said = 0, 0, time.monotonic(), 0.0
+    done, total = 0, 0
+    started = said = time.monotonic()
     for first, rows in _blocks(batches, block):
         total += len(rows)
         if (first // block) % process_count != process_index:

@@ -181,7 +181,9 @@ def _bars(
         ticks = [f"{text}\n{count:,}" for text, count in zip(shown, counts, strict=True)]
         axis.set_xticks(range(len(labels)), ticks, fontsize=7)
         axis.set(ylim=(0, 108), ylabel=f"{metric.upper()} in %", title=f"{metric.upper()} {title}")
-    axes[0].legend(frameon=False, fontsize=8, loc="lower left", framealpha=0.8)
+    # Beside the bars it would cover some.
+    handles, names = axes[0].get_legend_handles_labels()
+    figure.legend(handles, names, loc="outside lower center", ncols=len(names), frameon=False)
     return _save(figure, path)
 
 

@@ -153,6 +153,7 @@ def make_searches(
         words = world.words_of[found]  # [active, tried, words]
         liked = (words[..., None] == people.words[who][:, None, None, :]).any(-1).sum(-1)
         score = behaviour.taste * liked + world.drift[day[:, None], found]
+        score += world.query_leaning[people.gender[who][:, None], found]
         longer = (world.length[found] > world.length[before][:, None]) & (found != before[:, None])
         score += refining[:, None] * (2.0 * longer - 4.0 * (found == before[:, None]))
         score += rng.gumbel(0, 1, score.shape)

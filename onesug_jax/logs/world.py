@@ -39,16 +39,19 @@ class World:
     appeal: np.ndarray  # [Q] log-odds of a click on an item
     intent: np.ndarray  # [Q] log-odds of an order after it
     leaning: np.ndarray  # [3, words] log-odds of a word by gender (F, M, unknown)
+    query_leaning: np.ndarray = field(init=False)  # [3, Q] the same summed over a query's words
     length: np.ndarray = field(init=False)  # [Q] words
     characters: np.ndarray = field(init=False)  # [Q]
     wide: np.ndarray = field(init=False)  # [Q] bool: written without spaces, in large alphabets
     rarity: np.ndarray = field(init=False)  # [words] - log of the share of queries that hold it
 
     def __post_init__(self):
-        self.length = (self.words_of >= 0).sum(1)
+        present = self.words_of >= 0
+        self.length = present.sum(1)
+        self.query_leaning = (self.leaning[:, self.words_of] * present).sum(2)
         self.characters = np.array([len(text) for text in self.queries])
         self.wide = np.array([_is_wide(text) for text in self.queries])
-        query, column = np.nonzero(self.words_of >= 0)
+        query, column = np.nonzero(present)
         group = np.concatenate([self.words_of[query, column], self.words + self.shelf])
         member = np.concatenate([query, np.arange(len(self.queries))])
         order = np.lexsort((member, group))
@@ -88,7 +91,7 @@ def build_world(
     leaning = np.zeros((3, len(vocabulary)))
     for word, gender in lean.items():
         if word in vocabulary:
-            leaning[:, vocabulary[word]] = (2.0, -3.0, 0.0) if gender == "F" else (-3.0, 2.0, 0.0)
+            leaning[:, vocabulary[word]] = (1.0, -2.0, 0.0) if gender == "F" else (-2.0, 1.0, 0.0)
     popularity = (rank + 6.0) ** -0.95
     # Interest wanders from day to day; a few queries have their week.
     drift = np.cumsum(rng.normal(0, 0.12, (days, size)), axis=0).astype(np.float32)
@@ -98,7 +101,7 @@ def build_world(
     present = words_of >= 0
     worth = rng.normal(0, 0.6, len(vocabulary))
     extra = present.sum(1) - present.sum(1).mean()
-    intent = rng.normal(0, 0.9, size) + (worth[words_of] * present).sum(1) + 0.3 * extra
+    intent = rng.normal(0, 1.4, size) + (worth[words_of] * present).sum(1) + 0.3 * extra
     appeal = rng.normal(0, 0.7, size) - 0.1 * extra
     return World(
         texts, words_of, shelf, len(vocabulary), len(names), popularity / popularity.sum(), drift,

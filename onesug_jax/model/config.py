@@ -23,7 +23,7 @@ class ModelConfig:
     Attributes:
       vocab_size: rows of the embedding table (pieces, separators, semantic ids, padding).
       d_model: width of the residual stream.
-      num_heads: attention heads; head_dim: width of one head (their product may differ from d_model).
+      num_heads: attention heads; head_dim: width of one (their product may differ from d_model).
       d_ff: width of each of the two gated branches of the MLP.
       encoder_layers, decoder_layers: depth of each side.
       dropout: rate on block outputs and attention weights while training.

@@ -38,11 +38,11 @@ from onesug_jax.model.layers import (
     scaled_normal,
 )
 
-ACTIVATION_AXES = ("batch", "length", "embed_act")
+ACTIVATION_AXES = ("batch", "length", None)  # the stream: whole in width on every device
 
 
 def as_bias(mask: Mask) -> AttentionBias:
-    """`[B, Q, S]` booleans -> float32 bias `[B, 1, Q, S]`: 0 where visible, very negative where not."""
+    """`[B, Q, S]` booleans -> float32 `[B, 1, Q, S]`: 0 where visible, very negative where not."""
     return jnp.where(mask, 0.0, MASKED)[:, None].astype(jnp.float32)
 
 
@@ -96,7 +96,7 @@ class DecoderLayer(nn.Module):
         return x, None
 
     def cross_keys_values(self, carry: None, encoded: Encoded):
-        """This layer's cross-attention keys and values of the request, `[B, L, H, head_dim]` each."""
+        """This layer's cross-attention keys and values, `[B, L, H, head_dim]` each."""
         return carry, self.cross_attention.keys_values(encoded)
 
     def step(self, x, self_keys, self_values, cross_keys, cross_values, self_bias, cross_bias, t):
@@ -199,6 +199,7 @@ class Seq2Seq(nn.Module):
     def _embed(self, tokens: jax.Array) -> jax.Array:
         """Rows of the token table in the compute type, `[..., D]`."""
         rows = jnp.take(self.embedding, tokens, axis=0).astype(self.config.dtype)
+        rows = nn.with_logical_constraint(rows, ACTIVATION_AXES)
         return self.drop(rows, deterministic=self.deterministic)
 
     def _logits(self, x: jax.Array) -> jax.Array:

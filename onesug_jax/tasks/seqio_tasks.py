@@ -105,7 +105,8 @@ class QueryVocabulary(seqio.Vocabulary):
         return self.vocabulary.decode(ids)
 
     def _encode_tf(self, s: tf.Tensor) -> tf.Tensor:
-        def encode(text: bytes) -> np.ndarray:
+        def encode(text) -> np.ndarray:
+            text = text if isinstance(text, bytes) else text.item()  # eager TensorFlow boxes it
             return np.array(self.vocabulary.encode(text.decode()), np.int32)
 
         return tf.ensure_shape(tf.numpy_function(encode, [s], tf.int32), [None])

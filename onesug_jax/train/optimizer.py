@@ -7,6 +7,7 @@ scaled by the learning rate (decoupled, as in AdamW), for both optimizers.
 """
 
 import difflib
+import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -29,14 +30,15 @@ class Optimizer(optax.GradientTransformationExtraArgs):
 
 def make_schedule(
     learning_rate: float,
-    warmup_steps: int = 0,
+    warmup_steps: float = 0,
     decay: str = "rsqrt",
     steps: int | None = None,
     floor: float = 0.0,
 ) -> Schedule:
     """Learning rate of update `t` (0-based).
 
-    Warm-up: `learning_rate * (t + 1) / warmup_steps`. After it, with W = warmup_steps and S =
+    Warm-up: `learning_rate * (t + 1) / warmup_steps`; below 1, `warmup_steps` is a share of
+    `steps`. After it, with W = warmup_steps and S =
     steps: `rsqrt` sqrt(max(W, 1) / max(t + 1, W, 1)) (T5's), `cosine` (1 + cos(pi * p)) / 2 and
       `linear` 1 - p
     with p = (t - W) / (S - W), `none` 1; all times `learning_rate`, and never below `floor *
@@ -51,6 +53,8 @@ def make_schedule(
             f"learning_rate={learning_rate}, warmup_steps={warmup_steps}, floor={floor}: expected "
             "a positive rate, a warm-up of at least 0 steps and a floor between 0 and 1."
         )
+    if 0 < warmup_steps < 1 and steps is not None:
+        warmup_steps = math.ceil(warmup_steps * steps) if steps > 1 else 0
     if decay in ("cosine", "linear") and (steps is None or steps <= warmup_steps):
         raise UserError(
             f"decay={decay!r} ends at the last step, so it needs steps > "
@@ -75,7 +79,7 @@ def make_schedule(
 def make_optimizer(
     name: str = "adamw",
     learning_rate: float = 1e-3,
-    warmup_steps: int = 0,
+    warmup_steps: float = 0,
     decay: str = "rsqrt",
     steps: int | None = None,
     weight_decay: float = 0.0,

@@ -150,8 +150,8 @@ def test_each_request_keeps_to_its_own_interval():
     search = jax.jit(lambda t, c: beam_search(model, params, t, c, config))
     result = search(tokens, trie.between([[0, 3], [8, 32]]))
     ranks = [
-        [int(rank_of_node[int(n)]) for n, s in zip(result.states[b], result.scores[b]) if s > -1e29]
-        for b in range(2)
+        [int(rank_of_node[node]) for node in states[scores > NEVER / 2]]
+        for states, scores in zip(np.asarray(result.states), result.scores, strict=True)
     ]
     assert sorted(ranks[0]) == [0, 1, 2]
     assert len(ranks[1]) == 8 and all(8 <= r < 32 for r in ranks[1])

@@ -1,4 +1,4 @@
-"""The trie allows exactly its sequences, and intervals keep it to texts that start with a prefix."""
+"""The trie allows exactly its sequences; intervals keep it to texts that start with a prefix."""
 
 import jax.numpy as jnp
 import numpy as np

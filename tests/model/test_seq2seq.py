@@ -65,9 +65,7 @@ def numpy_t5(config, params, tokens, targets):
         out = np.zeros((config.num_heads, rows, columns))
         for i in range(rows):
             for j in range(columns):
-                b = numpy_bucket(
-                    j - i, both, config.relative_buckets, config.relative_max_distance
-                )
+                b = numpy_bucket(j - i, both, config.relative_buckets, config.relative_max_distance)
                 out[:, i, j] = table["table"][:, b]
         return out
 

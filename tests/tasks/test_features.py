@@ -4,7 +4,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from onesug_jax.errors import UserError
-from onesug_jax.tasks.features import Featurizer, FeatureSpec, Request
+from onesug_jax.tasks.features import FeatureSpec, Featurizer, Request
 from onesug_jax.tasks.vocabulary import Vocabulary
 
 WORDS = ["red", "shoes", "lego", "duplo", "train set", "phone case", "手机壳"]

@@ -44,11 +44,14 @@ def test_microbatches_add_up_to_the_large_batch(toy, mesh_of, shape):
     assert told_whole[-1]["loss"] < told_whole[0]["loss"]
 
 
-@pytest.mark.parametrize("name", ["adamw", "adafactor"])
-def test_meshes_agree_with_one_device(toy, mesh_of, name):
+@pytest.mark.parametrize(
+    ("name", "shapes"),
+    [("adamw", [(8, 1, 1), (1, 8, 1), (2, 2, 2)]), ("adafactor", [(2, 2, 2)])],
+)
+def test_meshes_agree_with_one_device(toy, mesh_of, name, shapes):
     stage, batch_at = toy.make_stage(dropout=0.2), toy.make_batch_at()
     one, told_one = run(stage, mesh_of(1), batch_at, name=name)
-    for shape in [(8, 1, 1), (1, 8, 1), (2, 2, 2)]:
+    for shape in shapes:
         many, told_many = run(stage, mesh_of(*shape), batch_at, name=name)
         assert_close(one, many)
         assert_close(told_one, told_many)
@@ -59,8 +62,9 @@ def test_metrics_are_a_unit_of_weight(toy, mesh_of):
     optimizer = make_optimizer("adamw", 0.02, 2, "rsqrt")
     state = steps.init_state(stage, optimizer, mesh_of(1), 3)
     key = jax.random.key(0)
-    total, weight, sums = stage.loss_fn(state.params, batch_at(0), key)
-    grads = jax.grad(lambda p: stage.loss_fn(p, batch_at(0), key)[0] / weight)(state.params)
+    total, weight, sums = jax.jit(stage.loss_fn)(state.params, batch_at(0), key)
+    of_mean = jax.jit(jax.grad(lambda p: stage.loss_fn(p, batch_at(0), key)[0] / weight))
+    grads = of_mean(state.params)
     _, (told, later) = run(stage, mesh_of(1), batch_at, updates=2)
     squares = sum((np.asarray(g) ** 2).sum() for g in jax.tree.leaves(grads))
     assert told["loss"] == pytest.approx(float(total / weight), rel=1e-5)
@@ -72,9 +76,7 @@ def test_metrics_are_a_unit_of_weight(toy, mesh_of):
 
 def test_randomness_follows_from_seed_and_step(toy, mesh_of):
     stage, batch_at = toy.make_stage(dropout=0.5), toy.make_batch_at()
-    _, once = run(stage, mesh_of(1), lambda step: batch_at(0))
-    _, again = run(stage, mesh_of(1), lambda step: batch_at(0))
-    assert once == again
+    assert run(stage, mesh_of(1), batch_at)[1] == run(stage, mesh_of(1), batch_at)[1]
     keys = []
     watcher = toy.make_stage()
     watching = steps.Stage(

@@ -1,0 +1,281 @@
+import collections
+import itertools
+import json
+
+import numpy as np
+import pytest
+
+from onesug_jax.errors import UserError
+from onesug_jax.tasks.examples import MIXTURE_FILE, Examples, write_examples
+from onesug_jax.tasks.loader import LAYOUTS, Loader, count
+
+LENGTHS = {"inputs": 24, "targets": 10}
+COUNTS = {"shop_query": 96, "shop_other": 40}
+
+
+def write(folder, task, number, *, split="train", first=0, vocabulary="v1", short=False):
+    """Examples whose first input id is a number of their own; `short` ones are 3 ids long."""
+    rng = np.random.default_rng(first + 7)
+    ins = np.full(number, 3) if short else rng.integers(2, 25, number)
+    outs = rng.integers(1, 11, number)
+    inputs = rng.integers(1, 90, ins.sum())
+    inputs[np.cumsum(ins) - ins] = 1000 + first + np.arange(number)
+    cut = number // 3  # more than one block
+    blocks = []
+    for a, b in ((0, cut), (cut, number)):
+        skip, out_skip = ins[:a].sum(), outs[:a].sum()
+        blocks.append(
+            (
+                inputs[skip : skip + ins[a:b].sum()],
+                ins[a:b],
+                rng.integers(1, 90, outs[a:b].sum()) + 0 * out_skip,
+                outs[a:b],
+            )
+        )
+    extra = {"lengths": LENGTHS, "vocabulary": vocabulary}
+    return write_examples(str(folder), task, split, blocks, extra)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    path = tmp_path_factory.mktemp("examples")
+    write(path, "shop_query", COUNTS["shop_query"])
+    write(path, "shop_other", COUNTS["shop_other"], first=500)
+    (path / MIXTURE_FILE).write_text(json.dumps({"tasks": {"shop_query": 1.0}}))
+    return str(path)
+
+
+def segments(batch) -> list[tuple[tuple[int, ...], tuple[int, ...]]]:
+    """The (inputs, targets) of a batch, row by row, however it is laid out."""
+    out = []
+    for r, (tokens, targets) in enumerate(
+        zip(batch["encoder_input_tokens"], batch["decoder_target_tokens"], strict=True)
+    ):
+        if "encoder_segment_ids" in batch:
+            enc, dec = batch["encoder_segment_ids"][r], batch["decoder_segment_ids"][r]
+        else:
+            enc, dec = (tokens != 0).astype(int), (targets != 0).astype(int)
+        assert set(enc) - {0} == set(dec) - {0}
+        for s in range(1, enc.max() + 1):
+            out.append((tuple(tokens[enc == s].tolist()), tuple(targets[dec == s].tolist())))
+    return out
+
+
+def everything(folder, task="shop_query"):
+    part = Examples.load(folder, task, "train")
+    return collections.Counter(
+        (tuple(a.tolist()), tuple(b.tolist())) for a, b in (part[i] for i in range(len(part)))
+    )
+
+
+def same(a, b):
+    assert set(a) == set(b)
+    for name in a:
+        np.testing.assert_array_equal(a[name], b[name], err_msg=name)
+        assert a[name].dtype == b[name].dtype
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_a_batch_is_a_function_of_seed_and_step_alone(folder, layout):
+    first = Loader(folder, batch_size=8, seed=3, layout=layout)
+    steps = [0, 1, 5, 40, 1, 123_456_789]
+    read = {step: first.batch_at(step) for step in steps}
+    for step in reversed(steps):
+        same(Loader(folder, batch_size=8, seed=3, layout=layout).batch_at(step), read[step])
+    other = Loader(folder, batch_size=8, seed=4, layout=layout)
+    assert any(segments(other.batch_at(s)) != segments(read[s]) for s in steps)
+
+
+@pytest.mark.parametrize("layout", ["padded", "packed"])
+def test_an_epoch_holds_each_example_once_and_the_next_is_shuffled_anew(folder, layout):
+    loader = Loader(folder, batch_size=8, seed=1, layout=layout, pack_target_length=24)
+    rows = loader.epoch_steps * 8
+    batches = [loader.batch_at(s) for s in range(2 * loader.epoch_steps)]
+    if layout == "padded":
+        assert rows == COUNTS["shop_query"]
+        flat = [segments(b) for b in batches]
+        one, two = flat[: loader.epoch_steps], flat[loader.epoch_steps :]
+        for epoch in (one, two):
+            assert collections.Counter(itertools.chain(*epoch)) == everything(folder)
+        assert list(itertools.chain(*one)) != list(itertools.chain(*two))
+        return
+    # Epochs of packed rows need not end with a batch: cut the stream of rows where they end.
+    stream = [row for b in batches for row in _rows(b)]
+    epoch = len(loader._packings[0][1]) - 1
+    assert rows - 8 < epoch <= rows
+    for start in (0, epoch):
+        got = itertools.chain(*stream[start : start + epoch])
+        assert collections.Counter(got) == everything(folder)
+    assert stream[:epoch] != stream[epoch : 2 * epoch]
+
+
+def _rows(batch):
+    for r in range(len(batch["encoder_input_tokens"])):
+        yield segments({name: array[r : r + 1] for name, array in batch.items()})
+
+
+def test_seeds_do_not_share_epochs(folder):
+    # grain numbers an epoch's shuffle seed + epoch; ours must not repeat under the next seed.
+    order = {
+        seed: [
+            s
+            for k in range(24)
+            for s in segments(Loader(folder, batch_size=8, seed=seed, layout="padded").batch_at(k))
+        ]
+        for seed in (0, 1)
+    }
+    assert order[0][96:] != order[1][:96]
+
+
+def test_buckets_see_each_example_about_once_an_epoch(folder):
+    loader = Loader(folder, batch_size=4, seed=2, buckets=(3, 1))
+    assert 1 < len(loader.shapes) <= 3
+    epochs = 10
+    seen = collections.Counter()
+    shapes = collections.Counter()
+    for step in range(epochs * loader.epoch_steps):
+        batch = loader.batch_at(step)
+        shapes[batch["encoder_input_tokens"].shape + batch["decoder_target_tokens"].shape[1:]] += 1
+        seen.update(segments(batch))
+    assert set(shapes) == set(loader.shapes)
+    assert set(seen) == set(everything(folder))
+    assert all(epochs - 2 <= n <= epochs + 2 for n in seen.values())
+
+
+def test_a_bucket_is_no_longer_than_it_must_be(folder):
+    loader = Loader(folder, batch_size=4, buckets=(3, 2), multiple=4)
+    edges = sorted({s[1] for s in loader.shapes})
+    for step in range(50):
+        batch = loader.batch_at(step)
+        longest = max(len(a) for a, _ in segments(batch))
+        length = batch["encoder_input_tokens"].shape[1]
+        assert longest <= length
+        assert all(longest > edge for edge in edges if edge < length)
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("mixture", [None, {"shop_query": 1.0, "shop_other": 0.5}])
+def test_hosts_share_out_the_single_hosts_batch(folder, layout, mixture):
+    settings = {"batch_size": 12, "seed": 5, "layout": layout, "mixture": mixture}
+    whole = Loader(folder, **settings)
+    hosts = [Loader(folder, **settings, process_index=p, process_count=3) for p in range(3)]
+    for step in (0, 1, 2, 17, 1000):
+        parts = [host.batch_at(step) for host in hosts]
+        joined = {name: np.concatenate([p[name] for p in parts]) for name in parts[0]}
+        same(joined, whole.batch_at(step))
+        assert hosts[0].shapes == whole.shapes
+
+
+def test_within_an_epoch_hosts_are_disjoint(folder):
+    hosts = [
+        Loader(folder, batch_size=8, layout="padded", process_index=p, process_count=2)
+        for p in (0, 1)
+    ]
+    seen = [{s for step in range(h.epoch_steps) for s in segments(h.batch_at(step))} for h in hosts]
+    assert not seen[0] & seen[1]
+    assert seen[0] | seen[1] == set(everything(folder))
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_tasks_mix_by_their_rates(folder, layout):
+    mixture = {"shop_query": 1.0, "shop_other": 3.0}
+    loader = Loader(folder, mixture=mixture, batch_size=8, layout=layout)
+    tally, examples = collections.Counter(), 0
+    for step in range(200):
+        for inputs, _ in segments(loader.batch_at(step)):
+            tally["shop_other" if inputs[0] >= 1500 else "shop_query"] += 1
+        examples += count(loader.batch_at(step))[0]
+    assert tally["shop_other"] / tally["shop_query"] == pytest.approx(3.0, rel=0.1)
+    assert sum(tally.values()) == examples
+    assert examples / 200 == pytest.approx(loader.examples_per_step, rel=0.05)
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_the_reported_fill_is_what_is_filled(folder, layout):
+    loader = Loader(folder, batch_size=8, layout=layout)
+    real = room = 0
+    for step in range(150):
+        batch = loader.batch_at(step)
+        real += count(batch)[1]
+        room += batch["encoder_input_tokens"].size + batch["decoder_target_tokens"].size
+    assert loader.fill == pytest.approx(real / room, rel=0.05)
+    assert layout in loader.describe()
+
+
+def test_packing_is_kept_and_equals_packing_anew(tmp_path):
+    write(tmp_path, "shop_query", 50)
+    rates = {"shop_query": 1.0}
+    first = Loader(str(tmp_path), mixture=rates, batch_size=4, layout="packed")
+    kept = list((tmp_path / "shop_query" / "train").glob("packing-*.npz"))
+    assert len(kept) == 1
+    again = Loader(str(tmp_path), mixture=rates, batch_size=4, layout="packed")
+    kept[0].unlink()
+    anew = Loader(str(tmp_path), mixture=rates, batch_size=4, layout="packed")
+    for step in range(5):
+        same(first.batch_at(step), again.batch_at(step))
+        same(first.batch_at(step), anew.batch_at(step))
+    write(tmp_path, "shop_query", 30)  # written anew: the old packing goes with the old examples
+    assert not list((tmp_path / "shop_query" / "train").glob("packing-*.npz"))
+
+
+@pytest.mark.parametrize("hosts", [1, 3])
+def test_in_order_gives_every_example_once_in_file_order(folder, hosts):
+    loaders = [
+        Loader(folder, batch_size=9, process_index=p, process_count=hosts) for p in range(hosts)
+    ]
+    rows = []
+    for parts in zip(*(loader.in_order() for loader in loaders), strict=True):
+        assert all(len(p["encoder_input_tokens"]) == 9 // hosts for p in parts)
+        rows += [s for p in parts for s in segments(p)]
+    part = Examples.load(folder, "shop_query", "train")
+    assert rows == [tuple(tuple(x.tolist()) for x in part[i]) for i in range(len(part))]
+
+
+def test_fewer_examples_than_a_batch_still_make_batches(tmp_path):
+    write(tmp_path, "shop_query", 3, short=True)
+    for layout in LAYOUTS:
+        loader = Loader(str(tmp_path), mixture={"shop_query": 1}, batch_size=8, layout=layout)
+        seen = {s for step in range(3) for s in segments(loader.batch_at(step))}
+        assert seen == set(everything(str(tmp_path)))
+
+
+def test_reading_back_what_was_written(tmp_path):
+    meta = write(tmp_path, "shop_query", 10)
+    part = Examples.load(str(tmp_path), "shop_query", "train")
+    assert len(part) == meta["count"] == 10
+    assert meta["tokens"] == {"inputs": len(part.inputs), "targets": len(part.targets)}
+    assert meta["longest"]["inputs"] == max(len(part[i][0]) for i in range(10))
+    assert [int(part[i][0][0]) for i in range(10)] == list(range(1000, 1010))
+    assert part.inputs.dtype == np.int32 and part.input_offsets.dtype == np.int64
+    for i in (-1, 10):
+        with pytest.raises(IndexError):
+            part[i]
+
+
+def test_users_mistakes_say_what_to_do(tmp_path, folder):
+    for settings, message in (
+        ({"layout": "flat"}, "layout: expected one of"),
+        ({"batch_size": 9, "process_count": 2}, "multiple of the 2 host"),
+        ({"process_index": 2, "process_count": 2}, "process_index: expected 0 to 1"),
+        ({"mixture": {"shop_query": 0}}, "rates above 0"),
+        ({"mixture": {"shop_nothing": 1}}, "no examples of task 'shop_nothing'"),
+        ({"split": "dev"}, "split 'dev'"),
+        ({"seed": -1}, "seed: expected 0"),
+        ({"buckets": (0, 1)}, "buckets"),
+        ({"vocabulary": "v2"}, "vocabulary v2, found v1"),
+        ({"layout": "packed", "pack_input_length": 8}, "longest example"),
+    ):
+        with pytest.raises(UserError, match=message):
+            Loader(folder, **settings)
+    with pytest.raises(UserError, match="build the examples first"):
+        Loader(str(tmp_path))
+    with pytest.raises(ValueError, match="negative"):
+        Loader(folder).batch_at(-1)
+    write(tmp_path, "shop_query", 10)
+    offsets = tmp_path / "shop_query" / "train" / "input_offsets.npy"
+    np.save(offsets, np.zeros(3, np.int64))
+    with pytest.raises(UserError, match="build them again"):
+        Examples.load(str(tmp_path), "shop_query", "train")
+    offsets.write_bytes(b"x")
+    with pytest.raises(UserError, match="cannot be read"):
+        Examples.load(str(tmp_path), "shop_query", "train")

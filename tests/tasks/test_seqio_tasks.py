@@ -1,0 +1,274 @@
+"""All tests that need TensorFlow, in one file: importing it costs seconds."""
+
+import collections
+import itertools
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from onesug_jax.errors import UserError
+from onesug_jax.logs.completion import CompletionIndex
+from onesug_jax.logs.schema import LOG_SCHEMA
+from onesug_jax.tasks import layouts, seqio_tasks
+from onesug_jax.tasks.examples import Examples, build_examples, cache_mixture, completions
+from onesug_jax.tasks.features import FeatureSpec, Featurizer, Request
+from onesug_jax.tasks.loader import Loader
+from onesug_jax.tasks.vocabulary import Vocabulary
+
+seqio = seqio_tasks.seqio
+
+WORDS = ["lego", "lego train", "lego duplo", "red shoes", "red shirt", "手机壳", "手机", "rug"]
+SPEC = FeatureSpec(input_length=40, target_length=8, related=3, history=4)
+
+
+def log(path, count, start, seed):
+    rng = np.random.default_rng(seed)
+    rows = []
+    for i in range(count):
+        query = WORDS[rng.integers(len(WORDS))]
+        row = dict.fromkeys(LOG_SCHEMA.names)
+        row |= {"request_id": f"r{start + i}", "user_id": f"u{rng.integers(5)}", "session_id": "s"}
+        row |= {"timestamp_ms": start + i, "query": query, "prefix": query[: rng.integers(4)]}
+        row |= {"shown": [], "clicked_items": [], "ordered_items": []}
+        rows.append({**row, "gender": ["f", "m", None][i % 3], "age": "30-39"})
+    schema = LOG_SCHEMA.append(pa.field("gender", pa.string())).append(pa.field("age", pa.string()))
+    pq.write_table(pa.Table.from_pylist(rows, schema=schema), path)
+    return rows
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("world")
+    splits = {name: str(folder / f"{name}.parquet") for name in ("train", "dev")}
+    rows = {
+        "train": log(splits["train"], 90, 0, seed=1),
+        "dev": log(splits["dev"], 25, 90, seed=2),
+    }
+    vocabulary = Vocabulary.train(iter(WORDS * 5), str(folder / "vocab"), pieces=330)
+    index = CompletionIndex.from_log(splits["train"])
+    build_examples(
+        str(folder / "examples"),
+        splits=splits,
+        vocabulary=vocabulary,
+        spec=SPEC,
+        related=completions(index, SPEC.related),
+        tasks={"query": 1.0, "query_from_history": 0.5},
+        mixture="toy",
+        fingerprint="abc",
+    )
+    return {
+        "folder": str(folder / "examples"),
+        "splits": splits,
+        "rows": rows,
+        "vocabulary": vocabulary,
+        "index": index,
+        "featurizer": Featurizer(vocabulary, SPEC),
+    }
+
+
+def recent(world, split):
+    """History by plain Python: the user's distinct queries strictly before, newest first."""
+    before = collections.defaultdict(list)
+    out = []
+    for name in ("train", "dev") if split == "dev" else ("train",):
+        for row in world["rows"][name]:
+            if name == split:
+                newest = list(dict.fromkeys(reversed(before[row["user_id"]])))
+                out.append(newest[: SPEC.history])
+            before[row["user_id"]].append(row["query"])
+    return out
+
+
+def counted(world, row, *, leave_out):
+    """Completions by plain Python: counts of the train split, without the row itself if asked."""
+    counts = collections.Counter(r["query"] for r in world["rows"]["train"])
+    if leave_out:
+        counts[row["query"]] -= 1
+    known = [q for q, n in counts.items() if n > 0 and q.startswith(row["prefix"])]
+    return sorted(known, key=lambda q: (-counts[q], q))[: SPEC.related]
+
+
+def expected(world, split):
+    """(inputs, targets) of every row, by the numpy features that serving uses."""
+    out = []
+    for row, newest in zip(world["rows"][split], recent(world, split), strict=True):
+        related = counted(world, row, leave_out=split == "train")
+        profile = [v for v in (row["gender"], row["age"]) if v]
+        request = Request(row["prefix"], newest, related, profile)
+        out.append((world["featurizer"].inputs(request), world["featurizer"].target(row["query"])))
+    return out
+
+
+def converted(name, split, *, pack, lengths, **more):
+    ds = seqio.get_dataset(
+        name, lengths, seqio_tasks.FeatureConverter(pack=pack), dataset_split=split, **more
+    )
+    return list(ds.as_numpy_iterator())
+
+
+LENGTHS = {"inputs": SPEC.input_length, "targets": SPEC.target_length}
+
+
+@pytest.mark.parametrize("split", ["train", "dev"])
+def test_seqio_padded_equals_the_serving_features_and_the_loader(world, split):
+    rows = converted("toy_query", split, pack=False, lengths=LENGTHS)
+    examples = expected(world, split)
+    assert len(rows) == len(examples)
+    requests = np.zeros((len(rows), SPEC.input_length), np.int32)
+    for i, (inputs, _) in enumerate(examples):
+        requests[i, : len(inputs)] = inputs
+    np.testing.assert_array_equal([r["encoder_input_tokens"] for r in rows], requests)
+    part = Examples.load(world["folder"], "toy_query", split)
+    every = np.arange(len(part))
+    batch = layouts.assemble(
+        [part], every * 0, every, every, (len(part), *LENGTHS.values()), packed=False
+    )
+    assert set(batch) == set(rows[0])
+    for name, array in batch.items():
+        np.testing.assert_array_equal(array, [r[name] for r in rows], err_msg=name)
+        assert array.dtype == rows[0][name].dtype
+
+
+def test_seqio_packed_rows_equal_ours_array_by_array(world):
+    lengths = {"inputs": 90, "targets": 20}
+    # Asking a Task for longer rows does not lengthen its examples: the spec's lengths hold.
+    rows = converted("toy_query", "train", pack=True, lengths=lengths)
+    part = Examples.load(world["folder"], "toy_query", "train")
+    members = [int(r["decoder_segment_ids"].max()) for r in rows]
+    assert sum(members) == len(part) and max(members) > 1
+    # SeqIO may interleave its rows; find each segment's example by its content.
+    numbers = collections.defaultdict(list)
+    for i in range(len(part)):
+        numbers[tuple(part[i][0].tolist()), tuple(part[i][1].tolist())].append(i)
+    chosen = []
+    for r in rows:
+        for s in range(1, int(r["decoder_segment_ids"].max()) + 1):
+            key = tuple(
+                tuple(r[tokens][r[ids] == s].tolist())
+                for tokens, ids in (
+                    ("encoder_input_tokens", "encoder_segment_ids"),
+                    ("decoder_target_tokens", "decoder_segment_ids"),
+                )
+            )
+            chosen.append(numbers[key].pop())
+    assert sorted(chosen) == list(range(len(part)))
+    row = np.repeat(np.arange(len(rows)), members)
+    batch = layouts.assemble(
+        [part], row * 0, np.array(chosen), row, (len(rows), *lengths.values()), packed=True
+    )
+    assert set(batch) == set(rows[0])
+    for name, array in batch.items():
+        np.testing.assert_array_equal(array, [r[name] for r in rows], err_msg=name)
+        assert array.dtype == rows[0][name].dtype
+
+
+def test_the_cache_is_what_the_task_yields_in_order(world):
+    for split in ("train", "dev"):
+        part = Examples.load(world["folder"], "toy_query", split)
+        for i, (inputs, target) in enumerate(expected(world, split)):
+            np.testing.assert_array_equal(part[i][0], inputs)
+            np.testing.assert_array_equal(part[i][1], target)
+        assert len(part) == i + 1
+        assert part.meta["lengths"] == LENGTHS and part.meta["fingerprint"] == "abc"
+        assert part.meta["vocabulary"] == world["vocabulary"].fingerprint
+
+
+def test_a_training_row_does_not_see_itself_and_a_dev_row_sees_all_of_train(world):
+    index, related = world["index"], completions(world["index"], 3)
+    lone = CompletionIndex.from_counts(["lego", "lego x"], [3, 1])
+    assert completions(lone, 3)(["lego"], ["lego x"]) == [["lego"]]
+    assert completions(lone, 3)(["lego"], None) == [["lego", "lego x"]]
+    for row in world["rows"]["train"]:
+        assert related([row["prefix"]], [row["query"]]) == [counted(world, row, leave_out=True)]
+    for row in world["rows"]["dev"]:
+        assert related([row["prefix"]], None) == [index.complete(row["prefix"], 3)]
+
+
+def test_rows_a_kind_leaves_out_are_not_examples(world):
+    part = Examples.load(world["folder"], "toy_query_from_history", "train")
+    assert len(part) == sum(bool(r) for r in recent(world, "train")) < 90
+    v = world["vocabulary"]
+    assert all(part[i][0][:2].tolist() == [v.prefix_id, v.history_id] for i in range(len(part)))
+
+
+def test_shards_part_the_rows_between_hosts(world):
+    whole = converted("toy_query", "train", pack=False, lengths=LENGTHS)
+    hosts = [
+        converted(
+            "toy_query",
+            "train",
+            pack=False,
+            lengths=LENGTHS,
+            shard_info=seqio.ShardInfo(index=p, num_shards=3),
+        )
+        for p in range(3)
+    ]
+    joined = [r for group in itertools.zip_longest(*hosts) for r in group if r is not None]
+    assert len(joined) == len(whole)
+    for a, b in zip(joined, whole, strict=True):
+        np.testing.assert_array_equal(a["encoder_input_tokens"], b["encoder_input_tokens"])
+
+
+def test_the_mixture_and_its_rates_reach_the_loader(world):
+    mixture = seqio.get_mixture_or_task("toy")
+    assert [t.name for t in mixture.tasks] == ["toy_query", "toy_query_from_history"]
+    rows = converted("toy", "train", pack=False, lengths=LENGTHS)
+    assert rows and set(rows[0]) == set(Loader(world["folder"], layout="padded").batch_at(0))
+    loader = Loader(world["folder"], batch_size=30, layout="padded")
+    assert loader.tasks == ["toy_query", "toy_query_from_history"]
+    v = world["vocabulary"]
+    batch = [loader.batch_at(s)["encoder_input_tokens"] for s in range(10)]
+    empty = sum(int((b[:, 1] == v.history_id).sum()) for b in batch)
+    assert 100 <= empty <= 200  # a third of 300 have no prefix by rate, some others by chance
+
+
+def test_registering_again_replaces_and_new_kinds_need_no_new_code(world, tmp_path):
+    vocabulary = world["vocabulary"]
+
+    def to_id(featurizer, row):
+        code = WORDS.index(row.query)
+        target = [vocabulary.sid(level, code) for level in range(4)]
+        return featurizer.inputs(Request(row.prefix)), np.array([*target, 1], np.int32)
+
+    for _ in range(2):
+        seqio_tasks.register(
+            "again", world["splits"], vocabulary, SPEC, tasks={"ids": 2.0}, kinds={"ids": to_id}
+        )
+    metas = cache_mixture(
+        "again", str(tmp_path), splits=("dev",), lengths=LENGTHS, vocabulary=vocabulary
+    )
+    assert metas["again_ids"]["dev"]["count"] == 25
+    part = Examples.load(str(tmp_path), "again_ids", "dev")
+    for i, row in enumerate(world["rows"]["dev"]):
+        levels = [vocabulary.sid_of(int(t)) for t in part[i][1][:-1]]
+        assert levels == [(level, WORDS.index(row["query"])) for level in range(4)]
+
+
+def test_seqios_vocabulary_speaks_ours(world):
+    wrapped = seqio_tasks.QueryVocabulary(world["vocabulary"])
+    assert wrapped.vocab_size == world["vocabulary"].size and wrapped.pad_id == 0
+    for text in ("lego train ", "手机 😀", ""):
+        ids = wrapped.encode(text)
+        assert wrapped.decode(ids) == text
+        assert wrapped.encode_tf(seqio_tasks.tf.constant(text)).numpy().tolist() == ids
+        mapped = seqio_tasks.tf.data.Dataset.from_tensors(text).map(wrapped.encode_tf)
+        assert next(mapped.as_numpy_iterator()).tolist() == ids
+        assert wrapped.decode_tf(seqio_tasks.tf.constant(ids, "int32")).numpy().decode() == text
+    assert wrapped == seqio_tasks.QueryVocabulary(world["vocabulary"])
+
+
+def test_users_mistakes_name_what_is_known(world, tmp_path):
+    register = seqio_tasks.register
+    settings = ("bad", world["splits"], world["vocabulary"], SPEC)
+    with pytest.raises(UserError, match="query, query_from_history; found 'qeury'"):
+        register(*settings, tasks={"qeury": 1.0})
+    with pytest.raises(UserError, match="rate above 0"):
+        register(*settings, tasks={"query": 0.0})
+    with pytest.raises(UserError, match="split 'train' is missing"):
+        register("bad", {"train": str(tmp_path / "no.parquet")}, *settings[2:])
+    with pytest.raises(UserError, match="found 'nowhere'"):
+        cache_mixture(
+            "nowhere", str(tmp_path), splits=(), lengths={}, vocabulary=world["vocabulary"]
+        )
