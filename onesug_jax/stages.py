@@ -363,11 +363,20 @@ def evaluate(context: Context, *, split: str = "dev") -> None:
 
 
 def _made_from(context: Context, log: str) -> bool:
-    """Whether WORK_DIR/log was ingested from this very log."""
+    """Whether WORK_DIR/log was ingested from these very files, wherever they lie now."""
     from onesug_jax import workdir
 
     made = workdir.Manifest.read(context.work.log)
-    return made is not None and made.config.get("log") == log
+    found = {workdir.fingerprint(path) for path in context.work.expand(log).values()}
+    return made is not None and set(made.inputs.values()) == found
+
+
+def _scored(context: Context) -> tuple[str, ...]:
+    """What an evaluation reads; a log named to `evaluate` is part of it."""
+    params = "best" if os.path.isdir(os.path.join(context.work.pretrain, "best")) else "checkpoints"
+    own = (context.log,) if context.named and context.macros["LOG"] else ()
+    model = ("pretrain/model.json", f"pretrain/{params}")
+    return ("log/*.parquet", "mined/*", "vocab/*", *model, *own)
 
 
 def _show_report(context: Context) -> None:
@@ -522,9 +531,6 @@ _ALL = (
             "ModelConfig",
             "make_optimizer",
             "Loader",
-            "BeamConfig",
-            "suggester",
-            "SliceSpec",
         ),
         ignores=(
             "make_mesh",
@@ -532,6 +538,9 @@ _ALL = (
             "pretrain.profile_steps",
             "FeatureSpec",  # of the examples; here and `vocab` only for --dry_run
             "vocab",
+            "BeamConfig",  # how dev lists are written while training: no reason to train again
+            "suggester",
+            "SliceSpec",
         ),
         packages=("jax", "flax", "optax", "numpy"),
         resumable=True,
@@ -543,7 +552,7 @@ _ALL = (
         summary="score the model beside most popular completion",
         run=evaluate,
         folder="report",
-        inputs=lambda context: ("log/*.parquet", "mined/*", "pretrain/*.json", "vocab/*"),
+        inputs=_scored,
         configures=("evaluate", "BeamConfig", "suggester", "SliceSpec"),
         ignores=("ingest",),
         packages=("jax", "numpy"),

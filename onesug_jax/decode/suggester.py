@@ -67,7 +67,10 @@ class Suggester:
             raise UserError(f"batch_sizes = {batch_sizes}: expected ascending sizes from 1 up")
         self.model, self.params, self.featurizer = model, params, featurizer
         self.batch_sizes, self.must_start = tuple(batch_sizes), must_start
-        self._constraint: Constraint = Free()
+        vocabulary = featurizer.vocabulary
+        text = np.arange(model.config.vocab_size) < vocabulary.pieces
+        text[[vocabulary.pad_id, vocabulary.unk_id]] = False
+        self._constraint: Constraint = Free(jax.numpy.asarray(text))
         self._texts: list[str] = []
         if queries is not None:
             sequences = _distinct_sequences(queries, featurizer)

@@ -50,7 +50,13 @@ class Constraint(Protocol):
 
 @flax.struct.dataclass
 class Free:
-    """Every token may follow every other; states are empty."""
+    """Every token may follow every other; states are empty.
+
+    Attributes:
+      allowed: `[V]` booleans, the tokens a text may hold; None for all.
+    """
+
+    allowed: jax.Array | None = None
 
     def start(self, batch: int) -> jax.Array:
         """See `Constraint.start`."""
@@ -59,6 +65,8 @@ class Free:
     def expand(self, state, logits, first):
         """See `Constraint.expand`; C is the whole vocabulary."""
         del first
+        if self.allowed is not None:
+            logits = jnp.where(self.allowed, logits, NEVER)
         tokens = jnp.broadcast_to(jnp.arange(logits.shape[-1]), logits.shape)
         return logits, tokens, jnp.broadcast_to(state[..., None], logits.shape)
 

@@ -71,8 +71,7 @@ class FeatureSpec:
 class Featurizer:
     """Requests and queries to ids, within the lengths of `spec`.
 
-    What does not fit is left out item by item, never cut inside an item: the prefix has first call
-      on
+    What does not fit is left out item by item, never cut inside one: the prefix has first call on
     half of the input (its last ids are kept, the end is what the user is typing), the profile on an
     eighth; related and history queries then take turns, best and newest first, and a section ends
     with the first item that no longer fits. A target too long loses its last pieces but keeps its

@@ -69,7 +69,7 @@ class Loader:
         batch_size: int = 64,
         seed: int = 0,
         layout: str = "bucketed",
-        buckets: tuple[int, int] = (3, 1),
+        buckets: tuple[int, int] = (3, 2),
         multiple: int = 8,
         pack_input_length: int | None = None,
         pack_target_length: int | None = None,

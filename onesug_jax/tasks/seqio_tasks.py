@@ -13,32 +13,54 @@ through `tasks.loader`. Serving never imports it.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import functools
 import os
+import sys
+import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 
-os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+from onesug_jax.errors import UserError
+from onesug_jax.logs.history import with_history
+from onesug_jax.logs.schema import RECENT, profile_columns
+from onesug_jax.tasks.features import FeatureSpec, Featurizer, Request
+from onesug_jax.tasks.vocabulary import Vocabulary
 
-import pyarrow as pa  # noqa: E402
-import pyarrow.parquet as pq  # noqa: E402
-import seqio  # noqa: E402
-import tensorflow as tf  # noqa: E402
 
-from onesug_jax.errors import UserError  # noqa: E402
-from onesug_jax.logs.history import with_history  # noqa: E402
-from onesug_jax.logs.schema import RECENT, profile_columns  # noqa: E402
-from onesug_jax.tasks.features import FeatureSpec, Featurizer, Request  # noqa: E402
-from onesug_jax.tasks.vocabulary import Vocabulary  # noqa: E402
+@contextlib.contextmanager
+def _start_up_held_back() -> Iterator[None]:
+    """Keeps what TensorFlow's C++ side writes while starting (which GPUs it lacks) off the screen;
+    shows it if the start fails.
+    """
+    sys.stderr.flush()
+    with tempfile.TemporaryFile() as kept:
+        terminal = os.dup(2)
+        os.dup2(kept.fileno(), 2)
+        try:
+            yield
+        except BaseException:
+            kept.seek(0)
+            os.write(terminal, kept.read())
+            raise
+        finally:
+            os.dup2(terminal, 2)
+            os.close(terminal)
 
-try:
+
+with _start_up_held_back():
+    import seqio
+    import tensorflow as tf
+
     # TensorFlow only moves rows here; accelerators are JAX's.
-    tf.config.set_visible_devices([], "GPU")
-except RuntimeError:
-    pass  # the caller has already started TensorFlow's devices
+    with contextlib.suppress(RuntimeError):  # the caller has already started its devices
+        tf.config.set_visible_devices([], "GPU")
+    tf.constant(0)
 
 SPLITS = ("train", "dev", "test")  # in the order of time
 BLOCK = 1024  # rows featurised by one Python call

@@ -2,8 +2,7 @@
 global norm.
 
 Built from optax parts, in this order: clip, precondition, weight decay, learning rate. So decay is
-  always
-scaled by the learning rate (decoupled, as in AdamW), for both optimizers.
+always scaled by the learning rate (decoupled, as in AdamW), for both optimizers.
 """
 
 import difflib

@@ -63,6 +63,8 @@ def test_free_allows_every_token():
     scores, tokens, _ = Free().expand(Free().start(1), log_probs, True)
     assert jnp.array_equal(scores, log_probs)
     assert tokens.tolist() == [[[0, 1, 2]]]
+    scores, _, _ = Free(jnp.array([True, False, True])).expand(Free().start(1), log_probs, True)
+    assert (scores > NEVER / 2).tolist() == [[[True, False, True]]]
 
 
 @pytest.mark.parametrize(

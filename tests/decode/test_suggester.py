@@ -1,0 +1,102 @@
+"""From requests to lists: order, shapes, the closed set, the typed prefix, and the mistakes."""
+
+import jax
+import jax.numpy as jnp
+import pytest
+from flax.core import meta
+
+from onesug_jax.decode.beam import BeamConfig
+from onesug_jax.decode.suggester import Suggester
+from onesug_jax.errors import UserError
+from onesug_jax.model.config import ModelConfig
+from onesug_jax.model.seq2seq import Seq2Seq
+from onesug_jax.tasks.features import FeatureSpec, Featurizer, Request
+from onesug_jax.tasks.vocabulary import Vocabulary
+
+NOUNS = ["lamp", "lantern", "laptop", "mug", "mat", "tent", "拖鞋", "拖把"]
+QUERIES = {f"{noun} {word}": 1 + i for i, noun in enumerate(NOUNS) for word in ("red", "blue")}
+
+
+@pytest.fixture(scope="module")
+def parts(tmp_path_factory):
+    """A random tiny model over the vocabulary of the queries."""
+    folder = str(tmp_path_factory.mktemp("vocab"))
+    vocabulary = Vocabulary.train(iter(QUERIES), folder, pieces=400, sid_levels=0, sid_codes=0)
+    model = Seq2Seq(
+        ModelConfig(
+            vocab_size=vocabulary.size,
+            d_model=16,
+            num_heads=2,
+            head_dim=8,
+            d_ff=32,
+            encoder_layers=1,
+            decoder_layers=1,
+        )
+    )
+    tokens = jnp.ones((1, 4), jnp.int32)
+    params = meta.unbox(model.init(jax.random.key(0), tokens, tokens))["params"]
+    spec = FeatureSpec(input_length=64, target_length=24)
+    return model, params, Featurizer(vocabulary, spec)
+
+
+@pytest.fixture(scope="module")
+def closed(parts):
+    config = BeamConfig(beams=16, returned=16, max_length=24)
+    return Suggester(*parts, config, queries=QUERIES, batch_sizes=(1, 4))
+
+
+def test_lists_hold_known_queries_that_start_with_the_prefix(closed):
+    """Every query that starts with the prefix is listed once, best first, and nothing else."""
+    for prefix in ("la", "m", "拖", "tent "):
+        found = closed.suggest([Request(prefix)])[0]
+        assert sorted(s.text for s in found) == sorted(q for q in QUERIES if q.startswith(prefix))
+        scores = [s.score for s in found]
+        assert scores == sorted(scores, reverse=True)
+
+
+def test_a_prefix_nobody_completes_gets_any_known_query(closed):
+    """A typo does not empty the list; nor does an empty box."""
+    for prefix in ("xqz", ""):
+        assert set(closed([Request(prefix)])[0]) == set(QUERIES)
+
+
+def test_lists_do_not_depend_on_what_else_is_in_the_batch(closed):
+    """Seven requests in batches of other sizes and lengths: each its own list, in order."""
+    requests = [
+        Request(p, history=h) for p in ("la", "m", "") for h in ((), ("red mug", "blue lamp"))
+    ] + [Request("拖")]
+    together = closed.suggest(requests)
+    for request, found in zip(requests, together, strict=True):
+        alone = closed.suggest([request])[0]
+        assert [s.text for s in alone] == [s.text for s in found]
+        assert [s.score for s in alone] == pytest.approx([s.score for s in found], abs=1e-4)
+
+
+def test_must_start_can_be_switched_off(parts):
+    config = BeamConfig(beams=16, returned=16, max_length=24)
+    open_list = Suggester(*parts, config, queries=QUERIES, must_start=False)
+    assert set(open_list([Request("la")])[0]) == set(QUERIES)
+
+
+def test_free_lists_hold_no_duplicates(parts):
+    """Without a closed set the model writes what it likes, but no text twice and none empty."""
+    free = Suggester(*parts, BeamConfig(beams=32, returned=32, max_length=6))
+    texts = free([Request("la")])[0]
+    assert texts and len(set(texts)) == len(texts) and all(texts)
+
+
+def test_of_queries_cut_to_the_same_ids_the_most_popular_stays(parts):
+    """Past the target length two queries look alike; the list shows the one people search."""
+    model, params, featurizer = parts
+    short = Featurizer(featurizer.vocabulary, FeatureSpec(input_length=64, target_length=2))
+    config = BeamConfig(beams=4, returned=4, max_length=2)
+    queries = {"lamp a": 1, "lamp b": 5, "lamp c": 2}
+    same = {tuple(short.target(q).tolist()) for q in queries}
+    assert len(same) == 1
+    assert Suggester(model, params, short, config, queries=queries)([Request("la")]) == [["lamp b"]]
+
+
+def test_k_beyond_what_the_search_returns_is_refused(closed):
+    with pytest.raises(UserError, match=r"k = 17.*BeamConfig.returned = 16"):
+        closed.suggest([Request("la")], k=17)
+    assert len(closed.suggest([Request("la")], k=3)[0]) == 3

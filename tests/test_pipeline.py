@@ -1,0 +1,148 @@
+"""The whole road on a small shop: run, run again, score another log, suggest."""
+
+import json
+import shutil
+
+import pyarrow.parquet as pq
+import pytest
+
+from onesug_jax import main
+
+SMALL = [
+    "--gin.STEPS=8",
+    "--gin.BATCH_SIZE=8",
+    "--gin.simulate.requests=1500",
+    "--gin.simulate.distinct=200",
+    "--gin.vocab.pieces=500",
+    "--gin.vocab.sid_codes=16",
+    "--gin.FeatureSpec.input_length=48",
+    "--gin.FeatureSpec.related=3",
+    "--gin.FeatureSpec.history=3",
+    "--gin.ModelConfig.d_model=16",
+    "--gin.ModelConfig.num_heads=2",
+    "--gin.ModelConfig.head_dim=8",
+    "--gin.ModelConfig.d_ff=32",
+    "--gin.ModelConfig.encoder_layers=1",
+    "--gin.ModelConfig.decoder_layers=1",
+    "--gin.pretrain.evaluate_every=8",
+    "--gin.pretrain.dev_rows=8",
+    "--gin.Loader.buckets=[1,1]",
+    "--gin.BeamConfig.beams=16",
+]
+
+
+@pytest.fixture(scope="module")
+def work(tmp_path_factory):
+    """A WORK_DIR that `run` has filled."""
+    folder = tmp_path_factory.mktemp("shop") / "work"
+    assert main.main(["run", f"--gin.WORK_DIR={folder}", *SMALL]) == 0
+    return folder
+
+
+def answer(capsys, *words):
+    """What `suggest --json` printed: exactly one JSON object."""
+    assert main.main(["suggest", *words, "--json"]) == 0
+    return json.loads(capsys.readouterr().out)
+
+
+def test_run_leaves_every_folder_with_its_manifest_and_config(work):
+    folders = {path.name for path in work.iterdir() if path.is_dir()}
+    assert {"simulated", "log", "mined", "vocab", "examples", "pretrain", "report"} <= folders
+    for name in ("log", "mined", "vocab", "examples", "pretrain", "report"):
+        assert (work / name / "config.gin").is_file(), name
+
+
+def test_metrics_hold_both_rivals_and_all_levels(work):
+    metrics = json.loads((work / "report" / "metrics.json").read_text())
+    rows = pq.read_metadata(work / "log" / "dev.parquet").num_rows
+    for rival in ("model", "most_popular"):
+        slices = metrics[rival]
+        assert slices["all"]["n"] == rows
+        assert sum(slices[level]["n"] for level in ("order", "item_click", "click")) == rows
+        assert 0 < slices["all"]["mrr@16"] <= slices["all"]["hr@16"] <= 100
+
+
+def test_a_second_run_skips_everything_and_shows_the_table_again(work, capsys):
+    assert main.main(["run", f"--gin.WORK_DIR={work}", *SMALL]) == 0
+    out = capsys.readouterr().out
+    assert out.count("up to date, skipped") == 7
+    assert "most popular" in out
+
+
+def test_search_settings_redo_the_report_and_not_the_training(work, capsys, tmp_path):
+    copy = shutil.copytree(work, tmp_path / "copy")
+    flags = ["--gin.BeamConfig.alpha=0.7", f"--gin.WORK_DIR={copy}"]
+    assert main.main(["run", "--dry_run", *SMALL, *flags]) == 0
+    plan = capsys.readouterr().out.split("# plan for")[1]
+    lines = [line for line in plan.splitlines() if "would run" in line]
+    assert len(lines) == 1 and "evaluate" in lines[0] and "BeamConfig.alpha" in lines[0]
+
+
+def test_suggest_prints_one_json_object_best_first(work, capsys):
+    words = [f"--gin.WORK_DIR={work}", "--prefix", "S", "--history", "Tent", "--history", "lamp"]
+    found = answer(capsys, *words)
+    assert found["prefix"] == "s"
+    assert found["history"] == ["lamp", "tent"], "newest first"
+    assert found["milliseconds"] > 0
+    scores = [suggestion["score"] for suggestion in found["suggestions"]]
+    texts = [suggestion["text"] for suggestion in found["suggestions"]]
+    assert scores == sorted(scores, reverse=True)
+    assert texts and len(set(texts)) == len(texts)
+    assert all(text.startswith("s") for text in texts)
+
+
+def test_k_shortens_the_list(work, capsys):
+    found = answer(capsys, f"--gin.WORK_DIR={work}", "--prefix", "", "--k", "3")
+    assert len(found["suggestions"]) == 3
+
+
+def test_the_prompt_answers_line_by_line(work, capsys, monkeypatch):
+    lines = iter(["s", "=lamp", "l"])
+
+    def typed(_):
+        try:
+            return next(lines)
+        except StopIteration:
+            raise EOFError from None
+
+    monkeypatch.setattr("builtins.input", typed)
+    assert main.main(["suggest", f"--gin.WORK_DIR={work}"]) == 0
+    out = capsys.readouterr().out
+    assert "'s':" in out
+    assert "'l' after lamp:" in out
+
+
+def test_evaluate_scores_another_log_with_all_its_rows(work, capsys, tmp_path):
+    """A single file in the schema, scored whole; the report then belongs to it."""
+    copy = shutil.copytree(work, tmp_path / "copy")
+    other = tmp_path / "fresh.parquet"
+    rows = pq.read_table(work / "log" / "dev.parquet").slice(0, 20)
+    pq.write_table(rows, other)
+    assert main.main(["evaluate", f"--gin.WORK_DIR={copy}", f"--gin.LOG={other}", *SMALL]) == 0
+    metrics = json.loads((copy / "report" / "metrics.json").read_text())
+    assert metrics["model"]["all"]["n"] == 20
+    capsys.readouterr()
+    assert main.main(["run", "--dry_run", f"--gin.WORK_DIR={copy}", *SMALL]) == 0
+    plan = capsys.readouterr().out.split("# plan for")[1]
+    assert "evaluate   would run" in plan
+
+
+def test_a_vocabulary_of_another_run_is_refused(work, capsys, tmp_path):
+    copy = shutil.copytree(work, tmp_path / "copy")
+    path = copy / "pretrain" / "model.json"
+    stored = json.loads(path.read_text())
+    path.write_text(json.dumps({**stored, "vocabulary": "another"}))
+    assert main.main(["suggest", f"--gin.WORK_DIR={copy}", "--prefix", "s"]) == 2
+    error = capsys.readouterr().err
+    assert "another" in error and "pretrain" in error
+
+
+def test_an_unknown_split_is_answered_with_those_there(work, capsys):
+    flag = "--gin.evaluate.split=devv"
+    assert main.main(["evaluate", f"--gin.WORK_DIR={work}", flag, *SMALL]) == 2
+    assert "dev" in capsys.readouterr().err
+
+
+def test_suggest_without_a_model_names_the_command(tmp_path, capsys):
+    assert main.main(["suggest", f"--gin.WORK_DIR={tmp_path}", "--prefix", "s"]) == 2
+    assert "pretrain" in capsys.readouterr().err
