@@ -29,6 +29,11 @@ def scaled_normal(fan_in: int) -> Callable:
     return nn.initializers.normal(stddev=fan_in**-0.5)
 
 
+def length_dropout(rate: float) -> nn.Dropout:
+    """Dropout whose mask is shared along the length, as in T5X: few random numbers, same effect."""
+    return nn.Dropout(rate, broadcast_dims=(-2,))
+
+
 class RMSNorm(nn.Module):
     """Scales by the root mean square, computed in float32: `[..., D] -> [..., D]`."""
 
@@ -57,7 +62,7 @@ class GatedMLP(nn.Module):
         up = self.param("up", logical(scaled_normal(d), "embed", "mlp"), (d, ff))
         down = self.param("down", logical(scaled_normal(ff), "mlp", "embed"), (ff, d))
         hidden = nn.gelu(x @ gate.astype(x.dtype), approximate=True) * (x @ up.astype(x.dtype))
-        hidden = nn.Dropout(self.config.dropout)(hidden, deterministic=deterministic)
+        hidden = length_dropout(self.config.dropout)(hidden, deterministic=deterministic)
         return hidden @ down.astype(x.dtype)
 
 
@@ -82,7 +87,7 @@ class Attention(nn.Module):
         self.value = self.param("value", logical(scaled_normal(c.d_model), *names), shape)
         out_init = logical(scaled_normal(c.attention_width), "heads", "kv", "embed")
         self.out = self.param("out", out_init, (c.num_heads, c.head_dim, c.d_model))
-        self.drop = nn.Dropout(c.dropout)
+        self.drop = length_dropout(c.dropout)
 
     def queries(self, x: jax.Array) -> jax.Array:
         """`[B, Q, D] -> [B, Q, H, head_dim]`."""

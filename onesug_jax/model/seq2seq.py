@@ -34,6 +34,7 @@ from onesug_jax.model.layers import (
     GatedMLP,
     RelativePositions,
     RMSNorm,
+    length_dropout,
     logical,
     scaled_normal,
 )
@@ -57,7 +58,7 @@ class EncoderLayer(nn.Module):
         dtype = jnp.dtype(self.config.dtype)
         self.attention_norm, self.mlp_norm = RMSNorm(dtype), RMSNorm(dtype)
         self.attention, self.mlp = Attention(self.config), GatedMLP(self.config)
-        self.drop = nn.Dropout(self.config.dropout)
+        self.drop = length_dropout(self.config.dropout)
 
     def __call__(self, x: Encoded, bias: AttentionBias) -> tuple[Encoded, None]:
         """One layer; the second result is the (empty) scan output."""
@@ -82,7 +83,7 @@ class DecoderLayer(nn.Module):
         self.self_attention = Attention(self.config)
         self.cross_attention = Attention(self.config)
         self.mlp = GatedMLP(self.config)
-        self.drop = nn.Dropout(self.config.dropout)
+        self.drop = length_dropout(self.config.dropout)
 
     def __call__(self, x, encoded, self_bias, cross_bias) -> tuple[jax.Array, None]:
         """All target positions at once: `x [B, T, D]`, `encoded [B, L, D]`."""
@@ -188,7 +189,7 @@ class Seq2Seq(nn.Module):
         self.encoder = encoder(c, self.deterministic)
         self.decoder = decoder(c, self.deterministic)
         self.encoder_norm, self.decoder_norm = RMSNorm(dtype), RMSNorm(dtype)
-        self.drop = nn.Dropout(c.dropout)
+        self.drop = length_dropout(c.dropout)
         if not c.tie_embeddings:
             self.head = self.param(
                 "head",

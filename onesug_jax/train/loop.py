@@ -184,7 +184,7 @@ def fit(
         ):
             if start:
                 report.say(f"{stage.name}: going on from step {start} of {steps}")
-            clock, compiled, running = report.clock, set(), deque()
+            clock, compiled, running, window = report.clock, set(), deque(), []
             examples = tokens = 0
 
             def stop_if_bad() -> None:
@@ -237,6 +237,7 @@ def fit(
                     compiled.add(shape)
                 done += 1
                 running.append(metrics)
+                window.append(metrics)
                 if len(running) > AHEAD:
                     jax.block_until_ready(running.popleft())
                 profile.after(done, metrics)
@@ -244,7 +245,8 @@ def fit(
                 # ------------------------------------------------ what follows from it
                 if done % log_every == 0 or done == steps:
                     stop_if_bad()
-                    values = {key: float(x) for key, x in jax.device_get(metrics).items()}
+                    values = _window_means(jax.device_get(window))
+                    window.clear()
                     report.progress(done, values, examples, None if read is None else tokens)
                 told = interruption.told(done)
                 if due(done) and not told:
@@ -275,6 +277,12 @@ def _prepare(stage: Stage, mesh: Mesh, local: Mapping[str, np.ndarray]):
     tokens = None if stage.tokens_fn is None else int(stage.tokens_fn(local)) * count
     shape = tuple((name, np.shape(x)) for name, x in sorted(local.items()))
     return size, tokens, shape, meshes.global_batch(mesh, dict(local))
+
+
+def _window_means(steps: list[Mapping[str, np.ndarray]]) -> dict[str, float]:
+    """Means over the steps since the last report: single batches of one length bucket mislead."""
+    means = {key: float(np.mean([step[key] for step in steps])) for key in steps[-1]}
+    return {**means, "learning_rate": float(steps[-1]["learning_rate"])}
 
 
 def _initial_params(source: Any, like: Any) -> Any:
