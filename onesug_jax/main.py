@@ -290,6 +290,8 @@ def _run_all(config: Config, options: Any) -> int:
         plan = registry.plan(specs, lambda spec: make_context(spec, config, options, named=False))
         print(f"# plan for {workdir.WorkDir(config.macro('WORK_DIR')).path}", *plan, sep="\n")
         return 0
+    for spec in specs:  # now, for sources may be edited while an early stage runs
+        spec.code(make_context(spec, config, options, named=False))
     for spec in specs:
         code = _run_one(spec, config, options, named=False)
         if code:

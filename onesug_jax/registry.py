@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import functools
 import inspect
 import os
 import time
@@ -20,6 +21,8 @@ from onesug_jax.code_version import code_version
 from onesug_jax.errors import UserError
 
 PROGRAM = "python -m onesug_jax.main"
+
+_code_version = functools.cache(code_version)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -92,6 +95,10 @@ class StageSpec:
         run = context.configured(self.name) if configurable else self.run
         return run(context) or 0
 
+    def code(self, context: Context) -> dict[str, str]:
+        """Hashes of the source that its results depend on, read once a process."""
+        return _code_version(self.run, tuple(context.targets))
+
     def manifest(self, context: Context) -> workdir.Manifest:
         """What results made now would be made from."""
         inputs = {}
@@ -107,7 +114,7 @@ class StageSpec:
             stage=self.name,
             inputs=inputs,
             config=config,
-            code=code_version(self.run, context.targets),
+            code=self.code(context),
             versions=workdir.versions(self.packages),
             seed=context.macros.get("SEED"),
         )

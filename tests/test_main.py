@@ -108,7 +108,7 @@ def test_a_stored_configuration_gives_the_same_configuration(tmp_path):
         (["simulate", "--gin.STEP=3"], "--gin.STEP: no macro 'STEP': did you mean 'STEPS'?"),
         (["simulate", "--gin.STEPS=many"], "STEPS takes int, found 'many'"),
         (["simulate", "--gin.MODEL=tinny"], "did you mean 'tiny'?"),
-        (["simulate", "--gin.MODEL=zzzz"], "there are: base, large, small, tiny, xl"),
+        (["simulate", "--gin.MODEL=zzzz"], "there are: base, large, mini, small, tiny, xl"),
         (["simulate", "--gin.MESH=atuo"], "did you mean 'auto'?"),
         (["simulate", "--gin.ModelConfg.d_ff=3"], "did you mean 'ModelConfig'?"),
         (["simulate", "--gin.ModelConfig.dff=3"], "did you mean 'd_ff'?"),
@@ -190,7 +190,7 @@ def test_ignored_settings_do_not_redo_a_stage_but_reach_it(tmp_path, capsys, sho
     _, out, _ = run(capsys, "ingest", work, "--gin.ModelConfig.dropout=0.5")
     assert "[ingest] up to date" in out
     _, out, _ = run(capsys, "simulate", work, "--gin.ModelConfig.dropout=0.5")
-    assert "ModelConfig.dropout 0.0 -> 0.5" in out
+    assert "ModelConfig.dropout 0.1 -> 0.5" in out
 
 
 def test_an_interrupted_stage_is_resumed_with_the_same_settings_only(tmp_path, capsys, shop):
@@ -236,7 +236,7 @@ def test_the_configuration_is_stored_beside_the_results(tmp_path, capsys, shop):
     run(capsys, "simulate", f"--gin.WORK_DIR={tmp_path / 'w'}", "--gin.ModelConfig.d_ff=99")
     folder = tmp_path / "w" / "simulated"
     text = (folder / "config.gin").read_text()
-    assert "ModelConfig.d_ff = 99" in text and "ModelConfig.dropout = 0.0" in text
+    assert "ModelConfig.d_ff = 99" in text and "ModelConfig.remat = 'none'" in text
     stored = json.loads((folder / "_manifest.json").read_text())
     assert stored["config"]["ModelConfig.d_ff"] == 99
     assert stored["seed"] == 0 and stored["finished"]
