@@ -24,7 +24,7 @@ from onesug_jax.train import mesh as meshes
 from onesug_jax.train.checkpoint import Checkpoints, check_shapes, load_params
 from onesug_jax.train.interruption import Interruption, Preempted
 from onesug_jax.train.prefetch import Prefetch
-from onesug_jax.train.report import Profile, Report
+from onesug_jax.train.report import Profile, Report, Window
 from onesug_jax.train.step import (
     Stage,
     abstract_state,
@@ -184,7 +184,8 @@ def fit(
         ):
             if start:
                 report.say(f"{stage.name}: going on from step {start} of {steps}")
-            clock, compiled, running, window = report.clock, set(), deque(), []
+            clock, compiled, running = report.clock, set(), deque()
+            window = Window(notes.get("window"))
             examples = tokens = 0
 
             def stop_if_bad() -> None:
@@ -213,7 +214,8 @@ def fit(
             def save(done: int) -> None:
                 stop_if_bad()
                 with clock.apart("save"):
-                    checkpoints.save(done, state, {"best": best, "evaluated": evaluated})
+                    kept = {"best": best, "evaluated": evaluated, "window": window.sums()}
+                    checkpoints.save(done, state, kept)
 
             # ---------------------------------------------------- an evaluation that a stopped run
             # still owed
@@ -237,7 +239,7 @@ def fit(
                     compiled.add(shape)
                 done += 1
                 running.append(metrics)
-                window.append(metrics)
+                window.add(metrics)
                 if len(running) > AHEAD:
                     jax.block_until_ready(running.popleft())
                 profile.after(done, metrics)
@@ -245,9 +247,9 @@ def fit(
                 # ------------------------------------------------ what follows from it
                 if done % log_every == 0 or done == steps:
                     stop_if_bad()
-                    values = _window_means(jax.device_get(window))
-                    window.clear()
-                    report.progress(done, values, examples, None if read is None else tokens)
+                    report.progress(
+                        done, window.means(), examples, None if read is None else tokens
+                    )
                 told = interruption.told(done)
                 if due(done) and not told:
                     stop_if_bad()
@@ -277,12 +279,6 @@ def _prepare(stage: Stage, mesh: Mesh, local: Mapping[str, np.ndarray]):
     tokens = None if stage.tokens_fn is None else int(stage.tokens_fn(local)) * count
     shape = tuple((name, np.shape(x)) for name, x in sorted(local.items()))
     return size, tokens, shape, meshes.global_batch(mesh, dict(local))
-
-
-def _window_means(steps: list[Mapping[str, np.ndarray]]) -> dict[str, float]:
-    """Means over the steps since the last report: single batches of one length bucket mislead."""
-    means = {key: float(np.mean([step[key] for step in steps])) for key in steps[-1]}
-    return {**means, "learning_rate": float(steps[-1]["learning_rate"])}
 
 
 def _initial_params(source: Any, like: Any) -> Any:

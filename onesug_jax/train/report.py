@@ -49,6 +49,37 @@ class Clock:
         return self.total() - sum(self.spent.get(name, 0.0) for name in what)
 
 
+class Window:
+    """Means of the metrics since the last report; one batch of one length bucket would mislead.
+
+    Adds in the order of the steps, and goes on from the sums a checkpoint kept, so a resumed run
+    reports the very numbers of one that never stopped. Reads the device only when asked.
+    """
+
+    def __init__(self, sums: Mapping[str, float] | None = None):
+        self._sums = dict(sums or {})
+        self._waiting: list[Mapping[str, Any]] = []
+
+    def add(self, metrics: Mapping[str, Any]) -> None:
+        """Takes one step's metrics, still on the device."""
+        self._waiting.append(metrics)
+
+    def sums(self) -> dict[str, float]:
+        """Sums so far, and under "steps" their number."""
+        for metrics in jax.device_get(self._waiting):
+            for key, value in {**metrics, "steps": 1}.items():
+                self._sums[key] = self._sums.get(key, 0.0) + float(value)
+        self._waiting.clear()
+        return dict(self._sums)
+
+    def means(self) -> dict[str, float]:
+        """The means, after which a new window begins."""
+        sums = self.sums()
+        steps = sums.pop("steps")
+        self._sums.clear()
+        return {key: value / steps for key, value in sums.items()}
+
+
 class Report:
     """Progress and metrics of one `fit`. Does nothing on processes other than 0.
 
