@@ -29,7 +29,7 @@ class Behaviour:
     """How people act. Shares are of requests, strengths are in log-odds."""
 
     visit_length: float = 1.9  # searches in a visit, mean
-    return_share: float = 0.38  # a visit opens with a search done before
+    return_share: float = 0.55  # a visit opens with a search done before
     word_share: float = 0.30  # ... or with one that holds a favourite word
     refine_share: float = 0.65  # a later search of a visit refines the one before
     taste: float = 2.2  # pull of a favourite word among candidate queries
