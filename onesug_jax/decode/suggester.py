@@ -70,13 +70,13 @@ class Suggester:
         vocabulary = featurizer.vocabulary
         text = np.arange(model.config.vocab_size) < vocabulary.pieces
         text[[vocabulary.pad_id, vocabulary.unk_id]] = False
-        self._constraint: Constraint = Free(jax.numpy.asarray(text))
+        self.constraint: Constraint = Free(jax.numpy.asarray(text))
         self._texts: list[str] = []
         if queries is not None:
             sequences = _distinct_sequences(queries, featurizer)
             self._texts = list(sequences)
             self._ranks = TextRanks(self._texts)
-            self._constraint, self._rank_of_node = build_trie(list(sequences.values()))
+            self.constraint, self._rank_of_node = build_trie(list(sequences.values()))
             longest = max(map(len, sequences.values()))
             config = dataclasses.replace(config, max_length=min(config.max_length, longest))
         self.config = config
@@ -121,7 +121,7 @@ class Suggester:
         for row, request in zip(tokens, ids, strict=False):
             row[: len(request)] = request
         tokens[len(ids) :] = tokens[0]  # a filler that costs no further decoder positions
-        constraint = self._constraint
+        constraint = self.constraint
         if self._texts:
             intervals = [self._interval(prefix) for prefix in prefixes]
             intervals += intervals[:1] * (size - len(ids))
