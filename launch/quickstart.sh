@@ -30,10 +30,10 @@ show() {
 if [ -z "$own_log" ]; then
   echo
   echo "What the model suggests, without a history and with one:"
-  show --prefix "wireless "
-  show --prefix "wireless " --history "mechanical keyboard" --history "laptop stand"
-  show --prefix "co" --history "camping chair" --history "tent"
-  show --prefix "co" --history "coffee beans" --history "kettle"
+  show --k 6 --prefix "co"
+  show --k 6 --prefix "co" --history "cotton jeans" --history "cotton skirt"
+  show --k 6 --prefix "wireless "
+  show --k 6 --prefix "wireless " --history "mechanical keyboard" --history "laptop stand"
 fi
 
 cat <<EOT

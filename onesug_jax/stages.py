@@ -79,13 +79,24 @@ def mine(context: Context) -> None:
 
 
 def vocab(
-    context: Context, *, pieces: int = 4096, sid_levels: int = 4, sid_codes: int = 512
+    context: Context,
+    *,
+    pieces: int = 4096,
+    weighted: bool = True,
+    sid_levels: int = 4,
+    sid_codes: int = 512,
 ) -> None:
-    """The id space, from the train split's queries, into WORK_DIR/vocab."""
+    """The id space, from the train split's queries, into WORK_DIR/vocab.
+
+    `weighted` counts a query as often as it was searched, which keeps popular ones short; without
+    it every query counts once. Choose that where words are not parted by spaces: popular queries
+    would become single pieces that share nothing with what is typed on the way to them.
+    """
     from onesug_jax.tasks.vocabulary import Vocabulary
 
+    texts = _train_queries(context.work.log) if weighted else iter(_completions(context).queries)
     vocabulary = Vocabulary.train(
-        _train_queries(context.work.log),
+        texts,
         context.work.vocab,
         pieces=pieces,
         sid_levels=sid_levels,
@@ -518,7 +529,7 @@ _ALL = (
         summary="learn the text pieces and lay out the id space",
         run=vocab,
         folder="vocab",
-        inputs=lambda context: ("log/train.parquet",),
+        inputs=lambda context: ("log/train.parquet", "mined/*"),
         configures=("vocab",),
         packages=("sentencepiece", "pyarrow"),
         example="vocab --gin.WORK_DIR=work/mine --gin.vocab.pieces=8192",
