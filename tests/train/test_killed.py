@@ -133,6 +133,8 @@ def test_a_full_disk_is_told_and_leaves_whole_checkpoints(start, toy, tmp_path):
     # The checkpoint writer's threads may add traces of their own, before or after our message.
     told = next(line for line in out.splitlines() if "could not be written" in line)
     assert "Make room" in told
-    assert f"Checkpoints kept: {saved}" in told and 0 < saved[-1] < STEPS
+    # Whichever file met the limit first, the checkpoint or metrics.jsonl, the message says so.
+    assert f"Checkpoints kept: {saved}" in told or "checkpoints are whole" in told
+    assert 0 < saved[-1] < STEPS
     for step in saved:
         load_params(tmp_path / "full" / "checkpoints" / str(step))
