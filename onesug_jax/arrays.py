@@ -1,7 +1,8 @@
 """The named array kinds: signatures elsewhere read like prose as shapes are declared here, once.
 
 Axes: `B` requests, `L` encoder positions, `T` decoder positions, `K` beams, `V` vocabulary,
-`D` model width, `H` heads, `N` layers. The names document; nothing is checked at run time.
+`D` model width, `E` width of the text encoder, `H` heads, `N` layers. The names document; nothing
+is checked at run time.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ from __future__ import annotations
 from jaxtyping import Array, Bool, Float, Int
 
 InputTokens = Int[Array, "B L"]  # encoder input ids, 0 = padding
+SoftTokens = Float[Array, "B S E"]  # vectors that stand in for the soft tokens of a row, in order
 TargetTokens = Int[Array, "B T"]  # decoder ids, 0 = padding
 SegmentIds = Int[Array, "B S"]  # packed rows: which example a position belongs to, 0 = padding
 LossWeights = Float[Array, "B T"]  # 1 where a target counts

@@ -1,6 +1,6 @@
 """The version of the code behind a stage's results: hashes of the source files it can reach.
 
-From a stage's function, its helpers in the same file and the functions configured for it, imports
+From a stage's function, its helpers among the stages and the functions configured for it, imports
 within onesug_jax are followed through the source text, so nothing needs to be listed by hand and
 nothing is imported. Comments, docstrings and blank lines do not count. Libraries are not covered.
 """
@@ -24,21 +24,26 @@ def code_version(function: Callable, targets: Iterable[str] = ()) -> dict[str, s
     """{source file or function: hash} of all that `function` and `targets` may run.
 
     Args:
-        function: the stage's function; only it and what it uses of its own file count there.
-        targets: further entries as `module:attribute`, counted with their whole files.
+      function: the stage's function; only it and what it uses of its own folder (the stages) count
+        there, function by function. Libraries count file by file.
+      targets: further entries as `module:attribute`, counted with their whole files.
     """
-    nodes = _with_helpers(function)
-    own = inspect.getsourcefile(function)
-    with open(own, encoding="utf-8") as file:
-        lines = file.read().split("\n")
-    parts = ["\n".join(lines[node.lineno - 1 : node.end_lineno]) for node in nodes]
-    text = "\n".join(map(textwrap.dedent, parts))
+    own = os.path.abspath(inspect.getsourcefile(function))
+    glue = _with_helpers(own, _first_at(own, function))
+    paths = sorted({path for path, _ in glue})
+    texts = []
+    for path in paths:
+        with open(path, encoding="utf-8") as file:
+            lines = file.read().split("\n")
+        nodes = [node for where, node in glue if where == path]
+        texts += ["\n".join(lines[node.lineno - 1 : node.end_lineno]) for node in nodes]
+    text = "\n".join(map(textwrap.dedent, texts))
     versions = {f"stage {function.__name__}": text_version(text)}
-    seen, waiting = set(), _imported(nodes)
+    seen, waiting = set(), _imported([node for _, node in glue])
     waiting |= {path for path in map(_path, (t.partition(":")[0] for t in targets)) if path}
     while waiting:
         path = waiting.pop()
-        if path in seen or path == own:
+        if path in seen or os.path.dirname(path) == os.path.dirname(own):
             continue
         seen.add(path)
         waiting |= _imported([_tree(path)])
@@ -89,25 +94,64 @@ def _imported(nodes: Iterable[ast.AST]) -> set[str]:
     return {path for path in map(_path, modules) if path}
 
 
-def _with_helpers(function: Callable) -> list[ast.AST]:
-    """The function and what it mentions, directly or not, of the top level of its own file."""
-    tree = _tree(inspect.getsourcefile(function))
+def _first_at(path: str, function: Callable) -> list[ast.AST]:
+    """The function's definition in its file."""
+    line = function.__code__.co_firstlineno
+    return [
+        node
+        for node in ast.walk(_tree(path))
+        if isinstance(node, ast.FunctionDef) and node.name == function.__name__
+        if line in (node.lineno, *(decorator.lineno for decorator in node.decorator_list))
+    ]
+
+
+def _with_helpers(path: str, found: list[ast.AST]) -> list[tuple[str, ast.AST]]:
+    """(file, definition) of these and of what they mention, directly or not, in their own file or
+    in the files of its folder.
+    """
+    every = [(path, node) for node in found]
+    for where, node in every:
+        top = _top(where)
+        beside = _beside(where, [_tree(where)])
+        for inner in ast.walk(node):
+            if isinstance(inner, ast.Name):
+                more = [(where, top.get(inner.id)), *beside.get(inner.id, ())]
+            elif isinstance(inner, ast.Attribute) and isinstance(inner.value, ast.Name):
+                modules = beside.get(inner.value.id, ())
+                more = [(file, _top(file).get(inner.attr)) for file, whole in modules if not whole]
+            elif isinstance(inner, ast.ImportFrom):
+                more = [pair for pairs in _beside(where, [inner]).values() for pair in pairs]
+            else:
+                continue
+            every += [pair for pair in more if pair[1] is not None and pair not in every]
+    return every
+
+
+def _top(path: str) -> dict[str, ast.AST]:
+    """Functions, classes and constants at the top level of a file, by name."""
     top = {}
-    for node in tree.body:
+    for node in _tree(path).body:
         if isinstance(node, ast.FunctionDef | ast.ClassDef):
             top[node.name] = node
         elif isinstance(node, ast.Assign) and isinstance(node.targets[0], ast.Name):
             top[node.targets[0].id] = node
-    line = function.__code__.co_firstlineno
-    found = [
-        node
-        for node in ast.walk(tree)
-        if isinstance(node, ast.FunctionDef) and node.name == function.__name__
-        if line in (node.lineno, *(decorator.lineno for decorator in node.decorator_list))
-    ]
-    for node in found:
-        for inner in ast.walk(node):
-            helper = top.get(inner.id) if isinstance(inner, ast.Name) else None
-            if helper is not None and helper not in found:
-                found.append(helper)
-    return found
+    return top
+
+
+def _beside(path: str, nodes: Iterable[ast.AST]) -> dict[str, list[tuple[str, ast.AST | None]]]:
+    """Names that `nodes` import from files in the folder of `path`: (file, definition), where a
+    name that is a whole file has no definition.
+    """
+    names: dict[str, list[tuple[str, ast.AST | None]]] = {}
+    for node in (inner for outer in nodes for inner in ast.walk(outer)):
+        if not isinstance(node, ast.ImportFrom) or not node.module:
+            continue
+        for alias in node.names:
+            for module, name in ((f"{node.module}.{alias.name}", None), (node.module, alias.name)):
+                file = _path(module)
+                if file and file != path and os.path.dirname(file) == os.path.dirname(path):
+                    definition = _top(file).get(name) if name else None
+                    if name is None or definition is not None:
+                        names.setdefault(alias.asname or alias.name, []).append((file, definition))
+                        break
+    return names

@@ -76,6 +76,12 @@ class Config:
         """The value of a macro."""
         return self.resolved(self.bindings[name])
 
+    def seen_by(self, stage: str) -> Config:
+        """Without what is scoped to another stage: `align/make_optimizer...` is align's alone."""
+        others = STAGES.keys() - {stage}
+        kept = {k: v for k, v in self.bindings.items() if k.rpartition("/")[0] not in others}
+        return Config(kept)
+
     def of(self, names: Sequence[str]) -> dict[str, Any]:
         """The bindings of these names, in every scope."""
         return {key: value for key, value in self.bindings.items() if _split(key)[0] in names}
@@ -233,6 +239,7 @@ def make_context(
 ) -> registry.Context:
     """What `spec` is given; what it declares is imported when it first asks for a function."""
     names = config.reach(spec.uses())
+    config = config.seen_by(spec.name)
 
     @functools.cache
     def inject() -> None:
@@ -242,7 +249,7 @@ def make_context(
         gin.parse_config(config.text(names, defaults=False))
 
     def configured(name: str) -> Callable[..., Any]:
-        if name not in names:
+        if name.split("/")[-1] not in names:
             raise LookupError(f"stage {spec.name} uses {name}: add it to its StageSpec")
         inject()
         return gin.get_configurable(name)

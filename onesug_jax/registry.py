@@ -30,8 +30,9 @@ class Context:
     """All that a stage is given.
 
     `configured(name)` returns a library function or class with its configuration injected: only
-    arguments that the configuration leaves open need to be passed. `settings` holds the stage's
-    effective configuration, {"pretrain.steps": 400, ...}.
+    arguments that the configuration leaves open need to be passed; `configured("scope/name")` adds
+    what is set for that scope. `settings` holds the stage's effective configuration,
+    {"pretrain.steps": 400, ...}.
     """
 
     work: workdir.WorkDir

@@ -45,8 +45,14 @@ def test_imports_are_followed(tmp_path):
     assert "onesug_jax/train/optimizer.py" in with_target
 
 
-def test_the_stages_file_as_a_whole_does_not_count():
-    assert "onesug_jax/stages.py" not in code_version(stages.ingest)
+def test_of_the_stages_only_the_functions_in_use_count():
+    """`vocab` opens the completions, and nothing of what else its neighbours open."""
+    versions = code_version(stages.STAGES["vocab"].run)
+    assert "onesug_jax/logs/completion.py" in versions
+    assert not [name for name in versions if "/stages/" in name or "/represent/" in name]
+    versions = code_version(stages.STAGES["pretrain"].run)
+    assert "onesug_jax/evaluate/evaluator.py" in versions, "dev lists while training"
+    assert "onesug_jax/represent/related.py" in versions
 
 
 def test_comments_docstrings_and_blank_lines_do_not_count():

@@ -33,6 +33,7 @@ def pretrain_stage(config: ModelConfig) -> Stage:
             batch["decoder_input_tokens"],
             batch.get("encoder_segment_ids"),
             batch.get("decoder_segment_ids"),
+            batch.get("encoder_soft"),
             rngs={"dropout": key},
         )
         targets, weights = batch["decoder_target_tokens"], batch["decoder_loss_weights"]

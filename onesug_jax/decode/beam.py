@@ -17,7 +17,7 @@ import flax.struct
 import jax
 import jax.numpy as jnp
 
-from onesug_jax.arrays import BeamScores, BeamSequences, InputTokens
+from onesug_jax.arrays import BeamScores, BeamSequences, InputTokens, SoftTokens
 from onesug_jax.decode.trie import NEVER, Constraint
 from onesug_jax.errors import UserError
 from onesug_jax.model.seq2seq import Seq2Seq
@@ -142,6 +142,7 @@ def beam_search(
     tokens: InputTokens,
     constraint: Constraint,
     config: BeamConfig,
+    soft: SoftTokens | None = None,
 ) -> BeamResult:
     """Writes the best queries of every request in the batch.
 
@@ -150,6 +151,7 @@ def beam_search(
       tokens: `[B, L]` encoded requests, 0 = padding.
       constraint: which continuations exist (`Free()` or a `Trie`).
       config: widths and lengths; static under jit.
+      soft: `[B, S, E]` vectors of the soft tokens, where the requests have such.
 
     Returns:
       a `BeamResult`, best first. Scores are the model's own log-probabilities over its whole
@@ -158,7 +160,7 @@ def beam_search(
     c = model.config
     batch, beams, length = tokens.shape[0], config.beams, config.max_length
     variables = {"params": params}
-    encoded = model.apply(variables, tokens, method="encode")
+    encoded = model.apply(variables, tokens, soft=soft, method="encode")
     cross = model.apply(variables, encoded, method="cross_keys_values")
 
     cache_shape = (c.decoder_layers, batch, length, beams, c.num_heads, c.head_dim)

@@ -11,6 +11,7 @@ import bisect
 import dataclasses
 import functools
 from collections.abc import Mapping, Sequence
+from typing import Protocol
 
 import jax
 import numpy as np
@@ -32,11 +33,29 @@ class Suggestion:
     score: float
 
 
+class Ids(Protocol):
+    """What is asked of semantic ids; row i is the id of the i-th known text in order.
+
+    Attributes:
+      ids: `[N, levels]`.
+    """
+
+    ids: np.ndarray
+
+    def numbers(self, codes: Sequence[int]) -> np.ndarray:
+        """The queries under an id, best first."""
+
+
 @functools.partial(jax.jit, static_argnames=("model", "config"))
 def _search(
-    model: Seq2Seq, config: BeamConfig, params, tokens: jax.Array, constraint: Constraint
+    model: Seq2Seq,
+    config: BeamConfig,
+    params,
+    tokens: jax.Array,
+    soft: jax.Array | None,
+    constraint: Constraint,
 ) -> BeamResult:
-    return beam_search(model, params, tokens, constraint, config)
+    return beam_search(model, params, tokens, constraint, config, soft)
 
 
 class Suggester:
@@ -49,6 +68,9 @@ class Suggester:
       queries: query -> popularity, the closed set a list is kept to; None writes freely.
       must_start: keep lists to queries that start with the prefix, wherever one does; a prefix no
         query starts with (a typo, say) may get any query.
+      ids: the semantic ids of the known queries in the order of their texts
+        (`represent.semantic_ids`): the model then writes ids, and each is read as the queries under
+        it, best first. Needs `queries`.
       batch_sizes: sizes a batch is filled up to, ascending.
     """
 
@@ -61,6 +83,7 @@ class Suggester:
         *,
         queries: Mapping[str, int] | None = None,
         must_start: bool = True,
+        ids: Ids | None = None,
         batch_sizes: Sequence[int] = (1, 8, 32),
     ):
         if list(batch_sizes) != sorted(set(batch_sizes)) or batch_sizes[0] < 1:
@@ -72,7 +95,18 @@ class Suggester:
         text[[vocabulary.pad_id, vocabulary.unk_id]] = False
         self.constraint: Constraint = Free(jax.numpy.asarray(text))
         self._texts: list[str] = []
-        if queries is not None:
+        self._ids = ids
+        if ids is not None:
+            if queries is None:
+                raise UserError("lists of semantic ids need the known queries: set closed=True")
+            self._texts = sorted(queries)
+            self._ranks = TextRanks(self._texts)
+            codes = np.unique(np.asarray(ids.ids), axis=0)
+            sequences = [tuple(featurizer.id_tokens(row).tolist()) for row in codes]
+            self.constraint, self._rank_of_node = build_trie(sequences)
+            self._codes = codes
+            config = dataclasses.replace(config, max_length=len(sequences[0]))
+        elif queries is not None:
             sequences = _distinct_sequences(queries, featurizer)
             self._texts = list(sequences)
             self._ranks = TextRanks(self._texts)
@@ -107,13 +141,14 @@ class Suggester:
         largest = self.batch_sizes[-1]
         for start in range(0, len(order), largest):
             chosen = order[start : start + largest]
-            found = self._batch([ids[i] for i in chosen], [requests[i].prefix for i in chosen])
+            found = self._batch([ids[i] for i in chosen], [requests[i] for i in chosen])
             for i, suggestions in zip(chosen, found, strict=True):
                 lists[i] = suggestions[:k]
         return lists
 
-    def _batch(self, ids: list[np.ndarray], prefixes: list[str]) -> list[list[Suggestion]]:
+    def _batch(self, ids: list[np.ndarray], requests: list[Request]) -> list[list[Suggestion]]:
         """Lists of one batch of at most the largest batch size."""
+        prefixes = [request.prefix for request in requests]
         size = self.batch_sizes[bisect.bisect_left(self.batch_sizes, len(ids))]
         length = -(-max(map(len, ids)) // _LENGTH_STEP) * _LENGTH_STEP
         length = min(length, self.featurizer.spec.input_length)
@@ -121,13 +156,22 @@ class Suggester:
         for row, request in zip(tokens, ids, strict=False):
             row[: len(request)] = request
         tokens[len(ids) :] = tokens[0]  # a filler that costs no further decoder positions
+        soft = None
+        if self.model.config.soft_dim:
+            soft = np.zeros((size, 1, self.model.config.soft_dim), np.float32)
+            given = self.featurizer.soft(requests)
+            if given is not None:
+                soft[: len(ids)] = given
+                soft[len(ids) :] = soft[0]
         constraint = self.constraint
-        if self._texts:
-            intervals = [self._interval(prefix) for prefix in prefixes]
+        intervals = [self._interval(prefix) for prefix in prefixes] if self._texts else []
+        if intervals and self._ids is None:
             intervals += intervals[:1] * (size - len(ids))
             constraint = constraint.between(np.array(intervals, np.int32))
-        found = _search(self.model, self.config, self.params, tokens, constraint)
+        found = _search(self.model, self.config, self.params, tokens, soft, constraint)
         scores, states, sequences = jax.device_get((found.scores, found.states, found.sequences))
+        if self._ids is not None:
+            return [self._texts_of_ids(scores[b], states[b], intervals[b]) for b in range(len(ids))]
         return [self._texts_of(scores[b], states[b], sequences[b]) for b in range(len(ids))]
 
     def _interval(self, prefix: str) -> tuple[int, int]:
@@ -151,6 +195,20 @@ class Suggester:
             if text:
                 found.setdefault(text, float(score))
         return [Suggestion(text, score) for text, score in found.items()]
+
+    def _texts_of_ids(self, scores, states, interval: tuple[int, int]) -> list[Suggestion]:
+        """The queries under one request's finished ids, the better id first, within `interval`.
+
+        Every query of an id has the id's score.
+        """
+        found: list[Suggestion] = []
+        for score, state in zip(scores, states, strict=True):
+            if score <= NEVER / 2:
+                break
+            for number in self._ids.numbers(self._codes[self._rank_of_node[state]]).tolist():
+                if interval[0] <= number < interval[1]:
+                    found.append(Suggestion(self._texts[number], float(score)))
+        return found[: self.config.returned]
 
 
 def _distinct_sequences(

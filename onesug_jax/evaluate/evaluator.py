@@ -26,10 +26,9 @@ import pyarrow.parquet as pq
 from onesug_jax.errors import UserError
 from onesug_jax.evaluate import metrics
 from onesug_jax.logs import schema
-from onesug_jax.tasks.features import Request
+from onesug_jax.tasks.features import Context, Request, make_requests
 
 Suggester = Callable[[list[Request]], list[list[str]]]
-Related = Callable[[str, int], list[str]]
 
 _NEEDED = ("request_id", "prefix", "query", "clicked_items", "ordered_items", schema.RECENT)
 
@@ -82,8 +81,7 @@ def evaluate(
     suggesters: Mapping[str, Suggester],
     *,
     prefix_counts: Mapping[str, int],
-    related: Related | None = None,
-    related_k: int = 8,
+    context: Context | None = None,
     k: int = 16,
     short_k: int = 10,
     known: int | None = None,
@@ -98,8 +96,7 @@ def evaluate(
         batches,
         suggesters,
         prefix_counts=prefix_counts,
-        related=related,
-        related_k=related_k,
+        context=context,
         k=k,
         block=block,
     )
@@ -111,8 +108,7 @@ def score_rows(
     suggesters: Mapping[str, Suggester],
     *,
     prefix_counts: Mapping[str, int],
-    related: Related | None = None,
-    related_k: int = 8,
+    context: Context | None = None,
     k: int = 16,
     block: int = 256,
     process_index: int = 0,
@@ -126,7 +122,7 @@ def score_rows(
         `logs.history.with_history`.
       suggesters: name -> function of up to `block` requests to as many lists of texts, best first.
       prefix_counts: how often each prefix was typed in train.
-      related: (prefix, how many) -> queries given to the suggesters as `Request.related`.
+      context: adds related queries and enhanced prefixes to the requests.
       k: lists are cut to their first k.
 
     Returns:
@@ -147,7 +143,12 @@ def score_rows(
         if (first // block) % process_count != process_index:
             continue
         columns = _known(first, rows, prefix_counts)
-        requests = [_request(row, related, related_k) for row in rows]
+        requests = make_requests(
+            context,
+            [row["prefix"] for row in rows],
+            [row[schema.RECENT] or () for row in rows],
+            [row["profile"] for row in rows],
+        )
         truths = [schema.normalise_query(row["query"]) for row in rows]
         for name, suggest in suggesters.items():
             lists = _checked(name, suggest(requests), rows, k)
@@ -175,15 +176,6 @@ def score_rows(
             end="\n",
         )
     return pa.Table.from_batches(parts, table_schema)
-
-
-def _request(row: dict, related: Related | None, related_k: int) -> Request:
-    return Request(
-        prefix=row["prefix"],
-        history=tuple(row[schema.RECENT] or ()),
-        related=tuple(related(row["prefix"], related_k)) if related else (),
-        profile=tuple(row["profile"]),
-    )
 
 
 def _known(first: int, rows: list[dict], prefix_counts: Mapping[str, int]) -> dict[str, list]:

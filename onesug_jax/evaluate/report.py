@@ -90,6 +90,24 @@ def format_slices(metrics: Metrics, *, metric: str = "mrr@16") -> str:
     return _table(rows)
 
 
+def format_runs(runs: Mapping[str, Metrics], *, k: int = 16) -> str:
+    """One row a run: HR@k and MRR@k of all searches, MRR@k of the slices that tell runs apart.
+
+    The first run's rival opens the table; a slice that a log lacks shows a dash.
+    """
+    columns = [("all", f"hr@{k}"), ("all", f"mrr@{k}")]
+    columns += [(label, f"mrr@{k}") for label in ("order", "frequent", "rare", "unseen")]
+    heads = [f"{label} {metric.split('@')[0].upper()}" for label, metric in columns]
+    rows = [("in per cent", *heads)]
+    first = next(iter(runs.values()))
+    named = [(rival.replace("_", " "), first[rival]) for rival in first if rival != "model"]
+    named += [(name, metrics["model"]) for name, metrics in runs.items()]
+    for name, slices in named:
+        rows.append((name, *(_number(slices[label][metric]) for label, metric in columns)))
+    counts = [f"{first['model'][label]['n']:,}" for label, _ in columns]
+    return _table([*rows, ("requests", *counts)])
+
+
 def format_lists(examples: Sequence[Mapping], *, top: int = 5) -> str:
     """A few suggestion lists as text.
 

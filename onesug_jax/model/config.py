@@ -34,6 +34,8 @@ class ModelConfig:
         compile); the parameters are stacked either way, so checkpoints do not change.
       tie_embeddings: use the embedding table as output head, scaled by d_model^-0.5.
       relative_buckets, relative_max_distance: T5's bucketed relative positions.
+      soft_dim: width of the vectors that stand in for a token of the input, the enhanced prefix
+        e_p*; 0: there are none. soft_id: the token whose places they take.
     """
 
     vocab_size: int = 0
@@ -50,6 +52,8 @@ class ModelConfig:
     tie_embeddings: bool = False
     relative_buckets: int = 32
     relative_max_distance: int = 128
+    soft_dim: int = 0
+    soft_id: int = -1
 
     def __post_init__(self):
         if self.dtype not in DTYPES:
@@ -76,6 +80,7 @@ class ModelConfig:
             + tables
             + positions
             + 2 * self.d_model
+            + self.soft_dim * self.d_model
         )
 
     def flops_per_example(self, input_length: int, target_length: int) -> int:

@@ -25,6 +25,7 @@ from onesug_jax.arrays import (
     Mask,
     SegmentIds,
     SelfCache,
+    SoftTokens,
     TargetTokens,
 )
 from onesug_jax.model.config import ModelConfig
@@ -168,6 +169,12 @@ class Seq2Seq(nn.Module):
             logical(nn.initializers.normal(1.0), "vocab", "embed"),
             (c.vocab_size, c.d_model),
         )
+        if c.soft_dim:
+            self.soft_projection = self.param(
+                "soft_projection",
+                logical(nn.initializers.normal(1.0), "soft", "embed"),
+                (c.soft_dim, c.d_model),
+            )
         self.encoder_positions = RelativePositions(c, bidirectional=True)
         self.decoder_positions = RelativePositions(c, bidirectional=False)
         encoder = _stacked(
@@ -212,13 +219,35 @@ class Seq2Seq(nn.Module):
             kernel = self.head
         return jnp.matmul(x, kernel.astype(x.dtype), preferred_element_type=jnp.float32)
 
-    def encode(self, tokens: InputTokens, segments: SegmentIds | None = None) -> Encoded:
-        """Reads the request: `[B, L] -> [B, L, D]`; padding (0) is never attended to."""
+    def _soften(self, rows: jax.Array, tokens: InputTokens, soft: SoftTokens) -> jax.Array:
+        """`rows [B, L, D]` with the n-th soft token's row replaced by the n-th projected vector.
+
+        Unit vectors and a projection of variance 1 give rows as large as the token table's.
+        """
+        places = tokens == self.config.soft_id
+        number = jnp.clip(jnp.cumsum(places, axis=1) - 1, 0, soft.shape[1] - 1)
+        vectors = (soft @ self.soft_projection).astype(rows.dtype)
+        vectors = jnp.take_along_axis(vectors, number[..., None], axis=1)
+        return jnp.where(places[..., None], vectors, rows)
+
+    def encode(
+        self,
+        tokens: InputTokens,
+        segments: SegmentIds | None = None,
+        soft: SoftTokens | None = None,
+    ) -> Encoded:
+        """Reads the request: `[B, L] -> [B, L, D]`; padding (0) is never attended to.
+
+        `soft` holds the enhanced prefixes e_p* (PAPER.md section 2.3), one a soft token.
+        """
         segments = tokens > 0 if segments is None else segments
         positions = jnp.arange(tokens.shape[1])
         mask = (segments[:, :, None] == segments[:, None, :]) & (segments[:, None, :] > 0)
         bias = as_bias(mask) + self.encoder_positions(positions, positions)
-        x, _ = self.encoder(self._embed(tokens), bias)
+        x = self._embed(tokens)
+        if self.config.soft_dim and soft is not None:
+            x = self._soften(x, tokens, soft)
+        x, _ = self.encoder(x, bias)
         return self.drop(self.encoder_norm(x), deterministic=self.deterministic)
 
     def decode(
@@ -252,9 +281,10 @@ class Seq2Seq(nn.Module):
         decoder_inputs: TargetTokens,
         segments: SegmentIds | None = None,
         decoder_segments: SegmentIds | None = None,
+        soft: SoftTokens | None = None,
     ) -> Logits:
         """Teacher-forced logits `[B, T, V]` (float32); segments only for packed rows."""
-        encoded = self.encode(tokens, segments)
+        encoded = self.encode(tokens, segments, soft)
         return self.decode(encoded, tokens, decoder_inputs, segments, decoder_segments)
 
     def cross_keys_values(self, encoded: Encoded) -> tuple[CrossCache, CrossCache]:

@@ -6,7 +6,9 @@ memory), into
 
     folder/{task}/{split}/ inputs.npy [sum of lengths] int32, input_offsets.npy [N + 1] int64,
                            targets.npy, target_offsets.npy, meta.json
+                           soft.npy [N] int32 where examples have a soft token: whose vector
     folder/mixture.json    the mixture's name and its tasks' rates
+    folder/vectors.npy     [P + 1, E] float16, the enhanced prefixes that soft.npy counts from 1
 
 and read back by memory map. TensorFlow is imported to write, never to read.
 
@@ -22,17 +24,18 @@ import json
 import os
 import shutil
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
 from onesug_jax.errors import UserError
-from onesug_jax.tasks.features import FeatureSpec
+from onesug_jax.tasks.features import Context, FeatureSpec
 from onesug_jax.tasks.vocabulary import Vocabulary
 
 META_FILE = "meta.json"
 MIXTURE_FILE = "mixture.json"
+VECTORS_FILE = "vectors.npy"
 
 _ROWS_A_BLOCK = 4096
 _SECONDS_A_LINE = 10.0
@@ -47,6 +50,8 @@ class Examples:
       inputs, targets: all ids end to end, int32, by memory map.
       input_offsets, target_offsets: int64 [N + 1]; example i is ids[offsets[i]:offsets[i + 1]].
       meta: count, lengths, fingerprints.
+      soft: int32 [N], the row of `vectors` behind example i's soft token, 0: it has none.
+      vectors: float16 [P + 1, E] by memory map; None where no example has a soft token.
     """
 
     folder: str
@@ -55,6 +60,8 @@ class Examples:
     targets: np.ndarray
     target_offsets: np.ndarray
     meta: dict
+    soft: np.ndarray | None = None
+    vectors: np.ndarray | None = None
 
     def __len__(self) -> int:
         return len(self.input_offsets) - 1
@@ -85,6 +92,10 @@ class Examples:
                 n: np.load(os.path.join(where, n + ".npy"))
                 for n in ("input_offsets", "target_offsets")
             }
+            soft = vectors = None
+            if meta.get("soft"):
+                soft = np.load(os.path.join(where, "soft.npy"))
+                vectors = _open(os.path.join(folder, VECTORS_FILE))
         except (OSError, ValueError) as e:
             raise UserError(
                 f"{where}: the examples cannot be read ({e}); delete the folder and build them "
@@ -104,6 +115,8 @@ class Examples:
             ids["targets"],
             offsets["target_offsets"],
             meta,
+            soft,
+            vectors,
         )
 
 
@@ -114,33 +127,14 @@ def _open(path: str) -> np.ndarray:
         return np.load(path)
 
 
-def completions(index, k: int):
-    """Related queries until PRE has its index: the `k` most popular completions of the prefix.
-
-    Args:
-      index: a `logs.completion.CompletionIndex`.
-      k: how many.
-
-    Returns:
-      related(prefixes, queries or None) -> lists, best first; a row's own query is left out of the
-      counts once.
-    """
-
-    def related(prefixes: Sequence[str], queries: Sequence[str] | None) -> list[list[str]]:
-        if queries is None:
-            return [index.complete(prefix, k) for prefix in prefixes]
-        return [index.complete(p, k, without=q) for p, q in zip(prefixes, queries, strict=True)]
-
-    return related
-
-
 def build_examples(
     folder: str,
     *,
     splits: Mapping[str, str],
     vocabulary: Vocabulary,
     spec: FeatureSpec,
-    related=None,
+    context: Context | None = None,
+    known: Callable[[str], bool] | None = None,
     tasks: Mapping[str, float] | None = None,
     kinds=None,
     mixture: str = "onesug",
@@ -149,13 +143,26 @@ def build_examples(
     """Registers the mixture (see `seqio_tasks.register`) and caches all its tasks and splits in
     `folder`.
 
+    Args:
+      context: gives related queries and enhanced prefixes (`represent.related`); None: neither.
+      known, tasks, kinds: see `seqio_tasks.register`.
+
     Returns:
       {task: {split: meta}}.
     """
     from onesug_jax.tasks import seqio_tasks
 
+    soft = write_vectors(folder, splits, context) if context is not None and spec.soft else {}
     seqio_tasks.register(
-        mixture, splits, vocabulary, spec, related=related, tasks=tasks, kinds=kinds
+        mixture,
+        splits,
+        vocabulary,
+        spec,
+        context=context,
+        soft=soft,
+        known=known,
+        tasks=tasks,
+        kinds=kinds,
     )
     return cache_mixture(
         mixture,
@@ -165,6 +172,47 @@ def build_examples(
         vocabulary=vocabulary,
         fingerprint=fingerprint,
     )
+
+
+def write_vectors(
+    folder: str, splits: Mapping[str, str], context: Context
+) -> dict[tuple[str, str | None], int]:
+    """The enhanced prefix of every distinct prefix of the splits, into folder/vectors.npy.
+
+    A training row that is the only one to have led from its prefix to its query has a vector of its
+    own, without itself: e_p* would hold the answer.
+
+    Returns:
+      (prefix, None) or (prefix, query of such rows) -> row of the table, from 1 (row 0 is no
+      prefix's); empty where `context` has no vectors.
+    """
+    import pyarrow.parquet as pq
+
+    wanted: dict[tuple[str, str | None], None] = {}
+    for split, path in splits.items():
+        with pq.ParquetFile(path) as file:
+            for batch in file.iter_batches(columns=["prefix", "query"]):
+                prefixes, queries = (column.to_pylist() for column in batch.columns)
+                alone = [False] * len(prefixes)
+                if split == "train":
+                    alone = context.alone(prefixes, queries)
+                for prefix, query, own in zip(prefixes, queries, alone, strict=True):
+                    wanted[prefix, query if own else None] = None
+    ordered = sorted(wanted, key=lambda pair: (pair[0], pair[1] or ""))
+    blocks = []
+    for start in range(0, len(ordered), _ROWS_A_BLOCK):
+        found = context.vectors(*zip(*ordered[start : start + _ROWS_A_BLOCK], strict=True))
+        if found is None:
+            return {}
+        blocks.append(found.astype(np.float16))
+    if not blocks:
+        return {}
+    os.makedirs(folder, exist_ok=True)
+    table = np.concatenate([np.zeros((1, blocks[0].shape[1]), np.float16), *blocks])
+    path = os.path.join(folder, VECTORS_FILE)
+    np.save(path + ".part.npy", table)
+    os.replace(path + ".part.npy", path)
+    return {pair: number for number, pair in enumerate(ordered, 1)}
 
 
 def cache_mixture(
@@ -207,7 +255,7 @@ def cache_mixture(
         for split in splits:
             if split not in task.splits:
                 continue
-            blocks = _seqio_blocks(task, split, lengths)
+            blocks = _seqio_blocks(task, split, dict(lengths))
             extra = {
                 "lengths": dict(lengths),
                 "vocabulary": vocabulary.fingerprint,
@@ -227,14 +275,17 @@ def cache_mixture(
     return metas
 
 
-def _seqio_blocks(task, split: str, lengths: Mapping[str, int]) -> Iterable[tuple[np.ndarray, ...]]:
-    """(inputs, input lengths, targets, target lengths) of a task's examples, in its order, block
-    by block.
+def _seqio_blocks(task, split: str, lengths: dict[str, int]) -> Iterable[tuple[np.ndarray, ...]]:
+    """(inputs, input lengths, targets, target lengths, and soft [n] where the task has it) of a
+    task's examples, in its order, block by block.
     """
+    soft = "soft" in task.output_features
+    lengths |= {"soft": 1} if soft else {}
     rows = task.get_dataset(
         sequence_length=lengths, split=split, shuffle=False, try_in_mem_cache=False
     )
-    rows = rows.map(lambda row: {"inputs": row["inputs"], "targets": row["targets"]})
+    names = ("inputs", "targets", "soft") if soft else ("inputs", "targets")
+    rows = rows.map(lambda row: {name: row[name] for name in names})
     for block in rows.ragged_batch(_ROWS_A_BLOCK):
         inputs, targets = block["inputs"], block["targets"]
         yield (
@@ -242,6 +293,7 @@ def _seqio_blocks(task, split: str, lengths: Mapping[str, int]) -> Iterable[tupl
             inputs.row_lengths().numpy(),
             targets.flat_values.numpy(),
             targets.row_lengths().numpy(),
+            *([block["soft"].to_tensor(shape=[None, 1]).numpy()[:, 0]] if soft else ()),
         )
 
 
@@ -255,7 +307,7 @@ def write_examples(
     total: int | None = None,
 ) -> dict:
     """Writes folder/task/split from blocks of (inputs, input lengths, targets, target lengths),
-    flat arrays.
+    flat arrays, and where examples have soft tokens their numbers [n].
 
     A block at a time is in memory; the folder appears whole or not at all.
 
@@ -267,7 +319,7 @@ def write_examples(
     part = where + ".part"
     shutil.rmtree(part, ignore_errors=True)
     os.makedirs(part)
-    names = ("inputs", "input_offsets", "targets", "target_offsets")
+    names = ("inputs", "input_offsets", "targets", "target_offsets", "soft")
     files = {
         n: _Appender(os.path.join(part, n + ".npy"), np.int64 if "off" in n else np.int32)
         for n in names
@@ -278,7 +330,11 @@ def write_examples(
     for n in ("input_offsets", "target_offsets"):
         files[n].append(np.zeros(1, np.int64))
     started = said = time.monotonic()
-    for inputs, input_lengths, targets, target_lengths in blocks:
+    soft_tokens = 0
+    for inputs, input_lengths, targets, target_lengths, *soft in blocks:
+        if soft:
+            files["soft"].append(soft[0])
+            soft_tokens += int(np.count_nonzero(soft[0]))
         for name, ids, sizes in (
             ("inputs", inputs, input_lengths),
             ("targets", targets, target_lengths),
@@ -298,7 +354,7 @@ def write_examples(
             )
     for file in files.values():
         file.close()
-    meta = {**extra, "task": task, "split": split, "count": count}
+    meta = {**extra, "task": task, "split": split, "count": count, "soft": soft_tokens}
     meta |= {"tokens": totals, "longest": longest, "at_full_length": filled}
     with open(os.path.join(part, META_FILE), "w", encoding="utf-8") as f:
         json.dump(meta, f, indent=2)

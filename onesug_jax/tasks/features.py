@@ -2,9 +2,11 @@
 
 The order is the paper's (PAPER.md section 1, x_u = p, H_p, H_u, U):
 
-    <prefix> p <related> q1 <item> q2 .. <history> h1 <item> h2 .. <profile> v1 <item> v2 .. </s>
+    <prefix> p <soft> <related> q1 <item> q2 .. <history> h1 <item> .. <profile> v1 <item> .. </s>
 
-A section without items leaves its marker out; the prefix's marker always stands. Training (through
+A section without items leaves its marker out; the prefix's marker always stands. `<soft>` keeps the
+place of the enhanced prefix e_p*, a vector that the model projects (section 2.3); it is left out
+where a request has none. Semantic ids (section 2.4) are written as their tokens. Training (through
 SeqIO, `tasks.seqio_tasks`) and serving call the same functions, so both see the same arrays. This
 file knows numpy only; it neither finds related queries nor reads logs.
 """
@@ -13,7 +15,8 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import Protocol
 
 import numpy as np
 
@@ -32,12 +35,62 @@ class Request:
       history: the user's queries, newest first.
       related: queries related to the prefix, best first.
       profile: static profile values.
+      vector: the enhanced prefix e_p*, `[E]`; None: there is none.
     """
 
     prefix: str
     history: Sequence[str] = ()
     related: Sequence[str] = ()
     profile: Sequence[str] = ()
+    vector: np.ndarray | None = field(default=None, compare=False)
+
+
+class Context(Protocol):
+    """What is known of a request beyond its words (`represent.related` implements it)."""
+
+    def related(
+        self,
+        prefixes: Sequence[str],
+        histories: Sequence[Sequence[str]],
+        without: Sequence[str] | None = None,
+    ) -> list[list[str]]:
+        """Related queries of each request, best first.
+
+        `without` are the searched queries of training rows, which must not count themselves.
+        """
+
+    def vectors(
+        self, prefixes: Sequence[str], without: Sequence[str | None] | None = None
+    ) -> np.ndarray | None:
+        """Enhanced prefixes e_p*, `[B, E]`; None where there are none. `without` as above."""
+
+    def alone(self, prefixes: Sequence[str], queries: Sequence[str]) -> list[bool]:
+        """Whether one training row alone led from a prefix to a query, so that what is known of the
+        prefix would be another without it.
+        """
+
+
+def make_requests(
+    context: Context | None,
+    prefixes: Sequence[str],
+    histories: Sequence[Sequence[str]],
+    profiles: Sequence[Sequence[str]],
+) -> list[Request]:
+    """Requests with all that `context` adds to them; texts are normalised already."""
+    related: Sequence[Sequence[str]] = [()] * len(prefixes)
+    vectors = None
+    if context is not None and len(prefixes):
+        related, vectors = context.related(prefixes, histories), context.vectors(prefixes)
+    return [
+        Request(
+            prefix,
+            tuple(histories[i]),
+            tuple(related[i]),
+            tuple(profiles[i]),
+            None if vectors is None else vectors[i],
+        )
+        for i, prefix in enumerate(prefixes)
+    ]
 
 
 @dataclass(frozen=True)
@@ -50,6 +103,7 @@ class FeatureSpec:
       related: most related queries.
       history: most history queries (the paper: ten; more cost MRR).
       profile: whether the profile is shown.
+      soft: whether the enhanced prefix e_p* is shown, as one soft token.
     """
 
     input_length: int = 128
@@ -57,6 +111,7 @@ class FeatureSpec:
     related: int = 8
     history: int = 10
     profile: bool = True
+    soft: bool = True
 
     def __post_init__(self):
         if self.input_length < 8 or self.target_length < 2 or min(self.related, self.history) < 0:
@@ -93,11 +148,13 @@ class Featurizer:
         v, spec = self.vocabulary, self.spec
         left = spec.input_length - 1  # the end token's place
         out = [v.prefix_id, *self._text_ids(request.prefix)[-(spec.input_length // 2 - 1) :]]
+        if spec.soft and request.vector is not None:
+            out.append(v.soft_id)
         left -= len(out)
         profile: list[int] = []
         if spec.profile and request.profile:
             profile, _ = self._section(
-                request.profile, v.profile_id, min(left, spec.input_length // 8)
+                request.profile, v.item_ids["profile"], min(left, spec.input_length // 8)
             )
             left -= len(profile)
         related, history = self._share(
@@ -109,33 +166,37 @@ class Featurizer:
         out.append(v.eos_id)
         return out
 
-    def _section(self, texts: Sequence[str], marker: int, room: int) -> tuple[list[int], int]:
-        """The marked section of the first texts that fit into `room` ids, and the room left."""
+    def _section(
+        self, texts: Sequence[str], markers: Sequence[int], room: int
+    ) -> tuple[list[int], int]:
+        """The section of the first texts that fit into `room` ids, and the room left."""
         out: list[int] = []
+        rank = 0
         for text in texts:
             ids = self._text_ids(text)
             if not ids:
                 continue
             if len(ids) >= room:
                 break
-            out.append(self.vocabulary.item_id if out else marker)
+            out.append(markers[min(rank, len(markers) - 1)])
             out += ids
             room -= len(ids) + 1
+            rank += 1
         return out, room
 
     def _share(
         self, related: Sequence[str], history: Sequence[str], room: int
     ) -> tuple[list[int], list[int]]:
         """The related and the history section; item by item they take turns at `room` ids."""
-        v = self.vocabulary
+        markers = self.vocabulary.item_ids
         sections: tuple[list[int], list[int]] = ([], [])
         waiting = [
-            (sections[0], v.related_id, iter(related)),
-            (sections[1], v.history_id, iter(history)),
+            (sections[0], markers["related"], iter(related)),
+            (sections[1], markers["history"], iter(history)),
         ]
         while waiting:
             still = []
-            for out, marker, texts in waiting:
+            for out, left, texts in waiting:
                 text = next(texts, None)
                 if text is None:
                     continue
@@ -143,10 +204,11 @@ class Featurizer:
                 if ids:
                     if len(ids) >= room:
                         continue
-                    out.append(v.item_id if out else marker)
+                    out.append(left[0])
                     out += ids
                     room -= len(ids) + 1
-                still.append((out, marker, texts))
+                    left = left[1:] or left
+                still.append((out, left, texts))
             waiting = still
         return sections
 
@@ -156,6 +218,38 @@ class Featurizer:
         """
         ids = self._text_ids(query)[: self.spec.target_length - 1]
         return np.array([*ids, self.vocabulary.eos_id], np.int32)
+
+    def text_input(self, text: str) -> np.ndarray:
+        """The encoder's ids of a text alone, without a section: what query -> id tasks read."""
+        ids = self._text_ids(text)[: self.spec.input_length - 1]
+        return np.array([*ids, self.vocabulary.eos_id], np.int32)
+
+    def id_tokens(self, codes: Sequence[int]) -> np.ndarray:
+        """The tokens of a semantic id, a code a level, end token included: `[levels + 1]`.
+
+        As encoder input they open with the marker of ids: see `id_input`.
+        """
+        tokens = [self.vocabulary.sid(level, int(code)) for level, code in enumerate(codes)]
+        return np.array([*tokens, self.vocabulary.eos_id], np.int32)
+
+    def id_input(self, codes: Sequence[int]) -> np.ndarray:
+        """The encoder's ids of a semantic id alone: `[levels + 2]`."""
+        return np.concatenate([[self.vocabulary.ids_id], self.id_tokens(codes)]).astype(np.int32)
+
+    def soft(self, requests: Sequence[Request]) -> np.ndarray | None:
+        """The vectors of the soft tokens of `requests`, float32 `[B, 1, E]`; None without any.
+
+        A row without a vector is 0, and its ids hold no soft token.
+        """
+        vectors = [request.vector for request in requests]
+        if not self.spec.soft or all(vector is None for vector in vectors):
+            return None
+        width = len(next(vector for vector in vectors if vector is not None))
+        out = np.zeros((len(requests), 1, width), np.float32)
+        for row, vector in zip(out, vectors, strict=True):
+            if vector is not None:
+                row[0] = vector
+        return out
 
     def batch(self, requests: Sequence[Request], *, length: int | None = None) -> np.ndarray:
         """The encoder's ids of `requests`, int32 `[B, length]` padded with 0 (default:

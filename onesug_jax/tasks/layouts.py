@@ -99,6 +99,37 @@ def _place(
     return tuple(x.reshape(rows, length) for x in (tokens, segments, positions))
 
 
+def place_soft(
+    parts: Sequence,
+    source: np.ndarray,
+    example: np.ndarray,
+    row: np.ndarray,
+    shape: tuple[int, int],
+) -> np.ndarray:
+    """Vectors of the soft tokens of the examples that `assemble` puts into rows.
+
+    Args:
+      parts: `tasks.examples.Examples`; `soft` [N] numbers each example's vector in `vectors`, 0:
+        the example has no soft token.
+      source, example, row: [S] as for `assemble`.
+      shape: (B, S'): rows, and the most soft tokens of one.
+
+    Returns:
+      float32 [B, S', E]; the n-th vector of a row belongs to its n-th soft token.
+    """
+    rows, room = shape
+    out = np.zeros((rows, room, parts[0].vectors.shape[1]), np.float32)
+    number = np.zeros(len(example), np.int64)
+    for s, part in enumerate(parts):
+        mine = source == s
+        number[mine] = part.soft[example[mine]]
+    held = np.flatnonzero(number)
+    places = row[held]
+    first = np.searchsorted(places, places)  # rows do not decrease
+    out[places, np.arange(len(held)) - first] = parts[0].vectors[number[held]]
+    return out
+
+
 def bucket_lengths(
     lengths: np.ndarray, count: int, *, multiple: int, limit: int, smallest: int
 ) -> list[int]:

@@ -13,6 +13,7 @@ Each epoch is shuffled anew. No TensorFlow here, and no model.
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 from collections.abc import Iterator, Mapping
@@ -103,6 +104,9 @@ class Loader:
         self._host, self._hosts = process_index, process_count
         self._parts = [Examples.load(folder, task, split) for task in self.tasks]
         _check(self._parts, vocabulary)
+        with_vectors = [part for part in self._parts if part.vectors is not None]
+        self.soft_dim = with_vectors[0].vectors.shape[1] if with_vectors else 0
+        self._parts = [_with_soft(part, with_vectors) for part in self._parts]
         self._rates = [mixture[task] for task in self.tasks]
         self._longest = tuple(
             max(p.meta["longest"][n] for p in self._parts) for n in ("inputs", "targets")
@@ -111,6 +115,7 @@ class Loader:
             max(p.meta["lengths"][n] for p in self._parts) for n in ("inputs", "targets")
         )
         self.examples = sum(len(p) for p in self._parts)
+        self._most_soft = 1  # soft tokens of one row
         if layout == "bucketed":
             groups = self._bucketed(buckets, multiple)
         elif layout == "packed":
@@ -126,6 +131,17 @@ class Loader:
         self.examples_per_step = batch_size * sum(self._rates) / sum(weights)
         streams = [self._stream(i, lengths, cells) for i, (lengths, cells) in enumerate(groups)]
         self._batches = streams[0] if len(streams) == 1 else grain.MapDataset.mix(streams, weights)
+
+    def _assemble(
+        self, source: np.ndarray, example: np.ndarray, row: np.ndarray, shape: tuple[int, int, int]
+    ) -> dict[str, np.ndarray]:
+        """`layouts.assemble`, and the vectors of the soft tokens where there are such."""
+        packed = self.layout == "packed"
+        batch = layouts.assemble(self._parts, source, example, row, shape, packed=packed)
+        if self.soft_dim:
+            room = (shape[0], self._most_soft)
+            batch["encoder_soft"] = layouts.place_soft(self._parts, source, example, row, room)
+        return batch
 
     def batch_at(self, step: int) -> dict[str, np.ndarray]:
         """This host's rows of global batch `step` (from 0); see `layouts.assemble` for the arrays.
@@ -150,9 +166,14 @@ class Loader:
                 start + self._host * mine, min(start + (self._host + 1) * mine, self.examples)
             )
             chosen = example[rows]
-            yield layouts.assemble(
+            batch = layouts.assemble(
                 self._parts, source[rows], chosen, np.arange(len(chosen)), shape, packed=False
             )
+            if self.soft_dim:
+                batch["encoder_soft"] = layouts.place_soft(
+                    self._parts, source[rows], chosen, np.arange(len(chosen)), (mine, 1)
+                )
+            yield batch
 
     @property
     def fill(self) -> float:
@@ -224,6 +245,7 @@ class Loader:
                 f"{target_length}."
             )
         self._packings = [_packing(p, input_length, target_length) for p in self._parts]
+        self._most_soft = max(int(np.diff(offsets).max()) for _, offsets in self._packings)
         cells = []
         for s, (part, (_, offsets)) in enumerate(zip(self._parts, self._packings, strict=True)):
             rows = len(offsets) - 1
@@ -242,9 +264,7 @@ class Loader:
             chosen = np.asarray(chosen)
             if self.layout != "packed":
                 rows = np.arange(len(chosen))
-                return layouts.assemble(
-                    self._parts, source[chosen], units[chosen], rows, shape, packed=False
-                )
+                return self._assemble(source[chosen], units[chosen], rows, shape)
             members = []
             for c in chosen:
                 order, offsets = self._packings[source[c]]
@@ -252,9 +272,7 @@ class Loader:
             counts = [len(m) for m in members]
             rows = np.repeat(np.arange(len(chosen)), counts)
             owner = np.repeat(source[chosen], counts)
-            return layouts.assemble(
-                self._parts, owner, np.concatenate(members), rows, shape, packed=True
-            )
+            return self._assemble(owner, np.concatenate(members), rows, shape)
 
         streams, start = [], 0
         for cell in cells:
@@ -277,6 +295,14 @@ def count(batch: Mapping[str, np.ndarray]) -> tuple[int, int]:
     if "decoder_segment_ids" in batch:
         return int(batch["decoder_segment_ids"].max(axis=1).sum()), tokens
     return int((batch["decoder_target_tokens"][:, 0] != 0).sum()), tokens
+
+
+def _with_soft(part: Examples, with_vectors: list[Examples]) -> Examples:
+    """The part, able to say that it has no soft token where others have some."""
+    if part.soft is not None or not with_vectors:
+        return part
+    none = np.zeros(len(part), np.int32)
+    return dataclasses.replace(part, soft=none, vectors=with_vectors[0].vectors)
 
 
 def _read_mixture(folder: str) -> dict[str, float]:

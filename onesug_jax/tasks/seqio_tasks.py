@@ -2,10 +2,13 @@
 tensorflow.
 
 A Task reads one log file a split (`logs.history` adds what the user searched before), adds the
-related queries of every prefix, and turns rows into `inputs` and `targets` by a *kind*: a plain
-function of one row. New training signals (semantic-id targets, id -> query, PAPER.md section 2)
-are new kinds, and a Mixture weighs them; nothing else changes. Rows pass in blocks, as one Python
+related queries of every request, and turns rows into `inputs` and `targets` by a *kind*: a plain
+function of one row. Training signals (queries, semantic ids, ids -> queries, PAPER.md section 2)
+are kinds, and a Mixture weighs them; nothing else changes. Rows pass in blocks, as one Python
 call a row would be slow.
+
+Where requests have an enhanced prefix e_p* (a vector), a Task also yields its number in the table
+of vectors, `soft` [0 or 1]: a vector a row would be much to keep, and prefixes repeat.
 
 This file does not decide example order or batches: training reads the cache of `tasks.examples`
 through `tasks.loader`. Serving never imports it.
@@ -29,7 +32,7 @@ import pyarrow.parquet as pq
 from onesug_jax.errors import UserError
 from onesug_jax.logs.history import with_history
 from onesug_jax.logs.schema import RECENT, profile_columns
-from onesug_jax.tasks.features import FeatureSpec, Featurizer, Request
+from onesug_jax.tasks.features import Context, FeatureSpec, Featurizer, Request
 from onesug_jax.tasks.vocabulary import Vocabulary
 
 
@@ -65,27 +68,35 @@ with _start_up_held_back():
 SPLITS = ("train", "dev", "test")  # in the order of time
 BLOCK = 1024  # rows featurised by one Python call
 
-Related = Callable[[Sequence[str], Sequence[str] | None], list[list[str]]]
 Example = tuple[np.ndarray, np.ndarray]
+_PRESENT = np.zeros(0)  # stands for a vector: whether there is one is all that the ids show
 
 
 class Row(NamedTuple):
-    """One request and the query it ended in; lists newest or best first."""
+    """One request and the query it ended in; lists newest or best first.
+
+    `soft` is the number of the enhanced prefix in the table of vectors, 0: none.
+    """
 
     prefix: str
     query: str
     recent: list[str]
     related: list[str]
     profile: list[str]
+    soft: int = 0
 
 
 Kind = Callable[[Featurizer, Row], Example | None]
 
 
+def _request(row: Row) -> Request:
+    vector = _PRESENT if row.soft else None
+    return Request(row.prefix, row.recent, row.related, row.profile, vector)
+
+
 def query(featurizer: Featurizer, row: Row) -> Example | None:
     """The paper's task: prefix, related queries, history, profile -> the query."""
-    request = Request(row.prefix, row.recent, row.related, row.profile)
-    return featurizer.inputs(request), featurizer.target(row.query)
+    return featurizer.inputs(_request(row)), featurizer.target(row.query)
 
 
 def query_from_history(featurizer: Featurizer, row: Row) -> Example | None:
@@ -94,6 +105,38 @@ def query_from_history(featurizer: Featurizer, row: Row) -> Example | None:
         return None
     request = Request("", row.recent, (), row.profile)
     return featurizer.inputs(request), featurizer.target(row.query)
+
+
+def id_kinds(ids_of: Callable[[str], Sequence[int] | None]) -> dict[str, Kind]:
+    """The kinds that write or read semantic ids (PAPER.md section 2.4).
+
+    request_to_id: the paper's input -> the id of the query; query_to_id: a query -> its id;
+    id_to_query: the way back. Rows whose query has no id are left out.
+
+    Args:
+      ids_of: query -> its codes, or None for a query without an id.
+    """
+
+    def request_to_id(featurizer: Featurizer, row: Row) -> Example | None:
+        codes = ids_of(row.query)
+        if codes is None:
+            return None
+        return featurizer.inputs(_request(row)), featurizer.id_tokens(codes)
+
+    def query_to_id(featurizer: Featurizer, row: Row) -> Example | None:
+        codes = ids_of(row.query)
+        if codes is None:
+            return None
+        return featurizer.text_input(row.query), featurizer.id_tokens(codes)
+
+    def id_to_query(featurizer: Featurizer, row: Row) -> Example | None:
+        codes = ids_of(row.query)
+        if codes is None:
+            return None
+        return featurizer.id_input(codes), featurizer.target(row.query)
+
+    kinds = (request_to_id, query_to_id, id_to_query)
+    return {kind.__name__: kind for kind in kinds}
 
 
 KINDS: Mapping[str, Kind] = {"query": query, "query_from_history": query_from_history}
@@ -174,7 +217,9 @@ def register(
     vocabulary: Vocabulary,
     spec: FeatureSpec,
     *,
-    related: Related | None = None,
+    context: Context | None = None,
+    soft: Mapping[tuple[str, str | None], int] | None = None,
+    known: Callable[[str], bool] | None = None,
     tasks: Mapping[str, float] | None = None,
     kinds: Mapping[str, Kind] | None = None,
 ) -> seqio.Mixture:
@@ -186,9 +231,10 @@ def register(
       splits: split name -> Parquet file in the log schema.
       vocabulary: the id space.
       spec: what of a request is shown, and the lengths.
-      related: (prefixes, queries or None) -> related queries of each prefix, best first. `queries`
-        are the searched queries of training rows, which must not count themselves; None for other
-        splits.
+      context: gives the related queries of every request; None: there are none.
+      soft: (prefix, None) -> number of its vector (from 1), (prefix, query) -> that of a training
+        row which needs its own; a prefix it lacks has no soft token.
+      known: queries that may be learnt; training rows that ended in another one are left out.
       tasks: kind -> rate; default {"query": 1.0}.
       kinds: further kinds beside `KINDS`, by name.
 
@@ -196,11 +242,11 @@ def register(
       UserError: an unknown kind, a rate that is not positive, a missing log file.
     """
     tasks = {"query": 1.0} if tasks is None else dict(tasks)
-    known = {**KINDS, **(kinds or {})}
+    every = {**KINDS, **(kinds or {})}
     for kind, rate in tasks.items():
-        if kind not in known:
+        if kind not in every:
             raise UserError(
-                f"tasks: expected kinds out of {', '.join(sorted(known))}; found {kind!r}."
+                f"tasks: expected kinds out of {', '.join(sorted(every))}; found {kind!r}."
             )
         if not rate > 0:
             raise UserError(
@@ -219,9 +265,15 @@ def register(
         seqio.TaskRegistry.remove(name)
         seqio.TaskRegistry.add(
             name,
-            source=log_source(splits, spec, related),
+            source=log_source(splits, spec, context, soft, known),
             preprocessors=[
-                functools.partial(featurise, kind=known[kind], vocabulary=vocabulary, spec=spec)
+                functools.partial(
+                    featurise,
+                    kind=every[kind],
+                    vocabulary=vocabulary,
+                    spec=spec,
+                    soft="soft" in features,
+                )
             ],
             output_features=features,
         )
@@ -230,7 +282,11 @@ def register(
 
 
 def log_source(
-    splits: Mapping[str, str], spec: FeatureSpec, related: Related | None = None
+    splits: Mapping[str, str],
+    spec: FeatureSpec,
+    context: Context | None = None,
+    soft: Mapping[tuple[str, str | None], int] | None = None,
+    known: Callable[[str], bool] | None = None,
 ) -> seqio.FunctionDataSource:
     """Rows of the logs in file order, each field of `Row` one string; lists are one text a line."""
 
@@ -239,7 +295,8 @@ def log_source(
     ) -> tf.data.Dataset:
         signature = {name: tf.TensorSpec([None], tf.string) for name in Row._fields}
         blocks = tf.data.Dataset.from_generator(
-            lambda: _blocks(split, splits, spec, related), output_signature=signature
+            lambda: _blocks(split, splits, spec, context, soft or {}, known),
+            output_signature=signature,
         )
         return blocks.unbatch()
 
@@ -248,7 +305,12 @@ def log_source(
 
 
 def _blocks(
-    split: str, splits: Mapping[str, str], spec: FeatureSpec, related: Related | None
+    split: str,
+    splits: Mapping[str, str],
+    spec: FeatureSpec,
+    context: Context | None,
+    soft: Mapping[tuple[str, str | None], int],
+    known: Callable[[str], bool] | None,
 ) -> Iterator[dict[str, np.ndarray]]:
     """The rows of a split in blocks: {field: [n] UTF-8}."""
     keep = splits[split]
@@ -259,18 +321,27 @@ def _blocks(
     for batch in with_history(files, keep=keep, history=spec.history):
         for start in range(0, batch.num_rows, BLOCK):
             rows = batch.slice(start, BLOCK)
+            if known is not None and split == "train":
+                rows = rows.filter(pa.array(map(known, rows["query"].to_pylist()), pa.bool_()))
             prefixes, queries = rows["prefix"].to_pylist(), rows["query"].to_pylist()
+            recent = rows[RECENT].to_pylist()
             found: Sequence[Sequence[str]] = [()] * rows.num_rows
-            if related is not None and spec.related:
-                found = related(prefixes, queries if split == "train" else None)
+            if context is not None and spec.related:
+                found = context.related(prefixes, recent, queries if split == "train" else None)
+            own = queries if split == "train" else [None] * len(prefixes)
+            numbers = [
+                soft.get((p, q)) or soft.get((p, None), 0)
+                for p, q in zip(prefixes, own, strict=True)
+            ]
             values = [rows[name].cast(pa.string()).to_pylist() for name in profile]
             profiles = zip(*values, strict=True) if values else [()] * rows.num_rows
             fields = Row(
                 prefix=prefixes,
                 query=queries,
-                recent=map(_lines, rows[RECENT].to_pylist()),
+                recent=map(_lines, recent),
                 related=map(_lines, (row[: spec.related] for row in found)),
                 profile=map(_lines, profiles),
+                soft=map(str, numbers),
             )
             yield {
                 name: np.array([text.encode() for text in column], dtype=object)
@@ -290,9 +361,10 @@ def featurise(
     kind: Kind,
     vocabulary: Vocabulary,
     spec: FeatureSpec,
+    soft: bool = False,
 ) -> tf.data.Dataset:
     """SeqIO preprocessor: rows of text -> {"inputs" [<= input_length], "targets" [<=
-    target_length]} int32.
+    target_length]} int32, and if `soft` the numbers of the soft tokens' vectors, "soft" [0 or 1].
 
     A `sequence_length` shorter than the spec's leaves items out as `Featurizer` does, not in
     mid-item.
@@ -308,23 +380,26 @@ def featurise(
     def run(*columns: np.ndarray) -> tuple[np.ndarray, ...]:
         examples = []
         for fields in zip(*columns, strict=True):
-            prefix, query, *lists = (text.decode() for text in fields)
-            row = Row(prefix, query, *(text.split("\n") if text else [] for text in lists))
+            prefix, query, *lists, number = (text.decode() for text in fields)
+            lists = (text.split("\n") if text else [] for text in lists)
+            row = Row(prefix, query, *lists, int(number) if soft else 0)
             if (example := kind(featurizer, row)) is not None:
-                examples.append(example)
+                has = row.soft and vocabulary.soft_id in example[0]
+                examples.append((*example, np.array([row.soft] if has else [], np.int32)))
         out = []
-        for ids in zip(*examples, strict=True) if examples else ((), ()):
+        for ids in zip(*examples, strict=True) if examples else ((), (), ()):
             out.append(np.concatenate(ids, dtype=np.int32) if ids else np.zeros(0, np.int32))
             out.append(np.array([len(x) for x in ids], np.int64))
         return tuple(out)
 
     def convert(block):
         columns = [block[name] for name in Row._fields]
-        out = tf.numpy_function(run, columns, (tf.int32, tf.int64, tf.int32, tf.int64))
-        inputs, input_lengths, targets, target_lengths = (tf.ensure_shape(x, [None]) for x in out)
+        out = tf.numpy_function(run, columns, (tf.int32, tf.int64) * 3)
+        out = [tf.ensure_shape(x, [None]) for x in out]
+        names = ("inputs", "targets", "soft") if soft else ("inputs", "targets")
         return {
-            "inputs": tf.RaggedTensor.from_row_lengths(inputs, input_lengths, validate=False),
-            "targets": tf.RaggedTensor.from_row_lengths(targets, target_lengths, validate=False),
+            name: tf.RaggedTensor.from_row_lengths(ids, lengths, validate=False)
+            for name, ids, lengths in zip(names, out[::2], out[1::2], strict=False)
         }
 
     return rows.batch(BLOCK).map(convert).unbatch()

@@ -3,7 +3,7 @@
 
 Text is cut by a SentencePiece unigram model with byte fallback, trained on the shop's own
 normalised queries, so that any text goes there and back unchanged. Behind the pieces stand the
-markers that part the sections of the encoder input (PAPER.md section 1: prefix, related queries,
+markers that open each item of the encoder input (PAPER.md section 1: prefix, related queries,
 history, profile) and one token for every (level, code) of the semantic ids (section 2.4). Ids that
 nothing uses fill the space up to a multiple of 128, which keeps the embedding table easy to shard.
 
@@ -29,7 +29,9 @@ from onesug_jax.errors import UserError
 
 PIECES_FILE = "pieces.model"
 VOCABULARY_FILE = "vocabulary.json"
-MARKERS = ("prefix", "related", "history", "profile", "item", "soft", "ids")
+SECTIONS = ("related", "history", "profile")
+RANKS = 16  # items of a section with a marker of their own; those after share the last
+MARKERS = ("prefix", "soft", "ids", *(f"{s}{r}" for s in SECTIONS for r in range(1, RANKS + 1)))
 MINIMUM_PIECES = 320  # 256 bytes, three specials, and a few characters
 
 _ROUND = 128
@@ -61,11 +63,11 @@ class Vocabulary:
         self.pieces: int = self._processor.get_piece_size()
         self.sid_levels, self.sid_codes = sid_levels, sid_codes
         marker = {name: self.pieces + i for i, name in enumerate(MARKERS)}
-        self.prefix_id, self.related_id = marker["prefix"], marker["related"]
-        self.history_id, self.profile_id = marker["history"], marker["profile"]
-        self.item_id = marker["item"]
+        self.prefix_id = marker["prefix"]
         self.soft_id = marker["soft"]  # where a projected vector stands in for a token
-        self.ids_id = marker["ids"]  # opens a section of semantic ids
+        self.ids_id = marker["ids"]  # opens a semantic id that is read
+        # An item is opened by its section and rank in one: the best related query says so itself.
+        self.item_ids = {s: [marker[f"{s}{r}"] for r in range(1, RANKS + 1)] for s in SECTIONS}
         self._sid_base = self.pieces + len(MARKERS)
         used = self._sid_base + sid_levels * sid_codes
         self.size: int = -(-used // _ROUND) * _ROUND

@@ -32,6 +32,7 @@ LOGICAL_RULES: tuple[tuple[str, str | tuple[str, ...] | None], ...] = (
     ("kv", None),
     ("layers", None),
     ("relpos_buckets", None),
+    ("soft", None),
 )
 
 

@@ -143,17 +143,26 @@ def test_a_hit_is_an_exact_match_after_normalisation():
         assert result.metrics["model"]["all"]["mrr@16"] == hit / 2
 
 
-def test_related_queries_reach_the_suggester():
+class Known:
+    def related(self, prefixes, histories, without=None):
+        assert without is None, "a scored row is no training row"
+        return [[p + "!", *h] for p, h in zip(prefixes, histories, strict=True)]
+
+    def vectors(self, prefixes, without=None):
+        return np.array([[len(p)] for p in prefixes], np.float32)
+
+
+def test_what_is_known_of_a_request_reaches_the_suggester():
     def suggest(requests):
-        assert all(r.related == (r.prefix + "!", "3") for r in requests)
+        assert all(r.related == (r.prefix + "!", *r.history) for r in requests)
+        assert all(r.vector.tolist() == [len(r.prefix)] for r in requests)
         return [[] for _ in requests]
 
     result = evaluator.evaluate(
         make_split(20),
         {"model": suggest},
         prefix_counts={},
-        related=lambda prefix, k: [prefix + "!", str(k)],
-        related_k=3,
+        context=Known(),
     )
     assert result.metrics["model"]["all"]["n"] == 20
     assert result.metrics["model"]["all"]["answered"] == 0.0

@@ -4,7 +4,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from onesug_jax.errors import UserError
-from onesug_jax.tasks.features import FeatureSpec, Featurizer, Request
+from onesug_jax.tasks.features import FeatureSpec, Featurizer, Request, make_requests
 from onesug_jax.tasks.vocabulary import Vocabulary
 
 WORDS = ["red", "shoes", "lego", "duplo", "train set", "phone case", "手机壳"]
@@ -18,16 +18,17 @@ def vocabulary(tmp_path_factory) -> Vocabulary:
 
 def sections(vocabulary: Vocabulary, ids) -> dict[str, list[str]]:
     """An independent reader of the layout: section name -> its texts, in the order they stand."""
-    names = {getattr(vocabulary, f"{n}_id"): n for n in ("prefix", "related", "history", "profile")}
+    markers = {vocabulary.prefix_id: ("prefix", 0)}
+    for name, numbers in vocabulary.item_ids.items():
+        markers |= {i: (name, rank) for rank, i in enumerate(numbers)}
     ids = list(map(int, ids))
     assert ids.pop() == vocabulary.eos_id and vocabulary.eos_id not in ids
     out: dict[str, list[list[int]]] = {}
     for i in ids:
-        if i in names:
-            assert names[i] not in out
-            out[names[i]] = [[]]
-            here = out[names[i]]
-        elif i == vocabulary.item_id:
+        if i in markers:
+            name, rank = markers[i]
+            here = out.setdefault(name, [])
+            assert rank == len(here) and next(reversed(out)) == name
             here.append([])
         else:
             here[-1].append(i)
@@ -38,12 +39,13 @@ def test_the_papers_order(vocabulary):
     v, e = vocabulary, vocabulary.encode
     request = Request("lego ", ["duplo", "red"], ["lego", "train set"], ["female", "30"])
     expected = [v.prefix_id, *e("lego ")]
-    expected += [v.related_id, *e("lego"), v.item_id, *e("train set")]
-    expected += [v.history_id, *e("duplo"), v.item_id, *e("red")]
-    expected += [v.profile_id, *e("female"), v.item_id, *e("30"), v.eos_id]
+    related, history, profile = (v.item_ids[name] for name in ("related", "history", "profile"))
+    expected += [related[0], *e("lego"), related[1], *e("train set")]
+    expected += [history[0], *e("duplo"), history[1], *e("red")]
+    expected += [profile[0], *e("female"), profile[1], *e("30"), v.eos_id]
     assert Featurizer(v, FeatureSpec(profile=True)).inputs(request).tolist() == expected
     bare = Featurizer(v, FeatureSpec(related=1, history=0, profile=False)).inputs(request)
-    assert bare.tolist() == [v.prefix_id, *e("lego "), v.related_id, *e("lego"), v.eos_id]
+    assert bare.tolist() == [v.prefix_id, *e("lego "), related[0], *e("lego"), v.eos_id]
 
 
 def test_empty_sections_leave_their_marker_out_but_the_prefix(vocabulary):
@@ -83,6 +85,50 @@ def test_what_fits_is_whole_leading_and_as_much_as_fits(
     if cost and counts[1] > counts[0] + 1:
         taken = [len(vocabulary.encode(t)) + 1 for t in history[counts[0] + 1 : counts[1]]]
         assert cost + 1 > room + sum(taken)
+
+
+def test_items_past_the_last_rank_share_its_marker(vocabulary):
+    spec = FeatureSpec(input_length=400, related=40, history=0)
+    ids = Featurizer(vocabulary, spec).inputs(Request("", (), ["red"] * 20)).tolist()
+    markers = vocabulary.item_ids["related"]
+    assert [i for i in ids if i in markers] == markers + [markers[-1]] * (20 - len(markers))
+
+
+def test_the_soft_token_follows_the_prefix_where_there_is_a_vector(vocabulary):
+    v = vocabulary
+    featurizer = Featurizer(v, FeatureSpec())
+    with_vector = Request("le", (), ["red"], vector=np.ones(3))
+    ids = featurizer.inputs(with_vector).tolist()
+    assert ids[: 2 + len(v.encode("le"))] == [v.prefix_id, *v.encode("le"), v.soft_id]
+    assert v.soft_id not in featurizer.inputs(Request("le", (), ["red"]))
+    plain = Featurizer(v, FeatureSpec(soft=False))
+    assert v.soft_id not in plain.inputs(with_vector) and plain.soft([with_vector]) is None
+    given = featurizer.soft([with_vector, Request("x")])
+    np.testing.assert_array_equal(given, [[[1, 1, 1]], [[0, 0, 0]]])
+    assert featurizer.soft([Request("x")]) is None
+
+
+def test_ids_are_written_and_read_as_tokens(vocabulary):
+    featurizer = Featurizer(vocabulary, FeatureSpec())
+    tokens = [vocabulary.sid(0, 2), vocabulary.eos_id]
+    assert featurizer.id_tokens([2]).tolist() == tokens
+    assert featurizer.id_input([2]).tolist() == [vocabulary.ids_id, *tokens]
+    assert featurizer.text_input("red").tolist() == [*vocabulary.encode("red"), 1]
+
+
+def test_requests_are_made_with_all_that_is_known():
+    class Known:
+        def related(self, prefixes, histories, without=None):
+            return [[p, *h] for p, h in zip(prefixes, histories, strict=True)]
+
+        def vectors(self, prefixes, without=None):
+            return np.array([[len(p)] for p in prefixes])
+
+    made = make_requests(Known(), ["a", "bc"], [["x"], []], [["f"], []])
+    assert made == [Request("a", ("x",), ("a", "x"), ("f",)), Request("bc", (), ("bc",), ())]
+    assert [request.vector.tolist() for request in made] == [[1], [2]]
+    assert make_requests(None, ["a"], [[]], [[]]) == [Request("a")]
+    assert make_requests(Known(), [], [], []) == []
 
 
 def test_targets_end_with_the_end_token(vocabulary):

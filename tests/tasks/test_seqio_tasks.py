@@ -11,8 +11,9 @@ import pytest
 from onesug_jax.errors import UserError
 from onesug_jax.logs.completion import CompletionIndex
 from onesug_jax.logs.schema import LOG_SCHEMA
+from onesug_jax.represent.related import RelatedQueries
 from onesug_jax.tasks import layouts, seqio_tasks
-from onesug_jax.tasks.examples import Examples, build_examples, cache_mixture, completions
+from onesug_jax.tasks.examples import Examples, build_examples, cache_mixture
 from onesug_jax.tasks.features import FeatureSpec, Featurizer, Request
 from onesug_jax.tasks.loader import Loader
 from onesug_jax.tasks.vocabulary import Vocabulary
@@ -38,6 +39,13 @@ def log(path, count, start, seed):
     return rows
 
 
+class Known(RelatedQueries):
+    """Completions, and a vector for every prefix: its length and its first character."""
+
+    def vectors(self, prefixes, without=None):
+        return np.array([[len(p), ord((p or " ")[0]) / 1000] for p in prefixes], np.float32)
+
+
 @pytest.fixture(scope="module")
 def world(tmp_path_factory):
     folder = tmp_path_factory.mktemp("world")
@@ -53,11 +61,12 @@ def world(tmp_path_factory):
         splits=splits,
         vocabulary=vocabulary,
         spec=SPEC,
-        related=completions(index, SPEC.related),
+        context=Known(index, SPEC.related),
         tasks={"query": 1.0, "query_from_history": 0.5},
         mixture="toy",
         fingerprint="abc",
     )
+    FOLDER.append(str(folder / "examples"))
     return {
         "folder": str(folder / "examples"),
         "splits": splits,
@@ -96,16 +105,25 @@ def expected(world, split):
     for row, newest in zip(world["rows"][split], recent(world, split), strict=True):
         related = counted(world, row, leave_out=split == "train")
         profile = [v for v in (row["gender"], row["age"]) if v]
-        request = Request(row["prefix"], newest, related, profile)
+        vector = Known(world["index"], 0).vectors([row["prefix"]])[0]
+        request = Request(row["prefix"], newest, related, profile, vector)
         out.append((world["featurizer"].inputs(request), world["featurizer"].target(row["query"])))
     return out
 
 
+FOLDER: list[str] = []  # where the module's examples lie
+
+
 def converted(name, split, *, pack, lengths, **more):
-    ds = seqio.get_dataset(
-        name, lengths, seqio_tasks.FeatureConverter(pack=pack), dataset_split=split, **more
-    )
-    return list(ds.as_numpy_iterator())
+    numbers = {"soft": seqio_tasks.FeatureConverter.FeatureSpec(dtype=seqio_tasks.tf.int32)}
+    converter = seqio_tasks.FeatureConverter(pack=pack, passthrough_features=numbers)
+    lengths = {**lengths, "soft": lengths["inputs"] // 6 if pack else 1}
+    ds = seqio.get_dataset(name, lengths, converter, dataset_split=split, **more)
+    vectors = np.load(f"{FOLDER[0]}/vectors.npy").astype(np.float32)
+    return [
+        {**{k: v for k, v in row.items() if k != "soft"}, "encoder_soft": vectors[row["soft"]]}
+        for row in ds.as_numpy_iterator()
+    ]
 
 
 LENGTHS = {"inputs": SPEC.input_length, "targets": SPEC.target_length}
@@ -125,6 +143,8 @@ def test_seqio_padded_equals_the_serving_features_and_the_loader(world, split):
     batch = layouts.assemble(
         [part], every * 0, every, every, (len(part), *LENGTHS.values()), packed=False
     )
+    batch["encoder_soft"] = layouts.place_soft([part], every * 0, every, every, (len(part), 1))
+    assert np.abs(batch["encoder_soft"]).max() > 0
     assert set(batch) == set(rows[0])
     for name, array in batch.items():
         np.testing.assert_array_equal(array, [r[name] for r in rows], err_msg=name)
@@ -158,6 +178,10 @@ def test_seqio_packed_rows_equal_ours_array_by_array(world):
     batch = layouts.assemble(
         [part], row * 0, np.array(chosen), row, (len(rows), *lengths.values()), packed=True
     )
+    room = rows[0]["encoder_soft"].shape[0]
+    batch["encoder_soft"] = layouts.place_soft(
+        [part], row * 0, np.array(chosen), row, (len(rows), room)
+    )
     assert set(batch) == set(rows[0])
     for name, array in batch.items():
         np.testing.assert_array_equal(array, [r[name] for r in rows], err_msg=name)
@@ -176,21 +200,24 @@ def test_the_cache_is_what_the_task_yields_in_order(world):
 
 
 def test_a_training_row_does_not_see_itself_and_a_dev_row_sees_all_of_train(world):
-    index, related = world["index"], completions(world["index"], 3)
-    lone = CompletionIndex.from_counts(["lego", "lego x"], [3, 1])
-    assert completions(lone, 3)(["lego"], ["lego x"]) == [["lego"]]
-    assert completions(lone, 3)(["lego"], None) == [["lego", "lego x"]]
+    index, known = world["index"], RelatedQueries(world["index"], 3)
+    lone = RelatedQueries(CompletionIndex.from_counts(["lego", "lego x"], [3, 1]), 3)
+    assert lone.related(["lego"], [[]], ["lego x"]) == [["lego"]]
+    assert lone.related(["lego"], [[]]) == [["lego", "lego x"]]
     for row in world["rows"]["train"]:
-        assert related([row["prefix"]], [row["query"]]) == [counted(world, row, leave_out=True)]
+        found = known.related([row["prefix"]], [[]], [row["query"]])
+        assert found == [counted(world, row, leave_out=True)]
     for row in world["rows"]["dev"]:
-        assert related([row["prefix"]], None) == [index.complete(row["prefix"], 3)]
+        assert known.related([row["prefix"]], [[]]) == [index.complete(row["prefix"], 3)]
 
 
 def test_rows_a_kind_leaves_out_are_not_examples(world):
     part = Examples.load(world["folder"], "toy_query_from_history", "train")
     assert len(part) == sum(bool(r) for r in recent(world, "train")) < 90
     v = world["vocabulary"]
-    assert all(part[i][0][:2].tolist() == [v.prefix_id, v.history_id] for i in range(len(part)))
+    assert all(
+        part[i][0][:2].tolist() == [v.prefix_id, v.item_ids["history"][0]] for i in range(len(part))
+    )
 
 
 def test_shards_part_the_rows_between_hosts(world):
@@ -220,7 +247,7 @@ def test_the_mixture_and_its_rates_reach_the_loader(world):
     assert loader.tasks == ["toy_query", "toy_query_from_history"]
     v = world["vocabulary"]
     batch = [loader.batch_at(s)["encoder_input_tokens"] for s in range(10)]
-    empty = sum(int((b[:, 1] == v.history_id).sum()) for b in batch)
+    empty = sum(int((b[:, 1] == v.item_ids["history"][0]).sum()) for b in batch)
     assert 100 <= empty <= 200  # a third of 300 have no prefix by rate, some others by chance
 
 

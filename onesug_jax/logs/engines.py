@@ -1,0 +1,319 @@
+"""Where Ibis expressions run: DuckDB inside this process, or Spark on one machine or a cluster.
+
+`mining` is written once, as Ibis expressions; an engine reads the log, keeps what is used more than
+once, and writes a result as one sorted Parquet file. Nothing here knows what is mined.
+
+DuckDB works within a memory limit and goes to disk beyond it. Spark exchanges files with this
+process (the log, the results, what is kept in between), so on a cluster the paths must be the same
+on all machines.
+"""
+
+from __future__ import annotations
+
+import functools
+import glob
+import os
+import re
+import shutil
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+import duckdb
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from onesug_jax.errors import UserError
+from onesug_jax.logs import database
+from onesug_jax.logs.schema import LOG_SCHEMA
+
+ENGINES = ("duckdb", "spark")
+ROW_GROUP = 131_072
+ROWS_A_PART = 1_000_000
+
+
+def open_engine(name: str, *, scratch: str, memory_limit: str, spark_master: str) -> Engine:
+    """The engine called `name`; use it as a context manager.
+
+    Args:
+      scratch: an existing folder for temporary files.
+      memory_limit: a size ("4GB"): of DuckDB's memory, or of the Java heap of Spark's driver.
+      spark_master: "local[*]", or the address of a cluster; of no use to DuckDB.
+
+    Raises:
+      UserError: no such engine, it cannot be started here, or `memory_limit` is not a size.
+    """
+    if name == "duckdb":
+        return DuckDB(scratch, memory_limit)
+    if name == "spark":
+        return Spark(scratch, memory_limit, spark_master)
+    raise UserError(f"engine={name!r}: expected one of {', '.join(ENGINES)}.")
+
+
+def check_log(path: str, columns: Sequence[str]) -> None:
+    """Whether a Parquet file can be mined: it has these columns, typed as in the schema, and rows.
+
+    Raises:
+      UserError: names the file, and the column that is missing or of another type.
+    """
+    try:
+        with pq.ParquetFile(path) as file:
+            schema, rows = file.schema_arrow, file.metadata.num_rows
+    except (OSError, pa.ArrowException) as error:
+        raise UserError(
+            f"{path}: expected the train split as ingest writes it, Parquet; reading it failed: "
+            f"{error}"
+        ) from None
+    for name in columns:
+        if name not in schema.names:
+            raise UserError(
+                f"{path}: column {name!r} is missing; found: {', '.join(schema.names)}. "
+                "Run ingest on the log first."
+            )
+        wanted, found = LOG_SCHEMA.field(name).type, schema.field(name).type
+        if not _same_kind(wanted, found):
+            raise UserError(
+                f"{path}: column {name!r} is of type {found}, expected {wanted}. Run ingest on the "
+                "log first."
+            )
+    if not rows:
+        raise UserError(f"{path}: expected rows to mine, found none; ingest a log with rows.")
+
+
+def _same_kind(wanted: pa.DataType, found: pa.DataType) -> bool:
+    """Equal, but for how wide offsets are and what list entries are called."""
+    if pa.types.is_list(wanted):
+        lists = pa.types.is_list(found) or pa.types.is_large_list(found)
+        return lists and _same_kind(wanted.value_type, found.value_type)
+    if pa.types.is_string(wanted):
+        return pa.types.is_string(found) or pa.types.is_large_string(found)
+    return found == wanted
+
+
+class Engine:
+    """What both have in common; `ibis` is the Ibis backend that compiles and runs."""
+
+    ibis: Any
+
+    def __enter__(self) -> Engine:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def read(self, path: str) -> Any:
+        """The rows of one Parquet file, as an Ibis table."""
+        raise NotImplementedError
+
+    def keep(self, name: str, table: Any) -> Any:
+        """Work `table` out once and hold it under `name` until `drop` or the end."""
+        raise NotImplementedError
+
+    def keep_parts(self, name: str, parts: Sequence[Any]) -> Any:
+        """The rows of all parts, kept under `name`."""
+        raise NotImplementedError
+
+    def drop(self, *names: str) -> None:
+        """Let go of kept tables."""
+        raise NotImplementedError
+
+    def write(self, table: Any, order: Sequence[Any], schema: pa.Schema, path: str) -> None:
+        """Write the columns that `schema` names to one Parquet file, sorted by `order`."""
+        raise NotImplementedError
+
+    def close(self) -> None:
+        """Release everything."""
+        raise NotImplementedError
+
+    def parts(self, rows: int) -> int:
+        """In how many parts a table of so many rows is best joined to itself and grouped."""
+        return 1
+
+    def count(self, table: Any) -> int:
+        """How many rows."""
+        return int(self.ibis.to_pyarrow(table.count()).as_py())
+
+    def total(self, table: Any, column: str) -> int:
+        """The sum of a column of whole numbers; 0 without rows."""
+        return int(self.ibis.to_pyarrow(table[column].sum()).as_py() or 0)
+
+
+class DuckDB(Engine):
+    """Embedded, no network; tables that do not fit the memory limit are moved to `scratch`."""
+
+    def __init__(self, scratch: str, memory_limit: str):
+        import ibis
+
+        self._scratch, self._memory_limit = scratch, memory_limit
+        self._connection = database.connect(scratch, memory_limit)
+        # Row order is asked for where it matters, in `write`; elsewhere keeping it costs memory.
+        self._connection.execute("SET preserve_insertion_order = false")
+        self.ibis = ibis.duckdb.from_connection(self._connection)
+
+    def read(self, path: str) -> Any:
+        """The rows of the file, read anew each time."""
+        source = database.files([os.path.abspath(path)])
+        self._connection.execute(f"CREATE VIEW log AS SELECT * FROM read_parquet({source})")
+        return self.ibis.table("log")
+
+    def keep(self, name: str, table: Any) -> Any:
+        """A table made now."""
+        return self.ibis.create_table(name, table)
+
+    def keep_parts(self, name: str, parts: Sequence[Any]) -> Any:
+        """One part after another, so that each has the memory for itself."""
+        for number, part in enumerate(parts):
+            if number:
+                self.ibis.insert(name, part)
+            else:
+                self.ibis.create_table(name, part)
+        return self.ibis.table(name)
+
+    def parts(self, rows: int) -> int:
+        """A part for a million rows: groups that fit in memory are not sorted out on disk."""
+        return 1 + rows // ROWS_A_PART
+
+    def drop(self, *names: str) -> None:
+        """Let go of kept tables."""
+        for name in names:
+            self._connection.execute(f"DROP TABLE {database.named(name)}")
+
+    def write(self, table: Any, order: Sequence[Any], schema: pa.Schema, path: str) -> None:
+        """One sorted Parquet file."""
+        rows = self.ibis.compile(table.order_by(list(order)).select(schema.names))
+        self._connection.execute(
+            f"COPY ({rows}) TO {database.quoted(path)} "
+            f"(FORMAT parquet, COMPRESSION zstd, ROW_GROUP_SIZE {ROW_GROUP})"
+        )
+
+    def close(self) -> None:
+        """Release everything."""
+        self._connection.close()
+
+    def __exit__(self, kind: Any, error: Any, trace: Any) -> None:
+        self.close()
+        if isinstance(error, duckdb.OutOfMemoryException):
+            why = str(error).splitlines()[0]
+            raise UserError(
+                f"memory_limit={self._memory_limit!r}: DuckDB cannot do with so little, or "
+                f"{self._scratch} is full ({why}); allow more, or give another scratch folder."
+            ) from error
+
+
+class Spark(Engine):
+    """PySpark; joins a session that is open already, and ends only one it opened."""
+
+    def __init__(self, scratch: str, memory_limit: str, master: str):
+        import ibis
+
+        self._scratch = os.path.abspath(scratch)
+        self._session, self._own = _session(self._scratch, memory_limit, master)
+        self.ibis = ibis.pyspark.connect(self._session)
+
+    def read(self, path: str) -> Any:
+        """The rows of the file, read anew each time."""
+        return self._parquet("log", path)
+
+    def keep(self, name: str, table: Any) -> Any:
+        """A table made now."""
+        # Written and read back: a long chain of expressions would be worked out anew each time.
+        folder = os.path.join(self._scratch, name)
+        self._frame(table).write.parquet(_uri(folder))
+        return self._parquet(name, folder)
+
+    def keep_parts(self, name: str, parts: Sequence[Any]) -> Any:
+        """All parts at once; their groups are spread over the machines anyway."""
+        return self.keep(name, functools.reduce(lambda one, other: one.union(other), parts))
+
+    def drop(self, *names: str) -> None:
+        """Let go of kept tables."""
+        for name in names:
+            self._session.catalog.dropTempView(name)
+            shutil.rmtree(os.path.join(self._scratch, name))
+
+    def write(self, table: Any, order: Sequence[Any], schema: pa.Schema, path: str) -> None:
+        """One sorted Parquet file."""
+        folder = os.path.join(self._scratch, "result")
+        ordered = table.order_by(list(order)).select(schema.names)
+        self._frame(ordered).write.parquet(_uri(folder))
+        # A sorted frame is cut into ranges; the files' names are in the order of the ranges.
+        parts = sorted(glob.glob(os.path.join(glob.escape(folder), "part-*.parquet")))
+        with pq.ParquetWriter(path, schema, compression="zstd") as writer:
+            for part in parts:
+                with pq.ParquetFile(part) as file:
+                    for batch in file.iter_batches(batch_size=ROW_GROUP):
+                        writer.write_batch(batch.cast(schema))
+        shutil.rmtree(folder)
+
+    def close(self) -> None:
+        """Release everything."""
+        if self._own:
+            self._session.stop()
+
+    def _frame(self, table: Any) -> Any:
+        return self._session.sql(self.ibis.compile(table))
+
+    def _parquet(self, name: str, path: str) -> Any:
+        # Characters that mean a pattern to Hadoop stand for themselves.
+        literal = re.sub(r"([*?\[\]{}\\])", r"\\\1", os.path.abspath(path))
+        self._session.read.parquet(_uri(literal)).createOrReplaceTempView(name)
+        return self.ibis.table(name)
+
+
+def _uri(path: str) -> str:
+    # Without a scheme a cluster would look in its own file system.
+    return "file://" + path
+
+
+def _session(scratch: str, memory_limit: str, master: str) -> tuple[Any, bool]:
+    """A Spark session and whether it was opened here."""
+    try:
+        import pyspark.errors
+        from pyspark.sql import SparkSession
+    except ImportError as error:
+        raise UserError(
+            f"engine='spark': expected PySpark, found none ({error}); "
+            'pip install "onesug_jax[spark]", or take engine="duckdb".'
+        ) from None
+    running = SparkSession.getActiveSession()
+    if running is not None:
+        return running, False
+    home = os.environ.get("JAVA_HOME")
+    java = os.path.join(home, "bin", "java") if home else "java"
+    if shutil.which(java) is None:
+        raise UserError(
+            f"engine='spark': expected Java 17 or later, found no program {java}; install a Java "
+            'runtime and set JAVA_HOME, or take engine="duckdb".'
+        )
+    builder = (
+        SparkSession.builder.master(master)
+        .appName("onesug_jax mining")
+        .config("spark.driver.memory", _java_size(memory_limit))
+        .config("spark.local.dir", os.path.join(scratch, "spark"))
+        .config("spark.sql.warehouse.dir", os.path.join(scratch, "warehouse"))
+        .config("spark.ui.enabled", "false")
+        .config("spark.ui.showConsoleProgress", "false")
+        .config("spark.log.level", "ERROR")
+        .config("spark.pyspark.python", sys.executable)
+    )
+    if master.startswith("local"):
+        # One machine: few, larger pieces; and no question of which of its addresses is reachable.
+        builder = builder.config("spark.sql.shuffle.partitions", str(2 * (os.cpu_count() or 1)))
+        builder = builder.config("spark.driver.host", "127.0.0.1")
+        builder = builder.config("spark.driver.bindAddress", "127.0.0.1")
+    try:
+        return builder.getOrCreate(), True
+    except (pyspark.errors.PySparkException, RuntimeError) as error:
+        raise UserError(
+            f"engine='spark': Spark did not start on spark_master={master!r}: {error}"
+        ) from None
+
+
+def _java_size(memory_limit: str) -> str:
+    """A size such as "4GB" as Java writes it, in mebibytes."""
+    found = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([KMGT])i?B\s*", memory_limit, re.IGNORECASE)
+    if not found:
+        raise UserError(
+            f"memory_limit={memory_limit!r}: expected a size such as '2GB' or '512MiB'."
+        )
+    return f"{int(float(found[1]) * 1024 ** ('KMGT'.index(found[2].upper()) - 1))}m"

@@ -1,0 +1,404 @@
+"""Mining a train split: what is searched, typed and searched together (PAPER.md section 2, step 1).
+
+Five tables come out, one Parquet file each:
+
+  queries       query, count, users, clicks, item_clicks, orders, last_ms; by query
+  prefixes      prefix, count, users; by prefix
+  prefix_query  prefix, query, count, users, score; by prefix, then best first
+  query_query   query, other, source, swing, itemcf, users; by query, source ("item" before
+                "visitor"), then best first
+  pools         prefix, query, rank, count; by prefix, then rank
+
+Text is compared and sorted by UTF-8 bytes, which is code point order. `clicks`, `item_clicks` and
+`orders` count rows whose searched query has exactly that level. The score of a prefix -> query pair
+
+  count / (count + support)  *  count / sqrt(count of the prefix * count of the query)
+
+is the cosine between prefix and query (how specific each is to the other) times what that is worth
+given how often it was seen. `query_query` is described in `pairs`: source "visitor" relates queries
+of one visitor, "item" those after which one item was clicked; `users` counts the visitors or items
+in common. A pool holds the candidates of a prefix: all queries searched after it and all that start
+with it, most searched first.
+
+A visitor is a user_id; where that is empty a session_id; where both are, a request_id. **Privacy:**
+a query searched by fewer than `min_users` visitors, or a prefix typed by fewer, is in no table.
+
+What it does not do: it reads no list of suggestions shown, no dev or test rows, and embeds nothing.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import json
+import os
+import tempfile
+import time
+from typing import Any
+
+import ibis
+import pyarrow as pa
+import pyarrow.parquet as pq
+from ibis import _
+
+from onesug_jax.errors import UserError
+from onesug_jax.logs.engines import Engine, check_log, open_engine
+from onesug_jax.logs.pairs import Caps, first, mine_pairs, real, rounded
+
+_STRING, _INT, _FLOAT = pa.string(), pa.int64(), pa.float64()
+
+TABLES = {
+    "queries": pa.schema(
+        [("query", _STRING), ("count", _INT), ("users", _INT), ("clicks", _INT)]
+        + [("item_clicks", _INT), ("orders", _INT), ("last_ms", _INT)]
+    ),
+    "prefixes": pa.schema([("prefix", _STRING), ("count", _INT), ("users", _INT)]),
+    "prefix_query": pa.schema(
+        [("prefix", _STRING), ("query", _STRING), ("count", _INT), ("users", _INT)]
+        + [("score", _FLOAT)]
+    ),
+    "query_query": pa.schema(
+        [("query", _STRING), ("other", _STRING), ("source", _STRING), ("swing", _FLOAT)]
+        + [("itemcf", _FLOAT), ("users", _INT)]
+    ),
+    "pools": pa.schema([("prefix", _STRING), ("query", _STRING), ("rank", _INT), ("count", _INT)]),
+}
+REPORT = "report.json"
+_READ = ("request_id", "user_id", "session_id", "timestamp_ms", "prefix", "query")
+_READ += ("clicked_items", "ordered_items")  # columns used
+
+
+@dataclasses.dataclass(frozen=True)
+class MiningReport:
+    """Rows of the log and of every table, and what the thresholds and caps left out.
+
+    Attributes:
+      rows, visitors: of the log.
+      queries, prefixes, prefix_query, query_query_visitor, query_query_item, pools: rows of tables.
+      queries_left_out, prefixes_left_out: known to fewer than `min_users` visitors.
+      query_rows_left_out, prefix_rows_left_out: rows of the log with such a query or prefix.
+      prefix_query_left_out: pairs of kept texts beyond `per_prefix`.
+      visitor_searches_left_out, item_searches_left_out: (visitor or item, query) beyond
+        `max_queries_per_visitor` or `max_queries_per_item`.
+      visitor_pairs_left_out, item_pairs_left_out: directed pairs beyond `per_query`.
+    """
+
+    rows: int
+    visitors: int
+    queries: int
+    queries_left_out: int
+    query_rows_left_out: int
+    prefixes: int
+    prefixes_left_out: int
+    prefix_rows_left_out: int
+    prefix_query: int
+    prefix_query_left_out: int
+    query_query_visitor: int
+    visitor_searches_left_out: int
+    visitor_pairs_left_out: int
+    query_query_item: int
+    item_searches_left_out: int
+    item_pairs_left_out: int
+    pools: int
+
+
+def mine(
+    train: str,
+    out: str,
+    *,
+    engine: str = "duckdb",
+    min_users: int = 1,
+    per_prefix: int = 64,
+    per_query: int = 32,
+    pool_size: int = 64,
+    support: float = 5.0,
+    swing_alpha: float = 1.0,
+    max_queries_per_visitor: int = 50,
+    max_visitors_per_query: int = 50,
+    min_common_visitors: int = 2,
+    max_queries_per_item: int = 100,
+    max_items_per_query: int = 50,
+    min_common_items: int = 1,
+    memory_limit: str = "4GB",
+    scratch: str | None = None,
+    spark_master: str = "local[*]",
+) -> MiningReport:
+    """Mine the train split into the tables above and `report.json`, all of them or none, in `out`.
+
+    Args:
+      train: Parquet file in the schema, as `ingest` writes it.
+      out: folder, made if need be; other files in it stay.
+      engine: "duckdb", or "spark" for a log beyond one machine; the same rows come out.
+      min_users: visitors that must have searched a query, or typed a prefix, for it to be used.
+      per_prefix: best queries kept of a prefix in prefix_query.
+      per_query: best others kept of a query and source in query_query.
+      pool_size: candidates kept of a prefix.
+      support: at this count half of a prefix -> query pair's cosine is its score.
+      swing_alpha: Swing's smoothing.
+      max_queries_per_visitor, max_queries_per_item: latest queries used of each.
+      max_visitors_per_query, max_items_per_query: those seen latest, used by Swing of each query.
+      min_common_visitors, min_common_items: which two queries must have in common to be a pair.
+      memory_limit: what DuckDB may use before it goes to disk, or the heap of Spark's driver.
+      scratch: folder for temporary files; the system's own if None. Spark on a cluster needs one
+        that all machines share, and `train` likewise.
+      spark_master: where Spark runs.
+
+    Raises:
+      UserError: a setting out of range, an engine that cannot start or has too little memory, a
+      file that is missing, no Parquet, lacks a column or has no rows.
+    """
+    at_least_1 = dict(
+        min_users=min_users,
+        per_prefix=per_prefix,
+        per_query=per_query,
+        pool_size=pool_size,
+        max_queries_per_visitor=max_queries_per_visitor,
+        max_visitors_per_query=max_visitors_per_query,
+        min_common_visitors=min_common_visitors,
+        max_queries_per_item=max_queries_per_item,
+        max_items_per_query=max_items_per_query,
+        min_common_items=min_common_items,
+    )
+    for name, value in at_least_1.items():
+        if value < 1:
+            raise UserError(f"mine {name}: expected at least 1, found {value}")
+    for name, value in (("support", support), ("swing_alpha", swing_alpha)):
+        if not 0 <= value < float("inf"):
+            raise UserError(f"mine {name}: expected a number from 0 up, found {value}")
+    check_log(train, _READ)
+    os.makedirs(out, exist_ok=True)
+    with contextlib.ExitStack() as stack:
+        if scratch is not None:
+            os.makedirs(scratch, exist_ok=True)
+        work = stack.enter_context(tempfile.TemporaryDirectory(prefix="mining-", dir=scratch))
+        # Beside their final place, so that moving them there cannot fail half-way for lack of room.
+        new = stack.enter_context(tempfile.TemporaryDirectory(prefix=".mining-", dir=out))
+        running = open_engine(
+            engine, scratch=work, memory_limit=memory_limit, spark_master=spark_master
+        )
+        mining = _Mining(stack.enter_context(running), new)
+        mining.read(train)
+        mining.known_texts(min_users)
+        mining.prefix_to_query(per_prefix, support)
+        visitors = Caps(
+            max_queries_per_visitor, max_visitors_per_query, min_common_visitors, per_query
+        )
+        items = Caps(max_queries_per_item, max_items_per_query, min_common_items, per_query)
+        mining.query_to_query(visitors, items, swing_alpha)
+        mining.pools(pool_size)
+        report = MiningReport(**mining.counts)
+        with open(os.path.join(new, REPORT), "w", encoding="utf-8") as file:
+            json.dump(dataclasses.asdict(report), file, indent=2)
+            file.write("\n")
+        for name in (*(_file(name) for name in TABLES), REPORT):
+            os.replace(os.path.join(new, name), os.path.join(out, name))
+    return report
+
+
+def read_table(out: str, name: str) -> pa.Table:
+    """One mined table, its columns as `TABLES` has them.
+
+    Raises:
+      UserError: no such table, or its file is missing or damaged.
+    """
+    if name not in TABLES:
+        raise UserError(f"mined table {name!r}: expected one of {', '.join(TABLES)}.")
+    path = os.path.join(out, _file(name))
+    if not os.path.isfile(path):
+        raise UserError(f"{path}: expected a mined table, found no such file; run mine first.")
+    try:
+        return pq.read_table(path).cast(TABLES[name])
+    except (ValueError, OSError) as error:  # pyarrow's own errors are kinds of these
+        raise UserError(
+            f"{path}: expected the columns {', '.join(TABLES[name].names)}; reading them failed: "
+            f"{error}. Run mine again."
+        ) from None
+
+
+class _Mining:
+    """The steps, in order; each keeps what later ones need and notes what it counted."""
+
+    def __init__(self, engine: Engine, folder: str):
+        self.engine, self.folder = engine, folder
+        self.counts: dict[str, int] = {}
+        self._begun = self._shown = time.monotonic()
+
+    def read(self, train: str) -> None:
+        """Texts and visitors become numbers; the numbers of texts are in byte order."""
+        log = self.engine.read(train)
+        user, session = _text(log.user_id), _text(log.session_id)
+        rows = log.select(
+            "query",
+            "prefix",
+            "clicked_items",
+            time=_.timestamp_ms,
+            # The letter keeps a session from being taken for the user of that name.
+            visitor=ibis.cases(
+                (user != "", ibis.literal("u") + user),
+                (session != "", ibis.literal("s") + session),
+                else_=ibis.literal("r") + log.request_id,
+            ),
+            ordered=log.ordered_items.length() > 0,
+            clicked=log.clicked_items.length() > 0,
+        )
+        self.query = self._numbered(rows, "query", "q")
+        self.prefix = self._numbered(rows, "prefix", "p")
+        visitor = self._numbered(rows, "visitor", "v")
+        self.events = self.engine.keep(
+            "events",
+            rows.join(self.query, "query")
+            .join(self.prefix, "prefix")
+            .join(visitor, "visitor")
+            .select(
+                "q",
+                "p",
+                "v",
+                "time",
+                orders=_.ordered.ifelse(1, 0).cast("int8"),
+                item_clicks=(_.clicked & ~_.ordered).ifelse(1, 0).cast("int8"),
+            ),
+        )
+        clicks = rows.filter(_.clicked).select("query", "time", item=_.clicked_items.unnest())
+        item = self._numbered(clicks, "item", "owner")
+        self.clicks = self.engine.keep(
+            "clicks",
+            clicks.join(self.query, "query")
+            .join(item, "item")
+            .group_by("owner", "q")
+            .aggregate(last=_.time.max()),
+        )
+        self.counts["rows"] = self.engine.count(self.events)
+        self.counts["visitors"] = self.engine.count(visitor)
+        self.engine.drop("visitor", "item")
+        self._say(f"read {self.counts['rows']:,} rows of {self.counts['visitors']:,} visitors")
+
+    def known_texts(self, min_users: int) -> None:
+        """Tables queries and prefixes: what enough visitors searched or typed."""
+        self.searches = self.engine.keep(
+            "searches",
+            self.events.group_by("v", "q").aggregate(
+                n=_.count(),
+                item_clicks=_.item_clicks.sum(),
+                orders=_.orders.sum(),
+                last=_.time.max(),
+            ),
+        )
+        queries = self.searches.group_by("q").aggregate(
+            count=_.n.sum().cast("int64"),
+            users=_.count(),
+            item_clicks=_.item_clicks.sum().cast("int64"),
+            orders=_.orders.sum().cast("int64"),
+            last_ms=_["last"].max(),
+        )
+        queries = queries.mutate(clicks=_["count"] - _.item_clicks - _.orders)
+        self.queries = self._kept("queries", queries, self.query, "q", min_users)
+        self.typed = self.engine.keep(
+            "typed", self.events.group_by("p", "q", "v").aggregate(n=_.count())
+        )
+        self.engine.drop("events")
+        prefixes = (
+            self.typed.group_by("p", "v")
+            .aggregate(n=_.n.sum())
+            .group_by("p")
+            .aggregate(count=_.n.sum().cast("int64"), users=_.count())
+        )
+        self.prefixes = self._kept("prefixes", prefixes, self.prefix, "p", min_users)
+        self._say(f"{self.counts['queries']:,} queries, {self.counts['prefixes']:,} prefixes")
+
+    def prefix_to_query(self, per_prefix: int, support: float) -> None:
+        """Table prefix_query: what was searched after a prefix; an empty one says nothing."""
+        self.followed = self.engine.keep(
+            "followed",
+            self.typed.group_by("p", "q")
+            .aggregate(count=_.n.sum().cast("int64"), users=_.count())
+            .join(self.prefixes.select("p", "prefix", p_count=_["count"]), "p")
+            .join(self.queries.select("q", "query", q_count=_["count"]), "q"),
+        )
+        count = real(_["count"])
+        cosine = count / (real(_.p_count) * real(_.q_count)).sqrt()
+        pairs = self.followed.filter(_.prefix != "").mutate(
+            score=rounded(count / (count + real(support)) * cosine)
+        )
+        best = first(pairs, per_prefix, of="p", by=[_.score.desc(), _.q])
+        rows = self._write("prefix_query", best, [_.p, _.place])
+        self.counts["prefix_query_left_out"] = self.engine.count(pairs) - rows
+        self.engine.drop("typed")
+
+    def query_to_query(self, visitors: Caps, items: Caps, alpha: float) -> None:
+        """Table query_query: both relations, among kept queries."""
+        known = self.queries.select("q")
+        searches = self.searches.select("q", "last", owner=_.v).semi_join(known, "q")
+        parts = []
+        for source, relation, caps in (
+            ("item", self.clicks.semi_join(known, "q"), items),
+            ("visitor", searches, visitors),
+        ):
+            best, left_out = mine_pairs(self.engine, f"{source}_pairs", relation, caps, alpha)
+            parts.append(best.mutate(source=ibis.literal(source)))
+            self.counts[f"query_query_{source}"] = self.engine.count(best)
+            for what, number in left_out.items():
+                self.counts[f"{source}_{what}_left_out"] = number
+            self._say(f"{self.counts[f'query_query_{source}']:,} query -> query pairs by {source}")
+        text = self.queries.select("q", "query")
+        pairs = parts[0].union(parts[1]).join(text, "q")
+        pairs = pairs.join(text.select(other=_.q, text=_.query), "other")
+        pairs = pairs.rename(o="other").rename(other="text")
+        self._write("query_query", pairs, [_.q, _.source, _.place], counted=False)
+        self.engine.drop("item_pairs", "visitor_pairs", "searches", "clicks")
+
+    def pools(self, pool_size: int) -> None:
+        """Table pools: what followed a prefix, and what starts with it, most searched first."""
+        known = self.queries.select("q", "query", "count")
+        # Every query's own beginnings meet the typed prefixes by equality: no scan for each prefix.
+        beginnings = known.mutate(size=ibis.range(0, known.query.length() + 1).unnest())
+        beginnings = beginnings.select("q", "count", prefix=_.query.left(_["size"]))
+        completions = beginnings.join(self.prefixes.select("p", "prefix"), "prefix")
+        candidates = completions.select("p", "q", "count").union(
+            self.followed.select("p", "q", count=_.q_count), distinct=True
+        )
+        best = first(candidates, pool_size, of="p", by=[_["count"].desc(), _.q])
+        best = best.join(self.prefixes.select("p", "prefix"), "p")
+        best = best.join(known.select("q", "query"), "q").mutate(rank=_.place)
+        self._write("pools", best, [_.p, _.place])
+
+    def _numbered(self, rows: Any, column: str, number: str) -> Any:
+        """The distinct texts of a column, numbered from 0 in byte order."""
+        place = ibis.row_number().over(ibis.window(order_by=column)).cast("int32")
+        distinct = rows.select(column).distinct()
+        return self.engine.keep(column, distinct.mutate(place.name(number)))
+
+    def _kept(self, name: str, counted: Any, texts: Any, number: str, min_users: int) -> Any:
+        """Those of `min_users` visitors, with their text: kept, written, and the rest counted."""
+        kept = self.engine.keep(name, counted.filter(_.users >= min_users).join(texts, number))
+        rows = self._write(name, kept, [_[number]])
+        used = self.engine.total(kept, "count")
+        one = {"queries": "query", "prefixes": "prefix"}[name]
+        self.counts[f"{name}_left_out"] = self.engine.count(texts) - rows
+        self.counts[f"{one}_rows_left_out"] = self.counts["rows"] - used
+        return kept
+
+    def _write(self, name: str, table: Any, order: list[Any], *, counted: bool = True) -> int:
+        schema = TABLES[name]
+        path = os.path.join(self.folder, _file(name))
+        self.engine.write(table, order, schema, path)
+        rows = pq.ParquetFile(path).metadata.num_rows
+        if counted:
+            self.counts[name] = rows
+        self._say(f"wrote {rows:,} rows of {name}")
+        return rows
+
+    def _say(self, what: str) -> None:
+        now = time.monotonic()
+        print(
+            f"mine: {what} ({now - self._shown:.1f} s, {now - self._begun:.1f} s in all)",
+            flush=True,
+        )
+        self._shown = now
+
+
+def _text(column: Any) -> Any:
+    return ibis.coalesce(column, "")
+
+
+def _file(table: str) -> str:
+    return f"{table}.parquet"

@@ -1,0 +1,1 @@
+"""Prefix2Query representation enhancement: encoder, semantic ids, related queries."""

@@ -1,0 +1,278 @@
+"""The prefix index: enhanced prefixes e_p*, and the known queries nearest to them.
+
+PAPER.md section 2, points 3 and 5. One folder, read by memory map, holds the known queries under
+their semantic ids with their vectors (`tree_search.py`), and for each known prefix its own vector,
+the queries that co-occur with it and, worked out ahead, its related queries. A prefix that is not
+known is searched for by its plain vector: `related_to`.
+
+e_p* is not stored: it is mixed when asked for (`enhance.py`), from the stored vectors, so that one
+query can be left out of it. `index_files.py` writes the folder. Serving needs numpy alone, and
+neither the text encoder nor, unless the way down is measured by latents, the quantiser.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from onesug_jax.errors import UserError
+from onesug_jax.represent import index_files
+from onesug_jax.represent.enhance import EnhanceConfig, enhance
+from onesug_jax.represent.id_tree import IdTree
+from onesug_jax.represent.quantiser import Quantiser
+from onesug_jax.represent.texts import Texts
+from onesug_jax.represent.tree_search import SearchConfig, StoredVectors, TreeSearch
+
+_BLOCK = 512  # prefixes looked up between two progress lines, at least
+
+
+class PrefixIndex:
+    """N known queries and P known prefixes; made by `build`, opened by `load`.
+
+    Attributes:
+      queries: the known queries in byte order; their numbers are places in it.
+      prefixes: the known prefixes in byte order.
+      fingerprints: what the index was made from, as given to `build`.
+    """
+
+    def __init__(
+        self,
+        queries: Texts,
+        prefixes: Texts,
+        arrays: Mapping[str, np.ndarray],
+        about: Mapping[str, Any],
+        quantiser: Quantiser | None = None,
+        search_config: SearchConfig | None = None,
+    ):
+        self.queries, self.prefixes = queries, prefixes
+        self.fingerprints: dict[str, str] = dict(about["fingerprints"])
+        self.enhance_config = EnhanceConfig(**about["enhance"])
+        self.search_config = search_config or SearchConfig(**about["search"])
+        self._arrays = arrays
+        self._vectors = StoredVectors(arrays["vectors"], arrays["scales"])
+        latent = self.search_config.measure == "latent"
+        self._search = TreeSearch(
+            IdTree.from_arrays(arrays, about["nodes"]),
+            self._vectors,
+            arrays["codewords"],
+            self.search_config,
+            quantiser.latents if latent else None,
+        )
+
+    def __len__(self) -> int:
+        return len(self.queries)
+
+    @property
+    def dimension(self) -> int:
+        """Width D of the embeddings."""
+        return self._vectors.rows.shape[1]
+
+    @property
+    def bytes_per_query(self) -> float:
+        """Size on disk of all that grows with the queries, divided by them."""
+        names = ("rows", "places", "starts", "children", "codes", "norms", "vectors", "scales")
+        size = sum(self._arrays[name].nbytes for name in names)
+        return (size + self.queries.block.nbytes + self.queries.offsets.nbytes) / len(self)
+
+    def known(self, prefix: str) -> int:
+        """The number of a known prefix, or -1."""
+        return self.prefixes.find(prefix)
+
+    def vectors_of(self, numbers: np.ndarray) -> np.ndarray:
+        """Stored unit vectors, float32 [n, D], of the queries of these numbers [n]."""
+        places = self._arrays["places"].take(numbers)
+        rows = self._vectors.rows.take(places, axis=0).astype(np.float32)
+        return rows * self._vectors.scales.take(places)[:, None]
+
+    def enhanced(self, prefix: str, without: int = -1) -> np.ndarray | None:
+        """e_p*, float32 [D] of length 1, of a known prefix; None for an unknown one.
+
+        Args:
+          prefix: what was typed.
+          without: number of a query that is not to count as co-occurring where it was seen with
+            this prefix only once: the row of a log that ended in it does not see itself.
+        """
+        row = self.known(prefix)
+        if row < 0:
+            return None
+        numbers, counts = self._pairs(row)
+        if without >= 0:
+            numbers = numbers[(numbers != without) | (counts > 1)]
+        own = self._arrays["prefix_vectors"][row : row + 1]
+        offsets = np.array([0, len(numbers)])
+        return enhance(own, offsets, numbers, self.vectors_of, self.enhance_config)[0]
+
+    def vector(self, prefix: str) -> np.ndarray | None:
+        """e_p* of a known prefix, float32 [D]; None for an unknown one."""
+        return self.enhanced(prefix)
+
+    def pair_count(self, prefix: str, number: int) -> int:
+        """How often query `number` was searched after `prefix`; 0 for a pair that is not kept."""
+        row = self.known(prefix)
+        if row < 0:
+            return 0
+        numbers, counts = self._pairs(row)
+        found = np.flatnonzero(numbers == number)
+        return int(counts[found[0]]) if len(found) else 0
+
+    def _pairs(self, row: int) -> tuple[np.ndarray, np.ndarray]:
+        begin, end = self._arrays["pair_offsets"][row : row + 2]
+        return self._arrays["pair_queries"][begin:end], self._arrays["pair_counts"][begin:end]
+
+    def search(self, vectors: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
+        """Numbers [B, k] of the nearest known queries, -1 filled, and cosines [B, k], -inf there.
+
+        See `TreeSearch.search`; `vectors` [B, D], or [D] for B = 1.
+        """
+        return self._search.search(vectors, k)
+
+    def related(self, prefix: str, k: int, without: str | None = None) -> list[str]:
+        """At most k queries related to a known prefix, nearest first; none for an unknown one.
+
+        The prefix itself may be among them: a whole query is a fine suggestion. As many as `build`
+        was asked for are read from disk; more are searched for now.
+
+        Args:
+          prefix: what was typed.
+          k: how many.
+          without: a query to leave out of the list.
+        """
+        row = self.known(prefix)
+        if row < 0 or k <= 0:
+            return []
+        stored = self._arrays["related"][row]
+        # A list with room left holds all there is.
+        if k + (without is not None) > len(stored) and not (stored < 0).any():
+            return self.related_to(self.enhanced(prefix), k, without)
+        return self._texts(stored, k, without)
+
+    def related_to(self, vector: np.ndarray, k: int, without: str | None = None) -> list[str]:
+        """At most k queries nearest to any vector [D], nearest first, `without` left out."""
+        numbers, _ = self.search(vector, k + (without is not None))
+        return self._texts(numbers[0], k, without)
+
+    def _texts(self, numbers: np.ndarray, k: int, without: str | None) -> list[str]:
+        texts = [self.queries[number] for number in numbers.tolist() if number >= 0]
+        return [text for text in texts if text != without][: max(k, 0)]
+
+    @classmethod
+    def build(
+        cls,
+        folder: str,
+        *,
+        queries: Sequence[str],
+        embeddings: np.ndarray,
+        ids: np.ndarray,
+        quantiser: Quantiser,
+        prefixes: Sequence[str],
+        prefix_vectors: np.ndarray,
+        pair_offsets: np.ndarray,
+        pair_queries: np.ndarray,
+        pair_counts: np.ndarray,
+        fingerprints: Mapping[str, str],
+        search_config: SearchConfig | None = None,
+        enhance_config: EnhanceConfig | None = None,
+        related: int = 32,
+        vectors: str = "int8",
+    ) -> PrefixIndex:
+        """Write an index into `folder`, whole or not at all, and open it. Prints progress.
+
+        Other files in `folder` stay. All arrays are read block by block, so memory maps will do;
+        in memory at once are the ids and about 30 bytes a query.
+
+        Args:
+          folder: made if it is missing.
+          queries: N known queries in byte order; one that is repeated is kept once, its first row.
+          embeddings: [N, D] unit vectors.
+          ids: [N, levels] semantic ids, made by `quantiser` (a resolver may have moved some).
+          quantiser: what the ids are codes of.
+          prefixes: P known prefixes in byte order, treated like the queries.
+          prefix_vectors: [P, D] unit vectors e_p.
+          pair_offsets: [P + 1]; row i of the pairs is pair_offsets[i] : pair_offsets[i + 1].
+          pair_queries: row numbers of co-occurring queries, best first for each prefix.
+          pair_counts: how often each pair was seen.
+          fingerprints: of what went in (encoder, ids, mined); `load` compares them.
+          search_config: how wide to look, here and by default after loading.
+          enhance_config: how e_p* is mixed.
+          related: how many related queries to work out for each known prefix; a look-up each, so 0
+            saves the time where `related` is not used.
+          vectors: how they are stored, "int8" or "float16".
+
+        Raises:
+          UserError: inputs that do not fit one another, or are out of order; no queries.
+        """
+        search_config = search_config or SearchConfig()
+        enhance_config = enhance_config or EnhanceConfig()
+        with index_files.Writer(folder) as writer:
+            writer.put_queries(queries, embeddings, ids, vectors)
+            writer.put_tree(ids, embeddings, quantiser, search_config)
+            writer.put_prefixes(prefixes, prefix_vectors)
+            writer.put_pairs(pair_offsets, pair_queries, pair_counts)
+            writer.put("related", np.zeros((len(writer.prefix_rows), 0), np.int32))
+            writer.describe(search_config, enhance_config, fingerprints)
+            if related > 0:
+                # One more than asked for, so that leaving one out leaves enough.
+                writer.put_blocks(
+                    "related",
+                    (len(writer.prefix_rows), related + 1),
+                    np.int32,
+                    cls.load(writer.path)._related_blocks(related + 1),
+                )
+                writer.describe(search_config, enhance_config, fingerprints)
+        return cls.load(folder)
+
+    def _related_blocks(self, k: int):
+        """Numbers [block, k] of the queries related to all prefixes, block by block."""
+        offsets = self._arrays["pair_offsets"]
+        progress = index_files.Progress(len(self.prefixes), "prefixes looked up")
+        for begin in range(0, len(self.prefixes), _BLOCK):
+            end = min(begin + _BLOCK, len(self.prefixes))
+            vectors = enhance(
+                self._arrays["prefix_vectors"][begin:end],
+                offsets[begin : end + 1],
+                self._arrays["pair_queries"],
+                self.vectors_of,
+                self.enhance_config,
+            )
+            yield self.search(vectors, k)[0]
+            progress.show(end)
+
+    @classmethod
+    def load(
+        cls,
+        folder: str,
+        *,
+        expect: Mapping[str, str] | None = None,
+        search_config: SearchConfig | None = None,
+    ) -> PrefixIndex:
+        """Open an index by memory map, read-only.
+
+        Args:
+          folder: what `build` wrote.
+          expect: fingerprints of what is in use now, by the names `build` was given.
+          search_config: look wider or narrower than it was built with; lists already worked out
+            stay as they are.
+
+        Raises:
+          UserError: files that are missing or damaged, a fingerprint that differs, or a
+            `search_config` with another measure than the index was built for.
+        """
+        about = index_files.read_about(folder)
+        for name, now in (expect or {}).items():
+            made_with = about["fingerprints"].get(name, "none")
+            if made_with != now:
+                raise UserError(
+                    f"{folder}: the prefix index was made with {name} {made_with}, but {name} "
+                    f"{now} is in use; run the index stage again."
+                )
+        built = about["search"]["measure"]
+        if search_config is not None and search_config.measure != built:
+            raise UserError(
+                f"SearchConfig.measure={search_config.measure!r}: {folder} was built for "
+                f"{built!r}; run the index stage again with this measure, or leave it."
+            )
+        arrays, queries, prefixes = index_files.open_arrays(folder, about)
+        quantiser = Quantiser.load(folder) if built == "latent" else None
+        return cls(queries, prefixes, arrays, about, quantiser, search_config)

@@ -1,0 +1,227 @@
+"""Embedding -> semantic id: a trained residual quantiser in numpy alone (PAPER.md section 2.4).
+
+A small network takes an embedding to a latent; level by level the nearest code is taken and what is
+left over goes to the next level. Serving quantises the enhanced prefix with it, and every known
+query was filed with the very same arithmetic. `rqvae` and `rq_kmeans` train one; this file does
+not train, and knows no queries.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import zipfile
+from collections.abc import Sequence
+
+import numpy as np
+
+from onesug_jax.errors import UserError
+
+ARRAYS, ABOUT = "quantiser.npz", "quantiser.json"
+ACTIVATIONS = ("relu", "gelu")
+_FORMAT = 1
+_ROWS = 8192  # rows worked on at a time: their distances to the codes stay small
+
+Layers = Sequence[tuple[np.ndarray, np.ndarray]]  # (weight [in, out], bias [out]) a layer
+
+
+class Quantiser:
+    """A residual quantiser, greedy from the first level to the last.
+
+    Attributes:
+      codebooks: [levels, codes, latent] float32.
+      layers: the network from embedding to latent; none: the embedding is the latent.
+      decoder: the network from latent back to embedding; none: the latent is the embedding.
+      activation: between layers, "relu" or "gelu" (its tanh form).
+      encoder: fingerprint of the text encoder whose embeddings it was trained on.
+    """
+
+    def __init__(
+        self,
+        codebooks: np.ndarray,
+        layers: Layers = (),
+        decoder: Layers = (),
+        *,
+        activation: str = "relu",
+        encoder: str = "",
+    ):
+        if activation not in ACTIVATIONS:
+            raise UserError(
+                f"activation={activation!r}: expected one of {', '.join(ACTIVATIONS)}; choose one."
+            )
+        self.codebooks = np.ascontiguousarray(codebooks, np.float32)
+        self.layers, self.decoder = _float32(layers), _float32(decoder)
+        self.activation, self.encoder = activation, encoder
+        self._squares = np.square(self.codebooks).sum(-1)
+        # Transposed once, so that each product runs over memory in order.
+        self._transposed = np.ascontiguousarray(self.codebooks.transpose(0, 2, 1))
+
+    @property
+    def levels(self) -> int:
+        """How many codes an id has."""
+        return self.codebooks.shape[0]
+
+    @property
+    def size(self) -> int:
+        """How many codes a level has to choose from."""
+        return self.codebooks.shape[1]
+
+    @property
+    def width(self) -> int:
+        """Width D of the embeddings it takes."""
+        return self.layers[0][0].shape[0] if self.layers else self.codebooks.shape[2]
+
+    @property
+    def fingerprint(self) -> str:
+        """16 hex digits that change with any weight, code or setting."""
+        digest = hashlib.sha256(json.dumps(self._about(), sort_keys=True).encode())
+        for name, array in self._arrays().items():
+            digest.update(f"{name}{array.shape}".encode())
+            digest.update(array.tobytes())
+        return digest.hexdigest()[:16]
+
+    def latents(self, embeddings: np.ndarray) -> np.ndarray:
+        """Embeddings [B, D] -> latents [B, latent].
+
+        Raises:
+          UserError: embeddings of another width.
+        """
+        self._check_width(embeddings)
+        return _apply(self.layers, np.asarray(embeddings, np.float32), self.activation)
+
+    def codes(self, embeddings: np.ndarray, block: int = 65_536) -> np.ndarray:
+        """Embeddings [B, D] -> ids [B, levels] uint16; equal distances go to the smaller code.
+
+        `block` rows are read at a time, so that a memory map of any length will do.
+
+        Raises:
+          UserError: embeddings of another width.
+        """
+        self._check_width(embeddings)
+        ids = np.empty((len(embeddings), self.levels), np.uint16)
+        for start in range(0, len(ids), block):
+            rows = np.asarray(embeddings[start : start + block], np.float32)
+            for at in range(0, len(rows), _ROWS):
+                here = slice(start + at, start + min(at + _ROWS, len(rows)))
+                self._descend(self.latents(rows[at : at + _ROWS]), ids[here])
+        return ids
+
+    def reconstruct(self, codes: np.ndarray) -> np.ndarray:
+        """Ids [B, l], of all levels or the first few -> the sums of their codes, [B, latent]."""
+        codes = np.asarray(codes)
+        total = np.zeros((len(codes), self.codebooks.shape[2]), np.float32)
+        for level in range(codes.shape[1]):
+            total += self.codebooks[level, codes[:, level]]
+        return total
+
+    def decode(self, latents: np.ndarray) -> np.ndarray:
+        """Latents, as `reconstruct` gives them, [B, latent] -> embeddings [B, D]."""
+        return _apply(self.decoder, np.asarray(latents, np.float32), self.activation)
+
+    def save(self, folder: str) -> None:
+        """Write the arrays and what they mean into `folder`."""
+        os.makedirs(folder, exist_ok=True)
+        path = os.path.join(folder, ARRAYS)
+        with open(path + ".new", "wb") as file:
+            np.savez(file, **self._arrays())
+        os.replace(path + ".new", path)
+        about = {**self._about(), "fingerprint": self.fingerprint}
+        with open(os.path.join(folder, ABOUT), "w", encoding="utf-8") as file:
+            json.dump(about, file, indent=1)
+            file.write("\n")
+
+    @classmethod
+    def load(cls, folder: str, expect_encoder: str | None = None) -> Quantiser:
+        """Read a saved quantiser; with `expect_encoder`, only one of that text encoder.
+
+        Raises:
+          UserError: files that are missing or damaged, or a quantiser of another text encoder.
+        """
+        paths = [os.path.join(folder, name) for name in (ARRAYS, ABOUT)]
+        for path in paths:
+            if not os.path.isfile(path):
+                raise UserError(
+                    f"{path}: expected a saved quantiser, found no such file; train it again"
+                )
+        try:
+            with open(paths[1], encoding="utf-8") as file:
+                about = json.load(file)
+            with np.load(paths[0], allow_pickle=False) as stored:
+                arrays = {name: stored[name] for name in stored.files}
+            found = cls(
+                arrays["codebooks"],
+                _layers(arrays, "layers"),
+                _layers(arrays, "decoder"),
+                activation=about["activation"],
+                encoder=about["encoder"],
+            )
+            if found.fingerprint != about["fingerprint"]:
+                raise ValueError(f"{ARRAYS} does not belong to {ABOUT}")
+        except (ValueError, KeyError, OSError, zipfile.BadZipFile) as error:
+            raise UserError(
+                f"{folder}: the quantiser is damaged ({error}); train it again"
+            ) from error
+        if expect_encoder is not None and found.encoder != expect_encoder:
+            raise UserError(
+                f"{folder}: the quantiser was trained on embeddings of text encoder "
+                f"{found.encoder!r}, but the text encoder here is {expect_encoder!r}; make the "
+                "semantic ids again with this encoder"
+            )
+        return found
+
+    def _descend(self, residual: np.ndarray, ids: np.ndarray) -> None:
+        """Fill `ids` [B, levels] for latents [B, latent], which are used up."""
+        if not self.layers:
+            residual = residual.copy()  # they are the caller's embeddings
+        for level in range(self.levels):
+            # |r - c|^2 without |r|^2, which is the same for every code.
+            distances = residual @ self._transposed[level]
+            distances *= -2
+            distances += self._squares[level]
+            ids[:, level] = nearest = distances.argmin(1)
+            residual -= self.codebooks[level, nearest]
+
+    def _check_width(self, embeddings: np.ndarray) -> None:
+        if np.ndim(embeddings) != 2 or np.shape(embeddings)[1] != self.width:
+            raise UserError(
+                f"embeddings of shape {list(np.shape(embeddings))}: this quantiser takes "
+                f"[B, {self.width}]; use the text encoder it was trained with."
+            )
+
+    def _arrays(self) -> dict[str, np.ndarray]:
+        arrays = {"codebooks": self.codebooks}
+        for name, layers in (("layers", self.layers), ("decoder", self.decoder)):
+            for number, (weight, bias) in enumerate(layers):
+                arrays |= {f"{name}_{number}_weight": weight, f"{name}_{number}_bias": bias}
+        return arrays
+
+    def _about(self) -> dict:
+        return {"format": _FORMAT, "activation": self.activation, "encoder": self.encoder}
+
+
+def _apply(layers: Layers, x: np.ndarray, activation: str) -> np.ndarray:
+    """The network: a product and a sum a layer, the activation between two layers."""
+    for number, (weight, bias) in enumerate(layers):
+        if number:
+            x = _activate(x, activation)
+        x = x @ weight
+        x += bias
+    return x
+
+
+def _activate(x: np.ndarray, activation: str) -> np.ndarray:
+    if activation == "relu":
+        return np.maximum(x, 0, out=x)
+    return 0.5 * x * (1 + np.tanh(np.float32(np.sqrt(2 / np.pi)) * (x + 0.044715 * x**3)))
+
+
+def _float32(layers: Layers) -> list[tuple[np.ndarray, np.ndarray]]:
+    return [tuple(np.ascontiguousarray(part, np.float32) for part in layer) for layer in layers]
+
+
+def _layers(arrays: dict[str, np.ndarray], name: str) -> list[tuple[np.ndarray, np.ndarray]]:
+    found = []
+    while (weight := arrays.get(f"{name}_{len(found)}_weight")) is not None:
+        found.append((weight, arrays[f"{name}_{len(found)}_bias"]))
+    return found

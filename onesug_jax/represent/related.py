@@ -1,0 +1,205 @@
+"""What a request is shown beside its words: related queries H_p and the enhanced prefix e_p*.
+
+Related queries come from two searches. The *pool* holds the most searched queries that start with
+the prefix, and is ranked by
+
+    popularity * log(count) + taste * max_j decay^j * cos(e_q, e_hj)
+
+with h_0, h_1, .. the user's latest queries, newest first: what the shop searches, drawn towards
+what this user searches. *Neighbours* are found by the fine-to-coarse search around e_p* (PAPER.md
+section 2, points 3 and 5; `prefix_index`), and fill the last `neighbours` places, or as many as the
+pool leaves open: all of them, where no known query starts with what was typed. The paper's search
+knows the prefix alone and fills every place: `pool=0`. Ours adds the pool and the user's taste,
+because a prefix of one letter has hundreds of neighbours and says nothing of this user.
+
+A training row must not find itself in what is known of its prefix: see `without`.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+
+from onesug_jax.errors import UserError
+from onesug_jax.logs.completion import CompletionIndex
+
+_REMEMBERED = 1 << 16  # prefixes and texts whose vectors are kept
+
+
+class Index(Protocol):
+    """What is asked of the prefix index (`prefix_index.PrefixIndex`)."""
+
+    def vectors_of(self, numbers: np.ndarray) -> np.ndarray:
+        """Unit embeddings `[n, E]` of the queries of these numbers."""
+
+    def enhanced(self, prefix: str, without: int = -1) -> np.ndarray | None:
+        """e_p* `[E]` of a known prefix, as if query `without` had not been searched once."""
+
+    def pair_count(self, prefix: str, number: int) -> int:
+        """How often a known prefix led to the query of that number."""
+
+    def search(self, vectors: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
+        """Numbers `[B, k]` of the nearest queries (-1: fewer exist), and cosines."""
+
+
+@dataclass(frozen=True)
+class RelatedConfig:
+    """How related queries are chosen.
+
+    Attributes:
+      pool: how many of the prefix's completions are ranked; 0: none, the paper's search alone.
+      neighbours: places kept for the search around e_p*, if the pool could fill them.
+      popularity, taste: weights of a query's log-count and of its likeness to the history.
+      decay: how much less each older query of the history counts.
+    """
+
+    pool: int = 64
+    neighbours: int = 2
+    popularity: float = 0.7
+    taste: float = 7.0
+    decay: float = 0.85
+
+    def __post_init__(self):
+        if self.pool < 0 or self.neighbours < 0 or not 0 < self.decay <= 1:
+            raise UserError(
+                "RelatedConfig: expected pool and neighbours of at least 0, a decay above 0 and "
+                f"up to 1; found pool={self.pool}, neighbours={self.neighbours}, "
+                f"decay={self.decay}."
+            )
+
+
+class RelatedQueries:
+    """Related queries and enhanced prefixes of requests (`tasks.features.Context`).
+
+    Args:
+      completions: known queries and how often each was searched.
+      k: most related queries of a request.
+      config: how they are chosen.
+      index: the prefix index; without it there are completions by popularity only, and no vectors.
+      encode: texts -> unit embeddings `[n, E]`, for prefixes and history queries not in the index;
+        None: such prefixes have no neighbours, such queries do not count as taste.
+      soft: whether `vectors` gives the enhanced prefixes.
+    """
+
+    def __init__(
+        self,
+        completions: CompletionIndex,
+        k: int,
+        config: RelatedConfig = RelatedConfig(),
+        *,
+        index: Index | None = None,
+        encode: Callable[[Sequence[str]], np.ndarray] | None = None,
+        soft: bool = True,
+    ):
+        self.completions, self.k, self.config = completions, k, config
+        self.index, self._encode, self._soft = index, encode, soft
+        self._text_vector = functools.lru_cache(maxsize=_REMEMBERED)(self._vector_of_text)
+        self._enhanced = functools.lru_cache(maxsize=_REMEMBERED)(self._vector_of_prefix)
+        self._neighbours = functools.lru_cache(maxsize=_REMEMBERED)(self._search)
+
+    def related(
+        self,
+        prefixes: Sequence[str],
+        histories: Sequence[Sequence[str]],
+        without: Sequence[str] | None = None,
+    ) -> list[list[str]]:
+        """At most k related queries of each request, best first, without repeats.
+
+        Args:
+          prefixes: what was typed, `[B]`.
+          histories: each user's earlier queries, newest first.
+          without: the query each row ended in, for training rows: it is left out of the counts
+            once, and a query that nobody else searched for disappears.
+        """
+        if not self.k:
+            return [[] for _ in prefixes]
+        queries = without or [None] * len(prefixes)
+        return [
+            self._one(prefix, history, query)
+            for prefix, history, query in zip(prefixes, histories, queries, strict=True)
+        ]
+
+    def vectors(
+        self, prefixes: Sequence[str], without: Sequence[str | None] | None = None
+    ) -> np.ndarray | None:
+        """Enhanced prefixes e_p*, float32 `[B, E]`; None without an index, or if not `soft`.
+
+        A prefix that cannot be embedded gets zeros. `without` as for `related`.
+        """
+        if self.index is None or not self._soft:
+            return None
+        queries = without or [None] * len(prefixes)
+        found = [
+            self._enhanced(p, self._alone(p, q)) for p, q in zip(prefixes, queries, strict=True)
+        ]
+        width = self.index.dimension
+        return np.stack([np.zeros(width, np.float32) if v is None else v for v in found])
+
+    def alone(self, prefixes: Sequence[str], queries: Sequence[str]) -> list[bool]:
+        """Whether one training row alone led from a prefix to a query, `[B]`."""
+        return [self._alone(p, q) >= 0 for p, q in zip(prefixes, queries, strict=True)]
+
+    def _one(self, prefix: str, history: Sequence[str], without: str | None) -> list[str]:
+        own = -1 if without is None else self.completions.find(without)
+        pool, counts = self._pool(prefix, own)
+        ranked = self._ranked(pool, counts, history)
+        if self.index is None or not self.config.neighbours and len(ranked) >= self.k:
+            return [self.completions.queries[i] for i in ranked[: self.k]]
+        first = ranked[: max(self.k - self.config.neighbours, 0)]
+        taken = set(first)
+        near = self._neighbours(prefix, self._alone(prefix, without))
+        gone = own if own >= 0 and self.completions.counts[own] <= 1 else -1
+        near = [i for i in near if i not in taken and i != gone][: self.k - len(first)]
+        rest = [i for i in ranked[len(first) :] if i not in near]
+        chosen = [*first, *rest[: self.k - len(first) - len(near)], *near]
+        return [self.completions.queries[i] for i in chosen]
+
+    def _pool(self, prefix: str, own: int) -> tuple[np.ndarray, np.ndarray]:
+        """Numbers and counts of the prefix's most searched queries, `own` counted once less."""
+        pool = np.array(self.completions.top(prefix, self.config.pool), np.int64)
+        counts = np.asarray(self.completions.counts)[pool] if len(pool) else np.zeros(0, np.int64)
+        counts = counts - (pool == own)
+        return pool[counts > 0], counts[counts > 0]
+
+    def _ranked(self, pool: np.ndarray, counts: np.ndarray, history: Sequence[str]) -> list[int]:
+        score = self.config.popularity * np.log(counts)
+        if self.index is not None and self.config.taste and len(pool):
+            vectors = [(j, self._text_vector(text)) for j, text in enumerate(history)]
+            vectors = [
+                (self.config.decay**j, vector) for j, vector in vectors if vector is not None
+            ]
+            if vectors:
+                weights, past = map(np.array, zip(*vectors, strict=True))
+                alike = self.index.vectors_of(pool) @ past.T
+                score = score + self.config.taste * (weights * alike).max(axis=1)
+        return pool[np.lexsort((pool, -score))].tolist()
+
+    def _alone(self, prefix: str, query: str | None) -> int:
+        """The query's number where what is known of the prefix hangs on this very row, else -1."""
+        if query is None or self.index is None:
+            return -1
+        number = self.completions.find(query)
+        return number if number >= 0 and self.index.pair_count(prefix, number) == 1 else -1
+
+    def _vector_of_text(self, text: str) -> np.ndarray | None:
+        number = self.completions.find(text)
+        if number >= 0:
+            return self.index.vectors_of(np.array([number]))[0]
+        return self._encode([text])[0] if self._encode else None
+
+    def _vector_of_prefix(self, prefix: str, without: int) -> np.ndarray | None:
+        vector = self.index.enhanced(prefix, without)
+        if vector is None and self._encode:
+            vector = self._encode([prefix])[0]
+        return vector
+
+    def _search(self, prefix: str, without: int) -> list[int]:
+        vector = self._enhanced(prefix, without)
+        if vector is None:
+            return []
+        numbers, _ = self.index.search(vector, self.k)
+        return [int(i) for i in np.ravel(numbers) if i >= 0]

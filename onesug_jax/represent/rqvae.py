@@ -1,0 +1,390 @@
+"""RQ-VAE: a network and its residual codebooks, trained to give embeddings back (PAPER.md 2.4).
+
+embedding -> encoder network -> latent -> levels x codes, each level on what the ones before left
+over -> decoder network -> embedding. Gradients pass the codes straight through; the codebooks
+follow running means of what falls on them, and a code that nothing falls on is moved to where there
+is something. Trained by the loop of every stage; assigning ids to queries is `semantic_ids`' work.
+"""
+
+from __future__ import annotations
+
+import functools
+import os
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jax.sharding import Mesh
+
+from onesug_jax.errors import UserError
+from onesug_jax.represent.quantiser import ACTIVATIONS, Quantiser
+from onesug_jax.represent.rq_kmeans import (
+    at_length,
+    residual_kmeans,
+    squared_distances,
+    take_sample,
+)
+from onesug_jax.train import mesh as meshes
+from onesug_jax.train.loop import fit
+from onesug_jax.train.step import Stage
+
+Params = Any
+
+
+@dataclass(frozen=True)
+class RqVaeConfig:
+    """Sizes and settings of the quantiser, also those `rq_kmeans` shares.
+
+    Attributes:
+      levels, codes: an id is `levels` numbers below `codes`.
+      latent: width of the codes.
+      hidden: widths between embedding and latent; the decoder has them in reverse.
+      activation: "relu" or "gelu".
+      commitment: weight of the pull of latents towards their codes.
+      decay: of the running means, an update.
+      revive_below: a code is moved when its share of use falls below this part of an even share.
+      kmeans_iterations, kmeans_sample: of the codebooks' start: rounds, and rows a code at most.
+    """
+
+    levels: int = 4
+    codes: int = 512
+    latent: int = 64
+    hidden: tuple[int, ...] = (512, 256)
+    activation: str = "relu"
+    commitment: float = 0.25
+    decay: float = 0.99
+    revive_below: float = 0.1
+    kmeans_iterations: int = 10
+    kmeans_sample: int = 256
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "hidden", tuple(self.hidden))
+        sizes = (self.levels, self.latent, *self.hidden, self.kmeans_sample)
+        if min(sizes) < 1 or self.kmeans_iterations < 0 or not 2 <= self.codes <= 2**16:
+            raise UserError(
+                f"{self}: expected sizes of at least 1, 2 to 65,536 codes and 0 or more rounds of "
+                "k-means."
+            )
+        if self.activation not in ACTIVATIONS:
+            raise UserError(
+                f"RqVaeConfig.activation={self.activation!r}: expected one of "
+                f"{', '.join(ACTIVATIONS)}."
+            )
+        if not (0 <= self.decay < 1 and 0 <= self.revive_below < 1 and self.commitment >= 0):
+            raise UserError(
+                f"RqVaeConfig decay={self.decay}, revive_below={self.revive_below}, "
+                f"commitment={self.commitment}: expected decay and revive_below in [0, 1) and a "
+                "commitment of at least 0."
+            )
+
+    def rank(self, width: int) -> int:
+        """How many directions of embeddings [B, width] the networks start with."""
+        return min(width, self.latent, *(max(1, size // 2) for size in self.hidden))
+
+
+def rqvae_stage(config: RqVaeConfig, width: int, batch_size: int) -> Stage:
+    """The stage that the training loop runs, for embeddings of `width` D.
+
+    A batch is `embedding` [B, D] and `slot` [B], as `batches` makes them. Loss an example: squared
+    error of what comes back, plus the commitment summed over the levels. Reported sums:
+    `reconstruction` (squared error), `cosine`, `commitment`. Use an optimizer that
+    `spare_codebooks` has wrapped.
+    """
+    slots = min(batch_size, config.codes)
+
+    def init(key: jax.Array) -> Params:
+        networks, turn, codes = jax.random.split(key, 3)
+        basis = jax.random.orthogonal(turn, width)[:, : config.rank(width)]
+        shape = (config.levels, config.codes, config.latent)
+        codebooks = jax.random.normal(codes, shape) * config.latent**-0.5
+        share = jnp.full(shape[:2], 1 / config.codes)
+        mass = codebooks * share[..., None]
+        return {
+            **_autoencoder(networks, basis, config),
+            "codebooks": {"codes": codebooks, "share": share, "mass": mass},
+        }
+
+    def loss(params: Params, batch: Mapping[str, jax.Array], key: jax.Array):
+        embedding, count = batch["embedding"], len(batch["embedding"])
+        latent = encode(params, embedding, config.activation)
+        codebooks = jax.lax.stop_gradient(params["codebooks"]["codes"])
+        codes, residuals = quantise(jax.lax.stop_gradient(latent), codebooks)
+        after = residuals[1:]
+        # |latent - sum of the first l codes|^2, over all l: the gradient goes to the latent.
+        shift = latent - jax.lax.stop_gradient(latent)
+        commitment = jnp.sum((after + shift) ** 2)
+        through = jax.lax.stop_gradient(-after[-1]) + latent
+        decoded = _network(params["decoder"], through, config.activation)
+        reconstruction = jnp.sum((embedding - decoded) ** 2)
+        cosine = jnp.sum(embedding * decoded, -1) / (jnp.linalg.norm(decoded, axis=-1) + 1e-9)
+        total = reconstruction + config.commitment * commitment
+        used = jax.nn.one_hot(codes, config.codes)
+        chosen = jax.nn.one_hot(batch["slot"], slots)
+        gather = functools.partial(jnp.einsum, precision="highest")
+        sums = {
+            "reconstruction": reconstruction,
+            "cosine": jnp.sum(cosine),
+            "commitment": commitment,
+            "code_counts": jnp.sum(used, axis=1),
+            "code_sums": gather("lbk,lbd->lkd", used, residuals[:-1]),
+            "candidates": gather("bs,lbd->lsd", chosen, residuals[:-1]),
+        }
+        return total, jnp.float32(count), jax.lax.stop_gradient(sums)
+
+    def after_update(params: Params, sums: Mapping[str, jax.Array], key: jax.Array) -> Params:
+        codebooks = follow(params["codebooks"], sums, key, config)
+        return {**params, "codebooks": codebooks}
+
+    return Stage("rqvae", init, loss, after_update=after_update)
+
+
+def follow(
+    codebooks: Mapping[str, jax.Array],
+    sums: Mapping[str, jax.Array],
+    key: jax.Array,
+    config: RqVaeConfig,
+) -> dict[str, jax.Array]:
+    """The codebooks after a batch: running means, and unused codes moved.
+
+    Args:
+      codebooks: `codes` [levels, codes, latent], their running `share` of use [levels, codes] and
+        `mass`, share times mean [levels, codes, latent].
+      sums: of the batch: `code_counts` [levels, codes], `code_sums` of the residuals on each code,
+        and `candidates` [levels, slots, latent], residuals an unused code may move to.
+      key: decides which unused code gets which candidate.
+    """
+    size = jnp.sum(sums["code_counts"][0])
+    decay, new = config.decay, (1 - config.decay) / size
+    share = decay * codebooks["share"] + new * sums["code_counts"]
+    mass = decay * codebooks["mass"] + new * sums["code_sums"]
+    even = 1 / config.codes
+    unused = share < config.revive_below * even
+    slots = sums["candidates"].shape[1]
+    turn = jnp.cumsum(unused, axis=1) - 1
+    moved = unused & (turn < slots)
+    keys = jax.random.split(key, config.levels)
+    order = jax.vmap(lambda k: jax.random.permutation(k, slots))(keys)
+    place = jnp.take_along_axis(order, jnp.clip(turn, 0, slots - 1), axis=1)
+    fresh = jnp.take_along_axis(sums["candidates"], place[..., None], axis=1)
+    # As long as the level's codes usually are: at its full length nothing else would come near it.
+    squares = jnp.sum(codebooks["codes"] ** 2, axis=-1) * codebooks["share"]
+    usual = jnp.sqrt(jnp.sum(squares, axis=1) / jnp.sum(codebooks["share"], axis=1))
+    fresh = at_length(fresh, usual[:, None, None])
+    share = jnp.where(moved, even, share)
+    mass = jnp.where(moved[..., None], even * fresh, mass)
+    codes = mass / jnp.maximum(share, 1e-20)[..., None]
+    # A code too rare for a mean, and not moved, stays where it is.
+    codes = jnp.where(share[..., None] > 1e-12, codes, codebooks["codes"])
+    return {"codes": codes, "share": share, "mass": mass}
+
+
+def encode(params: Params, embeddings: jax.Array, activation: str) -> jax.Array:
+    """Embeddings [B, D] -> latents [B, latent]."""
+    return _network(params["encoder"], embeddings, activation)
+
+
+def quantise(latents: jax.Array, codebooks: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Latents [B, latent] -> codes [levels, B], and residuals [levels + 1, B, latent].
+
+    Residual l is what levels before l left over: the first is the latent, the last the error.
+    """
+    residuals, codes = [latents], []
+    for codebook in codebooks:
+        codes.append(jnp.argmin(squared_distances(residuals[-1], codebook), axis=1))
+        residuals.append(residuals[-1] - codebook[codes[-1]])
+    return jnp.stack(codes), jnp.stack(residuals)
+
+
+def spare_codebooks(optimizer: optax.GradientTransformation) -> optax.GradientTransformation:
+    """The optimizer without a say in the codebooks: weight decay would draw them to zero."""
+
+    def only_networks(updates, params=None):
+        del params
+        return {**updates, "codebooks": jax.tree.map(jnp.zeros_like, updates["codebooks"])}
+
+    class Sparing(optax.GradientTransformationExtraArgs):
+        """Carries the schedule, which the training step reports."""
+
+    wrapped = Sparing(*optax.chain(optimizer, optax.stateless(only_networks)))
+    wrapped.schedule = getattr(optimizer, "schedule", None)
+    return wrapped
+
+
+def batches(
+    embeddings: np.ndarray, batch_size: int, *, seed: int, slots: int, part: tuple[int, int]
+) -> Callable[[int], dict[str, np.ndarray]]:
+    """`batch_at(step)` over embeddings [N, D]: every epoch a permutation by (seed, epoch).
+
+    With fewer queries than `batch_size` a batch holds queries several times. The first `slots` rows
+    of the whole batch carry a slot number and are the candidates for unused codes, others -1.
+
+    Args:
+      part: this process's (index, count), from `mesh.batch_part`.
+    """
+    count = len(embeddings)
+
+    @functools.lru_cache(maxsize=2)
+    def order(epoch: int) -> np.ndarray:
+        return np.random.default_rng((seed, epoch)).permutation(np.arange(count, dtype=np.uint32))
+
+    index, parts = part
+    size = batch_size // parts
+
+    def batch_at(step: int) -> dict[str, np.ndarray]:
+        places = index * size + np.arange(size)
+        epochs, within = np.divmod(step * batch_size + places, count)
+        rows = np.empty(size, np.int64)
+        for epoch in np.unique(epochs):
+            here = epochs == epoch
+            rows[here] = order(int(epoch))[within[here]]
+        slot = np.where(places < slots, places, -1).astype(np.int32)
+        return {"embedding": np.asarray(embeddings[rows], np.float32), "slot": slot}
+
+    return batch_at
+
+
+def initial_params(config: RqVaeConfig, sample: np.ndarray, seed: int) -> Params:
+    """Where training starts, from a sample [M, D] of the embeddings.
+
+    The networks are the sample's principal directions, the codebooks residual k-means on its
+    latents; so the start is as good as k-means, and training goes on from there.
+    """
+    _, directions = np.linalg.eigh(sample.T @ sample)
+    basis = directions[:, ::-1][:, : config.rank(sample.shape[1])]
+    networks = _autoencoder(jax.random.key(seed), jnp.asarray(basis), config)
+    latents = encode(networks, jnp.asarray(sample), config.activation)
+    codes, share = residual_kmeans(
+        latents, config.levels, config.codes, iterations=config.kmeans_iterations, seed=seed
+    )
+    mass = codes * share[..., None]
+    return {**networks, "codebooks": {"codes": codes, "share": share, "mass": mass}}
+
+
+def measure(config: RqVaeConfig, sample: np.ndarray) -> Callable[[Params, int], dict[str, float]]:
+    """`evaluate_fn(params, step)` on a fixed sample: usage and perplexity a level, error, cosine.
+
+    `usage_l` is the share of level l's codes that occur, `perplexity_l` the exponential of the
+    entropy of their shares: the number of codes in even use that would be as varied.
+    """
+
+    @jax.jit
+    def numbers(params, sample):
+        latents = encode(params, sample, config.activation)
+        codes, residuals = quantise(latents, params["codebooks"]["codes"])
+        decoded = _network(params["decoder"], latents - residuals[-1], config.activation)
+        counts = jax.vmap(lambda level: jnp.bincount(level, length=config.codes))(codes)
+        share = counts / len(sample)
+        entropy = -jnp.sum(jax.scipy.special.xlogy(share, share), axis=1)
+        cosine = jnp.sum(sample * decoded, -1) / (jnp.linalg.norm(decoded, axis=-1) + 1e-9)
+        error = jnp.mean(jnp.sum((sample - decoded) ** 2, -1))
+        return jnp.mean(counts > 0, axis=1), jnp.exp(entropy), error, jnp.mean(cosine)
+
+    def evaluate(params: Params, step: int) -> dict[str, float]:
+        usage, perplexity, error, cosine = jax.device_get(numbers(params, sample))
+        told = {"reconstruction": float(error), "cosine": float(cosine)}
+        told |= {f"usage_{level}": float(x) for level, x in enumerate(usage, 1)}
+        return told | {f"perplexity_{level}": float(x) for level, x in enumerate(perplexity, 1)}
+
+    return evaluate
+
+
+def train_rqvae(
+    embeddings: np.ndarray,
+    folder: str | os.PathLike,
+    *,
+    config: RqVaeConfig,
+    mesh: Mesh,
+    optimizer: optax.GradientTransformation,
+    steps: int,
+    batch_size: int,
+    seed: int,
+    encoder: str = "",
+    **loop: Any,
+) -> Quantiser:
+    """Train on embeddings [N, D], a memory map if need be; goes on from what `folder` holds.
+
+    `loop` goes to `train.loop.fit`. `encoder`: the text encoder's fingerprint.
+
+    Raises:
+      UserError: what `fit` raises.
+    """
+    stage = rqvae_stage(config, embeddings.shape[1], batch_size)
+    sample = take_sample(embeddings, config.kmeans_sample * config.codes, seed)
+    few = sample[:: max(1, len(sample) // 16_384)]
+    settings = {"evaluate_every": max(1, steps // 10), "evaluate_fn": measure(config, few), **loop}
+    settings["fingerprint"] = {"rqvae": str(config), **settings.get("fingerprint", {})}
+    slots = min(batch_size, config.codes)
+    result = fit(
+        stage,
+        batch_at=batches(
+            embeddings, batch_size, seed=seed, slots=slots, part=meshes.batch_part(mesh)
+        ),
+        mesh=mesh,
+        optimizer=spare_codebooks(optimizer),
+        steps=steps,
+        seed=seed,
+        folder=folder,
+        params_from=initial_params(config, sample, seed),
+        **settings,
+    )
+    return as_quantiser(jax.device_get(result.params), config, encoder)
+
+
+def as_quantiser(params: Params, config: RqVaeConfig, encoder: str = "") -> Quantiser:
+    """The trained parameters as the numpy quantiser that serves."""
+
+    def layers(network):
+        return [(layer["kernel"], layer["bias"]) for _, layer in sorted(network.items())]
+
+    return Quantiser(
+        params["codebooks"]["codes"],
+        layers(params["encoder"]),
+        layers(params["decoder"]),
+        activation=config.activation,
+        encoder=encoder,
+    )
+
+
+def _autoencoder(key: jax.Array, basis: jax.Array, config: RqVaeConfig) -> dict[str, Params]:
+    """Encoder and decoder that start as the linear maps of an orthonormal basis [D, rank]."""
+    rank = basis.shape[1]
+    into = jnp.eye(rank, config.latent)
+    encoder, decoder = jax.random.split(key)
+    return {
+        "encoder": _init_network(encoder, basis, config.hidden, into),
+        "decoder": _init_network(decoder, into.T, config.hidden[::-1], basis.T),
+    }
+
+
+def _init_network(
+    key: jax.Array, first: jax.Array, hidden: tuple[int, ...], last: jax.Array
+) -> Params:
+    """A network that computes x @ first @ last, with `first` [in, rank] and `last` [rank, out].
+
+    Each hidden layer holds every number twice, once negated: relu(x) - relu(-x) is x, and so it is
+    for gelu. Units left over read at random and are not read yet. A network that starts at random
+    would spend most of its training on finding back the distances between the embeddings.
+    """
+    rank, reads, layers = first.shape[1], first, {}
+    for number, width in enumerate(hidden):
+        spare = (len(reads), width - 2 * rank)
+        noise = jax.random.normal(jax.random.fold_in(key, number), spare) * spare[0] ** -0.5
+        kernel = jnp.concatenate([reads, -reads, noise], axis=1)
+        layers[f"layer_{number}"] = {"kernel": kernel, "bias": jnp.zeros(width)}
+        reads = jnp.concatenate([jnp.eye(rank), -jnp.eye(rank), jnp.zeros((spare[1], rank))])
+    kernel = reads @ last
+    layers[f"layer_{len(hidden)}"] = {"kernel": kernel, "bias": jnp.zeros(kernel.shape[1])}
+    return layers
+
+
+def _network(layers: Params, x: jax.Array, activation: str) -> jax.Array:
+    act = jax.nn.relu if activation == "relu" else functools.partial(jax.nn.gelu, approximate=True)
+    for number in range(len(layers)):
+        layer = layers[f"layer_{number}"]
+        x = act(x) if number else x
+        x = jnp.matmul(x, layer["kernel"], precision="highest") + layer["bias"]
+    return x

@@ -1,0 +1,223 @@
+"""The stages of the command line, in the order of the road from a raw log to a suggestion list.
+
+Each stage is a short function that joins library parts (taken configured from its Context) and a
+`StageSpec` that says what it reads, fills and depends on. What a part does is told in its own file;
+imports stand inside the functions, so that no stage loads what only another one needs.
+
+To add a stage: write its function in a file beside this one, add its `StageSpec` to STAGES, and
+name in CONFIGURABLES whatever of it may be set by --gin.NAME=VALUE.
+"""
+
+from __future__ import annotations
+
+import argparse
+
+from onesug_jax.registry import Context, StageSpec
+from onesug_jax.stages import lists, log, opened, represent, texts, train
+
+# What can be configured: name -> where it stands. Imported only by stages that declare it.
+CONFIGURABLES = {
+    "simulate": "onesug_jax.logs.simulate:simulate",
+    "ingest": "onesug_jax.logs.ingest:ingest",
+    "mine": "onesug_jax.logs.mining:mine",
+    "align": "onesug_jax.represent.alignment:align",
+    "EncoderSpec": "onesug_jax.represent.encoder:EncoderSpec",
+    "quantize": "onesug_jax.represent.semantic_ids:quantize",
+    "RqVaeConfig": "onesug_jax.represent.rqvae:RqVaeConfig",
+    "index": "onesug_jax.stages.represent:index",
+    "EnhanceConfig": "onesug_jax.represent.enhance:EnhanceConfig",
+    "SearchConfig": "onesug_jax.represent.tree_search:SearchConfig",
+    "RelatedConfig": "onesug_jax.represent.related:RelatedConfig",
+    "ModelConfig": "onesug_jax.model.config:ModelConfig",
+    "make_mesh": "onesug_jax.train.mesh:make_mesh",
+    "make_optimizer": "onesug_jax.train.optimizer:make_optimizer",
+    "vocab": "onesug_jax.stages.texts:vocab",
+    "FeatureSpec": "onesug_jax.tasks.features:FeatureSpec",
+    "examples": "onesug_jax.stages.texts:examples",
+    "Loader": "onesug_jax.tasks.loader:Loader",
+    "pretrain": "onesug_jax.stages.train:pretrain",
+    "BeamConfig": "onesug_jax.decode.beam:BeamConfig",
+    "suggester": "onesug_jax.stages.lists:suggester",
+    "SliceSpec": "onesug_jax.evaluate.evaluator:SliceSpec",
+    "evaluate": "onesug_jax.stages.lists:evaluate",
+}
+
+
+def doctor(context: Context) -> int:
+    """Prints versions, devices, memory and what is missing; 1 when something required is."""
+    from onesug_jax.doctor import report
+
+    return report(context.work.path, imports=context.options.imports)
+
+
+def _doctor_flags(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--imports",
+        action="store_true",
+        help="also check that the large packages import together (takes some seconds)",
+    )
+
+
+_ALL = (
+    StageSpec(
+        name="doctor",
+        summary="print versions, devices, memory, and what is missing with its mend",
+        run=doctor,
+        flags=_doctor_flags,
+        in_run=False,
+        example="doctor --gin.WORK_DIR=work/quickstart",
+    ),
+    StageSpec(
+        name="simulate",
+        summary="make a simulated shop's suggestion log",
+        run=log.simulate,
+        folder="simulated",
+        configures=("simulate",),
+        packages=("numpy", "pyarrow"),
+        example="simulate --gin.WORK_DIR=work/shop --gin.simulate.requests=1_000_000",
+    ),
+    StageSpec(
+        name="ingest",
+        summary="read a log, set bad rows aside, normalise and split it",
+        run=log.ingest,
+        folder="log",
+        inputs=lambda context: (context.log,),
+        configures=("ingest",),
+        ignores=("ingest.memory_limit",),
+        packages=("numpy", "pyarrow", "duckdb"),
+        example="ingest --gin.WORK_DIR=work/mine --gin.LOG=my_log.parquet",
+    ),
+    StageSpec(
+        name="mine",
+        summary="mine what is searched, typed, and searched together",
+        run=log.mine,
+        folder="mined",
+        inputs=lambda context: ("log/train.parquet",),
+        configures=("mine",),
+        ignores=("mine.engine", "mine.memory_limit", "mine.scratch", "mine.spark_master"),
+        packages=("numpy", "pyarrow", "ibis-framework", "duckdb"),
+        example="mine --gin.WORK_DIR=work/mine --gin.mine.min_users=5",
+    ),
+    StageSpec(
+        name="align",
+        summary="align a text encoder with the mined pairs",
+        run=represent.align,
+        folder="encoder",
+        inputs=lambda context: ("mined/*.parquet",),
+        configures=("align", "EncoderSpec", "make_optimizer"),
+        ignores=("make_mesh", "align.log_every", "align.checkpoint_every"),
+        packages=("jax", "flax", "optax", "tokenizers", "numpy"),
+        resumable=True,
+        example="align --gin.WORK_DIR=work/mine --gin.align.weights=minilm",
+    ),
+    StageSpec(
+        name="quantize",
+        summary="learn semantic ids and give every known query one",
+        run=represent.quantize,
+        folder="semantic_ids",
+        inputs=lambda context: (*opened.ENCODER, "mined/*.npy", "mined/queries.txt"),
+        configures=("quantize", "RqVaeConfig", "make_optimizer"),
+        ignores=("make_mesh",),
+        packages=("jax", "flax", "optax", "numpy"),
+        resumable=True,
+        example="quantize --gin.WORK_DIR=work/mine --gin.quantize.method=rq_kmeans",
+    ),
+    StageSpec(
+        name="index",
+        summary="enhance the known prefixes and index what is related to them",
+        run=represent.index,
+        folder="index",
+        inputs=lambda context: (*opened.ENCODER, *opened.IDS, "mined/*"),
+        configures=("index", "EnhanceConfig", "SearchConfig"),
+        packages=("jax", "numpy", "pyarrow"),
+        example="index --gin.WORK_DIR=work/mine --gin.EnhanceConfig.weight=0.3",
+    ),
+    StageSpec(
+        name="vocab",
+        summary="learn the text pieces and lay out the id space",
+        run=texts.vocab,
+        folder="vocab",
+        inputs=lambda context: ("log/train.parquet", "mined/*"),
+        configures=("vocab",),
+        packages=("sentencepiece", "pyarrow"),
+        example="vocab --gin.WORK_DIR=work/mine --gin.vocab.pieces=8192",
+    ),
+    StageSpec(
+        name="examples",
+        summary="turn the log into fixed examples through SeqIO tasks",
+        run=texts.examples,
+        folder="examples",
+        inputs=lambda context: ("log/*.parquet", "mined/*", "vocab/*", *opened.PRE),
+        configures=("examples", "FeatureSpec", "RelatedConfig"),
+        packages=("numpy", "seqio", "tensorflow"),
+        example="examples --gin.WORK_DIR=work/mine --gin.FeatureSpec.history=5",
+    ),
+    StageSpec(
+        name="pretrain",
+        summary="train the encoder-decoder on what people searched",
+        run=train.pretrain,
+        folder="pretrain",
+        inputs=lambda context: ("examples/*", "examples/*/train/*", "vocab/*"),
+        configures=(
+            "pretrain",
+            "ModelConfig",
+            "make_optimizer",
+            "Loader",
+        ),
+        ignores=(
+            "RelatedConfig",
+            "make_mesh",
+            "pretrain.log_every",
+            "pretrain.profile_steps",
+            "FeatureSpec",  # of the examples; here, `vocab` and `EncoderSpec` only for --dry_run
+            "vocab",
+            "EncoderSpec",
+            "BeamConfig",  # how dev lists are written while training: no reason to train again
+            "suggester",
+            "SliceSpec",
+        ),
+        packages=("jax", "flax", "optax", "numpy"),
+        resumable=True,
+        describe=train.describe_pretrain,
+        example="pretrain --gin.WORK_DIR=work/mine --gin.MODEL=small --gin.STEPS=20_000",
+    ),
+    StageSpec(
+        name="evaluate",
+        summary="score the model beside most popular completion",
+        run=lists.evaluate,
+        folder="report",
+        inputs=lists.scored,
+        configures=("evaluate", "BeamConfig", "suggester", "SliceSpec", "RelatedConfig"),
+        ignores=("ingest",),
+        packages=("jax", "numpy"),
+        recap=lists.show_report,
+        always=True,
+        example="evaluate --gin.WORK_DIR=work/mine --gin.LOG=newest_day.parquet",
+    ),
+    StageSpec(
+        name="suggest",
+        summary="show suggestions for a typed prefix",
+        run=lists.suggest,
+        inputs=lambda context: ("pretrain/model.json", "vocab/*", "mined/*", *opened.PRE),
+        configures=("BeamConfig", "suggester", "RelatedConfig"),
+        flags=lists.suggest_flags,
+        in_run=False,
+        example='suggest --gin.WORK_DIR=work/mine --prefix "lego st" --history "duplo"',
+    ),
+    StageSpec(
+        name="compare",
+        summary="show the scores of several work directories side by side",
+        run=lists.compare,
+        flags=lists.compare_flags,
+        in_run=False,
+        example="compare --run work/ablations/full --run work/ablations/no_pre",
+    ),
+    StageSpec(
+        name="run",
+        summary="all of it: every stage in order, skipping what is up to date and saying why not",
+        run=lambda context: 0,  # main runs the others
+        in_run=False,
+        example="run --gin_file=gin_configs/quickstart.gin --gin.WORK_DIR=work/quickstart",
+    ),
+)
+STAGES = {spec.name: spec for spec in _ALL}

@@ -1,0 +1,238 @@
+"""The stages that use the trained model: scored on a split, and asked for one list."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import os
+from typing import TYPE_CHECKING
+
+from onesug_jax.errors import UserError
+from onesug_jax.registry import Context
+from onesug_jax.stages import opened
+
+if TYPE_CHECKING:
+    from onesug_jax.decode.suggester import Suggester
+    from onesug_jax.represent.related import RelatedQueries
+
+
+def suggester(
+    context: Context,
+    *,
+    targets: str = "auto",
+    closed: bool = True,
+    must_start: bool = True,
+    params=None,
+) -> Suggester:
+    """The trained model of WORK_DIR, ready to write lists.
+
+    `targets` says what it writes: "query", "id" (semantic ids, mapped back to queries), or "auto":
+    queries if it was trained on them. `closed` keeps lists to queries of the train split,
+    `must_start` to those that start with the prefix wherever one does; `params` stands in for the
+    stored parameters.
+    """
+    from onesug_jax.decode.suggester import Suggester
+    from onesug_jax.model.config import ModelConfig
+    from onesug_jax.model.seq2seq import Seq2Seq
+    from onesug_jax.tasks.features import FeatureSpec, Featurizer
+    from onesug_jax.tasks.vocabulary import Vocabulary
+    from onesug_jax.train.checkpoint import load_params
+
+    path = os.path.join(context.work.pretrain, opened.MODEL_FILE)
+    with open(path) as file:
+        stored = json.load(file)
+    vocabulary = Vocabulary.load(context.work.vocab)
+    if vocabulary.fingerprint != stored["vocabulary"]:
+        raise UserError(
+            f"{path} belongs to vocabulary {stored['vocabulary']}, but {context.work.vocab} holds "
+            f"{vocabulary.fingerprint}: run the pretrain stage again"
+        )
+    if targets not in ("auto", "query", "id"):
+        raise UserError(f"suggester.targets = {targets!r}: expected 'auto', 'query' or 'id'")
+    if targets == "auto":
+        on_ids = any(task.endswith("request_to_id") for task in stored["tasks"])
+        on_queries = any(task.endswith("query") for task in stored["tasks"])
+        targets = "id" if on_ids and not on_queries else "query"
+    opened.keep_compiled(context)
+    index = opened.completions(context)
+    return Suggester(
+        Seq2Seq(ModelConfig(**{**stored["model"], "dropout": 0.0})),
+        load_params(context.work.pretrain) if params is None else params,
+        Featurizer(vocabulary, FeatureSpec(**stored["features"])),
+        context.configured("BeamConfig")(),
+        queries=dict(zip(index.queries, index.counts.tolist(), strict=True)) if closed else None,
+        must_start=must_start,
+        ids=opened.semantic_ids(context) if targets == "id" else None,
+    )
+
+
+def score(context: Context, split: str, *logs: str, params=None, limit: int | None = None):
+    """Scores one file of a log with the model and its rivals; `logs` are folders of history.
+
+    With `limit`, its first rows and the model alone (training watches itself so).
+    """
+    from onesug_jax.evaluate import baselines, evaluator
+    from onesug_jax.logs.history import with_history
+
+    model = context.configured("suggester")(context, params=params)
+    spec = model.featurizer.spec
+    index = opened.completions(context)
+    files = dict.fromkeys(path for log in logs for path in opened.splits(log).values())
+    rows = with_history(list(files), keep=split, history=spec.history)
+    lists = {"model": model, "most_popular": baselines.MostPopular(index).suggest}
+    if limit is not None:
+        table = rows.read_all().slice(0, limit)
+        rows, lists = table.to_batches(), {"model": model}
+    return evaluator.evaluate(
+        rows,
+        lists,
+        prefix_counts=evaluator.prefix_counts(os.path.join(context.work.log, "train.parquet")),
+        context=opened.related(context, spec),
+        known=len(index),
+        slices=context.configured("SliceSpec")(),
+    )
+
+
+def evaluate(context: Context, *, split: str = "dev") -> None:
+    """Model and most popular completion on a split, into WORK_DIR/report.
+
+    With a LOG other than the one WORK_DIR was made from, that log is scored: its `split` where it
+    has one, else all of it, with the histories of both.
+    """
+    from onesug_jax.evaluate import report
+
+    work, log = context.work, context.work.log
+    logs = [log]
+    if context.named and context.macros["LOG"] and not _made_from(context, context.log):
+        log = os.path.join(work.report, "log")
+        context.configured("ingest")(log=context.log, out=log, dev_days=0.0, test_days=0.0)
+        logs.append(log)
+        split = split if split in opened.splits(log) else next(iter(opened.splits(log)))
+    path = os.path.join(log, f"{split}.parquet")
+    if not os.path.exists(path):
+        there = ", ".join(opened.splits(log))
+        raise UserError(f"evaluate.split = {split!r}: {log} holds {there}; choose one of them")
+    scores = score(context, path, *logs)
+    curves = {"pretrain": os.path.join(work.pretrain, "metrics.jsonl")}
+    report.write_report(scores, work.report, learning_curves=curves)
+    show_report(context)
+
+
+def _made_from(context: Context, log: str) -> bool:
+    """Whether WORK_DIR/log was ingested from these very files, wherever they lie now."""
+    from onesug_jax import workdir
+
+    made = workdir.Manifest.read(context.work.log)
+    found = {workdir.fingerprint(path) for path in context.work.expand(log).values()}
+    return made is not None and set(made.inputs.values()) == found
+
+
+def scored(context: Context) -> tuple[str, ...]:
+    """What an evaluation reads; a log named to `evaluate` is part of it."""
+    params = "best" if os.path.isdir(os.path.join(context.work.pretrain, "best")) else "checkpoints"
+    own = (context.log,) if context.named and context.macros["LOG"] else ()
+    model = ("pretrain/model.json", f"pretrain/{params}")
+    return ("log/*.parquet", "mined/*", "vocab/*", *opened.PRE, *model, *own)
+
+
+def show_report(context: Context) -> None:
+    """The table of the last evaluation."""
+    from onesug_jax.evaluate import report
+
+    metrics = report.read_metrics(context.work.report)
+    print(f"\n{report.format_headline(metrics)}\n\n{report.format_slices(metrics)}\n")
+    print(f"figures and plots: {context.work.report}", flush=True)
+
+
+def suggest(context: Context) -> None:
+    """Suggestions for --prefix, or for whatever is typed at a prompt."""
+    options = context.options
+    model = context.configured("suggester")(context)
+    known = opened.related(context, model.featurizer.spec)
+    if options.prefix is not None:
+        _answer(model, known, options.prefix, options)  # compiles; what is timed is the answer
+        _print_suggestions(_answer(model, known, options.prefix, options), options.json)
+        return
+    _prompt(model, known, options)
+
+
+def _answer(model: Suggester, known: RelatedQueries, prefix: str, options) -> dict:
+    """Suggestions for what was typed, as the JSON object that --json prints."""
+    import time
+
+    from onesug_jax.logs.schema import normalise_prefix, normalise_query
+    from onesug_jax.tasks.features import make_requests
+
+    began = time.perf_counter()
+    history = [normalise_query(query) for query in reversed(options.history)]
+    history = [query for query in dict.fromkeys(history) if query]
+    prefix = normalise_prefix(prefix)
+    requests = make_requests(known, [prefix], [history], [options.profile])
+    found = model.suggest(requests, options.k)[0]
+    return {
+        "prefix": prefix,
+        "history": history,
+        "related": list(requests[0].related),
+        "suggestions": [dataclasses.asdict(suggestion) for suggestion in found],
+        "milliseconds": round(1000 * (time.perf_counter() - began), 1),
+    }
+
+
+def _print_suggestions(answer: dict, as_json: bool) -> None:
+    if as_json:
+        print(json.dumps(answer, ensure_ascii=False), flush=True)
+        return
+    after = f" after {', '.join(answer['history'])}" if answer["history"] else ""
+    print(f"{answer['prefix']!r}{after}:")
+    for place, suggestion in enumerate(answer["suggestions"], 1):
+        print(f"  {place:>2}  {suggestion['text']:<48} {suggestion['score']:8.3f}")
+    print(f"  in {answer['milliseconds']} ms", flush=True)
+
+
+def _prompt(model: Suggester, known: RelatedQueries, options) -> None:
+    """Reads prefixes until the end of input; a line `=query` is a search, which is remembered."""
+    print("Type a prefix and press enter; =query adds a search to the history; ctrl-D ends.")
+    while True:
+        try:
+            line = input("> ")
+        except EOFError:
+            print()
+            return
+        if line.startswith("="):
+            options.history = [*options.history, line[1:]]
+            print(f"history, oldest first: {', '.join(options.history)}")
+            continue
+        _print_suggestions(_answer(model, known, line, options), options.json)
+
+
+def suggest_flags(parser: argparse.ArgumentParser) -> None:
+    """What was typed, by whom, and how to answer."""
+    parser.add_argument("--prefix", help="what was typed; without it, an interactive prompt")
+    parser.add_argument(
+        "--history", action="append", default=[], help="an earlier query, oldest first; repeat"
+    )
+    parser.add_argument(
+        "--profile", action="append", default=[], help="a static profile value; repeat"
+    )
+    parser.add_argument("--k", type=int, default=None, help="how many suggestions (default 16)")
+    parser.add_argument("--json", action="store_true", help="print one JSON object a request")
+
+
+def compare(context: Context) -> None:
+    """The scores of several work directories, side by side."""
+    from onesug_jax.evaluate import report
+
+    folders = context.options.run or [context.work.path]
+    names = [os.path.basename(os.path.abspath(folder)) for folder in folders]
+    if len(set(names)) < len(names):
+        names = folders
+    runs = [report.read_metrics(os.path.join(folder, "report")) for folder in folders]
+    print(report.format_runs(dict(zip(names, runs, strict=True))))
+
+
+def compare_flags(parser: argparse.ArgumentParser) -> None:
+    """What to compare."""
+    parser.add_argument(
+        "--run", action="append", metavar="WORK_DIR", help="a work directory to show; repeat"
+    )

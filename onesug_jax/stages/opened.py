@@ -1,0 +1,83 @@
+"""What earlier stages left in WORK_DIR, opened for those that come later."""
+
+from __future__ import annotations
+
+import functools
+import os
+from typing import TYPE_CHECKING
+
+from onesug_jax.registry import Context
+
+if TYPE_CHECKING:
+    from onesug_jax.logs.completion import CompletionIndex
+    from onesug_jax.represent.related import RelatedQueries
+    from onesug_jax.represent.semantic_ids import SemanticIds
+
+SPLITS = ("train", "dev", "test")
+MODEL_FILE = "model.json"  # beside a checkpoint: what it takes to use it
+
+
+def splits(log: str) -> dict[str, str]:
+    """The splits that are there: name -> file."""
+    paths = {split: os.path.join(log, f"{split}.parquet") for split in SPLITS}
+    return {split: path for split, path in paths.items() if os.path.exists(path)}
+
+
+def completions(context: Context) -> CompletionIndex:
+    """The known queries and how often each was searched."""
+    from onesug_jax.logs.completion import CompletionIndex
+
+    return CompletionIndex.load(context.work.mined)
+
+
+def keep_compiled(context: Context) -> None:
+    """Compiled programs stay in WORK_DIR/.compiled, unless JAX was told another place: the second
+    `suggest` starts in seconds.
+    """
+    import jax
+
+    if not jax.config.jax_compilation_cache_dir:
+        jax.config.update("jax_compilation_cache_dir", context.work.join(".compiled"))
+
+
+# What the first pillar leaves: whoever shows related queries or writes semantic ids reads it.
+ENCODER = ("encoder/*.json", "encoder/*.safetensors")
+IDS = ("semantic_ids/*.npy", "semantic_ids/*.npz", "semantic_ids/*.json")
+PRE = (*ENCODER, *IDS, "index/*")
+
+
+def encoder(context: Context):
+    """The aligned text encoder."""
+    from onesug_jax.represent.encoder import TextEncoder
+
+    return TextEncoder.load(context.work.encoder)
+
+
+def semantic_ids(context: Context) -> SemanticIds:
+    """The ids of all known queries, in the order of their texts."""
+    from onesug_jax.represent.semantic_ids import SemanticIds
+
+    return SemanticIds.load(context.work.semantic_ids)
+
+
+def related(context: Context, spec) -> RelatedQueries:
+    """What requests are shown beside their words, as `spec` (a `FeatureSpec`) asks for it.
+
+    The text encoder is loaded when a text that the index does not hold is first met.
+    """
+    from onesug_jax.represent.related import RelatedQueries
+
+    config = context.configured("RelatedConfig")()
+    if not (spec.related or spec.soft):
+        return RelatedQueries(completions(context), 0, config)
+    from onesug_jax.represent.prefix_index import PrefixIndex
+
+    loaded = functools.cache(lambda: encoder(context))
+    return RelatedQueries(
+        completions(context),
+        spec.related,
+        config,
+        index=PrefixIndex.load(context.work.index),
+        encode=lambda texts: loaded().encode(texts),
+        soft=spec.soft,
+    )

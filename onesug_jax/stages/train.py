@@ -1,0 +1,146 @@
+"""The stage that trains the encoder-decoder on what people searched."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+
+from onesug_jax.registry import Context
+from onesug_jax.stages import opened
+
+
+def pretrain(
+    context: Context,
+    *,
+    steps: int = 2000,
+    batch_size: int = 64,
+    accumulation: int = 1,
+    log_every: int = 50,
+    checkpoint_every: int = 500,
+    evaluate_every: int = 500,
+    dev_rows: int = 500,
+    params_from: str | None = None,
+    profile_steps: tuple[int, int] | None = None,
+) -> None:
+    """The SFT model, into WORK_DIR/pretrain: next-token loss, best parameters by dev MRR@16.
+
+    `evaluate_every` steps the model writes lists for the first `dev_rows` rows of the dev split
+    (0: never, and the last parameters count).
+    """
+    from onesug_jax.align.pretrain import pretrain_stage
+    from onesug_jax.stages.lists import score
+    from onesug_jax.tasks.loader import Loader
+    from onesug_jax.tasks.vocabulary import Vocabulary
+    from onesug_jax.train import loop
+    from onesug_jax.train.mesh import batch_part
+
+    opened.keep_compiled(context)
+    work = context.work
+    vocabulary = Vocabulary.load(work.vocab)
+    with open(os.path.join(work.examples, "features.json")) as file:
+        features = json.load(file)
+    mesh = context.configured("make_mesh")()
+    index, count = batch_part(mesh)
+    loader: Loader = context.configured("Loader")(
+        work.examples,
+        batch_size=batch_size,
+        seed=context.seed,
+        process_index=index,
+        process_count=count,
+        vocabulary=vocabulary.fingerprint,
+    )
+    config = context.configured("ModelConfig")(
+        vocab_size=vocabulary.size,
+        soft_dim=loader.soft_dim,
+        soft_id=vocabulary.soft_id,
+    )
+    print(f"{config.parameters():,} parameters; {loader.describe()}", flush=True)
+    with open(os.path.join(work.pretrain, opened.MODEL_FILE), "w") as file:
+        model = {
+            "model": dataclasses.asdict(config),
+            "features": features,
+            "vocabulary": vocabulary.fingerprint,
+            "tasks": loader.tasks,
+        }
+        json.dump(model, file, indent=2)
+
+    dev = os.path.join(work.log, "dev.parquet")
+    watched = bool(evaluate_every and dev_rows and os.path.exists(dev))
+
+    def dev_metrics(params, step: int) -> dict[str, float]:
+        scores = score(context, dev, work.log, params=params, limit=dev_rows)
+        scores = scores.metrics["model"]["all"]
+        return {name: scores[name] for name in ("hr@16", "mrr@16")}
+
+    loop.fit(
+        pretrain_stage(config),
+        batch_at=loader.batch_at,
+        mesh=mesh,
+        optimizer=context.configured("make_optimizer")(steps=steps),
+        steps=steps,
+        seed=context.seed,
+        folder=work.pretrain,
+        accumulation=accumulation,
+        log_every=log_every,
+        checkpoint_every=checkpoint_every,
+        evaluate_every=evaluate_every if watched else 0,
+        evaluate_fn=dev_metrics if watched else None,
+        best_metric="mrr@16" if watched else None,
+        params_from=params_from,
+        on_mismatch="restart",
+        profile_steps=profile_steps,
+    )
+
+
+def describe_pretrain(context: Context) -> str:
+    """Shapes of the batch and of every parameter, with logical axes; nothing is computed."""
+    import flax.linen as nn
+    import jax
+
+    from onesug_jax.align.pretrain import pretrain_stage
+    from onesug_jax.tasks.vocabulary import MARKERS, VOCABULARY_FILE, Vocabulary
+
+    spec = context.configured("FeatureSpec")()
+    made = os.path.exists(os.path.join(context.work.vocab, VOCABULARY_FILE))
+    if made:
+        size = Vocabulary.load(context.work.vocab).size
+    else:
+        needed = context.settings["vocab.pieces"] + len(MARKERS)
+        needed += context.settings["vocab.sid_levels"] * context.settings["vocab.sid_codes"]
+        size = -(-needed // 128) * 128
+    soft = _encoder_width(context) if spec.soft else 0
+    config = context.configured("ModelConfig")(vocab_size=size, soft_dim=soft)
+    batch = context.settings["pretrain.batch_size"]
+    lines = [f"batch (at most; vocabulary {size:,}{'' if made else ', to be made'}):"]
+    for name, length in (
+        ("encoder_input_tokens", spec.input_length),
+        ("decoder_input_tokens", spec.target_length),
+        ("decoder_target_tokens", spec.target_length),
+        ("decoder_loss_weights", spec.target_length),
+    ):
+        lines.append(f"  {name:<44} [{batch}, {length}]")
+    if soft:
+        lines.append(f"  {'encoder_soft':<44} [{batch}, 1, {soft}]")
+    lines.append("parameters:")
+    boxed = jax.eval_shape(pretrain_stage(config).init_fn, jax.random.key(0))
+    leaves = jax.tree_util.tree_leaves_with_path(
+        boxed, is_leaf=lambda leaf: isinstance(leaf, nn.LogicallyPartitioned)
+    )
+    for path, leaf in leaves:
+        name = jax.tree_util.keystr(path, simple=True, separator="/")
+        shape, axes = list(leaf.value.shape), ", ".join(leaf.names)
+        lines.append(f"  {name:<44} {str(shape):<22} {leaf.value.size:>13,}  ({axes})")
+    lines.append(f"  in all {config.parameters():,}")
+    flops = config.flops_per_example(spec.input_length, spec.target_length)
+    lines.append(f"  {3 * flops / 1e9:,.2f} GFLOP a training example of full length")
+    return "\n".join(lines)
+
+
+def _encoder_width(context: Context) -> int:
+    """Width of the text encoder: the one that was made, else the one that would be from scratch."""
+    path = os.path.join(context.work.encoder, "config.json")
+    if os.path.exists(path):
+        with open(path) as file:
+            return json.load(file)["hidden_size"]
+    return context.settings["EncoderSpec.d_model"]

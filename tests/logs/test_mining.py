@@ -1,0 +1,429 @@
+"""Every mined table against a naive count in plain Python, the caps, privacy, and what may fail."""
+
+import collections
+import itertools
+import json
+import math
+import random
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from onesug_jax.errors import UserError
+from onesug_jax.logs import engines, mining
+from onesug_jax.logs.mining import TABLES, mine, read_table
+from onesug_jax.logs.pairs import UNIT
+from onesug_jax.logs.schema import LOG_SCHEMA, Level, request_level
+from onesug_jax.logs.simulate import simulate
+
+DEFAULTS = {
+    "min_users": 1,
+    "per_prefix": 64,
+    "per_query": 32,
+    "pool_size": 64,
+    "support": 5.0,
+    "swing_alpha": 1.0,
+    "max_queries_per_visitor": 50,
+    "max_visitors_per_query": 50,
+    "min_common_visitors": 2,
+    "max_queries_per_item": 100,
+    "max_items_per_query": 50,
+    "min_common_items": 1,
+}
+# Characters of one to four bytes; in UTF-16 the last two would change places.
+LETTERS = ["a", "b", "手", "机", "e\u0301", "\uffee", "\U0001f600"]
+
+
+# ------------------------------------------------------------------ the definition, read aloud
+
+
+def by_text(text: str) -> bytes:
+    return text.encode("utf-8")
+
+
+def visitor_of(row: dict) -> tuple[int, str]:
+    """User before session before request; the number orders them as their letters u, s, r do."""
+    if row["user_id"]:
+        return 2, row["user_id"]
+    if row["session_id"]:
+        return 1, row["session_id"]
+    return 0, row["request_id"]
+
+
+def reference(rows: list[dict], **changed) -> dict[str, list[tuple]]:
+    """All tables as lists of rows."""
+    s = {**DEFAULTS, **changed}
+    known, typed = collections.defaultdict(list), collections.defaultdict(list)
+    for row in rows:
+        known[row["query"]].append(row)
+        typed[row["prefix"]].append(row)
+
+    def enough(those):
+        return len({visitor_of(row) for row in those}) >= s["min_users"]
+
+    known = {query: known[query] for query in sorted(known, key=by_text) if enough(known[query])}
+    typed = {text: typed[text] for text in sorted(typed, key=by_text) if enough(typed[text])}
+    tables = {"queries": [], "prefixes": [], "prefix_query": [], "query_query": [], "pools": []}
+    for query, those in known.items():
+        levels = collections.Counter(
+            request_level(row["clicked_items"], row["ordered_items"]) for row in those
+        )
+        counts = (levels[Level.CLICK], levels[Level.ITEM_CLICK], levels[Level.ORDER])
+        users = len({visitor_of(row) for row in those})
+        last = max(row["timestamp_ms"] for row in those)
+        tables["queries"].append((query, len(those), users, *counts, last))
+    for prefix, those in typed.items():
+        users = len({visitor_of(row) for row in those})
+        tables["prefixes"].append((prefix, len(those), users))
+        after = collections.defaultdict(list)
+        for row in those:
+            if row["query"] in known:
+                after[row["query"]].append(row)
+        pairs = []
+        for query, seen in after.items():
+            n = len(seen)
+            score = n / (n + s["support"]) * n / math.sqrt(len(those) * len(known[query]))
+            pairs.append((prefix, query, n, len({visitor_of(row) for row in seen}), score))
+        if prefix:
+            # As written, to nine decimals: scores that look equal are ordered by text.
+            pairs.sort(key=lambda pair: (-round(pair[4], 9), by_text(pair[1])))
+            tables["prefix_query"] += pairs[: s["per_prefix"]]
+        pool = {*after, *(query for query in known if query.startswith(prefix))}
+        pool = sorted(pool, key=lambda query: (-len(known[query]), by_text(query)))
+        for rank, query in enumerate(pool[: s["pool_size"]]):
+            tables["pools"].append((prefix, query, rank, len(known[query])))
+
+    visitors, items = {}, {}
+    for row in rows:
+        if row["query"] in known:
+            for owner, relation in [(visitor_of(row), visitors)] + [
+                (item, items) for item in row["clicked_items"]
+            ]:
+                key = owner, row["query"]
+                relation[key] = max(relation.get(key, 0), row["timestamp_ms"])
+    of_item = pairs_of(
+        items, s, s["max_queries_per_item"], s["max_items_per_query"], s["min_common_items"]
+    )
+    of_visitor = pairs_of(
+        visitors,
+        s,
+        s["max_queries_per_visitor"],
+        s["max_visitors_per_query"],
+        s["min_common_visitors"],
+    )
+    for query in known:
+        for source, pairs in (("item", of_item), ("visitor", of_visitor)):
+            for other, swing, itemcf, users in pairs[query]:
+                tables["query_query"].append((query, other, source, swing, itemcf, users))
+    return tables
+
+
+def pairs_of(relation: dict, s: dict, most_queries: int, most_owners: int, least: int) -> dict:
+    """Best others of every query: [(other, swing, itemcf, users)]."""
+    queries_of = collections.defaultdict(list)
+    for (owner, query), last in relation.items():
+        queries_of[owner].append((-last, by_text(query), query))
+    seen = {owner: -min(those)[0] for owner, those in queries_of.items()}
+    kept = {
+        owner: {query for *_, query in sorted(those)[:most_queries]}
+        for owner, those in queries_of.items()
+    }
+    owners_of = collections.defaultdict(set)
+    for owner, queries in kept.items():
+        for query in queries:
+            owners_of[query].add(owner)
+    latest = {
+        query: set(sorted(owners, key=lambda owner: (-seen[owner], owner))[:most_owners])
+        for query, owners in owners_of.items()
+    }
+    best = collections.defaultdict(list)
+    for i, j in itertools.permutations(owners_of, 2):
+        common = owners_of[i] & owners_of[j]
+        if len(common) < least:
+            continue
+        itemcf = sum(1 / math.log(1 + len(kept[u])) for u in common)
+        itemcf /= math.sqrt(len(owners_of[i]) * len(owners_of[j]))
+        swing = 0.0
+        for u, v in itertools.combinations(latest[i] & latest[j], 2):
+            shared = sum(u in latest[query] and v in latest[query] for query in kept[u] & kept[v])
+            weights = 1 / math.sqrt(len(kept[u])) / math.sqrt(len(kept[v]))
+            swing += weights / (s["swing_alpha"] + shared)
+        best[i].append((j, swing, itemcf, len(common)))
+    for pairs in best.values():
+        pairs.sort(key=lambda pair: (-round(pair[1], 8), -round(pair[2], 8), by_text(pair[0])))
+        del pairs[s["per_query"] :]
+    return best
+
+
+# ------------------------------------------------------------------ small logs
+
+
+def make_rows(seed: int, count: int = 300, users: int = 25, items: int = 15) -> list[dict]:
+    rng = random.Random(seed)
+    texts = sorted({"".join(rng.choices(LETTERS, k=rng.randint(1, 4))) for _ in range(30)})
+    rows = []
+    for number in range(count):
+        query = texts[min(int(rng.expovariate(0.15)), len(texts) - 1)]
+        clicked = rng.sample([f"i{n}" for n in range(items)], rng.choice([0, 0, 1, 2]))
+        rows.append(
+            {
+                "request_id": f"r{number}",
+                # The same names in three columns are three different visitors.
+                "user_id": rng.choice(["", *(f"n{n}" for n in range(users))]),
+                "session_id": rng.choice(["", "n1", "n2"]),
+                "timestamp_ms": 1_700_000_000_000 + rng.randint(0, 60),  # many at the same time
+                "prefix": rng.choice(["", query[:1], query[:2], query, rng.choice(LETTERS)]),
+                "shown": [],
+                "query": query,
+                "clicked_position": None,
+                "clicked_items": clicked,
+                "ordered_items": clicked[: rng.choice([0, 0, 1])],
+            }
+        )
+    return rows
+
+
+def write(path, rows: list[dict]) -> str:
+    pq.write_table(pa.Table.from_pylist(rows, LOG_SCHEMA), path)
+    return str(path)
+
+
+def mined(tmp_path, rows: list[dict], **settings) -> dict[str, list[tuple]]:
+    mine(write(tmp_path / "train.parquet", rows), str(tmp_path / "mined"), **settings)
+    return tables_in(tmp_path / "mined")
+
+
+def tables_in(folder) -> dict[str, list[tuple]]:
+    return {
+        name: [tuple(row.values()) for row in read_table(str(folder), name).to_pylist()]
+        for name in TABLES
+    }
+
+
+def assert_same(found: dict, expected: dict) -> None:
+    for name, rows in expected.items():
+        assert len(found[name]) == len(rows), name
+        for one, other in zip(found[name], rows, strict=True):
+            numbers = [x for x in one if isinstance(x, float)]
+            assert [x for x in one if not isinstance(x, float)] == [
+                x for x in other if not isinstance(x, float)
+            ], name
+            assert numbers == pytest.approx(
+                [x for x in other if isinstance(x, float)], rel=1e-6, abs=2e-9
+            ), name
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {},
+        {"min_users": 3, "support": 0.0, "min_common_visitors": 1},
+        {"per_prefix": 2, "per_query": 3, "pool_size": 4, "swing_alpha": 0.0},
+        {"max_queries_per_visitor": 4, "max_visitors_per_query": 3, "min_common_items": 2},
+        {"max_queries_per_item": 3, "max_items_per_query": 2, "min_common_visitors": 1},
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize("seed", [1, 2])
+def test_tables_are_those_of_a_plain_count(tmp_path, seed, settings):
+    rows = make_rows(seed)
+    expected = reference(rows, **settings)
+    assert all(expected.values())
+    assert any(row[3] > 0 for row in expected["query_query"])
+    assert_same(mined(tmp_path, rows, **settings), expected)
+
+
+def test_a_large_relation_is_joined_in_parts_with_the_same_result(tmp_path, monkeypatch):
+    rows = make_rows(1)
+    monkeypatch.setattr(engines, "ROWS_A_PART", 40)
+    assert_same(mined(tmp_path, rows), reference(rows))
+
+
+def row(number: int, query: str, prefix: str = "", **changed) -> dict:
+    return {
+        "request_id": f"r{number}",
+        "user_id": f"n{number}",
+        "session_id": "",
+        "timestamp_ms": 1_700_000_000_000 + number,
+        "prefix": prefix,
+        "shown": [],
+        "query": query,
+        "clicked_position": None,
+        "clicked_items": [],
+        "ordered_items": [],
+        **changed,
+    }
+
+
+def test_swing_and_itemcf_known_answers(tmp_path):
+    searches = {"n1": ["tea", "cup"], "n2": ["tea", "cup", "pot"]}
+    rows = [
+        row(number, query, user_id=user)
+        for number, (user, query) in enumerate((u, q) for u, qs in searches.items() for q in qs)
+    ]
+    found = mined(tmp_path, rows, swing_alpha=2.0)["query_query"]
+    # Two people with two queries in common, of two and three: 1/sqrt(2) * 1/sqrt(3) / (2 + 2).
+    swing = 1 / math.sqrt(6) / 4
+    itemcf = (1 / math.log(3) + 1 / math.log(4)) / 2
+    assert [pair[:3] for pair in found] == [("cup", "tea", "visitor"), ("tea", "cup", "visitor")]
+    for pair in found:
+        assert pair[3:] == pytest.approx((swing, itemcf, 2), abs=1e-9)
+
+
+def test_texts_are_ordered_by_their_bytes(tmp_path):
+    texts = ["\U0001f600", "\uffee", "手机", "a", "B", "ab", "a "]
+    tables = mined(tmp_path, [row(n, text, text) for n, text in enumerate(texts)])
+    ordered = sorted(texts, key=by_text)
+    assert [query for query, *_ in tables["queries"]] == ordered
+    assert [prefix for prefix, *_ in tables["prefixes"]] == ordered
+    assert tables["pools"][: len(ordered)][:2] == [("B", "B", 0, 1), ("a", "a", 0, 1)]
+
+
+def test_rare_texts_are_in_no_table(tmp_path):
+    # One person may search a thing often: that is still one visitor.
+    rows = [row(n, "my secret", "my", user_id="one", clicked_items=["i"]) for n in range(9)]
+    rows += [row(n, "tea", "te", clicked_items=["i"]) for n in range(10, 13)]
+    rows += [row(20, "tea", "tea for", user_id="one"), row(21, "tea", "tea for", user_id="one")]
+    report = mine(write(tmp_path / "t", rows), str(tmp_path / "mined"), min_users=2)
+    every = repr(tables_in(tmp_path / "mined"))
+    assert "secret" not in every and "'my'" not in every and "tea for" not in every
+    assert "'tea'" in every
+    assert (report.queries, report.queries_left_out, report.query_rows_left_out) == (1, 1, 9)
+    assert (report.prefixes, report.prefixes_left_out, report.prefix_rows_left_out) == (1, 2, 11)
+
+
+def test_an_empty_prefix_has_a_pool_and_no_pairs(tmp_path):
+    tables = mined(tmp_path, [row(1, "tea"), row(2, "pot"), row(3, "tea")])
+    assert tables["prefixes"] == [("", 3, 3)]
+    assert tables["prefix_query"] == []
+    assert tables["pools"] == [("", "tea", 0, 2), ("", "pot", 1, 1)]
+
+
+def test_a_typo_leads_to_what_was_searched_after_it(tmp_path):
+    tables = mined(tmp_path, [row(1, "tea", "tae"), row(2, "team", "tea"), row(3, "tea", "t")])
+    assert [pool[1] for pool in tables["pools"] if pool[0] == "tae"] == ["tea"]
+    assert [pool[1] for pool in tables["pools"] if pool[0] == "tea"] == ["tea", "team"]
+
+
+def test_one_query_without_clicks_gives_empty_pairs(tmp_path):
+    report = mine(write(tmp_path / "t", [row(1, "tea", "t")]), str(tmp_path / "mined"))
+    pairs = read_table(str(tmp_path / "mined"), "query_query")
+    assert pairs.num_rows == report.query_query_visitor == report.query_query_item == 0
+    assert pairs.schema.equals(TABLES["query_query"])
+    assert report.pools == report.prefix_query == 1
+
+
+def test_nothing_known_to_enough_visitors_gives_empty_tables(tmp_path):
+    report = mine(write(tmp_path / "t", make_rows(3)), str(tmp_path / "mined"), min_users=999)
+    for name, schema in TABLES.items():
+        table = read_table(str(tmp_path / "mined"), name)
+        assert table.num_rows == 0 and table.schema.equals(schema)
+    assert report.query_rows_left_out == report.prefix_rows_left_out == report.rows == 300
+
+
+def test_the_order_of_rows_changes_nothing(tmp_path):
+    rows = make_rows(4)
+    settings = {"max_queries_per_visitor": 3, "max_visitors_per_query": 3, "per_query": 2}
+    (tmp_path / "again").mkdir()
+    tables = mined(tmp_path, rows, **settings)
+    random.Random(0).shuffle(rows)
+    assert mined(tmp_path / "again", rows, **settings) == tables
+
+
+def test_a_simulated_log_and_its_report(tmp_path):
+    simulate(str(tmp_path), requests=4000, language="zh", seed=2)
+    report = mine(str(tmp_path / "train.parquet"), str(tmp_path / "mined"), min_users=2)
+    rows = pq.read_table(tmp_path / "train.parquet").to_pylist()
+    tables = tables_in(tmp_path / "mined")
+    counted = {query: count for query, count, *_ in tables["queries"]}
+    assert report.rows == len(rows) == sum(counted.values()) + report.query_rows_left_out
+    assert report.visitors == len({row["user_id"] for row in rows})
+    for name in ("queries", "prefixes", "prefix_query", "pools"):
+        assert getattr(report, name) == len(tables[name]) > 0
+    assert report.query_query_item + report.query_query_visitor == len(tables["query_query"])
+    assert json.loads((tmp_path / "mined" / "report.json").read_text()) == vars(report)
+    for prefix, query, _, count in tables["pools"]:
+        assert counted[query] == count and prefix in {p for p, *_ in tables["prefixes"]}
+
+
+def test_sums_do_not_overflow_or_lose_the_tail():
+    ones = 1 / math.log(2)  # the largest term
+    assert 10**7 * ones * UNIT < 2**63  # ten million visitors in common of one pair
+    # The smallest Swing term of two owners at a generous cap is still known to a millionth.
+    assert 1 / (1000 * 1001) * UNIT > 5e4
+
+
+def test_other_files_stay_and_a_failed_run_leaves_the_tables_alone(tmp_path, monkeypatch):
+    out = tmp_path / "mined"
+    out.mkdir()
+    (out / "_manifest.json").write_text("{}")
+    before = mined(tmp_path, make_rows(5))
+    files = sorted(path.name for path in out.iterdir())
+    assert files == sorted(["_manifest.json", "report.json", *(f"{n}.parquet" for n in TABLES)])
+
+    def fail(*_):
+        raise RuntimeError("the disk is full")
+
+    monkeypatch.setattr(mining._Mining, "pools", fail)
+    with pytest.raises(RuntimeError):
+        mined(tmp_path, make_rows(6))
+    assert sorted(path.name for path in out.iterdir()) == files
+    assert tables_in(out) == before
+
+
+def test_wrong_logs_are_named(tmp_path):
+    out = str(tmp_path / "mined")
+    with pytest.raises(UserError, match="nowhere.*Parquet"):
+        mine(str(tmp_path / "nowhere"), out)
+    (tmp_path / "text").write_text("hello")
+    with pytest.raises(UserError, match="text.*Parquet"):
+        mine(str(tmp_path / "text"), out)
+    with pytest.raises(UserError, match="t: expected rows.*none"):
+        mine(write(tmp_path / "t", []), out)
+    table = pa.Table.from_pylist([row(1, "tea")], LOG_SCHEMA)
+    pq.write_table(table.drop_columns(["clicked_items"]), tmp_path / "t")
+    with pytest.raises(UserError, match="'clicked_items' is missing.*ingest"):
+        mine(str(tmp_path / "t"), out)
+    at = table.schema.get_field_index("timestamp_ms")
+    texts = table.set_column(at, "timestamp_ms", table["timestamp_ms"].cast(pa.string()))
+    pq.write_table(texts, tmp_path / "t")
+    with pytest.raises(UserError, match="'timestamp_ms' is of type string, expected int64"):
+        mine(str(tmp_path / "t"), out)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"engine": "postgres"}, "engine='postgres'.*duckdb, spark"),
+        ({"min_users": 0}, "min_users.*at least 1, found 0"),
+        ({"max_visitors_per_query": -1}, "max_visitors_per_query"),
+        ({"swing_alpha": -0.5}, "swing_alpha.*from 0 up"),
+        ({"support": float("nan")}, "support.*nan"),
+        ({"memory_limit": "lots"}, "memory_limit='lots'"),
+    ],
+    ids=str,
+)
+def test_wrong_settings_are_named(tmp_path, settings, message):
+    with pytest.raises(UserError, match=message):
+        mined(tmp_path, [row(1, "tea")], **settings)
+    assert not list((tmp_path / "mined").glob("*"))
+
+
+def test_too_little_memory_is_named(tmp_path):
+    with pytest.raises(UserError, match="memory_limit='1MB'.*scratch"):
+        mined(tmp_path, make_rows(1), memory_limit="1MB")
+    assert not list((tmp_path / "mined").glob("*"))
+
+
+def test_wrong_tables_are_named(tmp_path):
+    with pytest.raises(UserError, match="'pool'.*pools"):
+        read_table(str(tmp_path), "pool")
+    with pytest.raises(UserError, match="pools.parquet.*no such file.*run mine"):
+        read_table(str(tmp_path), "pools")
+    pq.write_table(pa.table({"prefix": ["t"]}), tmp_path / "pools.parquet")
+    with pytest.raises(UserError, match="pools.parquet.*prefix, query, rank, count"):
+        read_table(str(tmp_path), "pools")
+    (tmp_path / "pools.parquet").write_text("hello")
+    with pytest.raises(UserError, match="pools.parquet.*failed"):
+        read_table(str(tmp_path), "pools")

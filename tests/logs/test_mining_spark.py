@@ -1,0 +1,71 @@
+"""Spark and DuckDB mine the same rows from the same log: to the last digit, in the same order."""
+
+import importlib.util
+import os
+import shutil
+import sys
+
+import pyarrow.parquet as pq
+import pytest
+
+from onesug_jax.errors import UserError
+from onesug_jax.logs import engines
+from onesug_jax.logs.mining import TABLES, mine, read_table
+from onesug_jax.logs.simulate import simulate
+
+
+def need_spark() -> None:
+    if importlib.util.find_spec("pyspark") is None:
+        pytest.skip('needs PySpark: pip install "onesug_jax[spark]"')
+    home = os.environ.get("JAVA_HOME")
+    if shutil.which(os.path.join(home, "bin", "java") if home else "java") is None:
+        pytest.skip("needs a Java runtime for PySpark")
+
+
+def test_both_engines_write_the_same_rows(tmp_path, monkeypatch):
+    need_spark()
+    # Much code runs few times here: Java need not optimise it.
+    monkeypatch.setenv("JAVA_TOOL_OPTIONS", "-XX:TieredStopAtLevel=1")
+    simulate(str(tmp_path / "log"), requests=3000, language="zh", seed=4)
+    # Characters that mean a pattern in a path, and a folder whose name has a space.
+    log = tmp_path / "log [1] {a}*.parquet"
+    os.rename(tmp_path / "log" / "train.parquet", log)
+    settings = {"min_users": 2, "max_queries_per_visitor": 12, "max_visitors_per_query": 10}
+    reports = {}
+    for engine in engines.ENGINES:
+        reports[engine] = mine(
+            str(log),
+            str(tmp_path / engine),
+            engine=engine,
+            memory_limit="1GB",
+            scratch=str(tmp_path / f"scratch {engine}"),
+            spark_master="local[2]",
+            **settings,
+        )
+        assert os.listdir(tmp_path / f"scratch {engine}") == []
+    assert reports["spark"] == reports["duckdb"]
+    for name in TABLES:
+        one, other = (read_table(str(tmp_path / engine), name) for engine in engines.ENGINES)
+        assert one.num_rows > 0
+        assert one.equals(other), name
+        for engine in engines.ENGINES:
+            # The same types in the files too, whatever reads them.
+            written = pq.read_schema(tmp_path / engine / f"{name}.parquet")
+            assert (written.names, written.types) == (TABLES[name].names, TABLES[name].types)
+
+
+def test_a_missing_java_is_named(tmp_path, monkeypatch):
+    pytest.importorskip("pyspark", reason="needs PySpark")
+    monkeypatch.setenv("JAVA_HOME", str(tmp_path))
+    with pytest.raises(UserError, match="Java 17.*JAVA_HOME"):
+        engines.open_engine(
+            "spark", scratch=str(tmp_path), memory_limit="1GB", spark_master="local[1]"
+        )
+
+
+def test_a_missing_pyspark_is_named_with_its_extra(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "pyspark", None)
+    with pytest.raises(UserError, match=r"onesug_jax\[spark\].*duckdb"):
+        engines.open_engine(
+            "spark", scratch=str(tmp_path), memory_limit="1GB", spark_master="local[1]"
+        )

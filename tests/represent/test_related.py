@@ -1,0 +1,146 @@
+"""Related queries: the pool by popularity and taste, neighbours by e_p*, and no row sees itself."""
+
+import math
+
+import numpy as np
+import pytest
+
+from onesug_jax.errors import UserError
+from onesug_jax.logs.completion import CompletionIndex
+from onesug_jax.represent.related import RelatedConfig, RelatedQueries
+
+COUNTS = {"rug blue": 9, "rug red": 8, "rug green": 2, "run shoes": 5, "tent": 7, "tent blue": 1}
+QUERIES = sorted(COUNTS)
+# One axis a word, so that cosines can be told by eye.
+WORDS = sorted({word for query in QUERIES for word in query.split()})
+
+
+def vector(text: str) -> np.ndarray:
+    out = np.zeros(len(WORDS), np.float32)
+    for word in text.split():
+        if word in WORDS:
+            out[WORDS.index(word)] = 1
+    return out / max(np.linalg.norm(out), 1e-9)
+
+
+class Index:
+    """A brute-force stand-in for the prefix index."""
+
+    dimension = len(WORDS)
+    pairs = {"ru": {"rug blue": 4, "tent": 1}, "tnet": {"tent blue": 1}}
+
+    def vectors_of(self, numbers):
+        return np.stack([vector(QUERIES[i]) for i in numbers])
+
+    def enhanced(self, prefix, without=-1):
+        if prefix not in self.pairs:
+            return None
+        kept = [
+            vector(query)
+            for query, count in self.pairs[prefix].items()
+            if count > 1 or QUERIES.index(query) != without
+        ]
+        total = sum(kept, np.zeros(len(WORDS), np.float32))
+        return total / max(np.linalg.norm(total), 1e-9)
+
+    def pair_count(self, prefix, number):
+        return self.pairs.get(prefix, {}).get(QUERIES[number], 0)
+
+    def search(self, vectors, k):
+        cosines = np.stack([vector(query) for query in QUERIES]) @ vectors
+        best = np.argsort(-cosines, kind="stable")[:k]
+        return best[None], cosines[best][None]
+
+
+def known(k=4, index=True, encode=None, **config):
+    completions = CompletionIndex.from_counts(list(COUNTS), list(COUNTS.values()))
+    return RelatedQueries(
+        completions,
+        k,
+        RelatedConfig(**config),
+        index=Index() if index else None,
+        encode=encode,
+    )
+
+
+def test_without_an_index_they_are_the_most_popular_completions():
+    assert known(2, index=False).related(["ru", "tent", "x"], [[], ["rug red"], []]) == [
+        ["rug blue", "rug red"],
+        ["tent", "tent blue"],
+        [],
+    ]
+    assert known(2, index=False).vectors(["ru"]) is None
+
+
+def test_the_pool_is_ranked_by_the_formula():
+    """popularity * log(count) + taste * max_j decay^j cos, reckoned here by hand."""
+    history = ["tent blue", "rug green"]
+    found = known(4, neighbours=0, popularity=0.5, taste=2.0, decay=0.5)
+
+    def score(query):
+        alike = [0.5**j * float(vector(query) @ vector(h)) for j, h in enumerate(history)]
+        return 0.5 * math.log(COUNTS[query]) + 2.0 * max(alike)
+
+    expected = sorted((q for q in QUERIES if q.startswith("ru")), key=score, reverse=True)
+    assert found.related(["ru"], [history]) == [expected]
+    assert expected[0] != "rug blue" or score("rug blue") > score("rug green")
+
+
+def test_taste_draws_the_users_own_words_up():
+    plain = known(1, neighbours=0).related(["rug"], [[]])
+    drawn = known(1, neighbours=0, taste=9.0).related(["rug"], [["rug green"]])
+    assert plain == [["rug blue"]] and drawn == [["rug green"]]
+
+
+def test_neighbours_have_the_last_places_and_fill_what_is_left():
+    found = known(4, neighbours=2).related(["ru"], [[]])[0]
+    assert found[:2] == ["rug blue", "rug red"], "the pool first"
+    assert set(found[2:]) <= set(QUERIES) and len(set(found)) == 4
+    # A mistyped prefix has no completions: all its places are the search's.
+    assert (
+        known(2).related(["tnet"], [[]]) == [["tent blue", "rug blue"]]
+        or known(2).related(["tnet"], [[]])[0][0] == "tent blue"
+    )
+
+
+def test_the_papers_search_alone():
+    found = known(3, pool=0, neighbours=3).related(["ru"], [["rug green"]])
+    numbers, _ = Index().search(Index().enhanced("ru"), 3)
+    assert found == [[QUERIES[i] for i in numbers[0]]]
+
+
+def test_an_unknown_prefix_is_embedded_or_has_no_neighbours():
+    assert known(2).related(["zz"], [[]]) == [[]]
+    asked = []
+
+    def encode(texts):
+        asked.extend(texts)
+        return np.stack([vector("tent") for _ in texts])
+
+    finder = known(2, encode=encode)
+    assert finder.related(["zz"], [[]])[0][0] == "tent"
+    finder.related(["zz"], [[]])
+    assert asked == ["zz"], "remembered"
+    np.testing.assert_array_equal(finder.vectors(["zz", "ru"])[0], vector("tent"))
+
+
+def test_a_training_row_does_not_see_itself():
+    """Neither in the counts, nor in e_p* where it alone led from the prefix to its query."""
+    finder = known(6)
+    assert "tent blue" in finder.related(["tent"], [[]])[0]
+    assert "tent blue" not in finder.related(["tent"], [[]], ["tent blue"])[0]
+    assert finder.alone(["ru", "ru", "tnet"], ["tent", "rug blue", "tent blue"]) == [
+        True,
+        False,
+        True,
+    ]
+    full, less = finder.vectors(["ru", "ru"], [None, "tent"])
+    np.testing.assert_allclose(less, vector("rug blue"), atol=1e-6)
+    assert not np.allclose(full, less)
+    assert np.allclose(finder.vectors(["ru"], ["rug blue"])[0], full), "seen four times"
+
+
+@pytest.mark.parametrize("wrong", [{"pool": -1}, {"neighbours": -1}, {"decay": 0.0}])
+def test_settings_that_cannot_hold_are_named(wrong):
+    with pytest.raises(UserError, match=next(iter(wrong))):
+        RelatedConfig(**wrong)
