@@ -77,6 +77,8 @@ class WorkDir:
         matches = [pattern] if os.path.exists(pattern) else glob.glob(pattern, recursive=True)
         for match in matches:
             for path in [match] if os.path.isfile(match) else _files_under(match):
+                if os.path.basename(path) in (MANIFEST, CONFIG):
+                    continue
                 found[os.path.relpath(path, start)] = path
         return dict(sorted(found.items()))
 
@@ -85,7 +87,7 @@ def _files_under(folder: str) -> Iterable[str]:
     for parent, folders, names in os.walk(folder):
         folders[:] = sorted(name for name in folders if not name.startswith("."))
         for name in sorted(names):
-            if name not in (MANIFEST, CONFIG) and not name.startswith("."):
+            if not name.startswith("."):
                 yield os.path.join(parent, name)
 
 

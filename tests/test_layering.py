@@ -13,10 +13,12 @@ MAY_IMPORT = {
     "logs": (),
     "train": (),
     "model": (),
-    "represent": ("model",),
+    "represent": ("model", "logs", "train"),
     "decode": ("model", "tasks.vocabulary", "tasks.features"),
     "tasks": ("logs", "represent"),
     "align": ("model", "logs.schema", "train"),
+    "stages": tuple("logs train model represent decode tasks align evaluate serve".split())
+    + ("registry", "workdir", "doctor"),
     "evaluate": ("decode", "logs", "tasks", "train.mesh"),
     "serve": ("decode", "represent", "tasks.features", "tasks.vocabulary", "train.checkpoint"),
 }

@@ -7,6 +7,9 @@ import pyarrow.parquet as pq
 import pytest
 
 from onesug_jax import main
+from onesug_jax.represent.prefix_index import PrefixIndex
+from onesug_jax.represent.semantic_ids import SemanticIds
+from onesug_jax.tasks.examples import Examples
 
 SMALL = [
     "--gin.STEPS=8",
@@ -15,6 +18,16 @@ SMALL = [
     "--gin.simulate.distinct=200",
     "--gin.vocab.pieces=500",
     "--gin.vocab.sid_codes=16",
+    "--gin.EncoderSpec.d_model=32",
+    "--gin.EncoderSpec.d_ff=64",
+    "--gin.EncoderSpec.layers=1",
+    "--gin.align.steps=6",
+    "--gin.align.batch_size=16",
+    "--gin.RqVaeConfig.codes=16",
+    "--gin.RqVaeConfig.latent=16",
+    "--gin.RqVaeConfig.hidden=[32]",
+    "--gin.quantize.steps=6",
+    "--gin.quantize.batch_size=32",
     "--gin.FeatureSpec.input_length=48",
     "--gin.FeatureSpec.related=3",
     "--gin.FeatureSpec.history=3",
@@ -47,8 +60,9 @@ def answer(capsys, *words):
 
 def test_run_leaves_every_folder_with_its_manifest_and_config(work):
     folders = {path.name for path in work.iterdir() if path.is_dir()}
-    assert {"simulated", "log", "mined", "vocab", "examples", "pretrain", "report"} <= folders
-    for name in ("log", "mined", "vocab", "examples", "pretrain", "report"):
+    made = {"log", "mined", "encoder", "semantic_ids", "index", "vocab", "examples", "pretrain"}
+    assert {"simulated", "report"} | made <= folders
+    for name in (*made, "report"):
         assert (work / name / "config.gin").is_file(), name
 
 
@@ -65,7 +79,7 @@ def test_metrics_hold_both_rivals_and_all_levels(work):
 def test_a_second_run_skips_everything_and_shows_the_table_again(work, capsys):
     assert main.main(["run", f"--gin.WORK_DIR={work}", *SMALL]) == 0
     out = capsys.readouterr().out
-    assert out.count("up to date, skipped") == 7
+    assert out.count("up to date, skipped") == 10
     assert "most popular" in out
 
 
@@ -146,3 +160,84 @@ def test_an_unknown_split_is_answered_with_those_there(work, capsys):
 def test_suggest_without_a_model_names_the_command(tmp_path, capsys):
     assert main.main(["suggest", f"--gin.WORK_DIR={tmp_path}", "--prefix", "s"]) == 2
     assert "pretrain" in capsys.readouterr().err
+
+
+# ------------------------------------------------------------------ the first pillar
+
+
+def rows_of(work, folder, name):
+    return pq.read_table(work / folder / f"{name}.parquet").to_pylist()
+
+
+def test_what_the_quantiser_saw_is_plotted(work):
+    for name in ("code_usage", "id_map", "id_learning_curve"):
+        assert (work / "semantic_ids" / f"{name}.png").stat().st_size > 1000
+
+
+def test_the_soft_token_reaches_the_model(work, capsys):
+    stored = json.loads((work / "pretrain" / "model.json").read_text())["model"]
+    assert stored["soft_dim"] == 32
+    flags = ["--gin.FeatureSpec.soft=False", f"--gin.WORK_DIR={work}"]
+    assert main.main(["run", "--dry_run", *SMALL, *flags]) == 0
+    plan = capsys.readouterr().out.split("# plan for")[1]
+    redone = [line.split()[0] for line in plan.splitlines() if "would run" in line]
+    assert redone == ["examples", "pretrain", "evaluate"]
+
+
+def test_a_query_of_few_people_is_never_shown_to_another(tmp_path):
+    """min_users, end to end: from the log to every table, index, id, piece and list."""
+    few = [*SMALL, "--gin.mine.min_users=4", f"--gin.WORK_DIR={tmp_path}"]
+    assert main.main(["run", *few]) == 0
+    people = {}
+    for row in rows_of(tmp_path, "log", "train"):
+        people.setdefault(row["query"], set()).add(row["user_id"])
+    allowed = {query for query, users in people.items() if len(users) >= 4}
+    private = people.keys() - allowed
+    assert allowed and private, "the log must hold both kinds"
+    assert {row["query"] for row in rows_of(tmp_path, "mined", "queries")} == allowed
+    for name, columns in (
+        ("prefix_query", ("query",)),
+        ("query_query", ("query", "other")),
+        ("pools", ("query",)),
+    ):
+        for row in rows_of(tmp_path, "mined", name):
+            assert not private & {row[column] for column in columns}, name
+    index = PrefixIndex.load(str(tmp_path / "index"))
+    assert set(index.queries) == allowed
+    assert len(SemanticIds.load(str(tmp_path / "semantic_ids"))) == len(allowed)
+    examples = Examples.load(str(tmp_path / "examples"), "onesug_query", "train")
+    learnt = [row for row in rows_of(tmp_path, "log", "train") if row["query"] in allowed]
+    assert len(examples) == len(learnt)
+    for row in rows_of(tmp_path, "report", "lists"):
+        assert not private & {*row["list_model"], *row["list_most_popular"]}
+
+
+def test_semantic_ids_as_targets_end_in_lists_of_queries(work, tmp_path):
+    copy = shutil.copytree(work, tmp_path / "copy")
+    flags = ["--gin_file=gin_configs/ablations/sid_targets.gin", f"--gin.WORK_DIR={copy}"]
+    assert main.main(["run", *SMALL, *flags]) == 0
+    known = {row["query"] for row in rows_of(copy, "mined", "queries")}
+    lists = [row["list_model"] for row in rows_of(copy, "report", "lists")]
+    assert any(lists) and all(set(found) <= known for found in lists)
+    for row, found in zip(rows_of(copy, "report", "lists"), lists, strict=True):
+        if any(query.startswith(row["prefix"]) for query in known):
+            assert all(query.startswith(row["prefix"]) for query in found)
+
+
+def test_an_index_of_another_encoder_is_refused(work, tmp_path, capsys):
+    copy = shutil.copytree(work, tmp_path / "copy")
+    path = copy / "index" / "index.json"
+    about = json.loads(path.read_text())
+    about["fingerprints"]["encoder"] = "another"
+    path.write_text(json.dumps(about))
+    assert main.main(["suggest", f"--gin.WORK_DIR={copy}", "--prefix", "s"]) == 2
+    error = capsys.readouterr().err
+    assert "another" in error and "index" in error
+
+
+def test_two_runs_side_by_side(work, capsys):
+    assert main.main(["compare", "--run", str(work), "--run", str(work)]) == 0
+    out = capsys.readouterr().out
+    assert out.count(str(work)) == 2 and "most popular" in out
+    assert main.main(["compare", "--run", str(work / "nowhere")]) == 2
+    assert "run evaluate first" in capsys.readouterr().err

@@ -132,6 +132,32 @@ def format_lists(examples: Sequence[Mapping], *, top: int = 5) -> str:
     return "\n\n".join(blocks)
 
 
+def example_prefixes(rows, frequent: int, each: int = 4) -> dict[str, list[str]]:
+    """Some typed prefixes of a scored split that are frequent, rare, and unseen in train.
+
+    `rows`: of an `Evaluation`. The first that occur, so that the same split shows the same ones.
+    """
+    groups: dict[str, list[str]] = {"frequent": [], "rare": [], "unseen": []}
+    pairs = zip(rows["prefix"].to_pylist(), rows["prefix_count"].to_pylist(), strict=True)
+    for prefix, count in dict(pairs).items():
+        group = groups["frequent" if count >= frequent else "rare" if count else "unseen"]
+        if prefix and len(group) < each:
+            group.append(prefix)
+    return groups
+
+
+def write_related(groups: Mapping[str, Mapping[str, Sequence[str]]], folder: str) -> str:
+    """Examples of related queries, `{group: {prefix: queries}}`, into related.txt; its path."""
+    rows = [("prefix", "", "related queries, best first, for a user without a history")]
+    for name, found in groups.items():
+        for prefix, queries in found.items():
+            rows.append((repr(prefix), name, ", ".join(queries) or "(none)"))
+    path = os.path.join(folder, "related.txt")
+    with open(path, "w", encoding="utf-8") as file:
+        file.write(_table(rows, left=True) + "\n")
+    return path
+
+
 def plot_slices(metrics: Metrics, folder: str, *, k: int = 16) -> dict[str, str]:
     """Two bar charts of HR@k and MRR@k, by prefix length and by other slices; name -> path."""
     labels = [label for label, scores in next(iter(metrics.values())).items() if scores["n"]]

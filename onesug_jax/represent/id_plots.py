@@ -86,13 +86,13 @@ def plot_learning_curve(rows: Sequence[dict[str, float]], path: str) -> str:
     steps = [row["step"] for row in rows]
     axes[0].plot(steps, [row["reconstruction"] for row in rows], marker=".", color=_COLOURS[0])
     axes[0].set(xlabel="step", ylabel="squared error", title="reconstruction error")
-    level = 1
+    level, most = 1, 1.0
     while f"perplexity_{level}" in rows[0]:
         values = [row[f"perplexity_{level}"] for row in rows]
         colour = _COLOURS[(level - 1) % len(_COLOURS)]
         axes[1].plot(steps, values, marker=".", color=colour, label=f"level {level}")
-        level += 1
-    axes[1].set(xlabel="step", ylabel="perplexity", title="codes in even use", ylim=(0, None))
+        level, most = level + 1, max(most, *values)
+    axes[1].set(xlabel="step", ylabel="perplexity", title="use of the codes", ylim=(0, 1.08 * most))
     axes[1].legend(frameon=False)
     return _save(figure, path)
 

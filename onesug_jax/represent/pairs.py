@@ -142,8 +142,9 @@ def split(texts: Texts, pairs: dict[str, Pairs], held_out: float) -> tuple[dict,
     held = texts.hashes < held_out * 2**32
     train, kept = {}, {}
     for kind, found in pairs.items():
-        anchor, other = held[found.anchors], held[found.others]
-        train[kind] = found.take(~anchor & ~(other if kind == "query" else False))
+        anchor = held[found.anchors]
+        touched = anchor | held[found.others] if kind == "query" else anchor
+        train[kind] = found.take(~touched)
         kept[kind] = found.take(anchor)
     return train, kept
 

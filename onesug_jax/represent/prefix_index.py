@@ -148,6 +148,18 @@ class PrefixIndex:
             return self.related_to(self.enhanced(prefix), k, without)
         return self._texts(stored, k, without)
 
+    def neighbours(self, prefix: str, k: int) -> np.ndarray | None:
+        """Numbers [<= k] of the queries nearest to a known prefix, as worked out ahead.
+
+        None where they were not: an unknown prefix, or more asked for than `build` was.
+        """
+        row = self.known(prefix)
+        stored = self._arrays["related"]
+        if row < 0 or (k > stored.shape[1] and not (stored[row] < 0).any()):
+            return None
+        found = stored[row][:k]
+        return found[found >= 0]
+
     def related_to(self, vector: np.ndarray, k: int, without: str | None = None) -> list[str]:
         """At most k queries nearest to any vector [D], nearest first, `without` left out."""
         numbers, _ = self.search(vector, k + (without is not None))

@@ -33,6 +33,8 @@ _REMEMBERED = 1 << 16  # prefixes and texts whose vectors are kept
 class Index(Protocol):
     """What is asked of the prefix index (`prefix_index.PrefixIndex`)."""
 
+    dimension: int
+
     def vectors_of(self, numbers: np.ndarray) -> np.ndarray:
         """Unit embeddings `[n, E]` of the queries of these numbers."""
 
@@ -41,6 +43,9 @@ class Index(Protocol):
 
     def pair_count(self, prefix: str, number: int) -> int:
         """How often a known prefix led to the query of that number."""
+
+    def neighbours(self, prefix: str, k: int) -> np.ndarray | None:
+        """Numbers of the queries nearest to a known prefix if worked out ahead, else None."""
 
     def search(self, vectors: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
         """Numbers `[B, k]` of the nearest queries (-1: fewer exist), and cosines."""
@@ -57,11 +62,11 @@ class RelatedConfig:
       decay: how much less each older query of the history counts.
     """
 
-    pool: int = 64
+    pool: int = 128
     neighbours: int = 2
     popularity: float = 0.7
     taste: float = 7.0
-    decay: float = 0.85
+    decay: float = 0.95
 
     def __post_init__(self):
         if self.pool < 0 or self.neighbours < 0 or not 0 < self.decay <= 1:
@@ -160,7 +165,8 @@ class RelatedQueries:
 
     def _pool(self, prefix: str, own: int) -> tuple[np.ndarray, np.ndarray]:
         """Numbers and counts of the prefix's most searched queries, `own` counted once less."""
-        pool = np.array(self.completions.top(prefix, self.config.pool), np.int64)
+        best = self.completions.top(prefix, self.config.pool) if self.config.pool else []
+        pool = np.array(best, np.int64)
         counts = np.asarray(self.completions.counts)[pool] if len(pool) else np.zeros(0, np.int64)
         counts = counts - (pool == own)
         return pool[counts > 0], counts[counts > 0]
@@ -198,6 +204,9 @@ class RelatedQueries:
         return vector
 
     def _search(self, prefix: str, without: int) -> list[int]:
+        ahead = self.index.neighbours(prefix, self.k) if without < 0 else None
+        if ahead is not None:
+            return ahead.tolist()
         vector = self._enhanced(prefix, without)
         if vector is None:
             return []

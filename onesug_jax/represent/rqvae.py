@@ -52,8 +52,8 @@ class RqVaeConfig:
 
     levels: int = 4
     codes: int = 512
-    latent: int = 64
-    hidden: tuple[int, ...] = (512, 256)
+    latent: int = 256
+    hidden: tuple[int, ...] = (512,)
     activation: str = "relu"
     commitment: float = 0.25
     decay: float = 0.99
@@ -98,7 +98,7 @@ def rqvae_stage(config: RqVaeConfig, width: int, batch_size: int) -> Stage:
 
     def init(key: jax.Array) -> Params:
         networks, turn, codes = jax.random.split(key, 3)
-        basis = jax.random.orthogonal(turn, width)[:, : config.rank(width)]
+        basis = jax.random.normal(turn, (width, config.rank(width))) * width**-0.5
         shape = (config.levels, config.codes, config.latent)
         codebooks = jax.random.normal(codes, shape) * config.latent**-0.5
         share = jnp.full(shape[:2], 1 / config.codes)
@@ -350,7 +350,7 @@ def as_quantiser(params: Params, config: RqVaeConfig, encoder: str = "") -> Quan
 
 
 def _autoencoder(key: jax.Array, basis: jax.Array, config: RqVaeConfig) -> dict[str, Params]:
-    """Encoder and decoder that start as the linear maps of an orthonormal basis [D, rank]."""
+    """Encoder and decoder that start as the linear maps of a basis [D, rank]."""
     rank = basis.shape[1]
     into = jnp.eye(rank, config.latent)
     encoder, decoder = jax.random.split(key)

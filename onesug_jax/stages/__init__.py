@@ -117,7 +117,7 @@ _ALL = (
         folder="semantic_ids",
         inputs=lambda context: (*opened.ENCODER, "mined/*.npy", "mined/queries.txt"),
         configures=("quantize", "RqVaeConfig", "make_optimizer"),
-        ignores=("make_mesh",),
+        ignores=("make_mesh", "quantize.log_every"),
         packages=("jax", "flax", "optax", "numpy"),
         resumable=True,
         example="quantize --gin.WORK_DIR=work/mine --gin.quantize.method=rq_kmeans",

@@ -6,6 +6,7 @@ import argparse
 import dataclasses
 import json
 import os
+import shutil
 from typing import TYPE_CHECKING
 
 from onesug_jax.errors import UserError
@@ -101,6 +102,7 @@ def evaluate(context: Context, *, split: str = "dev") -> None:
     has one, else all of it, with the histories of both.
     """
     from onesug_jax.evaluate import report
+    from onesug_jax.tasks.features import FeatureSpec
 
     work, log = context.work, context.work.log
     logs = [log]
@@ -114,8 +116,19 @@ def evaluate(context: Context, *, split: str = "dev") -> None:
         there = ", ".join(opened.splits(log))
         raise UserError(f"evaluate.split = {split!r}: {log} holds {there}; choose one of them")
     scores = score(context, path, *logs)
-    curves = {"pretrain": os.path.join(work.pretrain, "metrics.jsonl")}
+    folders = {"align": work.encoder, "pretrain": work.pretrain}
+    curves = {name: os.path.join(folder, "metrics.jsonl") for name, folder in folders.items()}
     report.write_report(scores, work.report, learning_curves=curves)
+    for picture in ("code_usage.png", "id_map.png", "id_learning_curve.png"):
+        made = os.path.join(work.semantic_ids, picture)
+        if os.path.exists(made):
+            shutil.copy(made, work.report)
+    known = opened.related(context, FeatureSpec(soft=False))
+    groups = report.example_prefixes(scores.rows, context.configured("SliceSpec")().frequent)
+    report.write_related(
+        {name: {p: known.related([p], [()])[0] for p in found} for name, found in groups.items()},
+        work.report,
+    )
     show_report(context)
 
 

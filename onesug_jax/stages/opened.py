@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import json
 import os
 from typing import TYPE_CHECKING
 
@@ -67,17 +68,19 @@ def related(context: Context, spec) -> RelatedQueries:
     """
     from onesug_jax.represent.related import RelatedQueries
 
-    config = context.configured("RelatedConfig")()
+    work, config = context.work, context.configured("RelatedConfig")()
     if not (spec.related or spec.soft):
         return RelatedQueries(completions(context), 0, config)
     from onesug_jax.represent.prefix_index import PrefixIndex
 
     loaded = functools.cache(lambda: encoder(context))
+    with open(os.path.join(work.encoder, "alignment.json"), encoding="utf-8") as file:
+        in_use = json.load(file)["fingerprint"]
     return RelatedQueries(
         completions(context),
         spec.related,
         config,
-        index=PrefixIndex.load(context.work.index),
+        index=PrefixIndex.load(work.index, expect={"encoder": in_use}),
         encode=lambda texts: loaded().encode(texts),
         soft=spec.soft,
     )

@@ -2,6 +2,7 @@
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import pytest
 from flax.core import meta
 
@@ -21,7 +22,7 @@ QUERIES = {f"{noun} {word}": 1 + i for i, noun in enumerate(NOUNS) for word in (
 def parts(tmp_path_factory):
     """A random tiny model over the vocabulary of the queries."""
     folder = str(tmp_path_factory.mktemp("vocab"))
-    vocabulary = Vocabulary.train(iter(QUERIES), folder, pieces=400, sid_levels=0, sid_codes=0)
+    vocabulary = Vocabulary.train(iter(QUERIES), folder, pieces=400, sid_levels=2, sid_codes=4)
     model = Seq2Seq(
         ModelConfig(
             vocab_size=vocabulary.size,
@@ -100,3 +101,40 @@ def test_k_beyond_what_the_search_returns_is_refused(closed):
     with pytest.raises(UserError, match=r"k = 17.*BeamConfig.returned = 16"):
         closed.suggest([Request("la")], k=17)
     assert len(closed.suggest([Request("la")], k=3)[0]) == 3
+
+
+class Ids:
+    """Two levels of four codes; queries in the order of their texts, four of them an id."""
+
+    ids = np.array([(n // 4 % 4, n // 8) for n in range(len(QUERIES))], np.uint16)
+
+    def numbers(self, codes):
+        found = np.flatnonzero((self.ids == np.asarray(codes)).all(axis=1))
+        counts = [QUERIES[sorted(QUERIES)[n]] for n in found]
+        return found[np.argsort(-np.array(counts), kind="stable")]
+
+
+def test_written_ids_are_read_as_the_queries_under_them(parts):
+    """The list goes id by id, the better id first, and inside an id the more popular first."""
+    config = BeamConfig(beams=16, returned=16, max_length=24)
+    model = Suggester(*parts, config, queries=QUERIES, ids=Ids(), batch_sizes=(1,))
+    assert model.config.max_length == 3, "two codes and the end"
+    found = model.suggest([Request("")])[0]
+    assert {s.text for s in found} == set(QUERIES)
+    scores = [s.score for s in found]
+    assert scores == sorted(scores, reverse=True)
+    texts = sorted(QUERIES)
+    groups = {}
+    for s in found:
+        groups.setdefault(s.score, []).append(s.text)
+    assert len(groups) == len(np.unique(Ids.ids, axis=0))
+    for group in groups.values():
+        code = Ids.ids[texts.index(group[0])]
+        assert group == [texts[n] for n in Ids().numbers(code)]
+    started = model.suggest([Request("la")])[0]
+    assert sorted(s.text for s in started) == sorted(q for q in QUERIES if q.startswith("la"))
+
+
+def test_ids_need_the_known_queries(parts):
+    with pytest.raises(UserError, match="closed=True"):
+        Suggester(*parts, BeamConfig(), ids=Ids())

@@ -122,3 +122,34 @@ def test_lists_stand_side_by_side_also_with_wide_characters():
     ]
     assert ends[0] == ends[1] == lines[1].index("most popular")
     assert "history: none" in second and "(no suggestion)" in second
+
+
+def test_related_queries_are_shown_for_known_rare_and_unseen_prefixes(tmp_path):
+    rows = pa.table(
+        {"prefix": ["a", "b", "a", "c", "", "d"], "prefix_count": [10, 3, 10, 0, 9, 99]}
+    )
+    groups = report.example_prefixes(rows, frequent=10, each=1)
+    assert groups == {"frequent": ["a"], "rare": ["b"], "unseen": ["c"]}
+    found = {name: {prefixes[0]: [prefixes[0] + "x"]} for name, prefixes in groups.items()}
+    found["unseen"]["c"] = []
+    text = open(report.write_related(found, str(tmp_path)), encoding="utf-8").read()
+    assert "ax" in text and "bx" in text and "(none)" in text
+
+
+def test_runs_stand_side_by_side_with_the_first_ones_rival():
+    def scores(mrr):
+        labels = ("all", "order", "frequent", "rare", "unseen")
+        return {label: {"hr@16": 50.0, "mrr@16": mrr, "n": 7} for label in labels}
+
+    runs = {
+        "full": {"model": scores(44.0), "most_popular": scores(40.0)},
+        "less": {"model": scores(None), "most_popular": scores(1.0)},
+    }
+    lines = report.format_runs(runs).splitlines()
+    assert [line.split("  ")[0] for line in lines[2:]] == [
+        "most popular",
+        "full",
+        "less",
+        "requests",
+    ]
+    assert "40.00" in lines[2] and "44.00" in lines[3] and "-" in lines[4] and "7" in lines[5]

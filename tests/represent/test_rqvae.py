@@ -27,6 +27,12 @@ def clustered(count=300) -> np.ndarray:
     return (e / np.linalg.norm(e, axis=1, keepdims=True)).astype(np.float32)
 
 
+encode = jax.jit(rqvae.encode, static_argnums=2)
+network = jax.jit(rqvae._network, static_argnums=2)
+quantise = jax.jit(rqvae.quantise)
+follow = jax.jit(rqvae.follow, static_argnums=3)
+
+
 @functools.cache
 def start(config=CONFIG):
     return jax.tree.map(np.asarray, rqvae.initial_params(config, clustered(), seed=0))
@@ -44,14 +50,14 @@ def mesh_of(devices):
 def test_it_starts_as_the_principal_directions(activation):
     config = RqVaeConfig(2, 8, 6, (16, 13), activation, kmeans_iterations=1)
     params, embeddings = start(config), clustered()
-    latents = rqvae.encode(params, embeddings, activation)
-    back = rqvae._network(params["decoder"], latents, activation)
+    latents = encode(params, embeddings, activation)
+    back = network(params["decoder"], latents, activation)
     _, _, directions = np.linalg.svd(embeddings, full_matrices=False)
     kept = directions[: config.rank(WIDTH)]
     assert len(kept) == 6
     np.testing.assert_allclose(back, embeddings @ kept.T @ kept, atol=1e-5)
     # And the codebooks are of use at once: one code in eight, level by level.
-    codes, residuals = rqvae.quantise(latents, params["codebooks"]["codes"])
+    codes, residuals = quantise(latents, params["codebooks"]["codes"])
     errors = np.square(residuals).sum((1, 2))
     assert (errors[1:] < 0.75 * errors[:-1]).all()
 
@@ -61,13 +67,13 @@ def test_gradients_pass_the_codes_straight_through():
     params, batch = start(), batch_at()(0)
 
     def error(latent_after):
-        decoded = rqvae._network(params["decoder"], latent_after, "relu")
+        decoded = network(params["decoder"], latent_after, "relu")
         return jnp.sum((batch["embedding"] - decoded) ** 2)
 
-    latents = rqvae.encode(params, batch["embedding"], "relu")
-    _, residuals = rqvae.quantise(latents, params["codebooks"]["codes"])
-    at_codes = jax.grad(error)(latents - residuals[-1])
-    grads = jax.grad(lambda p: stage.loss_fn(p, batch, jax.random.key(0))[0])(params)
+    latents = encode(params, batch["embedding"], "relu")
+    _, residuals = quantise(latents, params["codebooks"]["codes"])
+    at_codes = jax.jit(jax.grad(error))(latents - residuals[-1])
+    grads = jax.jit(jax.grad(lambda p: stage.loss_fn(p, batch, jax.random.key(0))[0]))(params)
     # The last bias of the encoder adds to every latent alike.
     np.testing.assert_allclose(
         grads["encoder"]["layer_1"]["bias"], at_codes.sum(0), rtol=1e-4, atol=1e-5
@@ -79,7 +85,7 @@ def test_gradients_pass_the_codes_straight_through():
 def test_the_sums_are_those_a_loop_finds():
     stage = rqvae.rqvae_stage(CONFIG, WIDTH, 16)
     params, batch = start(), batch_at()(3)
-    total, weight, sums = stage.loss_fn(params, batch, jax.random.key(0))
+    total, weight, sums = jax.jit(stage.loss_fn)(params, batch, jax.random.key(0))
     quantiser = rqvae.as_quantiser(params, CONFIG)
     ids = quantiser.codes(batch["embedding"])
     latents = quantiser.latents(batch["embedding"])
@@ -110,11 +116,11 @@ def test_the_commitment_pulls_latents_to_their_codes():
 
     def bias_gradient(commitment):
         stage = rqvae.rqvae_stage(RqVaeConfig(3, 8, 6, (16,), commitment=commitment), WIDTH, 16)
-        grads = jax.grad(lambda p: stage.loss_fn(p, batch, jax.random.key(0))[0])(params)
+        grads = jax.jit(jax.grad(lambda p: stage.loss_fn(p, batch, jax.random.key(0))[0]))(params)
         return np.asarray(grads["encoder"]["layer_1"]["bias"])
 
-    latents = rqvae.encode(params, batch["embedding"], "relu")
-    _, residuals = rqvae.quantise(latents, params["codebooks"]["codes"])
+    latents = encode(params, batch["embedding"], "relu")
+    _, residuals = quantise(latents, params["codebooks"]["codes"])
     pull = 2 * np.asarray(residuals)[1:].sum((0, 1))
     np.testing.assert_allclose(bias_gradient(1.0) - bias_gradient(0.0), pull, rtol=1e-3, atol=1e-4)
 
@@ -126,10 +132,11 @@ def codebooks_and_sums(slots=4):
     codes = rng.standard_normal((2, 8, 3)).astype(np.float32)
     counts = rng.integers(1, 9, size=(2, 8)).astype(np.float32)
     counts[1] *= counts[0].sum() / counts[1].sum()
-    counts[0, [2, 5]] = 0
+    code_sums = rng.standard_normal((2, 8, 3)).astype(np.float32)
+    counts[0, [2, 5]] = code_sums[0, [2, 5]] = 0
     sums = {
         "code_counts": counts,
-        "code_sums": rng.standard_normal((2, 8, 3)).astype(np.float32),
+        "code_sums": code_sums,
         "candidates": rng.standard_normal((2, slots, 3)).astype(np.float32),
     }
     return {"codes": codes, "share": share, "mass": codes * share[..., None]}, sums
@@ -138,7 +145,7 @@ def codebooks_and_sums(slots=4):
 def test_codes_follow_the_running_mean_and_unused_ones_move():
     config = RqVaeConfig(2, 8, 3, (4,), decay=0.9)
     before, sums = codebooks_and_sums()
-    after = jax.device_get(rqvae.follow(before, sums, jax.random.key(0), config))
+    after = jax.device_get(follow(before, sums, jax.random.key(0), config))
     size = sums["code_counts"][0].sum()
     moved = np.zeros((2, 8), bool)
     moved[0, [2, 5]] = True
@@ -162,12 +169,12 @@ def test_the_key_decides_who_moves_where_and_slots_how_many():
     config = RqVaeConfig(2, 8, 3, (4,), decay=0.9)
     before, sums = codebooks_and_sums(slots=4)
     moves = {
-        np.asarray(rqvae.follow(before, sums, jax.random.key(k), config)["codes"][0, 2]).tobytes()
+        np.asarray(follow(before, sums, jax.random.key(k), config)["codes"][0, 2]).tobytes()
         for k in range(12)
     }
     assert 1 < len(moves) <= 4
     sums["candidates"] = sums["candidates"][:, :1]
-    after = rqvae.follow(before, sums, jax.random.key(0), config)
+    after = follow(before, sums, jax.random.key(0), config)
     assert after["share"][0, 2] == 1 / 8
     np.testing.assert_allclose(after["share"][0, 5], 0.9e-4, rtol=1e-4)
     np.testing.assert_allclose(after["codes"][0, 5], before["codes"][0, 5], rtol=1e-4)
@@ -177,10 +184,11 @@ def test_a_code_without_any_share_stays_where_it_is():
     config = RqVaeConfig(2, 8, 3, (4,), revive_below=0.0)
     before, sums = codebooks_and_sums()
     before["share"][0, 2] = before["mass"][0, 2] = 0
-    after = rqvae.follow(before, sums, jax.random.key(0), config)
+    after = follow(before, sums, jax.random.key(0), config)
     np.testing.assert_array_equal(after["codes"][0, 2], before["codes"][0, 2])
 
 
+@functools.cache
 def run(devices=1, accumulation=1, updates=3, weight_decay=0.0):
     stage, mesh = rqvae.rqvae_stage(CONFIG, WIDTH, 16), mesh_of(devices)
     optimizer = rqvae.spare_codebooks(make_optimizer("adamw", 0.01, weight_decay=weight_decay))
@@ -226,14 +234,18 @@ def test_every_epoch_holds_every_query_once():
     assert set(np.bincount(many.astype(int)).tolist()) == {2, 3}
 
 
+# Two numbers cannot hold these clusters by directions: there is something to learn.
+NARROW = RqVaeConfig(levels=3, codes=8, latent=2, hidden=(32,), kmeans_iterations=3)
+
+
 def train(folder, **more):
-    settings = {"steps": 60, "batch_size": 64, "seed": 2, "encoder": "abc", "log_every": 20, **more}
+    settings = {"steps": 100, "batch_size": 64, "seed": 2, "encoder": "abc", **more}
     return rqvae.train_rqvae(
         clustered(),
         folder,
-        config=CONFIG,
+        config=NARROW,
         mesh=mesh_of(1),
-        optimizer=make_optimizer("adamw", 3e-3, decay="cosine", steps=60),
+        optimizer=make_optimizer("adamw", 1e-2, decay="cosine", steps=100),
         **settings,
     )
 
@@ -247,7 +259,7 @@ def test_training_betters_its_start_and_reports_use(tmp_path):
         back = quantiser.decode(quantiser.reconstruct(quantiser.codes(embeddings)))
         return ((back - embeddings) ** 2).sum(1).mean()
 
-    assert error(quantiser) < 0.95 * error(rqvae.as_quantiser(start(), CONFIG))
+    assert error(quantiser) < 0.9 * error(rqvae.as_quantiser(start(NARROW), NARROW))
     rows = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
     told = [row for row in rows if row["kind"] == "evaluate"][-1]
     ids = quantiser.codes(embeddings)
@@ -257,7 +269,8 @@ def test_training_betters_its_start_and_reports_use(tmp_path):
         entropy = -sum(p * np.log(p) for p in share if p)
         assert told[f"usage_{level + 1}"] == pytest.approx((share > 0).mean())
         assert told[f"perplexity_{level + 1}"] == pytest.approx(np.exp(entropy), rel=1e-3)
-    assert {"reconstruction", "cosine", "commitment"} <= rows[0].keys()
+    told = next(row for row in rows if row["kind"] == "train")
+    assert {"reconstruction", "cosine", "commitment"} <= told.keys()
 
 
 def test_another_configuration_does_not_go_on_from_a_checkpoint(tmp_path):

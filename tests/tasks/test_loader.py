@@ -279,3 +279,39 @@ def test_users_mistakes_say_what_to_do(tmp_path, folder):
     offsets.write_bytes(b"x")
     with pytest.raises(UserError, match="cannot be read"):
         Examples.load(str(tmp_path), "shop_query", "train")
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_soft_tokens_bring_their_vectors(tmp_path, layout):
+    """Input 7 is the soft token; vector n is [n, -n]; every third example has none."""
+    rng = np.random.default_rng(3)
+    inputs, sizes, soft = [], [], []
+    for i in range(60):
+        number = 0 if i % 3 == 0 else i
+        ids = [1000 + i, *([7] if number else []), *rng.integers(10, 90, rng.integers(1, 9))]
+        inputs += ids
+        sizes.append(len(ids))
+        soft.append(number)
+    targets = np.full(60, 5)
+    extra = {"lengths": LENGTHS, "vocabulary": "v1"}
+    block = (np.array(inputs), np.array(sizes), targets, np.ones(60, int), np.array(soft))
+    write_examples(str(tmp_path), "shop_query", "train", [block], extra)
+    table = np.stack([np.arange(60), -np.arange(60)], axis=1).astype(np.float16)
+    np.save(tmp_path / "vectors.npy", table)
+    (tmp_path / MIXTURE_FILE).write_text(json.dumps({"tasks": {"shop_query": 1.0}}))
+    loader = Loader(str(tmp_path), layout=layout, batch_size=6)
+    assert loader.soft_dim == 2
+    seen = set()
+    for step in range(12):
+        batch = loader.batch_at(step)
+        for row, vectors in zip(batch["encoder_input_tokens"], batch["encoder_soft"], strict=True):
+            first = None
+            place = 0
+            for token in row.tolist():
+                first = token if token >= 1000 else first
+                if token == 7:
+                    assert vectors[place].tolist() == [first - 1000, 1000 - first]
+                    seen.add(first)
+                    place += 1
+            assert not vectors[place:].any()
+    assert len(seen) > 20

@@ -13,7 +13,7 @@ from onesug_jax.logs.completion import CompletionIndex
 from onesug_jax.logs.schema import LOG_SCHEMA
 from onesug_jax.represent.related import RelatedQueries
 from onesug_jax.tasks import layouts, seqio_tasks
-from onesug_jax.tasks.examples import Examples, build_examples, cache_mixture
+from onesug_jax.tasks.examples import Examples, build_examples, cache_mixture, write_vectors
 from onesug_jax.tasks.features import FeatureSpec, Featurizer, Request
 from onesug_jax.tasks.loader import Loader
 from onesug_jax.tasks.vocabulary import Vocabulary
@@ -271,6 +271,63 @@ def test_registering_again_replaces_and_new_kinds_need_no_new_code(world, tmp_pa
     for i, row in enumerate(world["rows"]["dev"]):
         levels = [vocabulary.sid_of(int(t)) for t in part[i][1][:-1]]
         assert levels == [(level, WORDS.index(row["query"])) for level in range(4)]
+
+
+def test_semantic_ids_are_written_and_read(world, tmp_path):
+    """request -> id, query -> id, id -> query; a query without an id is left out of all three."""
+    v, featurizer = world["vocabulary"], world["featurizer"]
+    codes = {word: (n, n + 1, 0, n) for n, word in enumerate(WORDS) if word != "rug"}
+    kinds = seqio_tasks.id_kinds(codes.get)
+    name = "with_ids"
+    seqio_tasks.register(
+        name, world["splits"], v, SPEC, tasks=dict.fromkeys(kinds, 1.0), kinds=kinds
+    )
+    cache_mixture(name, str(tmp_path), splits=("dev",), lengths=LENGTHS, vocabulary=v)
+    rows = [row for row in world["rows"]["dev"] if row["query"] in codes]
+    assert 0 < len(rows) < len(world["rows"]["dev"])
+    parts = {kind: Examples.load(str(tmp_path), f"{name}_{kind}", "dev") for kind in kinds}
+    for i, row in enumerate(rows):
+        tokens = [v.sid(level, code) for level, code in enumerate(codes[row["query"]])] + [1]
+        assert parts["request_to_id"][i][1].tolist() == tokens
+        assert parts["request_to_id"][i][0][0] == v.prefix_id
+        assert parts["query_to_id"][i][0].tolist() == [*v.encode(row["query"]), 1]
+        assert parts["query_to_id"][i][1].tolist() == tokens
+        assert parts["id_to_query"][i][0].tolist() == [v.ids_id, *tokens]
+        np.testing.assert_array_equal(parts["id_to_query"][i][1], featurizer.target(row["query"]))
+    assert all(len(part) == len(rows) for part in parts.values())
+
+
+def test_a_lone_training_row_has_a_vector_without_itself(world, tmp_path):
+    class Lone(Known):
+        asked: list = []
+
+        def vectors(self, prefixes, without=None):
+            self.asked += zip(prefixes, without, strict=True)
+            return super().vectors(prefixes)
+
+        def alone(self, prefixes, queries):
+            return [query == "rug" for query in queries]
+
+    context = Lone(world["index"], 2)
+    numbers = write_vectors(str(tmp_path), world["splits"], context)
+    assert set(context.asked) == set(numbers)
+    train, dev = ({(r["prefix"], r["query"]) for r in world["rows"][s]} for s in ("train", "dev"))
+    expected = {(p, "rug" if q == "rug" else None) for p, q in train} | {(p, None) for p, _ in dev}
+    assert set(numbers) == expected
+    assert sorted(numbers.values()) == list(range(1, len(expected) + 1))
+
+
+def test_training_rows_of_unknown_queries_are_left_out(world, tmp_path):
+    seqio_tasks.register(
+        "some", world["splits"], world["vocabulary"], SPEC, known=lambda query: query != "rug"
+    )
+    cache_mixture(
+        "some", str(tmp_path), splits=("train", "dev"), lengths=LENGTHS,
+        vocabulary=world["vocabulary"],
+    )  # fmt: skip
+    kept = [row for row in world["rows"]["train"] if row["query"] != "rug"]
+    assert len(Examples.load(str(tmp_path), "some_query", "train")) == len(kept) < 90
+    assert len(Examples.load(str(tmp_path), "some_query", "dev")) == 25, "all are scored"
 
 
 def test_seqios_vocabulary_speaks_ours(world):

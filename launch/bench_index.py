@@ -1,0 +1,183 @@
+"""The search of the prefix index beside exact search and faiss: recall@20 and time a look-up.
+
+  python launch/bench_index.py                                48,000 made-up vectors of 384
+  python launch/bench_index.py --queries 1000000 --dimension 128
+  python launch/bench_index.py --embeddings e.npy --asked p.npy
+
+Made-up vectors are topics, finer topics inside them, and noise; what is asked for are known vectors
+with more noise. Ids are a residual k-means, 4 x 512. Look-ups one at a time, one thread for all.
+Needs faiss (`pip install faiss-cpu`).
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import pathlib
+import platform
+import sys
+import time
+
+for name in ("OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS", "MKL_NUM_THREADS"):
+    os.environ[name] = "1"  # before numpy is loaded
+sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent.parent))
+
+import faiss  # noqa: E402
+import numpy as np  # noqa: E402
+
+from onesug_jax.represent.id_tree import IdTree, expected_codewords  # noqa: E402
+from onesug_jax.represent.rq_kmeans import take_sample, train_rq_kmeans  # noqa: E402
+from onesug_jax.represent.tree_search import (  # noqa: E402
+    PAPER,
+    SearchConfig,
+    StoredVectors,
+    TreeSearch,
+)
+
+K = 20
+LEVELS = 4
+
+
+def unit(rows: np.ndarray) -> np.ndarray:
+    return rows / np.linalg.norm(rows, axis=1, keepdims=True)
+
+
+def made_up(queries: int, dimension: int, asked: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """Known vectors [queries, dimension] and vectors to ask for [asked, dimension]."""
+    rng = np.random.default_rng(seed)
+
+    def noise(n: int) -> np.ndarray:
+        return rng.standard_normal((n, dimension), np.float32) / np.float32(np.sqrt(dimension))
+
+    finer = max(queries // 40, 1)
+    topics = noise(200)[rng.integers(0, 200, finer)] + noise(finer)
+    known = np.empty((queries, dimension), np.float32)
+    for begin in range(0, queries, 65_536):
+        part = slice(begin, min(begin + 65_536, queries))
+        many = part.stop - begin
+        known[part] = unit(topics[rng.integers(0, finer, many)] + 0.9 * noise(many))
+    return known, unit(known[rng.integers(0, queries, asked)] + 0.6 * noise(asked))
+
+
+def row(name: str, look_up, asked: np.ndarray, exact: np.ndarray, size: float) -> str:
+    """One line: recall@K, median and 99th percentile of milliseconds, bytes a query."""
+    for vector in asked[:20]:
+        look_up(vector)
+    spent, hits = [], 0
+    for vector, best in zip(asked, exact, strict=True):
+        began = time.perf_counter()
+        found = look_up(vector)
+        spent.append(1000 * (time.perf_counter() - began))
+        hits += len(np.intersect1d(found, best))
+    median, tail = np.percentile(spent, [50, 99])
+    return f"  {name:<46} {hits / exact.size:>9.3f} {median:>9.3f} {tail:>9.3f} {size:>8.0f}"
+
+
+def ours(known: np.ndarray, codes: int, sample: int, seed: int):
+    """Yields (name, look-up, bytes a query) of each way of searching the tree."""
+    began = time.perf_counter()
+    quantiser = train_rq_kmeans(
+        take_sample(known, sample, seed), levels=LEVELS, codes=codes, iterations=8, seed=seed
+    )
+    print(f"  residual k-means {time.perf_counter() - began:.1f} s", flush=True)
+    began = time.perf_counter()
+    ids = quantiser.codes(known)
+    print(f"  ids {time.perf_counter() - began:.1f} s", flush=True)
+    began = time.perf_counter()
+    words = expected_codewords(ids, known, LEVELS, codes)
+    tree = IdTree.build(ids, words)
+    latent_tree = IdTree.build(ids, quantiser.codebooks)
+    print(f"  two trees {time.perf_counter() - began:.1f} s, nodes {tree.nodes()}", flush=True)
+    default = SearchConfig()
+    half = SearchConfig(tuple(max(probe // 2, 1) for probe in default.probes), default.candidates)
+    ways = (
+        ("paper: one path, finer buckets first", PAPER, "int8"),
+        ("one path, best of 256 candidates", SearchConfig((1,) * LEVELS, 256), "int8"),
+        ("default beam, by latent distance", SearchConfig(measure="latent"), "int8"),
+        ("half the default's probes", half, "int8"),
+        ("default", default, "int8"),
+        ("default, float16", default, "float16"),
+    )
+    stored: dict[str, StoredVectors] = {}
+    for name, config, kind in ways:
+        if kind not in stored:
+            stored = {kind: StoredVectors.of(known[tree.rows], kind)}
+        latent = config.measure == "latent"
+        search = TreeSearch(
+            latent_tree if latent else tree,
+            stored[kind],
+            quantiser.codebooks if latent else words,
+            config,
+            quantiser.latents if latent else None,
+        )
+        arrays = [*tree.arrays().values(), stored[kind].rows, stored[kind].scales]
+        size = sum(array.nbytes for array in arrays) / len(known)
+        yield f"{name} {config.probes}", lambda v, search=search: search.search(v, K)[0], size
+
+
+def theirs(known: np.ndarray, sample: int, seed: int):
+    """Yields the same of faiss."""
+    dimension = known.shape[1]
+    flat = faiss.IndexFlatIP(dimension)
+    flat.add(known)
+    yield "faiss flat (exact)", lambda v: flat.search(v[None], K)[1], 4 * dimension
+    lists = int(min(2 ** np.round(np.log2(4 * np.sqrt(len(known)))), max(len(known) // 39, 1)))
+    parts = max(part for part in range(1, dimension // 8 + 1) if dimension % part == 0)
+    coarse = faiss.IndexFlatIP(dimension)
+    index = faiss.IndexIVFPQ(coarse, dimension, lists, parts, 8, faiss.METRIC_INNER_PRODUCT)
+    index.cp.seed = seed
+    index.train(take_sample(known, sample, seed))
+    index.add(known)
+    for probes in (8, 32, 128):
+        if probes <= lists:
+            name = f"faiss IVF{lists},PQ{parts}, {probes} probes"
+
+            def look_up(vector, probes=probes):
+                index.nprobe = probes
+                return index.search(vector[None], K)[1]
+
+            yield name, look_up, parts + 8
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--queries", type=int, default=48_000)
+    parser.add_argument("--dimension", type=int, default=384)
+    parser.add_argument("--embeddings", help="known vectors, an .npy of [N, D], instead")
+    parser.add_argument("--asked", help="vectors to ask for, an .npy of [B, D]; else known ones")
+    parser.add_argument("--lookups", type=int, default=500)
+    parser.add_argument("--codes", type=int, default=512)
+    parser.add_argument("--sample", type=int, default=50_000, help="vectors that are trained on")
+    parser.add_argument("--seed", type=int, default=0)
+    options = parser.parse_args()
+    faiss.omp_set_num_threads(1)
+    if options.embeddings:
+        known = unit(np.load(options.embeddings).astype(np.float32))
+        rows = np.random.default_rng(options.seed).permutation(len(known))
+        asked = np.load(options.asked) if options.asked else known[rows]
+        asked = unit(asked[: options.lookups].astype(np.float32))
+    else:
+        known, asked = made_up(options.queries, options.dimension, options.lookups, options.seed)
+    print(
+        f"{len(known):,} vectors of {known.shape[1]}, {len(asked)} look-ups, one thread, load "
+        f"{os.getloadavg()[0]:.1f} on {os.cpu_count()} cores, numpy {np.__version__}, faiss "
+        f"{faiss.__version__}, Python {platform.python_version()}"
+    )
+    flat = faiss.IndexFlatIP(known.shape[1])
+    flat.add(known)
+    exact = flat.search(asked, K)[1]
+    del flat
+    heading = f"  {'':<46} {f'recall@{K}':>9} {'median ms':>9} {'p99 ms':>9} {'bytes/q':>8}"
+    ways = [ours(known, options.codes, options.sample, options.seed)]
+    ways.append(theirs(known, options.sample, options.seed))
+    for way in ways:
+        for number, (name, look_up, size) in enumerate(way):
+            if not number:
+                print(heading)
+            print(row(name, look_up, asked, exact, size), flush=True)
+
+
+if __name__ == "__main__":
+    main()
