@@ -206,6 +206,24 @@ class FeatureConverter(seqio.EncDecFeatureConverter):
         return {**out, "decoder_loss_weights": tf.cast(out["decoder_loss_weights"], tf.float32)}
 
 
+class SoftFeatureConverter(FeatureConverter):
+    """The same for tasks with soft tokens: `encoder_soft_numbers` names the rows of vectors.npy
+    that belong to a row's soft tokens, in order, 0 behind the last.
+    """
+
+    _NUMBERS = seqio.FeatureConverter.FeatureSpec(dtype=tf.int32)
+    TASK_FEATURES = {**FeatureConverter.TASK_FEATURES, "soft": _NUMBERS}
+    MODEL_FEATURES = {**FeatureConverter.MODEL_FEATURES, "encoder_soft_numbers": _NUMBERS}
+
+    def _convert_example(self, features: Mapping[str, tf.Tensor]) -> Mapping[str, tf.Tensor]:
+        return {**super()._convert_example(features), "encoder_soft_numbers": features["soft"]}
+
+    def get_model_feature_lengths(self, task_feature_lengths: Mapping[str, int]) -> dict[str, int]:
+        """As many numbers as `soft` has room for."""
+        lengths = super().get_model_feature_lengths(task_feature_lengths)
+        return {**lengths, "encoder_soft_numbers": task_feature_lengths["soft"]}
+
+
 def task_name(mixture: str, kind: str) -> str:
     """The registered name of a kind's Task."""
     return f"{mixture}_{kind}"
@@ -259,6 +277,9 @@ def register(
     features = {
         name: seqio.Feature(wrapped, add_eos=True, dtype=tf.int32) for name in ("inputs", "targets")
     }
+    if soft and spec.soft:
+        numbers = seqio.PassThroughVocabulary(1 + max(soft.values()))
+        features["soft"] = seqio.Feature(numbers, add_eos=False, required=False, dtype=tf.int32)
     seqio.MixtureRegistry.remove(mixture)
     for kind in tasks:
         name = task_name(mixture, kind)

@@ -115,15 +115,15 @@ FOLDER: list[str] = []  # where the module's examples lie
 
 
 def converted(name, split, *, pack, lengths, **more):
-    numbers = {"soft": seqio_tasks.FeatureConverter.FeatureSpec(dtype=seqio_tasks.tf.int32)}
-    converter = seqio_tasks.FeatureConverter(pack=pack, passthrough_features=numbers)
+    """Rows as the loader gives them: numbers of vectors looked up."""
+    converter = seqio_tasks.SoftFeatureConverter(pack=pack)
     lengths = {**lengths, "soft": lengths["inputs"] // 6 if pack else 1}
     ds = seqio.get_dataset(name, lengths, converter, dataset_split=split, **more)
     vectors = np.load(f"{FOLDER[0]}/vectors.npy").astype(np.float32)
-    return [
-        {**{k: v for k, v in row.items() if k != "soft"}, "encoder_soft": vectors[row["soft"]]}
-        for row in ds.as_numpy_iterator()
-    ]
+    rows = list(ds.as_numpy_iterator())
+    for row in rows:
+        row["encoder_soft"] = vectors[row.pop("encoder_soft_numbers")]
+    return rows
 
 
 LENGTHS = {"inputs": SPEC.input_length, "targets": SPEC.target_length}
