@@ -183,7 +183,8 @@ def decode(size: str, requests: int) -> None:
 
 def train(size: str, requests: int) -> None:
     """Training steps on the three layouts of the same examples."""
-    from onesug_jax.tasks.examples import build_examples, completions
+    from onesug_jax.represent.related import RelatedQueries
+    from onesug_jax.tasks.examples import build_examples
     from onesug_jax.tasks.loader import LAYOUTS, Loader
 
     with tempfile.TemporaryDirectory() as folder:
@@ -194,7 +195,7 @@ def train(size: str, requests: int) -> None:
             splits={"train": splits["train"]},
             vocabulary=vocabulary,
             spec=spec,
-            related=completions(index, spec.related),
+            context=RelatedQueries(index, spec.related),
         )
         model, _ = model_of(size, vocabulary.size)
         stage = pretrain_stage(model.config)

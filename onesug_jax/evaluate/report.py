@@ -13,13 +13,14 @@ from collections.abc import Mapping, Sequence
 
 import pyarrow.parquet as pq
 
-from onesug_jax.errors import UserError
 from onesug_jax.evaluate.evaluator import Evaluation
+from onesug_jax.files import need
+from onesug_jax.plots import COLOURS, figure_of, save_figure
 
 Metrics = Mapping[str, Mapping[str, Mapping[str, float | int | None]]]
 
 _HEADLINE = (("all", "all searches"), ("order", "with an order"))
-_COLOURS = ("#0b6e4f", "#b0b7bf", "#c8553d", "#3d5a80", "#e0a458")
+_COLOURS = (COLOURS[0], "#b0b7bf", *COLOURS[1:])  # grey for the rival, which comes second
 
 
 def write_report(
@@ -58,10 +59,7 @@ def write_report(
 def read_metrics(folder: str) -> dict:
     """metrics.json of a report folder. Raises UserError if there is none."""
     path = os.path.join(folder, "metrics.json")
-    if not os.path.isfile(path):
-        raise UserError(
-            f"{path}: expected the metrics of an evaluation, found no such file; run evaluate first"
-        )
+    need([path], "the metrics of an evaluation", "run evaluate first")
     with open(path, encoding="utf-8") as file:
         return json.load(file)
 
@@ -195,18 +193,18 @@ def read_curve(path: str) -> list[tuple[int, float]]:
 
 def plot_curves(curves: Mapping[str, Sequence[tuple[int, float]]], path: str) -> str:
     """Loss by step of each stage as a PNG at `path`; returns `path`."""
-    figure, axes = _figure(1, width=6.4)
+    figure, axes = figure_of(1, width=6.4)
     for colour, (name, points) in zip(_COLOURS * len(curves), curves.items(), strict=False):
         axes[0].plot(*zip(*points, strict=True), label=name, color=colour)
     axes[0].set(xlabel="step", ylabel="loss", title="learning curve")
     axes[0].legend(frameon=False)
-    return _save(figure, path)
+    return save_figure(figure, path)
 
 
 def _bars(
     metrics: Metrics, labels: Sequence[str], names: Sequence[str], title: str, path: str
 ) -> str:
-    figure, axes = _figure(len(names), width=1.8 + 0.62 * len(labels) * max(1, len(metrics) / 2))
+    figure, axes = figure_of(len(names), width=1.8 + 0.62 * len(labels) * max(1, len(metrics) / 2))
     width = 0.8 / len(metrics)
     for axis, metric in zip(axes, names, strict=True):
         for place, (suggester, slices) in enumerate(metrics.items()):
@@ -228,25 +226,7 @@ def _bars(
     # Beside the bars it would cover some.
     handles, names = axes[0].get_legend_handles_labels()
     figure.legend(handles, names, loc="outside lower center", ncols=len(names), frameon=False)
-    return _save(figure, path)
-
-
-def _figure(panels: int, *, width: float):
-    # Imported here: a suggestion or a score needs no plotting library.
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(width * panels, 3.8), layout="constrained")
-    FigureCanvasAgg(figure)
-    axes = [figure.add_subplot(1, panels, panel + 1) for panel in range(panels)]
-    for axis in axes:
-        axis.spines[["top", "right"]].set_visible(False)
-    return figure, axes
-
-
-def _save(figure, path: str) -> str:
-    figure.savefig(path, dpi=130, metadata={"Software": None})
-    return path
+    return save_figure(figure, path)
 
 
 def _number(value: float | None) -> str:

@@ -12,62 +12,17 @@ from __future__ import annotations
 import collections
 import functools
 import os
-from bisect import bisect_left
 from collections.abc import Iterable, Sequence
 
 import numpy as np
 
 from onesug_jax.errors import UserError
+from onesug_jax.files import need
+from onesug_jax.logs.texts import Texts, encode
 
 _TEXT, _OFFSETS, _COUNTS = "queries.txt", "offsets.npy", "counts.npy"
 _SMALL_RANGE = 256  # ranges up to this many queries are ranked anew each time, larger ones once
 _KEPT = 64  # how many of a large range are remembered, if not more are asked for
-
-
-class _EncodedQueries(Sequence):
-    """Distinct queries as UTF-8 in one block, sorted: byte order is code point order."""
-
-    def __init__(self, block: np.ndarray, offsets: np.ndarray):
-        self.block, self.offsets = block, offsets
-        self._bytes = memoryview(block)
-        self._offsets = memoryview(offsets)
-
-    def __len__(self) -> int:
-        return len(self.offsets) - 1
-
-    def encoded(self, index: int) -> bytes:
-        return bytes(self._bytes[self._offsets[index] : self._offsets[index + 1] - 1])
-
-    def __getitem__(self, index):
-        if isinstance(index, slice):
-            return [self[i] for i in range(*index.indices(len(self)))]
-        index = int(index)
-        if index < 0:
-            index += len(self)
-        if not 0 <= index < len(self):
-            raise IndexError("query number out of range")
-        return _decode(self.encoded(index))
-
-    def __eq__(self, other) -> bool:
-        return isinstance(other, Sequence) and list(self) == list(other)
-
-    __hash__ = None
-
-    def __repr__(self) -> str:
-        return f"<{len(self)} queries>"
-
-
-class _Bytes:
-    """The same sequence as bytes: what bisect compares."""
-
-    def __init__(self, queries: _EncodedQueries):
-        self._at, self._length = queries.encoded, len(queries)
-
-    def __len__(self) -> int:
-        return self._length
-
-    def __getitem__(self, index: int) -> bytes:
-        return self._at(index)
 
 
 class CompletionIndex:
@@ -76,13 +31,12 @@ class CompletionIndex:
     `queries`: a sequence of N strings, sorted; `counts`: [N] int64, all positive.
     """
 
-    def __init__(self, queries: _EncodedQueries, counts: np.ndarray, *, cache: int = 65_536):
+    def __init__(self, queries: Texts, counts: np.ndarray, *, cache: int = 65_536):
         self.queries, self.counts = queries, counts
         self._cache = cache
         self._prepare()
 
     def _prepare(self) -> None:
-        self._keys = _Bytes(self.queries)
         self._remembered = functools.lru_cache(maxsize=self._cache)(self._rank)
 
     @classmethod
@@ -101,13 +55,10 @@ class CompletionIndex:
             if not query or "\n" in query:
                 raise ValueError(f"a query must be one line of text, found {query!r}")
             if count:
-                table[_encode(query)] += int(count)
+                table[encode(query)] += int(count)
         ordered = sorted(table)
-        block = np.frombuffer(b"".join(text + b"\n" for text in ordered), np.uint8)
-        lengths = np.fromiter((len(text) + 1 for text in ordered), np.int64, len(ordered))
-        offsets = np.concatenate([np.zeros(1, np.int64), np.cumsum(lengths, dtype=np.int64)])
         values = np.fromiter((table[text] for text in ordered), np.int64, len(ordered))
-        return cls(_EncodedQueries(block, offsets), values)
+        return cls(Texts.of(ordered), values)
 
     @classmethod
     def from_log(cls, train_parquet: str) -> CompletionIndex:
@@ -132,13 +83,13 @@ class CompletionIndex:
 
     def range(self, prefix: str) -> tuple[int, int]:
         """First and one-past-last number of the queries that start with `prefix`."""
-        key = _encode(prefix)
+        key = encode(prefix)
         if not key:
             return 0, len(self)
         # No UTF-8 byte is 0xFF, so the last byte plus one is the exact upper bound.
         above = key[:-1] + bytes([key[-1] + 1])
-        first = bisect_left(self._keys, key)
-        return first, bisect_left(self._keys, above, first)
+        first = self.queries.first(key)
+        return first, self.queries.first(above, first)
 
     def starts(self, prefix: str) -> bool:
         """Whether any known query starts with `prefix` (a query starts with itself)."""
@@ -147,9 +98,7 @@ class CompletionIndex:
 
     def find(self, query: str) -> int:
         """Number of `query` in `queries`, or -1 if it is unknown."""
-        key = _encode(query)
-        at = bisect_left(self._keys, key)
-        return at if at < len(self) and self._keys[at] == key else -1
+        return self.queries.find(query)
 
     def count(self, query: str) -> int:
         """How often `query` was searched; 0 for an unknown one."""
@@ -213,37 +162,24 @@ class CompletionIndex:
     def save(self, folder: str) -> None:
         """Write the queries (text, one a line) and two number arrays into `folder`."""
         os.makedirs(folder, exist_ok=True)
-        with open(os.path.join(folder, _TEXT), "wb") as file:
-            file.write(self.queries.block.data)
-        np.save(os.path.join(folder, _OFFSETS), self.queries.offsets)
+        self.queries.save(os.path.join(folder, _TEXT), os.path.join(folder, _OFFSETS))
         np.save(os.path.join(folder, _COUNTS), self.counts)
 
     @classmethod
     def load(cls, folder: str) -> CompletionIndex:
         """Open a saved index by memory map; UserError if files are missing or do not agree."""
         paths = [os.path.join(folder, name) for name in (_TEXT, _OFFSETS, _COUNTS)]
-        for path in paths:
-            if not os.path.isfile(path):
-                raise UserError(
-                    f"{path}: expected a saved completion index, found no such file; make it again"
-                )
-        size = os.path.getsize(paths[0])
-        block = np.memmap(paths[0], np.uint8, "r") if size else np.zeros(0, np.uint8)
+        need(paths, "a saved completion index", "make it again")
         try:
-            offsets, counts = (
-                np.load(path, mmap_mode="r", allow_pickle=False) for path in paths[1:]
-            )
+            queries = Texts.load(*paths[:2])
+            counts = np.load(paths[2], mmap_mode="r", allow_pickle=False)
+            if len(queries) != len(counts):
+                raise ValueError(f"{len(counts)} counts, {len(queries)} queries")
         except ValueError as error:
             raise UserError(
                 f"{folder}: the completion index is damaged ({error}); make it again"
             ) from error
-        if len(offsets) != len(counts) + 1 or int(offsets[-1]) != size:
-            raise UserError(
-                f"{folder}: the completion index is damaged: {len(counts)} counts, "
-                f"{len(offsets)} offsets up to "
-                f"{int(offsets[-1]) if len(offsets) else 0}, {size} bytes of text; make it again"
-            )
-        return cls(_EncodedQueries(block, offsets), counts)
+        return cls(queries, counts)
 
     def __getstate__(self) -> dict:
         queries = self.queries
@@ -255,18 +191,9 @@ class CompletionIndex:
         }
 
     def __setstate__(self, state: dict) -> None:
-        self.queries = _EncodedQueries(state["block"], state["offsets"])
+        self.queries = Texts(state["block"], state["offsets"])
         self.counts, self._cache = state["counts"], state["cache"]
         self._prepare()
-
-
-def _encode(text: str) -> bytes:
-    # Half a surrogate pair can arrive in a prefix by JSON; it matches nothing, and must not raise.
-    return text.encode("utf-8", "surrogatepass")
-
-
-def _decode(data: bytes) -> str:
-    return data.decode("utf-8", "surrogatepass")
 
 
 def _query_batches(path: str) -> Iterable:

@@ -24,6 +24,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from onesug_jax.errors import UserError
+from onesug_jax.files import write_json
 from onesug_jax.logs.adapter import Adapter
 from onesug_jax.logs.adapters import choose_adapter, make_adapters
 from onesug_jax.logs.database import connect, files, named
@@ -332,16 +333,15 @@ def _print_table(report: IngestReport, spans: dict[str, tuple[int, int]], label:
 
 
 def _publish(temporary: str, out: str, report: IngestReport) -> None:
-    with open(os.path.join(temporary, "report.json"), "w", encoding="utf-8") as file:
-        json.dump(dataclasses.asdict(report), file, ensure_ascii=False, indent=2)
-        file.write("\n")
+    made = os.path.join(temporary, "report.json")
+    write_json(made, dataclasses.asdict(report), ensure_ascii=False)
     for split in SPLITS:
         target = os.path.join(out, f"{split}.parquet")
         if split in report.splits:
             os.replace(os.path.join(temporary, f"{split}.parquet"), target)
         elif os.path.exists(target):
             os.remove(target)  # of an earlier run with other settings
-    os.replace(os.path.join(temporary, "report.json"), os.path.join(out, "report.json"))
+    os.replace(made, os.path.join(out, "report.json"))
 
 
 def _day(millis: int) -> str:

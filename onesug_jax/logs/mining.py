@@ -1,13 +1,6 @@
 """Mining a train split: what is searched, typed and searched together (PAPER.md section 2, step 1).
 
-Five tables come out, one Parquet file each:
-
-  queries       query, count, users, clicks, item_clicks, orders, last_ms; by query
-  prefixes      prefix, count, users; by prefix
-  prefix_query  prefix, query, count, users, score; by prefix, then best first
-  query_query   query, other, source, swing, itemcf, users; by query, source ("item" before
-                "visitor"), then best first
-  pools         prefix, query, rank, count; by prefix, then rank
+What tables come out, and how they are read, is in `mined`. This file makes them.
 
 Text is compared and sorted by UTF-8 bytes, which is code point order. `clicks`, `item_clicks` and
 `orders` count rows whose searched query has exactly that level. The score of a prefix -> query pair
@@ -30,76 +23,23 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import json
 import os
 import tempfile
 import time
 from typing import Any
 
 import ibis
-import pyarrow as pa
 import pyarrow.parquet as pq
 from ibis import _
 
 from onesug_jax.errors import UserError
+from onesug_jax.files import write_json
 from onesug_jax.logs.engines import Engine, check_log, open_engine
+from onesug_jax.logs.mined import REPORT, TABLES, MiningReport, file_of
 from onesug_jax.logs.pairs import Caps, first, mine_pairs, real, rounded
 
-_STRING, _INT, _FLOAT = pa.string(), pa.int64(), pa.float64()
-
-TABLES = {
-    "queries": pa.schema(
-        [("query", _STRING), ("count", _INT), ("users", _INT), ("clicks", _INT)]
-        + [("item_clicks", _INT), ("orders", _INT), ("last_ms", _INT)]
-    ),
-    "prefixes": pa.schema([("prefix", _STRING), ("count", _INT), ("users", _INT)]),
-    "prefix_query": pa.schema(
-        [("prefix", _STRING), ("query", _STRING), ("count", _INT), ("users", _INT)]
-        + [("score", _FLOAT)]
-    ),
-    "query_query": pa.schema(
-        [("query", _STRING), ("other", _STRING), ("source", _STRING), ("swing", _FLOAT)]
-        + [("itemcf", _FLOAT), ("users", _INT)]
-    ),
-    "pools": pa.schema([("prefix", _STRING), ("query", _STRING), ("rank", _INT), ("count", _INT)]),
-}
-REPORT = "report.json"
 _READ = ("request_id", "user_id", "session_id", "timestamp_ms", "prefix", "query")
 _READ += ("clicked_items", "ordered_items")  # columns used
-
-
-@dataclasses.dataclass(frozen=True)
-class MiningReport:
-    """Rows of the log and of every table, and what the thresholds and caps left out.
-
-    Attributes:
-      rows, visitors: of the log.
-      queries, prefixes, prefix_query, query_query_visitor, query_query_item, pools: rows of tables.
-      queries_left_out, prefixes_left_out: known to fewer than `min_users` visitors.
-      query_rows_left_out, prefix_rows_left_out: rows of the log with such a query or prefix.
-      prefix_query_left_out: pairs of kept texts beyond `per_prefix`.
-      visitor_searches_left_out, item_searches_left_out: (visitor or item, query) beyond
-        `max_queries_per_visitor` or `max_queries_per_item`.
-      visitor_pairs_left_out, item_pairs_left_out: directed pairs beyond `per_query`.
-    """
-
-    rows: int
-    visitors: int
-    queries: int
-    queries_left_out: int
-    query_rows_left_out: int
-    prefixes: int
-    prefixes_left_out: int
-    prefix_rows_left_out: int
-    prefix_query: int
-    prefix_query_left_out: int
-    query_query_visitor: int
-    visitor_searches_left_out: int
-    visitor_pairs_left_out: int
-    query_query_item: int
-    item_searches_left_out: int
-    item_pairs_left_out: int
-    pools: int
 
 
 def mine(
@@ -123,7 +63,7 @@ def mine(
     scratch: str | None = None,
     spark_master: str = "local[*]",
 ) -> MiningReport:
-    """Mine the train split into the tables above and `report.json`, all of them or none, in `out`.
+    """Mine the train split into all tables of `mined` and `report.json`, or none, in `out`.
 
     Args:
       train: Parquet file in the schema, as `ingest` writes it.
@@ -187,32 +127,10 @@ def mine(
         mining.query_to_query(visitors, items, swing_alpha)
         mining.pools(pool_size)
         report = MiningReport(**mining.counts)
-        with open(os.path.join(new, REPORT), "w", encoding="utf-8") as file:
-            json.dump(dataclasses.asdict(report), file, indent=2)
-            file.write("\n")
-        for name in (*(_file(name) for name in TABLES), REPORT):
+        write_json(os.path.join(new, REPORT), dataclasses.asdict(report))
+        for name in (*(file_of(name) for name in TABLES), REPORT):
             os.replace(os.path.join(new, name), os.path.join(out, name))
     return report
-
-
-def read_table(out: str, name: str) -> pa.Table:
-    """One mined table, its columns as `TABLES` has them.
-
-    Raises:
-      UserError: no such table, or its file is missing or damaged.
-    """
-    if name not in TABLES:
-        raise UserError(f"mined table {name!r}: expected one of {', '.join(TABLES)}.")
-    path = os.path.join(out, _file(name))
-    if not os.path.isfile(path):
-        raise UserError(f"{path}: expected a mined table, found no such file; run mine first.")
-    try:
-        return pq.read_table(path).cast(TABLES[name])
-    except (ValueError, OSError) as error:  # pyarrow's own errors are kinds of these
-        raise UserError(
-            f"{path}: expected the columns {', '.join(TABLES[name].names)}; reading them failed: "
-            f"{error}. Run mine again."
-        ) from None
 
 
 class _Mining:
@@ -379,7 +297,7 @@ class _Mining:
 
     def _write(self, name: str, table: Any, order: list[Any], *, counted: bool = True) -> int:
         schema = TABLES[name]
-        path = os.path.join(self.folder, _file(name))
+        path = os.path.join(self.folder, file_of(name))
         self.engine.write(table, order, schema, path)
         rows = pq.ParquetFile(path).metadata.num_rows
         if counted:
@@ -398,7 +316,3 @@ class _Mining:
 
 def _text(column: Any) -> Any:
     return ibis.coalesce(column, "")
-
-
-def _file(table: str) -> str:
-    return f"{table}.parquet"

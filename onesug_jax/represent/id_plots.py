@@ -1,7 +1,7 @@
 """Pictures of the semantic ids: how evenly codes are used, how training went, what a code holds.
 
 For the report of PAPER.md section 2.4: a collapsed codebook is seen at once. Reads what
-`semantic_ids.quantize` left; computes no ids.
+`quantize` left; computes no ids.
 """
 
 from __future__ import annotations
@@ -13,9 +13,9 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from onesug_jax.plots import COLOURS, figure_of, save_figure
 from onesug_jax.represent.semantic_ids import SemanticIds, level_usage
 
-_COLOURS = ("#0b6e4f", "#c8553d", "#3d5a80", "#e0a458")
 _GREY = "#d5d9dd"
 _SHOWN = 10  # first-level codes that get a colour of their own
 
@@ -65,36 +65,36 @@ def read_evaluations(path: str) -> list[dict[str, float]]:
 def plot_code_usage(ids: np.ndarray, codes: int, path: str) -> str:
     """A panel a level: queries on each code, most first, on a log scale; returns `path`."""
     usage = level_usage(ids, codes)
-    figure, axes = _figure(len(usage), width=3.4)
+    figure, axes = figure_of(len(usage), width=3.4)
     for level, (axis, row) in enumerate(zip(axes, usage, strict=True)):
         counts = np.sort(np.bincount(ids[:, level], minlength=codes))[::-1]
         used = counts[counts > 0]
-        axis.step(np.arange(1, len(used) + 1), used, where="mid", color=_COLOURS[0])
-        axis.axhline(len(ids) / codes, color=_COLOURS[1], linewidth=1, linestyle="--")
+        axis.step(np.arange(1, len(used) + 1), used, where="mid", color=COLOURS[0])
+        axis.axhline(len(ids) / codes, color=COLOURS[1], linewidth=1, linestyle="--")
         axis.set(yscale="log", xlim=(0, codes + 1), xlabel="code, most used first")
         axis.set_title(
             f"level {level + 1}\n{row['usage']:.1%} used, perplexity {row['perplexity']:.0f}",
             fontsize=10,
         )
     axes[0].set_ylabel("queries (dashed: even use)")
-    return _save(figure, path)
+    return save_figure(figure, path)
 
 
 def plot_learning_curve(rows: Sequence[dict[str, float]], path: str) -> str:
     """Reconstruction error and each level's perplexity by step; returns `path`."""
-    figure, axes = _figure(2, width=4.6)
+    figure, axes = figure_of(2, width=4.6)
     steps = [row["step"] for row in rows]
-    axes[0].plot(steps, [row["reconstruction"] for row in rows], marker=".", color=_COLOURS[0])
+    axes[0].plot(steps, [row["reconstruction"] for row in rows], marker=".", color=COLOURS[0])
     axes[0].set(xlabel="step", ylabel="squared error", title="reconstruction error")
     level, most = 1, 1.0
     while f"perplexity_{level}" in rows[0]:
         values = [row[f"perplexity_{level}"] for row in rows]
-        colour = _COLOURS[(level - 1) % len(_COLOURS)]
+        colour = COLOURS[(level - 1) % len(COLOURS)]
         axes[1].plot(steps, values, marker=".", color=colour, label=f"level {level}")
         level, most = level + 1, max(most, *values)
     axes[1].set(xlabel="step", ylabel="perplexity", title="use of the codes", ylim=(0, 1.08 * most))
     axes[1].legend(frameon=False)
-    return _save(figure, path)
+    return save_figure(figure, path)
 
 
 def plot_map(
@@ -115,7 +115,7 @@ def plot_map(
     sizes = np.bincount(first)
     shown = [code for code in np.argsort(-sizes, kind="stable")[:_SHOWN] if sizes[code]]
     points = project(vectors, np.stack([vectors[first == code].mean(0) for code in shown]))
-    figure, (axis,) = _figure(1, width=6.4)
+    figure, (axis,) = figure_of(1, width=6.4)
     rest = ~np.isin(first, shown)
     axis.scatter(*points[rest].T, s=3, color=_GREY, linewidths=0, label=f"{rest.sum():,} others")
     for code, colour in zip(shown, colormaps["tab10"].colors, strict=False):
@@ -125,7 +125,7 @@ def plot_map(
     axis.set(title=f"{len(rows):,} queries by first code", xticks=[], yticks=[])
     axis.spines[["left", "bottom"]].set_visible(False)
     figure.legend(loc="outside right upper", frameon=False, fontsize=8, markerscale=2)
-    return _save(figure, path)
+    return save_figure(figure, path)
 
 
 def project(vectors: np.ndarray, centres: np.ndarray) -> np.ndarray:
@@ -141,21 +141,3 @@ def project(vectors: np.ndarray, centres: np.ndarray) -> np.ndarray:
     plane[: len(real)][real] = directions[:2][real]
     largest = np.take_along_axis(plane, np.abs(plane).argmax(1)[:, None], axis=1)
     return (vectors - middle) @ (plane * np.where(largest < 0, -1, 1)).T
-
-
-def _figure(panels: int, *, width: float):
-    # Imported here: making ids needs no plotting library.
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(width * panels, 3.8), layout="constrained")
-    FigureCanvasAgg(figure)
-    axes = [figure.add_subplot(1, panels, panel + 1) for panel in range(panels)]
-    for axis in axes:
-        axis.spines[["top", "right"]].set_visible(False)
-    return figure, axes
-
-
-def _save(figure, path: str) -> str:
-    figure.savefig(path, dpi=130, metadata={"Software": None})
-    return path

@@ -1,6 +1,6 @@
 """The files of a prefix index: written beside the old ones, moved at the end, checked on opening.
 
-Every array is one .npy file, so that it opens by memory map; texts are `texts.py`'s; index.json
+Every array is one .npy file, so that it opens by memory map; texts are `logs.texts`'s; index.json
 says what shapes to expect, how to search and what the index was made from. It goes away first and
 comes back last: a folder without it holds no index. What the arrays mean is `prefix_index.py`'s
 and `id_tree.py`'s (PAPER.md section 2).
@@ -21,10 +21,11 @@ from typing import Any
 import numpy as np
 
 from onesug_jax.errors import UserError
+from onesug_jax.files import write_json
+from onesug_jax.logs.texts import Texts
 from onesug_jax.represent.enhance import EnhanceConfig
 from onesug_jax.represent.id_tree import IdTree, expected_codewords, ranges
 from onesug_jax.represent.quantiser import Quantiser
-from onesug_jax.represent.texts import Texts
 from onesug_jax.represent.tree_search import KINDS, SearchConfig, StoredVectors
 
 ABOUT = "index.json"
@@ -200,8 +201,7 @@ class Writer:
             "enhance": dataclasses.asdict(enhance),
             "fingerprints": dict(fingerprints),
         }
-        with open(os.path.join(self.path, ABOUT), "w", encoding="utf-8") as file:
-            json.dump(about, file, indent=1, ensure_ascii=False)
+        write_json(os.path.join(self.path, ABOUT), about, indent=1, ensure_ascii=False)
 
     def _texts(self, name: str, texts: Sequence[str], **beside: np.ndarray) -> np.ndarray:
         """Write texts; UserError unless the arrays have a row for each."""
@@ -212,7 +212,7 @@ class Writer:
                     f"{np.shape(array)}. Make them together."
                 )
         self._given[name] = len(texts)
-        kept = Texts.write(os.path.join(self.path, name), texts, name)
+        kept = Texts.write(*_text_files(self.path, name), texts, name)
         if len(kept) < len(texts):
             print(f"index: {len(texts) - len(kept):,} repeated {name} kept once")
         return kept
@@ -227,6 +227,10 @@ class _Rows:
 
     def __getitem__(self, part: slice) -> np.ndarray:
         return self._array[self._rows[part]]
+
+
+def _text_files(folder: str, name: str) -> tuple[str, str]:
+    return os.path.join(folder, f"{name}.txt"), os.path.join(folder, f"{name}.npy")
 
 
 def _finite(block: np.ndarray, rows: np.ndarray, what: str) -> np.ndarray:
@@ -275,7 +279,7 @@ def open_arrays(
             arrays[name] = array.view(np.ndarray)  # still on disk, without memmap's overhead
         texts = []
         for name in ("queries", "prefixes"):
-            texts.append(Texts.load(os.path.join(folder, name)))
+            texts.append(Texts.load(*_text_files(folder, name)))
             if len(texts[-1]) != about[name]:
                 raise ValueError(f"{name}.txt: expected {about[name]}, found {len(texts[-1])}")
     except (OSError, ValueError, KeyError, EOFError) as error:

@@ -18,11 +18,11 @@ from typing import Any
 import numpy as np
 
 from onesug_jax.errors import UserError
+from onesug_jax.logs.texts import Texts
 from onesug_jax.represent import index_files
 from onesug_jax.represent.enhance import EnhanceConfig, enhance
 from onesug_jax.represent.id_tree import IdTree
 from onesug_jax.represent.quantiser import Quantiser
-from onesug_jax.represent.texts import Texts
 from onesug_jax.represent.tree_search import SearchConfig, StoredVectors, TreeSearch
 
 _BLOCK = 512  # prefixes looked up between two progress lines, at least

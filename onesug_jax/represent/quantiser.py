@@ -17,6 +17,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from onesug_jax.errors import UserError
+from onesug_jax.files import need, whole, write_json
 
 ARRAYS, ABOUT = "quantiser.npz", "quantiser.json"
 ACTIVATIONS = ("relu", "gelu")
@@ -122,14 +123,10 @@ class Quantiser:
     def save(self, folder: str) -> None:
         """Write the arrays and what they mean into `folder`."""
         os.makedirs(folder, exist_ok=True)
-        path = os.path.join(folder, ARRAYS)
-        with open(path + ".new", "wb") as file:
+        with whole(os.path.join(folder, ARRAYS)) as file:
             np.savez(file, **self._arrays())
-        os.replace(path + ".new", path)
         about = {**self._about(), "fingerprint": self.fingerprint}
-        with open(os.path.join(folder, ABOUT), "w", encoding="utf-8") as file:
-            json.dump(about, file, indent=1)
-            file.write("\n")
+        write_json(os.path.join(folder, ABOUT), about, indent=1)
 
     @classmethod
     def load(cls, folder: str, expect_encoder: str | None = None) -> Quantiser:
@@ -139,11 +136,7 @@ class Quantiser:
           UserError: files that are missing or damaged, or a quantiser of another text encoder.
         """
         paths = [os.path.join(folder, name) for name in (ARRAYS, ABOUT)]
-        for path in paths:
-            if not os.path.isfile(path):
-                raise UserError(
-                    f"{path}: expected a saved quantiser, found no such file; train it again"
-                )
+        need(paths, "a saved quantiser", "train it again")
         try:
             with open(paths[1], encoding="utf-8") as file:
                 about = json.load(file)

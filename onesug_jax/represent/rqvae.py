@@ -3,33 +3,22 @@
 embedding -> encoder network -> latent -> levels x codes, each level on what the ones before left
 over -> decoder network -> embedding. Gradients pass the codes straight through; the codebooks
 follow running means of what falls on them, and a code that nothing falls on is moved to where there
-is something. Trained by the loop of every stage; assigning ids to queries is `semantic_ids`' work.
+is something. Training it is `rqvae_training`'s work, and giving ids to queries `quantize`'s.
 """
 
 from __future__ import annotations
 
 import functools
-import os
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
-import optax
-from jax.sharding import Mesh
 
 from onesug_jax.errors import UserError
 from onesug_jax.represent.quantiser import ACTIVATIONS, Quantiser
-from onesug_jax.represent.rq_kmeans import (
-    at_length,
-    residual_kmeans,
-    squared_distances,
-    take_sample,
-)
-from onesug_jax.train import mesh as meshes
-from onesug_jax.train.loop import fit
+from onesug_jax.represent.rq_kmeans import at_length, squared_distances
 from onesug_jax.train.step import Stage
 
 Params = Any
@@ -104,7 +93,7 @@ def rqvae_stage(config: RqVaeConfig, width: int, batch_size: int) -> Stage:
         share = jnp.full(shape[:2], 1 / config.codes)
         mass = codebooks * share[..., None]
         return {
-            **_autoencoder(networks, basis, config),
+            **autoencoder(networks, basis, config),
             "codebooks": {"codes": codebooks, "share": share, "mass": mass},
         }
 
@@ -118,7 +107,7 @@ def rqvae_stage(config: RqVaeConfig, width: int, batch_size: int) -> Stage:
         shift = latent - jax.lax.stop_gradient(latent)
         commitment = jnp.sum((after + shift) ** 2)
         through = jax.lax.stop_gradient(-after[-1]) + latent
-        decoded = _network(params["decoder"], through, config.activation)
+        decoded = decode(params, through, config.activation)
         reconstruction = jnp.sum((embedding - decoded) ** 2)
         cosine = jnp.sum(embedding * decoded, -1) / (jnp.linalg.norm(decoded, axis=-1) + 1e-9)
         total = reconstruction + config.commitment * commitment
@@ -187,6 +176,11 @@ def encode(params: Params, embeddings: jax.Array, activation: str) -> jax.Array:
     return _network(params["encoder"], embeddings, activation)
 
 
+def decode(params: Params, latents: jax.Array, activation: str) -> jax.Array:
+    """Latents, or sums of codes, [B, latent] -> embeddings [B, D]."""
+    return _network(params["decoder"], latents, activation)
+
+
 def quantise(latents: jax.Array, codebooks: jax.Array) -> tuple[jax.Array, jax.Array]:
     """Latents [B, latent] -> codes [levels, B], and residuals [levels + 1, B, latent].
 
@@ -197,141 +191,6 @@ def quantise(latents: jax.Array, codebooks: jax.Array) -> tuple[jax.Array, jax.A
         codes.append(jnp.argmin(squared_distances(residuals[-1], codebook), axis=1))
         residuals.append(residuals[-1] - codebook[codes[-1]])
     return jnp.stack(codes), jnp.stack(residuals)
-
-
-def spare_codebooks(optimizer: optax.GradientTransformation) -> optax.GradientTransformation:
-    """The optimizer without a say in the codebooks: weight decay would draw them to zero."""
-
-    def only_networks(updates, params=None):
-        del params
-        return {**updates, "codebooks": jax.tree.map(jnp.zeros_like, updates["codebooks"])}
-
-    class Sparing(optax.GradientTransformationExtraArgs):
-        """Carries the schedule, which the training step reports."""
-
-    wrapped = Sparing(*optax.chain(optimizer, optax.stateless(only_networks)))
-    wrapped.schedule = getattr(optimizer, "schedule", None)
-    return wrapped
-
-
-def batches(
-    embeddings: np.ndarray, batch_size: int, *, seed: int, slots: int, part: tuple[int, int]
-) -> Callable[[int], dict[str, np.ndarray]]:
-    """`batch_at(step)` over embeddings [N, D]: every epoch a permutation by (seed, epoch).
-
-    With fewer queries than `batch_size` a batch holds queries several times. The first `slots` rows
-    of the whole batch carry a slot number and are the candidates for unused codes, others -1.
-
-    Args:
-      part: this process's (index, count), from `mesh.batch_part`.
-    """
-    count = len(embeddings)
-
-    @functools.lru_cache(maxsize=2)
-    def order(epoch: int) -> np.ndarray:
-        return np.random.default_rng((seed, epoch)).permutation(np.arange(count, dtype=np.uint32))
-
-    index, parts = part
-    size = batch_size // parts
-
-    def batch_at(step: int) -> dict[str, np.ndarray]:
-        places = index * size + np.arange(size)
-        epochs, within = np.divmod(step * batch_size + places, count)
-        rows = np.empty(size, np.int64)
-        for epoch in np.unique(epochs):
-            here = epochs == epoch
-            rows[here] = order(int(epoch))[within[here]]
-        slot = np.where(places < slots, places, -1).astype(np.int32)
-        return {"embedding": np.asarray(embeddings[rows], np.float32), "slot": slot}
-
-    return batch_at
-
-
-def initial_params(config: RqVaeConfig, sample: np.ndarray, seed: int) -> Params:
-    """Where training starts, from a sample [M, D] of the embeddings.
-
-    The networks are the sample's principal directions, the codebooks residual k-means on its
-    latents; so the start is as good as k-means, and training goes on from there.
-    """
-    _, directions = np.linalg.eigh(sample.T @ sample)
-    basis = directions[:, ::-1][:, : config.rank(sample.shape[1])]
-    networks = _autoencoder(jax.random.key(seed), jnp.asarray(basis), config)
-    latents = encode(networks, jnp.asarray(sample), config.activation)
-    codes, share = residual_kmeans(
-        latents, config.levels, config.codes, iterations=config.kmeans_iterations, seed=seed
-    )
-    mass = codes * share[..., None]
-    return {**networks, "codebooks": {"codes": codes, "share": share, "mass": mass}}
-
-
-def measure(config: RqVaeConfig, sample: np.ndarray) -> Callable[[Params, int], dict[str, float]]:
-    """`evaluate_fn(params, step)` on a fixed sample: usage and perplexity a level, error, cosine.
-
-    `usage_l` is the share of level l's codes that occur, `perplexity_l` the exponential of the
-    entropy of their shares: the number of codes in even use that would be as varied.
-    """
-
-    @jax.jit
-    def numbers(params, sample):
-        latents = encode(params, sample, config.activation)
-        codes, residuals = quantise(latents, params["codebooks"]["codes"])
-        decoded = _network(params["decoder"], latents - residuals[-1], config.activation)
-        counts = jax.vmap(lambda level: jnp.bincount(level, length=config.codes))(codes)
-        share = counts / len(sample)
-        entropy = -jnp.sum(jax.scipy.special.xlogy(share, share), axis=1)
-        cosine = jnp.sum(sample * decoded, -1) / (jnp.linalg.norm(decoded, axis=-1) + 1e-9)
-        error = jnp.mean(jnp.sum((sample - decoded) ** 2, -1))
-        return jnp.mean(counts > 0, axis=1), jnp.exp(entropy), error, jnp.mean(cosine)
-
-    def evaluate(params: Params, step: int) -> dict[str, float]:
-        usage, perplexity, error, cosine = jax.device_get(numbers(params, sample))
-        told = {"reconstruction": float(error), "cosine": float(cosine)}
-        told |= {f"usage_{level}": float(x) for level, x in enumerate(usage, 1)}
-        return told | {f"perplexity_{level}": float(x) for level, x in enumerate(perplexity, 1)}
-
-    return evaluate
-
-
-def train_rqvae(
-    embeddings: np.ndarray,
-    folder: str | os.PathLike,
-    *,
-    config: RqVaeConfig,
-    mesh: Mesh,
-    optimizer: optax.GradientTransformation,
-    steps: int,
-    batch_size: int,
-    seed: int,
-    encoder: str = "",
-    **loop: Any,
-) -> Quantiser:
-    """Train on embeddings [N, D], a memory map if need be; goes on from what `folder` holds.
-
-    `loop` goes to `train.loop.fit`. `encoder`: the text encoder's fingerprint.
-
-    Raises:
-      UserError: what `fit` raises.
-    """
-    stage = rqvae_stage(config, embeddings.shape[1], batch_size)
-    sample = take_sample(embeddings, config.kmeans_sample * config.codes, seed)
-    few = sample[:: max(1, len(sample) // 16_384)]
-    settings = {"evaluate_every": max(1, steps // 10), "evaluate_fn": measure(config, few), **loop}
-    settings["fingerprint"] = {"rqvae": str(config), **settings.get("fingerprint", {})}
-    slots = min(batch_size, config.codes)
-    result = fit(
-        stage,
-        batch_at=batches(
-            embeddings, batch_size, seed=seed, slots=slots, part=meshes.batch_part(mesh)
-        ),
-        mesh=mesh,
-        optimizer=spare_codebooks(optimizer),
-        steps=steps,
-        seed=seed,
-        folder=folder,
-        params_from=initial_params(config, sample, seed),
-        **settings,
-    )
-    return as_quantiser(jax.device_get(result.params), config, encoder)
 
 
 def as_quantiser(params: Params, config: RqVaeConfig, encoder: str = "") -> Quantiser:
@@ -349,7 +208,7 @@ def as_quantiser(params: Params, config: RqVaeConfig, encoder: str = "") -> Quan
     )
 
 
-def _autoencoder(key: jax.Array, basis: jax.Array, config: RqVaeConfig) -> dict[str, Params]:
+def autoencoder(key: jax.Array, basis: jax.Array, config: RqVaeConfig) -> dict[str, Params]:
     """Encoder and decoder that start as the linear maps of a basis [D, rank]."""
     rank = basis.shape[1]
     into = jnp.eye(rank, config.latent)

@@ -22,7 +22,7 @@ CONFIGURABLES = {
     "mine": "onesug_jax.logs.mining:mine",
     "align": "onesug_jax.represent.alignment:align",
     "EncoderSpec": "onesug_jax.represent.encoder:EncoderSpec",
-    "quantize": "onesug_jax.represent.semantic_ids:quantize",
+    "quantize": "onesug_jax.represent.quantize:quantize",
     "RqVaeConfig": "onesug_jax.represent.rqvae:RqVaeConfig",
     "index": "onesug_jax.stages.represent:index",
     "EnhanceConfig": "onesug_jax.represent.enhance:EnhanceConfig",

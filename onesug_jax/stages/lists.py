@@ -112,9 +112,6 @@ def evaluate(context: Context, *, split: str = "dev") -> None:
         logs.append(log)
         split = split if split in opened.splits(log) else next(iter(opened.splits(log)))
     path = os.path.join(log, f"{split}.parquet")
-    if not os.path.exists(path):
-        there = ", ".join(opened.splits(log))
-        raise UserError(f"evaluate.split = {split!r}: {log} holds {there}; choose one of them")
     scores = score(context, path, *logs)
     folders = {"align": work.encoder, "pretrain": work.pretrain}
     curves = {name: os.path.join(folder, "metrics.jsonl") for name, folder in folders.items()}
@@ -142,9 +139,19 @@ def _made_from(context: Context, log: str) -> bool:
 
 
 def scored(context: Context) -> tuple[str, ...]:
-    """What an evaluation reads; a log named to `evaluate` is part of it."""
+    """What an evaluation reads; a log named to `evaluate` is part of it.
+
+    Raises:
+      UserError: WORK_DIR/log has no such split, told before an earlier report is cleared away.
+    """
     params = "best" if os.path.isdir(os.path.join(context.work.pretrain, "best")) else "checkpoints"
     own = (context.log,) if context.named and context.macros["LOG"] else ()
+    split, there = context.settings["evaluate.split"], opened.splits(context.work.log)
+    if there and not own and split not in there:
+        raise UserError(
+            f"evaluate.split = {split!r}: {context.work.log} holds {', '.join(there)}; choose one "
+            "of them"
+        )
     model = ("pretrain/model.json", f"pretrain/{params}")
     return ("log/*.parquet", "mined/*", "vocab/*", *opened.PRE, *model, *own)
 

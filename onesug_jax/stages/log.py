@@ -20,7 +20,7 @@ def ingest(context: Context) -> None:
 def mine(context: Context) -> None:
     """What is searched, typed and searched together, into WORK_DIR/mined."""
     from onesug_jax.logs.completion import CompletionIndex
-    from onesug_jax.logs.mining import read_table
+    from onesug_jax.logs.mined import read_table
 
     work = context.work
     context.configured("mine")(os.path.join(work.log, "train.parquet"), work.mined)

@@ -74,7 +74,7 @@ def index(context: Context, *, precomputed: int = 16, vectors: str = "int8") -> 
     """
     import numpy as np
 
-    from onesug_jax.logs.mining import read_table
+    from onesug_jax.logs.mined import read_table
     from onesug_jax.represent.prefix_index import PrefixIndex
     from onesug_jax.represent.quantiser import Quantiser
 

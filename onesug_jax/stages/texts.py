@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import os
 from collections.abc import Iterator
 
 from onesug_jax.errors import UserError
+from onesug_jax.files import write_json
 from onesug_jax.registry import Context
 from onesug_jax.stages import opened
 
@@ -81,8 +81,7 @@ def examples(
             lengths={"inputs": spec.input_length, "targets": spec.target_length},
             vocabulary=vocabulary,
         )
-    with open(os.path.join(context.work.examples, "features.json"), "w") as file:
-        json.dump(dataclasses.asdict(spec), file, indent=2)
+    write_json(os.path.join(context.work.examples, "features.json"), dataclasses.asdict(spec))
 
 
 def _id_kinds(context: Context, vocabulary, index, tasks: dict[str, float] | None) -> dict:

@@ -6,6 +6,7 @@ import dataclasses
 import json
 import os
 
+from onesug_jax.files import write_json
 from onesug_jax.registry import Context
 from onesug_jax.stages import opened
 
@@ -56,14 +57,13 @@ def pretrain(
         soft_id=vocabulary.soft_id,
     )
     print(f"{config.parameters():,} parameters; {loader.describe()}", flush=True)
-    with open(os.path.join(work.pretrain, opened.MODEL_FILE), "w") as file:
-        model = {
-            "model": dataclasses.asdict(config),
-            "features": features,
-            "vocabulary": vocabulary.fingerprint,
-            "tasks": loader.tasks,
-        }
-        json.dump(model, file, indent=2)
+    model = {
+        "model": dataclasses.asdict(config),
+        "features": features,
+        "vocabulary": vocabulary.fingerprint,
+        "tasks": loader.tasks,
+    }
+    write_json(os.path.join(work.pretrain, opened.MODEL_FILE), model)
 
     dev = os.path.join(work.log, "dev.parquet")
     watched = bool(evaluate_every and dev_rows and os.path.exists(dev))

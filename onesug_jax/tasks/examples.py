@@ -30,6 +30,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from onesug_jax.errors import UserError
+from onesug_jax.files import whole, write_json
 from onesug_jax.tasks.features import Context, FeatureSpec
 from onesug_jax.tasks.vocabulary import Vocabulary
 
@@ -209,9 +210,8 @@ def write_vectors(
         return {}
     os.makedirs(folder, exist_ok=True)
     table = np.concatenate([np.zeros((1, blocks[0].shape[1]), np.float16), *blocks])
-    path = os.path.join(folder, VECTORS_FILE)
-    np.save(path + ".part.npy", table)
-    os.replace(path + ".part.npy", path)
+    with whole(os.path.join(folder, VECTORS_FILE)) as file:
+        np.save(file, table)
     return {pair: number for number, pair in enumerate(ordered, 1)}
 
 
@@ -270,8 +270,7 @@ def cache_mixture(
                     "can use."
                 )
             metas[task.name][split] = meta
-    with open(os.path.join(folder, MIXTURE_FILE), "w", encoding="utf-8") as f:
-        json.dump({"mixture": name, "tasks": rates}, f, indent=2)
+    write_json(os.path.join(folder, MIXTURE_FILE), {"mixture": name, "tasks": rates})
     return metas
 
 
@@ -356,8 +355,7 @@ def write_examples(
         file.close()
     meta = {**extra, "task": task, "split": split, "count": count, "soft": soft_tokens}
     meta |= {"tokens": totals, "longest": longest, "at_full_length": filled}
-    with open(os.path.join(part, META_FILE), "w", encoding="utf-8") as f:
-        json.dump(meta, f, indent=2)
+    write_json(os.path.join(part, META_FILE), meta)
     shutil.rmtree(where, ignore_errors=True)
     os.replace(part, where)
     return meta

@@ -26,6 +26,7 @@ import numpy as np
 import sentencepiece
 
 from onesug_jax.errors import UserError
+from onesug_jax.files import whole
 
 PIECES_FILE = "pieces.model"
 VOCABULARY_FILE = "vocabulary.json"
@@ -203,10 +204,8 @@ class Vocabulary:
             (PIECES_FILE, self._model),
             (VOCABULARY_FILE, self._description().encode()),
         ):
-            path = os.path.join(folder, name)
-            with open(path + ".part", "wb") as f:
-                f.write(data)
-            os.replace(path + ".part", path)
+            with whole(os.path.join(folder, name)) as file:
+                file.write(data)
 
     @classmethod
     def load(cls, folder: str) -> Vocabulary:

@@ -12,7 +12,8 @@ import pytest
 
 from onesug_jax.errors import UserError
 from onesug_jax.logs import engines, mining
-from onesug_jax.logs.mining import TABLES, mine, read_table
+from onesug_jax.logs.mined import TABLES, read_table
+from onesug_jax.logs.mining import mine
 from onesug_jax.logs.pairs import UNIT
 from onesug_jax.logs.schema import LOG_SCHEMA, Level, request_level
 from onesug_jax.logs.simulate import simulate
@@ -414,16 +415,3 @@ def test_too_little_memory_is_named(tmp_path):
     with pytest.raises(UserError, match="memory_limit='1MB'.*scratch"):
         mined(tmp_path, make_rows(1), memory_limit="1MB")
     assert not list((tmp_path / "mined").glob("*"))
-
-
-def test_wrong_tables_are_named(tmp_path):
-    with pytest.raises(UserError, match="'pool'.*pools"):
-        read_table(str(tmp_path), "pool")
-    with pytest.raises(UserError, match="pools.parquet.*no such file.*run mine"):
-        read_table(str(tmp_path), "pools")
-    pq.write_table(pa.table({"prefix": ["t"]}), tmp_path / "pools.parquet")
-    with pytest.raises(UserError, match="pools.parquet.*prefix, query, rank, count"):
-        read_table(str(tmp_path), "pools")
-    (tmp_path / "pools.parquet").write_text("hello")
-    with pytest.raises(UserError, match="pools.parquet.*failed"):
-        read_table(str(tmp_path), "pools")

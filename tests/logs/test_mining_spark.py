@@ -10,7 +10,8 @@ import pytest
 
 from onesug_jax.errors import UserError
 from onesug_jax.logs import engines
-from onesug_jax.logs.mining import TABLES, mine, read_table
+from onesug_jax.logs.mined import TABLES, read_table
+from onesug_jax.logs.mining import mine
 from onesug_jax.logs.simulate import simulate
 
 

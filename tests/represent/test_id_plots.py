@@ -37,13 +37,13 @@ def test_reads_evaluations_only_and_the_last_of_a_step(tmp_path):
 def drawn(monkeypatch):
     """Figures on their way to a file, by its name."""
     figures = {}
-    real = id_plots._save
+    real = id_plots.save_figure
 
     def save(figure, path):
         figures[path.rsplit("/", 1)[-1]] = figure
         return real(figure, path)
 
-    monkeypatch.setattr(id_plots, "_save", save)
+    monkeypatch.setattr(id_plots, "save_figure", save)
     return figures
 
 

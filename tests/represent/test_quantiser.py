@@ -65,7 +65,7 @@ def test_agrees_with_the_jax_module(embeddings, activation):
     np.testing.assert_allclose(
         quantiser.reconstruct(quantiser.codes(embeddings)), through, atol=1e-5
     )
-    decoded = jax.jit(rqvae._network, static_argnums=2)(params["decoder"], through, activation)
+    decoded = jax.jit(rqvae.decode, static_argnums=2)(params, through, activation)
     np.testing.assert_allclose(quantiser.decode(through), decoded, atol=1e-5)
 
 

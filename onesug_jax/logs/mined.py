@@ -1,0 +1,102 @@
+"""The mined tables: what is in them, and reading them (PAPER.md section 2, step 1).
+
+Five tables, one Parquet file each, and a report of rows:
+
+  queries       query, count, users, clicks, item_clicks, orders, last_ms; by query
+  prefixes      prefix, count, users; by prefix
+  prefix_query  prefix, query, count, users, score; by prefix, then best first
+  query_query   query, other, source, swing, itemcf, users; by query, source ("item" before
+                "visitor"), then best first
+  pools         prefix, query, rank, count; by prefix, then rank
+
+`mining` says what the numbers mean and makes them.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from onesug_jax.errors import UserError
+from onesug_jax.files import need
+
+_STRING, _INT, _FLOAT = pa.string(), pa.int64(), pa.float64()
+
+TABLES = {
+    "queries": pa.schema(
+        [("query", _STRING), ("count", _INT), ("users", _INT), ("clicks", _INT)]
+        + [("item_clicks", _INT), ("orders", _INT), ("last_ms", _INT)]
+    ),
+    "prefixes": pa.schema([("prefix", _STRING), ("count", _INT), ("users", _INT)]),
+    "prefix_query": pa.schema(
+        [("prefix", _STRING), ("query", _STRING), ("count", _INT), ("users", _INT)]
+        + [("score", _FLOAT)]
+    ),
+    "query_query": pa.schema(
+        [("query", _STRING), ("other", _STRING), ("source", _STRING), ("swing", _FLOAT)]
+        + [("itemcf", _FLOAT), ("users", _INT)]
+    ),
+    "pools": pa.schema([("prefix", _STRING), ("query", _STRING), ("rank", _INT), ("count", _INT)]),
+}
+REPORT = "report.json"
+
+
+@dataclasses.dataclass(frozen=True)
+class MiningReport:
+    """Rows of the log and of every table, and what the thresholds and caps left out.
+
+    Attributes:
+      rows, visitors: of the log.
+      queries, prefixes, prefix_query, query_query_visitor, query_query_item, pools: rows of tables.
+      queries_left_out, prefixes_left_out: known to fewer than `min_users` visitors.
+      query_rows_left_out, prefix_rows_left_out: rows of the log with such a query or prefix.
+      prefix_query_left_out: pairs of kept texts beyond `per_prefix`.
+      visitor_searches_left_out, item_searches_left_out: (visitor or item, query) beyond
+        `max_queries_per_visitor` or `max_queries_per_item`.
+      visitor_pairs_left_out, item_pairs_left_out: directed pairs beyond `per_query`.
+    """
+
+    rows: int
+    visitors: int
+    queries: int
+    queries_left_out: int
+    query_rows_left_out: int
+    prefixes: int
+    prefixes_left_out: int
+    prefix_rows_left_out: int
+    prefix_query: int
+    prefix_query_left_out: int
+    query_query_visitor: int
+    visitor_searches_left_out: int
+    visitor_pairs_left_out: int
+    query_query_item: int
+    item_searches_left_out: int
+    item_pairs_left_out: int
+    pools: int
+
+
+def read_table(out: str, name: str) -> pa.Table:
+    """One mined table, its columns as `TABLES` has them.
+
+    Raises:
+      UserError: no such table, or its file is missing or damaged.
+    """
+    if name not in TABLES:
+        raise UserError(f"mined table {name!r}: expected one of {', '.join(TABLES)}.")
+    path = os.path.join(out, file_of(name))
+    need([path], "a mined table", "run mine first.")
+    try:
+        return pq.read_table(path).cast(TABLES[name])
+    except (ValueError, OSError) as error:  # pyarrow's own errors are kinds of these
+        raise UserError(
+            f"{path}: expected the columns {', '.join(TABLES[name].names)}; reading them failed: "
+            f"{error}. Run mine again."
+        ) from None
+
+
+def file_of(table: str) -> str:
+    """The name of a table's file."""
+    return f"{table}.parquet"

@@ -1,0 +1,154 @@
+"""Sorted texts as one block of UTF-8 with offsets: number to text and back, by memory map.
+
+The known queries of `completion`, and queries and prefixes of the prefix index (PAPER.md section
+2). Byte order is code point order, so a text is found by bisection. It only stores and finds; what
+the texts mean is the caller's business.
+"""
+
+from __future__ import annotations
+
+import os
+from bisect import bisect_left
+from collections.abc import Iterable, Sequence
+
+import numpy as np
+
+from onesug_jax.errors import UserError
+
+
+class Texts(Sequence):
+    """Distinct texts in byte order.
+
+    Attributes:
+      block: [bytes] uint8, every text followed by a line end.
+      offsets: [N + 1] int64, text i begins at offsets[i].
+    """
+
+    def __init__(self, block: np.ndarray, offsets: np.ndarray):
+        self.block, self.offsets = block, offsets
+        self._encoded = _Encoded(block, offsets)
+
+    @classmethod
+    def of(cls, encoded: Sequence[bytes]) -> Texts:
+        """In memory, from distinct texts as `encode` gives them, in order, without line ends."""
+        block = np.frombuffer(b"".join(text + b"\n" for text in encoded), np.uint8)
+        lengths = np.fromiter((len(text) + 1 for text in encoded), np.int64, len(encoded))
+        return cls(block, np.concatenate([np.zeros(1, np.int64), np.cumsum(lengths)]))
+
+    def __len__(self) -> int:
+        return len(self._encoded)
+
+    def __getitem__(self, index):
+        if isinstance(index, slice):
+            return [self[i] for i in range(*index.indices(len(self)))]
+        index = int(index)
+        if index < 0:
+            index += len(self)
+        if not 0 <= index < len(self):
+            raise IndexError("text number out of range")
+        return self._encoded[index].decode("utf-8", "surrogatepass")
+
+    def __eq__(self, other) -> bool:
+        return isinstance(other, Sequence) and list(self) == list(other)
+
+    __hash__ = None
+
+    def __repr__(self) -> str:
+        return f"<{len(self)} texts>"
+
+    def first(self, key: bytes, start: int = 0) -> int:
+        """The smallest number, from `start` on, of a text not below `key`; N if all are below."""
+        return bisect_left(self._encoded, key, start)
+
+    def find(self, text: str) -> int:
+        """The number of `text`, or -1 if it is not here."""
+        key = encode(text)
+        at = bisect_left(self._encoded, key)
+        return at if at < len(self) and self._encoded[at] == key else -1
+
+    def save(self, text_path: str, offsets_path: str) -> None:
+        """Write the texts, one a line, and where each begins."""
+        with open(text_path, "wb") as file:
+            file.write(self.block.data)
+        np.save(offsets_path, self.offsets)
+
+    @staticmethod
+    def write(text_path: str, offsets_path: str, texts: Iterable[str], what: str) -> np.ndarray:
+        """Write what `load` opens, text by text; return the rows that were kept.
+
+        A text that comes again right after itself is kept once, its first row.
+
+        Args:
+          text_path, offsets_path: the two files.
+          texts: in byte order.
+          what: "queries", for messages.
+
+        Returns:
+          [N] int64, row numbers in `texts` of the N kept.
+
+        Raises:
+          UserError: the texts are out of order, or one holds a line end.
+        """
+        kept, lengths, before = [], [0], None
+        with open(text_path, "wb") as file:
+            for row, text in enumerate(texts):
+                encoded = encode(text)
+                if b"\n" in encoded:
+                    raise UserError(
+                        f"{what}, row {row}: expected one line of text, found {text!r}. Ingest the "
+                        "log again, which cleans texts."
+                    )
+                if before is not None and encoded <= before:
+                    if encoded == before:
+                        continue
+                    raise UserError(
+                        f"{what}, row {row}: expected byte order, found {text!r} after "
+                        f"{before.decode('utf-8', 'surrogatepass')!r}. Sort them (and the rows "
+                        "that belong to them) by their UTF-8 bytes."
+                    )
+                file.write(encoded + b"\n")
+                kept.append(row)
+                lengths.append(len(encoded) + 1)
+                before = encoded
+        np.save(offsets_path, np.cumsum(lengths, dtype=np.int64))
+        return np.array(kept, np.int64)
+
+    @classmethod
+    def load(cls, text_path: str, offsets_path: str) -> Texts:
+        """Open what `save` or `write` made, by memory map.
+
+        Raises:
+          ValueError, OSError, EOFError: the files are missing or damaged; the caller knows what to
+            advise.
+        """
+        offsets = np.load(offsets_path, mmap_mode="r", allow_pickle=False)
+        size = os.path.getsize(text_path)
+        if offsets.dtype != np.int64 or offsets.ndim != 1 or not len(offsets):
+            raise ValueError(f"{offsets_path} holds no offsets")
+        if int(offsets[-1]) != size:
+            raise ValueError(f"{text_path} has {size} bytes where {int(offsets[-1])} are expected")
+        block = np.memmap(text_path, np.uint8, "r") if size else np.zeros(0, np.uint8)
+        return cls(block.view(np.ndarray), offsets.view(np.ndarray))
+
+
+class _Encoded:
+    """The same texts as bytes, which bisect compares; they are cut fastest from memoryviews."""
+
+    __slots__ = ("_bytes", "_offsets")
+
+    def __init__(self, block: np.ndarray, offsets: np.ndarray):
+        self._bytes, self._offsets = memoryview(block), memoryview(offsets)
+
+    def __len__(self) -> int:
+        return len(self._offsets) - 1
+
+    def __getitem__(self, index: int) -> bytes:
+        return bytes(self._bytes[self._offsets[index] : self._offsets[index + 1] - 1])
+
+
+def encode(text: str) -> bytes:
+    """UTF-8, also of half a surrogate pair, which can arrive in a prefix by JSON.
+
+    Such a text is found nowhere, and must not raise.
+    """
+    return text.encode("utf-8", "surrogatepass")

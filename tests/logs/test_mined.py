@@ -1,0 +1,29 @@
+"""Mined tables are read as they are described, and what is no such table is named."""
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from onesug_jax.errors import UserError
+from onesug_jax.logs.mined import TABLES, file_of, read_table
+
+
+def test_a_table_has_the_described_types(tmp_path):
+    narrow = pa.table({"prefix": ["t"], "count": pa.array([2], pa.int32()), "users": [1]})
+    pq.write_table(narrow, tmp_path / file_of("prefixes"))
+    found = read_table(str(tmp_path), "prefixes")
+    assert found.schema == TABLES["prefixes"]
+    assert found.to_pylist() == [{"prefix": "t", "count": 2, "users": 1}]
+
+
+def test_wrong_tables_are_named(tmp_path):
+    with pytest.raises(UserError, match="'pool'.*pools"):
+        read_table(str(tmp_path), "pool")
+    with pytest.raises(UserError, match="pools.parquet.*no such file.*run mine"):
+        read_table(str(tmp_path), "pools")
+    pq.write_table(pa.table({"prefix": ["t"]}), tmp_path / "pools.parquet")
+    with pytest.raises(UserError, match="pools.parquet.*prefix, query, rank, count"):
+        read_table(str(tmp_path), "pools")
+    (tmp_path / "pools.parquet").write_text("hello")
+    with pytest.raises(UserError, match="pools.parquet.*failed"):
+        read_table(str(tmp_path), "pools")

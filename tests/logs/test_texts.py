@@ -1,0 +1,85 @@
+"""Texts against a sorted list: places, files, and what is refused."""
+
+import bisect
+
+import numpy as np
+import pytest
+
+from onesug_jax.errors import UserError
+from onesug_jax.logs.texts import Texts, encode
+
+WORDS = ["", "a", "ab", "b ", "é", "手", "手机", "\uffff", "\U0001f600"]
+
+
+def paths(folder) -> tuple[str, str]:
+    return str(folder / "words.txt"), str(folder / "places.npy")
+
+
+@pytest.fixture(params=["of", "write", "save"])
+def texts(request, tmp_path) -> Texts:
+    if request.param == "write":
+        assert Texts.write(*paths(tmp_path), WORDS, "words").tolist() == list(range(len(WORDS)))
+        return Texts.load(*paths(tmp_path))
+    made = Texts.of([encode(word) for word in WORDS])
+    if request.param == "of":
+        return made
+    made.save(*paths(tmp_path))
+    return Texts.load(*paths(tmp_path))
+
+
+def test_it_is_the_sequence_of_its_texts(texts):
+    assert list(texts) == WORDS
+    assert texts == WORDS
+    assert texts != WORDS[1:]
+    assert texts[-1] == WORDS[-1]
+    assert texts[1:7:2] == WORDS[1:7:2]
+    with pytest.raises(IndexError):
+        texts[len(WORDS)]
+    with pytest.raises(IndexError):
+        texts[-len(WORDS) - 1]
+
+
+def test_places_are_those_in_a_sorted_list(texts):
+    keys = [encode(word) for word in WORDS]
+    for asked in [*WORDS, "aa", "c", "手手", "\U0010ffff", "\ud800"]:
+        assert texts.find(asked) == (WORDS.index(asked) if asked in WORDS else -1)
+        for start in (0, 3, len(WORDS)):
+            assert texts.first(encode(asked), start) == bisect.bisect_left(
+                keys, encode(asked), start
+            )
+
+
+def test_none_at_all(tmp_path):
+    assert Texts.write(*paths(tmp_path), [], "words").tolist() == []
+    texts = Texts.load(*paths(tmp_path))
+    assert (len(texts), list(texts), texts.find(""), texts.first(b"a")) == (0, [], -1, 0)
+
+
+def test_repeated_texts_are_written_once(tmp_path):
+    kept = Texts.write(*paths(tmp_path), ["a", "a", "b", "c", "c", "c"], "words")
+    assert kept.tolist() == [0, 2, 3]
+    assert Texts.load(*paths(tmp_path)) == ["a", "b", "c"]
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [(["b", "a"], "words, row 1: expected byte order"), (["a\nb"], "words, row 0: .* one line")],
+)
+def test_texts_that_cannot_be_found_again_are_refused(tmp_path, words, told):
+    with pytest.raises(UserError, match=told):
+        Texts.write(*paths(tmp_path), words, "words")
+
+
+@pytest.mark.parametrize(
+    ("offsets", "told"),
+    [
+        (np.array([0, 2, 3]), "words.txt has 4 bytes where 3 are expected"),
+        (np.array([0, 2, 4], np.int32), "places.npy holds no offsets"),
+        (np.zeros(0, np.int64), "places.npy holds no offsets"),
+    ],
+)
+def test_damage_is_named(tmp_path, offsets, told):
+    Texts.write(*paths(tmp_path), ["a", "b"], "words")
+    np.save(tmp_path / "places.npy", offsets)
+    with pytest.raises(ValueError, match=told):
+        Texts.load(*paths(tmp_path))
