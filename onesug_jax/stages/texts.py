@@ -11,25 +11,30 @@ from onesug_jax.files import write_json
 from onesug_jax.registry import Context
 from onesug_jax.stages import opened
 
+_SPACED = 0.2  # share of queries with a space from which words are taken to be parted by spaces
+
 
 def vocab(
     context: Context,
     *,
     pieces: int = 4096,
-    weighted: bool = True,
+    weighted: bool | None = None,
     sid_levels: int = 4,
     sid_codes: int = 512,
 ) -> None:
     """The id space, from the known queries, into WORK_DIR/vocab.
 
     `weighted` counts a query as often as it was searched, which keeps popular ones short; without
-    it every query counts once. Choose that where words are not parted by spaces: popular queries
-    would become single pieces that share nothing with what is typed on the way to them.
+    it every query counts once. None: weighted, except where few queries hold a space (Chinese):
+    there popular queries would become single pieces that share nothing with what is typed on the
+    way to them.
     """
     from onesug_jax.tasks.vocabulary import Vocabulary
 
     known = opened.completions(context)
     texts: Iterator[str] = iter(known.queries)
+    if weighted is None:
+        weighted = sum(" " in query for query in known.queries) >= _SPACED * len(known)
     if weighted:
         pairs = zip(known.queries, known.counts.tolist(), strict=True)
         texts = (query for query, count in pairs for _ in range(count))
