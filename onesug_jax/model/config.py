@@ -32,7 +32,7 @@ class ModelConfig:
         matrix products).
       unroll: write layers out one by one instead of looping over them (faster on CPU, slower to
         compile); the parameters are stacked either way, so checkpoints do not change.
-      tie_embeddings: use the embedding table as output head, scaled by d_model^-0.5.
+      tie_embeddings: use the embedding table as output head.
       relative_buckets, relative_max_distance: T5's bucketed relative positions.
       soft_dim: width of the vectors that stand in for a token of the input, the enhanced prefix
         e_p*; 0: there are none. soft_id: the token whose places they take.
