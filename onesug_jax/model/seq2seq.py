@@ -172,7 +172,7 @@ class Seq2Seq(nn.Module):
         if c.soft_dim:
             self.soft_projection = self.param(
                 "soft_projection",
-                logical(nn.initializers.normal(1.0), "soft", "embed"),
+                logical(scaled_normal(c.d_model), "soft", "embed"),
                 (c.soft_dim, c.d_model),
             )
         self.encoder_positions = RelativePositions(c, bidirectional=True)
@@ -227,11 +227,11 @@ class Seq2Seq(nn.Module):
     def _soften(self, rows: jax.Array, tokens: InputTokens, soft: SoftTokens) -> jax.Array:
         """`rows [B, L, D]` with the n-th soft token's row replaced by the n-th projected vector.
 
-        Unit vectors and a projection of variance 1 give rows as large as the scaled tokens'.
+        The projection is stored and scaled as the token table is (`_embed`).
         """
         places = tokens == self.config.soft_id
         number = jnp.clip(jnp.cumsum(places, axis=1) - 1, 0, soft.shape[1] - 1)
-        vectors = (soft @ self.soft_projection).astype(rows.dtype)
+        vectors = (soft @ self.soft_projection * self.config.d_model**0.5).astype(rows.dtype)
         vectors = jnp.take_along_axis(vectors, number[..., None], axis=1)
         return jnp.where(places[..., None], vectors, rows)
 

@@ -86,7 +86,7 @@ def numpy_t5(config, params, tokens, targets):
     logits = []
     for row, target in zip(tokens, targets, strict=True):
         row = row[row > 0]
-        x = p["embedding"][row]
+        x = p["embedding"][row] * config.d_model**0.5
         extra = bias(p["encoder_positions"], len(row), len(row), True)
         for i in range(config.encoder_layers):
             w = per_layer(p["encoder"], i)
@@ -94,7 +94,7 @@ def numpy_t5(config, params, tokens, targets):
             x = x + attention(w["attention"], y, y, extra)
             x = x + mlp(w["mlp"], norm(x, w["mlp_norm"]))
         encoded = norm(x, p["encoder_norm"])
-        x = p["embedding"][target]
+        x = p["embedding"][target] * config.d_model**0.5
         extra = bias(p["decoder_positions"], len(target), len(target), False)
         extra = np.where(np.tril(np.ones(extra.shape[1:])), extra, -np.inf)
         for i in range(config.decoder_layers):
