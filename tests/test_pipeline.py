@@ -235,9 +235,13 @@ def test_an_index_of_another_encoder_is_refused(work, tmp_path, capsys):
     assert "another" in error and "index" in error
 
 
-def test_two_runs_side_by_side(work, capsys):
-    assert main.main(["compare", "--run", str(work), "--run", str(work)]) == 0
-    out = capsys.readouterr().out
-    assert out.count(str(work)) == 2 and "most popular" in out
+def test_two_runs_side_by_side(work, capsys, tmp_path):
+    other = tmp_path / "other"
+    shutil.copytree(work / "report", other / "report")
+    assert main.main(["compare", "--run", str(work), "--run", str(other)]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    names = [line.split("  ")[0] for line in lines[2:]]
+    assert names == ["most popular", work.name, "other", "requests"]
+    assert lines[3].split()[1:] == lines[4].split()[1:]
     assert main.main(["compare", "--run", str(work / "nowhere")]) == 2
     assert "run evaluate first" in capsys.readouterr().err
