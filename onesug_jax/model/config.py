@@ -36,6 +36,9 @@ class ModelConfig:
       relative_buckets, relative_max_distance: T5's bucketed relative positions.
       soft_dim: width of the vectors that stand in for a token of the input, the enhanced prefix
         e_p*; 0: there are none. soft_id: the token whose places they take.
+      segments: add to every input token the row of the marker that opened its item, as BERT's
+        segment embeddings do, so that a token says by itself which item it belongs to. T5 does not.
+      first_marker, last_marker: ids of the markers.
     """
 
     vocab_size: int = 0
@@ -54,6 +57,9 @@ class ModelConfig:
     relative_max_distance: int = 128
     soft_dim: int = 0
     soft_id: int = -1
+    segments: bool = False
+    first_marker: int = 0
+    last_marker: int = -1
 
     def __post_init__(self):
         if self.dtype not in DTYPES:

@@ -235,6 +235,18 @@ class Seq2Seq(nn.Module):
         vectors = jnp.take_along_axis(vectors, number[..., None], axis=1)
         return jnp.where(places[..., None], vectors, rows)
 
+    def _segments(self, rows: jax.Array, tokens: InputTokens) -> jax.Array:
+        """`rows [B, L, D]` with the row of each token's marker, the nearest one before it, added.
+
+        Markers and padding stay as they are, and so do tokens that no marker stands before.
+        """
+        c = self.config
+        marker = (tokens >= c.first_marker) & (tokens <= c.last_marker)
+        place = jax.lax.cummax(jnp.where(marker, jnp.arange(tokens.shape[1]), 0), axis=1)
+        opener = jnp.take_along_axis(jnp.where(marker, tokens, 0), place, axis=1)
+        belongs = (opener > 0) & (tokens > 0) & ~marker
+        return rows + jnp.where(belongs[..., None], self._embed(opener), 0)
+
     def encode(
         self,
         tokens: InputTokens,
@@ -250,6 +262,8 @@ class Seq2Seq(nn.Module):
         mask = (segments[:, :, None] == segments[:, None, :]) & (segments[:, None, :] > 0)
         bias = as_bias(mask) + self.encoder_positions(positions, positions)
         x = self._embed(tokens)
+        if self.config.segments:
+            x = self._segments(x, tokens)
         if self.config.soft_dim and soft is not None:
             x = self._soften(x, tokens, soft)
         x, _ = self.encoder(x, bias)

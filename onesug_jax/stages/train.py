@@ -32,7 +32,7 @@ def pretrain(
     from onesug_jax.align.pretrain import pretrain_stage
     from onesug_jax.stages.lists import score
     from onesug_jax.tasks.loader import Loader
-    from onesug_jax.tasks.vocabulary import Vocabulary
+    from onesug_jax.tasks.vocabulary import MARKERS, Vocabulary
     from onesug_jax.train import loop
     from onesug_jax.train.mesh import batch_part
 
@@ -55,6 +55,8 @@ def pretrain(
         vocab_size=vocabulary.size,
         soft_dim=loader.soft_dim,
         soft_id=vocabulary.soft_id,
+        first_marker=vocabulary.pieces,
+        last_marker=vocabulary.pieces + len(MARKERS) - 1,
     )
     print(f"{config.parameters():,} parameters; {loader.describe()}", flush=True)
     model = {

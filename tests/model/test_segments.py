@@ -1,0 +1,61 @@
+"""Segment rows: every token of an item carries the row of the marker that opened it."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from onesug_jax.model.config import ModelConfig
+from onesug_jax.model.seq2seq import Seq2Seq
+from onesug_jax.train import mesh as meshes
+
+PLAIN = ModelConfig(
+    vocab_size=32, d_model=16, num_heads=2, head_dim=8, d_ff=32, encoder_layers=1, decoder_layers=1
+)
+WITH = ModelConfig(**{**PLAIN.__dict__, "segments": True, "first_marker": 20, "last_marker": 25})
+
+
+@pytest.fixture(scope="module")
+def params():
+    ones = jnp.ones((1, 4), jnp.int32)
+    return meshes.unbox(Seq2Seq(WITH).init(jax.random.key(0), ones, ones)["params"])
+
+
+def rows(params, tokens):
+    """What the encoder's layers are given, token by token, by a plain loop."""
+    table, out = np.asarray(params["embedding"]) * 4.0, []  # 4 = sqrt(d_model)
+    for row in tokens:
+        opener = None
+        for token in row:
+            marker = 20 <= token <= 25
+            opener = token if marker else opener
+            extra = table[opener] if opener and token and not marker else 0
+            out.append(table[token] + extra)
+    return np.reshape(out, (*np.shape(tokens), 16))
+
+
+def test_rows_are_those_of_a_plain_loop(params):
+    tokens = np.array([[5, 20, 6, 7, 21, 8, 25, 9, 1, 0], [20, 3, 4, 1, 20, 9, 22, 7, 1, 0]])
+    model = Seq2Seq(WITH)
+    found = model.apply(
+        {"params": params},
+        jnp.asarray(tokens),
+        method=lambda m, t: m._segments(m._embed(t), t),
+    )
+    np.testing.assert_allclose(found, rows(params, tokens), atol=1e-5)
+
+
+def test_they_add_no_parameters_and_change_what_is_encoded(params):
+    assert WITH.parameters() == PLAIN.parameters()
+    tokens = jnp.array([[20, 3, 21, 3, 1]])
+    plain, marked = (
+        Seq2Seq(config).apply({"params": params}, tokens, method="encode")
+        for config in (PLAIN, WITH)
+    )
+    assert not np.allclose(plain, marked)
+    unmarked = jnp.array([[3, 4, 1, 0, 0]])
+    plain, marked = (
+        Seq2Seq(config).apply({"params": params}, unmarked, method="encode")
+        for config in (PLAIN, WITH)
+    )
+    np.testing.assert_array_equal(plain, marked)
