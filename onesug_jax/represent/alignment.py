@@ -238,7 +238,10 @@ def format_report(report: Mapping[str, Any]) -> str:
 
 def _check(mined: str, texts: Texts, train: Mapping[str, Pairs]) -> None:
     """There is something to learn: pairs, and more than one text to tell apart."""
-    mend = "Give a log with more searches, lower --gin.mine.min_users, or go without: --gin.align.steps=0."
+    mend = (
+        "Give a log with more searches, lower --gin.mine.min_users, or go without: "
+        "--gin.align.steps=0."
+    )
     if not any(len(train[kind]) for kind in KINDS):
         files = " and ".join(os.path.join(mined, TABLES[kind][0]) for kind in KINDS)
         raise UserError(
