@@ -1,7 +1,7 @@
 """The named array kinds: signatures elsewhere read like prose as shapes are declared here, once.
 
-Axes: `B` requests, `L` encoder positions, `T` decoder positions, `K` beams, `V` vocabulary,
-`D` model width, `E` width of the text encoder, `H` heads, `N` layers. The names document; nothing
+Axes: `B` requests, `L` encoder positions, `T` decoder positions, `K` beams, `C` targets of a
+request's list, `V` vocabulary, `D` model width, `E` width of the text encoder, `H` heads, `N` layers. The names document; nothing
 is checked at run time.
 """
 
@@ -17,6 +17,10 @@ LossWeights = Float[Array, "B T"]  # 1 where a target counts
 Encoded = Float[Array, "B L D"]  # encoder output
 Logits = Float[Array, "B T V"]  # unnormalised next-token scores
 Mask = Bool[Array, "B Q S"]  # True where a query position may look at a source position
+ListTokens = Int[Array, "B C T"]  # decoder ids of C targets that share one request, 0 = padding
+ListLogits = Float[Array, "B C T V"]  # next-token scores of each of them
+ListScores = Float[Array, "B C"]  # a number for each of them: a log-probability, a reward
+ListMask = Bool[Array, "B C"]  # whether a place of a list holds a target
 AttentionBias = Float[Array, "#B #H Q S"]  # added to attention scores; large negative = masked
 
 BeamTokens = Int[Array, "B K"]  # the token each beam emitted last

@@ -35,6 +35,7 @@ FOLDERS = (
     "index",
     "examples",
     "pretrain",
+    "rewards",
     "rwr",
     "report",
 )

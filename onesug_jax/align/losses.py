@@ -1,11 +1,29 @@
-"""The losses of the aligned model, as pure functions of log-probabilities."""
+"""The losses of the aligned model, as pure functions: generation (SFT) and preference.
+
+A preference list is one positive and N negatives of a request, in that order along the last axis:
+column 0 is the positive. The preference losses see it through three arrays `[B, 1 + N]`:
+
+  implicit   rhat(q) = beta * (log pi(q | x) - log pi_ref(q | x)), log-probabilities summed over
+             tokens: what the policy has learnt to prefer since the reference
+  rewards    r(x, q) = lambda * e^p of `align.rewards`: what people's behaviour says it is worth
+  mask       whether a place holds a query; a list without negatives has loss 0
+
+and differ in two choices: how a negative's excess z_l = rhat_l - rhat_w is bent (not at all, by the
+hinge the paper prints, by the hinge it describes), and whether the N excesses are judged one by one
+(pair-wise) or together (list-wise). PAPER.md section 4; as printed there, the losses have no
+gradient where policy and reference agree, which is where training starts.
+"""
 
 from __future__ import annotations
+
+from collections.abc import Callable, Mapping
 
 import jax
 import jax.numpy as jnp
 
-from onesug_jax.arrays import Logits, LossWeights, TargetTokens
+from onesug_jax.arrays import ListMask, ListScores, Logits, LossWeights, TargetTokens
+
+_EXCLUDED = -1e30  # finite, so that its gradient is 0 and not a NaN
 
 
 def sft(logits: Logits, targets: TargetTokens, weights: LossWeights) -> tuple[jax.Array, jax.Array]:
@@ -23,3 +41,131 @@ def sft(logits: Logits, targets: TargetTokens, weights: LossWeights) -> tuple[ja
     chosen = jnp.take_along_axis(logits, targets[..., None], axis=-1)[..., 0]
     loss = jax.nn.logsumexp(logits, axis=-1) - chosen
     return jnp.sum(loss * weights), jnp.sum(weights)
+
+
+def none(implicit: ListScores, rewards: ListScores, mask: ListMask, delta: float) -> jax.Array:
+    """No preference at all, `[B]` zeros: what is left of the hybrid objective is its SFT term."""
+    return jnp.zeros_like(implicit[:, 0])
+
+
+def dpo(implicit: ListScores, rewards: ListScores, mask: ListMask, delta: float) -> jax.Array:
+    """Pair-wise DPO, `mean_l -log sigma(rhat_w - rhat_l)` (Rafailov et al. 2023, eq. 7), `[B]`."""
+    return _pairs(_excess(implicit), mask)
+
+
+def softmax_dpo(
+    implicit: ListScores, rewards: ListScores, mask: ListMask, delta: float
+) -> jax.Array:
+    """List-wise, unweighted: `-log sigma(-log sum_l e^(rhat_l - rhat_w))` (Chen et al. 2024, S-DPO).
+
+    Equal to the cross-entropy of picking the positive out of the list. `[B]`.
+    """
+    return _list(_excess(implicit), mask)
+
+
+def rwr_printed_pair(
+    implicit: ListScores, rewards: ListScores, mask: ListMask, delta: float
+) -> jax.Array:
+    """As the paper prints it: `mean_l -log sigma(rw_l * max(0, rhat_w - rhat_l - delta))`, `[B]`.
+
+    Section 4, pair-wise. Flat until the positive leads by `delta`, so flat at the start.
+    """
+    lead = jax.nn.relu(-_excess(implicit) - delta)
+    return _pairs(-gap_weights(rewards) * lead, mask)
+
+
+def rwr_printed_list(
+    implicit: ListScores, rewards: ListScores, mask: ListMask, delta: float
+) -> jax.Array:
+    """As the paper prints it, list-wise, `[B]`:
+
+        -log sigma(-log sum_l e^(rw_l * max(0, rhat_l - rhat_w - delta)))
+
+    Section 4. Pushes only against negatives that lead the positive by `delta` or more.
+    """
+    return _list(gap_weights(rewards) * jax.nn.relu(_excess(implicit) - delta), mask)
+
+
+def rwr_hinge_pair(
+    implicit: ListScores, rewards: ListScores, mask: ListMask, delta: float
+) -> jax.Array:
+    """`rwr_hinge` pair by pair: `mean_l -log sigma(-rw_l * max(0, delta + rhat_l - rhat_w))`."""
+    return _pairs(gap_weights(rewards) * jax.nn.relu(_excess(implicit) + delta), mask)
+
+
+def rwr_hinge(implicit: ListScores, rewards: ListScores, mask: ListMask, delta: float) -> jax.Array:
+    """What the paper's words ask for, list-wise, `[B]`: the positive at least `delta` better.
+
+        -log sigma(-log sum_l e^(rw_l * max(0, delta + rhat_l - rhat_w)))
+
+    Section 4 with the margin's sign turned: pushes until each margin is reached, then rests.
+    """
+    return _list(gap_weights(rewards) * jax.nn.relu(_excess(implicit) + delta), mask)
+
+
+def rwr_release(
+    implicit: ListScores, rewards: ListScores, mask: ListMask, delta: float
+) -> jax.Array:
+    """The form of the authors' later release, without a hinge, list-wise, `[B]`:
+
+    -log sigma(-log sum_l e^(c_l * (rhat_l - rhat_w))),  c_l = (max(r_w, 1) - r_l)^-1.5 + 1
+    """
+    return _list(release_weights(rewards) * _excess(implicit), mask)
+
+
+def rwr_release_pair(
+    implicit: ListScores, rewards: ListScores, mask: ListMask, delta: float
+) -> jax.Array:
+    """`rwr_release` pair by pair: `mean_l -log sigma(c_l * (rhat_w - rhat_l))`, `[B]`."""
+    return _pairs(release_weights(rewards) * _excess(implicit), mask)
+
+
+PreferenceLoss = Callable[[ListScores, ListScores, ListMask, float], jax.Array]
+LOSSES: Mapping[str, PreferenceLoss] = {
+    "sft": none,
+    "dpo": dpo,
+    "softmax_dpo": softmax_dpo,
+    "rwr_printed_pair": rwr_printed_pair,
+    "rwr_printed_list": rwr_printed_list,
+    "rwr_hinge_pair": rwr_hinge_pair,
+    "rwr_hinge": rwr_hinge,
+    "rwr_release_pair": rwr_release_pair,
+    "rwr_release": rwr_release,
+}
+
+
+def gap_weights(rewards: ListScores) -> jax.Array:
+    """`rw_l = 1 / (r_w - r_l)`, `[B, N]`: close levels weigh most, easy ones least (section 4).
+
+    `align.rewards` keeps every positive's reward above every negative's.
+    """
+    return 1.0 / _positive_gap(rewards[:, :1] - rewards[:, 1:])
+
+
+def release_weights(rewards: ListScores) -> jax.Array:
+    """`c_l = (max(r_w, 1) - r_l)^-1.5 + 1`, `[B, N]`: the later release's weight of a negative."""
+    return _positive_gap(jnp.maximum(rewards[:, :1], 1.0) - rewards[:, 1:]) ** -1.5 + 1.0
+
+
+def _positive_gap(gap: jax.Array) -> jax.Array:
+    """Empty places of a list may have any reward; their weight only has to be finite."""
+    return jnp.maximum(gap, 1e-2)
+
+
+def _excess(implicit: ListScores) -> jax.Array:
+    """`rhat_l - rhat_w`, `[B, N]`: how far each negative leads the positive."""
+    return implicit[:, 1:] - implicit[:, :1]
+
+
+def _pairs(excess: jax.Array, mask: ListMask) -> jax.Array:
+    """`mean_l -log sigma(-x_l)` over the real negatives, `[B]`."""
+    real = mask[:, 1:] & mask[:, :1]
+    loss = jnp.where(real, jax.nn.softplus(jnp.where(real, excess, 0.0)), 0.0)
+    return jnp.sum(loss, axis=1) / jnp.maximum(jnp.sum(real, axis=1), 1)
+
+
+def _list(excess: jax.Array, mask: ListMask) -> jax.Array:
+    """`-log sigma(-log sum_l e^x_l)` over the real negatives, `[B]`."""
+    real = mask[:, 1:] & mask[:, :1]
+    total = jax.nn.logsumexp(jnp.where(real, excess, _EXCLUDED), axis=1)
+    return jnp.where(jnp.any(real, axis=1), jax.nn.softplus(total), 0.0)

@@ -21,6 +21,8 @@ from onesug_jax.arrays import (
     CrossCache,
     Encoded,
     InputTokens,
+    ListLogits,
+    ListTokens,
     Logits,
     Mask,
     SegmentIds,
@@ -87,11 +89,16 @@ class DecoderLayer(nn.Module):
         self.drop = length_dropout(self.config.dropout)
 
     def __call__(self, x, encoded, self_bias, cross_bias) -> tuple[jax.Array, None]:
-        """All target positions at once: `x [B, T, D]`, `encoded [B, L, D]`."""
+        """All positions of a request's targets at once: `x [B, C * T, D]`, `encoded [B, L, D]`.
+
+        Targets, each of T positions as `self_bias [#B, H, T, T]` says, look only at themselves, and
+        all of them at the request, whose keys and values are computed once.
+        """
         quiet = self.deterministic
         x = nn.with_logical_constraint(x, ACTIVATION_AXES)
-        y = self.self_norm(x)
-        x = x + self.drop(self.self_attention(y, y, self_bias, quiet), deterministic=quiet)
+        y = self.self_norm(x).reshape(-1, self_bias.shape[-1], x.shape[-1])
+        y = self.self_attention(y, y, self_bias, quiet).reshape(x.shape)
+        x = x + self.drop(y, deterministic=quiet)
         y = self.cross_attention(self.cross_norm(x), encoded, cross_bias, quiet)
         x = x + self.drop(y, deterministic=quiet)
         x = x + self.drop(self.mlp(self.mlp_norm(x), quiet), deterministic=quiet)
@@ -293,6 +300,25 @@ class Seq2Seq(nn.Module):
             as_bias(cross & (segments > 0)[:, None, :]),
         )
         return self._logits(x)
+
+    def decode_lists(
+        self, encoded: Encoded, tokens: InputTokens, decoder_inputs: ListTokens
+    ) -> ListLogits:
+        """`decode` for C targets of every request: `[B, C, T] -> [B, C, T, V]`.
+
+        The request is encoded, and turned into cross-attention keys and values, once for all.
+        """
+        requests, targets, length = decoder_inputs.shape
+        positions = jnp.arange(length)
+        causal = positions[:, None] >= positions[None, :]
+        self_bias = as_bias(causal[None]) + self.decoder_positions(positions, positions)
+        x, _ = self.decoder(
+            self._embed(decoder_inputs.reshape(requests, targets * length)),
+            encoded,
+            self_bias,
+            as_bias((tokens > 0)[:, None, :]),
+        )
+        return self._logits(x).reshape(requests, targets, length, -1)
 
     def __call__(
         self,

@@ -13,7 +13,7 @@ from __future__ import annotations
 import argparse
 
 from onesug_jax.registry import Context, StageSpec
-from onesug_jax.stages import lists, log, opened, represent, texts, train
+from onesug_jax.stages import lists, log, opened, prefer, represent, texts, train
 
 # What can be configured: name -> where it stands. Imported only by stages that declare it.
 CONFIGURABLES = {
@@ -36,6 +36,11 @@ CONFIGURABLES = {
     "examples": "onesug_jax.stages.texts:examples",
     "Loader": "onesug_jax.tasks.loader:Loader",
     "pretrain": "onesug_jax.stages.train:pretrain",
+    "rewards": "onesug_jax.stages.prefer:rewards",
+    "RewardConfig": "onesug_jax.align.rewards:RewardConfig",
+    "ListConfig": "onesug_jax.align.preferences:ListConfig",
+    "PreferenceConfig": "onesug_jax.align.rwr:PreferenceConfig",
+    "rwr": "onesug_jax.stages.prefer:rwr",
     "BeamConfig": "onesug_jax.decode.beam:BeamConfig",
     "suggester": "onesug_jax.stages.lists:suggester",
     "SliceSpec": "onesug_jax.evaluate.evaluator:SliceSpec",
@@ -180,6 +185,42 @@ _ALL = (
         resumable=True,
         describe=train.describe_pretrain,
         example="pretrain --gin.WORK_DIR=work/mine --gin.MODEL=small --gin.STEPS=20_000",
+    ),
+    StageSpec(
+        name="rewards",
+        summary="weigh what people did with every suggestion list",
+        run=prefer.rewards,
+        folder="rewards",
+        inputs=lambda context: ("log/*.parquet", "mined/*"),
+        configures=("RewardConfig",),
+        packages=("numpy", "pyarrow"),
+        example="rewards --gin.WORK_DIR=work/mine --gin.RewardConfig.order=3.0",
+    ),
+    StageSpec(
+        name="rwr",
+        summary="align the model with what people preferred",
+        run=prefer.rwr,
+        folder="rwr",
+        inputs=lambda context: (
+            "rewards/*",
+            "examples/*",
+            "examples/*/train/*",
+            "vocab/*",
+            "pretrain/model.json",
+            opened.parameters(context, "pretrain"),
+        ),
+        configures=("rwr", "ListConfig", "PreferenceConfig", "make_optimizer"),
+        ignores=(
+            "RelatedConfig",
+            "make_mesh",
+            "rwr.log_every",
+            "BeamConfig",  # how dev lists are written while training, as in pretrain
+            "suggester",
+            "SliceSpec",
+        ),
+        packages=("jax", "flax", "optax", "numpy"),
+        resumable=True,
+        example="rwr --gin.WORK_DIR=work/mine --gin.PreferenceConfig.loss=softmax_dpo",
     ),
     StageSpec(
         name="evaluate",

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 def suggester(
     context: Context,
     *,
+    model: str = "auto",
     targets: str = "auto",
     closed: bool = True,
     must_start: bool = True,
@@ -28,7 +29,8 @@ def suggester(
 ) -> Suggester:
     """The trained model of WORK_DIR, ready to write lists.
 
-    `targets` says what it writes: "query", "id" (semantic ids, mapped back to queries), or "auto":
+    `model` says which: "pretrain" (SFT), "rwr" (preference-aligned), or "auto": the aligned one if
+    there is one. `targets` says what it writes: "query", "id" (semantic ids, mapped back to queries), or "auto":
     queries if it was trained on them. `closed` keeps lists to queries of the train split,
     `must_start` to those that start with the prefix wherever one does; `params` stands in for the
     stored parameters.
@@ -40,15 +42,11 @@ def suggester(
     from onesug_jax.tasks.vocabulary import Vocabulary
     from onesug_jax.train.checkpoint import load_params
 
-    path = os.path.join(context.work.pretrain, opened.MODEL_FILE)
-    with open(path) as file:
-        stored = json.load(file)
+    if model not in ("auto", "pretrain", "rwr"):
+        raise UserError(f"suggester.model = {model!r}: expected 'auto', 'pretrain' or 'rwr'")
+    stage = opened.model_stage(context) if model == "auto" else model
+    stored = opened.model_description(context, stage)
     vocabulary = Vocabulary.load(context.work.vocab)
-    if vocabulary.fingerprint != stored["vocabulary"]:
-        raise UserError(
-            f"{path} belongs to vocabulary {stored['vocabulary']}, but {context.work.vocab} holds "
-            f"{vocabulary.fingerprint}: run the pretrain stage again"
-        )
     if targets not in ("auto", "query", "id"):
         raise UserError(f"suggester.targets = {targets!r}: expected 'auto', 'query' or 'id'")
     if targets == "auto":
@@ -59,7 +57,7 @@ def suggester(
     index = opened.completions(context)
     return Suggester(
         Seq2Seq(ModelConfig(**{**stored["model"], "dropout": 0.0})),
-        load_params(context.work.pretrain) if params is None else params,
+        load_params(context.work.join(stage)) if params is None else params,
         Featurizer(vocabulary, FeatureSpec(**stored["features"])),
         context.configured("BeamConfig")(),
         queries=dict(zip(index.queries, index.counts.tolist(), strict=True)) if closed else None,
@@ -68,23 +66,37 @@ def suggester(
     )
 
 
-def score(context: Context, split: str, *logs: str, params=None, limit: int | None = None):
+def score(
+    context: Context,
+    split: str,
+    *logs: str,
+    model: str | None = None,
+    params=None,
+    limit: int | None = None,
+):
     """Scores one file of a log with the model and its rivals; `logs` are folders of history.
 
-    With `limit`, its first rows and the model alone (training watches itself so).
+    `model` and `params` as `suggester` takes them. With `limit`, its first rows and the model alone
+    (training watches itself so). Where the model is preference-aligned, the one that it started
+    from is a rival, `sft`.
     """
     from onesug_jax.evaluate import baselines, evaluator
     from onesug_jax.logs.history import with_history
 
-    model = context.configured("suggester")(context, params=params)
-    spec = model.featurizer.spec
+    chosen = {} if model is None else {"model": model}
+    suggester = context.configured("suggester")
+    writer = suggester(context, params=params, **chosen)
+    spec = writer.featurizer.spec
     index = opened.completions(context)
     files = dict.fromkeys(path for log in logs for path in opened.splits(log).values())
     rows = with_history(list(files), keep=split, history=spec.history)
-    lists = {"model": model, "most_popular": baselines.MostPopular(index).suggest}
+    lists = {"model": writer}
     if limit is not None:
-        table = rows.read_all().slice(0, limit)
-        rows, lists = table.to_batches(), {"model": model}
+        rows = rows.read_all().slice(0, limit).to_batches()
+    else:
+        lists["most_popular"] = baselines.MostPopular(index).suggest
+        if model is None and opened.model_stage(context) == "rwr":
+            lists["sft"] = suggester(context, model="pretrain")
     return evaluator.evaluate(
         rows,
         lists,
@@ -113,7 +125,7 @@ def evaluate(context: Context, *, split: str = "dev") -> None:
         split = split if split in opened.splits(log) else next(iter(opened.splits(log)))
     path = os.path.join(log, f"{split}.parquet")
     scores = score(context, path, *logs)
-    folders = {"align": work.encoder, "pretrain": work.pretrain}
+    folders = {"align": work.encoder, "pretrain": work.pretrain, "rwr": work.rwr}
     curves = {name: os.path.join(folder, "metrics.jsonl") for name, folder in folders.items()}
     report.write_report(scores, work.report, learning_curves=curves)
     for picture in ("code_usage.png", "id_map.png", "id_learning_curve.png"):
@@ -144,7 +156,6 @@ def scored(context: Context) -> tuple[str, ...]:
     Raises:
       UserError: WORK_DIR/log has no such split, told before an earlier report is cleared away.
     """
-    params = "best" if os.path.isdir(os.path.join(context.work.pretrain, "best")) else "checkpoints"
     own = (context.log,) if context.named and context.macros["LOG"] else ()
     split, there = context.settings["evaluate.split"], opened.splits(context.work.log)
     if there and not own and split not in there:
@@ -152,7 +163,9 @@ def scored(context: Context) -> tuple[str, ...]:
             f"evaluate.split = {split!r}: {context.work.log} holds {', '.join(there)}; choose one "
             "of them"
         )
-    model = ("pretrain/model.json", f"pretrain/{params}")
+    model = ["pretrain/model.json", opened.parameters(context, "pretrain")]
+    if opened.model_stage(context) == "rwr":
+        model.append(opened.parameters(context, "rwr"))
     return ("log/*.parquet", "mined/*", "vocab/*", *opened.PRE, *model, *own)
 
 

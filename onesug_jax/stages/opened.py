@@ -7,6 +7,9 @@ import json
 import os
 from typing import TYPE_CHECKING
 
+from onesug_jax import workdir
+from onesug_jax.errors import UserError
+from onesug_jax.files import need
 from onesug_jax.registry import Context
 
 if TYPE_CHECKING:
@@ -39,6 +42,41 @@ def keep_compiled(context: Context) -> None:
 
     if not jax.config.jax_compilation_cache_dir:
         jax.config.update("jax_compilation_cache_dir", context.work.join(".compiled"))
+
+
+def model_stage(context: Context) -> str:
+    """The folder of the model in use: "rwr" where preference alignment has left one, else
+    "pretrain".
+    """
+    made = workdir.Manifest.read(context.work.rwr)
+    return "rwr" if made is not None and made.finished else "pretrain"
+
+
+def parameters(context: Context, stage: str) -> str:
+    """Where a stage's parameters lie in WORK_DIR: the best if it kept any."""
+    best = os.path.isdir(os.path.join(context.work.join(stage), "best"))
+    return f"{stage}/best" if best else f"{stage}/checkpoints"
+
+
+def model_description(context: Context, stage: str) -> dict:
+    """What it takes to use a stage's model: its sizes, what it is shown, its tasks.
+
+    Raises:
+      UserError: the stage has not run, or its model belongs to another vocabulary.
+    """
+    from onesug_jax.tasks.vocabulary import Vocabulary
+
+    path = os.path.join(context.work.join(stage), MODEL_FILE)
+    need([path], "a trained model", f"run the {stage} stage first.")
+    with open(path, encoding="utf-8") as file:
+        stored = json.load(file)
+    found = Vocabulary.load(context.work.vocab).fingerprint
+    if found != stored["vocabulary"]:
+        raise UserError(
+            f"{path} belongs to vocabulary {stored['vocabulary']}, but {context.work.vocab} holds "
+            f"{found}: run the pretrain stage again"
+        )
+    return stored
 
 
 # What the first pillar leaves: whoever shows related queries or writes semantic ids reads it.

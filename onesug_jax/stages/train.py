@@ -71,7 +71,7 @@ def pretrain(
     watched = bool(evaluate_every and dev_rows and os.path.exists(dev))
 
     def dev_metrics(params, step: int) -> dict[str, float]:
-        scores = score(context, dev, work.log, params=params, limit=dev_rows)
+        scores = score(context, dev, work.log, model="pretrain", params=params, limit=dev_rows)
         scores = scores.metrics["model"]["all"]
         return {name: scores[name] for name in ("hr@16", "mrr@16")}
 

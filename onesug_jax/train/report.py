@@ -23,6 +23,11 @@ from onesug_jax.errors import UserError
 QUIET = ("loss", "weight", "grad_norm", "learning_rate")
 
 
+def _loud(metric: str) -> bool:
+    """Parts of a metric (`accuracy/order_show`) are for the files alone."""
+    return metric not in QUIET and "/" not in metric
+
+
 class Clock:
     """Seconds since it was made, and how many of them went to something other than steps."""
 
@@ -52,6 +57,9 @@ class Clock:
 class Window:
     """Means of the metrics since the last report; one batch of one length bucket would mislead.
 
+    A metric with another named `<metric>/count` beside it is divided by that one instead of by the
+    number of steps, and left out where the count is 0.
+
     Adds in the order of the steps, and goes on from the sums a checkpoint kept, so a resumed run
     reports the very numbers of one that never stopped. Reads the device only when asked.
     """
@@ -77,7 +85,12 @@ class Window:
         sums = self.sums()
         steps = sums.pop("steps")
         self._sums.clear()
-        return {key: value / steps for key, value in sums.items()}
+        means = {}
+        for key, value in sums.items():
+            count = sums.get(f"{key}/count", steps)
+            if not key.endswith("/count") and count:
+                means[key] = value / count
+        return means
 
 
 class Report:
@@ -152,7 +165,7 @@ class Report:
         words = [
             f"{self._name} {step:>{len(str(self._steps))}}/{self._steps}",
             f"loss {metrics['loss']:.4f}",
-            *(f"{key} {value:.4g}" for key, value in metrics.items() if key not in QUIET),
+            *(f"{key} {value:.4g}" for key, value in metrics.items() if _loud(key)),
         ]
         for key, form in (
             ("examples_per_s", "{:,.0f} examples/s"),
@@ -166,7 +179,7 @@ class Report:
     def evaluated(self, step: int, values: Mapping[str, float], best: bool = False) -> None:
         """Log what the evaluation after update `step` gave."""
         self._record(step, "evaluate", values)
-        words = "  ".join(f"{key} {value:.4g}" for key, value in values.items())
+        words = "  ".join(f"{key} {value:.4g}" for key, value in values.items() if _loud(key))
         self._print(f"{self._name} {step}: evaluate  {words}{'  (best so far)' if best else ''}")
 
     def say(self, text: str) -> None:

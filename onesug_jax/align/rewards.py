@@ -1,0 +1,86 @@
+"""What a query is worth to a request: six behaviour levels -> rewards (PAPER.md section 4).
+
+    r(x, q) = lambda * e^p
+
+lambda is the level's base weight, p the query's log-frequency at that level: how often it was
+bought, clicked, shown in vain. The authors' sample shows rewards on both sides of lambda and close
+to it, so p is centred inside the level and clipped. This file counts and computes; who meets whom
+in a preference list is `align.preferences`'.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+
+import numpy as np
+
+from onesug_jax.errors import UserError
+from onesug_jax.logs.schema import Level
+
+POSITIVE = (Level.ORDER, Level.ITEM_CLICK, Level.CLICK)
+NEGATIVE = (Level.SHOW, Level.NOT_SHOW, Level.RAND)
+
+
+@dataclasses.dataclass(frozen=True)
+class RewardConfig:
+    """Base weights of the levels, and how far frequency may move them.
+
+    Attributes:
+      order, item_click, click, show, not_show, rand: lambda of each level; the paper's.
+      clip: p stays within +-clip (the authors' rows: about 0.2; not in the paper's text).
+      smoothing: added to every count before its logarithm is taken.
+
+    Raises:
+      UserError: a reward of a negative level could reach one of a positive level: the weights of
+        pairs are reciprocals of the difference.
+    """
+
+    order: float = 2.0
+    item_click: float = 1.5
+    click: float = 1.0
+    show: float = 0.5
+    not_show: float = 0.2
+    rand: float = 0.0
+    clip: float = 0.2
+    smoothing: float = 1.0
+
+    def __post_init__(self) -> None:
+        if not self.clip >= 0 or not self.smoothing > 0:
+            raise UserError(
+                f"RewardConfig: expected clip >= 0 and smoothing > 0, found clip={self.clip}, "
+                f"smoothing={self.smoothing}."
+            )
+        base = self.base
+        if base.min() < 0:
+            raise UserError(f"RewardConfig: weights must not be negative, found {base.tolist()}.")
+        least = min(base[level] for level in POSITIVE) * math.exp(-self.clip)
+        most = max(base[level] for level in NEGATIVE) * math.exp(self.clip)
+        if not least > most:
+            raise UserError(
+                f"RewardConfig: with clip={self.clip} a negative's reward can be {most:.3g}, a "
+                f"positive's {least:.3g}; every positive must be worth more than every negative. "
+                "Lower clip, or set the weights further apart."
+            )
+
+    @property
+    def base(self) -> np.ndarray:
+        """lambda by level number, float64 `[6]`."""
+        return np.array([getattr(self, level.name.lower()) for level in Level], np.float64)
+
+
+def reward_table(counts: np.ndarray, config: RewardConfig) -> np.ndarray:
+    """The reward of every query at every level, float32 `[6, N]`.
+
+    Args:
+      counts: `[6, N]`, how often query n was met at a level. p is centred over the queries that
+        were met there at all; one never met gets the lowest p.
+    """
+    rewards = np.empty(counts.shape, np.float32)
+    for level in Level:
+        met = counts[level] > 0
+        logs = np.log(counts[level] + config.smoothing)
+        centre = logs[met].mean() if met.any() else 0.0
+        p = np.clip(logs - centre, -config.clip, config.clip)
+        rewards[level] = config.base[level] * np.exp(p)
+    return rewards

@@ -1,0 +1,291 @@
+"""The preference stage: reward-weighted ranking of lists, beside the generation loss.
+
+    loss = list-wise (or pair-wise) preference term + alpha * (-log pi(q_w | x))
+
+PAPER.md section 4, "hybrid ranking framework"; the terms are `align.losses`'. A batch holds B
+requests, each with the C = 1 + N targets of its preference list. The request is encoded once and
+turned into cross-attention keys and values once, for the policy and again for the reference; the
+targets are scored against them side by side. The reference is the model that training started from:
+a frozen copy, or its log-probabilities, computed beforehand and read back.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import os
+import time
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from onesug_jax.align.losses import LOSSES, PreferenceLoss
+from onesug_jax.align.rewards import NEGATIVE, POSITIVE
+from onesug_jax.arrays import InputTokens, ListLogits, ListScores, ListTokens, SoftTokens
+from onesug_jax.errors import UserError
+from onesug_jax.files import whole
+from onesug_jax.model.config import ModelConfig
+from onesug_jax.model.seq2seq import Seq2Seq
+from onesug_jax.train import mesh as meshes
+from onesug_jax.train.step import Stage
+
+Batch = Mapping[str, Any]
+
+
+@dataclasses.dataclass(frozen=True)
+class PreferenceConfig:
+    """The objective.
+
+    Attributes:
+      loss: which of `align.losses.LOSSES`; "sft" leaves the generation term alone.
+      beta: scale of the implicit reward: how much the policy pays for leaving the reference.
+      delta: the margin of the losses with a hinge, in units of implicit reward.
+      alpha: weight of the generation (SFT) term.
+    """
+
+    loss: str = "rwr_hinge"
+    beta: float = 0.5
+    delta: float = 0.5
+    alpha: float = 0.4
+
+    def __post_init__(self) -> None:
+        if self.loss not in LOSSES:
+            raise UserError(
+                f"PreferenceConfig.loss={self.loss!r}: expected one of {', '.join(LOSSES)}."
+            )
+        if not self.beta > 0 or self.delta < 0 or self.alpha < 0:
+            raise UserError(
+                "PreferenceConfig: expected beta > 0, delta >= 0 and alpha >= 0; found "
+                f"beta={self.beta}, delta={self.delta}, alpha={self.alpha}."
+            )
+        if self.loss == "sft" and self.alpha == 0:
+            raise UserError('PreferenceConfig: loss="sft" with alpha=0 leaves nothing to learn.')
+
+    @property
+    def preference(self) -> PreferenceLoss:
+        """The preference term."""
+        return LOSSES[self.loss]
+
+
+def shift_right(targets: ListTokens) -> ListTokens:
+    """What the decoder reads to write `targets`: 0 first, the last token dropped."""
+    return jnp.pad(targets, ((0, 0), (0, 0), (1, 0)))[:, :, :-1]
+
+
+def log_probabilities(logits: ListLogits, targets: ListTokens) -> ListScores:
+    """`log pi(q | x)` of every target, summed over its tokens, float32 `[B, C]`."""
+    logits = logits.astype(jnp.float32)
+    chosen = jnp.take_along_axis(logits, targets[..., None], axis=-1)[..., 0]
+    tokens = chosen - jax.nn.logsumexp(logits, axis=-1)
+    return jnp.sum(jnp.where(targets > 0, tokens, 0.0), axis=-1)
+
+
+def list_logits(
+    model: Seq2Seq,
+    params: Any,
+    tokens: InputTokens,
+    targets: ListTokens,
+    soft: SoftTokens | None = None,
+    rngs: Mapping[str, jax.Array] | None = None,
+) -> ListLogits:
+    """Next-token scores of C targets a request, the request encoded once: `[B, C, T, V]`."""
+
+    def both(model: Seq2Seq) -> ListLogits:
+        encoded = model.encode(tokens, None, soft)
+        return model.decode_lists(encoded, tokens, shift_right(targets))
+
+    return model.apply({"params": params}, method=both, rngs=rngs)
+
+
+def rwr_stage(config: ModelConfig, preference: PreferenceConfig, reference: Any = None) -> Stage:
+    """The stage that the training loop runs.
+
+    A batch holds `encoder_input_tokens [B, L]`, `list_targets [B, C, T]` (the positive first, 0
+    where a place is empty), `rewards [B, C]`, `levels [B, C]`, `encoder_soft [B, 1, E]` where the
+    model has soft tokens, and without `reference` also `reference [B, C]`, its log-probabilities.
+
+    Reported, a list: `preference` and `sft`, the two terms; `margin`, the mean lead of the positive
+    in implicit reward; `accuracy`, the share of negatives it leads, also by pair of levels.
+
+    Args:
+      reference: the frozen parameters, laid out on the mesh.
+    """
+    model = Seq2Seq(config, deterministic=config.dropout == 0)
+    frozen_model = Seq2Seq(config)
+
+    def init(key: jax.Array):
+        tokens = jnp.ones((1, 8), jnp.int32)
+        return Seq2Seq(config).init(key, tokens, tokens)["params"]
+
+    def loss(params, batch, key, frozen=None):
+        given = (batch["encoder_input_tokens"], batch["list_targets"], batch.get("encoder_soft"))
+        logits = list_logits(model, params, *given, rngs={"dropout": key})
+        policy = log_probabilities(logits, batch["list_targets"])
+        if frozen is None:
+            old = batch["reference"]
+        else:
+            old = log_probabilities(
+                list_logits(frozen_model, frozen, *given), batch["list_targets"]
+            )
+        return objective(preference, policy, jax.lax.stop_gradient(old), batch)
+
+    def tokens(batch: Batch) -> int:
+        return int(
+            np.count_nonzero(batch["encoder_input_tokens"])
+            + np.count_nonzero(batch["list_targets"])
+        )
+
+    return Stage("rwr", init, loss, tokens, frozen=reference)
+
+
+def objective(
+    preference: PreferenceConfig, policy: ListScores, reference: ListScores, batch: Batch
+) -> tuple[jax.Array, jax.Array, dict[str, jax.Array]]:
+    """The hybrid objective of log-probabilities `[B, C]`: sums over the lists, as a Stage gives
+    them.
+    """
+    mask = batch["list_targets"][:, :, 0] > 0
+    rows = mask[:, 0].astype(jnp.float32)  # rows that fill up a batch have no positive
+    implicit = preference.beta * (policy - reference)
+    term = preference.preference(implicit, batch["rewards"], mask, preference.delta)
+    generation = jnp.where(mask[:, 0], -policy[:, 0], 0.0)
+    total = jnp.sum(term * rows) + preference.alpha * jnp.sum(generation)
+    lead = jax.lax.stop_gradient(implicit[:, :1] - implicit[:, 1:])
+    pairs = mask[:, :1] & mask[:, 1:]
+    sums = {
+        "preference": jnp.sum(term * rows),
+        "sft": jnp.sum(generation),
+        **_ratio("margin", lead, pairs),
+        **_ratio("accuracy", lead > 0, pairs),
+    }
+    levels = batch["levels"]
+    for winner in POSITIVE:
+        for loser in NEGATIVE:
+            these = pairs & (levels[:, :1] == winner) & (levels[:, 1:] == loser)
+            name = f"accuracy/{winner.name.lower()}_{loser.name.lower()}"
+            sums |= _ratio(name, lead > 0, these)
+    return total, jnp.sum(rows), sums
+
+
+def _ratio(name: str, values: jax.Array, where: jax.Array) -> dict[str, jax.Array]:
+    """Sum and count of `values` at `where`: the report divides one by the other."""
+    total = jnp.sum(jnp.where(where, values.astype(jnp.float32), 0.0))
+    return {name: total, f"{name}/count": jnp.sum(where).astype(jnp.float32)}
+
+
+def divergence(
+    model: Seq2Seq, params: Any, reference: Any, batch: Batch
+) -> tuple[jax.Array, jax.Array]:
+    """KL(policy || reference) of the next token along the positives, in nats: sum and tokens.
+
+    How far the policy has moved where people's own queries lead; exact over the vocabulary.
+    """
+    targets = batch["list_targets"][:, :1]
+    given = (batch["encoder_input_tokens"], targets, batch.get("encoder_soft"))
+    new, old = (
+        jax.nn.log_softmax(list_logits(model, p, *given).astype(jnp.float32))
+        for p in (params, reference)
+    )
+    apart = jnp.sum(jnp.exp(new) * (new - old), axis=-1)
+    return jnp.sum(jnp.where(targets > 0, apart, 0.0)), jnp.sum(targets > 0)
+
+
+def make_measure(
+    config: ModelConfig, preference: PreferenceConfig, mesh
+) -> Callable[[Any, Any, list[Batch]], dict[str, float]]:
+    """The training metrics and `kl` of a fixed set of batches: (params, reference, batches) ->
+    {name: mean}.
+    """
+    model = Seq2Seq(dataclasses.replace(config, dropout=0.0))
+
+    @jax.jit
+    def sums(params, reference, batch):
+        with meshes.rules_context(mesh):
+            given = (
+                batch["encoder_input_tokens"],
+                batch["list_targets"],
+                batch.get("encoder_soft"),
+            )
+            policy, old = (
+                log_probabilities(list_logits(model, p, *given), batch["list_targets"])
+                for p in (params, reference)
+            )
+            _, lists, found = objective(preference, policy, old, batch)
+            kl, tokens = divergence(model, params, reference, batch)
+        per_list = {f"{name}/count": lists for name in ("preference", "sft")}
+        return found | per_list | {"kl": kl, "kl/count": tokens}
+
+    def measure(params, reference, batches) -> dict[str, float]:
+        added: dict[str, float] = {}
+        for batch in batches:
+            device_batch = meshes.global_batch(mesh, dict(batch))
+            for name, value in jax.device_get(sums(params, reference, device_batch)).items():
+                added[name] = added.get(name, 0.0) + float(value)
+        return {
+            name: value / added[f"{name}/count"]
+            for name, value in added.items()
+            if added.get(f"{name}/count", 0) > 0
+        }
+
+    return measure
+
+
+def stored_reference(
+    path: str,
+    config: ModelConfig,
+    reference: Any,
+    batch_at: Callable[[int], Batch],
+    steps: int,
+    mesh,
+    fingerprint: str,
+) -> Callable[[int], Batch]:
+    """`batch_at` with the reference's log-probabilities beside each batch, so that training needs
+    no second model.
+
+    They are computed for all steps at once into `path` (float32 `[steps, B_local, C]`, kept with
+    `fingerprint`: of the reference, the data and the seed), and computed anew where that differs.
+    """
+    model = Seq2Seq(dataclasses.replace(config, dropout=0.0))
+
+    @functools.partial(jax.jit, out_shardings=meshes.batch_sharding(mesh))
+    def score(params, batch):
+        with meshes.rules_context(mesh):
+            given = (
+                batch["encoder_input_tokens"],
+                batch["list_targets"],
+                batch.get("encoder_soft"),
+            )
+            logits = list_logits(model, params, *given)
+            return log_probabilities(logits, batch["list_targets"])
+
+    stored = _stored(path, fingerprint, steps)
+    if stored is None:
+        rows, said = [], time.monotonic()
+        for step in range(steps):
+            batch = meshes.global_batch(mesh, dict(batch_at(step)))
+            shards = score(reference, batch).addressable_shards
+            whole_rows = {shard.index[0].start or 0: np.asarray(shard.data) for shard in shards}
+            rows.append(np.concatenate([whole_rows[start] for start in sorted(whole_rows)]))
+            if time.monotonic() - said > 10 and jax.process_index() == 0:
+                said = time.monotonic()
+                print(f"rwr: reference scored on {step + 1:,} of {steps:,} batches", flush=True)
+        stored = np.stack(rows)
+        os.makedirs(os.path.dirname(path), exist_ok=True)
+        with whole(path) as file:
+            np.savez(file, scores=stored, fingerprint=fingerprint)
+
+    def with_reference(step: int) -> Batch:
+        return {**batch_at(step), "reference": stored[step]}
+
+    return with_reference
+
+
+def _stored(path: str, fingerprint: str, steps: int) -> np.ndarray | None:
+    if not os.path.exists(path):
+        return None
+    with np.load(path) as saved:
+        same = str(saved["fingerprint"]) == fingerprint and len(saved["scores"]) >= steps
+        return saved["scores"] if same else None

@@ -1,0 +1,313 @@
+"""The stages of preference alignment: what people's behaviour is worth, and learning from it."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import os
+from collections.abc import Callable, Iterator, Mapping
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from onesug_jax.errors import UserError
+from onesug_jax.files import write_json
+from onesug_jax.registry import Context
+from onesug_jax.stages import opened
+
+if TYPE_CHECKING:
+    from onesug_jax.align.preferences import Behaviour, Drawn
+
+REWARDS_FILE = "rewards.npy"
+_SPLITS = ("train", "dev")
+
+
+def rewards(context: Context) -> None:
+    """What people did with every row, and what each query is worth at each behaviour level, into
+    WORK_DIR/rewards.
+    """
+    from onesug_jax.align import preferences
+    from onesug_jax.align.rewards import reward_table
+
+    work, index = context.work, opened.completions(context)
+    pools = _pools(context, index)
+    config = context.configured("RewardConfig")()
+    report: dict[str, Any] = {}
+    for split, path in opened.splits(work.log).items():
+        if split not in _SPLITS:
+            continue
+        known = (lambda query: index.find(query) >= 0) if split == "train" else None
+        behaviour = preferences.read_behaviour(
+            _blocks(path, known), index.find, len(index), pools, index.top
+        )
+        behaviour.save(work.rewards, split)
+        counts = behaviour.counts()
+        report[split] = preferences.summary(behaviour, counts)
+        if split == "train":
+            np.save(os.path.join(work.rewards, REWARDS_FILE), reward_table(counts, config))
+    write_json(os.path.join(work.rewards, "report.json"), report)
+    print(preferences.format_summary(report["train"]), flush=True)
+
+
+def _pools(context: Context, index) -> dict[str, list[int]]:
+    """prefix -> numbers of its mined candidates, best first."""
+    from onesug_jax.logs.mined import read_table
+
+    table = read_table(context.work.mined, "pools")
+    found: dict[str, list[int]] = {}
+    for prefix, query in zip(table["prefix"].to_pylist(), table["query"].to_pylist(), strict=True):
+        found.setdefault(prefix, []).append(index.find(query))
+    return found
+
+
+def _blocks(path: str, known: Callable[[str], bool] | None) -> Iterator[dict[str, list]]:
+    """The rows of a split as the examples stage takes them: in training, known queries only."""
+    import pyarrow.parquet as pq
+
+    from onesug_jax.align.preferences import COLUMNS
+
+    with pq.ParquetFile(path) as file:
+        for batch in file.iter_batches(columns=list(COLUMNS)):
+            block = {name: batch.column(name).to_pylist() for name in COLUMNS}
+            if known is not None:
+                keep = [known(query) for query in block["query"]]
+                block = {
+                    name: [value for value, kept in zip(values, keep, strict=True) if kept]
+                    for name, values in block.items()
+                }
+            yield block
+
+
+class _Batches:
+    """Preference lists of one split as the arrays of `align.rwr`: a function of the step."""
+
+    def __init__(self, context: Context, split: str, drawn_from: Behaviour, stored: dict, task):
+        from onesug_jax.tasks.examples import Examples
+        from onesug_jax.tasks.features import FeatureSpec, Featurizer
+        from onesug_jax.tasks.vocabulary import Vocabulary
+
+        work = context.work
+        self.examples = Examples.load(work.examples, task, split)
+        if len(self.examples) != len(drawn_from):
+            raise UserError(
+                f"{self.examples.folder} holds {len(self.examples):,} examples, {work.rewards} "
+                f"{len(drawn_from):,} rows of the same split; run examples and rewards again."
+            )
+        self.rewards = np.load(os.path.join(work.rewards, REWARDS_FILE), mmap_mode="r")
+        self.queries = opened.completions(context).queries
+        self.featurizer = Featurizer(Vocabulary.load(work.vocab), FeatureSpec(**stored["features"]))
+        self.ids = opened.semantic_ids(context) if task.endswith("request_to_id") else None
+        self.soft = bool(stored["model"]["soft_dim"])
+        longest = int(self.examples.meta["longest"]["inputs"])
+        self.length = min(-(-longest // 8) * 8, self.featurizer.spec.input_length)
+        targets = int(self.examples.meta["longest"]["targets"])
+        self.target_length = min(-(-targets // 4) * 4, self.featurizer.spec.target_length)
+
+    def __call__(self, drawn: Drawn) -> dict[str, np.ndarray]:
+        """The arrays of these lists, `[B, ...]`."""
+        from onesug_jax.tasks import layouts
+
+        size = len(drawn.rows)
+        given = ([self.examples], np.zeros(size, np.int64), drawn.rows, np.arange(size))
+        batch = layouts.assemble(*given, (size, self.length, self._room), packed=False)
+        targets = np.zeros((*drawn.numbers.shape, self.target_length), np.int32)
+        for at, number in np.ndenumerate(drawn.numbers):
+            if number >= 0:
+                ids = self._target(int(number))[: self.target_length]
+                targets[at][: len(ids)] = ids
+        out = {
+            "encoder_input_tokens": batch["encoder_input_tokens"],
+            "list_targets": targets,
+            "rewards": self.rewards[drawn.levels.astype(int), np.maximum(drawn.numbers, 0)],
+            "levels": drawn.levels.astype(np.int32),
+        }
+        if self.soft:
+            out["encoder_soft"] = layouts.place_soft(*given, (size, 1))
+        return out
+
+    @property
+    def _room(self) -> int:
+        return int(self.examples.meta["longest"]["targets"])
+
+    def _target(self, number: int) -> np.ndarray:
+        if self.ids is not None:
+            return self.featurizer.id_tokens(self.ids.of(number))
+        return self.featurizer.target(self.queries[number])
+
+
+def rwr(
+    context: Context,
+    *,
+    steps: int = 800,
+    batch_size: int = 32,
+    accumulation: int = 1,
+    log_every: int = 50,
+    checkpoint_every: int = 200,
+    evaluate_every: int = 200,
+    dev_rows: int = 1000,
+    dev_lists: int = 512,
+    watch: str = "value",
+    patience: int = 3,
+    reference: str = "copy",
+    params_from: str | None = None,
+) -> None:
+    """The preference-aligned model, into WORK_DIR/rwr, from the one in WORK_DIR/pretrain.
+
+    Args:
+      steps, batch_size: updates, and preference lists in each.
+      evaluate_every: in updates; the model then writes lists for the first `dev_rows` rows of the
+        dev split, and preference metrics are taken of `dev_lists` lists of that split.
+      watch: by which figure of those lists the best parameters are kept: "mrr@16", "order_mrr@16",
+        or "value", the mean of both. After `patience` evaluations without a better one it stops.
+      reference: "copy" keeps the frozen model in memory, "stored" its log-probabilities on disk.
+      params_from: folder of another model to start from, and to hold as reference.
+
+    Raises:
+      UserError: nothing to prefer: a single query, or a model trained on other tasks.
+    """
+    from onesug_jax.align import rwr as preference
+    from onesug_jax.align.preferences import Behaviour, Lists
+    from onesug_jax.model.config import ModelConfig
+    from onesug_jax.train import loop
+    from onesug_jax.train.checkpoint import load_params
+    from onesug_jax.train.mesh import batch_part
+    from onesug_jax.train.step import abstract_state, shardings_of
+
+    if reference not in ("copy", "stored"):
+        raise UserError(f'rwr.reference = {reference!r}: expected "copy" or "stored"')
+    if watch not in ("value", "mrr@16", "order_mrr@16"):
+        raise UserError(f"rwr.watch = {watch!r}: expected value, mrr@16 or order_mrr@16")
+    opened.keep_compiled(context)
+    work = context.work
+    stored = opened.model_description(context, "pretrain")
+    task = _task(stored)
+    behaviour = Behaviour.load(work.rewards, "train")
+    if behaviour.queries < 2:
+        raise UserError(
+            f"{work.rewards}: the log knows a single query, so there is nothing to prefer it to; "
+            "the pretrain stage's model is all that can be trained on this log."
+        )
+    config = ModelConfig(**stored["model"])
+    lists = Lists(behaviour, context.configured("ListConfig")(), context.seed)
+    batches = _Batches(context, "train", behaviour, stored, task)
+    objective = context.configured("PreferenceConfig")()
+    mesh = context.configured("make_mesh")()
+    part, parts = batch_part(mesh)
+    if batch_size % parts:
+        raise UserError(f"rwr.batch_size = {batch_size}: does not divide over {parts} processes")
+    mine = slice(part * (batch_size // parts), (part + 1) * (batch_size // parts))
+
+    def batch_at(step: int) -> dict[str, np.ndarray]:
+        drawn = lists(step, batch_size)
+        cut = {name: getattr(drawn, name)[mine] for name in ("rows", "numbers", "levels")}
+        return batches(dataclasses.replace(drawn, **cut))
+
+    optimizer = context.configured("make_optimizer")(steps=steps)
+    like = abstract_state(preference.rwr_stage(config, objective), optimizer, mesh).params
+    source = work.pretrain if params_from is None else params_from
+    frozen = load_params(source, shardings_of(like))
+    write_json(os.path.join(work.rwr, opened.MODEL_FILE), stored)
+    watched, dev_metrics = _watch(
+        context, config, objective, mesh, frozen, stored, task, dev_rows, dev_lists
+    )
+    if reference == "stored":
+        stamp = _stamp(context, source, objective, batch_size)
+        path = os.path.join(work.rwr, f"reference.{part}.npz")
+        batch_at = preference.stored_reference(path, config, frozen, batch_at, steps, mesh, stamp)
+    print(
+        f"{config.parameters():,} parameters; {len(behaviour):,} rows, lists of 1 + "
+        f"{lists.config.negatives}, shown by {behaviour.shown_by}; {objective.loss}, beta "
+        f"{objective.beta}, delta {objective.delta}, alpha {objective.alpha}",
+        flush=True,
+    )
+    watched = bool(watched and evaluate_every)
+    loop.fit(
+        preference.rwr_stage(config, objective, frozen if reference == "copy" else None),
+        batch_at=batch_at,
+        mesh=mesh,
+        optimizer=optimizer,
+        steps=steps,
+        seed=context.seed,
+        folder=work.rwr,
+        accumulation=accumulation,
+        log_every=log_every,
+        checkpoint_every=checkpoint_every,
+        evaluate_every=evaluate_every if watched else 0,
+        evaluate_fn=dev_metrics if watched else None,
+        best_metric=watch if watched else None,
+        patience=patience if watched else 0,
+        params_from=frozen,
+        on_mismatch="restart",
+    )
+
+
+def _task(stored: Mapping[str, Any]) -> str:
+    """The task whose inputs are requests, one a row of the log, and whose targets are the queries."""
+    tasks = list(stored["tasks"])
+    for kind in ("_query", "_request_to_id"):
+        for task in tasks:
+            if task.endswith(kind):
+                return task
+    raise UserError(
+        f"the pretrained model learnt {', '.join(tasks)}: preferences need a model that was trained "
+        "on the kind `query` or `request_to_id` (gin: examples.tasks)"
+    )
+
+
+def _watch(context, config, objective, mesh, frozen, stored, task, dev_rows, dev_lists):
+    """Whether there is a dev split to watch, and the function that does it: preference metrics of
+    its lists beside what real beams write.
+    """
+    from onesug_jax.align.preferences import Behaviour, ListConfig, Lists
+    from onesug_jax.align.rewards import POSITIVE
+    from onesug_jax.align.rwr import make_measure
+    from onesug_jax.stages.lists import score
+
+    dev = os.path.join(context.work.log, "dev.parquet")
+    if not os.path.exists(dev) or not dev_rows:
+        return False, None
+    behaviour = Behaviour.load(context.work.rewards, "dev")
+    lists = Lists(behaviour, ListConfig(), context.seed)
+    known = np.flatnonzero((behaviour.query >= 0) & np.isin(behaviour.level, POSITIVE))
+    drawn = lists.of(known[:dev_lists])
+    to_arrays = _Batches(context, "dev", behaviour, stored, task)
+    block, fixed = 64, []
+    for start in range(0, len(drawn.rows), block):
+        cut = slice(start, start + block)
+        arrays = to_arrays(
+            dataclasses.replace(
+                drawn, rows=drawn.rows[cut], numbers=drawn.numbers[cut], levels=drawn.levels[cut]
+            )
+        )
+        room = block - len(arrays["levels"])
+        fixed.append(
+            {n: np.pad(x, [(0, room)] + [(0, 0)] * (x.ndim - 1)) for n, x in arrays.items()}
+        )
+    measure = make_measure(config, objective, mesh)
+
+    def dev_metrics(params, step: int) -> dict[str, float]:
+        found = measure(params, frozen, fixed)
+        scores = score(context, dev, context.work.log, model="rwr", params=params, limit=dev_rows)
+        every, order = (scores.metrics["model"][name] for name in ("all", "order"))
+        ordered = order["mrr@16"] if order["n"] else every["mrr@16"]
+        written = {
+            "hr@16": every["hr@16"],
+            "mrr@16": every["mrr@16"],
+            "order_mrr@16": ordered,
+            "value": (every["mrr@16"] + ordered) / 2,
+        }
+        return written | found
+
+    return True, dev_metrics
+
+
+def _stamp(context: Context, source: str, objective, batch_size: int) -> str:
+    """What stored log-probabilities depend on, in one word."""
+    from onesug_jax import workdir
+
+    made = workdir.Manifest.read(source)
+    parts = [source, made and made.inputs, context.seed, batch_size]
+    settings = {k: v for k, v in context.settings.items() if k.startswith("ListConfig")}
+    text = json.dumps([*parts, settings], default=str, sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]

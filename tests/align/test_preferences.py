@@ -1,0 +1,188 @@
+"""Preference lists: who may be in them, how often, and that a draw is a function of the step."""
+
+import numpy as np
+import pytest
+
+from onesug_jax.align import preferences
+from onesug_jax.align.preferences import Behaviour, ListConfig, Lists, read_behaviour
+from onesug_jax.errors import UserError
+from onesug_jax.logs.schema import Level
+
+QUERIES = [f"q{n}" for n in range(40)]
+NUMBER = {query: number for number, query in enumerate(QUERIES)}
+POOLS = {"q": list(range(12)), "q1": [10, 11, 12]}
+
+
+def row(query, shown=(), prefix="q", clicked=(), ordered=()):
+    return {
+        "prefix": prefix,
+        "query": query,
+        "shown": list(shown),
+        "clicked_items": list(clicked),
+        "ordered_items": list(ordered),
+    }
+
+
+def behaviour_of(*rows, queries=len(QUERIES), pools=POOLS):
+    block = {name: [r[name] for r in rows] for name in preferences.COLUMNS}
+    return read_behaviour(
+        [block],
+        lambda q: NUMBER.get(q, -1),
+        queries,
+        pools,
+        lambda prefix, k: range(min(k, queries)),
+    )
+
+
+def some(count=60):
+    rng = np.random.default_rng(1)
+    rows = []
+    for _ in range(count):
+        shown = [QUERIES[n] for n in rng.choice(9, 5, replace=False)]
+        own = QUERIES[rng.integers(0, 14)]
+        kind = int(rng.integers(0, 3))
+        rows.append(
+            row(own, shown, clicked=["i"][kind < 1 :], ordered=["o"][kind < 2 :], prefix="q")
+        )
+    return behaviour_of(*rows)
+
+
+def test_rows_become_numbers_levels_and_what_else_was_shown():
+    b = behaviour_of(
+        row("q3", ["q1", "q3", "unheard of", "q2"], ordered=["x"]),
+        row("unheard of", ["q5"], prefix="zz"),
+        row("q4", clicked=["x"], prefix="q1"),
+    )
+    assert b.query.tolist() == [3, -1, 4]
+    assert b.level.tolist() == [Level.ORDER, Level.CLICK, Level.ITEM_CLICK]
+    assert b.pool.tolist() == [0, -1, 1]
+    assert b.shown.tolist() == [1, 2, 5]
+    assert b.shown_offsets.tolist() == [0, 2, 3, 3]
+    assert b.shown_by == "log"
+
+
+def test_counts_are_those_of_a_plain_loop():
+    b = some()
+    slow = np.zeros((6, b.queries), np.int64)
+    for r in range(len(b)):
+        own = b.query[r]
+        shown = set(b.shown[b.shown_offsets[r] : b.shown_offsets[r + 1]].tolist())
+        slow[b.level[r], own] += 1
+        slow[Level.RAND, own] += 1
+        for query in shown:
+            slow[Level.SHOW, query] += 1
+        for query in b.pools[b.pool_offsets[b.pool[r]] : b.pool_offsets[b.pool[r] + 1]].tolist():
+            slow[Level.NOT_SHOW, query] += query not in shown and query != own
+    np.testing.assert_array_equal(b.counts(), slow)
+
+
+def test_a_log_without_shown_lists_takes_what_is_most_popular():
+    b = behaviour_of(row("q3"), row("q20"))
+    assert b.shown_by == "most_popular"
+    assert b.shown[: b.shown_offsets[1]].tolist() == [0, 1, 2, 4, 5, 6, 7, 8, 9]
+    told = preferences.format_summary(preferences.summary(b, b.counts()))
+    assert "no shown lists" in told and "10 most popular" in told
+
+
+def test_no_list_holds_a_query_twice_or_its_own_positive():
+    b = some()
+    lists = Lists(b, ListConfig(negatives=8), seed=4)
+    for step in range(20):
+        drawn = lists(step, 16)
+        for numbers in drawn.numbers:
+            real = numbers[numbers >= 0]
+            assert len(set(real.tolist())) == len(real)
+        assert drawn.mask.all()  # forty queries leave room for eight
+
+
+def test_negatives_are_of_the_level_they_are_said_to_be():
+    b = some()
+    lists, seen = Lists(b, ListConfig(), seed=0), set()
+    for step in range(30):
+        drawn = lists(step, 16)
+        for r, numbers, levels in zip(drawn.rows, drawn.numbers, drawn.levels, strict=True):
+            shown = b.shown[b.shown_offsets[r] : b.shown_offsets[r + 1]].tolist()
+            pool = b.pools[b.pool_offsets[b.pool[r]] : b.pool_offsets[b.pool[r] + 1]].tolist()
+            assert numbers[0] == b.query[r] and levels[0] == b.level[r]
+            for number, level in zip(numbers[1:].tolist(), levels[1:].tolist(), strict=True):
+                assert (number in shown) == (level == Level.SHOW)
+                if level == Level.NOT_SHOW:
+                    assert number in pool
+                seen.add((int(levels[0]), level))
+    assert len(seen) == 9  # all pair types
+
+
+def test_the_mix_of_levels_is_the_one_asked_for():
+    b = some(200)
+    drawn = Lists(b, ListConfig(show=0.0, not_show=0.0, rand=1.0), 0)(0, 500)
+    assert (drawn.levels[:, 1:] == Level.RAND).all()
+    drawn = Lists(b, ListConfig(order=1.0, item_click=0.0, click=0.0), 0)(0, 500)
+    assert (drawn.levels[:, 0] == Level.ORDER).all()
+    shares = Lists(b, ListConfig(negatives=1), 0)(0, 20_000).levels[:, 1]
+    assert np.mean(shares == Level.SHOW) == pytest.approx(0.5, abs=0.02)
+    plain = Lists(b, ListConfig(), 0)(0, 20_000).levels[:, 0]
+    assert np.mean(plain == Level.ORDER) == pytest.approx(np.mean(b.level == Level.ORDER), abs=0.02)
+
+
+def test_a_draw_is_a_function_of_seed_and_step():
+    b = some()
+    once, again = (Lists(b, ListConfig(), seed=7) for _ in range(2))
+    for step in (5, 0, 5):
+        np.testing.assert_array_equal(once(step, 8).numbers, again(step, 8).numbers)
+    assert (once(0, 8).numbers != once(1, 8).numbers).any()
+    assert (Lists(b, ListConfig(), seed=8)(0, 8).numbers != once(0, 8).numbers).any()
+
+
+def test_places_go_to_the_next_level_where_a_request_has_none():
+    b = behaviour_of(row("q3", prefix="nothing mined"), row("q5", ["q6"], prefix="nothing mined"))
+    drawn = Lists(b, ListConfig(show=1.0, not_show=0.0, rand=0.0), 0)(0, 64)
+    assert drawn.mask.all()
+    of_first = drawn.levels[drawn.rows == 0, 1:]
+    assert (of_first == Level.RAND).all()
+    of_second = drawn.levels[drawn.rows == 1, 1:]
+    assert ((of_second == Level.SHOW).sum(axis=1) == 1).all()
+
+
+def test_a_shop_of_two_queries_leaves_places_empty():
+    b = behaviour_of(row("q0"), row("q1"), queries=2, pools={})
+    drawn = Lists(b, ListConfig(negatives=3), 0)(0, 8)
+    assert (drawn.mask.sum(axis=1) == 2).all()
+
+
+def test_rows_of_unknown_queries_open_no_list():
+    b = behaviour_of(row("unheard of"), row("q1", ["q2"]))
+    assert (Lists(b, ListConfig(), 0)(0, 32).rows == 1).all()
+    with pytest.raises(UserError, match="no row can open"):
+        Lists(behaviour_of(row("unheard of")), ListConfig(), 0)
+    with pytest.raises(UserError, match="asks for none"):
+        Lists(b, ListConfig(click=0.0), 0)
+
+
+def test_lists_of_given_rows_do_not_change():
+    lists = Lists(some(), ListConfig(), 0)
+    rows = np.array([3, 1, 3])
+    np.testing.assert_array_equal(lists.of(rows).numbers, lists.of(rows).numbers)
+    np.testing.assert_array_equal(lists.of(rows).rows, rows)
+
+
+def test_saved_and_opened_again(tmp_path):
+    b = some()
+    b.save(str(tmp_path), "train")
+    opened = Behaviour.load(str(tmp_path), "train")
+    np.testing.assert_array_equal(opened.counts(), b.counts())
+    assert (opened.queries, opened.shown_by) == (b.queries, b.shown_by)
+    with pytest.raises(UserError, match="rewards stage"):
+        Behaviour.load(str(tmp_path), "dev")
+
+
+def test_a_log_of_one_level_is_told_what_it_cannot_teach():
+    b = behaviour_of(row("q1", ["q2"]), row("q2", ["q1"]), pools={})
+    told = preferences.format_summary(preferences.summary(b, b.counts()))
+    assert "every row's level is CLICK" in told and "no NOT_SHOW pairs" in told
+
+
+def test_settings_that_ask_for_nothing_are_refused():
+    with pytest.raises(UserError, match="negatives"):
+        ListConfig(negatives=0)
+    with pytest.raises(UserError, match="shares"):
+        ListConfig(show=0.0, not_show=0.0, rand=0.0)
