@@ -1,8 +1,8 @@
 """The named array kinds: signatures elsewhere read like prose as shapes are declared here, once.
 
 Axes: `B` requests, `L` encoder positions, `T` decoder positions, `K` beams, `C` targets of a
-request's list, `V` vocabulary, `D` model width, `E` width of the text encoder, `H` heads, `N` layers. The names document; nothing
-is checked at run time.
+request's list, `V` vocabulary, `D` model width, `E` width of the text encoder, `H` heads, `N`
+layers. The names document; nothing is checked at run time.
 """
 
 from __future__ import annotations

@@ -56,7 +56,7 @@ def dpo(implicit: ListScores, rewards: ListScores, mask: ListMask, delta: float)
 def softmax_dpo(
     implicit: ListScores, rewards: ListScores, mask: ListMask, delta: float
 ) -> jax.Array:
-    """List-wise, unweighted: `-log sigma(-log sum_l e^(rhat_l - rhat_w))` (Chen et al. 2024, S-DPO).
+    """List-wise, unweighted: `-log sigma(-log sum_l e^(rhat_l - rhat_w))` (S-DPO, Chen 2024).
 
     Equal to the cross-entropy of picking the positive out of the list. `[B]`.
     """

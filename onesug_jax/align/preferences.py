@@ -161,9 +161,9 @@ class ListConfig:
     Attributes:
       negatives: N, negatives of a list (the authors': 4).
       show, not_show, rand: shares of the negative levels. Where a request has no (further) negative
-        of the level drawn, the place goes to the next one: SHOW, NOT_SHOW, RAND, in that order.
-      order, item_click, click: how much likelier a row of that level is drawn than by chance; all 1:
-        as often as the log has them.
+        of the level drawn, the place goes to the next one of SHOW, NOT_SHOW, RAND, SHOW.
+      order, item_click, click: how much likelier a row of that level is drawn than by chance; all
+        1: as often as the log has them.
     """
 
     negatives: int = 4
@@ -250,11 +250,12 @@ class Lists:
         numbers[:, 0], levels[:, 0] = b.query[rows], b.level[rows]
         for column in range(1, 1 + count):
             wanted = np.searchsorted(self._negative, random.random(len(rows)), side="right")
-            for kind in range(len(NEGATIVE)):  # from the level wanted on to those after it
-                for _ in range(_ATTEMPTS):
-                    open_ = np.flatnonzero((numbers[:, column] < 0) & (wanted <= kind))
-                    if not len(open_):
-                        break
+            for attempt in range(len(NEGATIVE) * len(NEGATIVE) * _ATTEMPTS):
+                # The level wanted, then the two others; a few draws of each.
+                turn, kind = divmod(attempt // _ATTEMPTS, len(NEGATIVE))
+                its_turn = (wanted + turn) % len(NEGATIVE) == kind
+                open_ = np.flatnonzero((numbers[:, column] < 0) & its_turn)
+                if len(open_):
                     found = self._candidates(kind, rows[open_], random)
                     taken = (numbers[open_] == found[:, None]).any(axis=1) | (found < 0)
                     if kind:  # what was shown is neither NOT_SHOW nor RAND

@@ -65,7 +65,7 @@ class RewardConfig:
 
     @property
     def base(self) -> np.ndarray:
-        """lambda by level number, float64 `[6]`."""
+        """Lambda by level number, float64 `[6]`."""
         return np.array([getattr(self, level.name.lower()) for level in Level], np.float64)
 
 

@@ -30,10 +30,10 @@ def suggester(
     """The trained model of WORK_DIR, ready to write lists.
 
     `model` says which: "pretrain" (SFT), "rwr" (preference-aligned), or "auto": the aligned one if
-    there is one. `targets` says what it writes: "query", "id" (semantic ids, mapped back to queries), or "auto":
-    queries if it was trained on them. `closed` keeps lists to queries of the train split,
-    `must_start` to those that start with the prefix wherever one does; `params` stands in for the
-    stored parameters.
+    there is one. `targets` says what it writes: "query", "id" (semantic ids, mapped back to
+    queries), or "auto": queries if it was trained on them. `closed` keeps lists to queries of the
+    train split, `must_start` to those that start with the prefix wherever one does; `params` stands
+    in for the stored parameters.
     """
     from onesug_jax.decode.suggester import Suggester
     from onesug_jax.model.config import ModelConfig

@@ -51,7 +51,7 @@ def rewards(context: Context) -> None:
 
 
 def _pools(context: Context, index) -> dict[str, list[int]]:
-    """prefix -> numbers of its mined candidates, best first."""
+    """Numbers of the mined candidates of every prefix, best first."""
     from onesug_jax.logs.mined import read_table
 
     table = read_table(context.work.mined, "pools")
@@ -243,15 +243,15 @@ def rwr(
 
 
 def _task(stored: Mapping[str, Any]) -> str:
-    """The task whose inputs are requests, one a row of the log, and whose targets are the queries."""
+    """The task that reads requests, one a row of the log, and writes their queries or ids."""
     tasks = list(stored["tasks"])
     for kind in ("_query", "_request_to_id"):
         for task in tasks:
             if task.endswith(kind):
                 return task
     raise UserError(
-        f"the pretrained model learnt {', '.join(tasks)}: preferences need a model that was trained "
-        "on the kind `query` or `request_to_id` (gin: examples.tasks)"
+        f"the pretrained model learnt {', '.join(tasks)}: preferences need a model that was "
+        "trained on the kind `query` or `request_to_id` (gin: examples.tasks)"
     )
 
 

@@ -23,7 +23,7 @@ def row(query, shown=(), prefix="q", clicked=(), ordered=()):
     }
 
 
-def behaviour_of(*rows, queries=len(QUERIES), pools=POOLS):
+def behaviour_of(*rows, queries=40, pools=POOLS):
     block = {name: [r[name] for r in rows] for name in preferences.COLUMNS}
     return read_behaviour(
         [block],
