@@ -3,6 +3,7 @@
   python launch/bench.py --suite decode                 one beam-32 list, model tiny
   python launch/bench.py --suite decode --model small
   python launch/bench.py --suite train --model mini     layouts of the examples: examples/s
+  python launch/bench.py --suite rwr --model small      preference step: encode once, or repeat
 
 Everything is made on the spot: a simulated log, its vocabulary, random parameters (speed does not
 depend on them; the number of decoder steps hardly does).
@@ -227,6 +228,76 @@ def train(size: str, requests: int) -> None:
             print(f"  {layout:<12} {loader.fill:>7.0%} {rate:>11.0f} {flops / spent / 1e9:>9.0f}")
 
 
+# ---------------------------------------------------------------------------------------- rwr
+
+
+def rwr(size: str, requests: int) -> None:
+    """One preference step, gradient included, encoding each request once; beside the plain way that
+    repeats it for every target, through policy and reference.
+    """
+    from onesug_jax.align.rwr import PreferenceConfig, objective, rwr_stage
+
+    rows, negatives, length, target = 32, 4, 96, 12
+    model, params = model_of(size, 4224)
+    _, reference = model_of(size, 4224)
+    reference = jax.tree.map(lambda leaf: leaf * 1.01, reference)
+    config = PreferenceConfig()
+    rng = np.random.default_rng(0)
+    batch = {
+        "encoder_input_tokens": rng.integers(2, 4000, (rows, length)).astype(np.int32),
+        "list_targets": rng.integers(2, 4000, (rows, 1 + negatives, target)).astype(np.int32),
+        "rewards": np.tile(np.array([2.0, 0.5, 0.5, 0.2, 0.0], np.float32), (rows, 1)),
+        "levels": np.tile(np.array([5, 2, 2, 1, 0], np.int32), (rows, 1)),
+    }
+    stage = rwr_stage(model.config, config, reference)
+
+    def once(params, reference, batch):
+        total, weight, _ = stage.loss_fn(params, batch, jax.random.key(0), reference)
+        return total / weight
+
+    def log_probabilities(params, batch):
+        targets = batch["list_targets"].reshape(-1, target)
+        tokens = jnp.repeat(batch["encoder_input_tokens"], 1 + negatives, 0)
+        shifted = jnp.pad(targets, ((0, 0), (1, 0)))[:, :-1]
+        logs = jax.nn.log_softmax(model.apply({"params": params}, tokens, shifted))
+        chosen = jnp.take_along_axis(logs, targets[..., None], axis=-1)[..., 0]
+        return jnp.sum(chosen, axis=1).reshape(rows, -1)
+
+    def repeated(params, reference, batch):
+        old = jax.lax.stop_gradient(log_probabilities(reference, batch))
+        total, weight, _ = objective(config, log_probabilities(params, batch), old, batch)
+        return total / weight
+
+    print(
+        f"{size}: {model.config.parameters():,} parameters, {rows} requests of {length}, "
+        f"{negatives} negatives of {target}; loss and gradient"
+    )
+    print(f"  {'':<34} {'lists/s':>8} {'activations':>12} {'GFLOP':>7}")
+    results = {}
+    for name, loss in (("encode once", once), ("repeat the request", repeated)):
+        compiled = jax.jit(jax.value_and_grad(loss)).lower(params, reference, batch).compile()
+        value, gradient = compiled(params, reference, batch)
+        spent = timed(
+            lambda _, compiled=compiled: jax.block_until_ready(compiled(params, reference, batch)),
+            range(requests),
+        )
+        memory = compiled.memory_analysis().temp_size_in_bytes
+        flops = compiled.cost_analysis()["flops"]
+        results[name] = (1000 * rows / float(np.median(spent)), memory, value, gradient)
+        print(
+            f"  {name:<34} {results[name][0]:>8.1f} {memory / 2**20:>8.1f} MiB {flops / 1e9:>7.1f}"
+        )
+    (ours, less, value, gradient), (plain, more, other, others) = results.values()
+    worst = max(
+        float(jnp.max(jnp.abs(a - b)) / (jnp.max(jnp.abs(b)) + 1e-9))
+        for a, b in zip(jax.tree.leaves(gradient), jax.tree.leaves(others), strict=True)
+    )
+    print(
+        f"  x{ours / plain:.2f} lists/s, {less / more:.0%} of the activations; losses "
+        f"{float(value):.6f} and {float(other):.6f}, gradients within {worst:.1e} of their largest"
+    )
+
+
 def machine() -> str:
     """Device and processor, as the figures' first line."""
     device = jax.devices()[0]
@@ -240,7 +311,7 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    suites = {"decode": (decode, 100), "train": (train, 40)}
+    suites = {"decode": (decode, 100), "train": (train, 40), "rwr": (rwr, 10)}
     parser.add_argument("--suite", choices=suites, required=True)
     parser.add_argument("--model", default="tiny", help="a name in gin_configs/models")
     parser.add_argument("--count", type=int, help="requests, or steps a layout")

@@ -37,6 +37,7 @@ FOLDERS = (
     "pretrain",
     "rewards",
     "rwr",
+    "cascade",
     "report",
 )
 

@@ -88,6 +88,9 @@ class RelatedQueries:
       encode: texts -> unit embeddings `[n, E]`, for prefixes and history queries not in the index;
         None: such prefixes have no neighbours, such queries do not count as taste.
       soft: whether `vectors` gives the enhanced prefixes.
+
+    Attributes:
+      text_vector: text -> its unit embedding `[E]`, remembered; None where it cannot be embedded.
     """
 
     def __init__(
@@ -102,7 +105,7 @@ class RelatedQueries:
     ):
         self.completions, self.k, self.config = completions, k, config
         self.index, self._encode, self._soft = index, encode, soft
-        self._text_vector = functools.lru_cache(maxsize=_REMEMBERED)(self._vector_of_text)
+        self.text_vector = functools.lru_cache(maxsize=_REMEMBERED)(self._vector_of_text)
         self._enhanced = functools.lru_cache(maxsize=_REMEMBERED)(self._vector_of_prefix)
         self._neighbours = functools.lru_cache(maxsize=_REMEMBERED)(self._search)
 
@@ -148,6 +151,17 @@ class RelatedQueries:
         """Whether one training row alone led from a prefix to a query, `[B]`."""
         return [self._alone(p, q) >= 0 for p, q in zip(prefixes, queries, strict=True)]
 
+    def query_vectors(self, numbers: np.ndarray) -> np.ndarray:
+        """Unit embeddings of known queries, `[n, E]`; needs an index."""
+        return self.index.vectors_of(numbers)
+
+    def nearest(self, prefix: str, k: int) -> list[int]:
+        """Numbers of at most k queries nearest to the enhanced prefix; needs an index."""
+        vector = self._enhanced(prefix, -1)
+        if vector is None:
+            return []
+        return [int(i) for i in np.ravel(self.index.search(vector, k)[0]) if i >= 0]
+
     def _one(self, prefix: str, history: Sequence[str], without: str | None) -> list[str]:
         own = -1 if without is None else self.completions.find(without)
         pool, counts = self._pool(prefix, own)
@@ -174,7 +188,7 @@ class RelatedQueries:
     def _ranked(self, pool: np.ndarray, counts: np.ndarray, history: Sequence[str]) -> list[int]:
         score = self.config.popularity * np.log(counts)
         if self.index is not None and self.config.taste and len(pool):
-            vectors = [(j, self._text_vector(text)) for j, text in enumerate(history)]
+            vectors = [(j, self.text_vector(text)) for j, text in enumerate(history)]
             vectors = [
                 (self.config.decay**j, vector) for j, vector in vectors if vector is not None
             ]

@@ -81,6 +81,7 @@ def score(
     from is a rival, `sft`.
     """
     from onesug_jax.evaluate import baselines, evaluator
+    from onesug_jax.evaluate.cascade import load
     from onesug_jax.logs.history import with_history
 
     chosen = {} if model is None else {"model": model}
@@ -97,6 +98,9 @@ def score(
         lists["most_popular"] = baselines.MostPopular(index).suggest
         if model is None and opened.model_stage(context) == "rwr":
             lists["sft"] = suggester(context, model="pretrain")
+        if opened.finished(context.work.cascade):
+            rival = _rival_parts(context)
+            lists["cascade"] = load(context.work.cascade, *rival).suggest
     return evaluator.evaluate(
         rows,
         lists,
@@ -105,6 +109,32 @@ def score(
         known=len(index),
         slices=context.configured("SliceSpec")(),
     )
+
+
+def cascade(context: Context) -> None:
+    """The rival: recall, pre-rank and a LightGBM ranker, trained on the train split, into
+    WORK_DIR/cascade.
+    """
+    from onesug_jax.evaluate import cascade as rival
+
+    rows, known, config = _rival_parts(context)
+    report = rival.train(rows, known, config, context.work.cascade, context.seed)
+    print(
+        f"cascade: {report['rows']:,} newest rows, the query of {report['recalled']:,} recalled; "
+        f"{report['trees']} trees"
+    )
+    for name, share in list(report["importance"].items())[:8]:
+        print(f"  {name:<16} {100 * share:5.1f} % of the gain")
+
+
+def _rival_parts(context: Context):
+    """Rows of the train split, what is mined and aligned, and the sizes of the cascade."""
+    from onesug_jax.evaluate import cascade as rival
+    from onesug_jax.tasks.features import FeatureSpec
+
+    train = os.path.join(context.work.log, "train.parquet")
+    rows = rival.read_rows([train], train)
+    return rows, opened.related(context, FeatureSpec()), context.configured("CascadeConfig")()
 
 
 def evaluate(context: Context, *, split: str = "dev") -> None:
@@ -164,6 +194,8 @@ def scored(context: Context) -> tuple[str, ...]:
             "of them"
         )
     model = ["pretrain/model.json", opened.parameters(context, "pretrain")]
+    if opened.finished(context.work.cascade):
+        model.append("cascade/ranker.txt")
     if opened.model_stage(context) == "rwr":
         model.append(opened.parameters(context, "rwr"))
     return ("log/*.parquet", "mined/*", "vocab/*", *opened.PRE, *model, *own)

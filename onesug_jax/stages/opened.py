@@ -48,8 +48,13 @@ def model_stage(context: Context) -> str:
     """The folder of the model in use: "rwr" where preference alignment has left one, else
     "pretrain".
     """
-    made = workdir.Manifest.read(context.work.rwr)
-    return "rwr" if made is not None and made.finished else "pretrain"
+    return "rwr" if finished(context.work.rwr) else "pretrain"
+
+
+def finished(folder: str) -> bool:
+    """Whether a stage has filled this folder, and to its end."""
+    made = workdir.Manifest.read(folder)
+    return made is not None and bool(made.finished)
 
 
 def parameters(context: Context, stage: str) -> str:

@@ -1,0 +1,412 @@
+"""The rival that OneSug replaces: recall, pre-rank and rank, one after another (PAPER.md, "MCA").
+
+  recall     the most searched queries that start with the prefix, and those nearest to its enhanced
+             embedding by the aligned encoder
+  pre-rank   popularity and likeness to the user's history, one weighted sum: keeps `kept`
+  rank       LightGBM's LambdaMART over `FEATURES`
+
+Trained on the newest rows of the train split with statistics of the rows before them, so that no
+feature knows its own row; it then serves with the statistics of all. It sees what the model sees:
+prefix, history, profile, and what was mined and aligned.
+"""
+
+from __future__ import annotations
+
+import collections
+import dataclasses
+import functools
+import os
+import time
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Protocol
+
+import numpy as np
+
+from onesug_jax.errors import UserError
+from onesug_jax.files import need, write_json
+from onesug_jax.logs.completion import CompletionIndex
+from onesug_jax.logs.schema import Level, request_level
+from onesug_jax.tasks.features import Request
+
+FEATURES = (
+    "log_count",
+    "log_orders",
+    "log_item_clicks",
+    "order_rate",
+    "recent_share",
+    "log_recent",
+    "log_pair",
+    "pair_share",
+    "popular_place",
+    "starts",
+    "prefix_length",
+    "query_length",
+    "query_words",
+    "missing",
+    "cosine_prefix",
+    "cosine_history",
+    "cosine_latest",
+    "cosine_mean",
+    "decayed_cosine",
+    "in_history",
+    "history_place",
+    "history_words",
+    "latest_words",
+    "history_length",
+    "profile",
+)
+GRADE = {Level.CLICK: 1, Level.ITEM_CLICK: 2, Level.ORDER: 3}
+MODEL_FILE = "ranker.txt"
+_DAY_MS = 86_400_000
+_SECONDS_A_LINE = 10.0
+
+
+class Known(Protocol):
+    """What is asked of the aligned encoder and its index (`represent.related.RelatedQueries`)."""
+
+    completions: CompletionIndex
+
+    def vectors(
+        self, prefixes: Sequence[str], without: Sequence[str | None] | None = None
+    ) -> np.ndarray | None:
+        """Enhanced prefixes, `[B, E]`."""
+
+    def query_vectors(self, numbers: np.ndarray) -> np.ndarray:
+        """Unit embeddings of known queries, `[n, E]`."""
+
+    def text_vector(self, text: str) -> np.ndarray | None:
+        """The unit embedding of a history query, `[E]`."""
+
+    def nearest(self, prefix: str, k: int) -> list[int]:
+        """Numbers of the queries nearest to the enhanced prefix, nearest first."""
+
+    def alone(self, prefixes: Sequence[str], queries: Sequence[str]) -> list[bool]:
+        """Whether one training row alone led from a prefix to a query."""
+
+
+@dataclasses.dataclass(frozen=True)
+class CascadeConfig:
+    """Sizes of the three steps, and LightGBM's.
+
+    Attributes:
+      recalled: most completions recalled; near: most neighbours by the encoder.
+      kept: candidates left by the pre-rank.
+      taste, decay: weight of likeness to the history in the pre-rank, and how much less each older
+        query of it counts.
+      newest: share of the train split's rows, its newest, that the ranker learns from.
+      half_life_days: of the recency-weighted counts.
+      trees, leaves, learning_rate, least: of LambdaMART; `least` rows a leaf. Fewer trees are used
+        where the last tenth of the rows says so.
+    """
+
+    recalled: int = 200
+    near: int = 16
+    kept: int = 64
+    taste: float = 10.0
+    decay: float = 0.95
+    newest: float = 0.4
+    half_life_days: float = 7.0
+    trees: int = 600
+    leaves: int = 31
+    learning_rate: float = 0.05
+    least: int = 50
+
+    def __post_init__(self) -> None:
+        if min(self.recalled, self.kept, self.trees) < 1 or not 0 < self.newest < 1:
+            raise UserError(
+                f"CascadeConfig: expected recalled, kept and trees of at least 1 and newest "
+                f"between 0 and 1, found {self}."
+            )
+
+
+@dataclasses.dataclass(frozen=True)
+class Row:
+    """One request of the train split and where it led; history newest first."""
+
+    prefix: str
+    query: str
+    level: Level
+    time_ms: int
+    history: Sequence[str]
+    profile: Sequence[str]
+
+
+class Statistics:
+    """What some rows of a log say of every known query; arrays `[N]` in the queries' order."""
+
+    def __init__(self, rows: Iterable[Row], completions: CompletionIndex, half_life_days: float):
+        size = len(completions)
+        rows = list(rows)
+        self.now = max((row.time_ms for row in rows), default=0)
+        self.counts = np.zeros(size, np.int64)
+        self.orders, self.items = np.zeros(size), np.zeros(size)
+        self.recent = np.zeros(size)
+        self.pairs: collections.Counter[tuple[str, int]] = collections.Counter()
+        self.prefixes: collections.Counter[str] = collections.Counter()
+        by_value: dict[tuple[int, str], collections.Counter[int]] = {}
+        for row in rows:
+            number = completions.find(row.query)
+            if number < 0:
+                continue
+            self.counts[number] += 1
+            self.orders[number] += row.level == Level.ORDER
+            self.items[number] += row.level >= Level.ITEM_CLICK
+            age = (self.now - row.time_ms) / _DAY_MS
+            self.recent[number] += 0.5 ** (age / half_life_days)
+            self.pairs[row.prefix, number] += 1
+            self.prefixes[row.prefix] += 1
+            for place, value in enumerate(row.profile):
+                by_value.setdefault((place, value), collections.Counter())[number] += 1
+        self.total = max(int(self.counts.sum()), 1)
+        self._by_value = {
+            key: (
+                np.array(sorted(found), np.int64),
+                np.array([found[number] for number in sorted(found)], float),
+                sum(found.values()),
+            )
+            for key, found in by_value.items()
+        }
+        self.index = CompletionIndex(completions.queries, self.counts)
+
+    def profile_lift(self, numbers: np.ndarray, profile: Sequence[str]) -> np.ndarray:
+        """How much likelier each query is under the profile's values than by itself: the sum of log
+        ratios, smoothed by 5 searches. `[n]`.
+        """
+        lift = np.zeros(len(numbers))
+        share = (self.counts[numbers] + 0.5) / self.total
+        for place, value in enumerate(profile):
+            known, counts, total = self._by_value.get((place, value), (None, None, 0))
+            if not total:
+                continue
+            at = np.minimum(np.searchsorted(known, numbers), len(known) - 1)
+            found = np.where(known[at] == numbers, counts[at], 0.0)
+            lift += np.log((found + 5 * share) / ((total + 5) * share))
+        return lift
+
+
+class Cascade:
+    """The three steps over one set of statistics; `suggest` answers as the model does."""
+
+    def __init__(self, known: Known, statistics: Statistics, config: CascadeConfig, ranker=None):
+        self.known, self.statistics, self.config, self.ranker = known, statistics, config, ranker
+        self._words = functools.lru_cache(maxsize=1 << 16)(lambda text: frozenset(text.split()))
+        self._decays = config.decay ** np.arange(64)
+
+    def candidates(self, request: Request) -> tuple[np.ndarray, np.ndarray]:
+        """Numbers that survive recall and pre-rank, best first `[C]`, and their features
+        `[C, F]`.
+        """
+        config, statistics = self.config, self.statistics
+        popular = np.array(statistics.index.top(request.prefix, config.recalled), np.int64)
+        near = np.array(self.known.nearest(request.prefix, config.near), np.int64)
+        numbers = np.concatenate([popular, near[~np.isin(near, popular)]]).astype(np.int64)
+        numbers = numbers[statistics.counts[numbers] > 0]
+        if not len(numbers):
+            return numbers, np.zeros((0, len(FEATURES)), np.float32)
+        vectors = self.known.query_vectors(numbers)
+        past = [self.known.text_vector(text) for text in request.history]
+        alike = np.zeros((len(numbers), len(past)))
+        for place, vector in enumerate(past):
+            if vector is not None:
+                alike[:, place] = vectors @ vector
+        decayed = (alike * self._decays[: len(past)]).max(axis=1, initial=0.0)
+        first = np.log(statistics.counts[numbers]) + config.taste * decayed
+        order = np.lexsort((numbers, -first))[: config.kept]
+        rank = {number: i for i, number in enumerate(popular.tolist())}
+        place = np.array([rank.get(n, config.recalled) for n in numbers.tolist()])
+        features = self._features(request, numbers, vectors, alike, decayed, place)
+        return numbers[order], features[order]
+
+    def _features(self, request, numbers, vectors, alike, decayed, place) -> np.ndarray:
+        s, prefix = self.statistics, request.prefix
+        texts = [self.known.completions.queries[n] for n in numbers.tolist()]
+        counts = s.counts[numbers].astype(float)
+        pairs = np.array([s.pairs.get((prefix, n), 0) for n in numbers.tolist()], float)
+        own = request.vector
+        history = list(request.history)
+        where = {text: i for i, text in reversed(list(enumerate(history)))}
+        words = [self._words(text) for text in texts]
+        past = [self._words(text) for text in history]
+        shared = np.array([[_jaccard(a, b) for b in past] for a in words]).reshape(len(words), -1)
+        zeros = np.zeros(len(numbers))
+        columns = {
+            "log_count": np.log(counts),
+            "log_orders": np.log1p(s.orders[numbers]),
+            "log_item_clicks": np.log1p(s.items[numbers]),
+            "order_rate": (s.orders[numbers] + 0.5) / (counts + 2),
+            "recent_share": s.recent[numbers] / counts,
+            "log_recent": np.log1p(s.recent[numbers]),
+            "log_pair": np.log1p(pairs),
+            "pair_share": pairs / (s.prefixes.get(prefix, 0) + 1),
+            "popular_place": place,
+            "starts": np.array([text.startswith(prefix) for text in texts]),
+            "prefix_length": zeros + len(prefix),
+            "query_length": np.array([len(text) for text in texts]),
+            "query_words": np.array([len(found) for found in words]),
+            "missing": np.array([len(text) - len(prefix) for text in texts]),
+            "cosine_prefix": zeros if own is None else vectors @ own,
+            "cosine_history": alike.max(axis=1, initial=0.0),
+            "cosine_latest": alike[:, 0] if history else zeros,
+            "cosine_mean": alike.mean(axis=1) if history else zeros,
+            "decayed_cosine": decayed,
+            "in_history": np.array([text in where for text in texts]),
+            "history_place": np.array([where.get(text, 99) for text in texts]),
+            "history_words": shared.max(axis=1, initial=0.0),
+            "latest_words": shared[:, 0] if history else zeros,
+            "history_length": zeros + len(history),
+            "profile": s.profile_lift(numbers, request.profile),
+        }
+        return np.stack([columns[name] for name in FEATURES], axis=1).astype(np.float32)
+
+    def suggest(self, requests: Sequence[Request], k: int = 16) -> list[list[str]]:
+        """Up to k queries for each request, best first."""
+        found = [self.candidates(request) for request in requests]
+        sizes = [len(numbers) for numbers, _ in found]
+        if not sum(sizes):
+            return [[] for _ in requests]
+        scores = self.ranker.predict(np.concatenate([features for _, features in found]))
+        lists = []
+        for (numbers, _), part in zip(found, np.split(scores, np.cumsum(sizes)[:-1]), strict=True):
+            best = np.argsort(-part, kind="stable")[:k]
+            lists.append([self.known.completions.queries[n] for n in numbers[best].tolist()])
+        return lists
+
+
+def _jaccard(a: frozenset, b: frozenset) -> float:
+    return len(a & b) / max(len(a | b), 1)
+
+
+def lightgbm():
+    """The library, or a word on how to get it."""
+    try:
+        import lightgbm as library
+    except (ImportError, OSError) as error:
+        raise UserError(
+            f"the cascade ranks with LightGBM, which cannot be loaded ({error}); install it with "
+            "`pip install 'onesug_jax[cascade]'`, and its run-time library libgomp1 by the "
+            "system's package manager"
+        ) from None
+    return library
+
+
+def train(rows: Sequence[Row], known: Known, config: CascadeConfig, out: str, seed: int) -> dict:
+    """Train the ranker on rows of the train split, in the order of time, into `out`.
+
+    Returns:
+      a report: rows, how many of them recall and pre-rank kept, trees, importance of the features.
+
+    Raises:
+      UserError: too few rows, or LightGBM is not there.
+    """
+    library = lightgbm()
+    rows = sorted(rows, key=lambda row: row.time_ms)
+    cut = int(len(rows) * (1 - config.newest))
+    if cut < 1 or len(rows) - cut < 20:
+        raise UserError(
+            f"the cascade needs more than {len(rows)} rows: 20 newest ones to learn from, and some "
+            "before them to count."
+        )
+    before = Cascade(
+        known, Statistics(rows[:cut], known.completions, config.half_life_days), config
+    )
+    tables, grades, groups = [], [], []
+    began = said = time.monotonic()
+    for done, row in enumerate(rows[cut:]):
+        alone = known.alone([row.prefix], [row.query])[0]
+        vector = known.vectors([row.prefix], [row.query if alone else None])
+        request = Request(
+            row.prefix, row.history, (), row.profile, None if vector is None else vector[0]
+        )
+        numbers, features = before.candidates(request)
+        hit = numbers == known.completions.find(row.query)
+        if hit.any() and len(numbers) > 1:
+            tables.append(features)
+            grades.append(np.where(hit, GRADE[row.level], 0))
+            groups.append(len(numbers))
+        if time.monotonic() - said > _SECONDS_A_LINE:
+            said = time.monotonic()
+            print(
+                f"cascade: {done:,} of {len(rows) - cut:,} rows, {done / (said - began):,.0f}/s",
+                flush=True,
+            )
+    if len(groups) < 10:
+        raise UserError(
+            f"recall finds the query of only {len(groups)} of the {len(rows) - cut:,} newest rows; "
+            "the cascade has too little to learn from."
+        )
+    held = max(len(groups) // 10, 1)
+    inside = sum(groups[:-held])
+    table, grade = np.concatenate(tables), np.concatenate(grades)
+    fit = library.Dataset(
+        table[:inside], grade[:inside], group=groups[:-held], feature_name=list(FEATURES)
+    )
+    ranker = library.train(
+        {
+            "objective": "lambdarank",
+            "metric": "ndcg",
+            "eval_at": [16],
+            "num_leaves": config.leaves,
+            "learning_rate": config.learning_rate,
+            "min_data_in_leaf": config.least,
+            "lambdarank_truncation_level": 20,
+            "seed": seed,
+            "deterministic": True,
+            "verbose": -1,
+        },
+        fit,
+        num_boost_round=config.trees,
+        valid_sets=[fit.create_valid(table[inside:], grade[inside:], group=groups[-held:])],
+        callbacks=[library.early_stopping(50, verbose=False)],
+    )
+    os.makedirs(out, exist_ok=True)
+    ranker.save_model(os.path.join(out, MODEL_FILE))
+    gains = ranker.feature_importance("gain")
+    report = {
+        "rows": len(rows) - cut,
+        "recalled": len(groups),
+        "trees": ranker.best_iteration,
+        "importance": dict(
+            sorted(
+                zip(FEATURES, (gains / max(gains.sum(), 1e-9)).tolist(), strict=True),
+                key=lambda pair: -pair[1],
+            )
+        ),
+    }
+    write_json(os.path.join(out, "report.json"), report)
+    return report
+
+
+def load(folder: str, rows: Iterable[Row], known: Known, config: CascadeConfig) -> Cascade:
+    """The trained cascade with the statistics of `rows`, all of the train split."""
+    path = os.path.join(folder, MODEL_FILE)
+    need([path], "a trained ranker", "run the cascade stage first.")
+    statistics = Statistics(rows, known.completions, config.half_life_days)
+    return Cascade(known, statistics, config, lightgbm().Booster(model_file=path))
+
+
+def read_rows(log_files: Sequence[str], train: str) -> list[Row]:
+    """The rows of the train split, with histories out of `log_files`."""
+    from onesug_jax.logs.history import with_history
+    from onesug_jax.logs.schema import RECENT, profile_columns
+
+    rows: list[Row] = []
+    for batch in with_history(log_files, keep=train):
+        profiles = [batch[name].to_pylist() for name in profile_columns(batch.schema)]
+        profiles = list(zip(*profiles, strict=True)) if profiles else [()] * batch.num_rows
+        columns: Mapping[str, list] = {
+            name: batch[name].to_pylist()
+            for name in (
+                "prefix",
+                "query",
+                "clicked_items",
+                "ordered_items",
+                "timestamp_ms",
+                RECENT,
+            )
+        }
+        for prefix, query, clicked, ordered, at, recent, profile in zip(
+            *columns.values(), profiles, strict=True
+        ):
+            level = request_level(clicked or (), ordered or ())
+            rows.append(Row(prefix, query, level, at, recent or (), profile))
+    return rows
