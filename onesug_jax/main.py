@@ -16,7 +16,7 @@ import os
 import re
 import sys
 import tokenize
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, TextIO
 
 from onesug_jax import cli, doctor, registry, workdir
@@ -238,24 +238,26 @@ def make_context(
     spec: registry.StageSpec, config: Config, options: Any = None, *, named: bool = True
 ) -> registry.Context:
     """What `spec` is given; what it declares is imported when it first asks for a function."""
+    whole = config
     names = config.reach(spec.uses())
     config = config.seen_by(spec.name)
-
-    @functools.cache
-    def inject() -> None:
-        gin.clear_config()
-        for name in names:
-            _register(name)
-        gin.parse_config(config.text(names, defaults=False))
 
     def configured(name: str) -> Callable[..., Any]:
         if name.split("/")[-1] not in names:
             raise LookupError(f"stage {spec.name} uses {name}: add it to its StageSpec")
-        inject()
+        _inject(names, config)
         return gin.get_configurable(name)
 
+    def other(stage: str, folder: str, changes: Mapping[str, Any]) -> int:
+        changed = Config({**whole.bindings, "WORK_DIR": folder, **changes})
+        return _run_one(STAGES[stage], changed, options, named=False)
+
+    path = config.macro("WORK_DIR")
+    if spec.published and named:
+        path = workdir.published(path)
+
     return registry.Context(
-        work=workdir.WorkDir(config.macro("WORK_DIR")),
+        work=workdir.WorkDir(path),
         macros={name: config.macro(name) for name in cli.MACROS},
         configured=configured,
         settings={key: config.resolved(value) for key, value in config.settings(names).items()},
@@ -263,7 +265,22 @@ def make_context(
         named=named,
         targets=[CONFIGURABLES[name] for name in names],
         config_text=config.text(names, defaults=True),
+        other=other,
     )
+
+
+def _inject(names: Sequence[str], config: Config) -> None:
+    """Gives gin this configuration, unless it holds the very same."""
+    text = config.text(names, defaults=False)
+    if _injected[-1:] != [(tuple(names), text)]:
+        gin.clear_config()
+        for name in names:
+            _register(name)
+        gin.parse_config(text)
+        _injected[:] = [(tuple(names), text)]
+
+
+_injected: list[tuple[tuple[str, ...], str]] = []  # what gin, itself one for the process, holds
 
 
 @functools.cache

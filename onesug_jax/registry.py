@@ -44,6 +44,8 @@ class Context:
     resume: bool = False  # the folder holds an interrupted run made from the very same things
     targets: Sequence[str] = ()  # `module:attribute` of everything configured for the stage
     config_text: str = ""  # the operative configuration, as a gin file
+    # (stage, WORK_DIR, bindings) -> exit code: another stage, elsewhere, with some bindings changed
+    other: Callable[[str, str, Mapping[str, Any]], int] | None = None
 
     @property
     def log(self) -> str:
@@ -83,6 +85,7 @@ class StageSpec:
     in_run: bool = True  # part of `run`, in the order of the registry
     resumable: bool = False  # goes on from what an interrupted run left in its folder (training)
     always: bool = False  # never up to date when named itself (evaluate)
+    published: bool = False  # named itself, it works in the version of WORK_DIR that is in use
     example: str = ""  # what follows PROGRAM in the help text
 
     def uses(self) -> tuple[str, ...]:

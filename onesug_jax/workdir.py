@@ -23,6 +23,7 @@ from onesug_jax.errors import UserError
 
 MANIFEST = "_manifest.json"  # what reads a folder of data passes over names beginning with "_"
 CONFIG = "config.gin"
+CURRENT = "current.json"  # which version of a work directory is in use, where it was updated
 _WHOLE = 256 * 2**20  # bytes; larger files are known by size, time and both ends
 _END = 2**20
 FOLDERS = (
@@ -83,6 +84,17 @@ class WorkDir:
                     continue
                 found[os.path.relpath(path, start)] = path
         return dict(sorted(found.items()))
+
+
+def published(path: str) -> str:
+    """The work directory in use: `path` itself, or the version of it that an update published."""
+    path = os.path.abspath(path)
+    try:
+        with open(os.path.join(path, CURRENT), encoding="utf-8") as file:
+            version = json.load(file)["version"]
+    except FileNotFoundError:
+        return path
+    return path if version == "0000" else os.path.join(path, "versions", version)
 
 
 def _files_under(folder: str) -> Iterable[str]:

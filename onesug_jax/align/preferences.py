@@ -21,7 +21,7 @@ from onesug_jax.logs.schema import Level, request_level
 
 _ATTEMPTS = 12  # draws of a negative until it is one that the list may hold
 _SHOWN_BY_POPULARITY = 10  # length of the list that a most-popular system would have shown
-COLUMNS = ("prefix", "query", "shown", "clicked_items", "ordered_items")
+COLUMNS = ("prefix", "query", "shown", "clicked_items", "ordered_items", "timestamp_ms")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -30,7 +30,7 @@ class Behaviour:
 
     Attributes:
       query: int32 `[R]`, the query a row ended in; -1: not a known one.
-      level: int8 `[R]`, its level.
+      level: int8 `[R]`, its level. time_ms: int64 `[R]`, when.
       shown, shown_offsets: what else the user saw: row r's are
         shown[shown_offsets[r]:shown_offsets[r + 1]], known queries other than the row's own.
       pool: int32 `[R]`, which pool the row's prefix has; -1: none.
@@ -41,6 +41,7 @@ class Behaviour:
 
     query: np.ndarray
     level: np.ndarray
+    time_ms: np.ndarray
     shown: np.ndarray
     shown_offsets: np.ndarray
     pool: np.ndarray
@@ -115,15 +116,16 @@ def read_behaviour(
         row of the log has it.
     """
     names = {prefix: number for number, prefix in enumerate(pools)}
-    query, level, pool, prefixes, shown, sizes = [], [], [], [], [], []
+    query, level, times, pool, prefixes, shown, sizes = [], [], [], [], [], [], []
     told = False
     for block in blocks:
-        for prefix, searched, seen, clicked, ordered in zip(
+        for prefix, searched, seen, clicked, ordered, time_ms in zip(
             *(block[name] for name in COLUMNS), strict=True
         ):
             own = find(searched)
             query.append(own)
             level.append(request_level(clicked or (), ordered or ()))
+            times.append(time_ms)
             pool.append(names.get(prefix, -1))
             prefixes.append(prefix)
             told = told or bool(seen)
@@ -140,6 +142,7 @@ def read_behaviour(
     return Behaviour(
         query=np.array(query, np.int32),
         level=np.array(level, np.int8),
+        time_ms=np.array(times, np.int64),
         shown=np.array(shown, np.int32),
         shown_offsets=_offsets(sizes),
         pool=np.array(pool, np.int32),
@@ -160,6 +163,7 @@ class ListConfig:
 
     Attributes:
       negatives: N, negatives of a list (the authors': 4).
+      days: lists are opened by rows of the last so many days only; None: by all.
       show, not_show, rand: shares of the negative levels. Where a request has no (further) negative
         of the level drawn, the place goes to the next one of SHOW, NOT_SHOW, RAND, SHOW.
       order, item_click, click: how much likelier a row of that level is drawn than by chance; all
@@ -167,6 +171,7 @@ class ListConfig:
     """
 
     negatives: int = 4
+    days: float | None = None
     show: float = 0.5
     not_show: float = 0.25
     rand: float = 0.25
@@ -175,6 +180,8 @@ class ListConfig:
     click: float = 1.0
 
     def __post_init__(self) -> None:
+        if self.days is not None and not self.days > 0:
+            raise UserError(f"ListConfig.days={self.days}: expected more than 0, or None.")
         if self.negatives < 1:
             raise UserError(f"ListConfig.negatives={self.negatives}: expected 1 or more.")
         for names in (NEGATIVE, POSITIVE):
@@ -215,6 +222,8 @@ class Lists:
     def __init__(self, behaviour: Behaviour, config: ListConfig, seed: int):
         self.behaviour, self.config, self.seed = behaviour, config, seed
         known = behaviour.query >= 0
+        if config.days is not None:
+            known &= behaviour.time_ms > behaviour.time_ms.max(initial=0) - config.days * 86_400_000
         rows = {level: np.flatnonzero(known & (behaviour.level == level)) for level in POSITIVE}
         weights = np.array([getattr(config, p.name.lower()) * len(rows[p]) for p in POSITIVE])
         if not weights.sum() > 0:

@@ -43,6 +43,7 @@ def quantize(
     steps: int = 500,
     batch_size: int = 1024,
     resolve: bool = True,
+    quantiser_from: str | None = None,
     log_every: int = 50,
     on_mismatch: str = "raise",
 ) -> dict[str, Any]:
@@ -57,6 +58,7 @@ def quantize(
         to 500 steps of 1024, since codebooks and networks start from the data.
       method: "rqvae", or "rq_kmeans", which needs no mesh, optimizer or steps.
       resolve: whether to tell apart queries that fall on one id.
+      quantiser_from: folder of a quantiser to keep: nothing is trained, queries are only filed.
       log_every, on_mismatch: go to `train.loop.fit`.
 
     Returns:
@@ -82,7 +84,9 @@ def quantize(
             "them can be used",
             flush=True,
         )
-    if method == "rqvae":
+    if quantiser_from is not None:
+        quantiser = Quantiser.load(quantiser_from, expect_encoder=encoder_fingerprint)
+    elif method == "rqvae":
         quantiser = rqvae_training.train_rqvae(
             embeddings,
             out,

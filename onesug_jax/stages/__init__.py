@@ -13,7 +13,7 @@ from __future__ import annotations
 import argparse
 
 from onesug_jax.registry import Context, StageSpec
-from onesug_jax.stages import lists, log, opened, prefer, represent, texts, train
+from onesug_jax.stages import lists, log, opened, prefer, represent, texts, train, update
 
 # What can be configured: name -> where it stands. Imported only by stages that declare it.
 CONFIGURABLES = {
@@ -42,6 +42,7 @@ CONFIGURABLES = {
     "PreferenceConfig": "onesug_jax.align.rwr:PreferenceConfig",
     "rwr": "onesug_jax.stages.prefer:rwr",
     "CascadeConfig": "onesug_jax.evaluate.cascade:CascadeConfig",
+    "update": "onesug_jax.stages.update:update",
     "BeamConfig": "onesug_jax.decode.beam:BeamConfig",
     "suggester": "onesug_jax.stages.lists:suggester",
     "SliceSpec": "onesug_jax.evaluate.evaluator:SliceSpec",
@@ -252,6 +253,7 @@ _ALL = (
         packages=("jax", "numpy"),
         recap=lists.show_report,
         always=True,
+        published=True,
         example="evaluate --gin.WORK_DIR=work/mine --gin.LOG=newest_day.parquet",
     ),
     StageSpec(
@@ -262,7 +264,18 @@ _ALL = (
         configures=("BeamConfig", "suggester", "RelatedConfig"),
         flags=lists.suggest_flags,
         in_run=False,
+        published=True,
         example='suggest --gin.WORK_DIR=work/mine --prefix "lego st" --history "duplo"',
+    ),
+    StageSpec(
+        name="update",
+        summary="learn from a fresh log: the next model, published if it is not worse",
+        run=update.update,
+        configures=("update", "ingest", "BeamConfig", "suggester", "SliceSpec", "RelatedConfig"),
+        ignores=("CascadeConfig",),
+        flags=update.flags,
+        in_run=False,
+        example="update --gin.WORK_DIR=work/mine --gin.LOG=yesterday.parquet",
     ),
     StageSpec(
         name="compare",

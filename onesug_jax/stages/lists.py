@@ -73,6 +73,7 @@ def score(
     model: str | None = None,
     params=None,
     limit: int | None = None,
+    rivals: bool = True,
 ):
     """Scores one file of a log with the model and its rivals; `logs` are folders of history.
 
@@ -94,7 +95,7 @@ def score(
     lists = {"model": writer}
     if limit is not None:
         rows = rows.read_all().slice(0, limit).to_batches()
-    else:
+    elif rivals:
         lists["most_popular"] = baselines.MostPopular(index).suggest
         if model is None and opened.model_stage(context) == "rwr":
             lists["sft"] = suggester(context, model="pretrain")

@@ -203,7 +203,7 @@ def rwr(
         cut = {name: getattr(drawn, name)[mine] for name in ("rows", "numbers", "levels")}
         return batches(dataclasses.replace(drawn, **cut))
 
-    optimizer = context.configured("make_optimizer")(steps=steps)
+    optimizer = context.configured("rwr/make_optimizer")(steps=steps)
     like = abstract_state(preference.rwr_stage(config, objective), optimizer, mesh).params
     source = work.pretrain if params_from is None else params_from
     frozen = load_params(source, shardings_of(like))

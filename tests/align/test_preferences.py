@@ -13,13 +13,14 @@ NUMBER = {query: number for number, query in enumerate(QUERIES)}
 POOLS = {"q": list(range(12)), "q1": [10, 11, 12]}
 
 
-def row(query, shown=(), prefix="q", clicked=(), ordered=()):
+def row(query, shown=(), prefix="q", clicked=(), ordered=(), at=0):
     return {
         "prefix": prefix,
         "query": query,
         "shown": list(shown),
         "clicked_items": list(clicked),
         "ordered_items": list(ordered),
+        "timestamp_ms": at,
     }
 
 
@@ -179,6 +180,12 @@ def test_a_log_of_one_level_is_told_what_it_cannot_teach():
     b = behaviour_of(row("q1", ["q2"]), row("q2", ["q1"]), pools={})
     told = preferences.format_summary(preferences.summary(b, b.counts()))
     assert "every row's level is CLICK" in told and "no NOT_SHOW pairs" in told
+
+
+def test_only_rows_of_the_last_days_open_lists():
+    day = 86_400_000
+    b = behaviour_of(row("q1", ["q2"], at=0), row("q2", ["q1"], at=5 * day), row("q3", at=7 * day))
+    assert set(Lists(b, ListConfig(days=3.0), 0)(0, 64).rows.tolist()) == {1, 2}
 
 
 def test_settings_that_ask_for_nothing_are_refused():

@@ -1,0 +1,282 @@
+"""The loop M_t -> M_{t+1}: fresh feedback in, the next model out, if it is not worse (section 4).
+
+Every version is a work directory of its own, WORK_DIR/versions/0001, 0002, ...; WORK_DIR itself is
+version 0000. An update fills `<next>.new` by the ordinary stages: fresh rows joined to those of the
+last days, mined again; encoder, vocabulary and codebooks kept; preferences of the newest days
+learnt from M_t. Then M_t as it is served and M_{t+1} write lists for the newest rows, which neither
+has seen. Only then is the folder renamed and WORK_DIR/current.json exchanged, each in one move: an
+update that is interrupted leaves M_t as it was, and the same command goes on with it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import os
+import shutil
+from collections.abc import Mapping
+
+from onesug_jax import workdir
+from onesug_jax.errors import UserError
+from onesug_jax.files import write_json
+from onesug_jax.registry import Context
+from onesug_jax.stages import opened
+
+NOT_BETTER = 3  # exit code of an update that keeps M_t
+RECORD = "update.json"
+_KEPT = ("encoder", "vocab")  # folders that an update takes over as they are
+_STAGES = ("mine", "quantize", "index", "examples", "rewards", "rwr")
+_DAY_MS = 86_400_000
+
+
+def flags(parser: argparse.ArgumentParser) -> None:
+    """What to do instead of an update."""
+    parser.add_argument(
+        "--rollback", action="store_true", help="serve the version before the current one again"
+    )
+
+
+def update(
+    context: Context,
+    *,
+    window_days: float = 28.0,
+    align_days: float = 3.0,
+    holdout: float = 0.25,
+    steps: int = 200,
+    tolerance: float = 0.0,
+) -> int | None:
+    """The next version of WORK_DIR's model from a fresh log (LOG); 3 where it would be worse.
+
+    Args:
+      window_days: days of the log, back from its newest row, that are mined.
+      align_days: days of it whose rows open preference lists.
+      holdout: share of the fresh rows, the newest, that M_t and M_{t+1} are compared on.
+      steps: preference updates.
+      tolerance: how many points of value (mean of MRR@16 over all searches and over those with an
+        order) M_{t+1} may lie below M_t and still be published.
+    """
+    home = context.work.path
+    if context.options.rollback:
+        return _rollback(home)
+    if context.macros["LOG"] is None:
+        raise UserError("update reads a fresh log: name it with --gin.LOG=PATH")
+    if not 0 < holdout < 1 or align_days <= 0 or window_days < align_days:
+        raise UserError(
+            "update: expected holdout between 0 and 1 and window_days >= align_days > 0; found "
+            f"holdout={holdout}, window_days={window_days}, align_days={align_days}"
+        )
+    served = workdir.published(home)
+    base = dataclasses.replace(context, work=workdir.WorkDir(served))
+    _check_base(base)
+    fresh = {
+        name: workdir.fingerprint(path) for name, path in context.work.expand(context.log).items()
+    }
+    if not fresh:
+        raise UserError(f"update reads {context.log}, and there is no such file or folder")
+    before = _record(served)
+    if before and before["log"] == fresh:
+        print(f"{context.log} is already in version {before['version']}; nothing to do")
+        return None
+    version = f"{1 + max([0, *map(int, _versions(home))]):04d}"
+    new = os.path.join(home, "versions", version + ".new")
+    wanted = {"version": version, "base": os.path.relpath(served, home), "log": fresh}
+    _prepare(new, base, wanted)
+    if not opened.splits(os.path.join(new, "fresh")):
+        context.configured("ingest")(
+            log=context.log, out=os.path.join(new, "fresh"), dev_days=0.0, test_days=0.0
+        )
+    rows = _join(base, new, window_days, holdout)
+    print(
+        f"version {version}: {rows['fresh']:,} fresh rows, the newest {rows['held']:,} held out; "
+        f"{rows['train']:,} rows of {window_days:g} days mined",
+        flush=True,
+    )
+    changes = {
+        "quantize.quantiser_from": os.path.join(served, "semantic_ids"),
+        "rwr.steps": steps,
+        "rwr.evaluate_every": 0,  # the held-out rows judge, so they must not choose
+        "ListConfig.days": align_days,
+        "PARAMS_FROM": None,
+    }
+    for stage in _STAGES:
+        code = context.other(stage, new, changes)
+        if code:
+            return code
+    return _judge(context, base, new, version, wanted, tolerance)
+
+
+def _check_base(base: Context) -> None:
+    """There is a model to go on from, and it writes queries."""
+    stage = opened.model_stage(base)
+    stored = opened.model_description(base, stage)
+    if not any(task.endswith("_query") for task in stored["tasks"]):
+        raise UserError(
+            f"{base.work.join(stage)} writes semantic ids, which an update may move; update models "
+            "that write queries, or train this one anew with `run`"
+        )
+
+
+def _prepare(new: str, base: Context, wanted: Mapping) -> None:
+    """The folder of the next version: what is kept is linked in, M_t becomes its `pretrain`."""
+    if _record(new) == dict(wanted):
+        return  # interrupted: goes on
+    shutil.rmtree(new, ignore_errors=True)
+    os.makedirs(new)
+    for folder in _KEPT:
+        _link(base.work.join(folder), os.path.join(new, folder))
+    stage = opened.model_stage(base)
+    model, there = base.work.join(stage), os.path.join(new, "pretrain")
+    os.makedirs(there)
+    for name in (opened.MODEL_FILE, workdir.MANIFEST):
+        os.link(os.path.join(model, name), os.path.join(there, name))
+    parameters = os.path.basename(opened.parameters(base, stage))
+    _link(os.path.join(model, parameters), os.path.join(there, parameters))
+    write_json(os.path.join(new, RECORD), dict(wanted))
+
+
+def _link(source: str, target: str) -> None:
+    """A copy that shares the files: none is ever written in place."""
+    shutil.copytree(source, target, copy_function=os.link)
+
+
+def _join(base: Context, new: str, window_days: float, holdout: float) -> dict[str, int]:
+    """new/log: train (old rows of the window, and the fresh ones) and dev (the newest fresh ones).
+
+    A request_id that the old rows hold already is not taken twice.
+    """
+    import duckdb
+
+    from onesug_jax.logs.database import files as in_sql
+
+    log = os.path.join(new, "log")
+    made = workdir.Manifest.read(log)
+    os.makedirs(log, exist_ok=True)
+    fresh = list(opened.splits(os.path.join(new, "fresh")).values())
+    old = list(opened.splits(base.work.log).values())
+    with duckdb.connect() as database:
+
+        def one(query: str):
+            return database.sql(query).fetchone()[0]
+
+        database.sql(
+            f"CREATE VIEW old AS SELECT * FROM read_parquet({in_sql(old)}, union_by_name=true); "
+            f"CREATE VIEW fresh AS SELECT * FROM read_parquet({in_sql(fresh)}) f "
+            "WHERE NOT EXISTS (SELECT 1 FROM old WHERE old.request_id = f.request_id)"
+        )
+        count = one("SELECT count(*) FROM fresh")
+        if count < 2:
+            raise UserError(
+                f"{base.log}: {count} rows that the current version does not hold yet; an update "
+                "needs some to learn from and some to judge by"
+            )
+        cut = one(f"SELECT quantile_disc(timestamp_ms, {1 - holdout}) FROM fresh")
+        start = one("SELECT max(timestamp_ms) FROM fresh") - int(window_days * _DAY_MS)
+        columns = ", ".join(
+            f'"{name}"'
+            for name in database.sql("SELECT * FROM old LIMIT 0").columns
+            if name in database.sql("SELECT * FROM fresh LIMIT 0").columns
+        )
+        parts = {
+            "train": f"SELECT {columns} FROM old WHERE timestamp_ms >= {start} UNION ALL "
+            f"SELECT {columns} FROM fresh WHERE timestamp_ms <= {cut}",
+            "dev": f"SELECT {columns} FROM fresh WHERE timestamp_ms > {cut}",
+        }
+        for split, query in parts.items():
+            path = os.path.join(log, f"{split}.parquet")
+            if made is None:
+                database.sql(
+                    f"COPY ({query} ORDER BY timestamp_ms, request_id) "
+                    f"TO '{path}.new' (FORMAT parquet)"
+                )
+                os.replace(path + ".new", path)
+        counts = {
+            name: one(f"SELECT count(*) FROM read_parquet('{log}/{split}.parquet')")
+            for name, split in (("train", "train"), ("held", "dev"))
+        }
+    if made is None:
+        workdir.Manifest("update", {}, {}, {}).write(log, finished=True)
+    if not counts["held"]:
+        raise UserError(
+            f"{base.log}: all fresh rows carry one time, so none can be held out as the newest"
+        )
+    return {"fresh": count, **counts}
+
+
+def _judge(
+    context: Context, base: Context, new: str, version: str, wanted: Mapping, tolerance: float
+) -> int | None:
+    """Scores both models on the held-out rows and publishes the new one if it is not worse."""
+    from onesug_jax.stages.lists import score
+
+    log = os.path.join(new, "log")
+    dev = os.path.join(log, "dev.parquet")
+    values = {}
+    for name, work in (("M_t", base.work), ("M_t+1", workdir.WorkDir(new))):
+        scores = score(dataclasses.replace(context, work=work), dev, log, rivals=False)
+        found = scores.metrics["model"]
+        order = found["order"] if found["order"]["n"] else found["all"]
+        values[name] = {
+            "mrr@16": found["all"]["mrr@16"],
+            "order_mrr@16": order["mrr@16"],
+            "hr@16": found["all"]["hr@16"],
+            "value": (found["all"]["mrr@16"] + order["mrr@16"]) / 2,
+        }
+    for name, found in values.items():
+        print(f"  {name:<6}" + "".join(f"  {key} {value:6.2f}" for key, value in found.items()))
+    better = values["M_t+1"]["value"] >= values["M_t"]["value"] - tolerance
+    write_json(os.path.join(new, RECORD), {**wanted, "scores": values, "published": better})
+    home = context.work.path
+    if not better:
+        kept = os.path.join(home, "versions", version + ".refused")
+        os.replace(new, kept)
+        print(
+            f"version {version} is worse than what it would replace by "
+            f"{values['M_t']['value'] - values['M_t+1']['value']:.2f} points of value (allowed: "
+            f"update.tolerance = {tolerance:g}); {os.path.relpath(base.work.path, home)} stays in "
+            f"use, and the new one is kept for a look in {kept}"
+        )
+        return NOT_BETTER
+    os.replace(new, os.path.join(home, "versions", version))
+    _publish(home, [*_history(home), version])
+    print(f"version {version} is now in use; `update --rollback` goes back")
+    return None
+
+
+def _rollback(home: str) -> int | None:
+    history = _history(home)
+    if len(history) < 2:
+        raise UserError(f"{home} serves the model it was made with; there is no version before it")
+    _publish(home, history[:-1])
+    print(f"version {history[-1]} is no longer in use; version {history[-2]} is")
+    return None
+
+
+def _history(home: str) -> list[str]:
+    """Versions published one after another, the current one last; 0000 is WORK_DIR itself."""
+    path = os.path.join(home, workdir.CURRENT)
+    if not os.path.exists(path):
+        return ["0000"]
+    with open(path, encoding="utf-8") as file:
+        return json.load(file)["history"]
+
+
+def _publish(home: str, history: list[str]) -> None:
+    write_json(os.path.join(home, workdir.CURRENT), {"version": history[-1], "history": history})
+
+
+def _versions(home: str) -> list[str]:
+    """Numbers of all versions ever finished, refused ones too."""
+    folder = os.path.join(home, "versions")
+    if not os.path.isdir(folder):
+        return []
+    names = [name for name in os.listdir(folder) if not name.endswith(".new")]
+    return [name.split(".")[0] for name in names if name[:4].isdigit()]
+
+
+def _record(folder: str) -> dict | None:
+    path = os.path.join(folder, RECORD)
+    if not os.path.exists(path):
+        return None
+    with open(path, encoding="utf-8") as file:
+        return json.load(file)
