@@ -41,6 +41,11 @@ SMALL = [
     "--gin.pretrain.dev_rows=8",
     "--gin.Loader.buckets=[1,1]",
     "--gin.BeamConfig.beams=16",
+    "--gin.rwr.steps=6",
+    "--gin.rwr.evaluate_every=6",
+    "--gin.rwr.dev_rows=8",
+    "--gin.rwr.dev_lists=8",
+    "--gin.update.steps=4",
 ]
 
 
@@ -61,6 +66,7 @@ def answer(capsys, *words):
 def test_run_leaves_every_folder_with_its_manifest_and_config(work):
     folders = {path.name for path in work.iterdir() if path.is_dir()}
     made = {"log", "mined", "encoder", "semantic_ids", "index", "vocab", "examples", "pretrain"}
+    made |= {"rewards", "rwr"}
     assert {"simulated", "report"} | made <= folders
     for name in (*made, "report"):
         assert (work / name / "config.gin").is_file(), name
@@ -69,7 +75,7 @@ def test_run_leaves_every_folder_with_its_manifest_and_config(work):
 def test_metrics_hold_both_rivals_and_all_levels(work):
     metrics = json.loads((work / "report" / "metrics.json").read_text())
     rows = pq.read_metadata(work / "log" / "dev.parquet").num_rows
-    for rival in ("model", "most_popular"):
+    for rival in ("model", "sft", "most_popular"):
         slices = metrics[rival]
         assert slices["all"]["n"] == rows
         assert sum(slices[level]["n"] for level in ("order", "item_click", "click")) == rows
@@ -79,7 +85,7 @@ def test_metrics_hold_both_rivals_and_all_levels(work):
 def test_a_second_run_skips_everything_and_shows_the_table_again(work, capsys):
     assert main.main(["run", f"--gin.WORK_DIR={work}", *SMALL]) == 0
     out = capsys.readouterr().out
-    assert out.count("up to date, skipped") == 10
+    assert out.count("up to date, skipped") == 12
     assert "most popular" in out
 
 

@@ -157,7 +157,7 @@ def _join(base: Context, new: str, window_days: float, holdout: float) -> dict[s
     with duckdb.connect() as database:
 
         def one(query: str):
-            return database.sql(query).fetchone()[0]
+            return database.sql(query).fetchall()[0][0]
 
         database.sql(
             f"CREATE VIEW old AS SELECT * FROM read_parquet({in_sql(old)}, union_by_name=true); "

@@ -32,6 +32,7 @@ import numpy as np
 from onesug_jax.errors import UserError
 from onesug_jax.files import whole, write_json
 from onesug_jax.tasks.features import Context, FeatureSpec
+from onesug_jax.tasks.prefixes import PrefixDraw
 from onesug_jax.tasks.vocabulary import Vocabulary
 
 META_FILE = "meta.json"
@@ -153,7 +154,12 @@ def build_examples(
     """
     from onesug_jax.tasks import seqio_tasks
 
-    soft = write_vectors(folder, splits, context) if context is not None and spec.soft else {}
+    redraw = None
+    if seqio_tasks.ANY_PREFIX in (tasks or ()):
+        redraw = PrefixDraw.from_log(splits["train"])
+    soft = {}
+    if context is not None and spec.soft:
+        soft = write_vectors(folder, splits, context, redraw)
     seqio_tasks.register(
         mixture,
         splits,
@@ -162,6 +168,7 @@ def build_examples(
         context=context,
         soft=soft,
         known=known,
+        redraw=redraw,
         tasks=tasks,
         kinds=kinds,
     )
@@ -176,9 +183,14 @@ def build_examples(
 
 
 def write_vectors(
-    folder: str, splits: Mapping[str, str], context: Context
+    folder: str,
+    splits: Mapping[str, str],
+    context: Context,
+    redraw: PrefixDraw | None = None,
 ) -> dict[tuple[str, str | None], int]:
     """The enhanced prefix of every distinct prefix of the splits, into folder/vectors.npy.
+
+    With `redraw` also of those that it gives training rows.
 
     A training row that is the only one to have led from its prefix to its query has a vector of its
     own, without itself: e_p* would hold the answer.
@@ -192,13 +204,15 @@ def write_vectors(
     wanted: dict[tuple[str, str | None], None] = {}
     for split, path in splits.items():
         with pq.ParquetFile(path) as file:
-            for batch in file.iter_batches(columns=["prefix", "query"]):
-                prefixes, queries = (column.to_pylist() for column in batch.columns)
+            for batch in file.iter_batches(columns=["prefix", "query", "request_id"]):
+                prefixes, queries, ids = (column.to_pylist() for column in batch.columns)
                 alone = [False] * len(prefixes)
                 if split == "train":
                     alone = context.alone(prefixes, queries)
                 for prefix, query, own in zip(prefixes, queries, alone, strict=True):
                     wanted[prefix, query if own else None] = None
+                if redraw is not None and split == "train":
+                    wanted |= {(p, None): None for p in redraw(ids, prefixes, queries)}
     ordered = sorted(wanted, key=lambda pair: (pair[0], pair[1] or ""))
     blocks = []
     for start in range(0, len(ordered), _ROWS_A_BLOCK):

@@ -33,6 +33,7 @@ from onesug_jax.errors import UserError
 from onesug_jax.logs.history import with_history
 from onesug_jax.logs.schema import RECENT, profile_columns
 from onesug_jax.tasks.features import Context, FeatureSpec, Featurizer, Request
+from onesug_jax.tasks.prefixes import PrefixDraw
 from onesug_jax.tasks.vocabulary import Vocabulary
 
 
@@ -139,7 +140,12 @@ def id_kinds(ids_of: Callable[[str], Sequence[int] | None]) -> dict[str, Kind]:
     return {kind.__name__: kind for kind in kinds}
 
 
-KINDS: Mapping[str, Kind] = {"query": query, "query_from_history": query_from_history}
+ANY_PREFIX = "query_any_prefix"  # `query`, from another beginning of it: training rows only
+KINDS: Mapping[str, Kind] = {
+    "query": query,
+    "query_from_history": query_from_history,
+    ANY_PREFIX: query,
+}
 
 
 class QueryVocabulary(seqio.Vocabulary):
@@ -238,6 +244,7 @@ def register(
     context: Context | None = None,
     soft: Mapping[tuple[str, str | None], int] | None = None,
     known: Callable[[str], bool] | None = None,
+    redraw: PrefixDraw | None = None,
     tasks: Mapping[str, float] | None = None,
     kinds: Mapping[str, Kind] | None = None,
 ) -> seqio.Mixture:
@@ -253,6 +260,7 @@ def register(
       soft: (prefix, None) -> number of its vector (from 1), (prefix, query) -> that of a training
         row which needs its own; a prefix it lacks has no soft token.
       known: queries that may be learnt; training rows that ended in another one are left out.
+      redraw: gives the prefixes of the kind `query_any_prefix`, which needs it.
       tasks: kind -> rate; default {"query": 1.0}.
       kinds: further kinds beside `KINDS`, by name.
 
@@ -286,7 +294,9 @@ def register(
         seqio.TaskRegistry.remove(name)
         seqio.TaskRegistry.add(
             name,
-            source=log_source(splits, spec, context, soft, known),
+            source=log_source(
+                splits, spec, context, soft, known, redraw if kind == ANY_PREFIX else None
+            ),
             preprocessors=[
                 functools.partial(
                     featurise,
@@ -308,15 +318,19 @@ def log_source(
     context: Context | None = None,
     soft: Mapping[tuple[str, str | None], int] | None = None,
     known: Callable[[str], bool] | None = None,
+    redraw: PrefixDraw | None = None,
 ) -> seqio.FunctionDataSource:
-    """Rows of the logs in file order, each field of `Row` one string; lists are one text a line."""
+    """Rows of the logs in file order, each field of `Row` one string; lists are one text a line.
+
+    With `redraw`, training rows with prefixes drawn anew, and no rows of other splits.
+    """
 
     def dataset_fn(
         split: str, shuffle_files: bool = False, seed: int | None = None
     ) -> tf.data.Dataset:
         signature = {name: tf.TensorSpec([None], tf.string) for name in Row._fields}
         blocks = tf.data.Dataset.from_generator(
-            lambda: _blocks(split, splits, spec, context, soft or {}, known),
+            lambda: _blocks(split, splits, spec, context, soft or {}, known, redraw),
             output_signature=signature,
         )
         return blocks.unbatch()
@@ -332,8 +346,11 @@ def _blocks(
     context: Context | None,
     soft: Mapping[tuple[str, str | None], int],
     known: Callable[[str], bool] | None,
+    redraw: PrefixDraw | None,
 ) -> Iterator[dict[str, np.ndarray]]:
     """The rows of a split in blocks: {field: [n] UTF-8}."""
+    if redraw is not None and split != "train":
+        return
     keep = splits[split]
     # A split sees the history of its own file and of the splits before it, never of a later one.
     until = SPLITS.index(split) if split in SPLITS else len(SPLITS)
@@ -345,6 +362,8 @@ def _blocks(
             if known is not None and split == "train":
                 rows = rows.filter(pa.array(map(known, rows["query"].to_pylist()), pa.bool_()))
             prefixes, queries = rows["prefix"].to_pylist(), rows["query"].to_pylist()
+            if redraw is not None:
+                prefixes = redraw(rows["request_id"].to_pylist(), prefixes, queries)
             recent = rows[RECENT].to_pylist()
             found: Sequence[Sequence[str]] = [()] * rows.num_rows
             if context is not None and spec.related:

@@ -1,0 +1,112 @@
+"""The loop M_t -> M_{t+1} on a small shop: published, refused, interrupted, rolled back."""
+
+import json
+import shutil
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+import pytest
+from tests.test_pipeline import SMALL
+
+from onesug_jax import main, workdir
+from onesug_jax.stages import update as loop
+
+DAY_MS = 86_400_000
+
+
+@pytest.fixture(scope="module")
+def shop(tmp_path_factory):
+    """A WORK_DIR that `run` has filled, and two days of feedback that came after it."""
+    folder = tmp_path_factory.mktemp("shop")
+    work = folder / "work"
+    assert main.main(["run", f"--gin.WORK_DIR={work}", *SMALL]) == 0
+    dev = pq.read_table(work / "log" / "dev.parquet")
+    fresh = dev.set_column(
+        dev.column_names.index("request_id"),
+        "request_id",
+        pc.binary_join_element_wise(dev["request_id"], pa.scalar("fresh"), "-"),
+    )
+    later = pc.add(fresh["timestamp_ms"], pa.scalar(2 * DAY_MS))
+    fresh = fresh.set_column(fresh.column_names.index("timestamp_ms"), "timestamp_ms", later)
+    pq.write_table(fresh, folder / "fresh.parquet")
+    return folder
+
+
+@pytest.fixture
+def work(shop, tmp_path):
+    """A copy to update."""
+    return shutil.copytree(shop / "work", tmp_path / "work")
+
+
+def update(shop, work, *more):
+    return main.main(
+        ["update", f"--gin.WORK_DIR={work}", f"--gin.LOG={shop / 'fresh.parquet'}", *SMALL, *more]
+    )
+
+
+def listed(work, capsys):
+    capsys.readouterr()
+    assert main.main(["suggest", f"--gin.WORK_DIR={work}", "--prefix", "s", "--json"]) == 0
+    return json.loads(capsys.readouterr().out)["suggestions"]
+
+
+def test_a_version_that_is_not_worse_is_published_and_can_be_rolled_back(shop, work, capsys):
+    before = listed(work, capsys)
+    assert update(shop, work, "--gin.update.tolerance=100.0") == 0
+    new = work / "versions" / "0001"
+    assert workdir.published(str(work)) == str(new)
+    record = json.loads((new / "update.json").read_text())
+    assert record["published"] and set(record["scores"]) == {"M_t", "M_t+1"}
+    train, dev = (pq.read_table(new / "log" / f"{split}.parquet") for split in ("train", "dev"))
+    fresh = pq.read_table(shop / "fresh.parquet")
+    assert dev["timestamp_ms"].to_numpy().min() > train["timestamp_ms"].to_numpy().max()
+    seen = {*train["request_id"].to_pylist(), *dev["request_id"].to_pylist()}
+    assert set(fresh["request_id"].to_pylist()) <= seen
+    assert listed(work, capsys) != before
+    capsys.readouterr()
+    assert update(shop, work) == 0  # the same log again
+    assert "already in version 0001" in capsys.readouterr().out
+    assert main.main(["update", f"--gin.WORK_DIR={work}", "--rollback"]) == 0
+    assert workdir.published(str(work)) == str(work)
+    assert listed(work, capsys) == before
+    assert main.main(["update", f"--gin.WORK_DIR={work}", "--rollback"]) == 2
+    assert "no version before it" in capsys.readouterr().err
+
+
+def test_a_worse_version_is_refused_and_kept_for_a_look(shop, work, capsys):
+    assert update(shop, work, "--gin.update.tolerance=-200.0") == loop.NOT_BETTER
+    out = capsys.readouterr().out
+    assert "is worse than what it would replace" in out and "update.tolerance" in out
+    assert (work / "versions" / "0001.refused" / "update.json").exists()
+    assert workdir.published(str(work)) == str(work)
+
+
+def test_an_interrupted_update_leaves_the_model_alone_and_goes_on(shop, work, capsys, monkeypatch):
+    def killed(*_):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(loop, "_judge", killed)
+        assert update(shop, work) == 130
+    assert workdir.published(str(work)) == str(work)
+    assert not (work / "current.json").exists()
+    assert listed(work, capsys)
+    capsys.readouterr()
+    assert update(shop, work, "--gin.update.tolerance=100.0") == 0
+    out = capsys.readouterr().out
+    assert out.count("up to date, skipped") == len(loop._STAGES)
+    assert workdir.published(str(work)) == str(work / "versions" / "0001")
+
+
+def test_mistakes_are_told_with_their_mend(shop, work, tmp_path, capsys):
+    assert main.main(["update", f"--gin.WORK_DIR={work}", *SMALL]) == 2
+    assert "--gin.LOG=PATH" in capsys.readouterr().err
+    missing = tmp_path / "nothing.parquet"
+    assert main.main(["update", f"--gin.WORK_DIR={work}", f"--gin.LOG={missing}"]) == 2
+    assert "no such file" in capsys.readouterr().err
+    seen = work / "log" / "dev.parquet"
+    assert main.main(["update", f"--gin.WORK_DIR={work}", f"--gin.LOG={seen}", *SMALL]) == 2
+    assert "does not hold yet" in capsys.readouterr().err
+    assert main.main(["update", f"--gin.WORK_DIR={tmp_path / 'empty'}", f"--gin.LOG={seen}"]) == 2
+    assert "run the" in capsys.readouterr().err
