@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Runs the ablations of the first pillar on one log and prints them as one table.
+# Runs ablations (files of gin_configs/ablations) on one log and prints them as one table.
 #   bash launch/ablations.sh --log my_log.parquet
 #   bash launch/ablations.sh --log L --out work/ablations --only "no_pre no_soft_token" --gin.STEPS=1000
 # What the runs have in common (log, mined pairs, vocabulary, ...) is made once, by the full run, and
@@ -9,7 +9,7 @@ set -euo pipefail
 root="$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)"
 log="" out="$root/work/ablations" config="gin_configs/two_cores.gin" more=()
 only="no_pre completions_only paper_search no_alignment no_soft_token rq_kmeans"
-only="$only enhance_0 enhance_03 enhance_07 sid_targets no_segments"
+only="$only enhance_0 enhance_03 enhance_07 sid_targets no_segments no_rwr"
 usage() { sed -n '2,6s/^# \{0,1\}//p' "${BASH_SOURCE[0]}"; }
 while [ $# -gt 0 ]; do
   case "$1" in
@@ -43,7 +43,7 @@ for name in $only; do
   # Links, not copies; a stage that must be redone writes a folder of its own.
   if [ ! -d "$out/$name" ]; then
     mkdir -p "$out/$name.new"
-    for folder in simulated log mined encoder semantic_ids index vocab examples .compiled; do
+    for folder in simulated log mined encoder semantic_ids index vocab examples pretrain rewards cascade .compiled; do
       if [ -d "$out/full/$folder" ]; then cp -al "$out/full/$folder" "$out/$name.new/"; fi
     done
     mv "$out/$name.new" "$out/$name"

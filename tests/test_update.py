@@ -7,10 +7,10 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import pytest
-from tests.test_pipeline import SMALL
 
 from onesug_jax import main, workdir
 from onesug_jax.stages import update as loop
+from tests.test_pipeline import SMALL
 
 DAY_MS = 86_400_000
 

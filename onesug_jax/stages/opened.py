@@ -48,7 +48,9 @@ def model_stage(context: Context) -> str:
     """The folder of the model in use: "rwr" where preference alignment has left one, else
     "pretrain".
     """
-    return "rwr" if finished(context.work.rwr) else "pretrain"
+    rwr = context.work.rwr
+    left = finished(rwr) and os.path.exists(os.path.join(rwr, MODEL_FILE))
+    return "rwr" if left else "pretrain"
 
 
 def finished(folder: str) -> bool:

@@ -155,7 +155,7 @@ def rwr(
     """The preference-aligned model, into WORK_DIR/rwr, from the one in WORK_DIR/pretrain.
 
     Args:
-      steps, batch_size: updates, and preference lists in each.
+      steps, batch_size: updates, and preference lists in each; without any update no model is left.
       evaluate_every: in updates; the model then writes lists for the first `dev_rows` rows of the
         dev split, and preference metrics are taken of `dev_lists` lists of that split.
       watch: by which figure of those lists the best parameters are kept: "mrr@16", "order_mrr@16",
@@ -178,6 +178,9 @@ def rwr(
         raise UserError(f'rwr.reference = {reference!r}: expected "copy" or "stored"')
     if watch not in ("value", "mrr@16", "order_mrr@16"):
         raise UserError(f"rwr.watch = {watch!r}: expected value, mrr@16 or order_mrr@16")
+    if not steps:
+        print("rwr.steps = 0: the pretrain stage's model stays the one in use", flush=True)
+        return
     opened.keep_compiled(context)
     work = context.work
     stored = opened.model_description(context, "pretrain")

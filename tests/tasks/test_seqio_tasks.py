@@ -16,6 +16,7 @@ from onesug_jax.tasks import layouts, seqio_tasks
 from onesug_jax.tasks.examples import Examples, build_examples, cache_mixture, write_vectors
 from onesug_jax.tasks.features import FeatureSpec, Featurizer, Request
 from onesug_jax.tasks.loader import Loader
+from onesug_jax.tasks.prefixes import PrefixDraw
 from onesug_jax.tasks.vocabulary import Vocabulary
 
 seqio = seqio_tasks.seqio
@@ -220,6 +221,36 @@ def test_rows_a_kind_leaves_out_are_not_examples(world):
     )
 
 
+def test_another_beginning_of_the_query_has_its_own_context(world, tmp_path):
+    """Prefix, related queries and soft token are those of the prefix drawn; dev has no such rows."""
+    folder = str(tmp_path / "again")
+    build_examples(
+        folder,
+        splits=world["splits"],
+        vocabulary=world["vocabulary"],
+        spec=SPEC,
+        context=Known(world["index"], SPEC.related),
+        tasks={"query": 1.0, "query_any_prefix": 1.0},
+        mixture="again",
+    )
+    part = Examples.load(folder, "again_query_any_prefix", "train")
+    rows = world["rows"]["train"]
+    assert len(part) == len(rows)
+    assert len(Examples.load(folder, "again_query_any_prefix", "dev")) == 0
+    draw = PrefixDraw.from_log(world["splits"]["train"])
+    changed = 0
+    for i, (row, newest) in enumerate(zip(rows, recent(world, "train"), strict=True)):
+        prefix = draw([row["request_id"]], [row["prefix"]], [row["query"]])[0]
+        changed += prefix != row["prefix"]
+        related = counted(world, {**row, "prefix": prefix}, leave_out=True)
+        profile = [v for v in (row["gender"], row["age"]) if v]
+        vector = Known(world["index"], 0).vectors([prefix])[0]
+        request = Request(prefix, newest, related, profile, vector)
+        np.testing.assert_array_equal(part[i][0], world["featurizer"].inputs(request))
+        np.testing.assert_array_equal(part.vectors[part.soft[i]], np.float16(vector))
+    assert changed > 20
+
+
 def test_shards_part_the_rows_between_hosts(world):
     whole = converted("toy_query", "train", pack=False, lengths=LENGTHS)
     hosts = [
@@ -346,7 +377,7 @@ def test_seqios_vocabulary_speaks_ours(world):
 def test_users_mistakes_name_what_is_known(world, tmp_path):
     register = seqio_tasks.register
     settings = ("bad", world["splits"], world["vocabulary"], SPEC)
-    with pytest.raises(UserError, match="query, query_from_history; found 'qeury'"):
+    with pytest.raises(UserError, match="query_from_history; found 'qeury'"):
         register(*settings, tasks={"qeury": 1.0})
     with pytest.raises(UserError, match="rate above 0"):
         register(*settings, tasks={"query": 0.0})

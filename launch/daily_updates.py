@@ -1,0 +1,138 @@
+"""What daily updates gain over a model left alone: the loop M_t -> M_{t+1}, played on a log's last days.
+
+  python launch/daily_updates.py --log LOG --work WORK --days 5 --gin_file=gin_configs/two_cores.gin
+
+The log but its last days trains the first model (`run`). Then every day in turn is the fresh log of
+an `update`, whose held-out quarter, the day's newest rows, is scored by the model left alone too:
+with the same histories, but its own counts, pools and parameters. Prints a table, and writes
+WORK/daily.json and WORK/daily.png. Interrupted, the same command goes on.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import os
+import pathlib
+import shutil
+import sys
+
+ROOT = pathlib.Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))
+
+import pyarrow as pa  # noqa: E402
+import pyarrow.compute as pc  # noqa: E402
+import pyarrow.parquet as pq  # noqa: E402
+
+from onesug_jax import cli, main, plots, workdir  # noqa: E402
+from onesug_jax.files import write_json  # noqa: E402
+from onesug_jax.logs.ingest import ingest  # noqa: E402
+from onesug_jax.stages import CONFIGURABLES, STAGES  # noqa: E402
+
+DAY_MS = 86_400_000
+
+
+def cut_days(log: str, out: str, days: int) -> list[str]:
+    """out/base.parquet, and one file for each of the last `days` days; the days' files."""
+    paths = [os.path.join(out, f"day{number}.parquet") for number in range(1, days + 1)]
+    if os.path.exists(paths[-1]):
+        return paths
+    ingest(log, os.path.join(out, "all"), dev_days=0.0, test_days=0.0)
+    parts = sorted(pathlib.Path(out, "all").glob("*.parquet"))
+    rows = pa.concat_tables([pq.read_table(part) for part in parts], promote_options="default")
+    end = pc.max(rows["timestamp_ms"]).as_py()
+    edges = [end - (days - number) * DAY_MS for number in range(days + 1)]
+    pq.write_table(
+        rows.filter(pc.less_equal(rows["timestamp_ms"], edges[0])), f"{out}/base.parquet"
+    )
+    for path, after, until in zip(paths, edges, edges[1:], strict=False):
+        inside = pc.and_(
+            pc.greater(rows["timestamp_ms"], after), pc.less_equal(rows["timestamp_ms"], until)
+        )
+        pq.write_table(rows.filter(inside), path)
+    return paths
+
+
+def left_alone(work: str, log: str, flags: list[str]) -> dict[str, float]:
+    """Scores of the first model on the held-out rows of an update's log."""
+    from onesug_jax.stages.lists import score
+
+    command = cli.parse(["update", f"--gin.WORK_DIR={work}", *flags], STAGES, CONFIGURABLES)
+    config = main.read_config(command.gin_files, command.bindings)
+    context = main.make_context(STAGES["update"], config, command.options)
+    context = dataclasses.replace(context, work=workdir.WorkDir(work))
+    found = score(context, os.path.join(log, "dev.parquet"), log, rivals=False).metrics["model"]
+    order = found["order"] if found["order"]["n"] else found["all"]
+    return {
+        "mrr@16": found["all"]["mrr@16"],
+        "order_mrr@16": order["mrr@16"],
+        "hr@16": found["all"]["hr@16"],
+        "rows": found["all"]["n"],
+    }
+
+
+def play(log: str, work: str, days: int, flags: list[str]) -> None:
+    """Runs, updates day by day, and shows what came of it."""
+    os.makedirs(work, exist_ok=True)
+    files = cut_days(log, work, days)
+    shop, alone = os.path.join(work, "shop"), os.path.join(work, "alone")
+    base = [f"--gin.WORK_DIR={shop}", f"--gin.LOG={os.path.join(work, 'base.parquet')}"]
+    if not os.path.exists(os.path.join(shop, workdir.CURRENT)):
+        if main.main(["run", *base, *flags]):
+            sys.exit(1)
+    if not os.path.exists(alone):
+        shutil.copytree(shop, alone, copy_function=os.link)
+    table = []
+    for number, path in enumerate(files, 1):
+        code = main.main(["update", f"--gin.WORK_DIR={shop}", f"--gin.LOG={path}", *flags])
+        if code not in (0, 3):
+            sys.exit(code)
+        versions = sorted(pathlib.Path(shop, "versions").iterdir())
+        version = versions[number - 1]
+        told = json.loads((version / "update.json").read_text())
+        scores = {"left alone": left_alone(alone, str(version / "log"), flags), **told["scores"]}
+        scores["in use"] = told["scores"]["M_t+1" if told["published"] else "M_t"]
+        table.append({"day": number, "published": told["published"], "scores": scores})
+        write_json(os.path.join(work, "daily.json"), table)
+    show(table, os.path.join(work, "daily.png"))
+
+
+def show(table: list[dict], path: str) -> None:
+    """The table, and its picture."""
+    names = ("left alone", "M_t", "M_t+1", "in use")
+    print(f"{'':<6}{'rows':>6}   " + "".join(f"{name:^24}" for name in names))
+    print(f"{'day':<6}{'':>6}   " + f"{'MRR@16':>8}{'orders':>8}{'HR@16':>8}" * len(names))
+    keys = ("mrr@16", "order_mrr@16", "hr@16")
+    for line in table:
+        cells = "".join(f"{line['scores'][name][key]:8.2f}" for name in names for key in keys)
+        mark = "" if line["published"] else "  refused"
+        print(f"{line['day']:<6}{line['scores']['left alone']['rows']:>6}   {cells}{mark}")
+    rows = [line["scores"]["left alone"]["rows"] for line in table]
+    mean = {
+        (name, key): sum(n * line["scores"][name][key] for n, line in zip(rows, table, strict=True))
+        / sum(rows)
+        for name in names
+        for key in keys
+    }
+    print(f"{'mean':<6}{sum(rows):>6}   " + "".join(f"{value:8.2f}" for value in mean.values()))
+    figure = plots.figure_of(6.4, 3.6)
+    axes = figure.subplots()
+    for name, colour in zip(("left alone", "in use"), plots.COLOURS, strict=False):
+        values = [line["scores"][name]["mrr@16"] for line in table]
+        axes.plot([line["day"] for line in table], values, marker="o", label=name, color=colour)
+    axes.set_xlabel("day"), axes.set_ylabel("MRR@16, %, newest quarter of the day")
+    axes.set_xticks([line["day"] for line in table])
+    axes.legend(frameon=False)
+    plots.save_figure(figure, path)
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--log", required=True, help="a log in the schema, or any `ingest` reads")
+    parser.add_argument("--work", required=True, help="folder to work in")
+    parser.add_argument("--days", type=int, default=5, help="how many updates")
+    options, more = parser.parse_known_args()
+    play(options.log, options.work, options.days, more)
