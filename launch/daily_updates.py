@@ -1,4 +1,4 @@
-"""What daily updates gain over a model left alone: the loop M_t -> M_{t+1}, played on a log's last days.
+"""What daily updates gain over a model left alone: the loop, played on a log's last days.
 
   python launch/daily_updates.py --log LOG --work WORK --days 5 --gin_file=gin_configs/two_cores.gin
 
@@ -116,8 +116,7 @@ def show(table: list[dict], path: str) -> None:
         for key in keys
     }
     print(f"{'mean':<6}{sum(rows):>6}   " + "".join(f"{value:8.2f}" for value in mean.values()))
-    figure = plots.figure_of(6.4, 3.6)
-    axes = figure.subplots()
+    figure, (axes,) = plots.figure_of(1, width=6.4)
     for name, colour in zip(("left alone", "in use"), plots.COLOURS, strict=False):
         values = [line["scores"][name]["mrr@16"] for line in table]
         axes.plot([line["day"] for line in table], values, marker="o", label=name, color=colour)

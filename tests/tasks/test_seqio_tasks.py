@@ -222,7 +222,7 @@ def test_rows_a_kind_leaves_out_are_not_examples(world):
 
 
 def test_another_beginning_of_the_query_has_its_own_context(world, tmp_path):
-    """Prefix, related queries and soft token are those of the prefix drawn; dev has no such rows."""
+    """Prefix, related queries, soft token are those of the prefix drawn; dev has no such rows."""
     folder = str(tmp_path / "again")
     build_examples(
         folder,
