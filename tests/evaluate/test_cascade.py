@@ -90,13 +90,15 @@ def test_profile_lift_is_the_smoothed_log_ratio():
 
 def test_recall_takes_completions_and_neighbours_and_the_pre_rank_cuts():
     statistics = Statistics(rows_of(300), Known().completions, 3.0)
-    few = Cascade(Known(), statistics, CascadeConfig(recalled=2, near=3, kept=4))
+    few = Cascade(Known(), statistics, CascadeConfig(recalled=2, near=3, kept=5))
     numbers, features = few.candidates(Request("l", ("sofa red",)))
     texts = [QUERIES[n] for n in numbers]
-    assert len(texts) == len(set(texts)) == 4 and features.shape == (4, len(FEATURES))
+    assert len(texts) == len(set(texts)) == 5 and features.shape == (5, len(FEATURES))
     assert {QUERIES[n] for n in statistics.index.top("l", 2)} <= set(texts)
     starts = features[:, FEATURES.index("starts")]
     np.testing.assert_array_equal(starts, [text.startswith("l") for text in texts])
+    fewer = Cascade(Known(), statistics, CascadeConfig(recalled=2, near=3, kept=2))
+    assert fewer.candidates(Request("l", ("sofa red",)))[0].tolist() == numbers[:2].tolist()
 
 
 def test_what_was_never_counted_is_not_a_candidate():
