@@ -3,6 +3,7 @@
 import json
 import shutil
 
+import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
@@ -149,7 +150,7 @@ def test_evaluate_scores_another_log_with_all_its_rows(work, capsys, tmp_path):
 
 def test_a_vocabulary_of_another_run_is_refused(work, capsys, tmp_path):
     copy = shutil.copytree(work, tmp_path / "copy")
-    path = copy / "pretrain" / "model.json"
+    path = copy / "rwr" / "model.json"
     stored = json.loads(path.read_text())
     path.write_text(json.dumps({**stored, "vocabulary": "another"}))
     assert main.main(["suggest", f"--gin.WORK_DIR={copy}", "--prefix", "s"]) == 2
@@ -247,7 +248,54 @@ def test_two_runs_side_by_side(work, capsys, tmp_path):
     assert main.main(["compare", "--run", str(work), "--run", str(other)]) == 0
     lines = capsys.readouterr().out.splitlines()
     names = [line.split("  ")[0] for line in lines[2:]]
-    assert names == ["most popular", work.name, "other", "requests"]
-    assert lines[3].split()[1:] == lines[4].split()[1:]
+    assert names == ["most popular", "sft", work.name, "other", "requests"]
+    assert lines[4].split()[1:] == lines[5].split()[1:]
     assert main.main(["compare", "--run", str(work / "nowhere")]) == 2
     assert "run evaluate first" in capsys.readouterr().err
+
+
+def test_a_stored_reference_trains_the_same_model(work, tmp_path, capsys):
+    from onesug_jax.train.checkpoint import load_params
+
+    copy = shutil.copytree(work, tmp_path / "copy")
+    flags = [f"--gin.WORK_DIR={copy}", "--gin.rwr.reference=stored", *SMALL]
+    assert main.main(["rwr", *flags]) == 0
+    assert "config changed: rwr.reference" in capsys.readouterr().out
+    one, other = (load_params(str(folder / "rwr" / "checkpoints")) for folder in (work, copy))
+    for name in ("embedding", "soft_projection"):
+        np.testing.assert_allclose(one[name], other[name], atol=1e-5)
+
+
+def test_preference_metrics_of_every_kind_are_logged(work):
+    lines = [json.loads(x) for x in (work / "rwr" / "metrics.jsonl").read_text().splitlines()]
+    trained = next(line for line in lines if line["kind"] == "train")
+    assert {"margin", "accuracy", "preference", "sft"} <= set(trained)
+    seen = next(line for line in lines if line["kind"] == "evaluate")
+    assert {"kl", "margin", "accuracy", "sft", "mrr@16", "order_mrr@16", "value"} <= set(seen)
+    assert any(name.startswith("accuracy/") for name in seen)
+    report = json.loads((work / "rewards" / "report.json").read_text())
+    assert report["train"]["shown_by"] == "log" and report["train"]["pairs"]["order"] > 0
+
+
+@pytest.mark.parametrize(
+    ("flag", "told"),
+    [
+        ("--gin.rwr.watch=hr", "mrr@16 or order_mrr@16"),
+        ("--gin.rwr.reference=none", '"copy" or "stored"'),
+        ("--gin.PreferenceConfig.loss=rwr", "softmax_dpo"),
+        ("--gin.ListConfig.negatives=0", "1 or more"),
+        ("--gin.rwr.params_from=nowhere", "no parameters found"),
+    ],
+)
+def test_mistakes_of_the_preference_stage_are_told(work, tmp_path, capsys, flag, told):
+    copy = shutil.copytree(work, tmp_path / "copy")
+    assert main.main(["rwr", f"--gin.WORK_DIR={copy}", *SMALL, flag]) == 2
+    assert told in capsys.readouterr().err
+
+
+def test_without_updates_the_pretrained_model_stays_in_use(work, tmp_path, capsys):
+    copy = shutil.copytree(work, tmp_path / "copy")
+    assert main.main(["rwr", f"--gin.WORK_DIR={copy}", *SMALL, "--gin.rwr.steps=0"]) == 0
+    assert "stays the one in use" in capsys.readouterr().out
+    assert not (copy / "rwr" / "model.json").exists()
+    assert answer(capsys, f"--gin.WORK_DIR={copy}", "--prefix", "s")["suggestions"]
