@@ -46,6 +46,7 @@ SMALL = [
     "--gin.rwr.evaluate_every=6",
     "--gin.rwr.dev_rows=8",
     "--gin.rwr.dev_lists=8",
+    "--gin.rwr.only_if_better=False",
     "--gin.update.steps=4",
 ]
 
@@ -280,7 +281,7 @@ def test_preference_metrics_of_every_kind_are_logged(work):
 @pytest.mark.parametrize(
     ("flag", "told"),
     [
-        ("--gin.rwr.watch=hr", "mrr@16 or order_mrr@16"),
+        ("--gin.rwr.watch=hr", "mrr@16, order_mrr@16, value"),
         ("--gin.rwr.reference=none", '"copy" or "stored"'),
         ("--gin.PreferenceConfig.loss=rwr", "softmax_dpo"),
         ("--gin.ListConfig.negatives=0", "1 or more"),
@@ -291,6 +292,14 @@ def test_mistakes_of_the_preference_stage_are_told(work, tmp_path, capsys, flag,
     copy = shutil.copytree(work, tmp_path / "copy")
     assert main.main(["rwr", f"--gin.WORK_DIR={copy}", *SMALL, flag]) == 2
     assert told in capsys.readouterr().err
+
+
+def test_a_model_that_is_not_better_is_not_put_in_use(work, tmp_path, capsys):
+    copy = shutil.copytree(work, tmp_path / "copy")
+    still = ["--gin.rwr.only_if_better=True", "--gin.rwr/make_optimizer.learning_rate=1e-12"]
+    assert main.main(["rwr", f"--gin.WORK_DIR={copy}", *SMALL, *still]) == 0
+    assert "no evaluation beat" in capsys.readouterr().out
+    assert not (copy / "rwr" / "model.json").exists()
 
 
 def test_without_updates_the_pretrained_model_stays_in_use(work, tmp_path, capsys):

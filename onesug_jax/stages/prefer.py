@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
 REWARDS_FILE = "rewards.npy"
 _SPLITS = ("train", "dev")
+_WATCHED = ("mrr@16", "order_mrr@16", "value")
 
 
 def rewards(context: Context) -> None:
@@ -139,16 +140,17 @@ class _Batches:
 def rwr(
     context: Context,
     *,
-    steps: int = 800,
+    steps: int = 400,
     batch_size: int = 32,
     accumulation: int = 1,
     log_every: int = 50,
     checkpoint_every: int = 200,
-    evaluate_every: int = 200,
+    evaluate_every: int = 100,
     dev_rows: int = 1000,
     dev_lists: int = 512,
     watch: str = "value",
     patience: int = 3,
+    only_if_better: bool = True,
     reference: str = "copy",
     params_from: str | None = None,
 ) -> None:
@@ -160,6 +162,8 @@ def rwr(
         dev split, and preference metrics are taken of `dev_lists` lists of that split.
       watch: by which figure of those lists the best parameters are kept: "mrr@16", "order_mrr@16",
         or "value", the mean of both. After `patience` evaluations without a better one it stops.
+      only_if_better: where no evaluation beats the model that training started from, leave no
+        model: the pretrain stage's stays the one in use.
       reference: "copy" keeps the frozen model in memory, "stored" its log-probabilities on disk.
       params_from: folder of another model to start from, and to hold as reference.
 
@@ -176,8 +180,8 @@ def rwr(
 
     if reference not in ("copy", "stored"):
         raise UserError(f'rwr.reference = {reference!r}: expected "copy" or "stored"')
-    if watch not in ("value", "mrr@16", "order_mrr@16"):
-        raise UserError(f"rwr.watch = {watch!r}: expected value, mrr@16 or order_mrr@16")
+    if watch not in _WATCHED:
+        raise UserError(f"rwr.watch = {watch!r}: expected one of {', '.join(_WATCHED)}")
     if not steps:
         print("rwr.steps = 0: the pretrain stage's model stays the one in use", flush=True)
         return
@@ -210,7 +214,6 @@ def rwr(
     like = abstract_state(preference.rwr_stage(config, objective), optimizer, mesh).params
     source = work.pretrain if params_from is None else params_from
     frozen = load_params(source, shardings_of(like))
-    write_json(os.path.join(work.rwr, opened.MODEL_FILE), stored)
     watched, dev_metrics = _watch(
         context, config, objective, mesh, frozen, stored, task, dev_rows, dev_lists
     )
@@ -225,7 +228,11 @@ def rwr(
         flush=True,
     )
     watched = bool(watched and evaluate_every)
-    loop.fit(
+    before = dev_metrics(frozen, 0) if watched else {}
+    if watched:
+        told = ", ".join(f"{name} {before[name]:.2f}" for name in ("hr@16", *_WATCHED))
+        print(f"rwr: the model it starts from: {told}", flush=True)
+    result = loop.fit(
         preference.rwr_stage(config, objective, frozen if reference == "copy" else None),
         batch_at=batch_at,
         mesh=mesh,
@@ -243,6 +250,15 @@ def rwr(
         params_from=frozen,
         on_mismatch="restart",
     )
+    if watched and only_if_better and not (result.best_value or 0.0) > before[watch]:
+        print(
+            f"rwr: no evaluation beat the {watch} of {before[watch]:.2f} that training started "
+            f"from (best: {result.best_value or 0.0:.2f}), so the pretrain stage's model stays the "
+            "one in use (rwr.only_if_better)",
+            flush=True,
+        )
+        return
+    write_json(os.path.join(work.rwr, opened.MODEL_FILE), stored)
 
 
 def _task(stored: Mapping[str, Any]) -> str:
@@ -291,7 +307,9 @@ def _watch(context, config, objective, mesh, frozen, stored, task, dev_rows, dev
 
     def dev_metrics(params, step: int) -> dict[str, float]:
         found = measure(params, frozen, fixed)
-        scores = score(context, dev, context.work.log, model="rwr", params=params, limit=dev_rows)
+        scores = score(
+            context, dev, context.work.log, model="pretrain", params=params, limit=dev_rows
+        )
         every, order = (scores.metrics["model"][name] for name in ("all", "order"))
         ordered = order["mrr@16"] if order["n"] else every["mrr@16"]
         written = {
