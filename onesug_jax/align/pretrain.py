@@ -20,7 +20,7 @@ def pretrain_stage(config: ModelConfig) -> Stage:
 
     Reported sums, per target token: `accuracy`, the share of tokens the model ranks first.
     """
-    model = Seq2Seq(config, deterministic=not (config.dropout or config.item_dropout))
+    model = Seq2Seq(config, deterministic=config.dropout == 0)
 
     def init(key: jax.Array):
         tokens = jnp.ones((1, 8), jnp.int32)

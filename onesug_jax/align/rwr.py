@@ -94,9 +94,8 @@ def list_logits(
     """Next-token scores of C targets a request, the request encoded once: `[B, C, T, V]`."""
 
     def both(model: Seq2Seq) -> ListLogits:
-        seen = model.seen(tokens)
-        encoded = model.encode(seen, None, soft)
-        return model.decode_lists(encoded, seen, shift_right(targets))
+        encoded = model.encode(tokens, None, soft)
+        return model.decode_lists(encoded, tokens, shift_right(targets))
 
     return model.apply({"params": params}, method=both, rngs=rngs)
 
@@ -114,7 +113,7 @@ def rwr_stage(config: ModelConfig, preference: PreferenceConfig, reference: Any 
     Args:
       reference: the frozen parameters, laid out on the mesh.
     """
-    model = Seq2Seq(config, deterministic=not (config.dropout or config.item_dropout))
+    model = Seq2Seq(config, deterministic=config.dropout == 0)
     frozen_model = Seq2Seq(config)
 
     def init(key: jax.Array):
@@ -200,7 +199,7 @@ def make_measure(
     """The training metrics and `kl` of a fixed set of batches: (params, reference, batches) ->
     {name: mean}.
     """
-    model = Seq2Seq(config)
+    model = Seq2Seq(dataclasses.replace(config, dropout=0.0))
 
     @jax.jit
     def sums(params, reference, batch):
@@ -249,7 +248,7 @@ def stored_reference(
     They are computed for all steps at once into `path` (float32 `[steps, B_local, C]`, kept with
     `fingerprint`: of the reference, the data and the seed), and computed anew where that differs.
     """
-    model = Seq2Seq(config)
+    model = Seq2Seq(dataclasses.replace(config, dropout=0.0))
 
     @functools.partial(jax.jit, out_shardings=meshes.batch_sharding(mesh))
     def score(params, batch):

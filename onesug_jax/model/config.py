@@ -27,8 +27,6 @@ class ModelConfig:
       d_ff: width of each of the two gated branches of the MLP.
       encoder_layers, decoder_layers: depth of each side.
       dropout: rate on block outputs and attention weights while training.
-      item_dropout: rate at which whole items of the input (a related or a history query, a profile
-        value, e_p*) are hidden while training; the prefix, the first item, always stands.
       dtype: compute type, "float32" or "bfloat16"; parameters, softmax and loss are float32.
       remat: what the backward pass recomputes: "none", "full" (every layer) or "dots" (all but
         matrix products).
@@ -51,7 +49,6 @@ class ModelConfig:
     encoder_layers: int = 3
     decoder_layers: int = 2
     dropout: float = 0.0
-    item_dropout: float = 0.0
     dtype: str = "float32"
     remat: str = "none"
     unroll: bool = False

@@ -30,7 +30,6 @@ from onesug_jax.arrays import (
     SoftTokens,
     TargetTokens,
 )
-from onesug_jax.errors import UserError
 from onesug_jax.model.config import ModelConfig
 from onesug_jax.model.layers import (
     MASKED,
@@ -255,22 +254,6 @@ class Seq2Seq(nn.Module):
         belongs = (opener > 0) & (tokens > 0) & ~marker
         return rows + jnp.where(belongs[..., None], self._embed(opener), 0)
 
-    def seen(self, tokens: InputTokens) -> InputTokens:
-        """`tokens` as a training pass sees them: some items, marker and all, turned into padding.
-
-        Every row draws on its own (`ModelConfig.item_dropout`). What stands before the second
-        marker, and the end, stays. Encoder and decoder must be given the same.
-        """
-        c = self.config
-        if not c.item_dropout or self.deterministic:
-            return tokens
-        marker = (tokens >= c.first_marker) & (tokens <= c.last_marker)
-        item = jnp.cumsum(marker, axis=1)
-        draws = jax.random.bernoulli(self.make_rng("dropout"), c.item_dropout, tokens.shape)
-        hidden = jnp.take_along_axis(draws, item, axis=1) & (item > 1)
-        last = jnp.cumsum(tokens > 0, axis=1) == jnp.sum(tokens > 0, axis=1, keepdims=True)
-        return jnp.where(hidden & ~last, 0, tokens)
-
     def encode(
         self,
         tokens: InputTokens,
@@ -346,10 +329,6 @@ class Seq2Seq(nn.Module):
         soft: SoftTokens | None = None,
     ) -> Logits:
         """Teacher-forced logits `[B, T, V]` (float32); segments only for packed rows."""
-        if segments is None:
-            tokens = self.seen(tokens)
-        elif self.config.item_dropout and not self.deterministic:
-            raise UserError("ModelConfig.item_dropout needs rows of one example: no packed layout.")
         encoded = self.encode(tokens, segments, soft)
         return self.decode(encoded, tokens, decoder_inputs, segments, decoder_segments)
 
