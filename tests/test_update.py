@@ -3,6 +3,7 @@
 import json
 import shutil
 
+import jax
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
@@ -13,6 +14,15 @@ from onesug_jax.stages import update as loop
 from tests.test_pipeline import SMALL
 
 DAY_MS = 86_400_000
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_device():
+    """The loop is about files; many devices would only make its small models slow."""
+    first = jax.devices()[:1]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(jax, "devices", lambda *_: first)
+        yield
 
 
 @pytest.fixture(scope="module")

@@ -9,15 +9,13 @@ import os
 from collections.abc import Callable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
 from onesug_jax.errors import UserError
 from onesug_jax.files import write_json
 from onesug_jax.registry import Context
 from onesug_jax.stages import opened
 
 if TYPE_CHECKING:
-    from onesug_jax.align.preferences import Behaviour, Drawn
+    import numpy as np
 
 REWARDS_FILE = "rewards.npy"
 _SPLITS = ("train", "dev")
@@ -28,6 +26,8 @@ def rewards(context: Context) -> None:
     """What people did with every row, and what each query is worth at each behaviour level, into
     WORK_DIR/rewards.
     """
+    import numpy as np
+
     from onesug_jax.align import preferences
     from onesug_jax.align.rewards import reward_table
 
@@ -80,61 +80,42 @@ def _blocks(path: str, known: Callable[[str], bool] | None) -> Iterator[dict[str
             yield block
 
 
-class _Batches:
-    """Preference lists of one split as the arrays of `align.rwr`: a function of the step."""
+def _batches(context: Context, split: str, rows: int, stored: dict, task: str):
+    """Preference lists of one split, which has so many rows, as the arrays of `align.rwr`."""
+    import numpy as np
 
-    def __init__(self, context: Context, split: str, drawn_from: Behaviour, stored: dict, task):
-        from onesug_jax.tasks.examples import Examples
-        from onesug_jax.tasks.features import FeatureSpec, Featurizer
-        from onesug_jax.tasks.vocabulary import Vocabulary
+    from onesug_jax.tasks.examples import Examples
+    from onesug_jax.tasks.features import FeatureSpec, Featurizer
+    from onesug_jax.tasks.list_batches import ListBatches
+    from onesug_jax.tasks.vocabulary import Vocabulary
 
-        work = context.work
-        self.examples = Examples.load(work.examples, task, split)
-        if len(self.examples) != len(drawn_from):
-            raise UserError(
-                f"{self.examples.folder} holds {len(self.examples):,} examples, {work.rewards} "
-                f"{len(drawn_from):,} rows of the same split; run examples and rewards again."
-            )
-        self.rewards = np.load(os.path.join(work.rewards, REWARDS_FILE), mmap_mode="r")
-        self.queries = opened.completions(context).queries
-        self.featurizer = Featurizer(Vocabulary.load(work.vocab), FeatureSpec(**stored["features"]))
-        self.ids = opened.semantic_ids(context) if task.endswith("request_to_id") else None
-        self.soft = bool(stored["model"]["soft_dim"])
-        longest = int(self.examples.meta["longest"]["inputs"])
-        self.length = min(-(-longest // 8) * 8, self.featurizer.spec.input_length)
-        targets = int(self.examples.meta["longest"]["targets"])
-        self.target_length = min(-(-targets // 4) * 4, self.featurizer.spec.target_length)
+    work = context.work
+    examples = Examples.load(work.examples, task, split)
+    if len(examples) != rows:
+        raise UserError(
+            f"{examples.folder} holds {len(examples):,} examples, {work.rewards} {rows:,} rows of "
+            "the same split; run examples and rewards again."
+        )
+    featurizer = Featurizer(Vocabulary.load(work.vocab), FeatureSpec(**stored["features"]))
+    if task.endswith("request_to_id"):
+        ids = opened.semantic_ids(context)
 
-    def __call__(self, drawn: Drawn) -> dict[str, np.ndarray]:
-        """The arrays of these lists, `[B, ...]`."""
-        from onesug_jax.tasks import layouts
+        def target(number: int) -> np.ndarray:
+            return featurizer.id_tokens(ids.of(number))
+    else:
+        queries = opened.completions(context).queries
 
-        size = len(drawn.rows)
-        given = ([self.examples], np.zeros(size, np.int64), drawn.rows, np.arange(size))
-        batch = layouts.assemble(*given, (size, self.length, self._room), packed=False)
-        targets = np.zeros((*drawn.numbers.shape, self.target_length), np.int32)
-        for at, number in np.ndenumerate(drawn.numbers):
-            if number >= 0:
-                ids = self._target(int(number))[: self.target_length]
-                targets[at][: len(ids)] = ids
-        out = {
-            "encoder_input_tokens": batch["encoder_input_tokens"],
-            "list_targets": targets,
-            "rewards": self.rewards[drawn.levels.astype(int), np.maximum(drawn.numbers, 0)],
-            "levels": drawn.levels.astype(np.int32),
-        }
-        if self.soft:
-            out["encoder_soft"] = layouts.place_soft(*given, (size, 1))
-        return out
+        def target(number: int) -> np.ndarray:
+            return featurizer.target(queries[number])
 
-    @property
-    def _room(self) -> int:
-        return int(self.examples.meta["longest"]["targets"])
-
-    def _target(self, number: int) -> np.ndarray:
-        if self.ids is not None:
-            return self.featurizer.id_tokens(self.ids.of(number))
-        return self.featurizer.target(self.queries[number])
+    return ListBatches(
+        examples,
+        target,
+        np.load(os.path.join(work.rewards, REWARDS_FILE), mmap_mode="r"),
+        input_length=featurizer.spec.input_length,
+        target_length=featurizer.spec.target_length,
+        soft=bool(stored["model"]["soft_dim"]),
+    )
 
 
 def rwr(
@@ -197,7 +178,7 @@ def rwr(
         )
     config = ModelConfig(**stored["model"])
     lists = Lists(behaviour, context.configured("ListConfig")(), context.seed)
-    batches = _Batches(context, "train", behaviour, stored, task)
+    batches = _batches(context, "train", len(behaviour), stored, task)
     objective = context.configured("PreferenceConfig")()
     mesh = context.configured("make_mesh")()
     part, parts = batch_part(mesh)
@@ -278,6 +259,8 @@ def _watch(context, config, objective, mesh, frozen, stored, task, dev_rows, dev
     """Whether there is a dev split to watch, and the function that does it: preference metrics of
     its lists beside what real beams write.
     """
+    import numpy as np
+
     from onesug_jax.align.preferences import Behaviour, ListConfig, Lists
     from onesug_jax.align.rewards import POSITIVE
     from onesug_jax.align.rwr import make_measure
@@ -290,7 +273,7 @@ def _watch(context, config, objective, mesh, frozen, stored, task, dev_rows, dev
     lists = Lists(behaviour, ListConfig(), context.seed)
     known = np.flatnonzero((behaviour.query >= 0) & np.isin(behaviour.level, POSITIVE))
     drawn = lists.of(known[:dev_lists])
-    to_arrays = _Batches(context, "dev", behaviour, stored, task)
+    to_arrays = _batches(context, "dev", len(behaviour), stored, task)
     block, fixed = 64, []
     for start in range(0, len(drawn.rows), block):
         cut = slice(start, start + block)

@@ -1,0 +1,78 @@
+"""Preference lists as arrays: the request's ids from the example cache, beside C targets of it.
+
+The lists themselves, numbers of known queries, are drawn by `align.preferences`; this file only
+looks up their ids and rewards. Numpy only.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Protocol
+
+import numpy as np
+
+from onesug_jax.tasks import layouts
+from onesug_jax.tasks.examples import Examples
+
+
+class Lists(Protocol):
+    """B preference lists (`align.preferences.Drawn`); column 0 is the positive.
+
+    Attributes:
+      rows: `[B]`, which examples. numbers: `[B, C]`, query numbers, -1: an empty place. levels:
+        `[B, C]`, behaviour levels.
+    """
+
+    rows: np.ndarray
+    numbers: np.ndarray
+    levels: np.ndarray
+
+
+class ListBatches:
+    """Turns lists over the rows of one cached task into the arrays that `align.rwr` trains on.
+
+    Args:
+      examples: the task's, one a row of the split.
+      target: query number -> its decoder ids, end token included.
+      rewards: `[6, N]`, reward of every query at every level.
+      input_length, target_length: most ids of a request and of a target.
+      soft: whether the model has soft tokens.
+    """
+
+    def __init__(
+        self,
+        examples: Examples,
+        target: Callable[[int], Sequence[int]],
+        rewards: np.ndarray,
+        *,
+        input_length: int,
+        target_length: int,
+        soft: bool,
+    ):
+        self.examples, self._target, self._rewards, self._soft = examples, target, rewards, soft
+        longest = examples.meta["longest"]
+        self._room = int(longest["targets"])
+        self._length = min(-(-int(longest["inputs"]) // 8) * 8, input_length)
+        self._target_length = min(-(-self._room // 4) * 4, target_length)
+
+    def __call__(self, lists: Lists) -> dict[str, np.ndarray]:
+        """`encoder_input_tokens [B, L]`, `list_targets [B, C, T]`, `rewards` and `levels [B, C]`,
+        and with soft tokens `encoder_soft [B, 1, E]`.
+        """
+        size = len(lists.rows)
+        given = ([self.examples], np.zeros(size, np.int64), lists.rows, np.arange(size))
+        requests = layouts.assemble(*given, (size, self._length, self._room), packed=False)
+        targets = np.zeros((*lists.numbers.shape, self._target_length), np.int32)
+        for place, number in np.ndenumerate(lists.numbers):
+            if number >= 0:
+                ids = self._target(int(number))[: self._target_length]
+                targets[place][: len(ids)] = ids
+        out = {
+            "encoder_input_tokens": requests["encoder_input_tokens"],
+            "list_targets": targets,
+            "rewards": self._rewards[lists.levels.astype(int), np.maximum(lists.numbers, 0)],
+            "levels": lists.levels.astype(np.int32),
+        }
+        if self._soft:
+            out["encoder_soft"] = layouts.place_soft(*given, (size, 1))
+        return out
