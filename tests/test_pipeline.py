@@ -189,7 +189,7 @@ def test_the_soft_token_reaches_the_model(work, capsys):
     assert main.main(["run", "--dry_run", *SMALL, *flags]) == 0
     plan = capsys.readouterr().out.split("# plan for")[1]
     redone = [line.split()[0] for line in plan.splitlines() if "would run" in line]
-    assert redone == ["examples", "pretrain", "evaluate"]
+    assert redone == ["examples", "pretrain", "rwr", "evaluate"]
 
 
 def test_a_query_of_few_people_is_never_shown_to_another(tmp_path):

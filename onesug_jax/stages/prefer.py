@@ -17,6 +17,8 @@ from onesug_jax.stages import opened
 if TYPE_CHECKING:
     import numpy as np
 
+    from onesug_jax.align.preferences import Behaviour
+
 REWARDS_FILE = "rewards.npy"
 _SPLITS = ("train", "dev")
 _WATCHED = ("mrr@16", "order_mrr@16", "value")
@@ -80,8 +82,8 @@ def _blocks(path: str, known: Callable[[str], bool] | None) -> Iterator[dict[str
             yield block
 
 
-def _batches(context: Context, split: str, rows: int, stored: dict, task: str):
-    """Preference lists of one split, which has so many rows, as the arrays of `align.rwr`."""
+def _batches(context: Context, split: str, behaviour: Behaviour, stored: dict, task: str):
+    """Preference lists of one split as the arrays of `align.rwr`."""
     import numpy as np
 
     from onesug_jax.tasks.examples import Examples
@@ -91,10 +93,13 @@ def _batches(context: Context, split: str, rows: int, stored: dict, task: str):
 
     work = context.work
     examples = Examples.load(work.examples, task, split)
-    if len(examples) != rows:
+    # Tasks on semantic ids leave out the rows of dev that ended in a query without one.
+    known = behaviour.query >= 0
+    example_of = np.arange(len(known)) if len(examples) == len(known) else np.cumsum(known) - 1
+    if len(examples) not in (len(known), np.sum(known)):
         raise UserError(
-            f"{examples.folder} holds {len(examples):,} examples, {work.rewards} {rows:,} rows of "
-            "the same split; run examples and rewards again."
+            f"{examples.folder} holds {len(examples):,} examples, {work.rewards} {len(known):,} "
+            "rows of the same split; run examples and rewards again."
         )
     featurizer = Featurizer(Vocabulary.load(work.vocab), FeatureSpec(**stored["features"]))
     if task.endswith("request_to_id"):
@@ -110,11 +115,12 @@ def _batches(context: Context, split: str, rows: int, stored: dict, task: str):
 
     return ListBatches(
         examples,
+        example_of,
         target,
         np.load(os.path.join(work.rewards, REWARDS_FILE), mmap_mode="r"),
         input_length=featurizer.spec.input_length,
         target_length=featurizer.spec.target_length,
-        soft=bool(stored["model"]["soft_dim"]),
+        soft_dim=stored["model"]["soft_dim"],
     )
 
 
@@ -178,7 +184,7 @@ def rwr(
         )
     config = ModelConfig(**stored["model"])
     lists = Lists(behaviour, context.configured("ListConfig")(), context.seed)
-    batches = _batches(context, "train", len(behaviour), stored, task)
+    batches = _batches(context, "train", behaviour, stored, task)
     objective = context.configured("PreferenceConfig")()
     mesh = context.configured("make_mesh")()
     part, parts = batch_part(mesh)
@@ -273,7 +279,7 @@ def _watch(context, config, objective, mesh, frozen, stored, task, dev_rows, dev
     lists = Lists(behaviour, ListConfig(), context.seed)
     known = np.flatnonzero((behaviour.query >= 0) & np.isin(behaviour.level, POSITIVE))
     drawn = lists.of(known[:dev_lists])
-    to_arrays = _batches(context, "dev", len(behaviour), stored, task)
+    to_arrays = _batches(context, "dev", behaviour, stored, task)
     block, fixed = 64, []
     for start in range(0, len(drawn.rows), block):
         cut = slice(start, start + block)

@@ -32,24 +32,27 @@ class ListBatches:
     """Turns lists over the rows of one cached task into the arrays that `align.rwr` trains on.
 
     Args:
-      examples: the task's, one a row of the split.
+      examples: the task's.
+      example_of: which example each row of the split is; only rows with one are asked for.
       target: query number -> its decoder ids, end token included.
       rewards: `[6, N]`, reward of every query at every level.
       input_length, target_length: most ids of a request and of a target.
-      soft: whether the model has soft tokens.
+      soft_dim: width of the model's soft tokens; 0: it has none.
     """
 
     def __init__(
         self,
         examples: Examples,
+        example_of: np.ndarray,
         target: Callable[[int], Sequence[int]],
         rewards: np.ndarray,
         *,
         input_length: int,
         target_length: int,
-        soft: bool,
+        soft_dim: int,
     ):
-        self.examples, self._target, self._rewards, self._soft = examples, target, rewards, soft
+        self.examples, self._target, self._rewards = examples, target, rewards
+        self._example_of, self._soft_dim = example_of, soft_dim
         longest = examples.meta["longest"]
         self._room = int(longest["targets"])
         self._length = min(-(-int(longest["inputs"]) // 8) * 8, input_length)
@@ -59,8 +62,8 @@ class ListBatches:
         """`encoder_input_tokens [B, L]`, `list_targets [B, C, T]`, `rewards` and `levels [B, C]`,
         and with soft tokens `encoder_soft [B, 1, E]`.
         """
-        size = len(lists.rows)
-        given = ([self.examples], np.zeros(size, np.int64), lists.rows, np.arange(size))
+        example, size = self._example_of[lists.rows], len(lists.rows)
+        given = ([self.examples], np.zeros(size, np.int64), example, np.arange(size))
         requests = layouts.assemble(*given, (size, self._length, self._room), packed=False)
         targets = np.zeros((*lists.numbers.shape, self._target_length), np.int32)
         for place, number in np.ndenumerate(lists.numbers):
@@ -73,6 +76,8 @@ class ListBatches:
             "rewards": self._rewards[lists.levels.astype(int), np.maximum(lists.numbers, 0)],
             "levels": lists.levels.astype(np.int32),
         }
-        if self._soft:
+        if self._soft_dim and self.examples.soft is not None:
             out["encoder_soft"] = layouts.place_soft(*given, (size, 1))
+        elif self._soft_dim:  # no row of this split has a soft token
+            out["encoder_soft"] = np.zeros((size, 1, self._soft_dim), np.float32)
         return out
