@@ -56,20 +56,14 @@ def cut_days(log: str, out: str, days: int) -> list[str]:
 
 def left_alone(work: str, log: str, flags: list[str]) -> dict[str, float]:
     """Scores of the first model on the held-out rows of an update's log."""
-    from onesug_jax.stages.lists import score
+    from onesug_jax.stages.lists import judged, score
 
     command = cli.parse(["update", f"--gin.WORK_DIR={work}", *flags], STAGES, CONFIGURABLES)
     config = main.read_config(command.gin_files, command.bindings)
     context = main.make_context(STAGES["update"], config, command.options)
     context = dataclasses.replace(context, work=workdir.WorkDir(work))
     found = score(context, os.path.join(log, "dev.parquet"), log, rivals=False).metrics["model"]
-    order = found["order"] if found["order"]["n"] else found["all"]
-    return {
-        "mrr@16": found["all"]["mrr@16"],
-        "order_mrr@16": order["mrr@16"],
-        "hr@16": found["all"]["hr@16"],
-        "rows": found["all"]["n"],
-    }
+    return {**judged(found), "rows": found["all"]["n"]}
 
 
 def play(log: str, work: str, days: int, flags: list[str]) -> None:

@@ -24,7 +24,7 @@ import numpy as np
 
 from onesug_jax.align.losses import LOSSES, PreferenceLoss
 from onesug_jax.align.rewards import NEGATIVE, POSITIVE
-from onesug_jax.arrays import InputTokens, ListLogits, ListScores, ListTokens, SoftTokens
+from onesug_jax.arrays import ListLogits, ListScores, ListTokens
 from onesug_jax.errors import UserError
 from onesug_jax.files import whole
 from onesug_jax.model.config import ModelConfig
@@ -84,17 +84,16 @@ def log_probabilities(logits: ListLogits, targets: ListTokens) -> ListScores:
 
 
 def list_logits(
-    model: Seq2Seq,
-    params: Any,
-    tokens: InputTokens,
-    targets: ListTokens,
-    soft: SoftTokens | None = None,
-    rngs: Mapping[str, jax.Array] | None = None,
+    model: Seq2Seq, params: Any, batch: Batch, rngs: Mapping[str, jax.Array] | None = None
 ) -> ListLogits:
-    """Next-token scores of C targets a request, the request encoded once: `[B, C, T, V]`."""
+    """Next-token scores of C targets a request, the request encoded once: `[B, C, T, V]`.
+
+    `batch` as `rwr_stage` has it.
+    """
+    tokens, targets = batch["encoder_input_tokens"], batch["list_targets"]
 
     def both(model: Seq2Seq) -> ListLogits:
-        encoded = model.encode(tokens, None, soft)
+        encoded = model.encode(tokens, None, batch.get("encoder_soft"))
         return model.decode_lists(encoded, tokens, shift_right(targets))
 
     return model.apply({"params": params}, method=both, rngs=rngs)
@@ -121,15 +120,14 @@ def rwr_stage(config: ModelConfig, preference: PreferenceConfig, reference: Any 
         return Seq2Seq(config).init(key, tokens, tokens)["params"]
 
     def loss(params, batch, key, frozen=None):
-        given = (batch["encoder_input_tokens"], batch["list_targets"], batch.get("encoder_soft"))
-        logits = list_logits(model, params, *given, rngs={"dropout": key})
-        policy = log_probabilities(logits, batch["list_targets"])
+        targets = batch["list_targets"]
+        policy = log_probabilities(
+            list_logits(model, params, batch, rngs={"dropout": key}), targets
+        )
         if frozen is None:
             old = batch["reference"]
         else:
-            old = log_probabilities(
-                list_logits(frozen_model, frozen, *given), batch["list_targets"]
-            )
+            old = log_probabilities(list_logits(frozen_model, frozen, batch), targets)
         return objective(preference, policy, jax.lax.stop_gradient(old), batch)
 
     def tokens(batch: Batch) -> int:
@@ -177,18 +175,14 @@ def _ratio(name: str, values: jax.Array, where: jax.Array) -> dict[str, jax.Arra
 
 
 def divergence(
-    model: Seq2Seq, params: Any, reference: Any, batch: Batch
+    policy: ListLogits, reference: ListLogits, targets: ListTokens
 ) -> tuple[jax.Array, jax.Array]:
-    """KL(policy || reference) of the next token along the positives, in nats: sum and tokens.
+    """KL(policy || reference) of the next token along `targets`, in nats: sum and tokens.
 
-    How far the policy has moved where people's own queries lead; exact over the vocabulary.
+    Exact over the vocabulary. Along the positives it says how far the policy has moved where
+    people's own queries lead.
     """
-    targets = batch["list_targets"][:, :1]
-    given = (batch["encoder_input_tokens"], targets, batch.get("encoder_soft"))
-    new, old = (
-        jax.nn.log_softmax(list_logits(model, p, *given).astype(jnp.float32))
-        for p in (params, reference)
-    )
+    new, old = (jax.nn.log_softmax(x.astype(jnp.float32)) for x in (policy, reference))
     apart = jnp.sum(jnp.exp(new) * (new - old), axis=-1)
     return jnp.sum(jnp.where(targets > 0, apart, 0.0)), jnp.sum(targets > 0)
 
@@ -199,22 +193,16 @@ def make_measure(
     """The training metrics and `kl` of a fixed set of batches: (params, reference, batches) ->
     {name: mean}.
     """
-    model = Seq2Seq(dataclasses.replace(config, dropout=0.0))
+    model = Seq2Seq(config)
 
     @jax.jit
     def sums(params, reference, batch):
         with meshes.rules_context(mesh):
-            given = (
-                batch["encoder_input_tokens"],
-                batch["list_targets"],
-                batch.get("encoder_soft"),
-            )
-            policy, old = (
-                log_probabilities(list_logits(model, p, *given), batch["list_targets"])
-                for p in (params, reference)
-            )
+            targets = batch["list_targets"]
+            logits = [list_logits(model, p, batch) for p in (params, reference)]
+            policy, old = (log_probabilities(x, targets) for x in logits)
             _, lists, found = objective(preference, policy, old, batch)
-            kl, tokens = divergence(model, params, reference, batch)
+            kl, tokens = divergence(logits[0][:, :1], logits[1][:, :1], targets[:, :1])
         per_list = {f"{name}/count": lists for name in ("preference", "sft")}
         return found | per_list | {"kl": kl, "kl/count": tokens}
 
@@ -248,18 +236,12 @@ def stored_reference(
     They are computed for all steps at once into `path` (float32 `[steps, B_local, C]`, kept with
     `fingerprint`: of the reference, the data and the seed), and computed anew where that differs.
     """
-    model = Seq2Seq(dataclasses.replace(config, dropout=0.0))
+    model = Seq2Seq(config)
 
     @functools.partial(jax.jit, out_shardings=meshes.batch_sharding(mesh))
     def score(params, batch):
         with meshes.rules_context(mesh):
-            given = (
-                batch["encoder_input_tokens"],
-                batch["list_targets"],
-                batch.get("encoder_soft"),
-            )
-            logits = list_logits(model, params, *given)
-            return log_probabilities(logits, batch["list_targets"])
+            return log_probabilities(list_logits(model, params, batch), batch["list_targets"])
 
     stored = _stored(path, fingerprint, steps)
     if stored is None:

@@ -82,7 +82,7 @@ def score(
     from is a rival, `sft`.
     """
     from onesug_jax.evaluate import baselines, evaluator
-    from onesug_jax.evaluate.cascade import load
+    from onesug_jax.evaluate.cascade_training import load
     from onesug_jax.logs.history import with_history
 
     chosen = {} if model is None else {"model": model}
@@ -112,11 +112,27 @@ def score(
     )
 
 
+def judged(metrics) -> dict[str, float]:
+    """What one model is preferred to another by, in per cent, out of its metrics by slice.
+
+    `value` is the mean of MRR@16 over all searches and over those with an order; a split without
+    orders counts all searches twice.
+    """
+    every, order = metrics["all"], metrics["order"]
+    order = order if order["n"] else every
+    return {
+        "hr@16": every["hr@16"],
+        "mrr@16": every["mrr@16"],
+        "order_mrr@16": order["mrr@16"],
+        "value": (every["mrr@16"] + order["mrr@16"]) / 2,
+    }
+
+
 def cascade(context: Context) -> None:
     """The rival: recall, pre-rank and a LightGBM ranker, trained on the train split, into
     WORK_DIR/cascade.
     """
-    from onesug_jax.evaluate import cascade as rival
+    from onesug_jax.evaluate import cascade_training as rival
 
     rows, known, config = _rival_parts(context)
     report = rival.train(rows, known, config, context.work.cascade, context.seed)
@@ -130,7 +146,7 @@ def cascade(context: Context) -> None:
 
 def _rival_parts(context: Context):
     """Rows of the train split, what is mined and aligned, and the sizes of the cascade."""
-    from onesug_jax.evaluate import cascade as rival
+    from onesug_jax.evaluate import cascade_training as rival
     from onesug_jax.tasks.features import FeatureSpec
 
     train = os.path.join(context.work.log, "train.parquet")

@@ -205,7 +205,7 @@ def rwr(
         context, config, objective, mesh, frozen, stored, task, dev_rows, dev_lists
     )
     if reference == "stored":
-        stamp = _stamp(context, source, objective, batch_size)
+        stamp = _stamp(context, source, batch_size)
         path = os.path.join(work.rwr, f"reference.{part}.npz")
         batch_at = preference.stored_reference(path, config, frozen, batch_at, steps, mesh, stamp)
     print(
@@ -270,7 +270,7 @@ def _watch(context, config, objective, mesh, frozen, stored, task, dev_rows, dev
     from onesug_jax.align.preferences import Behaviour, ListConfig, Lists
     from onesug_jax.align.rewards import POSITIVE
     from onesug_jax.align.rwr import make_measure
-    from onesug_jax.stages.lists import score
+    from onesug_jax.stages.lists import judged, score
 
     dev = os.path.join(context.work.log, "dev.parquet")
     if not os.path.exists(dev) or not dev_rows:
@@ -299,25 +299,17 @@ def _watch(context, config, objective, mesh, frozen, stored, task, dev_rows, dev
         scores = score(
             context, dev, context.work.log, model="pretrain", params=params, limit=dev_rows
         )
-        every, order = (scores.metrics["model"][name] for name in ("all", "order"))
-        ordered = order["mrr@16"] if order["n"] else every["mrr@16"]
-        written = {
-            "hr@16": every["hr@16"],
-            "mrr@16": every["mrr@16"],
-            "order_mrr@16": ordered,
-            "value": (every["mrr@16"] + ordered) / 2,
-        }
-        return written | found
+        return judged(scores.metrics["model"]) | found
 
     return True, dev_metrics
 
 
-def _stamp(context: Context, source: str, objective, batch_size: int) -> str:
+def _stamp(context: Context, source: str, batch_size: int) -> str:
     """What stored log-probabilities depend on, in one word."""
     from onesug_jax import workdir
 
     made = workdir.Manifest.read(source)
-    parts = [source, made and made.inputs, context.seed, batch_size]
+    parts = [source, made and dataclasses.asdict(made), context.seed, batch_size]
     settings = {k: v for k, v in context.settings.items() if k.startswith("ListConfig")}
     text = json.dumps([*parts, settings], default=str, sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:16]

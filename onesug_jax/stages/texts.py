@@ -93,7 +93,7 @@ def _id_kinds(context: Context, vocabulary, index, tasks: dict[str, float] | Non
     """The kinds of example that need semantic ids, where one of the tasks does."""
     if not any("id" in kind.split("_") for kind in tasks or ()):
         return {}
-    from onesug_jax.tasks.seqio_tasks import id_kinds
+    from onesug_jax.tasks.kinds import id_kinds
 
     ids = opened.semantic_ids(context)
     levels, codes = ids.levels, ids.codes

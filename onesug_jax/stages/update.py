@@ -145,8 +145,7 @@ def _join(base: Context, new: str, window_days: float, holdout: float) -> dict[s
 
     A request_id that the old rows hold already is not taken twice.
     """
-    import duckdb
-
+    from onesug_jax.logs.database import connect, quoted
     from onesug_jax.logs.database import files as in_sql
 
     log = os.path.join(new, "log")
@@ -154,7 +153,7 @@ def _join(base: Context, new: str, window_days: float, holdout: float) -> dict[s
     os.makedirs(log, exist_ok=True)
     fresh = list(opened.splits(os.path.join(new, "fresh")).values())
     old = list(opened.splits(base.work.log).values())
-    with duckdb.connect() as database:
+    with connect(new, base.settings["ingest.memory_limit"]) as database:
 
         def one(query: str):
             return database.sql(query).fetchall()[0][0]
@@ -187,11 +186,11 @@ def _join(base: Context, new: str, window_days: float, holdout: float) -> dict[s
             if made is None:
                 database.sql(
                     f"COPY ({query} ORDER BY timestamp_ms, request_id) "
-                    f"TO '{path}.new' (FORMAT parquet)"
+                    f"TO {quoted(path + '.new')} (FORMAT parquet)"
                 )
                 os.replace(path + ".new", path)
         counts = {
-            name: one(f"SELECT count(*) FROM read_parquet('{log}/{split}.parquet')")
+            name: one(f"SELECT count(*) FROM read_parquet({in_sql([f'{log}/{split}.parquet'])})")
             for name, split in (("train", "train"), ("held", "dev"))
         }
     if made is None:
@@ -207,21 +206,14 @@ def _judge(
     context: Context, base: Context, new: str, version: str, wanted: Mapping, tolerance: float
 ) -> int | None:
     """Scores both models on the held-out rows and publishes the new one if it is not worse."""
-    from onesug_jax.stages.lists import score
+    from onesug_jax.stages.lists import judged, score
 
     log = os.path.join(new, "log")
     dev = os.path.join(log, "dev.parquet")
     values = {}
     for name, work in (("M_t", base.work), ("M_t+1", workdir.WorkDir(new))):
         scores = score(dataclasses.replace(context, work=work), dev, log, rivals=False)
-        found = scores.metrics["model"]
-        order = found["order"] if found["order"]["n"] else found["all"]
-        values[name] = {
-            "mrr@16": found["all"]["mrr@16"],
-            "order_mrr@16": order["mrr@16"],
-            "hr@16": found["all"]["hr@16"],
-            "value": (found["all"]["mrr@16"] + order["mrr@16"]) / 2,
-        }
+        values[name] = judged(scores.metrics["model"])
     for name, found in values.items():
         print(f"  {name:<6}" + "".join(f"  {key} {value:6.2f}" for key, value in found.items()))
     better = values["M_t+1"]["value"] >= values["M_t"]["value"] - tolerance

@@ -32,6 +32,7 @@ import numpy as np
 from onesug_jax.errors import UserError
 from onesug_jax.files import whole, write_json
 from onesug_jax.tasks.features import Context, FeatureSpec
+from onesug_jax.tasks.kinds import ANY_PREFIX
 from onesug_jax.tasks.prefixes import PrefixDraw
 from onesug_jax.tasks.vocabulary import Vocabulary
 
@@ -155,7 +156,7 @@ def build_examples(
     from onesug_jax.tasks import seqio_tasks
 
     redraw = None
-    if seqio_tasks.ANY_PREFIX in (tasks or ()):
+    if ANY_PREFIX in (tasks or ()):
         redraw = PrefixDraw.from_log(splits["train"])
     soft = {}
     if context is not None and spec.soft:

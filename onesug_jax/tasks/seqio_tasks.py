@@ -23,7 +23,6 @@ import os
 import sys
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -32,7 +31,8 @@ import pyarrow.parquet as pq
 from onesug_jax.errors import UserError
 from onesug_jax.logs.history import with_history
 from onesug_jax.logs.schema import RECENT, profile_columns
-from onesug_jax.tasks.features import Context, FeatureSpec, Featurizer, Request
+from onesug_jax.tasks.features import Context, FeatureSpec, Featurizer
+from onesug_jax.tasks.kinds import ANY_PREFIX, KINDS, Kind, Row
 from onesug_jax.tasks.prefixes import PrefixDraw
 from onesug_jax.tasks.vocabulary import Vocabulary
 
@@ -68,84 +68,6 @@ with _start_up_held_back():
 
 SPLITS = ("train", "dev", "test")  # in the order of time
 BLOCK = 1024  # rows featurised by one Python call
-
-Example = tuple[np.ndarray, np.ndarray]
-_PRESENT = np.zeros(0)  # stands for a vector: whether there is one is all that the ids show
-
-
-class Row(NamedTuple):
-    """One request and the query it ended in; lists newest or best first.
-
-    `soft` is the number of the enhanced prefix in the table of vectors, 0: none.
-    """
-
-    prefix: str
-    query: str
-    recent: list[str]
-    related: list[str]
-    profile: list[str]
-    soft: int = 0
-
-
-Kind = Callable[[Featurizer, Row], Example | None]
-
-
-def _request(row: Row) -> Request:
-    vector = _PRESENT if row.soft else None
-    return Request(row.prefix, row.recent, row.related, row.profile, vector)
-
-
-def query(featurizer: Featurizer, row: Row) -> Example | None:
-    """The paper's task: prefix, related queries, history, profile -> the query."""
-    return featurizer.inputs(_request(row)), featurizer.target(row.query)
-
-
-def query_from_history(featurizer: Featurizer, row: Row) -> Example | None:
-    """Nothing typed yet: history and profile -> the query. Rows without a history are left out."""
-    if not row.recent:
-        return None
-    request = Request("", row.recent, (), row.profile)
-    return featurizer.inputs(request), featurizer.target(row.query)
-
-
-def id_kinds(ids_of: Callable[[str], Sequence[int] | None]) -> dict[str, Kind]:
-    """The kinds that write or read semantic ids (PAPER.md section 2.4).
-
-    request_to_id: the paper's input -> the id of the query; query_to_id: a query -> its id;
-    id_to_query: the way back. Rows whose query has no id are left out.
-
-    Args:
-      ids_of: query -> its codes, or None for a query without an id.
-    """
-
-    def request_to_id(featurizer: Featurizer, row: Row) -> Example | None:
-        codes = ids_of(row.query)
-        if codes is None:
-            return None
-        return featurizer.inputs(_request(row)), featurizer.id_tokens(codes)
-
-    def query_to_id(featurizer: Featurizer, row: Row) -> Example | None:
-        codes = ids_of(row.query)
-        if codes is None:
-            return None
-        return featurizer.text_input(row.query), featurizer.id_tokens(codes)
-
-    def id_to_query(featurizer: Featurizer, row: Row) -> Example | None:
-        codes = ids_of(row.query)
-        if codes is None:
-            return None
-        return featurizer.id_input(codes), featurizer.target(row.query)
-
-    kinds = (request_to_id, query_to_id, id_to_query)
-    return {kind.__name__: kind for kind in kinds}
-
-
-ANY_PREFIX = "query_any_prefix"  # `query`, from another beginning of it: training rows only
-KINDS: Mapping[str, Kind] = {
-    "query": query,
-    "query_from_history": query_from_history,
-    ANY_PREFIX: query,
-}
 
 
 class QueryVocabulary(seqio.Vocabulary):

@@ -75,8 +75,7 @@ def repeated(params, data):
 
 
 def scored(params, data):
-    given = (data["encoder_input_tokens"], data["list_targets"], data["encoder_soft"])
-    return log_probabilities(list_logits(Seq2Seq(CONFIG), params, *given), data["list_targets"])
+    return log_probabilities(list_logits(Seq2Seq(CONFIG), params, data), data["list_targets"])
 
 
 def test_encoding_once_gives_the_numbers_of_repeating_the_request():

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from onesug_jax.errors import UserError
-from onesug_jax.evaluate import cascade
+from onesug_jax.evaluate import cascade_training
 from onesug_jax.evaluate.cascade import FEATURES, Cascade, CascadeConfig, Row, Statistics
 from onesug_jax.logs.completion import CompletionIndex
 from onesug_jax.logs.schema import Level
@@ -55,7 +55,7 @@ def rows_of(count, seed=0):
 
 def lightgbm():
     try:
-        return cascade.lightgbm()
+        return cascade_training.lightgbm()
     except UserError as error:
         pytest.skip(str(error))
 
@@ -113,15 +113,15 @@ def test_what_was_never_counted_is_not_a_candidate():
 def test_the_ranker_learns_what_popularity_cannot_know(tmp_path):
     lightgbm()
     rows, config = rows_of(1200), CascadeConfig(trees=60, least=5, taste=0.0)
-    report = cascade.train(rows, Known(), config, str(tmp_path), seed=0)
+    report = cascade_training.train(rows, Known(), config, str(tmp_path), seed=0)
     assert report["recalled"] == report["rows"] == 480
-    served = cascade.load(str(tmp_path), rows, Known(), config)
+    served = cascade_training.load(str(tmp_path), rows, Known(), config)
     asked = rows_of(200, seed=9)
     lists = served.suggest([Request(r.prefix, r.history, (), r.profile) for r in asked])
     first = np.mean([found[0] == row.query for found, row in zip(lists, asked, strict=True)])
     popular = np.mean([served.statistics.index.complete(r.prefix, 1)[0] == r.query for r in asked])
     assert first > popular + 0.2
-    again = cascade.load(str(tmp_path), rows, Known(), config)
+    again = cascade_training.load(str(tmp_path), rows, Known(), config)
     assert again.suggest([Request("l", ("sofa red",))]) == served.suggest(
         [Request("l", ("sofa red",))]
     )
@@ -130,11 +130,11 @@ def test_the_ranker_learns_what_popularity_cannot_know(tmp_path):
 def test_mistakes_are_told_with_their_mend(tmp_path, monkeypatch):
     lightgbm()
     with pytest.raises(UserError, match="needs more than 10 rows"):
-        cascade.train(rows_of(10), Known(), CascadeConfig(), str(tmp_path), 0)
+        cascade_training.train(rows_of(10), Known(), CascadeConfig(), str(tmp_path), 0)
     with pytest.raises(UserError, match="cascade stage first"):
-        cascade.load(str(tmp_path / "none"), [], Known(), CascadeConfig())
+        cascade_training.load(str(tmp_path / "none"), [], Known(), CascadeConfig())
     with pytest.raises(UserError, match="CascadeConfig"):
         CascadeConfig(newest=1.0)
     monkeypatch.setitem(__import__("sys").modules, "lightgbm", None)
     with pytest.raises(UserError, match=r"onesug_jax\[cascade\]"):
-        cascade.lightgbm()
+        cascade_training.lightgbm()

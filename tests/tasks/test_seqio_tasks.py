@@ -15,6 +15,7 @@ from onesug_jax.represent.related import RelatedQueries
 from onesug_jax.tasks import layouts, seqio_tasks
 from onesug_jax.tasks.examples import Examples, build_examples, cache_mixture, write_vectors
 from onesug_jax.tasks.features import FeatureSpec, Featurizer, Request
+from onesug_jax.tasks.kinds import id_kinds
 from onesug_jax.tasks.loader import Loader
 from onesug_jax.tasks.prefixes import PrefixDraw
 from onesug_jax.tasks.vocabulary import Vocabulary
@@ -308,7 +309,7 @@ def test_semantic_ids_are_written_and_read(world, tmp_path):
     """request -> id, query -> id, id -> query; a query without an id is left out of all three."""
     v, featurizer = world["vocabulary"], world["featurizer"]
     codes = {word: (n, n + 1, 0, n) for n, word in enumerate(WORDS) if word != "rug"}
-    kinds = seqio_tasks.id_kinds(codes.get)
+    kinds = id_kinds(codes.get)
     name = "with_ids"
     seqio_tasks.register(
         name, world["splits"], v, SPEC, tasks=dict.fromkeys(kinds, 1.0), kinds=kinds

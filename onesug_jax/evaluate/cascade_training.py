@@ -1,0 +1,166 @@
+"""Training the cascade's ranker: LambdaMART on the newest rows of the train split.
+
+Features come from `cascade.Cascade` over the statistics of the rows before those, so that no count
+knows its own row. Labels are the levels of what was searched: CLICK 1, ITEM_CLICK 2, ORDER 3.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Iterable, Mapping, Sequence
+
+import numpy as np
+
+from onesug_jax.errors import UserError
+from onesug_jax.evaluate.cascade import (
+    FEATURES,
+    Cascade,
+    CascadeConfig,
+    Known,
+    Row,
+    Statistics,
+)
+from onesug_jax.files import need, write_json
+from onesug_jax.logs.schema import Level, request_level
+from onesug_jax.tasks.features import Request
+
+GRADE = {Level.CLICK: 1, Level.ITEM_CLICK: 2, Level.ORDER: 3}
+MODEL_FILE = "ranker.txt"
+_SECONDS_A_LINE = 10.0
+
+
+def lightgbm():
+    """The library, or a word on how to get it."""
+    try:
+        import lightgbm as library
+    except (ImportError, OSError) as error:
+        raise UserError(
+            f"the cascade ranks with LightGBM, which cannot be loaded ({error}); install it with "
+            "`pip install 'onesug_jax[cascade]'`, and its run-time library libgomp1 by the "
+            "system's package manager"
+        ) from None
+    return library
+
+
+def train(rows: Sequence[Row], known: Known, config: CascadeConfig, out: str, seed: int) -> dict:
+    """Train the ranker on rows of the train split, in the order of time, into `out`.
+
+    Returns:
+      a report: rows, how many of them recall and pre-rank kept, trees, importance of the features.
+
+    Raises:
+      UserError: too few rows, or LightGBM is not there.
+    """
+    library = lightgbm()
+    rows = sorted(rows, key=lambda row: row.time_ms)
+    cut = int(len(rows) * (1 - config.newest))
+    if cut < 1 or len(rows) - cut < 20:
+        raise UserError(
+            f"the cascade needs more than {len(rows)} rows: 20 newest ones to learn from, and some "
+            "before them to count."
+        )
+    before = Cascade(
+        known, Statistics(rows[:cut], known.completions, config.half_life_days), config
+    )
+    tables, grades, groups = [], [], []
+    began = said = time.monotonic()
+    for done, row in enumerate(rows[cut:]):
+        alone = known.alone([row.prefix], [row.query])[0]
+        vector = known.vectors([row.prefix], [row.query if alone else None])
+        request = Request(
+            row.prefix, row.history, (), row.profile, None if vector is None else vector[0]
+        )
+        numbers, features = before.candidates(request)
+        hit = numbers == known.completions.find(row.query)
+        if hit.any() and len(numbers) > 1:
+            tables.append(features)
+            grades.append(np.where(hit, GRADE[row.level], 0))
+            groups.append(len(numbers))
+        if time.monotonic() - said > _SECONDS_A_LINE:
+            said = time.monotonic()
+            print(
+                f"cascade: {done:,} of {len(rows) - cut:,} rows, {done / (said - began):,.0f}/s",
+                flush=True,
+            )
+    if len(groups) < 10:
+        raise UserError(
+            f"recall finds the query of only {len(groups)} of the {len(rows) - cut:,} newest rows; "
+            "the cascade has too little to learn from."
+        )
+    held = max(len(groups) // 10, 1)
+    inside = sum(groups[:-held])
+    table, grade = np.concatenate(tables), np.concatenate(grades)
+    fit = library.Dataset(
+        table[:inside], grade[:inside], group=groups[:-held], feature_name=list(FEATURES)
+    )
+    ranker = library.train(
+        {
+            "objective": "lambdarank",
+            "metric": "ndcg",
+            "eval_at": [16],
+            "num_leaves": config.leaves,
+            "learning_rate": config.learning_rate,
+            "min_data_in_leaf": config.least,
+            "lambdarank_truncation_level": 20,
+            "seed": seed,
+            "deterministic": True,
+            "verbose": -1,
+        },
+        fit,
+        num_boost_round=config.trees,
+        valid_sets=[fit.create_valid(table[inside:], grade[inside:], group=groups[-held:])],
+        callbacks=[library.early_stopping(50, verbose=False)],
+    )
+    os.makedirs(out, exist_ok=True)
+    ranker.save_model(os.path.join(out, MODEL_FILE))
+    gains = ranker.feature_importance("gain")
+    report = {
+        "rows": len(rows) - cut,
+        "recalled": len(groups),
+        "trees": ranker.best_iteration,
+        "importance": dict(
+            sorted(
+                zip(FEATURES, (gains / max(gains.sum(), 1e-9)).tolist(), strict=True),
+                key=lambda pair: -pair[1],
+            )
+        ),
+    }
+    write_json(os.path.join(out, "report.json"), report)
+    return report
+
+
+def load(folder: str, rows: Iterable[Row], known: Known, config: CascadeConfig) -> Cascade:
+    """The trained cascade with the statistics of `rows`, all of the train split."""
+    path = os.path.join(folder, MODEL_FILE)
+    need([path], "a trained ranker", "run the cascade stage first.")
+    statistics = Statistics(rows, known.completions, config.half_life_days)
+    return Cascade(known, statistics, config, lightgbm().Booster(model_file=path))
+
+
+def read_rows(log_files: Sequence[str], train: str) -> list[Row]:
+    """The rows of the train split, with histories out of `log_files`."""
+    from onesug_jax.logs.history import with_history
+    from onesug_jax.logs.schema import RECENT, profile_columns
+
+    rows: list[Row] = []
+    for batch in with_history(log_files, keep=train):
+        profiles = [batch[name].to_pylist() for name in profile_columns(batch.schema)]
+        profiles = list(zip(*profiles, strict=True)) if profiles else [()] * batch.num_rows
+        columns: Mapping[str, list] = {
+            name: batch[name].to_pylist()
+            for name in (
+                "prefix",
+                "query",
+                "clicked_items",
+                "ordered_items",
+                "timestamp_ms",
+                RECENT,
+            )
+        }
+        for prefix, query, clicked, ordered, at, recent, profile in zip(
+            *columns.values(), profiles, strict=True
+        ):
+            level = request_level(clicked or (), ordered or ())
+            rows.append(Row(prefix, query, level, at, recent or (), profile))
+    return rows
