@@ -29,4 +29,5 @@ BeamLogits = Float[Array, "B K V"]  # next-token scores of each beam
 BeamSequences = Int[Array, "B K T"]  # finished or live token sequences
 Ancestry = Int[Array, "B K T"]  # beam slot that wrote position t of beam k's sequence
 SelfCache = Float[Array, "N B T K H head_dim"]  # append-only self-attention keys or values
+CopyKeys = Float[Array, "B L D"]  # keys of the input's places, shared by beams
 CrossCache = Float[Array, "N B L H head_dim"]  # cross-attention keys or values, shared by beams

@@ -162,6 +162,7 @@ def beam_search(
     variables = {"params": params}
     encoded = model.apply(variables, tokens, soft=soft, method="encode")
     cross = model.apply(variables, encoded, method="cross_keys_values")
+    copy_keys = model.apply(variables, encoded, method="copy_keys")
 
     cache_shape = (c.decoder_layers, batch, length, beams, c.num_heads, c.head_dim)
     empty = jnp.zeros(cache_shape, encoded.dtype)
@@ -188,6 +189,7 @@ def beam_search(
             ancestry[:, : previous.shape[1]],
             s.cache,
             cross,
+            copy_keys,
             tokens,
             method="decode_step",
         )

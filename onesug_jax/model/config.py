@@ -38,7 +38,8 @@ class ModelConfig:
         e_p*; 0: there are none. soft_id: the token whose places they take.
       segments: add to every input token the row of the marker that opened its item, as BERT's
         segment embeddings do, so that a token says by itself which item it belongs to. T5 does not.
-      first_marker, last_marker: ids of the markers.
+      copying: let places of the input compete with the vocabulary (`copying.py`). T5 does not.
+      first_marker, last_marker: ids of the markers; end_id: the token that ends a sequence.
     """
 
     vocab_size: int = 0
@@ -60,6 +61,8 @@ class ModelConfig:
     segments: bool = False
     first_marker: int = 0
     last_marker: int = -1
+    copying: bool = False
+    end_id: int = 1
 
     def __post_init__(self):
         if self.dtype not in DTYPES:
@@ -87,6 +90,7 @@ class ModelConfig:
             + positions
             + 2 * self.d_model
             + self.soft_dim * self.d_model
+            + (2 * self.d_model**2 + 1) * self.copying
         )
 
     def flops_per_example(self, input_length: int, target_length: int) -> int:
@@ -105,4 +109,6 @@ class ModelConfig:
             + length * (2 * 2 * d * a)  # cross-attention: keys and values
         )
         head = target * 2 * d * self.vocab_size
+        if self.copying:  # queries, keys, their products, and the sums of places that write alike
+            head += 2 * d * d * (target + length) + 2 * target * length * (d + length)
         return self.encoder_layers * encoder_layer + self.decoder_layers * decoder_layer + head

@@ -18,6 +18,7 @@ from onesug_jax.arrays import (
     AttentionBias,
     BeamLogits,
     BeamTokens,
+    CopyKeys,
     CrossCache,
     Encoded,
     InputTokens,
@@ -31,6 +32,7 @@ from onesug_jax.arrays import (
     TargetTokens,
 )
 from onesug_jax.model.config import ModelConfig
+from onesug_jax.model.copying import CopyHead
 from onesug_jax.model.layers import (
     MASKED,
     Attention,
@@ -210,6 +212,8 @@ class Seq2Seq(nn.Module):
                 logical(scaled_normal(c.d_model), "embed", "vocab"),
                 (c.d_model, c.vocab_size),
             )
+        if c.copying:
+            self.copy_head = CopyHead(c)
 
     def _embed(self, tokens: jax.Array) -> jax.Array:
         """Rows of the token table, scaled by sqrt(d_model), in the compute type, `[..., D]`.
@@ -222,14 +226,21 @@ class Seq2Seq(nn.Module):
         rows = nn.with_logical_constraint(rows, ACTIVATION_AXES)
         return self.drop(rows, deterministic=self.deterministic)
 
-    def _logits(self, x: jax.Array) -> jax.Array:
-        """`[..., D] -> [..., V]`, float32."""
+    def _logits(
+        self, x: jax.Array, tokens: InputTokens, mask: Mask, keys: CopyKeys | None
+    ) -> jax.Array:
+        """`[B, Q, D] -> [B, Q, V]`, float32; `mask [B, #Q, L]`: what of the input each may copy."""
         x = self.drop(self.decoder_norm(x), deterministic=self.deterministic)
         if self.config.tie_embeddings:
             kernel = self.embedding.T
         else:
             kernel = self.head
-        return jnp.matmul(x, kernel.astype(x.dtype), preferred_element_type=jnp.float32)
+        scores = jnp.matmul(x, kernel.astype(x.dtype), preferred_element_type=jnp.float32)
+        return scores if keys is None else self.copy_head(scores, x, keys, tokens, mask)
+
+    def copy_keys(self, encoded: Encoded) -> CopyKeys | None:
+        """Keys of the places to copy from, once a request; None where the model does not copy."""
+        return self.copy_head.keys(encoded) if self.config.copying else None
 
     def _soften(self, rows: jax.Array, tokens: InputTokens, soft: SoftTokens) -> jax.Array:
         """`rows [B, L, D]` with the n-th soft token's row replaced by the n-th projected vector.
@@ -293,13 +304,11 @@ class Seq2Seq(nn.Module):
         own = decoder_segments[:, :, None] == decoder_segments[:, None, :]
         self_bias = as_bias(own & causal) + self.decoder_positions(positions, positions)
         cross = decoder_segments[:, :, None] == segments[:, None, :]
-        x, _ = self.decoder(
-            self._embed(decoder_inputs),
-            encoded,
-            self_bias,
-            as_bias(cross & (segments > 0)[:, None, :]),
-        )
-        return self._logits(x)
+        cross &= (segments > 0)[:, None, :]
+        x, _ = self.decoder(self._embed(decoder_inputs), encoded, self_bias, as_bias(cross))
+        # A packed example's first place has the state of another example before it.
+        copied = cross & (segments == jnp.roll(segments, 1, axis=1))[:, None, :]
+        return self._logits(x, tokens, copied, self.copy_keys(encoded))
 
     def decode_lists(
         self, encoded: Encoded, tokens: InputTokens, decoder_inputs: ListTokens
@@ -312,13 +321,11 @@ class Seq2Seq(nn.Module):
         positions = jnp.arange(length)
         causal = positions[:, None] >= positions[None, :]
         self_bias = as_bias(causal[None]) + self.decoder_positions(positions, positions)
-        x, _ = self.decoder(
-            self._embed(decoder_inputs.reshape(requests, targets * length)),
-            encoded,
-            self_bias,
-            as_bias((tokens > 0)[:, None, :]),
-        )
-        return self._logits(x).reshape(requests, targets, length, -1)
+        given = (tokens > 0)[:, None, :]
+        flat = decoder_inputs.reshape(requests, targets * length)
+        x, _ = self.decoder(self._embed(flat), encoded, self_bias, as_bias(given))
+        logits = self._logits(x, tokens, given, self.copy_keys(encoded))
+        return logits.reshape(requests, targets, length, -1)
 
     def __call__(
         self,
@@ -344,6 +351,7 @@ class Seq2Seq(nn.Module):
         ancestry: Ancestry,
         self_cache: tuple[SelfCache, SelfCache],
         cross: tuple[CrossCache, CrossCache],
+        copy_keys: CopyKeys | None,
         tokens: InputTokens,
     ) -> tuple[BeamLogits, tuple[SelfCache, SelfCache]]:
         """One position of K beams: next-token logits `[B, K, V]` and the cache with `t` written.
@@ -359,8 +367,8 @@ class Seq2Seq(nn.Module):
         distance = self.decoder_positions(t[None], jnp.arange(length))  # [1, H, 1, T]
         bias = jnp.where(own & past, 0.0, MASKED)[:, None] + distance[..., None]
         bias = bias.reshape(*bias.shape[:3], length * slots)  # [B, H, K, T * S]
-        cross_bias = as_bias((tokens > 0)[:, None, :])
+        given = (tokens > 0)[:, None, :]
         x, self_cache = self.decoder.step(
-            self._embed(beam_tokens), *self_cache, *cross, bias, cross_bias, t
+            self._embed(beam_tokens), *self_cache, *cross, bias, as_bias(given), t
         )
-        return self._logits(x), self_cache
+        return self._logits(x, tokens, given, copy_keys), self_cache

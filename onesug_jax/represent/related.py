@@ -3,10 +3,11 @@
 Related queries come from two searches. The *pool* holds the most searched queries that start with
 the prefix, and is ranked by
 
-    popularity * log(count) + taste * max_j decay^j * cos(e_q, e_hj)
+    popularity * log(count) + taste * max_j decay^j * like(q, h_j) + latest * like(q, h_0)
+    like(q, h) = cos(e_q, e_h) + words * (words in common / words in either) - repeat * [q = h]
 
 with h_0, h_1, .. the user's latest queries, newest first: what the shop searches, drawn towards
-what this user searches. *Neighbours* are found by the fine-to-coarse search around e_p* (PAPER.md
+what this user searches. People refine a query more often than they repeat it. *Neighbours* are found by the fine-to-coarse search around e_p* (PAPER.md
 section 2, points 3 and 5; `prefix_index`), and fill the last `neighbours` places, or as many as the
 pool leaves open: all of them, where no known query starts with what was typed. The paper's search
 knows the prefix alone and fills every place: `pool=0`. Ours adds the pool and the user's taste,
@@ -26,6 +27,7 @@ import numpy as np
 
 from onesug_jax.errors import UserError
 from onesug_jax.logs.completion import CompletionIndex
+from onesug_jax.represent.overlap import WordOverlap
 
 _REMEMBERED = 1 << 16  # prefixes and texts whose vectors are kept
 
@@ -59,14 +61,20 @@ class RelatedConfig:
       pool: how many of the prefix's completions are ranked; 0: none, the paper's search alone.
       neighbours: places kept for the search around e_p*, if the pool could fill them.
       popularity, taste: weights of a query's log-count and of its likeness to the history.
+      latest: weight of its likeness to the newest query alone, once more.
       decay: how much less each older query of the history counts.
+      words, repeat: what shared words add to the likeness by the encoder, and what being the very
+        same query takes from it.
     """
 
     pool: int = 128
     neighbours: int = 2
     popularity: float = 0.7
     taste: float = 7.0
+    latest: float = 1.0
     decay: float = 0.95
+    words: float = 0.5
+    repeat: float = 0.5
 
     def __post_init__(self):
         if self.pool < 0 or self.neighbours < 0 or not 0 < self.decay <= 1:
@@ -105,6 +113,7 @@ class RelatedQueries:
     ):
         self.completions, self.k, self.config = completions, k, config
         self.index, self._encode, self._soft = index, encode, soft
+        self._overlap = WordOverlap(completions.queries)
         self.text_vector = functools.lru_cache(maxsize=_REMEMBERED)(self._vector_of_text)
         self._enhanced = functools.lru_cache(maxsize=_REMEMBERED)(self._vector_of_prefix)
         self._neighbours = functools.lru_cache(maxsize=_REMEMBERED)(self._search)
@@ -186,17 +195,26 @@ class RelatedQueries:
         return pool[counts > 0], counts[counts > 0]
 
     def _ranked(self, pool: np.ndarray, counts: np.ndarray, history: Sequence[str]) -> list[int]:
-        score = self.config.popularity * np.log(counts)
-        if self.index is not None and self.config.taste and len(pool):
-            vectors = [(j, self.text_vector(text)) for j, text in enumerate(history)]
-            vectors = [
-                (self.config.decay**j, vector) for j, vector in vectors if vector is not None
-            ]
-            if vectors:
-                weights, past = map(np.array, zip(*vectors, strict=True))
-                alike = self.index.vectors_of(pool) @ past.T
-                score = score + self.config.taste * (weights * alike).max(axis=1)
+        config = self.config
+        score = config.popularity * np.log(counts)
+        if self.index is not None and len(pool) and len(history):
+            alike = self._likeness(pool, history)
+            decayed = alike * config.decay ** np.arange(len(history))
+            score = score + config.taste * decayed.max(axis=1) + config.latest * alike[:, 0]
         return pool[np.lexsort((pool, -score))].tolist()
+
+    def _likeness(self, pool: np.ndarray, history: Sequence[str]) -> np.ndarray:
+        """How like each query of the pool is to each of the history, `[n, H]`."""
+        config, none = self.config, np.zeros(self.index.dimension, np.float32)
+        past = [self.text_vector(text) for text in history]
+        past = np.stack([none if vector is None else vector for vector in past])
+        alike = self.index.vectors_of(pool) @ past.T
+        if config.words:
+            alike = alike + config.words * self._overlap.jaccard(pool, history)
+        if config.repeat:
+            same = np.array([self.completions.find(text) for text in history])
+            alike = alike - config.repeat * (pool[:, None] == same)
+        return alike
 
     def _alone(self, prefix: str, query: str | None) -> int:
         """The query's number where what is known of the prefix hangs on this very row, else -1."""

@@ -57,6 +57,7 @@ def pretrain(
         soft_id=vocabulary.soft_id,
         first_marker=vocabulary.pieces,
         last_marker=vocabulary.pieces + len(MARKERS) - 1,
+        end_id=vocabulary.eos_id,
     )
     print(f"{config.parameters():,} parameters; {loader.describe()}", flush=True)
     model = {

@@ -23,6 +23,7 @@ SMALL = ModelConfig(
     relative_buckets=8,
     relative_max_distance=16,
 )
+COPYING = dataclasses.replace(SMALL, copying=True, first_marker=50, last_marker=55, soft_id=56)
 
 
 def build(config, seed=0, batch=3, length=11, target=6):
@@ -126,25 +127,28 @@ def test_relative_buckets_follow_the_papers_words(both):
     assert ours.tolist() == slow
 
 
-def test_decoding_step_by_step_equals_the_whole_pass():
+@pytest.mark.parametrize("config", [SMALL, COPYING], ids=["plain", "copying"])
+def test_decoding_step_by_step_equals_the_whole_pass(config):
     """Positions written one by one into the cache give the logits of teacher forcing."""
-    model, variables, tokens, targets = build(SMALL)
+    model, variables, tokens, targets = build(config)
     whole = model.apply(variables, tokens, targets)
     encoded = model.apply(variables, tokens, method="encode")
     cross = model.apply(variables, encoded, method="cross_keys_values")
+    copy_keys = model.apply(variables, encoded, method="copy_keys")
     shape = (SMALL.decoder_layers, 3, 6, 2, SMALL.num_heads, SMALL.head_dim)
     cache = (jnp.zeros(shape), jnp.zeros(shape))
     ancestry = jnp.broadcast_to(jnp.arange(2)[None, :, None], (3, 2, 6))
     step = jax.jit(lambda *args: model.apply(variables, *args, method="decode_step"))
     for t in range(6):
         beams = np.stack([targets[:, t], np.full(3, 5, np.int32)], axis=1)
-        logits, cache = step(beams, jnp.int32(t), ancestry, cache, cross, tokens)
+        logits, cache = step(beams, jnp.int32(t), ancestry, cache, cross, copy_keys, tokens)
         np.testing.assert_allclose(logits[:, 0], whole[:, t], atol=2e-5)
 
 
-def test_packed_rows_equal_separate_rows():
+@pytest.mark.parametrize("config", [SMALL, COPYING], ids=["plain", "copying"])
+def test_packed_rows_equal_separate_rows(config):
     """Two examples in one row, told apart by segment ids, score as if each had its own row."""
-    model, variables, tokens, targets = build(SMALL, batch=2, length=7, target=4)
+    model, variables, tokens, targets = build(config, batch=2, length=7, target=4)
     tokens[:, 5:] = 0
     apart = model.apply(variables, tokens[:, :5], targets)
     packed = model.apply(
@@ -184,10 +188,10 @@ def test_bfloat16_keeps_float32_parameters_and_logits():
     assert float(jnp.abs(logits - reference).mean()) < 0.05 * float(reference.std())
 
 
-@pytest.mark.parametrize("tied", [True, False])
-def test_parameter_count_is_the_arrays_count(tied):
+@pytest.mark.parametrize("change", [{"tie_embeddings": True}, {}, {"copying": True}])
+def test_parameter_count_is_the_arrays_count(change):
     """The configuration's arithmetic equals the number of values in the parameter tree."""
-    config = dataclasses.replace(SMALL, tie_embeddings=tied)
+    config = dataclasses.replace(SMALL, **change)
     _, variables, _, _ = build(config)
     assert config.parameters() == sum(x.size for x in jax.tree.leaves(variables))
 
@@ -221,7 +225,7 @@ def test_flops_equal_xlas_own_count():
 
 def test_every_parameter_names_its_axes():
     """No array reaches the mesh without logical names, one per dimension."""
-    model = Seq2Seq(SMALL)
+    model = Seq2Seq(COPYING)
     tokens = jnp.ones((1, 4), jnp.int32)
     boxed = jax.eval_shape(lambda: model.init(jax.random.key(0), tokens, tokens))["params"]
     leaves = jax.tree.leaves(boxed, is_leaf=lambda x: isinstance(x, nn.LogicallyPartitioned))

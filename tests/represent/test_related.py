@@ -76,13 +76,19 @@ def test_without_an_index_they_are_the_most_popular_completions():
 
 
 def test_the_pool_is_ranked_by_the_formula():
-    """popularity * log(count) + taste * max_j decay^j cos, reckoned here by hand."""
+    """Popularity, likeness to the history and to the newest query, reckoned here by hand."""
     history = ["tent blue", "rug green"]
-    found = known(4, neighbours=0, popularity=0.5, taste=2.0, decay=0.5)
+    weights = {"popularity": 0.5, "taste": 2.0, "latest": 0.3, "decay": 0.5}
+    found = known(4, neighbours=0, words=0.7, repeat=0.2, **weights)
+
+    def like(query, past):
+        ours, theirs = set(query.split()), set(past.split())
+        shared = len(ours & theirs) / len(ours | theirs)
+        return float(vector(query) @ vector(past)) + 0.7 * shared - 0.2 * (query == past)
 
     def score(query):
-        alike = [0.5**j * float(vector(query) @ vector(h)) for j, h in enumerate(history)]
-        return 0.5 * math.log(COUNTS[query]) + 2.0 * max(alike)
+        alike = [0.5**j * like(query, h) for j, h in enumerate(history)]
+        return 0.5 * math.log(COUNTS[query]) + 2.0 * max(alike) + 0.3 * alike[0]
 
     expected = sorted((q for q in QUERIES if q.startswith("ru")), key=score, reverse=True)
     assert found.related(["ru"], [history]) == [expected]

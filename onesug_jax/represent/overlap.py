@@ -1,0 +1,50 @@
+"""How many words two queries share: the part of likeness that an encoder's cosine blurs."""
+
+from __future__ import annotations
+
+import functools
+import re
+from collections.abc import Sequence
+
+import numpy as np
+
+_REMEMBERED = 1 << 20  # queries whose words are kept
+# A run of letters and digits is a word; in scripts written without spaces every character is one.
+_WORD = re.compile(r"[\u0e00-\u0eff\u3040-\u30ff\u3400-\u9fff]|[^\W\u0e00-\u0eff\u3040-\u9fff]+")
+
+
+def words(text: str) -> frozenset[str]:
+    """The distinct words of a text."""
+    return frozenset(_WORD.findall(text))
+
+
+class WordOverlap:
+    """Word overlap of known queries, by number, with any texts.
+
+    Args:
+      queries: known queries by number.
+    """
+
+    def __init__(self, queries: Sequence[str]):
+        self._queries = queries
+        self._numbers: dict[str, int] = {}  # of the words of known queries
+        self._of_query = functools.lru_cache(maxsize=_REMEMBERED)(self._words_of_query)
+
+    def jaccard(self, numbers: Sequence[int], texts: Sequence[str]) -> np.ndarray:
+        """Words in common over words in either, `[n, H]` for n known queries and H texts."""
+        own = [self._of_query(int(number)) for number in numbers]
+        sizes = np.array([len(found) for found in own], np.int64)
+        flat = np.concatenate([*own, np.zeros(0, np.int64)])
+        owner = np.repeat(np.arange(len(own)), sizes)
+        out = np.zeros((len(own), len(texts)))
+        for column, text in enumerate(texts):
+            other = words(text)
+            # A word of no query met so far is in none of these.
+            known = np.array([self._numbers.get(word, -1) for word in other], np.int64)
+            shared = np.bincount(owner[np.isin(flat, known)], minlength=len(own))
+            out[:, column] = shared / np.maximum(sizes + len(other) - shared, 1)
+        return out
+
+    def _words_of_query(self, number: int) -> np.ndarray:
+        found = words(self._queries[number])
+        return np.array([self._numbers.setdefault(w, len(self._numbers)) for w in found], np.int64)
