@@ -8,9 +8,9 @@ tokens u_i,
     score'(w) = log( exp score(w) + sum over i with y_i = w of exp c_i )
     c_i = (W_q x) . (W_k e_{i-1}) / sqrt(D) + b
 
-where y_i is u_i, or the end of sequence where u_i ends an item (it opens the next one). The key of a
-place is the state *before* it: to go on after token w the decoder looks for w in the input, and to
-begin, it chooses among the markers that open the items, whose states know their rank.
+where y_i is u_i, or the end of sequence where u_i ends an item (it opens the next one). The key of
+a place is the state *before* it: to go on after token w the decoder looks for w in the input, and
+to begin, it chooses among the markers that open the items, whose states know their rank.
 """
 
 from __future__ import annotations

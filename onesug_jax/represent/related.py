@@ -7,11 +7,12 @@ the prefix, and is ranked by
     like(q, h) = cos(e_q, e_h) + words * (words in common / words in either) - repeat * [q = h]
 
 with h_0, h_1, .. the user's latest queries, newest first: what the shop searches, drawn towards
-what this user searches. People refine a query more often than they repeat it. *Neighbours* are found by the fine-to-coarse search around e_p* (PAPER.md
-section 2, points 3 and 5; `prefix_index`), and fill the last `neighbours` places, or as many as the
-pool leaves open: all of them, where no known query starts with what was typed. The paper's search
-knows the prefix alone and fills every place: `pool=0`. Ours adds the pool and the user's taste,
-because a prefix of one letter has hundreds of neighbours and says nothing of this user.
+what this user searches. People refine a query more often than they repeat it. *Neighbours* are
+found by the fine-to-coarse search around e_p* (PAPER.md section 2, points 3 and 5;
+`prefix_index`), and fill the last `neighbours` places, or as many as the pool leaves open: all of
+them, where no known query starts with what was typed. The paper's search knows the prefix alone and
+fills every place: `pool=0`. Ours adds the pool and the user's taste, because a prefix of one letter
+has hundreds of neighbours and says nothing of this user.
 
 A training row must not find itself in what is known of its prefix: see `without`.
 """

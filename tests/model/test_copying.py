@@ -3,8 +3,8 @@
 import dataclasses
 
 import jax
-import jax.test_util
 import jax.numpy as jnp
+import jax.test_util
 import numpy as np
 import pytest
 
@@ -99,7 +99,9 @@ def test_gradients_agree_with_finite_differences(params):
     def total(pair):
         return (apply_head(params, *pair, tokens) * weights).sum()
 
-    jax.test_util.check_grads(total, ((scores, x, encoded),), order=1, modes=["rev"], eps=1e-2, rtol=2e-2)
+    jax.test_util.check_grads(
+        total, ((scores, x, encoded),), order=1, modes=["rev"], eps=1e-2, rtol=2e-2
+    )
 
 
 def test_an_unseen_query_is_learnt_to_be_copied_with_its_end():
