@@ -1,0 +1,113 @@
+"""What one chip can do, by its maker's figures, and the topologies they come in.
+
+Figures of Cloud TPU chips are those of cloud.google.com/tpu/docs/v5e, /v5p, /v6e and /v4, read in
+2026: peak bfloat16 operations, HBM, HBM bandwidth, and bandwidth of the links to other chips. Google
+gives the last for all links of a chip in both directions together; a collective over one mesh axis
+goes round one ring, that is out over two of the four or six links: `link_bytes_per_s` is that.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import os
+import re
+
+from onesug_jax.errors import UserError
+
+
+@dataclasses.dataclass(frozen=True)
+class Chip:
+    """One chip.
+
+    Attributes:
+      name: as topologies name it; kind: as JAX names its devices.
+      flops: peak bfloat16 operations a second (a multiply-add is two).
+      memory: bytes of HBM; memory_bytes_per_s: its bandwidth.
+      link_bytes_per_s: bytes a second that one chip sends round one ring.
+      accelerator: prefix of Cloud TPU's accelerator type; cores: what its number counts a chip.
+    """
+
+    name: str
+    kind: str
+    flops: float
+    memory: float
+    memory_bytes_per_s: float
+    link_bytes_per_s: float
+    accelerator: str
+    cores: int = 1
+
+
+_GIB = 2.0**30
+CHIPS = {
+    chip.name: chip
+    for chip in (
+        Chip("v4", "TPU v4", 275e12, 32 * _GIB, 1228e9, 2 * 300e9 / 6, "v4", 2),
+        Chip("v5e", "TPU v5 lite", 197e12, 16 * _GIB, 819e9, 2 * 200e9 / 4, "v5litepod"),
+        Chip("v5p", "TPU v5", 459e12, 95 * _GIB, 2765e9, 2 * 600e9 / 6, "v5p", 2),
+        Chip("v6e", "TPU v6 lite", 918e12, 32 * _GIB, 1600e9, 2 * 400e9 / 4, "v6e"),
+    )
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Topology:
+    """A slice of chips, such as v5e:4x4."""
+
+    chip: Chip
+    shape: tuple[int, ...]
+
+    @classmethod
+    def parse(cls, text: str) -> Topology:
+        """Reads `v5e:16x16` or `v5p:4x4x8`.
+
+        Raises:
+          UserError: another form, or an unknown chip.
+        """
+        found = re.fullmatch(r"(\w+):(\d+(?:x\d+)+)", text)
+        if not found or found[1] not in CHIPS:
+            raise UserError(
+                f"--topology={text}: expected a chip and a shape, such as v5e:4x4, v5e:16x16, "
+                f"v5p:4x4x8 or v6e:16x16; chips known here: {', '.join(CHIPS)}."
+            )
+        shape = tuple(int(size) for size in found[2].split("x"))
+        wanted = 3 if found[1] in ("v4", "v5p") else 2
+        if len(shape) != wanted or min(shape) < 1:
+            raise UserError(
+                f"--topology={text}: {found[1]} chips lie in {wanted} dimensions, such as "
+                f"{found[1]}:{'x'.join('4' * wanted)}."
+            )
+        return cls(CHIPS[found[1]], shape)
+
+    @property
+    def name(self) -> str:
+        """As it is written."""
+        return f"{self.chip.name}:{'x'.join(map(str, self.shape))}"
+
+    @property
+    def chips(self) -> int:
+        """How many chips."""
+        return math.prod(self.shape)
+
+    def devices(self) -> list:
+        """Descriptions of its chips, for compiling on a host that has none of them.
+
+        Raises:
+          UserError: the compiler is missing, or does not know this shape.
+        """
+        os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")  # or it looks for a TPU host's metadata
+        os.environ.setdefault("TPU_WORKER_HOSTNAMES", "localhost")
+        accelerator = f"{self.chip.accelerator}-{self.chips * self.chip.cores}"
+        os.environ.setdefault("TPU_ACCELERATOR_TYPE", accelerator)
+        from jax.experimental import topologies
+
+        try:
+            found = topologies.get_topology_desc(platform="tpu", topology_name=self.name)
+        except Exception as error:  # whatever the plug-in throws
+            text = str(error).splitlines()[0] if str(error) else type(error).__name__
+            raise UserError(
+                f"--topology={self.name}: cannot be compiled for ({text}). The compiler is the "
+                "package libtpu: `pip install 'onesug_jax[tpu]'`; shapes are those of Cloud TPU "
+                "slices."
+            ) from error
+        return list(found.devices)

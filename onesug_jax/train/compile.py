@@ -1,0 +1,205 @@
+"""Compiles a step for chips nobody here owns, and says whether it fits and how fast it could be.
+
+The step is the very function that training jits; the devices are descriptions of a topology; the
+compiler is the chips' own. What comes back is bytes a chip, FLOPs, collectives, and a roofline:
+
+    compute = FLOPs a chip / peak      memory = HBM bytes / bandwidth      links = bytes sent / link
+    predicted step time = the largest of the three, as if they hid behind each other wholly
+
+so a prediction is a floor: the sum of the three is what a step takes if nothing overlaps. FLOPs are
+counted on the jaxpr (`flops.py`), bytes on the compiled program (`hlo.py`), loops by their trips.
+MFU counts what the model needs (three forward passes, without what is recomputed) over the
+predicted time.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+import time
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+
+from onesug_jax.train.chips import Topology
+from onesug_jax.train.flops import flops
+from onesug_jax.train.hlo import Program
+
+_UNITS = {"": 1.0, "K": 2.0**10, "M": 2.0**20, "G": 2.0**30, "T": 2.0**40}
+
+
+@dataclasses.dataclass(frozen=True)
+class Analysis:
+    """What one compiled step costs; bytes and FLOPs are a chip's.
+
+    Attributes:
+      step: its name; topology, chips, mesh: what it was compiled for.
+      fits: whether it fits the memory; needed, memory: bytes it takes, and bytes there are.
+      arguments, outputs, temporaries, code: parts of `needed`; outputs without those that take the
+        place of arguments.
+      flops: with what is recomputed; model_flops: without.
+      memory_bytes: read from and written to memory.
+      collectives: kind -> runs, bytes of results, bytes sent over links.
+      compute_s, memory_s, links_s: the roofline; step_s: their largest.
+      tokens_per_s, examples_per_s: over all chips; mfu: see the module's docstring.
+      compile_s: how long compiling took here.
+    """
+
+    step: str
+    topology: str
+    chips: int
+    mesh: dict[str, int]
+    fits: bool
+    needed: float
+    memory: float
+    arguments: float = 0.0
+    outputs: float = 0.0
+    temporaries: float = 0.0
+    code: float = 0.0
+    flops: float = 0.0
+    model_flops: float = 0.0
+    memory_bytes: float = 0.0
+    collectives: dict[str, dict[str, float]] = dataclasses.field(default_factory=dict)
+    compute_s: float = 0.0
+    memory_s: float = 0.0
+    links_s: float = 0.0
+    step_s: float = 0.0
+    tokens_per_s: float = 0.0
+    examples_per_s: float = 0.0
+    mfu: float = 0.0
+    compile_s: float = 0.0
+
+    @property
+    def bound(self) -> str:
+        """What the predicted time is spent on."""
+        times = {"compute": self.compute_s, "memory": self.memory_s, "links": self.links_s}
+        return max(times, key=times.__getitem__)
+
+
+@dataclasses.dataclass(frozen=True)
+class Step:
+    """One jitted function and abstract arguments to compile it with.
+
+    Attributes:
+      name: for reports.
+      jitted: what `jax.jit` gave; arguments: `ShapeDtypeStruct`s with their shardings.
+      mesh: what they lie on.
+      model_flops: FLOPs the model needs for one call, over all chips.
+      tokens, examples: in one call, over all chips.
+      unknown_trips: trips of loops that end when the data say so.
+    """
+
+    name: str
+    jitted: Any
+    arguments: Sequence[Any]
+    mesh: jax.sharding.Mesh
+    model_flops: float
+    tokens: int
+    examples: int
+    unknown_trips: int = 1
+
+
+def analyse(step: Step, topology: Topology) -> Analysis:
+    """Compiles a step and reads what it costs; a step that does not fit is an answer, no error."""
+    chips = step.mesh.size
+    about = {
+        "step": step.name,
+        "topology": topology.name,
+        "chips": chips,
+        "mesh": dict(step.mesh.shape),
+        "memory": topology.chip.memory,
+    }
+    began = time.monotonic()
+    traced = step.jitted.trace(*step.arguments)
+    counted = flops(traced.jaxpr, step.unknown_trips) / chips
+    try:
+        compiled = traced.lower().compile()
+    except jax.errors.JaxRuntimeError as error:
+        needed = _told(str(error))
+        if needed is None:
+            raise
+        return Analysis(**about, fits=False, needed=needed, flops=counted)
+    seconds = time.monotonic() - began
+    sizes = compiled.memory_analysis()
+    outputs = sizes.output_size_in_bytes - sizes.alias_size_in_bytes
+    parts = {
+        "arguments": float(sizes.argument_size_in_bytes),
+        "outputs": float(outputs),
+        "temporaries": float(sizes.temp_size_in_bytes),
+        "code": float(sizes.generated_code_size_in_bytes),
+    }
+    needed = sum(parts.values())
+    program = Program.parse(compiled.as_text())
+    moved = program.memory_bytes(step.unknown_trips)
+    collectives: dict[str, dict[str, float]] = {}
+    for one in program.collectives(step.unknown_trips):
+        kind = collectives.setdefault(one.kind, {"runs": 0.0, "bytes": 0.0, "sent": 0.0})
+        kind["runs"] += one.times
+        kind["bytes"] += one.bytes * one.times
+        kind["sent"] += one.link_bytes
+    chip = topology.chip
+    compute = counted / chip.flops
+    memory = moved / chip.memory_bytes_per_s
+    links = sum(kind["sent"] for kind in collectives.values()) / chip.link_bytes_per_s
+    predicted = max(compute, memory, links)
+    return Analysis(
+        **about,
+        **parts,
+        fits=needed <= chip.memory,
+        needed=needed,
+        flops=counted,
+        model_flops=step.model_flops / chips,
+        memory_bytes=moved,
+        collectives=collectives,
+        compute_s=compute,
+        memory_s=memory,
+        links_s=links,
+        step_s=predicted,
+        tokens_per_s=step.tokens / predicted,
+        examples_per_s=step.examples / predicted,
+        mfu=step.model_flops / chips / chip.flops / predicted,
+        compile_s=seconds,
+    )
+
+
+def _told(error: str) -> float | None:
+    """Bytes of memory that the compiler says it would need; None: it failed for another reason."""
+    if "RESOURCE_EXHAUSTED" not in error and "Ran out of memory" not in error:
+        return None
+    found = re.search(r"Used ([\d.]+)([KMGT]?) of [\d.]+[KMGT]? hbm", error)
+    return float(found[1]) * _UNITS[found[2]] if found else float("inf")
+
+
+def format_analysis(a: Analysis) -> str:
+    """The analysis as people read it."""
+    mesh = " x ".join(f"{name}={size}" for name, size in a.mesh.items())
+    head = f"{a.step} on {a.topology} ({a.chips} chip{'s' * (a.chips > 1)}; {mesh})"
+    gib = 2.0**30
+    room = f"{a.needed / gib:.2f} of {a.memory / gib:.0f} GiB a chip"
+    if not a.fits:
+        return f"{head}\n  DOES NOT FIT: {room}"
+    lines = [
+        head,
+        f"  memory       {room}: arguments {a.arguments / gib:.2f}, temporaries "
+        f"{a.temporaries / gib:.2f}, outputs {a.outputs / gib:.2f}, code {a.code / gib:.2f}",
+        f"  FLOPs        {a.flops / 1e9:,.1f} G a chip ({a.model_flops / 1e9:,.1f} G without "
+        "recomputation)",
+        f"  HBM traffic  {a.memory_bytes / gib:.2f} GiB a chip",
+    ]
+    for kind, sums in sorted(a.collectives.items()):
+        lines.append(
+            f"  {kind:<20} {sums['runs']:>6,.0f} runs  {sums['bytes'] / 2**20:>9,.1f} MiB, "
+            f"{sums['sent'] / 2**20:,.1f} MiB sent"
+        )
+    if not a.collectives:
+        lines.append("  no collectives")
+    lines += [
+        f"  roofline     compute {1e3 * a.compute_s:.2f} ms, memory {1e3 * a.memory_s:.2f} ms, "
+        f"links {1e3 * a.links_s:.2f} ms",
+        f"  predicted    {1e3 * a.step_s:.2f} ms a step ({a.bound} bound; "
+        f"{1e3 * (a.compute_s + a.memory_s + a.links_s):.2f} ms if nothing overlaps), "
+        f"{a.tokens_per_s:,.0f} tokens/s, MFU {100 * a.mfu:.1f} %",
+        f"  compiled in  {a.compile_s:.0f} s",
+    ]
+    return "\n".join(lines)
