@@ -13,6 +13,7 @@ from __future__ import annotations
 import argparse
 
 from onesug_jax.registry import Context, StageSpec
+from onesug_jax.stages import compile as compiling
 from onesug_jax.stages import lists, log, opened, prefer, represent, texts, train, update
 
 # What can be configured: name -> where it stands. Imported only by stages that declare it.
@@ -47,6 +48,7 @@ CONFIGURABLES = {
     "suggester": "onesug_jax.stages.lists:suggester",
     "SliceSpec": "onesug_jax.evaluate.evaluator:SliceSpec",
     "evaluate": "onesug_jax.stages.lists:evaluate",
+    "compile": "onesug_jax.stages.compile:compile_ahead",
 }
 
 
@@ -276,6 +278,29 @@ _ALL = (
         flags=update.flags,
         in_run=False,
         example="update --gin.WORK_DIR=work/mine --gin.LOG=yesterday.parquet",
+    ),
+    StageSpec(
+        name="compile",
+        summary="compile every step for chips that are not here: does it fit, how fast could it be",
+        run=compiling.compile_ahead,
+        configures=(
+            "compile",
+            "ModelConfig",
+            "FeatureSpec",
+            "make_mesh",
+            "make_optimizer",
+            "pretrain",
+            "rwr",
+            "ListConfig",
+            "PreferenceConfig",
+            "align",
+            "EncoderSpec",
+            "BeamConfig",
+        ),
+        packages=("jax", "flax", "optax", "numpy"),
+        flags=compiling.flags,
+        in_run=False,
+        example="compile --gin.MODEL=base --gin.BATCH_SIZE=4096 --topology=v5e:16x16",
     ),
     StageSpec(
         name="compare",

@@ -1,9 +1,9 @@
 """What one chip can do, by its maker's figures, and the topologies they come in.
 
-Figures of Cloud TPU chips are those of cloud.google.com/tpu/docs/v5e, /v5p, /v6e and /v4, read in
-2026: peak bfloat16 operations, HBM, HBM bandwidth, and bandwidth of the links to other chips. Google
-gives the last for all links of a chip in both directions together; a collective over one mesh axis
-goes round one ring, that is out over two of the four or six links: `link_bytes_per_s` is that.
+Figures of Cloud TPU chips are those of cloud.google.com/tpu/docs/v4, /v5e, /v5p and /v6e, read in
+2026: peak bfloat16 operations, HBM, HBM bandwidth, and bandwidth of the links to other chips. The
+last is given there for all links of a chip and both directions together; a collective over one mesh
+axis goes round one ring, that is out over two of the four or six links: `link_bytes_per_s`.
 """
 
 from __future__ import annotations

@@ -43,7 +43,7 @@ COLLECTIVES = (
     "collective-permute",
     "collective-broadcast",
 )
-# What moves nothing by itself: names for what is there already, and the bodies counted on their own.
+# What moves nothing by itself: names for what is there already, and bodies counted on their own.
 _FREE = frozenset(
     "parameter constant get-tuple-element tuple bitcast while conditional call iota after-all "
     "partition-id replica-id opt-barrier domain".split()
@@ -245,7 +245,7 @@ class Program:
                 target = inside.get(root.operands[0])
                 if target is not None and target.opcode == "parameter":
                     place = int(re.match(r"(\d+)", target.rest)[1])
-                    read[place] = 0.0 if place < len(read) else read
+                    read[place] = 0.0
         elif line.opcode in ("dynamic-slice", "slice", "gather"):
             read = [written]
         elif line.opcode in ("dynamic-update-slice", "scatter"):
@@ -290,12 +290,7 @@ def _instruction(line: str) -> Instruction | None:
     end = _shape_end(rest)
     shape, rest = rest[:end], rest[end:].lstrip()
     opcode, _, rest = rest.partition("(")
-    depth, end = 1, 0
-    for end, letter in enumerate(rest):
-        depth += (letter == "(") - (letter == ")")
-        if not depth:
-            break
-    operands = tuple(re.findall(r"%([\w.\-]+)", rest[:end]))
+    operands = tuple(re.findall(r"%([\w.\-]+)", rest[: _closing(rest, 1) - 1]))
     return Instruction(
         start[2], tuple(_arrays(shape)), opcode.strip(), operands, rest, bool(start[1])
     )
@@ -303,9 +298,11 @@ def _instruction(line: str) -> Instruction | None:
 
 def _shape_end(text: str) -> int:
     """Where the shape that `text` starts with ends: a tuple in brackets, or one array."""
-    if not text.startswith("("):
-        return text.index(" ")
-    depth = 0
+    return _closing(text, 0) if text.startswith("(") else text.index(" ")
+
+
+def _closing(text: str, depth: int) -> int:
+    """Just after the bracket that closes all those open, `depth` of them before `text`."""
     for place, letter in enumerate(text):
         depth += (letter == "(") - (letter == ")")
         if not depth:

@@ -1,0 +1,126 @@
+# ruff: noqa: E501, E731
+"""Compiled programs read as text: trips, traffic, collectives; by hand and as XLA compiles them."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.sharding import NamedSharding
+from jax.sharding import PartitionSpec as P
+
+from onesug_jax.train.hlo import Collective, Program
+from onesug_jax.train.mesh import make_mesh
+
+WRITTEN = """
+HloModule example
+
+%sliced (p0: f32[6,8,16], p1: s32[]) -> f32[8,16] {
+  %p0 = f32[6,8,16]{2,1,0} parameter(0)
+  %p1 = s32[] parameter(1)
+  %zero = s32[] constant(0)
+  %cut = f32[1,8,16]{2,1,0} dynamic-slice(%p0, %p1, %zero, %zero), dynamic_slice_sizes={1,8,16}
+  ROOT %flat = f32[8,16]{1,0} bitcast(%cut)
+}
+
+%written (q0: f32[6,8,16], q1: f32[1,8,16], q2: s32[]) -> f32[6,8,16] {
+  %q0 = f32[6,8,16]{2,1,0} parameter(0)
+  %q1 = f32[1,8,16]{2,1,0} parameter(1)
+  %q2 = s32[] parameter(2)
+  %nil = s32[] constant(0)
+  ROOT %put = f32[6,8,16]{2,1,0} dynamic-update-slice(%q0, %q1, %q2, %nil, %nil)
+}
+
+%add (a: f32[], b: f32[]) -> f32[] {
+  %a = f32[] parameter(0)
+  %b = f32[] parameter(1)
+  ROOT %sum = f32[] add(%a, %b)
+}
+
+%body (arg: (s32[], f32[6,8,16], /*index=2*/f32[6,8,16]{2,1,0:T(8,128)S(1)})) -> (s32[], f32[6,8,16]) {
+  %arg = (s32[], f32[6,8,16]{2,1,0}, f32[6,8,16]{2,1,0:T(8,128)S(1)}) parameter(0)
+  %i = s32[] get-tuple-element(%arg), index=0
+  %stack = f32[6,8,16]{2,1,0} get-tuple-element(%arg), index=1
+  %layer = f32[8,16]{1,0} fusion(%stack, %i), kind=kLoop, calls=%sliced
+  %reduced = f32[8,16]{1,0} all-reduce(%layer), channel_id=1, replica_groups={{0,1,2,3},{4,5,6,7}}, to_apply=%add
+  %near = f32[8,16]{1,0:T(8,128)S(1)} copy(%reduced)
+  %part = f32[1,8,16]{2,1,0} bitcast(%reduced)
+  %new = f32[6,8,16]{2,1,0} fusion(%stack, %part, %i), kind=kLoop, calls=%written
+  ROOT %out = (s32[], f32[6,8,16]{2,1,0}) tuple(%i, %new)
+}
+
+%condition (arg.1: (s32[], f32[6,8,16])) -> pred[] {
+  %arg.1 = (s32[], f32[6,8,16]{2,1,0}) parameter(0)
+  %counter = s32[] get-tuple-element(%arg.1), index=0
+  %bound = s32[] constant(6)
+  ROOT %less = pred[] compare(%counter, %bound), direction=LT
+}
+
+ENTRY %main (x: f32[6,8,16]) -> f32[48,16] {
+  %x = f32[6,8,16]{2,1,0} parameter(0)
+  %start = s32[] constant(0)
+  %init = (s32[], f32[6,8,16]{2,1,0}) tuple(%start, %x)
+  %loop = (s32[], f32[6,8,16]{2,1,0}) while(%init), condition=%condition, body=%body
+  %done = f32[6,8,16]{2,1,0} get-tuple-element(%loop), index=1
+  %wide = bf16[6,8,16]{2,1,0} convert(%done)
+  %gathered = bf16[48,8,16]{2,1,0} all-gather(%wide), channel_id=2, replica_groups=mesh['a'=8,'b'=2] {'a'}, dimensions={0}
+  ROOT %end = f32[48,16]{1,0} bitcast(%gathered)
+}
+"""
+
+
+def test_a_program_written_by_hand():
+    program = Program.parse(WRITTEN)
+    assert program.times()["body"] == 6 and program.times()["sliced"] == 6
+    layer = 8 * 16 * 4
+    in_loop = layer + 4 + layer  # slice read (and its number), written
+    in_loop += 2 * layer  # all-reduce
+    in_loop += layer  # the copy reads; its result lies in another memory
+    in_loop += layer + 4 + layer  # the update read (and its number) and written in place
+    in_loop += 4 + 4 + 1  # the condition
+    after = 6 * layer + 3 * layer  # convert reads floats, writes half as much
+    after += 3 * layer + 8 * 3 * layer  # all-gather
+    assert program.memory_bytes() == 6 * in_loop + after
+    reduce, gather = program.collectives()
+    assert reduce == Collective("all-reduce", layer, 4, 6)
+    assert gather == Collective("all-gather", 8 * 3 * layer, 8, 1)
+    assert reduce.link_bytes == 6 * 2 * 3 / 4 * layer
+    assert gather.link_bytes == 7 / 8 * 8 * 3 * layer
+
+
+def test_a_loop_that_ends_when_data_say_so_runs_as_often_as_told():
+    text = WRITTEN.replace("%bound = s32[] constant(6)", "%bound = s32[] add(%counter, %counter)")
+    assert Program.parse(text).times(unknown_trips=11)["body"] == 11
+
+
+def test_other_text_is_refused():
+    with pytest.raises(ValueError, match="ENTRY"):
+        Program.parse("module @jit_f { }")
+
+
+@pytest.mark.parametrize("length", [3, 12])
+def test_trips_and_traffic_of_what_xla_compiles(length):
+    """A scan moves as much as the same steps written out, whatever its length."""
+    stack, x = jnp.ones((length, 64, 64)), jnp.ones((32, 64))
+
+    def run(unroll):
+        scan = lambda s, x: jax.lax.scan(lambda c, w: (jnp.tanh(c @ w), None), x, s, unroll=unroll)[
+            0
+        ]
+        return Program.parse(jax.jit(scan).lower(stack, x).compile().as_text())
+
+    scanned, written_out = run(1), run(length)
+    assert length in scanned.times().values()
+    assert scanned.memory_bytes() == pytest.approx(written_out.memory_bytes(), rel=0.35)
+
+
+def test_collectives_of_a_sharded_scan():
+    """One product over a cut dimension is one sum over four devices, layer by layer."""
+    mesh = make_mesh(1, 1, 4, devices=jax.devices()[:4])
+    stack = jax.device_put(np.ones((5, 64, 64), np.float32), NamedSharding(mesh, P(None, "tensor")))
+    x = jax.device_put(np.ones((8, 64), np.float32), NamedSharding(mesh, P()))
+    scan = lambda s, x: jax.lax.scan(lambda c, w: (jnp.tanh(c @ w), None), x, s)[0]
+    compiled = jax.jit(scan, out_shardings=NamedSharding(mesh, P())).lower(stack, x).compile()
+    found = Program.parse(compiled.as_text()).collectives()
+    sums = [c for c in found if c.kind == "all-reduce"]
+    assert sum(c.times for c in sums) == 5 and {c.group for c in sums} == {4}
+    assert sum(c.bytes * c.times for c in sums) == 5 * 8 * 64 * 4
