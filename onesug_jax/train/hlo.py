@@ -233,27 +233,51 @@ class Program:
         written = sum(a.bytes for a in line.arrays if a.main)
         body = self.computations.get(line.called()[0], ()) if line.opcode == "fusion" else ()
         if body:
-            inside = {part.name: part for part in body}
-            for place, size in _only_sliced(body).items():
+            for place, size in self._inside(line).items():
                 if place < len(read):
                     read[place] = min(read[place], size)
-            root = next((part for part in body if part.root), body[-1])
-            if root.opcode == "dynamic-update-slice":
-                update = inside.get(root.operands[1])
-                size = sum(a.bytes for a in update.arrays) if update else 0.0
-                written = min(written, size)
-                target = inside.get(root.operands[0])
-                if target is not None and target.opcode == "parameter":
-                    place = int(re.match(r"(\d+)", target.rest)[1])
-                    read[place] = 0.0
+            written -= _kept_in_place(body)
         elif line.opcode in ("dynamic-slice", "slice", "gather"):
             read = [written]
         elif line.opcode in ("dynamic-update-slice", "scatter"):
             update = read[1] if line.opcode == "dynamic-update-slice" else read[-1]
             read, written = [update], update
+        elif line.opcode == "slice-start":  # its result: the operand, the slice, a context
+            read = [line.arrays[1].bytes]
+            written = line.arrays[1].bytes * line.arrays[1].main
+        elif line.opcode == "copy-start":  # the copy, the operand, a context
+            written = line.arrays[0].bytes * line.arrays[0].main
         elif line.opcode.endswith("-start"):  # its result repeats the operands
-            written = 0.0
-        return sum(read) + written
+            written /= 2
+        return sum(read) + max(written, 0.0)
+
+    def _read_in_part(self, body: Iterable[Instruction]) -> dict[int, float]:
+        """Parameters of a fusion of which only slices are read, or that are only written into: place ->
+        bytes read.
+        """
+        body = list(body)
+        places = {
+            p.name: int(re.match(r"(\d+)", p.rest)[1]) for p in body if p.opcode == "parameter"
+        }
+        parts: dict[int, float] = dict.fromkeys(places.values(), 0.0)
+        whole: set[int] = set()
+        for line in body:  # in the order of use
+            for position, name in enumerate(line.operands):
+                if name not in places:
+                    continue
+                if line.opcode == "bitcast":
+                    places[line.name] = places[name]
+                elif position == 0 and line.opcode in ("dynamic-slice", "slice", "gather"):
+                    parts[places[name]] += sum(array.bytes for array in line.arrays)
+                elif line.opcode == "fusion" and position in (inner := self._inside(line)):
+                    parts[places[name]] += inner[position]
+                elif position != 0 or line.opcode != "dynamic-update-slice":
+                    whole.add(places[name])
+        return {place: size for place, size in parts.items() if place not in whole}
+
+    def _inside(self, fusion: Instruction) -> dict[int, float]:
+        """`_read_in_part` of what a fusion runs."""
+        return self._read_in_part(self.computations.get(fusion.called()[0], ()))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -318,20 +342,27 @@ def _arrays(shape: str) -> Iterable[Array]:
             yield Array(_BYTES[kind], sizes, not re.search(r"S\([1-9]", layout))
 
 
-def _only_sliced(body: Iterable[Instruction]) -> dict[int, float]:
-    """Parameters of a fusion that are only sliced: place -> bytes of the slices."""
+def _kept_in_place(body: Iterable[Instruction]) -> float:
+    """Bytes of a fusion's results that it leaves as they were: all but the updates written in."""
     body = list(body)
-    places = {p.name: int(re.match(r"(\d+)", p.rest)[1]) for p in body if p.opcode == "parameter"}
-    slices: dict[int, float] = collections.defaultdict(float)
-    whole: set[int] = set()
-    for line in body:
-        for position, name in enumerate(line.operands):
-            if name in places:
-                if line.opcode in ("dynamic-slice", "slice", "gather") and position == 0:
-                    slices[places[name]] += sum(array.bytes for array in line.arrays)
-                else:
-                    whole.add(places[name])
-    return {place: size for place, size in slices.items() if place not in whole}
+    inside = {line.name: line for line in body}
+
+    def behind(name: str) -> Instruction | None:
+        line = inside.get(name)
+        while line is not None and line.opcode == "bitcast":
+            line = inside.get(line.operands[0])
+        return line
+
+    root = next((line for line in body if line.root), body[-1])
+    results = [behind(name) for name in root.operands] if root.opcode == "tuple" else [root]
+    kept = 0.0
+    for line in results:
+        line = behind(line.name) if line is not None else None
+        if line is not None and line.opcode == "dynamic-update-slice":
+            update = inside.get(line.operands[1])
+            size = sum(a.bytes for a in update.arrays) if update else 0.0
+            kept += sum(a.bytes for a in line.arrays if a.main) - size
+    return kept
 
 
 def _group(rest: str) -> int:
