@@ -14,11 +14,11 @@ SoftTokens = Float[Array, "B S E"]  # vectors that stand in for the soft tokens 
 TargetTokens = Int[Array, "B T"]  # decoder ids, 0 = padding
 SegmentIds = Int[Array, "B S"]  # packed rows: which example a position belongs to, 0 = padding
 LossWeights = Float[Array, "B T"]  # 1 where a target counts
+TokenLogs = Float[Array, "B T"]  # log-probability of each target token
 Encoded = Float[Array, "B L D"]  # encoder output
 Logits = Float[Array, "B T V"]  # unnormalised next-token scores
 Mask = Bool[Array, "B Q S"]  # True where a query position may look at a source position
 ListTokens = Int[Array, "B C T"]  # decoder ids of C targets that share one request, 0 = padding
-ListLogits = Float[Array, "B C T V"]  # next-token scores of each of them
 ListScores = Float[Array, "B C"]  # a number for each of them: a log-probability, a reward
 ListMask = Bool[Array, "B C"]  # whether a place of a list holds a target
 AttentionBias = Float[Array, "#B #H Q S"]  # added to attention scores; large negative = masked

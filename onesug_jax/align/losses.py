@@ -21,26 +21,23 @@ from collections.abc import Callable, Mapping
 import jax
 import jax.numpy as jnp
 
-from onesug_jax.arrays import ListMask, ListScores, Logits, LossWeights, TargetTokens
+from onesug_jax.arrays import ListMask, ListScores, LossWeights, TokenLogs
 
 _EXCLUDED = -1e30  # finite, so that its gradient is 0 and not a NaN
 
 
-def sft(logits: Logits, targets: TargetTokens, weights: LossWeights) -> tuple[jax.Array, jax.Array]:
+def sft(log_probabilities: TokenLogs, weights: LossWeights) -> tuple[jax.Array, jax.Array]:
     """Next-token cross-entropy, `-sum_t log pi(q_t | q_<t, x)`: the generation (SFT) loss.
 
-    PAPER.md section 3. Computed in float32.
+    PAPER.md section 3.
 
     Args:
-      logits: `[B, T, V]`; targets: `[B, T]`; weights: `[B, T]`, 1 where a target counts.
+      log_probabilities: `[B, T]`, of the targets; weights: `[B, T]`, 1 where a target counts.
 
     Returns:
       the weighted sum in nats, and the sum of weights; divide for nats a token.
     """
-    logits = logits.astype(jnp.float32)
-    chosen = jnp.take_along_axis(logits, targets[..., None], axis=-1)[..., 0]
-    loss = jax.nn.logsumexp(logits, axis=-1) - chosen
-    return jnp.sum(loss * weights), jnp.sum(weights)
+    return -jnp.sum(log_probabilities * weights), jnp.sum(weights)
 
 
 def none(implicit: ListScores, rewards: ListScores, mask: ListMask, delta: float) -> jax.Array:

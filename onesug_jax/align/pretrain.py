@@ -27,7 +27,7 @@ def pretrain_stage(config: ModelConfig) -> Stage:
         return Seq2Seq(config).init(key, tokens, tokens)["params"]
 
     def loss(params, batch, key):
-        logits = model.apply(
+        scores = model.apply(
             {"params": params},
             batch["encoder_input_tokens"],
             batch["decoder_input_tokens"],
@@ -35,10 +35,11 @@ def pretrain_stage(config: ModelConfig) -> Stage:
             batch.get("decoder_segment_ids"),
             batch.get("encoder_soft"),
             rngs={"dropout": key},
+            method="score",
         )
         targets, weights = batch["decoder_target_tokens"], batch["decoder_loss_weights"]
-        total, weight = sft(logits, targets, weights)
-        hits = (jnp.argmax(logits, axis=-1) == targets) * weights
+        total, weight = sft(scores.log_probabilities(targets), weights)
+        hits = scores.ranked_first(targets) * weights
         return total, weight, {"accuracy": jnp.sum(hits)}
 
     def tokens(batch) -> int:

@@ -24,10 +24,11 @@ import numpy as np
 
 from onesug_jax.align.losses import LOSSES, PreferenceLoss
 from onesug_jax.align.rewards import NEGATIVE, POSITIVE
-from onesug_jax.arrays import ListLogits, ListScores, ListTokens
+from onesug_jax.arrays import ListScores, ListTokens, Logits, TargetTokens
 from onesug_jax.errors import UserError
 from onesug_jax.files import whole
 from onesug_jax.model.config import ModelConfig
+from onesug_jax.model.copying import Scores
 from onesug_jax.model.seq2seq import Seq2Seq
 from onesug_jax.train import mesh as meshes
 from onesug_jax.train.step import Stage
@@ -75,24 +76,22 @@ def shift_right(targets: ListTokens) -> ListTokens:
     return jnp.pad(targets, ((0, 0), (0, 0), (1, 0)))[:, :, :-1]
 
 
-def log_probabilities(logits: ListLogits, targets: ListTokens) -> ListScores:
+def log_probabilities(scores: Scores, targets: ListTokens) -> ListScores:
     """`log pi(q | x)` of every target, summed over its tokens, float32 `[B, C]`."""
-    logits = logits.astype(jnp.float32)
-    chosen = jnp.take_along_axis(logits, targets[..., None], axis=-1)[..., 0]
-    tokens = chosen - jax.nn.logsumexp(logits, axis=-1)
+    tokens = scores.log_probabilities(targets.reshape(len(targets), -1)).reshape(targets.shape)
     return jnp.sum(jnp.where(targets > 0, tokens, 0.0), axis=-1)
 
 
-def list_logits(
+def list_scores(
     model: Seq2Seq, params: Any, batch: Batch, rngs: Mapping[str, jax.Array] | None = None
-) -> ListLogits:
-    """Next-token scores of C targets a request, the request encoded once: `[B, C, T, V]`.
+) -> Scores:
+    """Next-token scores of C targets a request, the request encoded once: of C * T states.
 
     `batch` as `rwr_stage` has it.
     """
     tokens, targets = batch["encoder_input_tokens"], batch["list_targets"]
 
-    def both(model: Seq2Seq) -> ListLogits:
+    def both(model: Seq2Seq) -> Scores:
         encoded = model.encode(tokens, None, batch.get("encoder_soft"))
         return model.decode_lists(encoded, tokens, shift_right(targets))
 
@@ -122,12 +121,12 @@ def rwr_stage(config: ModelConfig, preference: PreferenceConfig, reference: Any 
     def loss(params, batch, key, frozen=None):
         targets = batch["list_targets"]
         policy = log_probabilities(
-            list_logits(model, params, batch, rngs={"dropout": key}), targets
+            list_scores(model, params, batch, rngs={"dropout": key}), targets
         )
         if frozen is None:
             old = batch["reference"]
         else:
-            old = log_probabilities(list_logits(frozen_model, frozen, batch), targets)
+            old = log_probabilities(list_scores(frozen_model, frozen, batch), targets)
         return objective(preference, policy, jax.lax.stop_gradient(old), batch)
 
     def tokens(batch: Batch) -> int:
@@ -175,7 +174,7 @@ def _ratio(name: str, values: jax.Array, where: jax.Array) -> dict[str, jax.Arra
 
 
 def divergence(
-    policy: ListLogits, reference: ListLogits, targets: ListTokens
+    policy: Logits, reference: Logits, targets: TargetTokens
 ) -> tuple[jax.Array, jax.Array]:
     """KL(policy || reference) of the next token along `targets`, in nats: sum and tokens.
 
@@ -199,10 +198,11 @@ def make_measure(
     def sums(params, reference, batch):
         with meshes.rules_context(mesh):
             targets = batch["list_targets"]
-            logits = [list_logits(model, p, batch) for p in (params, reference)]
-            policy, old = (log_probabilities(x, targets) for x in logits)
+            scores = [list_scores(model, p, batch) for p in (params, reference)]
+            policy, old = (log_probabilities(x, targets) for x in scores)
             _, lists, found = objective(preference, policy, old, batch)
-            kl, tokens = divergence(logits[0][:, :1], logits[1][:, :1], targets[:, :1])
+            positives, length = targets[:, 0], targets.shape[2]
+            kl, tokens = divergence(*(x.logits()[:, :length] for x in scores), positives)
         per_list = {f"{name}/count": lists for name in ("preference", "sft")}
         return found | per_list | {"kl": kl, "kl/count": tokens}
 
@@ -241,7 +241,7 @@ def stored_reference(
     @functools.partial(jax.jit, out_shardings=meshes.batch_sharding(mesh))
     def score(params, batch):
         with meshes.rules_context(mesh):
-            return log_probabilities(list_logits(model, params, batch), batch["list_targets"])
+            return log_probabilities(list_scores(model, params, batch), batch["list_targets"])
 
     stored = _stored(path, fingerprint, steps)
     if stored is None:

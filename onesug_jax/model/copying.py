@@ -16,12 +16,77 @@ to begin, it chooses among the markers that open the items, whose states know th
 from __future__ import annotations
 
 import flax.linen as nn
+import flax.struct
 import jax
 import jax.numpy as jnp
 
-from onesug_jax.arrays import CopyKeys, Encoded, InputTokens, Mask
+from onesug_jax.arrays import CopyKeys, Encoded, InputTokens, Mask, TargetTokens, TokenLogs
 from onesug_jax.model.config import ModelConfig
 from onesug_jax.model.layers import MASKED, logical, scaled_normal
+
+
+@flax.struct.dataclass
+class Scores:
+    """Next-token scores of Q decoder states, unnormalised.
+
+    Attributes:
+      vocabulary: `[B, Q, V]`, float32.
+      places: `[B, Q, L]`, float32, of the input's places; None where the model does not copy.
+      written: `[B, L]`, the token that each place writes.
+    """
+
+    vocabulary: jax.Array
+    places: jax.Array | None = None
+    written: InputTokens | None = None
+
+    def log_probabilities(self, targets: TargetTokens) -> TokenLogs:
+        """`log pi` of one token a state, `[B, Q]`: nothing as wide as the vocabulary is copied."""
+        chosen, total = self._of(targets), jax.nn.logsumexp(self.vocabulary, axis=-1)
+        if self.places is not None:
+            total = jnp.logaddexp(total, jax.nn.logsumexp(self.places, axis=-1))
+        return chosen - total
+
+    def ranked_first(self, targets: TargetTokens) -> jax.Array:
+        """Whether no other token scores higher, `[B, Q]` booleans.
+
+        Where the model copies, a rival counts by its place in the vocabulary or by its places in
+        the input, whichever is more, not by both.
+        """
+        rivals = jnp.max(self.vocabulary, axis=-1)
+        if self.places is not None:
+            rivals = jnp.maximum(rivals, jnp.max(self._together(), axis=-1))
+        return self._of(targets) >= rivals
+
+    def logits(self) -> jax.Array:
+        """One score a token, `[B, Q, V]`."""
+        if self.places is None:
+            return self.vocabulary
+        # Every place knows what all places of its token weigh together; the first of them adds it.
+        alike = self.written[:, :, None] == self.written[:, None, :]
+        first = ~jnp.any(jnp.tril(alike, -1), axis=-1)
+        own = jax.vmap(lambda rows, picks: rows[:, picks])(self.vocabulary, self.written)
+        more = jnp.where(first[:, None], jax.nn.softplus(self._together() - own), 0.0)
+        add = jax.vmap(lambda rows, picks, more: rows.at[:, picks].add(more))
+        return add(self.vocabulary, self.written, more)
+
+    def _of(self, targets: TargetTokens) -> jax.Array:
+        """The score of one token a state, `[B, Q]`."""
+        chosen = jnp.take_along_axis(self.vocabulary, targets[..., None], axis=-1)[..., 0]
+        if self.places is None:
+            return chosen
+        here = self.written[:, None, :] == targets[:, :, None]
+        return jnp.logaddexp(
+            chosen, jax.nn.logsumexp(jnp.where(here, self.places, MASKED), axis=-1)
+        )
+
+    def _together(self) -> jax.Array:
+        """The score of the token that a place writes, of all places that write it, `[B, Q, L]`."""
+        alike = self.written[:, :, None] == self.written[:, None, :]
+        highest = jax.lax.stop_gradient(jnp.max(self.places, axis=-1, keepdims=True))
+        weights = jnp.exp(self.places - highest)
+        sums = jnp.einsum("bql,blm->bqm", weights, alike.astype(weights.dtype))
+        # Where nothing may be read all places weigh the same, and next to nothing.
+        return jnp.log(sums + 1e-30) + highest
 
 
 class CopyHead(nn.Module):
@@ -43,17 +108,12 @@ class CopyHead(nn.Module):
         return before @ self.key.astype(encoded.dtype)
 
     def __call__(
-        self,
-        scores: jax.Array,
-        x: jax.Array,
-        keys: CopyKeys,
-        tokens: InputTokens,
-        mask: Mask,
-    ) -> jax.Array:
-        """Scores of the vocabulary, and of the input's places, in one.
+        self, vocabulary: jax.Array, x: jax.Array, keys: CopyKeys, tokens: InputTokens, mask: Mask
+    ) -> Scores:
+        """Scores of the vocabulary, and of the input's places beside it.
 
         Args:
-          scores: `[B, Q, V]`, float32, of the vocabulary alone.
+          vocabulary: `[B, Q, V]`, float32.
           x: `[B, Q, D]`, the decoder states behind them.
           keys: from `keys`.
           tokens: the input.
@@ -62,19 +122,8 @@ class CopyHead(nn.Module):
         written, copied = self._copied(tokens)
         places = jnp.einsum("bqd,bld->bql", x @ self.query.astype(x.dtype), keys)
         places = places.astype(jnp.float32) * self.config.d_model**-0.5 + self.bias
-        mask = mask & copied[:, None, :]
-        highest = jnp.max(places, axis=-1, keepdims=True, where=mask, initial=MASKED)
-        highest = jax.lax.stop_gradient(highest)
-        weights = jnp.exp(jnp.where(mask, places - highest, MASKED))
-        # Every place learns what all places of its token weigh together ...
-        alike = written[:, :, None] == written[:, None, :]
-        together = jnp.einsum("bql,blm->bqm", weights, alike.astype(weights.dtype))
-        together = jnp.log(together + 1e-30) + highest
-        # ... and the first of them adds it, once.
-        first = ~jnp.any(jnp.tril(alike & copied[:, None, :], -1), axis=-1) & copied
-        own = jax.vmap(lambda rows, picks: rows[:, picks])(scores, written)
-        more = jnp.where(first[:, None], jax.nn.softplus(together - own), 0.0)
-        return jax.vmap(lambda rows, picks, new: rows.at[:, picks].add(new))(scores, written, more)
+        places = jnp.where(mask & copied[:, None, :], places, MASKED)
+        return Scores(vocabulary, places, written)
 
     def _copied(self, tokens: InputTokens) -> tuple[InputTokens, jax.Array]:
         """What every place writes, `[B, L]`, and whether it writes anything."""

@@ -22,7 +22,6 @@ from onesug_jax.arrays import (
     CrossCache,
     Encoded,
     InputTokens,
-    ListLogits,
     ListTokens,
     Logits,
     Mask,
@@ -32,7 +31,7 @@ from onesug_jax.arrays import (
     TargetTokens,
 )
 from onesug_jax.model.config import ModelConfig
-from onesug_jax.model.copying import CopyHead
+from onesug_jax.model.copying import CopyHead, Scores
 from onesug_jax.model.layers import (
     MASKED,
     Attention,
@@ -226,17 +225,17 @@ class Seq2Seq(nn.Module):
         rows = nn.with_logical_constraint(rows, ACTIVATION_AXES)
         return self.drop(rows, deterministic=self.deterministic)
 
-    def _logits(
+    def _scores(
         self, x: jax.Array, tokens: InputTokens, mask: Mask, keys: CopyKeys | None
-    ) -> jax.Array:
-        """`[B, Q, D] -> [B, Q, V]`, float32; `mask [B, #Q, L]`: what of the input each may copy."""
+    ) -> Scores:
+        """Of states `[B, Q, D]`; `mask [B, #Q, L]`: what of the input each may copy."""
         x = self.drop(self.decoder_norm(x), deterministic=self.deterministic)
         if self.config.tie_embeddings:
             kernel = self.embedding.T
         else:
             kernel = self.head
         scores = jnp.matmul(x, kernel.astype(x.dtype), preferred_element_type=jnp.float32)
-        return scores if keys is None else self.copy_head(scores, x, keys, tokens, mask)
+        return Scores(scores) if keys is None else self.copy_head(scores, x, keys, tokens, mask)
 
     def copy_keys(self, encoded: Encoded) -> CopyKeys | None:
         """Keys of the places to copy from, once a request; None where the model does not copy."""
@@ -294,8 +293,8 @@ class Seq2Seq(nn.Module):
         decoder_inputs: TargetTokens,
         segments: SegmentIds | None = None,
         decoder_segments: SegmentIds | None = None,
-    ) -> Logits:
-        """Scores every next token of the shifted targets: `[B, T] -> [B, T, V]`."""
+    ) -> Scores:
+        """Scores every next token of the shifted targets `[B, T]`."""
         segments = (tokens > 0).astype(jnp.int32) if segments is None else segments
         if decoder_segments is None:
             decoder_segments = jnp.ones_like(decoder_inputs)
@@ -308,12 +307,12 @@ class Seq2Seq(nn.Module):
         x, _ = self.decoder(self._embed(decoder_inputs), encoded, self_bias, as_bias(cross))
         # A packed example's first place has the state of another example before it.
         copied = cross & (segments == jnp.roll(segments, 1, axis=1))[:, None, :]
-        return self._logits(x, tokens, copied, self.copy_keys(encoded))
+        return self._scores(x, tokens, copied, self.copy_keys(encoded))
 
     def decode_lists(
         self, encoded: Encoded, tokens: InputTokens, decoder_inputs: ListTokens
-    ) -> ListLogits:
-        """`decode` for C targets of every request: `[B, C, T] -> [B, C, T, V]`.
+    ) -> Scores:
+        """`decode` for C targets of every request, `[B, C, T]`: scores of C * T states.
 
         The request is encoded, and turned into cross-attention keys and values, once for all.
         """
@@ -324,8 +323,7 @@ class Seq2Seq(nn.Module):
         given = (tokens > 0)[:, None, :]
         flat = decoder_inputs.reshape(requests, targets * length)
         x, _ = self.decoder(self._embed(flat), encoded, self_bias, as_bias(given))
-        logits = self._logits(x, tokens, given, self.copy_keys(encoded))
-        return logits.reshape(requests, targets, length, -1)
+        return self._scores(x, tokens, given, self.copy_keys(encoded))
 
     def __call__(
         self,
@@ -336,6 +334,18 @@ class Seq2Seq(nn.Module):
         soft: SoftTokens | None = None,
     ) -> Logits:
         """Teacher-forced logits `[B, T, V]` (float32); segments only for packed rows."""
+        encoded = self.encode(tokens, segments, soft)
+        return self.decode(encoded, tokens, decoder_inputs, segments, decoder_segments).logits()
+
+    def score(
+        self,
+        tokens: InputTokens,
+        decoder_inputs: TargetTokens,
+        segments: SegmentIds | None = None,
+        decoder_segments: SegmentIds | None = None,
+        soft: SoftTokens | None = None,
+    ) -> Scores:
+        """What `__call__` gives, before vocabulary and places are one: cheaper to train on."""
         encoded = self.encode(tokens, segments, soft)
         return self.decode(encoded, tokens, decoder_inputs, segments, decoder_segments)
 
@@ -371,4 +381,4 @@ class Seq2Seq(nn.Module):
         x, self_cache = self.decoder.step(
             self._embed(beam_tokens), *self_cache, *cross, bias, as_bias(given), t
         )
-        return self._logits(x, tokens, given, copy_keys), self_cache
+        return self._scores(x, tokens, given, copy_keys).logits(), self_cache

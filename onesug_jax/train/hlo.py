@@ -252,8 +252,9 @@ class Program:
         return sum(read) + max(written, 0.0)
 
     def _read_in_part(self, body: Iterable[Instruction]) -> dict[int, float]:
-        """Parameters of a fusion of which only slices are read, or that are only written into: place ->
-        bytes read.
+        """Parameters of a fusion that it does not read whole: place -> bytes read.
+
+        Of some it takes slices only, into some it only writes.
         """
         body = list(body)
         places = {

@@ -11,7 +11,7 @@ import pytest
 from onesug_jax.align import losses
 from onesug_jax.align.rwr import (
     PreferenceConfig,
-    list_logits,
+    list_scores,
     log_probabilities,
     make_measure,
     rwr_stage,
@@ -75,7 +75,7 @@ def repeated(params, data):
 
 
 def scored(params, data):
-    return log_probabilities(list_logits(Seq2Seq(CONFIG), params, data), data["list_targets"])
+    return log_probabilities(list_scores(Seq2Seq(CONFIG), params, data), data["list_targets"])
 
 
 def test_encoding_once_gives_the_numbers_of_repeating_the_request():
