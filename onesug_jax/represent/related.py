@@ -29,6 +29,7 @@ import numpy as np
 from onesug_jax.errors import UserError
 from onesug_jax.logs.completion import CompletionIndex
 from onesug_jax.represent.overlap import WordOverlap
+from onesug_jax.represent.typos import Corrections
 
 _REMEMBERED = 1 << 16  # prefixes and texts whose vectors are kept
 
@@ -66,6 +67,8 @@ class RelatedConfig:
       decay: how much less each older query of the history counts.
       words, repeat: what shared words add to the likeness by the encoder, and what being the very
         same query takes from it.
+      typos: where no known query starts with the prefix, take those that start with what may have
+        been meant (`typos.py`), a count worth less the less likely the slip.
     """
 
     pool: int = 128
@@ -76,6 +79,7 @@ class RelatedConfig:
     decay: float = 0.95
     words: float = 0.5
     repeat: float = 0.5
+    typos: bool = True
 
     def __post_init__(self):
         if self.pool < 0 or self.neighbours < 0 or not 0 < self.decay <= 1:
@@ -115,6 +119,7 @@ class RelatedQueries:
         self.completions, self.k, self.config = completions, k, config
         self.index, self._encode, self._soft = index, encode, soft
         self._overlap = WordOverlap(completions.queries)
+        self._corrections = functools.lru_cache(maxsize=_REMEMBERED)(Corrections(completions).near)
         self.text_vector = functools.lru_cache(maxsize=_REMEMBERED)(self._vector_of_text)
         self._enhanced = functools.lru_cache(maxsize=_REMEMBERED)(self._vector_of_prefix)
         self._neighbours = functools.lru_cache(maxsize=_REMEMBERED)(self._search)
@@ -189,6 +194,19 @@ class RelatedQueries:
 
     def _pool(self, prefix: str, own: int) -> tuple[np.ndarray, np.ndarray]:
         """Numbers and counts of the prefix's most searched queries, `own` counted once less."""
+        pool, counts = self._completed(prefix, own)
+        if len(pool) or not (self.config.pool and self.config.typos):
+            return pool, counts
+        likely: dict[int, float] = {}
+        for meant, share in self._corrections(prefix).items():
+            numbers, times = self._completed(meant, own)
+            for number, weight in zip(numbers.tolist(), share * times, strict=True):
+                likely[number] = max(likely.get(number, 0.0), weight)
+        best = sorted(likely, key=lambda number: (-likely[number], number))[: self.config.pool]
+        return np.array(best, np.int64), np.array([likely[number] for number in best])
+
+    def _completed(self, prefix: str, own: int) -> tuple[np.ndarray, np.ndarray]:
+        """The same of the queries that start with the prefix as it was typed."""
         best = self.completions.top(prefix, self.config.pool) if self.config.pool else []
         pool = np.array(best, np.int64)
         counts = np.asarray(self.completions.counts)[pool] if len(pool) else np.zeros(0, np.int64)

@@ -108,7 +108,7 @@ class FeatureSpec:
 
     input_length: int = 128
     target_length: int = 16
-    related: int = 8
+    related: int = 16
     history: int = 10
     profile: bool = True
     soft: bool = True

@@ -1,0 +1,65 @@
+"""Beginnings one slip of the finger away from what was typed.
+
+A prefix that no known query starts with is often a known one with two letters changed places, one
+too many, one missing, or one wrong (Damerau 1964). Each kind of slip is taken to be as likely as
+the others, and so are the slips of one kind: one of the few ways to swap neighbours is likelier
+than one of the many ways to leave a letter out.
+"""
+
+from __future__ import annotations
+
+import collections
+from collections.abc import Iterator
+
+from onesug_jax.logs.completion import CompletionIndex
+
+_LETTERS = 64  # most letters tried in a place; scripts of thousands are not tried through
+_SAMPLE = 20_000  # queries that the letters are taken from
+
+
+class Corrections:
+    """Known beginnings near a typed one.
+
+    Args:
+      completions: the known queries.
+    """
+
+    def __init__(self, completions: CompletionIndex):
+        self._completions = completions
+        self._letters: list[str] | None = None
+
+    def near(self, prefix: str) -> dict[str, float]:
+        """Beginnings of known queries one slip away: text -> how likely the slip, at most 1."""
+        found: dict[str, float] = {}
+        for text, share in self._slips(prefix):
+            if text and text != prefix and share > found.get(text, 0.0):
+                if self._completions.starts(text):
+                    found[text] = share
+        highest = max(found.values(), default=1.0)
+        return {text: share / highest for text, share in found.items()}
+
+    def _slips(self, prefix: str) -> Iterator[tuple[str, float]]:
+        size, letters = len(prefix), self._known_letters()
+        if size < 2:
+            return
+        for i in range(size - 1):
+            yield prefix[:i] + prefix[i + 1] + prefix[i] + prefix[i + 2 :], 1 / (size - 1)
+        for i in range(size):
+            yield prefix[:i] + prefix[i + 1 :], 1 / size
+        for i in range(size + 1):
+            for letter in letters:
+                begun = prefix[:i] + letter
+                if self._completions.starts(begun):
+                    yield begun + prefix[i:], 1 / ((size + 1) * len(letters))
+                    yield begun + prefix[i + 1 :], 1 / (size * len(letters))
+
+    def _known_letters(self) -> list[str]:
+        """The most frequent letters of the known queries."""
+        if self._letters is None:
+            queries = self._completions.queries
+            step = max(len(queries) // _SAMPLE, 1)
+            counts: collections.Counter[str] = collections.Counter()
+            for number in range(0, len(queries), step):
+                counts.update(queries[number])
+            self._letters = sorted(letter for letter, _ in counts.most_common(_LETTERS))
+        return self._letters

@@ -1,0 +1,65 @@
+"""Beginnings one slip away: which are found, how likely, and what becomes of them."""
+
+import pytest
+
+from onesug_jax.logs.completion import CompletionIndex
+from onesug_jax.represent.related import RelatedConfig, RelatedQueries
+from onesug_jax.represent.typos import Corrections
+
+COUNTS = {"dress long": 20, "dress": 9, "der": 4, "deck": 30, "address": 2, "裙子红": 3, "裙": 1}
+
+
+def index(counts=COUNTS):
+    return CompletionIndex.from_counts(list(counts), list(counts.values()))
+
+
+@pytest.mark.parametrize(
+    ("typed", "meant"),
+    [
+        ("drses", "dress"),  # neighbours changed places
+        ("dreess", "dress"),  # one too many
+        ("drss", "dress"),  # one missing
+        ("drexs", "dress"),  # one wrong
+        ("xdres", "dres"),
+        ("裙红子", "裙子红"),
+    ],
+)
+def test_every_kind_of_slip_is_found(typed, meant):
+    assert meant in Corrections(index()).near(typed)
+
+
+def test_all_that_is_found_begins_a_known_query_one_slip_away():
+    known = index()
+    for typed in ("ders", "adress", "xx", "q"):
+        found = Corrections(known).near(typed)
+        assert all(known.starts(text) and text != typed for text in found)
+        assert all(abs(len(text) - len(typed)) <= 1 for text in found)
+    assert Corrections(known).near("q") == {} and Corrections(known).near("") == {}
+
+
+def test_a_swap_is_likelier_than_a_wrong_letter():
+    found = Corrections(index()).near("ders")
+    assert found["dres"] == max(found.values()) == 1.0
+    assert found["ders"[:-1]] < 1.0
+
+
+def related(typos, **config):
+    return RelatedQueries(index(), 3, RelatedConfig(typos=typos, **config))
+
+
+def test_a_slip_leads_to_what_was_meant():
+    assert related(True).related(["ders"], [[]]) == [["dress long", "dress", "der"]]
+    assert related(False).related(["ders"], [[]]) == [[]]
+    assert related(True, pool=0).related(["ders"], [[]]) == [[]], "no pool, no slips"
+
+
+def test_what_is_known_as_typed_is_never_corrected():
+    assert related(True).related(["de"], [[]]) == [["deck", "der"]]
+
+
+def test_a_training_row_does_not_find_itself_by_its_own_slip():
+    alone = related(True).related(["addrse"], [[]], without=["address"])
+    assert alone == [["address"]], "somebody else searched it, too"
+    single = index({**COUNTS, "address": 1})
+    found = RelatedQueries(single, 3).related(["addrse"], [[]], without=["address"])
+    assert found == [[]]
