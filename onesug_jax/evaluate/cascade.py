@@ -76,6 +76,9 @@ class Known(Protocol):
     def nearest(self, prefix: str, k: int) -> list[int]:
         """Numbers of the queries nearest to the enhanced prefix, nearest first."""
 
+    def meant(self, prefix: str) -> dict[str, float]:
+        """Known beginnings one slip away from a prefix, and how likely each."""
+
     def alone(self, prefixes: Sequence[str], queries: Sequence[str]) -> list[bool]:
         """Whether one training row alone led from a prefix to a query."""
 
@@ -193,7 +196,7 @@ class Cascade:
         `[C, F]`.
         """
         config, statistics = self.config, self.statistics
-        popular = np.array(statistics.index.top(request.prefix, config.recalled), np.int64)
+        popular = np.array(self._completions(request.prefix), np.int64)
         near = np.array(self.known.nearest(request.prefix, config.near), np.int64)
         numbers = np.concatenate([popular, near[~np.isin(near, popular)]]).astype(np.int64)
         numbers = numbers[statistics.counts[numbers] > 0]
@@ -212,6 +215,19 @@ class Cascade:
         place = np.array([rank.get(n, config.recalled) for n in numbers.tolist()])
         features = self._features(request, numbers, vectors, alike, decayed, place)
         return numbers[order], features[order]
+
+    def _completions(self, prefix: str) -> list[int]:
+        """The most searched queries that start with the prefix, else with what it may mean."""
+        index, most = self.statistics.index, self.config.recalled
+        best = index.top(prefix, most)
+        if best:
+            return best
+        likely: dict[int, float] = {}
+        for meant, share in self.known.meant(prefix).items():
+            for number in index.top(meant, most):
+                weight = share * float(self.statistics.counts[number])
+                likely[number] = max(likely.get(number, 0.0), weight)
+        return sorted(likely, key=lambda number: (-likely[number], number))[:most]
 
     def _features(self, request, numbers, vectors, alike, decayed, place) -> np.ndarray:
         s, prefix = self.statistics, request.prefix

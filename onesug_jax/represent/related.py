@@ -104,6 +104,7 @@ class RelatedQueries:
 
     Attributes:
       text_vector: text -> its unit embedding `[E]`, remembered; None where it cannot be embedded.
+      meant: prefix -> known beginnings one slip away, and how likely each, remembered.
     """
 
     def __init__(
@@ -119,7 +120,7 @@ class RelatedQueries:
         self.completions, self.k, self.config = completions, k, config
         self.index, self._encode, self._soft = index, encode, soft
         self._overlap = WordOverlap(completions.queries)
-        self._corrections = functools.lru_cache(maxsize=_REMEMBERED)(Corrections(completions).near)
+        self.meant = functools.lru_cache(maxsize=_REMEMBERED)(Corrections(completions).near)
         self.text_vector = functools.lru_cache(maxsize=_REMEMBERED)(self._vector_of_text)
         self._enhanced = functools.lru_cache(maxsize=_REMEMBERED)(self._vector_of_prefix)
         self._neighbours = functools.lru_cache(maxsize=_REMEMBERED)(self._search)
@@ -198,7 +199,7 @@ class RelatedQueries:
         if len(pool) or not (self.config.pool and self.config.typos):
             return pool, counts
         likely: dict[int, float] = {}
-        for meant, share in self._corrections(prefix).items():
+        for meant, share in self.meant(prefix).items():
             numbers, times = self._completed(meant, own)
             for number, weight in zip(numbers.tolist(), share * times, strict=True):
                 likely[number] = max(likely.get(number, 0.0), weight)

@@ -39,6 +39,9 @@ class Known:
     def alone(self, prefixes, queries):
         return [False] * len(prefixes)
 
+    def meant(self, prefix):
+        return {QUERIES[0][:2]: 1.0} if prefix == "slip" else {}
+
 
 def rows_of(count, seed=0):
     """People who searched something red go on with something red."""
@@ -108,6 +111,15 @@ def test_what_was_never_counted_is_not_a_candidate():
     nothing = Statistics([], Known().completions, 3.0)
     numbers, features = Cascade(Known(), nothing, CascadeConfig()).candidates(Request("l"))
     assert len(numbers) == len(features) == 0
+
+
+def test_a_slip_of_the_finger_recalls_what_was_meant():
+    statistics = Statistics(rows_of(200), Known().completions, 3.0)
+    cascade = Cascade(Known(), statistics, CascadeConfig(near=0))
+    numbers, _ = cascade.candidates(Request("slip"))
+    meant, _ = cascade.candidates(Request(QUERIES[0][:2]))
+    assert len(numbers) and sorted(numbers) == sorted(meant)
+    assert not len(cascade.candidates(Request("zz"))[0])
 
 
 def test_the_ranker_learns_what_popularity_cannot_know(tmp_path):

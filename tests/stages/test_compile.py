@@ -1,0 +1,98 @@
+"""The compile stage: what it refuses, what it suggests, and two small steps compiled for TPUs."""
+
+import importlib.util
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+
+from onesug_jax.errors import UserError
+from onesug_jax.main import main
+from onesug_jax.train.chips import CHIPS, Topology
+from onesug_jax.train.compile import Analysis, _told, format_analysis
+
+NEEDS_COMPILER = pytest.mark.skipif(
+    importlib.util.find_spec("libtpu") is None,
+    reason="needs the package libtpu, the TPU compiler: pip install 'libtpu==0.0.42.*'",
+)
+
+
+@pytest.mark.parametrize(
+    "text", ["v5e", "v5e:16", "v9:4x4", "v5e:4x4x4", "v5p:4x4", "v5e:0x4", "v5e:4x4 "]
+)
+def test_a_topology_that_is_none_is_refused(text):
+    with pytest.raises(UserError, match="--topology"):
+        Topology.parse(text)
+
+
+def test_topologies_and_chips():
+    slice_ = Topology.parse("v5p:4x4x8")
+    assert slice_.chips == 128 and slice_.name == "v5p:4x4x8" and slice_.chip is CHIPS["v5p"]
+
+
+def test_an_unknown_step_is_refused(capsys):
+    assert main(["compile", "--topology=v5e:2x2", "--only=pretrian"]) == 2
+    assert "pretrain, rwr, align, beam" in capsys.readouterr().err
+
+
+def test_what_the_compiler_says_when_memory_runs_out():
+    said = "RESOURCE_EXHAUSTED: XLA:TPU compile permanent error. Ran out of memory in memory space "
+    said += "hbm. Used 20.50G of 15.75G hbm. Exceeded hbm capacity by 4.75G."
+    assert _told(said) == 20.5 * 2**30
+    assert _told("INTERNAL: something else") is None
+
+
+def test_an_analysis_reads_well():
+    sums = {"all-reduce": {"runs": 3.0, "bytes": 2.0**21, "sent": 2.0**22}}
+    about = {"step": "rwr", "topology": "v5e:2x2", "chips": 4, "mesh": {"data": 4}}
+    fits = Analysis(
+        **about, fits=True, needed=2.0**33, memory=2.0**34, compute_s=0.002, memory_s=0.003,
+        step_s=0.003, links_s=0.001, collectives=sums, mfu=0.41,
+    )  # fmt: skip
+    text = format_analysis(fits)
+    for word in (
+        "8.00 of 16 GiB",
+        "all-reduce",
+        "memory bound",
+        "MFU 41.0 %",
+        "6.00 ms if nothing",
+    ):
+        assert word in text
+    too_large = format_analysis(Analysis(**about, fits=False, needed=2.0**35, memory=2.0**34))
+    assert "DOES NOT FIT: 32.00 of 16 GiB" in too_large
+
+
+def compiled(*words):
+    """Exit code and what the stage printed, in a process of its own: jax is told of TPUs once."""
+    environment = {**os.environ, "JAX_PLATFORMS": "cpu"}
+    environment.pop("XLA_FLAGS", None)
+    command = [sys.executable, "-m", "onesug_jax.main", "compile", *words]
+    done = subprocess.run(command, capture_output=True, text=True, env=environment)
+    assert done.returncode in (0, 2), done.stderr
+    return done.returncode, done.stdout
+
+
+SMALL = ("--gin.MODEL=mini", "--gin.FeatureSpec.soft=False", "--gin.compile.vocabulary=2048")
+
+
+@NEEDS_COMPILER
+def test_a_small_step_for_four_chips():
+    words = ("--topology=v5e:2x2", "--only=pretrain", "--json", "--gin.ModelConfig.unroll=False")
+    code, said = compiled(*SMALL, *words)
+    (found,) = json.loads(said)
+    assert code == 0 and found["fits"] and found["chips"] == 4
+    # Gradients of all parameters are summed over the four chips, at least once.
+    assert found["collectives"]["all-reduce"]["bytes"] > 4 * 500_000
+    assert found["flops"] >= found["model_flops"] > 0
+    assert found["step_s"] == max(found["compute_s"], found["memory_s"], found["links_s"])
+    assert 0 < found["mfu"] < 1
+
+
+@NEEDS_COMPILER
+@pytest.mark.slow
+def test_a_step_that_does_not_fit_says_what_would():
+    words = ("--topology=v5e:2x2", "--only=pretrain", "--gin.BATCH_SIZE=32768")
+    code, said = compiled(*SMALL, *words)
+    assert code == 2 and "DOES NOT FIT" in said and "it fits with --gin." in said
