@@ -1,9 +1,9 @@
 """Several processes as one run: joins them where the environment says that there are others.
 
 `ONESUG_PROCESSES` says how many there are, `ONESUG_PROCESS` which of them this one is (from 0), and
-`ONESUG_COORDINATOR` where process 0 listens (host:port). `ONESUG_PROCESSES=auto` leaves all three to
-jax, which knows Cloud TPU pods and SLURM. Without these variables nothing happens, and jax is not
-imported. What each process then does is the stages' matter; launch/*_train.sh set the variables.
+`ONESUG_COORDINATOR` where process 0 listens (host:port). `ONESUG_PROCESSES=auto` leaves all three
+to jax, which knows Cloud TPU pods and SLURM. Without these variables nothing happens, and jax is
+not imported. What each process then does is the stages' matter; launch/*_train.sh set them.
 """
 
 from __future__ import annotations
