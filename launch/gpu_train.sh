@@ -222,11 +222,12 @@ if [ "$count" = 1 ] && [ "${#hosts[@]}" -eq 0 ]; then eval "exec$text"; fi
 scratch="$(mktemp -d)"
 mkfifo "$scratch/leash"
 exec 4<>"$scratch/leash" # what leashed processes read from; it says nothing, and ends with us
-pids=()
+pids=() labels=()
 for index in "${!commands[@]}"; do
-  # Each line says whose it is. A process of its own, so that signals are ours to pass on.
-  eval "exec${commands[$index]}" <"$scratch/leash" 4<&- \
-    > >(exec 4<&- && exec sed -u "s/^/[$index] /") 2>&1 &
+  mkfifo "$scratch/$index"
+  sed -u "s/^/[$index] /" <"$scratch/$index" 4<&- & # each line says whose it is
+  labels+=($!)
+  eval "exec${commands[$index]}" <"$scratch/leash" >"$scratch/$index" 2>&1 4<&- &
   pids+=($!)
 done
 
@@ -277,5 +278,8 @@ while :; do
   fi
   sleep 0.1 || true
 done
-sleep 0.1 # the last lines
+for try in 1 2 3 4 5 6 7 8 9 10; do # until the last lines are shown
+  if ! kill -0 "${labels[@]}" 2>/dev/null; then break; fi
+  if [ "$try" -lt 10 ]; then sleep 0.1; fi
+done
 exit "${first:-${told:-0}}"
