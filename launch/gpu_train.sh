@@ -275,6 +275,7 @@ while :; do
   if [ -n "$told" ] && [ "$SECONDS" -ge "$deadline" ] && running; then
     echo "[gpu] not ended $grace_seconds s after SIGTERM; ending them" >&2
     tell KILL
+    deadline=$((SECONDS + grace_seconds + 5))
   fi
   sleep 0.1 || true
 done

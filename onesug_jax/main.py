@@ -23,7 +23,7 @@ from onesug_jax import cli, doctor, registry, workdir
 from onesug_jax.errors import UserError
 from onesug_jax.signatures import Parameter, nearest, parameters
 from onesug_jax.stages import CONFIGURABLES, STAGES
-from onesug_jax.train.distributed import start_processes
+from onesug_jax.train.distributed import failing_at_once, start_processes
 
 try:
     import gin
@@ -356,4 +356,5 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    with failing_at_once():
+        sys.exit(main())

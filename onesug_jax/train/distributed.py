@@ -8,10 +8,13 @@ not imported. What each process then does is the stages' matter; launch/*_train.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import os
 import re
-from collections.abc import Mapping
+import sys
+import traceback
+from collections.abc import Iterator, Mapping
 
 from onesug_jax.errors import UserError
 
@@ -91,8 +94,33 @@ def start_processes(environment: Mapping[str, str] | None = None) -> None:
                 f"{COUNT}={AUTO}: jax finds neither a Cloud TPU pod nor SLURM here ({error}); set "
                 f"{COUNT}, {INDEX} and {COORDINATOR}, or none of them."
             ) from None
-        return
-    # Deactivated: inside SLURM jax would otherwise take one device of the host, not all.
-    jax.distributed.initialize(
-        here.coordinator, here.count, here.index, cluster_detection_method="deactivate"
-    )
+    else:
+        # Deactivated: inside SLURM jax would otherwise take one device of the host, not all.
+        jax.distributed.initialize(
+            here.coordinator, here.count, here.index, cluster_detection_method="deactivate"
+        )
+    # All tell each other of their devices here; later, one that is late by two minutes is an error.
+    jax.devices()
+
+
+@contextlib.contextmanager
+def failing_at_once() -> Iterator[None]:
+    """Inside, a failure ends a process that has joined others at once, after its message.
+
+    Otherwise jax waits at exit, for up to five minutes, until the others end too, who wait for this
+    one. An end by signal is no failure: all have agreed on it, and leave together.
+    """
+    try:
+        yield
+    except BaseException as error:
+        code = error.code if isinstance(error, SystemExit) else 1
+        failed = isinstance(code, int) and 0 < code < 128
+        if not failed or "jax" not in sys.modules:
+            raise
+        if not sys.modules["jax"].distributed.is_initialized():
+            raise
+        if not isinstance(error, SystemExit):
+            traceback.print_exc()
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)

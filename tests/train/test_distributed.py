@@ -8,7 +8,7 @@ import sys
 import pytest
 
 from onesug_jax.errors import UserError
-from onesug_jax.train.distributed import Place, place
+from onesug_jax.train.distributed import Place, failing_at_once, place
 
 ALL = {"ONESUG_PROCESSES": "2", "ONESUG_PROCESS": "1", "ONESUG_COORDINATOR": "a:1234"}
 
@@ -78,6 +78,15 @@ def test_nothing_to_join_is_told(project_root):
     assert "neither a Cloud TPU pod nor SLURM" in told
 
 
+def pair(code, project_root):
+    """Two processes that run this code."""
+    with socket.socket() as one:
+        one.bind(("127.0.0.1", 0))
+        port = one.getsockname()[1]
+    settings = {"ONESUG_PROCESSES": "2", "ONESUG_COORDINATOR": f"127.0.0.1:{port}"}
+    return [python(code, project_root, **settings, ONESUG_PROCESS=str(i)) for i in range(2)]
+
+
 def test_two_processes_see_each_other(project_root):
     code = (
         "from onesug_jax.train.distributed import start_processes\n"
@@ -86,12 +95,38 @@ def test_two_processes_see_each_other(project_root):
         "seen = multihost_utils.process_allgather(np.array([jax.process_index() + 5])).ravel()\n"
         "print(jax.process_index(), jax.process_count(), *seen)"
     )
-    with socket.socket() as one:
-        one.bind(("127.0.0.1", 0))
-        port = one.getsockname()[1]
-    settings = {"ONESUG_PROCESSES": "2", "ONESUG_COORDINATOR": f"127.0.0.1:{port}"}
-    processes = [python(code, project_root, **settings, ONESUG_PROCESS=str(i)) for i in range(2)]
-    for index, process in enumerate(processes):
+    for index, process in enumerate(pair(code, project_root)):
         out, err = process.communicate(timeout=120)
         assert process.returncode == 0, err
         assert out.splitlines()[-1] == f"{index} 2 5 6"
+
+
+@pytest.mark.parametrize(
+    ("end", "code", "told"), [("sys.exit(7)", 7, ""), ("raise OSError('full')", 1, "OSError: full")]
+)
+def test_a_failure_does_not_wait_for_the_others(project_root, end, code, told):
+    code_text = (
+        "import sys, time\n"
+        "from onesug_jax.train.distributed import failing_at_once, start_processes\n"
+        "with failing_at_once():\n"
+        "    start_processes()\n"
+        "    import jax\n"
+        "    if jax.process_index() == 0:\n"
+        "        time.sleep(300)\n"
+        f"    {end}\n"
+    )
+    waiting, failing = pair(code_text, project_root)
+    try:
+        _, err = failing.communicate(timeout=60)
+        assert failing.returncode == code
+        assert told in err
+    finally:
+        waiting.kill()
+        waiting.communicate()
+
+
+def test_alone_a_failure_is_as_ever():
+    with pytest.raises(SystemExit), failing_at_once():
+        sys.exit(7)
+    with pytest.raises(OSError, match="full"), failing_at_once():
+        raise OSError("full")
