@@ -23,6 +23,7 @@ from onesug_jax import cli, doctor, registry, workdir
 from onesug_jax.errors import UserError
 from onesug_jax.signatures import Parameter, nearest, parameters
 from onesug_jax.stages import CONFIGURABLES, STAGES
+from onesug_jax.train.distributed import failing_at_once, start_processes
 
 try:
     import gin
@@ -336,6 +337,8 @@ def main(argv: Sequence[str] | None = None) -> int:
                 return doctor.report(os.getcwd())
             raise UserError("the package gin-config is missing: run `bash launch/prepare.sh`.")
         config = read_config(command.gin_files, command.bindings)
+        if not command.options.dry_run:
+            start_processes()
         if command.stage == "run":
             return _run_all(config, command.options)
         return _run_one(STAGES[command.stage], config, command.options, named=True)
@@ -353,4 +356,5 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    with failing_at_once():
+        sys.exit(main())

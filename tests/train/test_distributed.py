@@ -1,0 +1,132 @@
+"""Processes join where the environment says so, and only there; mistakes name the variable."""
+
+import os
+import socket
+import subprocess
+import sys
+
+import pytest
+
+from onesug_jax.errors import UserError
+from onesug_jax.train.distributed import Place, failing_at_once, place
+
+ALL = {"ONESUG_PROCESSES": "2", "ONESUG_PROCESS": "1", "ONESUG_COORDINATOR": "a:1234"}
+
+
+@pytest.mark.parametrize(
+    ("environment", "found"),
+    [
+        ({}, None),
+        ({"ONESUG_PROCESSES": "1"}, None),
+        ({"ONESUG_PROCESSES": ""}, None),
+        ({"TPU_WORKER_HOSTNAMES": "localhost"}, None),
+        ({"TPU_WORKER_HOSTNAMES": "a,b"}, Place()),
+        ({"ONESUG_PROCESSES": "auto"}, Place()),
+        (ALL, Place(2, 1, "a:1234")),
+        ({**ALL, "TPU_WORKER_HOSTNAMES": "a,b"}, Place(2, 1, "a:1234")),
+    ],
+)
+def test_the_environment_says_whether_there_are_others(environment, found):
+    assert place(environment) == found
+
+
+@pytest.mark.parametrize(
+    ("changed", "told"),
+    [
+        ({"ONESUG_PROCESSES": ""}, ["ONESUG_PROCESSES", "found nothing"]),
+        ({"ONESUG_PROCESSES": "two"}, ["ONESUG_PROCESSES", "found two"]),
+        ({"ONESUG_PROCESSES": "0"}, ["ONESUG_PROCESSES", "found 0"]),
+        ({"ONESUG_PROCESS": ""}, ["ONESUG_PROCESS:", "0 to 1", "found nothing"]),
+        ({"ONESUG_PROCESS": "2"}, ["ONESUG_PROCESS:", "0 to 1", "found 2"]),
+        ({"ONESUG_COORDINATOR": ""}, ["ONESUG_COORDINATOR", "host:port", "''"]),
+        ({"ONESUG_COORDINATOR": "a"}, ["ONESUG_COORDINATOR", "host:port", "'a'"]),
+        ({"ONESUG_PROCESSES": "auto"}, ["ONESUG_PROCESS='1'", "unset"]),
+    ],
+)
+def test_half_a_setting_is_refused(changed, told):
+    with pytest.raises(UserError) as error:
+        place(ALL | changed)
+    assert all(word in str(error.value) for word in told)
+
+
+def python(code, project_root, **environment):
+    kept = {name: value for name, value in os.environ.items() if not name.startswith("ONESUG_")}
+    return subprocess.Popen(
+        [sys.executable, "-c", code],
+        cwd=project_root,
+        env={**kept, "XLA_FLAGS": "", "JAX_PLATFORMS": "cpu", **environment},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def test_alone_nothing_is_imported(project_root):
+    code = (
+        "import sys\nfrom onesug_jax.train.distributed import start_processes\nstart_processes()\n"
+        "print('jax' in sys.modules)"
+    )
+    assert python(code, project_root).communicate()[0] == "False\n"
+
+
+def test_nothing_to_join_is_told(project_root):
+    words = ["compare", "--run", "nowhere"]
+    code = f"import sys\nfrom onesug_jax.main import main\nsys.exit(main({words!r}))"
+    process = python(code, project_root, ONESUG_PROCESSES="auto")
+    told = process.communicate()[1]
+    assert process.returncode == 2
+    assert "neither a Cloud TPU pod nor SLURM" in told
+
+
+def pair(code, project_root):
+    """Two processes that run this code."""
+    with socket.socket() as one:
+        one.bind(("127.0.0.1", 0))
+        port = one.getsockname()[1]
+    settings = {"ONESUG_PROCESSES": "2", "ONESUG_COORDINATOR": f"127.0.0.1:{port}"}
+    return [python(code, project_root, **settings, ONESUG_PROCESS=str(i)) for i in range(2)]
+
+
+def test_two_processes_see_each_other(project_root):
+    code = (
+        "from onesug_jax.train.distributed import start_processes\n"
+        "start_processes(); start_processes()\n"
+        "import jax, numpy as np\nfrom jax.experimental import multihost_utils\n"
+        "seen = multihost_utils.process_allgather(np.array([jax.process_index() + 5])).ravel()\n"
+        "print(jax.process_index(), jax.process_count(), *seen)"
+    )
+    for index, process in enumerate(pair(code, project_root)):
+        out, err = process.communicate(timeout=120)
+        assert process.returncode == 0, err
+        assert out.splitlines()[-1] == f"{index} 2 5 6"
+
+
+@pytest.mark.parametrize(
+    ("end", "code", "told"), [("sys.exit(7)", 7, ""), ("raise OSError('full')", 1, "OSError: full")]
+)
+def test_a_failure_does_not_wait_for_the_others(project_root, end, code, told):
+    code_text = (
+        "import sys, time\n"
+        "from onesug_jax.train.distributed import failing_at_once, start_processes\n"
+        "with failing_at_once():\n"
+        "    start_processes()\n"
+        "    import jax\n"
+        "    if jax.process_index() == 0:\n"
+        "        time.sleep(300)\n"
+        f"    {end}\n"
+    )
+    waiting, failing = pair(code_text, project_root)
+    try:
+        _, err = failing.communicate(timeout=60)
+        assert failing.returncode == code
+        assert told in err
+    finally:
+        waiting.kill()
+        waiting.communicate()
+
+
+def test_alone_a_failure_is_as_ever():
+    with pytest.raises(SystemExit), failing_at_once():
+        sys.exit(7)
+    with pytest.raises(OSError, match="full"), failing_at_once():
+        raise OSError("full")
