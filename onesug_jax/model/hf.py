@@ -23,6 +23,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import os
+import shutil
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -199,7 +200,7 @@ def read_t5(folder: str) -> tuple[ModelConfig, dict, Report]:
     notes = []
     if copied:
         notes.append("the head is a copy of the token table: outputs are not scaled there")
-    if own and scaled and family == "umt5":
+    if own and scaled and family == "umt5" and "transformers_version" in told:
         notes.append(
             f"outputs are multiplied by d_model**-0.5, as {CONFIG} says (tie_word_embeddings "
             "true) and transformers 5 computes; umT5 was trained without it, and version 5 writes "
@@ -373,7 +374,8 @@ def write_t5(folder: str, config: ModelConfig, params: Mapping[str, Any]) -> Non
         arrays |= dict(zip(tensor.names, tensor.write(flat[where]), strict=True))
     os.makedirs(folder, exist_ok=True)
     path = os.path.join(folder, WEIGHTS)
-    save_file(arrays, path + ".new", metadata={"format": "pt"})
-    os.replace(path + ".new", path)
     for name, content in config_files(config).items():
         write_json(os.path.join(folder, name), content)
+    save_file(arrays, path + ".new", metadata={"format": "pt"})
+    shutil.copymode(os.path.join(folder, CONFIG), path + ".new")  # safetensors lets only the owner
+    os.replace(path + ".new", path)
