@@ -58,7 +58,7 @@ def make(folder: str) -> None:
             head = torch.randn_like(model.shared.weight)
             model.lm_head.weight = torch.nn.Parameter(head * (4.0 if family == "UMT5" else 0.7))
         elif not model.config.to_dict().get("scale_decoder_outputs", family == "UMT5"):
-            model.shared.weight.data *= 0.5
+            model.shared.weight.data *= 0.25
         home = pathlib.Path(folder, name)
         shard = "40KB" if name == "t5_v1_1" else "5GB"
         model.to(dtype).save_pretrained(home, max_shard_size=shard)
