@@ -108,7 +108,10 @@ def test_a_stored_configuration_gives_the_same_configuration(tmp_path):
         (["simulate", "--gin.STEP=3"], "--gin.STEP: no macro 'STEP': did you mean 'STEPS'?"),
         (["simulate", "--gin.STEPS=many"], "STEPS takes int, found 'many'"),
         (["simulate", "--gin.MODEL=tinny"], "did you mean 'tiny'?"),
-        (["simulate", "--gin.MODEL=zzzz"], "there are: base, large, mini, small, tiny, xl"),
+        (
+            ["simulate", "--gin.MODEL=zzzz"],
+            "there are: base, large, mini, small, tiny, umt5_base, ",
+        ),
         (["simulate", "--gin.MESH=atuo"], "did you mean 'auto'?"),
         (["simulate", "--gin.ModelConfg.d_ff=3"], "did you mean 'ModelConfig'?"),
         (["simulate", "--gin.ModelConfig.dff=3"], "did you mean 'd_ff'?"),

@@ -34,6 +34,8 @@ class ModelConfig:
         compile); the parameters are stacked either way, so checkpoints do not change.
       tie_embeddings: use the embedding table as output head.
       relative_buckets, relative_max_distance: T5's bucketed relative positions.
+      positions_per_layer: give every layer a table of relative positions of its own, as umT5 does;
+        otherwise the layers of a side share one, as in T5.
       soft_dim: width of the vectors that stand in for a token of the input, the enhanced prefix
         e_p*; 0: there are none. soft_id: the token whose places they take.
       segments: add to every input token the row of the marker that opened its item, as BERT's
@@ -56,6 +58,7 @@ class ModelConfig:
     tie_embeddings: bool = False
     relative_buckets: int = 32
     relative_max_distance: int = 128
+    positions_per_layer: bool = False
     soft_dim: int = 0
     soft_id: int = -1
     segments: bool = False
@@ -82,7 +85,8 @@ class ModelConfig:
         encoder_layer = attention + mlp + 2 * self.d_model
         decoder_layer = 2 * attention + mlp + 3 * self.d_model
         tables = self.vocab_size * self.d_model * (1 if self.tie_embeddings else 2)
-        positions = 2 * self.num_heads * self.relative_buckets
+        layers = self.encoder_layers + self.decoder_layers if self.positions_per_layer else 2
+        positions = layers * self.num_heads * self.relative_buckets
         return (
             self.encoder_layers * encoder_layer
             + self.decoder_layers * decoder_layer

@@ -141,7 +141,9 @@ def relative_bucket(
 
 
 class RelativePositions(nn.Module):
-    """One learned bias per head and distance bucket, shared by all layers of a side."""
+    """One learned bias per head and distance bucket, for all layers of a side or for one of them
+    (`ModelConfig.positions_per_layer`).
+    """
 
     config: ModelConfig
     bidirectional: bool

@@ -60,13 +60,22 @@ class EncoderLayer(nn.Module):
     def setup(self):
         """Declares the blocks."""
         dtype = jnp.dtype(self.config.dtype)
+        if self.config.positions_per_layer:
+            self.positions = RelativePositions(self.config, bidirectional=True)
         self.attention_norm, self.mlp_norm = RMSNorm(dtype), RMSNorm(dtype)
         self.attention, self.mlp = Attention(self.config), GatedMLP(self.config)
         self.drop = length_dropout(self.config.dropout)
 
-    def __call__(self, x: Encoded, bias: AttentionBias) -> tuple[Encoded, None]:
-        """One layer; the second result is the (empty) scan output."""
+    def __call__(
+        self, x: Encoded, bias: AttentionBias, positions: jax.Array
+    ) -> tuple[Encoded, None]:
+        """One layer; the second result is the (empty) scan output.
+
+        `positions [L]` are for a table of the layer's own; a shared one is part of `bias` already.
+        """
         quiet = self.deterministic
+        if self.config.positions_per_layer:
+            bias = bias + self.positions(positions, positions)
         x = nn.with_logical_constraint(x, ACTIVATION_AXES)
         y = self.attention_norm(x)
         x = x + self.drop(self.attention(y, y, bias, quiet), deterministic=quiet)
@@ -83,19 +92,24 @@ class DecoderLayer(nn.Module):
     def setup(self):
         """Declares the blocks."""
         dtype = jnp.dtype(self.config.dtype)
+        if self.config.positions_per_layer:
+            self.positions = RelativePositions(self.config, bidirectional=False)
         self.self_norm, self.cross_norm, self.mlp_norm = (RMSNorm(dtype) for _ in range(3))
         self.self_attention = Attention(self.config)
         self.cross_attention = Attention(self.config)
         self.mlp = GatedMLP(self.config)
         self.drop = length_dropout(self.config.dropout)
 
-    def __call__(self, x, encoded, self_bias, cross_bias) -> tuple[jax.Array, None]:
+    def __call__(self, x, encoded, self_bias, cross_bias, positions) -> tuple[jax.Array, None]:
         """All positions of a request's targets at once: `x [B, C * T, D]`, `encoded [B, L, D]`.
 
-        Targets, each of T positions as `self_bias [#B, H, T, T]` says, look only at themselves, and
-        all of them at the request, whose keys and values are computed once.
+        Targets, each of T positions as `self_bias [#B, #H, T, T]` says, look only at themselves,
+        and all of them at the request, whose keys and values are computed once. `positions [T]` are
+        for a table of the layer's own; a shared one is part of `self_bias` already.
         """
         quiet = self.deterministic
+        if self.config.positions_per_layer:
+            self_bias = self_bias + self.positions(positions, positions)
         x = nn.with_logical_constraint(x, ACTIVATION_AXES)
         y = self.self_norm(x).reshape(-1, self_bias.shape[-1], x.shape[-1])
         y = self.self_attention(y, y, self_bias, quiet).reshape(x.shape)
@@ -116,13 +130,16 @@ class DecoderLayer(nn.Module):
           x: `[B, K, D]`, the beams' stream at position `t`.
           self_keys, self_values: `[B, T, S, H, head_dim]`, append-only cache of S >= K slots.
           cross_keys, cross_values: `[B, L, H, head_dim]`, one copy a request.
-          self_bias: `[B, H, K, T * S]`: relative position, future, and ancestry in one.
+          self_bias: `[B, #H, K, T * S]`: relative position (where the layers share a table of it),
+            future, and ancestry in one.
           cross_bias: `[B, 1, 1, L]`.
           t: the position, a traced integer.
 
         Returns:
           the stream, and the cache with position `t` written.
         """
+        if self.config.positions_per_layer:
+            self_bias = self_bias + _over_slots(self.positions, t, *self_keys.shape[1:3])
         y = self.self_norm(x)
         keys, values = self.self_attention.keys_values(y)
         at = (0, t, 0, 0, 0)
@@ -139,6 +156,12 @@ class DecoderLayer(nn.Module):
         x = x + self.cross_attention.attend(queries, cross_keys, cross_values, cross_bias)
         x = x + self.mlp(self.mlp_norm(x), True)
         return x, (self_keys, self_values)
+
+
+def _over_slots(positions: RelativePositions, t: jax.Array, length: int, slots: int) -> jax.Array:
+    """The bias of position `t` towards every cached key: `[1, H, 1, length * slots]`."""
+    distance = positions(t[None], jnp.arange(length))
+    return jnp.repeat(distance, slots, axis=-1)
 
 
 def _stacked(layer: type[nn.Module], config: ModelConfig, length: int, methods: dict) -> type:
@@ -183,8 +206,9 @@ class Seq2Seq(nn.Module):
                 logical(scaled_normal(c.d_model), "soft", "embed"),
                 (c.soft_dim, c.d_model),
             )
-        self.encoder_positions = RelativePositions(c, bidirectional=True)
-        self.decoder_positions = RelativePositions(c, bidirectional=False)
+        if not c.positions_per_layer:
+            self.encoder_positions = RelativePositions(c, bidirectional=True)
+            self.decoder_positions = RelativePositions(c, bidirectional=False)
         encoder = _stacked(
             _with_remat(EncoderLayer, c),
             c,
@@ -277,14 +301,23 @@ class Seq2Seq(nn.Module):
         segments = tokens > 0 if segments is None else segments
         positions = jnp.arange(tokens.shape[1])
         mask = (segments[:, :, None] == segments[:, None, :]) & (segments[:, None, :] > 0)
-        bias = as_bias(mask) + self.encoder_positions(positions, positions)
+        bias = as_bias(mask)
+        if not self.config.positions_per_layer:
+            bias = bias + self.encoder_positions(positions, positions)
         x = self._embed(tokens)
         if self.config.segments:
             x = self._segments(x, tokens)
         if self.config.soft_dim and soft is not None:
             x = self._soften(x, tokens, soft)
-        x, _ = self.encoder(x, bias)
+        x, _ = self.encoder(x, bias, positions)
         return self.drop(self.encoder_norm(x), deterministic=self.deterministic)
+
+    def _self_bias(self, mask: Mask, positions: jax.Array) -> AttentionBias:
+        """The decoder's self-attention bias for `mask [#B, T, T]`: `[#B, #H, T, T]`."""
+        bias = as_bias(mask)
+        if self.config.positions_per_layer:
+            return bias
+        return bias + self.decoder_positions(positions, positions)
 
     def decode(
         self,
@@ -301,10 +334,11 @@ class Seq2Seq(nn.Module):
         positions = jnp.arange(decoder_inputs.shape[1])
         causal = positions[:, None] >= positions[None, :]
         own = decoder_segments[:, :, None] == decoder_segments[:, None, :]
-        self_bias = as_bias(own & causal) + self.decoder_positions(positions, positions)
+        self_bias = self._self_bias(own & causal, positions)
         cross = decoder_segments[:, :, None] == segments[:, None, :]
         cross &= (segments > 0)[:, None, :]
-        x, _ = self.decoder(self._embed(decoder_inputs), encoded, self_bias, as_bias(cross))
+        x = self._embed(decoder_inputs)
+        x, _ = self.decoder(x, encoded, self_bias, as_bias(cross), positions)
         # A packed example's first place has the state of another example before it.
         copied = cross & (segments == jnp.roll(segments, 1, axis=1))[:, None, :]
         return self._scores(x, tokens, copied, self.copy_keys(encoded))
@@ -319,10 +353,11 @@ class Seq2Seq(nn.Module):
         requests, targets, length = decoder_inputs.shape
         positions = jnp.arange(length)
         causal = positions[:, None] >= positions[None, :]
-        self_bias = as_bias(causal[None]) + self.decoder_positions(positions, positions)
+        self_bias = self._self_bias(causal[None], positions)
         given = (tokens > 0)[:, None, :]
         flat = decoder_inputs.reshape(requests, targets * length)
-        x, _ = self.decoder(self._embed(flat), encoded, self_bias, as_bias(given))
+        x = self._embed(flat)
+        x, _ = self.decoder(x, encoded, self_bias, as_bias(given), positions)
         return self._scores(x, tokens, given, self.copy_keys(encoded))
 
     def __call__(
@@ -374,9 +409,10 @@ class Seq2Seq(nn.Module):
         length = ancestry.shape[2]
         own = ancestry[:, :, :, None] == jnp.arange(slots)  # [B, K, T, S]
         past = (jnp.arange(length) <= t)[None, None, :, None]
-        distance = self.decoder_positions(t[None], jnp.arange(length))  # [1, H, 1, T]
-        bias = jnp.where(own & past, 0.0, MASKED)[:, None] + distance[..., None]
-        bias = bias.reshape(*bias.shape[:3], length * slots)  # [B, H, K, T * S]
+        bias = jnp.where(own & past, 0.0, MASKED)[:, None]  # [B, 1, K, T, S]
+        bias = bias.reshape(*bias.shape[:3], length * slots)  # [B, 1, K, T * S]
+        if not self.config.positions_per_layer:
+            bias = bias + _over_slots(self.decoder_positions, t, length, slots)  # [B, H, K, T * S]
         given = (tokens > 0)[:, None, :]
         x, self_cache = self.decoder.step(
             self._embed(beam_tokens), *self_cache, *cross, bias, as_bias(given), t

@@ -14,7 +14,7 @@ import argparse
 
 from onesug_jax.registry import Context, StageSpec
 from onesug_jax.stages import compile as compiling
-from onesug_jax.stages import lists, log, opened, prefer, represent, texts, train, update
+from onesug_jax.stages import export, lists, log, opened, prefer, represent, texts, train, update
 
 # What can be configured: name -> where it stands. Imported only by stages that declare it.
 CONFIGURABLES = {
@@ -146,7 +146,13 @@ _ALL = (
         summary="learn the text pieces and lay out the id space",
         run=texts.vocab,
         folder="vocab",
-        inputs=lambda context: ("log/train.parquet", "mined/*"),
+        inputs=lambda context: (
+            "log/train.parquet",
+            "mined/*",
+            *opened.pretrained(
+                context, "vocab.pretrained", opened.SPIECE, "config.json", sure=True
+            ),
+        ),
         configures=("vocab",),
         packages=("sentencepiece", "pyarrow"),
         example="vocab --gin.WORK_DIR=work/mine --gin.vocab.pieces=8192",
@@ -166,7 +172,14 @@ _ALL = (
         summary="train the encoder-decoder on what people searched",
         run=train.pretrain,
         folder="pretrain",
-        inputs=lambda context: ("examples/*", "examples/*/train/*", "vocab/*"),
+        inputs=lambda context: (
+            "examples/*",
+            "examples/*/train/*",
+            "vocab/*",
+            *opened.pretrained(
+                context, "pretrain.params_from", "config.json", "model*.safetensors"
+            ),
+        ),
         configures=(
             "pretrain",
             "ModelConfig",
@@ -268,6 +281,16 @@ _ALL = (
         in_run=False,
         published=True,
         example='suggest --gin.WORK_DIR=work/mine --prefix "lego st" --history "duplo"',
+    ),
+    StageSpec(
+        name="export",
+        summary="write the model as a Hugging Face T5 folder",
+        run=export.export,
+        inputs=lambda context: ("pretrain/model.json", "vocab/*"),
+        flags=export.flags,
+        in_run=False,
+        published=True,
+        example="export --gin.WORK_DIR=work/mine --to exported",
     ),
     StageSpec(
         name="update",

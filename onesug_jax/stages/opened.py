@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from onesug_jax.represent.semantic_ids import SemanticIds
 
 SPLITS = ("train", "dev", "test")
+SPIECE = "spiece.model"  # the pieces in a folder of a pretrained model
 MODEL_FILE = "model.json"  # beside a checkpoint: what it takes to use it
 
 
@@ -32,6 +33,16 @@ def completions(context: Context) -> CompletionIndex:
     from onesug_jax.logs.completion import CompletionIndex
 
     return CompletionIndex.load(context.work.mined)
+
+
+def pretrained(context: Context, setting: str, *names: str, sure: bool = False) -> tuple[str, ...]:
+    """Files of the pretrained model whose folder a setting gives; none where it gives none, or,
+    unless it is `sure` to be one, where the folder is a trained stage's.
+    """
+    folder = context.settings.get(setting)
+    if folder is None or not (sure or os.path.isfile(os.path.join(folder, "config.json"))):
+        return ()
+    return tuple(os.path.join(os.path.abspath(folder), name) for name in names)
 
 
 def keep_compiled(context: Context) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 from onesug_jax.errors import UserError
 from onesug_jax.files import write_json
@@ -21,6 +21,7 @@ def vocab(
     weighted: bool | None = None,
     sid_levels: int = 4,
     sid_codes: int = 512,
+    pretrained: str | None = None,
 ) -> None:
     """The id space, from the known queries, into WORK_DIR/vocab.
 
@@ -28,10 +29,17 @@ def vocab(
     it every query counts once. None: weighted, except where few queries hold a space (Chinese):
     there popular queries would become single pieces that share nothing with what is typed on the
     way to them.
+
+    `pretrained`, the folder of a T5 in the Hugging Face layout, gives its own pieces instead of
+    newly trained ones, and our tokens the ids behind its table; `pieces` and `weighted` are then
+    without effect.
     """
     from onesug_jax.tasks.vocabulary import Vocabulary
 
     known = opened.completions(context)
+    if pretrained is not None:
+        _adopt(context, known.queries, pretrained, sid_levels, sid_codes)
+        return
     texts: Iterator[str] = iter(known.queries)
     if weighted is None:
         weighted = sum(" " in query for query in known.queries) >= _SPACED * len(known)
@@ -50,6 +58,36 @@ def vocab(
         f"{vocabulary.size:,} ids: {vocabulary.pieces:,} pieces, {sid_levels} x {sid_codes} "
         "semantic-id tokens, separators, padding"
     )
+
+
+def _adopt(
+    context: Context, queries: Sequence[str], folder: str, sid_levels: int, sid_codes: int
+) -> None:
+    """The id space of a pretrained model; says how well its pieces hold the known queries."""
+    from onesug_jax.model.hf_config import read_config
+    from onesug_jax.tasks.vocabulary import Vocabulary
+
+    config, family = read_config(folder)
+    vocabulary = Vocabulary.adopt(
+        os.path.join(folder, opened.SPIECE),
+        context.work.vocab,
+        rows=config.vocab_size,
+        sid_levels=sid_levels,
+        sid_codes=sid_codes,
+    )
+    ids = [vocabulary.encode(query) for query in queries]
+    lacking = sum(vocabulary.unk_id in row for row in ids)
+    print(
+        f"{vocabulary.size:,} ids: {vocabulary.pieces:,} pieces of {family}, the other "
+        f"{config.vocab_size - vocabulary.pieces} rows of its table, {sid_levels} x {sid_codes} "
+        f"semantic-id tokens, separators, padding; {sum(map(len, ids)) / max(1, len(ids)):.1f} "
+        "pieces a query"
+    )
+    if lacking:
+        print(
+            f"{lacking:,} of {len(ids):,} known queries hold characters that these pieces lack, "
+            "and may be taken for one another; mT5 and umT5 know every character"
+        )
 
 
 def examples(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import json
 import os
 
@@ -27,12 +28,16 @@ def pretrain(
     """The SFT model, into WORK_DIR/pretrain: next-token loss, best parameters by dev MRR@16.
 
     `evaluate_every` steps the model writes lists for the first `dev_rows` rows of the dev split
-    (0: never, and the last parameters count).
+    (0: never, and the last parameters count). `params_from` gives the first parameters: a trained
+    stage's folder, or a T5 in the Hugging Face layout whose pieces the vocabulary took over
+    (`vocab.pretrained`).
     """
     from onesug_jax.align.pretrain import pretrain_stage
+    from onesug_jax.model.hf_config import is_folder
+    from onesug_jax.stages import pretrained
     from onesug_jax.stages.lists import score
     from onesug_jax.tasks.loader import Loader
-    from onesug_jax.tasks.vocabulary import MARKERS, Vocabulary
+    from onesug_jax.tasks.vocabulary import Vocabulary
     from onesug_jax.train import loop
     from onesug_jax.train.mesh import batch_part
 
@@ -55,10 +60,16 @@ def pretrain(
         vocab_size=vocabulary.size,
         soft_dim=loader.soft_dim,
         soft_id=vocabulary.soft_id,
-        first_marker=vocabulary.pieces,
-        last_marker=vocabulary.pieces + len(MARKERS) - 1,
+        first_marker=vocabulary.first_marker,
+        last_marker=vocabulary.last_marker,
         end_id=vocabulary.eos_id,
     )
+    stage, initial = pretrain_stage(config), params_from
+    if is_folder(params_from):
+        pretrained.check_fits(params_from, config, vocabulary)
+        initial = functools.partial(
+            pretrained.read, params_from, config, vocabulary, stage.init_fn, context.seed
+        )
     print(f"{config.parameters():,} parameters; {loader.describe()}", flush=True)
     model = {
         "model": dataclasses.asdict(config),
@@ -77,7 +88,7 @@ def pretrain(
         return {name: scores[name] for name in ("hr@16", "mrr@16")}
 
     loop.fit(
-        pretrain_stage(config),
+        stage,
         batch_at=loader.batch_at,
         mesh=mesh,
         optimizer=context.configured("make_optimizer")(steps=steps),
@@ -90,7 +101,7 @@ def pretrain(
         evaluate_every=evaluate_every if watched else 0,
         evaluate_fn=dev_metrics if watched else None,
         best_metric="mrr@16" if watched else None,
-        params_from=params_from,
+        params_from=initial,
         on_mismatch="restart",
         profile_steps=profile_steps,
     )
@@ -102,6 +113,7 @@ def describe_pretrain(context: Context) -> str:
     import jax
 
     from onesug_jax.align.pretrain import pretrain_stage
+    from onesug_jax.model.hf_config import read_config
     from onesug_jax.tasks.vocabulary import MARKERS, VOCABULARY_FILE, Vocabulary
 
     spec = context.configured("FeatureSpec")()
@@ -109,7 +121,9 @@ def describe_pretrain(context: Context) -> str:
     if made:
         size = Vocabulary.load(context.work.vocab).size
     else:
-        needed = context.settings["vocab.pieces"] + len(MARKERS)
+        folder = context.settings["vocab.pretrained"]
+        rows = read_config(folder)[0].vocab_size if folder else context.settings["vocab.pieces"]
+        needed = rows + len(MARKERS)
         needed += context.settings["vocab.sid_levels"] * context.settings["vocab.sid_codes"]
         size = -(-needed // 128) * 128
     soft = _encoder_width(context) if spec.soft else 0

@@ -7,6 +7,11 @@ markers that open each item of the encoder input (PAPER.md section 1: prefix, re
 history, profile) and one token for every (level, code) of the semantic ids (section 2.4). Ids that
 nothing uses fill the space up to a multiple of 128, which keeps the embedding table easy to shard.
 
+A pretrained model brings its own SentencePiece (`adopt`). Its table has more rows than there are
+pieces (sentinels, filling): the markers stand behind all of them, so every row keeps its meaning.
+Its pieces may lack characters, which are then read as unknown, and may strip a text's last space,
+which is put back as a piece, because "watch " asks for something else than "watch".
+
 This file does not normalise text (`logs.schema` does, once) and stands on the serving path: it
 imports nothing but numpy and sentencepiece.
 """
@@ -44,34 +49,47 @@ _SPACE_BYTES = _SPACE.encode()
 class Vocabulary:
     """Pieces, markers and semantic-id tokens in one id space.
 
-    Ids: `[0, pieces)` SentencePiece (0 pad, 1 end, 2 unknown), then the markers, then `sid(level,
-      code)`
-    level by level, then unused ids up to `size`.
+    Ids: `[0, pieces)` SentencePiece (0 pad, 1 end, 2 unknown), then, where the pieces are a
+    pretrained model's, the other rows of its table, then the markers `[first_marker, last_marker]`,
+    then `sid(level, code)` level by level, then unused ids up to `size`.
 
     Args:
       model: the serialised SentencePiece model.
       sid_levels: levels of the semantic ids (0: none).
       sid_codes: codes a level.
+      first_marker: where the markers begin, at least the number of pieces; None: right behind them.
     """
 
     pad_id = 0
     eos_id = 1
     unk_id = 2
 
-    def __init__(self, model: bytes, *, sid_levels: int = 0, sid_codes: int = 0):
+    def __init__(
+        self,
+        model: bytes,
+        *,
+        sid_levels: int = 0,
+        sid_codes: int = 0,
+        first_marker: int | None = None,
+    ):
         self._model = model
         self._processor = sentencepiece.SentencePieceProcessor(model_proto=model)
         self.pieces: int = self._processor.get_piece_size()
         self.sid_levels, self.sid_codes = sid_levels, sid_codes
-        marker = {name: self.pieces + i for i, name in enumerate(MARKERS)}
+        self.first_marker = self.pieces if first_marker is None else first_marker
+        self.last_marker = self.first_marker + len(MARKERS) - 1
+        marker = {name: self.first_marker + i for i, name in enumerate(MARKERS)}
         self.prefix_id = marker["prefix"]
         self.soft_id = marker["soft"]  # where a projected vector stands in for a token
         self.ids_id = marker["ids"]  # opens a semantic id that is read
         # An item is opened by its section and rank in one: the best related query says so itself.
         self.item_ids = {s: [marker[f"{s}{r}"] for r in range(1, RANKS + 1)] for s in SECTIONS}
-        self._sid_base = self.pieces + len(MARKERS)
+        self._sid_base = self.last_marker + 1
         used = self._sid_base + sid_levels * sid_codes
         self.size: int = -(-used // _ROUND) * _ROUND
+        strips = self._processor.encode("a ") == self._processor.encode("a")
+        space = self._processor.piece_to_id(_SPACE)
+        self._last_space = [space] if strips and space != self.unk_id else []
         self._byte_ids = [self._processor.piece_to_id(f"<0x{b:02X}>") for b in range(256)]
         self.fingerprint: str = hashlib.sha256(model + self._description().encode()).hexdigest()[
             :16
@@ -85,24 +103,28 @@ class Vocabulary:
             "sid_codes": self.sid_codes,
             "size": self.size,
         }
+        if self.first_marker != self.pieces:
+            fields["first_marker"] = self.first_marker
         return json.dumps(fields, indent=2) + "\n"
 
     def encode(self, text: str) -> list[int]:
         """Piece ids of normalised `text`, without an end token. Empty text gives no ids.
 
-        Half a surrogate pair (JSON can bring one) is no character and is read as "?".
+        A character that adopted pieces lack, in bytes too, is the unknown id. Half a surrogate pair
+        (JSON can bring one) is no character and is read as "?".
         """
         if _SPACE in text:
             return self._encode_literal_space_mark(text)
         try:
-            return self._processor.encode(text)
+            ids = self._processor.encode(text)
         except RuntimeError:
-            return self._processor.encode(text.encode("utf-8", "replace").decode())
+            ids = self._processor.encode(text.encode("utf-8", "replace").decode())
+        return ids + self._last_space if text.endswith(" ") else ids
 
     def _encode_literal_space_mark(self, text: str) -> list[int]:
         # A literal U+2581 would come back as a space. Send it through byte fallback instead, under
         # the cover of a noncharacter (no piece holds one: `train` leaves them out) that `text`
-        # lacks.
+        # lacks. Without byte fallback it becomes unknown.
         cover = next(chr(c) for c in itertools.count(0xFDD0) if chr(c) not in text)
         covered = [self._byte_ids[b] for b in cover.encode()]
         wanted = [self._byte_ids[b] for b in _SPACE_BYTES]
@@ -149,8 +171,8 @@ class Vocabulary:
     def piece_bytes(self) -> list[bytes]:
         """The UTF-8 bytes each of the `size` ids adds to the text; b"" for specials, markers, ids.
 
-        The bytes of `encode(text)` join to b" " + text: SentencePiece opens every text with a
-        space.
+        The bytes of `encode(text)` join to b" " + text (SentencePiece opens every text with a
+        space), unless adopted pieces normalise it or lack a character.
         """
         out = [b""] * self.size
         for i in range(self.unk_id + 1, self.pieces):
@@ -197,6 +219,65 @@ class Vocabulary:
         vocabulary.save(folder)
         return vocabulary
 
+    @classmethod
+    def adopt(
+        cls, path: str, folder: str, *, rows: int, sid_levels: int = 4, sid_codes: int = 512
+    ) -> Vocabulary:
+        """A pretrained model's pieces with our tokens behind them; writes `folder`, as `train`.
+
+        Args:
+          path: its SentencePiece model (spiece.model).
+          rows: rows of its token table; the markers begin behind them.
+
+        Raises:
+          UserError: the file is missing, no SentencePiece model, of more pieces than `rows`, or its
+            padding, end and unknown pieces are not 0, 1 and 2.
+        """
+        try:
+            with open(path, "rb") as file:
+                model = file.read()
+            vocabulary = cls(model, sid_levels=sid_levels, sid_codes=sid_codes, first_marker=rows)
+        except FileNotFoundError:
+            raise UserError(
+                f"{path}: expected the SentencePiece model of a pretrained model, found no such "
+                "file; it lies beside config.json (a tokenizer.json alone is not enough)."
+            ) from None
+        except (RuntimeError, ValueError) as error:
+            raise UserError(
+                f"{path}: expected a SentencePiece model; reading it failed: {error}. Copy it "
+                "again."
+            ) from error
+        p = vocabulary._processor
+        found = (p.pad_id(), p.eos_id(), p.unk_id())
+        if found != (cls.pad_id, cls.eos_id, cls.unk_id):
+            raise UserError(
+                f"{path}: expected padding, end and unknown to be pieces 0, 1 and 2, as in T5, "
+                f"found {found[0]}, {found[1]} and {found[2]}; choose a model of the T5 family."
+            )
+        if vocabulary.pieces > rows:
+            raise UserError(
+                f"{path} has {vocabulary.pieces:,} pieces, and the model's table only {rows:,} "
+                "rows; the two are not of one model."
+            )
+        vocabulary.save(folder)
+        return vocabulary
+
+    @property
+    def model(self) -> bytes:
+        """The serialised SentencePiece model."""
+        return self._model
+
+    def tokens(self) -> dict[str, int]:
+        """Names of all ids behind the pieces: `<prefix>`, `<related1>`, .., `<sid_0_17>`, .. .
+
+        Rows of a pretrained table that are no pieces, and the ids that fill up, are `<unused_N>`.
+        """
+        named = {i: f"<unused_{i}>" for i in range(self.pieces, self.size)}
+        named |= {self.first_marker + i: f"<{name}>" for i, name in enumerate(MARKERS)}
+        for level in range(self.sid_levels):
+            named |= {self.sid(level, c): f"<sid_{level}_{c}>" for c in range(self.sid_codes)}
+        return {name: i for i, name in named.items()}
+
     def save(self, folder: str) -> None:
         """Writes pieces.model and vocabulary.json into `folder` (each whole or not at all)."""
         os.makedirs(folder, exist_ok=True)
@@ -209,8 +290,9 @@ class Vocabulary:
 
     @classmethod
     def load(cls, folder: str) -> Vocabulary:
-        """Reads what `train` wrote. Raises UserError if a file is missing or they do not belong
-        together.
+        """Reads what `train` or `adopt` wrote.
+
+        Raises UserError if a file is missing or they do not belong together.
         """
         path = os.path.join(folder, VOCABULARY_FILE)
         try:
@@ -219,7 +301,12 @@ class Vocabulary:
             with open(path, encoding="utf-8") as f:
                 text = f.read()
             fields = json.loads(text)
-            vocabulary = cls(model, sid_levels=fields["sid_levels"], sid_codes=fields["sid_codes"])
+            vocabulary = cls(
+                model,
+                sid_levels=fields["sid_levels"],
+                sid_codes=fields["sid_codes"],
+                first_marker=fields.get("first_marker"),
+            )
         except FileNotFoundError as e:
             raise UserError(
                 f"{folder}: no vocabulary here ({os.path.basename(e.filename)} is missing); run "

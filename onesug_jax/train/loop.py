@@ -102,7 +102,8 @@ def fit(
         gives numbers by name; in a run of several processes it gives all of them the same.
       best_metric: the name among them by which `best/` is kept. `patience`: stop after so many
         evaluations without a better one (0: never).
-      params_from: initial parameters: a stage's folder, or a tree like `stage.init_fn` gives.
+      params_from: initial parameters: a stage's folder, a tree like `stage.init_fn` gives, or a
+        function that makes such a tree, called only where no checkpoint is gone on from.
       fingerprint: settings under which a checkpoint may be gone on from; `stage`, `seed` and
         `accumulation` are always among them. `on_mismatch`: "raise", or "restart": delete what is
         there and begin anew.
@@ -282,11 +283,11 @@ def _prepare(stage: Stage, mesh: Mesh, local: Mapping[str, np.ndarray]):
 
 
 def _initial_params(source: Any, like: Any) -> Any:
-    """Parameters from a stage's folder or a tree, laid out and typed as this stage wants them."""
+    """Parameters from a stage's folder, a tree or what makes one, laid out as this stage wants."""
     if isinstance(source, str | os.PathLike):
         params, where = load_params(source, shardings_of(like)), source
     else:
-        params, where = meshes.unbox(source), "params_from"
+        params, where = meshes.unbox(source() if callable(source) else source), "params_from"
     check_shapes(where, params, like)
     return jax.tree.map(
         lambda leaf, want: jax.device_put(leaf.astype(want.dtype), want.sharding), params, like

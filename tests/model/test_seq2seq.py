@@ -23,6 +23,7 @@ SMALL = ModelConfig(
     relative_buckets=8,
     relative_max_distance=16,
 )
+PER_LAYER = dataclasses.replace(SMALL, positions_per_layer=True)
 COPYING = dataclasses.replace(SMALL, copying=True, first_marker=50, last_marker=55, soft_id=56)
 
 
@@ -88,18 +89,20 @@ def numpy_t5(config, params, tokens, targets):
     for row, target in zip(tokens, targets, strict=True):
         row = row[row > 0]
         x = p["embedding"][row] * config.d_model**0.5
-        extra = bias(p["encoder_positions"], len(row), len(row), True)
         for i in range(config.encoder_layers):
             w = per_layer(p["encoder"], i)
+            table = w["positions"] if config.positions_per_layer else p["encoder_positions"]
+            extra = bias(table, len(row), len(row), True)
             y = norm(x, w["attention_norm"])
             x = x + attention(w["attention"], y, y, extra)
             x = x + mlp(w["mlp"], norm(x, w["mlp_norm"]))
         encoded = norm(x, p["encoder_norm"])
         x = p["embedding"][target] * config.d_model**0.5
-        extra = bias(p["decoder_positions"], len(target), len(target), False)
-        extra = np.where(np.tril(np.ones(extra.shape[1:])), extra, -np.inf)
         for i in range(config.decoder_layers):
             w = per_layer(p["decoder"], i)
+            table = w["positions"] if config.positions_per_layer else p["decoder_positions"]
+            extra = bias(table, len(target), len(target), False)
+            extra = np.where(np.tril(np.ones(extra.shape[1:])), extra, -np.inf)
             y = norm(x, w["self_norm"])
             x = x + attention(w["self_attention"], y, y, extra)
             none = np.zeros((config.num_heads, 1, 1))
@@ -109,12 +112,13 @@ def numpy_t5(config, params, tokens, targets):
     return np.stack(logits)
 
 
-def test_equals_a_slow_numpy_t5():
+@pytest.mark.parametrize("config", [SMALL, PER_LAYER], ids=["T5", "umT5"])
+def test_equals_a_slow_numpy_t5(config):
     """Logits of padded batches equal a loop over examples, heads and positions in float64."""
-    model, variables, tokens, targets = build(SMALL)
+    model, variables, tokens, targets = build(config)
     logits = jax.jit(model.apply)(variables, tokens, targets)
     np.testing.assert_allclose(
-        logits, numpy_t5(SMALL, variables, tokens, targets), rtol=1e-4, atol=1e-4
+        logits, numpy_t5(config, variables, tokens, targets), rtol=1e-4, atol=1e-4
     )
 
 
@@ -127,7 +131,9 @@ def test_relative_buckets_follow_the_papers_words(both):
     assert ours.tolist() == slow
 
 
-@pytest.mark.parametrize("config", [SMALL, COPYING], ids=["plain", "copying"])
+@pytest.mark.parametrize(
+    "config", [SMALL, COPYING, PER_LAYER], ids=["plain", "copying", "per_layer"]
+)
 def test_decoding_step_by_step_equals_the_whole_pass(config):
     """Positions written one by one into the cache give the logits of teacher forcing."""
     model, variables, tokens, targets = build(config)
@@ -145,7 +151,9 @@ def test_decoding_step_by_step_equals_the_whole_pass(config):
         np.testing.assert_allclose(logits[:, 0], whole[:, t], atol=2e-5)
 
 
-@pytest.mark.parametrize("config", [SMALL, COPYING], ids=["plain", "copying"])
+@pytest.mark.parametrize(
+    "config", [SMALL, COPYING, PER_LAYER], ids=["plain", "copying", "per_layer"]
+)
 def test_packed_rows_equal_separate_rows(config):
     """Two examples in one row, told apart by segment ids, score as if each had its own row."""
     model, variables, tokens, targets = build(config, batch=2, length=7, target=4)
@@ -188,7 +196,9 @@ def test_bfloat16_keeps_float32_parameters_and_logits():
     assert float(jnp.abs(logits - reference).mean()) < 0.05 * float(reference.std())
 
 
-@pytest.mark.parametrize("change", [{"tie_embeddings": True}, {}, {"copying": True}])
+@pytest.mark.parametrize(
+    "change", [{"tie_embeddings": True}, {}, {"copying": True}, {"positions_per_layer": True}]
+)
 def test_parameter_count_is_the_arrays_count(change):
     """The configuration's arithmetic equals the number of values in the parameter tree."""
     config = dataclasses.replace(SMALL, **change)
@@ -223,9 +233,10 @@ def test_flops_equal_xlas_own_count():
     assert count(dataclasses.replace(config, unroll=False)) < 0.7 * ours
 
 
-def test_every_parameter_names_its_axes():
+@pytest.mark.parametrize("config", [COPYING, PER_LAYER], ids=["copying", "per_layer"])
+def test_every_parameter_names_its_axes(config):
     """No array reaches the mesh without logical names, one per dimension."""
-    model = Seq2Seq(COPYING)
+    model = Seq2Seq(config)
     tokens = jnp.ones((1, 4), jnp.int32)
     boxed = jax.eval_shape(lambda: model.init(jax.random.key(0), tokens, tokens))["params"]
     leaves = jax.tree.leaves(boxed, is_leaf=lambda x: isinstance(x, nn.LogicallyPartitioned))

@@ -1,8 +1,10 @@
+import io
 import itertools
 import subprocess
 import sys
 
 import pytest
+import sentencepiece
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
@@ -141,3 +143,95 @@ def test_serving_and_loading_stay_free_of_tensorflow(project_root, module, heavy
         [sys.executable, "-c", code], cwd=project_root, capture_output=True, text=True, check=True
     )
     assert done.stdout.strip() == "[]"
+
+
+# ------------------------------------------------------------------ a pretrained model's pieces
+
+
+def pretrained_pieces(path, texts, **changes) -> bytes:
+    """A SentencePiece model as T5's (`byte_fallback=True`: as mT5's), with its normalisation."""
+    out = io.BytesIO()
+    settings = {"pad_id": 0, "eos_id": 1, "unk_id": 2, "bos_id": -1, **changes}
+    sentencepiece.SentencePieceTrainer.train(
+        sentence_iterator=iter(texts),
+        model_writer=out,
+        vocab_size=400,
+        hard_vocab_limit=False,
+        minloglevel=2,
+        **settings,
+    )
+    path.write_bytes(out.getvalue())
+    return out.getvalue()
+
+
+@pytest.fixture(scope="module", params=[False, True], ids=["T5", "mT5"])
+def adopted(request, tmp_path_factory) -> tuple[Vocabulary, bool]:
+    folder = tmp_path_factory.mktemp("adopted")
+    texts = [text for text in TEXTS if text.isascii()]
+    pretrained_pieces(folder / "spiece.model", texts, byte_fallback=request.param)
+    made = Vocabulary.adopt(
+        str(folder / "spiece.model"), str(folder / "vocab"), rows=600, sid_levels=2, sid_codes=3
+    )
+    return made, request.param
+
+
+def test_our_tokens_stand_behind_all_rows_of_the_table(adopted, tmp_path):
+    vocabulary, _ = adopted
+    assert vocabulary.pieces < 600
+    assert vocabulary.first_marker == vocabulary.prefix_id == 600
+    assert vocabulary.last_marker == 600 + len(MARKERS) - 1
+    assert vocabulary.sid(0, 0) == vocabulary.last_marker + 1
+    assert vocabulary.size == 768
+    names = vocabulary.tokens()
+    assert sorted(names.values()) == list(range(vocabulary.pieces, vocabulary.size))
+    assert names["<prefix>"] == 600 and names["<sid_1_2>"] == vocabulary.sid(1, 2)
+    assert names["<unused_599>"] == 599
+    vocabulary.save(str(tmp_path))
+    loaded = Vocabulary.load(str(tmp_path))
+    assert loaded.fingerprint == vocabulary.fingerprint and loaded.prefix_id == 600
+    plain = Vocabulary(vocabulary.model, sid_levels=2, sid_codes=3)
+    assert plain.fingerprint != vocabulary.fingerprint and plain.prefix_id == plain.pieces
+
+
+def test_adopted_pieces_hold_what_they_know_and_keep_the_last_space(adopted):
+    vocabulary, has_bytes = adopted
+    for text in ("red shoes", "lego train", "lego ", "red shoes "):
+        ids = vocabulary.encode(text)
+        assert vocabulary.decode(ids) == text
+        assert b"".join(vocabulary.piece_bytes()[i] for i in ids) == b" " + text.encode()
+    assert vocabulary.encode("lego ") != vocabulary.encode("lego")
+    assert vocabulary.encode("") == []
+    for text in ("手机", "red 手机", "a▁b", "\ud83d", "😀 😀"):
+        ids = vocabulary.encode(text)
+        assert all(0 < i < vocabulary.pieces for i in ids)
+        if has_bytes:
+            assert vocabulary.unk_id not in ids
+        else:
+            assert vocabulary.decode(ids) in text.strip()
+    assert (vocabulary.unk_id in vocabulary.encode("手机")) == (not has_bytes)
+
+
+@pytest.mark.parametrize(
+    ("changes", "rows", "told"),
+    [
+        ({}, 10, "pieces, and the model's table only 10 rows"),
+        ({"pad_id": 3, "eos_id": 2, "unk_id": 1}, 600, "found 3, 2 and 1"),
+        ({"pad_id": -1, "bos_id": 0}, 600, "found -1, 1 and 2"),
+    ],
+)
+def test_pieces_that_do_not_fit_are_refused(tmp_path, changes, rows, told):
+    pretrained_pieces(tmp_path / "spiece.model", TEXTS, **changes)
+    with pytest.raises(UserError, match=told):
+        Vocabulary.adopt(str(tmp_path / "spiece.model"), str(tmp_path / "v"), rows=rows)
+    assert not (tmp_path / "v").exists()
+
+
+@pytest.mark.parametrize(
+    ("content", "told"), [(None, "found no such file"), (b"junk", "reading it failed"), (b"", "")]
+)
+def test_missing_and_damaged_pieces_are_named(tmp_path, content, told):
+    path = tmp_path / "spiece.model"
+    if content is not None:
+        path.write_bytes(content)
+    with pytest.raises(UserError, match=f"spiece.model.*{told}"):
+        Vocabulary.adopt(str(path), str(tmp_path / "v"), rows=600)

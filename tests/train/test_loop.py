@@ -215,7 +215,7 @@ def test_batches_of_several_lengths(train, toy, tmp_path):
 def test_parameters_from_another_stage(train, toy, tmp_path):
     given = train(tmp_path / "first", mesh=(2, 2, 2)).params
     rate = make_optimizer("adamw", 1e-30, 0, "none")
-    for source in (tmp_path / "first", given):
+    for source in (tmp_path / "first", given, lambda: given):
         folder = tmp_path / f"second {type(source).__name__}"
         moved = train(folder, steps=1, params_from=source, optimizer=rate)
         assert toy.same_bits(moved.params, given)

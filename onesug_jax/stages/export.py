@@ -1,0 +1,56 @@
+"""The stage that writes the trained model as a T5 folder of Hugging Face."""
+
+from __future__ import annotations
+
+import argparse
+import os
+
+from onesug_jax.errors import UserError
+from onesug_jax.files import write_json
+from onesug_jax.registry import Context
+from onesug_jax.stages import opened
+
+LAYOUT = "onesug.json"  # how a request is written; nothing of Hugging Face reads it
+
+
+def flags(parser: argparse.ArgumentParser) -> None:
+    """Where to."""
+    parser.add_argument("--to", metavar="FOLDER", help="the folder to write, new or empty")
+
+
+def export(context: Context) -> None:
+    """The model in use (preference-aligned where there is one), its pieces and its tokenizer, into
+    the folder --to.
+
+    Raises:
+      UserError: no --to, a folder that holds files, or a model with what Hugging Face's T5 lacks.
+    """
+    from onesug_jax.model.config import ModelConfig
+    from onesug_jax.model.hf import write_t5
+    from onesug_jax.model.hf_config import check_exportable
+    from onesug_jax.tasks.tokenizer_files import write_tokenizer
+    from onesug_jax.tasks.vocabulary import Vocabulary
+    from onesug_jax.train.checkpoint import load_params
+
+    folder = context.options.to
+    if not folder:
+        raise UserError("export needs a folder to write: --to FOLDER")
+    if os.path.isdir(folder) and os.listdir(folder):
+        raise UserError(f"--to {folder}: holds files already; give a new or an empty folder.")
+    stage = opened.model_stage(context)
+    stored = opened.model_description(context, stage)
+    config = ModelConfig(**stored["model"])
+    check_exportable(config)
+    vocabulary = Vocabulary.load(context.work.vocab)
+    write_t5(folder, config, load_params(context.work.join(stage)))
+    write_tokenizer(folder, vocabulary)
+    layout = {
+        "stage": stage,
+        "vocabulary": vocabulary.fingerprint,
+        "features": stored["features"],
+        "request": "<prefix>PREFIX<related1>Q<related2>Q<history1>H<profile1>V</s>",
+    }
+    write_json(os.path.join(folder, LAYOUT), layout)
+    print(
+        f"{config.parameters():,} parameters and {config.vocab_size:,} tokens of {stage}: {folder}"
+    )

@@ -1,0 +1,101 @@
+"""Training that starts from a T5 in the Hugging Face layout: does it fit, and its parameters."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+from onesug_jax.errors import UserError
+from onesug_jax.files import need
+from onesug_jax.stages import opened
+
+if TYPE_CHECKING:
+    from onesug_jax.model.config import ModelConfig
+    from onesug_jax.tasks.vocabulary import Vocabulary
+
+_SETTING = "pretrain.params_from"
+_SHAPES = (  # fields of ModelConfig that the folder decides
+    "d_model",
+    "num_heads",
+    "head_dim",
+    "d_ff",
+    "encoder_layers",
+    "decoder_layers",
+    "relative_buckets",
+    "relative_max_distance",
+    "positions_per_layer",
+)
+_MODELS = {512: "small", 768: "base", 1024: "large", 2048: "xl"}  # gin_configs/models by d_model
+
+
+def check_fits(folder: str, config: ModelConfig, vocabulary: Vocabulary) -> None:
+    """Whether a folder's model is of this size and has these pieces; its weights are not read.
+
+    Raises:
+      UserError: naming the first field that differs with both values, or that the vocabulary is not
+        the folder's.
+    """
+    from onesug_jax.model.hf_config import read_config
+
+    theirs, _ = read_config(folder)
+    for field in _SHAPES:
+        found, wanted = getattr(theirs, field), getattr(config, field)
+        if found != wanted:
+            raise UserError(
+                f"{_SETTING} = {folder!r}: its model has {field} {found}, and "
+                f"ModelConfig.{field} is {wanted}; {_mend(theirs, field)}"
+            )
+    path = os.path.join(folder, opened.SPIECE)
+    need([path], "the pieces of the pretrained model", "copy it beside the model's config.json")
+    with open(path, "rb") as file:
+        same = file.read() == vocabulary.model
+    if not same or vocabulary.first_marker != theirs.vocab_size:
+        raise UserError(
+            f"{_SETTING} = {folder!r}: the vocabulary has other pieces than this model, whose rows "
+            f"would stand for other tokens; run again with --gin.vocab.pretrained={folder}"
+        )
+
+
+def _mend(theirs: ModelConfig, field: str) -> str:
+    name = _MODELS.get(theirs.d_model)
+    if name is None:
+        return f"set --gin.ModelConfig.{field}={getattr(theirs, field)}"
+    return f"choose its size: --gin.MODEL={'umt5_' * theirs.positions_per_layer}{name}"
+
+
+def read(
+    folder: str, config: ModelConfig, vocabulary: Vocabulary, init_fn: Callable, seed: int
+) -> dict:
+    """The folder's parameters, new rows for our tokens behind its own, and what else the model has.
+
+    `copy_head` and `soft_projection`, which no T5 has, are initialised as in training from scratch.
+    Prints what came from where.
+
+    Raises:
+      UserError: what `model.hf.read_t5` raises, or one ties its head to the table and the other
+        does not.
+    """
+    import jax
+
+    from onesug_jax.model.hf import read_t5, with_rows
+    from onesug_jax.train.mesh import unbox
+
+    theirs, params, report = read_t5(folder)
+    if theirs.tie_embeddings != config.tie_embeddings:
+        raise UserError(
+            f"{_SETTING} = {folder!r}: its model has tie_embeddings {theirs.tie_embeddings}, and "
+            f"ModelConfig.tie_embeddings is {config.tie_embeddings}; set "
+            f"--gin.ModelConfig.tie_embeddings={theirs.tie_embeddings}"
+        )
+    rows = vocabulary.size - theirs.vocab_size
+    theirs, params = with_rows(theirs, params, vocabulary.size, known=vocabulary.pieces, seed=seed)
+
+    def others(key: jax.Array) -> dict:
+        made = unbox(init_fn(key))
+        return {name: made[name] for name in made if name not in params}
+
+    new = jax.jit(others)(jax.random.key(seed))  # what is not asked for is not computed
+    print(f"from {folder}: {report}")
+    print(f"new: {', '.join([f'{rows:,} rows of tokens', *new])}", flush=True)
+    return {**params, **new}

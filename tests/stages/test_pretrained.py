@@ -1,0 +1,193 @@
+"""From a Hugging Face T5 folder into training, and back out: what fits and what is new."""
+
+import dataclasses
+import io
+import json
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import sentencepiece
+
+from onesug_jax import main
+from onesug_jax.align.pretrain import pretrain_stage
+from onesug_jax.errors import UserError
+from onesug_jax.files import write_json
+from onesug_jax.model.config import ModelConfig
+from onesug_jax.model.hf import read_t5, write_t5
+from onesug_jax.model.seq2seq import Seq2Seq
+from onesug_jax.stages import pretrained, texts
+from onesug_jax.tasks.vocabulary import Vocabulary
+from onesug_jax.train.checkpoint import Checkpoints
+from onesug_jax.train.mesh import unbox
+from onesug_jax.workdir import WorkDir
+
+QUERIES = [f"{a} {b}" for a in ("red", "blue", "lego") for b in ("shoes", "train", "手机壳")]
+THEIRS = ModelConfig(
+    vocab_size=600,
+    d_model=16,
+    num_heads=2,
+    head_dim=8,
+    d_ff=32,
+    encoder_layers=1,
+    decoder_layers=2,
+    dropout=0.1,
+)
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """A pretrained model with T5's kind of pieces, which know no Chinese."""
+    tokens = jnp.ones((1, 4), jnp.int32)
+    params = unbox(jax.jit(Seq2Seq(THEIRS).init)(jax.random.key(3), tokens, tokens)["params"])
+    path = tmp_path / "t5"
+    write_t5(str(path), THEIRS, params)
+    out = io.BytesIO()
+    sentencepiece.SentencePieceTrainer.train(
+        sentence_iterator=(query for query in QUERIES if query.isascii()),
+        model_writer=out,
+        vocab_size=400,
+        hard_vocab_limit=False,
+        pad_id=0,
+        eos_id=1,
+        unk_id=2,
+        bos_id=-1,
+        minloglevel=2,
+    )
+    (path / "spiece.model").write_bytes(out.getvalue())
+    return path
+
+
+@pytest.fixture
+def vocabulary(folder, tmp_path):
+    path = str(folder / "spiece.model")
+    return Vocabulary.adopt(path, str(tmp_path / "v"), rows=600, sid_levels=2, sid_codes=4)
+
+
+def ours(vocabulary, **changes):
+    known = {"first_marker": vocabulary.first_marker, "last_marker": vocabulary.last_marker}
+    return dataclasses.replace(THEIRS, vocab_size=vocabulary.size, **known, **changes)
+
+
+def test_the_vocabulary_stage_takes_the_models_pieces(folder, tmp_path, monkeypatch, capsys):
+    @dataclasses.dataclass
+    class Context:
+        work: WorkDir
+        seed: int = 0
+
+    class Known:
+        queries = QUERIES
+
+    monkeypatch.setattr(texts.opened, "completions", lambda context: Known)
+    work = WorkDir(str(tmp_path / "work"))
+    texts.vocab(Context(work), pretrained=str(folder), sid_levels=2, sid_codes=4)
+    made = Vocabulary.load(work.vocab)
+    assert made.first_marker == 600 and made.sid_levels == 2
+    assert made.model == (folder / "spiece.model").read_bytes()
+    said = capsys.readouterr().out
+    assert f"{made.pieces} pieces of t5, the other {600 - made.pieces} rows" in said
+    assert "3 of 9 known queries hold characters that these pieces lack" in said
+
+
+def test_what_a_t5_lacks_is_new_and_named(folder, vocabulary, capsys):
+    config = ours(vocabulary, soft_dim=6, soft_id=vocabulary.soft_id, copying=True, segments=True)
+    pretrained.check_fits(str(folder), config, vocabulary)
+    init = pretrain_stage(config).init_fn
+    params = pretrained.read(str(folder), config, vocabulary, init, 7)
+    scratch = unbox(jax.jit(init)(jax.random.key(7)))
+    assert jax.tree.map(jnp.shape, params) == jax.tree.map(jnp.shape, scratch)
+    for name in ("copy_head", "soft_projection"):
+        jax.tree.map(np.testing.assert_array_equal, params[name], scratch[name])
+    _, given, _ = read_t5(str(folder))
+    jax.tree.map(np.testing.assert_array_equal, params["encoder"], given["encoder"])
+    np.testing.assert_array_equal(params["embedding"][:600], given["embedding"])
+    said = capsys.readouterr().out
+    assert "43 tensors" in said
+    assert f"new: {vocabulary.size - 600} rows of tokens, copy_head, soft_projection" in said
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        ({"d_model": 24}, "d_model 16, and ModelConfig.d_model is 24; set --gin.ModelConfig.d_mod"),
+        ({"decoder_layers": 1, "d_ff": 31}, "d_ff 32, and ModelConfig.d_ff is 31"),
+        ({"positions_per_layer": True}, "positions_per_layer False"),
+    ],
+)
+def test_the_first_field_that_differs_is_named(folder, vocabulary, change, told):
+    with pytest.raises(UserError, match=told):
+        pretrained.check_fits(str(folder), ours(vocabulary, **change), vocabulary)
+
+
+def test_a_public_size_is_named_by_its_file(folder, vocabulary):
+    path = folder / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"d_model": 512}))
+    with pytest.raises(UserError, match="choose its size: --gin.MODEL=small"):
+        pretrained.check_fits(str(folder), ours(vocabulary), vocabulary)
+
+
+def test_a_tied_head_and_one_of_its_own_are_told_apart(folder, vocabulary):
+    config = ours(vocabulary, tie_embeddings=True)
+    with pytest.raises(UserError, match="set --gin.ModelConfig.tie_embeddings=False"):
+        pretrained.read(str(folder), config, vocabulary, pretrain_stage(config).init_fn, 0)
+
+
+def test_another_vocabulary_is_refused(folder, vocabulary, tmp_path):
+    other = Vocabulary.train(iter(QUERIES), str(tmp_path / "other"), pieces=400)
+    with pytest.raises(UserError, match="run again with --gin.vocab.pretrained="):
+        pretrained.check_fits(str(folder), ours(other), other)
+    (folder / "spiece.model").unlink()
+    with pytest.raises(UserError, match="copy it beside the model's config.json"):
+        pretrained.check_fits(str(folder), ours(vocabulary), vocabulary)
+
+
+# ------------------------------------------------------------------ out again
+
+
+def trained(work, config, vocabulary, params):
+    """A WORK_DIR as `pretrain` leaves it."""
+    for name in ("vocab", "pretrain"):
+        (work / name).mkdir(parents=True)
+        done = {"stage": name, "inputs": {}, "config": {}, "code": {}, "finished": "now"}
+        write_json(str(work / name / "_manifest.json"), done)
+    vocabulary.save(str(work / "vocab"))
+    told = {
+        "model": dataclasses.asdict(config),
+        "features": {"soft": False},
+        "vocabulary": vocabulary.fingerprint,
+        "tasks": {"query": 1.0},
+    }
+    write_json(str(work / "pretrain" / "model.json"), told)
+    with Checkpoints(str(work / "pretrain")) as checkpoints:
+        checkpoints.save_best(1, jax.tree.map(jnp.asarray, params), {})
+
+
+def test_the_export_stage_writes_what_can_be_trained_from(folder, vocabulary, tmp_path, capsys):
+    config = ours(vocabulary)
+    params = pretrained.read(
+        str(folder), config, vocabulary, pretrain_stage(config).init_fn, seed=0
+    )
+    trained(tmp_path / "work", config, vocabulary, params)
+    command = ["export", f"--gin.WORK_DIR={tmp_path / 'work'}"]
+    assert main.main(command) == 2
+    assert "--to FOLDER" in capsys.readouterr().err
+    out = tmp_path / "out"
+    assert main.main([*command, "--to", str(out)]) == 0
+    found, again, _ = read_t5(str(out))
+    assert found == dataclasses.replace(config, first_marker=0, last_marker=-1)
+    jax.tree.map(np.testing.assert_array_equal, again, params)
+    assert json.loads((out / "onesug.json").read_text())["features"] == {"soft": False}
+    names = {"spiece.model", "tokenizer.json", "tokenizer_config.json", "generation_config.json"}
+    assert names <= {path.name for path in out.iterdir()}
+    assert main.main([*command, "--to", str(out)]) == 2
+    assert "holds files already" in capsys.readouterr().err
+
+
+def test_a_model_with_more_than_a_t5_is_not_exported(vocabulary, tmp_path, capsys):
+    config = ours(vocabulary, copying=True)
+    params = unbox(jax.jit(pretrain_stage(config).init_fn)(jax.random.key(0)))
+    trained(tmp_path / "work", config, vocabulary, params)
+    out = str(tmp_path / "out")
+    assert main.main(["export", f"--gin.WORK_DIR={tmp_path / 'work'}", "--to", out]) == 2
+    assert "--gin.ModelConfig.copying=False" in capsys.readouterr().err

@@ -1,0 +1,76 @@
+"""The vocabulary as Hugging Face tokenizer files gives the same ids."""
+
+import io
+import itertools
+import json
+import random
+
+import pytest
+import sentencepiece
+import tokenizers
+
+from onesug_jax.tasks.features import FeatureSpec, Featurizer, Request
+from onesug_jax.tasks.tokenizer_files import write_tokenizer
+from onesug_jax.tasks.vocabulary import Vocabulary
+
+WORDS = ["red", "shoes", "lego", "train", "running", "case", "phone", "手机", "壳", "女", "鞋"]
+TEXTS = [" ".join(pair) for pair in itertools.permutations(WORDS, 2)]
+
+
+def made(kind, folder) -> Vocabulary:
+    if kind == "trained":
+        return Vocabulary.train(iter(TEXTS), str(folder), pieces=400, sid_levels=2, sid_codes=3)
+    out = io.BytesIO()
+    sentencepiece.SentencePieceTrainer.train(
+        sentence_iterator=iter(TEXTS),
+        model_writer=out,
+        vocab_size=400,
+        hard_vocab_limit=False,
+        byte_fallback=kind == "mT5",
+        pad_id=0,
+        eos_id=1,
+        unk_id=2,
+        bos_id=-1,
+        minloglevel=2,
+    )
+    return Vocabulary(out.getvalue(), sid_levels=2, sid_codes=3, first_marker=600)
+
+
+@pytest.fixture(scope="module", params=["trained", "T5", "mT5"])
+def pair(request, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("tokenizer")
+    vocabulary = made(request.param, folder)
+    write_tokenizer(str(folder), vocabulary)
+    return vocabulary, tokenizers.Tokenizer.from_file(str(folder / "tokenizer.json")), folder
+
+
+def test_every_text_has_the_same_ids(pair):
+    vocabulary, tokenizer, _ = pair
+    rng = random.Random(0)
+    mixed = ["".join(rng.choices("redshol 手机壳tp", k=rng.randint(1, 20))) for _ in range(300)]
+    mixed = [" ".join(text.split()) + " " * rng.randint(0, 1) for text in mixed if text.strip()]
+    for text in (*TEXTS, *mixed, "lego ", "ＲＥＤ ½", "naïve 😀 x"):
+        assert tokenizer.encode(text).ids == [*vocabulary.encode(text), vocabulary.eos_id], text
+
+
+def test_every_id_has_a_name_and_texts_come_back(pair):
+    vocabulary, tokenizer, _ = pair
+    assert tokenizer.get_vocab_size() == vocabulary.size
+    assert all(tokenizer.token_to_id(name) == i for name, i in vocabulary.tokens().items())
+    for text in TEXTS:
+        assert tokenizer.decode(tokenizer.encode(text).ids) == text
+
+
+def test_a_request_written_out_is_what_the_encoder_is_shown(pair):
+    vocabulary, tokenizer, _ = pair
+    featurizer = Featurizer(vocabulary, FeatureSpec())
+    request = Request("red s", history=["lego"], related=["red shoes", "red 鞋"], profile=["女"])
+    written = "<prefix>red s<related1>red shoes<related2>red 鞋<history1>lego<profile1>女"
+    assert tokenizer.encode(written).ids == featurizer.inputs(request).tolist()
+
+
+def test_the_files_say_what_transformers_asks(pair):
+    vocabulary, _, folder = pair
+    told = json.loads((folder / "tokenizer_config.json").read_text())
+    assert (told["pad_token"], told["eos_token"], told["unk_token"]) == ("<pad>", "</s>", "<unk>")
+    assert (folder / "spiece.model").read_bytes() == vocabulary.model
