@@ -162,7 +162,7 @@ def beam_search(
     variables = {"params": params}
     encoded = model.apply(variables, tokens, soft=soft, method="encode")
     cross = model.apply(variables, encoded, method="cross_keys_values")
-    copy_keys = model.apply(variables, encoded, method="copy_keys")
+    places = model.apply(variables, encoded, tokens, method="places")
 
     cache_shape = (c.decoder_layers, batch, length, beams, c.num_heads, c.head_dim)
     empty = jnp.zeros(cache_shape, encoded.dtype)
@@ -189,7 +189,7 @@ def beam_search(
             ancestry[:, : previous.shape[1]],
             s.cache,
             cross,
-            copy_keys,
+            places,
             tokens,
             method="decode_step",
         )

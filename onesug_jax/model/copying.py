@@ -26,24 +26,43 @@ from onesug_jax.model.layers import MASKED, logical, scaled_normal
 
 
 @flax.struct.dataclass
+class Places:
+    """The places of an input that may be copied, once a request.
+
+    Attributes:
+      keys: `[B, L, D]`, from the state before each place.
+      written: `[B, L]`, the token that each place writes.
+      copied: `[B, L]`, whether it writes any.
+      alike: `[B, L, L]`, 1 where two places write the same token, float32.
+      first: `[B, L]`, whether no place before it writes its token.
+    """
+
+    keys: CopyKeys
+    written: InputTokens
+    copied: jax.Array
+    alike: jax.Array
+    first: jax.Array
+
+
+@flax.struct.dataclass
 class Scores:
     """Next-token scores of Q decoder states, unnormalised.
 
     Attributes:
       vocabulary: `[B, Q, V]`, float32.
-      places: `[B, Q, L]`, float32, of the input's places; None where the model does not copy.
-      written: `[B, L]`, the token that each place writes.
+      copies: `[B, Q, L]`, float32, of the input's places; None where the model does not copy.
+      places: what they write.
     """
 
     vocabulary: jax.Array
-    places: jax.Array | None = None
-    written: InputTokens | None = None
+    copies: jax.Array | None = None
+    places: Places | None = None
 
     def log_probabilities(self, targets: TargetTokens) -> TokenLogs:
         """`log pi` of one token a state, `[B, Q]`: nothing as wide as the vocabulary is copied."""
         chosen, total = self._of(targets), jax.nn.logsumexp(self.vocabulary, axis=-1)
-        if self.places is not None:
-            total = jnp.logaddexp(total, jax.nn.logsumexp(self.places, axis=-1))
+        if self.copies is not None:
+            total = jnp.logaddexp(total, jax.nn.logsumexp(self.copies, axis=-1))
         return chosen - total
 
     def ranked_first(self, targets: TargetTokens) -> jax.Array:
@@ -53,44 +72,41 @@ class Scores:
         the input, whichever is more, not by both.
         """
         rivals = jnp.max(self.vocabulary, axis=-1)
-        if self.places is not None:
+        if self.copies is not None:
             rivals = jnp.maximum(rivals, jnp.max(self._together(), axis=-1))
         return self._of(targets) >= rivals
 
     def logits(self) -> jax.Array:
         """One score a token, `[B, Q, V]`."""
-        if self.places is None:
+        if self.copies is None:
             return self.vocabulary
         # Every place knows what all places of its token weigh together; the first of them adds it.
-        alike = self.written[:, :, None] == self.written[:, None, :]
-        first = ~jnp.any(jnp.tril(alike, -1), axis=-1)
-        own = jax.vmap(lambda rows, picks: rows[:, picks])(self.vocabulary, self.written)
+        written, first = self.places.written, self.places.first
+        own = jax.vmap(lambda rows, picks: rows[:, picks])(self.vocabulary, written)
         more = jnp.where(first[:, None], jax.nn.softplus(self._together() - own), 0.0)
         add = jax.vmap(lambda rows, picks, more: rows.at[:, picks].add(more))
-        return add(self.vocabulary, self.written, more)
+        return add(self.vocabulary, written, more)
 
     def _of(self, targets: TargetTokens) -> jax.Array:
         """The score of one token a state, `[B, Q]`."""
         chosen = jnp.take_along_axis(self.vocabulary, targets[..., None], axis=-1)[..., 0]
-        if self.places is None:
+        if self.copies is None:
             return chosen
-        here = self.written[:, None, :] == targets[:, :, None]
-        return jnp.logaddexp(
-            chosen, jax.nn.logsumexp(jnp.where(here, self.places, MASKED), axis=-1)
-        )
+        here = self.places.written[:, None, :] == targets[:, :, None]
+        copied = jax.nn.logsumexp(jnp.where(here, self.copies, MASKED), axis=-1)
+        return jnp.logaddexp(chosen, copied)
 
     def _together(self) -> jax.Array:
         """The score of the token that a place writes, of all places that write it, `[B, Q, L]`."""
-        alike = self.written[:, :, None] == self.written[:, None, :]
-        highest = jax.lax.stop_gradient(jnp.max(self.places, axis=-1, keepdims=True))
-        weights = jnp.exp(self.places - highest)
-        sums = jnp.einsum("bql,blm->bqm", weights, alike.astype(weights.dtype))
+        highest = jax.lax.stop_gradient(jnp.max(self.copies, axis=-1, keepdims=True))
+        weights = jnp.exp(self.copies - highest)
+        sums = jnp.einsum("bql,blm->bqm", weights, self.places.alike)
         # Where nothing may be read all places weigh the same, and next to nothing.
         return jnp.log(sums + 1e-30) + highest
 
 
 class CopyHead(nn.Module):
-    """Adds to the score of every token the weight of its places in the input."""
+    """Scores the places of the input beside the vocabulary."""
 
     config: ModelConfig
 
@@ -102,33 +118,28 @@ class CopyHead(nn.Module):
         self.key = self.param("key", init, (width, width))
         self.bias = self.param("bias", logical(nn.initializers.zeros), ())
 
-    def keys(self, encoded: Encoded) -> CopyKeys:
-        """The key of every place, from the state before it: `[B, L, D] -> [B, L, D]`."""
+    def places(self, encoded: Encoded, tokens: InputTokens) -> Places:
+        """What of an input may be copied: `encoded [B, L, D]`, `tokens [B, L]`."""
+        c = self.config
+        marker = (tokens >= c.first_marker) & (tokens <= c.last_marker)
+        written = jnp.where(marker, c.end_id, tokens)
+        copied = (tokens > 0) & (tokens != c.soft_id) & (jnp.arange(tokens.shape[1]) > 0)
+        alike = written[:, :, None] == written[:, None, :]
+        first = ~jnp.any(jnp.tril(alike & copied[:, None, :], -1), axis=-1)
         before = jnp.pad(encoded, ((0, 0), (1, 0), (0, 0)))[:, :-1]
-        return before @ self.key.astype(encoded.dtype)
+        keys = before @ self.key.astype(encoded.dtype)
+        return Places(keys, written, copied, alike.astype(jnp.float32), first & copied)
 
-    def __call__(
-        self, vocabulary: jax.Array, x: jax.Array, keys: CopyKeys, tokens: InputTokens, mask: Mask
-    ) -> Scores:
+    def __call__(self, vocabulary: jax.Array, x: jax.Array, places: Places, mask: Mask) -> Scores:
         """Scores of the vocabulary, and of the input's places beside it.
 
         Args:
           vocabulary: `[B, Q, V]`, float32.
           x: `[B, Q, D]`, the decoder states behind them.
-          keys: from `keys`.
-          tokens: the input.
+          places: from `places`.
           mask: `[B, #Q, L]`, which places a state may read (its own example's).
         """
-        written, copied = self._copied(tokens)
-        places = jnp.einsum("bqd,bld->bql", x @ self.query.astype(x.dtype), keys)
-        places = places.astype(jnp.float32) * self.config.d_model**-0.5 + self.bias
-        places = jnp.where(mask & copied[:, None, :], places, MASKED)
-        return Scores(vocabulary, places, written)
-
-    def _copied(self, tokens: InputTokens) -> tuple[InputTokens, jax.Array]:
-        """What every place writes, `[B, L]`, and whether it writes anything."""
-        c = self.config
-        marker = (tokens >= c.first_marker) & (tokens <= c.last_marker)
-        soft = tokens == c.soft_id
-        starts = jnp.arange(tokens.shape[1]) == 0
-        return jnp.where(marker, c.end_id, tokens), (tokens > 0) & ~soft & ~starts
+        copies = jnp.einsum("bqd,bld->bql", x @ self.query.astype(x.dtype), places.keys)
+        copies = copies.astype(jnp.float32) * self.config.d_model**-0.5 + self.bias
+        copies = jnp.where(mask & places.copied[:, None, :], copies, MASKED)
+        return Scores(vocabulary, copies, places)

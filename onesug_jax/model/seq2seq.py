@@ -18,7 +18,6 @@ from onesug_jax.arrays import (
     AttentionBias,
     BeamLogits,
     BeamTokens,
-    CopyKeys,
     CrossCache,
     Encoded,
     InputTokens,
@@ -31,7 +30,7 @@ from onesug_jax.arrays import (
     TargetTokens,
 )
 from onesug_jax.model.config import ModelConfig
-from onesug_jax.model.copying import CopyHead, Scores
+from onesug_jax.model.copying import CopyHead, Places, Scores
 from onesug_jax.model.layers import (
     MASKED,
     Attention,
@@ -249,9 +248,7 @@ class Seq2Seq(nn.Module):
         rows = nn.with_logical_constraint(rows, ACTIVATION_AXES)
         return self.drop(rows, deterministic=self.deterministic)
 
-    def _scores(
-        self, x: jax.Array, tokens: InputTokens, mask: Mask, keys: CopyKeys | None
-    ) -> Scores:
+    def _scores(self, x: jax.Array, mask: Mask, places: Places | None) -> Scores:
         """Of states `[B, Q, D]`; `mask [B, #Q, L]`: what of the input each may copy."""
         x = self.drop(self.decoder_norm(x), deterministic=self.deterministic)
         if self.config.tie_embeddings:
@@ -259,11 +256,11 @@ class Seq2Seq(nn.Module):
         else:
             kernel = self.head
         scores = jnp.matmul(x, kernel.astype(x.dtype), preferred_element_type=jnp.float32)
-        return Scores(scores) if keys is None else self.copy_head(scores, x, keys, tokens, mask)
+        return Scores(scores) if places is None else self.copy_head(scores, x, places, mask)
 
-    def copy_keys(self, encoded: Encoded) -> CopyKeys | None:
-        """Keys of the places to copy from, once a request; None where the model does not copy."""
-        return self.copy_head.keys(encoded) if self.config.copying else None
+    def places(self, encoded: Encoded, tokens: InputTokens) -> Places | None:
+        """What may be copied, once a request; None where the model does not copy."""
+        return self.copy_head.places(encoded, tokens) if self.config.copying else None
 
     def _soften(self, rows: jax.Array, tokens: InputTokens, soft: SoftTokens) -> jax.Array:
         """`rows [B, L, D]` with the n-th soft token's row replaced by the n-th projected vector.
@@ -341,7 +338,7 @@ class Seq2Seq(nn.Module):
         x, _ = self.decoder(x, encoded, self_bias, as_bias(cross), positions)
         # A packed example's first place has the state of another example before it.
         copied = cross & (segments == jnp.roll(segments, 1, axis=1))[:, None, :]
-        return self._scores(x, tokens, copied, self.copy_keys(encoded))
+        return self._scores(x, copied, self.places(encoded, tokens))
 
     def decode_lists(
         self, encoded: Encoded, tokens: InputTokens, decoder_inputs: ListTokens
@@ -358,7 +355,7 @@ class Seq2Seq(nn.Module):
         flat = decoder_inputs.reshape(requests, targets * length)
         x = self._embed(flat)
         x, _ = self.decoder(x, encoded, self_bias, as_bias(given), positions)
-        return self._scores(x, tokens, given, self.copy_keys(encoded))
+        return self._scores(x, given, self.places(encoded, tokens))
 
     def __call__(
         self,
@@ -396,7 +393,7 @@ class Seq2Seq(nn.Module):
         ancestry: Ancestry,
         self_cache: tuple[SelfCache, SelfCache],
         cross: tuple[CrossCache, CrossCache],
-        copy_keys: CopyKeys | None,
+        places: Places | None,
         tokens: InputTokens,
     ) -> tuple[BeamLogits, tuple[SelfCache, SelfCache]]:
         """One position of K beams: next-token logits `[B, K, V]` and the cache with `t` written.
@@ -417,4 +414,4 @@ class Seq2Seq(nn.Module):
         x, self_cache = self.decoder.step(
             self._embed(beam_tokens), *self_cache, *cross, bias, as_bias(given), t
         )
-        return self._scores(x, tokens, given, copy_keys).logits(), self_cache
+        return self._scores(x, given, places).logits(), self_cache

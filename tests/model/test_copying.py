@@ -53,9 +53,9 @@ def slow(head, scores, x, encoded, tokens):
 
 def apply_head(params, scores, x, encoded, tokens, mask=None):
     def method(model):
-        keys = model.copy_keys(encoded)
+        places = model.places(encoded, tokens)
         given = (tokens > 0)[:, None, :] if mask is None else mask
-        return model.copy_head(scores, x, keys, tokens, given)
+        return model.copy_head(scores, x, places, given)
 
     return Seq2Seq(COPYING).apply({"params": params}, method=method)
 

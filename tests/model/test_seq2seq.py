@@ -140,14 +140,14 @@ def test_decoding_step_by_step_equals_the_whole_pass(config):
     whole = model.apply(variables, tokens, targets)
     encoded = model.apply(variables, tokens, method="encode")
     cross = model.apply(variables, encoded, method="cross_keys_values")
-    copy_keys = model.apply(variables, encoded, method="copy_keys")
+    places = model.apply(variables, encoded, tokens, method="places")
     shape = (SMALL.decoder_layers, 3, 6, 2, SMALL.num_heads, SMALL.head_dim)
     cache = (jnp.zeros(shape), jnp.zeros(shape))
     ancestry = jnp.broadcast_to(jnp.arange(2)[None, :, None], (3, 2, 6))
     step = jax.jit(lambda *args: model.apply(variables, *args, method="decode_step"))
     for t in range(6):
         beams = np.stack([targets[:, t], np.full(3, 5, np.int32)], axis=1)
-        logits, cache = step(beams, jnp.int32(t), ancestry, cache, cross, copy_keys, tokens)
+        logits, cache = step(beams, jnp.int32(t), ancestry, cache, cross, places, tokens)
         np.testing.assert_allclose(logits[:, 0], whole[:, t], atol=2e-5)
 
 
