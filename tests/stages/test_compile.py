@@ -13,9 +13,11 @@ from onesug_jax.main import main
 from onesug_jax.train.chips import CHIPS, Topology
 from onesug_jax.train.compile import Analysis, _told, format_analysis
 
+# Installed into a folder of its own: beside jax it would look for a TPU at every start.
+FOLDER = os.environ.get("ONESUG_LIBTPU", "")
 NEEDS_COMPILER = pytest.mark.skipif(
-    importlib.util.find_spec("libtpu") is None,
-    reason="needs the package libtpu, the TPU compiler: pip install 'libtpu==0.0.42.*'",
+    not os.path.isdir(os.path.join(FOLDER, "libtpu")) and not importlib.util.find_spec("libtpu"),
+    reason="needs the TPU compiler: pip install --target F 'libtpu==0.0.42.*'; ONESUG_LIBTPU=F",
 )
 
 
@@ -66,7 +68,9 @@ def test_an_analysis_reads_well():
 
 def compiled(*words):
     """Exit code and what the stage printed, in a process of its own: jax is told of TPUs once."""
+    paths = [os.getcwd(), FOLDER, os.environ.get("PYTHONPATH", "")]
     environment = {**os.environ, "JAX_PLATFORMS": "cpu"}
+    environment["PYTHONPATH"] = os.pathsep.join(path for path in paths if path)
     environment.pop("XLA_FLAGS", None)
     command = [sys.executable, "-m", "onesug_jax.main", "compile", *words]
     done = subprocess.run(command, capture_output=True, text=True, env=environment)
@@ -85,7 +89,8 @@ def test_a_small_step_for_four_chips():
     assert code == 0 and found["fits"] and found["chips"] == 4
     # Gradients of all parameters are summed over the four chips, at least once.
     assert found["collectives"]["all-reduce"]["bytes"] > 4 * 500_000
-    assert found["flops"] >= found["model_flops"] > 0
+    # The first layer needs no gradient of its input where that comes out of the token table.
+    assert found["flops"] == pytest.approx(found["model_flops"], rel=0.02)
     assert found["step_s"] == max(found["compute_s"], found["memory_s"], found["links_s"])
     assert 0 < found["mfu"] < 1
 
@@ -93,6 +98,6 @@ def test_a_small_step_for_four_chips():
 @NEEDS_COMPILER
 @pytest.mark.slow
 def test_a_step_that_does_not_fit_says_what_would():
-    words = ("--topology=v5e:2x2", "--only=pretrain", "--gin.BATCH_SIZE=32768")
+    words = ("--topology=v5e:2x2", "--only=pretrain", "--gin.BATCH_SIZE=131072")
     code, said = compiled(*SMALL, *words)
     assert code == 2 and "DOES NOT FIT" in said and "it fits with --gin." in said
