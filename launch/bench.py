@@ -105,7 +105,8 @@ def plain_beams(model, config: BeamConfig, constraint):
     @functools.partial(jax.jit, static_argnames="first")
     def step(params, encoded, tokens, written, totals, states, t, first):
         shifted = jnp.pad(written, ((0, 0), (1, 0)))[:, :-1]
-        logits = model.apply({"params": params}, encoded, tokens, shifted, method="decode")
+        scores = model.apply({"params": params}, encoded, tokens, shifted, method="decode")
+        logits = scores.logits()
         chosen = logits[:1, t] if first else logits[:, t]
         scores, token, state = (
             x[0] for x in constraint.expand(states[None, : len(chosen)], chosen[None], first)
