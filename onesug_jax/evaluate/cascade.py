@@ -25,6 +25,7 @@ import numpy as np
 from onesug_jax.errors import UserError
 from onesug_jax.logs.completion import CompletionIndex
 from onesug_jax.logs.schema import Level
+from onesug_jax.represent.typos import completed
 from onesug_jax.tasks.features import Request
 
 FEATURES = (
@@ -196,7 +197,7 @@ class Cascade:
         `[C, F]`.
         """
         config, statistics = self.config, self.statistics
-        popular = np.array(self._completions(request.prefix), np.int64)
+        popular = self._completions(request.prefix)
         near = np.array(self.known.nearest(request.prefix, config.near), np.int64)
         numbers = np.concatenate([popular, near[~np.isin(near, popular)]]).astype(np.int64)
         numbers = numbers[statistics.counts[numbers] > 0]
@@ -216,18 +217,16 @@ class Cascade:
         features = self._features(request, numbers, vectors, alike, decayed, place)
         return numbers[order], features[order]
 
-    def _completions(self, prefix: str) -> list[int]:
+    def _completions(self, prefix: str) -> np.ndarray:
         """The most searched queries that start with the prefix, else with what it may mean."""
-        index, most = self.statistics.index, self.config.recalled
-        best = index.top(prefix, most)
-        if best:
-            return best
-        likely: dict[int, float] = {}
-        for meant, share in self.known.meant(prefix).items():
-            for number in index.top(meant, most):
-                weight = share * float(self.statistics.counts[number])
-                likely[number] = max(likely.get(number, 0.0), weight)
-        return sorted(likely, key=lambda number: (-likely[number], number))[:most]
+        most, statistics = self.config.recalled, self.statistics
+
+        def complete(text: str) -> tuple[np.ndarray, np.ndarray]:
+            numbers = np.array(statistics.index.top(text, most), np.int64)
+            return numbers, statistics.counts[numbers]
+
+        numbers, _ = complete(prefix)
+        return numbers if len(numbers) else completed(self.known.meant(prefix), complete, most)[0]
 
     def _features(self, request, numbers, vectors, alike, decayed, place) -> np.ndarray:
         s, prefix = self.statistics, request.prefix

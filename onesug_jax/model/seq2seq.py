@@ -366,8 +366,7 @@ class Seq2Seq(nn.Module):
         soft: SoftTokens | None = None,
     ) -> Logits:
         """Teacher-forced logits `[B, T, V]` (float32); segments only for packed rows."""
-        encoded = self.encode(tokens, segments, soft)
-        return self.decode(encoded, tokens, decoder_inputs, segments, decoder_segments).logits()
+        return self.score(tokens, decoder_inputs, segments, decoder_segments, soft).logits()
 
     def score(
         self,

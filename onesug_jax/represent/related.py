@@ -29,7 +29,7 @@ import numpy as np
 from onesug_jax.errors import UserError
 from onesug_jax.logs.completion import CompletionIndex
 from onesug_jax.represent.overlap import WordOverlap
-from onesug_jax.represent.typos import Corrections
+from onesug_jax.represent.typos import Corrections, completed
 
 _REMEMBERED = 1 << 16  # prefixes and texts whose vectors are kept
 
@@ -198,13 +198,8 @@ class RelatedQueries:
         pool, counts = self._completed(prefix, own)
         if len(pool) or not (self.config.pool and self.config.typos):
             return pool, counts
-        likely: dict[int, float] = {}
-        for meant, share in self.meant(prefix).items():
-            numbers, times = self._completed(meant, own)
-            for number, weight in zip(numbers.tolist(), share * times, strict=True):
-                likely[number] = max(likely.get(number, 0.0), weight)
-        best = sorted(likely, key=lambda number: (-likely[number], number))[: self.config.pool]
-        return np.array(best, np.int64), np.array([likely[number] for number in best])
+        likely = functools.partial(self._completed, own=own)
+        return completed(self.meant(prefix), likely, self.config.pool)
 
     def _completed(self, prefix: str, own: int) -> tuple[np.ndarray, np.ndarray]:
         """The same of the queries that start with the prefix as it was typed."""

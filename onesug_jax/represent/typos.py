@@ -9,7 +9,9 @@ than one of the many ways to leave a letter out.
 from __future__ import annotations
 
 import collections
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
+
+import numpy as np
 
 from onesug_jax.logs.completion import CompletionIndex
 
@@ -63,3 +65,26 @@ class Corrections:
                 counts.update(queries[number])
             self._letters = sorted(letter for letter, _ in counts.most_common(_LETTERS))
         return self._letters
+
+
+def completed(
+    meant: Mapping[str, float],
+    complete: Callable[[str], tuple[np.ndarray, np.ndarray]],
+    most: int,
+) -> tuple[np.ndarray, np.ndarray]:
+    """Queries that start with what may have been meant, a count worth what its slip is.
+
+    Args:
+      meant: from `Corrections.near`.
+      complete: beginning -> numbers of the queries that start with it, and their counts, `[n]`.
+      most: most queries.
+
+    Returns:
+      numbers and weights `[m]`, best first, ties by number.
+    """
+    weights: dict[int, float] = {}
+    for text, share in meant.items():
+        for number, count in zip(*complete(text), strict=True):
+            weights[int(number)] = max(weights.get(int(number), 0.0), share * float(count))
+    best = sorted(weights, key=lambda number: (-weights[number], number))[:most]
+    return np.array(best, np.int64), np.array([weights[number] for number in best])

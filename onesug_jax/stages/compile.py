@@ -175,11 +175,9 @@ def _rwr(context: Context, devices, sizes, changes) -> Step:
         "rewards": ((size, targets), "float32"),
         "levels": ((size, targets), "int32"),
     }
-    one = config.flops_per_example(spec.input_length, target)
-    more = config.flops_per_example(spec.input_length, targets * target)
-    # Targets do not look at each other: their self-attention is `targets` small squares.
-    own = 4 * config.attention_width * target**2 * config.decoder_layers
-    listed = more - own * targets**2 + own * targets
+    # The request once, and every target what it adds to it.
+    request = config.flops_per_example(spec.input_length, 0)
+    one = config.flops_per_example(spec.input_length, target) - request
     return _train_step(
         "rwr",
         rwr_stage(config, objective, frozen),
@@ -188,7 +186,7 @@ def _rwr(context: Context, devices, sizes, changes) -> Step:
         batch,
         context,
         given,
-        model_flops=4 * size * max(one, listed),  # a step of the policy, a pass of the reference
+        model_flops=4 * size * (request + targets * one),  # the policy's step, the reference's pass
         tokens=size * (spec.input_length + targets * target),
         examples=size,
     )
