@@ -25,7 +25,7 @@ import numpy as np
 from onesug_jax.errors import UserError
 from onesug_jax.logs.completion import CompletionIndex
 from onesug_jax.logs.schema import Level
-from onesug_jax.represent.typos import completed
+from onesug_jax.logs.typos import completed
 from onesug_jax.tasks.features import Request
 
 FEATURES = (

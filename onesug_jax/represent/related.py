@@ -28,8 +28,8 @@ import numpy as np
 
 from onesug_jax.errors import UserError
 from onesug_jax.logs.completion import CompletionIndex
+from onesug_jax.logs.typos import Corrections, completed
 from onesug_jax.represent.overlap import WordOverlap
-from onesug_jax.represent.typos import Corrections, completed
 
 _REMEMBERED = 1 << 16  # prefixes and texts whose vectors are kept
 
@@ -68,7 +68,7 @@ class RelatedConfig:
       words, repeat: what shared words add to the likeness by the encoder, and what being the very
         same query takes from it.
       typos: where no known query starts with the prefix, take those that start with what may have
-        been meant (`typos.py`), a count worth less the less likely the slip.
+        been meant (`logs/typos.py`), a count worth less the less likely the slip.
     """
 
     pool: int = 128
