@@ -20,10 +20,10 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, TextIO
 
 from onesug_jax import cli, doctor, registry, workdir
-from onesug_jax.errors import UserError
+from onesug_jax.errors import UserError, plain
 from onesug_jax.signatures import Parameter, nearest, parameters
-from onesug_jax.stages import CONFIGURABLES, STAGES
-from onesug_jax.train.distributed import failing_at_once, start_processes
+from onesug_jax.stages import CONFIGURABLES, STAGES, lists
+from onesug_jax.train import distributed
 
 try:
     import gin
@@ -301,9 +301,34 @@ def _run_one(spec: registry.StageSpec, config: Config, options: Any, *, named: b
     if named and options.dry_run:
         _dry_run(spec, context)
         return 0
+    processes = distributed.place_among()[1]
+    if processes > 1 and spec.folder is None:
+        raise UserError(
+            f"{spec.name} is run by one process, found {processes}: unset {distributed.COUNT}."
+        )
+    distributed.agreed(lambda: _check_inputs(spec, context))
+    return registry.execute(spec, context, force=getattr(options, "force", False))
+
+
+def _check_inputs(spec: registry.StageSpec, context: registry.Context) -> None:
     makers = {other.folder: other.name for other in STAGES.values() if other.folder}
     registry.check_inputs(spec, context, makers)
-    return registry.execute(spec, context, force=getattr(options, "force", False))
+
+
+def suggester(work_dir: str, *flags: str) -> Callable[..., dict[str, Any]]:
+    """The model in use in a WORK_DIR as a function, for notebooks and programs; opened once.
+
+    `suggester("work/mine")("co", history=["tent"])` is what `suggest --json` prints; see
+    `stages.lists.answering`. `flags` as on the command line: "--gin.BeamConfig.beams=64".
+
+    Raises:
+      UserError: a wrong flag, or a WORK_DIR without a trained model.
+    """
+    command = cli.parse(["suggest", f"--gin.WORK_DIR={work_dir}", *flags], STAGES, CONFIGURABLES)
+    spec = STAGES["suggest"]
+    context = make_context(spec, read_config(command.gin_files, command.bindings))
+    _check_inputs(spec, context)
+    return lists.answering(context)
 
 
 def _run_all(config: Config, options: Any) -> int:
@@ -338,14 +363,13 @@ def main(argv: Sequence[str] | None = None) -> int:
             raise UserError("the package gin-config is missing: run `bash launch/prepare.sh`.")
         config = read_config(command.gin_files, command.bindings)
         if not command.options.dry_run:
-            start_processes()
+            distributed.start_processes()
+            distributed.only_first_speaks()
         if command.stage == "run":
             return _run_all(config, command.options)
         return _run_one(STAGES[command.stage], config, command.options, named=True)
     except UserError as error:
-        # gin adds which configurable was being called; that helps nobody who mistyped a path.
-        message = str(error).split("\n  In call to configurable")[0]
-        print(f"error: {message}", file=sys.stderr)
+        print(f"error: {plain(error)}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
@@ -356,5 +380,5 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    with failing_at_once():
+    with distributed.failing_at_once():
         sys.exit(main())

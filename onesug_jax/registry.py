@@ -19,6 +19,7 @@ from typing import Any
 from onesug_jax import workdir
 from onesug_jax.code_version import code_version
 from onesug_jax.errors import UserError
+from onesug_jax.train import distributed
 
 PROGRAM = "python -m onesug_jax.main"
 
@@ -85,6 +86,7 @@ class StageSpec:
     in_run: bool = True  # part of `run`, in the order of the registry
     resumable: bool = False  # goes on from what an interrupted run left in its folder (training)
     always: bool = False  # never up to date when named itself (evaluate)
+    together: bool = False  # every process of a run takes part, not process 0 alone
     published: bool = False  # named itself, it works in the version of WORK_DIR that is in use
     example: str = ""  # what follows PROGRAM in the help text
 
@@ -157,11 +159,33 @@ def check_inputs(spec: StageSpec, context: Context, makers: Mapping[str, str]) -
 def execute(spec: StageSpec, context: Context, *, force: bool = False) -> int:
     """Runs one stage if its results are missing or stale; prints one line saying which.
 
+    Of several processes, process 0 decides and keeps the manifest; the others wait for it, also
+    while it runs a stage that is not run `together`.
+
     Returns:
         The exit code: 0 unless the stage returned another.
     """
     if spec.folder is None:
         return spec(context)
+    decision = distributed.agreed(lambda: _ready(spec, context, force))
+    if decision == _UP_TO_DATE:
+        return 0
+    began = time.monotonic()
+    run = functools.partial(spec, dataclasses.replace(context, resume=decision == _RESUME))
+    code = run() if spec.together else distributed.agreed(run)
+    distributed.together()
+    if code == 0 and distributed.first():
+        folder = context.work.join(spec.folder)
+        workdir.Manifest.read(folder).write(folder, finished=True)
+    print(f"[{spec.name}] done in {time.monotonic() - began:.1f} s", flush=True)
+    return code
+
+
+_UP_TO_DATE, _RESUME, _ANEW = "up to date", "resume", "anew"
+
+
+def _ready(spec: StageSpec, context: Context, force: bool) -> str:
+    """Readies the stage's folder where it has to run; says how."""
     folder = context.work.join(spec.folder)
     manifest = spec.manifest(context)
     reason = workdir.stale_reason(folder, manifest)
@@ -170,18 +194,13 @@ def execute(spec: StageSpec, context: Context, *, force: bool = False) -> int:
         print(f"[{spec.name}] up to date, skipped{hint}", flush=True)
         if spec.recap:
             spec.recap(context)
-        return 0
+        return _UP_TO_DATE
     resume = workdir.make_ready(folder, manifest, resumable=spec.resumable and not force)
     print(f"[{spec.name}] {_why(reason, resume, force)}", flush=True)
-    manifest = manifest.write(folder, finished=False)
+    manifest.write(folder, finished=False)
     with open(os.path.join(folder, workdir.CONFIG), "w", encoding="utf-8") as file:
         file.write(context.config_text)
-    began = time.monotonic()
-    code = spec(dataclasses.replace(context, resume=resume))
-    if code == 0:
-        manifest.write(folder, finished=True)
-    print(f"[{spec.name}] done in {time.monotonic() - began:.1f} s", flush=True)
-    return code
+    return _RESUME if resume else _ANEW
 
 
 def _why(reason: str | None, resume: bool, force: bool) -> str:

@@ -87,10 +87,13 @@ def evaluate(
     known: int | None = None,
     slices: SliceSpec = SliceSpec(),
     block: int = 256,
+    process: tuple[int, int] = (0, 1),
+    exchange: Callable[[bytes], list[bytes]] = lambda own: [own],
 ) -> Evaluation:
     """Score every row of `batches` (a split with the column `recent`) with every suggester.
 
-    Args are those of `score_rows` and `summarise`. Raises UserError for an empty split.
+    Args are those of `score_rows` and `summarise`; `exchange` gives every process what all of them
+    gave. Raises UserError for an empty split.
     """
     rows = score_rows(
         batches,
@@ -99,7 +102,10 @@ def evaluate(
         context=context,
         k=k,
         block=block,
+        process=process,
     )
+    if process[1] > 1:
+        rows = merge_parts([_from_bytes(part) for part in exchange(_to_bytes(rows))])
     return Evaluation(summarise(rows, k=k, short_k=short_k, known=known, slices=slices), rows)
 
 
@@ -111,8 +117,7 @@ def score_rows(
     context: Context | None = None,
     k: int = 16,
     block: int = 256,
-    process_index: int = 0,
-    process_count: int = 1,
+    process: tuple[int, int] = (0, 1),
     progress: bool = True,
 ) -> pa.Table:
     """Ask every suggester about every row; of several processes, each takes its own blocks.
@@ -124,6 +129,7 @@ def score_rows(
       prefix_counts: how often each prefix was typed in train.
       context: adds related queries and enhanced prefixes to the requests.
       k: lists are cut to their first k.
+      process: (number, how many): of several processes, each takes every so manieth block.
 
     Returns:
       columns row, request_id, prefix, truth, level (name), prefix_count, history (how many), and
@@ -140,7 +146,7 @@ def score_rows(
     started = said = time.monotonic()
     for first, rows in _blocks(batches, block):
         total += len(rows)
-        if (first // block) % process_count != process_index:
+        if (first // block) % process[1] != process[0]:
             continue
         columns = _known(first, rows, prefix_counts)
         requests = make_requests(
@@ -192,6 +198,18 @@ def _known(first: int, rows: list[dict], prefix_counts: Mapping[str, int]) -> di
         "prefix_count": [prefix_counts.get(row["prefix"], 0) for row in rows],
         "history": [len(row[schema.RECENT] or ()) for row in rows],
     }
+
+
+def _to_bytes(table: pa.Table) -> bytes:
+    sink = pa.BufferOutputStream()
+    with pa.ipc.new_stream(sink, table.schema) as writer:
+        writer.write_table(table)
+    return sink.getvalue().to_pybytes()
+
+
+def _from_bytes(data: bytes) -> pa.Table:
+    with pa.ipc.open_stream(data) as reader:
+        return reader.read_all()
 
 
 def merge_parts(parts: Sequence[pa.Table]) -> pa.Table:

@@ -7,22 +7,21 @@ the ablation. The loss is `contrastive.py`'s, the pairs are `pairs.py`'s.
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Callable, Mapping
 from typing import Any
 
-import jax
 import numpy as np
 import optax
-from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 
 from onesug_jax.errors import UserError
+from onesug_jax.files import write_json
 from onesug_jax.represent.contrastive import contrastive_stage
 from onesug_jax.represent.encoder import EncoderSpec, TextEncoder, find_weights
 from onesug_jax.represent.pairs import KINDS, TABLES, Draw, Pairs, Texts, read_pairs, sample, split
 from onesug_jax.represent.wordpiece import WordPiece
+from onesug_jax.train import distributed
 from onesug_jax.train import mesh as meshes
 from onesug_jax.train.loop import fit
 
@@ -53,6 +52,7 @@ def align(
     accumulation: int = 1,
     log_every: int = 50,
     checkpoint_every: int = 500,
+    profile_steps: tuple[int, int] | None = None,
     on_mismatch: str = "raise",
 ) -> dict[str, Any]:
     """Make or load an encoder, align it, save it into `out` (Hugging Face layout) and measure it.
@@ -72,6 +72,7 @@ def align(
       held_out: share of texts whose pairs are measured on and never trained on.
       recall_pairs: pairs of a kind that recall is measured on, at most.
       recall_queries: queries they are to be found among, at most (the most searched ones).
+      profile_steps: (first, last) updates to trace into `out/profile`.
 
     Returns:
       what out/alignment.json holds: pairs, steps, recall@20 before and after by kind of pair (None
@@ -117,6 +118,7 @@ def align(
             keep=1,
             params_from=encoder.params,
             on_mismatch=on_mismatch,
+            profile_steps=profile_steps,
             fingerprint={
                 "encoder": encoder.fingerprint,
                 "pairs": [train[kind].digest() for kind in KINDS],
@@ -128,7 +130,7 @@ def align(
                 "dropout": spec.dropout,
             },
         )
-        encoder = encoder.with_params(_on_host(result.params, mesh))
+        encoder = encoder.with_params(meshes.on_host(result.params))
         after = measure(encoder)
     report = {
         "weights": weights,
@@ -141,7 +143,10 @@ def align(
         "dimension": encoder.dimension,
         "fingerprint": encoder.fingerprint,
     }
-    _write(out, encoder, report)
+    if distributed.first():
+        encoder.save(out)
+        write_json(os.path.join(out, REPORT), report)
+    distributed.together()
     _say(format_report(report))
     return report
 
@@ -269,24 +274,6 @@ def _length(tokenizer: WordPiece, texts: Texts, most: int) -> int:
     return min(most, int(-(-np.quantile(lengths, 0.99) // 4) * 4))
 
 
-def _on_host(params: Any, mesh: Mesh) -> Any:
-    """Arrays of the mesh, whole, as numpy in every process."""
-    whole = jax.jit(lambda tree: tree, out_shardings=meshes.replicated(mesh))(params)
-    return jax.tree.map(lambda leaf: np.asarray(leaf.addressable_data(0)), whole)
-
-
-def _write(out: str, encoder: TextEncoder, report: Mapping[str, Any]) -> None:
-    """By one process; the others wait."""
-    if jax.process_index() == 0:
-        encoder.save(out)
-        new = os.path.join(out, REPORT + ".new")
-        with open(new, "w", encoding="utf-8") as file:
-            file.write(json.dumps(report, indent=2) + "\n")
-        os.replace(new, os.path.join(out, REPORT))
-    if jax.process_count() > 1:
-        multihost_utils.sync_global_devices("encoder saved")
-
-
 def _say(text: str) -> None:
-    if jax.process_index() == 0:
+    if distributed.first():
         print(text, flush=True)

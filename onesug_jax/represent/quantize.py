@@ -17,6 +17,7 @@ from onesug_jax.files import write_json
 from onesug_jax.represent.collisions import resolve_collisions
 from onesug_jax.represent.quantiser import Quantiser
 from onesug_jax.represent.semantic_ids import SemanticIds, level_usage
+from onesug_jax.train import distributed
 
 if TYPE_CHECKING:
     import optax
@@ -132,9 +133,11 @@ def quantize(
         "encoder": encoder_fingerprint,
         "quantiser": quantiser.fingerprint,
     }
-    quantiser.save(out)
-    found.save(out)
-    write_json(os.path.join(out, REPORT), report, indent=1)
+    if distributed.first():
+        quantiser.save(out)
+        found.save(out)
+        write_json(os.path.join(out, REPORT), report, indent=1)
+    distributed.together()
     print(format_report(report), flush=True)
     return report
 

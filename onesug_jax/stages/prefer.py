@@ -13,6 +13,7 @@ from onesug_jax.errors import UserError
 from onesug_jax.files import write_json
 from onesug_jax.registry import Context
 from onesug_jax.stages import opened
+from onesug_jax.train import distributed
 
 if TYPE_CHECKING:
     import numpy as np
@@ -140,6 +141,7 @@ def rwr(
     only_if_better: bool = True,
     reference: str = "copy",
     params_from: str | None = None,
+    profile_steps: tuple[int, int] | None = None,
 ) -> None:
     """The preference-aligned model, into WORK_DIR/rwr, from the one in WORK_DIR/pretrain.
 
@@ -153,6 +155,7 @@ def rwr(
         model: the pretrain stage's stays the one in use.
       reference: "copy" keeps the frozen model in memory, "stored" its log-probabilities on disk.
       params_from: folder of another model to start from, and to hold as reference.
+      profile_steps: (first, last) updates to trace into WORK_DIR/rwr/profile.
 
     Raises:
       UserError: nothing to prefer: a single query, or a model trained on other tasks.
@@ -236,6 +239,7 @@ def rwr(
         patience=patience if watched else 0,
         params_from=frozen,
         on_mismatch="restart",
+        profile_steps=profile_steps,
     )
     if watched and only_if_better and not (result.best_value or 0.0) > before[watch]:
         print(
@@ -245,7 +249,8 @@ def rwr(
             flush=True,
         )
         return
-    write_json(os.path.join(work.rwr, opened.MODEL_FILE), stored)
+    if distributed.first():
+        write_json(os.path.join(work.rwr, opened.MODEL_FILE), stored)
 
 
 def _task(stored: Mapping[str, Any]) -> str:

@@ -10,6 +10,7 @@ import os
 from onesug_jax.files import write_json
 from onesug_jax.registry import Context
 from onesug_jax.stages import opened
+from onesug_jax.train import distributed
 
 
 def pretrain(
@@ -30,7 +31,7 @@ def pretrain(
     `evaluate_every` steps the model writes lists for the first `dev_rows` rows of the dev split
     (0: never, and the last parameters count). `params_from` gives the first parameters: a trained
     stage's folder, or a T5 in the Hugging Face layout whose pieces the vocabulary took over
-    (`vocab.pretrained`).
+    (`vocab.pretrained`). `profile_steps`, (first, last), are traced into WORK_DIR/pretrain/profile.
     """
     from onesug_jax.align.pretrain import pretrain_stage
     from onesug_jax.model.hf_config import is_folder
@@ -77,7 +78,8 @@ def pretrain(
         "vocabulary": vocabulary.fingerprint,
         "tasks": loader.tasks,
     }
-    write_json(os.path.join(work.pretrain, opened.MODEL_FILE), model)
+    if distributed.first():
+        write_json(os.path.join(work.pretrain, opened.MODEL_FILE), model)
 
     dev = os.path.join(work.log, "dev.parquet")
     watched = bool(evaluate_every and dev_rows and os.path.exists(dev))

@@ -138,6 +138,18 @@ def param_shardings(abstract_boxed: Any, mesh: Mesh) -> Any:
     return jax.tree_util.tree_map_with_path(place, logical, unbox(abstract_boxed), **is_spec)
 
 
+def on_host(tree: Any) -> Any:
+    """Whole numpy arrays in every process, of arrays that lie on a mesh or on this process's
+    devices.
+    """
+    shardings = [leaf.sharding for leaf in jax.tree.leaves(tree) if isinstance(leaf, jax.Array)]
+    apart = [sharding for sharding in shardings if not sharding.is_fully_addressable]
+    if apart:
+        tree = jax.jit(lambda tree: tree, out_shardings=replicated(apart[0].mesh))(tree)
+        return jax.tree.map(lambda leaf: np.asarray(leaf.addressable_data(0)), tree)
+    return jax.tree.map(np.asarray, tree)
+
+
 def path_name(path: Sequence[Any]) -> str:
     """A tree path as people write it: `encoder/mlp/kernel`."""
     return jax.tree_util.keystr(tuple(path), simple=True, separator="/")

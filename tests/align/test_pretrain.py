@@ -1,13 +1,16 @@
 """The pretrain stage: its loss adds up over microbatches and layouts, and it can learn."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+import pytest
 
 from onesug_jax.align.pretrain import pretrain_stage
 from onesug_jax.model.config import ModelConfig
-from onesug_jax.train.mesh import make_mesh, unbox
+from onesug_jax.train.mesh import global_batch, make_mesh, unbox
 from onesug_jax.train.step import abstract_state, init_state, make_train_step, shardings_of
 
 CONFIG = ModelConfig(
@@ -68,3 +71,25 @@ def test_learns_to_copy():
 def test_tokens_are_counted_without_padding():
     stage = pretrain_stage(CONFIG)
     assert stage.tokens_fn(batch(5)) == 5 * (6 + 3)
+
+
+@pytest.mark.parametrize("shape", [{"data": 8}, {"data": 2, "fsdp": 2, "tensor": 2}])
+@pytest.mark.parametrize("copying", [False, True])
+def test_meshes_train_as_one_device(shape, copying):
+    """Losses of three updates, and the parameters after them, to 1e-4."""
+    stage = pretrain_stage(dataclasses.replace(CONFIG, copying=copying))
+    optimizer = optax.sgd(0.1, momentum=0.9)  # Adam would blow up the last bits
+    results = []
+    for mesh in (make_mesh(devices=jax.devices()[:1]), make_mesh(**shape)):
+        like = abstract_state(stage, optimizer, mesh)
+        step = make_train_step(stage, optimizer, mesh, shardings_of(like))
+        state = init_state(stage, optimizer, mesh, seed=0)
+        losses = []
+        for i in range(3):
+            state, metrics = step(state, global_batch(mesh, batch(16, i)), stage.frozen)
+            losses.append(float(metrics["loss"]))
+        results.append((losses, jax.device_get(state.params)))
+    (one, params), (many, others) = results
+    np.testing.assert_allclose(one, many, rtol=1e-4)
+    assert one[0] > one[-1]
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-4), params, others)

@@ -3,6 +3,8 @@
 import json
 import os
 import pathlib
+import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -138,3 +140,29 @@ def test_a_full_disk_is_told_and_leaves_whole_checkpoints(start, toy, tmp_path):
     assert 0 < saved[-1] < STEPS
     for step in saved:
         load_params(tmp_path / "full" / "checkpoints" / str(step))
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1200)
+def test_twenty_ends_at_random_moments_leave_the_same_bits(start, toy, tmp_path):
+    whole, pieces = tmp_path / "whole", tmp_path / "pieces"
+    finish(start(whole))
+    draw, ends = random.Random(0), 0
+    while ends < 20:
+        process = start(pieces)
+        # Somewhere between the start of the interpreter and a few dozen updates.
+        time.sleep(draw.uniform(0.5, 9.0))
+        if process.poll() is not None:
+            finish(process)
+            shutil.rmtree(pieces)  # it came to its end: the next begins anew
+            continue
+        signum = draw.choice([signal.SIGKILL, signal.SIGTERM])
+        process.send_signal(signum)
+        out, _ = process.communicate(timeout=300)
+        # Before Python listens, SIGTERM ends it as SIGKILL does.
+        assert process.returncode in (-signum, 128 + signum, 0), out
+        ends += 1
+    finish(start(pieces))
+    assert logged(pieces) == logged(whole)
+    for part in ("checkpoints", "best"):
+        assert toy.same_bits(load_params(pieces / part), load_params(whole / part))
