@@ -2,7 +2,8 @@
 
   python launch/bench.py --suite decode                 one beam-32 list, model tiny
   python launch/bench.py --suite decode --model small
-  python launch/bench.py --suite train --model mini     layouts of the examples: examples/s
+  python launch/bench.py --suite train --model tiny,small   a step beside Hugging Face's T5
+  python launch/bench.py --suite layouts --model mini   layouts of the examples: examples/s
   python launch/bench.py --suite rwr --model small      preference step: encode once, or repeat
 
 Everything is made on the spot: a simulated log, its vocabulary, random parameters (speed does not
@@ -180,10 +181,10 @@ def decode(size: str, requests: int) -> None:
     print(row("arrays only, any known query: no caches, same scores", theirs, base))
 
 
-# -------------------------------------------------------------------------------------- train
+# ------------------------------------------------------------------------------------ layouts
 
 
-def train(size: str, requests: int) -> None:
+def layouts(size: str, requests: int) -> None:
     """Training steps on the three layouts of the same examples."""
     from onesug_jax.represent.related import RelatedQueries
     from onesug_jax.tasks.examples import build_examples
@@ -312,11 +313,24 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    suites = {"decode": (decode, 100), "train": (train, 40), "rwr": (rwr, 10)}
-    parser.add_argument("--suite", choices=suites, required=True)
-    parser.add_argument("--model", default="tiny", help="a name in gin_configs/models")
-    parser.add_argument("--count", type=int, help="requests, or steps a layout")
+    suites = {"decode": (decode, 100), "layouts": (layouts, 40), "rwr": (rwr, 10)}
+    parser.add_argument("--suite", choices=[*suites, "train"], required=True)
+    parser.add_argument(
+        "--model", action="append", help="names in gin_configs/models (default tiny)"
+    )
+    parser.add_argument("--count", type=int, help="requests, steps a layout, or steps a round")
+    parser.add_argument("--batch", type=int, help="requests a step, in the suite `train`")
     options = parser.parse_args()
-    print(machine())
-    suite, count = suites[options.suite]
-    suite(options.model, options.count or count)
+    sizes = ",".join(options.model or ["tiny"]).split(",")
+    if options.suite == "train":
+        # The other side needs memory of the same GPU.
+        os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
+        from bench_train import train
+
+        print(machine())
+        train(sizes, options.count, options.batch)
+    else:
+        print(machine())
+        suite, count = suites[options.suite]
+        for size in sizes:
+            suite(size, options.count or count)

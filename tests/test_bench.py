@@ -1,13 +1,26 @@
 """The bench runs and prints its tables; the times in them are never asserted on."""
 
+import importlib
+import os
+import re
 import subprocess
 import sys
 
 import pytest
 
+MINUTE = """
+ModelConfig.d_model = 16
+ModelConfig.num_heads = 2
+ModelConfig.head_dim = 8
+ModelConfig.d_ff = 32
+ModelConfig.encoder_layers = 1
+ModelConfig.decoder_layers = 1
+"""
+ROW = re.compile(r"  (ours|Hugging Face)\b.*? +([\d.]+) +([\d,]+) +[\d.]+ +[\d.]+%  x[\d.]+")
+
 
 @pytest.mark.slow
-@pytest.mark.parametrize("suite", ["decode", "train", "rwr"])
+@pytest.mark.parametrize("suite", ["decode", "layouts", "rwr"])
 def test_suite_prints_its_table(suite, project_root):
     command = [sys.executable, "launch/bench.py", "--suite", suite, "--model", "mini"]
     done = subprocess.run(
@@ -16,8 +29,80 @@ def test_suite_prints_its_table(suite, project_root):
     assert done.returncode == 0, done.stderr
     rows = {
         "decode": ["text to text", "no caches, same scores"],
-        "train": ["bucketed", "packed"],
+        "layouts": ["bucketed", "packed"],
         "rwr": ["encode once", "repeat the request"],
     }
     for row in rows[suite]:
         assert row in done.stdout
+
+
+def compared(tmp_path, project_root, python: str | None) -> dict[str, list[str]]:
+    """What `--suite train` prints under the heading of each stage, for a minute model."""
+    model = tmp_path / "minute.gin"
+    model.write_text(MINUTE)
+    environment = {**os.environ, "JAX_DISABLE_MOST_OPTIMIZATIONS": "1"}  # it compiles sooner
+    environment.pop("ONESUG_COMPARE_PYTHON", None)
+    if python:
+        environment["ONESUG_COMPARE_PYTHON"] = python
+    command = [sys.executable, "launch/bench.py", "--suite", "train", "--model", str(model)]
+    done = subprocess.run(
+        [*command, "--batch", "2", "--count", "1"],
+        cwd=project_root,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=500,
+    )
+    assert done.returncode == 0, done.stderr
+    assert "MFU: model FLOPs over time and peak" in done.stdout
+    lines = done.stdout.splitlines()
+    pretrain, rwr = (
+        next(i for i, line in enumerate(lines) if line.startswith(f"{stage} "))
+        for stage in ("pretrain", "rwr")
+    )
+    return {"pretrain": lines[pretrain + 1 : rwr], "rwr": lines[rwr + 1 :]}
+
+
+def tokens_a_step(line: str) -> float:
+    found = ROW.fullmatch(line)
+    assert found, line
+    return float(found[2]) / 1000 * float(found[3].replace(",", ""))
+
+
+def test_training_steps_are_timed_without_the_other_side(tmp_path, project_root):
+    rows = compared(tmp_path, project_root, python=None)
+    for stage, tokens in (("pretrain", 96 + 12), ("rwr", 96 + 5 * 12)):
+        featured, plain, other = rows[stage]
+        assert "copying" in featured
+        assert "plain T5" in plain and plain.endswith("x1.00")
+        for line in (featured, plain):
+            assert tokens_a_step(line) == pytest.approx(2 * tokens, rel=0.05)
+        assert other.startswith("  Hugging Face T5 in PyTorch: not run")
+        assert "ONESUG_COMPARE_PYTHON" in other and "requirements-compare.txt" in other
+
+
+def test_why_the_other_side_did_not_run(tmp_path, project_root, monkeypatch):
+    monkeypatch.syspath_prepend(str(project_root / "launch"))
+    bench_train = importlib.import_module("bench_train")
+    monkeypatch.setenv("ONESUG_COMPARE_PYTHON", str(tmp_path / "none"))
+    with pytest.raises(bench_train.NotRun, match="none: No such file"):
+        bench_train.Theirs(stage="matmul")
+    broken = tmp_path / "broken"
+    broken.write_text("#!/bin/sh\necho 'no module named torch' >&2\nexit 1\n")
+    broken.chmod(0o755)
+    monkeypatch.setenv("ONESUG_COMPARE_PYTHON", str(broken))
+    with pytest.raises(bench_train.NotRun, match="not run: no module named torch"):
+        bench_train.Theirs(stage="matmul")
+
+
+@pytest.mark.slow
+def test_training_steps_are_timed_beside_hugging_face(tmp_path, project_root):
+    python = os.environ.get("ONESUG_COMPARE_PYTHON")
+    if not python:
+        pytest.skip(
+            "set ONESUG_COMPARE_PYTHON to a Python with requirements-compare.txt to compare"
+        )
+    rows = compared(tmp_path, project_root, python=python)
+    for stage, tokens in (("pretrain", 96 + 12), ("rwr", 96 + 5 * 12)):
+        assert "Hugging Face T5, torch" in rows[stage][2]
+        assert tokens_a_step(rows[stage][2]) == pytest.approx(2 * tokens, rel=0.05)

@@ -1,0 +1,350 @@
+"""One training step of ours beside one of Hugging Face's T5 in PyTorch: `bench.py --suite train`.
+
+Both sides do forward, backward and AdamW on batches of one shape, on one device with all its cores,
+in turn, so that what else the machine does hits both. Ours is the update the training loop runs
+(`make_train_step`, with its clipping and its check for finite numbers), once as the stage has it
+and once as the plain T5 that theirs is. Theirs is `bench_t5.py`, run by the Python that the
+environment variable ONESUG_COMPARE_PYTHON names; without it ours is timed alone.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import pathlib
+import statistics
+import subprocess
+import tempfile
+import time
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from onesug_jax import main
+from onesug_jax.align.pretrain import pretrain_stage
+from onesug_jax.align.rwr import PreferenceConfig, rwr_stage
+from onesug_jax.model.config import ModelConfig
+from onesug_jax.train import mesh as meshes
+from onesug_jax.train.chips import CHIPS
+from onesug_jax.train.optimizer import make_optimizer
+from onesug_jax.train.step import abstract_state, init_state, make_train_step, shardings_of
+
+STAGES = ("pretrain", "rwr")
+LENGTH, TARGET, NEGATIVES = 96, 12, 4
+PIECES, MARKERS, VOCABULARY = 4096, 59, 6272  # what the `vocab` stage makes by default
+VECTOR = 128  # width of the default text encoder, whose vector is the soft token
+ROUNDS, SECONDS = 3, 3.0  # of every side, and about how long one takes
+# bfloat16, dense, by NVIDIA's data sheets of the A100, H100 and H200 (half of "with sparsity").
+GPUS = {
+    "NVIDIA A100": 312e12,
+    "NVIDIA H100 PCIe": 756e12,
+    "NVIDIA H100 80GB HBM3": 989e12,
+    "NVIDIA H200": 989e12,
+}
+NOT_RUN = (
+    "not run: set ONESUG_COMPARE_PYTHON to a Python with the packages of requirements-compare.txt"
+)
+
+
+class NotRun(Exception):
+    """Why there are no figures of the other side."""
+
+
+# --------------------------------------------------------------------------------------- ours
+
+
+def config_of(size: str, dtype: str) -> ModelConfig:
+    """The named size as the stage configures it, in the type of the comparison."""
+    settings = main.read_config(flags=[("MODEL", repr(size))]).of(["ModelConfig"])
+    fields = {key.split(".")[1]: value for key, value in settings.items()} | {"dtype": dtype}
+    return ModelConfig(
+        **fields,
+        vocab_size=VOCABULARY,
+        soft_dim=VECTOR,
+        soft_id=PIECES + 1,
+        first_marker=PIECES,
+        last_marker=PIECES + MARKERS - 1,
+    )
+
+
+def plain(config: ModelConfig) -> ModelConfig:
+    """The T5 within it: no copying, segments, soft tokens or dropout."""
+    return dataclasses.replace(config, copying=False, segments=False, soft_dim=0, dropout=0.0)
+
+
+def batch_of(stage: str, config: ModelConfig, size: int) -> dict[str, np.ndarray]:
+    """Random requests of full length, a marker before every item, and their targets."""
+    rng = np.random.default_rng(0)
+    tokens = rng.integers(2, PIECES, (size, LENGTH)).astype(np.int32)
+    tokens[:, ::8] = PIECES + 2 + np.arange(LENGTH // 8)
+    tokens[:, 1] = PIECES + 1
+    batch = {"encoder_input_tokens": tokens}
+    if config.soft_dim:
+        batch["encoder_soft"] = rng.normal(size=(size, 1, config.soft_dim)).astype(np.float32)
+    targets = rng.integers(2, PIECES, (size, 1 + NEGATIVES, TARGET)).astype(np.int32)
+    if stage == "pretrain":
+        return batch | {
+            "decoder_input_tokens": np.pad(targets[:, 0], ((0, 0), (1, 0)))[:, :-1],
+            "decoder_target_tokens": targets[:, 0],
+            "decoder_loss_weights": np.ones((size, TARGET), np.float32),
+        }
+    return batch | {
+        "list_targets": targets,
+        "rewards": np.tile(np.array([2.0, 0.5, 0.5, 0.2, 0.0], np.float32), (size, 1)),
+        "levels": np.tile(np.array([5, 2, 2, 1, 0], np.int32), (size, 1)),
+    }
+
+
+def _drawn(like):
+    """Random parameters; drawn here because compiling the model's own draw takes longer."""
+    rng = np.random.default_rng(0)
+
+    def draw(leaf):
+        values = 0.05 * rng.standard_normal(leaf.shape, np.float32)
+        return jax.device_put(values, leaf.sharding)
+
+    return jax.tree.map(draw, like)
+
+
+class Ours:
+    """The jitted update of a stage, compiled and run once."""
+
+    def __init__(self, stage: str, config: ModelConfig, size: int):
+        mesh = meshes.make_mesh(devices=jax.devices()[:1])
+        optimizer = make_optimizer(learning_rate=1e-4, weight_decay=0.01)
+        if stage == "rwr":
+            like = abstract_state(rwr_stage(config, PreferenceConfig()), optimizer, mesh)
+            made = rwr_stage(config, PreferenceConfig(), _drawn(like.params))
+        else:
+            made = pretrain_stage(config)
+            like = abstract_state(made, optimizer, mesh)
+        self._step = make_train_step(made, optimizer, mesh, shardings_of(like))
+        self._frozen = made.frozen
+        self._state = init_state(made, optimizer, mesh, seed=0, params=_drawn(like.params))
+        self._batch = meshes.global_batch(mesh, batch_of(stage, config, size))
+        self.steps(1)
+
+    def steps(self, count: int) -> float:
+        """Milliseconds a step of `count` steps, one after another."""
+        began = time.perf_counter()
+        for _ in range(count):
+            self._state, metrics = self._step(self._state, self._batch, self._frozen)
+        jax.block_until_ready(metrics)
+        spent = 1000 * (time.perf_counter() - began) / count
+        if int(self._state.bad_step) >= 0:
+            raise SystemExit("the loss of our step is not finite; its time says nothing.")
+        return spent
+
+    def close(self) -> None:
+        """Gives its memory back."""
+        self._state = self._batch = self._frozen = self._step = None
+
+
+# ------------------------------------------------------------------------------------- theirs
+
+
+class Theirs:
+    """`bench_t5.py` in its own Python, waiting for numbers of steps."""
+
+    def __init__(self, **told):
+        python = os.environ.get("ONESUG_COMPARE_PYTHON")
+        if not python:
+            raise NotRun(NOT_RUN)
+        script = pathlib.Path(__file__).with_name("bench_t5.py")
+        told["threads"] = len(os.sched_getaffinity(0))
+        environment = {**os.environ, "HF_HUB_OFFLINE": "1"}
+        environment.pop("PYTHONPATH", None)
+        self._errors = tempfile.TemporaryFile("w+")
+        try:
+            self._process = subprocess.Popen(
+                [python, script, json.dumps(told)],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=self._errors,
+                text=True,
+                env=environment,
+            )
+        except OSError as error:
+            raise NotRun(f"not run: ONESUG_COMPARE_PYTHON={python}: {error.strerror}") from None
+        self.ready = self._answer()
+
+    def steps(self, count: int) -> float:
+        """Milliseconds a step of `count` steps, one after another."""
+        try:
+            print(count, file=self._process.stdin, flush=True)
+        except BrokenPipeError:
+            pass  # it has stopped; its last words say why
+        return self._answer()["milliseconds"]
+
+    def close(self) -> None:
+        """Ends the process."""
+        self._process.stdin.close()
+        self._process.wait()
+
+    def _answer(self) -> dict:
+        line = self._process.stdout.readline()
+        if line:
+            return json.loads(line)
+        self._process.wait()
+        self._errors.seek(0)
+        said = self._errors.read().strip().splitlines() or ["it stopped without a word"]
+        raise NotRun(f"not run: {said[-1][:200]}")
+
+
+def t5_sizes(config: ModelConfig) -> dict:
+    """The plain model's sizes as T5Config names them."""
+    return {
+        "vocab_size": config.vocab_size,
+        "d_model": config.d_model,
+        "d_kv": config.head_dim,
+        "d_ff": config.d_ff,
+        "num_layers": config.encoder_layers,
+        "num_decoder_layers": config.decoder_layers,
+        "num_heads": config.num_heads,
+        "relative_attention_num_buckets": config.relative_buckets,
+        "relative_attention_max_distance": config.relative_max_distance,
+        "dropout_rate": config.dropout,
+        "tied": config.tie_embeddings,
+    }
+
+
+# -------------------------------------------------------------------------------------- table
+
+
+def model_flops(stage: str, config: ModelConfig, size: int, repeated: bool = False) -> float:
+    """FLOPs of one step: 3 forward passes, in rwr 4; `repeated`: the request for every target."""
+    if stage == "pretrain":
+        return 3 * size * config.flops_per_example(LENGTH, TARGET)
+    both, request = (config.flops_per_example(LENGTH, target) for target in (TARGET, 0))
+    lists = 1 + NEGATIVES
+    return 4 * size * (lists * both if repeated else request + lists * (both - request))
+
+
+def peak_flops() -> tuple[float, str]:
+    """FLOP/s of one device, and where the figure is from."""
+    kind = jax.devices()[0].device_kind
+    published = {chip.kind: chip.flops for chip in CHIPS.values()} | GPUS
+    for name in sorted(published, key=len, reverse=True):
+        if kind.startswith(name):
+            return published[name], "bfloat16, by its maker's figures"
+    cpu = jax.default_backend() == "cpu"
+    size, dtype = (2048, jnp.float32) if cpu else (8192, jnp.bfloat16)
+    left, right = jax.random.normal(jax.random.key(0), (2, size, size), dtype)
+    product = jax.jit(jnp.matmul)
+    jax.block_until_ready(product(left, right))
+    spent = []
+    for _ in range(10):
+        began = time.perf_counter()
+        jax.block_until_ready(product(left, right))
+        spent.append(time.perf_counter() - began)
+    rates = {"XLA": 2 * size**3 / min(spent)}
+    if cpu:
+        try:
+            other = Theirs(stage="matmul")
+            rates["PyTorch"] = other.ready["rate"]
+            other.close()
+        except NotRun:
+            pass
+    told = ", ".join(f"{name} {rate / 1e9:,.0f}" for name, rate in rates.items())
+    what = f"the fastest {jnp.dtype(dtype).name} product of two {size} x {size} matrices here"
+    return max(rates.values()), f"{what} ({told})"
+
+
+def in_turn(sides: list, steps: int | None) -> list[list[float]]:
+    """Milliseconds a step of every side, ROUNDS times, each round all sides one after another."""
+    counts = [steps or min(max(round(1000 * SECONDS / s.steps(1)), 1), 100) for s in sides]
+    spent: list[list[float]] = [[] for _ in sides]
+    for _ in range(ROUNDS):
+        for side, count, times in zip(sides, counts, spent, strict=True):
+            times.append(side.steps(count))
+    return spent
+
+
+def compare(stage: str, config: ModelConfig, size: int, peak: float, steps: int | None) -> None:
+    """Prints one stage's rows."""
+    print(f"{stage:<55} {'ms a step':>9} {'tokens/s':>9} {'GFLOP':>8} {'MFU':>7}")
+    bare, backend = plain(config), jax.default_backend()
+    added = ["segments"] * config.segments + ["copying"] * config.copying + ["a soft token"]
+    added += [f"dropout {config.dropout:g}"] * (config.dropout > 0)
+    sides = {
+        f"ours, with {', '.join(added)}": (
+            Ours(stage, config, size),
+            model_flops(stage, config, size),
+        ),
+        "ours, a plain T5": (Ours(stage, bare, size), model_flops(stage, bare, size)),
+    }
+    why = None
+    try:
+        if backend not in ("cpu", "gpu"):
+            raise NotRun("not run: PyTorch has a CPU and a GPU side here, no TPU one")
+        other = Theirs(
+            stage=stage,
+            device="cuda" if backend == "gpu" else "cpu",
+            batch=size,
+            length=LENGTH,
+            target=TARGET,
+            sizes=t5_sizes(bare),
+            checkpointing=bare.remat != "none",
+        )
+        if other.ready["parameters"] != bare.parameters():
+            other.close()
+            raise NotRun(
+                f"not run: T5 has {other.ready['parameters']:,} parameters at these sizes, ours "
+                f"{bare.parameters():,}"
+            )
+        name = f"Hugging Face T5, {other.ready['how']}"
+        sides[name] = (other, model_flops(stage, bare, size, repeated=True))
+    except NotRun as error:
+        why = str(error)
+    try:
+        spent = in_turn([side for side, _ in sides.values()], steps)
+    except NotRun as error:  # theirs has stopped on the way
+        why = str(error)
+        sides.popitem()
+        spent = in_turn([side for side, _ in sides.values()], steps)
+    tokens = size * (LENGTH + TARGET * (1 + NEGATIVES if stage == "rwr" else 1))
+    base = statistics.median(spent[1])
+    for (name, (side, flops)), times in zip(sides.items(), spent, strict=True):
+        side.close()
+        taken = statistics.median(times)
+        print(
+            f"  {name:<53} {taken:>9.2f} {1000 * tokens / taken:>9,.0f} {flops / 1e9:>8.1f} "
+            f"{1000 * flops / taken / peak:>7.1%}  x{taken / base:.2f}"
+        )
+    if why:
+        print(f"  Hugging Face T5 in PyTorch: {why}")
+
+
+def train(sizes: list[str], steps: int | None, batch: int | None) -> None:
+    """The comparison for every size.
+
+    Args:
+      steps: of one round; None: as many as fill SECONDS.
+      batch: requests; None: what the stages take by default, on a CPU fewer.
+    """
+    cpu = jax.default_backend() == "cpu"
+    peak, source = peak_flops()
+    print(
+        f"A step is forward, backward and AdamW; input {LENGTH}, target {TARGET}, {NEGATIVES} "
+        f"negatives, vocabulary {VOCABULARY:,},\n"
+        f"  {'float32' if cpu else 'bfloat16 activations'}; median of {ROUNDS} rounds in turn; "
+        "x: times as long as ours as a plain T5.\n"
+        "MFU: model FLOPs over time and peak. Counted are matrix products, a multiply-add as two, "
+        "every position,\n"
+        "  three times the forward pass (recomputation not counted), in rwr once more for the "
+        "reference; Hugging Face's\n"
+        "  rwr repeats the request for every target and is credited with all it computes.\n"
+        f"  Peak: {peak / 1e9:,.0f} GFLOP/s, {source}.\n"
+        "tokens/s: the batch's tokens, each request's input counted once on both sides."
+    )
+    for size in sizes:
+        config = config_of(size, "float32" if cpu else "bfloat16")
+        default = int(main.read_config().macro("BATCH_SIZE"))
+        if cpu:
+            default = 16 if config.parameters() < 10e6 else 4
+        rows = batch or default
+        print(f"\n{size}: {plain(config).parameters():,} parameters, batch of {rows}")
+        for stage in STAGES:
+            compare(stage, config, rows, peak, steps)
