@@ -9,7 +9,7 @@ set -euo pipefail
 root="$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)"
 log="" out="$root/work/ablations" config="gin_configs/two_cores.gin" more=()
 only="no_pre completions_only paper_search no_alignment no_soft_token rq_kmeans"
-only="$only enhance_0 enhance_03 enhance_07 sid_targets no_segments no_copying no_rwr"
+only="$only enhance_0 enhance_03 enhance_07 sid_targets no_segments no_copying formula_ranking no_worth no_rwr"
 usage() { sed -n '2,6s/^# \{0,1\}//p' "${BASH_SOURCE[0]}"; }
 while [ $# -gt 0 ]; do
   case "$1" in
@@ -43,7 +43,7 @@ for name in $only; do
   # Links, not copies; a stage that must be redone writes a folder of its own.
   if [ ! -d "$out/$name" ]; then
     mkdir -p "$out/$name.new"
-    for folder in simulated log mined encoder semantic_ids index vocab examples pretrain rewards cascade .compiled; do
+    for folder in simulated log mined encoder semantic_ids index ranking vocab examples pretrain rewards cascade .compiled; do
       if [ -d "$out/full/$folder" ]; then cp -al "$out/full/$folder" "$out/$name.new/"; fi
     done
     mv "$out/$name.new" "$out/$name"

@@ -34,6 +34,7 @@ FOLDERS = (
     "encoder",
     "semantic_ids",
     "index",
+    "ranking",
     "examples",
     "pretrain",
     "rewards",

@@ -3,6 +3,7 @@
 import json
 import shutil
 
+import jax
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
@@ -29,6 +30,8 @@ SMALL = [
     "--gin.RqVaeConfig.hidden=[32]",
     "--gin.quantize.steps=6",
     "--gin.quantize.batch_size=32",
+    "--gin.rank.steps=20",
+    "--gin.rank.rows=300",
     "--gin.FeatureSpec.input_length=48",
     "--gin.FeatureSpec.related=3",
     "--gin.FeatureSpec.history=3",
@@ -67,8 +70,8 @@ def answer(capsys, *words):
 
 def test_run_leaves_every_folder_with_its_manifest_and_config(work):
     folders = {path.name for path in work.iterdir() if path.is_dir()}
-    made = {"log", "mined", "encoder", "semantic_ids", "index", "vocab", "examples", "pretrain"}
-    made |= {"rewards", "rwr"}
+    made = {"log", "mined", "encoder", "semantic_ids", "index", "ranking", "vocab", "examples"}
+    made |= {"pretrain", "rewards", "rwr"}
     assert {"simulated", "report"} | made <= folders
     for name in (*made, "report"):
         assert (work / name / "config.gin").is_file(), name
@@ -87,7 +90,7 @@ def test_metrics_hold_both_rivals_and_all_levels(work):
 def test_a_second_run_skips_everything_and_shows_the_table_again(work, capsys):
     assert main.main(["run", f"--gin.WORK_DIR={work}", *SMALL]) == 0
     out = capsys.readouterr().out
-    assert out.count("up to date, skipped") == 12
+    assert out.count("up to date, skipped") == 13
     assert "most popular" in out
 
 
@@ -253,6 +256,20 @@ def test_two_runs_side_by_side(work, capsys, tmp_path):
     assert lines[4].split()[1:] == lines[5].split()[1:]
     assert main.main(["compare", "--run", str(work / "nowhere")]) == 2
     assert "run evaluate first" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("stage", "folder"), [("align", "encoder"), ("rwr", "rwr")])
+def test_chosen_steps_are_traced_and_that_redoes_nothing(
+    work, tmp_path, capsys, monkeypatch, stage, folder
+):
+    copy = shutil.copytree(work, tmp_path / "copy")
+    first = jax.devices()[:1]
+    monkeypatch.setattr(jax, "devices", lambda *_: first)
+    flags = [f"--gin.WORK_DIR={copy}", *SMALL, f"--gin.{stage}.profile_steps=[2,3]"]
+    assert main.main([stage, *flags]) == 0
+    assert "up to date" in capsys.readouterr().out
+    assert main.main([stage, "--force", *flags]) == 0
+    assert list((copy / folder / "profile").rglob("*.xplane.pb"))
 
 
 def test_a_stored_reference_trains_the_same_model(work, tmp_path, capsys):

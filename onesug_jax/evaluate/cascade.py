@@ -24,6 +24,7 @@ import numpy as np
 
 from onesug_jax.errors import UserError
 from onesug_jax.logs.completion import CompletionIndex
+from onesug_jax.logs.profiles import ProfileCounts
 from onesug_jax.logs.schema import Level
 from onesug_jax.logs.typos import completed
 from onesug_jax.tasks.features import Request
@@ -143,7 +144,6 @@ class Statistics:
         self.recent = np.zeros(size)
         self.pairs: collections.Counter[tuple[str, int]] = collections.Counter()
         self.prefixes: collections.Counter[str] = collections.Counter()
-        by_value: dict[tuple[int, str], collections.Counter[int]] = {}
         for row in rows:
             number = completions.find(row.query)
             if number < 0:
@@ -155,33 +155,10 @@ class Statistics:
             self.recent[number] += 0.5 ** (age / half_life_days)
             self.pairs[row.prefix, number] += 1
             self.prefixes[row.prefix] += 1
-            for place, value in enumerate(row.profile):
-                by_value.setdefault((place, value), collections.Counter())[number] += 1
-        self.total = max(int(self.counts.sum()), 1)
-        self._by_value = {
-            key: (
-                np.array(sorted(found), np.int64),
-                np.array([found[number] for number in sorted(found)], float),
-                sum(found.values()),
-            )
-            for key, found in by_value.items()
-        }
+        self.profiles = ProfileCounts.from_rows(
+            size, ((completions.find(row.query), row.profile) for row in rows)
+        )
         self.index = CompletionIndex(completions.queries, self.counts)
-
-    def profile_lift(self, numbers: np.ndarray, profile: Sequence[str]) -> np.ndarray:
-        """How much likelier each query is under the profile's values than by itself: the sum of log
-        ratios, smoothed by 5 searches. `[n]`.
-        """
-        lift = np.zeros(len(numbers))
-        share = (self.counts[numbers] + 0.5) / self.total
-        for place, value in enumerate(profile):
-            known, counts, total = self._by_value.get((place, value), (None, None, 0))
-            if not total:
-                continue
-            at = np.minimum(np.searchsorted(known, numbers), len(known) - 1)
-            found = np.where(known[at] == numbers, counts[at], 0.0)
-            lift += np.log((found + 5 * share) / ((total + 5) * share))
-        return lift
 
 
 class Cascade:
@@ -265,7 +242,7 @@ class Cascade:
             "history_words": shared.max(axis=1, initial=0.0),
             "latest_words": shared[:, 0] if history else zeros,
             "history_length": zeros + len(history),
-            "profile": s.profile_lift(numbers, request.profile),
+            "profile": s.profiles.lift(numbers, request.profile),
         }
         return np.stack([columns[name] for name in FEATURES], axis=1).astype(np.float32)
 

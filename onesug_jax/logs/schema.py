@@ -96,6 +96,15 @@ def profile_columns(schema: pa.Schema) -> list[str]:
     return [name for name in schema.names if name not in known]
 
 
+def visitors_of(rows: pa.RecordBatch | pa.Table) -> list[str]:
+    """Who typed each row: its user, else its session, else nobody else's request."""
+    columns = (rows[name].to_pylist() for name in ("user_id", "session_id", "request_id"))
+    return [
+        f"u{user}" if user else f"s{session}" if session else f"r{request}"
+        for user, session, request in zip(*columns, strict=True)
+    ]
+
+
 def request_level(clicked_items: Sequence[str], ordered_items: Sequence[str]) -> Level:
     """Level of the searched query: ORDER if bought, ITEM_CLICK if an item was opened, or CLICK."""
     if len(ordered_items):

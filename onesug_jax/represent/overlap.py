@@ -45,6 +45,10 @@ class WordOverlap:
             out[:, column] = shared / np.maximum(sizes + len(other) - shared, 1)
         return out
 
+    def sizes(self, numbers: Sequence[int]) -> np.ndarray:
+        """How many distinct words each known query has, `[n]`."""
+        return np.array([len(self._of_query(int(number))) for number in numbers], np.int32)
+
     def _words_of_query(self, number: int) -> np.ndarray:
         found = words(self._queries[number])
         return np.array([self._numbers.setdefault(w, len(self._numbers)) for w in found], np.int64)

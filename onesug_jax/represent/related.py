@@ -7,7 +7,8 @@ the prefix, and is ranked by
     like(q, h) = cos(e_q, e_h) + words * (words in common / words in either) - repeat * [q = h]
 
 with h_0, h_1, .. the user's latest queries, newest first: what the shop searches, drawn towards
-what this user searches. People refine a query more often than they repeat it. *Neighbours* are
+what this user searches. People refine a query more often than they repeat it. Where a ranker was
+trained (`ranking`), it takes the place of this formula. *Neighbours* are
 found by the fine-to-coarse search around e_p* (PAPER.md section 2, points 3 and 5;
 `prefix_index`), and fill the last `neighbours` places, or as many as the pool leaves open: all of
 them, where no known query starts with what was typed. The paper's search knows the prefix alone and
@@ -28,8 +29,11 @@ import numpy as np
 
 from onesug_jax.errors import UserError
 from onesug_jax.logs.completion import CompletionIndex
+from onesug_jax.logs.profiles import ProfileCounts
 from onesug_jax.logs.typos import Corrections, completed
+from onesug_jax.logs.worth import OrderGrades, fold_of
 from onesug_jax.represent.overlap import WordOverlap
+from onesug_jax.represent.ranking import Candidates, Ranker
 
 _REMEMBERED = 1 << 16  # prefixes and texts whose vectors are kept
 
@@ -101,6 +105,9 @@ class RelatedQueries:
       encode: texts -> unit embeddings `[n, E]`, for prefixes and history queries not in the index;
         None: such prefixes have no neighbours, such queries do not count as taste.
       soft: whether `vectors` gives the enhanced prefixes.
+      ranker: ranks the pool instead of the formula; profiles: what it knows of profiles. They need
+        an index.
+      grades: how often searches of each known query end in an order.
 
     Attributes:
       text_vector: text -> its unit embedding `[E]`, remembered; None where it cannot be embedded.
@@ -116,10 +123,15 @@ class RelatedQueries:
         index: Index | None = None,
         encode: Callable[[Sequence[str]], np.ndarray] | None = None,
         soft: bool = True,
+        ranker: Ranker | None = None,
+        profiles: ProfileCounts | None = None,
+        grades: OrderGrades | None = None,
     ):
         self.completions, self.k, self.config = completions, k, config
         self.index, self._encode, self._soft = index, encode, soft
+        self._ranker, self._profiles, self._grades = ranker, profiles, grades
         self._overlap = WordOverlap(completions.queries)
+        self._lengths = np.array([len(query) for query in completions.queries], np.int32)
         self.meant = functools.lru_cache(maxsize=_REMEMBERED)(Corrections(completions).near)
         self.text_vector = functools.lru_cache(maxsize=_REMEMBERED)(self._vector_of_text)
         self._enhanced = functools.lru_cache(maxsize=_REMEMBERED)(self._vector_of_prefix)
@@ -130,6 +142,7 @@ class RelatedQueries:
         prefixes: Sequence[str],
         histories: Sequence[Sequence[str]],
         without: Sequence[str] | None = None,
+        profiles: Sequence[Sequence[str]] | None = None,
     ) -> list[list[str]]:
         """At most k related queries of each request, best first, without repeats.
 
@@ -138,14 +151,63 @@ class RelatedQueries:
           histories: each user's earlier queries, newest first.
           without: the query each row ended in, for training rows: it is left out of the counts
             once, and a query that nobody else searched for disappears.
+          profiles: each user's profile values, which only a ranker looks at.
         """
         if not self.k:
             return [[] for _ in prefixes]
         queries = without or [None] * len(prefixes)
+        profiles = profiles or [()] * len(prefixes)
         return [
-            self._one(prefix, history, query)
-            for prefix, history, query in zip(prefixes, histories, queries, strict=True)
+            self._one(*request)
+            for request in zip(prefixes, histories, profiles, queries, strict=True)
         ]
+
+    def worth(
+        self, related: Sequence[Sequence[str]], visitors: Sequence[str] | None = None
+    ) -> list[list[int]]:
+        """The grade of each related query; empty lists where no order is known of.
+
+        `visitors` of training rows: their own searches, and those of their fold, do not count.
+        """
+        if not self._grades:
+            return [[] for _ in related]
+        folds = [-1] * len(related) if visitors is None else map(fold_of, visitors)
+        find = self.completions.find
+        return [
+            self._grades.of(np.array([find(text) for text in texts], np.int64), fold).tolist()
+            for texts, fold in zip(related, folds, strict=True)
+        ]
+
+    def candidates(
+        self, prefix: str, history: Sequence[str], profile: Sequence[str], own: str | None
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Numbers `[n]` of the prefix's pool as the formula ranks it, and what a ranker sees of
+        each, `[n, F]`; query `own` counted once less. Needs an index.
+        """
+        number = -1 if own is None else self.completions.find(own)
+        pool, counts = self._pool(prefix, number)
+        cosines, overlaps, same = self._likeness(pool, history)
+        order = self._order(pool, self._formula(counts, cosines, overlaps, same))
+        lift = np.zeros(len(pool))
+        if self._profiles is not None:
+            lift = self._profiles.lift(pool, profile, number)
+        texts = [self.completions.queries[i] for i in pool]
+        known = Candidates(
+            counts=counts,
+            typed=np.array([text.startswith(prefix) for text in texts], bool),
+            lengths=self._lengths[pool],
+            words=self._overlap.sizes(pool),
+            cosines=cosines,
+            overlaps=overlaps,
+            same=same,
+            lift=lift,
+            prefix_length=len(prefix),
+        )
+        return pool[order], known.features()[order]
+
+    def number_of(self, query: str) -> int:
+        """The number of a known query, else -1."""
+        return self.completions.find(query)
 
     def vectors(
         self, prefixes: Sequence[str], without: Sequence[str | None] | None = None
@@ -178,10 +240,11 @@ class RelatedQueries:
             return []
         return [int(i) for i in np.ravel(self.index.search(vector, k)[0]) if i >= 0]
 
-    def _one(self, prefix: str, history: Sequence[str], without: str | None) -> list[str]:
+    def _one(
+        self, prefix: str, history: Sequence[str], profile: Sequence[str], without: str | None
+    ) -> list[str]:
         own = -1 if without is None else self.completions.find(without)
-        pool, counts = self._pool(prefix, own)
-        ranked = self._ranked(pool, counts, history)
+        ranked = self._ranked(prefix, history, profile, without)
         if self.index is None or not self.config.neighbours and len(ranked) >= self.k:
             return [self.completions.queries[i] for i in ranked[: self.k]]
         first = ranked[: max(self.k - self.config.neighbours, 0)]
@@ -209,27 +272,52 @@ class RelatedQueries:
         counts = counts - (pool == own)
         return pool[counts > 0], counts[counts > 0]
 
-    def _ranked(self, pool: np.ndarray, counts: np.ndarray, history: Sequence[str]) -> list[int]:
+    def _ranked(
+        self, prefix: str, history: Sequence[str], profile: Sequence[str], without: str | None
+    ) -> list[int]:
+        """Numbers of the prefix's pool, best first."""
+        if self._ranker is not None and self.index is not None:
+            numbers, features = self.candidates(prefix, history, profile, without)
+            scores = self._ranker(features)
+        else:
+            own = -1 if without is None else self.completions.find(without)
+            numbers, counts = self._pool(prefix, own)
+            scores = self._formula(counts, *self._likeness(numbers, history))
+        return numbers[self._order(numbers, scores)].tolist()
+
+    @staticmethod
+    def _order(pool: np.ndarray, scores: np.ndarray) -> np.ndarray:
+        return np.lexsort((pool, -scores))
+
+    def _formula(self, counts, cosines, overlaps, same) -> np.ndarray:
+        """The module docstring's score, `[n]`; likeness as `_likeness` gives it."""
         config = self.config
         score = config.popularity * np.log(counts)
-        if self.index is not None and len(pool) and len(history):
-            alike = self._likeness(pool, history)
-            decayed = alike * config.decay ** np.arange(len(history))
-            score = score + config.taste * decayed.max(axis=1) + config.latest * alike[:, 0]
-        return pool[np.lexsort((pool, -score))].tolist()
+        if cosines.shape[1]:
+            alike = cosines + config.words * overlaps - config.repeat * same
+            decayed = alike * config.decay ** np.arange(alike.shape[1])
+            score = score + config.latest * alike[:, 0]
+            score = score + config.taste * decayed.max(axis=1, initial=-np.inf)
+        return score
 
-    def _likeness(self, pool: np.ndarray, history: Sequence[str]) -> np.ndarray:
-        """How like each query of the pool is to each of the history, `[n, H]`."""
-        config, none = self.config, np.zeros(self.index.dimension, np.float32)
+    def _likeness(
+        self, pool: np.ndarray, history: Sequence[str]
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """How like each query of the pool is to each of the history: cosines, word overlaps, and
+        whether they are the same, `[n, H]` each. Without an index the history counts for nothing.
+        """
+        if self.index is None or not len(pool) or not len(history):
+            nothing = np.zeros((len(pool), 0))
+            return nothing, nothing, nothing.astype(bool)
+        none = np.zeros(self.index.dimension, np.float32)
         past = [self.text_vector(text) for text in history]
         past = np.stack([none if vector is None else vector for vector in past])
-        alike = self.index.vectors_of(pool) @ past.T
-        if config.words:
-            alike = alike + config.words * self._overlap.jaccard(pool, history)
-        if config.repeat:
-            same = np.array([self.completions.find(text) for text in history])
-            alike = alike - config.repeat * (pool[:, None] == same)
-        return alike
+        same = np.array([self.completions.find(text) for text in history])
+        return (
+            self.index.vectors_of(pool) @ past.T,
+            self._overlap.jaccard(pool, history),
+            pool[:, None] == same,
+        )
 
     def _alone(self, prefix: str, query: str | None) -> int:
         """The query's number where what is known of the prefix hangs on this very row, else -1."""

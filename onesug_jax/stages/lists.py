@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import functools
 import json
 import os
 import shutil
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 from onesug_jax.errors import UserError
 from onesug_jax.registry import Context
 from onesug_jax.stages import opened
+from onesug_jax.train import distributed
 
 if TYPE_CHECKING:
     from onesug_jax.decode.suggester import Suggester
@@ -84,8 +87,11 @@ def score(
     from onesug_jax.evaluate import baselines, evaluator
     from onesug_jax.evaluate.cascade_training import load
     from onesug_jax.logs.history import with_history
+    from onesug_jax.train import mesh as meshes
 
     chosen = {} if model is None else {"model": model}
+    if params is not None and distributed.place_among()[1] > 1:
+        params = meshes.on_host(params)  # each process writes its share of the lists by itself
     suggester = context.configured("suggester")
     writer = suggester(context, params=params, **chosen)
     spec = writer.featurizer.spec
@@ -109,6 +115,8 @@ def score(
         context=opened.related(context, spec),
         known=len(index),
         slices=context.configured("SliceSpec")(),
+        process=distributed.place_among(),
+        exchange=distributed.exchanged,
     )
 
 
@@ -167,11 +175,14 @@ def evaluate(context: Context, *, split: str = "dev") -> None:
     logs = [log]
     if context.named and context.macros["LOG"] and not _made_from(context, context.log):
         log = os.path.join(work.report, "log")
-        context.configured("ingest")(log=context.log, out=log, dev_days=0.0, test_days=0.0)
+        read = functools.partial(context.configured("ingest"), dev_days=0.0, test_days=0.0)
+        distributed.agreed(lambda: bool(read(log=context.log, out=log)))
         logs.append(log)
         split = split if split in opened.splits(log) else next(iter(opened.splits(log)))
     path = os.path.join(log, f"{split}.parquet")
     scores = score(context, path, *logs)
+    if not distributed.first():
+        return
     folders = {"align": work.encoder, "pretrain": work.pretrain, "rwr": work.rwr}
     curves = {name: os.path.join(folder, "metrics.jsonl") for name, folder in folders.items()}
     report.write_report(scores, work.report, learning_curves=curves)
@@ -230,28 +241,47 @@ def show_report(context: Context) -> None:
 def suggest(context: Context) -> None:
     """Suggestions for --prefix, or for whatever is typed at a prompt."""
     options = context.options
-    model = context.configured("suggester")(context)
-    known = opened.related(context, model.featurizer.spec)
+    answer = answering(context)
+
+    def answered(prefix: str) -> dict:
+        return answer(prefix, options.history, options.profile, options.k)
+
     if options.prefix is not None:
-        _answer(model, known, options.prefix, options)  # compiles; what is timed is the answer
-        _print_suggestions(_answer(model, known, options.prefix, options), options.json)
+        answered(options.prefix)  # compiles; what is timed is the answer
+        _print_suggestions(answered(options.prefix), options.json)
         return
-    _prompt(model, known, options)
+    _prompt(answered, options)
 
 
-def _answer(model: Suggester, known: RelatedQueries, prefix: str, options) -> dict:
-    """Suggestions for what was typed, as the JSON object that --json prints."""
+def answering(context: Context) -> Callable[..., dict]:
+    """The model in use as a function, for whoever asks more than once:
+
+    `(prefix, history=(), profile=(), k=None)`, history oldest first -> the object that --json
+    prints.
+    """
+    model = context.configured("suggester")(context)
+    return functools.partial(_answer, model, opened.related(context, model.featurizer.spec))
+
+
+def _answer(
+    model: Suggester,
+    known: RelatedQueries,
+    prefix: str,
+    history: Sequence[str] = (),
+    profile: Sequence[str] = (),
+    k: int | None = None,
+) -> dict:
     import time
 
     from onesug_jax.logs.schema import normalise_prefix, normalise_query
     from onesug_jax.tasks.features import make_requests
 
     began = time.perf_counter()
-    history = [normalise_query(query) for query in reversed(options.history)]
+    history = [normalise_query(query) for query in reversed(history)]
     history = [query for query in dict.fromkeys(history) if query]
     prefix = normalise_prefix(prefix)
-    requests = make_requests(known, [prefix], [history], [options.profile])
-    found = model.suggest(requests, options.k)[0]
+    requests = make_requests(known, [prefix], [history], [profile])
+    found = model.suggest(requests, k)[0]
     return {
         "prefix": prefix,
         "history": history,
@@ -272,7 +302,7 @@ def _print_suggestions(answer: dict, as_json: bool) -> None:
     print(f"  in {answer['milliseconds']} ms", flush=True)
 
 
-def _prompt(model: Suggester, known: RelatedQueries, options) -> None:
+def _prompt(answered: Callable[[str], dict], options) -> None:
     """Reads prefixes until the end of input; a line `=query` is a search, which is remembered."""
     print("Type a prefix and press enter; =query adds a search to the history; ctrl-D ends.")
     while True:
@@ -285,7 +315,7 @@ def _prompt(model: Suggester, known: RelatedQueries, options) -> None:
             options.history = [*options.history, line[1:]]
             print(f"history, oldest first: {', '.join(options.history)}")
             continue
-        _print_suggestions(_answer(model, known, line, options), options.json)
+        _print_suggestions(answered(line), options.json)
 
 
 def suggest_flags(parser: argparse.ArgumentParser) -> None:

@@ -100,7 +100,8 @@ def model_description(context: Context, stage: str) -> dict:
 # What the first pillar leaves: whoever shows related queries or writes semantic ids reads it.
 ENCODER = ("encoder/*.json", "encoder/*.safetensors")
 IDS = ("semantic_ids/*.npy", "semantic_ids/*.npz", "semantic_ids/*.json")
-PRE = (*ENCODER, *IDS, "index/*")
+INDEX = (*ENCODER, *IDS, "index/*")
+PRE = (*INDEX, "ranking/*")
 
 
 def encoder(context: Context):
@@ -110,6 +111,12 @@ def encoder(context: Context):
     return TextEncoder.load(context.work.encoder)
 
 
+def encoder_in_use(context: Context) -> str:
+    """Its fingerprint, without loading it."""
+    with open(os.path.join(context.work.encoder, "alignment.json"), encoding="utf-8") as file:
+        return json.load(file)["fingerprint"]
+
+
 def semantic_ids(context: Context) -> SemanticIds:
     """The ids of all known queries, in the order of their texts."""
     from onesug_jax.represent.semantic_ids import SemanticIds
@@ -117,11 +124,15 @@ def semantic_ids(context: Context) -> SemanticIds:
     return SemanticIds.load(context.work.semantic_ids)
 
 
-def related(context: Context, spec) -> RelatedQueries:
+def related(context: Context, spec, profiles=None) -> RelatedQueries:
     """What requests are shown beside their words, as `spec` (a `FeatureSpec`) asks for it.
 
-    The text encoder is loaded when a text that the index does not hold is first met.
+    The text encoder is loaded when a text that the index does not hold is first met. `profiles`
+    (`logs.profiles.ProfileCounts`) stands in for what the rank stage left.
     """
+    from onesug_jax.logs import worth
+    from onesug_jax.logs.profiles import ProfileCounts
+    from onesug_jax.represent.ranking import Ranker
     from onesug_jax.represent.related import RelatedQueries
 
     work, config = context.work, context.configured("RelatedConfig")()
@@ -130,13 +141,22 @@ def related(context: Context, spec) -> RelatedQueries:
     from onesug_jax.represent.prefix_index import PrefixIndex
 
     loaded = functools.cache(lambda: encoder(context))
-    with open(os.path.join(work.encoder, "alignment.json"), encoding="utf-8") as file:
-        in_use = json.load(file)["fingerprint"]
+    in_use = encoder_in_use(context)
+    known = completions(context)
+    grades = None
+    if os.path.exists(os.path.join(work.ranking, worth.FILE)):
+        grades = worth.OrderGrades.load(work.ranking, len(known))
+    ranker = Ranker.load(work.ranking, expect_encoder=in_use)
+    if ranker is not None:
+        profiles = ProfileCounts.load(work.ranking, len(known))
     return RelatedQueries(
-        completions(context),
+        known,
         spec.related,
         config,
         index=PrefixIndex.load(work.index, expect={"encoder": in_use}),
         encode=lambda texts: loaded().encode(texts),
         soft=spec.soft,
+        ranker=ranker,
+        profiles=profiles,
+        grades=grades,
     )

@@ -1,11 +1,16 @@
-"""Stages of the first pillar: the aligned encoder, semantic ids, the index of prefixes."""
+"""Stages of the first pillar: the aligned encoder, semantic ids, the index of prefixes, and how
+what it finds is ranked.
+"""
 
 from __future__ import annotations
 
+import array
+import collections
 import os
 
 from onesug_jax.registry import Context
 from onesug_jax.stages import opened
+from onesug_jax.train import distributed
 
 EMBEDDINGS = "embeddings.npy"  # of all known queries, in the order of their texts, float16
 
@@ -34,7 +39,9 @@ def quantize(context: Context) -> None:
     opened.keep_compiled(context)
     work = context.work
     encoder, known = opened.encoder(context), opened.completions(context)
-    embeddings = _embed(encoder, known.queries, os.path.join(work.semantic_ids, EMBEDDINGS))
+    path = os.path.join(work.semantic_ids, EMBEDDINGS)
+    distributed.agreed(lambda: _embed(encoder, known.queries, path))
+    embeddings = np.load(path, mmap_mode="r")
     steps = context.settings["quantize.steps"]
     context.configured("quantize")(
         embeddings,
@@ -47,11 +54,12 @@ def quantize(context: Context) -> None:
         config=context.configured("RqVaeConfig")(),
         on_mismatch="restart",
     )
-    id_plots.write_plots(work.semantic_ids, embeddings)
+    if distributed.first():
+        id_plots.write_plots(work.semantic_ids, embeddings)
 
 
-def _embed(encoder, texts, path: str):
-    """Embeddings `[N, E]` of all texts, written block by block to `path`; a memory map."""
+def _embed(encoder, texts, path: str) -> None:
+    """Writes the embeddings `[N, E]` of all texts to `path`, block by block."""
     import numpy as np
 
     block = 16_384
@@ -63,7 +71,6 @@ def _embed(encoder, texts, path: str):
         if start:
             print(f"embedded {start + block:,} of {len(texts):,} queries", flush=True)
     out.flush()
-    return np.load(path, mmap_mode="r")
 
 
 def index(context: Context, *, precomputed: int = 16, vectors: str = "int8") -> None:
@@ -108,6 +115,63 @@ def index(context: Context, *, precomputed: int = 16, vectors: str = "int8") -> 
         f"{built.bytes_per_query:.0f} bytes a query",
         flush=True,
     )
+
+
+def rank(context: Context) -> None:
+    """The ranker of a prefix's candidates, what it knows of profiles, and how often each query led
+    to an order, into WORK_DIR/ranking.
+    """
+    import numpy as np
+
+    from onesug_jax.files import write_json
+    from onesug_jax.logs.profiles import ProfileCounts
+    from onesug_jax.logs.worth import OrderGrades, fold_of
+    from onesug_jax.represent import rank_training
+    from onesug_jax.tasks.features import FeatureSpec
+
+    work, known = context.work, opened.completions(context)
+    searches: collections.deque = collections.deque(maxlen=context.settings["rank.rows"])
+
+    outcomes = array.array("q"), array.array("b"), array.array("b")
+
+    def rows():
+        for search, ordered, visitor in _searches(os.path.join(work.log, "train.parquet")):
+            searches.append(search)
+            number = known.find(search.query)
+            for column, value in zip(outcomes, (number, ordered, fold_of(visitor)), strict=True):
+                column.append(value)
+            yield number, search.profile
+
+    profiles = ProfileCounts.from_rows(len(known), rows())
+    pools = opened.related(context, FeatureSpec(related=1, soft=False), profiles)
+    ranker, report = context.configured("rank")(
+        searches, pools, encoder_fingerprint=opened.encoder_in_use(context), seed=context.seed
+    )
+    OrderGrades.from_rows(len(known), *map(np.asarray, outcomes)).save(work.ranking)
+    if ranker is not None:
+        ranker.save(work.ranking)
+        profiles.save(work.ranking)
+    write_json(os.path.join(work.ranking, rank_training.REPORT), report)
+
+
+def _searches(train: str):
+    """Of every row of the train split: the search, whether it led to an order, and whose it is."""
+    import pyarrow as pa
+
+    from onesug_jax.logs.history import with_history
+    from onesug_jax.logs.schema import RECENT, profile_columns, visitors_of
+    from onesug_jax.represent.rank_training import Search
+
+    for batch in with_history([train], keep=train):
+        names = profile_columns(batch.schema)
+        values = [batch[name].cast(pa.string()).fill_null("").to_pylist() for name in names]
+        profiles = zip(*values, strict=True) if values else [()] * batch.num_rows
+        columns = (batch[name].to_pylist() for name in ("prefix", "query", RECENT, "ordered_items"))
+        whose = visitors_of(batch)
+        for prefix, query, recent, items, profile, visitor in zip(
+            *columns, profiles, whose, strict=True
+        ):
+            yield Search(prefix, query, recent or (), profile), bool(items), visitor
 
 
 def _numbers(texts, known):

@@ -26,7 +26,7 @@ from onesug_jax.stages import opened
 NOT_BETTER = 3  # exit code of an update that keeps M_t
 RECORD = "update.json"
 _KEPT = ("encoder", "vocab")  # folders that an update takes over as they are
-_STAGES = ("mine", "quantize", "index", "examples", "rewards", "rwr")
+_STAGES = ("mine", "quantize", "index", "rank", "examples", "rewards", "rwr")
 _DAY_MS = 86_400_000
 
 

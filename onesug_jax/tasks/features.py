@@ -2,7 +2,8 @@
 
 The order is the paper's (PAPER.md section 1, x_u = p, H_p, H_u, U):
 
-    <prefix> p <soft> <related> q1 <item> q2 .. <history> h1 <item> .. <profile> v1 <item> .. </s>
+    <prefix> p <soft> <worth> <related> q1 <worth> <item> q2 .. <history> h1 <item> ..
+    <profile> v1 <item> .. </s>
 
 A section without items leaves its marker out; the prefix's marker always stands. `<soft>` keeps the
 place of the enhanced prefix e_p*, a vector that the model projects (section 2.3); it is left out
@@ -36,6 +37,7 @@ class Request:
       related: queries related to the prefix, best first.
       profile: static profile values.
       vector: the enhanced prefix e_p*, `[E]`; None: there is none.
+      worth: grades of the related queries; none where nothing is known of orders.
     """
 
     prefix: str
@@ -43,6 +45,7 @@ class Request:
     related: Sequence[str] = ()
     profile: Sequence[str] = ()
     vector: np.ndarray | None = field(default=None, compare=False)
+    worth: Sequence[int] = ()
 
 
 class Context(Protocol):
@@ -53,10 +56,19 @@ class Context(Protocol):
         prefixes: Sequence[str],
         histories: Sequence[Sequence[str]],
         without: Sequence[str] | None = None,
+        profiles: Sequence[Sequence[str]] | None = None,
     ) -> list[list[str]]:
         """Related queries of each request, best first.
 
         `without` are the searched queries of training rows, which must not count themselves.
+        """
+
+    def worth(
+        self, related: Sequence[Sequence[str]], visitors: Sequence[str] | None = None
+    ) -> list[list[int]]:
+        """Grades of the related queries of each request, by how often they end in an order; empty
+        lists where the log tells of none. `visitors` of training rows, who must not grade
+        themselves.
         """
 
     def vectors(
@@ -78,9 +90,11 @@ def make_requests(
 ) -> list[Request]:
     """Requests with all that `context` adds to them; texts are normalised already."""
     related: Sequence[Sequence[str]] = [()] * len(prefixes)
+    worth: Sequence[Sequence[int]] = [()] * len(prefixes)
     vectors = None
     if context is not None and len(prefixes):
-        related, vectors = context.related(prefixes, histories), context.vectors(prefixes)
+        related = context.related(prefixes, histories, profiles=profiles)
+        worth, vectors = context.worth(related), context.vectors(prefixes)
     return [
         Request(
             prefix,
@@ -88,6 +102,7 @@ def make_requests(
             tuple(related[i]),
             tuple(profiles[i]),
             None if vectors is None else vectors[i],
+            tuple(worth[i]),
         )
         for i, prefix in enumerate(prefixes)
     ]
@@ -104,14 +119,16 @@ class FeatureSpec:
       history: most history queries (the paper: ten; more cost MRR).
       profile: whether the profile is shown.
       soft: whether the enhanced prefix e_p* is shown, as one soft token.
+      worth: whether related queries are shown with their grades.
     """
 
-    input_length: int = 128
+    input_length: int = 144
     target_length: int = 16
     related: int = 16
     history: int = 10
     profile: bool = True
     soft: bool = True
+    worth: bool = True
 
     def __post_init__(self):
         if self.input_length < 8 or self.target_length < 2 or min(self.related, self.history) < 0:
@@ -158,7 +175,10 @@ class Featurizer:
             )
             left -= len(profile)
         related, history = self._share(
-            request.related[: spec.related], request.history[: spec.history], left
+            request.related[: spec.related],
+            request.worth if spec.worth else (),
+            request.history[: spec.history],
+            left,
         )
         out += related
         out += history
@@ -185,30 +205,30 @@ class Featurizer:
         return out, room
 
     def _share(
-        self, related: Sequence[str], history: Sequence[str], room: int
+        self, related: Sequence[str], worth: Sequence[int], history: Sequence[str], room: int
     ) -> tuple[list[int], list[int]]:
         """The related and the history section; item by item they take turns at `room` ids."""
         markers = self.vocabulary.item_ids
+        grades = [[self.vocabulary.worth_ids[grade]] for grade in worth] or [[]] * len(related)
         sections: tuple[list[int], list[int]] = ([], [])
         waiting = [
-            (sections[0], markers["related"], iter(related)),
-            (sections[1], markers["history"], iter(history)),
+            (sections[0], markers["related"], iter(zip(related, grades, strict=False))),
+            (sections[1], markers["history"], iter((text, []) for text in history)),
         ]
         while waiting:
             still = []
-            for out, left, texts in waiting:
-                text = next(texts, None)
+            for out, left, items in waiting:
+                text, grade = next(items, (None, []))
                 if text is None:
                     continue
                 ids = self._text_ids(text)
                 if ids:
-                    if len(ids) >= room:
+                    if len(grade) + len(ids) >= room:
                         continue
-                    out.append(left[0])
-                    out += ids
-                    room -= len(ids) + 1
+                    out += [*grade, left[0], *ids]
+                    room -= len(grade) + 1 + len(ids)
                     left = left[1:] or left
-                still.append((out, left, texts))
+                still.append((out, left, items))
             waiting = still
         return sections
 

@@ -21,7 +21,8 @@ _PRESENT = np.zeros(0)  # stands for a vector: whether there is one is all that 
 class Row(NamedTuple):
     """One request and the query it ended in; lists newest or best first.
 
-    `soft` is the number of the enhanced prefix in the table of vectors, 0: none.
+    `worth` holds the grades of the related queries, if any; `soft` is the number of the enhanced
+    prefix in the table of vectors, 0: none.
     """
 
     prefix: str
@@ -29,6 +30,7 @@ class Row(NamedTuple):
     recent: list[str]
     related: list[str]
     profile: list[str]
+    worth: list[str]
     soft: int = 0
 
 
@@ -37,7 +39,8 @@ Kind = Callable[[Featurizer, Row], Example | None]
 
 def _request(row: Row) -> Request:
     vector = _PRESENT if row.soft else None
-    return Request(row.prefix, row.recent, row.related, row.profile, vector)
+    worth = tuple(map(int, row.worth))
+    return Request(row.prefix, row.recent, row.related, row.profile, vector, worth)
 
 
 def query(featurizer: Featurizer, row: Row) -> Example | None:

@@ -30,7 +30,7 @@ import pyarrow.parquet as pq
 
 from onesug_jax.errors import UserError
 from onesug_jax.logs.history import with_history
-from onesug_jax.logs.schema import RECENT, profile_columns
+from onesug_jax.logs.schema import RECENT, profile_columns, visitors_of
 from onesug_jax.tasks.features import Context, FeatureSpec, Featurizer
 from onesug_jax.tasks.kinds import ANY_PREFIX, KINDS, Kind, Row
 from onesug_jax.tasks.prefixes import PrefixDraw
@@ -277,7 +277,7 @@ def _blocks(
     # A split sees the history of its own file and of the splits before it, never of a later one.
     until = SPLITS.index(split) if split in SPLITS else len(SPLITS)
     files = [path for name, path in splits.items() if name == split or name in SPLITS[:until]]
-    profile = profile_columns(pq.read_schema(keep)) if spec.profile else []
+    profile = profile_columns(pq.read_schema(keep))
     for batch in with_history(files, keep=keep, history=spec.history):
         for start in range(0, batch.num_rows, BLOCK):
             rows = batch.slice(start, BLOCK)
@@ -287,22 +287,31 @@ def _blocks(
             if redraw is not None:
                 prefixes = redraw(rows["request_id"].to_pylist(), prefixes, queries)
             recent = rows[RECENT].to_pylist()
-            found: Sequence[Sequence[str]] = [()] * rows.num_rows
-            if context is not None and spec.related:
-                found = context.related(prefixes, recent, queries if split == "train" else None)
             own = queries if split == "train" else [None] * len(prefixes)
             numbers = [
                 soft.get((p, q)) or soft.get((p, None), 0)
                 for p, q in zip(prefixes, own, strict=True)
             ]
             values = [rows[name].cast(pa.string()).to_pylist() for name in profile]
-            profiles = zip(*values, strict=True) if values else [()] * rows.num_rows
+            profiles = [()] * rows.num_rows
+            if values:
+                profiles = [[v or "" for v in row] for row in zip(*values, strict=True)]
+            found: Sequence[Sequence[str]] = [()] * rows.num_rows
+            if context is not None and spec.related:
+                own_queries = queries if split == "train" else None
+                found = context.related(prefixes, recent, own_queries, profiles)
+                found = [row[: spec.related] for row in found]
+            worth: Sequence[Sequence[int]] = [()] * rows.num_rows
+            if context is not None and spec.worth:
+                visitors = visitors_of(rows) if split == "train" else None
+                worth = context.worth(found, visitors)
             fields = Row(
                 prefix=prefixes,
                 query=queries,
                 recent=map(_lines, recent),
-                related=map(_lines, (row[: spec.related] for row in found)),
+                related=map(_lines, found),
                 profile=map(_lines, profiles),
+                worth=("\n".join(map(str, row)) for row in worth),
                 soft=map(str, numbers),
             )
             yield {

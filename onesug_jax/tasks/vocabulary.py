@@ -4,8 +4,9 @@
 Text is cut by a SentencePiece unigram model with byte fallback, trained on the shop's own
 normalised queries, so that any text goes there and back unchanged. Behind the pieces stand the
 markers that open each item of the encoder input (PAPER.md section 1: prefix, related queries,
-history, profile) and one token for every (level, code) of the semantic ids (section 2.4). Ids that
-nothing uses fill the space up to a multiple of 128, which keeps the embedding table easy to shard.
+history, profile) or grade it, and one token for every (level, code) of the semantic ids
+(section 2.4). Ids that nothing uses fill the space up to a multiple of 128, which keeps the
+embedding table easy to shard.
 
 A pretrained model brings its own SentencePiece (`adopt`). Its table has more rows than there are
 pieces (sentinels, filling): the markers stand behind all of them, so every row keeps its meaning.
@@ -32,12 +33,14 @@ import sentencepiece
 
 from onesug_jax.errors import UserError
 from onesug_jax.files import whole
+from onesug_jax.logs.worth import GRADES
 
 PIECES_FILE = "pieces.model"
 VOCABULARY_FILE = "vocabulary.json"
 SECTIONS = ("related", "history", "profile")
 RANKS = 16  # items of a section with a marker of their own; those after share the last
 MARKERS = ("prefix", "soft", "ids", *(f"{s}{r}" for s in SECTIONS for r in range(1, RANKS + 1)))
+MARKERS += tuple(f"worth{grade}" for grade in range(GRADES))
 MINIMUM_PIECES = 320  # 256 bytes, three specials, and a few characters
 
 _ROUND = 128
@@ -84,6 +87,8 @@ class Vocabulary:
         self.ids_id = marker["ids"]  # opens a semantic id that is read
         # An item is opened by its section and rank in one: the best related query says so itself.
         self.item_ids = {s: [marker[f"{s}{r}"] for r in range(1, RANKS + 1)] for s in SECTIONS}
+        # A related query's grade stands before its marker (`logs.worth`).
+        self.worth_ids = [marker[f"worth{grade}"] for grade in range(GRADES)]
         self._sid_base = self.last_marker + 1
         used = self._sid_base + sid_levels * sid_codes
         self.size: int = -(-used // _ROUND) * _ROUND

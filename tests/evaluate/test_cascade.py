@@ -81,14 +81,14 @@ def test_statistics_are_those_of_a_plain_loop():
 def test_profile_lift_is_the_smoothed_log_ratio():
     rows, index = rows_of(300), Known().completions
     found = Statistics(rows, index, 3.0)
-    lift = found.profile_lift(np.arange(len(QUERIES)), ("f",))
+    lift = found.profiles.lift(np.arange(len(QUERIES)), ("f",))
     women = [row for row in rows if row.profile == ("f",)]
     for number, query in enumerate(QUERIES):
         share = (sum(row.query == query for row in rows) + 0.5) / len(rows)
         seen = sum(row.query == query for row in women)
         expected = math.log((seen + 5 * share) / ((len(women) + 5) * share))
         assert lift[number] == pytest.approx(expected)
-    assert not found.profile_lift(np.arange(3), ("unheard of",)).any()
+    assert not found.profiles.lift(np.arange(3), ("unheard of",)).any()
 
 
 def test_recall_takes_completions_and_neighbours_and_the_pre_rank_cuts():

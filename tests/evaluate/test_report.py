@@ -70,6 +70,20 @@ def test_headline_shows_both_and_their_ratio():
     assert len({len(line) for line in lines}) == 1
 
 
+def test_two_runs_and_how_far_the_second_is_ahead():
+    one, other = make_metrics(), make_metrics()
+    other["model"]["all"] |= {"hr@16": 70.0, "mrr@16": 30.0}
+    other["model"]["rare"]["n"] = 1000
+    lines = report.format_difference({"a": one, "b": other}).splitlines()
+    cells = {line.split()[0]: line.split()[1:] for line in lines[2:]}
+    assert lines[0].split() == "in per cent HR@16 a b ahead MRR@16 a b ahead requests".split()
+    assert cells["all"] == ["66.67", "70.00", "+3.33", "33.33", "30.00", "-3.33", "1,234"]
+    assert cells["order"][2] == "+0.00"
+    assert cells["click"] == ["-"] * 6 + ["0"], "no request of this kind"
+    assert cells["rare"][2] == cells["rare"][5] == "-", "not the same requests"
+    assert cells["rare"][6:] == ["1,234", "and", "1,000"]
+
+
 def test_headline_without_any_order():
     metrics = make_metrics()
     for name in metrics:

@@ -7,6 +7,7 @@ import pytest
 
 from onesug_jax.errors import UserError
 from onesug_jax.logs.completion import CompletionIndex
+from onesug_jax.logs.worth import OrderGrades, fold_of
 from onesug_jax.represent.related import RelatedConfig, RelatedQueries
 
 COUNTS = {"rug blue": 9, "rug red": 8, "rug green": 2, "run shoes": 5, "tent": 7, "tent blue": 1}
@@ -153,3 +154,27 @@ def test_a_training_row_does_not_see_itself():
 def test_settings_that_cannot_hold_are_named(wrong):
     with pytest.raises(UserError, match=next(iter(wrong))):
         RelatedConfig(**wrong)
+
+
+def test_grades_are_those_of_the_queries_and_leave_out_the_own_fold():
+    visitors = [f"u{i}" for i in range(40)]
+    folds = np.array([fold_of(visitor) for visitor in visitors])
+    # Everybody buys after "tent" but the visitors of fold 0, who never do.
+    numbers = np.full(40, QUERIES.index("tent"))
+    others = np.full(40, QUERIES.index("rug red"))
+    grades = OrderGrades.from_rows(
+        len(QUERIES),
+        np.concatenate([numbers, others]),
+        np.concatenate([folds != 0, folds < 0]),
+        np.concatenate([folds, folds]),
+    )
+    finder = RelatedQueries(
+        CompletionIndex.from_counts(list(COUNTS), list(COUNTS.values())), 2, grades=grades
+    )
+    (now,) = finder.worth([["tent", "rug red"]])
+    assert now[0] > now[1]
+    mine, theirs = visitors[int(np.argmax(folds == 0))], visitors[int(np.argmax(folds == 1))]
+    trained = finder.worth([["tent"], ["tent"]], [mine, theirs])
+    assert trained[0][0] >= now[0] >= trained[1][0]
+    assert finder.worth([[]]) == [[]]
+    assert known(1).worth([["tent"]]) == [[]], "nothing is known of orders"

@@ -108,6 +108,26 @@ def test_the_soft_token_follows_the_prefix_where_there_is_a_vector(vocabulary):
     assert featurizer.soft([Request("x")]) is None
 
 
+def test_grades_stand_before_the_markers_of_their_queries(vocabulary):
+    v, graded = vocabulary, Request("le", ["blue"], ["red", "lego"], worth=[7, 2])
+    related, history = v.item_ids["related"], v.item_ids["history"]
+    expected = [v.prefix_id, *v.encode("le")]
+    expected += [v.worth_ids[7], related[0], *v.encode("red")]
+    expected += [v.worth_ids[2], related[1], *v.encode("lego")]
+    expected += [history[0], *v.encode("blue"), v.eos_id]
+    assert Featurizer(v, FeatureSpec()).inputs(graded).tolist() == expected
+    without = Request("le", ["blue"], ["red", "lego"])
+    plain = Featurizer(v, FeatureSpec()).inputs(without).tolist()
+    assert Featurizer(v, FeatureSpec(worth=False)).inputs(graded).tolist() == plain
+    assert not set(v.worth_ids) & set(plain)
+    # A grade never stands without its query, and counts towards the length.
+    for length in range(8, 30):
+        cut = Featurizer(v, FeatureSpec(input_length=length)).inputs(graded).tolist()
+        assert len(cut) <= length
+        for place, token in enumerate(cut):
+            assert token not in v.worth_ids or cut[place + 1] in related
+
+
 def test_ids_are_written_and_read_as_tokens(vocabulary):
     featurizer = Featurizer(vocabulary, FeatureSpec())
     tokens = [vocabulary.sid(0, 2), vocabulary.eos_id]
@@ -118,14 +138,18 @@ def test_ids_are_written_and_read_as_tokens(vocabulary):
 
 def test_requests_are_made_with_all_that_is_known():
     class Known:
-        def related(self, prefixes, histories, without=None):
+        def related(self, prefixes, histories, without=None, profiles=None):
             return [[p, *h] for p, h in zip(prefixes, histories, strict=True)]
+
+        def worth(self, related, visitors=None):
+            return [[len(texts)] for texts in related]
 
         def vectors(self, prefixes, without=None):
             return np.array([[len(p)] for p in prefixes])
 
     made = make_requests(Known(), ["a", "bc"], [["x"], []], [["f"], []])
-    assert made == [Request("a", ("x",), ("a", "x"), ("f",)), Request("bc", (), ("bc",), ())]
+    first = Request("a", ("x",), ("a", "x"), ("f",), worth=(2,))
+    assert made == [first, Request("bc", (), ("bc",), (), worth=(1,))]
     assert [request.vector.tolist() for request in made] == [[1], [2]]
     assert make_requests(None, ["a"], [[]], [[]]) == [Request("a")]
     assert make_requests(Known(), [], [], []) == []
@@ -144,15 +168,15 @@ def test_a_batch_is_its_rows_padded(vocabulary):
     featurizer = Featurizer(vocabulary, FeatureSpec())
     requests = [Request("le", ["red"] * n, ["lego"], ["m"]) for n in range(5)]
     batch = featurizer.batch(requests)
-    assert batch.shape == (5, 128) and batch.dtype == np.int32
+    assert batch.shape == (5, 144) and batch.dtype == np.int32
     short = featurizer.batch(requests, length=64)
     for row, cut, request in zip(batch, short, requests, strict=True):
         ids = featurizer.inputs(request)
-        np.testing.assert_array_equal(row, np.pad(ids, (0, 128 - len(ids))))
+        np.testing.assert_array_equal(row, np.pad(ids, (0, 144 - len(ids))))
         np.testing.assert_array_equal(cut, row[:64])
     with pytest.raises(ValueError, match="more than length=4"):
         featurizer.batch(requests, length=4)
-    assert featurizer.batch([]).shape == (0, 128)
+    assert featurizer.batch([]).shape == (0, 144)
 
 
 def test_asking_twice_gives_the_same(vocabulary):

@@ -1,0 +1,141 @@
+"""How a prefix's candidates are ranked: a small network over what is known of each of them.
+
+    score(q) = w_2 . silu(W_1 z + b_1),    z = (features(q) - mean) / scale
+
+The features are how often the query was searched, how like it is to what this user searched before
+(by the aligned encoder and by shared words), and how much likelier people of this profile search
+it. `rank_training` learns the weights from the log's own searches. Numpy only: serving reads this.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+from collections.abc import Sequence
+
+import numpy as np
+
+from onesug_jax.errors import UserError
+from onesug_jax.files import whole
+
+FILE = "ranker.npz"
+FEATURES = (
+    "log_count",  # searches of the query
+    "log_place",  # its place in the pool by searches
+    "typed",  # whether it starts with the prefix as it was typed
+    "prefix_length",
+    "missing",  # characters still to be typed
+    "words",
+    "past",  # queries in the user's history
+    "cosine_most",  # likeness to the history by the encoder: of the most like query ..
+    "cosine_latest",  # .. the newest ..
+    "cosine_mean",  # .. on average, and of the most like where older ones count less
+    "cosine_decayed",
+    "overlap_most",  # the same by shared words
+    "overlap_latest",
+    "repeated",  # whether the history holds it, and 1 / (1 + how far back)
+    "repeated_place",
+    "profile",  # log of how much likelier it is under the profile
+)
+_DECAY = 0.95
+
+
+@dataclasses.dataclass(frozen=True)
+class Candidates:
+    """What is known of the n candidates of a request whose user searched H queries before.
+
+    Attributes:
+      counts: `[n]`, searches; fractions where a slip of the finger was corrected.
+      typed: `[n]`, whether each starts with the prefix as it was typed.
+      lengths, words: `[n]`, characters and words of each.
+      cosines, overlaps: `[n, H]`, likeness to each earlier query, newest first.
+      same: `[n, H]`, whether it is that query.
+      lift: `[n]`, log of how much likelier it is under the user's profile.
+      prefix_length: characters typed.
+    """
+
+    counts: np.ndarray
+    typed: np.ndarray
+    lengths: np.ndarray
+    words: np.ndarray
+    cosines: np.ndarray
+    overlaps: np.ndarray
+    same: np.ndarray
+    lift: np.ndarray
+    prefix_length: int
+
+    def features(self) -> np.ndarray:
+        """float32 `[n, F]`, in the order of FEATURES."""
+        n, past = self.cosines.shape
+        place = np.empty(n)
+        place[np.argsort(-self.counts, kind="stable")] = np.arange(n)
+        nothing, one = np.zeros(n), np.ones(n)
+        back = 1 / (1.0 + np.arange(past))
+        columns = {
+            "log_count": np.log(self.counts),
+            "log_place": np.log1p(place),
+            "typed": self.typed,
+            "prefix_length": one * self.prefix_length,
+            "missing": self.lengths - self.prefix_length,
+            "words": self.words,
+            "past": one * past,
+            "cosine_most": self.cosines.max(axis=1, initial=0.0),
+            "cosine_latest": self.cosines[:, 0] if past else nothing,
+            "cosine_mean": self.cosines.mean(axis=1) if past else nothing,
+            "cosine_decayed": (self.cosines * _DECAY ** np.arange(past)).max(axis=1, initial=0.0),
+            "overlap_most": self.overlaps.max(axis=1, initial=0.0),
+            "overlap_latest": self.overlaps[:, 0] if past else nothing,
+            "repeated": self.same.any(axis=1),
+            "repeated_place": (self.same * back).max(axis=1, initial=0.0),
+            "profile": self.lift,
+        }
+        return np.stack([columns[name] for name in FEATURES], axis=1).astype(np.float32)
+
+
+@dataclasses.dataclass(frozen=True)
+class Ranker:
+    """The network.
+
+    Attributes:
+      mean, scale: `[F]`; first `[F, H]`, bias `[H]`, last `[H]`: all float32.
+      encoder: fingerprint of the text encoder behind the cosines.
+    """
+
+    mean: np.ndarray
+    scale: np.ndarray
+    first: np.ndarray
+    bias: np.ndarray
+    last: np.ndarray
+    encoder: str
+
+    def __call__(self, features: np.ndarray) -> np.ndarray:
+        """Scores `[n]` of candidates `[n, F]`: log-probabilities but for a constant."""
+        hidden = (features - self.mean) / self.scale @ self.first + self.bias
+        return hidden / (1 + np.exp(-hidden)) @ self.last
+
+    def save(self, folder: str) -> None:
+        """Into folder/ranker.npz."""
+        with whole(os.path.join(folder, FILE)) as file:
+            np.savez(file, features=np.array(FEATURES), **dataclasses.asdict(self))
+
+    @classmethod
+    def load(cls, folder: str, *, expect_encoder: str) -> Ranker | None:
+        """The ranker in `folder`; None where none was trained.
+
+        Raises:
+          UserError: it was trained on another encoder's vectors, or on other features.
+        """
+        path = os.path.join(folder, FILE)
+        if not os.path.exists(path):
+            return None
+        with np.load(path) as saved:
+            stored = {name: saved[name] for name in saved.files}
+        features, encoder = tuple(stored.pop("features").tolist()), str(stored.pop("encoder"))
+        _same(path, "features", FEATURES, features)
+        _same(path, "the vectors of encoder", expect_encoder, encoder)
+        return cls(encoder=encoder, **stored)
+
+
+def _same(path: str, what: str, wanted: Sequence[str], found: Sequence[str]) -> None:
+    if found != wanted:
+        raise UserError(f"{path} ranks by {what} {found}, in use are {wanted}: run rank again.")
