@@ -106,6 +106,26 @@ def format_runs(runs: Mapping[str, Metrics], *, k: int = 16) -> str:
     return _table([*rows, ("requests", *counts)])
 
 
+def format_difference(runs: Mapping[str, Metrics], *, k: int = 16) -> str:
+    """HR@k and MRR@k of the models of two runs by slice, and how many points the second is ahead.
+
+    A dash where the two were scored on different numbers of requests, or on none.
+    """
+    (first, one), (second, other) = ((name, metrics["model"]) for name, metrics in runs.items())
+    metrics = (f"hr@{k}", f"mrr@{k}")
+    heads = [head for metric in metrics for head in (f"{metric.upper()} {first}", second, "ahead")]
+    rows = [("in per cent", *heads, "requests")]
+    for label in (label for label in one if label in other):
+        counts = dict.fromkeys(slices[label]["n"] for slices in (one, other))
+        cells = [label]
+        for metric in metrics:
+            pair = one[label][metric], other[label][metric]
+            known = len(counts) == 1 and None not in pair
+            cells += [*map(_number, pair), f"{pair[1] - pair[0]:+.2f}" if known else "-"]
+        rows.append((*cells, " and ".join(f"{count:,}" for count in counts)))
+    return _table(rows)
+
+
 def format_lists(examples: Sequence[Mapping], *, top: int = 5) -> str:
     """A few suggestion lists as text.
 

@@ -8,6 +8,7 @@ spoilt is saved.
 
 import math
 import os
+import time
 from collections import deque
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -37,6 +38,7 @@ from onesug_jax.train.step import (
 # Steps handed to the devices ahead of the one they work on: keeps them busy, and bounds what waits
 # in memory.
 AHEAD = 2
+_LOOK = 0.0005  # seconds between two looks at what comes first, the next batch or idle devices
 
 
 class NonFiniteLoss(UserError):
@@ -107,7 +109,8 @@ def fit(
       fingerprint: settings under which a checkpoint may be gone on from; `stage`, `seed` and
         `accumulation` are always among them. `on_mismatch`: "raise", or "restart": delete what is
         there and begin anew.
-      profile_steps: (first, last) updates to trace into `folder/profile`, 1 being the first.
+      profile_steps: (first, last) updates to trace into `folder/profile`, 1 being the first; a run
+        that goes on beyond the first traces those that are left.
       flops_per_example, peak_flops: for the utilisation; FLOP/s of one device.
 
     Raises:
@@ -124,6 +127,16 @@ def fit(
         raise UserError(f'on_mismatch={on_mismatch!r}: expected "raise" or "restart".')
     if best_metric and not (evaluate_every and evaluate_fn):
         raise UserError(f"best_metric={best_metric!r} needs evaluate_every and an evaluation.")
+    match profile_steps:
+        case None:
+            pass
+        case [int(first), int(last)] if 1 <= first <= min(last, steps):
+            pass
+        case _:
+            raise UserError(
+                f"profile_steps={profile_steps}: expected (first, last) with 1 <= first <= last, "
+                f"and first at most {steps}, the number of steps."
+            )
     folder = os.fspath(folder)
     settings = {
         "stage": stage.name,
@@ -181,7 +194,7 @@ def fit(
             report,
             batches,
             Interruption() as interruption,
-            Profile(folder, profile_steps) as profile,
+            Profile(folder, profile_steps, report.clock) as profile,
         ):
             if start:
                 report.say(f"{stage.name}: going on from step {start} of {steps}")
@@ -227,6 +240,8 @@ def fit(
             done = start
             while done < steps and not gave_up():
                 profile.before(done + 1)
+                while not batches.ready() and _busy(running):
+                    time.sleep(_LOOK)  # no batch yet, but nobody waits for it either
                 with clock.apart("data"):
                     size, read, shape, batch = batches.get(done)
                 if shape in compiled:
@@ -271,6 +286,11 @@ def fit(
                 )
             checkpoints.wait()
             return result(done)
+
+
+def _busy(running: deque) -> bool:
+    """Whether the devices still work on an update handed to them."""
+    return bool(running) and not all(x.is_ready() for x in jax.tree.leaves(running[-1]))
 
 
 def _prepare(stage: Stage, mesh: Mesh, local: Mapping[str, np.ndarray]):

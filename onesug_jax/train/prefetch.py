@@ -29,7 +29,15 @@ class Prefetch:
         """The value for `step`; steps are asked for one after another. Raises what `make`
         raised.
         """
+        self._submit()
+        return self._waiting.popleft().result()
+
+    def ready(self) -> bool:
+        """Whether the next `get` would return, or raise, at once."""
+        self._submit()
+        return self._waiting[0].done()
+
+    def _submit(self) -> None:
         while len(self._waiting) <= self._depth and self._next < self._stop:
             self._waiting.append(self._pool.submit(self._make, self._next))
             self._next += 1
-        return self._waiting.popleft().result()

@@ -1,7 +1,8 @@
 """What a run tells: a progress line, `metrics.jsonl`, TensorBoard event files. Without TensorFlow.
 
-Throughput leaves out compiling, evaluating and saving. The goodput is the share of all time that
-went to steps, so waiting for data counts against it too. Model FLOPs utilisation is
+Throughput leaves out compiling, evaluating, saving and tracing. The goodput is the share of all
+time that went to steps, so waiting for data, which leaves the devices idle, counts against it too;
+`share/data`, `share/compile`, .. say where the rest went. Model FLOPs utilisation is
 examples/s * FLOPs an example / (devices * peak FLOP/s), for the FLOPs and peak the caller gives.
 """
 
@@ -21,6 +22,8 @@ from onesug_jax.errors import UserError
 
 # Logged, but not worth a place on the progress line.
 QUIET = ("loss", "weight", "grad_norm", "learning_rate")
+# What takes time besides steps, and is told even where it took none.
+APART = ("data", "compile", "evaluate", "save")
 
 
 def _loud(metric: str) -> bool:
@@ -52,6 +55,15 @@ class Clock:
     def without(self, *what: str) -> float:
         """Seconds since the start, less those spent on `what`."""
         return self.total() - sum(self.spent.get(name, 0.0) for name in what)
+
+    def shares(self) -> dict[str, float]:
+        """Of all seconds since the start: the `goodput`, those in steps, and the `share/..` of all
+        else; they add up to 1.
+        """
+        total = max(self.total(), 1e-9)
+        apart = {f"share/{what}": self.spent.get(what, 0.0) / total for what in APART}
+        apart |= {f"share/{what}": seconds / total for what, seconds in self.spent.items()}
+        return {"goodput": 1 - sum(apart.values()), **apart}
 
 
 class Window:
@@ -149,7 +161,8 @@ class Report:
         compile.
         """
         clock, seen = self.clock, self._seen
-        self._seen = (clock.without("compile", "evaluate", "save"), examples, tokens or 0)
+        idle = clock.spent.keys() - {"data"}
+        self._seen = (clock.without(*idle), examples, tokens or 0)
         seconds, new, read = (now - before for now, before in zip(self._seen, seen, strict=True))
         rates = {}
         if new and seconds > 0:  # otherwise the window was all compiling
@@ -159,7 +172,7 @@ class Report:
             if all(self._flops):
                 flops, peak = self._flops
                 rates["mfu"] = new / seconds * flops / (peak * self._devices)
-        rates["goodput"] = clock.without(*clock.spent) / max(clock.total(), 1e-9)
+        rates |= clock.shares()
         self._record(step, "train", {**metrics, **rates})
         pace = clock.without("compile") / max(step - self._start, 1)
         words = [
@@ -173,6 +186,7 @@ class Report:
         ):
             words += [form.format(rates[key])] if key in rates else []
         words += [f"mfu {rates['mfu']:.1%}"] if "mfu" in rates else []
+        words += [f"goodput {rates['goodput']:.0%}"]
         words += [f"left {_duration(pace * (self._steps - step))}"]
         self._print("  ".join(words), stay=self._tty and step < self._steps)
 
@@ -218,14 +232,13 @@ class Report:
 
 
 class Profile:
-    """Traces updates first..last with `jax.profiler` into `folder/profile`."""
+    """Traces updates first..last with `jax.profiler` into `folder/profile`; starting and writing
+    the trace counts as "profile" on the `clock`.
+    """
 
-    def __init__(self, folder: str, steps: tuple[int, int] | None):
+    def __init__(self, folder: str, steps: tuple[int, int] | None, clock: Clock):
         self._folder, self._steps, self._open = os.path.join(folder, "profile"), steps, False
-        if steps and not 1 <= steps[0] <= steps[1]:
-            raise UserError(
-                f"profile_steps={steps}: expected (first, last) with 1 <= first <= last."
-            )
+        self._clock = clock
 
     def __enter__(self) -> "Profile":
         return self
@@ -235,8 +248,9 @@ class Profile:
 
     def before(self, step: int) -> None:
         """Start the trace if `step` is the first to trace."""
-        if self._steps and step == self._steps[0]:
-            jax.profiler.start_trace(self._folder)
+        if self._steps and not self._open and self._steps[0] <= step <= self._steps[1]:
+            with self._clock.apart("profile"):
+                jax.profiler.start_trace(self._folder)
             self._open = True
 
     def after(self, step: int, metrics: Any) -> None:
@@ -248,7 +262,8 @@ class Profile:
     def _close(self) -> None:
         if self._open:
             self._open = False
-            jax.profiler.stop_trace()
+            with self._clock.apart("profile"):
+                jax.profiler.stop_trace()
             if jax.process_index() == 0:
                 print(f"trace of the chosen steps: {self._folder}", flush=True)
 

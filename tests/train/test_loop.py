@@ -3,11 +3,14 @@
 import json
 import os
 import signal
+import time
+import types
 
 import numpy as np
 import pytest
 
 from onesug_jax.errors import UserError
+from onesug_jax.train import loop
 from onesug_jax.train.checkpoint import load_params, saved_steps
 from onesug_jax.train.interruption import Interruption
 from onesug_jax.train.loop import NonFiniteLoss, Preempted, fit
@@ -241,6 +244,41 @@ def test_another_configuration_is_told_or_starts_over(train, toy, tmp_path):
 def test_a_trace_of_chosen_steps(train, tmp_path):
     train(tmp_path, steps=5, profile_steps=(3, 4))
     assert list((tmp_path / "profile").rglob("*.xplane.pb"))
+    assert rows(tmp_path)[-1]["share/profile"] > 0
+
+
+@pytest.mark.parametrize("span", [(0, 3), (4, 3), (6, 9), [3], 3])
+def test_steps_that_cannot_be_traced_are_told(train, tmp_path, span):
+    with pytest.raises(UserError, match=r"expected \(first, last\).*at most 5"):
+        train(tmp_path, steps=5, profile_steps=span)
+
+
+def test_a_run_that_goes_on_within_the_chosen_steps_traces_the_rest(train, tmp_path):
+    train(tmp_path, steps=4)
+    train(tmp_path, steps=8, profile_steps=(3, 6))
+    assert list((tmp_path / "profile").rglob("*.xplane.pb"))
+
+
+@pytest.mark.parametrize("busy", [True, False])
+def test_waiting_for_data_counts_where_the_devices_are_idle(
+    train, toy, tmp_path, busy, monkeypatch
+):
+    def batch_at(step):
+        time.sleep(0.02)
+        return toy.make_batch_at()(step)
+
+    monkeypatch.setattr(loop, "_busy", lambda running: busy)
+    train(tmp_path, steps=40, batch_at=batch_at, log_every=40, checkpoint_every=100)
+    last = rows(tmp_path)[-1]
+    more, less = ("goodput", "share/data") if busy else ("share/data", "goodput")
+    assert last[more] > 4 * last[less]
+
+
+def test_devices_are_busy_until_the_last_update_handed_to_them_is_done():
+    done, under_way = ({"loss": types.SimpleNamespace(is_ready=lambda x=x: x)} for x in (1, 0))
+    assert not loop._busy([])
+    assert not loop._busy([under_way, done])
+    assert loop._busy([done, under_way])
 
 
 def test_wrong_settings_and_broken_data_are_told(train, toy, tmp_path):

@@ -57,6 +57,29 @@ def test_rates_leave_out_what_is_no_training(tmp_path):
     assert (second["examples_per_s"], second["tokens_per_s"]) == (4, 80)
 
 
+def test_goodput_and_the_other_shares_say_where_the_time_went(tmp_path):
+    time, stream = Time(), io.StringIO()
+    with report(tmp_path, time, stream=stream) as told:
+        told.progress(5, {"loss": 1.0}, examples=0)
+        for what, seconds in (("compile", 20), ("data", 4), ("save", 1), ("profile", 5)):
+            with told.clock.apart(what):
+                time.now += seconds
+        time.now += 70
+        told.progress(10, {"loss": 1.0}, examples=8)
+    last = rows(tmp_path)[-1]
+    shares = {name: value for name, value in last.items() if name.startswith("share/")}
+    assert shares == {
+        "share/data": 0.04,
+        "share/compile": 0.2,
+        "share/evaluate": 0.0,
+        "share/save": 0.01,
+        "share/profile": 0.05,
+    }
+    assert last["goodput"] == pytest.approx(0.7) == 1 - sum(shares.values())
+    assert last["examples_per_s"] == pytest.approx(8 / 74), "writing a trace is no training"
+    assert "goodput 70%" in stream.getvalue().splitlines()[-1]
+
+
 def test_the_progress_line(tmp_path):
     time, stream = Time(), io.StringIO()
     with report(tmp_path, time, stream=stream) as told:
@@ -64,7 +87,8 @@ def test_the_progress_line(tmp_path):
         told.progress(10, {"loss": 1.25, "grad_norm": 9.0, "accuracy": 0.5}, 5000, 80_000)
     line = stream.getvalue()
     assert line == (
-        "toy  10/100  loss 1.2500  accuracy 0.5  500 examples/s  8,000 tokens/s  left 1m30s\n"
+        "toy  10/100  loss 1.2500  accuracy 0.5  500 examples/s  8,000 tokens/s  "
+        "goodput 100%  left 1m30s\n"
     )
 
 
@@ -129,3 +153,5 @@ print("tensorflow" in sys.modules)
         (40, pytest.approx(40.2)),
     ]
     assert [(e.step, e.value) for e in events.Scalars("evaluate/mrr")] == [(40, 0.25)]
+    for share in ("goodput", "share/data", "share/compile", "share/evaluate", "share/save"):
+        assert [e.step for e in events.Scalars(f"train/{share}")] == [10, 20, 30, 40]

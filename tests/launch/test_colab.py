@@ -1,0 +1,134 @@
+"""The notebook: runs on a small shop from top to bottom, tells mistakes, and is kept without
+outputs.
+"""
+
+import json
+import os
+import shutil
+
+import jax
+import pytest
+
+from onesug_jax import main
+from tests.test_pipeline import SMALL
+
+nbformat = pytest.importorskip("nbformat", reason="needs nbformat: pip install 'onesug_jax[dev]'")
+nbclient = pytest.importorskip("nbclient", reason="needs nbclient: pip install 'onesug_jax[dev]'")
+pytest.importorskip("ipykernel", reason="needs ipykernel: pip install 'onesug_jax[dev]'")
+
+# Enough for a report and lists; what is learnt does not matter here.
+QUICK = [
+    *SMALL,
+    "--gin.STEPS=2",
+    "--gin.simulate.requests=400",
+    "--gin.simulate.distinct=100",
+    "--gin.align.steps=0",
+    "--gin.align.recall_pairs=0",
+    "--gin.quantize.method=rq_kmeans",
+    "--gin.FeatureSpec.soft=False",
+    "--gin.pretrain.evaluate_every=0",
+    "--gin.rwr.steps=0",
+]
+
+
+@pytest.fixture(scope="module")
+def work(tmp_path_factory):
+    """A WORK_DIR that `run` has filled, on one device."""
+    folder = tmp_path_factory.mktemp("shop") / "work"
+    first = jax.devices()[:1]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(jax, "devices", lambda *_: first)
+        assert main.main(["run", f"--gin.WORK_DIR={folder}", *QUICK]) == 0
+    return folder
+
+
+@pytest.fixture(scope="module")
+def path(project_root):
+    return project_root / "launch" / "evaluate_colab.ipynb"
+
+
+def runner(path, project_root, **values):
+    """The notebook, its parameters replaced, and what executes it in a fresh kernel."""
+    notebook = nbformat.read(path, as_version=4)
+    [cell] = [c for c in notebook.cells if "parameters" in c.metadata.get("tags", ())]
+    names = {line.split(" = ")[0] for line in cell.source.splitlines()}
+    assert values.keys() <= names
+    cell.source += "".join(f"\n{name} = {value!r}" for name, value in values.items())
+    kernel = {"metadata": {"path": str(project_root)}}
+    return notebook, nbclient.NotebookClient(
+        notebook, timeout=300, kernel_name="python3", resources=kernel
+    )
+
+
+def printed(notebook):
+    """What each code cell printed, one text a cell."""
+    return [
+        "".join(o.text for o in cell.outputs if o.output_type == "stream" and o.name == "stdout")
+        for cell in notebook.cells
+        if cell.cell_type == "code"
+    ]
+
+
+def pictures(notebook):
+    return [
+        output.data["image/png"]
+        for cell in notebook.cells
+        if cell.cell_type == "code"
+        for output in cell.outputs
+        if output.output_type == "display_data" and "image/png" in output.data
+    ]
+
+
+def test_table_plots_lists_and_two_runs(work, path, project_root, tmp_path):
+    other = shutil.copytree(work, tmp_path / "other")
+    metrics = json.loads((other / "report" / "metrics.json").read_text())
+    metrics["model"]["all"]["mrr@16"] -= 1.5
+    (other / "report" / "metrics.json").write_text(json.dumps(metrics))
+    given = {"WORK_DIR": str(work), "OTHER_WORK_DIR": str(other), "HISTORY": ["lamp"]}
+    notebook, client = runner(path, project_root, PREFIX="S", **given)
+    client.execute()
+    texts = printed(notebook)
+    told = "\n".join(texts)
+
+    [table] = [text for text in texts if "ratio" in text]
+    assert "most popular" in table and "with an order" in table
+    [slices] = [text for text in texts if text.startswith("MRR@16")]
+    assert "prefix_2_3" in slices and "HR@16" in slices
+    assert len(pictures(notebook)) == 4, "by prefix length and by slice, for rivals and for runs"
+
+    one, both = [text for text in texts if text.startswith("typed: 's'   history: lamp")]
+    first = [line.split("  ")[1].strip() for line in one.splitlines()[3:] if line.strip()]
+    assert first and all(query.startswith("s") for query in first)
+    assert both.splitlines()[1].split() == ["work", "other"]
+
+    [row] = [line for line in told.splitlines() if line.startswith("all  ") and "-1.50" in line]
+    assert row.split()[3] == "+0.00", "HR@16 is the same"
+
+
+def test_a_work_dir_without_a_report_is_told(path, project_root, tmp_path):
+    _, client = runner(path, project_root, WORK_DIR=str(tmp_path))
+    with pytest.raises(nbclient.exceptions.CellExecutionError) as failed:
+        client.execute()
+    assert failed.value.ename == "UserError"
+    assert str(tmp_path / "report" / "metrics.json") in failed.value.evalue
+    assert "run evaluate first" in failed.value.evalue
+    shown = failed.value.traceback
+    assert "error: " in shown and "site-packages" not in shown and "line " not in shown
+
+
+def test_a_project_that_is_nowhere_is_told(path, tmp_path):
+    """A kernel that cannot import the project, and a checkout that is none."""
+    _, client = runner(path, tmp_path, INSTALL_FROM=str(tmp_path))
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    with pytest.raises(nbclient.exceptions.CellExecutionError, match="found no checkout"):
+        client.execute(env=environment)
+
+
+def test_it_is_kept_without_outputs_and_explains_every_cell(path):
+    notebook = nbformat.read(path, as_version=4)
+    nbformat.validate(notebook)
+    for before, cell in zip([None, *notebook.cells], notebook.cells, strict=False):
+        if cell.cell_type == "code":
+            assert cell.outputs == [] and cell.execution_count is None
+            assert before.cell_type == "markdown", "a sentence before every cell"
+            assert len(cell.source.splitlines()) <= 20, "short cells: the library does the work"
