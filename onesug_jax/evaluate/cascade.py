@@ -96,6 +96,7 @@ class CascadeConfig:
         query of it counts.
       newest: share of the train split's rows, its newest, that the ranker learns from.
       half_life_days: of the recency-weighted counts.
+      orders: how much more a row that ended in an order weighs than another.
       trees, leaves, learning_rate, least: of LambdaMART; `least` rows a leaf. Fewer trees are used
         where the last tenth of the rows says so.
     """
@@ -107,16 +108,18 @@ class CascadeConfig:
     decay: float = 0.95
     newest: float = 0.4
     half_life_days: float = 7.0
+    orders: float = 1.0
     trees: int = 600
     leaves: int = 31
     learning_rate: float = 0.05
     least: int = 50
 
     def __post_init__(self) -> None:
-        if min(self.recalled, self.kept, self.trees) < 1 or not 0 < self.newest < 1:
+        wrong = min(self.recalled, self.kept, self.trees) < 1 or not 0 < self.newest < 1
+        if wrong or not self.orders > 0:
             raise UserError(
-                f"CascadeConfig: expected recalled, kept and trees of at least 1 and newest "
-                f"between 0 and 1, found {self}."
+                f"CascadeConfig: expected recalled, kept and trees of at least 1, newest between "
+                f"0 and 1 and orders above 0, found {self}."
             )
 
 

@@ -1,7 +1,9 @@
 """Training the cascade's ranker: LambdaMART on the newest rows of the train split.
 
 Features come from `cascade.Cascade` over the statistics of the rows before those, so that no count
-knows its own row. Labels are the levels of what was searched: CLICK 1, ITEM_CLICK 2, ORDER 3.
+knows its own row. Labels are the levels of what was searched: CLICK 1, ITEM_CLICK 2, ORDER 3. With
+one relevant query a list the label alone changes nothing; what orders weigh against clicks is
+`CascadeConfig.orders`.
 """
 
 from __future__ import annotations
@@ -63,7 +65,7 @@ def train(rows: Sequence[Row], known: Known, config: CascadeConfig, out: str, se
     before = Cascade(
         known, Statistics(rows[:cut], known.completions, config.half_life_days), config
     )
-    tables, grades, groups = [], [], []
+    tables, grades, groups, weights = [], [], [], []
     began = said = time.monotonic()
     for done, row in enumerate(rows[cut:]):
         alone = known.alone([row.prefix], [row.query])[0]
@@ -77,6 +79,7 @@ def train(rows: Sequence[Row], known: Known, config: CascadeConfig, out: str, se
             tables.append(features)
             grades.append(np.where(hit, GRADE[row.level], 0))
             groups.append(len(numbers))
+            weights.append(config.orders if row.level == Level.ORDER else 1.0)
         if time.monotonic() - said > _SECONDS_A_LINE:
             said = time.monotonic()
             print(
@@ -91,8 +94,16 @@ def train(rows: Sequence[Row], known: Known, config: CascadeConfig, out: str, se
     held = max(len(groups) // 10, 1)
     inside = sum(groups[:-held])
     table, grade = np.concatenate(tables), np.concatenate(grades)
+    weight = np.repeat(weights, groups)
     fit = library.Dataset(
-        table[:inside], grade[:inside], group=groups[:-held], feature_name=list(FEATURES)
+        table[:inside],
+        grade[:inside],
+        group=groups[:-held],
+        weight=weight[:inside],
+        feature_name=list(FEATURES),
+    )
+    judge = fit.create_valid(
+        table[inside:], grade[inside:], group=groups[-held:], weight=weight[inside:]
     )
     ranker = library.train(
         {
@@ -109,7 +120,7 @@ def train(rows: Sequence[Row], known: Known, config: CascadeConfig, out: str, se
         },
         fit,
         num_boost_round=config.trees,
-        valid_sets=[fit.create_valid(table[inside:], grade[inside:], group=groups[-held:])],
+        valid_sets=[judge],
         callbacks=[library.early_stopping(50, verbose=False)],
     )
     os.makedirs(out, exist_ok=True)
