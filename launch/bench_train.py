@@ -27,7 +27,7 @@ from onesug_jax.align.pretrain import pretrain_stage
 from onesug_jax.align.rwr import PreferenceConfig, rwr_stage
 from onesug_jax.model.config import ModelConfig
 from onesug_jax.train import mesh as meshes
-from onesug_jax.train.chips import CHIPS
+from onesug_jax.train.chips import published_flops
 from onesug_jax.train.optimizer import make_optimizer
 from onesug_jax.train.step import abstract_state, init_state, make_train_step, shardings_of
 
@@ -36,13 +36,6 @@ LENGTH, TARGET, NEGATIVES = 96, 12, 4
 PIECES, MARKERS, VOCABULARY = 4096, 59, 6272  # what the `vocab` stage makes by default
 VECTOR = 128  # width of the default text encoder, whose vector is the soft token
 ROUNDS, SECONDS = 3, 3.0  # of every side, and about how long one takes
-# bfloat16, dense, by NVIDIA's data sheets of the A100, H100 and H200 (half of "with sparsity").
-GPUS = {
-    "NVIDIA A100": 312e12,
-    "NVIDIA H100 PCIe": 756e12,
-    "NVIDIA H100 80GB HBM3": 989e12,
-    "NVIDIA H200": 989e12,
-}
 NOT_RUN = (
     "not run: set ONESUG_COMPARE_PYTHON to a Python with the packages of requirements-compare.txt"
 )
@@ -224,11 +217,9 @@ def model_flops(stage: str, config: ModelConfig, size: int, repeated: bool = Fal
 
 def peak_flops() -> tuple[float, str]:
     """FLOP/s of one device, and where the figure is from."""
-    kind = jax.devices()[0].device_kind
-    published = {chip.kind: chip.flops for chip in CHIPS.values()} | GPUS
-    for name in sorted(published, key=len, reverse=True):
-        if kind.startswith(name):
-            return published[name], "bfloat16, by its maker's figures"
+    published = published_flops(jax.devices()[0].device_kind)
+    if published:
+        return published, "bfloat16, by its maker's figures"
     cpu = jax.default_backend() == "cpu"
     size, dtype = (2048, jnp.float32) if cpu else (8192, jnp.bfloat16)
     left, right = jax.random.normal(jax.random.key(0), (2, size, size), dtype)

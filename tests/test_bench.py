@@ -69,6 +69,7 @@ def tokens_a_step(line: str) -> float:
     return float(found[2]) / 1000 * float(found[3].replace(",", ""))
 
 
+@pytest.mark.slow
 def test_training_steps_are_timed_without_the_other_side(tmp_path, project_root):
     rows = compared(tmp_path, project_root, python=None)
     for stage, tokens in (("pretrain", 96 + 12), ("rwr", 96 + 5 * 12)):

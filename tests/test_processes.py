@@ -71,6 +71,7 @@ def rows(path, kind):
     return [row for row in map(json.loads, path.read_text().splitlines()) if row["kind"] == kind]
 
 
+@pytest.mark.slow
 def test_process_0_speaks_for_all(works):
     _, _, said = works
     assert said[0].count("] running") == 13
@@ -79,6 +80,7 @@ def test_process_0_speaks_for_all(works):
     assert not [line for line in lines if not line.startswith("[Gloo]")], "gloo is not Python's"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("stage", ["encoder", "pretrain", "rwr"])
 def test_training_goes_the_same_way(works, stage):
     one, two, _ = works
@@ -100,6 +102,7 @@ def flat(tree):
     return jax.tree_util.tree_leaves_with_path(tree)
 
 
+@pytest.mark.slow
 def test_lists_are_shared_out_and_all_are_there(works):
     import pyarrow.parquet as pq
 
@@ -111,6 +114,7 @@ def test_lists_are_shared_out_and_all_are_there(works):
     assert np.mean(same) > 0.9  # parameters differ in the last bits, and so may the order of ties
 
 
+@pytest.mark.slow
 def test_stages_of_one_process_say_so(works, project_root):
     _, two, _ = works
     words = ["suggest", f"--gin.WORK_DIR={two}", "--prefix", "a"]

@@ -40,6 +40,7 @@ def pretrain(
     from onesug_jax.tasks.loader import Loader
     from onesug_jax.tasks.vocabulary import Vocabulary
     from onesug_jax.train import loop
+    from onesug_jax.train.chips import published_flops
     from onesug_jax.train.mesh import batch_part
 
     opened.keep_compiled(context)
@@ -106,6 +107,8 @@ def pretrain(
         params_from=initial,
         on_mismatch="restart",
         profile_steps=profile_steps,
+        flops_per_example=3 * loader.mean_cost(config.flops_per_example),
+        peak_flops=published_flops(mesh.devices.flat[0].device_kind),
     )
 
 

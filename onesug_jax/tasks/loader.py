@@ -16,7 +16,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 
 import grain
@@ -185,6 +185,14 @@ class Loader:
             for share, (b, enc, dec) in zip(self._shares, self.shapes, strict=True)
         )
         return float(rate / room)
+
+    def mean_cost(self, cost: Callable[[int, int], float]) -> float:
+        """`cost(encoder length, decoder length)` of a row an example, over the long run; padding
+        is part of it, and a packed row's is shared by its examples.
+        """
+        rows = zip(self._shares, self.shapes, strict=True)
+        step = sum(share * b * cost(enc, dec) for share, (b, enc, dec) in rows)
+        return step / self.examples_per_step
 
     def describe(self) -> str:
         """One line for logs: layout, shapes, examples, epoch, fill."""

@@ -49,6 +49,22 @@ CHIPS = {
     )
 }
 
+# Peak bfloat16 operations a second, dense: NVIDIA's data sheets of the A100, H100 and H200, half of
+# what they give "with sparsity". By the beginning of JAX's name of the device.
+GPU_FLOPS = {
+    "NVIDIA A100": 312e12,
+    "NVIDIA H100 PCIe": 756e12,
+    "NVIDIA H100 80GB HBM3": 989e12,
+    "NVIDIA H200": 989e12,
+}
+
+
+def published_flops(kind: str) -> float | None:
+    """Peak bfloat16 FLOP/s of a device by JAX's name of its kind; None where it is not known."""
+    known = {chip.kind: chip.flops for chip in CHIPS.values()} | GPU_FLOPS
+    fitting = [name for name in known if kind.startswith(name)]
+    return known[max(fitting, key=len)] if fitting else None
+
 
 @dataclasses.dataclass(frozen=True)
 class Topology:

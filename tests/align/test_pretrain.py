@@ -74,10 +74,9 @@ def test_tokens_are_counted_without_padding():
 
 
 @pytest.mark.parametrize("shape", [{"data": 8}, {"data": 2, "fsdp": 2, "tensor": 2}])
-@pytest.mark.parametrize("copying", [False, True])
-def test_meshes_train_as_one_device(shape, copying):
+def test_meshes_train_as_one_device(shape):
     """Losses of three updates, and the parameters after them, to 1e-4."""
-    stage = pretrain_stage(dataclasses.replace(CONFIG, copying=copying))
+    stage = pretrain_stage(dataclasses.replace(CONFIG, copying=True))
     optimizer = optax.sgd(0.1, momentum=0.9)  # Adam would blow up the last bits
     results = []
     for mesh in (make_mesh(devices=jax.devices()[:1]), make_mesh(**shape)):

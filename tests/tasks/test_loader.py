@@ -231,6 +231,21 @@ def test_in_order_gives_every_example_once_in_file_order(folder, hosts):
     assert rows == [tuple(tuple(x.tolist()) for x in part[i]) for i in range(len(part))]
 
 
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_the_cost_of_an_example_is_that_of_the_batches(folder, layout):
+    """Averaged over many batches, a cost of positions an example comes out."""
+    loader = Loader(folder, mixture={"shop_query": 1}, batch_size=8, layout=layout)
+    cost, examples = 0, 0
+    for step in range(200):
+        batch = loader.batch_at(step)
+        rows, length = batch["encoder_input_tokens"].shape
+        cost += rows * (2 * length + batch["decoder_target_tokens"].shape[1])
+        examples += count(batch)[0]
+    assert loader.mean_cost(lambda enc, dec: 2 * enc + dec) == pytest.approx(
+        cost / examples, rel=0.05
+    )
+
+
 def test_fewer_examples_than_a_batch_still_make_batches(tmp_path):
     write(tmp_path, "shop_query", 3, short=True)
     for layout in LAYOUTS:
