@@ -79,6 +79,8 @@ class Gpu:
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
+            # A shell hands SIGINT down ignored to what it starts in the background.
+            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
         )
 
     def train(self, *words, **more):

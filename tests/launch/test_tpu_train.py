@@ -124,6 +124,8 @@ def begun(cloud, *words):
         stderr=subprocess.PIPE,
         text=True,
         start_new_session=True,
+        # A shell hands SIGINT down ignored to what it starts in the background.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
     cloud.wait_for(cloud.vm() / "words")
     return process
