@@ -11,6 +11,14 @@ import time
 
 import pytest
 
+# A shell hands SIGINT down ignored to what it starts in the background, tests too.
+INTERRUPTIBLE = (
+    sys.executable,
+    "-c",
+    "import os, signal, sys; signal.signal(signal.SIGINT, signal.SIG_DFL); "
+    "os.execvp(sys.argv[1], sys.argv[1:])",
+)
+
 NAMES = ("ONESUG_PROCESSES", "ONESUG_PROCESS", "ONESUG_COORDINATOR", "JAX_LOCAL_DEVICE_IDS")
 HARD = ['--gin.LOG=/data/it\'s a $HOME "log".parquet', '--gin.examples.tasks={"query": 1.0}', "*"]
 
@@ -74,13 +82,11 @@ class Gpu:
 
     def start(self, *words, **more):
         return subprocess.Popen(
-            ["bash", self.script, *words],
+            [*INTERRUPTIBLE, "bash", self.script, *words],
             env=self.environment(**more),
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
-            # A shell hands SIGINT down ignored to what it starts in the background.
-            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
         )
 
     def train(self, *words, **more):

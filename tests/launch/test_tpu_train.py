@@ -6,8 +6,17 @@ import shlex
 import shutil
 import signal
 import subprocess
+import sys
 
 import pytest
+
+# A shell hands SIGINT down ignored to what it starts in the background, tests too.
+INTERRUPTIBLE = (
+    sys.executable,
+    "-c",
+    "import os, signal, sys; signal.signal(signal.SIGINT, signal.SIG_DFL); "
+    "os.execvp(sys.argv[1], sys.argv[1:])",
+)
 
 HARD = ['--gin.LOG=/data/it\'s a $HOME "log".parquet', '--gin.examples.tasks={"query": 1.0}', "*"]
 
@@ -118,14 +127,12 @@ def begun(cloud, *words):
     """The script under way, its training waiting for a second start."""
     cloud.plan(starts=2)
     process = subprocess.Popen(
-        cloud.command(*words),
+        [*INTERRUPTIBLE, *cloud.command(*words)],
         env=cloud.environment(),
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
         start_new_session=True,
-        # A shell hands SIGINT down ignored to what it starts in the background.
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
     cloud.wait_for(cloud.vm() / "words")
     return process
