@@ -62,6 +62,8 @@ def train_ranker(
 ) -> tuple[Ranker | None, dict[str, Any]]:
     """Learns to rank from the last `rows` of `searches`, which come in the order of time.
 
+    Lists of a single candidate are left out: any order of them is right.
+
     Args:
       steps: updates of AdamW, its rate falling to 0 along a cosine; 0: none, the formula ranks.
       batch_size: lists a step; hidden: width of the network.
@@ -90,8 +92,10 @@ def train_ranker(
     )
     ranker = Ranker(mean, scale, **network, encoder=encoder_fingerprint)
     kept = [part[-held:] for part in (features, mask, answer)]
-    report["mrr@16"] = {"formula": _mrr(-np.arange(mask.shape[1]) + 0.0 * mask[-held:], *kept[1:])}
-    report["mrr@16"]["ranker"] = _mrr(ranker(kept[0].astype(np.float32)), *kept[1:])
+    report["mrr@16"] = {
+        "formula": _mrr(-np.arange(mask.shape[1]), *kept[1:]),  # they come in its order
+        "ranker": _mrr(ranker(kept[0].astype(np.float32)), *kept[1:]),
+    }
     print(
         f"rank: {report['lists']:,} lists; MRR@16 of {held:,} newer ones "
         f"{report['mrr@16']['formula']:.2f} by the formula, {report['mrr@16']['ranker']:.2f} by "
@@ -164,7 +168,7 @@ def _fit(
 
 
 def _mrr(scores: np.ndarray, mask: np.ndarray, answer: np.ndarray) -> float:
-    """MRR@16 in per cent of lists ordered by `scores [R, P]`."""
+    """MRR@16 in per cent of lists ordered by `scores [#R, P]`."""
     scores = np.where(mask, scores, -np.inf)
     own = np.take_along_axis(scores, answer[:, None], axis=1)
     rank = 1 + np.sum(scores > own, axis=1)

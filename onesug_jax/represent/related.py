@@ -141,7 +141,7 @@ class RelatedQueries:
         self,
         prefixes: Sequence[str],
         histories: Sequence[Sequence[str]],
-        without: Sequence[str] | None = None,
+        without: Sequence[str | None] | None = None,
         profiles: Sequence[Sequence[str]] | None = None,
     ) -> list[list[str]]:
         """At most k related queries of each request, best first, without repeats.

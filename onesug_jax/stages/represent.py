@@ -131,7 +131,6 @@ def rank(context: Context) -> None:
 
     work, known = context.work, opened.completions(context)
     searches: collections.deque = collections.deque(maxlen=context.settings["rank.rows"])
-
     outcomes = array.array("q"), array.array("b"), array.array("b")
 
     def rows():

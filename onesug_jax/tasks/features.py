@@ -55,12 +55,13 @@ class Context(Protocol):
         self,
         prefixes: Sequence[str],
         histories: Sequence[Sequence[str]],
-        without: Sequence[str] | None = None,
+        without: Sequence[str | None] | None = None,
         profiles: Sequence[Sequence[str]] | None = None,
     ) -> list[list[str]]:
         """Related queries of each request, best first.
 
-        `without` are the searched queries of training rows, which must not count themselves.
+        `without` are the searched queries of training rows, which must not count themselves;
+        None where a row is no training row. `profiles` are the users' profile values.
         """
 
     def worth(

@@ -298,8 +298,7 @@ def _blocks(
                 profiles = [[v or "" for v in row] for row in zip(*values, strict=True)]
             found: Sequence[Sequence[str]] = [()] * rows.num_rows
             if context is not None and spec.related:
-                own_queries = queries if split == "train" else None
-                found = context.related(prefixes, recent, own_queries, profiles)
+                found = context.related(prefixes, recent, own, profiles)
                 found = [row[: spec.related] for row in found]
             worth: Sequence[Sequence[int]] = [()] * rows.num_rows
             if context is not None and spec.worth:

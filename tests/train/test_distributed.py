@@ -101,6 +101,36 @@ def test_two_processes_see_each_other(project_root):
         assert out.splitlines()[-1] == f"{index} 2 5 6"
 
 
+def test_what_one_decides_and_each_gives_reaches_all(project_root):
+    """Also more than one message holds, and process 0's error."""
+    code = (
+        "import sys, time\n"
+        "from onesug_jax.errors import UserError\n"
+        "from onesug_jax.train import distributed as d\n"
+        "d.start_processes()\nme, count = d.place_among()\nd.only_first_speaks()\n"
+        "def decide():\n"
+        "    time.sleep(1)\n"
+        "    return [d.agreed(lambda: 'inside'), me]\n"
+        "assert d.agreed(decide) == ['inside', 0]\n"
+        "found = d.exchanged(bytes([me]) * (3_000_000 + me))\n"
+        "assert [len(x) for x in found] == [3_000_000, 3_000_001], len(found)\n"
+        "assert [set(x) for x in found] == [{0}, {1}]\n"
+        "d.together()\n"
+        "print('said by', me)\n"
+        "def fail():\n    raise UserError('no such log')\n"
+        "try:\n    d.agreed(fail)\n"
+        "except UserError as error:\n    print(error, file=sys.stderr)\n"
+        "else:\n    sys.exit(9)\n"
+    )
+    told = []
+    for process in pair(code, project_root):
+        told.append(process.communicate(timeout=120))
+        assert process.returncode == 0, told[-1][1]
+    assert "said by 0" in told[0][0] and "said by" not in told[1][0]
+    assert told[0][1].rstrip().endswith("no such log")
+    assert told[1][1].rstrip().endswith("process 0 stopped: no such log")
+
+
 @pytest.mark.parametrize(
     ("end", "code", "told"), [("sys.exit(7)", 7, ""), ("raise OSError('full')", 1, "OSError: full")]
 )
