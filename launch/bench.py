@@ -320,7 +320,12 @@ if __name__ == "__main__":
     )
     parser.add_argument("--count", type=int, help="requests, steps a layout, or steps a round")
     parser.add_argument("--batch", type=int, help="requests a step, in the suite `train`")
-    options = parser.parse_args()
+    options, more = parser.parse_known_args()
+    flags = [word[len("--gin.") :].split("=", 1) for word in more if word.startswith("--gin.")]
+    if unknown := [w for w in more if not w.startswith("--gin.") or "=" not in w]:
+        parser.error(f"unrecognized arguments: {' '.join(unknown)}")
+    if flags and options.suite != "train":
+        parser.error("--gin.NAME=VALUE: only the suite `train` takes settings")
     sizes = ",".join(options.model or ["tiny"]).split(",")
     if options.suite == "train":
         # The other side needs memory of the same GPU.
@@ -328,7 +333,7 @@ if __name__ == "__main__":
         from bench_train import train
 
         print(machine())
-        train(sizes, options.count, options.batch)
+        train(sizes, options.count, options.batch, [tuple(flag) for flag in flags])
     else:
         print(machine())
         suite, count = suites[options.suite]

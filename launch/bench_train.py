@@ -17,6 +17,7 @@ import statistics
 import subprocess
 import tempfile
 import time
+from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
@@ -41,6 +42,9 @@ NOT_RUN = (
 )
 
 
+Flags = Sequence[tuple[str, str]]
+
+
 class NotRun(Exception):
     """Why there are no figures of the other side."""
 
@@ -48,9 +52,9 @@ class NotRun(Exception):
 # --------------------------------------------------------------------------------------- ours
 
 
-def config_of(size: str, dtype: str) -> ModelConfig:
-    """The named size as the stage configures it, in the type of the comparison."""
-    settings = main.read_config(flags=[("MODEL", repr(size))]).of(["ModelConfig"])
+def config_of(size: str, dtype: str, flags: Flags = ()) -> ModelConfig:
+    """The named size as the stage configures it with `flags`, in the type of the comparison."""
+    settings = main.read_config(flags=[("MODEL", repr(size)), *flags]).of(["ModelConfig"])
     fields = {key.split(".")[1]: value for key, value in settings.items()} | {"dtype": dtype}
     return ModelConfig(
         **fields,
@@ -308,12 +312,13 @@ def compare(stage: str, config: ModelConfig, size: int, peak: float, steps: int 
         print(f"  Hugging Face T5 in PyTorch: {why}")
 
 
-def train(sizes: list[str], steps: int | None, batch: int | None) -> None:
+def train(sizes: list[str], steps: int | None, batch: int | None, flags: Flags = ()) -> None:
     """The comparison for every size.
 
     Args:
       steps: of one round; None: as many as fill SECONDS.
       batch: requests; None: what the stages take by default, on a CPU fewer.
+      flags: (name, value) of --gin.NAME=VALUE, settings of the model.
     """
     cpu = jax.default_backend() == "cpu"
     peak, source = peak_flops()
@@ -331,7 +336,7 @@ def train(sizes: list[str], steps: int | None, batch: int | None) -> None:
         "tokens/s: the batch's tokens, each request's input counted once on both sides."
     )
     for size in sizes:
-        config = config_of(size, "float32" if cpu else "bfloat16")
+        config = config_of(size, "float32" if cpu else "bfloat16", flags)
         default = int(main.read_config().macro("BATCH_SIZE"))
         if cpu:
             default = 16 if config.parameters() < 10e6 else 4

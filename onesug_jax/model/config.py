@@ -39,7 +39,8 @@ class ModelConfig:
       soft_dim: width of the vectors that stand in for a token of the input, the enhanced prefix
         e_p*; 0: there are none. soft_id: the token whose places they take.
       segments: add to every input token the row of the marker that opened its item, as BERT's
-        segment embeddings do, so that a token says by itself which item it belongs to. T5 does not.
+        segment embeddings do, so that a token says by itself which item it belongs to; and to a
+        marker that of another right before it (a related query's grade). T5 does not.
       copying: let places of the input compete with the vocabulary (`copying.py`). T5 does not.
       first_marker, last_marker: ids of the markers; end_id: the token that ends a sequence.
     """

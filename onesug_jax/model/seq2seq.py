@@ -276,13 +276,17 @@ class Seq2Seq(nn.Module):
     def _segments(self, rows: jax.Array, tokens: InputTokens) -> jax.Array:
         """`rows [B, L, D]` with the row of each token's marker, the nearest one before it, added.
 
-        Markers and padding stay as they are, and so do tokens that no marker stands before.
+        To a marker another's row is added if that stands right before it: so a related query's
+        marker carries the query's grade. Padding stays as it is, and so do tokens that no marker
+        stands before.
         """
         c = self.config
         marker = (tokens >= c.first_marker) & (tokens <= c.last_marker)
         place = jax.lax.cummax(jnp.where(marker, jnp.arange(tokens.shape[1]), 0), axis=1)
         opener = jnp.take_along_axis(jnp.where(marker, tokens, 0), place, axis=1)
-        belongs = (opener > 0) & (tokens > 0) & ~marker
+        before = jnp.pad(jnp.where(marker, tokens, 0), ((0, 0), (1, 0)))[:, :-1]
+        opener = jnp.where(marker, before, opener)
+        belongs = (opener > 0) & (tokens > 0)
         return rows + jnp.where(belongs[..., None], self._embed(opener), 0)
 
     def encode(

@@ -249,6 +249,7 @@ def fit(
                     examples += size
                     tokens += read or 0
                 else:  # tracing and compiling happen inside the first call with a new shape
+                    report.say(f"{stage.name}: compiling for batches of {_shapes(shape)}")
                     with clock.apart("compile"):
                         state, metrics = train_step(state, batch, stage.frozen)
                         jax.block_until_ready(metrics)
@@ -286,6 +287,11 @@ def fit(
                 )
             checkpoints.wait()
             return result(done)
+
+
+def _shapes(shape: tuple[tuple[str, tuple[int, ...]], ...]) -> str:
+    """The different shapes among a batch's arrays, in words."""
+    return ", ".join(dict.fromkeys(str(list(sizes)) for _, sizes in shape))
 
 
 def _busy(running: deque) -> bool:

@@ -1,4 +1,4 @@
-"""Segment rows: every token of an item carries the row of the marker that opened it."""
+"""Segment rows: an item's tokens carry their marker's row, a marker that of one right before it."""
 
 import jax
 import jax.numpy as jnp
@@ -25,17 +25,17 @@ def rows(params, tokens):
     """What the encoder's layers are given, token by token, by a plain loop."""
     table, out = np.asarray(params["embedding"]) * 4.0, []  # 4 = sqrt(d_model)
     for row in tokens:
-        opener = None
+        opener, before = None, None
         for token in row:
             marker = 20 <= token <= 25
-            opener = token if marker else opener
-            extra = table[opener] if opener and token and not marker else 0
-            out.append(table[token] + extra)
+            added = before if marker else opener
+            opener, before = (token, token) if marker else (opener, None)
+            out.append(table[token] + (table[added] if added and token else 0))
     return np.reshape(out, (*np.shape(tokens), 16))
 
 
 def test_rows_are_those_of_a_plain_loop(params):
-    tokens = np.array([[5, 20, 6, 7, 21, 8, 25, 9, 1, 0], [20, 3, 4, 1, 20, 9, 22, 7, 1, 0]])
+    tokens = np.array([[5, 20, 6, 7, 21, 8, 25, 9, 1, 0], [20, 23, 24, 1, 20, 9, 22, 21, 1, 0]])
     model = Seq2Seq(WITH)
     found = model.apply(
         {"params": params},
