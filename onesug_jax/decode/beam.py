@@ -17,9 +17,10 @@ import flax.struct
 import jax
 import jax.numpy as jnp
 
-from onesug_jax.arrays import BeamScores, BeamSequences, InputTokens, SoftTokens
+from onesug_jax.arrays import BeamScores, BeamSequences, CrossCache, InputTokens, SoftTokens
 from onesug_jax.decode.trie import NEVER, Constraint
 from onesug_jax.errors import UserError
+from onesug_jax.model.copying import Places, Scores
 from onesug_jax.model.seq2seq import Seq2Seq
 
 
@@ -33,6 +34,8 @@ class BeamConfig:
       alpha: exponent of the length in the score (paper: 0.6 to 0.8; 0 ranks by probability).
       max_length: most tokens of a query, end of sequence included.
       eos_id: the token that ends a query.
+      unfinished: return queries too that have not ended after max_length tokens, as T5X and
+        Hugging Face do; otherwise only what ended.
     """
 
     beams: int = 32
@@ -40,6 +43,7 @@ class BeamConfig:
     alpha: float = 0.6
     max_length: int = 16
     eos_id: int = 1
+    unfinished: bool = False
 
     def __post_init__(self):
         if not 1 <= self.returned <= self.beams:
@@ -86,26 +90,21 @@ def _rows(x: jax.Array, index: jax.Array) -> jax.Array:
     return jax.vmap(lambda rows, picks: rows[picks])(x, index)
 
 
-def _advance(s: _Search, logits, constraint: Constraint, config: BeamConfig, first: bool):
+def _advance(
+    s: _Search, scores: Scores, constraint: Constraint, config: BeamConfig, first: bool
+) -> _Search:
     """Chooses the next live beams and files the ones that ended; returns the state at t + 1."""
-    batch, beams = s.scores.shape
+    beams = s.scores.shape[1]
     live = 1 if first else beams
-    scores, tokens, states = constraint.expand(s.states[:, :live], logits, first)
-    width = scores.shape[-1]
     # Normalised over the whole vocabulary, whatever the constraint leaves of it.
-    before = s.scores[:, :live] - jax.nn.logsumexp(logits, axis=-1)
-    totals = (scores + before[..., None]).reshape(batch, live * width)
+    before = s.scores[:, :live] - scores.normalisers()
     # Each beam can end in one way, so the best 2K always hold K that go on.
-    wanted = 2 * beams
-    if totals.shape[1] < wanted:
-        totals = jnp.pad(totals, ((0, 0), (0, wanted - totals.shape[1])), constant_values=NEVER)
-    totals, flat = jax.lax.top_k(totals, wanted)
-    flat = jnp.minimum(flat, live * width - 1)
-    parent = flat // width
-    token = jnp.take_along_axis(tokens.reshape(batch, -1), flat, axis=1)
-    state = jnp.take_along_axis(states.reshape(batch, -1), flat, axis=1)
+    best = constraint.best(s.states[:, :live], scores, before, 2 * beams, first)
+    totals, parent, token, state = best.totals, best.parent, best.token, best.state
     written = _rows(s.tokens, parent).at[:, :, s.t].set(token)
     ended = token == config.eos_id
+    if config.unfinished:
+        ended |= s.t + 1 == config.max_length
     exists = totals > NEVER / 2
 
     length = (s.t + 1).astype(jnp.float32)
@@ -136,6 +135,40 @@ def _undecided(s: _Search, config: BeamConfig) -> jax.Array:
     return (s.t < config.max_length) & jnp.any(possible)
 
 
+@flax.struct.dataclass
+class ReadRequests:
+    """Requests as the encoder has read them: what every way of decoding shares.
+
+    Attributes:
+      tokens: `[B, L]`.
+      cross: cross-attention keys and values of all layers, `[N, B, H, L, head_dim]` each.
+      places: what may be copied; None where the model does not copy.
+    """
+
+    tokens: InputTokens
+    cross: tuple[CrossCache, CrossCache]
+    places: Places | None
+
+
+def read_requests(
+    model: Seq2Seq, params, tokens: InputTokens, soft: SoftTokens | None = None
+) -> ReadRequests:
+    """Encodes a batch of requests, once for all that is decoded of them.
+
+    Args:
+      model: the encoder-decoder; params: its parameters (without the "params" level).
+      tokens: `[B, L]` the encoder's ids, 0 = padding.
+      soft: `[B, S, E]` vectors of the soft tokens, where the requests have such.
+    """
+    variables = {"params": params}
+    encoded = model.apply(variables, tokens, soft=soft, method="encode")
+    return ReadRequests(
+        tokens,
+        model.apply(variables, encoded, method="cross_keys_values"),
+        model.apply(variables, encoded, tokens, method="places"),
+    )
+
+
 def beam_search(
     model: Seq2Seq,
     params,
@@ -144,28 +177,27 @@ def beam_search(
     config: BeamConfig,
     soft: SoftTokens | None = None,
 ) -> BeamResult:
+    """`search` of requests not yet read: `tokens` and `soft` as for `read_requests`."""
+    return search(model, params, read_requests(model, params, tokens, soft), constraint, config)
+
+
+def search(
+    model: Seq2Seq, params, read: ReadRequests, constraint: Constraint, config: BeamConfig
+) -> BeamResult:
     """Writes the best queries of every request in the batch.
 
     Args:
       model: the encoder-decoder; params: its parameters (without the "params" level).
-      tokens: `[B, L]` encoded requests, 0 = padding.
+      read: the requests, from `read_requests`.
       constraint: which continuations exist (`Free()` or a `Trie`).
       config: widths and lengths; static under jit.
-      soft: `[B, S, E]` vectors of the soft tokens, where the requests have such.
 
     Returns:
       a `BeamResult`, best first. Scores are the model's own log-probabilities over its whole
       vocabulary, so a constraint removes hypotheses and never changes a remaining one's score.
     """
-    c = model.config
-    batch, beams, length = tokens.shape[0], config.beams, config.max_length
+    batch, beams, length = read.tokens.shape[0], config.beams, config.max_length
     variables = {"params": params}
-    encoded = model.apply(variables, tokens, soft=soft, method="encode")
-    cross = model.apply(variables, encoded, method="cross_keys_values")
-    places = model.apply(variables, encoded, tokens, method="places")
-
-    cache_shape = (c.decoder_layers, batch, length, beams, c.num_heads, c.head_dim)
-    empty = jnp.zeros(cache_shape, encoded.dtype)
     start = constraint.start(batch)
     s = _Search(
         t=jnp.int32(0),
@@ -173,7 +205,7 @@ def beam_search(
         tokens=jnp.zeros((batch, beams, length), jnp.int32),
         states=jnp.broadcast_to(start, (batch, beams)),
         ancestry=jnp.zeros((batch, beams, length), jnp.int32),
-        cache=(empty, empty),
+        cache=model.empty_cache(batch, length, beams),
         done_scores=jnp.full((batch, config.returned), NEVER),
         done_tokens=jnp.zeros((batch, config.returned, length), jnp.int32),
         done_states=jnp.zeros((batch, config.returned), jnp.int32),
@@ -182,19 +214,19 @@ def beam_search(
     def step(s: _Search, previous: jax.Array, first: bool) -> _Search:
         slots = jnp.arange(previous.shape[1])
         ancestry = s.ancestry.at[:, : previous.shape[1], s.t].set(slots)
-        logits, cache = model.apply(
+        scores, cache = model.apply(
             variables,
             previous,
             s.t,
             ancestry[:, : previous.shape[1]],
             s.cache,
-            cross,
-            places,
-            tokens,
+            read.cross,
+            read.places,
+            read.tokens,
             method="decode_step",
         )
         return _advance(
-            s.replace(ancestry=ancestry, cache=cache), logits, constraint, config, first
+            s.replace(ancestry=ancestry, cache=cache), scores, constraint, config, first
         )
 
     # The empty output is one beam, not K copies of it.
