@@ -96,6 +96,15 @@ def test_why_the_other_side_did_not_run(tmp_path, project_root, monkeypatch):
         bench_train.Theirs(stage="matmul")
 
 
+def test_settings_reach_the_model_that_is_timed(project_root, monkeypatch):
+    monkeypatch.syspath_prepend(str(project_root / "launch"))
+    bench_train = importlib.import_module("bench_train")
+    flags = [("ModelConfig.unroll", "False"), ("ModelConfig.d_ff", "96")]
+    config = bench_train.config_of("base", "float32", flags)
+    assert (config.unroll, config.d_ff, config.dtype) == (False, 96, "float32")
+    assert bench_train.config_of("base", "float32").unroll
+
+
 @pytest.mark.slow
 def test_training_steps_are_timed_beside_hugging_face(tmp_path, project_root):
     python = os.environ.get("ONESUG_COMPARE_PYTHON")

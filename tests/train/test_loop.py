@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import time
 import types
@@ -117,6 +118,12 @@ def test_sigterm_saves_first_and_the_handlers_come_back(train, toy, tmp_path):
     assert stopped.value.code == 143
     assert saved_steps(tmp_path) == [stopped.value.step]
     assert (signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGINT)) == before
+
+
+def test_it_says_what_it_compiles_for(train, tmp_path, capsys):
+    train(tmp_path, steps=2)
+    told = [line for line in capsys.readouterr().out.splitlines() if "compiling" in line]
+    assert len(told) == 1 and re.fullmatch(r".*: compiling for batches of \[\d+.*\]", told[0])
 
 
 def test_a_finished_run_returns_at_once(train, toy, tmp_path):
