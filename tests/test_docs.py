@@ -1,0 +1,97 @@
+"""The documents beside the README are true: examples run, commands parse, files are there."""
+
+import re
+import shlex
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from onesug_jax import cli, main
+from onesug_jax.stages import CONFIGURABLES, STAGES
+
+
+@pytest.fixture(scope="module")
+def documents(project_root):
+    found = [*sorted((project_root / "docs").glob("*.md")), project_root / "CONTRIBUTING.md"]
+    return {path.name: path.read_text(encoding="utf-8") for path in found}
+
+
+@pytest.fixture(scope="module")
+def examples(documents):
+    """Name -> what the Python blocks of CONTRIBUTING.md define, each at most 50 lines."""
+    made: dict = {}
+    blocks = re.findall(r"```python\n(.*?)```", documents["CONTRIBUTING.md"], flags=re.DOTALL)
+    assert len(blocks) == 3 and max(block.count("\n") for block in blocks) < 50
+    for block in blocks:
+        exec(block, made)
+    return made
+
+
+def test_commands_are_known(documents, project_root):
+    for name, text in documents.items():
+        for block in re.findall(r"```bash\n(.*?)```", text, flags=re.DOTALL):
+            for line in filter(None, (line.split("  #")[0].strip() for line in block.splitlines())):
+                words = shlex.split(line)
+                if words[:3] == ["python", "-m", "onesug_jax.main"]:
+                    command = cli.parse(words[3:], STAGES, CONFIGURABLES)
+                    main.read_config(command.gin_files, command.bindings)
+                else:
+                    assert words[0] in ("bash", "python"), f"{name}: {line}"
+                    assert (project_root / words[1]).is_file(), f"{name}: {line}"
+
+
+def test_files_that_are_named_are_there(documents, project_root):
+    looked_at = 0
+    for name, text in documents.items():
+        for path in re.findall(r"`((?:[a-z_]+/)+(?:[a-z_0-9]+\.[a-z]+)?)`", text):
+            roots = (project_root, project_root / "onesug_jax")
+            if path.split("/")[0] in ("work", "report", "semantic_ids"):
+                continue
+            assert any((root / path).exists() for root in roots), f"{name}: {path}"
+            looked_at += 1
+    assert looked_at > 20
+
+
+def test_links_between_documents_lead_somewhere(documents, project_root):
+    for name, text in documents.items():
+        folder = project_root if name == "CONTRIBUTING.md" else project_root / "docs"
+        for target in re.findall(r"\]\(([^)#:]+)\)", text):
+            assert (folder / target).exists(), f"{name}: {target}"
+
+
+def test_the_example_adapter_reads_its_log(examples, tmp_path):
+    from onesug_jax.logs.readers import read_chunks, sniff
+
+    path = tmp_path / "log.csv"
+    path.write_text("visitor,at,typed,chosen\nann,1700000000000,wa,watch\nbob,soon,te,tent\n")
+    adapter, source = examples["SearchBox"](), sniff(str(path))
+    assert adapter.owns(source.columns)
+    adapter.check(source)
+    (rows,) = [adapter.convert(chunk) for chunk in read_chunks(source)]
+    assert rows.table.select(["user_id", "timestamp_ms", "prefix", "query"]).to_pylist() == [
+        {"user_id": "ann", "timestamp_ms": 1700000000000, "prefix": "wa", "query": "watch"}
+    ]
+    assert list(rows.faults) == [1]
+
+
+def test_the_example_loss_prefers_the_positive(examples):
+    loss = examples["worst_negative"]
+    implicit = jnp.array([[0.0, -1.0, 2.0], [0.0, 5.0, 5.0]])
+    mask = jnp.array([[True, True, True], [True, False, False]])
+    value, slope = jax.value_and_grad(
+        lambda x: jnp.sum(loss(x, jnp.zeros_like(x), mask, 0.5)), argnums=0
+    )(implicit)
+    assert value == pytest.approx(float(jax.nn.softplus(2.0)))
+    assert slope[0, 0] < 0 < slope[0, 2] and slope[0, 1] == 0 and not slope[1].any()
+
+
+def test_the_example_objective_trains(examples, tmp_path):
+    def batch_at(step):
+        x = np.random.default_rng([1, step]).uniform(-1, 1, 8).astype(np.float32)
+        return {"x": x, "y": 2 * x + 1}
+
+    result = examples["line"](batch_at, steps=200, folder=str(tmp_path))
+    assert float(result.params["a"]) == pytest.approx(2, abs=0.1)
+    assert float(result.params["b"]) == pytest.approx(1, abs=0.1)
