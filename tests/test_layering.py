@@ -25,8 +25,8 @@ MAY_IMPORT = {
 }
 ONLY_IN = {  # package -> the files that may import it
     "gin": ("main.py",),
-    "tensorflow": ("tasks/seqio_tasks.py",),
-    "tensorflow_datasets": ("tasks/seqio_tasks.py",),
+    "tensorflow": ("tasks/seqio_tasks.py", "tasks/tfds_log.py"),
+    "tensorflow_datasets": ("tasks/tfds_log.py",),
     "seqio": ("tasks/seqio_tasks.py",),
 }
 

@@ -314,6 +314,17 @@ _ALL = (
         example="export --gin.WORK_DIR=work/mine --to exported",
     ),
     StageSpec(
+        name="tfds",
+        summary="write the log as a TensorFlow Datasets dataset",
+        run=export.tfds,
+        inputs=lambda context: ("log/*.parquet",),
+        configures=("FeatureSpec",),
+        packages=("tensorflow", "tensorflow-datasets"),
+        flags=export.tfds_flags,
+        in_run=False,
+        example="tfds --gin.WORK_DIR=work/mine --to work/mine_tfds --name mine",
+    ),
+    StageSpec(
         name="update",
         summary="learn from a fresh log: the next model, published if it is not worse",
         run=update.update,

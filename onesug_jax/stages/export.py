@@ -1,4 +1,6 @@
-"""The stage that writes the trained model as a T5 folder of Hugging Face."""
+"""The stages that give things to others: the model as a T5 folder of Hugging Face, the log as a
+TensorFlow Datasets dataset.
+"""
 
 from __future__ import annotations
 
@@ -16,6 +18,29 @@ LAYOUT = "onesug.json"  # how a request is written; nothing of Hugging Face read
 def flags(parser: argparse.ArgumentParser) -> None:
     """Where to."""
     parser.add_argument("--to", metavar="FOLDER", help="the folder to write, new or empty")
+
+
+def tfds_flags(parser: argparse.ArgumentParser) -> None:
+    """Where to, and under what name."""
+    parser.add_argument("--to", metavar="FOLDER", help="what tfds.load will be given as data_dir")
+    parser.add_argument("--name", default="default", help="onesug_log/NAME (default: default)")
+
+
+def tfds(context: Context) -> None:
+    """The splits of WORK_DIR/log, for `tfds.load("onesug_log/NAME", data_dir=FOLDER)`.
+
+    Raises:
+      UserError: no --to, no log, or a dataset of that name is there already.
+    """
+    if not context.options.to:
+        raise UserError("tfds needs a folder to write: --to FOLDER")
+    from onesug_jax.tasks import tfds_log
+
+    folder, name = context.options.to, context.options.name
+    history = context.configured("FeatureSpec")().history
+    rows = tfds_log.write_dataset(context.work.log, folder, name, history)
+    counted = ", ".join(f"{count:,} {split}" for split, count in rows.items())
+    print(f'{counted} rows: tfds.load("{tfds_log.NAME}/{name}", data_dir="{folder}")', flush=True)
 
 
 def export(context: Context) -> None:

@@ -1,5 +1,4 @@
-"""SeqIO Tasks, Mixture and FeatureConverter over `tasks.features`: the only file with seqio and
-tensorflow.
+"""SeqIO Tasks, Mixture and FeatureConverter over `tasks.features`: the only file with seqio.
 
 A Task reads one log file a split (`logs.history` adds what the user searched before), adds the
 related queries of every request, and turns rows into `inputs` and `targets` by a *kind*: a plain

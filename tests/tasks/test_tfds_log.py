@@ -1,0 +1,85 @@
+"""The log as a TFDS dataset: every row once, and readable without this package."""
+
+import json
+import subprocess
+import sys
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from onesug_jax.errors import UserError
+from onesug_jax.logs.schema import LOG_SCHEMA
+
+READ = """
+import json, sys
+import tensorflow_datasets as tfds
+data = tfds.load("onesug_log/toy", data_dir=sys.argv[1])
+assert not any(name.startswith("onesug_jax") for name in sys.modules)
+plain = lambda x: x.decode() if isinstance(x, bytes) else x.tolist()
+rows = {
+    split: [
+        {k: [i.decode() for i in v] if getattr(v, "ndim", 0) else plain(v) for k, v in row.items()}
+        for row in tfds.as_numpy(rows)
+    ]
+    for split, rows in data.items()
+}
+print(json.dumps(rows))
+"""
+
+
+def row(number, time, prefix, query, ordered=(), clicked=()):
+    return {
+        "request_id": f"r{number}",
+        "user_id": "ann",
+        "session_id": "s",
+        "timestamp_ms": time,
+        "prefix": prefix,
+        "shown": [query, "tent"],
+        "query": query,
+        "clicked_position": 0 if ordered else None,
+        "clicked_items": list(clicked),
+        "ordered_items": list(ordered),
+        "city": "berlin",
+    }
+
+
+@pytest.fixture
+def log(tmp_path):
+    schema = LOG_SCHEMA.append(pa.field("city", pa.string()))
+    splits = {
+        "train": [row(1, 10, "wa", "watch"), row(2, 20, "te", "tent", clicked=["i"])],
+        "dev": [row(3, 30, "手", "手机", ordered=["i"], clicked=["i"])],
+    }
+    (tmp_path / "log").mkdir()
+    for split, rows in splits.items():
+        pq.write_table(pa.Table.from_pylist(rows, schema), tmp_path / "log" / f"{split}.parquet")
+    return str(tmp_path / "log")
+
+
+def test_every_row_can_be_loaded_without_this_package(log, tmp_path):
+    from onesug_jax.tasks.tfds_log import write_dataset
+
+    folder = str(tmp_path / "data")
+    assert write_dataset(log, folder, "toy") == {"train": 2, "dev": 1}
+    done = subprocess.run(
+        [sys.executable, "-c", READ, folder], capture_output=True, text=True, cwd=tmp_path
+    )
+    assert done.returncode == 0, done.stderr
+    rows = json.loads(done.stdout.splitlines()[-1])
+    assert sorted(r["request_id"] for r in rows["train"]) == ["r1", "r2"]
+    (dev,) = rows["dev"]
+    assert (dev["query"], dev["recent"], dev["level"]) == ("手机", ["tent", "watch"], 2)
+    assert (dev["clicked_position"], dev["city"]) == (0, "berlin")
+    second = next(r for r in rows["train"] if r["request_id"] == "r2")
+    assert (second["level"], second["clicked_position"]) == (1, -1)
+
+    with pytest.raises(UserError, match="is there already"):
+        write_dataset(log, folder, "toy")
+
+
+def test_a_folder_without_a_log_is_refused(tmp_path):
+    from onesug_jax.tasks.tfds_log import write_dataset
+
+    with pytest.raises(UserError, match="expected train.parquet"):
+        write_dataset(str(tmp_path), str(tmp_path / "data"))
