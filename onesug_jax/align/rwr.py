@@ -47,7 +47,7 @@ class PreferenceConfig:
       alpha: weight of the generation (SFT) term.
     """
 
-    loss: str = "rwr_hinge"
+    loss: str = "rwr_release"
     beta: float = 0.5
     delta: float = 0.5
     alpha: float = 0.4
