@@ -8,6 +8,7 @@ counts as a hit is the evaluator's business.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Hashable, Iterable, Sequence
 
 import numpy as np
@@ -90,3 +91,17 @@ def _hits(ranks: np.ndarray, k: int) -> np.ndarray:
 
 def _mean(values: np.ndarray) -> float:
     return float(values.mean()) if values.size else float("nan")
+
+
+def interval(values: np.ndarray, seed: int = 0, times: int = 1000) -> tuple[float, float]:
+    """Where the mean of `values [N]`, one a request, lies in 95 % of `times` draws of N requests
+    with replacement (percentile bootstrap); NaN, NaN over none.
+    """
+    values = np.asarray(values, np.float64)
+    if not len(values):
+        return math.nan, math.nan
+    # How often each distinct value is drawn: as many numbers as there are ranks, not requests.
+    distinct, counts = np.unique(values, return_counts=True)
+    drawn = np.random.default_rng(seed).multinomial(len(values), counts / len(values), times)
+    low, high = np.percentile(drawn @ distinct / len(values), (2.5, 97.5))
+    return float(low), float(high)

@@ -53,6 +53,10 @@ def write_report(
     curves = {name: points for name, points in curves.items() if points}
     if curves:
         written["learning_curve"] = plot_curves(curves, os.path.join(folder, "learning_curve.png"))
+    preference = (learning_curves or {}).get("rwr", "")
+    if os.path.isfile(preference) and (margins := read_curve(preference, "margin")):
+        path = os.path.join(folder, "preference.png")
+        written["preference"] = plot_preference(margins, read_curve(preference, "accuracy"), path)
     return written
 
 
@@ -192,8 +196,8 @@ def plot_slices(metrics: Metrics, folder: str, *, k: int = 16) -> dict[str, str]
     return written
 
 
-def read_curve(path: str) -> list[tuple[int, float]]:
-    """(step, loss) of every line of a metrics JSONL that has both; a line cut off by a crash is
+def read_curve(path: str, figure: str = "loss") -> list[tuple[int, float]]:
+    """(step, `figure`) of every line of a metrics JSONL that has both; a line cut off by a crash is
     passed over.
 
     A step reported twice (a run resumed before it) counts with its last report.
@@ -203,11 +207,11 @@ def read_curve(path: str) -> list[tuple[int, float]]:
         for line in file:
             try:
                 entry = json.loads(line)
-                step, loss = int(entry["step"]), float(entry["loss"])
+                step, value = int(entry["step"]), float(entry[figure])
             except (ValueError, KeyError, TypeError):
                 continue
-            if math.isfinite(loss):
-                points[step] = loss
+            if math.isfinite(value):
+                points[step] = value
     return sorted(points.items())
 
 
@@ -218,6 +222,22 @@ def plot_curves(curves: Mapping[str, Sequence[tuple[int, float]]], path: str) ->
         axes[0].plot(*zip(*points, strict=True), label=name, color=colour)
     axes[0].set(xlabel="step", ylabel="loss", title="learning curve")
     axes[0].legend(frameon=False)
+    return save_figure(figure, path)
+
+
+def plot_preference(
+    margins: Sequence[tuple[int, float]], shares: Sequence[tuple[int, float]], path: str
+) -> str:
+    """The positive's mean lead in implicit reward, and the share of negatives it leads, by step of
+    preference alignment; returns `path`.
+    """
+    figure, axes = figure_of(2, width=5.0)
+    for axis, points, title in (
+        (axes[0], margins, "lead of the positive, in implicit reward"),
+        (axes[1], shares, "share of negatives it leads"),
+    ):
+        axis.plot(*zip(*points, strict=True), color=COLOURS[0])
+        axis.set(xlabel="step", title=title)
     return save_figure(figure, path)
 
 

@@ -173,7 +173,7 @@ def evaluate(context: Context, *, split: str = "dev") -> None:
     With a LOG other than the one WORK_DIR was made from, that log is scored: its `split` where it
     has one, else all of it, with the histories of both.
     """
-    from onesug_jax.evaluate import report
+    from onesug_jax.evaluate import page, report
     from onesug_jax.tasks.features import FeatureSpec
 
     work, log = context.work, context.work.log
@@ -201,6 +201,7 @@ def evaluate(context: Context, *, split: str = "dev") -> None:
         {name: {p: known.related([p], [()])[0] for p in found} for name, found in groups.items()},
         work.report,
     )
+    page.write_page(scores, work.report)
     show_report(context)
 
 
@@ -240,7 +241,7 @@ def show_report(context: Context) -> None:
 
     metrics = report.read_metrics(context.work.report)
     print(f"\n{report.format_headline(metrics)}\n\n{report.format_slices(metrics)}\n")
-    print(f"figures and plots: {context.work.report}", flush=True)
+    print(f"to look at: {os.path.join(context.work.report, 'index.html')}", flush=True)
 
 
 def suggest(context: Context) -> None:

@@ -1,0 +1,201 @@
+"""The evaluation as one page: tables, plots and fifty lists in a single HTML file.
+
+Nothing is loaded from anywhere, and there is no script: it can be mailed, printed, and read on a
+phone. `write_page` reads nothing but the evaluation and the plots that lie beside it.
+"""
+
+from __future__ import annotations
+
+import base64
+import html
+import os
+from collections.abc import Iterable, Mapping, Sequence
+
+import numpy as np
+import pyarrow as pa
+
+from onesug_jax.evaluate import metrics as measures
+from onesug_jax.evaluate.evaluator import Evaluation
+from onesug_jax.files import whole
+
+FILE = "index.html"
+_PICTURES = {  # file -> what it shows
+    "by_prefix_length.png": "HR and MRR by length of the typed prefix",
+    "by_slice.png": "HR and MRR by slice",
+    "learning_curve.png": "Learning curves: loss by update",
+    "preference.png": "Preference alignment: how far the positive leads",
+    "code_usage.png": "Semantic ids: how the codes of each level are used",
+    "id_map.png": "The queries, coloured by the first code of their id",
+    "id_learning_curve.png": "Semantic ids: learning curve",
+}
+_SHOWN = 5  # suggestions of a list
+_LISTS = {"changed": 20, "best": 15, "worst": 15}
+_STYLE = """
+:root { color-scheme: light dark; --ink: #1d2429; --soft: #66727c; --line: #d9dfe3; --ground: #fff;
+  --ours: #0b6e4f; --hit: #e3f2ec }
+@media (prefers-color-scheme: dark) { :root { --ink: #e6eaed; --soft: #97a3ad; --line: #333c43;
+  --ground: #14191d; --ours: #56c596; --hit: #173529 } }
+* { box-sizing: border-box }
+body { margin: 0 auto; padding: 1.5rem 1rem 4rem; max-width: 62rem; background: var(--ground);
+  color: var(--ink); font: 16px/1.5 system-ui, "Noto Sans", "Noto Sans CJK SC", sans-serif }
+h1 { font-size: 1.6rem; margin: 0 } h2 { font-size: 1.15rem; margin: 2.5rem 0 .5rem }
+h3 { font-size: 1rem; margin: 1.5rem 0 .25rem }
+p { margin: .25rem 0 .75rem; color: var(--soft) }
+.wide { overflow-x: auto } table { border-collapse: collapse; font-variant-numeric: tabular-nums }
+th, td { padding: .3rem .8rem .3rem 0; text-align: right; border-bottom: 1px solid var(--line);
+  white-space: nowrap }
+th { font-weight: 600; color: var(--soft) } th:first-child, td:first-child { text-align: left }
+td.ours { color: var(--ours); font-weight: 600 } small { color: var(--soft); font-weight: 400 }
+img { max-width: 100%; height: auto; background: #fff; border-radius: 4px }
+figure { margin: 1rem 0 } figcaption { color: var(--soft); font-size: .9rem }
+.lists { display: grid; gap: 1rem; grid-template-columns: repeat(auto-fill, minmax(19rem, 1fr)) }
+.list { border: 1px solid var(--line); border-radius: 6px; padding: .6rem .8rem; min-width: 0;
+  break-inside: avoid; overflow-wrap: anywhere }
+.list b { font-size: 1.05rem } .columns { display: flex; gap: 1rem } .columns > div { flex: 1;
+  min-width: 0 } ol { margin: .25rem 0 0; padding-left: 1.4rem } li.hit { background: var(--hit);
+  border-radius: 3px; font-weight: 600 }
+@media print { body { max-width: none; font-size: 11pt } a { color: inherit } }
+"""
+
+
+def write_page(evaluation: Evaluation, folder: str, *, k: int = 16) -> str:
+    """Writes `folder`/index.html with the plots that are in `folder`; its path."""
+    rows, metrics = evaluation.rows, evaluation.metrics
+    parts = [
+        "<h1>Suggestion lists, scored</h1>",
+        f"<p>{rows.num_rows:,} requests; a hit is an exact match after normalisation; HR@{k} and "
+        f"MRR@{k} in per cent, in brackets where the mean lies in 95 % of 1,000 resamples of the "
+        "requests.</p>",
+        _headline(rows, list(metrics), k),
+        "<h2>By slice</h2>",
+        f"<p>MRR@{k} in per cent.</p>",
+        _slices(metrics, k),
+        *_pictures(folder),
+        *_examples(rows, list(metrics)),
+    ]
+    related = os.path.join(folder, "related.txt")
+    if os.path.exists(related):
+        with open(related, encoding="utf-8") as file:
+            text = html.escape(file.read())
+        parts += ["<h2>Related queries</h2>", f'<div class="wide"><pre>{text}</pre></div>']
+    head = (
+        "<!doctype html>\n<html lang='en'><meta charset='utf-8'>"
+        "<meta name='viewport' content='width=device-width, initial-scale=1'>"
+        f"<title>Suggestion lists, scored</title><style>{_STYLE}</style>"
+    )
+    path = os.path.join(folder, FILE)
+    with whole(path) as file:
+        file.write("\n".join([head, *parts, "</html>\n"]).encode())
+    return path
+
+
+def _headline(rows: pa.Table, names: Sequence[str], k: int) -> str:
+    """HR and MRR with their intervals, of all searches and of those with an order."""
+    order = rows["level"].to_numpy(zero_copy_only=False) == "order"
+    heads = [f"{metric}@{k}" for metric in ("HR", "MRR", "orders HR", "orders MRR")]
+    table = [["", *heads]]
+    for name in names:
+        ranks = rows[f"rank_{name}"].to_numpy()
+        cells = [f"<b>{_name(name)}</b>" if name == names[0] else _name(name)]
+        for chosen in (ranks, ranks[order]):
+            hits = (chosen > 0) & (chosen <= k)
+            for values in (hits.astype(float), np.where(hits, 1 / np.maximum(chosen, 1), 0.0)):
+                cells.append(_with_interval(values))
+        table.append(cells)
+    return _table(table)
+
+
+def _with_interval(values: np.ndarray) -> str:
+    if not len(values):
+        return "-"
+    low, high = (100 * end for end in measures.interval(values))
+    return f"{100 * values.mean():.2f} <small>({low:.1f} to {high:.1f})</small>"
+
+
+def _slices(metrics: Mapping, k: int) -> str:
+    names = list(metrics)
+    table = [["", *map(_name, names), "requests"]]
+    for label, scores in metrics[names[0]].items():
+        values = [metrics[name][label][f"mrr@{k}"] for name in names]
+        cells = ["-" if value is None else f"{value:.2f}" for value in values]
+        table.append([html.escape(label.replace("_", " ")), *cells, f"{scores['n']:,}"])
+    return _table(table, ours=1)
+
+
+def _table(rows: Sequence[Sequence[str]], ours: int | None = None) -> str:
+    """Cells are HTML already; column `ours` is made to stand out."""
+    lines = ["<div class='wide'><table>"]
+    for number, row in enumerate(rows):
+        cell = "td" if number else "th"
+        cells = [
+            f"<{cell}{' class=ours' if number and place == ours else ''}>{text}</{cell}>"
+            for place, text in enumerate(row)
+        ]
+        lines.append(f"<tr>{''.join(cells)}</tr>")
+    return "".join([*lines, "</table></div>"])
+
+
+def _pictures(folder: str) -> Iterable[str]:
+    for file, caption in _PICTURES.items():
+        path = os.path.join(folder, file)
+        if os.path.exists(path):
+            with open(path, "rb") as picture:
+                data = base64.b64encode(picture.read()).decode()
+            yield (
+                f"<figure><img alt='{html.escape(caption)}' src='data:image/png;base64,{data}'>"
+                f"<figcaption>{html.escape(caption)}</figcaption></figure>"
+            )
+
+
+def _examples(rows: pa.Table, names: Sequence[str]) -> Iterable[str]:
+    """Lists that preference alignment moved most, that the model wins, and that it loses."""
+    own = _reciprocal(rows, names[0])
+    against = "most_popular" if "most_popular" in names else names[-1]
+    ahead = own - _reciprocal(rows, against)
+    groups = {
+        "best": ("Where the model helps most", np.argsort(-ahead, kind="stable"), ahead > 0),
+        "worst": ("Where it does worse", np.argsort(ahead, kind="stable"), ahead < 0),
+    }
+    rivals = {"best": against, "worst": against}
+    if "sft" in names:
+        moved = np.abs(own - _reciprocal(rows, "sft"))
+        groups = {
+            "changed": ("Changed by preference alignment", np.argsort(-moved), moved > 0),
+            **groups,
+        }
+        rivals["changed"] = "sft"
+    for key, (title, order, there) in groups.items():
+        chosen = order[there[order]][: _LISTS[key]]
+        if not len(chosen):
+            continue
+        yield f"<h2>{title}</h2><div class='lists'>"
+        for row in rows.take(chosen).to_pylist():
+            yield _example(row, (names[0], rivals[key]))
+        yield "</div>"
+
+
+def _reciprocal(rows: pa.Table, name: str) -> np.ndarray:
+    ranks = rows[f"rank_{name}"].to_numpy()
+    return np.where(ranks > 0, 1 / np.maximum(ranks, 1), 0.0)
+
+
+def _example(row: Mapping, names: Sequence[str]) -> str:
+    columns = []
+    for name in names:
+        rank, texts = row[f"rank_{name}"], row[f"list_{name}"] or []
+        items = [
+            f"<li{' class=hit' if place == rank else ''}>{html.escape(text)}</li>"
+            for place, text in enumerate(texts[:_SHOWN], 1)
+        ]
+        place = f"place {rank}" if rank else "absent"
+        columns.append(f"<div><small>{_name(name)}: {place}</small><ol>{''.join(items)}</ol></div>")
+    typed = html.escape(row["prefix"]) or "(nothing)"
+    return (
+        f"<div class='list'><b>{typed}</b> <small>searched: {html.escape(row['truth'])}; "
+        f"{html.escape(row['level'].replace('_', ' '))}; {row['history']} earlier</small>"
+        f"<div class='columns'>{''.join(columns)}</div></div>"
+    )
+
+
+def _name(name: str) -> str:
+    return html.escape(name.replace("_", " "))
