@@ -338,8 +338,10 @@ def suggest_flags(parser: argparse.ArgumentParser) -> None:
 
 
 def compare(context: Context) -> None:
-    """The scores of several work directories, side by side."""
-    from onesug_jax.evaluate import report
+    """The scores of several work directories, side by side; of two, also the difference request by
+    request.
+    """
+    from onesug_jax.evaluate import paired, report
 
     folders = context.options.run or [context.work.path]
     names = [os.path.basename(os.path.abspath(folder)) for folder in folders]
@@ -347,6 +349,13 @@ def compare(context: Context) -> None:
         names = folders
     runs = [report.read_metrics(os.path.join(folder, "report")) for folder in folders]
     print(report.format_runs(dict(zip(names, runs, strict=True))))
+    if len(folders) == 2:
+        lists = [paired.read_lists(os.path.join(folder, "report")) for folder in folders]
+        found = paired.ahead(*lists)
+        if found is None:
+            print("\nnot the same requests, so not compared one by one")
+        else:
+            print("\n" + paired.format_ahead(found, tuple(names)))
 
 
 def compare_flags(parser: argparse.ArgumentParser) -> None:
