@@ -308,7 +308,7 @@ def sides_of(wanted, config: ModelConfig, params, scratch: str) -> dict:
 def in_turn(sides: dict, tokens: np.ndarray, seconds: float) -> tuple[dict, dict]:
     """Milliseconds of every side, and its lists: rounds of all sides, each about `seconds` in all.
 
-    A side that fails says why and is left out.
+    A side that fails says why and is left out; one that takes longer is timed once.
     """
     spent, lists = {}, {}
     counts = {}
@@ -319,11 +319,13 @@ def in_turn(sides: dict, tokens: np.ndarray, seconds: float) -> tuple[dict, dict
         except (NotRun, RuntimeError) as error:
             print(f"  {side.name}: {str(error).splitlines()[0][:160]}")
             continue
-        spent[name] = []
-        counts[name] = int(np.clip(1000 * seconds / 3 / first[0], 1, 100))
+        spent[name] = first
+        counts[name] = int(np.clip(np.ceil(1000 * seconds / 3 / first[0] - 0.5), 0, 100))
     for _ in range(3):
         for name, times in counts.items():
-            spent[name] += sides[name].write(tokens, times)[0]
+            if not times:
+                continue
+            spent[name] = spent[name] + sides[name].write(tokens, times)[0]
     return spent, lists
 
 
