@@ -70,7 +70,7 @@ def size_of(name: str) -> dict:
     for line in path.read_text(encoding="utf-8").splitlines():
         key, _, value = line.partition("#")[0].partition(" = ")
         if key.startswith("include "):
-            fields |= size_of(str(ROOT / ast.literal_eval(key.split(" ", 1)[1])))
+            fields |= size_of(str(path.parent / ast.literal_eval(key.split(" ", 1)[1])))
         elif key.startswith("ModelConfig."):
             fields[key.removeprefix("ModelConfig.")] = ast.literal_eval(value.strip())
     if layers:
