@@ -13,7 +13,7 @@ What no candidate list holds cannot be found this way; `hybrid` (`suggester`) ad
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import flax.struct
 import jax.numpy as jnp
@@ -47,6 +47,21 @@ class ScoreConfig:
                 f"least 2; found candidates={self.candidates}, beams={self.beams}, "
                 f"max_length={self.max_length}."
             )
+
+
+@dataclasses.dataclass(frozen=True)
+class Pool:
+    """What one request's list is chosen from.
+
+    Attributes:
+      tokens: `[C, T]` token sequences, each with its end of sequence, then 0.
+      text: gives the text of the n-th.
+      complete: whether nothing else could be in the list.
+    """
+
+    tokens: np.ndarray
+    text: Callable[[int], str]
+    complete: bool = False
 
 
 @flax.struct.dataclass

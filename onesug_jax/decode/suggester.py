@@ -5,7 +5,9 @@ the server all use it, so they show the same lists. No TensorFlow here. Requests
 fixed shapes (batch sizes, input lengths and trees rounded up), so that few programs are compiled.
 
 Three modes: "beam" writes the list; "score" ranks the candidates that requests bring, in one pass
-(`score.py`); "hybrid" does both, with fewer and shorter beams, and lists the best of either.
+(`score.py`); "hybrid" does both, with fewer and shorter beams, and lists the best of either. Where
+no more queries than there are beams start with the prefix, beams would hold all of them to the end,
+so in every mode they are scored instead: the same list, sooner.
 """
 
 from __future__ import annotations
@@ -14,7 +16,7 @@ import bisect
 import dataclasses
 import functools
 import heapq
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Protocol
 
 import jax
@@ -22,15 +24,15 @@ import numpy as np
 
 from onesug_jax.arrays import NodeScores
 from onesug_jax.decode.beam import BeamConfig, BeamResult, beam_search, read_requests, search
-from onesug_jax.decode.score import MODES, ScoreConfig, Trees, plant, score_trees
-from onesug_jax.decode.trie import NEVER, Constraint, Free, TextRanks, build_trie
+from onesug_jax.decode.known import ClosedSet, Filter, KnownQueries
+from onesug_jax.decode.score import MODES, Pool, ScoreConfig, Trees, plant, score_trees
+from onesug_jax.decode.trie import NEVER, Constraint, Free, build_trie
 from onesug_jax.errors import UserError
 from onesug_jax.model.seq2seq import Seq2Seq, for_decoding
 from onesug_jax.tasks.features import Featurizer, Request
 
 _LENGTH_STEP = 32  # input lengths are rounded up to multiples of this
 _LEAST_NODES = 64  # trees are filled up to this many nodes, or twice, four times .. as many
-_REMEMBERED = 1 << 16  # texts whose ranks are kept
 
 
 @dataclasses.dataclass(frozen=True)
@@ -106,6 +108,7 @@ class Suggester:
       mode: "beam", "score" or "hybrid", where `suggest` is not told another. Lists of semantic ids
         are always written by beams.
       scoring: what the latter two look at.
+      shown: which known queries may be shown; see `show`.
     """
 
     def __init__(
@@ -121,39 +124,40 @@ class Suggester:
         batch_sizes: Sequence[int] = (1, 8, 32),
         mode: str = "beam",
         scoring: ScoreConfig | None = None,
+        shown: Filter | None = None,
     ):
         self.mode, self.scoring = _known_mode(mode), scoring or ScoreConfig()
         if list(batch_sizes) != sorted(set(batch_sizes)) or batch_sizes[0] < 1:
             raise UserError(f"batch_sizes = {batch_sizes}: expected ascending sizes from 1 up")
         self.model, self.params = for_decoding(model, params)
         self.featurizer = featurizer
-        self.batch_sizes, self.must_start = tuple(batch_sizes), must_start
+        self.batch_sizes = tuple(batch_sizes)
         vocabulary = featurizer.vocabulary
         text = np.arange(model.config.vocab_size) < vocabulary.pieces
         text[[vocabulary.pad_id, vocabulary.unk_id]] = False
         self.constraint: Constraint = Free(jax.numpy.asarray(text))
-        self._texts: list[str] = []
+        self._set: ClosedSet | None = None
         self._ids = ids
         if ids is not None:
             if queries is None:
                 raise UserError("lists of semantic ids need the known queries: set closed=True")
-            self._texts = sorted(queries)
-            self._ranks = TextRanks(self._texts)
-            codes = np.unique(np.asarray(ids.ids), axis=0)
-            sequences = [tuple(featurizer.id_tokens(row).tolist()) for row in codes]
+            texts = sorted(queries)
+            counts = np.array([queries[text] for text in texts])
+            self._set = ClosedSet(texts, counts, must_start)
+            self._codes = np.unique(np.asarray(ids.ids), axis=0)
+            sequences = [tuple(featurizer.id_tokens(row).tolist()) for row in self._codes]
             self.constraint, self._rank_of_node = build_trie(sequences)
-            self._codes = codes
             config = dataclasses.replace(config, max_length=len(sequences[0]))
         elif queries is not None:
-            sequences = _distinct_sequences(queries, featurizer)
-            self._texts = list(sequences)
-            self._ranks = TextRanks(self._texts)
-            self.constraint, self._rank_of_node = build_trie(list(sequences.values()))
-            longest = max(map(len, sequences.values()))
-            self._table = _padded(list(sequences.values()), longest)
+            known = KnownQueries.of(queries, featurizer)
+            self._set = ClosedSet(known.texts, known.counts, must_start)
+            self._tokens = known.tokens
+            self.constraint, self._rank_of_node = build_trie(known.tokens)
+            longest = known.tokens.shape[1]
             config = dataclasses.replace(config, max_length=min(config.max_length, longest))
         self.config = config
-        self._rank = functools.lru_cache(maxsize=_REMEMBERED)(self._find)
+        self._whole = self.constraint
+        self.show(shown)
         beams = min(self.scoring.beams, config.beams)
         self._short = dataclasses.replace(
             config,
@@ -168,6 +172,26 @@ class Suggester:
         (`make_requests`).
         """
         return 0 if self.mode == "beam" else self.scoring.candidates
+
+    def show(self, shown: Filter | None) -> None:
+        """From now on, shows only those of the known queries that pass; None: all. Lists being
+        made elsewhere are made by the old filter or by the new one.
+
+        Raises:
+          UserError: no known query passes, or the set is open.
+        """
+        if self._set is None:
+            if shown is not None and shown != Filter():
+                raise UserError("a filter chooses among known queries: set closed=True")
+            return
+        passed = self._set.passing(shown)
+        constraint = self._whole
+        if self._ids is None:
+            lengths = np.count_nonzero(self._tokens, axis=1)
+            passed &= lengths <= self.config.max_length
+            if not passed.all():
+                constraint = self._whole.showing(passed, self._rank_of_node)
+        self._set.shown, self.constraint = passed, constraint
 
     def __call__(self, requests: Sequence[Request], k: int | None = None) -> list[list[str]]:
         """The texts of `suggest`: one list a request, best first."""
@@ -196,15 +220,21 @@ class Suggester:
         mode = self.mode if mode is None else _known_mode(mode)
         ids = [self.featurizer.inputs(request) for request in requests]
         pools = [self._pool(request, mode) for request in requests]
+        ways: dict[str, list[int]] = {}
+        for i, pool in enumerate(pools):
+            way = "beam" if pool is None else "score" if pool.complete else mode
+            ways.setdefault(way, []).append(i)
         lists: list[list[Suggestion]] = [[] for _ in requests]
         largest = self.batch_sizes[-1]
-        for pooled in (False, True):
-            order = [i for i, pool in enumerate(pools) if bool(pool) == pooled]
-            order.sort(key=lambda i: (len(pools[i]), len(ids[i])))
+        for way, order in ways.items():
+            order.sort(key=lambda i: (0 if pools[i] is None else len(pools[i].tokens), len(ids[i])))
             for start in range(0, len(order), largest):
                 chosen = order[start : start + largest]
-                batch = [[given[i] for i in chosen] for given in (ids, requests, pools)]
-                found = self._from_pools(*batch, mode) if pooled else self._written(*batch[:2])
+                batch = [[given[i] for i in chosen] for given in (ids, requests)]
+                if way == "beam":
+                    found = self._written(*batch)
+                else:
+                    found = self._from_pools(*batch, [pools[i] for i in chosen], way)
                 for i, suggestions in zip(chosen, found, strict=True):
                     lists[i] = suggestions[:k]
         return lists
@@ -231,9 +261,9 @@ class Suggester:
 
     def _kept_to(self, requests: list[Request], size: int) -> Constraint:
         """The constraint of a batch filled up to `size`."""
-        if not self._texts or self._ids is not None:
+        if self._set is None or self._ids is not None:
             return self.constraint
-        intervals = [self._interval(request.prefix) for request in requests]
+        intervals = [self._set.interval(request.prefix) for request in requests]
         intervals += intervals[:1] * (size - len(requests))
         return self.constraint.between(np.array(intervals, np.int32))
 
@@ -251,7 +281,7 @@ class Suggester:
         if self._ids is None:
             return [self._texts_of(*row) for row in rows]
         return [
-            self._texts_of_ids(scores, states, self._interval(request.prefix))
+            self._texts_of_ids(scores, states, self._set.interval(request.prefix))
             for (scores, states, _), request in zip(rows, requests, strict=True)
         ]
 
@@ -259,12 +289,12 @@ class Suggester:
         self,
         ids: list[np.ndarray],
         requests: list[Request],
-        pools: list[dict[str, np.ndarray]],
+        pools: list[Pool],
         mode: str,
     ) -> list[list[Suggestion]]:
         """Lists of one batch, by scoring its pools; "hybrid": and by beams."""
         tokens, soft = self._inputs(ids, requests)
-        trees, ends = plant([_padded(pool.values(), self.config.max_length) for pool in pools])
+        trees, ends = plant([pool.tokens for pool in pools])
         trees = _filled(trees, len(tokens))
         written: list[list[Suggestion]] = [[] for _ in requests]
         if mode == "score":
@@ -277,37 +307,41 @@ class Suggester:
             written = self._read(found, requests)
         lists = []
         for pool, row, end, others in zip(pools, np.asarray(scores), ends, written, strict=False):
-            texts = {s.text: s.score for s in others}
-            texts |= zip(pool, row[end].tolist(), strict=True)
+            of_pool = row[end]
+            best = np.argsort(-of_pool, kind="stable")[: self.config.returned]
+            texts = {pool.text(n): float(of_pool[n]) for n in best.tolist()}
+            for other in others:
+                texts.setdefault(other.text, other.score)
             best = heapq.nlargest(self.config.returned, texts.items(), key=lambda item: item[1])
             lists.append([Suggestion(text, score) for text, score in best])
         return lists
 
-    def _pool(self, request: Request, mode: str) -> dict[str, np.ndarray]:
-        """The candidates that this request may be answered with, and their target ids."""
-        if mode == "beam" or self._ids is not None:
-            return {}
-        candidates = request.candidates[: self.scoring.candidates]
-        if not self._texts:
-            longest = self.config.max_length
-            found = {text: self.featurizer.target(text) for text in candidates}
-            return {text: ids for text, ids in found.items() if 1 < len(ids) <= longest}
-        low, high = self._interval(request.prefix)
-        ranks = [self._rank(text) for text in candidates]
-        return {self._texts[r]: self._table[r] for r in ranks if low <= r < high}
+    def _pool(self, request: Request, mode: str) -> Pool | None:
+        """What this request is answered from without beams, or beside them; None: by beams."""
+        most = self.scoring.candidates
+        if self._ids is not None:
+            return None
+        if self._set is None:
+            return self._open_pool(request.candidates[:most]) if mode != "beam" else None
+        beams = self.config.beams
+        ranks = self._set.all_of(request.prefix, beams if mode == "beam" else max(beams, most))
+        complete = ranks is not None
+        if ranks is None and mode != "beam":
+            ranks = self._set.among(request.prefix, request.candidates[:most])
+        if ranks is None or not len(ranks):
+            return None
+        texts = self._set.texts
+        return Pool(self._tokens[ranks], lambda n: texts[ranks[n]], complete)
 
-    def _find(self, text: str) -> int:
-        """The rank of a known query, else -1."""
-        rank = bisect.bisect_left(self._texts, text)
-        return rank if rank < len(self._texts) and self._texts[rank] == text else -1
-
-    def _interval(self, prefix: str) -> tuple[int, int]:
-        """Ranks of the queries this prefix may get."""
-        if self.must_start:
-            low, high = self._ranks.starting_with(prefix)
-            if low < high:
-                return low, high
-        return 0, len(self._texts)
+    def _open_pool(self, candidates: Sequence[str]) -> Pool | None:
+        """Any texts, where the set of queries is open."""
+        found = {text: self.featurizer.target(text) for text in candidates}
+        longest = self.config.max_length
+        found = {text: ids for text, ids in found.items() if 1 < len(ids) <= longest}
+        tokens = np.zeros((len(found), longest), np.int32)
+        for row, ids in zip(tokens, found.values(), strict=True):
+            row[: len(ids)] = ids
+        return Pool(tokens, list(found).__getitem__) if found else None
 
     def _texts_of(self, scores, states, sequences) -> list[Suggestion]:
         """Texts of one request's finished hypotheses; the better of two alike is kept."""
@@ -315,8 +349,8 @@ class Suggester:
         for score, state, sequence in zip(scores, states, sequences, strict=True):
             if score <= NEVER / 2:
                 break
-            if self._texts:
-                text = self._texts[self._rank_of_node[state]]
+            if self._set is not None:
+                text = self._set.texts[self._rank_of_node[state]]
             else:
                 text = " ".join(self.featurizer.vocabulary.decode(sequence.tolist()).split())
             if text:
@@ -333,37 +367,15 @@ class Suggester:
             if score <= NEVER / 2:
                 break
             for number in self._ids.numbers(self._codes[self._rank_of_node[state]]).tolist():
-                if interval[0] <= number < interval[1]:
-                    found.append(Suggestion(self._texts[number], float(score)))
+                if interval[0] <= number < interval[1] and self._set.shown[number]:
+                    found.append(Suggestion(self._set.texts[number], float(score)))
         return found[: self.config.returned]
-
-
-def _distinct_sequences(
-    queries: Mapping[str, int], featurizer: Featurizer
-) -> dict[str, tuple[int, ...]]:
-    """Target ids of every query, by text. Of queries cut to the same ids the most popular stays."""
-    first: dict[tuple[int, ...], str] = {}
-    for query in sorted(queries):
-        ids = tuple(featurizer.target(query).tolist())
-        held = first.get(ids)
-        if held is None or queries[query] > queries[held]:
-            first[ids] = query
-    return {query: ids for ids, query in sorted(first.items(), key=lambda item: item[1])}
 
 
 def _known_mode(mode: str) -> str:
     if mode not in MODES:
         raise UserError(f"mode = {mode!r}: expected one of {', '.join(MODES)}")
     return mode
-
-
-def _padded(sequences: Iterable[Sequence[int]], length: int) -> np.ndarray:
-    """Token sequences as `[N, length]`, 0 behind their ends."""
-    rows = list(sequences)
-    table = np.zeros((len(rows), length), np.int32)
-    for row, ids in zip(table, rows, strict=True):
-        row[: len(ids)] = ids
-    return table
 
 
 def _filled(trees: Trees, size: int) -> Trees:
