@@ -30,6 +30,8 @@ from onesug_jax.tasks.features import Context, Request, make_requests
 
 Suggester = Callable[[list[Request]], list[list[str]]]
 
+METRICS = ("hr@16", "mrr@16", "ndcg@16", "success@10", "mrr@10")  # as `evaluate` gives them
+
 _NEEDED = ("request_id", "prefix", "query", "clicked_items", "ordered_items", schema.RECENT)
 
 

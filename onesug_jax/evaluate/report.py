@@ -69,12 +69,16 @@ def read_metrics(folder: str) -> dict:
 
 
 def format_headline(
-    metrics: Metrics, *, model: str = "model", rival: str = "most_popular", k: int = 16
+    metrics: Metrics,
+    *,
+    model: str = "model",
+    rival: str = "most_popular",
+    shown: Sequence[str] = ("hr@16", "mrr@16"),
 ) -> str:
-    """The headline: HR@k and MRR@k in per cent, `model` against `rival`, and their ratio."""
+    """The headline: the metrics `shown` in per cent, `model` against `rival`, and their ratio."""
     rows = [("", "metric", rival.replace("_", " "), model.replace("_", " "), "ratio", "requests")]
     for label, words in _HEADLINE:
-        for metric in (f"hr@{k}", f"mrr@{k}"):
+        for metric in shown:
             ours, theirs = metrics[model][label][metric], metrics[rival][label][metric]
             ratio = "-" if ours is None or not theirs else f"x{ours / theirs:.3f}"
             count = f"{metrics[model][label]['n']:,}"

@@ -173,8 +173,11 @@ def _rival_parts(context: Context):
     return rows, opened.related(context, FeatureSpec()), context.configured("CascadeConfig")()
 
 
-def evaluate(context: Context, *, split: str = "dev") -> None:
-    """Model and most popular completion on a split, into WORK_DIR/report.
+def evaluate(
+    context: Context, *, split: str = "dev", headline: Sequence[str] = ("hr@16", "mrr@16")
+) -> None:
+    """Model and most popular completion on a split, into WORK_DIR/report; `headline` names the
+    metrics of the table that is printed first.
 
     With a LOG other than the one WORK_DIR was made from, that log is scored: its `split` where it
     has one, else all of it, with the histories of both.
@@ -224,9 +227,15 @@ def scored(context: Context) -> tuple[str, ...]:
     """What an evaluation reads; a log named to `evaluate` is part of it.
 
     Raises:
-      UserError: WORK_DIR/log has no such split, told before an earlier report is cleared away.
+      UserError: WORK_DIR/log has no such split, or an evaluation no such metric; told before an
+        earlier report is cleared away.
     """
+    from onesug_jax.evaluate.evaluator import METRICS
+
     own = (context.log,) if context.named and context.macros["LOG"] else ()
+    for name in context.settings["evaluate.headline"]:
+        if name not in METRICS:
+            raise UserError(f"evaluate.headline: {name!r}: expected some of {', '.join(METRICS)}")
     split, there = context.settings["evaluate.split"], opened.splits(context.work.log)
     if there and not own and split not in there:
         raise UserError(
@@ -246,7 +255,9 @@ def show_report(context: Context) -> None:
     from onesug_jax.evaluate import report
 
     metrics = report.read_metrics(context.work.report)
-    print(f"\n{report.format_headline(metrics)}\n\n{report.format_slices(metrics)}\n")
+    shown = context.settings["evaluate.headline"]
+    table = report.format_headline(metrics, shown=shown)
+    print(f"\n{table}\n\n{report.format_slices(metrics, metric=shown[-1])}\n")
     print(f"to look at: {os.path.join(context.work.report, 'index.html')}", flush=True)
 
 

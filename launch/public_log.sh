@@ -1,0 +1,28 @@
+#!/usr/bin/env bash
+# What amazonqac.sh and kuaisearch.sh have in common; ONESUG_CONFIG is the recipe. Not to be run by itself.
+set -euo pipefail
+
+root="$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)"
+config="${ONESUG_CONFIG:?run launch/amazonqac.sh or launch/kuaisearch.sh}"
+name="$(basename "$config" .gin)"
+data="" work="$root/work/$name" more=()
+usage() { sed -n '2,6s/^# \{0,1\}//p' "$root/launch/$name.sh"; }
+while [ $# -gt 0 ]; do
+  case "$1" in
+    --data) data="${2:-}"; shift 2 ;;
+    --work) work="${2:-}"; shift 2 ;;
+    --gin.* | --gin_file=* | --dry_run) more+=("$1"); shift ;;
+    -h | --help) usage; exit 0 ;;
+    *) echo "error: unknown word $1" >&2; usage >&2; exit 2 ;;
+  esac
+done
+if [ -z "$data" ] || [ ! -e "$data" ]; then
+  echo "error: --data ${data:-FOLDER}: no such folder; download the data and name where it lies" >&2
+  usage >&2
+  exit 2
+fi
+
+bash "$root/launch/prepare.sh"
+export PYTHONPATH="$root${PYTHONPATH:+:$PYTHONPATH}"
+exec "$root/.venv/bin/python" -m onesug_jax.main run "--gin_file=$root/$config" "--gin.LOG=$data" \
+  "--gin.WORK_DIR=$work" ${more[@]+"${more[@]}"}

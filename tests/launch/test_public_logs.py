@@ -1,0 +1,90 @@
+"""Public logs by one command each: mistakes are told at once, and the whole road runs."""
+
+import os
+import pathlib
+import subprocess
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from tests.logs.test_adapters import QAC_TEST, QAC_TRAIN, qac_test, qac_train
+
+TINY = {
+    "MODEL": '"mini"',
+    "STEPS": 4,
+    "BATCH_SIZE": 8,
+    "ModelConfig.d_model": 16,
+    "ModelConfig.d_ff": 32,
+    "ModelConfig.num_heads": 2,
+    "ModelConfig.head_dim": 8,
+    "vocab.pieces": 500,
+    "EncoderSpec.d_model": 32,
+    "align.steps": 4,
+    "align.batch_size": 8,
+    "RqVaeConfig.codes": 8,
+    "RqVaeConfig.hidden": "[16]",
+    "quantize.steps": 4,
+    "rank.steps": 0,
+    "rwr.steps": 0,
+    "pretrain.evaluate_every": 0,
+    "BeamConfig.beams": 4,
+    "BeamConfig.returned": 4,
+}
+
+
+def launched(project_root, script, *words, timeout=60):
+    return subprocess.run(
+        ["bash", f"launch/{script}.sh", *words],
+        cwd=project_root,
+        capture_output=True,
+        text=True,
+        timeout=timeout,
+    )
+
+
+@pytest.mark.parametrize("script", ["amazonqac", "kuaisearch"])
+def test_mistakes_are_told_before_anything_is_made(project_root, script, tmp_path):
+    missing = launched(project_root, script, "--data", str(tmp_path / "none"))
+    assert missing.returncode == 2 and "none: no such folder" in missing.stderr
+    assert f"bash launch/{script}.sh --data FOLDER" in missing.stderr
+    assert launched(project_root, script).returncode == 2
+    unknown = launched(project_root, script, "--dat", "x")
+    assert unknown.returncode == 2 and "unknown word --dat" in unknown.stderr
+    assert launched(project_root, script, "--help").returncode == 0
+
+
+def run(project_root, script, data, work):
+    words = ["--data", str(data), "--work", str(work)]
+    words += [f"--gin.{name}={value}" for name, value in TINY.items()]
+    done = launched(project_root, script, *words, timeout=550)
+    assert done.returncode == 0, done.stderr + done.stdout
+    return done.stdout
+
+
+@pytest.mark.slow
+def test_amazonqac_from_its_files_to_its_metrics(project_root, tmp_path):
+    terms = ["hook rail", "hook", "kitchen scale", "kite", "garden hose", "garden gnome"]
+    for name, schema, make in (("train", QAC_TRAIN, qac_train), ("test", QAC_TEST, qac_test)):
+        (tmp_path / "qac" / name).mkdir(parents=True)
+        count = 300 if name == "train" else 6
+        rows = [make(i) for i in range(count)]
+        for i, row in enumerate(rows):
+            row["final_search_term"] = terms[i % len(terms)]
+            if name == "train":
+                row["prefixes"] = [row["final_search_term"][:n] for n in (1, 2, 3)]
+        table = pa.Table.from_pylist(rows, schema=schema)
+        pq.write_table(table, tmp_path / "qac" / name / "part-00000.snappy.parquet")
+    told = run(project_root, "amazonqac", tmp_path / "qac", tmp_path / "work")
+    assert "SUCCESS@10" in told and "MRR@10" in told
+    assert os.path.exists(tmp_path / "work" / "report" / "index.html")
+    assert pq.read_table(tmp_path / "work" / "report" / "lists.parquet").num_rows == 6
+
+
+@pytest.mark.slow
+def test_kuaisearch_from_its_demo_files(project_root, tmp_path):
+    demo = pathlib.Path(project_root).parent / "shared" / "data" / "kuaisearch_demo"
+    if not demo.is_dir():
+        pytest.skip("the demo files of KuaiSearch are not in ../shared/data/kuaisearch_demo")
+    told = run(project_root, "kuaisearch", demo, tmp_path / "work")
+    assert "HR@16" in told and "MRR@16" in told
