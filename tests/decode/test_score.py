@@ -9,7 +9,7 @@ import pytest
 from flax.core import meta
 
 from onesug_jax.decode.beam import BeamConfig, beam_search, read_requests
-from onesug_jax.decode.score import ScoreConfig, plant, score_trees
+from onesug_jax.decode.score import ScoreConfig, plant, score_trees, side_by_side
 from onesug_jax.decode.suggester import Suggester
 from onesug_jax.decode.trie import build_trie
 from onesug_jax.errors import UserError
@@ -88,8 +88,8 @@ def test_scores_are_those_of_a_slow_pass_and_of_beams(config):
     ready = for_decoding(model, params)
     tokens, alpha = requests(2), 0.7
     tables = [candidates(0, 40), candidates(1, 12)]
-    trees, ends = plant(tables)
-    scores = np.asarray(scored(*ready, tokens, trees, alpha))
+    trees, ends = zip(*map(plant, tables), strict=True)
+    scores = np.asarray(scored(*ready, tokens, side_by_side(trees, 2), alpha))
     for b, table in enumerate(tables):
         slow = alone(model, params, tokens[b], table, alpha)
         np.testing.assert_allclose(scores[b][ends[b]], slow, atol=1e-4)
@@ -116,19 +116,29 @@ def test_the_vocabulary_in_blocks_is_the_vocabulary(monkeypatch):
 
 @pytest.mark.parametrize("seed", [0, 1, 2])
 def test_every_beginning_is_one_node(seed):
-    """Following the paths gives the candidates back; no two nodes of a request are alike."""
-    tables = [candidates(seed, 30), candidates(seed + 10, 3), candidates(seed + 20, 15)]
-    trees, ends = plant(tables)
-    for b, (table, end) in enumerate(zip(tables, ends, strict=True)):
-        written = set()
-        for row, node in zip(table, end, strict=True):
-            depth = trees.depths[b, node]
-            path = trees.paths[b, node, : depth + 1]
-            assert path[0] == 0 and path[-1] == node and not trees.paths[b, node, depth + 1 :].any()
-            assert trees.tokens[b, path[1:]].tolist() == row[:depth].tolist()
-            assert row[depth] == EOS
-            written |= {tuple(row[:t].tolist()) for t in range(1, depth + 1)}
-        assert np.count_nonzero(trees.tokens[b]) == len(written)
+    """Following the paths gives the candidates back; no two nodes are alike."""
+    table = candidates(seed, 30)
+    tree, ends = plant(table)
+    written = set()
+    for row, node in zip(table, ends, strict=True):
+        depth = tree.depths[node]
+        path = tree.paths[node, : depth + 1]
+        assert path[0] == 0 and path[-1] == node and not tree.paths[node, depth + 1 :].any()
+        assert tree.tokens[path[1:]].tolist() == row[:depth].tolist()
+        assert row[depth] == EOS
+        written |= {tuple(row[:t].tolist()) for t in range(1, depth + 1)}
+    assert len(tree.tokens) == 1 + len(written) == 1 + np.count_nonzero(tree.tokens)
+
+
+def test_trees_stand_side_by_side():
+    """Filled up with roots to one number of nodes, and with empty trees to the batch."""
+    trees = [plant(candidates(seed, count))[0] for seed, count in ((0, 40), (1, 3))]
+    batch = side_by_side(trees, 3)
+    assert batch.tokens.shape == (3, 64) and batch.paths.shape == (3, 64, LENGTH)
+    for b, tree in enumerate(trees):
+        for row, leaf in zip(jax.tree.leaves(batch), jax.tree.leaves(tree), strict=True):
+            np.testing.assert_array_equal(row[b][: len(leaf)], leaf)
+            assert not row[b][len(leaf) :].any() and not row[2].any()
 
 
 NOUNS = ["lamp", "lantern", "laptop", "mug", "mat", "tent", "拖鞋", "拖把"]
