@@ -25,14 +25,22 @@ import numpy as np
 from onesug_jax.arrays import NodeScores
 from onesug_jax.decode.beam import BeamConfig, BeamResult, beam_search, read_requests, search
 from onesug_jax.decode.known import ClosedSet, Filter, KnownQueries
-from onesug_jax.decode.score import MODES, Pool, ScoreConfig, Trees, plant, score_trees
+from onesug_jax.decode.score import (
+    MODES,
+    Pool,
+    ScoreConfig,
+    Trees,
+    room_for,
+    score_trees,
+    side_by_side,
+)
 from onesug_jax.decode.trie import NEVER, Constraint, Free, build_trie
 from onesug_jax.errors import UserError
 from onesug_jax.model.seq2seq import Seq2Seq, for_decoding
 from onesug_jax.tasks.features import Featurizer, Request
 
 _LENGTH_STEP = 32  # input lengths are rounded up to multiples of this
-_LEAST_NODES = 64  # trees are filled up to this many nodes, or twice, four times .. as many
+_NODES_AT_ONCE = 1 << 13  # of all trees of a batch
 
 
 @dataclasses.dataclass(frozen=True)
@@ -225,11 +233,14 @@ class Suggester:
             way = "beam" if pool is None else "score" if pool.complete else mode
             ways.setdefault(way, []).append(i)
         lists: list[list[Suggestion]] = [[] for _ in requests]
-        largest = self.batch_sizes[-1]
         for way, order in ways.items():
-            order.sort(key=lambda i: (0 if pools[i] is None else len(pools[i].tokens), len(ids[i])))
-            for start in range(0, len(order), largest):
-                chosen = order[start : start + largest]
+            nodes = {i: room_for(len(pools[i].tree.tokens)) if pools[i] else 1 for i in order}
+            order.sort(key=lambda i: (nodes[i], len(ids[i])))
+            while order:
+                chosen = order[: self._together(nodes[order[0]])]
+                # Larger trees further on would have all of the batch filled up to them.
+                chosen = [i for i in chosen if nodes[i] == nodes[chosen[0]]]
+                order = order[len(chosen) :]
                 batch = [[given[i] for i in chosen] for given in (ids, requests)]
                 if way == "beam":
                     found = self._written(*batch)
@@ -238,6 +249,11 @@ class Suggester:
                 for i, suggestions in zip(chosen, found, strict=True):
                     lists[i] = suggestions[:k]
         return lists
+
+    def _together(self, nodes: int) -> int:
+        """How many requests with trees of so many nodes are answered at once."""
+        fitting = [size for size in self.batch_sizes if size * nodes <= _NODES_AT_ONCE]
+        return fitting[-1] if fitting else self.batch_sizes[0]
 
     def _inputs(self, ids: list[np.ndarray], requests: list[Request]):
         """The encoder's ids of a batch of at most the largest size, `[size, L]`, and the vectors of
@@ -294,8 +310,7 @@ class Suggester:
     ) -> list[list[Suggestion]]:
         """Lists of one batch, by scoring its pools; "hybrid": and by beams."""
         tokens, soft = self._inputs(ids, requests)
-        trees, ends = plant([pool.tokens for pool in pools])
-        trees = _filled(trees, len(tokens))
+        trees = side_by_side([pool.tree for pool in pools], len(tokens))
         written: list[list[Suggestion]] = [[] for _ in requests]
         if mode == "score":
             scores = _scored(self.model, self._short, self.params, tokens, soft, trees)
@@ -306,8 +321,8 @@ class Suggester:
             )
             written = self._read(found, requests)
         lists = []
-        for pool, row, end, others in zip(pools, np.asarray(scores), ends, written, strict=False):
-            of_pool = row[end]
+        for pool, row, others in zip(pools, np.asarray(scores), written, strict=False):
+            of_pool = row[pool.ends]
             best = np.argsort(-of_pool, kind="stable")[: self.config.returned]
             texts = {pool.text(n): float(of_pool[n]) for n in best.tolist()}
             for other in others:
@@ -331,7 +346,7 @@ class Suggester:
         if ranks is None or not len(ranks):
             return None
         texts = self._set.texts
-        return Pool(self._tokens[ranks], lambda n: texts[ranks[n]], complete)
+        return Pool.of(self._tokens[ranks], lambda n: texts[ranks[n]], complete)
 
     def _open_pool(self, candidates: Sequence[str]) -> Pool | None:
         """Any texts, where the set of queries is open."""
@@ -341,7 +356,7 @@ class Suggester:
         tokens = np.zeros((len(found), longest), np.int32)
         for row, ids in zip(tokens, found.values(), strict=True):
             row[: len(ids)] = ids
-        return Pool(tokens, list(found).__getitem__) if found else None
+        return Pool.of(tokens, list(found).__getitem__) if found else None
 
     def _texts_of(self, scores, states, sequences) -> list[Suggestion]:
         """Texts of one request's finished hypotheses; the better of two alike is kept."""
@@ -376,16 +391,3 @@ def _known_mode(mode: str) -> str:
     if mode not in MODES:
         raise UserError(f"mode = {mode!r}: expected one of {', '.join(MODES)}")
     return mode
-
-
-def _filled(trees: Trees, size: int) -> Trees:
-    """The trees filled up to `size` of them and to one of few numbers of nodes."""
-    have, nodes = trees.tokens.shape
-    room = _LEAST_NODES
-    while room < nodes:
-        room *= 2
-
-    def fill(x: np.ndarray) -> np.ndarray:
-        return np.pad(x, ((0, size - have), (0, room - nodes), *[(0, 0)] * (x.ndim - 2)))
-
-    return jax.tree.map(fill, trees)
