@@ -1,0 +1,386 @@
+"""The engine: requests that arrive together become one batch, and every one of them gets an answer.
+
+    submit -> kept list?  -> Answer at once
+           -> queue full? -> Full at once
+           -> queue -> batch (at most `max_batch`, waiting at most `max_wait_ms`)
+                       past its deadline: dropped before the model sees it
+                       rung of the ladder by backlog and deadline -> lists -> Answer
+
+One thread runs the model. Another loads the version of WORK_DIR that is in use, compiles its shapes
+ahead of time, and watches: when an update publishes the next version (or a rollback the one before)
+it is loaded and compiled beside the old one, and takes its place between two batches. No request
+waits for it, and none is lost. This file knows no HTTP.
+"""
+
+from __future__ import annotations
+
+import collections
+import threading
+import time
+import traceback
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future
+from dataclasses import dataclass
+
+from onesug_jax.errors import UserError, plain
+from onesug_jax.serve.ladder import POPULAR, RUNGS, Pace, choose, in_time
+from onesug_jax.serve.metrics import Metrics
+from onesug_jax.serve.served import Ask, Blocked, Listed, Served
+
+_RETRY_SECONDS = 30.0  # between attempts at a version that could not be loaded
+
+
+@dataclass(frozen=True)
+class EngineConfig:
+    """How requests are batched, cached and, under pressure, answered more cheaply.
+
+    Attributes:
+      max_batch: most requests of one batch.
+      max_wait_ms: how long the first request of a batch waits for company.
+      queue: most requests that wait; more are refused at once.
+      ladder: rungs in use, best first, of "hybrid", "beam", "score", "popular".
+      target_ms: what an answer may take before cheaper rungs are taken.
+      deadline_ms: when an answer is of no use any more, where the request does not say.
+      lists: finished lists kept, of requests without a history.
+      prefixes: prefixes whose vectors, neighbours and corrections are kept.
+      lengths: encoder lengths that are compiled, as shares of the longest input.
+      blocked: a file of terms that no suggestion may hold, read again when it changes; or None.
+      watch_seconds: how often to look for another version, and at the blocked terms.
+    """
+
+    max_batch: int = 8
+    max_wait_ms: float = 2.0
+    queue: int = 256
+    ladder: tuple[str, ...] = ("beam", "score", "popular")
+    target_ms: float = 100.0
+    deadline_ms: float = 2000.0
+    lists: int = 4096
+    prefixes: int = 65_536
+    lengths: tuple[float, ...] = (0.6, 1.0)
+    blocked: str | None = None
+    watch_seconds: float = 1.0
+
+    def __post_init__(self):
+        object.__setattr__(self, "ladder", tuple(self.ladder))
+        object.__setattr__(self, "lengths", tuple(self.lengths))
+        if min(self.max_batch, self.queue, self.lists, self.prefixes) < 1:
+            raise UserError(
+                "EngineConfig: expected max_batch, queue, lists and prefixes of 1 or more; found "
+                f"{self.max_batch}, {self.queue}, {self.lists}, {self.prefixes}."
+            )
+        if self.max_wait_ms < 0 or min(self.target_ms, self.deadline_ms, self.watch_seconds) <= 0:
+            raise UserError(
+                "EngineConfig: expected max_wait_ms of 0 or more, target_ms, deadline_ms and "
+                f"watch_seconds above 0; found {self.max_wait_ms}, {self.target_ms}, "
+                f"{self.deadline_ms}, {self.watch_seconds}."
+            )
+        places = [RUNGS.index(rung) for rung in self.ladder if rung in RUNGS]
+        if not places or len(places) < len(self.ladder) or places != sorted(set(places)):
+            raise UserError(
+                f"EngineConfig.ladder = {list(self.ladder)}: expected some of {', '.join(RUNGS)}, "
+                "in this order."
+            )
+        if not self.lengths or max(self.lengths) != 1.0 or min(self.lengths) <= 0:
+            raise UserError(
+                f"EngineConfig.lengths = {list(self.lengths)}: expected shares above 0, the "
+                "largest 1."
+            )
+
+    @property
+    def modes(self) -> tuple[str, ...]:
+        """The rungs that ask the model."""
+        return tuple(rung for rung in self.ladder if rung != POPULAR)
+
+    @property
+    def batch_sizes(self) -> tuple[int, ...]:
+        """The batch sizes that are compiled: 1, and every fourfold up to max_batch."""
+        sizes = [self.max_batch]
+        while sizes[0] > 1:
+            sizes.insert(0, max(1, sizes[0] // 8))
+        return tuple(sizes)
+
+
+@dataclass(frozen=True)
+class Answer:
+    """A list, and how it came about. Times in seconds; `batch` is the size of its batch."""
+
+    listed: Listed
+    rung: str
+    version: str
+    cached: bool = False
+    waited: float = 0.0
+    took: float = 0.0
+    batch: int = 0
+
+
+class Full(Exception):
+    """The queue has no place, or no answer would come in time; `after` says when to ask again."""
+
+    def __init__(self, after: float):
+        super().__init__("too many requests are waiting")
+        self.after = after
+
+
+class NotReady(Exception):
+    """The model is still being loaded and compiled."""
+
+
+class Late(Exception):
+    """The request's deadline passed before the model saw it."""
+
+
+@dataclass
+class _Waiting:
+    ask: Ask
+    future: Future
+    arrived: float
+    deadline: float
+
+
+class Engine:
+    """Answers requests with the version of the model that is in use.
+
+    Args:
+      in_use: where the version in use lies.
+      load: opens the version that lies there.
+      config: batching, caches, ladder.
+      metrics: what is counted.
+      say: where one-line messages go.
+    """
+
+    def __init__(
+        self,
+        in_use: Callable[[], str],
+        load: Callable[[str], Served],
+        config: EngineConfig = EngineConfig(),
+        *,
+        metrics: Metrics | None = None,
+        say: Callable[[str], None] = print,
+    ):
+        self.config, self.metrics = config, metrics or Metrics()
+        self._in_use, self._load, self._say = in_use, load, say
+        self._blocked = Blocked(config.blocked)
+        self._pace = Pace(config.batch_sizes)
+        self._served: Served | None = None
+        self._queue: collections.deque[_Waiting] = collections.deque()
+        self._arrived = threading.Condition()
+        self._closing = False  # nothing more is accepted
+        self._closed = threading.Event()
+        self._ready = threading.Event()
+        self.failure: BaseException | None = None  # why the first version could not be loaded
+        self._threads = [
+            threading.Thread(target=run, name=name, daemon=True)
+            for name, run in (("watch", self._watch), ("model", self._run))
+        ]
+
+    # ------------------------------------------------------------------ from outside
+
+    def start(self) -> Engine:
+        """Begins to load; returns at once."""
+        for thread in self._threads:
+            thread.start()
+        return self
+
+    def wait_ready(self, timeout: float | None = None) -> bool:
+        """Waits until requests are answered; raises what kept the first version from loading."""
+        self._ready.wait(timeout)
+        if self.failure is not None:
+            raise self.failure
+        return self.ready
+
+    @property
+    def ready(self) -> bool:
+        """Whether requests are answered."""
+        return self._served is not None and not self._closing
+
+    @property
+    def served(self) -> Served:
+        """The version in use.
+
+        Raises:
+          NotReady: none is loaded yet.
+        """
+        if self._served is None:
+            raise NotReady("the model is being loaded and compiled")
+        return self._served
+
+    @property
+    def waiting(self) -> int:
+        """How many requests wait."""
+        return len(self._queue)
+
+    def submit(self, ask: Ask) -> Future:
+        """Asks for a list; the Future holds an Answer, or fails with Late.
+
+        Raises:
+          Full: there is no place in the queue, or no answer would come in time.
+          NotReady: no version is loaded yet, or the engine is closing.
+        """
+        served = self.served
+        now = time.monotonic()
+        future: Future = Future()
+        listed = served.kept.get(ask.key) if ask.key else None
+        self.metrics.lists(hit=listed is not None)
+        if listed is not None:
+            future.set_result(self._answer(ask, listed, self.config.ladder[0], served, cached=True))
+            return future
+        within = self.config.deadline_ms / 1000 if ask.within is None else ask.within
+        last = self.config.ladder[-1]
+        with self._arrived:
+            if self._closing:
+                raise NotReady("the server is closing")
+            wait = self._pace.to_clear(last, len(self._queue) + 1) if last != POPULAR else 0.0
+            if len(self._queue) >= self.config.queue or len(self._queue) and wait > within:
+                self.metrics.refused()
+                raise Full(max(wait, self.config.target_ms / 1000))
+            self._queue.append(_Waiting(ask, future, now, now + within))
+            self._arrived.notify()
+        return future
+
+    def popular(self, ask: Ask) -> Answer:
+        """The last rung, whatever the ladder says: for comparison. NotReady as `served`."""
+        served = self.served
+        return self._answer(ask, served.popular(ask.prefix), POPULAR, served)
+
+    def close(self) -> None:
+        """Accepts nothing more, answers what was accepted, and ends."""
+        with self._arrived:
+            self._closing = True
+            self._arrived.notify_all()
+        self._closed.set()
+        for thread in self._threads:
+            if thread.is_alive():
+                thread.join()
+
+    # ------------------------------------------------------------------ the model's thread
+
+    def _run(self) -> None:
+        while groups := self._take():
+            for rung, group in groups:
+                self._serve(rung, group)
+
+    def _take(self) -> list[tuple[str, list[_Waiting]]] | None:
+        """The next batch, by rung, cheapest rung first; None: closed, and nothing waits."""
+        config, queue = self.config, self._queue
+        with self._arrived:
+            while not queue:
+                if self._closing:
+                    return None
+                self._arrived.wait()
+            until = queue[0].arrived + config.max_wait_ms / 1000
+            while len(queue) < config.max_batch and not self._closing:
+                left = until - time.monotonic()
+                if left <= 0:
+                    break
+                self._arrived.wait(left)
+            now = time.monotonic()
+            target = config.target_ms / 1000
+            waited = now - queue[0].arrived
+            rung = choose(config.ladder, self._pace, len(queue), config.max_batch, waited, target)
+            groups: dict[str, list[_Waiting]] = collections.defaultdict(list)
+            if rung == POPULAR and config.modes:
+                # Those whom the model can still answer in time are left to it.
+                rung = config.modes[-1]
+                batch = self._pace.of(rung, config.max_batch)
+                fits = max(1, int(target / batch) if batch else 1) * config.max_batch
+                while len(queue) > fits:
+                    groups[POPULAR].append(queue.popleft())
+            size = min(len(queue), config.max_batch)
+            for _ in range(size):
+                one = queue.popleft()
+                lower = in_time(config.ladder, self._pace, rung, one.deadline - now, size)
+                groups[lower].append(one)
+        order = sorted(groups, key=RUNGS.index, reverse=True)
+        return [(rung, groups[rung]) for rung in order]
+
+    def _serve(self, rung: str, group: Sequence[_Waiting]) -> None:
+        """Answers a group at one rung, but for those who are late or gone."""
+        began = time.monotonic()
+        asked = []
+        for one in group:
+            if not one.future.set_running_or_notify_cancel():
+                self.metrics.abandoned()
+            elif one.deadline < began:
+                self.metrics.late()
+                one.future.set_exception(Late("the deadline passed before the model was asked"))
+            else:
+                asked.append(one)
+        if not asked:
+            return
+        served = self.served
+        try:
+            found = served.lists([one.ask for one in asked], rung)
+        except Exception as error:
+            self._say(f"serve: a batch of {len(asked)} at {rung!r} failed: {error!r}")
+            traceback.print_exc()
+            self.metrics.failed()
+            for one in asked:
+                one.future.set_exception(error)
+            return
+        took = time.monotonic() - began
+        if rung != POPULAR:
+            self._pace.note(rung, len(asked), took)
+            self.metrics.batch(rung, len(asked), took)
+        for one, listed in zip(asked, found, strict=True):
+            if one.ask.key and rung == self.config.ladder[0]:
+                served.kept.put(one.ask.key, listed)
+            waited = began - one.arrived
+            one.future.set_result(
+                self._answer(one.ask, listed, rung, served, waited=waited, took=took, batch=len(asked))
+            )
+
+    def _answer(self, ask: Ask, listed: Listed, rung: str, served: Served, **how) -> Answer:
+        """What is shown of a list: nothing blocked, filled up by what is popular, k at most."""
+        pairs = list(zip(listed.texts, listed.scores, strict=True))
+        shown = [pair for pair in pairs if not self._blocked(pair[0])]
+        if len(shown) < min(len(pairs), ask.k):
+            there = {text for text, _ in pairs}
+            others = (text for text in served.popular(ask.prefix).texts if text not in there)
+            shown += [(text, None) for text in others if not self._blocked(text)]
+        texts, scores = zip(*shown[: ask.k], strict=True) if shown else ((), ())
+        listed = Listed(tuple(texts), tuple(scores), listed.related, listed.worth)
+        answer = Answer(listed, rung, served.version, **how)
+        self.metrics.answered(rung, answer.waited, answer.took, cached=answer.cached)
+        return answer
+
+    # ------------------------------------------------------------------ the watching thread
+
+    def _watch(self) -> None:
+        """Loads the version in use, and again whenever another one is."""
+        failed, since = "", 0.0
+        while True:
+            wanted = ""
+            try:
+                wanted = self._in_use()
+                there = self._served and self._served.path == wanted
+                again = wanted != failed or time.monotonic() - since > _RETRY_SECONDS
+                if not there and again:
+                    self._swap(wanted)
+                    failed = ""
+                if self._blocked.reload():
+                    self._say("serve: blocked terms read again")
+            except Exception as error:
+                failed, since = wanted, time.monotonic()
+                if self._served is None:
+                    self.failure = error
+                    self._ready.set()
+                    return
+                self.metrics.swap_failed()
+                told = plain(error) if isinstance(error, UserError) else repr(error)
+                self._say(f"serve: {wanted or 'the version in use'} cannot be used: {told}")
+            if self._closed.wait(self.config.watch_seconds):
+                return
+
+    def _swap(self, path: str) -> None:
+        began = time.monotonic()
+        served = self._load(path)
+        sizes, longest = self.config.batch_sizes, served.suggester.featurizer.spec.input_length
+        served.suggester.keep_to_shapes(sizes, [round(s * longest) for s in self.config.lengths])
+        served.warm(self.config.modes, self._pace, self._closed.is_set)
+        if self._closed.is_set():
+            return
+        self._served = served
+        took = time.monotonic() - began
+        self.metrics.version(served.version, took)
+        self._say(f"serve: version {served.version} is in use, ready after {took:.1f} s")
+        self._ready.set()

@@ -1,0 +1,216 @@
+"""One published version of the model, ready to answer: lists at every rung, caches, blocked terms.
+
+A version is never changed, only replaced by another one as a whole, so a batch that has begun ends
+with the model it began with, and its caches go with it.
+"""
+
+from __future__ import annotations
+
+import collections
+import os
+import re
+import threading
+import time
+from collections.abc import Callable, Hashable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from onesug_jax.decode.suggester import Suggester
+from onesug_jax.errors import UserError
+from onesug_jax.logs.schema import normalise_query
+from onesug_jax.represent.related import RelatedQueries
+from onesug_jax.serve.ladder import POPULAR, Pace
+from onesug_jax.tasks.features import Request, make_requests
+
+
+@dataclass(frozen=True)
+class Ask:
+    """One request; text normalised as `logs.schema` does it.
+
+    Attributes:
+      prefix: what stands in the search box.
+      history: the user's queries, newest first.
+      profile: static profile values, in the order of the log's columns.
+      k: how many suggestions are wanted.
+      within: seconds from now until the answer is of no use any more; None: the engine's default.
+    """
+
+    prefix: str
+    history: tuple[str, ...] = ()
+    profile: tuple[str, ...] = ()
+    k: int = 16
+    within: float | None = None
+
+    @property
+    def key(self) -> tuple | None:
+        """What a finished list may be kept under; None where it is this user's own."""
+        return None if self.history else (self.prefix, self.profile)
+
+
+@dataclass(frozen=True)
+class Listed:
+    """One list and what it was made from.
+
+    Attributes:
+      texts, scores: suggestions, best first, and their log-probabilities (None: most popular).
+      related, worth: what the model was shown of the prefix, and its grades.
+    """
+
+    texts: tuple[str, ...]
+    scores: tuple[float | None, ...]
+    related: tuple[str, ...] = ()
+    worth: tuple[int, ...] = ()
+
+
+class Recent:
+    """The values used last, at most `size` of them; safe for several threads."""
+
+    def __init__(self, size: int):
+        self._size = size
+        self._values: collections.OrderedDict[Hashable, Any] = collections.OrderedDict()
+        self._lock = threading.Lock()
+
+    def get(self, key: Hashable) -> Any:
+        """The value, now the newest; None where there is none."""
+        with self._lock:
+            value = self._values.get(key)
+            if value is not None:
+                self._values.move_to_end(key)
+            return value
+
+    def put(self, key: Hashable, value: Any) -> None:
+        """Keeps a value; the one used longest ago makes room."""
+        with self._lock:
+            self._values[key] = value
+            self._values.move_to_end(key)
+            while len(self._values) > self._size:
+                self._values.popitem(last=False)
+
+    def clear(self) -> None:
+        """Forgets all."""
+        with self._lock:
+            self._values.clear()
+
+    def __len__(self) -> int:
+        return len(self._values)
+
+
+class Blocked:
+    """Terms that no suggestion may hold, from a file that may change while the server runs.
+
+    One term a line, `#` begins a comment. A term of letters and digits blocks where it stands as
+    words of its own; one with other characters (Chinese, say) wherever it occurs.
+
+    Raises:
+      UserError: there is no such file, or it is not UTF-8 text.
+    """
+
+    def __init__(self, path: str | None):
+        self._path, self._stamp = path, None
+        self._pattern: re.Pattern | None = None
+        self.reload()
+
+    def reload(self) -> bool:
+        """Reads the file if it has changed; True where it had. An unreadable one raises."""
+        if self._path is None:
+            return False
+        try:
+            stat = os.stat(self._path)
+            stamp = stat.st_mtime_ns, stat.st_size, stat.st_ino
+            if stamp == self._stamp:
+                return False
+            with open(self._path, encoding="utf-8") as file:
+                lines = [line.partition("#")[0] for line in file]
+        except (OSError, UnicodeDecodeError) as error:
+            raise UserError(
+                f"EngineConfig.blocked = {self._path!r}: expected a text file, a term a line; "
+                f"{error}"
+            ) from None
+        terms = sorted({term for term in map(normalise_query, lines) if term})
+        parts = [_as_words(term) if term.isascii() else re.escape(term) for term in terms]
+        self._pattern = re.compile("|".join(parts)) if parts else None
+        self._stamp = stamp
+        return True
+
+    def __call__(self, text: str) -> bool:
+        """Whether a suggestion is not to be shown."""
+        return self._pattern is not None and self._pattern.search(text) is not None
+
+
+def _as_words(term: str) -> str:
+    return rf"(?<!\w){re.escape(term)}(?!\w)"
+
+
+class Served:
+    """A version of WORK_DIR's model.
+
+    Args:
+      version: its name, "0000" for WORK_DIR as it was made. path: its work directory.
+      suggester: writes lists. known: what requests are shown beside their words.
+      profile: names of the log's profile columns, in the order that the model knows.
+      lists: how many finished lists of history-less requests are kept.
+    """
+
+    def __init__(
+        self,
+        version: str,
+        path: str,
+        suggester: Suggester,
+        known: RelatedQueries,
+        *,
+        profile: Sequence[str] = (),
+        lists: int = 4096,
+    ):
+        self.version, self.path = version, path
+        self.suggester, self.known, self.profile = suggester, known, tuple(profile)
+        self.kept = Recent(lists)
+
+    @property
+    def longest(self) -> int:
+        """The most suggestions of a list."""
+        return self.suggester.config.returned
+
+    def warm(self, modes: Iterable[str], pace: Pace, stop: Callable[[], bool]) -> None:
+        """Compiles every shape that requests are served in, and times each once."""
+        for mode in modes:
+            for size in self.suggester.batch_sizes:
+                for length in self.suggester.lengths:
+                    if stop():
+                        return
+                    self.suggester.rehearse(size, length, mode)
+                    began = time.perf_counter()
+                    self.suggester.rehearse(size, length, mode)
+                    pace.note(mode, size, time.perf_counter() - began)
+
+    def lists(self, asks: Sequence[Ask], rung: str) -> list[Listed]:
+        """One list an ask, as long as the model makes them. Equal asks are answered once."""
+        if rung == POPULAR:
+            return [self.popular(ask.prefix) for ask in asks]
+        distinct = list(dict.fromkeys((a.prefix, a.history, a.profile) for a in asks))
+        requests = make_requests(self.known, *map(list, zip(*distinct, strict=True)))
+        found = self.suggester.suggest(requests, mode=rung)
+        made = {
+            one: _listed(request, suggestions)
+            for one, request, suggestions in zip(distinct, requests, found, strict=True)
+        }
+        return [made[a.prefix, a.history, a.profile] for a in asks]
+
+    def popular(self, prefix: str) -> Listed:
+        """The most searched queries that start with the prefix, or with what may have been meant."""
+        completions = self.known.completions
+        texts = completions.complete(prefix, self.longest)
+        if not texts:
+            meant = self.known.meant(prefix)
+            begun = sorted(meant, key=lambda text: (-meant[text], text))
+            found = (text for start in begun for text in completions.complete(start, self.longest))
+            texts = list(dict.fromkeys(found))[: self.longest]
+        return Listed(tuple(texts), (None,) * len(texts))
+
+
+def _listed(request: Request, suggestions) -> Listed:
+    return Listed(
+        tuple(one.text for one in suggestions),
+        tuple(one.score for one in suggestions),
+        tuple(request.related),
+        tuple(request.worth),
+    )
