@@ -17,9 +17,10 @@ import flax.struct
 import jax
 import jax.numpy as jnp
 
-from onesug_jax.arrays import BeamScores, BeamSequences, InputTokens, SoftTokens
+from onesug_jax.arrays import BeamScores, BeamSequences, CrossCache, InputTokens, SoftTokens
 from onesug_jax.decode.trie import NEVER, Constraint
 from onesug_jax.errors import UserError
+from onesug_jax.model.copying import Places
 from onesug_jax.model.seq2seq import Seq2Seq
 
 
@@ -136,6 +137,40 @@ def _undecided(s: _Search, config: BeamConfig) -> jax.Array:
     return (s.t < config.max_length) & jnp.any(possible)
 
 
+@flax.struct.dataclass
+class ReadRequests:
+    """Requests as the encoder has read them: what every way of decoding shares.
+
+    Attributes:
+      tokens: `[B, L]`.
+      cross: cross-attention keys and values of all layers, `[N, B, L, H, head_dim]` each.
+      places: what may be copied; None where the model does not copy.
+    """
+
+    tokens: InputTokens
+    cross: tuple[CrossCache, CrossCache]
+    places: Places | None
+
+
+def read_requests(
+    model: Seq2Seq, params, tokens: InputTokens, soft: SoftTokens | None = None
+) -> ReadRequests:
+    """Encodes a batch of requests, once for all that is decoded of them.
+
+    Args:
+      model: the encoder-decoder; params: its parameters (without the "params" level).
+      tokens: `[B, L]` the encoder's ids, 0 = padding.
+      soft: `[B, S, E]` vectors of the soft tokens, where the requests have such.
+    """
+    variables = {"params": params}
+    encoded = model.apply(variables, tokens, soft=soft, method="encode")
+    return ReadRequests(
+        tokens,
+        model.apply(variables, encoded, method="cross_keys_values"),
+        model.apply(variables, encoded, tokens, method="places"),
+    )
+
+
 def beam_search(
     model: Seq2Seq,
     params,
@@ -144,28 +179,30 @@ def beam_search(
     config: BeamConfig,
     soft: SoftTokens | None = None,
 ) -> BeamResult:
+    """`search` of requests not yet read: `tokens` and `soft` as for `read_requests`."""
+    return search(model, params, read_requests(model, params, tokens, soft), constraint, config)
+
+
+def search(
+    model: Seq2Seq, params, read: ReadRequests, constraint: Constraint, config: BeamConfig
+) -> BeamResult:
     """Writes the best queries of every request in the batch.
 
     Args:
       model: the encoder-decoder; params: its parameters (without the "params" level).
-      tokens: `[B, L]` encoded requests, 0 = padding.
+      read: the requests, from `read_requests`.
       constraint: which continuations exist (`Free()` or a `Trie`).
       config: widths and lengths; static under jit.
-      soft: `[B, S, E]` vectors of the soft tokens, where the requests have such.
 
     Returns:
       a `BeamResult`, best first. Scores are the model's own log-probabilities over its whole
       vocabulary, so a constraint removes hypotheses and never changes a remaining one's score.
     """
     c = model.config
-    batch, beams, length = tokens.shape[0], config.beams, config.max_length
+    batch, beams, length = read.tokens.shape[0], config.beams, config.max_length
     variables = {"params": params}
-    encoded = model.apply(variables, tokens, soft=soft, method="encode")
-    cross = model.apply(variables, encoded, method="cross_keys_values")
-    places = model.apply(variables, encoded, tokens, method="places")
-
     cache_shape = (c.decoder_layers, batch, length, beams, c.num_heads, c.head_dim)
-    empty = jnp.zeros(cache_shape, encoded.dtype)
+    empty = jnp.zeros(cache_shape, jnp.dtype(c.dtype))
     start = constraint.start(batch)
     s = _Search(
         t=jnp.int32(0),
@@ -188,9 +225,9 @@ def beam_search(
             s.t,
             ancestry[:, : previous.shape[1]],
             s.cache,
-            cross,
-            places,
-            tokens,
+            read.cross,
+            read.places,
+            read.tokens,
             method="decode_step",
         )
         return _advance(

@@ -1,8 +1,11 @@
-"""From requests to suggestion lists: features in, beam search, text out.
+"""From requests to suggestion lists: features in, beams or scores, text out.
 
 The one place where vocabulary, features, model and beams meet; evaluation, the `suggest` stage and
 the server all use it, so they show the same lists. No TensorFlow here. Requests are served in a few
-fixed shapes (batch sizes, input lengths rounded up), so that few programs are compiled.
+fixed shapes (batch sizes, input lengths and trees rounded up), so that few programs are compiled.
+
+Three modes: "beam" writes the list; "score" ranks the candidates that requests bring, in one pass
+(`score.py`); "hybrid" does both, with fewer and shorter beams, and lists the best of either.
 """
 
 from __future__ import annotations
@@ -10,19 +13,24 @@ from __future__ import annotations
 import bisect
 import dataclasses
 import functools
-from collections.abc import Mapping, Sequence
+import heapq
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Protocol
 
 import jax
 import numpy as np
 
-from onesug_jax.decode.beam import BeamConfig, BeamResult, beam_search
+from onesug_jax.arrays import NodeScores
+from onesug_jax.decode.beam import BeamConfig, BeamResult, beam_search, read_requests, search
+from onesug_jax.decode.score import MODES, ScoreConfig, Trees, plant, score_trees
 from onesug_jax.decode.trie import NEVER, Constraint, Free, TextRanks, build_trie
 from onesug_jax.errors import UserError
 from onesug_jax.model.seq2seq import Seq2Seq
 from onesug_jax.tasks.features import Featurizer, Request
 
 _LENGTH_STEP = 32  # input lengths are rounded up to multiples of this
+_LEAST_NODES = 64  # trees are filled up to this many nodes, or twice, four times .. as many
+_REMEMBERED = 1 << 16  # texts whose ranks are kept
 
 
 @dataclasses.dataclass(frozen=True)
@@ -58,6 +66,29 @@ def _search(
     return beam_search(model, params, tokens, constraint, config, soft)
 
 
+@functools.partial(jax.jit, static_argnames=("model", "config"))
+def _scored(
+    model: Seq2Seq, config: BeamConfig, params, tokens: jax.Array, soft: jax.Array | None, trees
+) -> NodeScores:
+    read = read_requests(model, params, tokens, soft)
+    return score_trees(model, params, read, trees, config.alpha)
+
+
+@functools.partial(jax.jit, static_argnames=("model", "config"))
+def _both(
+    model: Seq2Seq,
+    config: BeamConfig,
+    params,
+    tokens: jax.Array,
+    soft: jax.Array | None,
+    constraint: Constraint,
+    trees: Trees,
+) -> tuple[NodeScores, BeamResult]:
+    read = read_requests(model, params, tokens, soft)
+    scores = score_trees(model, params, read, trees, config.alpha)
+    return scores, search(model, params, read, constraint, config)
+
+
 class Suggester:
     """Writes suggestion lists with a trained model.
 
@@ -72,6 +103,9 @@ class Suggester:
         (`represent.semantic_ids`): the model then writes ids, and each is read as the queries under
         it, best first. Needs `queries`.
       batch_sizes: sizes a batch is filled up to, ascending.
+      mode: "beam", "score" or "hybrid", where `suggest` is not told another. Lists of semantic ids
+        are always written by beams.
+      scoring: what the latter two look at.
     """
 
     def __init__(
@@ -85,7 +119,10 @@ class Suggester:
         must_start: bool = True,
         ids: Ids | None = None,
         batch_sizes: Sequence[int] = (1, 8, 32),
+        mode: str = "beam",
+        scoring: ScoreConfig = ScoreConfig(),
     ):
+        self.mode, self.scoring = _known_mode(mode), scoring
         if list(batch_sizes) != sorted(set(batch_sizes)) or batch_sizes[0] < 1:
             raise UserError(f"batch_sizes = {batch_sizes}: expected ascending sizes from 1 up")
         self.model, self.params, self.featurizer = model, params, featurizer
@@ -112,22 +149,42 @@ class Suggester:
             self._ranks = TextRanks(self._texts)
             self.constraint, self._rank_of_node = build_trie(list(sequences.values()))
             longest = max(map(len, sequences.values()))
+            self._table = _padded(list(sequences.values()), longest)
             config = dataclasses.replace(config, max_length=min(config.max_length, longest))
         self.config = config
+        self._rank = functools.lru_cache(maxsize=_REMEMBERED)(self._find)
+        beams = min(scoring.beams, config.beams)
+        self._short = dataclasses.replace(
+            config,
+            beams=beams,
+            returned=min(beams, config.returned),
+            max_length=min(scoring.max_length, config.max_length),
+        )
+
+    @property
+    def candidates(self) -> int:
+        """How many candidates a request should bring for the configured mode
+        (`make_requests`).
+        """
+        return 0 if self.mode == "beam" else self.scoring.candidates
 
     def __call__(self, requests: Sequence[Request], k: int | None = None) -> list[list[str]]:
         """The texts of `suggest`: one list a request, best first."""
         return [[s.text for s in found] for found in self.suggest(requests, k)]
 
-    def suggest(self, requests: Sequence[Request], k: int | None = None) -> list[list[Suggestion]]:
+    def suggest(
+        self, requests: Sequence[Request], k: int | None = None, mode: str | None = None
+    ) -> list[list[Suggestion]]:
         """One list a request, best first, without duplicates, in the order of the requests.
 
         Args:
           requests: normalised requests, any number.
           k: most suggestions a list; at most, and by default, `config.returned`.
+          mode: "beam", "score" or "hybrid"; by default the configured one. A request without
+            candidates that it may be answered with is answered by beams.
 
         Raises:
-          UserError: k is larger than the search returns.
+          UserError: k is larger than the search returns, or the mode is unknown.
         """
         k = self.config.returned if k is None else k
         if not 1 <= k <= self.config.returned:
@@ -135,20 +192,26 @@ class Suggester:
                 f"k = {k}: expected 1 to BeamConfig.returned = {self.config.returned}; "
                 "raise --gin.BeamConfig.returned (and beams) for longer lists"
             )
+        mode = self.mode if mode is None else _known_mode(mode)
         ids = [self.featurizer.inputs(request) for request in requests]
-        order = sorted(range(len(ids)), key=lambda i: len(ids[i]))
+        pools = [self._pool(request, mode) for request in requests]
         lists: list[list[Suggestion]] = [[] for _ in requests]
         largest = self.batch_sizes[-1]
-        for start in range(0, len(order), largest):
-            chosen = order[start : start + largest]
-            found = self._batch([ids[i] for i in chosen], [requests[i] for i in chosen])
-            for i, suggestions in zip(chosen, found, strict=True):
-                lists[i] = suggestions[:k]
+        for pooled in (False, True):
+            order = [i for i, pool in enumerate(pools) if bool(pool) == pooled]
+            order.sort(key=lambda i: (len(pools[i]), len(ids[i])))
+            for start in range(0, len(order), largest):
+                chosen = order[start : start + largest]
+                batch = [[given[i] for i in chosen] for given in (ids, requests, pools)]
+                found = self._from_pools(*batch, mode) if pooled else self._written(*batch[:2])
+                for i, suggestions in zip(chosen, found, strict=True):
+                    lists[i] = suggestions[:k]
         return lists
 
-    def _batch(self, ids: list[np.ndarray], requests: list[Request]) -> list[list[Suggestion]]:
-        """Lists of one batch of at most the largest batch size."""
-        prefixes = [request.prefix for request in requests]
+    def _inputs(self, ids: list[np.ndarray], requests: list[Request]):
+        """The encoder's ids of a batch of at most the largest size, `[size, L]`, and the vectors of
+        its soft tokens, both filled up with the first request.
+        """
         size = self.batch_sizes[bisect.bisect_left(self.batch_sizes, len(ids))]
         length = -(-max(map(len, ids)) // _LENGTH_STEP) * _LENGTH_STEP
         length = min(length, self.featurizer.spec.input_length)
@@ -163,16 +226,79 @@ class Suggester:
             if given is not None:
                 soft[: len(ids)] = given
                 soft[len(ids) :] = soft[0]
-        constraint = self.constraint
-        intervals = [self._interval(prefix) for prefix in prefixes] if self._texts else []
-        if intervals and self._ids is None:
-            intervals += intervals[:1] * (size - len(ids))
-            constraint = constraint.between(np.array(intervals, np.int32))
+        return tokens, soft
+
+    def _kept_to(self, requests: list[Request], size: int) -> Constraint:
+        """The constraint of a batch filled up to `size`."""
+        if not self._texts or self._ids is not None:
+            return self.constraint
+        intervals = [self._interval(request.prefix) for request in requests]
+        intervals += intervals[:1] * (size - len(requests))
+        return self.constraint.between(np.array(intervals, np.int32))
+
+    def _written(self, ids: list[np.ndarray], requests: list[Request]) -> list[list[Suggestion]]:
+        """Lists of one batch, by beams."""
+        tokens, soft = self._inputs(ids, requests)
+        constraint = self._kept_to(requests, len(tokens))
         found = _search(self.model, self.config, self.params, tokens, soft, constraint)
-        scores, states, sequences = jax.device_get((found.scores, found.states, found.sequences))
-        if self._ids is not None:
-            return [self._texts_of_ids(scores[b], states[b], intervals[b]) for b in range(len(ids))]
-        return [self._texts_of(scores[b], states[b], sequences[b]) for b in range(len(ids))]
+        return self._read(found, requests)
+
+    def _read(self, found: BeamResult, requests: list[Request]) -> list[list[Suggestion]]:
+        """The texts of finished beams."""
+        rows = jax.device_get((found.scores, found.states, found.sequences))
+        rows = list(zip(*rows, strict=True))[: len(requests)]
+        if self._ids is None:
+            return [self._texts_of(*row) for row in rows]
+        return [
+            self._texts_of_ids(scores, states, self._interval(request.prefix))
+            for (scores, states, _), request in zip(rows, requests, strict=True)
+        ]
+
+    def _from_pools(
+        self,
+        ids: list[np.ndarray],
+        requests: list[Request],
+        pools: list[dict[str, np.ndarray]],
+        mode: str,
+    ) -> list[list[Suggestion]]:
+        """Lists of one batch, by scoring its pools; "hybrid": and by beams."""
+        tokens, soft = self._inputs(ids, requests)
+        trees, ends = plant([_padded(pool.values(), self.config.max_length) for pool in pools])
+        trees = _filled(trees, len(tokens))
+        written: list[list[Suggestion]] = [[] for _ in requests]
+        if mode == "score":
+            scores = _scored(self.model, self._short, self.params, tokens, soft, trees)
+        else:
+            constraint = self._kept_to(requests, len(tokens))
+            scores, found = _both(
+                self.model, self._short, self.params, tokens, soft, constraint, trees
+            )
+            written = self._read(found, requests)
+        lists = []
+        for pool, row, end, others in zip(pools, np.asarray(scores), ends, written, strict=False):
+            texts = {s.text: s.score for s in others}
+            texts |= zip(pool, row[end].tolist(), strict=True)
+            best = heapq.nlargest(self.config.returned, texts.items(), key=lambda item: item[1])
+            lists.append([Suggestion(text, score) for text, score in best])
+        return lists
+
+    def _pool(self, request: Request, mode: str) -> dict[str, np.ndarray]:
+        """The candidates that this request may be answered with, and their target ids."""
+        if mode == "beam" or self._ids is not None:
+            return {}
+        candidates = request.candidates[: self.scoring.candidates]
+        if not self._texts:
+            longest = self.config.max_length
+            found = {text: self.featurizer.target(text) for text in candidates}
+            return {text: ids for text, ids in found.items() if 1 < len(ids) <= longest}
+        low, high = self._interval(request.prefix)
+        ranks = [self._rank(text) for text in candidates]
+        return {self._texts[r]: self._table[r] for r in ranks if low <= r < high}
+
+    def _find(self, text: str) -> int:
+        """The rank of a known query, else -1."""
+        rank = bisect.bisect_left(self._texts, text)
+        return rank if rank < len(self._texts) and self._texts[rank] == text else -1
 
     def _interval(self, prefix: str) -> tuple[int, int]:
         """Ranks of the queries this prefix may get."""
@@ -222,3 +348,31 @@ def _distinct_sequences(
         if held is None or queries[query] > queries[held]:
             first[ids] = query
     return {query: ids for ids, query in sorted(first.items(), key=lambda item: item[1])}
+
+
+def _known_mode(mode: str) -> str:
+    if mode not in MODES:
+        raise UserError(f"mode = {mode!r}: expected one of {', '.join(MODES)}")
+    return mode
+
+
+def _padded(sequences: Iterable[Sequence[int]], length: int) -> np.ndarray:
+    """Token sequences as `[N, length]`, 0 behind their ends."""
+    rows = list(sequences)
+    table = np.zeros((len(rows), length), np.int32)
+    for row, ids in zip(table, rows, strict=True):
+        row[: len(ids)] = ids
+    return table
+
+
+def _filled(trees: Trees, size: int) -> Trees:
+    """The trees filled up to `size` of them and to one of few numbers of nodes."""
+    have, nodes = trees.tokens.shape
+    room = _LEAST_NODES
+    while room < nodes:
+        room *= 2
+
+    def fill(x: np.ndarray) -> np.ndarray:
+        return np.pad(x, ((0, size - have), (0, room - nodes), *[(0, 0)] * (x.ndim - 2)))
+
+    return jax.tree.map(fill, trees)

@@ -82,6 +82,7 @@ def evaluate(
     *,
     prefix_counts: Mapping[str, int],
     context: Context | None = None,
+    candidates: int = 0,
     k: int = 16,
     short_k: int = 10,
     known: int | None = None,
@@ -100,6 +101,7 @@ def evaluate(
         suggesters,
         prefix_counts=prefix_counts,
         context=context,
+        candidates=candidates,
         k=k,
         block=block,
         process=process,
@@ -115,6 +117,7 @@ def score_rows(
     *,
     prefix_counts: Mapping[str, int],
     context: Context | None = None,
+    candidates: int = 0,
     k: int = 16,
     block: int = 256,
     process: tuple[int, int] = (0, 1),
@@ -128,6 +131,7 @@ def score_rows(
       suggesters: name -> function of up to `block` requests to as many lists of texts, best first.
       prefix_counts: how often each prefix was typed in train.
       context: adds related queries and enhanced prefixes to the requests.
+      candidates: how many candidates each request brings besides.
       k: lists are cut to their first k.
       process: (number, how many): of several processes, each takes every so manieth block.
 
@@ -154,6 +158,7 @@ def score_rows(
             [row["prefix"] for row in rows],
             [row[schema.RECENT] or () for row in rows],
             [row["profile"] for row in rows],
+            candidates,
         )
         truths = [schema.normalise_query(row["query"]) for row in rows]
         for name, suggest in suggesters.items():

@@ -92,9 +92,7 @@ class Scores:
         chosen = jnp.take_along_axis(self.vocabulary, targets[..., None], axis=-1)[..., 0]
         if self.copies is None:
             return chosen
-        here = self.places.written[:, None, :] == targets[:, :, None]
-        copied = jax.nn.logsumexp(jnp.where(here, self.copies, MASKED), axis=-1)
-        return jnp.logaddexp(chosen, copied)
+        return jnp.logaddexp(chosen, written(self.copies, self.places, targets))
 
     def _together(self) -> jax.Array:
         """The score of the token that a place writes, of all places that write it, `[B, Q, L]`."""
@@ -103,6 +101,12 @@ class Scores:
         sums = jnp.einsum("bql,blm->bqm", weights, self.places.alike)
         # Where nothing may be read all places weigh the same, and next to nothing.
         return jnp.log(sums + 1e-30) + highest
+
+
+def written(copies: jax.Array, places: Places, targets: TargetTokens) -> jax.Array:
+    """The score `[B, Q]` of all places that write `targets [B, Q]`, of `copies [B, Q, L]`."""
+    here = places.written[:, None, :] == targets[:, :, None]
+    return jax.nn.logsumexp(jnp.where(here, copies, MASKED), axis=-1)
 
 
 class CopyHead(nn.Module):
@@ -139,7 +143,10 @@ class CopyHead(nn.Module):
           places: from `places`.
           mask: `[B, #Q, L]`, which places a state may read (its own example's).
         """
+        return Scores(vocabulary, self.copies(x, places, mask), places)
+
+    def copies(self, x: jax.Array, places: Places, mask: Mask) -> jax.Array:
+        """Scores of the input's places alone, `[B, Q, L]`."""
         copies = jnp.einsum("bqd,bld->bql", x @ self.query.astype(x.dtype), places.keys)
         copies = copies.astype(jnp.float32) * self.config.d_model**-0.5 + self.bias
-        copies = jnp.where(mask & places.copied[:, None, :], copies, MASKED)
-        return Scores(vocabulary, copies, places)
+        return jnp.where(mask & places.copied[:, None, :], copies, MASKED)

@@ -13,7 +13,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from onesug_jax.arrays import AttentionBias
+from onesug_jax.arrays import AttentionBias, Paths
 from onesug_jax.model.config import ModelConfig
 
 MASKED = -1e9  # added to the score of a position that must not be seen
@@ -112,6 +112,17 @@ class Attention(nn.Module):
         weights = jax.nn.softmax(scores, axis=-1).astype(values.dtype)
         weights = self.drop(weights, deterministic=deterministic)
         mixed = jnp.einsum("bhqs,bshk->bqhk", weights, values)
+        return jnp.einsum("bqhk,hkd->bqd", mixed, self.out.astype(mixed.dtype))
+
+    def attend_paths(self, queries, keys, values, paths: Paths, bias: AttentionBias) -> jax.Array:
+        """`attend` where query m of M sees the keys `paths[b, m]` alone, under bias `[B, H, M, T]`.
+
+        Costs M * T products instead of M * M.
+        """
+        pick = jax.vmap(lambda rows, picks: rows[picks])  # [B, M, T, H, head_dim]
+        scores = jnp.einsum("bmhk,bmthk->bhmt", queries, pick(keys, paths)).astype(jnp.float32)
+        weights = jax.nn.softmax(scores + bias, axis=-1).astype(values.dtype)
+        mixed = jnp.einsum("bhmt,bmthk->bmhk", weights, pick(values, paths))
         return jnp.einsum("bqhk,hkd->bqd", mixed, self.out.astype(mixed.dtype))
 
     def __call__(self, x, source, bias, deterministic: bool) -> jax.Array:

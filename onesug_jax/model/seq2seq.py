@@ -19,18 +19,22 @@ from onesug_jax.arrays import (
     BeamLogits,
     BeamTokens,
     CrossCache,
+    Depths,
     Encoded,
     InputTokens,
     ListTokens,
     Logits,
     Mask,
+    NodeScores,
+    Paths,
     SegmentIds,
     SelfCache,
     SoftTokens,
     TargetTokens,
+    TreeTokens,
 )
 from onesug_jax.model.config import ModelConfig
-from onesug_jax.model.copying import CopyHead, Places, Scores
+from onesug_jax.model.copying import CopyHead, Places, Scores, written
 from onesug_jax.model.layers import (
     MASKED,
     Attention,
@@ -157,6 +161,36 @@ class DecoderLayer(nn.Module):
         return x, (self_keys, self_values)
 
 
+    def tree(self, x, cross_keys, cross_values, paths, depths, self_bias, cross_bias):
+        """All nodes of a request's tree at once, each seeing the nodes on its path and the request.
+
+        Args:
+          x: `[B, M, D]`, the nodes' stream.
+          cross_keys, cross_values: `[B, L, H, head_dim]`.
+          paths: `[B, M, T]`; depths: `[B, M]`.
+          self_bias: `[B, #H, M, T]`: what a path does not hold, and relative position (where the
+            layers share a table of it).
+          cross_bias: `[B, 1, 1, L]`.
+        """
+        if self.config.positions_per_layer:
+            self_bias = self_bias + _along_paths(self.positions, depths, paths.shape[2])
+        y = self.self_norm(x)
+        x = x + self.self_attention.attend_paths(
+            self.self_attention.queries(y), *self.self_attention.keys_values(y), paths, self_bias
+        )
+        queries = self.cross_attention.queries(self.cross_norm(x))
+        x = x + self.cross_attention.attend(queries, cross_keys, cross_values, cross_bias)
+        x = x + self.mlp(self.mlp_norm(x), True)
+        return x, None
+
+
+def _along_paths(positions: RelativePositions, depths: Depths, length: int) -> jax.Array:
+    """The bias of nodes at `depths [B, M]` towards each depth of their paths, `[B, H, M, length]`."""
+    steps = jnp.arange(length)
+    table = positions(steps, steps)[0]  # [H, T, T]
+    return jnp.swapaxes(jnp.take(table, depths, axis=1), 0, 1)
+
+
 def _over_slots(positions: RelativePositions, t: jax.Array, length: int, slots: int) -> jax.Array:
     """The bias of position `t` towards every cached key: `[1, H, 1, length * slots]`."""
     distance = positions(t[None], jnp.arange(length))
@@ -222,6 +256,7 @@ class Seq2Seq(nn.Module):
                 "__call__": {"in_axes": broadcast},
                 "cross_keys_values": {"in_axes": broadcast},
                 "step": {"in_axes": (0, 0, 0, 0, broadcast, broadcast, broadcast)},
+                "tree": {"in_axes": (0, 0, *[broadcast] * 4)},
             },
         )
         self.encoder = encoder(c, self.deterministic)
@@ -248,14 +283,15 @@ class Seq2Seq(nn.Module):
         rows = nn.with_logical_constraint(rows, ACTIVATION_AXES)
         return self.drop(rows, deterministic=self.deterministic)
 
+    def _kernel(self) -> jax.Array:
+        """The output head, `[D, V]`."""
+        return self.embedding.T if self.config.tie_embeddings else self.head
+
     def _scores(self, x: jax.Array, mask: Mask, places: Places | None) -> Scores:
         """Of states `[B, Q, D]`; `mask [B, #Q, L]`: what of the input each may copy."""
         x = self.drop(self.decoder_norm(x), deterministic=self.deterministic)
-        if self.config.tie_embeddings:
-            kernel = self.embedding.T
-        else:
-            kernel = self.head
-        scores = jnp.matmul(x, kernel.astype(x.dtype), preferred_element_type=jnp.float32)
+        kernel = self._kernel().astype(x.dtype)
+        scores = jnp.matmul(x, kernel, preferred_element_type=jnp.float32)
         return Scores(scores) if places is None else self.copy_head(scores, x, places, mask)
 
     def places(self, encoded: Encoded, tokens: InputTokens) -> Places | None:
@@ -414,3 +450,64 @@ class Seq2Seq(nn.Module):
             self._embed(beam_tokens), *self_cache, *cross, bias, as_bias(given), t
         )
         return self._scores(x, given, places).logits(), self_cache
+
+    def tree_scores(
+        self,
+        nodes: TreeTokens,
+        depths: Depths,
+        paths: Paths,
+        cross: tuple[CrossCache, CrossCache],
+        places: Places | None,
+        tokens: InputTokens,
+    ) -> NodeScores:
+        """Log-probability of ending at each node of a tree of beginnings, `[B, M]`, in one pass.
+
+        Node m stands for the output `nodes[b, paths[b, m, 1 : depths[b, m] + 1]]`; its score is that
+        of this output and the end of sequence behind it. Outputs that begin alike share nodes, so
+        what they have in common is computed once; the vocabulary is scored some nodes at a time.
+        """
+        steps = jnp.arange(paths.shape[2])
+        bias = as_bias(steps <= depths[..., None])
+        if not self.config.positions_per_layer:
+            bias = bias + _along_paths(self.decoder_positions, depths, len(steps))
+        given = (tokens > 0)[:, None, :]
+        x = self._embed(nodes)
+        x, _ = self.decoder.tree(x, *cross, paths, depths, bias, as_bias(given))
+        x = self.decoder_norm(x)
+        kernel = self._kernel().astype(x.dtype)
+        total = _normalisers(x, kernel)
+        parents = jnp.take_along_axis(paths, jnp.maximum(depths - 1, 0)[..., None], axis=2)[..., 0]
+        pick = jax.vmap(lambda rows, picks: rows[picks])
+        before = pick(x, parents)
+        wide = {"preferred_element_type": jnp.float32}
+        step = jnp.einsum("bmd,bmd->bm", before, jnp.moveaxis(kernel[:, nodes], 0, -1), **wide)
+        end = jnp.einsum("bmd,d->bm", x, kernel[:, self.config.end_id], **wide)
+        if places is not None:
+            copies = self.copy_head.copies(x, places, given)
+            total = jnp.logaddexp(total, jax.nn.logsumexp(copies, axis=-1))
+            step = jnp.logaddexp(step, written(pick(copies, parents), places, nodes))
+            end = jnp.logaddexp(end, written(copies, places, jnp.full_like(nodes, self.config.end_id)))
+        step = jnp.where(depths > 0, step - jnp.take_along_axis(total, parents, axis=1), 0.0)
+        along = jnp.where(steps <= depths[..., None], pick(step, paths), 0.0)
+        return jnp.sum(along, axis=-1) + end - total
+
+
+_HEAD_ROWS = 2048  # states whose scores of the whole vocabulary are held at a time
+
+
+def _normalisers(x: jax.Array, kernel: jax.Array) -> jax.Array:
+    """`logsumexp(x @ kernel)` of states `[B, M, D]`, float32 `[B, M]`, in blocks of states."""
+    batch, nodes, width = x.shape
+    block = max(_HEAD_ROWS // batch, 1)
+    blocks = -(-nodes // block)
+
+    def one(x: jax.Array) -> jax.Array:
+        return jax.nn.logsumexp(
+            jnp.matmul(x, kernel, preferred_element_type=jnp.float32), axis=-1
+        )
+
+    if blocks == 1:
+        return one(x)
+    x = jnp.pad(x, ((0, 0), (0, blocks * block - nodes), (0, 0)))
+    x = jnp.moveaxis(x.reshape(batch, blocks, block, width), 1, 0)
+    return jnp.moveaxis(jax.lax.map(one, x), 0, 1).reshape(batch, -1)[:, :nodes]

@@ -36,6 +36,7 @@ from onesug_jax.represent.overlap import WordOverlap
 from onesug_jax.represent.ranking import Candidates, Ranker
 
 _REMEMBERED = 1 << 16  # prefixes and texts whose vectors are kept
+_LISTED = 1 << 12  # prefixes whose pools are kept as texts
 
 
 class Index(Protocol):
@@ -133,6 +134,7 @@ class RelatedQueries:
         self._overlap = WordOverlap(completions.queries)
         self._lengths = np.array([len(query) for query in completions.queries], np.int32)
         self.meant = functools.lru_cache(maxsize=_REMEMBERED)(Corrections(completions).near)
+        self._listed = functools.lru_cache(maxsize=_LISTED)(self._list_pool)
         self.text_vector = functools.lru_cache(maxsize=_REMEMBERED)(self._vector_of_text)
         self._enhanced = functools.lru_cache(maxsize=_REMEMBERED)(self._vector_of_prefix)
         self._neighbours = functools.lru_cache(maxsize=_REMEMBERED)(self._search)
@@ -204,6 +206,18 @@ class RelatedQueries:
             prefix_length=len(prefix),
         )
         return pool[order], known.features()[order]
+
+    def pools(self, prefixes: Sequence[str], k: int) -> list[tuple[str, ...]]:
+        """At most k known queries that start with each prefix, most searched first; where none
+        does, those that start with what may have been meant.
+        """
+        return [self._listed(prefix, k) for prefix in prefixes]
+
+    def _list_pool(self, prefix: str, k: int) -> tuple[str, ...]:
+        numbers = self.completions.top(prefix, k)
+        if not numbers and self.config.typos:
+            numbers = self._pool(prefix, -1)[0][:k].tolist()
+        return tuple(self.completions.queries[i] for i in numbers)
 
     def number_of(self, query: str) -> int:
         """The number of a known query, else -1."""

@@ -28,6 +28,7 @@ def suggester(
     targets: str = "auto",
     closed: bool = True,
     must_start: bool = True,
+    mode: str = "beam",
     params=None,
 ) -> Suggester:
     """The trained model of WORK_DIR, ready to write lists.
@@ -35,8 +36,9 @@ def suggester(
     `model` says which: "pretrain" (SFT), "rwr" (preference-aligned), or "auto": the aligned one if
     there is one. `targets` says what it writes: "query", "id" (semantic ids, mapped back to
     queries), or "auto": queries if it was trained on them. `closed` keeps lists to queries of the
-    train split, `must_start` to those that start with the prefix wherever one does; `params` stands
-    in for the stored parameters.
+    train split, `must_start` to those that start with the prefix wherever one does. `mode` says how
+    lists are made: "beam" writes them, "score" ranks the candidates of the prefix, "hybrid" does
+    both with fewer, shorter beams (`ScoreConfig`). `params` stands in for the stored parameters.
     """
     from onesug_jax.decode.suggester import Suggester
     from onesug_jax.model.config import ModelConfig
@@ -66,6 +68,8 @@ def suggester(
         queries=dict(zip(index.queries, index.counts.tolist(), strict=True)) if closed else None,
         must_start=must_start,
         ids=opened.semantic_ids(context) if targets == "id" else None,
+        mode=mode,
+        scoring=context.configured("ScoreConfig")(),
     )
 
 
@@ -113,6 +117,7 @@ def score(
         lists,
         prefix_counts=evaluator.prefix_counts(os.path.join(context.work.log, "train.parquet")),
         context=opened.related(context, spec),
+        candidates=writer.candidates,
         known=len(index),
         slices=context.configured("SliceSpec")(),
         process=distributed.place_among(),
@@ -280,7 +285,7 @@ def _answer(
     history = [normalise_query(query) for query in reversed(history)]
     history = [query for query in dict.fromkeys(history) if query]
     prefix = normalise_prefix(prefix)
-    requests = make_requests(known, [prefix], [history], [profile])
+    requests = make_requests(known, [prefix], [history], [profile], model.candidates)
     found = model.suggest(requests, k)[0]
     return {
         "prefix": prefix,

@@ -38,6 +38,8 @@ class Request:
       profile: static profile values.
       vector: the enhanced prefix e_p*, `[E]`; None: there is none.
       worth: grades of the related queries; none where nothing is known of orders.
+      candidates: known queries that the list may be chosen from, related ones included; none:
+        nobody asked for them. The model does not read them.
     """
 
     prefix: str
@@ -46,6 +48,7 @@ class Request:
     profile: Sequence[str] = ()
     vector: np.ndarray | None = field(default=None, compare=False)
     worth: Sequence[int] = ()
+    candidates: Sequence[str] = field(default=(), compare=False)
 
 
 class Context(Protocol):
@@ -82,20 +85,31 @@ class Context(Protocol):
         prefix would be another without it.
         """
 
+    def pools(self, prefixes: Sequence[str], k: int) -> list[Sequence[str]]:
+        """At most k known queries that each prefix may be the beginning of, most searched first."""
+
 
 def make_requests(
     context: Context | None,
     prefixes: Sequence[str],
     histories: Sequence[Sequence[str]],
     profiles: Sequence[Sequence[str]],
+    candidates: int = 0,
 ) -> list[Request]:
-    """Requests with all that `context` adds to them; texts are normalised already."""
+    """Requests with all that `context` adds to them; texts are normalised already.
+
+    `candidates`: how many of these each request brings at most, first its related queries, then the
+    most searched of its prefix (`decode.score`).
+    """
     related: Sequence[Sequence[str]] = [()] * len(prefixes)
+    pools: Sequence[Sequence[str]] = [()] * len(prefixes)
     worth: Sequence[Sequence[int]] = [()] * len(prefixes)
     vectors = None
     if context is not None and len(prefixes):
         related = context.related(prefixes, histories, profiles=profiles)
         worth, vectors = context.worth(related), context.vectors(prefixes)
+        if candidates:
+            pools = context.pools(prefixes, candidates)
     return [
         Request(
             prefix,
@@ -104,6 +118,7 @@ def make_requests(
             tuple(profiles[i]),
             None if vectors is None else vectors[i],
             tuple(worth[i]),
+            tuple(dict.fromkeys((*related[i], *pools[i])))[:candidates],
         )
         for i, prefix in enumerate(prefixes)
     ]
