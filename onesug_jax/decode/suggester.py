@@ -41,6 +41,21 @@ class Suggestion:
     score: float
 
 
+@dataclasses.dataclass(frozen=True)
+class Shapes:
+    """The few shapes that batches are filled up to, each ascending.
+
+    Attributes:
+      batch_sizes: requests. lengths: ids of a request, the last one the longest input.
+      nodes: of the trees of "score" and "hybrid"; candidates that the last one does not hold are
+        left out. None: 64, 128, .. as many as it takes.
+    """
+
+    batch_sizes: tuple[int, ...]
+    lengths: tuple[int, ...]
+    nodes: tuple[int, ...] | None = None
+
+
 class Ids(Protocol):
     """What is asked of semantic ids; row i is the id of the i-th known text in order.
 
@@ -106,6 +121,9 @@ class Suggester:
       mode: "beam", "score" or "hybrid", where `suggest` is not told another. Lists of semantic ids
         are always written by beams.
       scoring: what the latter two look at.
+
+    Attributes:
+      shapes: what batches are filled up to; may be exchanged at any time.
     """
 
     def __init__(
@@ -126,7 +144,7 @@ class Suggester:
         if list(batch_sizes) != sorted(set(batch_sizes)) or batch_sizes[0] < 1:
             raise UserError(f"batch_sizes = {batch_sizes}: expected ascending sizes from 1 up")
         self.model, self.params, self.featurizer = model, params, featurizer
-        self.batch_sizes, self.must_start = tuple(batch_sizes), must_start
+        self.must_start = must_start
         vocabulary = featurizer.vocabulary
         text = np.arange(model.config.vocab_size) < vocabulary.pieces
         text[[vocabulary.pad_id, vocabulary.unk_id]] = False
@@ -152,6 +170,10 @@ class Suggester:
             self._table = _padded(list(sequences.values()), longest)
             config = dataclasses.replace(config, max_length=min(config.max_length, longest))
         self.config = config
+        longest = featurizer.spec.input_length
+        self.shapes = Shapes(
+            tuple(batch_sizes), (*range(_LENGTH_STEP, longest, _LENGTH_STEP), longest)
+        )
         self._rank = functools.lru_cache(maxsize=_REMEMBERED)(self._find)
         beams = min(scoring.beams, config.beams)
         self._short = dataclasses.replace(
@@ -196,7 +218,7 @@ class Suggester:
         ids = [self.featurizer.inputs(request) for request in requests]
         pools = [self._pool(request, mode) for request in requests]
         lists: list[list[Suggestion]] = [[] for _ in requests]
-        largest = self.batch_sizes[-1]
+        largest = self.shapes.batch_sizes[-1]
         for pooled in (False, True):
             order = [i for i, pool in enumerate(pools) if bool(pool) == pooled]
             order.sort(key=lambda i: (len(pools[i]), len(ids[i])))
@@ -212,10 +234,9 @@ class Suggester:
         """The encoder's ids of a batch of at most the largest size, `[size, L]`, and the vectors of
         its soft tokens, both filled up with the first request.
         """
-        size = self.batch_sizes[bisect.bisect_left(self.batch_sizes, len(ids))]
-        length = -(-max(map(len, ids)) // _LENGTH_STEP) * _LENGTH_STEP
-        length = min(length, self.featurizer.spec.input_length)
-        tokens = np.zeros((size, length), np.int32)
+        shapes = self.shapes
+        size = _least(shapes.batch_sizes, len(ids))
+        tokens = np.zeros((size, _least(shapes.lengths, max(map(len, ids)))), np.int32)
         for row, request in zip(tokens, ids, strict=False):
             row[: len(request)] = request
         tokens[len(ids) :] = tokens[0]  # a filler that costs no further decoder positions
@@ -263,8 +284,7 @@ class Suggester:
     ) -> list[list[Suggestion]]:
         """Lists of one batch, by scoring its pools; "hybrid": and by beams."""
         tokens, soft = self._inputs(ids, requests)
-        trees, ends = plant([_padded(pool.values(), self.config.max_length) for pool in pools])
-        trees = _filled(trees, len(tokens))
+        trees, ends, pools = self._planted(pools, len(tokens))
         written: list[list[Suggestion]] = [[] for _ in requests]
         if mode == "score":
             scores = _scored(self.model, self._short, self.params, tokens, soft, trees)
@@ -281,6 +301,53 @@ class Suggester:
             best = heapq.nlargest(self.config.returned, texts.items(), key=lambda item: item[1])
             lists.append([Suggestion(text, score) for text, score in best])
         return lists
+
+    def _planted(self, pools: list[dict[str, np.ndarray]], size: int):
+        """The trees of a batch, filled up to `size` of them and to one of few numbers of nodes;
+        where the candidates end in them; and the pools, shortened to what the largest tree holds.
+        """
+        rooms = self.shapes.nodes
+        while True:
+            tables = [_padded(pool.values(), self.config.max_length) for pool in pools]
+            trees, ends = plant(tables)
+            have, nodes = trees.tokens.shape
+            if not rooms or nodes <= rooms[-1]:
+                break
+            most = max(map(len, pools)) * 3 // 4
+            pools = [dict(list(pool.items())[:most]) for pool in pools]
+        room = _least(rooms, nodes) if rooms else _LEAST_NODES
+        while room < nodes:
+            room *= 2
+
+        def fill(x: np.ndarray) -> np.ndarray:
+            return np.pad(x, ((0, size - have), (0, room - nodes), *[(0, 0)] * (x.ndim - 2)))
+
+        return jax.tree.map(fill, trees), ends, pools
+
+    def rehearse(self, mode: str, size: int, length: int, nodes: int = 0) -> None:
+        """Runs the program of one shape on made-up input, and so compiles it where it is new.
+
+        Args:
+          mode: as `suggest` takes it.
+          size, length: of a batch of requests. nodes: of its trees, but for "beam".
+        """
+        featurizer = self.featurizer
+        tokens = np.full((size, length), featurizer.vocabulary.prefix_id, np.int32)
+        tokens[:, -1] = featurizer.vocabulary.eos_id
+        width = self.model.config.soft_dim
+        soft = np.zeros((size, 1, width), np.float32) if width else None
+        constraint = self._kept_to([Request("")] * size, size)
+        given = (self.params, tokens, soft)
+        if mode == "beam":
+            done = _search(self.model, self.config, *given, constraint)
+        else:
+            empty = np.zeros((size, nodes), np.int32)
+            trees = Trees(empty, empty, np.zeros((size, nodes, self.config.max_length), np.int32))
+            if mode == "score":
+                done = _scored(self.model, self._short, *given, trees)
+            else:
+                done = _both(self.model, self._short, *given, constraint, trees)
+        jax.block_until_ready(done)
 
     def _pool(self, request: Request, mode: str) -> dict[str, np.ndarray]:
         """The candidates that this request may be answered with, and their target ids."""
@@ -365,14 +432,6 @@ def _padded(sequences: Iterable[Sequence[int]], length: int) -> np.ndarray:
     return table
 
 
-def _filled(trees: Trees, size: int) -> Trees:
-    """The trees filled up to `size` of them and to one of few numbers of nodes."""
-    have, nodes = trees.tokens.shape
-    room = _LEAST_NODES
-    while room < nodes:
-        room *= 2
-
-    def fill(x: np.ndarray) -> np.ndarray:
-        return np.pad(x, ((0, size - have), (0, room - nodes), *[(0, 0)] * (x.ndim - 2)))
-
-    return jax.tree.map(fill, trees)
+def _least(sizes: Sequence[int], wanted: int) -> int:
+    """The smallest of ascending sizes that holds `wanted`."""
+    return sizes[bisect.bisect_left(sizes, wanted)]

@@ -49,7 +49,7 @@ _GONE = 499  # nobody hears it: the client closed the connection
 def make_app(
     engine: Engine,
     store: FeedbackStore,
-    config: ServerConfig = ServerConfig(),
+    config: ServerConfig,
     say: Callable[[str], None] = print,
 ) -> FastAPI:
     """The application. It closes `engine` and `store` when it ends, in this order."""
@@ -84,9 +84,7 @@ def make_app(
                 allow_methods=["GET", "POST", "DELETE"],
                 allow_headers=["content-type", "x-api-key", "authorization"],
             ),
-            Middleware(
-                Limits, body_bytes=config.body_bytes, body_seconds=config.body_seconds
-            ),
+            Middleware(Limits, body_bytes=config.body_bytes, body_seconds=config.body_seconds),
         ],
         responses={
             code: {"model": bodies.Mistakes, "description": text}
@@ -144,9 +142,7 @@ def make_app(
         """What came of one request; on the disk before it is answered."""
         if engine.ready:
             _profile_values(engine.served, body.profile)
-        event = Event(
-            **{**body.model_dump(), "query": body.query or "", "timestamp_ms": _now_ms()}
-        )
+        event = Event(**{**body.model_dump(), "query": body.query or "", "timestamp_ms": _now_ms()})
         try:
             stored = await asyncio.wrap_future(store.add(event))
         except Exception as error:

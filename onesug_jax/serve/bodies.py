@@ -1,16 +1,16 @@
 """The bodies of the HTTP interface: their fields, their limits, and what is wrong with them.
 
-Limits on text hold after normalisation too (`logs.schema`), and are those of `ingest`, so that every
-event that is accepted also passes the gate of the next update. What a client sent is never repeated
-in an error.
+Limits on text hold after normalisation too (`logs.schema`), and are those of `ingest`, so that an
+event that is accepted passes the gate of the next update. What a client sent is never repeated in
+an error.
 """
 
 from __future__ import annotations
 
+import unicodedata
 from collections.abc import Callable, Sequence
 from typing import Annotated, Any
 
-import unicodedata
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
 from onesug_jax.logs.schema import HISTORY, RECENT, REQUIRED, normalise_prefix, normalise_query
@@ -56,9 +56,7 @@ def _profile(values: dict[str, str]) -> dict[str, str]:
     return values
 
 
-Profile = Annotated[
-    dict[Value, Value], Field(max_length=PROFILE), AfterValidator(_profile)
-]
+Profile = Annotated[dict[Value, Value], Field(max_length=PROFILE), AfterValidator(_profile)]
 
 
 class Body(BaseModel):
@@ -198,7 +196,7 @@ class Mistakes(BaseModel):
 
 
 def mistakes(errors: Sequence[dict[str, Any]]) -> dict:
-    """pydantic's errors as `Mistakes`; nothing of what was sent is in them."""
+    """What is wrong, as `Mistakes`, of pydantic's errors; nothing of what was sent is in them."""
     found = []
     for error in errors:
         place = [str(part) for part in error["loc"] if part not in ("body", "path", "query")]

@@ -22,6 +22,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
 
+from onesug_jax.decode.suggester import Shapes
 from onesug_jax.errors import UserError, plain
 from onesug_jax.serve.ladder import POPULAR, RUNGS, Pace, choose, in_time
 from onesug_jax.serve.metrics import Metrics
@@ -43,7 +44,8 @@ class EngineConfig:
       deadline_ms: when an answer is of no use any more, where the request does not say.
       lists: finished lists kept, of requests without a history.
       prefixes: prefixes whose vectors, neighbours and corrections are kept.
-      lengths: encoder lengths that are compiled, as shares of the longest input.
+      lengths: input lengths that are compiled, as shares of the longest.
+      nodes: sizes of the trees of candidates that are compiled.
       blocked: a file of terms that no suggestion may hold, read again when it changes; or None.
       watch_seconds: how often to look for another version, and at the blocked terms.
     """
@@ -57,12 +59,14 @@ class EngineConfig:
     lists: int = 4096
     prefixes: int = 65_536
     lengths: tuple[float, ...] = (0.6, 1.0)
+    nodes: tuple[int, ...] = (128, 512)
     blocked: str | None = None
     watch_seconds: float = 1.0
 
     def __post_init__(self):
         object.__setattr__(self, "ladder", tuple(self.ladder))
-        object.__setattr__(self, "lengths", tuple(self.lengths))
+        object.__setattr__(self, "lengths", tuple(sorted(self.lengths)))
+        object.__setattr__(self, "nodes", tuple(sorted(self.nodes)))
         if min(self.max_batch, self.queue, self.lists, self.prefixes) < 1:
             raise UserError(
                 "EngineConfig: expected max_batch, queue, lists and prefixes of 1 or more; found "
@@ -80,20 +84,27 @@ class EngineConfig:
                 f"EngineConfig.ladder = {list(self.ladder)}: expected some of {', '.join(RUNGS)}, "
                 "in this order."
             )
-        if not self.lengths or max(self.lengths) != 1.0 or min(self.lengths) <= 0:
+        if not self.lengths or self.lengths[-1] != 1 or self.lengths[0] <= 0:
             raise UserError(
                 f"EngineConfig.lengths = {list(self.lengths)}: expected shares above 0, the "
                 "largest 1."
             )
+        if not self.nodes or self.nodes[0] < 16:
+            raise UserError(f"EngineConfig.nodes = {list(self.nodes)}: expected sizes from 16 up.")
 
     @property
     def modes(self) -> tuple[str, ...]:
         """The rungs that ask the model."""
         return tuple(rung for rung in self.ladder if rung != POPULAR)
 
+    def shapes(self, longest: int) -> Shapes:
+        """The shapes that are compiled, of requests of at most `longest` ids."""
+        lengths = sorted({max(1, round(share * longest)) for share in self.lengths})
+        return Shapes(self.batch_sizes, tuple(lengths), self.nodes)
+
     @property
     def batch_sizes(self) -> tuple[int, ...]:
-        """The batch sizes that are compiled: 1, and every fourfold up to max_batch."""
+        """The batch sizes that are compiled: max_batch, an eighth of it, and so on down to 1."""
         sizes = [self.max_batch]
         while sizes[0] > 1:
             sizes.insert(0, max(1, sizes[0] // 8))
@@ -326,7 +337,9 @@ class Engine:
                 served.kept.put(one.ask.key, listed)
             waited = began - one.arrived
             one.future.set_result(
-                self._answer(one.ask, listed, rung, served, waited=waited, took=took, batch=len(asked))
+                self._answer(
+                    one.ask, listed, rung, served, waited=waited, took=took, batch=len(asked)
+                )
             )
 
     def _answer(self, ask: Ask, listed: Listed, rung: str, served: Served, **how) -> Answer:
@@ -372,11 +385,15 @@ class Engine:
                 return
 
     def _swap(self, path: str) -> None:
+        """Loads and compiles the version at `path`, then puts it in use."""
         began = time.monotonic()
         served = self._load(path)
-        sizes, longest = self.config.batch_sizes, served.suggester.featurizer.spec.input_length
-        served.suggester.keep_to_shapes(sizes, [round(s * longest) for s in self.config.lengths])
-        served.warm(self.config.modes, self._pace, self._closed.is_set)
+        shapes = self.config.shapes(served.suggester.featurizer.spec.input_length)
+        steps = served.prepare(self.config.modes, shapes, self._pace, self._closed.is_set)
+        if self._served is None:
+            next(steps, None)  # nothing else answers: in use as soon as it can
+        else:
+            collections.deque(steps, maxlen=0)
         if self._closed.is_set():
             return
         self._served = served
@@ -384,3 +401,4 @@ class Engine:
         self.metrics.version(served.version, took)
         self._say(f"serve: version {served.version} is in use, ready after {took:.1f} s")
         self._ready.set()
+        collections.deque(steps, maxlen=0)

@@ -75,8 +75,8 @@ class FeedbackConfig:
 class Event:
     """One request and what came of it; text normalised as `logs.schema` does it.
 
-    Attributes are the log's columns. `query` is "" where a known request is only added to; `profile`
-    is name -> value; `history`, oldest first, is what the client sent itself, else None.
+    Attributes are the log's columns. `query` is "" where a known request is only added to;
+    `profile` is name -> value; `history`, oldest first, is what the client sent itself, else None.
     """
 
     request_id: str
@@ -152,6 +152,7 @@ class FeedbackStore:
             check_same_thread=False,
         )
         os.chmod(self.path, 0o600)
+        connection.row_factory = sqlite3.Row
         # Deleted text is overwritten, not just forgotten.
         for setting in ("journal_mode = WAL", "synchronous = FULL", "secure_delete = ON"):
             connection.execute(f"PRAGMA {setting}")
@@ -226,7 +227,7 @@ class FeedbackStore:
                 except (Conflict, Unknown) as error:
                     answers.append((None, error))
             self._writing.execute("COMMIT")
-            if any(emptied and answer for (_, emptied, _), (answer, _) in zip(asked, answers)):  # noqa: B905
+            if any(emptied for _, emptied, _ in asked):
                 self._writing.execute("PRAGMA wal_checkpoint(TRUNCATE)")
         except sqlite3.Error as error:
             with contextlib.suppress(sqlite3.Error):
@@ -240,6 +241,9 @@ class FeedbackStore:
         """Writes what is waiting, and ends."""
         self._closed.set()
         self._writer.join()
+        with contextlib.suppress(queue.Empty):
+            while True:
+                self._waiting.get_nowait()[-1].set_exception(Busy("the store is closed"))
         with self._reader:
             self._reading.close()
 
@@ -261,7 +265,9 @@ class FeedbackStore:
         """How many events are stored, of one user or of all."""
         where, values = ("", ()) if user_id is None else (" WHERE user_id = ?", (user_id,))
         with self._reader:
-            return self._reading.execute(f"SELECT count(*) FROM events{where}", values).fetchone()[0]
+            return self._reading.execute(f"SELECT count(*) FROM events{where}", values).fetchone()[
+                0
+            ]
 
     def export(self, path: str, *, profile: Sequence[str] = (), since_ms: int = 0) -> int:
         """Writes the events as a log, `path` (Parquet), oldest first; returns how many.
@@ -275,7 +281,6 @@ class FeedbackStore:
 
 def _put(connection: sqlite3.Connection, event: Event) -> str:
     """Adds an event, or what is new in it, inside a transaction: "new", "more" or "same"."""
-    connection.row_factory = sqlite3.Row
     stored = connection.execute(
         "SELECT * FROM events WHERE request_id = ?", (event.request_id,)
     ).fetchone()

@@ -34,9 +34,7 @@ async def respond(send, status: int, field: str, message: str, headers=()) -> No
     """Sends `bodies.Mistakes` with one mistake."""
     body = json.dumps({"errors": [{"field": field, "message": message}]}).encode()
     lengths = [(b"content-type", b"application/json"), (b"content-length", b"%d" % len(body))]
-    await send(
-        {"type": "http.response.start", "status": status, "headers": [*lengths, *headers]}
-    )
+    await send({"type": "http.response.start", "status": status, "headers": [*lengths, *headers]})
     await send({"type": "http.response.body", "body": body})
 
 
@@ -171,7 +169,7 @@ class Limits:
 
 
 def patient(seconds: float) -> type[H11Protocol]:
-    """uvicorn's HTTP/1.1, but a client has so many seconds for the head of each request."""
+    """HTTP/1.1 by uvicorn, but a client has so many seconds for the head of each request."""
 
     class Patient(H11Protocol):
         _timer = None

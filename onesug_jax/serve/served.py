@@ -7,15 +7,16 @@ with the model it began with, and its caches go with it.
 from __future__ import annotations
 
 import collections
+import itertools
 import os
 import re
 import threading
 import time
-from collections.abc import Callable, Hashable, Iterable, Sequence
+from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from onesug_jax.decode.suggester import Suggester
+from onesug_jax.decode.suggester import Shapes, Suggester
 from onesug_jax.errors import UserError
 from onesug_jax.logs.schema import normalise_query
 from onesug_jax.represent.related import RelatedQueries
@@ -170,24 +171,46 @@ class Served:
         """The most suggestions of a list."""
         return self.suggester.config.returned
 
-    def warm(self, modes: Iterable[str], pace: Pace, stop: Callable[[], bool]) -> None:
-        """Compiles every shape that requests are served in, and times each once."""
-        for mode in modes:
-            for size in self.suggester.batch_sizes:
-                for length in self.suggester.lengths:
+    def prepare(
+        self, modes: Iterable[str], shapes: Shapes, pace: Pace, stop: Callable[[], bool]
+    ) -> Iterator[None]:
+        """Compiles what requests are served in, and times it; goes on when asked to.
+
+        After the first step every request can be served, in the largest shape; each further one
+        adds smaller shapes, until all of `shapes` are there.
+        """
+        modes = tuple(dict.fromkeys((*modes, "beam")))  # beams answer where there is no pool
+        sizes, lengths, nodes = shapes.batch_sizes, shapes.lengths, shapes.nodes
+        done = set()
+        for step in (
+            Shapes(sizes[-1:], lengths[-1:], nodes[-1:]),
+            Shapes(sizes, lengths[-1:], nodes[-1:]),
+            Shapes(sizes, lengths, nodes[-1:]),
+            shapes,
+        ):
+            for mode in modes:
+                rooms = (0,) if mode == "beam" else step.nodes
+                for shape in itertools.product(step.batch_sizes, step.lengths, rooms):
                     if stop():
                         return
-                    self.suggester.rehearse(size, length, mode)
+                    if (mode, shape) in done:
+                        continue
+                    done.add((mode, shape))
+                    self.suggester.rehearse(mode, *shape)
                     began = time.perf_counter()
-                    self.suggester.rehearse(size, length, mode)
-                    pace.note(mode, size, time.perf_counter() - began)
+                    self.suggester.rehearse(mode, *shape)
+                    pace.note(mode, shape[0], time.perf_counter() - began)
+            self.suggester.shapes = step
+            yield
 
     def lists(self, asks: Sequence[Ask], rung: str) -> list[Listed]:
         """One list an ask, as long as the model makes them. Equal asks are answered once."""
         if rung == POPULAR:
             return [self.popular(ask.prefix) for ask in asks]
         distinct = list(dict.fromkeys((a.prefix, a.history, a.profile) for a in asks))
-        requests = make_requests(self.known, *map(list, zip(*distinct, strict=True)))
+        candidates = 0 if rung == "beam" else self.suggester.scoring.candidates
+        columns = map(list, zip(*distinct, strict=True))
+        requests = make_requests(self.known, *columns, candidates)
         found = self.suggester.suggest(requests, mode=rung)
         made = {
             one: _listed(request, suggestions)
@@ -196,7 +219,7 @@ class Served:
         return [made[a.prefix, a.history, a.profile] for a in asks]
 
     def popular(self, prefix: str) -> Listed:
-        """The most searched queries that start with the prefix, or with what may have been meant."""
+        """The most searched queries that start with what was typed, or may have been meant."""
         completions = self.known.completions
         texts = completions.complete(prefix, self.longest)
         if not texts:

@@ -101,7 +101,7 @@ class ServerConfig:
 def serve(
     engine: Engine,
     store: FeedbackStore,
-    config: ServerConfig = ServerConfig(),
+    config: ServerConfig,
     say: Callable[[str], None] = print,
 ) -> None:
     """Listens until SIGTERM or SIGINT, then answers what was accepted and ends.
@@ -154,5 +154,3 @@ def serve(
         signal.signal(signal.SIGTERM, before)
     if engine.failure is not None:
         raise engine.failure
-
-

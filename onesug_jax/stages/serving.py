@@ -71,9 +71,11 @@ def _store(context: Context):
 
 def export_feedback(context: Context) -> None:
     """Writes what the service has kept as a log, for `update`."""
+    options = context.options
+    if not options.to:
+        raise UserError("export_feedback needs a file to write: --to FILE")
     store = _store(context)
     try:
-        options = context.options
         since = 0 if options.days is None else int(1000 * time.time() - options.days * _DAY_MS)
         os.makedirs(os.path.dirname(os.path.abspath(options.to)), exist_ok=True)
         rows = store.export(options.to, profile=_profile(context), since_ms=since)
@@ -81,10 +83,12 @@ def export_feedback(context: Context) -> None:
             raise UserError(f"{store.path}: no events to export; {options.to} is not written")
     finally:
         store.close()
-    print(f"{rows:,} events written to {options.to}; `update --gin.LOG={options.to}` learns of them")
+    print(
+        f"{rows:,} events written to {options.to}; `update --gin.LOG={options.to}` learns of them"
+    )
 
 
 def export_flags(parser: argparse.ArgumentParser) -> None:
     """Where to, and how much."""
-    parser.add_argument("--to", required=True, metavar="FILE", help="the Parquet file to write")
+    parser.add_argument("--to", metavar="FILE", help="the Parquet file to write")
     parser.add_argument("--days", type=float, help="only events of the last so many days")
