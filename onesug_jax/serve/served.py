@@ -24,6 +24,9 @@ from onesug_jax.serve.ladder import POPULAR, Pace
 from onesug_jax.tasks.features import Request, make_requests
 
 
+_STRANGE = "zx"  # no query, so that the text encoder is loaded for it
+
+
 @dataclass(frozen=True)
 class Ask:
     """One request; text normalised as `logs.schema` does it.
@@ -182,6 +185,7 @@ class Served:
         modes = tuple(dict.fromkeys((*modes, "beam")))  # beams answer where there is no pool
         sizes, lengths, nodes = shapes.batch_sizes, shapes.lengths, shapes.nodes
         done = set()
+        self.known.text_vector(_STRANGE)
         for step in (
             Shapes(sizes[-1:], lengths[-1:], nodes[-1:]),
             Shapes(sizes, lengths[-1:], nodes[-1:]),
@@ -202,6 +206,9 @@ class Served:
                     pace.note(mode, shape[0], time.perf_counter() - began)
             self.suggester.shapes = step
             yield
+        for times in (8, 16, 32):  # the encoder's lengths, for texts that nobody knows
+            if not stop():
+                self.known.text_vector(" ".join([_STRANGE] * times))
 
     def lists(self, asks: Sequence[Ask], rung: str) -> list[Listed]:
         """One list an ask, as long as the model makes them. Equal asks are answered once."""
