@@ -12,12 +12,16 @@ from collections.abc import Callable, Sequence
 from typing import Annotated, Any
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
+from pydantic_core import PydanticCustomError
 
 from onesug_jax.logs.schema import HISTORY, RECENT, REQUIRED, normalise_prefix, normalise_query
 
 PREFIX, QUERY, NAME = 64, 128, 128  # characters
 SHOWN, HISTORY_LENGTH, ITEMS, PROFILE = 64, 50, 100, 32  # entries
 MOST_SUGGESTIONS = 64
+
+
+_ABOUT = "about_"
 
 
 def _plain(text: str) -> str:
@@ -57,6 +61,11 @@ def _profile(values: dict[str, str]) -> dict[str, str]:
 
 
 Profile = Annotated[dict[Value, Value], Field(max_length=PROFILE), AfterValidator(_profile)]
+
+
+def _wrong(field: str, message: str) -> PydanticCustomError:
+    """A mistake that shows in several fields together, told at one of them."""
+    return PydanticCustomError(_ABOUT + field, message)
 
 
 class Body(BaseModel):
@@ -109,13 +118,14 @@ class FeedbackBody(Body):
     def _consistent(self) -> FeedbackBody:
         if self.clicked_position is not None:
             if self.clicked_position >= len(self.shown):
-                raise ValueError("clicked_position lies outside the shown list")
+                raise _wrong("clicked_position", "lies outside the shown list")
             chosen = self.shown[self.clicked_position]
             if self.query not in (None, chosen):
-                raise ValueError("query is not what stands at clicked_position of the shown list")
+                raise _wrong("query", "is not what stands at clicked_position of the shown list")
             self.query = chosen
         elif self.query is None and not (self.clicked_items or self.ordered_items):
-            raise ValueError("clicked_position, query, clicked_items or ordered_items is needed")
+            told = "or clicked_position, clicked_items or ordered_items is needed"
+            raise _wrong("query", told)
         return self
 
 
@@ -199,9 +209,13 @@ def mistakes(errors: Sequence[dict[str, Any]]) -> dict:
     """What is wrong, as `Mistakes`, of pydantic's errors; nothing of what was sent is in them."""
     found = []
     for error in errors:
-        place = [str(part) for part in error["loc"] if part not in ("body", "path", "query")]
-        if error["type"] in ("json_invalid", "model_attributes_type", "missing") and not place:
-            place = ["body"]
+        place = list(map(str, error["loc"]))
+        if place and place[0] in ("body", "path"):
+            del place[0]
+        if error["type"] == "json_invalid":
+            place = []  # what stands there is an offset
+        if error["type"].startswith(_ABOUT):
+            place = [error["type"].removeprefix(_ABOUT)]
         known = [part if _nameable(part) else "?" for part in place]
         message = error["msg"].removeprefix("Value error, ")
         found.append({"field": ".".join(known) or "body", "message": message})

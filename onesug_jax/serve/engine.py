@@ -343,14 +343,15 @@ class Engine:
             )
 
     def _answer(self, ask: Ask, listed: Listed, rung: str, served: Served, **how) -> Answer:
-        """What is shown of a list: nothing blocked, filled up by what is popular, k at most."""
+        """What is shown of a list: k at most, and something popular for what is blocked."""
         pairs = list(zip(listed.texts, listed.scores, strict=True))
+        wanted = min(len(pairs), ask.k)
         shown = [pair for pair in pairs if not self._blocked(pair[0])]
-        if len(shown) < min(len(pairs), ask.k):
+        if len(shown) < wanted:
             there = {text for text, _ in pairs}
             others = (text for text in served.popular(ask.prefix).texts if text not in there)
             shown += [(text, None) for text in others if not self._blocked(text)]
-        texts, scores = zip(*shown[: ask.k], strict=True) if shown else ((), ())
+        texts, scores = zip(*shown[:wanted], strict=True) if shown else ((), ())
         listed = Listed(tuple(texts), tuple(scores), listed.related, listed.worth)
         answer = Answer(listed, rung, served.version, **how)
         self.metrics.answered(rung, answer.waited, answer.took, cached=answer.cached)

@@ -43,6 +43,7 @@ _DAY_MS = 86_400_000
 _TOGETHER = 256  # most events of one transaction
 _LOOKED_AT = 500  # latest events of a user that a history is taken from
 _PRUNE_SECONDS = 3600.0
+_END = None  # the last thing the writing thread is given
 _EXPORTED_TOGETHER = 8192
 
 
@@ -139,8 +140,8 @@ class FeedbackStore:
                 "--gin.FeedbackConfig.path=PATH"
             ) from None
         self._reader = threading.Lock()
-        self._waiting: queue.Queue = queue.Queue(config.waiting)
-        self._closed = threading.Event()
+        self._waiting: queue.Queue = queue.Queue(config.waiting)  # (change, emptied, future)
+        self._gate, self._closed = threading.Lock(), False
         self._writer = threading.Thread(target=self._write, name="feedback", daemon=True)
         self._writer.start()
 
@@ -179,42 +180,44 @@ class FeedbackStore:
         return self._ask(delete, emptied=True)
 
     def prune(self) -> Future:
-        """Deletes what is older than `keep_days`; the Future holds how many."""
+        """Deletes what is older than `keep_days`, as is done every hour; the Future holds how
+        many.
+        """
+        return self._ask(self._delete_old, emptied=True)
+
+    def _delete_old(self, connection: sqlite3.Connection) -> int:
         oldest = int(1000 * time.time() - self.config.keep_days * _DAY_MS)
-
-        def delete(connection: sqlite3.Connection) -> int:
-            return connection.execute(
-                "DELETE FROM events WHERE timestamp_ms < ?", (oldest,)
-            ).rowcount
-
-        return self._ask(delete, emptied=True)
+        return connection.execute("DELETE FROM events WHERE timestamp_ms < ?", (oldest,)).rowcount
 
     def _ask(self, change, emptied: bool = False) -> Future:
         future: Future = Future()
-        if self._closed.is_set():
-            raise Busy("the store is closed")
-        try:
-            self._waiting.put_nowait((change, emptied, future))
-        except queue.Full:
-            raise Busy(f"{self.config.waiting} events are waiting to be written") from None
+        with self._gate:
+            if self._closed:
+                raise Busy("the store is closed")
+            try:
+                self._waiting.put_nowait((change, emptied, future))
+            except queue.Full:
+                raise Busy(f"{self.config.waiting} events are waiting to be written") from None
         return future
 
     def _write(self) -> None:
         """The writing thread: what has gathered goes into one transaction."""
-        pruned = 0.0
-        while not (self._closed.is_set() and self._waiting.empty()):
-            if time.monotonic() - pruned > _PRUNE_SECONDS or not pruned:
-                pruned = time.monotonic()
-                with contextlib.suppress(Busy):
-                    self.prune()
+        due = time.monotonic()
+        while True:
+            if time.monotonic() >= due:
+                due = time.monotonic() + _PRUNE_SECONDS
+                self._commit([(self._delete_old, True, Future())])
             try:
-                asked = [self._waiting.get(timeout=0.5)]
+                asked = [self._waiting.get(timeout=max(0.0, due - time.monotonic()))]
             except queue.Empty:
                 continue
             with contextlib.suppress(queue.Empty):
                 while len(asked) < _TOGETHER:
                     asked.append(self._waiting.get_nowait())
-            self._commit(asked)
+            last = _END in asked
+            self._commit([one for one in asked if one is not _END])
+            if last:
+                break
         self._writing.close()
 
     def _commit(self, asked: list) -> None:
@@ -239,11 +242,10 @@ class FeedbackStore:
 
     def close(self) -> None:
         """Writes what is waiting, and ends."""
-        self._closed.set()
+        with self._gate:
+            self._closed = True
+        self._waiting.put(_END)
         self._writer.join()
-        with contextlib.suppress(queue.Empty):
-            while True:
-                self._waiting.get_nowait()[-1].set_exception(Busy("the store is closed"))
         with self._reader:
             self._reading.close()
 

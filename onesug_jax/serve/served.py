@@ -23,7 +23,6 @@ from onesug_jax.represent.related import RelatedQueries
 from onesug_jax.serve.ladder import POPULAR, Pace
 from onesug_jax.tasks.features import Request, make_requests
 
-
 _STRANGE = "zx"  # no query, so that the text encoder is loaded for it
 
 
@@ -185,7 +184,7 @@ class Served:
         modes = tuple(dict.fromkeys((*modes, "beam")))  # beams answer where there is no pool
         sizes, lengths, nodes = shapes.batch_sizes, shapes.lengths, shapes.nodes
         done = set()
-        self.known.text_vector(_STRANGE)
+        self.known.text_vector(_STRANGE), self.known.meant(_STRANGE)
         for step in (
             Shapes(sizes[-1:], lengths[-1:], nodes[-1:]),
             Shapes(sizes, lengths[-1:], nodes[-1:]),
