@@ -34,6 +34,8 @@ class BeamConfig:
       alpha: exponent of the length in the score (paper: 0.6 to 0.8; 0 ranks by probability).
       max_length: most tokens of a query, end of sequence included.
       eos_id: the token that ends a query.
+      unfinished: return queries too that have not ended after max_length tokens, as T5X and
+        Hugging Face do; otherwise only what ended.
     """
 
     beams: int = 32
@@ -41,6 +43,7 @@ class BeamConfig:
     alpha: float = 0.6
     max_length: int = 16
     eos_id: int = 1
+    unfinished: bool = False
 
     def __post_init__(self):
         if not 1 <= self.returned <= self.beams:
@@ -107,6 +110,8 @@ def _advance(s: _Search, logits, constraint: Constraint, config: BeamConfig, fir
     state = jnp.take_along_axis(states.reshape(batch, -1), flat, axis=1)
     written = _rows(s.tokens, parent).at[:, :, s.t].set(token)
     ended = token == config.eos_id
+    if config.unfinished:
+        ended |= s.t + 1 == config.max_length
     exists = totals > NEVER / 2
 
     length = (s.t + 1).astype(jnp.float32)

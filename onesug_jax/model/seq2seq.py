@@ -160,7 +160,6 @@ class DecoderLayer(nn.Module):
         x = x + self.mlp(self.mlp_norm(x), True)
         return x, (self_keys, self_values)
 
-
     def tree(self, x, cross_keys, cross_values, paths, depths, self_bias, cross_bias):
         """All nodes of a request's tree at once, each seeing the nodes on its path and the request.
 
@@ -486,7 +485,9 @@ class Seq2Seq(nn.Module):
             copies = self.copy_head.copies(x, places, given)
             total = jnp.logaddexp(total, jax.nn.logsumexp(copies, axis=-1))
             step = jnp.logaddexp(step, written(pick(copies, parents), places, nodes))
-            end = jnp.logaddexp(end, written(copies, places, jnp.full_like(nodes, self.config.end_id)))
+            end = jnp.logaddexp(
+                end, written(copies, places, jnp.full_like(nodes, self.config.end_id))
+            )
         step = jnp.where(depths > 0, step - jnp.take_along_axis(total, parents, axis=1), 0.0)
         along = jnp.where(steps <= depths[..., None], pick(step, paths), 0.0)
         return jnp.sum(along, axis=-1) + end - total
@@ -502,9 +503,7 @@ def _normalisers(x: jax.Array, kernel: jax.Array) -> jax.Array:
     blocks = -(-nodes // block)
 
     def one(x: jax.Array) -> jax.Array:
-        return jax.nn.logsumexp(
-            jnp.matmul(x, kernel, preferred_element_type=jnp.float32), axis=-1
-        )
+        return jax.nn.logsumexp(jnp.matmul(x, kernel, preferred_element_type=jnp.float32), axis=-1)
 
     if blocks == 1:
         return one(x)

@@ -1,0 +1,535 @@
+"""Beam search beside other beam searches on the same weights: `bench.py --suite decode`.
+
+  python launch/bench_decode.py --model tiny
+  python launch/bench_decode.py --model base:6+6 --batch 1,16 --large 256,1024
+  python launch/bench_decode.py --model mini --part closed
+
+Part `free`: a plain T5 (no copying) of random weights writes freely, so that all sides compute the
+same: ours; a flat beam in the manner of T5X, on the same layers (encoder output repeated for every
+beam, the whole cache reordered at every step); Hugging Face's `generate`; CTranslate2. The last two
+run in the Python that ONESUG_COMPARE_PYTHON names (`bench_generate.py`). Sides take turns, so that
+what else the machine does hits all. SIZE:6+6 is a size with as many encoder and decoder layers.
+
+Part `closed`: lists of the known queries of a simulated shop, text to text, by mode, and beside a
+search without caches that must give the same scores.
+
+Needs no gin, SeqIO or TensorFlow.
+"""
+
+from __future__ import annotations
+
+import argparse
+import ast
+import contextlib
+import functools
+import json
+import os
+import pathlib
+import platform
+import subprocess
+import sys
+import tempfile
+import time
+
+ROOT = pathlib.Path(__file__).resolve().parent.parent
+if str(ROOT) not in sys.path:
+    sys.path.insert(0, str(ROOT))
+# Other sides need memory of the same GPU.
+os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
+
+import jax  # noqa: E402
+import jax.numpy as jnp  # noqa: E402
+import numpy as np  # noqa: E402
+
+from onesug_jax.decode.beam import BeamConfig, beam_search  # noqa: E402
+from onesug_jax.decode.trie import NEVER, Free  # noqa: E402
+from onesug_jax.model.config import ModelConfig  # noqa: E402
+from onesug_jax.model.seq2seq import Seq2Seq  # noqa: E402
+
+LENGTH, TOKENS, BEAMS, RETURNED, EOS = 96, 12, 32, 16, 1
+VOCABULARY = 32_128  # T5's
+CHECKED = 4  # requests whose lists are compared
+SIDES = ("ours", "flat", "transformers", "ctranslate2", "ctranslate2-int8")
+NOT_RUN = (
+    "not run: set ONESUG_COMPARE_PYTHON to a Python with the packages of requirements-compare.txt"
+)
+
+
+class NotRun(Exception):
+    """Why there are no figures of a side."""
+
+
+def size_of(name: str) -> dict:
+    """Fields of ModelConfig of a size in gin_configs/models, or of SIZE:6+6, read without gin."""
+    size, _, layers = name.partition(":")
+    path = pathlib.Path(size)
+    if path.suffix != ".gin":
+        path = ROOT / "gin_configs" / "models" / f"{size}.gin"
+    fields = {}
+    for line in path.read_text(encoding="utf-8").splitlines():
+        key, _, value = line.partition("#")[0].partition(" = ")
+        if key.startswith("include "):
+            fields |= size_of(str(ROOT / ast.literal_eval(key.split(" ", 1)[1])))
+        elif key.startswith("ModelConfig."):
+            fields[key.removeprefix("ModelConfig.")] = ast.literal_eval(value.strip())
+    if layers:
+        fields["encoder_layers"], fields["decoder_layers"] = map(int, layers.split("+"))
+    return fields
+
+
+def drawn(config: ModelConfig, sharpness: float = 1.0):
+    """Random parameters at the scale of the model's own draw; `sharpness` multiplies the head."""
+    tokens = jax.ShapeDtypeStruct((1, 8), jnp.int32)
+    model = Seq2Seq(config)
+    shapes = jax.eval_shape(model.init, jax.random.key(0), tokens, tokens)["params"]
+    from flax.core import meta
+
+    rng = np.random.default_rng(0)
+
+    def draw(path, leaf):
+        name = path[-1].key
+        if name == "scale":
+            return jnp.ones(leaf.shape, jnp.float32)
+        if name == "bias":
+            return jnp.zeros(leaf.shape, jnp.float32)
+        fan_in = {
+            "query": config.d_model * (config.head_dim if len(leaf.shape) > 2 else 1),
+            "out": config.attention_width,
+            "down": config.d_ff,
+            "table": config.num_heads,
+        }.get(name, config.d_model)
+        values = rng.standard_normal(leaf.shape, np.float32) * fan_in**-0.5
+        return jnp.asarray(values * (sharpness if name == "head" else 1.0))
+
+    return jax.tree_util.tree_map_with_path(draw, meta.unbox(shapes))
+
+
+def machine() -> str:
+    """Device and processor, as the figures' first line."""
+    device = jax.devices()[0]
+    return (
+        f"{jax.device_count()} x {device.device_kind}, {os.cpu_count()} cores, jax "
+        f"{jax.__version__}, Python {platform.python_version()}"
+    )
+
+
+def timed(run, items) -> np.ndarray:
+    """Milliseconds of `run(item)` for every item, after one warm-up pass over the shapes."""
+    for item in items:
+        run(item)
+    return np.array([_spent(run, item) for item in items])
+
+
+def _spent(run, item) -> float:
+    began = time.perf_counter()
+    run(item)
+    return 1000 * (time.perf_counter() - began)
+
+
+def row(name: str, milliseconds: np.ndarray, base: float | None = None, lists: int = 1) -> str:
+    """One line of a table: median, 99th percentile, lists/s, how many times as long as `base`."""
+    ratio = "" if base is None else f"  x{np.median(milliseconds) / base:.2f}"
+    median, tail = np.median(milliseconds), np.percentile(milliseconds, 99)
+    return f"  {name:<50} {median:9.2f} {tail:9.2f} {1000 * lists / median:9.1f}{ratio}"
+
+
+HEAD = f"  {'':<50} {'median ms':>9} {'p99':>9} {'lists/s':>9}"
+
+# --------------------------------------------------------------------------------------- free
+
+
+def flat_beam(model: Seq2Seq, config: BeamConfig):
+    """Beams as further rows of the batch, as T5X has them: `(params, tokens) -> ids, scores`.
+
+    The encoder's output stands once for every beam, keys and values of the cross-attention are made
+    of it for every beam, and the cache of every beam is gathered anew at every step.
+    """
+    c, beams, length = model.config, config.beams, config.max_length
+
+    def begin(params, tokens):
+        encoded = model.apply({"params": params}, tokens, method="encode")
+        encoded, tokens = jnp.repeat(encoded, beams, 0), jnp.repeat(tokens, beams, 0)
+        return tokens, model.apply({"params": params}, encoded, method="cross_keys_values")
+
+    def search(params, tokens):
+        batch = len(tokens)
+        repeated, cross = begin(params, tokens)
+        ancestry = jnp.zeros((batch * beams, 1, length), jnp.int32)
+        shape = (c.decoder_layers, batch * beams, length, 1, c.num_heads, c.head_dim)
+        empty = jnp.zeros(shape, jnp.dtype(c.dtype))
+
+        def body(t, s):
+            written, totals, cache = s
+            last = written[:, :, t - 1].reshape(-1, 1) * (t > 0)
+            logits, cache = model.apply(
+                {"params": params},
+                last,
+                t,
+                ancestry,
+                cache,
+                cross,
+                None,
+                repeated,
+                method="decode_step",
+            )
+            logs = jax.nn.log_softmax(logits[:, 0]).at[:, EOS].set(NEVER)
+            pool = (totals.reshape(-1, 1) + logs).reshape(batch, -1)
+            totals, flat = jax.lax.top_k(pool, beams)
+            parent, token = flat // c.vocab_size, flat % c.vocab_size
+            written = jnp.take_along_axis(written, parent[..., None], axis=1)
+            written = written.at[:, :, t].set(token)
+            rows = (jnp.arange(batch)[:, None] * beams + parent).ravel()
+            return written, totals, jax.tree.map(lambda x: x[:, rows], cache)
+
+        written = jnp.zeros((batch, beams, length), jnp.int32)
+        totals = jnp.full((batch, beams), NEVER).at[:, 0].set(0.0)
+        written, totals, _ = jax.lax.fori_loop(0, length, body, (written, totals, (empty, empty)))
+        return written[:, : config.returned], totals[:, : config.returned]
+
+    return jax.jit(search)
+
+
+class Here:
+    """A jitted search in this process: `write(tokens) -> ids [B, R, T], scores [B, R]`."""
+
+    def __init__(self, name: str, search, params):
+        self.name, self._search, self._params = name, search, params
+
+    def write(self, tokens: np.ndarray, times: int) -> tuple[list[float], np.ndarray]:
+        """Milliseconds of each time, and the lists."""
+        given, spent = jnp.asarray(tokens), []
+        for _ in range(times):
+            began = time.perf_counter()
+            ids, scores = self._search(self._params, given)
+            ids, scores = np.asarray(ids), np.asarray(scores)
+            spent.append(1000 * (time.perf_counter() - began))
+        return spent, ids[:CHECKED]
+
+    def close(self) -> None:
+        """Nothing to end."""
+
+
+class There:
+    """`bench_generate.py` in its own Python."""
+
+    def __init__(self, scratch: str, **told):
+        python = os.environ.get("ONESUG_COMPARE_PYTHON")
+        if not python:
+            raise NotRun(NOT_RUN)
+        script = pathlib.Path(__file__).with_name("bench_generate.py")
+        environment = {**os.environ, "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
+        environment.pop("PYTHONPATH", None)
+        self._scratch, self._errors = scratch, tempfile.TemporaryFile("w+")
+        try:
+            self._process = subprocess.Popen(
+                [python, script, json.dumps(told)],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=self._errors,
+                text=True,
+                env=environment,
+            )
+        except OSError as error:
+            raise NotRun(f"not run: ONESUG_COMPARE_PYTHON={python}: {error.strerror}") from None
+        self.name = self._answer()["how"]
+
+    def write(self, tokens: np.ndarray, times: int) -> tuple[list[float], np.ndarray]:
+        """See `Here.write`."""
+        path = os.path.join(self._scratch, "requests.npy")
+        np.save(path, tokens)
+        asked = {"requests": path, "times": times, "lists": CHECKED}
+        try:
+            print(json.dumps(asked), file=self._process.stdin, flush=True)
+        except BrokenPipeError:
+            pass  # it has stopped; its last words say why
+        answer = self._answer()
+        if "error" in answer:
+            raise NotRun(f"not run: {answer['error'][:160]}")
+        return answer["milliseconds"], np.array(answer["ids"])
+
+    def close(self) -> None:
+        """Ends the process."""
+        with contextlib.suppress(BrokenPipeError):
+            self._process.stdin.close()
+        self._process.wait()
+
+    def _answer(self) -> dict:
+        line = self._process.stdout.readline()
+        if line:
+            return json.loads(line)
+        self._process.wait()
+        self._errors.seek(0)
+        said = self._errors.read().strip().splitlines() or ["it stopped without a word"]
+        raise NotRun(f"not run: {said[-1][:200]}")
+
+
+def sides_of(wanted, config: ModelConfig, params, scratch: str) -> dict:
+    """The sides that run here, each by its name in SIDES; says which do not."""
+    model, cpu = Seq2Seq(config), jax.default_backend() == "cpu"
+    beams = BeamConfig(BEAMS, RETURNED, alpha=0.0, max_length=TOKENS, eos_id=EOS, unfinished=True)
+    allowed = Free(jnp.arange(config.vocab_size) != EOS)
+
+    def ours(params, tokens):
+        found = beam_search(model, params, tokens, allowed, beams)
+        return found.sequences, found.scores
+
+    sides: dict = {}
+    if "ours" in wanted:
+        sides["ours"] = Here("ours", jax.jit(ours), params)
+    if "flat" in wanted:
+        sides["flat"] = Here("flat beam, as T5X has it", flat_beam(model, beams), params)
+    others = [side for side in wanted if side not in ("ours", "flat")]
+    folder = os.path.join(scratch, "t5")
+    if others and os.environ.get("ONESUG_COMPARE_PYTHON"):
+        from onesug_jax.model.hf import write_t5
+
+        write_t5(folder, config, params)
+    told = {
+        "folder": folder,
+        "device": "cpu" if cpu else "cuda",
+        "threads": len(os.sched_getaffinity(0)),
+        "length": TOKENS,
+        "beams": BEAMS,
+        "returned": RETURNED,
+    }
+    for side in others:
+        engine, _, kind = side.partition("-")
+        try:
+            if engine == "ctranslate2" and not cpu:
+                raise NotRun("not run: timed on a CPU only")
+            dtype = kind or config.dtype
+            sides[side] = There(scratch, engine=engine, dtype=dtype, **told)
+        except NotRun as error:
+            print(f"  {side}: {error}")
+    return sides
+
+
+def in_turn(sides: dict, tokens: np.ndarray, seconds: float) -> tuple[dict, dict]:
+    """Milliseconds of every side, and its lists: rounds of all sides, each about `seconds` in all.
+
+    A side that fails says why and is left out.
+    """
+    spent, lists = {}, {}
+    counts = {}
+    for name, side in list(sides.items()):
+        try:
+            side.write(tokens, 1)
+            first, lists[name] = side.write(tokens, 1)
+        except (NotRun, RuntimeError) as error:
+            print(f"  {side.name}: {str(error).splitlines()[0][:160]}")
+            continue
+        spent[name] = []
+        counts[name] = int(np.clip(1000 * seconds / 3 / first[0], 1, 100))
+    for _ in range(3):
+        for name, times in counts.items():
+            spent[name] += sides[name].write(tokens, times)[0]
+    return spent, lists
+
+
+def agreement(ours: np.ndarray, theirs: np.ndarray) -> str:
+    """How much of our lists is in theirs, and how many of the first are the same."""
+    pairs = list(zip(ours.tolist(), theirs.tolist(), strict=True))
+    shared = [len({*map(tuple, a)} & {*map(tuple, b)}) / len(a) for a, b in pairs]
+    first = np.mean([a[0] == b[0] for a, b in pairs])
+    return f"{np.mean(shared):.0%} of the lists, {first:.0%} of their first"
+
+
+def free(name: str, batches, large, wanted, seconds: float, vocabulary: int) -> None:
+    """The table of one size."""
+    cpu = jax.default_backend() == "cpu"
+    fields = size_of(name) | {"vocab_size": vocabulary, "dropout": 0.0, "tie_embeddings": False}
+    config = ModelConfig(**fields | {"dtype": "float32" if cpu else "bfloat16"})
+    params = drawn(config, sharpness=4.0)
+    print(
+        f"\n{name}: {config.parameters():,} parameters, {config.encoder_layers}+"
+        f"{config.decoder_layers} layers, {config.dtype}, vocabulary {vocabulary:,}, input {LENGTH}, "
+        f"{TOKENS} new tokens, {BEAMS} beams, {RETURNED} returned"
+    )
+    rng = np.random.default_rng(1)
+    with tempfile.TemporaryDirectory() as scratch:
+        sides = sides_of(wanted, config, params, scratch)
+        for batch in (*batches, *large):
+            if batch in large:
+                sides = {name: side for name, side in sides.items() if name in LARGE_SIDES}
+            tokens = rng.integers(2, vocabulary, (batch, LENGTH)).astype(np.int32)
+            spent, lists = in_turn(sides, tokens, seconds)
+            print(f"{f'batch of {batch}':<52} {'median ms':>9} {'p99':>9} {'lists/s':>9}")
+            base = float(np.median(spent["ours"])) if "ours" in spent else None
+            for side, times in spent.items():
+                said = row(sides[side].name, np.array(times), base, batch)
+                if side != "ours" and "ours" in lists:
+                    said += f"  same: {agreement(lists['ours'], lists[side])}"
+                print(said, flush=True)
+        for side in sides.values():
+            side.close()
+
+
+LARGE_SIDES = ("ours", "transformers")
+
+
+# ------------------------------------------------------------------------------------- closed
+
+
+def shop(folder: str, requests: int):
+    """A simulated log's split files, completions and vocabulary."""
+    import pyarrow.parquet as pq
+
+    from onesug_jax.logs.completion import CompletionIndex
+    from onesug_jax.logs.simulate import simulate
+    from onesug_jax.tasks.vocabulary import Vocabulary
+
+    simulate(folder, requests=requests)
+    splits = {name: os.path.join(folder, f"{name}.parquet") for name in ("train", "dev")}
+    index = CompletionIndex.from_log(splits["train"])
+    queries = pq.read_table(splits["train"], columns=["query"]).column(0).to_pylist()
+    vocabulary = Vocabulary.train(iter(queries), os.path.join(folder, "vocab"))
+    return splits, index, vocabulary
+
+
+def plain_beams(model, config: BeamConfig, constraint):
+    """The same search without any cache: the request repeated for every beam, and every position
+    running the whole of every sequence again.
+    """
+
+    @jax.jit
+    def begin(params, tokens):
+        encoded = model.apply({"params": params}, tokens, method="encode")
+        return jnp.repeat(encoded, config.beams, 0), jnp.repeat(tokens, config.beams, 0)
+
+    @functools.partial(jax.jit, static_argnames="first")
+    def step(params, encoded, tokens, written, totals, states, t, first):
+        shifted = jnp.pad(written, ((0, 0), (1, 0)))[:, :-1]
+        scores = model.apply({"params": params}, encoded, tokens, shifted, method="decode")
+        logits = scores.logits()
+        chosen = logits[:1, t] if first else logits[:, t]
+        scores, token, state = (
+            x[0] for x in constraint.expand(states[None, : len(chosen)], chosen[None], first)
+        )
+        before = totals[: len(chosen)] - jax.nn.logsumexp(chosen, axis=-1)
+        pool = scores + before[:, None]
+        best, flat = jax.lax.top_k(pool.ravel(), min(2 * config.beams, pool.size))
+        token, state = token.ravel()[flat], state.ravel()[flat]
+        grown = written[flat // pool.shape[1]].at[:, t].set(token)
+        return best, grown, state, token == config.eos_id
+
+    def search(params, tokens):
+        encoded, tokens = begin(params, tokens)
+        written = np.zeros((config.beams, config.max_length), np.int32)
+        totals = np.zeros(config.beams, np.float32)
+        states = np.zeros(config.beams, np.int32)
+        done: list[float] = []
+        for t in range(config.max_length):
+            given = (params, encoded, tokens, written, totals, states, t)
+            best, grown, state, over = jax.device_get(step(*given, first=t == 0))
+            alive = best > NEVER / 2
+            done += (best[over & alive] / (t + 1) ** config.alpha).tolist()
+            done = sorted(done, reverse=True)[: config.returned]
+            going = np.flatnonzero(~over & alive)[: config.beams]
+            worst = done[-1] if len(done) == config.returned else NEVER
+            if not len(going) or best[going[0]] / config.max_length**config.alpha <= worst:
+                break
+            going = np.resize(going, config.beams)
+            totals, written, states = best[going], grown[going], state[going]
+            totals[len(np.unique(going)) :] = NEVER  # fillers of a beam that is not full
+        return done
+
+    return search
+
+
+def closed(name: str, requests: int) -> None:
+    """Lists kept to known queries, one request and 32 at a time, by mode."""
+    import pyarrow.parquet as pq
+
+    from onesug_jax.decode.suggester import Suggester
+    from onesug_jax.tasks.features import FeatureSpec, Featurizer, Request
+
+    with tempfile.TemporaryDirectory() as folder:
+        splits, index, vocabulary = shop(folder, 20_000)
+        rows = pq.read_table(splits["dev"]).slice(0, requests).to_pylist()
+    spec = FeatureSpec()
+    featurizer = Featurizer(vocabulary, spec)
+    fields = size_of(name) | {"vocab_size": vocabulary.size, "dropout": 0.0, "copying": True}
+    fields |= {"first_marker": vocabulary.first_marker, "last_marker": vocabulary.last_marker}
+    config = ModelConfig(**fields | {"segments": True})
+    model, params = Seq2Seq(config), drawn(config)
+    counts = dict(zip(index.queries, index.counts.tolist(), strict=True))
+    queries = [row["query"] for row in rows]
+    asked = [
+        Request(
+            row["prefix"],
+            queries[max(i - spec.history, 0) : i],
+            index.complete(row["prefix"], spec.related),
+            candidates=index.complete(row["prefix"], 256),
+        )
+        for i, row in enumerate(rows)
+    ]
+    suggester = Suggester(model, params, featurizer, BeamConfig(), queries=counts)
+    beams, trie = suggester.config, suggester.constraint
+    print(
+        f"\n{name}: {config.parameters():,} parameters, beams {beams.beams}, {beams.returned} "
+        f"returned, {len(asked)} requests, {len(counts):,} queries"
+    )
+    print(HEAD)
+    base = None
+    for mode in ("beam", "score", "hybrid"):
+        ask = functools.partial(suggester.suggest, mode=mode)
+        spent = timed(ask, [[request] for request in asked])
+        base = base or float(np.median(spent))
+        print(row(f"{mode}, text to text, one request at a time", spent, base))
+    many = [asked[i : i + 32] for i in range(0, len(asked) - 31, 32)]
+    for mode in ("beam", "score", "hybrid") if many else ():
+        ask = functools.partial(suggester.suggest, mode=mode)
+        print(row(f"{mode}, 32 requests at a time", timed(ask, many), lists=32))
+
+    search = jax.jit(lambda p, t: beam_search(model, p, t, trie, beams))
+    plain = plain_beams(model, beams, trie)
+    batches = [featurizer.batch([request]) for request in asked[:8]]
+    for batch in batches:
+        found = np.asarray(search(params, batch).scores[0])
+        found = found[found > NEVER / 2]
+        assert np.allclose(found, plain(params, batch), atol=1e-3), "not the same lists"
+    ours = timed(lambda batch: jax.block_until_ready(search(params, batch)), batches)
+    base = float(np.median(ours))
+    print(row("arrays only, any known query: ours", ours, base))
+    theirs = timed(lambda batch: plain(params, batch), batches)
+    print(row("arrays only, any known query: no caches, same scores", theirs, base))
+
+
+def decode(sizes, options) -> None:
+    """All parts asked for, size by size."""
+    batches, large = (
+        [int(n) for n in told.split(",") if n] for told in (options.batch or "1,16", options.large)
+    )
+    for name in sizes:
+        if options.part in ("all", "free"):
+            began = time.perf_counter()
+            wanted = [side for side in SIDES if side in options.sides.split(",")]
+            free(name, batches, large, wanted, options.seconds, options.vocabulary)
+            print(f"  {time.perf_counter() - began:.0f} s in all")
+        if options.part in ("all", "closed"):
+            try:
+                closed(name, options.count or 100)
+            except ImportError as error:
+                print(f"\n{name}, known queries: not run: {error}")
+
+
+def add_flags(parser: argparse.ArgumentParser) -> None:
+    """What the suite can be told."""
+    parser.add_argument("--part", choices=("all", "free", "closed"), default="all")
+    parser.add_argument("--batch", help="requests at a time, or a step (decode: 1,16)")
+    parser.add_argument("--large", default="", help="more, for ours and `generate` alone: 256,1024")
+    parser.add_argument("--sides", default=",".join(SIDES), help="part `free`: of these")
+    parser.add_argument("--seconds", type=float, default=3.0, help="about how long a side is timed")
+    parser.add_argument("--vocabulary", type=int, default=VOCABULARY, help="part `free`: rows")
+    parser.add_argument("--count", type=int, help="requests, steps a layout, or steps a round")
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--model", default="tiny", help="sizes: tiny,small,base:6+6")
+    add_flags(parser)
+    given = parser.parse_args()
+    print(machine())
+    decode(given.model.split(","), given)

@@ -1,0 +1,151 @@
+"""Beam search of other libraries, for bench_decode.py: writes lists, and times it, when told to.
+
+    python bench_generate.py '{"engine": "transformers", "folder": "t5", "device": "cpu", ...}'
+
+Run in an environment of its own (requirements-compare.txt); knows nothing of onesug_jax. Reads T5
+from a Hugging Face folder; engine "transformers" is `generate` in PyTorch, "ctranslate2" its own
+runtime. Writes one line of JSON when it is ready, then one for every line it reads, which names a
+file of requests `[B, L]` and how many times to write their lists: milliseconds of each time, and the
+lists of the last.
+"""
+
+import json
+import os
+import sys
+import tempfile
+import time
+
+import numpy as np
+
+
+class Transformers:
+    """Hugging Face `generate` with beams."""
+
+    def __init__(self, told: dict):
+        import torch
+        import transformers
+
+        if told["device"] == "cuda" and not torch.cuda.is_available():
+            raise SystemExit("this PyTorch sees no GPU")
+        transformers.logging.set_verbosity_error()
+        torch.set_num_threads(told["threads"])
+        self.torch, self.told = torch, told
+        self.how = f"transformers {transformers.__version__}, torch {torch.__version__}"
+        model = transformers.T5ForConditionalGeneration.from_pretrained(
+            told["folder"], dtype=getattr(torch, told["dtype"])
+        )
+        self.model = model.to(told["device"]).eval()
+
+    def lists(self, tokens: np.ndarray):
+        """Token ids `[B, returned, T]` of the lists of `tokens [B, L]`."""
+        told, torch = self.told, self.torch
+        given = torch.from_numpy(tokens).long().to(told["device"])
+        with torch.inference_mode():
+            made = self.model.generate(
+                input_ids=given,
+                attention_mask=(given > 0).long(),
+                do_sample=False,
+                num_beams=told["beams"],
+                num_return_sequences=told["returned"],
+                min_new_tokens=told["length"],
+                max_new_tokens=told["length"],
+                length_penalty=0.0,
+                early_stopping=False,
+            )
+        return made[:, 1:].cpu().numpy().reshape(len(tokens), told["returned"], -1)
+
+    def clear(self) -> None:
+        """Gives back what the last lists held."""
+        if self.told["device"] == "cuda":
+            self.torch.cuda.empty_cache()
+
+
+class Tokenizer:
+    """What CTranslate2's converter asks of a tokenizer: token i is called "i"."""
+
+    pad_token, eos_token, unk_token = "0", "1", "2"
+    added_tokens_encoder: dict = {}
+
+    def __init__(self, size: int):
+        self.size = size
+
+    def get_vocab(self) -> dict[str, int]:
+        """Every token's id."""
+        return {str(i): i for i in range(self.size)}
+
+    def convert_ids_to_tokens(self, i: int) -> str:
+        """The name of one token."""
+        return str(i)
+
+
+class CTranslate2:
+    """CTranslate2's translator, its weights in float32 or int8."""
+
+    def __init__(self, told: dict):
+        import ctranslate2
+        from ctranslate2.converters import TransformersConverter
+
+        class Converter(TransformersConverter):
+            def load_model(self, *args, **kwargs):
+                model = super().load_model(*args, **kwargs)
+                # Read as "scale the outputs", which these weights are not made for.
+                model.config.tie_word_embeddings = False
+                return model
+
+            def load_tokenizer(self, tokenizer_class, folder, **kwargs):
+                with open(os.path.join(folder, "config.json"), encoding="utf-8") as file:
+                    return Tokenizer(json.load(file)["vocab_size"])
+
+        self.told = told
+        self.how = f"ctranslate2 {ctranslate2.__version__}, {told['dtype']}"
+        with tempfile.TemporaryDirectory() as folder:
+            out = os.path.join(folder, "converted")
+            Converter(told["folder"]).convert(out)
+            self.translator = ctranslate2.Translator(
+                out, device="cpu", compute_type=told["dtype"], intra_threads=told["threads"]
+            )
+
+    def lists(self, tokens: np.ndarray):
+        """See `Transformers.lists`."""
+        told = self.told
+        made = self.translator.translate_batch(
+            [[str(i) for i in row if i] for row in tokens],
+            beam_size=told["beams"],
+            num_hypotheses=told["returned"],
+            min_decoding_length=told["length"],
+            max_decoding_length=told["length"],
+            length_penalty=0,
+        )
+        return np.array([[[int(t) for t in h] for h in one.hypotheses] for one in made])
+
+    def clear(self) -> None:
+        """Nothing to give back."""
+
+
+def main(told: dict) -> None:
+    """Answers on what was standard output; what libraries print goes to standard error."""
+    answers = os.fdopen(os.dup(1), "w")
+    os.dup2(2, 1)
+
+    def answer(**fields) -> None:
+        print(json.dumps(fields), file=answers, flush=True)
+
+    side = {"transformers": Transformers, "ctranslate2": CTranslate2}[told["engine"]](told)
+    answer(how=side.how)
+    for line in sys.stdin:
+        asked = json.loads(line)
+        tokens, spent = np.load(asked["requests"]), []
+        try:
+            for _ in range(asked["times"]):
+                began = time.perf_counter()
+                ids = side.lists(tokens)
+                spent.append(1000 * (time.perf_counter() - began))
+        except RuntimeError as error:  # the device's memory, as a rule
+            answer(error=str(error).strip().splitlines()[0])
+        else:
+            answer(milliseconds=spent, ids=ids[: asked["lists"]].tolist())
+        side.clear()
+
+
+if __name__ == "__main__":
+    main(json.loads(sys.argv[1]))
