@@ -121,6 +121,7 @@ def serve(
         http=patient(config.head_seconds),
         ws="none",
         log_level="warning",
+        log_config=None,  # logging is left as it is
         access_log=False,
         server_header=False,
         limit_concurrency=config.connections,
@@ -128,6 +129,7 @@ def serve(
     )
     try:
         socket = settings.bind_socket()
+        socket.listen(settings.backlog)  # who comes early waits a moment
     except SystemExit:
         raise UserError(
             f"{config.host}:{config.port} cannot be listened on: is another server there? Choose "

@@ -29,13 +29,13 @@ function stored(area, name, make) {
   }
 }
 
-function randomId() {
+function randomId(kind) {
   const bytes = crypto.getRandomValues(new Uint8Array(12));
-  return "visitor-" + Array.from(bytes, (b) => b.toString(16).padStart(2, "0")).join("");
+  return `${kind}-` + Array.from(bytes, (b) => b.toString(16).padStart(2, "0")).join("");
 }
 
-const visitor = stored(localStorage, "onesug-visitor", randomId);
-const session = stored(sessionStorage, "onesug-session", randomId).replace("visitor", "session");
+const visitor = stored(localStorage, "onesug-visitor", () => randomId("visitor"));
+const session = stored(sessionStorage, "onesug-session", () => randomId("session"));
 let key = stored(sessionStorage, "onesug-key", () => "");
 
 class Refused extends Error {
@@ -208,6 +208,7 @@ function moved(item, place, before) {
   const mark = document.createElement("span");
   mark.className = "moved";
   if (before < 0) [mark.textContent, mark.dataset.to] = ["new", "new"];
+  mark.title = "place compared with the most popular";
   else if (before > place) [mark.textContent, mark.dataset.to] = [`↑ ${before - place}`, "up"];
   else if (before < place) mark.textContent = `↓ ${place - before}`;
   item.append(mark);
@@ -244,12 +245,13 @@ async function search(text, place) {
   const { reply } = state;
   if (!text.trim()) return;
   const body = {
-    request_id: reply ? reply.request_id : randomId(),
+    request_id: reply && !reply.used ? reply.request_id : randomId("request"),
     user_id: visitor,
     session_id: session,
     prefix: reply ? reply.prefix : "",
     shown: reply ? shownTexts() : [],
   };
+  if (reply) reply.used = true; // a list is reported once; what follows on it is another request
   if (place >= 0) body.clicked_position = place;
   else body.query = text;
   state.searched = body;
@@ -268,7 +270,6 @@ async function tell(body, done) {
     await call("POST", "feedback", body);
     $("saved").textContent = done;
   } catch (error) {
-    if (error.status === 409) return tell({ ...body, request_id: randomId() }, done);
     $("saved").textContent = "not saved";
     failed(error);
   }
@@ -305,8 +306,7 @@ function pace(took) {
   });
   $("pace").replaceChildren(...bars);
   $("pace-text").textContent =
-    `median ${at(0.5).toFixed(0)} ms, 95 % within ${at(0.95).toFixed(0)} ms, ` +
-    `of the last ${sorted.length}`;
+    `median ${at(0.5).toFixed(0)} ms, 95 % within ${at(0.95).toFixed(0)} ms`;
 }
 
 function fact(name, value) {
