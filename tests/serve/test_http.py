@@ -1,7 +1,9 @@
 """The HTTP interface: what is answered, what is refused and how it is told, and who may ask."""
 
 import json
+import shutil
 import sqlite3
+import subprocess
 import threading
 import time
 
@@ -350,6 +352,14 @@ def test_the_page_and_its_files_are_served_and_nothing_else(client):
         reply = here.get(path, follow_redirects=False)
         assert reply.status_code in (404, 307), path
         assert "onesug_jax" not in reply.text and "root:" not in reply.text
+
+
+@pytest.mark.parametrize("name", ["app.js", "docs.js"])
+def test_the_scripts_can_be_read(name, project_root):
+    if not shutil.which("node"):
+        pytest.skip("needs node to check the syntax of scripts")
+    script = project_root / "onesug_jax" / "serve" / "web" / name
+    subprocess.run(["node", "--check", str(script)], check=True)
 
 
 def test_no_page_asks_another_host(client):

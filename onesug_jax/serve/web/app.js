@@ -207,8 +207,8 @@ function show() {
 function moved(item, place, before) {
   const mark = document.createElement("span");
   mark.className = "moved";
-  if (before < 0) [mark.textContent, mark.dataset.to] = ["new", "new"];
   mark.title = "place compared with the most popular";
+  if (before < 0) [mark.textContent, mark.dataset.to] = ["new", "new"];
   else if (before > place) [mark.textContent, mark.dataset.to] = [`↑ ${before - place}`, "up"];
   else if (before < place) mark.textContent = `↓ ${place - before}`;
   item.append(mark);
