@@ -1,6 +1,6 @@
 """Times what the README claims, each beside a plain version in the same run: ratios count.
 
-  python launch/bench.py --suite decode --model tiny    beam-32 lists beside other libraries' and by mode
+  python launch/bench.py --suite decode --model tiny    beams beside other libraries', and modes
   python launch/bench.py --suite decode --model base:6+6 --part free
   python launch/bench.py --suite train --model tiny,small   a step beside Hugging Face's T5
   python launch/bench.py --suite layouts --model mini   layouts of the examples: examples/s
@@ -25,7 +25,6 @@ sys.path.insert(0, str(ROOT))
 import jax  # noqa: E402
 import jax.numpy as jnp  # noqa: E402
 import numpy as np  # noqa: E402
-
 from bench_decode import add_flags, decode, machine, shop, timed  # noqa: E402
 
 from onesug_jax import main  # noqa: E402

@@ -44,7 +44,8 @@ import numpy as np  # noqa: E402
 from onesug_jax.decode.beam import BeamConfig, beam_search  # noqa: E402
 from onesug_jax.decode.trie import NEVER, Free  # noqa: E402
 from onesug_jax.model.config import ModelConfig  # noqa: E402
-from onesug_jax.model.seq2seq import Seq2Seq  # noqa: E402
+from onesug_jax.model.copying import Scores  # noqa: E402
+from onesug_jax.model.seq2seq import Seq2Seq, for_decoding  # noqa: E402
 
 LENGTH, TOKENS, BEAMS, RETURNED, EOS = 96, 12, 32, 16, 1
 VOCABULARY = 32_128  # T5's
@@ -155,13 +156,12 @@ def flat_beam(model: Seq2Seq, config: BeamConfig):
         batch = len(tokens)
         repeated, cross = begin(params, tokens)
         ancestry = jnp.zeros((batch * beams, 1, length), jnp.int32)
-        shape = (c.decoder_layers, batch * beams, length, 1, c.num_heads, c.head_dim)
-        empty = jnp.zeros(shape, jnp.dtype(c.dtype))
+        empty = model.empty_cache(batch * beams, length, 1)
 
         def body(t, s):
             written, totals, cache = s
             last = written[:, :, t - 1].reshape(-1, 1) * (t > 0)
-            logits, cache = model.apply(
+            scores, cache = model.apply(
                 {"params": params},
                 last,
                 t,
@@ -172,18 +172,18 @@ def flat_beam(model: Seq2Seq, config: BeamConfig):
                 repeated,
                 method="decode_step",
             )
-            logs = jax.nn.log_softmax(logits[:, 0]).at[:, EOS].set(NEVER)
+            logs = jax.nn.log_softmax(scores.logits()[:, 0]).at[:, EOS].set(NEVER)
             pool = (totals.reshape(-1, 1) + logs).reshape(batch, -1)
             totals, flat = jax.lax.top_k(pool, beams)
             parent, token = flat // c.vocab_size, flat % c.vocab_size
             written = jnp.take_along_axis(written, parent[..., None], axis=1)
             written = written.at[:, :, t].set(token)
             rows = (jnp.arange(batch)[:, None] * beams + parent).ravel()
-            return written, totals, jax.tree.map(lambda x: x[:, rows], cache)
+            return written, totals, jax.tree.map(lambda x: x[rows], cache)
 
         written = jnp.zeros((batch, beams, length), jnp.int32)
         totals = jnp.full((batch, beams), NEVER).at[:, 0].set(0.0)
-        written, totals, _ = jax.lax.fori_loop(0, length, body, (written, totals, (empty, empty)))
+        written, totals, _ = jax.lax.fori_loop(0, length, body, (written, totals, empty))
         return written[:, : config.returned], totals[:, : config.returned]
 
     return jax.jit(search)
@@ -265,7 +265,8 @@ class There:
 
 def sides_of(wanted, config: ModelConfig, params, scratch: str) -> dict:
     """The sides that run here, each by its name in SIDES; says which do not."""
-    model, cpu = Seq2Seq(config), jax.default_backend() == "cpu"
+    cpu = jax.default_backend() == "cpu"
+    model, ready = for_decoding(Seq2Seq(config), params)
     beams = BeamConfig(BEAMS, RETURNED, alpha=0.0, max_length=TOKENS, eos_id=EOS, unfinished=True)
     allowed = Free(jnp.arange(config.vocab_size) != EOS)
 
@@ -275,9 +276,9 @@ def sides_of(wanted, config: ModelConfig, params, scratch: str) -> dict:
 
     sides: dict = {}
     if "ours" in wanted:
-        sides["ours"] = Here("ours", jax.jit(ours), params)
+        sides["ours"] = Here("ours", jax.jit(ours), ready)
     if "flat" in wanted:
-        sides["flat"] = Here("flat beam, as T5X has it", flat_beam(model, beams), params)
+        sides["flat"] = Here("flat beam, as T5X has it", flat_beam(model, beams), ready)
     others = [side for side in wanted if side not in ("ours", "flat")]
     folder = os.path.join(scratch, "t5")
     if others and os.environ.get("ONESUG_COMPARE_PYTHON"):
@@ -307,7 +308,7 @@ def sides_of(wanted, config: ModelConfig, params, scratch: str) -> dict:
 def in_turn(sides: dict, tokens: np.ndarray, seconds: float) -> tuple[dict, dict]:
     """Milliseconds of every side, and its lists: rounds of all sides, each about `seconds` in all.
 
-    A side that fails says why and is left out.
+    A side that fails says why and is left out; one that takes longer is timed once.
     """
     spent, lists = {}, {}
     counts = {}
@@ -318,11 +319,13 @@ def in_turn(sides: dict, tokens: np.ndarray, seconds: float) -> tuple[dict, dict
         except (NotRun, RuntimeError) as error:
             print(f"  {side.name}: {str(error).splitlines()[0][:160]}")
             continue
-        spent[name] = []
-        counts[name] = int(np.clip(1000 * seconds / 3 / first[0], 1, 100))
+        spent[name] = first
+        counts[name] = int(np.clip(np.ceil(1000 * seconds / 3 / first[0] - 0.5), 0, 100))
     for _ in range(3):
         for name, times in counts.items():
-            spent[name] += sides[name].write(tokens, times)[0]
+            if not times:
+                continue
+            spent[name] = spent[name] + sides[name].write(tokens, times)[0]
     return spent, lists
 
 
@@ -342,8 +345,8 @@ def free(name: str, batches, large, wanted, seconds: float, vocabulary: int) -> 
     params = drawn(config, sharpness=4.0)
     print(
         f"\n{name}: {config.parameters():,} parameters, {config.encoder_layers}+"
-        f"{config.decoder_layers} layers, {config.dtype}, vocabulary {vocabulary:,}, input {LENGTH}, "
-        f"{TOKENS} new tokens, {BEAMS} beams, {RETURNED} returned"
+        f"{config.decoder_layers} layers, {config.dtype}, vocabulary {vocabulary:,}, input "
+        f"{LENGTH}, {TOKENS} new tokens, {BEAMS} beams, {RETURNED} returned"
     )
     rng = np.random.default_rng(1)
     with tempfile.TemporaryDirectory() as scratch:
@@ -400,17 +403,17 @@ def plain_beams(model, config: BeamConfig, constraint):
     def step(params, encoded, tokens, written, totals, states, t, first):
         shifted = jnp.pad(written, ((0, 0), (1, 0)))[:, :-1]
         scores = model.apply({"params": params}, encoded, tokens, shifted, method="decode")
-        logits = scores.logits()
-        chosen = logits[:1, t] if first else logits[:, t]
-        scores, token, state = (
-            x[0] for x in constraint.expand(states[None, : len(chosen)], chosen[None], first)
+        logits = scores.logits()[: 1 if first else config.beams, t]
+        before = totals[: len(logits)] - jax.nn.logsumexp(logits, axis=-1)
+        found = constraint.best(
+            states[None, : len(logits)],
+            Scores(logits[None]),
+            before[None],
+            2 * config.beams,
+            first,
         )
-        before = totals[: len(chosen)] - jax.nn.logsumexp(chosen, axis=-1)
-        pool = scores + before[:, None]
-        best, flat = jax.lax.top_k(pool.ravel(), min(2 * config.beams, pool.size))
-        token, state = token.ravel()[flat], state.ravel()[flat]
-        grown = written[flat // pool.shape[1]].at[:, t].set(token)
-        return best, grown, state, token == config.eos_id
+        grown = written[found.parent[0]].at[:, t].set(found.token[0])
+        return found.totals[0], grown, found.state[0], found.token[0] == config.eos_id
 
     def search(params, tokens):
         encoded, tokens = begin(params, tokens)

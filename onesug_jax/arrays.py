@@ -25,13 +25,12 @@ AttentionBias = Float[Array, "#B #H Q S"]  # added to attention scores; large ne
 
 BeamTokens = Int[Array, "B K"]  # the token each beam emitted last
 BeamScores = Float[Array, "B K"]  # summed or normalised log-probabilities
-BeamLogits = Float[Array, "B K V"]  # next-token scores of each beam
 BeamSequences = Int[Array, "B K T"]  # finished or live token sequences
 Ancestry = Int[Array, "B K T"]  # beam slot that wrote position t of beam k's sequence
-SelfCache = Float[Array, "N B T K H head_dim"]  # append-only self-attention keys or values
+SelfCache = Float[Array, "N B H T K head_dim"]  # append-only self-attention keys or values
 TreeTokens = Int[Array, "B M"]  # token that leads to each node of a tree of beginnings; 0: the root
 Depths = Int[Array, "B M"]  # tokens between the root and each node
 Paths = Int[Array, "B M T"]  # nodes between the root and each node, both included, by depth
 NodeScores = Float[Array, "B M"]  # a number for each node: a log-probability
 CopyKeys = Float[Array, "B L D"]  # keys of the input's places, shared by beams
-CrossCache = Float[Array, "N B L H head_dim"]  # cross-attention keys or values, shared by beams
+CrossCache = Float[Array, "N B H L head_dim"]  # cross-attention keys or values, shared by beams

@@ -20,7 +20,7 @@ import jax.numpy as jnp
 from onesug_jax.arrays import BeamScores, BeamSequences, CrossCache, InputTokens, SoftTokens
 from onesug_jax.decode.trie import NEVER, Constraint
 from onesug_jax.errors import UserError
-from onesug_jax.model.copying import Places
+from onesug_jax.model.copying import Places, Scores
 from onesug_jax.model.seq2seq import Seq2Seq
 
 
@@ -90,24 +90,17 @@ def _rows(x: jax.Array, index: jax.Array) -> jax.Array:
     return jax.vmap(lambda rows, picks: rows[picks])(x, index)
 
 
-def _advance(s: _Search, logits, constraint: Constraint, config: BeamConfig, first: bool):
+def _advance(
+    s: _Search, scores: Scores, constraint: Constraint, config: BeamConfig, first: bool
+) -> _Search:
     """Chooses the next live beams and files the ones that ended; returns the state at t + 1."""
-    batch, beams = s.scores.shape
+    beams = s.scores.shape[1]
     live = 1 if first else beams
-    scores, tokens, states = constraint.expand(s.states[:, :live], logits, first)
-    width = scores.shape[-1]
     # Normalised over the whole vocabulary, whatever the constraint leaves of it.
-    before = s.scores[:, :live] - jax.nn.logsumexp(logits, axis=-1)
-    totals = (scores + before[..., None]).reshape(batch, live * width)
+    before = s.scores[:, :live] - scores.normalisers()
     # Each beam can end in one way, so the best 2K always hold K that go on.
-    wanted = 2 * beams
-    if totals.shape[1] < wanted:
-        totals = jnp.pad(totals, ((0, 0), (0, wanted - totals.shape[1])), constant_values=NEVER)
-    totals, flat = jax.lax.top_k(totals, wanted)
-    flat = jnp.minimum(flat, live * width - 1)
-    parent = flat // width
-    token = jnp.take_along_axis(tokens.reshape(batch, -1), flat, axis=1)
-    state = jnp.take_along_axis(states.reshape(batch, -1), flat, axis=1)
+    best = constraint.best(s.states[:, :live], scores, before, 2 * beams, first)
+    totals, parent, token, state = best.totals, best.parent, best.token, best.state
     written = _rows(s.tokens, parent).at[:, :, s.t].set(token)
     ended = token == config.eos_id
     if config.unfinished:
@@ -148,7 +141,7 @@ class ReadRequests:
 
     Attributes:
       tokens: `[B, L]`.
-      cross: cross-attention keys and values of all layers, `[N, B, L, H, head_dim]` each.
+      cross: cross-attention keys and values of all layers, `[N, B, H, L, head_dim]` each.
       places: what may be copied; None where the model does not copy.
     """
 
@@ -203,11 +196,8 @@ def search(
       a `BeamResult`, best first. Scores are the model's own log-probabilities over its whole
       vocabulary, so a constraint removes hypotheses and never changes a remaining one's score.
     """
-    c = model.config
     batch, beams, length = read.tokens.shape[0], config.beams, config.max_length
     variables = {"params": params}
-    cache_shape = (c.decoder_layers, batch, length, beams, c.num_heads, c.head_dim)
-    empty = jnp.zeros(cache_shape, jnp.dtype(c.dtype))
     start = constraint.start(batch)
     s = _Search(
         t=jnp.int32(0),
@@ -215,7 +205,7 @@ def search(
         tokens=jnp.zeros((batch, beams, length), jnp.int32),
         states=jnp.broadcast_to(start, (batch, beams)),
         ancestry=jnp.zeros((batch, beams, length), jnp.int32),
-        cache=(empty, empty),
+        cache=model.empty_cache(batch, length, beams),
         done_scores=jnp.full((batch, config.returned), NEVER),
         done_tokens=jnp.zeros((batch, config.returned, length), jnp.int32),
         done_states=jnp.zeros((batch, config.returned), jnp.int32),
@@ -224,7 +214,7 @@ def search(
     def step(s: _Search, previous: jax.Array, first: bool) -> _Search:
         slots = jnp.arange(previous.shape[1])
         ancestry = s.ancestry.at[:, : previous.shape[1], s.t].set(slots)
-        logits, cache = model.apply(
+        scores, cache = model.apply(
             variables,
             previous,
             s.t,
@@ -236,7 +226,7 @@ def search(
             method="decode_step",
         )
         return _advance(
-            s.replace(ancestry=ancestry, cache=cache), logits, constraint, config, first
+            s.replace(ancestry=ancestry, cache=cache), scores, constraint, config, first
         )
 
     # The empty output is one beam, not K copies of it.

@@ -4,8 +4,8 @@ A request's candidates (related queries, the most searched queries of its prefix
 the model is asked, so nothing has to be written: each is given the score that beam search would
 give it, the sum of its tokens' log-probabilities over `|q|^alpha`. They start with what was typed
 and share more than that, so they are laid out as a tree of beginnings: a node a beginning, decoded
-once for all that share it, each seeing the nodes on its path (`Seq2Seq.tree_scores`). Trees are laid
-out here, on the host, with numpy.
+once for all that share it, each seeing the nodes on its path (`Seq2Seq.tree_scores`). Trees are
+laid out here, on the host, with numpy.
 
 What no candidate list holds cannot be found this way; `hybrid` (`suggester`) adds a few beams.
 """

@@ -25,7 +25,7 @@ from onesug_jax.decode.beam import BeamConfig, BeamResult, beam_search, read_req
 from onesug_jax.decode.score import MODES, ScoreConfig, Trees, plant, score_trees
 from onesug_jax.decode.trie import NEVER, Constraint, Free, TextRanks, build_trie
 from onesug_jax.errors import UserError
-from onesug_jax.model.seq2seq import Seq2Seq
+from onesug_jax.model.seq2seq import Seq2Seq, for_decoding
 from onesug_jax.tasks.features import Featurizer, Request
 
 _LENGTH_STEP = 32  # input lengths are rounded up to multiples of this
@@ -138,13 +138,13 @@ class Suggester:
         ids: Ids | None = None,
         batch_sizes: Sequence[int] = (1, 8, 32),
         mode: str = "beam",
-        scoring: ScoreConfig = ScoreConfig(),
+        scoring: ScoreConfig | None = None,
     ):
-        self.mode, self.scoring = _known_mode(mode), scoring
+        self.mode, self.scoring = _known_mode(mode), scoring or ScoreConfig()
         if list(batch_sizes) != sorted(set(batch_sizes)) or batch_sizes[0] < 1:
             raise UserError(f"batch_sizes = {batch_sizes}: expected ascending sizes from 1 up")
-        self.model, self.params, self.featurizer = model, params, featurizer
-        self.must_start = must_start
+        self.model, self.params = for_decoding(model, params)
+        self.featurizer, self.must_start = featurizer, must_start
         vocabulary = featurizer.vocabulary
         text = np.arange(model.config.vocab_size) < vocabulary.pieces
         text[[vocabulary.pad_id, vocabulary.unk_id]] = False
@@ -175,12 +175,12 @@ class Suggester:
             tuple(batch_sizes), (*range(_LENGTH_STEP, longest, _LENGTH_STEP), longest)
         )
         self._rank = functools.lru_cache(maxsize=_REMEMBERED)(self._find)
-        beams = min(scoring.beams, config.beams)
+        beams = min(self.scoring.beams, config.beams)
         self._short = dataclasses.replace(
             config,
             beams=beams,
             returned=min(beams, config.returned),
-            max_length=min(scoring.max_length, config.max_length),
+            max_length=min(self.scoring.max_length, config.max_length),
         )
 
     @property

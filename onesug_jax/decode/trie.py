@@ -1,8 +1,8 @@
 """What a beam may write next: anything, or only what leads to a known query.
 
 A constraint answers one question for the beam search: given the state of each live beam and its
-next-token logits, which continuations exist, what do they score, and in which state do they leave
-the beam. `Free` allows the whole vocabulary. `Trie` allows a closed set of token sequences (the
+next-token scores, which are the best continuations that exist, and in which state do they leave the
+beam. `Free` allows the whole vocabulary. `Trie` allows a closed set of token sequences (the
 queries that exist, or later their semantic ids), as four int32 arrays that live on the device:
 
 * Nodes are numbered breadth first, so the children of node n are the consecutive nodes
@@ -26,10 +26,29 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from onesug_jax.arrays import BeamLogits, BeamScores
+from onesug_jax.arrays import BeamScores
+from onesug_jax.decode.top import largest
 from onesug_jax.errors import UserError
+from onesug_jax.model.copying import Scores
 
+_WIDTHS = (16, 64, 256, 1024)  # children looked at, where no node of a beam has more
 NEVER = -1e30  # score of a continuation that does not exist; finite, so that sums stay ordered
+
+
+@flax.struct.dataclass
+class Continuations:
+    """The W best continuations of a request's beams, best first.
+
+    Attributes:
+      totals: `[B, W]` summed log-probabilities; `NEVER` where fewer exist.
+      parent: `[B, W]` the beam each goes on from; token: `[B, W]` what it writes; state: `[B, W]`
+        where that leads.
+    """
+
+    totals: BeamScores
+    parent: jax.Array
+    token: jax.Array
+    state: jax.Array
 
 
 class Constraint(Protocol):
@@ -38,13 +57,13 @@ class Constraint(Protocol):
     def start(self, batch: int) -> jax.Array:
         """States `[B, 1]` of an empty output."""
 
-    def expand(
-        self, state: jax.Array, logits: BeamLogits, first: bool
-    ) -> tuple[BeamScores, jax.Array, jax.Array]:
-        """Continuations of every beam: logits, tokens and next states, each `[B, K, C]`.
+    def best(
+        self, state: jax.Array, scores: Scores, before: BeamScores, wanted: int, first: bool
+    ) -> Continuations:
+        """The best `wanted` continuations of beams in states `[B, K]`.
 
-        `first` says that the states are those of `start`; a continuation that does not exist has
-        the logit `NEVER`.
+        `scores` are those of the beams' next tokens, and `before [B, K]` is what to add to them for
+        the summed log-probability. `first` says that the states are those of `start`.
         """
 
 
@@ -62,13 +81,26 @@ class Free:
         """See `Constraint.start`."""
         return jnp.zeros((batch, 1), jnp.int32)
 
-    def expand(self, state, logits, first):
-        """See `Constraint.expand`; C is the whole vocabulary."""
+    def best(self, state, scores, before, wanted, first):
+        """See `Constraint.best`."""
         del first
+        logits = scores.logits()
+        totals = logits + before[..., None]
         if self.allowed is not None:
-            logits = jnp.where(self.allowed, logits, NEVER)
-        tokens = jnp.broadcast_to(jnp.arange(logits.shape[-1]), logits.shape)
-        return logits, tokens, jnp.broadcast_to(state[..., None], logits.shape)
+            totals = jnp.where(self.allowed, totals, NEVER)
+        totals, parent, token = _best_of(totals, wanted)
+        return Continuations(totals, parent, token, jnp.take_along_axis(state, parent, axis=1))
+
+
+def _best_of(totals: jax.Array, wanted: int) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """The largest of `[B, K, C]` with their two places, `[B, wanted]` each."""
+    batch, beams, width = totals.shape
+    flat = totals.reshape(batch, beams * width)
+    if flat.shape[1] < wanted:
+        flat = jnp.pad(flat, ((0, 0), (0, wanted - flat.shape[1])), constant_values=NEVER)
+    best, place = largest(flat, wanted)
+    place = jnp.minimum(place, beams * width - 1)
+    return best, place // width, place % width
 
 
 @flax.struct.dataclass
@@ -97,18 +129,34 @@ class Trie:
         """See `Constraint.start`: every beam begins at the root."""
         return jnp.zeros((batch, 1), jnp.int32)
 
-    def expand(self, state, logits, first):
-        """See `Constraint.expand`; C is the widest node's number of children."""
+    def best(self, state, scores, before, wanted, first):
+        """See `Constraint.best`; as many children are looked at as the widest node of a beam has,
+        rounded up to one of few numbers.
+        """
         begin, end = self.first_child[state], self.first_child[state + 1]
-        child = begin[..., None] + jnp.arange(self.root_width if first else self.width)
-        exists = child < end[..., None]
-        child = jnp.where(exists, child, 0)
-        if self.interval is not None:
-            low, high = self.interval[:, 0, None, None], self.interval[:, 1, None, None]
-            exists &= (self.low[child] < high) & (low < self.high[child])
-        tokens = self.token[child]
-        chosen = jnp.take_along_axis(logits, tokens, axis=-1)
-        return jnp.where(exists, chosen, NEVER), tokens, child
+        alive = before > NEVER / 2
+
+        def among(width: int) -> Continuations:
+            child = begin[..., None] + jnp.arange(width)
+            exists = (child < end[..., None]) & alive[..., None]
+            child = jnp.where(exists, child, 0)
+            if self.interval is not None:
+                low, high = self.interval[:, 0, None, None], self.interval[:, 1, None, None]
+                exists &= (self.low[child] < high) & (low < self.high[child])
+            totals = scores.of(self.token[child]) + before[..., None]
+            totals, parent, choice = _best_of(jnp.where(exists, totals, NEVER), wanted)
+            child = jnp.take_along_axis(begin, parent, axis=1) + choice
+            child = jnp.where(totals > NEVER / 2, child, 0)
+            return Continuations(totals, parent, self.token[child], child)
+
+        if first:
+            return among(self.root_width)
+        widths = [width for width in _WIDTHS if width < self.width] + [self.width]
+        most = jnp.max(jnp.where(alive, end - begin, 0))
+        branch = sum((most > width).astype(jnp.int32) for width in widths[:-1])
+        if len(widths) == 1:
+            return among(self.width)
+        return jax.lax.switch(branch, [lambda width=width: among(width) for width in widths])
 
 
 def build_trie(sequences: Sequence[Sequence[int]]) -> tuple[Trie, np.ndarray]:

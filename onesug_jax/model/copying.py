@@ -35,6 +35,7 @@ class Places:
       copied: `[B, L]`, whether it writes any.
       alike: `[B, L, L]`, 1 where two places write the same token, float32.
       first: `[B, L]`, whether no place before it writes its token.
+      where: `[B, V]`, the first place that writes each token, L where none does.
     """
 
     keys: CopyKeys
@@ -42,6 +43,7 @@ class Places:
     copied: jax.Array
     alike: jax.Array
     first: jax.Array
+    where: jax.Array
 
 
 @flax.struct.dataclass
@@ -60,10 +62,23 @@ class Scores:
 
     def log_probabilities(self, targets: TargetTokens) -> TokenLogs:
         """`log pi` of one token a state, `[B, Q]`: nothing as wide as the vocabulary is copied."""
-        chosen, total = self._of(targets), jax.nn.logsumexp(self.vocabulary, axis=-1)
-        if self.copies is not None:
-            total = jnp.logaddexp(total, jax.nn.logsumexp(self.copies, axis=-1))
-        return chosen - total
+        return self._of(targets) - self.normalisers()
+
+    def normalisers(self) -> jax.Array:
+        """What a state's scores exceed its log-probabilities by, `[B, Q]`."""
+        total = jax.nn.logsumexp(self.vocabulary, axis=-1)
+        if self.copies is None:
+            return total
+        return jnp.logaddexp(total, jax.nn.logsumexp(self.copies, axis=-1))
+
+    def of(self, tokens: jax.Array) -> jax.Array:
+        """The scores of some tokens of every state, `[B, Q, C]`; what `logits` has of them."""
+        chosen = jnp.take_along_axis(self.vocabulary, tokens, axis=-1)
+        if self.copies is None:
+            return chosen
+        place = jax.vmap(lambda row, picks: row[picks])(self.places.where, tokens)
+        copied = jnp.pad(self._together(), ((0, 0), (0, 0), (0, 1)), constant_values=MASKED)
+        return jnp.logaddexp(chosen, jnp.take_along_axis(copied, place, axis=-1))
 
     def ranked_first(self, targets: TargetTokens) -> jax.Array:
         """Whether no other token scores higher, `[B, Q]` booleans.
@@ -132,7 +147,13 @@ class CopyHead(nn.Module):
         first = ~jnp.any(jnp.tril(alike & copied[:, None, :], -1), axis=-1)
         before = jnp.pad(encoded, ((0, 0), (1, 0), (0, 0)))[:, :-1]
         keys = before @ self.key.astype(encoded.dtype)
-        return Places(keys, written, copied, alike.astype(jnp.float32), first & copied)
+        first = first & copied
+        nowhere = jnp.full((len(tokens), c.vocab_size), tokens.shape[1], jnp.int32)
+        place = jnp.where(first, jnp.arange(tokens.shape[1]), tokens.shape[1])
+        where = jax.vmap(lambda row, picks, place: row.at[picks].min(place))(
+            nowhere, written, place
+        )
+        return Places(keys, written, copied, alike.astype(jnp.float32), first, where)
 
     def __call__(self, vocabulary: jax.Array, x: jax.Array, places: Places, mask: Mask) -> Scores:
         """Scores of the vocabulary, and of the input's places beside it.

@@ -7,6 +7,7 @@ The logical axis names of the parameters and activations live here and nowhere e
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 
 import flax.linen as nn
@@ -113,6 +114,25 @@ class Attention(nn.Module):
         weights = self.drop(weights, deterministic=deterministic)
         mixed = jnp.einsum("bhqs,bshk->bqhk", weights, values)
         return jnp.einsum("bqhk,hkd->bqd", mixed, self.out.astype(mixed.dtype))
+
+    def queries_by_head(self, x: jax.Array) -> jax.Array:
+        """`[B, Q, D] -> [B, H, Q, head_dim]`, for `attend_by_head`."""
+        return jnp.einsum("bqd,dhk->bhqk", x, self.query.astype(x.dtype))
+
+    def keys_values_by_head(self, x: jax.Array) -> tuple[jax.Array, jax.Array]:
+        """`[B, S, D] -> ([B, H, S, head_dim], [B, H, S, head_dim])`: kept so, they are read by one
+        decoding step after another without being turned around.
+        """
+        keys = jnp.einsum("bsd,dhk->bhsk", x, self.key.astype(x.dtype))
+        values = jnp.einsum("bsd,dhk->bhsk", x, self.value.astype(x.dtype))
+        return keys, values
+
+    def attend_by_head(self, queries, keys, values, *biases: AttentionBias) -> jax.Array:
+        """`attend` of queries, keys and values by head."""
+        scores = jnp.einsum("bhqk,bhsk->bhqs", queries, keys).astype(jnp.float32)
+        weights = jax.nn.softmax(functools.reduce(jnp.add, biases, scores), axis=-1)
+        mixed = jnp.einsum("bhqs,bhsk->bhqk", weights.astype(values.dtype), values)
+        return jnp.einsum("bhqk,hkd->bqd", mixed, self.out.astype(mixed.dtype))
 
     def attend_paths(self, queries, keys, values, paths: Paths, bias: AttentionBias) -> jax.Array:
         """`attend` where query m of M sees the keys `paths[b, m]` alone, under bias `[B, H, M, T]`.

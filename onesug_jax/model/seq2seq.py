@@ -16,7 +16,6 @@ import jax.numpy as jnp
 from onesug_jax.arrays import (
     Ancestry,
     AttentionBias,
-    BeamLogits,
     BeamTokens,
     CrossCache,
     Depths,
@@ -33,12 +32,21 @@ from onesug_jax.arrays import (
     TargetTokens,
     TreeTokens,
 )
+from onesug_jax.model.blocks import (
+    ACTIVATION_AXES,
+    Apart,
+    DecoderLayer,
+    EncoderLayer,
+    along_paths,
+    as_bias,
+    over_slots,
+    stacked,
+    with_remat,
+)
 from onesug_jax.model.config import ModelConfig
 from onesug_jax.model.copying import CopyHead, Places, Scores, written
 from onesug_jax.model.layers import (
     MASKED,
-    Attention,
-    GatedMLP,
     RelativePositions,
     RMSNorm,
     length_dropout,
@@ -46,181 +54,17 @@ from onesug_jax.model.layers import (
     scaled_normal,
 )
 
-ACTIVATION_AXES = ("batch", "length", None)  # the stream: whole in width on every device
-
-
-def as_bias(mask: Mask) -> AttentionBias:
-    """`[B, Q, S]` booleans -> float32 `[B, 1, Q, S]`: 0 where visible, very negative where not."""
-    return jnp.where(mask, 0.0, MASKED)[:, None].astype(jnp.float32)
-
-
-class EncoderLayer(nn.Module):
-    """Self-attention and gated MLP, each behind an RMSNorm and added to the stream."""
-
-    config: ModelConfig
-    deterministic: bool
-
-    def setup(self):
-        """Declares the blocks."""
-        dtype = jnp.dtype(self.config.dtype)
-        if self.config.positions_per_layer:
-            self.positions = RelativePositions(self.config, bidirectional=True)
-        self.attention_norm, self.mlp_norm = RMSNorm(dtype), RMSNorm(dtype)
-        self.attention, self.mlp = Attention(self.config), GatedMLP(self.config)
-        self.drop = length_dropout(self.config.dropout)
-
-    def __call__(
-        self, x: Encoded, bias: AttentionBias, positions: jax.Array
-    ) -> tuple[Encoded, None]:
-        """One layer; the second result is the (empty) scan output.
-
-        `positions [L]` are for a table of the layer's own; a shared one is part of `bias` already.
-        """
-        quiet = self.deterministic
-        if self.config.positions_per_layer:
-            bias = bias + self.positions(positions, positions)
-        x = nn.with_logical_constraint(x, ACTIVATION_AXES)
-        y = self.attention_norm(x)
-        x = x + self.drop(self.attention(y, y, bias, quiet), deterministic=quiet)
-        x = x + self.drop(self.mlp(self.mlp_norm(x), quiet), deterministic=quiet)
-        return x, None
-
-
-class DecoderLayer(nn.Module):
-    """Causal self-attention, cross-attention to the request, gated MLP."""
-
-    config: ModelConfig
-    deterministic: bool
-
-    def setup(self):
-        """Declares the blocks."""
-        dtype = jnp.dtype(self.config.dtype)
-        if self.config.positions_per_layer:
-            self.positions = RelativePositions(self.config, bidirectional=False)
-        self.self_norm, self.cross_norm, self.mlp_norm = (RMSNorm(dtype) for _ in range(3))
-        self.self_attention = Attention(self.config)
-        self.cross_attention = Attention(self.config)
-        self.mlp = GatedMLP(self.config)
-        self.drop = length_dropout(self.config.dropout)
-
-    def __call__(self, x, encoded, self_bias, cross_bias, positions) -> tuple[jax.Array, None]:
-        """All positions of a request's targets at once: `x [B, C * T, D]`, `encoded [B, L, D]`.
-
-        Targets, each of T positions as `self_bias [#B, #H, T, T]` says, look only at themselves,
-        and all of them at the request, whose keys and values are computed once. `positions [T]` are
-        for a table of the layer's own; a shared one is part of `self_bias` already.
-        """
-        quiet = self.deterministic
-        if self.config.positions_per_layer:
-            self_bias = self_bias + self.positions(positions, positions)
-        x = nn.with_logical_constraint(x, ACTIVATION_AXES)
-        y = self.self_norm(x).reshape(-1, self_bias.shape[-1], x.shape[-1])
-        y = self.self_attention(y, y, self_bias, quiet).reshape(x.shape)
-        x = x + self.drop(y, deterministic=quiet)
-        y = self.cross_attention(self.cross_norm(x), encoded, cross_bias, quiet)
-        x = x + self.drop(y, deterministic=quiet)
-        x = x + self.drop(self.mlp(self.mlp_norm(x), quiet), deterministic=quiet)
-        return x, None
-
-    def cross_keys_values(self, carry: None, encoded: Encoded):
-        """This layer's cross-attention keys and values, `[B, L, H, head_dim]` each."""
-        return carry, self.cross_attention.keys_values(encoded)
-
-    def step(self, x, self_keys, self_values, cross_keys, cross_values, self_bias, cross_bias, t):
-        """One position of K beams.
-
-        Args:
-          x: `[B, K, D]`, the beams' stream at position `t`.
-          self_keys, self_values: `[B, T, S, H, head_dim]`, append-only cache of S >= K slots.
-          cross_keys, cross_values: `[B, L, H, head_dim]`, one copy a request.
-          self_bias: `[B, #H, K, T * S]`: relative position (where the layers share a table of it),
-            future, and ancestry in one.
-          cross_bias: `[B, 1, 1, L]`.
-          t: the position, a traced integer.
-
-        Returns:
-          the stream, and the cache with position `t` written.
-        """
-        if self.config.positions_per_layer:
-            self_bias = self_bias + _over_slots(self.positions, t, *self_keys.shape[1:3])
-        y = self.self_norm(x)
-        keys, values = self.self_attention.keys_values(y)
-        at = (0, t, 0, 0, 0)
-        self_keys = jax.lax.dynamic_update_slice(self_keys, keys[:, None], at)
-        self_values = jax.lax.dynamic_update_slice(self_values, values[:, None], at)
-        flat = (x.shape[0], -1, *self_keys.shape[3:])
-        x = x + self.self_attention.attend(
-            self.self_attention.queries(y),
-            self_keys.reshape(flat),
-            self_values.reshape(flat),
-            self_bias,
-        )
-        queries = self.cross_attention.queries(self.cross_norm(x))
-        x = x + self.cross_attention.attend(queries, cross_keys, cross_values, cross_bias)
-        x = x + self.mlp(self.mlp_norm(x), True)
-        return x, (self_keys, self_values)
-
-    def tree(self, x, cross_keys, cross_values, paths, depths, self_bias, cross_bias):
-        """All nodes of a request's tree at once, each seeing the nodes on its path and the request.
-
-        Args:
-          x: `[B, M, D]`, the nodes' stream.
-          cross_keys, cross_values: `[B, L, H, head_dim]`.
-          paths: `[B, M, T]`; depths: `[B, M]`.
-          self_bias: `[B, #H, M, T]`: what a path does not hold, and relative position (where the
-            layers share a table of it).
-          cross_bias: `[B, 1, 1, L]`.
-        """
-        if self.config.positions_per_layer:
-            self_bias = self_bias + _along_paths(self.positions, depths, paths.shape[2])
-        y = self.self_norm(x)
-        x = x + self.self_attention.attend_paths(
-            self.self_attention.queries(y), *self.self_attention.keys_values(y), paths, self_bias
-        )
-        queries = self.cross_attention.queries(self.cross_norm(x))
-        x = x + self.cross_attention.attend(queries, cross_keys, cross_values, cross_bias)
-        x = x + self.mlp(self.mlp_norm(x), True)
-        return x, None
-
-
-def _along_paths(positions: RelativePositions, depths: Depths, length: int) -> jax.Array:
-    """The bias of nodes at `depths [B, M]` towards each depth of their paths, `[B, H, M, length]`."""
-    steps = jnp.arange(length)
-    table = positions(steps, steps)[0]  # [H, T, T]
-    return jnp.swapaxes(jnp.take(table, depths, axis=1), 0, 1)
-
-
-def _over_slots(positions: RelativePositions, t: jax.Array, length: int, slots: int) -> jax.Array:
-    """The bias of position `t` towards every cached key: `[1, H, 1, length * slots]`."""
-    distance = positions(t[None], jnp.arange(length))
-    return jnp.repeat(distance, slots, axis=-1)
-
-
-def _stacked(layer: type[nn.Module], config: ModelConfig, length: int, methods: dict) -> type:
-    """`length` layers as one module whose parameters carry a leading `layers` axis."""
-    shared = {
-        "variable_axes": {"params": 0},
-        "split_rngs": {"params": True, "dropout": True},
-        "length": length,
-        "unroll": length if config.unroll else 1,
-        "metadata_params": {nn.PARTITION_NAME: "layers"},
-    }
-    return nn.scan(layer, methods={name: shared | axes for name, axes in methods.items()})
-
-
-def _with_remat(layer: type[nn.Module], config: ModelConfig) -> type[nn.Module]:
-    """Applies the configured recomputation to a layer's training pass."""
-    if config.remat == "none":
-        return layer
-    policy = {"full": None, "dots": jax.checkpoint_policies.dots_saveable}[config.remat]
-    return nn.remat(layer, policy=policy, prevent_cse=config.unroll, methods=("__call__",))
-
 
 class Seq2Seq(nn.Module):
-    """Encoder-decoder over one shared token table; see the module docstring for its methods."""
+    """Encoder-decoder over one shared token table; see the module docstring for its methods.
+
+    Attributes:
+      apart: whether the layers stand apart (`for_decoding`); they are not trained so.
+    """
 
     config: ModelConfig
     deterministic: bool = True
+    apart: bool = False
 
     def setup(self):
         """Declares tables, stacks and norms."""
@@ -241,25 +85,21 @@ class Seq2Seq(nn.Module):
         if not c.positions_per_layer:
             self.encoder_positions = RelativePositions(c, bidirectional=True)
             self.decoder_positions = RelativePositions(c, bidirectional=False)
-        encoder = _stacked(
-            _with_remat(EncoderLayer, c),
-            c,
-            c.encoder_layers,
-            {"__call__": {"in_axes": broadcast}},
-        )
-        decoder = _stacked(
-            _with_remat(DecoderLayer, c),
-            c,
-            c.decoder_layers,
-            {
-                "__call__": {"in_axes": broadcast},
-                "cross_keys_values": {"in_axes": broadcast},
-                "step": {"in_axes": (0, 0, 0, 0, broadcast, broadcast, broadcast)},
-                "tree": {"in_axes": (0, 0, *[broadcast] * 4)},
-            },
-        )
-        self.encoder = encoder(c, self.deterministic)
-        self.decoder = decoder(c, self.deterministic)
+        if self.apart:
+            self.encoder = Apart(EncoderLayer, c, c.encoder_layers)
+            self.decoder = Apart(DecoderLayer, c, c.decoder_layers)
+        else:
+            axes = {
+                "__call__": broadcast,
+                "cross_keys_values": broadcast,
+                "step": (0, 0, 0, 0, *[broadcast] * 4),
+                "tree": (0, 0, *[broadcast] * 4),
+            }
+            whole = {"__call__": broadcast}
+            encoder = stacked(with_remat(EncoderLayer, c), c, c.encoder_layers, whole)
+            decoder = stacked(with_remat(DecoderLayer, c), c, c.decoder_layers, axes)
+            self.encoder = encoder(c, self.deterministic)
+            self.decoder = decoder(c, self.deterministic)
         self.encoder_norm, self.decoder_norm = RMSNorm(dtype), RMSNorm(dtype)
         self.drop = length_dropout(c.dropout)
         if not c.tie_embeddings:
@@ -429,26 +269,37 @@ class Seq2Seq(nn.Module):
         cross: tuple[CrossCache, CrossCache],
         places: Places | None,
         tokens: InputTokens,
-    ) -> tuple[BeamLogits, tuple[SelfCache, SelfCache]]:
-        """One position of K beams: next-token logits `[B, K, V]` and the cache with `t` written.
+    ) -> tuple[Scores, tuple[SelfCache, SelfCache]]:
+        """One position of K beams: next-token scores of K states and the cache with `t` written.
 
         Beam k sees position s <= t of slot `ancestry[b, k, s]`. All `T * S` cached keys are
         scored in one product and the strangers masked: at beam widths in use this is cheaper
         than gathering each beam's own keys, and nothing is moved.
         """
-        slots = self_cache[0].shape[3]
-        length = ancestry.shape[2]
+        length, slots = self_cache[0][0].shape[-3:-1]
         own = ancestry[:, :, :, None] == jnp.arange(slots)  # [B, K, T, S]
         past = (jnp.arange(length) <= t)[None, None, :, None]
         bias = jnp.where(own & past, 0.0, MASKED)[:, None]  # [B, 1, K, T, S]
         bias = bias.reshape(*bias.shape[:3], length * slots)  # [B, 1, K, T * S]
-        if not self.config.positions_per_layer:
-            bias = bias + _over_slots(self.decoder_positions, t, length, slots)  # [B, H, K, T * S]
+        if self.config.positions_per_layer:
+            distance = jnp.zeros((1, 1, 1, 1), jnp.float32)
+        else:
+            distance = over_slots(self.decoder_positions, t, length, slots)  # [1, H, 1, T * S]
         given = (tokens > 0)[:, None, :]
         x, self_cache = self.decoder.step(
-            self._embed(beam_tokens), *self_cache, *cross, bias, as_bias(given), t
+            self._embed(beam_tokens), *self_cache, *cross, bias, distance, as_bias(given), t
         )
-        return self._scores(x, given, places).logits(), self_cache
+        return self._scores(x, given, places), self_cache
+
+    def empty_cache(self, batch: int, length: int, slots: int) -> tuple[SelfCache, SelfCache]:
+        """Keys and values of no beam yet, for `length` positions of `slots` beams."""
+        c = self.config
+        shape = (batch, c.num_heads, length, slots, c.head_dim)
+        if self.apart:
+            empty = tuple(jnp.zeros(shape, jnp.dtype(c.dtype)) for _ in range(c.decoder_layers))
+        else:
+            empty = jnp.zeros((c.decoder_layers, *shape), jnp.dtype(c.dtype))
+        return empty, empty
 
     def tree_scores(
         self,
@@ -461,14 +312,14 @@ class Seq2Seq(nn.Module):
     ) -> NodeScores:
         """Log-probability of ending at each node of a tree of beginnings, `[B, M]`, in one pass.
 
-        Node m stands for the output `nodes[b, paths[b, m, 1 : depths[b, m] + 1]]`; its score is that
-        of this output and the end of sequence behind it. Outputs that begin alike share nodes, so
-        what they have in common is computed once; the vocabulary is scored some nodes at a time.
+        Node m stands for the output `nodes[b, paths[b, m, 1 : depths[b, m] + 1]]`; its score is
+        that of this output and the end of sequence behind it. Outputs that begin alike share nodes,
+        so what they have in common is computed once; the vocabulary is scored some nodes at a time.
         """
         steps = jnp.arange(paths.shape[2])
         bias = as_bias(steps <= depths[..., None])
         if not self.config.positions_per_layer:
-            bias = bias + _along_paths(self.decoder_positions, depths, len(steps))
+            bias = bias + along_paths(self.decoder_positions, depths, len(steps))
         given = (tokens > 0)[:, None, :]
         x = self._embed(nodes)
         x, _ = self.decoder.tree(x, *cross, paths, depths, bias, as_bias(given))
@@ -510,3 +361,27 @@ def _normalisers(x: jax.Array, kernel: jax.Array) -> jax.Array:
     x = jnp.pad(x, ((0, 0), (0, blocks * block - nodes), (0, 0)))
     x = jnp.moveaxis(x.reshape(batch, blocks, block, width), 1, 0)
     return jnp.moveaxis(jax.lax.map(one, x), 0, 1).reshape(batch, -1)[:, :nodes]
+
+
+def for_decoding(model: Seq2Seq, params) -> tuple[Seq2Seq, dict]:
+    """The model with its layers apart, and its parameters laid out so: kernels in the compute type,
+    which is how the trained model uses them. For as many searches as one likes.
+    """
+    config = model.config
+    if model.apart:
+        return model, params
+
+    def typed(path, leaf):
+        kernel = path[-1].key in _KERNELS and path[0].key not in ("embedding", "soft_projection")
+        return jnp.asarray(leaf, config.dtype) if kernel else jnp.asarray(leaf)
+
+    def layers(stack, length: int) -> dict:
+        return {f"layers_{i}": jax.tree.map(lambda x: x[i], stack) for i in range(length)}  # noqa: B023
+
+    params = jax.tree_util.tree_map_with_path(typed, dict(params))
+    params["encoder"] = layers(params["encoder"], config.encoder_layers)
+    params["decoder"] = layers(params["decoder"], config.decoder_layers)
+    return Seq2Seq(config, apart=True), params
+
+
+_KERNELS = {"query", "key", "value", "out", "gate", "up", "down", "head"}

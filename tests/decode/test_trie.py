@@ -1,11 +1,13 @@
 """The trie allows exactly its sequences; intervals keep it to texts that start with a prefix."""
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from onesug_jax.decode.trie import NEVER, Free, TextRanks, build_trie
 from onesug_jax.errors import UserError
+from onesug_jax.model.copying import Scores
 
 EOS = 1
 SEEDS = [0, 1, 2]
@@ -17,19 +19,26 @@ def random_paths(seed):
     return {tuple(rng.integers(2, 7, rng.integers(1, 6)).tolist()) for _ in range(60)}
 
 
+def everything(constraint, states, logits, first, wanted=512):
+    """All continuations of states `[1, K]` that exist: (beam, token, next state, total)."""
+    found = constraint.best(states, Scores(logits), jnp.zeros(states.shape), wanted, first)
+    found = jax.tree.map(lambda x: np.asarray(x[0]), found)
+    there = found.totals > NEVER / 2
+    columns = (found.parent, found.token, found.state, found.totals)
+    return list(zip(*(x[there].tolist() for x in columns), strict=True))
+
+
 def walk(trie, interval=None):
-    """Every sequence the trie lets out, by following `expand` level by level from the root."""
+    """Every sequence the trie lets out, by following `best` level by level from the root."""
     if interval is not None:
         trie = trie.between(np.array([interval]))
     found, paths, states, first = [], [()], np.zeros((1, 1), np.int32), True
     while paths:
-        log_probs = jnp.zeros((1, states.shape[1], 8))
-        scores, tokens, children = map(np.asarray, trie.expand(states, log_probs, first))
+        logits = jnp.zeros((1, states.shape[1], 8))
         reached = []
-        for k, path in enumerate(paths):
-            for c in np.flatnonzero(scores[0, k] > NEVER / 2):
-                step = (*path, int(tokens[0, k, c])), int(children[0, k, c])
-                (found if step[0][-1] == EOS else reached).append(step)
+        for beam, token, child, _ in everything(trie, states, logits, first):
+            step = (*paths[beam], token), child
+            (found if token == EOS else reached).append(step)
         paths = [path for path, _ in reached]
         states = np.array([[node for _, node in reached]], np.int32)
         first = False
@@ -58,13 +67,33 @@ def test_an_interval_lets_out_exactly_its_ranks(seed):
 
 
 def test_free_allows_every_token():
-    """Without a closed set, each token scores what the model says."""
-    log_probs = jnp.log(jnp.array([[[0.2, 0.3, 0.5]]]))
-    scores, tokens, _ = Free().expand(Free().start(1), log_probs, True)
-    assert jnp.array_equal(scores, log_probs)
-    assert tokens.tolist() == [[[0, 1, 2]]]
-    scores, _, _ = Free(jnp.array([True, False, True])).expand(Free().start(1), log_probs, True)
-    assert (scores > NEVER / 2).tolist() == [[[True, False, True]]]
+    """Without a closed set, each token scores what the model says, the best first."""
+    logits = jnp.log(jnp.array([[[0.2, 0.3, 0.5]]]))
+    start = Free().start(1)
+    assert [token for _, token, _, _ in everything(Free(), start, logits, True)] == [2, 1, 0]
+    some = Free(jnp.array([True, False, True]))
+    assert [token for _, token, _, _ in everything(some, start, logits, True)] == [2, 0]
+
+
+@pytest.mark.parametrize("leaves", [3, 40, 300])
+def test_wide_and_narrow_nodes_give_their_best_children(leaves):
+    """However many children the widest node of the beams has, the best of all are found."""
+    paths = [(2, 3, EOS)] + [(3, 4 + i, EOS) for i in range(leaves)] + [(4, 400, 5, EOS)]
+    trie, _ = build_trie(paths)
+    logits = jax.random.normal(jax.random.key(leaves), (1, 3, 512))
+    for states in ([[1, 2, 3]], [[1, 3, 3]]):  # with and without the wide node
+        states = np.array(states, np.int32)
+        found = everything(trie, states, logits, False, wanted=6)
+        below = {1: [3], 2: range(4, 4 + leaves), 3: [400]}
+        all_of_them = sorted(
+            (
+                (float(logits[0, beam, token]), beam, token)
+                for beam, node in enumerate(states[0].tolist())
+                for token in below[node]
+            ),
+            reverse=True,
+        )[:6]
+        assert [(beam, token) for beam, token, _, _ in found] == [x[1:] for x in all_of_them]
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,7 @@ import pytest
 
 from onesug_jax.model.config import ModelConfig
 from onesug_jax.model.layers import relative_bucket
-from onesug_jax.model.seq2seq import Seq2Seq
+from onesug_jax.model.seq2seq import Seq2Seq, for_decoding
 
 SMALL = ModelConfig(
     vocab_size=64,
@@ -134,20 +134,24 @@ def test_relative_buckets_follow_the_papers_words(both):
 @pytest.mark.parametrize(
     "config", [SMALL, COPYING, PER_LAYER], ids=["plain", "copying", "per_layer"]
 )
-def test_decoding_step_by_step_equals_the_whole_pass(config):
+@pytest.mark.parametrize("apart", [False, True], ids=["stacked", "apart"])
+def test_decoding_step_by_step_equals_the_whole_pass(config, apart):
     """Positions written one by one into the cache give the logits of teacher forcing."""
     model, variables, tokens, targets = build(config)
     whole = model.apply(variables, tokens, targets)
+    if apart:
+        model, params = for_decoding(model, variables["params"])
+        variables = {"params": params}
     encoded = model.apply(variables, tokens, method="encode")
     cross = model.apply(variables, encoded, method="cross_keys_values")
     places = model.apply(variables, encoded, tokens, method="places")
-    shape = (SMALL.decoder_layers, 3, 6, 2, SMALL.num_heads, SMALL.head_dim)
-    cache = (jnp.zeros(shape), jnp.zeros(shape))
+    cache = model.empty_cache(3, 6, 2)
     ancestry = jnp.broadcast_to(jnp.arange(2)[None, :, None], (3, 2, 6))
     step = jax.jit(lambda *args: model.apply(variables, *args, method="decode_step"))
     for t in range(6):
         beams = np.stack([targets[:, t], np.full(3, 5, np.int32)], axis=1)
-        logits, cache = step(beams, jnp.int32(t), ancestry, cache, cross, places, tokens)
+        scores, cache = step(beams, jnp.int32(t), ancestry, cache, cross, places, tokens)
+        logits = scores.logits()
         np.testing.assert_allclose(logits[:, 0], whole[:, t], atol=2e-5)
 
 

@@ -1,0 +1,240 @@
+"""Layers of the encoder and of the decoder, and stacks of them.
+
+Trained, the layers of a side are one module whose parameters carry a leading axis (`stacked`): one
+layer is compiled, whatever the depth. For decoding they stand apart (`Apart`), each with parameters
+and caches of its own, because a step of a beam search that takes a layer's weights out of a stack
+copies them, which costs as much as using them.
+"""
+
+from __future__ import annotations
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from onesug_jax.arrays import AttentionBias, Depths, Encoded, Mask
+from onesug_jax.model.config import ModelConfig
+from onesug_jax.model.layers import (
+    MASKED,
+    Attention,
+    GatedMLP,
+    RelativePositions,
+    RMSNorm,
+    length_dropout,
+)
+
+ACTIVATION_AXES = ("batch", "length", None)  # the stream: whole in width on every device
+
+
+def as_bias(mask: Mask) -> AttentionBias:
+    """`[B, Q, S]` booleans -> float32 `[B, 1, Q, S]`: 0 where visible, very negative where not."""
+    return jnp.where(mask, 0.0, MASKED)[:, None].astype(jnp.float32)
+
+
+class EncoderLayer(nn.Module):
+    """Self-attention and gated MLP, each behind an RMSNorm and added to the stream."""
+
+    config: ModelConfig
+    deterministic: bool
+
+    def setup(self):
+        """Declares the blocks."""
+        dtype = jnp.dtype(self.config.dtype)
+        if self.config.positions_per_layer:
+            self.positions = RelativePositions(self.config, bidirectional=True)
+        self.attention_norm, self.mlp_norm = RMSNorm(dtype), RMSNorm(dtype)
+        self.attention, self.mlp = Attention(self.config), GatedMLP(self.config)
+        self.drop = length_dropout(self.config.dropout)
+
+    def __call__(
+        self, x: Encoded, bias: AttentionBias, positions: jax.Array
+    ) -> tuple[Encoded, None]:
+        """One layer; the second result is the (empty) scan output.
+
+        `positions [L]` are for a table of the layer's own; a shared one is part of `bias` already.
+        """
+        quiet = self.deterministic
+        if self.config.positions_per_layer:
+            bias = bias + self.positions(positions, positions)
+        x = nn.with_logical_constraint(x, ACTIVATION_AXES)
+        y = self.attention_norm(x)
+        x = x + self.drop(self.attention(y, y, bias, quiet), deterministic=quiet)
+        x = x + self.drop(self.mlp(self.mlp_norm(x), quiet), deterministic=quiet)
+        return x, None
+
+
+class DecoderLayer(nn.Module):
+    """Causal self-attention, cross-attention to the request, gated MLP."""
+
+    config: ModelConfig
+    deterministic: bool
+
+    def setup(self):
+        """Declares the blocks."""
+        dtype = jnp.dtype(self.config.dtype)
+        if self.config.positions_per_layer:
+            self.positions = RelativePositions(self.config, bidirectional=False)
+        self.self_norm, self.cross_norm, self.mlp_norm = (RMSNorm(dtype) for _ in range(3))
+        self.self_attention = Attention(self.config)
+        self.cross_attention = Attention(self.config)
+        self.mlp = GatedMLP(self.config)
+        self.drop = length_dropout(self.config.dropout)
+
+    def __call__(self, x, encoded, self_bias, cross_bias, positions) -> tuple[jax.Array, None]:
+        """All positions of a request's targets at once: `x [B, C * T, D]`, `encoded [B, L, D]`.
+
+        Targets, each of T positions as `self_bias [#B, #H, T, T]` says, look only at themselves,
+        and all of them at the request, whose keys and values are computed once. `positions [T]` are
+        for a table of the layer's own; a shared one is part of `self_bias` already.
+        """
+        quiet = self.deterministic
+        if self.config.positions_per_layer:
+            self_bias = self_bias + self.positions(positions, positions)
+        x = nn.with_logical_constraint(x, ACTIVATION_AXES)
+        y = self.self_norm(x).reshape(-1, self_bias.shape[-1], x.shape[-1])
+        y = self.self_attention(y, y, self_bias, quiet).reshape(x.shape)
+        x = x + self.drop(y, deterministic=quiet)
+        y = self.cross_attention(self.cross_norm(x), encoded, cross_bias, quiet)
+        x = x + self.drop(y, deterministic=quiet)
+        x = x + self.drop(self.mlp(self.mlp_norm(x), quiet), deterministic=quiet)
+        return x, None
+
+    def cross_keys_values(self, carry: None, encoded: Encoded):
+        """This layer's cross-attention keys and values, `[B, H, L, head_dim]` each."""
+        return carry, self.cross_attention.keys_values_by_head(encoded)
+
+    def step(
+        self, x, self_keys, self_values, cross_keys, cross_values, own, distance, cross_bias, t
+    ):
+        """One position of K beams.
+
+        Args:
+          x: `[B, K, D]`, the beams' stream at position `t`.
+          self_keys, self_values: `[B, H, T, S, head_dim]`, append-only cache of S >= K slots.
+          cross_keys, cross_values: `[B, H, L, head_dim]`, one copy a request.
+          own: `[B, 1, K, T * S]`: what a beam may not see, the future and other beams' keys.
+          distance: `[1, H, 1, T * S]`: relative position, where the layers share a table of it.
+          cross_bias: `[B, 1, 1, L]`.
+          t: the position, a traced integer.
+
+        Returns:
+          the stream, and the cache with position `t` written.
+        """
+        if self.config.positions_per_layer:
+            distance = over_slots(self.positions, t, *self_keys.shape[2:4])
+        attention, y = self.self_attention, self.self_norm(x)
+        keys, values = attention.keys_values_by_head(y)
+        at = (0, 0, t, 0, 0)
+        self_keys = jax.lax.dynamic_update_slice(self_keys, keys[:, :, None], at)
+        self_values = jax.lax.dynamic_update_slice(self_values, values[:, :, None], at)
+        past = [
+            cache.reshape(*cache.shape[:2], -1, cache.shape[-1])
+            for cache in (self_keys, self_values)
+        ]
+        x = x + attention.attend_by_head(attention.queries_by_head(y), *past, own, distance)
+        queries = self.cross_attention.queries_by_head(self.cross_norm(x))
+        x = x + self.cross_attention.attend_by_head(queries, cross_keys, cross_values, cross_bias)
+        x = x + self.mlp(self.mlp_norm(x), True)
+        return x, (self_keys, self_values)
+
+    def tree(self, x, cross_keys, cross_values, paths, depths, self_bias, cross_bias):
+        """All nodes of a request's tree at once, each seeing the nodes on its path and the request.
+
+        Args:
+          x: `[B, M, D]`, the nodes' stream.
+          cross_keys, cross_values: `[B, H, L, head_dim]`.
+          paths: `[B, M, T]`; depths: `[B, M]`.
+          self_bias: `[B, #H, M, T]`: what a path does not hold, and relative position (where the
+            layers share a table of it).
+          cross_bias: `[B, 1, 1, L]`.
+        """
+        if self.config.positions_per_layer:
+            self_bias = self_bias + along_paths(self.positions, depths, paths.shape[2])
+        y = self.self_norm(x)
+        x = x + self.self_attention.attend_paths(
+            self.self_attention.queries(y), *self.self_attention.keys_values(y), paths, self_bias
+        )
+        queries = self.cross_attention.queries_by_head(self.cross_norm(x))
+        x = x + self.cross_attention.attend_by_head(queries, cross_keys, cross_values, cross_bias)
+        x = x + self.mlp(self.mlp_norm(x), True)
+        return x, None
+
+
+def along_paths(positions: RelativePositions, depths: Depths, length: int) -> jax.Array:
+    """The bias of nodes at `depths [B, M]` towards every depth of their paths, `[B, H, M, T]` with
+    T = length.
+    """
+    steps = jnp.arange(length)
+    table = positions(steps, steps)[0]  # [H, T, T]
+    return jnp.swapaxes(jnp.take(table, depths, axis=1), 0, 1)
+
+
+def over_slots(positions: RelativePositions, t: jax.Array, length: int, slots: int) -> jax.Array:
+    """The bias of position `t` towards every cached key: `[1, H, 1, length * slots]`."""
+    distance = positions(t[None], jnp.arange(length))
+    return jnp.repeat(distance, slots, axis=-1)
+
+
+def stacked(layer: type[nn.Module], config: ModelConfig, length: int, methods: dict) -> type:
+    """`length` layers as one module whose parameters carry a leading `layers` axis.
+
+    `methods`: of each method, the axes of its arguments but the stream that are the layers'.
+    """
+    shared = {
+        "variable_axes": {"params": 0},
+        "split_rngs": {"params": True, "dropout": True},
+        "length": length,
+        "unroll": length if config.unroll else 1,
+        "metadata_params": {nn.PARTITION_NAME: "layers"},
+    }
+    return nn.scan(
+        layer, methods={name: shared | {"in_axes": axes} for name, axes in methods.items()}
+    )
+
+
+class Apart(nn.Module):
+    """The layers of one side, called as `stacked` ones are; what those stack comes as tuples."""
+
+    layer: type[nn.Module]
+    config: ModelConfig
+    length: int
+
+    def setup(self):
+        """Declares the layers."""
+        self.layers = [self.layer(self.config, True) for _ in range(self.length)]
+
+    def __call__(self, x: jax.Array, *shared) -> tuple[jax.Array, None]:
+        """All layers, one after another."""
+        for layer in self.layers:
+            x, _ = layer(x, *shared)
+        return x, None
+
+    def cross_keys_values(self, carry: None, encoded: Encoded):
+        """Keys of all layers, and values of all layers."""
+        both = [layer.cross_keys_values(None, encoded)[1] for layer in self.layers]
+        return carry, tuple(zip(*both, strict=True))
+
+    def step(self, x, self_keys, self_values, cross_keys, cross_values, *shared):
+        """See `DecoderLayer.step`."""
+        caches = []
+        own = zip(self_keys, self_values, cross_keys, cross_values, strict=True)
+        for layer, cache in zip(self.layers, own, strict=True):
+            x, written = layer.step(x, *cache, *shared)
+            caches.append(written)
+        return x, tuple(zip(*caches, strict=True))
+
+    def tree(self, x, cross_keys, cross_values, *shared):
+        """See `DecoderLayer.tree`."""
+        for layer, cross in zip(
+            self.layers, zip(cross_keys, cross_values, strict=True), strict=True
+        ):
+            x, _ = layer.tree(x, *cross, *shared)
+        return x, None
+
+
+def with_remat(layer: type[nn.Module], config: ModelConfig) -> type[nn.Module]:
+    """Applies the configured recomputation to a layer's training pass."""
+    if config.remat == "none":
+        return layer
+    policy = {"full": None, "dots": jax.checkpoint_policies.dots_saveable}[config.remat]
+    return nn.remat(layer, policy=policy, prevent_cse=config.unroll, methods=("__call__",))
