@@ -172,12 +172,16 @@ def make_app(
 
     @app.get("/ready", responses=_BUSY)
     async def ready():
-        """Requests are answered; 503 while the model is loaded and compiled."""
+        """Requests are answered; 503 while the model is loaded and compiled.
+
+        While `warming`, the smaller shapes are still being compiled, and answers take longer.
+        """
         served = engine.served
         return {
             "version": served.version,
             "profile": list(served.profile),
             "ladder": list(engine.config.ladder),
+            "warming": engine.warming,
         }
 
     @app.get("/metrics")

@@ -178,6 +178,7 @@ class Engine:
         self._closing = False  # nothing more is accepted
         self._closed = threading.Event()
         self._ready = threading.Event()
+        self.warming = True  # shapes are still being compiled, for the first version
         self.failure: BaseException | None = None  # why the first version could not be loaded
         self._threads = [
             threading.Thread(target=run, name=name, daemon=True)
@@ -403,3 +404,4 @@ class Engine:
         self._say(f"serve: version {served.version} is in use, ready after {took:.1f} s")
         self._ready.set()
         collections.deque(steps, maxlen=0)
+        self.warming = False
