@@ -50,7 +50,12 @@ from onesug_jax.model.seq2seq import Seq2Seq, for_decoding  # noqa: E402
 LENGTH, TOKENS, BEAMS, RETURNED, EOS = 96, 12, 32, 16, 1
 VOCABULARY = 32_128  # T5's
 CHECKED = 4  # requests whose lists are compared
-SIDES = ("ours", "flat", "transformers", "ctranslate2", "ctranslate2-int8")
+SIDES = ("ours", "ours-graph", "flat", "transformers", "ctranslate2", "ctranslate2-int8")
+LARGE_SIDES = ("ours", "transformers")
+GRAPH = {  # on a GPU: the search's loop launched as one graph, not kernel by kernel
+    "xla_gpu_enable_command_buffer": "FUSION,CUBLAS,CUBLASLT,CUSTOM_CALL,CUDNN,"
+    "DYNAMIC_SLICE_FUSION,CONDITIONAL,WHILE"
+}
 NOT_RUN = (
     "not run: set ONESUG_COMPARE_PYTHON to a Python with the packages of requirements-compare.txt"
 )
@@ -70,7 +75,7 @@ def size_of(name: str) -> dict:
     for line in path.read_text(encoding="utf-8").splitlines():
         key, _, value = line.partition("#")[0].partition(" = ")
         if key.startswith("include "):
-            fields |= size_of(str(ROOT / ast.literal_eval(key.split(" ", 1)[1])))
+            fields |= size_of(str(path.parent / ast.literal_eval(key.split(" ", 1)[1])))
         elif key.startswith("ModelConfig."):
             fields[key.removeprefix("ModelConfig.")] = ast.literal_eval(value.strip())
     if layers:
@@ -277,9 +282,12 @@ def sides_of(wanted, config: ModelConfig, params, scratch: str) -> dict:
     sides: dict = {}
     if "ours" in wanted:
         sides["ours"] = Here("ours", jax.jit(ours), ready)
+    if "ours-graph" in wanted and not cpu:
+        graph = jax.jit(ours, compiler_options=GRAPH)
+        sides["ours-graph"] = Here("ours, the loop as one CUDA graph", graph, ready)
     if "flat" in wanted:
         sides["flat"] = Here("flat beam, as T5X has it", flat_beam(model, beams), ready)
-    others = [side for side in wanted if side not in ("ours", "flat")]
+    others = [side for side in wanted if side not in ("ours", "ours-graph", "flat")]
     folder = os.path.join(scratch, "t5")
     if others and os.environ.get("ONESUG_COMPARE_PYTHON"):
         from onesug_jax.model.hf import write_t5
@@ -365,9 +373,6 @@ def free(name: str, batches, large, wanted, seconds: float, vocabulary: int) -> 
                 print(said, flush=True)
         for side in sides.values():
             side.close()
-
-
-LARGE_SIDES = ("ours", "transformers")
 
 
 # ------------------------------------------------------------------------------------- closed

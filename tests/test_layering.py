@@ -15,7 +15,7 @@ MAY_IMPORT = {
     "train": (),
     "model": (),
     "represent": ("model", "logs", "train"),
-    "decode": ("model", "tasks.vocabulary", "tasks.features"),
+    "decode": ("model", "tasks.vocabulary", "tasks.features", "logs.schema"),
     "tasks": ("logs", "represent"),
     "align": ("model", "logs.schema", "train"),
     "stages": tuple("logs train model represent decode tasks align evaluate serve".split())

@@ -22,6 +22,7 @@ import numpy as np
 
 from onesug_jax.arrays import NodeScores
 from onesug_jax.decode.beam import BeamConfig, BeamResult, beam_search, read_requests, search
+from onesug_jax.decode.known import Filter, KnownQueries
 from onesug_jax.decode.score import MODES, ScoreConfig, Trees, plant, score_trees
 from onesug_jax.decode.trie import NEVER, Constraint, Free, TextRanks, build_trie
 from onesug_jax.errors import UserError
@@ -121,6 +122,7 @@ class Suggester:
       mode: "beam", "score" or "hybrid", where `suggest` is not told another. Lists of semantic ids
         are always written by beams.
       scoring: what the latter two look at.
+      shown: which known queries may be shown; see `show`.
 
     Attributes:
       shapes: what batches are filled up to; may be exchanged at any time.
@@ -139,6 +141,7 @@ class Suggester:
         batch_sizes: Sequence[int] = (1, 8, 32),
         mode: str = "beam",
         scoring: ScoreConfig | None = None,
+        shown: Filter | None = None,
     ):
         self.mode, self.scoring = _known_mode(mode), scoring or ScoreConfig()
         if list(batch_sizes) != sorted(set(batch_sizes)) or batch_sizes[0] < 1:
@@ -150,30 +153,32 @@ class Suggester:
         text[[vocabulary.pad_id, vocabulary.unk_id]] = False
         self.constraint: Constraint = Free(jax.numpy.asarray(text))
         self._texts: list[str] = []
+        self._table: np.ndarray | None = None
         self._ids = ids
         if ids is not None:
             if queries is None:
                 raise UserError("lists of semantic ids need the known queries: set closed=True")
             self._texts = sorted(queries)
-            self._ranks = TextRanks(self._texts)
+            self._counts = np.array([queries[text] for text in self._texts])
             codes = np.unique(np.asarray(ids.ids), axis=0)
             sequences = [tuple(featurizer.id_tokens(row).tolist()) for row in codes]
             self.constraint, self._rank_of_node = build_trie(sequences)
             self._codes = codes
             config = dataclasses.replace(config, max_length=len(sequences[0]))
         elif queries is not None:
-            sequences = _distinct_sequences(queries, featurizer)
-            self._texts = list(sequences)
-            self._ranks = TextRanks(self._texts)
-            self.constraint, self._rank_of_node = build_trie(list(sequences.values()))
-            longest = max(map(len, sequences.values()))
-            self._table = _padded(list(sequences.values()), longest)
+            known = KnownQueries.of(queries, featurizer)
+            self._texts, self._counts, self._table = known.texts, known.counts, known.tokens
+            self.constraint, self._rank_of_node = build_trie(known.tokens)
+            longest = known.tokens.shape[1]
             config = dataclasses.replace(config, max_length=min(config.max_length, longest))
-        self.config = config
         longest = featurizer.spec.input_length
         self.shapes = Shapes(
             tuple(batch_sizes), (*range(_LENGTH_STEP, longest, _LENGTH_STEP), longest)
         )
+        self.config, self._ranks = config, TextRanks(self._texts)
+        self._width = config.max_length if self._table is None else self._table.shape[1]
+        self._whole = self.constraint
+        self.show(shown)
         self._rank = functools.lru_cache(maxsize=_REMEMBERED)(self._find)
         beams = min(self.scoring.beams, config.beams)
         self._short = dataclasses.replace(
@@ -189,6 +194,30 @@ class Suggester:
         (`make_requests`).
         """
         return 0 if self.mode == "beam" else self.scoring.candidates
+
+    def show(self, shown: Filter | None) -> None:
+        """From now on, shows only those of the known queries that pass; None: all. Lists being
+        made elsewhere are made by the old filter or by the new one.
+
+        Raises:
+          UserError: no known query passes, or the set is open.
+        """
+        if shown is None or shown == Filter():
+            self._shown, self.constraint = np.ones(len(self._texts), bool), self._whole
+            return
+        if not self._texts:
+            raise UserError("a filter chooses among known queries: set closed=True")
+        passed = shown.of(self._texts, self._counts)
+        if not passed.any():
+            raise UserError(
+                f"none of the {len(self._texts):,} known queries passes the filter "
+                f"({len(shown.blocked):,} blocked terms, least_count={shown.least_count}): "
+                "nothing could be suggested; block less"
+            )
+        constraint = self._whole
+        if self._ids is None:
+            constraint = self._whole.showing(passed, self._rank_of_node)
+        self._shown, self.constraint = passed, constraint
 
     def __call__(self, requests: Sequence[Request], k: int | None = None) -> list[list[str]]:
         """The texts of `suggest`: one list a request, best first."""
@@ -308,7 +337,7 @@ class Suggester:
         """
         rooms = self.shapes.nodes
         while True:
-            tables = [_padded(pool.values(), self.config.max_length) for pool in pools]
+            tables = [_padded(pool.values(), self._width) for pool in pools]
             trees, ends = plant(tables)
             have, nodes = trees.tokens.shape
             if not rooms or nodes <= rooms[-1]:
@@ -342,7 +371,7 @@ class Suggester:
             done = _search(self.model, self.config, *given, constraint)
         else:
             empty = np.zeros((size, nodes), np.int32)
-            trees = Trees(empty, empty, np.zeros((size, nodes, self.config.max_length), np.int32))
+            trees = Trees(empty, empty, np.zeros((size, nodes, self._width), np.int32))
             if mode == "score":
                 done = _scored(self.model, self._short, *given, trees)
             else:
@@ -355,12 +384,13 @@ class Suggester:
             return {}
         candidates = request.candidates[: self.scoring.candidates]
         if not self._texts:
-            longest = self.config.max_length
+            longest = self._width
             found = {text: self.featurizer.target(text) for text in candidates}
             return {text: ids for text, ids in found.items() if 1 < len(ids) <= longest}
         low, high = self._interval(request.prefix)
         ranks = [self._rank(text) for text in candidates]
-        return {self._texts[r]: self._table[r] for r in ranks if low <= r < high}
+        shown = self._shown
+        return {self._texts[r]: self._table[r] for r in ranks if low <= r < high and shown[r]}
 
     def _find(self, text: str) -> int:
         """The rank of a known query, else -1."""
@@ -399,22 +429,9 @@ class Suggester:
             if score <= NEVER / 2:
                 break
             for number in self._ids.numbers(self._codes[self._rank_of_node[state]]).tolist():
-                if interval[0] <= number < interval[1]:
+                if interval[0] <= number < interval[1] and self._shown[number]:
                     found.append(Suggestion(self._texts[number], float(score)))
         return found[: self.config.returned]
-
-
-def _distinct_sequences(
-    queries: Mapping[str, int], featurizer: Featurizer
-) -> dict[str, tuple[int, ...]]:
-    """Target ids of every query, by text. Of queries cut to the same ids the most popular stays."""
-    first: dict[tuple[int, ...], str] = {}
-    for query in sorted(queries):
-        ids = tuple(featurizer.target(query).tolist())
-        held = first.get(ids)
-        if held is None or queries[query] > queries[held]:
-            first[ids] = query
-    return {query: ids for ids, query in sorted(first.items(), key=lambda item: item[1])}
 
 
 def _known_mode(mode: str) -> str:

@@ -3,16 +3,18 @@
 A constraint answers one question for the beam search: given the state of each live beam and its
 next-token scores, which are the best continuations that exist, and in which state do they leave the
 beam. `Free` allows the whole vocabulary. `Trie` allows a closed set of token sequences (the
-queries that exist, or later their semantic ids), as four int32 arrays that live on the device:
+queries that exist, or later their semantic ids), as four integer arrays that live on the device:
 
 * Nodes are numbered breadth first, so the children of node n are the consecutive nodes
-  `first_child[n] : first_child[n + 1]`, and `token[n]` is the token that led to n. Sixteen bytes a
-  node; a million product queries come to about four million nodes.
+  `first_child[n] : first_child[n + 1]`, and `token[n]` is the token that led to n. Fourteen bytes a
+  node, sixteen where tokens need more than two (`bench_decode.py --part trie` counts them).
 * Sequences are ranked by their text. `low[n] : high[n]` spans the ranks below node n. All texts
   that start with what the user typed are one interval of ranks, so "the list must start with the
   prefix" is an overlap of two intervals per candidate, with no text on the device: `Trie.between`.
   The overlap is exact where a sequence ends; before that it may let a beam go on that finds no
   ending, which costs a slot and never a wrong suggestion.
+* `Trie.showing` hides sequences: nodes that lead to none that may be shown are closed by a `low`
+  beyond every rank, so a filter is exchanged by exchanging one array.
 """
 
 from __future__ import annotations
@@ -108,7 +110,8 @@ class Trie:
     """A closed set of token sequences; `between` narrows it, request by request.
 
     Attributes:
-      first_child: `[N + 1]`; token, low, high: `[N]` (see the module docstring).
+      first_child: `[N + 1]` int32; token: `[N]` uint16 or int32; low, high: `[N]` int32 (see the
+        module docstring).
       interval: `[B, 2]` ranks `low <= rank < high` each request may use, or None for all.
       root_width, width: the most children of the root, and of any other node.
     """
@@ -124,6 +127,23 @@ class Trie:
     def between(self, intervals: jax.Array) -> Trie:
         """The same trie with request b kept to sequences of ranks `intervals[b]` (`[B, 2]`)."""
         return self.replace(interval=jnp.asarray(intervals, jnp.int32))
+
+    def showing(self, shown: np.ndarray, rank_of_node: np.ndarray) -> Trie:
+        """The same trie without the sequences of ranks r where `shown[r]` is False. To be asked of
+        the whole trie, and used with `between`.
+        """
+        leaf = np.flatnonzero(rank_of_node >= 0)
+        first_child = np.asarray(self.first_child)
+        parent = np.repeat(np.arange(len(first_child) - 1), np.diff(first_child))
+        parent = np.concatenate([[0], parent])  # of every node; the root's is itself
+        opened = np.zeros(len(parent), bool)
+        reached = leaf[shown[rank_of_node[leaf]]]
+        while reached.size:
+            opened[reached] = True
+            above = np.unique(parent[reached])
+            reached = above[~opened[above]]
+        low = np.where(opened, np.asarray(self.low), np.iinfo(np.int32).max)
+        return self.replace(low=jnp.asarray(low, jnp.int32))
 
     def start(self, batch: int) -> jax.Array:
         """See `Constraint.start`: every beam begins at the root."""
@@ -143,11 +163,11 @@ class Trie:
             if self.interval is not None:
                 low, high = self.interval[:, 0, None, None], self.interval[:, 1, None, None]
                 exists &= (self.low[child] < high) & (low < self.high[child])
-            totals = scores.of(self.token[child]) + before[..., None]
+            totals = scores.of(self.token[child].astype(jnp.int32)) + before[..., None]
             totals, parent, choice = _best_of(jnp.where(exists, totals, NEVER), wanted)
             child = jnp.take_along_axis(begin, parent, axis=1) + choice
             child = jnp.where(totals > NEVER / 2, child, 0)
-            return Continuations(totals, parent, self.token[child], child)
+            return Continuations(totals, parent, self.token[child].astype(jnp.int32), child)
 
         if first:
             return among(self.root_width)
@@ -159,12 +179,13 @@ class Trie:
         return jax.lax.switch(branch, [lambda width=width: among(width) for width in widths])
 
 
-def build_trie(sequences: Sequence[Sequence[int]]) -> tuple[Trie, np.ndarray]:
+def build_trie(sequences: Sequence[Sequence[int]] | np.ndarray) -> tuple[Trie, np.ndarray]:
     """Builds the trie of `sequences`, which are ranked by their position in the argument.
 
     Args:
       sequences: distinct token sequences, each ending in a token no other sequence continues
-        (end of sequence). Give them in the order of their texts to use `TextRanks` with the trie.
+        (end of sequence); or `[N, T]`, 0 behind their ends. Give them in the order of their texts
+        to use `TextRanks` with the trie.
 
     Returns:
       the trie, and `[N]` the rank of the sequence that ends at a node, or -1.
@@ -175,13 +196,17 @@ def build_trie(sequences: Sequence[Sequence[int]]) -> tuple[Trie, np.ndarray]:
     """
     if not len(sequences):
         raise UserError("the set of allowed queries is empty: nothing could ever be suggested")
-    lengths = np.array([len(s) for s in sequences], np.int32)
+    if isinstance(sequences, np.ndarray):
+        lengths = np.count_nonzero(sequences, axis=1).astype(np.int32)
+        table = np.where(np.arange(sequences.shape[1]) < lengths[:, None], sequences, -1)
+    else:
+        lengths = np.array([len(s) for s in sequences], np.int32)
+        table = np.full((len(sequences), lengths.max()), -1, np.int32)
+        table[np.arange(table.shape[1]) < lengths[:, None]] = np.concatenate(
+            [np.asarray(s, np.int32) for s in sequences]
+        )
     if lengths.min() == 0:
         raise ValueError(f"sequence {int(lengths.argmin())} is empty")
-    table = np.full((len(sequences), lengths.max()), -1, np.int32)
-    table[np.arange(table.shape[1]) < lengths[:, None]] = np.concatenate(
-        [np.asarray(s, np.int32) for s in sequences]
-    )
     rank = np.lexsort(table.T[::-1]).astype(np.int32)  # by first token, then second, ...
     table, lengths = table[rank], lengths[rank]
 
@@ -215,9 +240,11 @@ def build_trie(sequences: Sequence[Sequence[int]]) -> tuple[Trie, np.ndarray]:
     parent = np.concatenate(parents)
     children = np.bincount(parent[1:], minlength=nodes)
     first_child = np.concatenate([[1], 1 + np.cumsum(children)]).astype(np.int32)
+    token = np.maximum(np.concatenate(tokens), 0)
+    small = np.uint16 if token.max() <= np.iinfo(np.uint16).max else np.int32
     trie = Trie(
         first_child=jnp.asarray(first_child),
-        token=jnp.asarray(np.maximum(np.concatenate(tokens), 0)),
+        token=jnp.asarray(token.astype(small)),
         low=jnp.asarray(np.concatenate(lows)),
         high=jnp.asarray(np.concatenate(highs)),
         root_width=int(children[0]),

@@ -101,7 +101,7 @@ class DecoderLayer(nn.Module):
 
     def cross_keys_values(self, carry: None, encoded: Encoded):
         """This layer's cross-attention keys and values, `[B, H, L, head_dim]` each."""
-        return carry, self.cross_attention.keys_values_by_head(encoded)
+        return carry, self.cross_attention.keys_values(encoded)
 
     def step(
         self, x, self_keys, self_values, cross_keys, cross_values, own, distance, cross_bias, t
@@ -123,7 +123,7 @@ class DecoderLayer(nn.Module):
         if self.config.positions_per_layer:
             distance = over_slots(self.positions, t, *self_keys.shape[2:4])
         attention, y = self.self_attention, self.self_norm(x)
-        keys, values = attention.keys_values_by_head(y)
+        keys, values = attention.keys_values(y)
         at = (0, 0, t, 0, 0)
         self_keys = jax.lax.dynamic_update_slice(self_keys, keys[:, :, None], at)
         self_values = jax.lax.dynamic_update_slice(self_values, values[:, :, None], at)
@@ -131,42 +131,45 @@ class DecoderLayer(nn.Module):
             cache.reshape(*cache.shape[:2], -1, cache.shape[-1])
             for cache in (self_keys, self_values)
         ]
-        x = x + attention.attend_by_head(attention.queries_by_head(y), *past, own, distance)
-        queries = self.cross_attention.queries_by_head(self.cross_norm(x))
-        x = x + self.cross_attention.attend_by_head(queries, cross_keys, cross_values, cross_bias)
+        x = x + attention.attend(attention.queries(y), *past, own, distance)
+        queries = self.cross_attention.queries(self.cross_norm(x))
+        x = x + self.cross_attention.attend(queries, cross_keys, cross_values, cross_bias)
         x = x + self.mlp(self.mlp_norm(x), True)
         return x, (self_keys, self_values)
 
-    def tree(self, x, cross_keys, cross_values, paths, depths, self_bias, cross_bias):
+    def tree(self, x, cross_keys, cross_values, own, distance, cross_bias, depths):
         """All nodes of a request's tree at once, each seeing the nodes on its path and the request.
 
         Args:
           x: `[B, M, D]`, the nodes' stream.
           cross_keys, cross_values: `[B, H, L, head_dim]`.
-          paths: `[B, M, T]`; depths: `[B, M]`.
-          self_bias: `[B, #H, M, T]`: what a path does not hold, and relative position (where the
-            layers share a table of it).
+          own: `[B, 1, M, M]`: what is not on a node's path.
+          distance: `[B, H, M, M]`: relative position, where the layers share a table of it.
           cross_bias: `[B, 1, 1, L]`.
+          depths: `[B, M]`.
         """
         if self.config.positions_per_layer:
-            self_bias = self_bias + along_paths(self.positions, depths, paths.shape[2])
-        y = self.self_norm(x)
-        x = x + self.self_attention.attend_paths(
-            self.self_attention.queries(y), *self.self_attention.keys_values(y), paths, self_bias
-        )
-        queries = self.cross_attention.queries_by_head(self.cross_norm(x))
-        x = x + self.cross_attention.attend_by_head(queries, cross_keys, cross_values, cross_bias)
+            distance = between_depths(self.positions, depths)
+        attention, y = self.self_attention, self.self_norm(x)
+        keys, values = attention.keys_values(y)
+        x = x + attention.attend(attention.queries(y), keys, values, own, distance)
+        queries = self.cross_attention.queries(self.cross_norm(x))
+        x = x + self.cross_attention.attend(queries, cross_keys, cross_values, cross_bias)
         x = x + self.mlp(self.mlp_norm(x), True)
         return x, None
 
 
-def along_paths(positions: RelativePositions, depths: Depths, length: int) -> jax.Array:
-    """The bias of nodes at `depths [B, M]` towards every depth of their paths, `[B, H, M, T]` with
-    T = length.
+def between_depths(positions: RelativePositions, depths: Depths) -> jax.Array:
+    """The bias of nodes at `depths [B, M]` towards each other, `[B, H, M, M]`; exact where a node
+    looks up.
     """
-    steps = jnp.arange(length)
-    table = positions(steps, steps)[0]  # [H, T, T]
-    return jnp.swapaxes(jnp.take(table, depths, axis=1), 0, 1)
+    steps = jnp.arange(_DEEPEST)
+    up = positions(steps, jnp.zeros(1, jnp.int32))[0, :, :, 0]  # [H, steps up]
+    apart = jnp.clip(depths[:, :, None] - depths[:, None, :], 0, _DEEPEST - 1)
+    return jnp.swapaxes(jnp.take(up, apart, axis=1), 0, 1)
+
+
+_DEEPEST = 128  # tokens of a query; T5's positions are alike from there on
 
 
 def over_slots(positions: RelativePositions, t: jax.Array, length: int, slots: int) -> jax.Array:

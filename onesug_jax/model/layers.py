@@ -14,7 +14,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from onesug_jax.arrays import AttentionBias, Paths
+from onesug_jax.arrays import AttentionBias
 from onesug_jax.model.config import ModelConfig
 
 MASKED = -1e9  # added to the score of a position that must not be seen
@@ -91,13 +91,17 @@ class Attention(nn.Module):
         self.drop = length_dropout(c.dropout)
 
     def queries(self, x: jax.Array) -> jax.Array:
-        """`[B, Q, D] -> [B, Q, H, head_dim]`."""
-        return jnp.einsum("bqd,dhk->bqhk", x, self.query.astype(x.dtype))
+        """`[B, Q, D] -> [B, H, Q, head_dim]`."""
+        return jnp.einsum("bqd,dhk->bhqk", x, self.query.astype(x.dtype))
 
     def keys_values(self, x: jax.Array) -> tuple[jax.Array, jax.Array]:
-        """`[B, S, D] -> ([B, S, H, head_dim], [B, S, H, head_dim])`."""
-        keys = jnp.einsum("bsd,dhk->bshk", x, self.key.astype(x.dtype))
-        values = jnp.einsum("bsd,dhk->bshk", x, self.value.astype(x.dtype))
+        """`[B, S, D] -> ([B, H, S, head_dim], [B, H, S, head_dim])`.
+
+        Head by head, as products over them want it: nothing is turned around for `attend`, and one
+        step of a beam search after another reads them as they are.
+        """
+        keys = jnp.einsum("bsd,dhk->bhsk", x, self.key.astype(x.dtype))
+        values = jnp.einsum("bsd,dhk->bhsk", x, self.value.astype(x.dtype))
         return keys, values
 
     def attend(
@@ -105,49 +109,22 @@ class Attention(nn.Module):
         queries: jax.Array,
         keys: jax.Array,
         values: jax.Array,
-        bias: AttentionBias,
+        *biases: AttentionBias,
         deterministic: bool = True,
     ) -> jax.Array:
-        """Softmax-weighted values, projected back: `[B, Q, D]`; the softmax is float32."""
-        scores = jnp.einsum("bqhk,bshk->bhqs", queries, keys).astype(jnp.float32) + bias
-        weights = jax.nn.softmax(scores, axis=-1).astype(values.dtype)
-        weights = self.drop(weights, deterministic=deterministic)
-        mixed = jnp.einsum("bhqs,bshk->bqhk", weights, values)
-        return jnp.einsum("bqhk,hkd->bqd", mixed, self.out.astype(mixed.dtype))
-
-    def queries_by_head(self, x: jax.Array) -> jax.Array:
-        """`[B, Q, D] -> [B, H, Q, head_dim]`, for `attend_by_head`."""
-        return jnp.einsum("bqd,dhk->bhqk", x, self.query.astype(x.dtype))
-
-    def keys_values_by_head(self, x: jax.Array) -> tuple[jax.Array, jax.Array]:
-        """`[B, S, D] -> ([B, H, S, head_dim], [B, H, S, head_dim])`: kept so, they are read by one
-        decoding step after another without being turned around.
+        """Softmax-weighted values, projected back: `[B, Q, D]`; the softmax is float32. What is
+        added to the scores may come in parts, each as small as it is.
         """
-        keys = jnp.einsum("bsd,dhk->bhsk", x, self.key.astype(x.dtype))
-        values = jnp.einsum("bsd,dhk->bhsk", x, self.value.astype(x.dtype))
-        return keys, values
-
-    def attend_by_head(self, queries, keys, values, *biases: AttentionBias) -> jax.Array:
-        """`attend` of queries, keys and values by head."""
         scores = jnp.einsum("bhqk,bhsk->bhqs", queries, keys).astype(jnp.float32)
         weights = jax.nn.softmax(functools.reduce(jnp.add, biases, scores), axis=-1)
-        mixed = jnp.einsum("bhqs,bhsk->bhqk", weights.astype(values.dtype), values)
+        weights = self.drop(weights.astype(values.dtype), deterministic=deterministic)
+        mixed = jnp.einsum("bhqs,bhsk->bhqk", weights, values)
         return jnp.einsum("bhqk,hkd->bqd", mixed, self.out.astype(mixed.dtype))
-
-    def attend_paths(self, queries, keys, values, paths: Paths, bias: AttentionBias) -> jax.Array:
-        """`attend` where query m of M sees the keys `paths[b, m]` alone, under bias `[B, H, M, T]`.
-
-        Costs M * T products instead of M * M.
-        """
-        pick = jax.vmap(lambda rows, picks: rows[picks])  # [B, M, T, H, head_dim]
-        scores = jnp.einsum("bmhk,bmthk->bhmt", queries, pick(keys, paths)).astype(jnp.float32)
-        weights = jax.nn.softmax(scores + bias, axis=-1).astype(values.dtype)
-        mixed = jnp.einsum("bhmt,bmthk->bmhk", weights, pick(values, paths))
-        return jnp.einsum("bqhk,hkd->bqd", mixed, self.out.astype(mixed.dtype))
 
     def __call__(self, x, source, bias, deterministic: bool) -> jax.Array:
         """Queries from `x [B, Q, D]`, keys and values from `source [B, S, D]` -> `[B, Q, D]`."""
-        return self.attend(self.queries(x), *self.keys_values(source), bias, deterministic)
+        keys, values = self.keys_values(source)
+        return self.attend(self.queries(x), keys, values, bias, deterministic=deterministic)
 
 
 def relative_bucket(

@@ -37,8 +37,8 @@ from onesug_jax.model.blocks import (
     Apart,
     DecoderLayer,
     EncoderLayer,
-    along_paths,
     as_bias,
+    between_depths,
     over_slots,
     stacked,
     with_remat,
@@ -316,13 +316,16 @@ class Seq2Seq(nn.Module):
         that of this output and the end of sequence behind it. Outputs that begin alike share nodes,
         so what they have in common is computed once; the vocabulary is scored some nodes at a time.
         """
-        steps = jnp.arange(paths.shape[2])
-        bias = as_bias(steps <= depths[..., None])
-        if not self.config.positions_per_layer:
-            bias = bias + along_paths(self.decoder_positions, depths, len(steps))
+        at = jnp.broadcast_to(depths[:, None, :], (*depths.shape, depths.shape[1]))
+        above = jnp.take_along_axis(paths, at, axis=2) == jnp.arange(depths.shape[1])
+        own = as_bias(above & (depths[:, :, None] >= depths[:, None, :]))
+        if self.config.positions_per_layer:
+            distance = jnp.zeros((1, 1, 1, 1), jnp.float32)
+        else:
+            distance = between_depths(self.decoder_positions, depths)
         given = (tokens > 0)[:, None, :]
         x = self._embed(nodes)
-        x, _ = self.decoder.tree(x, *cross, paths, depths, bias, as_bias(given))
+        x, _ = self.decoder.tree(x, *cross, own, distance, as_bias(given), depths)
         x = self.decoder_norm(x)
         kernel = self._kernel().astype(x.dtype)
         total = _normalisers(x, kernel)
@@ -340,7 +343,8 @@ class Seq2Seq(nn.Module):
                 end, written(copies, places, jnp.full_like(nodes, self.config.end_id))
             )
         step = jnp.where(depths > 0, step - jnp.take_along_axis(total, parents, axis=1), 0.0)
-        along = jnp.where(steps <= depths[..., None], pick(step, paths), 0.0)
+        inside = jnp.arange(paths.shape[2]) <= depths[..., None]
+        along = jnp.where(inside, pick(step, paths), 0.0)
         return jnp.sum(along, axis=-1) + end - total
 
 

@@ -20,13 +20,13 @@ import time
 import traceback
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from onesug_jax.decode.suggester import Shapes
 from onesug_jax.errors import UserError, plain
 from onesug_jax.serve.ladder import POPULAR, RUNGS, Pace, choose, in_time
 from onesug_jax.serve.metrics import Metrics
-from onesug_jax.serve.served import Ask, Blocked, Listed, Served
+from onesug_jax.serve.served import Ask, Listed, Served
 
 _RETRY_SECONDS = 30.0  # between attempts at a version that could not be loaded
 
@@ -45,9 +45,9 @@ class EngineConfig:
       lists: finished lists kept, of requests without a history.
       prefixes: prefixes whose vectors, neighbours and corrections are kept.
       lengths: input lengths that are compiled, as shares of the longest.
+      candidates: most candidates that the rungs "score" and "hybrid" look at.
       nodes: sizes of the trees of candidates that are compiled.
-      blocked: a file of terms that no suggestion may hold, read again when it changes; or None.
-      watch_seconds: how often to look for another version, and at the blocked terms.
+      watch_seconds: how often to look for another version, and whether the blocked terms have changed.
     """
 
     max_batch: int = 8
@@ -59,8 +59,8 @@ class EngineConfig:
     lists: int = 4096
     prefixes: int = 65_536
     lengths: tuple[float, ...] = (0.6, 1.0)
-    nodes: tuple[int, ...] = (128, 512)
-    blocked: str | None = None
+    candidates: int = 64
+    nodes: tuple[int, ...] = (64, 192)
     watch_seconds: float = 1.0
 
     def __post_init__(self):
@@ -170,7 +170,6 @@ class Engine:
     ):
         self.config, self.metrics = config, metrics or Metrics()
         self._in_use, self._load, self._say = in_use, load, say
-        self._blocked = Blocked(config.blocked)
         self._pace = Pace(config.batch_sizes)
         self._served: Served | None = None
         self._queue: collections.deque[_Waiting] = collections.deque()
@@ -344,16 +343,8 @@ class Engine:
             )
 
     def _answer(self, ask: Ask, listed: Listed, rung: str, served: Served, **how) -> Answer:
-        """What is shown of a list: k at most, and something popular for what is blocked."""
-        pairs = list(zip(listed.texts, listed.scores, strict=True))
-        wanted = min(len(pairs), ask.k)
-        shown = [pair for pair in pairs if not self._blocked(pair[0])]
-        if len(shown) < wanted:
-            there = {text for text, _ in pairs}
-            others = (text for text in served.popular(ask.prefix).texts if text not in there)
-            shown += [(text, None) for text in others if not self._blocked(text)]
-        texts, scores = zip(*shown[:wanted], strict=True) if shown else ((), ())
-        listed = Listed(tuple(texts), tuple(scores), listed.related, listed.worth)
+        k = ask.k
+        listed = replace(listed, texts=listed.texts[:k], scores=listed.scores[:k])
         answer = Answer(listed, rung, served.version, **how)
         self.metrics.answered(rung, answer.waited, answer.took, cached=answer.cached)
         return answer
@@ -372,7 +363,7 @@ class Engine:
                 if not there and again:
                     self._swap(wanted)
                     failed = ""
-                if self._blocked.reload():
+                if self._served is not None and self._served.read_terms():
                     self._say("serve: blocked terms read again")
             except Exception as error:
                 failed, since = wanted, time.monotonic()
@@ -382,7 +373,7 @@ class Engine:
                     return
                 self.metrics.swap_failed()
                 told = plain(error) if isinstance(error, UserError) else repr(error)
-                self._say(f"serve: {wanted or 'the version in use'} cannot be used: {told}")
+                self._say(f"serve: {wanted or 'the version in use'}: {told}")
             if self._closed.wait(self.config.watch_seconds):
                 return
 

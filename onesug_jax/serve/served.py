@@ -1,4 +1,4 @@
-"""One published version of the model, ready to answer: lists at every rung, caches, blocked terms.
+"""One published version of the model, ready to answer: lists at every rung, caches, what is shown.
 
 A version is never changed, only replaced by another one as a whole, so a batch that has begun ends
 with the model it began with, and its caches go with it.
@@ -9,16 +9,16 @@ from __future__ import annotations
 import collections
 import itertools
 import os
-import re
 import threading
 import time
 from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+
+from onesug_jax.decode.known import Filter
 from onesug_jax.decode.suggester import Shapes, Suggester
-from onesug_jax.errors import UserError
-from onesug_jax.logs.schema import normalise_query
 from onesug_jax.represent.related import RelatedQueries
 from onesug_jax.serve.ladder import POPULAR, Pace
 from onesug_jax.tasks.features import Request, make_requests
@@ -98,52 +98,6 @@ class Recent:
         return len(self._values)
 
 
-class Blocked:
-    """Terms that no suggestion may hold, from a file that may change while the server runs.
-
-    One term a line, `#` begins a comment. A term of letters and digits blocks where it stands as
-    words of its own; one with other characters (Chinese, say) wherever it occurs.
-
-    Raises:
-      UserError: there is no such file, or it is not UTF-8 text.
-    """
-
-    def __init__(self, path: str | None):
-        self._path, self._stamp = path, None
-        self._pattern: re.Pattern | None = None
-        self.reload()
-
-    def reload(self) -> bool:
-        """Reads the file if it has changed; True where it had. An unreadable one raises."""
-        if self._path is None:
-            return False
-        try:
-            stat = os.stat(self._path)
-            stamp = stat.st_mtime_ns, stat.st_size, stat.st_ino
-            if stamp == self._stamp:
-                return False
-            with open(self._path, encoding="utf-8") as file:
-                lines = [line.partition("#")[0] for line in file]
-        except (OSError, UnicodeDecodeError) as error:
-            raise UserError(
-                f"EngineConfig.blocked = {self._path!r}: expected a text file, a term a line; "
-                f"{error}"
-            ) from None
-        terms = sorted({term for term in map(normalise_query, lines) if term})
-        parts = [_as_words(term) if term.isascii() else re.escape(term) for term in terms]
-        self._pattern = re.compile("|".join(parts)) if parts else None
-        self._stamp = stamp
-        return True
-
-    def __call__(self, text: str) -> bool:
-        """Whether a suggestion is not to be shown."""
-        return self._pattern is not None and self._pattern.search(text) is not None
-
-
-def _as_words(term: str) -> str:
-    return rf"(?<!\w){re.escape(term)}(?!\w)"
-
-
 class Served:
     """A version of WORK_DIR's model.
 
@@ -151,7 +105,10 @@ class Served:
       version: its name, "0000" for WORK_DIR as it was made. path: its work directory.
       suggester: writes lists. known: what requests are shown beside their words.
       profile: names of the log's profile columns, in the order that the model knows.
+      candidates: most candidates of a request at the rungs that score.
       lists: how many finished lists of history-less requests are kept.
+      blocked: the file of terms that no suggestion may hold, which may change at any time, or None.
+      least_count: how often a suggestion was searched at least.
     """
 
     def __init__(
@@ -162,11 +119,17 @@ class Served:
         known: RelatedQueries,
         *,
         profile: Sequence[str] = (),
+        candidates: int = 64,
         lists: int = 4096,
+        blocked: str | None = None,
+        least_count: int = 0,
     ):
         self.version, self.path = version, path
         self.suggester, self.known, self.profile = suggester, known, tuple(profile)
+        self.candidates = min(candidates, suggester.scoring.candidates)
         self.kept = Recent(lists)
+        self._terms, self._stamp = (blocked, least_count), _stamp(blocked)
+        self._shown = Filter.read(blocked, least_count)
 
     @property
     def longest(self) -> int:
@@ -214,7 +177,7 @@ class Served:
         if rung == POPULAR:
             return [self.popular(ask.prefix) for ask in asks]
         distinct = list(dict.fromkeys((a.prefix, a.history, a.profile) for a in asks))
-        candidates = 0 if rung == "beam" else self.suggester.scoring.candidates
+        candidates = 0 if rung == "beam" else self.candidates
         columns = map(list, zip(*distinct, strict=True))
         requests = make_requests(self.known, *columns, candidates)
         found = self.suggester.suggest(requests, mode=rung)
@@ -226,14 +189,48 @@ class Served:
 
     def popular(self, prefix: str) -> Listed:
         """The most searched queries that start with what was typed, or may have been meant."""
-        completions = self.known.completions
-        texts = completions.complete(prefix, self.longest)
+        texts = self._completed(prefix)
         if not texts:
             meant = self.known.meant(prefix)
             begun = sorted(meant, key=lambda text: (-meant[text], text))
-            found = (text for start in begun for text in completions.complete(start, self.longest))
-            texts = list(dict.fromkeys(found))[: self.longest]
+            texts = list(dict.fromkeys(text for start in begun for text in self._completed(start)))
+        texts = texts[: self.longest]
         return Listed(tuple(texts), (None,) * len(texts))
+
+    def _completed(self, prefix: str) -> list[str]:
+        completions, most = self.known.completions, self.longest
+        if self._shown == Filter():
+            return completions.complete(prefix, most)
+        texts = completions.complete(prefix, 4 * most)
+        counts = np.array([completions.count(text) for text in texts], np.int64)
+        passed = self._shown.of(texts, counts)
+        return [text for text, shown in zip(texts, passed, strict=True) if shown][:most]
+
+    def read_terms(self) -> bool:
+        """Reads the blocked terms if their file has changed; True where it had.
+
+        Raises:
+          UserError: it cannot be read, or would block everything; the terms of before stay in
+            force.
+        """
+        stamp = _stamp(self._terms[0])
+        if stamp == self._stamp:
+            return False
+        self._stamp = stamp
+        shown = Filter.read(*self._terms)
+        self.suggester.show(shown)
+        self._shown = shown
+        self.kept.clear()
+        return True
+
+
+def _stamp(path: str | None) -> tuple | None:
+    """What changes when a file does; None where there is none."""
+    try:
+        stat = os.stat(path) if path else None
+    except OSError:
+        return None
+    return stat and (stat.st_mtime_ns, stat.st_size, stat.st_ino)
 
 
 def _listed(request: Request, suggestions) -> Listed:

@@ -231,7 +231,7 @@ def _beam(context: Context, devices, sizes, changes) -> Step:
     from onesug_jax.align.pretrain import pretrain_stage
     from onesug_jax.decode.beam import beam_search
     from onesug_jax.decode.trie import Trie
-    from onesug_jax.model.seq2seq import Seq2Seq
+    from onesug_jax.model.seq2seq import Seq2Seq, for_decoding
     from onesug_jax.train import mesh as meshes
     from onesug_jax.train.compile import Step
 
@@ -244,10 +244,13 @@ def _beam(context: Context, devices, sizes, changes) -> Step:
         return jax.ShapeDtypeStruct(shape, jnp.dtype(dtype), sharding=here)
 
     boxed = jax.eval_shape(pretrain_stage(config).init_fn, jax.random.key(0))
-    params = jax.tree.map(lambda leaf: array(leaf.shape, leaf.dtype), meshes.unbox(boxed))
+    model = Seq2Seq(dataclasses.replace(config, dropout=0.0))
+    laid = jax.eval_shape(lambda p: for_decoding(model, p)[1], meshes.unbox(boxed))
+    params = jax.tree.map(lambda leaf: array(leaf.shape, leaf.dtype), laid)
+    model = model.clone(apart=True)
     trie = Trie(
         first_child=array((nodes + 1,)),
-        token=array((nodes,)),
+        token=array((nodes,), "uint16"),
         low=array((nodes,)),
         high=array((nodes,)),
         interval=array((lists, 2)),
@@ -255,7 +258,6 @@ def _beam(context: Context, devices, sizes, changes) -> Step:
         width=1024,
     )
     soft = array((lists, 1, config.soft_dim), "float32") if config.soft_dim else None
-    model = Seq2Seq(dataclasses.replace(config, dropout=0.0))
 
     def search(params, tokens, soft, trie):
         return beam_search(model, params, tokens, trie, beam, soft)

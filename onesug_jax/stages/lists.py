@@ -29,6 +29,8 @@ def suggester(
     closed: bool = True,
     must_start: bool = True,
     mode: str = "beam",
+    blocked: str | None = None,
+    least_count: int = 0,
     params=None,
 ) -> Suggester:
     """The trained model of WORK_DIR, ready to write lists.
@@ -38,8 +40,11 @@ def suggester(
     queries), or "auto": queries if it was trained on them. `closed` keeps lists to queries of the
     train split, `must_start` to those that start with the prefix wherever one does. `mode` says how
     lists are made: "beam" writes them, "score" ranks the candidates of the prefix, "hybrid" does
-    both with fewer, shorter beams (`ScoreConfig`). `params` stands in for the stored parameters.
+    both with fewer, shorter beams (`ScoreConfig`). Queries that hold a term of the file `blocked`,
+    or were searched less often than `least_count`, are never shown. `params` stands in for the
+    stored parameters.
     """
+    from onesug_jax.decode.known import Filter
     from onesug_jax.decode.suggester import Suggester
     from onesug_jax.model.config import ModelConfig
     from onesug_jax.model.seq2seq import Seq2Seq
@@ -70,6 +75,7 @@ def suggester(
         ids=opened.semantic_ids(context) if targets == "id" else None,
         mode=mode,
         scoring=context.configured("ScoreConfig")(),
+        shown=Filter.read(blocked, least_count),
     )
 
 

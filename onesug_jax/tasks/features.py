@@ -15,6 +15,7 @@ file knows numpy only; it neither finds related queries nor reads logs.
 from __future__ import annotations
 
 import functools
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
@@ -254,6 +255,20 @@ class Featurizer:
         """
         ids = self._text_ids(query)[: self.spec.target_length - 1]
         return np.array([*ids, self.vocabulary.eos_id], np.int32)
+
+    def targets(self, queries: Sequence[str]) -> np.ndarray:
+        """`target` of many queries, int32 `[N, T]`, 0 behind the end token; T as the longest needs,
+        at most target_length.
+        """
+        room = self.spec.target_length - 1
+        rows = [ids[:room] for ids in self.vocabulary.encode_all(queries)]
+        lengths = np.fromiter(map(len, rows), np.int64, len(rows))
+        width = int(lengths.max(initial=0)) + 1
+        out = np.zeros((len(rows), width), np.int32)
+        flat = itertools.chain.from_iterable(rows)
+        out[np.arange(width) < lengths[:, None]] = np.fromiter(flat, np.int32, lengths.sum())
+        out[np.arange(len(rows)), lengths] = self.vocabulary.eos_id
+        return out
 
     def text_input(self, text: str) -> np.ndarray:
         """The encoder's ids of a text alone, without a section: what query -> id tasks read."""

@@ -20,13 +20,14 @@ imports nothing but numpy and sentencepiece.
 from __future__ import annotations
 
 import collections
+import contextlib
 import hashlib
 import io
 import itertools
 import json
 import os
 import random
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 
 import numpy as np
 import sentencepiece
@@ -125,6 +126,13 @@ class Vocabulary:
         except RuntimeError:
             ids = self._processor.encode(text.encode("utf-8", "replace").decode())
         return ids + self._last_space if text.endswith(" ") else ids
+
+    def encode_all(self, texts: Sequence[str]) -> list[list[int]]:
+        """`encode` of many texts, in one call wherever none of them needs care."""
+        if not any(_SPACE in text or text.endswith(" ") for text in texts):
+            with contextlib.suppress(RuntimeError, TypeError):  # half a surrogate pair
+                return self._processor.encode(list(texts))
+        return [self.encode(text) for text in texts]
 
     def _encode_literal_space_mark(self, text: str) -> list[int]:
         # A literal U+2581 would come back as a space. Send it through byte fallback instead, under

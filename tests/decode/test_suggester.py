@@ -7,6 +7,7 @@ import pytest
 from flax.core import meta
 
 from onesug_jax.decode.beam import BeamConfig
+from onesug_jax.decode.known import Filter
 from onesug_jax.decode.suggester import Suggester
 from onesug_jax.errors import UserError
 from onesug_jax.model.config import ModelConfig
@@ -138,3 +139,26 @@ def test_written_ids_are_read_as_the_queries_under_them(parts):
 def test_ids_need_the_known_queries(parts):
     with pytest.raises(UserError, match="closed=True"):
         Suggester(*parts, BeamConfig(), ids=Ids())
+
+
+def test_a_filter_is_exchanged_while_serving(parts):
+    """Hidden queries are in no list of any mode, and come back when they are shown again."""
+    config = BeamConfig(beams=16, returned=16, max_length=24)
+    model = Suggester(*parts, config, queries=QUERIES, shown=Filter(("red",)), batch_sizes=(1,))
+    request = Request("la", candidates=tuple(QUERIES))
+    for mode in ("beam", "score"):
+        assert set(model.suggest([request], mode=mode)[0]) and {
+            s.text for s in model.suggest([request], mode=mode)[0]
+        } == {"lamp blue", "lantern blue", "laptop blue"}
+    model.show(Filter(least_count=3))
+    assert {s.text for s in model.suggest([request])[0]} == {"laptop blue", "laptop red"}
+    assert model.suggest([Request("lamp")]) == [[]]
+    with pytest.raises(UserError, match="none of the 16 known queries passes"):
+        model.show(Filter(least_count=99))
+    model.show(None)
+    assert len(model.suggest([request])[0]) == 6
+
+
+def test_a_filter_needs_known_queries(parts):
+    with pytest.raises(UserError, match="closed=True"):
+        Suggester(*parts, BeamConfig(), shown=Filter(("red",)))

@@ -1,5 +1,7 @@
 """The trie allows exactly its sequences; intervals keep it to texts that start with a prefix."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -19,9 +21,19 @@ def random_paths(seed):
     return {tuple(rng.integers(2, 7, rng.integers(1, 6)).tolist()) for _ in range(60)}
 
 
+@functools.partial(jax.jit, static_argnames=("first", "wanted"))
+def best(constraint, states, logits, before, first, wanted):
+    return constraint.best(states, Scores(logits), before, wanted, first)
+
+
 def everything(constraint, states, logits, first, wanted=512):
     """All continuations of states `[1, K]` that exist: (beam, token, next state, total)."""
-    found = constraint.best(states, Scores(logits), jnp.zeros(states.shape), wanted, first)
+    beams = states.shape[1]
+    room = 1 if first else 64  # few shapes, few programs
+    states = np.pad(states, ((0, 0), (0, room - beams)))
+    logits = np.pad(logits, ((0, 0), (0, room - beams), (0, 0)))
+    before = np.where(np.arange(room) < beams, 0.0, NEVER).astype(np.float32)[None]
+    found = best(constraint, states, logits, before, first, wanted)
     found = jax.tree.map(lambda x: np.asarray(x[0]), found)
     there = found.totals > NEVER / 2
     columns = (found.parent, found.token, found.state, found.totals)
@@ -34,7 +46,7 @@ def walk(trie, interval=None):
         trie = trie.between(np.array([interval]))
     found, paths, states, first = [], [()], np.zeros((1, 1), np.int32), True
     while paths:
-        logits = jnp.zeros((1, states.shape[1], 8))
+        logits = np.zeros((1, states.shape[1], 8), np.float32)
         reached = []
         for beam, token, child, _ in everything(trie, states, logits, first):
             step = (*paths[beam], token), child
@@ -124,3 +136,33 @@ def test_an_empty_set_is_a_mistake_with_a_name():
     """No allowed query at all is told as such."""
     with pytest.raises(UserError, match="empty"):
         build_trie([])
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+def test_what_is_hidden_is_not_let_out(seed):
+    """The rest is, also within an interval; nodes that lead to hidden sequences alone are shut."""
+    paths = sorted(random_paths(seed))
+    trie, rank_of_node = build_trie([(*p, EOS) for p in paths])
+    rng = np.random.default_rng(seed)
+    shown = rng.random(len(paths)) < 0.3
+    some = trie.showing(shown, rank_of_node)
+    for low, high in [(0, len(paths)), sorted(rng.integers(0, len(paths) + 1, 2).tolist())]:
+        ranks = sorted(int(rank_of_node[node]) for _, node in walk(some, (low, high)))
+        assert ranks == [r for r in range(low, high) if shown[r]]
+    roots = everything(
+        some.between([[0, len(paths)]]), np.zeros((1, 1), np.int32), jnp.zeros((1, 1, 8)), True
+    )
+    assert {token for _, token, _, _ in roots} == {paths[r][0] for r in np.flatnonzero(shown)}
+
+
+def test_a_table_of_sequences_is_the_sequences():
+    """Padded rows and tuples give the same trie; tokens take two bytes where they can."""
+    paths = [(*p, EOS) for p in sorted(random_paths(0))]
+    table = np.zeros((len(paths), max(map(len, paths)) + 2), np.int32)
+    for row, path in zip(table, paths, strict=True):
+        row[: len(path)] = path
+    one, other = build_trie(paths), build_trie(table)
+    for a, b in zip(jax.tree.leaves(one), jax.tree.leaves(other), strict=True):
+        np.testing.assert_array_equal(a, b)
+    assert one[0].token.dtype == np.uint16
+    assert build_trie([(70_000, EOS)])[0].token.tolist() == [0, 70_000, EOS]

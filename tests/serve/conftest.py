@@ -48,8 +48,9 @@ def tiny(tmp_path_factory):
     completions = CompletionIndex.from_counts(list(QUERIES), list(QUERIES.values()))
     known = RelatedQueries(completions, spec.related, soft=False)
 
-    def make(version="0000"):
-        return Served(version, f"/work/{version}", suggester, known, profile=("gender", "age"))
+    def make(version="0000", **more):
+        profile = ("gender", "age")
+        return Served(version, f"/work/{version}", suggester, known, profile=profile, **more)
 
     return make
 
@@ -67,6 +68,7 @@ class Pretended:
         self.gate.set()
         self.began = threading.Event()  # a batch has been taken up
         self.batches = []  # (rung, asks)
+        self.terms = []  # what `read_terms` does next
         self.fails = None
 
     def prepare(self, modes, shapes, pace, stop):
@@ -86,6 +88,12 @@ class Pretended:
         texts = tuple(f"{ask.prefix}{i}" for i in range(self.longest))
         related = tuple(f"{ask.prefix} related {i}" for i in range(2))
         return Listed(texts, tuple(-float(i) for i in range(self.longest)), related, (3, 5))
+
+    def read_terms(self):
+        found = self.terms.pop() if self.terms else False
+        if isinstance(found, Exception):
+            raise found
+        return found
 
     def popular(self, prefix):
         texts = tuple(f"{prefix} popular {i}" for i in range(self.longest))

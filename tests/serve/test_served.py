@@ -3,10 +3,11 @@
 import pytest
 
 from onesug_jax.decode import suggester as decoding
+from onesug_jax.decode.known import Filter
 from onesug_jax.decode.suggester import Shapes
 from onesug_jax.errors import UserError
 from onesug_jax.serve.ladder import Pace
-from onesug_jax.serve.served import Ask, Blocked, Recent
+from onesug_jax.serve.served import Ask, Recent
 from tests.serve.conftest import QUERIES
 
 SHAPES = Shapes((1, 4), (24, 48), (16, 64))
@@ -110,21 +111,33 @@ def test_the_one_used_longest_ago_makes_room():
     assert len(kept) == 0 and kept.get("a") is None
 
 
-def test_blocked_terms_are_words_and_may_change(tmp_path):
+def test_blocked_terms_are_shown_at_no_rung_and_may_change(tiny, tmp_path):
     path = tmp_path / "blocked.txt"
-    path.write_text("# not for children\nBeer \ncheap wine\n酒\n", encoding="utf-8")
-    blocked = Blocked(str(path))
-    assert blocked("root beer") and blocked("cheap wine") and blocked("买酒吧")
-    assert not blocked("beers") and not blocked("cheap red wine") and not blocked("")
-    assert not blocked.reload()
-    path.write_text("tent\n", encoding="utf-8")
-    assert blocked.reload()
-    assert blocked("tent red") and not blocked("root beer")
-    path.write_text("", encoding="utf-8")
-    assert blocked.reload() and not blocked("tent red")
-    path.write_bytes(b"\xff\xfe\xff")
-    with pytest.raises(UserError, match="a term a line"):
-        blocked.reload()
-    with pytest.raises(UserError, match="nowhere.*a term a line"):
-        Blocked(str(tmp_path / "nowhere"))
-    assert not Blocked(None)("anything")
+    path.write_text("# not now\nLantern\n鞋\n", encoding="utf-8")
+    served = tiny(blocked=str(path))
+    served.suggester.show(Filter.read(str(path)))
+    try:
+        for rung in ("beam", "score", "popular"):
+            found = served.lists([Ask("lan"), Ask("拖"), Ask("lamp")], rung)
+            assert [sorted(one.texts) for one in found] == [
+                [],
+                ["拖把 blue", "拖把 red"],
+                ["lamp blue", "lamp red"],
+            ][: len(found)] or rung != "popular"
+            assert not any("lantern" in text or "鞋" in text for one in found for text in one.texts)
+        served.kept.put("list", "kept")
+        assert not served.read_terms() and len(served.kept) == 1
+        path.write_text("lamp\n", encoding="utf-8")
+        assert served.read_terms() and len(served.kept) == 0
+        for rung in ("beam", "score", "popular"):
+            (found,) = served.lists([Ask("la")], rung)
+            assert set(found.texts) == {
+                f"{noun} {word}" for noun in ("lantern", "laptop") for word in ("red", "blue")
+            }
+        path.write_bytes(b"\xff\xfe\xff")
+        with pytest.raises(UserError, match="UTF-8"):
+            served.read_terms()
+        assert not served.read_terms(), "told once"
+        assert "lamp red" not in served.popular("la").texts, "the terms of before stay in force"
+    finally:
+        served.suggester.show(None)

@@ -1,0 +1,119 @@
+"""The set of known queries: their texts and tokens in order, and which of them may be shown.
+
+A shop hides queries without training anything anew: terms it does not want to see, queries hardly
+anybody searched. `Filter` is applied to the finished set, so that it can be changed while serving.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import re
+from collections.abc import Iterable, Mapping, Sequence
+
+import numpy as np
+
+from onesug_jax.errors import UserError
+from onesug_jax.logs.schema import normalise_query
+from onesug_jax.tasks.features import Featurizer
+
+
+@dataclasses.dataclass(frozen=True)
+class Filter:
+    """Which known queries may be shown.
+
+    Attributes:
+      blocked: terms no shown query may hold, as whole words; a term that opens or ends with a
+        letter of a script without spaces (Chinese, say), anywhere.
+      least_count: how often a shown query was searched at least.
+    """
+
+    blocked: tuple[str, ...] = ()
+    least_count: int = 0
+
+    @classmethod
+    def read(cls, path: str | None, least_count: int = 0) -> Filter:
+        """With the terms of a text file: one a line; empty lines and those after # are left out.
+
+        Raises:
+          UserError: there is no such file, or it is not UTF-8.
+        """
+        if path is None:
+            return cls((), least_count)
+        if not os.path.isfile(path):
+            raise UserError(f"{path}: expected a file of blocked terms, one a line; found none")
+        try:
+            with open(path, encoding="utf-8") as file:
+                lines = [line.partition("#")[0] for line in file]
+        except UnicodeDecodeError as error:
+            raise UserError(f"{path}: expected UTF-8, one term a line ({error})") from None
+        terms = [term for term in map(normalise_query, lines) if term]
+        return cls(tuple(dict.fromkeys(terms)), least_count)
+
+    def of(self, texts: Sequence[str], counts: np.ndarray) -> np.ndarray:
+        """Whether each query may be shown, `[N]` booleans."""
+        shown = np.asarray(counts) >= self.least_count
+        terms = [term for term in map(normalise_query, self.blocked) if term]
+        if not terms or not len(texts):
+            return shown
+        # One search through all texts: a million of them and hundreds of terms take seconds.
+        whole = "\n".join(texts)
+        starts = np.cumsum([0, *(len(text) + 1 for text in texts[:-1])])
+        pattern = "|".join(map(_bounded, sorted(terms, key=len, reverse=True)))
+        at = np.array([found.start() for found in re.finditer(pattern, whole)], np.int64)
+        shown[np.searchsorted(starts, at, side="right") - 1] = False
+        return shown
+
+
+def _bounded(term: str) -> str:
+    """A pattern that finds the term between words, or anywhere where its script has no spaces."""
+    before = r"(?<!\w)" if _spaced(term[0]) else ""
+    after = r"(?!\w)" if _spaced(term[-1]) else ""
+    return before + re.escape(term) + after
+
+
+def _spaced(letter: str) -> bool:
+    """Whether this is a letter or digit of a script that sets spaces between words."""
+    return letter.isalnum() and not "\u2e80" <= letter <= "\ud7ff"
+
+
+@dataclasses.dataclass(frozen=True)
+class KnownQueries:
+    """Known queries in the order of their texts, no two of which look alike.
+
+    Attributes:
+      texts: sorted by code point.
+      tokens: `[N, T]` target ids, each with its end of sequence, then 0.
+      counts: `[N]` how often each was searched.
+    """
+
+    texts: list[str]
+    tokens: np.ndarray
+    counts: np.ndarray
+
+    @classmethod
+    def of(cls, queries: Mapping[str, int], featurizer: Featurizer) -> KnownQueries:
+        """Of queries that normalise to one text, or are cut to the same ids, the most searched
+        stays (of equals the first).
+        """
+        texts = sorted(queries)
+        counts = np.fromiter((queries[text] for text in texts), np.int64, len(texts))
+        kept = _most_searched(texts, counts)
+        texts, counts = [texts[i] for i in kept], counts[kept]
+        tokens = featurizer.targets(texts)
+        order = np.lexsort((np.arange(len(texts)), -counts, *tokens.T[::-1]))
+        alike = np.zeros(len(texts), bool)
+        alike[1:] = (tokens[order][1:] == tokens[order][:-1]).all(axis=1)
+        kept = np.sort(order[~alike])
+        return cls([texts[i] for i in kept], tokens[kept], counts[kept])
+
+
+def _most_searched(texts: Iterable[str], counts: np.ndarray) -> list[int]:
+    """Places of the texts that stay where several normalise to one."""
+    held: dict[str, int] = {}
+    for i, text in enumerate(texts):
+        same = normalise_query(text)
+        other = held.get(same)
+        if other is None or counts[i] > counts[other]:
+            held[same] = i
+    return sorted(held.values())
