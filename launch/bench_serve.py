@@ -81,14 +81,20 @@ class Connections:
 
     async def post(self, path: str, body: dict) -> tuple[int, dict]:
         """Status and reply."""
-        reader, writer = (
-            self._free.pop() if self._free else await asyncio.open_connection(*self._where)
-        )
+        kept = bool(self._free)
+        reader, writer = self._free.pop() if kept else await asyncio.open_connection(*self._where)
         content = json.dumps(body).encode()
         head = f"POST {path} HTTP/1.1\r\nHost: {self._where[0]}:{self._where[1]}\r\n"
         head += f"Content-Type: application/json\r\nContent-Length: {len(content)}\r\n\r\n"
         writer.write(head.encode() + content)
-        lines = (await reader.readuntil(b"\r\n\r\n")).decode("latin-1").split("\r\n")
+        try:
+            answer = await reader.readuntil(b"\r\n\r\n")
+        except (ConnectionError, asyncio.IncompleteReadError) as error:
+            # A kept connection may have been closed just before it was used: every client asks anew.
+            if not kept or getattr(error, "partial", b""):
+                raise
+            return await self.post(path, body)
+        lines = answer.decode("latin-1").split("\r\n")
         length = next(int(x.split(":")[1]) for x in lines if x.lower().startswith("content-length"))
         reply = json.loads(await reader.readexactly(length))
         self._free.append((reader, writer))

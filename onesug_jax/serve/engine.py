@@ -47,7 +47,7 @@ class EngineConfig:
       lengths: input lengths that are compiled, as shares of the longest.
       candidates: most candidates that the rungs "score" and "hybrid" look at.
       nodes: sizes of the trees of candidates that are compiled.
-      watch_seconds: how often to look for another version, and whether the blocked terms have changed.
+      watch_seconds: how often to look for another version, and at the blocked terms.
     """
 
     max_batch: int = 8
@@ -58,9 +58,9 @@ class EngineConfig:
     deadline_ms: float = 2000.0
     lists: int = 4096
     prefixes: int = 65_536
-    lengths: tuple[float, ...] = (0.6, 1.0)
-    candidates: int = 64
-    nodes: tuple[int, ...] = (64, 192)
+    lengths: tuple[float, ...] = (0.75, 1.0)
+    candidates: int = 32
+    nodes: tuple[int, ...] = (128,)
     watch_seconds: float = 1.0
 
     def __post_init__(self):
@@ -287,11 +287,12 @@ class Engine:
             now = time.monotonic()
             target = config.target_ms / 1000
             waited = now - queue[0].arrived
-            rung = choose(config.ladder, self._pace, len(queue), config.max_batch, waited, target)
+            ladder = self._pace.quicker(config.ladder)
+            rung = choose(ladder, self._pace, len(queue), config.max_batch, waited, target)
             groups: dict[str, list[_Waiting]] = collections.defaultdict(list)
             if rung == POPULAR and config.modes:
                 # Those whom the model can still answer in time are left to it.
-                rung = config.modes[-1]
+                rung = ladder[-2]
                 batch = self._pace.of(rung, config.max_batch)
                 fits = max(1, int(target / batch) if batch else 1) * config.max_batch
                 while len(queue) > fits:
@@ -299,7 +300,7 @@ class Engine:
             size = min(len(queue), config.max_batch)
             for _ in range(size):
                 one = queue.popleft()
-                lower = in_time(config.ladder, self._pace, rung, one.deadline - now, size)
+                lower = in_time(ladder, self._pace, rung, one.deadline - now, size)
                 groups[lower].append(one)
         order = sorted(groups, key=RUNGS.index, reverse=True)
         return [(rung, groups[rung]) for rung in order]

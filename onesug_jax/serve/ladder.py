@@ -16,6 +16,7 @@ from collections.abc import Callable, Sequence
 POPULAR = "popular"  # the rung without a model
 RUNGS = ("hybrid", "beam", "score", POPULAR)  # best first
 _KEPT = 0.7  # of an estimate, when a new measurement comes
+_QUICKER = 0.75  # share of the time of the rung above that a rung may take
 _HALF_LIFE = 10.0  # seconds after which an estimate that nothing renewed counts half
 
 
@@ -46,6 +47,18 @@ class Pace:
         """Seconds a batch of `count` requests may take at `rung`; 0 where nothing is known."""
         seconds, noted = self._seconds.get(self._key(rung, count), (0.0, 0.0))
         return seconds * 0.5 ** ((self._clock() - noted) / _HALF_LIFE)
+
+    def quicker(self, ladder: Sequence[str]) -> tuple[str, ...]:
+        """The ladder without rungs that save no time: those that take more than three quarters of
+        what the rung above them takes, batch for batch, as last measured.
+        """
+        kept: list[str] = []
+        for rung in ladder:
+            above = self._seconds.get((kept[-1], self._sizes[-1])) if kept else None
+            here = self._seconds.get((rung, self._sizes[-1]))
+            if rung == POPULAR or not above or not here or here[0] < _QUICKER * above[0]:
+                kept.append(rung)
+        return tuple(kept)
 
     def to_clear(self, rung: str, waiting: int) -> float:
         """Seconds until `waiting` requests are all answered at `rung`."""

@@ -119,7 +119,7 @@ class Served:
         known: RelatedQueries,
         *,
         profile: Sequence[str] = (),
-        candidates: int = 64,
+        candidates: int = 32,
         lists: int = 4096,
         blocked: str | None = None,
         least_count: int = 0,

@@ -21,6 +21,9 @@ from onesug_jax.serve.feedback import FeedbackStore
 from onesug_jax.serve.guards import LOOPBACK, patient
 
 
+_KEEP_SECONDS = 30  # a connection is kept between two letters of somebody who thinks
+
+
 @dataclass(frozen=True)
 class ServerConfig:
     """Where the service listens, who may ask, and how much.
@@ -125,6 +128,7 @@ def serve(
         access_log=False,
         server_header=False,
         limit_concurrency=config.connections,
+        timeout_keep_alive=_KEEP_SECONDS,
         timeout_graceful_shutdown=config.grace_seconds,
     )
     try:

@@ -76,3 +76,12 @@ def test_a_deadline_is_met_by_the_best_rung_that_can(pace):
     assert in_time(LADDER, pace, "beam", 0.005, 4) == "popular"
     assert in_time(LADDER, pace, "score", 0.05, 4) == "score", "never back up"
     assert in_time(("beam", "score"), pace, "beam", 0.001, 4) == "score"
+
+
+def test_a_rung_that_saves_no_time_is_left_out(pace):
+    assert pace.quicker(LADDER) == LADDER
+    for _ in range(50):
+        pace.note("score", 8, 0.035)
+    assert pace.quicker(LADDER) == ("beam", "popular")
+    assert pace.quicker(("score", "popular")) == ("score", "popular")
+    assert Pace((1, 8)).quicker(LADDER) == LADDER, "nothing is known yet"

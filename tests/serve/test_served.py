@@ -119,11 +119,10 @@ def test_blocked_terms_are_shown_at_no_rung_and_may_change(tiny, tmp_path):
     try:
         for rung in ("beam", "score", "popular"):
             found = served.lists([Ask("lan"), Ask("拖"), Ask("lamp")], rung)
-            assert [sorted(one.texts) for one in found] == [
-                [],
+            assert [sorted(one.texts) for one in found[1:]] == [
                 ["拖把 blue", "拖把 red"],
                 ["lamp blue", "lamp red"],
-            ][: len(found)] or rung != "popular"
+            ]
             assert not any("lantern" in text or "鞋" in text for one in found for text in one.texts)
         served.kept.put("list", "kept")
         assert not served.read_terms() and len(served.kept) == 1
