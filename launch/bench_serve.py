@@ -90,7 +90,7 @@ class Connections:
         try:
             answer = await reader.readuntil(b"\r\n\r\n")
         except (ConnectionError, asyncio.IncompleteReadError) as error:
-            # A kept connection may have been closed just before it was used: every client asks anew.
+            # A kept connection may have been closed just before: every client asks anew.
             if not kept or getattr(error, "partial", b""):
                 raise
             return await self.post(path, body)

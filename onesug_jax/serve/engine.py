@@ -37,7 +37,7 @@ class EngineConfig:
 
     Attributes:
       max_batch: most requests of one batch.
-      max_wait_ms: how long the first request of a batch waits for company.
+      max_wait_ms: how long the first request of a batch waits for company, where company pays.
       queue: most requests that wait; more are refused at once.
       ladder: rungs in use, best first, of "hybrid", "beam", "score", "popular".
       target_ms: what an answer may take before cheaper rungs are taken.
@@ -278,7 +278,9 @@ class Engine:
                 if self._closing:
                     return None
                 self._arrived.wait()
-            until = queue[0].arrived + config.max_wait_ms / 1000
+            until = queue[0].arrived
+            if self._pace.together(config.ladder[0], config.max_batch) > 1:
+                until += config.max_wait_ms / 1000
             while len(queue) < config.max_batch and not self._closing:
                 left = until - time.monotonic()
                 if left <= 0:
@@ -293,11 +295,11 @@ class Engine:
             if rung == POPULAR and config.modes:
                 # Those whom the model can still answer in time are left to it.
                 rung = ladder[-2]
-                batch = self._pace.of(rung, config.max_batch)
-                fits = max(1, int(target / batch) if batch else 1) * config.max_batch
+                each = self._pace.each(rung, len(queue))
+                fits = max(1, int(target / each) if each else config.max_batch)
                 while len(queue) > fits:
                     groups[POPULAR].append(queue.popleft())
-            size = min(len(queue), config.max_batch)
+            size = self._pace.together(rung, len(queue)) if rung != POPULAR else len(queue)
             for _ in range(size):
                 one = queue.popleft()
                 lower = in_time(ladder, self._pace, rung, one.deadline - now, size)

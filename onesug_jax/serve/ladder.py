@@ -8,7 +8,6 @@ The estimates rest on what batches took, and fade, so that a rung that was slow 
 from __future__ import annotations
 
 import bisect
-import math
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -48,22 +47,40 @@ class Pace:
         seconds, noted = self._seconds.get(self._key(rung, count), (0.0, 0.0))
         return seconds * 0.5 ** ((self._clock() - noted) / _HALF_LIFE)
 
+    def together(self, rung: str, waiting: int) -> int:
+        """How many of `waiting` requests should make the next batch: as many as cost least each.
+
+        A batch is filled up, so on a CPU three requests in a batch of eight may take longer than
+        one after another; a GPU hardly notices the five that fill up.
+        """
+        largest = min(waiting, self._sizes[-1])
+        counts = {min(waiting, size) for size in self._sizes} | {largest}
+        return min(counts, key=lambda count: (self.of(rung, count) / count, -count))
+
+    def each(self, rung: str, waiting: int) -> float:
+        """Seconds a request, where `waiting` are answered at `rung` in the best batches."""
+        count = self.together(rung, waiting)
+        return self.of(rung, count) / count
+
     def quicker(self, ladder: Sequence[str]) -> tuple[str, ...]:
         """The ladder without rungs that save no time: those that take more than three quarters of
-        what the rung above them takes, batch for batch, as last measured.
+        what the rung above them takes, as last measured.
         """
         kept: list[str] = []
         for rung in ladder:
-            above = self._seconds.get((kept[-1], self._sizes[-1])) if kept else None
-            here = self._seconds.get((rung, self._sizes[-1]))
-            if rung == POPULAR or not above or not here or here[0] < _QUICKER * above[0]:
+            above = self._last(kept[-1]) if kept else 0.0
+            if rung == POPULAR or not above or self._last(rung) < _QUICKER * above:
                 kept.append(rung)
         return tuple(kept)
 
+    def _last(self, rung: str) -> float:
+        """Seconds a request in the best of full batches, not faded; 0 where one is unknown."""
+        found = [self._seconds.get((rung, size), (0.0, 0.0))[0] / size for size in self._sizes]
+        return min(found)
+
     def to_clear(self, rung: str, waiting: int) -> float:
         """Seconds until `waiting` requests are all answered at `rung`."""
-        batches = math.ceil(waiting / self._sizes[-1])
-        return batches * self.of(rung, min(waiting, self._sizes[-1]))
+        return waiting * self.each(rung, waiting)
 
 
 def choose(
@@ -82,7 +99,7 @@ def choose(
     if waiting <= batch and waited <= target / 2:
         return ladder[0]
     for rung in ladder[:-1]:
-        first = waited + pace.of(rung, min(waiting, batch))
+        first = waited + pace.of(rung, pace.together(rung, waiting))
         if rung == POPULAR or max(first, pace.to_clear(rung, waiting)) <= target:
             return rung
     return ladder[-1]

@@ -20,7 +20,6 @@ from onesug_jax.serve.engine import Engine
 from onesug_jax.serve.feedback import FeedbackStore
 from onesug_jax.serve.guards import LOOPBACK, patient
 
-
 _KEEP_SECONDS = 30  # a connection is kept between two letters of somebody who thinks
 
 

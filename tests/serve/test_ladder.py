@@ -40,8 +40,8 @@ def test_without_a_backlog_the_best_rung_is_taken_however_slow(pace):
 
 
 def test_a_backlog_steps_down_as_far_as_it_must(pace):
-    assert chosen(pace, 16) == "beam", "two batches of 40 ms fit 100 ms"
-    assert chosen(pace, 17) == "score"
+    assert chosen(pace, 20) == "beam", "two and a half batches of 40 ms fit 100 ms"
+    assert chosen(pace, 21) == "score"
     assert chosen(pace, 80) == "score"
     assert chosen(pace, 81) == "popular"
 
@@ -63,11 +63,26 @@ def test_estimates_follow_what_was_measured_and_fade(pace, clock):
         pace.note("score", 3, 0.5)
     assert pace.of("score", 8) == pytest.approx(0.5, rel=0.01), "filled up to eight"
     assert pace.of("score", 1) == pytest.approx(0.010), "another size is another program"
-    assert pace.to_clear("score", 17) == pytest.approx(1.5, rel=0.01)
-    assert chosen(pace, 17) == "popular"
+    assert pace.to_clear("score", 16) == pytest.approx(0.16), "one after another is quicker now"
+    for _ in range(50):
+        pace.note("score", 1, 0.5)
+    assert pace.to_clear("score", 16) == pytest.approx(1.0, rel=0.01)
+    assert chosen(pace, 21) == "popular"
     clock.now = 60.0
     assert pace.of("score", 8) < 0.01
-    assert chosen(pace, 17) == "beam", "so a rung that was slow once is tried again"
+    assert chosen(pace, 21) == "beam", "so a rung that was slow once is tried again"
+
+
+def test_batches_are_as_large_as_pays(pace):
+    """A device that does eight in the time of one gets eight; a processor does them in turn."""
+    assert [pace.together("beam", waiting) for waiting in (1, 2, 7, 8, 30)] == [1, 2, 7, 8, 8]
+    for _ in range(50):
+        pace.note("beam", 8, 0.24)
+    assert [pace.together("beam", waiting) for waiting in (1, 2, 5, 7, 8, 30)] == [1, 1, 1, 7, 8, 8]
+    for _ in range(50):
+        pace.note("beam", 8, 0.4)
+    assert pace.together("beam", 30) == 1
+    assert Pace((1, 8)).together("beam", 30) == 8, "nothing is known yet"
 
 
 def test_a_deadline_is_met_by_the_best_rung_that_can(pace):
@@ -81,6 +96,7 @@ def test_a_deadline_is_met_by_the_best_rung_that_can(pace):
 def test_a_rung_that_saves_no_time_is_left_out(pace):
     assert pace.quicker(LADDER) == LADDER
     for _ in range(50):
+        pace.note("score", 1, 0.035)
         pace.note("score", 8, 0.035)
     assert pace.quicker(LADDER) == ("beam", "popular")
     assert pace.quicker(("score", "popular")) == ("score", "popular")
