@@ -417,3 +417,14 @@ def test_the_service_answers_as_suggest_does_and_follows_the_version_in_use(work
         scores = [one["score"] for one in expected]
         assert [one["score"] for one in found] == pytest.approx(scores, abs=1e-3)
     assert last_words.splitlines()[-1] == "heavy: [] code: 0"
+
+
+@pytest.mark.slow
+def test_the_bench_prints_its_tables(work, project_root):
+    command = [sys.executable, "launch/bench.py", "--suite", "serve", "--work", str(work)]
+    done = subprocess.run(
+        [*command, "--count", "3"], cwd=project_root, capture_output=True, text=True, timeout=500
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("ready after") == 2 and "capacity: " in done.stdout
+    assert done.stdout.count("x capacity: ") == 6 and done.stdout.count(" 0 lost") == 6

@@ -1,8 +1,8 @@
 """The bodies of the HTTP interface: their fields, their limits, and what is wrong with them.
 
 Limits on text hold after normalisation too (`logs.schema`), and are those of `ingest`, so that an
-event that is accepted passes the gate of the next update. What a client sent is never repeated in
-an error.
+event that is accepted passes the gate of the next update. No value that a client sent is repeated
+in an error.
 """
 
 from __future__ import annotations

@@ -22,93 +22,13 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, replace
 
-from onesug_jax.decode.suggester import Shapes
 from onesug_jax.errors import UserError, plain
+from onesug_jax.serve.config import EngineConfig
 from onesug_jax.serve.ladder import POPULAR, RUNGS, Pace, choose, in_time
 from onesug_jax.serve.metrics import Metrics
 from onesug_jax.serve.served import Ask, Listed, Served
 
 _RETRY_SECONDS = 30.0  # between attempts at a version that could not be loaded
-
-
-@dataclass(frozen=True)
-class EngineConfig:
-    """How requests are batched, cached and, under pressure, answered more cheaply.
-
-    Attributes:
-      max_batch: most requests of one batch.
-      max_wait_ms: how long the first request of a batch waits for company, where company pays.
-      queue: most requests that wait; more are refused at once.
-      ladder: rungs in use, best first, of "hybrid", "beam", "score", "popular".
-      target_ms: what an answer may take before cheaper rungs are taken.
-      deadline_ms: when an answer is of no use any more, where the request does not say.
-      lists: finished lists kept, of requests without a history.
-      prefixes: prefixes whose vectors, neighbours and corrections are kept.
-      lengths: input lengths that are compiled, as shares of the longest.
-      candidates: most candidates that the rungs "score" and "hybrid" look at.
-      nodes: sizes of the trees of candidates that are compiled.
-      watch_seconds: how often to look for another version, and at the blocked terms.
-    """
-
-    max_batch: int = 8
-    max_wait_ms: float = 2.0
-    queue: int = 256
-    ladder: tuple[str, ...] = ("beam", "score", "popular")
-    target_ms: float = 100.0
-    deadline_ms: float = 2000.0
-    lists: int = 4096
-    prefixes: int = 65_536
-    lengths: tuple[float, ...] = (0.75, 1.0)
-    candidates: int = 32
-    nodes: tuple[int, ...] = (128,)
-    watch_seconds: float = 1.0
-
-    def __post_init__(self):
-        object.__setattr__(self, "ladder", tuple(self.ladder))
-        object.__setattr__(self, "lengths", tuple(sorted(self.lengths)))
-        object.__setattr__(self, "nodes", tuple(sorted(self.nodes)))
-        if min(self.max_batch, self.queue, self.lists, self.prefixes) < 1:
-            raise UserError(
-                "EngineConfig: expected max_batch, queue, lists and prefixes of 1 or more; found "
-                f"{self.max_batch}, {self.queue}, {self.lists}, {self.prefixes}."
-            )
-        if self.max_wait_ms < 0 or min(self.target_ms, self.deadline_ms, self.watch_seconds) <= 0:
-            raise UserError(
-                "EngineConfig: expected max_wait_ms of 0 or more, target_ms, deadline_ms and "
-                f"watch_seconds above 0; found {self.max_wait_ms}, {self.target_ms}, "
-                f"{self.deadline_ms}, {self.watch_seconds}."
-            )
-        places = [RUNGS.index(rung) for rung in self.ladder if rung in RUNGS]
-        if not places or len(places) < len(self.ladder) or places != sorted(set(places)):
-            raise UserError(
-                f"EngineConfig.ladder = {list(self.ladder)}: expected some of {', '.join(RUNGS)}, "
-                "in this order."
-            )
-        if not self.lengths or self.lengths[-1] != 1 or self.lengths[0] <= 0:
-            raise UserError(
-                f"EngineConfig.lengths = {list(self.lengths)}: expected shares above 0, the "
-                "largest 1."
-            )
-        if not self.nodes or self.nodes[0] < 16:
-            raise UserError(f"EngineConfig.nodes = {list(self.nodes)}: expected sizes from 16 up.")
-
-    @property
-    def modes(self) -> tuple[str, ...]:
-        """The rungs that ask the model."""
-        return tuple(rung for rung in self.ladder if rung != POPULAR)
-
-    def shapes(self, longest: int) -> Shapes:
-        """The shapes that are compiled, of requests of at most `longest` ids."""
-        lengths = sorted({max(1, round(share * longest)) for share in self.lengths})
-        return Shapes(self.batch_sizes, tuple(lengths), self.nodes)
-
-    @property
-    def batch_sizes(self) -> tuple[int, ...]:
-        """The batch sizes that are compiled: max_batch, an eighth of it, and so on down to 1."""
-        sizes = [self.max_batch]
-        while sizes[0] > 1:
-            sizes.insert(0, max(1, sizes[0] // 8))
-        return tuple(sizes)
 
 
 @dataclass(frozen=True)
@@ -163,7 +83,7 @@ class Engine:
         self,
         in_use: Callable[[], str],
         load: Callable[[str], Served],
-        config: EngineConfig = EngineConfig(),
+        config: EngineConfig,
         *,
         metrics: Metrics | None = None,
         say: Callable[[str], None] = print,
@@ -241,12 +161,21 @@ class Engine:
             if self._closing:
                 raise NotReady("the server is closing")
             wait = self._pace.to_clear(last, len(self._queue) + 1) if last != POPULAR else 0.0
+            if len(self._queue) >= self.config.queue:
+                self._leave_out_the_gone()
             if len(self._queue) >= self.config.queue or len(self._queue) and wait > within:
                 self.metrics.refused()
                 raise Full(max(wait, self.config.target_ms / 1000))
             self._queue.append(_Waiting(ask, future, now, now + within))
             self._arrived.notify()
         return future
+
+    def _leave_out_the_gone(self) -> None:
+        """Gives the places of clients that have gone to others; to be called with the lock."""
+        stay = [one for one in self._queue if not one.future.cancelled()]
+        for _ in range(len(self._queue) - len(stay)):
+            self.metrics.abandoned()
+        self._queue = collections.deque(stay)
 
     def popular(self, ask: Ask) -> Answer:
         """The last rung, whatever the ladder says: for comparison. NotReady as `served`."""
@@ -272,20 +201,21 @@ class Engine:
 
     def _take(self) -> list[tuple[str, list[_Waiting]]] | None:
         """The next batch, by rung, cheapest rung first; None: closed, and nothing waits."""
-        config, queue = self.config, self._queue
+        config = self.config
         with self._arrived:
-            while not queue:
+            while not self._queue:
                 if self._closing:
                     return None
                 self._arrived.wait()
-            until = queue[0].arrived
+            until = self._queue[0].arrived
             if self._pace.together(config.ladder[0], config.max_batch) > 1:
                 until += config.max_wait_ms / 1000
-            while len(queue) < config.max_batch and not self._closing:
+            while len(self._queue) < config.max_batch and not self._closing:
                 left = until - time.monotonic()
                 if left <= 0:
                     break
                 self._arrived.wait(left)
+            queue = self._queue
             now = time.monotonic()
             target = config.target_ms / 1000
             waited = now - queue[0].arrived
@@ -325,12 +255,15 @@ class Engine:
         try:
             found = served.lists([one.ask for one in asked], rung)
         except Exception as error:
-            self._say(f"serve: a batch of {len(asked)} at {rung!r} failed: {error!r}")
-            traceback.print_exc()
+            # Its message may hold what somebody typed; where it happened does not.
+            place = "".join(traceback.format_tb(error.__traceback__))
+            self._say(f"serve: {len(asked)} at {rung!r} failed: {type(error).__name__}\n{place}")
             self.metrics.failed()
-            for one in asked:
-                one.future.set_exception(error)
-            return
+            if POPULAR not in self.config.ladder or rung == POPULAR:
+                for one in asked:
+                    one.future.set_exception(error)
+                return
+            rung, found = POPULAR, served.lists([one.ask for one in asked], POPULAR)
         took = time.monotonic() - began
         if rung != POPULAR:
             self._pace.note(rung, len(asked), took)

@@ -20,11 +20,12 @@ import queue
 import sqlite3
 import threading
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import Future
 
 from onesug_jax.errors import UserError
-from onesug_jax.logs.schema import HISTORY, LOG_SCHEMA
+from onesug_jax.logs.schema import HISTORY
+from onesug_jax.serve.export import LISTS, export
 
 FOLDER, FILE = "feedback", "events.sqlite"  # in WORK_DIR
 _VERSION = 1
@@ -38,13 +39,11 @@ CREATE INDEX IF NOT EXISTS by_user ON events (user_id, timestamp_ms);
 CREATE INDEX IF NOT EXISTS by_time ON events (timestamp_ms);
 PRAGMA user_version = {_VERSION};
 """
-_LISTS = ("shown", "clicked_items", "ordered_items")
 _DAY_MS = 86_400_000
 _TOGETHER = 256  # most events of one transaction
 _LOOKED_AT = 500  # latest events of a user that a history is taken from
 _PRUNE_SECONDS = 3600.0
 _END = None  # the last thing the writing thread is given
-_EXPORTED_TOGETHER = 8192
 
 
 @dataclasses.dataclass(frozen=True)
@@ -278,7 +277,7 @@ class FeedbackStore:
         an event without a value has "". The file appears whole; it is not made without events.
         """
         with self._reader:
-            return export_rows(self._reading, path, profile, since_ms)
+            return export(self._reading, path, profile, since_ms)
 
 
 def _put(connection: sqlite3.Connection, event: Event) -> str:
@@ -290,7 +289,7 @@ def _put(connection: sqlite3.Connection, event: Event) -> str:
         if not event.query:
             raise Unknown(f"no request {event.request_id!r} is stored yet")
         row = dataclasses.asdict(event)
-        for name in (*_LISTS, "profile"):
+        for name in (*LISTS, "profile"):
             row[name] = _json(row[name])
         row[HISTORY] = None if event.history is None else _json(event.history)
         names = ", ".join(row)
@@ -319,56 +318,3 @@ def _put(connection: sqlite3.Connection, event: Event) -> str:
 
 def _json(value) -> str:
     return json.dumps(value, ensure_ascii=False)
-
-
-def export_rows(
-    connection: sqlite3.Connection, path: str, profile: Sequence[str], since_ms: int
-) -> int:
-    """See `FeedbackStore.export`."""
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    connection.execute("BEGIN")  # one state of the file, whatever is written meanwhile
-    try:
-        where = "WHERE timestamp_ms >= ?"
-        names = connection.execute(
-            f"SELECT DISTINCT key FROM events, json_each(events.profile) {where} ORDER BY key",
-            (since_ms,),
-        ).fetchall()
-        columns = list(dict.fromkeys([*profile, *(name for (name,) in names)]))
-        schema = pa.schema(
-            [
-                *LOG_SCHEMA,
-                (HISTORY, pa.list_(pa.string())),
-                *((name, pa.string()) for name in columns),
-            ]
-        )
-        rows = connection.execute(
-            f"SELECT * FROM events {where} ORDER BY timestamp_ms, request_id", (since_ms,)
-        )
-        count = 0
-        with contextlib.ExitStack() as stack:
-            for batch in _batches(rows):
-                if not count:
-                    writer = stack.enter_context(pq.ParquetWriter(path + ".new", schema))
-                for row in batch:
-                    row.update(dict.fromkeys(columns, "") | row["profile"])
-                writer.write_table(pa.Table.from_pylist(batch, schema))
-                count += len(batch)
-    finally:
-        connection.execute("COMMIT")
-    if count:
-        os.replace(path + ".new", path)
-    return count
-
-
-def _batches(rows: sqlite3.Cursor) -> Iterator[list[dict]]:
-    """Rows as the log has them, some thousands at a time."""
-    names = [column[0] for column in rows.description]
-    while batch := rows.fetchmany(_EXPORTED_TOGETHER):
-        found = [dict(zip(names, row, strict=True)) for row in batch]
-        for row in found:
-            for name in (*_LISTS, "profile"):
-                row[name] = json.loads(row[name])
-            row[HISTORY] = None if row[HISTORY] is None else json.loads(row[HISTORY])
-        yield found

@@ -61,7 +61,7 @@ CONFIGURABLES = {
     "suggester": "onesug_jax.stages.lists:suggester",
     "SliceSpec": "onesug_jax.evaluate.evaluator:SliceSpec",
     "evaluate": "onesug_jax.stages.lists:evaluate",
-    "EngineConfig": "onesug_jax.serve.engine:EngineConfig",
+    "EngineConfig": "onesug_jax.serve.config:EngineConfig",
     "ServerConfig": "onesug_jax.serve.server:ServerConfig",
     "FeedbackConfig": "onesug_jax.serve.feedback:FeedbackConfig",
     "compile": "onesug_jax.stages.compile:compile_ahead",

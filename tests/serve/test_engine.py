@@ -73,12 +73,24 @@ def test_a_real_model_answers_through_the_engine(started, tiny):
 
 def test_a_batch_that_fails_fails_alone(started, pretended):
     served = pretended()
-    engine = started(served)
-    served.fails = RuntimeError("broken")
-    with pytest.raises(RuntimeError, match="broken"):
+    engine = started(served, ladder=("beam",))
+    served.fails = RuntimeError("what was typed")
+    with pytest.raises(RuntimeError, match="typed"):
         answer(engine, asked("a"))
+    assert "RuntimeError" in engine.said[-1] and "typed" not in engine.said[-1]
     served.fails = None
     assert answer(engine, asked("a")).listed.texts
+
+
+def test_where_the_model_fails_the_most_popular_answer(started, pretended):
+    served = pretended()
+    engine = started(served)
+    served.fails = RuntimeError("broken")
+    found = answer(engine, asked("a", ()))
+    assert found.rung == "popular" and found.listed.texts[0] == "a popular 0"
+    served.fails = None
+    found = answer(engine, asked("a", ()))
+    assert found.rung == "beam" and not found.cached
 
 
 # ------------------------------------------------------------------ the queue
@@ -142,6 +154,19 @@ def test_closing_answers_what_was_accepted_and_accepts_no_more(started, pretende
     served.gate.set()
     closing.join(30)
     assert all(future.result(0).listed.texts for future in [first, *accepted])
+
+
+def test_places_of_clients_that_have_gone_are_given_to_others(started, pretended):
+    engine, served, first = blocked_engine(started, pretended, queue=3, ladder=("beam",))
+    gone = [engine.submit(asked(f"gone {i}")) for i in range(3)]
+    with pytest.raises(Full):
+        engine.submit(asked("too early"))
+    assert gone[0].cancel() and gone[2].cancel()
+    others = [engine.submit(asked(f"p{i}")) for i in range(2)]
+    with pytest.raises(Full):
+        engine.submit(asked("too late"))
+    served.gate.set()
+    assert all(future.result(30) for future in (first, gone[1], *others))
 
 
 # ------------------------------------------------------------------ the ladder
@@ -271,7 +296,7 @@ def test_a_first_version_that_cannot_be_loaded_is_told():
     def load(path):
         raise UserError("no model here")
 
-    engine = Engine(lambda: "/work", load, say=lambda line: None)
+    engine = Engine(lambda: "/work", load, EngineConfig(), say=lambda line: None)
     with pytest.raises(NotReady):
         engine.submit(asked("a"))
     with pytest.raises(UserError, match="no model here"):

@@ -189,7 +189,7 @@ def test_before_the_model_is_there_only_lists_wait(client, monkeypatch):
 
 
 def test_a_model_that_fails_is_the_servers_fault_and_tells_nothing(client):
-    here = client()
+    here = client(engine={"ladder": ("beam",)})
     here.served.fails = RuntimeError("what somebody typed")
     reply = here.post("/suggest", json={"prefix": "a"})
     assert reply.status_code == 500 and "typed" not in reply.text
