@@ -57,13 +57,10 @@ function endpoint(api, path, verb, about) {
   words.setAttribute("aria-label", `body or path for ${verb} ${path}`);
   words.rows = body ? 7 : 1;
   words.value = body ? JSON.stringify(EXAMPLES[path] || {}, null, 1) : path.replace(/{.*}/, "somebody");
-  const key = make("input");
-  key.type = "password";
-  key.placeholder = "API key, if there is one";
-  key.setAttribute("aria-label", "API key");
+  const key = document.getElementById("key");
   const button = make("button", "", "Send");
   const row = make("div", "try");
-  row.append(button, key);
+  row.append(button);
   const answer = make("pre");
   answer.hidden = true;
   button.addEventListener("click", async () => {
@@ -85,6 +82,8 @@ function endpoint(api, path, verb, about) {
   card.append(words, row, answer);
   return card;
 }
+
+document.getElementById("key-form").addEventListener("submit", (event) => event.preventDefault());
 
 fetch("openapi.json").then((response) => response.json()).then((api) => {
   const main = document.getElementById("endpoints");
