@@ -11,7 +11,8 @@ run in the Python that ONESUG_COMPARE_PYTHON names (`bench_generate.py`). Sides 
 what else the machine does hits all. SIZE:6+6 is a size with as many encoder and decoder layers.
 
 Part `closed`: lists of the known queries of a simulated shop, text to text, by mode, and beside a
-search without caches that must give the same scores.
+search without caches that must give the same scores. Part `trie`, by itself: what a million known
+queries cost.
 
 Needs no gin, SeqIO or TensorFlow.
 """
@@ -503,11 +504,53 @@ def closed(name: str, requests: int) -> None:
     print(row("arrays only, any known query: no caches, same scores", theirs, base))
 
 
+# --------------------------------------------------------------------------------------- trie
+
+
+def trie(queries: int) -> None:
+    """What a large set of known queries costs: arrays on the device, and time to build them."""
+    from onesug_jax.decode.known import Filter, KnownQueries
+    from onesug_jax.decode.trie import build_trie
+    from onesug_jax.tasks.features import FeatureSpec, Featurizer
+
+    with tempfile.TemporaryDirectory() as folder:
+        _, index, vocabulary = shop(folder, 20_000)
+    rng = np.random.default_rng(0)
+    words = np.array(sorted({word for query in index.queries for word in query.split()}))
+    made: dict[str, int] = {}
+    while len(made) < queries:
+        drawn = words[np.minimum(rng.zipf(1.3, (queries, 5)) - 1, len(words) - 1)]
+        sizes = rng.integers(2, 6, queries)
+        for row, size, count in zip(drawn, sizes, rng.zipf(1.5, queries), strict=True):
+            made[" ".join(row[:size])] = int(count)
+            if len(made) == queries:
+                break
+    began = time.perf_counter()
+    known = KnownQueries.of(made, Featurizer(vocabulary, FeatureSpec()))
+    read = time.perf_counter()
+    built, rank_of_node = build_trie(known.tokens)
+    done = time.perf_counter()
+    shown = Filter(("lamp", "red"), least_count=2).of(known.texts, known.counts)
+    hidden = built.showing(shown, rank_of_node)
+    jax.block_until_ready(hidden.low)
+    filtered = time.perf_counter()
+    size = sum(leaf.nbytes for leaf in jax.tree.leaves(built))
+    print(
+        f"\n{len(known.texts):,} queries of {np.count_nonzero(known.tokens, axis=1).mean():.1f} "
+        f"tokens: {len(built.token):,} nodes, {size / 1e6:.1f} MB on the device; "
+        f"{read - began:.1f} s to tokenise, {done - read:.1f} s to build, "
+        f"{filtered - done:.1f} s to exchange a filter that leaves {shown.sum():,}"
+    )
+
+
 def decode(sizes, options) -> None:
     """All parts asked for, size by size."""
     batches, large = (
         [int(n) for n in told.split(",") if n] for told in (options.batch or "1,16", options.large)
     )
+    if options.part == "trie":
+        trie(options.count or 1_000_000)
+        return
     for name in sizes:
         if options.part in ("all", "free"):
             began = time.perf_counter()
@@ -523,7 +566,7 @@ def decode(sizes, options) -> None:
 
 def add_flags(parser: argparse.ArgumentParser) -> None:
     """What the suite can be told."""
-    parser.add_argument("--part", choices=("all", "free", "closed"), default="all")
+    parser.add_argument("--part", choices=("all", "free", "closed", "trie"), default="all")
     parser.add_argument("--batch", help="requests at a time, or a step (decode: 1,16)")
     parser.add_argument("--large", default="", help="more, for ours and `generate` alone: 256,1024")
     parser.add_argument("--sides", default=",".join(SIDES), help="part `free`: of these")

@@ -1,5 +1,6 @@
 """The bench runs and prints its tables; the times in them are never asserted on."""
 
+import functools
 import importlib
 import os
 import re
@@ -7,6 +8,8 @@ import subprocess
 import sys
 
 import pytest
+
+from onesug_jax import main
 
 MINUTE = """
 ModelConfig.d_model = 16
@@ -23,12 +26,27 @@ ROW = re.compile(r"  (ours|Hugging Face)\b.*? +([\d.]+) +([\d,]+) +[\d.]+ +[\d.]
 @pytest.mark.parametrize("suite", ["decode", "layouts", "rwr"])
 def test_suite_prints_its_table(suite, project_root):
     command = [sys.executable, "launch/bench.py", "--suite", suite, "--model", "mini"]
+    if suite == "decode":
+        command += ["--batch", "1", "--seconds", "0.2", "--vocabulary", "4224"]
+    environment = {**os.environ, "ONESUG_COMPARE_PYTHON": ""}
     done = subprocess.run(
-        [*command, "--count", "8"], cwd=project_root, capture_output=True, text=True, timeout=500
+        [*command, "--count", "8"],
+        cwd=project_root,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=500,
     )
     assert done.returncode == 0, done.stderr
     rows = {
-        "decode": ["text to text", "no caches, same scores"],
+        "decode": [
+            "same: 100% of the lists, 100% of their first",
+            "transformers: not run: set ONESUG_COMPARE_PYTHON",
+            "beam, text to text",
+            "score, text to text",
+            "hybrid, text to text",
+            "no caches, same scores",
+        ],
         "layouts": ["bucketed", "packed"],
         "rwr": ["encode once", "repeat the request"],
     }
@@ -84,16 +102,32 @@ def test_training_steps_are_timed_without_the_other_side(tmp_path, project_root)
 
 def test_why_the_other_side_did_not_run(tmp_path, project_root, monkeypatch):
     monkeypatch.syspath_prepend(str(project_root / "launch"))
-    bench_train = importlib.import_module("bench_train")
-    monkeypatch.setenv("ONESUG_COMPARE_PYTHON", str(tmp_path / "none"))
-    with pytest.raises(bench_train.NotRun, match="none: No such file"):
-        bench_train.Theirs(stage="matmul")
+    train, decode = map(importlib.import_module, ("bench_train", "bench_decode"))
+    sides = {train.Theirs: train.NotRun, functools.partial(decode.There, ""): decode.NotRun}
     broken = tmp_path / "broken"
     broken.write_text("#!/bin/sh\necho 'no module named torch' >&2\nexit 1\n")
     broken.chmod(0o755)
-    monkeypatch.setenv("ONESUG_COMPARE_PYTHON", str(broken))
-    with pytest.raises(bench_train.NotRun, match="not run: no module named torch"):
-        bench_train.Theirs(stage="matmul")
+    for side, not_run in sides.items():
+        monkeypatch.setenv("ONESUG_COMPARE_PYTHON", str(tmp_path / "none"))
+        with pytest.raises(not_run, match="none: No such file"):
+            side(stage="matmul")
+        monkeypatch.setenv("ONESUG_COMPARE_PYTHON", str(broken))
+        with pytest.raises(not_run, match="not run: no module named torch"):
+            side(stage="matmul")
+
+
+def test_sizes_are_read_without_gin_as_gin_reads_them(project_root, monkeypatch):
+    """Every size of gin_configs/models, includes and all; SIZE:9+3 changes its layers alone."""
+    monkeypatch.syspath_prepend(str(project_root / "launch"))
+    bench_decode = importlib.import_module("bench_decode")
+    for path in (project_root / "gin_configs" / "models").glob("*.gin"):
+        config = main.read_config(flags=[("MODEL", repr(path.stem))])
+        found = bench_decode.size_of(path.stem)
+        assert {f"ModelConfig.{key}": value for key, value in found.items()}.items() <= {
+            key: config.resolved(value) for key, value in config.bindings.items()
+        }.items()
+    layers = {"encoder_layers": 9, "decoder_layers": 3}
+    assert bench_decode.size_of("base:9+3") == bench_decode.size_of("base") | layers
 
 
 @pytest.mark.slow

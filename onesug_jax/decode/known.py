@@ -6,16 +6,21 @@ anybody searched. `Filter` is applied to the finished set, so that it can be cha
 
 from __future__ import annotations
 
+import bisect
 import dataclasses
+import functools
 import os
 import re
 from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
 
+from onesug_jax.decode.trie import TextRanks
 from onesug_jax.errors import UserError
 from onesug_jax.logs.schema import normalise_query
 from onesug_jax.tasks.features import Featurizer
+
+_REMEMBERED = 1 << 16  # texts whose ranks are kept
 
 
 @dataclasses.dataclass(frozen=True)
@@ -117,3 +122,66 @@ def _most_searched(texts: Iterable[str], counts: np.ndarray) -> list[int]:
         if other is None or counts[i] > counts[other]:
             held[same] = i
     return sorted(held.values())
+
+
+class ClosedSet:
+    """The texts a list is kept to: which of them a prefix may get, and which may be shown.
+
+    Attributes:
+      texts: sorted by code point; a text's rank is its place here.
+      shown: `[N]` booleans.
+    """
+
+    def __init__(self, texts: list[str], counts: np.ndarray, must_start: bool):
+        """`must_start`: a prefix that texts start with gets none but those."""
+        self.texts, self._counts, self._must_start = texts, counts, must_start
+        self._ranks = TextRanks(texts)
+        self.shown = np.ones(len(texts), bool)
+        self.rank = functools.lru_cache(maxsize=_REMEMBERED)(self._find)
+
+    def passing(self, shown: Filter | None) -> np.ndarray:
+        """Whether each text passes the filter, `[N]`; None: all do.
+
+        Raises:
+          UserError: none does.
+        """
+        if shown is None:
+            return np.ones(len(self.texts), bool)
+        passed = shown.of(self.texts, self._counts)
+        if not passed.any():
+            raise UserError(
+                f"none of the {len(self.texts):,} known queries passes the filter "
+                f"({len(shown.blocked):,} blocked terms, least_count={shown.least_count}): "
+                "nothing could be suggested; block less"
+            )
+        return passed
+
+    def interval(self, prefix: str) -> tuple[int, int]:
+        """Ranks `low <= rank < high` of the texts this prefix may get."""
+        if self._must_start:
+            low, high = self._ranks.starting_with(prefix)
+            if low < high:
+                return low, high
+        return 0, len(self.texts)
+
+    def all_of(self, prefix: str, most: int) -> np.ndarray | None:
+        """Ranks of all texts that this prefix may get and that may be shown; None: more than
+        `most`.
+        """
+        low, high = self.interval(prefix)
+        if high - low > 4 * most:  # too many to look through
+            return None
+        ranks = low + np.flatnonzero(self.shown[low:high])
+        return ranks if len(ranks) <= most else None
+
+    def among(self, prefix: str, candidates: Sequence[str]) -> np.ndarray:
+        """Ranks of the candidates that this prefix may get and that may be shown."""
+        low, high = self.interval(prefix)
+        ranks = np.array([self.rank(text) for text in candidates], np.int64)
+        ranks = ranks[(low <= ranks) & (ranks < high)]
+        return ranks[self.shown[ranks]]
+
+    def _find(self, text: str) -> int:
+        """The rank of a text, else -1."""
+        rank = bisect.bisect_left(self.texts, text)
+        return rank if rank < len(self.texts) and self.texts[rank] == text else -1

@@ -13,9 +13,10 @@ What no candidate list holds cannot be found this way; `hybrid` (`suggester`) ad
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import flax.struct
+import jax
 import jax.numpy as jnp
 import numpy as np
 
@@ -24,6 +25,7 @@ from onesug_jax.decode.beam import ReadRequests
 from onesug_jax.errors import UserError
 from onesug_jax.model.seq2seq import Seq2Seq
 
+_LEAST_NODES = 64
 MODES = ("beam", "score", "hybrid")
 
 
@@ -51,11 +53,12 @@ class ScoreConfig:
 
 @flax.struct.dataclass
 class Trees:
-    """The beginnings of every request's candidates; node 0 is the empty one.
+    """The beginnings of candidates, of one request or, with a leading axis B, of a batch; node 0 is
+    the empty one.
 
     Attributes:
-      tokens: `[B, M]`; depths: `[B, M]`; paths: `[B, M, T]` (see `arrays`). Nodes that fill up a
-        tree are roots.
+      tokens: `[M]`; depths: `[M]`; paths: `[M, T]` (see `arrays`). Nodes that fill up a tree are
+        roots.
     """
 
     tokens: TreeTokens
@@ -63,55 +66,81 @@ class Trees:
     paths: Paths
 
 
-def plant(tables: Sequence[np.ndarray]) -> tuple[Trees, list[np.ndarray]]:
-    """Lays out the trees of a batch, in numpy.
+def plant(table: np.ndarray) -> tuple[Trees, np.ndarray]:
+    """Lays out one request's tree, in numpy.
 
     Args:
-      tables: of each request, the token sequences of its candidates `[C, T]`, each with its end of
-        sequence, then 0; T is the same for all.
+      table: `[C, T]` the token sequences of its candidates, each with its end of sequence, then 0.
 
     Returns:
-      trees of as many nodes as the largest needs, and of each request `[C]` the node at which each
-      candidate ends (its end of sequence is no node).
+      the tree, and `[C]` the node at which each candidate ends (its end of sequence is no node).
     """
-    sizes = [len(table) for table in tables]
-    owner = np.repeat(np.arange(len(tables)), sizes)
-    table = np.concatenate(tables).astype(np.int32)
-    length = table.shape[1]
-    body = np.count_nonzero(table, axis=1) - 1
-    order = np.lexsort((*table.T[::-1], owner))
-    table, body, owner = table[order], body[order], owner[order]
+    count, length = table.shape
+    order = np.lexsort(table.T[::-1])
+    rows = table[order]
+    body = np.count_nonzero(rows, axis=1) - 1
 
     # A row opens a node at every depth from where it leaves the row above it.
-    leaves = np.ones((len(table), length), bool)
-    leaves[1:] = table[1:] != table[:-1]
-    leaves[1:, 0] |= owner[1:] != owner[:-1]
+    leaves = np.ones((count, length), bool)
+    leaves[1:] = rows[1:] != rows[:-1]
     inside = np.arange(length) < body[:, None]
     opens = np.logical_or.accumulate(leaves, axis=1) & inside
     row, column = np.nonzero(opens)
-    counts = np.bincount(owner[row], minlength=len(tables))
-    number = np.arange(len(row)) - np.repeat(np.cumsum(counts) - counts, counts) + 1
+    path = np.zeros((count, length), np.int32)  # of every row, the node of each depth but 0
+    path[row, column] = np.arange(1, len(row) + 1)
+    opener = np.maximum.accumulate(np.where(opens, np.arange(count)[:, None], 0), axis=0)
+    path = np.where(inside, np.take_along_axis(path, opener, axis=0), 0)
 
-    path = np.zeros((len(table), length), np.int32)  # by row: the node of each depth but 0
-    path[row, column] = number
-    within = np.where(opens, np.arange(len(table))[:, None], 0)
-    path = np.take_along_axis(path, np.maximum.accumulate(within, axis=0), axis=0)
-    path = np.where(inside, path, 0)
+    paths = np.zeros((len(row) + 1, length), np.int32)
+    paths[1:, 1:] = np.where(np.arange(length - 1) <= column[:, None], path[row, :-1], 0)
+    ends = np.zeros(count, np.int32)
+    ends[order] = np.where(body > 0, path[np.arange(count), np.maximum(body - 1, 0)], 0)
+    tokens = np.concatenate([[0], rows[row, column]]).astype(np.int32)
+    return Trees(tokens, np.concatenate([[0], column + 1]).astype(np.int32), paths), ends
 
-    nodes = int(counts.max(initial=0)) + 1
-    trees = Trees(
-        tokens=np.zeros((len(tables), nodes), np.int32),
-        depths=np.zeros((len(tables), nodes), np.int32),
-        paths=np.zeros((len(tables), nodes, length), np.int32),
-    )
-    at = owner[row], number
-    trees.tokens[at] = table[row, column]
-    trees.depths[at] = column + 1
-    above = np.where(np.arange(length - 1) <= column[:, None], path[row, :-1], 0)
-    trees.paths[(*at, slice(1, None))] = above
-    ends = np.zeros(len(table), np.int32)
-    ends[order] = np.where(body > 0, path[np.arange(len(table)), np.maximum(body - 1, 0)], 0)
-    return trees, np.split(ends, np.cumsum(sizes)[:-1])
+
+def room_for(nodes: int) -> int:
+    """How many nodes a tree of so many is filled up to: few shapes, few programs."""
+    room = _LEAST_NODES
+    while room < nodes:
+        room *= 2
+    return room
+
+
+def side_by_side(trees: Sequence[Trees], size: int, room: int | None = None) -> Trees:
+    """A batch of `size`: these trees, filled up to one number of nodes (`room`, or what
+    `room_for` gives the largest), and empty ones.
+    """
+    room = room or room_for(max(len(tree.tokens) for tree in trees))
+
+    def stack(*leaves: np.ndarray) -> np.ndarray:
+        out = np.zeros((size, room, *leaves[0].shape[1:]), np.int32)
+        for row, leaf in zip(out, leaves, strict=False):
+            row[: len(leaf)] = leaf
+        return out
+
+    return jax.tree.map(stack, *trees)
+
+
+@dataclasses.dataclass(frozen=True)
+class Pool:
+    """What one request's list is chosen from.
+
+    Attributes:
+      tree: the token sequences; ends: `[C]` the node at which each ends.
+      text: gives the text of the n-th.
+      complete: whether nothing else could be in the list.
+    """
+
+    tree: Trees
+    ends: np.ndarray
+    text: Callable[[int], str]
+    complete: bool = False
+
+    @classmethod
+    def of(cls, tokens: np.ndarray, text: Callable[[int], str], complete: bool = False) -> Pool:
+        """A pool of the sequences `[C, T]`, as `plant` takes them."""
+        return cls(*plant(tokens), text, complete)
 
 
 def score_trees(

@@ -5,7 +5,9 @@ the server all use it, so they show the same lists. No TensorFlow here. Requests
 fixed shapes (batch sizes, input lengths and trees rounded up), so that few programs are compiled.
 
 Three modes: "beam" writes the list; "score" ranks the candidates that requests bring, in one pass
-(`score.py`); "hybrid" does both, with fewer and shorter beams, and lists the best of either.
+(`score.py`); "hybrid" does both, with fewer and shorter beams, and lists the best of either. Where
+no more queries than there are beams start with the prefix, beams would hold all of them to the end,
+so in every mode they are scored instead: the same list, sooner.
 """
 
 from __future__ import annotations
@@ -14,7 +16,7 @@ import bisect
 import dataclasses
 import functools
 import heapq
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Protocol
 
 import jax
@@ -22,16 +24,23 @@ import numpy as np
 
 from onesug_jax.arrays import NodeScores
 from onesug_jax.decode.beam import BeamConfig, BeamResult, beam_search, read_requests, search
-from onesug_jax.decode.known import Filter, KnownQueries
-from onesug_jax.decode.score import MODES, ScoreConfig, Trees, plant, score_trees
-from onesug_jax.decode.trie import NEVER, Constraint, Free, TextRanks, build_trie
+from onesug_jax.decode.known import ClosedSet, Filter, KnownQueries
+from onesug_jax.decode.score import (
+    MODES,
+    Pool,
+    ScoreConfig,
+    Trees,
+    room_for,
+    score_trees,
+    side_by_side,
+)
+from onesug_jax.decode.trie import NEVER, Constraint, Free, build_trie
 from onesug_jax.errors import UserError
 from onesug_jax.model.seq2seq import Seq2Seq, for_decoding
 from onesug_jax.tasks.features import Featurizer, Request
 
 _LENGTH_STEP = 32  # input lengths are rounded up to multiples of this
-_LEAST_NODES = 64  # trees are filled up to this many nodes, or twice, four times .. as many
-_REMEMBERED = 1 << 16  # texts whose ranks are kept
+_NODES_AT_ONCE = 1 << 13  # of all trees of a batch
 
 
 @dataclasses.dataclass(frozen=True)
@@ -48,8 +57,8 @@ class Shapes:
 
     Attributes:
       batch_sizes: requests. lengths: ids of a request, the last one the longest input.
-      nodes: of the trees of "score" and "hybrid"; candidates that the last one does not hold are
-        left out. None: 64, 128, .. as many as it takes.
+      nodes: of trees of candidates; larger ones are cut, or left to the beams. None: 64, 128, ..,
+        as many as it takes.
     """
 
     batch_sizes: tuple[int, ...]
@@ -126,6 +135,7 @@ class Suggester:
 
     Attributes:
       shapes: what batches are filled up to; may be exchanged at any time.
+      scoring: may be exchanged before the first request.
     """
 
     def __init__(
@@ -147,39 +157,36 @@ class Suggester:
         if list(batch_sizes) != sorted(set(batch_sizes)) or batch_sizes[0] < 1:
             raise UserError(f"batch_sizes = {batch_sizes}: expected ascending sizes from 1 up")
         self.model, self.params = for_decoding(model, params)
-        self.featurizer, self.must_start = featurizer, must_start
+        self.featurizer = featurizer
+        longest = featurizer.spec.input_length
+        lengths = (*range(_LENGTH_STEP, longest, _LENGTH_STEP), longest)
+        self.shapes = Shapes(tuple(batch_sizes), lengths)
         vocabulary = featurizer.vocabulary
         text = np.arange(model.config.vocab_size) < vocabulary.pieces
         text[[vocabulary.pad_id, vocabulary.unk_id]] = False
         self.constraint: Constraint = Free(jax.numpy.asarray(text))
-        self._texts: list[str] = []
-        self._table: np.ndarray | None = None
+        self._set: ClosedSet | None = None
         self._ids = ids
         if ids is not None:
             if queries is None:
                 raise UserError("lists of semantic ids need the known queries: set closed=True")
-            self._texts = sorted(queries)
-            self._counts = np.array([queries[text] for text in self._texts])
-            codes = np.unique(np.asarray(ids.ids), axis=0)
-            sequences = [tuple(featurizer.id_tokens(row).tolist()) for row in codes]
+            texts = sorted(queries)
+            counts = np.array([queries[text] for text in texts])
+            self._set = ClosedSet(texts, counts, must_start)
+            self._codes = np.unique(np.asarray(ids.ids), axis=0)
+            sequences = [tuple(featurizer.id_tokens(row).tolist()) for row in self._codes]
             self.constraint, self._rank_of_node = build_trie(sequences)
-            self._codes = codes
             config = dataclasses.replace(config, max_length=len(sequences[0]))
         elif queries is not None:
             known = KnownQueries.of(queries, featurizer)
-            self._texts, self._counts, self._table = known.texts, known.counts, known.tokens
+            self._set = ClosedSet(known.texts, known.counts, must_start)
+            self._tokens = known.tokens
             self.constraint, self._rank_of_node = build_trie(known.tokens)
             longest = known.tokens.shape[1]
             config = dataclasses.replace(config, max_length=min(config.max_length, longest))
-        longest = featurizer.spec.input_length
-        self.shapes = Shapes(
-            tuple(batch_sizes), (*range(_LENGTH_STEP, longest, _LENGTH_STEP), longest)
-        )
-        self.config, self._ranks = config, TextRanks(self._texts)
-        self._width = config.max_length if self._table is None else self._table.shape[1]
+        self.config = config
         self._whole = self.constraint
         self.show(shown)
-        self._rank = functools.lru_cache(maxsize=_REMEMBERED)(self._find)
         beams = min(self.scoring.beams, config.beams)
         self._short = dataclasses.replace(
             config,
@@ -202,22 +209,18 @@ class Suggester:
         Raises:
           UserError: no known query passes, or the set is open.
         """
-        if shown is None or shown == Filter():
-            self._shown, self.constraint = np.ones(len(self._texts), bool), self._whole
+        if self._set is None:
+            if shown is not None and shown != Filter():
+                raise UserError("a filter chooses among known queries: set closed=True")
             return
-        if not self._texts:
-            raise UserError("a filter chooses among known queries: set closed=True")
-        passed = shown.of(self._texts, self._counts)
-        if not passed.any():
-            raise UserError(
-                f"none of the {len(self._texts):,} known queries passes the filter "
-                f"({len(shown.blocked):,} blocked terms, least_count={shown.least_count}): "
-                "nothing could be suggested; block less"
-            )
+        passed = self._set.passing(shown)
         constraint = self._whole
         if self._ids is None:
-            constraint = self._whole.showing(passed, self._rank_of_node)
-        self._shown, self.constraint = passed, constraint
+            lengths = np.count_nonzero(self._tokens, axis=1)
+            passed &= lengths <= self.config.max_length
+            if not passed.all():
+                constraint = self._whole.showing(passed, self._rank_of_node)
+        self._set.shown, self.constraint = passed, constraint
 
     def __call__(self, requests: Sequence[Request], k: int | None = None) -> list[list[str]]:
         """The texts of `suggest`: one list a request, best first."""
@@ -246,18 +249,41 @@ class Suggester:
         mode = self.mode if mode is None else _known_mode(mode)
         ids = [self.featurizer.inputs(request) for request in requests]
         pools = [self._pool(request, mode) for request in requests]
+        ways: dict[str, list[int]] = {}
+        for i, pool in enumerate(pools):
+            way = "beam" if pool is None else "score" if pool.complete else mode
+            ways.setdefault(way, []).append(i)
         lists: list[list[Suggestion]] = [[] for _ in requests]
-        largest = self.shapes.batch_sizes[-1]
-        for pooled in (False, True):
-            order = [i for i, pool in enumerate(pools) if bool(pool) == pooled]
-            order.sort(key=lambda i: (len(pools[i]), len(ids[i])))
-            for start in range(0, len(order), largest):
-                chosen = order[start : start + largest]
-                batch = [[given[i] for i in chosen] for given in (ids, requests, pools)]
-                found = self._from_pools(*batch, mode) if pooled else self._written(*batch[:2])
+        for way, order in ways.items():
+            nodes = {i: self._room(pools[i]) for i in order}
+            order.sort(key=lambda i: (nodes[i], len(ids[i])))
+            while order:
+                chosen = order[: self._together(nodes[order[0]])]
+                # Larger trees further on would have all of the batch filled up to them.
+                chosen = [i for i in chosen if nodes[i] == nodes[chosen[0]]]
+                order = order[len(chosen) :]
+                batch = [[given[i] for i in chosen] for given in (ids, requests)]
+                if way == "beam":
+                    found = self._written(*batch)
+                else:
+                    there = [pools[i] for i in chosen]
+                    found = self._from_pools(*batch, there, nodes[chosen[0]], way)
                 for i, suggestions in zip(chosen, found, strict=True):
                     lists[i] = suggestions[:k]
         return lists
+
+    def _together(self, nodes: int) -> int:
+        """How many requests with trees of so many nodes are answered at once."""
+        sizes = self.shapes.batch_sizes
+        fitting = [size for size in sizes if size * nodes <= _NODES_AT_ONCE]
+        return fitting[-1] if fitting else sizes[0]
+
+    def _room(self, pool: Pool | None) -> int:
+        """How many nodes a request's tree is filled up to; 1 without one."""
+        if pool is None:
+            return 1
+        nodes = len(pool.tree.tokens)
+        return _least(self.shapes.nodes, nodes) if self.shapes.nodes else room_for(nodes)
 
     def _inputs(self, ids: list[np.ndarray], requests: list[Request]):
         """The encoder's ids of a batch of at most the largest size, `[size, L]`, and the vectors of
@@ -280,9 +306,9 @@ class Suggester:
 
     def _kept_to(self, requests: list[Request], size: int) -> Constraint:
         """The constraint of a batch filled up to `size`."""
-        if not self._texts or self._ids is not None:
+        if self._set is None or self._ids is not None:
             return self.constraint
-        intervals = [self._interval(request.prefix) for request in requests]
+        intervals = [self._set.interval(request.prefix) for request in requests]
         intervals += intervals[:1] * (size - len(requests))
         return self.constraint.between(np.array(intervals, np.int32))
 
@@ -300,7 +326,7 @@ class Suggester:
         if self._ids is None:
             return [self._texts_of(*row) for row in rows]
         return [
-            self._texts_of_ids(scores, states, self._interval(request.prefix))
+            self._texts_of_ids(scores, states, self._set.interval(request.prefix))
             for (scores, states, _), request in zip(rows, requests, strict=True)
         ]
 
@@ -308,12 +334,15 @@ class Suggester:
         self,
         ids: list[np.ndarray],
         requests: list[Request],
-        pools: list[dict[str, np.ndarray]],
+        pools: list[Pool],
+        room: int,
         mode: str,
     ) -> list[list[Suggestion]]:
-        """Lists of one batch, by scoring its pools; "hybrid": and by beams."""
+        """Lists of one batch, by scoring its pools, whose trees are filled up to `room` nodes;
+        "hybrid": and by beams.
+        """
         tokens, soft = self._inputs(ids, requests)
-        trees, ends, pools = self._planted(pools, len(tokens))
+        trees = side_by_side([pool.tree for pool in pools], len(tokens), room)
         written: list[list[Suggestion]] = [[] for _ in requests]
         if mode == "score":
             scores = _scored(self.model, self._short, self.params, tokens, soft, trees)
@@ -324,42 +353,57 @@ class Suggester:
             )
             written = self._read(found, requests)
         lists = []
-        for pool, row, end, others in zip(pools, np.asarray(scores), ends, written, strict=False):
-            texts = {s.text: s.score for s in others}
-            texts |= zip(pool, row[end].tolist(), strict=True)
+        for pool, row, others in zip(pools, np.asarray(scores), written, strict=False):
+            of_pool = row[pool.ends]
+            best = np.argsort(-of_pool, kind="stable")[: self.config.returned]
+            texts = {pool.text(n): float(of_pool[n]) for n in best.tolist()}
+            for other in others:
+                texts.setdefault(other.text, other.score)
             best = heapq.nlargest(self.config.returned, texts.items(), key=lambda item: item[1])
             lists.append([Suggestion(text, score) for text, score in best])
         return lists
 
-    def _planted(self, pools: list[dict[str, np.ndarray]], size: int):
-        """The trees of a batch, filled up to `size` of them and to one of few numbers of nodes;
-        where the candidates end in them; and the pools, shortened to what the largest tree holds.
-        """
-        rooms = self.shapes.nodes
-        while True:
-            tables = [_padded(pool.values(), self._width) for pool in pools]
-            trees, ends = plant(tables)
-            have, nodes = trees.tokens.shape
-            if not rooms or nodes <= rooms[-1]:
-                break
-            most = max(map(len, pools)) * 3 // 4
-            pools = [dict(list(pool.items())[:most]) for pool in pools]
-        room = _least(rooms, nodes) if rooms else _LEAST_NODES
-        while room < nodes:
-            room *= 2
+    def _pool(self, request: Request, mode: str) -> Pool | None:
+        """What this request is answered from without beams, or beside them; None: by beams."""
+        most = self.scoring.candidates
+        if self._ids is not None:
+            return None
+        if self._set is None:
+            return self._open_pool(request.candidates[:most]) if mode != "beam" else None
+        beams = self.config.beams
+        ranks = self._set.all_of(request.prefix, beams if mode == "beam" else max(beams, most))
+        complete = ranks is not None
+        if ranks is None and mode != "beam":
+            ranks = self._set.among(request.prefix, request.candidates[:most])
+        if ranks is None or not len(ranks):
+            return None
+        pool = self._planted(ranks, complete)
+        largest = self.shapes.nodes[-1] if self.shapes.nodes else len(pool.tree.tokens)
+        if len(pool.tree.tokens) <= largest:
+            return pool
+        if mode == "beam":
+            return None
+        ranks = self._set.among(request.prefix, request.candidates[:most])
+        while len(pool.tree.tokens) > largest:
+            pool = self._planted(ranks, complete=False)
+            ranks = ranks[: len(ranks) * 3 // 4]
+        return pool if len(pool.ends) else None
 
-        def fill(x: np.ndarray) -> np.ndarray:
-            return np.pad(x, ((0, size - have), (0, room - nodes), *[(0, 0)] * (x.ndim - 2)))
+    def _planted(self, ranks: np.ndarray, complete: bool) -> Pool:
+        """The pool of the texts of these ranks."""
+        texts = self._set.texts
+        return Pool.of(self._tokens[ranks], lambda n: texts[ranks[n]], complete)
 
-        return jax.tree.map(fill, trees), ends, pools
-
-    def rehearse(self, mode: str, size: int, length: int, nodes: int = 0) -> None:
+    def rehearse(self, way: str, size: int, length: int, nodes: int = 0) -> None:
         """Runs the program of one shape on made-up input, and so compiles it where it is new.
 
         Args:
-          mode: as `suggest` takes it.
+          way: "beam" searches, "score" scores trees, "hybrid" does both at once. Requests of mode
+            "beam" are answered by either of the first two, those of the others by all they name.
           size, length: of a batch of requests. nodes: of its trees, but for "beam".
         """
+        if self._ids is not None and way != "beam":
+            return  # lists of semantic ids are written by beams alone
         featurizer = self.featurizer
         tokens = np.full((size, length), featurizer.vocabulary.prefix_id, np.int32)
         tokens[:, -1] = featurizer.vocabulary.eos_id
@@ -367,43 +411,27 @@ class Suggester:
         soft = np.zeros((size, 1, width), np.float32) if width else None
         constraint = self._kept_to([Request("")] * size, size)
         given = (self.params, tokens, soft)
-        if mode == "beam":
+        if way == "beam":
             done = _search(self.model, self.config, *given, constraint)
         else:
+            longest = self.config.max_length if self._set is None else self._tokens.shape[1]
             empty = np.zeros((size, nodes), np.int32)
-            trees = Trees(empty, empty, np.zeros((size, nodes, self._width), np.int32))
-            if mode == "score":
+            trees = Trees(empty, empty, np.zeros((size, nodes, longest), np.int32))
+            if way == "score":
                 done = _scored(self.model, self._short, *given, trees)
             else:
                 done = _both(self.model, self._short, *given, constraint, trees)
         jax.block_until_ready(done)
 
-    def _pool(self, request: Request, mode: str) -> dict[str, np.ndarray]:
-        """The candidates that this request may be answered with, and their target ids."""
-        if mode == "beam" or self._ids is not None:
-            return {}
-        candidates = request.candidates[: self.scoring.candidates]
-        if not self._texts:
-            longest = self._width
-            found = {text: self.featurizer.target(text) for text in candidates}
-            return {text: ids for text, ids in found.items() if 1 < len(ids) <= longest}
-        low, high = self._interval(request.prefix)
-        ranks = [self._rank(text) for text in candidates]
-        shown = self._shown
-        return {self._texts[r]: self._table[r] for r in ranks if low <= r < high and shown[r]}
-
-    def _find(self, text: str) -> int:
-        """The rank of a known query, else -1."""
-        rank = bisect.bisect_left(self._texts, text)
-        return rank if rank < len(self._texts) and self._texts[rank] == text else -1
-
-    def _interval(self, prefix: str) -> tuple[int, int]:
-        """Ranks of the queries this prefix may get."""
-        if self.must_start:
-            low, high = self._ranks.starting_with(prefix)
-            if low < high:
-                return low, high
-        return 0, len(self._texts)
+    def _open_pool(self, candidates: Sequence[str]) -> Pool | None:
+        """Any texts, where the set of queries is open."""
+        found = {text: self.featurizer.target(text) for text in candidates}
+        longest = self.config.max_length
+        found = {text: ids for text, ids in found.items() if 1 < len(ids) <= longest}
+        tokens = np.zeros((len(found), longest), np.int32)
+        for row, ids in zip(tokens, found.values(), strict=True):
+            row[: len(ids)] = ids
+        return Pool.of(tokens, list(found).__getitem__) if found else None
 
     def _texts_of(self, scores, states, sequences) -> list[Suggestion]:
         """Texts of one request's finished hypotheses; the better of two alike is kept."""
@@ -411,8 +439,8 @@ class Suggester:
         for score, state, sequence in zip(scores, states, sequences, strict=True):
             if score <= NEVER / 2:
                 break
-            if self._texts:
-                text = self._texts[self._rank_of_node[state]]
+            if self._set is not None:
+                text = self._set.texts[self._rank_of_node[state]]
             else:
                 text = " ".join(self.featurizer.vocabulary.decode(sequence.tolist()).split())
             if text:
@@ -429,8 +457,8 @@ class Suggester:
             if score <= NEVER / 2:
                 break
             for number in self._ids.numbers(self._codes[self._rank_of_node[state]]).tolist():
-                if interval[0] <= number < interval[1] and self._shown[number]:
-                    found.append(Suggestion(self._texts[number], float(score)))
+                if interval[0] <= number < interval[1] and self._set.shown[number]:
+                    found.append(Suggestion(self._set.texts[number], float(score)))
         return found[: self.config.returned]
 
 
@@ -438,15 +466,6 @@ def _known_mode(mode: str) -> str:
     if mode not in MODES:
         raise UserError(f"mode = {mode!r}: expected one of {', '.join(MODES)}")
     return mode
-
-
-def _padded(sequences: Iterable[Sequence[int]], length: int) -> np.ndarray:
-    """Token sequences as `[N, length]`, 0 behind their ends."""
-    rows = list(sequences)
-    table = np.zeros((len(rows), length), np.int32)
-    for row, ids in zip(table, rows, strict=True):
-        row[: len(ids)] = ids
-    return table
 
 
 def _least(sizes: Sequence[int], wanted: int) -> int:

@@ -38,7 +38,7 @@ class EngineConfig:
     prefixes: int = 65_536
     lengths: tuple[float, ...] = (0.75, 1.0)
     candidates: int = 32
-    nodes: tuple[int, ...] = (128,)
+    nodes: tuple[int, ...] = (64, 128)
     watch_seconds: float = 1.0
 
     def __post_init__(self):

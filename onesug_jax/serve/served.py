@@ -7,6 +7,7 @@ with the model it began with, and its caches go with it.
 from __future__ import annotations
 
 import collections
+import dataclasses
 import itertools
 import os
 import threading
@@ -126,7 +127,8 @@ class Served:
     ):
         self.version, self.path = version, path
         self.suggester, self.known, self.profile = suggester, known, tuple(profile)
-        self.candidates = min(candidates, suggester.scoring.candidates)
+        most = min(candidates, suggester.scoring.candidates)
+        suggester.scoring = dataclasses.replace(suggester.scoring, candidates=most)
         self.kept = Recent(lists)
         self._terms, self._stamp = (blocked, least_count), _stamp(blocked)
         self._shown = Filter.read(blocked, least_count)
@@ -144,7 +146,7 @@ class Served:
         After the first step every request can be served, in the largest shape; each further one
         adds smaller shapes, until all of `shapes` are there.
         """
-        modes = tuple(dict.fromkeys((*modes, "beam")))  # beams answer where there is no pool
+        ways = tuple(dict.fromkeys((*modes, "beam", "score")))  # what all of them fall back to
         sizes, lengths, nodes = shapes.batch_sizes, shapes.lengths, shapes.nodes
         done = set()
         self.known.text_vector(_STRANGE), self.known.meant(_STRANGE)
@@ -154,18 +156,18 @@ class Served:
             Shapes(sizes, lengths, nodes[-1:]),
             shapes,
         ):
-            for mode in modes:
-                rooms = (0,) if mode == "beam" else step.nodes
+            for way in ways:
+                rooms = (0,) if way == "beam" else step.nodes
                 for shape in itertools.product(step.batch_sizes, step.lengths, rooms):
                     if stop():
                         return
-                    if (mode, shape) in done:
+                    if (way, shape) in done:
                         continue
-                    done.add((mode, shape))
-                    self.suggester.rehearse(mode, *shape)
+                    done.add((way, shape))
+                    self.suggester.rehearse(way, *shape)
                     began = time.perf_counter()
-                    self.suggester.rehearse(mode, *shape)
-                    pace.note(mode, shape[0], time.perf_counter() - began)
+                    self.suggester.rehearse(way, *shape)
+                    pace.note(way, shape[0], time.perf_counter() - began)
             self.suggester.shapes = step
             yield
         for times in (8, 16, 32):  # the encoder's lengths, for texts that nobody knows
@@ -177,7 +179,7 @@ class Served:
         if rung == POPULAR:
             return [self.popular(ask.prefix) for ask in asks]
         distinct = list(dict.fromkeys((a.prefix, a.history, a.profile) for a in asks))
-        candidates = 0 if rung == "beam" else self.candidates
+        candidates = 0 if rung == "beam" else self.suggester.scoring.candidates
         columns = map(list, zip(*distinct, strict=True))
         requests = make_requests(self.known, *columns, candidates)
         found = self.suggester.suggest(requests, mode=rung)

@@ -1,5 +1,7 @@
 """Scored candidates have the scores of beams, and of a slow pass over each of them alone."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -7,18 +9,19 @@ import pytest
 from flax.core import meta
 
 from onesug_jax.decode.beam import BeamConfig, beam_search, read_requests
-from onesug_jax.decode.score import ScoreConfig, plant, score_trees
+from onesug_jax.decode.score import ScoreConfig, plant, score_trees, side_by_side
 from onesug_jax.decode.suggester import Suggester
-from onesug_jax.decode.trie import NEVER, Free, build_trie
+from onesug_jax.decode.trie import build_trie
 from onesug_jax.errors import UserError
+from onesug_jax.model import seq2seq
 from onesug_jax.model.config import ModelConfig
-from onesug_jax.model.seq2seq import Seq2Seq
+from onesug_jax.model.seq2seq import Seq2Seq, for_decoding
 from onesug_jax.tasks.features import FeatureSpec, Featurizer, Request, make_requests
 from onesug_jax.tasks.vocabulary import Vocabulary
 
 EOS, VOCAB, LENGTH = 1, 24, 6
 SMALL = {"d_model": 16, "num_heads": 2, "head_dim": 8, "d_ff": 32}
-T5 = ModelConfig(vocab_size=VOCAB, **SMALL, encoder_layers=2, decoder_layers=2)
+T5 = ModelConfig(vocab_size=VOCAB, **SMALL, encoder_layers=1, decoder_layers=2)
 FULL = ModelConfig(
     vocab_size=VOCAB,
     **SMALL,
@@ -58,65 +61,84 @@ def candidates(seed, count):
     return table
 
 
+@functools.partial(jax.jit, static_argnums=0)
+def _logs(model, params, tokens, shifted):
+    return jax.nn.log_softmax(model.apply({"params": params}, tokens, shifted))
+
+
 def alone(model, params, tokens, table, alpha):
     """Each candidate's score by a pass of its own through the training code."""
-    shifted = np.pad(table, ((0, 0), (1, 0)))[:, :-1]
-    logits = model.apply({"params": params}, np.repeat(tokens[None], len(table), 0), shifted)
-    logs = np.take_along_axis(np.asarray(jax.nn.log_softmax(logits)), table[..., None], -1)[..., 0]
+    room = np.zeros((64, table.shape[1]), np.int32)  # one shape, one program
+    room[: len(table)] = table
+    shifted = np.pad(room, ((0, 0), (1, 0)))[:, :-1]
+    logs = np.asarray(_logs(model, params, np.repeat(tokens[None], 64, 0), shifted))
+    logs = np.take_along_axis(logs, room[..., None], -1)[: len(table), :, 0]
     return (logs * (table > 0)).sum(1) / (table > 0).sum(1) ** alpha
+
+
+@functools.partial(jax.jit, static_argnums=(0, 4))
+def scored(model, params, tokens, trees, alpha):
+    return score_trees(model, params, read_requests(model, params, tokens), trees, alpha)
 
 
 @pytest.mark.parametrize("config", [T5, FULL], ids=["t5", "copying"])
 def test_scores_are_those_of_a_slow_pass_and_of_beams(config):
     """Two requests with candidates of their own, wide beams kept to one request's candidates."""
     model, params = model_of(config)
+    ready = for_decoding(model, params)
     tokens, alpha = requests(2), 0.7
     tables = [candidates(0, 40), candidates(1, 12)]
-    trees, ends = plant(tables)
-    score = jax.jit(
-        lambda p, x, trees: score_trees(model, p, read_requests(model, p, x), trees, alpha)
-    )
-    scores = np.asarray(score(params, tokens, trees))
+    trees, ends = zip(*map(plant, tables), strict=True)
+    scores = np.asarray(scored(*ready, tokens, side_by_side(trees, 2), alpha))
     for b, table in enumerate(tables):
         slow = alone(model, params, tokens[b], table, alpha)
         np.testing.assert_allclose(scores[b][ends[b]], slow, atol=1e-4)
 
     size = len(tables[0])
     search = BeamConfig(beams=size, returned=size, alpha=alpha, max_length=LENGTH)
-    trie, rank_of_node = build_trie([tuple(row[row > 0].tolist()) for row in tables[0]])
-    found = jax.jit(lambda p, x, c: beam_search(model, p, x, c, search))(params, tokens, trie)
+    trie, rank_of_node = build_trie(tables[0])
+    found = jax.jit(lambda p, x, c: beam_search(ready[0], p, x, c, search))(ready[1], tokens, trie)
     ranks = rank_of_node[np.asarray(found.states[0])]
     assert sorted(ranks) == list(range(size))
     np.testing.assert_allclose(scores[0][ends[0][ranks]], found.scores[0], atol=1e-4)
 
 
 def test_the_vocabulary_in_blocks_is_the_vocabulary(monkeypatch):
-    """Blocks that do not divide the number of nodes change nothing."""
-    model, params = model_of(T5)
-    tokens, table = requests(2), candidates(0, 40)
-    trees, ends = plant([table, table])
-    monkeypatch.setattr("onesug_jax.model.seq2seq._HEAD_ROWS", 2 * 7)
-    assert trees.tokens.shape[1] % 7
-    scores = score_trees(model, params, read_requests(model, params, tokens), trees, 0.0)
-    slow = alone(model, params, tokens[1], table, 0.0)
-    np.testing.assert_allclose(scores[1][ends[1]], slow, atol=1e-4)
+    """Blocks that do not divide the number of states change nothing."""
+    rng = np.random.default_rng(0)
+    x, kernel = rng.normal(size=(2, 9, 4)), rng.normal(size=(4, 24))
+    whole = jax.nn.logsumexp(x @ kernel, axis=-1)
+    for rows in (2, 8, 14, 18, 99):
+        monkeypatch.setattr(seq2seq, "_HEAD_ROWS", rows)
+        blocks = seq2seq._normalisers(jnp.asarray(x, jnp.float32), jnp.asarray(kernel, jnp.float32))
+        np.testing.assert_allclose(blocks, whole, rtol=1e-5)
 
 
 @pytest.mark.parametrize("seed", [0, 1, 2])
 def test_every_beginning_is_one_node(seed):
-    """Following the paths gives the candidates back; no two nodes of a request are alike."""
-    tables = [candidates(seed, 30), candidates(seed + 10, 3), candidates(seed + 20, 15)]
-    trees, ends = plant(tables)
-    for b, (table, end) in enumerate(zip(tables, ends, strict=True)):
-        written = set()
-        for row, node in zip(table, end, strict=True):
-            depth = trees.depths[b, node]
-            path = trees.paths[b, node, : depth + 1]
-            assert path[0] == 0 and path[-1] == node and not trees.paths[b, node, depth + 1 :].any()
-            assert trees.tokens[b, path[1:]].tolist() == row[:depth].tolist()
-            assert row[depth] == EOS
-            written |= {tuple(row[:t].tolist()) for t in range(1, depth + 1)}
-        assert np.count_nonzero(trees.tokens[b]) == len(written)
+    """Following the paths gives the candidates back; no two nodes are alike."""
+    table = candidates(seed, 30)
+    tree, ends = plant(table)
+    written = set()
+    for row, node in zip(table, ends, strict=True):
+        depth = tree.depths[node]
+        path = tree.paths[node, : depth + 1]
+        assert path[0] == 0 and path[-1] == node and not tree.paths[node, depth + 1 :].any()
+        assert tree.tokens[path[1:]].tolist() == row[:depth].tolist()
+        assert row[depth] == EOS
+        written |= {tuple(row[:t].tolist()) for t in range(1, depth + 1)}
+    assert len(tree.tokens) == 1 + len(written) == 1 + np.count_nonzero(tree.tokens)
+
+
+def test_trees_stand_side_by_side():
+    """Filled up with roots to one number of nodes, and with empty trees to the batch."""
+    trees = [plant(candidates(seed, count))[0] for seed, count in ((0, 40), (1, 3))]
+    batch = side_by_side(trees, 3)
+    assert batch.tokens.shape == (3, 64) and batch.paths.shape == (3, 64, LENGTH)
+    for b, tree in enumerate(trees):
+        for row, leaf in zip(jax.tree.leaves(batch), jax.tree.leaves(tree), strict=True):
+            np.testing.assert_array_equal(row[b][: len(leaf)], leaf)
+            assert not row[b][len(leaf) :].any() and not row[2].any()
 
 
 NOUNS = ["lamp", "lantern", "laptop", "mug", "mat", "tent", "拖鞋", "拖把"]
@@ -135,52 +157,80 @@ def parts(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def closed(parts):
-    beams = BeamConfig(beams=16, returned=16, alpha=0.5, max_length=24)
-    scoring = ScoreConfig(beams=2, max_length=24)
-    return Suggester(*parts, beams, queries=QUERIES, batch_sizes=(4,), scoring=scoring)
+def wide(parts):
+    """Two beams and at most six candidates for sixteen queries, any of which may be listed."""
+    beams = BeamConfig(beams=2, returned=2, alpha=0.5, max_length=24)
+    scoring = ScoreConfig(candidates=6, beams=2, max_length=24)
+    given = {"queries": QUERIES, "scoring": scoring, "must_start": False, "batch_sizes": (4,)}
+    return Suggester(*parts, beams, **given)
 
 
-def asked(*prefixes, candidates=tuple(QUERIES)):
+@pytest.fixture(scope="module")
+def exact(parts):
+    """The two best of all queries for a prefix, by a slow pass over every one of them."""
+    model, params, featurizer = parts
+    table = featurizer.targets(list(QUERIES))
+    table = np.pad(table, ((0, 0), (0, 24 - table.shape[1])))
+
+    def best(prefix, among=tuple(QUERIES), k=2):
+        tokens = np.zeros(32, np.int32)
+        ids = featurizer.inputs(Request(prefix))
+        tokens[: len(ids)] = ids
+        scores = dict(zip(QUERIES, alone(model, params, tokens, table, 0.5), strict=True))
+        return sorted(((scores[text], text) for text in among), reverse=True)[:k]
+
+    return best
+
+
+def asked(*prefixes, candidates=()):
     return [Request(prefix, candidates=candidates) for prefix in prefixes]
 
 
-def assert_alike(found, expected):
-    for one, other in zip(found, expected, strict=True):
-        assert [s.text for s in one] == [s.text for s in other]
-        assert [s.score for s in one] == pytest.approx([s.score for s in other], abs=1e-4)
+def assert_list(found, expected):
+    assert [s.text for s in found] == [text for _, text in expected]
+    assert [s.score for s in found] == pytest.approx([score for score, _ in expected], abs=1e-4)
+
+
+@pytest.mark.parametrize("mode", ["beam", "score", "hybrid"])
+def test_where_few_queries_may_be_listed_all_are_scored(parts, exact, mode):
+    """Whatever the mode and the candidates: the exact list, prefix by prefix."""
+    beams = BeamConfig(beams=8, returned=3, alpha=0.5, max_length=24)
+    model = Suggester(*parts, beams, queries=QUERIES, batch_sizes=(4,))
+    prefixes = ("lap", "la", "m", "拖")
+    found = model.suggest(asked(*prefixes, candidates=("mug red",)), mode=mode)
+    for prefix, texts in zip(prefixes, found, strict=True):
+        starting = [text for text in QUERIES if text.startswith(prefix)]
+        assert_list(texts, exact(prefix, starting, k=3))
+
+
+def test_a_list_is_chosen_from_the_candidates_that_are_known(wide, exact):
+    """And from the first six of those; nothing else is scored."""
+    given = ("mug red", "lamp blue", "laptop red", "lamp mauve", "mat red", "mat blue", "tent red")
+    found = wide.suggest(asked("la", "m", candidates=given), mode="score")
+    among = [text for text in given[:6] if text in QUERIES]
+    for prefix, texts in zip(("la", "m"), found, strict=True):
+        assert_list(texts, exact(prefix, among))
+
+
+def test_beams_add_what_is_no_candidate(wide, exact):
+    """The best of candidates and beams, no text twice, each with its own score."""
+    written = {s.text for s in wide.suggest(asked("la"))[0]}
+    worst = min(exact("la", k=16))[1]
+    for candidates in ((worst,), (worst, *written)):
+        found = wide.suggest(asked("la", candidates=candidates), mode="hybrid")[0]
+        assert_list(found, exact("la", {worst, *written}))
 
 
 @pytest.mark.parametrize("mode", ["score", "hybrid"])
-def test_with_all_queries_as_candidates_lists_are_those_of_beams(closed, mode):
-    """Same queries, order and scores, prefix by prefix, known or not."""
-    requests = asked("la", "m", "xqz", "拖", "")
-    assert_alike(closed.suggest(requests, mode=mode), closed.suggest(requests))
-
-
-def test_a_list_is_chosen_from_the_candidates_that_may_be_shown(closed):
-    """Those that are known and start with the prefix; nothing else is scored."""
-    given = ("mug red", "lamp blue", "laptop red", "lamp mauve")
-    found = closed.suggest(asked("la", candidates=given), mode="score")[0]
-    assert {s.text for s in found} == {"lamp blue", "laptop red"}
-
-
-def test_beams_add_what_is_no_candidate(closed):
-    """Two beams beside one poor candidate: it stands where its score puts it."""
-    whole = closed.suggest(asked("la"))[0]
-    worst = whole[-1]
-    found = closed.suggest(asked("la", candidates=(worst.text,)), mode="hybrid")[0]
-    assert len(found) > 1 and found[-1].text == worst.text
-    assert {s.text for s in found} <= {s.text for s in whole}
-    assert [s.score for s in found] == sorted((s.score for s in found), reverse=True)
-
-
-@pytest.mark.parametrize("mode", ["score", "hybrid"])
-def test_without_candidates_beams_answer(closed, mode):
+def test_without_candidates_beams_answer(wide, mode):
     """Where requests of both kinds meet, each has its own list, in order."""
-    requests = [Request("la"), *asked("m"), *asked("la", candidates=("unknown",))]
-    found = closed.suggest(requests, mode=mode)
-    assert_alike(found, closed.suggest(requests))
+    given = ("mug red", "lamp blue", "laptop red")
+    requests = [*asked("la"), *asked("m", candidates=given), *asked("la", candidates=("unknown",))]
+    found = wide.suggest(requests, mode=mode)
+    written = wide.suggest(asked("la"))[0]
+    for i in (0, 2):
+        assert_list(found[i], [(s.score, s.text) for s in written])
+    assert found[1] == pytest.approx(wide.suggest(requests[1:2], mode=mode)[0])
 
 
 def test_an_open_set_scores_what_it_is_given(parts):
@@ -192,9 +242,12 @@ def test_an_open_set_scores_what_it_is_given(parts):
     texts = ("brand new", "lamp red")
     found = free.suggest(asked("la", candidates=texts), k=2)[0]
     assert {s.text for s in found} == set(texts)
-    longest = max(len(featurizer.target(text)) for text in texts)
-    table = np.stack([np.resize([*featurizer.target(text), *[0] * 24], longest) for text in texts])
-    tokens = featurizer.batch([Request("la")])[0]
+    tokens = np.zeros(32, np.int32)
+    ids = featurizer.inputs(Request("la"))
+    tokens[: len(ids)] = ids
+    table = np.zeros((2, 24), np.int32)
+    for row, text in zip(table, texts, strict=True):
+        row[: len(featurizer.target(text))] = featurizer.target(text)
     slow = dict(zip(texts, alone(model, params, tokens, table, 0.6), strict=True))
     assert [s.score for s in found] == pytest.approx([slow[s.text] for s in found], abs=1e-4)
 
@@ -225,8 +278,3 @@ def test_requests_bring_the_candidates_asked_for():
     given = (Known(), ["x"], [[]], [[]])
     assert make_requests(*given)[0].candidates == ()
     assert make_requests(*given, candidates=4)[0].candidates == ("b", "z", "a", "c")
-
-
-def test_nothing_that_never_was_is_scored():
-    """`NEVER` stays far below any score."""
-    assert NEVER < -1e20 and Free().start(1).shape == (1, 1)

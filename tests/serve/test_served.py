@@ -8,6 +8,7 @@ from onesug_jax.decode.suggester import Shapes
 from onesug_jax.errors import UserError
 from onesug_jax.serve.ladder import Pace
 from onesug_jax.serve.served import Ask, Recent
+from onesug_jax.tasks.features import Request
 from tests.serve.conftest import QUERIES
 
 SHAPES = Shapes((1, 4), (24, 48), (16, 64))
@@ -85,19 +86,22 @@ def test_the_most_popular_come_first_and_slips_are_mended(prepared):
     assert served.popular("tnet").texts == ("tent blue", "tent red")
 
 
-def test_candidates_that_no_tree_holds_are_left_out(tiny):
+def test_a_tree_too_large_is_cut_or_left_to_the_beams(tiny):
     suggester = tiny().suggester
     before = suggester.shapes
-    pool = {text: suggester._table[rank] for rank, text in enumerate(suggester._texts)}
+    request = Request("", candidates=tuple(QUERIES))
+    whole = suggester.suggest([request], mode="beam")
     try:
-        suggester.shapes = Shapes((1, 4), (48,), (16,))
-        trees, ends, pools = suggester._planted([pool, dict(list(pool.items())[:2])], 4)
+        suggester.shapes = Shapes((1, 4), (48,), (12,))
+        pool = suggester._pool(request, "score")
+        assert len(pool.tree.tokens) <= 12 and not pool.complete
+        kept = [pool.text(n) for n in range(len(pool.ends))]
+        assert 1 <= len(kept) < 16 and kept == list(QUERIES)[: len(kept)], "the best stay"
+        assert suggester._pool(request, "beam") is None
+        cut = suggester.suggest([request], mode="beam")
     finally:
         suggester.shapes = before
-    assert trees.tokens.shape == (4, 16)
-    assert 1 <= len(pools[0]) < len(pool) and len(pools[1]) == 2
-    assert list(pools[0]) == list(pool)[: len(pools[0])], "the best stay"
-    assert [len(end) for end in ends] == [len(one) for one in pools]
+    assert [one.text for one in cut[0]] == [one.text for one in whole[0]]
 
 
 def test_the_one_used_longest_ago_makes_room():
