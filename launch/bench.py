@@ -5,9 +5,10 @@
   python launch/bench.py --suite train --model tiny,small   a step beside Hugging Face's T5
   python launch/bench.py --suite layouts --model mini   layouts of the examples: examples/s
   python launch/bench.py --suite rwr --model small      preference step: encode once, or repeat
+  python launch/bench.py --suite serve --work work/quickstart   the service while people type
 
 Everything is made on the spot: a simulated log, its vocabulary, random parameters (speed does not
-depend on them; the number of decoder steps hardly does).
+depend on them; the number of decoder steps hardly does). Only `serve` wants a trained WORK_DIR.
 """
 
 from __future__ import annotations
@@ -175,10 +176,11 @@ if __name__ == "__main__":
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     suites = {"layouts": (layouts, 40), "rwr": (rwr, 10)}
-    parser.add_argument("--suite", choices=["decode", "train", *suites], required=True)
+    parser.add_argument("--suite", choices=["decode", "train", "serve", *suites], required=True)
     parser.add_argument(
         "--model", action="append", help="names in gin_configs/models (default tiny)"
     )
+    parser.add_argument("--work", default="work/quickstart", help="what the suite `serve` serves")
     add_flags(parser)
     options, more = parser.parse_known_args()
     flags = [word[len("--gin.") :].split("=", 1) for word in more if word.startswith("--gin.")]
@@ -195,6 +197,10 @@ if __name__ == "__main__":
 
         batch = int(options.batch) if options.batch else None
         train(sizes, options.count, batch, [tuple(flag) for flag in flags])
+    elif options.suite == "serve":
+        from bench_serve import serve
+
+        serve(options.work, options.count or 20)
     else:
         suite, count = suites[options.suite]
         for size in sizes:

@@ -21,7 +21,8 @@ MAY_IMPORT = {
     "stages": tuple("logs train model represent decode tasks align evaluate serve".split())
     + ("registry", "workdir", "doctor"),
     "evaluate": ("decode", "logs", "tasks", "train.mesh"),
-    "serve": ("decode", "represent", "tasks.features", "tasks.vocabulary", "train.checkpoint"),
+    "serve": ("decode", "represent", "tasks.features", "tasks.vocabulary", "train.checkpoint")
+    + ("logs",),
 }
 ONLY_IN = {  # package -> the files that may import it
     "gin": ("main.py",),

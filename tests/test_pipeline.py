@@ -1,8 +1,17 @@
 """The whole road on a small shop: run, run again, score another log, suggest."""
 
+import contextlib
 import json
+import os
+import re
 import shutil
+import signal
+import subprocess
+import sys
+import threading
+import time
 
+import httpx2 as httpx
 import jax
 import numpy as np
 import pyarrow.parquet as pq
@@ -325,3 +334,97 @@ def test_without_updates_the_pretrained_model_stays_in_use(work, tmp_path, capsy
     assert "stays the one in use" in capsys.readouterr().out
     assert not (copy / "rwr" / "model.json").exists()
     assert answer(capsys, f"--gin.WORK_DIR={copy}", "--prefix", "s")["suggestions"]
+
+
+# ------------------------------------------------------------------ served
+
+
+SERVE = """
+import sys
+from onesug_jax.main import main
+code = main(sys.argv[1:])
+heavy = [m for m in ("tensorflow", "seqio", "tensorflow_datasets", "clu") if m in sys.modules]
+print("heavy:", heavy, "code:", code, flush=True)
+"""
+
+
+@contextlib.contextmanager
+def served(folder, *flags):
+    """The service as a process: its address, and what ends it and gives its last words."""
+    words = ["serve", f"--gin.WORK_DIR={folder}", "--gin.ServerConfig.port=0", *flags]
+    process = subprocess.Popen(
+        [sys.executable, "-c", SERVE, *words],
+        env={**os.environ, "JAX_PLATFORMS": "cpu"},
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+
+    def end():
+        process.send_signal(signal.SIGTERM)
+        return process.communicate(timeout=120)[0]
+
+    try:
+        url = re.search(r"http://[\d.]+:\d+", process.stdout.readline())[0]
+        until(lambda: httpx.get(f"{url}/ready").status_code == 200)
+        yield url, end
+    finally:
+        process.kill()
+        process.wait(30)
+
+
+def until(condition):
+    end = time.monotonic() + 240
+    while not condition():
+        assert time.monotonic() < end
+        time.sleep(0.1)
+
+
+def test_the_service_answers_as_suggest_does_and_follows_the_version_in_use(work, tmp_path, capsys):
+    """Lists over HTTP are those of `suggest`; a published version takes over while people type,
+    and makes room again when it is rolled back; nobody is turned away.
+    """
+    copy = shutil.copytree(work, tmp_path / "copy")
+    flags = [f"--gin.WORK_DIR={copy}", "--gin.BeamConfig.beams=16"]
+    words = ["--prefix", "s", "--history", "tent", "--history", "lamp"]
+    expected = answer(capsys, *flags, *words)["suggestions"]
+    shutil.copytree(work, copy / "versions" / "0001", copy_function=os.link)
+    asked = {"prefix": "s", "history": ["tent", "lamp"], "k": 16, "deadline_ms": 60_000}
+    with served(copy, flags[1], "--gin.EngineConfig.max_batch=2") as (url, end):
+        replies, stop = [], threading.Event()
+
+        def type_on():
+            with httpx.Client(timeout=120) as client:
+                while not stop.is_set():
+                    replies.append(client.post(f"{url}/suggest", json=asked))
+                    time.sleep(0.05)
+
+        typing = threading.Thread(target=type_on)
+        typing.start()
+        until(lambda: replies and replies[-1].json()["version"] == "0000")
+        current = {"version": "0001", "history": ["0000", "0001"]}
+        (copy / "current.json").write_text(json.dumps(current))
+        until(lambda: replies[-1].json()["version"] == "0001")
+        assert main.main(["update", f"--gin.WORK_DIR={copy}", "--rollback"]) == 0
+        until(lambda: replies[-1].json()["version"] == "0000")
+        stop.set()
+        typing.join(120)
+        last_words = end()
+    assert {reply.status_code for reply in replies} == {200}
+    for reply in (replies[0], replies[len(replies) // 2], replies[-1]):
+        found = reply.json()["suggestions"]
+        assert reply.json()["rung"] == "beam"
+        assert [one["text"] for one in found] == [one["text"] for one in expected]
+        scores = [one["score"] for one in expected]
+        assert [one["score"] for one in found] == pytest.approx(scores, abs=1e-3)
+    assert last_words.splitlines()[-1] == "heavy: [] code: 0"
+
+
+@pytest.mark.slow
+def test_the_bench_prints_its_tables(work, project_root):
+    command = [sys.executable, "launch/bench.py", "--suite", "serve", "--work", str(work)]
+    done = subprocess.run(
+        [*command, "--count", "3"], cwd=project_root, capture_output=True, text=True, timeout=500
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("ready after") == 2 and "capacity: " in done.stdout
+    assert done.stdout.count("x capacity: ") == 6 and done.stdout.count(" 0 lost") == 6

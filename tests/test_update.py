@@ -1,5 +1,6 @@
 """The loop M_t -> M_{t+1} on a small shop: published, refused, interrupted, rolled back."""
 
+import dataclasses
 import json
 import shutil
 
@@ -10,6 +11,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from onesug_jax import main, workdir
+from onesug_jax.serve.feedback import Event, FeedbackConfig, FeedbackStore
 from onesug_jax.stages import update as loop
 from tests.test_pipeline import SMALL
 
@@ -120,3 +122,28 @@ def test_mistakes_are_told_with_their_mend(shop, work, tmp_path, capsys):
     assert "does not hold yet" in capsys.readouterr().err
     assert main.main(["update", f"--gin.WORK_DIR={tmp_path / 'empty'}", f"--gin.LOG={seen}"]) == 2
     assert "run the" in capsys.readouterr().err
+
+
+def test_what_the_service_has_kept_is_a_log_to_learn_from(shop, work, tmp_path, capsys):
+    """Feedback in the store -> export -> the next version."""
+    fresh = pq.read_table(shop / "fresh.parquet").to_pylist()
+    store = FeedbackStore(str(work / "feedback" / "events.sqlite"), FeedbackConfig(keep_days=1e6))
+    names = [field.name for field in dataclasses.fields(Event)]
+    for row in fresh:
+        known = {name: row[name] for name in names if name in row}
+        profile = {name: row[name] for name in ("age", "gender")}
+        waiting = store.add(Event(**known, profile=profile))
+        waiting.result(30)
+    store.close()
+    log = tmp_path / "kept.parquet"
+    flags = [f"--gin.WORK_DIR={work}", "--gin.FeedbackConfig.keep_days=1000000.0"]
+    assert main.main(["export_feedback", *flags, "--to", str(log)]) == 0
+    assert pq.read_metadata(log).num_rows == len(fresh)
+    words = ["update", f"--gin.WORK_DIR={work}", f"--gin.LOG={log}", *SMALL]
+    assert main.main([*words, "--gin.update.tolerance=100.0"]) == 0
+    new = work / "versions" / "0001"
+    assert workdir.published(str(work)) == str(new)
+    train, dev = (pq.read_table(new / "log" / f"{split}.parquet") for split in ("train", "dev"))
+    seen = {*train["request_id"].to_pylist(), *dev["request_id"].to_pylist()}
+    assert {row["request_id"] for row in fresh} <= seen
+    assert {"age", "gender"} <= set(train.column_names)

@@ -287,32 +287,32 @@ class Suggester:
                     lists[i] = suggestions[:k]
         return lists
 
-    def rehearse(self, mode: str, size: int, length: int, nodes: int = 0) -> None:
-        """Runs the programs of one shape on made-up input, and so compiles what is new.
+    def rehearse(self, way: str, size: int, length: int, nodes: int = 0) -> None:
+        """Runs the program of one shape on made-up input, and so compiles it where it is new.
 
         Args:
-          mode: as `suggest` takes it.
-          size, length: of a batch of requests. nodes: of its trees, but for "beam", which scores
-            small trees only.
+          way: "beam" searches, "score" scores trees, "hybrid" does both at once. Requests of mode
+            "beam" are answered by either of the first two, those of the others by all they name.
+          size, length: of a batch of requests. nodes: of its trees, but for "beam".
         """
+        if self._ids is not None and way != "beam":
+            return  # lists of semantic ids are written by beams alone
         featurizer, width = self.featurizer, self.model.config.soft_dim
         tokens = np.full((size, length), featurizer.vocabulary.prefix_id, np.int32)
         tokens[:, -1] = featurizer.vocabulary.eos_id
         soft = np.zeros((size, 1, width), np.float32) if width else None
         constraint = self._kept_to([Request("")] * size, size)
-        given, depth = (self.params, tokens, soft), self._depth
-        rooms: tuple[int, ...] = (nodes,)
-        if mode == "beam":
-            jax.block_until_ready(_search(self.model, self.config, *given, constraint))
-            rooms = self.shapes.nodes or (_LEAST_NODES, 2 * _LEAST_NODES, 4 * _LEAST_NODES)
-        for room in rooms:
-            empty = np.zeros((size, room), np.int32)
-            trees = Trees(empty, empty, np.zeros((size, room, depth), np.int32))
-            if mode == "hybrid":
-                done = _both(self.model, self._short, *given, constraint, trees)
-            else:
+        given = (self.params, tokens, soft)
+        if way == "beam":
+            done = _search(self.model, self.config, *given, constraint)
+        else:
+            empty = np.zeros((size, nodes), np.int32)
+            trees = Trees(empty, empty, np.zeros((size, nodes, self._depth), np.int32))
+            if way == "score":
                 done = _scored(self.model, self._short, *given, trees)
-            jax.block_until_ready(done)
+            else:
+                done = _both(self.model, self._short, *given, constraint, trees)
+        jax.block_until_ready(done)
 
     def _inputs(self, ids: list[np.ndarray], requests: list[Request], shapes: Shapes):
         """The encoder's ids of a batch of at most the largest size, `[size, L]`, and the vectors of

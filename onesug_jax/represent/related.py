@@ -109,6 +109,7 @@ class RelatedQueries:
       ranker: ranks the pool instead of the formula; profiles: what it knows of profiles. They need
         an index.
       grades: how often searches of each known query end in an order.
+      remembered: how many prefixes and texts are remembered.
 
     Attributes:
       text_vector: text -> its unit embedding `[E]`, remembered; None where it cannot be embedded.
@@ -127,17 +128,18 @@ class RelatedQueries:
         ranker: Ranker | None = None,
         profiles: ProfileCounts | None = None,
         grades: OrderGrades | None = None,
+        remembered: int = _REMEMBERED,
     ):
         self.completions, self.k, self.config = completions, k, config
         self.index, self._encode, self._soft = index, encode, soft
         self._ranker, self._profiles, self._grades = ranker, profiles, grades
         self._overlap = WordOverlap(completions.queries)
         self._lengths = np.array([len(query) for query in completions.queries], np.int32)
-        self.meant = functools.lru_cache(maxsize=_REMEMBERED)(Corrections(completions).near)
+        self.meant = functools.lru_cache(maxsize=remembered)(Corrections(completions).near)
         self._listed = functools.lru_cache(maxsize=_LISTED)(self._list_pool)
-        self.text_vector = functools.lru_cache(maxsize=_REMEMBERED)(self._vector_of_text)
-        self._enhanced = functools.lru_cache(maxsize=_REMEMBERED)(self._vector_of_prefix)
-        self._neighbours = functools.lru_cache(maxsize=_REMEMBERED)(self._search)
+        self.text_vector = functools.lru_cache(maxsize=remembered)(self._vector_of_text)
+        self._enhanced = functools.lru_cache(maxsize=remembered)(self._vector_of_prefix)
+        self._neighbours = functools.lru_cache(maxsize=remembered)(self._search)
 
     def related(
         self,

@@ -14,7 +14,18 @@ import argparse
 
 from onesug_jax.registry import Context, StageSpec
 from onesug_jax.stages import compile as compiling
-from onesug_jax.stages import export, lists, log, opened, prefer, represent, texts, train, update
+from onesug_jax.stages import (
+    export,
+    lists,
+    log,
+    opened,
+    prefer,
+    represent,
+    serving,
+    texts,
+    train,
+    update,
+)
 
 # What can be configured: name -> where it stands. Imported only by stages that declare it.
 CONFIGURABLES = {
@@ -50,6 +61,9 @@ CONFIGURABLES = {
     "suggester": "onesug_jax.stages.lists:suggester",
     "SliceSpec": "onesug_jax.evaluate.evaluator:SliceSpec",
     "evaluate": "onesug_jax.stages.lists:evaluate",
+    "EngineConfig": "onesug_jax.serve.config:EngineConfig",
+    "ServerConfig": "onesug_jax.serve.server:ServerConfig",
+    "FeedbackConfig": "onesug_jax.serve.feedback:FeedbackConfig",
     "compile": "onesug_jax.stages.compile:compile_ahead",
 }
 
@@ -302,6 +316,34 @@ _ALL = (
         in_run=False,
         published=True,
         example='suggest --gin.WORK_DIR=work/mine --prefix "lego st" --history "duplo"',
+    ),
+    StageSpec(
+        name="serve",
+        summary="answer requests over HTTP, with a page to type at, and keep what people do",
+        run=serving.serve,
+        inputs=lambda context: ("pretrain/model.json", "vocab/*", "mined/*", *opened.PRE),
+        configures=(
+            "ServerConfig",
+            "EngineConfig",
+            "FeedbackConfig",
+            "BeamConfig",
+            "ScoreConfig",
+            "suggester",
+            "RelatedConfig",
+        ),
+        in_run=False,
+        published=True,
+        example="serve --gin.WORK_DIR=work/mine --gin.ServerConfig.port=8080",
+    ),
+    StageSpec(
+        name="export_feedback",
+        summary="write what the service has kept as a log, for `update`",
+        run=serving.export_feedback,
+        configures=("FeedbackConfig",),
+        flags=serving.export_flags,
+        in_run=False,
+        published=True,
+        example="export_feedback --gin.WORK_DIR=work/mine --to fresh.parquet",
     ),
     StageSpec(
         name="export",

@@ -124,11 +124,12 @@ def semantic_ids(context: Context) -> SemanticIds:
     return SemanticIds.load(context.work.semantic_ids)
 
 
-def related(context: Context, spec, profiles=None) -> RelatedQueries:
+def related(context: Context, spec, profiles=None, **kept) -> RelatedQueries:
     """What requests are shown beside their words, as `spec` (a `FeatureSpec`) asks for it.
 
     The text encoder is loaded when a text that the index does not hold is first met. `profiles`
-    (`logs.profiles.ProfileCounts`) stands in for what the rank stage left.
+    (`logs.profiles.ProfileCounts`) stands in for what the rank stage left; `kept` goes to
+    `RelatedQueries` (how much it remembers).
     """
     from onesug_jax.logs import worth
     from onesug_jax.logs.profiles import ProfileCounts
@@ -137,7 +138,7 @@ def related(context: Context, spec, profiles=None) -> RelatedQueries:
 
     work, config = context.work, context.configured("RelatedConfig")()
     if not (spec.related or spec.soft):
-        return RelatedQueries(completions(context), 0, config)
+        return RelatedQueries(completions(context), 0, config, **kept)
     from onesug_jax.represent.prefix_index import PrefixIndex
 
     loaded = functools.cache(lambda: encoder(context))
@@ -159,4 +160,5 @@ def related(context: Context, spec, profiles=None) -> RelatedQueries:
         ranker=ranker,
         profiles=profiles,
         grades=grades,
+        **kept,
     )

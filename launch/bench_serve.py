@@ -1,0 +1,226 @@
+"""The service under load: people typing, letter by letter, at shares of what it can do.
+
+  python launch/bench.py --suite serve --work work/quickstart
+
+A server process is started over WORK_DIR and listens to this machine only. The load is the log's
+own: each search of its dev (or train) split is typed anew, from the first letter to the prefix it
+was chosen at, by people who arrive at random (a Poisson process, open loop: a slow answer delays
+nobody's next letter), each with the history that the log knows. What the service can do is measured
+first, by as many clients as keep it busy. Latency is taken here, from the letter to the whole
+answer; of 503 and 504, too. A request without any answer is lost, and there must be none.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import collections
+import contextlib
+import json
+import os
+import random
+import re
+import subprocess
+import sys
+import tempfile
+import time
+import urllib.request
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from onesug_jax import workdir
+
+LETTER_SECONDS = 0.25  # between two letters, on average
+RUNGS = ("hybrid", "beam", "score", "popular")
+KEYSTROKES = (("1st letter", 1, 1), ("2nd, 3rd", 2, 3), ("4th and on", 4, 99))
+
+
+# ------------------------------------------------------------------------------------ the server
+
+
+@contextlib.contextmanager
+def server(work: str, folder: str, *flags: str) -> Iterator[tuple[str, int, dict[str, float]]]:
+    """A running service: host, port, and seconds until it was ready and until it was warm."""
+    command = [sys.executable, "-m", "onesug_jax.main", "serve", f"--gin.WORK_DIR={work}"]
+    command += ["--gin.ServerConfig.port=0", f"--gin.FeedbackConfig.path={folder}/events.sqlite"]
+    compiled = {"JAX_COMPILATION_CACHE_DIR": os.path.join(folder, "compiled")}
+    began = time.monotonic()
+    process = subprocess.Popen(
+        [*command, *flags], stdout=subprocess.PIPE, text=True, env={**os.environ, **compiled}
+    )
+    try:
+        found = None
+        while found is None:
+            line = process.stdout.readline()
+            if not line:
+                raise SystemExit("the server ended before it listened")
+            found = re.search(r"http://([\d.]+):(\d+)/", line)
+        host, port = found[1], int(found[2])
+        times: dict[str, float] = {}
+        while "warm" not in times:
+            with contextlib.suppress(OSError):
+                with urllib.request.urlopen(f"http://{host}:{port}/ready", timeout=5) as reply:
+                    times.setdefault("ready", time.monotonic() - began)
+                    if not json.load(reply)["warming"]:
+                        times["warm"] = time.monotonic() - began
+            if process.poll() is not None:
+                raise SystemExit("the server ended before it was ready")
+            time.sleep(0.2)
+        yield host, port, times
+    finally:
+        process.terminate()
+        process.wait(60)
+
+
+class Connections:
+    """Kept connections to one server; as many as requests are under way."""
+
+    def __init__(self, host: str, port: int):
+        self._where, self._free = (host, port), []
+
+    async def post(self, path: str, body: dict) -> tuple[int, dict]:
+        """Status and reply."""
+        kept = bool(self._free)
+        reader, writer = self._free.pop() if kept else await asyncio.open_connection(*self._where)
+        content = json.dumps(body).encode()
+        head = f"POST {path} HTTP/1.1\r\nHost: {self._where[0]}:{self._where[1]}\r\n"
+        head += f"Content-Type: application/json\r\nContent-Length: {len(content)}\r\n\r\n"
+        writer.write(head.encode() + content)
+        try:
+            answer = await reader.readuntil(b"\r\n\r\n")
+        except (ConnectionError, asyncio.IncompleteReadError) as error:
+            # A kept connection may have been closed just before: every client asks anew.
+            if not kept or getattr(error, "partial", b""):
+                raise
+            return await self.post(path, body)
+        lines = answer.decode("latin-1").split("\r\n")
+        length = next(int(x.split(":")[1]) for x in lines if x.lower().startswith("content-length"))
+        reply = json.loads(await reader.readexactly(length))
+        self._free.append((reader, writer))
+        return int(lines[0].split()[1]), reply
+
+
+# ------------------------------------------------------------------------------------ the people
+
+
+@dataclass
+class Seen:
+    """What came back: (letter number, seconds, status, rung) each; `lost` requests did not."""
+
+    answers: list[tuple[int, float, int, str]] = field(default_factory=list)
+    lost: int = 0
+
+
+def searches(work: str) -> list[tuple[str, list[str]]]:
+    """(prefix, history oldest first) of the log's searches, in an order of chance."""
+    from onesug_jax.logs.history import with_history
+
+    log = os.path.join(workdir.published(work), "log")
+    paths = [os.path.join(log, f"{split}.parquet") for split in ("dev", "train")]
+    paths = [path for path in paths if os.path.exists(path)]
+    rows = with_history(paths, keep=paths[0]).read_all().slice(0, 20_000)
+    rows = rows.select(["prefix", "recent"]).to_pylist()
+    random.Random(0).shuffle(rows)
+    return [(row["prefix"], row["recent"][::-1]) for row in rows]
+
+
+async def _letter(connections: Connections, seen: Seen, prefix: str, history: list[str]) -> None:
+    began = time.perf_counter()
+    try:
+        status, reply = await connections.post("/suggest", {"prefix": prefix, "history": history})
+    except (OSError, asyncio.IncompleteReadError, ValueError):
+        seen.lost += 1
+        return
+    took = time.perf_counter() - began
+    seen.answers.append((len(prefix), took, status, reply.get("rung", "")))
+
+
+async def _capacity(host: str, port: int, typed, clients: int, seconds: float) -> float:
+    """Letters a second that `clients` get answered who ask again at once."""
+    connections, seen = Connections(host, port), Seen()
+    letters = [(p[:n], history) for p, history in typed for n in range(1, len(p) + 1)]
+    random.Random(1).shuffle(letters)
+    upcoming, end = iter(letters), time.monotonic() + seconds
+
+    async def client():
+        while time.monotonic() < end:
+            await _letter(connections, seen, *next(upcoming))
+
+    began = time.monotonic()
+    await asyncio.gather(*[client() for _ in range(clients)])
+    return len(seen.answers) / (time.monotonic() - began)
+
+
+async def _load(host: str, port: int, typed, rate: float, seconds: float, seed: int) -> Seen:
+    """People who type `rate` letters a second in all, for so long."""
+    connections, seen, chance = Connections(host, port), Seen(), random.Random(seed)
+    letters = sum(len(prefix) for prefix, _ in typed) / len(typed)
+    under_way: set[asyncio.Task] = set()
+
+    async def person(prefix: str, history: list[str]) -> None:
+        asked = []
+        for n in range(1, len(prefix) + 1):
+            asked.append(asyncio.create_task(_letter(connections, seen, prefix[:n], history)))
+            await asyncio.sleep(chance.expovariate(1 / LETTER_SECONDS))
+        await asyncio.gather(*asked)
+
+    upcoming = iter(chance.sample(typed, len(typed)))
+    end = time.monotonic() + seconds
+    while time.monotonic() < end:
+        task = asyncio.create_task(person(*next(upcoming)))
+        under_way.add(task)
+        task.add_done_callback(under_way.discard)
+        await asyncio.sleep(chance.expovariate(rate / letters))
+    await asyncio.gather(*under_way)
+    return seen
+
+
+# ------------------------------------------------------------------------------------ the table
+
+
+def _line(name: str, part: list[tuple[int, float, int, str]]) -> str:
+    given = [1000 * took for _, took, status, _ in part if status == 200]
+    counts = collections.Counter(rung for *_, status, rung in part if status == 200)
+    codes = collections.Counter(status for _, _, status, _ in part)
+    middle, high, highest = np.percentile(given, [50, 95, 99]) if given else [float("nan")] * 3
+    rungs = " / ".join(f"{counts[rung] / max(len(part), 1):.0%}" for rung in RUNGS[1:])
+    other = len(part) - codes[200] - codes[503] - codes[504]
+    return (
+        f"  {name:<12} {len(part):>7,} {rungs:>18} {codes[503]:>8} {codes[504]:>5} {other:>6}"
+        f" {middle:>8.1f} {high:>8.1f} {highest:>8.1f}"
+    )
+
+
+def serve(work: str, seconds: int) -> None:
+    """The tables of one work directory: with the ladder, and with full beams or nothing."""
+    typed = [(prefix, history) for prefix, history in searches(work) if prefix]
+    with tempfile.TemporaryDirectory() as folder:
+        capacity = 0.0
+        for ladder in ('["beam","score","popular"]', '["beam"]'):
+            flags = [f"--gin.EngineConfig.ladder={ladder}", "--gin.EngineConfig.deadline_ms=500"]
+            with server(work, folder, *flags) as (host, port, times):
+                print(f"\nladder {ladder}: ready after {times['ready']:.1f} s", end="")
+                how = "programs of a run before" if capacity else "nothing compiled before"
+                print(f", every shape after {times['warm']:.1f} s ({how})")
+                if not capacity:
+                    asyncio.run(_capacity(host, port, typed, 4, 3))  # the first requests are slow
+                    capacity = asyncio.run(_capacity(host, port, typed, 16, max(5, seconds // 2)))
+                    print(f"capacity: {capacity:,.0f} letters/s answered to 16 busy clients")
+                print(
+                    f"  {'':<12} {'letters':>7} {'beam/score/popular':>18} {'refused':>8}"
+                    f" {'late':>5} {'failed':>6} {'p50 ms':>8} {'p95':>8} {'p99':>8}"
+                )
+                for share in (0.5, 1.0, 3.0):
+                    rate = share * capacity
+                    seen = asyncio.run(_load(host, port, typed, rate, seconds, int(10 * share)))
+                    held = len(seen.answers) / seconds
+                    print(f"  {share:g} x capacity: {held:,.0f} letters/s, {seen.lost} lost")
+                    print(_line("all", seen.answers))
+                    for name, low, high in KEYSTROKES:
+                        part = [one for one in seen.answers if low <= one[0] <= high]
+                        print(_line(f"  {name}", part))
+                    refused = [1000 * took for _, took, status, _ in seen.answers if status == 503]
+                    if refused:
+                        print(f"    refusals: p50 {np.median(refused):.1f} ms, ", end="")
+                        print(f"p99 {np.percentile(refused, 99):.1f} ms")

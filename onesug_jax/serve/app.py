@@ -1,0 +1,330 @@
+"""The HTTP interface as a FastAPI application.
+
+    POST /suggest    the list for what stands in the box     GET  /          the page
+    POST /feedback   what came of it                         GET  /docs      the interface, to read
+    GET, DELETE /users/ID  what is kept of a user            GET  /health /ready /metrics
+
+Every mistake of a client is a 4xx that names the field; 503 with Retry-After says that there is no
+place in the queue or no model yet, 504 that the deadline passed. `server` listens.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import math
+import sqlite3
+import time
+import uuid
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
+from importlib import metadata, resources
+from typing import Annotated
+
+from fastapi import FastAPI, Path, Request
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import JSONResponse, Response
+from starlette.exceptions import HTTPException
+from starlette.middleware import Middleware
+from starlette.middleware.cors import CORSMiddleware
+
+from onesug_jax.serve import bodies
+from onesug_jax.serve.engine import Answer, Engine, Full, Late, NotReady
+from onesug_jax.serve.feedback import Busy, Conflict, Event, FeedbackStore, Unknown
+from onesug_jax.serve.guards import LOOPBACK, Gate, Limits, Recorder
+from onesug_jax.serve.served import Ask, Served
+from onesug_jax.serve.server import ServerConfig
+
+_PAGE = {  # path -> file of web/, media type
+    "/": ("index.html", "text/html; charset=utf-8"),
+    "/docs": ("docs.html", "text/html; charset=utf-8"),
+    "/style.css": ("style.css", "text/css; charset=utf-8"),
+    "/app.js": ("app.js", "text/javascript; charset=utf-8"),
+    "/docs.js": ("docs.js", "text/javascript; charset=utf-8"),
+    "/icon.svg": ("icon.svg", "image/svg+xml"),
+}
+_GONE = 499  # nobody hears it: the client closed the connection
+
+
+def make_app(
+    engine: Engine,
+    store: FeedbackStore,
+    config: ServerConfig,
+    say: Callable[[str], None] = print,
+) -> FastAPI:
+    """The application. It closes `engine` and `store` when it ends, in this order."""
+    readers = ThreadPoolExecutor(4, "history")
+    hosts = None
+    if config.local or config.hosts:
+        hosts = {*LOOPBACK, "[::1]", *config.hosts}
+
+    @contextlib.asynccontextmanager
+    async def lifespan(app):
+        yield
+        loop = asyncio.get_running_loop()
+        await loop.run_in_executor(None, engine.close)
+        await loop.run_in_executor(None, store.close)
+        readers.shutdown()
+
+    app = FastAPI(
+        title="onesug_jax",
+        summary="Suggestions while the user types",
+        version=_package_version(),
+        lifespan=lifespan,
+        docs_url=None,
+        redoc_url=None,
+        middleware=[
+            Middleware(Recorder, metrics=engine.metrics, say=say if config.log else None),
+            Middleware(
+                Gate, key=config.key(), origins=config.origins, hosts=hosts, page=tuple(_PAGE)
+            ),
+            Middleware(
+                CORSMiddleware,
+                allow_origins=config.origins,
+                allow_methods=["GET", "POST", "DELETE"],
+                allow_headers=["content-type", "x-api-key", "authorization"],
+            ),
+            Middleware(Limits, body_bytes=config.body_bytes, body_seconds=config.body_seconds),
+        ],
+        responses={
+            code: {"model": bodies.Mistakes, "description": text}
+            for code, text in {
+                400: "The body is no JSON.",
+                401: "The API key is missing or wrong.",
+                403: "Pages of this origin may not ask.",
+                408: "The body came too slowly.",
+                413: "The body is too large.",
+                422: "A field is wrong; it is named.",
+            }.items()
+        },
+    )
+    _add_errors(app)
+    _add_page(app)
+
+    async def history_of(user_id: str, most: int) -> list[str]:
+        loop = asyncio.get_running_loop()
+        return await loop.run_in_executor(readers, store.history, user_id, most)
+
+    @app.post("/suggest", response_model=bodies.SuggestReply, responses=_BUSY)
+    async def suggest(body: bodies.SuggestBody, request: Request):
+        """The list for what stands in the box, best first."""
+        began = time.perf_counter()
+        served = engine.served
+        most = served.suggester.featurizer.spec.history
+        if body.history is not None:
+            history = list(dict.fromkeys(reversed(body.history)))[:most]
+        else:
+            history = await history_of(body.user_id or "", most)
+        spent = time.perf_counter() - began
+        ask = Ask(
+            prefix=body.prefix,
+            history=tuple(history),
+            profile=_profile_values(served, body.profile),
+            k=body.k,
+            within=None if body.deadline_ms is None else body.deadline_ms / 1000 - spent,
+        )
+        answer = await _unless_gone(request, engine.submit(ask))
+        if answer is None:
+            engine.metrics.abandoned()
+            return Response(status_code=_GONE)
+        popular = engine.popular(ask) if body.compare else None
+        reply = _reply(body, ask, answer, popular, 1000 * (time.perf_counter() - began))
+        if config.log and config.log_text:
+            say(f"typed {body.prefix!r} after {history}: {answer.rung}")
+        return JSONResponse(reply)
+
+    @app.post(
+        "/feedback",
+        response_model=bodies.FeedbackReply,
+        responses={**_BUSY, 404: _wrong("Not stored yet."), 409: _wrong("Contradicts the stored.")},
+    )
+    async def feedback(body: bodies.FeedbackBody):
+        """What came of one request; on the disk before it is answered."""
+        if engine.ready:
+            _profile_values(engine.served, body.profile)
+        event = Event(**{**body.model_dump(), "query": body.query or "", "timestamp_ms": _now_ms()})
+        try:
+            stored = await asyncio.wrap_future(store.add(event))
+        except Exception as error:
+            engine.metrics.feedback(type(error).__name__.lower())
+            raise
+        engine.metrics.feedback(stored)
+        return {"request_id": body.request_id, "stored": stored}
+
+    @app.get("/users/{user_id:path}", response_model=bodies.UserReply)
+    async def user(user_id: Annotated[bodies.KnownUser, Path()]):
+        """What is kept of a user."""
+        loop = asyncio.get_running_loop()
+        events = await loop.run_in_executor(readers, store.count, user_id)
+        history = await history_of(user_id, bodies.HISTORY_LENGTH)
+        return {"user_id": user_id, "history": history, "events": events}
+
+    @app.delete("/users/{user_id:path}", response_model=bodies.Deleted, responses=_BUSY)
+    async def forget(user_id: Annotated[bodies.KnownUser, Path()]):
+        """Deletes all that is kept of a user, and overwrites it on the disk."""
+        deleted = await asyncio.wrap_future(store.forget(user_id))
+        return {"user_id": user_id, "deleted": deleted}
+
+    @app.get("/health")
+    async def health():
+        """The process lives."""
+        return {"status": "ok"}
+
+    @app.get("/ready", responses=_BUSY)
+    async def ready():
+        """Requests are answered; 503 while the model is loaded and compiled.
+
+        While `warming`, the smaller shapes are still being compiled, and answers take longer.
+        """
+        served = engine.served
+        return {
+            "version": served.version,
+            "profile": list(served.profile),
+            "ladder": list(engine.config.ladder),
+            "warming": engine.warming,
+        }
+
+    @app.get("/metrics")
+    async def metrics():
+        """Counters and times in Prometheus's text format."""
+        text = engine.metrics.text(engine.waiting)
+        return Response(text, media_type="text/plain; version=0.0.4; charset=utf-8")
+
+    return app
+
+
+def _package_version() -> str:
+    with contextlib.suppress(metadata.PackageNotFoundError):
+        return metadata.version("onesug_jax")
+    return "0"
+
+
+def _wrong(text: str) -> dict:
+    return {"model": bodies.Mistakes, "description": text}
+
+
+_BUSY = {
+    503: _wrong("No place in the queue, or no model yet; Retry-After says when."),
+    504: _wrong("The deadline passed."),
+}
+
+
+def _now_ms() -> int:
+    return time.time_ns() // 1_000_000
+
+
+def _profile_values(served: Served, profile: dict[str, str]) -> tuple[str, ...]:
+    """Values in the order of the log's columns; a name the log does not have is a mistake."""
+    for name in profile:
+        if name not in served.profile:
+            have = ", ".join(served.profile) or "none"
+            raise RequestValidationError(
+                [{"type": "value_error", "loc": ("profile", name), "msg": f"this log has: {have}"}]
+            )
+    return tuple(profile.get(name, "") for name in served.profile) if profile else ()
+
+
+async def _unless_gone(request: Request, future: Future) -> Answer | None:
+    """The answer; None, and the request is taken back, if the client goes before it is there."""
+    if future.done():
+        return future.result()
+    answer = asyncio.ensure_future(asyncio.wrap_future(future))
+    gone = asyncio.ensure_future(request.receive())
+    try:
+        await asyncio.wait((answer, gone), return_when=asyncio.FIRST_COMPLETED)
+        if answer.done():
+            return answer.result()
+        return None
+    finally:
+        gone.cancel()
+        answer.cancel()
+
+
+def _reply(
+    body: bodies.SuggestBody, ask: Ask, answer: Answer, popular: Answer | None, took: float
+) -> dict:
+    listed = answer.listed
+    reply = {
+        "request_id": uuid.uuid4().hex,
+        "prefix": ask.prefix,
+        "suggestions": [
+            {"text": text, "score": None if score is None else round(score, 4)}
+            for text, score in zip(listed.texts, listed.scores, strict=True)
+        ],
+        "rung": answer.rung,
+        "version": answer.version,
+        "cached": answer.cached,
+        "milliseconds": round(took, 2),
+        "most_popular": None if popular is None else list(popular.listed.texts),
+        "why": None,
+    }
+    if body.why:
+        worth = [*listed.worth, *[None] * (len(listed.related) - len(listed.worth))]
+        reply["why"] = {
+            "history": list(ask.history),
+            "related": [
+                {"text": text, "worth": grade}
+                for text, grade in zip(listed.related, worth, strict=True)
+            ],
+            "batch": answer.batch,
+            "waited_ms": round(1000 * answer.waited, 2),
+            "model_ms": round(1000 * answer.took, 2),
+        }
+    return reply
+
+
+def _add_errors(app: FastAPI) -> None:
+    """How what goes wrong is told: always `bodies.Mistakes`, never what was sent."""
+
+    def told(status: int, field: str, message: str, headers=None) -> JSONResponse:
+        errors = {"errors": [{"field": field, "message": message}]}
+        return JSONResponse(errors, status, headers)
+
+    @app.exception_handler(RequestValidationError)
+    async def invalid(request, error):
+        return JSONResponse(bodies.mistakes(error.errors()), 422)
+
+    @app.exception_handler(HTTPException)
+    async def refused(request, error):
+        field = {404: "path", 405: "method"}.get(error.status_code, "body")
+        return told(error.status_code, field, str(error.detail), error.headers)
+
+    @app.exception_handler(Full)
+    async def full(request, error):
+        after = {"retry-after": str(max(1, math.ceil(error.after)))}
+        return told(503, "queue", "too many requests are waiting", after)
+
+    @app.exception_handler(NotReady)
+    async def not_ready(request, error):
+        return told(503, "model", str(error), {"retry-after": "2"})
+
+    @app.exception_handler(Late)
+    async def late(request, error):
+        return told(504, "deadline_ms", str(error))
+
+    @app.exception_handler(Conflict)
+    async def conflict(request, error):
+        return told(409, error.field, str(error))
+
+    @app.exception_handler(Unknown)
+    async def unknown(request, error):
+        return told(404, "request_id", "this request is not stored yet: send its query first")
+
+    @app.exception_handler(Busy)
+    @app.exception_handler(sqlite3.Error)
+    async def busy(request, error):
+        return told(503, "store", "events cannot be written just now", {"retry-after": "1"})
+
+
+def _add_page(app: FastAPI) -> None:
+    """The page: a few files held in memory, so no path leads anywhere else."""
+    web = resources.files("onesug_jax.serve") / "web"
+
+    def add(path: str, content: bytes, media_type: str) -> None:
+        @app.get(path, include_in_schema=False)
+        async def page():
+            headers = {"cache-control": "no-cache"}
+            return Response(content, media_type=media_type, headers=headers)
+
+    for path, (name, media_type) in _PAGE.items():
+        add(path, (web / name).read_bytes(), media_type)

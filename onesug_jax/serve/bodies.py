@@ -1,0 +1,227 @@
+"""The bodies of the HTTP interface: their fields, their limits, and what is wrong with them.
+
+Limits on text hold after normalisation too (`logs.schema`), and are those of `ingest`, so that an
+event that is accepted passes the gate of the next update. No value that a client sent is repeated
+in an error.
+"""
+
+from __future__ import annotations
+
+import unicodedata
+from collections.abc import Callable, Sequence
+from typing import Annotated, Any
+
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
+from pydantic_core import PydanticCustomError
+
+from onesug_jax.logs.schema import HISTORY, RECENT, REQUIRED, normalise_prefix, normalise_query
+
+PREFIX, QUERY, NAME = 64, 128, 128  # characters
+SHOWN, HISTORY_LENGTH, ITEMS, PROFILE = 64, 50, 100, 32  # entries
+MOST_SUGGESTIONS = 64
+
+
+_ABOUT = "about_"
+
+
+def _plain(text: str) -> str:
+    """Text without control characters or halves of characters, which no keyboard types."""
+    for character in text:
+        if unicodedata.category(character) in ("Cc", "Cs") and not character.isspace():
+            raise ValueError("control characters and lone surrogates are not allowed")
+    return text
+
+
+def _shaped(shape: Callable[[str], str], most: int, least: int = 0) -> Callable[[str], str]:
+    def check(text: str) -> str:
+        shaped = shape(_plain(text))
+        if not least <= len(shaped) <= most:
+            raise ValueError(f"expected {least} to {most} characters after normalisation")
+        return shaped
+
+    return AfterValidator(check)
+
+
+Prefix = Annotated[str, Field(max_length=PREFIX), _shaped(normalise_prefix, PREFIX)]
+Query = Annotated[str, Field(max_length=QUERY), _shaped(normalise_query, QUERY, 1)]
+Shown = Annotated[str, Field(max_length=QUERY), _shaped(normalise_query, QUERY, 1)]
+Item = Annotated[str, Field(max_length=NAME), _shaped(str.strip, NAME, 1)]
+UserId = Annotated[str, Field(max_length=NAME), AfterValidator(_plain)]
+KnownUser = Annotated[str, Field(min_length=1, max_length=NAME), AfterValidator(_plain)]
+RequestId = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.:-]{0,63}$")]
+Value = Annotated[str, Field(max_length=NAME), AfterValidator(_plain)]
+Earlier = Annotated[list[Query], Field(max_length=HISTORY_LENGTH)]
+
+
+def _profile(values: dict[str, str]) -> dict[str, str]:
+    for name in values:
+        if name in (*REQUIRED, HISTORY, RECENT):
+            raise ValueError("the log's own columns are no profile")
+    return values
+
+
+Profile = Annotated[dict[Value, Value], Field(max_length=PROFILE), AfterValidator(_profile)]
+
+
+def _wrong(field: str, message: str) -> PydanticCustomError:
+    """A mistake that shows in several fields together, told at one of them."""
+    return PydanticCustomError(_ABOUT + field, message)
+
+
+class Body(BaseModel):
+    """What all bodies have in common: unknown fields are mistakes, numbers are numbers."""
+
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+
+class SuggestBody(Body):
+    """What stands in the box, and who is typing."""
+
+    prefix: Prefix = Field("", description="What was typed; may be empty.")
+    user_id: UserId | None = Field(None, description="Whose stored history to use.")
+    history: Earlier | None = Field(
+        None, description="Earlier queries, oldest first; used instead of the stored history."
+    )
+    profile: Profile = Field(
+        default_factory=dict, description="Static profile values by the log's column names."
+    )
+    k: int = Field(10, ge=1, le=MOST_SUGGESTIONS, description="Most suggestions.")
+    deadline_ms: int | None = Field(
+        None, ge=1, le=60_000, description="When the answer is of no use any more."
+    )
+    compare: bool = Field(False, description="Also list the most popular completions.")
+    why: bool = Field(False, description="Also tell what the list was made from.")
+
+
+class FeedbackBody(Body):
+    """What came of one request; may be sent again, with items opened or ordered later."""
+
+    request_id: RequestId = Field(description="As /suggest gave it, or the client's own.")
+    user_id: UserId = Field("", description="Empty: nobody's history.")
+    session_id: UserId = ""
+    prefix: Prefix = Field("", description="What stood in the box.")
+    shown: Annotated[list[Shown], Field(max_length=SHOWN)] = Field(
+        default_factory=list, description="The list the user saw, in order."
+    )
+    clicked_position: int | None = Field(
+        None, ge=0, lt=SHOWN, description="Which of `shown` was chosen, from 0."
+    )
+    query: Query | None = Field(None, description="What was typed and searched instead.")
+    clicked_items: Annotated[list[Item], Field(max_length=ITEMS)] = Field(default_factory=list)
+    ordered_items: Annotated[list[Item], Field(max_length=ITEMS)] = Field(default_factory=list)
+    profile: Profile = Field(default_factory=dict)
+    history: Earlier | None = Field(
+        None, description="As in /suggest, where the client keeps the history itself."
+    )
+
+    @model_validator(mode="after")
+    def _consistent(self) -> FeedbackBody:
+        if self.clicked_position is not None:
+            if self.clicked_position >= len(self.shown):
+                raise _wrong("clicked_position", "lies outside the shown list")
+            chosen = self.shown[self.clicked_position]
+            if self.query not in (None, chosen):
+                raise _wrong("query", "is not what stands at clicked_position of the shown list")
+            self.query = chosen
+        elif self.query is None and not (self.clicked_items or self.ordered_items):
+            told = "or clicked_position, clicked_items or ordered_items is needed"
+            raise _wrong("query", told)
+        return self
+
+
+# ------------------------------------------------------------------ replies, for the OpenAPI page
+
+
+class Suggested(BaseModel):
+    """One suggestion; `score` is its log-probability, null where it is there by popularity."""
+
+    text: str
+    score: float | None
+
+
+class Related(BaseModel):
+    """A query related to the prefix, with its worth: how often it ends in an order, in grades."""
+
+    text: str
+    worth: int | None
+
+
+class Why(BaseModel):
+    """What a list was made from."""
+
+    history: list[str] = Field(description="The queries used, newest first.")
+    related: list[Related]
+    batch: int
+    waited_ms: float
+    model_ms: float
+
+
+class SuggestReply(BaseModel):
+    """A list, best first, and the rung it came from: hybrid, beam, score or popular."""
+
+    request_id: str
+    prefix: str
+    suggestions: list[Suggested]
+    rung: str
+    version: str
+    cached: bool
+    milliseconds: float
+    most_popular: list[str] | None = None
+    why: Why | None = None
+
+
+class FeedbackReply(BaseModel):
+    """What became of an event: "new", "more" (items were added) or "same"."""
+
+    request_id: str
+    stored: str
+
+
+class UserReply(BaseModel):
+    """What is stored of a user: the latest queries, newest first, and how many events."""
+
+    user_id: str
+    history: list[str]
+    events: int
+
+
+class Deleted(BaseModel):
+    """How many events of the user were deleted."""
+
+    user_id: str
+    deleted: int
+
+
+class Mistake(BaseModel):
+    """One thing that is wrong, and in which field."""
+
+    field: str
+    message: str
+
+
+class Mistakes(BaseModel):
+    """Why a request was not answered."""
+
+    errors: list[Mistake]
+
+
+def mistakes(errors: Sequence[dict[str, Any]]) -> dict:
+    """What is wrong, as `Mistakes`, of pydantic's errors; nothing of what was sent is in them."""
+    found = []
+    for error in errors:
+        place = list(map(str, error["loc"]))
+        if place and place[0] in ("body", "path"):
+            del place[0]
+        if error["type"] == "json_invalid":
+            place = []  # what stands there is an offset
+        if error["type"].startswith(_ABOUT):
+            place = [error["type"].removeprefix(_ABOUT)]
+        known = [part if _nameable(part) else "?" for part in place]
+        message = error["msg"].removeprefix("Value error, ")
+        found.append({"field": ".".join(known) or "body", "message": message})
+    return {"errors": found}
+
+
+def _nameable(part: str) -> bool:
+    """Whether a part of a place is a field's name or a number, not a text somebody typed."""
+    return part.isascii() and part.replace("_", "").isalnum() and len(part) <= 32

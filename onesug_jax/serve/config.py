@@ -1,0 +1,89 @@
+"""How the engine batches, caches and steps down: its settings, and the shapes they lead to."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from onesug_jax.decode.suggester import Shapes
+from onesug_jax.errors import UserError
+from onesug_jax.serve.ladder import POPULAR, RUNGS
+
+
+@dataclass(frozen=True)
+class EngineConfig:
+    """How requests are batched, cached and, under pressure, answered more cheaply.
+
+    Attributes:
+      max_batch: most requests of one batch.
+      max_wait_ms: how long the first request of a batch waits for company, where company pays.
+      queue: most requests that wait; more are refused at once.
+      ladder: rungs in use, best first, of "hybrid", "beam", "score", "popular".
+      target_ms: what an answer may take before cheaper rungs are taken.
+      deadline_ms: when an answer is of no use any more, where the request does not say.
+      lists: finished lists kept, of requests without a history.
+      prefixes: prefixes whose vectors, neighbours and corrections are kept.
+      lengths: input lengths that are compiled, as shares of the longest.
+      candidates: most candidates that the rungs "score" and "hybrid" look at.
+      nodes: sizes of the trees of candidates that are compiled.
+      watch_seconds: how often to look for another version, and at the blocked terms.
+    """
+
+    max_batch: int = 8
+    max_wait_ms: float = 2.0
+    queue: int = 256
+    ladder: tuple[str, ...] = ("beam", "score", "popular")
+    target_ms: float = 100.0
+    deadline_ms: float = 2000.0
+    lists: int = 4096
+    prefixes: int = 65_536
+    lengths: tuple[float, ...] = (0.75, 1.0)
+    candidates: int = 32
+    nodes: tuple[int, ...] = (64, 128)
+    watch_seconds: float = 1.0
+
+    def __post_init__(self):
+        object.__setattr__(self, "ladder", tuple(self.ladder))
+        object.__setattr__(self, "lengths", tuple(sorted(self.lengths)))
+        object.__setattr__(self, "nodes", tuple(sorted(self.nodes)))
+        if min(self.max_batch, self.queue, self.lists, self.prefixes) < 1:
+            raise UserError(
+                "EngineConfig: expected max_batch, queue, lists and prefixes of 1 or more; found "
+                f"{self.max_batch}, {self.queue}, {self.lists}, {self.prefixes}."
+            )
+        if self.max_wait_ms < 0 or min(self.target_ms, self.deadline_ms, self.watch_seconds) <= 0:
+            raise UserError(
+                "EngineConfig: expected max_wait_ms of 0 or more, target_ms, deadline_ms and "
+                f"watch_seconds above 0; found {self.max_wait_ms}, {self.target_ms}, "
+                f"{self.deadline_ms}, {self.watch_seconds}."
+            )
+        places = [RUNGS.index(rung) for rung in self.ladder if rung in RUNGS]
+        if not places or len(places) < len(self.ladder) or places != sorted(set(places)):
+            raise UserError(
+                f"EngineConfig.ladder = {list(self.ladder)}: expected some of {', '.join(RUNGS)}, "
+                "in this order."
+            )
+        if not self.lengths or self.lengths[-1] != 1 or self.lengths[0] <= 0:
+            raise UserError(
+                f"EngineConfig.lengths = {list(self.lengths)}: expected shares above 0, the "
+                "largest 1."
+            )
+        if not self.nodes or self.nodes[0] < 16:
+            raise UserError(f"EngineConfig.nodes = {list(self.nodes)}: expected sizes from 16 up.")
+
+    @property
+    def modes(self) -> tuple[str, ...]:
+        """The rungs that ask the model."""
+        return tuple(rung for rung in self.ladder if rung != POPULAR)
+
+    def shapes(self, longest: int) -> Shapes:
+        """The shapes that are compiled, of requests of at most `longest` ids."""
+        lengths = sorted({max(1, round(share * longest)) for share in self.lengths})
+        return Shapes(self.batch_sizes, tuple(lengths), self.nodes)
+
+    @property
+    def batch_sizes(self) -> tuple[int, ...]:
+        """The batch sizes that are compiled: max_batch, an eighth of it, and so on down to 1."""
+        sizes = [self.max_batch]
+        while sizes[0] > 1:
+            sizes.insert(0, max(1, sizes[0] // 8))
+        return tuple(sizes)

@@ -1,0 +1,65 @@
+"""Kept events as a log in the schema: what `update` learns from."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import sqlite3
+from collections.abc import Iterator, Sequence
+
+from onesug_jax.logs.schema import HISTORY, LOG_SCHEMA
+
+LISTS = ("shown", "clicked_items", "ordered_items")  # columns kept as JSON, beside the profile
+_TOGETHER = 8192  # events of one row group
+
+
+def export(connection: sqlite3.Connection, path: str, profile: Sequence[str], since_ms: int) -> int:
+    """Writes the events of a store as a log, see `feedback.FeedbackStore.export`."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    connection.execute("BEGIN")  # one state of the file, whatever is written meanwhile
+    try:
+        where = "WHERE timestamp_ms >= ?"
+        names = connection.execute(
+            f"SELECT DISTINCT key FROM events, json_each(events.profile) {where} ORDER BY key",
+            (since_ms,),
+        ).fetchall()
+        columns = list(dict.fromkeys([*profile, *(name for (name,) in names)]))
+        schema = pa.schema(
+            [
+                *LOG_SCHEMA,
+                (HISTORY, pa.list_(pa.string())),
+                *((name, pa.string()) for name in columns),
+            ]
+        )
+        rows = connection.execute(
+            f"SELECT * FROM events {where} ORDER BY timestamp_ms, request_id", (since_ms,)
+        )
+        count = 0
+        with contextlib.ExitStack() as stack:
+            for batch in _batches(rows):
+                if not count:
+                    writer = stack.enter_context(pq.ParquetWriter(path + ".new", schema))
+                for row in batch:
+                    row.update(dict.fromkeys(columns, "") | row["profile"])
+                writer.write_table(pa.Table.from_pylist(batch, schema))
+                count += len(batch)
+    finally:
+        connection.execute("COMMIT")
+    if count:
+        os.replace(path + ".new", path)
+    return count
+
+
+def _batches(rows: sqlite3.Cursor) -> Iterator[list[dict]]:
+    """Rows as the log has them, some thousands at a time."""
+    names = [column[0] for column in rows.description]
+    while batch := rows.fetchmany(_TOGETHER):
+        found = [dict(zip(names, row, strict=True)) for row in batch]
+        for row in found:
+            for name in (*LISTS, "profile"):
+                row[name] = json.loads(row[name])
+            row[HISTORY] = None if row[HISTORY] is None else json.loads(row[HISTORY])
+        yield found

@@ -1,0 +1,320 @@
+"""What people did with their lists, kept in SQLite: histories now, the next model's log later.
+
+One row is one suggestion request and what came of it, in the columns of the log (`logs.schema`), so
+that `export` writes what `update` reads. An event is acknowledged only when it is on the disk (WAL,
+synchronous=FULL): a server that is killed loses none that it said it had. Events that arrive
+together share one transaction, and with it one flush. Several server processes may keep one file.
+
+A request is reported once and may be reported again: the same words change nothing, and items
+opened or ordered later are added to it. What is older than `keep_days` goes; so does, at once and
+overwritten, whatever one user asks to have deleted.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import json
+import os
+import queue
+import sqlite3
+import threading
+import time
+from collections.abc import Mapping, Sequence
+from concurrent.futures import Future
+
+from onesug_jax.errors import UserError
+from onesug_jax.logs.schema import HISTORY
+from onesug_jax.serve.export import LISTS, export
+
+FOLDER, FILE = "feedback", "events.sqlite"  # in WORK_DIR
+_VERSION = 1
+_TABLES = f"""
+CREATE TABLE IF NOT EXISTS events (
+  request_id TEXT PRIMARY KEY, user_id TEXT NOT NULL, session_id TEXT NOT NULL,
+  timestamp_ms INTEGER NOT NULL, prefix TEXT NOT NULL, shown TEXT NOT NULL, query TEXT NOT NULL,
+  clicked_position INTEGER, clicked_items TEXT NOT NULL, ordered_items TEXT NOT NULL,
+  profile TEXT NOT NULL, history TEXT);
+CREATE INDEX IF NOT EXISTS by_user ON events (user_id, timestamp_ms);
+CREATE INDEX IF NOT EXISTS by_time ON events (timestamp_ms);
+PRAGMA user_version = {_VERSION};
+"""
+_DAY_MS = 86_400_000
+_TOGETHER = 256  # most events of one transaction
+_LOOKED_AT = 500  # latest events of a user that a history is taken from
+_PRUNE_SECONDS = 3600.0
+_END = None  # the last thing the writing thread is given
+
+
+@dataclasses.dataclass(frozen=True)
+class FeedbackConfig:
+    """How what people did is kept.
+
+    Attributes:
+      path: the SQLite file; None: WORK_DIR/feedback/events.sqlite.
+      keep_days: age at which events are deleted.
+      waiting: most events waiting to be written; more are refused.
+      busy_seconds: how long to wait for another process that writes.
+    """
+
+    path: str | None = None
+    keep_days: float = 90.0
+    waiting: int = 1024
+    busy_seconds: float = 5.0
+
+    def __post_init__(self):
+        if self.keep_days <= 0 or self.waiting < 1 or self.busy_seconds < 0:
+            raise UserError(
+                "FeedbackConfig: expected keep_days above 0, waiting of 1 or more and busy_seconds "
+                f"of 0 or more; found keep_days={self.keep_days}, waiting={self.waiting}, "
+                f"busy_seconds={self.busy_seconds}."
+            )
+
+
+@dataclasses.dataclass(frozen=True)
+class Event:
+    """One request and what came of it; text normalised as `logs.schema` does it.
+
+    Attributes are the log's columns. `query` is "" where a known request is only added to;
+    `profile` is name -> value; `history`, oldest first, is what the client sent itself, else None.
+    """
+
+    request_id: str
+    user_id: str = ""
+    session_id: str = ""
+    timestamp_ms: int = 0
+    prefix: str = ""
+    shown: Sequence[str] = ()
+    query: str = ""
+    clicked_position: int | None = None
+    clicked_items: Sequence[str] = ()
+    ordered_items: Sequence[str] = ()
+    profile: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    history: Sequence[str] | None = None
+
+
+class Conflict(Exception):
+    """An event that contradicts what is stored under its request_id; `field` says in what."""
+
+    def __init__(self, field: str, message: str):
+        super().__init__(message)
+        self.field = field
+
+
+class Unknown(Exception):
+    """An event that only adds to a request, and the request is not stored."""
+
+
+class Busy(Exception):
+    """Too many events are waiting, or another process holds the file."""
+
+
+class FeedbackStore:
+    """The events of one file. All methods may be called from any thread.
+
+    Args:
+      path: of the SQLite file; it and its folder are made where missing.
+      config: limits and ages.
+
+    Raises:
+      UserError: the file cannot be opened, or is no such store.
+    """
+
+    def __init__(self, path: str, config: FeedbackConfig = FeedbackConfig()):
+        self.path, self.config = path, config
+        try:
+            os.makedirs(os.path.dirname(path) or ".", mode=0o700, exist_ok=True)
+            self._writing = self._connect()
+            version = self._writing.execute("PRAGMA user_version").fetchone()[0]
+            if version not in (0, _VERSION):
+                raise UserError(
+                    f"{path}: made by another version (format {version}, expected {_VERSION}); "
+                    "name another file with --gin.FeedbackConfig.path=PATH"
+                )
+            self._writing.executescript(_TABLES)
+            self._reading = self._connect()
+        except (OSError, sqlite3.Error) as error:
+            raise UserError(
+                f"{path}: expected a place to keep feedback in; {error}. Name another with "
+                "--gin.FeedbackConfig.path=PATH"
+            ) from None
+        self._reader = threading.Lock()
+        self._waiting: queue.Queue = queue.Queue(config.waiting)  # (change, emptied, future)
+        self._gate, self._closed = threading.Lock(), False
+        self._writer = threading.Thread(target=self._write, name="feedback", daemon=True)
+        self._writer.start()
+
+    def _connect(self) -> sqlite3.Connection:
+        connection = sqlite3.connect(
+            self.path,
+            timeout=self.config.busy_seconds,
+            isolation_level=None,
+            check_same_thread=False,
+        )
+        os.chmod(self.path, 0o600)
+        connection.row_factory = sqlite3.Row
+        # Deleted text is overwritten, not just forgotten.
+        for setting in ("journal_mode = WAL", "synchronous = FULL", "secure_delete = ON"):
+            connection.execute(f"PRAGMA {setting}")
+        return connection
+
+    # ------------------------------------------------------------------ writing
+
+    def add(self, event: Event) -> Future:
+        """Writes an event; the Future holds "new", "more" or "same" once that is on the disk.
+
+        It fails with Conflict, Unknown, or sqlite3.Error where the disk does.
+
+        Raises:
+          Busy: too many events are waiting already.
+        """
+        return self._ask(lambda connection: _put(connection, event))
+
+    def forget(self, user_id: str) -> Future:
+        """Deletes all events of a user; the Future holds how many, once they are overwritten."""
+
+        def delete(connection: sqlite3.Connection) -> int:
+            return connection.execute("DELETE FROM events WHERE user_id = ?", (user_id,)).rowcount
+
+        return self._ask(delete, emptied=True)
+
+    def prune(self) -> Future:
+        """Deletes what is older than `keep_days`, as is done every hour; the Future holds how
+        many.
+        """
+        return self._ask(self._delete_old, emptied=True)
+
+    def _delete_old(self, connection: sqlite3.Connection) -> int:
+        oldest = int(1000 * time.time() - self.config.keep_days * _DAY_MS)
+        return connection.execute("DELETE FROM events WHERE timestamp_ms < ?", (oldest,)).rowcount
+
+    def _ask(self, change, emptied: bool = False) -> Future:
+        future: Future = Future()
+        with self._gate:
+            if self._closed:
+                raise Busy("the store is closed")
+            try:
+                self._waiting.put_nowait((change, emptied, future))
+            except queue.Full:
+                raise Busy(f"{self.config.waiting} events are waiting to be written") from None
+        return future
+
+    def _write(self) -> None:
+        """The writing thread: what has gathered goes into one transaction."""
+        due = time.monotonic()
+        while True:
+            if time.monotonic() >= due:
+                due = time.monotonic() + _PRUNE_SECONDS
+                self._commit([(self._delete_old, True, Future())])
+            try:
+                asked = [self._waiting.get(timeout=max(0.0, due - time.monotonic()))]
+            except queue.Empty:
+                continue
+            with contextlib.suppress(queue.Empty):
+                while len(asked) < _TOGETHER:
+                    asked.append(self._waiting.get_nowait())
+            last = _END in asked
+            self._commit([one for one in asked if one is not _END])
+            if last:
+                break
+        self._writing.close()
+
+    def _commit(self, asked: list) -> None:
+        answers = []
+        try:
+            self._writing.execute("BEGIN IMMEDIATE")
+            for change, _, _ in asked:
+                try:
+                    answers.append((change(self._writing), None))
+                except (Conflict, Unknown) as error:
+                    answers.append((None, error))
+            self._writing.execute("COMMIT")
+            if any(emptied for _, emptied, _ in asked):
+                self._writing.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+        except sqlite3.Error as error:
+            with contextlib.suppress(sqlite3.Error):
+                self._writing.execute("ROLLBACK")
+            answers = [(None, error)] * len(asked)
+        for (_, _, future), (answer, error) in zip(asked, answers, strict=True):
+            if future.set_running_or_notify_cancel():
+                future.set_exception(error) if error else future.set_result(answer)
+
+    def close(self) -> None:
+        """Writes what is waiting, and ends."""
+        with self._gate:
+            self._closed = True
+        self._waiting.put(_END)
+        self._writer.join()
+        with self._reader:
+            self._reading.close()
+
+    # ------------------------------------------------------------------ reading
+
+    def history(self, user_id: str, most: int) -> list[str]:
+        """A user's latest distinct queries, newest first; none for the empty user_id."""
+        if not user_id or most < 1:
+            return []
+        with self._reader:
+            rows = self._reading.execute(
+                "SELECT query FROM events WHERE user_id = ? "
+                "ORDER BY timestamp_ms DESC, rowid DESC LIMIT ?",
+                (user_id, _LOOKED_AT),
+            ).fetchall()
+        return list(dict.fromkeys(query for (query,) in rows))[:most]
+
+    def count(self, user_id: str | None = None) -> int:
+        """How many events are stored, of one user or of all."""
+        where, values = ("", ()) if user_id is None else (" WHERE user_id = ?", (user_id,))
+        with self._reader:
+            return self._reading.execute(f"SELECT count(*) FROM events{where}", values).fetchone()[
+                0
+            ]
+
+    def export(self, path: str, *, profile: Sequence[str] = (), since_ms: int = 0) -> int:
+        """Writes the events as a log, `path` (Parquet), oldest first; returns how many.
+
+        `profile` are the names of profile columns that are written even where no event has them;
+        an event without a value has "". The file appears whole; it is not made without events.
+        """
+        with self._reader:
+            return export(self._reading, path, profile, since_ms)
+
+
+def _put(connection: sqlite3.Connection, event: Event) -> str:
+    """Adds an event, or what is new in it, inside a transaction: "new", "more" or "same"."""
+    stored = connection.execute(
+        "SELECT * FROM events WHERE request_id = ?", (event.request_id,)
+    ).fetchone()
+    if stored is None:
+        if not event.query:
+            raise Unknown(f"no request {event.request_id!r} is stored yet")
+        row = dataclasses.asdict(event)
+        for name in (*LISTS, "profile"):
+            row[name] = _json(row[name])
+        row[HISTORY] = None if event.history is None else _json(event.history)
+        names = ", ".join(row)
+        places = ", ".join(f":{name}" for name in row)
+        connection.execute(f"INSERT INTO events ({names}) VALUES ({places})", row)
+        return "new"
+    if stored["user_id"] != event.user_id:
+        raise Conflict("user_id", "this request_id belongs to another user")
+    if event.query and event.query != stored["query"]:
+        raise Conflict("query", "this request_id is stored with another query")
+    changes = {}
+    for name in ("clicked_items", "ordered_items"):
+        before = json.loads(stored[name])
+        after = list(dict.fromkeys([*before, *getattr(event, name)]))
+        if after != before:
+            changes[name] = _json(after)
+    if not changes:
+        return "same"
+    assignments = ", ".join(f"{name} = :{name}" for name in changes)
+    connection.execute(
+        f"UPDATE events SET {assignments} WHERE request_id = :request_id",
+        {**changes, "request_id": event.request_id},
+    )
+    return "more"
+
+
+def _json(value) -> str:
+    return json.dumps(value, ensure_ascii=False)

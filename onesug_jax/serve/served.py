@@ -1,0 +1,244 @@
+"""One published version of the model, ready to answer: lists at every rung, caches, what is shown.
+
+A version is never changed, only replaced by another one as a whole, so a batch that has begun ends
+with the model it began with, and its caches go with it.
+"""
+
+from __future__ import annotations
+
+import collections
+import dataclasses
+import itertools
+import os
+import threading
+import time
+from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from onesug_jax.decode.known import Filter
+from onesug_jax.decode.suggester import Shapes, Suggester
+from onesug_jax.represent.related import RelatedQueries
+from onesug_jax.serve.ladder import POPULAR, Pace
+from onesug_jax.tasks.features import Request, make_requests
+
+_STRANGE = "zx"  # no query, so that the text encoder is loaded for it
+
+
+@dataclass(frozen=True)
+class Ask:
+    """One request; text normalised as `logs.schema` does it.
+
+    Attributes:
+      prefix: what stands in the search box.
+      history: the user's queries, newest first.
+      profile: static profile values, in the order of the log's columns.
+      k: how many suggestions are wanted.
+      within: seconds from now until the answer is of no use any more; None: the engine's default.
+    """
+
+    prefix: str
+    history: tuple[str, ...] = ()
+    profile: tuple[str, ...] = ()
+    k: int = 16
+    within: float | None = None
+
+    @property
+    def key(self) -> tuple | None:
+        """What a finished list may be kept under; None where it is this user's own."""
+        return None if self.history else (self.prefix, self.profile)
+
+
+@dataclass(frozen=True)
+class Listed:
+    """One list and what it was made from.
+
+    Attributes:
+      texts, scores: suggestions, best first, and their log-probabilities (None: most popular).
+      related, worth: what the model was shown of the prefix, and its grades.
+    """
+
+    texts: tuple[str, ...]
+    scores: tuple[float | None, ...]
+    related: tuple[str, ...] = ()
+    worth: tuple[int, ...] = ()
+
+
+class Recent:
+    """The values used last, at most `size` of them; safe for several threads."""
+
+    def __init__(self, size: int):
+        self._size = size
+        self._values: collections.OrderedDict[Hashable, Any] = collections.OrderedDict()
+        self._lock = threading.Lock()
+
+    def get(self, key: Hashable) -> Any:
+        """The value, now the newest; None where there is none."""
+        with self._lock:
+            value = self._values.get(key)
+            if value is not None:
+                self._values.move_to_end(key)
+            return value
+
+    def put(self, key: Hashable, value: Any) -> None:
+        """Keeps a value; the one used longest ago makes room."""
+        with self._lock:
+            self._values[key] = value
+            self._values.move_to_end(key)
+            while len(self._values) > self._size:
+                self._values.popitem(last=False)
+
+    def clear(self) -> None:
+        """Forgets all."""
+        with self._lock:
+            self._values.clear()
+
+    def __len__(self) -> int:
+        return len(self._values)
+
+
+class Served:
+    """A version of WORK_DIR's model.
+
+    Args:
+      version: its name, "0000" for WORK_DIR as it was made. path: its work directory.
+      suggester: writes lists. known: what requests are shown beside their words.
+      profile: names of the log's profile columns, in the order that the model knows.
+      candidates: most candidates of a request at the rungs that score.
+      lists: how many finished lists of history-less requests are kept.
+      blocked: the file of terms that no suggestion may hold, which may change at any time, or None.
+      least_count: how often a suggestion was searched at least.
+    """
+
+    def __init__(
+        self,
+        version: str,
+        path: str,
+        suggester: Suggester,
+        known: RelatedQueries,
+        *,
+        profile: Sequence[str] = (),
+        candidates: int = 32,
+        lists: int = 4096,
+        blocked: str | None = None,
+        least_count: int = 0,
+    ):
+        self.version, self.path = version, path
+        self.suggester, self.known, self.profile = suggester, known, tuple(profile)
+        most = min(candidates, suggester.scoring.candidates)
+        suggester.scoring = dataclasses.replace(suggester.scoring, candidates=most)
+        self.kept = Recent(lists)
+        self._terms, self._stamp = (blocked, least_count), _stamp(blocked)
+        self._shown = Filter.read(blocked, least_count)
+
+    @property
+    def longest(self) -> int:
+        """The most suggestions of a list."""
+        return self.suggester.config.returned
+
+    def prepare(
+        self, modes: Iterable[str], shapes: Shapes, pace: Pace, stop: Callable[[], bool]
+    ) -> Iterator[None]:
+        """Compiles what requests are served in, and times it; goes on when asked to.
+
+        After the first step every request can be served, in the largest shape; each further one
+        adds smaller shapes, until all of `shapes` are there.
+        """
+        ways = tuple(dict.fromkeys((*modes, "beam", "score")))  # what all of them fall back to
+        sizes, lengths, nodes = shapes.batch_sizes, shapes.lengths, shapes.nodes
+        done = set()
+        self.known.text_vector(_STRANGE), self.known.meant(_STRANGE)
+        for step in (
+            Shapes(sizes[-1:], lengths[-1:], nodes[-1:]),
+            Shapes(sizes, lengths[-1:], nodes[-1:]),
+            Shapes(sizes, lengths, nodes[-1:]),
+            shapes,
+        ):
+            for way in ways:
+                rooms = (0,) if way == "beam" else step.nodes
+                for shape in itertools.product(step.batch_sizes, step.lengths, rooms):
+                    if stop():
+                        return
+                    if (way, shape) in done:
+                        continue
+                    done.add((way, shape))
+                    self.suggester.rehearse(way, *shape)
+                    began = time.perf_counter()
+                    self.suggester.rehearse(way, *shape)
+                    pace.note(way, shape[0], time.perf_counter() - began)
+            self.suggester.shapes = step
+            yield
+        for times in (8, 16, 32):  # the encoder's lengths, for texts that nobody knows
+            if not stop():
+                self.known.text_vector(" ".join([_STRANGE] * times))
+
+    def lists(self, asks: Sequence[Ask], rung: str) -> list[Listed]:
+        """One list an ask, as long as the model makes them. Equal asks are answered once."""
+        if rung == POPULAR:
+            return [self.popular(ask.prefix) for ask in asks]
+        distinct = list(dict.fromkeys((a.prefix, a.history, a.profile) for a in asks))
+        candidates = 0 if rung == "beam" else self.suggester.scoring.candidates
+        columns = map(list, zip(*distinct, strict=True))
+        requests = make_requests(self.known, *columns, candidates)
+        found = self.suggester.suggest(requests, mode=rung)
+        made = {
+            one: _listed(request, suggestions)
+            for one, request, suggestions in zip(distinct, requests, found, strict=True)
+        }
+        return [made[a.prefix, a.history, a.profile] for a in asks]
+
+    def popular(self, prefix: str) -> Listed:
+        """The most searched queries that start with what was typed, or may have been meant."""
+        texts = self._completed(prefix)
+        if not texts:
+            meant = self.known.meant(prefix)
+            begun = sorted(meant, key=lambda text: (-meant[text], text))
+            texts = list(dict.fromkeys(text for start in begun for text in self._completed(start)))
+        texts = texts[: self.longest]
+        return Listed(tuple(texts), (None,) * len(texts))
+
+    def _completed(self, prefix: str) -> list[str]:
+        completions, most = self.known.completions, self.longest
+        if self._shown == Filter():
+            return completions.complete(prefix, most)
+        texts = completions.complete(prefix, 4 * most)
+        counts = np.array([completions.count(text) for text in texts], np.int64)
+        passed = self._shown.of(texts, counts)
+        return [text for text, shown in zip(texts, passed, strict=True) if shown][:most]
+
+    def read_terms(self) -> bool:
+        """Reads the blocked terms if their file has changed; True where it had.
+
+        Raises:
+          UserError: it cannot be read, or would block everything; the terms of before stay in
+            force.
+        """
+        stamp = _stamp(self._terms[0])
+        if stamp == self._stamp:
+            return False
+        self._stamp = stamp
+        shown = Filter.read(*self._terms)
+        self.suggester.show(shown)
+        self._shown = shown
+        self.kept.clear()
+        return True
+
+
+def _stamp(path: str | None) -> tuple | None:
+    """What changes when a file does; None where there is none."""
+    try:
+        stat = os.stat(path) if path else None
+    except OSError:
+        return None
+    return stat and (stat.st_mtime_ns, stat.st_size, stat.st_ino)
+
+
+def _listed(request: Request, suggestions) -> Listed:
+    return Listed(
+        tuple(one.text for one in suggestions),
+        tuple(one.score for one in suggestions),
+        tuple(request.related),
+        tuple(request.worth),
+    )

@@ -1,0 +1,55 @@
+"""A real server process over a stand-in for the model, for tests of sockets and signals.
+
+python -m tests.serve.standin STORE DELAY [NAME=VALUE ...]: lists take DELAY seconds; the rest are
+settings of ServerConfig. Prints the server's lines; "READY" when requests are answered.
+"""
+
+import ast
+import sys
+import threading
+import time
+
+from onesug_jax.serve.engine import Engine, EngineConfig
+from onesug_jax.serve.feedback import FeedbackStore
+from onesug_jax.serve.server import ServerConfig, serve
+from tests.serve.conftest import Pretended
+
+
+class Slow(Pretended):
+    """Lists that take a while; their texts tell the history: a page can be seen to learn."""
+
+    delay = 0.0
+
+    def lists(self, asks, rung):
+        """See Served."""
+        time.sleep(self.delay)
+        return super().lists(asks, rung)
+
+    def _list(self, ask):
+        made = super()._list(ask)
+        if not ask.history:
+            return made
+        texts = (f"{ask.prefix} after {ask.history[0]}", *made.texts[:-1])
+        return type(made)(texts, made.scores, made.related, made.worth)
+
+
+def main(store, delay, *settings):
+    """Runs until it is told to stop."""
+    pairs = [setting.split("=", 1) for setting in settings]
+    config = ServerConfig(**{name: ast.literal_eval(value) for name, value in pairs})
+    served = Slow()
+    served.delay = float(delay)
+    ladder = EngineConfig(ladder=("beam",), deadline_ms=60_000.0, max_batch=1)
+    engine = Engine(lambda: served.path, lambda path: served, ladder)
+
+    def tell():
+        engine.wait_ready()
+        print("READY", flush=True)
+
+    threading.Thread(target=tell, daemon=True).start()
+    serve(engine, FeedbackStore(store), config, lambda line: print(line, flush=True))
+    print("ENDED", flush=True)
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

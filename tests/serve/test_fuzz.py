@@ -1,0 +1,141 @@
+"""Bad bodies, made from the interface's own description: each is told its mistake, never a 500."""
+
+import json
+import random
+
+import pytest
+
+STRINGS = [
+    "",
+    " ",
+    "a",
+    "é拖鞋",
+    "\u202e\u200b",
+    "ﷺ" * 30,
+    "İ" * 64,
+    "\u0000",
+    "\ud800",
+    "\udfff\ud800",
+    "\U0001f600" * 40,
+    "a" * 64,
+    "a" * 65,
+    "a" * 129,
+    "a" * 5000,
+    "../../etc/passwd",
+    "<script>alert(1)</script>",
+    "'; DROP TABLE events; --",
+    "%s%n{}{0}",
+    "\n\r\t\x0b\x1c\x85",
+    "\ufdd0\uffff",
+]
+NUMBERS = [0, -1, 1, 63, 64, 65, 2**31, 2**63, -(2**63) - 1, 10**400, 0.5, -0.0, 1e308]
+NUMBERS += [float("nan"), float("inf"), float("-inf")]
+
+
+class Bodies:
+    """Bodies of one endpoint: right ones by the schema, then something is broken."""
+
+    def __init__(self, api, path, chance):
+        self.api, self.chance = api, chance
+        body = api["paths"][path]["post"]["requestBody"]["content"]["application/json"]
+        self.schema = self.resolved(body["schema"])
+
+    def resolved(self, schema):
+        while "$ref" in schema:
+            name = schema["$ref"].rpartition("/")[2]
+            schema = self.api["components"]["schemas"][name]
+        return schema
+
+    def anything(self, depth=0):
+        kind = self.chance.randrange(8 if depth < 3 else 5)
+        if kind == 0:
+            return None
+        if kind == 1:
+            return self.chance.choice([True, False])
+        if kind == 2:
+            return self.chance.choice(NUMBERS)
+        if kind < 5:
+            return self.chance.choice(STRINGS)
+        if kind < 7:
+            return [self.anything(depth + 1) for _ in range(self.chance.choice([0, 1, 3, 120]))]
+        return {self.chance.choice(STRINGS): self.anything(depth + 1) for _ in range(3)}
+
+    def of(self, schema):
+        schema = self.resolved(schema)
+        if self.chance.random() < 0.12:
+            return self.anything()
+        if "anyOf" in schema:
+            return self.of(self.chance.choice(schema["anyOf"]))
+        kind = schema.get("type")
+        if kind == "object":
+            names = [n for n in schema.get("properties", {}) if self.chance.random() < 0.6]
+            made = {name: self.of(schema["properties"][name]) for name in names}
+            if "additionalProperties" in schema and isinstance(
+                schema["additionalProperties"], dict
+            ):
+                made["age"] = self.of(schema["additionalProperties"])
+            return made
+        if kind == "array":
+            count = self.chance.choice([0, 1, 2, schema.get("maxItems", 4) + 1])
+            return [self.of(schema["items"]) for _ in range(count)]
+        if kind == "string":
+            if "pattern" in schema:
+                return self.chance.choice(["r1", f"r{self.chance.randrange(999)}", *STRINGS])
+            return self.chance.choice(STRINGS)
+        if kind in ("integer", "number"):
+            return self.chance.choice(
+                [schema.get("minimum", 0), schema.get("maximum", 9), *NUMBERS]
+            )
+        return self.chance.choice([True, False, None])
+
+    def next(self):
+        """The bytes of one body."""
+        text = json.dumps(self.of(self.schema))  # with NaN, halves of characters, and all
+        broken = self.chance.random()
+        if broken < 0.03:
+            text = text[: self.chance.randrange(len(text) + 1)]
+        elif broken < 0.05:
+            text = '{"prefix":' * 2000 + text
+        content = text.encode()
+        if 0.05 < broken < 0.08:
+            content = bytes(self.chance.randrange(256) for _ in range(self.chance.randrange(60)))
+        elif broken > 0.98:
+            content = text.encode("utf-16")
+        return content
+
+
+def bombard(here, count, seed):
+    api = here.get("/openapi.json").json()
+    names = {
+        name
+        for schema in api["components"]["schemas"].values()
+        for name in schema.get("properties", {})
+    }
+    chance = random.Random(seed)
+    makers = [(path, Bodies(api, path, chance)) for path in ("/suggest", "/feedback")]
+    codes = {}
+    for number in range(count):
+        path, bodies = makers[number % 2]
+        content = bodies.next()
+        reply = here.post(path, content=content, headers={"content-type": "application/json"})
+        codes[reply.status_code] = codes.get(reply.status_code, 0) + 1
+        assert reply.status_code == 200 or 400 <= reply.status_code < 500, (seed, number, content)
+        if reply.status_code in (400, 422):
+            for error in reply.json()["errors"]:
+                first = error["field"].split(".")[0]
+                assert first in names | {"body", "?"}, (seed, number, error)
+                assert error["message"] and "script" not in error["message"]
+    assert here.post("/suggest", json={"prefix": "a"}).status_code == 200
+    return codes
+
+
+def test_a_thousand_bad_bodies(client):
+    codes = bombard(client(), 1000, seed=1)
+    assert codes[422] > 500 and codes[200] > 10 and codes[400] > 0
+
+
+@pytest.mark.slow
+def test_ten_thousand_bad_bodies(client):
+    here = client()
+    codes = bombard(here, 10_000, seed=2)
+    assert sum(codes.values()) == 10_000 and codes[422] > 5000

@@ -1,0 +1,103 @@
+"""The ladder: what there is time for."""
+
+import pytest
+
+from onesug_jax.serve.ladder import Pace, choose, in_time
+
+LADDER = ("beam", "score", "popular")
+
+
+class Clock:
+    now = 0.0
+
+    def __call__(self):
+        return self.now
+
+
+@pytest.fixture
+def clock():
+    return Clock()
+
+
+@pytest.fixture
+def pace(clock):
+    """Beams 40 ms, scores 10 ms a batch of up to eight."""
+    made = Pace((1, 8), clock)
+    for size in (1, 8):
+        made.note("beam", size, 0.040)
+        made.note("score", size, 0.010)
+    return made
+
+
+def chosen(pace, waiting, waited=0.0, ladder=LADDER):
+    return choose(ladder, pace, waiting, batch=8, waited=waited, target=0.1)
+
+
+def test_without_a_backlog_the_best_rung_is_taken_however_slow(pace):
+    for _ in range(50):
+        pace.note("beam", 1, 60.0)
+    assert chosen(pace, 1) == chosen(pace, 8) == "beam"
+
+
+def test_a_backlog_steps_down_as_far_as_it_must(pace):
+    assert chosen(pace, 20) == "beam", "two and a half batches of 40 ms fit 100 ms"
+    assert chosen(pace, 21) == "score"
+    assert chosen(pace, 80) == "score"
+    assert chosen(pace, 81) == "popular"
+
+
+def test_who_has_waited_long_gets_a_quicker_answer(pace):
+    assert chosen(pace, 2, waited=0.055) == "beam"
+    assert chosen(pace, 2, waited=0.07) == "score"
+    assert chosen(pace, 2, waited=0.095) == "popular"
+
+
+def test_the_last_rung_takes_what_is_left(pace):
+    assert chosen(pace, 500, ladder=("beam",)) == "beam"
+    assert chosen(pace, 500, ladder=("beam", "score")) == "score"
+    assert chosen(pace, 1, ladder=("popular",)) == "popular"
+
+
+def test_estimates_follow_what_was_measured_and_fade(pace, clock):
+    for _ in range(50):
+        pace.note("score", 3, 0.5)
+    assert pace.of("score", 8) == pytest.approx(0.5, rel=0.01), "filled up to eight"
+    assert pace.of("score", 1) == pytest.approx(0.010), "another size is another program"
+    assert pace.to_clear("score", 16) == pytest.approx(0.16), "one after another is quicker now"
+    for _ in range(50):
+        pace.note("score", 1, 0.5)
+    assert pace.to_clear("score", 16) == pytest.approx(1.0, rel=0.01)
+    assert chosen(pace, 21) == "popular"
+    clock.now = 60.0
+    assert pace.of("score", 8) < 0.01
+    assert chosen(pace, 21) == "beam", "so a rung that was slow once is tried again"
+
+
+def test_batches_are_as_large_as_pays(pace):
+    """A device that does eight in the time of one gets eight; a processor does them in turn."""
+    assert [pace.together("beam", waiting) for waiting in (1, 2, 7, 8, 30)] == [1, 2, 7, 8, 8]
+    for _ in range(50):
+        pace.note("beam", 8, 0.24)
+    assert [pace.together("beam", waiting) for waiting in (1, 2, 5, 7, 8, 30)] == [1, 1, 1, 7, 8, 8]
+    for _ in range(50):
+        pace.note("beam", 8, 0.4)
+    assert pace.together("beam", 30) == 1
+    assert Pace((1, 8)).together("beam", 30) == 8, "nothing is known yet"
+
+
+def test_a_deadline_is_met_by_the_best_rung_that_can(pace):
+    assert in_time(LADDER, pace, "beam", 0.05, 4) == "beam"
+    assert in_time(LADDER, pace, "beam", 0.02, 4) == "score"
+    assert in_time(LADDER, pace, "beam", 0.005, 4) == "popular"
+    assert in_time(LADDER, pace, "score", 0.05, 4) == "score", "never back up"
+    assert in_time(("beam", "score"), pace, "beam", 0.001, 4) == "score"
+
+
+def test_a_rung_that_saves_no_time_is_left_out(pace):
+    assert pace.quicker(LADDER) == LADDER
+    for _ in range(50):
+        pace.note("score", 1, 0.035)
+        pace.note("score", 8, 0.035)
+    assert pace.quicker(LADDER) == ("beam", "popular")
+    assert pace.quicker(("score", "popular")) == ("score", "popular")
+    assert Pace((1, 8)).quicker(LADDER) == LADDER, "nothing is known yet"

@@ -1,0 +1,240 @@
+"""The page in a real browser: typing, choosing, learning, trouble. Needs Chromium, Playwright."""
+
+import os
+import re
+import shutil
+
+import pytest
+
+from onesug_jax.serve.feedback import FeedbackStore
+from tests.serve.test_server import Server
+
+pytestmark = pytest.mark.slow
+
+CHROMIUM = os.environ.get("ONESUG_CHROMIUM") or shutil.which("chromium") or shutil.which("chrome")
+
+
+@pytest.fixture(scope="module")
+def browser():
+    try:
+        from playwright.sync_api import sync_playwright
+    except ModuleNotFoundError:
+        pytest.skip("needs the package playwright (pip install playwright)")
+    if not CHROMIUM:
+        pytest.skip("needs Chromium: on PATH, or named by ONESUG_CHROMIUM")
+    with sync_playwright() as playwright:
+        opened = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+        yield opened
+        opened.close()
+
+
+@pytest.fixture
+def server(tmp_path):
+    here = Server(tmp_path)
+    yield here
+    here.process.kill()
+    here.process.wait(30)
+
+
+@pytest.fixture
+def page(browser, server):
+    context = browser.new_context()
+    opened = context.new_page()
+    opened.problems = []
+    opened.on("pageerror", lambda error: opened.problems.append(str(error)))
+    opened.goto(server.url)
+    opened.locator("#list li").first.wait_for()
+    yield opened
+    assert not opened.problems
+    context.close()
+
+
+def texts(page):
+    return [re.sub(r"^\d+", "", text) for text in page.locator("#list li").all_text_contents()]
+
+
+def type_in(page, text):
+    """Types, and waits until the list belongs to it."""
+    page.locator("#query").press_sequentially(text, delay=20)
+    whole = page.locator("#query").input_value()
+    page.locator("#list li", has_text=whole).first.wait_for()
+
+
+def rows(server):
+    """What the store holds, as the export has it."""
+    import pyarrow.parquet as pq
+
+    store = FeedbackStore(server.store)
+    target = server.store + ".parquet"
+    count = store.export(target)
+    store.close()
+    return pq.read_table(target).to_pylist() if count else []
+
+
+def test_a_list_for_every_letter_by_keyboard_alone(page):
+    box = page.locator("#query")
+    type_in(page, "la")
+    assert texts(page)[:2] == ["la0", "la1"]
+    assert box.get_attribute("role") == "combobox" and box.get_attribute("aria-expanded") == "true"
+    assert box.get_attribute("aria-activedescendant") is None
+    page.keyboard.press("ArrowDown")
+    page.keyboard.press("ArrowDown")
+    active = box.get_attribute("aria-activedescendant")
+    assert page.locator(f"#{active}").get_attribute("aria-selected") == "true"
+    assert page.locator("[role=option][aria-selected=true]").count() == 1
+    assert box.input_value() == "la1"
+    page.keyboard.press("ArrowUp")
+    page.keyboard.press("ArrowUp")
+    assert box.input_value() == "la", "back at what was typed"
+    page.keyboard.press("ArrowUp")
+    assert box.input_value() == texts(page)[-1], "round to the last"
+    page.keyboard.press("Escape")
+    assert box.input_value() == "la" and box.get_attribute("aria-expanded") == "false"
+    assert not page.locator("#list").is_visible()
+    page.keyboard.press("Escape")
+    assert box.input_value() == ""
+    assert re.search(r"\d ms", page.locator("#latency").text_content())
+    assert "median" in page.locator("#pace-text").text_content()
+
+
+def test_choosing_reaches_the_store_and_changes_the_next_list(page, server):
+    type_in(page, "la")
+    page.keyboard.press("ArrowDown")
+    page.keyboard.press("ArrowDown")
+    page.keyboard.press("Enter")
+    page.locator("#saved", has_text="saved").wait_for()
+    page.locator("#history li", has_text="la1").wait_for()
+    (row,) = rows(server)
+    assert (row["prefix"], row["query"], row["clicked_position"]) == ("la", "la1", 1)
+    assert row["shown"][:3] == ["la0", "la1", "la2"] and row["user_id"].startswith("visitor-")
+    type_in(page, "te")
+    assert texts(page)[0] == "te after la1", "the list knows what was searched"
+    page.locator("#ordered").click()
+    page.locator("#saved", has_text="order").wait_for()
+    assert rows(server)[0]["ordered_items"] == ["page-item"]
+    page.locator("#list li").nth(2).click()
+    page.locator("#history li", has_text="te1").wait_for()
+    assert [row["query"] for row in rows(server)] == ["la1", "te1"]
+    page.reload()
+    page.locator("#history li", has_text="la1").wait_for()
+    page.locator("#clear").click()
+    page.locator("#no-history").wait_for()
+    assert rows(server) == []
+    type_in(page, "te")
+    assert texts(page)[0] == "te0"
+
+
+def test_what_is_typed_out_is_searched_as_it_stands(page, server):
+    type_in(page, "tent")
+    page.keyboard.press("Enter")
+    page.locator("#history li", has_text="tent").wait_for()
+    (row,) = rows(server)
+    assert row["query"] == "tent" and row["clicked_position"] is None
+
+
+def test_an_input_method_is_left_alone_until_it_is_done(page, server):
+    asked = []
+    page.on("request", lambda request: asked.append(request) if "suggest" in request.url else 0)
+    box = page.locator("#query")
+    box.focus()
+    session = page.context.new_cdp_session(page)
+    for composed in ("t", "tu", "tuo", "tuo xie"):
+        session.send(
+            "Input.imeSetComposition",
+            {"text": composed, "selectionStart": len(composed), "selectionEnd": len(composed)},
+        )
+    page.keyboard.press("ArrowDown")
+    assert not asked, "letters of a composition are nobody's prefix"
+    session.send("Input.insertText", {"text": "拖鞋"})
+    page.locator("#list li", has_text="拖鞋").first.wait_for()
+    assert box.input_value() == "拖鞋" and len(asked) == 1
+
+
+def test_lists_side_by_side_and_why(page):
+    type_in(page, "la")
+    page.locator("text=Side by side").click()
+    assert page.locator("#other li").count() == 10
+    assert "la popular 0" in page.locator("#other li").first.text_content()
+    assert page.locator("#list li .moved").first.text_content() == "new"
+    page.locator("text=Most popular").first.click()
+    assert texts(page)[0] == "la popular 0"
+    page.locator("summary").click()
+    assert page.locator("#related li").count() == 2
+    assert page.locator("#related .worth").first.locator("i.on").count() == 4, "grades 0 to 3"
+    assert page.locator("#scores li").first.locator(".number").text_content() == "0.00"
+    facts = page.locator("#facts").text_content()
+    assert "beam" in facts and "0000" in facts
+
+
+def test_a_script_in_a_query_is_text(page, server):
+    attack = "<img src=x onerror=alert(1)><script>alert(2)</script>"
+    page.on("dialog", lambda dialog: page.problems.append(dialog.message))
+    type_in(page, attack)
+    assert texts(page)[0] == attack + "0"
+    page.keyboard.press("Enter")
+    page.locator("#history li", has_text="<img").wait_for()
+    page.locator("summary").click()
+    assert page.locator("main img, #list script").count() == 0
+    assert page.locator("#searched-text").text_content() == attack
+
+
+def test_an_old_answer_never_takes_the_place_of_a_newer_one(page):
+    """The answer for "l" is held back until the one for "la" is on the page."""
+    held = []
+
+    def hold(route):
+        if '"prefix":"l"' in route.request.post_data:
+            held.append(route)
+        else:
+            route.continue_()
+
+    page.route("**/suggest", hold)
+    page.locator("#query").press_sequentially("l")
+    page.locator("#query").press_sequentially("a")
+    page.locator("#list li", has_text="la0").wait_for()
+    for route in held:
+        try:
+            route.continue_()
+        except Exception:  # the page has given this request up: as good
+            pass
+    page.wait_for_timeout(500)
+    assert held and texts(page)[0] == "la0"
+
+
+def test_a_dead_server_is_shown_kindly_and_its_return_noticed(page, server, tmp_path):
+    type_in(page, "la")
+    server.process.kill()
+    server.process.wait(30)
+    page.locator("#query").press_sequentially("m")
+    trouble = page.locator("#trouble")
+    trouble.wait_for()
+    assert "does not answer" in trouble.text_content()
+    assert page.locator("#state").get_attribute("data-is") == "dead"
+    assert page.locator("#query").input_value() == "lam", "what was typed is safe"
+    again = Server(tmp_path, port=server.port)
+    try:
+        page.locator("#list li", has_text="lam0").wait_for()
+        trouble.wait_for(state="hidden")
+    finally:
+        again.process.kill()
+        again.process.wait(30)
+
+
+def test_a_service_with_a_key_asks_for_it(browser, tmp_path):
+    path = tmp_path / "key"
+    path.write_text("opensesame\n")
+    server = Server(tmp_path, api_key_file=str(path))
+    context = browser.new_context(viewport={"width": 380, "height": 740})
+    try:
+        page = context.new_page()
+        page.goto(server.url)
+        page.locator("#key").fill("opensesame")
+        page.locator("#key-form button").click()
+        page.locator("#list li").first.wait_for()
+        assert not page.locator("#trouble").is_visible()
+        width = page.locator("body").bounding_box()["width"]
+        assert width <= 380, "fits a phone"
+    finally:
+        context.close()
+        server.process.kill()
+        server.process.wait(30)

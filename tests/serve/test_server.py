@@ -1,0 +1,260 @@
+"""A real server process: its end, its death, slow clients, and what it does if it cannot run."""
+
+import concurrent.futures
+import json
+import os
+import pathlib
+import re
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+
+import httpx2 as httpx
+import pytest
+
+from onesug_jax import main
+from onesug_jax.serve.feedback import FeedbackStore
+
+ROOT = pathlib.Path(__file__).resolve().parents[2]
+
+
+class Server:
+    """`tests.serve.standin` in a process of its own."""
+
+    def __init__(self, folder, delay=0.0, **config):
+        self.store = str(folder / "events.sqlite")
+        settings = [f"{name}={value!r}" for name, value in {"port": 0, **config}.items()]
+        self.process = subprocess.Popen(
+            [sys.executable, "-m", "tests.serve.standin", self.store, str(delay), *settings],
+            cwd=ROOT,
+            env={**os.environ, "JAX_PLATFORMS": "cpu", "XLA_FLAGS": ""},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+        self.lines = []
+        self._ready = threading.Event()
+        threading.Thread(target=self._read, daemon=True).start()
+        assert self._ready.wait(120) and self.process.poll() is None, self.lines
+        self.url = re.search(r"http://\S+:\d+", "\n".join(self.lines))[0]
+        self.port = int(self.url.rpartition(":")[2])
+
+    def _read(self):
+        for line in self.process.stdout:
+            self.lines.append(line.rstrip())
+            said = " ".join(self.lines)
+            if "READY" in said and "http://" in said:
+                self._ready.set()
+        self._ready.set()
+
+    def stop(self, signum=signal.SIGTERM):
+        self.process.send_signal(signum)
+        return self.process.wait(60)
+
+    def suggest(self, **body):
+        return httpx.post(f"{self.url}/suggest", json=body, timeout=60)
+
+
+@pytest.fixture(scope="module")
+def impatient(tmp_path_factory):
+    """A server for several tests, with little time for slow clients."""
+    here = Server(tmp_path_factory.mktemp("impatient"), head_seconds=1.0, body_seconds=1.0)
+    yield here
+    here.process.kill()
+    here.process.wait(30)
+
+
+@pytest.fixture
+def server(tmp_path):
+    """`server(delay, **ServerConfig)`: running; killed at the end if it still is."""
+    started = []
+
+    def start(delay=0.0, **config):
+        started.append(Server(tmp_path, delay, **config))
+        return started[-1]
+
+    yield start
+    for one in started:
+        if one.process.poll() is None:
+            one.process.kill()
+            one.process.wait(30)
+
+
+def test_the_end_waits_for_everything_that_was_accepted(server):
+    here = server(delay=0.5)
+    with concurrent.futures.ThreadPoolExecutor(8) as pool:
+        asked = [pool.submit(here.suggest, prefix=f"p{i}") for i in range(4)]
+        end = time.monotonic() + 30
+        while b"onesug_waiting 3" not in httpx.get(f"{here.url}/metrics").content:
+            assert time.monotonic() < end
+            time.sleep(0.02)
+        code = here.stop()
+        replies = [future.result(60) for future in asked]
+    assert [reply.status_code for reply in replies] == [200] * 4
+    texts = [reply.json()["suggestions"][0]["text"] for reply in replies]
+    assert texts == ["p00", "p10", "p20", "p30"]
+    assert code == 0 and here.lines[-1] == "ENDED"
+    with pytest.raises(httpx.ConnectError):
+        here.suggest(prefix="more")
+
+
+def test_ctrl_c_ends_it_quietly(server):
+    here = server()
+    assert here.suggest(prefix="a").status_code == 200
+    assert here.stop(signal.SIGINT) == 0
+    assert not any("Traceback" in line for line in here.lines), here.lines
+
+
+def test_killed_amid_feedback_it_loses_no_acknowledged_event(server):
+    here = server()
+    acknowledged, sending = [], True
+
+    def send(name):
+        with httpx.Client() as client:
+            for number in range(100_000):
+                body = {"request_id": f"{name}-{number}", "user_id": name, "query": "tent"}
+                try:
+                    reply = client.post(f"{here.url}/feedback", json=body, timeout=30)
+                except httpx.HTTPError:
+                    return
+                if reply.status_code == 200:
+                    acknowledged.append(body["request_id"])
+
+    threads = [threading.Thread(target=send, args=(f"u{i}",)) for i in range(4)]
+    for thread in threads:
+        thread.start()
+    end = time.monotonic() + 60
+    while len(acknowledged) < 200 and time.monotonic() < end:
+        time.sleep(0.01)
+    here.process.kill()
+    for thread in threads:
+        thread.join(60)
+    assert sending and len(acknowledged) >= 200
+    store = FeedbackStore(here.store)
+    found = {name for (name,) in store._reading.execute("SELECT request_id FROM events")}
+    store.close()
+    assert found >= set(acknowledged)
+
+
+def raw(here, data, wait=20.0):
+    """What comes back when `data` is sent and nothing more; b"" where the server hangs up."""
+    with socket.create_connection(("127.0.0.1", here.port), timeout=wait) as connection:
+        connection.sendall(data)
+        received = b""
+        try:
+            while part := connection.recv(65_536):
+                received += part
+        except ConnectionResetError:
+            pass
+        return received
+
+
+def test_slow_clients_are_hung_up_on_and_others_do_not_notice(impatient):
+    here = impatient
+    head = b"POST /suggest HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Type: application/json\r\n"
+    with concurrent.futures.ThreadPoolExecutor(24) as pool:
+        began = time.monotonic()
+        silent = pool.submit(raw, here, b"")
+        heads = [pool.submit(raw, here, head) for _ in range(8)]
+        bodies = [pool.submit(raw, here, head + b"Content-Length: 50\r\n\r\n{") for _ in range(8)]
+        for number in range(10):
+            assert here.suggest(prefix=f"p{number}").status_code == 200
+        assert silent.result(30) == b""
+        assert all(found.result(30) == b"" for found in heads)
+        for found in bodies:
+            assert found.result(30).startswith(b"HTTP/1.1 408") and b'"body"' in found.result()
+        assert time.monotonic() - began < 15
+    assert here.suggest(prefix="a").status_code == 200
+
+
+def test_a_dripping_head_gains_nothing_by_dripping(impatient):
+    here = impatient
+    began = time.monotonic()
+    with socket.create_connection(("127.0.0.1", here.port), timeout=30) as connection:
+        with pytest.raises((ConnectionError, TimeoutError)):
+            connection.sendall(b"GET /health HTTP/1.1\r\n")
+            for number in range(300):
+                connection.sendall(b"X-%d: y\r\n" % number)
+                time.sleep(0.1)
+    assert time.monotonic() - began < 15
+
+
+def test_kept_connections_may_ask_again_and_again(impatient):
+    here = impatient
+    with httpx.Client() as client:
+        for number in range(6):
+            body = {"prefix": f"p{number}"}
+            assert client.post(f"{here.url}/suggest", json=body).status_code == 200
+            time.sleep(0.5)
+
+
+def test_nonsense_and_tricks_on_the_wire(impatient):
+    here = impatient
+    for data, expected in [
+        (b"\x16\x03\x01\x02\x00garbage\r\n\r\n", b"HTTP/1.1 400"),
+        (
+            b"GET /../../../etc/passwd HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n",
+            b"404",
+        ),
+        (b"GET /%2e%2e/%2e%2e/etc/passwd HTTP/1.0\r\nHost: localhost\r\n\r\n", b"404"),
+        (b"GET /app.js%00.png HTTP/1.0\r\nHost: localhost\r\n\r\n", b"404"),
+        (b"GET http://evil.example/ HTTP/1.0\r\nHost: evil.example\r\n\r\n", b"421"),
+        (b"GET / HTTP/1.1\r\nConnection: close\r\n\r\n", b"HTTP/1.1 4"),
+        (
+            b"POST /suggest HTTP/1.1\r\nHost: localhost\r\nContent-Length: -5\r\n\r\n",
+            b"HTTP/1.1 400",
+        ),
+        (
+            b"POST /suggest HTTP/1.1\r\nHost: localhost\r\nContent-Length: 999999999\r\n\r\n",
+            b"HTTP/1.1 413",
+        ),
+        (b"GET / HTTP/1.1\r\nHost: localhost\r\nX: " + b"a" * 200_000 + b"\r\n\r\n", b"HTTP/1.1 4"),
+    ]:
+        found = raw(here, data)
+        assert expected in found.split(b"\r\n")[0], (data[:60], found[:80])
+        assert b"root:" not in found
+    assert here.suggest(prefix="a").status_code == 200
+
+
+def test_a_client_that_hangs_up_takes_its_request_back(server):
+    here = server(delay=1.0)
+    with concurrent.futures.ThreadPoolExecutor(8) as pool:
+        first = pool.submit(here.suggest, prefix="first")
+        time.sleep(0.3)
+        for _ in range(5):  # each letter typed aborts the request before it
+            with pytest.raises(httpx.TimeoutException):
+                httpx.post(f"{here.url}/suggest", json={"prefix": "gone"}, timeout=0.1)
+        began = time.monotonic()
+        assert here.suggest(prefix="last").status_code == 200
+        assert time.monotonic() - began < 4, "the five that had gone cost nothing"
+        assert first.result(30).status_code == 200
+    assert b'onesug_unanswered_total{why="abandoned"}' in httpx.get(f"{here.url}/metrics").content
+
+
+def test_a_port_that_is_taken_is_told_with_its_mend(tmp_path, capfd):
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        work = tmp_path / "work"
+        for folder in ("pretrain", "vocab", "mined", "encoder", "semantic_ids", "index", "ranking"):
+            (work / folder).mkdir(parents=True)
+            for name in ("model.json", "a.json", "a.safetensors", "a.npy", "a.npz"):
+                (work / folder / name).write_text("{}")
+        words = ["serve", f"--gin.WORK_DIR={work}", f"--gin.ServerConfig.port={port}"]
+        assert main.main(words) == 2
+    assert "--gin.ServerConfig.port=PORT" in capfd.readouterr().err
+
+
+def test_a_model_that_cannot_be_loaded_ends_the_server_with_its_reason(tmp_path, capsys):
+    work = tmp_path / "work"
+    assert main.main(["serve", f"--gin.WORK_DIR={work}"]) == 2
+    assert "pretrain" in capsys.readouterr().err
+    for folder in ("pretrain", "vocab", "mined", "encoder", "semantic_ids", "index", "ranking"):
+        (work / folder).mkdir(parents=True)
+        for name in ("model.json", "a.json", "a.safetensors", "a.npy", "a.npz"):
+            (work / folder / name).write_text(json.dumps({}))
+    words = ["serve", f"--gin.WORK_DIR={work}", "--gin.ServerConfig.port=0"]
+    assert main.main(words) == 2
+    assert "error: " in capsys.readouterr().err
