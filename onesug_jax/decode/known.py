@@ -124,6 +124,20 @@ def _most_searched(texts: Iterable[str], counts: np.ndarray) -> list[int]:
     return sorted(held.values())
 
 
+@dataclasses.dataclass(frozen=True)
+class TextsOf(Sequence):
+    """The texts of some ranks, looked up when asked for."""
+
+    texts: Sequence[str]
+    ranks: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.ranks)
+
+    def __getitem__(self, n: int) -> str:
+        return self.texts[self.ranks[n]]
+
+
 class ClosedSet:
     """The texts a list is kept to: which of them a prefix may get, and which may be shown.
 
@@ -165,14 +179,16 @@ class ClosedSet:
         return 0, len(self.texts)
 
     def all_of(self, prefix: str, most: int) -> np.ndarray | None:
-        """Ranks of all texts that this prefix may get and that may be shown; None: more than
-        `most`.
+        """Ranks of all texts that this prefix may get and that may be shown, most searched first;
+        None: more than `most`.
         """
         low, high = self.interval(prefix)
         if high - low > 4 * most:  # too many to look through
             return None
         ranks = low + np.flatnonzero(self.shown[low:high])
-        return ranks if len(ranks) <= most else None
+        if len(ranks) > most:
+            return None
+        return ranks[np.argsort(-self._counts[ranks], kind="stable")]
 
     def among(self, prefix: str, candidates: Sequence[str]) -> np.ndarray:
         """Ranks of the candidates that this prefix may get and that may be shown."""

@@ -13,7 +13,7 @@ What no candidate list holds cannot be found this way; `hybrid` (`suggester`) ad
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import flax.struct
 import jax
@@ -25,7 +25,6 @@ from onesug_jax.decode.beam import ReadRequests
 from onesug_jax.errors import UserError
 from onesug_jax.model.seq2seq import Seq2Seq
 
-_LEAST_NODES = 64
 MODES = ("beam", "score", "hybrid")
 
 
@@ -99,19 +98,8 @@ def plant(table: np.ndarray) -> tuple[Trees, np.ndarray]:
     return Trees(tokens, np.concatenate([[0], column + 1]).astype(np.int32), paths), ends
 
 
-def room_for(nodes: int) -> int:
-    """How many nodes a tree of so many is filled up to: few shapes, few programs."""
-    room = _LEAST_NODES
-    while room < nodes:
-        room *= 2
-    return room
-
-
-def side_by_side(trees: Sequence[Trees], size: int, room: int | None = None) -> Trees:
-    """A batch of `size`: these trees, filled up to one number of nodes (`room`, or what
-    `room_for` gives the largest), and empty ones.
-    """
-    room = room or room_for(max(len(tree.tokens) for tree in trees))
+def side_by_side(trees: Sequence[Trees], size: int, room: int) -> Trees:
+    """A batch of `size`: these trees, filled up to `room` nodes, and empty ones."""
 
     def stack(*leaves: np.ndarray) -> np.ndarray:
         out = np.zeros((size, room, *leaves[0].shape[1:]), np.int32)
@@ -128,19 +116,24 @@ class Pool:
 
     Attributes:
       tree: the token sequences; ends: `[C]` the node at which each ends.
-      text: gives the text of the n-th.
+      texts: of the candidates.
       complete: whether nothing else could be in the list.
     """
 
     tree: Trees
     ends: np.ndarray
-    text: Callable[[int], str]
+    texts: Sequence[str]
     complete: bool = False
 
     @classmethod
-    def of(cls, tokens: np.ndarray, text: Callable[[int], str], complete: bool = False) -> Pool:
-        """A pool of the sequences `[C, T]`, as `plant` takes them."""
-        return cls(*plant(tokens), text, complete)
+    def of(cls, tokens: np.ndarray, texts: Sequence[str], complete: bool = False) -> Pool:
+        """A pool of the sequences `[C, T]`, as `plant` takes them, and at least as many texts."""
+        return cls(*plant(tokens), texts, complete)
+
+    @property
+    def nodes(self) -> int:
+        """Beginnings in all."""
+        return len(self.tree.tokens)
 
 
 def score_trees(

@@ -24,13 +24,12 @@ import numpy as np
 
 from onesug_jax.arrays import NodeScores
 from onesug_jax.decode.beam import BeamConfig, BeamResult, beam_search, read_requests, search
-from onesug_jax.decode.known import ClosedSet, Filter, KnownQueries
+from onesug_jax.decode.known import ClosedSet, Filter, KnownQueries, TextsOf
 from onesug_jax.decode.score import (
     MODES,
     Pool,
     ScoreConfig,
     Trees,
-    room_for,
     score_trees,
     side_by_side,
 )
@@ -40,6 +39,7 @@ from onesug_jax.model.seq2seq import Seq2Seq, for_decoding
 from onesug_jax.tasks.features import Featurizer, Request
 
 _LENGTH_STEP = 32  # input lengths are rounded up to multiples of this
+_LEAST_NODES = 64
 _NODES_AT_ONCE = 1 << 13  # of all trees of a batch
 
 
@@ -57,13 +57,27 @@ class Shapes:
 
     Attributes:
       batch_sizes: requests. lengths: ids of a request, the last one the longest input.
-      nodes: of trees of candidates; larger ones are cut, or left to the beams. None: 64, 128, ..,
-        as many as it takes.
+      nodes: of the trees of candidates; candidates that the last one does not hold are left out.
+        None: 64, 128, .. as many as it takes.
     """
 
     batch_sizes: tuple[int, ...]
     lengths: tuple[int, ...]
     nodes: tuple[int, ...] | None = None
+
+    def room(self, nodes: int) -> int:
+        """How many nodes a tree of so many is filled up to."""
+        if self.nodes:
+            return _least(self.nodes, nodes)
+        room = _LEAST_NODES
+        while room < nodes:
+            room *= 2
+        return room
+
+    def together(self, nodes: int) -> int:
+        """How many requests with trees of so many nodes are answered at once."""
+        fitting = [size for size in self.batch_sizes if size * nodes <= _NODES_AT_ONCE]
+        return fitting[-1] if fitting else self.batch_sizes[0]
 
 
 class Ids(Protocol):
@@ -135,7 +149,6 @@ class Suggester:
 
     Attributes:
       shapes: what batches are filled up to; may be exchanged at any time.
-      scoring: may be exchanged before the first request.
     """
 
     def __init__(
@@ -247,49 +260,64 @@ class Suggester:
                 "raise --gin.BeamConfig.returned (and beams) for longer lists"
             )
         mode = self.mode if mode is None else _known_mode(mode)
+        shapes = self.shapes
         ids = [self.featurizer.inputs(request) for request in requests]
-        pools = [self._pool(request, mode) for request in requests]
+        pools = [self._pool(request, mode, shapes) for request in requests]
         ways: dict[str, list[int]] = {}
         for i, pool in enumerate(pools):
             way = "beam" if pool is None else "score" if pool.complete else mode
             ways.setdefault(way, []).append(i)
         lists: list[list[Suggestion]] = [[] for _ in requests]
         for way, order in ways.items():
-            nodes = {i: self._room(pools[i]) for i in order}
+            nodes = {i: shapes.room(pools[i].nodes) if pools[i] else 1 for i in order}
             order.sort(key=lambda i: (nodes[i], len(ids[i])))
             while order:
-                chosen = order[: self._together(nodes[order[0]])]
+                chosen = order[: shapes.together(nodes[order[0]])]
                 # Larger trees further on would have all of the batch filled up to them.
                 chosen = [i for i in chosen if nodes[i] == nodes[chosen[0]]]
                 order = order[len(chosen) :]
                 batch = [[given[i] for i in chosen] for given in (ids, requests)]
+                inputs = self._inputs(*batch, shapes)
                 if way == "beam":
-                    found = self._written(*batch)
+                    found = self._written(*inputs, batch[1])
                 else:
-                    there = [pools[i] for i in chosen]
-                    found = self._from_pools(*batch, there, nodes[chosen[0]], way)
+                    few, room = [pools[i] for i in chosen], nodes[chosen[0]]
+                    found = self._from_pools(*inputs, batch[1], few, room, way)
                 for i, suggestions in zip(chosen, found, strict=True):
                     lists[i] = suggestions[:k]
         return lists
 
-    def _together(self, nodes: int) -> int:
-        """How many requests with trees of so many nodes are answered at once."""
-        sizes = self.shapes.batch_sizes
-        fitting = [size for size in sizes if size * nodes <= _NODES_AT_ONCE]
-        return fitting[-1] if fitting else sizes[0]
+    def rehearse(self, mode: str, size: int, length: int, nodes: int = 0) -> None:
+        """Runs the programs of one shape on made-up input, and so compiles what is new.
 
-    def _room(self, pool: Pool | None) -> int:
-        """How many nodes a request's tree is filled up to; 1 without one."""
-        if pool is None:
-            return 1
-        nodes = len(pool.tree.tokens)
-        return _least(self.shapes.nodes, nodes) if self.shapes.nodes else room_for(nodes)
+        Args:
+          mode: as `suggest` takes it.
+          size, length: of a batch of requests. nodes: of its trees, but for "beam", which scores
+            small trees only.
+        """
+        featurizer, width = self.featurizer, self.model.config.soft_dim
+        tokens = np.full((size, length), featurizer.vocabulary.prefix_id, np.int32)
+        tokens[:, -1] = featurizer.vocabulary.eos_id
+        soft = np.zeros((size, 1, width), np.float32) if width else None
+        constraint = self._kept_to([Request("")] * size, size)
+        given, depth = (self.params, tokens, soft), self._depth
+        rooms: tuple[int, ...] = (nodes,)
+        if mode == "beam":
+            jax.block_until_ready(_search(self.model, self.config, *given, constraint))
+            rooms = self.shapes.nodes or (_LEAST_NODES, 2 * _LEAST_NODES, 4 * _LEAST_NODES)
+        for room in rooms:
+            empty = np.zeros((size, room), np.int32)
+            trees = Trees(empty, empty, np.zeros((size, room, depth), np.int32))
+            if mode == "hybrid":
+                done = _both(self.model, self._short, *given, constraint, trees)
+            else:
+                done = _scored(self.model, self._short, *given, trees)
+            jax.block_until_ready(done)
 
-    def _inputs(self, ids: list[np.ndarray], requests: list[Request]):
+    def _inputs(self, ids: list[np.ndarray], requests: list[Request], shapes: Shapes):
         """The encoder's ids of a batch of at most the largest size, `[size, L]`, and the vectors of
         its soft tokens, both filled up with the first request.
         """
-        shapes = self.shapes
         size = _least(shapes.batch_sizes, len(ids))
         tokens = np.zeros((size, _least(shapes.lengths, max(map(len, ids)))), np.int32)
         for row, request in zip(tokens, ids, strict=False):
@@ -312,9 +340,8 @@ class Suggester:
         intervals += intervals[:1] * (size - len(requests))
         return self.constraint.between(np.array(intervals, np.int32))
 
-    def _written(self, ids: list[np.ndarray], requests: list[Request]) -> list[list[Suggestion]]:
-        """Lists of one batch, by beams."""
-        tokens, soft = self._inputs(ids, requests)
+    def _written(self, tokens, soft, requests: list[Request]) -> list[list[Suggestion]]:
+        """Lists of one batch, by beams; `tokens` and `soft` from `_inputs`."""
         constraint = self._kept_to(requests, len(tokens))
         found = _search(self.model, self.config, self.params, tokens, soft, constraint)
         return self._read(found, requests)
@@ -331,17 +358,11 @@ class Suggester:
         ]
 
     def _from_pools(
-        self,
-        ids: list[np.ndarray],
-        requests: list[Request],
-        pools: list[Pool],
-        room: int,
-        mode: str,
+        self, tokens, soft, requests: list[Request], pools: list[Pool], room: int, mode: str
     ) -> list[list[Suggestion]]:
-        """Lists of one batch, by scoring its pools, whose trees are filled up to `room` nodes;
-        "hybrid": and by beams.
+        """Lists of one batch, by scoring its pools, in trees of `room` nodes; "hybrid": and by
+        beams.
         """
-        tokens, soft = self._inputs(ids, requests)
         trees = side_by_side([pool.tree for pool in pools], len(tokens), room)
         written: list[list[Suggestion]] = [[] for _ in requests]
         if mode == "score":
@@ -356,82 +377,56 @@ class Suggester:
         for pool, row, others in zip(pools, np.asarray(scores), written, strict=False):
             of_pool = row[pool.ends]
             best = np.argsort(-of_pool, kind="stable")[: self.config.returned]
-            texts = {pool.text(n): float(of_pool[n]) for n in best.tolist()}
+            texts = {pool.texts[n]: float(of_pool[n]) for n in best.tolist()}
             for other in others:
                 texts.setdefault(other.text, other.score)
             best = heapq.nlargest(self.config.returned, texts.items(), key=lambda item: item[1])
             lists.append([Suggestion(text, score) for text, score in best])
         return lists
 
-    def _pool(self, request: Request, mode: str) -> Pool | None:
+    def _pool(self, request: Request, mode: str, shapes: Shapes) -> Pool | None:
         """What this request is answered from without beams, or beside them; None: by beams."""
-        most = self.scoring.candidates
+        most, known = self.scoring.candidates, self._set
         if self._ids is not None:
             return None
-        if self._set is None:
-            return self._open_pool(request.candidates[:most]) if mode != "beam" else None
+        if known is None:
+            texts = list(request.candidates[:most]) if mode != "beam" else []
+            tokens = self._open_tokens(texts)
+            texts, tokens = [text for text in texts if text in tokens], list(tokens.values())
+            return self._fitting(np.stack(tokens), texts, False, shapes) if texts else None
         beams = self.config.beams
-        ranks = self._set.all_of(request.prefix, beams if mode == "beam" else max(beams, most))
+        ranks = known.all_of(request.prefix, beams if mode == "beam" else max(beams, most))
         complete = ranks is not None
         if ranks is None and mode != "beam":
-            ranks = self._set.among(request.prefix, request.candidates[:most])
+            ranks = known.among(request.prefix, request.candidates[:most])
         if ranks is None or not len(ranks):
             return None
-        pool = self._planted(ranks, complete)
-        largest = self.shapes.nodes[-1] if self.shapes.nodes else len(pool.tree.tokens)
-        if len(pool.tree.tokens) <= largest:
-            return pool
-        if mode == "beam":
-            return None
-        ranks = self._set.among(request.prefix, request.candidates[:most])
-        while len(pool.tree.tokens) > largest:
-            pool = self._planted(ranks, complete=False)
-            ranks = ranks[: len(ranks) * 3 // 4]
-        return pool if len(pool.ends) else None
+        pool = self._fitting(self._tokens[ranks], TextsOf(known.texts, ranks), complete, shapes)
+        return pool if pool.complete or mode != "beam" else None
 
-    def _planted(self, ranks: np.ndarray, complete: bool) -> Pool:
-        """The pool of the texts of these ranks."""
-        texts = self._set.texts
-        return Pool.of(self._tokens[ranks], lambda n: texts[ranks[n]], complete)
+    def _fitting(
+        self, tokens: np.ndarray, texts: Sequence[str], complete: bool, shapes: Shapes
+    ) -> Pool:
+        """A pool of as many candidates, from the first on, as the largest tree holds."""
+        pool = Pool.of(tokens, texts, complete)
+        while shapes.nodes and pool.nodes > shapes.nodes[-1] and len(tokens) > 1:
+            tokens = tokens[: len(tokens) * 3 // 4]
+            pool = Pool.of(tokens, texts, False)
+        return pool
 
-    def rehearse(self, way: str, size: int, length: int, nodes: int = 0) -> None:
-        """Runs the program of one shape on made-up input, and so compiles it where it is new.
+    def _open_tokens(self, texts: Sequence[str]) -> dict[str, np.ndarray]:
+        """Target ids `[T]` of the texts that beams could write, where the set is open."""
+        found = {}
+        for text in texts:
+            ids = self.featurizer.target(text)
+            if 1 < len(ids) <= self._depth:
+                found[text] = np.pad(ids, (0, self._depth - len(ids)))
+        return found
 
-        Args:
-          way: "beam" searches, "score" scores trees, "hybrid" does both at once. Requests of mode
-            "beam" are answered by either of the first two, those of the others by all they name.
-          size, length: of a batch of requests. nodes: of its trees, but for "beam".
-        """
-        if self._ids is not None and way != "beam":
-            return  # lists of semantic ids are written by beams alone
-        featurizer = self.featurizer
-        tokens = np.full((size, length), featurizer.vocabulary.prefix_id, np.int32)
-        tokens[:, -1] = featurizer.vocabulary.eos_id
-        width = self.model.config.soft_dim
-        soft = np.zeros((size, 1, width), np.float32) if width else None
-        constraint = self._kept_to([Request("")] * size, size)
-        given = (self.params, tokens, soft)
-        if way == "beam":
-            done = _search(self.model, self.config, *given, constraint)
-        else:
-            longest = self.config.max_length if self._set is None else self._tokens.shape[1]
-            empty = np.zeros((size, nodes), np.int32)
-            trees = Trees(empty, empty, np.zeros((size, nodes, longest), np.int32))
-            if way == "score":
-                done = _scored(self.model, self._short, *given, trees)
-            else:
-                done = _both(self.model, self._short, *given, constraint, trees)
-        jax.block_until_ready(done)
-
-    def _open_pool(self, candidates: Sequence[str]) -> Pool | None:
-        """Any texts, where the set of queries is open."""
-        found = {text: self.featurizer.target(text) for text in candidates}
-        longest = self.config.max_length
-        found = {text: ids for text, ids in found.items() if 1 < len(ids) <= longest}
-        tokens = np.zeros((len(found), longest), np.int32)
-        for row, ids in zip(tokens, found.values(), strict=True):
-            row[: len(ids)] = ids
-        return Pool.of(tokens, list(found).__getitem__) if found else None
+    @property
+    def _depth(self) -> int:
+        """Most tokens of a candidate."""
+        return self.config.max_length if self._set is None else self._tokens.shape[1]
 
     def _texts_of(self, scores, states, sequences) -> list[Suggestion]:
         """Texts of one request's finished hypotheses; the better of two alike is kept."""

@@ -1,5 +1,6 @@
 """Scored candidates have the scores of beams, and of a slow pass over each of them alone."""
 
+import dataclasses
 import functools
 
 import jax
@@ -89,7 +90,7 @@ def test_scores_are_those_of_a_slow_pass_and_of_beams(config):
     tokens, alpha = requests(2), 0.7
     tables = [candidates(0, 40), candidates(1, 12)]
     trees, ends = zip(*map(plant, tables), strict=True)
-    scores = np.asarray(scored(*ready, tokens, side_by_side(trees, 2), alpha))
+    scores = np.asarray(scored(*ready, tokens, side_by_side(trees, 2, 96), alpha))
     for b, table in enumerate(tables):
         slow = alone(model, params, tokens[b], table, alpha)
         np.testing.assert_allclose(scores[b][ends[b]], slow, atol=1e-4)
@@ -133,7 +134,7 @@ def test_every_beginning_is_one_node(seed):
 def test_trees_stand_side_by_side():
     """Filled up with roots to one number of nodes, and with empty trees to the batch."""
     trees = [plant(candidates(seed, count))[0] for seed, count in ((0, 40), (1, 3))]
-    batch = side_by_side(trees, 3)
+    batch = side_by_side(trees, 3, 64)
     assert batch.tokens.shape == (3, 64) and batch.paths.shape == (3, 64, LENGTH)
     for b, tree in enumerate(trees):
         for row, leaf in zip(jax.tree.leaves(batch), jax.tree.leaves(tree), strict=True):
@@ -278,3 +279,18 @@ def test_requests_bring_the_candidates_asked_for():
     given = (Known(), ["x"], [[]], [[]])
     assert make_requests(*given)[0].candidates == ()
     assert make_requests(*given, candidates=4)[0].candidates == ("b", "z", "a", "c")
+
+
+def test_candidates_that_the_largest_tree_does_not_hold_are_left_out(parts, exact):
+    """From the last on; a set that is no longer whole is asked of beams where they are asked."""
+    given = {"queries": QUERIES, "batch_sizes": (4,), "must_start": False}
+    beams = BeamConfig(beams=16, returned=2, alpha=0.5, max_length=24)
+    model = Suggester(*parts, beams, **given)
+    first = ("tent red", "tent blue", "mug red")
+    rest = tuple(text for text in QUERIES if text not in first)
+    nodes = len(plant(parts[2].targets(first))[0].tokens)
+    model.shapes = dataclasses.replace(model.shapes, nodes=(nodes,))
+    model.scoring = ScoreConfig(candidates=15, beams=2)
+    model._set.all_of = lambda prefix, most: None
+    found = model.suggest(asked("la", candidates=(*first, *rest)), mode="score")[0]
+    assert {s.text for s in found} <= set(first)
