@@ -37,7 +37,7 @@ class ScoreConfig:
       beams, max_length: width and length of the beams of "hybrid"; never more than `BeamConfig`'s.
     """
 
-    candidates: int = 256
+    candidates: int = 32
     beams: int = 8
     max_length: int = 8
 
@@ -108,32 +108,6 @@ def side_by_side(trees: Sequence[Trees], size: int, room: int) -> Trees:
         return out
 
     return jax.tree.map(stack, *trees)
-
-
-@dataclasses.dataclass(frozen=True)
-class Pool:
-    """What one request's list is chosen from.
-
-    Attributes:
-      tree: the token sequences; ends: `[C]` the node at which each ends.
-      texts: of the candidates.
-      complete: whether nothing else could be in the list.
-    """
-
-    tree: Trees
-    ends: np.ndarray
-    texts: Sequence[str]
-    complete: bool = False
-
-    @classmethod
-    def of(cls, tokens: np.ndarray, texts: Sequence[str], complete: bool = False) -> Pool:
-        """A pool of the sequences `[C, T]`, as `plant` takes them, and at least as many texts."""
-        return cls(*plant(tokens), texts, complete)
-
-    @property
-    def nodes(self) -> int:
-        """Beginnings in all."""
-        return len(self.tree.tokens)
 
 
 def score_trees(

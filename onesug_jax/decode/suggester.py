@@ -12,7 +12,6 @@ so in every mode they are scored instead: the same list, sooner.
 
 from __future__ import annotations
 
-import bisect
 import dataclasses
 import functools
 import heapq
@@ -24,23 +23,20 @@ import numpy as np
 
 from onesug_jax.arrays import NodeScores
 from onesug_jax.decode.beam import BeamConfig, BeamResult, beam_search, read_requests, search
-from onesug_jax.decode.known import ClosedSet, Filter, KnownQueries, TextsOf
+from onesug_jax.decode.known import ClosedSet, Filter, KnownQueries
+from onesug_jax.decode.pools import Pool, Pools
 from onesug_jax.decode.score import (
     MODES,
-    Pool,
     ScoreConfig,
     Trees,
     score_trees,
     side_by_side,
 )
+from onesug_jax.decode.shapes import LEAST_NODES, Shapes, least
 from onesug_jax.decode.trie import NEVER, Constraint, Free, build_trie
 from onesug_jax.errors import UserError
 from onesug_jax.model.seq2seq import Seq2Seq, for_decoding
 from onesug_jax.tasks.features import Featurizer, Request
-
-_LENGTH_STEP = 32  # input lengths are rounded up to multiples of this
-_LEAST_NODES = 64
-_NODES_AT_ONCE = 1 << 13  # of all trees of a batch
 
 
 @dataclasses.dataclass(frozen=True)
@@ -49,35 +45,6 @@ class Suggestion:
 
     text: str
     score: float
-
-
-@dataclasses.dataclass(frozen=True)
-class Shapes:
-    """The few shapes that batches are filled up to, each ascending.
-
-    Attributes:
-      batch_sizes: requests. lengths: ids of a request, the last one the longest input.
-      nodes: of the trees of candidates; candidates that the last one does not hold are left out.
-        None: 64, 128, .. as many as it takes.
-    """
-
-    batch_sizes: tuple[int, ...]
-    lengths: tuple[int, ...]
-    nodes: tuple[int, ...] | None = None
-
-    def room(self, nodes: int) -> int:
-        """How many nodes a tree of so many is filled up to."""
-        if self.nodes:
-            return _least(self.nodes, nodes)
-        room = _LEAST_NODES
-        while room < nodes:
-            room *= 2
-        return room
-
-    def together(self, nodes: int) -> int:
-        """How many requests with trees of so many nodes are answered at once."""
-        fitting = [size for size in self.batch_sizes if size * nodes <= _NODES_AT_ONCE]
-        return fitting[-1] if fitting else self.batch_sizes[0]
 
 
 class Ids(Protocol):
@@ -171,14 +138,13 @@ class Suggester:
             raise UserError(f"batch_sizes = {batch_sizes}: expected ascending sizes from 1 up")
         self.model, self.params = for_decoding(model, params)
         self.featurizer = featurizer
-        longest = featurizer.spec.input_length
-        lengths = (*range(_LENGTH_STEP, longest, _LENGTH_STEP), longest)
-        self.shapes = Shapes(tuple(batch_sizes), lengths)
+        self.shapes = Shapes.of(batch_sizes, featurizer.spec.input_length)
         vocabulary = featurizer.vocabulary
         text = np.arange(model.config.vocab_size) < vocabulary.pieces
         text[[vocabulary.pad_id, vocabulary.unk_id]] = False
         self.constraint: Constraint = Free(jax.numpy.asarray(text))
         self._set: ClosedSet | None = None
+        targets: np.ndarray | None = None
         self._ids = ids
         if ids is not None:
             if queries is None:
@@ -193,12 +159,13 @@ class Suggester:
         elif queries is not None:
             known = KnownQueries.of(queries, featurizer)
             self._set = ClosedSet(known.texts, known.counts, must_start)
-            self._tokens = known.tokens
+            targets = known.tokens
             self.constraint, self._rank_of_node = build_trie(known.tokens)
             longest = known.tokens.shape[1]
             config = dataclasses.replace(config, max_length=min(config.max_length, longest))
         self.config = config
         self._whole = self.constraint
+        self._pools = Pools(self._set, targets, featurizer, config, self.scoring)
         self.show(shown)
         beams = min(self.scoring.beams, config.beams)
         self._short = dataclasses.replace(
@@ -229,7 +196,7 @@ class Suggester:
         passed = self._set.passing(shown)
         constraint = self._whole
         if self._ids is None:
-            lengths = np.count_nonzero(self._tokens, axis=1)
+            lengths = np.count_nonzero(self._pools.targets, axis=1)
             passed &= lengths <= self.config.max_length
             if not passed.all():
                 constraint = self._whole.showing(passed, self._rank_of_node)
@@ -262,7 +229,7 @@ class Suggester:
         mode = self.mode if mode is None else _known_mode(mode)
         shapes = self.shapes
         ids = [self.featurizer.inputs(request) for request in requests]
-        pools = [self._pool(request, mode, shapes) for request in requests]
+        pools = [self._pools.of(request, mode, shapes) for request in requests]
         ways: dict[str, list[int]] = {}
         for i, pool in enumerate(pools):
             way = "beam" if pool is None else "score" if pool.complete else mode
@@ -287,39 +254,39 @@ class Suggester:
                     lists[i] = suggestions[:k]
         return lists
 
-    def rehearse(self, way: str, size: int, length: int, nodes: int = 0) -> None:
-        """Runs the program of one shape on made-up input, and so compiles it where it is new.
+    def rehearse(self, mode: str, size: int, length: int, nodes: int = 0) -> None:
+        """Runs the programs of one shape on made-up input, and so compiles what is new.
 
         Args:
-          way: "beam" searches, "score" scores trees, "hybrid" does both at once. Requests of mode
-            "beam" are answered by either of the first two, those of the others by all they name.
-          size, length: of a batch of requests. nodes: of its trees, but for "beam".
+          mode: as `suggest` takes it.
+          size, length: of a batch of requests. nodes: of its trees, but for "beam", which scores
+            small trees only.
         """
-        if self._ids is not None and way != "beam":
-            return  # lists of semantic ids are written by beams alone
         featurizer, width = self.featurizer, self.model.config.soft_dim
         tokens = np.full((size, length), featurizer.vocabulary.prefix_id, np.int32)
         tokens[:, -1] = featurizer.vocabulary.eos_id
         soft = np.zeros((size, 1, width), np.float32) if width else None
         constraint = self._kept_to([Request("")] * size, size)
-        given = (self.params, tokens, soft)
-        if way == "beam":
-            done = _search(self.model, self.config, *given, constraint)
-        else:
-            empty = np.zeros((size, nodes), np.int32)
-            trees = Trees(empty, empty, np.zeros((size, nodes, self._depth), np.int32))
-            if way == "score":
-                done = _scored(self.model, self._short, *given, trees)
-            else:
+        given, depth = (self.params, tokens, soft), self._pools.depth
+        rooms: tuple[int, ...] = (nodes,)
+        if mode == "beam":
+            jax.block_until_ready(_search(self.model, self.config, *given, constraint))
+            rooms = self.shapes.nodes or (LEAST_NODES, 2 * LEAST_NODES, 4 * LEAST_NODES)
+        for room in rooms:
+            empty = np.zeros((size, room), np.int32)
+            trees = Trees(empty, empty, np.zeros((size, room, depth), np.int32))
+            if mode == "hybrid":
                 done = _both(self.model, self._short, *given, constraint, trees)
-        jax.block_until_ready(done)
+            else:
+                done = _scored(self.model, self._short, *given, trees)
+            jax.block_until_ready(done)
 
     def _inputs(self, ids: list[np.ndarray], requests: list[Request], shapes: Shapes):
         """The encoder's ids of a batch of at most the largest size, `[size, L]`, and the vectors of
         its soft tokens, both filled up with the first request.
         """
-        size = _least(shapes.batch_sizes, len(ids))
-        tokens = np.zeros((size, _least(shapes.lengths, max(map(len, ids)))), np.int32)
+        size = least(shapes.batch_sizes, len(ids))
+        tokens = np.zeros((size, least(shapes.lengths, max(map(len, ids)))), np.int32)
         for row, request in zip(tokens, ids, strict=False):
             row[: len(request)] = request
         tokens[len(ids) :] = tokens[0]  # a filler that costs no further decoder positions
@@ -384,50 +351,6 @@ class Suggester:
             lists.append([Suggestion(text, score) for text, score in best])
         return lists
 
-    def _pool(self, request: Request, mode: str, shapes: Shapes) -> Pool | None:
-        """What this request is answered from without beams, or beside them; None: by beams."""
-        most, known = self.scoring.candidates, self._set
-        if self._ids is not None:
-            return None
-        if known is None:
-            texts = list(request.candidates[:most]) if mode != "beam" else []
-            tokens = self._open_tokens(texts)
-            texts, tokens = [text for text in texts if text in tokens], list(tokens.values())
-            return self._fitting(np.stack(tokens), texts, False, shapes) if texts else None
-        beams = self.config.beams
-        ranks = known.all_of(request.prefix, beams if mode == "beam" else max(beams, most))
-        complete = ranks is not None
-        if ranks is None and mode != "beam":
-            ranks = known.among(request.prefix, request.candidates[:most])
-        if ranks is None or not len(ranks):
-            return None
-        pool = self._fitting(self._tokens[ranks], TextsOf(known.texts, ranks), complete, shapes)
-        return pool if pool.complete or mode != "beam" else None
-
-    def _fitting(
-        self, tokens: np.ndarray, texts: Sequence[str], complete: bool, shapes: Shapes
-    ) -> Pool:
-        """A pool of as many candidates, from the first on, as the largest tree holds."""
-        pool = Pool.of(tokens, texts, complete)
-        while shapes.nodes and pool.nodes > shapes.nodes[-1] and len(tokens) > 1:
-            tokens = tokens[: len(tokens) * 3 // 4]
-            pool = Pool.of(tokens, texts, False)
-        return pool
-
-    def _open_tokens(self, texts: Sequence[str]) -> dict[str, np.ndarray]:
-        """Target ids `[T]` of the texts that beams could write, where the set is open."""
-        found = {}
-        for text in texts:
-            ids = self.featurizer.target(text)
-            if 1 < len(ids) <= self._depth:
-                found[text] = np.pad(ids, (0, self._depth - len(ids)))
-        return found
-
-    @property
-    def _depth(self) -> int:
-        """Most tokens of a candidate."""
-        return self.config.max_length if self._set is None else self._tokens.shape[1]
-
     def _texts_of(self, scores, states, sequences) -> list[Suggestion]:
         """Texts of one request's finished hypotheses; the better of two alike is kept."""
         found: dict[str, float] = {}
@@ -461,8 +384,3 @@ def _known_mode(mode: str) -> str:
     if mode not in MODES:
         raise UserError(f"mode = {mode!r}: expected one of {', '.join(MODES)}")
     return mode
-
-
-def _least(sizes: Sequence[int], wanted: int) -> int:
-    """The smallest of ascending sizes that holds `wanted`."""
-    return sizes[bisect.bisect_left(sizes, wanted)]

@@ -143,31 +143,27 @@ class Served:
     ) -> Iterator[None]:
         """Compiles what requests are served in, and times it; goes on when asked to.
 
-        After the first step every request can be served, in the largest shape; each further one
-        adds smaller shapes, until all of `shapes` are there.
+        After the first step every request can be served, in the largest batch and length; each
+        further one adds smaller ones, until all of `shapes` are there.
         """
-        ways = tuple(dict.fromkeys((*modes, "beam", "score")))  # what all of them fall back to
+        modes = tuple(dict.fromkeys((*modes, "beam")))  # beams answer where there is no pool
         sizes, lengths, nodes = shapes.batch_sizes, shapes.lengths, shapes.nodes
         done = set()
         self.known.text_vector(_STRANGE), self.known.meant(_STRANGE)
-        for step in (
-            Shapes(sizes[-1:], lengths[-1:], nodes[-1:]),
-            Shapes(sizes, lengths[-1:], nodes[-1:]),
-            Shapes(sizes, lengths, nodes[-1:]),
-            shapes,
-        ):
-            for way in ways:
-                rooms = (0,) if way == "beam" else step.nodes
+        self.suggester.shapes = first = Shapes(sizes[-1:], lengths[-1:], nodes)
+        for step in (first, Shapes(sizes, lengths[-1:], nodes), shapes):
+            for mode in modes:
+                rooms = (0,) if mode == "beam" else nodes
                 for shape in itertools.product(step.batch_sizes, step.lengths, rooms):
                     if stop():
                         return
-                    if (way, shape) in done:
+                    if (mode, shape) in done:
                         continue
-                    done.add((way, shape))
-                    self.suggester.rehearse(way, *shape)
+                    done.add((mode, shape))
+                    self.suggester.rehearse(mode, *shape)
                     began = time.perf_counter()
-                    self.suggester.rehearse(way, *shape)
-                    pace.note(way, shape[0], time.perf_counter() - began)
+                    self.suggester.rehearse(mode, *shape)
+                    pace.note(mode, shape[0], time.perf_counter() - began)
             self.suggester.shapes = step
             yield
         for times in (8, 16, 32):  # the encoder's lengths, for texts that nobody knows

@@ -28,7 +28,7 @@ def suggester(
     targets: str = "auto",
     closed: bool = True,
     must_start: bool = True,
-    mode: str = "beam",
+    mode: str = "score",
     blocked: str | None = None,
     least_count: int = 0,
     params=None,
@@ -39,7 +39,7 @@ def suggester(
     there is one. `targets` says what it writes: "query", "id" (semantic ids, mapped back to
     queries), or "auto": queries if it was trained on them. `closed` keeps lists to queries of the
     train split, `must_start` to those that start with the prefix wherever one does. `mode` says how
-    lists are made: "beam" writes them, "score" ranks the candidates of the prefix, "hybrid" does
+    lists are made: "beam" writes them, "score" ranks what the prefix may lead to, "hybrid" does
     both with fewer, shorter beams (`ScoreConfig`). Queries that hold a term of the file `blocked`,
     or were searched less often than `least_count`, are never shown. `params` stands in for the
     stored parameters.

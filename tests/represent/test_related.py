@@ -178,3 +178,15 @@ def test_grades_are_those_of_the_queries_and_leave_out_the_own_fold():
     assert trained[0][0] >= now[0] >= trained[1][0]
     assert finder.worth([[]]) == [[]]
     assert known(1).worth([["tent"]]) == [[]], "nothing is known of orders"
+
+
+def test_pools_are_the_most_searched_of_a_prefix_or_of_what_was_meant():
+    """Nobody's taste, at most k; an unknown beginning gets what is one slip away."""
+    related = known()
+    assert related.pools(["ru", "rug g", ""], 2) == [
+        ("rug blue", "rug red"),
+        ("rug green",),
+        ("rug blue", "rug red"),
+    ]
+    assert related.pools(["rgu r"], 3) == [("rug red",)]
+    assert known(typos=False).pools(["rgu r"], 3) == [()]

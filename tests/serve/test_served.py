@@ -8,7 +8,6 @@ from onesug_jax.decode.suggester import Shapes
 from onesug_jax.errors import UserError
 from onesug_jax.serve.ladder import Pace
 from onesug_jax.serve.served import Ask, Recent
-from onesug_jax.tasks.features import Request
 from tests.serve.conftest import QUERIES
 
 SHAPES = Shapes((1, 4), (24, 48), (16, 64))
@@ -20,7 +19,7 @@ def prepared(tiny):
     pace = Pace(SHAPES.batch_sizes)
     steps = served.prepare(("beam", "score"), SHAPES, pace, lambda: False)
     next(steps)
-    assert served.suggester.shapes == Shapes((4,), (48,), (64,)), "every request fits already"
+    assert served.suggester.shapes == Shapes((4,), (48,), (16, 64)), "every request fits already"
     first = served.lists([Ask("la"), Ask("m", ("tent red",))], "beam")
     for _ in steps:
         pass
@@ -84,24 +83,6 @@ def test_the_most_popular_come_first_and_slips_are_mended(prepared):
     assert served.popular("m").texts == ("mat blue", "mat red", "mug blue", "mug red")
     assert served.popular("metn").texts == ()
     assert served.popular("tnet").texts == ("tent blue", "tent red")
-
-
-def test_a_tree_too_large_is_cut_or_left_to_the_beams(tiny):
-    suggester = tiny().suggester
-    before = suggester.shapes
-    request = Request("", candidates=tuple(QUERIES))
-    whole = suggester.suggest([request], mode="beam")
-    try:
-        suggester.shapes = Shapes((1, 4), (48,), (12,))
-        pool = suggester._pool(request, "score")
-        assert len(pool.tree.tokens) <= 12 and not pool.complete
-        kept = [pool.text(n) for n in range(len(pool.ends))]
-        assert 1 <= len(kept) < 16 and kept == list(QUERIES)[: len(kept)], "the best stay"
-        assert suggester._pool(request, "beam") is None
-        cut = suggester.suggest([request], mode="beam")
-    finally:
-        suggester.shapes = before
-    assert [one.text for one in cut[0]] == [one.text for one in whole[0]]
 
 
 def test_the_one_used_longest_ago_makes_room():
