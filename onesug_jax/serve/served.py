@@ -18,7 +18,8 @@ from typing import Any
 import numpy as np
 
 from onesug_jax.decode.known import Filter
-from onesug_jax.decode.shapes import Shapes, Suggester
+from onesug_jax.decode.shapes import Shapes
+from onesug_jax.decode.suggester import Suggester
 from onesug_jax.represent.related import RelatedQueries
 from onesug_jax.serve.ladder import POPULAR, Pace
 from onesug_jax.tasks.features import Request, make_requests
