@@ -384,12 +384,12 @@ def test_the_service_answers_as_suggest_does_and_follows_the_version_in_use(work
     and makes room again when it is rolled back; nobody is turned away.
     """
     copy = shutil.copytree(work, tmp_path / "copy")
-    flags = [f"--gin.WORK_DIR={copy}", "--gin.BeamConfig.beams=16"]
+    flags = [f"--gin.WORK_DIR={copy}", "--gin.BeamConfig.beams=16", "--gin.suggester.mode=beam"]
     words = ["--prefix", "s", "--history", "tent", "--history", "lamp"]
     expected = answer(capsys, *flags, *words)["suggestions"]
     shutil.copytree(work, copy / "versions" / "0001", copy_function=os.link)
     asked = {"prefix": "s", "history": ["tent", "lamp"], "k": 16, "deadline_ms": 60_000}
-    with served(copy, flags[1], "--gin.EngineConfig.max_batch=2") as (url, end):
+    with served(copy, *flags[1:], "--gin.EngineConfig.max_batch=2") as (url, end):
         replies, stop = [], threading.Event()
 
         def type_on():

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from onesug_jax.decode.suggester import Shapes
+from onesug_jax.decode.shapes import Shapes
 from onesug_jax.errors import UserError
 from onesug_jax.serve.ladder import POPULAR, RUNGS
 
@@ -23,8 +23,8 @@ class EngineConfig:
       lists: finished lists kept, of requests without a history.
       prefixes: prefixes whose vectors, neighbours and corrections are kept.
       lengths: input lengths that are compiled, as shares of the longest.
-      candidates: most candidates that the rungs "score" and "hybrid" look at.
-      nodes: sizes of the trees of candidates that are compiled.
+      nodes: sizes of the trees of candidates that are compiled; candidates that the largest does
+        not hold are left out.
       watch_seconds: how often to look for another version, and at the blocked terms.
     """
 
@@ -37,8 +37,7 @@ class EngineConfig:
     lists: int = 4096
     prefixes: int = 65_536
     lengths: tuple[float, ...] = (0.75, 1.0)
-    candidates: int = 32
-    nodes: tuple[int, ...] = (64, 128)
+    nodes: tuple[int, ...] = (64,)
     watch_seconds: float = 1.0
 
     def __post_init__(self):

@@ -15,7 +15,8 @@ from collections.abc import Callable, Sequence
 POPULAR = "popular"  # the rung without a model
 RUNGS = ("hybrid", "beam", "score", POPULAR)  # best first
 _KEPT = 0.7  # of an estimate, when a new measurement comes
-_QUICKER = 0.75  # share of the time of the rung above that a rung may take
+_QUICKER = 0.9  # share of the time of the rung above that a rung may take
+_NOTHING = 0.0, 0.0
 _HALF_LIFE = 10.0  # seconds after which an estimate that nothing renewed counts half
 
 
@@ -63,20 +64,20 @@ class Pace:
         return self.of(rung, count) / count
 
     def quicker(self, ladder: Sequence[str]) -> tuple[str, ...]:
-        """The ladder without rungs that save no time: those that take more than three quarters of
-        what the rung above them takes, as last measured.
+        """The ladder without rungs that save no time beside the rung above them. What was measured
+        long ago is doubted in favour of the lower rung, so that it is tried again.
         """
         kept: list[str] = []
         for rung in ladder:
             above = self._last(kept[-1]) if kept else 0.0
-            if rung == POPULAR or not above or self._last(rung) < _QUICKER * above:
+            here = min(self.of(rung, size) / size for size in self._sizes)
+            if rung == POPULAR or not above or here < _QUICKER * above:
                 kept.append(rung)
         return tuple(kept)
 
     def _last(self, rung: str) -> float:
         """Seconds a request in the best of full batches, not faded; 0 where one is unknown."""
-        found = [self._seconds.get((rung, size), (0.0, 0.0))[0] / size for size in self._sizes]
-        return min(found)
+        return min(self._seconds.get((rung, n), _NOTHING)[0] / n for n in self._sizes)
 
     def to_clear(self, rung: str, waiting: int) -> float:
         """Seconds until `waiting` requests are all answered at `rung`."""

@@ -7,7 +7,6 @@ with the model it began with, and its caches go with it.
 from __future__ import annotations
 
 import collections
-import dataclasses
 import itertools
 import os
 import threading
@@ -19,7 +18,8 @@ from typing import Any
 import numpy as np
 
 from onesug_jax.decode.known import Filter
-from onesug_jax.decode.suggester import Shapes, Suggester
+from onesug_jax.decode.shapes import Shapes
+from onesug_jax.decode.suggester import Suggester
 from onesug_jax.represent.related import RelatedQueries
 from onesug_jax.serve.ladder import POPULAR, Pace
 from onesug_jax.tasks.features import Request, make_requests
@@ -106,7 +106,6 @@ class Served:
       version: its name, "0000" for WORK_DIR as it was made. path: its work directory.
       suggester: writes lists. known: what requests are shown beside their words.
       profile: names of the log's profile columns, in the order that the model knows.
-      candidates: most candidates of a request at the rungs that score.
       lists: how many finished lists of history-less requests are kept.
       blocked: the file of terms that no suggestion may hold, which may change at any time, or None.
       least_count: how often a suggestion was searched at least.
@@ -120,15 +119,12 @@ class Served:
         known: RelatedQueries,
         *,
         profile: Sequence[str] = (),
-        candidates: int = 32,
         lists: int = 4096,
         blocked: str | None = None,
         least_count: int = 0,
     ):
         self.version, self.path = version, path
         self.suggester, self.known, self.profile = suggester, known, tuple(profile)
-        most = min(candidates, suggester.scoring.candidates)
-        suggester.scoring = dataclasses.replace(suggester.scoring, candidates=most)
         self.kept = Recent(lists)
         self._terms, self._stamp = (blocked, least_count), _stamp(blocked)
         self._shown = Filter.read(blocked, least_count)

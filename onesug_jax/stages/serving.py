@@ -46,7 +46,6 @@ def _version(context: Context, config, path: str):
         suggester,
         opened.related(context, spec, remembered=config.prefixes),
         profile=_profile(context) if spec.profile else (),
-        candidates=config.candidates,
         lists=config.lists,
         blocked=context.settings["suggester.blocked"],
         least_count=context.settings["suggester.least_count"],

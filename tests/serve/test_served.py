@@ -4,7 +4,7 @@ import pytest
 
 from onesug_jax.decode import suggester as decoding
 from onesug_jax.decode.known import Filter
-from onesug_jax.decode.suggester import Shapes
+from onesug_jax.decode.shapes import Shapes
 from onesug_jax.errors import UserError
 from onesug_jax.serve.ladder import Pace
 from onesug_jax.serve.served import Ask, Recent
