@@ -18,6 +18,7 @@ _KEPT = 0.7  # of an estimate, when a new measurement comes
 _QUICKER = 0.9  # share of the time of the rung above that a rung may take
 _NOTHING = 0.0, 0.0
 _HALF_LIFE = 10.0  # seconds after which an estimate that nothing renewed counts half
+_SIZES_HALF_LIFE = 300.0  # the same where sizes of batches are compared: they change less
 
 
 class Pace:
@@ -43,10 +44,10 @@ class Pace:
             mean = _KEPT * before + (1 - _KEPT) * seconds
             self._seconds[key] = mean, self._clock()
 
-    def of(self, rung: str, count: int) -> float:
+    def of(self, rung: str, count: int, half_life: float = _HALF_LIFE) -> float:
         """Seconds a batch of `count` requests may take at `rung`; 0 where nothing is known."""
-        seconds, noted = self._seconds.get(self._key(rung, count), (0.0, 0.0))
-        return seconds * 0.5 ** ((self._clock() - noted) / _HALF_LIFE)
+        seconds, noted = self._seconds.get(self._key(rung, count), _NOTHING)
+        return seconds * 0.5 ** ((self._clock() - noted) / half_life)
 
     def together(self, rung: str, waiting: int) -> int:
         """How many of `waiting` requests should make the next batch: as many as cost least each.
@@ -56,7 +57,8 @@ class Pace:
         """
         largest = min(waiting, self._sizes[-1])
         counts = {min(waiting, size) for size in self._sizes} | {largest}
-        return min(counts, key=lambda count: (self.of(rung, count) / count, -count))
+        each = {count: self.of(rung, count, _SIZES_HALF_LIFE) / count for count in counts}
+        return min(counts, key=lambda count: (each[count], -count))
 
     def each(self, rung: str, waiting: int) -> float:
         """Seconds a request, where `waiting` are answered at `rung` in the best batches."""
