@@ -9,6 +9,7 @@ from collections.abc import Sequence
 LEAST_NODES = 64
 _LENGTH_STEP = 32  # input lengths are rounded up to multiples of this
 _NODES_AT_ONCE = 1 << 13  # of all trees of a batch
+_WORTH_FILLING = 8  # smaller batches are rather filled up than added to
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,10 +40,20 @@ class Shapes:
             room *= 2
         return room
 
-    def together(self, nodes: int) -> int:
-        """How many requests with trees of so many nodes are answered at once."""
+    def together(self, nodes: int, waiting: int) -> int:
+        """How many of the requests that wait with trees of so many nodes are answered next.
+
+        Nine are answered as eight and one, not as a batch of 32 that is mostly filling.
+        """
         fitting = [size for size in self.batch_sizes if size * nodes <= _NODES_AT_ONCE]
-        return fitting[-1] if fitting else self.batch_sizes[0]
+        fitting = fitting or list(self.batch_sizes[:1])
+        full = [size for size in fitting if size <= waiting]
+        if len(full) == len(fitting):
+            return full[-1]
+        filled_up = fitting[len(full)]
+        if full and full[-1] >= _WORTH_FILLING and 2 * waiting < filled_up:
+            return full[-1]
+        return waiting
 
 
 def least(sizes: Sequence[int], wanted: int) -> int:

@@ -239,10 +239,10 @@ class Suggester:
             nodes = {i: shapes.room(pools[i].nodes) if pools[i] else 1 for i in order}
             order.sort(key=lambda i: (nodes[i], len(ids[i])))
             while order:
-                chosen = order[: shapes.together(nodes[order[0]])]
                 # Larger trees further on would have all of the batch filled up to them.
-                chosen = [i for i in chosen if nodes[i] == nodes[chosen[0]]]
-                order = order[len(chosen) :]
+                alike = sum(nodes[i] == nodes[order[0]] for i in order)
+                many = shapes.together(nodes[order[0]], alike)
+                chosen, order = order[:many], order[many:]
                 batch = [[given[i] for i in chosen] for given in (ids, requests)]
                 inputs = self._inputs(*batch, shapes)
                 if way == "beam":
