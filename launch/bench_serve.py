@@ -15,6 +15,7 @@ from __future__ import annotations
 import asyncio
 import collections
 import contextlib
+import itertools
 import json
 import os
 import random
@@ -141,7 +142,7 @@ async def _capacity(host: str, port: int, typed, clients: int, seconds: float) -
     connections, seen = Connections(host, port), Seen()
     letters = [(p[:n], history) for p, history in typed for n in range(1, len(p) + 1)]
     random.Random(1).shuffle(letters)
-    upcoming, end = iter(letters), time.monotonic() + seconds
+    upcoming, end = itertools.cycle(letters), time.monotonic() + seconds
 
     async def client():
         while time.monotonic() < end:
@@ -165,7 +166,7 @@ async def _load(host: str, port: int, typed, rate: float, seconds: float, seed: 
             await asyncio.sleep(chance.expovariate(1 / LETTER_SECONDS))
         await asyncio.gather(*asked)
 
-    upcoming = iter(chance.sample(typed, len(typed)))
+    upcoming = itertools.cycle(chance.sample(typed, len(typed)))
     end = time.monotonic() + seconds
     while time.monotonic() < end:
         task = asyncio.create_task(person(*next(upcoming)))

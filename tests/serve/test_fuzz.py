@@ -119,11 +119,14 @@ def bombard(here, count, seed):
         content = bodies.next()
         reply = here.post(path, content=content, headers={"content-type": "application/json"})
         codes[reply.status_code] = codes.get(reply.status_code, 0) + 1
-        assert reply.status_code == 200 or 400 <= reply.status_code < 500, (seed, number, content)
+        late = reply.status_code == 504 and b"deadline_ms" in content  # a deadline of 1 ms, say
+        fine = reply.status_code == 200 or 400 <= reply.status_code < 500 or late
+        assert fine, (seed, number, reply.status_code, content)
         if reply.status_code in (400, 422):
             for error in reply.json()["errors"]:
                 first = error["field"].split(".")[0]
-                assert first in names | {"body", "?"}, (seed, number, error)
+                surplus = error["message"].startswith("Extra")  # a field nobody asked for
+                assert surplus or first in names | {"body", "?"}, (seed, number, error)
                 assert error["message"] and "script" not in error["message"]
     assert here.post("/suggest", json={"prefix": "a"}).status_code == 200
     return codes
