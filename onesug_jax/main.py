@@ -334,6 +334,8 @@ def suggester(work_dir: str, *flags: str) -> Callable[..., dict[str, Any]]:
 def _run_all(config: Config, options: Any) -> int:
     own_log = config.macro("LOG") is not None
     specs = [s for s in STAGES.values() if s.in_run and not (own_log and s.name == "simulate")]
+    if options.until in (names := [spec.name for spec in specs]):
+        specs = specs[: names.index(options.until) + 1]
     if options.dry_run:
         for spec in specs:
             _dry_run(spec, make_context(spec, config, options, named=False))

@@ -1,5 +1,6 @@
 """The ablation script answers mistakes before it starts, and makes its table on a small log."""
 
+import os
 import subprocess
 
 import pytest
@@ -7,19 +8,44 @@ import pytest
 
 def ablations(project_root, *words, timeout=60):
     command = ["bash", "launch/ablations.sh", *words]
+    one_device = {**os.environ, "XLA_FLAGS": ""}
     return subprocess.run(
-        command, cwd=project_root, capture_output=True, text=True, timeout=timeout, check=False
+        command,
+        cwd=project_root,
+        env=one_device,
+        capture_output=True,
+        text=True,
+        timeout=timeout,
+        check=False,
     )
 
 
 @pytest.mark.parametrize(
     ("words", "told"),
-    [(("--only", "no_pree"), "no_pre"), (("--logg", "x"), "--logg"), (("--only", "full"), "full")],
+    [
+        (("--only", "no_pree"), "no_pre"),
+        (("--logg", "x"), "--logg"),
+        (("--only", "full"), "full"),
+        (("--seeds", "three"), "--seeds takes a number"),
+        (("--size", "smal", "--dry_run"), "did you mean 'small'"),
+    ],
 )
 def test_mistakes_are_told_with_what_there_is(project_root, words, told):
     done = ablations(project_root, *words)
     assert done.returncode == 2
     assert told in done.stderr
+
+
+def test_the_budget_is_told_before_anything_runs(project_root, tmp_path):
+    words = ("--dry_run", "--out", str(tmp_path / "out"), "--gin.simulate.requests=10000")
+    one, three = (ablations(project_root, *words, "--seeds", seeds) for seeds in "13")
+    assert one.returncode == three.returncode == 0, one.stderr + three.stderr
+    assert "model mini, 9,000 searches to learn from and 1,000 to score" in one.stdout
+    # Of the paper's rows no_pre alone is trained from examples on.
+    assert "1 rows from examples on and 4 from rwr on, times 3 seeds" in three.stdout
+    minutes = [int(done.stdout.split("seeds: ")[1].split()[0]) for done in (one, three)]
+    assert minutes[0] * 2 < minutes[1] < minutes[0] * 3
+    assert not (tmp_path / "out").exists()
 
 
 @pytest.mark.slow
@@ -37,14 +63,26 @@ def test_runs_share_what_they_can_and_stand_in_one_table(project_root, tmp_path)
         "RqVaeConfig.hidden=[32]",
         "quantize.steps=6",
         "pretrain.evaluate_every=0",
+        "rank.rows=500",
+        "rank.steps=5",
+        "rwr.steps=2",
+        "rwr.evaluate_every=0",
     ]
-    words = ["--out", str(tmp_path / "out"), "--only", "no_pre no_soft_token"]
+    words = ["--out", str(tmp_path / "out"), "--only", "no_pre generative_sft", "--seeds", "2"]
     words += [f"--gin.{setting}" for setting in small]
     done = ablations(project_root, *words, timeout=550)
     assert done.returncode == 0, done.stderr
-    without = done.stdout.split("== no_pre")[1].split("== no_soft_token")[0]
+    parts = dict(
+        zip(("full", "no_pre", "generative_sft"), done.stdout.split("== ")[1:4], strict=True)
+    )
     for stage in ("simulate", "ingest", "mine", "align", "quantize", "index", "vocab"):
-        assert f"[{stage}] up to date, skipped" in without
-    assert "[pretrain] redoing" in without or "[pretrain] running" in without
-    table = done.stdout.split("in per cent")[1]
-    assert all(f"\n{name} " in table for name in ("most popular", "full", "no_pre"))
+        assert f"[{stage}] up to date, skipped" in parts["no_pre"]
+    assert "[pretrain] redoing" in parts["no_pre"]
+    assert "[pretrain] up to date" in parts["generative_sft"]
+    again = done.stdout.split("== full, seed 1")[1].split("== ")[0]
+    assert "[examples] up to date, skipped" in again and "[pretrain] running" in again
+    table = (tmp_path / "out" / "table.txt").read_text()
+    assert table in done.stdout and (tmp_path / "out" / "frontier.png").exists()
+    for name in ("most popular", "full", "no_pre", "generative_sft"):
+        assert table.count(f"\n{name} ") == 2  # itself, and how far it is ahead
+    assert table.count("  2: ") == 3  # the lowest and highest of two seeds

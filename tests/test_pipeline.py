@@ -264,10 +264,14 @@ def test_two_runs_side_by_side(work, capsys, tmp_path):
     table = lines[2 : lines.index("", 2)]
     names = [line.split("  ")[0] for line in table]
     assert names == ["most popular", "sft", work.name, "other", "requests"]
-    assert lines[4].split()[1:] == lines[5].split()[1:]
-    paired = lines[lines.index("", 2) + 1 :]
-    assert len(paired) == 2
-    assert all("other +0.00 against work" in line and "0 of" in line for line in paired)
+    assert lines[4].split()[1:-2] == lines[5].split()[1:-2]  # of the other, the report alone
+    assert lines[4].split()[-1] != "-" == lines[5].split()[-1]
+    ahead = lines[lines.index("", 2) + 1 :]
+    assert ahead[0].startswith("MRR@16 ahead of work") and ahead[-1].startswith("other")
+    assert ahead[-1].split()[1:5] == ["+0.00", "+0.00", "to", "+0.00"]
+    plot = tmp_path / "frontier.png"
+    flags = ["--run", str(work), "--run", str(other), "--plot", str(plot)]
+    assert main.main(["compare", *flags]) == 0 and plot.exists()
     assert main.main(["compare", "--run", str(work / "nowhere")]) == 2
     assert "run evaluate first" in capsys.readouterr().err
 

@@ -83,7 +83,7 @@ def format_headline(
             ratio = "-" if ours is None or not theirs else f"x{ours / theirs:.3f}"
             count = f"{metrics[model][label]['n']:,}"
             rows.append((words, metric.upper(), _number(theirs), _number(ours), ratio, count))
-    return _table(rows)
+    return table(rows)
 
 
 def format_slices(metrics: Metrics, *, metric: str = "mrr@16") -> str:
@@ -93,25 +93,7 @@ def format_slices(metrics: Metrics, *, metric: str = "mrr@16") -> str:
     for label, scores in metrics[names[0]].items():
         values = [_number(metrics[name][label][metric]) for name in names]
         rows.append((label, *values, f"{scores['n']:,}"))
-    return _table(rows)
-
-
-def format_runs(runs: Mapping[str, Metrics], *, k: int = 16) -> str:
-    """One row a run: HR@k and MRR@k of all searches, MRR@k of the slices that tell runs apart.
-
-    The first run's rival opens the table; a slice that a log lacks shows a dash.
-    """
-    columns = [("all", f"hr@{k}"), ("all", f"mrr@{k}")]
-    columns += [(label, f"mrr@{k}") for label in ("order", "frequent", "rare", "unseen")]
-    heads = [f"{label} {metric.split('@')[0].upper()}" for label, metric in columns]
-    rows = [("in per cent", *heads)]
-    first = next(iter(runs.values()))
-    named = [(rival.replace("_", " "), first[rival]) for rival in first if rival != "model"]
-    named += [(name, metrics["model"]) for name, metrics in runs.items()]
-    for name, slices in named:
-        rows.append((name, *(_number(slices[label][metric]) for label, metric in columns)))
-    counts = [f"{first['model'][label]['n']:,}" for label, _ in columns]
-    return _table([*rows, ("requests", *counts)])
+    return table(rows)
 
 
 def format_difference(runs: Mapping[str, Metrics], *, k: int = 16) -> str:
@@ -131,7 +113,7 @@ def format_difference(runs: Mapping[str, Metrics], *, k: int = 16) -> str:
             known = len(counts) == 1 and None not in pair
             cells += [*map(_number, pair), f"{pair[1] - pair[0]:+.2f}" if known else "-"]
         rows.append((*cells, " and ".join(f"{count:,}" for count in counts)))
-    return _table(rows)
+    return table(rows)
 
 
 def format_lists(examples: Sequence[Mapping], *, top: int = 5) -> str:
@@ -153,7 +135,7 @@ def format_lists(examples: Sequence[Mapping], *, top: int = 5) -> str:
         if len(rows) == 1:
             rows.append(("", *("(no suggestion)" for _ in names)))
         blocks.append(
-            f"typed: {example['prefix']!r}   history: {history}\n{_table(rows, left=True)}"
+            f"typed: {example['prefix']!r}   history: {history}\n{table(rows, left=True)}"
         )
     return "\n\n".join(blocks)
 
@@ -180,7 +162,7 @@ def write_related(groups: Mapping[str, Mapping[str, Sequence[str]]], folder: str
             rows.append((repr(prefix), name, ", ".join(queries) or "(none)"))
     path = os.path.join(folder, "related.txt")
     with open(path, "w", encoding="utf-8") as file:
-        file.write(_table(rows, left=True) + "\n")
+        file.write(table(rows, left=True) + "\n")
     return path
 
 
@@ -286,7 +268,7 @@ def _entry(entry) -> str:
     return f"{text}  {score:.2f}"
 
 
-def _table(rows: Sequence[Sequence[str]], *, left: bool = False) -> str:
+def table(rows: Sequence[Sequence[str]], *, left: bool = False) -> str:
     """Columns of equal width, where wide characters take two places; numbers to the right."""
     widths = [max(_width(row[column]) for row in rows) for column in range(len(rows[0]))]
     lines = []

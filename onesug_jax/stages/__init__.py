@@ -13,8 +13,8 @@ from __future__ import annotations
 import argparse
 
 from onesug_jax.registry import Context, StageSpec
-from onesug_jax.stages import compile as compiling
 from onesug_jax.stages import (
+    comparing,
     export,
     lists,
     log,
@@ -26,6 +26,7 @@ from onesug_jax.stages import (
     train,
     update,
 )
+from onesug_jax.stages import compile as compiling
 
 # What can be configured: name -> where it stands. Imported only by stages that declare it.
 CONFIGURABLES = {
@@ -80,6 +81,15 @@ def _doctor_flags(parser: argparse.ArgumentParser) -> None:
         "--imports",
         action="store_true",
         help="also check that the large packages import together (takes some seconds)",
+    )
+
+
+def _until(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--until",
+        choices=[spec.name for spec in _ALL if spec.in_run],
+        metavar="STAGE",
+        help="the last stage to run (default: to the end)",
     )
 
 
@@ -410,8 +420,8 @@ _ALL = (
     StageSpec(
         name="compare",
         summary="show the scores of several work directories side by side",
-        run=lists.compare,
-        flags=lists.compare_flags,
+        run=comparing.compare,
+        flags=comparing.flags,
         in_run=False,
         example="compare --run work/ablations/full --run work/ablations/no_pre",
     ),
@@ -419,6 +429,7 @@ _ALL = (
         name="run",
         summary="all of it: every stage in order, skipping what is up to date and saying why not",
         run=lambda context: 0,  # main runs the others
+        flags=_until,
         in_run=False,
         example="run --gin_file=gin_configs/quickstart.gin --gin.WORK_DIR=work/quickstart",
     ),

@@ -352,31 +352,3 @@ def suggest_flags(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--k", type=int, default=None, help="how many suggestions (default 16)")
     parser.add_argument("--json", action="store_true", help="print one JSON object a request")
-
-
-def compare(context: Context) -> None:
-    """The scores of several work directories, side by side; of two, also the difference request by
-    request.
-    """
-    from onesug_jax.evaluate import paired, report
-
-    folders = context.options.run or [context.work.path]
-    names = [os.path.basename(os.path.abspath(folder)) for folder in folders]
-    if len(set(names)) < len(names):
-        names = folders
-    runs = [report.read_metrics(os.path.join(folder, "report")) for folder in folders]
-    print(report.format_runs(dict(zip(names, runs, strict=True))))
-    if len(folders) == 2:
-        lists = [paired.read_lists(os.path.join(folder, "report")) for folder in folders]
-        found = paired.ahead(*lists)
-        if found is None:
-            print("\nnot the same requests, so not compared one by one")
-        else:
-            print("\n" + paired.format_ahead(found, tuple(names)))
-
-
-def compare_flags(parser: argparse.ArgumentParser) -> None:
-    """What to compare."""
-    parser.add_argument(
-        "--run", action="append", metavar="WORK_DIR", help="a work directory to show; repeat"
-    )

@@ -148,22 +148,3 @@ def test_related_queries_are_shown_for_known_rare_and_unseen_prefixes(tmp_path):
     found["unseen"]["c"] = []
     text = open(report.write_related(found, str(tmp_path)), encoding="utf-8").read()
     assert "ax" in text and "bx" in text and "(none)" in text
-
-
-def test_runs_stand_side_by_side_with_the_first_ones_rival():
-    def scores(mrr):
-        labels = ("all", "order", "frequent", "rare", "unseen")
-        return {label: {"hr@16": 50.0, "mrr@16": mrr, "n": 7} for label in labels}
-
-    runs = {
-        "full": {"model": scores(44.0), "most_popular": scores(40.0)},
-        "less": {"model": scores(None), "most_popular": scores(1.0)},
-    }
-    lines = report.format_runs(runs).splitlines()
-    assert [line.split("  ")[0] for line in lines[2:]] == [
-        "most popular",
-        "full",
-        "less",
-        "requests",
-    ]
-    assert "40.00" in lines[2] and "44.00" in lines[3] and "-" in lines[4] and "7" in lines[5]

@@ -1,0 +1,211 @@
+"""Runs side by side: a table whose rows are runs, and how far each is ahead of the first.
+
+A row may hold several runs, the seeds of one configuration: its figures are means over them, and
+each request counts with the mean of its reciprocal ranks. Most lists of two runs agree, so their
+difference is far surer than either mean: intervals of a difference resample the differences of
+the requests (paired bootstrap).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from onesug_jax.evaluate import metrics, report
+from onesug_jax.files import need
+from onesug_jax.plots import COLOURS, figure_of, save_figure
+
+_MODEL = "model"  # the suggester of a report that is the run's own; all others are its rivals
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+    """What one evaluation left behind, what its stages took and how large its model is."""
+
+    metrics: Mapping[str, Mapping[str, Mapping[str, float | int | None]]]
+    lists: pa.Table
+    minutes: float | None = None
+    parameters: int | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class Row:
+    """One line of the table: a suggester over the same requests as every other line."""
+
+    name: str
+    scores: Mapping[str, Mapping[str, float | None]]  # slice -> metric, in per cent
+    gains: np.ndarray  # float64 [N]: 100 / rank within k, 0 beyond, mean over the seeds
+    seeds: tuple[float, ...] = ()  # MRR of each seed
+    minutes: float | None = None
+    parameters: int | None = None
+
+
+def read_run(folder: str, **known: float | int | None) -> Run:
+    """The report of a work directory. Raises UserError if there is none."""
+    folder = os.path.join(folder, "report")
+    path = os.path.join(folder, "lists.parquet")
+    scores = report.read_metrics(folder)
+    need([path], "the lists of an evaluation", "run evaluate first")
+    return Run(scores, pq.read_table(path), **known)
+
+
+def names_of(folders: Sequence[str]) -> dict[str, list[str]]:
+    """Row -> its folders: named by the last part of their paths, or by the whole where two have the
+    same. `seed_0/full` and `seed_1/full`, whatever lies before them, are two seeds of one row.
+    """
+    paths = [os.path.abspath(folder) for folder in folders]
+    seeded = ["seed_" in os.path.basename(os.path.dirname(path)) for path in paths]
+    names = [os.path.basename(path) for path in paths]
+    rows: dict[str, list[str]] = {}
+    for folder, name, seed in zip(folders, names, seeded, strict=True):
+        rows.setdefault(name if seed or names.count(name) == 1 else folder, []).append(folder)
+    return rows
+
+
+def rows_of(runs: Mapping[str, Sequence[Run]], *, k: int = 16) -> list[Row]:
+    """The rivals of the first run that has them, then a row for every name."""
+    rivals: dict[str, Run] = {}
+    for run in (run for seeds in runs.values() for run in seeds):
+        for name in run.metrics:
+            if name != _MODEL:
+                rivals.setdefault(name, run)
+    rows = [_row(name.replace("_", " "), [run], name, k) for name, run in rivals.items()]
+    return rows + [_row(name, seeds, _MODEL, k) for name, seeds in runs.items()]
+
+
+def _row(name: str, runs: Sequence[Run], suggester: str, k: int) -> Row:
+    scores = {}
+    for label in runs[0].metrics[suggester]:
+        each = [run.metrics[suggester].get(label, {}) for run in runs]
+        scores[label] = {
+            metric: _mean([values.get(metric) for values in each])
+            for metric in (f"hr@{k}", f"mrr@{k}", "n")
+        }
+    own = suggester == _MODEL
+    same = all(_same_requests(run.lists, runs[0].lists) for run in runs)
+    gains = [_gains(run.lists, suggester, k) for run in runs]
+    return Row(
+        name=name,
+        scores=scores,
+        gains=np.mean(gains, axis=0) if same else np.empty(0),
+        seeds=tuple(run.metrics[suggester]["all"][f"mrr@{k}"] for run in runs if own),
+        minutes=_mean([run.minutes for run in runs]) if own else None,
+        parameters=runs[0].parameters if own else None,
+    )
+
+
+def _mean(values: Sequence[float | None]) -> float | None:
+    return None if None in values else float(np.mean(values))
+
+
+def _same_requests(one: pa.Table, other: pa.Table) -> bool:
+    return all(one[name].equals(other[name]) for name in ("request_id", "truth"))
+
+
+def _gains(rows: pa.Table, suggester: str, k: int) -> np.ndarray:
+    ranks = rows[f"rank_{suggester}"].to_numpy()
+    return np.where((ranks > 0) & (ranks <= k), 100 / np.maximum(ranks, 1), 0.0)
+
+
+def ahead(row: Row, base: Row, orders: np.ndarray) -> dict[str, tuple[float, float, float]] | None:
+    """How many points of MRR `row` is ahead of `base`, over all requests and over `orders [N]`.
+
+    Returns:
+      {"all" or "order": (mean, low, high)}, low to high holding the mean in 95 % of resamples of
+      the requests; None where the two did not score the same requests.
+    """
+    if len(row.gains) != len(orders) or len(base.gains) != len(orders):
+        return None
+    gained = row.gains - base.gains
+    slices = {"all": gained, "order": gained[orders]}
+    return {
+        label: (float(chosen.mean()), *metrics.interval(chosen))
+        for label, chosen in slices.items()
+        if len(chosen)
+    }
+
+
+def format_rows(rows: Sequence[Row], orders: np.ndarray, *, k: int = 16) -> str:
+    """HR@k and MRR@k of all searches and of those with an order, with 95 % intervals over requests;
+    MRR@k of frequent, rare and unseen prefixes; what each row took. A dash for what is not known.
+    """
+    shown = [("all", f"hr@{k}"), ("all", f"mrr@{k}"), ("order", f"hr@{k}"), ("order", f"mrr@{k}")]
+    shown += [(label, f"mrr@{k}") for label in ("frequent", "rare", "unseen")]
+    heads = ["in per cent", "HR", "MRR", "order HR", "order MRR", "frequent", "rare", "unseen"]
+    heads += ["MRR 95 %", "order MRR 95 %", "seeds", "minutes", "parameters"]
+    lines = [heads]
+    for row in rows:
+        cells = [_number(row.scores.get(label, {}).get(metric)) for label, metric in shown]
+        known = len(row.gains) == len(orders)
+        cells += [_interval(row.gains[mask]) if known else "-" for mask in (orders | True, orders)]
+        spread = f"{len(row.seeds)}: {min(row.seeds or [0]):.2f} to {max(row.seeds or [0]):.2f}"
+        cells += [spread if len(row.seeds) > 1 else "-", _number(row.minutes, 1)]
+        cells += ["-" if row.parameters is None else f"{row.parameters:,}"]
+        lines.append([row.name, *cells])
+    counts = [rows[-1].scores.get(label, {}).get("n") for label, _ in shown]
+    counted = ["-" if count is None else f"{int(count):,}" for count in counts]
+    return report.table([*lines, ["requests", *counted, *[""] * (len(heads) - len(shown) - 1)]])
+
+
+def format_ahead(rows: Sequence[Row], base: Row, orders: np.ndarray, *, k: int = 16) -> str:
+    """`ahead` of every row against `base`, as a table."""
+    lines = [[f"MRR@{k} ahead of {base.name}", "all", "95 %", "", "order", "95 %", ""]]
+    for row in rows:
+        found = ahead(row, base, orders)
+        cells = [row.name]
+        if found is None:
+            lines.append([*cells, "-", "not the same requests", "", "-", "", ""])
+            continue
+        for label in ("all", "order"):
+            mean, low, high = found.get(label, (None, None, None))
+            sure = mean is not None and (low > 0 or high < 0)
+            cells += ["-" if mean is None else f"{mean:+.2f}"]
+            cells += ["-" if mean is None else f"{low:+.2f} to {high:+.2f}"]
+            cells += ["more than chance" if sure else "within chance"]
+        lines.append(cells)
+    return report.table(lines)
+
+
+def order_requests(lists: pa.Table) -> np.ndarray:
+    """The requests of a report that ended in an order, bool [N]."""
+    return lists["level"].to_numpy(zero_copy_only=False) == "order"
+
+
+def plot_frontier(rows: Sequence[Row], base: Row, orders: np.ndarray, path: str) -> str:
+    """Orders against all searches: how far each row is ahead of `base` on both, with intervals of
+    95 %; returns `path`. What lies above and to the right gives up nothing.
+    """
+    figure, (axis,) = figure_of(1, width=6.4)
+    axis.axhline(0, color="#d0d4d8", linewidth=1, zorder=0)
+    axis.axvline(0, color="#d0d4d8", linewidth=1, zorder=0)
+    axis.plot([0], [0], "o", color=COLOURS[1])
+    axis.annotate(base.name, (0, 0), (5, -11), textcoords="offset points", color=COLOURS[1])
+    for row in rows:
+        found = ahead(row, base, orders) if row is not base else None
+        if found is None or "order" not in found:
+            continue
+        (x, left, right), (y, low, high) = found["all"], found["order"]
+        axis.hlines(y, left, right, color=COLOURS[0], alpha=0.5, linewidth=0.8)
+        axis.vlines(x, low, high, color=COLOURS[0], alpha=0.5, linewidth=0.8)
+        axis.plot([x], [y], "o", color=COLOURS[0])
+        axis.annotate(row.name, (x, y), (5, 4), textcoords="offset points", fontsize=8)
+    axis.set_xlabel("points of MRR ahead on all searches")
+    axis.set_ylabel("points of MRR ahead with an order")
+    axis.set_title(f"Ahead of {base.name}", loc="left")
+    return save_figure(figure, path)
+
+
+def _interval(values: np.ndarray) -> str:
+    if not len(values):
+        return "-"
+    low, high = metrics.interval(values)
+    return f"{low:.1f} to {high:.1f}"
+
+
+def _number(value: float | None, places: int = 2) -> str:
+    return "-" if value is None else f"{value:.{places}f}"

@@ -1,0 +1,73 @@
+"""The stage that sets finished runs side by side."""
+
+from __future__ import annotations
+
+import argparse
+import datetime
+import json
+import os
+from typing import TYPE_CHECKING
+
+from onesug_jax import workdir
+from onesug_jax.registry import Context
+from onesug_jax.stages import opened
+
+if TYPE_CHECKING:
+    from onesug_jax.evaluate.runs import Run
+
+
+def compare(context: Context) -> None:
+    """The scores of several work directories as one table, with 95 % intervals, and how far each is
+    ahead of the first.
+
+    Folders named seed_0/NAME, seed_1/NAME, .. are the seeds of one row.
+    """
+    from onesug_jax.evaluate import runs
+
+    folders = context.options.run or [context.work.path]
+    found = {
+        name: [read(folder) for folder in seeds] for name, seeds in runs.names_of(folders).items()
+    }
+    rows, base = runs.rows_of(found), next(iter(found))
+    orders = runs.order_requests(found[base][0].lists)
+    print(runs.format_rows(rows, orders))
+    if len(rows) > 1:
+        base = next(row for row in rows if row.name == base)
+        print("\n" + runs.format_ahead(rows, base, orders))
+        if context.options.plot:
+            print("\n" + runs.plot_frontier(rows, base, orders, context.options.plot))
+
+
+def read(folder: str) -> Run:
+    """The run of a work directory: its report, the minutes that its stages took (those of a stage
+    that was interrupted count from its last start), the size of the model in use.
+
+    Raises:
+      UserError: nothing has been evaluated there.
+    """
+    from onesug_jax.evaluate import runs
+    from onesug_jax.model.config import ModelConfig
+
+    seconds, parameters = 0.0, None
+    stages = sorted(os.listdir(folder)) if os.path.isdir(folder) else []
+    for stage in stages:
+        made = workdir.Manifest.read(os.path.join(folder, stage))
+        if made is not None and made.finished and stage != "cascade":
+            began, ended = map(datetime.datetime.fromisoformat, (made.started, made.finished))
+            seconds += (ended - began).total_seconds()
+    for stage in ("pretrain", "rwr"):
+        path = os.path.join(folder, stage, opened.MODEL_FILE)
+        if os.path.isfile(path):
+            with open(path, encoding="utf-8") as file:
+                parameters = ModelConfig(**json.load(file)["model"]).parameters()
+    return runs.read_run(folder, minutes=seconds / 60 or None, parameters=parameters)
+
+
+def flags(parser: argparse.ArgumentParser) -> None:
+    """What to compare."""
+    parser.add_argument(
+        "--run", action="append", metavar="WORK_DIR", help="a work directory to show; repeat"
+    )
+    parser.add_argument(
+        "--plot", metavar="FILE.png", help="draw orders against all searches, relative to the first"
+    )

@@ -1,0 +1,115 @@
+"""Runs side by side: rows, seeds, intervals, the difference request by request."""
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from onesug_jax.errors import UserError
+from onesug_jax.evaluate import report, runs
+
+
+def run_of(ranks, truth="q", rivals=(), **known):
+    """A run whose slices are all requests; every fourth has an order."""
+    count = len(ranks)
+    columns = {
+        "request_id": [f"r{i}" for i in range(count)],
+        "truth": [truth] * count,
+        "level": ["order" if i % 4 == 0 else "click" for i in range(count)],
+        "rank_model": pa.array(ranks, pa.int32()),
+    }
+    columns |= {f"rank_{rival}": pa.array([2] * count, pa.int32()) for rival in rivals}
+    scores = {}
+    for name in ("model", *rivals):
+        gains = np.array(
+            [100 / rank if rank else 0.0 for rank in columns[f"rank_{name}"].to_pylist()]
+        )
+        values = {"hr@16": 100.0, "mrr@16": float(gains.mean()), "n": count}
+        scores[name] = dict.fromkeys(("all", "order", "frequent", "rare"), values)
+    return runs.Run(scores, pa.table(columns), **known)
+
+
+def rows_and_orders(**named):
+    found = {name: list(each) for name, each in named.items()}
+    first = next(iter(found.values()))[0]
+    return runs.rows_of(found), runs.order_requests(first.lists)
+
+
+def test_a_clear_gain_is_more_than_chance():
+    rows, orders = rows_and_orders(old=[run_of([2] * 400)], new=[run_of([1] * 100 + [2] * 300)])
+    found = runs.ahead(rows[1], rows[0], orders)
+    assert found["all"][0] == found["order"][0] == pytest.approx(12.5)
+    assert 8 < found["all"][1] < 12.5 < found["all"][2] < 17
+    told = runs.format_ahead(rows, rows[0], orders).splitlines()
+    assert told[0].startswith("MRR@16 ahead of old")
+    assert told[2].startswith("old") and told[2].count("within chance") == 2
+    assert "+12.50" in told[3] and told[3].count("more than chance") == 2
+
+
+def test_noise_is_within_chance():
+    random = np.random.default_rng(0)
+    one, other = (run_of(random.integers(0, 17, 500).tolist()) for _ in range(2))
+    rows, orders = rows_and_orders(one=[one], other=[other])
+    assert runs.format_ahead(rows, rows[0], orders).splitlines()[3].count("within chance") == 2
+
+
+def test_a_rank_beyond_k_is_no_hit():
+    rows, orders = rows_and_orders(one=[run_of([1, 20])], other=[run_of([1, 0])])
+    assert runs.ahead(rows[1], rows[0], orders)["all"] == (0.0, 0.0, 0.0)
+
+
+def test_rivals_open_the_table_and_what_a_run_took_closes_its_line():
+    rows, orders = rows_and_orders(
+        full=[
+            run_of([1] * 8, rivals=["most_popular", "cascade"], minutes=12.0, parameters=1600000)
+        ],
+        less=[run_of([4] * 8, rivals=["most_popular"])],
+    )
+    lines = runs.format_rows(rows, orders).splitlines()
+    names = ["most popular", "cascade", "full", "less", "requests"]
+    assert [line.split("  ")[0] for line in lines[2:]] == names
+    assert lines[4].split()[1:3] == ["100.00", "100.00"] and lines[5].split()[2] == "25.00"
+    assert lines[4].endswith("12.0   1,600,000") and lines[5].endswith("-")
+    assert "25.0 to 25.0" in lines[5]
+    # No prefix was unseen in either.
+    assert lines[6].split()[1:] == ["8"] * 6 + ["-"]
+
+
+def test_seeds_of_a_row_stand_on_one_line(tmp_path):
+    folders = [str(tmp_path / seed / "full") for seed in ("seed_0", "seed_1")]
+    assert runs.names_of(folders) == {"full": folders}
+    rows, orders = rows_and_orders(full=[run_of([1] * 4), run_of([2] * 4)])
+    assert rows[0].scores["all"]["mrr@16"] == 75 and rows[0].gains.tolist() == [75.0] * 4
+    assert "2: 50.00 to 100.00" in runs.format_rows(rows, orders)
+
+
+def test_folders_are_named_by_their_last_part_or_by_the_whole():
+    assert list(runs.names_of(["a/one", "b/two"])) == ["one", "two"]
+    assert list(runs.names_of(["a/one", "b/one", "two"])) == ["a/one", "b/one", "two"]
+
+
+def test_other_requests_are_not_compared(tmp_path):
+    rows, orders = rows_and_orders(one=[run_of([1, 2])], other=[run_of([1, 2, 3], truth="p")])
+    assert runs.ahead(rows[1], rows[0], orders) is None
+    assert "not the same requests" in runs.format_ahead(rows, rows[0], orders)
+    with pytest.raises(UserError, match=r"metrics.json.*run evaluate"):
+        runs.read_run(str(tmp_path))
+    (tmp_path / "report").mkdir()
+    one = run_of([1], rivals=["most_popular"])
+    (tmp_path / "report" / "metrics.json").write_text('{"model": {}}')
+    with pytest.raises(UserError, match=r"lists.parquet.*run evaluate"):
+        runs.read_run(str(tmp_path))
+    pq.write_table(one.lists, tmp_path / "report" / "lists.parquet")
+    assert runs.read_run(str(tmp_path), minutes=3.0).minutes == 3.0
+
+
+def test_the_frontier_is_drawn(tmp_path):
+    rows, orders = rows_and_orders(
+        full=[run_of([1, 2] * 8, rivals=["cascade"])], less=[run_of([2, 2] * 8)]
+    )
+    path = runs.plot_frontier(rows, rows[1], orders, str(tmp_path / "frontier.png"))
+    assert open(path, "rb").read(4) == b"\x89PNG"
+
+
+def test_columns_are_as_wide_as_their_widest():
+    assert report.table([["a", "bb"], ["长", "1"]]).splitlines() == ["a   bb", "--  --", "长   1"]
