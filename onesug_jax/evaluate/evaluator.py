@@ -18,6 +18,7 @@ import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -28,7 +29,8 @@ from onesug_jax.evaluate import metrics
 from onesug_jax.logs import schema
 from onesug_jax.tasks.features import Context, Request, make_requests
 
-Suggester = Callable[[list[Request]], list[list[str]]]
+# Of each request a list, best first, of texts or of what has a `text` and a `score`.
+Suggester = Callable[[list[Request]], Sequence[Sequence[Any]]]
 
 METRICS = ("hr@16", "mrr@16", "ndcg@16", "success@10", "mrr@10")  # as `evaluate` gives them
 
@@ -130,7 +132,8 @@ def score_rows(
     Args:
       batches: rows of a split in order, with `recent` (newest first) from
         `logs.history.with_history`.
-      suggesters: name -> function of up to `block` requests to as many lists of texts, best first.
+      suggesters: name -> function of up to `block` requests to as many lists, best first, of texts
+        or of suggestions with a score.
       prefix_counts: how often each prefix was typed in train.
       context: adds related queries and enhanced prefixes to the requests.
       candidates: how many candidates each request brings besides.
@@ -139,7 +142,8 @@ def score_rows(
 
     Returns:
       columns row, request_id, prefix, truth, level (name), prefix_count, history (how many), and
-      for each suggester rank_NAME (1-based, 0 absent) and list_NAME.
+      for each suggester rank_NAME (1-based, 0 absent), list_NAME and scores_NAME (null where it
+      gives none).
 
     Raises:
       UserError: a column is missing, or the split has no row.
@@ -164,7 +168,9 @@ def score_rows(
         )
         truths = [schema.normalise_query(row["query"]) for row in rows]
         for name, suggest in suggesters.items():
-            lists = _checked(name, suggest(requests), rows, k)
+            given = suggest(requests)
+            lists = _checked(name, given, rows, k)
+            columns[f"scores_{name}"] = [_scores_of(suggestions[:k]) for suggestions in given]
             columns[f"rank_{name}"] = [
                 metrics.rank_of(truth, compared)
                 for truth, (_, compared) in zip(truths, lists, strict=True)
@@ -331,14 +337,14 @@ def _blocks(batches: Iterable[pa.RecordBatch], block: int) -> Iterator[tuple[int
 
 
 def _checked(
-    name: str, lists: list[list[str]], rows: list[dict], k: int
+    name: str, lists: Sequence[Sequence[Any]], rows: list[dict], k: int
 ) -> list[tuple[list[str], list[str]]]:
     """Each list cut to k, as given and as compared (normalised)."""
     if len(lists) != len(rows):
         raise ValueError(f"suggester {name!r} gave {len(lists)} lists for {len(rows)} requests")
     checked = []
     for row, texts in zip(rows, lists, strict=True):
-        texts = list(texts[:k])
+        texts = [getattr(given, "text", given) for given in texts[:k]]
         compared = [schema.normalise_query(text) for text in texts]
         if len(set(compared)) != len(compared):
             twice = next(text for text, n in collections.Counter(compared).items() if n > 1)
@@ -348,6 +354,13 @@ def _checked(
             )
         checked.append((texts, compared))
     return checked
+
+
+def _scores_of(suggestions: Sequence[Any]) -> list[float] | None:
+    """The scores of one list; None where it is of texts alone."""
+    if all(hasattr(suggestion, "score") for suggestion in suggestions):
+        return [suggestion.score for suggestion in suggestions]
+    return None
 
 
 def _rows_schema(suggesters: Mapping[str, Suggester]) -> pa.Schema:
@@ -360,6 +373,7 @@ def _rows_schema(suggesters: Mapping[str, Suggester]) -> pa.Schema:
     fields += [("level", pa.string()), ("prefix_count", pa.int64()), ("history", pa.int32())]
     for name in suggesters:
         fields += [(f"rank_{name}", pa.int32()), (f"list_{name}", pa.list_(pa.string()))]
+        fields += [(f"scores_{name}", pa.list_(pa.float32()))]
     return pa.schema(fields)
 
 

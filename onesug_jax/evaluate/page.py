@@ -22,6 +22,7 @@ FILE = "index.html"
 _PICTURES = {  # file -> what it shows
     "by_prefix_length.png": "HR and MRR by length of the typed prefix",
     "by_slice.png": "HR and MRR by slice",
+    "calibration.png": "Calibration: the probability a suggestion is given, and how often it is it",
     "learning_curve.png": "Learning curves: loss by update",
     "preference.png": "Preference alignment: how far the positive leads",
     "code_usage.png": "Semantic ids: how the codes of each level are used",

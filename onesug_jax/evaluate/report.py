@@ -13,6 +13,7 @@ from collections.abc import Mapping, Sequence
 
 import pyarrow.parquet as pq
 
+from onesug_jax.evaluate import calibration
 from onesug_jax.evaluate.evaluator import Evaluation
 from onesug_jax.files import need
 from onesug_jax.plots import COLOURS, figure_of, save_figure
@@ -45,6 +46,10 @@ def write_report(
         file.write("\n")
     pq.write_table(evaluation.rows, written["lists"])
     written |= plot_slices(evaluation.metrics, folder, k=k)
+    words = {name: name.replace("_", " ") for name in evaluation.metrics}
+    path = os.path.join(folder, "calibration.png")
+    if calibration.plot(evaluation.rows, words, path):
+        written["calibration"] = path
     curves = {
         name: read_curve(path)
         for name, path in (learning_curves or {}).items()

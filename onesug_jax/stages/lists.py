@@ -108,13 +108,13 @@ def score(
     index = opened.completions(context)
     files = dict.fromkeys(path for log in logs for path in opened.splits(log).values())
     rows = with_history(list(files), keep=split, history=spec.history)
-    lists = {"model": writer}
+    lists = {"model": writer.suggest}
     if limit is not None:
         rows = rows.read_all().slice(0, limit).to_batches()
     elif rivals:
         lists["most_popular"] = baselines.MostPopular(index).suggest
         if model is None and opened.model_stage(context) == "rwr":
-            lists["sft"] = suggester(context, model="pretrain")
+            lists["sft"] = suggester(context, model="pretrain").suggest
         if opened.finished(context.work.cascade):
             rival = _rival_parts(context)
             lists["cascade"] = load(context.work.cascade, *rival).suggest

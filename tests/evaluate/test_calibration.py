@@ -1,0 +1,70 @@
+"""Scores against what was searched: bins by hand, an honest model, one that is too sure."""
+
+import numpy as np
+import pyarrow as pa
+import pytest
+
+from onesug_jax.decode.suggester import Suggestion
+from onesug_jax.evaluate import calibration, evaluator
+
+
+def rows_of(scores, ranks):
+    return pa.table({"scores_model": scores, "rank_model": pa.array(ranks, pa.int32())})
+
+
+def test_every_suggestion_counts_with_its_place():
+    given, hits = calibration.predicted(rows_of([[0.0, -1.0], [], [-2.0]], [2, 0, 0]), "model")
+    np.testing.assert_allclose(given, np.exp([0.0, -1.0, -2.0]))
+    assert hits.tolist() == [False, True, False]
+
+
+def test_without_scores_there_is_nothing_to_say(tmp_path):
+    rows = pa.table({"rank_model": pa.array([1], pa.int32())})
+    assert calibration.predicted(rows, "model") is None
+    nothing = pa.array([None], pa.list_(pa.float32()))
+    assert calibration.predicted(rows_of(nothing, [1]), "model") is None
+    assert calibration.plot(rows, {"model": "model"}, str(tmp_path / "no.png")) is None
+
+
+def test_bins_hold_means_of_equal_shares():
+    given, hits = np.array([0.1, 0.2, 0.7, 0.8]), np.array([False, True, True, True])
+    table = calibration.bins(given, hits, count=2)
+    np.testing.assert_allclose(table, [[0.15, 0.5, 2], [0.75, 1.0, 2]])
+    assert calibration.error(given, hits, count=2) == pytest.approx((0.35 + 0.25) / 2)
+    # All alike: one bin.
+    np.testing.assert_allclose(
+        calibration.bins(np.full(9, 0.5), np.arange(9) < 3), [[0.5, 1 / 3, 9]]
+    )
+
+
+def test_an_honest_model_is_off_by_little_and_a_boastful_one_by_much():
+    random = np.random.default_rng(0)
+    truth = random.uniform(0.05, 0.6, 20_000)
+    hits = random.uniform(size=len(truth)) < truth
+    assert calibration.error(truth, hits) < 0.02
+    assert calibration.error(np.sqrt(truth), hits) > 0.2
+
+
+def test_the_evaluation_keeps_the_scores_of_suggestions_alone(tmp_path):
+    row = {
+        "request_id": "r",
+        "prefix": "te",
+        "query": "tent",
+        "profile": [],
+        "recent": [],
+        "clicked_items": [],
+        "ordered_items": [],
+    }
+    suggesters = {
+        "model": lambda requests: (
+            [[Suggestion("tea", -1.5), Suggestion("tent", -0.5)]] * len(requests)
+        ),
+        "most_popular": lambda requests: [["tent"]] * len(requests),
+    }
+    batch = pa.RecordBatch.from_pylist([row])
+    rows = evaluator.score_rows([batch], suggesters, prefix_counts={}, k=1, progress=False)
+    assert rows["scores_model"].to_pylist() == [[-1.5]]
+    assert rows["scores_most_popular"].to_pylist() == [None]
+    assert rows["rank_most_popular"].to_pylist() == [1]
+    path = str(tmp_path / "calibration.png")
+    assert calibration.plot(rows, {"model": "model", "most_popular": "most popular"}, path) == path
