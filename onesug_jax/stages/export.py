@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import shutil
 
 from onesug_jax.errors import UserError
 from onesug_jax.files import write_json
@@ -50,6 +51,7 @@ def export(context: Context) -> None:
     Raises:
       UserError: no --to, a folder that holds files, or a model with what Hugging Face's T5 lacks.
     """
+    from onesug_jax.evaluate.card import FILE as CARD
     from onesug_jax.model.config import ModelConfig
     from onesug_jax.model.hf import write_t5
     from onesug_jax.model.hf_config import check_exportable
@@ -76,6 +78,9 @@ def export(context: Context) -> None:
         "request": "<prefix>PREFIX<related1>Q<related2>Q<history1>H<profile1>V</s>",
     }
     write_json(os.path.join(folder, LAYOUT), layout)
+    card = os.path.join(context.work.report, CARD)
+    if os.path.exists(card):  # as it was when last evaluated
+        shutil.copy(card, folder)
     print(
         f"{config.parameters():,} parameters and {config.vocab_size:,} tokens of {stage}: {folder}"
     )

@@ -182,7 +182,7 @@ def evaluate(
     With a LOG other than the one WORK_DIR was made from, that log is scored: its `split` where it
     has one, else all of it, with the histories of both.
     """
-    from onesug_jax.evaluate import page, report
+    from onesug_jax.evaluate import card, page, report
     from onesug_jax.tasks.features import FeatureSpec
 
     work, log = context.work, context.work.log
@@ -211,6 +211,7 @@ def evaluate(
         work.report,
     )
     page.write_page(scores, work.report)
+    card.write_card(scores, work.report, opened.facts(context))
     show_report(context)
 
 

@@ -97,6 +97,35 @@ def model_description(context: Context, stage: str) -> dict:
     return stored
 
 
+def facts(context: Context) -> dict:
+    """What `evaluate.card` says of the model in use, from what the stages wrote down."""
+    from onesug_jax.model.config import ModelConfig
+
+    def written(folder: str, name: str) -> dict:
+        with open(context.work.join(folder, name), encoding="utf-8") as file:
+            return json.load(file)
+
+    def made(folder: str) -> workdir.Manifest:
+        found = workdir.Manifest.read(context.work.join(folder))
+        return found or workdir.Manifest(folder, inputs={}, config={}, code={})
+
+    stage = model_stage(context)
+    stored = model_description(context, stage)
+    trained = ("pretrain", "rwr")[: 1 + (stage == "rwr")]
+    return {
+        "stage": stage,
+        "model": stored["model"],
+        "parameters": ModelConfig(**stored["model"]).parameters(),
+        "features": stored["features"],
+        "log": written("log", "report.json"),
+        "mined": written("mined", "report.json"),
+        "min_users": made("mined").config.get("mine.min_users", 1),
+        "steps": {name: made(name).config.get(f"{name}.steps", 0) for name in trained},
+        "seed": made("pretrain").seed,
+        "simulated": any(path.startswith("simulated") for path in made("log").inputs),
+    }
+
+
 # What the first pillar leaves: whoever shows related queries or writes semantic ids reads it.
 ENCODER = ("encoder/*.json", "encoder/*.safetensors")
 IDS = ("semantic_ids/*.npy", "semantic_ids/*.npz", "semantic_ids/*.json")

@@ -1,0 +1,116 @@
+"""The model card: what a trained model is, learnt from what, how good, and what it is not for.
+
+Markdown, made from what the stages left behind, so that it cannot disagree with them. It travels
+with an exported model.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from onesug_jax.evaluate import calibration, metrics
+from onesug_jax.evaluate.evaluator import Evaluation
+from onesug_jax.files import whole
+
+FILE = "MODEL_CARD.md"
+
+
+def write_card(evaluation: Evaluation, folder: str, facts: Mapping[str, Any]) -> str:
+    """Writes `folder`/MODEL_CARD.md; its path.
+
+    `facts`: stage (the model in use), model (ModelConfig's fields), parameters, features
+    (FeatureSpec's), log (ingest's report), mined (mining's report), min_users, steps
+    {stage: updates}, seed, simulated (whether the log is the simulated shop's).
+    """
+    features, model, log, mined = (facts[key] for key in ("features", "model", "log", "mined"))
+    shown = {
+        f"the newest {features['history']} searches of the visitor": features["history"],
+        f"{features['related']} related queries": features["related"],
+        "an enhanced-prefix vector": features["soft"],
+        f"profile ({', '.join(log['profile'])})": features["profile"] and log["profile"],
+    }
+    reads = ", ".join(["the prefix", *(words for words, there in shown.items() if there)])
+    steps = ", ".join(f"{count:,} updates of `{stage}`" for stage, count in facts["steps"].items())
+    what = "a simulated shop's log" if facts["simulated"] else "a suggestion log"
+    left_out = mined["queries_left_out"]
+    lines = [
+        "# Model card",
+        "",
+        "An encoder-decoder that writes the list of queries to show while somebody types "
+        "(OneSug's method, onesug_jax).",
+        "",
+        "| | |",
+        "|---|---|",
+        f"| model | {facts['parameters']:,} parameters, d_model {model['d_model']}, "
+        f"{model['encoder_layers']} + {model['decoder_layers']} layers, {model['dtype']} |",
+        f"| trained by | {steps}; seed {facts['seed']} |",
+        f"| reads | {reads}; at most {features['input_length']} tokens |",
+        "| writes | known queries, best first, each with its log-probability |",
+        f"| learnt from | {what}: {log['splits'].get('train', 0):,} searches of "
+        f"{mined['visitors']:,} visitors, {mined['queries']:,} queries; {log['set_aside']:,} rows "
+        "set aside |",
+        "",
+        "## How good",
+        "",
+        f"{evaluation.rows.num_rows:,} searches that it was not trained on; a hit is an exact "
+        "match after normalisation; in per cent, in brackets where the mean lies in 95 % of "
+        "resamples. If they are the split that chose the checkpoint, they flatter a little.",
+        "",
+        *_results(evaluation),
+        "",
+    ]
+    pair = calibration.predicted(evaluation.rows, "model")
+    if pair is not None and len(pair[0]):
+        lines += [
+            f"The probability given to a suggestion is off by {100 * calibration.error(*pair):.1f} "
+            "points on average (expected calibration error).",
+            "",
+        ]
+    lines += [
+        "## What to know before using it",
+        "",
+        "- For suggestions in the shop that the log comes from. Other shops, languages or seasons: "
+        "train anew, or `update` from fresh days.",
+        f"- A query has to be searched by {facts['min_users']} or more visitors to be shown; "
+        f"{left_out:,} queries of fewer were left out."
+        + (
+            " With 1, one person's query can be shown to another: see gin_configs/serving.gin."
+            if facts["min_users"] < 2
+            else ""
+        ),
+        "- It repeats what visitors searched, with their slips, tastes and prejudices; nothing "
+        "here judges content. `suggester.blocked` keeps terms out.",
+        "- Popular prefixes are learnt best: compare the slices of `metrics.json` before trusting "
+        "it with rare ones.",
+        "- History and profile move its lists; who serves it answers for the visitor's consent.",
+    ]
+    if facts["simulated"]:
+        lines.append("- **Its log is simulated**: figures show that the road works, no more.")
+    path = os.path.join(folder, FILE)
+    with whole(path) as file:
+        file.write(("\n".join(lines) + "\n").encode())
+    return path
+
+
+def _results(evaluation: Evaluation, k: int = 16) -> list[str]:
+    """HR and MRR of every suggester as a Markdown table."""
+    order = evaluation.rows["level"].to_numpy(zero_copy_only=False) == "order"
+    lines = [f"| | HR@{k} | MRR@{k} | orders HR@{k} | orders MRR@{k} |", "|---|---|---|---|---|"]
+    for name in evaluation.metrics:
+        ranks = evaluation.rows[f"rank_{name}"].to_numpy()
+        cells = [name.replace("_", " ")]
+        for chosen in (ranks, ranks[order]):
+            hits = (chosen > 0) & (chosen <= k)
+            for values in (hits.astype(float), np.where(hits, 1 / np.maximum(chosen, 1), 0.0)):
+                low, high = metrics.interval(values)
+                cells.append(
+                    f"{100 * values.mean():.2f} ({100 * low:.1f} to {100 * high:.1f})"
+                    if len(values)
+                    else "-"
+                )
+        lines.append(f"| {' | '.join(cells)} |")
+    return lines
