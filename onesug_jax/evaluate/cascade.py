@@ -16,7 +16,6 @@ from __future__ import annotations
 
 import collections
 import dataclasses
-import functools
 from collections.abc import Iterable, Sequence
 from typing import Protocol
 
@@ -60,9 +59,14 @@ _DAY_MS = 86_400_000
 
 
 class Known(Protocol):
-    """What is asked of the aligned encoder and its index (`represent.related.RelatedQueries`)."""
+    """What is asked of the aligned encoder and its index (`represent.related.RelatedQueries`).
+
+    Attributes:
+      completions: the known queries. history: how many of a user's queries are looked at.
+    """
 
     completions: CompletionIndex
+    history: int
 
     def vectors(
         self, prefixes: Sequence[str], without: Sequence[str | None] | None = None
@@ -74,6 +78,12 @@ class Known(Protocol):
 
     def text_vector(self, text: str) -> np.ndarray | None:
         """The unit embedding of a history query, `[E]`."""
+
+    def words(self, numbers: np.ndarray) -> np.ndarray:
+        """How many distinct words each known query has, `[n]`."""
+
+    def shared_words(self, numbers: np.ndarray, texts: Sequence[str]) -> np.ndarray:
+        """Words in common over words in either, of known queries and texts, `[n, H]`."""
 
     def nearest(self, prefix: str, k: int) -> list[int]:
         """Numbers of the queries nearest to the enhanced prefix, nearest first."""
@@ -169,8 +179,6 @@ class Cascade:
 
     def __init__(self, known: Known, statistics: Statistics, config: CascadeConfig, ranker=None):
         self.known, self.statistics, self.config, self.ranker = known, statistics, config, ranker
-        self._words = functools.lru_cache(maxsize=1 << 16)(lambda text: frozenset(text.split()))
-        self._decays = config.decay ** np.arange(64)
 
     def candidates(self, request: Request) -> tuple[np.ndarray, np.ndarray]:
         """Numbers that survive recall and pre-rank, best first `[C]`, and their features
@@ -184,12 +192,12 @@ class Cascade:
         if not len(numbers):
             return numbers, np.zeros((0, len(FEATURES)), np.float32)
         vectors = self.known.query_vectors(numbers)
-        past = [self.known.text_vector(text) for text in request.history]
+        past = [self.known.text_vector(text) for text in request.history[: self.known.history]]
         alike = np.zeros((len(numbers), len(past)))
         for place, vector in enumerate(past):
             if vector is not None:
                 alike[:, place] = vectors @ vector
-        decayed = (alike * self._decays[: len(past)]).max(axis=1, initial=0.0)
+        decayed = (alike * config.decay ** np.arange(len(past))).max(axis=1, initial=0.0)
         first = np.log(statistics.counts[numbers]) + config.taste * decayed
         order = np.lexsort((numbers, -first))[: config.kept]
         rank = {number: i for i, number in enumerate(popular.tolist())}
@@ -214,11 +222,9 @@ class Cascade:
         counts = s.counts[numbers].astype(float)
         pairs = np.array([s.pairs.get((prefix, n), 0) for n in numbers.tolist()], float)
         own = request.vector
-        history = list(request.history)
+        history = list(request.history[: self.known.history])
         where = {text: i for i, text in reversed(list(enumerate(history)))}
-        words = [self._words(text) for text in texts]
-        past = [self._words(text) for text in history]
-        shared = np.array([[_jaccard(a, b) for b in past] for a in words]).reshape(len(words), -1)
+        shared = self.known.shared_words(numbers, history)
         zeros = np.zeros(len(numbers))
         columns = {
             "log_count": np.log(counts),
@@ -233,7 +239,7 @@ class Cascade:
             "starts": np.array([text.startswith(prefix) for text in texts]),
             "prefix_length": zeros + len(prefix),
             "query_length": np.array([len(text) for text in texts]),
-            "query_words": np.array([len(found) for found in words]),
+            "query_words": self.known.words(numbers),
             "missing": np.array([len(text) - len(prefix) for text in texts]),
             "cosine_prefix": zeros if own is None else vectors @ own,
             "cosine_history": alike.max(axis=1, initial=0.0),
@@ -261,7 +267,3 @@ class Cascade:
             best = np.argsort(-part, kind="stable")[:k]
             lists.append([self.known.completions.queries[n] for n in numbers[best].tolist()])
         return lists
-
-
-def _jaccard(a: frozenset, b: frozenset) -> float:
-    return len(a & b) / max(len(a | b), 1)

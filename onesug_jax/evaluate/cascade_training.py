@@ -149,13 +149,15 @@ def load(folder: str, rows: Iterable[Row], known: Known, config: CascadeConfig) 
     return Cascade(known, statistics, config, lightgbm().Booster(model_file=path))
 
 
-def read_rows(log_files: Sequence[str], train: str) -> list[Row]:
-    """The rows of the train split, with histories out of `log_files`."""
+def read_rows(log_files: Sequence[str], train: str, history: int) -> list[Row]:
+    """The rows of the train split, with histories of at most `history` queries out of
+    `log_files`.
+    """
     from onesug_jax.logs.history import with_history
     from onesug_jax.logs.schema import RECENT, profile_columns
 
     rows: list[Row] = []
-    for batch in with_history(log_files, keep=train):
+    for batch in with_history(log_files, keep=train, history=history):
         profiles = [batch[name].to_pylist() for name in profile_columns(batch.schema)]
         profiles = list(zip(*profiles, strict=True)) if profiles else [()] * batch.num_rows
         columns: Mapping[str, list] = {

@@ -36,14 +36,20 @@ class WordOverlap:
         sizes = np.array([len(found) for found in own], np.int64)
         flat = np.concatenate([*own, np.zeros(0, np.int64)])
         owner = np.repeat(np.arange(len(own)), sizes)
-        out = np.zeros((len(own), len(texts)))
-        for column, text in enumerate(texts):
-            other = words(text)
-            # A word of no query met so far is in none of these.
-            known = np.array([self._numbers.get(word, -1) for word in other], np.int64)
-            shared = np.bincount(owner[np.isin(flat, known)], minlength=len(own))
-            out[:, column] = shared / np.maximum(sizes + len(other) - shared, 1)
-        return out
+        # A word of no query met so far is in none of these.
+        others = [words(text) for text in texts]
+        numbered = [[self._numbers.get(word, -1) for word in other] for other in others]
+        wanted = np.unique([word for row in numbered for word in row if word >= 0])
+        holds = np.zeros((len(wanted) + 1, len(texts)))  # the last row: any other word
+        for column, row in enumerate(numbered):
+            holds[np.searchsorted(wanted, [word for word in row if word >= 0]), column] = 1
+        place = np.searchsorted(wanted, flat)
+        place[~np.isin(flat, wanted)] = len(wanted)
+        shared = np.zeros((len(own), len(texts)))
+        there = place < len(wanted)
+        np.add.at(shared, owner[there], holds[place[there]])
+        either = sizes[:, None] + np.array([len(other) for other in others]) - shared
+        return shared / np.maximum(either, 1)
 
     def sizes(self, numbers: Sequence[int]) -> np.ndarray:
         """How many distinct words each known query has, `[n]`."""

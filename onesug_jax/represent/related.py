@@ -65,6 +65,8 @@ class RelatedConfig:
     """How related queries are chosen.
 
     Attributes:
+      history: how many of the user's newest queries tell of taste; the model itself reads
+        `FeatureSpec.history` of them.
       pool: how many of the prefix's completions are ranked; 0: none, the paper's search alone.
       neighbours: places kept for the search around e_p*, if the pool could fill them.
       popularity, taste: weights of a query's log-count and of its likeness to the history.
@@ -76,6 +78,7 @@ class RelatedConfig:
         been meant (`logs/typos.py`), a count worth less the less likely the slip.
     """
 
+    history: int = 40
     pool: int = 128
     neighbours: int = 2
     popularity: float = 0.7
@@ -87,11 +90,11 @@ class RelatedConfig:
     typos: bool = True
 
     def __post_init__(self):
-        if self.pool < 0 or self.neighbours < 0 or not 0 < self.decay <= 1:
+        if min(self.history, self.pool, self.neighbours) < 0 or not 0 < self.decay <= 1:
             raise UserError(
-                "RelatedConfig: expected pool and neighbours of at least 0, a decay above 0 and "
-                f"up to 1; found pool={self.pool}, neighbours={self.neighbours}, "
-                f"decay={self.decay}."
+                "RelatedConfig: expected history, pool and neighbours of at least 0, a decay above "
+                f"0 and up to 1; found history={self.history}, pool={self.pool}, "
+                f"neighbours={self.neighbours}, decay={self.decay}."
             )
 
 
@@ -112,6 +115,7 @@ class RelatedQueries:
       remembered: how many prefixes and texts are remembered.
 
     Attributes:
+      history: how many of a user's queries it looks at.
       text_vector: text -> its unit embedding `[E]`, remembered; None where it cannot be embedded.
       meant: prefix -> known beginnings one slip away, and how likely each, remembered.
     """
@@ -132,6 +136,7 @@ class RelatedQueries:
     ):
         self.completions, self.k, self.config = completions, k, config
         self.index, self._encode, self._soft = index, encode, soft
+        self.history = config.history if index is not None else 0
         self._ranker, self._profiles, self._grades = ranker, profiles, grades
         self._overlap = WordOverlap(completions.queries)
         self._lengths = np.array([len(query) for query in completions.queries], np.int32)
@@ -200,7 +205,7 @@ class RelatedQueries:
             counts=counts,
             typed=np.array([text.startswith(prefix) for text in texts], bool),
             lengths=self._lengths[pool],
-            words=self._overlap.sizes(pool),
+            words=self.words(pool),
             cosines=cosines,
             overlaps=overlaps,
             same=same,
@@ -248,6 +253,14 @@ class RelatedQueries:
     def query_vectors(self, numbers: np.ndarray) -> np.ndarray:
         """Unit embeddings of known queries, `[n, E]`; needs an index."""
         return self.index.vectors_of(numbers)
+
+    def words(self, numbers: np.ndarray) -> np.ndarray:
+        """How many distinct words each known query has, `[n]`."""
+        return self._overlap.sizes(numbers)
+
+    def shared_words(self, numbers: np.ndarray, texts: Sequence[str]) -> np.ndarray:
+        """Words in common over words in either, of known queries and texts, `[n, H]`."""
+        return self._overlap.jaccard(numbers, texts)
 
     def nearest(self, prefix: str, k: int) -> list[int]:
         """Numbers of at most k queries nearest to the enhanced prefix; needs an index."""
@@ -322,7 +335,8 @@ class RelatedQueries:
         """How like each query of the pool is to each of the history: cosines, word overlaps, and
         whether they are the same, `[n, H]` each. Without an index the history counts for nothing.
         """
-        if self.index is None or not len(pool) or not len(history):
+        history = history[: self.history]
+        if not len(pool) or not len(history):
             nothing = np.zeros((len(pool), 0))
             return nothing, nothing, nothing.astype(bool)
         none = np.zeros(self.index.dimension, np.float32)
@@ -331,7 +345,7 @@ class RelatedQueries:
         same = np.array([self.completions.find(text) for text in history])
         return (
             self.index.vectors_of(pool) @ past.T,
-            self._overlap.jaccard(pool, history),
+            self.shared_words(pool, history),
             pool[:, None] == same,
         )
 

@@ -110,7 +110,7 @@ def make_app(
         """The list for what stands in the box, best first."""
         began = time.perf_counter()
         served = engine.served
-        most = served.suggester.featurizer.spec.history
+        most = served.history
         if body.history is not None:
             history = list(dict.fromkeys(reversed(body.history)))[:most]
         else:

@@ -22,7 +22,7 @@ from onesug_jax.decode.shapes import Shapes
 from onesug_jax.decode.suggester import Suggester
 from onesug_jax.represent.related import RelatedQueries
 from onesug_jax.serve.ladder import POPULAR, Pace
-from onesug_jax.tasks.features import Request, make_requests
+from onesug_jax.tasks.features import Request, history_of, make_requests
 
 _STRANGE = "zx"  # no query, so that the text encoder is loaded for it
 
@@ -128,6 +128,11 @@ class Served:
         self.kept = Recent(lists)
         self._terms, self._stamp = (blocked, least_count), _stamp(blocked)
         self._shown = Filter.read(blocked, least_count)
+
+    @property
+    def history(self) -> int:
+        """How many of a user's queries a request should bring."""
+        return history_of(self.suggester.featurizer.spec, self.known)
 
     @property
     def longest(self) -> int:

@@ -97,6 +97,7 @@ def score(
     from onesug_jax.evaluate import baselines, evaluator
     from onesug_jax.evaluate.cascade_training import load
     from onesug_jax.logs.history import with_history
+    from onesug_jax.tasks.features import history_of
     from onesug_jax.train import mesh as meshes
 
     chosen = {} if model is None else {"model": model}
@@ -105,9 +106,10 @@ def score(
     suggester = context.configured("suggester")
     writer = suggester(context, params=params, **chosen)
     spec = writer.featurizer.spec
+    known = opened.related(context, spec)
     index = opened.completions(context)
     files = dict.fromkeys(path for log in logs for path in opened.splits(log).values())
-    rows = with_history(list(files), keep=split, history=spec.history)
+    rows = with_history(list(files), keep=split, history=history_of(spec, known))
     lists = {"model": writer.suggest}
     if limit is not None:
         rows = rows.read_all().slice(0, limit).to_batches()
@@ -122,7 +124,7 @@ def score(
         rows,
         lists,
         prefix_counts=evaluator.prefix_counts(os.path.join(context.work.log, "train.parquet")),
-        context=opened.related(context, spec),
+        context=known,
         candidates=writer.candidates,
         known=len(index),
         slices=context.configured("SliceSpec")(),
@@ -169,8 +171,9 @@ def _rival_parts(context: Context):
     from onesug_jax.tasks.features import FeatureSpec
 
     train = os.path.join(context.work.log, "train.parquet")
-    rows = rival.read_rows([train], train)
-    return rows, opened.related(context, FeatureSpec()), context.configured("CascadeConfig")()
+    known = opened.related(context, FeatureSpec())
+    rows = rival.read_rows([train], train, known.history)
+    return rows, known, context.configured("CascadeConfig")()
 
 
 def evaluate(

@@ -130,11 +130,13 @@ def rank(context: Context) -> None:
     from onesug_jax.tasks.features import FeatureSpec
 
     work, known = context.work, opened.completions(context)
+    history = context.configured("RelatedConfig")().history
     searches: collections.deque = collections.deque(maxlen=context.settings["rank.rows"])
     outcomes = array.array("q"), array.array("b"), array.array("b")
 
     def rows():
-        for search, ordered, visitor in _searches(os.path.join(work.log, "train.parquet")):
+        train = os.path.join(work.log, "train.parquet")
+        for search, ordered, visitor in _searches(train, history):
             searches.append(search)
             number = known.find(search.query)
             for column, value in zip(outcomes, (number, ordered, fold_of(visitor)), strict=True):
@@ -153,7 +155,7 @@ def rank(context: Context) -> None:
     write_json(os.path.join(work.ranking, rank_training.REPORT), report)
 
 
-def _searches(train: str):
+def _searches(train: str, history: int):
     """Of every row of the train split: the search, whether it led to an order, and whose it is."""
     import pyarrow as pa
 
@@ -161,7 +163,7 @@ def _searches(train: str):
     from onesug_jax.logs.schema import RECENT, profile_columns, visitors_of
     from onesug_jax.represent.rank_training import Search
 
-    for batch in with_history([train], keep=train):
+    for batch in with_history([train], keep=train, history=history):
         names = profile_columns(batch.schema)
         values = [batch[name].cast(pa.string()).fill_null("").to_pylist() for name in names]
         profiles = zip(*values, strict=True) if values else [()] * batch.num_rows

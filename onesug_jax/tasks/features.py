@@ -53,7 +53,13 @@ class Request:
 
 
 class Context(Protocol):
-    """What is known of a request beyond its words (`represent.related` implements it)."""
+    """What is known of a request beyond its words (`represent.related` implements it).
+
+    Attributes:
+      history: how many of a user's queries it looks at.
+    """
+
+    history: int
 
     def related(
         self,
@@ -88,6 +94,11 @@ class Context(Protocol):
 
     def pools(self, prefixes: Sequence[str], k: int) -> list[Sequence[str]]:
         """At most k known queries that each prefix may be the beginning of, most searched first."""
+
+
+def history_of(spec: FeatureSpec, context: Context | None) -> int:
+    """How many of a user's queries a request should bring: the model and the context read them."""
+    return max(spec.history, 0 if context is None else context.history)
 
 
 def make_requests(

@@ -30,7 +30,7 @@ import pyarrow.parquet as pq
 from onesug_jax.errors import UserError
 from onesug_jax.logs.history import with_history
 from onesug_jax.logs.schema import RECENT, profile_columns, visitors_of
-from onesug_jax.tasks.features import Context, FeatureSpec, Featurizer
+from onesug_jax.tasks.features import Context, FeatureSpec, Featurizer, history_of
 from onesug_jax.tasks.kinds import ANY_PREFIX, KINDS, Kind, Row
 from onesug_jax.tasks.prefixes import PrefixDraw
 from onesug_jax.tasks.vocabulary import Vocabulary
@@ -277,7 +277,7 @@ def _blocks(
     until = SPLITS.index(split) if split in SPLITS else len(SPLITS)
     files = [path for name, path in splits.items() if name == split or name in SPLITS[:until]]
     profile = profile_columns(pq.read_schema(keep))
-    for batch in with_history(files, keep=keep, history=spec.history):
+    for batch in with_history(files, keep=keep, history=history_of(spec, context)):
         for start in range(0, batch.num_rows, BLOCK):
             rows = batch.slice(start, BLOCK)
             if known is not None and split == "train":

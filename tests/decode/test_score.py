@@ -264,6 +264,8 @@ def test_requests_bring_the_candidates_asked_for():
     """Related queries first, then the prefix's pool, without repeats; none where nobody asks."""
 
     class Known:
+        history = 0
+
         def related(self, prefixes, histories, without=None, profiles=None):
             return [["b", "z"] for _ in prefixes]
 

@@ -10,6 +10,7 @@ from onesug_jax.evaluate import cascade_training
 from onesug_jax.evaluate.cascade import FEATURES, Cascade, CascadeConfig, Row, Statistics
 from onesug_jax.logs.completion import CompletionIndex
 from onesug_jax.logs.schema import Level
+from onesug_jax.represent.overlap import WordOverlap
 from onesug_jax.tasks.features import Request
 
 WORDS = ["lamp", "lego", "tent", "shoe"]
@@ -21,8 +22,12 @@ DAY_MS = 86_400_000
 class Known:
     """An encoder that knows the second word: all red things are alike."""
 
+    history = 10
+
     def __init__(self):
         self.completions = CompletionIndex.from_counts(QUERIES, [1] * len(QUERIES))
+        overlap = WordOverlap(QUERIES)
+        self.words, self.shared_words = overlap.sizes, overlap.jaccard
 
     def vectors(self, prefixes, without=None):
         return None

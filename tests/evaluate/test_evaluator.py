@@ -143,6 +143,8 @@ def test_a_hit_is_an_exact_match_after_normalisation():
 
 
 class Known:
+    history = 0
+
     def related(self, prefixes, histories, without=None, profiles=None):
         assert without is None, "a scored row is no training row"
         return [[p + "!", *h] for p, h in zip(prefixes, histories, strict=True)]

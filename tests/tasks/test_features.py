@@ -138,6 +138,8 @@ def test_ids_are_written_and_read_as_tokens(vocabulary):
 
 def test_requests_are_made_with_all_that_is_known():
     class Known:
+        history = 0
+
         def related(self, prefixes, histories, without=None, profiles=None):
             return [[p, *h] for p, h in zip(prefixes, histories, strict=True)]
 
