@@ -102,6 +102,14 @@ def test_taste_draws_the_users_own_words_up():
     assert plain == [["rug blue"]] and drawn == [["rug green"]]
 
 
+def test_older_queries_count_up_to_the_set_number():
+    past = ["sofa", "lamp", "rug green"]
+    blind, seeing = (known(2, neighbours=0, taste=9, history=history) for history in (2, 3))
+    assert blind.history == 2 and known(index=False).history == 0
+    assert blind.related(["ru"], [past]) == [["rug blue", "rug red"]]
+    assert seeing.related(["ru"], [past])[0][0] == "rug green"
+
+
 def test_neighbours_have_the_last_places_and_fill_what_is_left():
     found = known(4, neighbours=2).related(["ru"], [[]])[0]
     assert found[:2] == ["rug blue", "rug red"], "the pool first"

@@ -60,8 +60,8 @@ class Pretended:
 
     def __init__(self, version="0000", profile=("gender", "age"), longest=16):
         self.version, self.path, self.profile = version, f"/work/{version}", profile
-        self.kept, self.longest = Recent(100), longest
-        spec = types.SimpleNamespace(history=10, input_length=64)
+        self.kept, self.longest, self.history = Recent(100), longest, 10
+        spec = types.SimpleNamespace(input_length=64)
         featurizer = types.SimpleNamespace(spec=spec)
         self.suggester = types.SimpleNamespace(featurizer=featurizer)
         self.gate = threading.Event()
