@@ -29,6 +29,7 @@ class WordOverlap:
         self._queries = queries
         self._numbers: dict[str, int] = {}  # of the words of known queries
         self._of_query = functools.lru_cache(maxsize=_REMEMBERED)(self._words_of_query)
+        self._of_text = functools.lru_cache(maxsize=_REMEMBERED >> 4)(words)
 
     def jaccard(self, numbers: Sequence[int], texts: Sequence[str]) -> np.ndarray:
         """Words in common over words in either, `[n, H]` for n known queries and H texts."""
@@ -37,7 +38,7 @@ class WordOverlap:
         flat = np.concatenate([*own, np.zeros(0, np.int64)])
         owner = np.repeat(np.arange(len(own)), sizes)
         # A word of no query met so far is in none of these.
-        others = [words(text) for text in texts]
+        others = [self._of_text(text) for text in texts]
         numbered = [[self._numbers.get(word, -1) for word in other] for other in others]
         wanted = np.unique([word for row in numbered for word in row if word >= 0])
         holds = np.zeros((len(wanted) + 1, len(texts)))  # the last row: any other word

@@ -117,6 +117,7 @@ class RelatedQueries:
     Attributes:
       history: how many of a user's queries it looks at.
       text_vector: text -> its unit embedding `[E]`, remembered; None where it cannot be embedded.
+      number_of: text -> the number of a known query, else -1, remembered.
       meant: prefix -> known beginnings one slip away, and how likely each, remembered.
     """
 
@@ -140,6 +141,7 @@ class RelatedQueries:
         self._ranker, self._profiles, self._grades = ranker, profiles, grades
         self._overlap = WordOverlap(completions.queries)
         self._lengths = np.array([len(query) for query in completions.queries], np.int32)
+        self.number_of = functools.lru_cache(maxsize=remembered)(completions.find)
         self.meant = functools.lru_cache(maxsize=remembered)(Corrections(completions).near)
         self._listed = functools.lru_cache(maxsize=_LISTED)(self._list_pool)
         self.text_vector = functools.lru_cache(maxsize=remembered)(self._vector_of_text)
@@ -181,9 +183,10 @@ class RelatedQueries:
         if not self._grades:
             return [[] for _ in related]
         folds = [-1] * len(related) if visitors is None else map(fold_of, visitors)
-        find = self.completions.find
         return [
-            self._grades.of(np.array([find(text) for text in texts], np.int64), fold).tolist()
+            self._grades.of(
+                np.array([self.number_of(text) for text in texts], np.int64), fold
+            ).tolist()
             for texts, fold in zip(related, folds, strict=True)
         ]
 
@@ -193,7 +196,7 @@ class RelatedQueries:
         """Numbers `[n]` of the prefix's pool as the formula ranks it, and what a ranker sees of
         each, `[n, F]`; query `own` counted once less. Needs an index.
         """
-        number = -1 if own is None else self.completions.find(own)
+        number = -1 if own is None else self.number_of(own)
         pool, counts = self._pool(prefix, number)
         cosines, overlaps, same = self._likeness(pool, history)
         order = self._order(pool, self._formula(counts, cosines, overlaps, same))
@@ -225,10 +228,6 @@ class RelatedQueries:
         if not numbers and self.config.typos:
             numbers = self._pool(prefix, -1)[0][:k].tolist()
         return tuple(self.completions.queries[i] for i in numbers)
-
-    def number_of(self, query: str) -> int:
-        """The number of a known query, else -1."""
-        return self.completions.find(query)
 
     def vectors(
         self, prefixes: Sequence[str], without: Sequence[str | None] | None = None
@@ -272,7 +271,7 @@ class RelatedQueries:
     def _one(
         self, prefix: str, history: Sequence[str], profile: Sequence[str], without: str | None
     ) -> list[str]:
-        own = -1 if without is None else self.completions.find(without)
+        own = -1 if without is None else self.number_of(without)
         ranked = self._ranked(prefix, history, profile, without)
         if self.index is None or not self.config.neighbours and len(ranked) >= self.k:
             return [self.completions.queries[i] for i in ranked[: self.k]]
@@ -309,7 +308,7 @@ class RelatedQueries:
             numbers, features = self.candidates(prefix, history, profile, without)
             scores = self._ranker(features)
         else:
-            own = -1 if without is None else self.completions.find(without)
+            own = -1 if without is None else self.number_of(without)
             numbers, counts = self._pool(prefix, own)
             scores = self._formula(counts, *self._likeness(numbers, history))
         return numbers[self._order(numbers, scores)].tolist()
@@ -342,7 +341,7 @@ class RelatedQueries:
         none = np.zeros(self.index.dimension, np.float32)
         past = [self.text_vector(text) for text in history]
         past = np.stack([none if vector is None else vector for vector in past])
-        same = np.array([self.completions.find(text) for text in history])
+        same = np.array([self.number_of(text) for text in history])
         return (
             self.index.vectors_of(pool) @ past.T,
             self.shared_words(pool, history),
@@ -353,11 +352,11 @@ class RelatedQueries:
         """The query's number where what is known of the prefix hangs on this very row, else -1."""
         if query is None or self.index is None:
             return -1
-        number = self.completions.find(query)
+        number = self.number_of(query)
         return number if number >= 0 and self.index.pair_count(prefix, number) == 1 else -1
 
     def _vector_of_text(self, text: str) -> np.ndarray | None:
-        number = self.completions.find(text)
+        number = self.number_of(text)
         if number >= 0:
             return self.index.vectors_of(np.array([number]))[0]
         return self._encode([text])[0] if self._encode else None
