@@ -23,6 +23,7 @@ import numpy as np
 
 from onesug_jax.arrays import NodeScores
 from onesug_jax.decode.beam import BeamConfig, BeamResult, beam_search, read_requests, search
+from onesug_jax.decode.grouping import Groups
 from onesug_jax.decode.known import ClosedSet, Filter, KnownQueries
 from onesug_jax.decode.pools import Pool, Pools
 from onesug_jax.decode.score import (
@@ -113,6 +114,7 @@ class Suggester:
         are always written by beams.
       scoring: what the latter two look at.
       shown: which known queries may be shown; see `show`.
+      groups: how many of one kind may lead a list; None: the scores alone decide.
 
     Attributes:
       shapes: what batches are filled up to; may be exchanged at any time.
@@ -132,7 +134,9 @@ class Suggester:
         mode: str = "beam",
         scoring: ScoreConfig | None = None,
         shown: Filter | None = None,
+        groups: Groups | None = None,
     ):
+        self._groups = groups
         self.mode, self.scoring = _known_mode(mode), scoring or ScoreConfig()
         if list(batch_sizes) != sorted(set(batch_sizes)) or batch_sizes[0] < 1:
             raise UserError(f"batch_sizes = {batch_sizes}: expected ascending sizes from 1 up")
@@ -251,6 +255,8 @@ class Suggester:
                     few, room = [pools[i] for i in chosen], nodes[chosen[0]]
                     found = self._from_pools(*inputs, batch[1], few, room, way)
                 for i, suggestions in zip(chosen, found, strict=True):
+                    if self._groups is not None:
+                        suggestions = self._groups.spread(suggestions)
                     lists[i] = suggestions[:k]
         return lists
 

@@ -31,6 +31,7 @@ def suggester(
     mode: str = "score",
     blocked: str | None = None,
     least_count: int = 0,
+    per_group: int | None = None,
     params=None,
 ) -> Suggester:
     """The trained model of WORK_DIR, ready to write lists.
@@ -41,9 +42,12 @@ def suggester(
     train split, `must_start` to those that start with the prefix wherever one does. `mode` says how
     lists are made: "beam" writes them, "score" ranks what the prefix may lead to, "hybrid" does
     both with fewer, shorter beams (`ScoreConfig`). Queries that hold a term of the file `blocked`,
-    or were searched less often than `least_count`, are never shown. `params` stands in for the
+    or were searched less often than `least_count`, are never shown. With `per_group`, so many
+    queries whose semantic ids begin with one code lead a list, before those of other codes
+    (`decode.grouping`). `params` stands in for the
     stored parameters.
     """
+    from onesug_jax.decode.grouping import Groups
     from onesug_jax.decode.known import Filter
     from onesug_jax.decode.suggester import Suggester
     from onesug_jax.model.config import ModelConfig
@@ -65,6 +69,10 @@ def suggester(
         targets = "id" if on_ids and not on_queries else "query"
     opened.keep_compiled(context)
     index = opened.completions(context)
+    groups = None
+    if per_group is not None:
+        kinds = opened.semantic_ids(context).ids[:, 0]
+        groups = Groups(sorted(index.queries), kinds, per_group)
     return Suggester(
         Seq2Seq(ModelConfig(**{**stored["model"], "dropout": 0.0})),
         load_params(context.work.join(stage)) if params is None else params,
@@ -76,6 +84,7 @@ def suggester(
         mode=mode,
         scoring=context.configured("ScoreConfig")(),
         shown=Filter.read(blocked, least_count),
+        groups=groups,
     )
 
 

@@ -7,6 +7,7 @@ import pytest
 from flax.core import meta
 
 from onesug_jax.decode.beam import BeamConfig
+from onesug_jax.decode.grouping import Groups
 from onesug_jax.decode.known import Filter
 from onesug_jax.decode.suggester import Suggester
 from onesug_jax.errors import UserError
@@ -157,6 +158,21 @@ def test_a_filter_is_exchanged_while_serving(parts):
         model.show(Filter(least_count=99))
     model.show(None)
     assert len(model.suggest([request])[0]) == 6
+
+
+def test_kinds_share_the_first_places(parts, closed):
+    """Of lamps, lanterns and laptops each has one place before any has two; scores stay its own."""
+    texts = sorted(QUERIES)
+    kinds = np.array([NOUNS.index(text.split()[0]) for text in texts])
+    config = BeamConfig(beams=16, returned=16, max_length=24)
+    groups = Groups(texts, kinds, 1)
+    varied = Suggester(*parts, config, queries=QUERIES, batch_sizes=(1, 4), groups=groups)
+    (plain,), (found,) = closed.suggest([Request("la")]), varied.suggest([Request("la")])
+    assert sorted(s.text for s in found) == sorted(s.text for s in plain)
+    assert {s.text.split()[0] for s in found[:3]} == {"lamp", "lantern", "laptop"}
+    score = {s.text: s.score for s in plain}
+    assert [s.score for s in found] == pytest.approx([score[s.text] for s in found], abs=1e-5)
+    assert found[0].text == plain[0].text
 
 
 def test_a_filter_needs_known_queries(parts):
