@@ -10,6 +10,7 @@ import argparse
 import ast
 import dataclasses
 from collections.abc import Mapping, Sequence
+from typing import NoReturn
 
 from onesug_jax.errors import UserError
 from onesug_jax.registry import PROGRAM, StageSpec
@@ -101,7 +102,7 @@ def parse(
 
 
 class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> None:
+    def error(self, message: str) -> NoReturn:
         raise UserError(f"{message}. See {self.prog} --help.")
 
 

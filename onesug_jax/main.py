@@ -188,7 +188,8 @@ def _read(file: TextIO, place: Callable[[int], str], beside: str = "") -> Iterat
             elif isinstance(statement, config_parser.BindingStatement):
                 key = _check_names(statement, expressions, place(line))
                 yield key, statement.value, place(line)
-                expressions.names.clear(), expressions.macros.clear()
+                expressions.names.clear()
+                expressions.macros.clear()
     except SyntaxError as error:
         raise UserError(f"{place(error.lineno or line)}: cannot be read: {error.msg}") from None
     except (tokenize.TokenError, UnicodeDecodeError, ImportError) as error:

@@ -213,7 +213,8 @@ def _why(reason: str | None, resume: bool, force: bool) -> str:
 
 def plan(specs: Sequence[StageSpec], context_for: Callable[[StageSpec], Context]) -> list[str]:
     """One line a stage: what `run` would do with it and why (for --dry_run)."""
-    lines, redone = [], {}
+    lines: list[str] = []
+    redone: dict[str, str] = {}
     for spec in specs:
         context = context_for(spec)
         reason = workdir.stale_reason(context.work.join(spec.folder), spec.manifest(context))

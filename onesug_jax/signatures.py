@@ -98,7 +98,7 @@ def _of_fields(node: ast.ClassDef) -> dict[str, Parameter]:
     fields = {}
     for item in node.body:
         if isinstance(item, ast.AnnAssign) and isinstance(item.target, ast.Name):
-            annotation = _text(item.annotation)
+            annotation = _text(item.annotation) or ""
             if not annotation.startswith("ClassVar"):
                 name = item.target.id
                 fields[name] = Parameter(name, annotation, _text(item.value))

@@ -18,7 +18,8 @@ from onesug_jax.errors import UserError
 
 
 class _Suggested(Protocol):
-    text: str
+    @property
+    def text(self) -> str: ...
 
 
 S = TypeVar("S", bound=_Suggested)
@@ -47,7 +48,8 @@ class Groups:
         known is a kind of its own.
         """
         seen: collections.Counter = collections.Counter()
-        first, rest = [], []
+        first: list[S] = []
+        rest: list[S] = []
         for suggestion in suggestions:
             kind = self._kind(suggestion.text)
             seen[kind] += 1

@@ -109,8 +109,8 @@ class KnownQueries:
         order = np.lexsort((np.arange(len(texts)), -counts, *tokens.T[::-1]))
         alike = np.zeros(len(texts), bool)
         alike[1:] = (tokens[order][1:] == tokens[order][:-1]).all(axis=1)
-        kept = np.sort(order[~alike])
-        return cls([texts[i] for i in kept], tokens[kept], counts[kept])
+        first = np.sort(order[~alike])
+        return cls([texts[i] for i in first], tokens[first], counts[first])
 
 
 def _most_searched(texts: Iterable[str], counts: np.ndarray) -> list[int]:

@@ -62,8 +62,11 @@ def plot(rows: pa.Table, names: Mapping[str, str], path: str) -> str | None:
     """Reliability of the suggesters `names` (name -> words) that have scores, into `path`; None
     where none has.
     """
-    found = {words: predicted(rows, name) for name, words in names.items()}
-    found = {words: pair for words, pair in found.items() if pair is not None and len(pair[0])}
+    found = {}
+    for name, words in names.items():
+        pair = predicted(rows, name)
+        if pair is not None and len(pair[0]):
+            found[words] = pair
     if not found:
         return None
     figure, (axis,) = figure_of(1, width=5.2)

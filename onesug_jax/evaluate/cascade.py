@@ -194,9 +194,9 @@ class Cascade:
         vectors = self.known.query_vectors(numbers)
         past = [self.known.text_vector(text) for text in request.history[: self.known.history]]
         alike = np.zeros((len(numbers), len(past)))
-        for place, vector in enumerate(past):
+        for column, vector in enumerate(past):
             if vector is not None:
-                alike[:, place] = vectors @ vector
+                alike[:, column] = vectors @ vector
         decayed = (alike * config.decay ** np.arange(len(past))).max(axis=1, initial=0.0)
         first = np.log(statistics.counts[numbers]) + config.taste * decayed
         order = np.lexsort((numbers, -first))[: config.kept]

@@ -114,9 +114,10 @@ def format_difference(runs: Mapping[str, Metrics], *, k: int = 16) -> str:
         counts = dict.fromkeys(slices[label]["n"] for slices in (one, other))
         cells = [label]
         for metric in metrics:
-            pair = one[label][metric], other[label][metric]
-            known = len(counts) == 1 and None not in pair
-            cells += [*map(_number, pair), f"{pair[1] - pair[0]:+.2f}" if known else "-"]
+            before, after = one[label][metric], other[label][metric]
+            known = len(counts) == 1 and before is not None and after is not None
+            ahead = f"{(after or 0) - (before or 0):+.2f}" if known else "-"
+            cells += [_number(before), _number(after), ahead]
         rows.append((*cells, " and ".join(f"{count:,}" for count in counts)))
     return table(rows)
 

@@ -45,13 +45,13 @@ class Row:
     parameters: int | None = None
 
 
-def read_run(folder: str, **known: float | int | None) -> Run:
+def read_run(folder: str, *, minutes: float | None = None, parameters: int | None = None) -> Run:
     """The report of a work directory. Raises UserError if there is none."""
     folder = os.path.join(folder, "report")
     path = os.path.join(folder, "lists.parquet")
     scores = report.read_metrics(folder)
     need([path], "the lists of an evaluation", "run evaluate first")
-    return Run(scores, pq.read_table(path), **known)
+    return Run(scores, pq.read_table(path), minutes, parameters)
 
 
 def names_of(folders: Sequence[str]) -> dict[str, list[str]]:
@@ -93,14 +93,15 @@ def _row(name: str, runs: Sequence[Run], suggester: str, k: int) -> Row:
         name=name,
         scores=scores,
         gains=np.mean(gains, axis=0) if same else np.empty(0),
-        seeds=tuple(run.metrics[suggester]["all"][f"mrr@{k}"] for run in runs if own),
+        seeds=tuple(run.metrics[suggester]["all"][f"mrr@{k}"] or 0.0 for run in runs if own),
         minutes=_mean([run.minutes for run in runs]) if own else None,
         parameters=runs[0].parameters if own else None,
     )
 
 
 def _mean(values: Sequence[float | None]) -> float | None:
-    return None if None in values else float(np.mean(values))
+    known = [value for value in values if value is not None]
+    return float(np.mean(known)) if len(known) == len(values) else None
 
 
 def _same_requests(one: pa.Table, other: pa.Table) -> bool:
@@ -162,10 +163,12 @@ def format_ahead(rows: Sequence[Row], base: Row, orders: np.ndarray, *, k: int =
             lines.append([*cells, "-", "not the same requests", "", "-", "", ""])
             continue
         for label in ("all", "order"):
-            mean, low, high = found.get(label, (None, None, None))
-            sure = mean is not None and (low > 0 or high < 0)
-            cells += ["-" if mean is None else f"{mean:+.2f}"]
-            cells += ["-" if mean is None else f"{low:+.2f} to {high:+.2f}"]
+            if label not in found:
+                cells += ["-", "-", ""]
+                continue
+            mean, low, high = found[label]
+            sure = low > 0 or high < 0
+            cells += [f"{mean:+.2f}", f"{low:+.2f} to {high:+.2f}"]
             cells += ["more than chance" if sure else "within chance"]
         lines.append(cells)
     return report.table(lines)

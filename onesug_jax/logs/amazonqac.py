@@ -114,7 +114,7 @@ class AmazonQAC(Adapter):
         name = "past_search_terms"
         column = read.chunk.columns[name]
         values = column.to_pylist() if isinstance(column, pa.Array) else column
-        out = []
+        out: list[list[str] | None] = []
         for row, (value, limit) in enumerate(zip(values, before.to_pylist(), strict=True)):
             try:
                 pairs = [

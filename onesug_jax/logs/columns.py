@@ -11,13 +11,13 @@ from __future__ import annotations
 import datetime
 import json
 from collections.abc import Callable
-from typing import Any
+from typing import Any, TypeAlias
 
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.types as pt
 
-Column = pa.Array | list
+Column: TypeAlias = "pa.Array | list"
 Converted = tuple[pa.Array, dict[int, str]]
 
 NOT_UTF8 = "not UTF-8"

@@ -38,8 +38,10 @@ from onesug_jax.logs.engines import Engine, check_log, open_engine
 from onesug_jax.logs.mined import REPORT, TABLES, MiningReport, file_of
 from onesug_jax.logs.pairs import Caps, first, mine_pairs, real, rounded
 
-_READ = ("request_id", "user_id", "session_id", "timestamp_ms", "prefix", "query")
-_READ += ("clicked_items", "ordered_items")  # columns used
+_READ = (  # columns used
+    *("request_id", "user_id", "session_id", "timestamp_ms", "prefix", "query"),
+    *("clicked_items", "ordered_items"),
+)
 
 
 def mine(
@@ -102,9 +104,9 @@ def mine(
     for name, value in at_least_1.items():
         if value < 1:
             raise UserError(f"mine {name}: expected at least 1, found {value}")
-    for name, value in (("support", support), ("swing_alpha", swing_alpha)):
-        if not 0 <= value < float("inf"):
-            raise UserError(f"mine {name}: expected a number from 0 up, found {value}")
+    for name, weight in (("support", support), ("swing_alpha", swing_alpha)):
+        if not 0 <= weight < float("inf"):
+            raise UserError(f"mine {name}: expected a number from 0 up, found {weight}")
     check_log(train, _READ)
     os.makedirs(out, exist_ok=True)
     with contextlib.ExitStack() as stack:

@@ -51,7 +51,7 @@ class Texts(Sequence):
     def __eq__(self, other) -> bool:
         return isinstance(other, Sequence) and list(self) == list(other)
 
-    __hash__ = None
+    __hash__ = None  # type: ignore[assignment]  # as Python marks what cannot be hashed
 
     def __repr__(self) -> str:
         return f"<{len(self)} texts>"

@@ -369,7 +369,7 @@ def write_t5(folder: str, config: ModelConfig, params: Mapping[str, Any]) -> Non
     flat[("embedding",)] = flat[("embedding",)] * factor
     if config.positions_per_layer and not config.tie_embeddings:
         flat[("head",)] = flat[("head",)] * factor
-    arrays = {}
+    arrays: dict[str, np.ndarray] = {}
     for where, tensor in wanted.items():
         arrays |= dict(zip(tensor.names, tensor.write(flat[where]), strict=True))
     os.makedirs(folder, exist_ok=True)

@@ -211,7 +211,7 @@ def largest(scores: np.ndarray, keep: int) -> np.ndarray:
     if keep >= len(scores):
         return np.arange(len(scores))
     if keep == 1:
-        return np.argmax(scores)[None]
+        return np.array([np.argmax(scores)])
     # A partition of values and a comparison: faster than a partition of places.
     least = np.partition(scores, len(scores) - keep)[len(scores) - keep]
     chosen = np.flatnonzero(scores >= least)

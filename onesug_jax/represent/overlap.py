@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 
@@ -31,7 +31,7 @@ class WordOverlap:
         self._of_query = functools.lru_cache(maxsize=_REMEMBERED)(self._words_of_query)
         self._of_text = functools.lru_cache(maxsize=_REMEMBERED >> 4)(words)
 
-    def jaccard(self, numbers: Sequence[int], texts: Sequence[str]) -> np.ndarray:
+    def jaccard(self, numbers: Iterable[int], texts: Sequence[str]) -> np.ndarray:
         """Words in common over words in either, `[n, H]` for n known queries and H texts."""
         own = [self._of_query(int(number)) for number in numbers]
         sizes = np.array([len(found) for found in own], np.int64)
@@ -52,7 +52,7 @@ class WordOverlap:
         either = sizes[:, None] + np.array([len(other) for other in others]) - shared
         return shared / np.maximum(either, 1)
 
-    def sizes(self, numbers: Sequence[int]) -> np.ndarray:
+    def sizes(self, numbers: Iterable[int]) -> np.ndarray:
         """How many distinct words each known query has, `[n]`."""
         return np.array([len(self._of_query(int(number))) for number in numbers], np.int32)
 

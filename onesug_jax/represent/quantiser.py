@@ -214,7 +214,7 @@ def _float32(layers: Layers) -> list[tuple[np.ndarray, np.ndarray]]:
 
 
 def _layers(arrays: dict[str, np.ndarray], name: str) -> list[tuple[np.ndarray, np.ndarray]]:
-    found = []
+    found: list[tuple[np.ndarray, np.ndarray]] = []
     while (weight := arrays.get(f"{name}_{len(found)}_weight")) is not None:
         found.append((weight, arrays[f"{name}_{len(found)}_bias"]))
     return found

@@ -127,7 +127,8 @@ class SemanticIds:
             raise UserError(
                 f"{folder}: the semantic ids are damaged ({error}); make them again"
             ) from error
-        return cls(*arrays, codes)
+        ids, order, keys = arrays
+        return cls(ids, order, keys, codes)
 
 
 def level_usage(ids: np.ndarray, codes: int) -> list[dict[str, float]]:

@@ -32,7 +32,7 @@ def _plain(text: str) -> str:
     return text
 
 
-def _shaped(shape: Callable[[str], str], most: int, least: int = 0) -> Callable[[str], str]:
+def _shaped(shape: Callable[[str], str], most: int, least: int = 0) -> AfterValidator:
     def check(text: str) -> str:
         shaped = shape(_plain(text))
         if not least <= len(shaped) <= most:

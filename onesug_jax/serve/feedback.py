@@ -22,6 +22,7 @@ import threading
 import time
 from collections.abc import Mapping, Sequence
 from concurrent.futures import Future
+from typing import Any
 
 from onesug_jax.errors import UserError
 from onesug_jax.logs.schema import HISTORY
@@ -220,7 +221,7 @@ class FeedbackStore:
         self._writing.close()
 
     def _commit(self, asked: list) -> None:
-        answers = []
+        answers: list[tuple[Any, Exception | None]] = []
         try:
             self._writing.execute("BEGIN IMMEDIATE")
             for change, _, _ in asked:
@@ -235,9 +236,9 @@ class FeedbackStore:
             with contextlib.suppress(sqlite3.Error):
                 self._writing.execute("ROLLBACK")
             answers = [(None, error)] * len(asked)
-        for (_, _, future), (answer, error) in zip(asked, answers, strict=True):
+        for (_, _, future), (answer, failure) in zip(asked, answers, strict=True):
             if future.set_running_or_notify_cancel():
-                future.set_exception(error) if error else future.set_result(answer)
+                future.set_exception(failure) if failure else future.set_result(answer)
 
     def close(self) -> None:
         """Writes what is waiting, and ends."""

@@ -28,11 +28,11 @@ def compare(context: Context) -> None:
     found = {
         name: [read(folder) for folder in seeds] for name, seeds in runs.names_of(folders).items()
     }
-    rows, base = runs.rows_of(found), next(iter(found))
-    orders = runs.order_requests(found[base][0].lists)
+    rows, first = runs.rows_of(found), next(iter(found))
+    orders = runs.order_requests(found[first][0].lists)
     print(runs.format_rows(rows, orders))
     if len(rows) > 1:
-        base = next(row for row in rows if row.name == base)
+        base = next(row for row in rows if row.name == first)
         print("\n" + runs.format_ahead(rows, base, orders))
         if context.options.plot:
             print("\n" + runs.plot_frontier(rows, base, orders, context.options.plot))

@@ -92,7 +92,7 @@ class Context(Protocol):
         prefix would be another without it.
         """
 
-    def pools(self, prefixes: Sequence[str], k: int) -> list[Sequence[str]]:
+    def pools(self, prefixes: Sequence[str], k: int) -> Sequence[Sequence[str]]:
         """At most k known queries that each prefix may be the beginning of, most searched first."""
 
 

@@ -93,7 +93,7 @@ class Checkpoints:
           UserError: another configuration wrote it, its arrays have other shapes, or none is
             intact.
         """
-        damaged = []
+        damaged: list[str] = []
         for step in sorted(_steps(self.folder / "checkpoints"), reverse=True):
             home = self.folder / "checkpoints" / str(step)
             damage = _agreed(find_damage(home, PARTS) if jax.process_index() == 0 else "")
@@ -236,7 +236,7 @@ class _Telling:
     def __enter__(self) -> None:
         return None
 
-    def __exit__(self, kind, error, trace) -> bool:
+    def __exit__(self, kind, error, trace) -> None:
         if isinstance(error, Exception) and not isinstance(error, UserError):
             kept = sorted(_steps(self.home))
             raise UserError(
@@ -244,7 +244,6 @@ class _Telling:
                 f"{_first_line(error)} ({_free(self.home)}). Checkpoints kept: {kept or 'none'}. "
                 "Make room or mend the folder, then give the same command again."
             ) from error
-        return False
 
 
 def load_params(folder: str | os.PathLike, shardings: Any = None) -> Any:

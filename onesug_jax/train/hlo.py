@@ -107,7 +107,8 @@ class Program:
           ValueError: there is no entry computation in it.
         """
         computations: dict[str, tuple[Instruction, ...]] = {}
-        entry, name, lines = "", "", []
+        entry, name = "", ""
+        lines: list[str] = []
         for line in text.splitlines():
             header = _HEADER.match(line) if not line.startswith(" ") else None
             if header:
@@ -258,7 +259,9 @@ class Program:
         """
         body = list(body)
         places = {
-            p.name: int(re.match(r"(\d+)", p.rest)[1]) for p in body if p.opcode == "parameter"
+            p.name: int(re.split(r"\D", p.rest, maxsplit=1)[0])
+            for p in body
+            if p.opcode == "parameter"
         }
         parts: dict[int, float] = dict.fromkeys(places.values(), 0.0)
         whole: set[int] = set()

