@@ -16,6 +16,7 @@ from onesug_jax.stages import update as loop
 from tests.test_pipeline import SMALL
 
 DAY_MS = 86_400_000
+LATE = "item_of_a_late_order"
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -41,7 +42,13 @@ def shop(tmp_path_factory):
     )
     later = pc.add(fresh["timestamp_ms"], pa.scalar(2 * DAY_MS))
     fresh = fresh.set_column(fresh.column_names.index("timestamp_ms"), "timestamp_ms", later)
-    pq.write_table(fresh, folder / "fresh.parquet")
+    # A search of the old log, whose order came after that log was closed.
+    old = dev.slice(0, 1)
+    place = old.column_names.index("ordered_items")
+    old = old.set_column(
+        place, old.schema.field(place), pa.array([[LATE]], old["ordered_items"].type)
+    )
+    pq.write_table(pa.concat_tables([old, fresh]), folder / "fresh.parquet")
     return folder
 
 
@@ -75,6 +82,10 @@ def test_a_version_that_is_not_worse_is_published_and_can_be_rolled_back(shop, w
     assert dev["timestamp_ms"].to_numpy().min() > train["timestamp_ms"].to_numpy().max()
     seen = {*train["request_id"].to_pylist(), *dev["request_id"].to_pylist()}
     assert set(fresh["request_id"].to_pylist()) <= seen
+    known = train["request_id"].to_pylist()
+    assert len(set(known)) == len(known)
+    late = fresh["request_id"][0].as_py()
+    assert train["ordered_items"][known.index(late)].as_py() == [LATE]
     assert listed(work, capsys) != before
     capsys.readouterr()
     assert update(shop, work) == 0  # the same log again

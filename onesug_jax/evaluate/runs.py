@@ -187,7 +187,9 @@ def plot_frontier(rows: Sequence[Row], base: Row, orders: np.ndarray, path: str)
     axis.axhline(0, color="#d0d4d8", linewidth=1, zorder=0)
     axis.axvline(0, color="#d0d4d8", linewidth=1, zorder=0)
     axis.plot([0], [0], "o", color=COLOURS[1])
-    axis.annotate(base.name, (0, 0), (5, -11), textcoords="offset points", color=COLOURS[1])
+    axis.annotate(
+        base.name, (0, 0), (5, -11), textcoords="offset points", color=COLOURS[1], fontsize=8
+    )
     for row in rows:
         found = ahead(row, base, orders) if row is not base else None
         if found is None or "order" not in found:

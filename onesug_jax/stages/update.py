@@ -89,7 +89,8 @@ def update(
     rows = _join(base, new, window_days, holdout)
     print(
         f"version {version}: {rows['fresh']:,} fresh rows, the newest {rows['held']:,} held out; "
-        f"{rows['train']:,} rows of {window_days:g} days mined",
+        f"{rows['again']:,} known ones told anew; {rows['train']:,} rows of {window_days:g} days "
+        "mined",
         flush=True,
     )
     changes = {
@@ -143,7 +144,8 @@ def _link(source: str, target: str) -> None:
 def _join(base: Context, new: str, window_days: float, holdout: float) -> dict[str, int]:
     """new/log: train (old rows of the window, and the fresh ones) and dev (the newest fresh ones).
 
-    A request_id that the old rows hold already is not taken twice.
+    A request that both hold counts once, as the fresh log tells it: an order may come days after
+    its search.
     """
     from onesug_jax.logs.database import connect, quoted
     from onesug_jax.logs.database import files as in_sql
@@ -159,9 +161,11 @@ def _join(base: Context, new: str, window_days: float, holdout: float) -> dict[s
             return database.sql(query).fetchall()[0][0]
 
         database.sql(
-            f"CREATE VIEW old AS SELECT * FROM read_parquet({in_sql(old)}, union_by_name=true); "
-            f"CREATE VIEW fresh AS SELECT * FROM read_parquet({in_sql(fresh)}) f "
-            "WHERE NOT EXISTS (SELECT 1 FROM old WHERE old.request_id = f.request_id)"
+            f"CREATE VIEW known AS SELECT * FROM read_parquet({in_sql(old)}, union_by_name=true); "
+            f"CREATE VIEW told AS SELECT * FROM read_parquet({in_sql(fresh)}); "
+            "CREATE VIEW old AS FROM known ANTI JOIN told USING (request_id); "
+            "CREATE VIEW again AS FROM told SEMI JOIN known USING (request_id); "
+            "CREATE VIEW fresh AS FROM told ANTI JOIN known USING (request_id)"
         )
         count = one("SELECT count(*) FROM fresh")
         if count < 2:
@@ -176,8 +180,10 @@ def _join(base: Context, new: str, window_days: float, holdout: float) -> dict[s
             for name in database.sql("SELECT * FROM old LIMIT 0").columns
             if name in database.sql("SELECT * FROM fresh LIMIT 0").columns
         )
+        again = one("SELECT count(*) FROM again")
         parts = {
             "train": f"SELECT {columns} FROM old WHERE timestamp_ms >= {start} UNION ALL "
+            f"SELECT {columns} FROM again WHERE timestamp_ms >= {start} UNION ALL "
             f"SELECT {columns} FROM fresh WHERE timestamp_ms <= {cut}",
             "dev": f"SELECT {columns} FROM fresh WHERE timestamp_ms > {cut}",
         }
@@ -199,7 +205,7 @@ def _join(base: Context, new: str, window_days: float, holdout: float) -> dict[s
         raise UserError(
             f"{base.log}: all fresh rows carry one time, so none can be held out as the newest"
         )
-    return {"fresh": count, **counts}
+    return {"fresh": count, "again": again, **counts}
 
 
 def _judge(
