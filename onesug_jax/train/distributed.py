@@ -20,6 +20,7 @@ import json
 import os
 import re
 import sys
+import time
 import traceback
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, TypeVar
@@ -160,7 +161,8 @@ def agreed(decide: Callable[[], T]) -> T:
     if index:
         told = json.loads(_receive(key))
         if "error" in told:
-            _meet(f"{key}/failed", 10_000)
+            with contextlib.suppress(Exception):  # process 0 may have left before it is answered
+                _meet(f"{key}/failed", 10_000)
             raise UserError(f"process 0 stopped: {told['error']}")
         return told["value"]
     _by_itself.append(True)
@@ -170,6 +172,7 @@ def agreed(decide: Callable[[], T]) -> T:
         _send(key, json.dumps({"error": str(error) or type(error).__name__}))
         with contextlib.suppress(Exception):  # one that is lost does not come
             _meet(f"{key}/failed", 10_000)
+            time.sleep(1)  # it is this process that answers the others; without it jax aborts them
         raise
     finally:
         _by_itself.pop()
