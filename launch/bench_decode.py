@@ -21,12 +21,10 @@ from __future__ import annotations
 
 import argparse
 import ast
-import contextlib
 import json
 import os
 import pathlib
 import platform
-import subprocess
 import sys
 import tempfile
 import time
@@ -40,6 +38,7 @@ os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
 import jax  # noqa: E402
 import jax.numpy as jnp  # noqa: E402
 import numpy as np  # noqa: E402
+from bench_other import NotRun, Other  # noqa: E402
 
 from onesug_jax.decode.beam import BeamConfig, beam_search  # noqa: E402
 from onesug_jax.decode.trie import NEVER, Free  # noqa: E402
@@ -55,13 +54,6 @@ GRAPH = {  # on a GPU: the search's loop launched as one graph, not kernel by ke
     "xla_gpu_enable_command_buffer": "FUSION,CUBLAS,CUBLASLT,CUSTOM_CALL,CUDNN,"
     "DYNAMIC_SLICE_FUSION,CONDITIONAL,WHILE"
 }
-NOT_RUN = (
-    "not run: set ONESUG_COMPARE_PYTHON to a Python with the packages of requirements-compare.txt"
-)
-
-
-class NotRun(Exception):
-    """Why there are no figures of a side."""
 
 
 def size_of(name: str) -> dict:
@@ -213,58 +205,21 @@ class Here:
         """Nothing to end."""
 
 
-class There:
+class There(Other):
     """`bench_generate.py` in its own Python."""
 
     def __init__(self, scratch: str, **told):
-        python = os.environ.get("ONESUG_COMPARE_PYTHON")
-        if not python:
-            raise NotRun(NOT_RUN)
-        script = pathlib.Path(__file__).with_name("bench_generate.py")
-        environment = {**os.environ, "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
-        environment.pop("PYTHONPATH", None)
-        self._scratch, self._errors = scratch, tempfile.TemporaryFile("w+")
-        try:
-            self._process = subprocess.Popen(
-                [python, script, json.dumps(told)],
-                stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE,
-                stderr=self._errors,
-                text=True,
-                env=environment,
-            )
-        except OSError as error:
-            raise NotRun(f"not run: ONESUG_COMPARE_PYTHON={python}: {error.strerror}") from None
-        self.name = self._answer()["how"]
+        super().__init__("bench_generate.py", told)
+        self._scratch, self.name = scratch, self.ready["how"]
 
     def write(self, tokens: np.ndarray, times: int) -> tuple[list[float], np.ndarray]:
         """See `Here.write`."""
         path = os.path.join(self._scratch, "requests.npy")
         np.save(path, tokens)
-        asked = {"requests": path, "times": times, "lists": CHECKED}
-        try:
-            print(json.dumps(asked), file=self._process.stdin, flush=True)
-        except BrokenPipeError:
-            pass  # it has stopped; its last words say why
-        answer = self._answer()
+        answer = self.ask(json.dumps({"requests": path, "times": times, "lists": CHECKED}))
         if "error" in answer:
             raise NotRun(f"not run: {answer['error'][:160]}")
         return answer["milliseconds"], np.array(answer["ids"])
-
-    def close(self) -> None:
-        """Ends the process."""
-        with contextlib.suppress(BrokenPipeError):
-            self._process.stdin.close()
-        self._process.wait()
-
-    def _answer(self) -> dict:
-        line = self._process.stdout.readline()
-        if line:
-            return json.loads(line)
-        self._process.wait()
-        self._errors.seek(0)
-        said = self._errors.read().strip().splitlines() or ["it stopped without a word"]
-        raise NotRun(f"not run: {said[-1][:200]}")
 
 
 def sides_of(wanted, config: ModelConfig, params, scratch: str) -> dict:

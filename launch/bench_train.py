@@ -10,18 +10,15 @@ environment variable ONESUG_COMPARE_PYTHON names; without it ours is timed alone
 from __future__ import annotations
 
 import dataclasses
-import json
 import os
-import pathlib
 import statistics
-import subprocess
-import tempfile
 import time
 from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from bench_other import NotRun, Other
 
 from onesug_jax import main
 from onesug_jax.align.pretrain import pretrain_stage
@@ -37,16 +34,8 @@ LENGTH, TARGET, NEGATIVES = 96, 12, 4
 PIECES, MARKERS, VOCABULARY = 4096, 59, 6272  # what the `vocab` stage makes by default
 VECTOR = 128  # width of the default text encoder, whose vector is the soft token
 ROUNDS, SECONDS = 3, 3.0  # of every side, and about how long one takes
-NOT_RUN = (
-    "not run: set ONESUG_COMPARE_PYTHON to a Python with the packages of requirements-compare.txt"
-)
-
 
 Flags = Sequence[tuple[str, str]]
-
-
-class NotRun(Exception):
-    """Why there are no figures of the other side."""
 
 
 # --------------------------------------------------------------------------------------- ours
@@ -142,52 +131,15 @@ class Ours:
 # ------------------------------------------------------------------------------------- theirs
 
 
-class Theirs:
+class Theirs(Other):
     """`bench_t5.py` in its own Python, waiting for numbers of steps."""
 
     def __init__(self, **told):
-        python = os.environ.get("ONESUG_COMPARE_PYTHON")
-        if not python:
-            raise NotRun(NOT_RUN)
-        script = pathlib.Path(__file__).with_name("bench_t5.py")
-        told["threads"] = len(os.sched_getaffinity(0))
-        environment = {**os.environ, "HF_HUB_OFFLINE": "1"}
-        environment.pop("PYTHONPATH", None)
-        self._errors = tempfile.TemporaryFile("w+")
-        try:
-            self._process = subprocess.Popen(
-                [python, script, json.dumps(told)],
-                stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE,
-                stderr=self._errors,
-                text=True,
-                env=environment,
-            )
-        except OSError as error:
-            raise NotRun(f"not run: ONESUG_COMPARE_PYTHON={python}: {error.strerror}") from None
-        self.ready = self._answer()
+        super().__init__("bench_t5.py", told | {"threads": len(os.sched_getaffinity(0))})
 
     def steps(self, count: int) -> float:
         """Milliseconds a step of `count` steps, one after another."""
-        try:
-            print(count, file=self._process.stdin, flush=True)
-        except BrokenPipeError:
-            pass  # it has stopped; its last words say why
-        return self._answer()["milliseconds"]
-
-    def close(self) -> None:
-        """Ends the process."""
-        self._process.stdin.close()
-        self._process.wait()
-
-    def _answer(self) -> dict:
-        line = self._process.stdout.readline()
-        if line:
-            return json.loads(line)
-        self._process.wait()
-        self._errors.seek(0)
-        said = self._errors.read().strip().splitlines() or ["it stopped without a word"]
-        raise NotRun(f"not run: {said[-1][:200]}")
+        return self.ask(str(count))["milliseconds"]
 
 
 def t5_sizes(config: ModelConfig) -> dict:
