@@ -13,7 +13,7 @@ import hashlib
 import inspect
 import os
 import textwrap
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 
 _PACKAGE = os.path.dirname(os.path.abspath(__file__))
 _NAME = os.path.basename(_PACKAGE)
@@ -28,7 +28,7 @@ def code_version(function: Callable, targets: Iterable[str] = ()) -> dict[str, s
         there, function by function. Libraries count file by file.
       targets: further entries as `module:attribute`, counted with their whole files.
     """
-    own = os.path.abspath(inspect.getsourcefile(function))
+    own = os.path.abspath(inspect.getsourcefile(function) or "")
     glue = _with_helpers(own, _first_at(own, function))
     paths = sorted({path for path, _ in glue})
     texts = []
@@ -59,10 +59,12 @@ def text_version(source: str) -> str:
     """Hash of Python source, as 16 hex digits."""
     lines = source.split("\n")
     for node in ast.walk(ast.parse(source)):
-        documented = isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef)
-        if documented and ast.get_docstring(node):
+        if not isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef):
+            continue
+        if ast.get_docstring(node):
             text = node.body[0]
-            lines[text.lineno - 1 : text.end_lineno] = [""] * (text.end_lineno - text.lineno + 1)
+            end = text.end_lineno or text.lineno
+            lines[text.lineno - 1 : end] = [""] * (end - text.lineno + 1)
     bare = [line for line in lines if line.strip() and not line.lstrip().startswith("#")]
     return hashlib.sha256("\n".join(bare).encode()).hexdigest()[:16]
 
@@ -94,7 +96,7 @@ def _imported(nodes: Iterable[ast.AST]) -> set[str]:
     return {path for path in map(_path, modules) if path}
 
 
-def _first_at(path: str, function: Callable) -> list[ast.AST]:
+def _first_at(path: str, function: Callable) -> list[ast.stmt]:
     """The function's definition in its file."""
     line = function.__code__.co_firstlineno
     return [
@@ -105,7 +107,7 @@ def _first_at(path: str, function: Callable) -> list[ast.AST]:
     ]
 
 
-def _with_helpers(path: str, found: list[ast.AST]) -> list[tuple[str, ast.AST]]:
+def _with_helpers(path: str, found: Sequence[ast.stmt]) -> list[tuple[str, ast.stmt]]:
     """(file, definition) of these and of what they mention, directly or not, in their own file or
     in the files of its folder.
     """
@@ -127,9 +129,9 @@ def _with_helpers(path: str, found: list[ast.AST]) -> list[tuple[str, ast.AST]]:
     return every
 
 
-def _top(path: str) -> dict[str, ast.AST]:
+def _top(path: str) -> dict[str, ast.stmt]:
     """Functions, classes and constants at the top level of a file, by name."""
-    top = {}
+    top: dict[str, ast.stmt] = {}
     for node in _tree(path).body:
         if isinstance(node, ast.FunctionDef | ast.ClassDef):
             top[node.name] = node

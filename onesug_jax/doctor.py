@@ -46,8 +46,10 @@ def _fits(version: str, ranges: str) -> bool:
     """Whether `version` lies in `ranges`, a comma-separated list such as `>=0.2.1,<0.2.3`."""
     have = _numbers(version)
     for bound in filter(None, ranges.split(",")):
-        operator, limit = re.match(r"\s*(>=|<=|==|<|>)\s*(\S+)", bound).groups()
-        limit = _numbers(limit)
+        read = re.match(r"\s*(>=|<=|==|<|>)\s*(\S+)", bound)
+        if read is None:
+            raise ValueError(f"{bound!r} is no range of versions")
+        operator, limit = read[1], _numbers(read[2])
         width = max(len(have), len(limit))
         a, b = (numbers + (0,) * (width - len(numbers)) for numbers in (have, limit))
         if not {">=": a >= b, "<=": a <= b, "==": a == b, "<": a < b, ">": a > b}[operator]:
@@ -165,7 +167,7 @@ def report(work_dir: str, *, imports: bool = False) -> int:
         differing = [
             f"{package} {_installed(package)} (lock {pin.removeprefix('==')})"
             for package, pin in requirements(lock).items()
-            if _installed(package) and not _fits(_installed(package), pin)
+            if (found := _installed(package)) and not _fits(found, pin)
         ]
         if differing:
             notes.append(f"not as in the lock: {', '.join(differing)}. Mend: {_INSTALL}")

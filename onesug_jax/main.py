@@ -134,7 +134,7 @@ def read_config(files: Sequence[str] = (), flags: Sequence[tuple[str, str]] = ()
     """
     given = [binding for file in files for binding in _read_file(_find(file, "--gin_file"))]
     for name, text in flags:
-        given += _read(io.StringIO(f"{name} = {text}\n"), lambda line, name=name: f"--gin.{name}")
+        given += _read(io.StringIO(f"{name} = {text}\n"), _flag(name))
     defaults = list(_read_file(os.path.join(CONFIGS, "defaults.gin")))
     chosen = {key: (value, where) for key, value, where in defaults + given}
     sizes: list[Binding] = []
@@ -173,6 +173,10 @@ def _read_file(path: str) -> Iterator[Binding]:
     shown = path if shown.startswith("..") else shown
     with open(path, encoding="utf-8") as file:
         yield from _read(file, lambda line: f"{shown}:{line}", os.path.dirname(path))
+
+
+def _flag(name: str) -> Callable[[int], str]:
+    return lambda line: f"--gin.{name}"
 
 
 def _read(file: TextIO, place: Callable[[int], str], beside: str = "") -> Iterator[Binding]:
@@ -326,6 +330,7 @@ def suggester(work_dir: str, *flags: str) -> Callable[..., dict[str, Any]]:
       UserError: a wrong flag, or a WORK_DIR without a trained model.
     """
     command = cli.parse(["suggest", f"--gin.WORK_DIR={work_dir}", *flags], STAGES, CONFIGURABLES)
+    assert isinstance(command, cli.Command)
     spec = STAGES["suggest"]
     context = make_context(spec, read_config(command.gin_files, command.bindings))
     _check_inputs(spec, context)

@@ -140,13 +140,13 @@ def check_inputs(spec: StageSpec, context: Context, makers: Mapping[str, str]) -
     for pattern in spec.inputs(context):
         folder = context.work.folder_of(pattern)
         there = bool(context.work.expand(pattern))
-        if there and folder in makers and spec.folder and not spec.always:
+        if there and folder and folder in makers and spec.folder and not spec.always:
             made = workdir.Manifest.read(context.work.join(folder))
             there = made is not None and made.finished is not None
         if there:
             continue
         path = context.work.join(pattern)
-        if folder not in makers:
+        if folder is None or folder not in makers:
             raise UserError(f"stage {spec.name} reads {path}, and there is no such file or folder.")
         mend = f"`{PROGRAM} {makers[folder]} --gin.WORK_DIR={context.work.path}`"
         if makers[folder] == "simulate":
@@ -176,7 +176,9 @@ def execute(spec: StageSpec, context: Context, *, force: bool = False) -> int:
     distributed.together()
     if code == 0 and distributed.first():
         folder = context.work.join(spec.folder)
-        workdir.Manifest.read(folder).write(folder, finished=True)
+        manifest = workdir.Manifest.read(folder)
+        assert manifest is not None, folder
+        manifest.write(folder, finished=True)
     print(f"[{spec.name}] done in {time.monotonic() - began:.1f} s", flush=True)
     return code
 
@@ -186,6 +188,7 @@ _UP_TO_DATE, _RESUME, _ANEW = "up to date", "resume", "anew"
 
 def _ready(spec: StageSpec, context: Context, force: bool) -> str:
     """Readies the stage's folder where it has to run; says how."""
+    assert spec.folder is not None
     folder = context.work.join(spec.folder)
     manifest = spec.manifest(context)
     reason = workdir.stale_reason(folder, manifest)
@@ -217,6 +220,7 @@ def plan(specs: Sequence[StageSpec], context_for: Callable[[StageSpec], Context]
     redone: dict[str, str] = {}
     for spec in specs:
         context = context_for(spec)
+        assert spec.folder is not None
         reason = workdir.stale_reason(context.work.join(spec.folder), spec.manifest(context))
         folders = {context.work.folder_of(pattern) for pattern in spec.inputs(context)}
         before = [redone[folder] for folder in redone if folder in folders]

@@ -17,7 +17,13 @@ import os
 from collections.abc import Iterable
 from typing import Any
 
-_SIMPLE = {"int": int, "float": (int, float), "str": str, "bool": bool, "None": type(None)}
+_SIMPLE: dict[str, Any] = {
+    "int": int,
+    "float": (int, float),
+    "str": str,
+    "bool": bool,
+    "None": type(None),
+}
 
 
 @dataclasses.dataclass(frozen=True)

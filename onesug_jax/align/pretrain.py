@@ -5,6 +5,8 @@ The result is the SFT model: the first M_t, and the reference of preference alig
 
 from __future__ import annotations
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -27,7 +29,7 @@ def pretrain_stage(config: ModelConfig) -> Stage:
         return Seq2Seq(config).init(key, tokens, tokens)["params"]
 
     def loss(params, batch, key):
-        scores = model.apply(
+        scores: Any = model.apply(
             {"params": params},
             batch["encoder_input_tokens"],
             batch["decoder_input_tokens"],

@@ -15,7 +15,7 @@ import dataclasses
 import functools
 import os
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -95,7 +95,8 @@ def list_scores(
         encoded = model.encode(tokens, None, batch.get("encoder_soft"))
         return model.decode_lists(encoded, tokens, shift_right(targets))
 
-    return model.apply({"params": params}, method=both, rngs=rngs)
+    scores: Any = model.apply({"params": params}, method=both, rngs=dict(rngs or {}))
+    return scores
 
 
 def rwr_stage(config: ModelConfig, preference: PreferenceConfig, reference: Any = None) -> Stage:
@@ -188,7 +189,7 @@ def divergence(
 
 def make_measure(
     config: ModelConfig, preference: PreferenceConfig, mesh
-) -> Callable[[Any, Any, list[Batch]], dict[str, float]]:
+) -> Callable[[Any, Any, Sequence[Batch]], dict[str, float]]:
     """The training metrics and `kl` of a fixed set of batches: (params, reference, batches) ->
     {name: mean}.
     """
@@ -202,7 +203,8 @@ def make_measure(
             policy, old = (log_probabilities(x, targets) for x in scores)
             _, lists, found = objective(preference, policy, old, batch)
             positives, length = targets[:, 0], targets.shape[2]
-            kl, tokens = divergence(*(x.logits()[:, :length] for x in scores), positives)
+            new, before = (x.logits()[:, :length] for x in scores)
+            kl, tokens = divergence(new, before, positives)
         per_list = {f"{name}/count": lists for name in ("preference", "sft")}
         return found | per_list | {"kl": kl, "kl/count": tokens}
 

@@ -12,6 +12,7 @@ beam can still enter the list. Which continuations exist is the constraint's bus
 from __future__ import annotations
 
 import dataclasses
+from typing import Any
 
 import flax.struct
 import jax
@@ -115,7 +116,8 @@ def _advance(
     done_states = _rows(jnp.concatenate([s.done_states, state], axis=1), keep)
 
     live_scores, keep = jax.lax.top_k(jnp.where(ended | ~exists, NEVER, totals), beams)
-    return s.replace(
+    return dataclasses.replace(
+        s,
         t=s.t + 1,
         scores=live_scores,
         tokens=_rows(written, keep),
@@ -162,11 +164,9 @@ def read_requests(
     """
     variables = {"params": params}
     encoded = model.apply(variables, tokens, soft=soft, method="encode")
-    return ReadRequests(
-        tokens,
-        model.apply(variables, encoded, method="cross_keys_values"),
-        model.apply(variables, encoded, tokens, method="places"),
-    )
+    cross: Any = model.apply(variables, encoded, method="cross_keys_values")
+    places: Any = model.apply(variables, encoded, tokens, method="places")
+    return ReadRequests(tokens, cross, places)
 
 
 def beam_search(
@@ -214,7 +214,7 @@ def search(
     def step(s: _Search, previous: jax.Array, first: bool) -> _Search:
         slots = jnp.arange(previous.shape[1])
         ancestry = s.ancestry.at[:, : previous.shape[1], s.t].set(slots)
-        scores, cache = model.apply(
+        stepped: Any = model.apply(
             variables,
             previous,
             s.t,
@@ -225,8 +225,13 @@ def search(
             read.tokens,
             method="decode_step",
         )
+        scores, cache = stepped
         return _advance(
-            s.replace(ancestry=ancestry, cache=cache), scores, constraint, config, first
+            dataclasses.replace(s, ancestry=ancestry, cache=cache),
+            scores,
+            constraint,
+            config,
+            first,
         )
 
     # The empty output is one beam, not K copies of it.

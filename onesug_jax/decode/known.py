@@ -134,7 +134,7 @@ class TextsOf(Sequence):
     def __len__(self) -> int:
         return len(self.ranks)
 
-    def __getitem__(self, n: int) -> str:
+    def __getitem__(self, n):
         return self.texts[self.ranks[n]]
 
 

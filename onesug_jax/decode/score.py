@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
+from typing import Any
 
 import flax.struct
 import jax
@@ -60,9 +61,9 @@ class Trees:
         roots.
     """
 
-    tokens: TreeTokens
-    depths: Depths
-    paths: Paths
+    tokens: TreeTokens | np.ndarray
+    depths: Depths | np.ndarray
+    paths: Paths | np.ndarray
 
 
 def plant(table: np.ndarray) -> tuple[Trees, np.ndarray]:
@@ -114,7 +115,7 @@ def score_trees(
     model: Seq2Seq, params, read: ReadRequests, trees: Trees, alpha: float
 ) -> NodeScores:
     """The score of the query that ends at each node, as `beam.search` scores it: `[B, M]`."""
-    total = model.apply(
+    total: Any = model.apply(
         {"params": params},
         trees.tokens,
         trees.depths,

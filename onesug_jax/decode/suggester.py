@@ -34,7 +34,7 @@ from onesug_jax.decode.score import (
     side_by_side,
 )
 from onesug_jax.decode.shapes import LEAST_NODES, Shapes, least
-from onesug_jax.decode.trie import NEVER, Constraint, Free, build_trie
+from onesug_jax.decode.trie import NEVER, Constraint, Free, Trie, build_trie
 from onesug_jax.errors import UserError
 from onesug_jax.model.seq2seq import Seq2Seq, for_decoding
 from onesug_jax.tasks.features import Featurizer, Request
@@ -200,6 +200,7 @@ class Suggester:
         passed = self._set.passing(shown)
         constraint = self._whole
         if self._ids is None:
+            assert self._pools.targets is not None and isinstance(self._whole, Trie)
             lengths = np.count_nonzero(self._pools.targets, axis=1)
             passed &= lengths <= self.config.max_length
             if not passed.all():
@@ -240,20 +241,20 @@ class Suggester:
             ways.setdefault(way, []).append(i)
         lists: list[list[Suggestion]] = [[] for _ in requests]
         for way, order in ways.items():
-            nodes = {i: shapes.room(pools[i].nodes) if pools[i] else 1 for i in order}
+            nodes = {i: shapes.room(p.nodes) if (p := pools[i]) else 1 for i in order}
             order.sort(key=lambda i: (nodes[i], len(ids[i])))
             while order:
                 # Larger trees further on would have all of the batch filled up to them.
                 alike = sum(nodes[i] == nodes[order[0]] for i in order)
                 many = shapes.together(nodes[order[0]], alike)
                 chosen, order = order[:many], order[many:]
-                batch = [[given[i] for i in chosen] for given in (ids, requests)]
-                inputs = self._inputs(*batch, shapes)
+                batch = [requests[i] for i in chosen]
+                tokens, soft = self._inputs([ids[i] for i in chosen], batch, shapes)
                 if way == "beam":
-                    found = self._written(*inputs, batch[1])
+                    found = self._written(tokens, soft, batch)
                 else:
-                    few, room = [pools[i] for i in chosen], nodes[chosen[0]]
-                    found = self._from_pools(*inputs, batch[1], few, room, way)
+                    few, room = [p for i in chosen if (p := pools[i])], nodes[chosen[0]]
+                    found = self._from_pools(tokens, soft, batch, few, room, way)
                 for i, suggestions in zip(chosen, found, strict=True):
                     if self._groups is not None:
                         suggestions = self._groups.spread(suggestions)
@@ -311,6 +312,7 @@ class Suggester:
             return self.constraint
         intervals = [self._set.interval(request.prefix) for request in requests]
         intervals += intervals[:1] * (size - len(requests))
+        assert isinstance(self.constraint, Trie)
         return self.constraint.between(np.array(intervals, np.int32))
 
     def _written(self, tokens, soft, requests: list[Request]) -> list[list[Suggestion]]:
@@ -321,12 +323,12 @@ class Suggester:
 
     def _read(self, found: BeamResult, requests: list[Request]) -> list[list[Suggestion]]:
         """The texts of finished beams."""
-        rows = jax.device_get((found.scores, found.states, found.sequences))
-        rows = list(zip(*rows, strict=True))[: len(requests)]
+        read = jax.device_get((found.scores, found.states, found.sequences))
+        rows = list(zip(*read, strict=True))[: len(requests)]
         if self._ids is None:
             return [self._texts_of(*row) for row in rows]
         return [
-            self._texts_of_ids(scores, states, self._set.interval(request.prefix))
+            self._texts_of_ids(scores, states, request.prefix)
             for (scores, states, _), request in zip(rows, requests, strict=True)
         ]
 
@@ -349,8 +351,8 @@ class Suggester:
         lists = []
         for pool, row, others in zip(pools, np.asarray(scores), written, strict=False):
             of_pool = row[pool.ends]
-            best = np.argsort(-of_pool, kind="stable")[: self.config.returned]
-            texts = {pool.texts[n]: float(of_pool[n]) for n in best.tolist()}
+            first = np.argsort(-of_pool, kind="stable")[: self.config.returned]
+            texts = {pool.texts[n]: float(of_pool[n]) for n in first.tolist()}
             for other in others:
                 texts.setdefault(other.text, other.score)
             best = heapq.nlargest(self.config.returned, texts.items(), key=lambda item: item[1])
@@ -371,17 +373,18 @@ class Suggester:
                 found.setdefault(text, float(score))
         return [Suggestion(text, score) for text, score in found.items()]
 
-    def _texts_of_ids(self, scores, states, interval: tuple[int, int]) -> list[Suggestion]:
-        """The queries under one request's finished ids, the better id first, within `interval`.
-
-        Every query of an id has the id's score.
+    def _texts_of_ids(self, scores, states, prefix: str) -> list[Suggestion]:
+        """The queries under one request's finished ids, the better id first, of those that may be
+        listed for `prefix`. Every query of an id has the id's score.
         """
+        assert self._set is not None and self._ids is not None
+        low, high = self._set.interval(prefix)
         found: list[Suggestion] = []
         for score, state in zip(scores, states, strict=True):
             if score <= NEVER / 2:
                 break
             for number in self._ids.numbers(self._codes[self._rank_of_node[state]]).tolist():
-                if interval[0] <= number < interval[1] and self._set.shown[number]:
+                if low <= number < high and self._set.shown[number]:
                     found.append(Suggestion(self._set.texts[number], float(score)))
         return found[: self.config.returned]
 

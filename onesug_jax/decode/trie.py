@@ -20,6 +20,7 @@ queries that exist, or later their semantic ids), as four integer arrays that li
 from __future__ import annotations
 
 import bisect
+import dataclasses
 from collections.abc import Sequence
 from typing import Protocol
 
@@ -124,9 +125,9 @@ class Trie:
     root_width: int = flax.struct.field(pytree_node=False, default=1)
     width: int = flax.struct.field(pytree_node=False, default=1)
 
-    def between(self, intervals: jax.Array) -> Trie:
+    def between(self, intervals: jax.Array | np.ndarray) -> Trie:
         """The same trie with request b kept to sequences of ranks `intervals[b]` (`[B, 2]`)."""
-        return self.replace(interval=jnp.asarray(intervals, jnp.int32))
+        return dataclasses.replace(self, interval=jnp.asarray(intervals, jnp.int32))
 
     def showing(self, shown: np.ndarray, rank_of_node: np.ndarray) -> Trie:
         """The same trie without the sequences of ranks r where `shown[r]` is False. To be asked of
@@ -143,7 +144,7 @@ class Trie:
             above = np.unique(parent[reached])
             reached = above[~opened[above]]
         low = np.where(opened, np.asarray(self.low), np.iinfo(np.int32).max)
-        return self.replace(low=jnp.asarray(low, jnp.int32))
+        return dataclasses.replace(self, low=jnp.asarray(low, jnp.int32))
 
     def start(self, batch: int) -> jax.Array:
         """See `Constraint.start`: every beam begins at the root."""

@@ -199,7 +199,7 @@ def _split_of(relative: str) -> str | None:
     return None
 
 
-def _open(path: str) -> BinaryIO:
+def _open(path: str) -> BinaryIO | gzip.GzipFile:
     return gzip.open(path, "rb") if path.lower().endswith(".gz") else open(path, "rb")
 
 
@@ -207,6 +207,10 @@ def _show(line: bytes | str) -> str:
     if isinstance(line, str):
         line = line.encode("utf-8", "surrogateescape")
     return line.decode("utf-8", "backslashreplace").rstrip("\r\n")[:RAW_CHARACTERS]
+
+
+def _shower(raws: list[str]) -> Callable[[int], str]:
+    return lambda row: _show(raws[row])
 
 
 def _read_parquet(source: Source, only: Sequence[str] | None, rows: int) -> Iterator[Chunk]:
@@ -401,7 +405,7 @@ def _read_csv(source: Source, rows: int) -> Iterator[Chunk]:
                 cells.append(row)
         if cells or bad:
             columns = {name: [row[place] for row in cells] for place, name in enumerate(names)}
-            yield Chunk(source, numbers, columns, lambda row, raws=raws: _show(raws[row]), bad)
+            yield Chunk(source, numbers, columns, _shower(raws), bad)
         if ended:
             return
 

@@ -160,16 +160,17 @@ def validate(
     count = pc.list_value_length(columns["shown"]).fill_null(0).to_numpy()
     outside = has_click & ((position < 0) | (position >= count))
     flag(outside, "clicked_position outside the shown list")
-    columns["shown"], too_long, position = _clean_lists(
+    columns["shown"], too_long, moved = _clean_lists(
         columns["shown"],
         normalise_query,
         max_query,
         position=np.where(has_click & ~outside, position, -1),
     )
     flag(too_long, f"shown entry over {max_query} characters")
-    flag(has_click & ~outside & (position < 0), "clicked_position at an empty entry")
+    assert moved is not None  # positions were given
+    flag(has_click & ~outside & (moved < 0), "clicked_position at an empty entry")
     columns["clicked_position"] = pa.array(
-        np.maximum(position, 0).astype(np.int32), mask=~has_click | (position < 0)
+        np.maximum(moved, 0).astype(np.int32), mask=~has_click | (moved < 0)
     )
     for name in ("clicked_items", "ordered_items"):
         columns[name], _, _ = _clean_lists(columns[name], str.strip, None)

@@ -134,13 +134,14 @@ def _shown(rng, world, visits, searched, prefixes, stale_days) -> tuple[np.ndarr
     by_text = np.array(sorted(range(len(texts)), key=texts.__getitem__))
     place = np.empty_like(by_text)
     place[by_text] = np.arange(len(texts))
-    index = CompletionIndex.from_counts(texts, np.ones(len(texts), int))
+    index = CompletionIndex.from_counts(texts, [1] * len(texts))
     names, number = np.unique(np.array(prefixes, dtype=object), return_inverse=True)
     spans = np.array([index.range(name) for name in names]).reshape(-1, 2)
     spans, span_of = np.unique(spans, axis=0, return_inverse=True)
     span_of = span_of.reshape(-1)[number]
     counts = rng.multinomial(max(4 * rows // days, 4 * len(texts)), world.popularity[by_text])
-    offsets, pieces = np.zeros(rows + 1, np.int64), [None] * rows
+    offsets = np.zeros(rows + 1, np.int64)
+    pieces: list[np.ndarray] = [np.zeros(0, np.int64)] * rows
     for day in range(days):
         if day >= stale_days:
             counts = counts + np.bincount(

@@ -137,7 +137,7 @@ class _Encoded:
     __slots__ = ("_bytes", "_offsets")
 
     def __init__(self, block: np.ndarray, offsets: np.ndarray):
-        self._bytes, self._offsets = memoryview(block), memoryview(offsets)
+        self._bytes, self._offsets = block.data, offsets.data
 
     def __len__(self) -> int:
         return len(self._offsets) - 1

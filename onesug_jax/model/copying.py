@@ -74,7 +74,7 @@ class Scores:
     def of(self, tokens: jax.Array) -> jax.Array:
         """The scores of some tokens of every state, `[B, Q, C]`; what `logits` has of them."""
         chosen = jnp.take_along_axis(self.vocabulary, tokens, axis=-1)
-        if self.copies is None:
+        if self.copies is None or self.places is None:
             return chosen
         place = jax.vmap(lambda row, picks: row[picks])(self.places.where, tokens)
         copied = jnp.pad(self._together(), ((0, 0), (0, 0), (0, 1)), constant_values=MASKED)
@@ -93,7 +93,7 @@ class Scores:
 
     def logits(self) -> jax.Array:
         """One score a token, `[B, Q, V]`."""
-        if self.copies is None:
+        if self.copies is None or self.places is None:
             return self.vocabulary
         # Every place knows what all places of its token weigh together; the first of them adds it.
         written, first = self.places.written, self.places.first
@@ -105,12 +105,13 @@ class Scores:
     def _of(self, targets: TargetTokens) -> jax.Array:
         """The score of one token a state, `[B, Q]`."""
         chosen = jnp.take_along_axis(self.vocabulary, targets[..., None], axis=-1)[..., 0]
-        if self.copies is None:
+        if self.copies is None or self.places is None:
             return chosen
         return jnp.logaddexp(chosen, written(self.copies, self.places, targets))
 
     def _together(self) -> jax.Array:
         """The score of the token that a place writes, of all places that write it, `[B, Q, L]`."""
+        assert self.copies is not None and self.places is not None
         highest = jax.lax.stop_gradient(jnp.max(self.copies, axis=-1, keepdims=True))
         weights = jnp.exp(self.copies - highest)
         # Rounded, as accelerators multiply by default, a token's own sum would not equal `_of`'s.

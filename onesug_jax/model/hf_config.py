@@ -88,11 +88,11 @@ def make_config(place: str, told: Mapping[str, Any]) -> ModelConfig:
     for key, value in (("is_gated_act", True), ("dense_act_fn", "gelu_new")):
         if told.get(key, value) != value:
             raise UserError(f"{place}: {key} is {told[key]!r}; supported is {value!r}.")
-    for key, (value, default) in _ONLY.items():
-        found = default if told.get(key) is None else told[key]
-        if found != value:
-            raise UserError(f"{place}: {key} is {found!r}; supported is {value!r}.")
-    sizes = {}
+    for key, (only, default) in _ONLY.items():
+        given = default if told.get(key) is None else told[key]
+        if given != only:
+            raise UserError(f"{place}: {key} is {given!r}; supported is {only!r}.")
+    sizes: dict[str, Any] = {}
     for key, ours in SIZES.items():
         found = told.get(key, _DEFAULTS.get(key))
         if found is None and key == "num_decoder_layers":

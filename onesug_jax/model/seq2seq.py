@@ -9,6 +9,8 @@ of a beam's sequence, so no cache is ever copied or reordered when beams change 
 
 from __future__ import annotations
 
+from typing import Any
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -295,15 +297,17 @@ class Seq2Seq(nn.Module):
         )
         return self._scores(x, given, places), self_cache
 
-    def empty_cache(self, batch: int, length: int, slots: int) -> tuple[SelfCache, SelfCache]:
-        """Keys and values of no beam yet, for `length` positions of `slots` beams."""
+    def empty_cache(self, batch: int, length: int, slots: int) -> tuple[Any, Any]:
+        """Keys and values of no beam yet, for `length` positions of `slots` beams: a `SelfCache`
+        each, or, where layers stand apart, a layer's `[B, H, T, K, head_dim]` after another.
+        """
         c = self.config
         shape = (batch, c.num_heads, length, slots, c.head_dim)
         if self.apart:
-            empty = tuple(jnp.zeros(shape, jnp.dtype(c.dtype)) for _ in range(c.decoder_layers))
-        else:
-            empty = jnp.zeros((c.decoder_layers, *shape), jnp.dtype(c.dtype))
-        return empty, empty
+            each = tuple(jnp.zeros(shape, jnp.dtype(c.dtype)) for _ in range(c.decoder_layers))
+            return each, each
+        every = jnp.zeros((c.decoder_layers, *shape), jnp.dtype(c.dtype))
+        return every, every
 
     def tree_scores(
         self,

@@ -9,6 +9,7 @@ files and training are told elsewhere.
 from __future__ import annotations
 
 import dataclasses
+from typing import Any
 
 import flax.linen as nn
 import jax
@@ -150,7 +151,7 @@ class Bert(nn.Module):
         """`tokens [B, L]`, `lengths [B]` (tokens that count, from the left) -> `[B, D]` float32."""
         c = self.config
         rows = {"words": c.vocab_size, "positions": c.max_positions, "types": c.token_types}
-        axes = {"words": "vocab", "positions": None, "types": None}
+        axes: dict[str, Any] = {"words": "vocab", "positions": None, "types": None}
         tables = {
             name: self.param(name, logical(_INIT, axes[name], "embed"), (rows[name], c.d_model))
             for name in rows

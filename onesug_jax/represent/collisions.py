@@ -33,7 +33,7 @@ def resolve_collisions(
     parents = keys[later] >> bits
     later = later[np.lexsort((later, -counts[later], parents))]
     new = np.array(ids, np.uint16)
-    parent, free = None, None
+    parent, free = None, np.zeros(0, bool)
     for start in range(0, len(later), _MOVERS):
         block = later[start : start + _MOVERS]
         movers = np.sort(block)  # so that a memory map is read in order

@@ -8,6 +8,8 @@ ours. Where pairs come from is told in `pairs.py`.
 
 from __future__ import annotations
 
+from typing import Any
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -84,12 +86,13 @@ def contrastive_stage(config: EncoderConfig, temperature: float = 0.05) -> Stage
 
     def loss(params, batch, key):
         pairs, _, length = batch["tokens"].shape
-        vectors = model.apply(
+        vectors: Any = model.apply(
             {"params": params},
             batch["tokens"].reshape(2 * pairs, length),
             batch["lengths"].reshape(2 * pairs),
             rngs={"dropout": key},
-        ).reshape(pairs, 2, -1)
+        )
+        vectors = vectors.reshape(pairs, 2, -1)
         anchors, others = vectors[:, 0], vectors[:, 1]
         texts = batch["texts"]
         losses, hits = info_nce(anchors, others, texts[:, 0], texts[:, 1], temperature)

@@ -151,7 +151,7 @@ class TextEncoder:
         digest.update(json.dumps(settings, sort_keys=True).encode())
         for where, leaf in sorted(flatten_dict(self.params).items()):
             digest.update("/".join(where).encode())
-            digest.update(np.ascontiguousarray(leaf))
+            digest.update(np.ascontiguousarray(leaf).data)
         return digest.hexdigest()[:16]
 
     def with_params(self, params: Any) -> TextEncoder:

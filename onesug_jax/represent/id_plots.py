@@ -118,7 +118,7 @@ def plot_map(
     figure, (axis,) = figure_of(1, width=6.4)
     rest = ~np.isin(first, shown)
     axis.scatter(*points[rest].T, s=3, color=_GREY, linewidths=0, label=f"{rest.sum():,} others")
-    for code, colour in zip(shown, colormaps["tab10"].colors, strict=False):
+    for code, colour in zip(shown, colormaps["tab10"](range(_SHOWN)), strict=False):
         here = first == code
         label = f"code {code} ({here.sum():,})"
         axis.scatter(*points[here].T, s=9, color=[colour], linewidths=0, label=label)

@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 
@@ -222,7 +223,7 @@ def largest(scores: np.ndarray, keep: int) -> np.ndarray:
 
 
 def expected_codewords(
-    ids: np.ndarray, embeddings: np.ndarray, levels: int, codes: int, block: int = 16_384
+    ids: np.ndarray, embeddings: Any, levels: int, codes: int, block: int = 16_384
 ) -> np.ndarray:
     """Codewords in the space of the embeddings, whatever space the ids were learnt in.
 

@@ -120,8 +120,8 @@ class Writer:
         if len(self.query_rows) != len(ids):
             ids = ids[self.query_rows]
         if config.measure == "cosine":
-            kept = _Rows(embeddings, self.query_rows)
-            words = expected_codewords(ids, kept, *quantiser.codebooks.shape[:2])
+            shown = _Rows(embeddings, self.query_rows)
+            words = expected_codewords(ids, shown, *quantiser.codebooks.shape[:2])
         else:
             words = quantiser.codebooks
         tree = IdTree.build(ids, words)
@@ -139,9 +139,9 @@ class Writer:
             for begin in range(0, len(tree), _BLOCK):
                 rows = self.query_rows[tree.rows[begin : begin + _BLOCK]]
                 block = _finite(embeddings[rows], rows, "embeddings")
-                block = StoredVectors.of(block, self._kind)
-                scales[begin : begin + _BLOCK] = block.scales
-                yield block.rows
+                kept = StoredVectors.of(block, self._kind)
+                scales[begin : begin + _BLOCK] = kept.scales
+                yield kept.rows
                 progress.show(begin + len(rows))
 
         self.put_blocks("vectors", (len(tree), embeddings.shape[1]), KINDS[self._kind], stored())
@@ -284,7 +284,7 @@ def open_arrays(
                 raise ValueError(f"{name}.txt: expected {about[name]}, found {len(texts[-1])}")
     except (OSError, ValueError, KeyError, EOFError) as error:
         raise _damaged(folder, error) from error
-    return arrays, *texts
+    return arrays, texts[0], texts[1]
 
 
 def _damaged(folder: str, error: Exception) -> UserError:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import dataclasses
 import os
 import zlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import pyarrow as pa
@@ -26,7 +26,12 @@ TABLES = {
     "prefix": ("prefix_query.parquet", "prefix", "query", "count"),
     "query": ("query_query.parquet", "query", "other", "users"),
 }
-WEIGHTINGS = {"uniform": np.ones_like, "log": np.log1p, "sqrt": np.sqrt, "count": np.positive}
+WEIGHTINGS: dict[str, Callable[[np.ndarray], np.ndarray]] = {
+    "uniform": np.ones_like,
+    "log": np.log1p,
+    "sqrt": np.sqrt,
+    "count": np.positive,
+}
 _BLOCK = 65_536
 
 
@@ -49,7 +54,7 @@ class Pairs:
         """8 hex digits of what they are."""
         check = 0
         for array in (self.anchors, self.others, self.counts):
-            check = zlib.crc32(np.ascontiguousarray(array), check)
+            check = zlib.crc32(np.ascontiguousarray(array).data, check)
         return f"{check:08x}"
 
 

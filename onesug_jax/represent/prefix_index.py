@@ -58,7 +58,7 @@ class PrefixIndex:
             self._vectors,
             arrays["codewords"],
             self.search_config,
-            quantiser.latents if latent else None,
+            quantiser.latents if latent and quantiser else None,
         )
 
     def __len__(self) -> int:
@@ -145,7 +145,8 @@ class PrefixIndex:
         stored = self._arrays["related"][row]
         # A list with room left holds all there is.
         if k + (without is not None) > len(stored) and not (stored < 0).any():
-            return self.related_to(self.enhanced(prefix), k, without)
+            vector = self.enhanced(prefix)
+            return [] if vector is None else self.related_to(vector, k, without)
         return self._texts(stored, k, without)
 
     def neighbours(self, prefix: str, k: int) -> np.ndarray | None:

@@ -8,6 +8,7 @@ not train, and knows no queries.
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
 import os
@@ -124,7 +125,7 @@ class Quantiser:
         """Write the arrays and what they mean into `folder`."""
         os.makedirs(folder, exist_ok=True)
         with whole(os.path.join(folder, ARRAYS)) as file:
-            np.savez(file, **self._arrays())
+            np.savez(file, **self._arrays())  # type: ignore[arg-type]  # its stub: allow_pickle
         about = {**self._about(), "fingerprint": self.fingerprint}
         write_json(os.path.join(folder, ABOUT), about, indent=1)
 
@@ -210,7 +211,8 @@ def _activate(x: np.ndarray, activation: str) -> np.ndarray:
 
 
 def _float32(layers: Layers) -> list[tuple[np.ndarray, np.ndarray]]:
-    return [tuple(np.ascontiguousarray(part, np.float32) for part in layer) for layer in layers]
+    whole = functools.partial(np.ascontiguousarray, dtype=np.float32)
+    return [(whole(weight), whole(bias)) for weight, bias in layers]
 
 
 def _layers(arrays: dict[str, np.ndarray], name: str) -> list[tuple[np.ndarray, np.ndarray]]:

@@ -42,7 +42,9 @@ _LISTED = 1 << 12  # prefixes whose pools are kept as texts
 class Index(Protocol):
     """What is asked of the prefix index (`prefix_index.PrefixIndex`)."""
 
-    dimension: int
+    @property
+    def dimension(self) -> int:
+        """Width E of the vectors."""
 
     def vectors_of(self, numbers: np.ndarray) -> np.ndarray:
         """Unit embeddings `[n, E]` of the queries of these numbers."""
@@ -242,8 +244,13 @@ class RelatedQueries:
         found = [
             self._enhanced(p, self._alone(p, q)) for p, q in zip(prefixes, queries, strict=True)
         ]
-        width = self.index.dimension
+        width = self._indexed.dimension
         return np.stack([np.zeros(width, np.float32) if v is None else v for v in found])
+
+    @property
+    def _indexed(self) -> Index:
+        assert self.index is not None, "asked for what needs an index"
+        return self.index
 
     def alone(self, prefixes: Sequence[str], queries: Sequence[str]) -> list[bool]:
         """Whether one training row alone led from a prefix to a query, `[B]`."""
@@ -251,7 +258,7 @@ class RelatedQueries:
 
     def query_vectors(self, numbers: np.ndarray) -> np.ndarray:
         """Unit embeddings of known queries, `[n, E]`; needs an index."""
-        return self.index.vectors_of(numbers)
+        return self._indexed.vectors_of(numbers)
 
     def words(self, numbers: np.ndarray) -> np.ndarray:
         """How many distinct words each known query has, `[n]`."""
@@ -266,7 +273,7 @@ class RelatedQueries:
         vector = self._enhanced(prefix, -1)
         if vector is None:
             return []
-        return [int(i) for i in np.ravel(self.index.search(vector, k)[0]) if i >= 0]
+        return [int(i) for i in np.ravel(self._indexed.search(vector, k)[0]) if i >= 0]
 
     def _one(
         self, prefix: str, history: Sequence[str], profile: Sequence[str], without: str | None
@@ -338,12 +345,12 @@ class RelatedQueries:
         if not len(pool) or not len(history):
             nothing = np.zeros((len(pool), 0))
             return nothing, nothing, nothing.astype(bool)
-        none = np.zeros(self.index.dimension, np.float32)
-        past = [self.text_vector(text) for text in history]
-        past = np.stack([none if vector is None else vector for vector in past])
+        none = np.zeros(self._indexed.dimension, np.float32)
+        vectors = [self.text_vector(text) for text in history]
+        past = np.stack([none if vector is None else vector for vector in vectors])
         same = np.array([self.number_of(text) for text in history])
         return (
-            self.index.vectors_of(pool) @ past.T,
+            self._indexed.vectors_of(pool) @ past.T,
             self.shared_words(pool, history),
             pool[:, None] == same,
         )
@@ -358,21 +365,21 @@ class RelatedQueries:
     def _vector_of_text(self, text: str) -> np.ndarray | None:
         number = self.number_of(text)
         if number >= 0:
-            return self.index.vectors_of(np.array([number]))[0]
+            return self._indexed.vectors_of(np.array([number]))[0]
         return self._encode([text])[0] if self._encode else None
 
     def _vector_of_prefix(self, prefix: str, without: int) -> np.ndarray | None:
-        vector = self.index.enhanced(prefix, without)
+        vector = self._indexed.enhanced(prefix, without)
         if vector is None and self._encode:
             vector = self._encode([prefix])[0]
         return vector
 
     def _search(self, prefix: str, without: int) -> list[int]:
-        ahead = self.index.neighbours(prefix, self.k) if without < 0 else None
+        ahead = self._indexed.neighbours(prefix, self.k) if without < 0 else None
         if ahead is not None:
             return ahead.tolist()
         vector = self._enhanced(prefix, without)
         if vector is None:
             return []
-        numbers, _ = self.index.search(vector, self.k)
+        numbers, _ = self._indexed.search(vector, self.k)
         return [int(i) for i in np.ravel(numbers) if i >= 0]

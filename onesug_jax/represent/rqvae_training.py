@@ -134,7 +134,11 @@ def initial_params(config: RqVaeConfig, sample: np.ndarray, seed: int) -> Params
     networks = autoencoder(jax.random.key(seed), jnp.asarray(basis), config)
     latents = encode(networks, jnp.asarray(sample), config.activation)
     codes, share = residual_kmeans(
-        latents, config.levels, config.codes, iterations=config.kmeans_iterations, seed=seed
+        np.asarray(latents),
+        config.levels,
+        config.codes,
+        iterations=config.kmeans_iterations,
+        seed=seed,
     )
     mass = codes * share[..., None]
     return {**networks, "codebooks": {"codes": codes, "share": share, "mass": mass}}

@@ -35,7 +35,7 @@ _ROWS = 4096  # vectors compared, or looked up, at a time
 
 
 def _whole(value: object) -> bool:
-    return isinstance(value, (int, np.integer)) and not isinstance(value, bool) and value >= 1
+    return isinstance(value, (int, np.integer)) and not isinstance(value, bool) and int(value) >= 1
 
 
 @dataclasses.dataclass(frozen=True)

@@ -62,14 +62,15 @@ class WordPiece:
         found = [encoding.ids for encoding in encodings]
         if self._space is None:
             return found
+        space = self._space
         return [
-            self._with_space(ids) if text.endswith(" ") else ids
+            self._with(space, ids) if text.endswith(" ") else ids
             for text, ids in zip(texts, found, strict=True)
         ]
 
-    def _with_space(self, ids: list[int]) -> list[int]:
+    def _with(self, space: int, ids: list[int]) -> list[int]:
         kept = ids[: self.max_length - 2] if len(ids) >= self.max_length else ids[:-1]
-        return [*kept, self._space, ids[-1]]
+        return [*kept, space, ids[-1]]
 
     def lengths(self, texts: Sequence[str]) -> np.ndarray:
         """Number of tokens of each text, `[N]` int32."""

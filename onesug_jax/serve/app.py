@@ -19,7 +19,7 @@ import uuid
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from importlib import metadata, resources
-from typing import Annotated
+from typing import Annotated, Any
 
 from fastapi import FastAPI, Path, Request
 from fastapi.exceptions import RequestValidationError
@@ -199,11 +199,11 @@ def _package_version() -> str:
     return "0"
 
 
-def _wrong(text: str) -> dict:
+def _wrong(text: str) -> dict[str, Any]:
     return {"model": bodies.Mistakes, "description": text}
 
 
-_BUSY = {
+_BUSY: dict[int | str, dict[str, Any]] = {
     503: _wrong("No place in the queue, or no model yet; Retry-After says when."),
     504: _wrong("The deadline passed."),
 }

@@ -154,7 +154,7 @@ class Served:
         self.suggester.shapes = first = Shapes(sizes[-1:], lengths[-1:], nodes)
         for step in (first, Shapes(sizes, lengths[-1:], nodes), shapes):
             for mode in modes:
-                rooms = (0,) if mode == "beam" else nodes
+                rooms = (0,) if mode == "beam" else nodes or ()
                 for shape in itertools.product(step.batch_sizes, step.lengths, rooms):
                     if stop():
                         return
@@ -177,8 +177,8 @@ class Served:
             return [self.popular(ask.prefix) for ask in asks]
         distinct = list(dict.fromkeys((a.prefix, a.history, a.profile) for a in asks))
         candidates = 0 if rung == "beam" else self.suggester.scoring.candidates
-        columns = map(list, zip(*distinct, strict=True))
-        requests = make_requests(self.known, *columns, candidates)
+        prefixes, histories, profiles = map(list, zip(*distinct, strict=True))
+        requests = make_requests(self.known, prefixes, histories, profiles, candidates)
         found = self.suggester.suggest(requests, mode=rung)
         made = {
             one: _listed(request, suggestions)

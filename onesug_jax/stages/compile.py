@@ -6,7 +6,7 @@ import argparse
 import dataclasses
 import json
 import os
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from onesug_jax.errors import UserError
 from onesug_jax.registry import Context
@@ -127,7 +127,7 @@ def _train_step(name, stage, optimizer, mesh, batch, context, changes, **costs) 
 
 def _requests(spec, config, batch: int) -> dict:
     """Arrays of `batch` encoded requests: name -> shape and type."""
-    out = {"encoder_input_tokens": ((batch, spec.input_length), "int32")}
+    out: dict[str, tuple] = {"encoder_input_tokens": ((batch, spec.input_length), "int32")}
     if config.soft_dim:
         out["encoder_soft"] = ((batch, 1, config.soft_dim), "float32")
     return out
@@ -282,7 +282,7 @@ def _nearest(word: str, context: Context, devices, sizes, topology) -> str:
     from onesug_jax.train.compile import analyse
 
     if word == "beam":
-        tries = []
+        tries: list[tuple[str, dict[str, Any]]] = []
     else:
         batch = context.settings[f"{word}.batch_size"]
         before = dict(_step(word, context, devices, sizes).mesh.shape)

@@ -51,7 +51,7 @@ def keep_compiled(context: Context) -> None:
     """
     import jax
 
-    if not jax.config.jax_compilation_cache_dir:
+    if not jax.config.jax_compilation_cache_dir:  # type: ignore[attr-defined]  # set at run time
         jax.config.update("jax_compilation_cache_dir", context.work.join(".compiled"))
 
 

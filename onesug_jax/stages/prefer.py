@@ -195,11 +195,12 @@ def rwr(
         raise UserError(f"rwr.batch_size = {batch_size}: does not divide over {parts} processes")
     mine = slice(part * (batch_size // parts), (part + 1) * (batch_size // parts))
 
-    def batch_at(step: int) -> dict[str, np.ndarray]:
+    def drawn_at(step: int) -> Mapping[str, Any]:
         drawn = lists(step, batch_size)
         cut = {name: getattr(drawn, name)[mine] for name in ("rows", "numbers", "levels")}
         return batches(dataclasses.replace(drawn, **cut))
 
+    batch_at: Callable[[int], Mapping[str, Any]] = drawn_at
     optimizer = context.configured("rwr/make_optimizer")(steps=steps)
     like = abstract_state(preference.rwr_stage(config, objective), optimizer, mesh).params
     source = work.pretrain if params_from is None else params_from

@@ -6,6 +6,7 @@ import dataclasses
 import functools
 import json
 import os
+from collections.abc import Callable
 
 from onesug_jax.files import write_json
 from onesug_jax.registry import Context
@@ -66,8 +67,9 @@ def pretrain(
         last_marker=vocabulary.last_marker,
         end_id=vocabulary.eos_id,
     )
-    stage, initial = pretrain_stage(config), params_from
-    if is_folder(params_from):
+    stage = pretrain_stage(config)
+    initial: str | Callable | None = params_from
+    if params_from is not None and is_folder(params_from):
         pretrained.check_fits(params_from, config, vocabulary)
         initial = functools.partial(
             pretrained.read, params_from, config, vocabulary, stage.init_fn, context.seed

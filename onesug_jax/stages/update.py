@@ -100,6 +100,7 @@ def update(
         "ListConfig.days": align_days,
         "PARAMS_FROM": None,
     }
+    assert context.other is not None
     for stage in _STAGES:
         code = context.other(stage, new, changes)
         if code:

@@ -26,6 +26,7 @@ import shutil
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -340,7 +341,7 @@ def write_examples(
     }
     count, longest, totals = 0, {"inputs": 0, "targets": 0}, {"inputs": 0, "targets": 0}
     filled = {"inputs": 0, "targets": 0}
-    limits = extra.get("lengths", {})
+    limits: Any = extra.get("lengths", {})
     for n in ("input_offsets", "target_offsets"):
         files[n].append(np.zeros(1, np.int64))
     started = said = time.monotonic()

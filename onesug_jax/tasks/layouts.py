@@ -96,7 +96,8 @@ def _place(
             tokens[at[mine]] = getattr(part, names[0])[ids[mine]]
     segments[at] = np.repeat(np.arange(count) - leader + 1, size)
     positions[at] = within
-    return tuple(x.reshape(rows, length) for x in (tokens, segments, positions))
+    shape = (rows, length)
+    return tokens.reshape(shape), segments.reshape(shape), positions.reshape(shape)
 
 
 def place_soft(

@@ -44,7 +44,7 @@ class ListBatches:
         self,
         examples: Examples,
         example_of: np.ndarray,
-        target: Callable[[int], Sequence[int]],
+        target: Callable[[int], Sequence[int] | np.ndarray],
         rewards: np.ndarray,
         *,
         input_length: int,

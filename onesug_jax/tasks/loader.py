@@ -105,7 +105,8 @@ class Loader:
         self._parts = [Examples.load(folder, task, split) for task in self.tasks]
         _check(self._parts, vocabulary)
         with_vectors = [part for part in self._parts if part.vectors is not None]
-        self.soft_dim = with_vectors[0].vectors.shape[1] if with_vectors else 0
+        widths = [part.vectors.shape[1] for part in self._parts if part.vectors is not None]
+        self.soft_dim = widths[0] if widths else 0
         self._parts = [_with_soft(part, with_vectors) for part in self._parts]
         self._rates = [mixture[task] for task in self.tasks]
         self._longest = tuple(

@@ -21,7 +21,7 @@ import functools
 import os
 import sys
 import tempfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
 import numpy as np
 import pyarrow as pa
@@ -115,7 +115,7 @@ class QueryVocabulary(seqio.Vocabulary):
             and self.vocabulary.fingerprint == other.vocabulary.fingerprint
         )
 
-    __hash__ = None
+    __hash__ = None  # type: ignore[assignment]  # as the language has it
 
 
 class FeatureConverter(seqio.EncDecFeatureConverter):
@@ -292,7 +292,7 @@ def _blocks(
                 for p, q in zip(prefixes, own, strict=True)
             ]
             values = [rows[name].cast(pa.string()).to_pylist() for name in profile]
-            profiles = [()] * rows.num_rows
+            profiles: list[Sequence[str]] = [()] * rows.num_rows
             if values:
                 profiles = [[v or "" for v in row] for row in zip(*values, strict=True)]
             found: Sequence[Sequence[str]] = [()] * rows.num_rows
@@ -303,18 +303,18 @@ def _blocks(
             if context is not None and spec.worth:
                 visitors = visitors_of(rows) if split == "train" else None
                 worth = context.worth(found, visitors)
-            fields = Row(
-                prefix=prefixes,
-                query=queries,
-                recent=map(_lines, recent),
-                related=map(_lines, found),
-                profile=map(_lines, profiles),
-                worth=("\n".join(map(str, row)) for row in worth),
-                soft=map(str, numbers),
-            )
+            fields: dict[str, Iterable[str]] = {  # of `Row`, in its order, as text
+                "prefix": prefixes,
+                "query": queries,
+                "recent": map(_lines, recent),
+                "related": map(_lines, found),
+                "profile": map(_lines, profiles),
+                "worth": ("\n".join(map(str, row)) for row in worth),
+                "soft": map(str, numbers),
+            }
             yield {
                 name: np.array([text.encode() for text in column], dtype=object)
-                for name, column in fields._asdict().items()
+                for name, column in fields.items()
             }
 
 
@@ -349,9 +349,9 @@ def featurise(
     def run(*columns: np.ndarray) -> tuple[np.ndarray, ...]:
         examples = []
         for fields in zip(*columns, strict=True):
-            prefix, query, *lists, number = (text.decode() for text in fields)
-            lists = (text.split("\n") if text else [] for text in lists)
-            row = Row(prefix, query, *lists, int(number) if soft else 0)
+            prefix, query, *texts, number = (text.decode() for text in fields)
+            recent, related, profile, worth = (t.split("\n") if t else [] for t in texts)
+            row = Row(prefix, query, recent, related, profile, worth, int(number) if soft else 0)
             if (example := kind(featurizer, row)) is not None:
                 has = row.soft and vocabulary.soft_id in example[0]
                 examples.append((*example, np.array([row.soft] if has else [], np.int32)))

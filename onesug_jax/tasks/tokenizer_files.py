@@ -8,6 +8,7 @@ differs: a literal U+2581, which SentencePiece itself writes for a space, is rea
 from __future__ import annotations
 
 import os
+from typing import Any
 
 from onesug_jax.files import whole, write_json
 from onesug_jax.tasks.vocabulary import Vocabulary
@@ -21,7 +22,9 @@ def write_tokenizer(folder: str, vocabulary: Vocabulary) -> None:
     from sentencepiece import sentencepiece_model_pb2
     from tokenizers import AddedToken, decoders, models, normalizers, pre_tokenizers, processors
 
-    proto = sentencepiece_model_pb2.ModelProto.FromString(vocabulary.model)
+    proto = sentencepiece_model_pb2.ModelProto.FromString(  # type: ignore[attr-defined]  # generated
+        vocabulary.model
+    )
     pieces = [(piece.piece, piece.score) for piece in proto.pieces]
     has_bytes = proto.trainer_spec.byte_fallback
     tokenizer = tokenizers.Tokenizer(
@@ -34,13 +37,13 @@ def write_tokenizer(folder: str, vocabulary: Vocabulary) -> None:
         steps.append(normalizers.Replace(tokenizers.Regex(" {2,}"), " "))
     if steps:
         tokenizer.normalizer = normalizers.Sequence(steps)
-    space = {"replacement": "▁", "prepend_scheme": "always", "split": True}
+    space: dict[str, Any] = {"replacement": "▁", "prepend_scheme": "always", "split": True}
     tokenizer.pre_tokenizer = pre_tokenizers.Metaspace(**space)
     tokenizer.decoder = decoders.Sequence(
         [*([decoders.ByteFallback()] if has_bytes else []), decoders.Metaspace(**space)]
     )
     names = [pieces[i][0] for i in (vocabulary.pad_id, vocabulary.eos_id, vocabulary.unk_id)]
-    for name in (*names, *sorted(vocabulary.tokens(), key=vocabulary.tokens().get)):
+    for name in (*names, *sorted(vocabulary.tokens(), key=vocabulary.tokens().__getitem__)):
         tokenizer.add_special_tokens([AddedToken(name, normalized=False, special=True)])
     pad, end, unknown = names
     tokenizer.post_processor = processors.TemplateProcessing(

@@ -103,7 +103,7 @@ class Step:
 def analyse(step: Step, topology: Topology) -> Analysis:
     """Compiles a step and reads what it costs; a step that does not fit is an answer, no error."""
     chips = step.mesh.size
-    about = {
+    about: dict[str, Any] = {
         "step": step.name,
         "topology": topology.name,
         "chips": chips,
@@ -123,7 +123,7 @@ def analyse(step: Step, topology: Topology) -> Analysis:
     seconds = time.monotonic() - began
     sizes = compiled.memory_analysis()
     outputs = sizes.output_size_in_bytes - sizes.alias_size_in_bytes
-    parts = {
+    parts: dict[str, Any] = {
         "arguments": float(sizes.argument_size_in_bytes),
         "outputs": float(outputs),
         "temporaries": float(sizes.temp_size_in_bytes),

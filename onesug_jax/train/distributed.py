@@ -234,8 +234,7 @@ def failing_at_once() -> Iterator[None]:
         yield
     except BaseException as error:
         code = error.code if isinstance(error, SystemExit) else 1
-        failed = isinstance(code, int) and 0 < code < 128
-        if not failed or "jax" not in sys.modules:
+        if not (isinstance(code, int) and 0 < code < 128 and "jax" in sys.modules):
             raise
         if not sys.modules["jax"].distributed.is_initialized():
             raise

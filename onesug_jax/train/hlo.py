@@ -108,7 +108,7 @@ class Program:
         """
         computations: dict[str, tuple[Instruction, ...]] = {}
         entry, name = "", ""
-        lines: list[str] = []
+        lines: list[Instruction] = []
         for line in text.splitlines():
             header = _HEADER.match(line) if not line.startswith(" ") else None
             if header:

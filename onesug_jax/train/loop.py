@@ -156,7 +156,8 @@ def fit(
         found = checkpoints.restore(like, on_mismatch=on_mismatch)
         if found is None:
             checkpoints.clear()  # a best of a run that never came to its first checkpoint
-            start, notes = 0, {}
+            start = 0
+            notes: dict[str, Any] = {}
             initial = None if params_from is None else _initial_params(params_from, like.params)
             state = init_state(stage, optimizer, mesh, seed, initial)
         else:
@@ -173,8 +174,8 @@ def fit(
             return bool(patience and best and evaluated - best["step"] >= patience * evaluate_every)
 
         def result(done: int) -> FitResult:
-            which = (best["step"], best["value"]) if best else (None, None)
-            return FitResult(state.params, done, *which, folder)
+            step, value = (best["step"], best["value"]) if best else (None, None)
+            return FitResult(state.params, done, step, value, folder)
 
         if (start >= steps and not due(start)) or gave_up():
             _say(f"{stage.name}: {start} of {steps} steps are done already in {folder}")
@@ -198,7 +199,8 @@ def fit(
         ):
             if start:
                 report.say(f"{stage.name}: going on from step {start} of {steps}")
-            clock, compiled, running = report.clock, set(), deque()
+            clock, compiled = report.clock, set()
+            running: deque[Any] = deque()
             window = Window(notes.get("window"))
             examples = tokens = 0
 
@@ -209,12 +211,13 @@ def fit(
 
             def evaluate(done: int) -> None:
                 nonlocal best, evaluated
+                assert evaluate_fn is not None  # `due` says so
                 with clock.apart("evaluate"):
                     values = dict(evaluate_fn(state.params, done))
                 better = best_metric is not None and _better(
                     values, best_metric, best, higher_is_better
                 )
-                if better:
+                if better and best_metric:
                     best = {
                         "metric": best_metric,
                         "step": done,
@@ -280,7 +283,7 @@ def fit(
                         f"{stage.name}: told to stop; saved step {done}; the same command goes on"
                     )
                     raise Preempted(told, done)
-            if gave_up():
+            if best and gave_up():
                 report.say(
                     f"{stage.name}: {patience} evaluations without a better {best_metric} than "
                     f"step {best['step']}'s {best['value']:.4g}; stopping at step {done}"

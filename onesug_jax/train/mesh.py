@@ -112,7 +112,6 @@ def param_shardings(abstract_boxed: Any, mesh: Mesh) -> Any:
       ValueError: a box names an axis that `LOGICAL_RULES` does not hold.
     """
     logical = nn.get_partition_spec(abstract_boxed)
-    is_spec = {"is_leaf": lambda leaf: isinstance(leaf, P)}
     known = {name for name, _ in LOGICAL_RULES}
 
     def place(path, names: P, leaf: Any) -> NamedSharding:
@@ -122,7 +121,7 @@ def param_shardings(abstract_boxed: Any, mesh: Mesh) -> Any:
             raise ValueError(
                 f"{path_name(path)}: logical axis {unknown[0]!r} is not in LOGICAL_RULES."
             )
-        spec = nn.logical_to_mesh_axes(names, LOGICAL_RULES)
+        spec = nn.logical_to_mesh_axes(tuple(names), LOGICAL_RULES) or P()
         for dimension, (name, axes) in enumerate(zip(names, spec, strict=True)):
             axes = (axes,) if isinstance(axes, str) else axes or ()
             parts = math.prod(mesh.shape[axis] for axis in axes)
@@ -135,14 +134,16 @@ def param_shardings(abstract_boxed: Any, mesh: Mesh) -> Any:
                 )
         return NamedSharding(mesh, spec)
 
-    return jax.tree_util.tree_map_with_path(place, logical, unbox(abstract_boxed), **is_spec)
+    return jax.tree_util.tree_map_with_path(
+        place, logical, unbox(abstract_boxed), is_leaf=lambda leaf: isinstance(leaf, P)
+    )
 
 
 def on_host(tree: Any) -> Any:
     """Whole numpy arrays in every process, of arrays that lie on a mesh or on this process's
     devices.
     """
-    shardings = [leaf.sharding for leaf in jax.tree.leaves(tree) if isinstance(leaf, jax.Array)]
+    shardings: list[Any] = [x.sharding for x in jax.tree.leaves(tree) if isinstance(x, jax.Array)]
     apart = [sharding for sharding in shardings if not sharding.is_fully_addressable]
     if apart:
         tree = jax.jit(lambda tree: tree, out_shardings=replicated(apart[0].mesh))(tree)
@@ -164,7 +165,7 @@ def batch_part(mesh: Mesh) -> tuple[int, int]:
       UserError: this process's devices hold parts that are not neighbours.
     """
     parts = batch_shards(mesh)
-    places = batch_sharding(mesh).devices_indices_map((parts,))
+    places: Any = batch_sharding(mesh).devices_indices_map((parts,))
     here = jax.process_index()
     held = sorted({(cut.start or 0) for d, (cut,) in places.items() if d.process_index == here})
     if not held or parts % len(held) or held != list(range(held[0], held[0] + len(held))):

@@ -60,6 +60,8 @@ def make_schedule(
             f"warmup_steps={warmup_steps}; found steps={steps}."
         )
 
+    last = steps or 0  # only where one was given
+
     def schedule(t) -> jax.Array:
         t = jnp.asarray(t, jnp.float32)
         if decay == "rsqrt":
@@ -67,7 +69,7 @@ def make_schedule(
         elif decay == "none":
             shape = jnp.ones_like(t)
         else:
-            done = jnp.clip((t - warmup_steps) / (steps - warmup_steps), 0, 1)
+            done = jnp.clip((t - warmup_steps) / (last - warmup_steps), 0, 1)
             shape = 1 - done if decay == "linear" else 0.5 * (1 + jnp.cos(jnp.pi * done))
         warm = jnp.minimum((t + 1) / max(warmup_steps, 1), 1)
         return learning_rate * jnp.where(t < warmup_steps, warm, jnp.maximum(shape, floor))

@@ -169,8 +169,8 @@ class Report:
             rates["examples_per_s"] = new / seconds
             if tokens is not None:
                 rates["tokens_per_s"] = read / seconds
-            if all(self._flops):
-                flops, peak = self._flops
+            flops, peak = self._flops
+            if flops and peak:
                 rates["mfu"] = new / seconds * flops / (peak * self._devices)
         rates |= clock.shares()
         self._record(step, "train", {**metrics, **rates})
@@ -255,7 +255,7 @@ class Profile:
 
     def after(self, step: int, metrics: Any) -> None:
         """End the trace if `step` was the last."""
-        if self._open and step >= self._steps[1]:
+        if self._open and self._steps and step >= self._steps[1]:
             jax.block_until_ready(metrics)
             self._close()
 

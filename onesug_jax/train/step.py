@@ -91,7 +91,7 @@ def abstract_state(stage: Stage, optimizer: optax.GradientTransformation, mesh: 
         params,
         transform_non_params=lambda leaf: _placed(leaf, everywhere),
     )
-    scalar = jax.ShapeDtypeStruct((), jnp.int32, sharding=everywhere)
+    scalar: Any = jax.ShapeDtypeStruct((), jnp.int32, sharding=everywhere)
     return TrainState(scalar, params, opt_state, scalar)
 
 
