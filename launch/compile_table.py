@@ -32,7 +32,8 @@ def cell(size: str, topology: str, per_chip: int) -> str:
         *(f"--topology={topology}", f"--gin.MODEL={size}", f"--gin.BATCH_SIZE={per_chip * chips}"),
         *("--gin.make_mesh.data=-1", f"--gin.make_mesh.fsdp={fsdp}"),
     ]
-    environment = {**os.environ, "PYTHONPATH": ROOT, "JAX_PLATFORMS": "cpu"}
+    path = os.pathsep.join(filter(None, [ROOT, os.environ.get("PYTHONPATH")]))
+    environment = {**os.environ, "PYTHONPATH": path, "JAX_PLATFORMS": "cpu"}
     done = subprocess.run(command, capture_output=True, text=True, env=environment, cwd=ROOT)
     if done.returncode not in (0, 2) or not done.stdout.startswith("["):
         sys.exit(f"{' '.join(command)}\n{done.stderr}")
