@@ -111,9 +111,9 @@ class CascadeConfig:
         where the last tenth of the rows says so.
     """
 
-    recalled: int = 200
+    recalled: int = 1024
     near: int = 16
-    kept: int = 64
+    kept: int = 128
     taste: float = 10.0
     decay: float = 0.95
     newest: float = 0.4

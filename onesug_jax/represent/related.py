@@ -69,7 +69,8 @@ class RelatedConfig:
     Attributes:
       history: how many of the user's newest queries tell of taste; the model itself reads
         `FeatureSpec.history` of them.
-      pool: how many of the prefix's completions are ranked; 0: none, the paper's search alone.
+      pool: how many of the prefix's completions are ranked; 0: none, the paper's search alone. Many:
+        behind one letter this user's query is seldom among the hundred most searched.
       neighbours: places kept for the search around e_p*, if the pool could fill them.
       popularity, taste: weights of a query's log-count and of its likeness to the history.
       latest: weight of its likeness to the newest query alone, once more.
@@ -81,7 +82,7 @@ class RelatedConfig:
     """
 
     history: int = 40
-    pool: int = 128
+    pool: int = 1024
     neighbours: int = 2
     popularity: float = 0.7
     taste: float = 7.0
@@ -205,10 +206,10 @@ class RelatedQueries:
         lift = np.zeros(len(pool))
         if self._profiles is not None:
             lift = self._profiles.lift(pool, profile, number)
-        texts = [self.completions.queries[i] for i in pool]
+        first, last = self.completions.range(prefix)
         known = Candidates(
             counts=counts,
-            typed=np.array([text.startswith(prefix) for text in texts], bool),
+            typed=(first <= pool) & (pool < last),
             lengths=self._lengths[pool],
             words=self.words(pool),
             cosines=cosines,
