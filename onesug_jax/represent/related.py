@@ -69,8 +69,8 @@ class RelatedConfig:
     Attributes:
       history: how many of the user's newest queries tell of taste; the model itself reads
         `FeatureSpec.history` of them.
-      pool: how many of the prefix's completions are ranked; 0: none, the paper's search alone. Many:
-        behind one letter this user's query is seldom among the hundred most searched.
+      pool: how many of the prefix's completions are ranked; 0: none, the paper's search alone.
+        Behind one letter this user's query is seldom among the hundred most searched.
       neighbours: places kept for the search around e_p*, if the pool could fill them.
       popularity, taste: weights of a query's log-count and of its likeness to the history.
       latest: weight of its likeness to the newest query alone, once more.
