@@ -111,7 +111,7 @@ class CascadeConfig:
         where the last tenth of the rows says so.
     """
 
-    recalled: int = 1024
+    recalled: int = 4096
     near: int = 16
     kept: int = 128
     taste: float = 10.0
@@ -200,10 +200,12 @@ class Cascade:
         decayed = (alike * config.decay ** np.arange(len(past))).max(axis=1, initial=0.0)
         first = np.log(statistics.counts[numbers]) + config.taste * decayed
         order = np.lexsort((numbers, -first))[: config.kept]
+        numbers = numbers[order]
         rank = {number: i for i, number in enumerate(popular.tolist())}
         place = np.array([rank.get(n, config.recalled) for n in numbers.tolist()])
-        features = self._features(request, numbers, vectors, alike, decayed, place)
-        return numbers[order], features[order]
+        return numbers, self._features(
+            request, numbers, vectors[order], alike[order], decayed[order], place
+        )
 
     def _completions(self, prefix: str) -> np.ndarray:
         """The most searched queries that start with the prefix, else with what it may mean."""

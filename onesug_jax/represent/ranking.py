@@ -46,6 +46,7 @@ class Candidates:
 
     Attributes:
       counts: `[n]`, searches; fractions where a slip of the finger was corrected.
+      places: `[n]`, each one's place by searches among all that the prefix may lead to, from 0.
       typed: `[n]`, whether each starts with the prefix as it was typed.
       lengths, words: `[n]`, characters and words of each.
       cosines, overlaps: `[n, H]`, likeness to each earlier query, newest first.
@@ -55,6 +56,7 @@ class Candidates:
     """
 
     counts: np.ndarray
+    places: np.ndarray
     typed: np.ndarray
     lengths: np.ndarray
     words: np.ndarray
@@ -67,13 +69,11 @@ class Candidates:
     def features(self) -> np.ndarray:
         """float32 `[n, F]`, in the order of FEATURES."""
         n, past = self.cosines.shape
-        place = np.empty(n)
-        place[np.argsort(-self.counts, kind="stable")] = np.arange(n)
         nothing, one = np.zeros(n), np.ones(n)
         back = 1 / (1.0 + np.arange(past))
         columns = {
             "log_count": np.log(self.counts),
-            "log_place": np.log1p(place),
+            "log_place": np.log1p(self.places),
             "typed": self.typed,
             "prefix_length": one * self.prefix_length,
             "missing": self.lengths - self.prefix_length,

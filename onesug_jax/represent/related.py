@@ -7,8 +7,9 @@ the prefix, and is ranked by
     like(q, h) = cos(e_q, e_h) + words * (words in common / words in either) - repeat * [q = h]
 
 with h_0, h_1, .. the user's latest queries, newest first: what the shop searches, drawn towards
-what this user searches. People refine a query more often than they repeat it. Where a ranker was
-trained (`ranking`), it takes the place of this formula. *Neighbours* are
+what this user searches. People refine a query more often than they repeat it. Of a large pool the
+formula with the cosine alone leaves a *shortlist* for the closer look. Where a ranker was
+trained (`ranking`), it takes the place of the formula there. *Neighbours* are
 found by the fine-to-coarse search around e_p* (PAPER.md section 2, points 3 and 5;
 `prefix_index`), and fill the last `neighbours` places, or as many as the pool leaves open: all of
 them, where no known query starts with what was typed. The paper's search knows the prefix alone and
@@ -69,8 +70,9 @@ class RelatedConfig:
     Attributes:
       history: how many of the user's newest queries tell of taste; the model itself reads
         `FeatureSpec.history` of them.
-      pool: how many of the prefix's completions are ranked; 0: none, the paper's search alone.
+      pool: how many of the prefix's completions are looked at; 0: none, the paper's search alone.
         Behind one letter this user's query is seldom among the hundred most searched.
+      shortlist: how many of the pool are ranked.
       neighbours: places kept for the search around e_p*, if the pool could fill them.
       popularity, taste: weights of a query's log-count and of its likeness to the history.
       latest: weight of its likeness to the newest query alone, once more.
@@ -82,7 +84,8 @@ class RelatedConfig:
     """
 
     history: int = 40
-    pool: int = 1024
+    pool: int = 4096
+    shortlist: int = 256
     neighbours: int = 2
     popularity: float = 0.7
     taste: float = 7.0
@@ -93,11 +96,11 @@ class RelatedConfig:
     typos: bool = True
 
     def __post_init__(self):
-        if min(self.history, self.pool, self.neighbours) < 0 or not 0 < self.decay <= 1:
+        wrong = min(self.history, self.pool, self.neighbours) < 0 or self.shortlist < 1
+        if wrong or not 0 < self.decay <= 1:
             raise UserError(
-                "RelatedConfig: expected history, pool and neighbours of at least 0, a decay above "
-                f"0 and up to 1; found history={self.history}, pool={self.pool}, "
-                f"neighbours={self.neighbours}, decay={self.decay}."
+                "RelatedConfig: expected history, pool and neighbours of at least 0, a shortlist "
+                f"of at least 1, a decay above 0 and up to 1; found {self}."
             )
 
 
@@ -200,15 +203,16 @@ class RelatedQueries:
         each, `[n, F]`; query `own` counted once less. Needs an index.
         """
         number = -1 if own is None else self.number_of(own)
-        pool, counts = self._pool(prefix, number)
-        cosines, overlaps, same = self._likeness(pool, history)
-        order = self._order(pool, self._formula(counts, cosines, overlaps, same))
+        pool, counts, places, cosines = self._shortlist(prefix, history, number)
+        overlaps, same = self._in_words(pool, history[: cosines.shape[1]])
+        order = self._order(pool, self._formula(counts, self._likeness(cosines, overlaps, same)))
         lift = np.zeros(len(pool))
         if self._profiles is not None:
             lift = self._profiles.lift(pool, profile, number)
         first, last = self.completions.range(prefix)
         known = Candidates(
             counts=counts,
+            places=places,
             typed=(first <= pool) & (pool < last),
             lengths=self._lengths[pool],
             words=self.words(pool),
@@ -308,53 +312,66 @@ class RelatedQueries:
         counts = counts - (pool == own)
         return pool[counts > 0], counts[counts > 0]
 
+    def _shortlist(
+        self, prefix: str, history: Sequence[str], own: int
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+        """Those of the prefix's pool that deserve a closer look, in no order.
+
+        Returns:
+          their numbers, counts (`own` once less) and places in the pool by searches, `[n]` each,
+          and their cosines with the user's queries, `[n, H]`; H is 0 without an index.
+        """
+        pool, counts = self._pool(prefix, own)
+        places = np.empty(len(pool))
+        places[np.argsort(-counts, kind="stable")] = np.arange(len(pool))
+        cosines = self._cosines(pool, history[: self.history])
+        if len(pool) > self.config.shortlist:
+            best = self._order(pool, self._formula(counts, cosines))[: self.config.shortlist]
+            pool, counts, places, cosines = pool[best], counts[best], places[best], cosines[best]
+        return pool, counts, places, cosines
+
     def _ranked(
         self, prefix: str, history: Sequence[str], profile: Sequence[str], without: str | None
     ) -> list[int]:
-        """Numbers of the prefix's pool, best first."""
-        if self._ranker is not None and self.index is not None:
-            numbers, features = self.candidates(prefix, history, profile, without)
-            scores = self._ranker(features)
-        else:
-            own = -1 if without is None else self.number_of(without)
-            numbers, counts = self._pool(prefix, own)
-            scores = self._formula(counts, *self._likeness(numbers, history))
-        return numbers[self._order(numbers, scores)].tolist()
+        """Numbers of the prefix's shortlist, best first."""
+        numbers, features = self.candidates(prefix, history, profile, without)
+        if self._ranker is None:
+            return numbers.tolist()
+        return numbers[self._order(numbers, self._ranker(features))].tolist()
 
     @staticmethod
     def _order(pool: np.ndarray, scores: np.ndarray) -> np.ndarray:
         return np.lexsort((pool, -scores))
 
-    def _formula(self, counts, cosines, overlaps, same) -> np.ndarray:
-        """The module docstring's score, `[n]`; likeness as `_likeness` gives it."""
+    def _formula(self, counts: np.ndarray, alike: np.ndarray) -> np.ndarray:
+        """The module docstring's score, `[n]`, of likenesses `[n, H]`, newest query first."""
         config = self.config
         score = config.popularity * np.log(counts)
-        if cosines.shape[1]:
-            alike = cosines + config.words * overlaps - config.repeat * same
+        if alike.shape[1]:
             decayed = alike * config.decay ** np.arange(alike.shape[1])
             score = score + config.latest * alike[:, 0]
             score = score + config.taste * decayed.max(axis=1, initial=-np.inf)
         return score
 
-    def _likeness(
-        self, pool: np.ndarray, history: Sequence[str]
-    ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """How like each query of the pool is to each of the history: cosines, word overlaps, and
-        whether they are the same, `[n, H]` each. Without an index the history counts for nothing.
-        """
-        history = history[: self.history]
+    def _likeness(self, cosines: np.ndarray, overlaps: np.ndarray, same: np.ndarray) -> np.ndarray:
+        """like(q, h) of the module docstring, all `[n, H]`."""
+        return cosines + self.config.words * overlaps - self.config.repeat * same
+
+    def _cosines(self, pool: np.ndarray, history: Sequence[str]) -> np.ndarray:
+        """Of each query of the pool with each of the history, `[n, H]`; 0 without a vector."""
         if not len(pool) or not len(history):
-            nothing = np.zeros((len(pool), 0))
-            return nothing, nothing, nothing.astype(bool)
+            return np.zeros((len(pool), 0))
         none = np.zeros(self._indexed.dimension, np.float32)
         vectors = [self.text_vector(text) for text in history]
         past = np.stack([none if vector is None else vector for vector in vectors])
-        same = np.array([self.number_of(text) for text in history])
-        return (
-            self._indexed.vectors_of(pool) @ past.T,
-            self.shared_words(pool, history),
-            pool[:, None] == same,
-        )
+        return self._indexed.vectors_of(pool) @ past.T
+
+    def _in_words(self, pool: np.ndarray, history: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
+        """Word overlap of each query of the pool with each of the history, and whether they are the
+        same, `[n, H]` each.
+        """
+        same = np.array([self.number_of(text) for text in history], np.int64)
+        return self.shared_words(pool, history), pool[:, None] == same
 
     def _alone(self, prefix: str, query: str | None) -> int:
         """The query's number where what is known of the prefix hangs on this very row, else -1."""

@@ -202,6 +202,7 @@ _ALL = (
         folder="examples",
         inputs=lambda context: ("log/*.parquet", "mined/*", "vocab/*", *opened.PRE),
         configures=("examples", "FeatureSpec", "RelatedConfig"),
+        ignores=("examples.workers",),
         packages=("numpy", "seqio", "tensorflow"),
         example="examples --gin.WORK_DIR=work/mine --gin.FeatureSpec.history=5",
     ),

@@ -14,7 +14,7 @@ from onesug_jax.registry import Context
 
 if TYPE_CHECKING:
     from onesug_jax.logs.completion import CompletionIndex
-    from onesug_jax.represent.related import RelatedQueries
+    from onesug_jax.represent.related import RelatedConfig, RelatedQueries
     from onesug_jax.represent.semantic_ids import SemanticIds
 
 SPLITS = ("train", "dev", "test")
@@ -133,16 +133,16 @@ INDEX = (*ENCODER, *IDS, "index/*")
 PRE = (*INDEX, "ranking/*")
 
 
-def encoder(context: Context):
+def encoder(work: workdir.WorkDir):
     """The aligned text encoder."""
     from onesug_jax.represent.encoder import TextEncoder
 
-    return TextEncoder.load(context.work.encoder)
+    return TextEncoder.load(work.encoder)
 
 
-def encoder_in_use(context: Context) -> str:
+def encoder_in_use(work: workdir.WorkDir) -> str:
     """Its fingerprint, without loading it."""
-    with open(os.path.join(context.work.encoder, "alignment.json"), encoding="utf-8") as file:
+    with open(os.path.join(work.encoder, "alignment.json"), encoding="utf-8") as file:
         return json.load(file)["fingerprint"]
 
 
@@ -160,19 +160,26 @@ def related(context: Context, spec, profiles=None, **kept) -> RelatedQueries:
     (`logs.profiles.ProfileCounts`) stands in for what the rank stage left; `kept` goes to
     `RelatedQueries` (how much it remembers).
     """
+    return related_in(context.work, context.configured("RelatedConfig")(), spec, profiles, **kept)
+
+
+def related_in(
+    work: workdir.WorkDir, config: RelatedConfig, spec, profiles=None, **kept
+) -> RelatedQueries:
+    """The same of plain values, for a process that has no `Context`."""
     from onesug_jax.logs import worth
+    from onesug_jax.logs.completion import CompletionIndex
     from onesug_jax.logs.profiles import ProfileCounts
     from onesug_jax.represent.ranking import Ranker
     from onesug_jax.represent.related import RelatedQueries
 
-    work, config = context.work, context.configured("RelatedConfig")()
+    known = CompletionIndex.load(work.mined)
     if not (spec.related or spec.soft):
-        return RelatedQueries(completions(context), 0, config, **kept)
+        return RelatedQueries(known, 0, config, **kept)
     from onesug_jax.represent.prefix_index import PrefixIndex
 
-    loaded = functools.cache(lambda: encoder(context))
-    in_use = encoder_in_use(context)
-    known = completions(context)
+    loaded = functools.cache(lambda: encoder(work))
+    in_use = encoder_in_use(work)
     grades = None
     if os.path.exists(os.path.join(work.ranking, worth.FILE)):
         grades = worth.OrderGrades.load(work.ranking, len(known))

@@ -38,7 +38,7 @@ def quantize(context: Context) -> None:
 
     opened.keep_compiled(context)
     work = context.work
-    encoder, known = opened.encoder(context), opened.completions(context)
+    encoder, known = opened.encoder(context.work), opened.completions(context)
     path = os.path.join(work.semantic_ids, EMBEDDINGS)
     distributed.agreed(lambda: _embed(encoder, known.queries, path))
     embeddings = np.load(path, mmap_mode="r")
@@ -87,7 +87,7 @@ def index(context: Context, *, precomputed: int = 16, vectors: str = "int8") -> 
 
     opened.keep_compiled(context)
     work = context.work
-    encoder, known = opened.encoder(context), opened.completions(context)
+    encoder, known = opened.encoder(context.work), opened.completions(context)
     ids = opened.semantic_ids(context)
     quantiser = Quantiser.load(work.semantic_ids, expect_encoder=encoder.fingerprint)
     prefixes = read_table(work.mined, "prefixes").column("prefix")
@@ -146,7 +146,7 @@ def rank(context: Context) -> None:
     profiles = ProfileCounts.from_rows(len(known), rows())
     pools = opened.related(context, FeatureSpec(related=1, soft=False), profiles)
     ranker, report = context.configured("rank")(
-        searches, pools, encoder_fingerprint=opened.encoder_in_use(context), seed=context.seed
+        searches, pools, encoder_fingerprint=opened.encoder_in_use(context.work), seed=context.seed
     )
     OrderGrades.from_rows(len(known), *map(np.asarray, outcomes)).save(work.ranking)
     if ranker is not None:

@@ -66,7 +66,8 @@ with _start_up_held_back():
     tf.constant(0)
 
 SPLITS = ("train", "dev", "test")  # in the order of time
-BLOCK = 1024  # rows featurised by one Python call
+BLOCK = 4096  # rows featurised by one Python call
+_AHEAD = 2  # blocks read while others are featurised
 
 
 class QueryVocabulary(seqio.Vocabulary):
@@ -254,7 +255,7 @@ def log_source(
             lambda: _blocks(split, splits, spec, context, soft or {}, known, redraw),
             output_signature=signature,
         )
-        return blocks.unbatch()
+        return blocks.prefetch(_AHEAD).unbatch()  # the context's processes need not wait for us
 
     counts = {split: pq.read_metadata(path).num_rows for split, path in splits.items()}
     return seqio.FunctionDataSource(dataset_fn, splits=tuple(splits), num_input_examples=counts)

@@ -19,6 +19,7 @@ RNG = np.random.default_rng(0)
 def candidates(n=5, past=3):
     return Candidates(
         counts=RNG.integers(1, 50, n),
+        places=RNG.permutation(n),
         typed=RNG.random(n) < 0.5,
         lengths=RNG.integers(4, 20, n),
         words=RNG.integers(1, 4, n),
@@ -35,14 +36,13 @@ def test_features_against_a_loop(past):
     given = candidates(6, past)
     found = given.features()
     assert found.shape == (6, len(FEATURES)) and found.dtype == np.float32
-    by_count = sorted(range(6), key=lambda i: (-given.counts[i], i))
     for i in range(6):
         cosines, overlaps = given.cosines[i].tolist(), given.overlaps[i].tolist()
         back = [j for j in range(past) if given.same[i, j]]
         decayed = [0.95**j * c for j, c in enumerate(cosines)]
         expected = {
             "log_count": math.log(given.counts[i]),
-            "log_place": math.log(1 + by_count.index(i)),
+            "log_place": math.log(1 + given.places[i]),
             "typed": float(given.typed[i]),
             "prefix_length": 3,
             "missing": given.lengths[i] - 3,

@@ -8,6 +8,7 @@ import pytest
 from onesug_jax.errors import UserError
 from onesug_jax.logs.completion import CompletionIndex
 from onesug_jax.logs.worth import OrderGrades, fold_of
+from onesug_jax.represent.ranking import FEATURES
 from onesug_jax.represent.related import RelatedConfig, RelatedQueries
 
 COUNTS = {"rug blue": 9, "rug red": 8, "rug green": 2, "run shoes": 5, "tent": 7, "tent blue": 1}
@@ -94,6 +95,32 @@ def test_the_pool_is_ranked_by_the_formula():
     expected = sorted((q for q in QUERIES if q.startswith("ru")), key=score, reverse=True)
     assert found.related(["ru"], [history]) == [expected]
     assert expected[0] != "rug blue" or score("rug blue") > score("rug green")
+
+
+def test_a_large_pool_leaves_a_shortlist_by_searches_and_likeness():
+    """Cut by the formula with the cosine alone; places stay those of the whole pool."""
+    history = ["rug green"]
+    whole, cut = (known(4, taste=9.0, words=5.0, shortlist=most) for most in (100, 2))
+    pool = [q for q in QUERIES if q.startswith("ru")]
+    assert len(pool) > 2
+
+    def score(query):
+        likeness = float(vector(query) @ vector(history[0]))
+        config = cut.config
+        return config.popularity * math.log(COUNTS[query]) + (9.0 + config.latest) * likeness
+
+    best = sorted(pool, key=score, reverse=True)[:2]
+    all_numbers, all_features = whole.candidates("ru", history, (), None)
+    numbers, features = cut.candidates("ru", history, (), None)
+    assert {cut.completions.queries[i] for i in numbers} == set(best)
+    assert set(all_numbers) == {whole.number_of(query) for query in pool}
+    rows = dict(zip(all_numbers.tolist(), all_features, strict=True))
+    np.testing.assert_allclose(features, [rows[i] for i in numbers.tolist()])
+    by_count = sorted(pool, key=lambda query: (-COUNTS[query], query))
+    place = FEATURES.index("log_place")
+    for number, row in zip(numbers, features, strict=True):
+        query = cut.completions.queries[number]
+        assert row[place] == pytest.approx(math.log1p(by_count.index(query)))
 
 
 def test_taste_draws_the_users_own_words_up():
