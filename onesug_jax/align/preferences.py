@@ -102,7 +102,7 @@ def read_behaviour(
     find: Callable[[str], int],
     queries: int,
     pools: Mapping[str, Sequence[int]],
-    popular: Callable[[str, int], Sequence[int]],
+    popular: Callable[[str, int], Iterable[int]],
 ) -> Behaviour:
     """What people did, from the rows of a log split in order.
 

@@ -212,7 +212,7 @@ class Cascade:
         most, statistics = self.config.recalled, self.statistics
 
         def complete(text: str) -> tuple[np.ndarray, np.ndarray]:
-            numbers = np.array(statistics.index.top(text, most), np.int64)
+            numbers = statistics.index.top(text, most)
             return numbers, statistics.counts[numbers]
 
         numbers, _ = complete(prefix)

@@ -12,7 +12,7 @@ from __future__ import annotations
 import collections
 import functools
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 import numpy as np
 
@@ -23,12 +23,14 @@ from onesug_jax.logs.texts import Texts, encode
 _TEXT, _OFFSETS, _COUNTS = "queries.txt", "offsets.npy", "counts.npy"
 _SMALL_RANGE = 256  # ranges up to this many queries are ranked anew each time, larger ones once
 _KEPT = 64  # how many of a large range are remembered, if not more are asked for
+_LEAST = 256  # ranges remembered, however long
 
 
 class CompletionIndex:
     """Distinct queries in code point order with how often each was searched.
 
-    `queries`: a sequence of N strings, sorted; `counts`: [N] int64, all positive.
+    `queries`: a sequence of N strings, sorted; `counts`: [N] int64, all positive. `cache`: how many
+    prefixes' best are remembered, fewer where more than 64 of each are asked for.
     """
 
     def __init__(self, queries: Texts, counts: np.ndarray, *, cache: int = 65_536):
@@ -37,7 +39,7 @@ class CompletionIndex:
         self._prepare()
 
     def _prepare(self) -> None:
-        self._remembered = functools.lru_cache(maxsize=self._cache)(self._rank)
+        self._remembered: dict[int, Callable[[int, int, int], np.ndarray]] = {}  # by their number
 
     @classmethod
     def from_counts(cls, queries: Sequence[str], counts: Sequence[int]) -> CompletionIndex:
@@ -119,22 +121,28 @@ class CompletionIndex:
         """
         if k <= 0:
             return []
-        best = self.top(prefix, k + 1)
+        best = self.top(prefix, k + 1).tolist()
         if without is not None and without.startswith(prefix):
             best = self._leave_one_out(best, self.find(without))
         return [self.queries[i] for i in best[:k]]
 
-    def top(self, prefix: str, k: int) -> list[int]:
-        """Numbers of the k most searched queries under `prefix`, in the order of `complete`."""
+    def top(self, prefix: str, k: int) -> np.ndarray:
+        """Numbers [at most k] of the most searched queries under `prefix`, as `complete` has them.
+
+        Not to be written to: they are remembered.
+        """
         first, last = self.range(prefix)
         if last - first <= _SMALL_RANGE:
             return self._rank(first, last, k)
         kept = _KEPT
         while kept < k:
             kept *= 2
-        return self._remembered(first, last, kept)[:k]
+        if kept not in self._remembered:
+            size = max(self._cache * _KEPT // kept, _LEAST)
+            self._remembered[kept] = functools.lru_cache(maxsize=size)(self._rank)
+        return self._remembered[kept](first, last, kept)[:k]
 
-    def _rank(self, first: int, last: int, k: int) -> list[int]:
+    def _rank(self, first: int, last: int, k: int) -> np.ndarray:
         """Best k of queries[first:last] by (count, largest first; number, smallest first)."""
         counts = self.counts[first:last]
         if len(counts) <= k:
@@ -145,7 +153,7 @@ class CompletionIndex:
             level = np.flatnonzero(counts == threshold)[: k - len(above)]
             chosen = np.concatenate([above, level])
         order = np.lexsort((chosen, -counts[chosen]))
-        return (chosen[order] + first).tolist()
+        return chosen[order] + first
 
     def _leave_one_out(self, best: list[int], left_out: int) -> list[int]:
         """`best` with one search less of `left_out`: it can only fall, others keep their order."""

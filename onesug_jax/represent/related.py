@@ -232,8 +232,8 @@ class RelatedQueries:
 
     def _list_pool(self, prefix: str, k: int) -> tuple[str, ...]:
         numbers = self.completions.top(prefix, k)
-        if not numbers and self.config.typos:
-            numbers = self._pool(prefix, -1)[0][:k].tolist()
+        if not len(numbers) and self.config.typos:
+            numbers = self._pool(prefix, -1)[0][:k]
         return tuple(self.completions.queries[i] for i in numbers)
 
     def vectors(
@@ -306,10 +306,10 @@ class RelatedQueries:
 
     def _completed(self, prefix: str, own: int) -> tuple[np.ndarray, np.ndarray]:
         """The same of the queries that start with the prefix as it was typed."""
-        best = self.completions.top(prefix, self.config.pool) if self.config.pool else []
-        pool = np.array(best, np.int64)
-        counts = np.asarray(self.completions.counts)[pool] if len(pool) else np.zeros(0, np.int64)
-        counts = counts - (pool == own)
+        pool = np.zeros(0, np.int64)
+        if self.config.pool:
+            pool = self.completions.top(prefix, self.config.pool)
+        counts = np.asarray(self.completions.counts)[pool] - (pool == own)
         return pool[counts > 0], counts[counts > 0]
 
     def _shortlist(

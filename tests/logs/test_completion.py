@@ -149,3 +149,17 @@ def test_from_log_names_what_is_wrong(tmp_path):
     pq.write_table(pa.table({"query": pa.array([], pa.string())}), tmp_path / "empty.parquet")
     with pytest.raises(UserError, match="empty.parquet.*none"):
         CompletionIndex.from_log(str(tmp_path / "empty.parquet"))
+
+
+def test_long_lists_are_remembered_in_smaller_number():
+    """Of every length the best of the range, as sorting it all gives them."""
+    counts = {f"a{i:04}": 1 + (i * 37) % 101 for i in range(2000)}
+    whole = CompletionIndex.from_counts(list(counts), list(counts.values()))
+    index = CompletionIndex(whole.queries, whole.counts, cache=100)
+    expected = sorted(counts, key=lambda text: (-counts[text], text))
+    for k in (5, 64, 65, 1500, 3000):
+        for _ in range(2):  # the second time from memory
+            assert [index.queries[i] for i in index.top("a", k)] == expected[:k]
+            narrow = sorted((t for t in counts if t < "a1"), key=lambda t: (-counts[t], t))
+            assert [index.queries[i] for i in index.top("a0", k)] == narrow[:k]
+    assert index.top("b", 3).tolist() == []
