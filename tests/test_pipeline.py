@@ -3,6 +3,7 @@
 import contextlib
 import json
 import os
+import pathlib
 import re
 import shutil
 import signal
@@ -233,6 +234,18 @@ def test_a_query_of_few_people_is_never_shown_to_another(tmp_path):
 
 
 @pytest.mark.slow
+def test_any_number_of_workers_makes_the_same_examples(work, tmp_path):
+    other = tmp_path / "work"
+    shutil.copytree(work, other)
+    flags = ["--gin.examples.workers=2", "--force", f"--gin.WORK_DIR={other}"]
+    assert main.main(["examples", *SMALL, *flags]) == 0
+    made = sorted(pathlib.Path(work, "examples").rglob("*.npy"))
+    assert len(made) > 8
+    for path in made:
+        again = other / "examples" / path.relative_to(pathlib.Path(work, "examples"))
+        assert again.read_bytes() == path.read_bytes(), path
+
+
 def test_semantic_ids_as_targets_end_in_lists_of_queries(work, tmp_path):
     copy = shutil.copytree(work, tmp_path / "copy")
     flags = ["--gin_file=gin_configs/ablations/sid_targets.gin", f"--gin.WORK_DIR={copy}"]
