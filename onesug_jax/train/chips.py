@@ -113,6 +113,7 @@ class Topology:
         """
         os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")  # or it looks for a TPU host's metadata
         os.environ.setdefault("TPU_WORKER_HOSTNAMES", "localhost")
+        os.environ.setdefault("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")  # no chip is held by compiling
         accelerator = f"{self.chip.accelerator}-{self.chips * self.chip.cores}"
         os.environ.setdefault("TPU_ACCELERATOR_TYPE", accelerator)
         from jax.experimental import topologies

@@ -13,6 +13,7 @@ from typing import Any
 import flax.linen as nn
 import jax
 import numpy as np
+from jax.experimental.mesh_utils import create_device_mesh
 from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
@@ -66,7 +67,9 @@ def make_mesh(
             f"{devices[0].platform} device(s) here; choose axes whose product is {len(devices)}."
         )
     shape = tuple(len(devices) // fixed if size == -1 else size for size in asked.values())
-    return jax.make_mesh(shape, AXES, axis_types=(AxisType.Auto,) * len(AXES), devices=devices)
+    # An axis of eight on a torus of 4 x 4 x 4 chips takes one of its sides and half of another.
+    laid_out = create_device_mesh(shape, devices, allow_split_physical_axes=True)
+    return Mesh(laid_out, AXES, axis_types=(AxisType.Auto,) * len(AXES))
 
 
 @contextlib.contextmanager

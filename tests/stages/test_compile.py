@@ -67,15 +67,31 @@ def test_an_analysis_reads_well():
 
 
 def compiled(*words):
-    """Exit code and what the stage printed, in a process of its own: jax is told of TPUs once."""
+    """Exit code and what the stage printed."""
+    return python("-m", "onesug_jax.main", "compile", *words)
+
+
+def python(*words):
+    """The same of any Python, in a process of its own: jax is told of TPUs once."""
     paths = [os.getcwd(), FOLDER, os.environ.get("PYTHONPATH", "")]
     environment = {**os.environ, "JAX_PLATFORMS": "cpu"}
     environment["PYTHONPATH"] = os.pathsep.join(path for path in paths if path)
     environment.pop("XLA_FLAGS", None)
-    command = [sys.executable, "-m", "onesug_jax.main", "compile", *words]
-    done = subprocess.run(command, capture_output=True, text=True, env=environment)
+    done = subprocess.run([sys.executable, *words], capture_output=True, text=True, env=environment)
     assert done.returncode in (0, 2), done.stderr
     return done.returncode, done.stdout
+
+
+@NEEDS_COMPILER
+def test_an_axis_may_take_a_part_of_a_side_of_the_torus():
+    """Eight out of 4 x 4 x 4 chips: no product of whole sides."""
+    script = """
+from onesug_jax.train.chips import Topology
+from onesug_jax.train.mesh import make_mesh
+mesh = make_mesh(fsdp=8, devices=Topology.parse("v5p:4x4x4").devices())
+print(tuple(mesh.shape.values()), len({device.id for device in mesh.devices.flat}))
+"""
+    assert python("-c", script) == (0, "(8, 8, 1) 64\n")
 
 
 SMALL = ("--gin.MODEL=mini", "--gin.FeatureSpec.soft=False", "--gin.compile.vocabulary=2048")
