@@ -11,6 +11,7 @@ from __future__ import annotations
 import contextlib
 import multiprocessing
 import os
+import signal
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
@@ -153,6 +154,7 @@ _here: RelatedQueries  # in each of the processes
 
 def _open(open_: Callable[[], RelatedQueries]) -> None:
     global _here
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's, which ends us
     threading.Thread(target=_end_with_parent, daemon=True).start()
     _here = open_()
 
