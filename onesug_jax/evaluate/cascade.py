@@ -187,24 +187,23 @@ class Cascade:
         config, statistics = self.config, self.statistics
         popular = self._completions(request.prefix)
         near = np.array(self.known.nearest(request.prefix, config.near), np.int64)
-        numbers = np.concatenate([popular, near[~np.isin(near, popular)]]).astype(np.int64)
-        numbers = numbers[statistics.counts[numbers] > 0]
+        near = near[~np.isin(near, popular)]
+        numbers = np.concatenate([popular, near]).astype(np.int64)
+        place = np.concatenate([np.arange(len(popular)), np.full(len(near), config.recalled)])
+        there = statistics.counts[numbers] > 0
+        numbers, place = numbers[there], place[there]
         if not len(numbers):
             return numbers, np.zeros((0, len(FEATURES)), np.float32)
         vectors = self.known.query_vectors(numbers)
         past = [self.known.text_vector(text) for text in request.history[: self.known.history]]
-        alike = np.zeros((len(numbers), len(past)))
-        for column, vector in enumerate(past):
-            if vector is not None:
-                alike[:, column] = vectors @ vector
+        nothing = np.zeros(vectors.shape[1], np.float32)
+        seen = np.array([nothing if vector is None else vector for vector in past], np.float32)
+        alike = vectors @ seen.reshape(len(past), vectors.shape[1]).T
         decayed = (alike * config.decay ** np.arange(len(past))).max(axis=1, initial=0.0)
         first = np.log(statistics.counts[numbers]) + config.taste * decayed
-        order = np.lexsort((numbers, -first))[: config.kept]
-        numbers = numbers[order]
-        rank = {number: i for i, number in enumerate(popular.tolist())}
-        place = np.array([rank.get(n, config.recalled) for n in numbers.tolist()])
-        return numbers, self._features(
-            request, numbers, vectors[order], alike[order], decayed[order], place
+        best = np.lexsort((numbers, -first))[: config.kept]
+        return numbers[best], self._features(
+            request, numbers[best], vectors[best], alike[best], decayed[best], place[best]
         )
 
     def _completions(self, prefix: str) -> np.ndarray:
