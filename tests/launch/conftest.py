@@ -130,7 +130,6 @@ MOUNTPOINT = """#!/bin/bash
 # The training: keeps its words, and runs until it has been started `starts` times, or is told to
 # stop; then ends with `code` on worker 0 and with 0 elsewhere.
 TRAINING = r"""#!/bin/bash
-printf '%s\n' "$@" >"$HOME/words"
 echo "${ONESUG_PROCESSES:-alone}" >"$HOME/processes"
 for word in "$@"; do case "$word" in --gin.WORK_DIR=*) work="${word#*=}" ;; esac; done
 mkdir -p "$work"
@@ -139,6 +138,7 @@ started="$(grep -c "$HOSTNAME" "$work/starts")"
 read -r starts code <"$CLOUD/training"
 echo "training, start $started"
 trap 'echo saved; exit 143' TERM
+printf '%s\n' "$@" >"$HOME/words"  # last: whoever waits for them may now end it
 while [ "$started" -lt "$starts" ]; do sleep 0.05; done
 echo "trained"
 if [ "$HOSTNAME" = worker-0 ]; then exit "$code"; fi
