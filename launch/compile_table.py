@@ -4,7 +4,7 @@ python launch/compile_table.py [--sizes small,base] [--slices v5e:4x4,v5p:4x4x4]
 
 Every cell is `python -m onesug_jax.main compile --json` in a process of its own, with parameters
 cut over as many chips as the size needs; a cell that does not fit says what would. Needs the
-package libtpu and no TPU: about a minute a cell on two cores.
+package libtpu and no TPU: one to thirteen minutes a cell on two cores that other work shared.
 """
 
 from __future__ import annotations

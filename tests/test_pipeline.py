@@ -233,7 +233,6 @@ def test_a_query_of_few_people_is_never_shown_to_another(tmp_path):
         assert not private & {*row["list_model"], *row["list_most_popular"]}
 
 
-@pytest.mark.slow
 def test_any_number_of_workers_makes_the_same_examples(work, tmp_path):
     other = tmp_path / "work"
     shutil.copytree(work, other)
@@ -246,6 +245,7 @@ def test_any_number_of_workers_makes_the_same_examples(work, tmp_path):
         assert again.read_bytes() == path.read_bytes(), path
 
 
+@pytest.mark.slow
 def test_semantic_ids_as_targets_end_in_lists_of_queries(work, tmp_path):
     copy = shutil.copytree(work, tmp_path / "copy")
     flags = ["--gin_file=gin_configs/ablations/sid_targets.gin", f"--gin.WORK_DIR={copy}"]

@@ -76,8 +76,8 @@ class Known(Protocol):
     def query_vectors(self, numbers: np.ndarray) -> np.ndarray:
         """Unit embeddings of known queries, `[n, E]`."""
 
-    def text_vector(self, text: str) -> np.ndarray | None:
-        """The unit embedding of a history query, `[E]`."""
+    def cosines(self, numbers: np.ndarray, history: Sequence[str]) -> np.ndarray:
+        """Of each of these known queries with each of the history, `[n, H]`."""
 
     def words(self, numbers: np.ndarray) -> np.ndarray:
         """How many distinct words each known query has, `[n]`."""
@@ -194,16 +194,12 @@ class Cascade:
         numbers, place = numbers[there], place[there]
         if not len(numbers):
             return numbers, np.zeros((0, len(FEATURES)), np.float32)
-        vectors = self.known.query_vectors(numbers)
-        past = [self.known.text_vector(text) for text in request.history[: self.known.history]]
-        nothing = np.zeros(vectors.shape[1], np.float32)
-        seen = np.array([nothing if vector is None else vector for vector in past], np.float32)
-        alike = vectors @ seen.reshape(len(past), vectors.shape[1]).T
-        decayed = (alike * config.decay ** np.arange(len(past))).max(axis=1, initial=0.0)
+        alike = self.known.cosines(numbers, request.history[: self.known.history])
+        decayed = (alike * config.decay ** np.arange(alike.shape[1])).max(axis=1, initial=0.0)
         first = np.log(statistics.counts[numbers]) + config.taste * decayed
         best = np.lexsort((numbers, -first))[: config.kept]
         return numbers[best], self._features(
-            request, numbers[best], vectors[best], alike[best], decayed[best], place[best]
+            request, numbers[best], alike[best], decayed[best], place[best]
         )
 
     def _completions(self, prefix: str) -> np.ndarray:
@@ -217,7 +213,7 @@ class Cascade:
         numbers, _ = complete(prefix)
         return numbers if len(numbers) else completed(self.known.meant(prefix), complete, most)[0]
 
-    def _features(self, request, numbers, vectors, alike, decayed, place) -> np.ndarray:
+    def _features(self, request, numbers, alike, decayed, place) -> np.ndarray:
         s, prefix = self.statistics, request.prefix
         texts = [self.known.completions.queries[n] for n in numbers.tolist()]
         counts = s.counts[numbers].astype(float)
@@ -242,7 +238,7 @@ class Cascade:
             "query_length": np.array([len(text) for text in texts]),
             "query_words": self.known.words(numbers),
             "missing": np.array([len(text) - len(prefix) for text in texts]),
-            "cosine_prefix": zeros if own is None else vectors @ own,
+            "cosine_prefix": zeros if own is None else self.known.query_vectors(numbers) @ own,
             "cosine_history": alike.max(axis=1, initial=0.0),
             "cosine_latest": alike[:, 0] if history else zeros,
             "cosine_mean": alike.mean(axis=1) if history else zeros,

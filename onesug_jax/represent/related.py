@@ -1,16 +1,9 @@
 """What a request is shown beside its words: related queries H_p and the enhanced prefix e_p*.
 
 Related queries come from two searches. The *pool* holds the most searched queries that start with
-the prefix, and is ranked by
-
-    popularity * log(count) + taste * max_j decay^j * like(q, h_j) + latest * like(q, h_0)
-    like(q, h) = cos(e_q, e_h) + words * (words in common / words in either) - repeat * [q = h]
-
-with h_0, h_1, .. the user's latest queries, newest first: what the shop searches, drawn towards
-what this user searches. People refine a query more often than they repeat it. Of a large pool the
-formula with the cosine alone leaves a *shortlist* for the closer look. Where a ranker was
-trained (`ranking`), it takes the place of the formula there. *Neighbours* are
-found by the fine-to-coarse search around e_p* (PAPER.md section 2, points 3 and 5;
+the prefix. The formula (`formula`), with cosines alone, leaves a *shortlist* of it, which is ranked
+with all that is known of each: by the formula, or by a network where one was trained (`ranking`).
+*Neighbours* are found by the fine-to-coarse search around e_p* (PAPER.md section 2, points 3 and 5;
 `prefix_index`), and fill the last `neighbours` places, or as many as the pool leaves open: all of
 them, where no known query starts with what was typed. The paper's search knows the prefix alone and
 fills every place: `pool=0`. Ours adds the pool and the user's taste, because a prefix of one letter
@@ -23,16 +16,15 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from typing import Protocol
 
 import numpy as np
 
-from onesug_jax.errors import UserError
 from onesug_jax.logs.completion import CompletionIndex
 from onesug_jax.logs.profiles import ProfileCounts
 from onesug_jax.logs.typos import Corrections, completed
 from onesug_jax.logs.worth import OrderGrades, fold_of
+from onesug_jax.represent.formula import RelatedConfig, likeness, scores
 from onesug_jax.represent.overlap import WordOverlap
 from onesug_jax.represent.ranking import Candidates, Ranker
 
@@ -63,54 +55,13 @@ class Index(Protocol):
         """Numbers `[B, k]` of the nearest queries (-1: fewer exist), and cosines."""
 
 
-@dataclass(frozen=True)
-class RelatedConfig:
-    """How related queries are chosen.
-
-    Attributes:
-      history: how many of the user's newest queries tell of taste; the model itself reads
-        `FeatureSpec.history` of them.
-      pool: how many of the prefix's completions are looked at; 0: none, the paper's search alone.
-        Behind one letter this user's query is seldom among the hundred most searched.
-      shortlist: how many of the pool are ranked.
-      neighbours: places kept for the search around e_p*, if the pool could fill them.
-      popularity, taste: weights of a query's log-count and of its likeness to the history.
-      latest: weight of its likeness to the newest query alone, once more.
-      decay: how much less each older query of the history counts.
-      words, repeat: what shared words add to the likeness by the encoder, and what being the very
-        same query takes from it.
-      typos: where no known query starts with the prefix, take those that start with what may have
-        been meant (`logs/typos.py`), a count worth less the less likely the slip.
-    """
-
-    history: int = 40
-    pool: int = 4096
-    shortlist: int = 256
-    neighbours: int = 2
-    popularity: float = 0.7
-    taste: float = 7.0
-    latest: float = 1.0
-    decay: float = 0.95
-    words: float = 0.5
-    repeat: float = 0.5
-    typos: bool = True
-
-    def __post_init__(self):
-        wrong = min(self.history, self.pool, self.neighbours) < 0 or self.shortlist < 1
-        if wrong or not 0 < self.decay <= 1:
-            raise UserError(
-                "RelatedConfig: expected history, pool and neighbours of at least 0, a shortlist "
-                f"of at least 1, a decay above 0 and up to 1; found {self}."
-            )
-
-
 class RelatedQueries:
     """Related queries and enhanced prefixes of requests (`tasks.features.Context`).
 
     Args:
       completions: known queries and how often each was searched.
       k: most related queries of a request.
-      config: how they are chosen.
+      config: how they are chosen; None: as `RelatedConfig` has it.
       index: the prefix index; without it there are completions by popularity only, and no vectors.
       encode: texts -> unit embeddings `[n, E]`, for prefixes and history queries not in the index;
         None: such prefixes have no neighbours, such queries do not count as taste.
@@ -131,7 +82,7 @@ class RelatedQueries:
         self,
         completions: CompletionIndex,
         k: int,
-        config: RelatedConfig = RelatedConfig(),
+        config: RelatedConfig | None = None,
         *,
         index: Index | None = None,
         encode: Callable[[Sequence[str]], np.ndarray] | None = None,
@@ -141,7 +92,8 @@ class RelatedQueries:
         grades: OrderGrades | None = None,
         remembered: int = _REMEMBERED,
     ):
-        self.completions, self.k, self.config = completions, k, config
+        self.completions, self.k = completions, k
+        self.config = config = config or RelatedConfig()
         self.index, self._encode, self._soft = index, encode, soft
         self.history = config.history if index is not None else 0
         self._ranker, self._profiles, self._grades = ranker, profiles, grades
@@ -199,13 +151,15 @@ class RelatedQueries:
     def candidates(
         self, prefix: str, history: Sequence[str], profile: Sequence[str], own: str | None
     ) -> tuple[np.ndarray, np.ndarray]:
-        """Numbers `[n]` of the prefix's pool as the formula ranks it, and what a ranker sees of
-        each, `[n, F]`; query `own` counted once less. Needs an index.
+        """Numbers `[n]` of the prefix's shortlist as the formula ranks it, and what a ranker sees
+        of each, `[n, F]`; query `own` counted once less.
         """
         number = -1 if own is None else self.number_of(own)
         pool, counts, places, cosines = self._shortlist(prefix, history, number)
         overlaps, same = self._in_words(pool, history[: cosines.shape[1]])
-        order = self._order(pool, self._formula(counts, self._likeness(cosines, overlaps, same)))
+        order = self._order(
+            pool, scores(self.config, counts, likeness(self.config, cosines, overlaps, same))
+        )
         lift = np.zeros(len(pool))
         if self._profiles is not None:
             lift = self._profiles.lift(pool, profile, number)
@@ -264,6 +218,15 @@ class RelatedQueries:
     def query_vectors(self, numbers: np.ndarray) -> np.ndarray:
         """Unit embeddings of known queries, `[n, E]`; needs an index."""
         return self._indexed.vectors_of(numbers)
+
+    def cosines(self, numbers: np.ndarray, history: Sequence[str]) -> np.ndarray:
+        """Of each of these known queries with each of the history, `[n, H]`; 0 without a vector."""
+        if not len(numbers) or not len(history):
+            return np.zeros((len(numbers), len(history)))
+        none = np.zeros(self._indexed.dimension, np.float32)
+        vectors = [self.text_vector(text) for text in history]
+        past = np.stack([none if vector is None else vector for vector in vectors])
+        return self._indexed.vectors_of(numbers) @ past.T
 
     def words(self, numbers: np.ndarray) -> np.ndarray:
         """How many distinct words each known query has, `[n]`."""
@@ -324,9 +287,9 @@ class RelatedQueries:
         pool, counts = self._pool(prefix, own)
         places = np.empty(len(pool))
         places[np.argsort(-counts, kind="stable")] = np.arange(len(pool))
-        cosines = self._cosines(pool, history[: self.history])
+        cosines = self.cosines(pool, history[: self.history])
         if len(pool) > self.config.shortlist:
-            best = self._order(pool, self._formula(counts, cosines))[: self.config.shortlist]
+            best = self._order(pool, scores(self.config, counts, cosines))[: self.config.shortlist]
             pool, counts, places, cosines = pool[best], counts[best], places[best], cosines[best]
         return pool, counts, places, cosines
 
@@ -342,29 +305,6 @@ class RelatedQueries:
     @staticmethod
     def _order(pool: np.ndarray, scores: np.ndarray) -> np.ndarray:
         return np.lexsort((pool, -scores))
-
-    def _formula(self, counts: np.ndarray, alike: np.ndarray) -> np.ndarray:
-        """The module docstring's score, `[n]`, of likenesses `[n, H]`, newest query first."""
-        config = self.config
-        score = config.popularity * np.log(counts)
-        if alike.shape[1]:
-            decayed = alike * config.decay ** np.arange(alike.shape[1])
-            score = score + config.latest * alike[:, 0]
-            score = score + config.taste * decayed.max(axis=1, initial=-np.inf)
-        return score
-
-    def _likeness(self, cosines: np.ndarray, overlaps: np.ndarray, same: np.ndarray) -> np.ndarray:
-        """like(q, h) of the module docstring, all `[n, H]`."""
-        return cosines + self.config.words * overlaps - self.config.repeat * same
-
-    def _cosines(self, pool: np.ndarray, history: Sequence[str]) -> np.ndarray:
-        """Of each query of the pool with each of the history, `[n, H]`; 0 without a vector."""
-        if not len(pool) or not len(history):
-            return np.zeros((len(pool), 0))
-        none = np.zeros(self._indexed.dimension, np.float32)
-        vectors = [self.text_vector(text) for text in history]
-        past = np.stack([none if vector is None else vector for vector in vectors])
-        return self._indexed.vectors_of(pool) @ past.T
 
     def _in_words(self, pool: np.ndarray, history: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
         """Word overlap of each query of the pool with each of the history, and whether they are the

@@ -41,7 +41,7 @@ CONFIGURABLES = {
     "rank": "onesug_jax.represent.rank_training:train_ranker",
     "EnhanceConfig": "onesug_jax.represent.enhance:EnhanceConfig",
     "SearchConfig": "onesug_jax.represent.tree_search:SearchConfig",
-    "RelatedConfig": "onesug_jax.represent.related:RelatedConfig",
+    "RelatedConfig": "onesug_jax.represent.formula:RelatedConfig",
     "ModelConfig": "onesug_jax.model.config:ModelConfig",
     "make_mesh": "onesug_jax.train.mesh:make_mesh",
     "make_optimizer": "onesug_jax.train.optimizer:make_optimizer",

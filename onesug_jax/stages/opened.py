@@ -14,7 +14,8 @@ from onesug_jax.registry import Context
 
 if TYPE_CHECKING:
     from onesug_jax.logs.completion import CompletionIndex
-    from onesug_jax.represent.related import RelatedConfig, RelatedQueries
+    from onesug_jax.represent.formula import RelatedConfig
+    from onesug_jax.represent.related import RelatedQueries
     from onesug_jax.represent.semantic_ids import SemanticIds
 
 SPLITS = ("train", "dev", "test")

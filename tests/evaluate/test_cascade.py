@@ -33,9 +33,15 @@ class Known:
         return None
 
     def query_vectors(self, numbers):
-        return np.stack([self.text_vector(self.completions.queries[n]) for n in numbers])
+        return np.stack([self.of(self.completions.queries[n]) for n in numbers])
 
-    def text_vector(self, text):
+    def cosines(self, numbers, history):
+        texts = [self.completions.queries[n] for n in numbers]
+        table = [[self.of(text) @ self.of(past) for past in history] for text in texts]
+        return np.array(table).reshape(len(texts), len(history))
+
+    @staticmethod
+    def of(text):
         return np.array([float("red" in text), float("blue" in text)])
 
     def nearest(self, prefix, k):

@@ -151,8 +151,7 @@ def test_from_log_names_what_is_wrong(tmp_path):
         CompletionIndex.from_log(str(tmp_path / "empty.parquet"))
 
 
-def test_long_lists_are_remembered_in_smaller_number():
-    """Of every length the best of the range, as sorting it all gives them."""
+def test_lists_of_every_length_are_the_best_of_the_range_from_memory_too():
     counts = {f"a{i:04}": 1 + (i * 37) % 101 for i in range(2000)}
     whole = CompletionIndex.from_counts(list(counts), list(counts.values()))
     index = CompletionIndex(whole.queries, whole.counts, cache=100)

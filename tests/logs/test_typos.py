@@ -4,7 +4,8 @@ import pytest
 
 from onesug_jax.logs.completion import CompletionIndex
 from onesug_jax.logs.typos import Corrections
-from onesug_jax.represent.related import RelatedConfig, RelatedQueries
+from onesug_jax.represent.formula import RelatedConfig
+from onesug_jax.represent.related import RelatedQueries
 
 COUNTS = {"dress long": 20, "dress": 9, "der": 4, "deck": 30, "address": 2, "裙子红": 3, "裙": 1}
 

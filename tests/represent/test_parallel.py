@@ -9,8 +9,9 @@ import pytest
 
 from onesug_jax.errors import UserError
 from onesug_jax.logs.completion import CompletionIndex
+from onesug_jax.represent.formula import RelatedConfig
 from onesug_jax.represent.parallel import ParallelRelated, cores, related_by
-from onesug_jax.represent.related import RelatedConfig, RelatedQueries
+from onesug_jax.represent.related import RelatedQueries
 
 COUNTS = {f"{word} {i}": 1 + (7 * i) % 11 for word in ("rug", "run") for i in range(60)}
 

@@ -8,9 +8,10 @@ import pytest
 from onesug_jax.errors import UserError
 from onesug_jax.logs.completion import CompletionIndex
 from onesug_jax.logs.profiles import ProfileCounts
+from onesug_jax.represent.formula import RelatedConfig
 from onesug_jax.represent.rank_training import Search, train_ranker
 from onesug_jax.represent.ranking import FEATURES, Candidates, Ranker
-from onesug_jax.represent.related import RelatedConfig, RelatedQueries
+from onesug_jax.represent.related import RelatedQueries
 from tests.represent.test_related import Index, known
 
 RNG = np.random.default_rng(0)

@@ -8,8 +8,9 @@ import pytest
 from onesug_jax.errors import UserError
 from onesug_jax.logs.completion import CompletionIndex
 from onesug_jax.logs.worth import OrderGrades, fold_of
+from onesug_jax.represent.formula import RelatedConfig
 from onesug_jax.represent.ranking import FEATURES
-from onesug_jax.represent.related import RelatedConfig, RelatedQueries
+from onesug_jax.represent.related import RelatedQueries
 
 COUNTS = {"rug blue": 9, "rug red": 8, "rug green": 2, "run shoes": 5, "tent": 7, "tent blue": 1}
 QUERIES = sorted(COUNTS)
