@@ -16,7 +16,7 @@ log="" out="$root/work/ablations" config="gin_configs/two_cores.gin" size="" see
 only="paper"
 paper="no_pre generative_sft generative_dpo no_rwr pairwise_rwr"
 pre="no_pre completions_only paper_search no_alignment no_soft_token rq_kmeans enhance_0 enhance_03"
-pre="$pre enhance_07 sid_targets no_segments no_copying formula_ranking history_10 no_worth"
+pre="$pre enhance_07 sid_targets no_segments no_copying formula_ranking history_10 no_worth no_ages plain_queries"
 rwr="no_rwr sft_again dpo softmax_dpo pairwise_rwr rwr_hinge rwr_printed_pair rwr_printed_list"
 rwr="$rwr negatives_1 negatives_2 negatives_8 no_not_show no_rand"
 rwr="$rwr alpha_01 alpha_1 beta_01 beta_1 delta_0 delta_1"

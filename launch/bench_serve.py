@@ -113,23 +113,26 @@ class Seen:
     lost: int = 0
 
 
-def searches(work: str) -> list[tuple[str, list[str]]]:
-    """(prefix, history oldest first) of the log's searches, in an order of chance."""
+def searches(work: str) -> list[tuple[str, dict[str, list]]]:
+    """(prefix, the history as a body tells it) of the log's searches, in an order of chance."""
     from onesug_jax.logs.history import with_history
 
     log = os.path.join(workdir.published(work), "log")
     paths = [os.path.join(log, f"{split}.parquet") for split in ("dev", "train")]
     paths = [path for path in paths if os.path.exists(path)]
     rows = with_history(paths, keep=paths[0]).read_all().slice(0, 20_000)
-    rows = rows.select(["prefix", "recent"]).to_pylist()
+    rows = rows.select(["prefix", "recent", "recent_minutes"]).to_pylist()
     random.Random(0).shuffle(rows)
-    return [(row["prefix"], row["recent"][::-1]) for row in rows]
+    names = {"history": "recent", "history_minutes": "recent_minutes"}
+    return [(row["prefix"], {n: row[name][::-1] for n, name in names.items()}) for row in rows]
 
 
-async def _letter(connections: Connections, seen: Seen, prefix: str, history: list[str]) -> None:
+async def _letter(
+    connections: Connections, seen: Seen, prefix: str, history: dict[str, list]
+) -> None:
     began = time.perf_counter()
     try:
-        status, reply = await connections.post("/suggest", {"prefix": prefix, "history": history})
+        status, reply = await connections.post("/suggest", {"prefix": prefix, **history})
     except (OSError, asyncio.IncompleteReadError, ValueError):
         seen.lost += 1
         return
@@ -159,7 +162,7 @@ async def _load(host: str, port: int, typed, rate: float, seconds: float, seed: 
     letters = sum(len(prefix) for prefix, _ in typed) / len(typed)
     under_way: set[asyncio.Task] = set()
 
-    async def person(prefix: str, history: list[str]) -> None:
+    async def person(prefix: str, history: dict[str, list]) -> None:
         asked = []
         for n in range(1, len(prefix) + 1):
             asked.append(asyncio.create_task(_letter(connections, seen, prefix[:n], history)))

@@ -22,6 +22,7 @@ from typing import Protocol
 import numpy as np
 
 from onesug_jax.errors import UserError
+from onesug_jax.logs.ages import ages, of_visit
 from onesug_jax.logs.completion import CompletionIndex
 from onesug_jax.logs.profiles import ProfileCounts
 from onesug_jax.logs.schema import Level
@@ -53,6 +54,11 @@ FEATURES = (
     "history_words",
     "latest_words",
     "history_length",
+    "log_since",
+    "visit",
+    "cosine_visit",
+    "cosine_visit_mean",
+    "visit_words",
     "profile",
 )
 _DAY_MS = 86_400_000
@@ -103,7 +109,7 @@ class CascadeConfig:
       recalled: most completions recalled; near: most neighbours by the encoder.
       kept: candidates left by the pre-rank.
       taste, decay: weight of likeness to the history in the pre-rank, and how much less each older
-        query of it counts.
+        query of it counts. visit: weight of likeness to the queries of this visit.
       newest: share of the train split's rows, its newest, that the ranker learns from.
       half_life_days: of the recency-weighted counts.
       orders: how much more a row that ended in an order weighs than another.
@@ -116,6 +122,7 @@ class CascadeConfig:
     kept: int = 128
     taste: float = 10.0
     decay: float = 0.95
+    visit: float = 5.0
     newest: float = 0.4
     half_life_days: float = 7.0
     orders: float = 1.0
@@ -135,7 +142,7 @@ class CascadeConfig:
 
 @dataclasses.dataclass(frozen=True)
 class Row:
-    """One request of the train split and where it led; history newest first."""
+    """One request of the train split and where it led; history newest first, `minutes` ago."""
 
     prefix: str
     query: str
@@ -143,6 +150,7 @@ class Row:
     time_ms: int
     history: Sequence[str]
     profile: Sequence[str]
+    minutes: Sequence[float] = ()
 
 
 class Statistics:
@@ -194,9 +202,13 @@ class Cascade:
         numbers, place = numbers[there], place[there]
         if not len(numbers):
             return numbers, np.zeros((0, len(FEATURES)), np.float32)
-        alike = self.known.cosines(numbers, request.history[: self.known.history])
+        history = request.history[: self.known.history]
+        visit = of_visit(ages(request.minutes, len(history)))
+        alike = self.known.cosines(numbers, history)
         decayed = (alike * config.decay ** np.arange(alike.shape[1])).max(axis=1, initial=0.0)
-        first = np.log(statistics.counts[numbers]) + config.taste * decayed
+        visited = (alike * visit).max(axis=1, initial=0.0)
+        first = np.log(statistics.counts[numbers])
+        first += config.taste * decayed + config.visit * visited
         best = np.lexsort((numbers, -first))[: config.kept]
         return numbers[best], self._features(
             request, numbers[best], alike[best], decayed[best], place[best]
@@ -220,6 +232,8 @@ class Cascade:
         pairs = np.array([s.pairs.get((prefix, n), 0) for n in numbers.tolist()], float)
         own = request.vector
         history = list(request.history[: self.known.history])
+        since = ages(request.minutes, len(history))
+        visit = of_visit(since)
         where = {text: i for i, text in reversed(list(enumerate(history)))}
         shared = self.known.shared_words(numbers, history)
         zeros = np.zeros(len(numbers))
@@ -248,6 +262,11 @@ class Cascade:
             "history_words": shared.max(axis=1, initial=0.0),
             "latest_words": shared[:, 0] if history else zeros,
             "history_length": zeros + len(history),
+            "log_since": zeros + (np.log1p(since[0]) if history else np.nan),
+            "visit": zeros + visit.sum(),
+            "cosine_visit": (alike * visit).max(axis=1, initial=0.0),
+            "cosine_visit_mean": alike @ visit / max(visit.sum(), 1.0),
+            "visit_words": (shared * visit).max(axis=1, initial=0.0),
             "profile": s.profiles.lift(numbers, request.profile),
         }
         return np.stack([columns[name] for name in FEATURES], axis=1).astype(np.float32)

@@ -71,7 +71,11 @@ def train(rows: Sequence[Row], known: Known, config: CascadeConfig, out: str, se
         alone = known.alone([row.prefix], [row.query])[0]
         vector = known.vectors([row.prefix], [row.query if alone else None])
         request = Request(
-            row.prefix, row.history, (), row.profile, None if vector is None else vector[0]
+            row.prefix,
+            row.history,
+            profile=row.profile,
+            vector=None if vector is None else vector[0],
+            minutes=row.minutes,
         )
         numbers, features = before.candidates(request)
         hit = numbers == known.completions.find(row.query)
@@ -154,7 +158,7 @@ def read_rows(log_files: Sequence[str], train: str, history: int) -> list[Row]:
     `log_files`.
     """
     from onesug_jax.logs.history import with_history
-    from onesug_jax.logs.schema import RECENT, profile_columns
+    from onesug_jax.logs.schema import RECENT, RECENT_MINUTES, profile_columns
 
     rows: list[Row] = []
     for batch in with_history(log_files, keep=train, history=history):
@@ -169,11 +173,12 @@ def read_rows(log_files: Sequence[str], train: str, history: int) -> list[Row]:
                 "ordered_items",
                 "timestamp_ms",
                 RECENT,
+                RECENT_MINUTES,
             )
         }
-        for prefix, query, clicked, ordered, at, recent, profile in zip(
+        for prefix, query, clicked, ordered, at, recent, minutes, profile in zip(
             *columns.values(), profiles, strict=True
         ):
             level = request_level(clicked or (), ordered or ())
-            rows.append(Row(prefix, query, level, at, recent or (), profile))
+            rows.append(Row(prefix, query, level, at, recent, profile, minutes))
     return rows

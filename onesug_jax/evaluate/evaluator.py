@@ -34,7 +34,8 @@ Suggester = Callable[[list[Request]], Sequence[Sequence[Any]]]
 
 METRICS = ("hr@16", "mrr@16", "ndcg@16", "success@10", "mrr@10")  # as `evaluate` gives them
 
-_NEEDED = ("request_id", "prefix", "query", "clicked_items", "ordered_items", schema.RECENT)
+_NEEDED = ("request_id", "prefix", "query", "clicked_items", "ordered_items")
+_NEEDED += (schema.RECENT, schema.RECENT_MINUTES)
 
 
 @dataclass(frozen=True)
@@ -95,7 +96,7 @@ def evaluate(
     process: tuple[int, int] = (0, 1),
     exchange: Callable[[bytes], list[bytes]] = lambda own: [own],
 ) -> Evaluation:
-    """Score every row of `batches` (a split with the column `recent`) with every suggester.
+    """Score every row of `batches` (a split with its histories) with every suggester.
 
     Args are those of `score_rows` and `summarise`; `exchange` gives every process what all of them
     gave. Raises UserError for an empty split.
@@ -130,8 +131,7 @@ def score_rows(
     """Ask every suggester about every row; of several processes, each takes its own blocks.
 
     Args:
-      batches: rows of a split in order, with `recent` (newest first) from
-        `logs.history.with_history`.
+      batches: rows of a split in order, with what `logs.history.with_history` adds.
       suggesters: name -> function of up to `block` requests to as many lists, best first, of texts
         or of suggestions with a score.
       prefix_counts: how often each prefix was typed in train.
@@ -165,6 +165,7 @@ def score_rows(
             [row[schema.RECENT] or () for row in rows],
             [row["profile"] for row in rows],
             candidates,
+            [row[schema.RECENT_MINUTES] or () for row in rows],
         )
         truths = [schema.normalise_query(row["query"]) for row in rows]
         for name, suggest in suggesters.items():

@@ -19,7 +19,7 @@ from onesug_jax.logs.amazonqac import AmazonQAC
 from onesug_jax.logs.kuaisearch import KuaiSearch
 from onesug_jax.logs.onesug_sample import OneSugSample, PreferenceRecord, read_onesug_sample
 from onesug_jax.logs.readers import Chunk, Source
-from onesug_jax.logs.schema import HISTORY, REQUIRED, profile_columns
+from onesug_jax.logs.schema import HISTORY, HISTORY_MINUTES, REQUIRED, profile_columns
 
 __all__ = [
     "AmazonQAC",
@@ -51,7 +51,7 @@ class SchemaLog(Adapter):
         "clicked_items": "ids",
         "ordered_items": "ids",
     }
-    optional = {HISTORY: "texts"}
+    optional = {HISTORY: "texts", HISTORY_MINUTES: "numbers"}
 
     def needs(self, source: Source) -> dict[str, str]:
         """The schema's columns, and every profile column that is kept, wherever it is required."""
@@ -66,6 +66,8 @@ class SchemaLog(Adapter):
         table = {name: read(_CONVERT[self.kinds[name]], name) for name in REQUIRED}
         if HISTORY in chunk.columns:
             table[HISTORY] = read(to.text_lists, HISTORY)
+        if HISTORY_MINUTES in chunk.columns:
+            table[HISTORY_MINUTES] = read(to.number_lists, HISTORY_MINUTES)
         wanted = self.profile
         if wanted is None:
             wanted = profile_columns(pa.schema([(name, pa.null()) for name in chunk.columns]))

@@ -12,7 +12,9 @@ from onesug_jax.errors import UserError
 from onesug_jax.logs import columns as to
 from onesug_jax.logs.adapter import Adapter, ChunkReader, Rows, draw
 from onesug_jax.logs.readers import Chunk, Source
-from onesug_jax.logs.schema import HISTORY
+from onesug_jax.logs.schema import HISTORY, HISTORY_MINUTES
+
+_MINUTE_MS = 60_000
 
 
 @dataclass
@@ -24,8 +26,8 @@ class AmazonQAC(Adapter):
     is missing. `prefixes="one"` takes the prefix at a place drawn from (seed, session_id,
     query_id), "last" the last, and "all" makes a row of each, numbered ".0", ".1" ... after the
     request_id. Test rows carry past_search_terms as `history` in order of time, without those not
-    before the prefix. The data holds no shown list, click, item or order: every row is a CLICK.
-    `popularity` counts the very answer, so it is left out.
+    before the prefix, and their ages as `history_minutes`. The data holds no shown list, click,
+    item or order: every row is a CLICK. `popularity` counts the very answer, so it is left out.
     """
 
     prefixes: str = "one"
@@ -72,7 +74,7 @@ class AmazonQAC(Adapter):
         }
         if is_test:
             table["prefix"] = read(to.text, "prefix")
-            table[HISTORY] = self._past(read, table["timestamp_ms"])
+            table |= self._past(read, table["timestamp_ms"])
             return read.rows(table)
         choices = read(to.text_lists, "prefixes").to_pylist()
         for row, typed_prefixes in enumerate(choices):
@@ -109,12 +111,15 @@ class AmazonQAC(Adapter):
             spread = spread.set_column(place, name, pa.array(values, pa.string()))
         return Rows(spread, one_each.origin[again], read.faults)
 
-    def _past(self, read: ChunkReader, before: pa.Array) -> pa.Array:
-        """Past terms oldest first; pairs come as lists, as structs, or as JSON text of either."""
+    def _past(self, read: ChunkReader, before: pa.Array) -> dict[str, pa.Array]:
+        """Past terms oldest first, and their ages; pairs come as lists, as structs, or as JSON text
+        of either.
+        """
         name = "past_search_terms"
         column = read.chunk.columns[name]
         values = column.to_pylist() if isinstance(column, pa.Array) else column
         out: list[list[str] | None] = []
+        ages: list[list[float] | None] = []
         for row, (value, limit) in enumerate(zip(values, before.to_pylist(), strict=True)):
             try:
                 pairs = [
@@ -129,12 +134,14 @@ class AmazonQAC(Adapter):
                 timed = [(_moment(time, name), place) for place, (_, time) in enumerate(pairs)]
                 known = [(t, i) for t, i in timed if t is not None and (limit is None or t < limit)]
                 out.append([pairs[place][0] for _, place in sorted(known)])
+                ages.append(limit and [(limit - time) / _MINUTE_MS for time, _ in sorted(known)])
             except ValueError as fault:
                 read.faults.setdefault(row, str(fault))
                 out.append(None)
+                ages.append(None)
         values, faults = to.text_lists(out, name)
         read.faults.update(faults)
-        return values
+        return {HISTORY: values, HISTORY_MINUTES: pa.array(ages, to.NUMBERS)}
 
 
 def _moment(value: object, name: str) -> int | None:

@@ -21,6 +21,7 @@ Column: TypeAlias = "pa.Array | list"
 Converted = tuple[pa.Array, dict[int, str]]
 
 NOT_UTF8 = "not UTF-8"
+NUMBERS = pa.list_(pa.float64())
 
 
 def _is_text(kind: pa.DataType) -> bool:
@@ -58,6 +59,7 @@ KINDS: dict[str, tuple[Callable[[pa.DataType], bool], str]] = {
     ),
     "texts": (lambda kind: _is_list(kind, _is_text), "lists of text (list<string>)"),
     "ids": (lambda kind: _is_list(kind, _is_id), "lists of text or whole numbers (list<string>)"),
+    "numbers": (lambda kind: _is_list(kind, _is_number), "lists of numbers (list<double>)"),
     "any": (lambda kind: True, "anything"),
     "scalar": (
         lambda kind: not pt.is_nested(kind) and (not pt.is_binary(kind) or _is_text(kind)),
@@ -123,6 +125,12 @@ def text_lists(column: Column, name: str) -> Converted:
     if all(value is None or type(value) is list for value in column):
         return _all_or_each(column, lambda value: _as_texts(value, name), pa.list_(pa.string()))
     return _each(column, lambda value: _as_texts(value, name), pa.list_(pa.string()))
+
+
+def number_lists(column: Column, name: str) -> Converted:
+    """list<double> [rows]; in CSV a cell holds a JSON list, an empty cell is null."""
+    values = column.to_pylist() if isinstance(column, pa.Array) else column
+    return _each(values, lambda value: _as_numbers(value, name), NUMBERS)
 
 
 def parse_list(value: Any, name: str) -> list | None:
@@ -255,6 +263,15 @@ def _as_whole_number(value: Any, name: str) -> int | None:
     if not -(2**63) <= whole < 2**63:
         raise ValueError(f"{name} out of range")
     return whole
+
+
+def _as_numbers(value: Any, name: str) -> list[float] | None:
+    value = parse_list(value, name)
+    if value is None:
+        return None
+    if not all(isinstance(entry, int | float) and not isinstance(entry, bool) for entry in value):
+        raise ValueError(f"{name} entry is not a number")
+    return [float(entry) for entry in value]
 
 
 def _as_texts(value: Any, name: str) -> list | None:

@@ -18,12 +18,16 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from onesug_jax.errors import UserError
+from onesug_jax.logs.ages import ages
 from onesug_jax.logs.database import connect
 from onesug_jax.logs.database import files as paths_in_sql
-from onesug_jax.logs.schema import HISTORY, RECENT, REQUIRED
+from onesug_jax.logs.schema import HISTORY, HISTORY_MINUTES, RECENT, RECENT_MINUTES, REQUIRED
 
 BATCH = 65_536
+_MINUTE_MS = 60_000
 _LISTS = pa.list_(pa.string())
+_MINUTES = pa.list_(pa.float32())
+_ADDED = {RECENT: _LISTS, RECENT_MINUTES: _MINUTES}
 
 
 def with_history(
@@ -37,9 +41,10 @@ def with_history(
     """Rows of `keep` in file order, each with the user's latest distinct earlier queries.
 
     The added column `recent` (list<string>) is newest first, holds each query once, at its latest
-    time, and at most `history` of them. Queries of one user in the same millisecond are ordered by
-    request_id. A row that brings its own `history` (oldest first, not null) has that in `recent`
-    instead, reversed, each query once; rows without a user_id have an empty list.
+    time, and at most `history` of them; `recent_minutes` (list<float>) tells how long before the
+    row each was searched. Queries of one user in the same millisecond are ordered by request_id. A
+    row that brings its own `history` (oldest first, not null) has that in `recent` instead,
+    reversed, each query once, and its `history_minutes`; rows without a user_id have empty lists.
 
     Args:
       log_files: all files of the log (of the schema, as `ingest` writes them) to take history from.
@@ -69,9 +74,9 @@ def with_history(
     fields: dict[str, pa.Field] = {}
     for path in kept:
         for field in schemas[path]:
-            if field.name != RECENT:
+            if field.name not in _ADDED:
                 fields.setdefault(field.name, field)
-    schema = pa.schema([*fields.values(), pa.field(RECENT, _LISTS)])
+    schema = pa.schema([*fields.values(), *_ADDED.items()])
     batches = _batches(files, kept, schema, history, scratch, memory_limit)
     return pa.RecordBatchReader.from_batches(schema, batches)
 
@@ -104,33 +109,34 @@ def _batches(
         with connect(folder, memory_limit) as database:
             recent = os.path.join(folder, "recent.parquet")
             _write_recent(database, files, kept, history, recent)
-            lists = _Lists(
+            names = ", ".join(_ADDED)
+            added = _Added(
                 database.sql(
-                    f"SELECT recent FROM read_parquet({paths_in_sql([recent])}) ORDER BY file, row"
+                    f"SELECT {names} FROM read_parquet({paths_in_sql([recent])}) ORDER BY file, row"
                 ).to_arrow_reader(BATCH)
             )
             for path in kept:
                 with pq.ParquetFile(path) as file:
                     for batch in file.iter_batches(batch_size=BATCH):
-                        yield _joined(batch, lists.take(batch.num_rows), schema, history)
+                        yield _joined(batch, added.take(batch.num_rows), schema, history)
 
 
-class _Lists:
-    """Takes the next n lists from a stream of batches."""
+class _Added:
+    """Takes the next n rows of the added columns from a stream of batches."""
 
     def __init__(self, batches: pa.RecordBatchReader):
         self._batches = iter(batches)
-        self._left = pa.array([], _LISTS)
+        self._left = pa.schema(_ADDED.items()).empty_table()
 
-    def take(self, n: int) -> pa.Array:
+    def take(self, n: int) -> pa.Table:
         parts = [self._left]
         have = len(self._left)
         while have < n:
-            parts.append(next(self._batches).column(0).cast(_LISTS))
+            parts.append(pa.Table.from_batches([next(self._batches)]).cast(self._left.schema))
             have += len(parts[-1])
-        every = pa.concat_arrays(parts)
+        every = pa.concat_tables(parts)
         self._left = every.slice(n)
-        return every.slice(0, n)
+        return every.slice(0, n).combine_chunks()
 
 
 def _write_recent(
@@ -140,7 +146,9 @@ def _write_recent(
     history: int,
     path: str,
 ) -> None:
-    """Parquet of (file, row, recent) for every row of the kept files, in no useful order."""
+    """Parquet of (file, row, and the added columns) for every row of the kept files, in no useful
+    order.
+    """
     union = " UNION ALL ".join(
         "SELECT user_id, timestamp_ms, request_id, query, "
         f"{kept.index(name) if name in kept else -1} AS file, file_row_number AS row "
@@ -154,7 +162,7 @@ def _write_recent(
         "WHERE file >= 0 OR user_id IN (SELECT DISTINCT user_id FROM events WHERE file >= 0) "
         "ORDER BY user_id, timestamp_ms, request_id, file, row"
     ).to_arrow_reader(BATCH)
-    schema = pa.schema([("file", pa.int32()), ("row", pa.int64()), ("recent", _LISTS)])
+    schema = pa.schema([("file", pa.int32()), ("row", pa.int64()), *_ADDED.items()])
     walk = _Walk(history)
     with pq.ParquetWriter(path, schema, compression="lz4") as writer:
         for batch in events:
@@ -168,13 +176,15 @@ class _Walk:
         self.history = history
         self.user: str | None = None
         self.time: int | None = None
-        self.latest: list[str] = []  # newest first, before `time`
+        self.latest: list[tuple[str, int]] = []  # with their times, newest first, before `time`
         self.now: list[str] = []  # queries at `time`, in order
 
     def step(self, batch: pa.RecordBatch) -> list[list]:
-        """Columns file, row and recent of those events of a batch that are in a kept file."""
+        """Columns file, row and the added ones of those events of a batch that are in a kept
+        file.
+        """
         users, times, queries, files, rows = (column.to_pylist() for column in batch.columns)
-        kept_files, kept_rows, recent = [], [], []
+        kept_files, kept_rows, recent, minutes = [], [], [], []
         history = self.history
         for user, time, query, file, row in zip(users, times, queries, files, rows, strict=True):
             if user != self.user:
@@ -182,35 +192,41 @@ class _Walk:
             elif time != self.time:
                 for earlier in self.now:
                     # Ten distinct queries need no more than the ten that were used last.
-                    self.latest = [earlier, *(q for q in self.latest if q != earlier)][:history]
+                    rest = (past for past in self.latest if past[0] != earlier)
+                    self.latest = [(earlier, self.time), *rest][:history]
                 self.time, self.now = time, []
             if file >= 0:
                 kept_files.append(file)
                 kept_rows.append(row)
-                recent.append(self.latest if user else [])
+                recent.append([query for query, _ in self.latest] if user else [])
+                minutes.append([(time - at) / _MINUTE_MS for _, at in self.latest] if user else [])
             self.now.append(query)
         return [
             pa.array(kept_files, pa.int32()),
             pa.array(kept_rows, pa.int64()),
             pa.array(recent, _LISTS),
+            pa.array(minutes, _MINUTES),
         ]
 
 
 def _joined(
-    batch: pa.RecordBatch, recent: pa.Array, schema: pa.Schema, history: int
+    batch: pa.RecordBatch, added: pa.Table, schema: pa.Schema, history: int
 ) -> pa.RecordBatch:
     columns = {name: batch.column(name) for name in batch.schema.names}
     if HISTORY in columns and columns[HISTORY].null_count < batch.num_rows:
         own = columns[HISTORY].to_pylist()
-        derived = recent.to_pylist()
-        recent = pa.array(
-            [
-                derived[row] if given is None else list(dict.fromkeys(given[::-1]))[:history]
-                for row, given in enumerate(own)
-            ],
-            _LISTS,
-        )
-    columns[RECENT] = recent
+        known: list = [None] * len(own)
+        if HISTORY_MINUTES in columns:
+            known = columns[HISTORY_MINUTES].to_pylist()
+        recent, minutes = (added[name].to_pylist() for name in _ADDED)
+        for row, given in enumerate(own):
+            if given is not None:
+                # Oldest first, so that of a query's several ages the last, the newest, stands.
+                latest = dict(zip(given, ages(known[row] or (), len(given)), strict=True))
+                order = list(dict.fromkeys(given[::-1]))[:history]
+                recent[row], minutes[row] = order, [latest[query] for query in order]
+        added = pa.table([recent, minutes], schema=pa.schema(_ADDED.items()))
+    columns |= {name: added[name].combine_chunks() for name in _ADDED}
     count = batch.num_rows
     return pa.record_batch(
         [

@@ -29,7 +29,7 @@ from onesug_jax.logs.adapter import Adapter
 from onesug_jax.logs.adapters import choose_adapter, make_adapters
 from onesug_jax.logs.database import connect, files, named
 from onesug_jax.logs.readers import Chunk, Source, find_files, read_chunks
-from onesug_jax.logs.schema import HISTORY, LOG_SCHEMA, validate
+from onesug_jax.logs.schema import HISTORY, HISTORY_MINUTES, LOG_SCHEMA, validate
 from onesug_jax.logs.staging import FILE, ROW, SPLIT, Staging
 
 SPLITS = ("train", "dev", "test")
@@ -248,10 +248,9 @@ def _write_splits(
     counts = dict(database.execute(f"SELECT {SPLIT}, count(*) FROM log GROUP BY 1").fetchall())
     rule, label = _split_rule(database, counts, log, dev_days, test_days)
     profile = sorted(staging.profile)
-    has_history = HISTORY in {name for part in staging.parts for name in pq.read_schema(part).names}
-    fields = list(LOG_SCHEMA)
-    if has_history:
-        fields.append(pa.field(HISTORY, pa.list_(pa.string())))
+    there = {name for part in staging.parts for name in pq.read_schema(part).names}
+    optional = {HISTORY: pa.list_(pa.string()), HISTORY_MINUTES: pa.list_(pa.float64())}
+    fields = [*LOG_SCHEMA, *(pa.field(n, kind) for n, kind in optional.items() if n in there)]
     schema = pa.schema([*fields, *((name, pa.string()) for name in profile)])
     chosen = ", ".join(
         f"coalesce({named(name)}, '') AS {named(name)}" if name in profile else named(name)

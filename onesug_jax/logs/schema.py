@@ -49,10 +49,15 @@ REQUIRED = (
 
 # Optional column, list<string>, oldest first: the user's earlier queries as the log's owner knows
 # them. Where a row has it (not null) it is used instead of the history derived from earlier rows.
+# `history_minutes`, list<double>, tells how long before the request each of them was searched; null
+# where nobody knows: they then count as searched just now.
 HISTORY = "history"
+HISTORY_MINUTES = "history_minutes"
 
-# Column added by `history.with_history`, list<string>, newest first; never a profile column.
+# Columns added by `history.with_history`, newest first; never profile columns: list<string>, and
+# list<float> of how many minutes before the request each was searched.
 RECENT = "recent"
+RECENT_MINUTES = "recent_minutes"
 
 LOG_SCHEMA = pa.schema(
     [
@@ -92,7 +97,7 @@ def normalise_prefix(text: str) -> str:
 
 def profile_columns(schema: pa.Schema) -> list[str]:
     """A log's static profile columns, in their order: all that the schema does not name."""
-    known = {*REQUIRED, HISTORY, RECENT}
+    known = {*REQUIRED, HISTORY, HISTORY_MINUTES, RECENT, RECENT_MINUTES}
     return [name for name in schema.names if name not in known]
 
 
@@ -121,9 +126,9 @@ def validate(
     """Normalise the rows of `table` and tell the good from the bad.
 
     Args:
-      table: the columns of LOG_SCHEMA with exactly its types, optionally `history` (list<string>)
-      and
-        profile columns (string). Nulls stand for what is missing.
+      table: the columns of LOG_SCHEMA with exactly its types, optionally `history`
+        (list<string>), `history_minutes` (list<double>) and profile columns (string). Nulls stand
+        for what is missing.
       max_prefix: longest prefix, in characters after normalisation. max_query: longest query, shown
       suggestion or history query, in characters after normalisation.
 
@@ -131,7 +136,8 @@ def validate(
       the kept rows in their order, their row numbers in `table` (int64 [kept]), and for every other
       row its number and the reason. In kept rows text is normalised; missing user and session ids
       and profile values are "", missing lists empty; `shown` holds no empty and no repeated entries
-      and `clicked_position` still points at the same suggestion; `history` may be null (not known).
+      and `clicked_position` still points at the same suggestion; `history` may be null (not known),
+      and so may `history_minutes`, else it has as many entries.
     """
     table = table.combine_chunks()
     reasons: dict[int, str] = {}
@@ -174,6 +180,11 @@ def validate(
     )
     for name in ("clicked_items", "ordered_items"):
         columns[name], _, _ = _clean_lists(columns[name], str.strip, None)
+    if HISTORY_MINUTES in columns:
+        columns[HISTORY_MINUTES], unlike = _minutes(
+            columns[HISTORY_MINUTES], columns.get(HISTORY), len(millis)
+        )
+        flag(unlike, "history_minutes is not one number from 0 up for each entry of history")
     if HISTORY in columns:
         known = columns[HISTORY].is_valid()
         cleaned, too_long, _ = _clean_lists(columns[HISTORY], normalise_query, max_query)
@@ -185,6 +196,24 @@ def validate(
     kept = np.setdiff1d(np.arange(table.num_rows), np.fromiter(reasons, np.int64, len(reasons)))
     clean = pa.table(columns)
     return (clean.take(pa.array(kept)) if reasons else clean), kept, reasons
+
+
+def _minutes(minutes: pa.Array, history: pa.Array | None, rows: int) -> tuple[pa.Array, np.ndarray]:
+    """The ages of those entries of `history` that will be left, and which rows (bool [rows]) have
+    another number of them, or what is no age.
+    """
+    unlike = np.zeros(rows, bool)
+    out: list[list[float] | None] = []
+    texts = [None] * rows if history is None else history.to_pylist()
+    for row, (known, past) in enumerate(zip(minutes.to_pylist(), texts, strict=True)):
+        if known is None:
+            out.append(None)
+            continue
+        fits = past is not None and len(past) == len(known)
+        unlike[row] = not fits or not all(age is not None and age >= 0 for age in known)
+        kept = zip(known, past or (), strict=False)
+        out.append([age for age, text in kept if normalise_query(text or "")])
+    return pa.array(out, minutes.type), unlike
 
 
 def _chunk(column: pa.ChunkedArray) -> pa.Array:

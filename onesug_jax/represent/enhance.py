@@ -1,9 +1,14 @@
-"""The enhanced prefix: what was typed, drawn towards what people who typed it searched for.
+"""The enhanced prefix: what was typed, drawn towards what people who typed it searched for; and
+the enhanced query, drawn towards those mined as alike.
 
 PAPER.md section 2, point 3: e_p* = (1 - w) e_p + w * mean of the vectors of the k queries that
 co-occur with the prefix; w = 0.5, more than 0.7 hurts. The result is brought to length 1 here,
 because everything downstream compares by cosine; a prefix without queries keeps its own e_p (of
 length 1). The mean is plain: how often a pair was seen decides which k queries count, not how much.
+
+Queries are enhanced by the same equation, e_q* with e_q for e_p and the queries that Swing finds
+closest for those that co-occur: texts alone do not tell that two queries lead to the same items.
+All that is known of queries (ids, index, likeness to a history) is made of e_q*.
 
 Numpy only. Mining the pairs is `logs.mining`'s; vectors are made by the text encoder.
 """
@@ -21,7 +26,7 @@ from onesug_jax.represent.id_tree import ranges
 
 @dataclasses.dataclass(frozen=True)
 class EnhanceConfig:
-    """How a prefix is enhanced.
+    """How a prefix, or a query, is enhanced.
 
     Attributes:
       weight: w, the share of the co-occurring queries.
@@ -54,7 +59,7 @@ def enhance(
     block: int = 2048,
     out: np.ndarray | None = None,
 ) -> np.ndarray:
-    """Enhanced vectors of P prefixes, `block` of them at a time (block * k vectors in memory).
+    """Enhanced vectors of P prefixes, or queries, `block` at a time (block * k vectors in memory).
 
     Args:
       own: [P, D] unit vectors e_p.

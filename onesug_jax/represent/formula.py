@@ -1,10 +1,12 @@
 """How related queries are chosen: the settings, and the formula that needs no training.
 
     popularity * log(count) + taste * max_j decay^j * like(q, h_j) + latest * like(q, h_0)
+      + visit * max_j v_j * like(q, h_j)
     like(q, h) = cos(e_q, e_h) + words * (words in common / words in either) - repeat * [q = h]
 
-with h_0, h_1, .. the user's latest queries, newest first: what the shop searches, drawn towards
-what this user searches. People refine a query more often than they repeat it.
+with h_0, h_1, .. the user's latest queries, newest first, and v_j how much each counts as one of
+this visit (`logs.ages`): what the shop searches, drawn towards what this user searches. People
+refine a query more often than they repeat it.
 """
 
 from __future__ import annotations
@@ -14,6 +16,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from onesug_jax.errors import UserError
+from onesug_jax.logs.ages import of_visit
 
 
 @dataclass(frozen=True)
@@ -29,9 +32,11 @@ class RelatedConfig:
       neighbours: places kept for the search around e_p*, if the pool could fill them.
       popularity, taste: weights of a query's log-count and of its likeness to the history.
       latest: weight of its likeness to the newest query alone, once more.
+      visit: weight of its likeness to the queries of this visit.
       decay: how much less each older query of the history counts.
       words, repeat: what shared words add to the likeness by the encoder, and what being the very
         same query takes from it.
+      ages: whether it matters how long ago they were searched.
       typos: where no known query starts with the prefix, take those that start with what may have
         been meant (`logs/typos.py`), a count worth less the less likely the slip.
     """
@@ -43,9 +48,11 @@ class RelatedConfig:
     popularity: float = 0.7
     taste: float = 7.0
     latest: float = 1.0
+    visit: float = 5.0
     decay: float = 0.95
     words: float = 0.5
     repeat: float = 0.5
+    ages: bool = True
     typos: bool = True
 
     def __post_init__(self):
@@ -64,11 +71,16 @@ def likeness(
     return cosines + config.words * overlaps - config.repeat * same
 
 
-def scores(config: RelatedConfig, counts: np.ndarray, alike: np.ndarray) -> np.ndarray:
-    """The formula, `[n]`, of counts `[n]` and likenesses `[n, H]`, newest query first."""
+def scores(
+    config: RelatedConfig, counts: np.ndarray, alike: np.ndarray, minutes: np.ndarray
+) -> np.ndarray:
+    """The formula, `[n]`, of counts `[n]` and likenesses `[n, H]`, newest query first, to queries
+    searched `minutes [H]` ago.
+    """
     score = config.popularity * np.log(counts)
     if alike.shape[1]:
         decayed = alike * config.decay ** np.arange(alike.shape[1])
         score = score + config.latest * alike[:, 0]
         score = score + config.taste * decayed.max(axis=1, initial=-np.inf)
+        score = score + config.visit * (alike * of_visit(minutes)).max(axis=1, initial=-np.inf)
     return score

@@ -33,6 +33,7 @@ Piece = tuple[
     Sequence[Sequence[str]],
     Sequence[str | None] | None,
     Sequence[Sequence[str]] | None,
+    Sequence[Sequence[float]] | None,
 ]
 
 
@@ -69,6 +70,7 @@ class ParallelRelated:
         histories: Sequence[Sequence[str]],
         without: Sequence[str | None] | None = None,
         profiles: Sequence[Sequence[str]] | None = None,
+        minutes: Sequence[Sequence[float]] | None = None,
     ) -> list[list[str]]:
         """As `RelatedQueries.related`."""
         cuts = [slice(at, at + _PIECE) for at in range(0, len(prefixes), _PIECE)]
@@ -78,6 +80,7 @@ class ParallelRelated:
                 histories[cut],
                 None if without is None else without[cut],
                 None if profiles is None else profiles[cut],
+                None if minutes is None else minutes[cut],
             )
             for cut in cuts
         ]

@@ -27,19 +27,25 @@ _SECONDS_A_LINE = 10.0
 
 
 class Search(NamedTuple):
-    """One row of the log; the history newest first."""
+    """One row of the log; the history newest first, each of it so many `minutes` ago."""
 
     prefix: str
     query: str
     history: Sequence[str]
     profile: Sequence[str]
+    minutes: Sequence[float] = ()
 
 
 class Pools(Protocol):
     """What is asked of `represent.related.RelatedQueries`."""
 
     def candidates(
-        self, prefix: str, history: Sequence[str], profile: Sequence[str], own: str | None
+        self,
+        prefix: str,
+        history: Sequence[str],
+        profile: Sequence[str],
+        own: str | None,
+        minutes: Sequence[float] = (),
     ) -> tuple[np.ndarray, np.ndarray]:
         """Numbers `[n]` of a prefix's candidates in the formula's order, features `[n, F]`."""
 
@@ -113,7 +119,7 @@ def _lists(
     found, began, said = [], time.monotonic(), time.monotonic()
     for done, search in enumerate(newest):
         numbers, features = pools.candidates(
-            search.prefix, search.history, search.profile, search.query
+            search.prefix, search.history, search.profile, search.query, search.minutes
         )
         here = np.flatnonzero(numbers == pools.number_of(search.query))
         if len(here) and len(numbers) > 1:

@@ -3,8 +3,9 @@
     score(q) = w_2 . silu(W_1 z + b_1),    z = (features(q) - mean) / scale
 
 The features are how often the query was searched, how like it is to what this user searched before
-(by the aligned encoder and by shared words), and how much likelier people of this profile search
-it. `rank_training` learns the weights from the log's own searches. Numpy only: serving reads this.
+and in this very visit (by the aligned encoder and by shared words), and how much likelier people of
+this profile search it. `rank_training` learns the weights from the log's own searches. Numpy only:
+serving reads this.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ import numpy as np
 
 from onesug_jax.errors import UserError
 from onesug_jax.files import whole
+from onesug_jax.logs.ages import of_visit
 
 FILE = "ranker.npz"
 FEATURES = (
@@ -35,9 +37,15 @@ FEATURES = (
     "overlap_latest",
     "repeated",  # whether the history holds it, and 1 / (1 + how far back)
     "repeated_place",
+    "since",  # log of the minutes since the newest query of the history
+    "visit",  # queries of this visit: each counts the less the older it is
+    "cosine_visit",  # likeness to them by the encoder: of the most like ..
+    "cosine_visit_mean",  # .. and on average
+    "overlap_visit",  # of the most like by shared words
     "profile",  # log of how much likelier it is under the profile
 )
 _DECAY = 0.95
+_MONTH = 43_200.0  # minutes; longer ago is as long
 
 
 @dataclasses.dataclass(frozen=True)
@@ -51,6 +59,7 @@ class Candidates:
       lengths, words: `[n]`, characters and words of each.
       cosines, overlaps: `[n, H]`, likeness to each earlier query, newest first.
       same: `[n, H]`, whether it is that query.
+      minutes: `[H]`, how long ago each was searched.
       lift: `[n]`, log of how much likelier it is under the user's profile.
       prefix_length: characters typed.
     """
@@ -63,6 +72,7 @@ class Candidates:
     cosines: np.ndarray
     overlaps: np.ndarray
     same: np.ndarray
+    minutes: np.ndarray
     lift: np.ndarray
     prefix_length: int
 
@@ -71,6 +81,7 @@ class Candidates:
         n, past = self.cosines.shape
         nothing, one = np.zeros(n), np.ones(n)
         back = 1 / (1.0 + np.arange(past))
+        visit = of_visit(self.minutes)
         columns = {
             "log_count": np.log(self.counts),
             "log_place": np.log1p(self.places),
@@ -87,6 +98,11 @@ class Candidates:
             "overlap_latest": self.overlaps[:, 0] if past else nothing,
             "repeated": self.same.any(axis=1),
             "repeated_place": (self.same * back).max(axis=1, initial=0.0),
+            "since": one * np.log1p(min(self.minutes[0], _MONTH) if past else _MONTH),
+            "visit": one * visit.sum(),
+            "cosine_visit": (self.cosines * visit).max(axis=1, initial=0.0),
+            "cosine_visit_mean": self.cosines @ visit / max(visit.sum(), 1.0),
+            "overlap_visit": (self.overlaps * visit).max(axis=1, initial=0.0),
             "profile": self.lift,
         }
         return np.stack([columns[name] for name in FEATURES], axis=1).astype(np.float32)

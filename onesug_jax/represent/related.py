@@ -20,6 +20,7 @@ from typing import Protocol
 
 import numpy as np
 
+from onesug_jax.logs.ages import ages
 from onesug_jax.logs.completion import CompletionIndex
 from onesug_jax.logs.profiles import ProfileCounts
 from onesug_jax.logs.typos import Corrections, completed
@@ -112,6 +113,7 @@ class RelatedQueries:
         histories: Sequence[Sequence[str]],
         without: Sequence[str | None] | None = None,
         profiles: Sequence[Sequence[str]] | None = None,
+        minutes: Sequence[Sequence[float]] | None = None,
     ) -> list[list[str]]:
         """At most k related queries of each request, best first, without repeats.
 
@@ -121,14 +123,16 @@ class RelatedQueries:
           without: the query each row ended in, for training rows: it is left out of the counts
             once, and a query that nobody else searched for disappears.
           profiles: each user's profile values, which only a ranker looks at.
+          minutes: how long ago each query of the histories was searched; none: just now.
         """
         if not self.k:
             return [[] for _ in prefixes]
         queries = without or [None] * len(prefixes)
         profiles = profiles or [()] * len(prefixes)
+        minutes = minutes or [()] * len(prefixes)
         return [
             self._one(*request)
-            for request in zip(prefixes, histories, profiles, queries, strict=True)
+            for request in zip(prefixes, histories, profiles, queries, minutes, strict=True)
         ]
 
     def worth(
@@ -149,17 +153,23 @@ class RelatedQueries:
         ]
 
     def candidates(
-        self, prefix: str, history: Sequence[str], profile: Sequence[str], own: str | None
+        self,
+        prefix: str,
+        history: Sequence[str],
+        profile: Sequence[str],
+        own: str | None,
+        minutes: Sequence[float] = (),
     ) -> tuple[np.ndarray, np.ndarray]:
         """Numbers `[n]` of the prefix's shortlist as the formula ranks it, and what a ranker sees
-        of each, `[n, F]`; query `own` counted once less.
+        of each, `[n, F]`; query `own` counted once less, and the history `minutes` ago.
         """
         number = -1 if own is None else self.number_of(own)
-        pool, counts, places, cosines = self._shortlist(prefix, history, number)
-        overlaps, same = self._in_words(pool, history[: cosines.shape[1]])
-        order = self._order(
-            pool, scores(self.config, counts, likeness(self.config, cosines, overlaps, same))
-        )
+        history = history[: self.history]
+        since = ages(minutes if self.config.ages else (), len(history))
+        pool, counts, places, cosines = self._shortlist(prefix, history, since, number)
+        overlaps, same = self._in_words(pool, history)
+        alike = likeness(self.config, cosines, overlaps, same)
+        order = self._order(pool, scores(self.config, counts, alike, since))
         lift = np.zeros(len(pool))
         if self._profiles is not None:
             lift = self._profiles.lift(pool, profile, number)
@@ -173,6 +183,7 @@ class RelatedQueries:
             cosines=cosines,
             overlaps=overlaps,
             same=same,
+            minutes=since,
             lift=lift,
             prefix_length=len(prefix),
         )
@@ -244,10 +255,15 @@ class RelatedQueries:
         return [int(i) for i in np.ravel(self._indexed.search(vector, k)[0]) if i >= 0]
 
     def _one(
-        self, prefix: str, history: Sequence[str], profile: Sequence[str], without: str | None
+        self,
+        prefix: str,
+        history: Sequence[str],
+        profile: Sequence[str],
+        without: str | None,
+        minutes: Sequence[float],
     ) -> list[str]:
         own = -1 if without is None else self.number_of(without)
-        ranked = self._ranked(prefix, history, profile, without)
+        ranked = self._ranked(prefix, history, profile, without, minutes)
         if self.index is None or not self.config.neighbours and len(ranked) >= self.k:
             return [self.completions.queries[i] for i in ranked[: self.k]]
         first = ranked[: max(self.k - self.config.neighbours, 0)]
@@ -276,7 +292,7 @@ class RelatedQueries:
         return pool[counts > 0], counts[counts > 0]
 
     def _shortlist(
-        self, prefix: str, history: Sequence[str], own: int
+        self, prefix: str, history: Sequence[str], minutes: np.ndarray, own: int
     ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
         """Those of the prefix's pool that deserve a closer look, in no order.
 
@@ -287,17 +303,23 @@ class RelatedQueries:
         pool, counts = self._pool(prefix, own)
         places = np.empty(len(pool))
         places[np.argsort(-counts, kind="stable")] = np.arange(len(pool))
-        cosines = self.cosines(pool, history[: self.history])
+        cosines = self.cosines(pool, history)
         if len(pool) > self.config.shortlist:
-            best = self._order(pool, scores(self.config, counts, cosines))[: self.config.shortlist]
+            likely = scores(self.config, counts, cosines, minutes)
+            best = self._order(pool, likely)[: self.config.shortlist]
             pool, counts, places, cosines = pool[best], counts[best], places[best], cosines[best]
         return pool, counts, places, cosines
 
     def _ranked(
-        self, prefix: str, history: Sequence[str], profile: Sequence[str], without: str | None
+        self,
+        prefix: str,
+        history: Sequence[str],
+        profile: Sequence[str],
+        without: str | None,
+        minutes: Sequence[float],
     ) -> list[int]:
         """Numbers of the prefix's shortlist, best first."""
-        numbers, features = self.candidates(prefix, history, profile, without)
+        numbers, features = self.candidates(prefix, history, profile, without, minutes)
         if self._ranker is None:
             return numbers.tolist()
         return numbers[self._order(numbers, self._ranker(features))].tolist()

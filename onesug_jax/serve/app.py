@@ -16,7 +16,7 @@ import math
 import sqlite3
 import time
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from importlib import metadata, resources
 from typing import Annotated, Any
@@ -101,7 +101,7 @@ def make_app(
     _add_errors(app)
     _add_page(app)
 
-    async def history_of(user_id: str, most: int) -> list[str]:
+    async def history_of(user_id: str, most: int) -> dict[str, int]:
         loop = asyncio.get_running_loop()
         return await loop.run_in_executor(readers, store.history, user_id, most)
 
@@ -112,13 +112,16 @@ def make_app(
         served = engine.served
         most = served.history
         if body.history is not None:
-            history = list(dict.fromkeys(reversed(body.history)))[:most]
+            history, minutes = _newest_first(body.history, body.history_minutes, most)
         else:
-            history = await history_of(body.user_id or "", most)
+            stored, now = await history_of(body.user_id or "", most), _now_ms()
+            history = tuple(stored)
+            minutes = tuple(max(now - at, 0) / 60_000 for at in stored.values())
         spent = time.perf_counter() - began
         ask = Ask(
             prefix=body.prefix,
-            history=tuple(history),
+            history=history,
+            minutes=minutes,
             profile=_profile_values(served, body.profile),
             k=body.k,
             within=None if body.deadline_ms is None else body.deadline_ms / 1000 - spent,
@@ -130,7 +133,7 @@ def make_app(
         popular = engine.popular(ask) if body.compare else None
         reply = _reply(body, ask, answer, popular, 1000 * (time.perf_counter() - began))
         if config.log and config.log_text:
-            say(f"typed {body.prefix!r} after {history}: {answer.rung}")
+            say(f"typed {body.prefix!r} after {list(history)}: {answer.rung}")
         return JSONResponse(reply)
 
     @app.post(
@@ -157,7 +160,7 @@ def make_app(
         loop = asyncio.get_running_loop()
         events = await loop.run_in_executor(readers, store.count, user_id)
         history = await history_of(user_id, bodies.HISTORY_LENGTH)
-        return {"user_id": user_id, "history": history, "events": events}
+        return {"user_id": user_id, "history": list(history), "events": events}
 
     @app.delete("/users/{user_id:path}", response_model=bodies.Deleted, responses=_BUSY)
     async def forget(user_id: Annotated[bodies.KnownUser, Path()]):
@@ -238,6 +241,17 @@ async def _unless_gone(request: Request, future: Future) -> Answer | None:
     finally:
         gone.cancel()
         answer.cancel()
+
+
+def _newest_first(
+    history: Sequence[str], minutes: Sequence[float] | None, most: int
+) -> tuple[tuple[str, ...], tuple[float, ...]]:
+    """The last `most` distinct queries of a history, newest first, and how long ago each was last
+    searched.
+    """
+    kept = tuple(dict.fromkeys(reversed(history)))[:most]
+    latest = dict(zip(history, minutes or (), strict=False))
+    return kept, tuple(latest[text] for text in kept) if minutes else ()
 
 
 def _reply(

@@ -14,7 +14,15 @@ from typing import Annotated, Any
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 from pydantic_core import PydanticCustomError
 
-from onesug_jax.logs.schema import HISTORY, RECENT, REQUIRED, normalise_prefix, normalise_query
+from onesug_jax.logs.schema import (
+    HISTORY,
+    HISTORY_MINUTES,
+    RECENT,
+    RECENT_MINUTES,
+    REQUIRED,
+    normalise_prefix,
+    normalise_query,
+)
 
 PREFIX, QUERY, NAME = 64, 128, 128  # characters
 SHOWN, HISTORY_LENGTH, ITEMS, PROFILE = 64, 50, 100, 32  # entries
@@ -51,11 +59,13 @@ KnownUser = Annotated[str, Field(min_length=1, max_length=NAME), AfterValidator(
 RequestId = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.:-]{0,63}$")]
 Value = Annotated[str, Field(max_length=NAME), AfterValidator(_plain)]
 Earlier = Annotated[list[Query], Field(max_length=HISTORY_LENGTH)]
+Minutes = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+Ages = Annotated[list[Minutes], Field(max_length=HISTORY_LENGTH)]
 
 
 def _profile(values: dict[str, str]) -> dict[str, str]:
     for name in values:
-        if name in (*REQUIRED, HISTORY, RECENT):
+        if name in (*REQUIRED, HISTORY, HISTORY_MINUTES, RECENT, RECENT_MINUTES):
             raise ValueError("the log's own columns are no profile")
     return values
 
@@ -66,6 +76,11 @@ Profile = Annotated[dict[Value, Value], Field(max_length=PROFILE), AfterValidato
 def _wrong(field: str, message: str) -> PydanticCustomError:
     """A mistake that shows in several fields together, told at one of them."""
     return PydanticCustomError(_ABOUT + field, message)
+
+
+def _same_length(history: list[str] | None, minutes: list[float] | None) -> None:
+    if minutes is not None and len(minutes) != len(history or ()):
+        raise _wrong("history_minutes", "expected one number for each entry of history")
 
 
 class Body(BaseModel):
@@ -82,6 +97,9 @@ class SuggestBody(Body):
     history: Earlier | None = Field(
         None, description="Earlier queries, oldest first; used instead of the stored history."
     )
+    history_minutes: Ages | None = Field(
+        None, description="How many minutes ago each of `history` was searched; else just now."
+    )
     profile: Profile = Field(
         default_factory=dict, description="Static profile values by the log's column names."
     )
@@ -91,6 +109,11 @@ class SuggestBody(Body):
     )
     compare: bool = Field(False, description="Also list the most popular completions.")
     why: bool = Field(False, description="Also tell what the list was made from.")
+
+    @model_validator(mode="after")
+    def _consistent(self) -> SuggestBody:
+        _same_length(self.history, self.history_minutes)
+        return self
 
 
 class FeedbackBody(Body):
@@ -113,9 +136,11 @@ class FeedbackBody(Body):
     history: Earlier | None = Field(
         None, description="As in /suggest, where the client keeps the history itself."
     )
+    history_minutes: Ages | None = Field(None, description="As in /suggest.")
 
     @model_validator(mode="after")
     def _consistent(self) -> FeedbackBody:
+        _same_length(self.history, self.history_minutes)
         if self.clicked_position is not None:
             if self.clicked_position >= len(self.shown):
                 raise _wrong("clicked_position", "lies outside the shown list")

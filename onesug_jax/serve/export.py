@@ -8,9 +8,10 @@ import os
 import sqlite3
 from collections.abc import Iterator, Sequence
 
-from onesug_jax.logs.schema import HISTORY, LOG_SCHEMA
+from onesug_jax.logs.schema import HISTORY, HISTORY_MINUTES, LOG_SCHEMA
 
 LISTS = ("shown", "clicked_items", "ordered_items")  # columns kept as JSON, beside the profile
+OWN = (HISTORY, HISTORY_MINUTES)  # likewise, where the client sent its own history, else null
 _TOGETHER = 8192  # events of one row group
 
 
@@ -31,6 +32,7 @@ def export(connection: sqlite3.Connection, path: str, profile: Sequence[str], si
             [
                 *LOG_SCHEMA,
                 (HISTORY, pa.list_(pa.string())),
+                (HISTORY_MINUTES, pa.list_(pa.float64())),
                 *((name, pa.string()) for name in columns),
             ]
         )
@@ -61,5 +63,6 @@ def _batches(rows: sqlite3.Cursor) -> Iterator[list[dict]]:
         for row in found:
             for name in (*LISTS, "profile"):
                 row[name] = json.loads(row[name])
-            row[HISTORY] = None if row[HISTORY] is None else json.loads(row[HISTORY])
+            for name in OWN:
+                row[name] = None if row[name] is None else json.loads(row[name])
         yield found

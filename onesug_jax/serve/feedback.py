@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import itertools
 import json
 import os
 import queue
@@ -25,17 +26,16 @@ from concurrent.futures import Future
 from typing import Any
 
 from onesug_jax.errors import UserError
-from onesug_jax.logs.schema import HISTORY
-from onesug_jax.serve.export import LISTS, export
+from onesug_jax.serve.export import LISTS, OWN, export
 
 FOLDER, FILE = "feedback", "events.sqlite"  # in WORK_DIR
-_VERSION = 1
+_VERSION = 2  # 1 did not keep the ages of a history that the client had sent
 _TABLES = f"""
 CREATE TABLE IF NOT EXISTS events (
   request_id TEXT PRIMARY KEY, user_id TEXT NOT NULL, session_id TEXT NOT NULL,
   timestamp_ms INTEGER NOT NULL, prefix TEXT NOT NULL, shown TEXT NOT NULL, query TEXT NOT NULL,
   clicked_position INTEGER, clicked_items TEXT NOT NULL, ordered_items TEXT NOT NULL,
-  profile TEXT NOT NULL, history TEXT);
+  profile TEXT NOT NULL, history TEXT, history_minutes TEXT);
 CREATE INDEX IF NOT EXISTS by_user ON events (user_id, timestamp_ms);
 CREATE INDEX IF NOT EXISTS by_time ON events (timestamp_ms);
 PRAGMA user_version = {_VERSION};
@@ -77,7 +77,8 @@ class Event:
     """One request and what came of it; text normalised as `logs.schema` does it.
 
     Attributes are the log's columns. `query` is "" where a known request is only added to;
-    `profile` is name -> value; `history`, oldest first, is what the client sent itself, else None.
+    `profile` is name -> value; `history`, oldest first, and its `history_minutes` are what the
+    client sent itself, else None.
     """
 
     request_id: str
@@ -92,6 +93,7 @@ class Event:
     ordered_items: Sequence[str] = ()
     profile: Mapping[str, str] = dataclasses.field(default_factory=dict)
     history: Sequence[str] | None = None
+    history_minutes: Sequence[float] | None = None
 
 
 class Conflict(Exception):
@@ -126,7 +128,7 @@ class FeedbackStore:
         try:
             os.makedirs(os.path.dirname(path) or ".", mode=0o700, exist_ok=True)
             self._writing = self._connect()
-            version = self._writing.execute("PRAGMA user_version").fetchone()[0]
+            version = _brought_up(self._writing)
             if version not in (0, _VERSION):
                 raise UserError(
                     f"{path}: made by another version (format {version}, expected {_VERSION}); "
@@ -251,17 +253,22 @@ class FeedbackStore:
 
     # ------------------------------------------------------------------ reading
 
-    def history(self, user_id: str, most: int) -> list[str]:
-        """A user's latest distinct queries, newest first; none for the empty user_id."""
+    def history(self, user_id: str, most: int) -> dict[str, int]:
+        """A user's latest distinct queries, newest first, and when each was searched, in
+        milliseconds since 1970; none for the empty user_id.
+        """
         if not user_id or most < 1:
-            return []
+            return {}
         with self._reader:
             rows = self._reading.execute(
-                "SELECT query FROM events WHERE user_id = ? "
+                "SELECT query, timestamp_ms FROM events WHERE user_id = ? "
                 "ORDER BY timestamp_ms DESC, rowid DESC LIMIT ?",
                 (user_id, _LOOKED_AT),
             ).fetchall()
-        return list(dict.fromkeys(query for (query,) in rows))[:most]
+        latest: dict[str, int] = {}
+        for query, at in rows:
+            latest.setdefault(query, at)
+        return dict(itertools.islice(latest.items(), most))
 
     def count(self, user_id: str | None = None) -> int:
         """How many events are stored, of one user or of all."""
@@ -281,6 +288,18 @@ class FeedbackStore:
             return export(self._reading, path, profile, since_ms)
 
 
+def _brought_up(connection: sqlite3.Connection) -> int:
+    """The format of a file, after that of the version before has become this one's."""
+    connection.execute("BEGIN IMMEDIATE")  # of several processes one does it
+    version = connection.execute("PRAGMA user_version").fetchone()[0]
+    if version == 1:
+        connection.execute("ALTER TABLE events ADD COLUMN history_minutes TEXT")
+        connection.execute(f"PRAGMA user_version = {_VERSION}")
+        version = _VERSION
+    connection.execute("COMMIT")
+    return version
+
+
 def _put(connection: sqlite3.Connection, event: Event) -> str:
     """Adds an event, or what is new in it, inside a transaction: "new", "more" or "same"."""
     stored = connection.execute(
@@ -292,7 +311,8 @@ def _put(connection: sqlite3.Connection, event: Event) -> str:
         row = dataclasses.asdict(event)
         for name in (*LISTS, "profile"):
             row[name] = _json(row[name])
-        row[HISTORY] = None if event.history is None else _json(event.history)
+        for name in OWN:
+            row[name] = None if row[name] is None else _json(row[name])
         names = ", ".join(row)
         places = ", ".join(f":{name}" for name in row)
         connection.execute(f"INSERT INTO events ({names}) VALUES ({places})", row)

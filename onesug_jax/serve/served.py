@@ -34,6 +34,7 @@ class Ask:
     Attributes:
       prefix: what stands in the search box.
       history: the user's queries, newest first.
+      minutes: how long ago each of them was searched; none: just now.
       profile: static profile values, in the order of the log's columns.
       k: how many suggestions are wanted.
       within: seconds from now until the answer is of no use any more; None: the engine's default.
@@ -44,6 +45,7 @@ class Ask:
     profile: tuple[str, ...] = ()
     k: int = 16
     within: float | None = None
+    minutes: tuple[float, ...] = ()
 
     @property
     def key(self) -> tuple | None:
@@ -175,16 +177,17 @@ class Served:
         """One list an ask, as long as the model makes them. Equal asks are answered once."""
         if rung == POPULAR:
             return [self.popular(ask.prefix) for ask in asks]
-        distinct = list(dict.fromkeys((a.prefix, a.history, a.profile) for a in asks))
+        wanted = [(ask.prefix, ask.history, ask.profile, ask.minutes) for ask in asks]
+        distinct = list(dict.fromkeys(wanted))
         candidates = 0 if rung == "beam" else self.suggester.scoring.candidates
-        prefixes, histories, profiles = map(list, zip(*distinct, strict=True))
-        requests = make_requests(self.known, prefixes, histories, profiles, candidates)
+        prefixes, histories, profiles, minutes = map(list, zip(*distinct, strict=True))
+        requests = make_requests(self.known, prefixes, histories, profiles, candidates, minutes)
         found = self.suggester.suggest(requests, mode=rung)
         made = {
             one: _listed(request, suggestions)
             for one, request, suggestions in zip(distinct, requests, found, strict=True)
         }
-        return [made[a.prefix, a.history, a.profile] for a in asks]
+        return [made[one] for one in wanted]
 
     def popular(self, prefix: str) -> Listed:
         """The most searched queries that start with what was typed, or may have been meant."""

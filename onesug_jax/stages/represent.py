@@ -7,12 +7,16 @@ from __future__ import annotations
 import array
 import collections
 import os
+from typing import TYPE_CHECKING
 
 from onesug_jax.registry import Context
 from onesug_jax.stages import opened
 from onesug_jax.train import distributed
 
-EMBEDDINGS = "embeddings.npy"  # of all known queries, in the order of their texts, float16
+if TYPE_CHECKING:
+    import numpy as np
+
+EMBEDDINGS = "embeddings.npy"  # e_q* of all known queries, in the order of their texts, float16
 
 
 def align(context: Context) -> None:
@@ -31,7 +35,9 @@ def align(context: Context) -> None:
 
 
 def quantize(context: Context) -> None:
-    """Semantic ids of all known queries, into WORK_DIR/semantic_ids."""
+    """The enhanced embedding of every known query, and its semantic id, into
+    WORK_DIR/semantic_ids.
+    """
     import numpy as np
 
     from onesug_jax.represent import id_plots
@@ -40,7 +46,8 @@ def quantize(context: Context) -> None:
     work = context.work
     encoder, known = opened.encoder(context.work), opened.completions(context)
     path = os.path.join(work.semantic_ids, EMBEDDINGS)
-    distributed.agreed(lambda: _embed(encoder, known.queries, path))
+    enhancing = context.configured("quantize/EnhanceConfig")()
+    distributed.agreed(lambda: _embed(encoder, known.queries, work.mined, enhancing, path))
     embeddings = np.load(path, mmap_mode="r")
     steps = context.settings["quantize.steps"]
     context.configured("quantize")(
@@ -58,19 +65,44 @@ def quantize(context: Context) -> None:
         id_plots.write_plots(work.semantic_ids, embeddings)
 
 
-def _embed(encoder, texts, path: str) -> None:
-    """Writes the embeddings `[N, E]` of all texts to `path`, block by block."""
+def _embed(encoder, texts, mined: str, enhancing, path: str) -> None:
+    """Writes the enhanced embeddings e_q* `[N, E]` of all texts to `path`, block by block."""
     import numpy as np
 
-    block = 16_384
-    out = np.lib.format.open_memmap(
-        path, mode="w+", dtype=np.float16, shape=(len(texts), encoder.dimension)
-    )
+    from onesug_jax.represent.enhance import enhance
+
+    def table(name: str) -> np.ndarray:
+        shape = (len(texts), encoder.dimension)
+        return np.lib.format.open_memmap(name, mode="w+", dtype=np.float16, shape=shape)
+
+    block, plain = 16_384, path + ".plain"
+    own = table(plain)
     for start in range(0, len(texts), block):
-        out[start : start + block] = encoder.encode(texts[start : start + block])
+        own[start : start + block] = encoder.encode(texts[start : start + block])
         if start:
             print(f"embedded {start + block:,} of {len(texts):,} queries", flush=True)
+    out = table(path)
+    enhance(
+        own, *_alike(mined), lambda numbers: own[numbers].astype(np.float32), enhancing, out=out
+    )
     out.flush()
+    os.remove(plain)
+
+
+def _alike(mined: str) -> tuple[np.ndarray, np.ndarray]:
+    """Offsets `[N + 1]` and numbers of the queries mined for each query, best first: those after
+    which the same items were clicked, or where no item ever was, those of the same visitors.
+    """
+    import numpy as np
+    import pyarrow.compute as pc
+
+    from onesug_jax.logs.mined import read_table
+
+    known, pairs = read_table(mined, "queries")["query"], read_table(mined, "query_query")
+    by_item = pairs.filter(pc.equal(pairs["source"], "item"))
+    pairs = by_item if by_item.num_rows else pairs
+    first = np.searchsorted(_numbers(pairs["query"], known), np.arange(len(known) + 1))
+    return first, _numbers(pairs["other"], known)
 
 
 def index(context: Context, *, precomputed: int = 16, vectors: str = "int8") -> None:
@@ -160,19 +192,20 @@ def _searches(train: str, history: int):
     import pyarrow as pa
 
     from onesug_jax.logs.history import with_history
-    from onesug_jax.logs.schema import RECENT, profile_columns, visitors_of
+    from onesug_jax.logs.schema import RECENT, RECENT_MINUTES, profile_columns, visitors_of
     from onesug_jax.represent.rank_training import Search
 
     for batch in with_history([train], keep=train, history=history):
         names = profile_columns(batch.schema)
         values = [batch[name].cast(pa.string()).fill_null("").to_pylist() for name in names]
         profiles = zip(*values, strict=True) if values else [()] * batch.num_rows
-        columns = (batch[name].to_pylist() for name in ("prefix", "query", RECENT, "ordered_items"))
+        names = ("prefix", "query", RECENT, RECENT_MINUTES, "ordered_items")
+        columns = (batch[name].to_pylist() for name in names)
         whose = visitors_of(batch)
-        for prefix, query, recent, items, profile, visitor in zip(
+        for prefix, query, recent, minutes, items, profile, visitor in zip(
             *columns, profiles, whose, strict=True
         ):
-            yield Search(prefix, query, recent or (), profile), bool(items), visitor
+            yield Search(prefix, query, recent, profile, minutes), bool(items), visitor
 
 
 def _numbers(texts, known):

@@ -2,10 +2,11 @@
 
 The order is the paper's (PAPER.md section 1, x_u = p, H_p, H_u, U):
 
-    <prefix> p <soft> <worth> <related> q1 <worth> <item> q2 .. <history> h1 <item> ..
-    <profile> v1 <item> .. </s>
+    <prefix> p <soft> <worth> <related1> q1 <worth> <related2> q2 .. <age> h1 <age> h2 ..
+    <profile1> v1 <profile2> .. </s>
 
-A section without items leaves its marker out; the prefix's marker always stands. `<soft>` keeps the
+The prefix's marker always stands; `<age>` tells how long ago the user searched what follows
+(`logs.ages`), or is `<history1>`, `<history2>` .. where ages are left out. `<soft>` keeps the
 place of the enhanced prefix e_p*, a vector that the model projects (section 2.3); it is left out
 where a request has none. Semantic ids (section 2.4) are written as their tokens. Training (through
 SeqIO, `tasks.seqio_tasks`) and serving call the same functions, so both see the same arrays. This
@@ -23,6 +24,7 @@ from typing import Protocol
 import numpy as np
 
 from onesug_jax.errors import UserError
+from onesug_jax.logs.ages import grade
 from onesug_jax.tasks.vocabulary import Vocabulary
 
 _CACHED_TEXTS = 1 << 18  # queries and profile values repeat; about 100 MB when full
@@ -39,6 +41,7 @@ class Request:
       profile: static profile values.
       vector: the enhanced prefix e_p*, `[E]`; None: there is none.
       worth: grades of the related queries; none where nothing is known of orders.
+      minutes: how long ago each query of the history was searched; none: just now.
       candidates: known queries that the list may be chosen from, related ones included; none:
         nobody asked for them. The model does not read them.
     """
@@ -49,6 +52,7 @@ class Request:
     profile: Sequence[str] = ()
     vector: np.ndarray | None = field(default=None, compare=False)
     worth: Sequence[int] = ()
+    minutes: Sequence[float] = ()
     candidates: Sequence[str] = field(default=(), compare=False)
 
 
@@ -67,11 +71,13 @@ class Context(Protocol):
         histories: Sequence[Sequence[str]],
         without: Sequence[str | None] | None = None,
         profiles: Sequence[Sequence[str]] | None = None,
+        minutes: Sequence[Sequence[float]] | None = None,
     ) -> list[list[str]]:
         """Related queries of each request, best first.
 
         `without` are the searched queries of training rows, which must not count themselves;
-        None where a row is no training row. `profiles` are the users' profile values.
+        None where a row is no training row. `profiles` are the users' profile values, `minutes`
+        how long ago each query of the histories was searched.
         """
 
     def worth(
@@ -107,18 +113,21 @@ def make_requests(
     histories: Sequence[Sequence[str]],
     profiles: Sequence[Sequence[str]],
     candidates: int = 0,
+    minutes: Sequence[Sequence[float]] | None = None,
 ) -> list[Request]:
     """Requests with all that `context` adds to them; texts are normalised already.
 
     `candidates`: how many of these each request brings at most, first its related queries, then the
-    most searched of its prefix (`decode.score`).
+    most searched of its prefix (`decode.score`). `minutes`: how long ago each query of the
+    histories was searched; None: all of them just now.
     """
+    minutes = minutes or [()] * len(prefixes)
     related: Sequence[Sequence[str]] = [()] * len(prefixes)
     pools: Sequence[Sequence[str]] = [()] * len(prefixes)
     worth: Sequence[Sequence[int]] = [()] * len(prefixes)
     vectors = None
     if context is not None and len(prefixes):
-        related = context.related(prefixes, histories, profiles=profiles)
+        related = context.related(prefixes, histories, profiles=profiles, minutes=minutes)
         worth, vectors = context.worth(related), context.vectors(prefixes)
         if candidates:
             pools = context.pools(prefixes, candidates)
@@ -130,6 +139,7 @@ def make_requests(
             tuple(profiles[i]),
             None if vectors is None else vectors[i],
             tuple(worth[i]),
+            tuple(minutes[i]),
             tuple(dict.fromkeys((*related[i], *pools[i])))[:candidates],
         )
         for i, prefix in enumerate(prefixes)
@@ -148,6 +158,7 @@ class FeatureSpec:
       profile: whether the profile is shown.
       soft: whether the enhanced prefix e_p* is shown, as one soft token.
       worth: whether related queries are shown with their grades.
+      ages: whether history queries are shown with how long ago they were searched, in grades.
     """
 
     input_length: int = 144
@@ -157,6 +168,7 @@ class FeatureSpec:
     profile: bool = True
     soft: bool = True
     worth: bool = True
+    ages: bool = True
 
     def __post_init__(self):
         if self.input_length < 8 or self.target_length < 2 or min(self.related, self.history) < 0:
@@ -206,6 +218,7 @@ class Featurizer:
             request.related[: spec.related],
             request.worth if spec.worth else (),
             request.history[: spec.history],
+            request.minutes,
             left,
         )
         out += related
@@ -233,28 +246,41 @@ class Featurizer:
         return out, room
 
     def _share(
-        self, related: Sequence[str], worth: Sequence[int], history: Sequence[str], room: int
+        self,
+        related: Sequence[str],
+        worth: Sequence[int],
+        history: Sequence[str],
+        minutes: Sequence[float],
+        room: int,
     ) -> tuple[list[int], list[int]]:
         """The related and the history section; item by item they take turns at `room` ids."""
-        markers = self.vocabulary.item_ids
-        grades = [[self.vocabulary.worth_ids[grade]] for grade in worth] or [[]] * len(related)
+        v, markers = self.vocabulary, self.vocabulary.item_ids
+        grades = [[v.worth_ids[one]] for one in worth] or [[]] * len(related)
+        since: list[list[int]] = [[]] * len(history)
+        if self.spec.ages:
+            since = [[v.age_ids[one]] for one in grade(minutes, len(history))]
         sections: tuple[list[int], list[int]] = ([], [])
         waiting = [
             (sections[0], markers["related"], iter(zip(related, grades, strict=False))),
-            (sections[1], markers["history"], iter((text, []) for text in history)),
+            (
+                sections[1],
+                [] if self.spec.ages else markers["history"],
+                iter(zip(history, since, strict=True)),
+            ),
         ]
         while waiting:
             still = []
             for out, left, items in waiting:
-                text, grade = next(items, (None, []))
+                text, before = next(items, (None, []))
                 if text is None:
                     continue
                 ids = self._text_ids(text)
                 if ids:
-                    if len(grade) + len(ids) >= room:
+                    opened = [*before, *left[:1], *ids]
+                    if len(opened) > room:
                         continue
-                    out += [*grade, left[0], *ids]
-                    room -= len(grade) + 1 + len(ids)
+                    out += opened
+                    room -= len(opened)
                     left = left[1:] or left
                 still.append((out, left, items))
             waiting = still

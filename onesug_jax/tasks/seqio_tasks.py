@@ -29,7 +29,7 @@ import pyarrow.parquet as pq
 
 from onesug_jax.errors import UserError
 from onesug_jax.logs.history import with_history
-from onesug_jax.logs.schema import RECENT, profile_columns, visitors_of
+from onesug_jax.logs.schema import RECENT, RECENT_MINUTES, profile_columns, visitors_of
 from onesug_jax.tasks.features import Context, FeatureSpec, Featurizer, history_of
 from onesug_jax.tasks.kinds import ANY_PREFIX, KINDS, Kind, Row
 from onesug_jax.tasks.prefixes import PrefixDraw
@@ -286,7 +286,7 @@ def _blocks(
             prefixes, queries = rows["prefix"].to_pylist(), rows["query"].to_pylist()
             if redraw is not None:
                 prefixes = redraw(rows["request_id"].to_pylist(), prefixes, queries)
-            recent = rows[RECENT].to_pylist()
+            recent, minutes = rows[RECENT].to_pylist(), rows[RECENT_MINUTES].to_pylist()
             own = queries if split == "train" else [None] * len(prefixes)
             numbers = [
                 soft.get((p, q)) or soft.get((p, None), 0)
@@ -298,7 +298,7 @@ def _blocks(
                 profiles = [[v or "" for v in row] for row in zip(*values, strict=True)]
             found: Sequence[Sequence[str]] = [()] * rows.num_rows
             if context is not None and spec.related:
-                found = context.related(prefixes, recent, own, profiles)
+                found = context.related(prefixes, recent, own, profiles, minutes)
                 found = [row[: spec.related] for row in found]
             worth: Sequence[Sequence[int]] = [()] * rows.num_rows
             if context is not None and spec.worth:
@@ -311,6 +311,7 @@ def _blocks(
                 "related": map(_lines, found),
                 "profile": map(_lines, profiles),
                 "worth": ("\n".join(map(str, row)) for row in worth),
+                "minutes": ("\n".join(map(str, row)) for row in minutes),
                 "soft": map(str, numbers),
             }
             yield {
@@ -351,8 +352,8 @@ def featurise(
         examples = []
         for fields in zip(*columns, strict=True):
             prefix, query, *texts, number = (text.decode() for text in fields)
-            recent, related, profile, worth = (t.split("\n") if t else [] for t in texts)
-            row = Row(prefix, query, recent, related, profile, worth, int(number) if soft else 0)
+            lists = (text.split("\n") if text else [] for text in texts)
+            row = Row(prefix, query, *lists, int(number) if soft else 0)
             if (example := kind(featurizer, row)) is not None:
                 has = row.soft and vocabulary.soft_id in example[0]
                 examples.append((*example, np.array([row.soft] if has else [], np.int32)))

@@ -4,8 +4,8 @@
     tfds.load("onesug_log/mine", data_dir="work/mine_tfds")      # anywhere: this file is not needed
 
 One example is one row of the log as `ingest` wrote it, with what its visitor searched before
-(`recent`, newest first) and the behaviour level of its query. Splits are the log's. Beside
-`seqio_tasks.py` the only file that imports TensorFlow; training never imports it.
+(`recent`, newest first, and `recent_minutes`) and the behaviour level of its query. Splits are the
+log's. Beside `seqio_tasks.py` the only file that imports TensorFlow; training never imports it.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ import tensorflow_datasets as tfds
 
 from onesug_jax.errors import UserError
 from onesug_jax.logs.history import with_history
-from onesug_jax.logs.schema import RECENT, Level, profile_columns, request_level
+from onesug_jax.logs.schema import RECENT, RECENT_MINUTES, Level, profile_columns, request_level
 
 NAME = "onesug_log"
 _LEVELS = [level.name.lower() for level in (Level.CLICK, Level.ITEM_CLICK, Level.ORDER)]
@@ -30,7 +30,8 @@ _CARD = """A shop's suggestion log: one example is one request and what came of 
 `prefix` is what stood in the box, `shown` the list that was seen, `query` what was searched in the
 end (`clicked_position`: its place in `shown`, -1 if it was typed), `clicked_items` and
 `ordered_items` what followed, `level` what that amounts to, and `recent` the visitor's queries
-before it, newest first. Text is normalised: NFKC, lower case, single spaces.
+before it, newest first (`recent_minutes`: how long before). Text is normalised: NFKC, lower case,
+single spaces.
 """
 
 
@@ -51,6 +52,7 @@ class OnesugLog(tfds.core.GeneratorBasedBuilder):
         features = {name: text for name in (*_TEXTS, *self._profile)}
         features |= {name: tfds.features.Sequence(text) for name in _LISTS}
         features |= {"timestamp_ms": tf.int64, "clicked_position": tf.int32}
+        features[RECENT_MINUTES] = tfds.features.Sequence(tf.float32)
         features["level"] = tfds.features.ClassLabel(names=_LEVELS)
         return tfds.core.DatasetInfo(
             builder=self,
@@ -73,7 +75,7 @@ class OnesugLog(tfds.core.GeneratorBasedBuilder):
                 example = {name: row[name] or "" for name in _TEXTS}
                 example |= {name: row.get(name) or "" for name in self._profile}
                 example |= {name: row[name] or [] for name in _LISTS}
-                example["timestamp_ms"] = row["timestamp_ms"]
+                example |= {name: row[name] for name in ("timestamp_ms", RECENT_MINUTES)}
                 place = row["clicked_position"]
                 example["clicked_position"] = -1 if place is None else place
                 level = request_level(example["clicked_items"], example["ordered_items"])

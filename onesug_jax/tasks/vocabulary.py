@@ -34,14 +34,15 @@ import sentencepiece
 
 from onesug_jax.errors import UserError
 from onesug_jax.files import whole
-from onesug_jax.logs.worth import GRADES
+from onesug_jax.logs import ages, worth
 
 PIECES_FILE = "pieces.model"
 VOCABULARY_FILE = "vocabulary.json"
 SECTIONS = ("related", "history", "profile")
 RANKS = 16  # items of a section with a marker of their own; those after share the last
 MARKERS = ("prefix", "soft", "ids", *(f"{s}{r}" for s in SECTIONS for r in range(1, RANKS + 1)))
-MARKERS += tuple(f"worth{grade}" for grade in range(GRADES))
+MARKERS += tuple(f"worth{grade}" for grade in range(worth.GRADES))
+MARKERS += tuple(f"age{grade}" for grade in range(ages.GRADES))
 MINIMUM_PIECES = 320  # 256 bytes, three specials, and a few characters
 
 _ROUND = 128
@@ -89,7 +90,9 @@ class Vocabulary:
         # An item is opened by its section and rank in one: the best related query says so itself.
         self.item_ids = {s: [marker[f"{s}{r}"] for r in range(1, RANKS + 1)] for s in SECTIONS}
         # A related query's grade stands before its marker (`logs.worth`).
-        self.worth_ids = [marker[f"worth{grade}"] for grade in range(GRADES)]
+        self.worth_ids = [marker[f"worth{grade}"] for grade in range(worth.GRADES)]
+        # How long ago a history query was searched stands in its marker's stead (`logs.ages`).
+        self.age_ids = [marker[f"age{grade}"] for grade in range(ages.GRADES)]
         self._sid_base = self.last_marker + 1
         used = self._sid_base + sid_levels * sid_codes
         self.size: int = -(-used // _ROUND) * _ROUND

@@ -266,7 +266,7 @@ def test_requests_bring_the_candidates_asked_for():
     class Known:
         history = 0
 
-        def related(self, prefixes, histories, without=None, profiles=None):
+        def related(self, prefixes, histories, without=None, profiles=None, minutes=None):
             return [["b", "z"] for _ in prefixes]
 
         def worth(self, related, visitors=None):

@@ -52,6 +52,7 @@ def test_the_evaluation_keeps_the_scores_of_suggestions_alone(tmp_path):
         "query": "tent",
         "profile": [],
         "recent": [],
+        "recent_minutes": [],
         "clicked_items": [],
         "ordered_items": [],
     }

@@ -15,6 +15,8 @@ from onesug_jax.logs import schema
 TEXTS = [f"query {i}" for i in range(30)]
 PREFIXES = ["q", "qu", "que", "quer", "query 1", "query 12", ""]
 
+MINUTES = pa.list_(pa.float32())
+
 
 def make_split(rows: int, seed: int = 0) -> list[pa.RecordBatch]:
     rng = np.random.default_rng(seed)
@@ -39,6 +41,8 @@ def make_split(rows: int, seed: int = 0) -> list[pa.RecordBatch]:
     recent = [TEXTS[: rng.integers(4)] for _ in range(rows)]
     table = table.append_column("age", pa.array([f"age {i}" for i in range(rows)]))
     table = table.append_column(schema.RECENT, pa.array(recent, pa.list_(pa.string())))
+    minutes = pa.array([[2.0 * i for i in range(len(one))] for one in recent], MINUTES)
+    table = table.append_column(schema.RECENT_MINUTES, minutes)
     return table.to_batches(max_chunksize=37)
 
 
@@ -73,6 +77,7 @@ def test_every_row_counts_in_order_and_slices_are_right():
     rows = pa.Table.from_batches(batches).to_pylist()
     assert [r.profile for r in seen] == [(row["age"],) for row in rows]
     assert [list(r.history) for r in seen] == [row["recent"] for row in rows]
+    assert [list(r.minutes) for r in seen] == [row["recent_minutes"] for row in rows]
     lists = [texts[:16] for texts in shuffled(seen)]
     assert result.rows["request_id"].to_pylist() == [row["request_id"] for row in rows]
     assert result.rows["list_model"].to_pylist() == lists
@@ -145,7 +150,7 @@ def test_a_hit_is_an_exact_match_after_normalisation():
 class Known:
     history = 0
 
-    def related(self, prefixes, histories, without=None, profiles=None):
+    def related(self, prefixes, histories, without=None, profiles=None, minutes=None):
         assert without is None, "a scored row is no training row"
         return [[p + "!", *h] for p, h in zip(prefixes, histories, strict=True)]
 

@@ -124,6 +124,7 @@ def test_amazonqac_history_reaches_the_model_newest_first(qac, out):
     files = [str(pathlib.Path(out) / f"{name}.parquet") for name in ("train", "dev", "test")]
     test = with_history(files, keep=files[2]).read_all().to_pylist()
     assert test[0]["recent"] == ["garden hose", "kite for kids"]
+    assert test[0]["recent_minutes"] == pytest.approx([1505.1709, 6590.0876])
     dev = with_history(files, keep=files[1]).read_all().to_pylist()
     assert any(row["recent"] for row in dev)  # sessions are users there
 

@@ -45,6 +45,20 @@ def reference(one, everything, n):
     return list(dict.fromkeys(other["query"] for other in earlier))[:n]
 
 
+def reference_minutes(one, everything, n):
+    """How long before `one` each query of its history was last searched."""
+    mine = [other for other in everything if other["user_id"] == one["user_id"]]
+    return [
+        min(
+            one["timestamp_ms"] - other["timestamp_ms"]
+            for other in mine
+            if other["query"] == query and other["timestamp_ms"] < one["timestamp_ms"]
+        )
+        / 60_000
+        for query in reference(one, everything, n)
+    ]
+
+
 @pytest.fixture(scope="module")
 def random_log(tmp_path_factory):
     """Three files with interleaved times, ties within and across files, anonymous users."""
@@ -71,8 +85,11 @@ def test_history_equals_the_reference_for_every_split(random_log, n):
     everything = [one for part in random_log.values() for one in part]
     for path, part in random_log.items():
         got = with_history(list(random_log), keep=path, history=n).read_all().to_pylist()
-        assert [{k: v for k, v in one.items() if k != "recent"} for one in got] == part
+        added = ("recent", "recent_minutes")
+        assert [{k: v for k, v in one.items() if k not in added} for one in got] == part
         assert [one["recent"] for one in got] == [reference(one, everything, n) for one in part]
+        for one, row in zip(part, got, strict=True):
+            assert row["recent_minutes"] == pytest.approx(reference_minutes(one, everything, n))
 
 
 def test_all_rows_come_in_the_order_of_files(random_log):

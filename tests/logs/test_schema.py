@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from onesug_jax.logs.schema import (
     HISTORY,
+    HISTORY_MINUTES,
     LOG_SCHEMA,
     REQUIRED,
     Level,
@@ -157,6 +158,25 @@ def test_history_is_cleaned_in_order_and_null_stays_unknown():
     )
     assert kept[HISTORY].to_pylist() == [["lego", "duplo", "lego"], None, []]
     assert reasons == {3: "history entry over 20 characters"}
+
+
+def test_ages_stay_with_their_queries():
+    both = pa.schema([(HISTORY, pa.list_(pa.string())), (HISTORY_MINUTES, pa.list_(pa.float64()))])
+    kept, _, reasons = judge(
+        {HISTORY: ["lego", " ", "duplo"], HISTORY_MINUTES: [90.0, 80.0, 1.5]},
+        {HISTORY: ["lego"], HISTORY_MINUTES: None},
+        {HISTORY: ["lego"], HISTORY_MINUTES: [1.0, 2.0]},
+        {HISTORY: ["lego"], HISTORY_MINUTES: [-1.0]},
+        {HISTORY: ["lego"], HISTORY_MINUTES: [float("nan")]},
+        {HISTORY: None, HISTORY_MINUTES: [1.0]},
+        extra=both,
+    )
+    assert kept[HISTORY].to_pylist() == [["lego", "duplo"], ["lego"]]
+    assert kept[HISTORY_MINUTES].to_pylist() == [[90.0, 1.5], None]
+    assert set(reasons) == {2, 3, 4, 5}
+    assert set(reasons.values()) == {
+        "history_minutes is not one number from 0 up for each entry of history"
+    }
 
 
 entries = st.sampled_from(["a", "A", " a ", "b", "B", "c", "", " ", "ｃ", None])

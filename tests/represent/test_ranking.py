@@ -27,6 +27,7 @@ def candidates(n=5, past=3):
         cosines=RNG.standard_normal((n, past)),
         overlaps=RNG.random((n, past)),
         same=RNG.random((n, past)) < 0.3,
+        minutes=RNG.uniform(0, 50, past),
         lift=RNG.standard_normal(n),
         prefix_length=3,
     )
@@ -40,6 +41,7 @@ def test_features_against_a_loop(past):
     for i in range(6):
         cosines, overlaps = given.cosines[i].tolist(), given.overlaps[i].tolist()
         back = [j for j in range(past) if given.same[i, j]]
+        visit = [2 ** (-age / 10) for age in given.minutes.tolist()]
         decayed = [0.95**j * c for j, c in enumerate(cosines)]
         expected = {
             "log_count": math.log(given.counts[i]),
@@ -57,6 +59,12 @@ def test_features_against_a_loop(past):
             "overlap_latest": overlaps[0] if past else 0,
             "repeated": float(bool(back)),
             "repeated_place": 1 / (1 + back[0]) if back else 0,
+            "since": math.log(1 + (given.minutes[0] if past else 43_200)),
+            "visit": sum(visit),
+            "cosine_visit": max([0.0, *(v * c for v, c in zip(visit, cosines, strict=True))]),
+            "cosine_visit_mean": sum(v * c for v, c in zip(visit, cosines, strict=True))
+            / max(sum(visit), 1),
+            "overlap_visit": max([0.0, *(v * o for v, o in zip(visit, overlaps, strict=True))]),
             "profile": given.lift[i],
         }
         assert found[i].tolist() == pytest.approx([expected[n] for n in FEATURES], rel=1e-5)
@@ -96,7 +104,7 @@ def test_the_network_against_a_loop_and_read_back(tmp_path):
 class Shop:
     """Pools of six queries of which the profile alone decides."""
 
-    def candidates(self, prefix, history, profile, own):
+    def candidates(self, prefix, history, profile, own, minutes=()):
         numbers = np.arange(6)
         features = np.zeros((6, len(FEATURES)), np.float32)
         features[:, FEATURES.index("log_count")] = np.arange(6)[::-1]

@@ -79,9 +79,9 @@ def test_without_an_index_they_are_the_most_popular_completions():
 
 
 def test_the_pool_is_ranked_by_the_formula():
-    """Popularity, likeness to the history and to the newest query, reckoned here by hand."""
-    history = ["tent blue", "rug green"]
-    weights = {"popularity": 0.5, "taste": 2.0, "latest": 0.3, "decay": 0.5}
+    """Popularity, likeness to the history, the newest query and this visit, reckoned by hand."""
+    history, minutes = ["tent blue", "rug green"], [4.0, 20.0]
+    weights = {"popularity": 0.5, "taste": 2.0, "latest": 0.3, "decay": 0.5, "visit": 1.5}
     found = known(4, neighbours=0, words=0.7, repeat=0.2, **weights)
 
     def like(query, past):
@@ -91,10 +91,12 @@ def test_the_pool_is_ranked_by_the_formula():
 
     def score(query):
         alike = [0.5**j * like(query, h) for j, h in enumerate(history)]
-        return 0.5 * math.log(COUNTS[query]) + 2.0 * max(alike) + 0.3 * alike[0]
+        visit = [2 ** (-m / 10) * like(query, h) for m, h in zip(minutes, history, strict=True)]
+        score = 0.5 * math.log(COUNTS[query]) + 2.0 * max(alike) + 0.3 * alike[0]
+        return score + 1.5 * max(visit)
 
     expected = sorted((q for q in QUERIES if q.startswith("ru")), key=score, reverse=True)
-    assert found.related(["ru"], [history]) == [expected]
+    assert found.related(["ru"], [history], minutes=[minutes]) == [expected]
     assert expected[0] != "rug blue" or score("rug blue") > score("rug green")
 
 

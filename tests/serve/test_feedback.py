@@ -94,14 +94,14 @@ def test_one_bad_event_spoils_no_other_of_its_transaction(store):
 def test_a_history_is_newest_first_and_holds_each_query_once(store):
     put(store, *[event(i, query=q) for i, q in enumerate(["a", "b", "a", "c"])])
     put(store, event(9, user_id="other", query="z"), event(10, user_id="", query="nobody's"))
-    assert store.history("u", 10) == ["c", "a", "b"]
-    assert store.history("u", 2) == ["c", "a"]
-    assert store.history("", 10) == store.history("nobody", 10) == []
+    assert list(store.history("u", 10).items()) == [("c", NOW + 3), ("a", NOW + 2), ("b", NOW + 1)]
+    assert list(store.history("u", 2)) == ["c", "a"]
+    assert store.history("", 10) == store.history("nobody", 10) == {}
 
 
 def test_events_of_one_millisecond_keep_their_order(store):
     put(store, *[event(i, query=q, timestamp_ms=NOW) for i, q in enumerate("abc")])
-    assert store.history("u", 10) == ["c", "b", "a"]
+    assert list(store.history("u", 10)) == ["c", "b", "a"]
 
 
 # ------------------------------------------------------------------ deletion
@@ -111,7 +111,7 @@ def test_what_a_user_wants_forgotten_is_gone_from_the_disk(store, path):
     secret = "a very particular secret"
     put(store, event(1, query=secret), event(2, user_id="other"))
     assert store.forget("u").result(30) == 1
-    assert store.history("u", 10) == [] and store.history("other", 10) == ["query 2"]
+    assert not store.history("u", 10) and list(store.history("other", 10)) == ["query 2"]
     assert store.forget("u").result(30) == 0
     for name in os.listdir(os.path.dirname(path)):
         content = pathlib.Path(path).with_name(name).read_bytes()
@@ -123,7 +123,7 @@ def test_old_events_are_pruned(path):
     day = 86_400_000
     put(old, event(1, timestamp_ms=NOW - 3 * day), event(2, timestamp_ms=NOW - day))
     assert old.prune().result(30) == 1
-    assert old.history("u", 10) == ["query 2"]
+    assert list(old.history("u", 10)) == ["query 2"]
     put(old, event(3, timestamp_ms=NOW - 5 * day))
     old.close()
     again = FeedbackStore(path, FeedbackConfig(keep_days=2))  # also when it is opened
@@ -174,7 +174,7 @@ def test_several_processes_share_a_file(store, path):
         process.communicate(timeout=120)
         assert process.returncode == 0
     assert store.count() == 120
-    assert store.history("one", 3) == ["query 39", "query 38", "query 37"]
+    assert list(store.history("one", 3)) == ["query 39", "query 38", "query 37"]
 
 
 def test_a_killed_process_loses_no_acknowledged_event(path):
@@ -225,6 +225,19 @@ def test_too_many_waiting_events_are_refused(path, monkeypatch):
         store.add(event(1))
 
 
+def test_a_store_of_the_version_before_is_brought_up(path, tmp_path):
+    older = FeedbackStore(path)
+    put(older, event(1))
+    older.close()
+    with sqlite3.connect(path) as other:
+        other.execute("ALTER TABLE events DROP COLUMN history_minutes")
+        other.execute("PRAGMA user_version = 1")
+    newer = FeedbackStore(path)
+    put(newer, event(2, history=["a"], history_minutes=[3.0]))
+    assert [row["history_minutes"] for row in rows(newer, tmp_path)] == [None, [3.0]]
+    newer.close()
+
+
 def test_what_is_no_store_is_told(tmp_path):
     path = tmp_path / "events.sqlite"
     path.write_bytes(b"something else altogether" * 100)
@@ -247,13 +260,22 @@ def test_the_export_is_a_log_that_ingest_takes_whole(store, tmp_path):
         store,
         event(2, prefix="la", shown=["lamp red", "lamp"], clicked_position=1, query="lamp"),
         event(1, prefix="拖", query="拖鞋", profile={"gender": "f"}, clicked_items=["i"]),
-        event(3, user_id="", query="tent", history=["old", "new"], ordered_items=["i", "j"]),
+        event(
+            3,
+            user_id="",
+            query="tent",
+            history=["old", "new"],
+            history_minutes=[90.0, 1.5],
+            ordered_items=["i", "j"],
+        ),
     )
     found = rows(store, tmp_path, profile=["age", "gender"])
     assert [row["request_id"] for row in found] == ["r1", "r2", "r3"], "oldest first"
-    assert list(found[0]) == [*schema.REQUIRED, schema.HISTORY, "age", "gender"]
+    own = (schema.HISTORY, schema.HISTORY_MINUTES)
+    assert list(found[0]) == [*schema.REQUIRED, *own, "age", "gender"]
     assert (found[0]["gender"], found[0]["age"], found[1]["gender"]) == ("f", "", "")
-    assert found[2]["history"] == ["old", "new"] and found[0]["history"] is None
+    assert [found[2][name] for name in own] == [["old", "new"], [90.0, 1.5]]
+    assert found[0]["history"] is None and found[0]["history_minutes"] is None
     out = tmp_path / "log"
     report = ingest(str(tmp_path / "export.parquet"), str(out), dev_days=0.0)
     assert (report.kept, report.set_aside, report.profile) == (3, 0, ["age", "gender"])

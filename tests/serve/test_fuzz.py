@@ -134,7 +134,7 @@ def bombard(here, count, seed):
 
 def test_a_thousand_bad_bodies(client):
     codes = bombard(client(), 1000, seed=1)
-    assert codes[422] > 500 and codes[200] > 10 and codes[400] > 0
+    assert codes[422] > 500 and codes[200] > 0 and codes[400] > 0
 
 
 @pytest.mark.slow

@@ -63,13 +63,24 @@ def test_the_stored_history_of_a_user_reaches_the_model(client):
     for number, query in enumerate(["tent", "lamp", "tent"]):
         feedback(here, request_id=f"r{number}", user_id="u", query=query)
     suggest(here, prefix="a", user_id="u")
-    assert here.served.batches[-1][1][0].history == ("tent", "lamp")
+    asked = here.served.batches[-1][1][0]
+    assert asked.history == ("tent", "lamp") and all(0 <= m < 1 for m in asked.minutes)
+    assert len(asked.minutes) == 2, "each with how long ago it was"
     suggest(here, prefix="a", user_id="u", history=["mug"])
     assert here.served.batches[-1][1][0].history == ("mug",), "an explicit history is used instead"
     suggest(here, prefix="a", user_id="u", history=[])
     assert here.served.batches[-1][1][0].history == ()
     suggest(here, prefix="b", user_id="stranger")
     assert here.served.batches[-1][1][0].history == ()
+
+
+def test_a_history_that_is_sent_may_tell_its_ages(client):
+    here = client()
+    suggest(here, prefix="a", history=["tent", "mug", "tent"], history_minutes=[90, 30.5, 2])
+    asked = here.served.batches[-1][1][0]
+    assert (asked.history, asked.minutes) == (("tent", "mug"), (2.0, 30.5))
+    suggest(here, prefix="a", history=["tent"])
+    assert here.served.batches[-1][1][0].minutes == (), "just now"
 
 
 def test_only_as_much_history_as_the_model_was_trained_on(client):
@@ -105,6 +116,9 @@ def test_profile_values_come_in_the_order_of_the_log(client):
         ({"prefix": "a", "history": "tent"}, "history"),
         ({"prefix": "a", "history": ["tent", ""]}, "history.1"),
         ({"prefix": "a", "history": ["t"] * 51}, "history"),
+        ({"prefix": "a", "history": ["t"], "history_minutes": [1, 2]}, "history_minutes"),
+        ({"prefix": "a", "history_minutes": [1]}, "history_minutes"),
+        ({"prefix": "a", "history": ["t"], "history_minutes": [-1]}, "history_minutes.0"),
         ({"prefix": "a", "profile": {"query": "x"}}, "profile"),
         ({"prefix": "a", "profile": {"age": 18}}, "profile.age"),
         ({"prefix": "a", "profile": ["f"]}, "profile"),

@@ -21,6 +21,7 @@ def sections(vocabulary: Vocabulary, ids) -> dict[str, list[str]]:
     markers = {vocabulary.prefix_id: ("prefix", 0)}
     for name, numbers in vocabulary.item_ids.items():
         markers |= {i: (name, rank) for rank, i in enumerate(numbers)}
+    markers |= {i: ("history", None) for i in vocabulary.age_ids}
     ids = list(map(int, ids))
     assert ids.pop() == vocabulary.eos_id and vocabulary.eos_id not in ids
     out: dict[str, list[list[int]]] = {}
@@ -28,7 +29,7 @@ def sections(vocabulary: Vocabulary, ids) -> dict[str, list[str]]:
         if i in markers:
             name, rank = markers[i]
             here = out.setdefault(name, [])
-            assert rank == len(here) and next(reversed(out)) == name
+            assert rank in (len(here), None) and next(reversed(out)) == name
             here.append([])
         else:
             here[-1].append(i)
@@ -37,13 +38,18 @@ def sections(vocabulary: Vocabulary, ids) -> dict[str, list[str]]:
 
 def test_the_papers_order(vocabulary):
     v, e = vocabulary, vocabulary.encode
-    request = Request("lego ", ["duplo", "red"], ["lego", "train set"], ["female", "30"])
+    request = Request(
+        "lego ", ["duplo", "red"], ["lego", "train set"], ["female", "30"], minutes=[1, 3000]
+    )
     expected = [v.prefix_id, *e("lego ")]
     related, history, profile = (v.item_ids[name] for name in ("related", "history", "profile"))
     expected += [related[0], *e("lego"), related[1], *e("train set")]
-    expected += [history[0], *e("duplo"), history[1], *e("red")]
-    expected += [profile[0], *e("female"), profile[1], *e("30"), v.eos_id]
-    assert Featurizer(v, FeatureSpec(profile=True)).inputs(request).tolist() == expected
+    ages = [v.age_ids[0], *e("duplo"), v.age_ids[4], *e("red")]
+    ranks = [history[0], *e("duplo"), history[1], *e("red")]
+    last = [profile[0], *e("female"), profile[1], *e("30"), v.eos_id]
+    assert Featurizer(v, FeatureSpec()).inputs(request).tolist() == expected + ages + last
+    unaged = Featurizer(v, FeatureSpec(ages=False)).inputs(request)
+    assert unaged.tolist() == expected + ranks + last
     bare = Featurizer(v, FeatureSpec(related=1, history=0, profile=False)).inputs(request)
     assert bare.tolist() == [v.prefix_id, *e("lego "), related[0], *e("lego"), v.eos_id]
 
@@ -71,7 +77,11 @@ def test_what_fits_is_whole_leading_and_as_much_as_fits(
     tail = vocabulary.encode(prefix)[-(length // 2 - 1) :]
     assert ids[1 : 1 + len(tail)].tolist() == tail
     room = length - len(ids)
-    given = {"related": related[:8], "history": history[:10], "profile": profile}
+    given = {
+        "related": related[: spec.related],
+        "history": history[: spec.history],
+        "profile": profile,
+    }
     for name, items in given.items():
         kept = got.get(name, [])
         assert kept == items[: len(kept)]
@@ -80,10 +90,12 @@ def test_what_fits_is_whole_leading_and_as_much_as_fits(
     # Neither section starves the other: they take turns while both still have items.
     counts = [len(got.get(name, [])) for name in ("related", "history")]
     cost = (
-        len(vocabulary.encode(given["related"][counts[0]])) if counts[0] < len(related[:8]) else 0
+        len(vocabulary.encode(given["related"][counts[0]]))
+        if counts[0] < len(given["related"])
+        else 0
     )
     if cost and counts[1] > counts[0] + 1:
-        taken = [len(vocabulary.encode(t)) + 1 for t in history[counts[0] + 1 : counts[1]]]
+        taken = [len(vocabulary.encode(t)) + 1 for t in given["history"][counts[0] + 1 : counts[1]]]
         assert cost + 1 > room + sum(taken)
 
 
@@ -110,11 +122,11 @@ def test_the_soft_token_follows_the_prefix_where_there_is_a_vector(vocabulary):
 
 def test_grades_stand_before_the_markers_of_their_queries(vocabulary):
     v, graded = vocabulary, Request("le", ["blue"], ["red", "lego"], worth=[7, 2])
-    related, history = v.item_ids["related"], v.item_ids["history"]
+    related = v.item_ids["related"]
     expected = [v.prefix_id, *v.encode("le")]
     expected += [v.worth_ids[7], related[0], *v.encode("red")]
     expected += [v.worth_ids[2], related[1], *v.encode("lego")]
-    expected += [history[0], *v.encode("blue"), v.eos_id]
+    expected += [v.age_ids[0], *v.encode("blue"), v.eos_id]  # nobody knows when: just now
     assert Featurizer(v, FeatureSpec()).inputs(graded).tolist() == expected
     without = Request("le", ["blue"], ["red", "lego"])
     plain = Featurizer(v, FeatureSpec()).inputs(without).tolist()
@@ -140,7 +152,7 @@ def test_requests_are_made_with_all_that_is_known():
     class Known:
         history = 0
 
-        def related(self, prefixes, histories, without=None, profiles=None):
+        def related(self, prefixes, histories, without=None, profiles=None, minutes=None):
             return [[p, *h] for p, h in zip(prefixes, histories, strict=True)]
 
         def worth(self, related, visitors=None):
@@ -149,8 +161,8 @@ def test_requests_are_made_with_all_that_is_known():
         def vectors(self, prefixes, without=None):
             return np.array([[len(p)] for p in prefixes])
 
-    made = make_requests(Known(), ["a", "bc"], [["x"], []], [["f"], []])
-    first = Request("a", ("x",), ("a", "x"), ("f",), worth=(2,))
+    made = make_requests(Known(), ["a", "bc"], [["x"], []], [["f"], []], minutes=[[4.0], []])
+    first = Request("a", ("x",), ("a", "x"), ("f",), worth=(2,), minutes=(4.0,))
     assert made == [first, Request("bc", (), ("bc",), (), worth=(1,))]
     assert [request.vector.tolist() for request in made] == [[1], [2]]
     assert make_requests(None, ["a"], [[]], [[]]) == [Request("a")]

@@ -70,6 +70,7 @@ def test_every_row_can_be_loaded_without_this_package(log, tmp_path):
     assert sorted(r["request_id"] for r in rows["train"]) == ["r1", "r2"]
     (dev,) = rows["dev"]
     assert (dev["query"], dev["recent"], dev["level"]) == ("手机", ["tent", "watch"], 2)
+    assert len(dev["recent_minutes"]) == 2 and dev["recent_minutes"][0] > 0
     assert (dev["clicked_position"], dev["city"]) == (0, "berlin")
     second = next(r for r in rows["train"] if r["request_id"] == "r2")
     assert (second["level"], second["clicked_position"]) == (1, -1)
