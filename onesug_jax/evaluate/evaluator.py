@@ -34,8 +34,10 @@ Suggester = Callable[[list[Request]], Sequence[Sequence[Any]]]
 
 METRICS = ("hr@16", "mrr@16", "ndcg@16", "success@10", "mrr@10")  # as `evaluate` gives them
 
-_NEEDED = ("request_id", "prefix", "query", "clicked_items", "ordered_items")
-_NEEDED += (schema.RECENT, schema.RECENT_MINUTES)
+_NEEDED = (
+    *("request_id", "prefix", "query", "clicked_items", "ordered_items"),
+    *(schema.RECENT, schema.RECENT_MINUTES),
+)
 
 
 @dataclass(frozen=True)

@@ -175,7 +175,7 @@ class _Walk:
     def __init__(self, history: int):
         self.history = history
         self.user: str | None = None
-        self.time: int | None = None
+        self.time = 0
         self.latest: list[tuple[str, int]] = []  # with their times, newest first, before `time`
         self.now: list[str] = []  # queries at `time`, in order
 

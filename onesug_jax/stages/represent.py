@@ -71,7 +71,7 @@ def _embed(encoder, texts, mined: str, enhancing, path: str) -> None:
 
     from onesug_jax.represent.enhance import enhance
 
-    def table(name: str) -> np.ndarray:
+    def table(name: str) -> np.memmap:
         shape = (len(texts), encoder.dimension)
         return np.lib.format.open_memmap(name, mode="w+", dtype=np.float16, shape=shape)
 
@@ -199,8 +199,8 @@ def _searches(train: str, history: int):
         names = profile_columns(batch.schema)
         values = [batch[name].cast(pa.string()).fill_null("").to_pylist() for name in names]
         profiles = zip(*values, strict=True) if values else [()] * batch.num_rows
-        names = ("prefix", "query", RECENT, RECENT_MINUTES, "ordered_items")
-        columns = (batch[name].to_pylist() for name in names)
+        wanted = ("prefix", "query", RECENT, RECENT_MINUTES, "ordered_items")
+        columns = (batch[name].to_pylist() for name in wanted)
         whose = visitors_of(batch)
         for prefix, query, recent, minutes, items, profile, visitor in zip(
             *columns, profiles, whose, strict=True

@@ -352,8 +352,11 @@ def featurise(
         examples = []
         for fields in zip(*columns, strict=True):
             prefix, query, *texts, number = (text.decode() for text in fields)
-            lists = (text.split("\n") if text else [] for text in texts)
-            row = Row(prefix, query, *lists, int(number) if soft else 0)
+            recent, related, profile, worth, minutes = (
+                text.split("\n") if text else [] for text in texts
+            )
+            vector = int(number) if soft else 0
+            row = Row(prefix, query, recent, related, profile, worth, minutes, vector)
             if (example := kind(featurizer, row)) is not None:
                 has = row.soft and vocabulary.soft_id in example[0]
                 examples.append((*example, np.array([row.soft] if has else [], np.int32)))
