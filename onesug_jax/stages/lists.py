@@ -358,7 +358,7 @@ def suggest_flags(parser: argparse.ArgumentParser) -> None:
     """What was typed, by whom, and how to answer."""
     parser.add_argument("--prefix", help="what was typed; without it, an interactive prompt")
     parser.add_argument(
-        "--history", action="append", default=[], help="an earlier query, oldest first; repeat"
+        "--history", action="append", default=[], help="a query of just now, oldest first; repeat"
     )
     parser.add_argument(
         "--profile", action="append", default=[], help="a static profile value; repeat"

@@ -19,7 +19,7 @@ assert not any(name.startswith("onesug_jax") for name in sys.modules)
 plain = lambda x: x.decode() if isinstance(x, bytes) else x.tolist()
 rows = {
     split: [
-        {k: [i.decode() for i in v] if getattr(v, "ndim", 0) else plain(v) for k, v in row.items()}
+        {k: [plain(i) for i in v] if getattr(v, "ndim", 0) else plain(v) for k, v in row.items()}
         for row in tfds.as_numpy(rows)
     ]
     for split, rows in data.items()
