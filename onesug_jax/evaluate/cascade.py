@@ -6,10 +6,10 @@
   rank       LightGBM's LambdaMART over `FEATURES`
 
 Trained on the newest rows of the train split with statistics of the rows before them, so that no
-count knows its own row (`cascade_training`); it then serves with the statistics of all. The encoder
-and e_p* are those of the whole train split, a row being left out of e_p* only where it alone led
-from prefix to query, as in the model's examples. It sees what the model sees: prefix, history,
-profile, and what was mined and aligned.
+count knows its own row (`cascade_training`); it then serves with the statistics of all. The
+encoder, e_q* and e_p* are those of the whole train split, a row being left out of e_p* only where
+it alone led from prefix to query, as in the model's examples. It sees what the model sees: prefix,
+history, profile, and what was mined and aligned.
 """
 
 from __future__ import annotations
@@ -203,15 +203,15 @@ class Cascade:
         if not len(numbers):
             return numbers, np.zeros((0, len(FEATURES)), np.float32)
         history = request.history[: self.known.history]
-        visit = of_visit(ages(request.minutes, len(history)))
+        since = ages(request.minutes, len(history))
         alike = self.known.cosines(numbers, history)
         decayed = (alike * config.decay ** np.arange(alike.shape[1])).max(axis=1, initial=0.0)
-        visited = (alike * visit).max(axis=1, initial=0.0)
+        visited = (alike * of_visit(since)).max(axis=1, initial=0.0)
         first = np.log(statistics.counts[numbers])
         first += config.taste * decayed + config.visit * visited
         best = np.lexsort((numbers, -first))[: config.kept]
         return numbers[best], self._features(
-            request, numbers[best], alike[best], decayed[best], place[best]
+            request, numbers[best], alike[best], decayed[best], visited[best], since, place[best]
         )
 
     def _completions(self, prefix: str) -> np.ndarray:
@@ -225,14 +225,13 @@ class Cascade:
         numbers, _ = complete(prefix)
         return numbers if len(numbers) else completed(self.known.meant(prefix), complete, most)[0]
 
-    def _features(self, request, numbers, alike, decayed, place) -> np.ndarray:
+    def _features(self, request, numbers, alike, decayed, visited, since, place) -> np.ndarray:
         s, prefix = self.statistics, request.prefix
         texts = [self.known.completions.queries[n] for n in numbers.tolist()]
         counts = s.counts[numbers].astype(float)
         pairs = np.array([s.pairs.get((prefix, n), 0) for n in numbers.tolist()], float)
         own = request.vector
         history = list(request.history[: self.known.history])
-        since = ages(request.minutes, len(history))
         visit = of_visit(since)
         where = {text: i for i, text in reversed(list(enumerate(history)))}
         shared = self.known.shared_words(numbers, history)
@@ -264,7 +263,7 @@ class Cascade:
             "history_length": zeros + len(history),
             "log_since": zeros + (np.log1p(since[0]) if history else np.nan),
             "visit": zeros + visit.sum(),
-            "cosine_visit": (alike * visit).max(axis=1, initial=0.0),
+            "cosine_visit": visited,
             "cosine_visit_mean": alike @ visit / max(visit.sum(), 1.0),
             "visit_words": (shared * visit).max(axis=1, initial=0.0),
             "profile": s.profiles.lift(numbers, request.profile),

@@ -263,7 +263,10 @@ class RelatedQueries:
         minutes: Sequence[float],
     ) -> list[str]:
         own = -1 if without is None else self.number_of(without)
-        ranked = self._ranked(prefix, history, profile, without, minutes)
+        numbers, features = self.candidates(prefix, history, profile, without, minutes)
+        if self._ranker is not None:
+            numbers = numbers[self._order(numbers, self._ranker(features))]
+        ranked = numbers.tolist()
         if self.index is None or not self.config.neighbours and len(ranked) >= self.k:
             return [self.completions.queries[i] for i in ranked[: self.k]]
         first = ranked[: max(self.k - self.config.neighbours, 0)]
@@ -309,20 +312,6 @@ class RelatedQueries:
             best = self._order(pool, likely)[: self.config.shortlist]
             pool, counts, places, cosines = pool[best], counts[best], places[best], cosines[best]
         return pool, counts, places, cosines
-
-    def _ranked(
-        self,
-        prefix: str,
-        history: Sequence[str],
-        profile: Sequence[str],
-        without: str | None,
-        minutes: Sequence[float],
-    ) -> list[int]:
-        """Numbers of the prefix's shortlist, best first."""
-        numbers, features = self.candidates(prefix, history, profile, without, minutes)
-        if self._ranker is None:
-            return numbers.tolist()
-        return numbers[self._order(numbers, self._ranker(features))].tolist()
 
     @staticmethod
     def _order(pool: np.ndarray, scores: np.ndarray) -> np.ndarray:

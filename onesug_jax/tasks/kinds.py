@@ -21,9 +21,8 @@ _PRESENT = np.zeros(0)  # stands for a vector: whether there is one is all that 
 class Row(NamedTuple):
     """One request and the query it ended in; lists newest or best first.
 
-    `worth` holds the grades of the related queries, if any, `minutes` the ages of the recent
-    ones; `soft` is the number of the enhanced
-    prefix in the table of vectors, 0: none.
+    `worth` holds the grades of the related queries, if any, `minutes` the ages of the recent ones;
+    `soft` is the number of the enhanced prefix in the table of vectors, 0: none.
     """
 
     prefix: str

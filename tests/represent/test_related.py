@@ -97,6 +97,11 @@ def test_the_pool_is_ranked_by_the_formula():
 
     expected = sorted((q for q in QUERIES if q.startswith("ru")), key=score, reverse=True)
     assert found.related(["ru"], [history], minutes=[minutes]) == [expected]
+    now = found.related(["ru"], [history])
+    assert now != [expected], "ages decide here"
+    untold = known(4, neighbours=0, words=0.7, repeat=0.2, ages=False, **weights)
+    lists = [untold.related(["ru"], [history], minutes=[m]) for m in (minutes, [9e9, 9e9], [])]
+    assert lists == [now] * 3, "just now, whatever they are"
     assert expected[0] != "rug blue" or score("rug blue") > score("rug green")
 
 
