@@ -7,7 +7,9 @@
 Part `free`: a plain T5 (no copying) of random weights writes freely, so that all sides compute the
 same: ours; a flat beam in the manner of T5X, on the same layers (encoder output repeated for every
 beam, the whole cache reordered at every step); Hugging Face's `generate`; CTranslate2. The last two
-run in the Python that ONESUG_COMPARE_PYTHON names (`bench_generate.py`). Sides take turns, so that
+run in the Python that ONESUG_COMPARE_PYTHON names (`bench_generate.py`). Beside them stands what
+serving does by default, scoring: not the same lists, but as many candidates as there are beams,
+of as many tokens, that have nothing in common, which is the worst case. Sides take turns, so that
 what else the machine does hits all. SIZE:6+6 is a size with as many encoder and decoder layers.
 
 Part `closed`: lists of the known queries of a simulated shop, text to text, by mode, and beside a
@@ -40,7 +42,8 @@ import jax.numpy as jnp  # noqa: E402
 import numpy as np  # noqa: E402
 from bench_other import NotRun, Other  # noqa: E402
 
-from onesug_jax.decode.beam import BeamConfig, beam_search  # noqa: E402
+from onesug_jax.decode.beam import BeamConfig, beam_search, read_requests  # noqa: E402
+from onesug_jax.decode.score import plant, score_trees, side_by_side  # noqa: E402
 from onesug_jax.decode.trie import NEVER, Free  # noqa: E402
 from onesug_jax.model.config import ModelConfig  # noqa: E402
 from onesug_jax.model.seq2seq import Seq2Seq, for_decoding  # noqa: E402
@@ -48,7 +51,10 @@ from onesug_jax.model.seq2seq import Seq2Seq, for_decoding  # noqa: E402
 LENGTH, TOKENS, BEAMS, RETURNED, EOS = 96, 12, 32, 16, 1
 VOCABULARY = 32_128  # T5's
 CHECKED = 4  # requests whose lists are compared
-SIDES = ("ours", "ours-graph", "flat", "transformers", "ctranslate2", "ctranslate2-int8")
+SIDES = (
+    *("ours", "ours-graph", "ours-scored", "flat"),
+    *("transformers", "ctranslate2", "ctranslate2-int8"),
+)
 LARGE_SIDES = ("ours", "transformers")
 GRAPH = {  # on a GPU: the search's loop launched as one graph, not kernel by kernel
     "xla_gpu_enable_command_buffer": "FUSION,CUBLAS,CUBLASLT,CUSTOM_CALL,CUDNN,"
@@ -205,6 +211,41 @@ class Here:
         """Nothing to end."""
 
 
+class Scored:
+    """Candidates ranked in one pass instead of beams: BEAMS of TOKENS tokens, nothing shared."""
+
+    def __init__(self, model: Seq2Seq, params):
+        self.name = f"ours, scored: {BEAMS} candidates given"
+        self._params = params
+
+        def scored(params, tokens, trees, ends):
+            nodes = score_trees(model, params, read_requests(model, params, tokens), trees, 0.0)
+            return jax.lax.top_k(jnp.take_along_axis(nodes, ends, axis=1), RETURNED)
+
+        self._score = jax.jit(scored)
+
+    def write(self, tokens: np.ndarray, times: int) -> tuple[list[float], np.ndarray]:
+        """See `Here.write`; laying out the candidates is part of the time."""
+        rng, spent = np.random.default_rng(2), []
+        given = jnp.asarray(tokens)
+        size = (len(tokens), BEAMS, TOKENS + 1)
+        tables = rng.integers(2, self._params["embedding"].shape[0], size).astype(np.int32)
+        tables[:, :, -1] = EOS
+        for _ in range(times):
+            began = time.perf_counter()
+            planted = [plant(table) for table in tables]
+            room = max(len(tree.tokens) for tree, _ in planted)
+            trees = side_by_side([tree for tree, _ in planted], len(tables), room)
+            ends = np.stack([ends for _, ends in planted])
+            _, order = self._score(self._params, given, trees, ends)
+            lists = np.take_along_axis(tables, np.asarray(order)[..., None], axis=1)
+            spent.append(1000 * (time.perf_counter() - began))
+        return spent, lists[:CHECKED]
+
+    def close(self) -> None:
+        """Nothing to end."""
+
+
 class There(Other):
     """`bench_generate.py` in its own Python."""
 
@@ -239,9 +280,11 @@ def sides_of(wanted, config: ModelConfig, params, scratch: str) -> dict:
     if "ours-graph" in wanted and not cpu:
         graph = jax.jit(ours, compiler_options=GRAPH)
         sides["ours-graph"] = Here("ours, the loop as one CUDA graph", graph, ready)
+    if "ours-scored" in wanted:
+        sides["ours-scored"] = Scored(model, ready)
     if "flat" in wanted:
         sides["flat"] = Here("flat beam, as T5X has it", flat_beam(model, beams), ready)
-    others = [side for side in wanted if side not in ("ours", "ours-graph", "flat")]
+    others = [side for side in wanted if side != "flat" and not side.startswith("ours")]
     folder = os.path.join(scratch, "t5")
     if others and os.environ.get("ONESUG_COMPARE_PYTHON"):
         from onesug_jax.model.hf import write_t5
@@ -322,7 +365,7 @@ def free(name: str, batches, large, wanted, seconds: float, vocabulary: int) -> 
             base = float(np.median(spent["ours"])) if "ours" in spent else None
             for side, times in spent.items():
                 said = row(sides[side].name, np.array(times), base, batch)
-                if side != "ours" and "ours" in lists:
+                if side not in ("ours", "ours-scored") and "ours" in lists:
                     said += f"  same: {agreement(lists['ours'], lists[side])}"
                 print(said, flush=True)
         for side in sides.values():

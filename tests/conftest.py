@@ -19,6 +19,16 @@ if "host_platform_device_count" not in os.environ.get("XLA_FLAGS", ""):
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 
 
+SLOW_SECONDS = 1800  # of a slow test, on cores that other work shares
+
+
+def pytest_collection_modifyitems(items):
+    """Slow tests have time of their own; a test's own mark wins."""
+    for item in items:
+        if item.get_closest_marker("slow") and not item.get_closest_marker("timeout"):
+            item.add_marker(pytest.mark.timeout(SLOW_SECONDS))
+
+
 @pytest.fixture(scope="session")
 def project_root() -> pathlib.Path:
     """The repository's top folder."""

@@ -70,7 +70,7 @@ def test_runs_share_what_they_can_and_stand_in_one_table(project_root, tmp_path)
     ]
     words = ["--out", str(tmp_path / "out"), "--only", "no_pre generative_sft", "--seeds", "2"]
     words += [f"--gin.{setting}" for setting in small]
-    done = ablations(project_root, *words, timeout=550)
+    done = ablations(project_root, *words, timeout=1700)
     assert done.returncode == 0, done.stderr
     parts = dict(
         zip(("full", "no_pre", "generative_sft"), done.stdout.split("== ")[1:4], strict=True)

@@ -284,7 +284,8 @@ def test_two_runs_side_by_side(work, capsys, tmp_path):
     assert ahead[-1].split()[1:5] == ["+0.00", "+0.00", "to", "+0.00"]
     plot = tmp_path / "frontier.png"
     flags = ["--run", str(work), "--run", str(other), "--plot", str(plot)]
-    assert main.main(["compare", *flags]) == 0 and plot.exists()
+    assert main.main(["compare", *flags, "--worth", "0.5"]) == 0 and plot.exists()
+    assert "sft, orders^0.5  " in capsys.readouterr().out
     assert main.main(["compare", "--run", str(work / "nowhere")]) == 2
     assert "run evaluate first" in capsys.readouterr().err
 

@@ -10,13 +10,14 @@ from __future__ import annotations
 
 import dataclasses
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from onesug_jax.evaluate import metrics, report
+from onesug_jax.errors import UserError
+from onesug_jax.evaluate import evaluator, metrics, report
 from onesug_jax.files import need
 from onesug_jax.plots import COLOURS, figure_of, save_figure
 
@@ -52,6 +53,44 @@ def read_run(folder: str, *, minutes: float | None = None, parameters: int | Non
     scores = report.read_metrics(folder)
     need([path], "the lists of an evaluation", "run evaluate first")
     return Run(scores, pq.read_table(path), minutes, parameters)
+
+
+def by_worth(
+    run: Run,
+    worth: Callable[[Sequence[str]], np.ndarray],
+    kappa: float,
+    *,
+    slices: evaluator.SliceSpec,
+) -> Run:
+    """The run with its SFT lists (its only ones, where no preference was learnt) in the order of
+
+        log p(q | request) + kappa log(share of orders of q / average share)
+
+    What it gains on orders, and gives up elsewhere, is there to be had without learning preference:
+    the rival of every alpha and beta.
+
+    Args:
+      worth: queries -> their logs of shares, `[n]`.
+
+    Raises:
+      UserError: the lists have no scores.
+    """
+    name = "sft" if "list_sft" in run.lists.column_names else _MODEL
+    texts = run.lists[f"list_{name}"].to_pylist()
+    scores = run.lists[f"scores_{name}"].to_pylist()
+    if None in scores:
+        raise UserError(f"the lists of {name} have no scores to weigh by worth: run evaluate again")
+    ordered = []
+    for suggestions, logits in zip(texts, scores, strict=True):
+        value = np.asarray(logits, np.float64) + kappa * worth(suggestions)
+        ordered.append([suggestions[i] for i in np.argsort(-value, kind="stable")])
+    truths = run.lists["truth"].to_pylist()
+    ranks = [metrics.rank_of(truth, each) for truth, each in zip(truths, ordered, strict=True)]
+    known = ("request_id", "prefix", "truth", "level", "prefix_count", "history")
+    lists = run.lists.select(list(known))
+    lists = lists.append_column(f"rank_{_MODEL}", pa.array(ranks, pa.int32()))
+    lists = lists.append_column(f"list_{_MODEL}", pa.array(ordered, pa.list_(pa.string())))
+    return Run(evaluator.summarise(lists, slices=slices), lists, parameters=run.parameters)
 
 
 def names_of(folders: Sequence[str]) -> dict[str, list[str]]:

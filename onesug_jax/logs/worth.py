@@ -69,6 +69,11 @@ class OrderGrades:
         """Grades 0 to GRADES - 1 of queries `[n]`; of a training row without its own fold."""
         return self._table[fold][numbers]
 
+    def log_shares(self, numbers: np.ndarray) -> np.ndarray:
+        """Log of each query's share of orders over the average one, of all searches; `[n]`."""
+        shares = _shares(self.searches.sum(0), self.orders.sum(0))
+        return np.log(np.maximum(shares[numbers], 1e-9))
+
     def save(self, folder: str) -> None:
         """Into folder/orders.npz."""
         with whole(os.path.join(folder, FILE)) as file:
@@ -88,7 +93,12 @@ class OrderGrades:
         return found
 
 
-def _grades(searches: np.ndarray, orders: np.ndarray) -> np.ndarray:
+def _shares(searches: np.ndarray, orders: np.ndarray) -> np.ndarray:
+    """Shares of orders, smoothed, over the average share, `[N]`."""
     average = orders.sum() / max(searches.sum(), 1)
     share = (orders + _SMOOTHING * average) / (searches + _SMOOTHING)
-    return np.searchsorted(_EDGES, share / max(average, 1e-9), side="right").astype(np.int8)
+    return share / max(average, 1e-9)
+
+
+def _grades(searches: np.ndarray, orders: np.ndarray) -> np.ndarray:
+    return np.searchsorted(_EDGES, _shares(searches, orders), side="right").astype(np.int8)

@@ -422,6 +422,7 @@ _ALL = (
         name="compare",
         summary="show the scores of several work directories side by side",
         run=comparing.compare,
+        configures=("SliceSpec",),
         flags=comparing.flags,
         in_run=False,
         example="compare --run work/ablations/full --run work/ablations/no_pre",

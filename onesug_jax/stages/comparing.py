@@ -9,10 +9,15 @@ import os
 from typing import TYPE_CHECKING
 
 from onesug_jax import workdir
+from onesug_jax.files import need
 from onesug_jax.registry import Context
 from onesug_jax.stages import opened
 
 if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    import numpy as np
+
     from onesug_jax.evaluate.runs import Run
 
 
@@ -28,7 +33,13 @@ def compare(context: Context) -> None:
     found = {
         name: [read(folder) for folder in seeds] for name, seeds in runs.names_of(folders).items()
     }
-    rows, first = runs.rows_of(found), next(iter(found))
+    first = next(iter(found))
+    for kappa in context.options.worth or ():
+        worth, slices = _worth(runs.names_of(folders)[first][0]), context.configured("SliceSpec")()
+        found[f"sft, orders^{kappa:g}"] = [
+            runs.by_worth(run, worth, kappa, slices=slices) for run in found[first]
+        ]
+    rows = runs.rows_of(found)
     orders = runs.order_requests(found[first][0].lists)
     print(runs.format_rows(rows, orders))
     if len(rows) > 1:
@@ -36,6 +47,25 @@ def compare(context: Context) -> None:
         print("\n" + runs.format_ahead(rows, base, orders))
         if context.options.plot:
             print("\n" + runs.plot_frontier(rows, base, orders, context.options.plot))
+
+
+def _worth(folder: str) -> Callable[[Sequence[str]], np.ndarray]:
+    """Queries -> logs of their shares of orders in a work directory's log; 0 of unknown ones."""
+    import numpy as np
+
+    from onesug_jax.logs.completion import CompletionIndex
+    from onesug_jax.logs.worth import FILE, OrderGrades
+
+    work = workdir.WorkDir(folder)
+    need([os.path.join(work.ranking, FILE)], "what queries are worth", "run rank first")
+    known = CompletionIndex.load(work.mined)
+    shares = OrderGrades.load(work.ranking, len(known)).log_shares(np.arange(len(known)))
+    number = {query: place for place, query in enumerate(known.queries)}
+
+    def worth(queries: Sequence[str]) -> np.ndarray:
+        return np.array([shares[number[q]] if q in number else 0.0 for q in queries])
+
+    return worth
 
 
 def read(folder: str) -> Run:
@@ -67,6 +97,14 @@ def flags(parser: argparse.ArgumentParser) -> None:
     """What to compare."""
     parser.add_argument(
         "--run", action="append", metavar="WORK_DIR", help="a work directory to show; repeat"
+    )
+    parser.add_argument(
+        "--worth",
+        action="append",
+        type=float,
+        metavar="KAPPA",
+        help="show the first run's SFT lists too, weighed by each query's share of orders to the "
+        "power of KAPPA; repeat",
     )
     parser.add_argument(
         "--plot", metavar="FILE.png", help="draw orders against all searches, relative to the first"

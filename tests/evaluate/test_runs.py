@@ -7,6 +7,7 @@ import pytest
 
 from onesug_jax.errors import UserError
 from onesug_jax.evaluate import report, runs
+from onesug_jax.evaluate.evaluator import SliceSpec
 
 
 def run_of(ranks, truth="q", rivals=(), **known):
@@ -101,6 +102,39 @@ def test_other_requests_are_not_compared(tmp_path):
         runs.read_run(str(tmp_path))
     pq.write_table(one.lists, tmp_path / "report" / "lists.parquet")
     assert runs.read_run(str(tmp_path), minutes=3.0).minutes == 3.0
+
+
+def test_lists_in_the_order_of_what_is_bought():
+    lists = {"a": [["p", "q", "r"], [-0.1, -0.3, -3.0]], "b": [["q", "s"], [-0.2, -0.2]]}
+    shares = {"p": -1.0, "q": 0.5, "r": 2.0}
+    rows = pa.table(
+        {
+            "request_id": list(lists),
+            "prefix": list(lists),
+            "truth": ["q", "s"],
+            "level": ["order", "click"],
+            "prefix_count": [3, 0],
+            "history": [1, 0],
+            "list_sft": [texts for texts, _ in lists.values()],
+            "scores_sft": [scores for _, scores in lists.values()],
+        }
+    )
+
+    def weighed(rows, kappa):
+        worth = lambda queries: np.array([shares.get(text, 0.0) for text in queries])  # noqa: E731
+        found = runs.by_worth(runs.Run({}, rows), worth, kappa, slices=SliceSpec())
+        assert found.metrics["model"]["order"]["n"] == found.metrics["model"]["unseen"]["n"] == 1
+        return found.lists["rank_model"].to_pylist(), found.lists["list_model"].to_pylist()[0]
+
+    assert weighed(rows, 0.0) == ([2, 2], ["p", "q", "r"])
+    assert weighed(rows, 0.2) == ([1, 2], ["q", "p", "r"])  # -0.2, -0.3, -2.6
+    assert weighed(rows, 2.0) == ([2, 2], ["r", "q", "p"])  # 1, 0.7, -2.1
+    own = rows.rename_columns([name.replace("sft", "model") for name in rows.column_names])
+    assert weighed(own, 0.2) == weighed(rows, 0.2)
+    none = pa.array([None, None], pa.list_(pa.float32()))
+    silent = own.drop_columns("scores_model").append_column("scores_model", none)
+    with pytest.raises(UserError, match="lists of model have no scores"):
+        weighed(silent, 1.0)
 
 
 def test_the_frontier_is_drawn(tmp_path):

@@ -57,7 +57,7 @@ def test_mistakes_are_told_before_anything_is_made(project_root, script, tmp_pat
 def run(project_root, script, data, work):
     words = ["--data", str(data), "--work", str(work)]
     words += [f"--gin.{name}={value}" for name, value in TINY.items()]
-    done = launched(project_root, script, *words, timeout=550)
+    done = launched(project_root, script, *words, timeout=1700)
     assert done.returncode == 0, done.stderr + done.stdout
     return done.stdout
 

@@ -1,6 +1,7 @@
 """Grades by shares of orders: against counting by hand, out of fold, and read back."""
 
 import bisect
+import math
 
 import numpy as np
 import pytest
@@ -34,6 +35,18 @@ def test_grades_are_the_definitions():
     for fold in range(FOLDS):
         assert found.of(np.arange(SIZE), fold).tolist() == [by_hand(n, fold) for n in range(SIZE)]
     assert max(found.of(np.arange(SIZE))) < GRADES == len(_EDGES) + 1
+
+
+def test_logs_of_shares_are_the_definition():
+    found = OrderGrades.from_rows(SIZE, NUMBERS, ORDERED, FOLD).log_shares(np.array([3, 0]))
+    known = [(n, o) for n, o in zip(NUMBERS, ORDERED, strict=True) if n >= 0]
+    average = sum(o for _, o in known) / len(known)
+    for number, value in zip((3, 0), found, strict=True):
+        own = [o for n, o in known if n == number]
+        share = (sum(own) + 4 * average) / (len(own) + 4)
+        assert value == pytest.approx(math.log(share / average))
+    none = OrderGrades.from_rows(SIZE, NUMBERS, np.zeros(ROWS, bool), FOLD)
+    assert np.isfinite(none.log_shares(np.arange(SIZE))).all()
 
 
 def test_a_training_row_is_told_nothing_of_its_own_outcome():
