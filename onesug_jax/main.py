@@ -306,16 +306,16 @@ def _run_one(spec: registry.StageSpec, config: Config, options: Any, *, named: b
     if named and options.dry_run:
         _dry_run(spec, context)
         return 0
+    distributed.agreed(lambda: _check_start(spec, context))
+    return registry.execute(spec, context, force=getattr(options, "force", False))
+
+
+def _check_start(spec: registry.StageSpec, context: registry.Context) -> None:
     processes = distributed.place_among()[1]
     if processes > 1 and spec.folder is None:
         raise UserError(
             f"{spec.name} is run by one process, found {processes}: unset {distributed.COUNT}."
         )
-    distributed.agreed(lambda: _check_inputs(spec, context))
-    return registry.execute(spec, context, force=getattr(options, "force", False))
-
-
-def _check_inputs(spec: registry.StageSpec, context: registry.Context) -> None:
     makers = {other.folder: other.name for other in STAGES.values() if other.folder}
     registry.check_inputs(spec, context, makers)
 
@@ -333,7 +333,7 @@ def suggester(work_dir: str, *flags: str) -> Callable[..., dict[str, Any]]:
     assert isinstance(command, cli.Command)
     spec = STAGES["suggest"]
     context = make_context(spec, read_config(command.gin_files, command.bindings))
-    _check_inputs(spec, context)
+    _check_start(spec, context)
     return lists.answering(context)
 
 
