@@ -21,6 +21,8 @@ from onesug_jax.evaluate import evaluator, metrics, report
 from onesug_jax.files import need
 from onesug_jax.plots import COLOURS, figure_of, save_figure
 
+_NEAR = 5.0  # points of MRR
+_MARKERS = "os^DvP"
 _MODEL = "model"  # the suggester of a report that is the run's own; all others are its rivals
 
 
@@ -218,29 +220,56 @@ def order_requests(lists: pa.Table) -> np.ndarray:
     return lists["level"].to_numpy(zero_copy_only=False) == "order"
 
 
-def plot_frontier(rows: Sequence[Row], base: Row, orders: np.ndarray, path: str) -> str:
+def plot_frontier(
+    rows: Sequence[Row],
+    base: Row,
+    orders: np.ndarray,
+    path: str,
+    *,
+    line: Mapping[str, str] | None = None,
+) -> str:
     """Orders against all searches: how far each row is ahead of `base` on both, with intervals of
-    95 %; returns `path`. What lies above and to the right gives up nothing.
+    95 %; returns `path`. What lies above and to the right gives up nothing. Rows that are farther
+    off than `_NEAR` points are named below the plot.
+
+    `line`: names of rows -> labels, of those to be joined in this order, such as SFT lists weighed
+    by worth.
     """
-    figure, (axis,) = figure_of(1, width=6.4)
+    figure, (axis,) = figure_of(1, width=7.6)
     axis.axhline(0, color="#d0d4d8", linewidth=1, zorder=0)
     axis.axvline(0, color="#d0d4d8", linewidth=1, zorder=0)
-    axis.plot([0], [0], "o", color=COLOURS[1])
-    axis.annotate(
-        base.name, (0, 0), (5, -11), textcoords="offset points", color=COLOURS[1], fontsize=8
-    )
-    for row in rows:
-        found = ahead(row, base, orders) if row is not base else None
-        if found is None or "order" not in found:
-            continue
-        (x, left, right), (y, low, high) = found["all"], found["order"]
-        axis.hlines(y, left, right, color=COLOURS[0], alpha=0.5, linewidth=0.8)
-        axis.vlines(x, low, high, color=COLOURS[0], alpha=0.5, linewidth=0.8)
-        axis.plot([x], [y], "o", color=COLOURS[0])
-        axis.annotate(row.name, (x, y), (5, 4), textcoords="offset points", fontsize=8)
-    axis.set_xlabel("points of MRR ahead on all searches")
+    axis.plot([0], [0], "*", color=COLOURS[1], markersize=12, label=base.name)
+    found = {row.name: ahead(row, base, orders) for row in rows if row is not base}
+    known = {name: each for name, each in found.items() if each and "order" in each}
+    far = {
+        name: (each["all"][0], each["order"][0])
+        for name, each in known.items()
+        if max(abs(each["all"][0]), abs(each["order"][0])) > _NEAR
+    }
+    if len(far) == len(known):
+        far = {}
+    near = {name: each for name, each in known.items() if name not in far}
+    joined = [name for name in line or () if name in near]
+    points = [(near[name]["all"][0], near[name]["order"][0]) for name in joined]
+    if points:
+        label = "SFT, weighed by orders^kappa"
+        axis.plot(*zip(*points, strict=True), "o-", color="#8a939c", markersize=4, label=label)
+    for name, at in zip(joined, points, strict=True):
+        axis.annotate((line or {})[name], at, (4, 5), textcoords="offset points", fontsize=8)
+    single = [name for name in near if name not in joined]
+    colours = [colour for colour in COLOURS if colour != COLOURS[1]]
+    for number, name in enumerate(single):
+        (x, left, right), (y, low, high) = near[name]["all"], near[name]["order"]
+        colour = colours[number % len(colours)]
+        axis.hlines(y, left, right, color=colour, alpha=0.4, linewidth=0.8)
+        axis.vlines(x, low, high, color=colour, alpha=0.4, linewidth=0.8)
+        marker = _MARKERS[number // len(colours) % len(_MARKERS)]
+        axis.plot([x], [y], marker, color=colour, label=name)
+    out = ", ".join(f"{name} ({x:+.1f}, {y:+.1f})" for name, (x, y) in far.items())
+    axis.set_xlabel("points of MRR ahead on all searches" + (f"\nnot drawn: {out}" if out else ""))
     axis.set_ylabel("points of MRR ahead with an order")
     axis.set_title(f"Ahead of {base.name}", loc="left")
+    axis.legend(frameon=False, fontsize=8, loc="center left", bbox_to_anchor=(1.0, 0.5))
     return save_figure(figure, path)
 
 

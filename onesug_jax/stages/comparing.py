@@ -33,12 +33,12 @@ def compare(context: Context) -> None:
     found = {
         name: [read(folder) for folder in seeds] for name, seeds in runs.names_of(folders).items()
     }
-    first = next(iter(found))
-    for kappa in context.options.worth or ():
+    first, line = next(iter(found)), {"sft": "0"}
+    for kappa in sorted(context.options.worth or ()):
         worth, slices = _worth(runs.names_of(folders)[first][0]), context.configured("SliceSpec")()
-        found[f"sft, orders^{kappa:g}"] = [
-            runs.by_worth(run, worth, kappa, slices=slices) for run in found[first]
-        ]
+        name = f"sft, orders^{kappa:g}"
+        line[name] = f"{kappa:g}"
+        found[name] = [runs.by_worth(run, worth, kappa, slices=slices) for run in found[first]]
     rows = runs.rows_of(found)
     orders = runs.order_requests(found[first][0].lists)
     print(runs.format_rows(rows, orders))
@@ -46,7 +46,9 @@ def compare(context: Context) -> None:
         base = next(row for row in rows if row.name == first)
         print("\n" + runs.format_ahead(rows, base, orders))
         if context.options.plot:
-            print("\n" + runs.plot_frontier(rows, base, orders, context.options.plot))
+            path = context.options.plot
+            line = line if len(line) > 1 else {}
+            print("\n" + runs.plot_frontier(rows, base, orders, path, line=line))
 
 
 def _worth(folder: str) -> Callable[[Sequence[str]], np.ndarray]:

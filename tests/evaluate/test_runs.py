@@ -141,8 +141,24 @@ def test_the_frontier_is_drawn(tmp_path):
     rows, orders = rows_and_orders(
         full=[run_of([1, 2] * 8, rivals=["cascade"])], less=[run_of([2, 2] * 8)]
     )
-    path = runs.plot_frontier(rows, rows[1], orders, str(tmp_path / "frontier.png"))
-    assert open(path, "rb").read(4) == b"\x89PNG"
+    path = str(tmp_path / "frontier.png")
+    for line in (None, {"cascade": "0"}):
+        assert runs.plot_frontier(rows, rows[1], orders, path, line=line) == path
+        assert open(path, "rb").read(4) == b"\x89PNG"
+
+
+def test_rows_far_off_are_named_and_not_drawn(tmp_path, monkeypatch):
+    drawn = []
+    monkeypatch.setattr(runs, "save_figure", lambda figure, path: drawn.append(figure) or path)
+    one, near, far = [1, 1] * 8, [1, 1] * 7 + [1, 2], [4, 4] * 8
+    rows, orders = rows_and_orders(one=[run_of(one)], near=[run_of(near)], far=[run_of(far)])
+    runs.plot_frontier(rows, rows[0], orders, "")
+    (axis,) = drawn[-1].axes
+    assert axis.get_xlabel().endswith("not drawn: far (-75.0, -75.0)")
+    names = [text.get_text() for text in axis.get_legend().get_texts()]
+    assert names == ["one", "near"]
+    runs.plot_frontier([rows[0], rows[2]], rows[0], orders, "")  # nothing else is there to see
+    assert "not drawn" not in drawn[-1].axes[0].get_xlabel()
 
 
 def test_columns_are_as_wide_as_their_widest():
