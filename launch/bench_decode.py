@@ -51,6 +51,7 @@ from onesug_jax.model.seq2seq import Seq2Seq, for_decoding  # noqa: E402
 LENGTH, TOKENS, BEAMS, RETURNED, EOS = 96, 12, 32, 16, 1
 VOCABULARY = 32_128  # T5's
 CHECKED = 4  # requests whose lists are compared
+CANDIDATES = 16  # requests with candidates of their own, for `scored`; more get theirs again
 SIDES = (
     *("ours", "ours-graph", "ours-scored", "flat"),
     *("transformers", "ctranslate2", "ctranslate2-int8"),
@@ -191,8 +192,31 @@ def flat_beam(model: Seq2Seq, config: BeamConfig):
     return jax.jit(search)
 
 
+def scored(model: Seq2Seq):
+    """Candidates ranked in one pass, no beams: BEAMS a request, of TOKENS tokens and nothing in
+    common: `(params, tokens) -> ids, scores`. Laying them out is part of it.
+    """
+    rng = np.random.default_rng(2)
+    tables = rng.integers(2, model.config.vocab_size, (CANDIDATES, BEAMS, TOKENS + 1), np.int32)
+    tables[:, :, -1] = EOS
+
+    @jax.jit
+    def score(params, tokens, trees, ends):
+        nodes = score_trees(model, params, read_requests(model, params, tokens), trees, 0.0)
+        return jax.lax.top_k(jnp.take_along_axis(nodes, ends, axis=1), RETURNED)
+
+    def search(params, tokens):
+        chosen = tables[np.arange(len(tokens)) % CANDIDATES]
+        planted, ends = zip(*map(plant, chosen), strict=True)
+        trees = side_by_side(planted, len(tokens), max(len(tree.tokens) for tree in planted))
+        scores, order = score(params, tokens, trees, np.stack(ends))
+        return np.take_along_axis(chosen, np.asarray(order)[..., None], axis=1), scores
+
+    return search
+
+
 class Here:
-    """A jitted search in this process: `write(tokens) -> ids [B, R, T], scores [B, R]`."""
+    """A search in this process: `write(tokens) -> ids [B, R, T], scores [B, R]`."""
 
     def __init__(self, name: str, search, params):
         self.name, self._search, self._params = name, search, params
@@ -206,41 +230,6 @@ class Here:
             ids, scores = np.asarray(ids), np.asarray(scores)
             spent.append(1000 * (time.perf_counter() - began))
         return spent, ids[:CHECKED]
-
-    def close(self) -> None:
-        """Nothing to end."""
-
-
-class Scored:
-    """Candidates ranked in one pass instead of beams: BEAMS of TOKENS tokens, nothing shared."""
-
-    def __init__(self, model: Seq2Seq, params):
-        self.name = f"ours, scored: {BEAMS} candidates given"
-        self._params = params
-
-        def scored(params, tokens, trees, ends):
-            nodes = score_trees(model, params, read_requests(model, params, tokens), trees, 0.0)
-            return jax.lax.top_k(jnp.take_along_axis(nodes, ends, axis=1), RETURNED)
-
-        self._score = jax.jit(scored)
-
-    def write(self, tokens: np.ndarray, times: int) -> tuple[list[float], np.ndarray]:
-        """See `Here.write`; laying out the candidates is part of the time."""
-        rng, spent = np.random.default_rng(2), []
-        given = jnp.asarray(tokens)
-        size = (len(tokens), BEAMS, TOKENS + 1)
-        tables = rng.integers(2, self._params["embedding"].shape[0], size).astype(np.int32)
-        tables[:, :, -1] = EOS
-        for _ in range(times):
-            began = time.perf_counter()
-            planted = [plant(table) for table in tables]
-            room = max(len(tree.tokens) for tree, _ in planted)
-            trees = side_by_side([tree for tree, _ in planted], len(tables), room)
-            ends = np.stack([ends for _, ends in planted])
-            _, order = self._score(self._params, given, trees, ends)
-            lists = np.take_along_axis(tables, np.asarray(order)[..., None], axis=1)
-            spent.append(1000 * (time.perf_counter() - began))
-        return spent, lists[:CHECKED]
 
     def close(self) -> None:
         """Nothing to end."""
@@ -281,7 +270,8 @@ def sides_of(wanted, config: ModelConfig, params, scratch: str) -> dict:
         graph = jax.jit(ours, compiler_options=GRAPH)
         sides["ours-graph"] = Here("ours, the loop as one CUDA graph", graph, ready)
     if "ours-scored" in wanted:
-        sides["ours-scored"] = Scored(model, ready)
+        name = f"ours, scored: {BEAMS} candidates given"
+        sides["ours-scored"] = Here(name, scored(model), ready)
     if "flat" in wanted:
         sides["flat"] = Here("flat beam, as T5X has it", flat_beam(model, beams), ready)
     others = [side for side in wanted if side != "flat" and not side.startswith("ours")]

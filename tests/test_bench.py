@@ -35,7 +35,6 @@ def test_suite_prints_its_table(suite, project_root):
         env=environment,
         capture_output=True,
         text=True,
-        timeout=1700,
     )
     assert done.returncode == 0, done.stderr
     rows = {
@@ -69,7 +68,6 @@ def compared(tmp_path, project_root, python: str | None) -> dict[str, list[str]]
         env=environment,
         capture_output=True,
         text=True,
-        timeout=1700,
     )
     assert done.returncode == 0, done.stderr
     assert "MFU: model FLOPs over time and peak" in done.stdout

@@ -50,7 +50,7 @@ def start(project_root, words, count=1, devices=1):
 
 def finish(processes):
     """What each printed, all having ended well."""
-    told = [process.communicate(timeout=1700) for process in processes]
+    told = [process.communicate() for process in processes]
     for process, (out, err) in zip(processes, told, strict=True):
         assert process.returncode == 0, f"{out[-2000:]}\n{err[-4000:]}"
     return [out for out, _ in told]

@@ -9,6 +9,7 @@ the requests (paired bootstrap).
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import os
 from collections.abc import Callable, Mapping, Sequence
 
@@ -22,7 +23,6 @@ from onesug_jax.files import need
 from onesug_jax.plots import COLOURS, figure_of, save_figure
 
 _NEAR = 5.0  # points of MRR
-_MARKERS = "os^DvP"
 _MODEL = "model"  # the suggester of a report that is the run's own; all others are its rivals
 
 
@@ -225,48 +225,42 @@ def plot_frontier(
     base: Row,
     orders: np.ndarray,
     path: str,
-    *,
-    line: Mapping[str, str] | None = None,
+    weighed: Mapping[str, float] | None = None,
 ) -> str:
     """Orders against all searches: how far each row is ahead of `base` on both, with intervals of
     95 %; returns `path`. What lies above and to the right gives up nothing. Rows that are farther
-    off than `_NEAR` points are named below the plot.
+    off than `_NEAR` points, where not all are, are named below the plot.
 
-    `line`: names of rows -> labels, of those to be joined in this order, such as SFT lists weighed
-    by worth.
+    `weighed`: names of rows that are SFT lists weighed by worth -> kappa, in the order in which
+    they are joined.
     """
+    found = {row.name: ahead(row, base, orders) for row in rows if row is not base}
+    known = {name: each for name, each in found.items() if each and "order" in each}
+    places = {name: (each["all"][0], each["order"][0]) for name, each in known.items()}
+    near = [name for name, place in places.items() if max(map(abs, place)) <= _NEAR]
+    near = near or list(places)
     figure, (axis,) = figure_of(1, width=7.6)
     axis.axhline(0, color="#d0d4d8", linewidth=1, zorder=0)
     axis.axvline(0, color="#d0d4d8", linewidth=1, zorder=0)
     axis.plot([0], [0], "*", color=COLOURS[1], markersize=12, label=base.name)
-    found = {row.name: ahead(row, base, orders) for row in rows if row is not base}
-    known = {name: each for name, each in found.items() if each and "order" in each}
-    far = {
-        name: (each["all"][0], each["order"][0])
-        for name, each in known.items()
-        if max(abs(each["all"][0]), abs(each["order"][0])) > _NEAR
-    }
-    if len(far) == len(known):
-        far = {}
-    near = {name: each for name, each in known.items() if name not in far}
-    joined = [name for name in line or () if name in near]
-    points = [(near[name]["all"][0], near[name]["order"][0]) for name in joined]
-    if points:
+    line = {"sft": 0.0, **weighed} if weighed else {}
+    line = {name: kappa for name, kappa in line.items() if name in near}
+    if line:
+        points = zip(*(places[name] for name in line), strict=True)
         label = "SFT, weighed by orders^kappa"
-        axis.plot(*zip(*points, strict=True), "o-", color="#8a939c", markersize=4, label=label)
-    for name, at in zip(joined, points, strict=True):
-        axis.annotate((line or {})[name], at, (4, 5), textcoords="offset points", fontsize=8)
-    single = [name for name in near if name not in joined]
-    colours = [colour for colour in COLOURS if colour != COLOURS[1]]
-    for number, name in enumerate(single):
-        (x, left, right), (y, low, high) = near[name]["all"], near[name]["order"]
-        colour = colours[number % len(colours)]
+        axis.plot(*points, "o-", color="#8a939c", markersize=4, label=label)
+    for name, kappa in line.items():
+        axis.annotate(f"{kappa:g}", places[name], (4, 5), textcoords="offset points", fontsize=8)
+    looks = [(marker, colour) for marker in "os^DvP" for colour in (COLOURS[0], *COLOURS[2:])]
+    single = [name for name in near if name not in line]
+    for name, (marker, colour) in zip(single, itertools.cycle(looks), strict=False):
+        (x, left, right), (y, low, high) = known[name]["all"], known[name]["order"]
         axis.hlines(y, left, right, color=colour, alpha=0.4, linewidth=0.8)
         axis.vlines(x, low, high, color=colour, alpha=0.4, linewidth=0.8)
-        marker = _MARKERS[number // len(colours) % len(_MARKERS)]
         axis.plot([x], [y], marker, color=colour, label=name)
-    out = ", ".join(f"{name} ({x:+.1f}, {y:+.1f})" for name, (x, y) in far.items())
-    axis.set_xlabel("points of MRR ahead on all searches" + (f"\nnot drawn: {out}" if out else ""))
+    far = [f"{name} ({x:+.1f}, {y:+.1f})" for name, (x, y) in places.items() if name not in near]
+    told = f"\nnot drawn: {', '.join(far)}" if far else ""
+    axis.set_xlabel(f"points of MRR ahead on all searches{told}")
     axis.set_ylabel("points of MRR ahead with an order")
     axis.set_title(f"Ahead of {base.name}", loc="left")
     axis.legend(frameon=False, fontsize=8, loc="center left", bbox_to_anchor=(1.0, 0.5))

@@ -69,10 +69,9 @@ class OrderGrades:
         """Grades 0 to GRADES - 1 of queries `[n]`; of a training row without its own fold."""
         return self._table[fold][numbers]
 
-    def log_shares(self, numbers: np.ndarray) -> np.ndarray:
-        """Log of each query's share of orders over the average one, of all searches; `[n]`."""
-        shares = _shares(self.searches.sum(0), self.orders.sum(0))
-        return np.log(np.maximum(shares[numbers], 1e-9))
+    def log_shares(self) -> np.ndarray:
+        """Log of each query's share of orders over the average one, of all searches; `[N]`."""
+        return np.log(np.maximum(_shares(self.searches.sum(0), self.orders.sum(0)), 1e-9))
 
     def save(self, folder: str) -> None:
         """Into folder/orders.npz."""

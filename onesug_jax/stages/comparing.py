@@ -29,16 +29,16 @@ def compare(context: Context) -> None:
     """
     from onesug_jax.evaluate import runs
 
-    folders = context.options.run or [context.work.path]
-    found = {
-        name: [read(folder) for folder in seeds] for name, seeds in runs.names_of(folders).items()
-    }
-    first, line = next(iter(found)), {"sft": "0"}
-    for kappa in sorted(context.options.worth or ()):
-        worth, slices = _worth(runs.names_of(folders)[first][0]), context.configured("SliceSpec")()
-        name = f"sft, orders^{kappa:g}"
-        line[name] = f"{kappa:g}"
-        found[name] = [runs.by_worth(run, worth, kappa, slices=slices) for run in found[first]]
+    named = runs.names_of(context.options.run or [context.work.path])
+    found = {name: [read(folder) for folder in seeds] for name, seeds in named.items()}
+    first = next(iter(found))
+    weighed = {f"sft, orders^{kappa:g}": kappa for kappa in sorted(context.options.worth or ())}
+    if weighed:
+        worth, slices = _worth(named[first][0]), context.configured("SliceSpec")()
+        found |= {
+            name: [runs.by_worth(run, worth, kappa, slices=slices) for run in found[first]]
+            for name, kappa in weighed.items()
+        }
     rows = runs.rows_of(found)
     orders = runs.order_requests(found[first][0].lists)
     print(runs.format_rows(rows, orders))
@@ -46,9 +46,7 @@ def compare(context: Context) -> None:
         base = next(row for row in rows if row.name == first)
         print("\n" + runs.format_ahead(rows, base, orders))
         if context.options.plot:
-            path = context.options.plot
-            line = line if len(line) > 1 else {}
-            print("\n" + runs.plot_frontier(rows, base, orders, path, line=line))
+            print("\n" + runs.plot_frontier(rows, base, orders, context.options.plot, weighed))
 
 
 def _worth(folder: str) -> Callable[[Sequence[str]], np.ndarray]:
@@ -61,13 +59,10 @@ def _worth(folder: str) -> Callable[[Sequence[str]], np.ndarray]:
     work = workdir.WorkDir(folder)
     need([os.path.join(work.ranking, FILE)], "what queries are worth", "run rank first")
     known = CompletionIndex.load(work.mined)
-    shares = OrderGrades.load(work.ranking, len(known)).log_shares(np.arange(len(known)))
-    number = {query: place for place, query in enumerate(known.queries)}
-
-    def worth(queries: Sequence[str]) -> np.ndarray:
-        return np.array([shares[number[q]] if q in number else 0.0 for q in queries])
-
-    return worth
+    shares = np.append(
+        OrderGrades.load(work.ranking, len(known)).log_shares(), 0.0
+    )  # [-1]: unknown
+    return lambda queries: shares[np.array([known.find(query) for query in queries], np.int64)]
 
 
 def read(folder: str) -> Run:

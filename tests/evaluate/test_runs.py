@@ -1,5 +1,7 @@
 """Runs side by side: rows, seeds, intervals, the difference request by request."""
 
+import dataclasses
+
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -141,24 +143,32 @@ def test_the_frontier_is_drawn(tmp_path):
     rows, orders = rows_and_orders(
         full=[run_of([1, 2] * 8, rivals=["cascade"])], less=[run_of([2, 2] * 8)]
     )
-    path = str(tmp_path / "frontier.png")
-    for line in (None, {"cascade": "0"}):
-        assert runs.plot_frontier(rows, rows[1], orders, path, line=line) == path
-        assert open(path, "rb").read(4) == b"\x89PNG"
+    path = runs.plot_frontier(rows, rows[1], orders, str(tmp_path / "frontier.png"))
+    assert open(path, "rb").read(4) == b"\x89PNG"
 
 
-def test_rows_far_off_are_named_and_not_drawn(tmp_path, monkeypatch):
+def test_what_the_frontier_shows(monkeypatch):
+    """Rows far off are named and not drawn; weighed lists are one line from the SFT model on."""
     drawn = []
     monkeypatch.setattr(runs, "save_figure", lambda figure, path: drawn.append(figure) or path)
     one, near, far = [1, 1] * 8, [1, 1] * 7 + [1, 2], [4, 4] * 8
-    rows, orders = rows_and_orders(one=[run_of(one)], near=[run_of(near)], far=[run_of(far)])
-    runs.plot_frontier(rows, rows[0], orders, "")
-    (axis,) = drawn[-1].axes
-    assert axis.get_xlabel().endswith("not drawn: far (-75.0, -75.0)")
-    names = [text.get_text() for text in axis.get_legend().get_texts()]
-    assert names == ["one", "near"]
-    runs.plot_frontier([rows[0], rows[2]], rows[0], orders, "")  # nothing else is there to see
-    assert "not drawn" not in drawn[-1].axes[0].get_xlabel()
+    rows, orders = rows_and_orders(one=[run_of(one)], sft=[run_of(near)], far=[run_of(far)])
+
+    def shown(*given):
+        runs.plot_frontier(*given)
+        (axis,) = drawn[-1].axes
+        return axis, [text.get_text() for text in axis.get_legend().get_texts()]
+
+    axis, names = shown(rows, rows[0], orders, "")
+    assert axis.get_xlabel().endswith("not drawn: far (-75.0, -75.0)") and names == ["one", "sft"]
+    axis, names = shown([rows[0], rows[2]], rows[0], orders, "")
+    assert "not drawn" not in axis.get_xlabel() and names == ["one", "far"], "else nothing is seen"
+
+    weighed = [dataclasses.replace(rows[1], name=name) for name in ("sft, a", "sft, b")]
+    given = {"sft, b": 0.5, "sft, a": 2.0}
+    axis, names = shown([*rows[:2], *weighed], rows[0], orders, "", given)
+    assert names == ["one", "SFT, weighed by orders^kappa"]
+    assert [text.get_text() for text in axis.texts] == ["0", "0.5", "2"]
 
 
 def test_columns_are_as_wide_as_their_widest():
