@@ -106,13 +106,18 @@ def _model(context: Context, sizes, changes):
 
 
 def _train_step(name, stage, optimizer, mesh, batch, context, changes, **costs) -> Step:
-    """The jitted update of a training stage, as the training loop makes it."""
+    """The jitted update of a training stage, as the training loop makes it.
+
+    Raises:
+      UserError: its batch does not divide over the mesh.
+    """
     import jax
 
     from onesug_jax.train import mesh as meshes
     from onesug_jax.train.compile import Step
     from onesug_jax.train.step import abstract_state, make_train_step, shardings_of
 
+    meshes.check_batch(mesh, costs["examples"], f"{name}.batch_size")
     like = abstract_state(stage, optimizer, mesh)
     step = make_train_step(
         stage, optimizer, mesh, shardings_of(like), changes.get("accumulation", 1), context.seed

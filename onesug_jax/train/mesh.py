@@ -180,6 +180,17 @@ def batch_part(mesh: Mesh) -> tuple[int, int]:
     return held[0] // len(held), parts // len(held)
 
 
+def check_batch(mesh: Mesh, size: int, what: str) -> None:
+    """Raises UserError, which names `what`, where `size` examples do not divide over the mesh."""
+    parts = batch_shards(mesh)
+    if size == 0 or size % parts:
+        raise UserError(
+            f"{what}: {size} examples do not divide over mesh axes data={mesh.shape['data']} x "
+            f"fsdp={mesh.shape['fsdp']} = {parts}; choose a batch size that is a multiple of "
+            f"{parts}."
+        )
+
+
 def global_batch(mesh: Mesh, host_local_batch: Any) -> Any:
     """Put every process's part `[B_local, ...]` together to one sharded batch `[B, ...]`.
 
@@ -187,17 +198,12 @@ def global_batch(mesh: Mesh, host_local_batch: Any) -> Any:
       UserError: the batch does not divide over `data * fsdp`.
     """
     _, count = batch_part(mesh)
-    sharding, parts = batch_sharding(mesh), batch_shards(mesh)
+    sharding = batch_sharding(mesh)
 
     def put(path, local):
         local = np.asarray(local)
         size = local.shape[0] * count if local.ndim else 0
-        if size == 0 or size % parts:
-            raise UserError(
-                f"batch array {path_name(path)!r}: {size} examples do not divide over mesh axes "
-                f"data={mesh.shape['data']} x fsdp={mesh.shape['fsdp']} = {parts}; choose a batch "
-                f"size that is a multiple of {parts}."
-            )
+        check_batch(mesh, size, f"batch array {path_name(path)!r}")
         return jax.make_array_from_process_local_data(sharding, local, (size, *local.shape[1:]))
 
     return jax.tree_util.tree_map_with_path(put, host_local_batch)

@@ -67,7 +67,7 @@ def test_an_analysis_reads_well():
 
 
 def compiled(*words):
-    """Exit code and what the stage printed."""
+    """Exit code and what the stage printed, its errors too where there were any."""
     return python("-m", "onesug_jax.main", "compile", *words)
 
 
@@ -79,7 +79,7 @@ def python(*words):
     environment.pop("XLA_FLAGS", None)
     done = subprocess.run([sys.executable, *words], capture_output=True, text=True, env=environment)
     assert done.returncode in (0, 2), done.stderr
-    return done.returncode, done.stdout
+    return done.returncode, done.stdout + (done.stderr if done.returncode else "")
 
 
 @NEEDS_COMPILER
@@ -109,6 +109,14 @@ def test_a_small_step_for_four_chips():
     assert found["flops"] == pytest.approx(found["model_flops"], rel=0.02)
     assert found["step_s"] == max(found["compute_s"], found["memory_s"], found["links_s"])
     assert 0 < found["mfu"] < 1
+
+
+@NEEDS_COMPILER
+def test_a_batch_that_does_not_divide_over_the_slice_is_refused():
+    code, said = compiled(*SMALL, "--topology=v5e:2x2", "--only=rwr", "--gin.BATCH_SIZE=6")
+    assert code == 2 and "Traceback" not in said
+    assert "rwr.batch_size: 6 examples do not divide over mesh axes data=4 x fsdp=1 = 4" in said
+    assert "choose a batch size that is a multiple of 4" in said
 
 
 @NEEDS_COMPILER
