@@ -342,15 +342,21 @@ class Vocabulary:
 
 
 def _sample(texts: Iterable[str], sample: int, seed: int) -> list[str]:
-    """At most `sample` of the trainable `texts`, each as likely as any other, in their order."""
+    """At most `sample` of the trainable `texts`, each as likely as any other, shuffled.
+
+    The pieces do not depend on the order, but the time does: a text that stands a thousand times in
+    a row is a substring as long as all of them to SentencePiece, which looks at it letter by
+    letter.
+    """
     rng = random.Random(seed)
-    kept: list[tuple[int, str]] = []
+    kept: list[str] = []
     for at, text in enumerate(t for t in map(_trainable, texts) if t.strip()):
         if len(kept) < sample:
-            kept.append((at, text))
+            kept.append(text)
         elif (slot := rng.randrange(at + 1)) < sample:
-            kept[slot] = (at, text)
-    return [text for _, text in sorted(kept)]
+            kept[slot] = text
+    rng.shuffle(kept)
+    return kept
 
 
 def _train_pieces(texts: list[str], pieces: int) -> bytes:

@@ -78,6 +78,16 @@ def test_same_texts_same_bytes_and_load_gives_the_same(tmp_path, vocabulary):
     assert other.fingerprint != again.fingerprint
 
 
+def test_the_order_of_texts_does_not_matter(tmp_path):
+    """Equal ones in a row are slow to SentencePiece: ours shuffles them."""
+    in_a_row = [text for text in TEXTS for _ in range(20)]
+    one, two = (
+        Vocabulary.train(iter(texts), str(tmp_path / name), pieces=400)
+        for name, texts in (("a", in_a_row), ("b", in_a_row[::-1]))
+    )
+    assert one.fingerprint == two.fingerprint
+
+
 def test_a_sample_is_seeded_and_keeps_out_the_rest(tmp_path):
     texts = [c * 3 for c in "abcdefghijklmnopqrstuvwxyz"]
     kinds = {"pieces": 400, "sid_levels": 0, "sid_codes": 0, "sample": 5}
