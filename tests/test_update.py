@@ -97,6 +97,20 @@ def test_a_version_that_is_not_worse_is_published_and_can_be_rolled_back(shop, w
     assert "no version before it" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    ("flag", "said"),
+    [
+        ("--gin.mine.min_users=2", "with mine.min_users = 2, and"),
+        ("--gin.FeatureSpec.related=2", "with FeatureSpec.related = 2, and"),
+    ],
+)
+def test_what_a_version_was_made_with_cannot_change_unseen(shop, work, capsys, flag, said):
+    assert update(shop, work, flag) == 2
+    error = capsys.readouterr().err
+    assert said in error and "gin files and flags" in error
+    assert workdir.published(str(work)) == str(work)
+
+
 def test_a_worse_version_is_refused_and_kept_for_a_look(shop, work, capsys):
     assert update(shop, work, "--gin.update.tolerance=-200.0") == loop.NOT_BETTER
     out = capsys.readouterr().out

@@ -27,6 +27,8 @@ NOT_BETTER = 3  # exit code of an update that keeps M_t
 RECORD = "update.json"
 _KEPT = ("encoder", "vocab")  # folders that an update takes over as they are
 _STAGES = ("mine", "quantize", "index", "rank", "examples", "rewards", "rwr")
+# What may not change from one version to the next, by stage: its folder, and how the names begin.
+_FIXED = {"mine": ("mined", "mine.min_users"), "examples": ("examples", "FeatureSpec.")}
 _DAY_MS = 86_400_000
 
 
@@ -105,6 +107,7 @@ def update(
         code = context.other(stage, new, changes)
         if code:
             return code
+        _check_kept(stage, served, new)
     return _judge(context, base, new, version, wanted, tolerance)
 
 
@@ -117,6 +120,36 @@ def _check_base(base: Context) -> None:
             f"{base.work.join(stage)} writes semantic ids, which an update may move; update models "
             "that write queries, or train this one anew with `run`"
         )
+
+
+def _check_kept(stage: str, served: str, new: str) -> None:
+    """The stage ran with what the version in use was made with, where a change would betray the
+    people of its log (`mine.min_users`) or show the model what it was not trained on (FeatureSpec).
+    """
+    if stage not in _FIXED:
+        return
+    folder, begins = _FIXED[stage]
+    before, after = (
+        {
+            line
+            for line in _lines(os.path.join(home, folder, workdir.CONFIG))
+            if line.startswith(begins)
+        }
+        for home in (served, new)
+    )
+    if before and before != after:
+        raise UserError(
+            f"update would run {stage} with {'; '.join(sorted(after - before))}, and {served} was "
+            f"made with {'; '.join(sorted(before - after))}; give update the gin files and "
+            "flags that made it"
+        )
+
+
+def _lines(path: str) -> list[str]:
+    if not os.path.exists(path):
+        return []
+    with open(path, encoding="utf-8") as file:
+        return file.read().splitlines()
 
 
 def _prepare(new: str, base: Context, wanted: Mapping) -> None:
