@@ -252,6 +252,7 @@ class Engine:
         if not asked:
             return
         served = self.served
+        kept = served.kept  # of the terms in force now: an exchange of them begins another
         try:
             found = served.lists([one.ask for one in asked], rung)
         except Exception as error:
@@ -260,8 +261,11 @@ class Engine:
             self._say(f"serve: {len(asked)} at {rung!r} failed: {type(error).__name__}\n{place}")
             self.metrics.failed()
             if POPULAR not in self.config.ladder or rung == POPULAR:
+                told = RuntimeError(
+                    f"{rung} failed: {type(error).__name__}"
+                )  # and no text of theirs
                 for one in asked:
-                    one.future.set_exception(error)
+                    one.future.set_exception(told)
                 return
             rung, found = POPULAR, served.lists([one.ask for one in asked], POPULAR)
         took = time.monotonic() - began
@@ -270,7 +274,7 @@ class Engine:
             self.metrics.batch(rung, len(asked), took)
         for one, listed in zip(asked, found, strict=True):
             if one.ask.key and rung == self.config.ladder[0]:
-                served.kept.put(one.ask.key, listed)
+                kept.put(one.ask.key, listed)
             waited = began - one.arrived
             one.future.set_result(
                 self._answer(

@@ -92,11 +92,6 @@ class Recent:
             while len(self._values) > self._size:
                 self._values.popitem(last=False)
 
-    def clear(self) -> None:
-        """Forgets all."""
-        with self._lock:
-            self._values.clear()
-
     def __len__(self) -> int:
         return len(self._values)
 
@@ -127,7 +122,7 @@ class Served:
     ):
         self.version, self.path = version, path
         self.suggester, self.known, self.profile = suggester, known, tuple(profile)
-        self.kept = Recent(lists)
+        self.kept, self._lists = Recent(lists), lists
         self._terms, self._stamp = (blocked, least_count), _stamp(blocked)
         self._shown = Filter.read(blocked, least_count)
 
@@ -222,7 +217,7 @@ class Served:
         shown = Filter.read(*self._terms)
         self.suggester.show(shown)
         self._shown = shown
-        self.kept.clear()
+        self.kept = Recent(self._lists)  # lists still being made go to the one before
         return True
 
 

@@ -2,13 +2,14 @@
 
 import threading
 import time
+import traceback
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
 from onesug_jax.errors import UserError
 from onesug_jax.serve.engine import Engine, EngineConfig, Full, Late, NotReady
-from onesug_jax.serve.served import Ask
+from onesug_jax.serve.served import Ask, Recent
 
 
 def asked(prefix, history=("h",), **more):
@@ -75,8 +76,9 @@ def test_a_batch_that_fails_fails_alone(started, pretended):
     served = pretended()
     engine = started(served, ladder=("beam",))
     served.fails = RuntimeError("q7zwx")
-    with pytest.raises(RuntimeError, match="q7zwx"):
+    with pytest.raises(RuntimeError, match="beam failed: RuntimeError") as told:
         answer(engine, asked("a"))
+    assert "q7zwx" not in "".join(traceback.format_exception(told.value)), "servers log these"
     assert "RuntimeError" in engine.said[-1] and "q7zwx" not in engine.said[-1]
     served.fails = None
     assert answer(engine, asked("a")).listed.texts
@@ -229,6 +231,18 @@ def test_changed_terms_are_noticed_and_a_mistake_in_them_told(started, pretended
     served.terms.append(UserError("blocked.txt: expected UTF-8"))
     until(lambda: any("expected UTF-8" in line for line in engine.said))
     assert answer(engine, asked("a")).listed.texts
+
+
+def test_a_list_begun_under_the_old_terms_is_not_kept_for_the_new(started, pretended):
+    served = pretended()
+    engine = started(served)
+    served.gate.clear()
+    under_way = engine.submit(asked("b", ()))
+    assert served.began.wait(30)
+    served.kept = Recent(100)  # as `Served.read_terms` leaves it
+    served.gate.set()
+    under_way.result(30)
+    assert len(served.kept) == 0
 
 
 # ------------------------------------------------------------------ versions

