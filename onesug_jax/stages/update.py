@@ -130,26 +130,23 @@ def _check_kept(stage: str, served: str, new: str) -> None:
         return
     folder, begins = _FIXED[stage]
     before, after = (
-        {
-            line
-            for line in _lines(os.path.join(home, folder, workdir.CONFIG))
-            if line.startswith(begins)
-        }
-        for home in (served, new)
+        _bound(os.path.join(home, folder, workdir.CONFIG), begins) for home in (served, new)
     )
-    if before and before != after:
-        raise UserError(
-            f"update would run {stage} with {'; '.join(sorted(after - before))}, and {served} was "
-            f"made with {'; '.join(sorted(before - after))}; give update the gin files and "
-            "flags that made it"
-        )
+    for name in sorted(before.keys() & after.keys()):  # a later release may know more names
+        if before[name] != after[name]:
+            raise UserError(
+                f"update would run {stage} with {name} = {after[name]}, and {served} was made with "
+                f"{before[name]}; give update the gin files and flags that made it"
+            )
 
 
-def _lines(path: str) -> list[str]:
+def _bound(path: str, begins: str) -> dict[str, str]:
+    """Names that begin so and their values, as the operative configuration at `path` has them."""
     if not os.path.exists(path):
-        return []
+        return {}
     with open(path, encoding="utf-8") as file:
-        return file.read().splitlines()
+        pairs = (line.rstrip("\n").partition(" = ") for line in file)
+        return {name: value for name, _, value in pairs if name.startswith(begins)}
 
 
 def _prepare(new: str, base: Context, wanted: Mapping) -> None:
