@@ -5,14 +5,15 @@
 #   bash launch/ablations.sh --log L --only "pre no_copying" --gin.STEPS=1000
 #   bash launch/ablations.sh --log L --dry_run                  the budget alone
 # --only takes names of files and of sets: paper (the default), pre, rwr. --size is a file of
-# gin_configs/models. Further --gin words go to every run. What runs have in common is made once and
-# linked; seeds differ from pretraining on. Interrupted, the same command goes on. The table stands
-# in OUT/table.txt, its plot in OUT/frontier.png.
+# gin_configs/models. --jobs N trains N rows at a time, each into OUT/seed_S/ROW.log: one small model
+# leaves most of a GPU idle (default: 6 where there is a GPU, else 1). Further --gin words go to every
+# run. What runs have in common is made once and linked; seeds differ from pretraining on.
+# Interrupted, the same command goes on. The table stands in OUT/table.txt, its plot in OUT/frontier.png.
 set -euo pipefail
 
 root="$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)"
 folder="$root/gin_configs/ablations"
-log="" out="$root/work/ablations" config="gin_configs/two_cores.gin" size="" seeds=1 dry="" more=()
+log="" out="$root/work/ablations" config="gin_configs/two_cores.gin" size="" seeds=1 jobs="" dry="" more=()
 only="paper"
 paper="no_pre generative_sft generative_dpo no_rwr pairwise_rwr"
 pre="no_pre completions_only paper_search no_alignment no_soft_token rq_kmeans enhance_0 enhance_03"
@@ -20,7 +21,7 @@ pre="$pre enhance_07 sid_targets no_segments no_copying formula_ranking history_
 rwr="no_rwr sft_again dpo softmax_dpo pairwise_rwr rwr_hinge rwr_printed_pair rwr_printed_list"
 rwr="$rwr negatives_1 negatives_2 negatives_8 no_not_show no_rand"
 rwr="$rwr alpha_01 alpha_1 beta_01 beta_1 delta_0 delta_1"
-usage() { sed -n '2,10s/^# \{0,1\}//p' "${BASH_SOURCE[0]}"; }
+usage() { sed -n '2,12s/^# \{0,1\}//p' "${BASH_SOURCE[0]}"; }
 while [ $# -gt 0 ]; do
   case "$1" in
     --log) log="${2:-}"; shift 2 ;;
@@ -29,16 +30,22 @@ while [ $# -gt 0 ]; do
     --config) config="${2:-}"; shift 2 ;;
     --size) size="${2:-}"; shift 2 ;;
     --seeds) seeds="${2:-}"; shift 2 ;;
+    --jobs) jobs="${2:-}"; shift 2 ;;
     --dry_run) dry=1; shift ;;
     --gin.*) more+=("$1"); shift ;;
     -h | --help) usage; exit 0 ;;
     *) echo "error: unknown word $1" >&2; usage >&2; exit 2 ;;
   esac
 done
-case "$seeds" in
-  [1-9] | [1-9][0-9]) ;;
-  *) echo "error: --seeds takes a number from 1 to 99, found '$seeds'" >&2; exit 2 ;;
-esac
+if [ -z "$jobs" ]; then
+  if nvidia-smi -L 2>/dev/null | grep -q '^GPU'; then jobs=6; else jobs=1; fi
+fi
+for word in "seeds $seeds" "jobs $jobs"; do
+  case "${word#* }" in
+    [1-9] | [1-9][0-9]) ;;
+    *) echo "error: --${word%% *} takes a number from 1 to 99, found '${word#* }'" >&2; exit 2 ;;
+  esac
+done
 names=""
 for name in $only; do
   case "$name" in
@@ -82,32 +89,114 @@ link_stages() {
 }
 early=(simulated log mined encoder semantic_ids index ranking vocab examples .compiled)
 
-runs=()
-for ((seed = 0; seed < seeds; seed++)); do
-  home="$out/seed_$seed"
-  mkdir -p "$home"
-  seeded=("${common[@]}" "--gin.SEED=$seed")
-  echo "== full, seed $seed"
-  if [ "$seed" = 0 ]; then
-    "${main[@]}" run --until rank "${seeded[@]}" "--gin.WORK_DIR=$home/full"
-    if "$python" -c "import lightgbm" 2>/dev/null; then
-      "${main[@]}" cascade "${seeded[@]}" "--gin.WORK_DIR=$home/full"
-    else
-      echo "the cascade is left out: it needs LightGBM (pip install 'onesug_jax[cascade]')"
-    fi
+# Rows run in waves: those that share nothing but the early stages, then those that include another.
+# One at a time they print here; several at a time each prints into its own file.
+running=() failed=""
+if [ "$jobs" -gt 1 ]; then
+  export XLA_PYTHON_CLIENT_PREALLOCATE=false
+  trap 'kill $(jobs -p) 2>/dev/null || true' EXIT # what runs in the background hears no Ctrl-C
+fi
+
+# collect MANY: waits until fewer than MANY rows run, and tells how each that ended went.
+collect() {
+  local most="$1" still word
+  while [ "${#running[@]}" -ge "$most" ] && [ "${#running[@]}" -gt 0 ]; do
+    still=()
+    for word in "${running[@]}"; do # PID HOME NAME
+      if kill -0 "${word%% *}" 2>/dev/null; then
+        still+=("$word")
+      else
+        # shellcheck disable=SC2086  # words
+        ended $word
+      fi
+    done
+    running=(${still[@]+"${still[@]}"})
+    if [ "${#running[@]}" -ge "$most" ]; then sleep 1; fi
+  done
+}
+
+ended() { # PID HOME NAME
+  if wait "$1"; then
+    echo "== $3, ${2##*/}: done"
   else
-    link_stages "$out/seed_0/full" "$home/full" "${early[@]}"
+    failed="$failed $2/$3.log"
+    echo "== $3, ${2##*/}: FAILED; the end of $2/$3.log:" >&2
+    tail -n 5 "$2/$3.log" >&2
   fi
-  "${main[@]}" run "${seeded[@]}" "--gin.WORK_DIR=$home/full"
-  runs+=(--run "$home/full")
-  for name in $rows; do
-    echo "== $name, seed $seed"
-    from="$(sed -n 's/^include "\(.*\)\.gin"/\1/p' "$folder/$name.gin")" # whose stages it shares
-    if [ ! -d "$home/${from:=full}" ]; then from=full; fi
-    link_stages "$home/$from" "$home/$name" "${early[@]}" pretrain rewards
-    "${main[@]}" run "${seeded[@]}" "--gin_file=gin_configs/ablations/$name.gin" "--gin.WORK_DIR=$home/$name"
-    runs+=(--run "$home/$name")
+}
+
+all_done() { # the end of a wave
+  collect 1
+  if [ -n "$failed" ]; then
+    echo "error: stopped, see$failed; once it is mended the same command goes on" >&2
+    exit 2
+  fi
+}
+
+# row NAME SEED [WORD...]: one run, here or in the background.
+row() {
+  local name="$1" seed="$2" home="$out/seed_$2"
+  shift 2
+  local words=(run "${common[@]}" "--gin.SEED=$seed" "$@" "--gin.WORK_DIR=$home/$name")
+  echo "== $name, seed $seed"
+  if [ "$jobs" = 1 ]; then
+    "${main[@]}" "${words[@]}"
+  else
+    collect "$jobs"
+    "${main[@]}" "${words[@]}" >>"$home/$name.log" 2>&1 </dev/null &
+    running+=("$! $home $name")
+  fi
+}
+
+includes() { sed -n 's/^include "\(.*\)\.gin"/\1/p' "$folder/$1.gin"; } # whose stages a row shares
+
+# wave KIND SEED...: the rows of one kind, "own" or "included", of these seeds.
+wave() {
+  local kind="$1" seed name from
+  shift
+  for seed in "$@"; do
+    for name in $rows; do
+      from="$(includes "$name")"
+      case " $rows " in *" ${from:-full} "*) ;; *) from="" ;; esac # not among them: from the full run
+      if [ "$kind" = own ] && [ -n "$from" ]; then continue; fi
+      if [ "$kind" = included ] && [ -z "$from" ]; then continue; fi
+      link_stages "$out/seed_$seed/${from:-full}" "$out/seed_$seed/$name" "${early[@]}" pretrain rewards
+      row "$name" "$seed" "--gin_file=gin_configs/ablations/$name.gin"
+    done
+  done
+  all_done
+}
+
+runs=()
+# table SEED...: all rows of these seeds, from the first stage to their place in the table.
+table() {
+  local seed name
+  for seed in "$@"; do
+    mkdir -p "$out/seed_$seed"
+    if [ "$seed" != 0 ]; then link_stages "$out/seed_0/full" "$out/seed_$seed/full" "${early[@]}"; fi
+    row full "$seed"
+  done
+  all_done
+  wave own "$@"
+  wave included "$@"
+  for seed in "$@"; do
+    for name in full $rows; do runs+=(--run "$out/seed_$seed/$name"); done
   done
   echo
   "${main[@]}" compare "${runs[@]}" --plot "$out/frontier.png" | tee "$out/table.txt"
-done
+}
+
+shared=("${common[@]}" "--gin.SEED=0" "--gin.WORK_DIR=$out/seed_0/full")
+echo "== what all rows share"
+"${main[@]}" run --until examples "${shared[@]}"
+if "$python" -c "import lightgbm" 2>/dev/null; then
+  "${main[@]}" cascade "${shared[@]}"
+else
+  echo "the cascade is left out: it needs LightGBM ($python -m pip install 'lightgbm>=4.6,<5')"
+fi
+if [ "$jobs" = 1 ]; then
+  for ((seed = 0; seed < seeds; seed++)); do table "$seed"; done # a table after each seed
+else
+  # shellcheck disable=SC2046  # words
+  table $(seq 0 $((seeds - 1)))
+fi

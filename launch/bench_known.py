@@ -52,11 +52,10 @@ def plain_beams(model, config: BeamConfig, constraint):
         shifted = jnp.pad(written, ((0, 0), (1, 0)))[:, :-1]
         scores = model.apply({"params": params}, encoded, tokens, shifted, method="decode")
         logits = scores.logits()[: 1 if first else config.beams, t]
-        before = totals[: len(logits)] - jax.nn.logsumexp(logits, axis=-1)
         found = constraint.best(
             states[None, : len(logits)],
             Scores(logits[None]),
-            before[None],
+            totals[None, : len(logits)],
             2 * config.beams,
             first,
         )

@@ -26,6 +26,7 @@ def ablations(project_root, *words):
         (("--logg", "x"), "--logg"),
         (("--only", "full"), "full"),
         (("--seeds", "three"), "--seeds takes a number"),
+        (("--jobs", "0"), "--jobs takes a number"),
         (("--size", "smal", "--dry_run"), "did you mean 'small'"),
     ],
 )
@@ -72,7 +73,7 @@ def test_runs_share_what_they_can_and_stand_in_one_table(project_root, tmp_path)
     done = ablations(project_root, *words)
     assert done.returncode == 0, done.stderr
     parts = dict(
-        zip(("full", "no_pre", "generative_sft"), done.stdout.split("== ")[1:4], strict=True)
+        zip(("full", "no_pre", "generative_sft"), done.stdout.split("== ")[2:5], strict=True)
     )
     for stage in ("simulate", "ingest", "mine", "align", "quantize", "index", "vocab"):
         assert f"[{stage}] up to date, skipped" in parts["no_pre"]

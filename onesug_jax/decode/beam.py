@@ -5,8 +5,9 @@ alpha between 0.6 and 0.8 (PAPER.md section 1); `|q|` counts tokens, the end of 
 
 What makes it cheap: the request is encoded once and its cross-attention keys and values are shared
 by all beams; the first position runs on a single beam; beams that change places move only a small
-table of integers, never the caches (`Seq2Seq.decode_step`); and the loop ends as soon as no live
-beam can still enter the list. Which continuations exist is the constraint's business (`trie.py`).
+table of integers, never the caches (`Seq2Seq.decode_step`); of many requests, the first positions
+look at caches that are short; and the loop ends as soon as no live beam can still enter the list.
+Which continuations exist is the constraint's business (`trie.py`).
 """
 
 from __future__ import annotations
@@ -23,6 +24,8 @@ from onesug_jax.decode.trie import NEVER, Constraint
 from onesug_jax.errors import UserError
 from onesug_jax.model.copying import Places, Scores
 from onesug_jax.model.seq2seq import Seq2Seq
+
+_MANY = 1024  # beams of a batch: from here on reading caches costs more than a longer program
 
 
 @dataclasses.dataclass(frozen=True)
@@ -97,8 +100,7 @@ def _advance(
     """Chooses the next live beams and files the ones that ended; returns the state at t + 1."""
     beams = s.scores.shape[1]
     live = 1 if first else beams
-    # Normalised over the whole vocabulary, whatever the constraint leaves of it.
-    before = s.scores[:, :live] - scores.normalisers()
+    before = s.scores[:, :live]
     # Each beam can end in one way, so the best 2K always hold K that go on.
     best = constraint.best(s.states[:, :live], scores, before, 2 * beams, first)
     totals, parent, token, state = best.totals, best.parent, best.token, best.state
@@ -127,6 +129,25 @@ def _advance(
         done_tokens=done_tokens,
         done_states=done_states,
     )
+
+
+def _stretches(length: int, beams: int) -> list[int]:
+    """The positions that caches have room for, one stretch of steps after another: every key in
+    them is scored at every step, written or not.
+    """
+    if beams < _MANY:
+        return [length]
+    return [-(-length // 2), length]
+
+
+def _lengthened(cache: Any, length: int) -> Any:
+    """Caches `[.., T, S, head_dim]` with room for `length` positions."""
+
+    def longer(x: jax.Array) -> jax.Array:
+        room = [(0, 0)] * (x.ndim - 3) + [(0, length - x.shape[-3]), (0, 0), (0, 0)]
+        return jnp.pad(x, room)
+
+    return jax.tree.map(longer, cache)
 
 
 def _undecided(s: _Search, config: BeamConfig) -> jax.Array:
@@ -199,13 +220,14 @@ def search(
     batch, beams, length = read.tokens.shape[0], config.beams, config.max_length
     variables = {"params": params}
     start = constraint.start(batch)
+    stretches = _stretches(length, batch * beams)
     s = _Search(
         t=jnp.int32(0),
         scores=jnp.full((batch, beams), NEVER).at[:, 0].set(0.0),
         tokens=jnp.zeros((batch, beams, length), jnp.int32),
         states=jnp.broadcast_to(start, (batch, beams)),
         ancestry=jnp.zeros((batch, beams, length), jnp.int32),
-        cache=model.empty_cache(batch, length, beams),
+        cache=model.empty_cache(batch, stretches[0], beams),
         done_scores=jnp.full((batch, config.returned), NEVER),
         done_tokens=jnp.zeros((batch, config.returned, length), jnp.int32),
         done_states=jnp.zeros((batch, config.returned), jnp.int32),
@@ -214,11 +236,12 @@ def search(
     def step(s: _Search, previous: jax.Array, first: bool) -> _Search:
         slots = jnp.arange(previous.shape[1])
         ancestry = s.ancestry.at[:, : previous.shape[1], s.t].set(slots)
+        room = jax.tree.leaves(s.cache)[0].shape[-3]
         stepped: Any = model.apply(
             variables,
             previous,
             s.t,
-            ancestry[:, : previous.shape[1]],
+            ancestry[:, : previous.shape[1], :room],
             s.cache,
             read.cross,
             read.places,
@@ -241,5 +264,7 @@ def search(
         previous = jax.lax.dynamic_index_in_dim(s.tokens, s.t - 1, axis=2, keepdims=False)
         return step(s, previous, first=False)
 
-    s = jax.lax.while_loop(lambda s: _undecided(s, config), body, s)
+    for room in stretches:
+        s = dataclasses.replace(s, cache=_lengthened(s.cache, room))
+        s = jax.lax.while_loop(lambda s, room=room: (s.t < room) & _undecided(s, config), body, s)
     return BeamResult(s.done_tokens, s.done_scores, s.done_states, s.t)

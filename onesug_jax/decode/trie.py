@@ -21,6 +21,7 @@ from __future__ import annotations
 
 import bisect
 import dataclasses
+import functools
 from collections.abc import Sequence
 from typing import Protocol
 
@@ -30,12 +31,12 @@ import jax.numpy as jnp
 import numpy as np
 
 from onesug_jax.arrays import BeamScores
-from onesug_jax.decode.top import largest
+from onesug_jax.decode.top import LOWEST, group_size, largest, survey
 from onesug_jax.errors import UserError
 from onesug_jax.model.copying import Scores
 
 _WIDTHS = (16, 64, 256, 1024)  # children looked at, where no node of a beam has more
-NEVER = -1e30  # score of a continuation that does not exist; finite, so that sums stay ordered
+NEVER = LOWEST  # score of a continuation that does not exist; finite, so that sums stay ordered
 
 
 @flax.struct.dataclass
@@ -65,8 +66,10 @@ class Constraint(Protocol):
     ) -> Continuations:
         """The best `wanted` continuations of beams in states `[B, K]`.
 
-        `scores` are those of the beams' next tokens, and `before [B, K]` is what to add to them for
-        the summed log-probability. `first` says that the states are those of `start`.
+        `scores` are those of the beams' next tokens, and `before [B, K]` the summed
+        log-probabilities of what they have written. Next tokens are normalised over the whole
+        vocabulary, whatever the constraint leaves of it. `first` says that the states are those of
+        `start`.
         """
 
 
@@ -88,10 +91,25 @@ class Free:
         """See `Constraint.best`."""
         del first
         logits = scores.logits()
-        totals = logits + before[..., None]
-        if self.allowed is not None:
-            totals = jnp.where(self.allowed, totals, NEVER)
-        totals, parent, token = _best_of(totals, wanted)
+        batch, beams, words = logits.shape
+        size = group_size(beams * words, wanted)
+        count = max(-(-words // size), -(-wanted // (beams * size)))
+        logits = jnp.pad(logits, ((0, 0), (0, 0), (0, count * size - words)), constant_values=NEVER)
+        groups = logits.reshape(batch, beams, count, size)
+        allowed = jnp.ones(words, bool) if self.allowed is None else self.allowed
+        allowed = jnp.pad(allowed, (0, count * size - words)).reshape(count, size)
+
+        highest, normalisers = survey(groups, allowed)
+        before = before - normalisers
+        kept = min(wanted, beams * count)
+        _, chosen = largest((highest + before[..., None]).reshape(batch, -1), kept)
+        beam, place = chosen // count, chosen % count
+        within = jnp.take_along_axis(groups.reshape(batch, -1, size), chosen[..., None], axis=1)
+        within = within + jnp.take_along_axis(before, beam, axis=1)[..., None]
+        within = jnp.where(allowed[place], within, NEVER)
+        totals, at = largest(within.reshape(batch, -1), wanted)
+        pick = functools.partial(jnp.take_along_axis, indices=at // size, axis=1)
+        parent, token = pick(beam), jnp.minimum(pick(place) * size + at % size, words - 1)
         return Continuations(totals, parent, token, jnp.take_along_axis(state, parent, axis=1))
 
 
@@ -156,6 +174,7 @@ class Trie:
         """
         begin, end = self.first_child[state], self.first_child[state + 1]
         alive = before > NEVER / 2
+        before = before - scores.normalisers()
 
         def among(width: int) -> Continuations:
             child = begin[..., None] + jnp.arange(width)

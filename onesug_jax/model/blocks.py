@@ -112,7 +112,7 @@ class DecoderLayer(nn.Module):
           x: `[B, K, D]`, the beams' stream at position `t`.
           self_keys, self_values: `[B, H, T, S, head_dim]`, append-only cache of S >= K slots.
           cross_keys, cross_values: `[B, H, L, head_dim]`, one copy a request.
-          own: `[B, 1, K, T * S]`: what a beam may not see, the future and other beams' keys.
+          own: `[B, 1, K, T * S]`, which keys a beam sees: neither the future nor other beams'.
           distance: `[1, H, 1, T * S]`: relative position, where the layers share a table of it.
           cross_bias: `[B, 1, 1, L]`.
           t: the position, a traced integer.
@@ -131,7 +131,7 @@ class DecoderLayer(nn.Module):
             cache.reshape(*cache.shape[:2], -1, cache.shape[-1])
             for cache in (self_keys, self_values)
         ]
-        x = x + attention.attend(attention.queries(y), *past, own, distance)
+        x = x + attention.recall(attention.queries(y), *past, own, distance)
         queries = self.cross_attention.queries(self.cross_norm(x))
         x = x + self.cross_attention.attend(queries, cross_keys, cross_values, cross_bias)
         x = x + self.mlp(self.mlp_norm(x), True)

@@ -14,7 +14,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from onesug_jax.arrays import AttentionBias
+from onesug_jax.arrays import AttentionBias, Mask
 from onesug_jax.model.config import ModelConfig
 
 MASKED = -1e9  # added to the score of a position that must not be seen
@@ -119,6 +119,31 @@ class Attention(nn.Module):
         weights = jax.nn.softmax(functools.reduce(jnp.add, biases, scores), axis=-1)
         weights = self.drop(weights.astype(values.dtype), deterministic=deterministic)
         mixed = jnp.einsum("bhqs,bhsk->bhqk", weights, values)
+        return jnp.einsum("bhqk,hkd->bqd", mixed, self.out.astype(mixed.dtype))
+
+    def recall(
+        self,
+        queries: jax.Array,
+        keys: jax.Array,
+        values: jax.Array,
+        own: Mask,
+        distance: AttentionBias,
+    ) -> jax.Array:
+        """`attend` of a step that sees few of many keys: those of `own [B, 1, Q, S]`.
+
+        Divided by the sum of the weights is what they mix, not each of them, and on a GPU masked
+        scores are worked out twice from bfloat16 and never stored in float32.
+        """
+        scores = jnp.einsum("bhqk,bhsk->bhqs", queries, keys).astype(jnp.float32)
+        scores = jnp.where(own, scores + distance, MASKED)
+        highest = jnp.max(scores, axis=-1, keepdims=True)
+        highest = jax.lax.platform_dependent(
+            highest, cuda=jax.lax.optimization_barrier, default=lambda x: x
+        )
+        weights = jnp.exp(scores - highest)
+        total = jnp.sum(weights, axis=-1, keepdims=True)
+        mixed = jnp.einsum("bhqs,bhsk->bhqk", weights.astype(values.dtype), values)
+        mixed = (mixed / total).astype(values.dtype)
         return jnp.einsum("bhqk,hkd->bqd", mixed, self.out.astype(mixed.dtype))
 
     def __call__(self, x, source, bias, deterministic: bool) -> jax.Array:

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from onesug_jax.decode import beam
 from onesug_jax.decode.beam import BeamConfig, beam_search
 from onesug_jax.decode.trie import NEVER, Free, build_trie
 from onesug_jax.errors import UserError
@@ -87,9 +88,11 @@ def assert_same(found, expected):
     np.testing.assert_allclose([v for v, _ in found], [v for v, _ in expected], atol=2e-4)
 
 
+@pytest.mark.parametrize("many", [18, 1024], ids=["caches that grow", "one cache"])
 @pytest.mark.parametrize("alpha", [0.0, 0.7])
-def test_equals_the_slow_reference(alpha):
+def test_equals_the_slow_reference(alpha, many, monkeypatch):
     """Batch of requests, free vocabulary: same lists, order and scores as the cache-free search."""
+    monkeypatch.setattr(beam, "_MANY", many)  # 18 beams in all
     model, params = tiny(24)
     tokens = requests(3, 7, 24)
     config = BeamConfig(beams=6, returned=5, alpha=alpha, max_length=6)

@@ -4,7 +4,7 @@ import jax
 import numpy as np
 import pytest
 
-from onesug_jax.decode.top import largest
+from onesug_jax.decode.top import LOWEST, in_one_pass, in_turn, largest
 
 
 @pytest.mark.parametrize("count, k", [(7, 7), (100, 64), (5000, 3), (9001, 16), (300_000, 64)])
@@ -22,3 +22,21 @@ def test_equal_numbers_are_each_taken_once():
     x = np.zeros((1, 4096), np.float32)
     _, places = largest(x, 64)
     assert len(set(np.asarray(places[0]).tolist())) == 64
+
+
+@pytest.mark.parametrize("scale", [1.0, 300.0])
+@pytest.mark.parametrize("survey", [in_turn, in_one_pass])
+def test_a_survey_finds_maxima_and_normaliser(survey, scale):
+    """Beside float64: large scores, a group of padding, tokens that may not be chosen."""
+    rng = np.random.default_rng(0)
+    groups = (scale * rng.normal(size=(2, 3, 5, 8))).astype(np.float32)
+    groups[:, :, 4, 3:] = LOWEST
+    allowed = rng.random((5, 8)) < 0.8
+    allowed[2] = False
+    highest, normalisers = jax.jit(survey)(groups, allowed)
+    expected = np.where(allowed, groups, LOWEST).max(axis=-1)
+    np.testing.assert_array_equal(highest, expected)
+    wide = groups.astype(np.float64)
+    top = wide.max(axis=(-2, -1), keepdims=True)
+    sums = np.log(np.exp(wide - top).sum(axis=(-2, -1))) + top[..., 0, 0]
+    np.testing.assert_allclose(normalisers, sums, rtol=1e-6)

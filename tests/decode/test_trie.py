@@ -93,13 +93,14 @@ def test_wide_and_narrow_nodes_give_their_best_children(leaves):
     paths = [(2, 3, EOS)] + [(3, 4 + i, EOS) for i in range(leaves)] + [(4, 400, 5, EOS)]
     trie, _ = build_trie(paths)
     logits = jax.random.normal(jax.random.key(leaves), (1, 3, 512))
+    scores = jax.nn.log_softmax(logits)
     for states in ([[1, 2, 3]], [[1, 3, 3]]):  # with and without the wide node
         states = np.array(states, np.int32)
         found = everything(trie, states, logits, False, wanted=6)
         below = {1: [3], 2: range(4, 4 + leaves), 3: [400]}
         all_of_them = sorted(
             (
-                (float(logits[0, beam, token]), beam, token)
+                (float(scores[0, beam, token]), beam, token)
                 for beam, node in enumerate(states[0].tolist())
                 for token in below[node]
             ),
