@@ -112,7 +112,7 @@ class DecoderLayer(nn.Module):
           x: `[B, K, D]`, the beams' stream at position `t`.
           self_keys, self_values: `[B, H, T, S, head_dim]`, append-only cache of S >= K slots.
           cross_keys, cross_values: `[B, H, L, head_dim]`, one copy a request.
-          own: `[B, 1, K, T * S]`, which keys a beam sees: neither the future nor other beams'.
+          own: `[B, 1, K, T * S]`: what a beam may not see, the future and other beams' keys.
           distance: `[1, H, 1, T * S]`: relative position, where the layers share a table of it.
           cross_bias: `[B, 1, 1, L]`.
           t: the position, a traced integer.

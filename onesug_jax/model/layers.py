@@ -14,7 +14,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from onesug_jax.arrays import AttentionBias, Mask
+from onesug_jax.arrays import AttentionBias
 from onesug_jax.model.config import ModelConfig
 
 MASKED = -1e9  # added to the score of a position that must not be seen
@@ -122,34 +122,44 @@ class Attention(nn.Module):
         return jnp.einsum("bhqk,hkd->bqd", mixed, self.out.astype(mixed.dtype))
 
     def recall(
-        self,
-        queries: jax.Array,
-        keys: jax.Array,
-        values: jax.Array,
-        own: Mask,
-        distance: AttentionBias,
+        self, queries: jax.Array, keys: jax.Array, values: jax.Array, *biases: AttentionBias
     ) -> jax.Array:
-        """`attend` of a step that sees few of many keys: those of `own [B, 1, Q, S]`.
-
-        Divided by the sum of the weights is what they mix, not each of them, and on a GPU masked
-        scores are worked out twice from bfloat16 and never stored in float32.
-        """
-        scores = jnp.einsum("bhqk,bhsk->bhqs", queries, keys).astype(jnp.float32)
-        scores = jnp.where(own, scores + distance, MASKED)
-        highest = jnp.max(scores, axis=-1, keepdims=True)
-        highest = jax.lax.platform_dependent(
-            highest, cuda=jax.lax.optimization_barrier, default=lambda x: x
+        """`attend` of a step of a beam search, which sees few of many keys."""
+        mixed = jax.lax.platform_dependent(
+            queries, keys, values, *biases, cuda=mixed_on_gpu, default=mixed_values
         )
-        weights = jnp.exp(scores - highest)
-        total = jnp.sum(weights, axis=-1, keepdims=True)
-        mixed = jnp.einsum("bhqs,bhsk->bhqk", weights.astype(values.dtype), values)
-        mixed = (mixed / total).astype(values.dtype)
         return jnp.einsum("bhqk,hkd->bqd", mixed, self.out.astype(mixed.dtype))
 
     def __call__(self, x, source, bias, deterministic: bool) -> jax.Array:
         """Queries from `x [B, Q, D]`, keys and values from `source [B, S, D]` -> `[B, Q, D]`."""
         keys, values = self.keys_values(source)
         return self.attend(self.queries(x), keys, values, bias, deterministic=deterministic)
+
+
+def mixed_values(
+    queries: jax.Array, keys: jax.Array, values: jax.Array, *biases: AttentionBias
+) -> jax.Array:
+    """Softmax-weighted values `[B, H, Q, head_dim]`; the softmax is float32."""
+    scores = jnp.einsum("bhqk,bhsk->bhqs", queries, keys).astype(jnp.float32)
+    weights = jax.nn.softmax(functools.reduce(jnp.add, biases, scores), axis=-1)
+    return jnp.einsum("bhqs,bhsk->bhqk", weights.astype(values.dtype), values)
+
+
+def mixed_on_gpu(
+    queries: jax.Array, keys: jax.Array, values: jax.Array, *biases: AttentionBias
+) -> jax.Array:
+    """`mixed_values` where reading and writing scores is what takes the time: they are added up and
+    masked twice, from bfloat16, rather than stored in float32, and what is mixed is divided by the
+    sum of the weights, not each weight.
+    """
+    scores = jnp.einsum("bhqk,bhsk->bhqs", queries, keys).astype(jnp.float32)
+    scores = functools.reduce(jnp.add, biases, scores)
+    # The barrier keeps the maximum apart, so that XLA does not store what both sides of it read.
+    highest = jax.lax.optimization_barrier(jnp.max(scores, axis=-1, keepdims=True))
+    weights = jnp.exp(scores - highest)
+    total = jnp.sum(weights, axis=-1, keepdims=True)
+    mixed = jnp.einsum("bhqs,bhsk->bhqk", weights.astype(values.dtype), values)
+    return (mixed / total).astype(values.dtype)
 
 
 def relative_bucket(

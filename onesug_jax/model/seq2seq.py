@@ -284,14 +284,15 @@ class Seq2Seq(nn.Module):
         length, slots = self_cache[0][0].shape[-3:-1]
         own = ancestry[:, :, :, None] == jnp.arange(slots)  # [B, K, T, S]
         past = (jnp.arange(length) <= t)[None, None, :, None]
-        own = (own & past).reshape(*ancestry.shape[:2], length * slots)[:, None]  # [B, 1, K, T * S]
+        own = (own & past).reshape(*ancestry.shape[:2], length * slots)
+        bias = as_bias(own)  # [B, 1, K, T * S]
         if self.config.positions_per_layer:
             distance = jnp.zeros((1, 1, 1, 1), jnp.float32)
         else:
             distance = over_slots(self.decoder_positions, t, length, slots)  # [1, H, 1, T * S]
         given = (tokens > 0)[:, None, :]
         x, self_cache = self.decoder.step(
-            self._embed(beam_tokens), *self_cache, *cross, own, distance, as_bias(given), t
+            self._embed(beam_tokens), *self_cache, *cross, bias, distance, as_bias(given), t
         )
         return self._scores(x, given, places), self_cache
 
