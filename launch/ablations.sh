@@ -74,6 +74,8 @@ common=("--gin_file=$config" ${log:+"--gin.LOG=$log"} ${size:+"--gin.MODEL=$size
 # shellcheck disable=SC2086  # words
 "$python" "$root/launch/budget.py" --seeds "$seeds" ${log:+"--log=$log"} "${common[@]}" --rows $rows
 if [ -n "$dry" ]; then exit 0; fi
+# shellcheck disable=SC2086  # words
+anew="$("$python" "$root/launch/budget.py" --anew --rows $rows)" # trained anew, not from the full run's model
 mkdir -p "$out"
 
 # link_stages FROM TO STAGE...: links, not copies; a stage that must be redone writes a folder anew.
@@ -89,7 +91,7 @@ link_stages() {
 }
 early=(simulated log mined encoder semantic_ids index ranking vocab examples .compiled)
 
-# Rows run in waves: those that share nothing but the early stages, then those that include another.
+# Rows run in two waves: those that are trained anew, then those that share what these have trained.
 # One at a time they print here; several at a time each prints into its own file.
 running=() failed=""
 if [ "$jobs" -gt 1 ]; then
@@ -133,11 +135,10 @@ all_done() { # the end of a wave
   fi
 }
 
-# row NAME SEED [WORD...]: one run, here or in the background.
-row() {
+row() { # NAME SEED: one run, here or in the background
   local name="$1" seed="$2" home="$out/seed_$2"
-  shift 2
-  local words=(run "${common[@]}" "--gin.SEED=$seed" "$@" "--gin.WORK_DIR=$home/$name")
+  local words=(run "${common[@]}" "--gin.SEED=$seed" "--gin.WORK_DIR=$home/$name")
+  if [ "$name" != full ]; then words+=("--gin_file=gin_configs/ablations/$name.gin"); fi
   echo "== $name, seed $seed"
   if [ "$jobs" = 1 ]; then
     "${main[@]}" "${words[@]}"
@@ -148,37 +149,38 @@ row() {
   fi
 }
 
-includes() { sed -n 's/^include "\(.*\)\.gin"/\1/p' "$folder/$1.gin"; } # whose stages a row shares
-
-# wave KIND SEED...: the rows of one kind, "own" or "included", of these seeds.
-wave() {
-  local kind="$1" seed name from
-  shift
-  for seed in "$@"; do
-    for name in $rows; do
-      from="$(includes "$name")"
-      case " $rows " in *" ${from:-full} "*) ;; *) from="" ;; esac # not among them: from the full run
-      if [ "$kind" = own ] && [ -n "$from" ]; then continue; fi
-      if [ "$kind" = included ] && [ -z "$from" ]; then continue; fi
-      link_stages "$out/seed_$seed/${from:-full}" "$out/seed_$seed/$name" "${early[@]}" pretrain rewards
-      row "$name" "$seed" "--gin_file=gin_configs/ablations/$name.gin"
-    done
-  done
-  all_done
+# whose NAME SEED: the folder whose pretraining a row shares.
+whose() {
+  local other
+  other="$(sed -n 's/^include "\(.*\)\.gin"/\1/p' "$folder/$1.gin")"
+  case " $anew " in *" ${other:-none} "*) ;; *) other=full ;; esac
+  echo "$out/seed_$2/$other"
 }
 
 runs=()
 # table SEED...: all rows of these seeds, from the first stage to their place in the table.
 table() {
-  local seed name
+  local seed name home from
   for seed in "$@"; do
-    mkdir -p "$out/seed_$seed"
-    if [ "$seed" != 0 ]; then link_stages "$out/seed_0/full" "$out/seed_$seed/full" "${early[@]}"; fi
-    row full "$seed"
+    home="$out/seed_$seed"
+    mkdir -p "$home"
+    for name in full $anew; do
+      from="$out/seed_0/$name"
+      if [ ! -d "$from/examples" ]; then from="$out/seed_0/full"; fi
+      link_stages "$from" "$home/$name" "${early[@]}"
+      row "$name" "$seed"
+    done
   done
   all_done
-  wave own "$@"
-  wave included "$@"
+  for seed in "$@"; do
+    home="$out/seed_$seed"
+    for name in $rows; do
+      case " $anew " in *" $name "*) continue ;; esac
+      link_stages "$(whose "$name" "$seed")" "$home/$name" "${early[@]}" pretrain rewards
+      row "$name" "$seed"
+    done
+  done
+  all_done
   for seed in "$@"; do
     for name in full $rows; do runs+=(--run "$out/seed_$seed/$name"); done
   done

@@ -113,7 +113,11 @@ def run() -> int:
     parser.add_argument("--log")
     parser.add_argument("--seeds", type=int, default=1)
     parser.add_argument("--rows", nargs="*", default=[])
+    parser.add_argument("--anew", action="store_true", help="only name the rows trained anew")
     words, flags = parser.parse_known_args()
+    if words.anew:
+        print(*(name for name in words.rows if not shares_pretrain(name)))
+        return 0
     try:
         print(budget(words, flags))
     except UserError as error:

@@ -77,7 +77,7 @@ def test_runs_share_what_they_can_and_stand_in_one_table(project_root, tmp_path)
     )
     for stage in ("simulate", "ingest", "mine", "align", "quantize", "index", "vocab"):
         assert f"[{stage}] up to date, skipped" in parts["no_pre"]
-    assert "[pretrain] redoing" in parts["no_pre"]
+    assert "[pretrain] running" in parts["no_pre"]
     assert "[pretrain] up to date" in parts["generative_sft"]
     again = done.stdout.split("== full, seed 1")[1].split("== ")[0]
     assert "[examples] up to date, skipped" in again and "[pretrain] running" in again
