@@ -36,6 +36,7 @@ from onesug_jax.decode.score import (
 from onesug_jax.decode.shapes import LEAST_NODES, Shapes, least
 from onesug_jax.decode.trie import NEVER, Constraint, Free, Trie, build_trie
 from onesug_jax.errors import UserError
+from onesug_jax.logs.schema import normalise_query
 from onesug_jax.model.seq2seq import Seq2Seq, for_decoding
 from onesug_jax.tasks.features import Featurizer, Request
 
@@ -196,6 +197,7 @@ class Suggester:
         if self._set is None:
             if shown is not None and shown != Filter():
                 raise UserError("a filter chooses among known queries: set closed=True")
+            self.shown = Filter()
             return
         passed = self._set.passing(shown)
         constraint = self._whole
@@ -206,6 +208,7 @@ class Suggester:
             if not passed.all():
                 constraint = self._whole.showing(passed, self._rank_of_node)
         self._set.shown, self.constraint = passed, constraint
+        self.shown = shown or Filter()
 
     def __call__(self, requests: Sequence[Request], k: int | None = None) -> list[list[str]]:
         """The texts of `suggest`: one list a request, best first."""
@@ -368,7 +371,7 @@ class Suggester:
             if self._set is not None:
                 text = self._set.texts[self._rank_of_node[state]]
             else:
-                text = " ".join(self.featurizer.vocabulary.decode(sequence.tolist()).split())
+                text = normalise_query(self.featurizer.vocabulary.decode(sequence.tolist()))
             if text:
                 found.setdefault(text, float(score))
         return [Suggestion(text, score) for text, score in found.items()]

@@ -273,12 +273,13 @@ def _reply(
         "why": None,
     }
     if body.why:
-        worth = [*listed.worth, *[None] * (len(listed.related) - len(listed.worth))]
+        missing = [None] * len(listed.related)
+        worth, ids = listed.worth or missing, listed.ids or missing
         reply["why"] = {
             "history": list(ask.history),
             "related": [
-                {"text": text, "worth": grade}
-                for text, grade in zip(listed.related, worth, strict=True)
+                {"text": text, "worth": grade, "id": None if one is None else list(one)}
+                for text, grade, one in zip(listed.related, worth, ids, strict=True)
             ],
             "batch": answer.batch,
             "waited_ms": round(1000 * answer.waited, 2),
@@ -296,7 +297,9 @@ def _add_errors(app: FastAPI) -> None:
 
     @app.exception_handler(RequestValidationError)
     async def invalid(request, error):
-        return JSONResponse(bodies.mistakes(error.errors()), 422)
+        found = error.errors()
+        status = 400 if any(one["type"] == "json_invalid" for one in found) else 422
+        return JSONResponse(bodies.mistakes(found), status)
 
     @app.exception_handler(HTTPException)
     async def refused(request, error):

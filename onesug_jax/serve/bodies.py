@@ -165,10 +165,13 @@ class Suggested(BaseModel):
 
 
 class Related(BaseModel):
-    """A query related to the prefix, with its worth: how often it ends in an order, in grades."""
+    """A query related to the prefix, with its worth, how often it ends in an order, in grades, and
+    its semantic id, coarse to fine: queries alike share its beginning.
+    """
 
     text: str
     worth: int | None
+    id: list[int] | None
 
 
 class Why(BaseModel):

@@ -15,6 +15,7 @@ waits for it, and none is lost. This file knows no HTTP.
 from __future__ import annotations
 
 import collections
+import contextlib
 import threading
 import time
 import traceback
@@ -178,9 +179,11 @@ class Engine:
         self._queue = collections.deque(stay)
 
     def popular(self, ask: Ask) -> Answer:
-        """The last rung, whatever the ladder says: for comparison. NotReady as `served`."""
+        """The last rung, whatever the ladder says: for comparison, and not counted as an answer.
+        NotReady as `served`.
+        """
         served = self.served
-        return self._answer(ask, served.popular(ask.prefix), POPULAR, served)
+        return _cut(ask, served.popular(ask.prefix), POPULAR, served)
 
     def close(self) -> None:
         """Accepts nothing more, answers what was accepted, and ends."""
@@ -260,14 +263,16 @@ class Engine:
             place = "".join(traceback.format_tb(error.__traceback__))
             self._say(f"serve: {len(asked)} at {rung!r} failed: {type(error).__name__}\n{place}")
             self.metrics.failed()
-            if POPULAR not in self.config.ladder or rung == POPULAR:
-                told = RuntimeError(
-                    f"{rung} failed: {type(error).__name__}"
-                )  # and no text of theirs
+            found = None
+            if POPULAR in self.config.ladder and rung != POPULAR:
+                with contextlib.suppress(Exception):  # told below, as the first
+                    found = served.lists([one.ask for one in asked], POPULAR)
+            if found is None:
+                told = RuntimeError(f"{rung} failed: {type(error).__name__}")  # no text of theirs
                 for one in asked:
                     one.future.set_exception(told)
                 return
-            rung, found = POPULAR, served.lists([one.ask for one in asked], POPULAR)
+            rung = POPULAR
         took = time.monotonic() - began
         if rung != POPULAR:
             self._pace.note(rung, len(asked), took)
@@ -283,9 +288,7 @@ class Engine:
             )
 
     def _answer(self, ask: Ask, listed: Listed, rung: str, served: Served, **how) -> Answer:
-        k = ask.k
-        listed = replace(listed, texts=listed.texts[:k], scores=listed.scores[:k])
-        answer = Answer(listed, rung, served.version, **how)
+        answer = _cut(ask, listed, rung, served, **how)
         self.metrics.answered(rung, answer.waited, answer.took, cached=answer.cached)
         return answer
 
@@ -336,3 +339,10 @@ class Engine:
         self._ready.set()
         collections.deque(steps, maxlen=0)
         self.warming = False
+
+
+def _cut(ask: Ask, listed: Listed, rung: str, served: Served, **how) -> Answer:
+    """The answer with as many suggestions as were asked for."""
+    k = ask.k
+    listed = replace(listed, texts=listed.texts[:k], scores=listed.scores[:k])
+    return Answer(listed, rung, served.version, **how)

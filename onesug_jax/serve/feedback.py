@@ -144,6 +144,7 @@ class FeedbackStore:
         self._reader = threading.Lock()
         self._waiting: queue.Queue = queue.Queue(config.waiting)  # (change, emptied, future)
         self._gate, self._closed = threading.Lock(), False
+        self._unemptied = False  # what was deleted still stands in the write-ahead log
         self._writer = threading.Thread(target=self._write, name="feedback", daemon=True)
         self._writer.start()
 
@@ -181,12 +182,6 @@ class FeedbackStore:
 
         return self._ask(delete, emptied=True)
 
-    def prune(self) -> Future:
-        """Deletes what is older than `keep_days`, as is done every hour; the Future holds how
-        many.
-        """
-        return self._ask(self._delete_old, emptied=True)
-
     def _delete_old(self, connection: sqlite3.Connection) -> int:
         oldest = int(1000 * time.time() - self.config.keep_days * _DAY_MS)
         return connection.execute("DELETE FROM events WHERE timestamp_ms < ?", (oldest,)).rowcount
@@ -209,9 +204,12 @@ class FeedbackStore:
             if time.monotonic() >= due:
                 due = time.monotonic() + _PRUNE_SECONDS
                 self._commit([(self._delete_old, True, Future())])
+            rest = max(0.0, due - time.monotonic())
             try:
-                asked = [self._waiting.get(timeout=max(0.0, due - time.monotonic()))]
+                asked = [self._waiting.get(timeout=min(rest, 1.0) if self._unemptied else rest)]
             except queue.Empty:
+                if self._unemptied:
+                    self._empty()
                 continue
             with contextlib.suppress(queue.Empty):
                 while len(asked) < _TOGETHER:
@@ -221,6 +219,15 @@ class FeedbackStore:
             if last:
                 break
         self._writing.close()
+
+    def _empty(self) -> None:
+        """Takes what was deleted out of the write-ahead log too; what another process is reading
+        stays until the next attempt.
+        """
+        self._unemptied = True
+        with contextlib.suppress(sqlite3.Error):
+            busy, _, _ = self._writing.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
+            self._unemptied = bool(busy)
 
     def _commit(self, asked: list) -> None:
         answers: list[tuple[Any, Exception | None]] = []
@@ -232,12 +239,12 @@ class FeedbackStore:
                 except (Conflict, Unknown) as error:
                     answers.append((None, error))
             self._writing.execute("COMMIT")
-            if any(emptied for _, emptied, _ in asked):
-                self._writing.execute("PRAGMA wal_checkpoint(TRUNCATE)")
         except sqlite3.Error as error:
             with contextlib.suppress(sqlite3.Error):
                 self._writing.execute("ROLLBACK")
             answers = [(None, error)] * len(asked)
+        if any(emptied for _, emptied, _ in asked):
+            self._empty()
         for (_, _, future), (answer, failure) in zip(asked, answers, strict=True):
             if future.set_running_or_notify_cancel():
                 future.set_exception(failure) if failure else future.set_result(answer)

@@ -19,7 +19,7 @@ import numpy as np
 
 from onesug_jax.decode.known import Filter
 from onesug_jax.decode.shapes import Shapes
-from onesug_jax.decode.suggester import Suggester
+from onesug_jax.decode.suggester import Suggester, Suggestion
 from onesug_jax.represent.related import RelatedQueries
 from onesug_jax.serve.ladder import POPULAR, Pace
 from onesug_jax.tasks.features import Request, history_of, make_requests
@@ -59,13 +59,14 @@ class Listed:
 
     Attributes:
       texts, scores: suggestions, best first, and their log-probabilities (None: most popular).
-      related, worth: what the model was shown of the prefix, and its grades.
+      related, worth, ids: what the model was shown of the prefix, its grades and semantic ids.
     """
 
     texts: tuple[str, ...]
     scores: tuple[float | None, ...]
     related: tuple[str, ...] = ()
     worth: tuple[int, ...] = ()
+    ids: tuple[tuple[int, ...], ...] = ()
 
 
 class Recent:
@@ -106,6 +107,7 @@ class Served:
       lists: how many finished lists of history-less requests are kept.
       blocked: the file of terms that no suggestion may hold, which may change at any time, or None.
       least_count: how often a suggestion was searched at least.
+      ids: number of a known query -> its semantic id; None where there are none.
     """
 
     def __init__(
@@ -119,12 +121,15 @@ class Served:
         lists: int = 4096,
         blocked: str | None = None,
         least_count: int = 0,
+        ids: Callable[[int], tuple[int, ...]] | None = None,
     ):
         self.version, self.path = version, path
         self.suggester, self.known, self.profile = suggester, known, tuple(profile)
-        self.kept, self._lists = Recent(lists), lists
+        self.kept, self._lists, self._ids = Recent(lists), lists, ids
         self._terms, self._stamp = (blocked, least_count), _stamp(blocked)
         self._shown = Filter.read(blocked, least_count)
+        if suggester.shown != self._shown:  # the file changed while the model was being loaded
+            suggester.show(self._shown)
 
     @property
     def history(self) -> int:
@@ -179,7 +184,7 @@ class Served:
         requests = make_requests(self.known, prefixes, histories, profiles, candidates, minutes)
         found = self.suggester.suggest(requests, mode=rung)
         made = {
-            one: _listed(request, suggestions)
+            one: self._listed(request, suggestions)
             for one, request, suggestions in zip(distinct, requests, found, strict=True)
         }
         return [made[one] for one in wanted]
@@ -198,10 +203,30 @@ class Served:
         completions, most = self.known.completions, self.longest
         if self._shown == Filter():
             return completions.complete(prefix, most)
-        texts = completions.complete(prefix, 4 * most)
-        counts = np.array([completions.count(text) for text in texts], np.int64)
-        passed = self._shown.of(texts, counts)
-        return [text for text, shown in zip(texts, passed, strict=True) if shown][:most]
+        asked, passed = most, []
+        while len(passed) < most:  # however many of the most searched are hidden
+            asked *= 4
+            texts = completions.complete(prefix, asked)
+            passed = [texts[n] for n in np.flatnonzero(self._may_show(texts))]
+            if len(texts) < asked:
+                break
+        return passed[:most]
+
+    def _may_show(self, texts: Sequence[str]) -> np.ndarray:
+        counts = np.array([self.known.completions.count(text) for text in texts], np.int64)
+        return self._shown.of(texts, counts)
+
+    def _listed(self, request: Request, suggestions: Sequence[Suggestion]) -> Listed:
+        """What is told of one list; of the related queries those that may be shown."""
+        related, worth = request.related, request.worth
+        at = np.flatnonzero(self._may_show(related)).tolist()
+        return Listed(
+            tuple(one.text for one in suggestions),
+            tuple(one.score for one in suggestions),
+            tuple(related[n] for n in at),
+            tuple(worth[n] for n in at) if worth else (),
+            tuple(self._ids(self.known.number_of(related[n])) for n in at) if self._ids else (),
+        )
 
     def read_terms(self) -> bool:
         """Reads the blocked terms if their file has changed; True where it had.
@@ -228,12 +253,3 @@ def _stamp(path: str | None) -> tuple | None:
     except OSError:
         return None
     return stat and (stat.st_mtime_ns, stat.st_size, stat.st_ino)
-
-
-def _listed(request: Request, suggestions) -> Listed:
-    return Listed(
-        tuple(one.text for one in suggestions),
-        tuple(one.score for one in suggestions),
-        tuple(request.related),
-        tuple(request.worth),
-    )

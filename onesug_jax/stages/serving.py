@@ -49,6 +49,7 @@ def _version(context: Context, config, path: str):
         lists=config.lists,
         blocked=context.settings["suggester.blocked"],
         least_count=context.settings["suggester.least_count"],
+        ids=opened.semantic_ids(context).of if spec.related else None,
     )
 
 

@@ -87,7 +87,8 @@ class Pretended:
     def _list(self, ask):
         texts = tuple(f"{ask.prefix}{i}" for i in range(self.longest))
         related = tuple(f"{ask.prefix} related {i}" for i in range(2))
-        return Listed(texts, tuple(-float(i) for i in range(self.longest)), related, (3, 5))
+        scores = tuple(-float(i) for i in range(self.longest))
+        return Listed(texts, scores, related, (3, 5), ((7, 1), (7, 2)))
 
     def read_terms(self):
         found = self.terms.pop() if self.terms else False

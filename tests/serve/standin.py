@@ -30,7 +30,7 @@ class Slow(Pretended):
         if not ask.history:
             return made
         texts = (f"{ask.prefix} after {ask.history[0]}", *made.texts[:-1])
-        return type(made)(texts, made.scores, made.related, made.worth)
+        return type(made)(texts, made.scores, made.related, made.worth, made.ids)
 
 
 def main(store, delay, *settings):

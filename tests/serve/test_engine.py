@@ -95,6 +95,25 @@ def test_where_the_model_fails_the_most_popular_answer(started, pretended):
     assert found.rung == "beam" and not found.cached
 
 
+def test_where_even_the_most_popular_fail_the_engine_lives_on(started, pretended, monkeypatch):
+    served = pretended()
+    engine = started(served)
+    served.fails = RuntimeError("broken")
+    with monkeypatch.context() as broken:
+        broken.setattr(served, "popular", lambda prefix: 1 / 0)
+        with pytest.raises(RuntimeError, match="beam failed"):
+            answer(engine, asked("a", ()))
+    served.fails = None
+    assert answer(engine, asked("a", ())).rung == "beam"
+
+
+def test_a_list_for_comparison_is_no_answer(started, pretended):
+    engine = started(pretended())
+    before = engine.metrics.text(0)
+    assert engine.popular(asked("a", k=3)).listed.texts[0] == "a popular 0"
+    assert engine.metrics.text(0) == before
+
+
 # ------------------------------------------------------------------ the queue
 
 

@@ -118,19 +118,36 @@ def test_what_a_user_wants_forgotten_is_gone_from_the_disk(store, path):
         assert secret.encode() not in content, name
 
 
+def test_what_somebody_reads_is_overwritten_once_they_have_read_it(path):
+    """Another process holds a snapshot while a user is forgotten."""
+    store = FeedbackStore(path, FeedbackConfig(busy_seconds=0.2))
+    put(store, event(1, query="a very particular secret"))
+    other = sqlite3.connect(path, isolation_level=None)
+    other.execute("BEGIN")
+    assert other.execute("SELECT count(*) FROM events").fetchone() == (1,)
+    assert store.forget("u").result(30) == 1
+    log = pathlib.Path(f"{path}-wal")
+    assert b"very particular secret" in log.read_bytes()
+    other.execute("COMMIT")
+    other.close()
+    end = time.monotonic() + 30
+    while b"very particular secret" in log.read_bytes():
+        assert time.monotonic() < end
+        time.sleep(0.05)
+    store.close()
+
+
 def test_old_events_are_pruned(path):
     old = FeedbackStore(path, FeedbackConfig(keep_days=2))
     day = 86_400_000
     put(old, event(1, timestamp_ms=NOW - 3 * day), event(2, timestamp_ms=NOW - day))
-    assert old.prune().result(30) == 1
-    assert list(old.history("u", 10)) == ["query 2"]
-    put(old, event(3, timestamp_ms=NOW - 5 * day))
     old.close()
-    again = FeedbackStore(path, FeedbackConfig(keep_days=2))  # also when it is opened
+    again = FeedbackStore(path, FeedbackConfig(keep_days=2))  # when it is opened, then every hour
     end = time.monotonic() + 30
     while again.count() > 1:
         assert time.monotonic() < end
         time.sleep(0.01)
+    assert list(again.history("u", 10)) == ["query 2"]
     again.close()
 
 

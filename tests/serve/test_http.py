@@ -54,7 +54,7 @@ def test_why_and_the_most_popular_beside(client):
     reply = suggest(client(), prefix="a", k=2, why=True, compare=True, history=["Tent", "lamp"])
     assert reply["most_popular"] == ["a popular 0", "a popular 1"]
     assert reply["why"]["history"] == ["lamp", "tent"], "newest first"
-    assert reply["why"]["related"][0] == {"text": "a related 0", "worth": 3}
+    assert reply["why"]["related"][0] == {"text": "a related 0", "worth": 3, "id": [7, 1]}
     assert reply["why"]["batch"] == 1 and reply["why"]["model_ms"] >= 0
 
 

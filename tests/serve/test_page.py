@@ -132,6 +132,43 @@ def test_what_is_typed_out_is_searched_as_it_stands(page, server):
     assert row["query"] == "tent" and row["clicked_position"] is None
 
 
+def test_searched_before_its_list_is_there(page, server):
+    """Enter is quicker than the answer: the list of an earlier letter is not told as seen."""
+    type_in(page, "la")
+    held = []
+    page.route("**/suggest", lambda route: held.append(route))
+    page.locator("#query").press_sequentially("mp")
+    page.keyboard.press("Enter")
+    page.locator("#saved", has_text="saved").wait_for()
+    assert page.locator("#list li").count() == 0, "and nothing can be chosen from it"
+    (row,) = rows(server)
+    assert (row["prefix"], row["query"], row["shown"]) == ("lamp", "lamp", [])
+    for route in held:
+        try:
+            route.continue_()
+        except Exception:  # the page has given this request up
+            pass
+
+
+def test_escape_closes_the_list_of_an_empty_box(page):
+    box = page.locator("#query")
+    box.focus()
+    assert page.locator("#list").is_visible()
+    page.keyboard.press("Escape")
+    assert not page.locator("#list").is_visible()
+    assert box.get_attribute("aria-expanded") == "false"
+
+
+def test_a_new_list_has_nothing_chosen(page):
+    type_in(page, "la")
+    page.keyboard.press("ArrowDown")
+    box = page.locator("#query")
+    assert box.get_attribute("aria-activedescendant")
+    box.press_sequentially("m")
+    page.locator("#list li", has_text="la0m0").first.wait_for()
+    assert box.get_attribute("aria-activedescendant") is None
+
+
 def test_an_input_method_is_left_alone_until_it_is_done(page, server):
     asked = []
     page.on("request", lambda request: asked.append(request) if "suggest" in request.url else 0)
@@ -160,6 +197,7 @@ def test_lists_side_by_side_and_why(page):
     assert texts(page)[0] == "la popular 0"
     page.locator("summary").click()
     assert page.locator("#related li").count() == 2
+    assert page.locator("#related code").all_text_contents() == ["7-1", "7-2"]
     assert page.locator("#related .worth").first.locator("i.on").count() == 4, "grades 0 to 3"
     assert page.locator("#scores li").first.locator(".number").text_content() == "0.00"
     facts = page.locator("#facts").text_content()

@@ -1,13 +1,17 @@
 """One version, ready to answer: its shapes, its rungs, what it keeps and what it blocks."""
 
+import types
+
 import pytest
 
 from onesug_jax.decode import suggester as decoding
 from onesug_jax.decode.known import Filter
 from onesug_jax.decode.shapes import Shapes
 from onesug_jax.errors import UserError
+from onesug_jax.logs.completion import CompletionIndex
+from onesug_jax.represent.related import RelatedQueries
 from onesug_jax.serve.ladder import Pace
-from onesug_jax.serve.served import Ask, Recent
+from onesug_jax.serve.served import Ask, Recent, Served
 from tests.serve.conftest import QUERIES
 
 SHAPES = Shapes((1, 4), (24, 48), (16, 64))
@@ -95,6 +99,36 @@ def test_the_one_used_longest_ago_makes_room():
     assert len(kept) == 2
 
 
+def test_terms_that_change_while_the_model_is_loaded_are_in_force(tiny, tmp_path):
+    path = tmp_path / "blocked.txt"
+    path.write_text("lantern\n", encoding="utf-8")
+    served = tiny(blocked=str(path))  # its suggester was made before, and knows of no terms
+    try:
+        (found,) = served.lists([Ask("lan")], "beam")
+        assert not found.texts and not served.read_terms()
+    finally:
+        served.suggester.show(None)
+
+
+def test_the_most_popular_are_found_behind_any_number_of_hidden_ones(tmp_path):
+    counts = {f"tent {'bad' if n < 35 else 'good'} {n}": 100 - n for n in range(40)}
+    known = RelatedQueries(CompletionIndex.from_counts([*counts], [*counts.values()]), 4)
+    suggester = types.SimpleNamespace(
+        shown=Filter(), show=lambda shown: None, config=types.SimpleNamespace(returned=2)
+    )
+    path = tmp_path / "blocked.txt"
+    path.write_text("bad\n", encoding="utf-8")
+    served = Served("0000", "/work/0000", suggester, known, blocked=str(path))
+    assert served.popular("te").texts == ("tent good 35", "tent good 36")
+
+
+def test_related_queries_come_with_their_semantic_ids(tiny):
+    served = tiny(ids=lambda number: (number, 7))
+    (found,) = served.lists([Ask("lan")], "beam")
+    find = served.known.number_of
+    assert found.ids == tuple((find(text), 7) for text in found.related) and found.ids
+
+
 def test_blocked_terms_are_shown_at_no_rung_and_may_change(tiny, tmp_path):
     path = tmp_path / "blocked.txt"
     path.write_text("# not now\nLantern\n鞋\n", encoding="utf-8")
@@ -108,6 +142,8 @@ def test_blocked_terms_are_shown_at_no_rung_and_may_change(tiny, tmp_path):
                 ["lamp blue", "lamp red"],
             ]
             assert not any("lantern" in text or "鞋" in text for one in found for text in one.texts)
+            shown = [text for one in found for text in one.related]
+            assert not any("lantern" in text or "鞋" in text for text in shown)
         served.kept.put("list", "kept")
         assert not served.read_terms() and len(served.kept) == 1
         path.write_text("lamp\n", encoding="utf-8")

@@ -139,7 +139,7 @@ async function ask() {
     pace(performance.now() - began);
     state.shownFor = number;
     state.reply = reply;
-    state.active = -1;
+    activate(-1);
     show();
   } catch (error) {
     if (number === state.asked) failed(error);
@@ -242,13 +242,14 @@ function activate(place) {
 // ------------------------------------------------------------------ choosing and telling
 
 async function search(text, place) {
-  const { reply } = state;
   if (!text.trim()) return;
+  // What was typed on since has no list yet: the one on the page is not what was searched from.
+  const reply = place >= 0 || state.shownFor === state.asked ? state.reply : null;
   const body = {
     request_id: reply && !reply.used ? reply.request_id : randomId("request"),
     user_id: visitor,
     session_id: session,
-    prefix: reply ? reply.prefix : "",
+    prefix: reply ? reply.prefix : state.typed,
     shown: reply ? shownTexts() : [],
   };
   if (reply) reply.used = true; // a list is reported once; what follows on it is another request
@@ -261,6 +262,9 @@ async function search(text, place) {
   for (const name of ["opened", "ordered"]) $(name).disabled = false;
   state.typed = "";
   $("query").value = "";
+  open(false);
+  state.reply = null; // nothing can be chosen from it any more
+  for (const list of ["list", "other"]) $(list).replaceChildren();
   await tell(body, "saved; your next lists know it");
   await Promise.all([ask(), showHistory()]);
 }
@@ -276,7 +280,13 @@ async function tell(body, done) {
 }
 
 async function showHistory() {
-  const known = await call("GET", `users/${encodeURIComponent(visitor)}`);
+  let known;
+  try {
+    known = await call("GET", `users/${encodeURIComponent(visitor)}`);
+  } catch (error) {
+    failed(error);
+    return;
+  }
   const chips = $("history");
   chips.replaceChildren();
   for (const text of known.history) {
@@ -336,6 +346,12 @@ function why() {
     const words = document.createElement("span");
     words.textContent = one.text;
     item.append(words);
+    if (one.id) {
+      const id = document.createElement("code");
+      id.title = "semantic id, coarse to fine: queries alike share its beginning";
+      id.textContent = one.id.join("-");
+      item.append(id);
+    }
     if (one.worth !== null) {
       const meter = document.createElement("span");
       meter.className = "worth";
@@ -399,7 +415,7 @@ box.addEventListener("keydown", (event) => {
     box.value = place < 0 ? state.typed : shownTexts()[place];
   } else if (event.key === "Escape") {
     event.preventDefault();
-    if (state.active >= 0 || !$("list").hidden && state.typed) {
+    if (state.active >= 0 || !$("list").hidden) {
       box.value = state.typed;
       open(false);
     } else if (box.value) {
