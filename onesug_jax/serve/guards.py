@@ -13,6 +13,7 @@ import json
 import time
 from collections.abc import Callable, Sequence
 
+from starlette.responses import JSONResponse
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from onesug_jax.serve.metrics import Metrics
@@ -168,14 +169,25 @@ class Limits:
         await self._app(scope, again, send)
 
 
-def patient(seconds: float) -> type[H11Protocol]:
-    """HTTP/1.1 by uvicorn, but a client has so many seconds for the head of each request."""
+_TOO_MANY = JSONResponse(
+    {"errors": [{"field": "connection", "message": "too many connections are open"}]},
+    503,
+    {"retry-after": "1", "connection": "close"},
+)
+
+
+def patient(seconds: float, connections: int) -> type[H11Protocol]:
+    """HTTP/1.1 by uvicorn, but a client has so many seconds for the head of each request, and who
+    comes when `connections` are open is told to come again.
+    """
 
     class Patient(H11Protocol):
         _timer = None
 
         def connection_made(self, transport):
             super().connection_made(transport)
+            if len(self.connections) > connections:
+                self.app = _TOO_MANY
             self._expect()
 
         def data_received(self, data):

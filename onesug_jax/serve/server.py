@@ -36,7 +36,7 @@ class ServerConfig:
       hosts: names the server answers to, where it listens to this machine only.
       body_bytes, body_seconds: the largest body, and the longest it may take to arrive.
       head_seconds: the longest the head of a request may take.
-      connections: most open connections; more get 503.
+      connections: most open connections; more get 503, with Retry-After.
       grace_seconds: how long the end waits for what was accepted.
       log: a line a request: method, route, status, time.
       log_text: with `log`, also what was typed. Off unless asked for: it is personal.
@@ -120,13 +120,12 @@ def serve(
         app,
         host=config.host,
         port=config.port,
-        http=patient(config.head_seconds),
+        http=patient(config.head_seconds, config.connections),
         ws="none",
         log_level="warning",
         log_config=None,  # logging is left as it is
         access_log=False,
         server_header=False,
-        limit_concurrency=config.connections,
         timeout_keep_alive=_KEEP_SECONDS,
         timeout_graceful_shutdown=config.grace_seconds,
     )

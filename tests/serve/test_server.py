@@ -191,6 +191,21 @@ def test_kept_connections_may_ask_again_and_again(impatient):
             time.sleep(0.5)
 
 
+def test_who_comes_when_all_connections_are_taken_is_told_when_to_come_again(server):
+    here = server(connections=2)
+    with (
+        socket.create_connection(("127.0.0.1", here.port)),
+        socket.create_connection(("127.0.0.1", here.port)),
+    ):
+        refused = here.suggest(prefix="a")
+        assert refused.status_code == 503 and refused.headers["retry-after"] == "1"
+        assert refused.json()["errors"][0]["field"] == "connection"
+    end = time.monotonic() + 30
+    while here.suggest(prefix="a").status_code != 200:
+        assert time.monotonic() < end
+        time.sleep(0.05)
+
+
 def test_nonsense_and_tricks_on_the_wire(impatient):
     here = impatient
     for data, expected in [
