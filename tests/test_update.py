@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import shutil
+import types
 
 import jax
 import pyarrow as pa
@@ -134,6 +135,77 @@ def test_an_interrupted_update_leaves_the_model_alone_and_goes_on(shop, work, ca
     out = capsys.readouterr().out
     assert out.count("up to date, skipped") == len(loop._STAGES)
     assert workdir.published(str(work)) == str(work / "versions" / "0001")
+
+
+@pytest.mark.parametrize("where", ["replace", "_publish"])
+def test_an_update_killed_at_its_very_end_is_not_done_twice(shop, work, capsys, monkeypatch, where):
+    """After the scores are written, or after the folder has its name."""
+
+    def killed(*_):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        if where == "replace":
+            patch.setattr(loop, "_publish_the_finished", lambda home: None)
+            replace = loop.os.replace
+            patch.setattr(
+                loop.os,
+                "replace",
+                lambda a, b: killed() if str(b).endswith("0001") else replace(a, b),
+            )
+        else:
+            patch.setattr(loop, "_publish", killed)
+        assert update(shop, work, "--gin.update.tolerance=100.0") == 130
+    assert workdir.published(str(work)) == str(work)
+    capsys.readouterr()
+    assert update(shop, work, "--gin.update.tolerance=100.0") == 0
+    assert "redoing" not in capsys.readouterr().out
+    assert workdir.published(str(work)) == str(work / "versions" / "0001")
+    assert [path.name for path in (work / "versions").iterdir()] == ["0001"]
+    record = json.loads((work / "versions" / "0001" / "update.json").read_text())
+    assert record["published"] and record["scores"]
+
+
+@pytest.mark.parametrize("brings", ["old", "fresh"])
+def test_a_history_that_one_log_brings_and_a_column_that_one_lacks(tmp_path, capsys, brings):
+    row = {
+        "user_id": "u",
+        "session_id": "s",
+        "prefix": "te",
+        "shown": [],
+        "query": "tent",
+        "clicked_position": None,
+        "clicked_items": [],
+        "ordered_items": [],
+    }
+    more = {"history": ["lamp"], "history_minutes": [3.0]}
+    old = [{"request_id": f"o{n}", "timestamp_ms": n, **row, "gender": "f"} for n in range(3)]
+    fresh = [{"request_id": f"f{n}", "timestamp_ms": 10 + n, **row} for n in range(4)]
+    for one in old if brings == "old" else fresh:
+        one.update(more)
+    new = tmp_path / "new"
+    for folder, rows in (("work/log", old), ("new/fresh", fresh)):
+        (tmp_path / folder).mkdir(parents=True)
+        table = pa.Table.from_pylist(rows)
+        place = table.column_names.index("clicked_position")
+        table = table.set_column(
+            place, "clicked_position", table["clicked_position"].cast(pa.int32())
+        )
+        pq.write_table(table, tmp_path / folder / "train.parquet")
+    base = types.SimpleNamespace(
+        work=workdir.WorkDir(str(tmp_path / "work")),
+        settings={"ingest.memory_limit": "1GB"},
+        log="fresh.parquet",
+    )
+    counts = loop._join(base, str(new), 28.0, 0.25)
+    assert counts == {"fresh": 4, "again": 0, "train": 6, "held": 1}
+    assert "no column 'gender'" in capsys.readouterr().out
+    rows = pq.read_table(new / "log" / "train.parquet").to_pylist()
+    rows += pq.read_table(new / "log" / "dev.parquet").to_pylist()
+    assert [one["gender"] for one in rows] == ["f"] * 3 + [""] * 4
+    told = [(one["history"], one["history_minutes"]) for one in rows]
+    have, have_not = (["lamp"], [3.0]), (None, None)
+    assert told == ([have] * 3 + [have_not] * 4 if brings == "old" else [have_not] * 3 + [have] * 4)
 
 
 def test_mistakes_are_told_with_their_mend(shop, work, tmp_path, capsys):

@@ -1,8 +1,9 @@
 """From requests to suggestion lists: features in, beams or scores, text out.
 
 The one place where vocabulary, features, model and beams meet; evaluation, the `suggest` stage and
-the server all use it, so they show the same lists. No TensorFlow here. Requests are served in a few
-fixed shapes (batch sizes, input lengths and trees rounded up), so that few programs are compiled.
+the server all use it, so in the same mode they show the same lists. No TensorFlow here. Requests
+are served in a few fixed shapes (batch sizes, input lengths and trees rounded up), so that few
+programs are compiled.
 
 Three modes: "beam" writes the list; "score" ranks the candidates that requests bring, in one pass
 (`score.py`); "hybrid" does both, with fewer and shorter beams, and lists the best of either. Where

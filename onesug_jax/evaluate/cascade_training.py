@@ -39,7 +39,7 @@ def lightgbm():
     except (ImportError, OSError) as error:
         raise UserError(
             f"the cascade ranks with LightGBM, which cannot be loaded ({error}); install it with "
-            "`pip install 'onesug_jax[cascade]'`, and its run-time library libgomp1 by the "
+            "`pip install 'lightgbm>=4.6,<5'`, and its run-time library libgomp1 by the "
             "system's package manager"
         ) from None
     return library

@@ -269,7 +269,7 @@ def _task(stored: Mapping[str, Any]) -> str:
 
 def _watch(context, config, objective, mesh, frozen, stored, task, dev_rows, dev_lists):
     """Whether there is a dev split to watch, and the function that does it: preference metrics of
-    its lists beside what real beams write.
+    its lists beside those that the suggester writes.
     """
     import numpy as np
 

@@ -15,11 +15,12 @@ import dataclasses
 import json
 import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from onesug_jax import workdir
 from onesug_jax.errors import UserError
 from onesug_jax.files import write_json
+from onesug_jax.logs.schema import HISTORY, HISTORY_MINUTES
 from onesug_jax.registry import Context
 from onesug_jax.stages import opened
 
@@ -29,6 +30,7 @@ _KEPT = ("encoder", "vocab")  # folders that an update takes over as they are
 _STAGES = ("mine", "quantize", "index", "rank", "examples", "rewards", "rwr")
 # What may not change from one version to the next, by stage: its folder, and how the names begin.
 _FIXED = {"mine": ("mined", "mine.min_users"), "examples": ("examples", "FeatureSpec.")}
+_BROUGHT = (HISTORY, HISTORY_MINUTES)  # columns that a log may bring itself
 _DAY_MS = 86_400_000
 
 
@@ -76,6 +78,7 @@ def update(
     }
     if not fresh:
         raise UserError(f"update reads {context.log}, and there is no such file or folder")
+    served = _publish_the_finished(home) or served
     before = _record(served)
     if before and before["log"] == fresh:
         print(f"{context.log} is already in version {before['version']}; nothing to do")
@@ -151,7 +154,8 @@ def _bound(path: str, begins: str) -> dict[str, str]:
 
 def _prepare(new: str, base: Context, wanted: Mapping) -> None:
     """The folder of the next version: what is kept is linked in, M_t becomes its `pretrain`."""
-    if _record(new) == dict(wanted):
+    record = _record(new) or {}
+    if {name: record.get(name) for name in wanted} == wanted:
         return  # interrupted: goes on
     shutil.rmtree(new, ignore_errors=True)
     os.makedirs(new)
@@ -176,7 +180,8 @@ def _join(base: Context, new: str, window_days: float, holdout: float) -> dict[s
     """new/log: train (old rows of the window, and the fresh ones) and dev (the newest fresh ones).
 
     A request that both hold counts once, as the fresh log tells it: an order may come days after
-    its search.
+    its search. Columns are those of the old rows; what the fresh ones lack of them is empty there.
+    Histories that only one of the two brings are kept.
     """
     from onesug_jax.logs.database import connect, quoted
     from onesug_jax.logs.database import files as in_sql
@@ -206,17 +211,22 @@ def _join(base: Context, new: str, window_days: float, holdout: float) -> dict[s
             )
         cut = one(f"SELECT quantile_disc(timestamp_ms, {1 - holdout}) FROM fresh")
         start = one("SELECT max(timestamp_ms) FROM fresh") - int(window_days * _DAY_MS)
-        columns = ", ".join(
-            f'"{name}"'
-            for name in database.sql("SELECT * FROM old LIMIT 0").columns
-            if name in database.sql("SELECT * FROM fresh LIMIT 0").columns
-        )
+        there = {view: database.sql(f"FROM {view} LIMIT 0").columns for view in ("old", "fresh")}
+        brought = [name for name in _BROUGHT if name in (*there["old"], *there["fresh"])]
+        wanted = list(dict.fromkeys((*there["old"], *brought)))
+        for name in wanted:
+            if name not in (*there["fresh"], *brought):
+                print(f"update: {base.log} has no column {name!r}: its rows count without a value")
+        of = {
+            view: ", ".join(_column(name, have, name in brought) for name in wanted)
+            for view, have in there.items()
+        }
         again = one("SELECT count(*) FROM again")
         parts = {
-            "train": f"SELECT {columns} FROM old WHERE timestamp_ms >= {start} UNION ALL "
-            f"SELECT {columns} FROM again WHERE timestamp_ms >= {start} UNION ALL "
-            f"SELECT {columns} FROM fresh WHERE timestamp_ms <= {cut}",
-            "dev": f"SELECT {columns} FROM fresh WHERE timestamp_ms > {cut}",
+            "train": f"SELECT {of['old']} FROM old WHERE timestamp_ms >= {start} UNION ALL "
+            f"SELECT {of['fresh']} FROM again WHERE timestamp_ms >= {start} UNION ALL "
+            f"SELECT {of['fresh']} FROM fresh WHERE timestamp_ms <= {cut}",
+            "dev": f"SELECT {of['fresh']} FROM fresh WHERE timestamp_ms > {cut}",
         }
         for split, query in parts.items():
             path = os.path.join(log, f"{split}.parquet")
@@ -239,6 +249,13 @@ def _join(base: Context, new: str, window_days: float, holdout: float) -> dict[s
     return {"fresh": count, "again": again, **counts}
 
 
+def _column(name: str, have: Sequence[str], brought: bool) -> str:
+    """A column of a view that may lack it, in SQL."""
+    if name in have:
+        return f'"{name}"'
+    return f'NULL AS "{name}"' if brought else f"'' AS \"{name}\""
+
+
 def _judge(
     context: Context, base: Context, new: str, version: str, wanted: Mapping, tolerance: float
 ) -> int | None:
@@ -254,7 +271,7 @@ def _judge(
     for name, found in values.items():
         print(f"  {name:<6}" + "".join(f"  {key} {value:6.2f}" for key, value in found.items()))
     better = values["M_t+1"]["value"] >= values["M_t"]["value"] - tolerance
-    write_json(os.path.join(new, RECORD), {**wanted, "scores": values, "published": better})
+    write_json(os.path.join(new, RECORD), {**wanted, "scores": values, "published": False})
     home = context.work.path
     if not better:
         kept = os.path.join(home, "versions", version + ".refused")
@@ -267,8 +284,22 @@ def _judge(
         )
         return NOT_BETTER
     os.replace(new, os.path.join(home, "versions", version))
-    _publish(home, [*_history(home), version])
+    _publish_the_finished(home)
     print(f"version {version} is now in use; `update --rollback` goes back")
+    return None
+
+
+def _publish_the_finished(home: str) -> str | None:
+    """Puts a version in use that is finished and says of itself that it is not yet: the one just
+    made, or one whose update was killed at the very end. Returns its folder.
+    """
+    for version in _versions(home):
+        folder = os.path.join(home, "versions", version)
+        record = _record(folder)  # none of a refused one: its folder has another name
+        if record and not record["published"]:
+            _publish(home, [*_history(home), version])
+            write_json(os.path.join(folder, RECORD), {**record, "published": True})
+            return folder
     return None
 
 
