@@ -165,7 +165,8 @@ class ListConfig:
       negatives: N, negatives of a list (the authors': 4).
       days: lists are opened by rows of the last so many days only; None: by all.
       show, not_show, rand: shares of the negative levels. Where a request has no (further) negative
-        of the level drawn, the place goes to the next one of SHOW, NOT_SHOW, RAND, SHOW.
+        of the level drawn, the place goes to the next one of SHOW, NOT_SHOW, RAND, SHOW whose share
+        is not 0, and stays empty where no such level has one (`Lists.mix` tells what comes of it).
       order, item_click, click: how much likelier a row of that level is drawn than by chance; all
         1: as often as the log has them.
     """
@@ -236,6 +237,7 @@ class Lists:
         self._positive = np.cumsum(weights) / weights.sum()
         shares = np.array([getattr(config, level.name.lower()) for level in NEGATIVE])
         self._negative = np.cumsum(shares) / shares.sum()
+        self._asked = shares / shares.sum()
 
     def __call__(self, step: int, size: int) -> Drawn:
         """The lists of batch `step`: rows drawn with replacement, weighted by level."""
@@ -252,6 +254,18 @@ class Lists:
         """One list for each of the rows given; the same whenever it is asked for."""
         return self._fill(np.asarray(rows, np.int64), np.random.default_rng([self.seed, 2]))
 
+    def mix(self, lists: int = 4096) -> dict[str, tuple[float, float]]:
+        """Negative level -> (share asked for, share drawn) of the places of so many lists, and
+        "empty" -> (0, share of places that hold no query).
+        """
+        drawn = self(0, lists)
+        there, levels = drawn.mask[:, 1:], drawn.levels[:, 1:]
+        shares = [float(np.mean(there & (levels == level))) for level in NEGATIVE]
+        names = [level.name for level in NEGATIVE]
+        asked = self._asked.tolist()
+        found = dict(zip(names, zip(asked, shares, strict=True), strict=True))
+        return {**found, "empty": (0.0, float(np.mean(~there)))}
+
     def _fill(self, rows: np.ndarray, random: np.random.Generator) -> Drawn:
         b, count = self.behaviour, self.config.negatives
         numbers = np.full((len(rows), 1 + count), -1, np.int32)
@@ -262,6 +276,8 @@ class Lists:
             for attempt in range(len(NEGATIVE) * len(NEGATIVE) * _ATTEMPTS):
                 # The level wanted, then the two others; a few draws of each.
                 turn, kind = divmod(attempt // _ATTEMPTS, len(NEGATIVE))
+                if not self._asked[kind]:
+                    continue
                 its_turn = (wanted + turn) % len(NEGATIVE) == kind
                 open_ = np.flatnonzero((numbers[:, column] < 0) & its_turn)
                 if len(open_):

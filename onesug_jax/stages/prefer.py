@@ -218,6 +218,12 @@ def rwr(
         f"{objective.beta}, delta {objective.delta}, alpha {objective.alpha}",
         flush=True,
     )
+    mix = [
+        f"{name} {100 * drawn:.0f} % (asked {100 * asked:.0f})"
+        for name, (asked, drawn) in lists.mix().items()
+        if asked or drawn
+    ]
+    print(f"rwr: negatives: {', '.join(mix)}", flush=True)
     watched = bool(watched and evaluate_every)
     before = dev_metrics(frozen, 0) if watched else {}
     if watched:

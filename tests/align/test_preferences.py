@@ -119,6 +119,7 @@ def test_the_mix_of_levels_is_the_one_asked_for():
     assert (drawn.levels[:, 1:] == Level.RAND).all()
     drawn = Lists(b, ListConfig(order=1.0, item_click=0.0, click=0.0), 0)(0, 500)
     assert (drawn.levels[:, 0] == Level.ORDER).all()
+    assert Lists(b, ListConfig(show=0.0, not_show=0.0, rand=1.0), 0).mix()["RAND"][1] > 0.9
     shares = Lists(b, ListConfig(negatives=1), 0)(0, 20_000).levels[:, 1]
     assert np.mean(shares == Level.SHOW) == pytest.approx(0.5, abs=0.02)
     plain = Lists(b, ListConfig(), 0)(0, 20_000).levels[:, 0]
@@ -136,12 +137,23 @@ def test_a_draw_is_a_function_of_seed_and_step():
 
 def test_places_go_to_the_next_level_where_a_request_has_none():
     b = behaviour_of(row("q3", prefix="nothing mined"), row("q5", ["q6"], prefix="nothing mined"))
-    drawn = Lists(b, ListConfig(show=1.0, not_show=0.0, rand=0.0), 0)(0, 64)
+    drawn = Lists(b, ListConfig(show=1.0, not_show=0.0, rand=1e-9), 0)(0, 64)
     assert drawn.mask.all()
     of_first = drawn.levels[drawn.rows == 0, 1:]
     assert (of_first == Level.RAND).all()
     of_second = drawn.levels[drawn.rows == 1, 1:]
     assert ((of_second == Level.SHOW).sum(axis=1) == 1).all()
+
+
+def test_a_level_without_a_share_is_never_drawn():
+    b = behaviour_of(row("q3", prefix="nothing mined"), row("q5", ["q6"], prefix="nothing mined"))
+    lists = Lists(b, ListConfig(show=1.0, not_show=0.0, rand=0.0), 0)
+    drawn = lists(0, 64)
+    assert (drawn.mask.sum(axis=1) == 1 + drawn.rows).all()  # the positive, and q6 of the second
+    assert (drawn.levels[:, 1:][drawn.mask[:, 1:]] == Level.SHOW).all()
+    mix = lists.mix()
+    assert mix["SHOW"][0] == 1.0 and mix["RAND"] == (0.0, 0.0)
+    assert mix["SHOW"][1] + mix["empty"][1] == pytest.approx(1.0)
 
 
 def test_a_shop_of_two_queries_leaves_places_empty():
