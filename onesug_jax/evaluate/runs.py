@@ -43,6 +43,7 @@ class Row:
     name: str
     scores: Mapping[str, Mapping[str, float | None]]  # slice -> metric, in per cent
     gains: np.ndarray  # float64 [N]: 100 / rank within k, 0 beyond, mean over the seeds
+    hits: np.ndarray  # float64 [N]: 100 within k, 0 beyond, mean over the seeds
     seeds: tuple[float, ...] = ()  # MRR of each seed
     minutes: float | None = None
     parameters: int | None = None
@@ -109,13 +110,16 @@ def names_of(folders: Sequence[str]) -> dict[str, list[str]]:
 
 
 def rows_of(runs: Mapping[str, Sequence[Run]], *, k: int = 16) -> list[Row]:
-    """The rivals of the first run that has them, then a row for every name."""
+    """The rivals of the first run that has them, then a row for every name, `len(runs)` of them."""
     rivals: dict[str, Run] = {}
     for run in (run for seeds in runs.values() for run in seeds):
         for name in run.metrics:
             if name != _MODEL:
                 rivals.setdefault(name, run)
-    rows = [_row(name.replace("_", " "), [run], name, k) for name, run in rivals.items()]
+    rows = []
+    for suggester, run in rivals.items():
+        name = suggester.replace("_", " ")
+        rows.append(_row(f"{name} (rival)" if name in runs else name, [run], suggester, k))
     return rows + [_row(name, seeds, _MODEL, k) for name, seeds in runs.items()]
 
 
@@ -134,6 +138,7 @@ def _row(name: str, runs: Sequence[Run], suggester: str, k: int) -> Row:
         name=name,
         scores=scores,
         gains=np.mean(gains, axis=0) if same else np.empty(0),
+        hits=np.mean([100.0 * (gain > 0) for gain in gains], axis=0) if same else np.empty(0),
         seeds=tuple(run.metrics[suggester]["all"][f"mrr@{k}"] or 0.0 for run in runs if own),
         minutes=_mean([run.minutes for run in runs]) if own else None,
         parameters=runs[0].parameters if own else None,
@@ -179,12 +184,14 @@ def format_rows(rows: Sequence[Row], orders: np.ndarray, *, k: int = 16) -> str:
     shown = [("all", f"hr@{k}"), ("all", f"mrr@{k}"), ("order", f"hr@{k}"), ("order", f"mrr@{k}")]
     shown += [(label, f"mrr@{k}") for label in ("frequent", "rare", "unseen")]
     heads = ["in per cent", "HR", "MRR", "order HR", "order MRR", "frequent", "rare", "unseen"]
-    heads += ["MRR 95 %", "order MRR 95 %", "seeds", "minutes", "parameters"]
+    heads += [f"{head} 95 %" for head in heads[1:5]] + ["seeds", "minutes", "parameters"]
     lines = [heads]
     for row in rows:
         cells = [_number(row.scores.get(label, {}).get(metric)) for label, metric in shown]
         known = len(row.gains) == len(orders)
-        cells += [_interval(row.gains[mask]) if known else "-" for mask in (orders | True, orders)]
+        for mask in (orders | True, orders):
+            each = (row.hits, row.gains)
+            cells += [_interval(values[mask]) if known else "-" for values in each]
         spread = f"{len(row.seeds)}: {min(row.seeds or [0]):.2f} to {max(row.seeds or [0]):.2f}"
         cells += [spread if len(row.seeds) > 1 else "-", _number(row.minutes, 1)]
         cells += ["-" if row.parameters is None else f"{row.parameters:,}"]

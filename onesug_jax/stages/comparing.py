@@ -29,7 +29,8 @@ def compare(context: Context) -> None:
     """
     from onesug_jax.evaluate import runs
 
-    named = runs.names_of(context.options.run or [context.work.path])
+    folders = [*context.options.folders, *(context.options.run or ())]
+    named = runs.names_of(folders or [context.work.path])
     found = {name: [read(folder) for folder in seeds] for name, seeds in named.items()}
     first = next(iter(found))
     weighed = {f"sft, orders^{kappa:g}": kappa for kappa in sorted(context.options.worth or ())}
@@ -43,7 +44,7 @@ def compare(context: Context) -> None:
     orders = runs.order_requests(found[first][0].lists)
     print(runs.format_rows(rows, orders))
     if len(rows) > 1:
-        base = next(row for row in rows if row.name == first)
+        base = rows[-len(found)]  # behind the rivals
         print("\n" + runs.format_ahead(rows, base, orders))
         if context.options.plot:
             print("\n" + runs.plot_frontier(rows, base, orders, context.options.plot, weighed))
@@ -92,8 +93,9 @@ def read(folder: str) -> Run:
 
 def flags(parser: argparse.ArgumentParser) -> None:
     """What to compare."""
+    parser.add_argument("folders", nargs="*", metavar="WORK_DIR", help="work directories to show")
     parser.add_argument(
-        "--run", action="append", metavar="WORK_DIR", help="a work directory to show; repeat"
+        "--run", action="append", metavar="WORK_DIR", help="the same, one by one; repeat"
     )
     parser.add_argument(
         "--worth",

@@ -49,6 +49,24 @@ def test_a_clear_gain_is_more_than_chance():
     assert "+12.50" in told[3] and told[3].count("more than chance") == 2
 
 
+def test_a_run_named_like_a_rival_is_the_base_all_the_same():
+    """`compare runs/cascade runs/full`, where the reports know a rival of that name."""
+    rows, orders = rows_and_orders(
+        cascade=[run_of([4] * 8, rivals=["cascade"])], full=[run_of([1] * 8)]
+    )
+    assert [row.name for row in rows] == ["cascade (rival)", "cascade", "full"]
+    found = runs.ahead(rows[2], rows[-2], orders)
+    assert found and found["all"][0] == pytest.approx(75.0)
+
+
+def test_intervals_of_hits_are_over_requests_and_seeds():
+    hit, missed = run_of([1] * 100), run_of([1] * 50 + [0] * 50)
+    rows, orders = rows_and_orders(one=[hit, missed])
+    assert rows[0].hits.tolist() == [100.0] * 50 + [50.0] * 50
+    told = runs.format_rows(rows, orders).splitlines()
+    assert " HR 95 %" in told[0] and "order HR 95 %" in told[0]
+
+
 def test_noise_is_within_chance():
     random = np.random.default_rng(0)
     one, other = (run_of(random.integers(0, 17, 500).tolist()) for _ in range(2))
