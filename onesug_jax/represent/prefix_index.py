@@ -206,7 +206,7 @@ class PrefixIndex:
           pair_offsets: [P + 1]; row i of the pairs is pair_offsets[i] : pair_offsets[i + 1].
           pair_queries: row numbers of co-occurring queries, best first for each prefix.
           pair_counts: how often each pair was seen.
-          fingerprints: of what went in (encoder, ids, mined); `load` compares them.
+          fingerprints: of what went in (encoder, ids); `load` compares them.
           search_config: how wide to look, here and by default after loading.
           enhance_config: how e_p* is mixed.
           related: how many related queries to work out for each known prefix; a look-up each, so 0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import filecmp
 import functools
 import json
 import os
@@ -154,6 +155,26 @@ def semantic_ids(context: Context) -> SemanticIds:
     return SemanticIds.load(context.work.semantic_ids)
 
 
+def _check_same_queries(work: workdir.WorkDir) -> None:
+    """The index numbers the queries that were mined.
+
+    Raises:
+      UserError: it was made of others: its numbers would mean other queries.
+    """
+    mined, indexed = (os.path.join(folder, "queries.txt") for folder in (work.mined, work.index))
+    need([mined], "the mined queries", "run mine first")
+    need([indexed], "the queries of the prefix index", "run index first")
+    if not filecmp.cmp(mined, indexed, shallow=False):
+        counts = []
+        for path in (mined, indexed):
+            with open(path, "rb") as file:
+                counts.append(sum(1 for _ in file))
+        raise UserError(
+            f"{work.index} was made of other queries ({counts[1]:,}) than {work.mined} now holds "
+            f"({counts[0]:,}); run the index stage again"
+        )
+
+
 def related(context: Context, spec, profiles=None, **kept) -> RelatedQueries:
     """What requests are shown beside their words, as `spec` (a `FeatureSpec`) asks for it.
 
@@ -179,6 +200,7 @@ def related_in(
         return RelatedQueries(known, 0, config, **kept)
     from onesug_jax.represent.prefix_index import PrefixIndex
 
+    _check_same_queries(work)
     loaded = functools.cache(lambda: encoder(work))
     in_use = encoder_in_use(work)
     grades = None
