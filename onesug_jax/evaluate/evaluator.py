@@ -12,6 +12,7 @@ refused, since it would waste places and could be rewarded for it.
 from __future__ import annotations
 
 import collections
+import itertools
 import math
 import os
 import sys
@@ -38,6 +39,9 @@ _NEEDED = (
     *("request_id", "prefix", "query", "clicked_items", "ordered_items"),
     *(schema.RECENT, schema.RECENT_MINUTES),
 )
+
+
+_RECENT = 5  # earlier queries of a request that its row tells
 
 
 @dataclass(frozen=True)
@@ -95,6 +99,7 @@ def evaluate(
     known: int | None = None,
     slices: SliceSpec = SliceSpec(),
     block: int = 256,
+    told: Callable[[str], bool] = bool,
     process: tuple[int, int] = (0, 1),
     exchange: Callable[[bytes], list[bytes]] = lambda own: [own],
 ) -> Evaluation:
@@ -111,6 +116,7 @@ def evaluate(
         candidates=candidates,
         k=k,
         block=block,
+        told=told,
         process=process,
     )
     if process[1] > 1:
@@ -127,6 +133,7 @@ def score_rows(
     candidates: int = 0,
     k: int = 16,
     block: int = 256,
+    told: Callable[[str], bool] = bool,
     process: tuple[int, int] = (0, 1),
     progress: bool = True,
 ) -> pa.Table:
@@ -140,12 +147,13 @@ def score_rows(
       context: adds related queries and enhanced prefixes to the requests.
       candidates: how many candidates each request brings besides.
       k: lists are cut to their first k.
+      told: whether an earlier query may stand in the table as text: not one that few searched.
       process: (number, how many): of several processes, each takes every so manieth block.
 
     Returns:
-      columns row, request_id, prefix, truth, level (name), prefix_count, history (how many), and
-      for each suggester rank_NAME (1-based, 0 absent), list_NAME and scores_NAME (null where it
-      gives none).
+      columns row, request_id, prefix, truth, level (name), prefix_count, history (how many), recent
+      (the latest few of them, newest first), and for each suggester rank_NAME (1-based, 0 absent),
+      list_NAME and scores_NAME (null where it gives none).
 
     Raises:
       UserError: a column is missing, or the split has no row.
@@ -160,7 +168,7 @@ def score_rows(
         total += len(rows)
         if (first // block) % process[1] != process[0]:
             continue
-        columns = _known(first, rows, prefix_counts)
+        columns = _known(first, rows, prefix_counts, told)
         requests = make_requests(
             context,
             [row["prefix"] for row in rows],
@@ -200,7 +208,9 @@ def score_rows(
     return pa.Table.from_batches(parts, table_schema)
 
 
-def _known(first: int, rows: list[dict], prefix_counts: Mapping[str, int]) -> dict[str, list]:
+def _known(
+    first: int, rows: list[dict], prefix_counts: Mapping[str, int], told: Callable[[str], bool]
+) -> dict[str, list]:
     """The columns that do not depend on suggesters."""
     levels = [
         schema.request_level(row["clicked_items"] or (), row["ordered_items"] or ()) for row in rows
@@ -213,6 +223,9 @@ def _known(first: int, rows: list[dict], prefix_counts: Mapping[str, int]) -> di
         "level": [level.name.lower() for level in levels],
         "prefix_count": [prefix_counts.get(row["prefix"], 0) for row in rows],
         "history": [len(row[schema.RECENT] or ()) for row in rows],
+        "recent": [
+            list(itertools.islice(filter(told, row[schema.RECENT] or ()), _RECENT)) for row in rows
+        ],
     }
 
 
@@ -374,6 +387,7 @@ def _rows_schema(suggesters: Mapping[str, Suggester]) -> pa.Schema:
         ("truth", pa.string()),
     ]
     fields += [("level", pa.string()), ("prefix_count", pa.int64()), ("history", pa.int32())]
+    fields += [("recent", pa.list_(pa.string()))]
     for name in suggesters:
         fields += [(f"rank_{name}", pa.int32()), (f"list_{name}", pa.list_(pa.string()))]
         fields += [(f"scores_{name}", pa.list_(pa.float32()))]

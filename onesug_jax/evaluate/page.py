@@ -193,9 +193,18 @@ def _example(row: Mapping, names: Sequence[str]) -> str:
     typed = html.escape(row["prefix"]) or "(nothing)"
     return (
         f"<div class='list'><b>{typed}</b> <small>searched: {html.escape(row['truth'])}; "
-        f"{html.escape(row['level'].replace('_', ' '))}; {row['history']} earlier</small>"
+        f"{html.escape(row['level'].replace('_', ' '))}; {_earlier(row)}</small>"
         f"<div class='columns'>{''.join(columns)}</div></div>"
     )
+
+
+def _earlier(row: Mapping) -> str:
+    """What the visitor had searched before, newest first, as far as it is told."""
+    recent = [html.escape(text) for text in row.get("recent") or ()]
+    more = row["history"] - len(recent)
+    if not recent:
+        return f"{more} earlier" if more else "no earlier search"
+    return f"before: {', '.join(recent)}" + (f", {more} more" if more else "")
 
 
 def _name(name: str) -> str:

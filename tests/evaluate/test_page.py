@@ -26,6 +26,7 @@ def evaluation():
         "level": ["order", "click", "click", "item_click"],
         "prefix_count": [20, 3, 0, 1],
         "history": [2, 0, 1, 1],
+        "recent": [["<i>tea</i>"], [], ["mug"], []],
     }
     for name, found in lists.items():
         columns[f"list_{name}"] = found
@@ -56,6 +57,8 @@ def test_the_lists_that_matter_are_shown(evaluation, tmp_path):
     assert "searched: tent" not in text
     assert "searched: coffee" in worst and "searched: coffee" not in best
     assert "<li class=hit>watch</li>" in best
+    assert "before: &lt;i&gt;tea&lt;/i&gt;, 1 more" in best and "before: mug<" in worst
+    assert "; 1 earlier<" in changed
 
 
 def test_tables_agree_with_the_metrics(evaluation, tmp_path):
