@@ -9,6 +9,7 @@ from __future__ import annotations
 import base64
 import html
 import os
+import re
 from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
@@ -119,7 +120,8 @@ def _slices(metrics: Mapping, k: int) -> str:
     for label, scores in metrics[names[0]].items():
         values = [metrics[name][label][f"mrr@{k}"] for name in names]
         cells = ["-" if value is None else f"{value:.2f}" for value in values]
-        table.append([html.escape(label.replace("_", " ")), *cells, f"{scores['n']:,}"])
+        slice_ = re.sub(r"(\d)_(\d)", r"\1-\2", label).replace("_", " ")  # prefix_2_3: 2 to 3
+        table.append([html.escape(slice_), *cells, f"{scores['n']:,}"])
     return _table(table, ours=1)
 
 
