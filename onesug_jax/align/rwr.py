@@ -177,7 +177,8 @@ def _ratio(name: str, values: jax.Array, where: jax.Array) -> dict[str, jax.Arra
 def divergence(
     policy: Logits, reference: Logits, targets: TargetTokens
 ) -> tuple[jax.Array, jax.Array]:
-    """KL(policy || reference) of the next token along `targets`, in nats: sum and tokens.
+    """KL(policy || reference) of the next token along `targets [B, T]`, in nats, of logits
+    `[B, T, V]`: sum and tokens.
 
     Exact over the vocabulary. Along the positives it says how far the policy has moved where
     people's own queries lead.

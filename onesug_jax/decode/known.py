@@ -179,8 +179,8 @@ class ClosedSet:
         return 0, len(self.texts)
 
     def all_of(self, prefix: str, most: int) -> np.ndarray | None:
-        """Ranks of all texts that this prefix may get and that may be shown, most searched first;
-        None: more than `most`.
+        """Ranks `[n]` of all texts that this prefix may get and that may be shown, most searched
+        first; None: more than `most`.
         """
         low, high = self.interval(prefix)
         if high - low > 4 * most:  # too many to look through
@@ -191,7 +191,7 @@ class ClosedSet:
         return ranks[np.argsort(-self._counts[ranks], kind="stable")]
 
     def among(self, prefix: str, candidates: Sequence[str]) -> np.ndarray:
-        """Ranks of the candidates that this prefix may get and that may be shown."""
+        """Ranks `[n]` of the candidates that this prefix may get and that may be shown."""
         low, high = self.interval(prefix)
         ranks = np.array([self.rank(text) for text in candidates], np.int64)
         ranks = ranks[(low <= ranks) & (ranks < high)]

@@ -53,7 +53,9 @@ def bins(given: np.ndarray, hits: np.ndarray, count: int = 12) -> np.ndarray:
 
 
 def error(given: np.ndarray, hits: np.ndarray, count: int = 12) -> float:
-    """Expected calibration error: the mean distance of the two over `bins`, each by its weight."""
+    """Expected calibration error, 0 to 1: the mean distance of `given [N]`, probabilities, and
+    `hits [N]`, 0 or 1, over `bins`, each by its weight.
+    """
     table = bins(given, hits, count)
     return float(np.average(np.abs(table[:, 0] - table[:, 1]), weights=table[:, 2]))
 

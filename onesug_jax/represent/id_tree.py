@@ -208,7 +208,7 @@ def ranges(starts: np.ndarray, many: np.ndarray) -> np.ndarray:
 
 
 def largest(scores: np.ndarray, keep: int) -> np.ndarray:
-    """Places of the `keep` largest scores, in their order; of equal ones the first."""
+    """Places `[keep]` of the largest of `scores [N]`, ascending; of equal ones the first."""
     if keep >= len(scores):
         return np.arange(len(scores))
     if keep == 1:
