@@ -2,6 +2,7 @@
 
 import os
 import pathlib
+import shutil
 
 import pytest
 
@@ -42,3 +43,20 @@ def shared_data() -> pathlib.Path:
     if not folder.is_dir():
         pytest.skip(f"needs the optional logs in {folder.name}/ beside the checkout")
     return folder
+
+
+@pytest.fixture(scope="session")
+def browser():
+    """Headless Chromium, by Playwright: from PATH, or named by ONESUG_CHROMIUM."""
+    try:
+        from playwright.sync_api import sync_playwright
+    except ModuleNotFoundError:
+        pytest.skip("needs the package playwright (pip install playwright)")
+    named = os.environ.get("ONESUG_CHROMIUM")
+    path = named or shutil.which("chromium") or shutil.which("chrome")
+    if not path:
+        pytest.skip("needs Chromium: on PATH, or named by ONESUG_CHROMIUM")
+    with sync_playwright() as playwright:
+        opened = playwright.chromium.launch(executable_path=path, args=["--no-sandbox"])
+        yield opened
+        opened.close()

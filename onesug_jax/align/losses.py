@@ -86,7 +86,7 @@ def rwr_printed_list(
 def rwr_hinge_pair(
     implicit: ListScores, rewards: ListScores, mask: ListMask, delta: float
 ) -> jax.Array:
-    """`rwr_hinge` pair by pair: `mean_l -log sigma(-rw_l * max(0, delta + rhat_l - rhat_w))`. `[B]`."""
+    """`rwr_hinge` by pairs, `[B]`: `mean_l -log sigma(-rw_l max(0, delta + rhat_l - rhat_w))`."""
     return _pairs(gap_weights(rewards) * jax.nn.relu(_excess(implicit) + delta), mask)
 
 

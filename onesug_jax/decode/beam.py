@@ -264,7 +264,10 @@ def search(
         previous = jax.lax.dynamic_index_in_dim(s.tokens, s.t - 1, axis=2, keepdims=False)
         return step(s, previous, first=False)
 
+    def goes_on(s: _Search) -> jax.Array:
+        return (s.t < jax.tree.leaves(s.cache)[0].shape[-3]) & _undecided(s, config)
+
     for room in stretches:
         s = dataclasses.replace(s, cache=_lengthened(s.cache, room))
-        s = jax.lax.while_loop(lambda s, room=room: (s.t < room) & _undecided(s, config), body, s)
+        s = jax.lax.while_loop(goes_on, body, s)
     return BeamResult(s.done_tokens, s.done_scores, s.done_states, s.t)

@@ -36,5 +36,5 @@ def grade(minutes: Sequence[float], count: int) -> list[int]:
 
 
 def of_visit(minutes: np.ndarray) -> np.ndarray:
-    """How much queries of these ages, any shape, count as of this visit, 1 to 0: 2^(-minutes / 10)."""
+    """How much queries of ages `[..]` count as of this visit, 1 to 0: 2^(-minutes / 10)."""
     return np.exp2(-minutes / _VISIT)

@@ -42,11 +42,6 @@ class WordPiece:
         """One more than the largest id."""
         return max(self._tokenizer.get_vocab().values()) + 1
 
-    @property
-    def marks_spaces(self) -> bool:
-        """Whether a space at the end of a text is kept."""
-        return self._space is not None
-
     def to_str(self) -> str:
         """The contents of `tokenizer.json`."""
         return self._text

@@ -256,6 +256,7 @@ class Engine:
             return
         served = self.served
         kept = served.kept  # of the terms in force now: an exchange of them begins another
+        found: list[Listed] | None = None
         try:
             found = served.lists([one.ask for one in asked], rung)
         except Exception as error:
@@ -263,7 +264,6 @@ class Engine:
             place = "".join(traceback.format_tb(error.__traceback__))
             self._say(f"serve: {len(asked)} at {rung!r} failed: {type(error).__name__}\n{place}")
             self.metrics.failed()
-            found = None
             if POPULAR in self.config.ladder and rung != POPULAR:
                 with contextlib.suppress(Exception):  # told below, as the first
                     found = served.lists([one.ask for one in asked], POPULAR)

@@ -203,7 +203,7 @@ class Served:
         completions, most = self.known.completions, self.longest
         if self._shown == Filter():
             return completions.complete(prefix, most)
-        asked, passed = most, []
+        asked, passed = most, list[str]()
         while len(passed) < most:  # however many of the most searched are hidden
             asked *= 4
             texts = completions.complete(prefix, asked)

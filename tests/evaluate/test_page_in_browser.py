@@ -3,9 +3,6 @@
 Needs Chromium and Playwright.
 """
 
-import os
-import shutil
-
 import matplotlib
 import numpy as np
 import pyarrow as pa
@@ -15,8 +12,6 @@ from onesug_jax.evaluate import metrics, page
 from onesug_jax.evaluate.evaluator import Evaluation, summarise
 
 pytestmark = pytest.mark.slow
-
-CHROMIUM = os.environ.get("ONESUG_CHROMIUM") or shutil.which("chromium") or shutil.which("chrome")
 
 
 @pytest.fixture(scope="module")
@@ -51,20 +46,6 @@ def report(tmp_path_factory):
         columns[f"rank_{name}"] = pa.array(ranks, pa.int32())
     rows = pa.table(columns)
     return page.write_page(Evaluation(summarise(rows), rows), str(folder))
-
-
-@pytest.fixture(scope="module")
-def browser():
-    try:
-        from playwright.sync_api import sync_playwright
-    except ModuleNotFoundError:
-        pytest.skip("needs the package playwright (pip install playwright)")
-    if not CHROMIUM:
-        pytest.skip("needs Chromium: on PATH, or named by ONESUG_CHROMIUM")
-    with sync_playwright() as playwright:
-        opened = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
-        yield opened
-        opened.close()
 
 
 @pytest.mark.parametrize("width", [360, 1280], ids=["phone", "desk"])

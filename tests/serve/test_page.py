@@ -1,8 +1,6 @@
 """The page in a real browser: typing, choosing, learning, trouble. Needs Chromium, Playwright."""
 
-import os
 import re
-import shutil
 
 import pytest
 
@@ -10,22 +8,6 @@ from onesug_jax.serve.feedback import FeedbackStore
 from tests.serve.test_server import Server
 
 pytestmark = pytest.mark.slow
-
-CHROMIUM = os.environ.get("ONESUG_CHROMIUM") or shutil.which("chromium") or shutil.which("chrome")
-
-
-@pytest.fixture(scope="module")
-def browser():
-    try:
-        from playwright.sync_api import sync_playwright
-    except ModuleNotFoundError:
-        pytest.skip("needs the package playwright (pip install playwright)")
-    if not CHROMIUM:
-        pytest.skip("needs Chromium: on PATH, or named by ONESUG_CHROMIUM")
-    with sync_playwright() as playwright:
-        opened = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
-        yield opened
-        opened.close()
 
 
 @pytest.fixture
