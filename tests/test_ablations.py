@@ -86,3 +86,23 @@ def test_runs_share_what_they_can_and_stand_in_one_table(project_root, tmp_path)
     for name in ("most popular", "full", "no_pre", "generative_sft"):
         assert table.count(f"\n{name} ") == 2  # itself, and how far it is ahead
     assert table.count("  2: ") == 3  # the lowest and highest of two seeds
+
+    # The same again and two rows more, two at a time.
+    more = [
+        "no_pre generative_sft no_rwr sft_again" if word.startswith("no_pre") else word
+        for word in words
+    ]
+    done = ablations(project_root, *more, "--jobs", "2")
+    assert done.returncode == 0, done.stderr
+    for seed in ("seed_0", "seed_1"):
+        for name in ("full", "no_pre", "generative_sft", "no_rwr", "sft_again"):
+            assert f"== {name}, {seed}: done" in done.stdout
+        log = (tmp_path / "out" / seed / "no_rwr.log").read_text()
+        assert "[pretrain] up to date" in log and "[evaluate] done" in log
+        assert "up to date" in (tmp_path / "out" / seed / "full.log").read_text()
+    table = (tmp_path / "out" / "table.txt").read_text()
+    assert table.count("\nno_rwr ") == 2 and table.count("  2: ") == 5
+
+    # A row that fails is told, with the end of what it printed.
+    done = ablations(project_root, *more, "--jobs", "2", "--gin.pretrain.steps=0")
+    assert done.returncode == 2 and "FAILED" in done.stderr and "pretrain" in done.stderr

@@ -454,3 +454,21 @@ def test_the_bench_prints_its_tables(work, project_root):
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("ready after") == 2 and "capacity: " in done.stdout
     assert done.stdout.count("x capacity: ") == 6 and done.stdout.count(" 0 lost") == 6
+
+
+@pytest.mark.slow
+def test_the_modes_are_told_side_by_side(work, project_root):
+    """The bench reads a finished work directory; its times are never asserted on."""
+    command = [sys.executable, "launch/bench.py", "--suite", "modes", "--work", str(work)]
+    done = subprocess.run(
+        [*command, "--count", "40"], cwd=project_root, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    assert "40 dev requests" in done.stdout
+    found = {
+        words[0]: list(map(float, words[1:]))
+        for words in map(str.split, done.stdout.splitlines()[-3:])
+    }
+    assert sorted(found) == ["beam", "hybrid", "score"]
+    for hits, gains, *_ in found.values():
+        assert 0 < gains <= hits <= 100

@@ -23,6 +23,9 @@ from onesug_jax.tasks.features import Featurizer
 _REMEMBERED = 1 << 16  # texts whose ranks are kept
 
 
+_LEAST_COUNT = re.compile(r"least_count\s*=\s*(\d+)")
+
+
 @dataclasses.dataclass(frozen=True)
 class Filter:
     """Which known queries may be shown.
@@ -38,7 +41,8 @@ class Filter:
 
     @classmethod
     def read(cls, path: str | None, least_count: int = 0) -> Filter:
-        """With the terms of a text file: one a line; empty lines and those after # are left out.
+        """With the terms of a text file: one a line; empty lines and those after # are left out. A
+        line `least_count = 5` stands in for `least_count`: so both can change while serving.
 
         Raises:
           UserError: there is no such file, or it is not UTF-8.
@@ -52,7 +56,12 @@ class Filter:
                 lines = [line.partition("#")[0] for line in file]
         except UnicodeDecodeError as error:
             raise UserError(f"{path}: expected UTF-8, one term a line ({error})") from None
-        terms = [term for term in map(normalise_query, lines) if term]
+        terms = []
+        for line in lines:
+            if told := _LEAST_COUNT.fullmatch(line.strip()):
+                least_count = int(told[1])
+            elif term := normalise_query(line):
+                terms.append(term)
         return cls(tuple(dict.fromkeys(terms)), least_count)
 
     def of(self, texts: Sequence[str], counts: np.ndarray) -> np.ndarray:

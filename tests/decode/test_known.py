@@ -46,6 +46,8 @@ def test_terms_are_read_from_a_file(tmp_path):
     path = tmp_path / "blocked.txt"
     path.write_text("# house rules\nGun  # no toys either\n\n拖鞋\ngun\n", encoding="utf-8")
     assert Filter.read(str(path), 2) == Filter(("gun", "拖鞋"), 2)
+    path.write_text("gun\nleast_count = 7  # while the shop is new\n", encoding="utf-8")
+    assert Filter.read(str(path), 2) == Filter(("gun",), 7)
     assert Filter.read(None) == Filter()
     with pytest.raises(UserError, match="none.txt: expected a file of blocked terms"):
         Filter.read(str(tmp_path / "none.txt"))
