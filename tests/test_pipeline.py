@@ -456,6 +456,20 @@ def test_the_bench_prints_its_tables(work, project_root):
     assert done.stdout.count("x capacity: ") == 6 and done.stdout.count(" 0 lost") == 6
 
 
+def test_preference_over_a_single_query_is_refused(work, tmp_path, capsys):
+    """The pretrained model is all that such a log can teach, and the message says so."""
+    copy = shutil.copytree(work, tmp_path / "work")
+    for split in ("train", "dev"):
+        path = copy / "rewards" / f"{split}.npz"
+        with np.load(path) as saved:
+            arrays = dict(saved)
+        arrays["queries"] = np.array(1)
+        np.savez(path, **arrays)
+    code = main.main(["rwr", f"--gin.WORK_DIR={copy}", *SMALL, "--force"])
+    assert code == 2
+    assert "knows a single query, so there is nothing to prefer it to" in capsys.readouterr().err
+
+
 @pytest.mark.slow
 def test_the_modes_are_told_side_by_side(work, project_root):
     """The bench reads a finished work directory; its times are never asserted on."""

@@ -194,6 +194,15 @@ def test_a_log_of_one_level_is_told_what_it_cannot_teach():
     assert "every row's level is CLICK" in told and "no NOT_SHOW pairs" in told
 
 
+def test_a_log_of_unknown_queries_and_one_without_negatives_are_told():
+    b = behaviour_of(row("unheard of"))
+    told = preferences.format_summary(preferences.summary(b, b.counts()))
+    assert "no preference list can be made" in told
+    b = behaviour_of(row("q0"), queries=1, pools={})
+    told = preferences.format_summary(preferences.summary(b, b.counts()))
+    assert "no SHOW and no NOT_SHOW pairs" in told and "go to RAND" in told
+
+
 def test_only_rows_of_the_last_days_open_lists():
     day = 86_400_000
     b = behaviour_of(row("q1", ["q2"], at=0), row("q2", ["q1"], at=5 * day), row("q3", at=7 * day))
