@@ -1,14 +1,17 @@
 """The documents beside the README are true: examples run, commands parse, files are there."""
 
+import importlib
 import re
 import shlex
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
-from onesug_jax import cli, main
+from onesug_jax import cli, main, workdir
 from onesug_jax.stages import CONFIGURABLES, STAGES
 
 
@@ -23,7 +26,7 @@ def examples(documents):
     """Name -> what the Python blocks of CONTRIBUTING.md define, each at most 50 lines."""
     made: dict = {}
     blocks = re.findall(r"```python\n(.*?)```", documents["CONTRIBUTING.md"], flags=re.DOTALL)
-    assert len(blocks) == 3 and max(block.count("\n") for block in blocks) < 50
+    assert len(blocks) == 4 and max(block.count("\n") for block in blocks) < 50
     for block in blocks:
         exec(block, made)
     return made
@@ -95,3 +98,30 @@ def test_the_example_objective_trains(examples, tmp_path):
     result = examples["line"](batch_at, steps=200, folder=str(tmp_path))
     assert float(result.params["a"]) == pytest.approx(2, abs=0.1)
     assert float(result.params["b"]) == pytest.approx(1, abs=0.1)
+
+
+def test_the_example_stage_is_a_word_of_the_command_line(
+    examples, documents, tmp_path, monkeypatch, capsys
+):
+    block = next(
+        block
+        for block in re.findall(r"```python\n(.*?)```", documents["CONTRIBUTING.md"], re.DOTALL)
+        if "StageSpec" in block
+    )
+    (tmp_path / "missed_stage.py").write_text(block, encoding="utf-8")
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setitem(CONFIGURABLES, "missed", "missed_stage:missed")
+    monkeypatch.setitem(STAGES, "missed", importlib.import_module("missed_stage").MISSED)
+    work = tmp_path / "work"
+    (work / "report").mkdir(parents=True)
+    rows = {"prefix": ["w", "w", "t"], "truth": ["watch", "watch", "tent"], "rank_model": [0, 0, 0]}
+    pq.write_table(pa.table(rows), work / "report" / "lists.parquet")
+    workdir.Manifest("evaluate", {}, {}, {}).write(str(work / "report"), finished=True)
+    told = ["missed", f"--gin.WORK_DIR={work}", "--gin.missed.most=1"]
+    assert main.main(told) == 0
+    assert (work / "missed" / "missed.tsv").read_text() == "2\tw\twatch\n"
+    assert "3 of 3 searches missed" in capsys.readouterr().out
+    assert main.main(told) == 0
+    assert "[missed] up to date" in capsys.readouterr().out
+    assert main.main([*told[:2], "--gin.missed.most=2"]) == 0
+    assert "missed.most 1 -> 2" in capsys.readouterr().out
