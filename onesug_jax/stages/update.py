@@ -20,7 +20,6 @@ from collections.abc import Mapping, Sequence
 from onesug_jax import workdir
 from onesug_jax.errors import UserError
 from onesug_jax.files import write_json
-from onesug_jax.logs.schema import HISTORY, HISTORY_MINUTES
 from onesug_jax.registry import Context
 from onesug_jax.stages import opened
 
@@ -30,7 +29,6 @@ _KEPT = ("encoder", "vocab")  # folders that an update takes over as they are
 _STAGES = ("mine", "quantize", "index", "rank", "examples", "rewards", "rwr")
 # What may not change from one version to the next, by stage: its folder, and how the names begin.
 _FIXED = {"mine": ("mined", "mine.min_users"), "examples": ("examples", "FeatureSpec.")}
-_BROUGHT = (HISTORY, HISTORY_MINUTES)  # columns that a log may bring itself
 _DAY_MS = 86_400_000
 
 
@@ -185,6 +183,7 @@ def _join(base: Context, new: str, window_days: float, holdout: float) -> dict[s
     """
     from onesug_jax.logs.database import connect, quoted
     from onesug_jax.logs.database import files as in_sql
+    from onesug_jax.logs.schema import HISTORY, HISTORY_MINUTES
 
     log = os.path.join(new, "log")
     made = workdir.Manifest.read(log)
@@ -212,7 +211,8 @@ def _join(base: Context, new: str, window_days: float, holdout: float) -> dict[s
         cut = one(f"SELECT quantile_disc(timestamp_ms, {1 - holdout}) FROM fresh")
         start = one("SELECT max(timestamp_ms) FROM fresh") - int(window_days * _DAY_MS)
         there = {view: database.sql(f"FROM {view} LIMIT 0").columns for view in ("old", "fresh")}
-        brought = [name for name in _BROUGHT if name in (*there["old"], *there["fresh"])]
+        either = (*there["old"], *there["fresh"])
+        brought = [name for name in (HISTORY, HISTORY_MINUTES) if name in either]
         wanted = list(dict.fromkeys((*there["old"], *brought)))
         for name in wanted:
             if name not in (*there["fresh"], *brought):
