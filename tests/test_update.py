@@ -158,7 +158,13 @@ def test_an_update_killed_at_its_very_end_is_not_done_twice(shop, work, capsys, 
         assert update(shop, work, "--gin.update.tolerance=100.0") == 130
     assert workdir.published(str(work)) == str(work)
     capsys.readouterr()
+    seen, check = [], loop._check_base
+    monkeypatch.setattr(
+        loop, "_check_base", lambda base: (seen.append(base.work.path), check(base))
+    )
     assert update(shop, work, "--gin.update.tolerance=100.0") == 0
+    finished = work / "versions" / "0001" if where == "_publish" else work
+    assert seen == [str(finished)], "a further log would be learnt from the finished version"
     assert "redoing" not in capsys.readouterr().out
     assert workdir.published(str(work)) == str(work / "versions" / "0001")
     assert [path.name for path in (work / "versions").iterdir()] == ["0001"]

@@ -21,8 +21,6 @@ from onesug_jax.logs.schema import normalise_query
 from onesug_jax.tasks.features import Featurizer
 
 _REMEMBERED = 1 << 16  # texts whose ranks are kept
-
-
 _LEAST_COUNT = re.compile(r"least_count\s*=\s*(\d+)")
 
 

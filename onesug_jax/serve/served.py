@@ -201,18 +201,17 @@ class Served:
 
     def _completed(self, prefix: str) -> list[str]:
         completions, most = self.known.completions, self.longest
-        if self._shown == Filter():
-            return completions.complete(prefix, most)
-        asked, passed = most, list[str]()
-        while len(passed) < most:  # however many of the most searched are hidden
-            asked *= 4
+        asked = most
+        while True:  # however many of the most searched are hidden
             texts = completions.complete(prefix, asked)
             passed = [texts[n] for n in np.flatnonzero(self._may_show(texts))]
-            if len(texts) < asked:
-                break
-        return passed[:most]
+            if len(passed) >= most or len(texts) < asked:
+                return passed[:most]
+            asked *= 4
 
     def _may_show(self, texts: Sequence[str]) -> np.ndarray:
+        if self._shown == Filter():
+            return np.ones(len(texts), bool)
         counts = np.array([self.known.completions.count(text) for text in texts], np.int64)
         return self._shown.of(texts, counts)
 

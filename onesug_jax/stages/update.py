@@ -68,6 +68,7 @@ def update(
             "update: expected holdout between 0 and 1 and window_days >= align_days > 0; found "
             f"holdout={holdout}, window_days={window_days}, align_days={align_days}"
         )
+    _publish_the_finished(home)
     served = workdir.published(home)
     base = dataclasses.replace(context, work=workdir.WorkDir(served))
     _check_base(base)
@@ -76,7 +77,6 @@ def update(
     }
     if not fresh:
         raise UserError(f"update reads {context.log}, and there is no such file or folder")
-    served = _publish_the_finished(home) or served
     before = _record(served)
     if before and before["log"] == fresh:
         print(f"{context.log} is already in version {before['version']}; nothing to do")
@@ -285,13 +285,12 @@ def _judge(
         return NOT_BETTER
     os.replace(new, os.path.join(home, "versions", version))
     _publish_the_finished(home)
-    print(f"version {version} is now in use; `update --rollback` goes back")
     return None
 
 
-def _publish_the_finished(home: str) -> str | None:
+def _publish_the_finished(home: str) -> None:
     """Puts a version in use that is finished and says of itself that it is not yet: the one just
-    made, or one whose update was killed at the very end. Returns its folder.
+    made, or one whose update was killed at the very end.
     """
     for version in _versions(home):
         folder = os.path.join(home, "versions", version)
@@ -299,8 +298,7 @@ def _publish_the_finished(home: str) -> str | None:
         if record and not record["published"]:
             _publish(home, [*_history(home), version])
             write_json(os.path.join(folder, RECORD), {**record, "published": True})
-            return folder
-    return None
+            print(f"version {version} is now in use; `update --rollback` goes back")
 
 
 def _rollback(home: str) -> int | None:
