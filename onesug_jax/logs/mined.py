@@ -50,6 +50,7 @@ class MiningReport:
 
     Attributes:
       rows, visitors: of the log.
+      repeats_left_out: rows beyond `max_repeats` of one visitor and query; in no other count.
       queries, prefixes, prefix_query, query_query_visitor, query_query_item, pools: rows of tables.
       queries_left_out, prefixes_left_out: known to fewer than `min_users` visitors.
       query_rows_left_out, prefix_rows_left_out: rows of the log with such a query or prefix.
@@ -61,6 +62,7 @@ class MiningReport:
 
     rows: int
     visitors: int
+    repeats_left_out: int
     queries: int
     queries_left_out: int
     query_rows_left_out: int

@@ -13,8 +13,10 @@ of one visitor, "item" those after which one item was clicked; `users` counts th
 in common. A pool holds the candidates of a prefix: all queries searched after it and all that start
 with it, most searched first.
 
-A visitor is a user_id; where that is empty a session_id; where both are, a request_id. **Privacy:**
-a query searched by fewer than `min_users` visitors, or a prefix typed by fewer, is in no table.
+A visitor is a user_id; where that is empty a session_id; where both are, a request_id. Of one
+visitor's searches of one query the newest `max_repeats` count, so that a robot, or a page left
+reloading, makes nothing popular by itself. **Privacy:** a query searched by fewer than `min_users`
+visitors, or a prefix typed by fewer, is in no table.
 
 What it does not do: it reads no list of suggestions shown, no dev or test rows, and embeds nothing.
 """
@@ -50,6 +52,7 @@ def mine(
     *,
     engine: str = "duckdb",
     min_users: int = 1,
+    max_repeats: int = 500,
     per_prefix: int = 64,
     per_query: int = 32,
     pool_size: int = 64,
@@ -72,6 +75,7 @@ def mine(
       out: folder, made if need be; other files in it stay.
       engine: "duckdb", or "spark" for a log beyond one machine; the same rows come out.
       min_users: visitors that must have searched a query, or typed a prefix, for it to be used.
+      max_repeats: searches of one query by one visitor that count, the newest.
       per_prefix: best queries kept of a prefix in prefix_query.
       per_query: best others kept of a query and source in query_query.
       pool_size: candidates kept of a prefix.
@@ -91,6 +95,7 @@ def mine(
     """
     at_least_1 = dict(
         min_users=min_users,
+        max_repeats=max_repeats,
         per_prefix=per_prefix,
         per_query=per_query,
         pool_size=pool_size,
@@ -120,6 +125,7 @@ def mine(
         )
         mining = _Mining(stack.enter_context(running), new)
         mining.read(train)
+        mining.without_repeats(max_repeats)
         mining.known_texts(min_users)
         mining.prefix_to_query(per_prefix, support)
         visitors = Caps(
@@ -192,6 +198,24 @@ class _Mining:
         self.engine.drop("visitor", "item")
         self._say(f"read {self.counts['rows']:,} rows of {self.counts['visitors']:,} visitors")
 
+    def without_repeats(self, most: int) -> None:
+        """Of each visitor and query the newest `most` rows; few logs hold more of any."""
+        pair = ["v", "q"]
+        often = self.engine.keep(
+            "often", self.events.group_by(pair).aggregate(n=_.count()).filter(_.n > most)
+        )
+        over = self.engine.total(often, "n") - most * self.engine.count(often)
+        self.counts["repeats_left_out"] = over
+        if over:
+            # Rows that tie in all of these are alike: it does not matter which of them stay.
+            newest = [_.time.desc(), _.p, _.orders.desc(), _.item_clicks.desc()]
+            latest = first(self.events.semi_join(often, pair), most, of=pair, by=newest)
+            kept = self.events.anti_join(often, pair).union(latest.drop("place"))
+            self.events = self.engine.keep("counted", kept)
+            self.engine.drop("events")
+            self._say(f"left out {over:,} rows: a visitor's beyond {most:,} of one query")
+        self.engine.drop("often")
+
     def known_texts(self, min_users: int) -> None:
         """Tables queries and prefixes: what enough visitors searched or typed."""
         self.searches = self.engine.keep(
@@ -215,7 +239,7 @@ class _Mining:
         self.typed = self.engine.keep(
             "typed", self.events.group_by("p", "q", "v").aggregate(n=_.count())
         )
-        self.engine.drop("events")
+        self.engine.drop("counted" if self.counts["repeats_left_out"] else "events")
         prefixes = (
             self.typed.group_by("p", "v")
             .aggregate(n=_.n.sum())
@@ -294,7 +318,8 @@ class _Mining:
         used = self.engine.total(kept, "count")
         one = {"queries": "query", "prefixes": "prefix"}[name]
         self.counts[f"{name}_left_out"] = self.engine.count(texts) - rows
-        self.counts[f"{one}_rows_left_out"] = self.counts["rows"] - used
+        counted = self.counts["rows"] - self.counts["repeats_left_out"]
+        self.counts[f"{one}_rows_left_out"] = counted - used
         return kept
 
     def _write(self, name: str, table: Any, order: list[Any], *, counted: bool = True) -> int:

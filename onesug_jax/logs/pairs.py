@@ -70,7 +70,7 @@ def _whole(value: Any) -> Any:
     return (value * real(UNIT) + real(0.5)).floor().cast("int64")
 
 
-def first(table: Any, most: int, *, of: str, by: list[Any]) -> Any:
+def first(table: Any, most: int, *, of: str | list[str], by: list[Any]) -> Any:
     """The first `most` rows of every group `of` in the order `by`, with their `place` from 0."""
     order = ibis.window(group_by=of, order_by=by)
     return table.mutate(place=ibis.row_number().over(order)).filter(_.place < most)

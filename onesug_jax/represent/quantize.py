@@ -63,9 +63,9 @@ def quantize(
       log_every, on_mismatch: go to `train.loop.fit`.
 
     Returns:
-      the report: `levels` (usage and perplexity of each, `used` codes), `reconstruction_error`
-      (mean squared distance to the embedding), `mean_cosine`, `shared_before` and `shared_after`
-      (shares of queries whose id is not theirs alone), `moved`.
+      the report: `levels` (usage and perplexity of each, `used` codes, before any id is moved),
+      `reconstruction_error` (mean squared distance to the embedding), `mean_cosine`,
+      `shared_before` and `shared_after` (shares of queries whose id is not theirs alone), `moved`.
 
     Raises:
       UserError: embeddings and counts that do not fit or are not unit vectors, an unknown method,
@@ -113,6 +113,7 @@ def quantize(
     ids, error, cosine = _assign(embeddings, quantiser)
     found = SemanticIds.build(ids, counts, config.codes)
     shared_before = shared_after = found.collisions()
+    levels = level_usage(ids, config.codes)  # the quantiser's own, before any are moved
     moved = 0
     if resolve and shared_before:
         print(f"semantic ids: telling apart the {shared_before:.2%} that share an id", flush=True)
@@ -123,7 +124,7 @@ def quantize(
         "method": method,
         "queries": n,
         "codes": config.codes,
-        "levels": level_usage(ids, config.codes),
+        "levels": levels,
         "reconstruction_error": error,
         "mean_cosine": cosine,
         "shared_before": shared_before,

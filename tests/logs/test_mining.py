@@ -20,6 +20,7 @@ from onesug_jax.logs.simulate import simulate
 
 DEFAULTS = {
     "min_users": 1,
+    "max_repeats": 500,
     "per_prefix": 64,
     "per_query": 32,
     "pool_size": 64,
@@ -52,9 +53,21 @@ def visitor_of(row: dict) -> tuple[int, str]:
     return 0, row["request_id"]
 
 
+def newest_first(row: dict) -> tuple:
+    """Of rows of one moment those of the first prefix, and the better ones, come first."""
+    level = request_level(row["clicked_items"], row["ordered_items"])
+    return -row["timestamp_ms"], by_text(row["prefix"]), -level
+
+
 def reference(rows: list[dict], **changed) -> dict[str, list[tuple]]:
     """All tables as lists of rows."""
     s = {**DEFAULTS, **changed}
+    everything, repeats = rows, collections.Counter()
+    rows = []
+    for row in sorted(everything, key=newest_first):
+        repeats[visitor_of(row), row["query"]] += 1
+        if repeats[visitor_of(row), row["query"]] <= s["max_repeats"]:
+            rows.append(row)
     known, typed = collections.defaultdict(list), collections.defaultdict(list)
     for row in rows:
         known[row["query"]].append(row)
@@ -96,7 +109,7 @@ def reference(rows: list[dict], **changed) -> dict[str, list[tuple]]:
             tables["pools"].append((prefix, query, rank, len(known[query])))
 
     visitors, items = {}, {}
-    for row in rows:
+    for row in everything:  # an item is opened after a query or not: repeats say no more
         if row["query"] in known:
             for owner, relation in [(visitor_of(row), visitors)] + [
                 (item, items) for item in row["clicked_items"]
@@ -223,6 +236,7 @@ def assert_same(found: dict, expected: dict) -> None:
         {"per_prefix": 2, "per_query": 3, "pool_size": 4, "swing_alpha": 0.0},
         {"max_queries_per_visitor": 4, "max_visitors_per_query": 3, "min_common_items": 2},
         {"max_queries_per_item": 3, "max_items_per_query": 2, "min_common_visitors": 1},
+        {"max_repeats": 2, "min_users": 2},
     ],
     ids=str,
 )
@@ -292,6 +306,30 @@ def test_rare_texts_are_in_no_table(tmp_path):
     assert "'tea'" in every
     assert (report.queries, report.queries_left_out, report.query_rows_left_out) == (1, 1, 9)
     assert (report.prefixes, report.prefixes_left_out, report.prefix_rows_left_out) == (1, 2, 11)
+
+
+def test_a_robot_makes_nothing_popular(tmp_path):
+    """A thousand searches of one visitor count as `max_repeats`, the newest, in every table."""
+    robot = [
+        row(n, "ads", "a" if n < 1000 else "ad", user_id="robot", clicked_items=["i"] * (n > 1000))
+        for n in range(1, 1004)
+    ]
+    people = [row(2000 + n, "apple", "a") for n in range(6)]
+    settings = {"max_repeats": 5, "min_users": 1}
+    report = mine(write(tmp_path / "t", robot + people), str(tmp_path / "mined"), **settings)
+    tables = tables_in(tmp_path / "mined")
+    assert [found[:5] for found in tables["queries"]] == [
+        ("ads", 5, 1, 2, 3),
+        ("apple", 6, 6, 6, 0),
+    ]
+    assert tables["prefixes"] == [("a", 7, 7), ("ad", 4, 1)]
+    assert [pool[1] for pool in tables["pools"] if pool[0] == "a"] == ["apple", "ads"]
+    assert [(pair[:3]) for pair in tables["prefix_query"] if pair[0] == "a"] == [
+        ("a", "apple", 6),
+        ("a", "ads", 1),
+    ]
+    assert (report.rows, report.repeats_left_out, report.query_rows_left_out) == (1009, 998, 0)
+    assert mine(str(tmp_path / "t"), str(tmp_path / "all")).repeats_left_out == 503
 
 
 def test_an_empty_prefix_has_a_pool_and_no_pairs(tmp_path):

@@ -31,7 +31,12 @@ def test_both_engines_write_the_same_rows(tmp_path, monkeypatch):
     # Characters that mean a pattern in a path, and a folder whose name has a space.
     log = tmp_path / "log [1] {a}*.parquet"
     os.rename(tmp_path / "log" / "train.parquet", log)
-    settings = {"min_users": 2, "max_queries_per_visitor": 12, "max_visitors_per_query": 10}
+    settings = {
+        "min_users": 2,
+        "max_repeats": 3,
+        "max_queries_per_visitor": 12,
+        "max_visitors_per_query": 10,
+    }
     reports = {}
     for engine in engines.ENGINES:
         reports[engine] = mine(
