@@ -1,6 +1,8 @@
 """The whole road on a small shop: run, run again, score another log, suggest."""
 
+import collections
 import contextlib
+import importlib.util
 import json
 import os
 import pathlib
@@ -15,6 +17,7 @@ import time
 import httpx2 as httpx
 import jax
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
@@ -22,6 +25,7 @@ from onesug_jax import main
 from onesug_jax.represent.prefix_index import PrefixIndex
 from onesug_jax.represent.semantic_ids import SemanticIds
 from onesug_jax.tasks.examples import Examples
+from onesug_jax.tasks.vocabulary import Vocabulary
 
 SMALL = [
     "--gin.STEPS=8",
@@ -205,32 +209,82 @@ def test_the_soft_token_reaches_the_model(work, capsys):
     assert redone == ["examples", "pretrain", "rwr", "evaluate"]
 
 
-def test_a_query_of_few_people_is_never_shown_to_another(tmp_path):
-    """min_users, end to end: from the log to every table, index, id, piece and list."""
-    few = [*SMALL, "--gin.mine.min_users=4", f"--gin.WORK_DIR={tmp_path}"]
-    assert main.main(["run", *few]) == 0
-    people = {}
-    for row in rows_of(tmp_path, "log", "train"):
-        people.setdefault(row["query"], set()).add(row["user_id"])
-    allowed = {query for query, users in people.items() if len(users) >= 4}
+def people_of(rows, column: str) -> dict[str, set[str]]:
+    """Who searched each query, or typed each prefix."""
+    people = collections.defaultdict(set)
+    for row in rows:
+        people[row[column]].add(row["user_id"])
+    return people
+
+
+def only_known(work, least: int) -> tuple[set[str], set[str]]:
+    """Queries of `least` people, and of fewer: those are in no table, index, id or piece."""
+    log = rows_of(work, "log", "train")
+    people, typists = people_of(log, "query"), people_of(log, "prefix")
+    allowed = {query for query, users in people.items() if len(users) >= least}
     private = people.keys() - allowed
     assert allowed and private, "the log must hold both kinds"
-    assert {row["query"] for row in rows_of(tmp_path, "mined", "queries")} == allowed
+    assert {row["query"] for row in rows_of(work, "mined", "queries")} == allowed
     for name, columns in (
         ("prefix_query", ("query",)),
         ("query_query", ("query", "other")),
         ("pools", ("query",)),
     ):
-        for row in rows_of(tmp_path, "mined", name):
+        for row in rows_of(work, "mined", name):
             assert not private & {row[column] for column in columns}, name
-    index = PrefixIndex.load(str(tmp_path / "index"))
+    index = PrefixIndex.load(str(work / "index"))
     assert set(index.queries) == allowed
-    assert len(SemanticIds.load(str(tmp_path / "semantic_ids"))) == len(allowed)
+    typed = {prefix for prefix, users in typists.items() if len(users) >= least}
+    assert {row["prefix"] for row in rows_of(work, "mined", "prefixes")} == typed
+    assert set(index.prefixes) <= typed < typists.keys()
+    assert len(SemanticIds.load(str(work / "semantic_ids"))) == len(allowed)
+    pieces = Vocabulary.load(str(work / "vocab")).piece_bytes()[259:]  # past specials and bytes
+    texts = "\n".join(f" {query} " for query in allowed)
+    assert all(piece.decode() in texts for piece in pieces)
+    tokens = json.loads((work / "encoder" / "tokenizer.json").read_text())["model"]["vocab"]
+    learnt = "\n".join([*allowed, *typed])
+    assert all(token.removeprefix("##") in learnt for token in tokens if token[0] != "[")
+    return allowed, private
+
+
+def test_a_query_of_few_people_is_never_shown_to_another(tmp_path):
+    """min_users, end to end: from the log to every table, index, id, piece and list, and on."""
+    few = [*SMALL, "--gin.mine.min_users=4", f"--gin.WORK_DIR={tmp_path}"]
+    assert main.main(["run", "--until", "examples", *few]) == 0
+    rivals = {"model", "sft", "most_popular"}
+    if importlib.util.find_spec("lightgbm"):
+        rivals.add("cascade")
+        assert main.main(["cascade", *few]) == 0
+    assert main.main(["run", *few]) == 0
+    allowed, private = only_known(tmp_path, 4)
     examples = Examples.load(str(tmp_path / "examples"), "onesug_query", "train")
     learnt = [row for row in rows_of(tmp_path, "log", "train") if row["query"] in allowed]
     assert len(examples) == len(learnt)
     for row in rows_of(tmp_path, "report", "lists"):
-        assert not private & {*row["list_model"], *row["list_most_popular"]}
+        lists = {name: row[f"list_{name}"] for name in rivals}
+        assert not private & {query for own in lists.values() for query in own}
+    # Feedback: a query of one person stays private however often it comes; what a fourth searches
+    # is known from then on.
+    alone = min(private, key=lambda query: (people_count(tmp_path, query), query))
+    three = min(query for query in private if people_count(tmp_path, query) == 3)
+    old = rows_of(tmp_path, "log", "dev")
+    late = max(row["timestamp_ms"] for row in old)
+    own = next(row for row in rows_of(tmp_path, "log", "train") if row["query"] == alone)
+    fresh = [{**own, "request_id": f"again-{n}"} for n in range(9)]
+    fresh += [{**old[0], "request_id": "fourth", "user_id": "new", "query": three, "prefix": ""}]
+    fresh += [{**row, "request_id": f"more-{row['request_id']}"} for row in old]
+    for n, row in enumerate(fresh):
+        row.update(timestamp_ms=late + 1000 * n, shown=[], clicked_position=None)
+    schema = pq.read_schema(tmp_path / "log" / "dev.parquet")
+    pq.write_table(pa.Table.from_pylist(fresh, schema), tmp_path / "fresh.parquet")
+    flags = [f"--gin.LOG={tmp_path / 'fresh.parquet'}", "--gin.update.tolerance=100.0"]
+    assert main.main(["update", *few, *flags]) == 0
+    allowed, private = only_known(tmp_path / "versions" / "0001", 4)
+    assert alone in private and three in allowed
+
+
+def people_count(work, query: str) -> int:
+    return len(people_of(rows_of(work, "log", "train"), "query")[query])
 
 
 def test_any_number_of_workers_makes_the_same_examples(work, tmp_path):

@@ -99,7 +99,9 @@ class IdTree:
         """How many nodes each level has."""
         return [len(level.codes) for level in self.levels]
 
-    def descend(self, dots: np.ndarray, probes: Sequence[int], lean: float) -> list[np.ndarray]:
+    def descend(
+        self, dots: np.ndarray, probes: Sequence[int], lean: float, breadth: int | None = None
+    ) -> list[np.ndarray]:
         """The nodes kept at each level, coarse to fine, in the order of their ids.
 
         At each level the children of the kept nodes are compared and the `probes[level]` nearest
@@ -109,6 +111,8 @@ class IdTree:
           dots: [levels, codes] float32, the vector times every codeword.
           probes: how many nodes to keep at each level.
           lean: see the head of the file.
+          breadth: where those have more children than this together, the nearest that have about
+            so many: what a level may cost, however large the shop. None: any number.
         """
         kept: list[np.ndarray] = []
         nodes = np.arange(len(self.levels[0].codes))
@@ -119,10 +123,18 @@ class IdTree:
                 first = children.take(parents)
                 many = children.take(parents + 1) - first
                 nodes, above = ranges(first, many), np.repeat(above, many)
-            product = dot.take(level.codes.take(nodes)) + above
-            chosen = largest(product - lean * level.norms.take(nodes), keep)
+            scores = dot.take(level.codes.take(nodes))
+            scores += above
+            scores -= lean * level.norms.take(nodes)
+            chosen = largest(scores, keep)
+            if breadth is not None:
+                found = nodes.take(chosen)
+                below = int((level.children.take(found + 1) - level.children.take(found)).sum())
+                if below > breadth:
+                    fewer = max(len(chosen) * breadth // below, 1)
+                    chosen = chosen.take(largest(scores.take(chosen), fewer))
             kept.append(nodes.take(chosen))
-            above = product.take(chosen)
+            above = scores.take(chosen) + lean * level.norms.take(kept[-1])
         return kept
 
     def gather(
@@ -132,6 +144,7 @@ class IdTree:
         wanted: int,
         *,
         lean: float = 0.5,
+        breadth: int | None = None,
         buckets: bool = False,
     ) -> tuple[np.ndarray, np.ndarray]:
         """Positions of at least `wanted` queries (all, if there are fewer), fine to coarse.
@@ -144,7 +157,7 @@ class IdTree:
           more for every level up, then one more for every further node. Without `buckets` the
           second array is empty; it costs about as much again.
         """
-        kept = self.descend(dots, probes, lean)
+        kept = self.descend(dots, probes, lean, breadth)
         steps: list[np.ndarray] = []
         for level, nodes in zip(reversed(self.levels), reversed(kept), strict=True):
             starts = level.starts.take(nodes)

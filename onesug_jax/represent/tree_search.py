@@ -51,6 +51,8 @@ class SearchConfig:
         is expected to hold, or "latent", the latent's distance to the quantiser's codewords.
       limit: at most this many candidates are compared, so that a bucket which holds half the shop
         (a collapsed codebook) cannot stall a service; a larger bucket is cut short.
+      breadth: nodes compared at a level, about: fewer are kept a level up where those would have
+        more children. It keeps a look-up's cost from growing with the shop.
 
     Raises:
       UserError: a number below 1, or an unknown order or measure.
@@ -61,6 +63,7 @@ class SearchConfig:
     order: str = "nearest"
     measure: str = "cosine"
     limit: int = 100_000
+    breadth: int = 16_384
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "probes", tuple(self.probes))
@@ -69,7 +72,7 @@ class SearchConfig:
                 f"SearchConfig.probes={self.probes}: expected a whole number of 1 or more for each "
                 "level of the semantic ids."
             )
-        for name in ("candidates", "limit"):
+        for name in ("breadth", "candidates", "limit"):
             if not _whole(getattr(self, name)):
                 raise UserError(
                     f"SearchConfig.{name}={getattr(self, name)!r}: expected a whole number of 1 or "
@@ -196,7 +199,12 @@ class TreeSearch:
         config, buckets = self.config, self.config.order == "bucket"
         wanted = max(k, config.candidates)
         positions, widening = self.tree.gather(
-            dots, config.probes, wanted, lean=_LEAN[config.measure], buckets=buckets
+            dots,
+            config.probes,
+            wanted,
+            lean=_LEAN[config.measure],
+            breadth=config.breadth,
+            buckets=buckets,
         )
         positions, widening = positions[: config.limit], widening[: config.limit]
         cosines = self.vectors.cosines(positions, unit)

@@ -43,7 +43,7 @@ def test_nodes_are_the_beginnings_of_the_ids(filed):
     assert tree.nodes() == [len(level.codes) for level in tree.levels]
 
 
-def beam(ids, codebooks, vector, probes, lean) -> list[set[tuple]]:
+def beam(ids, codebooks, vector, probes, lean, breadth=None) -> list[set[tuple]]:
     """Beginnings kept at each level, by sorting all of them."""
     kept, levels = {()}, []
     for depth, keep in enumerate(probes, 1):
@@ -53,7 +53,13 @@ def beam(ids, codebooks, vector, probes, lean) -> list[set[tuple]]:
             total = sum(codebooks[at, code].astype(np.float64) for at, code in enumerate(path))
             return vector @ total - lean * (total @ total)
 
-        kept = set(sorted(here, key=score, reverse=True)[:keep])
+        kept = sorted(here, key=score, reverse=True)[:keep]
+        children = len(
+            {tuple(own[: depth + 1]) for own in ids.tolist() if tuple(own[:depth]) in kept}
+        )
+        if breadth is not None and depth < len(probes) and children > breadth:
+            kept = kept[: max(len(kept) * breadth // children, 1)]
+        kept = set(kept)
         levels.append(kept)
     return levels
 
@@ -61,7 +67,8 @@ def beam(ids, codebooks, vector, probes, lean) -> list[set[tuple]]:
 @pytest.mark.parametrize("probes", [(1, 1, 1), (2, 3, 4), (4, 2, 3), (5, 25, 125)])
 @pytest.mark.parametrize("lean", [0.5, 0.1])
 @pytest.mark.parametrize("wanted", [1, 7, 60, 10_000])
-def test_positions_are_those_of_a_beam_by_hand(filed, probes, lean, wanted):
+@pytest.mark.parametrize("breadth", [None, 1, 9])
+def test_positions_are_those_of_a_beam_by_hand(filed, probes, lean, wanted, breadth):
     ids, codebooks, tree = filed
     rng = np.random.default_rng(5)
     for vector in rng.normal(size=(4, D)).astype(np.float32):
@@ -74,7 +81,7 @@ def test_positions_are_those_of_a_beam_by_hand(filed, probes, lean, wanted):
             steps.append(sorted(new))
             seen.update(new)
 
-        levels = beam(ids, codebooks, vector, probes, lean)
+        levels = beam(ids, codebooks, vector, probes, lean, breadth)
         for paths in reversed(levels):
             if len(seen) < wanted:
                 add(paths)
@@ -86,12 +93,13 @@ def test_positions_are_those_of_a_beam_by_hand(filed, probes, lean, wanted):
             )
             add(best[0])
             others -= best[0]
-        positions, widening = tree.gather(dots, probes, wanted, lean=lean, buckets=True)
+        how = {"lean": lean, "breadth": breadth}
+        positions, widening = tree.gather(dots, probes, wanted, buckets=True, **how)
         found = [sorted(tree.rows[positions[widening == w]].tolist()) for w in range(len(steps))]
         assert found == steps
         assert len(positions) == len(seen) == len(set(positions.tolist()))
         assert (np.diff(widening) >= 0).all()
-        plain, none = tree.gather(dots, probes, wanted, lean=lean)
+        plain, none = tree.gather(dots, probes, wanted, **how)
         assert sorted(plain.tolist()) == sorted(positions.tolist())
         assert not len(none)
 

@@ -216,6 +216,7 @@ def test_vectors_that_cannot_be_searched_for_are_named(shop):
         {"probes": (1, 1.5, 1, 1)},
         {"candidates": 0},
         {"limit": True},
+        {"breadth": 0},
         {"order": "best"},
         {"measure": "dot"},
     ],
