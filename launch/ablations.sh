@@ -5,15 +5,16 @@
 #   bash launch/ablations.sh --log L --only "pre no_copying" --gin.STEPS=1000
 #   bash launch/ablations.sh --log L --dry_run                  the budget alone
 # --only takes names of files and of sets: paper (the default), pre, rwr. --size is a file of
-# gin_configs/models. --jobs N trains N rows at a time, each into OUT/seed_S/ROW.log: one small model
-# leaves most of a GPU idle (default: 6 where there is a GPU, else 1). Further --gin words go to every
-# run. What runs have in common is made once and linked; seeds differ from pretraining on.
+# gin_configs/models, --config another recipe (default: gin_configs/one_gpu.gin where there is a GPU, else
+# two_cores.gin). --jobs N trains N rows at a time, each into OUT/seed_S/ROW.log: one small model leaves
+# most of a GPU idle (default: 6 where there is a GPU, else 1). Further --gin words go to every run. What
+# runs have in common is made once and linked; seeds differ from pretraining on.
 # Interrupted, the same command goes on. The table stands in OUT/table.txt, its plot in OUT/frontier.png.
 set -euo pipefail
 
 root="$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)"
 folder="$root/gin_configs/ablations"
-log="" out="$root/work/ablations" config="gin_configs/two_cores.gin" size="" seeds=1 jobs="" dry="" more=()
+log="" out="$root/work/ablations" config="" size="" seeds=1 jobs="" dry="" more=()
 only="paper"
 paper="no_pre generative_sft generative_dpo no_rwr pairwise_rwr"
 pre="no_pre completions_only paper_search no_alignment no_soft_token rq_kmeans enhance_0 enhance_03"
@@ -22,7 +23,7 @@ rwr="no_rwr sft_again dpo softmax_dpo pairwise_rwr rwr_hinge rwr_hinge_pair"
 rwr="$rwr rwr_printed_pair rwr_printed_list"
 rwr="$rwr negatives_1 negatives_2 negatives_8 no_not_show no_rand"
 rwr="$rwr alpha_01 alpha_1 beta_01 beta_1 delta_0 delta_1"
-usage() { sed -n '2,12s/^# \{0,1\}//p' "${BASH_SOURCE[0]}"; }
+usage() { sed -n '2,13s/^# \{0,1\}//p' "${BASH_SOURCE[0]}"; }
 while [ $# -gt 0 ]; do
   case "$1" in
     --log) log="${2:-}"; shift 2 ;;
@@ -38,8 +39,10 @@ while [ $# -gt 0 ]; do
     *) echo "error: unknown word $1" >&2; usage >&2; exit 2 ;;
   esac
 done
-if [ -z "$jobs" ]; then
-  if nvidia-smi -L 2>/dev/null | grep -q '^GPU'; then jobs=6; else jobs=1; fi
+if nvidia-smi -L 2>/dev/null | grep -q '^GPU'; then
+  jobs="${jobs:-6}" config="${config:-gin_configs/one_gpu.gin}"
+else
+  jobs="${jobs:-1}" config="${config:-gin_configs/two_cores.gin}"
 fi
 for word in "seeds $seeds" "jobs $jobs"; do
   case "${word#* }" in
@@ -73,7 +76,7 @@ main=("$python" -m onesug_jax.main)
 common=("--gin_file=$config" ${log:+"--gin.LOG=$log"} ${size:+"--gin.MODEL=$size"}
   "--gin.simulate.seed=0" "--gin.ingest.seed=0" ${more[@]+"${more[@]}"})
 # shellcheck disable=SC2086  # words
-"$python" "$root/launch/budget.py" --seeds "$seeds" ${log:+"--log=$log"} "${common[@]}" --rows $rows
+"$python" "$root/launch/budget.py" --seeds "$seeds" --jobs "$jobs" ${log:+"--log=$log"} "${common[@]}" --rows $rows
 if [ -n "$dry" ]; then exit 0; fi
 # shellcheck disable=SC2086  # words
 anew="$("$python" "$root/launch/budget.py" --anew --rows $rows)" # trained anew, not from the full run's model

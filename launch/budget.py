@@ -93,7 +93,8 @@ def budget(words: argparse.Namespace, flags: list[str]) -> str:
     shared = [name for name in words.rows if name not in anew]
     first = early + read + pretrain + updated
     each = pretrain + updated + (len(shared) * updated + len(anew) * (read + pretrain + updated))
-    total = early + read + words.seeds * each
+    alone = early + read + words.seeds * each
+    least = early + read + (alone - early - read) / words.jobs
     megabytes = 60 * words.seeds * (1 + len(words.rows)) * slower
     minutes = {"pretrain": pretrain, "rwr": prefer, "lists": score}
     longest = ", ".join(f"{name} {seconds / 60:.1f}" for name, seconds in minutes.items())
@@ -102,8 +103,13 @@ def budget(words: argparse.Namespace, flags: list[str]) -> str:
         f"{config.macro('MODEL')}, {train:,} searches to learn from and {dev:,} to score:",
         f"  full run: {first / 60:.0f} minutes ({longest})",
         f"  with {len(anew)} rows from examples on and {len(shared)} from rwr on, times "
-        f"{words.seeds} seeds: {total / 60:.0f} minutes, {megabytes / 1000:.1f} GB of disk",
+        f"{words.seeds} seeds: {alone / 60:.0f} minutes, {megabytes / 1000:.1f} GB of disk",
     ]
+    if words.jobs > 1:
+        lines.append(
+            f"  {words.jobs} rows at a time: at best {least / 60:.0f} minutes, by how much of the "
+            "device and the cores one row leaves idle"
+        )
     return "\n".join(lines)
 
 
@@ -112,6 +118,7 @@ def run() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--log")
     parser.add_argument("--seeds", type=int, default=1)
+    parser.add_argument("--jobs", type=int, default=1)
     parser.add_argument("--rows", nargs="*", default=[])
     parser.add_argument("--anew", action="store_true", help="only name the rows trained anew")
     words, flags = parser.parse_known_args()

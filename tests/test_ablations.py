@@ -46,6 +46,26 @@ def test_the_budget_is_told_before_anything_runs(project_root, tmp_path):
     minutes = [int(done.stdout.split("seeds: ")[1].split()[0]) for done in (one, three)]
     assert minutes[0] * 2 < minutes[1] < minutes[0] * 3
     assert not (tmp_path / "out").exists()
+    told = ablations(project_root, *words, "--seeds", "3", "--jobs", "4").stdout
+    assert "at a time" not in three.stdout and "4 rows at a time: at best" in told
+    assert int(told.split("at best ")[1].split()[0]) < minutes[1]
+
+
+def test_a_gpu_gets_a_recipe_of_its_own(project_root, tmp_path, monkeypatch):
+    """Where nvidia-smi lists one; the recipe is told by the size of its batches."""
+    fake = tmp_path / "nvidia-smi"
+    fake.write_text("#!/bin/sh\necho 'GPU 0: made up'\n")
+    fake.chmod(0o755)
+    words = ("--dry_run", "--out", str(tmp_path / "out"))
+    cores = ablations(project_root, *words)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    gpu, asked = (
+        ablations(project_root, *words, *more)
+        for more in ((), ("--config", "gin_configs/two_cores.gin", "--jobs", "1"))
+    )
+    assert gpu.returncode == 0, gpu.stderr
+    assert "6 rows at a time" in gpu.stdout
+    assert asked.stdout == cores.stdout != gpu.stdout
 
 
 @pytest.mark.slow

@@ -29,6 +29,7 @@ from onesug_jax.tasks.features import Request
 
 GRADE = {Level.CLICK: 1, Level.ITEM_CLICK: 2, Level.ORDER: 3}
 MODEL_FILE = "ranker.txt"
+REPORT = "report.json"
 _SECONDS_A_LINE = 10.0
 
 
@@ -49,7 +50,8 @@ def train(rows: Sequence[Row], known: Known, config: CascadeConfig, out: str, se
     """Train the ranker on rows of the train split, in the order of time, into `out`.
 
     Returns:
-      a report: rows, how many of them recall and pre-rank kept, trees, importance of the features.
+      a report: rows, how many of them recall and pre-rank kept, trees, parameters (splits and
+      leaves of the trees), importance of the features.
 
     Raises:
       UserError: too few rows, or LightGBM is not there.
@@ -130,10 +132,12 @@ def train(rows: Sequence[Row], known: Known, config: CascadeConfig, out: str, se
     os.makedirs(out, exist_ok=True)
     ranker.save_model(os.path.join(out, MODEL_FILE))
     gains = ranker.feature_importance("gain")
+    trees = ranker.dump_model(num_iteration=ranker.best_iteration)["tree_info"]
     report = {
         "rows": len(rows) - cut,
         "recalled": len(groups),
         "trees": ranker.best_iteration,
+        "parameters": sum(2 * tree["num_leaves"] - 1 for tree in trees),
         "importance": dict(
             sorted(
                 zip(FEATURES, (gains / max(gains.sum(), 1e-9)).tolist(), strict=True),
@@ -141,7 +145,7 @@ def train(rows: Sequence[Row], known: Known, config: CascadeConfig, out: str, se
             )
         ),
     }
-    write_json(os.path.join(out, "report.json"), report)
+    write_json(os.path.join(out, REPORT), report)
     return report
 
 

@@ -28,12 +28,15 @@ _MODEL = "model"  # the suggester of a report that is the run's own; all others 
 
 @dataclasses.dataclass(frozen=True)
 class Run:
-    """What one evaluation left behind, what its stages took and how large its model is."""
+    """What one evaluation left behind, what its stages took and how large its model is; of rivals
+    of which this is known, (minutes, parameters).
+    """
 
     metrics: Mapping[str, Mapping[str, Mapping[str, float | int | None]]]
     lists: pa.Table
     minutes: float | None = None
     parameters: int | None = None
+    rivals: Mapping[str, tuple[float, int | None]] = dataclasses.field(default_factory=dict)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,18 +47,22 @@ class Row:
     scores: Mapping[str, Mapping[str, float | None]]  # slice -> metric, in per cent
     gains: np.ndarray  # float64 [N]: 100 / rank within k, 0 beyond, mean over the seeds
     hits: np.ndarray  # float64 [N]: 100 within k, 0 beyond, mean over the seeds
-    seeds: tuple[float, ...] = ()  # MRR of each seed
+    seeds: tuple[float, ...] = ()  # MRR of each run
     minutes: float | None = None
     parameters: int | None = None
 
 
-def read_run(folder: str, *, minutes: float | None = None, parameters: int | None = None) -> Run:
-    """The report of a work directory. Raises UserError if there is none."""
+def read_run(folder: str, **taken) -> Run:
+    """The report of a work directory, with what else is known of the run (fields of `Run`).
+
+    Raises:
+      UserError: there is none.
+    """
     folder = os.path.join(folder, "report")
     path = os.path.join(folder, "lists.parquet")
     scores = report.read_metrics(folder)
     need([path], "the lists of an evaluation", "run evaluate first")
-    return Run(scores, pq.read_table(path), minutes, parameters)
+    return Run(scores, pq.read_table(path), **taken)
 
 
 def by_worth(
@@ -110,16 +117,18 @@ def names_of(folders: Sequence[str]) -> dict[str, list[str]]:
 
 
 def rows_of(runs: Mapping[str, Sequence[Run]], *, k: int = 16) -> list[Row]:
-    """The rivals of the first run that has them, then a row for every name, `len(runs)` of them."""
-    rivals: dict[str, Run] = {}
-    for run in (run for seeds in runs.values() for run in seeds):
-        for name in run.metrics:
+    """The rivals in the first row that has them, over its seeds that do; then a row for every name,
+    `len(runs)` of them.
+    """
+    rivals: dict[str, list[Run]] = {}
+    for seeds in runs.values():
+        for name in dict.fromkeys(name for run in seeds for name in run.metrics):
             if name != _MODEL:
-                rivals.setdefault(name, run)
+                rivals.setdefault(name, [run for run in seeds if name in run.metrics])
     rows = []
-    for suggester, run in rivals.items():
+    for suggester, those in rivals.items():
         name = suggester.replace("_", " ")
-        rows.append(_row(f"{name} (rival)" if name in runs else name, [run], suggester, k))
+        rows.append(_row(f"{name} (rival)" if name in runs else name, those, suggester, k))
     return rows + [_row(name, seeds, _MODEL, k) for name, seeds in runs.items()]
 
 
@@ -132,6 +141,11 @@ def _row(name: str, runs: Sequence[Run], suggester: str, k: int) -> Row:
             for metric in (f"hr@{k}", f"mrr@{k}", "n")
         }
     own = suggester == _MODEL
+    taken: list[tuple[float | None, int | None]] = [
+        (run.minutes, run.parameters) if own else run.rivals.get(suggester, (None, None))
+        for run in runs
+    ]
+    seeds = tuple(run.metrics[suggester]["all"][f"mrr@{k}"] or 0.0 for run in runs)
     same = all(_same_requests(run.lists, runs[0].lists) for run in runs)
     gains = [_gains(run.lists, suggester, k) for run in runs]
     return Row(
@@ -139,9 +153,9 @@ def _row(name: str, runs: Sequence[Run], suggester: str, k: int) -> Row:
         scores=scores,
         gains=np.mean(gains, axis=0) if same else np.empty(0),
         hits=np.mean([100.0 * (gain > 0) for gain in gains], axis=0) if same else np.empty(0),
-        seeds=tuple(run.metrics[suggester]["all"][f"mrr@{k}"] or 0.0 for run in runs if own),
-        minutes=_mean([run.minutes for run in runs]) if own else None,
-        parameters=runs[0].parameters if own else None,
+        seeds=seeds if own or len(set(seeds)) > 1 else (),  # most popular knows no seed
+        minutes=_mean([minutes for minutes, _ in taken]),
+        parameters=taken[0][1],
     )
 
 

@@ -20,6 +20,9 @@ if TYPE_CHECKING:
 
     from onesug_jax.evaluate.runs import Run
 
+# What the cascade is trained from, as folders of a work directory.
+_BEFORE_CASCADE = ("simulated", "log", "mined", "encoder", "semantic_ids", "index", "ranking")
+
 
 def compare(context: Context) -> None:
     """The scores of several work directories as one table, with 95 % intervals, and how far each is
@@ -68,27 +71,35 @@ def _worth(folder: str) -> Callable[[Sequence[str]], np.ndarray]:
 
 def read(folder: str) -> Run:
     """The run of a work directory: its report, the minutes that its stages took (those of a stage
-    that was interrupted count from its last start), the size of the model in use.
+    that was interrupted count from its last start), the size of the model in use; the same of the
+    cascade, whose size is its trees' splits and leaves.
 
     Raises:
       UserError: nothing has been evaluated there.
     """
-    from onesug_jax.evaluate import runs
+    from onesug_jax.evaluate import cascade_training, runs
     from onesug_jax.model.config import ModelConfig
 
-    seconds, parameters = 0.0, None
+    seconds, parameters = {}, None
     stages = sorted(os.listdir(folder)) if os.path.isdir(folder) else []
     for stage in stages:
         made = workdir.Manifest.read(os.path.join(folder, stage))
-        if made is not None and made.finished and stage != "cascade":
+        if made is not None and made.finished:
             began, ended = map(datetime.datetime.fromisoformat, (made.started, made.finished))
-            seconds += (ended - began).total_seconds()
+            seconds[stage] = (ended - began).total_seconds()
     for stage in ("pretrain", "rwr"):
         path = os.path.join(folder, stage, opened.MODEL_FILE)
         if os.path.isfile(path):
             with open(path, encoding="utf-8") as file:
                 parameters = ModelConfig(**json.load(file)["model"]).parameters()
-    return runs.read_run(folder, minutes=seconds / 60 or None, parameters=parameters)
+    rivals = {}
+    if "cascade" in seconds:
+        own = seconds.pop("cascade")
+        before = sum(seconds.get(stage, 0) for stage in _BEFORE_CASCADE)
+        with open(os.path.join(folder, "cascade", cascade_training.REPORT), "rb") as file:
+            rivals["cascade"] = ((own + before) / 60, json.load(file).get("parameters"))
+    minutes = sum(seconds.values()) / 60 or None
+    return runs.read_run(folder, minutes=minutes, parameters=parameters, rivals=rivals)
 
 
 def flags(parser: argparse.ArgumentParser) -> None:

@@ -138,6 +138,9 @@ def test_the_ranker_learns_what_popularity_cannot_know(tmp_path):
     rows, config = rows_of(1200), CascadeConfig(trees=60, least=5, taste=0.0)
     report = cascade_training.train(rows, Known(), config, str(tmp_path), seed=0)
     assert report["recalled"] == report["rows"] == 480
+    leaves = (tmp_path / cascade_training.MODEL_FILE).read_text().split("num_leaves=")[1:]
+    leaves = [int(text.split()[0]) for text in leaves]
+    assert report["parameters"] == 2 * sum(leaves) - report["trees"] and len(leaves) > 1
     served = cascade_training.load(str(tmp_path), rows, Known(), config)
     asked = rows_of(200, seed=9)
     lists = served.suggest([Request(r.prefix, r.history, (), r.profile) for r in asked])

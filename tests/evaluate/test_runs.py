@@ -12,7 +12,7 @@ from onesug_jax.evaluate import report, runs
 from onesug_jax.evaluate.evaluator import SliceSpec
 
 
-def run_of(ranks, truth="q", rivals=(), **known):
+def run_of(ranks, truth="q", rivals=(), rivals_took=None, **known):
     """A run whose slices are all requests; every fourth has an order."""
     count = len(ranks)
     columns = {
@@ -29,7 +29,7 @@ def run_of(ranks, truth="q", rivals=(), **known):
         )
         values = {"hr@16": 100.0, "mrr@16": float(gains.mean()), "n": count}
         scores[name] = dict.fromkeys(("all", "order", "frequent", "rare"), values)
-    return runs.Run(scores, pa.table(columns), **known)
+    return runs.Run(scores, pa.table(columns), rivals=rivals_took or {}, **known)
 
 
 def rows_and_orders(**named):
@@ -102,6 +102,20 @@ def test_seeds_of_a_row_stand_on_one_line(tmp_path):
     rows, orders = rows_and_orders(full=[run_of([1] * 4), run_of([2] * 4)])
     assert rows[0].scores["all"]["mrr@16"] == 75 and rows[0].gains.tolist() == [75.0] * 4
     assert "2: 50.00 to 100.00" in runs.format_rows(rows, orders)
+
+
+def test_a_rival_is_the_mean_of_the_seeds_that_have_it_and_tells_what_it_took():
+    def seed(minutes):
+        known = {"cascade": (minutes, 9000)}
+        return run_of([1] * 4, rivals=["most_popular", "cascade"], rivals_took=known)
+
+    without = run_of([1] * 4, rivals=["most_popular"])
+    rows, orders = rows_and_orders(full=[seed(4.0), without, seed(6.0)])
+    told = {line.split("  ")[0]: line for line in runs.format_rows(rows, orders).splitlines()}
+    assert told["cascade"].split()[-2:] == ["5.0", "9,000"] and told["most popular"].split()[
+        -2:
+    ] == ["-", "-"]
+    assert rows[0].seeds == rows[1].seeds == ()  # the same of every seed
 
 
 def test_folders_are_named_by_their_last_part_or_by_the_whole():

@@ -1,5 +1,6 @@
 """Public logs by one command each: mistakes are told at once, and the whole road runs."""
 
+import json
 import os
 import pathlib
 import subprocess
@@ -8,7 +9,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from tests.logs.test_adapters import QAC_TEST, QAC_TRAIN, qac_test, qac_train
+from tests.logs.test_adapters import QAC_TEST, QAC_TRAIN, kuai, qac_test, qac_train
 
 TINY = {
     "MODEL": '"mini"',
@@ -78,6 +79,26 @@ def test_amazonqac_from_its_files_to_its_metrics(project_root, tmp_path):
     assert "SUCCESS@10" in told and "MRR@10" in told
     assert os.path.exists(tmp_path / "work" / "report" / "index.html")
     assert pq.read_table(tmp_path / "work" / "report" / "lists.parquet").num_rows == 6
+
+
+@pytest.mark.slow
+def test_kuaisearch_from_files_in_its_schema(project_root, tmp_path):
+    """Made here: sessions of 24 people over five weeks, the last of them the test split."""
+    queries = ["蓝色背包", "蓝牙耳机", "手机壳", "手机支架", "保温杯", "保鲜盒"]
+    sessions = [kuai(n, user_id=n % 24, query=queries[n * 7 % 6]) for n in range(900)]
+    for number, row in enumerate(sessions):
+        row["split"] = "test" if number >= 800 else "train"
+    users = [{"user_id": n, "gender": "FM"[n % 2], "age": 20 + n} for n in range(20)]
+    items = [{"item_id": n, "item_title": "x"} for n in (1, 2, 3)]
+    folder = tmp_path / "kuai"
+    folder.mkdir()
+    for name, rows in (("recall", sessions), ("users", users), ("items", items)):
+        lines = (json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+        (folder / f"{name}.jsonl").write_text("".join(lines), encoding="utf-8")
+    told = run(project_root, "kuaisearch", folder, tmp_path / "work")
+    assert "HR@16" in told and "MRR@16" in told and "most popular" in told
+    lists = pq.read_table(tmp_path / "work" / "report" / "lists.parquet")
+    assert lists.num_rows == 100 and set(lists["truth"].to_pylist()) == set(queries)
 
 
 @pytest.mark.slow

@@ -1,6 +1,8 @@
 """The log as a TFDS dataset: every row once, and readable without this package."""
 
 import json
+import pathlib
+import re
 import subprocess
 import sys
 
@@ -84,3 +86,29 @@ def test_a_folder_without_a_log_is_refused(tmp_path):
 
     with pytest.raises(UserError, match="expected train.parquet"):
         write_dataset(str(tmp_path), str(tmp_path / "data"))
+
+
+def test_the_seqio_task_of_the_docs_reads_it(project_root, log, tmp_path):
+    """The snippet of docs/model.md, run as it stands beside a dataset and a vocabulary."""
+    from onesug_jax.tasks.tfds_log import write_dataset
+    from onesug_jax.tasks.vocabulary import Vocabulary
+
+    write_dataset(log, str(tmp_path / "work" / "mine_tfds"), "mine")
+    Vocabulary.train(
+        ["watch", "tent", "手机"], str(tmp_path / "work" / "mine" / "vocab"), pieces=320
+    )
+    text = (pathlib.Path(project_root) / "docs" / "model.md").read_text(encoding="utf-8")
+    (snippet,) = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
+    snippet += """
+task = seqio.get_mixture_or_task("complete_query")
+lengths = {"inputs": 8, "targets": 8}
+for split in ("train", "validation"):
+    for row in task.get_dataset(lengths, split, shuffle=False).as_numpy_iterator():
+        print(*(pieces.decode(row[name].tolist()) for name in ("inputs", "targets")))
+        assert row["targets"][-1] == pieces.eos_id
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", snippet], capture_output=True, text=True, cwd=tmp_path
+    )
+    assert done.returncode == 0, done.stderr
+    assert sorted(done.stdout.split("\n")[-4:-1]) == ["te tent", "wa watch", "手 手机"]
