@@ -43,7 +43,8 @@ class SearchConfig:
     """How wide to look.
 
     Attributes:
-      probes: nodes kept at each level of the ids, coarse to fine; one number a level.
+      probes: nodes kept at each level of the ids, coarse to fine; one number a level. These serve
+        up to a million queries or two; docs/speed.md has those of ten million.
       candidates: widen to coarser buckets until this many queries (or k, if more) are found.
       order: "nearest" ranks all candidates by cosine; "bucket" puts those of finer buckets first,
         and ranks by cosine inside a bucket only.
