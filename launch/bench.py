@@ -157,8 +157,9 @@ def rwr(size: str, requests: int) -> None:
             lambda _, compiled=compiled: jax.block_until_ready(compiled(params, reference, batch)),
             range(requests),
         )
-        memory = compiled.memory_analysis().temp_size_in_bytes
-        flops = compiled.cost_analysis()["flops"]
+        analysis, cost = compiled.memory_analysis(), compiled.cost_analysis()
+        assert analysis and cost, "known on CPU, GPU and TPU"
+        memory, flops = analysis.temp_size_in_bytes, cost["flops"]
         results[name] = (1000 * rows / float(np.median(spent)), memory, value, gradient)
         print(
             f"  {name:<34} {results[name][0]:>8.1f} {memory / 2**20:>8.1f} MiB {flops / 1e9:>7.1f}"
@@ -202,7 +203,7 @@ if __name__ == "__main__":
         from bench_train import train
 
         batch = int(options.batch) if options.batch else None
-        train(sizes, options.count, batch, [tuple(flag) for flag in flags])
+        train(sizes, options.count, batch, [(name, value) for name, value in flags])
     elif options.suite == "modes":
         from bench_modes import modes
 

@@ -30,6 +30,7 @@ import platform
 import sys
 import tempfile
 import time
+from typing import Any
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 if str(ROOT) not in sys.path:
@@ -69,7 +70,7 @@ def size_of(name: str) -> dict:
     path = pathlib.Path(size)
     if path.suffix != ".gin":
         path = ROOT / "gin_configs" / "models" / f"{size}.gin"
-    fields = {}
+    fields: dict[str, Any] = {}
     for line in path.read_text(encoding="utf-8").splitlines():
         key, _, value = line.partition("#")[0].partition(" = ")
         if key.startswith("include "):
@@ -151,7 +152,7 @@ def flat_beam(model: Seq2Seq, config: BeamConfig):
     c, beams, length = model.config, config.beams, config.max_length
 
     def begin(params, tokens):
-        encoded = model.apply({"params": params}, tokens, method="encode")
+        encoded: Any = model.apply({"params": params}, tokens, method="encode")
         encoded, tokens = jnp.repeat(encoded, beams, 0), jnp.repeat(tokens, beams, 0)
         return tokens, model.apply({"params": params}, encoded, method="cross_keys_values")
 

@@ -130,7 +130,9 @@ def main(told: dict) -> None:
     def answer(**fields) -> None:
         print(json.dumps(fields), file=answers, flush=True)
 
-    side = {"transformers": Transformers, "ctranslate2": CTranslate2}[told["engine"]](told)
+    engines: dict[str, type[Transformers | CTranslate2]]
+    engines = {"transformers": Transformers, "ctranslate2": CTranslate2}
+    side = engines[told["engine"]](told)
     answer(how=side.how)
     for line in sys.stdin:
         asked = json.loads(line)

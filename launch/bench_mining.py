@@ -40,7 +40,8 @@ OVER = 1.1  # of the simulated rows about 7 % go to the dev split
 def make_log(path: str, rows: int) -> None:
     """`rows` simulated train rows in one Parquet file, made piece by piece."""
     distinct = max(50, int(20 * rows**0.5))
-    writer, have, piece = None, 0, 0
+    writer: pq.ParquetWriter | None = None
+    have = piece = 0
     while have < rows:
         wanted = min(PIECE, rows - have)
         began = time.perf_counter()
@@ -52,7 +53,8 @@ def make_log(path: str, rows: int) -> None:
         writer.write_table(part, row_group_size=65_536)
         have, piece = have + part.num_rows, piece + 1
         print(f"simulated {have:,} rows, {time.perf_counter() - began:.0f} s", flush=True)
-    writer.close()
+    if writer:
+        writer.close()
 
 
 def shifted(part: pa.Table, piece: int) -> pa.Table:
@@ -71,7 +73,7 @@ def alone(task: str, *arguments: str) -> str:
     command = [sys.executable, "-u", __file__, "--child", task, *arguments]
     last = ""
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
-        for line in process.stdout:
+        for line in process.stdout or ():
             print(last, end="", flush=True)
             last = line
     if process.returncode:

@@ -15,12 +15,12 @@ import time
 
 import numpy as np
 
-from onesug_jax import cli, main
+from onesug_jax import main
 from onesug_jax.decode.score import MODES
 from onesug_jax.evaluate import metrics
 from onesug_jax.logs.history import with_history
 from onesug_jax.logs.schema import normalise_query, profile_columns
-from onesug_jax.stages import CONFIGURABLES, STAGES, opened
+from onesug_jax.stages import opened
 from onesug_jax.tasks.features import history_of, make_requests
 
 BLOCK, SINGLE, K = 32, 256, 16
@@ -28,9 +28,7 @@ BLOCK, SINGLE, K = 32, 256, 16
 
 def modes(work: str, count: int) -> None:
     """Prints the table for the first `count` dev requests of `work`."""
-    command = cli.parse(["evaluate", f"--gin.WORK_DIR={work}"], STAGES, CONFIGURABLES)
-    config = main.read_config(command.gin_files, command.bindings)
-    context = main.make_context(STAGES["evaluate"], config)
+    context = main.context_of("evaluate", f"--gin.WORK_DIR={work}")
     suggester = context.configured("suggester")(context)
     known = opened.related(context, suggester.featurizer.spec)
     files = opened.splits(context.work.log)

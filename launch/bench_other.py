@@ -48,6 +48,8 @@ class Other:
                 text=True,
                 env=environment,
             )
+            assert self._process.stdin and self._process.stdout
+            self._asks, self._answers = self._process.stdin, self._process.stdout
         except OSError as error:
             raise NotRun(f"not run: ONESUG_COMPARE_PYTHON={python}: {error.strerror}") from None
         self.ready = self._answer()
@@ -55,17 +57,17 @@ class Other:
     def ask(self, line: str) -> dict[str, Any]:
         """What it answers to `line`."""
         with contextlib.suppress(BrokenPipeError):  # it has stopped; its last words say why
-            print(line, file=self._process.stdin, flush=True)
+            print(line, file=self._asks, flush=True)
         return self._answer()
 
     def close(self) -> None:
         """Ends the process."""
         with contextlib.suppress(BrokenPipeError):
-            self._process.stdin.close()
+            self._asks.close()
         self._process.wait()
 
     def _answer(self) -> dict[str, Any]:
-        line = self._process.stdout.readline()
+        line = self._answers.readline()
         if line:
             return json.loads(line)
         self._process.wait()

@@ -50,6 +50,7 @@ def server(work: str, folder: str, *flags: str) -> Iterator[tuple[str, int, dict
     process = subprocess.Popen(
         [*command, *flags], stdout=subprocess.PIPE, text=True, env={**os.environ, **compiled}
     )
+    assert process.stdout
     try:
         found = None
         while found is None:
@@ -78,7 +79,8 @@ class Connections:
     """Kept connections to one server; as many as requests are under way."""
 
     def __init__(self, host: str, port: int):
-        self._where, self._free = (host, port), []
+        self._where = (host, port)
+        self._free: list[tuple[asyncio.StreamReader, asyncio.StreamWriter]] = []
 
     async def post(self, path: str, body: dict) -> tuple[int, dict]:
         """Status and reply."""
@@ -92,7 +94,8 @@ class Connections:
             answer = await reader.readuntil(b"\r\n\r\n")
         except (ConnectionError, asyncio.IncompleteReadError) as error:
             # A kept connection may have been closed just before: every client asks anew.
-            if not kept or getattr(error, "partial", b""):
+            begun = isinstance(error, asyncio.IncompleteReadError) and error.partial
+            if not kept or begun:
                 raise
             return await self.post(path, body)
         lines = answer.decode("latin-1").split("\r\n")

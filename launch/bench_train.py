@@ -125,7 +125,7 @@ class Ours:
 
     def close(self) -> None:
         """Gives its memory back."""
-        self._state = self._batch = self._frozen = self._step = None
+        del self._state, self._batch, self._frozen, self._step
 
 
 # ------------------------------------------------------------------------------------- theirs
@@ -215,7 +215,7 @@ def compare(stage: str, config: ModelConfig, size: int, peak: float, steps: int 
     bare, backend = plain(config), jax.default_backend()
     added = ["segments"] * config.segments + ["copying"] * config.copying + ["a soft token"]
     added += [f"dropout {config.dropout:g}"] * (config.dropout > 0)
-    sides = {
+    sides: dict[str, tuple[Ours | Theirs, float]] = {
         f"ours, with {', '.join(added)}": (
             Ours(stage, config, size),
             model_flops(stage, config, size),

@@ -69,6 +69,7 @@ def rows_in(log: str | None, simulated: int) -> tuple[int, int]:
 def budget(words: argparse.Namespace, flags: list[str]) -> str:
     """The budget as text."""
     command = cli.parse(["run", *flags], STAGES, CONFIGURABLES)
+    assert isinstance(command, cli.Command), "flags, not --help"
     config = main.read_config(command.gin_files, command.bindings)
     settings = config.settings(["ModelConfig", "pretrain", "rwr", "simulate"])
     settings = {key: config.resolved(value) for key, value in settings.items()}

@@ -25,10 +25,9 @@ import pyarrow as pa  # noqa: E402
 import pyarrow.compute as pc  # noqa: E402
 import pyarrow.parquet as pq  # noqa: E402
 
-from onesug_jax import cli, main, plots, workdir  # noqa: E402
+from onesug_jax import main, plots, workdir  # noqa: E402
 from onesug_jax.files import write_json  # noqa: E402
 from onesug_jax.logs.ingest import ingest  # noqa: E402
-from onesug_jax.stages import CONFIGURABLES, STAGES  # noqa: E402
 
 DAY_MS = 86_400_000
 
@@ -58,9 +57,7 @@ def left_alone(work: str, log: str, flags: list[str]) -> dict[str, float]:
     """Scores of the first model on the held-out rows of an update's log."""
     from onesug_jax.stages.lists import judged, score
 
-    command = cli.parse(["update", f"--gin.WORK_DIR={work}", *flags], STAGES, CONFIGURABLES)
-    config = main.read_config(command.gin_files, command.bindings)
-    context = main.make_context(STAGES["update"], config, command.options)
+    context = main.context_of("update", f"--gin.WORK_DIR={work}", *flags)
     context = dataclasses.replace(context, work=workdir.WorkDir(work))
     found = score(context, os.path.join(log, "dev.parquet"), log, rivals=False).metrics["model"]
     return {**judged(found), "rows": found["all"]["n"]}

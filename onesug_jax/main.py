@@ -329,12 +329,21 @@ def suggester(work_dir: str, *flags: str) -> Callable[..., dict[str, Any]]:
     Raises:
       UserError: a wrong flag, or a WORK_DIR without a trained model.
     """
-    command = cli.parse(["suggest", f"--gin.WORK_DIR={work_dir}", *flags], STAGES, CONFIGURABLES)
-    assert isinstance(command, cli.Command)
-    spec = STAGES["suggest"]
-    context = make_context(spec, read_config(command.gin_files, command.bindings))
-    _check_start(spec, context)
+    context = context_of("suggest", f"--gin.WORK_DIR={work_dir}", *flags)
+    _check_start(STAGES["suggest"], context)
     return lists.answering(context)
+
+
+def context_of(stage: str, *flags: str) -> registry.Context:
+    """What the stage would be given by this command line, for programs that use its parts.
+
+    Raises:
+      UserError: a wrong flag.
+    """
+    command = cli.parse([stage, *flags], STAGES, CONFIGURABLES)
+    assert isinstance(command, cli.Command), "flags, not --help"
+    config = read_config(command.gin_files, command.bindings)
+    return make_context(STAGES[stage], config, command.options)
 
 
 def _run_all(config: Config, options: Any) -> int:

@@ -10,10 +10,8 @@ import os
 from collections.abc import Mapping
 from typing import Any
 
-import numpy as np
-
-from onesug_jax.evaluate import calibration, metrics
-from onesug_jax.evaluate.evaluator import Evaluation
+from onesug_jax.evaluate import calibration
+from onesug_jax.evaluate.evaluator import Evaluation, headline
 from onesug_jax.files import whole
 
 FILE = "MODEL_CARD.md"
@@ -98,19 +96,10 @@ def write_card(evaluation: Evaluation, folder: str, facts: Mapping[str, Any]) ->
 
 def _results(evaluation: Evaluation, k: int = 16) -> list[str]:
     """HR and MRR of every suggester as a Markdown table."""
-    order = evaluation.rows["level"].to_numpy(zero_copy_only=False) == "order"
     lines = [f"| | HR@{k} | MRR@{k} | orders HR@{k} | orders MRR@{k} |", "|---|---|---|---|---|"]
-    for name in evaluation.metrics:
-        ranks = evaluation.rows[f"rank_{name}"].to_numpy()
-        cells = [name.replace("_", " ")]
-        for chosen in (ranks, ranks[order]):
-            hits = (chosen > 0) & (chosen <= k)
-            for values in (hits.astype(float), np.where(hits, 1 / np.maximum(chosen, 1), 0.0)):
-                low, high = metrics.interval(values)
-                cells.append(
-                    f"{100 * values.mean():.2f} ({100 * low:.1f} to {100 * high:.1f})"
-                    if len(values)
-                    else "-"
-                )
-        lines.append(f"| {' | '.join(cells)} |")
+    for name, means in headline(evaluation.rows, list(evaluation.metrics), k).items():
+        cells = [
+            "-" if mean is None else "{:.2f} ({:.1f} to {:.1f})".format(*mean) for mean in means
+        ]
+        lines.append(f"| {' | '.join([name.replace('_', ' '), *cells])} |")
     return lines

@@ -284,6 +284,26 @@ def summarise(
     return result
 
 
+def headline(
+    rows: pa.Table, names: Sequence[str], k: int
+) -> dict[str, list[tuple[float, float, float] | None]]:
+    """Suggester -> HR@k and MRR@k of all rows, then of those that ended in an order, in per cent:
+    (mean, low, high), low to high holding the mean in 95 % of resamples; None over no row.
+    """
+    order = rows["level"].to_numpy(zero_copy_only=False) == "order"
+    found: dict[str, list[tuple[float, float, float] | None]] = {}
+    for name in names:
+        ranks = rows[f"rank_{name}"].to_numpy()
+        hits = (ranks > 0) & (ranks <= k)
+        gains = np.where(hits, 100 / np.maximum(ranks, 1), 0.0)
+        found[name] = [
+            (float(values.mean()), *metrics.interval(values)) if len(values) else None
+            for chosen in (slice(None), order)
+            for values in (100.0 * hits[chosen], gains[chosen])
+        ]
+    return found
+
+
 def _scores(ranks: np.ndarray, k: int, short_k: int) -> dict[str, float | int | None]:
     return {
         f"hr@{k}": _per_cent(metrics.hr_at(ranks, k)),

@@ -15,8 +15,7 @@ from collections.abc import Iterable, Mapping, Sequence
 import numpy as np
 import pyarrow as pa
 
-from onesug_jax.evaluate import metrics as measures
-from onesug_jax.evaluate.evaluator import Evaluation
+from onesug_jax.evaluate.evaluator import Evaluation, headline
 from onesug_jax.files import whole
 
 FILE = "index.html"
@@ -93,25 +92,15 @@ def write_page(evaluation: Evaluation, folder: str, *, k: int = 16) -> str:
 
 def _headline(rows: pa.Table, names: Sequence[str], k: int) -> str:
     """HR and MRR with their intervals, of all searches and of those with an order."""
-    order = rows["level"].to_numpy(zero_copy_only=False) == "order"
     heads = [f"{metric}@{k}" for metric in ("HR", "MRR", "orders HR", "orders MRR")]
     table = [["", *heads]]
-    for name in names:
-        ranks = rows[f"rank_{name}"].to_numpy()
-        cells = [f"<b>{_name(name)}</b>" if name == names[0] else _name(name)]
-        for chosen in (ranks, ranks[order]):
-            hits = (chosen > 0) & (chosen <= k)
-            for values in (hits.astype(float), np.where(hits, 1 / np.maximum(chosen, 1), 0.0)):
-                cells.append(_with_interval(values))
-        table.append(cells)
+    for name, means in headline(rows, names, k).items():
+        cells = [
+            "-" if mean is None else "{:.2f} <small>({:.1f} to {:.1f})</small>".format(*mean)
+            for mean in means
+        ]
+        table.append([f"<b>{_name(name)}</b>" if name == names[0] else _name(name), *cells])
     return _table(table)
-
-
-def _with_interval(values: np.ndarray) -> str:
-    if not len(values):
-        return "-"
-    low, high = (100 * end for end in measures.interval(values))
-    return f"{100 * values.mean():.2f} <small>({low:.1f} to {high:.1f})</small>"
 
 
 def _slices(metrics: Mapping, k: int) -> str:

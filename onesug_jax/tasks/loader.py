@@ -16,7 +16,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import grain
@@ -152,29 +152,6 @@ class Loader:
         if step < 0:
             raise ValueError(f"step {step} is negative")
         return self._batches[step]
-
-    def in_order(self) -> Iterator[dict[str, np.ndarray]]:
-        """Every example once, in file order, padded to one shape: for losses over a whole split.
-
-        The last batch is filled up with empty rows (all 0, weight 0). All hosts yield equally many.
-        """
-        mine = self.batch_size // self._hosts
-        shape = (mine, *self._fitting(8))
-        source = np.concatenate([np.full(len(p), s) for s, p in enumerate(self._parts)])
-        example = np.concatenate([np.arange(len(p)) for p in self._parts])
-        for start in range(0, self.examples, self.batch_size):
-            rows = slice(
-                start + self._host * mine, min(start + (self._host + 1) * mine, self.examples)
-            )
-            chosen = example[rows]
-            batch = layouts.assemble(
-                self._parts, source[rows], chosen, np.arange(len(chosen)), shape, packed=False
-            )
-            if self.soft_dim:
-                batch["encoder_soft"] = layouts.place_soft(
-                    self._parts, source[rows], chosen, np.arange(len(chosen)), (mine, 1)
-                )
-            yield batch
 
     @property
     def fill(self) -> float:

@@ -218,19 +218,6 @@ def test_packing_is_kept_and_equals_packing_anew(tmp_path):
     assert not list((tmp_path / "shop_query" / "train").glob("packing-*.npz"))
 
 
-@pytest.mark.parametrize("hosts", [1, 3])
-def test_in_order_gives_every_example_once_in_file_order(folder, hosts):
-    loaders = [
-        Loader(folder, batch_size=9, process_index=p, process_count=hosts) for p in range(hosts)
-    ]
-    rows = []
-    for parts in zip(*(loader.in_order() for loader in loaders), strict=True):
-        assert all(len(p["encoder_input_tokens"]) == 9 // hosts for p in parts)
-        rows += [s for p in parts for s in segments(p)]
-    part = Examples.load(folder, "shop_query", "train")
-    assert rows == [tuple(tuple(x.tolist()) for x in part[i]) for i in range(len(part))]
-
-
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_the_cost_of_an_example_is_that_of_the_batches(folder, layout):
     """Averaged over many batches, a cost of positions an example comes out."""
