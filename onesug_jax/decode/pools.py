@@ -39,8 +39,8 @@ class Pools:
     """Chooses and lays out the pool of a request.
 
     Args:
-      known: the closed set, where lists are kept to one of texts; targets: `[N, T]` their ids, or
-        None where semantic ids are written instead of texts.
+      known: the closed set, where lists are kept to one of texts; targets: `[N, T]` what the model
+        writes for each, its tokens or those of its semantic id; both None for an open one.
       beams, scoring: how many beams, and candidates, there are.
     """
 
@@ -68,8 +68,7 @@ class Pools:
             found = self._open(request.candidates[:most]) if mode != "beam" else {}
             tokens = list(found.values())
             return _fitting(np.stack(tokens), list(found), False, shapes) if found else None
-        if self.targets is None:
-            return None
+        assert self.targets is not None, "of a closed set"
         beams = self._beams.beams
         ranks = known.all_of(request.prefix, beams if mode == "beam" else max(beams, most))
         complete = ranks is not None

@@ -109,11 +109,12 @@ class Suggester:
       must_start: keep lists to queries that start with the prefix, wherever one does; a prefix no
         query starts with (a typo, say) may get any query.
       ids: the semantic ids of the known queries in the order of their texts
-        (`represent.semantic_ids`): the model then writes ids, and each is read as the queries under
-        it, best first. Needs `queries`.
+        (`represent.semantic_ids`): the model then writes, or scores, ids in the stead of texts, and
+        each is read as the queries under it, best first. Needs `queries`. Beams go through all ids
+        that exist, and only then is a list cut to what starts with the prefix; candidates are
+        scored without that loss.
       batch_sizes: sizes a batch is filled up to, ascending.
-      mode: "beam", "score" or "hybrid", where `suggest` is not told another. Lists of semantic ids
-        are always written by beams.
+      mode: "beam", "score" or "hybrid", where `suggest` is not told another.
       scoring: what the latter two look at.
       shown: which known queries may be shown; see `show`.
       groups: how many of one kind may lead a list; None: the scores alone decide.
@@ -158,10 +159,11 @@ class Suggester:
             texts = sorted(queries)
             counts = np.array([queries[text] for text in texts])
             self._set = ClosedSet(texts, counts, must_start)
-            self._codes = np.unique(np.asarray(ids.ids), axis=0)
-            sequences = [tuple(featurizer.id_tokens(row).tolist()) for row in self._codes]
+            self._codes, row = np.unique(np.asarray(ids.ids), axis=0, return_inverse=True)
+            sequences = np.stack([featurizer.id_tokens(codes) for codes in self._codes])
+            targets = sequences[row.reshape(-1)]
             self.constraint, self._rank_of_node = build_trie(sequences)
-            config = dataclasses.replace(config, max_length=len(sequences[0]))
+            config = dataclasses.replace(config, max_length=sequences.shape[1])
         elif queries is not None:
             known = KnownQueries.of(queries, featurizer)
             self._set = ClosedSet(known.texts, known.counts, must_start)

@@ -9,12 +9,14 @@ from flax.core import meta
 from onesug_jax.decode.beam import BeamConfig
 from onesug_jax.decode.grouping import Groups
 from onesug_jax.decode.known import Filter
+from onesug_jax.decode.score import ScoreConfig
 from onesug_jax.decode.suggester import Suggester
 from onesug_jax.errors import UserError
 from onesug_jax.model.config import ModelConfig
 from onesug_jax.model.seq2seq import Seq2Seq
 from onesug_jax.tasks.features import FeatureSpec, Featurizer, Request
 from onesug_jax.tasks.vocabulary import Vocabulary
+from tests.decode.test_score import alone
 
 NOUNS = ["lamp", "lantern", "laptop", "mug", "mat", "tent", "拖鞋", "拖把"]
 QUERIES = {f"{noun} {word}": 1 + i for i, noun in enumerate(NOUNS) for word in ("red", "blue")}
@@ -135,6 +137,25 @@ def test_written_ids_are_read_as_the_queries_under_them(parts):
         assert group == [texts[n] for n in Ids().numbers(code)]
     started = model.suggest([Request("la")])[0]
     assert sorted(s.text for s in started) == sorted(q for q in QUERIES if q.startswith("la"))
+
+
+def test_scored_ids_have_the_scores_of_a_slow_pass_over_each(parts):
+    """Also of prefixes of which beams, who look through all ids, find next to nothing."""
+    config = BeamConfig(beams=2, returned=2, max_length=24)
+    how = {"queries": QUERIES, "ids": Ids(), "batch_sizes": (1, 2)}
+    model = Suggester(*parts, config, **how, mode="score", scoring=ScoreConfig(candidates=5))
+    requests = [Request("la", candidates=("laptop red", "lamp blue", "mug red", "lantern red"))]
+    requests.append(Request("", history=("tent red",), candidates=tuple(QUERIES)[::-1][:5]))
+    texts, (net, params, featurizer) = sorted(QUERIES), parts
+    for request, found in zip(requests, model.suggest(requests), strict=True):
+        allowed = [text for text in request.candidates if text.startswith(request.prefix)]
+        table = np.stack([featurizer.id_tokens(Ids.ids[texts.index(text)]) for text in allowed])
+        slow = alone(net, params, featurizer.inputs(request), table, config.alpha)
+        best = np.argsort(-slow.round(5), kind="stable")[:2]  # of one id: the candidates' order
+        assert [s.text for s in found] == [allowed[n] for n in best]
+        assert [s.score for s in found] == pytest.approx(slow[best], abs=1e-4)
+    lost = [model.suggest([Request(p)], mode="beam")[0] for p in ("la", "m", "拖", "tent")]
+    assert min(map(len, lost)) < 2
 
 
 def test_ids_need_the_known_queries(parts):
