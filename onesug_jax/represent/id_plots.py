@@ -76,7 +76,7 @@ def plot_code_usage(ids: np.ndarray, codes: int, path: str) -> str:
             f"level {level + 1}\n{row['usage']:.1%} used, perplexity {row['perplexity']:.0f}",
             fontsize=10,
         )
-    axes[0].set_ylabel("queries (dashed: even use)")
+    axes[0].set_ylabel("queries, once told apart (dashed: even use)")
     return save_figure(figure, path)
 
 
