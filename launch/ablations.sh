@@ -7,8 +7,9 @@
 # --only takes names of files and of sets: paper (the default), pre, rwr. --size is a file of
 # gin_configs/models, --config another recipe (default: gin_configs/one_gpu.gin where there is a GPU, else
 # two_cores.gin). --jobs N trains N rows at a time, each into OUT/seed_S/ROW.log: one small model leaves
-# most of a GPU idle (default: 6 where there is a GPU, else 1). Further --gin words go to every run. What
-# runs have in common is made once and linked; seeds differ from pretraining on.
+# most of a GPU idle (default: 6 where there is a GPU, else 1). Further --gin words go to every run, but for
+# what a row's own file sets. What runs have in common is made once and linked; seeds differ from
+# pretraining on.
 # Interrupted, the same command goes on. The table stands in OUT/table.txt, its plot in OUT/frontier.png.
 set -euo pipefail
 
@@ -23,7 +24,7 @@ rwr="no_rwr sft_again dpo softmax_dpo pairwise_rwr rwr_hinge rwr_hinge_pair"
 rwr="$rwr rwr_printed_pair rwr_printed_list"
 rwr="$rwr negatives_1 negatives_2 negatives_8 no_not_show no_rand"
 rwr="$rwr alpha_01 alpha_1 beta_01 beta_1 delta_0 delta_1"
-usage() { sed -n '2,13s/^# \{0,1\}//p' "${BASH_SOURCE[0]}"; }
+usage() { sed -n '2,14s/^# \{0,1\}//p' "${BASH_SOURCE[0]}"; }
 while [ $# -gt 0 ]; do
   case "$1" in
     --log) log="${2:-}"; shift 2 ;;
@@ -81,6 +82,12 @@ if [ -n "$dry" ]; then exit 0; fi
 # shellcheck disable=SC2086  # words
 anew="$("$python" "$root/launch/budget.py" --anew --rows $rows)" # trained anew, not from the full run's model
 mkdir -p "$out"
+# Flags win over files, and a row's file must win over them: `rwr.steps` is not no_rwr's.
+settings="$(cd "$out" && pwd)/settings.gin"
+printf '%s\n' "# what was asked of every run" ${more[@]+"${more[@]}"} |
+  sed 's/^--gin\.\([^=]*\)=/\1 = /' >"$settings"
+common=("--gin_file=$config" "--gin_file=$settings" ${log:+"--gin.LOG=$log"} ${size:+"--gin.MODEL=$size"}
+  "--gin.simulate.seed=0" "--gin.ingest.seed=0")
 
 # link_stages FROM TO STAGE...: links, not copies; a stage that must be redone writes a folder anew.
 link_stages() {

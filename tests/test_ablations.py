@@ -120,6 +120,9 @@ def test_runs_share_what_they_can_and_stand_in_one_table(project_root, tmp_path)
         log = (tmp_path / "out" / seed / "no_rwr.log").read_text()
         assert "[pretrain] up to date" in log and "[evaluate] done" in log
         assert "up to date" in (tmp_path / "out" / seed / "full.log").read_text()
+    own = [(tmp_path / "out" / "seed_0" / name / "rwr") for name in ("full", "no_rwr")]
+    told = [(folder / "config.gin").read_text() for folder in own]
+    assert "rwr.steps = 2\n" in told[0] and "rwr.steps = 0\n" in told[1]
     table = (tmp_path / "out" / "table.txt").read_text()
     assert table.count("\nno_rwr ") == 2 and table.count("  2: ") == 5
 
