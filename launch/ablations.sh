@@ -75,9 +75,10 @@ python="$root/.venv/bin/python"
 main=("$python" -m onesug_jax.main)
 # One split for all seeds: they tell how far training alone moves the figures.
 common=("--gin_file=$config" ${log:+"--gin.LOG=$log"} ${size:+"--gin.MODEL=$size"}
-  "--gin.simulate.seed=0" "--gin.ingest.seed=0" ${more[@]+"${more[@]}"})
+  "--gin.simulate.seed=0" "--gin.ingest.seed=0")
 # shellcheck disable=SC2086  # words
-"$python" "$root/launch/budget.py" --seeds "$seeds" --jobs "$jobs" ${log:+"--log=$log"} "${common[@]}" --rows $rows
+"$python" "$root/launch/budget.py" --seeds "$seeds" --jobs "$jobs" ${log:+"--log=$log"} "${common[@]}" \
+  ${more[@]+"${more[@]}"} --rows $rows
 if [ -n "$dry" ]; then exit 0; fi
 # shellcheck disable=SC2086  # words
 anew="$("$python" "$root/launch/budget.py" --anew --rows $rows)" # trained anew, not from the full run's model
@@ -86,8 +87,7 @@ mkdir -p "$out"
 settings="$(cd "$out" && pwd)/settings.gin"
 printf '%s\n' "# what was asked of every run" ${more[@]+"${more[@]}"} |
   sed 's/^--gin\.\([^=]*\)=/\1 = /' >"$settings"
-common=("--gin_file=$config" "--gin_file=$settings" ${log:+"--gin.LOG=$log"} ${size:+"--gin.MODEL=$size"}
-  "--gin.simulate.seed=0" "--gin.ingest.seed=0")
+common+=("--gin_file=$settings")
 
 # link_stages FROM TO STAGE...: links, not copies; a stage that must be redone writes a folder anew.
 link_stages() {
