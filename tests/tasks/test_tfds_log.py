@@ -3,6 +3,8 @@
 import json
 import pathlib
 import re
+import shlex
+import shutil
 import subprocess
 import sys
 
@@ -10,6 +12,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from onesug_jax import main, workdir
 from onesug_jax.errors import UserError
 from onesug_jax.logs.schema import LOG_SCHEMA
 
@@ -88,16 +91,19 @@ def test_a_folder_without_a_log_is_refused(tmp_path):
         write_dataset(str(tmp_path), str(tmp_path / "data"))
 
 
-def test_the_seqio_task_of_the_docs_reads_it(project_root, log, tmp_path):
-    """The snippet of docs/model.md, run as it stands beside a dataset and a vocabulary."""
-    from onesug_jax.tasks.tfds_log import write_dataset
+def test_the_seqio_task_of_the_docs_reads_it(project_root, log, tmp_path, monkeypatch):
+    """Command and snippet of docs/model.md, run as they stand beside a log and a vocabulary."""
     from onesug_jax.tasks.vocabulary import Vocabulary
 
-    write_dataset(log, str(tmp_path / "work" / "mine_tfds"), "mine")
+    monkeypatch.chdir(tmp_path)
+    mine = shutil.copytree(log, tmp_path / "work" / "mine" / "log")
+    workdir.Manifest("ingest", {}, {}, {}).write(str(mine), finished=True)
     Vocabulary.train(
         ["watch", "tent", "手机"], str(tmp_path / "work" / "mine" / "vocab"), pieces=320
     )
     text = (pathlib.Path(project_root) / "docs" / "model.md").read_text(encoding="utf-8")
+    (command,) = re.findall(r"`python -m onesug_jax.main (tfds .*?)`", text)
+    assert main.main(shlex.split(command)) == 0
     (snippet,) = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
     snippet += """
 task = seqio.get_mixture_or_task("complete_query")
