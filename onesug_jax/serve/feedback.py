@@ -53,18 +53,19 @@ class FeedbackConfig:
 
     Attributes:
       path: the SQLite file; None: WORK_DIR/feedback/events.sqlite.
-      keep_days: age at which events are deleted.
+      keep_days: age at which events are deleted; None: never.
       waiting: most events waiting to be written; more are refused.
       busy_seconds: how long to wait for another process that writes.
     """
 
     path: str | None = None
-    keep_days: float = 90.0
+    keep_days: float | None = 90.0
     waiting: int = 1024
     busy_seconds: float = 5.0
 
     def __post_init__(self):
-        if self.keep_days <= 0 or self.waiting < 1 or self.busy_seconds < 0:
+        aged = self.keep_days is not None and self.keep_days <= 0
+        if aged or self.waiting < 1 or self.busy_seconds < 0:
             raise UserError(
                 "FeedbackConfig: expected keep_days above 0, waiting of 1 or more and busy_seconds "
                 f"of 0 or more; found keep_days={self.keep_days}, waiting={self.waiting}, "
@@ -183,6 +184,8 @@ class FeedbackStore:
         return self._ask(delete, emptied=True)
 
     def _delete_old(self, connection: sqlite3.Connection) -> int:
+        if self.config.keep_days is None:
+            return 0
         oldest = int(1000 * time.time() - self.config.keep_days * _DAY_MS)
         return connection.execute("DELETE FROM events WHERE timestamp_ms < ?", (oldest,)).rowcount
 

@@ -8,9 +8,9 @@ import json
 import os
 from typing import TYPE_CHECKING
 
-from onesug_jax import workdir
-from onesug_jax.files import need
-from onesug_jax.registry import Context
+from onesug_jax.files import require_files
+from onesug_jax.pipeline.spec import Context
+from onesug_jax.pipeline.workdir import Manifest, WorkDir
 from onesug_jax.stages import opened
 
 if TYPE_CHECKING:
@@ -60,8 +60,8 @@ def _worth(folder: str) -> Callable[[Sequence[str]], np.ndarray]:
     from onesug_jax.logs.completion import CompletionIndex
     from onesug_jax.logs.worth import FILE, OrderGrades
 
-    work = workdir.WorkDir(folder)
-    need([os.path.join(work.ranking, FILE)], "what queries are worth", "run rank first")
+    work = WorkDir(folder)
+    require_files([os.path.join(work.ranking, FILE)], "what queries are worth", "run rank first")
     known = CompletionIndex.load(work.mined)
     shares = np.append(
         OrderGrades.load(work.ranking, len(known)).log_shares(), 0.0
@@ -83,7 +83,7 @@ def read(folder: str) -> Run:
     seconds, parameters = {}, None
     stages = sorted(os.listdir(folder)) if os.path.isdir(folder) else []
     for stage in stages:
-        made = workdir.Manifest.read(os.path.join(folder, stage))
+        made = Manifest.read(os.path.join(folder, stage))
         if made is not None and made.finished:
             began, ended = map(datetime.datetime.fromisoformat, (made.started, made.finished))
             seconds[stage] = (ended - began).total_seconds()

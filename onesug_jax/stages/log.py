@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 
-from onesug_jax.registry import Context
+from onesug_jax.pipeline.spec import Context
 
 
 def simulate(context: Context) -> None:

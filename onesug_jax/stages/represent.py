@@ -9,7 +9,7 @@ import collections
 import os
 from typing import TYPE_CHECKING
 
-from onesug_jax.registry import Context
+from onesug_jax.pipeline.spec import Context
 from onesug_jax.stages import opened
 from onesug_jax.train import distributed
 
@@ -21,7 +21,7 @@ EMBEDDINGS = "embeddings.npy"  # e_q* of all known queries, in the order of thei
 
 def align(context: Context) -> None:
     """A text encoder aligned on the mined pairs, into WORK_DIR/encoder."""
-    opened.keep_compiled(context)
+    opened.cache_compiled(context)
     steps = context.settings["align.steps"]
     context.configured("align")(
         context.work.mined,
@@ -42,7 +42,7 @@ def quantize(context: Context) -> None:
 
     from onesug_jax.represent import id_plots
 
-    opened.keep_compiled(context)
+    opened.cache_compiled(context)
     work = context.work
     encoder, known = opened.encoder(context.work), opened.completions(context)
     path = os.path.join(work.semantic_ids, EMBEDDINGS)
@@ -117,7 +117,7 @@ def index(context: Context, *, precomputed: int = 16, vectors: str = "int8") -> 
     from onesug_jax.represent.prefix_index import PrefixIndex
     from onesug_jax.represent.quantiser import Quantiser
 
-    opened.keep_compiled(context)
+    opened.cache_compiled(context)
     work = context.work
     encoder, known = opened.encoder(context.work), opened.completions(context)
     ids = opened.semantic_ids(context)
