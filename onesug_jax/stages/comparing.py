@@ -9,7 +9,7 @@ import os
 from typing import TYPE_CHECKING
 
 from onesug_jax import workdir
-from onesug_jax.files import need
+from onesug_jax.files import require_files
 from onesug_jax.registry import Context
 from onesug_jax.stages import opened
 
@@ -61,7 +61,7 @@ def _worth(folder: str) -> Callable[[Sequence[str]], np.ndarray]:
     from onesug_jax.logs.worth import FILE, OrderGrades
 
     work = workdir.WorkDir(folder)
-    need([os.path.join(work.ranking, FILE)], "what queries are worth", "run rank first")
+    require_files([os.path.join(work.ranking, FILE)], "what queries are worth", "run rank first")
     known = CompletionIndex.load(work.mined)
     shares = np.append(
         OrderGrades.load(work.ranking, len(known)).log_shares(), 0.0

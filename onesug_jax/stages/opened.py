@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from onesug_jax import workdir
 from onesug_jax.errors import UserError
-from onesug_jax.files import need
+from onesug_jax.files import require_files
 from onesug_jax.registry import Context
 
 if TYPE_CHECKING:
@@ -87,7 +87,7 @@ def model_description(context: Context, stage: str) -> dict:
     from onesug_jax.tasks.vocabulary import Vocabulary
 
     path = os.path.join(context.work.join(stage), MODEL_FILE)
-    need([path], "a trained model", f"run the {stage} stage first.")
+    require_files([path], "a trained model", f"run the {stage} stage first.")
     with open(path, encoding="utf-8") as file:
         stored = json.load(file)
     found = Vocabulary.load(context.work.vocab).fingerprint
@@ -162,8 +162,8 @@ def _check_same_queries(work: workdir.WorkDir) -> None:
       UserError: it was made of others: its numbers would mean other queries.
     """
     mined, indexed = (os.path.join(folder, "queries.txt") for folder in (work.mined, work.index))
-    need([mined], "the mined queries", "run mine first")
-    need([indexed], "the queries of the prefix index", "run index first")
+    require_files([mined], "the mined queries", "run mine first")
+    require_files([indexed], "the queries of the prefix index", "run index first")
     if not filecmp.cmp(mined, indexed, shallow=False):
         counts = []
         for path in (mined, indexed):
