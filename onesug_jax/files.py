@@ -198,13 +198,13 @@ def recover_folder(folder: PathLike) -> None:
         mark.unlink()
 
 
-def link_file(source: str, target: str) -> None:
+def link_file(source: PathLike, target: PathLike) -> None:
     """A copy of a file that shares its content by hard link; on another device a real copy."""
     os.makedirs(os.path.dirname(os.path.abspath(target)), exist_ok=True)
-    with contextlib.suppress(OSError):
+    try:
         os.link(source, target)
-        return
-    shutil.copy2(source, target)
+    except OSError:
+        shutil.copy2(source, target)
 
 
 def link_tree(source: PathLike, target: PathLike, copied: Sequence[str] = ()) -> None:
@@ -342,5 +342,3 @@ def _files_under(folder: Any, inside: str) -> Iterator[tuple[str, Any]]:
             yield from _files_under(path, name + "/")
         else:
             yield name, path
-
-

@@ -15,8 +15,6 @@ import collections
 import itertools
 import math
 import os
-import sys
-import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -28,6 +26,7 @@ import pyarrow.parquet as pq
 from onesug_jax.errors import UserError
 from onesug_jax.evaluate import metrics
 from onesug_jax.logs import schema
+from onesug_jax.progress import Progress
 from onesug_jax.tasks.features import Context, Request, make_requests
 
 # Of each request a list, best first, of texts or of what has a `text` and a `score`.
@@ -162,8 +161,7 @@ def score_rows(
     """
     parts: list[pa.RecordBatch] = []
     table_schema = _rows_schema(suggesters)
-    done, total = 0, 0
-    started = said = time.monotonic()
+    total, meter = 0, Progress("evaluate", unit="requests", quiet=not progress)
     for first, rows in _blocks(batches, block):
         total += len(rows)
         if (first // block) % process[1] != process[0]:
@@ -190,21 +188,12 @@ def score_rows(
         parts.append(
             pa.record_batch([columns[name] for name in table_schema.names], schema=table_schema)
         )
-        done += len(rows)
-        now = time.monotonic()
-        if progress and now - said > (1.0 if sys.stdout.isatty() else 20.0):
-            said = now
-            _say(f"evaluate: {done} requests, {done / max(now - started, 1e-9):.0f}/s", end="\r")
+        meter.add(len(rows))
     if not total:
         raise UserError(
             "evaluate: expected at least one row in the split, found none; score another log"
         )
-    if progress:
-        seconds = time.monotonic() - started
-        _say(
-            f"evaluate: {done} requests in {seconds:.1f} s, {done / max(seconds, 1e-9):.0f}/s",
-            end="\n",
-        )
+    meter.close()
     return pa.Table.from_batches(parts, table_schema)
 
 
@@ -412,7 +401,3 @@ def _rows_schema(suggesters: Mapping[str, Suggester]) -> pa.Schema:
         fields += [(f"rank_{name}", pa.int32()), (f"list_{name}", pa.list_(pa.string()))]
         fields += [(f"scores_{name}", pa.list_(pa.float32()))]
     return pa.schema(fields)
-
-
-def _say(text: str, *, end: str) -> None:
-    print(text, end=end if sys.stdout.isatty() else "\n", flush=True)

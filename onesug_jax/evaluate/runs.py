@@ -19,7 +19,7 @@ import pyarrow.parquet as pq
 
 from onesug_jax.errors import UserError
 from onesug_jax.evaluate import evaluator, metrics, report
-from onesug_jax.files import need
+from onesug_jax.files import require_files
 from onesug_jax.plots import COLOURS, figure_of, save_figure
 
 _NEAR = 5.0  # points of MRR
@@ -61,7 +61,7 @@ def read_run(folder: str, **taken) -> Run:
     folder = os.path.join(folder, "report")
     path = os.path.join(folder, "lists.parquet")
     scores = report.read_metrics(folder)
-    need([path], "the lists of an evaluation", "run evaluate first")
+    require_files([path], "the lists of an evaluation", "run evaluate first")
     return Run(scores, pq.read_table(path), **taken)
 
 

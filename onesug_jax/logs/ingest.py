@@ -9,11 +9,11 @@ takes it as it is.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import datetime
 import json
 import os
-import shutil
 import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -24,7 +24,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from onesug_jax.errors import UserError
-from onesug_jax.files import write_json
+from onesug_jax.files import atomic_files, write_json
 from onesug_jax.logs.adapter import Adapter
 from onesug_jax.logs.adapters import choose_adapter, make_adapters
 from onesug_jax.logs.database import connect, files, named
@@ -33,11 +33,13 @@ from onesug_jax.logs.schema import HISTORY, HISTORY_MINUTES, LOG_SCHEMA, validat
 from onesug_jax.logs.staging import FILE, ROW, SPLIT, Staging
 
 SPLITS = ("train", "dev", "test")
+REPORT = "report.json"
 DAY_MS = 86_400_000
 ROW_GROUP = 65_536
 DUPLICATE = "request_id seen before"
 
 _BY_TIME = -1
+_FILES = tuple(f"{split}.parquet" for split in SPLITS)
 
 
 @dataclass(frozen=True)
@@ -118,15 +120,15 @@ def ingest(
     if unread:
         print(f"ingest: {unread} line(s) of the side tables could not be read", flush=True)
 
-    try:
-        os.makedirs(out, exist_ok=True)
-        temporary = tempfile.mkdtemp(prefix=".ingest-", dir=out)
-    except OSError as error:
-        raise UserError(
-            f"ingest writes to {out!r}: expected a folder to write in; {error}"
-        ) from None
-    try:
-        staging = Staging(temporary, max_bad_share, os.path.join(out, "set_aside.jsonl"))
+    with contextlib.ExitStack() as stack:
+        try:
+            new = stack.enter_context(atomic_files(out, REPORT, _FILES))
+            scratch = stack.enter_context(tempfile.TemporaryDirectory(prefix=".ingest-", dir=out))
+        except OSError as error:
+            raise UserError(
+                f"ingest writes to {out!r}: expected a folder to write in; {error}"
+            ) from None
+        staging = Staging(scratch, max_bad_share, os.path.join(out, "set_aside.jsonl"))
         try:
             for source in sources:
                 _read(source, chosen, staging, max_prefix=max_prefix, max_query=max_query)
@@ -138,10 +140,10 @@ def ingest(
                     f"log {log!r}: all {staging.rows} rows were set aside, none is left to "
                     f"write. See {staging.set_aside_path}."
                 )
-            with connect(temporary, memory_limit) as database:
+            with connect(scratch, memory_limit) as database:
                 _drop_repeats(database, staging, {source.index: source.path for source in sources})
                 staging.stop_if_too_bad()
-                report = _write_splits(database, staging, log, temporary, dev_days, test_days)
+                report = _write_splits(database, staging, log, new, dev_days, test_days)
         except (duckdb.OutOfMemoryException, duckdb.IOException) as error:
             raise UserError(
                 f"sorting the log in {out!r} failed: {error}. Raise "
@@ -149,9 +151,7 @@ def ingest(
             ) from None
         finally:
             staging.close()
-        _publish(temporary, out, report)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
+        write_json(os.path.join(new, REPORT), dataclasses.asdict(report), ensure_ascii=False)
     return report
 
 
@@ -329,18 +329,6 @@ def _print_table(report: IngestReport, spans: dict[str, tuple[int, int]], label:
     for reason, count in report.reasons.items():
         print(f"  {'  ' + reason:<44}{count:>12,}")
     print(f"  splits {label}; profile: {', '.join(report.profile) or 'none'}", flush=True)
-
-
-def _publish(temporary: str, out: str, report: IngestReport) -> None:
-    made = os.path.join(temporary, "report.json")
-    write_json(made, dataclasses.asdict(report), ensure_ascii=False)
-    for split in SPLITS:
-        target = os.path.join(out, f"{split}.parquet")
-        if split in report.splits:
-            os.replace(os.path.join(temporary, f"{split}.parquet"), target)
-        elif os.path.exists(target):
-            os.remove(target)  # of an earlier run with other settings
-    os.replace(made, os.path.join(out, "report.json"))
 
 
 def _day(millis: int) -> str:
