@@ -6,8 +6,10 @@ numpy `Quantiser` that serves. Giving ids to queries is `quantize`'s work.
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import os
+import zlib
 from collections.abc import Callable
 from typing import Any
 
@@ -48,7 +50,8 @@ def train_rqvae(
 ) -> Quantiser:
     """Train on embeddings [N, D], a memory map if need be; goes on from what `folder` holds.
 
-    `loop` goes to `train.loop.fit`. `encoder`: the text encoder's fingerprint.
+    `loop` goes to `train.loop.fit`. `encoder`: the text encoder's fingerprint. What makes a trained
+    state the same is `config`, the encoder and the embeddings.
 
     Raises:
       UserError: what `fit` raises.
@@ -57,22 +60,36 @@ def train_rqvae(
     sample = take_sample(embeddings, config.kmeans_sample * config.codes, seed)
     few = sample[:: max(1, len(sample) // 16_384)]
     settings = {"evaluate_every": max(1, steps // 10), "evaluate_fn": measure(config, few), **loop}
-    settings["fingerprint"] = {"rqvae": str(config), **settings.get("fingerprint", {})}
+    identity = {
+        "rqvae": dataclasses.asdict(config),
+        "encoder": encoder,
+        "embeddings": digest(embeddings),
+    }
     slots = min(batch_size, config.codes)
     result = fit(
         stage,
         batch_at=batches(
             embeddings, batch_size, seed=seed, slots=slots, part=meshes.batch_part(mesh)
         ),
+        batch_size=batch_size,
         mesh=mesh,
         optimizer=spare_codebooks(optimizer),
         steps=steps,
         seed=seed,
         folder=folder,
-        params_from=initial_params(config, sample, seed),
+        identity=identity,
+        params_from=lambda: initial_params(config, sample, seed),
         **settings,
     )
     return as_quantiser(jax.device_get(result.params), config, encoder)
+
+
+def digest(embeddings: np.ndarray, block: int = 65_536) -> str:
+    """Shape, type and CRC-32 of embeddings [N, D]; reads them block by block."""
+    check = 0
+    for start in range(0, len(embeddings), block):
+        check = zlib.crc32(np.ascontiguousarray(embeddings[start : start + block]).data, check)
+    return f"{list(embeddings.shape)} {embeddings.dtype} {check:08x}"
 
 
 def spare_codebooks(optimizer: optax.GradientTransformation) -> optax.GradientTransformation:
@@ -83,10 +100,11 @@ def spare_codebooks(optimizer: optax.GradientTransformation) -> optax.GradientTr
         return {**updates, "codebooks": jax.tree.map(jnp.zeros_like, updates["codebooks"])}
 
     class Sparing(optax.GradientTransformationExtraArgs):
-        """Carries the schedule, which the training step reports."""
+        """Carries the schedule, which the training step reports, and the settings."""
 
     wrapped = Sparing(*optax.chain(optimizer, optax.stateless(only_networks)))
     wrapped.schedule = getattr(optimizer, "schedule", None)
+    wrapped.settings = getattr(optimizer, "settings", {})
     return wrapped
 
 

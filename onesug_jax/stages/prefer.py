@@ -232,11 +232,13 @@ def rwr(
     result = loop.fit(
         preference.rwr_stage(config, objective, frozen if reference == "copy" else None),
         batch_at=batch_at,
+        batch_size=batch_size,
         mesh=mesh,
         optimizer=optimizer,
         steps=steps,
         seed=context.seed,
         folder=work.rwr,
+        identity=stored,
         accumulation=accumulation,
         log_every=log_every,
         checkpoint_every=checkpoint_every,
@@ -245,7 +247,6 @@ def rwr(
         best_metric=watch if watched else None,
         patience=patience if watched else 0,
         params_from=frozen,
-        on_mismatch="restart",
         profile_steps=profile_steps,
     )
     if watched and only_if_better and not (result.best_value or 0.0) > before[watch]:

@@ -97,8 +97,7 @@ class Checkpoints:
           UserError: the checkpoint before this one could not be written (a full disk, for example).
         """
         self._writer.wait("best")  # the notes may name it
-        # By name: optax's containers, which settings change, are no part of what is stored.
-        trees = {"params": state.params, "optimizer": by_name(state.opt_state)}
+        trees = {"params": state.params, "optimizer": _optimizer_leaves(state)}
         self._writer.write("checkpoints", step, trees, self._meta(step, notes))
 
     def save_best(self, step: int, params: Any, notes: Mapping[str, Any]) -> None:
@@ -266,14 +265,21 @@ def _read_meta(home: epath.Path) -> dict[str, Any]:
     return json.loads((home / "meta" / "metadata").read_text())
 
 
+def _optimizer_leaves(state: Any) -> dict[str, Any]:
+    """By name, since optax's containers change with settings. With the step, so that there is an
+    array in it always: orbax refuses empty trees.
+    """
+    return {"step": state.step, **by_name(state.opt_state)}
+
+
 def _read(home: epath.Path, step: int, like: Any, notes: dict[str, Any]) -> Restored:
     check_shapes(home / "params", stored_shapes(home / "params"), like.params)
     params, opt_state = read_tree(home / "params", like.params), None
-    leaves = by_name(like.opt_state)
+    leaves = _optimizer_leaves(like)
     if not find_misfit(stored_shapes(home / "optimizer"), leaves):
         found = read_tree(home / "optimizer", leaves)
         structure = jax.tree.structure(like.opt_state)
-        opt_state = jax.tree.unflatten(structure, [found[name] for name in leaves])
+        opt_state = jax.tree.unflatten(structure, [found[name] for name in by_name(like.opt_state)])
     scalars = jax.jit(
         lambda: (jnp.int32(step), jnp.int32(-1)),
         out_shardings=(like.step.sharding, like.bad_step.sharding),
