@@ -7,6 +7,7 @@ on one id in `collisions`; the ids are kept by `semantic_ids`. JAX is loaded onl
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -46,7 +47,7 @@ def quantize(
     resolve: bool = True,
     quantiser_from: str | None = None,
     log_every: int = 50,
-    on_mismatch: str = "raise",
+    settings: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
     """Train a quantiser on all queries and give each its id; everything is written into `out`.
 
@@ -60,7 +61,7 @@ def quantize(
       method: "rqvae", or "rq_kmeans", which needs no mesh, optimizer or steps.
       resolve: whether to tell apart queries that fall on one id.
       quantiser_from: folder of a quantiser to keep: nothing is trained, queries are only filed.
-      log_every, on_mismatch: go to `train.loop.fit`.
+      log_every, settings: go to `train.loop.fit`.
 
     Returns:
       the report: `levels` (usage and perplexity of each, `used` codes, before any id is moved),
@@ -99,7 +100,7 @@ def quantize(
             seed=seed,
             encoder=encoder_fingerprint,
             log_every=log_every,
-            on_mismatch=on_mismatch,
+            settings=settings,
         )
     else:
         quantiser = rq_kmeans.train_rq_kmeans(

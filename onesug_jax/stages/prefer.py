@@ -230,6 +230,7 @@ def rwr(
     result = loop.fit(
         preference.rwr_stage(config, objective, frozen if reference == "copy" else None),
         batch_at=batch_at,
+        batch_size=batch_size,
         mesh=mesh,
         optimizer=optimizer,
         steps=steps,
@@ -244,7 +245,6 @@ def rwr(
         patience=patience if watched else 0,
         params_from=frozen,
         identity=opened.identity(context, config, stored["vocabulary"]),
-        settings={name: value for name, value in context.settings.items() if "/" not in name},
         profile_steps=profile_steps,
     )
     if watched and only_if_better and not (result.best_value or 0.0) > before[watch]:

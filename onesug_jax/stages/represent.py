@@ -30,7 +30,6 @@ def align(context: Context) -> None:
         optimizer=context.configured("align/make_optimizer")(steps=max(steps, 1)),
         seed=context.seed,
         spec=context.configured("EncoderSpec")(),
-        on_mismatch="restart",
     )
 
 
@@ -59,7 +58,6 @@ def quantize(context: Context) -> None:
         seed=context.seed,
         encoder_fingerprint=encoder.fingerprint,
         config=context.configured("RqVaeConfig")(),
-        on_mismatch="restart",
     )
     if distributed.first():
         id_plots.write_plots(work.semantic_ids, embeddings)

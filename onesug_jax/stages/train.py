@@ -93,6 +93,7 @@ def pretrain(
     loop.fit(
         stage,
         batch_at=loader.batch_at,
+        batch_size=batch_size,
         mesh=mesh,
         optimizer=context.configured("make_optimizer")(steps=steps),
         steps=steps,
@@ -106,7 +107,9 @@ def pretrain(
         best_metric="mrr@16" if watched else None,
         params_from=initial,
         identity=opened.identity(context, config, vocabulary.fingerprint),
-        settings={name: value for name, value in context.settings.items() if "/" not in name},
+        settings={
+            k: v for k, v in context.settings.items() if k.startswith(("ModelConfig", "Loader"))
+        },
         profile_steps=profile_steps,
         flops_per_example=3 * loader.mean_cost(config.flops_per_example),
         peak_flops=published_flops(mesh.devices.flat[0].device_kind),

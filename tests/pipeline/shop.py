@@ -32,7 +32,9 @@ def collect(context, *, rows: int = 3) -> None:
 
 def tidy(context, *, upper: bool = False) -> None:
     """The log as one file."""
-    texts = [path.read_text() for path in sorted(pathlib.Path(context.work.simulated).glob("*.txt"))]
+    texts = [
+        path.read_text() for path in sorted(pathlib.Path(context.work.simulated).glob("*.txt"))
+    ]
     text = "\n".join(texts)
     with atomic_write(os.path.join(context.work.log, "log.txt")) as file:
         file.write((text.upper() if upper else text).encode())
@@ -141,7 +143,9 @@ def run_in_child(words: list[str], kill_at: int | None = None) -> tuple[int, str
 
 def _writes(arguments: tuple) -> bool:
     mode, flags = arguments[1:3]
-    return bool(flags & (os.O_WRONLY | os.O_RDWR)) if isinstance(flags, int) else "w" in (mode or "")
+    return (
+        bool(flags & (os.O_WRONLY | os.O_RDWR)) if isinstance(flags, int) else "w" in (mode or "")
+    )
 
 
 def tree(folder: pathlib.Path) -> dict[str, bytes]:

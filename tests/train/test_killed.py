@@ -43,7 +43,8 @@ def batch_at(step):
 
 try:
     fit(
-        toy.make_stage(dropout=0.1), batch_at=batch_at, mesh=make_mesh(),
+        toy.make_stage(dropout=0.1), batch_at=batch_at, batch_size=16, mesh=make_mesh(),
+        identity={"model": "toy"},
         optimizer=make_optimizer("adamw", 0.02, 5, "cosine", 100), steps=STEPS, seed=3,
         folder=folder, log_every=1, checkpoint_every=4, evaluate_every=10, best_metric="bias",
         evaluate_fn=lambda params, step: {"bias": float(abs(params["Dense_1"]["bias"]).sum())},
