@@ -70,7 +70,7 @@ def plan(
       UserError: a trained state would be lost, or a folder holds files that no stage made.
     """
     steps: list[Step] = []
-    redone: dict[str, str] = {}  # folder -> the stage that makes it anew in this command
+    redone: dict[str, Step] = {}  # folder -> what makes it anew in this command
     for spec in specs:
         if spec.folder is None:
             continue
@@ -78,14 +78,14 @@ def plan(
         step = decide(spec, contexts[spec.name], redone, restart=asked, may_replace=free)
         steps.append(step)
         if step.action != SKIP:
-            redone[spec.folder] = spec.name
+            redone[spec.folder] = step
     return steps
 
 
 def decide(
     spec: StageSpec,
     context: Context,
-    redone: Mapping[str, str] = {},
+    redone: Mapping[str, Step] = {},
     *,
     restart: bool = False,
     may_replace: bool = False,
@@ -101,10 +101,10 @@ def decide(
         return Step(spec, RUN, "never run")
     now = spec.manifest(context)
     read = set(redone) if spec.uses_model else _folders(spec, context) & set(redone)
-    upstream = [redone[name] for name in redone if name in read]
+    upstream = [redone[name].spec.name for name in redone if name in read]
     if old is not None and not upstream and not old.differences(now):
         return Step(spec, SKIP, "")
-    again = [f"{' and '.join(upstream)} will have made its inputs anew"] if upstream else []
+    again = [f"inputs made anew by {_few(upstream)}"] if upstream else []
     if not spec.trained:
         return Step(
             spec, RUN, _few([*(old.differences(now) if old else ["never finished"]), *again]), there
@@ -132,13 +132,16 @@ def _few(reasons: Sequence[object], most: int = 3) -> str:
     return ", ".join(map(str, reasons[:most])) + more
 
 
-def _refuse(spec, context: Context, reasons: Sequence[object], redone: Mapping[str, str]) -> None:
-    first = next(iter(redone.values()), spec.name)
+def _refuse(
+    spec: StageSpec, context: Context, reasons: Sequence[object], redone: Mapping[str, Step]
+) -> None:
+    root = next(iter(redone.values()), None)
+    first, why = (root.spec.name, f"{root.spec.name}: {root.reason}") if root else (spec.name, "")
     raise UserError(
-        f"{spec.name} in {context.work.path} holds a state that was trained on something else: "
-        f"{_few(reasons)}. Nothing was changed. Two ways on: another folder (--gin.WORK_DIR=PATH), "
-        f"or --restart={first}, which makes {first} and what depends on it anew beside the present "
-        "results and replaces each when the new one is finished."
+        f"{spec.name} in {context.work.path} was trained on something else: "
+        f"{why or _few(reasons)}. Nothing was changed. Two ways on: another folder "
+        f"(--gin.WORK_DIR=PATH), or --restart={first}, which makes {first} and what depends on it "
+        "anew beside the present results and replaces each when the new one is finished."
     )
 
 
