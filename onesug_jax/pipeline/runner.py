@@ -17,7 +17,7 @@ from onesug_jax.pipeline.spec import Context, StageSpec
 from onesug_jax.pipeline.workdir import BUNDLE, CONFIG, NEW, Manifest, WorkDir
 from onesug_jax.train import distributed
 
-_APPENDED = ("metrics.jsonl", "history.jsonl", "events.out.tfevents.*")  # copied, never linked
+_STATES = ("checkpoints", "best")  # never written in place
 
 
 def execute(
@@ -77,12 +77,27 @@ def _ready(step: Step, context: Context) -> None:
     if step.action == RUN:
         shutil.rmtree(new, ignore_errors=True)
     elif step.action == CONTINUE:
-        link_tree(folder, new, copied=_APPENDED)
+        _take_over(folder, new)
     shutil.rmtree(os.path.join(new, BUNDLE), ignore_errors=True)
     os.makedirs(new, exist_ok=True)
     step.spec.manifest(context).write(new, finished=False)
     with open(os.path.join(new, CONFIG), "w", encoding="utf-8") as file:
         file.write(context.config_text)
+
+
+def _take_over(folder: str, new: str) -> None:
+    """What a finished training goes on from: its states are linked, all else is copied, because it
+    may be written to.
+    """
+    os.makedirs(new)
+    for entry in sorted(os.scandir(folder), key=lambda entry: entry.name):
+        target = os.path.join(new, entry.name)
+        if entry.name in _STATES:
+            link_tree(entry.path, target)
+        elif entry.is_dir() and entry.name != BUNDLE:
+            shutil.copytree(entry.path, target)
+        elif entry.is_file():
+            shutil.copy2(entry.path, target)
 
 
 def _take_place(spec: StageSpec, context: Context) -> None:
