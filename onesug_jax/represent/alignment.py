@@ -158,6 +158,7 @@ def _identity(
 ) -> dict[str, Any]:
     """What makes an aligned encoder the same. From scratch the seed is no part of it."""
     return {
+        "stage": "align",
         "encoder": dataclasses.asdict(encoder.config) | {"dropout": None},
         "weights": encoder.fingerprint if weights else None,
         "tokenizer": f"{zlib.crc32(encoder.tokenizer.to_str().encode()):08x}",
