@@ -82,7 +82,7 @@ def _tried(typo_share: float) -> float:
 
 def _swapped(prefix: str, at: int) -> str | None:
     """The prefix with two neighbouring characters swapped; None if they are alike or a space."""
-    a, b = prefix[at : at + 2]
+    a, b = prefix[at], prefix[at + 1]
     if a == b or " " in (a, b):
         return None
     return prefix[:at] + b + a + prefix[at + 2 :]

@@ -24,6 +24,7 @@ from onesug_jax.logs.simulate.world import World
 
 MEMORY = 16  # searches a user may come back to
 _BACK = 0.18 * 0.82 ** np.arange(MEMORY)  # chance of each of them, newest first
+_TRIED = 1024  # queries drawn in one go where few requests wait
 _BLOCK = 1 << 20  # members of groups that are looked at in one go
 
 
@@ -127,15 +128,12 @@ def choose(rng, world: World, rates: Rates, state: State, parts: Parts, behaviou
     query = state.memory[np.arange(len(shares)), np.minimum(column, MEMORY - 1)]
     waiting = np.flatnonzero(column >= MEMORY)
     column = column - MEMORY
-    tried = 8
     highest = np.exp(world.query_leaning.max(1))
     while len(waiting):
+        tried = min(max(8, _TRIED // len(waiting)), 512)
         where = column[waiting]
-        group, taste, refine = (
-            parts.group[waiting, where],
-            parts.taste[where],
-            parts.refine[where],
-        )
+        group, taste = parts.group[waiting, where], parts.taste[where]
+        refine = parts.refine[where]
         found = rates.draw(rng, state.hour[waiting], group, tried)
         gender = state.gender[waiting]
         weight = np.exp(world.query_leaning[gender[:, None], found])
@@ -144,11 +142,11 @@ def choose(rng, world: World, rates: Rates, state: State, parts: Parts, behaviou
         row, at = np.nonzero(np.broadcast_to(taste[:, None], found.shape))
         liked, refined = _pulls(world, state, waiting[row], found[row, at], behaviour)
         weight[row, at] *= liked * np.where(refine[row], refined, 1.0)
-        accepted = rng.random(found.shape) * bound[:, None] < weight
+        only = world.ends[group + 1] - world.ends[group] == 1  # the group's one query: no choice
+        accepted = (rng.random(found.shape) * bound[:, None] < weight) | only[:, None]
         done = accepted.any(1)
         query[waiting[done]] = found[done, accepted[done].argmax(1)]
         waiting = waiting[~done]
-        tried = min(4 * tried, 512)
     return query
 
 
