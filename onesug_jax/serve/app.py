@@ -32,7 +32,7 @@ from onesug_jax.serve import bodies
 from onesug_jax.serve.engine import Answer, Engine, Full, Late, NotReady
 from onesug_jax.serve.feedback import Busy, Conflict, Event, FeedbackStore, Unknown
 from onesug_jax.serve.guards import LOOPBACK, Gate, Limits, Recorder
-from onesug_jax.serve.live import LiveCounts, poll_quietly
+from onesug_jax.serve.live import LiveCounts
 from onesug_jax.serve.served import Ask, Served
 from onesug_jax.serve.server import ServerConfig
 
@@ -156,8 +156,6 @@ def make_app(
             engine.metrics.feedback(type(error).__name__.lower())
             raise
         engine.metrics.feedback(stored)
-        if live is not None:
-            poll_quietly(live)
         return {"request_id": body.request_id, "stored": stored}
 
     @app.get("/users/{user_id:path}", response_model=bodies.UserReply)

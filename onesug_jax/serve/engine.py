@@ -311,7 +311,7 @@ class Engine:
                     if self._served.read_terms():
                         self._say("serve: blocked terms read again")
                     if self._served.live is not None:
-                        poll_quietly(self._served.live)  # what other servers were sent
+                        poll_quietly(self._served.live)  # what this and other servers were sent
             except Exception as error:
                 failed, since = wanted, time.monotonic()
                 if self._served is None:

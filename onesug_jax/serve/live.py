@@ -5,7 +5,9 @@ others alike, in one order; so servers on one store agree, and one that was kill
 again when it starts. Counting begins from a snapshot of the log that the model was trained on,
 with the events that are later than its last row.
 
-Nothing is done per request but what `logs.asof` does; the model reads the same arrays in training.
+The engine polls every `EngineConfig.watch_seconds`, sooner than a search is visible to others:
+events that came together are read together, and neither feedback nor requests wait for it. The
+model reads the same arrays in training.
 """
 
 from __future__ import annotations

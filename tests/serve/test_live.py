@@ -210,6 +210,13 @@ os.kill(os.getpid(), signal.SIGKILL)
 # ------------------------------------------------------------------ in the service
 
 
+def wait_until(true):
+    deadline = time.monotonic() + 20
+    while not true():
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+
+
 def served_with(live):
     """A version without a model, which answers by popularity alone."""
     known = RelatedQueries(CompletionIndex.from_counts([*QUERIES], [*QUERIES.values()]), 4)
@@ -231,7 +238,7 @@ def test_the_service_lists_what_is_searched_now(client, store):
     for number, query in enumerate(["lamp red", "lava lamp", "lava lamp"]):
         sent = {"request_id": f"r{number}", "query": query, "prefix": "la"}
         assert here.post("/feedback", json=sent).json()["stored"] == "new"
-        time.sleep(0.002)  # a search is visible after its millisecond
+    wait_until(lambda: live.searches(["lava lamp"])[0, 0] == 2)
     reply = here.post("/suggest", json=body).json()
     assert [one["text"] for one in reply["suggestions"]] == ["lava lamp", "lamp red"]
     first = reply["why"]["now"][0]
@@ -244,7 +251,7 @@ def test_the_service_asks_whether_an_event_counts(client, store):
     here = client(served_with(live), {"ladder": ("popular",)}, store=store)
     for number, query in enumerate(["spam", "ham"]):
         here.post("/feedback", json={"request_id": f"r{number}", "query": query})
-    time.sleep(0.002)
+    wait_until(lambda: len(live))
     assert live.complete("", 5) == ["ham"] and store.count() == 2
 
 
@@ -254,7 +261,4 @@ def test_other_servers_events_are_polled(client, store, path):
     other = FeedbackStore(path)
     put(other, event(1, "lamp red"))
     other.close()
-    deadline = time.monotonic() + 20
-    while not live.complete("lamp", 5):
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
+    wait_until(lambda: live.complete("lamp", 5))
