@@ -28,7 +28,8 @@ from onesug_jax.files import write_json
 from onesug_jax.logs.adapter import Adapter
 from onesug_jax.logs.adapters import choose_adapter, make_adapters
 from onesug_jax.logs.database import connect, files, named
-from onesug_jax.logs.readers import Chunk, Source, find_files, read_chunks
+from onesug_jax.logs.find import find_files
+from onesug_jax.logs.readers import Chunk, Source, read_chunks
 from onesug_jax.logs.schema import HISTORY, HISTORY_MINUTES, LOG_SCHEMA, validate
 from onesug_jax.logs.staging import FILE, ROW, SPLIT, Staging
 
