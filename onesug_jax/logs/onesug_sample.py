@@ -47,6 +47,7 @@ class OneSugSample(Adapter):
     """
 
     name = "onesug"
+    dated = False
     kinds = dict.fromkeys(ONESUG_COLUMNS, "text")
 
     def check(self, source: Source) -> None:

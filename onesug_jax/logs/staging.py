@@ -17,14 +17,15 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from onesug_jax.errors import UserError
+from onesug_jax.logs.adapter import check_distinct
 from onesug_jax.logs.readers import Source
-from onesug_jax.logs.schema import profile_columns
+from onesug_jax.logs.schema import REQUIRED, profile_columns
 
 MAX_PROFILE = 64  # columns; more is a log whose keys are data
 EARLY_STOP_ROWS = 100_000
 
 # Columns of the parts that say which split a row asks for, and where it came from.
-SPLIT, FILE, ROW = "_split", "_file", "_row"
+SPLIT, FILE, ROW = "_onesug_split", "_onesug_file", "_onesug_row"
 
 
 class Staging:
@@ -40,6 +41,8 @@ class Staging:
         self.reasons: collections.Counter[str] = collections.Counter()
         self.rows_of: collections.Counter[str] = collections.Counter()
         self.profile: dict[str, None] = {}
+        self.joined = 0  # lines, or rows of the file, that belong to another row
+        self.units: collections.Counter[str] = collections.Counter()
         self.parts: list[str] = []
         self._writer: pq.ParquetWriter | None = None
         self._bad_path = os.path.join(folder, "set_aside.jsonl")
@@ -55,11 +58,19 @@ class Staging:
         line = {"file": path, "row": row, "reason": reason, "raw": raw}
         self._bad.write(json.dumps(line, ensure_ascii=False) + "\n")
 
+    def take_back(self, path: str) -> None:
+        """Count one row less: it was staged, and will be set aside."""
+        self.rows -= 1
+        self.rows_of[path] -= 1
+
     def keep(self, table: pa.Table, source: Source, splits: np.ndarray, rows: np.ndarray) -> None:
         """Append clean rows; a new part begins where the columns change, as JSONL's may."""
         self.rows += table.num_rows
         self.rows_of[source.path] += table.num_rows
-        self.profile.update(dict.fromkeys(profile_columns(table.schema)))
+        fresh = [name for name in profile_columns(table.schema) if name not in self.profile]
+        if fresh:
+            check_distinct(source.path, [*self.profile, *fresh], [*REQUIRED, SPLIT, FILE, ROW])
+        self.profile.update(dict.fromkeys(fresh))
         if len(self.profile) > MAX_PROFILE:
             names = ", ".join(list(self.profile)[:5])
             raise UserError(
@@ -81,10 +92,13 @@ class Staging:
     def stop_if_too_bad(self, *, early: bool = False) -> None:
         """Stop past the allowed share of bad rows; `early`: only where half of a large start is.
 
+        Where a share is allowed, one bad row is, in however short a log.
+
         Raises:
           UserError: names the commonest reasons and the file that holds all of them.
         """
-        if not self.rows or self.set_aside <= self.max_bad_share * self.rows:
+        allowed = self.max_bad_share * self.rows
+        if self.set_aside <= (max(allowed, 1) if self.max_bad_share else allowed):
             return
         if early and (self.rows < EARLY_STOP_ROWS or self.set_aside < 0.5 * self.rows):
             return
@@ -93,7 +107,7 @@ class Staging:
         raise UserError(
             f"{self.set_aside} of {self.rows} rows were set aside, more than "
             f"ingest.max_bad_share={self.max_bad_share:g} allows. Commonest: {common}. Each is in "
-            f"{self.set_aside_path} with its file and row; mend them or raise the share."
+            f"{self.set_aside_path} with its file and row; fix them or raise the share."
         )
 
     def close_parts(self) -> None:

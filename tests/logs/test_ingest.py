@@ -11,8 +11,9 @@ import pyarrow.parquet as pq
 import pytest
 
 from onesug_jax.errors import UserError
-from onesug_jax.logs.ingest import DUPLICATE, ingest
+from onesug_jax.logs.ingest import ingest
 from onesug_jax.logs.schema import LOG_SCHEMA, REQUIRED, normalise_prefix, normalise_query
+from onesug_jax.logs.sift import DUPLICATE
 
 DAY = 86_400_000
 START = 1_750_000_000_000
