@@ -125,7 +125,11 @@ def make_adapters(
         AmazonQAC(prefixes, seed),
         KuaiSearch(seed, max_prefix),
         dataclasses.replace(
-            clicks or Clicks(), seed=seed, max_prefix=max_prefix, plausible=plausible
+            clicks or Clicks(),
+            seed=seed,
+            max_prefix=max_prefix,
+            profile=profile,
+            plausible=plausible,
         ),
         SchemaLog(profile, plausible),
     )

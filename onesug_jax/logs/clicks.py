@@ -19,7 +19,7 @@ import dataclasses
 import hashlib
 import itertools
 import math
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -27,9 +27,9 @@ import pyarrow as pa
 
 from onesug_jax.errors import UserError
 from onesug_jax.logs import columns as to
-from onesug_jax.logs.adapter import Adapter, ChunkReader, Rows, draw, folded
+from onesug_jax.logs.adapter import Adapter, ChunkReader, Rows, check_distinct, draw, folded
 from onesug_jax.logs.readers import Chunk, Source, read_chunks
-from onesug_jax.logs.schema import LATEST_MS, LOG_SCHEMA, normalise_query
+from onesug_jax.logs.schema import LATEST_MS, LOG_SCHEMA, normalise_query, profile_columns
 from onesug_jax.logs.times import Span, any_moments
 
 # What a column is usually called, likeliest first; letters and digits only.
@@ -77,6 +77,7 @@ class Clicks(Adapter):
     prefixes: str = "one"
     seed: int = 0
     max_prefix: int = 64
+    profile: Sequence[str] | None = None
     plausible: Span = (0, LATEST_MS)
     name = "clicks"
 
@@ -137,7 +138,19 @@ class Clicks(Adapter):
             how = (
                 "one for each letter" if self.prefixes == "letters" else "one drawn for each search"
             )
+        further = self._further(source.columns, roles)
+        check_distinct(source.path, further, LOG_SCHEMA.names)
         print(f"clicks: {said}; prefixes: {how}", flush=True)
+        unused = [name for name in source.columns if name not in (*roles.values(), *further)]
+        if unused:
+            print(f"clicks: not used: {', '.join(unused)}", flush=True)
+
+    def _further(self, columns: Collection[str], roles: dict[str, str]) -> list[str]:
+        """The columns that may be profile: no role has them, and the schema has no such name."""
+        if self.profile is not None:
+            return [*self.profile]
+        names = profile_columns(pa.schema([(name, pa.null()) for name in columns]))
+        return [name for name in names if name not in roles.values()]
 
     def chunks(self, source: Source) -> Iterator[Chunk]:
         """The whole file at once: a search and its items may lie far from each other."""
@@ -186,7 +199,7 @@ class Clicks(Adapter):
             f"{user[s.row]}\0{millis[s.row]}\0{normalise_query(query[s.row])}" for s in searches
         ]
         keys = [
-            key if user[s.row] else f"{chunk.source.path}\0{chunk.rows[s.row]}\0{key}"
+            key if user[s.row] else f"{chunk.source.index}\0{chunk.rows[s.row]}\0{key}"
             for s, key in zip(searches, keys, strict=True)
         ]
         table = {
@@ -198,8 +211,8 @@ class Clicks(Adapter):
             "clicked_items": pa.array([list(s.clicked) for s in searches], _ITEMS),
             "ordered_items": pa.array([list(s.ordered) for s in searches], _ITEMS),
         }
-        for name in chunk.columns:
-            if name not in roles.values():
+        for name in self._further(chunk.columns, roles):
+            if name in chunk.columns:
                 text, faults = to.profile_text(chunk.columns[name], name)
                 table[name] = text.take(pa.array(origin))
                 if faults:
@@ -318,12 +331,12 @@ def _join(
             joined += 1
             latest[""] = search
         if item[row]:
-            _is = (
+            followed = (
                 search.ordered
                 if order[row].lower() in _ORDER_WORDS or _positive(order[row])
                 else search.clicked
             )
-            _is[item[row]] = None
+            followed[item[row]] = None
     searches.sort(key=lambda search: search.row)
     return searches, joined
 

@@ -117,6 +117,7 @@ def request_level(clicked_items: Sequence[str], ordered_items: Sequence[str]) ->
     return Level.ITEM_CLICK if len(clicked_items) else Level.CLICK
 
 
+UNTIMELY = "implausible time:"  # how the reasons begin that are about nothing but the time
 LATEST_MS = 253_402_300_799_999  # the last millisecond of year 9999: beyond it the unit is wrong
 
 
@@ -155,8 +156,8 @@ def validate(
     millis = times.fill_null(0).to_numpy()
     flag((millis < 0) | (millis > LATEST_MS), "timestamp_ms out of range (milliseconds since 1970)")
     if plausible is not None:
-        flag(millis < plausible[0], "timestamp_ms is before ingest.earliest")
-        flag(millis > plausible[1], "timestamp_ms is in the future, after ingest.latest")
+        flag(millis < plausible[0], f"{UNTIMELY} before ingest.earliest")
+        flag(millis > plausible[1], f"{UNTIMELY} after ingest.latest, in the future")
 
     flag(_mask(columns["prefix"].is_null()), "missing prefix")
     columns["prefix"] = _map_text(columns["prefix"], normalise_prefix)

@@ -7,11 +7,12 @@ import json
 import duckdb
 
 from onesug_jax.logs.database import files
+from onesug_jax.logs.schema import UNTIMELY
 from onesug_jax.logs.staging import FILE, ROW, SPLIT, Staging
 from onesug_jax.logs.times import day, main_span
 
 DUPLICATE = "request_id seen before"
-FAR_AWAY = "far away in time from all other rows"
+FAR_AWAY = f"{UNTIMELY} far away from all other rows"
 
 _KEY = f"request_id, {FILE}, {ROW}"
 _HOUR_MS = 3_600_000

@@ -19,10 +19,11 @@ import pyarrow.parquet as pq
 from onesug_jax.errors import UserError
 from onesug_jax.logs.adapter import check_distinct
 from onesug_jax.logs.readers import Source
-from onesug_jax.logs.schema import REQUIRED, profile_columns
+from onesug_jax.logs.schema import REQUIRED, UNTIMELY, profile_columns
 
 MAX_PROFILE = 64  # columns; more is a log whose keys are data
 EARLY_STOP_ROWS = 100_000
+UNTIMELY_SHARE = 0.1
 
 # Columns of the parts that say which split a row asks for, and where it came from.
 SPLIT, FILE, ROW = "_onesug_split", "_onesug_file", "_onesug_row"
@@ -92,13 +93,15 @@ class Staging:
     def stop_if_too_bad(self, *, early: bool = False) -> None:
         """Stop past the allowed share of bad rows; `early`: only where half of a large start is.
 
-        Where a share is allowed, one bad row is, in however short a log.
+        Rows whose only fault is their time, up to a tenth, do not count where a share is allowed:
+        they show nothing about how the log is written.
 
         Raises:
           UserError: names the commonest reasons and the file that holds all of them.
         """
-        allowed = self.max_bad_share * self.rows
-        if self.set_aside <= (max(allowed, 1) if self.max_bad_share else allowed):
+        untimely = sum(n for reason, n in self.reasons.items() if reason.startswith(UNTIMELY))
+        spared = min(untimely, UNTIMELY_SHARE * self.rows) if self.max_bad_share else 0
+        if self.set_aside - spared <= self.max_bad_share * self.rows:
             return
         if early and (self.rows < EARLY_STOP_ROWS or self.set_aside < 0.5 * self.rows):
             return

@@ -63,6 +63,7 @@ def to_millis(numbers: np.ndarray, plausible: Span, units: collections.Counter[s
 
     What is plausible in no unit stays as it is. Values that were converted are added to `units`.
     """
+    numbers = np.clip(np.nan_to_num(numbers), -(2**62), 2**62)
     millis = numbers.astype(np.int64)
     open_ = np.ones(len(numbers), bool)
     for unit, size in UNITS.items():
@@ -136,16 +137,16 @@ def _each_moment(
 def main_span(first: np.ndarray, last: np.ndarray, counts: np.ndarray) -> Span:
     """The span of a log without the rows that lie far away from all others.
 
-    It grows from the middle (all but a hundredth of the rows, and at least one, at either end) over
-    every gap that is no longer than the span so far, or than a day. Below 20 rows nothing is far
-    away.
+    It grows from the middle (all but a hundredth of the rows at either end; of a short log a
+    twentieth, up to five) over every gap that is no longer than the span so far, or than a day.
+    Below 20 rows nothing is far away.
 
     Args:
       first, last, counts: int64 [buckets], of rows in order of time: the first and last millisecond
       of each bucket (an hour, say) and its number of rows.
     """
     rows = int(counts.sum())
-    spare = max(rows // 100, int(rows >= 20))
+    spare = max(rows // 100, min(rows // 20, 5))
     before = np.cumsum(counts)
     low = int(np.searchsorted(before, spare, side="right"))
     high = int(np.searchsorted(before, rows - spare, side="left"))
