@@ -192,8 +192,6 @@ def ingest(
                 columns = schema_of(staging, [one.name for one in verdicts if not one.reason])
                 written = write_splits(database, rule, columns, temporary)
             report = _report(staging, verdicts, written, label)
-        except OSError as error:
-            raise file_error(out, "writing there", error) from None
         except (duckdb.OutOfMemoryException, duckdb.IOException) as error:
             raise UserError(
                 f"sorting the log in {out!r} failed: {error}. Raise "
@@ -202,6 +200,8 @@ def ingest(
         finally:
             staging.close()
         _publish(temporary, out, report)
+    except OSError as error:
+        raise file_error(out, "writing there", error) from None
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
     return report
