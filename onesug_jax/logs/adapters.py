@@ -10,7 +10,7 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import functools
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 import pyarrow as pa
@@ -85,7 +85,7 @@ class SchemaLog(Adapter):
     def convert(self, chunk: Chunk) -> Rows:
         """Each row as it stands."""
         read = ChunkReader(chunk)
-        convert = {
+        convert: dict[str, Callable[[to.Column, str], to.Converted]] = {
             **_CONVERT,
             "millis": functools.partial(moments, plausible=self.plausible, units=read.units),
         }

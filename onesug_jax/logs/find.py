@@ -71,7 +71,8 @@ def find_files(log: str, *, without: str = "") -> list[Source]:
         inside = os.path.abspath(without) + os.sep
         paths = [path for path in paths if not os.path.abspath(path).startswith(inside)]
     alone = len(paths) == 1 and root is None
-    sources, passed = [], []
+    sources: list[Source] = []
+    passed: list[str] = []
     for path in sorted(paths):
         source = None
         if alone or _kind(path) or _is_packed_log(path):

@@ -16,7 +16,7 @@ from onesug_jax.errors import UserError
 from onesug_jax.logs.database import named
 
 MOST_VALUES = 256
-SAMPLE_ROWS = 200_000
+SAMPLE_ROWS = 50_000
 FEW_ROWS = 20  # too few to tell anything from
 
 # A prediction of the query (or of the value) is better than that of the commonest by this share of
@@ -55,7 +55,7 @@ def choose_profile(
     columns = ", ".join(f"trim({named(name)}) AS c{at}" for at, name in enumerate(judged))
     database.execute(
         "CREATE OR REPLACE TEMP TABLE sampled AS SELECT user_id, session_id, query, "
-        f"{columns} FROM log WHERE hash(request_id) % {max(1, rows // SAMPLE_ROWS)} = 0"
+        f"{columns} FROM log WHERE hash(request_id) % {max(1, -(-rows // SAMPLE_ROWS))} = 0"
     )
     verdicts = [_judge(database, name, f"c{at}") for at, name in enumerate(judged)]
     database.execute("DROP TABLE sampled")

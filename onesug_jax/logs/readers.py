@@ -150,7 +150,7 @@ def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return found
 
 
-_decode = json.JSONDecoder(object_pairs_hook=_once).decode
+_check_once = json.JSONDecoder(object_pairs_hook=_once).decode
 
 
 def parse_json(number: int, line: str) -> Record:
@@ -162,7 +162,10 @@ def parse_json(number: int, line: str) -> Record:
         reason = NOT_UTF8
     else:
         try:
-            value = _decode(line.lstrip("\ufeff"))
+            line = line.lstrip("\ufeff")
+            value = json.loads(line)
+            if isinstance(value, dict) and line.count(":") != len(value):
+                _check_once(line)  # a colon in a text, an inner object, or a key written twice
             reason = "" if isinstance(value, dict) else "JSON that is not an object"
         except _TwiceError as error:
             reason = str(error)
