@@ -14,7 +14,7 @@ import time
 from onesug_jax.files import link_tree, recover_folder, replace_folder
 from onesug_jax.pipeline.plan import CONTINUE, RESUME, RUN, SKIP, Step, decide
 from onesug_jax.pipeline.spec import Context, StageSpec
-from onesug_jax.pipeline.workdir import BUNDLE, CONFIG, NEW, Manifest, WorkDir
+from onesug_jax.pipeline.workdir import BUNDLE, CONFIG, MANIFEST, NEW, Manifest, WorkDir
 from onesug_jax.train import distributed
 
 _STATES = ("checkpoints", "best")  # never written in place
@@ -74,15 +74,15 @@ def _ready(step: Step, context: Context) -> None:
     """Readies `<folder>.new`: empty, as it was interrupted, or with what training goes on from."""
     folder = step.spec.place(context)
     new = folder + NEW
-    if step.action == RUN:
+    if step.action in (RUN, CONTINUE):
         shutil.rmtree(new, ignore_errors=True)
-    elif step.action == CONTINUE:
+    if step.action == CONTINUE:
         _take_over(folder, new)
     shutil.rmtree(os.path.join(new, BUNDLE), ignore_errors=True)
     os.makedirs(new, exist_ok=True)
-    step.spec.manifest(context).write(new, finished=False)
     with open(os.path.join(new, CONFIG), "w", encoding="utf-8") as file:
         file.write(context.config_text)
+    step.spec.manifest(context).write(new, finished=False)  # last: without it, this is nothing
 
 
 def _take_over(folder: str, new: str) -> None:
@@ -96,7 +96,7 @@ def _take_over(folder: str, new: str) -> None:
             link_tree(entry.path, target)
         elif entry.is_dir() and entry.name != BUNDLE:
             shutil.copytree(entry.path, target)
-        elif entry.is_file():
+        elif entry.is_file() and entry.name not in (MANIFEST, CONFIG):
             shutil.copy2(entry.path, target)
 
 

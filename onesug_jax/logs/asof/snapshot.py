@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from onesug_jax.errors import UserError
-from onesug_jax.files import need, whole, write_json
+from onesug_jax.files import atomic_write, require_files, write_json
 from onesug_jax.logs.asof.config import DEFAULT, AsOfConfig
 from onesug_jax.logs.asof.existence import Waited
 from onesug_jax.logs.asof.state import AsOf
@@ -46,7 +46,7 @@ def save(state: AsOf, folder: str) -> None:
             for text, one in existence.waiting.items()
         },
     }
-    with whole(os.path.join(folder, _ARRAYS)) as file:
+    with atomic_write(os.path.join(folder, _ARRAYS)) as file:
         np.savez(file, allow_pickle=False, **arrays)
     write_json(os.path.join(folder, _TEXTS), texts, indent=0)
     about = {
@@ -72,7 +72,7 @@ def load(
       UserError: files are missing or damaged, or counted at other half-lives.
     """
     paths = [os.path.join(folder, name) for name in (_ABOUT, _TEXTS, _ARRAYS)]
-    need(paths, "saved as-of counts", "make them again")
+    require_files(paths, "saved as-of counts", "make them again")
     try:
         about = _read_json(paths[0])
         if about["format"] != FORMAT:
