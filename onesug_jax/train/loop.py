@@ -24,6 +24,7 @@ from onesug_jax.errors import UserError
 from onesug_jax.train import mesh as meshes
 from onesug_jax.train.checkpoint import Checkpoints, check_shapes, load_params
 from onesug_jax.train.interruption import Interruption, Preempted
+from onesug_jax.train.optimizer import averaged
 from onesug_jax.train.prefetch import Prefetch
 from onesug_jax.train.report import Profile, Report, Window
 from onesug_jax.train.step import (
@@ -50,7 +51,8 @@ class FitResult:
     """What `fit` leaves.
 
     Attributes:
-      params: of the last step, on the mesh. The best ones: `load_params(folder)`.
+      params: of the last step, on the mesh; their moving average where the optimizer maintains
+        one. The best ones: `load_params(folder)`.
       step: updates done (fewer than asked after an early stop).
       best_step, best_value: of the best metric; None where none was asked for.
       folder: where checkpoints and reports lie.
@@ -175,7 +177,11 @@ def fit(
 
         def result(done: int) -> FitResult:
             step, value = (best["step"], best["value"]) if best else (None, None)
-            return FitResult(state.params, done, step, value, folder)
+            return FitResult(weights(), done, step, value, folder)
+
+        def weights() -> Any:
+            """What is evaluated and handed on."""
+            return averaged(state.opt_state, state.params)
 
         if (start >= steps and not due(start)) or gave_up():
             _say(f"{stage.name}: {start} of {steps} steps are done already in {folder}")
@@ -213,7 +219,7 @@ def fit(
                 nonlocal best, evaluated
                 assert evaluate_fn is not None  # `due` says so
                 with clock.apart("evaluate"):
-                    values = dict(evaluate_fn(state.params, done))
+                    values = dict(evaluate_fn(weights(), done))
                 better = best_metric is not None and _better(
                     values, best_metric, best, higher_is_better
                 )
@@ -224,7 +230,7 @@ def fit(
                         "value": float(values[best_metric]),
                     }
                     with clock.apart("save"):
-                        checkpoints.save_best(done, state.params, {"best": best})
+                        checkpoints.save_best(done, weights(), {"best": best})
                 evaluated = done
                 report.evaluated(done, values, best=better)
 
@@ -288,6 +294,8 @@ def fit(
                     f"{stage.name}: {patience} evaluations without a better {best_metric} than "
                     f"step {best['step']}'s {best['value']:.4g}; stopping at step {done}"
                 )
+            if best_metric is None and weights() is not state.params:
+                checkpoints.save_best(done, weights(), {"best": None})  # else nobody would find it
             checkpoints.wait()
             return result(done)
 
