@@ -2,7 +2,8 @@
 
 Axes: `B` requests, `L` encoder positions, `T` decoder positions, `K` beams, `C` targets of a
 request's list, `M` nodes of a request's tree, `V` vocabulary, `D` model width, `E` width of the
-text encoder, `H` heads, `N` layers. The names document; nothing is checked at run time.
+text encoder, `H` heads, `N` layers, `S` places of a request's items, `R` relations. The names
+document; nothing is checked at run time.
 """
 
 from __future__ import annotations
@@ -34,3 +35,7 @@ Paths = Int[Array, "B M T"]  # nodes between the root and each node, both includ
 NodeScores = Float[Array, "B M"]  # a number for each node: a log-probability
 CopyKeys = Float[Array, "B L D"]  # keys of the input's places, shared by beams
 CrossCache = Float[Array, "N B H L head_dim"]  # cross-attention keys or values, shared by beams
+ItemIds = Int[Array, "B S"]  # rows of the tables of queries, 0 = empty place
+ItemVectors = Float[Array, "B S E"]  # unit vectors of items, 0 where there is none
+ItemWords = Float[Array, "B S W"] | Int[Array, "B S W"]  # hashed words of items, or their weights
+Relations = Float[Array, "B R Q S"]  # how alike two places are, by each relation

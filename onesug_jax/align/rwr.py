@@ -7,6 +7,8 @@ requests, each with the C = 1 + N targets of its preference list. The request is
 turned into cross-attention keys and values once, for the policy and again for the reference; the
 targets are scored against them side by side. The reference is the model that training started from:
 a frozen copy, or its log-probabilities, computed beforehand and read back.
+
+Of a model with candidate tokens a list is all candidates of a request (`candidate_lists.py`).
 """
 
 from __future__ import annotations
@@ -21,6 +23,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from onesug_jax.align.candidate_lists import (
+    candidate_divergence,
+    candidate_scores,
+    list_mask,
+    positive_first,
+)
 from onesug_jax.align.losses import LOSSES, PreferenceLoss
 from onesug_jax.align.rewards import NEGATIVE, POSITIVE
 from onesug_jax.arrays import ListScores, ListTokens, Logits, TargetTokens
@@ -28,7 +36,8 @@ from onesug_jax.errors import UserError
 from onesug_jax.files import atomic_write
 from onesug_jax.model.config import ModelConfig
 from onesug_jax.model.copying import Scores
-from onesug_jax.model.seq2seq import Seq2Seq
+from onesug_jax.model.items import ItemTables
+from onesug_jax.model.seq2seq import Seq2Seq, initial
 from onesug_jax.progress import Progress
 from onesug_jax.train import mesh as meshes
 from onesug_jax.train.step import Stage
@@ -99,44 +108,62 @@ def list_scores(
     return scores
 
 
-def rwr_stage(config: ModelConfig, preference: PreferenceConfig, reference: Any = None) -> Stage:
+def policy_scores(
+    model: Seq2Seq,
+    params: Any,
+    batch: Batch,
+    tables: ItemTables | None = None,
+    rngs: Mapping[str, jax.Array] | None = None,
+) -> ListScores:
+    """`log pi` of the list of every request: `[B, C]` of `list_targets`, or of all candidates."""
+    if model.config.candidate_tokens:
+        assert tables is not None, "a model with items reads tables"
+        return candidate_scores(model, params, batch, tables, rngs)
+    return log_probabilities(list_scores(model, params, batch, rngs), batch["list_targets"])
+
+
+def rwr_stage(
+    config: ModelConfig,
+    preference: PreferenceConfig,
+    reference: Any = None,
+    tables: ItemTables | None = None,
+) -> Stage:
     """The stage that the training loop runs.
 
     A batch holds `encoder_input_tokens [B, L]`, `list_targets [B, C, T]` (the positive first, 0
     where a place is empty), `rewards [B, C]`, `levels [B, C]`, `encoder_soft [B, 1, E]` where the
     model has soft tokens, and without `reference` also `reference [B, C]`, its log-probabilities.
+    With candidate tokens it holds the items and `target_candidate [B]` instead of `list_targets`,
+    and C are the candidates. `weight [B]`, where there is one, multiplies the loss of a row.
 
     Reported, a list: `preference` and `sft`, the two terms; `margin`, the mean lead of the positive
     in implicit reward; `accuracy`, the share of negatives it leads, also by pair of levels.
 
     Args:
       reference: the frozen parameters, laid out on the mesh.
+      tables: of the items.
     """
     model = Seq2Seq(config, deterministic=config.dropout == 0)
     frozen_model = Seq2Seq(config)
 
     def init(key: jax.Array):
-        tokens = jnp.ones((1, 8), jnp.int32)
-        return Seq2Seq(config).init(key, tokens, tokens)["params"]
+        return initial(config, key)
 
     def loss(params, batch, key, frozen=None):
-        targets = batch["list_targets"]
-        policy = log_probabilities(
-            list_scores(model, params, batch, rngs={"dropout": key}), targets
-        )
+        frozen, given = (frozen, None) if tables is None else frozen
+        policy = policy_scores(model, params, batch, given, {"dropout": key})
         if frozen is None:
             old = batch["reference"]
         else:
-            old = log_probabilities(list_scores(frozen_model, frozen, batch), targets)
+            old = policy_scores(frozen_model, frozen, batch, given)
         return objective(preference, policy, jax.lax.stop_gradient(old), batch)
 
     def tokens(batch: Batch) -> int:
-        return int(
-            np.count_nonzero(batch["encoder_input_tokens"])
-            + np.count_nonzero(batch["list_targets"])
-        )
+        lists = batch["candidates" if config.candidate_tokens else "list_targets"]
+        return int(np.count_nonzero(batch["encoder_input_tokens"]) + np.count_nonzero(lists))
 
-    return Stage("rwr", init, loss, tokens, frozen=reference)
+    frozen = reference if tables is None else (reference, tables)
+    return Stage("rwr", init, loss, tokens, frozen=frozen)
 
 
 def objective(
@@ -145,11 +172,20 @@ def objective(
     """The hybrid objective of log-probabilities `[B, C]`: sums over the lists, as a Stage gives
     them.
     """
-    mask = batch["list_targets"][:, :, 0] > 0
+    rewards, levels = batch["rewards"], batch["levels"]
+    if "list_targets" in batch:
+        mask = batch["list_targets"][:, :, 0] > 0
+    else:
+        place = batch["target_candidate"]
+        mask = list_mask(batch["candidates"], place)
+        lists = (policy, reference, rewards, levels)
+        policy, reference, rewards, levels = (positive_first(x, place) for x in lists)
     rows = mask[:, 0].astype(jnp.float32)  # rows that fill up a batch have no positive
+    if "weight" in batch:
+        rows *= batch["weight"]
     implicit = preference.beta * (policy - reference)
-    term = preference.preference(implicit, batch["rewards"], mask, preference.delta)
-    generation = jnp.where(mask[:, 0], -policy[:, 0], 0.0)
+    term = preference.preference(implicit, rewards, mask, preference.delta)
+    generation = jnp.where(mask[:, 0], -policy[:, 0], 0.0) * rows
     total = jnp.sum(term * rows) + preference.alpha * jnp.sum(generation)
     lead = jax.lax.stop_gradient(implicit[:, :1] - implicit[:, 1:])
     pairs = mask[:, :1] & mask[:, 1:]
@@ -159,7 +195,6 @@ def objective(
         **_ratio("margin", lead, pairs),
         **_ratio("accuracy", lead > 0, pairs),
     }
-    levels = batch["levels"]
     for winner in POSITIVE:
         for loser in NEGATIVE:
             these = pairs & (levels[:, :1] == winner) & (levels[:, 1:] == loser)
@@ -189,7 +224,7 @@ def divergence(
 
 
 def make_measure(
-    config: ModelConfig, preference: PreferenceConfig, mesh
+    config: ModelConfig, preference: PreferenceConfig, mesh, tables: ItemTables | None = None
 ) -> Callable[[Any, Any, Sequence[Batch]], dict[str, float]]:
     """The training metrics and `kl` of a fixed set of batches: (params, reference, batches) ->
     {name: mean}.
@@ -197,8 +232,14 @@ def make_measure(
     model = Seq2Seq(config)
 
     @jax.jit
-    def sums(params, reference, batch):
+    def sums(params, reference, batch, tables):
         with meshes.rules_context(mesh):
+            if config.candidate_tokens:
+                policy, old = (policy_scores(model, p, batch, tables) for p in (params, reference))
+                _, rows, found = objective(preference, policy, old, batch)
+                there = batch["target_candidate"] > 0
+                kl = jnp.sum(jnp.where(there, candidate_divergence(policy, old), 0.0))
+                return _measured(found, rows, kl, jnp.sum(there))
             targets = batch["list_targets"]
             scores = [list_scores(model, p, batch) for p in (params, reference)]
             policy, old = (log_probabilities(x, targets) for x in scores)
@@ -206,14 +247,15 @@ def make_measure(
             positives, length = targets[:, 0], targets.shape[2]
             new, before = (x.logits()[:, :length] for x in scores)
             kl, tokens = divergence(new, before, positives)
-        per_list = {f"{name}/count": lists for name in ("preference", "sft")}
-        return found | per_list | {"kl": kl, "kl/count": tokens}
+        return _measured(found, lists, kl, tokens)
 
     def measure(params, reference, batches) -> dict[str, float]:
         added: dict[str, float] = {}
         for batch in batches:
             device_batch = meshes.global_batch(mesh, dict(batch))
-            for name, value in jax.device_get(sums(params, reference, device_batch)).items():
+            for name, value in jax.device_get(
+                sums(params, reference, device_batch, tables)
+            ).items():
                 added[name] = added.get(name, 0.0) + float(value)
         return {
             name: value / added[f"{name}/count"]
@@ -224,6 +266,12 @@ def make_measure(
     return measure
 
 
+def _measured(found: dict, lists: jax.Array, kl: jax.Array, count: jax.Array) -> dict:
+    """The sums of an objective with what they are divided by, and the divergence's."""
+    per_list = {f"{name}/count": lists for name in ("preference", "sft")}
+    return found | per_list | {"kl": kl, "kl/count": count}
+
+
 def stored_reference(
     path: str,
     config: ModelConfig,
@@ -232,6 +280,7 @@ def stored_reference(
     steps: int,
     mesh,
     fingerprint: str,
+    tables: ItemTables | None = None,
 ) -> Callable[[int], Batch]:
     """`batch_at` with the reference's log-probabilities beside each batch, so that training needs
     no second model.
@@ -242,24 +291,26 @@ def stored_reference(
     model = Seq2Seq(config)
 
     @functools.partial(jax.jit, out_shardings=meshes.batch_sharding(mesh))
-    def score(params, batch):
+    def score(params, batch, tables):
         with meshes.rules_context(mesh):
-            return log_probabilities(list_scores(model, params, batch), batch["list_targets"])
+            return policy_scores(model, params, batch, tables)
 
     stored = _stored(path, fingerprint, steps)
     if stored is None:
         rows, batches = [], Progress("rwr: reference", steps, "batches")
         for step in batches.over(range(steps)):
             batch = meshes.global_batch(mesh, dict(batch_at(step)))
-            shards = score(reference, batch).addressable_shards
+            shards = score(reference, batch, tables).addressable_shards
             whole_rows = {shard.index[0].start or 0: np.asarray(shard.data) for shard in shards}
             rows.append(np.concatenate([whole_rows[start] for start in sorted(whole_rows)]))
-        stored = np.stack(rows)
+        widest = max(row.shape[1] for row in rows)  # lists of all candidates come in few widths
+        stored = np.stack([np.pad(row, ((0, 0), (0, widest - row.shape[1]))) for row in rows])
         with atomic_write(path) as file:
             np.savez(file, scores=stored, fingerprint=fingerprint)
 
     def with_reference(step: int) -> Batch:
-        return {**batch_at(step), "reference": stored[step]}
+        batch = batch_at(step)
+        return {**batch, "reference": stored[step][:, : batch["rewards"].shape[1]]}
 
     return with_reference
 

@@ -22,7 +22,9 @@ import jax.numpy as jnp
 from onesug_jax.arrays import BeamScores, BeamSequences, CrossCache, InputTokens, SoftTokens
 from onesug_jax.decode.trie import NEVER, Constraint
 from onesug_jax.errors import UserError
+from onesug_jax.model.candidates import Opening
 from onesug_jax.model.copying import Places, Scores
+from onesug_jax.model.items import Items, ItemTables
 from onesug_jax.model.seq2seq import Seq2Seq
 
 _MANY = 1024  # beams of a batch: from here on reading caches costs more than a longer program
@@ -163,18 +165,30 @@ class ReadRequests:
     """Requests as the encoder has read them: what every way of decoding shares.
 
     Attributes:
-      tokens: `[B, L]`.
+      tokens: `[B, L]`; of a model with items `[B, L + H + C]`, what `Seq2Seq.given` gives.
       cross: cross-attention keys and values of all layers, `[N, B, H, L, head_dim]` each.
       places: what may be copied; None where the model does not copy.
+      opening: of the candidates; None where the model has no candidate tokens.
     """
 
     tokens: InputTokens
     cross: tuple[CrossCache, CrossCache]
     places: Places | None
+    opening: Opening | None = None
+
+    @property
+    def mass(self) -> jax.Array | None:
+        """What candidate tokens add to the first softmax, `[B]`."""
+        return None if self.opening is None else self.opening.mass
 
 
 def read_requests(
-    model: Seq2Seq, params, tokens: InputTokens, soft: SoftTokens | None = None
+    model: Seq2Seq,
+    params,
+    tokens: InputTokens,
+    soft: SoftTokens | None = None,
+    items: Items | None = None,
+    tables: ItemTables | None = None,
 ) -> ReadRequests:
     """Encodes a batch of requests, once for all that is decoded of them.
 
@@ -182,12 +196,17 @@ def read_requests(
       model: the encoder-decoder; params: its parameters (without the "params" level).
       tokens: `[B, L]` the encoder's ids, 0 = padding.
       soft: `[B, S, E]` vectors of the soft tokens, where the requests have such.
+      items, tables: what a model with items reads beside the tokens.
     """
     variables = {"params": params}
-    encoded = model.apply(variables, tokens, soft=soft, method="encode")
+    encoded = model.apply(variables, tokens, None, soft, items, tables, method="encode")
     cross: Any = model.apply(variables, encoded, method="cross_keys_values")
     places: Any = model.apply(variables, encoded, tokens, method="places")
-    return ReadRequests(tokens, cross, places)
+    given: Any = model.apply(variables, tokens, items, method="given")
+    opening: Any = None
+    if model.config.candidate_tokens:
+        opening = model.apply(variables, encoded, given, items, method="opening")
+    return ReadRequests(given, cross, places, opening)
 
 
 def beam_search(
@@ -246,6 +265,7 @@ def search(
             read.cross,
             read.places,
             read.tokens,
+            read.mass,
             method="decode_step",
         )
         scores, cache = stepped

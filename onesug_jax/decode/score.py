@@ -123,6 +123,7 @@ def score_trees(
         read.cross,
         read.places,
         read.tokens,
+        read.mass,
         method="tree_scores",
     )
     return total / (trees.depths + 1).astype(jnp.float32) ** alpha

@@ -100,6 +100,8 @@ class Free:
         allowed = jnp.pad(allowed, (0, count * size - words)).reshape(count, size)
 
         highest, normalisers = survey(groups, allowed)
+        if scores.beside is not None:
+            normalisers = jnp.logaddexp(normalisers, scores.beside)
         before = before - normalisers
         kept = min(wanted, beams * count)
         _, chosen = largest((highest + before[..., None]).reshape(batch, -1), kept)

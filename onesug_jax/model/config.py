@@ -43,6 +43,13 @@ class ModelConfig:
         marker that of another right before it (a related query's grade). T5 does not.
       copying: let places of the input compete with the vocabulary (`copying.py`). T5 does not.
       first_marker, last_marker: ids of the markers; end_id: the token that ends a sequence.
+      vector_dim: width of the vectors of items (`items.py`), and of e_p*; 0: no items, text alone.
+      count_columns: as-of counts of a candidate.
+      enhance: share of the candidates' mean in e_p*, where it is made of items.
+      content: multiple of an item's projected vector in the stream; content_share: the share of
+        rows that see it while training.
+      candidate_tokens: let the request's candidates compete with the vocabulary as first tokens,
+        each of which writes a whole query (`candidates.py`).
     """
 
     vocab_size: int = 0
@@ -67,12 +74,30 @@ class ModelConfig:
     last_marker: int = -1
     copying: bool = False
     end_id: int = 1
+    vector_dim: int = 0
+    count_columns: int = 9
+    enhance: float = 0.5
+    content: float = 0.0
+    content_share: float = 0.5
+    candidate_tokens: bool = False
 
     def __post_init__(self):
         if self.dtype not in DTYPES:
             raise UserError(f"ModelConfig.dtype = {self.dtype!r}: expected one of {DTYPES}")
         if self.remat not in REMAT_POLICIES:
             raise UserError(f"ModelConfig.remat = {self.remat!r}: expected one of {REMAT_POLICIES}")
+        if self.candidate_tokens and not self.vector_dim:
+            raise UserError(
+                "ModelConfig.candidate_tokens = True needs items: expected vector_dim, the width "
+                "of the text encoder's vectors, above 0; found 0."
+            )
+        if self.vector_dim and (self.copying or self.positions_per_layer):
+            raise UserError(
+                f"ModelConfig.vector_dim = {self.vector_dim} (items): expected copying = False and "
+                f"positions_per_layer = False; found copying = {self.copying}, "
+                f"positions_per_layer = {self.positions_per_layer}. Candidates are written as "
+                "tokens (candidate_tokens = True) instead of being copied."
+            )
 
     @property
     def attention_width(self) -> int:
@@ -94,20 +119,33 @@ class ModelConfig:
             + tables
             + positions
             + 2 * self.d_model
-            + self.soft_dim * self.d_model
+            + (self.vector_dim or self.soft_dim) * self.d_model
             + (2 * self.d_model**2 + 1) * self.copying
+            + self._item_parameters() * (self.vector_dim > 0)
         )
 
-    def flops_per_example(self, input_length: int, target_length: int) -> int:
+    def _item_parameters(self) -> int:
+        """Of `ItemReader`, of the relations in every layer, and of `CandidateHead`."""
+        d, h, counts = self.d_model, self.num_heads, self.count_columns
+        reader = (3 * counts + 4) * d + d * d + d + (4 + 2 + 24 + 7) * d
+        reader += self.vector_dim * d * (self.content > 0)
+        layer = 9 * h + 4 * h * d + d * d
+        head = (2 * d * d + d + counts + 1) * self.candidate_tokens
+        return reader + self.encoder_layers * layer + head
+
+    def flops_per_example(
+        self, input_length: int, target_length: int, history: int = 0, candidates: int = 0
+    ) -> int:
         """FLOPs of one forward pass over one example; a training step costs three times this.
 
         Convention: matrix products only, a multiply-add is two FLOPs, every position counts
         (padding too), nothing is halved for causality.
         """
         d, a, ff = self.d_model, self.attention_width, self.d_ff
-        length, target = input_length, target_length
+        context, target = input_length + history, target_length
+        length = context + candidates
         mlp = 2 * 3 * d * ff
-        encoder_layer = length * (2 * 4 * d * a + mlp + 4 * length * a)
+        encoder_layer = length * (2 * 2 * d * a + mlp + 4 * context * a) + context * 2 * 2 * d * a
         decoder_layer = (
             target * (2 * 4 * d * a + mlp + 4 * target * a)  # self-attention and MLP
             + target * (2 * 2 * d * a + 4 * length * a)  # cross-attention: queries, output, scores
@@ -116,4 +154,14 @@ class ModelConfig:
         head = target * 2 * d * self.vocab_size
         if self.copying:  # queries, keys, their products, and the sums of places that write alike
             head += 2 * d * d * (target + length) + 2 * target * length * (d + length)
+        if self.vector_dim:
+            h, relations = self.num_heads, 3
+            related = 2 * relations * context * 2 * h + 2 * 4 * h * d + 2 * d * d
+            encoder_layer += length * related + context * 2 * 5 * h
+            head += 2 * length * context * self.vector_dim
+            head += candidates * 2 * d * (3 * self.count_columns + 4 + d) + history * 2 * 4 * d
+            head += candidates * 2 * self.vector_dim + 2 * self.vector_dim * d
+            head += (candidates + history) * 2 * self.vector_dim * d * (self.content > 0)
+        if self.candidate_tokens:
+            head += 2 * 2 * d * d + candidates * 2 * (d + self.count_columns)
         return self.encoder_layers * encoder_layer + self.decoder_layers * decoder_layer + head

@@ -54,11 +54,17 @@ class Scores:
       vocabulary: `[B, Q, V]`, float32.
       copies: `[B, Q, L]`, float32, of the input's places; None where the model does not copy.
       places: what they write.
+      candidates: `[B, C]`, float32, of the request's candidates as first tokens
+        (`candidates.py`); None where the model has no such tokens.
+      beside: `[B, Q]`, what these add to a softmax, the log of a sum; `MASKED` but for first
+        tokens.
     """
 
     vocabulary: jax.Array
     copies: jax.Array | None = None
     places: Places | None = None
+    candidates: jax.Array | None = None
+    beside: jax.Array | None = None
 
     def log_probabilities(self, targets: TargetTokens) -> TokenLogs:
         """`log pi` of one token a state, `[B, Q]`: nothing as wide as the vocabulary is copied."""
@@ -67,6 +73,8 @@ class Scores:
     def normalisers(self) -> jax.Array:
         """What a state's scores exceed its log-probabilities by, `[B, Q]`."""
         total = jax.nn.logsumexp(self.vocabulary, axis=-1)
+        if self.beside is not None:
+            total = jnp.logaddexp(total, self.beside)
         if self.copies is None:
             return total
         return jnp.logaddexp(total, jax.nn.logsumexp(self.copies, axis=-1))

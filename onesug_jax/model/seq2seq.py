@@ -45,15 +45,19 @@ from onesug_jax.model.blocks import (
     stacked,
     with_remat,
 )
+from onesug_jax.model.candidates import CandidateHead, Opening
 from onesug_jax.model.config import ModelConfig
 from onesug_jax.model.copying import CopyHead, Places, Scores, written
+from onesug_jax.model.items import ItemReader, Items, ItemTables, enhanced_prefix, example
 from onesug_jax.model.layers import (
+    MASKED,
     RelativePositions,
     RMSNorm,
     length_dropout,
     logical,
     scaled_normal,
 )
+from onesug_jax.model.relations import ItemLayer
 
 
 class Seq2Seq(nn.Module):
@@ -77,17 +81,19 @@ class Seq2Seq(nn.Module):
             logical(scaled_normal(c.d_model), "vocab", "embed"),
             (c.vocab_size, c.d_model),
         )
-        if c.soft_dim:
+        soft = c.vector_dim or c.soft_dim
+        if soft:
             self.soft_projection = self.param(
                 "soft_projection",
                 logical(scaled_normal(c.d_model), "soft", "embed"),
-                (c.soft_dim, c.d_model),
+                (soft, c.d_model),
             )
         if not c.positions_per_layer:
             self.encoder_positions = RelativePositions(c, bidirectional=True)
             self.decoder_positions = RelativePositions(c, bidirectional=False)
+        layer = ItemLayer if c.vector_dim else EncoderLayer
         if self.apart:
-            self.encoder = Apart(EncoderLayer, c, c.encoder_layers)
+            self.encoder = Apart(layer, c, c.encoder_layers)
             self.decoder = Apart(DecoderLayer, c, c.decoder_layers)
         else:
             axes = {
@@ -97,7 +103,7 @@ class Seq2Seq(nn.Module):
                 "tree": (0, 0, *[broadcast] * 4),
             }
             whole = {"__call__": broadcast}
-            encoder = stacked(with_remat(EncoderLayer, c), c, c.encoder_layers, whole)
+            encoder = stacked(with_remat(layer, c), c, c.encoder_layers, whole)
             decoder = stacked(with_remat(DecoderLayer, c), c, c.decoder_layers, axes)
             self.encoder = encoder(c, self.deterministic)
             self.decoder = decoder(c, self.deterministic)
@@ -111,6 +117,10 @@ class Seq2Seq(nn.Module):
             )
         if c.copying:
             self.copy_head = CopyHead(c)
+        if c.vector_dim:
+            self.items = ItemReader(c, self.deterministic)
+        if c.candidate_tokens:
+            self.candidate_head = CandidateHead(c)
 
     def _embed(self, tokens: jax.Array) -> jax.Array:
         """Rows of the token table, scaled by sqrt(d_model), in the compute type, `[..., D]`.
@@ -170,11 +180,18 @@ class Seq2Seq(nn.Module):
         tokens: InputTokens,
         segments: SegmentIds | None = None,
         soft: SoftTokens | None = None,
+        items: Items | None = None,
+        tables: ItemTables | None = None,
     ) -> Encoded:
         """Reads the request: `[B, L] -> [B, L, D]`; padding (0) is never attended to.
 
-        `soft` holds the enhanced prefixes e_p* (PAPER.md section 2.3), one a soft token.
+        `soft` holds the enhanced prefixes e_p* (PAPER.md section 2.3), one a soft token. A model
+        with items reads them too, and makes e_p* itself: `[B, L + H + C, D]`, text, history and
+        candidates. Whoever attends to that masks by `given` instead of by the tokens.
         """
+        if self.config.vector_dim:
+            assert items is not None and tables is not None, "a model with items reads items"
+            return self._encode_items(tokens, items, tables)
         segments = tokens > 0 if segments is None else segments
         positions = jnp.arange(tokens.shape[1])
         mask = (segments[:, :, None] == segments[:, None, :]) & (segments[:, None, :] > 0)
@@ -188,6 +205,54 @@ class Seq2Seq(nn.Module):
             x = self._soften(x, tokens, soft)
         x, _ = self.encoder(x, bias, positions)
         return self.drop(self.encoder_norm(x), deterministic=self.deterministic)
+
+    def _encode_items(self, tokens: InputTokens, items: Items, tables: ItemTables) -> Encoded:
+        """`encode` of text and items; all of it attends to text and history."""
+        positions = jnp.arange(tokens.shape[1])
+        soft = enhanced_prefix(items, tables, self.config.enhance)
+        x = self._embed(tokens)
+        if self.config.segments:
+            x = self._segments(x, tokens)
+        x = self._soften(x, tokens, soft[:, None])
+        read = self.items(items, tables, tokens, soft)
+        x = x.at[:, :1].add(read.clock)
+        x = jnp.concatenate([x, self.drop(read.rows, deterministic=self.deterministic)], axis=1)
+        seen = jnp.concatenate([tokens > 0, items.history > 0], axis=1)
+        distance = self.encoder_positions(positions, positions)
+        places, text = (x.shape[1], seen.shape[1]), tokens.shape[1]
+        room = [(0, 0), (0, 0), *((0, size - text) for size in places)]
+        bias = as_bias(seen[:, None]) + jnp.pad(distance, room)
+        x, _ = self.encoder(x, bias, read.relations, read.key_features)
+        return self.drop(self.encoder_norm(x), deterministic=self.deterministic)
+
+    def given(self, tokens: InputTokens, items: Items | None = None) -> InputTokens:
+        """What `encode` makes states of, nonzero where one may be attended to: `[B, S]`."""
+        if not self.config.vector_dim:
+            return tokens
+        assert items is not None, "a model with items reads items"
+        return jnp.concatenate([tokens, items.rows], axis=1)
+
+    def opening(self, encoded: Encoded, given: InputTokens, items: Items) -> Opening:
+        """What the first softmax says of the candidates: one step of the decoder, `Opening`."""
+        scores = self.decode(encoded, given, jnp.zeros((len(given), 1), jnp.int32), items=items)
+        assert scores.candidates is not None and scores.beside is not None
+        logs = scores.candidates - scores.normalisers()[:, :1]
+        logs = jnp.where(items.candidates > 0, logs, MASKED)
+        return Opening(logs, scores.beside[:, 0])
+
+    def _beside(
+        self, scores: Scores, x: jax.Array, encoded: Encoded, items: Items | None, length: int
+    ) -> Scores:
+        """`scores` with the request's candidates in the softmax of each output's first token; `x`
+        and `scores` of outputs of `length` positions, one after another.
+        """
+        if not self.config.candidate_tokens:
+            return scores
+        assert items is not None, "a model with candidate tokens reads items"
+        candidates = self.candidate_head(self.decoder_norm(x[:, 0]), encoded, items)
+        mass = jax.nn.logsumexp(candidates, axis=-1)[:, None]
+        first = jnp.arange(x.shape[1]) % length == 0
+        return scores.replace(candidates=candidates, beside=jnp.where(first, mass, MASKED))
 
     def _self_bias(self, mask: Mask, positions: jax.Array) -> AttentionBias:
         """The decoder's self-attention bias for `mask [#B, T, T]`: `[#B, #H, T, T]`."""
@@ -203,8 +268,11 @@ class Seq2Seq(nn.Module):
         decoder_inputs: TargetTokens,
         segments: SegmentIds | None = None,
         decoder_segments: SegmentIds | None = None,
+        items: Items | None = None,
     ) -> Scores:
-        """Scores every next token of the shifted targets `[B, T]`."""
+        """Scores every next token of the shifted targets `[B, T]`; of a model with items, `tokens`
+        are what `given` gives.
+        """
         segments = (tokens > 0).astype(jnp.int32) if segments is None else segments
         if decoder_segments is None:
             decoder_segments = jnp.ones_like(decoder_inputs)
@@ -218,10 +286,15 @@ class Seq2Seq(nn.Module):
         x, _ = self.decoder(x, encoded, self_bias, as_bias(cross), positions)
         # A packed example's first place has the state of another example before it.
         copied = cross & (segments == jnp.roll(segments, 1, axis=1))[:, None, :]
-        return self._scores(x, copied, self.places(encoded, tokens))
+        scores = self._scores(x, copied, self.places(encoded, tokens))
+        return self._beside(scores, x, encoded, items, decoder_inputs.shape[1])
 
     def decode_lists(
-        self, encoded: Encoded, tokens: InputTokens, decoder_inputs: ListTokens
+        self,
+        encoded: Encoded,
+        tokens: InputTokens,
+        decoder_inputs: ListTokens,
+        items: Items | None = None,
     ) -> Scores:
         """`decode` for C targets of every request, `[B, C, T]`: scores of C * T states.
 
@@ -235,7 +308,8 @@ class Seq2Seq(nn.Module):
         flat = decoder_inputs.reshape(requests, targets * length)
         x = self._embed(flat)
         x, _ = self.decoder(x, encoded, self_bias, as_bias(given), positions)
-        return self._scores(x, given, self.places(encoded, tokens))
+        scores = self._scores(x, given, self.places(encoded, tokens))
+        return self._beside(scores, x, encoded, items, length)
 
     def __call__(
         self,
@@ -244,9 +318,12 @@ class Seq2Seq(nn.Module):
         segments: SegmentIds | None = None,
         decoder_segments: SegmentIds | None = None,
         soft: SoftTokens | None = None,
+        items: Items | None = None,
+        tables: ItemTables | None = None,
     ) -> Logits:
         """Teacher-forced logits `[B, T, V]` (float32); segments only for packed rows."""
-        return self.score(tokens, decoder_inputs, segments, decoder_segments, soft).logits()
+        scores = self.score(tokens, decoder_inputs, segments, decoder_segments, soft, items, tables)
+        return scores.logits()
 
     def score(
         self,
@@ -255,10 +332,13 @@ class Seq2Seq(nn.Module):
         segments: SegmentIds | None = None,
         decoder_segments: SegmentIds | None = None,
         soft: SoftTokens | None = None,
+        items: Items | None = None,
+        tables: ItemTables | None = None,
     ) -> Scores:
         """What `__call__` gives, before vocabulary and places are one: cheaper to train on."""
-        encoded = self.encode(tokens, segments, soft)
-        return self.decode(encoded, tokens, decoder_inputs, segments, decoder_segments)
+        encoded = self.encode(tokens, segments, soft, items, tables)
+        given = self.given(tokens, items)
+        return self.decode(encoded, given, decoder_inputs, segments, decoder_segments, items)
 
     def cross_keys_values(self, encoded: Encoded) -> tuple[CrossCache, CrossCache]:
         """Cross-attention keys and values of all layers, once a request."""
@@ -274,12 +354,14 @@ class Seq2Seq(nn.Module):
         cross: tuple[CrossCache, CrossCache],
         places: Places | None,
         tokens: InputTokens,
+        mass: jax.Array | None = None,
     ) -> tuple[Scores, tuple[SelfCache, SelfCache]]:
         """One position of K beams: next-token scores of K states and the cache with `t` written.
 
         Beam k sees position s <= t of slot `ancestry[b, k, s]`. All `T * S` cached keys are
         scored in one product and the strangers masked: at beam widths in use this is cheaper
-        than gathering each beam's own keys, and nothing is moved.
+        than gathering each beam's own keys, and nothing is moved. `mass [B]` of candidate tokens
+        (`Opening`) belongs to the softmax of the first position.
         """
         length, slots = self_cache[0][0].shape[-3:-1]
         own = ancestry[:, :, :, None] == jnp.arange(slots)  # [B, K, T, S]
@@ -294,7 +376,10 @@ class Seq2Seq(nn.Module):
         x, self_cache = self.decoder.step(
             self._embed(beam_tokens), *self_cache, *cross, bias, distance, as_bias(given), t
         )
-        return self._scores(x, given, places), self_cache
+        scores = self._scores(x, given, places)
+        if mass is not None:
+            scores = scores.replace(beside=jnp.where(t == 0, mass, MASKED)[:, None])
+        return scores, self_cache
 
     def empty_cache(self, batch: int, length: int, slots: int) -> tuple[Any, Any]:
         """Keys and values of no beam yet, for `length` positions of `slots` beams: a `SelfCache`
@@ -316,12 +401,14 @@ class Seq2Seq(nn.Module):
         cross: tuple[CrossCache, CrossCache],
         places: Places | None,
         tokens: InputTokens,
+        mass: jax.Array | None = None,
     ) -> NodeScores:
         """Log-probability of ending at each node of a tree of beginnings, `[B, M]`, in one pass.
 
         Node m stands for the output `nodes[b, paths[b, m, 1 : depths[b, m] + 1]]`; its score is
         that of this output and the end of sequence behind it. Outputs that begin alike share nodes,
         so what they have in common is computed once; the vocabulary is scored some nodes at a time.
+        `mass` as in `decode_step`.
         """
         at = jnp.broadcast_to(depths[:, None, :], (*depths.shape, depths.shape[1]))
         above = jnp.take_along_axis(paths, at, axis=2) == jnp.arange(depths.shape[1])
@@ -336,6 +423,8 @@ class Seq2Seq(nn.Module):
         x = self.decoder_norm(x)
         kernel = self._kernel().astype(x.dtype)
         total = _normalisers(x, kernel)
+        if mass is not None:
+            total = jnp.logaddexp(total, jnp.where(depths == 0, mass[:, None], MASKED))
         parents = jnp.take_along_axis(paths, jnp.maximum(depths - 1, 0)[..., None], axis=2)[..., 0]
         pick = jax.vmap(lambda rows, picks: rows[picks])
         before = pick(x, parents)
@@ -396,3 +485,12 @@ def for_decoding(model: Seq2Seq, params) -> tuple[Seq2Seq, dict]:
 
 
 _KERNELS = {"query", "key", "value", "out", "gate", "up", "down", "head"}
+
+
+def initial(config: ModelConfig, key: jax.Array) -> Any:
+    """Fresh parameters, with the names of their axes."""
+    tokens = jnp.ones((1, 8), jnp.int32)
+    items = tables = None
+    if config.vector_dim:
+        items, tables = example(config)
+    return Seq2Seq(config).init(key, tokens, tokens, items=items, tables=tables)["params"]

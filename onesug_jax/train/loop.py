@@ -24,6 +24,7 @@ from onesug_jax.train.checks import check_fit
 from onesug_jax.train.evaluations import Evaluations
 from onesug_jax.train.interruption import Interruption, Preempted
 from onesug_jax.train.nonfinite import save_batch_and_raise
+from onesug_jax.train.optimizer import averaged
 from onesug_jax.train.prefetch import Prefetch, prepare_batch
 from onesug_jax.train.profile import Profile
 from onesug_jax.train.report import Report, Window
@@ -38,7 +39,8 @@ class FitResult:
     """What `fit` leaves.
 
     Attributes:
-      params: of the last step, on the mesh. The best ones: `load_params(folder)`.
+      params: of the last step, on the mesh; their moving average where the optimizer maintains
+        one. The best ones: `load_params(folder)`.
       step: updates done (fewer than asked after an early stop).
       best_step, best_value: of the best metric; None where none was asked for.
       folder: where checkpoints and reports lie.
@@ -139,7 +141,11 @@ def fit(
 
         def result(done: int) -> FitResult:
             best = evaluations.best or {}
-            return FitResult(state.params, done, best.get("step"), best.get("value"), folder)
+            return FitResult(weights(), done, best.get("step"), best.get("value"), folder)
+
+        def weights() -> Any:
+            """What is evaluated and handed on."""
+            return averaged(state.opt_state, state.params)
 
         finished = start > steps or (start == steps and not evaluations.due(start))
         if finished or evaluations.exhausted():
@@ -178,11 +184,11 @@ def fit(
                 stop_if_bad()
                 assert evaluate_fn is not None  # `due` says so
                 with clock.measure_phase("evaluate"):
-                    values = dict(evaluate_fn(state.params, done))
+                    values = dict(evaluate_fn(weights(), done))
                 better = evaluations.add(done, values)
                 if better:
                     with clock.measure_phase("save"):
-                        checkpoints.save_best(done, state.params, {"best": evaluations.best})
+                        checkpoints.save_best(done, weights(), {"best": evaluations.best})
                 report.evaluated(done, values, best=better)
 
             def save(done: int) -> None:
@@ -240,6 +246,8 @@ def fit(
                     raise Preempted(signum, done)
             if evaluations.exhausted():
                 report.gave_up(done, patience, evaluations.best)
+            if best_metric is None and weights() is not state.params:
+                checkpoints.save_best(done, weights(), {"best": None})  # else nobody would find it
             checkpoints.wait()
             return result(done)
 

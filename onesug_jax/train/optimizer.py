@@ -8,7 +8,7 @@ always scaled by the learning rate (decoupled, as in AdamW), for both optimizers
 import difflib
 import math
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -93,13 +93,15 @@ def make_optimizer(
     beta1: float = 0.9,
     beta2: float = 0.999,
     eps: float = 1e-8,
+    average: float = 0.0,
 ) -> Optimizer:
     """The named optimizer with its schedule.
 
     `weight_decay` spares vectors (norm scales, biases; see `decay_mask`). `clip_norm` None or 0
     turns clipping off. `beta1`, `beta2`, `eps` are AdamW's; Adafactor is without momentum, factored
     from 128 on, with updates clipped at RMS 1 and the rate relative to each parameter's RMS
-    (Shazeer and Stern, 2018).
+    (Shazeer and Stern, 2018). `average` above 0 maintains a moving average of the weights of that
+    decay beside them (`averaged`).
 
     Raises:
       UserError: an unknown name, or a number out of range.
@@ -109,6 +111,8 @@ def make_optimizer(
         raise UserError(
             f"weight_decay={weight_decay}, clip_norm={clip_norm}: expected numbers of at least 0."
         )
+    if not 0 <= average < 1:
+        raise UserError(f"average={average}: expected a decay of at least 0 and below 1.")
     schedule = make_schedule(learning_rate, warmup_steps, decay, steps, floor)
     settings = {
         "optimizer": name,
@@ -118,6 +122,7 @@ def make_optimizer(
         "floor": floor,
         "weight_decay": weight_decay,
         "clip_norm": clip_norm,
+        "average": average,
     }
     # Every part has its place, also one that is turned off: so the state of the others, which is
     # stored by place, stays the same.
@@ -138,6 +143,7 @@ def make_optimizer(
         else optax.identity()
     )
     parts.append(optax.scale_by_learning_rate(schedule))
+    parts.append(average_weights(average) if average else optax.identity())
     optimizer = Optimizer(*optax.chain(*parts))
     optimizer.schedule, optimizer.settings = schedule, settings
     return optimizer
@@ -156,6 +162,49 @@ def set_schedule_step(opt_state: Any, step: int) -> Any:
         opt_state,
         is_leaf=is_schedule,
     )
+
+
+class WeightAverage(NamedTuple):
+    """State of `average_weights`: updates so far, and the average, a tree like the parameters."""
+
+    count: jax.Array
+    average: Any
+
+
+def average_weights(decay: float) -> optax.GradientTransformation:
+    """Leaves the updates alone and averages the weights they lead to; the last part of a chain.
+
+        average_t = d_t * average_(t-1) + (1 - d_t) * weights_t,    d_t = min(decay, t / (t + 9))
+
+    with t = 0 at the first update, so that the early average is of recent weights too.
+    """
+
+    def init(params: Any) -> WeightAverage:
+        return WeightAverage(jnp.zeros((), jnp.int32), optax.tree.zeros_like(params))
+
+    def update(updates: Any, state: WeightAverage, params: Any = None):
+        count = state.count.astype(jnp.float32)
+        share = jnp.minimum(decay, count / (count + 9))
+        average = jax.tree.map(
+            lambda old, weight, change: share * old + (1 - share) * (weight + change),
+            state.average,
+            params,
+            updates,
+        )
+        return updates, WeightAverage(state.count + 1, average)
+
+    return optax.GradientTransformation(init, update)
+
+
+def averaged(opt_state: Any, params: Any) -> Any:
+    """The average of the weights that an optimizer maintains; `params` where it maintains none, or
+    has made no update.
+    """
+    parts = jax.tree.leaves(opt_state, is_leaf=lambda part: isinstance(part, WeightAverage))
+    for part in parts:
+        if isinstance(part, WeightAverage) and int(part.count):
+            return part.average
+    return params
 
 
 def decay_mask(params: Any) -> Any:

@@ -1,0 +1,242 @@
+"""The items of a request as soft tokens of the encoder: candidates, history, enhanced prefix.
+
+PAPER.md writes related and past queries out as text. The preset `production` gives each of them one
+soft token instead: a candidate has its as-of counts, a query of the history its age, and what they
+mean comes from their vectors e_q*, mostly by the relations between them (`relations.py`): content
+enters the stream small, because models learn it by heart from some ten thousand rows. Vectors and
+words lie in tables on the device, so a request is a few hundred integers and its counts.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import flax.linen as nn
+import flax.struct
+import jax
+import jax.numpy as jnp
+
+from onesug_jax.arrays import InputTokens, ItemIds, ItemVectors, Mask, Relations
+from onesug_jax.model.config import ModelConfig
+from onesug_jax.model.layers import MASKED, logical, scaled_normal
+from onesug_jax.model.relations import KEY_FEATURES, relations
+
+LEAST_LOG = -6.0  # log counts are cut off here: much less than one search
+_SCALE = 0.25  # brings log counts to order one
+_MINUTES = (10.0, 60.0, 1440.0)  # of this visit, this hour, this day
+_RANKED = (0, 2)  # columns of counts that candidates are ranked by
+
+
+@flax.struct.dataclass
+class ItemTables:
+    """What is known of queries and prefixes, on the device; row 0 stands for none and is 0.
+
+    Attributes:
+      vectors: `[N + 1, E]` unit vectors e_q*.
+      words: `[N + 1, W]` int32, hashed distinct words of a query, 0 behind them.
+      word_weights: `[N + 1, W]` how much each counts in an overlap; 0 behind them.
+      prefix_vectors: `[P + 1, E]` unit vectors e_p.
+    """
+
+    vectors: jax.Array
+    words: jax.Array
+    word_weights: jax.Array
+    prefix_vectors: jax.Array
+
+
+@flax.struct.dataclass
+class Items:
+    """The items of B requests; numbers are rows of the tables, 0 where a place is empty.
+
+    Attributes:
+      candidates: `[B, C]` int32, in no order that matters.
+      counts: `[B, C, K]` logs of as-of counts: of searches at half-lives, of orders and item clicks
+        that followed, and last of searches for the (prefix, query), the last column decayed.
+      history: `[B, H]` int32; minutes: `[B, H]` float32, how long ago each was searched.
+      clock: `[B, 2]` int32, hour of the day and day of the week.
+      prefix_row: `[B]` int32.
+    """
+
+    candidates: ItemIds
+    counts: jax.Array
+    history: ItemIds
+    minutes: jax.Array
+    clock: jax.Array
+    prefix_row: jax.Array
+
+    @classmethod
+    def of(cls, batch: Mapping[str, Any]) -> Items | None:
+        """Of a batch of features named as the attributes, the counts as `candidate_counts` and the
+        minutes as `history_minutes`; None where the batch has no candidates.
+        """
+        if "candidates" not in batch:
+            return None
+        return cls(
+            batch["candidates"],
+            batch["candidate_counts"],
+            batch["history"],
+            batch["history_minutes"],
+            batch["clock"],
+            batch["prefix_row"],
+        )
+
+    @property
+    def rows(self) -> ItemIds:
+        """The rows of all items in the order of the stream, history first: `[B, H + C]`."""
+        return jnp.concatenate([self.history, self.candidates], axis=1)
+
+
+def example(config: ModelConfig) -> tuple[Items, ItemTables]:
+    """Items of the smallest shapes, all empty, and tables of one query: to initialise with."""
+    one = jnp.zeros((1, 1), jnp.int32)
+    counts = jnp.zeros((1, 1, config.count_columns), jnp.float32)
+    clock = jnp.zeros((1, 2), jnp.int32)
+    items = Items(one, counts, one, one.astype(jnp.float32), clock, one[0])
+    vectors, words = jnp.zeros((2, config.vector_dim)), jnp.zeros((2, 1), jnp.int32)
+    return items, ItemTables(vectors, words, words.astype(jnp.float32), vectors)
+
+
+def enhanced_prefix(items: Items, tables: ItemTables, weight: float) -> jax.Array:
+    """e_p* `[B, E]`, of length 1: (1 - weight) e_p + weight times the mean of the candidates'
+    vectors, each as often as it was searched for this prefix by then (PAPER.md section 2, point 3).
+
+    Without such searches it is e_p; of an unknown prefix, the mean alone; of neither, 0.
+    """
+    there = items.candidates > 0
+    often = jnp.where(there, jnp.exp(jnp.maximum(items.counts[..., -2], -20.0)), 0.0)
+    often = jnp.where(often > 0.5, often, 0.0)
+    total = jnp.sum(often, axis=1, keepdims=True)
+    share = often / jnp.maximum(total, 1.0)
+    mean = jnp.einsum("bc,bce->be", share, _rows(tables.vectors, items.candidates))
+    own = _rows(tables.prefix_vectors, items.prefix_row)
+    mixed = jnp.where(total > 0, (1 - weight) * own + weight * mean, own)
+    length = jnp.linalg.norm(mixed, axis=-1, keepdims=True)
+    return mixed / jnp.where(length > 0, length, 1.0)
+
+
+def _rows(table: jax.Array, rows: jax.Array) -> jax.Array:
+    """Rows of a table in float32: `[..., E]`."""
+    return jnp.take(table, rows, axis=0).astype(jnp.float32)
+
+
+def count_features(items: Items) -> jax.Array:
+    """What the counts say of each candidate, at order one: `[B, C, 3 K + 4]`.
+
+    Logs of counts; how far they lie below the highest of the request; logs of their shares; and of
+    two of the columns the log of the rank, and whether it is among the first ten, which is what
+    most lists show.
+    """
+    there = (items.candidates > 0)[..., None]
+    logs = clipped_logs(items)
+    among = jnp.where(there, logs, MASKED)
+    best = jnp.max(among, axis=1, keepdims=True)
+    share = jax.nn.log_softmax(among, axis=1)
+    ranked = among[..., _RANKED]
+    rank = 1.0 + jnp.sum(ranked[:, None] > ranked[:, :, None], axis=2)
+    parts = [logs * _SCALE, (logs - best) * _SCALE, share * _SCALE, jnp.log(rank) * _SCALE]
+    features = jnp.concatenate([*parts, (rank <= 10).astype(jnp.float32)], axis=-1)
+    return jnp.where(there, features, 0.0)
+
+
+def clipped_logs(items: Items) -> jax.Array:
+    """The logs of counts that the model reads, `[B, C, K]`."""
+    return jnp.maximum(items.counts.astype(jnp.float32), LEAST_LOG)
+
+
+def age_features(minutes: jax.Array) -> jax.Array:
+    """What an age says, `[..., 4]`: of this visit, this hour, this day, and its log."""
+    passed = minutes.astype(jnp.float32)[..., None]
+    return jnp.concatenate([jnp.exp(-passed / jnp.array(_MINUTES)), 0.2 * jnp.log1p(passed)], -1)
+
+
+@flax.struct.dataclass
+class ItemRows:
+    """What the encoder reads of items, H of the history and then C candidates.
+
+    Attributes:
+      rows: `[B, H + C, D]`, for the stream; clock: `[B, 1, D]`, added to the text.
+      visible: `[B, H + C]` booleans.
+      relations: `[B, R, L + H + C, L + H]`, text and all items towards text and history.
+      key_features: `[B, L + H, KEY_FEATURES]`.
+    """
+
+    rows: jax.Array
+    clock: jax.Array
+    visible: Mask
+    relations: Relations
+    key_features: jax.Array
+
+
+class ItemReader(nn.Module):
+    """Turns items into rows of the encoder's stream, and finds how alike they are."""
+
+    config: ModelConfig
+    deterministic: bool
+
+    def setup(self) -> None:
+        """Declares the projections."""
+        c = self.config
+        width, features = c.d_model, 3 * c.count_columns + 2 * len(_RANKED)
+
+        def kernel(name: str, *shape: int):
+            names = (*[None] * (len(shape) - 1), "embed")
+            return self.param(name, logical(scaled_normal(shape[-2]), *names), shape)
+
+        self.counts_in, self.counts_out = (
+            kernel("counts_in", features, width),
+            kernel("counts_out", width, width),
+        )
+        self.counts_bias = self.param("bias", logical(nn.initializers.zeros, "embed"), (width,))
+        self.ages = kernel("ages", KEY_FEATURES - 1, width)
+        self.kinds = kernel("kinds", 2, width)  # what all of the history, all candidates share
+        self.hours, self.weekdays = kernel("hours", 24, width), kernel("weekdays", 7, width)
+        if c.content:
+            self.content = kernel("content", c.vector_dim, width)
+
+    def __call__(
+        self, items: Items, tables: ItemTables, tokens: InputTokens, soft: jax.Array
+    ) -> ItemRows:
+        """See `ItemRows`; `tokens [B, L]`, and the vector e_p* `[B, E]` of its soft token."""
+        c = self.config
+        dtype, length = jnp.dtype(c.dtype), tokens.shape[1]
+        hidden = count_features(items) @ self.counts_in + self.counts_bias
+        candidates = nn.silu(hidden) @ self.counts_out + self.kinds[1]
+        ages = age_features(items.minutes)
+        history = ages @ self.ages + self.kinds[0]
+        rows = jnp.concatenate([history, candidates], axis=1)
+        vectors = _rows(tables.vectors, items.rows)
+        if c.content:
+            rows += c.content * self._content(vectors)
+        clock = jnp.take(self.hours, items.clock[:, :1], axis=0)
+        clock += jnp.take(self.weekdays, items.clock[:, 1:], axis=0)
+
+        def behind_text(x: jax.Array, text: jax.Array | None = None) -> jax.Array:
+            if text is None:
+                text = jnp.zeros((len(x), length, *x.shape[2:]), x.dtype)
+            return jnp.concatenate([text, x], axis=1)
+
+        places = tokens == c.soft_id
+        alike = relations(
+            behind_text(vectors, jnp.where(places[..., None], soft[:, None], 0.0)),
+            behind_text(jnp.take(tables.words, items.rows, axis=0)),
+            behind_text(_rows(tables.word_weights, items.rows)),
+            behind_text(items.rows),
+            length + items.history.shape[1],
+        )
+        past = jnp.concatenate([jnp.ones_like(ages[..., :1]), ages], axis=-1)
+        return ItemRows(
+            rows.astype(dtype),
+            clock.astype(dtype),
+            items.rows > 0,
+            alike,
+            behind_text(past),
+        )
+
+    def _content(self, vectors: ItemVectors) -> jax.Array:
+        """Projected vectors `[B, S, D]`; in training none, for `1 - content_share` of the rows."""
+        content, share = vectors @ self.content, self.config.content_share
+        if self.deterministic or share == 1:
+            return content
+        rows = jax.random.bernoulli(self.make_rng("dropout"), share, (len(content), 1, 1))
+        return content * rows / share

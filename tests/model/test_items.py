@@ -1,0 +1,172 @@
+"""Items in the encoder, and candidates as tokens: what must hold whatever the weights."""
+
+import dataclasses
+import functools
+import itertools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from onesug_jax.errors import UserError
+from onesug_jax.model.candidates import either_way
+from onesug_jax.model.config import ModelConfig
+from onesug_jax.model.items import Items, age_features, count_features, enhanced_prefix
+from onesug_jax.model.seq2seq import Seq2Seq
+from onesug_jax.train import mesh as meshes
+from tests.item_cases import CONFIG, items, params, tables, tokens
+
+EOS, VOCAB = CONFIG.end_id, CONFIG.vocab_size
+
+
+@pytest.fixture(scope="module")
+def weights():
+    return params()
+
+
+@functools.partial(jax.jit, static_argnames="method")
+def apply(weights, *args, method, **named):
+    return Seq2Seq(CONFIG).apply({"params": weights}, *args, method=method, **named)
+
+
+def opened(weights, text, given, known):
+    encoded = apply(weights, text, items=given, tables=known, method="encode")
+    ids = apply(weights, text, given, method="given")
+    return encoded, apply(weights, encoded, ids, given, method="opening")
+
+
+def changed(given: Items, **arrays) -> Items:
+    return given.replace(**arrays)
+
+
+def test_candidates_may_come_in_any_order(weights):
+    given, known = items(), tables()
+    order = np.random.default_rng(1).permutation(5)
+    other = changed(given, candidates=given.candidates[:, order], counts=given.counts[:, order])
+    _, one = opened(weights, tokens(), given, known)
+    _, two = opened(weights, tokens(), other, known)
+    np.testing.assert_allclose(one.log_probabilities[:, order], two.log_probabilities, atol=1e-4)
+
+
+def test_empty_places_change_nothing(weights):
+    given, known = items(), tables()
+
+    def wider(x, room):
+        return np.pad(x, [(0, 0), (0, room)] + [(0, 0)] * (x.ndim - 2), constant_values=0)
+
+    noise = np.random.default_rng(2).normal(size=(2, 3, given.counts.shape[2]))
+    filled = changed(
+        given,
+        candidates=wider(given.candidates, 3),
+        counts=np.concatenate([given.counts, noise.astype(np.float32)], axis=1),
+        history=wider(given.history, 2),
+        minutes=np.concatenate([given.minutes, np.full((2, 2), 7.0, np.float32)], axis=1),
+    )
+    _, one = opened(weights, tokens(), given, known)
+    _, two = opened(weights, np.pad(tokens(), ((0, 0), (0, 4))), filled, known)
+    np.testing.assert_allclose(one.log_probabilities, two.log_probabilities[:, :5], atol=1e-4)
+    assert np.all(np.asarray(two.log_probabilities[:, 5:]) < -1e8)
+    np.testing.assert_allclose(one.mass, two.mass, atol=1e-5)
+
+
+def test_the_history_is_seen_and_its_age(weights):
+    given, known = items(), tables()
+    _, one = opened(weights, tokens(), given, known)
+    for other in (
+        changed(given, history=given.history[:, ::-1].copy()),
+        changed(given, minutes=given.minutes + 60),
+        changed(given, clock=(given.clock + 1) % 7),
+    ):
+        _, two = opened(weights, tokens(), other, known)
+        assert not np.allclose(one.log_probabilities[0], two.log_probabilities[0], atol=1e-4)
+
+
+def test_all_outputs_together_have_probability_one(weights):
+    """All candidates, all texts that end within three tokens, and all beginnings of longer ones."""
+    given, known, text = items(batch=1), tables(), tokens(1)
+    encoded, opening = opened(weights, text, given, known)
+    ids = apply(weights, text, given, method="given")
+    ended = [(*body, EOS) for n in range(3) for body in itertools.product(_going_on(), repeat=n)]
+    begun = list(itertools.product(_going_on(), repeat=3))
+    table = np.zeros((len(ended) + len(begun), 3), np.int32)
+    for row, sequence in zip(table, ended + begun, strict=True):
+        row[: len(sequence)] = sequence
+    shifted = np.pad(table, ((0, 0), (1, 0)))[:, :-1]
+    scores = apply(weights, encoded, ids, shifted[None], given, method="decode_lists")
+    logs = scores.log_probabilities(jnp.asarray(table.reshape(1, -1))).reshape(table.shape)
+    lengths = np.array([len(sequence) for sequence in ended + begun])
+    written = np.where(np.arange(3) < lengths[:, None], logs, 0.0).sum(axis=1)
+    total = np.exp(written).sum() + np.exp(opening.log_probabilities).sum()
+    assert total == pytest.approx(1.0, abs=1e-4)
+    assert 0.01 < np.exp(written).sum() < 0.99  # both ways have a share
+
+
+def _going_on():
+    return [token for token in range(VOCAB) if token != EOS]
+
+
+def test_a_query_has_the_probability_of_both_ways():
+    candidates = jnp.log(jnp.array([[0.2, 0.1], [0.3, 0.4]]))
+    written = jnp.log(jnp.array([0.05, 0.07]))
+    found = either_way(candidates, written, jnp.array([2, 0]))
+    np.testing.assert_allclose(np.exp(found), [0.15, 0.07], rtol=1e-6)
+
+
+def test_the_enhanced_prefix_is_drawn_towards_what_its_searches_led_to():
+    given, known = items(), tables()
+    counts = np.full(given.counts.shape, np.log(1e-12), np.float32)
+    counts[0, 1, -2], counts[0, 3, -2] = np.log(3), np.log(1)
+    given = changed(given, counts=counts, prefix_row=np.array([1, 0], np.int32))
+    found = enhanced_prefix(given, known, weight=0.25)
+    one, three = (known.vectors[given.candidates[0, place]] for place in (1, 3))
+    wanted = 0.75 * known.prefix_vectors[1] + 0.25 * (3 * one + three) / 4
+    np.testing.assert_allclose(found[0], wanted / np.linalg.norm(wanted), atol=1e-6)
+    np.testing.assert_allclose(found[1], 0.0)  # neither a known prefix nor a search
+
+
+def test_features_of_counts_are_those_of_a_slow_reference():
+    given = items()
+    given = changed(given, candidates=np.where(np.arange(5) < [[5], [3]], given.candidates, 0))
+    found = np.asarray(count_features(given))
+    for b, size in enumerate((5, 3)):
+        logs = np.maximum(given.counts[b, :size].astype(float), -6)
+        share = logs - np.log(np.exp(logs).sum(axis=0))
+        ranks = 1 + (logs[None] > logs[:, None]).sum(axis=1)[:, [0, 2]]
+        wanted = [logs / 4, (logs - logs.max(axis=0)) / 4, share / 4, np.log(ranks) / 4]
+        wanted = np.concatenate([*wanted, ranks <= 10], axis=1)
+        np.testing.assert_allclose(found[b, :size], wanted, atol=1e-5)
+
+
+def test_ages_run_from_this_visit_to_long_ago():
+    found = np.asarray(age_features(jnp.array([0.0, 10.0, 1e6])))
+    np.testing.assert_allclose(found[0], [1, 1, 1, 0], atol=1e-6)
+    np.testing.assert_allclose(found[1, 0], np.exp(-1), rtol=1e-5)
+    np.testing.assert_allclose(found[2, :3], 0, atol=1e-6)
+    assert np.all(np.diff(found[:, 3]) > 0)
+
+
+def test_counts_of_parameters_are_the_arrays():
+    made = params()
+    assert CONFIG.parameters() == sum(x.size for x in jax.tree.leaves(made))
+
+
+def test_every_parameter_has_a_place_on_every_mesh():
+    from onesug_jax.model.seq2seq import initial
+
+    boxed = jax.eval_shape(lambda key: initial(CONFIG, key), jax.random.key(0))
+    placed = meshes.param_shardings(boxed, meshes.make_mesh(data=2, fsdp=2, tensor=2))
+    assert "tensor" in str(placed["encoder"]["attention"]["multiples"].spec)
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [{"vector_dim": 0}, {"copying": True}, {"positions_per_layer": True}],
+)
+def test_settings_that_exclude_each_other_are_refused(wrong):
+    with pytest.raises(UserError, match="ModelConfig"):
+        dataclasses.replace(CONFIG, **wrong)
+
+
+def test_the_paper_s_model_has_no_items():
+    assert ModelConfig().vector_dim == 0 and not ModelConfig().candidate_tokens

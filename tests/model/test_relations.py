@@ -1,0 +1,96 @@
+"""Relations between items, and attention biased by them, against slow references."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from onesug_jax.model.relations import KEY_FEATURES, RelationAttention, overlap, relations
+from onesug_jax.train.mesh import unbox
+from tests.item_cases import CONFIG
+
+
+def drawn(seed=0, batch=2, places=6):
+    rng = np.random.default_rng(seed)
+    vectors = rng.normal(size=(batch, places, 4))
+    vectors /= np.linalg.norm(vectors, axis=-1, keepdims=True)
+    words = np.zeros((batch, places, 3), np.int32)
+    for row in words.reshape(-1, 3):
+        own = rng.choice(5, rng.integers(0, 4), replace=False) + 1
+        row[: len(own)] = own
+    numbers = rng.integers(0, 4, (batch, places)).astype(np.int32)
+    return vectors.astype(np.float32), words, np.where(words > 0, words / 2.0, 0.0), numbers
+
+
+def slow_overlap(one, other, weight):
+    one, other = set(one[one > 0].tolist()), set(other[other > 0].tolist())
+    either = sum(weight(word) for word in one | other)
+    return sum(weight(word) for word in one & other) / either if either else 0.0
+
+
+def test_relations_are_those_of_a_slow_reference():
+    vectors, words, weights, numbers = drawn()
+    found = np.asarray(relations(vectors, words, weights, numbers, keys=4))
+    assert found.shape == (2, 3, 6, 4)
+    for b in range(2):
+        for i in range(6):
+            for j in range(4):
+                shared = slow_overlap(words[b, i], words[b, j], lambda word: word / 2)
+                wanted = [vectors[b, i] @ vectors[b, j], shared]
+                wanted.append(float(numbers[b, i] == numbers[b, j] != 0))
+                np.testing.assert_allclose(found[b, :, i, j], wanted, atol=1e-6)
+
+
+def test_a_query_overlaps_itself_and_nothing_overlaps_nothing():
+    words = np.array([[[3, 9, 0], [0, 0, 0]]], np.int32)
+    weights = (words > 0).astype(np.float32)
+    np.testing.assert_allclose(overlap(words, weights, words, weights)[0], [[1, 0], [0, 0]])
+
+
+def test_attention_is_that_of_a_slow_reference():
+    """One position and one head at a time, in float64."""
+    rng = np.random.default_rng(1)
+    batch, queries, keys = 2, 5, 3
+    width, heads, size = CONFIG.d_model, CONFIG.num_heads, CONFIG.head_dim
+    x, context = rng.normal(size=(batch, queries, width)), rng.normal(size=(batch, keys, width))
+    bias = np.where(rng.random((batch, 1, 1, keys)) < 0.3, -1e9, 0.0)
+    bias = bias + rng.normal(size=(1, heads, queries, keys))
+    related = rng.random((batch, 3, queries, keys))
+    features = rng.random((batch, keys, KEY_FEATURES))
+    given = [np.asarray(a, np.float32) for a in (x, context, bias, related, features)]
+    module = RelationAttention(CONFIG)
+    made = unbox(module.init(jax.random.key(0), *given, True, method="related"))
+    made = jax.tree.map(lambda p: p + 0.2 * rng.normal(size=p.shape).astype(np.float32), made)
+    found = module.apply(made, *given, True, method="related")
+
+    p = {name: np.asarray(value, float) for name, value in made["params"].items()}
+    for b in range(batch):
+        for i in range(queries):
+            out, learnt = np.zeros(width), np.zeros((4, heads))
+            for h in range(heads):
+                query = x[b, i] @ p["query"][:, h]
+                scores = [
+                    query @ (context[b, j] @ p["key"][:, h])
+                    + bias[b, h, i, j]
+                    + related[b, :, i, j] @ p["multiples"][:, h]
+                    + features[b, j] @ p["key_bias"][:, h]
+                    for j in range(keys)
+                ]
+                weights = np.exp(np.array([*scores, p["sink"][h]]) - max(scores + [p["sink"][h]]))
+                weights = (weights / weights.sum())[:keys]
+                values = context[b] @ p["value"][:, h]
+                out += weights @ values @ p["out"][h]
+                learnt[:3, h], learnt[3, h] = related[b, :, i] @ weights, weights.sum()
+            hidden = np.einsum("rh,rhd->d", 3 * learnt, p["found_in"])
+            out += hidden / (1 + np.exp(-hidden)) @ p["found_out"]
+            assert size == p["query"].shape[2]
+            np.testing.assert_allclose(found[b, i], out, rtol=2e-4, atol=2e-4)
+
+
+def test_what_sees_nothing_alike_finds_nothing():
+    """With every key far below the sink, the values add nothing."""
+    module, zeros = RelationAttention(CONFIG), jnp.zeros((1, 1, CONFIG.d_model))
+    related, features = jnp.zeros((1, 3, 1, 2)), jnp.zeros((1, 2, KEY_FEATURES))
+    context = jnp.ones((1, 2, CONFIG.d_model))
+    given = (zeros, context, jnp.full((1, 1, 1, 2), -1e9), related, features, True)
+    made = module.init(jax.random.key(0), *given, method="related")
+    np.testing.assert_allclose(module.apply(made, *given, method="related"), 0.0, atol=1e-6)
