@@ -77,6 +77,11 @@ class PrefixIndex:
         size = sum(self._arrays[name].nbytes for name in names)
         return (size + self.queries.block.nbytes + self.queries.offsets.nbytes) / len(self)
 
+    @property
+    def prefix_vectors(self) -> np.ndarray:
+        """Unit vectors e_p, `[P, D]`, by number."""
+        return self._arrays["prefix_vectors"]
+
     def known(self, prefix: str) -> int:
         """The number of a known prefix, or -1."""
         return self.prefixes.find(prefix)

@@ -28,7 +28,7 @@ def construct(spec: StageSpec, context: Context, configurables: Mapping[str, str
     for name in spec.uses():
         module, _, attribute = configurables[name].partition(":")
         target = getattr(importlib.import_module(module), attribute)
-        if not inspect.isclass(target):
+        if not inspect.isclass(target) or name == "ModelConfig":  # needs the vocabulary's size
             continue
         needed = [p for p in inspect.signature(target).parameters.values() if p.default is p.empty]
         if not needed:
@@ -108,8 +108,12 @@ def model_config(context: Context):
     Raises:
       UserError: its sizes do not fit each other.
     """
-    soft = encoder_width(context) if context.configured("FeatureSpec")().soft else 0
-    return context.configured("ModelConfig")(vocab_size=vocabulary_size(context), soft_dim=soft)
+    spec, size = context.configured("FeatureSpec")(), vocabulary_size(context)
+    if spec.items:
+        vectors = {"vector_dim": encoder_width(context)}
+    else:
+        vectors = {"soft_dim": encoder_width(context) if spec.soft else 0}
+    return context.configured("ModelConfig")(vocab_size=size, **vectors)
 
 
 def state_bytes(step: Step, context: Context) -> int:

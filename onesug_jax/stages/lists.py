@@ -112,6 +112,9 @@ def score(
     from onesug_jax.tasks.features import history_of
     from onesug_jax.train import mesh as meshes
 
+    used = opened.model_stage(context) if model in (None, "auto") else model
+    if opened.model_description(context, used)["features"]["items"]:
+        return replayed(context, split, *logs, limit=limit, rivals=rivals)
     chosen = {} if model is None else {"model": model}
     if params is not None and distributed.place_among()[1] > 1:
         params = meshes.on_host(params)  # each process writes its share of the lists by itself
@@ -144,6 +147,92 @@ def score(
         process=distributed.place_among(),
         exchange=distributed.exchanged,
     )
+
+
+def item_suggester(context: Context, state, table, *, model: str = "auto"):
+    """The trained model with candidate tokens, over the queries of an as-of state.
+
+    Args:
+      state: numbers the queries. table: `QueryTables` of them.
+    """
+    from onesug_jax.decode.item_suggester import ItemSuggester
+    from onesug_jax.model.config import ModelConfig
+    from onesug_jax.model.seq2seq import Seq2Seq
+    from onesug_jax.stages import items
+    from onesug_jax.tasks.features import FeatureSpec, Featurizer
+    from onesug_jax.tasks.vocabulary import Vocabulary
+    from onesug_jax.train.checkpoint import load_params
+
+    stage = opened.model_stage(context) if model == "auto" else model
+    stored = opened.model_description(context, stage)
+    opened.cache_compiled(context)
+    index = items.index(context.work)
+    return ItemSuggester(
+        Seq2Seq(ModelConfig(**{**stored["model"], "dropout": 0.0})),
+        load_params(getattr(context.work, stage)),
+        Featurizer(Vocabulary.load(context.work.vocab), FeatureSpec(**stored["features"])),
+        vars(table),
+        state.text,
+        lambda prefix: index.known(prefix) + 1,
+    )
+
+
+def replayed(
+    context: Context, split: str, *logs: str, limit: int | None = None, rivals: bool = True
+):
+    """Scores one file of a log, replayed through time, with the model and its rivals.
+
+    Args:
+      split: the file. logs: folders with all that happened before and during it.
+    """
+    from onesug_jax.evaluate import baselines, evaluator
+    from onesug_jax.evaluate.replay import plain_requests, replay, settings_at
+    from onesug_jax.stages import items
+
+    freshness = context.settings.get("evaluate.freshness", "1m")
+    state = items.state(context)
+    state_config, frozen = settings_at(state.config, freshness)
+    state = items.state(context, freshness_ms=state_config.freshness_ms)
+    table = items.tables(context)
+    writer = item_suggester(context, state, table)
+    suggesters = {"model": writer}
+    lists = {"model": writer.suggest}
+    if rivals:
+        lists["most_popular"] = baselines.MostPopular(opened.completions(context)).suggest
+        for name, rival in baselines.as_of(state.text, state.config).items():
+            lists[name] = rival.suggest
+        if opened.model_stage(context) == "rwr":
+            suggesters["sft"] = item_suggester(context, state, table, model="pretrain")
+            lists["sft"] = suggesters["sft"].suggest
+    encode = functools.cache(lambda: opened.encoder(context.work))
+    filled = [state.first]
+
+    def make(state, rows, asked):
+        if len(state) > filled[0]:
+            numbers = range(filled[0], len(state))
+            table.add(numbers, [state.text(n) for n in numbers], lambda t: encode().encode(t))
+            for one in suggesters.values():
+                one.refresh(vars(table), filled[0] + 1, len(state) + 1)
+            filled[0] = len(state)
+        return plain_requests(state, rows, asked)
+
+    files = list(dict.fromkeys(path for log in logs for path in opened.splits(log).values()))
+    files = [path for path in files if os.path.basename(path) != "test.parquet" or path == split]
+    rows = replay(
+        state,
+        files,
+        split,
+        lists,
+        frozen=frozen,
+        make=make,
+        prefix_counts=evaluator.prefix_counts(os.path.join(context.home.log, "train.parquet")),
+        limit=limit,
+        told=lambda query: state.number(query) >= 0,
+        process=distributed.place_among(),
+    )
+    known = len(opened.completions(context))
+    slices = context.configured("SliceSpec")()
+    return evaluator.Evaluation(evaluator.summarise(rows, known=known, slices=slices), rows)
 
 
 def judged(metrics) -> dict[str, float]:
@@ -194,6 +283,7 @@ def evaluate(
     *,
     split: str = "dev",
     name: str | None = None,
+    freshness: str = "1m",
     headline: Sequence[str] = ("hr@16", "mrr@16"),
 ) -> None:
     """Model and most popular completion on a split, into WORK_DIR/report/NAME.

@@ -97,12 +97,14 @@ def examples(
     *,
     mixture: str = "onesug",
     tasks: dict[str, float] | None = None,
+    candidates: int = 64,
     workers: int | None = None,
 ) -> None:
     """Fixed examples of a SeqIO mixture, into WORK_DIR/examples.
 
     `mixture` names the one of this project, made of `tasks` (kind -> rate), or any other in
-    SeqIO's registry that a gin file's `import` has registered. `workers` processes find related
+    SeqIO's registry that a gin file's `import` has registered. With `FeatureSpec.items`, rows are
+    made by one walk through time and hold at most `candidates`. `workers` processes find related
     queries: None: one a core where the log is worth it; 1: none but this one.
     """
     import pyarrow.parquet as pq
@@ -114,7 +116,9 @@ def examples(
     vocabulary = Vocabulary.load(context.work.vocab)
     spec = context.configured("FeatureSpec")()
     splits = opened.splits(context.work.log)
-    if mixture == "onesug":
+    if mixture == "onesug" and spec.items:
+        _item_examples(context, vocabulary, spec, splits, candidates)
+    elif mixture == "onesug":
         index = opened.completions(context)
         related = opened.related(context, spec)
         again = functools.partial(opened.related_in, context.work, related.config, spec)
@@ -141,6 +145,33 @@ def examples(
             vocabulary=vocabulary,
         )
     write_json(os.path.join(context.work.examples, "features.json"), dataclasses.asdict(spec))
+
+
+def _item_examples(context: Context, vocabulary, spec, splits, candidates: int) -> None:
+    """Rows of train and dev as of their own moments, from one walk through the log."""
+    import numpy as np
+
+    from onesug_jax.logs.asof.walk import read_events, walk
+    from onesug_jax.stages import items
+    from onesug_jax.tasks import item_examples
+    from onesug_jax.tasks.features import Featurizer
+
+    names = [name for name in ("train", "dev") if name in splits]
+    events = read_events([splits[name] for name in names])
+    state = items.state(context, candidates=candidates)
+    # A query of few visitors is not learnt (mine.min_users).
+    wanted = np.array([e.file > 0 or state.number(e.query) >= 0 for e in events], bool)
+    index = items.index(context.work)
+    files = np.array([event.file for event in events])
+    counts = {name: int(np.sum(wanted & (files == n))) for n, name in enumerate(names)}
+    item_examples.write(
+        context.work.examples,
+        walk(state, events, wanted),
+        {name: item_examples.Texts(splits[name]) for name in names},
+        counts,
+        Featurizer(vocabulary, spec),
+        lambda prefix: index.known(prefix) + 1,
+    )
 
 
 def _id_kinds(context: Context, vocabulary, index, tasks: dict[str, float] | None) -> dict:

@@ -35,11 +35,11 @@ def pretrain(
     """
     from onesug_jax.align.pretrain import pretrain_stage
     from onesug_jax.model.hf_config import is_folder
-    from onesug_jax.stages import pretrained
+    from onesug_jax.stages import items, pretrained, watch
     from onesug_jax.stages.lists import score
-    from onesug_jax.tasks.loader import Loader
     from onesug_jax.tasks.vocabulary import Vocabulary
     from onesug_jax.train import loop
+    from onesug_jax.train import mesh as meshes
     from onesug_jax.train.chips import published_flops
     from onesug_jax.train.mesh import batch_part
 
@@ -49,7 +49,8 @@ def pretrain(
     features = opened.read(os.path.join(work.examples, "features.json"))
     mesh = context.configured("make_mesh")()
     index, count = batch_part(mesh)
-    loader: Loader = context.configured("Loader")(
+    load = functools.partial(
+        context.configured("ItemLoader" if features["items"] else "Loader"),
         work.examples,
         batch_size=batch_size,
         seed=context.seed,
@@ -57,15 +58,19 @@ def pretrain(
         process_count=count,
         vocabulary=vocabulary.fingerprint,
     )
-    config = context.configured("ModelConfig")(
-        vocab_size=vocabulary.size,
-        soft_dim=loader.soft_dim,
-        soft_id=vocabulary.soft_id,
-        first_marker=vocabulary.first_marker,
-        last_marker=vocabulary.last_marker,
-        end_id=vocabulary.eos_id,
-    )
-    stage = pretrain_stage(config)
+    loader = load()
+    known = {"vocab_size": vocabulary.size, "soft_id": vocabulary.soft_id}
+    known |= {"first_marker": vocabulary.first_marker, "last_marker": vocabulary.last_marker}
+    known |= {"end_id": vocabulary.eos_id}
+    tables = None
+    if features["items"]:
+        tables = meshes.replicate(mesh, items.on_device(items.tables(context)))
+        columns = loader.examples.arrays["candidate_counts"].shape[2]
+        known |= {"vector_dim": tables.vectors.shape[1], "count_columns": columns}
+    else:
+        known |= {"soft_dim": loader.soft_dim}
+    config = context.configured("ModelConfig")(**known)
+    stage = pretrain_stage(config, tables)
     initial: str | Callable | None = params_from
     if params_from is not None and is_folder(params_from):
         pretrained.check_fits(params_from, config, vocabulary)
@@ -84,11 +89,27 @@ def pretrain(
 
     dev = os.path.join(work.log, "dev.parquet")
     watched = bool(evaluate_every and dev_rows and os.path.exists(dev))
+    cost = 0.0
+    if not watched:
+        dev_metrics = None
+    elif features["items"]:
+        dev_metrics = watch.watch(load(split="dev"), config, tables, mesh, dev_rows)
+    else:
 
-    def dev_metrics(params, step: int) -> dict[str, float]:
-        scores = score(context, dev, work.log, model="pretrain", params=params, limit=dev_rows)
-        scores = scores.metrics["model"]["all"]
-        return {name: scores[name] for name in ("hr@16", "mrr@16")}
+        def dev_metrics(params, step: int) -> dict[str, float]:
+            scores = score(context, dev, work.log, model="pretrain", params=params, limit=dev_rows)
+            scores = scores.metrics["model"]["all"]
+            return {name: scores[name] for name in ("hr@16", "mrr@16")}
+
+    if features["items"]:
+        cost = 3.0 * config.flops_per_example(
+            loader.input_length,
+            loader.target_length,
+            loader.examples.arrays["history"].shape[1],
+            loader.sizes[-1],
+        )
+    else:
+        cost = 3.0 * loader.mean_cost(config.flops_per_example)
 
     loop.fit(
         stage,
@@ -103,7 +124,7 @@ def pretrain(
         log_every=log_every,
         checkpoint_every=checkpoint_every,
         evaluate_every=evaluate_every if watched else 0,
-        evaluate_fn=dev_metrics if watched else None,
+        evaluate_fn=dev_metrics,
         best_metric="mrr@16" if watched else None,
         params_from=initial,
         identity=opened.identity(context, config, vocabulary.fingerprint),
@@ -111,7 +132,7 @@ def pretrain(
             k: v for k, v in context.settings.items() if k.startswith(("ModelConfig", "Loader"))
         },
         profile_steps=profile_steps,
-        flops_per_example=3 * loader.mean_cost(config.flops_per_example),
+        flops_per_example=cost,
         peak_flops=published_flops(mesh.devices.flat[0].device_kind),
     )
     distributed.agreed(lambda: opened.make_bundle(context, "pretrain"))
@@ -138,7 +159,7 @@ def describe_pretrain(context: Context) -> str:
         ("decoder_loss_weights", spec.target_length),
     ):
         lines.append(f"  {name:<44} [{batch}, {length}]")
-    if soft:
+    if soft and not spec.items:
         lines.append(f"  {'encoder_soft':<44} [{batch}, 1, {soft}]")
     lines.append("parameters:")
     boxed = jax.eval_shape(pretrain_stage(config).init_fn, jax.random.key(0))
@@ -147,7 +168,7 @@ def describe_pretrain(context: Context) -> str:
     )
     for path, leaf in leaves:
         name = jax.tree_util.keystr(path, simple=True, separator="/")
-        shape, axes = list(leaf.value.shape), ", ".join(leaf.names)
+        shape, axes = list(leaf.value.shape), ", ".join(map(str, leaf.names))
         lines.append(f"  {name:<44} {str(shape):<22} {leaf.value.size:>13,}  ({axes})")
     lines.append(f"  in all {config.parameters():,}")
     flops = config.flops_per_example(spec.input_length, spec.target_length)

@@ -162,6 +162,8 @@ class FeatureSpec:
       soft: whether the enhanced prefix e_p* is shown, as one soft token.
       worth: whether related queries are shown with their grades.
       ages: whether history queries are shown with how long ago they were searched, in grades.
+      items: whether candidates and history are items, numbers with counts and ages, and only the
+        prefix and the profile are text; else they are text, as in the paper.
     """
 
     input_length: int = 144
@@ -172,6 +174,7 @@ class FeatureSpec:
     soft: bool = True
     worth: bool = True
     ages: bool = True
+    items: bool = True
 
     def __post_init__(self):
         if self.input_length < 8 or self.target_length < 2 or min(self.related, self.history) < 0:
@@ -203,6 +206,19 @@ class Featurizer:
         token.
         """
         return np.array(self._inputs(request), np.int32)
+
+    def item_input(self, prefix: str, profile: Sequence[str]) -> np.ndarray:
+        """The encoder's ids of a request whose candidates and history are items: prefix, the place
+        of e_p*, profile. int32 `[L]`.
+        """
+        v, spec = self.vocabulary, self.spec
+        out = [v.prefix_id, *self._text_ids(prefix)[-(spec.input_length // 2 - 1) :]]
+        if spec.soft:
+            out.append(v.soft_id)
+        if spec.profile and profile:
+            room = min(spec.input_length - 1 - len(out), spec.input_length // 4)
+            out += self._section(profile, v.item_ids["profile"], room)[0]
+        return np.array([*out, v.eos_id], np.int32)
 
     def _inputs(self, request: Request) -> list[int]:
         v, spec = self.vocabulary, self.spec

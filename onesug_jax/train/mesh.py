@@ -84,6 +84,11 @@ def replicated(mesh: Mesh) -> NamedSharding:
     return NamedSharding(mesh, P())
 
 
+def replicate(mesh: Mesh, tree: Any) -> Any:
+    """The tree's arrays, the same on every device."""
+    return jax.device_put(tree, replicated(mesh))
+
+
 def batch_sharding(mesh: Mesh) -> NamedSharding:
     """Examples (dimension 0) over `data` and `fsdp`; every array of a batch is laid out so."""
     return NamedSharding(mesh, P(BATCH_AXES))

@@ -1,0 +1,109 @@
+"""What is known of every query and prefix by its number: vectors and words (PAPER.md section 2).
+
+Row 0 stands for none; a query's row is its number + 1, so that the arrays of requests (`logs.asof`)
+are rows. Queries that come to exist later get the spare rows at the end; the shapes never change,
+so nothing is compiled again. This file knows numpy only; the model reads the arrays on the device.
+"""
+
+from __future__ import annotations
+
+import collections
+import zlib
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+WORDS = 8  # most distinct words of a query that count
+_CODES = 2**24 - 1
+_WIDE = 0x2E7F  # from here on characters are of scripts without spaces between words
+
+
+def words_of(text: str) -> list[str]:
+    """The distinct words of a query, at most `WORDS`; of a text that writes no spaces between words
+    (Chinese, Japanese), every two neighbouring characters.
+    """
+    wide = sum(ord(character) > _WIDE for character in text) * 2 > len(text)
+    if wide:
+        compact = text.replace(" ", "")
+        parts = [compact[i : i + 2] for i in range(max(1, len(compact) - 1))]
+    else:
+        parts = text.split()
+    return list(dict.fromkeys(parts))[:WORDS]
+
+
+@dataclass
+class QueryTables:
+    """Arrays of all queries and prefixes; see the module docstring.
+
+    Attributes:
+      vectors: `[1 + N + spare, E]` float32, unit vectors e_q*.
+      words: `[1 + N + spare, WORDS]` int32, hashed words, 0 behind them.
+      word_weights: the same shape, float32: log(1 + N / queries that hold the word).
+      prefix_vectors: `[1 + P, E]` float32, unit vectors e_p.
+      first: N, how many queries had a row at the start.
+    """
+
+    vectors: np.ndarray
+    words: np.ndarray
+    word_weights: np.ndarray
+    prefix_vectors: np.ndarray
+    first: int
+    frequency: dict[str, int]
+
+    @classmethod
+    def build(
+        cls,
+        queries: Sequence[str],
+        vectors: np.ndarray,
+        prefix_vectors: np.ndarray,
+        spare: int = 0,
+    ) -> QueryTables:
+        """Tables of N queries.
+
+        Args:
+          queries: by number. vectors: `[N, E]`, of any length; prefix_vectors: `[P, E]`.
+          spare: rows for queries that appear later.
+
+        Raises:
+          ValueError: other numbers of queries and vectors.
+        """
+        if len(queries) != len(vectors):
+            raise ValueError(f"{len(queries)} queries but {len(vectors)} vectors")
+        parts = [words_of(query) for query in queries]
+        frequency = dict(collections.Counter(word for words in parts for word in words))
+        rows = 1 + len(queries) + spare
+        tables = cls(
+            np.zeros((rows, vectors.shape[1]), np.float32),
+            np.zeros((rows, WORDS), np.int32),
+            np.zeros((rows, WORDS), np.float32),
+            np.concatenate([np.zeros((1, vectors.shape[1])), prefix_vectors]).astype(np.float32),
+            len(queries),
+            frequency,
+        )
+        tables.vectors[1 : 1 + len(queries)] = unit(np.asarray(vectors, np.float32))
+        for number, words in enumerate(parts):
+            tables._set_words(number, words)
+        return tables
+
+    def add(
+        self, numbers: Sequence[int], texts: Sequence[str], encode: Callable[..., np.ndarray]
+    ) -> None:
+        """Fills the rows of queries that came to exist: their vectors by `encode(texts) [n, E]`."""
+        if not len(numbers):
+            return
+        self.vectors[np.asarray(numbers) + 1] = unit(np.asarray(encode(list(texts)), np.float32))
+        for number, text in zip(numbers, texts, strict=True):
+            self._set_words(number, words_of(text))
+
+    def _set_words(self, number: int, words: Iterable[str]) -> None:
+        for place, word in enumerate(words):
+            self.words[number + 1, place] = 1 + zlib.crc32(word.encode()) % _CODES
+            seen = max(self.frequency.get(word, 1), 1)
+            self.word_weights[number + 1, place] = np.log(1 + max(self.first, 1) / seen)
+
+
+def unit(vectors: np.ndarray) -> np.ndarray:
+    """`[n, E]` scaled to length 1; zeros stay zeros."""
+    lengths = np.linalg.norm(vectors, axis=1, keepdims=True)
+    return vectors / np.where(lengths > 0, lengths, 1.0)

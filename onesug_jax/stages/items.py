@@ -1,0 +1,72 @@
+"""What the stages share of requests with items: the as-of state, and the tables on the device."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import os
+from typing import TYPE_CHECKING
+
+from onesug_jax.pipeline.spec import Context
+from onesug_jax.pipeline.workdir import WorkDir
+from onesug_jax.stages import opened
+from onesug_jax.stages.represent import EMBEDDINGS
+
+if TYPE_CHECKING:
+    from onesug_jax.logs.asof.state import AsOf
+    from onesug_jax.model.items import ItemTables
+    from onesug_jax.represent.prefix_index import PrefixIndex
+    from onesug_jax.retrieval.tables import QueryTables
+
+SPARE = 4096  # rows for queries that appear after training
+
+
+def index(work: WorkDir) -> PrefixIndex:
+    """The index of prefixes and queries."""
+    from onesug_jax.represent.prefix_index import PrefixIndex
+
+    return PrefixIndex.load(work.index, expect={"encoder": opened.encoder_in_use(work)})
+
+
+def state(context: Context, *, spare: int = SPARE, **changes) -> AsOf:
+    """The as-of state of a shop before its first search.
+
+    Args:
+      spare: numbers for queries that appear later.
+      changes: of `AsOfConfig`.
+    """
+    from onesug_jax.logs.asof.state import AsOf
+
+    config = context.configured("AsOfConfig")()
+    known = opened.completions(context)
+    found = index(context.work)
+
+    @functools.lru_cache(maxsize=65_536)
+    def around(prefix: str) -> tuple[int, ...]:
+        numbers = found.neighbours(prefix, config.around)
+        return () if numbers is None else tuple(numbers.tolist())
+
+    config = dataclasses.replace(config, **changes)
+    return AsOf(known.queries, config, spare=spare, around=around if config.around else None)
+
+
+def tables(context: Context, *, spare: int = SPARE) -> QueryTables:
+    """Vectors and words of all queries and prefixes that were mined."""
+    import numpy as np
+
+    from onesug_jax.retrieval.tables import QueryTables
+
+    vectors = np.load(os.path.join(context.work.semantic_ids, EMBEDDINGS), mmap_mode="r")
+    return QueryTables.build(
+        opened.completions(context).queries, vectors, index(context.work).prefix_vectors, spare
+    )
+
+
+def on_device(tables: QueryTables) -> ItemTables:
+    """The tables as the model reads them."""
+    import jax.numpy as jnp
+
+    from onesug_jax.model.items import ItemTables
+
+    names = ("vectors", "words", "word_weights", "prefix_vectors")
+    return ItemTables(*(jnp.asarray(getattr(tables, name)) for name in names))

@@ -1,0 +1,151 @@
+"""Batches of rows with items: a pure function of (seed, step), in a few shapes.
+
+A batch holds rows with about as many candidates, so that its arrays end where the longest does: at
+8, 32 or all. Each size shuffles on its own; the sizes take turns in proportion to their rows.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import grain
+import numpy as np
+
+from onesug_jax.errors import UserError
+from onesug_jax.logs.schema import Level
+from onesug_jax.tasks.item_examples import TASK, ItemExamples
+
+
+class ItemLoader:
+    """Batches of one split.
+
+    Args:
+      folder: what the examples stage wrote.
+      batch_size: rows of a batch, over all processes.
+      seed: of the order.
+      sizes: most candidates of a batch, ascending; what more a row has is left out of it.
+      order_weight: what a row that ended in an order weighs; others weigh 1.
+      process_index, process_count: which rows of every batch this process reads.
+      vocabulary: expected fingerprint of the vocabulary.
+
+    Raises:
+      UserError: missing examples, another vocabulary, settings that cannot hold.
+    """
+
+    def __init__(
+        self,
+        folder: str,
+        *,
+        split: str = "train",
+        batch_size: int = 64,
+        seed: int = 0,
+        sizes: Sequence[int] = (8, 32, 64),
+        order_weight: float = 1.0,
+        process_index: int = 0,
+        process_count: int = 1,
+        vocabulary: str | None = None,
+    ):
+        if batch_size < 1 or batch_size % process_count:
+            raise UserError(
+                f"batch_size: expected a positive multiple of the {process_count} process(es), "
+                f"found {batch_size}."
+            )
+        if list(sizes) != sorted(set(sizes)) or not sizes or sizes[0] < 1 or order_weight <= 0:
+            raise UserError(
+                f"ItemLoader: expected ascending sizes from 1 up and order_weight above 0; found "
+                f"sizes={tuple(sizes)}, order_weight={order_weight}."
+            )
+        self.examples = ItemExamples(folder, split)
+        found = self.examples.meta["vocabulary"]
+        if vocabulary not in (None, found):
+            raise UserError(
+                f"{self.examples.folder}: expected examples of vocabulary {vocabulary}, found "
+                f"{found}; build the examples again."
+            )
+        if not len(self.examples):
+            raise UserError(f"{self.examples.folder}: expected at least one example, found none.")
+        self.tasks, self.batch_size = [TASK], batch_size
+        self.order_weight = order_weight
+        longest = self.examples.meta["longest"]
+        self.input_length = -(-longest["inputs"] // 4) * 4
+        self.target_length = -(-longest["targets"] // 4) * 4
+        most = self.examples.arrays["candidates"].shape[1]
+        self.sizes = sorted({min(size, most) for size in sizes})
+        room = np.count_nonzero(self.examples.arrays["candidates"], axis=1)
+        group = np.minimum(np.searchsorted(self.sizes, room), len(self.sizes) - 1)
+        self._rows = [np.flatnonzero(group == number) for number in range(len(self.sizes))]
+        streams, weights = [], []
+        for number, rows in enumerate(self._rows):
+            if len(rows):
+                mixed = int(np.random.SeedSequence([seed, number]).generate_state(1)[0])
+                stream = grain.MapDataset.source(rows).shuffle(seed=mixed).repeat()
+                batch = _Batches(self, self.sizes[number])
+                stream = stream.batch(batch_size // process_count, batch_fn=batch)
+                streams.append(stream[process_index::process_count])
+                weights.append(float(len(rows)))
+        total = len(self.examples)
+        self._shares = {self.sizes[n]: len(rows) / total for n, rows in enumerate(self._rows)}
+        mix = grain.MapDataset.mix
+        self._batches = streams[0] if len(streams) == 1 else mix(streams, weights)
+
+    def batch_at(self, step: int) -> dict[str, np.ndarray]:
+        """This process's rows of global batch `step`, see `arrays`."""
+        return self._batches[step]
+
+    def arrays(self, rows: np.ndarray, size: int) -> dict[str, np.ndarray]:
+        """The arrays of some rows, with room for `size` candidates.
+
+        Returns:
+          T5X's `encoder_input_tokens [B, L]`, `decoder_input_tokens`, `decoder_target_tokens` and
+          `decoder_loss_weights [B, T]`; the items `candidates [B, size]`, `candidate_counts
+          [B, size, K]`, `history`, `history_minutes [B, H]`, `clock [B, 2]`, `prefix_row [B]`;
+          `target_candidate [B]`, the target's place + 1; `weight [B]`.
+        """
+        given = self.examples.arrays
+        order = np.argsort(rows, kind="stable")  # neighbours on the disk are read together
+        back = np.empty_like(order)
+        back[order] = np.arange(len(order))
+        ordered = np.asarray(rows)[order]
+
+        def read(name: str, kind, *cut: slice) -> np.ndarray:
+            return np.ascontiguousarray(given[name][ordered][back][(slice(None), *cut)]).astype(
+                kind
+            )
+
+        inputs = self.examples.text("inputs", rows, self.input_length)
+        targets = self.examples.text("targets", rows, self.target_length)
+        place = read("target_candidate", np.int32)
+        levels = read("level", np.int32)
+        return {
+            "encoder_input_tokens": inputs,
+            "decoder_input_tokens": np.pad(targets, ((0, 0), (1, 0)))[:, :-1],
+            "decoder_target_tokens": targets,
+            "decoder_loss_weights": (targets > 0).astype(np.float32),
+            "candidates": read("candidates", np.int32, slice(size)),
+            "candidate_counts": read("candidate_counts", np.float32, slice(size)),
+            "history": read("history", np.int32),
+            "history_minutes": read("history_minutes", np.float32),
+            "clock": read("clock", np.int32),
+            "prefix_row": read("prefix_row", np.int32),
+            "target_candidate": np.where(place <= size, place, 0),
+            "weight": np.where(levels == Level.ORDER, self.order_weight, 1.0).astype(np.float32),
+        }
+
+    def describe(self) -> str:
+        """One line for logs."""
+        shapes = ", ".join(f"{size}: {share:.0%}" for size, share in self._shares.items())
+        steps = -(-len(self.examples) // self.batch_size)
+        return (
+            f"{len(self.examples):,} rows in batches of {self.batch_size}, epoch {steps:,} steps; "
+            f"text {self.input_length}+{self.target_length}, candidates {shapes}"
+        )
+
+
+class _Batches:
+    """The rows of one batch -> its arrays."""
+
+    def __init__(self, loader: ItemLoader, size: int):
+        self._loader, self._size = loader, size
+
+    def __call__(self, rows) -> dict[str, np.ndarray]:
+        return self._loader.arrays(np.asarray(rows), self._size)
