@@ -185,7 +185,8 @@ def ingest(
                 drop_repeats(database, staging, paths)
                 pool = pool_of(database, dev_days)
                 if pool is not None and chosen.dated:
-                    drop_far_away(database, staging, paths, pool)
+                    split = bool(dev_days or test_days)
+                    drop_far_away(database, staging, paths, pool, only_later=not split)
                 staging.stop_if_too_bad()
                 verdicts = choose_profile(database, sorted(staging.profile), profile)
                 rule, label = split_rule(database, pool, log, dev_days, test_days)
