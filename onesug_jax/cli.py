@@ -10,21 +10,21 @@ import argparse
 import ast
 import dataclasses
 from collections.abc import Mapping, Sequence
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from onesug_jax.errors import UserError
-from onesug_jax.registry import PROGRAM, StageSpec
-from onesug_jax.signatures import nearest, parameters
+from onesug_jax.pipeline.spec import PROGRAM, StageSpec
+from onesug_jax.signatures import is_literal, nearest, parameters
 
-MACROS = {  # name: (type, meaning)
-    "WORK_DIR": ("str", "folder for everything the stages make"),
-    "LOG": ("str | None", "the suggestion log: a file, folder or glob; None = a simulated shop's"),
-    "MODEL": ("str", "size: a name in gin_configs/models, or a gin file"),
-    "MESH": ("str", "devices: a name in gin_configs/mesh, or a gin file"),
-    "BATCH_SIZE": ("int", "examples in a training step, over all devices"),
-    "STEPS": ("int", "training steps"),
-    "SEED": ("int", "the one seed of all randomness"),
-    "PARAMS_FROM": ("str | None", "a folder of parameters to start training from"),
+MACROS: dict[str, tuple[Any, str]] = {  # name: (type, meaning)
+    "WORK_DIR": (str, "folder for everything the stages make"),
+    "LOG": (str | None, "the suggestion log: a file, folder or glob; None = a simulated shop's"),
+    "MODEL": (str, "size: a name in gin_configs/models, or a gin file"),
+    "MESH": (str, "devices: a name in gin_configs/mesh, or a gin file"),
+    "BATCH_SIZE": (int, "examples in a training step, over all devices"),
+    "STEPS": (int, "training steps"),
+    "SEED": (int, "the one seed of all randomness"),
+    "PARAMS_FROM": (str | None, "a folder of parameters to start training from"),
 }
 
 
@@ -53,7 +53,7 @@ def quoted(name: str, value: str) -> str:
     except (ValueError, SyntaxError):
         nested = value[:1] in ("[", "(", "{") and ("@" in value or "%" in value)
         return value if nested else repr(value)
-    is_text = MACROS.get(name, ("",))[0].startswith("str")  # WORK_DIR=7 is the folder called 7
+    is_text = name in MACROS and MACROS[name][0] is not int  # WORK_DIR=7 is the folder called 7
     return repr(value if is_text and not isinstance(literal, str | None) else literal)
 
 
@@ -89,7 +89,7 @@ def parse(
             bindings.append((name.strip(), quoted(name.strip(), value)))
         else:
             rest.append(argument)
-    parser = _parser(stages[stage], configurables)
+    parser = _parser(stages[stage], stages, configurables)
     if "-h" in rest or "--help" in rest:
         return parser.format_help()
     options, unknown = parser.parse_known_args(rest)
@@ -106,7 +106,9 @@ class _Parser(argparse.ArgumentParser):
         raise UserError(f"{message}. See {self.prog} --help.")
 
 
-def _parser(spec: StageSpec, configurables: Mapping[str, str]) -> argparse.ArgumentParser:
+def _parser(
+    spec: StageSpec, stages: Mapping[str, StageSpec], configurables: Mapping[str, str]
+) -> argparse.ArgumentParser:
     parser = _Parser(
         prog=f"{PROGRAM} {spec.name}",
         description=spec.summary,
@@ -131,11 +133,17 @@ def _parser(spec: StageSpec, configurables: Mapping[str, str]) -> argparse.Argum
     parser.add_argument(
         "--dry_run",
         action="store_true",
-        help="print the configuration and array shapes, and do nothing",
+        help="check everything, print the configuration and the plan, and do nothing",
     )
     if spec.folder or spec.name == "run":
         parser.add_argument(
-            "--force", action="store_true", help="run again even if nothing has changed"
+            "--restart",
+            nargs="?",
+            const=spec.name,
+            choices=[one.name for one in stages.values() if one.folder],
+            metavar="STAGE",
+            help="make this stage anew though it is finished, and allow trained stages after it to "
+            "be replaced; each old result stays until the new one is finished",
         )
     if spec.flags:
         spec.flags(parser)
@@ -144,10 +152,10 @@ def _parser(spec: StageSpec, configurables: Mapping[str, str]) -> argparse.Argum
 
 def _epilog(spec: StageSpec, configurables: Mapping[str, str]) -> str:
     lines = [
-        f"  {name}.{parameter.name} = {parameter.default}"
+        f"  {name}.{parameter.name} = {parameter.default!r}"
         for name in spec.uses()
-        for parameter in (parameters(configurables[name]) or {}).values()
-        if parameter.default is not None
+        for parameter in parameters(configurables[name]).values()
+        if is_literal(parameter.default)
     ]
     if lines:
         lines.insert(0, "--gin.NAME=VALUE sets the macros and, with the code's defaults:")

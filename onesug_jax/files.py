@@ -1,49 +1,344 @@
-"""Files that are written whole or not at all, and asked for by name.
+"""Files and folders that appear complete or not at all, and the one fingerprint of what they hold.
 
-Any layer may use it; it knows nothing of what the files hold.
+Every layer writes through this file. A local file is written under a hidden name beside its target,
+flushed to the disk, and renamed; a reader sees the old content or the new one. A bucket
+(`gs://BUCKET/PATH`, any scheme of `etils.epath`) shows an object when its upload ends, so a remote
+file is written locally and then uploaded. Folders are replaced by a finished sibling. This file
+does not know what the files mean, and does not lock: one process writes a path at a time.
 """
 
 from __future__ import annotations
 
 import contextlib
+import ctypes
+import errno
+import fnmatch
+import hashlib
 import json
 import os
-from collections.abc import Iterable, Iterator
+import pathlib
+import secrets
+import shutil
+import tempfile
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, BinaryIO
 
 from onesug_jax.errors import UserError
 
+PathLike = str | os.PathLike[str]
+
+_MIB = 2**20
+_READ_FULLY = 256 * _MIB  # bytes; of a larger file only blocks are read for its fingerprint
+_BLOCKS = 64  # of 1 MiB each
+_NEXT, _REPLACED = ".next", ".replaced"  # a folder's successor and predecessor, as siblings
+_NEWER = ".newer"  # marks the newer one of two folders while one takes the place of the other
+_HERE, _RENAME_EXCHANGE = -100, 2  # Linux: AT_FDCWD, and the flag of renameat2
+_UNSUPPORTED = (errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP)
+
+# ---------------------------------------------------------------------------------- one file
+
+
+def is_remote(path: PathLike) -> bool:
+    """Whether `path` lies in a bucket rather than on a disk."""
+    return "://" in os.fspath(path)
+
 
 @contextlib.contextmanager
-def whole(path: str) -> Iterator[BinaryIO]:
-    """A file to write bytes to; it takes the place of `path` when the context ends without error.
+def atomic_path(path: PathLike) -> Iterator[str]:
+    """A temporary path for writers that need one; its file becomes `path` when the context ends.
 
-    Until then it is `path`.new, which an error leaves behind.
+    The temporary file is hidden and ends in the name of `path`, so that its extension is the same.
+    Missing folders are made. After an error `path` is as it was and the temporary file is gone;
+    only a killed process leaves one behind (`.new-*`).
     """
-    with open(path + ".new", "wb") as file:
+    if is_remote(path):
+        with tempfile.TemporaryDirectory() as folder:
+            new = os.path.join(folder, os.path.basename(os.fspath(path)))
+            yield new
+            with open(new, "rb") as source, _path(path).open("wb") as target:
+                shutil.copyfileobj(source, target, _MIB)
+        return
+    path = os.path.abspath(path)
+    folder, name = os.path.split(path)
+    os.makedirs(folder, exist_ok=True)
+    new = os.path.join(folder, f".new-{secrets.token_hex(4)}-{name}")
+    try:
+        with open(new, "xb") as file:
+            mode = os.fstat(file.fileno()).st_mode
+        yield new
+        if os.stat(new).st_mode != mode:
+            os.chmod(new, mode)  # some writers (safetensors) let only the owner read
+        _flush(new)
+        os.replace(new, path)
+        _flush(folder)
+    except BaseException:
+        pathlib.Path(new).unlink(missing_ok=True)
+        raise
+
+
+@contextlib.contextmanager
+def atomic_write(path: PathLike) -> Iterator[BinaryIO]:
+    """A binary file to write; it becomes `path` when the context ends, see `atomic_path`."""
+    with atomic_path(path) as new, open(new, "wb") as file:
         yield file
-    os.replace(path + ".new", path)
 
 
-def write_json(path: str, content: Any, *, indent: int = 2, ensure_ascii: bool = True) -> None:
-    """Write `content` as JSON with a line end, whole or not at all.
+def write_json(
+    path: PathLike,
+    content: Any,
+    *,
+    indent: int = 2,
+    ensure_ascii: bool = True,
+    allow_nan: bool = True,
+) -> None:
+    """Write `content` as JSON with a line end, by `atomic_write`.
 
     Raises:
       ValueError, TypeError: JSON cannot hold it; the file is then as it was.
     """
-    text = json.dumps(content, indent=indent, ensure_ascii=ensure_ascii)
-    with whole(path) as file:
+    text = json.dumps(content, indent=indent, ensure_ascii=ensure_ascii, allow_nan=allow_nan)
+    with atomic_write(path) as file:
         file.write(f"{text}\n".encode())
 
 
-def need(paths: Iterable[str], what: str, mend: str) -> None:
-    """Raise UserError for the first of `paths` that is no file.
+def read_json(path: PathLike, what: str, way_out: str) -> Any:
+    """The value that a JSON file holds.
 
     Args:
-      paths: of files.
-      what: "a saved quantiser", of which they are.
-      mend: "train it again", which makes them.
+      what: what the file is, "the metrics of an evaluation"; for the message.
+      way_out: what to do without it, "run evaluate first".
+
+    Raises:
+      UserError: there is no such file, or it is not JSON.
     """
+    try:
+        return json.loads(_path(path).read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise UserError(f"{path}: expected {what}, found no such file; {way_out}") from None
+    except ValueError as error:
+        raise UserError(
+            f"{path}: expected {what} as JSON, found a damaged file ({error}); {way_out}"
+        ) from error
+
+
+def require_files(paths: Iterable[PathLike], what: str, way_out: str) -> None:
+    """Raise UserError for the first of `paths` that is no file; see `read_json`."""
     for path in paths:
-        if not os.path.isfile(path):
-            raise UserError(f"{path}: expected {what}, found no such file; {mend}")
+        if not _path(path).is_file():
+            raise UserError(f"{path}: expected {what}, found no such file; {way_out}")
+
+
+# ---------------------------------------------------------------------------------- folders
+
+
+@contextlib.contextmanager
+def atomic_files(folder: PathLike, last: str, replaced: Sequence[str] = ()) -> Iterator[str]:
+    """A hidden folder to fill; its files move into `folder` when the context ends without error.
+
+    Other files of `folder` stay. `last` names the file without which readers see nothing: it is
+    removed first and arrives last. `replaced` names earlier files that are removed too.
+    """
+    folder = os.path.abspath(folder)
+    os.makedirs(folder, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=".new-", dir=folder) as new:
+        yield new
+        for name in (last, *replaced):
+            pathlib.Path(folder, name).unlink(missing_ok=True)
+        for name in sorted(os.listdir(new), key=lambda name: name == last):
+            _flush(os.path.join(new, name))
+            os.replace(os.path.join(new, name), os.path.join(folder, name))
+        _flush(folder)
+
+
+def replace_folder(new: PathLike, old: PathLike) -> None:
+    """The finished folder `new` takes the place of `old`, which is then removed.
+
+    Both lie in one parent folder. Linux exchanges them in one step, so that a reader always finds
+    one of them; where kernel or file system cannot, `old` is missing between two renames. After a
+    kill `recover_folder(old)` completes what was begun; until `new` is renamed to `old`.next, the
+    caller repeats this call.
+
+    Raises:
+      UserError: a folder in a bucket, which has no renames.
+      FileNotFoundError: there is no folder `new`.
+    """
+    new, old = _local(new), _local(old)
+    recover_folder(old)
+    pathlib.Path(new, _NEWER).touch()
+    for parent, _, names in os.walk(new):
+        for path in (*(os.path.join(parent, name) for name in names), parent):
+            _flush(path)
+    os.rename(new, old + _NEXT)
+    recover_folder(old)
+
+
+def recover_folder(folder: PathLike) -> None:
+    """Complete a `replace_folder` that was killed; afterwards `folder` is the newer one, alone.
+
+    Does nothing where nothing was begun.
+    """
+    folder = _local(folder)
+    coming, replaced = folder + _NEXT, folder + _REPLACED
+    if os.path.exists(os.path.join(coming, _NEWER)):
+        if not os.path.exists(folder):
+            os.rename(coming, folder)
+        elif not _exchange(coming, folder):
+            os.rename(folder, replaced)
+            os.rename(coming, folder)
+    if os.path.exists(coming):  # exchanged: this is the old one
+        os.rename(coming, replaced)
+    if os.path.exists(replaced):
+        if os.path.exists(folder):
+            shutil.rmtree(replaced)
+        else:  # somebody removed what was to come
+            os.rename(replaced, folder)
+    mark = pathlib.Path(folder, _NEWER)
+    if mark.exists():
+        _flush(os.path.dirname(folder))
+        mark.unlink()
+
+
+def link_file(source: PathLike, target: PathLike) -> None:
+    """A copy of a file that shares its content by hard link; on another device a real copy."""
+    os.makedirs(os.path.dirname(os.path.abspath(target)), exist_ok=True)
+    try:
+        os.link(source, target)
+    except OSError:
+        shutil.copy2(source, target)
+
+
+def link_tree(source: PathLike, target: PathLike, copied: Sequence[str] = ()) -> None:
+    """A copy of a folder that shares its files by hard link; on another device a real copy.
+
+    Args:
+      target: does not exist yet.
+      copied: patterns of names that are really copied, because somebody appends to these files
+        ("metrics.jsonl", "*.tfevents*").
+    """
+
+    def link(one: str, other: str) -> None:
+        really = any(fnmatch.fnmatch(os.path.basename(one), pattern) for pattern in copied)
+        (shutil.copy2 if really else link_file)(one, other)
+
+    shutil.copytree(source, target, copy_function=link)
+
+
+# ---------------------------------------------------------------------------------- fingerprints
+
+
+def fingerprint(*parts: Any) -> str:
+    """16 hex digits of SHA-256 over `parts`: bytes, numpy or jax arrays, or values JSON can hold.
+
+    Order, types, dtypes and shapes count; tuples and lists are equal, the order of keys does not
+    matter.
+
+    Raises:
+      TypeError: a part is none of these.
+    """
+    digest = hashlib.sha256()
+    for part in parts:
+        if isinstance(part, (bytes, bytearray, memoryview)):
+            kind, data = "bytes", memoryview(part)
+        elif hasattr(part, "__array__"):
+            kind, data = _array_bytes(part)
+        else:
+            kind, data = "json", memoryview(json.dumps(part, sort_keys=True).encode())
+        digest.update(f"{kind} {data.nbytes}\n".encode())
+        digest.update(data)
+    return digest.hexdigest()[:16]
+
+
+def fingerprint_file(path: PathLike) -> str:
+    """`fingerprint` of a file's content, wherever it lies and whenever it was written.
+
+    Above 256 MiB it covers the size and 64 evenly spaced blocks of 1 MiB, both ends included.
+    """
+    with _path(path).open("rb") as file:
+        size = file.seek(0, os.SEEK_END)
+        if size > _READ_FULLY:
+            starts, length = [(size - _MIB) * i // (_BLOCKS - 1) for i in range(_BLOCKS)], _MIB
+        else:
+            starts, length = list(range(0, size, _MIB)), _MIB
+        digest = hashlib.sha256(f"{size}\n".encode())
+        for start in starts:
+            file.seek(start)
+            digest.update(file.read(length))
+    return digest.hexdigest()[:16]
+
+
+def fingerprint_tree(paths: Iterable[PathLike]) -> str:
+    """`fingerprint` of files and folders: names below each of `paths`, and contents.
+
+    Hidden files do not count. A folder that moves as one stays the same.
+    """
+    found = []
+    for path in map(_path, paths):
+        under = sorted(_files_under(path, "")) if path.is_dir() else [(path.name, path)]
+        found.append([(name, fingerprint_file(file)) for name, file in under])
+    return fingerprint(found)
+
+
+# ---------------------------------------------------------------------------------- parts
+
+
+def _path(path: PathLike) -> Any:
+    """A `pathlib.Path`, or for a bucket the `epath.Path`, which is slow to import."""
+    if not is_remote(path):
+        return pathlib.Path(path)
+    from etils import epath
+
+    return epath.Path(path)
+
+
+def _local(path: PathLike) -> str:
+    if is_remote(path):
+        raise UserError(
+            f"{path}: expected a folder on a disk, found one in a bucket, where folders cannot be "
+            "renamed; mount the bucket with gcsfuse and give the mounted folder."
+        )
+    return os.path.abspath(path)
+
+
+def _flush(path: str) -> None:
+    """Wait until a file's content, or a folder's list of names, is on the disk."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    except OSError as error:
+        if error.errno not in _UNSUPPORTED:  # some network file systems have no such call
+            raise
+    finally:
+        os.close(handle)
+
+
+def _exchange(one: str, other: str) -> bool:
+    """Exchange two paths in one step; False where the system cannot."""
+    try:
+        rename = ctypes.CDLL(None, use_errno=True).renameat2
+    except (AttributeError, OSError, TypeError):
+        return False
+    if not rename(_HERE, os.fsencode(one), _HERE, os.fsencode(other), _RENAME_EXCHANGE):
+        return True
+    code = ctypes.get_errno()
+    if code in _UNSUPPORTED:
+        return False
+    raise OSError(code, os.strerror(code), one, None, other)
+
+
+def _array_bytes(array: Any) -> tuple[str, memoryview]:
+    import numpy as np
+
+    array = np.asarray(array)
+    kind = f"{array.dtype.name} {array.dtype.str} {list(array.shape)}"
+    return kind, np.ascontiguousarray(array).reshape(-1).view(np.uint8).data
+
+
+def _files_under(folder: Any, inside: str) -> Iterator[tuple[str, Any]]:
+    for path in folder.iterdir():
+        if path.name.startswith("."):
+            continue
+        name = f"{inside}{path.name}"
+        if path.is_dir():
+            yield from _files_under(path, name + "/")
+        else:
+            yield name, path

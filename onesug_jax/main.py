@@ -1,13 +1,14 @@
 """The only entry, `python -m onesug_jax.main STAGE ...`, and the only file that imports gin.
 
-Configuration files and flags are read in one order (defaults.gin, the model's file, the mesh's
-file, --gin_file in turn, flags; later wins), every name and value is checked against the source of
-what it configures, and only then is what the stage declares imported and given to gin.
-Library code knows nothing of gin: a stage gets its functions, already configured, from its Context.
+Configuration is read in one order: defaults.gin, the model's file, the mesh's file, what WORK_DIR
+remembers (its config.gin), --gin_file in turn, flags; later wins. Then every stage of the command
+is checked and planned, and only then is anything written. Library code knows nothing of gin: a
+stage gets its functions, already configured, from its Context.
 """
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import functools
 import importlib
@@ -19,10 +20,16 @@ import tokenize
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, TextIO
 
-from onesug_jax import cli, doctor, registry, workdir
+from onesug_jax import cli, doctor
 from onesug_jax.errors import UserError, plain
-from onesug_jax.signatures import Parameter, nearest, parameters
-from onesug_jax.stages import CONFIGURABLES, STAGES, lists
+from onesug_jax.files import atomic_write
+from onesug_jax.pipeline import bundle, workdir
+from onesug_jax.pipeline.lock import WriterLock
+from onesug_jax.pipeline.plan import Step, check_folder, check_inputs, plan
+from onesug_jax.pipeline.runner import execute
+from onesug_jax.pipeline.spec import Context, StageSpec
+from onesug_jax.signatures import accepts, describe, is_literal, nearest, parameters
+from onesug_jax.stages import CONFIGURABLES, STAGES, checks, lists
 from onesug_jax.train import distributed
 
 try:
@@ -31,9 +38,10 @@ try:
 except ModuleNotFoundError:  # `doctor` still answers
     gin = None
 
-ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
-CONFIGS = os.path.join(ROOT, "gin_configs")
+CONFIGS = os.path.join(os.path.dirname(os.path.dirname(os.path.abspath(__file__))), "gin_configs")
 Binding = tuple[str, Any, str]  # key, value, where it was given
+# Given for one command, never remembered.
+_NOT_REMEMBERED = re.compile(r"(WORK_DIR|.*\.profile_steps|update\..*)$")
 
 
 class _Expression(str):
@@ -61,9 +69,14 @@ class _Expressions:
 
 @dataclasses.dataclass
 class Config:
-    """All bindings in force: {"STEPS": 9, "make_mesh.data": 1, "scope/ModelConfig.d_ff": 64}."""
+    """All bindings in force: {"STEPS": 9, "make_mesh.data": 1, "scope/ModelConfig.d_ff": 64}.
+
+    `given` are those of this command, `remembered` those of WORK_DIR/config.gin.
+    """
 
     bindings: dict[str, Any] = dataclasses.field(default_factory=dict)
+    given: dict[str, Any] = dataclasses.field(default_factory=dict)
+    remembered: dict[str, Any] = dataclasses.field(default_factory=dict)
 
     def resolved(self, value: Any) -> Any:
         """A value with its macros filled in; references stay text; tuples become lists."""
@@ -77,11 +90,15 @@ class Config:
         """The value of a macro."""
         return self.resolved(self.bindings[name])
 
+    def with_bindings(self, changes: Mapping[str, Any]) -> Config:
+        """The same with some bindings changed."""
+        return dataclasses.replace(self, bindings={**self.bindings, **changes})
+
     def seen_by(self, stage: str) -> Config:
         """Without what is scoped to another stage: `align/make_optimizer...` is align's alone."""
         others = STAGES.keys() - {stage}
-        kept = {k: v for k, v in self.bindings.items() if k.rpartition("/")[0] not in others}
-        return Config(kept)
+        own = {k: v for k, v in self.bindings.items() if k.rpartition("/")[0] not in others}
+        return dataclasses.replace(self, bindings=own)
 
     def of(self, names: Sequence[str]) -> dict[str, Any]:
         """The bindings of these names, in every scope."""
@@ -98,12 +115,12 @@ class Config:
 
     def settings(self, names: Sequence[str]) -> dict[str, Any]:
         """What these names run with: the bound values, else the defaults in the source."""
-        values = {}
-        for name in names:
-            for parameter in (parameters(CONFIGURABLES[name]) or {}).values():
-                literal, value = parameter.literal()
-                if literal:
-                    values[f"{name}.{parameter.name}"] = value
+        values = {
+            f"{name}.{parameter.name}": parameter.default
+            for name in names
+            for parameter in parameters(CONFIGURABLES[name]).values()
+            if is_literal(parameter.default)
+        }
         return values | self.of(names)
 
     def text(self, names: Sequence[str], *, defaults: bool) -> str:
@@ -112,6 +129,22 @@ class Config:
         lines = [f"{key} = {value!r}" for key, value in sorted(values.items())]
         macros = [f"{name} = {self.bindings[name]!r}" for name in cli.MACROS]
         return "\n".join([*macros, *lines, ""])
+
+    def memory(self) -> str:
+        """WORK_DIR/config.gin: what was given to commands that built it, as bindings; all else in
+        force as comments.
+        """
+        stored = {**self.remembered, **self.given}
+        stored = {key: value for key, value in stored.items() if not _NOT_REMEMBERED.match(key)}
+        if isinstance(stored.get("LOG"), str):
+            stored["LOG"] = os.path.abspath(stored["LOG"])
+        lines = ["# The settings of this work directory; every command on it reads them."]
+        lines += [f"{key} = {value!r}" for key, value in sorted(stored.items())]
+        names = sorted({name for spec in STAGES.values() if spec.in_run for name in spec.uses()})
+        rest = {k: self.bindings[k] for k in cli.MACROS if k != "WORK_DIR"} | self.settings(names)
+        lines += ["", "# Also in force, from the program and the files of MODEL and MESH:"]
+        lines += [f"# {k} = {value!r}" for k, value in sorted(rest.items()) if k not in stored]
+        return "\n".join([*lines, ""])
 
 
 def _split(key: str) -> tuple[str, str]:
@@ -123,37 +156,44 @@ def _split(key: str) -> tuple[str, str]:
 
 
 def read_config(files: Sequence[str] = (), flags: Sequence[tuple[str, str]] = ()) -> Config:
-    """Reads and checks everything the user configured; imports nothing that is configured.
+    """Reads and checks everything the user configured, and what WORK_DIR remembers.
 
     Args:
-        files: gin files in order; later ones win.
-        flags: (name, gin text) of --gin.NAME=VALUE flags; these win over files.
+      files: gin files in order; later ones win.
+      flags: (name, gin text) of --gin.NAME=VALUE flags; these win over files.
 
     Raises:
-        UserError: a missing file, a wrong name or a wrong value, with file and line or flag.
+      UserError: a missing file, a wrong name or a wrong value, with file and line or flag.
     """
     given = [binding for file in files for binding in _read_file(_find(file, "--gin_file"))]
     for name, text in flags:
         given += _read(io.StringIO(f"{name} = {text}\n"), _flag(name))
     defaults = list(_read_file(os.path.join(CONFIGS, "defaults.gin")))
-    chosen = {key: (value, where) for key, value, where in defaults + given}
+    chosen = {key: value for key, value, _ in defaults + given}
+    memory = os.path.join(os.path.expanduser(str(chosen["WORK_DIR"])), workdir.CONFIG)
+    remembered = list(_read_file(memory)) if os.path.isfile(memory) else []
+    places = {key: (value, where) for key, value, where in defaults + remembered + given}
     sizes: list[Binding] = []
     for macro, folder in (("MODEL", "models"), ("MESH", "mesh")):
-        sizes += _read_file(_find_named(folder, *chosen[macro]))
-    bindings = defaults + sizes + given
-    config = Config({key: value for key, value, _ in bindings})
+        sizes += _read_file(_find_named(folder, *places[macro]))
+    bindings = defaults + sizes + remembered + given
+    config = Config(
+        {key: value for key, value, _ in bindings},
+        {key: value for key, value, _ in given},
+        {key: value for key, value, _ in remembered},
+    )
     for key, where in {key: where for key, _, where in bindings}.items():
         _check_value(config, key, where)
     return config
 
 
 def _find(file: str, where: str, beside: str = "") -> str:
-    for folder in (beside, "", ROOT, CONFIGS):
+    for folder in (beside, "", os.path.dirname(CONFIGS), CONFIGS):
         path = os.path.join(folder, file)
         if os.path.isfile(path):
             return path
     tree = [(parent, name) for parent, _, names in os.walk(CONFIGS) for name in names]
-    have = [os.path.relpath(os.path.join(*pair), ROOT) for pair in tree]
+    have = [os.path.relpath(os.path.join(*pair), os.path.dirname(CONFIGS)) for pair in tree]
     raise UserError(f"{where}: no file {file!r} here or in gin_configs/: {nearest(file, have)}")
 
 
@@ -210,10 +250,11 @@ def _check_names(statement: Any, expressions: _Expressions, where: str) -> str:
     for used in [*expressions.names, *([name] if parameter else [])]:
         if used not in CONFIGURABLES and not _imported(used):
             raise UserError(f"{where}: nothing is called {used!r}: {nearest(used, CONFIGURABLES)}")
-    accepted = parameters(CONFIGURABLES[name]) if name in CONFIGURABLES and parameter else None
-    if accepted is not None and parameter not in accepted:
-        hint = nearest(parameter, accepted, everything="it has")
-        raise UserError(f"{where}: {name} has no parameter {parameter!r}: {hint}")
+    if parameter and name in CONFIGURABLES:
+        accepted = parameters(CONFIGURABLES[name])
+        if parameter not in accepted:
+            hint = nearest(parameter, accepted, everything="it has")
+            raise UserError(f"{where}: {name} has no parameter {parameter!r}: {hint}")
     return f"{scope}/" * bool(scope) + (f"{name}.{parameter}" if parameter else name)
 
 
@@ -227,23 +268,25 @@ def _imported(name: str) -> bool:
 
 def _check_value(config: Config, key: str, where: str) -> None:
     name, parameter = _split(key)
-    if not name:
-        expected = Parameter(key, cli.MACROS[key][0], None)
-    else:
-        known = parameters(CONFIGURABLES[name]) if name in CONFIGURABLES else None
-        expected = known[parameter] if known else Parameter(key, None, None)
     value = config.resolved(config.bindings[key])
-    if not str(value).startswith("@") and not expected.accepts(value):
-        raise UserError(f"{where}: {key} takes {expected.annotation}, found {value!r}.")
+    if str(value).startswith("@") or (name and name not in CONFIGURABLES):
+        return
+    kind = cli.MACROS[key][0] if not name else parameters(CONFIGURABLES[name])[parameter].kind
+    if not accepts(kind, value):
+        raise UserError(f"{where}: {key} takes {describe(kind)}, found {value!r}.")
 
 
-# ------------------------------------------------------------------ running
+# ------------------------------------------------------------------ contexts
 
 
 def make_context(
-    spec: registry.StageSpec, config: Config, options: Any = None, *, named: bool = True
-) -> registry.Context:
-    """What `spec` is given; what it declares is imported when it first asks for a function."""
+    spec: StageSpec, config: Config, options: Any = None, *, named: bool = True
+) -> Context:
+    """What `spec` is given; what it declares is imported when it first asks for a function.
+
+    Raises:
+      UserError: it uses the trained model, and there is none.
+    """
     whole = config
     names = config.reach(spec.uses())
     config = config.seen_by(spec.name)
@@ -255,21 +298,26 @@ def make_context(
         return gin.get_configurable(name)
 
     def other(stage: str, folder: str, changes: Mapping[str, Any]) -> int:
-        changed = Config({**whole.bindings, "WORK_DIR": folder, **changes})
-        return _run_one(STAGES[stage], changed, options, named=False)
+        changed = whole.with_bindings({"WORK_DIR": folder, **changes})
+        context = make_context(STAGES[stage], changed, options, named=False)
+        return execute(STAGES[stage], context, may_replace=True)
 
     path = config.macro("WORK_DIR")
-    if spec.published and named:
-        path = workdir.published(path)
-
-    return registry.Context(
-        work=workdir.WorkDir(path),
+    home = workdir.WorkDir(path)
+    work = home
+    if spec.uses_model:
+        home = workdir.WorkDir(workdir.published(home.path))
+        with contextlib.suppress(UserError):  # the checks say so, where it will not be made before
+            work = workdir.WorkDir(workdir.model_in_use(path))
+    return Context(
+        work=work,
+        home=home,
         macros={name: config.macro(name) for name in cli.MACROS},
         configured=configured,
         settings={key: config.resolved(value) for key, value in config.settings(names).items()},
         options=options,
+        given=frozenset(config.given),
         named=named,
-        targets=[CONFIGURABLES[name] for name in names],
         config_text=config.text(names, defaults=True),
         other=other,
     )
@@ -295,29 +343,19 @@ def _register(name: str) -> None:
     gin.external_configurable(getattr(importlib.import_module(module), attribute), name=name)
 
 
-def _dry_run(spec: registry.StageSpec, context: registry.Context) -> None:
-    print(f"# {spec.name}: operative configuration\n{context.config_text}")
-    if spec.describe:
-        print(f"# {spec.name}: array shapes\n{spec.describe(context)}\n", flush=True)
+def context_of(stage: str, *flags: str) -> Context:
+    """What the stage would be given by this command line, for programs that use its parts.
 
-
-def _run_one(spec: registry.StageSpec, config: Config, options: Any, *, named: bool) -> int:
-    context = make_context(spec, config, options, named=named)
-    if named and options.dry_run:
-        _dry_run(spec, context)
-        return 0
-    distributed.agreed(lambda: _check_start(spec, context))
-    return registry.execute(spec, context, force=getattr(options, "force", False))
-
-
-def _check_start(spec: registry.StageSpec, context: registry.Context) -> None:
-    processes = distributed.place_among()[1]
-    if processes > 1 and spec.folder is None:
-        raise UserError(
-            f"{spec.name} is run by one process, found {processes}: unset {distributed.COUNT}."
-        )
-    makers = {other.folder: other.name for other in STAGES.values() if other.folder}
-    registry.check_inputs(spec, context, makers)
+    Raises:
+      UserError: a wrong flag, or no trained model where the stage uses it.
+    """
+    command = cli.parse([stage, *flags], STAGES, CONFIGURABLES)
+    assert isinstance(command, cli.Command), "flags, not --help"
+    config = read_config(command.gin_files, command.bindings)
+    context = make_context(STAGES[stage], config, command.options)
+    if STAGES[stage].uses_model:
+        workdir.model_in_use(config.macro("WORK_DIR"))
+    return context
 
 
 def suggester(work_dir: str, *flags: str) -> Callable[..., dict[str, Any]]:
@@ -329,51 +367,142 @@ def suggester(work_dir: str, *flags: str) -> Callable[..., dict[str, Any]]:
     Raises:
       UserError: a wrong flag, or a WORK_DIR without a trained model.
     """
-    context = context_of("suggest", f"--gin.WORK_DIR={work_dir}", *flags)
-    _check_start(STAGES["suggest"], context)
-    return lists.answering(context)
+    return lists.answering(context_of("suggest", f"--gin.WORK_DIR={work_dir}", *flags))
 
 
-def context_of(stage: str, *flags: str) -> registry.Context:
-    """What the stage would be given by this command line, for programs that use its parts.
-
-    Raises:
-      UserError: a wrong flag.
-    """
-    command = cli.parse([stage, *flags], STAGES, CONFIGURABLES)
-    assert isinstance(command, cli.Command), "flags, not --help"
-    config = read_config(command.gin_files, command.bindings)
-    return make_context(STAGES[stage], config, command.options)
+# ------------------------------------------------------------------ running
 
 
-def _run_all(config: Config, options: Any) -> int:
+def _stages(stage: str, config: Config, options: Any) -> list[StageSpec]:
+    """The stages of a command: one, or for `run` all from --from to --until."""
+    if stage != "run":
+        return [STAGES[stage]]
     own_log = config.macro("LOG") is not None
     specs = [s for s in STAGES.values() if s.in_run and not (own_log and s.name == "simulate")]
-    if options.until in (names := [spec.name for spec in specs]):
-        specs = specs[: names.index(options.until) + 1]
-    if options.dry_run:
-        for spec in specs:
-            _dry_run(spec, make_context(spec, config, options, named=False))
-        plan = registry.plan(specs, lambda spec: make_context(spec, config, options, named=False))
-        print(f"# plan for {workdir.WorkDir(config.macro('WORK_DIR')).path}", *plan, sep="\n")
-        return 0
-    for spec in specs:  # now, for sources may be edited while an early stage runs
-        spec.code(make_context(spec, config, options, named=False))
+    names = [spec.name for spec in specs]
+    first = names.index(options.first) if options.first in names else 0
+    last = names.index(options.until) if options.until in names else len(names) - 1
+    if first > last:
+        raise UserError(f"run --from={options.first} --until={options.until}: nothing lies between")
+    return specs[first : last + 1]
+
+
+def _check(
+    specs: Sequence[StageSpec], contexts: Mapping[str, Context], config: Config, options: Any
+) -> list[Step]:
+    """Everything that can be checked before a byte is written; returns the plan.
+
+    Raises:
+      UserError: the first thing that does not fit.
+    """
+    makers = {spec.folder: spec.name for spec in STAGES.values() if spec.folder}
+    made: list[str] = []
     for spec in specs:
-        code = _run_one(spec, config, options, named=False)
-        if code:
-            return code
+        context = contexts[spec.name]
+        if distributed.place_among()[1] > 1 and spec.folder is None:
+            raise UserError(
+                f"{spec.name} is run by one process, found {distributed.place_among()[1]}: unset "
+                f"{distributed.COUNT}."
+            )
+        if spec.uses_model and not {"pretrain", "rwr"} & set(made):
+            workdir.model_in_use(config.macro("WORK_DIR"))
+        checks.construct(spec, context, CONFIGURABLES)
+        if spec.check:
+            spec.check(context)
+        check_inputs(spec, context, makers, made)
+        made += [spec.folder] if spec.folder else []
+    steps = plan(specs, contexts, options.restart, _replaceable(options))
+    if any(spec.folder for spec in specs):
+        first = contexts[specs[0].name]
+        log = first.log if any(spec.name == "ingest" for spec in specs) else None
+        space = sum(checks.state_bytes(step, contexts[step.spec.name]) for step in steps)
+        check_folder(workdir.WorkDir(config.macro("WORK_DIR")), steps, log, space)
+    return steps
+
+
+def _replaceable(options: Any) -> list[str]:
+    """The stages whose trained states this command may replace: from --restart on."""
+    order = [spec.name for spec in STAGES.values() if spec.folder]
+    return order[order.index(options.restart) :] if options.restart else []
+
+
+def _dry_run(specs, contexts: Mapping[str, Context], steps: Sequence[Step], path: str) -> None:
+    for spec in specs:
+        context = contexts[spec.name]
+        print(f"# {spec.name}: operative configuration\n{context.config_text}")
+        if spec.describe:
+            print(f"# {spec.name}: array shapes\n{spec.describe(context)}\n", flush=True)
+    if steps:
+        print(f"# plan for {path}", *(step.line() for step in steps), sep="\n")
+
+
+def _notes(spec: StageSpec, context: Context, config: Config) -> Iterator[str]:
+    """What the user should know before the command speaks: changed settings, a stale model."""
+    names = set(config.given) & set(config.bindings)
+    for key in sorted(names & set(config.remembered)):
+        old, new = config.remembered[key], config.given[key]
+        if old != new and not (key == "LOG" and os.path.abspath(str(new)) == old):
+            yield f"{key}: {old!r} in {workdir.CONFIG}, {new!r} now"
+    if spec.uses_model and context.work.path != context.home.path:
+        note = bundle.stale_note(context.home, context.work.path)
+        if note:
+            yield note
+
+
+def _run(stage: str, config: Config, options: Any) -> int:
+    specs = _stages(stage, config, options)
+    home = workdir.WorkDir(config.macro("WORK_DIR"))
+    context_for = functools.partial(
+        make_context, config=config, options=options, named=stage != "run"
+    )
+    contexts = {spec.name: context_for(spec) for spec in specs}
+    steps: list[Step] = []
+    distributed.agreed(lambda: steps.extend(_check(specs, contexts, config, options)))
+    if options.dry_run:
+        _dry_run(specs, contexts, steps, home.path)
+        return 0
+    for note in _notes(specs[-1], contexts[specs[-1].name], config):
+        print(f"note: {note}", file=sys.stderr, flush=True)
+    with contextlib.ExitStack() as stack:
+        if distributed.first():
+            if stage == "update" or any(spec.folder and not spec.uses_model for spec in specs):
+                stack.enter_context(WriterLock(home.path, stage))
+            if any(spec.folder and not spec.uses_model for spec in specs):
+                _remember(home.join(workdir.CONFIG), config)
+            elif specs[0].folder:
+                stack.enter_context(WriterLock(contexts[stage].home.report, stage))
+        for spec in specs:
+            code = execute(
+                spec,
+                context_for(spec),
+                restart=spec.name == options.restart,
+                may_replace=spec.name in _replaceable(options),
+            )
+            if code:
+                return code
     return 0
 
 
+def _remember(path: str, config: Config) -> None:
+    text = config.memory()
+    if os.path.exists(path):
+        with open(path, encoding="utf-8") as file:
+            if file.read() == text:
+                return
+    with atomic_write(path) as out:
+        out.write(text.encode())
+
+
 def main(argv: Sequence[str] | None = None) -> int:
-    """Runs one command line; returns the exit code: 0 done, 2 a mistake the user can mend."""
+    """Runs one command line; returns the exit code: 0 done, 2 a mistake the user can fix."""
     argv = sys.argv[1:] if argv is None else argv
     try:
         command = cli.parse(argv, STAGES, CONFIGURABLES)
         if isinstance(command, str):
             print(command)
             return 0 if argv else 2
+        if vars(command.options).setdefault("restart", None) == "run":
+            raise UserError("run --restart=STAGE: expected the first stage to make anew.")
         if gin is None:
             if command.stage == "doctor":
                 return doctor.report(os.getcwd())
@@ -382,9 +511,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         if not command.options.dry_run:
             distributed.start_processes()
             distributed.only_first_speaks()
-        if command.stage == "run":
-            return _run_all(config, command.options)
-        return _run_one(STAGES[command.stage], config, command.options, named=True)
+        return _run(command.stage, config, command.options)
     except UserError as error:
         print(f"error: {plain(error)}", file=sys.stderr)
         return 2

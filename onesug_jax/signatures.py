@@ -1,122 +1,104 @@
-"""Reads what a function or dataclass accepts from its source text, without importing it.
+"""What a configurable accepts, read from its signature, and whether a value fits.
 
-`main` checks every configuration name with it before anything heavy is imported, so that a typing
-mistake in a learning rate is answered in a fraction of a second, and `suggest` can check a file
-that also configures training without loading TensorFlow. It understands plain functions, classes
-with `__init__` and dataclass fields; anything it cannot read it lets pass.
+`main` checks every name and value with it before a stage runs. A type that it does not understand
+accepts every value.
 """
 
 from __future__ import annotations
 
-import ast
+import collections.abc
 import dataclasses
 import difflib
 import functools
-import importlib.util
-import os
+import importlib
+import inspect
+import types
+import typing
 from collections.abc import Iterable
 from typing import Any
 
-_SIMPLE: dict[str, Any] = {
-    "int": int,
-    "float": (int, float),
-    "str": str,
-    "bool": bool,
-    "None": type(None),
-}
+_SEQUENCES = (list, tuple, collections.abc.Sequence)
+_MAPPINGS = (dict, collections.abc.Mapping)
 
 
 @dataclasses.dataclass(frozen=True)
 class Parameter:
-    """One parameter: its annotation and default as source text, None where there is none."""
+    """One parameter: its type, None where it has none; `inspect.Parameter.empty`: no default."""
 
     name: str
-    annotation: str | None
-    default: str | None
-
-    def literal(self) -> tuple[bool, Any]:
-        """(True, value) when the default is a Python literal, else (False, None)."""
-        try:
-            return True, ast.literal_eval(self.default or "")
-        except (ValueError, SyntaxError):
-            return False, None
-
-    def accepts(self, value: Any) -> bool:
-        """Whether a literal fits the annotation; True where the annotation is not a simple type."""
-        names = [part.strip() for part in (self.annotation or "").strip("\"'").split("|")]
-        if not all(name in _SIMPLE for name in names):
-            return True
-        if isinstance(value, bool):
-            return "bool" in names
-        return any(isinstance(value, _SIMPLE[name]) for name in names)
-
-
-def _source(module: str) -> str | None:
-    """The file of `module`, found without importing it."""
-    package, _, rest = module.partition(".")
-    if package == __package__:
-        path = os.path.join(os.path.dirname(__file__), *rest.split("."))
-        for candidate in (path + ".py", os.path.join(path, "__init__.py")):
-            if os.path.exists(candidate):
-                return candidate
-        return None
-    try:
-        spec = importlib.util.find_spec(module)
-    except ImportError:
-        return None
-    return spec.origin if spec and (spec.origin or "").endswith(".py") else None
+    kind: Any
+    default: Any
 
 
 @functools.cache
-def parameters(target: str) -> dict[str, Parameter] | None:
-    """What `module:attribute` accepts, by name; None when anything goes or the source tells not."""
+def parameters(target: str) -> dict[str, Parameter]:
+    """What `module:attribute` accepts, by name; imports the module."""
     module, _, attribute = target.partition(":")
-    path = _source(module)
-    if path is None:
+    home = importlib.import_module(module)
+    found = inspect.signature(getattr(home, attribute)).parameters.values()
+    return {
+        p.name: Parameter(p.name, _evaluated(p.annotation, vars(home)), p.default) for p in found
+    }
+
+
+def _evaluated(annotation: Any, names: dict[str, Any]) -> Any:
+    if annotation is inspect.Parameter.empty:
         return None
-    with open(path, encoding="utf-8") as file:
-        tree = ast.parse(file.read())
-    for node in tree.body:
-        if getattr(node, "name", None) != attribute:
-            continue
-        if isinstance(node, ast.FunctionDef):
-            return _of_function(node, skip=0)
-        if isinstance(node, ast.ClassDef):
-            for item in node.body:
-                if isinstance(item, ast.FunctionDef) and item.name == "__init__":
-                    return _of_function(item, skip=1)
-            return _of_fields(node)
-    return None
-
-
-def _of_function(node: ast.FunctionDef, skip: int) -> dict[str, Parameter] | None:
-    arguments = node.args
-    if arguments.kwarg:
+    if not isinstance(annotation, str):
+        return annotation
+    try:
+        return eval(annotation, dict(names))
+    except Exception:  # a name that is imported for type checkers only
         return None
-    positional = [*arguments.posonlyargs, *arguments.args]
-    defaults = [None] * (len(positional) - len(arguments.defaults)) + arguments.defaults
-    pairs = list(zip(positional, defaults, strict=True))[skip:]
-    pairs += zip(arguments.kwonlyargs, arguments.kw_defaults, strict=True)
-    return {a.arg: Parameter(a.arg, _text(a.annotation), _text(d)) for a, d in pairs}
 
 
-def _of_fields(node: ast.ClassDef) -> dict[str, Parameter]:
-    fields = {}
-    for item in node.body:
-        if isinstance(item, ast.AnnAssign) and isinstance(item.target, ast.Name):
-            annotation = _text(item.annotation) or ""
-            if not annotation.startswith("ClassVar"):
-                name = item.target.id
-                fields[name] = Parameter(name, annotation, _text(item.value))
-    return fields
+def is_literal(value: Any) -> bool:
+    """Whether a default can be written in a gin file."""
+    if isinstance(value, list | tuple):
+        return all(map(is_literal, value))
+    if isinstance(value, dict):
+        return all(map(is_literal, [*value, *value.values()]))
+    return value is None or isinstance(value, bool | int | float | str)
 
 
-def _text(node: ast.expr | None) -> str | None:
-    return None if node is None else ast.unparse(node)
+def accepts(kind: Any, value: Any) -> bool:
+    """Whether a literal fits a type: `int | None`, `Sequence[str]`, `tuple[int, int]`, ...
+
+    A string is no sequence, a bool is no number, an int is a float.
+    """
+    if kind is None or kind is Any:
+        return True
+    origin, inner = typing.get_origin(kind), typing.get_args(kind)
+    if origin in (typing.Union, types.UnionType):
+        return any(
+            accepts(one if one is not type(None) else types.NoneType, value) for one in inner
+        )
+    if kind is types.NoneType:
+        return value is None
+    if kind is bool or isinstance(value, bool):
+        return kind in (bool, object) and isinstance(value, bool)
+    if kind in (int, str):
+        return isinstance(value, kind)
+    if kind is float:
+        return isinstance(value, int | float)
+    if origin in _SEQUENCES or kind in _SEQUENCES:
+        if not isinstance(value, list | tuple):
+            return False
+        if origin is tuple and inner and inner[-1] is not ...:
+            return len(inner) == len(value) and all(map(accepts, inner, value))
+        return not inner or all(accepts(inner[0], one) for one in value)
+    if origin in _MAPPINGS or kind in _MAPPINGS:
+        return isinstance(value, dict)
+    return True
+
+
+def describe(kind: Any) -> str:
+    """A type as people write it."""
+    return kind.__name__ if isinstance(kind, type) and not typing.get_args(kind) else str(kind)
 
 
 def nearest(wrong: str, right: Iterable[str], *, everything: str = "") -> str:
-    """The mend for a misspelt name: the nearest right one, else (or also) the whole list.
+    """The way out of a misspelt name: the nearest right one, else (or also) the whole list.
 
     Args:
         wrong: what was found.
@@ -126,7 +108,7 @@ def nearest(wrong: str, right: Iterable[str], *, everything: str = "") -> str:
     names = sorted(right)
     lower = {name.lower(): name for name in names}
     close = difflib.get_close_matches(wrong.lower(), lower, n=1, cutoff=0.5)
-    listing = f"{everything or 'known'}: {', '.join(names)}"
+    listing = f"{everything or 'there are'}: {', '.join(names)}"
     if not close:
         return listing
     hint = f"did you mean {lower[close[0]]!r}?"

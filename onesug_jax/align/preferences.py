@@ -16,7 +16,7 @@ import numpy as np
 
 from onesug_jax.align.rewards import NEGATIVE, POSITIVE
 from onesug_jax.errors import UserError
-from onesug_jax.files import need, whole
+from onesug_jax.files import atomic_write, require_files
 from onesug_jax.logs.schema import Level, request_level
 
 _ATTEMPTS = 12  # draws of a negative until it is one that the list may hold
@@ -55,15 +55,14 @@ class Behaviour:
 
     def save(self, folder: str, split: str) -> None:
         """Into folder/split.npz."""
-        os.makedirs(folder, exist_ok=True)
-        with whole(os.path.join(folder, f"{split}.npz")) as file:
+        with atomic_write(os.path.join(folder, f"{split}.npz")) as file:
             np.savez(file, **dataclasses.asdict(self))
 
     @classmethod
     def load(cls, folder: str, split: str) -> Behaviour:
         """As saved; UserError if it is not there."""
         path = os.path.join(folder, f"{split}.npz")
-        need([path], "what people did with each row", "run the rewards stage first.")
+        require_files([path], "what people did with each row", "run the rewards stage first.")
         with np.load(path) as saved:
             arrays = {name: saved[name] for name in saved.files}
         arrays["queries"], arrays["shown_by"] = int(arrays["queries"]), str(arrays["shown_by"])

@@ -14,7 +14,6 @@ from __future__ import annotations
 import dataclasses
 import functools
 import os
-import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -26,10 +25,11 @@ from onesug_jax.align.losses import LOSSES, PreferenceLoss
 from onesug_jax.align.rewards import NEGATIVE, POSITIVE
 from onesug_jax.arrays import ListScores, ListTokens, Logits, TargetTokens
 from onesug_jax.errors import UserError
-from onesug_jax.files import whole
+from onesug_jax.files import atomic_write
 from onesug_jax.model.config import ModelConfig
 from onesug_jax.model.copying import Scores
 from onesug_jax.model.seq2seq import Seq2Seq
+from onesug_jax.progress import Progress
 from onesug_jax.train import mesh as meshes
 from onesug_jax.train.step import Stage
 
@@ -248,18 +248,14 @@ def stored_reference(
 
     stored = _stored(path, fingerprint, steps)
     if stored is None:
-        rows, said = [], time.monotonic()
-        for step in range(steps):
+        rows, batches = [], Progress("rwr: reference", steps, "batches")
+        for step in batches.over(range(steps)):
             batch = meshes.global_batch(mesh, dict(batch_at(step)))
             shards = score(reference, batch).addressable_shards
             whole_rows = {shard.index[0].start or 0: np.asarray(shard.data) for shard in shards}
             rows.append(np.concatenate([whole_rows[start] for start in sorted(whole_rows)]))
-            if time.monotonic() - said > 10 and jax.process_index() == 0:
-                said = time.monotonic()
-                print(f"rwr: reference scored on {step + 1:,} of {steps:,} batches", flush=True)
         stored = np.stack(rows)
-        os.makedirs(os.path.dirname(path), exist_ok=True)
-        with whole(path) as file:
+        with atomic_write(path) as file:
             np.savez(file, scores=stored, fingerprint=fingerprint)
 
     def with_reference(step: int) -> Batch:

@@ -12,7 +12,7 @@ from typing import Any
 
 from onesug_jax.evaluate import calibration
 from onesug_jax.evaluate.evaluator import Evaluation, headline
-from onesug_jax.files import whole
+from onesug_jax.files import atomic_write
 
 FILE = "MODEL_CARD.md"
 
@@ -89,7 +89,7 @@ def write_card(evaluation: Evaluation, folder: str, facts: Mapping[str, Any]) ->
     if facts["simulated"]:
         lines.append("- **Its log is simulated**: figures show that the road works, no more.")
     path = os.path.join(folder, FILE)
-    with whole(path) as file:
+    with atomic_write(path) as file:
         file.write(("\n".join(lines) + "\n").encode())
     return path
 

@@ -9,7 +9,6 @@ one relevant query a list the label alone changes nothing; what orders weigh aga
 from __future__ import annotations
 
 import os
-import time
 from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
@@ -23,14 +22,14 @@ from onesug_jax.evaluate.cascade import (
     Row,
     Statistics,
 )
-from onesug_jax.files import need, write_json
+from onesug_jax.files import atomic_path, require_files, write_json
 from onesug_jax.logs.schema import Level, request_level
+from onesug_jax.progress import Progress
 from onesug_jax.tasks.features import Request
 
 GRADE = {Level.CLICK: 1, Level.ITEM_CLICK: 2, Level.ORDER: 3}
 MODEL_FILE = "ranker.txt"
 REPORT = "report.json"
-_SECONDS_A_LINE = 10.0
 
 
 def lightgbm():
@@ -68,8 +67,7 @@ def train(rows: Sequence[Row], known: Known, config: CascadeConfig, out: str, se
         known, Statistics(rows[:cut], known.completions, config.half_life_days), config
     )
     tables, grades, groups, weights = [], [], [], []
-    began = said = time.monotonic()
-    for done, row in enumerate(rows[cut:]):
+    for row in Progress("cascade", len(rows) - cut).over(rows[cut:]):
         alone = known.alone([row.prefix], [row.query])[0]
         vector = known.vectors([row.prefix], [row.query if alone else None])
         request = Request(
@@ -86,12 +84,6 @@ def train(rows: Sequence[Row], known: Known, config: CascadeConfig, out: str, se
             grades.append(np.where(hit, GRADE[row.level], 0))
             groups.append(len(numbers))
             weights.append(config.orders if row.level == Level.ORDER else 1.0)
-        if time.monotonic() - said > _SECONDS_A_LINE:
-            said = time.monotonic()
-            print(
-                f"cascade: {done:,} of {len(rows) - cut:,} rows, {done / (said - began):,.0f}/s",
-                flush=True,
-            )
     if len(groups) < 10:
         raise UserError(
             f"recall finds the query of only {len(groups)} of the {len(rows) - cut:,} newest rows; "
@@ -129,8 +121,8 @@ def train(rows: Sequence[Row], known: Known, config: CascadeConfig, out: str, se
         valid_sets=[judge],
         callbacks=[library.early_stopping(50, verbose=False)],
     )
-    os.makedirs(out, exist_ok=True)
-    ranker.save_model(os.path.join(out, MODEL_FILE))
+    with atomic_path(os.path.join(out, MODEL_FILE)) as path:
+        ranker.save_model(path)
     gains = ranker.feature_importance("gain")
     trees = ranker.dump_model(num_iteration=ranker.best_iteration)["tree_info"]
     report = {
@@ -152,7 +144,7 @@ def train(rows: Sequence[Row], known: Known, config: CascadeConfig, out: str, se
 def load(folder: str, rows: Iterable[Row], known: Known, config: CascadeConfig) -> Cascade:
     """The trained cascade with the statistics of `rows`, all of the train split."""
     path = os.path.join(folder, MODEL_FILE)
-    need([path], "a trained ranker", "run the cascade stage first.")
+    require_files([path], "a trained ranker", "run the cascade stage first.")
     statistics = Statistics(rows, known.completions, config.half_life_days)
     return Cascade(known, statistics, config, lightgbm().Booster(model_file=path))
 

@@ -16,7 +16,7 @@ import numpy as np
 import pyarrow as pa
 
 from onesug_jax.evaluate.evaluator import Evaluation, headline
-from onesug_jax.files import whole
+from onesug_jax.files import atomic_write
 
 FILE = "index.html"
 _PICTURES = {  # file -> what it shows
@@ -85,7 +85,7 @@ def write_page(evaluation: Evaluation, folder: str, *, k: int = 16) -> str:
         f"<title>Suggestion lists, scored</title><style>{_STYLE}</style>"
     )
     path = os.path.join(folder, FILE)
-    with whole(path) as file:
+    with atomic_write(path) as file:
         file.write("\n".join([head, *parts, "</html>\n"]).encode())
     return path
 

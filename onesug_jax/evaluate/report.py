@@ -15,7 +15,7 @@ import pyarrow.parquet as pq
 
 from onesug_jax.evaluate import calibration
 from onesug_jax.evaluate.evaluator import Evaluation
-from onesug_jax.files import need
+from onesug_jax.files import atomic_path, read_json, write_json
 from onesug_jax.plots import COLOURS, figure_of, save_figure
 
 Metrics = Mapping[str, Mapping[str, Mapping[str, float | int | None]]]
@@ -41,10 +41,10 @@ def write_report(
         "metrics": os.path.join(folder, "metrics.json"),
         "lists": os.path.join(folder, "lists.parquet"),
     }
-    with open(written["metrics"], "w", encoding="utf-8") as file:
-        json.dump(evaluation.metrics, file, indent=1, ensure_ascii=False, allow_nan=False)
-        file.write("\n")
-    pq.write_table(evaluation.rows, written["lists"])
+    metrics = evaluation.metrics
+    write_json(written["metrics"], metrics, indent=1, ensure_ascii=False, allow_nan=False)
+    with atomic_path(written["lists"]) as lists:
+        pq.write_table(evaluation.rows, lists)
     written |= plot_slices(evaluation.metrics, folder, k=k)
     words = {name: name.replace("_", " ") for name in evaluation.metrics}
     path = os.path.join(folder, "calibration.png")
@@ -68,9 +68,7 @@ def write_report(
 def read_metrics(folder: str) -> dict:
     """metrics.json of a report folder. Raises UserError if there is none."""
     path = os.path.join(folder, "metrics.json")
-    need([path], "the metrics of an evaluation", "run evaluate first")
-    with open(path, encoding="utf-8") as file:
-        return json.load(file)
+    return read_json(path, "the metrics of an evaluation", "run evaluate first")
 
 
 def format_headline(

@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterable, Sequence
 import numpy as np
 
 from onesug_jax.errors import UserError
-from onesug_jax.files import need
+from onesug_jax.files import require_files
 from onesug_jax.logs.texts import Texts, encode
 
 _TEXT, _OFFSETS, _COUNTS = "queries.txt", "offsets.npy", "counts.npy"
@@ -177,7 +177,7 @@ class CompletionIndex:
     def load(cls, folder: str) -> CompletionIndex:
         """Open a saved index by memory map; UserError if files are missing or do not agree."""
         paths = [os.path.join(folder, name) for name in (_TEXT, _OFFSETS, _COUNTS)]
-        need(paths, "a saved completion index", "make it again")
+        require_files(paths, "a saved completion index", "make it again")
         try:
             queries = Texts.load(*paths[:2])
             counts = np.load(paths[2], mmap_mode="r", allow_pickle=False)

@@ -21,7 +21,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from onesug_jax.errors import UserError
-from onesug_jax.files import need
+from onesug_jax.files import require_files
 
 _STRING, _INT, _FLOAT = pa.string(), pa.int64(), pa.float64()
 
@@ -89,7 +89,7 @@ def read_table(out: str, name: str) -> pa.Table:
     if name not in TABLES:
         raise UserError(f"mined table {name!r}: expected one of {', '.join(TABLES)}.")
     path = os.path.join(out, file_of(name))
-    need([path], "a mined table", "run mine first.")
+    require_files([path], "a mined table", "run mine first.")
     try:
         return pq.read_table(path).cast(TABLES[name])
     except (ValueError, OSError) as error:  # pyarrow's own errors are kinds of these

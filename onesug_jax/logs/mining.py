@@ -27,7 +27,6 @@ import contextlib
 import dataclasses
 import os
 import tempfile
-import time
 from typing import Any
 
 import ibis
@@ -35,10 +34,11 @@ import pyarrow.parquet as pq
 from ibis import _
 
 from onesug_jax.errors import UserError
-from onesug_jax.files import write_json
+from onesug_jax.files import atomic_files, write_json
 from onesug_jax.logs.engines import Engine, check_log, open_engine
 from onesug_jax.logs.mined import REPORT, TABLES, MiningReport, file_of
 from onesug_jax.logs.pairs import Caps, first, mine_pairs, real, rounded
+from onesug_jax.progress import Progress
 
 _READ = (  # columns used
     *("request_id", "user_id", "session_id", "timestamp_ms", "prefix", "query"),
@@ -113,13 +113,11 @@ def mine(
         if not 0 <= weight < float("inf"):
             raise UserError(f"mine {name}: expected a number from 0 up, found {weight}")
     check_log(train, _READ)
-    os.makedirs(out, exist_ok=True)
     with contextlib.ExitStack() as stack:
         if scratch is not None:
             os.makedirs(scratch, exist_ok=True)
+        new = stack.enter_context(atomic_files(out, REPORT))
         work = stack.enter_context(tempfile.TemporaryDirectory(prefix="mining-", dir=scratch))
-        # Beside their final place, so that moving them there cannot fail half-way for lack of room.
-        new = stack.enter_context(tempfile.TemporaryDirectory(prefix=".mining-", dir=out))
         running = open_engine(
             engine, scratch=work, memory_limit=memory_limit, spark_master=spark_master
         )
@@ -136,8 +134,6 @@ def mine(
         mining.pools(pool_size)
         report = MiningReport(**mining.counts)
         write_json(os.path.join(new, REPORT), dataclasses.asdict(report))
-        for name in (*(file_of(name) for name in TABLES), REPORT):
-            os.replace(os.path.join(new, name), os.path.join(out, name))
     return report
 
 
@@ -147,7 +143,7 @@ class _Mining:
     def __init__(self, engine: Engine, folder: str):
         self.engine, self.folder = engine, folder
         self.counts: dict[str, int] = {}
-        self._begun = self._shown = time.monotonic()
+        self._say = Progress("mine").step
 
     def read(self, train: str) -> None:
         """Texts and visitors become numbers; the numbers of texts are in byte order."""
@@ -331,14 +327,6 @@ class _Mining:
             self.counts[name] = rows
         self._say(f"wrote {rows:,} rows of {name}")
         return rows
-
-    def _say(self, what: str) -> None:
-        now = time.monotonic()
-        print(
-            f"mine: {what} ({now - self._shown:.1f} s, {now - self._begun:.1f} s in all)",
-            flush=True,
-        )
-        self._shown = now
 
 
 def _text(column: Any) -> Any:

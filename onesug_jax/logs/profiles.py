@@ -9,7 +9,7 @@ from collections.abc import Iterable, Sequence
 import numpy as np
 
 from onesug_jax.errors import UserError
-from onesug_jax.files import whole
+from onesug_jax.files import atomic_write
 
 FILE = "profiles.npz"
 _SMOOTHING = 5.0  # searches of the average person that every profile value starts with
@@ -67,7 +67,7 @@ class ProfileCounts:
         """Into folder/profiles.npz."""
         keys = sorted(self._values)
         numbers = [self._values[key][0] for key in keys]
-        with whole(os.path.join(folder, FILE)) as file:
+        with atomic_write(os.path.join(folder, FILE)) as file:
             np.savez(
                 file,
                 counts=self.counts,

@@ -15,7 +15,7 @@ import zlib
 import numpy as np
 
 from onesug_jax.errors import UserError
-from onesug_jax.files import whole
+from onesug_jax.files import atomic_write
 
 FILE = "orders.npz"
 FOLDS = 5
@@ -75,7 +75,7 @@ class OrderGrades:
 
     def save(self, folder: str) -> None:
         """Into folder/orders.npz."""
-        with whole(os.path.join(folder, FILE)) as file:
+        with atomic_write(os.path.join(folder, FILE)) as file:
             np.savez(file, searches=self.searches, orders=self.orders)
 
     @classmethod

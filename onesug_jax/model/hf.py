@@ -23,7 +23,6 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import os
-import shutil
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -33,7 +32,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
 from onesug_jax.errors import UserError
-from onesug_jax.files import write_json
+from onesug_jax.files import atomic_path, write_json
 from onesug_jax.model.config import ModelConfig
 from onesug_jax.model.hf_config import (
     CONFIG,
@@ -372,10 +371,7 @@ def write_t5(folder: str, config: ModelConfig, params: Mapping[str, Any]) -> Non
     arrays: dict[str, np.ndarray] = {}
     for where, tensor in wanted.items():
         arrays |= dict(zip(tensor.names, tensor.write(flat[where]), strict=True))
-    os.makedirs(folder, exist_ok=True)
-    path = os.path.join(folder, WEIGHTS)
     for name, content in config_files(config).items():
         write_json(os.path.join(folder, name), content)
-    save_file(arrays, path + ".new", metadata={"format": "pt"})
-    shutil.copymode(os.path.join(folder, CONFIG), path + ".new")  # safetensors lets only the owner
-    os.replace(path + ".new", path)
+    with atomic_path(os.path.join(folder, WEIGHTS)) as path:
+        save_file(arrays, path, metadata={"format": "pt"})

@@ -7,11 +7,11 @@ name, in both directions. Checked against transformers 5.23.
 from __future__ import annotations
 
 import dataclasses
-import json
 import os
 from collections.abc import Mapping
 from typing import Any
 
+from onesug_jax import files
 from onesug_jax.errors import UserError
 from onesug_jax.model.config import ModelConfig
 
@@ -173,15 +173,7 @@ def config_files(config: ModelConfig) -> dict[str, Any]:
 
 def read_json(path: str) -> dict:
     """A JSON file's object; UserError if it is missing, damaged, or no object."""
-    try:
-        with open(path, encoding="utf-8") as file:
-            told = json.load(file)
-    except FileNotFoundError:
-        raise UserError(
-            f"{path}: expected a T5 model in the Hugging Face layout, found no such file."
-        ) from None
-    except ValueError as error:
-        raise UserError(f"{path}: expected JSON; reading it failed: {error}") from error
-    if not isinstance(told, dict):
-        raise UserError(f"{path}: expected a JSON object, found {type(told).__name__}.")
-    return told
+    found = files.read_json(path, "a T5 model in the Hugging Face layout", "copy it again.")
+    if not isinstance(found, dict):
+        raise UserError(f"{path}: expected a JSON object, found {type(found).__name__}.")
+    return found

@@ -7,6 +7,7 @@ the ablation. The loss is `contrastive.py`'s, the pairs are `pairs.py`'s.
 
 from __future__ import annotations
 
+import dataclasses
 import os
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -16,7 +17,7 @@ import optax
 from jax.sharding import Mesh
 
 from onesug_jax.errors import UserError
-from onesug_jax.files import write_json
+from onesug_jax.files import fingerprint, write_json
 from onesug_jax.represent.contrastive import contrastive_stage
 from onesug_jax.represent.encoder import EncoderSpec, TextEncoder, find_weights
 from onesug_jax.represent.pairs import KINDS, TABLES, Draw, Pairs, Texts, read_pairs, sample, split
@@ -53,11 +54,12 @@ def align(
     log_every: int = 50,
     checkpoint_every: int = 500,
     profile_steps: tuple[int, int] | None = None,
-    on_mismatch: str = "raise",
+    settings: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
     """Make or load an encoder, align it, save it into `out` (Hugging Face layout) and measure it.
 
-    Killed and started again, it goes on from its last checkpoint in `out`.
+    Started again, it goes on from its last checkpoint in `out`. What makes a trained state the same
+    is the encoder it starts from, its tokenizer and the pairs.
 
     Args:
       mined: folder with queries.parquet, prefix_query.parquet and query_query.parquet.
@@ -73,6 +75,7 @@ def align(
       recall_pairs: pairs of a kind that recall is measured on, at most.
       recall_queries: queries they are to be found among, at most (the most searched ones).
       profile_steps: (first, last) updates to trace into `out/profile`.
+      settings: what else to note in the history, as JSON values.
 
     Returns:
       what out/alignment.json holds: pairs, steps, recall@20 before and after by kind of pair (None
@@ -107,6 +110,7 @@ def align(
         result = fit(
             contrastive_stage(encoder.config, temperature),
             batch_at=batches(texts, draw, encoder.tokenizer, length, meshes.batch_part(mesh)),
+            batch_size=batch_size,
             mesh=mesh,
             optimizer=optimizer,
             steps=steps,
@@ -117,17 +121,14 @@ def align(
             checkpoint_every=checkpoint_every,
             keep=1,
             params_from=encoder.params,
-            on_mismatch=on_mismatch,
             profile_steps=profile_steps,
-            fingerprint={
-                "encoder": encoder.fingerprint,
-                "pairs": [train[kind].digest() for kind in KINDS],
-                "batch_size": batch_size,
+            identity=_identity(encoder, weights, texts, train),
+            settings={
                 "temperature": temperature,
                 "query_share": query_share,
                 "weighting": weighting,
-                "length": length,
                 "dropout": spec.dropout,
+                **(settings or {}),
             },
         )
         encoder = encoder.with_params(meshes.on_host(result.params))
@@ -149,6 +150,20 @@ def align(
     distributed.together()
     _say(format_report(report))
     return report
+
+
+def _identity(
+    encoder: TextEncoder, weights: str | None, texts: Texts, train: Mapping[str, Pairs]
+) -> dict[str, Any]:
+    """What makes an aligned encoder the same. From scratch the seed is no part of it."""
+    return {
+        "stage": "align",
+        "encoder": dataclasses.asdict(encoder.config) | {"dropout": None},
+        "weights": encoder.fingerprint if weights else None,
+        "tokenizer": fingerprint(encoder.tokenizer.to_str()),
+        "texts": fingerprint(texts.hashes),
+        "pairs": {kind: train[kind].digest() for kind in KINDS},
+    }
 
 
 def batches(

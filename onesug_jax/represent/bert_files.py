@@ -8,7 +8,6 @@ out. The tokenizer has its own file, `wordpiece.py`. Nothing is fetched from any
 from __future__ import annotations
 
 import dataclasses
-import json
 import os
 from collections.abc import Iterator
 from typing import Any
@@ -18,6 +17,7 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
+from onesug_jax import files
 from onesug_jax.errors import UserError
 from onesug_jax.represent.bert import EncoderConfig
 
@@ -268,12 +268,4 @@ def _compare_names(path: str, stored: dict[str, str], wanted: list[str]) -> None
 
 def read_json(path: str) -> Any:
     """A JSON file's value; UserError if it is missing or damaged."""
-    try:
-        with open(path, encoding="utf-8") as file:
-            return json.load(file)
-    except FileNotFoundError:
-        raise UserError(
-            f"{path}: expected an encoder in the Hugging Face layout, found no such file."
-        ) from None
-    except ValueError as error:
-        raise UserError(f"{path}: expected JSON; reading it failed: {error}") from error
+    return files.read_json(path, "an encoder in the Hugging Face layout", "copy it again.")

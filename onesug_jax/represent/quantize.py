@@ -7,13 +7,14 @@ on one id in `collisions`; the ids are kept by `semantic_ids`. JAX is loaded onl
 from __future__ import annotations
 
 import os
-import time
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from onesug_jax.errors import UserError
 from onesug_jax.files import write_json
+from onesug_jax.progress import Progress
 from onesug_jax.represent.collisions import resolve_collisions
 from onesug_jax.represent.quantiser import Quantiser
 from onesug_jax.represent.semantic_ids import SemanticIds, level_usage
@@ -46,7 +47,7 @@ def quantize(
     resolve: bool = True,
     quantiser_from: str | None = None,
     log_every: int = 50,
-    on_mismatch: str = "raise",
+    settings: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
     """Train a quantiser on all queries and give each its id; everything is written into `out`.
 
@@ -60,7 +61,7 @@ def quantize(
       method: "rqvae", or "rq_kmeans", which needs no mesh, optimizer or steps.
       resolve: whether to tell apart queries that fall on one id.
       quantiser_from: folder of a quantiser to keep: nothing is trained, queries are only filed.
-      log_every, on_mismatch: go to `train.loop.fit`.
+      log_every, settings: go to `train.loop.fit`.
 
     Returns:
       the report: `levels` (usage and perplexity of each, `used` codes, before any id is moved),
@@ -99,7 +100,7 @@ def quantize(
             seed=seed,
             encoder=encoder_fingerprint,
             log_every=log_every,
-            on_mismatch=on_mismatch,
+            settings=settings,
         )
     else:
         quantiser = rq_kmeans.train_rq_kmeans(
@@ -165,7 +166,7 @@ def _assign(embeddings: np.ndarray, quantiser: Quantiser) -> tuple[np.ndarray, f
     """Ids [N, levels] of all queries, mean squared error and mean cosine of what comes back."""
     n, errors, cosines = len(embeddings), 0.0, 0.0
     ids = np.empty((n, quantiser.levels), np.uint16)
-    began = told = time.monotonic()
+    progress = Progress("semantic ids", n, "queries")
     for start in range(0, n, _ROWS):
         rows = np.asarray(embeddings[start : start + _ROWS], np.float32)
         ids[start : start + len(rows)] = here = quantiser.codes(rows)
@@ -173,14 +174,8 @@ def _assign(embeddings: np.ndarray, quantiser: Quantiser) -> tuple[np.ndarray, f
         errors += float(np.square(rows - back).sum(dtype=np.float64))
         lengths = np.linalg.norm(rows, axis=1) * np.linalg.norm(back, axis=1)
         cosines += float((np.einsum("bd,bd->b", rows, back) / np.maximum(lengths, 1e-12)).sum())
-        done, now = start + len(rows), time.monotonic()
-        if done == n or now - told > 5:
-            told = now
-            print(
-                f"semantic ids: {done:,} of {n:,} queries assigned, "
-                f"{done / max(now - began, 1e-9):,.0f} queries/s",
-                flush=True,
-            )
+        progress.add(len(rows))
+    progress.close()
     return ids, errors / n, cosines / n
 
 

@@ -9,7 +9,6 @@ else searched is not in its own pool and teaches nothing.
 
 from __future__ import annotations
 
-import time
 from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple, Protocol
 
@@ -18,12 +17,12 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+from onesug_jax.progress import Progress
 from onesug_jax.represent.ranking import FEATURES, Ranker
 
 REPORT = "report.json"
 _HELD_OUT = 0.1
 _LEAST = 50  # lists to learn from
-_SECONDS_A_LINE = 10.0
 
 
 class Search(NamedTuple):
@@ -116,20 +115,14 @@ def _lists(
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Features float16 `[R, P, F]`, which places are filled `[R, P]`, the searched one's `[R]`."""
     newest = list(searches)[-rows:]
-    found, began, said = [], time.monotonic(), time.monotonic()
-    for done, search in enumerate(newest):
+    found = []
+    for search in Progress("rank", len(newest)).over(newest):
         numbers, features = pools.candidates(
             search.prefix, search.history, search.profile, search.query, search.minutes
         )
         here = np.flatnonzero(numbers == pools.number_of(search.query))
         if len(here) and len(numbers) > 1:
             found.append((features.astype(np.float16), int(here[0])))
-        if time.monotonic() - said > _SECONDS_A_LINE:
-            said = time.monotonic()
-            print(
-                f"rank: {done:,} of {len(newest):,} rows, {done / (said - began):,.0f}/s",
-                flush=True,
-            )
     most = max((len(features) for features, _ in found), default=1)
     table = np.zeros((len(found), most, len(FEATURES)), np.float16)
     mask = np.zeros((len(found), most), bool)

@@ -17,7 +17,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from onesug_jax.errors import UserError
-from onesug_jax.files import whole
+from onesug_jax.files import atomic_write
 from onesug_jax.logs.ages import of_visit
 
 FILE = "ranker.npz"
@@ -131,7 +131,7 @@ class Ranker:
 
     def save(self, folder: str) -> None:
         """Into folder/ranker.npz."""
-        with whole(os.path.join(folder, FILE)) as file:
+        with atomic_write(os.path.join(folder, FILE)) as file:
             np.savez(file, features=np.array(FEATURES), **dataclasses.asdict(self))
 
     @classmethod

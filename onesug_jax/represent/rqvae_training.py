@@ -6,6 +6,7 @@ numpy `Quantiser` that serves. Giving ids to queries is `quantize`'s work.
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import os
 from collections.abc import Callable
@@ -17,6 +18,7 @@ import numpy as np
 import optax
 from jax.sharding import Mesh
 
+from onesug_jax.files import fingerprint
 from onesug_jax.represent.quantiser import Quantiser
 from onesug_jax.represent.rq_kmeans import residual_kmeans, take_sample
 from onesug_jax.represent.rqvae import (
@@ -48,7 +50,8 @@ def train_rqvae(
 ) -> Quantiser:
     """Train on embeddings [N, D], a memory map if need be; goes on from what `folder` holds.
 
-    `loop` goes to `train.loop.fit`. `encoder`: the text encoder's fingerprint.
+    `loop` goes to `train.loop.fit`. `encoder`: the text encoder's fingerprint. What makes a trained
+    state the same is `config`, the encoder and the embeddings.
 
     Raises:
       UserError: what `fit` raises.
@@ -57,19 +60,26 @@ def train_rqvae(
     sample = take_sample(embeddings, config.kmeans_sample * config.codes, seed)
     few = sample[:: max(1, len(sample) // 16_384)]
     settings = {"evaluate_every": max(1, steps // 10), "evaluate_fn": measure(config, few), **loop}
-    settings["fingerprint"] = {"rqvae": str(config), **settings.get("fingerprint", {})}
+    identity = {
+        "stage": "quantize",
+        "rqvae": dataclasses.asdict(config),
+        "encoder": encoder,
+        "embeddings": fingerprint(embeddings),
+    }
     slots = min(batch_size, config.codes)
     result = fit(
         stage,
         batch_at=batches(
             embeddings, batch_size, seed=seed, slots=slots, part=meshes.batch_part(mesh)
         ),
+        batch_size=batch_size,
         mesh=mesh,
         optimizer=spare_codebooks(optimizer),
         steps=steps,
         seed=seed,
         folder=folder,
-        params_from=initial_params(config, sample, seed),
+        identity=identity,
+        params_from=lambda: initial_params(config, sample, seed),
         **settings,
     )
     return as_quantiser(jax.device_get(result.params), config, encoder)
@@ -83,10 +93,11 @@ def spare_codebooks(optimizer: optax.GradientTransformation) -> optax.GradientTr
         return {**updates, "codebooks": jax.tree.map(jnp.zeros_like, updates["codebooks"])}
 
     class Sparing(optax.GradientTransformationExtraArgs):
-        """Carries the schedule, which the training step reports."""
+        """Carries the schedule, which the training step reports, and the settings."""
 
     wrapped = Sparing(*optax.chain(optimizer, optax.stateless(only_networks)))
     wrapped.schedule = getattr(optimizer, "schedule", None)
+    wrapped.settings = getattr(optimizer, "settings", {})
     return wrapped
 
 

@@ -7,14 +7,13 @@ index's work. Numpy alone.
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Sequence
 
 import numpy as np
 
 from onesug_jax.errors import UserError
-from onesug_jax.files import need, write_json
+from onesug_jax.files import atomic_write, read_json, require_files, write_json
 
 IDS, ORDER, KEYS, ABOUT = "ids.npy", "order.npy", "keys.npy", "ids.json"
 
@@ -104,9 +103,9 @@ class SemanticIds:
 
     def save(self, folder: str) -> None:
         """Write the three arrays and their meaning into `folder`."""
-        os.makedirs(folder, exist_ok=True)
         for name, array in ((IDS, self.ids), (ORDER, self.order), (KEYS, self.keys)):
-            np.save(os.path.join(folder, name), array)
+            with atomic_write(os.path.join(folder, name)) as file:
+                np.save(file, array)
         about = {"queries": len(self), "levels": self.levels, "codes": self.codes}
         write_json(os.path.join(folder, ABOUT), about, indent=1)
 
@@ -114,10 +113,9 @@ class SemanticIds:
     def load(cls, folder: str) -> SemanticIds:
         """Open saved ids by memory map. Raises UserError where files are missing or disagree."""
         paths = [os.path.join(folder, name) for name in (IDS, ORDER, KEYS, ABOUT)]
-        need(paths, "saved semantic ids", "make them again")
+        require_files(paths, "saved semantic ids", "make them again")
         try:
-            with open(paths[3], encoding="utf-8") as file:
-                about = json.load(file)
+            about = read_json(paths[3], "saved semantic ids", "make them again")
             arrays = [np.load(path, mmap_mode="r", allow_pickle=False) for path in paths[:3]]
             n, levels, codes = about["queries"], about["levels"], about["codes"]
             found = [array.shape for array in arrays]

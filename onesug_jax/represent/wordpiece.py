@@ -8,7 +8,6 @@ write it as a piece of its own.
 
 from __future__ import annotations
 
-import json
 import os
 from collections import Counter
 from collections.abc import Iterable, Sequence
@@ -17,6 +16,7 @@ import numpy as np
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors, trainers
 
 from onesug_jax.errors import UserError
+from onesug_jax.files import read_json
 
 TOKENIZER, VOCAB, SETTINGS = "tokenizer.json", "vocab.txt", "tokenizer_config.json"
 SPECIAL = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
@@ -213,13 +213,9 @@ def _settings(folder: str) -> dict:
     path = os.path.join(folder, SETTINGS)
     if not os.path.isfile(path):
         return {}
-    try:
-        with open(path, encoding="utf-8") as file:
-            told = json.load(file)
-    except ValueError as error:
-        raise UserError(f"{path}: expected JSON; reading it failed: {error}") from error
+    found = read_json(path, "the tokenizer's settings", "copy it again.")
     return {
-        "lowercase": told.get("do_lower_case", True),
-        "accents": told.get("strip_accents"),
-        "chinese": told.get("tokenize_chinese_chars", True),
+        "lowercase": found.get("do_lower_case", True),
+        "accents": found.get("strip_accents"),
+        "chinese": found.get("tokenize_chinese_chars", True),
     }

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
-import os
 import sqlite3
 from collections.abc import Iterator, Sequence
 
+from onesug_jax.files import atomic_path
 from onesug_jax.logs.schema import HISTORY, HISTORY_MINUTES, LOG_SCHEMA
 
 LISTS = ("shown", "clicked_items", "ordered_items")  # columns kept as JSON, beside the profile
@@ -20,9 +19,11 @@ def export(connection: sqlite3.Connection, path: str, profile: Sequence[str], si
     import pyarrow as pa
     import pyarrow.parquet as pq
 
+    where, count = "WHERE timestamp_ms >= ?", 0
     connection.execute("BEGIN")  # one state of the file, whatever is written meanwhile
     try:
-        where = "WHERE timestamp_ms >= ?"
+        if not connection.execute(f"SELECT 1 FROM events {where}", (since_ms,)).fetchone():
+            return 0
         names = connection.execute(
             f"SELECT DISTINCT key FROM events, json_each(events.profile) {where} ORDER BY key",
             (since_ms,),
@@ -39,19 +40,14 @@ def export(connection: sqlite3.Connection, path: str, profile: Sequence[str], si
         rows = connection.execute(
             f"SELECT * FROM events {where} ORDER BY timestamp_ms, request_id", (since_ms,)
         )
-        count = 0
-        with contextlib.ExitStack() as stack:
+        with atomic_path(path) as new, pq.ParquetWriter(new, schema) as writer:
             for batch in _batches(rows):
-                if not count:
-                    writer = stack.enter_context(pq.ParquetWriter(path + ".new", schema))
                 for row in batch:
                     row.update(dict.fromkeys(columns, "") | row["profile"])
                 writer.write_table(pa.Table.from_pylist(batch, schema))
                 count += len(batch)
     finally:
         connection.execute("COMMIT")
-    if count:
-        os.replace(path + ".new", path)
     return count
 
 

@@ -12,8 +12,9 @@ from __future__ import annotations
 
 import argparse
 
-from onesug_jax.registry import Context, StageSpec
+from onesug_jax.pipeline.spec import Context, StageSpec
 from onesug_jax.stages import (
+    checks,
     comparing,
     export,
     lists,
@@ -31,6 +32,7 @@ from onesug_jax.stages import compile as compiling
 # What can be configured: name -> where it stands. Imported only by stages that declare it.
 CONFIGURABLES = {
     "simulate": "onesug_jax.logs.simulate:simulate",
+    "Timeline": "onesug_jax.logs.simulate.timeline:Timeline",
     "ingest": "onesug_jax.logs.ingest:ingest",
     "mine": "onesug_jax.logs.mining:mine",
     "align": "onesug_jax.represent.alignment:align",
@@ -69,6 +71,9 @@ CONFIGURABLES = {
 }
 
 
+_WRITES_LISTS = ("BeamConfig", "ScoreConfig", "suggester", "SliceSpec")
+
+
 def doctor(context: Context) -> int:
     """Prints versions, devices, memory and what is missing; 1 when something required is."""
     from onesug_jax.doctor import report
@@ -84,10 +89,18 @@ def _doctor_flags(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def _until(parser: argparse.ArgumentParser) -> None:
+def _part(parser: argparse.ArgumentParser) -> None:
+    names = [spec.name for spec in _ALL if spec.in_run]
+    parser.add_argument(
+        "--from",
+        dest="first",
+        choices=names,
+        metavar="STAGE",
+        help="the first stage to run; what is before it is there already (default: all)",
+    )
     parser.add_argument(
         "--until",
-        choices=[spec.name for spec in _ALL if spec.in_run],
+        choices=names,
         metavar="STAGE",
         help="the last stage to run (default: to the end)",
     )
@@ -107,8 +120,7 @@ _ALL = (
         summary="make a simulated shop's suggestion log",
         run=log.simulate,
         folder="simulated",
-        configures=("simulate",),
-        packages=("numpy", "pyarrow"),
+        configures=("simulate", "Timeline"),
         example="simulate --gin.WORK_DIR=work/shop --gin.simulate.requests=1_000_000",
     ),
     StageSpec(
@@ -119,7 +131,6 @@ _ALL = (
         inputs=lambda context: (context.log,),
         configures=("ingest",),
         ignores=("ingest.memory_limit",),
-        packages=("numpy", "pyarrow", "duckdb"),
         example="ingest --gin.WORK_DIR=work/mine --gin.LOG=my_log.parquet",
     ),
     StageSpec(
@@ -130,7 +141,6 @@ _ALL = (
         inputs=lambda context: ("log/train.parquet",),
         configures=("mine",),
         ignores=("mine.engine", "mine.memory_limit", "mine.scratch", "mine.spark_master"),
-        packages=("numpy", "pyarrow", "ibis-framework", "duckdb"),
         example="mine --gin.WORK_DIR=work/mine --gin.mine.min_users=5",
     ),
     StageSpec(
@@ -140,10 +150,13 @@ _ALL = (
         folder="encoder",
         inputs=lambda context: ("mined/*.parquet",),
         configures=("align", "EncoderSpec", "make_optimizer"),
+        changeable=(
+            "make_optimizer",
+            *(f"align.{name}" for name in ("steps", "batch_size", "accumulation", "temperature")),
+        ),
         ignores=("make_mesh", "align.log_every", "align.checkpoint_every", "align.profile_steps"),
-        packages=("jax", "flax", "optax", "tokenizers", "numpy"),
-        together=True,
-        resumable=True,
+        check=checks.training("align", "align/make_optimizer"),
+        every_process=True,
         example="align --gin.WORK_DIR=work/mine --gin.align.weights=minilm",
     ),
     StageSpec(
@@ -153,10 +166,10 @@ _ALL = (
         folder="semantic_ids",
         inputs=lambda context: (*opened.ENCODER, "mined/*"),
         configures=("quantize", "RqVaeConfig", "EnhanceConfig", "make_optimizer"),
+        changeable=("make_optimizer", "quantize.steps", "quantize.batch_size"),
         ignores=("make_mesh", "quantize.log_every"),
-        packages=("jax", "flax", "optax", "numpy"),
-        together=True,
-        resumable=True,
+        check=checks.training("quantize", "quantize/make_optimizer"),
+        every_process=True,
         example="quantize --gin.WORK_DIR=work/mine --gin.quantize.method=rq_kmeans",
     ),
     StageSpec(
@@ -166,7 +179,6 @@ _ALL = (
         folder="index",
         inputs=lambda context: (*opened.ENCODER, *opened.IDS, "mined/*"),
         configures=("index", "EnhanceConfig", "SearchConfig"),
-        packages=("jax", "numpy", "pyarrow"),
         example="index --gin.WORK_DIR=work/mine --gin.EnhanceConfig.weight=0.3",
     ),
     StageSpec(
@@ -176,7 +188,6 @@ _ALL = (
         folder="ranking",
         inputs=lambda context: ("log/train.parquet", "mined/*", *opened.INDEX),
         configures=("rank", "RelatedConfig"),
-        packages=("jax", "optax", "numpy", "pyarrow"),
         example="rank --gin.WORK_DIR=work/mine --gin.rank.steps=0",
     ),
     StageSpec(
@@ -192,7 +203,6 @@ _ALL = (
             ),
         ),
         configures=("vocab",),
-        packages=("sentencepiece", "pyarrow"),
         example="vocab --gin.WORK_DIR=work/mine --gin.vocab.pieces=8192",
     ),
     StageSpec(
@@ -203,7 +213,6 @@ _ALL = (
         inputs=lambda context: ("log/*.parquet", "mined/*", "vocab/*", *opened.PRE),
         configures=("examples", "FeatureSpec", "RelatedConfig"),
         ignores=("examples.workers",),
-        packages=("numpy", "seqio", "tensorflow"),
         example="examples --gin.WORK_DIR=work/mine --gin.FeatureSpec.history=5",
     ),
     StageSpec(
@@ -219,28 +228,27 @@ _ALL = (
                 context, "pretrain.params_from", "config.json", "model*.safetensors"
             ),
         ),
-        configures=(
+        configures=("pretrain", "ModelConfig", "make_optimizer", "Loader"),
+        changeable=(
             "pretrain",
-            "ModelConfig",
             "make_optimizer",
             "Loader",
+            "SEED",
+            *(f"ModelConfig.{name}" for name in ("dropout", "remat", "unroll", "dtype")),
         ),
+        fixed=("pretrain.params_from",),
         ignores=(
             "RelatedConfig",
             "make_mesh",
             "pretrain.log_every",
             "pretrain.profile_steps",
-            "FeatureSpec",  # of the examples; here, `vocab` and `EncoderSpec` only for --dry_run
+            "FeatureSpec",  # of the examples; here, `vocab` and `EncoderSpec` only for the checks
             "vocab",
             "EncoderSpec",
-            "BeamConfig",  # how dev lists are written while training: no reason to train again
-            "ScoreConfig",
-            "suggester",
-            "SliceSpec",
+            *_WRITES_LISTS,  # how dev lists are written while training: no reason to train again
         ),
-        packages=("jax", "flax", "optax", "numpy"),
-        together=True,
-        resumable=True,
+        check=checks.pretraining,
+        every_process=True,
         describe=train.describe_pretrain,
         example="pretrain --gin.WORK_DIR=work/mine --gin.MODEL=small --gin.STEPS=20_000",
     ),
@@ -251,7 +259,6 @@ _ALL = (
         folder="rewards",
         inputs=lambda context: ("log/*.parquet", "mined/*"),
         configures=("RewardConfig",),
-        packages=("numpy", "pyarrow"),
         example="rewards --gin.WORK_DIR=work/mine --gin.RewardConfig.order=3.0",
     ),
     StageSpec(
@@ -268,20 +275,19 @@ _ALL = (
             opened.parameters(context, "pretrain"),
         ),
         configures=("rwr", "ListConfig", "PreferenceConfig", "make_optimizer"),
+        changeable=("rwr", "make_optimizer", "SEED"),
+        fixed=("rwr.params_from", "rwr.reference"),
         ignores=(
             "RelatedConfig",
             "make_mesh",
             "rwr.log_every",
             "rwr.profile_steps",
-            "BeamConfig",  # how dev lists are written while training, as in pretrain
-            "ScoreConfig",
-            "suggester",
-            "SliceSpec",
+            *_WRITES_LISTS,
         ),
-        packages=("jax", "flax", "optax", "numpy"),
-        together=True,
-        resumable=True,
-        example="rwr --gin.WORK_DIR=work/mine --gin.PreferenceConfig.loss=softmax_dpo",
+        follows=("pretrain",),
+        check=checks.training("rwr", "rwr/make_optimizer"),
+        every_process=True,
+        example="rwr --gin.WORK_DIR=work/mine --gin.PreferenceConfig.loss=softmax_dpo --restart",
     ),
     StageSpec(
         name="cascade",
@@ -290,7 +296,6 @@ _ALL = (
         folder="cascade",
         inputs=lambda context: ("log/train.parquet", "mined/*", *opened.PRE),
         configures=("CascadeConfig", "RelatedConfig"),
-        packages=("numpy", "lightgbm"),
         in_run=False,
         example="cascade --gin.WORK_DIR=work/mine",
     ),
@@ -299,7 +304,9 @@ _ALL = (
         summary="score the model beside most popular completion",
         run=lists.evaluate,
         folder="report",
+        subfolder=lists.report_name,
         inputs=lists.scored,
+        check=lists.check_evaluate,
         configures=(
             "evaluate",
             "BeamConfig",
@@ -310,29 +317,27 @@ _ALL = (
             "CascadeConfig",
         ),
         ignores=("ingest",),
-        packages=("jax", "numpy"),
         recap=lists.show_report,
-        together=True,
+        every_process=True,
         always=True,
-        published=True,
+        uses_model=True,
         example="evaluate --gin.WORK_DIR=work/mine --gin.LOG=newest_day.parquet",
     ),
     StageSpec(
         name="suggest",
         summary="show suggestions for a typed prefix",
         run=lists.suggest,
-        inputs=lambda context: ("pretrain/model.json", "vocab/*", "mined/*", *opened.PRE),
         configures=("BeamConfig", "ScoreConfig", "suggester", "RelatedConfig"),
         flags=lists.suggest_flags,
         in_run=False,
-        published=True,
+        uses_model=True,
         example='suggest --gin.WORK_DIR=work/mine --prefix "lego st" --history "duplo"',
     ),
     StageSpec(
         name="serve",
         summary="answer requests over HTTP, with a page to type at, and keep what people do",
         run=serving.serve,
-        inputs=lambda context: ("pretrain/model.json", "vocab/*", "mined/*", *opened.PRE),
+        check=serving.check_serve,
         configures=(
             "ServerConfig",
             "EngineConfig",
@@ -343,27 +348,25 @@ _ALL = (
             "RelatedConfig",
         ),
         in_run=False,
-        published=True,
+        uses_model=True,
         example="serve --gin.WORK_DIR=work/mine --gin.ServerConfig.port=8080",
     ),
     StageSpec(
         name="export_feedback",
-        summary="write what the service has kept as a log, for `update`",
+        summary="write the feedback that the service has stored as a log, for `update`",
         run=serving.export_feedback,
         configures=("FeedbackConfig",),
         flags=serving.export_flags,
         in_run=False,
-        published=True,
         example="export_feedback --gin.WORK_DIR=work/mine --to fresh.parquet",
     ),
     StageSpec(
         name="export",
         summary="write the model as a Hugging Face T5 folder",
         run=export.export,
-        inputs=lambda context: ("pretrain/model.json", "vocab/*"),
         flags=export.flags,
         in_run=False,
-        published=True,
+        uses_model=True,
         example="export --gin.WORK_DIR=work/mine --to exported",
     ),
     StageSpec(
@@ -372,7 +375,6 @@ _ALL = (
         run=export.tfds,
         inputs=lambda context: ("log/*.parquet",),
         configures=("FeatureSpec",),
-        packages=("tensorflow", "tensorflow-datasets"),
         flags=export.tfds_flags,
         in_run=False,
         example="tfds --gin.WORK_DIR=work/mine --to work/mine_tfds --name mine",
@@ -391,6 +393,7 @@ _ALL = (
             "RelatedConfig",
         ),
         ignores=("CascadeConfig",),
+        check=update.check,
         flags=update.flags,
         in_run=False,
         example="update --gin.WORK_DIR=work/mine --gin.LOG=yesterday.parquet",
@@ -413,7 +416,6 @@ _ALL = (
             "EncoderSpec",
             "BeamConfig",
         ),
-        packages=("jax", "flax", "optax", "numpy"),
         flags=compiling.flags,
         in_run=False,
         example="compile --gin.MODEL=base --gin.BATCH_SIZE=4096 --topology=v5e:16x16",
@@ -431,7 +433,7 @@ _ALL = (
         name="run",
         summary="all of it: every stage in order, skipping what is up to date and saying why not",
         run=lambda context: 0,  # main runs the others
-        flags=_until,
+        flags=_part,
         in_run=False,
         example="run --gin_file=gin_configs/quickstart.gin --gin.WORK_DIR=work/quickstart",
     ),

@@ -9,7 +9,7 @@ import os
 from typing import TYPE_CHECKING, Any
 
 from onesug_jax.errors import UserError
-from onesug_jax.registry import Context
+from onesug_jax.pipeline.spec import Context
 
 if TYPE_CHECKING:
     import jax

@@ -10,7 +10,7 @@ import shutil
 
 from onesug_jax.errors import UserError
 from onesug_jax.files import write_json
-from onesug_jax.registry import Context
+from onesug_jax.pipeline.spec import Context
 from onesug_jax.stages import opened
 
 LAYOUT = "onesug.json"  # how a request is written; nothing of Hugging Face reads it
@@ -39,7 +39,7 @@ def tfds(context: Context) -> None:
 
     folder, name = context.options.to, context.options.name
     history = context.configured("FeatureSpec")().history
-    rows = tfds_log.write_dataset(context.work.log, folder, name, history)
+    rows = tfds_log.write_dataset(context.home.log, folder, name, history)
     counted = ", ".join(f"{count:,} {split}" for split, count in rows.items())
     print(f'{counted} rows: tfds.load("{tfds_log.NAME}/{name}", data_dir="{folder}")', flush=True)
 
@@ -78,7 +78,7 @@ def export(context: Context) -> None:
         "request": "<prefix>PREFIX<related1>Q<related2>Q<age0>H<profile1>V</s>",
     }
     write_json(os.path.join(folder, LAYOUT), layout)
-    card = os.path.join(context.work.report, CARD)
+    card = os.path.join(context.home.report, "dev", CARD)
     if os.path.exists(card):  # as it was when last evaluated
         shutil.copy(card, folder)
     print(

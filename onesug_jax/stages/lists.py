@@ -7,12 +7,15 @@ import dataclasses
 import functools
 import json
 import os
+import re
 import shutil
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 from onesug_jax.errors import UserError
-from onesug_jax.registry import Context
+from onesug_jax.files import fingerprint_file
+from onesug_jax.pipeline.spec import Context
+from onesug_jax.pipeline.workdir import Manifest
 from onesug_jax.stages import opened
 from onesug_jax.train import distributed
 
@@ -67,7 +70,7 @@ def suggester(
         on_ids = any(task.endswith("request_to_id") for task in stored["tasks"])
         on_queries = any(task.endswith("query") for task in stored["tasks"])
         targets = "id" if on_ids and not on_queries else "query"
-    opened.keep_compiled(context)
+    opened.cache_compiled(context)
     index = opened.completions(context)
     groups = None
     if per_group is not None:
@@ -75,7 +78,7 @@ def suggester(
         groups = Groups(sorted(index.queries), kinds, per_group)
     return Suggester(
         Seq2Seq(ModelConfig(**{**stored["model"], "dropout": 0.0})),
-        load_params(context.work.join(stage)) if params is None else params,
+        load_params(getattr(context.work, stage)) if params is None else params,
         Featurizer(vocabulary, FeatureSpec(**stored["features"])),
         context.configured("BeamConfig")(),
         queries=dict(zip(index.queries, index.counts.tolist(), strict=True)) if closed else None,
@@ -126,13 +129,13 @@ def score(
         lists["most_popular"] = baselines.MostPopular(index).suggest
         if model is None and opened.model_stage(context) == "rwr":
             lists["sft"] = suggester(context, model="pretrain").suggest
-        if opened.finished(context.work.cascade):
-            rival = _rival_parts(context)
-            lists["cascade"] = load(context.work.cascade, *rival).suggest
+        if opened.finished(context.home.cascade):
+            rival = _rival_parts(dataclasses.replace(context, work=context.home))
+            lists["cascade"] = load(context.home.cascade, *rival).suggest
     return evaluator.evaluate(
         rows,
         lists,
-        prefix_counts=evaluator.prefix_counts(os.path.join(context.work.log, "train.parquet")),
+        prefix_counts=evaluator.prefix_counts(os.path.join(context.home.log, "train.parquet")),
         context=known,
         candidates=writer.candidates,
         known=len(index),
@@ -187,21 +190,26 @@ def _rival_parts(context: Context):
 
 
 def evaluate(
-    context: Context, *, split: str = "dev", headline: Sequence[str] = ("hr@16", "mrr@16")
+    context: Context,
+    *,
+    split: str = "dev",
+    name: str | None = None,
+    headline: Sequence[str] = ("hr@16", "mrr@16"),
 ) -> None:
-    """Model and most popular completion on a split, into WORK_DIR/report; `headline` names the
-    metrics of the table that is printed first.
+    """Model and most popular completion on a split, into WORK_DIR/report/NAME.
 
-    With a LOG other than the one WORK_DIR was made from, that log is scored: its `split` where it
-    has one, else all of it, with the histories of both.
+    With a LOG that the command names, other than the one WORK_DIR was made from, that log is
+    scored: its `split` where it has one, else all of it, with the histories of both. `name` is by
+    default the split's, or the log's. `headline` names the metrics of the table that is printed
+    first.
     """
     from onesug_jax.evaluate import card, page, report
     from onesug_jax.tasks.features import FeatureSpec
 
-    work, log = context.work, context.work.log
+    home, out, log = context.home, context.out, context.home.log
     logs = [log]
-    if context.named and context.macros["LOG"] and not _made_from(context, context.log):
-        log = os.path.join(work.report, "log")
+    if _own_log(context):
+        log = os.path.join(out, "log")
         read = functools.partial(context.configured("ingest"), dev_days=0.0, test_days=0.0)
         distributed.agreed(lambda: bool(read(log=context.log, out=log)))
         logs.append(log)
@@ -210,69 +218,83 @@ def evaluate(
     scores = score(context, path, *logs)
     if not distributed.first():
         return
-    folders = {"align": work.encoder, "pretrain": work.pretrain, "rwr": work.rwr}
-    curves = {name: os.path.join(folder, "metrics.jsonl") for name, folder in folders.items()}
-    report.write_report(scores, work.report, learning_curves=curves)
+    folders = {"align": home.encoder, "pretrain": home.pretrain, "rwr": home.rwr}
+    curves = {stage: os.path.join(folder, "metrics.jsonl") for stage, folder in folders.items()}
+    report.write_report(scores, out, learning_curves=curves)
     for picture in ("code_usage.png", "id_map.png", "id_learning_curve.png"):
-        made = os.path.join(work.semantic_ids, picture)
+        made = os.path.join(home.semantic_ids, picture)
         if os.path.exists(made):
-            shutil.copy(made, work.report)
+            shutil.copy(made, out)
     known = opened.related(context, FeatureSpec(soft=False))
     groups = report.example_prefixes(scores.rows, context.configured("SliceSpec")().frequent)
     report.write_related(
         {name: {p: known.related([p], [()])[0] for p in found} for name, found in groups.items()},
-        work.report,
+        out,
     )
-    page.write_page(scores, work.report)
-    card.write_card(scores, work.report, opened.facts(context))
-    show_report(context)
+    page.write_page(scores, out)
+    card.write_card(scores, out, opened.facts(context))
 
 
-def _made_from(context: Context, log: str) -> bool:
-    """Whether WORK_DIR/log was ingested from these very files, wherever they lie now."""
-    from onesug_jax import workdir
+def _own_log(context: Context) -> bool:
+    """Whether this command names a log that WORK_DIR/log was not ingested from."""
+    if not (context.named and "LOG" in context.given and context.macros["LOG"]):
+        return False
+    made = Manifest.read(context.home.log)
+    found = {fingerprint_file(path) for path in context.work.expand(context.log).values()}
+    return made is None or set(made.inputs.values()) != found
 
-    made = workdir.Manifest.read(context.work.log)
-    found = {workdir.fingerprint(path) for path in context.work.expand(log).values()}
-    return made is not None and set(made.inputs.values()) == found
+
+def report_name(context: Context) -> str:
+    """The folder of an evaluation inside WORK_DIR/report: the split's name, or the log's."""
+    name, split = context.settings["evaluate.name"], context.settings["evaluate.split"]
+    if name is None and _own_log(context):
+        name = os.path.splitext(os.path.basename(context.log.rstrip(os.sep)))[0]
+    return name or split
 
 
-def scored(context: Context) -> tuple[str, ...]:
-    """What an evaluation reads; a log named to `evaluate` is part of it.
+def check_evaluate(context: Context) -> None:
+    """Whether the split and the metrics that are asked for exist.
 
     Raises:
-      UserError: WORK_DIR/log has no such split, or an evaluation no such metric; told before an
-        earlier report is cleared away.
+      UserError: WORK_DIR/log has no such split, or an evaluation no such metric.
     """
     from onesug_jax.evaluate.evaluator import METRICS
 
-    own = (context.log,) if context.named and context.macros["LOG"] else ()
     for name in context.settings["evaluate.headline"]:
         if name not in METRICS:
             raise UserError(f"evaluate.headline: {name!r}: expected some of {', '.join(METRICS)}")
-    split, there = context.settings["evaluate.split"], opened.splits(context.work.log)
-    if there and not own and split not in there:
+    if not re.fullmatch(r"[\w.-]+", report_name(context)):
         raise UserError(
-            f"evaluate.split = {split!r}: {context.work.log} holds {', '.join(there)}; choose one "
+            f"evaluate.name = {report_name(context)!r}: expected letters, digits, '_', '-' and '.'"
+        )
+    split, there = context.settings["evaluate.split"], opened.splits(context.home.log)
+    if there and split not in there and not _own_log(context):
+        raise UserError(
+            f"evaluate.split = {split!r}: {context.home.log} holds {', '.join(there)}; choose one "
             "of them"
         )
-    model = ["pretrain/model.json", opened.parameters(context, "pretrain")]
-    if opened.finished(context.work.cascade):
-        model.append("cascade/ranker.txt")
-    if opened.model_stage(context) == "rwr":
-        model.append(opened.parameters(context, "rwr"))
-    return ("log/*.parquet", "mined/*", "vocab/*", *opened.PRE, *model, *own)
+
+
+def scored(context: Context) -> tuple[str, ...]:
+    """What an evaluation reads: the model, the log, and a log of its own that the command names."""
+    own = (context.log,) if _own_log(context) else ()
+    there = opened.finished(context.home.cascade)
+    rival = (context.home.join("cascade", "ranker.txt"),) if there else ()
+    bundled = context.work.path != context.home.path
+    model = ("*/*",) if bundled else (*opened.BUNDLED, "pretrain/model.json")
+    return (context.home.join("log/*.parquet"), *model, *rival, *own)
 
 
 def show_report(context: Context) -> None:
     """The table of the last evaluation."""
     from onesug_jax.evaluate import report
 
-    metrics = report.read_metrics(context.work.report)
+    folder = context.home.join("report", report_name(context))
+    metrics = report.read_metrics(folder)
     shown = context.settings["evaluate.headline"]
     table = report.format_headline(metrics, shown=shown)
     print(f"\n{table}\n\n{report.format_slices(metrics, metric=shown[-1])}\n")
-    print(f"to look at: {os.path.join(context.work.report, 'index.html')}", flush=True)
+    print(f"to look at: {os.path.join(folder, 'index.html')}", flush=True)
 
 
 def suggest(context: Context) -> None:

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import os
 
-from onesug_jax.registry import Context
+from onesug_jax.pipeline.spec import Context
 
 
 def simulate(context: Context) -> None:
     """A simulated shop's log into WORK_DIR/simulated."""
-    context.configured("simulate")(out=context.work.simulated)
+    timeline = context.configured("Timeline")()
+    context.configured("simulate")(out=context.work.simulated, timeline=timeline)
 
 
 def ingest(context: Context) -> None:

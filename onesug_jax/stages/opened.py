@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
+import dataclasses
 import filecmp
 import functools
-import json
 import os
 from typing import TYPE_CHECKING
 
-from onesug_jax import workdir
 from onesug_jax.errors import UserError
-from onesug_jax.files import need
-from onesug_jax.registry import Context
+from onesug_jax.files import fingerprint, read_json, require_files
+from onesug_jax.pipeline import bundle
+from onesug_jax.pipeline.spec import Context
+from onesug_jax.pipeline.workdir import Manifest, WorkDir
 
 if TYPE_CHECKING:
     from onesug_jax.logs.completion import CompletionIndex
+    from onesug_jax.model.config import ModelConfig
     from onesug_jax.represent.formula import RelatedConfig
     from onesug_jax.represent.related import RelatedQueries
     from onesug_jax.represent.semantic_ids import SemanticIds
@@ -47,34 +49,64 @@ def pretrained(context: Context, setting: str, *names: str, sure: bool = False) 
     return tuple(os.path.join(os.path.abspath(folder), name) for name in names)
 
 
-def keep_compiled(context: Context) -> None:
-    """Compiled programs stay in WORK_DIR/.compiled, unless JAX was told another place: the second
+def cache_compiled(context: Context) -> None:
+    """Compiled programs stay in WORK_DIR/.compiled, unless JAX has another place: the second
     `suggest` starts in seconds.
     """
     import jax
 
     if not jax.config.jax_compilation_cache_dir:  # type: ignore[attr-defined]  # set at run time
-        jax.config.update("jax_compilation_cache_dir", context.work.join(".compiled"))
+        folder = os.path.join(os.path.abspath(context.macros["WORK_DIR"]), ".compiled")
+        jax.config.update("jax_compilation_cache_dir", folder)
 
 
 def model_stage(context: Context) -> str:
     """The folder of the model in use: "rwr" where preference alignment has left one, else
     "pretrain".
     """
-    rwr = context.work.rwr
-    left = finished(rwr) and os.path.exists(os.path.join(rwr, MODEL_FILE))
+    left = os.path.exists(os.path.join(context.work.rwr, MODEL_FILE))
     return "rwr" if left else "pretrain"
 
 
 def finished(folder: str) -> bool:
     """Whether a stage has filled this folder, and to its end."""
-    made = workdir.Manifest.read(folder)
+    made = Manifest.read(folder)
     return made is not None and bool(made.finished)
+
+
+def read(path: str) -> dict:
+    """A JSON file that an earlier stage wrote."""
+    return read_json(path, "what an earlier stage wrote", "run that stage again")
+
+
+# Fields of a ModelConfig that change how it is computed or trained, not what its parameters mean.
+_CHANGEABLE = ("dropout", "remat", "unroll", "dtype")
+
+
+def identity(context: Context, config: ModelConfig, vocabulary: str) -> dict:
+    """What makes a trained state the same: its model, its vocabulary, what it learns from."""
+    made = Manifest.read(context.out)
+    assert made is not None, f"{context.out}: no manifest of the run that is going on"
+    model = {k: v for k, v in dataclasses.asdict(config).items() if k not in _CHANGEABLE}
+    inputs = {k: v for k, v in made.inputs.items() if not k.startswith("vocab/")}
+    return {"model": model, "vocabulary": vocabulary, "inputs": fingerprint(inputs)}
+
+
+def make_bundle(context: Context, stage: str) -> None:
+    """All that it takes to use the model that `stage` has just trained, into its folder."""
+    work = context.work
+    pretrain = "pretrain.new" if work.writing == "pretrain" else "pretrain"
+    trained = [pretrain] if stage == "pretrain" else [pretrain, "rwr.new"]
+    files = [*BUNDLED, *(f"{folder}/{MODEL_FILE}" for folder in trained)]
+    for folder in trained:
+        best = os.path.isdir(work.join(folder, "best"))
+        files.append(f"{folder}/{'best' if best else 'checkpoints'}")
+    bundle.make(work, stage, files)
 
 
 def parameters(context: Context, stage: str) -> str:
     """Where a stage's parameters lie in WORK_DIR: the best if it kept any."""
-    best = os.path.isdir(os.path.join(context.work.join(stage), "best"))
+    best = os.path.isdir(os.path.join(getattr(context.work, stage), "best"))
     return f"{stage}/best" if best else f"{stage}/checkpoints"
 
 
@@ -86,10 +118,9 @@ def model_description(context: Context, stage: str) -> dict:
     """
     from onesug_jax.tasks.vocabulary import Vocabulary
 
-    path = os.path.join(context.work.join(stage), MODEL_FILE)
-    need([path], "a trained model", f"run the {stage} stage first.")
-    with open(path, encoding="utf-8") as file:
-        stored = json.load(file)
+    path = os.path.join(getattr(context.work, stage), MODEL_FILE)
+    require_files([path], "a trained model", f"run the {stage} stage first.")
+    stored = read(path)
     found = Vocabulary.load(context.work.vocab).fingerprint
     if found != stored["vocabulary"]:
         raise UserError(
@@ -103,28 +134,24 @@ def facts(context: Context) -> dict:
     """What `evaluate.card` says of the model in use, from what the stages wrote down."""
     from onesug_jax.model.config import ModelConfig
 
-    def written(folder: str, name: str) -> dict:
-        with open(context.work.join(folder, name), encoding="utf-8") as file:
-            return json.load(file)
-
-    def made(folder: str) -> workdir.Manifest:
-        found = workdir.Manifest.read(context.work.join(folder))
-        return found or workdir.Manifest(folder, inputs={}, config={}, code={})
-
+    home = context.home
     stage = model_stage(context)
     stored = model_description(context, stage)
     trained = ("pretrain", "rwr")[: 1 + (stage == "rwr")]
+    made = {name: Manifest.read(home.join(name)) for name in ("log", "mined", *trained)}
+    settings = {name: one.settings if one else {} for name, one in made.items()}
+    log = made["log"]
     return {
         "stage": stage,
         "model": stored["model"],
         "parameters": ModelConfig(**stored["model"]).parameters(),
         "features": stored["features"],
-        "log": written("log", "report.json"),
-        "mined": written("mined", "report.json"),
-        "min_users": made("mined").config.get("mine.min_users", 1),
-        "steps": {name: made(name).config.get(f"{name}.steps", 0) for name in trained},
-        "seed": made("pretrain").seed,
-        "simulated": any(path.startswith("simulated") for path in made("log").inputs),
+        "log": read(home.join("log", "report.json")),
+        "mined": read(context.work.join("mined", "report.json")),
+        "min_users": settings["mined"].get("mine.min_users", 1),
+        "steps": {name: settings[name].get(f"{name}.steps", 0) for name in trained},
+        "seed": settings["pretrain"].get("SEED"),
+        "simulated": log is not None and any(path.startswith("simulated") for path in log.inputs),
     }
 
 
@@ -133,19 +160,19 @@ ENCODER = ("encoder/*.json", "encoder/*.safetensors")
 IDS = ("semantic_ids/*.npy", "semantic_ids/*.npz", "semantic_ids/*.json")
 INDEX = (*ENCODER, *IDS, "index/*")
 PRE = (*INDEX, "ranking/*")
+BUNDLED = (*PRE, "vocab/*", "mined/*.txt", "mined/*.npy", "mined/*.json")
 
 
-def encoder(work: workdir.WorkDir):
+def encoder(work: WorkDir):
     """The aligned text encoder."""
     from onesug_jax.represent.encoder import TextEncoder
 
     return TextEncoder.load(work.encoder)
 
 
-def encoder_in_use(work: workdir.WorkDir) -> str:
+def encoder_in_use(work: WorkDir) -> str:
     """Its fingerprint, without loading it."""
-    with open(os.path.join(work.encoder, "alignment.json"), encoding="utf-8") as file:
-        return json.load(file)["fingerprint"]
+    return read(os.path.join(work.encoder, "alignment.json"))["fingerprint"]
 
 
 def semantic_ids(context: Context) -> SemanticIds:
@@ -155,15 +182,15 @@ def semantic_ids(context: Context) -> SemanticIds:
     return SemanticIds.load(context.work.semantic_ids)
 
 
-def _check_same_queries(work: workdir.WorkDir) -> None:
+def _check_same_queries(work: WorkDir) -> None:
     """The index numbers the queries that were mined.
 
     Raises:
       UserError: it was made of others: its numbers would mean other queries.
     """
     mined, indexed = (os.path.join(folder, "queries.txt") for folder in (work.mined, work.index))
-    need([mined], "the mined queries", "run mine first")
-    need([indexed], "the queries of the prefix index", "run index first")
+    require_files([mined], "the mined queries", "run mine first")
+    require_files([indexed], "the queries of the prefix index", "run index first")
     if not filecmp.cmp(mined, indexed, shallow=False):
         counts = []
         for path in (mined, indexed):
@@ -185,9 +212,7 @@ def related(context: Context, spec, profiles=None, **kept) -> RelatedQueries:
     return related_in(context.work, context.configured("RelatedConfig")(), spec, profiles, **kept)
 
 
-def related_in(
-    work: workdir.WorkDir, config: RelatedConfig, spec, profiles=None, **kept
-) -> RelatedQueries:
+def related_in(work: WorkDir, config: RelatedConfig, spec, profiles=None, **kept) -> RelatedQueries:
     """The same of plain values, for a process that has no `Context`."""
     from onesug_jax.logs import worth
     from onesug_jax.logs.completion import CompletionIndex

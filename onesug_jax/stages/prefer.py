@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
-import hashlib
-import json
 import os
 from collections.abc import Callable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 from onesug_jax.errors import UserError
-from onesug_jax.files import write_json
-from onesug_jax.registry import Context
+from onesug_jax.files import fingerprint, fingerprint_tree, write_json
+from onesug_jax.pipeline.spec import Context
 from onesug_jax.stages import opened
 from onesug_jax.train import distributed
 
@@ -175,7 +173,7 @@ def rwr(
     if not steps:
         print("rwr.steps = 0: the pretrain stage's model stays the one in use", flush=True)
         return
-    opened.keep_compiled(context)
+    opened.cache_compiled(context)
     work = context.work
     stored = opened.model_description(context, "pretrain")
     task = _task(stored)
@@ -232,6 +230,7 @@ def rwr(
     result = loop.fit(
         preference.rwr_stage(config, objective, frozen if reference == "copy" else None),
         batch_at=batch_at,
+        batch_size=batch_size,
         mesh=mesh,
         optimizer=optimizer,
         steps=steps,
@@ -245,7 +244,7 @@ def rwr(
         best_metric=watch if watched else None,
         patience=patience if watched else 0,
         params_from=frozen,
-        on_mismatch="restart",
+        identity=opened.identity(context, config, stored["vocabulary"]),
         profile_steps=profile_steps,
     )
     if watched and only_if_better and not (result.best_value or 0.0) > before[watch]:
@@ -256,8 +255,12 @@ def rwr(
             flush=True,
         )
         return
-    if distributed.first():
-        write_json(os.path.join(work.rwr, opened.MODEL_FILE), stored)
+    distributed.agreed(lambda: _leave(context, stored))
+
+
+def _leave(context: Context, stored: Mapping[str, Any]) -> None:
+    write_json(os.path.join(context.work.rwr, opened.MODEL_FILE), stored)
+    opened.make_bundle(context, "rwr")
 
 
 def _task(stored: Mapping[str, Any]) -> str:
@@ -318,10 +321,7 @@ def _watch(context, config, objective, mesh, frozen, stored, task, dev_rows, dev
 
 def _stamp(context: Context, source: str, batch_size: int) -> str:
     """What stored log-probabilities depend on, in one word."""
-    from onesug_jax import workdir
-
-    made = workdir.Manifest.read(source)
-    parts = [source, made and dataclasses.asdict(made), context.seed, batch_size]
     settings = {k: v for k, v in context.settings.items() if k.startswith("ListConfig")}
-    text = json.dumps([*parts, settings], default=str, sort_keys=True)
-    return hashlib.sha256(text.encode()).hexdigest()[:16]
+    best = os.path.join(source, "best")
+    start = best if os.path.isdir(best) else os.path.join(source, "checkpoints")
+    return fingerprint(fingerprint_tree([start]), context.seed, batch_size, settings)

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from onesug_jax.errors import UserError
-from onesug_jax.files import need
+from onesug_jax.files import require_files
 from onesug_jax.stages import opened
 
 if TYPE_CHECKING:
@@ -47,7 +47,9 @@ def check_fits(folder: str, config: ModelConfig, vocabulary: Vocabulary) -> None
                 f"ModelConfig.{field} is {wanted}; {_mend(theirs, field)}"
             )
     path = os.path.join(folder, opened.SPIECE)
-    need([path], "the pieces of the pretrained model", "copy it beside the model's config.json")
+    require_files(
+        [path], "the pieces of the pretrained model", "copy it beside the model's config.json"
+    )
     with open(path, "rb") as file:
         same = file.read() == vocabulary.model
     if not same or vocabulary.first_marker != theirs.vocab_size:

@@ -9,7 +9,8 @@ import collections
 import os
 from typing import TYPE_CHECKING
 
-from onesug_jax.registry import Context
+from onesug_jax.files import atomic_path
+from onesug_jax.pipeline.spec import Context
 from onesug_jax.stages import opened
 from onesug_jax.train import distributed
 
@@ -21,7 +22,7 @@ EMBEDDINGS = "embeddings.npy"  # e_q* of all known queries, in the order of thei
 
 def align(context: Context) -> None:
     """A text encoder aligned on the mined pairs, into WORK_DIR/encoder."""
-    opened.keep_compiled(context)
+    opened.cache_compiled(context)
     steps = context.settings["align.steps"]
     context.configured("align")(
         context.work.mined,
@@ -30,7 +31,6 @@ def align(context: Context) -> None:
         optimizer=context.configured("align/make_optimizer")(steps=max(steps, 1)),
         seed=context.seed,
         spec=context.configured("EncoderSpec")(),
-        on_mismatch="restart",
     )
 
 
@@ -42,7 +42,7 @@ def quantize(context: Context) -> None:
 
     from onesug_jax.represent import id_plots
 
-    opened.keep_compiled(context)
+    opened.cache_compiled(context)
     work = context.work
     encoder, known = opened.encoder(context.work), opened.completions(context)
     path = os.path.join(work.semantic_ids, EMBEDDINGS)
@@ -59,17 +59,21 @@ def quantize(context: Context) -> None:
         seed=context.seed,
         encoder_fingerprint=encoder.fingerprint,
         config=context.configured("RqVaeConfig")(),
-        on_mismatch="restart",
     )
     if distributed.first():
         id_plots.write_plots(work.semantic_ids, embeddings)
 
 
 def _embed(encoder, texts, mined: str, enhancing, path: str) -> None:
-    """Writes the enhanced embeddings e_q* `[N, E]` of all texts to `path`, block by block."""
+    """Writes the enhanced embeddings e_q* `[N, E]` of all texts to `path`, block by block; those
+    of an interrupted run stay.
+    """
     import numpy as np
 
     from onesug_jax.represent.enhance import enhance
+
+    if os.path.exists(path):
+        return
 
     def table(name: str) -> np.memmap:
         shape = (len(texts), encoder.dimension)
@@ -81,11 +85,12 @@ def _embed(encoder, texts, mined: str, enhancing, path: str) -> None:
         own[start : start + block] = encoder.encode(texts[start : start + block])
         if start:
             print(f"embedded {start + block:,} of {len(texts):,} queries", flush=True)
-    out = table(path)
-    enhance(
-        own, *_alike(mined), lambda numbers: own[numbers].astype(np.float32), enhancing, out=out
-    )
-    out.flush()
+    with atomic_path(path) as part:
+        out = table(part)
+        enhance(
+            own, *_alike(mined), lambda numbers: own[numbers].astype(np.float32), enhancing, out=out
+        )
+        out.flush()
     os.remove(plain)
 
 
@@ -117,7 +122,7 @@ def index(context: Context, *, precomputed: int = 16, vectors: str = "int8") -> 
     from onesug_jax.represent.prefix_index import PrefixIndex
     from onesug_jax.represent.quantiser import Quantiser
 
-    opened.keep_compiled(context)
+    opened.cache_compiled(context)
     work = context.work
     encoder, known = opened.encoder(context.work), opened.completions(context)
     ids = opened.semantic_ids(context)

@@ -8,9 +8,9 @@ import functools
 import os
 import time
 
-from onesug_jax import workdir
 from onesug_jax.errors import UserError
-from onesug_jax.registry import Context
+from onesug_jax.pipeline import versions, workdir
+from onesug_jax.pipeline.spec import Context
 from onesug_jax.stages import opened
 
 _DAY_MS = 86_400_000
@@ -22,27 +22,37 @@ def serve(context: Context) -> None:
     from onesug_jax.serve.server import serve as listen
 
     config = context.configured("ServerConfig")()
-    config.key()  # a mistake is told before anything is opened
-    home = os.path.abspath(context.macros["WORK_DIR"])
-    opened.keep_compiled(dataclasses.replace(context, work=workdir.WorkDir(home)))
+    opened.cache_compiled(context)
     engine_config = context.configured("EngineConfig")()
     load = functools.partial(_version, context, engine_config)
     say = functools.partial(print, flush=True)
-    engine = Engine(lambda: workdir.published(home), load, engine_config, say=say)
+    home = os.path.abspath(context.macros["WORK_DIR"])
+    engine = Engine(lambda: _model_key(home), load, engine_config, say=say)
     listen(engine, _store(context), config, say)
 
 
-def _version(context: Context, config, path: str):
-    """The version of the model that lies in `path`, opened."""
+def check_serve(context: Context) -> None:
+    """Whether the service may listen as it is configured; raises UserError where not."""
+    context.configured("ServerConfig")().key()
+
+
+def _model_key(home: str) -> str:
+    """The bundle of the model in use, and when it was made: another one after each training."""
+    path = workdir.model_in_use(home)
+    return f"{path}?{os.stat(path).st_mtime_ns}"
+
+
+def _version(context: Context, config, key: str):
+    """The model of one bundle, opened; `key` as `_model_key` gives it."""
     from onesug_jax.serve.served import Served
 
-    home = os.path.abspath(context.macros["WORK_DIR"])
+    path = key.rpartition("?")[0]
     context = dataclasses.replace(context, work=workdir.WorkDir(path))
     suggester = context.configured("suggester")(context)
     spec = suggester.featurizer.spec
     return Served(
-        "0000" if path == home else os.path.basename(path),
-        path,
+        versions.in_use(os.path.abspath(context.macros["WORK_DIR"])),
+        key,
         suggester,
         opened.related(context, spec, remembered=config.prefixes),
         profile=_profile(context) if spec.profile else (),
@@ -59,14 +69,16 @@ def _profile(context: Context) -> list[str]:
 
     from onesug_jax.logs.schema import profile_columns
 
-    path = opened.splits(context.work.log).get("train")
+    path = opened.splits(context.home.log).get("train")
     return profile_columns(pq.read_schema(path)) if path else []
 
 
-def _store(context: Context):
+def _store(context: Context, *, prune: bool = True):
     from onesug_jax.serve import feedback
 
     config = context.configured("FeedbackConfig")()
+    if not prune:
+        config = dataclasses.replace(config, keep_days=None)
     home = os.path.abspath(context.macros["WORK_DIR"])
     path = config.path or os.path.join(home, feedback.FOLDER, feedback.FILE)
     return feedback.FeedbackStore(path, config)
@@ -77,10 +89,9 @@ def export_feedback(context: Context) -> None:
     options = context.options
     if not options.to:
         raise UserError("export_feedback needs a file to write: --to FILE")
-    store = _store(context)
+    since = 0 if options.days is None else int(1000 * time.time() - options.days * _DAY_MS)
+    store = _store(context, prune=False)
     try:
-        since = 0 if options.days is None else int(1000 * time.time() - options.days * _DAY_MS)
-        os.makedirs(os.path.dirname(os.path.abspath(options.to)), exist_ok=True)
         rows = store.export(options.to, profile=_profile(context), since_ms=since)
         if not rows:
             raise UserError(f"{store.path}: no events to export; {options.to} is not written")

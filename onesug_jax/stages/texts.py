@@ -9,7 +9,7 @@ from collections.abc import Iterator, Sequence
 
 from onesug_jax.errors import UserError
 from onesug_jax.files import write_json
-from onesug_jax.registry import Context
+from onesug_jax.pipeline.spec import Context
 from onesug_jax.stages import opened
 
 _ROWS_A_WORKER = 10_000  # of the log; fewer are done before another process has started

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import json
 import os
 from collections.abc import Callable
 
 from onesug_jax.files import write_json
-from onesug_jax.registry import Context
-from onesug_jax.stages import opened
+from onesug_jax.pipeline.spec import Context
+from onesug_jax.stages import checks, opened
 from onesug_jax.train import distributed
 
 
@@ -44,11 +43,10 @@ def pretrain(
     from onesug_jax.train.chips import published_flops
     from onesug_jax.train.mesh import batch_part
 
-    opened.keep_compiled(context)
+    opened.cache_compiled(context)
     work = context.work
     vocabulary = Vocabulary.load(work.vocab)
-    with open(os.path.join(work.examples, "features.json")) as file:
-        features = json.load(file)
+    features = opened.read(os.path.join(work.examples, "features.json"))
     mesh = context.configured("make_mesh")()
     index, count = batch_part(mesh)
     loader: Loader = context.configured("Loader")(
@@ -95,6 +93,7 @@ def pretrain(
     loop.fit(
         stage,
         batch_at=loader.batch_at,
+        batch_size=batch_size,
         mesh=mesh,
         optimizer=context.configured("make_optimizer")(steps=steps),
         steps=steps,
@@ -107,11 +106,15 @@ def pretrain(
         evaluate_fn=dev_metrics if watched else None,
         best_metric="mrr@16" if watched else None,
         params_from=initial,
-        on_mismatch="restart",
+        identity=opened.identity(context, config, vocabulary.fingerprint),
+        settings={
+            k: v for k, v in context.settings.items() if k.startswith(("ModelConfig", "Loader"))
+        },
         profile_steps=profile_steps,
         flops_per_example=3 * loader.mean_cost(config.flops_per_example),
         peak_flops=published_flops(mesh.devices.flat[0].device_kind),
     )
+    distributed.agreed(lambda: opened.make_bundle(context, "pretrain"))
 
 
 def describe_pretrain(context: Context) -> str:
@@ -120,21 +123,12 @@ def describe_pretrain(context: Context) -> str:
     import jax
 
     from onesug_jax.align.pretrain import pretrain_stage
-    from onesug_jax.model.hf_config import read_config
-    from onesug_jax.tasks.vocabulary import MARKERS, VOCABULARY_FILE, Vocabulary
+    from onesug_jax.tasks.vocabulary import VOCABULARY_FILE
 
     spec = context.configured("FeatureSpec")()
     made = os.path.exists(os.path.join(context.work.vocab, VOCABULARY_FILE))
-    if made:
-        size = Vocabulary.load(context.work.vocab).size
-    else:
-        folder = context.settings["vocab.pretrained"]
-        rows = read_config(folder)[0].vocab_size if folder else context.settings["vocab.pieces"]
-        needed = rows + len(MARKERS)
-        needed += context.settings["vocab.sid_levels"] * context.settings["vocab.sid_codes"]
-        size = -(-needed // 128) * 128
-    soft = _encoder_width(context) if spec.soft else 0
-    config = context.configured("ModelConfig")(vocab_size=size, soft_dim=soft)
+    config = checks.model_config(context)
+    size, soft = config.vocab_size, config.soft_dim
     batch = context.settings["pretrain.batch_size"]
     lines = [f"batch (at most; vocabulary {size:,}{'' if made else ', to be made'}):"]
     for name, length in (
@@ -159,12 +153,3 @@ def describe_pretrain(context: Context) -> str:
     flops = config.flops_per_example(spec.input_length, spec.target_length)
     lines.append(f"  {3 * flops / 1e9:,.2f} GFLOP a training example of full length")
     return "\n".join(lines)
-
-
-def _encoder_width(context: Context) -> int:
-    """Width of the text encoder: the one that was made, else the one that would be from scratch."""
-    path = os.path.join(context.work.encoder, "config.json")
-    if os.path.exists(path):
-        with open(path) as file:
-            return json.load(file)["hidden_size"]
-    return context.settings["EncoderSpec.d_model"]

@@ -2,30 +2,36 @@
 
 Every version is a work directory of its own, WORK_DIR/versions/0001, 0002, ...; WORK_DIR itself is
 version 0000. An update fills `<next>.new` by the ordinary stages: fresh rows joined to those of the
-last days, mined again; encoder, vocabulary and codebooks kept; preferences of the newest days
+last days, mined again; encoder, vocabulary and codebooks unchanged; preferences of the newest days
 learnt from M_t. Then M_t as it is served and M_{t+1} write lists for the newest rows, which neither
-has seen. Only then is the folder renamed and WORK_DIR/current.json exchanged, each in one move: an
-update that is interrupted leaves M_t as it was, and the same command goes on with it.
+has seen. `versions.publish` then names it in one move; an update that is killed at any moment
+leaves M_t in use, and the same command goes on with it.
 """
 
 from __future__ import annotations
 
 import argparse
 import dataclasses
-import json
 import os
 import shutil
 from collections.abc import Mapping, Sequence
 
-from onesug_jax import workdir
 from onesug_jax.errors import UserError
-from onesug_jax.files import write_json
-from onesug_jax.registry import Context
+from onesug_jax.files import (
+    atomic_path,
+    fingerprint,
+    fingerprint_file,
+    link_file,
+    link_tree,
+    write_json,
+)
+from onesug_jax.pipeline import versions, workdir
+from onesug_jax.pipeline.spec import Context
+from onesug_jax.pipeline.workdir import Manifest, WorkDir
 from onesug_jax.stages import opened
 
-NOT_BETTER = 3  # exit code of an update that keeps M_t
-RECORD = "update.json"
-_KEPT = ("encoder", "vocab")  # folders that an update takes over as they are
+NOT_BETTER = 3  # exit code of an update that leaves M_t in use
+_UNCHANGED = ("encoder", "vocab")  # folders that an update takes over as they are
 _STAGES = ("mine", "quantize", "index", "rank", "examples", "rewards", "rwr")
 # What may not change from one version to the next, by stage: its folder, and how the names begin.
 _FIXED = {"mine": ("mined", "mine.min_users"), "examples": ("examples", "FeatureSpec.")}
@@ -47,6 +53,7 @@ def update(
     holdout: float = 0.25,
     steps: int = 200,
     tolerance: float = 0.0,
+    versions_retained: int = 5,
 ) -> int | None:
     """The next version of WORK_DIR's model from a fresh log (LOG); 3 where it would be worse.
 
@@ -57,32 +64,24 @@ def update(
       steps: preference updates.
       tolerance: how many points of value (mean of MRR@16 over all searches and over those with an
         order) M_{t+1} may lie below M_t and still be published.
+      versions_retained: how many versions stay on the disk; the one in use and the one before it
+        always do.
     """
     home = context.work.path
     if context.options.rollback:
-        return _rollback(home)
-    if context.macros["LOG"] is None:
-        raise UserError("update reads a fresh log: name it with --gin.LOG=PATH")
-    if not 0 < holdout < 1 or align_days <= 0 or window_days < align_days:
-        raise UserError(
-            "update: expected holdout between 0 and 1 and window_days >= align_days > 0; found "
-            f"holdout={holdout}, window_days={window_days}, align_days={align_days}"
-        )
-    _publish_the_finished(home)
-    served = workdir.published(home)
-    base = dataclasses.replace(context, work=workdir.WorkDir(served))
-    _check_base(base)
-    fresh = {
-        name: workdir.fingerprint(path) for name, path in context.work.expand(context.log).items()
-    }
-    if not fresh:
-        raise UserError(f"update reads {context.log}, and there is no such file or folder")
-    before = _record(served)
-    if before and before["log"] == fresh:
-        print(f"{context.log} is already in version {before['version']}; nothing to do")
+        gone, back = versions.rollback(home)
+        print(f"version {gone} is no longer in use; version {back} is")
         return None
-    version = f"{1 + max([0, *map(int, _versions(home))]):04d}"
-    new = os.path.join(home, "versions", version + ".new")
+    _publish_finished(home, versions_retained)
+    served = workdir.published(home)
+    base = _base(context)
+    fresh = _fingerprint(context)
+    before = versions.holding(home, fresh)
+    if before:
+        print(f"{context.log} is already in version {before}; nothing to do")
+        return None
+    version = versions.following(home)
+    new = os.path.join(home, "versions", version + workdir.NEW)
     wanted = {"version": version, "base": os.path.relpath(served, home), "log": fresh}
     _prepare(new, base, wanted)
     if not opened.splits(os.path.join(new, "fresh")):
@@ -92,8 +91,8 @@ def update(
     rows = _join(base, new, window_days, holdout)
     print(
         f"version {version}: {rows['fresh']:,} fresh rows, the newest {rows['held']:,} held out; "
-        f"{rows['again']:,} known ones told anew; {rows['train']:,} rows of {window_days:g} days "
-        "mined",
+        f"{rows['again']:,} earlier ones reported again; {rows['train']:,} rows of "
+        f"{window_days:g} days mined",
         flush=True,
     )
     changes = {
@@ -109,7 +108,47 @@ def update(
         if code:
             return code
         _check_kept(stage, served, new)
-    return _judge(context, base, new, version, wanted, tolerance)
+    verdict = _judge(context, base, new, version, wanted, tolerance)
+    _publish_finished(home, versions_retained)
+    return verdict
+
+
+def check(context: Context) -> None:
+    """Whether there is a model to go on from, a fresh log, and settings that make sense.
+
+    Raises:
+      UserError: naming what is missing or wrong.
+    """
+    if context.options.rollback:
+        versions.before(context.work.path)
+        return
+    if "LOG" not in context.given or context.macros["LOG"] is None:
+        raise UserError("update reads a fresh log: name it with --gin.LOG=PATH")
+    holdout, window, align = (
+        context.settings[f"update.{name}"] for name in ("holdout", "window_days", "align_days")
+    )
+    if not 0 < holdout < 1 or align <= 0 or window < align:
+        raise UserError(
+            "update: expected holdout between 0 and 1 and window_days >= align_days > 0; found "
+            f"holdout={holdout}, window_days={window}, align_days={align}"
+        )
+    if context.settings["update.versions_retained"] < 2:
+        raise UserError("update.versions_retained: expected at least 2, the one in use and before")
+    if not context.work.expand(context.log):
+        raise UserError(f"update reads {context.log}, and there is no such file or folder")
+    workdir.model_in_use(context.work.path)
+    _check_base(_base(context))
+
+
+def _base(context: Context) -> Context:
+    """The context of the version in use: its folders, and its bundle's model."""
+    served = WorkDir(workdir.published(context.work.path))
+    return dataclasses.replace(context, work=served, home=served)
+
+
+def _fingerprint(context: Context) -> str:
+    files = context.work.expand(context.log)
+    return fingerprint({name: fingerprint_file(path) for name, path in files.items()})
 
 
 def _check_base(base: Context) -> None:
@@ -151,27 +190,21 @@ def _bound(path: str, begins: str) -> dict[str, str]:
 
 
 def _prepare(new: str, base: Context, wanted: Mapping) -> None:
-    """The folder of the next version: what is kept is linked in, M_t becomes its `pretrain`."""
-    record = _record(new) or {}
+    """The folder of the next version: unchanged parts are linked, M_t becomes its `pretrain`."""
+    record = versions.record(new) or {}
     if {name: record.get(name) for name in wanted} == wanted:
         return  # interrupted: goes on
     shutil.rmtree(new, ignore_errors=True)
     os.makedirs(new)
-    for folder in _KEPT:
-        _link(base.work.join(folder), os.path.join(new, folder))
+    for folder in _UNCHANGED:
+        link_tree(base.work.join(folder), os.path.join(new, folder))
     stage = opened.model_stage(base)
     model, there = base.work.join(stage), os.path.join(new, "pretrain")
-    os.makedirs(there)
     for name in (opened.MODEL_FILE, workdir.MANIFEST):
-        os.link(os.path.join(model, name), os.path.join(there, name))
+        link_file(os.path.join(model, name), os.path.join(there, name))
     parameters = os.path.basename(opened.parameters(base, stage))
-    _link(os.path.join(model, parameters), os.path.join(there, parameters))
-    write_json(os.path.join(new, RECORD), dict(wanted))
-
-
-def _link(source: str, target: str) -> None:
-    """A copy that shares the files: none is ever written in place."""
-    shutil.copytree(source, target, copy_function=os.link)
+    link_tree(os.path.join(model, parameters), os.path.join(there, parameters))
+    write_json(os.path.join(new, versions.RECORD), dict(wanted))
 
 
 def _join(base: Context, new: str, window_days: float, holdout: float) -> dict[str, int]:
@@ -186,7 +219,7 @@ def _join(base: Context, new: str, window_days: float, holdout: float) -> dict[s
     from onesug_jax.logs.schema import HISTORY, HISTORY_MINUTES
 
     log = os.path.join(new, "log")
-    made = workdir.Manifest.read(log)
+    made = Manifest.read(log)
     os.makedirs(log, exist_ok=True)
     fresh = list(opened.splits(os.path.join(new, "fresh")).values())
     old = list(opened.splits(base.work.log).values())
@@ -231,17 +264,17 @@ def _join(base: Context, new: str, window_days: float, holdout: float) -> dict[s
         for split, query in parts.items():
             path = os.path.join(log, f"{split}.parquet")
             if made is None:
-                database.sql(
-                    f"COPY ({query} ORDER BY timestamp_ms, request_id) "
-                    f"TO {quoted(path + '.new')} (FORMAT parquet)"
-                )
-                os.replace(path + ".new", path)
+                with atomic_path(path) as part:
+                    database.sql(
+                        f"COPY ({query} ORDER BY timestamp_ms, request_id) "
+                        f"TO {quoted(part)} (FORMAT parquet)"
+                    )
         counts = {
             name: one(f"SELECT count(*) FROM read_parquet({in_sql([f'{log}/{split}.parquet'])})")
             for name, split in (("train", "train"), ("held", "dev"))
         }
     if made is None:
-        workdir.Manifest("update", {}, {}, {}).write(log, finished=True)
+        Manifest("update", 1, {}, {}).write(log, finished=True)
     if not counts["held"]:
         raise UserError(
             f"{base.log}: all fresh rows carry one time, so none can be held out as the newest"
@@ -259,82 +292,41 @@ def _column(name: str, have: Sequence[str], brought: bool) -> str:
 def _judge(
     context: Context, base: Context, new: str, version: str, wanted: Mapping, tolerance: float
 ) -> int | None:
-    """Scores both models on the held-out rows and publishes the new one if it is not worse."""
+    """Scores both models on the held-out rows and names the new one if it is not worse."""
     from onesug_jax.stages.lists import judged, score
 
-    log = os.path.join(new, "log")
-    dev = os.path.join(log, "dev.parquet")
+    there = WorkDir(new)
+    dev = os.path.join(there.log, "dev.parquet")
     values = {}
-    for name, work in (("M_t", base.work), ("M_t+1", workdir.WorkDir(new))):
-        scores = score(dataclasses.replace(context, work=work), dev, log, rivals=False)
+    for name, work in (("M_t", base.work), ("M_t+1", there)):
+        model = WorkDir(workdir.model_in_use(work.path))
+        scored = dataclasses.replace(context, work=model, home=there)
+        scores = score(scored, dev, there.log, rivals=False)
         values[name] = judged(scores.metrics["model"])
     for name, found in values.items():
         print(f"  {name:<6}" + "".join(f"  {key} {value:6.2f}" for key, value in found.items()))
     better = values["M_t+1"]["value"] >= values["M_t"]["value"] - tolerance
-    write_json(os.path.join(new, RECORD), {**wanted, "scores": values, "published": False})
-    home = context.work.path
+    write_json(os.path.join(new, versions.RECORD), {**wanted, "scores": values})
+    folder = new.removesuffix(workdir.NEW)
     if not better:
-        kept = os.path.join(home, "versions", version + ".refused")
-        os.replace(new, kept)
+        os.replace(new, folder + ".refused")
         print(
             f"version {version} is worse than what it would replace by "
             f"{values['M_t']['value'] - values['M_t+1']['value']:.2f} points of value (allowed: "
-            f"update.tolerance = {tolerance:g}); {os.path.relpath(base.work.path, home)} stays in "
-            f"use, and the new one is kept for a look in {kept}"
+            f"update.tolerance = {tolerance:g}); {os.path.basename(base.work.path)} stays in use, "
+            f"and the new one stays for a look in {folder}.refused"
         )
         return NOT_BETTER
-    os.replace(new, os.path.join(home, "versions", version))
-    _publish_the_finished(home)
+    os.replace(new, folder)
     return None
 
 
-def _publish_the_finished(home: str) -> None:
-    """Puts a version in use that is finished and says of itself that it is not yet: the one just
-    made, or one whose update was killed at the very end.
+def _publish_finished(home: str, retained: int) -> None:
+    """Puts a version in use that is finished and was never published: the one just made, or one
+    whose update was killed at the very end.
     """
-    for version in _versions(home):
-        folder = os.path.join(home, "versions", version)
-        record = _record(folder)  # none of a refused one: its folder has another name
-        if record and not record["published"]:
-            _publish(home, [*_history(home), version])
-            write_json(os.path.join(folder, RECORD), {**record, "published": True})
-            print(f"version {version} is now in use; `update --rollback` goes back")
-
-
-def _rollback(home: str) -> int | None:
-    history = _history(home)
-    if len(history) < 2:
-        raise UserError(f"{home} serves the model it was made with; there is no version before it")
-    _publish(home, history[:-1])
-    print(f"version {history[-1]} is no longer in use; version {history[-2]} is")
-    return None
-
-
-def _history(home: str) -> list[str]:
-    """Versions published one after another, the current one last; 0000 is WORK_DIR itself."""
-    path = os.path.join(home, workdir.CURRENT)
-    if not os.path.exists(path):
-        return ["0000"]
-    with open(path, encoding="utf-8") as file:
-        return json.load(file)["history"]
-
-
-def _publish(home: str, history: list[str]) -> None:
-    write_json(os.path.join(home, workdir.CURRENT), {"version": history[-1], "history": history})
-
-
-def _versions(home: str) -> list[str]:
-    """Numbers of all versions ever finished, refused ones too."""
-    folder = os.path.join(home, "versions")
-    if not os.path.isdir(folder):
-        return []
-    names = [name for name in os.listdir(folder) if not name.endswith(".new")]
-    return [name.split(".")[0] for name in names if name[:4].isdigit()]
-
-
-def _record(folder: str) -> dict | None:
-    path = os.path.join(folder, RECORD)
-    if not os.path.exists(path):
-        return None
-    with open(path, encoding="utf-8") as file:
-        return json.load(file)
+    for version in versions.unpublished(home):
+        versions.publish(home, version)
+        print(f"version {version} is now in use; `update --rollback` goes back")
+    for version in versions.prune(home, retained):
+        print(f"version {version} was removed (update.versions_retained = {retained})")

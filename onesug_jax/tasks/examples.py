@@ -20,10 +20,8 @@ both alike.
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
-import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -31,7 +29,8 @@ from typing import Any
 import numpy as np
 
 from onesug_jax.errors import UserError
-from onesug_jax.files import whole, write_json
+from onesug_jax.files import atomic_write, read_json, replace_folder, write_json
+from onesug_jax.progress import Progress
 from onesug_jax.tasks.features import Context, FeatureSpec
 from onesug_jax.tasks.kinds import ANY_PREFIX
 from onesug_jax.tasks.prefixes import PrefixDraw
@@ -42,7 +41,6 @@ MIXTURE_FILE = "mixture.json"
 VECTORS_FILE = "vectors.npy"
 
 _ROWS_A_BLOCK = 4096
-_SECONDS_A_LINE = 10.0
 
 
 @dataclass(frozen=True)
@@ -82,13 +80,8 @@ class Examples:
     def load(cls, folder: str, task: str, split: str) -> Examples:
         """Opens folder/task/split. Raises UserError if it is missing or broken."""
         where = os.path.join(folder, task, split)
-        if not os.path.isfile(os.path.join(where, META_FILE)):
-            raise UserError(
-                f"{where}: no examples of task {task!r}, split {split!r} here; build the "
-                "examples first."
-            )
-        with open(os.path.join(where, META_FILE), encoding="utf-8") as f:
-            meta = json.load(f)
+        what = f"examples of task {task!r}, split {split!r}"
+        meta = read_json(os.path.join(where, META_FILE), what, "build the examples first.")
         try:
             ids = {n: _open(os.path.join(where, n + ".npy")) for n in ("inputs", "targets")}
             # Offsets are read at every step and small beside the ids: kept in memory.
@@ -224,9 +217,8 @@ def write_vectors(
         blocks.append(found.astype(np.float16))
     if not blocks:
         return {}
-    os.makedirs(folder, exist_ok=True)
     table = np.concatenate([np.zeros((1, blocks[0].shape[1]), np.float16), *blocks])
-    with whole(os.path.join(folder, VECTORS_FILE)) as file:
+    with atomic_write(os.path.join(folder, VECTORS_FILE)) as file:
         np.save(file, table)
     return {pair: number for number, pair in enumerate(ordered, 1)}
 
@@ -324,7 +316,7 @@ def write_examples(
     """Writes folder/task/split from blocks of (inputs, input lengths, targets, target lengths),
     flat arrays, and where examples have soft tokens their numbers [n].
 
-    A block at a time is in memory; the folder appears whole or not at all.
+    A block at a time is in memory; the finished folder takes the place of an earlier one.
 
     Returns:
       the meta written: `extra`, count, token counts, longest, and how many examples fill their
@@ -344,7 +336,7 @@ def write_examples(
     limits: Any = extra.get("lengths", {})
     for n in ("input_offsets", "target_offsets"):
         files[n].append(np.zeros(1, np.int64))
-    started = said = time.monotonic()
+    progress = Progress(f"examples: {task}/{split}", total, "examples")
     soft_tokens = 0
     for inputs, input_lengths, targets, target_lengths, *soft in blocks:
         if soft:
@@ -360,20 +352,14 @@ def write_examples(
             longest[name] = max(longest[name], int(sizes.max(initial=0)))
             filled[name] += int((sizes >= limits.get(name, np.inf)).sum())
         count += len(input_lengths)
-        if time.monotonic() - said > _SECONDS_A_LINE:
-            said = time.monotonic()
-            of = f" of about {total:,}" if total else ""
-            print(
-                f"examples: {task}/{split} {count:,}{of}, {count / (said - started):,.0f}/s",
-                flush=True,
-            )
+        progress.add(len(input_lengths))
+    progress.close()
     for file in files.values():
         file.close()
     meta = {**extra, "task": task, "split": split, "count": count, "soft": soft_tokens}
     meta |= {"tokens": totals, "longest": longest, "at_full_length": filled}
     write_json(os.path.join(part, META_FILE), meta)
-    shutil.rmtree(where, ignore_errors=True)
-    os.replace(part, where)
+    replace_folder(part, where)
     return meta
 
 

@@ -13,8 +13,8 @@ Each epoch is shuffled anew. No TensorFlow here, and no model.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
-import json
 import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -23,6 +23,7 @@ import grain
 import numpy as np
 
 from onesug_jax.errors import UserError
+from onesug_jax.files import atomic_write, read_json
 from onesug_jax.tasks import layouts
 from onesug_jax.tasks.examples import MIXTURE_FILE, Examples
 
@@ -293,12 +294,8 @@ def _with_soft(part: Examples, with_vectors: list[Examples]) -> Examples:
 
 def _read_mixture(folder: str) -> dict[str, float]:
     path = os.path.join(folder, MIXTURE_FILE)
-    if not os.path.isfile(path):
-        raise UserError(
-            f"{path}: no examples here; build the examples first, or name the tasks by `mixture`."
-        )
-    with open(path, encoding="utf-8") as f:
-        return json.load(f)["tasks"]
+    way_out = "build the examples first, or name the tasks by `mixture`."
+    return read_json(path, "a mixture of examples", way_out)["tasks"]
 
 
 def _check(parts: list[Examples], vocabulary: str | None) -> None:
@@ -326,11 +323,7 @@ def _packing(
             return saved["order"], saved["offsets"]
     sizes = np.diff(part.input_offsets), np.diff(part.target_offsets)
     order, offsets = layouts.pack(*sizes, input_length, target_length)
-    own = f"{path}.{os.getpid()}.part"  # several hosts may pack at once: equal work, whole files
-    try:
-        with open(own, "wb") as f:
-            np.savez(f, order=order, offsets=offsets)
-        os.replace(own, path)
-    except OSError:
-        pass  # a read-only cache: packed again next time
+    # Several hosts may pack at once, to equal files. A read-only cache is packed again next time.
+    with contextlib.suppress(OSError), atomic_write(path) as f:
+        np.savez(f, order=order, offsets=offsets)
     return order, offsets

@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 from typing import Any
 
-from onesug_jax.files import whole, write_json
+from onesug_jax.files import atomic_write, write_json
 from onesug_jax.tasks.vocabulary import Vocabulary
 
 SPIECE, TOKENIZER, CONFIG = "spiece.model", "tokenizer.json", "tokenizer_config.json"
@@ -49,12 +49,11 @@ def write_tokenizer(folder: str, vocabulary: Vocabulary) -> None:
     tokenizer.post_processor = processors.TemplateProcessing(
         single=f"$A {end}", special_tokens=[(end, vocabulary.eos_id)]
     )
-    os.makedirs(folder, exist_ok=True)
     for name, data in (
         (SPIECE, vocabulary.model),
         (TOKENIZER, tokenizer.to_str(pretty=True).encode()),
     ):
-        with whole(os.path.join(folder, name)) as file:
+        with atomic_write(os.path.join(folder, name)) as file:
             file.write(data)
     config = {
         "tokenizer_class": "PreTrainedTokenizerFast",

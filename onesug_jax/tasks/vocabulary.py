@@ -21,7 +21,6 @@ from __future__ import annotations
 
 import collections
 import contextlib
-import hashlib
 import io
 import itertools
 import json
@@ -33,7 +32,7 @@ import numpy as np
 import sentencepiece
 
 from onesug_jax.errors import UserError
-from onesug_jax.files import whole
+from onesug_jax.files import atomic_write, fingerprint
 from onesug_jax.logs import ages, worth
 
 PIECES_FILE = "pieces.model"
@@ -100,9 +99,7 @@ class Vocabulary:
         space = self._processor.piece_to_id(_SPACE)
         self._last_space = [space] if strips and space != self.unk_id else []
         self._byte_ids = [self._processor.piece_to_id(f"<0x{b:02X}>") for b in range(256)]
-        self.fingerprint: str = hashlib.sha256(model + self._description().encode()).hexdigest()[
-            :16
-        ]
+        self.fingerprint: str = fingerprint(model, self._description())
 
     def _description(self) -> str:
         fields = {
@@ -295,13 +292,12 @@ class Vocabulary:
         return {name: i for i, name in named.items()}
 
     def save(self, folder: str) -> None:
-        """Writes pieces.model and vocabulary.json into `folder` (each whole or not at all)."""
-        os.makedirs(folder, exist_ok=True)
+        """Writes pieces.model and vocabulary.json into `folder`."""
         for name, data in (
             (PIECES_FILE, self._model),
             (VOCABULARY_FILE, self._description().encode()),
         ):
-            with whole(os.path.join(folder, name)) as file:
+            with atomic_write(os.path.join(folder, name)) as file:
                 file.write(data)
 
     @classmethod

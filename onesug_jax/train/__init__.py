@@ -9,15 +9,18 @@ import importlib
 
 _HOMES = {
     "FitResult": "loop",
-    "NonFiniteLoss": "loop",
+    "NonFiniteLoss": "nonfinite",
     "Preempted": "interruption",
     "Stage": "step",
     "TrainState": "step",
+    "check_fit": "checks",
     "fit": "loop",
+    "format_history": "history",
     "load_params": "checkpoint",
     "make_mesh": "mesh",
     "make_optimizer": "optimizer",
     "make_train_step": "step",
+    "read_history": "history",
 }
 
 

@@ -2,35 +2,64 @@
 
 A stage's folder holds
 
-    checkpoints/STEP/{params,rest,meta}   the newest full states (rest: optimizer; meta: JSON)
-    best/STEP/{params,meta}               parameters only, of the best step by the dev metric
-    damaged/STEP                          checkpoints found damaged, set aside
+    checkpoints/STEP/{params,optimizer,meta}   the newest full states (meta: JSON)
+    best/STEP/{params,meta}                    parameters only, of the best step by the dev metric
+    damaged/STEP                               checkpoints found damaged, set aside
+
+`meta` holds the format's number and the identity: what makes a trained state the same (the stage,
+its model, vocabulary and examples). Under another identity nothing is restored, and nothing is
+touched. Everything else may change between runs.
 
 A checkpoint appears by one rename after all its bytes and their checksums are written, so a process
-killed at any moment leaves whole ones only; what a disk loses later the checksums find (local
-folders; a bucket keeps its own). Does not know what a training loop is. Serving imports this file:
-no TensorFlow here.
+killed at any moment leaves complete ones only; what a disk loses later the checksums find (local
+folders; a bucket has its own). Writing is `writer.py`'s. Does not know what a training loop is.
+Serving imports this file: no TensorFlow here.
 """
 
+import contextlib
+import functools
 import json
-import logging
 import os
-import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import jax
-import numpy as np
-import orbax.checkpoint as ocp
+import jax.numpy as jnp
 from etils import epath
-from jax.experimental import multihost_utils
 
 from onesug_jax.errors import UserError
-from onesug_jax.train.digests import find_damage, is_remote, write_digests
-from onesug_jax.train.mesh import path_name
+from onesug_jax.train import distributed
+from onesug_jax.train.digests import find_damage
+from onesug_jax.train.history import find_changes, flatten
+from onesug_jax.train.stored import (
+    by_name,
+    check_shapes,
+    find_misfit,
+    read_params,
+    read_tree,
+    stored_shapes,
+)
+from onesug_jax.train.writer import BackgroundWriter, absolute, first_line, list_steps
 
-FORMAT = 1
-PARTS = ("params", "rest", "meta")
+FORMAT = 2  # raise it when what is stored changes its meaning
+PARTS = ("params", "optimizer", "meta")
+
+
+@dataclass(frozen=True)
+class Restored:
+    """A checkpoint that was read.
+
+    Attributes:
+      state: a `TrainState` on the mesh; its `opt_state` is None where the stored one belongs to
+        another optimizer.
+      step: updates done.
+      notes: JSON values given to `save`.
+    """
+
+    state: Any
+    step: int
+    notes: dict[str, Any]
 
 
 class Checkpoints:
@@ -38,9 +67,8 @@ class Checkpoints:
 
     Args:
       folder: the stage's folder, local (or shared by all hosts) or a bucket's URL.
-      keep: how many full states to keep.
-      fingerprint: settings the run depends on, as JSON values; kept with every checkpoint.
-      say: where one-line messages go.
+      keep: how many full states to retain.
+      identity: what makes a trained state the same, JSON values; "stage" is its stage's name.
     """
 
     def __init__(
@@ -48,20 +76,18 @@ class Checkpoints:
         folder: str | os.PathLike,
         *,
         keep: int = 2,
-        fingerprint: Mapping[str, Any] | None = None,
-        say: Callable[[str], None] = print,
+        identity: Mapping[str, Any] | None = None,
     ):
         if keep < 1:
             raise UserError(f"keep={keep}: expected at least 1 checkpoint to keep.")
-        self.folder = _absolute(folder)
-        self.fingerprint = json.loads(
-            json.dumps(dict(fingerprint or {}), default=str, sort_keys=True)
-        )
-        self.say = say
-        self._keep = keep
-        self._managers: dict[str, ocp.CheckpointManager] = {}
-        self._writing: dict[str, int] = {}
-        self._log_level: int | None = None
+        self.folder = absolute(folder)
+        self.identity = json.loads(json.dumps(dict(identity or {}), default=str))
+        self._writer = BackgroundWriter(self.folder, {"checkpoints": keep, "best": 1})
+
+    def say(self, text: str) -> None:
+        """Print one line, in process 0 only."""
+        if distributed.first():
+            print(text, flush=True)
 
     def save(self, step: int, state: Any, notes: Mapping[str, Any] | None = None) -> None:
         """Start writing the whole `TrainState`; returns once it is copied off the devices.
@@ -71,88 +97,68 @@ class Checkpoints:
         Raises:
           UserError: the checkpoint before this one could not be written (a full disk, for example).
         """
-        rest = {"opt_state": state.opt_state, "step": state.step, "bad_step": state.bad_step}
-        self._write("checkpoints", step, params=state.params, rest=rest, notes=notes)
+        self._writer.wait("best")  # the notes may name it
+        trees = {"params": state.params, "optimizer": _optimizer_leaves(state)}
+        self._writer.write("checkpoints", step, trees, self._meta(step, notes))
 
     def save_best(self, step: int, params: Any, notes: Mapping[str, Any]) -> None:
         """Start writing `params` as the best so far, in place of the best before."""
-        self._write("best", step, params=params, notes=notes)
+        self._writer.write("best", step, {"params": params}, self._meta(step, notes))
 
-    def restore(
-        self, like: Any, *, on_mismatch: str = "raise"
-    ) -> tuple[Any, dict[str, Any]] | None:
-        """The newest intact state, laid out as `like` says, and its notes; None: there is none.
+    def restore(self, like: Any) -> Restored | None:
+        """The newest intact state, laid out as `like` says; None: there is no checkpoint.
+
+        Checkpoints that are damaged are set aside once an older one has been read. Where this
+        raises, the folder stays as it is.
 
         Args:
           like: a `TrainState` of `ShapeDtypeStruct`s with shardings (`step.abstract_state`), of any
             mesh.
-          on_mismatch: when another configuration wrote the checkpoint: "raise", or "restart":
-            delete what it left in this folder and return None.
 
         Raises:
-          UserError: another configuration wrote it, its arrays have other shapes, or none is
-            intact.
+          UserError: another format or identity wrote it, its parameters have other shapes, or none
+            is intact.
         """
-        damaged: list[str] = []
-        for step in sorted(_steps(self.folder / "checkpoints"), reverse=True):
+        damaged: dict[int, str] = {}
+        for step in reversed(list_steps(self.folder / "checkpoints")):
             home = self.folder / "checkpoints" / str(step)
-            damage = _agreed(find_damage(home, PARTS) if jax.process_index() == 0 else "")
+            damage, meta = distributed.agreed(functools.partial(_inspect, home))
             if not damage:
-                meta = json.loads((home / "meta" / "metadata").read_text())
-                changes = _changes(meta.get("fingerprint", {}), self.fingerprint)
-                if changes and on_mismatch == "restart":
-                    self.say(f"starting over: {self.folder} was made with {changes}")
-                    self.clear()
-                    return None
-                if changes:
-                    raise UserError(
-                        f"{home}: made with another configuration: {changes}. Give the old "
-                        "settings to go on, choose another folder, or ask to restart."
-                    )
-                rest = {"opt_state": like.opt_state, "step": like.step, "bad_step": like.bad_step}
+                self._check_meta(home, meta)
                 try:
-                    for part, wanted in (("params", like.params), ("rest", rest)):
-                        check_shapes(home / part, _saved(home / part), wanted)
-                    params = _read(home / "params", like.params)
-                    rest = _read(home / "rest", rest)
+                    restored = _read(home, step, like, meta.get("notes") or {})
                 except UserError:
                     raise
                 except Exception as error:  # orbax and tensorstore raise all kinds for broken files
-                    damage = f"cannot be read: {_first_line(error)}"
+                    damage = f"cannot be read: {first_line(error)}"
             if not damage:
-                if damaged:
-                    self.say(f"going on from the checkpoint before it, step {step}")
-                return like.replace(params=params, **rest), meta.get("notes") or {}
-            damaged.append(f"step {step}: {damage}")
-            self.say(
-                f"checkpoint {home} is damaged ({damage}); set aside in {self.folder / 'damaged'}"
-            )
-            self._set_aside(home, step)
+                self._set_aside(damaged, step)
+                return restored
+            damaged[step] = damage
         if damaged:
+            listed = "; ".join(f"step {step}: {damage}" for step, damage in damaged.items())
             raise UserError(
-                f"{self.folder}: no intact checkpoint ({'; '.join(damaged)}). Delete the folder to "
-                "start over."
+                f"{self.folder}: no intact checkpoint ({listed}). Restore the files, choose "
+                f"another folder, or start over with --restart={self._stage()}."
             )
         return None
 
-    def clear(self) -> None:
-        """Delete every checkpoint of this folder."""
-        self.close()
-        if jax.process_index() == 0:
-            for name in ("checkpoints", "best", "damaged"):
-                if (self.folder / name).exists():
-                    (self.folder / name).rmtree()
-        _barrier("clear")
+    def best_notes(self) -> dict[str, Any]:
+        """The notes of the best parameters that lie in the folder; {} where there are none."""
 
-    def __enter__(self) -> "Checkpoints":
-        return self
+        def look() -> dict[str, Any]:
+            for step in reversed(list_steps(self.folder / "best")):
+                with contextlib.suppress(OSError, ValueError):
+                    return _read_meta(self.folder / "best" / str(step)).get("notes") or {}
+            return {}
 
-    def __exit__(self, kind, error, trace) -> None:
-        try:
-            self.close()
-        except UserError:
-            if error is None:  # otherwise what went wrong first is told
-                raise
+        return distributed.agreed(look)
+
+    def remove_best(self) -> None:
+        """Delete the best parameters: of a run that never came to its first checkpoint."""
+        if distributed.first() and (self.folder / "best").exists():
+            (self.folder / "best").rmtree()
+        distributed.together()
 
     def wait(self) -> None:
         """Until everything started is on disk.
@@ -160,94 +166,60 @@ class Checkpoints:
         Raises:
           UserError: something could not be written.
         """
-        for name, manager in self._managers.items():
-            with self._telling(name):
-                manager.wait_until_finished()
+        self._writer.wait()
 
-    def close(self) -> None:
-        """Wait, then let the background threads go."""
-        try:
-            self.wait()
-        finally:
-            self._mute(False)
-            managers, self._managers = self._managers, {}
-            for name, manager in managers.items():
-                with self._telling(name):
-                    manager.close()
-
-    def _write(self, name: str, step: int, *, params, notes, **more) -> None:
-        manager = self._manager(name)
-        with self._telling(name):
-            manager.wait_until_finished()
-            for saved in manager.all_steps():
-                if saved > step:  # of a killed run that was further; it comes again
-                    manager.delete(saved)
-            if step in manager.all_steps():
-                return
-            self._writing[name] = step
-            meta = {"format": FORMAT, "step": step, "fingerprint": self.fingerprint, "notes": notes}
-            parts = {"params": ocp.args.PyTreeSave(params), "meta": ocp.args.JsonSave(meta)}
-            parts |= {part: ocp.args.PyTreeSave(tree) for part, tree in more.items()}
-            manager.save(step, args=ocp.args.Composite(**parts), force=True)
-
-    def _manager(self, name: str) -> ocp.CheckpointManager:
-        if name not in self._managers:
-            self._mute(True)
-            home = self.folder / name
-            options = ocp.CheckpointManagerOptions(
-                max_to_keep=self._keep if name == "checkpoints" else 1,
-                cleanup_tmp_directories=True,
-                async_options=ocp.AsyncOptions(
-                    post_finalization_callback=lambda: write_digests(home, self._writing[name])
-                ),
-            )
-            self._managers[name] = ocp.CheckpointManager(home, options=options)
-        return self._managers[name]
-
-    def _mute(self, on: bool) -> None:
-        """Orbax logs the trace of every error it raises; `_Telling` tells it once, in a line."""
-        log = logging.getLogger("absl")
-        if on and self._log_level is None:
-            self._log_level = log.level
-            log.setLevel(logging.CRITICAL)
-        elif not on and self._log_level is not None:
-            log.setLevel(self._log_level)
-            self._log_level = None
-
-    def _telling(self, name: str) -> "_Telling":
-        return _Telling(self.folder / name, self._writing.get(name))
-
-    def _set_aside(self, home: epath.Path, step: int) -> None:
-        if jax.process_index() == 0:
-            place = self.folder / "damaged" / str(step)
-            place.parent.mkdir(parents=True, exist_ok=True)
-            if place.exists():
-                place.rmtree()
-            home.rename(place)
-        _barrier(f"damaged {step}")
-
-
-class _Telling:
-    """Turns whatever writing raises into one message for the user."""
-
-    def __init__(self, home: epath.Path, step: int | None):
-        self.home, self.step = home, step
-
-    def __enter__(self) -> None:
-        return None
+    def __enter__(self) -> "Checkpoints":
+        return self
 
     def __exit__(self, kind, error, trace) -> None:
-        if isinstance(error, Exception) and not isinstance(error, UserError):
-            kept = sorted(_steps(self.home))
+        try:
+            self._writer.close()
+        except UserError:
+            if error is None:  # otherwise the first error is the one to show
+                raise
+
+    def _meta(self, step: int, notes: Any) -> dict[str, Any]:
+        return {"format": FORMAT, "step": step, "identity": self.identity, "notes": notes}
+
+    def _stage(self) -> str:
+        return self.identity.get("stage", "STAGE")
+
+    def _check_meta(self, home: epath.Path, meta: Mapping[str, Any]) -> None:
+        """Refuse a checkpoint of another format or identity."""
+        ways = (
+            f"Choose another folder (WORK_DIR), or start over with --restart={self._stage()}, "
+            "which removes what was trained there."
+        )
+        if meta.get("format") != FORMAT:
             raise UserError(
-                f"{self.home}: checkpoint of step {self.step} could not be written: "
-                f"{_first_line(error)} ({_free(self.home)}). Checkpoints kept: {kept or 'none'}. "
-                "Make room or mend the folder, then give the same command again."
-            ) from error
+                f"{home}: expected checkpoint format {FORMAT}, found {meta.get('format')}. {ways}"
+            )
+        changes = find_changes(flatten(meta.get("identity") or {}), flatten(self.identity))
+        if changes:
+            listed = ", ".join(
+                f"{name} {old!r} (now {new!r})" for name, (old, new) in changes.items()
+            )
+            raise UserError(
+                f"{home}: trained with another model, vocabulary or data: {listed}. {ways}"
+            )
+
+    def _set_aside(self, damaged: Mapping[int, str], step: int) -> None:
+        """Move damaged checkpoints out of the way; that of `step` is the one gone on from."""
+        for bad, damage in damaged.items():
+            home, place = self.folder / "checkpoints" / str(bad), self.folder / "damaged" / str(bad)
+            self.say(f"checkpoint {home} is damaged ({damage}); set aside in {place.parent}")
+            if distributed.first():
+                place.parent.mkdir(parents=True, exist_ok=True)
+                if place.exists():
+                    place.rmtree()
+                home.rename(place)
+        if damaged:
+            distributed.together()
+            self.say(f"going on from the checkpoint before it, step {step}")
 
 
 def load_params(folder: str | os.PathLike, shardings: Any = None) -> Any:
-    """The parameters a stage left in `folder`: the best if it kept any, else the newest intact.
+    """The parameters a stage left in `folder`: the best if it has any, else the newest intact.
 
     Args:
       folder: a stage's folder, its `best` or `checkpoints`, or one step's folder in them.
@@ -257,142 +229,62 @@ def load_params(folder: str | os.PathLike, shardings: Any = None) -> Any:
     Raises:
       UserError: there are none, they are damaged, or the shardings' tree has another structure.
     """
-    told = _absolute(folder)
-    homes = [told] if (told / "params").is_dir() else []
-    for place in (told / "best", told / "checkpoints", told):
-        homes = homes or [place / str(step) for step in sorted(_steps(place), reverse=True)]
+    given = absolute(folder)
+    homes = [given] if (given / "params").is_dir() else []
+    for place in (given / "best", given / "checkpoints", given):
+        homes = homes or [place / str(step) for step in reversed(list_steps(place))]
     if not homes:
         raise UserError(
-            f"{told}: no parameters found; expected a trained stage's folder, with best/ or "
+            f"{given}: no parameters found; expected a trained stage's folder, with best/ or "
             "checkpoints/ in it."
         )
     damages = []
     for home in homes:
         damage = find_damage(home, ("params",))
         if not damage:
-            return _read_params(home / "params", shardings)
+            return read_params(home / "params", shardings)
         damages.append(f"{home} ({damage})")
         print(f"checkpoint {damages[-1]} is damaged, trying the one before it", flush=True)
-    raise UserError(f"{told}: no intact parameters: {'; '.join(damages)}.")
+    raise UserError(f"{given}: no intact parameters: {'; '.join(damages)}.")
 
 
 def saved_steps(folder: str | os.PathLike) -> list[int]:
     """Steps of the full states in a stage's folder, oldest first."""
-    return sorted(_steps(_absolute(folder) / "checkpoints"))
+    return list_steps(absolute(folder) / "checkpoints")
 
 
-def _read_params(home: epath.Path, shardings: Any) -> Any:
-    saved = _saved(home)
-    if shardings is None:
-        args = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), saved)
-    else:
-        if isinstance(shardings, jax.sharding.Sharding):
-            shardings = jax.tree.map(lambda _: shardings, saved)
-        difference = _difference(_names(saved), _names(shardings))
-        if difference:
-            raise UserError(f"{home}: does not fit the model: {difference}.")
-        args = jax.tree.map(
-            lambda _, sharding: ocp.ArrayRestoreArgs(sharding=sharding), saved, shardings
-        )
-    return ocp.PyTreeCheckpointHandler().restore(
-        home, args=ocp.args.PyTreeRestore(restore_args=args)
-    )
+def _inspect(home: epath.Path) -> tuple[str, dict[str, Any]]:
+    """(what is damaged or "", the meta) of a full state."""
+    try:
+        damage = find_damage(home, PARTS)
+        return damage, {} if damage else _read_meta(home)
+    except (OSError, ValueError) as error:
+        return f"cannot be read: {first_line(error)}", {}
 
 
-def _read(home: epath.Path, like: Any) -> Any:
-    args = jax.tree.map(
-        lambda leaf: ocp.ArrayRestoreArgs(
-            sharding=leaf.sharding, global_shape=leaf.shape, dtype=leaf.dtype
-        ),
-        like,
-    )
-    return ocp.PyTreeCheckpointHandler().restore(
-        home, args=ocp.args.PyTreeRestore(item=like, restore_args=args)
-    )
+def _read_meta(home: epath.Path) -> dict[str, Any]:
+    return json.loads((home / "meta" / "metadata").read_text())
 
 
-def _saved(home: epath.Path) -> Any:
-    return ocp.PyTreeCheckpointHandler().metadata(home).tree
-
-
-def _names(tree: Any) -> dict[str, Any]:
-    return {path_name(path): leaf for path, leaf in jax.tree.leaves_with_path(tree)}
-
-
-def check_shapes(home: Any, saved: Any, wanted: Any) -> None:
-    """Raise a UserError naming the first arrays that differ between what is stored and what a run
-    needs.
+def _optimizer_leaves(state: Any) -> dict[str, Any]:
+    """By name, since optax's containers change with settings. With the step, so that there is an
+    array in it always: orbax refuses empty trees.
     """
-    saved, wanted = _names(saved), _names(wanted)
-    difference = _difference(saved, wanted)
-    for name in [] if difference else wanted:
-        if tuple(saved[name].shape) != tuple(wanted[name].shape):
-            difference = (
-                f"{name} is {list(saved[name].shape)} there and {list(wanted[name].shape)} here"
-            )
-            break
-    if difference:
-        raise UserError(
-            f"{home}: does not fit this model or optimizer: {difference}. Give the old settings, "
-            "or another folder."
-        )
+    return {"step": state.step, **by_name(state.opt_state)}
 
 
-def _difference(saved: Mapping[str, Any], wanted: Mapping[str, Any]) -> str:
-    missing, surplus = sorted(set(wanted) - set(saved)), sorted(set(saved) - set(wanted))
-    said = [f"it has no {', '.join(missing[:3])} ({len(missing)} missing)"] if missing else []
-    said += (
-        [f"it has {', '.join(surplus[:3])} besides ({len(surplus)} too many)"] if surplus else []
+def _read(home: epath.Path, step: int, like: Any, notes: dict[str, Any]) -> Restored:
+    check_shapes(home / "params", stored_shapes(home / "params"), like.params)
+    params, opt_state = read_tree(home / "params", like.params), None
+    leaves = _optimizer_leaves(like)
+    if not find_misfit(stored_shapes(home / "optimizer"), leaves):
+        found = read_tree(home / "optimizer", leaves)
+        structure = jax.tree.structure(like.opt_state)
+        opt_state = jax.tree.unflatten(structure, [found[name] for name in by_name(like.opt_state)])
+    scalars = jax.jit(
+        lambda: (jnp.int32(step), jnp.int32(-1)),
+        out_shardings=(like.step.sharding, like.bad_step.sharding),
     )
-    return "; ".join(said)
-
-
-def _changes(old: Any, new: Any, name: str = "") -> str:
-    """What differs between two fingerprints, setting by setting."""
-    if isinstance(old, dict) and isinstance(new, dict):
-        parts = (
-            _changes(old.get(key), new.get(key), f"{name}.{key}" if name else key)
-            for key in sorted(old.keys() | new.keys())
-        )
-        return ", ".join(part for part in parts if part)
-    return "" if old == new else f"{name} {old!r} (now {new!r})"
-
-
-def _steps(home: epath.Path) -> list[int]:
-    if not home.is_dir():
-        return []
-    return [int(path.name) for path in home.iterdir() if path.name.isdecimal() and path.is_dir()]
-
-
-def _agreed(damage: str) -> str:
-    """Process 0's finding, on every process, so that all fall back to the same step."""
-    if jax.process_count() == 1:
-        return damage
-    text = np.zeros(512, np.uint8)
-    said = np.frombuffer(damage.encode()[:512], np.uint8)
-    text[: said.size] = said
-    text = np.asarray(multihost_utils.broadcast_one_to_all(text))
-    return bytes(text).rstrip(b"\0").decode(errors="replace")
-
-
-def _barrier(name: str) -> None:
-    if jax.process_count() > 1:
-        multihost_utils.sync_global_devices(f"onesug checkpoint {name}")
-
-
-def _absolute(folder: str | os.PathLike) -> epath.Path:
-    folder = os.fspath(folder)
-    return epath.Path(folder if "://" in folder else os.path.abspath(folder))
-
-
-def _free(home: epath.Path) -> str:
-    if is_remote(home):
-        return "in a bucket"
-    while not home.exists():
-        home = home.parent
-    return f"{shutil.disk_usage(home).free / 2**20:.0f} MiB free on that disk"
-
-
-def _first_line(error: BaseException) -> str:
-    text = str(error).strip()
-    return (text.splitlines()[0] if text else type(error).__name__)[:300]
+    done, bad_step = scalars()
+    state = like.replace(step=done, params=params, opt_state=opt_state, bad_step=bad_step)
+    return Restored(state, step, notes)

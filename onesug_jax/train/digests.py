@@ -8,6 +8,8 @@ import zlib
 
 from etils import epath
 
+from onesug_jax.files import is_remote
+
 DIGESTS = "digests.json"
 
 
@@ -56,8 +58,3 @@ def _crc(path: epath.Path) -> int:
         while piece := file.read(1 << 22):
             check = zlib.crc32(piece, check)
     return check
-
-
-def is_remote(home: epath.Path) -> bool:
-    """Whether it lies in a bucket rather than on a disk."""
-    return "://" in os.fspath(home)

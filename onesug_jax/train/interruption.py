@@ -1,4 +1,4 @@
-"""Being told to stop: SIGTERM before a machine is taken away, SIGINT from the keyboard."""
+"""Requests to stop: SIGTERM before a machine is taken away, SIGINT from the keyboard."""
 
 import signal
 import threading
@@ -9,7 +9,7 @@ from jax.experimental import multihost_utils
 
 
 class Preempted(SystemExit):
-    """The run was told to stop, and saved first; exits with 128 + the signal's number, as shells
+    """The run was asked to stop, and saved first; exits with 128 + the signal's number, as shells
     count.
     """
 
@@ -21,9 +21,8 @@ class Preempted(SystemExit):
 class Interruption:
     """Hears SIGTERM and SIGINT while it is open; the handlers of before come back at its end.
 
-    In a run of several processes, one being told means all stop after the same step: JAX's
-      preemption
-    service hears SIGTERM and agrees on it (SIGINT then ends the process at once).
+    In a run of several processes, a signal to one of them stops all after the same step: JAX's
+    preemption service hears SIGTERM and chooses that step (SIGINT then ends the process at once).
     """
 
     def __init__(self):
@@ -47,7 +46,7 @@ class Interruption:
             raise KeyboardInterrupt
         self._signum = signum
 
-    def told(self, step: int) -> int:
+    def stop_signal(self, step: int) -> int:
         """The signal to stop for after this step, or 0."""
         if self._many:
             return signal.SIGTERM if multihost_utils.reached_preemption_sync_point(step) else 0

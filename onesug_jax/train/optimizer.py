@@ -22,9 +22,12 @@ Schedule = Callable[[Any], jax.Array]
 
 
 class Optimizer(optax.GradientTransformationExtraArgs):
-    """An optax transformation that remembers its schedule, so that the step can report the rate."""
+    """An optax transformation that remembers its schedule, so that the step can report the rate,
+    and the settings it was made with, so that a change of them can be shown.
+    """
 
     schedule: Schedule
+    settings: dict[str, Any]
 
 
 def make_schedule(
@@ -107,21 +110,52 @@ def make_optimizer(
             f"weight_decay={weight_decay}, clip_norm={clip_norm}: expected numbers of at least 0."
         )
     schedule = make_schedule(learning_rate, warmup_steps, decay, steps, floor)
-    parts = [optax.clip_by_global_norm(clip_norm)] if clip_norm else []
+    settings = {
+        "optimizer": name,
+        "learning_rate": learning_rate,
+        "warmup_steps": warmup_steps,
+        "decay": decay,
+        "floor": floor,
+        "weight_decay": weight_decay,
+        "clip_norm": clip_norm,
+    }
+    # Every part has its place, also one that is turned off: so the state of the others, which is
+    # stored by place, stays the same.
+    parts = [optax.clip_by_global_norm(clip_norm) if clip_norm else optax.identity()]
     if name == "adamw":
+        settings |= {"beta1": beta1, "beta2": beta2, "eps": eps}
         parts.append(optax.scale_by_adam(b1=beta1, b2=beta2, eps=eps))
     else:
-        parts += [
+        factored = [
             optax.scale_by_factored_rms(),
             optax.clip_by_block_rms(1.0),
             optax.scale_by_param_block_rms(),
         ]
-    if weight_decay:
-        parts.append(optax.add_decayed_weights(weight_decay, mask=decay_mask))
+        parts.append(optax.chain(*factored))
+    parts.append(
+        optax.add_decayed_weights(weight_decay, mask=decay_mask)
+        if weight_decay
+        else optax.identity()
+    )
     parts.append(optax.scale_by_learning_rate(schedule))
     optimizer = Optimizer(*optax.chain(*parts))
-    optimizer.schedule = schedule
+    optimizer.schedule, optimizer.settings = schedule, settings
     return optimizer
+
+
+def set_schedule_step(opt_state: Any, step: int) -> Any:
+    """The state with its learning-rate schedule at `step` updates done, moments untouched."""
+
+    def is_schedule(node: Any) -> bool:
+        return isinstance(node, optax.ScaleByScheduleState)
+
+    return jax.tree.map(
+        lambda node: (
+            node._replace(count=jnp.full_like(node.count, step)) if is_schedule(node) else node
+        ),
+        opt_state,
+        is_leaf=is_schedule,
+    )
 
 
 def decay_mask(params: Any) -> Any:

@@ -2,12 +2,20 @@
 host.
 """
 
+import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
+import numpy as np
+from jax.sharding import Mesh
+
+from onesug_jax.train import mesh as meshes
+from onesug_jax.train.step import Stage, batch_size
+
 DEPTH = 2
+_POLL_SECONDS = 0.0005
 
 
 class Prefetch:
@@ -32,12 +40,29 @@ class Prefetch:
         self._submit()
         return self._waiting.popleft().result()
 
-    def ready(self) -> bool:
-        """Whether the next `get` would return, or raise, at once."""
+    def wait_while(self, busy: Callable[[], bool]) -> None:
+        """Until the next `get` would return, or raise, at once, or `busy()` is false."""
         self._submit()
-        return self._waiting[0].done()
+        while not self._waiting[0].done() and busy():
+            time.sleep(_POLL_SECONDS)
 
     def _submit(self) -> None:
         while len(self._waiting) <= self._depth and self._next < self._stop:
             self._waiting.append(self._pool.submit(self._make, self._next))
             self._next += 1
+
+
+def prepare_batch(
+    stage: Stage, mesh: Mesh, local: Mapping[str, np.ndarray]
+) -> tuple[int, int | None, str, Any]:
+    """Puts this process's part of a batch, arrays `[B_local, ...]`, on the devices.
+
+    Returns:
+      examples and tokens (None: not counted) of the whole batch, the shapes of the part in words,
+      the same for all batches that are compiled once, and the batch on the devices.
+    """
+    _, count = meshes.batch_part(mesh)
+    size = batch_size(local) * count
+    tokens = None if stage.tokens_fn is None else int(stage.tokens_fn(local)) * count
+    shapes = ", ".join(f"{name} {list(np.shape(x))}" for name, x in sorted(local.items()))
+    return size, tokens, shapes, meshes.global_batch(mesh, dict(local))

@@ -15,6 +15,7 @@ from onesug_jax.errors import UserError
 from onesug_jax.represent import alignment, pairs
 from onesug_jax.represent.alignment import align, batches, recall
 from onesug_jax.represent.encoder import EncoderSpec, TextEncoder
+from onesug_jax.train.history import read_history
 from onesug_jax.train.mesh import make_mesh
 from onesug_jax.train.optimizer import make_optimizer
 
@@ -291,8 +292,10 @@ def test_alignment_raises_recall_on_pairs_it_never_saw(mined, aligned):
 def test_a_stopped_run_goes_on_to_the_same_encoder(mined, aligned, tmp_path):
     run(mined, tmp_path, 12)
     assert run(mined, tmp_path, 60) == aligned[1]
-    with pytest.raises(UserError, match="temperature"):
-        run(mined, tmp_path, 61, temperature=0.1)
+    run(mined, tmp_path, 61, temperature=0.1)
+    assert read_history(tmp_path)[-1]["changes"] == {"steps": [60, 61], "temperature": [0.05, 0.1]}
+    with pytest.raises(UserError, match=r"pairs.prefix '.*pairs.query"):
+        run(mined, tmp_path, 62, held_out=0.1)
 
 
 def test_without_steps_the_encoder_is_saved_as_it_is(mined, aligned, tmp_path):

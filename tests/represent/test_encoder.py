@@ -259,7 +259,7 @@ def test_weights_that_do_not_fit_are_named(folder, change, told):
     ("file", "content", "told"),
     [
         ("config.json", None, "config.json.*no such file"),
-        ("config.json", "{", "config.json: expected JSON"),
+        ("config.json", "{", "config.json: expected .* as JSON"),
         ("config.json", '{"model_type": "roberta"}', "model_type 'bert', found 'roberta'"),
         ("config.json", '{"hidden_act": "relu"}', "hidden_act 'gelu', found 'relu'"),
         ("config.json", "{}", "a number 'vocab_size'"),

@@ -10,6 +10,7 @@ import pytest
 from onesug_jax.errors import UserError
 from onesug_jax.represent import rqvae, rqvae_training
 from onesug_jax.represent.rqvae import RqVaeConfig
+from onesug_jax.train.history import read_history
 from onesug_jax.train.optimizer import make_optimizer
 
 encode = jax.jit(rqvae.encode, static_argnums=2)
@@ -98,7 +99,21 @@ def test_training_betters_its_start_and_reports_use(rqvae_toy, tmp_path):
     assert {"reconstruction", "cosine", "commitment"} <= told.keys()
 
 
-def test_another_configuration_does_not_go_on_from_a_checkpoint(rqvae_toy, tmp_path):
+def test_another_encoder_does_not_go_on_from_a_checkpoint_and_another_seed_does(
+    rqvae_toy, tmp_path
+):
     train(rqvae_toy, tmp_path, steps=2)
-    with pytest.raises(UserError, match="another configuration"):
-        train(rqvae_toy, tmp_path, steps=4, seed=3)
+    with pytest.raises(UserError, match=r"encoder 'abc' \(now 'abd'\).*--restart=quantize"):
+        train(rqvae_toy, tmp_path, steps=4, encoder="abd")
+    train(rqvae_toy, tmp_path, steps=4, seed=3)
+    first, second = read_history(tmp_path)
+    assert first["changes"]["learning_rate"] == [None, 0.01]
+    assert (second["step"], second["changes"]) == (2, {"steps": [2, 4], "seed": [2, 3]})
+
+
+def test_the_digest_is_of_all_embeddings_in_their_order():
+    rows = np.arange(12, dtype=np.float32).reshape(6, 2)
+    same = rqvae_training.digest(rows, block=4)
+    assert same == rqvae_training.digest(rows.copy(), block=6)
+    others = [rows[::-1], rows[:5], rows.reshape(4, 3), rows.astype(np.float16)]
+    assert same not in [rqvae_training.digest(np.ascontiguousarray(x)) for x in others]

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import sentencepiece
+from onesug_jax.workdir import WorkDir
 
 from onesug_jax import main
 from onesug_jax.align.pretrain import pretrain_stage
@@ -21,7 +22,6 @@ from onesug_jax.stages import pretrained, texts
 from onesug_jax.tasks.vocabulary import Vocabulary
 from onesug_jax.train.checkpoint import Checkpoints
 from onesug_jax.train.mesh import unbox
-from onesug_jax.workdir import WorkDir
 
 QUERIES = [f"{a} {b}" for a in ("red", "blue", "lego") for b in ("shoes", "train", "手机壳")]
 THEIRS = ModelConfig(

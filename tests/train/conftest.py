@@ -1,6 +1,7 @@
 """Fixtures of the engine's tests."""
 
 import importlib.util
+import json
 import pathlib
 
 import pytest
@@ -27,6 +28,47 @@ def mesh_of():
         return make_mesh(data, fsdp, tensor, devices=jax.devices()[: data * fsdp * tensor])
 
     return make
+
+
+@pytest.fixture
+def train(toy, mesh_of):
+    """fit on the toy stage, with these settings unless others are given."""
+
+    from onesug_jax.train.loop import fit
+    from onesug_jax.train.optimizer import make_optimizer
+
+    def run(folder, steps=12, mesh=(1, 1, 1), stage=None, **more):
+        settings = {
+            "batch_at": toy.make_batch_at(),
+            "batch_size": 16,
+            "identity": {"model": "toy"},
+            "optimizer": make_optimizer("adamw", 0.02, 3, "cosine", 40),
+            "seed": 7,
+            "log_every": 2,
+            "checkpoint_every": 4,
+            **more,
+        }
+        stage = stage or toy.make_stage(dropout=0.1)
+        return fit(stage, mesh=mesh_of(*mesh), steps=steps, folder=folder, **settings)
+
+    return run
+
+
+@pytest.fixture(scope="session")
+def rows():
+    """(folder, kind) -> the rows of its metrics.jsonl."""
+
+    def read(folder, kind="train"):
+        lines = (folder / "metrics.jsonl").read_text().splitlines()
+        return [row for row in map(json.loads, lines) if row["kind"] == kind]
+
+    return read
+
+
+@pytest.fixture(scope="session")
+def losses(rows):
+    """folder -> {step: loss} of its metrics.jsonl."""
+    return lambda folder: {row["step"]: row["loss"] for row in rows(folder)}
 
 
 @pytest.fixture(scope="module", autouse=True)

@@ -7,9 +7,11 @@ import sys
 
 import jax
 import numpy as np
+import optax
 import pytest
 
 from onesug_jax.errors import UserError
+from onesug_jax.train import checkpoint
 from onesug_jax.train import step as steps
 from onesug_jax.train.checkpoint import Checkpoints, load_params, saved_steps
 from onesug_jax.train.mesh import global_batch, replicated
@@ -43,10 +45,10 @@ def test_a_state_moves_between_meshes(toy, mesh_of, tmp_path, name):
     for shape in [(1, 1, 1), (1, 4, 1), (2, 1, 4)]:
         like = steps.abstract_state(toy.make_stage(), make_optimizer(name, 0.02), mesh_of(*shape))
         with Checkpoints(tmp_path) as checkpoints:
-            restored, notes = checkpoints.restore(like)
-        assert notes == {"best": {"step": 1}}
-        assert toy.same_bits(state, restored)
-        for leaf, want in zip(jax.tree.leaves(restored), jax.tree.leaves(like), strict=True):
+            restored = checkpoints.restore(like)
+        assert (restored.step, restored.notes) == (2, {"best": {"step": 1}})
+        assert toy.same_bits(state, restored.state)
+        for leaf, want in zip(jax.tree.leaves(restored.state), jax.tree.leaves(like), strict=True):
             assert leaf.sharding.is_equivalent_to(want.sharding, leaf.ndim)
 
 
@@ -56,15 +58,14 @@ def test_updates_go_on_while_the_state_is_written(toy, mesh_of, tmp_path, shape)
     state, like, update = setting(toy, mesh)
     with Checkpoints(tmp_path, keep=3) as checkpoints:
         seen = {}
-        for t in range(2, 5):
+        for t in range(2, 11, 3):
             seen[t] = host_copy(state)
             checkpoints.save(t, state)
             for _ in range(3):  # these give the saved arrays' memory away
                 state, _ = update(state, global_batch(mesh, toy.make_batch_at()(t)), None)
         checkpoints.wait()
         for t, expected in sorted(seen.items(), reverse=True):
-            restored, _ = checkpoints.restore(like)
-            assert toy.same_bits(expected, restored)
+            assert toy.same_bits(expected, checkpoints.restore(like).state)
             os.rename(tmp_path / "checkpoints" / str(t), tmp_path / f"looked at {t}")
 
 
@@ -90,7 +91,7 @@ def flip_a_bit(path):
 
 
 @pytest.mark.parametrize("harm", [truncate, flip_a_bit, pathlib.Path.unlink])
-@pytest.mark.parametrize("part", ["params", "rest"])
+@pytest.mark.parametrize("part", ["params", "optimizer"])
 def test_a_damaged_newest_is_named_and_the_one_before_used(
     toy, mesh_of, tmp_path, capsys, harm, part
 ):
@@ -103,7 +104,7 @@ def test_a_damaged_newest_is_named_and_the_one_before_used(
     victim = largest_file(tmp_path / "checkpoints" / "3" / part)
     harm(victim)
     with Checkpoints(tmp_path) as checkpoints:
-        restored, _ = checkpoints.restore(like)
+        restored = checkpoints.restore(like).state
         assert toy.same_bits(expected, restored)
         checkpoints.save(3, restored)  # its name is free again
     said = capsys.readouterr().out
@@ -116,9 +117,12 @@ def test_when_none_is_intact_nothing_starts_over_silently(toy, mesh_of, tmp_path
     state, like, _ = setting(toy, mesh_of(1))
     with Checkpoints(tmp_path) as checkpoints:
         checkpoints.save(2, state)
-    truncate(largest_file(tmp_path / "checkpoints" / "2" / "rest"))
-    with Checkpoints(tmp_path) as checkpoints, pytest.raises(UserError, match="no intact"):
-        checkpoints.restore(like)
+    truncate(largest_file(tmp_path / "checkpoints" / "2" / "optimizer"))
+    before = toy.contents(tmp_path)
+    for _ in range(2):
+        with Checkpoints(tmp_path) as checkpoints, pytest.raises(UserError, match="no intact"):
+            checkpoints.restore(like)
+        assert toy.contents(tmp_path) == before
 
 
 def test_damage_is_found_without_the_digests_too(toy, mesh_of, tmp_path):
@@ -128,38 +132,86 @@ def test_damage_is_found_without_the_digests_too(toy, mesh_of, tmp_path):
         checkpoints.save(3, state)
     home = tmp_path / "checkpoints" / "3"
     (home / "digests.json").unlink()
-    truncate(home / "rest" / "manifest.ocdbt")
+    truncate(home / "optimizer" / "manifest.ocdbt")
     with Checkpoints(tmp_path) as checkpoints:
         assert checkpoints.restore(like) is not None
     assert saved_steps(tmp_path) == [2]
 
 
-def test_another_configuration_does_not_go_on_silently(toy, mesh_of, tmp_path, capsys):
+def test_another_identity_is_refused_and_changes_nothing(toy, mesh_of, tmp_path):
     state, like, _ = setting(toy, mesh_of(1))
-    old = {"learning_rate": 0.1, "model": {"layers": 2, "width": 8}}
-    new = {"learning_rate": 0.1, "model": {"layers": 3, "width": 8}}
-    with Checkpoints(tmp_path, fingerprint=old) as checkpoints:
+    old = {"stage": "pretrain", "model": {"layers": 2, "width": 8}, "vocabulary": "abc"}
+    new = {"stage": "pretrain", "model": {"layers": 3, "width": 8}, "vocabulary": "abd"}
+    with Checkpoints(tmp_path, identity=old) as checkpoints:
         checkpoints.save(2, state)
+        checkpoints.save(3, state)
         checkpoints.save_best(2, state.params, {})
-    with Checkpoints(tmp_path, fingerprint=new) as checkpoints:
-        with pytest.raises(UserError, match=r"configuration: model.layers 2 \(now 3\)\."):
-            checkpoints.restore(like)
-        assert saved_steps(tmp_path) == [2]
-        assert checkpoints.restore(like, on_mismatch="restart") is None
-    assert "model.layers 2 (now 3)" in capsys.readouterr().out
-    assert saved_steps(tmp_path) == [] and not (tmp_path / "best").exists()
+    truncate(largest_file(tmp_path / "checkpoints" / "3" / "params"))
+    before = toy.contents(tmp_path)
+    for identity, words in (
+        (new, ["model.layers 2 (now 3), vocabulary 'abc' (now 'abd')", "--restart=pretrain"]),
+        ({}, ["vocabulary 'abc' (now None)", "another folder (WORK_DIR)"]),
+    ):
+        with Checkpoints(tmp_path, identity=identity) as checkpoints:
+            with pytest.raises(UserError) as error:
+                checkpoints.restore(like)
+        assert all(word in str(error.value) for word in words), error.value
+        assert toy.contents(tmp_path) == before
+    with Checkpoints(tmp_path, identity=old) as checkpoints:
+        assert checkpoints.restore(like).step == 2
 
 
-def test_a_state_of_another_shape_is_refused_by_name(toy, mesh_of, tmp_path):
-    state, _, _ = setting(toy, mesh_of(1))
+def test_another_format_is_refused_and_changes_nothing(toy, mesh_of, tmp_path, monkeypatch):
+    state, like, _ = setting(toy, mesh_of(1))
     with Checkpoints(tmp_path) as checkpoints:
         checkpoints.save(2, state)
-    adafactor = steps.abstract_state(
-        toy.make_stage(), make_optimizer("adafactor", 0.02), mesh_of(1)
-    )
-    with Checkpoints(tmp_path) as checkpoints, pytest.raises(UserError, match="rest: does not fit"):
-        checkpoints.restore(adafactor)
-    assert saved_steps(tmp_path) == [2]
+    before = toy.contents(tmp_path)
+    monkeypatch.setattr(checkpoint, "FORMAT", checkpoint.FORMAT + 1)
+    with Checkpoints(tmp_path) as checkpoints, pytest.raises(UserError, match="format 3, found 2"):
+        checkpoints.restore(like)
+    assert toy.contents(tmp_path) == before
+
+
+def test_parameters_of_another_shape_are_refused_by_name(toy, mesh_of, tmp_path):
+    state, like, _ = setting(toy, mesh_of(1))
+    with Checkpoints(tmp_path) as checkpoints:
+        checkpoints.save(2, state)
+    before = toy.contents(tmp_path)
+    wide = jax.ShapeDtypeStruct((64,), np.float32, sharding=like.step.sharding)
+    dense = {**like.params["Dense_0"], "bias": wide}
+    for params, words in (
+        ({**like.params, "Dense_0": dense}, r"Dense_0/bias is \[32\] there and \[64\] here"),
+        ({**like.params, "Dense_9": dense}, "it has no Dense_9/bias"),
+    ):
+        with Checkpoints(tmp_path) as checkpoints, pytest.raises(UserError, match=words):
+            checkpoints.restore(like.replace(params=params))
+        assert toy.contents(tmp_path) == before
+
+
+@pytest.mark.parametrize("shape", [(1, 1, 1), (2, 2, 2)])
+def test_another_optimizer_gets_the_parameters_and_no_state(toy, mesh_of, tmp_path, shape):
+    state, _, _ = setting(toy, mesh_of(*shape))
+    with Checkpoints(tmp_path) as checkpoints:
+        checkpoints.save(2, state)
+    other = make_optimizer("adafactor", 0.02)
+    like = steps.abstract_state(toy.make_stage(), other, mesh_of(*shape))
+    with Checkpoints(tmp_path) as checkpoints:
+        restored = checkpoints.restore(like)
+    assert restored.state.opt_state is None
+    assert int(restored.state.step) == restored.step == 2
+    assert toy.same_bits(restored.state.params, state.params)
+
+
+def test_an_optimizer_without_arrays_is_stored_too(toy, mesh_of, tmp_path):
+    plain, stage = optax.sgd(0.1), toy.make_stage()
+    like = steps.abstract_state(stage, plain, mesh_of(1))
+    assert not jax.tree.leaves(like.opt_state)
+    state = steps.init_state(stage, plain, mesh_of(1), 0)
+    with Checkpoints(tmp_path) as checkpoints:
+        checkpoints.save(2, state.replace(step=state.step + 2))
+        checkpoints.wait()
+        restored = checkpoints.restore(like)
+    assert toy.same_bits(restored.state.params, state.params) and restored.step == 2
 
 
 def test_load_params_finds_the_best_or_the_newest(toy, mesh_of, tmp_path):

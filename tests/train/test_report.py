@@ -9,7 +9,8 @@ import types
 
 import pytest
 
-from onesug_jax.train.report import Clock, Report
+from onesug_jax.train.clock import Clock
+from onesug_jax.train.report import Report
 
 
 class Time:
@@ -39,17 +40,17 @@ def report(folder, time=None, **more):
 def test_rates_leave_out_what_is_no_training(tmp_path):
     time = Time()
     # 8 examples of 30 FLOPs in 2 s on two devices that do 100 FLOP/s each: utilisation 0.6.
-    with report(tmp_path, time, flops_per_example=30, peak_flops=100, devices=2) as told:
-        with told.clock.apart("compile"):
+    with report(tmp_path, time, flops_per_example=30, peak_flops=100, devices=2) as log:
+        with log.clock.measure_phase("compile"):
             time.now += 50
         time.now += 1.5
-        with told.clock.apart("data"):
+        with log.clock.measure_phase("data"):
             time.now += 0.5
-        with told.clock.apart("evaluate"):
+        with log.clock.measure_phase("evaluate"):
             time.now += 8
-        told.progress(10, {"loss": 1.0}, examples=8, tokens=80)
+        log.progress(10, {"loss": 1.0}, examples=8, tokens=80)
         time.now += 4
-        told.progress(20, {"loss": 0.5}, examples=24, tokens=400)
+        log.progress(20, {"loss": 0.5}, examples=24, tokens=400)
     first, second = rows(tmp_path)
     assert (first["examples_per_s"], first["tokens_per_s"]) == (4, 40)
     assert first["mfu"] == pytest.approx(0.6)
@@ -59,13 +60,13 @@ def test_rates_leave_out_what_is_no_training(tmp_path):
 
 def test_goodput_and_the_other_shares_say_where_the_time_went(tmp_path):
     time, stream = Time(), io.StringIO()
-    with report(tmp_path, time, stream=stream) as told:
-        told.progress(5, {"loss": 1.0}, examples=0)
+    with report(tmp_path, time, stream=stream) as log:
+        log.progress(5, {"loss": 1.0}, examples=0)
         for what, seconds in (("compile", 20), ("data", 4), ("save", 1), ("profile", 5)):
-            with told.clock.apart(what):
+            with log.clock.measure_phase(what):
                 time.now += seconds
         time.now += 70
-        told.progress(10, {"loss": 1.0}, examples=8)
+        log.progress(10, {"loss": 1.0}, examples=8)
     last = rows(tmp_path)[-1]
     shares = {name: value for name, value in last.items() if name.startswith("share/")}
     assert shares == {
@@ -82,9 +83,9 @@ def test_goodput_and_the_other_shares_say_where_the_time_went(tmp_path):
 
 def test_the_progress_line(tmp_path):
     time, stream = Time(), io.StringIO()
-    with report(tmp_path, time, stream=stream) as told:
+    with report(tmp_path, time, stream=stream) as log:
         time.now += 10
-        told.progress(10, {"loss": 1.25, "grad_norm": 9.0, "accuracy": 0.5}, 5000, 80_000)
+        log.progress(10, {"loss": 1.25, "grad_norm": 9.0, "accuracy": 0.5}, 5000, 80_000)
     line = stream.getvalue()
     assert line == (
         "toy  10/100  loss 1.2500  accuracy 0.5  500 examples/s  8,000 tokens/s  "
@@ -94,11 +95,11 @@ def test_the_progress_line(tmp_path):
 
 def test_a_terminal_line_is_written_over(tmp_path):
     time, stream = Time(), Terminal()
-    with report(tmp_path, time, stream=stream) as told:
+    with report(tmp_path, time, stream=stream) as log:
         for step in (10, 20):
             time.now += 10
-            told.progress(step, {"loss": 1.0}, step)
-        told.evaluated(20, {"mrr": 0.5}, best=True)
+            log.progress(step, {"loss": 1.0}, step)
+        log.evaluated(20, {"mrr": 0.5}, best=True)
     first, second, third = stream.getvalue().split("\r")
     assert first.startswith("toy  10/100") and second.startswith("toy  20/100")
     assert "\n" not in first + second
@@ -106,14 +107,14 @@ def test_a_terminal_line_is_written_over(tmp_path):
 
 
 def test_going_on_drops_what_a_killed_run_left_beyond(tmp_path):
-    with report(tmp_path) as told:
+    with report(tmp_path) as log:
         for step in (10, 20, 30):
-            told.progress(step, {"loss": float(step)}, step)
-            told.evaluated(step, {"mrr": 1.0})
+            log.progress(step, {"loss": float(step)}, step)
+            log.evaluated(step, {"mrr": 1.0})
     with open(tmp_path / "metrics.jsonl", "a") as file:
         file.write('{"step": 20, "ki')  # killed while writing
-    with report(tmp_path, start=20) as told:
-        told.progress(30, {"loss": 33.0, "spoilt": float("nan")}, 10)
+    with report(tmp_path, start=20) as log:
+        log.progress(30, {"loss": 33.0, "spoilt": float("nan")}, 10)
     found = [(row["step"], row["kind"], row.get("loss")) for row in rows(tmp_path)]
     assert found == [
         (10, "train", 10.0),
@@ -130,17 +131,17 @@ def test_tensorboard_reads_the_events_and_nobody_loads_tensorflow(tmp_path, monk
 import sys
 from onesug_jax.train.report import Report
 for start, steps in ((0, (10, 20, 30)), (20, (30, 40))):
-    with Report(sys.argv[1], name="toy", steps=100, start=start) as told:
+    with Report(sys.argv[1], name="toy", steps=100, start=start) as log:
         for step in steps:
-            told.progress(step, {"loss": step + start / 100}, step)
-        told.evaluated(steps[-1], {"mrr": 0.25})
+            log.progress(step, {"loss": step + start / 100}, step)
+        log.evaluated(steps[-1], {"mrr": 0.25})
 print("tensorflow" in sys.modules)
 """
     root = pathlib.Path(__file__).resolve().parents[2]
     command = [sys.executable, "-c", code, str(tmp_path)]
     out = subprocess.run(command, cwd=root, capture_output=True, text=True)
     assert out.stdout.splitlines()[-1] == "False", out.stderr
-    # Its reader would load TensorFlow too, were it not told to use its own stand-in.
+    # Its reader would load TensorFlow too, were it not asked to use its own stand-in.
     monkeypatch.setitem(sys.modules, "tensorboard.compat.notf", types.ModuleType("notf"))
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 

@@ -1,5 +1,7 @@
 """A toy stage for the engine's tests: token ids -> logits, trained to say each row's class."""
 
+import pathlib
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -64,3 +66,9 @@ def same_bits(one, other) -> bool:
     return structure == other_structure and all(
         np.array_equal(np.asarray(a), np.asarray(b)) for a, b in zip(leaves, others, strict=True)
     )
+
+
+def contents(folder) -> dict:
+    """{path: bytes} of every file below a folder, and None for every folder."""
+    paths = pathlib.Path(folder).rglob("*")
+    return {path: path.read_bytes() if path.is_file() else None for path in paths}

@@ -1,0 +1,94 @@
+"""One writer in a folder: an advisory lock that the system releases when its holder dies."""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import socket
+import time
+from types import TracebackType
+from typing import IO
+
+from onesug_jax.errors import UserError
+
+FILE = ".lock"
+
+
+class WriterLock:
+    """Holds `folder` for writing while the context lasts; readers never look at it.
+
+    The file names the holder. A holder that died, however it died, holds nothing: the operating
+    system drops its lock. Entering again in the same process is allowed and does nothing.
+
+    Raises:
+      UserError: on entering, at once, when another process holds the folder: its host, process and
+        start time.
+    """
+
+    _held: dict[str, int] = {}  # folder -> how often this process has entered
+
+    def __init__(self, folder: str, command: str = ""):
+        self.folder, self.command = os.path.realpath(folder), command
+        self._file: IO[str] | None = None
+
+    def __enter__(self) -> WriterLock:
+        if self._held.get(self.folder):
+            self._held[self.folder] += 1
+            return self
+        os.makedirs(self.folder, exist_ok=True)
+        file = open(os.path.join(self.folder, FILE), "a+", encoding="utf-8")
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            file.seek(0)
+            holder = _read(file.read())
+            file.close()
+            raise UserError(
+                f"{self.folder} is being written by another command: {holder}. Wait for it, stop "
+                "it, or choose another --gin.WORK_DIR."
+            ) from None
+        file.seek(0)
+        file.truncate()
+        started = time.strftime("%Y-%m-%d %H:%M:%S%z")
+        about = {"host": socket.gethostname(), "process": os.getpid(), "started": started}
+        json.dump({**about, "command": self.command}, file)
+        file.flush()
+        self._file, self._held[self.folder] = file, 1
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._held[self.folder] -= 1
+        if self._file is not None:
+            self._file.truncate(0)
+            self._file.close()
+            self._file = None
+
+
+def holder(folder: str) -> str | None:
+    """Who writes in `folder` at this moment, in words; None: nobody. Changes nothing."""
+    path = os.path.join(os.path.realpath(folder), FILE)
+    if WriterLock._held.get(os.path.dirname(path)) or not os.path.exists(path):
+        return None
+    with open(path, encoding="utf-8") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except OSError:
+            return _read(file.read())
+    return None
+
+
+def _read(text: str) -> str:
+    try:
+        found = json.loads(text)
+        return (
+            f"{found['command']} on host {found['host']}, process {found['process']}, started "
+            f"{found['started']}"
+        )
+    except (ValueError, KeyError):
+        return "a process that has not said its name yet"

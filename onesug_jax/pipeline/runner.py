@@ -1,0 +1,108 @@
+"""Does what was planned: a stage writes beside its old result and takes its place in one rename.
+
+Of several processes, the primary decides and writes manifests; the others wait for it, also while
+it runs a stage that is not for every process.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import shutil
+import time
+
+from onesug_jax.files import link_tree, recover_folder, replace_folder
+from onesug_jax.pipeline.plan import CONTINUE, RESUME, RUN, SKIP, Step, decide
+from onesug_jax.pipeline.spec import Context, StageSpec
+from onesug_jax.pipeline.workdir import BUNDLE, CONFIG, MANIFEST, NEW, Manifest, WorkDir
+from onesug_jax.train import distributed
+
+_STATES = ("checkpoints", "best")  # never written in place
+
+
+def execute(
+    spec: StageSpec, context: Context, *, restart: bool = False, may_replace: bool = False
+) -> int:
+    """Runs one stage if its results are missing or stale; prints one line saying which.
+
+    Args:
+      restart: make it anew though it is finished.
+      may_replace: whether its trained state may be replaced by another.
+
+    Returns:
+      The exit code: 0 unless the stage returned another; then its old result stays.
+
+    Raises:
+      UserError: a trained state would be lost (see `plan`).
+    """
+    if spec.folder is None:
+        return spec(context)
+
+    def ready() -> list[str]:
+        recover_folder(spec.place(context))
+        step = decide(spec, context, restart=restart, may_replace=may_replace)
+        if step.action == SKIP and spec.always and context.named:
+            step = dataclasses.replace(step, action=RUN, reason="asked for")
+        if step.action != SKIP:
+            _ready(step, context)
+        return [step.action, step.reason]
+
+    action, reason = distributed.agreed(ready)
+    if action == SKIP:
+        print(f"[{spec.name}] up to date, skipped", flush=True)
+        if spec.recap:
+            spec.recap(context)
+        return 0
+    words = {RUN: "running", RESUME: "going on with an interrupted run", CONTINUE: "training on"}
+    again = f": {reason}" if reason and reason != "never run" else ""
+    print(f"[{spec.name}] {words[action]}{again}", flush=True)
+    began = time.monotonic()
+    new = spec.place(context) + NEW
+    work = context.work if spec.uses_model else WorkDir(context.work.path, spec.folder)
+    writing = dataclasses.replace(context, work=work, out=new)
+    code = spec(writing) if spec.every_process else distributed.agreed(lambda: spec(writing))
+    distributed.together()
+    if code == 0:
+        distributed.agreed(lambda: _take_place(spec, context))
+        if spec.recap:
+            spec.recap(context)
+    print(f"[{spec.name}] done in {time.monotonic() - began:.1f} s", flush=True)
+    return code
+
+
+def _ready(step: Step, context: Context) -> None:
+    """Readies `<folder>.new`: empty, as it was interrupted, or with what training goes on from."""
+    folder = step.spec.place(context)
+    new = folder + NEW
+    if step.action in (RUN, CONTINUE):
+        shutil.rmtree(new, ignore_errors=True)
+    if step.action == CONTINUE:
+        _take_over(folder, new)
+    shutil.rmtree(os.path.join(new, BUNDLE), ignore_errors=True)
+    os.makedirs(new, exist_ok=True)
+    with open(os.path.join(new, CONFIG), "w", encoding="utf-8") as file:
+        file.write(context.config_text)
+    step.spec.manifest(context).write(new, finished=False)  # last: without it, this is nothing
+
+
+def _take_over(folder: str, new: str) -> None:
+    """What a finished training goes on from: its states are linked, all else is copied, because it
+    may be written to.
+    """
+    os.makedirs(new)
+    for entry in sorted(os.scandir(folder), key=lambda entry: entry.name):
+        target = os.path.join(new, entry.name)
+        if entry.name in _STATES:
+            link_tree(entry.path, target)
+        elif entry.is_dir() and entry.name != BUNDLE:
+            shutil.copytree(entry.path, target)
+        elif entry.is_file() and entry.name not in (MANIFEST, CONFIG):
+            shutil.copy2(entry.path, target)
+
+
+def _take_place(spec: StageSpec, context: Context) -> None:
+    folder = spec.place(context)
+    started = Manifest.read(folder + NEW)  # what was read when it started
+    assert started is not None, folder
+    started.write(folder + NEW, finished=True)
+    replace_folder(folder + NEW, folder)

@@ -1,0 +1,130 @@
+"""What can be said of a stage's settings before it runs: they are built, fitted to the machine and
+to each other, and nothing is read or written but the sizes of what is there.
+"""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+import os
+from collections.abc import Mapping
+
+from onesug_jax.errors import UserError
+from onesug_jax.pipeline.plan import SKIP, Step
+from onesug_jax.pipeline.spec import Context, StageSpec
+from onesug_jax.stages import opened
+from onesug_jax.train import distributed
+
+_STATES = 4  # full states at a time: two retained, one being written, and the best parameters
+_BYTES = 12  # a parameter and two moments, float32
+
+
+def construct(spec: StageSpec, context: Context, configurables: Mapping[str, str]) -> None:
+    """Builds every configuration that the stage may ask for, as it would be built.
+
+    Raises:
+      UserError: a value that it refuses.
+    """
+    for name in spec.uses():
+        module, _, attribute = configurables[name].partition(":")
+        target = getattr(importlib.import_module(module), attribute)
+        if not inspect.isclass(target):
+            continue
+        needed = [p for p in inspect.signature(target).parameters.values() if p.default is p.empty]
+        if not needed:
+            context.configured(f"{spec.name}/{name}")()
+
+
+def training(stage: str, optimizer: str = "make_optimizer"):
+    """The check of a stage that trains: mesh, batch, cadence and optimizer.
+
+    Args:
+      stage: its name; `optimizer`: the configuration of its optimizer, with its scope.
+    """
+
+    def check(context: Context) -> None:
+        from onesug_jax.train.checks import check_fit
+
+        asked = {
+            name: context.settings[f"{stage}.{name}"]
+            for name in (
+                "steps",
+                "batch_size",
+                "accumulation",
+                "log_every",
+                "checkpoint_every",
+                "evaluate_every",
+                "profile_steps",
+            )
+            if f"{stage}.{name}" in context.settings
+        }
+        if asked["steps"] == 0 and stage in ("align", "rwr"):
+            return  # leaves what it starts from as it is
+        mesh = context.configured("make_mesh")()
+        processes = distributed.place_among()[1]
+        check_fit(stage, mesh=dict(mesh.shape), processes=processes, **asked)
+        context.configured(optimizer)(steps=asked["steps"])
+
+    return check
+
+
+def pretraining(context: Context) -> None:
+    """`training`, and the model: its sizes fit each other, and the parameters it starts from."""
+    training("pretrain")(context)
+    model_config(context)
+    start = context.settings["pretrain.params_from"]
+    if start is not None and not os.path.isdir(start):
+        raise UserError(
+            f"pretrain.params_from = {start!r}: expected the folder of a trained stage or of a T5, "
+            "found no such folder."
+        )
+
+
+def vocabulary_size(context: Context) -> int:
+    """Tokens of the vocabulary that is there, else of the one that would be made."""
+    from onesug_jax.model.hf_config import read_config
+    from onesug_jax.tasks.vocabulary import MARKERS, VOCABULARY_FILE, Vocabulary
+
+    if os.path.exists(os.path.join(context.work.vocab, VOCABULARY_FILE)):
+        return Vocabulary.load(context.work.vocab).size
+    folder = context.settings["vocab.pretrained"]
+    rows = read_config(folder)[0].vocab_size if folder else context.settings["vocab.pieces"]
+    needed = rows + len(MARKERS)
+    needed += context.settings["vocab.sid_levels"] * context.settings["vocab.sid_codes"]
+    return -(-needed // 128) * 128
+
+
+def encoder_width(context: Context) -> int:
+    """Width of the text encoder: the one that was made, else the one that would be from scratch."""
+    path = os.path.join(context.work.encoder, "config.json")
+    if os.path.exists(path):
+        return opened.read(path)["hidden_size"]
+    return context.settings["EncoderSpec.d_model"]
+
+
+def model_config(context: Context):
+    """The `ModelConfig` that the pretrain stage would train.
+
+    Raises:
+      UserError: its sizes do not fit each other.
+    """
+    soft = encoder_width(context) if context.configured("FeatureSpec")().soft else 0
+    return context.configured("ModelConfig")(vocab_size=vocabulary_size(context), soft_dim=soft)
+
+
+def state_bytes(step: Step, context: Context) -> int:
+    """What the checkpoints of a stage will take on the disk, about."""
+    if step.action == SKIP or step.spec.name not in ("pretrain", "rwr"):
+        return 0
+    if step.spec.name == "rwr":
+        return 0 if not context.settings["rwr.steps"] else _parameters_there(context)
+    return _STATES * _BYTES * model_config(context).parameters()
+
+
+def _parameters_there(context: Context) -> int:
+    from onesug_jax.model.config import ModelConfig
+
+    path = os.path.join(context.work.pretrain, opened.MODEL_FILE)
+    if not os.path.exists(path):
+        return 0
+    return _STATES * _BYTES * ModelConfig(**opened.read(path)["model"]).parameters()

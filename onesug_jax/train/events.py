@@ -1,0 +1,43 @@
+"""TensorBoard event files without TensorFlow."""
+
+import os
+import time
+from collections.abc import Mapping
+from typing import Any
+
+from etils import epath
+
+from onesug_jax.train.sink import Sink
+
+
+class EventFile:
+    """A TensorBoard event file, from TensorBoard's own record writer and messages."""
+
+    def __init__(self, folder: epath.Path, start: int):
+        from tensorboard.compat.proto import event_pb2, summary_pb2
+        from tensorboard.summary.writer.record_writer import RecordWriter
+
+        self._event, self._summary = event_pb2, summary_pb2
+        folder.mkdir(parents=True, exist_ok=True)
+        name = f"events.out.tfevents.{time.time_ns() // 1000:019d}.{os.getpid()}.onesug"
+        self._records = RecordWriter(Sink(folder / name))
+        self._write(file_version="brain.Event:2")
+        # Readers drop what an earlier, killed run logged for steps from here on.
+        session = event_pb2.SessionLog(status=event_pb2.SessionLog.START)
+        self._write(step=start + 1, session_log=session)
+        self._records.flush()
+
+    def scalars(self, step: int, kind: str, values: Mapping[str, float]) -> None:
+        """Add values by name, under `kind/name`."""
+        value = self._summary.Summary.Value
+        rows = [value(tag=f"{kind}/{key}", simple_value=float(x)) for key, x in values.items()]
+        self._write(step=step, summary=self._summary.Summary(value=rows))
+        self._records.flush()
+
+    def close(self) -> None:
+        """Flush, and close the file."""
+        self._records.close()
+
+    def _write(self, **content: Any) -> None:
+        event = self._event.Event(wall_time=time.time(), **content)
+        self._records.write(event.SerializeToString())

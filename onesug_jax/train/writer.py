@@ -1,0 +1,140 @@
+"""Orbax's writing in the background: series of checkpoints in one folder, errors in words."""
+
+import contextlib
+import logging
+import os
+import shutil
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import orbax.checkpoint as ocp
+from etils import epath
+
+from onesug_jax.errors import UserError
+from onesug_jax.train.digests import is_remote, write_digests
+
+
+class BackgroundWriter:
+    """Writes `folder/SERIES/STEP/PART`; every process of a run makes one and calls it alike.
+
+    Args:
+      folder: local (or shared by all hosts) or a bucket's URL.
+      keep: how many steps of each series to retain, by the series' name.
+    """
+
+    def __init__(self, folder: epath.Path, keep: Mapping[str, int]):
+        self._folder, self._keep = folder, keep
+        self._managers: dict[str, ocp.CheckpointManager] = {}
+        self._step: dict[str, int] = {}
+        self._log_level: int | None = None
+
+    def write(
+        self, series: str, step: int, trees: Mapping[str, Any], meta: Mapping[str, Any]
+    ) -> None:
+        """Start writing trees of arrays, by part, and `meta` as JSON; returns once they are copied
+        off the devices.
+
+        Raises:
+          UserError: the step before this one could not be written.
+        """
+        manager = self._manager(series)
+        with self._explaining(series):
+            manager.wait_until_finished()
+            for saved in manager.all_steps():
+                if saved > step:  # of a killed run that was further; it comes again
+                    manager.delete(saved)
+            if step in manager.all_steps():
+                return
+            self._step[series] = step
+            parts = {part: ocp.args.PyTreeSave(tree) for part, tree in trees.items()}
+            parts["meta"] = ocp.args.JsonSave(meta)
+            manager.save(step, args=ocp.args.Composite(**parts), force=True)
+
+    def wait(self, series: str | None = None) -> None:
+        """Until everything started is on disk, of one series or of all.
+
+        Raises:
+          UserError: something could not be written.
+        """
+        for name, manager in self._managers.items():
+            if series in (None, name):
+                with self._explaining(name):
+                    manager.wait_until_finished()
+
+    def close(self) -> None:
+        """Wait, then let the background threads go."""
+        try:
+            self.wait()
+        finally:
+            self._mute(False)
+            managers, self._managers = self._managers, {}
+            for name, manager in managers.items():
+                with self._explaining(name):
+                    manager.close()
+
+    def _manager(self, series: str) -> ocp.CheckpointManager:
+        if series not in self._managers:
+            self._mute(True)
+            home = self._folder / series
+            options = ocp.CheckpointManagerOptions(
+                max_to_keep=self._keep[series],
+                cleanup_tmp_directories=True,
+                async_options=ocp.AsyncOptions(
+                    post_finalization_callback=lambda: write_digests(home, self._step[series])
+                ),
+            )
+            self._managers[series] = ocp.CheckpointManager(home, options=options)
+        return self._managers[series]
+
+    def _mute(self, on: bool) -> None:
+        """Orbax logs the trace of every error it raises; `_explaining` says it once, in a line."""
+        log = logging.getLogger("absl")
+        if on and self._log_level is None:
+            self._log_level = log.level
+            log.setLevel(logging.CRITICAL)
+        elif not on and self._log_level is not None:
+            log.setLevel(self._log_level)
+            self._log_level = None
+
+    @contextlib.contextmanager
+    def _explaining(self, series: str) -> Iterator[None]:
+        """Turns whatever writing raises into one message for the user."""
+        try:
+            yield
+        except UserError:
+            raise
+        except Exception as error:
+            home = self._folder / series
+            raise UserError(
+                f"{home}: checkpoint of step {self._step.get(series)} could not be written: "
+                f"{first_line(error)} ({_free(home)}). Complete checkpoints: "
+                f"{list_steps(home) or 'none'}. Make room or repair the folder, then give the "
+                "same command again."
+            ) from error
+
+
+def list_steps(home: epath.Path) -> list[int]:
+    """The steps that lie complete in a series' folder, oldest first."""
+    if not home.is_dir():
+        return []
+    return sorted(int(p.name) for p in home.iterdir() if p.name.isdecimal() and p.is_dir())
+
+
+def absolute(folder: str | os.PathLike) -> epath.Path:
+    """The folder's path, which orbax wants absolute; a bucket's URL as it is."""
+    folder = os.fspath(folder)
+    return epath.Path(folder if "://" in folder else os.path.abspath(folder))
+
+
+def first_line(error: BaseException) -> str:
+    """An error's message, short enough for a line."""
+    text = str(error).strip()
+    return (text.splitlines()[0] if text else type(error).__name__)[:300]
+
+
+def _free(home: epath.Path) -> str:
+    if is_remote(home):
+        return "in a bucket"
+    while not home.exists():
+        home = home.parent
+    return f"{shutil.disk_usage(home).free / 2**20:.0f} MiB free on that disk"

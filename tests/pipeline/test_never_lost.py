@@ -1,0 +1,193 @@
+"""What is finished is never lost: random commands, killed at random moments, on one WORK_DIR.
+
+The toy road of `shop.py` runs through the real command line, plan, lock and renames.
+"""
+
+import pathlib
+import shutil
+import tempfile
+
+import pytest
+from hypothesis import HealthCheck, Phase, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
+
+from tests.pipeline import shop
+
+
+@pytest.fixture(scope="module", autouse=True)
+def toy_stages():
+    with pytest.MonkeyPatch.context() as patch:
+        shop.install(patch)
+        yield
+
+
+class WorkDirMachine(RuleBasedStateMachine):
+    """Commands on one work directory, and what must hold after each."""
+
+    @initialize()
+    def empty(self):
+        self.home = pathlib.Path(tempfile.mkdtemp())
+        self.work = self.home / "work"
+        self.rows, self.steps = 3, 3  # what WORK_DIR remembers
+        self.answer = None  # what `suggest` must say: the state of the newest finished model
+
+    def teardown(self):
+        shutil.rmtree(self.home)
+
+    def command(self, *words, kill_at=None):
+        return shop.run_in_child([words[0], f"--gin.WORK_DIR={self.work}", *words[1:]], kill_at)
+
+    def expected(self, rows, steps):
+        log = "\n".join(f"row {row}" for row in range(rows))
+        return f"{steps} {shop.state_after(log, steps)}"
+
+    def finished(self, rows, steps):
+        """The command came to its end: the model is the one that was asked for."""
+        trained = int(self.answer.split()[0]) if self.answer and rows == self.rows else 0
+        self.rows, self.steps = rows, steps
+        self.answer = self.expected(rows, max(steps, trained))
+
+    def refused(self, *words, says):
+        before = shop.tree(self.home)
+        code, text = self.command(*words)
+        assert code == 2 and says in text, text
+        assert shop.tree(self.home) == before, "a refused command changed something"
+
+    @rule()
+    def run_again(self):
+        self.complete(self.rows, self.steps)
+
+    def complete(self, rows, steps, *more):
+        words = (f"--gin.collect.rows={rows}", f"--gin.teach.steps={steps}", *more)
+        code, text = self.command("run", *words)
+        assert code == 0, text
+        self.finished(rows, steps)
+
+    @rule(steps=st.integers(1, 6), kill_at=st.one_of(st.none(), st.integers(1, 120)))
+    def train_for(self, steps, kill_at):
+        """More or fewer steps, perhaps killed: it goes on, and nothing finished is lost."""
+        words = (f"--gin.collect.rows={self.rows}", f"--gin.teach.steps={steps}")
+        code, text = self.command("run", *words, kill_at=kill_at)
+        if code == 0:
+            self.finished(self.rows, steps)
+        else:
+            assert code == -9, text
+            self.look(steps)
+
+    @rule(rows=st.integers(1, 5), kill_at=st.one_of(st.none(), st.integers(1, 160)))
+    def restart_with_another_log(self, rows, kill_at):
+        flags = (f"--gin.collect.rows={rows}", f"--gin.teach.steps={self.steps}")
+        code, text = self.command("run", *flags, "--restart=collect", kill_at=kill_at)
+        trained = int(self.answer.split()[0]) if self.answer and rows == self.rows else 0
+        new = self.expected(rows, max(self.steps, trained))  # the same rows: the same state
+        if code:
+            assert code == -9, text
+            code, text = self.command("suggest")  # the old model, or the new if it was renamed
+            last = text.strip().splitlines()[-1]
+            assert last in (self.answer, new) if self.model_there() else code == 2, text
+            flags = (*flags, "--restart=collect")  # given again, it comes to its end
+            code, text = self.command("run", *flags)
+            assert code == 0, text
+        self.rows, self.answer = rows, new
+
+    @rule(rows=st.integers(6, 9))
+    def another_log_without_a_word(self, rows):
+        if self.answer:
+            self.refused("run", f"--gin.collect.rows={rows}", says="--restart=collect")
+
+    @rule()
+    def another_model_without_a_word(self):
+        if self.answer:
+            self.refused("teach", "--gin.teach.width=2", says="teach.width 1 -> 2")
+
+    @rule(
+        words=st.sampled_from(
+            [
+                ("run", "--gin.teach.steps=-1"),
+                ("run", "--gin.teach.steps=many"),
+                ("run", "--gin.teach.stepz=3"),
+                ("teach", "--gin.MODEL=tinny"),
+                ("run", "--gin_file=nowhere.gin"),
+            ]
+        )
+    )
+    def a_mistake(self, words):
+        self.refused(*words, says="error: ")
+
+    @rule()
+    def a_stage_that_breaks(self):
+        """A stage that fails while it runs leaves its last result."""
+        code, text = self.command("collect", "--gin.collect.rows=100", "--restart")
+        assert code not in (0, 2) and "broken while it runs" in text
+        self.complete(self.rows, self.steps)
+
+    @rule()
+    def dry_run(self):
+        before = shop.tree(self.home)
+        words = (f"--gin.collect.rows={self.rows}", "--gin.teach.steps=9")
+        code, text = self.command("run", "--dry_run", *words)
+        assert code == 0 and "# plan for" in text
+        assert shop.tree(self.home) == before
+
+    def model_there(self):
+        return (self.work / "pretrain" / "bundle").is_dir()
+
+    def look(self, steps):
+        """After a kill: the old answer, or the new one if it had taken its place."""
+        code, text = self.command("suggest")
+        last = text.strip().splitlines()[-1]
+        if not self.model_there():
+            assert self.answer is None and code == 2, text
+            return
+        if self.answer is None or last != self.answer:
+            trained = int(self.answer.split()[0]) if self.answer else 0
+            assert last == self.expected(self.rows, max(steps, trained)), text
+            self.answer = last
+
+    @invariant()
+    def what_was_finished_answers(self):
+        if getattr(self, "answer", None):
+            code, text = self.command("suggest")
+            assert code == 0 and text.strip().splitlines()[-1] == self.answer, text
+
+
+def explore(examples: int, steps: int) -> None:
+    """Random sequences of commands; what fails is shown as it was found, not made smaller."""
+    WorkDirMachine.TestCase.settings = settings(
+        max_examples=examples,
+        stateful_step_count=steps,
+        deadline=None,
+        phases=(Phase.generate,),
+        suppress_health_check=list(HealthCheck),
+    )
+    WorkDirMachine.TestCase().runTest()
+
+
+def test_random_commands_lose_nothing():
+    explore(examples=10, steps=10)
+
+
+@pytest.mark.slow
+def test_many_random_commands_lose_nothing():
+    explore(examples=100, steps=20)
+
+
+def test_every_moment_of_a_training_may_be_the_last(tmp_path):
+    """Killed at the 1st, 6th, 11th .. change of the file system, the same command ends alike."""
+    code, text = shop.run_in_child(["run", f"--gin.WORK_DIR={tmp_path / 'whole'}"])
+    assert code == 0, text
+    wanted = (tmp_path / "whole" / "pretrain" / "state.txt").read_text()
+    killed, moment = 0, 1
+    while True:
+        work = f"--gin.WORK_DIR={tmp_path / str(moment)}"
+        code, text = shop.run_in_child(["run", work], kill_at=moment)
+        if code == 0:
+            break
+        assert code == -9, text
+        killed += 1
+        code, text = shop.run_in_child(["run", work])
+        assert code == 0, text
+        assert (tmp_path / str(moment) / "pretrain" / "state.txt").read_text() == wanted
+        moment += 5
+    assert killed > 10

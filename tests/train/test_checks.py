@@ -1,0 +1,75 @@
+"""What cannot be trained is refused before anything is touched, with the setting's name."""
+
+import pytest
+
+from onesug_jax.errors import UserError
+from onesug_jax.train.checks import check_fit
+
+FINE = {"steps": 5, "batch_size": 16, "mesh": {"data": 2, "fsdp": 2, "tensor": 2}}
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [
+        {},
+        {"accumulation": 4},
+        {"processes": 4},
+        {"processes": 8},  # two processes share each part of the batch
+        {"evaluate_every": 2, "best_metric": "mrr"},
+        {"profile_steps": (5, 9)},
+        {"profile_steps": [1, 1]},
+    ],
+)
+def test_what_can_be_trained_passes(changed):
+    check_fit("toy", **{**FINE, **changed})
+
+
+@pytest.mark.parametrize(
+    ("changed", "words"),
+    [
+        ({"steps": 0}, "toy: steps=0: expected at least 1"),
+        ({"steps": -3}, "toy: steps=-3: expected at least 1"),
+        ({"log_every": 0}, "log_every=0"),
+        ({"checkpoint_every": 0}, "checkpoint_every=0"),
+        ({"keep": 0}, "keep=0"),
+        ({"evaluate_every": -1}, "evaluate_every=-1: expected at least 0"),
+        ({"accumulation": 0}, "accumulation=0"),
+        ({"batch_size": 0}, "batch_size=0"),
+        ({"batch_size": 18}, "batch_size=18 does not divide .* data=2 x fsdp=2; .* multiple of 4"),
+        ({"accumulation": 8}, "accumulation=8 microbatches .* multiple of 32"),
+        ({"processes": 3}, "= 4 over 3 processes"),
+        ({"best_metric": "mrr"}, "best_metric='mrr' needs evaluate_every"),
+        *(
+            ({"profile_steps": span}, r"profile_steps=.*expected \(first, last\).*at most 5")
+            for span in [(0, 3), (4, 3), (6, 9), [3], 3]
+        ),
+    ],
+)
+def test_what_cannot_be_trained_is_named(changed, words):
+    with pytest.raises(UserError, match=words):
+        check_fit("toy", **{**FINE, **changed})
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [
+        {"steps": 0},
+        {"mesh": (1, 3, 1)},  # 16 examples over 3 parts
+        {"mesh": (1, 1, 3)},  # parameters over 3 parts
+        {"accumulation": 3},
+        {"profile_steps": (90, 95)},
+        {"batch_size": 17, "mesh": (2, 1, 1)},
+        {"best_metric": "mrr"},
+        {"identity": {"model": "other"}},
+    ],
+)
+def test_a_refused_run_leaves_the_folder_as_it_was(train, toy, tmp_path, changed, capsys):
+    folder = tmp_path / "stage"
+    with pytest.raises(UserError):
+        train(folder, **{"params_from": {"too": "small"}} | changed)
+    assert not folder.exists()
+    train(folder, steps=4)
+    before = toy.contents(folder)
+    with pytest.raises(UserError):
+        train(folder, **{"steps": 8} | changed)
+    assert toy.contents(folder) == before
