@@ -15,7 +15,8 @@ def simulate(context: Context) -> None:
 
 def ingest(context: Context) -> None:
     """The log into WORK_DIR/log, in the schema, split and normalised."""
-    context.configured("ingest")(log=context.log, out=context.work.log)
+    clicks = context.configured("clicks")()
+    context.configured("ingest")(log=context.log, out=context.work.log, clicks=clicks)
 
 
 def mine(context: Context) -> None:
