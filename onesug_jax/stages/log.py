@@ -35,8 +35,8 @@ def check_ingest(context: Context) -> None:
     log, own = os.path.realpath(context.log), os.path.realpath(context.work.join("log"))
     if os.path.commonpath([log, own]) == own:
         raise UserError(
-            f"LOG = {context.log!r} is the folder that ingest writes; name the log it came from, or "
-            "choose another --gin.WORK_DIR."
+            f"LOG = {context.log!r} is the folder that ingest writes; name the log it came from, "
+            "or choose another --gin.WORK_DIR."
         )
     if context.work.expand(context.log):  # else it is simulated first, or check_inputs says so
         clicks = context.configured("clicks")()
