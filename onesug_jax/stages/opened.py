@@ -6,10 +6,11 @@ import dataclasses
 import filecmp
 import functools
 import os
-from typing import TYPE_CHECKING
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
 
 from onesug_jax.errors import UserError
-from onesug_jax.files import fingerprint, read_json, require_files
+from onesug_jax.files import fingerprint, read_json, require_files, write_json
 from onesug_jax.pipeline import bundle
 from onesug_jax.pipeline.spec import Context
 from onesug_jax.pipeline.workdir import Manifest, WorkDir
@@ -108,6 +109,12 @@ def parameters(context: Context, stage: str) -> str:
     """Where a stage's parameters lie in WORK_DIR: the best if it kept any."""
     best = os.path.isdir(os.path.join(getattr(context.work, stage), "best"))
     return f"{stage}/best" if best else f"{stage}/checkpoints"
+
+
+def leave_aligned(context: Context, stored: Mapping[str, Any]) -> None:
+    """Makes what the rwr stage trained the model in use: its description and its bundle."""
+    write_json(os.path.join(context.work.rwr, MODEL_FILE), stored)
+    make_bundle(context, "rwr")
 
 
 def model_description(context: Context, stage: str) -> dict:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from onesug_jax.errors import UserError
 from onesug_jax.files import fingerprint, fingerprint_tree, write_json
 from onesug_jax.pipeline.spec import Context
-from onesug_jax.stages import opened
+from onesug_jax.stages import opened, prefer_candidates
 from onesug_jax.train import distributed
 
 if TYPE_CHECKING:
@@ -32,6 +32,9 @@ def rewards(context: Context) -> None:
     from onesug_jax.align import preferences
     from onesug_jax.align.rewards import reward_table
 
+    if context.configured("FeatureSpec")().items:
+        prefer_candidates.rewards(context)
+        return
     work, index = context.work, opened.completions(context)
     pools = _pools(context, index)
     config = context.configured("RewardConfig")()
@@ -176,6 +179,24 @@ def rwr(
     opened.cache_compiled(context)
     work = context.work
     stored = opened.model_description(context, "pretrain")
+    if stored["features"]["items"]:
+        prefer_candidates.rwr(
+            context,
+            stored,
+            steps=steps,
+            batch_size=batch_size,
+            accumulation=accumulation,
+            log_every=log_every,
+            checkpoint_every=checkpoint_every,
+            evaluate_every=evaluate_every,
+            dev_rows=dev_rows,
+            watch_by=watch,
+            patience=patience,
+            only_if_better=only_if_better,
+            params_from=params_from,
+            profile_steps=profile_steps,
+        )
+        return
     task = _task(stored)
     behaviour = Behaviour.load(work.rewards, "train")
     if behaviour.queries < 2:
@@ -255,12 +276,7 @@ def rwr(
             flush=True,
         )
         return
-    distributed.agreed(lambda: _leave(context, stored))
-
-
-def _leave(context: Context, stored: Mapping[str, Any]) -> None:
-    write_json(os.path.join(context.work.rwr, opened.MODEL_FILE), stored)
-    opened.make_bundle(context, "rwr")
+    distributed.agreed(lambda: opened.leave_aligned(context, stored))
 
 
 def _task(stored: Mapping[str, Any]) -> str:
