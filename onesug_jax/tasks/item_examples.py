@@ -60,7 +60,7 @@ def write(
     counts: Mapping[str, int],
     featurizer: Featurizer,
     prefix_row: Callable[[str], int],
-    number: Callable[[str], int],
+    number_of: Callable[[str], int],
 ) -> dict[str, dict]:
     """Writes the rows of all splits from one walk through time.
 
@@ -71,7 +71,7 @@ def write(
       counts: split -> how many rows of it the walk gives.
       featurizer: makes pieces.
       prefix_row: prefix -> its row in the table of prefixes, 0: none.
-      number: query -> its number, -1: none.
+      number_of: query -> its number, -1: none.
 
     Returns:
       {split: meta}.
@@ -88,7 +88,7 @@ def write(
                     part = {key: block[key][rows] for key in FEATURES if key in block}
                     part["prefix_row"] = np.array([prefix_row(p) for p in prefixes])
                     part["candidate_levels"] = levels_of(
-                        part, [[number(q) for q in texts.shown[row]] for row in chosen]
+                        part, [[number_of(q) for q in texts.shown[row]] for row in chosen]
                     )
                     inputs = [
                         featurizer.item_input(p, texts.profiles[r])
