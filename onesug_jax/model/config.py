@@ -127,7 +127,7 @@ class ModelConfig:
     def _item_parameters(self) -> int:
         """Of `ItemReader`, of the relations in every layer, and of `CandidateHead`."""
         d, h, counts = self.d_model, self.num_heads, self.count_columns
-        reader = (3 * counts + 4) * d + d * d + d + (4 + 2 + 24 + 7) * d
+        reader = (3 * counts + 8) * d + d * d + d + (4 + 2 + 24 + 7) * d
         reader += self.vector_dim * d * (self.content > 0)
         layer = 9 * h + 4 * h * d + d * d
         head = (2 * d * d + d + counts + 1) * self.candidate_tokens
@@ -159,7 +159,7 @@ class ModelConfig:
             related = 2 * relations * context * 2 * h + 2 * 4 * h * d + 2 * d * d
             encoder_layer += length * related + context * 2 * 5 * h
             head += 2 * length * context * self.vector_dim
-            head += candidates * 2 * d * (3 * self.count_columns + 4 + d) + history * 2 * 4 * d
+            head += candidates * 2 * d * (3 * self.count_columns + 8 + d) + history * 2 * 4 * d
             head += candidates * 2 * self.vector_dim + 2 * self.vector_dim * d
             head += (candidates + history) * 2 * self.vector_dim * d * (self.content > 0)
         if self.candidate_tokens:

@@ -109,7 +109,9 @@ class RelationAttention(Attention):
         keys, values = self.keys_values(context)
         scores = jnp.einsum("bhqk,bhsk->bhqs", self.queries(x), keys).astype(jnp.float32)
         by_key = jnp.einsum("bsf,fh->bhs", key_features, self.key_bias)[:, :, None]
-        scores += jnp.einsum("brqs,rh->bhqs", relations, self.multiples) + by_key + bias
+        scores += by_key + bias
+        for kind in range(len(RELATIONS)):  # sums that fuse, where a product of matrices would not
+            scores += relations[:, kind, None] * self.multiples[kind][:, None, None]
         sink = self.sink[:, None, None]
         highest = jax.lax.stop_gradient(jnp.maximum(jnp.max(scores, axis=-1, keepdims=True), sink))
         weights = jnp.exp(scores - highest)
