@@ -27,15 +27,26 @@ class WritingConfig:
       least_share: open them where all candidates together have less probability than 1 minus this;
         1 opens none for that reason.
       fill: open them where candidates are fewer than the list is long.
+      beams: how many; at most so many queries of a list are written.
+      max_length: most pieces of a written query, its end included.
+      longest: most bytes of a prefix that a written query is held to.
     """
 
     least_share: float = 0.1
     fill: bool = True
+    beams: int = 8
+    max_length: int = 12
+    longest: int = 32
 
     def __post_init__(self) -> None:
         if not 0 <= self.least_share <= 1:
             raise UserError(
                 f"WritingConfig.least_share = {self.least_share}: expected a probability, 0 to 1"
+            )
+        if min(self.beams, self.longest) < 1 or self.max_length < 2:
+            raise UserError(
+                "WritingConfig: expected beams and longest of 1 or more, max_length of 2 or more; "
+                f"found beams={self.beams}, longest={self.longest}, max_length={self.max_length}"
             )
 
 

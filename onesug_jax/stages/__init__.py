@@ -63,6 +63,7 @@ CONFIGURABLES = {
     "CascadeConfig": "onesug_jax.evaluate.cascade:CascadeConfig",
     "update": "onesug_jax.stages.update:update",
     "BeamConfig": "onesug_jax.decode.beam:BeamConfig",
+    "WritingConfig": "onesug_jax.decode.both_ways:WritingConfig",
     "ScoreConfig": "onesug_jax.decode.score:ScoreConfig",
     "suggester": "onesug_jax.stages.lists:suggester",
     "SliceSpec": "onesug_jax.evaluate.evaluator:SliceSpec",
@@ -74,7 +75,7 @@ CONFIGURABLES = {
 }
 
 
-_WRITES_LISTS = ("BeamConfig", "ScoreConfig", "suggester", "SliceSpec")
+_WRITES_LISTS = ("WritingConfig", "BeamConfig", "ScoreConfig", "suggester", "SliceSpec")
 
 
 def doctor(context: Context) -> int:
@@ -318,6 +319,7 @@ _ALL = (
         configures=(
             "evaluate",
             "AsOfConfig",
+            "WritingConfig",
             "BeamConfig",
             "ScoreConfig",
             "suggester",

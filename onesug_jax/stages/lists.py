@@ -174,6 +174,7 @@ def item_suggester(context: Context, state, table, *, model: str = "auto"):
         vars(table),
         state.text,
         lambda prefix: index.known(prefix) + 1,
+        writing=context.configured("WritingConfig")(),
     )
 
 

@@ -30,6 +30,7 @@ FEATURES = {  # name: type on the disk; shapes [N, C], [N, C, K], [N, H], [N, H]
     "history_minutes": np.float32,
     "clock": np.int8,
     "prefix_row": np.int32,
+    "typed": np.int16,
     "target_candidate": np.int32,
     "candidate_levels": np.int8,
     "query": np.int32,
@@ -87,6 +88,7 @@ def write(
                     prefixes = [texts.prefixes[row] for row in chosen]
                     part = {key: block[key][rows] for key in FEATURES if key in block}
                     part["prefix_row"] = np.array([prefix_row(p) for p in prefixes])
+                    part["typed"] = np.array([len(p) for p in prefixes])
                     part["candidate_levels"] = levels_of(
                         part, [[number_of(q) for q in texts.shown[row]] for row in chosen]
                     )

@@ -101,7 +101,7 @@ class ItemLoader:
         Returns:
           T5X's `encoder_input_tokens [B, L]`, `decoder_input_tokens`, `decoder_target_tokens` and
           `decoder_loss_weights [B, T]`; the items `candidates [B, size]`, `candidate_counts
-          [B, size, K]`, `history`, `history_minutes [B, H]`, `clock [B, 2]`, `prefix_row [B]`;
+          [B, size, K]`, `history`, `history_minutes [B, H]`, `clock [B, 2]`, `prefix_row`, `typed [B]`;
           `target_candidate [B]`, the target's place + 1; `levels [B, size]`, behaviour levels of
           the candidates; `weight [B]`.
         """
@@ -131,6 +131,7 @@ class ItemLoader:
             "history_minutes": read("history_minutes", np.float32),
             "clock": read("clock", np.int32),
             "prefix_row": read("prefix_row", np.int32),
+            "typed": read("typed", np.int32),
             "target_candidate": np.where(place <= size, place, 0),
             "levels": read("candidate_levels", np.int32, slice(size)),
             "weight": np.where(levels == Level.ORDER, self.order_weight, 1.0).astype(np.float32),

@@ -49,6 +49,7 @@ def suggester():
         "vectors": vectors,
         "words": rng.integers(1, 9, (N + 3, 2)).astype(np.int32),
         "word_weights": np.ones((N + 3, 2), np.float32),
+        "lengths": np.arange(N + 3, dtype=np.float32),
         "prefix_vectors": vectors[:5].copy(),
     }
     params = meta.unbox(initial(CONFIG, jax.random.key(0)))
