@@ -22,7 +22,7 @@ from onesug_jax.train.step import Stage
 
 
 def pretrain_stage(
-    config: ModelConfig, tables: ItemTables | None = None, writing: float = 0.1
+    config: ModelConfig, tables: ItemTables | None = None, writing: float = 0.05
 ) -> Stage:
     """The stage that the training loop runs; batches are T5X's arrays, padded or packed.
 
@@ -77,8 +77,11 @@ def pretrain_stage(
 def either_way_loss(
     scores: Scores, batch: Any, writing: float
 ) -> tuple[jax.Array, jax.Array, dict[str, jax.Array]]:
-    """`-log p(q | x) - writing * log p(pieces of q | x, written)`, summed over the rows of a batch:
-    its sum, the rows' weights, and sums to report.
+    """`-log p(q | x)`, summed over the rows of a batch: its sum, the rows' weights, and other sums.
+
+    What the pieces say once it is settled that a query is written, `log p(pieces | x, written)`,
+    counts `writing` times, in every row: it is ten times as large as the choice of a candidate, and
+    few rows need it.
     """
     targets, place = batch["decoder_target_tokens"], batch["target_candidate"]
     tokens = jnp.where(batch["decoder_loss_weights"] > 0, scores.log_probabilities(targets), 0.0)
@@ -94,5 +97,6 @@ def either_way_loss(
     own = jnp.take_along_axis(candidates, jnp.maximum(place - 1, 0)[:, None], axis=1)[:, 0]
     hits = (place > 0) & (own >= jnp.max(candidates, axis=1))
     sums = {"accuracy": hits, "written": written}
-    loss = -jnp.sum(weights * (logs + writing * given_written))
+    chosen = jnp.where(place > 0, logs, log_written)
+    loss = -jnp.sum(weights * (chosen + writing * given_written))
     return loss, jnp.sum(weights), {name: jnp.sum(weights * x) for name, x in sums.items()}

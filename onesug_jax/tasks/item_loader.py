@@ -25,7 +25,9 @@ class ItemLoader:
       seed: of the order.
       sizes: most candidates of a batch, ascending; what more a row has is left out of it.
       order_weight: what a row that ended in an order weighs; others weigh 1.
-      rows: the examples to take, by number; None: all.
+      settled: share of the rows, from the first on, of which only those are taken whose query was
+        a candidate: a log begins with no query known, so nearly all are new there.
+      rows: the examples to take, by number; None: all but those.
       process_index, process_count: which rows of every batch this process reads.
       vocabulary: expected fingerprint of the vocabulary.
 
@@ -42,6 +44,7 @@ class ItemLoader:
         seed: int = 0,
         sizes: Sequence[int] = (8, 32, 64),
         order_weight: float = 1.0,
+        settled: float = 0.25,
         rows: np.ndarray | None = None,
         process_index: int = 0,
         process_count: int = 1,
@@ -75,7 +78,10 @@ class ItemLoader:
         self.sizes = sorted({min(size, most) for size in sizes})
         room = np.count_nonzero(self.examples.arrays["candidates"], axis=1)
         group = np.minimum(np.searchsorted(self.sizes, room), len(self.sizes) - 1)
-        rows = np.arange(len(self.examples)) if rows is None else np.asarray(rows)
+        if rows is None:
+            place = self.examples.arrays["target_candidate"]
+            late = np.arange(len(place)) >= settled * len(place)
+            rows = np.flatnonzero((place > 0) & (room > 1) | late)
         self._rows = [rows[group[rows] == number] for number in range(len(self.sizes))]
         streams, weights = [], []
         for number, own in enumerate(self._rows):
@@ -101,7 +107,8 @@ class ItemLoader:
         Returns:
           T5X's `encoder_input_tokens [B, L]`, `decoder_input_tokens`, `decoder_target_tokens` and
           `decoder_loss_weights [B, T]`; the items `candidates [B, size]`, `candidate_counts
-          [B, size, K]`, `history`, `history_minutes [B, H]`, `clock [B, 2]`, `prefix_row`, `typed [B]`;
+          [B, size, K]`, `history`, `history_minutes [B, H]`, `clock [B, 2]`, `prefix_row [B]`,
+          `typed [B]`;
           `target_candidate [B]`, the target's place + 1; `levels [B, size]`, behaviour levels of
           the candidates; `weight [B]`.
         """
