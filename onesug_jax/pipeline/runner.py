@@ -11,13 +11,13 @@ import os
 import shutil
 import time
 
-from onesug_jax.files import link_tree, recover_folder, replace_folder
+from onesug_jax.files import atomic_write, link_tree, recover_folder, replace_folder
 from onesug_jax.pipeline.plan import CONTINUE, RESUME, RUN, SKIP, Step, decide
 from onesug_jax.pipeline.spec import Context, StageSpec
 from onesug_jax.pipeline.workdir import BUNDLE, CONFIG, NEW, Manifest, WorkDir
 from onesug_jax.train import distributed
 
-_APPENDED = ("metrics.jsonl", "history.jsonl", "events.out.tfevents.*")  # copied, never linked
+_LINKED = ("checkpoints", "best")  # never written in place
 
 
 def execute(
@@ -77,12 +77,31 @@ def _ready(step: Step, context: Context) -> None:
     if step.action == RUN:
         shutil.rmtree(new, ignore_errors=True)
     elif step.action == CONTINUE:
-        link_tree(folder, new, copied=_APPENDED)
+        _begin_from(folder, new)
     shutil.rmtree(os.path.join(new, BUNDLE), ignore_errors=True)
     os.makedirs(new, exist_ok=True)
     step.spec.manifest(context).write(new, finished=False)
-    with open(os.path.join(new, CONFIG), "w", encoding="utf-8") as file:
-        file.write(context.config_text)
+    with atomic_write(os.path.join(new, CONFIG)) as file:
+        file.write(context.config_text.encode())
+
+
+def _begin_from(folder: str, new: str) -> None:
+    """Fills `new`, all at once, with what a finished training goes on from. Checkpoints are linked;
+    all else is copied, because stages append to such files or write them in place.
+    """
+    part = new + ".part"
+    for left in (part, new):  # by a kill; `new` without a manifest
+        shutil.rmtree(left, ignore_errors=True)
+    os.makedirs(part)
+    for entry in os.scandir(folder):
+        target = os.path.join(part, entry.name)
+        if entry.name in _LINKED:
+            link_tree(entry.path, target)
+        elif entry.is_file():
+            shutil.copy2(entry.path, target)
+        elif entry.name != BUNDLE:
+            shutil.copytree(entry.path, target)
+    os.rename(part, new)
 
 
 def _take_place(spec: StageSpec, context: Context) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
+import pathlib
 from collections.abc import Callable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -170,6 +171,8 @@ def rwr(
         raise UserError(f'rwr.reference = {reference!r}: expected "copy" or "stored"')
     if watch not in _WATCHED:
         raise UserError(f"rwr.watch = {watch!r}: expected one of {', '.join(_WATCHED)}")
+    if distributed.first():  # of the training that goes on
+        pathlib.Path(context.work.rwr, opened.MODEL_FILE).unlink(missing_ok=True)
     if not steps:
         print("rwr.steps = 0: the pretrain stage's model stays the one in use", flush=True)
         return
