@@ -24,10 +24,12 @@ def held(folder, *, dies=False):
         cwd=_ROOT,
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
         text=True,
     )
     try:
-        assert process.stdout.readline() == "holds\n"
+        line = process.stdout.readline()
+        assert line == "holds\n", process.communicate()[1]
         yield process.pid
     finally:
         if dies:
