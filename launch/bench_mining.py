@@ -46,7 +46,13 @@ def make_log(path: str, rows: int) -> None:
         wanted = min(PIECE, rows - have)
         began = time.perf_counter()
         with tempfile.TemporaryDirectory(dir=os.path.dirname(path)) as folder:
-            simulate(folder, requests=int(wanted * OVER) + 100, distinct=distinct, seed=piece)
+            simulate(
+                folder,
+                requests=int(wanted * OVER) + 100,
+                distinct=distinct,
+                ceiling=False,
+                seed=piece,
+            )
             part = pq.read_table(os.path.join(folder, "train.parquet")).slice(0, wanted)
         part = shifted(part, piece)
         writer = writer or pq.ParquetWriter(path, part.schema)

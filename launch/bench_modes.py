@@ -31,7 +31,7 @@ def modes(work: str, count: int) -> None:
     context = main.context_of("evaluate", f"--gin.WORK_DIR={work}")
     suggester = context.configured("suggester")(context)
     known = opened.related(context, suggester.featurizer.spec)
-    files = opened.splits(context.work.log)
+    files = opened.splits(context.home.log)
     kept = history_of(suggester.featurizer.spec, known)
     read = with_history(list(files.values()), keep=files["dev"], history=kept)
     table = read.read_all().slice(0, count)

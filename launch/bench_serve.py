@@ -30,7 +30,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from onesug_jax import workdir
+from onesug_jax.pipeline import workdir
 
 LETTER_SECONDS = 0.25  # between two letters, on average
 RUNGS = ("hybrid", "beam", "score", "popular")

@@ -25,9 +25,10 @@ import pyarrow as pa  # noqa: E402
 import pyarrow.compute as pc  # noqa: E402
 import pyarrow.parquet as pq  # noqa: E402
 
-from onesug_jax import main, plots, workdir  # noqa: E402
+from onesug_jax import main, plots  # noqa: E402
 from onesug_jax.files import write_json  # noqa: E402
 from onesug_jax.logs.ingest import ingest  # noqa: E402
+from onesug_jax.pipeline import workdir  # noqa: E402
 
 DAY_MS = 86_400_000
 
@@ -53,12 +54,16 @@ def cut_days(log: str, out: str, days: int) -> list[str]:
     return paths
 
 
+_ALL = "--gin.update.versions_retained=1000"
+
+
 def left_alone(work: str, log: str, flags: list[str]) -> dict[str, float]:
     """Scores of the first model on the held-out rows of an update's log."""
     from onesug_jax.stages.lists import judged, score
 
     context = main.context_of("update", f"--gin.WORK_DIR={work}", *flags)
-    context = dataclasses.replace(context, work=workdir.WorkDir(work))
+    model = workdir.WorkDir(workdir.model_in_use(work))
+    context = dataclasses.replace(context, work=model, home=workdir.WorkDir(work))
     found = score(context, os.path.join(log, "dev.parquet"), log, rivals=False).metrics["model"]
     return {**judged(found), "rows": found["all"]["n"]}
 
@@ -76,15 +81,14 @@ def play(log: str, work: str, days: int, flags: list[str]) -> None:
         shutil.copytree(shop, alone, copy_function=os.link)
     table = []
     for number, path in enumerate(files, 1):
-        code = main.main(["update", f"--gin.WORK_DIR={shop}", f"--gin.LOG={path}", *flags])
+        code = main.main(["update", f"--gin.WORK_DIR={shop}", f"--gin.LOG={path}", *flags, _ALL])
         if code not in (0, 3):
             sys.exit(code)
-        versions = sorted(pathlib.Path(shop, "versions").iterdir())
-        version = versions[number - 1]
-        told = json.loads((version / "update.json").read_text())
-        scores = {"left alone": left_alone(alone, str(version / "log"), flags), **told["scores"]}
-        scores["in use"] = told["scores"]["M_t+1" if told["published"] else "M_t"]
-        table.append({"day": number, "published": told["published"], "scores": scores})
+        version = pathlib.Path(shop, "versions", f"{number:04d}" + ".refused" * (code == 3))
+        record = json.loads((version / "update.json").read_text())
+        scores = {"left alone": left_alone(alone, str(version / "log"), flags), **record["scores"]}
+        scores["in use"] = record["scores"]["M_t" if code == 3 else "M_t+1"]
+        table.append({"day": number, "published": code == 0, "scores": scores})
         write_json(os.path.join(work, "daily.json"), table)
     show(table, os.path.join(work, "daily.png"))
 

@@ -138,7 +138,8 @@ def _parser(
     if spec.folder or spec.name == "run":
         parser.add_argument(
             "--restart",
-            **({"nargs": "?", "const": spec.name} if spec.folder else {}),
+            nargs="?",
+            const=spec.name,
             choices=[one.name for one in stages.values() if one.folder],
             metavar="STAGE",
             help="make this stage anew though it is finished, and allow trained stages after it to "

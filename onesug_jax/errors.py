@@ -1,5 +1,9 @@
 """The one exception for mistakes a user can mend: `main` prints its message without a traceback."""
 
+from __future__ import annotations
+
+import errno
+
 
 class UserError(Exception):
     """A mistake in a file, row, column or flag.
@@ -17,3 +21,26 @@ def plain(error: UserError) -> str:
     who mistyped a path.
     """
     return str(error).split("\n  In call to configurable")[0]
+
+
+_WAYS_OUT = {
+    errno.EACCES: "This user may not do that there: change the permissions (chmod, chown) or the "
+    "path",
+    errno.EPERM: "This user may not do that there: change the permissions (chmod, chown) or the "
+    "path",
+    errno.ENOENT: "It is not there (any more): check the path, or put the file back",
+    errno.ENOSPC: "The disk is full: free some space, or name a folder on another disk",
+    errno.EDQUOT: "The disk quota is used up: free some space, or name a folder on another disk",
+    errno.EROFS: "That file system is read-only: name a folder elsewhere",
+    errno.ENOTDIR: "A part of the path is a file, not a folder: name another path",
+    errno.EISDIR: "That is a folder, not a file: name another path",
+    errno.EMFILE: "Too many files are open: raise the limit (ulimit -n)",
+    errno.ENAMETOOLONG: "The name is too long: use a shorter path",
+}
+
+
+def file_error(path: str, doing: str, error: OSError) -> UserError:
+    """What to say where the system refuses `doing` ("reading it", "writing there") to `path`."""
+    said = error.strerror or str(error) or type(error).__name__
+    way_out = _WAYS_OUT.get(error.errno or 0, "Check the disk and the path")
+    return UserError(f"{path}: {doing} failed: {said.splitlines()[0][:300]}. {way_out}.")

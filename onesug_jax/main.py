@@ -167,7 +167,7 @@ def read_config(files: Sequence[str] = (), flags: Sequence[tuple[str, str]] = ()
     """
     given = [binding for file in files for binding in _read_file(_find(file, "--gin_file"))]
     for name, text in flags:
-        given += _read(io.StringIO(f"{name} = {text}\n"), lambda line, name=name: f"--gin.{name}")
+        given += _read(io.StringIO(f"{name} = {text}\n"), _flag(name))
     defaults = list(_read_file(os.path.join(CONFIGS, "defaults.gin")))
     chosen = {key: value for key, value, _ in defaults + given}
     memory = os.path.join(os.path.expanduser(str(chosen["WORK_DIR"])), workdir.CONFIG)
@@ -213,6 +213,10 @@ def _read_file(path: str) -> Iterator[Binding]:
     shown = path if shown.startswith("..") else shown
     with open(path, encoding="utf-8") as file:
         yield from _read(file, lambda line: f"{shown}:{line}", os.path.dirname(path))
+
+
+def _flag(name: str) -> Callable[[int], str]:
+    return lambda line: f"--gin.{name}"
 
 
 def _read(file: TextIO, place: Callable[[int], str], beside: str = "") -> Iterator[Binding]:
@@ -497,7 +501,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         if isinstance(command, str):
             print(command)
             return 0 if argv else 2
-        vars(command.options).setdefault("restart", None)
+        if vars(command.options).setdefault("restart", None) == "run":
+            raise UserError("run --restart=STAGE: expected the first stage to make anew.")
         if gin is None:
             if command.stage == "doctor":
                 return doctor.report(os.getcwd())

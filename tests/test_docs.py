@@ -66,7 +66,8 @@ def test_links_between_documents_lead_somewhere(documents, project_root):
 
 
 def test_the_example_adapter_reads_its_log(examples, tmp_path):
-    from onesug_jax.logs.readers import read_chunks, sniff
+    from onesug_jax.logs.find import sniff
+    from onesug_jax.logs.readers import read_chunks
 
     path = tmp_path / "log.csv"
     path.write_text("visitor,at,typed,chosen\nann,1700000000000,wa,watch\nbob,soon,te,tent\n")

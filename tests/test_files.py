@@ -4,6 +4,7 @@ import hashlib
 import json
 import os
 import pathlib
+import shutil
 import subprocess
 import sys
 import threading
@@ -260,6 +261,10 @@ def test_a_kill_at_any_step_of_a_replacement_loses_no_folder(tmp_path, exchange)
     for folder in killed_everywhere(tmp_path, before, body, exchange):
         if exchange.startswith("files"):
             assert contents(folder / "old").get("a") in ("old", "new")  # never without a result
+        again = shutil.copytree(folder, tmp_path / "again" / folder.name)
+        replace_folder(fill(again / "newest", a="newest"), again / "old")
+        assert contents(again / "old") == {"a": "newest"}
+        assert {path.name for path in again.iterdir()} <= {"old", "new"}
         recover_folder(folder / "old")
         recover_folder(folder / "old")
         found = {name: text for name, text in contents(folder).items() if ".newer" not in name}
@@ -278,6 +283,10 @@ def test_a_folder_takes_a_free_place_and_a_missing_one_replaces_nothing(tmp_path
     with pytest.raises(FileNotFoundError):
         replace_folder(tmp_path / "new", tmp_path / "old")
     recover_folder(tmp_path / "nowhere")
+    assert contents(tmp_path) == {"old/a": "1"}
+    # Killed between two renames, and what was to come was removed by hand.
+    (tmp_path / "old").rename(tmp_path / "old.replaced")
+    recover_folder(tmp_path / "old")
     assert contents(tmp_path) == {"old/a": "1"}
 
 

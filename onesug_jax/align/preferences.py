@@ -55,7 +55,6 @@ class Behaviour:
 
     def save(self, folder: str, split: str) -> None:
         """Into folder/split.npz."""
-        os.makedirs(folder, exist_ok=True)
         with atomic_write(os.path.join(folder, f"{split}.npz")) as file:
             np.savez(file, **dataclasses.asdict(self))
 

@@ -5,19 +5,17 @@ the lists. `summarise` makes metrics of that table by slice; `evaluate` does bot
 each score their own blocks of rows, and `merge_parts` puts the tables together in the split's
 order.
 
-A hit is an exact match after `logs.schema.normalise_query`; a list that holds a text twice is
-refused, since it would waste places and could be rewarded for it.
+What a hit is, and what a table of rows holds, is in `rows`; `replay` makes the same table of a
+split in time order.
 """
 
 from __future__ import annotations
 
 import collections
-import itertools
 import math
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -25,12 +23,10 @@ import pyarrow.parquet as pq
 
 from onesug_jax.errors import UserError
 from onesug_jax.evaluate import metrics
+from onesug_jax.evaluate.rows import Suggester, columns_of, rows_schema, score_block
 from onesug_jax.logs import schema
 from onesug_jax.progress import Progress
-from onesug_jax.tasks.features import Context, Request, make_requests
-
-# Of each request a list, best first, of texts or of what has a `text` and a `score`.
-Suggester = Callable[[list[Request]], Sequence[Sequence[Any]]]
+from onesug_jax.tasks.features import Context, make_requests
 
 METRICS = ("hr@16", "mrr@16", "ndcg@16", "success@10", "mrr@10")  # as `evaluate` gives them
 
@@ -38,9 +34,6 @@ _NEEDED = (
     *("request_id", "prefix", "query", "clicked_items", "ordered_items"),
     *(schema.RECENT, schema.RECENT_MINUTES),
 )
-
-
-_RECENT = 5  # earlier queries of a request that its row tells
 
 
 @dataclass(frozen=True)
@@ -160,62 +153,31 @@ def score_rows(
         list.
     """
     parts: list[pa.RecordBatch] = []
-    table_schema = _rows_schema(suggesters)
-    total, meter = 0, Progress("evaluate", unit="requests", quiet=not progress)
+    total = 0
+    meter = Progress("evaluate", unit="requests", quiet=not progress)
     for first, rows in _blocks(batches, block):
         total += len(rows)
         if (first // block) % process[1] != process[0]:
             continue
-        columns = _known(first, rows, prefix_counts, told)
+        numbers = range(first, first + len(rows))
+        histories = [row[schema.RECENT] or () for row in rows]
+        columns = columns_of(numbers, rows, histories, prefix_counts, told)
         requests = make_requests(
             context,
             [row["prefix"] for row in rows],
-            [row[schema.RECENT] or () for row in rows],
+            histories,
             [row["profile"] for row in rows],
             candidates,
             [row[schema.RECENT_MINUTES] or () for row in rows],
         )
-        truths = [schema.normalise_query(row["query"]) for row in rows]
-        for name, suggest in suggesters.items():
-            given = suggest(requests)
-            lists = _checked(name, given, rows, k)
-            columns[f"scores_{name}"] = [_scores_of(suggestions[:k]) for suggestions in given]
-            columns[f"rank_{name}"] = [
-                metrics.rank_of(truth, compared)
-                for truth, (_, compared) in zip(truths, lists, strict=True)
-            ]
-            columns[f"list_{name}"] = [texts for texts, _ in lists]
-        parts.append(
-            pa.record_batch([columns[name] for name in table_schema.names], schema=table_schema)
-        )
+        parts.append(score_block(columns, rows, requests, suggesters, k))
         meter.add(len(rows))
     if not total:
         raise UserError(
             "evaluate: expected at least one row in the split, found none; score another log"
         )
     meter.close()
-    return pa.Table.from_batches(parts, table_schema)
-
-
-def _known(
-    first: int, rows: list[dict], prefix_counts: Mapping[str, int], told: Callable[[str], bool]
-) -> dict[str, list]:
-    """The columns that do not depend on suggesters."""
-    levels = [
-        schema.request_level(row["clicked_items"] or (), row["ordered_items"] or ()) for row in rows
-    ]
-    return {
-        "row": list(range(first, first + len(rows))),
-        "request_id": [row["request_id"] for row in rows],
-        "prefix": [row["prefix"] for row in rows],
-        "truth": [row["query"] for row in rows],
-        "level": [level.name.lower() for level in levels],
-        "prefix_count": [prefix_counts.get(row["prefix"], 0) for row in rows],
-        "history": [len(row[schema.RECENT] or ()) for row in rows],
-        "recent": [
-            list(itertools.islice(filter(told, row[schema.RECENT] or ()), _RECENT)) for row in rows
-        ],
-    }
+    return pa.Table.from_batches(parts, rows_schema(suggesters))
 
 
 def _to_bytes(table: pa.Table) -> bytes:
@@ -312,7 +274,8 @@ def _slices(rows: pa.Table, spec: SliceSpec) -> dict[str, np.ndarray]:
     """Name -> bool [N], in the order of the report.
 
     order, item_click and click are exactly that level of the searched query: a row with an order
-    is not in item_click. prefix_0 is there only if some prefix is empty.
+    is not in item_click. prefix_0 is there only if some prefix is empty, new_query (of queries that
+    nobody had searched as of the request) only where the split was replayed through time.
     """
     level = rows["level"].to_numpy()
     length = np.array([len(prefix) for prefix in rows["prefix"].to_pylist()], np.int64)
@@ -335,6 +298,8 @@ def _slices(rows: pa.Table, spec: SliceSpec) -> dict[str, np.ndarray]:
     masks["unseen"] = count == 0
     masks["with_history"] = history > 0
     masks["no_history"] = history == 0
+    if "new" in rows.column_names:
+        masks["new_query"] = rows["new"].to_numpy(zero_copy_only=False)
     return masks
 
 
@@ -359,45 +324,3 @@ def _blocks(batches: Iterable[pa.RecordBatch], block: int) -> Iterator[tuple[int
             first, waiting = first + block, waiting[block:]
     if waiting:
         yield first, waiting
-
-
-def _checked(
-    name: str, lists: Sequence[Sequence[Any]], rows: list[dict], k: int
-) -> list[tuple[list[str], list[str]]]:
-    """Each list cut to k, as given and as compared (normalised)."""
-    if len(lists) != len(rows):
-        raise ValueError(f"suggester {name!r} gave {len(lists)} lists for {len(rows)} requests")
-    checked = []
-    for row, texts in zip(rows, lists, strict=True):
-        texts = [getattr(given, "text", given) for given in texts[:k]]
-        compared = [schema.normalise_query(text) for text in texts]
-        if len(set(compared)) != len(compared):
-            twice = next(text for text, n in collections.Counter(compared).items() if n > 1)
-            raise ValueError(
-                f"suggester {name!r} gave {twice!r} more than once for request {row['request_id']} "
-                f"(prefix {row['prefix']!r})"
-            )
-        checked.append((texts, compared))
-    return checked
-
-
-def _scores_of(suggestions: Sequence[Any]) -> list[float] | None:
-    """The scores of one list; None where it is of texts alone."""
-    if all(hasattr(suggestion, "score") for suggestion in suggestions):
-        return [suggestion.score for suggestion in suggestions]
-    return None
-
-
-def _rows_schema(suggesters: Mapping[str, Suggester]) -> pa.Schema:
-    fields = [
-        ("row", pa.int64()),
-        ("request_id", pa.string()),
-        ("prefix", pa.string()),
-        ("truth", pa.string()),
-    ]
-    fields += [("level", pa.string()), ("prefix_count", pa.int64()), ("history", pa.int32())]
-    fields += [("recent", pa.list_(pa.string()))]
-    for name in suggesters:
-        fields += [(f"rank_{name}", pa.int32()), (f"list_{name}", pa.list_(pa.string()))]
-        fields += [(f"scores_{name}", pa.list_(pa.float32()))]
-    return pa.schema(fields)

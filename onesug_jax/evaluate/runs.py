@@ -52,17 +52,25 @@ class Row:
     parameters: int | None = None
 
 
-def read_run(folder: str, **taken) -> Run:
-    """The report of a work directory, with what else is known of the run (fields of `Run`).
+def read_run(folder: str, name: str = "dev", **taken) -> Run:
+    """One report of a work directory, with what else is known of the run (fields of `Run`).
+
+    Args:
+      name: of the report; where "dev" is asked for and there is only another one, that one.
 
     Raises:
       UserError: there is none.
     """
-    folder = os.path.join(folder, "report")
+    reports = os.path.join(folder, "report")
+    there = sorted(os.listdir(reports)) if os.path.isdir(reports) else []
+    there = [one for one in there if os.path.isfile(os.path.join(reports, one, "lists.parquet"))]
+    if name not in there and name == "dev" and len(there) == 1:
+        name = there[0]
+    folder = os.path.join(reports, name)
     path = os.path.join(folder, "lists.parquet")
-    scores = report.read_metrics(folder)
-    require_files([path], "the lists of an evaluation", "run evaluate first")
-    return Run(scores, pq.read_table(path), **taken)
+    what = f"the lists of an evaluation ({', '.join(there) or 'none'} here)"
+    require_files([path], what, "run evaluate first, or name another with --report")
+    return Run(report.read_metrics(folder), pq.read_table(path), **taken)
 
 
 def by_worth(

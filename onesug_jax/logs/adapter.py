@@ -8,17 +8,19 @@ for all alike.
 
 from __future__ import annotations
 
+import collections
 import difflib
 import hashlib
-from collections.abc import Callable, Collection, Sequence
-from dataclasses import dataclass
+import unicodedata
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
 
 import numpy as np
 import pyarrow as pa
 
 from onesug_jax.errors import UserError
 from onesug_jax.logs.columns import KINDS, Column, Converted
-from onesug_jax.logs.readers import Chunk, Source
+from onesug_jax.logs.readers import Chunk, Source, read_chunks
 from onesug_jax.logs.schema import LOG_SCHEMA
 
 _MAY_BE_NULL = ("texts", "ids", "number")
@@ -33,13 +35,16 @@ class Rows:
     """What a chunk gives: rows with LOG_SCHEMA's types, each from row `origin[i]` of the chunk.
 
     `faults` names rows of the chunk that give no log row; `splits` (0 train, 1 dev, 2 test, int8)
-    is set where the log itself says which split a row belongs to.
+    is set where the log itself says which split a row belongs to. `joined` counts rows of the chunk
+    that became part of another row; `units` counts times by the unit they were converted from.
     """
 
     table: pa.Table
     origin: np.ndarray
     faults: dict[int, str]
     splits: np.ndarray | None = None
+    joined: int = 0
+    units: collections.Counter[str] = field(default_factory=collections.Counter)
 
 
 class Adapter:
@@ -48,10 +53,15 @@ class Adapter:
     name = ""
     kinds: dict[str, str] = {}
     optional: dict[str, str] = {}
+    dated = True  # its times are true dates; else only an order
 
     def owns(self, columns: Collection[str]) -> bool:
         """Whether a file with these columns is of this kind, for adapter="auto"."""
         return set(self.kinds) <= set(columns)
+
+    def known(self) -> set[str]:
+        """All column names that mean something here."""
+        return {*self.kinds, *self.optional}
 
     def is_side(self, columns: Collection[str]) -> bool:
         """Whether the file is a table beside the log (users, items) that holds no requests."""
@@ -75,8 +85,8 @@ class Adapter:
             accepts, expected = KINDS[kind]
             if name not in source.columns:
                 found = ", ".join(source.columns)
-                near = difflib.get_close_matches(name, source.columns, n=1, cutoff=0.6)
-                mend = f"Rename column {near[0]!r} to {name!r}" if near else f"Add column {name!r}"
+                near = nearest(name, [one for one in source.columns if one not in self.known()])
+                mend = f"Rename column {near!r} to {name!r}" if near else f"Add column {name!r}"
                 raise UserError(
                     f"{source.path}: column {name!r} is missing (adapter {self.name!r} expects "
                     f"{expected} there); found: {found}. {mend}"
@@ -96,9 +106,42 @@ class Adapter:
                     f"{source.path}: column {name!r} should hold {expected}; found {kind_found}."
                 )
 
+    def chunks(self, source: Source) -> Iterator[Chunk]:
+        """The file in chunks, as `convert` takes them."""
+        return read_chunks(source, only=[*self.needs(source), *self.optional])
+
     def convert(self, chunk: Chunk) -> Rows:
         """Rows of the schema from a chunk whose file passed `check`."""
         raise NotImplementedError
+
+
+def folded(name: str) -> str:
+    """A column's name without what people overlook in it: case, ends, width."""
+    return unicodedata.normalize("NFKC", name).strip().casefold()
+
+
+def nearest(name: str, names: Iterable[str]) -> str | None:
+    """The one of `names` that was probably meant by `name`."""
+    by_fold = {folded(one): one for one in names}
+    near = difflib.get_close_matches(folded(name), by_fold, n=1, cutoff=0.6)
+    return by_fold[near[0]] if near else None
+
+
+def check_distinct(path: str, names: Iterable[str], known: Iterable[str] = ()) -> None:
+    """Refuse names that differ by case or white space only from a known one or from each other.
+
+    Raises:
+      UserError: names both, and the way out.
+    """
+    seen = {folded(name): name for name in known}
+    for name in names:
+        other = seen.setdefault(folded(name), name)
+        if other != name:
+            raise UserError(
+                f"{path}: expected column names that differ by more than case; found {name!r} "
+                f"beside {other!r}. Rename one of them, or name the profile columns to take "
+                "(--gin.ingest.profile=['gender','age'])."
+            )
 
 
 class ChunkReader:
@@ -109,6 +152,7 @@ class ChunkReader:
         self.chunk = chunk
         self.count = len(chunk.rows)
         self.faults: dict[int, str] = {}
+        self.units: collections.Counter[str] = collections.Counter()
 
     def __call__(self, convert: Callable[[Column, str], Converted], name: str) -> pa.Array:
         """Column `name` by `convert`, nulls where the chunk lacks it or a value does not fit."""
@@ -127,7 +171,7 @@ class ChunkReader:
         if self.faults:
             full = full.take(pa.array(good))
             splits = None if splits is None else splits[good]
-        return Rows(full, good, self.faults, splits)
+        return Rows(full, good, self.faults, splits, units=self.units)
 
 
 def _complete(table: dict[str, pa.Array], count: int) -> dict[str, pa.Array]:

@@ -1,4 +1,5 @@
-"""The kinds of log that `ingest` understands: the schema itself, three public ones, and the choice.
+"""The kinds of log that `ingest` understands: the schema itself, three public ones, plain
+search logs, and the choice.
 
 Each public log has a file of its own that documents its rules; `adapter.py` says what an adapter
 is.
@@ -6,23 +7,34 @@ is.
 
 from __future__ import annotations
 
+import dataclasses
 import difflib
-from collections.abc import Iterable, Sequence
+import functools
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 import pyarrow as pa
 
 from onesug_jax.errors import UserError
 from onesug_jax.logs import columns as to
-from onesug_jax.logs.adapter import Adapter, ChunkReader, Rows
+from onesug_jax.logs.adapter import Adapter, ChunkReader, Rows, check_distinct
 from onesug_jax.logs.amazonqac import AmazonQAC
+from onesug_jax.logs.clicks import Clicks
 from onesug_jax.logs.kuaisearch import KuaiSearch
 from onesug_jax.logs.onesug_sample import OneSugSample, PreferenceRecord, read_onesug_sample
 from onesug_jax.logs.readers import Chunk, Source
-from onesug_jax.logs.schema import HISTORY, HISTORY_MINUTES, REQUIRED, profile_columns
+from onesug_jax.logs.schema import (
+    HISTORY,
+    HISTORY_MINUTES,
+    LATEST_MS,
+    REQUIRED,
+    profile_columns,
+)
+from onesug_jax.logs.times import Span, moments
 
 __all__ = [
     "AmazonQAC",
+    "Clicks",
     "KuaiSearch",
     "OneSugSample",
     "PreferenceRecord",
@@ -35,9 +47,13 @@ __all__ = [
 
 @dataclass
 class SchemaLog(Adapter):
-    """A log in the schema itself; `profile` names the profile columns, None takes all others."""
+    """A log in the schema itself; `profile` names the profile columns, None reads all others.
+
+    A timestamp in another unit is converted where that makes it `plausible`.
+    """
 
     profile: Sequence[str] | None = None
+    plausible: Span = (0, LATEST_MS)
     name = "schema"
     kinds = {
         "request_id": "id",
@@ -53,6 +69,12 @@ class SchemaLog(Adapter):
     }
     optional = {HISTORY: "texts", HISTORY_MINUTES: "numbers"}
 
+    def check(self, source: Source) -> None:
+        """As every adapter, and no further column may pass for another."""
+        super().check(source)
+        further = [name for name in self.needs(source) if name not in self.kinds]
+        check_distinct(source.path, further, self.known())
+
     def needs(self, source: Source) -> dict[str, str]:
         """The schema's columns, and every profile column that is kept, wherever it is required."""
         wanted = self.profile
@@ -63,7 +85,11 @@ class SchemaLog(Adapter):
     def convert(self, chunk: Chunk) -> Rows:
         """Each row as it stands."""
         read = ChunkReader(chunk)
-        table = {name: read(_CONVERT[self.kinds[name]], name) for name in REQUIRED}
+        convert: dict[str, Callable[[to.Column, str], to.Converted]] = {
+            **_CONVERT,
+            "millis": functools.partial(moments, plausible=self.plausible, units=read.units),
+        }
+        table = {name: read(convert[self.kinds[name]], name) for name in REQUIRED}
         if HISTORY in chunk.columns:
             table[HISTORY] = read(to.text_lists, HISTORY)
         if HISTORY_MINUTES in chunk.columns:
@@ -78,7 +104,6 @@ class SchemaLog(Adapter):
 _CONVERT = {
     "id": to.text,
     "text": to.text,
-    "millis": to.whole_numbers,
     "number": to.whole_numbers,
     "texts": to.text_lists,
     "ids": to.text_lists,
@@ -91,13 +116,22 @@ def make_adapters(
     seed: int = 0,
     max_prefix: int = 64,
     profile: Sequence[str] | None = None,
+    plausible: Span = (0, LATEST_MS),
+    clicks: Clicks | None = None,
 ) -> dict[str, Adapter]:
     """Every adapter by name, in the order in which "auto" asks them."""
     adapters: Iterable[Adapter] = (
         OneSugSample(),
         AmazonQAC(prefixes, seed),
         KuaiSearch(seed, max_prefix),
-        SchemaLog(profile),
+        dataclasses.replace(
+            clicks or Clicks(),
+            seed=seed,
+            max_prefix=max_prefix,
+            profile=profile,
+            plausible=plausible,
+        ),
+        SchemaLog(profile, plausible),
     )
     return {adapter.name: adapter for adapter in adapters}
 

@@ -124,7 +124,16 @@ def text_lists(column: Column, name: str) -> Converted:
             column = _decoded(column, pa.list_(pa.binary()))
     if all(value is None or type(value) is list for value in column):
         return _all_or_each(column, lambda value: _as_texts(value, name), pa.list_(pa.string()))
-    return _each(column, lambda value: _as_texts(value, name), pa.list_(pa.string()))
+    parsed: dict[str, list | None] = {"": None}
+
+    def texts(value: Any) -> list | None:
+        if not isinstance(value, str):
+            return _as_texts(value, name)
+        if value not in parsed:  # cells repeat themselves
+            parsed[value] = _as_texts(value, name)
+        return parsed[value]
+
+    return _each(column, texts, pa.list_(pa.string()))
 
 
 def number_lists(column: Column, name: str) -> Converted:

@@ -1,50 +1,58 @@
 """Stage `ingest`: a raw log, larger than memory, -> clean train, dev and test files.
 
 Files are streamed in chunks through their adapter and `schema.validate`; what passes goes to
-temporary Parquet, what does not goes to set_aside.jsonl with its reason. DuckDB then drops repeated
-request ids, sorts everything by (timestamp_ms, request_id) on disk and splits it. Nothing is
-dropped silently: rows == kept + set_aside. Text is normalised here, once; everybody downstream
-takes it as it is.
+temporary Parquet, what does not goes to set_aside.jsonl with its reason. DuckDB then sets repeated
+request ids and far-away times aside (`sift`), chooses the profile columns (`profile_choice`), sorts
+everything by (timestamp_ms, request_id) on disk and splits it. Nothing is dropped silently:
+rows == kept + set_aside, and every physical line of a file is one of these or joined to one. Text
+is normalised here, once; everybody downstream takes it as it is.
 """
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
-import datetime
-import json
+import functools
 import os
+import shutil
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import duckdb
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 
-from onesug_jax.errors import UserError
-from onesug_jax.files import atomic_files, write_json
+from onesug_jax.errors import UserError, file_error
+from onesug_jax.files import write_json
 from onesug_jax.logs.adapter import Adapter
 from onesug_jax.logs.adapters import choose_adapter, make_adapters
-from onesug_jax.logs.database import connect, files, named
-from onesug_jax.logs.readers import Chunk, Source, find_files, read_chunks
-from onesug_jax.logs.schema import HISTORY, HISTORY_MINUTES, LOG_SCHEMA, validate
-from onesug_jax.logs.staging import FILE, ROW, SPLIT, Staging
-
-SPLITS = ("train", "dev", "test")
-REPORT = "report.json"
-DAY_MS = 86_400_000
-ROW_GROUP = 65_536
-DUPLICATE = "request_id seen before"
-
-_BY_TIME = -1
-_FILES = tuple(f"{split}.parquet" for split in SPLITS)
+from onesug_jax.logs.clicks import Clicks
+from onesug_jax.logs.database import connect
+from onesug_jax.logs.find import find_files
+from onesug_jax.logs.profile_choice import Verdict, choose_profile
+from onesug_jax.logs.readers import Chunk, Source
+from onesug_jax.logs.schema import validate
+from onesug_jax.logs.sift import drop_far_away, drop_repeats
+from onesug_jax.logs.splits import (
+    BY_TIME,
+    SPLITS,
+    Written,
+    pool_of,
+    schema_of,
+    split_rule,
+    write_splits,
+)
+from onesug_jax.logs.staging import Staging
+from onesug_jax.logs.times import day, plausible_span
 
 
 @dataclass(frozen=True)
 class IngestReport:
-    """What became of a log's rows; `rows == kept + set_aside == sum(reasons.values()) + kept`."""
+    """What became of a log's rows; `rows == kept + set_aside == sum(reasons.values()) + kept`.
+
+    `joined` counts what is no row of its own: the further lines of a cell over several lines, and
+    item rows that became part of their search (adapter "clicks").
+    """
 
     rows: int
     kept: int
@@ -52,6 +60,8 @@ class IngestReport:
     reasons: dict[str, int]  # commonest first
     splits: dict[str, int]  # rows of each file written
     profile: list[str]
+    left_out: dict[str, str] = dataclasses.field(default_factory=dict)  # column -> reason
+    joined: int = 0
 
 
 def ingest(
@@ -67,6 +77,9 @@ def ingest(
     profile: Sequence[str] | None = None,
     prefixes: str = "one",
     seed: int = 0,
+    earliest: str = "1995-01-01",
+    latest: str = "",
+    clicks: Clicks | None = None,
     memory_limit: str = "2GB",
 ) -> IngestReport:
     """Write out/{train,dev,test}.parquet, out/set_aside.jsonl and out/report.json from a raw log.
@@ -83,10 +96,12 @@ def ingest(
       in `adapters`. dev_days: length of dev, in days. test_days: length of test, in days.
       max_bad_share: the largest share of rows that may be set aside, 0 to 1. max_prefix: longest
       prefix kept, in characters. max_query: longest query, shown entry or history entry kept, in
-      characters. profile: names of the profile columns to keep; None keeps every column the schema
-      does not name. prefixes: AmazonQAC only, which typed prefixes become rows: "one" (drawn),
-      "last" or "all". seed: of the draws of adapters that derive or choose prefixes. memory_limit:
-      what DuckDB may use for sorting before it goes to disk.
+      characters. profile: names of the profile columns to take; None takes those of few values that
+      do not give the query away (`profile_choice`). prefixes: AmazonQAC only, which typed
+      prefixes become rows: "one" (drawn), "last" or "all". seed: of the draws of adapters that
+      derive or choose prefixes. earliest, latest: ISO dates or times outside of which a row is set
+      aside, latest "" being a day from now. clicks: the columns of adapter "clicks", where their
+      names do not tell. memory_limit: what DuckDB may use for sorting before it goes to disk.
 
     Returns:
       the counts, also in report.json. Files are renamed into place at the end, report.json last.
@@ -101,11 +116,27 @@ def ingest(
         raise UserError(
             f"ingest.dev_days={dev_days}, ingest.test_days={test_days}: expected 0 or more days."
         )
+    if profile is not None and (
+        isinstance(profile, str) or not all(isinstance(name, str) for name in profile)
+    ):
+        raise UserError(
+            f"ingest.profile={profile!r}: expected a list of column names, such as "
+            "--gin.ingest.profile=['gender','age']."
+        )
+    log = os.path.expanduser(log)
+    plausible = plausible_span(earliest, latest)
     if os.path.isdir(log) and os.path.realpath(log) == os.path.realpath(out):
         raise UserError(
             f"ingest writes to {out!r}, the folder of the log itself. Name another one."
         )
-    adapters = make_adapters(prefixes=prefixes, seed=seed, max_prefix=max_prefix, profile=profile)
+    adapters = make_adapters(
+        prefixes=prefixes,
+        seed=seed,
+        max_prefix=max_prefix,
+        profile=profile,
+        plausible=plausible,
+        clicks=clicks,
+    )
     sources = find_files(log, without=out)
     chosen = choose_adapter(sources, adapter, adapters)
     sides = [source for source in sources if chosen.is_side(source.columns)]
@@ -116,22 +147,31 @@ def ingest(
     for source in sources:
         chosen.check(source)
     print(f"ingest: {len(sources)} file(s) of {log} as {chosen.name!r}", flush=True)
+    for note in dict.fromkeys(source.note for source in sources if source.note):
+        path = next(source.path for source in sources if source.note == note)
+        print(f"ingest: {path}: {note}", flush=True)
     unread = chosen.load_sides(sides)
     if unread:
         print(f"ingest: {unread} line(s) of the side tables could not be read", flush=True)
 
-    with contextlib.ExitStack() as stack:
+    try:
+        os.makedirs(out, exist_ok=True)
+        temporary = tempfile.mkdtemp(prefix=".ingest-", dir=out)
+    except OSError as error:
+        raise file_error(
+            out, "ingest: expected a folder to write in: writing there", error
+        ) from None
+    try:
+        staging = Staging(temporary, max_bad_share, os.path.join(out, "set_aside.jsonl"))
         try:
-            new = stack.enter_context(atomic_files(out, REPORT, _FILES))
-            scratch = stack.enter_context(tempfile.TemporaryDirectory(prefix=".ingest-", dir=out))
-        except OSError as error:
-            raise UserError(
-                f"ingest writes to {out!r}: expected a folder to write in; {error}"
-            ) from None
-        staging = Staging(scratch, max_bad_share, os.path.join(out, "set_aside.jsonl"))
-        try:
+            check = functools.partial(
+                validate,
+                max_prefix=max_prefix,
+                max_query=max_query,
+                plausible=plausible if chosen.dated else None,
+            )
             for source in sources:
-                _read(source, chosen, staging, max_prefix=max_prefix, max_query=max_query)
+                _read(source, chosen, staging, check)
             staging.close_parts()
             _check_not_empty(log, sources, staging)
             if not staging.parts:
@@ -140,10 +180,18 @@ def ingest(
                     f"log {log!r}: all {staging.rows} rows were set aside, none is left to "
                     f"write. See {staging.set_aside_path}."
                 )
-            with connect(scratch, memory_limit) as database:
-                _drop_repeats(database, staging, {source.index: source.path for source in sources})
+            paths = {source.index: source.path for source in sources}
+            with connect(temporary, memory_limit) as database:
+                drop_repeats(database, staging, paths)
+                pool = pool_of(database, dev_days)
+                if pool is not None and chosen.dated:
+                    drop_far_away(database, staging, paths, pool)
                 staging.stop_if_too_bad()
-                report = _write_splits(database, staging, log, new, dev_days, test_days)
+                verdicts = choose_profile(database, sorted(staging.profile), profile)
+                rule, label = split_rule(database, pool, log, dev_days, test_days)
+                columns = schema_of(staging, [one.name for one in verdicts if not one.reason])
+                written = write_splits(database, rule, columns, temporary)
+            report = _report(staging, verdicts, written, label)
         except (duckdb.OutOfMemoryException, duckdb.IOException) as error:
             raise UserError(
                 f"sorting the log in {out!r} failed: {error}. Raise "
@@ -151,7 +199,11 @@ def ingest(
             ) from None
         finally:
             staging.close()
-        write_json(os.path.join(new, REPORT), dataclasses.asdict(report), ensure_ascii=False)
+        _publish(temporary, out, report)
+    except OSError as error:
+        raise file_error(out, "writing there", error) from None
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
     return report
 
 
@@ -174,18 +226,23 @@ def _check_not_empty(log: str, sources: Sequence[Source], staging: Staging) -> N
 
 
 def _read(
-    source: Source, adapter: Adapter, staging: Staging, *, max_prefix: int, max_query: int
+    source: Source,
+    adapter: Adapter,
+    staging: Staging,
+    check: Callable[[pa.Table], tuple[pa.Table, np.ndarray, dict[int, str]]],
 ) -> None:
-    asks = SPLITS.index(source.split) if source.split else _BY_TIME
-    wanted = [*adapter.needs(source), *adapter.optional]
-    for chunk in read_chunks(source, only=wanted):
+    asks = SPLITS.index(source.split) if source.split else BY_TIME
+    for chunk in adapter.chunks(source):
+        staging.joined += chunk.joined
         for row, reason, raw in chunk.bad:
             staging.put_aside(source.path, row, reason, raw)
         if len(chunk.rows):
             rows = adapter.convert(chunk)
+            staging.joined += rows.joined
+            staging.units += rows.units
             for row, reason in sorted(rows.faults.items()):
                 _put_aside(staging, chunk, row, reason)
-            table, kept, reasons = validate(rows.table, max_prefix=max_prefix, max_query=max_query)
+            table, kept, reasons = check(rows.table)
             for row, reason in sorted(reasons.items()):
                 _put_aside(staging, chunk, int(rows.origin[row]), reason)
             numbers = np.asarray(chunk.rows, np.int64)[rows.origin[kept]]
@@ -201,135 +258,56 @@ def _put_aside(staging: Staging, chunk: Chunk, row: int, reason: str) -> None:
     staging.put_aside(chunk.source.path, int(chunk.rows[row]), reason, chunk.raw(row))
 
 
-def _drop_repeats(
-    database: duckdb.DuckDBPyConnection, staging: Staging, paths: dict[int, str]
-) -> None:
-    """View `log` over the parts, with only the first row read of each request_id."""
-    if not staging.parts:
-        return
-    database.execute(
-        f"CREATE VIEW staged AS FROM read_parquet({files(staging.parts)}, union_by_name=true)"
-    )
-    database.execute(
-        "CREATE TABLE repeats AS SELECT request_id FROM staged GROUP BY request_id "
-        "HAVING count(*) > 1"
-    )
-    database.execute(
-        f"""CREATE TABLE later AS SELECT * FROM (
-              SELECT request_id, {FILE}, {ROW}, timestamp_ms, prefix, query, row_number() OVER (
-                PARTITION BY request_id ORDER BY {FILE}, {ROW}) AS place
-              FROM staged WHERE request_id IN (FROM repeats))
-            WHERE place > 1"""
-    )
-    rows = database.execute(f"SELECT * FROM later ORDER BY {FILE}, {ROW}")
-    repeated = 0
-    while batch := rows.fetchmany(10_000):
-        for request_id, file, row, stamp, prefix, query, _ in batch:
-            said = {"request_id": request_id, "timestamp_ms": stamp}
-            raw = json.dumps({**said, "prefix": prefix, "query": query}, ensure_ascii=False)
-            staging.put_aside(paths[file], row, DUPLICATE, raw)
-            staging.rows -= 1  # it was counted when it was kept
-            staging.rows_of[paths[file]] -= 1
-            repeated += 1
-    keep = "staged"
-    if repeated:
-        keep = f"staged ANTI JOIN later USING (request_id, {FILE}, {ROW})"
-    database.execute(f"CREATE VIEW log AS SELECT * FROM {keep}")
-
-
-def _write_splits(
-    database: duckdb.DuckDBPyConnection,
-    staging: Staging,
-    log: str,
-    folder: str,
-    dev_days: float,
-    test_days: float,
+def _report(
+    staging: Staging, verdicts: Sequence[Verdict], written: dict[str, Written], label: str
 ) -> IngestReport:
-    counts = dict(database.execute(f"SELECT {SPLIT}, count(*) FROM log GROUP BY 1").fetchall())
-    rule, label = _split_rule(database, counts, log, dev_days, test_days)
-    profile = sorted(staging.profile)
-    there = {name for part in staging.parts for name in pq.read_schema(part).names}
-    optional = {HISTORY: pa.list_(pa.string()), HISTORY_MINUTES: pa.list_(pa.float64())}
-    fields = [*LOG_SCHEMA, *(pa.field(n, kind) for n, kind in optional.items() if n in there)]
-    schema = pa.schema([*fields, *((name, pa.string()) for name in profile)])
-    chosen = ", ".join(
-        f"coalesce({named(name)}, '') AS {named(name)}" if name in profile else named(name)
-        for name in schema.names
-    )
-    splits: dict[str, int] = {}
-    spans: dict[str, tuple[int, int]] = {}
-    for place, split in enumerate(SPLITS):
-        rows = database.sql(
-            f"SELECT {chosen} FROM log WHERE ({rule}) = {place} ORDER BY timestamp_ms, request_id"
-        ).to_arrow_reader(ROW_GROUP)
-        path = os.path.join(folder, f"{split}.parquet")
-        with pq.ParquetWriter(path, schema, compression="zstd") as writer:
-            for batch in rows:
-                if not batch.num_rows:
-                    continue
-                writer.write_batch(batch.cast(schema))
-                stamps = batch.column("timestamp_ms")
-                first, _ = spans.get(split, (stamps[0].as_py(), 0))
-                spans[split] = (first, stamps[-1].as_py())
-                splits[split] = splits.get(split, 0) + batch.num_rows
-        if split not in splits:
-            os.remove(path)
     report = IngestReport(
         rows=staging.rows,
-        kept=sum(splits.values()),
+        kept=sum(one.rows for one in written.values()),
         set_aside=staging.set_aside,
         reasons=dict(staging.reasons.most_common()),
-        splits=splits,
-        profile=profile,
+        splits={split: one.rows for split, one in written.items()},
+        profile=[verdict.name for verdict in verdicts if not verdict.reason],
+        left_out={verdict.name: verdict.reason for verdict in verdicts if verdict.reason},
+        joined=staging.joined,
     )
     assert report.rows == report.kept + report.set_aside, "a row was lost between files"
-    _print_table(report, spans, label)
+    _print_table(report, written, label)
+    _print_columns(verdicts, staging)
     return report
 
 
-def _split_rule(
-    database: duckdb.DuckDBPyConnection,
-    counts: dict[int, int],
-    log: str,
-    dev_days: float,
-    test_days: float,
-) -> tuple[str, str]:
-    """The SQL that gives each row's split (0, 1, 2), and how to call it to a reader."""
-    train_only = 0 in counts and 1 not in counts
-    if counts.keys() <= {0, 1, 2} and not (train_only and dev_days > 0):
-        return SPLIT, "as named"
-    pool = _BY_TIME if _BY_TIME in counts else 0
-    test_days = test_days if pool == _BY_TIME or 2 not in counts else 0.0
-    [(first, last)] = database.execute(
-        f"SELECT min(timestamp_ms), max(timestamp_ms) FROM log WHERE {SPLIT} = {pool}"
-    ).fetchall()
-    test_from = last - round(test_days * DAY_MS)
-    dev_from = test_from - round(dev_days * DAY_MS)
-    if first > dev_from:
-        span = (last - first) / DAY_MS
-        hint = " or check that timestamp_ms is in milliseconds, not seconds" if last < 1e11 else ""
-        raise UserError(
-            f"log {log!r} spans {span:.3g} days ({_day(first)} to {_day(last)}), so "
-            f"ingest.dev_days={dev_days:g} and ingest.test_days={test_days:g} leave nothing to "
-            f"train on. Lower them{hint}."
-        )
-    rule = (
-        f"CASE WHEN {SPLIT} <> {pool} THEN {SPLIT} WHEN timestamp_ms > {test_from} THEN 2 "
-        f"WHEN timestamp_ms > {dev_from} THEN 1 ELSE 0 END"
-    )
-    return rule, "by time" if pool == _BY_TIME else "as named, dev split off train by time"
-
-
-def _print_table(report: IngestReport, spans: dict[str, tuple[int, int]], label: str) -> None:
+def _print_table(report: IngestReport, written: dict[str, Written], label: str) -> None:
     print(f"  {'rows read':<44}{report.rows:>12,}")
-    for split, count in report.splits.items():
-        first, last = spans[split]
-        print(f"  {'  ' + split:<44}{count:>12,}  {_day(first)} .. {_day(last)}")
+    for split, one in written.items():
+        print(f"  {'  ' + split:<44}{one.rows:>12,}  {day(one.first)} .. {day(one.last)}")
+    if report.joined:
+        print(f"  {'lines that belong to another row':<44}{report.joined:>12,}")
     print(f"  {'set aside':<44}{report.set_aside:>12,}")
     for reason, count in report.reasons.items():
         print(f"  {'  ' + reason:<44}{count:>12,}")
-    print(f"  splits {label}; profile: {', '.join(report.profile) or 'none'}", flush=True)
+    print(f"  splits {label}", flush=True)
 
 
-def _day(millis: int) -> str:
-    return datetime.datetime.fromtimestamp(millis / 1000, datetime.UTC).strftime("%Y-%m-%d %H:%M")
+def _print_columns(verdicts: Sequence[Verdict], staging: Staging) -> None:
+    taken = [f"{v.name} ({v.values:,} values)" for v in verdicts if not v.reason]
+    print(f"  profile: {', '.join(taken) or 'none'}")
+    out = [f"{v.name} {v.reason}" for v in verdicts if v.reason]
+    if out:
+        print(f"  no profile: {'; '.join(out)}. Take others with --gin.ingest.profile=[...]")
+    if staging.units:
+        found = ", ".join(f"{count:,} in {unit}" for unit, count in staging.units.items())
+        print(f"  times converted to milliseconds: {found}")
+    print(end="", flush=True)
+
+
+def _publish(temporary: str, out: str, report: IngestReport) -> None:
+    made = os.path.join(temporary, "report.json")
+    write_json(made, dataclasses.asdict(report), ensure_ascii=False)
+    for split in SPLITS:
+        target = os.path.join(out, f"{split}.parquet")
+        if split in report.splits:
+            os.replace(os.path.join(temporary, f"{split}.parquet"), target)
+        elif os.path.exists(target):
+            os.remove(target)  # of an earlier run with other settings
+    os.replace(made, os.path.join(out, "report.json"))

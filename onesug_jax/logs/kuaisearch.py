@@ -29,6 +29,7 @@ class KuaiSearch(Adapter):
     seed: int = 0
     max_prefix: int = 64
     name = "kuaisearch"
+    dated = False
     kinds = {
         "user_id": "id",
         "session_id": "id",

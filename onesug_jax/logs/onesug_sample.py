@@ -9,7 +9,8 @@ import pyarrow as pa
 
 from onesug_jax.errors import UserError
 from onesug_jax.logs.adapter import Adapter, ChunkReader, Rows
-from onesug_jax.logs.readers import ONESUG_COLUMNS, Chunk, Source, read_chunks, sniff
+from onesug_jax.logs.find import sniff
+from onesug_jax.logs.readers import ONESUG_COLUMNS, Chunk, Source, read_chunks
 from onesug_jax.logs.schema import HISTORY, Level
 
 LISTS = pa.list_(pa.string())
@@ -46,6 +47,7 @@ class OneSugSample(Adapter):
     """
 
     name = "onesug"
+    dated = False
     kinds = dict.fromkeys(ONESUG_COLUMNS, "text")
 
     def check(self, source: Source) -> None:

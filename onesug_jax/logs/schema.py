@@ -117,11 +117,12 @@ def request_level(clicked_items: Sequence[str], ordered_items: Sequence[str]) ->
     return Level.ITEM_CLICK if len(clicked_items) else Level.CLICK
 
 
+UNTIMELY = "implausible time:"  # how the reasons begin that are about nothing but the time
 LATEST_MS = 253_402_300_799_999  # the last millisecond of year 9999: beyond it the unit is wrong
 
 
 def validate(
-    table: pa.Table, *, max_prefix: int, max_query: int
+    table: pa.Table, *, max_prefix: int, max_query: int, plausible: tuple[int, int] | None = None
 ) -> tuple[pa.Table, np.ndarray, dict[int, str]]:
     """Normalise the rows of `table` and tell the good from the bad.
 
@@ -131,6 +132,8 @@ def validate(
         for what is missing.
       max_prefix: longest prefix, in characters after normalisation. max_query: longest query, shown
       suggestion or history query, in characters after normalisation.
+      plausible: first and last millisecond since 1970 that a row may be of; None: any up to the
+      year 9999.
 
     Returns:
       the kept rows in their order, their row numbers in `table` (int64 [kept]), and for every other
@@ -152,6 +155,9 @@ def validate(
     flag(_mask(times.is_null()), "missing timestamp_ms")
     millis = times.fill_null(0).to_numpy()
     flag((millis < 0) | (millis > LATEST_MS), "timestamp_ms out of range (milliseconds since 1970)")
+    if plausible is not None:
+        flag(millis < plausible[0], f"{UNTIMELY} before ingest.earliest")
+        flag(millis > plausible[1], f"{UNTIMELY} after ingest.latest, in the future")
 
     flag(_mask(columns["prefix"].is_null()), "missing prefix")
     columns["prefix"] = _map_text(columns["prefix"], normalise_prefix)

@@ -9,26 +9,36 @@ than one of the many ways to leave a letter out.
 from __future__ import annotations
 
 import collections
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Protocol
 
 import numpy as np
 
-from onesug_jax.logs.completion import CompletionIndex
-
 _LETTERS = 64  # most letters tried in a place; scripts of thousands are not tried through
 _SAMPLE = 20_000  # queries that the letters are taken from
+
+
+class Beginnings(Protocol):
+    """Queries, and what they start with (`completion.CompletionIndex` and `asof.completions`)."""
+
+    @property
+    def queries(self) -> Sequence[str]:
+        """All queries."""
+
+    def starts(self, prefix: str) -> bool:
+        """Whether any query starts with `prefix`."""
 
 
 class Corrections:
     """Known beginnings near a typed one.
 
     Args:
-      completions: the known queries.
+      completions: the known queries; the letters that are tried are those they have now.
     """
 
-    def __init__(self, completions: CompletionIndex):
+    def __init__(self, completions: Beginnings):
         self._completions = completions
-        self._letters: list[str] | None = None
+        self._letters = _letters(completions.queries)
 
     def near(self, prefix: str) -> dict[str, float]:
         """Beginnings of known queries one slip away: text -> how likely the slip, at most 1."""
@@ -41,7 +51,7 @@ class Corrections:
         return {text: share / highest for text, share in found.items()}
 
     def _slips(self, prefix: str) -> Iterator[tuple[str, float]]:
-        size, letters = len(prefix), self._known_letters()
+        size, letters = len(prefix), self._letters
         if size < 2:
             return
         for i in range(size - 1):
@@ -55,16 +65,14 @@ class Corrections:
                     yield begun + prefix[i:], 1 / ((size + 1) * len(letters))
                     yield begun + prefix[i + 1 :], 1 / (size * len(letters))
 
-    def _known_letters(self) -> list[str]:
-        """The most frequent letters of the known queries."""
-        if self._letters is None:
-            queries = self._completions.queries
-            step = max(len(queries) // _SAMPLE, 1)
-            counts: collections.Counter[str] = collections.Counter()
-            for number in range(0, len(queries), step):
-                counts.update(queries[number])
-            self._letters = sorted(letter for letter, _ in counts.most_common(_LETTERS))
-        return self._letters
+
+def _letters(queries: Sequence[str]) -> list[str]:
+    """The most frequent letters of the queries."""
+    step = max(len(queries) // _SAMPLE, 1)
+    counts: collections.Counter[str] = collections.Counter()
+    for number in range(0, len(queries), step):
+        counts.update(queries[number])
+    return sorted(letter for letter, _ in counts.most_common(_LETTERS))
 
 
 def completed(

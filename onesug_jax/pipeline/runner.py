@@ -11,13 +11,13 @@ import os
 import shutil
 import time
 
-from onesug_jax.files import atomic_write, link_tree, recover_folder, replace_folder
+from onesug_jax.files import link_tree, recover_folder, replace_folder
 from onesug_jax.pipeline.plan import CONTINUE, RESUME, RUN, SKIP, Step, decide
 from onesug_jax.pipeline.spec import Context, StageSpec
-from onesug_jax.pipeline.workdir import BUNDLE, CONFIG, NEW, Manifest, WorkDir
+from onesug_jax.pipeline.workdir import BUNDLE, CONFIG, MANIFEST, NEW, Manifest, WorkDir
 from onesug_jax.train import distributed
 
-_LINKED = ("checkpoints", "best")  # never written in place
+_STATES = ("checkpoints", "best")  # never written in place
 
 
 def execute(
@@ -74,34 +74,30 @@ def _ready(step: Step, context: Context) -> None:
     """Readies `<folder>.new`: empty, as it was interrupted, or with what training goes on from."""
     folder = step.spec.place(context)
     new = folder + NEW
-    if step.action == RUN:
+    if step.action in (RUN, CONTINUE):
         shutil.rmtree(new, ignore_errors=True)
-    elif step.action == CONTINUE:
-        _begin_from(folder, new)
+    if step.action == CONTINUE:
+        _take_over(folder, new)
     shutil.rmtree(os.path.join(new, BUNDLE), ignore_errors=True)
     os.makedirs(new, exist_ok=True)
-    step.spec.manifest(context).write(new, finished=False)
-    with atomic_write(os.path.join(new, CONFIG)) as file:
-        file.write(context.config_text.encode())
+    with open(os.path.join(new, CONFIG), "w", encoding="utf-8") as file:
+        file.write(context.config_text)
+    step.spec.manifest(context).write(new, finished=False)  # last: without it, this is nothing
 
 
-def _begin_from(folder: str, new: str) -> None:
-    """Fills `new`, all at once, with what a finished training goes on from. Checkpoints are linked;
-    all else is copied, because stages append to such files or write them in place.
+def _take_over(folder: str, new: str) -> None:
+    """What a finished training goes on from: its states are linked, all else is copied, because it
+    may be written to.
     """
-    part = new + ".part"
-    for left in (part, new):  # by a kill; `new` without a manifest
-        shutil.rmtree(left, ignore_errors=True)
-    os.makedirs(part)
-    for entry in os.scandir(folder):
-        target = os.path.join(part, entry.name)
-        if entry.name in _LINKED:
+    os.makedirs(new)
+    for entry in sorted(os.scandir(folder), key=lambda entry: entry.name):
+        target = os.path.join(new, entry.name)
+        if entry.name in _STATES:
             link_tree(entry.path, target)
-        elif entry.is_file():
-            shutil.copy2(entry.path, target)
-        elif entry.name != BUNDLE:
+        elif entry.is_dir() and entry.name != BUNDLE:
             shutil.copytree(entry.path, target)
-    os.rename(part, new)
+        elif entry.is_file() and entry.name not in (MANIFEST, CONFIG):
+            shutil.copy2(entry.path, target)
 
 
 def _take_place(spec: StageSpec, context: Context) -> None:

@@ -10,6 +10,7 @@ made anew.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import glob
 import importlib.metadata
 import json
@@ -132,6 +133,7 @@ def model_in_use(path: str) -> str:
     )
 
 
+@functools.cache
 def provenance() -> dict[str, str]:
     """Which program makes a result: recorded in manifests, never compared."""
     found = {"onesug_jax": __version__, "commit": _commit()}

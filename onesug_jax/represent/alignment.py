@@ -157,6 +157,7 @@ def _identity(
 ) -> dict[str, Any]:
     """What makes an aligned encoder the same. From scratch the seed is no part of it."""
     return {
+        "stage": "align",
         "encoder": dataclasses.asdict(encoder.config) | {"dropout": None},
         "weights": encoder.fingerprint if weights else None,
         "tokenizer": fingerprint(encoder.tokenizer.to_str()),

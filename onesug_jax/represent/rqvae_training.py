@@ -61,6 +61,7 @@ def train_rqvae(
     few = sample[:: max(1, len(sample) // 16_384)]
     settings = {"evaluate_every": max(1, steps // 10), "evaluate_fn": measure(config, few), **loop}
     identity = {
+        "stage": "quantize",
         "rqvae": dataclasses.asdict(config),
         "encoder": encoder,
         "embeddings": fingerprint(embeddings),

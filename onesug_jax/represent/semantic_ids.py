@@ -13,7 +13,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from onesug_jax.errors import UserError
-from onesug_jax.files import read_json, require_files, write_json
+from onesug_jax.files import atomic_write, read_json, require_files, write_json
 
 IDS, ORDER, KEYS, ABOUT = "ids.npy", "order.npy", "keys.npy", "ids.json"
 
@@ -103,9 +103,9 @@ class SemanticIds:
 
     def save(self, folder: str) -> None:
         """Write the three arrays and their meaning into `folder`."""
-        os.makedirs(folder, exist_ok=True)
         for name, array in ((IDS, self.ids), (ORDER, self.order), (KEYS, self.keys)):
-            np.save(os.path.join(folder, name), array)
+            with atomic_write(os.path.join(folder, name)) as file:
+                np.save(file, array)
         about = {"queries": len(self), "levels": self.levels, "codes": self.codes}
         write_json(os.path.join(folder, ABOUT), about, indent=1)
 

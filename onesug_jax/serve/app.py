@@ -32,6 +32,7 @@ from onesug_jax.serve import bodies
 from onesug_jax.serve.engine import Answer, Engine, Full, Late, NotReady
 from onesug_jax.serve.feedback import Busy, Conflict, Event, FeedbackStore, Unknown
 from onesug_jax.serve.guards import LOOPBACK, Gate, Limits, Recorder
+from onesug_jax.serve.live import LiveCounts
 from onesug_jax.serve.served import Ask, Served
 from onesug_jax.serve.server import ServerConfig
 
@@ -131,7 +132,8 @@ def make_app(
             engine.metrics.abandoned()
             return Response(status_code=_GONE)
         popular = engine.popular(ask) if body.compare else None
-        reply = _reply(body, ask, answer, popular, 1000 * (time.perf_counter() - began))
+        took = 1000 * (time.perf_counter() - began)
+        reply = _reply(body, ask, answer, popular, took, served.live)
         if config.log and config.log_text:
             say(f"typed {body.prefix!r} after {list(history)}: {answer.rung}")
         return JSONResponse(reply)
@@ -146,8 +148,10 @@ def make_app(
         if engine.ready:
             _profile_values(engine.served, body.profile)
         event = Event(**{**body.model_dump(), "query": body.query or "", "timestamp_ms": _now_ms()})
+        live = engine.served.live if engine.ready else None
         try:
-            stored = await asyncio.wrap_future(store.add(event))
+            counted = live is None or live.accept(event)
+            stored = await asyncio.wrap_future(store.add(event, counted))
         except Exception as error:
             engine.metrics.feedback(type(error).__name__.lower())
             raise
@@ -166,6 +170,8 @@ def make_app(
     async def forget(user_id: Annotated[bodies.KnownUser, Path()]):
         """Deletes all that is kept of a user, and overwrites it on the disk."""
         deleted = await asyncio.wrap_future(store.forget(user_id))
+        if engine.ready and engine.served.live is not None:
+            engine.served.live.forget(user_id)
         return {"user_id": user_id, "deleted": deleted}
 
     @app.get("/health")
@@ -255,7 +261,12 @@ def _newest_first(
 
 
 def _reply(
-    body: bodies.SuggestBody, ask: Ask, answer: Answer, popular: Answer | None, took: float
+    body: bodies.SuggestBody,
+    ask: Ask,
+    answer: Answer,
+    popular: Answer | None,
+    took: float,
+    live: LiveCounts | None,
 ) -> dict:
     listed = answer.listed
     reply = {
@@ -281,11 +292,24 @@ def _reply(
                 {"text": text, "worth": grade, "id": None if one is None else list(one)}
                 for text, grade, one in zip(listed.related, worth, ids, strict=True)
             ],
+            "now": None if live is None else _searches(live, listed.texts),
             "batch": answer.batch,
             "waited_ms": round(1000 * answer.waited, 2),
             "model_ms": round(1000 * answer.took, 2),
         }
     return reply
+
+
+def _searches(live: LiveCounts, texts: Sequence[str]) -> list[dict]:
+    """How often each suggestion is searched now, by half-life."""
+    return [
+        {"text": text, "searches": dict(zip(live.columns, map(_short, counts), strict=True))}
+        for text, counts in zip(texts, live.searches(texts).tolist(), strict=True)
+    ]
+
+
+def _short(count: float) -> float:
+    return round(count, 3)
 
 
 def _add_errors(app: FastAPI) -> None:

@@ -174,11 +174,19 @@ class Related(BaseModel):
     id: list[int] | None
 
 
+class Now(BaseModel):
+    """How often a suggestion is searched now: its searches, decayed at each half-life."""
+
+    text: str
+    searches: dict[str, float]
+
+
 class Why(BaseModel):
-    """What a list was made from."""
+    """What a list was made from; `now` is null where the service does not count."""
 
     history: list[str] = Field(description="The queries used, newest first.")
     related: list[Related]
+    now: list[Now] | None = None
     batch: int
     waited_ms: float
     model_ms: float

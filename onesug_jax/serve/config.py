@@ -25,7 +25,8 @@ class EngineConfig:
       lengths: input lengths that are compiled, as shares of the longest.
       nodes: sizes of the trees of candidates that are compiled; candidates that the largest does
         not hold are left out.
-      watch_seconds: how often to look for another version, and at the blocked terms.
+      watch_seconds: how often to look for another version, at the blocked terms, and at what people
+        search now.
     """
 
     max_batch: int = 8

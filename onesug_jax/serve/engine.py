@@ -26,6 +26,7 @@ from dataclasses import dataclass, replace
 from onesug_jax.errors import UserError, plain
 from onesug_jax.serve.config import EngineConfig
 from onesug_jax.serve.ladder import POPULAR, RUNGS, Pace, choose, in_time
+from onesug_jax.serve.live import poll_quietly
 from onesug_jax.serve.metrics import Metrics
 from onesug_jax.serve.served import Ask, Listed, Served
 
@@ -306,8 +307,11 @@ class Engine:
                 if not there and again:
                     self._swap(wanted)
                     failed = ""
-                if self._served is not None and self._served.read_terms():
-                    self._say("serve: blocked terms read again")
+                if self._served is not None:
+                    if self._served.read_terms():
+                        self._say("serve: blocked terms read again")
+                    if self._served.live is not None:
+                        poll_quietly(self._served.live)  # what this and other servers were sent
             except Exception as error:
                 failed, since = wanted, time.monotonic()
                 if self._served is None:
@@ -332,7 +336,9 @@ class Engine:
             collections.deque(steps, maxlen=0)
         if self._closed.is_set():
             return
-        self._served = served
+        before, self._served = self._served, served
+        if before is not None and before.live is not None:
+            before.live.close()
         took = time.monotonic() - began
         self.metrics.version(served.version, took)
         self._say(f"serve: version {served.version} is in use, ready after {took:.1f} s")

@@ -26,10 +26,12 @@ from concurrent.futures import Future
 from typing import Any
 
 from onesug_jax.errors import UserError
+from onesug_jax.logs.schema import request_level
+from onesug_jax.serve import journal
 from onesug_jax.serve.export import LISTS, OWN, export
 
 FOLDER, FILE = "feedback", "events.sqlite"  # in WORK_DIR
-_VERSION = 2  # 1 did not keep the ages of a history that the client had sent
+_VERSION = 3  # 1 had no ages of a history that the client had sent, 2 no journal of what counts
 _TABLES = f"""
 CREATE TABLE IF NOT EXISTS events (
   request_id TEXT PRIMARY KEY, user_id TEXT NOT NULL, session_id TEXT NOT NULL,
@@ -38,12 +40,14 @@ CREATE TABLE IF NOT EXISTS events (
   profile TEXT NOT NULL, history TEXT, history_minutes TEXT);
 CREATE INDEX IF NOT EXISTS by_user ON events (user_id, timestamp_ms);
 CREATE INDEX IF NOT EXISTS by_time ON events (timestamp_ms);
+{journal.TABLES}
 PRAGMA user_version = {_VERSION};
 """
 _DAY_MS = 86_400_000
 _TOGETHER = 256  # most events of one transaction
 _LOOKED_AT = 500  # latest events of a user that a history is taken from
 _PRUNE_SECONDS = 3600.0
+_ITEMS = ("clicked_items", "ordered_items")
 _END = None  # the last thing the writing thread is given
 
 
@@ -165,15 +169,16 @@ class FeedbackStore:
 
     # ------------------------------------------------------------------ writing
 
-    def add(self, event: Event) -> Future:
+    def add(self, event: Event, counted: bool = True) -> Future:
         """Writes an event; the Future holds "new", "more" or "same" once that is on the disk.
 
-        It fails with Conflict, Unknown, or sqlite3.Error where the disk does.
+        Unless `counted`, it is stored but not in the journal, so it moves no counts. The Future
+        fails with Conflict, Unknown, or sqlite3.Error where the disk does.
 
         Raises:
           Busy: too many events are waiting already.
         """
-        return self._ask(lambda connection: _put(connection, event))
+        return self._ask(lambda connection: _put(connection, event, counted))
 
     def forget(self, user_id: str) -> Future:
         """Deletes all events of a user; the Future holds how many, once they are overwritten."""
@@ -263,6 +268,10 @@ class FeedbackStore:
 
     # ------------------------------------------------------------------ reading
 
+    def reader(self) -> sqlite3.Connection:
+        """A connection of one's own, to read the journal with; whoever asked closes it."""
+        return self._connect()
+
     def history(self, user_id: str, most: int) -> dict[str, int]:
         """A user's latest distinct queries, newest first, and when each was searched, in
         milliseconds since 1970; none for the empty user_id.
@@ -304,13 +313,15 @@ def _brought_up(connection: sqlite3.Connection) -> int:
     version = connection.execute("PRAGMA user_version").fetchone()[0]
     if version == 1:
         connection.execute("ALTER TABLE events ADD COLUMN history_minutes TEXT")
+    if version in (1, 2):
+        journal.fill(connection)
         connection.execute(f"PRAGMA user_version = {_VERSION}")
         version = _VERSION
     connection.execute("COMMIT")
     return version
 
 
-def _put(connection: sqlite3.Connection, event: Event) -> str:
+def _put(connection: sqlite3.Connection, event: Event, counted: bool) -> str:
     """Adds an event, or what is new in it, inside a transaction: "new", "more" or "same"."""
     stored = connection.execute(
         "SELECT * FROM events WHERE request_id = ?", (event.request_id,)
@@ -326,24 +337,25 @@ def _put(connection: sqlite3.Connection, event: Event) -> str:
         names = ", ".join(row)
         places = ", ".join(f":{name}" for name in row)
         connection.execute(f"INSERT INTO events ({names}) VALUES ({places})", row)
+        if counted:
+            level = request_level(event.clicked_items, event.ordered_items)
+            journal.note(connection, event.request_id, 0, level)
         return "new"
     if stored["user_id"] != event.user_id:
         raise Conflict("user_id", "this request_id belongs to another user")
     if event.query and event.query != stored["query"]:
         raise Conflict("query", "this request_id is stored with another query")
-    changes = {}
-    for name in ("clicked_items", "ordered_items"):
-        before = json.loads(stored[name])
-        after = list(dict.fromkeys([*before, *getattr(event, name)]))
-        if after != before:
-            changes[name] = _json(after)
-    if not changes:
+    before = {name: json.loads(stored[name]) for name in _ITEMS}
+    after = {name: [*dict.fromkeys([*before[name], *getattr(event, name)])] for name in _ITEMS}
+    if after == before:
         return "same"
-    assignments = ", ".join(f"{name} = :{name}" for name in changes)
     connection.execute(
-        f"UPDATE events SET {assignments} WHERE request_id = :request_id",
-        {**changes, "request_id": event.request_id},
+        "UPDATE events SET clicked_items = ?, ordered_items = ? WHERE request_id = ?",
+        (*map(_json, after.values()), event.request_id),
     )
+    was, level = (request_level(*one.values()) for one in (before, after))
+    if counted and level > was:
+        journal.note(connection, event.request_id, was, level)
     return "more"
 
 

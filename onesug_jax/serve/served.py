@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import collections
 import itertools
+import math
 import os
 import threading
 import time
@@ -22,6 +23,7 @@ from onesug_jax.decode.shapes import Shapes
 from onesug_jax.decode.suggester import Suggester, Suggestion
 from onesug_jax.represent.related import RelatedQueries
 from onesug_jax.serve.ladder import POPULAR, Pace
+from onesug_jax.serve.live import LiveCounts
 from onesug_jax.tasks.features import Request, history_of, make_requests
 
 _STRANGE = "zx"  # no query, so that the text encoder is loaded for it
@@ -70,25 +72,26 @@ class Listed:
 
 
 class Recent:
-    """The values used last, at most `size` of them; safe for several threads."""
+    """The values used last, at most `size`, each for some seconds; safe for several threads."""
 
-    def __init__(self, size: int):
-        self._size = size
+    def __init__(self, size: int, seconds: float = math.inf):
+        self._size, self._seconds = size, seconds
         self._values: collections.OrderedDict[Hashable, Any] = collections.OrderedDict()
         self._lock = threading.Lock()
 
     def get(self, key: Hashable) -> Any:
         """The value, now the newest; None where there is none."""
         with self._lock:
-            value = self._values.get(key)
-            if value is not None:
-                self._values.move_to_end(key)
+            value, until = self._values.get(key, (None, 0.0))
+            if until < time.monotonic():
+                return None
+            self._values.move_to_end(key)
             return value
 
     def put(self, key: Hashable, value: Any) -> None:
         """Keeps a value; the one used longest ago makes room."""
         with self._lock:
-            self._values[key] = value
+            self._values[key] = value, time.monotonic() + self._seconds
             self._values.move_to_end(key)
             while len(self._values) > self._size:
                 self._values.popitem(last=False)
@@ -108,6 +111,7 @@ class Served:
       blocked: the file of terms that no suggestion may hold, which may change at any time, or None.
       least_count: how often a suggestion was searched at least.
       ids: number of a known query -> its semantic id; None where there are none.
+      live: what people search now; None: popularity is that of the log.
     """
 
     def __init__(
@@ -122,10 +126,13 @@ class Served:
         blocked: str | None = None,
         least_count: int = 0,
         ids: Callable[[int], tuple[int, ...]] | None = None,
+        live: LiveCounts | None = None,
     ):
+        self.live = live
         self.version, self.path = version, path
         self.suggester, self.known, self.profile = suggester, known, tuple(profile)
-        self.kept, self._lists, self._ids = Recent(lists), lists, ids
+        self._lists, self._ids = lists, ids
+        self.kept = self._no_lists()
         self._terms, self._stamp = (blocked, least_count), _stamp(blocked)
         self._shown = Filter.read(blocked, least_count)
         if suggester.shown != self._shown:  # the file changed while the model was being loaded
@@ -200,10 +207,10 @@ class Served:
         return Listed(tuple(texts), (None,) * len(texts))
 
     def _completed(self, prefix: str) -> list[str]:
-        completions, most = self.known.completions, self.longest
-        asked = most
+        complete = self.known.completions.complete if self.live is None else self.live.complete
+        asked = most = self.longest
         while True:  # however many of the most searched are hidden
-            texts = completions.complete(prefix, asked)
+            texts = complete(prefix, asked)
             passed = [texts[n] for n in np.flatnonzero(self._may_show(texts))]
             if len(passed) >= most or len(texts) < asked:
                 return passed[:most]
@@ -213,6 +220,8 @@ class Served:
         if self._shown == Filter():
             return np.ones(len(texts), bool)
         counts = np.array([self.known.completions.count(text) for text in texts], np.int64)
+        if self.live is not None and len(texts):
+            counts = np.maximum(counts, self.live.searches(texts).max(axis=1).astype(np.int64))
         return self._shown.of(texts, counts)
 
     def _listed(self, request: Request, suggestions: Sequence[Suggestion]) -> Listed:
@@ -241,8 +250,11 @@ class Served:
         shown = Filter.read(*self._terms)
         self.suggester.show(shown)
         self._shown = shown
-        self.kept = Recent(self._lists)  # lists still being made go to the one before
+        self.kept = self._no_lists()  # lists still being made go to the one before
         return True
+
+    def _no_lists(self) -> Recent:
+        return Recent(self._lists, math.inf if self.live is None else self.live.freshness)
 
 
 def _stamp(path: str | None) -> tuple | None:

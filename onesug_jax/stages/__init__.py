@@ -32,6 +32,7 @@ from onesug_jax.stages import compile as compiling
 # What can be configured: name -> where it stands. Imported only by stages that declare it.
 CONFIGURABLES = {
     "simulate": "onesug_jax.logs.simulate:simulate",
+    "Timeline": "onesug_jax.logs.simulate.timeline:Timeline",
     "ingest": "onesug_jax.logs.ingest:ingest",
     "mine": "onesug_jax.logs.mining:mine",
     "align": "onesug_jax.represent.alignment:align",
@@ -119,7 +120,7 @@ _ALL = (
         summary="make a simulated shop's suggestion log",
         run=log.simulate,
         folder="simulated",
-        configures=("simulate",),
+        configures=("simulate", "Timeline"),
         example="simulate --gin.WORK_DIR=work/shop --gin.simulate.requests=1_000_000",
     ),
     StageSpec(

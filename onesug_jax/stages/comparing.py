@@ -4,22 +4,23 @@ from __future__ import annotations
 
 import argparse
 import datetime
-import json
 import os
 from typing import TYPE_CHECKING
 
 from onesug_jax.files import require_files
 from onesug_jax.pipeline.spec import Context
-from onesug_jax.pipeline.workdir import Manifest, WorkDir
+from onesug_jax.pipeline.workdir import FOLDERS, Manifest, WorkDir
 from onesug_jax.stages import opened
+from onesug_jax.train.history import format_history
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
     import numpy as np
 
     from onesug_jax.evaluate.runs import Run
 
+_PLACES = {"align": "encoder", "quantize": "semantic_ids"}
 # What the cascade is trained from, as folders of a work directory.
 _BEFORE_CASCADE = ("simulated", "log", "mined", "encoder", "semantic_ids", "index", "ranking")
 
@@ -34,7 +35,10 @@ def compare(context: Context) -> None:
 
     folders = [*context.options.folders, *(context.options.run or ())]
     named = runs.names_of(folders or [context.work.path])
-    found = {name: [read(folder) for folder in seeds] for name, seeds in named.items()}
+    found = {
+        name: [read(folder, context.options.report) for folder in seeds]
+        for name, seeds in named.items()
+    }
     first = next(iter(found))
     weighed = {f"sft, orders^{kappa:g}": kappa for kappa in sorted(context.options.worth or ())}
     if weighed:
@@ -51,6 +55,37 @@ def compare(context: Context) -> None:
         print("\n" + runs.format_ahead(rows, base, orders))
         if context.options.plot:
             print("\n" + runs.plot_frontier(rows, base, orders, context.options.plot, weighed))
+    for line in [*_differing({n: seeds[0] for n, seeds in named.items()}), *_changed(named)]:
+        print(line)
+
+
+def _settings(folder: str) -> dict[str, object]:
+    """What the finished stages of a work directory were made with."""
+    made = [Manifest.read(os.path.join(folder, stage)) for stage in FOLDERS]
+    return {k: v for one in made if one and one.finished for k, v in one.settings.items()}
+
+
+def _differing(named: Mapping[str, str]) -> list[str]:
+    """The settings in which runs differ, a line each; [] for one run."""
+    settings = {name: _settings(folder) for name, folder in named.items()}
+    keys = sorted({key for one in settings.values() for key in one})
+    lines = []
+    for key in keys:
+        values = {name: repr(one[key]) for name, one in settings.items() if key in one}
+        if len(set(values.values())) > 1:
+            lines.append(f"  {key}: " + ", ".join(f"{v} in {name}" for name, v in values.items()))
+    return ["", "settings that differ:", *lines] if lines else []
+
+
+def _changed(named: Mapping[str, Sequence[str]]) -> list[str]:
+    """What changed while a run was trained, from its stages' histories."""
+    lines = []
+    for folder in (folder for seeds in named.values() for folder in seeds):
+        for stage in ("align", "quantize", "pretrain", "rwr"):
+            place = os.path.join(folder, _PLACES.get(stage, stage))
+            later = format_history(place)[1:]
+            lines += [f"  {os.path.basename(folder)} {stage}: {line}" for line in later]
+    return ["", "changed while training:", *lines] if lines else []
 
 
 def _worth(folder: str) -> Callable[[Sequence[str]], np.ndarray]:
@@ -69,10 +104,10 @@ def _worth(folder: str) -> Callable[[Sequence[str]], np.ndarray]:
     return lambda queries: shares[np.array([known.find(query) for query in queries], np.int64)]
 
 
-def read(folder: str) -> Run:
-    """The run of a work directory: its report, the minutes that its stages took (those of a stage
-    that was interrupted count from its last start), the size of the model in use; the same of the
-    cascade, whose size is its trees' splits and leaves.
+def read(folder: str, name: str = "dev") -> Run:
+    """The run of a work directory: its report NAME, the minutes that its stages took (an
+    interrupted one from its last start), the size of the model in use; the same of the cascade,
+    whose size is its trees' splits and leaves.
 
     Raises:
       UserError: nothing has been evaluated there.
@@ -81,8 +116,7 @@ def read(folder: str) -> Run:
     from onesug_jax.model.config import ModelConfig
 
     seconds, parameters = {}, None
-    stages = sorted(os.listdir(folder)) if os.path.isdir(folder) else []
-    for stage in stages:
+    for stage in FOLDERS:
         made = Manifest.read(os.path.join(folder, stage))
         if made is not None and made.finished:
             began, ended = map(datetime.datetime.fromisoformat, (made.started, made.finished))
@@ -90,16 +124,15 @@ def read(folder: str) -> Run:
     for stage in ("pretrain", "rwr"):
         path = os.path.join(folder, stage, opened.MODEL_FILE)
         if os.path.isfile(path):
-            with open(path, encoding="utf-8") as file:
-                parameters = ModelConfig(**json.load(file)["model"]).parameters()
+            parameters = ModelConfig(**opened.read(path)["model"]).parameters()
     rivals = {}
     if "cascade" in seconds:
         own = seconds.pop("cascade")
         before = sum(seconds.get(stage, 0) for stage in _BEFORE_CASCADE)
-        with open(os.path.join(folder, "cascade", cascade_training.REPORT), "rb") as file:
-            rivals["cascade"] = ((own + before) / 60, json.load(file).get("parameters"))
+        report = opened.read(os.path.join(folder, "cascade", cascade_training.REPORT))
+        rivals["cascade"] = ((own + before) / 60, report.get("parameters"))
     minutes = sum(seconds.values()) / 60 or None
-    return runs.read_run(folder, minutes=minutes, parameters=parameters, rivals=rivals)
+    return runs.read_run(folder, name, minutes=minutes, parameters=parameters, rivals=rivals)
 
 
 def flags(parser: argparse.ArgumentParser) -> None:
@@ -115,6 +148,9 @@ def flags(parser: argparse.ArgumentParser) -> None:
         metavar="KAPPA",
         help="show the first run's SFT lists too, weighed by each query's share of orders to the "
         "power of KAPPA; repeat",
+    )
+    parser.add_argument(
+        "--report", default="dev", metavar="NAME", help="which report of each (default: dev)"
     )
     parser.add_argument(
         "--plot", metavar="FILE.png", help="draw orders against all searches, relative to the first"

@@ -278,12 +278,11 @@ def check_evaluate(context: Context) -> None:
 def scored(context: Context) -> tuple[str, ...]:
     """What an evaluation reads: the model, the log, and a log of its own that the command names."""
     own = (context.log,) if _own_log(context) else ()
-    rival = (context.home.join("cascade", "ranker.txt"),)
-    rival = rival if opened.finished(context.home.cascade) else ()
-    model = opened.BUNDLED if context.work.path == context.home.path else ("*/*", "*/best/*/*/*")
-    stages = ("pretrain/model.json", "rwr/model.json")
-    stages = tuple(one for one in stages if os.path.exists(context.work.join(one)))
-    return (context.home.join("log/*.parquet"), *model, *stages, *rival, *own)
+    there = opened.finished(context.home.cascade)
+    rival = (context.home.join("cascade", "ranker.txt"),) if there else ()
+    bundled = context.work.path != context.home.path
+    model = ("*/*",) if bundled else (*opened.BUNDLED, "pretrain/model.json")
+    return (context.home.join("log/*.parquet"), *model, *rival, *own)
 
 
 def show_report(context: Context) -> None:

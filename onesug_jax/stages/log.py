@@ -9,7 +9,8 @@ from onesug_jax.pipeline.spec import Context
 
 def simulate(context: Context) -> None:
     """A simulated shop's log into WORK_DIR/simulated."""
-    context.configured("simulate")(out=context.work.simulated)
+    timeline = context.configured("Timeline")()
+    context.configured("simulate")(out=context.work.simulated, timeline=timeline)
 
 
 def ingest(context: Context) -> None:

@@ -9,6 +9,7 @@ import collections
 import os
 from typing import TYPE_CHECKING
 
+from onesug_jax.files import atomic_path
 from onesug_jax.pipeline.spec import Context
 from onesug_jax.stages import opened
 from onesug_jax.train import distributed
@@ -64,10 +65,15 @@ def quantize(context: Context) -> None:
 
 
 def _embed(encoder, texts, mined: str, enhancing, path: str) -> None:
-    """Writes the enhanced embeddings e_q* `[N, E]` of all texts to `path`, block by block."""
+    """Writes the enhanced embeddings e_q* `[N, E]` of all texts to `path`, block by block; those
+    of an interrupted run stay.
+    """
     import numpy as np
 
     from onesug_jax.represent.enhance import enhance
+
+    if os.path.exists(path):
+        return
 
     def table(name: str) -> np.memmap:
         shape = (len(texts), encoder.dimension)
@@ -79,11 +85,12 @@ def _embed(encoder, texts, mined: str, enhancing, path: str) -> None:
         own[start : start + block] = encoder.encode(texts[start : start + block])
         if start:
             print(f"embedded {start + block:,} of {len(texts):,} queries", flush=True)
-    out = table(path)
-    enhance(
-        own, *_alike(mined), lambda numbers: own[numbers].astype(np.float32), enhancing, out=out
-    )
-    out.flush()
+    with atomic_path(path) as part:
+        out = table(part)
+        enhance(
+            own, *_alike(mined), lambda numbers: own[numbers].astype(np.float32), enhancing, out=out
+        )
+        out.flush()
     os.remove(plain)
 
 

@@ -108,9 +108,9 @@ def update(
         if code:
             return code
         _check_kept(stage, served, new)
-    code = _judge(context, base, new, version, wanted, tolerance)
+    verdict = _judge(context, base, new, version, wanted, tolerance)
     _publish_finished(home, versions_retained)
-    return code
+    return verdict
 
 
 def check(context: Context) -> None:

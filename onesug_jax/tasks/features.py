@@ -25,6 +25,7 @@ import numpy as np
 
 from onesug_jax.errors import UserError
 from onesug_jax.logs.ages import grade
+from onesug_jax.logs.asof.items import Items
 from onesug_jax.tasks.vocabulary import Vocabulary
 
 _CACHED_TEXTS = 1 << 18  # queries and profile values repeat; about 100 MB when full
@@ -44,6 +45,7 @@ class Request:
       minutes: how long ago each query of the history was searched; none: just now.
       candidates: known queries that the list may be chosen from, related ones included; none:
         nobody asked for them. The model does not read them.
+      items: what was known as of the request's moment; None: nobody looked.
     """
 
     prefix: str
@@ -54,6 +56,7 @@ class Request:
     worth: Sequence[int] = ()
     minutes: Sequence[float] = ()
     candidates: Sequence[str] = field(default=(), compare=False)
+    items: Items | None = field(default=None, compare=False)
 
 
 class Context(Protocol):

@@ -17,6 +17,7 @@ Serving imports this file: no TensorFlow here.
 """
 
 import contextlib
+import functools
 import json
 import os
 from collections.abc import Mapping
@@ -121,7 +122,7 @@ class Checkpoints:
         damaged: dict[int, str] = {}
         for step in reversed(list_steps(self.folder / "checkpoints")):
             home = self.folder / "checkpoints" / str(step)
-            damage, meta = distributed.agreed(lambda home=home: _inspect(home))
+            damage, meta = distributed.agreed(functools.partial(_inspect, home))
             if not damage:
                 self._check_meta(home, meta)
                 try:

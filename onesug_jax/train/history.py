@@ -102,8 +102,8 @@ def describe(entry: Mapping[str, Any], when: str = "") -> str:
         f"{name} {_shown(new)}" if not entry["step"] else f"{name} {_shown(old)} -> {_shown(new)}"
         for name, (old, new) in entry["changes"].items()
     ]
-    parts += [entry["note"]] if entry.get("note") else []
-    return f"from step {entry['step']} on{f' ({when})' if when else ''}: {', '.join(parts)}"
+    said = "; ".join(text for text in (", ".join(parts), entry.get("note")) if text)
+    return f"from step {entry['step']} on{f' ({when})' if when else ''}: {said}"
 
 
 def _content(entry: Mapping[str, Any]) -> tuple[Any, ...]:

@@ -90,8 +90,8 @@ def fit(
       folder: checkpoints, `metrics.jsonl`, `history.jsonl`, `tensorboard/`, and `best/` where
         `best_metric` is given.
       identity: what makes a trained state the same, as JSON values: the model's configuration,
-        fingerprints of the vocabulary and of the examples. `stage.name` is always part of it.
-        Checkpoints of another identity are refused.
+        fingerprints of the vocabulary and of the examples. Checkpoints of another one are refused.
+        "stage" is part of it: `stage.name`, or the name by which the command line knows it.
       settings: what else to note in the history, as JSON values; all of it may change between runs.
         `fit`'s own arguments and those of `make_optimizer` are noted without it.
       accumulation: microbatches a batch is worked off in.
@@ -121,8 +121,8 @@ def fit(
         "mesh": dict(mesh.shape),
         "processes": jax.process_count(),
     }
-    often = {"log_every": log_every, "checkpoint_every": checkpoint_every, "keep": keep}
-    check_fit(name, **plan, **often, profile_steps=profile_steps)
+    rhythm = {"log_every": log_every, "checkpoint_every": checkpoint_every, "keep": keep}
+    check_fit(name, **plan | rhythm, profile_steps=profile_steps)
     meshes.batch_part(mesh)  # raises where a process would hold parts that are not neighbours
     like = abstract_state(stage, optimizer, mesh)
     train_step = make_train_step(stage, optimizer, mesh, shardings_of(like), accumulation, seed)

@@ -37,7 +37,7 @@ class Window:
     A metric with another named `<metric>/count` beside it is divided by that one instead of by the
     number of steps, and left out where the count is 0.
 
-    Adds in the order of the steps, and goes on from the sums a checkpoint kept, so a resumed run
+    Adds in the order of the steps, and goes on from the sums a checkpoint holds, so a resumed run
     reports the very numbers of one that never stopped. Reads the device only when asked.
     """
 
@@ -212,17 +212,17 @@ class Report:
 
 
 def _lines_until(path: epath.Path, step: int) -> bytes:
-    """The whole lines of steps up to `step`; a kill may have left more, and half a one."""
+    """The complete lines of steps up to `step`; a kill may have left more, and half a line."""
     if step == 0 or not path.exists():
         return b""
-    kept = []
+    lines = []
     for line in path.read_bytes().splitlines(keepends=True):
         try:
             if line.endswith(b"\n") and json.loads(line)["step"] <= step:
-                kept.append(line)
+                lines.append(line)
         except (ValueError, KeyError, TypeError):
             continue
-    return b"".join(kept)
+    return b"".join(lines)
 
 
 def _duration(seconds: float) -> str:

@@ -58,5 +58,5 @@ def writing(folder: str | os.PathLike) -> Iterator[None]:
     except OSError as error:
         raise UserError(
             f"{os.fspath(folder)}: the reports could not be written: {error}. Make room or repair "
-            "the folder, then give the same command again; checkpoints are whole."
+            "the folder, then give the same command again; checkpoints are complete."
         ) from error

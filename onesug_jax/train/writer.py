@@ -107,7 +107,7 @@ class BackgroundWriter:
             home = self._folder / series
             raise UserError(
                 f"{home}: checkpoint of step {self._step.get(series)} could not be written: "
-                f"{first_line(error)} ({_free(home)}). Checkpoints kept: "
+                f"{first_line(error)} ({_free(home)}). Complete checkpoints: "
                 f"{list_steps(home) or 'none'}. Make room or repair the folder, then give the "
                 "same command again."
             ) from error

@@ -110,3 +110,32 @@ def test_kuaisearch_from_its_demo_files(project_root, tmp_path):
         pytest.skip("the demo files of KuaiSearch are not in ../shared/data/kuaisearch_demo")
     told = run(project_root, "kuaisearch", demo, tmp_path / "work")
     assert "HR@16" in told and "MRR@16" in told
+
+
+def test_mistakes_of_clicks_are_named(project_root, tmp_path):
+    missing = launched(project_root, "clicks", str(tmp_path / "none.csv"))
+    assert missing.returncode == 2 and "none.csv: no such file or folder" in missing.stderr
+    assert "bash launch/clicks.sh searches.csv" in missing.stderr
+    assert launched(project_root, "clicks").returncode == 2
+    assert launched(project_root, "clicks", "a", "b").returncode == 2
+    assert launched(project_root, "clicks", "--wrok", "x").returncode == 2
+    assert launched(project_root, "clicks", "--help").returncode == 0
+
+
+@pytest.mark.slow
+def test_clicks_from_a_csv_to_its_metrics(project_root, tmp_path):
+    terms = ["hook rail", "hook", "kitchen scale", "kite", "garden hose", "garden gnome"]
+    lines = ["visitor,searched_at,search_term,sku"]
+    lines += [
+        f"v{i % 40},{1_700_000_000 + 3_000 * i},{terms[i * 5 % 6]},i{i % 3}" for i in range(300)
+    ]
+    path = tmp_path / "searches.csv"
+    path.write_text("\n".join(lines) + "\n")
+    words = [str(path), "--work", str(tmp_path / "work")]
+    words += [f"--gin.{name}={value}" for name, value in TINY.items()]
+    done = launched(project_root, "clicks", *words)
+    assert done.returncode == 0, done.stderr + done.stdout
+    assert (
+        "clicks: user 'visitor', time 'searched_at', query 'search_term', item 'sku'" in done.stdout
+    )
+    assert "MRR@16" in done.stdout and "type and see" in done.stdout

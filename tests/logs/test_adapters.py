@@ -11,9 +11,9 @@ import pytest
 
 from onesug_jax.errors import UserError
 from onesug_jax.logs.adapters import choose_adapter, make_adapters, read_onesug_sample
+from onesug_jax.logs.find import find_files
 from onesug_jax.logs.history import with_history
 from onesug_jax.logs.ingest import ingest
-from onesug_jax.logs.readers import find_files
 from onesug_jax.logs.schema import LOG_SCHEMA, Level, request_level
 
 

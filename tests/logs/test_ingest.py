@@ -1,8 +1,10 @@
 """Ingest: every row kept or set aside with its reason, splits, and errors that say what to mend."""
 
 import csv
+import errno
 import gzip
 import json
+import os
 import pathlib
 import random
 
@@ -11,8 +13,9 @@ import pyarrow.parquet as pq
 import pytest
 
 from onesug_jax.errors import UserError
-from onesug_jax.logs.ingest import DUPLICATE, ingest
+from onesug_jax.logs.ingest import ingest
 from onesug_jax.logs.schema import LOG_SCHEMA, REQUIRED, normalise_prefix, normalise_query
+from onesug_jax.logs.sift import DUPLICATE
 
 DAY = 86_400_000
 START = 1_750_000_000_000
@@ -377,13 +380,85 @@ def test_a_log_shorter_than_dev_says_so(tmp_path, out):
     path = write_parquet(tmp_path / "log.parquet", log(10))
     with pytest.raises(UserError, match=r"spans 0\.9 days .* leave nothing to train on"):
         ingest(path, out)
-    seconds = [row(number, timestamp_ms=START // 1000 + number * 86_400) for number in range(10)]
-    path = write_parquet(tmp_path / "seconds.parquet", seconds)
-    with pytest.raises(UserError, match="milliseconds, not seconds"):
-        ingest(path, out)
+
+
+# Times
+
+
+def test_rows_of_the_future_and_of_long_ago_leave_the_split_alone(tmp_path, out, capsys):
+    rows = log(100)
+    ingest(write_jsonl(tmp_path / "good.jsonl", rows), out, dev_days=2, test_days=1)
+    expected = {split: rows_of(out, split) for split in ("train", "dev", "test")}
+    odd = [4_070_908_800_000, 86_400_000, START - 4_000 * DAY]  # 2099, 1970, 2014
+    odd = [row(900 + at, timestamp_ms=stamp) for at, stamp in enumerate(odd)]
+    path = write_jsonl(tmp_path / "log.jsonl", [odd[0], *rows, *odd[1:]])
+    capsys.readouterr()
+    report = ingest(path, out, dev_days=2, test_days=1)
+    assert {split: rows_of(out, split) for split in expected} == expected
+    assert report.rows == 103 and report.set_aside == 3
+    reasons = {one["row"]: one["reason"] for one in aside(out)}
+    assert reasons[1] == "implausible time: after ingest.latest, in the future"
+    assert reasons[102] == "implausible time: before ingest.earliest"
+    assert reasons[103].startswith("implausible time: far away from all other rows")
+    said = capsys.readouterr().out
+    assert "in the future" in said and "far away" in said
+    assert "splits by time; dev from 2025-06-22" in said and "; test from 2025-06-24" in said
+    with pytest.raises(UserError, match="3 of 103 rows"):
+        ingest(path, out, max_bad_share=0)
+
+
+@pytest.mark.parametrize("unit", [1e-3, 1e3, 1e6])
+@pytest.mark.parametrize("write", [write_jsonl, write_csv])
+def test_times_in_another_unit_are_converted_and_said(tmp_path, out, capsys, unit, write):
+    rows = [row(at, timestamp_ms=int(START + at * 8_640_000) // 1000 * 1000) for at in range(50)]
+    other = [{**one, "timestamp_ms": round(one["timestamp_ms"] * unit)} for one in rows]
+    path = write(tmp_path / ("log.jsonl" if write is write_jsonl else "log.csv"), other)
+    assert ingest(path, out, dev_days=0).set_aside == 0
+    assert [one["timestamp_ms"] for one in rows_of(out)] == [one["timestamp_ms"] for one in rows]
+    assert "times converted to milliseconds: 50 in " in capsys.readouterr().out
+
+
+def test_the_plausible_range_is_a_setting(tmp_path, out):
+    rows = [row(at, timestamp_ms=1_000 * at) for at in range(9)]
+    path = write_jsonl(tmp_path / "log.jsonl", rows)
+    with pytest.raises(UserError, match="all 9 rows were set aside|9 of 9 rows"):
+        ingest(path, out, dev_days=0)
+    assert ingest(path, out, dev_days=0, earliest="1970-01-01").kept == 9
+    with pytest.raises(UserError, match="ingest.latest='soon'"):
+        ingest(path, out, latest="soon")
 
 
 # Mistakes in files, flags and columns
+
+
+def test_a_full_disk_is_a_sentence(tmp_path, out, monkeypatch):
+    def full(*args, **kwargs):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    path = write_parquet(tmp_path / "log.parquet", log(30))
+    monkeypatch.setattr(pq.ParquetWriter, "write_table", full)
+    with pytest.raises(UserError, match="out: writing there failed: No space left.*free some"):
+        ingest(path, out)
+    assert files_in(out) == ["set_aside.jsonl"]
+    monkeypatch.undo()
+    monkeypatch.setattr(os, "replace", full)
+    with pytest.raises(UserError, match="out: writing there failed"):
+        ingest(path, out)
+
+
+def test_brackets_in_paths_are_only_letters(tmp_path):
+    folder = tmp_path / "a [b]*"
+    folder.mkdir()
+    write_parquet(folder / "log [1].parquet", log(30))
+    assert ingest(str(folder), str(tmp_path / "out [2]"), dev_days=0).kept == 30
+
+
+def test_advice_never_renames_a_column_that_is_right(tmp_path, out):
+    with pytest.raises(UserError) as stopped:
+        ingest(write_jsonl(tmp_path / "log.jsonl", without("ordered_items")), out)
+    assert "Rename" not in str(stopped.value) and "Add column 'ordered_items'" in str(stopped.value)
+    with pytest.raises(UserError, match="Rename column 'QUERY' to 'query'"):
+        ingest(write_jsonl(tmp_path / "log.jsonl", without(None, query="QUERY")), out)
 
 
 def without(column, **renamed):
@@ -509,7 +584,13 @@ def test_keys_that_are_data_do_not_become_a_thousand_profile_columns(tmp_path, o
 
 def test_a_small_memory_limit_only_means_more_disk(tmp_path, out):
     rows = [
-        row(number, query=f"query {number}", shown=[], clicked_position=None)
+        row(
+            number,
+            timestamp_ms=START + number * 60_000,
+            query=f"query {number}",
+            shown=[],
+            clicked_position=None,
+        )
         for number in range(30_000)
     ]
     random.Random(0).shuffle(rows)

@@ -1,4 +1,4 @@
-"""A toy road of three stages and a model that is "trained" in files: fast enough to be killed often.
+"""A toy road of three stages and a model "trained" in files: fast enough to be killed often.
 
 `collect` writes a log, `tidy` cleans it, `teach` trains: its state is a chain of hashes over the
 log, one link a step, saved after each step. `suggest` answers with the state of the model in use.
@@ -98,6 +98,7 @@ def install(monkeypatch) -> None:
     monkeypatch.setattr(main, "STAGES", {spec.name: spec for spec in SPECS})
     for name in ("collect", "tidy", "teach"):
         monkeypatch.setitem(stages.CONFIGURABLES, name, f"tests.pipeline.shop:{name}")
+    main.read_config()  # imports what the defaults configure, once for all children
 
 
 def run_in_child(words: list[str], kill_at: int | None = None) -> tuple[int, str]:

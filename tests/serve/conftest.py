@@ -70,6 +70,7 @@ class Pretended:
         self.batches = []  # (rung, asks)
         self.terms = []  # what `read_terms` does next
         self.fails = None
+        self.live = None
 
     def prepare(self, modes, shapes, pace, stop):
         yield

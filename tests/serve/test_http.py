@@ -264,7 +264,7 @@ def test_a_user_is_forgotten_on_request(client):
 def test_a_store_that_cannot_write_is_busy_not_broken(client, monkeypatch):
     here = client()
 
-    def fail(event):
+    def fail(event, counted):
         raise sqlite3.OperationalError("disk I/O error at /secret/place")
 
     monkeypatch.setattr(here.store, "add", fail)

@@ -99,6 +99,17 @@ def test_the_one_used_longest_ago_makes_room():
     assert len(kept) == 2
 
 
+def test_values_are_of_use_for_some_seconds(monkeypatch):
+    now = [100.0]
+    monkeypatch.setattr("onesug_jax.serve.served.time.monotonic", lambda: now[0])
+    kept = Recent(2, seconds=60.0)
+    kept.put("a", 1)
+    now[0] += 59
+    assert kept.get("a") == 1
+    now[0] += 2
+    assert kept.get("a") is None
+
+
 def test_terms_that_change_while_the_model_is_loaded_are_in_force(tiny, tmp_path):
     path = tmp_path / "blocked.txt"
     path.write_text("lantern\n", encoding="utf-8")

@@ -260,7 +260,7 @@ def test_users_mistakes_say_what_to_do(tmp_path, folder):
         ({"batch_size": 9, "process_count": 2}, "multiple of the 2 host"),
         ({"process_index": 2, "process_count": 2}, "process_index: expected 0 to 1"),
         ({"mixture": {"shop_query": 0}}, "rates above 0"),
-        ({"mixture": {"shop_nothing": 1}}, "no examples of task 'shop_nothing'"),
+        ({"mixture": {"shop_nothing": 1}}, "task 'shop_nothing'.*no such file"),
         ({"split": "dev"}, "split 'dev'"),
         ({"seed": -1}, "seed: expected 0"),
         ({"buckets": (0, 1)}, "buckets"),

@@ -82,7 +82,7 @@ def start(tmp_path):
 
 
 def logged(folder):
-    """Steps in metrics.jsonl, as far as whole lines tell."""
+    """Steps in metrics.jsonl, of its complete lines."""
     path = folder / "metrics.jsonl"
     lines = path.read_text().split("\n")[:-1] if path.exists() else []
     return [row["step"] for row in map(json.loads, lines) if row["kind"] == "train"]
@@ -113,7 +113,7 @@ def test_killed_runs_go_on_with_the_same_bits(start, toy, tmp_path):
     assert process.wait() == -signal.SIGKILL
     assert saved_steps(pieces) and logged(pieces)[-1] < STEPS
 
-    process = start(pieces)  # told to stop: saves first
+    process = start(pieces)  # asked to stop: saves first
     wait_for(process, lambda: logged(pieces)[-1:] >= [23])
     process.send_signal(signal.SIGTERM)
     out, _ = process.communicate(timeout=300)
@@ -128,16 +128,16 @@ def test_killed_runs_go_on_with_the_same_bits(start, toy, tmp_path):
         assert toy.same_bits(load_params(pieces / part), load_params(whole / part))
 
 
-def test_a_full_disk_is_told_and_leaves_whole_checkpoints(start, toy, tmp_path):
+def test_a_full_disk_is_named_and_leaves_whole_checkpoints(start, toy, tmp_path):
     process = start(tmp_path / "full", full_from=9)
     out, _ = process.communicate(timeout=300)
     assert process.returncode == 2, out
     saved = saved_steps(tmp_path / "full")
     # The checkpoint writer's threads may add traces of their own, before or after our message.
-    told = next(line for line in out.splitlines() if "could not be written" in line)
-    assert "Make room" in told
+    line = next(x for x in out.splitlines() if "could not be written" in x)
+    assert "Make room" in line
     # Whichever file met the limit first, the checkpoint or metrics.jsonl, the message says so.
-    assert f"Checkpoints kept: {saved}" in told or "checkpoints are whole" in told
+    assert f"Complete checkpoints: {saved}" in line or "checkpoints are complete" in line
     assert 0 < saved[-1] < STEPS
     for step in saved:
         load_params(tmp_path / "full" / "checkpoints" / str(step))

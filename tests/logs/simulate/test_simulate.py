@@ -6,6 +6,7 @@ against the same re-ranked by a user's earlier searches, or by what was ordered.
 
 import gzip
 import math
+import os
 from collections import Counter, defaultdict
 
 import numpy as np
@@ -13,9 +14,10 @@ import pyarrow.parquet as pq
 import pytest
 
 from onesug_jax.errors import UserError
-from onesug_jax.logs import catalogue, schema
+from onesug_jax.logs import schema
 from onesug_jax.logs.completion import CompletionIndex
-from onesug_jax.logs.simulate import simulate
+from onesug_jax.logs.readers import find_files
+from onesug_jax.logs.simulate import catalogue, simulate
 
 DAY = 86_400_000
 
@@ -40,9 +42,21 @@ def reciprocal_rank(texts, truth):
 def test_same_seed_same_bytes_and_another_seed_another_log(tmp_path):
     for folder, seed in (("a", 3), ("b", 3), ("c", 4)):
         simulate(str(tmp_path / folder), requests=3000, days=6, seed=seed, test_days=1)
-    for split in ("train", "dev", "test"):
-        a, b, c = ((tmp_path / folder / f"{split}.parquet").read_bytes() for folder in "abc")
+    for name in ("train", "dev", "test", "_ceiling"):
+        a, b, c = ((tmp_path / folder / f"{name}.parquet").read_bytes() for folder in "abc")
         assert a == b != c
+
+
+def test_files_of_an_earlier_log_do_not_stay(tmp_path):
+    simulate(str(tmp_path), requests=500, days=6, test_days=1)
+    simulate(str(tmp_path), requests=500, days=6, ceiling=False)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["dev.parquet", "train.parquet"]
+
+
+def test_the_best_lists_are_no_part_of_the_log(tmp_path):
+    simulate(str(tmp_path), requests=500, days=6)
+    names = [os.path.basename(source.path) for source in find_files(str(tmp_path))]
+    assert names == ["dev.parquet", "train.parquet"]
 
 
 def test_rows_are_in_the_schema_and_already_normalised(shop):
@@ -162,7 +176,7 @@ def boosted(candidates, counts, history):
 
 
 def test_history_matters(rows):
-    """What the quickstart promises of a model has room: a hand-made boost already gains 12 %."""
+    """A hand-made boost by a user's own searches gains 4 % on most popular of train."""
     train, dev = rows
     counts = Counter(r["query"] for r in train)
     index = CompletionIndex.from_counts(list(counts), list(counts.values()))
@@ -178,7 +192,7 @@ def test_history_matters(rows):
             texts = boosted(candidates, counts, histories[user][-10:])
             ranks.append(reciprocal_rank(texts, row["query"]))
         histories[row["user_id"]].append(row["query"])
-    assert np.mean(personal) > 1.12 * np.mean(popular)
+    assert np.mean(personal) > 1.04 * np.mean(popular)
     # It is one's own history that helps, not anybody's.
     assert np.mean(stranger) < np.mean(popular)
 
@@ -267,7 +281,7 @@ def test_the_catalogue_is_large_clean_and_its_words_are_found_in_its_queries(lan
         ({"days": 2}, "days.*more than the 2"),
         ({"requests": 100, "users": 200}, "users.*100.*found 200"),
         ({"language": "fr"}, "language.*en, zh.*'fr'"),
-        ({"requests": 3, "users": 2, "days": 20}, "no row for"),
+        ({"requests": 2, "users": 2, "days": 20, "test_days": 1}, "no row for"),
         ({"queries": "absent.txt"}, "absent.txt"),
     ],
 )

@@ -1,7 +1,7 @@
-"""What the simulated shop sells: queries with words, shelves, popularity and worth, as arrays.
+"""What the simulated shop sells: queries with words, shelves, popularity and appeal, as arrays.
 
-Built from the built-in catalogue or from any list of queries. `logs.simulate` lets people loose in
-it.
+Built from the built-in catalogue or from any list of queries. Nothing here depends on time:
+`timeline` moves the popularity, `searches` draws from it.
 """
 
 from __future__ import annotations
@@ -16,7 +16,8 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from onesug_jax.errors import UserError
-from onesug_jax.logs import catalogue, schema
+from onesug_jax.logs import schema
+from onesug_jax.logs.simulate import catalogue
 
 _MAX_WORDS = 6
 _MAX_SHELVES = 60
@@ -27,7 +28,11 @@ _AFTER_HEAD = frozenset("for with without in of from to para de con sin und mit 
 
 @dataclass
 class World:
-    """Q queries made of `words` different words, on `shelves` shelves; both are groups of them."""
+    """Q queries made of `words` different words, on `shelves` shelves.
+
+    Groups of queries are numbered: first one for each word (the queries that hold it), then one for
+    each shelf, then `everything`. A query has no word twice.
+    """
 
     queries: list[str]
     words_of: np.ndarray  # [Q, W] word numbers, padded with -1
@@ -35,7 +40,6 @@ class World:
     words: int
     shelves: int
     popularity: np.ndarray  # [Q] sums to 1
-    drift: np.ndarray  # [days, Q] log-odds added to popularity on a day
     appeal: np.ndarray  # [Q] log-odds of a click on an item
     intent: np.ndarray  # [Q] log-odds of an order after it
     leaning: np.ndarray  # [3, words] log-odds of a word by gender (F, M, unknown)
@@ -44,36 +48,42 @@ class World:
     characters: np.ndarray = field(init=False)  # [Q]
     wide: np.ndarray = field(init=False)  # [Q] bool: written without spaces, in large alphabets
     rarity: np.ndarray = field(init=False)  # [words] - log of the share of queries that hold it
+    member: np.ndarray = field(init=False)  # [M] queries, one group after the other
+    ends: np.ndarray = field(init=False)  # [groups + 1] where each group begins in `member`
 
     def __post_init__(self):
+        size = len(self.queries)
         present = self.words_of >= 0
         self.length = present.sum(1)
         self.query_leaning = (self.leaning[:, self.words_of] * present).sum(2)
         self.characters = np.array([len(text) for text in self.queries])
         self.wide = np.array([_is_wide(text) for text in self.queries])
         query, column = np.nonzero(present)
-        group = np.concatenate([self.words_of[query, column], self.words + self.shelf])
-        member = np.concatenate([query, np.arange(len(self.queries))])
-        order = np.lexsort((member, group))
-        size = np.bincount(group, minlength=self.words + self.shelves)
-        self.rarity = -np.log(np.maximum(size[: self.words], 1) / len(self.queries))
-        self._member = member[order]
-        self._ends = np.concatenate([[0], np.cumsum(size)])
-        self._mass = np.concatenate([[0.0], np.cumsum(self.popularity[member[order]])])
+        shelf = self.words + self.shelf
+        group = np.concatenate([self.words_of[query, column], shelf, [self.everything] * size])
+        member = np.concatenate([query, np.arange(size), np.arange(size)])
+        sizes = np.bincount(group, minlength=self.everything + 1)
+        self.rarity = -np.log(np.maximum(sizes[: self.words], 1) / size)
+        self.member = member[np.lexsort((member, group))]
+        self.ends = np.concatenate([[0], np.cumsum(sizes)])
 
-    def draw(self, rng: np.random.Generator, group: np.ndarray, tried: int) -> np.ndarray:
-        """`tried` queries of each row's group by popularity, with repeats: [N] -> [N, tried]."""
-        first, last = self._ends[group], self._ends[group + 1]
-        low, high = self._mass[first], self._mass[last]
-        at = low[:, None] + rng.random((len(group), tried)) * (high - low)[:, None]
-        found = np.searchsorted(self._mass, at, side="right") - 1
-        return self._member[np.clip(found, first[:, None], last[:, None] - 1)]
+    @property
+    def everything(self) -> int:
+        """Number of the group of all queries."""
+        return self.words + self.shelves
+
+    def members(self, group: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """All queries of each of N groups: (place in `group` [E], query [E]), E members in all."""
+        size = self.ends[group + 1] - self.ends[group]
+        owner = np.repeat(np.arange(len(group)), size)
+        within = np.arange(len(owner)) - np.repeat(np.cumsum(size) - size, size)
+        return owner, self.member[np.repeat(self.ends[group], size) + within]
 
 
 def build_world(
-    rng: np.random.Generator, *, queries: str | None, language: str, distinct: int, days: int
+    rng: np.random.Generator, *, queries: str | None, language: str, distinct: int
 ) -> World:
-    """The shop for `days` days: up to `distinct` queries of the catalogue or the file `queries`.
+    """The shop: up to `distinct` queries of the catalogue or of the file `queries`.
 
     Raises UserError for an unknown language or a file that cannot be read or holds too few queries.
     """
@@ -81,9 +91,9 @@ def build_world(
     texts, parts, shelves, lean = source
     texts, parts, shelves, rank = _choose(rng, texts, parts, shelves, distinct)
     vocabulary: dict[str, int] = {}
-    words_of = np.full((len(texts), _MAX_WORDS), -1, np.int64)
+    words_of = np.full((len(texts), _MAX_WORDS), -1, np.int32)
     for row, words in enumerate(parts):
-        for column, word in enumerate(words[:_MAX_WORDS]):
+        for column, word in enumerate(list(dict.fromkeys(words))[:_MAX_WORDS]):
             words_of[row, column] = vocabulary.setdefault(word, len(vocabulary))
     names = {name: number for number, name in enumerate(sorted(set(shelves)))}
     shelf = np.array([names[name] for name in shelves])
@@ -92,19 +102,14 @@ def build_world(
     for word, gender in lean.items():
         if word in vocabulary:
             leaning[:, vocabulary[word]] = (1.0, -2.0, 0.0) if gender == "F" else (-2.0, 1.0, 0.0)
-    popularity = (rank + 6.0) ** -0.95
-    # Interest wanders from day to day; a few queries have their week.
-    drift = np.cumsum(rng.normal(0, 0.12, (days, size)), axis=0).astype(np.float32)
-    fashion = np.flatnonzero(rng.random(size) < 0.03)
-    middle = rng.uniform(0, days, len(fashion))
-    drift[:, fashion] += 2.0 * np.exp(-(((np.arange(days)[:, None] - middle) / 3.0) ** 2))
+    popularity = (rank + 6.0) ** -1.0
     present = words_of >= 0
-    worth = rng.normal(0, 0.6, len(vocabulary))
+    value = rng.normal(0, 0.6, len(vocabulary))
     extra = present.sum(1) - present.sum(1).mean()
-    intent = rng.normal(0, 1.4, size) + (worth[words_of] * present).sum(1) + 0.3 * extra
+    intent = rng.normal(0, 1.4, size) + (value[words_of] * present).sum(1) + 0.3 * extra
     appeal = rng.normal(0, 0.7, size) - 0.1 * extra
     return World(
-        texts, words_of, shelf, len(vocabulary), len(names), popularity / popularity.sum(), drift,
+        texts, words_of, shelf, len(vocabulary), len(names), popularity / popularity.sum(),
         appeal, intent + rng.normal(0, 0.5, len(names))[shelf], leaning,
     )  # fmt: skip
 
@@ -173,7 +178,7 @@ def _is_wide(text: str) -> bool:
 
 
 def _pieces(text: str) -> list[str]:
-    """Words; where a language writes none apart, every two neighbouring characters."""
+    """Words; where a language writes without spaces, every two neighbouring characters."""
     if not _is_wide(text):
         return text.split()
     compact = text.replace(" ", "")

@@ -1,0 +1,1 @@
+"""Statistics as of a request's own moment: counts, histories, candidates; one pass through time."""

@@ -1,0 +1,129 @@
+"""Settings of the as-of statistics, and how a freshness is written.
+
+A statistic is as of a *moment*: the request's time minus `freshness`. It is what a log that ends
+just before that moment gives.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+
+from onesug_jax.errors import UserError
+
+MINUTE_MS, HOUR_MS, DAY_MS = 60_000, 3_600_000, 86_400_000
+_UNITS = {"ms": 1, "s": 1000, "m": MINUTE_MS, "h": HOUR_MS, "d": DAY_MS}
+
+
+@dataclasses.dataclass(frozen=True)
+class AsOfConfig:
+    """How statistics as of a request are counted, and how its candidates are found.
+
+    Attributes:
+      half_lives_days: of the decayed counts of a query's searches; None: no decay.
+      pair_half_lives_days: the same of the searches of a query after a prefix.
+      freshness_ms: how long after its time a search is visible to others.
+      history_freshness_ms: how long after its time a search is in its own user's history; None: as
+        `freshness_ms`. The default is 0, because people refine a search within a minute, and a
+        service has what a user did at once.
+      conversion_delay_ms: how long after its search an order or item click is visible. A log does
+        not say when an order came; one that comes within this time gives a service the same counts.
+      candidates: most candidates of a request, C.
+      history: the latest queries of a user, H; those of them that exist are in the arrays.
+      weights: of the decayed counts, for the order of candidates.
+      own: candidates that may come from the user's history, however rarely they are searched.
+      around: candidates that may come from the search around the prefix's vector.
+      few: typing mistakes are corrected where fewer queries complete the prefix.
+      breadth: at least so many, and at most twice as many, completions of a prefix are looked at.
+      most_pairs: most (prefix, query) pairs in memory; the least counted quarter makes room.
+      most_users: most users whose histories are in memory; the one seen longest ago makes room.
+      min_users: different visitors that must have searched a query for it to exist.
+    """
+
+    half_lives_days: tuple[float | None, ...] = (None, 14.0, 3.0, 17 / 24, 0.1)
+    pair_half_lives_days: tuple[float | None, ...] = (None, 3.0)
+    freshness_ms: float = MINUTE_MS
+    history_freshness_ms: float | None = 0
+    conversion_delay_ms: float = HOUR_MS
+    candidates: int = 64
+    history: int = 40
+    weights: tuple[float, ...] = (0.05, 1.0, 2.0, 0.0, 0.0)
+    own: int = 8
+    around: int = 8
+    few: int = 1
+    breadth: int = 4096
+    most_pairs: int = 1 << 20
+    most_users: int = 1 << 20
+    min_users: int = 1
+
+    def __post_init__(self):
+        for name in ("half_lives_days", "pair_half_lives_days", "weights"):
+            object.__setattr__(self, name, tuple(getattr(self, name)))
+        half_lives = (*self.half_lives_days, *self.pair_half_lives_days)
+        if not self.half_lives_days or any(h is not None and not h > 0 for h in half_lives):
+            raise UserError(
+                "AsOfConfig: expected half-lives above 0 days, or None for no decay, and at least "
+                f"one of a query's searches; found half_lives_days={self.half_lives_days}, "
+                f"pair_half_lives_days={self.pair_half_lives_days}."
+            )
+        if len(self.weights) != len(self.half_lives_days) or not sum(self.weights) > 0:
+            raise UserError(
+                "AsOfConfig.weights: expected a number from 0 up, not all 0, for each of "
+                f"half_lives_days={self.half_lives_days}; found {self.weights}."
+            )
+        times = (self.freshness_ms, self.conversion_delay_ms, self.history_freshness_ms or 0)
+        if not all(0 <= time < math.inf for time in times):
+            raise UserError(
+                "AsOfConfig: expected freshness_ms, history_freshness_ms and conversion_delay_ms "
+                f"of 0 or more milliseconds; found {times}."
+            )
+        least = dict(
+            candidates=1, history=0, own=0, around=0, few=0, breadth=1, most_pairs=1, most_users=1
+        )
+        for name, lowest in {**least, "min_users": 1}.items():
+            if getattr(self, name) < lowest:
+                raise UserError(
+                    f"AsOfConfig.{name} = {getattr(self, name)}: expected {lowest} or more."
+                )
+
+    @property
+    def columns(self) -> tuple[str, ...]:
+        """Names of the K columns of `Items.candidate_counts`."""
+        return (
+            *(f"searches_{_name(h)}" for h in self.half_lives_days),
+            *("orders", "item_clicks"),
+            *(f"pair_{_name(h)}" for h in self.pair_half_lives_days),
+        )
+
+    @property
+    def width(self) -> int:
+        """The number of columns K."""
+        return len(self.half_lives_days) + 2 + len(self.pair_half_lives_days)
+
+
+DEFAULT = AsOfConfig()
+
+
+def _name(half_life: float | None) -> str:
+    return "all" if half_life is None else f"{half_life:.3g}d"
+
+
+def duration_ms(text: str | float) -> float:
+    """Milliseconds of a duration: "90s", "1m", "6h", "1d", "inf", or a number of milliseconds.
+
+    Raises:
+      UserError: it is none of these.
+    """
+    written = str(text).strip()
+    number = written.rstrip("dhms")
+    unit = written[len(number) :] or "ms"
+    try:
+        value = float(number) * _UNITS[unit]
+    except (ValueError, KeyError):
+        value = math.nan
+    if not value >= 0:
+        raise UserError(
+            f"freshness {text!r}: expected a duration such as 90s, 1m, 6h, 1d or inf, or a number "
+            "of milliseconds"
+        )
+    return value

@@ -1,0 +1,72 @@
+"""Exponentially decayed counts at several half-lives, exact in one pass.
+
+A count at time t is the sum over its events of 2^(-(t - event's time) / half-life). What is stored
+is that sum at a fixed reference time, so an event is one addition and nothing decays by hand:
+
+    stored   = sum over events of 2^((event - reference) / half-life)
+    count(t) = stored * 2^((reference - t) / half-life)
+
+The reference moves along a fixed grid as time goes on, so that no stored number overflows, and two
+passes over the same events store the same numbers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from onesug_jax.logs.asof.config import DAY_MS
+
+_HALVINGS = 256  # of the shortest half-life between two references
+
+
+class DecayedCounts:
+    """Counts of rows 0, 1, .. at K half-lives; rows that nothing was added to count 0.
+
+    Args:
+      half_lives_days: K half-lives; None: no decay.
+      rows: how many rows there is room for at first; more are made room for by doubling.
+
+    Attributes:
+      stored: [capacity, K] float64, as above.
+    """
+
+    def __init__(self, half_lives_days: Sequence[float | None], rows: int = 1024):
+        self.half_lives_days = tuple(half_lives_days)
+        periods = [DAY_MS * h for h in self.half_lives_days if h is not None]
+        self._rates = np.array(
+            [0.0 if h is None else 1 / (DAY_MS * h) for h in self.half_lives_days]
+        )
+        self._period = _HALVINGS * min(periods) if periods else None
+        self.reference = 0.0
+        self.stored = np.zeros((max(rows, 1), len(self._rates)))
+
+    def reserve(self, rows: int) -> None:
+        """Makes room for `rows` rows."""
+        size = len(self.stored)
+        if rows > size:
+            more = np.zeros((max(rows, 2 * size) - size, self.stored.shape[1]))
+            self.stored = np.concatenate([self.stored, more])
+
+    def add(self, row: int, time_ms: int) -> None:
+        """Counts an event of that time in an existing row."""
+        self._refer(time_ms)
+        self.stored[row] += np.exp2((time_ms - self.reference) * self._rates)
+
+    def _refer(self, time_ms: int) -> None:
+        """Moves the reference to the last point of the grid before `time_ms`; never back."""
+        if self._period is None or time_ms - self.reference < self._period:
+            return
+        reference = time_ms // self._period * self._period
+        if self.reference:
+            self.stored *= np.exp2((self.reference - reference) * self._rates)
+        self.reference = reference
+
+    def factors(self, time_ms: float) -> np.ndarray:
+        """[K], by which `stored` is multiplied to be the counts at that time."""
+        return np.exp2((self.reference - time_ms) * self._rates)
+
+    def at(self, rows: np.ndarray | slice, time_ms: float) -> np.ndarray:
+        """The counts [n, K] of rows at that time."""
+        return self.stored[rows] * self.factors(time_ms)

@@ -1,0 +1,87 @@
+"""Which queries exist: those that enough different visitors have searched.
+
+What few people searched may be a secret of theirs, and is often a typing mistake. So a query
+becomes a candidate, and gets a number if it has none, once `min_users` visitors have searched it.
+Visitors are remembered as hashes, and only until then.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+
+import numpy as np
+
+_WAITING = 65_536  # most texts without a number; the one that has waited longest makes room
+
+
+@dataclasses.dataclass
+class Waited:
+    """What happened to a text before it had a number: visitors' hashes, (time, prefix) of each
+    search, orders and item clicks.
+    """
+
+    visitors: set[int] = dataclasses.field(default_factory=set)
+    searches: list[tuple[int, str]] = dataclasses.field(default_factory=list)
+    conversions: list[int] = dataclasses.field(default_factory=lambda: [0, 0])
+
+
+class Existence:
+    """Which of the numbers 0 .. N - 1 exist, and which texts without a number wait to.
+
+    Args:
+      size: N; none of them exists at first.
+      min_users: different visitors that make a query exist.
+
+    Attributes:
+      exists: [capacity] bool.
+      waiting: texts without a number.
+    """
+
+    def __init__(self, size: int, min_users: int):
+        self._min_users = min_users
+        self.exists = np.zeros(max(size, 1024), bool)
+        self.visitors: dict[int, set[int]] = {}  # of numbers that do not exist yet
+        self.waiting: dict[str, Waited] = {}
+
+    def of_number(self, number: int, visitor: str) -> None:
+        """Takes note of a search of the query of that number."""
+        if self.exists[number]:
+            return
+        if self._min_users > 1:
+            seen = self.visitors.setdefault(number, set())
+            seen.add(_hash(visitor))
+            if len(seen) < self._min_users:
+                return
+            del self.visitors[number]
+        self.exists[number] = True
+
+    def of_text(self, text: str, visitor: str, time_ms: int, prefix: str) -> Waited | None:
+        """Takes note of a search of a text without a number; what happened to it by now, where it
+        begins to exist, else None.
+        """
+        waited = self.waiting.pop(text, None) or Waited()
+        waited.visitors.add(_hash(visitor))
+        waited.searches.append((time_ms, prefix))
+        if len(waited.visitors) >= self._min_users:
+            return waited
+        if len(self.waiting) >= _WAITING:
+            del self.waiting[next(iter(self.waiting))]
+        self.waiting[text] = waited
+        return None
+
+    def converted(self, text: str, added: tuple[bool, bool]) -> None:
+        """Takes note of an order or item click of a text without a number."""
+        waited = self.waiting.get(text)
+        if waited is not None:
+            waited.conversions = [a + b for a, b in zip(waited.conversions, added, strict=True)]
+
+    def reserve(self, size: int) -> None:
+        """Makes room for `size` numbers."""
+        if size > len(self.exists):
+            more = np.zeros(max(size, 2 * len(self.exists)) - len(self.exists), bool)
+            self.exists = np.concatenate([self.exists, more])
+
+
+def _hash(visitor: str) -> int:
+    return int.from_bytes(hashlib.blake2b(visitor.encode(), digest_size=8).digest(), "big")

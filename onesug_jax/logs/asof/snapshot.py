@@ -1,0 +1,120 @@
+"""The as-of state on disk: what a service goes on counting from.
+
+Histories are left out: they are personal, and a service has its own. Visitors of queries that do
+not exist yet are hashes.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+
+from onesug_jax.errors import UserError
+from onesug_jax.files import atomic_write, require_files, write_json
+from onesug_jax.logs.asof.config import DEFAULT, AsOfConfig
+from onesug_jax.logs.asof.existence import Waited
+from onesug_jax.logs.asof.state import AsOf
+
+FORMAT = 1
+_TEXTS, _ARRAYS, _ABOUT = "asof.json", "asof.npz", "asof_settings.json"
+
+
+def save(state: AsOf, folder: str) -> None:
+    """Writes the counts into `folder`; all that was observed is made visible first."""
+    state.settle()
+    os.makedirs(folder, exist_ok=True)
+    size = len(state)
+    prefixes, pairs = state.pairs.to_arrays()
+    arrays: dict[str, Any] = {
+        **pairs,
+        "stored": state.searches.stored[:size],
+        "reference": np.array(state.searches.reference),
+        "conversions": state.conversions[:size],
+        "exists": state.existence.exists[:size],
+    }
+    existence = state.existence
+    texts = {
+        "queries": state.completions.queries,
+        "prefixes": prefixes,
+        "visitors": {str(number): list(seen) for number, seen in existence.visitors.items()},
+        "waiting": {
+            text: [list(one.visitors), one.searches, one.conversions]
+            for text, one in existence.waiting.items()
+        },
+    }
+    with atomic_write(os.path.join(folder, _ARRAYS)) as file:
+        np.savez(file, allow_pickle=False, **arrays)
+    write_json(os.path.join(folder, _TEXTS), texts, indent=0)
+    about = {
+        "format": FORMAT,
+        "latest_ms": state.latest_ms,
+        "first": state.first,
+        "half_lives_days": state.config.half_lives_days,
+        "pair_half_lives_days": state.config.pair_half_lives_days,
+    }
+    write_json(os.path.join(folder, _ABOUT), about)
+
+
+def load(
+    folder: str,
+    config: AsOfConfig = DEFAULT,
+    *,
+    spare: int = 65_536,
+    around: Callable[[str], Sequence[int]] | None = None,
+) -> AsOf:
+    """The state that `save` wrote, with settings that may differ in all but half-lives.
+
+    Raises:
+      UserError: files are missing or damaged, or counted at other half-lives.
+    """
+    paths = [os.path.join(folder, name) for name in (_ABOUT, _TEXTS, _ARRAYS)]
+    require_files(paths, "saved as-of counts", "make them again")
+    try:
+        about = _read_json(paths[0])
+        if about["format"] != FORMAT:
+            raise ValueError(f"format {about['format']}, expected {FORMAT}")
+        for name in ("half_lives_days", "pair_half_lives_days"):
+            if tuple(about[name]) != getattr(config, name):
+                raise UserError(
+                    f"{folder}: counted at {name}={tuple(about[name])}, but "
+                    f"AsOfConfig.{name}={getattr(config, name)}; set these, or count again"
+                )
+        texts = _read_json(paths[1])
+        with np.load(paths[2], allow_pickle=False) as file:
+            arrays = dict(file)
+        queries, first = texts["queries"], about["first"]
+        state = AsOf(queries[:first], config, spare=spare, around=around)
+        state.append_all(queries[first:])
+        size = len(queries)
+        for target, name in (
+            (state.searches.stored, "stored"),
+            (state.conversions, "conversions"),
+            (state.existence.exists, "exists"),
+        ):
+            if len(arrays[name]) != size:
+                raise ValueError(f"{len(arrays[name])} rows of {name} for {size} queries")
+            target[:size] = arrays[name]
+        state.searches.reference = float(arrays["reference"])
+        state.pairs.from_arrays(texts["prefixes"], arrays)
+        visitors = {int(number): set(seen) for number, seen in texts["visitors"].items()}
+        state.existence.visitors = visitors
+        state.existence.waiting = {
+            text: Waited(set(seen), [(t, p) for t, p in searches], conversions)
+            for text, (seen, searches, conversions) in texts["waiting"].items()
+        }
+        state.latest_ms = about["latest_ms"]
+        state.make_wide()
+    except (KeyError, ValueError, OSError, TypeError) as error:
+        raise UserError(
+            f"{folder}: the as-of counts are damaged ({error}); make them again"
+        ) from error
+    return state
+
+
+def _read_json(path: str) -> Any:
+    with open(path, encoding="utf-8") as file:
+        return json.load(file)

@@ -1,0 +1,343 @@
+"""What is known at a moment: one state machine for training, evaluation and service.
+
+Searches are observed as they happen and become visible `freshness` later; a request sees what is
+visible at its time. So a served request and the training row made of it later are equal:
+
+    observe(search) .. observe(search), request(..) -> Items, observe(what came of it), request(..)
+
+`request` finds candidates without ranking them: completions of the prefix, the most searched as of
+the moment; what a mistyped prefix may have meant; the user's own queries; and what a search around
+the prefix's vector finds (`around`, from outside). Choosing among them is the model's work.
+"""
+
+from __future__ import annotations
+
+import functools
+import heapq
+import itertools
+from collections.abc import Callable, Sequence
+
+import numpy as np
+
+from onesug_jax.logs.asof.completions import Completions, WidePrefixes, best
+from onesug_jax.logs.asof.config import DEFAULT, MINUTE_MS, AsOfConfig
+from onesug_jax.logs.asof.counts import DecayedCounts
+from onesug_jax.logs.asof.existence import Existence
+from onesug_jax.logs.asof.histories import Histories
+from onesug_jax.logs.asof.items import Items, clock, log_counts
+from onesug_jax.logs.asof.pairs import PairCounts
+from onesug_jax.logs.schema import Level
+from onesug_jax.logs.typos import Corrections
+
+_CORRECTED = 1 << 16  # mistyped prefixes whose corrections are cached
+
+
+class AsOf:
+    """Counts, histories and candidates as of a moment that only moves forward.
+
+    Args:
+      queries: distinct texts in code point order; their places are their numbers. They need not
+        exist yet: a query exists once `min_users` different visitors have searched it.
+      config: half-lives, freshness, sizes.
+      spare: most queries that get a number later, from N on, in the order in which they come to
+        exist.
+      around: prefix -> numbers of queries near it; those that exist become candidates.
+
+    Attributes:
+      moment: statistics are of what happened before it, milliseconds since 1970.
+      completions: all texts by number.
+      latest_ms: time of the latest search that was observed; 0: none was.
+      first: how many queries had a number at the start, N.
+      refused: searches of queries that found no spare number.
+    """
+
+    def __init__(
+        self,
+        queries: Sequence[str],
+        config: AsOfConfig = DEFAULT,
+        *,
+        spare: int = 65_536,
+        around: Callable[[str], Sequence[int]] | None = None,
+    ):
+        self.config, self.around = config, around
+        self.completions = Completions(queries)
+        self._number = {text: number for number, text in enumerate(queries)}
+        self.first, self._most = len(queries), len(queries) + spare
+        self.searches = DecayedCounts(config.half_lives_days, len(queries))
+        self.conversions = np.zeros((len(self.searches.stored), 2))  # orders, item clicks
+        self.existence = Existence(len(queries), config.min_users)
+        self.pairs = PairCounts(config.pair_half_lives_days, config.most_pairs)
+        self.histories = Histories(config.history, config.most_users)
+        self._weights = np.array(config.weights)
+        self._correct_by(len(queries))
+        self.moment, self._frozen = -np.inf, np.inf
+        self.latest_ms = self.refused = 0
+        self.make_wide()
+        self._order = itertools.count()
+        self._searched: list[tuple] = []  # heaps by time: what is not visible yet
+        self._converted: list[tuple] = []
+        self._remembered: list[tuple] = []
+
+    # ------------------------------------------------------------------ what happens
+
+    def observe(
+        self,
+        time_ms: int,
+        user: str,
+        prefix: str,
+        query: str,
+        level: Level = Level.CLICK,
+        visitor: str | None = None,
+    ) -> None:
+        """Takes note of a search and what came of it; nothing of it is visible yet.
+
+        Args:
+          time_ms: when; of events of one time none sees another.
+          user: whose history it enters; "": nobody's.
+          prefix, query: what was typed and what was searched, normalised.
+          level: what is known of it by now; `convert` adds to it.
+          visitor: who counts as one of `min_users`; None: the user.
+        """
+        self.latest_ms = max(self.latest_ms, time_ms)
+        order = next(self._order)
+        who = user if visitor is None else visitor
+        heapq.heappush(self._searched, (time_ms, order, prefix, query, who))
+        if user:
+            heapq.heappush(self._remembered, (time_ms, order, user, query))
+        if level > Level.CLICK:
+            self.convert(time_ms, query, level)
+
+    def convert(self, time_ms: int, query: str, level: Level, before: Level = Level.CLICK) -> None:
+        """Takes note of an order or item click that followed the search of `time_ms`.
+
+        An order counts as an item click too, so that what comes later only adds; `before` is the
+        level that was noted already.
+        """
+        added = (
+            before < Level.ORDER <= level,
+            before < Level.ITEM_CLICK <= level,
+        )
+        if any(added):
+            heapq.heappush(self._converted, (time_ms, next(self._order), query, added))
+
+    def freeze(self, moment_ms: int) -> None:
+        """From now on nothing of that moment or later becomes visible: what a model that is never
+        updated knows. Histories go on, unless they follow `freshness`.
+        """
+        self._frozen = moment_ms
+
+    def forget(self, user: str) -> None:
+        """Removes a user's history; counts are of all users and stay."""
+        self.histories.forget(user)
+        self._remembered = [one for one in self._remembered if one[2] != user]
+        heapq.heapify(self._remembered)
+
+    def at(self, time_ms: float) -> None:
+        """Makes visible what a request of that time sees."""
+        config = self.config
+        frozen = self._frozen
+        self.moment = max(self.moment, min(time_ms - config.freshness_ms, frozen))
+        while self._searched and self._searched[0][0] < self.moment:
+            time, _, prefix, query, who = heapq.heappop(self._searched)
+            self._count(time, prefix, query, who)
+        delay = max(config.conversion_delay_ms, config.freshness_ms)
+        until = min(time_ms - delay, frozen)
+        while self._converted and self._converted[0][0] < until:
+            _, _, query, added = heapq.heappop(self._converted)
+            number = self._number.get(query)
+            if number is not None:
+                self.conversions[number] += added
+            else:
+                self.existence.converted(query, added)
+        own = config.history_freshness_ms
+        until = self.moment if own is None else time_ms - own
+        while self._remembered and self._remembered[0][0] < until:
+            time, _, user, query = heapq.heappop(self._remembered)
+            self.histories.add(user, query, time)
+
+    def settle(self) -> None:
+        """Makes all that was observed visible; the moment is that after the latest search."""
+        config = self.config
+        delays = (config.freshness_ms, config.conversion_delay_ms, config.history_freshness_ms or 0)
+        self.at(self.latest_ms + max(delays) + 1)
+
+    def _count(self, time_ms: int, prefix: str, query: str, visitor: str) -> None:
+        number = self._number.get(query)
+        if number is None:
+            waited = self.existence.of_text(query, visitor, time_ms, prefix)
+            if waited is None:
+                return
+            if len(self.completions.queries) >= self._most:
+                self.refused += 1
+                return
+            number = self._append(query)
+            self.existence.exists[number] = True
+            for time, before in waited.searches:
+                self._add(number, time, before)
+            self.conversions[number] = waited.conversions
+        else:
+            self.existence.of_number(number, visitor)
+            self._add(number, time_ms, prefix)
+        if self.existence.exists[number]:
+            self._wide.searched(query, number, time_ms)
+
+    def _add(self, number: int, time_ms: int, prefix: str) -> None:
+        self.searches.add(number, time_ms)
+        self.pairs.add(prefix, number, time_ms)
+
+    def _append(self, query: str) -> int:
+        """Gives a text that begins to exist the next number."""
+        number = self.completions.add(query)
+        self._number[query] = number
+        self.searches.reserve(number + 1)
+        size = len(self.searches.stored)
+        if size > len(self.conversions):
+            more = np.zeros((size - len(self.conversions), 2))
+            self.conversions = np.concatenate([self.conversions, more])
+        self.existence.reserve(number + 1)
+        if number >= 2 * self._letters_of:
+            self._correct_by(number)
+        self._meant.cache_clear()
+        return number
+
+    def append_all(self, queries: Sequence[str]) -> None:
+        """Gives texts that have no number the next ones, without making them exist."""
+        for query in queries:
+            self._append(query)
+
+    def make_wide(self) -> None:
+        """Begins anew to list the most counted completions of prefixes of very many."""
+        self._wide = WidePrefixes(self.completions, self.config.breadth, self._mixture)
+        for number in np.flatnonzero(self.existence.exists).tolist() if self._wide else ():
+            self._wide.searched(self.text(number), number, self.latest_ms)
+
+    def _correct_by(self, size: int) -> None:
+        """Corrections try the letters of the first `size` queries."""
+        self._meant = functools.lru_cache(_CORRECTED)(Corrections(self.completions).near)
+        self._letters_of = max(size, 1)
+
+    # ------------------------------------------------------------------ what is known
+
+    def __len__(self) -> int:
+        return len(self.completions.queries)
+
+    def number(self, text: str) -> int:
+        """The number of a query, -1 if it has none."""
+        return self._number.get(text, -1)
+
+    def text(self, number: int) -> str:
+        """The query of that number."""
+        return self.completions.queries[number]
+
+    def exists(self, number: int) -> bool:
+        """Whether enough visitors have searched the query of that number; False for -1."""
+        return number >= 0 and bool(self.existence.exists[number])
+
+    def counts(self, numbers: np.ndarray) -> np.ndarray:
+        """The decayed counts of searches [n, half-lives] as of the moment."""
+        return self.searches.at(numbers, self.moment)
+
+    def complete(self, prefix: str, k: int, column: int | None = None) -> np.ndarray:
+        """Numbers [at most k] of the completions that are searched most as of the moment.
+
+        `column`: by which of the half-lives; None: by the mixture `AsOfConfig.weights`.
+        """
+        weights = self._weights
+        if column is not None:
+            weights = np.eye(len(weights))[column]
+        return self._complete(prefix, k, weights)
+
+    def request(
+        self,
+        prefix: str,
+        user: str,
+        time_ms: int,
+        history: tuple[Sequence[str], Sequence[float]] | None = None,
+    ) -> Items:
+        """What is known of a request of that time.
+
+        Args:
+          prefix: what stands in the box, normalised.
+          user: whose history is used; "": nobody's.
+          time_ms: when; a time before one that was asked already sees what that one saw.
+          history: queries, newest first, and how many minutes ago each was searched; None: what was
+            observed of the user. Ages of 0 where there are fewer.
+        """
+        self.at(time_ms)
+        config = self.config
+        if history is None:
+            past_queries, times = self.histories.of(user)
+            history = past_queries, [(time_ms - time) / MINUTE_MS for time in times]
+        texts, minutes = history
+        past = np.zeros(config.history, np.int32)
+        ages = np.zeros(config.history, np.float32)
+        own: list[int] = []
+        exists, number_of = self.existence.exists, self._number
+        for place, text in enumerate(texts[: config.history]):
+            number = number_of.get(text, -1)
+            if number >= 0 and exists[number]:
+                past[len(own)] = number + 1
+                ages[len(own)] = minutes[place] if place < len(minutes) else 0.0
+                own.append(number)
+        numbers = self._candidates(prefix, own)
+        size = len(numbers)
+        candidates = np.zeros(config.candidates, np.int32)
+        candidates[:size] = numbers + 1
+        counts = np.zeros((config.candidates, config.width), np.float32)
+        if size:
+            found = (
+                self.searches.at(numbers, self.moment),
+                self.conversions[numbers],
+                self.pairs.at(prefix, numbers.tolist(), self.moment),
+            )
+            counts[:size] = log_counts(np.concatenate(found, axis=1))
+        return Items(candidates, counts, past, ages, clock(time_ms))
+
+    # ------------------------------------------------------------------ candidates
+
+    def _candidates(self, prefix: str, own: Sequence[int]) -> np.ndarray:
+        """Numbers [at most C], without repeats, of the candidates of a prefix."""
+        config = self.config
+        numbers = self._complete(prefix, config.candidates, self._weights)
+        if len(numbers) < config.few:
+            numbers = np.concatenate([numbers, self._mistyped(prefix, numbers)])
+            numbers = numbers[: config.candidates]
+        queries, exists = self.completions.queries, self.existence.exists
+        more = [n for n in own if queries[n].startswith(prefix)][: config.own]
+        if self.around is not None:
+            around = (int(n) for n in self.around(prefix) if exists[n])
+            more += itertools.islice(around, config.around)
+        if not more:
+            return numbers
+        best_first = numbers.tolist()
+        head = best_first[: max(config.candidates - config.own - config.around, 0)]
+        chosen = dict.fromkeys((*head, *more, *best_first))
+        return np.array(list(chosen)[: config.candidates], np.int64)
+
+    def _complete(self, prefix: str, k: int, weights: np.ndarray) -> np.ndarray:
+        """Numbers [at most k] of existing completions, most counted first."""
+        index: np.ndarray | slice | None = self._wide.numbers(prefix)
+        if index is None:
+            index = self.completions.numbers(prefix)
+        counts = self.searches.stored[index] @ (weights * self.searches.factors(self.moment))
+        chosen = best(counts * self.existence.exists[index], k)
+        return chosen + index.start if isinstance(index, slice) else index[chosen]
+
+    def _mixture(self, numbers: np.ndarray, time_ms: float) -> np.ndarray:
+        """How much queries [n] count at that time: the mixture of their decayed counts."""
+        return self.searches.at(numbers, time_ms) @ self._weights
+
+    def _mistyped(self, prefix: str, taken: np.ndarray) -> np.ndarray:
+        """Numbers of what starts with what may have been meant, likely slips of frequent queries
+        first, without those that are `taken`.
+        """
+        scores: dict[int, float] = {}
+        for meant, share in self._meant(prefix).items():
+            numbers = self._complete(meant, self.config.candidates, self._weights)
+            counts = self._mixture(numbers, self.moment).tolist()
+            for number, score in zip(numbers.tolist(), counts, strict=True):
+                scores[number] = max(scores.get(number, 0.0), share * score)
+        for number in taken.tolist():
+            scores.pop(number, None)
+        ranked = sorted(scores, key=lambda number: (-scores[number], number))
+        return np.array(ranked, np.int64)

@@ -1,0 +1,146 @@
+"""Which columns of a log describe the person: the profile, that is input of the model.
+
+Columns that the user names are taken. Without that, columns of few values are, and each is printed
+with their number. A column that gives the searched query away is never taken: the model would learn
+to read the answer off its input.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import duckdb
+
+from onesug_jax.errors import UserError
+from onesug_jax.logs.database import named
+
+MOST_VALUES = 256
+SAMPLE_ROWS = 50_000
+FEW_ROWS = 20  # too few to tell anything from
+
+# A prediction of the query (or of the value) is better than that of the commonest by this share of
+# what is left, where one gives the other away.
+_EXPLAINED = 0.8
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What was found of one column: the number of its values, and why it is no profile column."""
+
+    name: str
+    values: int
+    reason: str = ""
+    leaks: bool = False  # it gives the query away
+
+
+def choose_profile(
+    database: duckdb.DuckDBPyConnection, names: Sequence[str], wanted: Sequence[str] | None
+) -> list[Verdict]:
+    """A verdict on each column of view `log`; with `wanted` only leaks are refused.
+
+    Raises:
+      UserError: a wanted column is not there, or gives the query away.
+    """
+    lacking = [name for name in wanted or () if name not in names]
+    if lacking:
+        raise UserError(
+            f"ingest.profile: the log has no column {lacking[0]!r}; it has "
+            f"{', '.join(sorted(names)) or 'none beside those of the schema'}."
+        )
+    judged = [name for name in names if wanted is None or name in wanted]
+    if not judged:
+        return []
+    [(rows,)] = database.execute("SELECT count(*) FROM log").fetchall()
+    columns = ", ".join(f"trim({named(name)}) AS c{at}" for at, name in enumerate(judged))
+    database.execute(
+        "CREATE OR REPLACE TEMP TABLE sampled AS SELECT user_id, session_id, query, "
+        f"{columns} FROM log WHERE hash(request_id) % {max(1, -(-rows // SAMPLE_ROWS))} = 0"
+    )
+    verdicts = [_judge(database, name, f"c{at}") for at, name in enumerate(judged)]
+    database.execute("DROP TABLE sampled")
+    if wanted is not None:
+        for verdict in verdicts:
+            if verdict.leaks:
+                raise UserError(
+                    f"ingest.profile: column {verdict.name!r} {verdict.reason}, so the model would "
+                    "read the answer off its input. Leave it out of ingest.profile."
+                )
+        return [Verdict(verdict.name, verdict.values) for verdict in verdicts]
+    return verdicts
+
+
+def _judge(database: duckdb.DuckDBPyConnection, name: str, column: str) -> Verdict:
+    [(values,)] = database.execute(
+        f"SELECT approx_count_distinct({named(name)}) FROM log WHERE {named(name)} <> ''"
+    ).fetchall()
+    if values < 4 * MOST_VALUES:
+        [(values,)] = database.execute(
+            f"SELECT count(DISTINCT {named(name)}) FROM log WHERE {named(name)} <> ''"
+        ).fetchall()
+    database.execute(
+        f"CREATE OR REPLACE TEMP VIEW judged AS SELECT user_id, session_id, query, {column} AS "
+        f"value, trim(regexp_replace(lower({column}), '\\s+', ' ', 'g')) AS folded "
+        f"FROM sampled WHERE {column} <> ''"
+    )
+    [(rows, distinct, repeats, holds, ids, decimals, dates)] = database.execute(
+        """SELECT count(*), count(DISTINCT value), avg((folded = query)::INT),
+             avg((length(query) > 1 AND contains(folded, query))::INT),
+             avg((value = user_id OR value = session_id)::INT),
+             avg(regexp_full_match(value, '[-+]?\\d*[.,]\\d+')::INT),
+             avg(regexp_matches(value, '^\\d{4}-\\d\\d-\\d\\d|^\\d\\d?[./]\\d\\d?[./]\\d{4}')::INT)
+           FROM judged"""
+    ).fetchall()
+    if rows < FEW_ROWS:
+        return Verdict(name, values)
+    # A single query in the whole log is no answer that could be given away.
+    [(queries,)] = database.execute("SELECT count(DISTINCT query) FROM judged").fetchall()
+    if queries > 1:
+        if repeats > 0.5:
+            return Verdict(name, values, "repeats the query", leaks=True)
+        if holds > 0.5:
+            return Verdict(name, values, "holds the text of the query", leaks=True)
+        if _explained(database, "value", "query") > 0.9:
+            return Verdict(name, values, "tells the query", leaks=True)
+        if distinct > 1 and _explained(database, "query", "value", users=True) > 0.9:
+            return Verdict(name, values, "follows from the query", leaks=True)
+    reason = ""
+    if ids > 0.9:
+        reason = "repeats user_id or session_id"
+    elif distinct > 0.9 * rows or (distinct > 50 and distinct > 0.5 * rows):
+        reason = "has nearly a value of its own in every row (ids, free text, prices)"
+    elif values > MOST_VALUES:
+        reason = f"has more than {MOST_VALUES} values (ids, free text, prices)"
+    elif distinct > FEW_ROWS and decimals > 0.5:
+        reason = "holds decimal numbers (prices)"
+    elif distinct > 1 and dates > 0.5:
+        reason = "holds dates"
+    return Verdict(name, values, reason)
+
+
+def _explained(
+    database: duckdb.DuckDBPyConnection, of: str, what: str, *, users: bool = False
+) -> float:
+    """How far `of` tells `what`, 0 to 1: the share of rows that it predicts right, beyond guessing.
+
+    Predicted is what the other rows with the same value most often hold, so a value that stands
+    once predicts nothing. `users`: counts each person once per pair, and only what several share.
+    """
+    pairs = "SELECT query, value FROM judged"
+    if users:
+        pairs = (
+            "SELECT DISTINCT user_id, query, value FROM judged WHERE user_id <> '' QUALIFY "
+            "count(*) OVER (PARTITION BY query) > 1"
+        )
+    [(rows, right, commonest)] = database.execute(
+        f"""WITH pairs AS ({pairs}),
+            counts AS (SELECT {of} AS a, {what} AS b, count(*) AS n FROM pairs GROUP BY ALL)
+          SELECT (SELECT sum(n) FROM counts),
+            (SELECT sum(CASE WHEN most > 1 THEN most ELSE 0 END)
+               FROM (SELECT max(n) AS most FROM counts GROUP BY a)),
+            (SELECT max(n) FROM (SELECT sum(n) AS n FROM counts GROUP BY b))"""
+    ).fetchall()
+    if not rows or rows < FEW_ROWS or commonest == rows:
+        return 0.0
+    share, guess = right / rows, commonest / rows
+    return float(share) if share - guess >= _EXPLAINED * (1 - guess) else 0.0

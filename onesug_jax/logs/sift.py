@@ -1,0 +1,79 @@
+"""Rows set aside once all are read: repeated request ids, and times far away from all others."""
+
+from __future__ import annotations
+
+import json
+
+import duckdb
+
+from onesug_jax.logs.database import files
+from onesug_jax.logs.schema import UNTIMELY
+from onesug_jax.logs.staging import FILE, ROW, SPLIT, Staging
+from onesug_jax.logs.times import day, main_span
+
+DUPLICATE = "request_id seen before"
+FAR_AWAY = f"{UNTIMELY} far away from all other rows"
+
+_KEY = f"request_id, {FILE}, {ROW}"
+_HOUR_MS = 3_600_000
+
+
+def drop_repeats(
+    database: duckdb.DuckDBPyConnection, staging: Staging, paths: dict[int, str]
+) -> None:
+    """View `log` over the parts, with only the first row read of each request_id."""
+    database.execute(
+        f"CREATE VIEW log AS FROM read_parquet({files(staging.parts)}, union_by_name=true)"
+    )
+    database.execute(
+        "CREATE TABLE repeats AS SELECT request_id FROM log GROUP BY request_id HAVING count(*) > 1"
+    )
+    later = f"""SELECT * FROM log WHERE request_id IN (FROM repeats)
+            QUALIFY row_number() OVER (PARTITION BY request_id ORDER BY {FILE}, {ROW}) > 1"""
+    _set_aside(database, staging, paths, later, DUPLICATE)
+
+
+def drop_far_away(
+    database: duckdb.DuckDBPyConnection, staging: Staging, paths: dict[int, str], pool: int
+) -> None:
+    """View `log` without rows of split `pool` that a gap longer than all the rest isolates."""
+    hours = database.execute(
+        f"SELECT min(timestamp_ms) AS first, max(timestamp_ms) AS last, count(*) AS rows "
+        f"FROM log WHERE {SPLIT} = {pool} GROUP BY timestamp_ms // {_HOUR_MS} ORDER BY first"
+    ).fetchnumpy()
+    if not len(hours["rows"]):
+        return
+    first, last = main_span(hours["first"], hours["last"], hours["rows"])
+    far = (
+        f"SELECT * FROM log WHERE {SPLIT} = {pool} AND timestamp_ms NOT BETWEEN {first} AND {last}"
+    )
+    reason = f"{FAR_AWAY} ({day(first)} .. {day(last)})"
+    _set_aside(database, staging, paths, far, reason)
+
+
+def _set_aside(
+    database: duckdb.DuckDBPyConnection,
+    staging: Staging,
+    paths: dict[int, str],
+    query: str,
+    reason: str,
+) -> None:
+    """Takes the rows of `query` out of view `log`, which becomes another view of that name."""
+    [(step,)] = database.execute(
+        "SELECT count(*) FROM duckdb_tables() WHERE table_name LIKE 'gone%'"
+    ).fetchall()
+    database.execute(
+        f"CREATE TABLE gone{step} AS SELECT {_KEY}, timestamp_ms, prefix, query FROM ({query})"
+    )
+    rows = database.execute(f"SELECT * FROM gone{step} ORDER BY {FILE}, {ROW}")
+    found = False
+    while batch := rows.fetchmany(10_000):
+        for request_id, file, row, stamp, prefix, text in batch:
+            said = {"request_id": request_id, "timestamp_ms": stamp}
+            raw = json.dumps({**said, "prefix": prefix, "query": text}, ensure_ascii=False)
+            staging.take_back(paths[file])  # it was counted when it was staged
+            staging.put_aside(paths[file], row, reason, raw)
+            found = True
+    if found:
+        database.execute(f"ALTER VIEW log RENAME TO log{step}")
+        database.execute(f"CREATE VIEW log AS FROM log{step} ANTI JOIN gone{step} USING ({_KEY})")

@@ -1,0 +1,216 @@
+"""What people of the simulated shop search: a mixture of simple choices, whose chances are exact.
+
+A request either returns to one of the user's last searches, or takes a query of one group by
+
+    popularity now * leaning of the gender * pull of favourite words * pull of a refinement
+
+where the last two act in some groups only. `make_parts` lists the choices and their shares, once:
+`choose` draws from them and `chance` gives the probability of any query. A request depends on the
+earlier ones of the same user and on nobody else's, so all users are computed at once.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+
+from onesug_jax.logs.simulate.people import Behaviour, People, Visits
+from onesug_jax.logs.simulate.rates import Rates
+from onesug_jax.logs.simulate.timeline import HOURS, Popularity
+from onesug_jax.logs.simulate.world import World
+
+MEMORY = 16  # searches a user may come back to
+_BACK = 0.18 * 0.82 ** np.arange(MEMORY)  # chance of each of them, newest first
+_TRIED = 1024  # queries drawn in one go where few requests wait
+_BLOCK = 1 << 20  # members of groups that are looked at in one go
+
+
+@dataclass(frozen=True)
+class State:
+    """What the choices of N requests depend on, besides the popularity; no answer is in it."""
+
+    hour: np.ndarray  # [N] hour of the day
+    opening: np.ndarray  # [N] bool: first search of a visit
+    memory: np.ndarray  # [N, MEMORY] earlier queries of the user, newest first, -1: none
+    gender: np.ndarray  # [N]
+    words: np.ndarray  # [N, F] favourite words
+    shelves: np.ndarray  # [N, S] favourite shelves
+
+    def take(self, rows: np.ndarray) -> State:
+        """The state of some of the requests."""
+        fields = dataclasses.fields(self)
+        return State(**{field.name: getattr(self, field.name)[rows] for field in fields})
+
+
+@dataclass(frozen=True)
+class Parts:
+    """The mixture of N requests; the shares of a row sum to 1."""
+
+    back: np.ndarray  # [N, MEMORY] share of each earlier query
+    share: np.ndarray  # [N, K] share of each group
+    group: np.ndarray  # [N, K]
+    taste: np.ndarray  # [K] bool: favourite words pull
+    refine: np.ndarray  # [K] bool: longer queries than the last pull, the same one pushes
+
+
+def state_of(people: People, visits: Visits, searched: np.ndarray, rows: np.ndarray) -> State:
+    """State of some `rows` of a log sorted by user and time; reads `searched` before them only."""
+    user = visits.user[rows]
+    back = rows[:, None] - np.arange(1, MEMORY + 1)
+    own = (back >= 0) & (visits.user[np.maximum(back, 0)] == user[:, None])
+    return State(
+        hour=visits.hour[rows] % HOURS,
+        opening=visits.opening[rows],
+        memory=np.where(own, searched[np.maximum(back, 0)], -1),
+        gender=people.gender[user],
+        words=people.words[user],
+        shelves=people.shelves[user],
+    )
+
+
+def make_parts(
+    world: World, rates: Rates, shelf_log: np.ndarray, state: State, behaviour: Behaviour
+) -> Parts:
+    """The mixture of each request. `shelf_log`: [24, shelves] log popularity of shelves."""
+    size, before = len(state.hour), state.memory[:, 0]
+    opening, later = state.opening[:, None], ~state.opening[:, None]
+    back = np.where(opening & (state.memory >= 0), behaviour.return_share * _BACK, 0.0)
+    # A user whose memory ends before the search to come back to turns to a favourite word.
+    lacking = behaviour.return_share - back.sum(1, keepdims=True)
+    favourites = state.words.shape[1]
+    favourite = np.repeat((behaviour.word_share + lacking) / favourites, favourites, axis=1)
+    # The dearest shelf first, and more of those that are busy now.
+    rank = -np.log(2.0) * np.arange(state.shelves.shape[1])
+    odds = np.exp(rank + shelf_log[state.hour[:, None], state.shelves])
+    shelves = behaviour.shelf_share * odds / odds.sum(1, keepdims=True)
+    word = world.words_of[before]
+    refined = behaviour.refine_share * (word >= 0) / np.maximum(world.length[before], 1)[:, None]
+    stay = np.full((size, 1), behaviour.stay_share)
+    share = np.concatenate(
+        [opening * favourite, opening * shelves, later * refined, later * stay, stay * 0], axis=1
+    )
+    group = np.concatenate(
+        [
+            state.words,
+            world.words + state.shelves,
+            np.maximum(word, 0),
+            world.words + world.shelf[before][:, None],
+            np.full((size, 1), world.everything),
+        ],
+        axis=1,
+    )
+    share[rates.empty(state.hour[:, None], group)] = 0.0
+    share[:, -1] = np.maximum(
+        1.0 - share.sum(1) - back.sum(1), 0.0
+    )  # the rest: whatever is popular
+    columns = np.repeat(np.arange(5), [favourites, state.shelves.shape[1], word.shape[1], 1, 1])
+    return Parts(back, share, group, np.isin(columns, (1, 2, 3)), columns == 2)
+
+
+def _pulls(world: World, state: State, owner, query, behaviour: Behaviour):
+    """Pull of favourite words and of refinement on queries of some rows: two [E] arrays."""
+    words, liked = np.take(world.words_of.T, query, axis=1), np.zeros(len(query), bool)
+    for favourite in np.take(state.words.T, owner, axis=1):
+        liked |= (words == favourite).any(0)
+    before = state.memory[owner, 0]
+    longer = (world.length[query] > world.length[before]) & (query != before)
+    refine = behaviour.longer * longer - behaviour.other * (query == before)
+    return np.exp(behaviour.taste * liked), np.exp(refine)
+
+
+def choose(rng, world: World, rates: Rates, state: State, parts: Parts, behaviour: Behaviour):
+    """One query for each request: [N]. Exact: draws by popularity, rejected by their weight."""
+    shares = np.cumsum(np.concatenate([parts.back, parts.share], axis=1), axis=1)
+    column = (rng.random(len(shares))[:, None] * shares[:, -1:] >= shares).sum(1)
+    query = state.memory[np.arange(len(shares)), np.minimum(column, MEMORY - 1)]
+    waiting = np.flatnonzero(column >= MEMORY)
+    column = column - MEMORY
+    highest = np.exp(world.query_leaning.max(1))
+    while len(waiting):
+        tried = min(max(8, _TRIED // len(waiting)), 512)
+        where = column[waiting]
+        group, taste = parts.group[waiting, where], parts.taste[where]
+        refine = parts.refine[where]
+        found = rates.draw(rng, state.hour[waiting], group, tried)
+        gender = state.gender[waiting]
+        weight = np.exp(world.query_leaning[gender[:, None], found])
+        bound = highest[gender] * np.where(taste, np.exp(behaviour.taste), 1.0)
+        bound *= np.where(refine, np.exp(behaviour.longer), 1.0)
+        row, at = np.nonzero(np.broadcast_to(taste[:, None], found.shape))
+        liked, refined = _pulls(world, state, waiting[row], found[row, at], behaviour)
+        weight[row, at] *= liked * np.where(refine[row], refined, 1.0)
+        only = world.ends[group + 1] - world.ends[group] == 1  # the group's one query: no choice
+        accepted = (rng.random(found.shape) * bound[:, None] < weight) | only[:, None]
+        done = accepted.any(1)
+        query[waiting[done]] = found[done, accepted[done].argmax(1)]
+        waiting = waiting[~done]
+    return query
+
+
+def totals(world: World, rates: Rates, state: State, parts: Parts, behaviour: Behaviour):
+    """Sum of rate * weight over the group of every part: [N, K]."""
+    total = rates.totals[state.gender[:, None], state.hour[:, None], parts.group]
+    row, column = np.nonzero((parts.share > 0) & parts.taste)
+    group = parts.group[row, column]
+    passed = np.cumsum(world.ends[group + 1] - world.ends[group])
+    cuts = np.searchsorted(passed, np.arange(0, passed[-1] if len(passed) else 0, _BLOCK))
+    for block in np.split(np.arange(len(row)), cuts[1:]):
+        owner, query = world.members(group[block])
+        at = row[block][owner]
+        weight = rates.rate[state.hour[at], query]
+        weight = weight * np.exp(world.query_leaning[state.gender[at], query])
+        liked, refined = _pulls(world, state, at, query, behaviour)
+        weight *= liked * np.where(parts.refine[column[block]][owner], refined, 1.0)
+        total[row[block], column[block]] = np.bincount(owner, weight, minlength=len(block))
+    return total
+
+
+def chance(
+    world: World, rates: Rates, state: State, parts: Parts, total: np.ndarray, owner, query,
+    behaviour: Behaviour,
+) -> np.ndarray:  # fmt: skip
+    """Probability that request `owner` [E] searches `query` [E]: [E]. `total`: of `totals`."""
+    per = np.divide(parts.share, total, out=np.zeros_like(total), where=total > 0)
+    rate = rates.rate[state.hour[owner], query]
+    rate = rate * np.exp(world.query_leaning[state.gender[owner], query])
+    liked, refined = _pulls(world, state, owner, query, behaviour)
+    words, shelf = world.words_of[query], world.words + world.shelf[query]
+    result = np.zeros(len(owner))
+    for column in np.flatnonzero((parts.share > 0).any(0)):
+        group = parts.group[owner, column]
+        inside = (words == group[:, None]).any(1) | (shelf == group) | (group == world.everything)
+        pull = np.where(parts.taste[column], liked, 1.0)
+        pull = pull * np.where(parts.refine[column], refined, 1.0)
+        result += inside * per[owner, column] * rate * pull
+    return result + ((state.memory[owner] == query[:, None]) * parts.back[owner]).sum(1)
+
+
+def make_searches(
+    rng, world: World, people: People, visits: Visits, popularity: Popularity, behaviour: Behaviour
+) -> np.ndarray:
+    """The query of every row [R], day by day; of a day, the n-th request of all users at once."""
+    searched = np.full(len(visits.user), -1, np.int64)
+    for day, rows in days_of(visits):
+        log_rate, shelf_log = popularity.of_day(day)
+        rates = Rates(world, log_rate)
+        first = np.r_[True, visits.user[rows][1:] != visits.user[rows][:-1]]
+        place = np.arange(len(rows)) - np.maximum.accumulate(
+            np.where(first, np.arange(len(rows)), 0)
+        )
+        order = np.argsort(place, kind="stable")
+        for step in np.split(rows[order], np.cumsum(np.bincount(place))[:-1]):
+            state = state_of(people, visits, searched, step)
+            parts = make_parts(world, rates, shelf_log, state, behaviour)
+            searched[step] = choose(rng, world, rates, state, parts, behaviour)
+    return searched
+
+
+def days_of(visits: Visits) -> Iterator[tuple[int, np.ndarray]]:
+    """Each day with requests and its rows, in their order."""
+    day = visits.hour // HOURS
+    order = np.argsort(day, kind="stable")
+    numbers, starts = np.unique(day[order], return_index=True)
+    yield from zip(numbers.tolist(), np.split(order, starts[1:]), strict=True)

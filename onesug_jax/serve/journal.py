@@ -1,0 +1,72 @@
+"""The journal of what counts: in what order searches, item clicks and orders were accepted.
+
+It lies beside the events in the same file and is written in the same transaction, so what was
+acknowledged is counted again after a crash. A row is a new event, or a rise of its level; its
+number only grows, so that every server reads on from where it was. What is deleted of the events
+goes from the journal too.
+"""
+
+from __future__ import annotations
+
+import sqlite3
+from dataclasses import dataclass
+
+from onesug_jax.logs.schema import Level
+
+_TABLE = """CREATE TABLE IF NOT EXISTS journal (
+  seq INTEGER PRIMARY KEY AUTOINCREMENT, request_id TEXT NOT NULL,
+  before INTEGER NOT NULL, level INTEGER NOT NULL);"""
+TABLES = f"""
+{_TABLE}
+CREATE INDEX IF NOT EXISTS journal_by_request ON journal (request_id);
+CREATE TRIGGER IF NOT EXISTS journal_follows AFTER DELETE ON events BEGIN
+  DELETE FROM journal WHERE request_id = old.request_id;
+END;
+"""
+_FILL = f"""
+INSERT INTO journal (request_id, before, level)
+SELECT request_id, 0, CASE WHEN ordered_items != '[]' THEN {Level.ORDER.value}
+  WHEN clicked_items != '[]' THEN {Level.ITEM_CLICK.value} ELSE {Level.CLICK.value} END
+FROM events ORDER BY timestamp_ms, rowid
+"""
+_READ = """
+SELECT j.seq, j.before, j.level, e.request_id, e.user_id, e.session_id, e.timestamp_ms, e.prefix,
+  e.query
+FROM journal j JOIN events e ON e.request_id = j.request_id
+WHERE j.seq > ? AND e.timestamp_ms > ? ORDER BY j.seq LIMIT ?
+"""
+
+
+@dataclass(frozen=True)
+class Counted:
+    """A row of the journal with its event: new where `before` is 0, else its level has risen."""
+
+    seq: int
+    before: int
+    level: int
+    request_id: str
+    user_id: str
+    session_id: str
+    timestamp_ms: int
+    prefix: str
+    query: str
+
+
+def fill(connection: sqlite3.Connection) -> None:
+    """Makes the journal of a store that has none, out of its events, oldest first."""
+    connection.execute(_TABLE)
+    connection.execute(_FILL)
+
+
+def note(connection: sqlite3.Connection, request_id: str, before: int, level: int) -> None:
+    """Adds a row inside a transaction; a rise only where the event itself is in the journal."""
+    connection.execute(
+        "INSERT INTO journal (request_id, before, level) SELECT ?, ?, ? "
+        "WHERE ? = 0 OR EXISTS (SELECT 1 FROM journal WHERE request_id = ?)",
+        (request_id, before, level, before, request_id),
+    )
+
+
+def read(connection: sqlite3.Connection, after: int, since_ms: int, most: int) -> list[Counted]:
+    """At most `most` rows that follow row `after`, of events later than `since_ms`, in order."""
+    return [Counted(*row) for row in connection.execute(_READ, (after, since_ms, most))]

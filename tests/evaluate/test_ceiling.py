@@ -1,0 +1,50 @@
+"""The ceiling's file as evaluation reads it, and the share of the way."""
+
+import math
+
+import pyarrow.parquet as pq
+import pytest
+
+from onesug_jax.errors import UserError
+from onesug_jax.evaluate.ceiling import Ceiling, share_of_the_way
+from onesug_jax.logs.simulate import simulate
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("simulated")
+    simulate(str(folder), requests=2000, days=8, test_days=1)
+    return folder
+
+
+def test_there_is_a_list_for_every_dev_and_test_row_and_for_no_other(folder):
+    assert Ceiling.available(str(folder))
+    ceiling = Ceiling.load(str(folder))
+    ids = [
+        request_id
+        for name in ("dev", "test")
+        for request_id in pq.read_table(folder / f"{name}.parquet")["request_id"].to_pylist()
+    ]
+    assert set(ceiling.queries) == set(ceiling.for_orders) == set(ceiling.expected) == set(ids)
+    for orders in (False, True):
+        for texts in ceiling.lists(ids, orders=orders):
+            assert 1 <= len(texts) <= 16 and len(set(texts)) == len(texts)
+    assert all(0 < value <= 1 + 1e-6 for value in ceiling.expected.values())
+    with pytest.raises(UserError, match="r00000000"):
+        ceiling.lists(["r00000000"])
+
+
+def test_a_log_without_its_ceiling_is_named(tmp_path):
+    assert not Ceiling.available(str(tmp_path))
+    with pytest.raises(UserError, match="_ceiling.parquet.*no such file.*run simulate"):
+        Ceiling.load(str(tmp_path))
+    (tmp_path / "_ceiling.parquet").write_text("not parquet")
+    with pytest.raises(UserError, match="_ceiling.parquet.*simulate again"):
+        Ceiling.load(str(tmp_path))
+
+
+def test_share_of_the_way():
+    assert share_of_the_way(60.0, 50.0, 75.0) == pytest.approx(0.4)
+    assert share_of_the_way(75.0, 50.0, 75.0) == 1.0
+    assert share_of_the_way(45.0, 50.0, 75.0) < 0
+    assert math.isnan(share_of_the_way(60.0, 50.0, 50.0))

@@ -1,0 +1,48 @@
+"""Which queries start with a prefix, against a look at each; prefixes of very many."""
+
+import itertools
+
+import numpy as np
+
+from onesug_jax.logs.asof import completions
+from onesug_jax.logs.asof.completions import Completions, WidePrefixes, best
+
+WORDS = sorted("".join(w) for n in (1, 2, 3) for w in itertools.product("ab ", repeat=n))
+
+
+def listed(index, size):
+    return sorted(np.arange(size)[index].tolist())
+
+
+def test_numbers_are_those_of_all_texts_that_start_with_the_prefix(monkeypatch):
+    monkeypatch.setattr(completions, "_LATE", 5)  # so that the lists are merged several times
+    rng = np.random.default_rng(1)
+    words = rng.permutation(WORDS).tolist()
+    found = Completions(sorted(words[:10]))
+    for text in words[10:]:
+        assert found.queries[found.add(text)] == text
+        for prefix in ("", "a", "b ", "zz", text):
+            expected = [n for n, t in enumerate(found.queries) if t.startswith(prefix)]
+            assert listed(found.numbers(prefix), len(found.queries)) == expected
+            assert found.starts(prefix) == bool(expected)
+
+
+def test_of_a_wide_prefix_the_most_counted_and_all_newly_searched_are_members():
+    texts = [f"a{n:02d}" for n in range(40)]
+    counts = np.zeros(40)
+    wide = WidePrefixes(Completions(texts), 5, lambda numbers, time: counts[numbers])
+    for n in range(11):
+        counts[n] = 100 - n
+        wide.searched(texts[n], n, 0)
+    assert wide.numbers("a").tolist() == [0, 1, 2, 3, 4]
+    wide.searched(texts[30], 30, 0)
+    assert wide.numbers("a").tolist() == [0, 1, 2, 3, 4, 30]
+    assert wide.numbers("a0") is None  # ten texts, not more than twice the breadth
+
+
+def test_best_takes_the_highest_and_of_equals_the_first_and_nothing_at_zero():
+    scores = np.array([1.0, 3, 0, 3, 2, 1, 1])
+    assert best(scores, 3).tolist() == [1, 3, 4]
+    assert best(scores, 5).tolist() == [1, 3, 4, 0, 5]
+    assert best(scores, 99).tolist() == [1, 3, 4, 0, 5, 6]
+    assert best(np.zeros(4), 2).tolist() == []

@@ -1,0 +1,90 @@
+"""Decayed counts against sums from scratch; pairs in bounded memory."""
+
+import numpy as np
+import pytest
+
+from onesug_jax.logs.asof.config import DAY_MS
+from onesug_jax.logs.asof.counts import DecayedCounts
+from onesug_jax.logs.asof.pairs import PairCounts
+
+HALF_LIVES = (None, 14.0, 0.1)
+
+
+def from_scratch(times, now):
+    ages = now - np.array(times, float)
+    return [
+        sum(1.0 if h is None else 2.0 ** (-age / (h * DAY_MS)) for age in ages) for h in HALF_LIVES
+    ]
+
+
+def test_counts_are_the_sums_they_are_defined_as_over_many_years():
+    rng = np.random.default_rng(0)
+    counts = DecayedCounts(HALF_LIVES, rows=2)
+    times = np.sort(rng.integers(1_600_000_000_000, 1_800_000_000_000, 400))
+    rows = rng.integers(0, 2, 400)
+    for n, (time, row) in enumerate(zip(times.tolist(), rows, strict=True)):
+        counts.add(row, time)
+        if n % 50 == 0:
+            for row in range(2):
+                seen = times[: n + 1][rows[: n + 1] == row]
+                np.testing.assert_allclose(
+                    counts.at([row], time + 5000)[0], from_scratch(seen, time + 5000), rtol=1e-9
+                )
+
+
+def test_an_event_that_comes_late_counts_as_if_it_had_come_in_order():
+    early, late = DecayedCounts(HALF_LIVES), DecayedCounts(HALF_LIVES)
+    times = [100 * DAY_MS, 101 * DAY_MS, 140 * DAY_MS]
+    for time in times:
+        early.add(0, time)
+    for time in (times[0], times[2], times[1]):
+        late.add(0, time)
+    np.testing.assert_allclose(early.at([0], times[2]), late.at([0], times[2]), rtol=1e-12)
+
+
+def test_rows_are_made_room_for_and_begin_at_zero():
+    counts = DecayedCounts(HALF_LIVES, rows=1)
+    counts.add(0, DAY_MS)
+    counts.reserve(100)
+    assert counts.at(np.array([99]), DAY_MS).tolist() == [[0, 0, 0]]
+    assert counts.at(np.array([0]), DAY_MS).tolist() == [[1, 1, 1]]
+
+
+def test_pairs_count_what_followed_a_prefix():
+    pairs = PairCounts((None, 1.0), most=10)
+    pairs.add("a", 3, 0)
+    pairs.add("a", 3, DAY_MS)
+    pairs.add("b", 3, DAY_MS)
+    assert pairs.at("a", [2, 3], DAY_MS).tolist() == [[0, 0], [2, 1.5]]
+    assert pairs.at("c", [3], DAY_MS).tolist() == [[0, 0]]
+
+
+def test_the_pairs_that_count_least_make_room():
+    pairs = PairCounts((None, 1.0), most=8)
+    for query in range(8):
+        for _ in range(query + 1):
+            pairs.add(f"p{query}", query, 0)
+    pairs.add("new", 99, 1)
+    assert len(pairs) <= 8 and pairs.left == 3
+    assert pairs.at("p0", [0], 1).sum() == 0
+    assert pairs.at("p7", [7], 1)[0, 0] == 8
+    assert pairs.at("new", [99], 1)[0, 0] == 1
+
+
+@pytest.mark.parametrize("most", [1, 2])
+def test_the_smallest_rooms_hold_the_newest_pair(most):
+    pairs = PairCounts((None,), most=most)
+    for query in range(5):
+        pairs.add("p", query, query)
+        assert len(pairs) <= most and pairs.at("p", [query], query)[0, 0] == 1
+
+
+def test_pairs_come_back_from_their_arrays():
+    pairs, again = PairCounts((None, 1.0), 10), PairCounts((None, 1.0), 10)
+    for n in range(6):
+        pairs.add("ab"[n % 2], n % 3, n * DAY_MS)
+    again.from_arrays(*pairs.to_arrays())
+    for prefix in "ab":
+        np.testing.assert_array_equal(
+            pairs.at(prefix, [0, 1, 2], 9 * DAY_MS), again.at(prefix, [0, 1, 2], 9 * DAY_MS)
+        )

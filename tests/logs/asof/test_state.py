@@ -1,0 +1,222 @@
+"""The as-of state against counts from scratch, and each rule of what is visible when."""
+
+import dataclasses
+import itertools
+
+import numpy as np
+import pytest
+
+from onesug_jax.errors import UserError
+from onesug_jax.logs.asof.config import DAY_MS, AsOfConfig, duration_ms
+from onesug_jax.logs.asof.snapshot import load, save
+from onesug_jax.logs.asof.state import AsOf
+from onesug_jax.logs.schema import Level
+
+WORDS = sorted("".join(w) for n in (1, 2, 3) for w in itertools.product("abc", repeat=n))
+START = 1_700_000_000_000
+
+
+def random_log(seed, rows=150, words=WORDS):
+    rng = np.random.default_rng(seed)
+    times = START + np.sort(rng.integers(0, 3 * DAY_MS, rows))
+    rate = rng.dirichlet(np.full(len(words), 0.2))
+    log = []
+    for time in times.tolist():
+        query = words[rng.choice(len(words), p=rate)]
+        prefix = query[: rng.integers(0, len(query) + 1)]
+        level = Level(int(rng.choice([3, 3, 4, 5])))
+        log.append((time, f"u{rng.integers(0, 6)}", prefix, query, level))
+    return log
+
+
+def from_scratch(log, prefix, user, time, config, frozen=np.inf):
+    """Text -> counts of the candidates, and the history: by looking at every row of the log."""
+    moment = min(time - config.freshness_ms, frozen)
+    visible = [row for row in log if row[0] < moment]
+    until = min(time - max(config.conversion_delay_ms, config.freshness_ms), frozen)
+    converted = [row for row in log if row[0] < until]
+    visitors = {}
+    for _, who, _, query, _ in visible:
+        visitors.setdefault(query, set()).add(who)
+    exist = {query for query, seen in visitors.items() if len(seen) >= config.min_users}
+
+    def decayed(rows, half_life):
+        return sum(
+            1.0 if half_life is None else 2.0 ** (-(moment - row[0]) / (half_life * DAY_MS))
+            for row in rows
+        )
+
+    counts = {}
+    for query in exist:
+        rows = [row for row in visible if row[3] == query]
+        pairs = [row for row in rows if row[2] == prefix]
+        ends = [row[4] for row in converted if row[3] == query]
+        counts[query] = (
+            *(decayed(rows, h) for h in config.half_lives_days),
+            sum(level == Level.ORDER for level in ends),
+            sum(level >= Level.ITEM_CLICK for level in ends),
+            *(decayed(pairs, h) for h in config.pair_half_lives_days),
+        )
+    own = config.history_freshness_ms
+    past = [row for row in log if row[1] == user]
+    past = [row for row in past if row[0] < (moment if own is None else time - own)]
+    history = {}
+    for row in past:
+        history.pop(row[3], None)
+        history[row[3]] = (time - row[0]) / 60_000
+    newest = list(reversed(history.items()))[: config.history]
+    newest = [(q, age) for q, age in newest if q in exist]
+
+    ranked = sorted(
+        (q for q in exist if q.startswith(prefix)),
+        key=lambda q: -sum(w * c for w, c in zip(config.weights, counts[q][:5], strict=True)),
+    )
+    own_queries = [q for q, _ in newest if q.startswith(prefix)][: config.own]
+    head = ranked[: config.candidates - config.own - config.around]
+    chosen = list(dict.fromkeys((*head, *own_queries, *ranked)) if own_queries else ranked)
+    return chosen[: config.candidates], counts, newest
+
+
+@pytest.mark.parametrize("min_users", [1, 3])
+@pytest.mark.parametrize("freshness", ["1m", "6h"])
+@pytest.mark.parametrize("history_freshness", [0, None])
+def test_requests_see_what_counting_from_scratch_gives(min_users, freshness, history_freshness):
+    config = AsOfConfig(
+        candidates=6,
+        own=2,
+        around=1,
+        few=0,
+        history=3,
+        min_users=min_users,
+        freshness_ms=duration_ms(freshness),
+        history_freshness_ms=history_freshness,
+    )
+    log = random_log(min_users)
+    state = AsOf(WORDS[::3], config)  # the others get numbers as they appear
+    seen = 0
+    for time, user, prefix, query, level in log:
+        items = state.request(prefix, user, time)
+        candidates, counts, history = from_scratch(log, prefix, user, time, config)
+        at = items.candidates[items.candidates > 0] - 1
+        assert [state.text(n) for n in at] == candidates
+        expected = [np.log(np.maximum(counts[q], 1e-12)) for q in candidates]
+        if candidates:
+            np.testing.assert_allclose(items.candidate_counts[: len(at)], expected, rtol=1e-4)
+        past = items.history[items.history > 0] - 1
+        assert [state.text(n) for n in past] == [q for q, _ in history]
+        ages = [age for _, age in history]
+        np.testing.assert_allclose(items.history_minutes[: len(past)], ages, rtol=1e-6)
+        seen += len(at)
+        state.observe(time, user, prefix, query, level)
+    assert seen > 100
+
+
+def test_wide_prefixes_lose_nothing_that_is_among_the_most_counted():
+    log = random_log(5, rows=400)
+    narrow, full = (
+        AsOf(WORDS, AsOfConfig(candidates=4, breadth=breadth, own=0)) for breadth in (10, 4096)
+    )
+    for time, user, prefix, query, level in log:
+        items = [state.request("", user, time).candidates for state in (narrow, full)]
+        np.testing.assert_array_equal(*items)
+        for state in (narrow, full):
+            state.observe(time, user, prefix, query, level)
+
+
+def test_freezing_keeps_what_was_visible_and_histories_go_on():
+    log = random_log(3)
+    config = AsOfConfig(few=0)
+    state, cut = AsOf(WORDS, config), log[80][0]
+    for time, user, prefix, query, level in log[:80]:
+        state.observe(time, user, prefix, query, level)
+    state.freeze(cut)
+    for time, user, prefix, query, level in log[80:]:
+        items = state.request(prefix, user, time)
+        candidates, counts, history = from_scratch(log, prefix, user, time, config, cut)
+        at = items.candidates[items.candidates > 0] - 1
+        assert [state.text(n) for n in at] == candidates
+        past = items.history[items.history > 0] - 1
+        assert [state.text(n) for n in past] == [q for q, _ in history]
+        state.observe(time, user, prefix, query, level)
+    assert state.moment == cut
+
+
+def test_a_late_order_counts_as_one_that_came_with_its_row():
+    with_row, later = AsOf(["shoe"]), AsOf(["shoe"])
+    with_row.observe(START, "u", "s", "shoe", Level.ORDER)
+    later.observe(START, "u", "s", "shoe")
+    later.convert(START, "shoe", Level.ITEM_CLICK)
+    later.convert(START, "shoe", Level.ORDER, before=Level.ITEM_CLICK)
+    for after in (600_000, 3_600_001):
+        items = [s.request("s", "", START + after).candidate_counts for s in (with_row, later)]
+        np.testing.assert_array_equal(*items)
+    assert with_row.conversions[0].tolist() == [1, 1]
+
+
+def test_mistyped_prefixes_give_what_may_have_been_meant():
+    state = AsOf(["lamp", "lace", "table"])
+    for n, query in enumerate(("lamp", "lace", "lace", "table")):
+        state.observe(START + n, "u", query[0], query)
+    at = state.request("tbale", "", START + DAY_MS).candidates
+    assert [state.text(n - 1) for n in at if n] == ["table"]
+
+
+def test_queries_around_the_prefix_become_candidates_if_they_exist():
+    state = AsOf(["lamp", "light", "moon"], AsOfConfig(few=0), around=lambda prefix: [2, 1])
+    state.observe(START, "u", "l", "lamp")
+    state.observe(START, "u", "l", "light")
+    assert state.request("lam", "", START + DAY_MS).candidates[:3].tolist() == [1, 2, 0]
+
+
+def test_spare_numbers_end_and_are_counted():
+    state = AsOf([], spare=1)
+    for query in ("one", "two", "one"):
+        state.observe(START, "u", "", query)
+    assert state.request("", "", START + DAY_MS).candidates[:2].tolist() == [1, 0]
+    assert state.refused == 1 and len(state) == 1
+
+
+def test_a_forgotten_user_has_no_history():
+    state = AsOf(["lamp", "lace"])
+    state.observe(START, "u", "l", "lamp")
+    state.at(START + 1)
+    state.observe(START + 2, "u", "l", "lace")
+    state.forget("u")
+    assert state.request("l", "u", START + DAY_MS).history.tolist() == [0] * 40
+
+
+def test_a_saved_state_goes_on_as_the_one_that_was_never_saved(tmp_path):
+    log = random_log(7, rows=200)
+    config = AsOfConfig(min_users=2, few=0, history=0)
+    straight, before = AsOf(WORDS[::2], config), AsOf(WORDS[::2], config)
+    for time, user, prefix, query, level in log[:120]:
+        straight.observe(time, user, prefix, query, level)
+        before.observe(time, user, prefix, query, level)
+    save(before, tmp_path)
+    again = load(tmp_path, config)
+    straight.settle()
+    for time, user, prefix, query, level in log[120:]:
+        for state in (straight, again):
+            state.observe(time, user, prefix, query, level)
+    for prefix in ("", "a", "ab", "c"):
+        a, b = (s.request(prefix, "", log[-1][0] + DAY_MS) for s in (straight, again))
+        for field in dataclasses.fields(a):
+            np.testing.assert_array_equal(getattr(a, field.name), getattr(b, field.name))
+    with pytest.raises(UserError, match="half_lives_days"):
+        load(tmp_path, AsOfConfig(half_lives_days=(None, 7.0), weights=(1.0, 1.0)))
+    (tmp_path / "asof.npz").write_bytes(b"nothing")
+    with pytest.raises(UserError, match="damaged"):
+        load(tmp_path, config)
+
+
+@pytest.mark.parametrize(
+    "text, expected", [("90s", 90_000), ("1m", 60_000), ("1d", DAY_MS), ("inf", np.inf), (250, 250)]
+)
+def test_durations_are_read(text, expected):
+    assert duration_ms(text) == expected
+
+
+@pytest.mark.parametrize("text", ["", "soon", "-1m", "1y", "nan"])
+def test_what_is_no_duration_is_an_error(text):
+    with pytest.raises(UserError, match="freshness"):
+        duration_ms(text)

@@ -1,0 +1,125 @@
+"""A training row equals what the service gave at that moment: the one is made from the other."""
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from onesug_jax.errors import UserError
+from onesug_jax.logs.asof.config import AsOfConfig
+from onesug_jax.logs.asof.state import AsOf
+from onesug_jax.logs.asof.walk import read_events, walk
+from onesug_jax.logs.schema import LOG_SCHEMA, Level
+
+START = 1_700_000_000_000
+WORDS = sorted(["lamp", "lampshade", "lace", "table", "table cloth", "tablet", "toy"])
+ARRAYS = ("candidates", "candidate_counts", "history", "history_minutes", "clock")
+
+
+def write_log(path, rows, **columns):
+    table = pa.Table.from_pylist(rows, schema=LOG_SCHEMA)
+    for name, (values, kind) in columns.items():
+        table = table.append_column(name, pa.array(values, kind))
+    pq.write_table(table, path)
+    return str(path)
+
+
+def row(number, time, user, prefix, query, clicked=(), ordered=()):
+    return {
+        "request_id": f"r{number:03d}",
+        "user_id": user,
+        "session_id": "",
+        "timestamp_ms": time,
+        "prefix": prefix,
+        "shown": [],
+        "query": query,
+        "clicked_position": None,
+        "clicked_items": list(clicked),
+        "ordered_items": list(ordered),
+    }
+
+
+@pytest.mark.parametrize("min_users", [1, 2])
+def test_rows_of_the_log_equal_the_served_requests_they_came_from(tmp_path, min_users):
+    config = AsOfConfig(candidates=4, history=3, own=1, around=1, min_users=min_users)
+    rng = np.random.default_rng(min_users)
+    live, served, rows, orders = AsOf(WORDS[:4], config), [], [], []
+    time = START
+    for number in range(300):
+        time += int(rng.integers(1000, 1_200_000))
+        for due, query in [one for one in orders if one[0] + 900_000 < time]:
+            live.convert(due, query, Level.ORDER, before=Level.ITEM_CLICK)  # a quarter hour later
+            orders.remove((due, query))
+        user = "" if rng.random() < 0.2 else f"u{rng.integers(0, 5)}"
+        query = WORDS[int(rng.integers(0, 7) * rng.random())]
+        prefix = query[: rng.integers(0, 4)]
+        if rng.random() < 0.1:
+            prefix = "tbale"
+        served.append(live.request(prefix, user, time))
+        ordered = rng.random() < 0.3
+        clicked = ordered or rng.random() < 0.3
+        rows.append(row(number, time, user, prefix, query, ["i"] * clicked, ["i"] * ordered))
+        level = Level.ITEM_CLICK if clicked else Level.CLICK
+        live.observe(time, user, prefix, query, level, f"u{user}" if user else f"rr{number:03d}")
+        if ordered:
+            orders.append((time, query))
+    path = write_log(tmp_path / "log.parquet", [rows[n] for n in rng.permutation(300)])
+    events = read_events([path])
+    blocks = list(walk(AsOf(WORDS[:4], config), events, np.ones(300, bool), block=64))
+    assert [len(block["row"]) for block in blocks] == [64, 64, 64, 64, 44]
+    for name in ARRAYS:
+        made = np.concatenate([block[name] for block in blocks])
+        np.testing.assert_array_equal(made, np.stack([getattr(one, name) for one in served]))
+    assert (np.concatenate([block["target_candidate"] for block in blocks]) > 0).sum() > 100
+
+
+def test_a_row_never_sees_itself_nor_its_twin_of_the_same_millisecond(tmp_path):
+    rows = [row(n, START, f"u{n}", "l", "lamp") for n in range(2)]
+    rows.append(row(2, START + 120_000, "u0", "l", "lamp"))
+    events = read_events([write_log(tmp_path / "log.parquet", rows)])
+    (block,) = walk(AsOf(WORDS), events, [True] * 3)
+    assert block["new"].tolist() == [True, True, False]
+    assert block["target_candidate"].tolist() == [0, 0, 1]
+    assert block["query"].tolist() == [WORDS.index("lamp") + 1] * 3
+    np.testing.assert_allclose(block["candidate_counts"][2, 0, 0], np.log(2.0), rtol=1e-6)
+
+
+def test_files_are_one_log_and_unwanted_rows_are_observed_only(tmp_path):
+    late = write_log(tmp_path / "dev.parquet", [row(1, START + 120_000, "u", "l", "lace")])
+    early = write_log(tmp_path / "train.parquet", [row(0, START, "u", "l", "lamp")])
+    events = read_events([late, early])
+    (block,) = walk(AsOf(WORDS), events, [event.file == 0 for event in events])
+    assert (block["file"].tolist(), block["row"].tolist()) == ([0], [0])
+    assert block["candidates"][0, 0] == WORDS.index("lamp") + 1
+    assert block["history"][0, 0] == WORDS.index("lamp") + 1
+    np.testing.assert_allclose(block["history_minutes"][0, 0], 2.0)
+
+
+def test_a_history_that_a_row_brings_stands_instead_of_the_observed_one(tmp_path):
+    rows = [row(n, START + n * 120_000, "u", "l", WORDS[n]) for n in range(3)]
+    histories = [None, None, [WORDS[0], WORDS[1], WORDS[0]]]
+    path = write_log(
+        tmp_path / "log.parquet",
+        rows,
+        history=(histories, pa.list_(pa.string())),
+        history_minutes=([None, None, [9.0, 8.0, 7.0]], pa.list_(pa.float64())),
+    )
+    (block,) = walk(AsOf(WORDS), read_events([path]), [True] * 3)
+    assert block["history"][2, :3].tolist() == [1, 2, 0]
+    assert block["history_minutes"][2, :2].tolist() == [7.0, 8.0]
+
+
+def test_the_clock_is_hour_and_weekday_of_the_request(tmp_path):
+    monday = 1_704_067_200_000  # 2024-01-01, 0:00 UTC
+    rows = [row(0, monday, "u", "l", "lamp"), row(1, monday + 31 * 3_600_000, "u", "l", "lamp")]
+    events = read_events([write_log(tmp_path / "log.parquet", rows)])
+    (block,) = walk(AsOf(WORDS), events, [True] * 2)
+    assert block["clock"].tolist() == [[0, 0], [7, 1]]
+
+
+def test_a_log_that_cannot_be_read_is_an_error_with_its_name(tmp_path):
+    with pytest.raises(UserError, match=r"none\.parquet"):
+        read_events([str(tmp_path / "none.parquet")])
+    pq.write_table(pa.table({"query": ["a"]}), tmp_path / "bare.parquet")
+    with pytest.raises(UserError, match="request_id"):
+        read_events([str(tmp_path / "bare.parquet")])
