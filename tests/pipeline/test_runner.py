@@ -65,26 +65,24 @@ def test_training_on_changes_nothing_of_the_last_result(shop):
     assert not (shop.home / "pretrain.new").exists()
 
 
-@pytest.mark.parametrize("at", ["pretrain.new.part", "pretrain.new"])
-def test_a_kill_while_it_begins_leaves_no_half_of_a_beginning(shop, monkeypatch, at):
-    """Halfway through the copies, and before the manifest says what it goes on as."""
+@pytest.mark.parametrize("where", ["link_tree", "Manifest"])
+def test_a_kill_while_it_begins_leaves_no_half_of_a_beginning(shop, monkeypatch, where):
+    """Halfway through the copies, or before the manifest says what it goes on as."""
 
     class Killed(BaseException):
         pass
 
-    def killed(*_):
+    def killed(*_, **__):
         raise Killed
 
-    where = (runner, "link_tree") if at.endswith("part") else (runner.shutil, "rmtree")
-    real = getattr(*where)
     with monkeypatch.context() as patch:
-        dies = killed if where[1] == "link_tree" else lambda path, **_: (
-            killed() if str(path).endswith("bundle") else real(path, **_)
-        )  # fmt: skip
-        patch.setattr(*where, dies)
+        if where == "link_tree":
+            patch.setattr(runner, "link_tree", killed)
+        else:
+            patch.setattr(runner.Manifest, "write", killed)
         with pytest.raises(Killed):
             runner.execute(training(in_place), shop.context(TEACH, teach__steps=9))
-    assert (shop.home / at).is_dir()
+    assert (shop.home / "pretrain.new").is_dir()
     seen = []
     spec = training(lambda context: seen.append(tree(shop.home / "pretrain.new")))
     assert runner.execute(spec, shop.context(TEACH, teach__steps=9)) == 0

@@ -9,7 +9,6 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import sentencepiece
-from onesug_jax.workdir import WorkDir
 
 from onesug_jax import main
 from onesug_jax.align.pretrain import pretrain_stage
