@@ -319,7 +319,7 @@ def test_the_configuration_is_stored_beside_the_results(work, tmp_path, capsys, 
     assert "ModelConfig.d_ff = 99" in text and "ModelConfig.remat = 'none'" in text
     stored = json.loads((folder / "_manifest.json").read_text())
     assert stored["settings"]["ModelConfig.d_ff"] == 99
-    assert stored["settings"]["SEED"] == 0 and stored["finished"]
+    assert stored["provenance"]["SEED"] == "0" and stored["finished"]
     assert {"onesug_jax", "commit", "jax"} <= stored["provenance"].keys()
 
 

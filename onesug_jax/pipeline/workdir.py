@@ -166,7 +166,7 @@ class Manifest:
     Attributes:
       format: of what the stage writes (`StageSpec.format`).
       inputs: file -> fingerprint.
-      settings: {"pretrain.steps": 400, ...}, "SEED" among them.
+      settings: {"pretrain.steps": 400, ...}, of `pretrain` and `rwr` "SEED" among them.
       provenance: versions of the program and of packages; never compared.
     """
 

@@ -112,7 +112,8 @@ def test_what_is_up_to_date_is_skipped(full):
 def test_an_untrained_stage_is_made_anew_when_settings_or_inputs_differ(full):
     step = full.plan([MINE], mine__min_users=5)["mine"]
     assert (step.action, step.reason, step.replaces) == (RUN, "mine.min_users 1 -> 5", True)
-    assert step.line().endswith("would run: mine.min_users 1 -> 5; replaces the present result when finished")  # fmt: skip
+    said = "would run: mine.min_users 1 -> 5; replaces the present result when finished"
+    assert step.line().endswith(said)
     full.log.write_text("b")
     assert full.plan([MINE])["mine"].reason == "log.csv is another"
 
@@ -151,6 +152,10 @@ def test_a_training_goes_on_when_a_changeable_setting_differs(full, changes):
     assert step.reason in ("teach.steps 3 -> 9", "SEED 0 -> 1")
     full.make(TEACH, finished=False)
     assert full.plan([TEACH], **changes)["teach"].action == RESUME
+
+
+def test_another_seed_redoes_nothing_before_the_model_is_trained(full):
+    assert full.actions([MINE, REWARDS], seed=1) == [SKIP, SKIP]
 
 
 def test_an_interrupted_training_is_resumed(shop):
