@@ -294,7 +294,7 @@ _ALL = (
             *_WRITES_LISTS,
         ),
         follows=("pretrain",),
-        check=checks.training("rwr", "rwr/make_optimizer"),
+        check=prefer.check_rwr,
         every_process=True,
         example="rwr --gin.WORK_DIR=work/mine --gin.PreferenceConfig.loss=softmax_dpo --restart",
     ),

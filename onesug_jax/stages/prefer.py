@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 import os
+import pathlib
 from collections.abc import Callable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 from onesug_jax.errors import UserError
 from onesug_jax.files import fingerprint, fingerprint_tree, write_json
 from onesug_jax.pipeline.spec import Context
-from onesug_jax.stages import opened, prefer_candidates
+from onesug_jax.stages import checks, opened, prefer_candidates, pretrained
 from onesug_jax.train import distributed
 
 if TYPE_CHECKING:
@@ -53,6 +54,27 @@ def rewards(context: Context) -> None:
             np.save(os.path.join(work.rewards, REWARDS_FILE), reward_table(counts, config))
     write_json(os.path.join(work.rewards, "report.json"), report)
     print(preferences.format_summary(report["train"]), flush=True)
+
+
+def check_rwr(context: Context) -> None:
+    """Settings of `rwr` that cannot hold, and the folder that it would start from.
+
+    Raises:
+      UserError: the first of them.
+    """
+    checks.training("rwr", "rwr/make_optimizer")(context)
+    reference, watch, start = (
+        context.settings[f"rwr.{name}"] for name in ("reference", "watch", "params_from")
+    )
+    if reference not in ("copy", "stored"):
+        raise UserError(f'rwr.reference = {reference!r}: expected "copy" or "stored"')
+    if watch not in _WATCHED:
+        raise UserError(f"rwr.watch = {watch!r}: expected one of {', '.join(_WATCHED)}")
+    if start is not None and not os.path.isdir(start):
+        raise UserError(
+            f"rwr.params_from = {start!r}: expected the folder of a trained stage, found no such "
+            "folder."
+        )
 
 
 def _pools(context: Context, index) -> dict[str, list[int]]:
@@ -169,10 +191,8 @@ def rwr(
     from onesug_jax.train.mesh import batch_part
     from onesug_jax.train.step import abstract_state, shardings_of
 
-    if reference not in ("copy", "stored"):
-        raise UserError(f'rwr.reference = {reference!r}: expected "copy" or "stored"')
-    if watch not in _WATCHED:
-        raise UserError(f"rwr.watch = {watch!r}: expected one of {', '.join(_WATCHED)}")
+    if distributed.first():  # of the training that goes on
+        pathlib.Path(context.work.rwr, opened.MODEL_FILE).unlink(missing_ok=True)
     if not steps:
         print("rwr.steps = 0: the pretrain stage's model stays the one in use", flush=True)
         return
@@ -223,6 +243,7 @@ def rwr(
     optimizer = context.configured("rwr/make_optimizer")(steps=steps)
     like = abstract_state(preference.rwr_stage(config, objective), optimizer, mesh).params
     source = work.pretrain if params_from is None else params_from
+    pretrained.check_vocabulary("rwr.params_from", source, stored["vocabulary"])
     frozen = load_params(source, shardings_of(like))
     watched, dev_metrics = _watch(
         context, config, objective, mesh, frozen, stored, task, dev_rows, dev_lists
