@@ -59,11 +59,9 @@ def overlap(
     words: ItemWords, weights: ItemWords, key_words: ItemWords, key_weights: ItemWords
 ) -> jax.Array:
     """Weight of the words in common over that of the words in either, `[B, Q, S]`, 0 to 1."""
-    common = jnp.zeros((*words.shape[:2], key_words.shape[1]), jnp.float32)
-    for place in range(words.shape[2]):  # word by word: the whole comparison would be W times wider
-        word = words[:, :, None, place, None]
-        here = jnp.any((word == key_words[:, None]) & (word > 0), axis=-1)
-        common += jnp.where(here, weights[:, :, None, place], 0.0)
+    same = words[:, :, None, :, None] == key_words[:, None, :, None]
+    same &= words[:, :, None, :, None] > 0
+    common = jnp.sum(jnp.where(same, weights[:, :, None, :, None], 0.0), axis=(-2, -1))
     either = jnp.sum(weights, -1)[:, :, None] + jnp.sum(key_weights, -1)[:, None] - common
     return common / jnp.maximum(either, 1e-6)
 

@@ -86,6 +86,16 @@ def test_the_loss_is_that_of_both_ways(weights):
     assert sums["accuracy"] == 3 * best
 
 
+def test_half_of_the_rows_are_written_those_without_a_candidate_first(weights):
+    known, data = tables(), batch()
+    stage = pretrain_stage(LEARNING, known, writing=0.2, written_share=0.5)
+    total, weight, _ = jax.jit(stage.loss_fn)(weights, data, jax.random.key(0), known)
+    chosen, written, writing = slow_logs(weights, data, known)
+    wanted = -(3 * chosen[0, 1] + written[1] + 0.2 * (written[1] - writing[1]))
+    np.testing.assert_allclose(total, wanted, rtol=1e-4)
+    assert weight == 4
+
+
 def test_lists_are_all_candidates_the_target_first():
     found = positive_first(jnp.arange(10.0).reshape(2, 5), jnp.array([3, 0]))
     np.testing.assert_array_equal(found[0], [2, 0, 1, 2, 3, 4])
