@@ -193,7 +193,7 @@ _ALL = (
         run=represent.rank,
         folder="ranking",
         inputs=lambda context: ("log/train.parquet", "mined/*", *opened.INDEX),
-        configures=("rank", "RelatedConfig"),
+        configures=("rank", "RelatedConfig", "FeatureSpec"),
         example="rank --gin.WORK_DIR=work/mine --gin.rank.steps=0",
     ),
     StageSpec(
@@ -216,7 +216,7 @@ _ALL = (
         summary="turn the log into fixed examples through SeqIO tasks",
         run=texts.examples,
         folder="examples",
-        inputs=lambda context: ("log/*.parquet", "mined/*", "vocab/*", *opened.INDEX),
+        inputs=lambda context: ("log/*.parquet", "mined/*", "vocab/*", *opened.PRE),
         configures=("examples", "FeatureSpec", "AsOfConfig", "RelatedConfig"),
         ignores=("examples.workers",),
         example="examples --gin.WORK_DIR=work/mine --gin.FeatureSpec.history=5",

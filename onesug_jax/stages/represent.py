@@ -166,6 +166,10 @@ def rank(context: Context) -> None:
     from onesug_jax.represent import rank_training
     from onesug_jax.tasks.features import FeatureSpec
 
+    if context.configured("FeatureSpec")().items:
+        print("rank: a model with items ranks by itself", flush=True)
+        write_json(os.path.join(context.work.ranking, rank_training.REPORT), {})
+        return
     work, known = context.work, opened.completions(context)
     history = context.configured("RelatedConfig")().history
     searches: collections.deque = collections.deque(maxlen=context.settings["rank.rows"])

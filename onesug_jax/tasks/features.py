@@ -174,7 +174,7 @@ class FeatureSpec:
     soft: bool = True
     worth: bool = True
     ages: bool = True
-    items: bool = True
+    items: bool = False
 
     def __post_init__(self):
         if self.input_length < 8 or self.target_length < 2 or min(self.related, self.history) < 0:
