@@ -127,7 +127,7 @@ def test_other_requests_are_not_compared(tmp_path):
     rows, orders = rows_and_orders(one=[run_of([1, 2])], other=[run_of([1, 2, 3], truth="p")])
     assert runs.ahead(rows[1], rows[0], orders) is None
     assert "not the same requests" in runs.format_ahead(rows, rows[0], orders)
-    with pytest.raises(UserError, match=r"metrics.json.*run evaluate"):
+    with pytest.raises(UserError, match=r"lists.parquet.*run evaluate"):
         runs.read_run(str(tmp_path))
     (tmp_path / "report").mkdir()
     one = run_of([1], rivals=["most_popular"])
