@@ -129,12 +129,13 @@ def test_other_requests_are_not_compared(tmp_path):
     assert "not the same requests" in runs.format_ahead(rows, rows[0], orders)
     with pytest.raises(UserError, match=r"lists.parquet.*run evaluate"):
         runs.read_run(str(tmp_path))
-    (tmp_path / "report").mkdir()
+    folder = tmp_path / "report" / "dev"
+    folder.mkdir(parents=True)
     one = run_of([1], rivals=["most_popular"])
-    (tmp_path / "report" / "metrics.json").write_text('{"model": {}}')
+    (folder / "metrics.json").write_text('{"model": {}}')
     with pytest.raises(UserError, match=r"lists.parquet.*run evaluate"):
         runs.read_run(str(tmp_path))
-    pq.write_table(one.lists, tmp_path / "report" / "lists.parquet")
+    pq.write_table(one.lists, folder / "lists.parquet")
     assert runs.read_run(str(tmp_path), minutes=3.0).minutes == 3.0
 
 
