@@ -37,7 +37,8 @@ class MostPopular:
 
 
 class MostPopularNow:
-    """The request's candidates in the order of one of their as-of counts.
+    """The completions among the request's candidates in the order of one of their as-of counts; all
+    candidates where none completes the prefix.
 
     Needs requests with `items`: those of a replay through time or of a service that counts.
 
@@ -57,8 +58,10 @@ class MostPopularNow:
         assert request.items is not None, "asked for what needs as-of counts"
         candidates = request.items.candidates
         counts = request.items.candidate_counts[: np.count_nonzero(candidates), self._column]
-        order = np.argsort(-counts, kind="stable")[:k]
-        return [self._text_of(int(number) - 1) for number in candidates[order]]
+        order = np.argsort(-counts, kind="stable")
+        ranked = [self._text_of(number - 1) for number in candidates[order].tolist()]
+        completions = [text for text in ranked if text.startswith(request.prefix)]
+        return (completions or ranked)[:k]
 
 
 NOW = "most_popular_now"
