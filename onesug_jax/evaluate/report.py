@@ -166,7 +166,7 @@ def example_prefixes(rows, frequent: int, each: int = 4) -> dict[str, list[str]]
 
 def write_related(groups: Mapping[str, Mapping[str, Sequence[str]]], folder: str) -> str:
     """Examples of related queries, `{group: {prefix: queries}}`, into related.txt; its path."""
-    rows = [("prefix", "", "related queries, best first, for a user without a history")]
+    rows = [("prefix", "", "related queries, best first")]
     for name, found in groups.items():
         for prefix, queries in found.items():
             rows.append((repr(prefix), name, ", ".join(queries) or "(none)"))

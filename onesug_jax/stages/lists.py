@@ -21,7 +21,7 @@ from onesug_jax.train import distributed
 
 if TYPE_CHECKING:
     from onesug_jax.decode.suggester import Suggester
-    from onesug_jax.represent.related import RelatedQueries
+    from onesug_jax.retrieval.related import RelatedQueries
 
 
 def suggester(
@@ -107,9 +107,7 @@ def score(
     from is a rival, `sft`.
     """
     from onesug_jax.evaluate import baselines, evaluator
-    from onesug_jax.evaluate.cascade_training import load
     from onesug_jax.logs.history import with_history
-    from onesug_jax.tasks.features import history_of
     from onesug_jax.train import mesh as meshes
 
     used = opened.model_stage(context) if model in (None, "auto") else model
@@ -131,7 +129,7 @@ def score(
     known = opened.related(context, spec)
     index = opened.completions(context)
     files = dict.fromkeys(path for log in logs for path in opened.splits(log).values())
-    rows = with_history(list(files), keep=split, history=history_of(spec, known))
+    rows = with_history(list(files), keep=split, history=spec.history)
     lists = {"model": writer.suggest}
     if limit is not None:
         rows = rows.read_all().slice(0, limit).to_batches()
@@ -139,9 +137,6 @@ def score(
         lists["most_popular"] = baselines.MostPopular(index).suggest
         if model is None and opened.model_stage(context) == "rwr":
             lists["sft"] = suggester(context, model="pretrain").suggest
-        if opened.finished(context.home.cascade):
-            rival = _rival_parts(dataclasses.replace(context, work=context.home))
-            lists["cascade"] = load(context.home.cascade, *rival).suggest
     return evaluator.evaluate(
         rows,
         lists,
@@ -233,6 +228,8 @@ def replayed(
     listed = {}
     if rivals:
         lists |= _counted(context, state)
+        if opened.finished(context.home.cascade):
+            lists["cascade"] = _cascade(context, state, table).suggest
         listed = _best_possible(context, split)
     encode = functools.cache(lambda: opened.encoder(context.work))
     filled = [state.first]
@@ -275,9 +272,19 @@ def _counted(context: Context, state) -> dict[str, Callable]:
     """The rivals that count searches: over all of train, and as of each request."""
     from onesug_jax.evaluate import baselines
 
-    rivals = {"most_popular": baselines.MostPopular(opened.completions(context))}
-    rivals |= baselines.as_of(state.text, state.config)
-    return {name: rival.suggest for name, rival in rivals.items()}
+    now = baselines.as_of(state.text, state.config)
+    popular = baselines.MostPopular(opened.completions(context)).suggest
+    return {"most_popular": popular, **{name: rival.suggest for name, rival in now.items()}}
+
+
+def _cascade(context: Context, state, table):
+    """The trained cascade over the queries of an as-of state."""
+    from onesug_jax.evaluate.cascade_training import load
+    from onesug_jax.stages import items
+
+    index, config = items.index(context.work), context.configured("CascadeConfig")()
+    place = context.home.cascade
+    return load(place, config, table, state.text, lambda prefix: index.known(prefix) + 1)
 
 
 def _best_possible(context: Context, split: str) -> dict[str, Mapping[str, Sequence[str]]]:
@@ -308,30 +315,27 @@ def judged(metrics) -> dict[str, float]:
 
 
 def cascade(context: Context) -> None:
-    """The rival: recall, pre-rank and a LightGBM ranker, trained on the train split, into
+    """The rival: recall, pre-rank and a LightGBM ranker, trained on the examples with items, into
     WORK_DIR/cascade.
     """
     from onesug_jax.evaluate import cascade_training as rival
+    from onesug_jax.stages import items
+    from onesug_jax.tasks.item_examples import ItemExamples
 
-    rows, known, config = _rival_parts(context)
-    report = rival.train(rows, known, config, context.work.cascade, context.seed)
+    report = rival.train(
+        ItemExamples(context.work.examples, "train"),
+        items.tables(context),
+        context.configured("CascadeConfig")(),
+        context.configured("AsOfConfig")(),
+        context.work.cascade,
+        context.seed,
+    )
     print(
         f"cascade: {report['rows']:,} newest rows, the query of {report['recalled']:,} recalled; "
         f"{report['trees']} trees"
     )
     for name, share in list(report["importance"].items())[:8]:
         print(f"  {name:<16} {100 * share:5.1f} % of the gain")
-
-
-def _rival_parts(context: Context):
-    """Rows of the train split, what is mined and aligned, and the sizes of the cascade."""
-    from onesug_jax.evaluate import cascade_training as rival
-    from onesug_jax.tasks.features import FeatureSpec
-
-    train = os.path.join(context.work.log, "train.parquet")
-    known = opened.related(context, FeatureSpec())
-    rows = rival.read_rows([train], train, known.history)
-    return rows, known, context.configured("CascadeConfig")()
 
 
 def evaluate(
@@ -378,7 +382,7 @@ def evaluate(
     known = opened.related(context, FeatureSpec(soft=False))
     groups = report.example_prefixes(scores.rows, context.configured("SliceSpec")().frequent)
     report.write_related(
-        {name: {p: known.related([p], [()])[0] for p in found} for name, found in groups.items()},
+        {name: {p: known.related([p])[0] for p in found} for name, found in groups.items()},
         out,
     )
     page.write_page(scores, out)
