@@ -36,7 +36,6 @@ FOLDERS = (
     "encoder",
     "semantic_ids",
     "index",
-    "ranking",
     "examples",
     "pretrain",
     "rewards",

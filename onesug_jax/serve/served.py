@@ -21,10 +21,10 @@ import numpy as np
 from onesug_jax.decode.known import Filter
 from onesug_jax.decode.shapes import Shapes
 from onesug_jax.decode.suggester import Suggester, Suggestion
-from onesug_jax.represent.related import RelatedQueries
+from onesug_jax.retrieval.related import RelatedQueries
 from onesug_jax.serve.ladder import POPULAR, Pace
 from onesug_jax.serve.live import LiveCounts
-from onesug_jax.tasks.features import Request, history_of, make_requests
+from onesug_jax.tasks.features import Request, make_requests
 
 _STRANGE = "zx"  # no query, so that the text encoder is loaded for it
 
@@ -141,7 +141,7 @@ class Served:
     @property
     def history(self) -> int:
         """How many of a user's queries a request should bring."""
-        return history_of(self.suggester.featurizer.spec, self.known)
+        return self.suggester.featurizer.spec.history
 
     @property
     def longest(self) -> int:
@@ -226,13 +226,13 @@ class Served:
 
     def _listed(self, request: Request, suggestions: Sequence[Suggestion]) -> Listed:
         """What is told of one list; of the related queries those that may be shown."""
-        related, worth = request.related, request.worth
+        related = request.related
         at = np.flatnonzero(self._may_show(related)).tolist()
         return Listed(
             tuple(one.text for one in suggestions),
             tuple(one.score for one in suggestions),
             tuple(related[n] for n in at),
-            tuple(worth[n] for n in at) if worth else (),
+            (),
             tuple(self._ids(self.known.number_of(related[n])) for n in at) if self._ids else (),
         )
 

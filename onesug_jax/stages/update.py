@@ -32,7 +32,7 @@ from onesug_jax.stages import opened
 
 NOT_BETTER = 3  # exit code of an update that leaves M_t in use
 _UNCHANGED = ("encoder", "vocab")  # folders that an update takes over as they are
-_STAGES = ("mine", "quantize", "index", "rank", "examples", "rewards", "rwr")
+_STAGES = ("mine", "quantize", "index", "examples", "rewards", "rwr")
 # What may not change from one version to the next, by stage: its folder, and how the names begin.
 _FIXED = {"mine": ("mined", "mine.min_users"), "examples": ("examples", "FeatureSpec.")}
 _DAY_MS = 86_400_000

@@ -165,8 +165,8 @@ def test_lists_in_the_order_of_what_is_bought():
     )
 
     def weighed(rows, kappa):
-        worth = lambda queries: np.array([shares.get(text, 0.0) for text in queries])  # noqa: E731
-        found = runs.by_worth(runs.Run({}, rows), worth, kappa, slices=SliceSpec())
+        shares_of = lambda queries: np.array([shares.get(text, 0.0) for text in queries])  # noqa: E731
+        found = runs.by_orders(runs.Run({}, rows), shares_of, kappa, slices=SliceSpec())
         assert found.metrics["model"]["order"]["n"] == found.metrics["model"]["unseen"]["n"] == 1
         return found.lists["rank_model"].to_pylist(), found.lists["list_model"].to_pylist()[0]
 

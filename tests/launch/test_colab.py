@@ -91,8 +91,8 @@ def test_table_plots_lists_and_two_runs(work, path, project_root, tmp_path):
     texts = printed(notebook)
     told = "\n".join(texts)
 
-    [table] = [text for text in texts if "ratio" in text]
-    assert "most popular" in table and "with an order" in table
+    [table] = [text for text in texts if "orders HR@16" in text]
+    assert "most popular" in table and "model" in table
     [slices] = [text for text in texts if text.startswith("MRR@16")]
     assert "prefix_2_3" in slices and "HR@16" in slices
     assert len(pictures(notebook)) == 4, "by prefix length and by slice, for rivals and for runs"

@@ -17,7 +17,7 @@ from onesug_jax.logs.asof.config import AsOfConfig
 from onesug_jax.logs.asof.state import AsOf
 from onesug_jax.logs.completion import CompletionIndex
 from onesug_jax.logs.schema import Level
-from onesug_jax.represent.related import RelatedQueries
+from onesug_jax.retrieval.related import RelatedQueries
 from onesug_jax.serve.feedback import Event, FeedbackStore
 from onesug_jax.serve.live import LiveCounts
 from onesug_jax.serve.served import Served

@@ -11,7 +11,7 @@ import pytest
 from onesug_jax.errors import UserError
 from onesug_jax.logs.completion import CompletionIndex
 from onesug_jax.logs.schema import LOG_SCHEMA
-from onesug_jax.represent.related import RelatedQueries
+from onesug_jax.retrieval.related import RelatedQueries
 from onesug_jax.tasks import layouts, seqio_tasks
 from onesug_jax.tasks.examples import Examples, build_examples, cache_mixture, write_vectors
 from onesug_jax.tasks.features import FeatureSpec, Featurizer, Request
