@@ -23,7 +23,8 @@ from onesug_jax.model.seq2seq import Seq2Seq, for_decoding
 from onesug_jax.tasks.features import Featurizer, Request
 
 TABLES = ("vectors", "words", "word_weights", "prefix_vectors")
-_LENGTH = 8  # input lengths are rounded up to multiples of this
+_STEP = 8  # input lengths are rounded up to multiples of this
+_BLOCK = 64  # rows of the tables that are replaced at once: one program, whatever is new
 
 
 class ItemSuggester:
@@ -37,6 +38,8 @@ class ItemSuggester:
       prefix_row: prefix -> its row in the table of prefixes, 0: none.
       returned: queries of a list.
       batch_sizes, sizes: requests and candidates that a batch is filled up to, ascending.
+      lengths: input lengths that a batch is filled up to, ascending; longer ones, and all where
+        there are none, are filled up to multiples of 8.
       passes: which texts may be shown; None: all.
     """
 
@@ -52,23 +55,30 @@ class ItemSuggester:
         returned: int = 16,
         batch_sizes: Sequence[int] = (1, 8, 32),
         sizes: Sequence[int] = (8, 32, 64, 128, 320),
+        lengths: Sequence[int] = (),
         passes: Callable[[str], bool] | None = None,
     ):
         self.model, self.params = for_decoding(model, params)
         self.featurizer, self.text_of, self.prefix_row = featurizer, text_of, prefix_row
         self.returned, self.passes = returned, passes
         self.batch_sizes, self.sizes = tuple(batch_sizes), tuple(sizes)
+        self.lengths = tuple(lengths)
         self.tables = ItemTables(*(jnp.asarray(tables[name]) for name in TABLES))
 
     def refresh(self, tables: dict[str, np.ndarray], first: int, end: int) -> None:
-        """Rows `first` to `end` (without it) of the tables of queries are new; shapes stay."""
-        rows = slice(first, end)
-        self.tables = self.tables.replace(
-            **{
-                name: getattr(self.tables, name).at[rows].set(tables[name][rows])
-                for name in TABLES[:3]
-            }
-        )
+        """Rows `first` to `end` (without it) of the tables of queries are new. Shapes stay, and so
+        do the programs; a batch that has begun ends with the rows of before.
+        """
+        rows = len(tables["vectors"])
+        for start in range(first, end, _BLOCK):
+            start = max(min(start, rows - _BLOCK), 0)
+            new = {name: tables[name][start : start + _BLOCK] for name in TABLES[:3]}
+            self.tables = _with_rows(self.tables, new, start)
+
+    def warmup(self, request: Request, batch: int, length: int, size: int) -> None:
+        """Compiles and runs one shape: `batch` requests, `length` ids, `size` candidates."""
+        tokens, items = self.arrays([request], size, batch, length)
+        jax.block_until_ready(_open(self.model, self.params, tokens, items, self.tables))
 
     def suggest(self, requests: Sequence[Request], k: int | None = None) -> list[list[Suggestion]]:
         """One list a request, best first, without duplicates, in the order of the requests.
@@ -105,11 +115,15 @@ class ItemSuggester:
         tokens, items = self.arrays(requests, size)
         return _open(self.model, self.params, tokens, items, self.tables)
 
-    def arrays(self, requests: Sequence[Request], size: int) -> tuple[np.ndarray, Items]:
-        """Ids `[B, L]` and items of a batch, filled up with its first request."""
+    def arrays(
+        self, requests: Sequence[Request], size: int, room: int = 0, length: int = 0
+    ) -> tuple[np.ndarray, Items]:
+        """Ids `[B, L]` and items of a batch, filled up with its first request to `room` requests of
+        `length` ids; 0: to the next shape.
+        """
         ids = [self.featurizer.item_input(r.prefix, r.profile) for r in requests]
-        room = self.batch_sizes[bisect.bisect_left(self.batch_sizes, len(requests))]
-        length = -(-max(map(len, ids)) // _LENGTH) * _LENGTH
+        room = room or self.batch_sizes[bisect.bisect_left(self.batch_sizes, len(requests))]
+        length = length or self._length(max(map(len, ids)))
         tokens = np.zeros((room, length), np.int32)
         for row, request in zip(tokens, ids, strict=False):
             row[: len(request)] = request
@@ -129,6 +143,11 @@ class ItemSuggester:
             rows,
         )
         return tokens, items
+
+    def _length(self, longest: int) -> int:
+        """How many ids a batch whose longest request has so many has room for."""
+        at = bisect.bisect_left(self.lengths, longest)
+        return self.lengths[at] if at < len(self.lengths) else -(-longest // _STEP) * _STEP
 
     def _size(self, request: Request) -> int:
         """How many candidates a batch with this request has room for."""
@@ -158,3 +177,14 @@ def _open(model: Seq2Seq, params, tokens, items: Items, tables: ItemTables) -> O
         return model.opening(encoded, model.given(tokens, items), items)
 
     return model.apply({"params": params}, method=opening)
+
+
+@jax.jit
+def _with_rows(tables: ItemTables, rows: dict[str, jax.Array], first: int) -> ItemTables:
+    """The tables with some rows replaced, from row `first` on."""
+    return tables.replace(
+        **{
+            name: jax.lax.dynamic_update_slice_in_dim(getattr(tables, name), new, first, 0)
+            for name, new in rows.items()
+        }
+    )
