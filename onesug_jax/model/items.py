@@ -2,9 +2,10 @@
 
 PAPER.md writes related and past queries out as text. Where a model has items
 (`ModelConfig.vector_dim`), each of them is one soft token instead: a candidate has its as-of
-counts, a query of the history its age, and what they mean comes from their vectors e_q*, mostly by the relations between them (`relations.py`): content
-enters the stream small, because models learn it by heart from some ten thousand rows. Vectors and
-words lie in tables on the device, so a request is a few hundred integers and its counts.
+counts, a query of the history its age, and what they mean comes from their vectors e_q*, mostly by
+the relations between them (`relations.py`): content enters the stream small, because models learn
+it by heart from some ten thousand rows. Vectors and words lie in tables on the device, so a request
+is a few hundred integers and its counts.
 """
 
 from __future__ import annotations
