@@ -81,7 +81,8 @@ def ingest(
     latest: str = "",
     clicks: Clicks | None = None,
     memory_limit: str = "2GB",
-) -> IngestReport:
+    check_only: bool = False,
+) -> IngestReport | None:
     """Write out/{train,dev,test}.parquet, out/set_aside.jsonl and out/report.json from a raw log.
 
     A folder whose files (or their folders) are named train, dev, valid or test keeps those splits,
@@ -102,6 +103,7 @@ def ingest(
       derive or choose prefixes. earliest, latest: ISO dates or times outside of which a row is set
       aside, latest "" being a day from now. clicks: the columns of adapter "clicks", where their
       names do not tell. memory_limit: what DuckDB may use for sorting before it goes to disk.
+      check_only: open the log, check its columns and the settings, write nothing and return None.
 
     Returns:
       the counts, also in report.json. Files are renamed into place at the end, report.json last.
@@ -146,6 +148,8 @@ def ingest(
     _check_names(log, sources)
     for source in sources:
         chosen.check(source)
+    if check_only:
+        return None
     print(f"ingest: {len(sources)} file(s) of {log} as {chosen.name!r}", flush=True)
     for note in dict.fromkeys(source.note for source in sources if source.note):
         path = next(source.path for source in sources if source.note == note)
@@ -185,7 +189,8 @@ def ingest(
                 drop_repeats(database, staging, paths)
                 pool = pool_of(database, dev_days)
                 if pool is not None and chosen.dated:
-                    drop_far_away(database, staging, paths, pool)
+                    split = bool(dev_days or test_days)
+                    drop_far_away(database, staging, paths, pool, only_later=not split)
                 staging.stop_if_too_bad()
                 verdicts = choose_profile(database, sorted(staging.profile), profile)
                 rule, label = split_rule(database, pool, log, dev_days, test_days)

@@ -9,6 +9,7 @@ the two counts here against the arrays and against XLA's own figures.
 from __future__ import annotations
 
 import dataclasses
+from typing import Any
 
 from onesug_jax.errors import UserError
 
@@ -127,7 +128,7 @@ class ModelConfig:
     def _item_parameters(self) -> int:
         """Of `ItemReader`, of the relations in every layer, and of `CandidateHead`."""
         d, h, counts = self.d_model, self.num_heads, self.count_columns
-        reader = (3 * counts + 4) * d + d * d + d + (4 + 2 + 24 + 7) * d
+        reader = (3 * counts + 8) * d + d * d + d + (4 + 2 + 24 + 7) * d
         reader += self.vector_dim * d * (self.content > 0)
         layer = 9 * h + 4 * h * d + d * d
         head = (2 * d * d + d + counts + 1) * self.candidate_tokens
@@ -159,9 +160,32 @@ class ModelConfig:
             related = 2 * relations * context * 2 * h + 2 * 4 * h * d + 2 * d * d
             encoder_layer += length * related + context * 2 * 5 * h
             head += 2 * length * context * self.vector_dim
-            head += candidates * 2 * d * (3 * self.count_columns + 4 + d) + history * 2 * 4 * d
+            head += candidates * 2 * d * (3 * self.count_columns + 8 + d) + history * 2 * 4 * d
             head += candidates * 2 * self.vector_dim + 2 * self.vector_dim * d
             head += (candidates + history) * 2 * self.vector_dim * d * (self.content > 0)
         if self.candidate_tokens:
             head += 2 * 2 * d * d + candidates * 2 * (d + self.count_columns)
         return self.encoder_layers * encoder_layer + self.decoder_layers * decoder_layer + head
+
+
+PRESETS = ("paper", "production")
+
+
+def preset(name: str, vector_dim: int = 0, **sizes: Any) -> ModelConfig:
+    """The model of a preset: `paper` reads text alone (`copying` and `segments` as `sizes` say);
+    `production` reads items of `vector_dim`, and candidates are output tokens.
+
+    Raises:
+      UserError: an unknown name, or a production model without vectors.
+    """
+    if name not in PRESETS:
+        raise UserError(f"preset = {name!r}: expected one of {', '.join(PRESETS)}")
+    if name == "paper":
+        return ModelConfig(**sizes)
+    if not vector_dim:
+        raise UserError(
+            'preset = "production" reads items by their vectors: found none. Run the text encoder '
+            'and the index first, or set preset = "paper".'
+        )
+    sizes = {**sizes, "copying": False, "vector_dim": vector_dim, "candidate_tokens": True}
+    return ModelConfig(**sizes)

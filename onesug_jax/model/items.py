@@ -36,12 +36,14 @@ class ItemTables:
       vectors: `[N + 1, E]` unit vectors e_q*.
       words: `[N + 1, W]` int32, hashed distinct words of a query, 0 behind them.
       word_weights: `[N + 1, W]` how much each counts in an overlap; 0 behind them.
+      lengths: `[N + 1]` characters of a query.
       prefix_vectors: `[P + 1, E]` unit vectors e_p.
     """
 
     vectors: jax.Array
     words: jax.Array
     word_weights: jax.Array
+    lengths: jax.Array
     prefix_vectors: jax.Array
 
 
@@ -56,6 +58,7 @@ class Items:
       history: `[B, H]` int32; minutes: `[B, H]` float32, how long ago each was searched.
       clock: `[B, 2]` int32, hour of the day and day of the week.
       prefix_row: `[B]` int32.
+      typed: `[B]` int32, characters of the prefix.
     """
 
     candidates: ItemIds
@@ -64,6 +67,7 @@ class Items:
     minutes: jax.Array
     clock: jax.Array
     prefix_row: jax.Array
+    typed: jax.Array
 
     @classmethod
     def of(cls, batch: Mapping[str, Any]) -> Items | None:
@@ -79,6 +83,7 @@ class Items:
             batch["history_minutes"],
             batch["clock"],
             batch["prefix_row"],
+            batch["typed"],
         )
 
     @property
@@ -92,9 +97,10 @@ def example(config: ModelConfig) -> tuple[Items, ItemTables]:
     one = jnp.zeros((1, 1), jnp.int32)
     counts = jnp.zeros((1, 1, config.count_columns), jnp.float32)
     clock = jnp.zeros((1, 2), jnp.int32)
-    items = Items(one, counts, one, one.astype(jnp.float32), clock, one[0])
+    items = Items(one, counts, one, one.astype(jnp.float32), clock, one[0], one[0])
     vectors, words = jnp.zeros((2, config.vector_dim)), jnp.zeros((2, 1), jnp.int32)
-    return items, ItemTables(vectors, words, words.astype(jnp.float32), vectors)
+    weights = words.astype(jnp.float32)
+    return items, ItemTables(vectors, words, weights, weights[:, 0], vectors)
 
 
 def enhanced_prefix(items: Items, tables: ItemTables, weight: float) -> jax.Array:
@@ -139,6 +145,21 @@ def count_features(items: Items) -> jax.Array:
     return jnp.where(there, features, 0.0)
 
 
+TEXT_FEATURES = 4
+
+
+def text_features(items: Items, tables: ItemTables) -> jax.Array:
+    """What the texts say of each candidate, `[B, C, TEXT_FEATURES]`: logs of its length, of the
+    characters still to be typed, of those typed; and its words.
+    """
+    length = jnp.take(tables.lengths, items.candidates, axis=0).astype(jnp.float32)
+    typed = jnp.broadcast_to(items.typed[:, None].astype(jnp.float32), length.shape)
+    words = jnp.sum(jnp.take(tables.words, items.candidates, axis=0) > 0, axis=-1)
+    missing = jnp.maximum(length - typed, 0.0)
+    logs = [jnp.log1p(x) for x in (length, missing, typed)]
+    return _SCALE * jnp.stack([*logs, words.astype(jnp.float32)], axis=-1)
+
+
 def clipped_logs(items: Items) -> jax.Array:
     """The logs of counts that the model reads, `[B, C, K]`."""
     return jnp.maximum(items.counts.astype(jnp.float32), LEAST_LOG)
@@ -177,7 +198,7 @@ class ItemReader(nn.Module):
     def setup(self) -> None:
         """Declares the projections."""
         c = self.config
-        width, features = c.d_model, 3 * c.count_columns + 2 * len(_RANKED)
+        width, features = c.d_model, 3 * c.count_columns + 2 * len(_RANKED) + TEXT_FEATURES
 
         def kernel(name: str, *shape: int):
             names = (*[None] * (len(shape) - 1), "embed")
@@ -200,7 +221,8 @@ class ItemReader(nn.Module):
         """See `ItemRows`; `tokens [B, L]`, and the vector e_p* `[B, E]` of its soft token."""
         c = self.config
         dtype, length = jnp.dtype(c.dtype), tokens.shape[1]
-        hidden = count_features(items) @ self.counts_in + self.counts_bias
+        features = jnp.concatenate([count_features(items), text_features(items, tables)], axis=-1)
+        hidden = features @ self.counts_in + self.counts_bias
         candidates = nn.silu(hidden) @ self.counts_out + self.kinds[1]
         ages = age_features(items.minutes)
         history = ages @ self.ages + self.kinds[0]

@@ -59,11 +59,9 @@ def overlap(
     words: ItemWords, weights: ItemWords, key_words: ItemWords, key_weights: ItemWords
 ) -> jax.Array:
     """Weight of the words in common over that of the words in either, `[B, Q, S]`, 0 to 1."""
-    common = jnp.zeros((*words.shape[:2], key_words.shape[1]), jnp.float32)
-    for place in range(words.shape[2]):  # word by word: the whole comparison would be W times wider
-        word = words[:, :, None, place, None]
-        here = jnp.any((word == key_words[:, None]) & (word > 0), axis=-1)
-        common += jnp.where(here, weights[:, :, None, place], 0.0)
+    same = words[:, :, None, :, None] == key_words[:, None, :, None]
+    same &= words[:, :, None, :, None] > 0
+    common = jnp.sum(jnp.where(same, weights[:, :, None, :, None], 0.0), axis=(-2, -1))
     either = jnp.sum(weights, -1)[:, :, None] + jnp.sum(key_weights, -1)[:, None] - common
     return common / jnp.maximum(either, 1e-6)
 
@@ -109,7 +107,9 @@ class RelationAttention(Attention):
         keys, values = self.keys_values(context)
         scores = jnp.einsum("bhqk,bhsk->bhqs", self.queries(x), keys).astype(jnp.float32)
         by_key = jnp.einsum("bsf,fh->bhs", key_features, self.key_bias)[:, :, None]
-        scores += jnp.einsum("brqs,rh->bhqs", relations, self.multiples) + by_key + bias
+        scores += by_key + bias
+        for kind in range(len(RELATIONS)):  # sums that fuse, where a product of matrices would not
+            scores += relations[:, kind, None] * self.multiples[kind][:, None, None]
         sink = self.sink[:, None, None]
         highest = jax.lax.stop_gradient(jnp.maximum(jnp.max(scores, axis=-1, keepdims=True), sink))
         weights = jnp.exp(scores - highest)

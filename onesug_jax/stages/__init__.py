@@ -34,6 +34,7 @@ CONFIGURABLES = {
     "simulate": "onesug_jax.logs.simulate:simulate",
     "Timeline": "onesug_jax.logs.simulate.timeline:Timeline",
     "ingest": "onesug_jax.logs.ingest:ingest",
+    "clicks": "onesug_jax.logs.clicks:Clicks",
     "mine": "onesug_jax.logs.mining:mine",
     "align": "onesug_jax.represent.alignment:align",
     "EncoderSpec": "onesug_jax.represent.encoder:EncoderSpec",
@@ -60,6 +61,7 @@ CONFIGURABLES = {
     "CascadeConfig": "onesug_jax.evaluate.cascade:CascadeConfig",
     "update": "onesug_jax.stages.update:update",
     "BeamConfig": "onesug_jax.decode.beam:BeamConfig",
+    "WritingConfig": "onesug_jax.decode.both_ways:WritingConfig",
     "ScoreConfig": "onesug_jax.decode.score:ScoreConfig",
     "suggester": "onesug_jax.stages.lists:suggester",
     "SliceSpec": "onesug_jax.evaluate.evaluator:SliceSpec",
@@ -71,7 +73,7 @@ CONFIGURABLES = {
 }
 
 
-_WRITES_LISTS = ("BeamConfig", "ScoreConfig", "suggester", "SliceSpec")
+_WRITES_LISTS = ("WritingConfig", "BeamConfig", "ScoreConfig", "suggester", "SliceSpec")
 
 
 def doctor(context: Context) -> int:
@@ -119,6 +121,7 @@ _ALL = (
         name="simulate",
         summary="make a simulated shop's suggestion log",
         run=log.simulate,
+        check=log.check_simulate,
         folder="simulated",
         configures=("simulate", "Timeline"),
         example="simulate --gin.WORK_DIR=work/shop --gin.simulate.requests=1_000_000",
@@ -127,9 +130,10 @@ _ALL = (
         name="ingest",
         summary="read a log, set bad rows aside, normalise and split it",
         run=log.ingest,
+        check=log.check_ingest,
         folder="log",
         inputs=lambda context: (context.log,),
-        configures=("ingest",),
+        configures=("ingest", "clicks"),
         ignores=("ingest.memory_limit",),
         example="ingest --gin.WORK_DIR=work/mine --gin.LOG=my_log.parquet",
     ),
@@ -248,8 +252,8 @@ _ALL = (
         summary="weigh what people did with every suggestion list",
         run=prefer.rewards,
         folder="rewards",
-        inputs=lambda context: ("log/*.parquet", "mined/*"),
-        configures=("RewardConfig",),
+        inputs=lambda context: ("log/*.parquet", "mined/*", "examples/*/train/*"),
+        configures=("RewardConfig", "FeatureSpec"),
         example="rewards --gin.WORK_DIR=work/mine --gin.RewardConfig.order=3.0",
     ),
     StageSpec(
@@ -263,10 +267,11 @@ _ALL = (
             "examples/*/train/*",
             "vocab/*",
             "pretrain/model.json",
+            *opened.INDEX,
             opened.parameters(context, "pretrain"),
         ),
-        configures=("rwr", "ListConfig", "PreferenceConfig", "make_optimizer"),
-        changeable=("rwr", "make_optimizer", "SEED"),
+        configures=("rwr", "ListConfig", "PreferenceConfig", "make_optimizer", "ItemLoader"),
+        changeable=("rwr", "make_optimizer", "ItemLoader", "SEED"),
         fixed=("rwr.params_from", "rwr.reference"),
         ignores=(
             "make_mesh",
@@ -275,7 +280,7 @@ _ALL = (
             *_WRITES_LISTS,
         ),
         follows=("pretrain",),
-        check=checks.training("rwr", "rwr/make_optimizer"),
+        check=prefer.check_rwr,
         every_process=True,
         example="rwr --gin.WORK_DIR=work/mine --gin.PreferenceConfig.loss=softmax_dpo --restart",
     ),
@@ -300,13 +305,14 @@ _ALL = (
         configures=(
             "evaluate",
             "AsOfConfig",
+            "WritingConfig",
             "BeamConfig",
             "ScoreConfig",
             "suggester",
             "SliceSpec",
             "CascadeConfig",
         ),
-        ignores=("ingest",),
+        ignores=("ingest", "clicks"),
         recap=lists.show_report,
         every_process=True,
         always=True,
@@ -376,6 +382,7 @@ _ALL = (
             "update",
             "ingest",
             "AsOfConfig",
+            "clicks",
             "BeamConfig",
             "ScoreConfig",
             "suggester",

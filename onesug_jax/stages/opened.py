@@ -6,10 +6,11 @@ import dataclasses
 import filecmp
 import functools
 import os
-from typing import TYPE_CHECKING
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
 
 from onesug_jax.errors import UserError
-from onesug_jax.files import fingerprint, read_json, require_files
+from onesug_jax.files import fingerprint, read_json, require_files, write_json
 from onesug_jax.pipeline import bundle
 from onesug_jax.pipeline.spec import Context
 from onesug_jax.pipeline.workdir import Manifest, WorkDir
@@ -109,6 +110,12 @@ def parameters(context: Context, stage: str) -> str:
     return f"{stage}/best" if best else f"{stage}/checkpoints"
 
 
+def leave_aligned(context: Context, stored: Mapping[str, Any]) -> None:
+    """Makes what the rwr stage trained the model in use: its description and its bundle."""
+    write_json(os.path.join(context.work.rwr, MODEL_FILE), stored)
+    make_bundle(context, "rwr")
+
+
 def model_description(context: Context, stage: str) -> dict:
     """What it takes to use a stage's model: its sizes, what it is shown, its tasks.
 
@@ -142,8 +149,7 @@ def _features(path: str, stored: dict) -> dict:
     if gone and not stored.get("items"):
         raise UserError(
             f"{path}: this model reads {' and '.join(gone)} as markers in its text, which an "
-            "earlier release wrote and this one does not; use that one, or run examples and pretrain "
-            "again"
+            "earlier release wrote and this one does not; use that one, or train the model again"
         )
     return {name: value for name, value in stored.items() if name in names}
 

@@ -158,6 +158,7 @@ def _item_examples(context: Context, vocabulary, spec, splits, candidates: int) 
         counts,
         Featurizer(vocabulary, spec),
         lambda prefix: index.known(prefix) + 1,
+        state.number,
     )
 
 

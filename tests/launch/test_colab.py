@@ -82,9 +82,9 @@ def pictures(notebook):
 
 def test_table_plots_lists_and_two_runs(work, path, project_root, tmp_path):
     other = shutil.copytree(work, tmp_path / "other")
-    metrics = json.loads((other / "report" / "metrics.json").read_text())
+    metrics = json.loads((other / "report" / "dev" / "metrics.json").read_text())
     metrics["model"]["all"]["mrr@16"] -= 1.5
-    (other / "report" / "metrics.json").write_text(json.dumps(metrics))
+    (other / "report" / "dev" / "metrics.json").write_text(json.dumps(metrics))
     given = {"WORK_DIR": str(work), "OTHER_WORK_DIR": str(other), "HISTORY": ["lamp"]}
     notebook, client = runner(path, project_root, PREFIX="S", **given)
     client.execute()
@@ -111,7 +111,7 @@ def test_a_work_dir_without_a_report_is_told(path, project_root, tmp_path):
     with pytest.raises(nbclient.exceptions.CellExecutionError) as failed:
         client.execute()
     assert failed.value.ename == "UserError"
-    assert str(tmp_path / "report" / "metrics.json") in failed.value.evalue
+    assert str(tmp_path / "report" / "dev" / "metrics.json") in failed.value.evalue
     assert "run evaluate first" in failed.value.evalue
     shown = failed.value.traceback
     assert "error: " in shown and "site-packages" not in shown and "line " not in shown
