@@ -99,7 +99,7 @@ def tree(folder):
 
 def test_run_leaves_every_folder_with_its_manifest_and_config(work):
     folders = {path.name for path in work.iterdir() if path.is_dir()}
-    made = {"log", "mined", "encoder", "semantic_ids", "index", "ranking", "vocab", "examples"}
+    made = {"log", "mined", "encoder", "semantic_ids", "index", "vocab", "examples"}
     made |= {"pretrain", "rewards", "rwr"}
     assert {"simulated", "report"} | made <= folders
     for name in (*made, "report/dev"):

@@ -65,7 +65,7 @@ def names(config: AsOfConfig) -> tuple[str, ...]:
         *columns,
         *(f"share_{name}" for name in columns),
         *(f"change_{name}" for name in columns[1:]),
-        *("place", "candidates", "words", "hour", "weekday", "cosine_prefix"),
+        *("place", "candidates", "words", "typed", "missing", "hour", "weekday", "cosine_prefix"),
         *("past", "since", "visit", "repeated", "repeated_place", "repeated_minutes"),
         *(f"{like}_{how}" for like in ("cosine", "overlap") for how in _LIKENESS),
     )
@@ -74,12 +74,12 @@ def names(config: AsOfConfig) -> tuple[str, ...]:
 _LIKENESS = ("most", "latest", "mean", "decayed", "visit", "visit_mean")
 
 
-def features(items: Items, prefix_row: int, tables: QueryTables) -> np.ndarray:
+def features(items: Items, typed: int, prefix_row: int, tables: QueryTables) -> np.ndarray:
     """What the ranker reads of the n candidates of a request, float32 `[n, F]`.
 
     Args:
       items: of the request; its places behind the n candidates are empty.
-      prefix_row: its row of `tables.prefix_vectors`, 0: none.
+      typed: characters of the prefix. prefix_row: its row of `tables.prefix_vectors`, 0: none.
     """
     n, past = (int(np.count_nonzero(rows)) for rows in (items.candidates, items.history))
     candidates, history = items.candidates[:n], items.history[:past]
@@ -87,7 +87,7 @@ def features(items: Items, prefix_row: int, tables: QueryTables) -> np.ndarray:
     counts = items.candidate_counts[:n].astype(np.float16).astype(np.float32)
     counts = np.maximum(counts, _LEAST)
     minutes = items.history_minutes[:past].astype(np.float64)
-    every = np.log(np.exp(counts.astype(np.float64)).sum(axis=0, keepdims=True))
+    total = np.exp(counts.astype(np.float64)).sum(axis=0, keepdims=True)
     visit = np.exp2(-minutes / _VISIT)
     own = tables.vectors[candidates]
     same = candidates[:, None] == history
@@ -98,6 +98,8 @@ def features(items: Items, prefix_row: int, tables: QueryTables) -> np.ndarray:
         "place": np.arange(n),
         "candidates": n,
         "words": np.count_nonzero(tables.words[candidates], axis=1),
+        "typed": typed,
+        "missing": tables.lengths[candidates] - typed,
         "hour": items.clock[0],
         "weekday": items.clock[1],
         "cosine_prefix": own @ tables.prefix_vectors[prefix_row],
@@ -109,7 +111,7 @@ def features(items: Items, prefix_row: int, tables: QueryTables) -> np.ndarray:
         "repeated_minutes": ago,
     }
     alike = (own @ tables.vectors[history].T, overlap(tables, candidates, history))
-    parts = [counts, counts - every, counts[:, 1:] - counts[:, :1]]
+    parts = [counts, counts - np.log(np.maximum(total, 1e-30)), counts[:, 1:] - counts[:, :1]]
     parts += [np.stack([np.broadcast_to(column, (n,)) for column in single.values()], axis=1)]
     parts += [_likeness(table, visit) for table in alike]
     return np.concatenate(parts, axis=1).astype(np.float32)
@@ -182,9 +184,9 @@ class Cascade:
         for request in requests:
             assert request.items is not None, "the cascade ranks candidates"
             places = kept(request.items, self.config)
-            found = features(request.items, self.prefix_row(request.prefix), self.tables)[places]
+            prefix, row = request.prefix, self.prefix_row(request.prefix)
             chosen.append(request.items.candidates[places])
-            tables.append(found)
+            tables.append(features(request.items, len(prefix), row, self.tables)[places])
         sizes = [len(numbers) for numbers in chosen]
         if not sum(sizes):
             return [[] for _ in requests]

@@ -149,8 +149,7 @@ def _features(path: str, stored: dict) -> dict:
     if gone and not stored.get("items"):
         raise UserError(
             f"{path}: this model reads {' and '.join(gone)} as markers in its text, which an "
-            "earlier release wrote and this one does not; use that one, or run examples and pretrain "
-            "again"
+            "earlier release wrote and this one does not; use that one, or train the model again"
         )
     return {name: value for name, value in stored.items() if name in names}
 

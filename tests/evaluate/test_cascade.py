@@ -42,7 +42,7 @@ def request_of(rng, past=2):
 @pytest.mark.parametrize("past", [0, 1, 3])
 def test_features_are_those_of_a_plain_loop(tables, past):
     items = request_of(np.random.default_rng(past), past)
-    found = features(items, 2, tables)
+    found = features(items, 3, 2, tables)
     assert found.shape == (7, len(names(AS_OF))) and found.dtype == np.float32
     floored = [[max(float(c), -10.0) for c in row] for row in items.candidate_counts[:7]]
     visit = [2 ** (-float(m) / 10) for m in items.history_minutes[:past]]
@@ -57,6 +57,7 @@ def test_features_are_those_of_a_plain_loop(tables, past):
             if column:
                 wanted[f"change_{name}"] = floored[place][column] - floored[place][0]
         wanted |= {"place": place, "candidates": 7, "words": 2, "hour": 13, "weekday": 6}
+        wanted |= {"typed": 3, "missing": len(QUERIES[number - 1]) - 3}
         wanted |= {"cosine_prefix": own @ tables.prefix_vectors[2], "past": past}
         back = [j for j in range(past) if items.history[j] == number]
         minutes = [float(m) for m in items.history_minutes]
@@ -114,7 +115,7 @@ class Rows:
         columns = ("candidates", "candidate_counts", "history", "history_minutes", "clock")
         self.arrays = {name: np.stack([getattr(one, name) for one in items]) for name in columns}
         self.arrays["level"] = rng.choice(list(cascade_training.GRADE), count)
-        self.arrays["prefix_row"] = np.zeros(count, np.int32)
+        self.arrays |= {name: np.zeros(count, np.int32) for name in ("typed", "prefix_row")}
         self.arrays["target_candidate"] = np.array([self._target(rng, one) for one in items])
 
     @staticmethod
