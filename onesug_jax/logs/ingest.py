@@ -200,12 +200,12 @@ def ingest(
                 columns = schema_of(staging, [one.name for one in verdicts if not one.reason])
                 written = write_splits(database, rule, columns, new)
             report = _report(staging, verdicts, written, label)
+            write_json(os.path.join(new, REPORT), dataclasses.asdict(report), ensure_ascii=False)
         except (duckdb.OutOfMemoryException, duckdb.IOException) as error:
             raise UserError(
                 f"sorting the log in {out!r} failed: {error}. Raise "
                 f"ingest.memory_limit={memory_limit!r} or free disk space there."
             ) from None
-            write_json(os.path.join(new, REPORT), dataclasses.asdict(report), ensure_ascii=False)
         except OSError as error:
             raise file_error(out, "writing there", error) from None
         finally:
