@@ -15,7 +15,7 @@ import dataclasses
 import functools
 import os
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import duckdb
@@ -161,7 +161,7 @@ def ingest(
     if unread:
         print(f"ingest: {unread} line(s) of the side tables could not be read", flush=True)
 
-    with contextlib.ExitStack() as stack:
+    with _file_errors(out), contextlib.ExitStack() as stack:
         try:
             new = stack.enter_context(atomic_files(out, REPORT, _FILES))
             scratch = stack.enter_context(tempfile.TemporaryDirectory(prefix=".ingest-", dir=out))
@@ -206,11 +206,18 @@ def ingest(
                 f"sorting the log in {out!r} failed: {error}. Raise "
                 f"ingest.memory_limit={memory_limit!r} or free disk space there."
             ) from None
-        except OSError as error:
-            raise file_error(out, "writing there", error) from None
         finally:
             staging.close()
     return report
+
+
+@contextlib.contextmanager
+def _file_errors(out: str) -> Iterator[None]:
+    """What goes wrong with files inside becomes a sentence."""
+    try:
+        yield
+    except OSError as error:
+        raise file_error(out, "writing there", error) from None
 
 
 def _check_names(log: str, sources: Sequence[Source]) -> None:
