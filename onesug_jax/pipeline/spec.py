@@ -56,7 +56,7 @@ class Context:
     @property
     def log(self) -> str:
         """The log to read, an absolute path: LOG, or the simulated shop's where none is given."""
-        return os.path.abspath(self.macros["LOG"] or self.work.simulated)
+        return os.path.abspath(os.path.expanduser(self.macros["LOG"] or self.work.simulated))
 
     @property
     def seed(self) -> int:

@@ -210,7 +210,12 @@ def evaluate(
     logs = [log]
     if _own_log(context):
         log = os.path.join(out, "log")
-        read = functools.partial(context.configured("ingest"), dev_days=0.0, test_days=0.0)
+        read = functools.partial(
+            context.configured("ingest"),
+            dev_days=0.0,
+            test_days=0.0,
+            clicks=context.configured("clicks")(),
+        )
         distributed.agreed(lambda: bool(read(log=context.log, out=log)))
         logs.append(log)
         split = split if split in opened.splits(log) else next(iter(opened.splits(log)))

@@ -86,7 +86,11 @@ def update(
     _prepare(new, base, wanted)
     if not opened.splits(os.path.join(new, "fresh")):
         context.configured("ingest")(
-            log=context.log, out=os.path.join(new, "fresh"), dev_days=0.0, test_days=0.0
+            log=context.log,
+            out=os.path.join(new, "fresh"),
+            dev_days=0.0,
+            test_days=0.0,
+            clicks=context.configured("clicks")(),
         )
     rows = _join(base, new, window_days, holdout)
     print(
