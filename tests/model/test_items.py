@@ -160,7 +160,7 @@ def test_every_parameter_has_a_place_on_every_mesh():
 
 @pytest.mark.parametrize(
     "wrong",
-    [{"vector_dim": 0}, {"copying": True}, {"positions_per_layer": True}],
+    [{"copying": True}, {"positions_per_layer": True}],
 )
 def test_settings_that_exclude_each_other_are_refused(wrong):
     with pytest.raises(UserError, match="ModelConfig"):
