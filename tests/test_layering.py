@@ -15,14 +15,24 @@ MAY_IMPORT = {
     "train": (),
     "model": (),
     "represent": ("model", "logs", "train"),
+    "retrieval": ("logs",),
     "decode": ("model", "tasks.vocabulary", "tasks.features", "logs.schema"),
     "tasks": ("logs", "represent"),
     "align": ("model", "logs.schema", "train"),
     "pipeline": ("train.distributed", "signatures"),
-    "stages": tuple("logs train model represent decode tasks align evaluate serve".split())
+    "stages": tuple(
+        "logs train model represent retrieval decode tasks align evaluate serve".split()
+    )
     + ("pipeline", "doctor"),
-    "evaluate": ("decode", "logs", "tasks", "train.mesh"),
-    "serve": ("decode", "represent", "tasks.features", "tasks.vocabulary", "train.checkpoint")
+    "evaluate": ("decode", "logs", "tasks", "retrieval", "train.mesh"),
+    "serve": (
+        "decode",
+        "represent",
+        "retrieval",
+        "tasks.features",
+        "tasks.vocabulary",
+        "train.checkpoint",
+    )
     + ("logs",),
 }
 ONLY_IN = {  # package -> the files that may import it
