@@ -29,7 +29,7 @@ from onesug_jax.pipeline.plan import Step, check_folder, check_inputs, plan
 from onesug_jax.pipeline.runner import execute
 from onesug_jax.pipeline.spec import Context, StageSpec
 from onesug_jax.signatures import accepts, describe, is_literal, nearest, parameters
-from onesug_jax.stages import CONFIGURABLES, STAGES, checks, lists
+from onesug_jax.stages import CONFIGURABLES, STAGES, checks, suggesting
 from onesug_jax.train import distributed
 
 try:
@@ -362,12 +362,12 @@ def suggester(work_dir: str, *flags: str) -> Callable[..., dict[str, Any]]:
     """The model in use in a WORK_DIR as a function, for notebooks and programs; opened once.
 
     `suggester("work/mine")("co", history=["tent"])` is what `suggest --json` prints; see
-    `stages.lists.answering`. `flags` as on the command line: "--gin.BeamConfig.beams=64".
+    `stages.suggesting.answering`. `flags` as on the command line: "--gin.BeamConfig.beams=64".
 
     Raises:
       UserError: a wrong flag, or a WORK_DIR without a trained model.
     """
-    return lists.answering(context_of("suggest", f"--gin.WORK_DIR={work_dir}", *flags))
+    return suggesting.answering(context_of("suggest", f"--gin.WORK_DIR={work_dir}", *flags))
 
 
 # ------------------------------------------------------------------ running

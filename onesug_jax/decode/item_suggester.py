@@ -8,8 +8,10 @@ are compiled. Queries that appeared after training have rows of the tables too (
 from __future__ import annotations
 
 import bisect
+import dataclasses
 import functools
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -28,7 +30,8 @@ from onesug_jax.model.seq2seq import Seq2Seq, for_decoding
 from onesug_jax.tasks.features import Featurizer, Request
 
 TABLES = ("vectors", "words", "word_weights", "lengths", "prefix_vectors")
-_LENGTH = 8  # input lengths are rounded up to multiples of this
+_STEP = 8  # input lengths are rounded up to multiples of this
+_BLOCK = 64  # rows of the tables that are replaced at once: one program, whatever is new
 
 
 class ItemSuggester:
@@ -42,6 +45,8 @@ class ItemSuggester:
       prefix_row: prefix -> its row in the table of prefixes, 0: none.
       returned: queries of a list.
       batch_sizes, sizes: requests and candidates that a batch is filled up to, ascending.
+      lengths: input lengths that a batch is filled up to, ascending; longer ones, and all where
+        there are none, are filled up to multiples of 8.
       passes: which texts may be shown; None: all.
       writing: when queries are written beside the candidates; None: never.
     """
@@ -58,6 +63,7 @@ class ItemSuggester:
         returned: int = 16,
         batch_sizes: Sequence[int] = (1, 8, 32),
         sizes: Sequence[int] = (8, 32, 64, 128, 320),
+        lengths: Sequence[int] = (),
         passes: Callable[[str], bool] | None = None,
         writing: WritingConfig | None = None,
     ):
@@ -65,6 +71,7 @@ class ItemSuggester:
         self.featurizer, self.text_of, self.prefix_row = featurizer, text_of, prefix_row
         self.returned, self.passes = returned, passes
         self.batch_sizes, self.sizes = tuple(batch_sizes), tuple(sizes)
+        self.lengths = tuple(lengths)
         self.tables = ItemTables(*(jnp.asarray(tables[name]) for name in TABLES))
         self.writing = writing
         if writing is not None:
@@ -79,14 +86,19 @@ class ItemSuggester:
             )
 
     def refresh(self, tables: dict[str, np.ndarray], first: int, end: int) -> None:
-        """Rows `first` to `end` (without it) of the tables of queries are new; shapes stay."""
-        rows = slice(first, end)
-        self.tables = self.tables.replace(
-            **{
-                name: getattr(self.tables, name).at[rows].set(tables[name][rows])
-                for name in TABLES[:-1]
-            }
-        )
+        """Rows `first` to `end` (without it) of the tables of queries are new. Shapes stay, and so
+        do the programs; a batch that has begun ends with the rows of before.
+        """
+        rows = len(tables["vectors"])
+        for start in range(first, end, _BLOCK):
+            start = max(min(start, rows - _BLOCK), 0)
+            new = {name: tables[name][start : start + _BLOCK] for name in TABLES[:-1]}
+            self.tables = _with_rows(self.tables, new, start)
+
+    def warmup(self, request: Request, batch: int, length: int, size: int) -> None:
+        """Compiles and runs one shape: `batch` requests, `length` ids, `size` candidates."""
+        tokens, items = self.arrays([request], size, batch, length)
+        jax.block_until_ready(_open(self.model, self.params, tokens, items, self.tables))
 
     def suggest(self, requests: Sequence[Request], k: int | None = None) -> list[list[Suggestion]]:
         """One list a request, best first, without duplicates, in the order of the requests.
@@ -125,8 +137,8 @@ class ItemSuggester:
         written: list[dict[str, float]] = [{} for _ in requests]
         if self.writing is None:
             return written
-        rows = np.flatnonzero(leaves_room(found, self.returned, self.writing))
-        if not len(rows):
+        rows = np.flatnonzero(leaves_room(found, self.returned, self.writing)).tolist()
+        if not rows:
             return written
         chosen = [requests[i] for i in rows]
         tokens, items = self.arrays(chosen, size)
@@ -151,21 +163,26 @@ class ItemSuggester:
         tokens, items = self.arrays(requests, size)
         return _open(self.model, self.params, tokens, items, self.tables)
 
-    def arrays(self, requests: Sequence[Request], size: int) -> tuple[np.ndarray, Items]:
-        """Ids `[B, L]` and items of a batch, filled up with its first request."""
+    def arrays(
+        self, requests: Sequence[Request], size: int, room: int = 0, length: int = 0
+    ) -> tuple[np.ndarray, Items]:
+        """Ids `[B, L]` and items of a batch, filled up with its first request to `room` requests of
+        `length` ids; 0: to the next shape.
+        """
         ids = [self.featurizer.item_input(r.prefix, r.profile) for r in requests]
-        room = self.batch_sizes[bisect.bisect_left(self.batch_sizes, len(requests))]
-        length = -(-max(map(len, ids)) // _LENGTH) * _LENGTH
+        room = room or self.batch_sizes[bisect.bisect_left(self.batch_sizes, len(requests))]
+        length = length or self._length(max(map(len, ids)))
         tokens = np.zeros((room, length), np.int32)
         for row, request in zip(tokens, ids, strict=False):
             row[: len(request)] = request
         filled = [*range(len(requests)), *[0] * (room - len(requests))]
         tokens[len(ids) :] = tokens[0]
 
-        def stack(name: str, cut: int | None = None) -> np.ndarray:
+        def stack(name: str, cut: int | None = None) -> Any:
             return np.stack([getattr(requests[i].items, name)[:cut] for i in filled])
 
-        rows = np.array([self.prefix_row(requests[i].prefix) for i in filled], np.int32)
+        rows: Any = np.array([self.prefix_row(requests[i].prefix) for i in filled], np.int32)
+        typed: Any = np.array([len(requests[i].prefix) for i in filled], np.int32)
         items = Items(
             stack("candidates", size),
             stack("candidate_counts", size),
@@ -173,9 +190,14 @@ class ItemSuggester:
             stack("history_minutes"),
             stack("clock"),
             rows,
-            np.array([len(requests[i].prefix) for i in filled], np.int32),
+            typed,
         )
         return tokens, items
+
+    def _length(self, longest: int) -> int:
+        """How many ids a batch whose longest request has so many has room for."""
+        at = bisect.bisect_left(self.lengths, longest)
+        return self.lengths[at] if at < len(self.lengths) else -(-longest // _STEP) * _STEP
 
     def _size(self, request: Request) -> int:
         """How many candidates a batch with this request has room for."""
@@ -192,15 +214,14 @@ class ItemSuggester:
         found: list[tuple[str, float]] = []
         for place in np.argsort(-row, kind="stable"):
             number = int(request.items.candidates[place])
-            if not number or (self.passes is None and len(found) == k):
+            if not number or len(found) == k:
                 break
-            found.append((self.text_of(number - 1), float(row[place])))
-        best = merged(found, written, len(found) + len(written))
-        return [
-            Suggestion(text, score, new)
-            for text, score, new in best
-            if self.passes is None or self.passes(text)
-        ][:k]
+            text = self.text_of(number - 1)
+            if self.passes is None or self.passes(text):
+                found.append((text, float(row[place])))
+        if self.passes is not None:
+            written = {text: score for text, score in written.items() if self.passes(text)}
+        return [Suggestion(*one) for one in merged(found, written, k)]
 
 
 @functools.partial(jax.jit, static_argnums=0)
@@ -209,7 +230,18 @@ def _open(model: Seq2Seq, params, tokens, items: Items, tables: ItemTables) -> O
         encoded = model.encode(tokens, None, None, items, tables)
         return model.opening(encoded, model.given(tokens, items), items)
 
-    return model.apply({"params": params}, method=opening)
+    found: Any = model.apply({"params": params}, method=opening)
+    return found
+
+
+@jax.jit
+def _with_rows(tables: ItemTables, rows: dict[str, jax.Array], first: int) -> ItemTables:
+    """The tables with some rows replaced, from row `first` on."""
+    changed = {
+        name: jax.lax.dynamic_update_slice_in_dim(getattr(tables, name), new, first, 0)
+        for name, new in rows.items()
+    }
+    return dataclasses.replace(tables, **changed)
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1))

@@ -65,16 +65,25 @@ class Filter:
     def of(self, texts: Sequence[str], counts: np.ndarray) -> np.ndarray:
         """Whether each query may be shown, `[N]` booleans."""
         shown = np.asarray(counts) >= self.least_count
-        terms = [term for term in map(normalise_query, self.blocked) if term]
-        if not terms or not len(texts):
+        if self._pattern is None or not len(texts):
             return shown
         # One search through all texts: a million of them and hundreds of terms take seconds.
         whole = "\n".join(texts)
         starts = np.cumsum([0, *(len(text) + 1 for text in texts[:-1])])
-        pattern = "|".join(map(_bounded, sorted(terms, key=len, reverse=True)))
-        at = np.array([found.start() for found in re.finditer(pattern, whole)], np.int64)
+        at = np.array([found.start() for found in self._pattern.finditer(whole)], np.int64)
         shown[np.searchsorted(starts, at, side="right") - 1] = False
         return shown
+
+    def blocks(self, text: str) -> bool:
+        """Whether a query holds a blocked term."""
+        return self._pattern is not None and self._pattern.search(text) is not None
+
+    @functools.cached_property
+    def _pattern(self) -> re.Pattern[str] | None:
+        """What finds any of the blocked terms; None: there are none."""
+        terms = [term for term in map(normalise_query, self.blocked) if term]
+        found = "|".join(map(_bounded, sorted(terms, key=len, reverse=True)))
+        return re.compile(found) if terms else None
 
 
 def _bounded(term: str) -> str:

@@ -6,7 +6,7 @@ candidate's token writes the whole query and ends it, so a query can be written 
     p(q | x) = p(candidate token of q | x) + p(first piece of q | x) * prod p(next piece | ...)
 
 Both are summed while training, and beams and candidates have scores of one distribution. PAPER.md
-writes every query by pieces: that is the preset `paper`.
+writes every query by pieces: that is the model without candidate tokens.
 """
 
 from __future__ import annotations

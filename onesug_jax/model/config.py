@@ -9,7 +9,6 @@ the two counts here against the arrays and against XLA's own figures.
 from __future__ import annotations
 
 import dataclasses
-from typing import Any
 
 from onesug_jax.errors import UserError
 
@@ -166,26 +165,3 @@ class ModelConfig:
         if self.candidate_tokens:
             head += 2 * 2 * d * d + candidates * 2 * (d + self.count_columns)
         return self.encoder_layers * encoder_layer + self.decoder_layers * decoder_layer + head
-
-
-PRESETS = ("paper", "production")
-
-
-def preset(name: str, vector_dim: int = 0, **sizes: Any) -> ModelConfig:
-    """The model of a preset: `paper` reads text alone (`copying` and `segments` as `sizes` say);
-    `production` reads items of `vector_dim`, and candidates are output tokens.
-
-    Raises:
-      UserError: an unknown name, or a production model without vectors.
-    """
-    if name not in PRESETS:
-        raise UserError(f"preset = {name!r}: expected one of {', '.join(PRESETS)}")
-    if name == "paper":
-        return ModelConfig(**sizes)
-    if not vector_dim:
-        raise UserError(
-            'preset = "production" reads items by their vectors: found none. Run the text encoder '
-            'and the index first, or set preset = "paper".'
-        )
-    sizes = {**sizes, "copying": False, "vector_dim": vector_dim, "candidate_tokens": True}
-    return ModelConfig(**sizes)

@@ -1,10 +1,11 @@
 """The items of a request as soft tokens of the encoder: candidates, history, enhanced prefix.
 
-PAPER.md writes related and past queries out as text. The preset `production` gives each of them one
-soft token instead: a candidate has its as-of counts, a query of the history its age, and what they
-mean comes from their vectors e_q*, mostly by the relations between them (`relations.py`): content
-enters the stream small, because models learn it by heart from some ten thousand rows. Vectors and
-words lie in tables on the device, so a request is a few hundred integers and its counts.
+PAPER.md writes related and past queries out as text. Where a model has items
+(`ModelConfig.vector_dim`), each of them is one soft token instead: a candidate has its as-of
+counts, a query of the history its age, and what they mean comes from their vectors e_q*, mostly by
+the relations between them (`relations.py`): content enters the stream small, because models learn
+it by heart from some ten thousand rows. Vectors and words lie in tables on the device, so a request
+is a few hundred integers and its counts.
 """
 
 from __future__ import annotations

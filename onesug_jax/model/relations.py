@@ -8,8 +8,8 @@ likeness slowly, so attention receives it. For head h, position i and key j,
 
 where f(j) says how old key j is. A sink, a key of value 0, takes the attention of a position that
 finds nothing alike. What each head found, sum_j w[h, i, j] * R_r[i, j] and sum_j w[h, i, j], enters
-the stream through a small MLP beside the values. PAPER.md has no such thing: it is the preset
-`production`.
+the stream through a small MLP beside the values. PAPER.md has no such thing: it belongs to
+models with items.
 """
 
 from __future__ import annotations

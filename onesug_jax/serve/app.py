@@ -2,7 +2,7 @@
 
     POST /suggest    the list for what stands in the box     GET  /          the page
     POST /feedback   what came of it                         GET  /docs      the interface, to read
-    GET, DELETE /users/ID  what is kept of a user            GET  /health /ready /metrics
+    GET, DELETE /users/ID  what is stored of a user           GET  /health /ready /metrics
 
 Every mistake of a client is a 4xx that names the field; 503 with Retry-After says that there is no
 place in the queue or no model yet, 504 that the deadline passed. `server` listens.
@@ -32,9 +32,11 @@ from onesug_jax.serve import bodies
 from onesug_jax.serve.engine import Answer, Engine, Full, Late, NotReady
 from onesug_jax.serve.feedback import Busy, Conflict, Event, FeedbackStore, Unknown
 from onesug_jax.serve.guards import LOOPBACK, Gate, Limits, Recorder
-from onesug_jax.serve.live import LiveCounts
-from onesug_jax.serve.served import Ask, Served
+from onesug_jax.serve.live import History
+from onesug_jax.serve.requests import SuggestRequest
 from onesug_jax.serve.server import ServerConfig
+from onesug_jax.serve.version import ModelVersion
+from onesug_jax.serve.why import explain
 
 _PAGE = {  # path -> file of web/, media type
     "/": ("index.html", "text/html; charset=utf-8"),
@@ -102,40 +104,55 @@ def make_app(
     _add_errors(app)
     _add_page(app)
 
-    async def history_of(user_id: str, most: int) -> dict[str, int]:
+    async def stored_history(user_id: str, most: int) -> dict[str, int]:
         loop = asyncio.get_running_loop()
         return await loop.run_in_executor(readers, store.history, user_id, most)
+
+    async def history_of(version: ModelVersion, body: bodies.SuggestBody) -> History:
+        if body.history is not None:
+            return _newest_first(body.history, body.history_minutes, version.history)
+        if not body.user_id:
+            return (), ()
+        if version.live is not None:
+            return version.live.history(body.user_id)
+        stored, now = await stored_history(body.user_id, version.history), _now_ms()
+        return tuple(stored), tuple(max(now - at, 0) / 60_000 for at in stored.values())
 
     @app.post("/suggest", response_model=bodies.SuggestReply, responses=_BUSY)
     async def suggest(body: bodies.SuggestBody, request: Request):
         """The list for what stands in the box, best first."""
         began = time.perf_counter()
-        served = engine.served
-        most = served.history
-        if body.history is not None:
-            history, minutes = _newest_first(body.history, body.history_minutes, most)
-        else:
-            stored, now = await history_of(body.user_id or "", most), _now_ms()
-            history = tuple(stored)
-            minutes = tuple(max(now - at, 0) / 60_000 for at in stored.values())
+        version = engine.version
+        history, minutes = await history_of(version, body)
         spent = time.perf_counter() - began
-        ask = Ask(
+        asked = SuggestRequest(
             prefix=body.prefix,
             history=history,
             minutes=minutes,
-            profile=_profile_values(served, body.profile),
+            profile=_profile_values(version, body.profile),
             k=body.k,
             within=None if body.deadline_ms is None else body.deadline_ms / 1000 - spent,
         )
-        answer = await _unless_gone(request, engine.submit(ask))
+        answer = await _unless_gone(request, engine.submit(asked))
         if answer is None:
             engine.metrics.abandoned()
             return Response(status_code=_GONE)
-        popular = engine.popular(ask) if body.compare else None
-        took = 1000 * (time.perf_counter() - began)
-        reply = _reply(body, ask, answer, popular, took, served.live)
+        reply = {
+            "request_id": uuid.uuid4().hex,
+            "prefix": asked.prefix,
+            "suggestions": [
+                {"text": text, "score": None if score is None else round(score, 4)}
+                for text, score in zip(answer.result.texts, answer.result.scores, strict=True)
+            ],
+            "level": answer.level,
+            "version": answer.version,
+            "cached": answer.cached,
+            "milliseconds": round(1000 * (time.perf_counter() - began), 2),
+            "most_popular": list(engine.popular(asked).result.texts) if body.compare else None,
+            "why": explain(version, asked, answer) if body.why else None,
+        }
         if config.log and config.log_text:
-            say(f"typed {body.prefix!r} after {list(history)}: {answer.rung}")
+            say(f"typed {body.prefix!r} after {list(history)}: {answer.level}")
         return JSONResponse(reply)
 
     @app.post(
@@ -145,10 +162,11 @@ def make_app(
     )
     async def feedback(body: bodies.FeedbackBody):
         """What came of one request; on the disk before it is answered."""
+        live = None
         if engine.ready:
-            _profile_values(engine.served, body.profile)
+            _profile_values(engine.version, body.profile)
+            live = engine.version.live
         event = Event(**{**body.model_dump(), "query": body.query or "", "timestamp_ms": _now_ms()})
-        live = engine.served.live if engine.ready else None
         try:
             counted = live is None or live.accept(event)
             stored = await asyncio.wrap_future(store.add(event, counted))
@@ -156,22 +174,24 @@ def make_app(
             engine.metrics.feedback(type(error).__name__.lower())
             raise
         engine.metrics.feedback(stored)
+        if live is not None and stored == "new":
+            live.remember(event.user_id, event.query, event.timestamp_ms)
         return {"request_id": body.request_id, "stored": stored}
 
     @app.get("/users/{user_id:path}", response_model=bodies.UserReply)
     async def user(user_id: Annotated[bodies.KnownUser, Path()]):
-        """What is kept of a user."""
+        """What is stored of a user."""
         loop = asyncio.get_running_loop()
         events = await loop.run_in_executor(readers, store.count, user_id)
-        history = await history_of(user_id, bodies.HISTORY_LENGTH)
+        history = await stored_history(user_id, bodies.HISTORY_LENGTH)
         return {"user_id": user_id, "history": list(history), "events": events}
 
     @app.delete("/users/{user_id:path}", response_model=bodies.Deleted, responses=_BUSY)
     async def forget(user_id: Annotated[bodies.KnownUser, Path()]):
-        """Deletes all that is kept of a user, and overwrites it on the disk."""
+        """Deletes all that is stored of a user, and overwrites it on the disk."""
         deleted = await asyncio.wrap_future(store.forget(user_id))
-        if engine.ready and engine.served.live is not None:
-            engine.served.live.forget(user_id)
+        if engine.ready and engine.version.live is not None:
+            engine.version.live.forget(user_id)
         return {"user_id": user_id, "deleted": deleted}
 
     @app.get("/health")
@@ -185,11 +205,11 @@ def make_app(
 
         While `warming`, the smaller shapes are still being compiled, and answers take longer.
         """
-        served = engine.served
+        version = engine.version
         return {
-            "version": served.version,
-            "profile": list(served.profile),
-            "ladder": list(engine.config.ladder),
+            "version": version.name,
+            "profile": list(version.profile),
+            "levels": list(engine.levels),
             "warming": engine.warming,
         }
 
@@ -222,15 +242,15 @@ def _now_ms() -> int:
     return time.time_ns() // 1_000_000
 
 
-def _profile_values(served: Served, profile: dict[str, str]) -> tuple[str, ...]:
+def _profile_values(version: ModelVersion, profile: dict[str, str]) -> tuple[str, ...]:
     """Values in the order of the log's columns; a name the log does not have is a mistake."""
     for name in profile:
-        if name not in served.profile:
-            have = ", ".join(served.profile) or "none"
+        if name not in version.profile:
+            have = ", ".join(version.profile) or "none"
             raise RequestValidationError(
                 [{"type": "value_error", "loc": ("profile", name), "msg": f"this log has: {have}"}]
             )
-    return tuple(profile.get(name, "") for name in served.profile) if profile else ()
+    return tuple(profile.get(name, "") for name in version.profile) if profile else ()
 
 
 async def _unless_gone(request: Request, future: Future) -> Answer | None:
@@ -249,73 +269,19 @@ async def _unless_gone(request: Request, future: Future) -> Answer | None:
         answer.cancel()
 
 
-def _newest_first(
-    history: Sequence[str], minutes: Sequence[float] | None, most: int
-) -> tuple[tuple[str, ...], tuple[float, ...]]:
+def _newest_first(history: Sequence[str], minutes: Sequence[float] | None, most: int) -> History:
     """The last `most` distinct queries of a history, newest first, and how long ago each was last
     searched.
     """
-    kept = tuple(dict.fromkeys(reversed(history)))[:most]
+    texts = tuple(dict.fromkeys(reversed(history)))[:most]
     latest = dict(zip(history, minutes or (), strict=False))
-    return kept, tuple(latest[text] for text in kept) if minutes else ()
-
-
-def _reply(
-    body: bodies.SuggestBody,
-    ask: Ask,
-    answer: Answer,
-    popular: Answer | None,
-    took: float,
-    live: LiveCounts | None,
-) -> dict:
-    listed = answer.listed
-    reply = {
-        "request_id": uuid.uuid4().hex,
-        "prefix": ask.prefix,
-        "suggestions": [
-            {"text": text, "score": None if score is None else round(score, 4)}
-            for text, score in zip(listed.texts, listed.scores, strict=True)
-        ],
-        "rung": answer.rung,
-        "version": answer.version,
-        "cached": answer.cached,
-        "milliseconds": round(took, 2),
-        "most_popular": None if popular is None else list(popular.listed.texts),
-        "why": None,
-    }
-    if body.why:
-        missing = [None] * len(listed.related)
-        worth, ids = listed.worth or missing, listed.ids or missing
-        reply["why"] = {
-            "history": list(ask.history),
-            "related": [
-                {"text": text, "worth": grade, "id": None if one is None else list(one)}
-                for text, grade, one in zip(listed.related, worth, ids, strict=True)
-            ],
-            "now": None if live is None else _searches(live, listed.texts),
-            "batch": answer.batch,
-            "waited_ms": round(1000 * answer.waited, 2),
-            "model_ms": round(1000 * answer.took, 2),
-        }
-    return reply
-
-
-def _searches(live: LiveCounts, texts: Sequence[str]) -> list[dict]:
-    """How often each suggestion is searched now, by half-life."""
-    return [
-        {"text": text, "searches": dict(zip(live.columns, map(_short, counts), strict=True))}
-        for text, counts in zip(texts, live.searches(texts).tolist(), strict=True)
-    ]
-
-
-def _short(count: float) -> float:
-    return round(count, 3)
+    return texts, tuple(latest[text] for text in texts) if minutes else ()
 
 
 def _add_errors(app: FastAPI) -> None:
-    """How what goes wrong is told: always `bodies.Mistakes`, never what was sent."""
+    """How mistakes are reported: always as `bodies.Mistakes`, never with what was sent."""
 
-    def told(status: int, field: str, message: str, headers=None) -> JSONResponse:
+    def respond(status: int, field: str, message: str, headers=None) -> JSONResponse:
         errors = {"errors": [{"field": field, "message": message}]}
         return JSONResponse(errors, status, headers)
 
@@ -328,33 +294,33 @@ def _add_errors(app: FastAPI) -> None:
     @app.exception_handler(HTTPException)
     async def refused(request, error):
         field = {404: "path", 405: "method"}.get(error.status_code, "body")
-        return told(error.status_code, field, str(error.detail), error.headers)
+        return respond(error.status_code, field, str(error.detail), error.headers)
 
     @app.exception_handler(Full)
     async def full(request, error):
         after = {"retry-after": str(max(1, math.ceil(error.after)))}
-        return told(503, "queue", "too many requests are waiting", after)
+        return respond(503, "queue", "too many requests are waiting", after)
 
     @app.exception_handler(NotReady)
     async def not_ready(request, error):
-        return told(503, "model", str(error), {"retry-after": "2"})
+        return respond(503, "model", str(error), {"retry-after": "2"})
 
     @app.exception_handler(Late)
     async def late(request, error):
-        return told(504, "deadline_ms", str(error))
+        return respond(504, "deadline_ms", str(error))
 
     @app.exception_handler(Conflict)
     async def conflict(request, error):
-        return told(409, error.field, str(error))
+        return respond(409, error.field, str(error))
 
     @app.exception_handler(Unknown)
     async def unknown(request, error):
-        return told(404, "request_id", "this request is not stored yet: send its query first")
+        return respond(404, "request_id", "this request is not stored yet: send its query first")
 
     @app.exception_handler(Busy)
     @app.exception_handler(sqlite3.Error)
     async def busy(request, error):
-        return told(503, "store", "events cannot be written just now", {"retry-after": "1"})
+        return respond(503, "store", "events cannot be written just now", {"retry-after": "1"})
 
 
 def _add_page(app: FastAPI) -> None:

@@ -74,7 +74,7 @@ Profile = Annotated[dict[Value, Value], Field(max_length=PROFILE), AfterValidato
 
 
 def _wrong(field: str, message: str) -> PydanticCustomError:
-    """A mistake that shows in several fields together, told at one of them."""
+    """A mistake that shows in several fields together, reported at one of them."""
     return PydanticCustomError(_ABOUT + field, message)
 
 
@@ -108,7 +108,7 @@ class SuggestBody(Body):
         None, ge=1, le=60_000, description="When the answer is of no use any more."
     )
     compare: bool = Field(False, description="Also list the most popular completions.")
-    why: bool = Field(False, description="Also tell what the list was made from.")
+    why: bool = Field(False, description="Also say what the list was made from.")
 
     @model_validator(mode="after")
     def _consistent(self) -> SuggestBody:
@@ -149,8 +149,8 @@ class FeedbackBody(Body):
                 raise _wrong("query", "is not what stands at clicked_position of the shown list")
             self.query = chosen
         elif self.query is None and not (self.clicked_items or self.ordered_items):
-            told = "or clicked_position, clicked_items or ordered_items is needed"
-            raise _wrong("query", told)
+            message = "or clicked_position, clicked_items or ordered_items is needed"
+            raise _wrong("query", message)
         return self
 
 
@@ -165,8 +165,8 @@ class Suggested(BaseModel):
 
 
 class Related(BaseModel):
-    """A query related to the prefix, with its worth, how often it ends in an order, in grades, and
-    its semantic id, coarse to fine: queries alike share its beginning.
+    """A query related to the prefix that a model of text read, with its conversion bucket and its
+    semantic id, coarse to fine.
     """
 
     text: str
@@ -174,31 +174,66 @@ class Related(BaseModel):
     id: list[int] | None
 
 
-class Now(BaseModel):
-    """How often a suggestion is searched now: its searches, decayed at each half-life."""
+class Past(BaseModel):
+    """A query of the history and how many minutes ago it was searched."""
 
     text: str
-    searches: dict[str, float]
+    minutes: float | None
+
+
+class Alike(BaseModel):
+    """The query of the history that a suggestion is most alike to: the cosine of their vectors."""
+
+    text: str
+    cosine: float
+
+
+class Counted(BaseModel):
+    """What the model knew of a suggestion: its as-of counts by column (searches at each half-life,
+    orders, item clicks, searches after just this prefix); null where it is no candidate.
+    """
+
+    text: str
+    counts: dict[str, float] | None
+    alike: Alike | None
+
+
+class Trending(BaseModel):
+    """A candidate that is searched far more than usual: its searches `now` (half-life 17 h), how
+    many its `usual` share of all searches predicts, and `all` its searches so far.
+    """
+
+    text: str
+    now: float
+    usual: float
+    all: float
 
 
 class Why(BaseModel):
-    """What a list was made from; `now` is null where the service does not count."""
+    """What a list was made from. `related` comes of models of text; `candidates`, `counts` and
+    `trending` of models that read items.
+    """
 
-    history: list[str] = Field(description="The queries used, newest first.")
+    history: list[Past] = Field(description="The queries used, newest first.")
+    unknown: list[str] = Field(description="Queries of the history that nobody else searched.")
+    candidates: int | None = Field(description="How many queries the list was chosen from.")
+    counts: list[Counted]
+    trending: list[Trending]
     related: list[Related]
-    now: list[Now] | None = None
     batch: int
     waited_ms: float
     model_ms: float
 
 
 class SuggestReply(BaseModel):
-    """A list, best first, and the rung it came from: hybrid, beam, score or popular."""
+    """A list, best first, and the degradation level it came from: full, hybrid, beam, score or
+    popular.
+    """
 
     request_id: str
     prefix: str
     suggestions: list[Suggested]
-    rung: str
+    level: str
     version: str
     cached: bool
     milliseconds: float
@@ -252,9 +287,9 @@ def mistakes(errors: Sequence[dict[str, Any]]) -> dict:
             place = []  # what stands there is an offset
         if error["type"].startswith(_ABOUT):
             place = [error["type"].removeprefix(_ABOUT)]
-        known = [part if _nameable(part) else "?" for part in place]
+        named = [part if _nameable(part) else "?" for part in place]
         message = error["msg"].removeprefix("Value error, ")
-        found.append({"field": ".".join(known) or "body", "message": message})
+        found.append({"field": ".".join(named) or "body", "message": message})
     return {"errors": found}
 
 

@@ -1,4 +1,4 @@
-"""How the engine batches, caches and steps down: its settings, and the shapes they lead to."""
+"""How the engine batches, caches and degrades: its settings, and the shapes they lead to."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from onesug_jax.decode.shapes import Shapes
 from onesug_jax.errors import UserError
-from onesug_jax.serve.ladder import POPULAR, RUNGS
+from onesug_jax.serve.levels import LEVELS
 
 
 @dataclass(frozen=True)
@@ -17,22 +17,25 @@ class EngineConfig:
       max_batch: most requests of one batch.
       max_wait_ms: how long the first request of a batch waits for company, where company pays.
       queue: most requests that wait; more are refused at once.
-      ladder: rungs in use, best first, of "hybrid", "beam", "score", "popular".
-      target_ms: what an answer may take before cheaper rungs are taken.
+      levels: degradation levels in use, best first, of "full" (models that read items), "hybrid",
+        "beam", "score" (models of text) and "popular"; those that the model lacks are passed over.
+      target_ms: what an answer may take before cheaper levels are taken.
       deadline_ms: when an answer is of no use any more, where the request does not say.
-      lists: finished lists kept, of requests without a history.
-      prefixes: prefixes whose vectors, neighbours and corrections are kept.
-      lengths: input lengths that are compiled, as shares of the longest.
-      nodes: sizes of the trees of candidates that are compiled; candidates that the largest does
-        not hold are left out.
+      lists: finished lists that are cached, of requests without a history.
+      prefixes: of a model of text, prefixes whose vectors and corrections are cached.
+      lengths: of a model of text, input lengths that are compiled, as shares of the longest.
+      nodes: of a model of text, sizes of the trees of candidates that are compiled; candidates that
+        the largest does not hold are left out.
       watch_seconds: how often to look for another version, at the blocked terms, and at what people
         search now.
+      stale_days: a log that ended so long before the model was made is taken to have ended when the
+        model was made: else all of its decayed counts would have vanished.
     """
 
     max_batch: int = 8
     max_wait_ms: float = 2.0
     queue: int = 256
-    ladder: tuple[str, ...] = ("beam", "score", "popular")
+    levels: tuple[str, ...] = ("full", "beam", "score", "popular")
     target_ms: float = 100.0
     deadline_ms: float = 2000.0
     lists: int = 4096
@@ -40,9 +43,10 @@ class EngineConfig:
     lengths: tuple[float, ...] = (0.75, 1.0)
     nodes: tuple[int, ...] = (64,)
     watch_seconds: float = 1.0
+    stale_days: float = 7.0
 
     def __post_init__(self):
-        object.__setattr__(self, "ladder", tuple(self.ladder))
+        object.__setattr__(self, "levels", tuple(self.levels))
         object.__setattr__(self, "lengths", tuple(sorted(self.lengths)))
         object.__setattr__(self, "nodes", tuple(sorted(self.nodes)))
         if min(self.max_batch, self.queue, self.lists, self.prefixes) < 1:
@@ -56,11 +60,11 @@ class EngineConfig:
                 f"watch_seconds above 0; found {self.max_wait_ms}, {self.target_ms}, "
                 f"{self.deadline_ms}, {self.watch_seconds}."
             )
-        places = [RUNGS.index(rung) for rung in self.ladder if rung in RUNGS]
-        if not places or len(places) < len(self.ladder) or places != sorted(set(places)):
+        places = [LEVELS.index(level) for level in self.levels if level in LEVELS]
+        if not places or len(places) < len(self.levels) or places != sorted(set(places)):
             raise UserError(
-                f"EngineConfig.ladder = {list(self.ladder)}: expected some of {', '.join(RUNGS)}, "
-                "in this order."
+                f"EngineConfig.levels = {list(self.levels)}: expected some of "
+                f"{', '.join(LEVELS)}, in this order."
             )
         if not self.lengths or self.lengths[-1] != 1 or self.lengths[0] <= 0:
             raise UserError(
@@ -70,13 +74,8 @@ class EngineConfig:
         if not self.nodes or self.nodes[0] < 16:
             raise UserError(f"EngineConfig.nodes = {list(self.nodes)}: expected sizes from 16 up.")
 
-    @property
-    def modes(self) -> tuple[str, ...]:
-        """The rungs that ask the model."""
-        return tuple(rung for rung in self.ladder if rung != POPULAR)
-
     def shapes(self, longest: int) -> Shapes:
-        """The shapes that are compiled, of requests of at most `longest` ids."""
+        """The shapes of a model of text that are compiled, of at most `longest` ids."""
         lengths = sorted({max(1, round(share * longest)) for share in self.lengths})
         return Shapes(self.batch_sizes, tuple(lengths), self.nodes)
 

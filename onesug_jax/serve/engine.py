@@ -1,10 +1,10 @@
 """The engine: requests that arrive together become one batch, and every one of them gets an answer.
 
-    submit -> kept list?  -> Answer at once
-           -> queue full? -> Full at once
+    submit -> cached list? -> Answer at once
+           -> queue full?  -> Full at once
            -> queue -> batch (at most `max_batch`, waiting at most `max_wait_ms`)
                        past its deadline: dropped before the model sees it
-                       rung of the ladder by backlog and deadline -> lists -> Answer
+                       degradation level by backlog and deadline -> results -> Answer
 
 One thread runs the model. Another loads the version of WORK_DIR that is in use, compiles its shapes
 ahead of time, and watches: when an update publishes the next version (or a rollback the one before)
@@ -25,10 +25,10 @@ from dataclasses import dataclass, replace
 
 from onesug_jax.errors import UserError, plain
 from onesug_jax.serve.config import EngineConfig
-from onesug_jax.serve.ladder import POPULAR, RUNGS, Pace, choose, in_time
-from onesug_jax.serve.live import poll_quietly
+from onesug_jax.serve.levels import LEVELS, POPULAR, Pace, choose, in_time
 from onesug_jax.serve.metrics import Metrics
-from onesug_jax.serve.served import Ask, Listed, Served
+from onesug_jax.serve.requests import SuggestRequest, SuggestResult
+from onesug_jax.serve.version import ModelVersion
 
 _RETRY_SECONDS = 30.0  # between attempts at a version that could not be loaded
 
@@ -37,8 +37,8 @@ _RETRY_SECONDS = 30.0  # between attempts at a version that could not be loaded
 class Answer:
     """A list, and how it came about. Times in seconds; `batch` is the size of its batch."""
 
-    listed: Listed
-    rung: str
+    result: SuggestResult
+    level: str
     version: str
     cached: bool = False
     waited: float = 0.0
@@ -64,7 +64,7 @@ class Late(Exception):
 
 @dataclass
 class _Waiting:
-    ask: Ask
+    request: SuggestRequest
     future: Future
     arrived: float
     deadline: float
@@ -76,7 +76,7 @@ class Engine:
     Args:
       in_use: where the version in use lies.
       load: opens the version that lies there.
-      config: batching, caches, ladder.
+      config: batching, caches, degradation levels.
       metrics: what is counted.
       say: where one-line messages go.
     """
@@ -84,7 +84,7 @@ class Engine:
     def __init__(
         self,
         in_use: Callable[[], str],
-        load: Callable[[str], Served],
+        load: Callable[[str], ModelVersion],
         config: EngineConfig,
         *,
         metrics: Metrics | None = None,
@@ -93,7 +93,7 @@ class Engine:
         self.config, self.metrics = config, metrics or Metrics()
         self._in_use, self._load, self._say = in_use, load, say
         self._pace = Pace(config.batch_sizes)
-        self._served: Served | None = None
+        self._current: ModelVersion | None = None
         self._queue: collections.deque[_Waiting] = collections.deque()
         self._arrived = threading.Condition()
         self._closing = False  # nothing more is accepted
@@ -124,67 +124,73 @@ class Engine:
     @property
     def ready(self) -> bool:
         """Whether requests are answered."""
-        return self._served is not None and not self._closing
+        return self._current is not None and not self._closing
 
     @property
-    def served(self) -> Served:
+    def version(self) -> ModelVersion:
         """The version in use.
 
         Raises:
           NotReady: none is loaded yet.
         """
-        if self._served is None:
+        if self._current is None:
             raise NotReady("the model is being loaded and compiled")
-        return self._served
+        return self._current
 
     @property
     def waiting(self) -> int:
         """How many requests wait."""
         return len(self._queue)
 
-    def submit(self, ask: Ask) -> Future:
+    @property
+    def levels(self) -> tuple[str, ...]:
+        """The degradation levels in use, best first; NotReady as `version`."""
+        return self.version.levels(self.config)
+
+    def submit(self, request: SuggestRequest) -> Future:
         """Asks for a list; the Future holds an Answer, or fails with Late.
 
         Raises:
           Full: there is no place in the queue, or no answer would come in time.
           NotReady: no version is loaded yet, or the engine is closing.
         """
-        served = self.served
+        version = self.version
+        levels = version.levels(self.config)
         now = time.monotonic()
         future: Future = Future()
-        listed = served.kept.get(ask.key) if ask.key else None
-        self.metrics.lists(hit=listed is not None)
-        if listed is not None:
-            future.set_result(self._answer(ask, listed, self.config.ladder[0], served, cached=True))
+        result = version.cache.get(request.key) if request.key else None
+        self.metrics.lists(hit=result is not None)
+        if result is not None:
+            future.set_result(self._answer(request, result, levels[0], version, cached=True))
             return future
-        within = self.config.deadline_ms / 1000 if ask.within is None else ask.within
-        last = self.config.ladder[-1]
+        within = self.config.deadline_ms / 1000 if request.within is None else request.within
+        last = levels[-1]
         with self._arrived:
             if self._closing:
                 raise NotReady("the server is closing")
             wait = self._pace.to_clear(last, len(self._queue) + 1) if last != POPULAR else 0.0
             if len(self._queue) >= self.config.queue:
-                self._leave_out_the_gone()
+                self._drop_abandoned()
             if len(self._queue) >= self.config.queue or len(self._queue) and wait > within:
                 self.metrics.refused()
                 raise Full(max(wait, self.config.target_ms / 1000))
-            self._queue.append(_Waiting(ask, future, now, now + within))
+            self._queue.append(_Waiting(request, future, now, now + within))
             self._arrived.notify()
         return future
 
-    def _leave_out_the_gone(self) -> None:
+    def _drop_abandoned(self) -> None:
         """Gives the places of clients that have gone to others; to be called with the lock."""
         stay = [one for one in self._queue if not one.future.cancelled()]
         for _ in range(len(self._queue) - len(stay)):
             self.metrics.abandoned()
         self._queue = collections.deque(stay)
 
-    def popular(self, ask: Ask) -> Answer:
-        """The last rung, whatever the ladder says: for comparison, and not counted as an answer.
-        NotReady as `served`.
+    def popular(self, request: SuggestRequest) -> Answer:
+        """The last level, whatever the settings: for comparison, and not counted as an answer.
+        NotReady as `version`.
         """
-        served = self.served
-        return _cut(ask, served.popular(ask.prefix), POPULAR, served)
+        version = self.version
+        return _cut(request, version.popular(request.prefix), POPULAR, version)
 
     def close(self) -> None:
         """Accepts nothing more, answers what was accepted, and ends."""
@@ -200,19 +206,20 @@ class Engine:
 
     def _run(self) -> None:
         while groups := self._take():
-            for rung, group in groups:
-                self._serve(rung, group)
+            for level, group in groups:
+                self._serve(level, group)
 
     def _take(self) -> list[tuple[str, list[_Waiting]]] | None:
-        """The next batch, by rung, cheapest rung first; None: closed, and nothing waits."""
+        """The next batch, by level, cheapest level first; None: closed, and nothing waits."""
         config = self.config
         with self._arrived:
             while not self._queue:
                 if self._closing:
                     return None
                 self._arrived.wait()
+            levels = self.levels
             until = self._queue[0].arrived
-            if self._pace.together(config.ladder[0], config.max_batch) > 1:
+            if self._pace.together(levels[0], config.max_batch) > 1:
                 until += config.max_wait_ms / 1000
             while len(self._queue) < config.max_batch and not self._closing:
                 left = until - time.monotonic()
@@ -223,28 +230,28 @@ class Engine:
             now = time.monotonic()
             target = config.target_ms / 1000
             waited = now - queue[0].arrived
-            ladder = self._pace.quicker(config.ladder)
-            rung = choose(ladder, self._pace, len(queue), config.max_batch, waited, target)
+            faster = self._pace.quicker(levels)
+            level = choose(faster, self._pace, len(queue), config.max_batch, waited, target)
             groups: dict[str, list[_Waiting]] = collections.defaultdict(list)
-            if rung == POPULAR and config.modes:
+            if level == POPULAR and len(faster) > 1:
                 # Those whom the model can still answer in time are left to it.
-                rung = ladder[-2]
-                each = self._pace.each(rung, len(queue))
+                level = faster[-2]
+                each = self._pace.each(level, len(queue))
                 fits = max(1, int(target / each) if each else config.max_batch)
                 while len(queue) > fits:
                     groups[POPULAR].append(queue.popleft())
-            size = self._pace.together(rung, len(queue)) if rung != POPULAR else len(queue)
+            size = self._pace.together(level, len(queue)) if level != POPULAR else len(queue)
             for _ in range(size):
                 one = queue.popleft()
-                lower = in_time(ladder, self._pace, rung, one.deadline - now, size)
+                lower = in_time(faster, self._pace, level, one.deadline - now, size)
                 groups[lower].append(one)
-        order = sorted(groups, key=RUNGS.index, reverse=True)
-        return [(rung, groups[rung]) for rung in order]
+        order = sorted(groups, key=LEVELS.index, reverse=True)
+        return [(level, groups[level]) for level in order]
 
-    def _serve(self, rung: str, group: Sequence[_Waiting]) -> None:
-        """Answers a group at one rung, but for those who are late or gone."""
+    def _serve(self, level: str, group: Sequence[_Waiting]) -> None:
+        """Answers a group at one level, without those whose deadline passed or client has gone."""
         began = time.monotonic()
-        asked = []
+        waiting = []
         for one in group:
             if not one.future.set_running_or_notify_cancel():
                 self.metrics.abandoned()
@@ -252,45 +259,47 @@ class Engine:
                 self.metrics.late()
                 one.future.set_exception(Late("the deadline passed before the model was asked"))
             else:
-                asked.append(one)
-        if not asked:
+                waiting.append(one)
+        if not waiting:
             return
-        served = self.served
-        kept = served.kept  # of the terms in force now: an exchange of them begins another
-        found: list[Listed] | None = None
+        version = self.version
+        cache = version.cache  # of the terms in force now: an exchange of them begins another
+        requests = [one.request for one in waiting]
+        results: list[SuggestResult] | None = None
         try:
-            found = served.lists([one.ask for one in asked], rung)
+            results = version.results(requests, level)
         except Exception as error:
             # Its message may hold what somebody typed; where it happened does not.
             place = "".join(traceback.format_tb(error.__traceback__))
-            self._say(f"serve: {len(asked)} at {rung!r} failed: {type(error).__name__}\n{place}")
+            self._say(f"serve: {len(waiting)} at {level!r} failed: {type(error).__name__}\n{place}")
             self.metrics.failed()
-            if POPULAR in self.config.ladder and rung != POPULAR:
-                with contextlib.suppress(Exception):  # told below, as the first
-                    found = served.lists([one.ask for one in asked], POPULAR)
-            if found is None:
-                told = RuntimeError(f"{rung} failed: {type(error).__name__}")  # no text of theirs
-                for one in asked:
-                    one.future.set_exception(told)
+            if POPULAR in self.levels and level != POPULAR:
+                with contextlib.suppress(Exception):  # reported below, as the first
+                    results = version.results(requests, POPULAR)
+            if results is None:
+                failure = RuntimeError(f"{level} failed: {type(error).__name__}")  # no text of it
+                for one in waiting:
+                    one.future.set_exception(failure)
                 return
-            rung = POPULAR
+            level = POPULAR
         took = time.monotonic() - began
-        if rung != POPULAR:
-            self._pace.note(rung, len(asked), took)
-            self.metrics.batch(rung, len(asked), took)
-        for one, listed in zip(asked, found, strict=True):
-            if one.ask.key and rung == self.config.ladder[0]:
-                kept.put(one.ask.key, listed)
+        if level != POPULAR:
+            self._pace.note(level, len(waiting), took)
+            self.metrics.batch(level, len(waiting), took)
+        best = version.levels(self.config)[0]
+        how = dict(took=took, batch=len(waiting))
+        for one, result in zip(waiting, results, strict=True):
+            if one.request.key and level == best:
+                cache.put(one.request.key, result)
             waited = began - one.arrived
-            one.future.set_result(
-                self._answer(
-                    one.ask, listed, rung, served, waited=waited, took=took, batch=len(asked)
-                )
-            )
+            answer = self._answer(one.request, result, level, version, waited=waited, **how)
+            one.future.set_result(answer)
 
-    def _answer(self, ask: Ask, listed: Listed, rung: str, served: Served, **how) -> Answer:
-        answer = _cut(ask, listed, rung, served, **how)
-        self.metrics.answered(rung, answer.waited, answer.took, cached=answer.cached)
+    def _answer(
+        self, request: SuggestRequest, result: SuggestResult, level: str, version, **how
+    ) -> Answer:
+        answer = _cut(request, result, level, version, **how)
+        self.metrics.answered(level, answer.waited, answer.took, cached=answer.cached)
         return answer
 
     # ------------------------------------------------------------------ the watching thread
@@ -302,53 +311,58 @@ class Engine:
             wanted = ""
             try:
                 wanted = self._in_use()
-                there = self._served and self._served.path == wanted
+                there = self._current and self._current.path == wanted
                 again = wanted != failed or time.monotonic() - since > _RETRY_SECONDS
                 if not there and again:
                     self._swap(wanted)
                     failed = ""
-                if self._served is not None:
-                    if self._served.read_terms():
+                if self._current is not None:
+                    if self._current.read_terms():
                         self._say("serve: blocked terms read again")
-                    if self._served.live is not None:
-                        poll_quietly(self._served.live)  # what this and other servers were sent
+                    self._current.refresh()  # what this and other servers were sent
             except Exception as error:
                 failed, since = wanted, time.monotonic()
-                if self._served is None:
+                if self._current is None:
                     self.failure = error
                     self._ready.set()
                     return
                 self.metrics.swap_failed()
-                told = plain(error) if isinstance(error, UserError) else repr(error)
-                self._say(f"serve: {wanted or 'the version in use'}: {told}")
+                message = plain(error) if isinstance(error, UserError) else repr(error)
+                self._say(f"serve: {wanted or 'the version in use'}: {message}")
             if self._closed.wait(self.config.watch_seconds):
                 return
 
     def _swap(self, path: str) -> None:
         """Loads and compiles the version at `path`, then puts it in use."""
         began = time.monotonic()
-        served = self._load(path)
-        shapes = self.config.shapes(served.suggester.featurizer.spec.input_length)
-        steps = served.prepare(self.config.modes, shapes, self._pace, self._closed.is_set)
-        if self._served is None:
+        version = self._load(path)
+        if not version.levels(self.config):
+            raise UserError(
+                f"EngineConfig.levels = {list(self.config.levels)}: this model answers at "
+                f"{', '.join(version.LEVELS)}; name some of these."
+            )
+        steps = version.warmup(self.config, self._pace, self._closed.is_set)
+        if self._current is None:
             next(steps, None)  # nothing else answers: in use as soon as it can
         else:
             collections.deque(steps, maxlen=0)
         if self._closed.is_set():
             return
-        before, self._served = self._served, served
-        if before is not None and before.live is not None:
-            before.live.close()
+        before, self._current = self._current, version
+        if before is not None:
+            before.close()
         took = time.monotonic() - began
-        self.metrics.version(served.version, took)
-        self._say(f"serve: version {served.version} is in use, ready after {took:.1f} s")
+        self.metrics.version(version.name, took)
+        self._say(f"serve: version {version.name} is in use, ready after {took:.1f} s")
         self._ready.set()
         collections.deque(steps, maxlen=0)
         self.warming = False
 
 
-def _cut(ask: Ask, listed: Listed, rung: str, served: Served, **how) -> Answer:
+def _cut(
+    request: SuggestRequest, result: SuggestResult, level: str, version: ModelVersion, **how
+) -> Answer:
     """The answer with as many suggestions as were asked for."""
-    k = ask.k
-    listed = replace(listed, texts=listed.texts[:k], scores=listed.scores[:k])
-    return Answer(listed, rung, served.version, **how)
+    k = request.k
+    result = replace(result, texts=result.texts[:k], scores=result.scores[:k])
+    return Answer(result, level, version.name, **how)

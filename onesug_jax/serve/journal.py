@@ -9,6 +9,7 @@ goes from the journal too.
 from __future__ import annotations
 
 import sqlite3
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 from onesug_jax.logs.schema import Level
@@ -34,6 +35,10 @@ SELECT j.seq, j.before, j.level, e.request_id, e.user_id, e.session_id, e.timest
   e.query
 FROM journal j JOIN events e ON e.request_id = j.request_id
 WHERE j.seq > ? AND e.timestamp_ms > ? ORDER BY j.seq LIMIT ?
+"""
+_SEARCHES = """
+SELECT user_id, query, timestamp_ms FROM events WHERE user_id != '' AND timestamp_ms <= ?
+ORDER BY timestamp_ms, rowid
 """
 
 
@@ -70,3 +75,8 @@ def note(connection: sqlite3.Connection, request_id: str, before: int, level: in
 def read(connection: sqlite3.Connection, after: int, since_ms: int, most: int) -> list[Counted]:
     """At most `most` rows that follow row `after`, of events later than `since_ms`, in order."""
     return [Counted(*row) for row in connection.execute(_READ, (after, since_ms, most))]
+
+
+def searches(connection: sqlite3.Connection, until_ms: int) -> Iterator[tuple[str, str, int]]:
+    """User, query and time of all searches of users up to a time, in the order of time."""
+    yield from map(tuple, connection.execute(_SEARCHES, (until_ms,)))

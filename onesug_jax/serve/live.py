@@ -12,6 +12,7 @@ model reads the same arrays in training.
 
 from __future__ import annotations
 
+import contextlib
 import sqlite3
 import threading
 import time
@@ -19,18 +20,25 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
+from onesug_jax.logs.asof.config import MINUTE_MS
 from onesug_jax.logs.asof.items import Items
 from onesug_jax.logs.asof.state import AsOf
 from onesug_jax.logs.schema import Level
 from onesug_jax.serve import journal
 from onesug_jax.serve.feedback import Event, FeedbackStore
 
+History = tuple[tuple[str, ...], tuple[float, ...]]
 _AT_ONCE = 1000  # rows of the journal that are read together
+_LOCKED = 50  # of them, that requests wait for
 
 
 def accept_all(event: Event) -> bool:
     """Whether an event moves the counts: any does."""
     return True
+
+
+def _now_ms() -> int:
+    return time.time_ns() // 1_000_000
 
 
 class LiveCounts:
@@ -42,15 +50,27 @@ class LiveCounts:
       accept: whether an event may move the counts; the place for defences against poisoning. It is
         asked once, before the event is stored, and the store's journal holds the answer for all
         servers: `store.add(event, counted=live.accept(event))`.
+      since_ms: events of the store up to this time are in `state` already, but for the histories,
+        which a snapshot lacks; None: up to its latest search.
+      now_ms: the clock, milliseconds since 1970.
     """
 
     def __init__(
-        self, state: AsOf, store: FeedbackStore, accept: Callable[[Event], bool] = accept_all
+        self,
+        state: AsOf,
+        store: FeedbackStore,
+        accept: Callable[[Event], bool] = accept_all,
+        *,
+        since_ms: int | None = None,
+        now_ms: Callable[[], int] = _now_ms,
     ):
-        self.accept = accept
-        self._state, self._lock = state, threading.Lock()
-        self._since, self._seq = state.latest_ms, 0
+        self.accept, self.config = accept, state.config
+        self._state, self._now = state, now_ms
+        self._lock, self._reading = threading.Lock(), threading.Lock()
+        self._since, self._seq = state.latest_ms if since_ms is None else since_ms, 0
         self._journal = store.reader()
+        for user, query, time_ms in journal.searches(self._journal, self._since):
+            state.histories.add(user, query, time_ms)
         while self.poll():
             pass
 
@@ -60,13 +80,20 @@ class LiveCounts:
         Raises:
           sqlite3.Error: it cannot be read just now; the next poll reads on.
         """
-        with self._lock:
+        with self._reading:
             rows = journal.read(self._journal, self._seq, self._since, _AT_ONCE)
-            for row in rows:
-                self._observe(row)
-                self._seq = row.seq
-            self._state.at(_now_ms())
+            for start in range(0, len(rows) or 1, _LOCKED):
+                with self._lock:  # requests have their turn in between
+                    for row in rows[start : start + _LOCKED]:
+                        self._observe(row)
+                        self._seq = row.seq
+                    self._state.at(self._now())
         return len(rows)
+
+    def poll_quietly(self) -> None:
+        """Polls; a journal that cannot be read just now is read the next time."""
+        with contextlib.suppress(sqlite3.Error):
+            self.poll()
 
     def _observe(self, row: journal.Counted) -> None:
         level = Level(row.level)
@@ -82,13 +109,36 @@ class LiveCounts:
 
     def close(self) -> None:
         """Reads no more."""
-        with self._lock:
+        with self._reading:
             self._journal.close()
 
     def forget(self, user_id: str) -> None:
         """Removes a user's history at once; what was counted of all users stays until a restart."""
         with self._lock:
             self._state.forget(user_id)
+
+    def remember(self, user_id: str, query: str, time_ms: int) -> None:
+        """Puts a search of this server into its user's history at once, before it is polled."""
+        if user_id and query:
+            with self._lock:
+                self._state.histories.add(user_id, query, time_ms)
+
+    def history(self, user_id: str) -> History:
+        """A user's queries, newest first, and how many minutes ago each was searched."""
+        with self._lock:
+            now = self._now()
+            self._state.at(now)
+            texts, times = self._state.histories.of(user_id)
+        return tuple(texts), tuple(max(now - time, 0) / MINUTE_MS for time in times)
+
+    def requests(self, asked: Sequence[tuple[str, Sequence[str], Sequence[float]]]) -> list[Items]:
+        """What is known now of requests: prefix, history, minutes."""
+        with self._lock:
+            now = self._now()
+            return [
+                self._state.request(prefix, "", now, (history, minutes))
+                for prefix, history, minutes in asked
+            ]
 
     def request(
         self,
@@ -99,32 +149,28 @@ class LiveCounts:
     ) -> Items:
         """What is known of a request now, or at a later time, as `AsOf.request`."""
         with self._lock:
-            return self._state.request(
-                prefix, user_id, _now_ms() if time_ms is None else time_ms, history
-            )
+            time_ms = self._now() if time_ms is None else time_ms
+            return self._state.request(prefix, user_id, time_ms, history)
 
     def complete(self, prefix: str, k: int) -> list[str]:
         """At most k queries that start with a prefix, the most searched now first."""
         with self._lock:
-            self._state.at(_now_ms())
+            self._state.at(self._now())
             return [self._state.text(int(n)) for n in self._state.complete(prefix, k)]
 
-    def searches(self, texts: Sequence[str]) -> np.ndarray:
-        """How often each query was searched, decayed at each half-life, `[n, half-lives]`; 0 for
-        one that does not exist.
+    def searched(self, text: str) -> float:
+        """How often a query was searched, at the half-life that remembers most; 0 for one that does
+        not exist.
         """
         with self._lock:
-            state = self._state
-            numbers = np.array([state.number(text) for text in texts], np.int64)
-            exist = np.array([state.exists(int(n)) for n in numbers], bool)
-            counts = state.counts(np.maximum(numbers, 0)) if len(state) else 0.0
-            return counts * exist[:, None] * np.ones(len(self.columns))
+            number = self._state.number(text)
+            if not self._state.exists(number):
+                return 0.0
+            return float(self._state.counts(np.array([number])).max())
 
-    @property
-    def columns(self) -> tuple[str, ...]:
-        """Names of the columns of `searches`."""
-        config = self._state.config
-        return config.columns[: len(config.half_lives_days)]
+    def number(self, text: str) -> int:
+        """The number of a query, -1 if it has none."""
+        return self._state.number(text)
 
     @property
     def freshness(self) -> float:
@@ -138,15 +184,3 @@ class LiveCounts:
     def __len__(self) -> int:
         """How many queries have a number; it grows as new ones appear."""
         return len(self._state)
-
-
-def poll_quietly(live: LiveCounts) -> None:
-    """Polls; a journal that cannot be read just now is read the next time."""
-    try:
-        live.poll()
-    except sqlite3.Error:
-        pass
-
-
-def _now_ms() -> int:
-    return time.time_ns() // 1_000_000

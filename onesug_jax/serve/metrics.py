@@ -17,17 +17,21 @@ class Metrics:
             return kind(f"onesug_{name}", help_text, labels, registry=registry, **more)
 
         self._http = make(Counter, "http_requests", "Responses sent", ("route", "status"))
-        self._answers = make(Counter, "answers", "Lists by rung of the ladder", ("rung", "cached"))
+        self._answers = make(Counter, "answers", "Lists by degradation level", ("level", "cached"))
         self._seconds = make(
-            Histogram, "answer_seconds", "Arrival to answer", ("rung",), buckets=_SECONDS
+            Histogram, "answer_seconds", "Arrival to answer", ("level",), buckets=_SECONDS
         )
         self._batches = make(
-            Histogram, "batch_seconds", "One batch of the model", ("rung",), buckets=_SECONDS
+            Histogram, "batch_seconds", "One batch of the model", ("level",), buckets=_SECONDS
         )
         self._sizes = make(
-            Histogram, "batch_size", "Requests a batch", ("rung",), buckets=(1, 2, 4, 8, 16, 32, 64)
+            Histogram,
+            "batch_size",
+            "Requests a batch",
+            ("level",),
+            buckets=(1, 2, 4, 8, 16, 32, 64),
         )
-        self._kept = make(Counter, "kept_lists", "Look-ups among finished lists", ("found",))
+        self._cached = make(Counter, "cached_lists", "Look-ups among finished lists", ("found",))
         self._lost = make(Counter, "unanswered", "Requests without a list", ("why",))
         self._feedback = make(Counter, "feedback", "Events by what became of them", ("result",))
         self._version = make(Gauge, "version_in_use", "1 for the version in use", ("version",))
@@ -39,19 +43,19 @@ class Metrics:
         """A response was sent."""
         self._http.labels(route, str(status)).inc()
 
-    def answered(self, rung: str, waited: float, took: float, *, cached: bool) -> None:
+    def answered(self, level: str, waited: float, took: float, *, cached: bool) -> None:
         """A list was given; times in seconds."""
-        self._answers.labels(rung, str(cached).lower()).inc()
-        self._seconds.labels(rung).observe(waited + took)
+        self._answers.labels(level, str(cached).lower()).inc()
+        self._seconds.labels(level).observe(waited + took)
 
-    def batch(self, rung: str, size: int, seconds: float) -> None:
+    def batch(self, level: str, size: int, seconds: float) -> None:
         """The model answered a batch."""
-        self._batches.labels(rung).observe(seconds)
-        self._sizes.labels(rung).observe(size)
+        self._batches.labels(level).observe(seconds)
+        self._sizes.labels(level).observe(size)
 
     def lists(self, *, hit: bool) -> None:
         """A finished list was looked for."""
-        self._kept.labels(str(hit).lower()).inc()
+        self._cached.labels(str(hit).lower()).inc()
 
     def refused(self) -> None:
         """The queue was full."""

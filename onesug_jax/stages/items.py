@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import os
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from onesug_jax.pipeline.spec import Context
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
     from onesug_jax.retrieval.tables import QueryTables
 
 SPARE = 4096  # rows for queries that appear after training
+SNAPSHOT = "asof"  # folder of the examples: the counts at the end of the log
 
 
 def index(work: WorkDir) -> PrefixIndex:
@@ -38,16 +40,39 @@ def state(context: Context, *, spare: int = SPARE, **changes) -> AsOf:
     from onesug_jax.logs.asof.state import AsOf
 
     config = context.configured("AsOfConfig")()
-    known = opened.completions(context)
-    found = index(context.work)
+    config = dataclasses.replace(config, **changes)
+    queries = opened.completions(context).queries
+    return AsOf(queries, config, spare=spare, around=_around(context.work, config.around))
+
+
+def restored(context: Context, *, spare: int = SPARE) -> AsOf:
+    """The as-of state at the end of the log that the model in use was trained on.
+
+    Args:
+      spare: numbers for queries that appear from now on.
+
+    Raises:
+      UserError: the model was trained before states were saved beside it.
+    """
+    from onesug_jax.logs.asof import snapshot
+
+    folder = os.path.join(context.work.examples, SNAPSHOT)
+    around = _around(context.work, snapshot.settings(folder).around)
+    return snapshot.load(folder, spare=spare, around=around)
+
+
+def _around(work: WorkDir, most: int) -> Callable[[str], tuple[int, ...]] | None:
+    """Prefix -> at most so many queries near it; None: none is wanted."""
+    if not most:
+        return None
+    found = index(work)
 
     @functools.lru_cache(maxsize=65_536)
     def around(prefix: str) -> tuple[int, ...]:
-        numbers = found.neighbours(prefix, config.around)
+        numbers = found.neighbours(prefix, most)
         return () if numbers is None else tuple(numbers.tolist())
 
-    config = dataclasses.replace(config, **changes)
-    return AsOf(known.queries, config, spare=spare, around=around if config.around else None)
+    return around
 
 
 def tables(context: Context, *, spare: int = SPARE) -> QueryTables:

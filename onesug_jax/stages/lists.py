@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import argparse
-import dataclasses
 import functools
-import json
 import os
 import re
 import shutil
@@ -21,7 +18,6 @@ from onesug_jax.train import distributed
 
 if TYPE_CHECKING:
     from onesug_jax.decode.suggester import Suggester
-    from onesug_jax.retrieval.related import RelatedQueries
 
 
 def suggester(
@@ -466,96 +462,3 @@ def show_report(context: Context) -> None:
     table = report.format_headline(metrics, shown=shown)
     print(f"\n{table}\n\n{report.format_slices(metrics, metric=shown[-1])}\n")
     print(f"to look at: {os.path.join(folder, 'index.html')}", flush=True)
-
-
-def suggest(context: Context) -> None:
-    """Suggestions for --prefix, or for whatever is typed at a prompt."""
-    options = context.options
-    answer = answering(context)
-
-    def answered(prefix: str) -> dict:
-        return answer(prefix, options.history, options.profile, options.k)
-
-    if options.prefix is not None:
-        answered(options.prefix)  # compiles; what is timed is the answer
-        _print_suggestions(answered(options.prefix), options.json)
-        return
-    _prompt(answered, options)
-
-
-def answering(context: Context) -> Callable[..., dict]:
-    """The model in use as a function, for whoever asks more than once:
-
-    `(prefix, history=(), profile=(), k=None)`, history oldest first -> the object that --json
-    prints.
-    """
-    model = context.configured("suggester")(context)
-    return functools.partial(_answer, model, opened.related(context, model.featurizer.spec))
-
-
-def _answer(
-    model: Suggester,
-    known: RelatedQueries,
-    prefix: str,
-    history: Sequence[str] = (),
-    profile: Sequence[str] = (),
-    k: int | None = None,
-) -> dict:
-    import time
-
-    from onesug_jax.logs.schema import normalise_prefix, normalise_query
-    from onesug_jax.tasks.features import make_requests
-
-    began = time.perf_counter()
-    history = [normalise_query(query) for query in reversed(history)]
-    history = [query for query in dict.fromkeys(history) if query]
-    prefix = normalise_prefix(prefix)
-    requests = make_requests(known, [prefix], [history], [profile], model.candidates)
-    found = model.suggest(requests, k)[0]
-    return {
-        "prefix": prefix,
-        "history": history,
-        "related": list(requests[0].related),
-        "suggestions": [dataclasses.asdict(suggestion) for suggestion in found],
-        "milliseconds": round(1000 * (time.perf_counter() - began), 1),
-    }
-
-
-def _print_suggestions(answer: dict, as_json: bool) -> None:
-    if as_json:
-        print(json.dumps(answer, ensure_ascii=False), flush=True)
-        return
-    after = f" after {', '.join(answer['history'])}" if answer["history"] else ""
-    print(f"{answer['prefix']!r}{after}:")
-    for place, suggestion in enumerate(answer["suggestions"], 1):
-        print(f"  {place:>2}  {suggestion['text']:<48} {suggestion['score']:8.3f}")
-    print(f"  in {answer['milliseconds']} ms", flush=True)
-
-
-def _prompt(answered: Callable[[str], dict], options) -> None:
-    """Reads prefixes until the end of input; a line `=query` is a search, which is remembered."""
-    print("Type a prefix and press enter; =query adds a search to the history; ctrl-D ends.")
-    while True:
-        try:
-            line = input("> ")
-        except EOFError:
-            print()
-            return
-        if line.startswith("="):
-            options.history = [*options.history, line[1:]]
-            print(f"history, oldest first: {', '.join(options.history)}")
-            continue
-        _print_suggestions(answered(line), options.json)
-
-
-def suggest_flags(parser: argparse.ArgumentParser) -> None:
-    """What was typed, by whom, and how to answer."""
-    parser.add_argument("--prefix", help="what was typed; without it, an interactive prompt")
-    parser.add_argument(
-        "--history", action="append", default=[], help="a query of just now, oldest first; repeat"
-    )
-    parser.add_argument(
-        "--profile", action="append", default=[], help="a static profile value; repeat"
-    )
-    parser.add_argument("--k", type=int, default=None, help="how many suggestions (default 16)")
-    parser.add_argument("--json", action="store_true", help="print one JSON object a request")

@@ -97,7 +97,7 @@ def make_bundle(context: Context, stage: str) -> None:
     work = context.work
     pretrain = "pretrain.new" if work.writing == "pretrain" else "pretrain"
     trained = [pretrain] if stage == "pretrain" else [pretrain, "rwr.new"]
-    files = [*BUNDLED, *(f"{folder}/{MODEL_FILE}" for folder in trained)]
+    files = [*BUNDLED, AS_OF, *(f"{folder}/{MODEL_FILE}" for folder in trained)]
     for folder in trained:
         best = os.path.isdir(work.join(folder, "best"))
         files.append(f"{folder}/{'best' if best else 'checkpoints'}")
@@ -184,6 +184,7 @@ ENCODER = ("encoder/*.json", "encoder/*.safetensors")
 IDS = ("semantic_ids/*.npy", "semantic_ids/*.npz", "semantic_ids/*.json")
 INDEX = (*ENCODER, *IDS, "index/*")
 BUNDLED = (*INDEX, "vocab/*", "mined/*.txt", "mined/*.npy", "mined/*.json")
+AS_OF = "examples/asof/*"  # counts at the end of the log, of models with items
 
 
 def encoder(work: WorkDir):

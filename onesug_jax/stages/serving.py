@@ -4,14 +4,20 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import datetime
 import functools
 import os
 import time
+from typing import TYPE_CHECKING
 
 from onesug_jax.errors import UserError
-from onesug_jax.pipeline import versions, workdir
+from onesug_jax.pipeline import bundle, versions, workdir
 from onesug_jax.pipeline.spec import Context
 from onesug_jax.stages import opened
+
+if TYPE_CHECKING:
+    from onesug_jax.serve.config import EngineConfig
+    from onesug_jax.serve.feedback import FeedbackStore
 
 _DAY_MS = 86_400_000
 
@@ -24,11 +30,12 @@ def serve(context: Context) -> None:
     config = context.configured("ServerConfig")()
     opened.cache_compiled(context)
     engine_config = context.configured("EngineConfig")()
-    load = functools.partial(_version, context, engine_config)
     say = functools.partial(print, flush=True)
+    store = _store(context)
+    load = functools.partial(_version, context, engine_config, store, say)
     home = os.path.abspath(context.macros["WORK_DIR"])
     engine = Engine(lambda: _model_key(home), load, engine_config, say=say)
-    listen(engine, _store(context), config, say)
+    listen(engine, store, config, say)
 
 
 def check_serve(context: Context) -> None:
@@ -42,25 +49,57 @@ def _model_key(home: str) -> str:
     return f"{path}?{os.stat(path).st_mtime_ns}"
 
 
-def _version(context: Context, config, key: str):
+def _version(context: Context, config: EngineConfig, store: FeedbackStore, say, key: str):
     """The model of one bundle, opened; `key` as `_model_key` gives it."""
-    from onesug_jax.serve.served import Served
-
     path = key.rpartition("?")[0]
     context = dataclasses.replace(context, work=workdir.WorkDir(path))
-    suggester = context.configured("suggester")(context)
-    spec = suggester.featurizer.spec
-    return Served(
-        versions.in_use(os.path.abspath(context.macros["WORK_DIR"])),
-        key,
-        suggester,
-        opened.related(context, spec, remembered=config.prefixes),
-        profile=_profile(context) if spec.profile else (),
-        lists=config.lists,
+    name = versions.in_use(os.path.abspath(context.macros["WORK_DIR"]))
+    stored = opened.model_description(context, opened.model_stage(context))
+    settings = dict(
+        profile=_profile(context) if stored["features"]["profile"] else (),
+        cached=config.lists,
         blocked=context.settings["suggester.blocked"],
         least_count=context.settings["suggester.least_count"],
-        ids=opened.semantic_ids(context).of if spec.related else None,
     )
+    make = _item_version if stored["features"]["items"] else _text_version
+    return make(context, config, store, say, name, key, settings)
+
+
+def _item_version(context: Context, config, store, say, name: str, key: str, settings: dict):
+    from onesug_jax.serve.item_version import ItemVersion
+    from onesug_jax.serve.live import LiveCounts
+    from onesug_jax.stages import items, suggesting
+
+    state = items.restored(context)
+    suggester, tables, encode = suggesting.item_suggester(context, state)
+    suggester.writing = None  # beams would take longer than the deadline of a busy service allows
+    since = state.latest_ms
+    stale = _made_ms(context.work.path) - since
+    if stale > config.stale_days * _DAY_MS:
+        state.postpone(stale)
+        say(
+            f"serve: the log ended {stale / _DAY_MS:,.0f} days before the model was made; its "
+            "counts are taken as if it had ended then (EngineConfig.stale_days)"
+        )
+    live = LiveCounts(state, store, since_ms=since)
+    return ItemVersion(name, key, suggester, live, tables, encode, **settings)
+
+
+def _made_ms(path: str) -> int:
+    """When the rows were made that the model of a bundle learnt from; 0: nobody wrote it down."""
+    sources = opened.read(os.path.join(path, bundle.SOURCES))
+    made = sources.get("examples")
+    return int(1000 * datetime.datetime.fromisoformat(made).timestamp()) if made else 0
+
+
+def _text_version(context: Context, config, store, say, name: str, key: str, settings: dict):
+    from onesug_jax.serve.text_version import TextVersion
+
+    suggester = context.configured("suggester")(context)
+    spec = suggester.featurizer.spec
+    known = opened.related(context, spec, remembered=config.prefixes)
+    ids = opened.semantic_ids(context).of if spec.related else None
+    return TextVersion(name, key, suggester, known, ids=ids, **settings)
 
 
 def _profile(context: Context) -> list[str]:
@@ -73,7 +112,7 @@ def _profile(context: Context) -> list[str]:
     return profile_columns(pq.read_schema(path)) if path else []
 
 
-def _store(context: Context, *, prune: bool = True):
+def _store(context: Context, *, prune: bool = True) -> FeedbackStore:
     from onesug_jax.serve import feedback
 
     config = context.configured("FeedbackConfig")()
@@ -85,7 +124,7 @@ def _store(context: Context, *, prune: bool = True):
 
 
 def export_feedback(context: Context) -> None:
-    """Writes what the service has kept as a log, for `update`."""
+    """Writes what the service has stored as a log, for `update`."""
     options = context.options
     if not options.to:
         raise UserError("export_feedback needs a file to write: --to FILE")

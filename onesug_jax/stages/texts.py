@@ -135,9 +135,12 @@ def examples(
 
 
 def _item_examples(context: Context, vocabulary, spec, splits, candidates: int) -> None:
-    """Rows of train and dev as of their own moments, from one walk through the log."""
+    """Rows of train and dev as of their own moments, from one walk through the log; and the counts
+    at its end, which a service goes on from.
+    """
     import numpy as np
 
+    from onesug_jax.logs.asof import snapshot
     from onesug_jax.logs.asof.walk import read_events, walk
     from onesug_jax.stages import items
     from onesug_jax.tasks import item_examples
@@ -160,6 +163,7 @@ def _item_examples(context: Context, vocabulary, spec, splits, candidates: int) 
         lambda prefix: index.known(prefix) + 1,
         state.number,
     )
+    snapshot.save(state, os.path.join(context.work.examples, items.SNAPSHOT))
 
 
 def _id_kinds(context: Context, vocabulary, index, tasks: dict[str, float] | None) -> dict:

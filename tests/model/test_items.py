@@ -11,7 +11,6 @@ import pytest
 
 from onesug_jax.errors import UserError
 from onesug_jax.model.candidates import either_way
-from onesug_jax.model.config import ModelConfig, preset
 from onesug_jax.model.items import Items, age_features, count_features, enhanced_prefix
 from onesug_jax.model.seq2seq import Seq2Seq
 from onesug_jax.train import mesh as meshes
@@ -166,13 +165,3 @@ def test_every_parameter_has_a_place_on_every_mesh():
 def test_settings_that_exclude_each_other_are_refused(wrong):
     with pytest.raises(UserError, match="ModelConfig"):
         dataclasses.replace(CONFIG, **wrong)
-
-
-def test_presets_are_the_paper_s_model_and_the_one_with_items():
-    paper = preset("paper", vector_dim=6, copying=True)
-    assert paper == ModelConfig(copying=True)
-    production = preset("production", vector_dim=6, copying=True)
-    assert production.candidate_tokens and production.vector_dim == 6 and not production.copying
-    for wrong in ({"name": "papers"}, {"name": "production"}):
-        with pytest.raises(UserError, match="preset"):
-            preset(**wrong)

@@ -1,7 +1,6 @@
 """What the tests of the service stand on: a tiny model, a stand-in for it, a store, a client."""
 
 import threading
-import types
 
 import jax
 import jax.numpy as jnp
@@ -16,11 +15,13 @@ from onesug_jax.model.config import ModelConfig
 from onesug_jax.model.seq2seq import Seq2Seq
 from onesug_jax.retrieval.related import RelatedQueries
 from onesug_jax.serve.app import make_app
+from onesug_jax.serve.cache import Cache
 from onesug_jax.serve.engine import Engine, EngineConfig
 from onesug_jax.serve.feedback import FeedbackStore
-from onesug_jax.serve.ladder import POPULAR
-from onesug_jax.serve.served import Listed, Recent, Served
+from onesug_jax.serve.levels import POPULAR
+from onesug_jax.serve.requests import SuggestResult
 from onesug_jax.serve.server import ServerConfig
+from onesug_jax.serve.text_version import TextVersion
 from onesug_jax.tasks.features import FeatureSpec, Featurizer
 from onesug_jax.tasks.vocabulary import Vocabulary
 
@@ -30,7 +31,7 @@ QUERIES = {f"{noun} {word}": 1 + i for i, noun in enumerate(NOUNS) for word in (
 
 @pytest.fixture(scope="session")
 def tiny(tmp_path_factory):
-    """`tiny(version)`: a random model over QUERIES, opened as a version of a work directory."""
+    """`tiny(name)`: a random model over QUERIES, opened as a version of a work directory."""
     folder = str(tmp_path_factory.mktemp("vocab"))
     vocabulary = Vocabulary.train(iter(QUERIES), folder, pieces=400, sid_levels=2, sid_codes=4)
     sizes = dict(d_model=16, num_heads=2, head_dim=8, d_ff=32, encoder_layers=1, decoder_layers=1)
@@ -48,48 +49,50 @@ def tiny(tmp_path_factory):
     completions = CompletionIndex.from_counts(list(QUERIES), list(QUERIES.values()))
     known = RelatedQueries(completions, spec.related, soft=False)
 
-    def make(version="0000", **more):
+    def make(name="0000", **more):
         profile = ("gender", "age")
-        return Served(version, f"/work/{version}", suggester, known, profile=profile, **more)
+        return TextVersion(name, f"/work/{name}", suggester, known, profile=profile, **more)
 
     return make
 
 
 class Pretended:
-    """Stands in for `Served`: lists are made up at once, or when `gate` opens."""
+    """Stands in for a `ModelVersion`: lists are made up at once, or when `gate` opens."""
 
-    def __init__(self, version="0000", profile=("gender", "age"), longest=16):
-        self.version, self.path, self.profile = version, f"/work/{version}", profile
-        self.kept, self.longest, self.history = Recent(100), longest, 10
-        spec = types.SimpleNamespace(input_length=64)
-        featurizer = types.SimpleNamespace(spec=spec)
-        self.suggester = types.SimpleNamespace(featurizer=featurizer)
+    LEVELS = ("beam", "score", "popular")
+
+    def __init__(self, name="0000", profile=("gender", "age"), longest=16):
+        self.name, self.path, self.profile = name, f"/work/{name}", profile
+        self.cache, self.longest, self.history = Cache(100), longest, 10
         self.gate = threading.Event()
         self.gate.set()
         self.began = threading.Event()  # a batch has been taken up
-        self.batches = []  # (rung, asks)
+        self.batches = []  # (level, requests)
         self.terms = []  # what `read_terms` does next
         self.fails = None
         self.live = None
 
-    def prepare(self, modes, shapes, pace, stop):
+    def levels(self, config):
+        return tuple(level for level in config.levels if level in self.LEVELS)
+
+    def warmup(self, config, pace, stop):
         yield
 
-    def lists(self, asks, rung):
-        self.batches.append((rung, list(asks)))
-        if rung == POPULAR:
-            return [self.popular(ask.prefix) for ask in asks]
+    def results(self, requests, level):
+        self.batches.append((level, list(requests)))
+        if level == POPULAR:
+            return [self.popular(request.prefix) for request in requests]
         self.began.set()
         assert self.gate.wait(30)
         if self.fails:
             raise self.fails
-        return [self._list(ask) for ask in asks]
+        return [self._list(request) for request in requests]
 
-    def _list(self, ask):
-        texts = tuple(f"{ask.prefix}{i}" for i in range(self.longest))
-        related = tuple(f"{ask.prefix} related {i}" for i in range(2))
+    def _list(self, request):
+        texts = tuple(f"{request.prefix}{i}" for i in range(self.longest))
+        related = tuple(f"{request.prefix} related {i}" for i in range(2))
         scores = tuple(-float(i) for i in range(self.longest))
-        return Listed(texts, scores, related, (3, 5), ((7, 1), (7, 2)))
+        return SuggestResult(texts, scores, None, related, (3, 5), ((7, 1), (7, 2)))
 
     def read_terms(self):
         found = self.terms.pop() if self.terms else False
@@ -97,9 +100,15 @@ class Pretended:
             raise found
         return found
 
+    def refresh(self):
+        pass
+
+    def close(self):
+        pass
+
     def popular(self, prefix):
         texts = tuple(f"{prefix} popular {i}" for i in range(self.longest))
-        return Listed(texts, (None,) * len(texts))
+        return SuggestResult(texts, (None,) * len(texts))
 
 
 @pytest.fixture
@@ -110,46 +119,46 @@ def pretended():
 
 @pytest.fixture
 def started():
-    """`started(served, **config)`: an engine that is ready; closed at the end."""
+    """`started(version, **config)`: an engine that is ready; closed at the end."""
     engines = []
 
-    def start(served, **config):
+    def start(version, **config):
         config.setdefault("watch_seconds", 0.02)
-        versions = {served.path: served}
-        in_use = [served.path]
+        versions = {version.path: version}
+        in_use = [version.path]
         said = []
         engine = Engine(
             lambda: in_use[0], lambda path: versions[path], EngineConfig(**config), say=said.append
         )
         engine.versions, engine.in_use, engine.said = versions, in_use, said
-        engines.append((engine, served))
+        engines.append((engine, version))
         assert engine.start().wait_ready(120)
         return engine
 
     yield start
-    for engine, served in engines:
-        getattr(served, "gate", threading.Event()).set()
+    for engine, version in engines:
+        getattr(version, "gate", threading.Event()).set()
         engine.close()
 
 
 @pytest.fixture
 def client(started, tmp_path):
-    """`client(served=..., engine={...}, **ServerConfig)`: a client of the application."""
+    """`client(version=..., engine={...}, **ServerConfig)`: a client of the application."""
     opened = []
 
-    def make(served=None, engine=None, store=None, **config):
-        served = served or Pretended()
-        running = started(served, **(engine or {}))
+    def make(version=None, engine=None, store=None, **config):
+        version = version or Pretended()
+        running = started(version, **(engine or {}))
         store = store or FeedbackStore(str(tmp_path / "feedback" / "events.sqlite"))
         said = []
         app = make_app(running, store, ServerConfig(**config), said.append)
         found = TestClient(app, base_url="http://127.0.0.1:8000", raise_server_exceptions=False)
         found.__enter__()
-        opened.append((found, served))
-        found.engine, found.store, found.said, found.served = running, store, said, served
+        opened.append((found, version))
+        found.engine, found.store, found.said, found.version = running, store, said, version
         return found
 
     yield make
-    for found, served in opened:
-        getattr(served, "gate", threading.Event()).set()
+    for found, version in opened:
+        getattr(version, "gate", threading.Event()).set()
         found.__exit__(None, None, None)

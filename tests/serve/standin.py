@@ -5,6 +5,7 @@ settings of ServerConfig. Prints the server's lines; "READY" when requests are a
 """
 
 import ast
+import dataclasses
 import sys
 import threading
 import time
@@ -20,27 +21,27 @@ class Slow(Pretended):
 
     delay = 0.0
 
-    def lists(self, asks, rung):
-        """See Served."""
+    def results(self, requests, level):
+        """See `ModelVersion`."""
         time.sleep(self.delay)
-        return super().lists(asks, rung)
+        return super().results(requests, level)
 
-    def _list(self, ask):
-        made = super()._list(ask)
-        if not ask.history:
+    def _list(self, request):
+        made = super()._list(request)
+        if not request.history:
             return made
-        texts = (f"{ask.prefix} after {ask.history[0]}", *made.texts[:-1])
-        return type(made)(texts, made.scores, made.related, made.worth, made.ids)
+        first = f"{request.prefix} after {request.history[0]}"
+        return dataclasses.replace(made, texts=(first, *made.texts[:-1]))
 
 
 def main(store, delay, *settings):
     """Runs until it is told to stop."""
     pairs = [setting.split("=", 1) for setting in settings]
     config = ServerConfig(**{name: ast.literal_eval(value) for name, value in pairs})
-    served = Slow()
-    served.delay = float(delay)
-    ladder = EngineConfig(ladder=("beam",), deadline_ms=60_000.0, max_batch=1)
-    engine = Engine(lambda: served.path, lambda path: served, ladder)
+    version = Slow()
+    version.delay = float(delay)
+    settings = EngineConfig(levels=("beam",), deadline_ms=60_000.0, max_batch=1)
+    engine = Engine(lambda: version.path, lambda path: version, settings)
 
     def tell():
         engine.wait_ready()

@@ -33,12 +33,12 @@ def field_of(reply):
 # ------------------------------------------------------------------ suggestions
 
 
-def test_a_list_best_first_with_its_rung_version_and_id(client):
+def test_a_list_best_first_with_its_level_version_and_id(client):
     reply = suggest(client(), prefix="Lego  S", k=3)
     assert reply["prefix"] == "lego s"
     assert [one["text"] for one in reply["suggestions"]] == ["lego s0", "lego s1", "lego s2"]
     assert [one["score"] for one in reply["suggestions"]] == [0.0, -1.0, -2.0]
-    assert (reply["rung"], reply["version"], reply["cached"]) == ("beam", "0000", False)
+    assert (reply["level"], reply["version"], reply["cached"]) == ("beam", "0000", False)
     assert len(reply["request_id"]) == 32 and reply["milliseconds"] > 0
     assert reply["most_popular"] is None and reply["why"] is None
 
@@ -63,38 +63,38 @@ def test_the_stored_history_of_a_user_reaches_the_model(client):
     for number, query in enumerate(["tent", "lamp", "tent"]):
         feedback(here, request_id=f"r{number}", user_id="u", query=query)
     suggest(here, prefix="a", user_id="u")
-    asked = here.served.batches[-1][1][0]
+    asked = here.version.batches[-1][1][0]
     assert asked.history == ("tent", "lamp") and all(0 <= m < 1 for m in asked.minutes)
     assert len(asked.minutes) == 2, "each with how long ago it was"
     suggest(here, prefix="a", user_id="u", history=["mug"])
-    assert here.served.batches[-1][1][0].history == ("mug",), "an explicit history is used instead"
+    assert here.version.batches[-1][1][0].history == ("mug",), "an explicit history is used instead"
     suggest(here, prefix="a", user_id="u", history=[])
-    assert here.served.batches[-1][1][0].history == ()
+    assert here.version.batches[-1][1][0].history == ()
     suggest(here, prefix="b", user_id="stranger")
-    assert here.served.batches[-1][1][0].history == ()
+    assert here.version.batches[-1][1][0].history == ()
 
 
 def test_a_history_that_is_sent_may_tell_its_ages(client):
     here = client()
     suggest(here, prefix="a", history=["tent", "mug", "tent"], history_minutes=[90, 30.5, 2])
-    asked = here.served.batches[-1][1][0]
+    asked = here.version.batches[-1][1][0]
     assert (asked.history, asked.minutes) == (("tent", "mug"), (2.0, 30.5))
     suggest(here, prefix="a", history=["tent"])
-    assert here.served.batches[-1][1][0].minutes == (), "just now"
+    assert here.version.batches[-1][1][0].minutes == (), "just now"
 
 
 def test_only_as_much_history_as_the_model_was_trained_on(client):
     here = client()
     suggest(here, history=[f"q{i}" for i in range(30)])
-    assert here.served.batches[-1][1][0].history == tuple(f"q{i}" for i in range(29, 19, -1))
+    assert here.version.batches[-1][1][0].history == tuple(f"q{i}" for i in range(29, 19, -1))
 
 
 def test_profile_values_come_in_the_order_of_the_log(client):
     here = client()
     suggest(here, prefix="a", profile={"age": "18", "gender": "f"})
-    assert here.served.batches[-1][1][0].profile == ("f", "18")
+    assert here.version.batches[-1][1][0].profile == ("f", "18")
     suggest(here, prefix="a", profile={"age": "18"})
-    assert here.served.batches[-1][1][0].profile == ("", "18")
+    assert here.version.batches[-1][1][0].profile == ("", "18")
     assert field_of(suggest(here, 422, profile={"sex": "f"})) == "profile.sex"
 
 
@@ -155,11 +155,11 @@ def test_other_media_types_are_refused(client):
 
 
 def test_a_full_queue_is_told_at_once_and_when_to_come_again(client):
-    here = client(engine={"queue": 1, "ladder": ("beam",), "max_wait_ms": 0.0})
-    here.served.gate.clear()
+    here = client(engine={"queue": 1, "levels": ("beam",), "max_wait_ms": 0.0})
+    here.version.gate.clear()
     waiting = [threading.Thread(target=suggest, args=(here,), kwargs={"prefix": p}) for p in "ab"]
     waiting[0].start()
-    assert here.served.began.wait(30)
+    assert here.version.began.wait(30)
     waiting[1].start()
     until(lambda: here.engine.waiting == 1)
     began = time.monotonic()
@@ -167,17 +167,17 @@ def test_a_full_queue_is_told_at_once_and_when_to_come_again(client):
     assert time.monotonic() - began < 5
     assert reply.status_code == 503 and int(reply.headers["retry-after"]) >= 1
     assert field_of(reply.json()) == "queue"
-    here.served.gate.set()
+    here.version.gate.set()
     for thread in waiting:
         thread.join(30)
 
 
 def test_a_missed_deadline_is_told(client):
-    here = client(engine={"ladder": ("beam",), "max_wait_ms": 0.0})
-    here.served.gate.clear()
+    here = client(engine={"levels": ("beam",), "max_wait_ms": 0.0})
+    here.version.gate.clear()
     first = threading.Thread(target=suggest, args=(here,))
     first.start()
-    assert here.served.began.wait(30)
+    assert here.version.began.wait(30)
     found = []
 
     def late():
@@ -186,10 +186,10 @@ def test_a_missed_deadline_is_told(client):
     second = threading.Thread(target=late)
     second.start()
     time.sleep(0.2)
-    here.served.gate.set()
+    here.version.gate.set()
     first.join(30), second.join(30)
     assert found[0].status_code == 504 and field_of(found[0].json()) == "deadline_ms"
-    assert [asks[0].prefix for _, asks in here.served.batches] == [""]
+    assert [requests[0].prefix for _, requests in here.version.batches] == [""]
 
 
 def test_before_the_model_is_there_only_lists_wait(client, monkeypatch):
@@ -203,11 +203,11 @@ def test_before_the_model_is_there_only_lists_wait(client, monkeypatch):
 
 
 def test_a_model_that_fails_is_the_servers_fault_and_tells_nothing(client):
-    here = client(engine={"ladder": ("beam",)})
-    here.served.fails = RuntimeError("what somebody typed")
+    here = client(engine={"levels": ("beam",)})
+    here.version.fails = RuntimeError("what somebody typed")
     reply = here.post("/suggest", json={"prefix": "a"})
     assert reply.status_code == 500 and "typed" not in reply.text
-    here.served.fails = None
+    here.version.fails = None
     assert suggest(here, prefix="a")["suggestions"]
 
 
@@ -419,8 +419,8 @@ def test_metrics_count_without_naming_anybody(client):
     here.get("/nowhere/secret")
     text = here.get("/metrics").text
     for line in (
-        'onesug_answers_total{cached="false",rung="beam"} 1.0',
-        'onesug_answers_total{cached="true",rung="beam"} 1.0',
+        'onesug_answers_total{cached="false",level="beam"} 1.0',
+        'onesug_answers_total{cached="true",level="beam"} 1.0',
         'onesug_feedback_total{result="new"} 1.0',
         'onesug_http_requests_total{route="/suggest",status="200"} 2.0',
         'onesug_http_requests_total{route="other",status="404"} 1.0',

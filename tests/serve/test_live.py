@@ -1,28 +1,18 @@
 """Feedback moves the counts, after a crash and on every server alike; what is refused does not."""
 
-import os
 import pathlib
-import signal
 import sqlite3
-import subprocess
-import sys
 import time
-import types
 
 import numpy as np
 import pytest
 
-from onesug_jax.decode.known import Filter
 from onesug_jax.logs.asof.config import AsOfConfig
 from onesug_jax.logs.asof.state import AsOf
-from onesug_jax.logs.completion import CompletionIndex
 from onesug_jax.logs.schema import Level
-from onesug_jax.retrieval.related import RelatedQueries
 from onesug_jax.serve.feedback import Event, FeedbackStore
 from onesug_jax.serve.live import LiveCounts
-from onesug_jax.serve.served import Served
-from onesug_jax.tasks.features import FeatureSpec
-from tests.serve.conftest import QUERIES
+from tests.serve.item_shop import CONFIG, make_shop, open_shop
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 NOW = int(1000 * time.time())
@@ -86,7 +76,7 @@ def test_searches_and_orders_move_the_counts(store, opened):
     assert found["lantern"][0] == pytest.approx(2) and found["lamp"][0] == pytest.approx(1)
     for text in ("lamp", "lantern"):
         assert found[text][orders] == found[text][clicks] == pytest.approx(1)
-    assert live.searches(["lantern", "unseen"])[:, 0].tolist() == [2, 0]
+    assert [live.searched(text) for text in ("lantern", "unseen")] == [pytest.approx(2), 0]
 
 
 def test_servers_on_one_store_agree_and_so_does_one_that_starts_later(store, path, opened):
@@ -132,7 +122,7 @@ def test_events_of_the_log_that_was_trained_on_count_once(store, opened):
     state.observe(event(1).timestamp_ms, "u", "la", "lamp", Level.CLICK)
     state.settle()
     live = opened(state)
-    assert live.searches(["lamp"])[0, 0] == 2
+    assert live.searched("lamp") == pytest.approx(2)
 
 
 def test_forgotten_users_are_gone_from_history_and_journal(store, path, opened):
@@ -147,7 +137,7 @@ def test_forgotten_users_are_gone_from_history_and_journal(store, path, opened):
         assert other.execute("SELECT request_id FROM journal").fetchall() == [("r2",)]
     put(store, event(3))
     assert live.poll() == 1, "numbers of the journal are not given again"
-    assert opened().searches(["lamp"])[0, 0] == 2
+    assert opened().searched("lamp") == 2
 
 
 def test_a_store_of_the_version_before_is_counted(path, opened):
@@ -170,41 +160,11 @@ def test_a_store_of_the_version_before_is_counted(path, opened):
         again.close()
 
 
-def test_a_server_that_is_killed_counts_the_same_again(path):
-    code = f"""
-import os, signal, sys
-from onesug_jax.logs.asof.state import AsOf
-from onesug_jax.serve.feedback import Event, FeedbackStore
-from onesug_jax.serve.live import LiveCounts
-from onesug_jax.serve.served import Served
-from onesug_jax.tasks.features import FeatureSpec
-store = FeedbackStore({path!r})
-live = LiveCounts(AsOf([]), store)
-for n in range(30):
-    ordered = ["i"] * (n % 2)
-    store.add(Event(f"r{{n}}", "u", timestamp_ms={NOW} - 500_000 + n, query=f"q{{n % 3}}",
-                    ordered_items=ordered)).result(30)
-    live.poll()
-live.request("q", "", {LATER})
-print(live.searches(["q0", "q1", "q2"])[:, 0].tolist(), flush=True)
-os.kill(os.getpid(), signal.SIGKILL)
-"""
-    done = subprocess.run(
-        [sys.executable, "-c", code],
-        capture_output=True,
-        text=True,
-        timeout=120,
-        cwd=ROOT,
-        env=dict(os.environ),
-    )
-    assert done.returncode == -signal.SIGKILL, done.stderr
-    store = FeedbackStore(path)
-    live = LiveCounts(AsOf([]), store)
-    live.request("q", "", LATER)
-    found = live.searches(["q0", "q1", "q2"])[:, 0].tolist()
-    assert str(found) == done.stdout.strip() == "[10.0, 10.0, 10.0]"
-    live.close()
-    store.close()
+def test_histories_of_before_the_snapshot_come_from_the_store(store, opened):
+    put(store, event(1), event(2, "lantern"), event(3, "lantern", user="other"))
+    live = opened(since_ms=NOW)
+    assert live.history("u")[0] == ("lantern", "lamp") and live.history("other")[0] == ("lantern",)
+    assert live.searched("lamp") == 0, "the snapshot counted them"
 
 
 # ------------------------------------------------------------------ in the service
@@ -217,48 +177,69 @@ def wait_until(true):
         time.sleep(0.01)
 
 
-def served_with(live):
-    """A version without a model, which answers by popularity alone."""
-    known = RelatedQueries(CompletionIndex.from_counts([*QUERIES], [*QUERIES.values()]), 4)
-    suggester = types.SimpleNamespace(
-        shown=Filter(),
-        show=lambda shown: None,
-        rehearse=lambda mode, *shape: None,
-        config=types.SimpleNamespace(returned=16),
-        featurizer=types.SimpleNamespace(spec=FeatureSpec()),
-    )
-    return Served("0000", "/work/0000", suggester, known, live=live)
+@pytest.fixture
+def shop(tmp_path, opened, store):
+    """A version over a store that no one has written to, whose clock goes on."""
+    make_shop(tmp_path, NOW - 600_000)
+    made = open_shop(tmp_path, store, None)
+    yield made
+    made.close()
 
 
-def test_the_service_lists_what_is_searched_now(client, store):
-    live = LiveCounts(AsOf(sorted(QUERIES), AT_ONCE), store)
-    here = client(served_with(live), {"ladder": ("popular",)}, store=store)
-    body = {"prefix": "la", "why": True}
-    assert here.post("/suggest", json=body).json()["suggestions"] == []
-    for number, query in enumerate(["lamp red", "lava lamp", "lava lamp"]):
-        sent = {"request_id": f"r{number}", "query": query, "prefix": "la"}
+def test_the_service_lists_what_is_searched_now(client, store, shop):
+    here = client(shop, {"levels": ("popular",)}, store=store)
+    for number in range(30):
+        sent = {"request_id": f"r{number}", "user_id": f"u{number}", "query": "lava lamp"}
         assert here.post("/feedback", json=sent).json()["stored"] == "new"
-    wait_until(lambda: live.searches(["lava lamp"])[0, 0] == 2)
+    body = {"prefix": "la", "why": True, "compare": True}
+    wait_until(lambda: shop.live.searched("lava lamp") > 29)
     reply = here.post("/suggest", json=body).json()
-    assert [one["text"] for one in reply["suggestions"]] == ["lava lamp", "lamp red"]
-    first = reply["why"]["now"][0]
-    assert first["text"] == "lava lamp" and first["searches"]["searches_all"] == 2
-    assert set(first["searches"]) == set(live.columns)
+    assert reply["level"] == "popular" and reply["suggestions"][0]["text"] == "lava lamp"
+    assert reply["most_popular"] == [one["text"] for one in reply["suggestions"]]
+    first = reply["why"]["counts"][0]
+    assert first["text"] == "lava lamp" and first["alike"] is None
+    assert first["counts"]["searches_all"] == pytest.approx(30)
+    assert set(first["counts"]) == set(CONFIG.columns)
+    (trend,) = reply["why"]["trending"]
+    assert trend["text"] == "lava lamp" and trend["now"] > 20 > trend["usual"]
 
 
-def test_the_service_asks_whether_an_event_counts(client, store):
-    live = LiveCounts(AsOf([], AT_ONCE), store, accept=lambda event: event.query != "spam")
-    here = client(served_with(live), {"ladder": ("popular",)}, store=store)
-    for number, query in enumerate(["spam", "ham"]):
-        here.post("/feedback", json={"request_id": f"r{number}", "query": query})
-    wait_until(lambda: len(live))
-    assert live.complete("", 5) == ["ham"] and store.count() == 2
+def test_why_says_what_of_a_history_was_used(client, store, shop):
+    here = client(shop, {"max_batch": 1, "deadline_ms": 60_000.0}, store=store)
+    history = {"history": ["mug red", "no such thing", "lamp red"], "history_minutes": [9, 8, 7]}
+    why = here.post("/suggest", json={"prefix": "la", "why": True, **history}).json()["why"]
+    used = [{"text": "lamp red", "minutes": 7.0}, {"text": "mug red", "minutes": 9.0}]
+    assert why["history"] == used and why["unknown"] == ["no such thing"]
+    alike = {one["text"]: one["alike"] for one in why["counts"]}
+    assert alike["lamp red"] == {"text": "lamp red", "cosine": 1.0}
+    assert why["candidates"] == len(alike) == 6 and why["related"] == []
 
 
-def test_other_servers_events_are_polled(client, store, path):
-    live = LiveCounts(AsOf([], AT_ONCE), store)
-    client(served_with(live), {"ladder": ("popular",)}, store=store)
+def test_a_search_changes_the_next_list_before_it_is_polled(client, store, shop):
+    here = client(shop, {"max_batch": 1, "deadline_ms": 60_000.0}, store=store)
+    shop.live.poll_quietly = lambda: None
+    here.post("/feedback", json={"request_id": "r", "user_id": "u", "query": "mug red"})
+    reply = here.post("/suggest", json={"prefix": "la", "user_id": "u", "why": True}).json()
+    assert [one["text"] for one in reply["why"]["history"]] == ["mug red"]
+    assert here.delete("/users/u").json()["deleted"] == 1
+    reply = here.post("/suggest", json={"prefix": "la", "user_id": "u", "why": True}).json()
+    assert reply["why"]["history"] == []
+
+
+def test_the_service_asks_whether_an_event_counts(client, store, shop):
+    shop.live.accept = lambda event: event.query != "spam"
+    here = client(shop, {"levels": ("popular",)}, store=store)
+    for query in ("spam", "ham"):
+        for user in ("a", "b"):
+            sent = {"request_id": f"{query}-{user}", "user_id": user, "query": query}
+            here.post("/feedback", json=sent)
+    wait_until(lambda: shop.live.searched("ham"))
+    assert not shop.live.searched("spam") and store.count() == 4
+
+
+def test_other_servers_events_are_polled(client, store, path, shop):
+    client(shop, {"levels": ("popular",)}, store=store)
     other = FeedbackStore(path)
-    put(other, event(1, "lamp red"))
+    put(other, event(1, "lava lamp"), event(2, "lava lamp", "v"))
     other.close()
-    wait_until(lambda: live.complete("lamp", 5))
+    wait_until(lambda: shop.live.complete("lava", 5))

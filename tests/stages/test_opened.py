@@ -13,7 +13,8 @@ from onesug_jax.tasks.features import FeatureSpec
 
 
 def test_an_index_of_other_queries_is_refused(tmp_path):
-    context = types.SimpleNamespace(work=(work := WorkDir(str(tmp_path))))
+    work = WorkDir(str(tmp_path))
+    context = types.SimpleNamespace(work=work)
     CompletionIndex.from_counts(["lamp", "tent"], [1, 2]).save(work.mined)
     (tmp_path / "index").mkdir()
     with pytest.raises(UserError, match="queries of the prefix index.*run index first"):

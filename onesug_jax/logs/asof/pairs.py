@@ -57,6 +57,10 @@ class PairCounts:
             out[seen] = self._counts.at(found[seen], time_ms)
         return out
 
+    def postpone(self, ms: int) -> None:
+        """Takes all searches as if they had happened so much later."""
+        self._counts.reference += ms
+
     def _make_room(self, time_ms: int) -> None:
         """Drops the quarter that counts least: fewest decayed searches over all half-lives."""
         stored = self._counts.stored[: self._size]

@@ -6,6 +6,7 @@ not exist yet are hashes.
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 from collections.abc import Callable, Sequence
@@ -15,7 +16,7 @@ import numpy as np
 
 from onesug_jax.errors import UserError
 from onesug_jax.files import atomic_write, require_files, write_json
-from onesug_jax.logs.asof.config import DEFAULT, AsOfConfig
+from onesug_jax.logs.asof.config import AsOfConfig
 from onesug_jax.logs.asof.existence import Waited
 from onesug_jax.logs.asof.state import AsOf
 
@@ -53,41 +54,44 @@ def save(state: AsOf, folder: str) -> None:
         "format": FORMAT,
         "latest_ms": state.latest_ms,
         "first": state.first,
-        "half_lives_days": state.config.half_lives_days,
-        "pair_half_lives_days": state.config.pair_half_lives_days,
+        "config": dataclasses.asdict(state.config),
     }
     write_json(os.path.join(folder, _ABOUT), about)
 
 
 def load(
     folder: str,
-    config: AsOfConfig = DEFAULT,
+    config: AsOfConfig | None = None,
     *,
     spare: int = 65_536,
     around: Callable[[str], Sequence[int]] | None = None,
 ) -> AsOf:
-    """The state that `save` wrote, with settings that may differ in all but half-lives.
+    """The state that `save` wrote.
+
+    Args:
+      folder: where it lies.
+      config: settings, which may differ in all but half-lives; None: those it was counted with.
+      spare: most queries that get a number from now on.
+      around: as of `AsOf`.
 
     Raises:
       UserError: files are missing or damaged, or counted at other half-lives.
     """
-    paths = [os.path.join(folder, name) for name in (_ABOUT, _TEXTS, _ARRAYS)]
-    require_files(paths, "saved as-of counts", "make them again")
+    counted = settings(folder)
+    config = counted if config is None else config
     try:
-        about = _read_json(paths[0])
-        if about["format"] != FORMAT:
-            raise ValueError(f"format {about['format']}, expected {FORMAT}")
+        about, texts = (_read_json(os.path.join(folder, name)) for name in (_ABOUT, _TEXTS))
         for name in ("half_lives_days", "pair_half_lives_days"):
-            if tuple(about[name]) != getattr(config, name):
+            if getattr(counted, name) != getattr(config, name):
                 raise UserError(
-                    f"{folder}: counted at {name}={tuple(about[name])}, but "
+                    f"{folder}: counted at {name}={getattr(counted, name)}, but "
                     f"AsOfConfig.{name}={getattr(config, name)}; set these, or count again"
                 )
-        texts = _read_json(paths[1])
-        with np.load(paths[2], allow_pickle=False) as file:
+        with np.load(os.path.join(folder, _ARRAYS), allow_pickle=False) as file:
             arrays = dict(file)
         queries, first = texts["queries"], about["first"]
-        state = AsOf(queries[:first], config, spare=spare, around=around)
+        more = len(queries) - first
+        state = AsOf(queries[:first], config, spare=more + spare, around=around)
         state.append_all(queries[first:])
         size = len(queries)
         for target, name in (
@@ -109,10 +113,25 @@ def load(
         state.latest_ms = about["latest_ms"]
         state.make_wide()
     except (KeyError, ValueError, OSError, TypeError) as error:
-        raise UserError(
-            f"{folder}: the as-of counts are damaged ({error}); make them again"
-        ) from error
+        raise _damaged(folder, error) from error
     return state
+
+
+def settings(folder: str) -> AsOfConfig:
+    """What a saved state was counted with; raises UserError as `load`."""
+    paths = [os.path.join(folder, name) for name in (_ABOUT, _TEXTS, _ARRAYS)]
+    require_files(paths, "saved as-of counts", "run the examples stage again, and train anew")
+    try:
+        about = _read_json(paths[0])
+        if about["format"] != FORMAT:
+            raise ValueError(f"format {about['format']}, expected {FORMAT}")
+        return AsOfConfig(**about["config"])
+    except (KeyError, ValueError, TypeError) as error:
+        raise _damaged(folder, error) from error
+
+
+def _damaged(folder: str, error: Exception) -> UserError:
+    return UserError(f"{folder}: the as-of counts are damaged ({error}); make them again")
 
 
 def _read_json(path: str) -> Any:

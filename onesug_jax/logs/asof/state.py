@@ -155,11 +155,26 @@ class AsOf:
             time, _, user, query = heapq.heappop(self._remembered)
             self.histories.add(user, query, time)
 
-    def settle(self) -> None:
-        """Makes all that was observed visible; the moment is that after the latest search."""
+    @property
+    def end_ms(self) -> int:
+        """The first time at which a request sees all that was observed."""
         config = self.config
         delays = (config.freshness_ms, config.conversion_delay_ms, config.history_freshness_ms or 0)
-        self.at(self.latest_ms + max(delays) + 1)
+        return int(self.latest_ms + max(delays) + 1)
+
+    def settle(self) -> None:
+        """Makes all that was observed visible."""
+        self.at(self.end_ms)
+
+    def postpone(self, ms: int) -> None:
+        """Takes all that is visible as if it had happened so much later; nothing may wait to
+        become visible (`settle`).
+        """
+        assert not self._searched and not self._converted, "what waits keeps its time"
+        self.searches.reference += ms
+        self.pairs.postpone(ms)
+        self.latest_ms += ms
+        self.moment += ms
 
     def _count(self, time_ms: int, prefix: str, query: str, visitor: str) -> None:
         number = self._number.get(query)

@@ -1,10 +1,10 @@
-"""The ladder: what there is time for."""
+"""The levels: what there is time for."""
 
 import pytest
 
-from onesug_jax.serve.ladder import Pace, choose, in_time
+from onesug_jax.serve.levels import Pace, choose, in_time
 
-LADDER = ("beam", "score", "popular")
+LEVELS = ("beam", "score", "popular")
 
 
 class Clock:
@@ -29,11 +29,11 @@ def pace(clock):
     return made
 
 
-def chosen(pace, waiting, waited=0.0, ladder=LADDER):
-    return choose(ladder, pace, waiting, batch=8, waited=waited, target=0.1)
+def chosen(pace, waiting, waited=0.0, levels=LEVELS):
+    return choose(levels, pace, waiting, batch=8, waited=waited, target=0.1)
 
 
-def test_without_a_backlog_the_best_rung_is_taken_however_slow(pace):
+def test_without_a_backlog_the_best_level_is_taken_however_slow(pace):
     for _ in range(50):
         pace.note("beam", 1, 60.0)
     assert chosen(pace, 1) == chosen(pace, 8) == "beam"
@@ -52,10 +52,10 @@ def test_who_has_waited_long_gets_a_quicker_answer(pace):
     assert chosen(pace, 2, waited=0.095) == "popular"
 
 
-def test_the_last_rung_takes_what_is_left(pace):
-    assert chosen(pace, 500, ladder=("beam",)) == "beam"
-    assert chosen(pace, 500, ladder=("beam", "score")) == "score"
-    assert chosen(pace, 1, ladder=("popular",)) == "popular"
+def test_the_last_level_takes_what_is_left(pace):
+    assert chosen(pace, 500, levels=("beam",)) == "beam"
+    assert chosen(pace, 500, levels=("beam", "score")) == "score"
+    assert chosen(pace, 1, levels=("popular",)) == "popular"
 
 
 def test_estimates_follow_what_was_measured_and_fade(pace, clock):
@@ -70,7 +70,7 @@ def test_estimates_follow_what_was_measured_and_fade(pace, clock):
     assert chosen(pace, 21) == "popular"
     clock.now = 60.0
     assert pace.of("score", 8) < 0.01
-    assert chosen(pace, 21) == "beam", "so a rung that was slow once is tried again"
+    assert chosen(pace, 21) == "beam", "so a level that was slow once is tried again"
 
 
 def test_batches_are_as_large_as_pays(pace):
@@ -85,21 +85,21 @@ def test_batches_are_as_large_as_pays(pace):
     assert Pace((1, 8)).together("beam", 30) == 8, "nothing is known yet"
 
 
-def test_a_deadline_is_met_by_the_best_rung_that_can(pace):
-    assert in_time(LADDER, pace, "beam", 0.05, 4) == "beam"
-    assert in_time(LADDER, pace, "beam", 0.02, 4) == "score"
-    assert in_time(LADDER, pace, "beam", 0.005, 4) == "popular"
-    assert in_time(LADDER, pace, "score", 0.05, 4) == "score", "never back up"
+def test_a_deadline_is_met_by_the_best_level_that_can(pace):
+    assert in_time(LEVELS, pace, "beam", 0.05, 4) == "beam"
+    assert in_time(LEVELS, pace, "beam", 0.02, 4) == "score"
+    assert in_time(LEVELS, pace, "beam", 0.005, 4) == "popular"
+    assert in_time(LEVELS, pace, "score", 0.05, 4) == "score", "never back up"
     assert in_time(("beam", "score"), pace, "beam", 0.001, 4) == "score"
 
 
-def test_a_rung_that_saves_no_time_is_left_out_for_a_while(pace, clock):
-    assert pace.quicker(LADDER) == LADDER
+def test_a_level_that_saves_no_time_is_left_out_for_a_while(pace, clock):
+    assert pace.quicker(LEVELS) == LEVELS
     for _ in range(50):
         pace.note("score", 1, 0.039)
         pace.note("score", 8, 0.039)
-    assert pace.quicker(LADDER) == ("beam", "popular")
+    assert pace.quicker(LEVELS) == ("beam", "popular")
     assert pace.quicker(("score", "popular")) == ("score", "popular")
     clock.now = 20.0
-    assert pace.quicker(LADDER) == LADDER, "it may have been a bad moment"
-    assert Pace((1, 8)).quicker(LADDER) == LADDER, "nothing is known yet"
+    assert pace.quicker(LEVELS) == LEVELS, "it may have been a bad moment"
+    assert Pace((1, 8)).quicker(LEVELS) == LEVELS, "nothing is known yet"

@@ -1,0 +1,39 @@
+"""A cache of the values used last."""
+
+from __future__ import annotations
+
+import collections
+import math
+import threading
+import time
+from collections.abc import Hashable
+from typing import Any
+
+
+class Cache:
+    """The values used last, at most `size`, each for some seconds; safe for several threads."""
+
+    def __init__(self, size: int, seconds: float = math.inf):
+        self._size, self._seconds = size, seconds
+        self._values: collections.OrderedDict[Hashable, Any] = collections.OrderedDict()
+        self._lock = threading.Lock()
+
+    def get(self, key: Hashable) -> Any:
+        """The value, now the newest; None where there is none."""
+        with self._lock:
+            value, until = self._values.get(key, (None, 0.0))
+            if until < time.monotonic():
+                return None
+            self._values.move_to_end(key)
+            return value
+
+    def put(self, key: Hashable, value: Any) -> None:
+        """Stores a value; the one used longest ago makes room."""
+        with self._lock:
+            self._values[key] = value, time.monotonic() + self._seconds
+            self._values.move_to_end(key)
+            while len(self._values) > self._size:
+                self._values.popitem(last=False)
+
+    def __len__(self) -> int:
+        return len(self._values)

@@ -1,0 +1,156 @@
+"""A version of a model that reads items: candidates and counts as of the request's own moment.
+
+Requests are made from the live as-of state, as training rows were, and a list is one pass of the
+encoder and one step of the decoder over the candidates. What people search for the first time gets
+a vector and a row of the tables while requests go on.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Iterator, Sequence
+
+import numpy as np
+
+from onesug_jax.decode.item_suggester import ItemSuggester
+from onesug_jax.decode.known import Filter
+from onesug_jax.retrieval.tables import QueryTables
+from onesug_jax.serve.config import EngineConfig
+from onesug_jax.serve.levels import FULL, POPULAR, Pace
+from onesug_jax.serve.live import LiveCounts
+from onesug_jax.serve.requests import SuggestRequest, SuggestResult
+from onesug_jax.serve.version import ModelVersion
+from onesug_jax.tasks.features import FeatureSpec, Request
+
+_LENGTHS = (16, 32)  # ids that nearly all prefixes with a profile fit into
+_STEP = 8
+
+
+class ItemVersion(ModelVersion):
+    """A version that lists the candidates of a request.
+
+    Args:
+      name, path: as `ModelVersion`.
+      suggester: lists candidates, over the queries of `live`.
+      live: counts, histories and candidates now.
+      tables: host copy of the suggester's tables, with rows of all queries that exist.
+      encode: texts -> their vectors [n, E].
+      settings: as `ModelVersion`.
+    """
+
+    LEVELS = (FULL, POPULAR)
+    live: LiveCounts
+
+    def __init__(
+        self,
+        name: str,
+        path: str,
+        suggester: ItemSuggester,
+        live: LiveCounts,
+        tables: QueryTables,
+        encode: Callable[[Sequence[str]], np.ndarray],
+        **settings,
+    ):
+        self.suggester, self.tables, self._encode = suggester, tables, encode
+        self._filled = tables.first
+        super().__init__(name, path, live=live, **settings)
+        self.refresh()
+
+    @property
+    def history(self) -> int:
+        """See `ModelVersion`."""
+        return self.live.config.history
+
+    @property
+    def longest(self) -> int:
+        """See `ModelVersion`."""
+        return self.suggester.returned
+
+    def _show(self, shown: Filter) -> None:
+        self.suggester.passes = None if shown == Filter() else self._passing(shown)
+
+    def _passing(self, shown: Filter) -> Callable[[str], bool]:
+        def passes(text: str) -> bool:
+            if shown.blocks(text):
+                return False
+            return not shown.least_count or self.live.searched(text) >= shown.least_count
+
+        return passes
+
+    def warmup(self, config: EngineConfig, pace: Pace, stop: Callable[[], bool]) -> Iterator[None]:
+        """See `ModelVersion`."""
+        suggester, spec = self.suggester, self.suggester.featurizer.spec
+        most = self.live.config.candidates
+        all_sizes = (*(size for size in suggester.sizes if size < most), most)
+        all_lengths = lengths(spec)
+        request = self._made([SuggestRequest("")])[0]
+        done = set()
+        for step in (
+            (config.batch_sizes[-1:], all_lengths[-1:], all_sizes[-1:]),
+            (config.batch_sizes, all_lengths[-1:], all_sizes[-1:]),
+            (config.batch_sizes, all_lengths, all_sizes),
+        ):
+            for shape in itertools.product(*step):
+                if stop():
+                    return
+                if shape not in done:
+                    done.add(shape)
+                    pace.time(FULL, shape[0], suggester.warmup, request, *shape)
+            suggester.batch_sizes, suggester.lengths, suggester.sizes = step
+            yield
+
+    def results(self, requests: Sequence[SuggestRequest], level: str) -> list[SuggestResult]:
+        """See `ModelVersion`."""
+        if level == POPULAR:
+            return [self.popular(request.prefix) for request in requests]
+        wanted = [(one.prefix, one.history, one.profile, one.minutes) for one in requests]
+        distinct = dict(zip(wanted, requests, strict=True))
+        made = self._made(list(distinct.values()))
+        found = self.suggester.suggest(made)
+        results = {
+            one: SuggestResult(
+                tuple(suggestion.text for suggestion in suggestions),
+                tuple(suggestion.score for suggestion in suggestions),
+                request.items,
+            )
+            for one, request, suggestions in zip(distinct, made, found, strict=True)
+        }
+        return [results[one] for one in wanted]
+
+    def _made(self, requests: Sequence[SuggestRequest]) -> list[Request]:
+        """The requests with what is known now."""
+        items = self.live.requests([(one.prefix, one.history, one.minutes) for one in requests])
+        return [
+            Request(one.prefix, one.history, profile=one.profile, minutes=one.minutes, items=known)
+            for one, known in zip(requests, items, strict=True)
+        ]
+
+    def popular(self, prefix: str) -> SuggestResult:
+        """See `ModelVersion`."""
+        asked = most = self.longest
+        passes = self.suggester.passes
+        while True:  # however many of the most searched are hidden
+            found = texts = self.live.complete(prefix, asked)
+            if passes is not None:
+                texts = [text for text in found if passes(text)]
+            if len(texts) >= most or len(found) < asked:
+                break
+            asked *= 4
+        return SuggestResult(tuple(texts[:most]), (None,) * min(len(texts), most))
+
+    def refresh(self) -> None:
+        """Reads new events; queries that came to exist get their vectors and rows."""
+        super().refresh()
+        first, end = self._filled, min(len(self.live), len(self.tables.vectors) - 1)
+        if end > first:
+            numbers = range(first, end)
+            self.tables.add(numbers, [self.live.text(n) for n in numbers], self._encode)
+            self.suggester.refresh(vars(self.tables), first + 1, end + 1)
+            self._filled = end
+
+
+def lengths(spec: FeatureSpec) -> tuple[int, ...]:
+    """Input lengths that are compiled: enough for the longest prefix and profile."""
+    longest = spec.input_length // 2 + 2 + spec.profile * (spec.input_length // 4)
+    longest = -(-min(longest, spec.input_length) // _STEP) * _STEP
+    return (*(length for length in _LENGTHS if length < longest), longest)

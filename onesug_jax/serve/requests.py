@@ -1,0 +1,52 @@
+"""What the engine is asked and what it answers: plain values, free of HTTP and of any model."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from onesug_jax.logs.asof.items import Items
+
+
+@dataclass(frozen=True)
+class SuggestRequest:
+    """One request; text normalised as `logs.schema` does it.
+
+    Attributes:
+      prefix: what stands in the search box.
+      history: the user's queries, newest first.
+      profile: static profile values, in the order of the log's columns.
+      k: how many suggestions are wanted.
+      within: seconds from now until the answer is of no use; None: the engine's default.
+      minutes: how long ago each query of the history was searched; none: just now.
+    """
+
+    prefix: str
+    history: tuple[str, ...] = ()
+    profile: tuple[str, ...] = ()
+    k: int = 16
+    within: float | None = None
+    minutes: tuple[float, ...] = ()
+
+    @property
+    def key(self) -> tuple | None:
+        """What a finished list may be cached under; None where it is this user's own."""
+        return None if self.history else (self.prefix, self.profile)
+
+
+@dataclass(frozen=True)
+class SuggestResult:
+    """One list and what it was made from.
+
+    Attributes:
+      texts, scores: suggestions, best first, and their log-probabilities (None: most popular).
+      items: candidates, counts and history that the model read; None: it read none.
+      related, worth, ids: of a model of text, the related queries it read, with their conversion
+        buckets and semantic ids.
+    """
+
+    texts: tuple[str, ...]
+    scores: tuple[float | None, ...]
+    items: Items | None = field(default=None, compare=False)
+    related: tuple[str, ...] = ()
+    worth: tuple[int, ...] = ()
+    ids: tuple[tuple[int, ...], ...] = ()

@@ -1,0 +1,143 @@
+"""A version of a model of text: related queries and history written out, as in PAPER.md.
+
+Popularity is that of the log, and what people search now changes no list before the next update.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Iterator, Sequence
+
+import numpy as np
+
+from onesug_jax.decode.known import Filter
+from onesug_jax.decode.shapes import Shapes
+from onesug_jax.decode.suggester import Suggester, Suggestion
+from onesug_jax.retrieval.related import RelatedQueries
+from onesug_jax.serve.config import EngineConfig
+from onesug_jax.serve.levels import BEAM, HYBRID, POPULAR, SCORE, Pace
+from onesug_jax.serve.requests import SuggestRequest, SuggestResult
+from onesug_jax.serve.version import ModelVersion
+from onesug_jax.tasks.features import Request, make_requests
+
+_STRANGE = "zx"  # no query, so that the text encoder is loaded for it
+
+
+class TextVersion(ModelVersion):
+    """A version that lists by beams, or by scoring a pool.
+
+    Args:
+      name, path: as `ModelVersion`.
+      suggester: writes lists.
+      known: what requests show the model beside their words.
+      ids: number of an indexed query -> its semantic id; None where there are none.
+      settings: as `ModelVersion`.
+    """
+
+    LEVELS = (HYBRID, BEAM, SCORE, POPULAR)
+
+    def __init__(
+        self,
+        name: str,
+        path: str,
+        suggester: Suggester,
+        known: RelatedQueries,
+        *,
+        ids: Callable[[int], tuple[int, ...]] | None = None,
+        **settings,
+    ):
+        self.suggester, self.known, self._ids = suggester, known, ids
+        super().__init__(name, path, **settings)
+
+    @property
+    def history(self) -> int:
+        """See `ModelVersion`."""
+        return self.suggester.featurizer.spec.history
+
+    @property
+    def longest(self) -> int:
+        """See `ModelVersion`."""
+        return self.suggester.config.returned
+
+    def _show(self, shown: Filter) -> None:
+        if self.suggester.shown != shown:
+            self.suggester.show(shown)
+
+    def warmup(self, config: EngineConfig, pace: Pace, stop: Callable[[], bool]) -> Iterator[None]:
+        """See `ModelVersion`."""
+        shapes = config.shapes(self.suggester.featurizer.spec.input_length)
+        levels = [level for level in self.levels(config) if level != POPULAR]
+        levels = list(dict.fromkeys((*levels, BEAM)))  # beams answer where there is no pool
+        sizes, lengths, nodes = shapes.batch_sizes, shapes.lengths, shapes.nodes
+        done = set()
+        self.known.text_vector(_STRANGE), self.known.meant(_STRANGE)
+        self.suggester.shapes = first = Shapes(sizes[-1:], lengths[-1:], nodes)
+        for step in (first, Shapes(sizes, lengths[-1:], nodes), shapes):
+            for level in levels:
+                rooms = (0,) if level == BEAM else nodes or ()
+                for shape in itertools.product(step.batch_sizes, step.lengths, rooms):
+                    if stop():
+                        return
+                    if (level, shape) not in done:
+                        done.add((level, shape))
+                        pace.time(level, shape[0], self.suggester.rehearse, level, *shape)
+            self.suggester.shapes = step
+            yield
+        for times in (8, 16, 32):  # the encoder's lengths, for unknown texts
+            if not stop():
+                self.known.text_vector(" ".join([_STRANGE] * times))
+
+    def results(self, requests: Sequence[SuggestRequest], level: str) -> list[SuggestResult]:
+        """See `ModelVersion`."""
+        if level == POPULAR:
+            return [self.popular(request.prefix) for request in requests]
+        wanted = [(one.prefix, one.history, one.profile, one.minutes) for one in requests]
+        distinct = list(dict.fromkeys(wanted))
+        candidates = 0 if level == BEAM else self.suggester.scoring.candidates
+        prefixes, histories, profiles, minutes = map(list, zip(*distinct, strict=True))
+        made = make_requests(self.known, prefixes, histories, profiles, candidates, minutes)
+        found = self.suggester.suggest(made, mode=level)
+        results = {
+            one: self._result(request, suggestions)
+            for one, request, suggestions in zip(distinct, made, found, strict=True)
+        }
+        return [results[one] for one in wanted]
+
+    def popular(self, prefix: str) -> SuggestResult:
+        """See `ModelVersion`."""
+        texts = self._completed(prefix)
+        if not texts:
+            meant = self.known.meant(prefix)
+            begun = sorted(meant, key=lambda text: (-meant[text], text))
+            texts = list(dict.fromkeys(text for start in begun for text in self._completed(start)))
+        texts = texts[: self.longest]
+        return SuggestResult(tuple(texts), (None,) * len(texts))
+
+    def _completed(self, prefix: str) -> list[str]:
+        asked = most = self.longest
+        while True:  # however many of the most searched are hidden
+            texts = self.known.completions.complete(prefix, asked)
+            passed = [texts[n] for n in np.flatnonzero(self._may_show(texts))]
+            if len(passed) >= most or len(texts) < asked:
+                return passed[:most]
+            asked *= 4
+
+    def _may_show(self, texts: Sequence[str]) -> np.ndarray:
+        if self._shown == Filter():
+            return np.ones(len(texts), bool)
+        count = self.known.completions.count
+        return self._shown.of(texts, np.array([count(text) for text in texts], np.int64))
+
+    def _result(self, request: Request, suggestions: Sequence[Suggestion]) -> SuggestResult:
+        """One list; of the related queries those that may be shown."""
+        related = request.related
+        at = np.flatnonzero(self._may_show(related)).tolist()
+        number_of = self.known.number_of
+        return SuggestResult(
+            tuple(one.text for one in suggestions),
+            tuple(one.score for one in suggestions),
+            None,
+            tuple(related[n] for n in at),
+            (),
+            tuple(self._ids(number_of(related[n])) for n in at) if self._ids else (),
+        )

@@ -1,0 +1,138 @@
+"""One published version of the model, ready to answer at every degradation level.
+
+A version is only replaced by another one as a whole, so a batch that has begun ends with the model
+it began with, and its cache goes with it. What changes within a version is which terms are blocked,
+and, where the service counts, what is known of queries.
+"""
+
+from __future__ import annotations
+
+import abc
+import math
+import os
+from collections.abc import Callable, Iterator, Sequence
+from typing import ClassVar
+
+from onesug_jax.decode.known import Filter
+from onesug_jax.serve.cache import Cache
+from onesug_jax.serve.config import EngineConfig
+from onesug_jax.serve.levels import Pace
+from onesug_jax.serve.live import LiveCounts
+from onesug_jax.serve.requests import SuggestRequest, SuggestResult
+
+_MOST_SECONDS = 60.0  # that a list is cached while counts move
+
+
+class ModelVersion(abc.ABC):
+    """A version of WORK_DIR's model.
+
+    Args:
+      name: "0000" for WORK_DIR as it was made. path: its work directory.
+      profile: names of the log's profile columns, in the order that the model knows.
+      cached: how many finished lists of requests without a history are cached.
+      blocked: the file of terms that no suggestion may hold, which may change at any time, or None.
+      least_count: how often a suggestion was searched at least.
+      live: what people search now; None: popularity is that of the log.
+
+    Attributes:
+      LEVELS: the degradation levels it can answer at, best first.
+      cache: finished lists.
+    """
+
+    LEVELS: ClassVar[tuple[str, ...]]
+
+    def __init__(
+        self,
+        name: str,
+        path: str,
+        *,
+        profile: Sequence[str] = (),
+        cached: int = 4096,
+        blocked: str | None = None,
+        least_count: int = 0,
+        live: LiveCounts | None = None,
+    ):
+        self.name, self.path, self.profile, self.live = name, path, tuple(profile), live
+        self._cached = cached
+        self.cache = self._new_cache()
+        self._terms, self._stamp = (blocked, least_count), _stamp(blocked)
+        self._shown = Filter.read(blocked, least_count)
+        self._show(self._shown)
+
+    # ------------------------------------------------------------------ of each kind of model
+
+    @property
+    @abc.abstractmethod
+    def history(self) -> int:
+        """How many of a user's queries a request should bring."""
+
+    @property
+    @abc.abstractmethod
+    def longest(self) -> int:
+        """The most suggestions of a list."""
+
+    @abc.abstractmethod
+    def warmup(self, config: EngineConfig, pace: Pace, stop: Callable[[], bool]) -> Iterator[None]:
+        """Compiles what requests are served in, and times it; ends early where `stop` says so.
+
+        After the first step every request can be served, in the largest shape; each further one
+        adds smaller ones.
+        """
+
+    @abc.abstractmethod
+    def results(self, requests: Sequence[SuggestRequest], level: str) -> list[SuggestResult]:
+        """One list a request, as long as the model makes them. Equal requests are answered once."""
+
+    @abc.abstractmethod
+    def popular(self, prefix: str) -> SuggestResult:
+        """The most searched queries that start with what was typed, or may have been meant."""
+
+    @abc.abstractmethod
+    def _show(self, shown: Filter) -> None:
+        """From now on, lists hold only what passes."""
+
+    # ------------------------------------------------------------------ of all
+
+    def levels(self, config: EngineConfig) -> tuple[str, ...]:
+        """The degradation levels in use, best first."""
+        return tuple(level for level in config.levels if level in self.LEVELS)
+
+    def read_terms(self) -> bool:
+        """Reads the blocked terms if their file has changed; True where it had.
+
+        Raises:
+          UserError: it cannot be read, or would block everything; the terms of before stay in
+            force.
+        """
+        stamp = _stamp(self._terms[0])
+        if stamp == self._stamp:
+            return False
+        self._stamp = stamp
+        shown = Filter.read(*self._terms)
+        self._show(shown)
+        self._shown = shown
+        self.cache = self._new_cache()  # lists still being made go to the one before
+        return True
+
+    def refresh(self) -> None:
+        """Takes in what people searched since the last call; for the watching thread."""
+        if self.live is not None:
+            self.live.poll_quietly()
+
+    def close(self) -> None:
+        """Ends what the version reads beside its model."""
+        if self.live is not None:
+            self.live.close()
+
+    def _new_cache(self) -> Cache:
+        seconds = math.inf if self.live is None else min(self.live.freshness, _MOST_SECONDS)
+        return Cache(self._cached, seconds)
+
+
+def _stamp(path: str | None) -> tuple | None:
+    """What changes when a file does; None where there is none."""
+    try:
+        stat = os.stat(path) if path else None
+    except OSError:
+        return None
+    return stat and (stat.st_mtime_ns, stat.st_size, stat.st_ino)

@@ -1,0 +1,202 @@
+"""The stage that asks the trained model for lists: once, at a prompt, or from Python."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import functools
+import json
+import time
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
+
+from onesug_jax.errors import UserError
+from onesug_jax.pipeline.spec import Context
+from onesug_jax.stages import opened
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from onesug_jax.decode.item_suggester import ItemSuggester
+    from onesug_jax.decode.suggester import Suggester
+    from onesug_jax.logs.asof.state import AsOf
+    from onesug_jax.retrieval.related import RelatedQueries
+    from onesug_jax.retrieval.tables import QueryTables
+
+
+def suggest(context: Context) -> None:
+    """Suggestions for --prefix, or for whatever is typed at a prompt."""
+    options = context.options
+    if options.minutes and len(options.minutes) != len(options.history):
+        raise UserError(
+            f"suggest: {len(options.minutes)} --minutes for {len(options.history)} --history; give "
+            "one for each, in the same order, or none"
+        )
+    answer = answering(context)
+
+    def answered(prefix: str) -> dict:
+        return answer(prefix, options.history, options.profile, options.k, options.minutes)
+
+    if options.prefix is not None:
+        answered(options.prefix)  # compiles; what is timed is the answer
+        _print_suggestions(answered(options.prefix), options.json)
+        return
+    _prompt(answered, options)
+
+
+def answering(context: Context) -> Callable[..., dict]:
+    """The model in use as a function, for whoever asks more than once:
+
+    `(prefix, history=(), profile=(), k=None, minutes=())`, history oldest first, minutes ago each
+    was searched -> the object that --json prints. A model that reads items answers as of the end of
+    the log that it was trained on.
+    """
+    stage = opened.model_stage(context)
+    if opened.model_description(context, stage)["features"]["items"]:
+        from onesug_jax.stages import items
+
+        state = items.restored(context)
+        return functools.partial(_answer_items, item_suggester(context, state)[0], state)
+    model = context.configured("suggester")(context)
+    return functools.partial(_answer_text, model, opened.related(context, model.featurizer.spec))
+
+
+def item_suggester(
+    context: Context, state: AsOf
+) -> tuple[ItemSuggester, QueryTables, Callable[[Sequence[str]], np.ndarray]]:
+    """The model in use over the queries of a restored state: what lists, its tables with rows of
+    all queries that exist by now, and the text encoder, which is loaded when it is first needed.
+    """
+    from onesug_jax.decode.known import Filter
+    from onesug_jax.stages import items, lists
+
+    loaded = functools.cache(lambda: opened.encoder(context.work))
+
+    def encode(texts: Sequence[str]):
+        return loaded().encode(texts)
+
+    settings = context.settings
+    later = range(state.first, len(state))
+    table = items.tables(context, spare=len(later) + items.SPARE)
+    table.add(later, [state.text(number) for number in later], encode)
+    chosen = settings.get("suggester.model", "auto")
+    model = lists.item_suggester(context, state, table, model=chosen)
+    shown = Filter.read(settings.get("suggester.blocked"))
+    if shown.blocked:
+        model.passes = lambda text: not shown.blocks(text)
+    return model, table, encode
+
+
+def _normalised(history: Sequence[str], minutes: Sequence[float]) -> tuple[list[str], list[float]]:
+    """A history, oldest first, as distinct queries, newest first, each at its latest age."""
+    from onesug_jax.logs.schema import normalise_query
+
+    texts = [normalise_query(query) for query in history]
+    latest = dict(zip(texts, minutes or [0.0] * len(texts), strict=False))
+    distinct = [text for text in dict.fromkeys(reversed(texts)) if text]
+    return distinct, [latest[text] for text in distinct if text in latest]
+
+
+def _answer_items(
+    model: ItemSuggester,
+    state: AsOf,
+    prefix: str,
+    history: Sequence[str] = (),
+    profile: Sequence[str] = (),
+    k: int | None = None,
+    minutes: Sequence[float] = (),
+) -> dict:
+    from onesug_jax.logs.schema import normalise_prefix
+    from onesug_jax.tasks.features import Request
+
+    began = time.perf_counter()
+    prefix = normalise_prefix(prefix)
+    texts, ages = _normalised(history, minutes)
+    items = state.request(prefix, "", state.end_ms, (texts, ages))
+    known = {state.text(int(number) - 1) for number in items.history if number}
+    request = Request(prefix, tuple(texts), profile=tuple(profile), items=items)
+    found = model.suggest([request], k)[0]
+    return {
+        "prefix": prefix,
+        "history": [text for text in texts if text in known],
+        "unknown": [text for text in texts if text not in known],
+        "candidates": int((items.candidates > 0).sum()),
+        "suggestions": [dataclasses.asdict(suggestion) for suggestion in found],
+        "milliseconds": round(1000 * (time.perf_counter() - began), 1),
+    }
+
+
+def _answer_text(
+    model: Suggester,
+    known: RelatedQueries,
+    prefix: str,
+    history: Sequence[str] = (),
+    profile: Sequence[str] = (),
+    k: int | None = None,
+    minutes: Sequence[float] = (),
+) -> dict:
+    from onesug_jax.logs.schema import normalise_prefix
+    from onesug_jax.tasks.features import make_requests
+
+    began = time.perf_counter()
+    prefix = normalise_prefix(prefix)
+    texts, ages = _normalised(history, minutes)
+    requests = make_requests(known, [prefix], [texts], [profile], model.candidates, [ages])
+    found = model.suggest(requests, k)[0]
+    return {
+        "prefix": prefix,
+        "history": texts,
+        "candidates": len(requests[0].candidates),
+        "suggestions": [dataclasses.asdict(suggestion) for suggestion in found],
+        "milliseconds": round(1000 * (time.perf_counter() - began), 1),
+    }
+
+
+def _print_suggestions(answer: dict, as_json: bool) -> None:
+    if as_json:
+        print(json.dumps(answer, ensure_ascii=False), flush=True)
+        return
+    after = f" after {', '.join(answer['history'])}" if answer["history"] else ""
+    print(f"{answer['prefix']!r}{after}:")
+    for place, suggestion in enumerate(answer["suggestions"], 1):
+        print(f"  {place:>2}  {suggestion['text']:<48} {suggestion['score']:8.3f}")
+    if answer.get("unknown"):
+        print(f"  not in the log, and not used: {', '.join(answer['unknown'])}")
+    print(f"  of {answer['candidates']} candidates, in {answer['milliseconds']} ms", flush=True)
+
+
+def _prompt(answered: Callable[[str], dict], options) -> None:
+    """Reads prefixes until the end of input; a line `=query` adds a search to the history."""
+    print("Type a prefix and press enter; =query adds a search to the history; ctrl-D ends.")
+    while True:
+        try:
+            line = input("> ")
+        except EOFError:
+            print()
+            return
+        if line.startswith("="):
+            options.history = [*options.history, line[1:]]
+            options.minutes = [*options.minutes, 0.0] if options.minutes else []
+            print(f"history, oldest first: {', '.join(options.history)}")
+            continue
+        _print_suggestions(answered(line), options.json)
+
+
+def suggest_flags(parser: argparse.ArgumentParser) -> None:
+    """What was typed, by whom, and how to answer."""
+    parser.add_argument("--prefix", help="what was typed; without it, an interactive prompt")
+    parser.add_argument(
+        "--history", action="append", default=[], help="an earlier query, oldest first; repeat"
+    )
+    parser.add_argument(
+        "--minutes",
+        action="append",
+        default=[],
+        type=float,
+        help="how many minutes ago each --history was searched, in the same order (default: 0)",
+    )
+    parser.add_argument(
+        "--profile", action="append", default=[], help="a static profile value; repeat"
+    )
+    parser.add_argument("--k", type=int, default=None, help="how many suggestions (default 16)")
+    parser.add_argument("--json", action="store_true", help="print one JSON object a request")

@@ -1,0 +1,127 @@
+"""A tiny shop over a random model that reads items: a version of it for tests, also of processes.
+
+python -m tests.serve.item_shop FOLDER NOW_MS: sends searches to the store of FOLDER, prints the
+lists of some requests and kills itself.
+"""
+
+import functools
+import json
+import os
+import signal
+import sys
+import zlib
+
+import numpy as np
+
+from onesug_jax.decode.item_suggester import ItemSuggester
+from onesug_jax.logs.asof import snapshot
+from onesug_jax.logs.asof.config import DAY_MS, AsOfConfig
+from onesug_jax.logs.asof.state import AsOf
+from onesug_jax.model.config import ModelConfig
+from onesug_jax.model.seq2seq import Seq2Seq
+from onesug_jax.retrieval.tables import QueryTables
+from onesug_jax.serve.feedback import Event, FeedbackStore
+from onesug_jax.serve.item_version import ItemVersion
+from onesug_jax.serve.live import LiveCounts
+from onesug_jax.serve.requests import SuggestRequest
+from onesug_jax.tasks.features import FeatureSpec, Featurizer
+from onesug_jax.tasks.vocabulary import Vocabulary
+from tests.item_cases import params
+
+NOUNS = ["lamp", "lantern", "laptop", "mug", "mat", "tent"]
+QUERIES = sorted(f"{noun} {word}" for noun in NOUNS for word in ("red", "blue"))
+CONFIG = AsOfConfig(
+    freshness_ms=0, conversion_delay_ms=0, candidates=8, own=2, around=0, history=5, min_users=2
+)
+SPARE = 80
+WIDTH = 6
+
+
+def encode(texts):
+    """Vectors [n, E] that depend on the texts alone."""
+    made = [np.random.default_rng(zlib.crc32(text.encode())).normal(size=WIDTH) for text in texts]
+    return np.array(made, np.float32).reshape(-1, WIDTH)
+
+
+_params = functools.cache(params)
+
+
+def make_shop(folder, now_ms):
+    """Vocabulary and counts of a log that ended a day before: the n-th query searched n times."""
+    Vocabulary.train(iter(QUERIES), f"{folder}/vocab", pieces=400, sid_levels=0, sid_codes=4)
+    state = AsOf(QUERIES, CONFIG, spare=SPARE)
+    for number, query in enumerate(QUERIES):
+        for visitor in range(number + 2):
+            state.observe(now_ms - DAY_MS - visitor, f"u{visitor}", query[:2], query)
+    snapshot.save(state, f"{folder}/asof")
+
+
+def open_shop(folder, store, now_ms, spare=SPARE, **settings):
+    """The version of a shop that `make_shop` has made; its clock stands still, or is None."""
+    vocabulary = Vocabulary.load(f"{folder}/vocab")
+    config = ModelConfig(
+        vocab_size=vocabulary.size,
+        d_model=16,
+        num_heads=2,
+        head_dim=8,
+        d_ff=32,
+        encoder_layers=1,
+        decoder_layers=1,
+        vector_dim=WIDTH,
+        count_columns=CONFIG.width,
+        candidate_tokens=True,
+        content_share=1.0,
+        soft_id=vocabulary.soft_id,
+    )
+    state = snapshot.load(f"{folder}/asof", spare=spare)
+    tables = QueryTables.build(QUERIES, encode(QUERIES), encode(["la", "m"]), spare)
+    suggester = ItemSuggester(
+        Seq2Seq(config),
+        _params(config),
+        Featurizer(vocabulary, FeatureSpec(input_length=32)),
+        vars(tables),
+        state.text,
+        lambda prefix: {"la": 1, "m": 2}.get(prefix, 0),
+        batch_sizes=(1, 4),
+        sizes=(8,),
+    )
+    clock = {} if now_ms is None else {"now_ms": lambda: now_ms}
+    live = LiveCounts(state, store, **clock)
+    return ItemVersion("0000", "/work/0000", suggester, live, tables, encode, **settings)
+
+
+REQUESTS = [
+    SuggestRequest("la"),
+    SuggestRequest("la", ("lamp red", "lava lamp"), minutes=(3.0, 90.0)),
+    SuggestRequest(""),
+]
+
+
+def lists_of(version):
+    """What the version lists for some requests, and two users' histories."""
+    found = version.results(REQUESTS, "full")
+    return [
+        [[list(one.texts), np.round(one.scores, 3).tolist()] for one in found],
+        [version.live.history(user)[0] for user in ("u0", "u1")],
+    ]
+
+
+def main(folder, now_ms):
+    """As the module says."""
+    store = FeedbackStore(f"{folder}/events.sqlite")
+    version = open_shop(folder, store, int(now_ms))
+    for number in range(30):
+        query = ("lava lamp", "lamp red", f"secret {number}")[number % 3]
+        event = Event(
+            f"r{number}", f"u{number % 4}", timestamp_ms=int(now_ms) - 60_000 + number, query=query
+        )
+        store.add(event).result(30)
+        if number % 5 == 0:
+            version.refresh()
+    version.refresh()
+    print(json.dumps(lists_of(version)), flush=True)
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

@@ -1,0 +1,192 @@
+"""A version of a model that reads items: lists as of now, new queries, shapes, what is blocked."""
+
+import json
+import os
+import pathlib
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+
+from onesug_jax.decode import item_suggester as decoding
+from onesug_jax.errors import UserError
+from onesug_jax.logs.asof import snapshot
+from onesug_jax.serve.config import EngineConfig
+from onesug_jax.serve.feedback import Event, FeedbackStore
+from onesug_jax.serve.levels import Pace
+from onesug_jax.serve.requests import SuggestRequest
+from onesug_jax.tasks.features import Request
+from tests.serve.item_shop import CONFIG, QUERIES, lists_of, make_shop, open_shop
+
+ROOT = pathlib.Path(__file__).resolve().parents[2]
+NOW = int(1000 * time.time())
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    made = tmp_path_factory.mktemp("shop")
+    make_shop(made, NOW)
+    return made
+
+
+@pytest.fixture
+def store(tmp_path):
+    made = FeedbackStore(str(tmp_path / "events.sqlite"))
+    yield made
+    made.close()
+
+
+@pytest.fixture
+def version(folder, store):
+    made = open_shop(folder, store, NOW)
+    yield made
+    made.close()
+
+
+def searched(store, query, *users, prefix="la"):
+    for user in users:
+        name = f"{query} {user}".replace(" ", "-")
+        store.add(Event(name, user, timestamp_ms=NOW - 1000, prefix=prefix, query=query)).result(30)
+
+
+def full(version, prefix, *history, minutes=()):
+    (found,) = version.results([SuggestRequest(prefix, history, minutes=minutes)], "full")
+    return found
+
+
+def programs():
+    return decoding._open._cache_size() + decoding._with_rows._cache_size()
+
+
+def test_a_list_is_the_candidates_by_their_probability(version):
+    found = full(version, "la", "mug red", minutes=(5.0,))
+    assert set(found.texts) == {query for query in QUERIES if query.startswith("la")}
+    assert list(found.scores) == sorted(found.scores, reverse=True)
+    items = version.live.request("la", "", history=(["mug red"], [5.0]))
+    (expected,) = version.suggester.suggest([Request("la", items=items)])
+    assert [one.text for one in expected] == list(found.texts)
+    assert found.items.history_minutes[0] == 5.0
+    assert full(version, "la", minutes=()).scores != found.scores, "a history changes the list"
+
+
+def test_equal_requests_are_answered_once_and_alike(version):
+    requests = [SuggestRequest("la"), SuggestRequest("m"), SuggestRequest("la", k=3)]
+    la, m, again = version.results(requests, "full")
+    assert la == again and la.texts != m.texts
+
+
+def test_no_request_waits_for_a_compiler(version):
+    pace = Pace((1, 4))
+    steps = version.warmup(EngineConfig(max_batch=4), pace, lambda: False)
+    next(steps)
+    assert [version.suggester.batch_sizes, version.suggester.lengths] == [(4,), (32,)]
+    for _ in steps:
+        pass
+    assert [version.suggester.batch_sizes, version.suggester.lengths] == [(1, 4), (16, 32)]
+    assert all(pace.of("full", size) > 0 for size in (1, 4))
+    before = programs()
+    for prefix in ("", "la", "t", "x" * 64, "xq"):
+        for history in ((), ("mug red",), tuple(QUERIES)):
+            for count in (1, 3, 4, 7):
+                requests = [SuggestRequest(prefix, history, ("f", "18"), k=n) for n in range(count)]
+                assert len(version.results(requests, "full")) == count
+    assert programs() == before
+
+
+def test_a_new_query_is_listed_once_enough_visitors_have_searched_it(version, store):
+    full(version, "la")
+    version.suggester.refresh(vars(version.tables), 1, 2)  # compiles
+    before = programs()
+    searched(store, "lava lamp", "a")
+    version.refresh()
+    assert "lava lamp" not in full(version, "la").texts
+    searched(store, "lava lamp", "b")
+    version.refresh()
+    assert "lava lamp" in full(version, "la").texts
+    row = version.live.number("lava lamp") + 1
+    on_device = version.suggester.tables
+    assert np.linalg.norm(on_device.vectors[row]) == pytest.approx(1)
+    assert on_device.words[row].any() and programs() == before
+
+
+def test_tables_without_room_do_not_stop_the_service(folder, store):
+    small = open_shop(folder, store, NOW, spare=1)
+    for query in ("lava one", "lava two", "lava three"):
+        searched(store, query, "a", "b")
+    small.refresh()
+    assert sum(text.startswith("lava") for text in full(small, "la").texts) == 1
+    small.close()
+
+
+def test_the_most_popular_are_those_of_now(version, store):
+    assert version.popular("la").texts[0] == "laptop red"
+    searched(store, "lamp blue", *(f"v{n}" for n in range(60)))
+    version.refresh()
+    found = version.popular("la")
+    assert found.texts[0] == "lamp blue" and set(found.scores) == {None}
+
+
+def test_a_search_is_in_its_users_history_at_once(version):
+    version.live.remember("u", "mug red", NOW - 120_000)
+    version.live.remember("u", "mat red", NOW)
+    assert version.live.history("u") == (("mat red", "mug red"), (0.0, 2.0))
+    version.live.forget("u")
+    assert version.live.history("u") == ((), ())
+
+
+@pytest.mark.parametrize("level", ["full", "popular"])
+def test_blocked_terms_are_shown_at_no_level_and_may_change(folder, store, tmp_path, level):
+    path = tmp_path / "blocked.txt"
+    path.write_text("red\n", encoding="utf-8")
+    version = open_shop(folder, store, NOW, blocked=str(path))
+
+    def texts(prefix):
+        (found,) = version.results([SuggestRequest(prefix)], level)
+        return set(found.texts)
+
+    assert texts("la") == {"lamp blue", "lantern blue", "laptop blue"}
+    path.write_text("lamp\nleast_count = 4\n", encoding="utf-8")
+    assert version.read_terms() and not version.read_terms()
+    often = {query for number, query in enumerate(QUERIES) if number + 2 >= 4}
+    assert texts("la") == {q for q in often if q.startswith("la") and "lamp" not in q}
+    path.write_bytes(b"\xff\xfe\xff")
+    with pytest.raises(UserError, match="UTF-8"):
+        version.read_terms()
+    assert "lamp red" not in texts("la"), "the terms of before stay in force"
+    version.close()
+
+
+def test_killed_and_started_again_it_gives_the_same_lists(folder, tmp_path):
+    """Counts, the new query's vector and histories come back from the snapshot and the store."""
+    os.symlink(folder / "vocab", tmp_path / "vocab")
+    os.symlink(folder / "asof", tmp_path / "asof")
+    done = subprocess.run(
+        [sys.executable, "-m", "tests.serve.item_shop", str(tmp_path), str(NOW)],
+        capture_output=True,
+        text=True,
+        timeout=300,
+        cwd=ROOT,
+        env=dict(os.environ),
+    )
+    assert done.returncode == -signal.SIGKILL, done.stderr
+    before = json.loads(done.stdout)
+    assert "lava lamp" in before[0][0][0] and "lamp red" in before[1][0]
+    store = FeedbackStore(str(tmp_path / "events.sqlite"))
+    version = open_shop(tmp_path, store, NOW)
+    assert json.loads(json.dumps(lists_of(version))) == before
+    version.close()
+    store.close()
+
+
+def test_a_log_that_ended_long_ago_is_moved_as_a_whole(folder):
+    here, there = (snapshot.load(f"{folder}/asof") for _ in range(2))
+    there.postpone(5_000_000)
+    asked = ("la", "", NOW + 1000)
+    later = there.request(*asked[:2], asked[2] + 5_000_000)
+    np.testing.assert_allclose(
+        here.request(*asked).candidate_counts, later.candidate_counts, atol=1e-5
+    )
+    assert len(CONFIG.columns) == later.candidate_counts.shape[1]
