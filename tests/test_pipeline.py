@@ -45,8 +45,6 @@ SMALL = [
     "--gin.RqVaeConfig.hidden=[32]",
     "--gin.quantize.steps=6",
     "--gin.quantize.batch_size=32",
-    "--gin.rank.steps=20",
-    "--gin.rank.rows=300",
     "--gin.FeatureSpec.input_length=48",
     "--gin.FeatureSpec.related=3",
     "--gin.FeatureSpec.history=3",
@@ -440,7 +438,7 @@ def test_two_runs_side_by_side(work, capsys, tmp_path):
     assert ahead[-1].split()[1:5] == ["+0.00", "+0.00", "to", "+0.00"]
     plot = tmp_path / "frontier.png"
     flags = ["--run", str(work), "--run", str(other), "--plot", str(plot)]
-    assert main.main(["compare", *flags, "--worth", "0.5"]) == 0 and plot.exists()
+    assert main.main(["compare", *flags, "--orders", "0.5"]) == 0 and plot.exists()
     assert "sft, orders^0.5  " in capsys.readouterr().out
     assert main.main(["compare", "--run", str(work / "nowhere")]) == 2
     assert "run evaluate first" in capsys.readouterr().err

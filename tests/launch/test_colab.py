@@ -25,7 +25,6 @@ QUICK = [
     "--gin.align.steps=0",
     "--gin.align.recall_pairs=0",
     "--gin.quantize.method=rq_kmeans",
-    "--gin.rank.steps=0",
     "--gin.FeatureSpec.soft=False",
     "--gin.pretrain.evaluate_every=0",
     "--gin.rwr.steps=0",

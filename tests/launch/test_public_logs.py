@@ -26,7 +26,6 @@ TINY = {
     "RqVaeConfig.codes": 8,
     "RqVaeConfig.hidden": "[16]",
     "quantize.steps": 4,
-    "rank.steps": 0,
     "rwr.steps": 0,
     "pretrain.evaluate_every": 0,
     "BeamConfig.beams": 4,
