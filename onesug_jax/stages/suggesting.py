@@ -15,6 +15,8 @@ from onesug_jax.pipeline.spec import Context
 from onesug_jax.stages import opened
 
 if TYPE_CHECKING:
+    import numpy as np
+
     from onesug_jax.decode.item_suggester import ItemSuggester
     from onesug_jax.decode.suggester import Suggester
     from onesug_jax.logs.asof.state import AsOf
@@ -61,7 +63,7 @@ def answering(context: Context) -> Callable[..., dict]:
 
 def item_suggester(
     context: Context, state: AsOf
-) -> tuple[ItemSuggester, QueryTables, Callable[[Sequence[str]], object]]:
+) -> tuple[ItemSuggester, QueryTables, Callable[[Sequence[str]], np.ndarray]]:
     """The model in use over the queries of a restored state: what lists, its tables with rows of
     all queries that exist by now, and the text encoder, which is loaded when it is first needed.
     """
@@ -70,7 +72,7 @@ def item_suggester(
 
     loaded = functools.cache(lambda: opened.encoder(context.work))
 
-    def encode(texts: Sequence[str]):
+    def encode(texts: Sequence[str]) -> np.ndarray:
         return loaded().encode(texts)
 
     settings = context.settings
