@@ -71,7 +71,7 @@ class Pieces:
         """
         allowed = np.zeros((size, longest + 1, len(self._free)), bool)
         typed = np.zeros(size, np.int32)
-        for row, prefix in enumerate([*prefixes, *prefixes[:1] * (size - len(prefixes))]):
+        for row, prefix in enumerate([*prefixes, *[prefixes[0]] * (size - len(prefixes))]):
             text = b" " + prefix.encode("utf-8", "replace")
             text = text[:longest]
             typed[row] = len(text)
@@ -84,7 +84,7 @@ class Pieces:
         """Ids of the pieces that `rest` begins with, and of those that begin with `rest`."""
         low = bisect.bisect_left(self._sorted, rest)
         high = bisect.bisect_right(self._sorted, rest, lo=low, key=lambda t: t[: len(rest)])
-        within = []
+        within: list[int] = []
         for end in range(1, len(rest)):
             first = bisect.bisect_left(self._sorted, rest[:end])
             last = bisect.bisect_right(self._sorted, rest[:end])

@@ -200,9 +200,9 @@ class ItemReader(nn.Module):
         c = self.config
         width, features = c.d_model, 3 * c.count_columns + 2 * len(_RANKED) + TEXT_FEATURES
 
-        def kernel(name: str, *shape: int):
-            names = (*[None] * (len(shape) - 1), "embed")
-            return self.param(name, logical(scaled_normal(shape[-2]), *names), shape)
+        def kernel(name: str, *shape: int) -> jax.Array:
+            init = logical(scaled_normal(shape[0]), "features", "embed")
+            return self.param(name, init, shape)
 
         self.counts_in, self.counts_out = (
             kernel("counts_in", features, width),

@@ -74,19 +74,21 @@ class RelationAttention(Attention):
         super().setup()
         c = self.config
         kinds, heads, width = len(RELATIONS), c.num_heads, c.d_model
-        self.multiples = self.param("multiples", logical(_multiples, None, "heads"), (kinds, heads))
+        self.multiples = self.param(
+            "multiples", logical(_multiples, "relations", "heads"), (kinds, heads)
+        )
         self.key_bias = self.param(
-            "key_bias", logical(nn.initializers.zeros, None, "heads"), (KEY_FEATURES, heads)
+            "key_bias", logical(nn.initializers.zeros, "features", "heads"), (KEY_FEATURES, heads)
         )
         self.sink = self.param("sink", logical(nn.initializers.constant(_SINK), "heads"), (heads,))
         found = (kinds + 1) * heads
         self.found_in = self.param(
             "found_in",
-            logical(scaled_normal(found), None, "heads", "embed"),
+            logical(scaled_normal(found), "relations", "heads", "embed"),
             (kinds + 1, heads, width),
         )
         self.found_out = self.param(
-            "found_out", logical(scaled_normal(width), None, "embed"), (width, width)
+            "found_out", logical(scaled_normal(width), "features", "embed"), (width, width)
         )
 
     def related(
