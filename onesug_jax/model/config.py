@@ -127,10 +127,15 @@ class ModelConfig:
     def _item_parameters(self) -> int:
         """Of `ItemReader`, of the relations in every layer, and of `CandidateHead`."""
         d, h, counts = self.d_model, self.num_heads, self.count_columns
-        reader = (3 * counts + 8) * d + d * d + d + (4 + 2 + 24 + 7) * d
+        reader = (3 * counts + 8) * d + d * d + d + (6 + 2 + 24 + 7) * d
         reader += self.vector_dim * d * (self.content > 0)
+<<<<<<< HEAD
         layer = 9 * h + 4 * h * d + d * d
         head = (2 * d * d + d + counts + 1) * self.writes_candidates
+=======
+        layer = 12 * h + 5 * h * d + d * d
+        head = (2 * d * d + d + counts + 1) * self.candidate_tokens
+>>>>>>> items
         return reader + self.encoder_layers * layer + head
 
     def flops_per_example(
@@ -155,11 +160,11 @@ class ModelConfig:
         if self.copying:  # queries, keys, their products, and the sums of places that write alike
             head += 2 * d * d * (target + length) + 2 * target * length * (d + length)
         if self.vector_dim:
-            h, relations = self.num_heads, 3
-            related = 2 * relations * context * 2 * h + 2 * 4 * h * d + 2 * d * d
-            encoder_layer += length * related + context * 2 * 5 * h
+            h, relations = self.num_heads, 4
+            related = 2 * relations * context * 2 * h + 2 * 5 * h * d + 2 * d * d
+            encoder_layer += length * related + context * 2 * 7 * h
             head += 2 * length * context * self.vector_dim
-            head += candidates * 2 * d * (3 * self.count_columns + 8 + d) + history * 2 * 4 * d
+            head += candidates * 2 * d * (3 * self.count_columns + 8 + d) + history * 2 * 6 * d
             head += candidates * 2 * self.vector_dim + 2 * self.vector_dim * d
             head += (candidates + history) * 2 * self.vector_dim * d * (self.content > 0)
         if self.writes_candidates:
