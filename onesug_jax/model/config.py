@@ -129,13 +129,8 @@ class ModelConfig:
         d, h, counts = self.d_model, self.num_heads, self.count_columns
         reader = (3 * counts + 8) * d + d * d + d + (6 + 2 + 24 + 7) * d
         reader += self.vector_dim * d * (self.content > 0)
-<<<<<<< HEAD
-        layer = 9 * h + 4 * h * d + d * d
-        head = (2 * d * d + d + counts + 1) * self.writes_candidates
-=======
         layer = 12 * h + 5 * h * d + d * d
-        head = (2 * d * d + d + counts + 1) * self.candidate_tokens
->>>>>>> items
+        head = (2 * d * d + d + counts + 1) * self.writes_candidates
         return reader + self.encoder_layers * layer + head
 
     def flops_per_example(

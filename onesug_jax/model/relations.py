@@ -7,17 +7,10 @@ likeness slowly, so attention receives it. For head h, position i and key j,
     R_1 = cos(e*_i, e*_j)                         R_2 = words in common / words in either
     R_3 = words in common / words of the key      R_4 = 1 for the same query
 
-<<<<<<< HEAD
-where f(j) says how old key j is. A sink, a key of value 0, takes the attention of a position that
-finds nothing alike. What each head found, sum_j w[h, i, j] * R_r[i, j] and sum_j w[h, i, j], enters
-the stream through a small MLP beside the values. PAPER.md has no such thing: it belongs to
-models with items.
-=======
 where f(j) says how old key j is, and R_3 is 1 where a query was refined. A sink, a key of value 0,
 takes the attention of a position that finds nothing alike. What each head found, sum_j w[h, i, j] *
 R_r[i, j] and sum_j w[h, i, j], enters the stream through a small MLP beside the values. PAPER.md
-has no such thing: it is the preset `production`.
->>>>>>> items
+has no such thing: it belongs to models with items.
 """
 
 from __future__ import annotations

@@ -381,12 +381,8 @@ class Seq2Seq(nn.Module):
         )
         scores = self._scores(x, given, places)
         if mass is not None:
-<<<<<<< HEAD
             beside = jnp.where(t == 0, mass, MASKED)[:, None]
             scores = dataclasses.replace(scores, beside=beside)
-=======
-            scores = dataclasses.replace(scores, beside=jnp.where(t == 0, mass, MASKED)[:, None])
->>>>>>> items
         return scores, self_cache
 
     def empty_cache(self, batch: int, length: int, slots: int) -> tuple[Any, Any]:

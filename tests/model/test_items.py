@@ -11,12 +11,7 @@ import pytest
 
 from onesug_jax.errors import UserError
 from onesug_jax.model.candidates import either_way
-<<<<<<< HEAD
-from onesug_jax.model.items import Items, age_features, count_features, enhanced_prefix
-=======
-from onesug_jax.model.config import ModelConfig, preset
 from onesug_jax.model.items import Items, count_features, enhanced_prefix, past_features
->>>>>>> items
 from onesug_jax.model.seq2seq import Seq2Seq
 from onesug_jax.train import mesh as meshes
 from tests.item_cases import CONFIG, items, params, tables, tokens
