@@ -22,7 +22,7 @@ from onesug_jax.serve.requests import SuggestRequest, SuggestResult
 from onesug_jax.serve.version import ModelVersion
 from onesug_jax.tasks.features import FeatureSpec, Request
 
-_LENGTHS = (16, 32)  # ids that nearly all prefixes with a profile fit into
+_LENGTHS = (32,)  # ids that nearly all prefixes with a profile fit into
 _STEP = 8
 
 
