@@ -1,10 +1,11 @@
 #!/usr/bin/env bash
-# Runs the paper's table, or any files of gin_configs/ablations, on one log.
-#   bash launch/ablations.sh --log my_log.parquet               the rows of the paper, one seed
+# Runs a table of what each part of the design brings, or any files of gin_configs/ablations, on one log.
+#   bash launch/ablations.sh --log my_log.parquet               a row a part of the design, one seed
 #   bash launch/ablations.sh --log L --seeds 3 --size small --out work/table
-#   bash launch/ablations.sh --log L --only "pre no_copying" --gin.STEPS=1000
+#   bash launch/ablations.sh --log L --only "vectors dpo" --gin.STEPS=1000
 #   bash launch/ablations.sh --log L --dry_run                  the budget alone
-# --only takes names of files and of sets: paper (the default), pre, rwr. --size is a file of
+# --only takes names of files and of sets: design (the default), text (the
+# paper preset and its rows), vectors, rwr. --size is a file of
 # gin_configs/models, --config another recipe (default: gin_configs/one_gpu.gin where there is a GPU, else
 # two_cores.gin). --jobs N trains N rows at a time, each into OUT/seed_S/ROW.log: one small model leaves
 # most of a GPU idle (default: 6 where there is a GPU, else 1). Further --gin words go to every run, but for
@@ -16,15 +17,13 @@ set -euo pipefail
 root="$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)"
 folder="$root/gin_configs/ablations"
 log="" out="$root/work/ablations" config="" size="" seeds=1 jobs="" dry="" more=()
-only="paper"
-paper="no_pre generative_sft generative_dpo no_rwr pairwise_rwr"
-pre="no_pre completions_only paper_search no_alignment no_soft_token rq_kmeans enhance_0 enhance_03"
-pre="$pre enhance_07 sid_targets no_segments no_copying formula_ranking history_10 no_worth no_ages plain_queries"
-rwr="no_rwr sft_again dpo softmax_dpo pairwise_rwr rwr_hinge rwr_hinge_pair"
-rwr="$rwr rwr_printed_pair rwr_printed_list"
-rwr="$rwr negatives_1 negatives_2 negatives_8 no_not_show no_rand"
+only="design"
+design="no_relations no_dynamic_vocabulary no_soft_token no_history no_counts no_rwr pairwise_rwr paper"
+text="paper no_pre generative_sft generative_dpo sid_targets"
+vectors="no_alignment rq_kmeans plain_queries no_soft_token"
+rwr="no_rwr sft_again dpo softmax_dpo pairwise_rwr rwr_hinge rwr_hinge_pair rwr_printed_pair rwr_printed_list"
 rwr="$rwr alpha_01 alpha_1 beta_01 beta_1 delta_0 delta_1"
-usage() { sed -n '2,14s/^# \{0,1\}//p' "${BASH_SOURCE[0]}"; }
+usage() { sed -n '2,15s/^# \{0,1\}//p' "${BASH_SOURCE[0]}"; }
 while [ $# -gt 0 ]; do
   case "$1" in
     --log) log="${2:-}"; shift 2 ;;
@@ -54,8 +53,9 @@ done
 names=""
 for name in $only; do
   case "$name" in
-    paper) names="$names $paper" ;;
-    pre) names="$names $pre" ;;
+    design) names="$names $design" ;;
+    text) names="$names $text" ;;
+    vectors) names="$names $vectors" ;;
     rwr) names="$names $rwr" ;;
     *) names="$names $name" ;;
   esac
@@ -63,7 +63,7 @@ done
 rows=""
 for name in $names; do
   if [ ! -f "$folder/$name.gin" ]; then
-    echo "error: no ablation $name; there are: paper pre rwr (sets) $(cd "$folder" && echo *.gin | sed 's/\.gin//g')" >&2
+    echo "error: no ablation $name; there are: design text vectors rwr (sets) $(cd "$folder" && echo *.gin | sed 's/\.gin//g')" >&2
     exit 2
   fi
   case " $rows " in *" $name "*) ;; *) rows="$rows $name" ;; esac
@@ -100,7 +100,7 @@ link_stages() {
   done
   mv "$to.new" "$to"
 }
-early=(simulated log mined encoder semantic_ids index ranking vocab examples .compiled)
+early=(simulated log mined encoder semantic_ids index vocab examples .compiled)
 
 # Rows run in two waves: those that are trained anew, then those that share what these have trained.
 # One at a time they print here; several at a time each prints into its own file.
@@ -110,7 +110,7 @@ if [ "$jobs" -gt 1 ]; then
   trap 'kill $(jobs -p) 2>/dev/null || true' EXIT # what runs in the background hears no Ctrl-C
 fi
 
-# collect MANY: waits until fewer than MANY rows run, and tells how each that ended went.
+# collect MANY: waits until fewer than MANY rows run, and prints how each that ended went.
 collect() {
   local most="$1" still word
   while [ "${#running[@]}" -ge "$most" ] && [ "${#running[@]}" -gt 0 ]; do
@@ -141,7 +141,7 @@ ended() { # PID HOME NAME
 all_done() { # the end of a wave
   collect 1
   if [ -n "$failed" ]; then
-    echo "error: stopped, see$failed; once it is mended the same command goes on" >&2
+    echo "error: stopped, see$failed; once that is fixed the same command goes on" >&2
     exit 2
   fi
 }

@@ -60,7 +60,7 @@ def model_of(size: str, vocab_size: int):
 
 def layouts(size: str, requests: int) -> None:
     """Training steps on the three layouts of the same examples."""
-    from onesug_jax.represent.related import RelatedQueries
+    from onesug_jax.retrieval.related import RelatedQueries
     from onesug_jax.tasks.examples import build_examples
     from onesug_jax.tasks.loader import LAYOUTS, Loader
 

@@ -21,7 +21,7 @@ from onesug_jax.evaluate import metrics
 from onesug_jax.logs.history import with_history
 from onesug_jax.logs.schema import normalise_query, profile_columns
 from onesug_jax.stages import opened
-from onesug_jax.tasks.features import history_of, make_requests
+from onesug_jax.tasks.features import make_requests
 
 BLOCK, SINGLE, K = 32, 256, 16
 
@@ -32,8 +32,8 @@ def modes(work: str, count: int) -> None:
     suggester = context.configured("suggester")(context)
     known = opened.related(context, suggester.featurizer.spec)
     files = opened.splits(context.home.log)
-    kept = history_of(suggester.featurizer.spec, known)
-    read = with_history(list(files.values()), keep=files["dev"], history=kept)
+    history = suggester.featurizer.spec.history
+    read = with_history(list(files.values()), keep=files["dev"], history=history)
     table = read.read_all().slice(0, count)
     rows, names = table.to_pylist(), profile_columns(table.schema)
     requests = make_requests(

@@ -231,7 +231,9 @@ def inside(work: str, typed: list[tuple[str, dict[str, list]]]) -> None:
         requests.append(asked(*one))
         seconds.append(time.perf_counter() - began)
     print(f"\nas-of ask: {1e6 * np.median(seconds):.0f} us a request", end="")
-    size = max(model.sizes[0], min(64, requests[0].items.candidates.shape[0]))
+    first = requests[0].items
+    assert first is not None
+    size = max(model.sizes[0], min(64, first.candidates.shape[0]))
     model.sizes = (size,)
     fixed = np.random.default_rng(0).normal(size=(32, size)).astype(np.float32)
     for batch in (1, 32):
@@ -245,7 +247,7 @@ def inside(work: str, typed: list[tuple[str, dict[str, list]]]) -> None:
             began = time.perf_counter()
             model.arrays(group, size)
             for request, row in zip(group, fixed, strict=False):
-                model._listed(request, row, model.returned)
+                model._listed(request, row, {}, model.returned)
             host.append((time.perf_counter() - began) / batch)
         print(
             f"; batch {batch}, {size} candidates: {1e6 * np.median(host):.0f} us of other Python, "

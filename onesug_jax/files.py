@@ -12,7 +12,6 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import errno
-import fnmatch
 import hashlib
 import json
 import os
@@ -207,20 +206,12 @@ def link_file(source: PathLike, target: PathLike) -> None:
         shutil.copy2(source, target)
 
 
-def link_tree(source: PathLike, target: PathLike, copied: Sequence[str] = ()) -> None:
+def link_tree(source: PathLike, target: PathLike) -> None:
     """A copy of a folder that shares its files by hard link; on another device a real copy.
 
-    Args:
-      target: does not exist yet.
-      copied: patterns of names that are really copied, because somebody appends to these files
-        ("metrics.jsonl", "*.tfevents*").
+    `target` does not exist yet. Only files that nobody writes in place may be shared.
     """
-
-    def link(one: str, other: str) -> None:
-        really = any(fnmatch.fnmatch(os.path.basename(one), pattern) for pattern in copied)
-        (shutil.copy2 if really else link_file)(one, other)
-
-    shutil.copytree(source, target, copy_function=link)
+    shutil.copytree(source, target, copy_function=link_file)
 
 
 # ---------------------------------------------------------------------------------- fingerprints

@@ -41,7 +41,8 @@ def tables(seed=0):
         weights[row, : len(own)] = own / 2  # a word weighs the same everywhere
     unit[0] = 0
     prefixes = np.concatenate([np.zeros((1, 6)), unit[1 : PREFIXES + 1]]).astype(np.float32)
-    return ItemTables(unit, words, weights, prefixes)
+    lengths = rng.integers(3, 30, QUERIES + 1).astype(np.int32)
+    return ItemTables(unit, words, weights, lengths, prefixes)
 
 
 def items(candidates=5, seed=0, batch=2):
@@ -56,7 +57,8 @@ def items(candidates=5, seed=0, batch=2):
     prefix = np.arange(batch) % (PREFIXES + 1)
     integers = (rows, history, clock, prefix)
     rows, history, clock, prefix = (x.astype(np.int32) for x in integers)
-    return Items(rows, counts, history, minutes, clock, prefix)
+    typed = rng.integers(1, 5, batch).astype(np.int32)
+    return Items(rows, counts, history, minutes, clock, prefix, typed)
 
 
 def tokens(batch=2):

@@ -41,8 +41,7 @@ def test_the_budget_is_told_before_anything_runs(project_root, tmp_path):
     one, three = (ablations(project_root, *words, "--seeds", seeds) for seeds in "13")
     assert one.returncode == three.returncode == 0, one.stderr + three.stderr
     assert "model mini, 9,000 searches to learn from and 1,000 to score" in one.stdout
-    # Of the paper's rows no_pre alone is trained from examples on.
-    assert "1 rows from examples on and 4 from rwr on, times 3 seeds" in three.stdout
+    assert "6 rows from examples on and 2 from rwr on, times 3 seeds" in three.stdout
     minutes = [int(done.stdout.split("seeds: ")[1].split()[0]) for done in (one, three)]
     assert minutes[0] * 2 < minutes[1] < minutes[0] * 3
     assert not (tmp_path / "out").exists()
@@ -83,8 +82,6 @@ def test_runs_share_what_they_can_and_stand_in_one_table(project_root, tmp_path)
         "RqVaeConfig.hidden=[32]",
         "quantize.steps=6",
         "pretrain.evaluate_every=0",
-        "rank.rows=500",
-        "rank.steps=5",
         "rwr.steps=2",
         "rwr.evaluate_every=0",
     ]

@@ -11,7 +11,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from onesug_jax import cli, main, workdir
+from onesug_jax import cli, main
+from onesug_jax.pipeline.workdir import Manifest
 from onesug_jax.stages import CONFIGURABLES, STAGES
 
 
@@ -114,10 +115,11 @@ def test_the_example_stage_is_a_word_of_the_command_line(
     monkeypatch.setitem(CONFIGURABLES, "missed", "missed_stage:missed")
     monkeypatch.setitem(STAGES, "missed", importlib.import_module("missed_stage").MISSED)
     work = tmp_path / "work"
-    (work / "report").mkdir(parents=True)
+    report = work / "report" / "dev"
+    report.mkdir(parents=True)
     rows = {"prefix": ["w", "w", "t"], "truth": ["watch", "watch", "tent"], "rank_model": [0, 0, 0]}
-    pq.write_table(pa.table(rows), work / "report" / "lists.parquet")
-    workdir.Manifest("evaluate", {}, {}, {}).write(str(work / "report"), finished=True)
+    pq.write_table(pa.table(rows), report / "lists.parquet")
+    Manifest("evaluate", 1, {}, {}).write(str(report), finished=True)
     told = ["missed", f"--gin.WORK_DIR={work}", "--gin.missed.most=1"]
     assert main.main(told) == 0
     assert (work / "missed" / "missed.tsv").read_text() == "2\tw\twatch\n"

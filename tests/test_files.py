@@ -320,19 +320,13 @@ def test_readers_always_find_a_folder(tmp_path):
     assert not missing
 
 
-def test_a_linked_tree_shares_files_but_for_those_that_grow(tmp_path):
-    source = tmp_path / "source"
-    fill(source, weights="w", **{"metrics.jsonl": "1\n", "events.tfevents.7": "e"})
+def test_a_linked_tree_shares_its_files(tmp_path):
+    source = fill(tmp_path / "source", weights="w")
     fill(source / "inside", deep="d")
-    link_tree(source, tmp_path / "target", copied=("metrics.jsonl", "*.tfevents*"))
+    link_tree(source, tmp_path / "target")
     assert contents(tmp_path / "target") == contents(source)
-    for name, shared in (
-        ("weights", True),
-        ("inside/deep", True),
-        ("metrics.jsonl", False),
-        ("events.tfevents.7", False),
-    ):
-        assert os.path.samefile(source / name, tmp_path / "target" / name) == shared
+    for name in ("weights", "inside/deep"):
+        assert os.path.samefile(source / name, tmp_path / "target" / name)
 
 
 def test_a_tree_is_copied_where_links_cannot_be(tmp_path, monkeypatch):

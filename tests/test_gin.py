@@ -1,6 +1,8 @@
 """Every file in gin_configs/ is read, checked and dry-run, and says how it is used."""
 
 import pathlib
+import shutil
+import types
 
 import pytest
 
@@ -14,13 +16,26 @@ def name(path: pathlib.Path) -> str:
     return path.relative_to(CONFIGS).as_posix()
 
 
-@pytest.mark.parametrize("path", FILES, ids=name)
-def test_file_dry_runs_all_stages(path, tmp_path, capsys):
+ELSEWHERE = CONFIGS / "mesh" / "v5e_16.gin"  # for more devices than there are here
+
+
+@pytest.mark.parametrize("path", [path for path in FILES if path != ELSEWHERE], ids=name)
+def test_file_dry_runs_all_stages(path, tmp_path, capsys, monkeypatch):
+    large = types.SimpleNamespace(free=2**50)  # the largest models need more disk than is here
+    monkeypatch.setattr(shutil, "disk_usage", lambda place: large)
     code = main.main(["run", "--dry_run", f"--gin_file={path}", f"--gin.WORK_DIR={tmp_path / 'w'}"])
     out, err = capsys.readouterr()
     assert code == 0, err
     assert "# plan for" in out
     assert not (tmp_path / "w").exists(), "a dry run leaves nothing behind"
+
+
+def test_a_mesh_of_other_devices_is_refused_before_anything_is_made(tmp_path, capsys):
+    command = ["run", "--dry_run", f"--gin_file={ELSEWHERE}", f"--gin.WORK_DIR={tmp_path / 'w'}"]
+    assert main.main(command) == 2
+    error = capsys.readouterr().err
+    assert "product 16 does not equal the 8 cpu device(s)" in error
+    assert not (tmp_path / "w").exists()
 
 
 @pytest.mark.parametrize("path", FILES, ids=name)

@@ -1,32 +1,44 @@
-"""The command line: values without quotes, mistakes answered with the mend, stages done once."""
+"""The command line: values without quotes, mistakes answered with the way out, stages done once."""
 
 import argparse
 import json
+import pathlib
 
 import pytest
 
-from onesug_jax import cli, doctor, main, registry, stages, workdir
+from onesug_jax import cli, doctor, main, stages
+from onesug_jax.pipeline import workdir
+from onesug_jax.pipeline.spec import StageSpec
+from tests.pipeline.holder import held
 
 
 @pytest.fixture
 def shop(monkeypatch):
-    """Two small stages in place of the real ones; gives the list of their calls."""
+    """Three small stages in place of the real ones; gives the list of their calls."""
     calls = []
 
     def simulate(context):
-        with open(context.work.join("simulated", "log.txt"), "w") as file:
+        with open(f"{context.work.simulated}/log.txt", "w") as file:
             file.write(str(context.settings["ModelConfig.d_model"]))
-        calls.append(("simulate", context.resume))
+        calls.append(("simulate",))
 
     def ingest(context):
         if context.macros["STEPS"] == 13:
             raise KeyboardInterrupt
         config = context.configured("ModelConfig")(vocab_size=256)
-        calls.append(("ingest", context.resume, config.d_model, config.vocab_size))
+        calls.append(("ingest", config.d_model, config.vocab_size))
+
+    def align(context):
+        path = pathlib.Path(context.out, "state.txt")
+        before = path.read_text() if path.exists() else ""
+        path.write_text(f"{before}{context.settings['ModelConfig.dropout']} ")
+        if context.macros["STEPS"] == 14:
+            raise KeyboardInterrupt
+        calls.append(("align", path.read_text()))
 
     specs = (
-        registry.StageSpec("simulate", "", simulate, "simulated", configures=("ModelConfig",)),
-        registry.StageSpec(
+        StageSpec("simulate", "", simulate, "simulated", configures=("ModelConfig",)),
+        StageSpec(
             "ingest",
             "",
             ingest,
@@ -34,7 +46,15 @@ def shop(monkeypatch):
             inputs=lambda context: (context.log,),
             configures=("ModelConfig",),
             ignores=("ModelConfig.dropout",),
-            resumable=True,
+        ),
+        StageSpec(
+            "align",
+            "",
+            align,
+            "encoder",
+            configures=("ModelConfig",),
+            changeable=("ModelConfig.dropout", "SEED"),
+            in_run=False,
         ),
         stages.STAGES["run"],
     )
@@ -47,6 +67,12 @@ def run(capsys, *words):
     out, err = capsys.readouterr()
     assert "Traceback" not in err
     return code, out, err
+
+
+def tree(folder):
+    """Every file under a folder, and what it holds."""
+    paths = sorted(path for path in folder.rglob("*") if path.is_file())
+    return {str(path.relative_to(folder)): path.read_bytes() for path in paths}
 
 
 # ------------------------------------------------------------------ values and names
@@ -169,26 +195,30 @@ def test_every_stage_names_configurables_that_exist():
 # ------------------------------------------------------------------ running
 
 
-def test_run_does_each_stage_once_and_says_why_it_redoes_one(tmp_path, capsys, shop):
-    work = f"--gin.WORK_DIR={tmp_path / 'w'}"
+@pytest.fixture
+def work(tmp_path):
+    """The flag of a WORK_DIR that is not there yet."""
+    return f"--gin.WORK_DIR={tmp_path / 'w'}"
+
+
+def test_run_does_each_stage_once_and_says_why_it_redoes_one(work, capsys, shop):
     assert run(capsys, "run", work)[0] == 0
     assert [call[0] for call in shop] == ["simulate", "ingest"]
-    assert shop[1][2:] == (192, 256), "the configured class takes gin's values and the caller's"
+    assert shop[1][1:] == (192, 256), "the configured class takes gin's values and the caller's"
 
     code, out, _ = run(capsys, "run", work)
     assert out.count("up to date") == 2 and len(shop) == 2
 
     code, out, _ = run(capsys, "run", work, "--gin.ModelConfig.d_model=64")
-    assert "[simulate] redoing: config changed: ModelConfig.d_model 192 -> 64" in out
-    assert "[ingest] redoing: inputs changed: simulated/log.txt" in out
-    assert shop[-1][2] == 64
+    assert "[simulate] running: ModelConfig.d_model 192 -> 64" in out
+    assert "[ingest] running: simulated/log.txt is another, ModelConfig.d_model 192 -> 64" in out
+    assert shop[-1][1] == 64
 
-    code, out, _ = run(capsys, "run", work, "--gin.ModelConfig.d_model=64", "--gin.MESH=cpu")
+    code, out, _ = run(capsys, "run", work, "--gin.MESH=cpu")
     assert out.count("up to date") == 2, "the mesh is no part of what a result is made from"
 
 
-def test_ignored_settings_do_not_redo_a_stage_but_reach_it(tmp_path, capsys, shop):
-    work = f"--gin.WORK_DIR={tmp_path / 'w'}"
+def test_ignored_settings_do_not_redo_a_stage_but_reach_it(work, capsys, shop):
     run(capsys, "run", work)
     _, out, _ = run(capsys, "ingest", work, "--gin.ModelConfig.dropout=0.5")
     assert "[ingest] up to date" in out
@@ -196,74 +226,188 @@ def test_ignored_settings_do_not_redo_a_stage_but_reach_it(tmp_path, capsys, sho
     assert "ModelConfig.dropout 0.1 -> 0.5" in out
 
 
-def test_an_interrupted_stage_is_resumed_with_the_same_settings_only(tmp_path, capsys, shop):
-    work = f"--gin.WORK_DIR={tmp_path / 'w'}"
+def test_an_interrupted_stage_begins_anew_and_leaves_no_result(work, tmp_path, capsys, shop):
     code, _, err = run(capsys, "run", work, "--gin.STEPS=13")
     assert code == 130 and "interrupted" in err
-    _, out, _ = run(capsys, "run", work)
-    assert "[ingest] going on with an interrupted run" in out
-    assert shop[-1][:2] == ("ingest", True)
-
-    run(capsys, "ingest", work, "--gin.STEPS=13", "--force")
-    _, out, _ = run(capsys, "ingest", work, "--gin.ModelConfig.d_ff=64")
-    assert "redoing: config changed" in out
-    assert shop[-1][:2] == ("ingest", False)
+    assert not (tmp_path / "w" / "log").exists()
+    _, out, _ = run(capsys, "run", work, "--gin.STEPS=2")
+    assert "[ingest] running: never finished" in out
+    assert (tmp_path / "w" / "log").exists() and not (tmp_path / "w" / "log.new").exists()
 
 
-def test_force_runs_a_stage_again(tmp_path, capsys, shop):
-    work = f"--gin.WORK_DIR={tmp_path / 'w'}"
-    run(capsys, "simulate", work)
-    _, out, _ = run(capsys, "simulate", work, "--force")
-    assert "running again" in out and len(shop) == 2
+def test_an_interrupted_training_goes_on_and_a_finished_one_trains_further(work, capsys, shop):
+    code, _, _ = run(capsys, "align", work, "--gin.STEPS=14")
+    assert code == 130
+    _, out, _ = run(capsys, "align", work, "--gin.STEPS=2")
+    assert "[align] going on with an interrupted run" in out
+    assert shop == [("align", "0.1 0.1 ")]
+    _, out, _ = run(capsys, "align", work, "--gin.ModelConfig.dropout=0.5")
+    assert "[align] training on: ModelConfig.dropout 0.1 -> 0.5" in out
+    assert shop[-1] == ("align", "0.1 0.1 0.5 ")
 
 
-def test_a_users_log_takes_the_place_of_the_simulated_one(tmp_path, capsys, shop):
+def test_training_on_leaves_the_last_result_as_it_is_until_it_ends(work, tmp_path, capsys, shop):
+    run(capsys, "align", work)
+    before = tree(tmp_path / "w" / "encoder")
+    flags = ["--gin.ModelConfig.dropout=0.5", "--gin.STEPS=14"]
+    assert run(capsys, "align", work, *flags)[0] == 130
+    assert tree(tmp_path / "w" / "encoder") == before
+    assert run(capsys, "align", work, *flags[:1], "--gin.STEPS=2")[0] == 0
+    after = tree(tmp_path / "w" / "encoder")
+    assert b"ModelConfig.dropout = 0.5" in after["config.gin"] != before["config.gin"]
+
+
+def test_a_trained_state_is_never_replaced_without_a_word(work, tmp_path, capsys, shop):
+    run(capsys, "align", work)
+    before = tree(tmp_path)
+    code, _, err = run(capsys, "align", work, "--gin.ModelConfig.d_model=64")
+    assert code == 2 and "ModelConfig.d_model 192 -> 64" in err
+    assert "--restart=align" in err and "--gin.WORK_DIR=PATH" in err
+    assert tree(tmp_path) == before, "a refused command changes nothing"
+    code, out, _ = run(capsys, "align", work, "--gin.ModelConfig.d_model=64", "--restart")
+    assert code == 0 and "[align] running: --restart" in out
+    assert shop[-1] == ("align", "0.1 "), "from nothing"
+
+
+def test_restart_runs_a_stage_again(work, capsys, shop):
+    run(capsys, "run", work)
+    _, out, _ = run(capsys, "simulate", work, "--restart")
+    assert "[simulate] running: --restart" in out and len(shop) == 3
+    _, out, _ = run(capsys, "run", work, "--restart=ingest")
+    assert "[simulate] up to date" in out and "[ingest] running: --restart" in out
+    code, _, err = run(capsys, "run", work, "--restart=ingst")
+    assert code == 2 and "ingst" in err and "ingest" in err
+
+
+def test_from_and_until_bound_a_run(work, tmp_path, capsys, shop):
+    code, _, err = run(capsys, "run", work, "--from=ingest")
+    assert code == 2 and "onesug_jax.main simulate --gin.WORK_DIR=" in err
+    assert not (tmp_path / "w").exists()
+    assert run(capsys, "run", work, "--until=simulate")[0] == 0
+    assert [call[0] for call in shop] == ["simulate"]
+    assert run(capsys, "run", work, "--from=ingest")[0] == 0
+    assert [call[0] for call in shop] == ["simulate", "ingest"]
+    code, _, err = run(capsys, "run", work, "--from=ingest", "--until=simulate")
+    assert code == 2 and "nothing lies between" in err
+
+
+def test_a_users_log_takes_the_place_of_the_simulated_one(work, tmp_path, capsys, shop):
     log = tmp_path / "log.csv"
     log.write_text("a")
-    words = ["run", f"--gin.WORK_DIR={tmp_path / 'w'}", f"--gin.LOG={log}"]
+    words = ["run", work, f"--gin.LOG={log}"]
     run(capsys, *words)
     assert [call[0] for call in shop] == ["ingest"]
     log.write_text("b")
-    assert "inputs changed: log.csv" in run(capsys, *words)[1]
+    assert "[ingest] running: log.csv is another" in run(capsys, *words)[1]
+    (tmp_path / "moved").mkdir()
+    moved = log.rename(tmp_path / "moved" / "log.csv")
+    assert "[ingest] up to date" in run(capsys, "run", work, f"--gin.LOG={moved}")[1]
 
 
-def test_a_missing_input_names_the_command_that_makes_it(tmp_path, capsys, shop):
-    code, _, err = run(capsys, "ingest", f"--gin.WORK_DIR={tmp_path / 'w'}")
+def test_a_missing_input_names_the_command_that_makes_it(work, capsys, shop):
+    code, _, err = run(capsys, "ingest", work)
     assert code == 2
     assert "onesug_jax.main simulate --gin.WORK_DIR=" in err
-    code, _, err = run(capsys, "ingest", "--gin.LOG=/nowhere/log.parquet")
+    code, _, err = run(capsys, "ingest", work, "--gin.LOG=/nowhere/log.parquet")
     assert code == 2 and "/nowhere/log.parquet" in err
 
 
-def test_the_configuration_is_stored_beside_the_results(tmp_path, capsys, shop):
-    run(capsys, "simulate", f"--gin.WORK_DIR={tmp_path / 'w'}", "--gin.ModelConfig.d_ff=99")
+def test_the_configuration_is_stored_beside_the_results(work, tmp_path, capsys, shop):
+    run(capsys, "simulate", work, "--gin.ModelConfig.d_ff=99")
     folder = tmp_path / "w" / "simulated"
     text = (folder / "config.gin").read_text()
     assert "ModelConfig.d_ff = 99" in text and "ModelConfig.remat = 'none'" in text
     stored = json.loads((folder / "_manifest.json").read_text())
-    assert stored["config"]["ModelConfig.d_ff"] == 99
-    assert stored["seed"] == 0 and stored["finished"]
+    assert stored["settings"]["ModelConfig.d_ff"] == 99
+    assert stored["provenance"]["SEED"] == "0" and stored["finished"]
+    assert {"onesug_jax", "commit", "jax"} <= stored["provenance"].keys()
 
 
-def test_dry_run_tells_the_plan_and_does_nothing(tmp_path, capsys, shop):
-    work = f"--gin.WORK_DIR={tmp_path / 'w'}"
+def test_a_work_dir_remembers_what_it_was_given(work, tmp_path, capsys, shop, monkeypatch):
+    log = tmp_path / "log.csv"
+    log.write_text("a")
+    monkeypatch.chdir(tmp_path)
+    given = ["--gin.ModelConfig.d_ff=99", "--gin.LOG=log.csv", "--gin.MODEL=small"]
+    run(capsys, "run", work, *given, "--gin.pretrain.profile_steps=[1,2]")
+    monkeypatch.chdir("/")
+    config = main.read_config(flags=[("WORK_DIR", repr(str(tmp_path / "w")))])
+    assert config.bindings["ModelConfig.d_ff"] == 99
+    assert config.bindings["LOG"] == str(log), "wherever the next command is given"
+    assert config.settings(["ModelConfig"])["ModelConfig.d_model"] == 512, "MODEL small"
+    assert "pretrain.profile_steps" not in config.bindings, "asked of one command only"
+    _, out, err = run(capsys, "run", work)
+    assert "[ingest] up to date" in out and err == ""
+    _, out, err = run(capsys, "run", work, "--gin.ModelConfig.d_ff=7")
+    assert err.splitlines() == ["note: ModelConfig.d_ff: 99 in config.gin, 7 now"]
+    assert run(capsys, "run", work)[2] == "", "what building commands were given is remembered"
+
+
+def test_a_refused_command_changes_nothing(work, tmp_path, capsys, shop):
+    for words in (["run", "--gin.STEPS=many"], ["ingest"], ["run", "--gin.ModelConfig.d_ff=0.5"]):
+        assert run(capsys, words[0], work, *words[1:])[0] == 2
+        assert not (tmp_path / "w").exists()
+    run(capsys, "run", work)
+    before = tree(tmp_path)
+    assert run(capsys, "run", work, "--gin.LOG=/nowhere")[0] == 2
+    assert run(capsys, "run", work, "--restart=nothing")[0] == 2
+    assert tree(tmp_path) == before
+
+
+def test_a_second_writer_is_refused_at_once(work, tmp_path, capsys, shop):
+    run(capsys, "run", work)
+    before = tree(tmp_path)
+    with held(tmp_path / "w") as process:
+        code, _, err = run(capsys, "run", work, "--gin.ModelConfig.d_ff=7")
+        assert code == 2 and f"process {process}" in err and "train on host" in err
+        assert tree(tmp_path) == before | {"w/.lock": (tmp_path / "w" / ".lock").read_bytes()}
+    assert run(capsys, "run", work, "--gin.ModelConfig.d_ff=7")[0] == 0
+
+
+def test_dry_run_prints_the_plan_and_does_nothing(work, tmp_path, capsys, shop):
     _, out, _ = run(capsys, "run", "--dry_run", work)
-    assert "ModelConfig.d_model = 192" in out and "would run: never run" in out
+    assert "ModelConfig.d_model = 192" in out
+    plan = out.split(f"# plan for {tmp_path / 'w'}\n")[1].splitlines()
+    assert [line.split()[0] for line in plan] == ["simulate", "ingest"]
+    assert all("would run: never run" in line for line in plan)
     assert shop == [] and not (tmp_path / "w").exists()
 
     run(capsys, "run", work)
+    before = tree(tmp_path)
     _, out, _ = run(capsys, "run", "--dry_run", work)
     assert out.count("up to date") == 2
-    (tmp_path / "w" / "simulated" / "_manifest.json").unlink()
-    _, out, _ = run(capsys, "run", "--dry_run", work)
-    assert "simulate will have made its inputs anew" in out
+    _, out, _ = run(capsys, "run", "--dry_run", work, "--restart=simulate")
+    assert out.count("replaces the present result when finished") == 2
+    assert "inputs made anew by simulate" in out
+    assert tree(tmp_path) == before
 
 
 def test_a_stage_may_use_only_what_it_declares():
-    spec = registry.StageSpec("doctor", "", lambda context: 0)
+    spec = StageSpec("doctor", "", lambda context: 0)
     context = main.make_context(spec, main.read_config(), argparse.Namespace())
     with pytest.raises(LookupError, match="add it to its StageSpec"):
         context.configured("ModelConfig")
+
+
+@pytest.mark.parametrize(
+    ("words", "found"),
+    [
+        (["--gin.STEPS=-1"], "pretrain: steps=-1: expected at least 1"),
+        (["--gin.BATCH_SIZE=7", "--gin.pretrain.accumulation=2"], "batch_size=7 does not divide"),
+        (["--gin.make_optimizer.name=adm"], "adm"),
+        (["--gin.MESH=v5e_16"], "16"),
+        (["--gin.LOG=/nowhere/log.csv"], "/nowhere/log.csv"),
+        (["--gin.PARAMS_FROM=/nowhere"], "found no such folder"),
+        (["--gin.BeamConfig.beams=0"], "beams"),
+        (["--gin.evaluate.headline=['mrr']"], "evaluate.headline"),
+        (["--gin.evaluate.name=a/b"], "evaluate.name"),
+        (["--gin.evaluate.headline=mrr@16"], "takes"),
+    ],
+)
+def test_a_dry_run_refuses_what_the_run_would(work, tmp_path, capsys, words, found):
+    for more in (["--dry_run"], []):
+        code, out, err = run(capsys, "run", work, *words, *more)
+        assert code == 2 and found in err
+        assert "[simulate]" not in out and not (tmp_path / "w").exists()
 
 
 # ------------------------------------------------------------------ doctor

@@ -22,6 +22,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from onesug_jax import main
+from onesug_jax.pipeline.workdir import model_in_use
 from onesug_jax.represent.prefix_index import PrefixIndex
 from onesug_jax.represent.semantic_ids import SemanticIds
 from onesug_jax.tasks.examples import Examples
@@ -44,8 +45,6 @@ SMALL = [
     "--gin.RqVaeConfig.hidden=[32]",
     "--gin.quantize.steps=6",
     "--gin.quantize.batch_size=32",
-    "--gin.rank.steps=20",
-    "--gin.rank.rows=300",
     "--gin.FeatureSpec.input_length=48",
     "--gin.FeatureSpec.related=3",
     "--gin.FeatureSpec.history=3",
@@ -82,17 +81,34 @@ def answer(capsys, *words):
     return json.loads(capsys.readouterr().out)
 
 
+def plan_of(capsys, *words):
+    """The lines of a plan, by stage."""
+    capsys.readouterr()
+    assert main.main(["run", "--dry_run", *words]) == 0
+    lines = capsys.readouterr().out.split("# plan for")[1].splitlines()[1:]
+    return {line.split()[0]: line for line in lines}
+
+
+def tree(folder):
+    """Every file under a folder, and what it holds."""
+    files = (path for path in sorted(folder.rglob("*")) if path.is_file())
+    return {str(path.relative_to(folder)): path.read_bytes() for path in files}
+
+
 def test_run_leaves_every_folder_with_its_manifest_and_config(work):
     folders = {path.name for path in work.iterdir() if path.is_dir()}
-    made = {"log", "mined", "encoder", "semantic_ids", "index", "ranking", "vocab", "examples"}
+    made = {"log", "mined", "encoder", "semantic_ids", "index", "vocab", "examples"}
     made |= {"pretrain", "rewards", "rwr"}
     assert {"simulated", "report"} | made <= folders
-    for name in (*made, "report"):
+    for name in (*made, "report/dev"):
         assert (work / name / "config.gin").is_file(), name
+        assert json.loads((work / name / "_manifest.json").read_text())["finished"], name
+    assert not list(work.glob("*.new")) and (work / "config.gin").is_file()
+    assert (work / "pretrain" / "bundle").is_dir() and (work / "rwr" / "bundle").is_dir()
 
 
 def test_metrics_hold_both_rivals_and_all_levels(work):
-    metrics = json.loads((work / "report" / "metrics.json").read_text())
+    metrics = json.loads((work / "report" / "dev" / "metrics.json").read_text())
     rows = pq.read_metadata(work / "log" / "dev.parquet").num_rows
     for rival in ("model", "sft", "most_popular"):
         slices = metrics[rival]
@@ -102,18 +118,19 @@ def test_metrics_hold_both_rivals_and_all_levels(work):
 
 
 def test_a_second_run_skips_everything_and_shows_the_table_again(work, capsys):
-    assert main.main(["run", f"--gin.WORK_DIR={work}", *SMALL]) == 0
+    """Its WORK_DIR is all that it takes."""
+    before = tree(work)
+    assert main.main(["run", f"--gin.WORK_DIR={work}"]) == 0
     out = capsys.readouterr().out
     assert out.count("up to date, skipped") == 13
+    assert tree(work) == before
     assert "most popular" in out
 
 
 def test_search_settings_redo_the_report_and_not_the_training(work, capsys, tmp_path):
     copy = shutil.copytree(work, tmp_path / "copy")
     flags = ["--gin.BeamConfig.alpha=0.7", f"--gin.WORK_DIR={copy}"]
-    assert main.main(["run", "--dry_run", *SMALL, *flags]) == 0
-    plan = capsys.readouterr().out.split("# plan for")[1]
-    lines = [line for line in plan.splitlines() if "would run" in line]
+    lines = [line for line in plan_of(capsys, *flags).values() if "up to date" not in line]
     assert len(lines) == 1 and "evaluate" in lines[0] and "BeamConfig.alpha" in lines[0]
 
 
@@ -161,23 +178,22 @@ def test_the_prompt_answers_line_by_line(work, capsys, monkeypatch):
 
 
 def test_evaluate_scores_another_log_with_all_its_rows(work, capsys, tmp_path):
-    """A single file in the schema, scored whole; the report then belongs to it."""
+    """A single file in the schema, scored whole; its report stands beside the split's."""
     copy = shutil.copytree(work, tmp_path / "copy")
     other = tmp_path / "fresh.parquet"
     rows = pq.read_table(work / "log" / "dev.parquet").slice(0, 20)
     pq.write_table(rows, other)
-    assert main.main(["evaluate", f"--gin.WORK_DIR={copy}", f"--gin.LOG={other}", *SMALL]) == 0
-    metrics = json.loads((copy / "report" / "metrics.json").read_text())
+    assert main.main(["evaluate", f"--gin.WORK_DIR={copy}", f"--gin.LOG={other}"]) == 0
+    metrics = json.loads((copy / "report" / "fresh" / "metrics.json").read_text())
     assert metrics["model"]["all"]["n"] == 20
-    capsys.readouterr()
-    assert main.main(["run", "--dry_run", f"--gin.WORK_DIR={copy}", *SMALL]) == 0
-    plan = capsys.readouterr().out.split("# plan for")[1]
-    assert "evaluate   would run" in plan
+    assert tree(copy / "report" / "dev") == tree(work / "report" / "dev")
+    assert (copy / "config.gin").read_bytes() == (work / "config.gin").read_bytes()
+    assert all("up to date" in line for line in plan_of(capsys, f"--gin.WORK_DIR={copy}").values())
 
 
 def test_a_vocabulary_of_another_run_is_refused(work, capsys, tmp_path):
     copy = shutil.copytree(work, tmp_path / "copy")
-    path = copy / "rwr" / "model.json"
+    path = copy / "rwr" / "bundle" / "rwr" / "model.json"
     stored = json.loads(path.read_text())
     path.write_text(json.dumps({**stored, "vocabulary": "another"}))
     assert main.main(["suggest", f"--gin.WORK_DIR={copy}", "--prefix", "s"]) == 2
@@ -187,13 +203,95 @@ def test_a_vocabulary_of_another_run_is_refused(work, capsys, tmp_path):
 
 def test_an_unknown_split_is_answered_with_those_there(work, capsys):
     flag = "--gin.evaluate.split=devv"
-    assert main.main(["evaluate", f"--gin.WORK_DIR={work}", flag, *SMALL]) == 2
-    assert "dev" in capsys.readouterr().err
+    assert main.main(["evaluate", f"--gin.WORK_DIR={work}", flag]) == 2
+    assert "holds train, dev" in capsys.readouterr().err
+    assert not (work / "report" / "devv").exists()
 
 
 def test_suggest_without_a_model_names_the_command(tmp_path, capsys):
     assert main.main(["suggest", f"--gin.WORK_DIR={tmp_path}", "--prefix", "s"]) == 2
-    assert "pretrain" in capsys.readouterr().err
+    assert "no trained model here" in capsys.readouterr().err
+    assert list(tmp_path.iterdir()) == []
+
+
+# ------------------------------------------------------------------ another command later
+
+
+def lines_of(path, kind):
+    return [row for row in map(json.loads, path.read_text().splitlines()) if row["kind"] == kind]
+
+
+def test_more_steps_go_on_from_the_checkpoint_as_one_curve(work, tmp_path, capsys):
+    copy = shutil.copytree(work, tmp_path / "copy")
+    assert main.main(["run", f"--gin.WORK_DIR={copy}", "--gin.STEPS=12"]) == 0
+    out, err = capsys.readouterr()
+    assert "note: STEPS: 8 in config.gin, 12 now" in err
+    assert "[pretrain] training on: pretrain.steps 8 -> 12" in out
+    assert "going on from step 8" in out
+    better = tree(copy / "pretrain" / "best") != tree(work / "pretrain" / "best")
+    assert ("[rwr] running: pretrain/best" if better else "[rwr] up to date") in out
+    assert out.count("up to date, skipped") >= 10, "nothing else depends on it but the report"
+    found = lines_of(copy / "pretrain" / "metrics.jsonl", "train")
+    assert [row["step"] for row in found] == [8, 12], "one curve"
+    assert found[0] == lines_of(work / "pretrain" / "metrics.jsonl", "train")[0]
+    history = [
+        json.loads(x) for x in (copy / "pretrain" / "history.jsonl").read_text().splitlines()
+    ]
+    assert [entry["step"] for entry in history] == [0, 8]
+    assert history[1]["changes"]["steps"] == [8, 12]
+    assert main.main(["run", f"--gin.WORK_DIR={copy}"]) == 0, "STEPS is remembered"
+    assert capsys.readouterr().out.count("up to date, skipped") == 13
+
+
+def test_another_split_is_refused_and_changes_nothing(work, tmp_path, capsys):
+    copy = shutil.copytree(work, tmp_path / "copy")
+    before = tree(copy)
+    for command in ("--dry_run",), ():
+        words = ["run", f"--gin.WORK_DIR={copy}", "--gin.ingest.dev_days=3.5", *command]
+        assert main.main(words) == 2
+        error = capsys.readouterr().err
+        assert "ingest.dev_days" in error and "-> 3.5" in error
+        assert "--restart=ingest" in error and "--gin.WORK_DIR=PATH" in error
+        assert tree(copy) == before
+    found = plan_of(capsys, *words[1:3], "--restart=ingest")
+    assert "up to date" in found.pop("simulate")
+    assert all("replaces the present result" in line for line in found.values())
+    assert tree(copy) == before
+
+
+def test_the_model_answers_as_it_was_after_an_earlier_stage_was_redone(work, tmp_path, capsys):
+    copy = shutil.copytree(work, tmp_path / "copy")
+    words = [f"--gin.WORK_DIR={copy}", "--prefix", "s", "--history", "tent"]
+
+    def asked():
+        assert main.main(["suggest", *words, "--json"]) == 0
+        out, err = capsys.readouterr()
+        found = json.loads(out)
+        del found["milliseconds"]
+        return found, err
+
+    before, said = asked()
+    assert said == ""
+    flag = "--gin.EnhanceConfig.weight=0.1"
+    assert main.main(["index", f"--gin.WORK_DIR={copy}", flag]) == 0
+    assert "[index] running: EnhanceConfig.weight" in capsys.readouterr().out
+    after, said = asked()
+    assert after == before
+    assert said.startswith(f"note: index in {copy} changed after the model in use was trained")
+
+
+def test_parameters_of_another_vocabulary_are_refused(work, tmp_path, capsys):
+    copy = shutil.copytree(work, tmp_path / "copy")
+    other = shutil.copytree(work / "pretrain", tmp_path / "other")
+    stored = json.loads((other / "model.json").read_text())
+    (other / "model.json").write_text(json.dumps({**stored, "vocabulary": "another"}))
+    for stage, flag in (
+        ("pretrain", f"--gin.PARAMS_FROM={other}"),
+        ("rwr", f"--gin.rwr.params_from={other}"),
+    ):
+        assert main.main([stage, f"--gin.WORK_DIR={copy}", flag, "--restart"]) == 2
+        assert f"params_from = '{other}': its vocabulary is another" in capsys.readouterr().err
+        assert tree(copy / stage) == tree(work / stage)
 
 
 # ------------------------------------------------------------------ the first pillar
@@ -212,9 +310,10 @@ def test_the_soft_token_reaches_the_model(work, capsys):
     stored = json.loads((work / "pretrain" / "model.json").read_text())["model"]
     assert stored["soft_dim"] == 32
     flags = ["--gin.FeatureSpec.soft=False", f"--gin.WORK_DIR={work}"]
-    assert main.main(["run", "--dry_run", *SMALL, *flags]) == 0
-    plan = capsys.readouterr().out.split("# plan for")[1]
-    redone = [line.split()[0] for line in plan.splitlines() if "would run" in line]
+    assert main.main(["run", "--dry_run", *flags]) == 2
+    assert "FeatureSpec.soft True -> False" in capsys.readouterr().err
+    plan = plan_of(capsys, *flags, "--restart=examples")
+    redone = [stage for stage, line in plan.items() if "would run" in line]
     assert redone == ["examples", "pretrain", "rwr", "evaluate"]
 
 
@@ -269,7 +368,7 @@ def test_a_query_of_few_people_is_never_shown_to_another(tmp_path):
     examples = Examples.load(str(tmp_path / "examples"), "onesug_query", "train")
     learnt = [row for row in rows_of(tmp_path, "log", "train") if row["query"] in allowed]
     assert len(examples) == len(learnt)
-    for row in rows_of(tmp_path, "report", "lists"):
+    for row in rows_of(tmp_path, "report/dev", "lists"):
         lists = {name: row[f"list_{name}"] for name in rivals}
         assert not private & {query for own in lists.values() for query in own}
     # Feedback: a query of one person stays private however often it comes; what a fourth searches
@@ -299,7 +398,7 @@ def people_count(work, query: str) -> int:
 def test_any_number_of_workers_makes_the_same_examples(work, tmp_path):
     other = tmp_path / "work"
     shutil.copytree(work, other)
-    flags = ["--gin.examples.workers=2", "--force", f"--gin.WORK_DIR={other}"]
+    flags = ["--gin.examples.workers=2", "--restart", f"--gin.WORK_DIR={other}"]
     assert main.main(["examples", *SMALL, *flags]) == 0
     made = sorted(pathlib.Path(work, "examples").rglob("*.npy"))
     assert len(made) > 8
@@ -312,18 +411,19 @@ def test_any_number_of_workers_makes_the_same_examples(work, tmp_path):
 def test_semantic_ids_as_targets_end_in_lists_of_queries(work, tmp_path):
     copy = shutil.copytree(work, tmp_path / "copy")
     flags = ["--gin_file=gin_configs/ablations/sid_targets.gin", f"--gin.WORK_DIR={copy}"]
-    assert main.main(["run", *SMALL, *flags]) == 0
+    assert main.main(["run", *SMALL, *flags, "--restart=examples"]) == 0
     known = {row["query"] for row in rows_of(copy, "mined", "queries")}
-    lists = [row["list_model"] for row in rows_of(copy, "report", "lists")]
+    scored = rows_of(copy, "report/dev", "lists")
+    lists = [row["list_model"] for row in scored]
     assert any(lists) and all(set(found) <= known for found in lists)
-    for row, found in zip(rows_of(copy, "report", "lists"), lists, strict=True):
+    for row, found in zip(scored, lists, strict=True):
         if any(query.startswith(row["prefix"]) for query in known):
             assert all(query.startswith(row["prefix"]) for query in found)
 
 
 def test_an_index_of_another_encoder_is_refused(work, tmp_path, capsys):
     copy = shutil.copytree(work, tmp_path / "copy")
-    path = copy / "index" / "index.json"
+    path = copy / "rwr" / "bundle" / "index" / "index.json"
     about = json.loads(path.read_text())
     about["fingerprints"]["encoder"] = "another"
     path.write_text(json.dumps(about))
@@ -347,7 +447,7 @@ def test_two_runs_side_by_side(work, capsys, tmp_path):
     assert ahead[-1].split()[1:5] == ["+0.00", "+0.00", "to", "+0.00"]
     plot = tmp_path / "frontier.png"
     flags = ["--run", str(work), "--run", str(other), "--plot", str(plot)]
-    assert main.main(["compare", *flags, "--worth", "0.5"]) == 0 and plot.exists()
+    assert main.main(["compare", *flags, "--orders", "0.5"]) == 0 and plot.exists()
     assert "sft, orders^0.5  " in capsys.readouterr().out
     assert main.main(["compare", "--run", str(work / "nowhere")]) == 2
     assert "run evaluate first" in capsys.readouterr().err
@@ -365,7 +465,7 @@ def test_chosen_steps_are_traced_and_that_redoes_nothing(
     flags = [f"--gin.WORK_DIR={copy}", *SMALL, f"--gin.{stage}.profile_steps=[2,3]"]
     assert main.main([stage, *flags]) == 0
     assert "up to date" in capsys.readouterr().out
-    assert main.main([stage, "--force", *flags]) == 0
+    assert main.main([stage, "--restart", *flags]) == 0
     assert list((copy / folder / "profile").rglob("*.xplane.pb"))
 
 
@@ -374,9 +474,10 @@ def test_a_stored_reference_trains_the_same_model(work, tmp_path, capsys):
     from onesug_jax.train.checkpoint import load_params
 
     copy = shutil.copytree(work, tmp_path / "copy")
-    flags = [f"--gin.WORK_DIR={copy}", "--gin.rwr.reference=stored", *SMALL]
-    assert main.main(["rwr", *flags]) == 0
-    assert "config changed: rwr.reference" in capsys.readouterr().out
+    flags = [f"--gin.WORK_DIR={copy}", "--gin.rwr.reference=stored"]
+    assert main.main(["rwr", *flags]) == 2
+    assert "rwr.reference 'copy' -> 'stored'" in capsys.readouterr().err
+    assert main.main(["rwr", *flags, "--restart"]) == 0
     one, other = (load_params(str(folder / "rwr" / "checkpoints")) for folder in (work, copy))
     for name in ("embedding", "soft_projection"):
         np.testing.assert_allclose(one[name], other[name], atol=1e-5)
@@ -400,26 +501,28 @@ def test_preference_metrics_of_every_kind_are_logged(work):
         ("--gin.rwr.reference=none", '"copy" or "stored"'),
         ("--gin.PreferenceConfig.loss=rwr", "softmax_dpo"),
         ("--gin.ListConfig.negatives=0", "1 or more"),
-        ("--gin.rwr.params_from=nowhere", "no parameters found"),
+        ("--gin.rwr.params_from=nowhere", "found no such folder"),
     ],
 )
-def test_mistakes_of_the_preference_stage_are_told(work, tmp_path, capsys, flag, told):
-    copy = shutil.copytree(work, tmp_path / "copy")
-    assert main.main(["rwr", f"--gin.WORK_DIR={copy}", *SMALL, flag]) == 2
+def test_mistakes_of_the_preference_stage_change_nothing(work, capsys, flag, told):
+    before = tree(work)
+    assert main.main(["rwr", f"--gin.WORK_DIR={work}", flag, "--restart"]) == 2
     assert told in capsys.readouterr().err
+    assert tree(work) == before
 
 
 def test_a_model_that_is_not_better_is_not_put_in_use(work, tmp_path, capsys):
     copy = shutil.copytree(work, tmp_path / "copy")
     still = ["--gin.rwr.only_if_better=True", "--gin.rwr/make_optimizer.learning_rate=1e-12"]
-    assert main.main(["rwr", f"--gin.WORK_DIR={copy}", *SMALL, *still]) == 0
+    assert main.main(["rwr", f"--gin.WORK_DIR={copy}", *still, "--restart"]) == 0
     assert "no evaluation beat" in capsys.readouterr().out
-    assert not (copy / "rwr" / "model.json").exists()
+    assert not (copy / "rwr" / "model.json").exists() and not (copy / "rwr" / "bundle").exists()
+    assert model_in_use(str(copy)) == str(copy / "pretrain" / "bundle")
 
 
 def test_without_updates_the_pretrained_model_stays_in_use(work, tmp_path, capsys):
     copy = shutil.copytree(work, tmp_path / "copy")
-    assert main.main(["rwr", f"--gin.WORK_DIR={copy}", *SMALL, "--gin.rwr.steps=0"]) == 0
+    assert main.main(["rwr", f"--gin.WORK_DIR={copy}", "--gin.rwr.steps=0"]) == 0
     assert "stays the one in use" in capsys.readouterr().out
     assert not (copy / "rwr" / "model.json").exists()
     assert answer(capsys, f"--gin.WORK_DIR={copy}", "--prefix", "s")["suggestions"]
@@ -492,7 +595,7 @@ def test_the_service_learns_of_feedback_and_follows_the_version_in_use(work, tmp
         typing = threading.Thread(target=type_on)
         typing.start()
         until(lambda: replies and replies[-1].json()["version"] == "0000")
-        current = {"version": "0001", "history": ["0000", "0001"]}
+        current = {"version": "0001", "published": {"0000": "", "0001": "a log"}}
         (copy / "current.json").write_text(json.dumps(current))
         until(lambda: replies[-1].json()["version"] == "0001")
         assert main.main(["update", f"--gin.WORK_DIR={copy}", "--rollback"]) == 0
@@ -527,7 +630,7 @@ def test_preference_over_a_single_query_is_refused(work, tmp_path, capsys):
             arrays = dict(saved)
         arrays["queries"] = np.array(1)
         np.savez(path, **arrays)
-    code = main.main(["rwr", f"--gin.WORK_DIR={copy}", *SMALL, "--force"])
+    code = main.main(["rwr", f"--gin.WORK_DIR={copy}", "--restart"])
     assert code == 2
     assert "knows a single query, so there is nothing to prefer it to" in capsys.readouterr().err
 

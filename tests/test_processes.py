@@ -107,7 +107,7 @@ def test_lists_are_shared_out_and_all_are_there(works):
     import pyarrow.parquet as pq
 
     one, two, _ = works
-    a, b = (pq.read_table(work / "report" / "lists.parquet") for work in (one, two))
+    a, b = (pq.read_table(work / "report" / "dev" / "lists.parquet") for work in (one, two))
     assert a.num_rows == b.num_rows > 256  # more than one block: both processes wrote some
     assert a["truth"].equals(b["truth"])
     same = [x == y for x, y in zip(*(t["list_model"].to_pylist() for t in (a, b)), strict=True)]
@@ -137,6 +137,7 @@ def test_a_lost_process_ends_the_others_and_the_same_command_goes_on(works, proj
     work = tmp_path / "lost"
     shutil.copytree(two, work)
     shutil.rmtree(work / "pretrain")
+    new = work / "pretrain.new"
     words = [
         "pretrain",
         *RUN[1:],
@@ -147,7 +148,7 @@ def test_a_lost_process_ends_the_others_and_the_same_command_goes_on(works, proj
     ]
     first, second = start(project_root, words, count=2)
     until = time.monotonic() + 600
-    while not (steps := saved_steps(work / "pretrain")) or steps[-1] < 40:
+    while not (steps := saved_steps(new)) or steps[-1] < 40:
         assert first.poll() is None and time.monotonic() < until, first.communicate()
         time.sleep(0.1)
     second.send_signal(signal.SIGKILL)
@@ -156,10 +157,10 @@ def test_a_lost_process_ends_the_others_and_the_same_command_goes_on(works, proj
     assert first.returncode != 0
     assert time.monotonic() - began < 150
     assert "another process of this run" in err, err[-3000:]
-    reached = saved_steps(work / "pretrain")[-1]
+    reached = saved_steps(new)[-1]
     first, second = start(project_root, words, count=2)
     until = time.monotonic() + 600
-    while saved_steps(work / "pretrain")[-1] < reached + 40:
+    while saved_steps(new)[-1] < reached + 40:
         assert first.poll() is None and time.monotonic() < until, first.communicate()
         time.sleep(0.1)
     for process in (first, second):

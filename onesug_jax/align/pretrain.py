@@ -6,6 +6,7 @@ candidate tokens learns log p(q | x) of both ways of writing a query (`model/can
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import jax
@@ -13,16 +14,20 @@ import jax.numpy as jnp
 import numpy as np
 
 from onesug_jax.align.losses import sft
-from onesug_jax.model.candidates import either_way
+from onesug_jax.model.candidates import Opening, either_way
 from onesug_jax.model.config import ModelConfig
 from onesug_jax.model.copying import Scores
 from onesug_jax.model.items import Items, ItemTables
+from onesug_jax.model.layers import MASKED
 from onesug_jax.model.seq2seq import Seq2Seq, initial
 from onesug_jax.train.step import Stage
 
 
 def pretrain_stage(
-    config: ModelConfig, tables: ItemTables | None = None, writing: float = 0.1
+    config: ModelConfig,
+    tables: ItemTables | None = None,
+    writing: float = 0.05,
+    written_share: float = 0.25,
 ) -> Stage:
     """The stage that the training loop runs; batches are T5X's arrays, padded or packed.
 
@@ -31,12 +36,14 @@ def pretrain_stage(
     multiplies the loss of a row.
 
     Reported sums: `accuracy`, the share of tokens, or of rows where there are candidate tokens,
-    that the model ranks first; and then also `written`, the log-probability of the pieces alone.
+    that the model ranks first.
 
     Args:
       tables: of the items.
       writing: weight of the target's pieces given that it is written by pieces: so the decoder
-        learns from all rows to write, which it does for the few whose query nobody searched before.
+        learns to write from rows of all kinds, which it does for the few whose query is new.
+      written_share: of the rows of a batch, how many are decoded by pieces; those whose target is
+        no candidate come first, others by chance. Most of the time of a step goes into pieces.
     """
     model = Seq2Seq(config, deterministic=config.dropout == 0)
 
@@ -44,6 +51,8 @@ def pretrain_stage(
         return initial(config, key)
 
     def loss(params, batch, key, tables=None):
+        if config.writes_candidates:
+            return either_way_loss(model, params, batch, key, tables, writing, written_share)
         scores: Any = model.apply(
             {"params": params},
             batch["encoder_input_tokens"],
@@ -56,8 +65,6 @@ def pretrain_stage(
             rngs={"dropout": key},
             method="score",
         )
-        if config.candidate_tokens:
-            return either_way_loss(scores, batch, writing)
         targets, weights = batch["decoder_target_tokens"], batch["decoder_loss_weights"]
         if "weight" in batch:
             weights = weights * batch["weight"][:, None]
@@ -75,24 +82,53 @@ def pretrain_stage(
 
 
 def either_way_loss(
-    scores: Scores, batch: Any, writing: float
+    model: Seq2Seq,
+    params: Any,
+    batch: Any,
+    key: jax.Array,
+    tables: ItemTables,
+    writing: float = 0.05,
+    written_share: float = 0.25,
 ) -> tuple[jax.Array, jax.Array, dict[str, jax.Array]]:
-    """`-log p(q | x) - writing * log p(pieces of q | x, written)`, summed over the rows of a batch:
-    its sum, the rows' weights, and sums to report.
+    """`-log p(q | x)`, summed over the rows of a batch: its sum, the rows' weights, and other sums.
+
+    Once it is settled that a query is written, what its pieces say, `log p(pieces | x, written)`,
+    counts `writing` times: it is ten times as large as the choice of a candidate, and few rows need
+    it. A row that is not decoded has the choice alone.
     """
-    targets, place = batch["decoder_target_tokens"], batch["target_candidate"]
-    tokens = jnp.where(batch["decoder_loss_weights"] > 0, scores.log_probabilities(targets), 0.0)
-    written = jnp.sum(tokens, axis=1)
-    assert scores.candidates is not None and scores.beside is not None
-    total = scores.normalisers()[:, 0]
-    candidates = scores.candidates - total[:, None]
-    logs = either_way(candidates, written, place)
+    place, targets = batch["target_candidate"], batch["decoder_target_tokens"]
+    size = len(place)
+    count = min(math.ceil(written_share * size), size)
+    order = (place == 0) + jax.random.uniform(jax.random.fold_in(key, 1), (size,))
+    rows = jnp.arange(size) if count == size else jax.lax.top_k(order, count)[1]
+
+    def both(model: Seq2Seq) -> tuple[Opening, Scores]:
+        items = Items.of(batch)
+        assert items is not None, "a model with candidate tokens reads items"
+        text = batch["encoder_input_tokens"]
+        encoded = model.encode(text, None, None, items, tables)
+        given = model.given(text, items)
+        opening = model.opening(encoded, given, items)
+        decoded = (encoded[rows], given[rows], batch["decoder_input_tokens"][rows])
+        some = jax.tree.map(lambda x: x[rows], items)
+        return opening, model.decode(*decoded, items=some)
+
+    found: Any = model.apply({"params": params}, method=both, rngs={"dropout": key})
+    opening, scores = found
+    there = batch["decoder_loss_weights"][rows] > 0
+    logs = jnp.where(there, scores.log_probabilities(targets[rows]), 0.0)
+    pieces = jnp.sum(logs, axis=1)
+    written = jnp.full(size, MASKED).at[rows].set(pieces)
+    candidates = opening.log_probabilities
+    total = either_way(candidates, written, place)
     # p(first piece) = p(written) * p(first piece | written)
-    log_written = jnp.log1p(-jnp.exp(jnp.minimum(scores.beside[:, 0] - total, -1e-6)))
-    given_written = written - log_written
-    weights = batch.get("weight", jnp.ones_like(logs)) * (targets[:, 0] > 0)
+    share = jnp.exp(jnp.minimum(scores.beside[:, 0] - scores.normalisers()[:, 0], -1e-6))
+    given_written = jnp.zeros(size).at[rows].set(pieces - jnp.log1p(-share))
+    weights = batch.get("weight", jnp.ones(size)) * (targets[:, 0] > 0)
     own = jnp.take_along_axis(candidates, jnp.maximum(place - 1, 0)[:, None], axis=1)[:, 0]
     hits = (place > 0) & (own >= jnp.max(candidates, axis=1))
-    sums = {"accuracy": hits, "written": written}
-    loss = -jnp.sum(weights * (logs + writing * given_written))
-    return loss, jnp.sum(weights), {name: jnp.sum(weights * x) for name, x in sums.items()}
+    mass = jax.nn.logsumexp(candidates, axis=1)
+    log_written = jnp.log1p(-jnp.exp(jnp.minimum(mass, -1e-6)))
+    chosen = jnp.where(place > 0, total, log_written)
+    loss = -jnp.sum(weights * (chosen + writing * given_written))
+    return loss, jnp.sum(weights), {"accuracy": jnp.sum(weights * hits)}

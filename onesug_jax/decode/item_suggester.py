@@ -8,21 +8,28 @@ are compiled. Queries that appeared after training have rows of the tables too (
 from __future__ import annotations
 
 import bisect
+import dataclasses
 import functools
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from onesug_jax.decode.beam import BeamConfig, BeamResult, read_requests, search
+from onesug_jax.decode.begun import Pieces
+from onesug_jax.decode.both_ways import WritingConfig, leaves_room, merged
 from onesug_jax.decode.suggester import Suggestion
+from onesug_jax.decode.trie import NEVER
 from onesug_jax.errors import UserError
+from onesug_jax.logs.schema import normalise_query
 from onesug_jax.model.candidates import Opening
 from onesug_jax.model.items import Items, ItemTables
 from onesug_jax.model.seq2seq import Seq2Seq, for_decoding
 from onesug_jax.tasks.features import Featurizer, Request
 
-TABLES = ("vectors", "words", "word_weights", "prefix_vectors")
+TABLES = ("vectors", "words", "word_weights", "lengths", "prefix_vectors")
 _STEP = 8  # input lengths are rounded up to multiples of this
 _BLOCK = 64  # rows of the tables that are replaced at once: one program, whatever is new
 
@@ -41,6 +48,7 @@ class ItemSuggester:
       lengths: input lengths that a batch is filled up to, ascending; longer ones, and all where
         there are none, are filled up to multiples of 8.
       passes: which texts may be shown; None: all.
+      writing: when queries are written beside the candidates; None: never.
     """
 
     def __init__(
@@ -57,6 +65,7 @@ class ItemSuggester:
         sizes: Sequence[int] = (8, 32, 64, 128, 320),
         lengths: Sequence[int] = (),
         passes: Callable[[str], bool] | None = None,
+        writing: WritingConfig | None = None,
     ):
         self.model, self.params = for_decoding(model, params)
         self.featurizer, self.text_of, self.prefix_row = featurizer, text_of, prefix_row
@@ -64,6 +73,17 @@ class ItemSuggester:
         self.batch_sizes, self.sizes = tuple(batch_sizes), tuple(sizes)
         self.lengths = tuple(lengths)
         self.tables = ItemTables(*(jnp.asarray(tables[name]) for name in TABLES))
+        self.writing = writing
+        if writing is not None:
+            vocabulary = featurizer.vocabulary
+            self._pieces = Pieces(vocabulary.piece_bytes(), vocabulary.eos_id)
+            self._beams = BeamConfig(
+                beams=writing.beams,
+                returned=writing.beams,
+                alpha=0.0,
+                max_length=writing.max_length,
+                eos_id=vocabulary.eos_id,
+            )
 
     def refresh(self, tables: dict[str, np.ndarray], first: int, end: int) -> None:
         """Rows `first` to `end` (without it) of the tables of queries are new. Shapes stay, and so
@@ -72,7 +92,7 @@ class ItemSuggester:
         rows = len(tables["vectors"])
         for start in range(first, end, _BLOCK):
             start = max(min(start, rows - _BLOCK), 0)
-            new = {name: tables[name][start : start + _BLOCK] for name in TABLES[:3]}
+            new = {name: tables[name][start : start + _BLOCK] for name in TABLES[:-1]}
             self.tables = _with_rows(self.tables, new, start)
 
     def warmup(self, request: Request, batch: int, length: int, size: int) -> None:
@@ -101,10 +121,38 @@ class ItemSuggester:
             same = [i for i in order[start:] if rooms[i] == rooms[order[start]]]
             chosen = same[: self.batch_sizes[-1]]
             start += len(chosen)
-            found = self.log_probabilities([requests[i] for i in chosen], rooms[chosen[0]])
-            for i, row in zip(chosen, found, strict=True):
-                lists[i] = self._listed(requests[i], row, k)
+            batch = [requests[i] for i in chosen]
+            found = self.log_probabilities(batch, rooms[chosen[0]])
+            written = self._written(batch, found, rooms[chosen[0]])
+            for i, row, more in zip(chosen, found, written, strict=True):
+                lists[i] = self._listed(requests[i], row, more, k)
         return lists
+
+    def _written(
+        self, requests: Sequence[Request], found: np.ndarray, size: int
+    ) -> list[dict[str, float]]:
+        """Of each request, the queries that open beams write, and their log-probabilities; none
+        where the candidates leave no room.
+        """
+        written: list[dict[str, float]] = [{} for _ in requests]
+        if self.writing is None:
+            return written
+        rows = np.flatnonzero(leaves_room(found, self.returned, self.writing)).tolist()
+        if not rows:
+            return written
+        chosen = [requests[i] for i in rows]
+        tokens, items = self.arrays(chosen, size)
+        prefixes = [request.prefix for request in chosen]
+        constraint = self._pieces.begun(prefixes, len(tokens), self.writing.longest)
+        beams = _write(self.model, self._beams, self.params, tokens, items, self.tables, constraint)
+        decode = self.featurizer.vocabulary.decode
+        scores, sequences = np.asarray(beams.scores), np.asarray(beams.sequences)
+        for i, row_scores, row in zip(rows, scores, sequences, strict=False):
+            for score, sequence in zip(row_scores, row, strict=True):
+                text = normalise_query(decode(sequence.tolist())) if score > NEVER / 2 else ""
+                if text:
+                    written[i].setdefault(text, float(score))
+        return written
 
     def log_probabilities(self, requests: Sequence[Request], size: int) -> np.ndarray:
         """Log p of the candidates' tokens, `[B, size]`, very low where a place is empty."""
@@ -130,10 +178,11 @@ class ItemSuggester:
         filled = [*range(len(requests)), *[0] * (room - len(requests))]
         tokens[len(ids) :] = tokens[0]
 
-        def stack(name: str, cut: int | None = None) -> np.ndarray:
+        def stack(name: str, cut: int | None = None) -> Any:
             return np.stack([getattr(requests[i].items, name)[:cut] for i in filled])
 
-        rows = np.array([self.prefix_row(requests[i].prefix) for i in filled], np.int32)
+        rows: Any = np.array([self.prefix_row(requests[i].prefix) for i in filled], np.int32)
+        typed: Any = np.array([len(requests[i].prefix) for i in filled], np.int32)
         items = Items(
             stack("candidates", size),
             stack("candidate_counts", size),
@@ -141,6 +190,7 @@ class ItemSuggester:
             stack("history_minutes"),
             stack("clock"),
             rows,
+            typed,
         )
         return tokens, items
 
@@ -157,17 +207,21 @@ class ItemSuggester:
         fitting = [size for size in self.sizes if size >= there]
         return min(fitting[0] if fitting else most, most)
 
-    def _listed(self, request: Request, row: np.ndarray, k: int) -> list[Suggestion]:
+    def _listed(
+        self, request: Request, row: np.ndarray, written: dict[str, float], k: int
+    ) -> list[Suggestion]:
         assert request.items is not None
-        found: list[Suggestion] = []
+        found: list[tuple[str, float]] = []
         for place in np.argsort(-row, kind="stable"):
             number = int(request.items.candidates[place])
             if not number or len(found) == k:
                 break
             text = self.text_of(number - 1)
             if self.passes is None or self.passes(text):
-                found.append(Suggestion(text, float(row[place])))
-        return found
+                found.append((text, float(row[place])))
+        if self.passes is not None:
+            written = {text: score for text, score in written.items() if self.passes(text)}
+        return [Suggestion(*one) for one in merged(found, written, k)]
 
 
 @functools.partial(jax.jit, static_argnums=0)
@@ -176,15 +230,21 @@ def _open(model: Seq2Seq, params, tokens, items: Items, tables: ItemTables) -> O
         encoded = model.encode(tokens, None, None, items, tables)
         return model.opening(encoded, model.given(tokens, items), items)
 
-    return model.apply({"params": params}, method=opening)
+    found: Any = model.apply({"params": params}, method=opening)
+    return found
 
 
 @jax.jit
 def _with_rows(tables: ItemTables, rows: dict[str, jax.Array], first: int) -> ItemTables:
     """The tables with some rows replaced, from row `first` on."""
-    return tables.replace(
-        **{
-            name: jax.lax.dynamic_update_slice_in_dim(getattr(tables, name), new, first, 0)
-            for name, new in rows.items()
-        }
-    )
+    changed = {
+        name: jax.lax.dynamic_update_slice_in_dim(getattr(tables, name), new, first, 0)
+        for name, new in rows.items()
+    }
+    return dataclasses.replace(tables, **changed)
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1))
+def _write(model: Seq2Seq, config, params, tokens, items, tables, constraint) -> BeamResult:
+    read = read_requests(model, params, tokens, items=items, tables=tables)
+    return search(model, params, read, constraint, config)

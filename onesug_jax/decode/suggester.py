@@ -44,10 +44,13 @@ from onesug_jax.tasks.features import Featurizer, Request
 
 @dataclasses.dataclass(frozen=True)
 class Suggestion:
-    """One suggested query and its length-normalised log-probability."""
+    """One suggested query, its length-normalised log-probability, and whether no candidate had it:
+    the model wrote it.
+    """
 
     text: str
     score: float
+    written: bool = False
 
 
 class Ids(Protocol):

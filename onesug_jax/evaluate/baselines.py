@@ -37,7 +37,8 @@ class MostPopular:
 
 
 class MostPopularNow:
-    """The request's candidates in the order of one of their as-of counts.
+    """The completions among the request's candidates in the order of one of their as-of counts; all
+    candidates where none completes the prefix.
 
     Needs requests with `items`: those of a replay through time or of a service that counts.
 
@@ -57,11 +58,14 @@ class MostPopularNow:
         assert request.items is not None, "asked for what needs as-of counts"
         candidates = request.items.candidates
         counts = request.items.candidate_counts[: np.count_nonzero(candidates), self._column]
-        order = np.argsort(-counts, kind="stable")[:k]
-        return [self._text_of(int(number) - 1) for number in candidates[order]]
+        order = np.argsort(-counts, kind="stable")
+        ranked = [self._text_of(number - 1) for number in candidates[order].tolist()]
+        completions = [text for text in ranked if text.startswith(request.prefix)]
+        return (completions or ranked)[:k]
 
 
 NOW = "most_popular_now"
+_DECAYED = "searches_"  # as `AsOfConfig.columns` begins the names of counts of searches
 
 
 def as_of(text_of: Callable[[int], str], config: AsOfConfig) -> dict[str, MostPopularNow]:
@@ -76,13 +80,19 @@ def as_of(text_of: Callable[[int], str], config: AsOfConfig) -> dict[str, MostPo
     }
 
 
+def half_life(name: str) -> str:
+    """The half-life of a rival of `as_of` in words, such as "17 h" or "3 d"; "": it has none."""
+    if not (name.startswith(_DECAYED) and name.endswith("d")):
+        return ""
+    days = float(name.removeprefix(_DECAYED)[:-1])
+    return f"{24 * days:.3g} h" if days < 1 else f"{days:.3g} d"
+
+
 def best_decayed(
-    metrics: Mapping[str, Mapping[str, Mapping[str, float | int | None]]],
-    config: AsOfConfig,
-    metric: str = "mrr@16",
+    metrics: Mapping[str, Mapping[str, Mapping[str, float | int | None]]], metric: str = "mrr@16"
 ) -> str | None:
     """The rival of `as_of` that decays and has the highest metric over all rows; None: there is
     none. It is chosen on the rows that it is reported on, which favours it over a model.
     """
-    there = [name for name in config.columns if name in metrics]
+    there = [name for name in metrics if half_life(name)]
     return max(there, key=lambda name: metrics[name]["all"][metric] or 0.0, default=None)

@@ -6,12 +6,14 @@ with an exported model.
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Mapping
 from typing import Any
 
-from onesug_jax.evaluate import calibration
-from onesug_jax.evaluate.evaluator import Evaluation, headline
+from onesug_jax.evaluate import calibration, headline
+from onesug_jax.evaluate.evaluator import Evaluation
+from onesug_jax.evaluate.evaluator import headline as means_of
 from onesug_jax.files import atomic_write
 
 FILE = "MODEL_CARD.md"
@@ -95,11 +97,21 @@ def write_card(evaluation: Evaluation, folder: str, facts: Mapping[str, Any]) ->
 
 
 def _results(evaluation: Evaluation, k: int = 16) -> list[str]:
-    """HR and MRR of every suggester as a Markdown table."""
-    lines = [f"| | HR@{k} | MRR@{k} | orders HR@{k} | orders MRR@{k} |", "|---|---|---|---|---|"]
-    for name, means in headline(evaluation.rows, list(evaluation.metrics), k).items():
+    """HR and MRR of the headline's rows as a Markdown table; where the best possible is known, each
+    one's share of the way to it.
+    """
+    metrics, metric = evaluation.metrics, f"mrr@{k}"
+    words, ways = headline.lines(metrics, metric), headline.ways(metrics, metric)
+    heads = [f"HR@{k}", f"MRR@{k}", f"orders HR@{k}", f"orders MRR@{k}"]
+    heads += ["of the way", "of the way, orders"] * bool(ways)
+    lines = [f"| | {' | '.join(heads)} |", "|---" * (1 + len(heads)) + "|"]
+    for name, means in means_of(evaluation.rows, list(words), k).items():
         cells = [
             "-" if mean is None else "{:.2f} ({:.1f} to {:.1f})".format(*mean) for mean in means
         ]
-        lines.append(f"| {' | '.join([name.replace('_', ' '), *cells])} |")
-    return lines
+        if ways:
+            shares = ways[name].values()
+            cells += ["-" if math.isnan(share) else f"{100 * share:.0f} %" for share in shares]
+        lines.append(f"| {' | '.join([words[name], *cells])} |")
+    said = headline.written(metrics)
+    return [*lines, "", f"{said[0].upper()}{said[1:]}."] if said else lines

@@ -1,130 +1,48 @@
 """The rival that OneSug replaces: recall, pre-rank and rank, one after another (PAPER.md, "MCA").
 
-  recall     the most searched queries that start with the prefix, and those nearest to its enhanced
-             embedding by the aligned encoder
-  pre-rank   popularity and likeness to the user's history, one weighted sum: keeps `kept`
-  rank       LightGBM's LambdaMART over `FEATURES`
+  recall     the candidates of the request (`logs.asof`): completions, neighbours, the user's own
+  pre-rank   by one decayed count: `kept` of them
+  rank       LightGBM's LambdaMART over hand-made features
 
-Trained on the newest rows of the train split with statistics of the rows before them, so that no
-count knows its own row (`cascade_training`); it then serves with the statistics of all. The
-encoder, e_q* and e_p* are those of the whole train split, a row being left out of e_p* only where
-it alone led from prefix to query, as in the model's examples. It sees what the model sees: prefix,
-history, profile, and what was mined and aligned.
+It sees what the model sees, as of the same moment: counts of each candidate, the history with its
+ages, the aligned vectors, words. `cascade_training` learns the ranker from the rows that the model
+learns from.
 """
 
 from __future__ import annotations
 
-import collections
 import dataclasses
-from collections.abc import Iterable, Sequence
-from typing import Protocol
+from collections.abc import Callable, Sequence
 
 import numpy as np
 
 from onesug_jax.errors import UserError
-from onesug_jax.logs.ages import ages, of_visit
-from onesug_jax.logs.completion import CompletionIndex
-from onesug_jax.logs.profiles import ProfileCounts
-from onesug_jax.logs.schema import Level
-from onesug_jax.logs.typos import completed
+from onesug_jax.logs.asof.config import AsOfConfig
+from onesug_jax.logs.asof.items import Items
+from onesug_jax.retrieval.tables import QueryTables
 from onesug_jax.tasks.features import Request
 
-FEATURES = (
-    "log_count",
-    "log_orders",
-    "log_item_clicks",
-    "order_rate",
-    "recent_share",
-    "log_recent",
-    "log_pair",
-    "pair_share",
-    "popular_place",
-    "starts",
-    "prefix_length",
-    "query_length",
-    "query_words",
-    "missing",
-    "cosine_prefix",
-    "cosine_history",
-    "cosine_latest",
-    "cosine_mean",
-    "decayed_cosine",
-    "in_history",
-    "history_place",
-    "history_words",
-    "latest_words",
-    "history_length",
-    "log_since",
-    "visit",
-    "cosine_visit",
-    "cosine_visit_mean",
-    "visit_words",
-    "profile",
-)
-_DAY_MS = 86_400_000
-
-
-class Known(Protocol):
-    """What is asked of the aligned encoder and its index (`represent.related.RelatedQueries`).
-
-    Attributes:
-      completions: the known queries. history: how many of a user's queries are looked at.
-    """
-
-    completions: CompletionIndex
-    history: int
-
-    def vectors(
-        self, prefixes: Sequence[str], without: Sequence[str | None] | None = None
-    ) -> np.ndarray | None:
-        """Enhanced prefixes, `[B, E]`."""
-
-    def query_vectors(self, numbers: np.ndarray) -> np.ndarray:
-        """Unit embeddings of known queries, `[n, E]`."""
-
-    def cosines(self, numbers: np.ndarray, history: Sequence[str]) -> np.ndarray:
-        """Of each of these known queries with each of the history, `[n, H]`."""
-
-    def words(self, numbers: np.ndarray) -> np.ndarray:
-        """How many distinct words each known query has, `[n]`."""
-
-    def shared_words(self, numbers: np.ndarray, texts: Sequence[str]) -> np.ndarray:
-        """Words in common over words in either, of known queries and texts, `[n, H]`."""
-
-    def nearest(self, prefix: str, k: int) -> list[int]:
-        """Numbers of the queries nearest to the enhanced prefix, nearest first."""
-
-    def meant(self, prefix: str) -> dict[str, float]:
-        """Known beginnings one slip away from a prefix, and how likely each."""
-
-    def alone(self, prefixes: Sequence[str], queries: Sequence[str]) -> list[bool]:
-        """Whether one training row alone led from a prefix to a query."""
+_LEAST = -10.0  # log counts below it are none
+_VISIT = 10.0  # minutes after which an earlier query counts half as one of this visit
+_DECAY = 0.95  # how much less each older query of the history counts
 
 
 @dataclasses.dataclass(frozen=True)
 class CascadeConfig:
-    """Sizes of the three steps, and LightGBM's.
+    """Sizes of the steps, and LightGBM's.
 
     Attributes:
-      recalled: most completions recalled; near: most neighbours by the encoder.
       kept: candidates left by the pre-rank.
-      taste, decay: weight of likeness to the history in the pre-rank, and how much less each older
-        query of it counts. visit: weight of likeness to the queries of this visit.
-      newest: share of the train split's rows, its newest, that the ranker learns from.
-      half_life_days: of the recency-weighted counts.
-      orders: how much more a row that ended in an order weighs than another.
-      trees, leaves, learning_rate, least: of LambdaMART; `least` rows a leaf. Fewer trees are used
-        where the last tenth of the rows says so.
+      half_life: which of `AsOfConfig.half_lives_days` the pre-rank counts by, from 0.
+      rows: the newest rows of train that the ranker learns from.
+      orders: what a row that ended with an order weighs against the others.
+      trees, leaves, learning_rate: of LambdaMART; least: rows a leaf. Fewer trees are used where
+        the last tenth of the rows says so.
     """
 
-    recalled: int = 4096
-    near: int = 16
-    kept: int = 128
-    taste: float = 10.0
-    decay: float = 0.95
-    visit: float = 5.0
-    newest: float = 0.4
-    half_life_days: float = 7.0
+    kept: int = 48
+    half_life: int = 2
+    rows: int = 20_000
     orders: float = 1.0
     trees: int = 600
     leaves: int = 31
@@ -132,153 +50,148 @@ class CascadeConfig:
     least: int = 50
 
     def __post_init__(self) -> None:
-        wrong = min(self.recalled, self.kept, self.trees) < 1 or not 0 < self.newest < 1
+        wrong = min(self.kept, self.rows, self.trees) < 1 or self.half_life < 0
         if wrong or not self.orders > 0:
             raise UserError(
-                f"CascadeConfig: expected recalled, kept and trees of at least 1, newest between "
-                f"0 and 1 and orders above 0, found {self}."
+                "CascadeConfig: expected kept, rows and trees of at least 1, half_life of at least "
+                f"0 and orders above 0, found {self}."
             )
 
 
-@dataclasses.dataclass(frozen=True)
-class Row:
-    """One request of the train split and where it led; history newest first, `minutes` ago."""
+def names(config: AsOfConfig) -> tuple[str, ...]:
+    """Names of the F features, in the order of `features`."""
+    columns = config.columns
+    return (
+        *columns,
+        *(f"share_{name}" for name in columns),
+        *(f"change_{name}" for name in columns[1:]),
+        *("place", "candidates", "words", "typed", "missing", "hour", "weekday", "cosine_prefix"),
+        *("past", "since", "visit", "repeated", "repeated_place", "repeated_minutes"),
+        *(f"{like}_{how}" for like in ("cosine", "overlap") for how in _LIKENESS),
+    )
 
-    prefix: str
-    query: str
-    level: Level
-    time_ms: int
-    history: Sequence[str]
-    profile: Sequence[str]
-    minutes: Sequence[float] = ()
+
+_LIKENESS = ("most", "latest", "mean", "decayed", "visit", "visit_mean")
 
 
-class Statistics:
-    """What some rows of a log say of every known query; arrays `[N]` in the queries' order."""
+def features(items: Items, typed: int, prefix_row: int, tables: QueryTables) -> np.ndarray:
+    """What the ranker reads of the n candidates of a request, float32 `[n, F]`.
 
-    def __init__(self, rows: Iterable[Row], completions: CompletionIndex, half_life_days: float):
-        size = len(completions)
-        rows = list(rows)
-        self.now = max((row.time_ms for row in rows), default=0)
-        self.counts = np.zeros(size, np.int64)
-        self.orders, self.items = np.zeros(size), np.zeros(size)
-        self.recent = np.zeros(size)
-        self.pairs: collections.Counter[tuple[str, int]] = collections.Counter()
-        self.prefixes: collections.Counter[str] = collections.Counter()
-        for row in rows:
-            number = completions.find(row.query)
-            if number < 0:
-                continue
-            self.counts[number] += 1
-            self.orders[number] += row.level == Level.ORDER
-            self.items[number] += row.level >= Level.ITEM_CLICK
-            age = (self.now - row.time_ms) / _DAY_MS
-            self.recent[number] += 0.5 ** (age / half_life_days)
-            self.pairs[row.prefix, number] += 1
-            self.prefixes[row.prefix] += 1
-        self.profiles = ProfileCounts.from_rows(
-            size, ((completions.find(row.query), row.profile) for row in rows)
-        )
-        self.index = CompletionIndex(completions.queries, self.counts)
+    Args:
+      items: of the request; its places behind the n candidates are empty.
+      typed: characters of the prefix. prefix_row: its row of `tables.prefix_vectors`, 0: none.
+    """
+    n, past = (int(np.count_nonzero(rows)) for rows in (items.candidates, items.history))
+    candidates, history = items.candidates[:n], items.history[:past]
+    # As the examples hold them, so that training and evaluation see the same values.
+    counts = items.candidate_counts[:n].astype(np.float16).astype(np.float32)
+    counts = np.maximum(counts, _LEAST)
+    minutes = items.history_minutes[:past].astype(np.float64)
+    total = np.exp(counts.astype(np.float64)).sum(axis=0, keepdims=True)
+    visit = np.exp2(-minutes / _VISIT)
+    own = tables.vectors[candidates]
+    same = candidates[:, None] == history
+    back = 1 / (1.0 + np.arange(past))
+    never = np.log1p(43_200.0)  # a month
+    ago = np.where(same, np.log1p(minutes), never).min(axis=1, initial=never)
+    single = {
+        "place": np.arange(n),
+        "candidates": n,
+        "words": np.count_nonzero(tables.words[candidates], axis=1),
+        "typed": typed,
+        "missing": tables.lengths[candidates] - typed,
+        "hour": items.clock[0],
+        "weekday": items.clock[1],
+        "cosine_prefix": own @ tables.prefix_vectors[prefix_row],
+        "past": past,
+        "since": np.log1p(minutes[0]) if past else never,
+        "visit": visit.sum(),
+        "repeated": same.any(axis=1),
+        "repeated_place": (same * back).max(axis=1, initial=0.0),
+        "repeated_minutes": ago,
+    }
+    alike = (own @ tables.vectors[history].T, overlap(tables, candidates, history))
+    parts = [counts, counts - np.log(np.maximum(total, 1e-30)), counts[:, 1:] - counts[:, :1]]
+    parts += [np.stack([np.broadcast_to(column, (n,)) for column in single.values()], axis=1)]
+    parts += [_likeness(table, visit) for table in alike]
+    return np.concatenate(parts, axis=1).astype(np.float32)
+
+
+def overlap(tables: QueryTables, candidates: np.ndarray, history: np.ndarray) -> np.ndarray:
+    """Weight of the words in common over that of the words in either, `[n, H]`, of rows of the
+    tables.
+    """
+    own, past = tables.words[candidates], tables.words[history]
+    weights = tables.word_weights[candidates], tables.word_weights[history]
+    distinct = np.unique(past[past > 0])
+    place = np.minimum(np.searchsorted(distinct, own), max(len(distinct) - 1, 0))
+    found = (own > 0) & (distinct[place] == own) if len(distinct) else np.zeros(own.shape, bool)
+    ours = np.zeros((len(own), len(distinct)))
+    ours[np.nonzero(found)[0], place[found]] = weights[0][found]
+    theirs = np.zeros((len(distinct), len(past)))
+    rows, slots = np.nonzero(past > 0)
+    theirs[np.searchsorted(distinct, past[rows, slots]), rows] = 1.0
+    shared = ours @ theirs
+    either = weights[0].sum(axis=1)[:, None] + weights[1].sum(axis=1) - shared
+    return shared / np.maximum(either, 1e-9)
+
+
+def _likeness(table: np.ndarray, visit: np.ndarray) -> np.ndarray:
+    """The columns _LIKENESS `[n, 6]` of likenesses to the history `[n, H]`, newest first."""
+    if not table.shape[1]:
+        return np.zeros((len(table), len(_LIKENESS)))
+    decayed = table * _DECAY ** np.arange(table.shape[1])
+    columns = (
+        table.max(axis=1),
+        table[:, 0],
+        table.mean(axis=1),
+        decayed.max(axis=1),
+        (table * visit).max(axis=1),
+        table @ visit / max(visit.sum(), 1.0),
+    )
+    return np.stack(columns, axis=1)
+
+
+def kept(items: Items, config: CascadeConfig) -> np.ndarray:
+    """Places of the candidates that the pre-rank leaves, best first, `[<= kept]`."""
+    n = np.count_nonzero(items.candidates)
+    return np.argsort(-items.candidate_counts[:n, config.half_life], kind="stable")[: config.kept]
 
 
 class Cascade:
-    """The three steps over one set of statistics; `suggest` answers as the model does."""
+    """The three steps; `suggest` answers as the model does.
 
-    def __init__(self, known: Known, statistics: Statistics, config: CascadeConfig, ranker=None):
-        self.known, self.statistics, self.config, self.ranker = known, statistics, config, ranker
+    Args:
+      ranker: scores features `[n, F]` by `predict`.
+      tables: vectors and words by row.
+      text_of: query number -> text. prefix_row: prefix -> its row of the table of prefixes.
+    """
 
-    def candidates(self, request: Request) -> tuple[np.ndarray, np.ndarray]:
-        """Numbers that survive recall and pre-rank, best first `[C]`, and their features
-        `[C, F]`.
-        """
-        config, statistics = self.config, self.statistics
-        popular = self._completions(request.prefix)
-        near = np.array(self.known.nearest(request.prefix, config.near), np.int64)
-        near = near[~np.isin(near, popular)]
-        numbers = np.concatenate([popular, near]).astype(np.int64)
-        place = np.concatenate([np.arange(len(popular)), np.full(len(near), config.recalled)])
-        there = statistics.counts[numbers] > 0
-        numbers, place = numbers[there], place[there]
-        if not len(numbers):
-            return numbers, np.zeros((0, len(FEATURES)), np.float32)
-        history = request.history[: self.known.history]
-        since = ages(request.minutes, len(history))
-        alike = self.known.cosines(numbers, history)
-        decayed = (alike * config.decay ** np.arange(alike.shape[1])).max(axis=1, initial=0.0)
-        visited = (alike * of_visit(since)).max(axis=1, initial=0.0)
-        first = np.log(statistics.counts[numbers])
-        first += config.taste * decayed + config.visit * visited
-        best = np.lexsort((numbers, -first))[: config.kept]
-        return numbers[best], self._features(
-            request, numbers[best], alike[best], decayed[best], visited[best], since, place[best]
-        )
-
-    def _completions(self, prefix: str) -> np.ndarray:
-        """The most searched queries that start with the prefix, else with what it may mean."""
-        most, statistics = self.config.recalled, self.statistics
-
-        def complete(text: str) -> tuple[np.ndarray, np.ndarray]:
-            numbers = statistics.index.top(text, most)
-            return numbers, statistics.counts[numbers]
-
-        numbers, _ = complete(prefix)
-        return numbers if len(numbers) else completed(self.known.meant(prefix), complete, most)[0]
-
-    def _features(self, request, numbers, alike, decayed, visited, since, place) -> np.ndarray:
-        s, prefix = self.statistics, request.prefix
-        texts = [self.known.completions.queries[n] for n in numbers.tolist()]
-        counts = s.counts[numbers].astype(float)
-        pairs = np.array([s.pairs.get((prefix, n), 0) for n in numbers.tolist()], float)
-        own = request.vector
-        history = list(request.history[: self.known.history])
-        visit = of_visit(since)
-        where = {text: i for i, text in reversed(list(enumerate(history)))}
-        shared = self.known.shared_words(numbers, history)
-        zeros = np.zeros(len(numbers))
-        columns = {
-            "log_count": np.log(counts),
-            "log_orders": np.log1p(s.orders[numbers]),
-            "log_item_clicks": np.log1p(s.items[numbers]),
-            "order_rate": (s.orders[numbers] + 0.5) / (counts + 2),
-            "recent_share": s.recent[numbers] / counts,
-            "log_recent": np.log1p(s.recent[numbers]),
-            "log_pair": np.log1p(pairs),
-            "pair_share": pairs / (s.prefixes.get(prefix, 0) + 1),
-            "popular_place": place,
-            "starts": np.array([text.startswith(prefix) for text in texts]),
-            "prefix_length": zeros + len(prefix),
-            "query_length": np.array([len(text) for text in texts]),
-            "query_words": self.known.words(numbers),
-            "missing": np.array([len(text) - len(prefix) for text in texts]),
-            "cosine_prefix": zeros if own is None else self.known.query_vectors(numbers) @ own,
-            "cosine_history": alike.max(axis=1, initial=0.0),
-            "cosine_latest": alike[:, 0] if history else zeros,
-            "cosine_mean": alike.mean(axis=1) if history else zeros,
-            "decayed_cosine": decayed,
-            "in_history": np.array([text in where for text in texts]),
-            "history_place": np.array([where.get(text, 99) for text in texts]),
-            "history_words": shared.max(axis=1, initial=0.0),
-            "latest_words": shared[:, 0] if history else zeros,
-            "history_length": zeros + len(history),
-            "log_since": zeros + (np.log1p(since[0]) if history else np.nan),
-            "visit": zeros + visit.sum(),
-            "cosine_visit": visited,
-            "cosine_visit_mean": alike @ visit / max(visit.sum(), 1.0),
-            "visit_words": (shared * visit).max(axis=1, initial=0.0),
-            "profile": s.profiles.lift(numbers, request.profile),
-        }
-        return np.stack([columns[name] for name in FEATURES], axis=1).astype(np.float32)
+    def __init__(
+        self,
+        ranker,
+        config: CascadeConfig,
+        tables: QueryTables,
+        text_of: Callable[[int], str],
+        prefix_row: Callable[[str], int],
+    ):
+        self.ranker, self.config, self.tables = ranker, config, tables
+        self.text_of, self.prefix_row = text_of, prefix_row
 
     def suggest(self, requests: Sequence[Request], k: int = 16) -> list[list[str]]:
-        """Up to k queries for each request, best first."""
-        found = [self.candidates(request) for request in requests]
-        sizes = [len(numbers) for numbers, _ in found]
+        """Up to k queries for each request (with `items`), best first."""
+        chosen, tables = [], []
+        for request in requests:
+            assert request.items is not None, "the cascade ranks candidates"
+            places = kept(request.items, self.config)
+            prefix, row = request.prefix, self.prefix_row(request.prefix)
+            chosen.append(request.items.candidates[places])
+            tables.append(features(request.items, len(prefix), row, self.tables)[places])
+        sizes = [len(numbers) for numbers in chosen]
         if not sum(sizes):
             return [[] for _ in requests]
-        scores = self.ranker.predict(np.concatenate([features for _, features in found]))
-        lists = []
-        for (numbers, _), part in zip(found, np.split(scores, np.cumsum(sizes)[:-1]), strict=True):
-            best = np.argsort(-part, kind="stable")[:k]
-            lists.append([self.known.completions.queries[n] for n in numbers[best].tolist()])
-        return lists
+        scores = np.split(self.ranker.predict(np.concatenate(tables)), np.cumsum(sizes)[:-1])
+        return [
+            [self.text_of(n - 1) for n in numbers[np.argsort(-part, kind="stable")[:k]].tolist()]
+            for numbers, part in zip(chosen, scores, strict=True)
+        ]

@@ -1,35 +1,32 @@
-"""Training the cascade's ranker: LambdaMART on the newest rows of the train split.
+"""Training the cascade's ranker: LambdaMART on the newest rows that the model learns from.
 
-Features come from `cascade.Cascade` over the statistics of the rows before those, so that no count
-knows its own row. Labels are the levels of what was searched: CLICK 1, ITEM_CLICK 2, ORDER 3. With
-one relevant query a list the label alone changes nothing; what orders weigh against clicks is
-`CascadeConfig.orders`.
+Their counts are as of each row's own moment, so no count knows its own row. Labels are the levels
+of what was searched: CLICK 1, ITEM_CLICK 2, ORDER 3. With one relevant query a list the label alone
+changes nothing; what orders weigh against clicks is `CascadeConfig.orders`.
 """
 
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable
 
 import numpy as np
 
 from onesug_jax.errors import UserError
-from onesug_jax.evaluate.cascade import (
-    FEATURES,
-    Cascade,
-    CascadeConfig,
-    Known,
-    Row,
-    Statistics,
-)
+from onesug_jax.evaluate.cascade import Cascade, CascadeConfig, features, kept, names
 from onesug_jax.files import atomic_path, require_files, write_json
-from onesug_jax.logs.schema import Level, request_level
+from onesug_jax.logs.asof.config import AsOfConfig
+from onesug_jax.logs.asof.items import Items
+from onesug_jax.logs.schema import Level
 from onesug_jax.progress import Progress
-from onesug_jax.tasks.features import Request
+from onesug_jax.retrieval.tables import QueryTables
+from onesug_jax.tasks.item_examples import ItemExamples
 
 GRADE = {Level.CLICK: 1, Level.ITEM_CLICK: 2, Level.ORDER: 3}
 MODEL_FILE = "ranker.txt"
 REPORT = "report.json"
+_ITEMS = ("candidates", "candidate_counts", "history", "history_minutes", "clock")
+_FEWEST = 20  # lists to learn from
 
 
 def lightgbm():
@@ -45,60 +42,53 @@ def lightgbm():
     return library
 
 
-def train(rows: Sequence[Row], known: Known, config: CascadeConfig, out: str, seed: int) -> dict:
-    """Train the ranker on rows of the train split, in the order of time, into `out`.
+def train(
+    examples: ItemExamples,
+    tables: QueryTables,
+    config: CascadeConfig,
+    as_of: AsOfConfig,
+    out: str,
+    seed: int,
+) -> dict:
+    """Train the ranker on the newest rows of the train split into `out`.
+
+    Args:
+      examples: of train, in the order of time. tables: of all queries and prefixes.
+      as_of: names the columns of the counts.
 
     Returns:
       a report: rows, how many of them recall and pre-rank kept, trees, parameters (splits and
       leaves of the trees), importance of the features.
 
     Raises:
-      UserError: too few rows, or LightGBM is not there.
+      UserError: too few rows, counts of other half-lives, or LightGBM is not there.
     """
     library = lightgbm()
-    rows = sorted(rows, key=lambda row: row.time_ms)
-    cut = int(len(rows) * (1 - config.newest))
-    if cut < 1 or len(rows) - cut < 20:
+    width = examples.arrays["candidate_counts"].shape[2]
+    if width != as_of.width or config.half_life >= len(as_of.half_lives_days):
         raise UserError(
-            f"the cascade needs more than {len(rows)} rows: 20 newest ones to learn from, and some "
-            "before them to count."
+            f"{examples.folder}: expected counts in the {as_of.width} columns of AsOfConfig, with "
+            f"half-life {config.half_life} (CascadeConfig.half_life) among them; found {width}. "
+            "Give the settings that the examples were made with."
         )
-    before = Cascade(
-        known, Statistics(rows[:cut], known.completions, config.half_life_days), config
-    )
-    tables, grades, groups, weights = [], [], [], []
-    for row in Progress("cascade", len(rows) - cut).over(rows[cut:]):
-        alone = known.alone([row.prefix], [row.query])[0]
-        vector = known.vectors([row.prefix], [row.query if alone else None])
-        request = Request(
-            row.prefix,
-            row.history,
-            profile=row.profile,
-            vector=None if vector is None else vector[0],
-            minutes=row.minutes,
-        )
-        numbers, features = before.candidates(request)
-        hit = numbers == known.completions.find(row.query)
-        if hit.any() and len(numbers) > 1:
-            tables.append(features)
-            grades.append(np.where(hit, GRADE[row.level], 0))
-            groups.append(len(numbers))
-            weights.append(config.orders if row.level == Level.ORDER else 1.0)
-    if len(groups) < 10:
+    first = max(len(examples) - config.rows, 0)
+    lists, grades, weights = _lists(examples, tables, config, first)
+    if len(lists) < _FEWEST:
         raise UserError(
-            f"recall finds the query of only {len(groups)} of the {len(rows) - cut:,} newest rows; "
-            "the cascade has too little to learn from."
+            f"the cascade has too little to learn from: of the {len(examples) - first:,} newest "
+            f"rows {len(lists)} hold their query among two or more candidates; {_FEWEST} are needed"
         )
-    held = max(len(groups) // 10, 1)
-    inside = sum(groups[:-held])
-    table, grade = np.concatenate(tables), np.concatenate(grades)
-    weight = np.repeat(weights, groups)
+    held = max(len(lists) // 10, 1)
+    groups = [len(one) for one in lists]
+    table, grade = np.concatenate(lists), np.concatenate(grades)
+    weight, inside = np.repeat(weights, groups), sum(groups[:-held])
+    features_of = list(names(as_of))
     fit = library.Dataset(
         table[:inside],
         grade[:inside],
         group=groups[:-held],
         weight=weight[:inside],
-        feature_name=list(FEATURES),
+        feature_name=features_of,
     )
     judge = fit.create_valid(
         table[inside:], grade[inside:], group=groups[-held:], weight=weight[inside:]
@@ -124,57 +114,52 @@ def train(rows: Sequence[Row], known: Known, config: CascadeConfig, out: str, se
     with atomic_path(os.path.join(out, MODEL_FILE)) as path:
         ranker.save_model(path)
     gains = ranker.feature_importance("gain")
+    shares = zip(features_of, (gains / max(gains.sum(), 1e-9)).tolist(), strict=True)
     trees = ranker.dump_model(num_iteration=ranker.best_iteration)["tree_info"]
     report = {
-        "rows": len(rows) - cut,
-        "recalled": len(groups),
+        "rows": len(examples) - first,
+        "recalled": len(lists),
         "trees": ranker.best_iteration,
         "parameters": sum(2 * tree["num_leaves"] - 1 for tree in trees),
-        "importance": dict(
-            sorted(
-                zip(FEATURES, (gains / max(gains.sum(), 1e-9)).tolist(), strict=True),
-                key=lambda pair: -pair[1],
-            )
-        ),
+        "importance": dict(sorted(shares, key=lambda pair: -pair[1])),
     }
     write_json(os.path.join(out, REPORT), report)
     return report
 
 
-def load(folder: str, rows: Iterable[Row], known: Known, config: CascadeConfig) -> Cascade:
-    """The trained cascade with the statistics of `rows`, all of the train split."""
+def _lists(
+    examples: ItemExamples, tables: QueryTables, config: CascadeConfig, first: int
+) -> tuple[list[np.ndarray], list[np.ndarray], list[float]]:
+    """Of the rows from `first` on whose query is left by the pre-rank among others: features
+    `[n, F]`, grades `[n]`, weight.
+    """
+    arrays, lists, grades, weights = examples.arrays, [], [], []
+    for row in Progress("cascade", len(examples) - first).over(range(first, len(examples))):
+        target = int(arrays["target_candidate"][row]) - 1
+        if target < 0:
+            continue
+        items = Items(*(arrays[name][row] for name in _ITEMS))
+        places = kept(items, config)
+        hit = places == target
+        if hit.any() and len(places) > 1:
+            level = Level(int(arrays["level"][row]))
+            typed, prefix_row = int(arrays["typed"][row]), int(arrays["prefix_row"][row])
+            found = features(items, typed, prefix_row, tables)
+            lists.append(found[places])
+            grades.append(np.where(hit, GRADE[level], 0))
+            weights.append(config.orders if level == Level.ORDER else 1.0)
+    return lists, grades, weights
+
+
+def load(
+    folder: str,
+    config: CascadeConfig,
+    tables: QueryTables,
+    text_of: Callable[[int], str],
+    prefix_row: Callable[[str], int],
+) -> Cascade:
+    """The trained cascade, see `Cascade`."""
     path = os.path.join(folder, MODEL_FILE)
     require_files([path], "a trained ranker", "run the cascade stage first.")
-    statistics = Statistics(rows, known.completions, config.half_life_days)
-    return Cascade(known, statistics, config, lightgbm().Booster(model_file=path))
-
-
-def read_rows(log_files: Sequence[str], train: str, history: int) -> list[Row]:
-    """The rows of the train split, with histories of at most `history` queries out of
-    `log_files`.
-    """
-    from onesug_jax.logs.history import with_history
-    from onesug_jax.logs.schema import RECENT, RECENT_MINUTES, profile_columns
-
-    rows: list[Row] = []
-    for batch in with_history(log_files, keep=train, history=history):
-        profiles = [batch[name].to_pylist() for name in profile_columns(batch.schema)]
-        profiles = list(zip(*profiles, strict=True)) if profiles else [()] * batch.num_rows
-        columns: Mapping[str, list] = {
-            name: batch[name].to_pylist()
-            for name in (
-                "prefix",
-                "query",
-                "clicked_items",
-                "ordered_items",
-                "timestamp_ms",
-                RECENT,
-                RECENT_MINUTES,
-            )
-        }
-        for prefix, query, clicked, ordered, at, recent, minutes, profile in zip(
-            *columns.values(), profiles, strict=True
-        ):
-            level = request_level(clicked or (), ordered or ())
-            rows.append(Row(prefix, query, level, at, recent, profile, minutes))
-    return rows
+    ranker = lightgbm().Booster(model_file=path)
+    return Cascade(ranker, config, tables, text_of, prefix_row)

@@ -18,7 +18,7 @@ import pyarrow.parquet as pq
 from onesug_jax.errors import UserError
 from onesug_jax.logs.simulate.table import CEILING
 
-NAME = "best possible"
+NAME = "best_possible"
 
 
 @dataclass(frozen=True)

@@ -23,7 +23,14 @@ import pyarrow.parquet as pq
 
 from onesug_jax.errors import UserError
 from onesug_jax.evaluate import metrics
-from onesug_jax.evaluate.rows import Suggester, columns_of, rows_schema, score_block
+from onesug_jax.evaluate.rows import (
+    Suggester,
+    columns_of,
+    ranks_of,
+    rows_schema,
+    score_block,
+    suggesters_of,
+)
 from onesug_jax.logs import schema
 from onesug_jax.progress import Progress
 from onesug_jax.tasks.features import Context, make_requests
@@ -59,10 +66,13 @@ class Evaluation:
       metrics: {suggester: {slice: {metric: per cent or None, "n": rows}}}; None over an empty
         slice.
       rows: one row a request of the split, in its order (columns: see `score_rows`).
+      freshness: how old what a request sees of others was at least ("1m"); None: the split was not
+        replayed through time.
     """
 
     metrics: dict[str, dict[str, dict[str, float | int | None]]]
     rows: pa.Table
+    freshness: str | None = None
 
 
 def prefix_counts(train_parquet: str) -> collections.Counter[str]:
@@ -111,8 +121,7 @@ def evaluate(
         told=told,
         process=process,
     )
-    if process[1] > 1:
-        rows = merge_parts([_from_bytes(part) for part in exchange(_to_bytes(rows))])
+    rows = merged(rows, process, exchange)
     return Evaluation(summarise(rows, k=k, short_k=short_k, known=known, slices=slices), rows)
 
 
@@ -145,7 +154,7 @@ def score_rows(
     Returns:
       columns row, request_id, prefix, truth, level (name), prefix_count, history (how many), recent
       (the latest few of them, newest first), and for each suggester rank_NAME (1-based, 0 absent),
-      list_NAME and scores_NAME (null where it gives none).
+      list_NAME, scores_NAME and written_NAME (null where it gives none).
 
     Raises:
       UserError: a column is missing, or the split has no row.
@@ -178,6 +187,15 @@ def score_rows(
         )
     meter.close()
     return pa.Table.from_batches(parts, rows_schema(suggesters))
+
+
+def merged(
+    rows: pa.Table, process: tuple[int, int], exchange: Callable[[bytes], list[bytes]]
+) -> pa.Table:
+    """The rows of all processes, in the split's order, of those of each; see `evaluate`."""
+    if process[1] == 1:
+        return rows
+    return merge_parts([_from_bytes(part) for part in exchange(_to_bytes(rows))])
 
 
 def _to_bytes(table: pa.Table) -> bytes:
@@ -213,18 +231,23 @@ def summarise(
     short_k: int = 10,
     known: int | None = None,
     slices: SliceSpec = SliceSpec(),
+    plausible: Callable[[str], bool] | None = None,
 ) -> dict[str, dict[str, dict[str, float | int | None]]]:
     """Metrics in per cent of every suggester in `rows`, by slice, unrounded.
 
     Each slice has hr@k, mrr@k, ndcg@k, success@short_k, mrr@short_k and n. "all" has besides:
     answered (share of lists that are not empty), diversity, distinct (different suggestions in
-    all), and where the number of `known` queries is given, coverage (distinct / known).
+    all), and where the number of `known` queries is given, coverage (distinct / known). Where
+    suggestions say whether the model wrote them: written (share of lists with a written query),
+    and written_plausible (share of those queries that are `plausible`; None without any).
     """
     masks = _slices(rows, slices)
     result = {}
-    for name in (c.removeprefix("rank_") for c in rows.column_names if c.startswith("rank_")):
-        ranks = rows[f"rank_{name}"].to_numpy()
-        result[name] = {label: _scores(ranks[mask], k, short_k) for label, mask in masks.items()}
+    for name in suggesters_of(rows):
+        result[name] = {
+            label: _scores(ranks_of(rows, name, orders=label == "order")[mask], k, short_k)
+            for label, mask in masks.items()
+        }
         lists = rows[f"list_{name}"].to_pylist()
         whole = result[name]["all"]
         whole["answered"] = _per_cent(metrics.answered(lists))
@@ -232,7 +255,27 @@ def summarise(
         whole["distinct"] = len({text for texts in lists for text in texts})
         if known:
             whole["coverage"] = _per_cent(metrics.coverage(lists, known))
+        column = f"written_{name}"
+        if column in rows.column_names and rows[column].null_count < rows.num_rows:
+            whole |= _written(lists, rows[column].to_pylist(), plausible)
     return result
+
+
+def _written(
+    lists: Sequence[Sequence[str]],
+    flags: Sequence[Sequence[bool] | None],
+    plausible: Callable[[str], bool] | None,
+) -> dict[str, float | int | None]:
+    """What `summarise` says of the queries that a model wrote itself."""
+    own = [
+        [text for text, new in zip(texts, marks or (), strict=False) if new]
+        for texts, marks in zip(lists, flags, strict=True)
+    ]
+    found: dict[str, float | int | None] = {"written": _per_cent(metrics.answered(own))}
+    if plausible is not None:
+        texts = [plausible(text) for written in own for text in written]
+        found["written_plausible"] = 100.0 * sum(texts) / len(texts) if texts else None
+    return found
 
 
 def headline(
@@ -244,14 +287,12 @@ def headline(
     order = rows["level"].to_numpy(zero_copy_only=False) == "order"
     found: dict[str, list[tuple[float, float, float] | None]] = {}
     for name in names:
-        ranks = rows[f"rank_{name}"].to_numpy()
-        hits = (ranks > 0) & (ranks <= k)
-        gains = np.where(hits, 100 / np.maximum(ranks, 1), 0.0)
-        found[name] = [
-            (float(values.mean()), *metrics.interval(values)) if len(values) else None
-            for chosen in (slice(None), order)
-            for values in (100.0 * hits[chosen], gains[chosen])
-        ]
+        found[name] = []
+        for ranks in (ranks_of(rows, name), ranks_of(rows, name, orders=True)[order]):
+            hits = (ranks > 0) & (ranks <= k)
+            for values in (100.0 * hits, np.where(hits, 100 / np.maximum(ranks, 1), 0.0)):
+                mean = (float(values.mean()), *metrics.interval(values)) if len(values) else None
+                found[name].append(mean)
     return found
 
 

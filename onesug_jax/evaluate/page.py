@@ -8,14 +8,19 @@ from __future__ import annotations
 
 import base64
 import html
+import math
 import os
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 
 import numpy as np
 import pyarrow as pa
 
-from onesug_jax.evaluate.evaluator import Evaluation, headline
+from onesug_jax.evaluate import headline
+from onesug_jax.evaluate.baselines import NOW
+from onesug_jax.evaluate.evaluator import Evaluation
+from onesug_jax.evaluate.evaluator import headline as means_of
+from onesug_jax.evaluate.rows import ranks_of
 from onesug_jax.files import atomic_write
 
 FILE = "index.html"
@@ -66,13 +71,14 @@ def write_page(evaluation: Evaluation, folder: str, *, k: int = 16) -> str:
         "<h1>Suggestion lists, scored</h1>",
         f"<p>{rows.num_rows:,} requests; a hit is an exact match after normalisation; HR@{k} and "
         f"MRR@{k} in per cent, in brackets where the mean lies in 95 % of 1,000 resamples of the "
-        "requests.</p>",
-        _headline(rows, list(metrics), k),
+        f"requests.{_protocol(evaluation)}</p>",
+        _headline(evaluation, k),
+        f"<p>{said}.</p>" if (said := headline.written(metrics)) else "",
         "<h2>By slice</h2>",
-        f"<p>MRR@{k} in per cent.</p>",
+        f"<p>MRR@{k} in per cent; green where the model is ahead of every rival.</p>",
         _slices(metrics, k),
         *_pictures(folder),
-        *_examples(rows, list(metrics)),
+        *_examples(rows, headline.lines(metrics)),
     ]
     related = os.path.join(folder, "related.txt")
     if os.path.exists(related):
@@ -90,37 +96,64 @@ def write_page(evaluation: Evaluation, folder: str, *, k: int = 16) -> str:
     return path
 
 
-def _headline(rows: pa.Table, names: Sequence[str], k: int) -> str:
-    """HR and MRR with their intervals, of all searches and of those with an order."""
-    heads = [f"{metric}@{k}" for metric in ("HR", "MRR", "orders HR", "orders MRR")]
-    table = [["", *heads]]
-    for name, means in headline(rows, names, k).items():
+def _protocol(evaluation: Evaluation) -> str:
+    """How old what a request saw of others was, where time was replayed."""
+    if evaluation.freshness is None:
+        return ""
+    if evaluation.freshness == "inf":
+        return " Counts are those of before the split: nothing was updated while it went on."
+    return (
+        " Each request was answered with what was known "
+        f"{html.escape(evaluation.freshness)} before it, and entered the counts afterwards."
+    )
+
+
+def _headline(evaluation: Evaluation, k: int) -> str:
+    """HR and MRR with their intervals, of all searches and of those with an order; where the best
+    possible is known, each list's share of the way to it.
+    """
+    metrics, metric = evaluation.metrics, f"mrr@{k}"
+    words, ways = headline.lines(metrics, metric), headline.ways(metrics, metric)
+    heads = [f"{each}@{k}" for each in ("HR", "MRR", "orders HR", "orders MRR")]
+    table = [["", *heads, *["of the way", "orders"] * bool(ways)]]
+    for name, means in means_of(evaluation.rows, list(words), k).items():
         cells = [
             "-" if mean is None else "{:.2f} <small>({:.1f} to {:.1f})</small>".format(*mean)
             for mean in means
         ]
-        table.append([f"<b>{_name(name)}</b>" if name == names[0] else _name(name), *cells])
+        if ways:
+            cells += [_share(share) for share in ways[name].values()]
+        text = html.escape(words[name])
+        table.append([f"<b>{text}</b>" if name == headline.MODEL else text, *cells])
     return _table(table)
 
 
+def _share(share: float) -> str:
+    return "-" if math.isnan(share) else f"{100 * share:.0f} %"
+
+
 def _slices(metrics: Mapping, k: int) -> str:
-    names = list(metrics)
-    table = [["", *map(_name, names), "requests"]]
-    for label, scores in metrics[names[0]].items():
-        values = [metrics[name][label][f"mrr@{k}"] for name in names]
+    metric = f"mrr@{k}"
+    words = headline.lines(metrics, metric)
+    table = [["", *map(html.escape, words.values()), "requests"]]
+    ahead = set()
+    for label, scores in next(iter(metrics.values())).items():
+        values = [metrics[name][label][metric] for name in words]
         cells = ["-" if value is None else f"{value:.2f}" for value in values]
         slice_ = re.sub(r"(\d)_(\d)", r"\1-\2", label).replace("_", " ")  # prefix_2_3: 2 to 3
+        if headline.MODEL in words and headline.leads(metrics, label, metric, list(words)):
+            ahead.add((len(table), 1 + list(words).index(headline.MODEL)))
         table.append([html.escape(slice_), *cells, f"{scores['n']:,}"])
-    return _table(table, ours=1)
+    return _table(table, ahead)
 
 
-def _table(rows: Sequence[Sequence[str]], ours: int | None = None) -> str:
-    """Cells are HTML already; column `ours` is made to stand out."""
+def _table(rows: Sequence[Sequence[str]], green: Collection[tuple[int, int]] = ()) -> str:
+    """Cells are HTML already; those at `green` (row, column) are made to stand out."""
     lines = ["<div class='wide'><table>"]
     for number, row in enumerate(rows):
         cell = "td" if number else "th"
         cells = [
-            f"<{cell}{' class=ours' if number and place == ours else ''}>{text}</{cell}>"
+            f"<{cell}{' class=ours' if (number, place) in green else ''}>{text}</{cell}>"
             for place, text in enumerate(row)
         ]
         lines.append(f"<tr>{''.join(cells)}</tr>")
@@ -139,17 +172,19 @@ def _pictures(folder: str) -> Iterable[str]:
             )
 
 
-def _examples(rows: pa.Table, names: Sequence[str]) -> Iterable[str]:
+def _examples(rows: pa.Table, words: Mapping[str, str]) -> Iterable[str]:
     """Lists that preference alignment moved most, that the model wins, and that it loses."""
-    own = _reciprocal(rows, names[0])
-    against = "most_popular" if "most_popular" in names else names[-1]
+    model = headline.MODEL if headline.MODEL in words else next(iter(words))
+    rivals_there = (name for name in (NOW, headline.POPULAR) if name in words)
+    against = next(rivals_there, list(words)[-1])
+    own = _reciprocal(rows, model)
     ahead = own - _reciprocal(rows, against)
     groups = {
         "best": ("Where the model helps most", np.argsort(-ahead, kind="stable"), ahead > 0),
         "worst": ("Where it does worse", np.argsort(ahead, kind="stable"), ahead < 0),
     }
     rivals = {"best": against, "worst": against}
-    if "sft" in names:
+    if "sft" in words:
         moved = np.abs(own - _reciprocal(rows, "sft"))
         groups = {
             "changed": ("Changed by preference alignment", np.argsort(-moved), moved > 0),
@@ -162,25 +197,27 @@ def _examples(rows: pa.Table, names: Sequence[str]) -> Iterable[str]:
             continue
         yield f"<h2>{title}</h2><div class='lists'>"
         for row in rows.take(chosen).to_pylist():
-            yield _example(row, (names[0], rivals[key]))
+            yield _example(row, {name: words[name] for name in (model, rivals[key])})
         yield "</div>"
 
 
 def _reciprocal(rows: pa.Table, name: str) -> np.ndarray:
-    ranks = rows[f"rank_{name}"].to_numpy()
+    ranks = ranks_of(rows, name)
     return np.where(ranks > 0, 1 / np.maximum(ranks, 1), 0.0)
 
 
-def _example(row: Mapping, names: Sequence[str]) -> str:
+def _example(row: Mapping, words: Mapping[str, str]) -> str:
     columns = []
-    for name in names:
+    for name, word in words.items():
         rank, texts = row[f"rank_{name}"], row[f"list_{name}"] or []
         items = [
             f"<li{' class=hit' if place == rank else ''}>{html.escape(text)}</li>"
             for place, text in enumerate(texts[:_SHOWN], 1)
         ]
         place = f"place {rank}" if rank else "absent"
-        columns.append(f"<div><small>{_name(name)}: {place}</small><ol>{''.join(items)}</ol></div>")
+        columns.append(
+            f"<div><small>{html.escape(word)}: {place}</small><ol>{''.join(items)}</ol></div>"
+        )
     typed = html.escape(row["prefix"]) or "(nothing)"
     return (
         f"<div class='list'><b>{typed}</b> <small>searched: {html.escape(row['truth'])}; "
@@ -190,13 +227,9 @@ def _example(row: Mapping, names: Sequence[str]) -> str:
 
 
 def _earlier(row: Mapping) -> str:
-    """What the visitor had searched before, newest first, as far as it is told."""
+    """What the visitor had searched before, newest first, as far as the table says."""
     recent = [html.escape(text) for text in row.get("recent") or ()]
     more = row["history"] - len(recent)
     if not recent:
         return f"{more} earlier" if more else "no earlier search"
     return f"before: {', '.join(recent)}" + (f", {more} more" if more else "")
-
-
-def _name(name: str) -> str:
-    return html.escape(name.replace("_", " "))

@@ -33,15 +33,16 @@ from onesug_jax.tasks.features import Request
 _NEEDED = ("request_id", "prefix", "query", "clicked_items", "ordered_items", "timestamp_ms")
 
 
-def settings_at(config: AsOfConfig, freshness: str | float) -> tuple[AsOfConfig, bool]:
-    """The settings for a freshness such as "1m", "1d" or "inf", and whether the state is frozen.
+def settings_at(config: AsOfConfig, freshness: str | float | None) -> tuple[AsOfConfig, bool]:
+    """The settings for a freshness such as "1m", "1d" or "inf", and whether the state is frozen;
+    None: that of `config`.
 
     Frozen is what a model knows that is never updated: all before the split and nothing after.
 
     Raises:
       UserError: `freshness` is no duration.
     """
-    delay = duration_ms(freshness)
+    delay = config.freshness_ms if freshness is None else duration_ms(freshness)
     frozen = math.isinf(delay)
     return config if frozen else dataclasses.replace(config, freshness_ms=delay), frozen
 
@@ -71,7 +72,7 @@ def replay(
     prefix_counts: Mapping[str, int] | None = None,
     limit: int | None = None,
     k: int = 16,
-    block: int = 256,
+    block: int = 1024,
     told: Callable[[str], bool] = bool,
     process: tuple[int, int] = (0, 1),
     progress: bool = True,
@@ -85,10 +86,12 @@ def replay(
       suggesters: name -> function of up to `block` requests to as many lists, best first.
       frozen: nothing from the split's first row on becomes visible; histories go on.
       make: rows and what was known of them -> requests as the suggesters read them.
-      listed: further rivals by name, as request_id -> list; an oracle of a simulated log.
+      listed: further rivals by name, as request_id -> list; an oracle of a simulated log. Its
+        lists NAME_order are those that count of NAME where a request ended in an order.
       prefix_counts: how often each prefix was typed in train.
-      limit: only the first rows of the split, in its order.
+      limit: only the first rows of the split, in its order; nothing after them is observed.
       k: lists are cut to their first k.
+      block: requests that are answered at a time.
       told: whether an earlier query may stand in the table as text: not one that few searched.
       process: (number, how many): of several processes, each answers every so manieth block.
       progress: whether progress is printed.
@@ -105,8 +108,8 @@ def replay(
     if os.path.abspath(split) not in names:
         raise UserError(f"replay of {split!r}: expected one of the log files {list(files)}.")
     scored = names.index(os.path.abspath(split))
-    events = read_events(files)
     rows = _rows(split, limit)
+    events = read_events(files)
     listed = dict(listed or {})
     parts: list[pa.RecordBatch] = []
     waiting: list[tuple[dict, Items, bool]] = []
@@ -126,6 +129,8 @@ def replay(
         waiting.clear()
 
     for event in events:
+        if asked == len(rows):
+            break
         if event.file == scored and event.row < len(rows):
             if frozen and not asked:
                 state.freeze(event.time_ms)

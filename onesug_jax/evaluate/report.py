@@ -5,6 +5,7 @@ Numbers are stored as computed and rounded only where they are printed.
 
 from __future__ import annotations
 
+import itertools
 import json
 import math
 import os
@@ -13,15 +14,13 @@ from collections.abc import Mapping, Sequence
 
 import pyarrow.parquet as pq
 
-from onesug_jax.evaluate import calibration
+from onesug_jax.evaluate import calibration, headline
 from onesug_jax.evaluate.evaluator import Evaluation
+from onesug_jax.evaluate.headline import Metrics
 from onesug_jax.files import atomic_path, read_json, write_json
 from onesug_jax.plots import COLOURS, figure_of, save_figure
 
-Metrics = Mapping[str, Mapping[str, Mapping[str, float | int | None]]]
-
-_HEADLINE = (("all", "all searches"), ("order", "with an order"))
-_COLOURS = (COLOURS[0], "#b0b7bf", *COLOURS[1:])  # grey for the rival, which comes second
+_COLOURS = (COLOURS[0], "#b0b7bf", *COLOURS[1:])  # the model's, then grey for most popular
 
 
 def write_report(
@@ -46,9 +45,8 @@ def write_report(
     with atomic_path(written["lists"]) as lists:
         pq.write_table(evaluation.rows, lists)
     written |= plot_slices(evaluation.metrics, folder, k=k)
-    words = {name: name.replace("_", " ") for name in evaluation.metrics}
     path = os.path.join(folder, "calibration.png")
-    if calibration.plot(evaluation.rows, words, path):
+    if calibration.plot(evaluation.rows, headline.lines(metrics), path):
         written["calibration"] = path
     curves = {
         name: read_curve(path)
@@ -71,30 +69,38 @@ def read_metrics(folder: str) -> dict:
     return read_json(path, "the metrics of an evaluation", "run evaluate first")
 
 
-def format_headline(
-    metrics: Metrics,
-    *,
-    model: str = "model",
-    rival: str = "most_popular",
-    shown: Sequence[str] = ("hr@16", "mrr@16"),
-) -> str:
-    """The headline: the metrics `shown` in per cent, `model` against `rival`, and their ratio."""
-    rows = [("", "metric", rival.replace("_", " "), model.replace("_", " "), "ratio", "requests")]
-    for label, words in _HEADLINE:
-        for metric in shown:
-            ours, theirs = metrics[model][label][metric], metrics[rival][label][metric]
-            ratio = "-" if ours is None or not theirs else f"x{ours / theirs:.3f}"
-            count = f"{metrics[model][label]['n']:,}"
-            rows.append((words, metric.upper(), _number(theirs), _number(ours), ratio, count))
-    return table(rows)
+def format_headline(metrics: Metrics, *, shown: Sequence[str] = ("hr@16", "mrr@16")) -> str:
+    """The headline: a row a suggester (`headline.lines`) and the metrics `shown` in per cent, of
+    all searches and of those with an order; with a best possible row, each one's share of the way
+    from most popular to it by the last of `shown`.
+    """
+    words, ways = headline.lines(metrics, shown[-1]), headline.ways(metrics, shown[-1])
+    heads = ["in per cent"]
+    for label in headline.SLICES:
+        begin = "" if label == "all" else f"{label}s "
+        heads += [begin + metric.upper() for metric in shown] + [begin + "of the way"] * bool(ways)
+    rows = [heads]
+    for name, text in words.items():
+        cells = [text]
+        for label in headline.SLICES:
+            cells += [_number(metrics[name][label][metric]) for metric in shown]
+            if ways:
+                cells.append(_number(100 * ways[name][label], 0))
+        rows.append(cells)
+    cells = ["requests"]
+    for label in headline.SLICES:
+        count = next(iter(metrics.values()))[label]["n"]
+        cells += [f"{count:,}", *[""] * (len(shown) - 1 + bool(ways))]
+    said = headline.written(metrics)
+    return table([*rows, cells]) + (f"\n{said}" if said else "")
 
 
 def format_slices(metrics: Metrics, *, metric: str = "mrr@16") -> str:
-    """One metric in per cent for every slice and suggester."""
-    names = list(metrics)
-    rows = [(metric.upper(), *(name.replace("_", " ") for name in names), "requests")]
-    for label, scores in metrics[names[0]].items():
-        values = [_number(metrics[name][label][metric]) for name in names]
+    """One metric in per cent for every slice and every suggester of the headline."""
+    words = headline.lines(metrics, metric)
+    rows = [(metric.upper(), *words.values(), "requests")]
+    for label, scores in next(iter(metrics.values())).items():
+        values = [_number(metrics[name][label][metric]) for name in words]
         rows.append((label, *values, f"{scores['n']:,}"))
     return table(rows)
 
@@ -160,7 +166,7 @@ def example_prefixes(rows, frequent: int, each: int = 4) -> dict[str, list[str]]
 
 def write_related(groups: Mapping[str, Mapping[str, Sequence[str]]], folder: str) -> str:
     """Examples of related queries, `{group: {prefix: queries}}`, into related.txt; its path."""
-    rows = [("prefix", "", "related queries, best first, for a user without a history")]
+    rows = [("prefix", "", "related queries, best first")]
     for name, found in groups.items():
         for prefix, queries in found.items():
             rows.append((repr(prefix), name, ", ".join(queries) or "(none)"))
@@ -234,16 +240,16 @@ def plot_preference(
 def _bars(
     metrics: Metrics, labels: Sequence[str], names: Sequence[str], title: str, path: str
 ) -> str:
-    figure, axes = figure_of(len(names), width=1.8 + 0.62 * len(labels) * max(1, len(metrics) / 2))
-    width = 0.8 / len(metrics)
+    words = headline.lines(metrics, names[-1])
+    figure, axes = figure_of(len(names), width=1.8 + 0.62 * len(labels) * max(1, len(words) / 2))
+    width = 0.8 / len(words)
+    order = dict.fromkeys(one for one in (headline.MODEL, headline.POPULAR) if one in words)
+    colours = dict(zip({**order, **words}, itertools.cycle(_COLOURS), strict=False))
     for axis, metric in zip(axes, names, strict=True):
-        for place, (suggester, slices) in enumerate(metrics.items()):
-            heights = [slices[label][metric] or 0.0 for label in labels]
-            at = [x + (place - (len(metrics) - 1) / 2) * width for x in range(len(labels))]
-            colour = _COLOURS[place % len(_COLOURS)]
-            bars = axis.bar(
-                at, heights, width * 0.94, label=suggester.replace("_", " "), color=colour
-            )
+        for place, (suggester, text) in enumerate(words.items()):
+            heights = [metrics[suggester][label][metric] or 0.0 for label in labels]
+            at = [x + (place - (len(words) - 1) / 2) * width for x in range(len(labels))]
+            bars = axis.bar(at, heights, width * 0.94, label=text, color=colours[suggester])
             axis.bar_label(bars, fmt="%.0f", fontsize=7, padding=1)
         counts = [next(iter(metrics.values()))[label]["n"] for label in labels]
         shown = [
@@ -254,13 +260,15 @@ def _bars(
         axis.set_xticks(range(len(labels)), ticks, fontsize=7)
         axis.set(ylim=(0, 108), ylabel=f"{metric.upper()} in %", title=f"{metric.upper()} {title}")
     # Beside the bars it would cover some.
-    handles, names = axes[0].get_legend_handles_labels()
-    figure.legend(handles, names, loc="outside lower center", ncols=len(names), frameon=False)
+    handles, texts = axes[0].get_legend_handles_labels()
+    figure.legend(
+        handles, texts, loc="outside lower center", ncols=min(len(texts), 4), frameon=False
+    )
     return save_figure(figure, path)
 
 
-def _number(value: float | None) -> str:
-    return "-" if value is None else f"{value:.2f}"
+def _number(value: float | None, places: int = 2) -> str:
+    return "-" if value is None or math.isnan(value) else f"{value:.{places}f}"
 
 
 def _entry(entry) -> str:

@@ -11,6 +11,7 @@ import itertools
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 
 from onesug_jax.evaluate import metrics
@@ -20,6 +21,7 @@ from onesug_jax.tasks.features import Request
 # Of each request a list, best first, of texts or of what has a `text` and a `score`.
 Suggester = Callable[[list[Request]], Sequence[Sequence[Any]]]
 
+ORDERS = "_order"  # rank_NAME_order stands in for rank_NAME where a request ended in an order
 _RECENT = 5  # earlier queries of a request that its row shows
 
 
@@ -38,7 +40,21 @@ def rows_schema(suggesters: Iterable[str], *, replayed: bool = False) -> pa.Sche
     for name in suggesters:
         fields += [(f"rank_{name}", pa.int32()), (f"list_{name}", pa.list_(pa.string()))]
         fields += [(f"scores_{name}", pa.list_(pa.float32()))]
+        fields += [(f"written_{name}", pa.list_(pa.bool_()))]
     return pa.schema(fields)
+
+
+def suggesters_of(table: pa.Table) -> list[str]:
+    """Names of the suggesters of a table of rows, in its order."""
+    names = [name[5:] for name in table.column_names if name.startswith("rank_")]
+    return [one for one in names if not (one.endswith(ORDERS) and one[: -len(ORDERS)] in names)]
+
+
+def ranks_of(table: pa.Table, name: str, *, orders: bool = False) -> np.ndarray:
+    """Ranks int32 [N] of a suggester; `orders`: as they count among rows that ended in an order."""
+    column = f"rank_{name}{ORDERS}"
+    there = orders and column in table.column_names
+    return table[column if there else f"rank_{name}"].to_numpy()
 
 
 def columns_of(
@@ -87,6 +103,7 @@ def score_block(
         given = suggest(requests)
         lists = _checked(name, given, rows, k)
         columns[f"scores_{name}"] = [_scores_of(suggestions[:k]) for suggestions in given]
+        columns[f"written_{name}"] = [_written(suggestions[:k]) for suggestions in given]
         columns[f"rank_{name}"] = [
             metrics.rank_of(truth, compared)
             for truth, (_, compared) in zip(truths, lists, strict=True)
@@ -114,6 +131,13 @@ def _checked(
             )
         checked.append((texts, compared))
     return checked
+
+
+def _written(suggestions: Sequence[Any]) -> list[bool] | None:
+    """Which of a list the model wrote itself; None where that is not said."""
+    if any(hasattr(suggestion, "written") for suggestion in suggestions):
+        return [bool(getattr(suggestion, "written", False)) for suggestion in suggestions]
+    return None
 
 
 def _scores_of(suggestions: Sequence[Any]) -> list[float] | None:

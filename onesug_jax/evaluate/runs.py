@@ -73,9 +73,9 @@ def read_run(folder: str, name: str = "dev", **taken) -> Run:
     return Run(report.read_metrics(folder), pq.read_table(path), **taken)
 
 
-def by_worth(
+def by_orders(
     run: Run,
-    worth: Callable[[Sequence[str]], np.ndarray],
+    shares: Callable[[Sequence[str]], np.ndarray],
     kappa: float,
     *,
     slices: evaluator.SliceSpec,
@@ -88,7 +88,7 @@ def by_worth(
     the rival of every alpha and beta.
 
     Args:
-      worth: queries -> their logs of shares, `[n]`.
+      shares: queries -> their logs of shares, `[n]`.
 
     Raises:
       UserError: the lists have no scores.
@@ -97,10 +97,12 @@ def by_worth(
     texts = run.lists[f"list_{name}"].to_pylist()
     scores = run.lists[f"scores_{name}"].to_pylist()
     if None in scores:
-        raise UserError(f"the lists of {name} have no scores to weigh by worth: run evaluate again")
+        raise UserError(
+            f"the lists of {name} have no scores to weigh by orders: run evaluate again"
+        )
     ordered = []
     for suggestions, logits in zip(texts, scores, strict=True):
-        value = np.asarray(logits, np.float64) + kappa * worth(suggestions)
+        value = np.asarray(logits, np.float64) + kappa * shares(suggestions)
         ordered.append([suggestions[i] for i in np.argsort(-value, kind="stable")])
     truths = run.lists["truth"].to_pylist()
     ranks = [metrics.rank_of(truth, each) for truth, each in zip(truths, ordered, strict=True)]
@@ -260,7 +262,7 @@ def plot_frontier(
     95 %; returns `path`. What lies above and to the right gives up nothing. Rows that are farther
     off than `_NEAR` points, where not all are, are named below the plot.
 
-    `weighed`: names of rows that are SFT lists weighed by worth -> kappa, in the order in which
+    `weighed`: names of rows that are SFT lists weighed by orders -> kappa, in the order in which
     they are joined.
     """
     found = {row.name: ahead(row, base, orders) for row in rows if row is not base}
@@ -288,8 +290,8 @@ def plot_frontier(
         axis.vlines(x, low, high, color=colour, alpha=0.4, linewidth=0.8)
         axis.plot([x], [y], marker, color=colour, label=name)
     far = [f"{name} ({x:+.1f}, {y:+.1f})" for name, (x, y) in places.items() if name not in near]
-    told = f"\nnot drawn: {', '.join(far)}" if far else ""
-    axis.set_xlabel(f"points of MRR ahead on all searches{told}")
+    more = f"\nnot drawn: {', '.join(far)}" if far else ""
+    axis.set_xlabel(f"points of MRR ahead on all searches{more}")
     axis.set_ylabel("points of MRR ahead with an order")
     axis.set_title(f"Ahead of {base.name}", loc="left")
     axis.legend(frameon=False, fontsize=8, loc="center left", bbox_to_anchor=(1.0, 0.5))

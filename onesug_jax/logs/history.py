@@ -14,11 +14,11 @@ import tempfile
 from collections.abc import Iterator, Sequence
 
 import duckdb
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from onesug_jax.errors import UserError
-from onesug_jax.logs.ages import ages
 from onesug_jax.logs.database import connect
 from onesug_jax.logs.database import files as paths_in_sql
 from onesug_jax.logs.schema import HISTORY, HISTORY_MINUTES, RECENT, RECENT_MINUTES, REQUIRED
@@ -28,6 +28,20 @@ _MINUTE_MS = 60_000
 _LISTS = pa.list_(pa.string())
 _MINUTES = pa.list_(pa.float32())
 _ADDED = {RECENT: _LISTS, RECENT_MINUTES: _MINUTES}
+
+
+def ages(minutes: Sequence[float], count: int) -> np.ndarray:
+    """The ages of `count` queries in minutes, float64 `[count]`; zeros, just now, where `minutes`
+    is empty.
+
+    Raises:
+      ValueError: there are ages, but fewer than queries.
+    """
+    if not len(minutes):
+        return np.zeros(count)
+    if len(minutes) < count:
+        raise ValueError(f"{count} queries with {len(minutes)} ages")
+    return np.asarray(minutes[:count], np.float64)
 
 
 def with_history(

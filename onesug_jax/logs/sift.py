@@ -34,9 +34,17 @@ def drop_repeats(
 
 
 def drop_far_away(
-    database: duckdb.DuckDBPyConnection, staging: Staging, paths: dict[int, str], pool: int
+    database: duckdb.DuckDBPyConnection,
+    staging: Staging,
+    paths: dict[int, str],
+    pool: int,
+    *,
+    only_later: bool,
 ) -> None:
-    """View `log` without rows of split `pool` that a gap longer than all the rest isolates."""
+    """View `log` without rows of split `pool` that a gap longer than all the rest isolates.
+
+    `only_later` leaves earlier ones: a day's fresh log may bring an order of last month's search.
+    """
     hours = database.execute(
         f"SELECT min(timestamp_ms) AS first, max(timestamp_ms) AS last, count(*) AS rows "
         f"FROM log WHERE {SPLIT} = {pool} GROUP BY timestamp_ms // {_HOUR_MS} ORDER BY first"
@@ -44,6 +52,8 @@ def drop_far_away(
     if not len(hours["rows"]):
         return
     first, last = main_span(hours["first"], hours["last"], hours["rows"])
+    if only_later:
+        first = int(hours["first"][0])
     far = (
         f"SELECT * FROM log WHERE {SPLIT} = {pool} AND timestamp_ms NOT BETWEEN {first} AND {last}"
     )

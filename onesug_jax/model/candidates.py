@@ -6,7 +6,7 @@ candidate's token writes the whole query and ends it, so a query can be written 
     p(q | x) = p(candidate token of q | x) + p(first piece of q | x) * prod p(next piece | ...)
 
 Both are summed while training, and beams and candidates have scores of one distribution. PAPER.md
-writes every query by pieces: that is the preset `paper`.
+writes every query by pieces: that is the model without candidate tokens.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ class CandidateHead(nn.Module):
         self.query, self.key = (self.param(n, init, (width, width)) for n in ("query", "key"))
         self.level = self.param("level", logical(scaled_normal(width), "embed"), (width,))
         share = nn.initializers.constant(1 / c.count_columns)
-        self.popularity = self.param("popularity", logical(share, None), (c.count_columns,))
+        self.popularity = self.param("popularity", logical(share, "features"), (c.count_columns,))
         self.bias = self.param("bias", logical(nn.initializers.zeros), ())
 
     def __call__(self, x: jax.Array, encoded: Encoded, items: Items) -> ListScores:

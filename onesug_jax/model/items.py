@@ -1,10 +1,11 @@
 """The items of a request as soft tokens of the encoder: candidates, history, enhanced prefix.
 
-PAPER.md writes related and past queries out as text. The preset `production` gives each of them one
-soft token instead: a candidate has its as-of counts, a query of the history its age, and what they
-mean comes from their vectors e_q*, mostly by the relations between them (`relations.py`): content
-enters the stream small, because models learn it by heart from some ten thousand rows. Vectors and
-words lie in tables on the device, so a request is a few hundred integers and its counts.
+PAPER.md writes related and past queries out as text. Where a model has items
+(`ModelConfig.vector_dim`), each of them is one soft token instead: a candidate has its as-of
+counts, a query of the history its age, and what they mean comes from their vectors e_q*, mostly by
+the relations between them (`relations.py`): content enters the stream small, because models learn
+it by heart from some ten thousand rows. Vectors and words lie in tables on the device, so a request
+is a few hundred integers and its counts.
 """
 
 from __future__ import annotations
@@ -36,12 +37,14 @@ class ItemTables:
       vectors: `[N + 1, E]` unit vectors e_q*.
       words: `[N + 1, W]` int32, hashed distinct words of a query, 0 behind them.
       word_weights: `[N + 1, W]` how much each counts in an overlap; 0 behind them.
+      lengths: `[N + 1]` characters of a query.
       prefix_vectors: `[P + 1, E]` unit vectors e_p.
     """
 
     vectors: jax.Array
     words: jax.Array
     word_weights: jax.Array
+    lengths: jax.Array
     prefix_vectors: jax.Array
 
 
@@ -56,6 +59,7 @@ class Items:
       history: `[B, H]` int32; minutes: `[B, H]` float32, how long ago each was searched.
       clock: `[B, 2]` int32, hour of the day and day of the week.
       prefix_row: `[B]` int32.
+      typed: `[B]` int32, characters of the prefix.
     """
 
     candidates: ItemIds
@@ -64,6 +68,7 @@ class Items:
     minutes: jax.Array
     clock: jax.Array
     prefix_row: jax.Array
+    typed: jax.Array
 
     @classmethod
     def of(cls, batch: Mapping[str, Any]) -> Items | None:
@@ -79,6 +84,7 @@ class Items:
             batch["history_minutes"],
             batch["clock"],
             batch["prefix_row"],
+            batch["typed"],
         )
 
     @property
@@ -92,9 +98,10 @@ def example(config: ModelConfig) -> tuple[Items, ItemTables]:
     one = jnp.zeros((1, 1), jnp.int32)
     counts = jnp.zeros((1, 1, config.count_columns), jnp.float32)
     clock = jnp.zeros((1, 2), jnp.int32)
-    items = Items(one, counts, one, one.astype(jnp.float32), clock, one[0])
+    items = Items(one, counts, one, one.astype(jnp.float32), clock, one[0], one[0])
     vectors, words = jnp.zeros((2, config.vector_dim)), jnp.zeros((2, 1), jnp.int32)
-    return items, ItemTables(vectors, words, words.astype(jnp.float32), vectors)
+    weights = words.astype(jnp.float32)
+    return items, ItemTables(vectors, words, weights, weights[:, 0], vectors)
 
 
 def enhanced_prefix(items: Items, tables: ItemTables, weight: float) -> jax.Array:
@@ -139,15 +146,37 @@ def count_features(items: Items) -> jax.Array:
     return jnp.where(there, features, 0.0)
 
 
+TEXT_FEATURES = 4
+
+
+def text_features(items: Items, tables: ItemTables) -> jax.Array:
+    """What the texts say of each candidate, `[B, C, TEXT_FEATURES]`: logs of its length, of the
+    characters still to be typed, of those typed; and its words.
+    """
+    length = jnp.take(tables.lengths, items.candidates, axis=0).astype(jnp.float32)
+    typed = jnp.broadcast_to(items.typed[:, None].astype(jnp.float32), length.shape)
+    words = jnp.sum(jnp.take(tables.words, items.candidates, axis=0) > 0, axis=-1)
+    missing = jnp.maximum(length - typed, 0.0)
+    logs = [jnp.log1p(x) for x in (length, missing, typed)]
+    return _SCALE * jnp.stack([*logs, words.astype(jnp.float32)], axis=-1)
+
+
 def clipped_logs(items: Items) -> jax.Array:
     """The logs of counts that the model reads, `[B, C, K]`."""
     return jnp.maximum(items.counts.astype(jnp.float32), LEAST_LOG)
 
 
-def age_features(minutes: jax.Array) -> jax.Array:
-    """What an age says, `[..., 4]`: of this visit, this hour, this day, and its log."""
+def past_features(minutes: jax.Array) -> jax.Array:
+    """What the age and the place of H queries of a history say, newest first: `[B, H, 6]`.
+
+    Of this visit, this hour, this day, and the log of the age; whether it is the newest, less and
+    less, and the log of the place: people come back to their last searches, however long ago.
+    """
     passed = minutes.astype(jnp.float32)[..., None]
-    return jnp.concatenate([jnp.exp(-passed / jnp.array(_MINUTES)), 0.2 * jnp.log1p(passed)], -1)
+    place = jnp.broadcast_to(jnp.arange(minutes.shape[1], dtype=jnp.float32)[:, None], passed.shape)
+    near = jnp.exp(-passed / jnp.array(_MINUTES))
+    parts = [near, 0.2 * jnp.log1p(passed), jnp.exp(-place), 0.3 * jnp.log1p(place)]
+    return jnp.concatenate(parts, axis=-1)
 
 
 @flax.struct.dataclass
@@ -177,11 +206,11 @@ class ItemReader(nn.Module):
     def setup(self) -> None:
         """Declares the projections."""
         c = self.config
-        width, features = c.d_model, 3 * c.count_columns + 2 * len(_RANKED)
+        width, features = c.d_model, 3 * c.count_columns + 2 * len(_RANKED) + TEXT_FEATURES
 
-        def kernel(name: str, *shape: int):
-            names = (*[None] * (len(shape) - 1), "embed")
-            return self.param(name, logical(scaled_normal(shape[-2]), *names), shape)
+        def kernel(name: str, *shape: int) -> jax.Array:
+            init = logical(scaled_normal(shape[0]), "features", "embed")
+            return self.param(name, init, shape)
 
         self.counts_in, self.counts_out = (
             kernel("counts_in", features, width),
@@ -200,9 +229,10 @@ class ItemReader(nn.Module):
         """See `ItemRows`; `tokens [B, L]`, and the vector e_p* `[B, E]` of its soft token."""
         c = self.config
         dtype, length = jnp.dtype(c.dtype), tokens.shape[1]
-        hidden = count_features(items) @ self.counts_in + self.counts_bias
+        features = jnp.concatenate([count_features(items), text_features(items, tables)], axis=-1)
+        hidden = features @ self.counts_in + self.counts_bias
         candidates = nn.silu(hidden) @ self.counts_out + self.kinds[1]
-        ages = age_features(items.minutes)
+        ages = past_features(items.minutes)
         history = ages @ self.ages + self.kinds[0]
         rows = jnp.concatenate([history, candidates], axis=1)
         vectors = _rows(tables.vectors, items.rows)

@@ -20,7 +20,7 @@ from onesug_jax.model.config import ModelConfig
 MASKED = -1e9  # added to the score of a position that must not be seen
 
 
-def logical(init: Callable, *axes: str) -> Callable:
+def logical(init: Callable, *axes: str | None) -> Callable:
     """Names the axes of a parameter, for `train/mesh.py` to map to the mesh."""
     return nn.with_logical_partitioning(init, axes)
 

@@ -9,6 +9,7 @@ of a beam's sequence, so no cache is ever copied or reordered when beams change 
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any
 
 import flax.linen as nn
@@ -119,7 +120,7 @@ class Seq2Seq(nn.Module):
             self.copy_head = CopyHead(c)
         if c.vector_dim:
             self.items = ItemReader(c, self.deterministic)
-        if c.candidate_tokens:
+        if c.writes_candidates:
             self.candidate_head = CandidateHead(c)
 
     def _embed(self, tokens: jax.Array) -> jax.Array:
@@ -246,13 +247,15 @@ class Seq2Seq(nn.Module):
         """`scores` with the request's candidates in the softmax of each output's first token; `x`
         and `scores` of outputs of `length` positions, one after another.
         """
-        if not self.config.candidate_tokens:
+        if not self.config.writes_candidates:
             return scores
         assert items is not None, "a model with candidate tokens reads items"
         candidates = self.candidate_head(self.decoder_norm(x[:, 0]), encoded, items)
         mass = jax.nn.logsumexp(candidates, axis=-1)[:, None]
         first = jnp.arange(x.shape[1]) % length == 0
-        return scores.replace(candidates=candidates, beside=jnp.where(first, mass, MASKED))
+        return dataclasses.replace(
+            scores, candidates=candidates, beside=jnp.where(first, mass, MASKED)
+        )
 
     def _self_bias(self, mask: Mask, positions: jax.Array) -> AttentionBias:
         """The decoder's self-attention bias for `mask [#B, T, T]`: `[#B, #H, T, T]`."""
@@ -378,7 +381,8 @@ class Seq2Seq(nn.Module):
         )
         scores = self._scores(x, given, places)
         if mass is not None:
-            scores = scores.replace(beside=jnp.where(t == 0, mass, MASKED)[:, None])
+            beside = jnp.where(t == 0, mass, MASKED)[:, None]
+            scores = dataclasses.replace(scores, beside=beside)
         return scores, self_cache
 
     def empty_cache(self, batch: int, length: int, slots: int) -> tuple[Any, Any]:

@@ -56,7 +56,7 @@ class Context:
     @property
     def log(self) -> str:
         """The log to read, an absolute path: LOG, or the simulated shop's where none is given."""
-        return os.path.abspath(self.macros["LOG"] or self.work.simulated)
+        return os.path.abspath(os.path.expanduser(self.macros["LOG"] or self.work.simulated))
 
     @property
     def seed(self) -> int:
@@ -151,12 +151,15 @@ class StageSpec:
             for name, path in context.work.expand(pattern).items():
                 inputs[name] = fingerprint_file(path)
         settings = {n: value for n, value in context.settings.items() if not self.ignored(n)}
+        seed = {"SEED": context.macros.get("SEED")}
+        if self.may_change("SEED"):  # else recorded only: seeds share what is before `pretrain`
+            settings = {**seed, **settings}
         return Manifest(
             stage=self.name,
             format=self.format,
             inputs=inputs,
-            settings={"SEED": context.macros.get("SEED"), **settings},
-            provenance=provenance(),
+            settings=settings,
+            provenance={**provenance(), **{k: str(v) for k, v in seed.items()}},
         )
 
 

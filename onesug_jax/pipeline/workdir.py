@@ -19,7 +19,7 @@ import time
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
-import onesug_jax
+from onesug_jax import __version__
 from onesug_jax.errors import UserError
 from onesug_jax.files import read_json, write_json
 
@@ -36,7 +36,6 @@ FOLDERS = (
     "encoder",
     "semantic_ids",
     "index",
-    "ranking",
     "examples",
     "pretrain",
     "rewards",
@@ -136,7 +135,7 @@ def model_in_use(path: str) -> str:
 @functools.cache
 def provenance() -> dict[str, str]:
     """Which program makes a result: recorded in manifests, never compared."""
-    found = {"onesug_jax": onesug_jax.__version__, "commit": _commit()}
+    found = {"onesug_jax": __version__, "commit": _commit()}
     for package in ("jax", "numpy", "orbax-checkpoint"):
         try:
             found[package] = importlib.metadata.version(package)
@@ -147,7 +146,7 @@ def provenance() -> dict[str, str]:
 
 def _commit() -> str:
     """The commit of a checkout; "" where the package is installed."""
-    git = os.path.join(os.path.dirname(os.path.abspath(onesug_jax.__file__)), "..", ".git")
+    git = os.path.join(os.path.dirname(__file__), "..", "..", ".git")
     try:
         with open(os.path.join(git, "HEAD"), encoding="ascii") as file:
             head = file.read().strip()
@@ -166,7 +165,7 @@ class Manifest:
     Attributes:
       format: of what the stage writes (`StageSpec.format`).
       inputs: file -> fingerprint.
-      settings: {"pretrain.steps": 400, ...}, "SEED" among them.
+      settings: {"pretrain.steps": 400, ...}, of `pretrain` and `rwr` "SEED" among them.
       provenance: versions of the program and of packages; never compared.
     """
 

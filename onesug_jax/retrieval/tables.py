@@ -40,6 +40,7 @@ class QueryTables:
       vectors: `[1 + N + spare, E]` float32, unit vectors e_q*.
       words: `[1 + N + spare, WORDS]` int32, hashed words, 0 behind them.
       word_weights: the same shape, float32: log(1 + N / queries that hold the word).
+      lengths: `[1 + N + spare]` float32, characters of a query.
       prefix_vectors: `[1 + P, E]` float32, unit vectors e_p.
       first: N, how many queries had a row at the start.
     """
@@ -47,6 +48,7 @@ class QueryTables:
     vectors: np.ndarray
     words: np.ndarray
     word_weights: np.ndarray
+    lengths: np.ndarray
     prefix_vectors: np.ndarray
     first: int
     frequency: dict[str, int]
@@ -77,11 +79,13 @@ class QueryTables:
             np.zeros((rows, vectors.shape[1]), np.float32),
             np.zeros((rows, WORDS), np.int32),
             np.zeros((rows, WORDS), np.float32),
+            np.zeros(rows, np.float32),
             np.concatenate([np.zeros((1, vectors.shape[1])), prefix_vectors]).astype(np.float32),
             len(queries),
             frequency,
         )
         tables.vectors[1 : 1 + len(queries)] = unit(np.asarray(vectors, np.float32))
+        tables.lengths[1 : 1 + len(queries)] = [len(query) for query in queries]
         for number, words in enumerate(parts):
             tables._set_words(number, words)
         return tables
@@ -94,6 +98,7 @@ class QueryTables:
             return
         self.vectors[np.asarray(numbers) + 1] = unit(np.asarray(encode(list(texts)), np.float32))
         for number, text in zip(numbers, texts, strict=True):
+            self.lengths[number + 1] = len(text)
             self._set_words(number, words_of(text))
 
     def _set_words(self, number: int, words: Iterable[str]) -> None:

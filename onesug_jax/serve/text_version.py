@@ -13,12 +13,12 @@ import numpy as np
 from onesug_jax.decode.known import Filter
 from onesug_jax.decode.shapes import Shapes
 from onesug_jax.decode.suggester import Suggester, Suggestion
-from onesug_jax.represent.related import RelatedQueries
+from onesug_jax.retrieval.related import RelatedQueries
 from onesug_jax.serve.config import EngineConfig
 from onesug_jax.serve.levels import BEAM, HYBRID, POPULAR, SCORE, Pace
 from onesug_jax.serve.requests import SuggestRequest, SuggestResult
 from onesug_jax.serve.version import ModelVersion
-from onesug_jax.tasks.features import Request, history_of, make_requests
+from onesug_jax.tasks.features import Request, make_requests
 
 _STRANGE = "zx"  # no query, so that the text encoder is loaded for it
 
@@ -52,7 +52,7 @@ class TextVersion(ModelVersion):
     @property
     def history(self) -> int:
         """See `ModelVersion`."""
-        return history_of(self.suggester.featurizer.spec, self.known)
+        return self.suggester.featurizer.spec.history
 
     @property
     def longest(self) -> int:
@@ -130,7 +130,7 @@ class TextVersion(ModelVersion):
 
     def _result(self, request: Request, suggestions: Sequence[Suggestion]) -> SuggestResult:
         """One list; of the related queries those that may be shown."""
-        related, worth = request.related, request.worth
+        related = request.related
         at = np.flatnonzero(self._may_show(related)).tolist()
         number_of = self.known.number_of
         return SuggestResult(
@@ -138,6 +138,6 @@ class TextVersion(ModelVersion):
             tuple(one.score for one in suggestions),
             None,
             tuple(related[n] for n in at),
-            tuple(worth[n] for n in at) if worth else (),
+            (),
             tuple(self._ids(number_of(related[n])) for n in at) if self._ids else (),
         )

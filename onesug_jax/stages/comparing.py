@@ -20,9 +20,19 @@ if TYPE_CHECKING:
 
     from onesug_jax.evaluate.runs import Run
 
+_SMOOTHING = 4.0  # searches of average outcome that every query starts with
 _PLACES = {"align": "encoder", "quantize": "semantic_ids"}
 # What the cascade is trained from, as folders of a work directory.
-_BEFORE_CASCADE = ("simulated", "log", "mined", "encoder", "semantic_ids", "index", "ranking")
+_BEFORE_CASCADE = (
+    "simulated",
+    "log",
+    "mined",
+    "encoder",
+    "semantic_ids",
+    "index",
+    "vocab",
+    "examples",
+)
 
 
 def compare(context: Context) -> None:
@@ -40,11 +50,11 @@ def compare(context: Context) -> None:
         for name, seeds in named.items()
     }
     first = next(iter(found))
-    weighed = {f"sft, orders^{kappa:g}": kappa for kappa in sorted(context.options.worth or ())}
+    weighed = {f"sft, orders^{kappa:g}": kappa for kappa in sorted(context.options.orders or ())}
     if weighed:
-        worth, slices = _worth(named[first][0]), context.configured("SliceSpec")()
+        shares, slices = _order_shares(named[first][0]), context.configured("SliceSpec")()
         found |= {
-            name: [runs.by_worth(run, worth, kappa, slices=slices) for run in found[first]]
+            name: [runs.by_orders(run, shares, kappa, slices=slices) for run in found[first]]
             for name, kappa in weighed.items()
         }
     rows = runs.rows_of(found)
@@ -88,20 +98,32 @@ def _changed(named: Mapping[str, Sequence[str]]) -> list[str]:
     return ["", "changed while training:", *lines] if lines else []
 
 
-def _worth(folder: str) -> Callable[[Sequence[str]], np.ndarray]:
-    """Queries -> logs of their shares of orders in a work directory's log; 0 of unknown ones."""
+def _order_shares(folder: str) -> Callable[[Sequence[str]], np.ndarray]:
+    """Queries -> logs of their shares of orders in a work directory's train split, smoothed, over
+    the average one; 0 of unknown ones.
+    """
+    import collections
+    import math
+
     import numpy as np
+    import pyarrow.parquet as pq
 
-    from onesug_jax.logs.completion import CompletionIndex
-    from onesug_jax.logs.worth import FILE, OrderGrades
+    path = os.path.join(WorkDir(folder).log, "train.parquet")
+    require_files([path], "the train split", "run ingest first")
+    table = pq.read_table(path, columns=["query", "ordered_items"])
+    queries = table["query"].to_pylist()
+    searches = collections.Counter(queries)
+    ordered = [bool(items) for items in table["ordered_items"].to_pylist()]
+    orders = collections.Counter(q for q, had in zip(queries, ordered, strict=True) if had)
+    average = max(sum(ordered), 1) / max(len(queries), 1)
 
-    work = WorkDir(folder)
-    require_files([os.path.join(work.ranking, FILE)], "what queries are worth", "run rank first")
-    known = CompletionIndex.load(work.mined)
-    shares = np.append(
-        OrderGrades.load(work.ranking, len(known)).log_shares(), 0.0
-    )  # [-1]: unknown
-    return lambda queries: shares[np.array([known.find(query) for query in queries], np.int64)]
+    def share(query: str) -> float:
+        if query not in searches:
+            return 0.0
+        smoothed = (orders[query] + _SMOOTHING * average) / (searches[query] + _SMOOTHING)
+        return math.log(smoothed / average)
+
+    return lambda texts: np.array([share(query) for query in texts], np.float64)
 
 
 def read(folder: str, name: str = "dev") -> Run:
@@ -142,7 +164,7 @@ def flags(parser: argparse.ArgumentParser) -> None:
         "--run", action="append", metavar="WORK_DIR", help="the same, one by one; repeat"
     )
     parser.add_argument(
-        "--worth",
+        "--orders",
         action="append",
         type=float,
         metavar="KAPPA",

@@ -101,5 +101,5 @@ def on_device(tables: QueryTables) -> ItemTables:
 
     from onesug_jax.model.items import ItemTables
 
-    names = ("vectors", "words", "word_weights", "prefix_vectors")
+    names = ("vectors", "words", "word_weights", "lengths", "prefix_vectors")
     return ItemTables(*(jnp.asarray(getattr(tables, name)) for name in names))

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import dataclasses
 import functools
 import os
 import re
 import shutil
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from onesug_jax.errors import UserError
@@ -104,14 +103,19 @@ def score(
     from is a rival, `sft`.
     """
     from onesug_jax.evaluate import baselines, evaluator
-    from onesug_jax.evaluate.cascade_training import load
     from onesug_jax.logs.history import with_history
-    from onesug_jax.tasks.features import history_of
     from onesug_jax.train import mesh as meshes
 
     used = opened.model_stage(context) if model in (None, "auto") else model
     if opened.model_description(context, used)["features"]["items"]:
-        return replayed(context, split, *logs, limit=limit, rivals=rivals)
+        return replayed(
+            context, split, *logs, model=model, params=params, limit=limit, rivals=rivals
+        )
+    if context.settings.get("evaluate.freshness"):
+        raise UserError(
+            "evaluate.freshness: expected a model with items (FeatureSpec.items = True); the model "
+            "in use reads text alone and nothing as of a moment. Leave it out."
+        )
     chosen = {} if model is None else {"model": model}
     if params is not None and distributed.place_among()[1] > 1:
         params = meshes.on_host(params)  # each process writes its share of the lists by itself
@@ -121,7 +125,7 @@ def score(
     known = opened.related(context, spec)
     index = opened.completions(context)
     files = dict.fromkeys(path for log in logs for path in opened.splits(log).values())
-    rows = with_history(list(files), keep=split, history=history_of(spec, known))
+    rows = with_history(list(files), keep=split, history=spec.history)
     lists = {"model": writer.suggest}
     if limit is not None:
         rows = rows.read_all().slice(0, limit).to_batches()
@@ -129,9 +133,6 @@ def score(
         lists["most_popular"] = baselines.MostPopular(index).suggest
         if model is None and opened.model_stage(context) == "rwr":
             lists["sft"] = suggester(context, model="pretrain").suggest
-        if opened.finished(context.home.cascade):
-            rival = _rival_parts(dataclasses.replace(context, work=context.home))
-            lists["cascade"] = load(context.home.cascade, *rival).suggest
     return evaluator.evaluate(
         rows,
         lists,
@@ -146,11 +147,13 @@ def score(
     )
 
 
-def item_suggester(context: Context, state, table, *, model: str = "auto"):
+def item_suggester(context: Context, state, table, *, model: str = "auto", params=None):
     """The trained model with candidate tokens, over the queries of an as-of state.
 
     Args:
       state: numbers the queries. table: `QueryTables` of them.
+      model: "pretrain", "rwr", or "auto": the aligned one if there is one.
+      params: stands in for the stored parameters.
     """
     from onesug_jax.decode.item_suggester import ItemSuggester
     from onesug_jax.model.config import ModelConfig
@@ -166,41 +169,65 @@ def item_suggester(context: Context, state, table, *, model: str = "auto"):
     index = items.index(context.work)
     return ItemSuggester(
         Seq2Seq(ModelConfig(**{**stored["model"], "dropout": 0.0})),
-        load_params(getattr(context.work, stage)),
+        load_params(getattr(context.work, stage)) if params is None else params,
         Featurizer(Vocabulary.load(context.work.vocab), FeatureSpec(**stored["features"])),
         vars(table),
         state.text,
         lambda prefix: index.known(prefix) + 1,
+        writing=context.configured("WritingConfig")(),
     )
 
 
 def replayed(
-    context: Context, split: str, *logs: str, limit: int | None = None, rivals: bool = True
+    context: Context,
+    split: str,
+    *logs: str,
+    model: str | None = None,
+    params=None,
+    limit: int | None = None,
+    rivals: bool = True,
+    freshness: str | None = None,
+    writers: dict | None = None,
 ):
     """Scores one file of a log, replayed through time, with the model and its rivals.
 
     Args:
       split: the file. logs: folders with all that happened before and during it.
+      model, params: as `item_suggester` takes them.
+      limit: only the split's first rows; nothing after them is read into the counts.
+      freshness: as `evaluate` takes it; None: as it is set.
+      writers: suggesters by name that an earlier call has left here, used again; they are compiled
+        once.
     """
-    from onesug_jax.evaluate import baselines, evaluator
+    from onesug_jax.evaluate import evaluator
     from onesug_jax.evaluate.replay import plain_requests, replay, settings_at
+    from onesug_jax.logs.asof.config import MINUTE_MS
+    from onesug_jax.retrieval.tables import words_of
     from onesug_jax.stages import items
 
-    freshness = context.settings.get("evaluate.freshness", "1m")
-    state = items.state(context)
-    state_config, frozen = settings_at(state.config, freshness)
-    state = items.state(context, freshness_ms=state_config.freshness_ms)
+    freshness = freshness or context.settings.get("evaluate.freshness")
+    config, frozen = settings_at(context.configured("AsOfConfig")(), freshness)
+    state = items.state(context, freshness_ms=config.freshness_ms)
     table = items.tables(context)
-    writer = item_suggester(context, state, table)
-    suggesters = {"model": writer}
-    lists = {"model": writer.suggest}
+    wanted = {"model": model or "auto"}
+    if rivals and model is None and opened.model_stage(context) == "rwr":
+        wanted["sft"] = "pretrain"
+    writers = {} if writers is None else writers
+    for name, stage in wanted.items():
+        if name in writers:
+            writers[name].text_of = state.text
+            writers[name].refresh(vars(table), 1, len(table.vectors))
+        else:
+            given = params if name == "model" else None
+            writers[name] = item_suggester(context, state, table, model=stage, params=given)
+    lists = {name: writers[name].suggest for name in wanted}
+    known = opened.completions(context)
+    listed = {}
     if rivals:
-        lists["most_popular"] = baselines.MostPopular(opened.completions(context)).suggest
-        for name, rival in baselines.as_of(state.text, state.config).items():
-            lists[name] = rival.suggest
-        if opened.model_stage(context) == "rwr":
-            suggesters["sft"] = item_suggester(context, state, table, model="pretrain")
-            lists["sft"] = suggesters["sft"].suggest
+        lists |= _counted(context, state)
+        if opened.finished(context.home.cascade):
+            lists["cascade"] = _cascade(context, state, table).suggest
+        listed = _best_possible(context, split)
     encode = functools.cache(lambda: opened.encoder(context.work))
     filled = [state.first]
 
@@ -208,28 +235,64 @@ def replayed(
         if len(state) > filled[0]:
             numbers = range(filled[0], len(state))
             table.add(numbers, [state.text(n) for n in numbers], lambda t: encode().encode(t))
-            for one in suggesters.values():
-                one.refresh(vars(table), filled[0] + 1, len(state) + 1)
+            for name in wanted:
+                writers[name].refresh(vars(table), filled[0] + 1, len(state) + 1)
             filled[0] = len(state)
         return plain_requests(state, rows, asked)
 
-    files = list(dict.fromkeys(path for log in logs for path in opened.splits(log).values()))
-    files = [path for path in files if os.path.basename(path) != "test.parquet" or path == split]
+    process = distributed.place_among()
     rows = replay(
         state,
-        files,
+        list(dict.fromkeys(path for log in logs for path in opened.splits(log).values())),
         split,
         lists,
         frozen=frozen,
         make=make,
+        listed=listed,
         prefix_counts=evaluator.prefix_counts(os.path.join(context.home.log, "train.parquet")),
         limit=limit,
         told=lambda query: state.number(query) >= 0,
-        process=distributed.place_among(),
+        process=process,
     )
-    known = len(opened.completions(context))
-    slices = context.configured("SliceSpec")()
-    return evaluator.Evaluation(evaluator.summarise(rows, known=known, slices=slices), rows)
+    rows = evaluator.merged(rows, process, distributed.exchanged)
+    scores = evaluator.summarise(
+        rows,
+        known=len(known),
+        slices=context.configured("SliceSpec")(),
+        plausible=lambda query: all(word in table.frequency for word in words_of(query)),
+    )
+    delay = freshness or f"{config.freshness_ms / MINUTE_MS:g}m"
+    return evaluator.Evaluation(scores, rows, delay)
+
+
+def _counted(context: Context, state) -> dict[str, Callable]:
+    """The rivals that count searches: over all of train, and as of each request."""
+    from onesug_jax.evaluate import baselines
+
+    now = baselines.as_of(state.text, state.config)
+    popular = baselines.MostPopular(opened.completions(context)).suggest
+    return {"most_popular": popular, **{name: rival.suggest for name, rival in now.items()}}
+
+
+def _cascade(context: Context, state, table):
+    """The trained cascade over the queries of an as-of state."""
+    from onesug_jax.evaluate.cascade_training import load
+    from onesug_jax.stages import items
+
+    index, config = items.index(context.work), context.configured("CascadeConfig")()
+    place = context.home.cascade
+    return load(place, config, table, state.text, lambda prefix: index.known(prefix) + 1)
+
+
+def _best_possible(context: Context, split: str) -> dict[str, Mapping[str, Sequence[str]]]:
+    """The lists of the oracle that knows a simulated log's hidden states, where there are any."""
+    from onesug_jax.evaluate.ceiling import NAME, Ceiling
+    from onesug_jax.evaluate.rows import ORDERS
+
+    if os.path.basename(split) == "train.parquet" or not Ceiling.available(context.log):
+        return {}
+    best = Ceiling.load(context.log)
+    return {NAME: best.queries, NAME + ORDERS: best.for_orders}
 
 
 def judged(metrics) -> dict[str, float]:
@@ -249,13 +312,21 @@ def judged(metrics) -> dict[str, float]:
 
 
 def cascade(context: Context) -> None:
-    """The rival: recall, pre-rank and a LightGBM ranker, trained on the train split, into
+    """The rival: recall, pre-rank and a LightGBM ranker, trained on the examples with items, into
     WORK_DIR/cascade.
     """
     from onesug_jax.evaluate import cascade_training as rival
+    from onesug_jax.stages import items
+    from onesug_jax.tasks.item_examples import ItemExamples
 
-    rows, known, config = _rival_parts(context)
-    report = rival.train(rows, known, config, context.work.cascade, context.seed)
+    report = rival.train(
+        ItemExamples(context.work.examples, "train"),
+        items.tables(context),
+        context.configured("CascadeConfig")(),
+        context.configured("AsOfConfig")(),
+        context.work.cascade,
+        context.seed,
+    )
     print(
         f"cascade: {report['rows']:,} newest rows, the query of {report['recalled']:,} recalled; "
         f"{report['trees']} trees"
@@ -264,31 +335,24 @@ def cascade(context: Context) -> None:
         print(f"  {name:<16} {100 * share:5.1f} % of the gain")
 
 
-def _rival_parts(context: Context):
-    """Rows of the train split, what is mined and aligned, and the sizes of the cascade."""
-    from onesug_jax.evaluate import cascade_training as rival
-    from onesug_jax.tasks.features import FeatureSpec
-
-    train = os.path.join(context.work.log, "train.parquet")
-    known = opened.related(context, FeatureSpec())
-    rows = rival.read_rows([train], train, known.history)
-    return rows, known, context.configured("CascadeConfig")()
-
-
 def evaluate(
     context: Context,
     *,
     split: str = "dev",
     name: str | None = None,
-    freshness: str = "1m",
+    freshness: str | None = None,
     headline: Sequence[str] = ("hr@16", "mrr@16"),
 ) -> None:
     """Model and most popular completion on a split, into WORK_DIR/report/NAME.
 
     With a LOG that the command names, other than the one WORK_DIR was made from, that log is
     scored: its `split` where it has one, else all of it, with the histories of both. `name` is by
-    default the split's, or the log's. `headline` names the metrics of the table that is printed
-    first.
+    default the split's, or the log's, and the freshness where one is set. `headline` names the
+    metrics of the table that is printed first.
+
+    A model with items is scored through time: each request sees what had happened `freshness`
+    before it ("1m", "6h", "1d"; "inf": nothing of the split, the frozen protocol; None: as
+    `AsOfConfig.freshness_ms`, which it was trained with), and enters the counts afterwards.
     """
     from onesug_jax.evaluate import card, page, report
     from onesug_jax.tasks.features import FeatureSpec
@@ -297,7 +361,12 @@ def evaluate(
     logs = [log]
     if _own_log(context):
         log = os.path.join(out, "log")
-        read = functools.partial(context.configured("ingest"), dev_days=0.0, test_days=0.0)
+        read = functools.partial(
+            context.configured("ingest"),
+            dev_days=0.0,
+            test_days=0.0,
+            clicks=context.configured("clicks")(),
+        )
         distributed.agreed(lambda: bool(read(log=context.log, out=log)))
         logs.append(log)
         split = split if split in opened.splits(log) else next(iter(opened.splits(log)))
@@ -315,7 +384,7 @@ def evaluate(
     known = opened.related(context, FeatureSpec(soft=False))
     groups = report.example_prefixes(scores.rows, context.configured("SliceSpec")().frequent)
     report.write_related(
-        {name: {p: known.related([p], [()])[0] for p in found} for name, found in groups.items()},
+        {name: {p: known.related([p])[0] for p in found} for name, found in groups.items()},
         out,
     )
     page.write_page(scores, out)
@@ -332,20 +401,31 @@ def _own_log(context: Context) -> bool:
 
 
 def report_name(context: Context) -> str:
-    """The folder of an evaluation inside WORK_DIR/report: the split's name, or the log's."""
-    name, split = context.settings["evaluate.name"], context.settings["evaluate.split"]
-    if name is None and _own_log(context):
-        name = os.path.splitext(os.path.basename(context.log.rstrip(os.sep)))[0]
-    return name or split
+    """The folder of an evaluation inside WORK_DIR/report: the split's name, or the log's, and the
+    freshness where one is set.
+    """
+    name, split, freshness = (
+        context.settings[f"evaluate.{each}"] for each in ("name", "split", "freshness")
+    )
+    if name is not None:
+        return name
+    if _own_log(context):
+        split = os.path.splitext(os.path.basename(context.log.rstrip(os.sep)))[0]
+    return f"{split}_{freshness}" if freshness else split
 
 
 def check_evaluate(context: Context) -> None:
-    """Whether the split and the metrics that are asked for exist.
+    """Whether the split, the metrics and the freshness that are asked for exist.
 
     Raises:
-      UserError: WORK_DIR/log has no such split, or an evaluation no such metric.
+      UserError: WORK_DIR/log has no such split, an evaluation no such metric, or `freshness` is no
+        duration.
     """
     from onesug_jax.evaluate.evaluator import METRICS
+    from onesug_jax.logs.asof.config import duration_ms
+
+    if context.settings["evaluate.freshness"]:
+        duration_ms(context.settings["evaluate.freshness"])
 
     for name in context.settings["evaluate.headline"]:
         if name not in METRICS:

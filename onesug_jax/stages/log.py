@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 
+from onesug_jax.errors import UserError
 from onesug_jax.pipeline.spec import Context
 
 
@@ -15,7 +16,32 @@ def simulate(context: Context) -> None:
 
 def ingest(context: Context) -> None:
     """The log into WORK_DIR/log, in the schema, split and normalised."""
-    context.configured("ingest")(log=context.log, out=context.work.log)
+    clicks = context.configured("clicks")()
+    context.configured("ingest")(log=context.log, out=context.work.log, clicks=clicks)
+
+
+def check_simulate(context: Context) -> None:
+    """Whether the sizes make a log; raises UserError where not."""
+    timeline = context.configured("Timeline")()
+    context.configured("simulate")(out="", timeline=timeline, check_only=True)
+
+
+def check_ingest(context: Context) -> None:
+    """Whether the log is there, in a known schema, and not the folder that ingest replaces.
+
+    Raises:
+      UserError: naming the file or the setting.
+    """
+    log, own = os.path.realpath(context.log), os.path.realpath(context.work.join("log"))
+    if os.path.commonpath([log, own]) == own:
+        raise UserError(
+            f"LOG = {context.log!r} is the folder that ingest writes; name the log it came from, "
+            "or choose another --gin.WORK_DIR."
+        )
+    if context.work.expand(context.log):  # else it is simulated first, or check_inputs says so
+        clicks = context.configured("clicks")()
+        read = context.configured("ingest")
+        read(log=context.log, out=own, clicks=clicks, check_only=True)
 
 
 def mine(context: Context) -> None:

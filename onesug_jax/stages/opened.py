@@ -6,10 +6,11 @@ import dataclasses
 import filecmp
 import functools
 import os
-from typing import TYPE_CHECKING
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
 
 from onesug_jax.errors import UserError
-from onesug_jax.files import fingerprint, read_json, require_files
+from onesug_jax.files import fingerprint, read_json, require_files, write_json
 from onesug_jax.pipeline import bundle
 from onesug_jax.pipeline.spec import Context
 from onesug_jax.pipeline.workdir import Manifest, WorkDir
@@ -17,9 +18,8 @@ from onesug_jax.pipeline.workdir import Manifest, WorkDir
 if TYPE_CHECKING:
     from onesug_jax.logs.completion import CompletionIndex
     from onesug_jax.model.config import ModelConfig
-    from onesug_jax.represent.formula import RelatedConfig
-    from onesug_jax.represent.related import RelatedQueries
     from onesug_jax.represent.semantic_ids import SemanticIds
+    from onesug_jax.retrieval.related import RelatedQueries
 
 SPLITS = ("train", "dev", "test")
 SPIECE = "spiece.model"  # the pieces in a folder of a pretrained model
@@ -110,6 +110,12 @@ def parameters(context: Context, stage: str) -> str:
     return f"{stage}/best" if best else f"{stage}/checkpoints"
 
 
+def leave_aligned(context: Context, stored: Mapping[str, Any]) -> None:
+    """Makes what the rwr stage trained the model in use: its description and its bundle."""
+    write_json(os.path.join(context.work.rwr, MODEL_FILE), stored)
+    make_bundle(context, "rwr")
+
+
 def model_description(context: Context, stage: str) -> dict:
     """What it takes to use a stage's model: its sizes, what it is shown, its tasks.
 
@@ -127,7 +133,25 @@ def model_description(context: Context, stage: str) -> dict:
             f"{path} belongs to vocabulary {stored['vocabulary']}, but {context.work.vocab} holds "
             f"{found}: run the pretrain stage again"
         )
-    return stored
+    return {**stored, "features": _features(path, stored["features"])}
+
+
+def _features(path: str, stored: dict) -> dict:
+    """The fields of a FeatureSpec that a model was trained with, whatever release wrote them.
+
+    Raises:
+      UserError: it reads markers of ages or orders as text, which are not written any more.
+    """
+    from onesug_jax.tasks.features import FeatureSpec
+
+    names = {field.name for field in dataclasses.fields(FeatureSpec)}
+    gone = sorted(name for name in stored if name not in names)
+    if gone and not stored.get("items"):
+        raise UserError(
+            f"{path}: this model reads {' and '.join(gone)} as markers in its text, which an "
+            "earlier release wrote and this one does not; use that one, or train the model again"
+        )
+    return {name: value for name, value in stored.items() if name in names}
 
 
 def facts(context: Context) -> dict:
@@ -159,8 +183,7 @@ def facts(context: Context) -> dict:
 ENCODER = ("encoder/*.json", "encoder/*.safetensors")
 IDS = ("semantic_ids/*.npy", "semantic_ids/*.npz", "semantic_ids/*.json")
 INDEX = (*ENCODER, *IDS, "index/*")
-PRE = (*INDEX, "ranking/*")
-BUNDLED = (*PRE, "vocab/*", "mined/*.txt", "mined/*.npy", "mined/*.json")
+BUNDLED = (*INDEX, "vocab/*", "mined/*.txt", "mined/*.npy", "mined/*.json")
 AS_OF = "examples/asof/*"  # counts at the end of the log, of models with items
 
 
@@ -203,47 +226,25 @@ def _check_same_queries(work: WorkDir) -> None:
         )
 
 
-def related(context: Context, spec, profiles=None, **kept) -> RelatedQueries:
+def related(context: Context, spec, **cached) -> RelatedQueries:
     """What requests are shown beside their words, as `spec` (a `FeatureSpec`) asks for it.
 
-    The text encoder is loaded when a text that the index does not hold is first met. `profiles`
-    (`logs.profiles.ProfileCounts`) stands in for what the rank stage left; `kept` goes to
-    `RelatedQueries` (how much it remembers).
+    The text encoder is loaded when a text that the index does not hold is first met. `cached` goes
+    to `RelatedQueries` (how much it caches).
     """
-    return related_in(context.work, context.configured("RelatedConfig")(), spec, profiles, **kept)
-
-
-def related_in(work: WorkDir, config: RelatedConfig, spec, profiles=None, **kept) -> RelatedQueries:
-    """The same of plain values, for a process that has no `Context`."""
-    from onesug_jax.logs import worth
-    from onesug_jax.logs.completion import CompletionIndex
-    from onesug_jax.logs.profiles import ProfileCounts
-    from onesug_jax.represent.ranking import Ranker
-    from onesug_jax.represent.related import RelatedQueries
-
-    known = CompletionIndex.load(work.mined)
-    if not (spec.related or spec.soft):
-        return RelatedQueries(known, 0, config, **kept)
     from onesug_jax.represent.prefix_index import PrefixIndex
+    from onesug_jax.retrieval.related import RelatedQueries
 
+    work, indexed = context.work, completions(context)
+    if not (spec.related or spec.soft):
+        return RelatedQueries(indexed, 0, **cached)
     _check_same_queries(work)
     loaded = functools.cache(lambda: encoder(work))
-    in_use = encoder_in_use(work)
-    grades = None
-    if os.path.exists(os.path.join(work.ranking, worth.FILE)):
-        grades = worth.OrderGrades.load(work.ranking, len(known))
-    ranker = Ranker.load(work.ranking, expect_encoder=in_use)
-    if ranker is not None:
-        profiles = ProfileCounts.load(work.ranking, len(known))
     return RelatedQueries(
-        known,
+        indexed,
         spec.related,
-        config,
-        index=PrefixIndex.load(work.index, expect={"encoder": in_use}),
+        index=PrefixIndex.load(work.index, expect={"encoder": encoder_in_use(work)}),
         encode=lambda texts: loaded().encode(texts),
         soft=spec.soft,
-        ranker=ranker,
-        profiles=profiles,
-        grades=grades,
-        **kept,
+        **cached,
     )

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 import os
+import pathlib
 from collections.abc import Callable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 from onesug_jax.errors import UserError
 from onesug_jax.files import fingerprint, fingerprint_tree, write_json
 from onesug_jax.pipeline.spec import Context
-from onesug_jax.stages import opened
+from onesug_jax.stages import checks, opened, prefer_candidates, pretrained
 from onesug_jax.train import distributed
 
 if TYPE_CHECKING:
@@ -32,6 +33,9 @@ def rewards(context: Context) -> None:
     from onesug_jax.align import preferences
     from onesug_jax.align.rewards import reward_table
 
+    if context.configured("FeatureSpec")().items:
+        prefer_candidates.rewards(context)
+        return
     work, index = context.work, opened.completions(context)
     pools = _pools(context, index)
     config = context.configured("RewardConfig")()
@@ -50,6 +54,27 @@ def rewards(context: Context) -> None:
             np.save(os.path.join(work.rewards, REWARDS_FILE), reward_table(counts, config))
     write_json(os.path.join(work.rewards, "report.json"), report)
     print(preferences.format_summary(report["train"]), flush=True)
+
+
+def check_rwr(context: Context) -> None:
+    """Settings of `rwr` that cannot hold, and the folder that it would start from.
+
+    Raises:
+      UserError: the first of them.
+    """
+    checks.training("rwr", "rwr/make_optimizer")(context)
+    reference, watch, start = (
+        context.settings[f"rwr.{name}"] for name in ("reference", "watch", "params_from")
+    )
+    if reference not in ("copy", "stored"):
+        raise UserError(f'rwr.reference = {reference!r}: expected "copy" or "stored"')
+    if watch not in _WATCHED:
+        raise UserError(f"rwr.watch = {watch!r}: expected one of {', '.join(_WATCHED)}")
+    if start is not None and not os.path.isdir(start):
+        raise UserError(
+            f"rwr.params_from = {start!r}: expected the folder of a trained stage, found no such "
+            "folder."
+        )
 
 
 def _pools(context: Context, index) -> dict[str, list[int]]:
@@ -166,16 +191,32 @@ def rwr(
     from onesug_jax.train.mesh import batch_part
     from onesug_jax.train.step import abstract_state, shardings_of
 
-    if reference not in ("copy", "stored"):
-        raise UserError(f'rwr.reference = {reference!r}: expected "copy" or "stored"')
-    if watch not in _WATCHED:
-        raise UserError(f"rwr.watch = {watch!r}: expected one of {', '.join(_WATCHED)}")
+    if distributed.first():  # of the training that goes on
+        pathlib.Path(context.work.rwr, opened.MODEL_FILE).unlink(missing_ok=True)
     if not steps:
         print("rwr.steps = 0: the pretrain stage's model stays the one in use", flush=True)
         return
     opened.cache_compiled(context)
     work = context.work
     stored = opened.model_description(context, "pretrain")
+    if stored["features"]["items"]:
+        prefer_candidates.rwr(
+            context,
+            stored,
+            steps=steps,
+            batch_size=batch_size,
+            accumulation=accumulation,
+            log_every=log_every,
+            checkpoint_every=checkpoint_every,
+            evaluate_every=evaluate_every,
+            dev_rows=dev_rows,
+            watch_by=watch,
+            patience=patience,
+            only_if_better=only_if_better,
+            params_from=params_from,
+            profile_steps=profile_steps,
+        )
+        return
     task = _task(stored)
     behaviour = Behaviour.load(work.rewards, "train")
     if behaviour.queries < 2:
@@ -202,6 +243,7 @@ def rwr(
     optimizer = context.configured("rwr/make_optimizer")(steps=steps)
     like = abstract_state(preference.rwr_stage(config, objective), optimizer, mesh).params
     source = work.pretrain if params_from is None else params_from
+    pretrained.check_vocabulary("rwr.params_from", source, stored["vocabulary"])
     frozen = load_params(source, shardings_of(like))
     watched, dev_metrics = _watch(
         context, config, objective, mesh, frozen, stored, task, dev_rows, dev_lists
@@ -255,12 +297,7 @@ def rwr(
             flush=True,
         )
         return
-    distributed.agreed(lambda: _leave(context, stored))
-
-
-def _leave(context: Context, stored: Mapping[str, Any]) -> None:
-    write_json(os.path.join(context.work.rwr, opened.MODEL_FILE), stored)
-    opened.make_bundle(context, "rwr")
+    distributed.agreed(lambda: opened.leave_aligned(context, stored))
 
 
 def _task(stored: Mapping[str, Any]) -> str:

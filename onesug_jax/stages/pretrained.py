@@ -59,6 +59,22 @@ def check_fits(folder: str, config: ModelConfig, vocabulary: Vocabulary) -> None
         )
 
 
+def check_vocabulary(setting: str, folder: str, fingerprint: str) -> None:
+    """Whether a trained stage's folder has this vocabulary; one without a description passes.
+
+    Raises:
+      UserError: it has another: the same rows would stand for other tokens.
+    """
+    path = os.path.join(folder, opened.MODEL_FILE)
+    found = opened.read(path)["vocabulary"] if os.path.isfile(path) else fingerprint
+    if found != fingerprint:
+        raise UserError(
+            f"{setting} = {folder!r}: its vocabulary is {found}, and that of WORK_DIR is "
+            f"{fingerprint}, so its rows would stand for other tokens; copy its vocab/ into a "
+            "new WORK_DIR before training there"
+        )
+
+
 def _mend(theirs: ModelConfig, field: str) -> str:
     name = _MODELS.get(theirs.d_model)
     if name is None:

@@ -1,11 +1,7 @@
-"""Stages of the first pillar: the aligned encoder, semantic ids, the index of prefixes, and how
-what it finds is ranked.
-"""
+"""Stages of the first pillar: the aligned encoder, semantic ids, and the index of prefixes."""
 
 from __future__ import annotations
 
-import array
-import collections
 import os
 from typing import TYPE_CHECKING
 
@@ -152,65 +148,6 @@ def index(context: Context, *, precomputed: int = 16, vectors: str = "int8") -> 
         f"{built.bytes_per_query:.0f} bytes a query",
         flush=True,
     )
-
-
-def rank(context: Context) -> None:
-    """The ranker of a prefix's candidates, what it knows of profiles, and how often each query led
-    to an order, into WORK_DIR/ranking.
-    """
-    import numpy as np
-
-    from onesug_jax.files import write_json
-    from onesug_jax.logs.profiles import ProfileCounts
-    from onesug_jax.logs.worth import OrderGrades, fold_of
-    from onesug_jax.represent import rank_training
-    from onesug_jax.tasks.features import FeatureSpec
-
-    work, known = context.work, opened.completions(context)
-    history = context.configured("RelatedConfig")().history
-    searches: collections.deque = collections.deque(maxlen=context.settings["rank.rows"])
-    outcomes = array.array("q"), array.array("b"), array.array("b")
-
-    def rows():
-        train = os.path.join(work.log, "train.parquet")
-        for search, ordered, visitor in _searches(train, history):
-            searches.append(search)
-            number = known.find(search.query)
-            for column, value in zip(outcomes, (number, ordered, fold_of(visitor)), strict=True):
-                column.append(value)
-            yield number, search.profile
-
-    profiles = ProfileCounts.from_rows(len(known), rows())
-    pools = opened.related(context, FeatureSpec(related=1, soft=False), profiles)
-    ranker, report = context.configured("rank")(
-        searches, pools, encoder_fingerprint=opened.encoder_in_use(context.work), seed=context.seed
-    )
-    OrderGrades.from_rows(len(known), *map(np.asarray, outcomes)).save(work.ranking)
-    if ranker is not None:
-        ranker.save(work.ranking)
-        profiles.save(work.ranking)
-    write_json(os.path.join(work.ranking, rank_training.REPORT), report)
-
-
-def _searches(train: str, history: int):
-    """Of every row of the train split: the search, whether it led to an order, and whose it is."""
-    import pyarrow as pa
-
-    from onesug_jax.logs.history import with_history
-    from onesug_jax.logs.schema import RECENT, RECENT_MINUTES, profile_columns, visitors_of
-    from onesug_jax.represent.rank_training import Search
-
-    for batch in with_history([train], keep=train, history=history):
-        names = profile_columns(batch.schema)
-        values = [batch[name].cast(pa.string()).fill_null("").to_pylist() for name in names]
-        profiles = zip(*values, strict=True) if values else [()] * batch.num_rows
-        wanted = ("prefix", "query", RECENT, RECENT_MINUTES, "ordered_items")
-        columns = (batch[name].to_pylist() for name in wanted)
-        whose = visitors_of(batch)
-        for prefix, query, recent, minutes, items, profile, visitor in zip(
-            *columns, profiles, whose, strict=True
-        ):
-            yield Search(prefix, query, recent, profile, minutes), bool(items), visitor
 
 
 def _numbers(texts, known):

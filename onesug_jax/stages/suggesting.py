@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from onesug_jax.decode.item_suggester import ItemSuggester
     from onesug_jax.decode.suggester import Suggester
     from onesug_jax.logs.asof.state import AsOf
-    from onesug_jax.represent.related import RelatedQueries
+    from onesug_jax.retrieval.related import RelatedQueries
     from onesug_jax.retrieval.tables import QueryTables
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import functools
 import os
 from collections.abc import Iterator, Sequence
 
@@ -12,7 +11,6 @@ from onesug_jax.files import write_json
 from onesug_jax.pipeline.spec import Context
 from onesug_jax.stages import opened
 
-_ROWS_A_WORKER = 10_000  # of the log; fewer are done before another process has started
 _SPACED = 0.2  # share of queries with a space from which words are taken to be parted by spaces
 
 
@@ -98,18 +96,13 @@ def examples(
     mixture: str = "onesug",
     tasks: dict[str, float] | None = None,
     candidates: int = 64,
-    workers: int | None = None,
 ) -> None:
     """Fixed examples of a SeqIO mixture, into WORK_DIR/examples.
 
     `mixture` names the one of this project, made of `tasks` (kind -> rate), or any other in
     SeqIO's registry that a gin file's `import` has registered. With `FeatureSpec.items`, rows are
-    made by one walk through time and hold at most `candidates`. `workers` processes find related
-    queries: None: one a core where the log is worth it; 1: none but this one.
+    made by one walk through time and hold at most `candidates`.
     """
-    import pyarrow.parquet as pq
-
-    from onesug_jax.represent.parallel import cores, related_by
     from onesug_jax.tasks import examples as cache
     from onesug_jax.tasks.vocabulary import Vocabulary
 
@@ -120,22 +113,16 @@ def examples(
         _item_examples(context, vocabulary, spec, splits, candidates)
     elif mixture == "onesug":
         index = opened.completions(context)
-        related = opened.related(context, spec)
-        again = functools.partial(opened.related_in, context.work, related.config, spec)
-        if workers is None:
-            rows = sum(pq.read_metadata(path).num_rows for path in splits.values())
-            workers = min(cores(), rows // _ROWS_A_WORKER)
-        with related_by(related, again, workers if spec.related else 1) as known:
-            cache.build_examples(
-                context.work.examples,
-                splits=splits,
-                vocabulary=vocabulary,
-                spec=spec,
-                context=known,
-                known=lambda query: index.find(query) >= 0,
-                tasks=tasks,
-                kinds=_id_kinds(context, vocabulary, index, tasks),
-            )
+        cache.build_examples(
+            context.work.examples,
+            splits=splits,
+            vocabulary=vocabulary,
+            spec=spec,
+            context=opened.related(context, spec),
+            known=lambda query: index.find(query) >= 0,
+            tasks=tasks,
+            kinds=_id_kinds(context, vocabulary, index, tasks),
+        )
     else:
         cache.cache_mixture(
             mixture,
@@ -174,6 +161,7 @@ def _item_examples(context: Context, vocabulary, spec, splits, candidates: int) 
         counts,
         Featurizer(vocabulary, spec),
         lambda prefix: index.known(prefix) + 1,
+        state.number,
     )
     snapshot.save(state, os.path.join(context.work.examples, items.SNAPSHOT), rare=False)
 

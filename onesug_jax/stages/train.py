@@ -77,6 +77,9 @@ def pretrain(
         initial = functools.partial(
             pretrained.read, params_from, config, vocabulary, stage.init_fn, context.seed
         )
+    elif params_from is not None:
+        setting = "pretrain.params_from"
+        pretrained.check_vocabulary(setting, params_from, vocabulary.fingerprint)
     print(f"{config.parameters():,} parameters; {loader.describe()}", flush=True)
     model = {
         "model": dataclasses.asdict(config),

@@ -32,7 +32,7 @@ from onesug_jax.stages import opened
 
 NOT_BETTER = 3  # exit code of an update that leaves M_t in use
 _UNCHANGED = ("encoder", "vocab")  # folders that an update takes over as they are
-_STAGES = ("mine", "quantize", "index", "rank", "examples", "rewards", "rwr")
+_STAGES = ("mine", "quantize", "index", "examples", "rewards", "rwr")
 # What may not change from one version to the next, by stage: its folder, and how the names begin.
 _FIXED = {"mine": ("mined", "mine.min_users"), "examples": ("examples", "FeatureSpec.")}
 _DAY_MS = 86_400_000
@@ -86,7 +86,11 @@ def update(
     _prepare(new, base, wanted)
     if not opened.splits(os.path.join(new, "fresh")):
         context.configured("ingest")(
-            log=context.log, out=os.path.join(new, "fresh"), dev_days=0.0, test_days=0.0
+            log=context.log,
+            out=os.path.join(new, "fresh"),
+            dev_days=0.0,
+            test_days=0.0,
+            clicks=context.configured("clicks")(),
         )
     rows = _join(base, new, window_days, holdout)
     print(

@@ -12,10 +12,8 @@ memory), into
 
 and read back by memory map. TensorFlow is imported to write, never to read.
 
-Training rows take their related queries with `without=query`: every training query is in the
-counts that rank the completions of its own prefix, so a row would find its answer among its inputs
-even if nobody else ever searched it. A dev row has no such luck. Leaving the row itself out makes
-both alike.
+Related queries and e_p* are of the whole train split, a row's own search among them
+(`retrieval.related`); rows with items (`tasks.item_examples`) see what was there before them.
 """
 
 from __future__ import annotations
@@ -141,7 +139,7 @@ def build_examples(
     `folder`.
 
     Args:
-      context: gives related queries and enhanced prefixes (`represent.related`); None: neither.
+      context: gives related queries and enhanced prefixes (`retrieval.related`); None: neither.
       known, tasks, kinds: see `seqio_tasks.register`.
 
     Returns:
@@ -182,36 +180,29 @@ def write_vectors(
     splits: Mapping[str, str],
     context: Context,
     redraw: PrefixDraw | None = None,
-) -> dict[tuple[str, str | None], int]:
+) -> dict[str, int]:
     """The enhanced prefix of every distinct prefix of the splits, into folder/vectors.npy.
 
     With `redraw` also of those that it gives training rows.
 
-    A training row that is the only one to have led from its prefix to its query has a vector of its
-    own, without itself: e_p* would hold the answer.
-
     Returns:
-      (prefix, None) or (prefix, query of such rows) -> row of the table, from 1 (row 0 is no
-      prefix's); empty where `context` has no vectors.
+      prefix -> row of the table, from 1 (row 0 is no prefix's); empty where `context` has no
+      vectors.
     """
     import pyarrow.parquet as pq
 
-    wanted: dict[tuple[str, str | None], None] = {}
+    wanted: set[str] = set()
     for split, path in splits.items():
         with pq.ParquetFile(path) as file:
             for batch in file.iter_batches(columns=["prefix", "query", "request_id"]):
                 prefixes, queries, ids = (column.to_pylist() for column in batch.columns)
-                alone = [False] * len(prefixes)
-                if split == "train":
-                    alone = context.alone(prefixes, queries)
-                for prefix, query, own in zip(prefixes, queries, alone, strict=True):
-                    wanted[prefix, query if own else None] = None
+                wanted |= set(prefixes)
                 if redraw is not None and split == "train":
-                    wanted |= {(p, None): None for p in redraw(ids, prefixes, queries)}
-    ordered = sorted(wanted, key=lambda pair: (pair[0], pair[1] or ""))
+                    wanted |= set(redraw(ids, prefixes, queries))
+    ordered = sorted(wanted)
     blocks = []
     for start in range(0, len(ordered), _ROWS_A_BLOCK):
-        found = context.vectors(*zip(*ordered[start : start + _ROWS_A_BLOCK], strict=True))
+        found = context.vectors(ordered[start : start + _ROWS_A_BLOCK])
         if found is None:
             return {}
         blocks.append(found.astype(np.float16))
@@ -220,7 +211,7 @@ def write_vectors(
     table = np.concatenate([np.zeros((1, blocks[0].shape[1]), np.float16), *blocks])
     with atomic_write(os.path.join(folder, VECTORS_FILE)) as file:
         np.save(file, table)
-    return {pair: number for number, pair in enumerate(ordered, 1)}
+    return {prefix: number for number, prefix in enumerate(ordered, 1)}
 
 
 def cache_mixture(

@@ -2,15 +2,14 @@
 
 The order is the paper's (PAPER.md section 1, x_u = p, H_p, H_u, U):
 
-    <prefix> p <soft> <worth> <related1> q1 <worth> <related2> q2 .. <age> h1 <age> h2 ..
+    <prefix> p <soft> <related1> q1 <related2> q2 .. <history1> h1 <history2> h2 ..
     <profile1> v1 <profile2> .. </s>
 
-The prefix's marker always stands; `<age>` tells how long ago the user searched what follows
-(`logs.ages`), or is `<history1>`, `<history2>` .. where ages are left out. `<soft>` keeps the
-place of the enhanced prefix e_p*, a vector that the model projects (section 2.3); it is left out
-where a request has none. Semantic ids (section 2.4) are written as their tokens. Training (through
-SeqIO, `tasks.seqio_tasks`) and serving call the same functions, so both see the same arrays. This
-file knows numpy only; it neither finds related queries nor reads logs.
+The prefix's marker always stands. `<soft>` keeps the place of the enhanced prefix e_p*, a vector
+that the model projects (section 2.3); it is left out where a request has none. Semantic ids
+(section 2.4) are written as their tokens. Training (through SeqIO, `tasks.seqio_tasks`) and
+serving call the same functions, so both see the same arrays. This file
+knows numpy only; it neither finds related queries nor reads logs.
 """
 
 from __future__ import annotations
@@ -24,7 +23,6 @@ from typing import Protocol
 import numpy as np
 
 from onesug_jax.errors import UserError
-from onesug_jax.logs.ages import grade
 from onesug_jax.logs.asof.items import Items
 from onesug_jax.tasks.vocabulary import Vocabulary
 
@@ -41,7 +39,6 @@ class Request:
       related: queries related to the prefix, best first.
       profile: static profile values.
       vector: the enhanced prefix e_p*, `[E]`; None: there is none.
-      worth: grades of the related queries; none where nothing is known of orders.
       minutes: how long ago each query of the history was searched; none: just now.
       candidates: known queries that the list may be chosen from, related ones included; none:
         nobody asked for them. The model does not read them.
@@ -53,61 +50,22 @@ class Request:
     related: Sequence[str] = ()
     profile: Sequence[str] = ()
     vector: np.ndarray | None = field(default=None, compare=False)
-    worth: Sequence[int] = ()
     minutes: Sequence[float] = ()
     candidates: Sequence[str] = field(default=(), compare=False)
     items: Items | None = field(default=None, compare=False)
 
 
 class Context(Protocol):
-    """What is known of a request beyond its words (`represent.related` implements it).
+    """What is known of a request beyond its words (`retrieval.related` implements it)."""
 
-    Attributes:
-      history: how many of a user's queries it looks at.
-    """
+    def related(self, prefixes: Sequence[str]) -> list[list[str]]:
+        """Related queries of each prefix, best first."""
 
-    history: int
-
-    def related(
-        self,
-        prefixes: Sequence[str],
-        histories: Sequence[Sequence[str]],
-        without: Sequence[str | None] | None = None,
-        profiles: Sequence[Sequence[str]] | None = None,
-        minutes: Sequence[Sequence[float]] | None = None,
-    ) -> list[list[str]]:
-        """Related queries of each request, best first.
-
-        `without` are the searched queries of training rows, which must not count themselves;
-        None where a row is no training row. `profiles` are the users' profile values, `minutes`
-        how long ago each query of the histories was searched.
-        """
-
-    def worth(
-        self, related: Sequence[Sequence[str]], visitors: Sequence[str] | None = None
-    ) -> list[list[int]]:
-        """Grades of the related queries of each request, by how often they end in an order; empty
-        lists where the log tells of none. `visitors` of training rows, who must not grade
-        themselves.
-        """
-
-    def vectors(
-        self, prefixes: Sequence[str], without: Sequence[str | None] | None = None
-    ) -> np.ndarray | None:
-        """Enhanced prefixes e_p*, `[B, E]`; None where there are none. `without` as above."""
-
-    def alone(self, prefixes: Sequence[str], queries: Sequence[str]) -> list[bool]:
-        """Whether one training row alone led from a prefix to a query, so that what is known of the
-        prefix would be another without it.
-        """
+    def vectors(self, prefixes: Sequence[str]) -> np.ndarray | None:
+        """Enhanced prefixes e_p*, `[B, E]`; None where there are none."""
 
     def pools(self, prefixes: Sequence[str], k: int) -> Sequence[Sequence[str]]:
         """At most k known queries that each prefix may be the beginning of, most searched first."""
-
-
-def history_of(spec: FeatureSpec, context: Context | None) -> int:
-    """How many of a user's queries a request should bring: the model and the context read them."""
-    return max(spec.history, 0 if context is None else context.history)
 
 
 def make_requests(
@@ -127,11 +85,9 @@ def make_requests(
     minutes = minutes or [()] * len(prefixes)
     related: Sequence[Sequence[str]] = [()] * len(prefixes)
     pools: Sequence[Sequence[str]] = [()] * len(prefixes)
-    worth: Sequence[Sequence[int]] = [()] * len(prefixes)
     vectors = None
     if context is not None and len(prefixes):
-        related = context.related(prefixes, histories, profiles=profiles, minutes=minutes)
-        worth, vectors = context.worth(related), context.vectors(prefixes)
+        related, vectors = context.related(prefixes), context.vectors(prefixes)
         if candidates:
             pools = context.pools(prefixes, candidates)
     return [
@@ -141,7 +97,6 @@ def make_requests(
             tuple(related[i]),
             tuple(profiles[i]),
             None if vectors is None else vectors[i],
-            tuple(worth[i]),
             tuple(minutes[i]),
             tuple(dict.fromkeys((*related[i], *pools[i])))[:candidates],
         )
@@ -160,8 +115,6 @@ class FeatureSpec:
       history: most history queries (the paper: ten; more cost MRR).
       profile: whether the profile is shown.
       soft: whether the enhanced prefix e_p* is shown, as one soft token.
-      worth: whether related queries are shown with their grades.
-      ages: whether history queries are shown with how long ago they were searched, in grades.
       items: whether candidates and history are items, numbers with counts and ages, and only the
         prefix and the profile are text; else they are text, as in the paper.
     """
@@ -172,8 +125,6 @@ class FeatureSpec:
     history: int = 10
     profile: bool = True
     soft: bool = True
-    worth: bool = True
-    ages: bool = True
     items: bool = True
 
     def __post_init__(self):
@@ -234,11 +185,7 @@ class Featurizer:
             )
             left -= len(profile)
         related, history = self._share(
-            request.related[: spec.related],
-            request.worth if spec.worth else (),
-            request.history[: spec.history],
-            request.minutes,
-            left,
+            request.related[: spec.related], request.history[: spec.history], left
         )
         out += related
         out += history
@@ -265,43 +212,29 @@ class Featurizer:
         return out, room
 
     def _share(
-        self,
-        related: Sequence[str],
-        worth: Sequence[int],
-        history: Sequence[str],
-        minutes: Sequence[float],
-        room: int,
+        self, related: Sequence[str], history: Sequence[str], room: int
     ) -> tuple[list[int], list[int]]:
         """The related and the history section; item by item they take turns at `room` ids."""
-        v, markers = self.vocabulary, self.vocabulary.item_ids
-        grades = [[v.worth_ids[one]] for one in worth] or [[]] * len(related)
-        since: list[list[int]] = [[]] * len(history)
-        if self.spec.ages:
-            since = [[v.age_ids[one]] for one in grade(minutes, len(history))]
+        markers = self.vocabulary.item_ids
         sections: tuple[list[int], list[int]] = ([], [])
         waiting = [
-            (sections[0], markers["related"], iter(zip(related, grades, strict=False))),
-            (
-                sections[1],
-                [] if self.spec.ages else markers["history"],
-                iter(zip(history, since, strict=True)),
-            ),
+            (sections[0], markers["related"], iter(related)),
+            (sections[1], markers["history"], iter(history)),
         ]
         while waiting:
             still = []
-            for out, left, items in waiting:
-                text, before = next(items, (None, []))
+            for out, left, texts in waiting:
+                text = next(texts, None)
                 if text is None:
                     continue
                 ids = self._text_ids(text)
                 if ids:
-                    opened = [*before, *left[:1], *ids]
-                    if len(opened) > room:
+                    if len(ids) >= room:
                         continue
-                    out += opened
-                    room -= len(opened)
+                    out += [left[0], *ids]
+                    room -= len(ids) + 1
                     left = left[1:] or left
-                still.append((out, left, items))
+                still.append((out, left, texts))
             waiting = still
         return sections
 

@@ -17,7 +17,7 @@ import numpy as np
 import pyarrow.parquet as pq
 
 from onesug_jax.files import read_json, require_files, write_json
-from onesug_jax.logs.schema import profile_columns
+from onesug_jax.logs.schema import Level, profile_columns
 from onesug_jax.progress import Progress
 from onesug_jax.tasks.examples import META_FILE, MIXTURE_FILE
 from onesug_jax.tasks.features import Featurizer
@@ -30,7 +30,9 @@ FEATURES = {  # name: type on the disk; shapes [N, C], [N, C, K], [N, H], [N, H]
     "history_minutes": np.float32,
     "clock": np.int8,
     "prefix_row": np.int32,
+    "typed": np.int16,
     "target_candidate": np.int32,
+    "candidate_levels": np.int8,
     "query": np.int32,
     "level": np.int8,
     "row": np.int64,
@@ -38,12 +40,13 @@ FEATURES = {  # name: type on the disk; shapes [N, C], [N, C, K], [N, H], [N, H]
 
 
 class Texts:
-    """Prefix, query and profile values of the rows of one split's file."""
+    """Prefix, query, shown list and profile values of the rows of one split's file."""
 
     def __init__(self, path: str):
         profile = profile_columns(pq.read_schema(path))
-        table = pq.read_table(path, columns=["prefix", "query", *profile])
+        table = pq.read_table(path, columns=["prefix", "query", "shown", *profile])
         self.prefixes, self.queries = (table[n].to_pylist() for n in ("prefix", "query"))
+        self.shown = [texts or () for texts in table["shown"].to_pylist()]
         columns = [[value or "" for value in table[name].to_pylist()] for name in profile]
         self.profiles = list(zip(*columns, strict=True)) if columns else [()] * table.num_rows
 
@@ -58,6 +61,7 @@ def write(
     counts: Mapping[str, int],
     featurizer: Featurizer,
     prefix_row: Callable[[str], int],
+    number_of: Callable[[str], int],
 ) -> dict[str, dict]:
     """Writes the rows of all splits from one walk through time.
 
@@ -68,6 +72,7 @@ def write(
       counts: split -> how many rows of it the walk gives.
       featurizer: makes pieces.
       prefix_row: prefix -> its row in the table of prefixes, 0: none.
+      number_of: query -> its number, -1: none.
 
     Returns:
       {split: meta}.
@@ -83,6 +88,10 @@ def write(
                     prefixes = [texts.prefixes[row] for row in chosen]
                     part = {key: block[key][rows] for key in FEATURES if key in block}
                     part["prefix_row"] = np.array([prefix_row(p) for p in prefixes])
+                    part["typed"] = np.array([len(p) for p in prefixes])
+                    part["candidate_levels"] = levels_of(
+                        part, [[number_of(q) for q in texts.shown[row]] for row in chosen]
+                    )
                     inputs = [
                         featurizer.item_input(p, texts.profiles[r])
                         for p, r in zip(prefixes, chosen, strict=True)
@@ -98,6 +107,25 @@ def write(
         {"mixture": "onesug", "tasks": {TASK: 1.0}, "items": True},
     )
     return metas
+
+
+def levels_of(part: Mapping[str, np.ndarray], shown: Sequence[Sequence[int]]) -> np.ndarray:
+    """The behaviour level of every candidate, int8 `[B, C]`: the row's own for what was searched,
+    SHOW for what the user saw besides, NOT_SHOW for the rest; RAND where a place is empty.
+
+    Args:
+      part: `candidates [B, C]`, `target_candidate [B]`, `level [B]`.
+      shown: numbers of the queries that each row's list held.
+    """
+    candidates = part["candidates"]
+    levels = np.where(candidates > 0, Level.NOT_SHOW, Level.RAND).astype(np.int8)
+    for row, numbers in enumerate(shown):
+        if numbers:
+            seen = np.isin(candidates[row], np.array(numbers) + 1) & (candidates[row] > 0)
+            levels[row, seen] = Level.SHOW
+    hit = np.flatnonzero(part["target_candidate"])
+    levels[hit, part["target_candidate"][hit] - 1] = part["level"][hit]
+    return levels
 
 
 class _Writer:

@@ -25,6 +25,9 @@ class ItemLoader:
       seed: of the order.
       sizes: most candidates of a batch, ascending; what more a row has is left out of it.
       order_weight: what a row that ended in an order weighs; others weigh 1.
+      settled: share of the rows, from the first on, of which only those are taken whose query was
+        a candidate: a log begins with no query known, so nearly all are new there.
+      rows: the examples to take, by number; None: all but those.
       process_index, process_count: which rows of every batch this process reads.
       vocabulary: expected fingerprint of the vocabulary.
 
@@ -41,6 +44,8 @@ class ItemLoader:
         seed: int = 0,
         sizes: Sequence[int] = (8, 32, 64),
         order_weight: float = 1.0,
+        settled: float = 0.25,
+        rows: np.ndarray | None = None,
         process_index: int = 0,
         process_count: int = 1,
         vocabulary: str | None = None,
@@ -73,18 +78,22 @@ class ItemLoader:
         self.sizes = sorted({min(size, most) for size in sizes})
         room = np.count_nonzero(self.examples.arrays["candidates"], axis=1)
         group = np.minimum(np.searchsorted(self.sizes, room), len(self.sizes) - 1)
-        self._rows = [np.flatnonzero(group == number) for number in range(len(self.sizes))]
+        if rows is None:
+            place = self.examples.arrays["target_candidate"]
+            late = np.arange(len(place)) >= settled * len(place)
+            rows = np.flatnonzero((place > 0) & (room > 1) | late)
+        self._rows = [rows[group[rows] == number] for number in range(len(self.sizes))]
         streams, weights = [], []
-        for number, rows in enumerate(self._rows):
-            if len(rows):
+        for number, own in enumerate(self._rows):
+            if len(own):
                 mixed = int(np.random.SeedSequence([seed, number]).generate_state(1)[0])
-                stream = grain.MapDataset.source(rows).shuffle(seed=mixed).repeat()
+                stream = grain.MapDataset.source(own).shuffle(seed=mixed).repeat()
                 batch = _Batches(self, self.sizes[number])
                 stream = stream.batch(batch_size // process_count, batch_fn=batch)
                 streams.append(stream[process_index::process_count])
-                weights.append(float(len(rows)))
-        total = len(self.examples)
-        self._shares = {self.sizes[n]: len(rows) / total for n, rows in enumerate(self._rows)}
+                weights.append(float(len(own)))
+        self.rows = len(rows)
+        self._shares = {self.sizes[n]: len(own) / len(rows) for n, own in enumerate(self._rows)}
         mix = grain.MapDataset.mix
         self._batches = streams[0] if len(streams) == 1 else mix(streams, weights)
 
@@ -98,8 +107,10 @@ class ItemLoader:
         Returns:
           T5X's `encoder_input_tokens [B, L]`, `decoder_input_tokens`, `decoder_target_tokens` and
           `decoder_loss_weights [B, T]`; the items `candidates [B, size]`, `candidate_counts
-          [B, size, K]`, `history`, `history_minutes [B, H]`, `clock [B, 2]`, `prefix_row [B]`;
-          `target_candidate [B]`, the target's place + 1; `weight [B]`.
+          [B, size, K]`, `history`, `history_minutes [B, H]`, `clock [B, 2]`, `prefix_row [B]`,
+          `typed [B]`;
+          `target_candidate [B]`, the target's place + 1; `levels [B, size]`, behaviour levels of
+          the candidates; `weight [B]`.
         """
         given = self.examples.arrays
         order = np.argsort(rows, kind="stable")  # neighbours on the disk are read together
@@ -127,16 +138,18 @@ class ItemLoader:
             "history_minutes": read("history_minutes", np.float32),
             "clock": read("clock", np.int32),
             "prefix_row": read("prefix_row", np.int32),
+            "typed": read("typed", np.int32),
             "target_candidate": np.where(place <= size, place, 0),
+            "levels": read("candidate_levels", np.int32, slice(size)),
             "weight": np.where(levels == Level.ORDER, self.order_weight, 1.0).astype(np.float32),
         }
 
     def describe(self) -> str:
         """One line for logs."""
         shapes = ", ".join(f"{size}: {share:.0%}" for size, share in self._shares.items())
-        steps = -(-len(self.examples) // self.batch_size)
+        steps = -(-self.rows // self.batch_size)
         return (
-            f"{len(self.examples):,} rows in batches of {self.batch_size}, epoch {steps:,} steps; "
+            f"{self.rows:,} rows in batches of {self.batch_size}, epoch {steps:,} steps; "
             f"text {self.input_length}+{self.target_length}, candidates {shapes}"
         )
 

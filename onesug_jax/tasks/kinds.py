@@ -21,7 +21,6 @@ _PRESENT = np.zeros(0)  # stands for a vector: whether there is one is all that 
 class Row(NamedTuple):
     """One request and the query it ended in; lists newest or best first.
 
-    `worth` holds the grades of the related queries, if any, `minutes` the ages of the recent ones;
     `soft` is the number of the enhanced prefix in the table of vectors, 0: none.
     """
 
@@ -30,8 +29,6 @@ class Row(NamedTuple):
     recent: list[str]
     related: list[str]
     profile: list[str]
-    worth: list[str]
-    minutes: list[str]
     soft: int = 0
 
 
@@ -40,8 +37,7 @@ Kind = Callable[[Featurizer, Row], Example | None]
 
 def _request(row: Row) -> Request:
     vector = _PRESENT if row.soft else None
-    worth, minutes = tuple(map(int, row.worth)), tuple(map(float, row.minutes))
-    return Request(row.prefix, row.recent, row.related, row.profile, vector, worth, minutes)
+    return Request(row.prefix, row.recent, row.related, row.profile, vector)
 
 
 def query(featurizer: Featurizer, row: Row) -> Example | None:
@@ -53,7 +49,7 @@ def query_from_history(featurizer: Featurizer, row: Row) -> Example | None:
     """Nothing typed yet: history and profile -> the query. Rows without a history are left out."""
     if not row.recent:
         return None
-    request = _request(row._replace(prefix="", related=[], worth=[], soft=0))
+    request = _request(row._replace(prefix="", related=[], soft=0))
     return featurizer.inputs(request), featurizer.target(row.query)
 
 

@@ -29,8 +29,8 @@ import pyarrow.parquet as pq
 
 from onesug_jax.errors import UserError
 from onesug_jax.logs.history import with_history
-from onesug_jax.logs.schema import RECENT, RECENT_MINUTES, profile_columns, visitors_of
-from onesug_jax.tasks.features import Context, FeatureSpec, Featurizer, history_of
+from onesug_jax.logs.schema import RECENT, profile_columns
+from onesug_jax.tasks.features import Context, FeatureSpec, Featurizer
 from onesug_jax.tasks.kinds import ANY_PREFIX, KINDS, Kind, Row
 from onesug_jax.tasks.prefixes import PrefixDraw
 from onesug_jax.tasks.vocabulary import Vocabulary
@@ -164,7 +164,7 @@ def register(
     spec: FeatureSpec,
     *,
     context: Context | None = None,
-    soft: Mapping[tuple[str, str | None], int] | None = None,
+    soft: Mapping[str, int] | None = None,
     known: Callable[[str], bool] | None = None,
     redraw: PrefixDraw | None = None,
     tasks: Mapping[str, float] | None = None,
@@ -179,8 +179,7 @@ def register(
       vocabulary: the id space.
       spec: what of a request is shown, and the lengths.
       context: gives the related queries of every request; None: there are none.
-      soft: (prefix, None) -> number of its vector (from 1), (prefix, query) -> that of a training
-        row which needs its own; a prefix it lacks has no soft token.
+      soft: prefix -> number of its vector (from 1); a prefix it lacks has no soft token.
       known: queries that may be learnt; training rows that ended in another one are left out.
       redraw: gives the prefixes of the kind `query_any_prefix`, which needs it.
       tasks: kind -> rate; default {"query": 1.0}.
@@ -238,7 +237,7 @@ def log_source(
     splits: Mapping[str, str],
     spec: FeatureSpec,
     context: Context | None = None,
-    soft: Mapping[tuple[str, str | None], int] | None = None,
+    soft: Mapping[str, int] | None = None,
     known: Callable[[str], bool] | None = None,
     redraw: PrefixDraw | None = None,
 ) -> seqio.FunctionDataSource:
@@ -255,7 +254,7 @@ def log_source(
             lambda: _blocks(split, splits, spec, context, soft or {}, known, redraw),
             output_signature=signature,
         )
-        return blocks.prefetch(_AHEAD).unbatch()  # the context's processes need not wait for us
+        return blocks.prefetch(_AHEAD).unbatch()
 
     counts = {split: pq.read_metadata(path).num_rows for split, path in splits.items()}
     return seqio.FunctionDataSource(dataset_fn, splits=tuple(splits), num_input_examples=counts)
@@ -266,7 +265,7 @@ def _blocks(
     splits: Mapping[str, str],
     spec: FeatureSpec,
     context: Context | None,
-    soft: Mapping[tuple[str, str | None], int],
+    soft: Mapping[str, int],
     known: Callable[[str], bool] | None,
     redraw: PrefixDraw | None,
 ) -> Iterator[dict[str, np.ndarray]]:
@@ -278,7 +277,7 @@ def _blocks(
     until = SPLITS.index(split) if split in SPLITS else len(SPLITS)
     files = [path for name, path in splits.items() if name == split or name in SPLITS[:until]]
     profile = profile_columns(pq.read_schema(keep))
-    for batch in with_history(files, keep=keep, history=history_of(spec, context)):
+    for batch in with_history(files, keep=keep, history=spec.history):
         for start in range(0, batch.num_rows, BLOCK):
             rows = batch.slice(start, BLOCK)
             if known is not None and split == "train":
@@ -286,32 +285,21 @@ def _blocks(
             prefixes, queries = rows["prefix"].to_pylist(), rows["query"].to_pylist()
             if redraw is not None:
                 prefixes = redraw(rows["request_id"].to_pylist(), prefixes, queries)
-            recent, minutes = rows[RECENT].to_pylist(), rows[RECENT_MINUTES].to_pylist()
-            own = queries if split == "train" else [None] * len(prefixes)
-            numbers = [
-                soft.get((p, q)) or soft.get((p, None), 0)
-                for p, q in zip(prefixes, own, strict=True)
-            ]
+            recent = rows[RECENT].to_pylist()
+            numbers = [soft.get(prefix, 0) for prefix in prefixes]
             values = [rows[name].cast(pa.string()).to_pylist() for name in profile]
             profiles: list[Sequence[str]] = [()] * rows.num_rows
             if values:
                 profiles = [[v or "" for v in row] for row in zip(*values, strict=True)]
             found: Sequence[Sequence[str]] = [()] * rows.num_rows
             if context is not None and spec.related:
-                found = context.related(prefixes, recent, own, profiles, minutes)
-                found = [row[: spec.related] for row in found]
-            worth: Sequence[Sequence[int]] = [()] * rows.num_rows
-            if context is not None and spec.worth:
-                visitors = visitors_of(rows) if split == "train" else None
-                worth = context.worth(found, visitors)
+                found = [row[: spec.related] for row in context.related(prefixes)]
             fields: dict[str, Iterable[str]] = {  # of `Row`, in its order, as text
                 "prefix": prefixes,
                 "query": queries,
                 "recent": map(_lines, recent),
                 "related": map(_lines, found),
                 "profile": map(_lines, profiles),
-                "worth": ("\n".join(map(str, row)) for row in worth),
-                "minutes": ("\n".join(map(str, row)) for row in minutes),
                 "soft": map(str, numbers),
             }
             yield {
@@ -352,11 +340,9 @@ def featurise(
         examples = []
         for fields in zip(*columns, strict=True):
             prefix, query, *texts, number = (text.decode() for text in fields)
-            recent, related, profile, worth, minutes = (
-                text.split("\n") if text else [] for text in texts
-            )
+            recent, related, profile = (text.split("\n") if text else [] for text in texts)
             vector = int(number) if soft else 0
-            row = Row(prefix, query, recent, related, profile, worth, minutes, vector)
+            row = Row(prefix, query, recent, related, profile, vector)
             if (example := kind(featurizer, row)) is not None:
                 has = row.soft and vocabulary.soft_id in example[0]
                 examples.append((*example, np.array([row.soft] if has else [], np.int32)))

@@ -4,7 +4,7 @@
 Text is cut by a SentencePiece unigram model with byte fallback, trained on the shop's own
 normalised queries, so that any text goes there and back unchanged. Behind the pieces stand the
 markers that open each item of the encoder input (PAPER.md section 1: prefix, related queries,
-history, profile) or grade it, and one token for every (level, code) of the semantic ids
+history, profile), and one token for every (level, code) of the semantic ids
 (section 2.4). Ids that nothing uses fill the space up to a multiple of 128, which keeps the
 embedding table easy to shard.
 
@@ -33,15 +33,13 @@ import sentencepiece
 
 from onesug_jax.errors import UserError
 from onesug_jax.files import atomic_write, fingerprint
-from onesug_jax.logs import ages, worth
 
 PIECES_FILE = "pieces.model"
 VOCABULARY_FILE = "vocabulary.json"
 SECTIONS = ("related", "history", "profile")
 RANKS = 16  # items of a section with a marker of their own; those after share the last
 MARKERS = ("prefix", "soft", "ids", *(f"{s}{r}" for s in SECTIONS for r in range(1, RANKS + 1)))
-MARKERS += tuple(f"worth{grade}" for grade in range(worth.GRADES))
-MARKERS += tuple(f"age{grade}" for grade in range(ages.GRADES))
+MARKERS += tuple(f"worth{n}" for n in range(8)) + tuple(f"age{n}" for n in range(6))  # unused
 MINIMUM_PIECES = 320  # 256 bytes, three specials, and a few characters
 
 _ROUND = 128
@@ -88,10 +86,6 @@ class Vocabulary:
         self.ids_id = marker["ids"]  # opens a semantic id that is read
         # An item is opened by its section and rank in one: the best related query says so itself.
         self.item_ids = {s: [marker[f"{s}{r}"] for r in range(1, RANKS + 1)] for s in SECTIONS}
-        # A related query's grade stands before its marker (`logs.worth`).
-        self.worth_ids = [marker[f"worth{grade}"] for grade in range(worth.GRADES)]
-        # How long ago a history query was searched stands in its marker's stead (`logs.ages`).
-        self.age_ids = [marker[f"age{grade}"] for grade in range(ages.GRADES)]
         self._sid_base = self.last_marker + 1
         used = self._sid_base + sid_levels * sid_codes
         self.size: int = -(-used // _ROUND) * _ROUND

@@ -167,7 +167,7 @@ def set_schedule_step(opt_state: Any, step: int) -> Any:
 class WeightAverage(NamedTuple):
     """State of `average_weights`: updates so far, and the average, a tree like the parameters."""
 
-    count: jax.Array
+    updates: jax.Array
     average: Any
 
 
@@ -183,7 +183,7 @@ def average_weights(decay: float) -> optax.GradientTransformation:
         return WeightAverage(jnp.zeros((), jnp.int32), optax.tree.zeros_like(params))
 
     def update(updates: Any, state: WeightAverage, params: Any = None):
-        count = state.count.astype(jnp.float32)
+        count = state.updates.astype(jnp.float32)
         share = jnp.minimum(decay, count / (count + 9))
         average = jax.tree.map(
             lambda old, weight, change: share * old + (1 - share) * (weight + change),
@@ -191,7 +191,7 @@ def average_weights(decay: float) -> optax.GradientTransformation:
             params,
             updates,
         )
-        return updates, WeightAverage(state.count + 1, average)
+        return updates, WeightAverage(state.updates + 1, average)
 
     return optax.GradientTransformation(init, update)
 
@@ -202,7 +202,7 @@ def averaged(opt_state: Any, params: Any) -> Any:
     """
     parts = jax.tree.leaves(opt_state, is_leaf=lambda part: isinstance(part, WeightAverage))
     for part in parts:
-        if isinstance(part, WeightAverage) and int(part.count):
+        if isinstance(part, WeightAverage) and int(part.updates):
             return part.average
     return params
 

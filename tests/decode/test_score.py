@@ -264,15 +264,10 @@ def test_requests_bring_the_candidates_asked_for():
     """Related queries first, then the prefix's pool, without repeats; none where nobody asks."""
 
     class Known:
-        history = 0
-
-        def related(self, prefixes, histories, without=None, profiles=None, minutes=None):
+        def related(self, prefixes):
             return [["b", "z"] for _ in prefixes]
 
-        def worth(self, related, visitors=None):
-            return [[] for _ in related]
-
-        def vectors(self, prefixes, without=None):
+        def vectors(self, prefixes):
             return None
 
         def pools(self, prefixes, k):

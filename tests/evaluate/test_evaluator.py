@@ -148,25 +148,17 @@ def test_a_hit_is_an_exact_match_after_normalisation():
 
 
 class Known:
-    history = 0
+    def related(self, prefixes):
+        return [[p + "!"] for p in prefixes]
 
-    def related(self, prefixes, histories, without=None, profiles=None, minutes=None):
-        assert without is None, "a scored row is no training row"
-        return [[p + "!", *h] for p, h in zip(prefixes, histories, strict=True)]
-
-    def worth(self, related, visitors=None):
-        assert visitors is None, "a scored row is no training row"
-        return [[len(texts)] * len(texts) for texts in related]
-
-    def vectors(self, prefixes, without=None):
+    def vectors(self, prefixes):
         return np.array([[len(p)] for p in prefixes], np.float32)
 
 
 def test_what_is_known_of_a_request_reaches_the_suggester():
     def suggest(requests):
-        assert all(r.related == (r.prefix + "!", *r.history) for r in requests)
+        assert all(r.related == (r.prefix + "!",) for r in requests)
         assert all(r.vector.tolist() == [len(r.prefix)] for r in requests)
-        assert all(set(r.worth) == {len(r.related)} for r in requests)
         return [[] for _ in requests]
 
     result = evaluator.evaluate(

@@ -70,6 +70,37 @@ def test_tables_agree_with_the_metrics(evaluation, tmp_path):
     assert means == [round(value, 2) for value in wanted]
 
 
+def test_a_slice_is_green_only_where_the_model_leads(evaluation, tmp_path):
+    text = open(page.write_page(evaluation, str(tmp_path)), encoding="utf-8").read()
+    rows = dict(re.findall(r"<tr><td>([\w +-]+)</td>(.*?)</tr>", text.split("By slice")[1]))
+    rivals = [evaluation.metrics[name] for name in ("most_popular", "sft")]
+    for label, own in evaluation.metrics["model"].items():
+        best = max(rival[label]["mrr@16"] or 0.0 for rival in rivals)
+        row = rows[re.sub(r"(\d)_(\d)", r"\1-\2", label).replace("_", " ")]
+        assert ("class=ours" in row) == ((own["mrr@16"] or 0.0) > best), label
+    assert "class=ours" in rows["all"] and "class=ours" not in rows["click"]
+
+
+def test_a_replay_says_its_freshness_and_the_share_of_the_way(evaluation, tmp_path):
+    best = pa.array([1, 1, 1, 1], pa.int32())
+    now = pa.array([0, 1, 1, 0], pa.int32())
+    rows = evaluation.rows
+    for name, ranks in (("best_possible", best), ("most_popular_now", now)):
+        rows = rows.append_column(f"rank_{name}", ranks)
+        rows = rows.append_column(f"list_{name}", rows["list_model"])
+    scores = Evaluation(summarise(rows), rows, "1d")
+    text = open(page.write_page(scores, str(tmp_path)), encoding="utf-8").read()
+    assert "what was known 1d before it" in text
+    found = {
+        name: re.findall(r"<td>(-?[\d.]+ %|-)</td>", row)
+        for name, row in re.findall(r"<tr><td>(?:<b>)?([\w ()]+)(?:</b>)?</td>(.*?)</tr>", text)
+        if "%" in row
+    }
+    assert found["model"] == ["50 %", "100 %"], "3 of 4 right; as of now 2 of 4"
+    assert found["best possible"] == ["100 %", "100 %"]
+    assert found["most popular (as of now)"] == ["0 %", "0 %"]
+
+
 def test_the_interval_is_that_of_resampled_requests():
     values = np.array([1.0] * 30 + [0.5] * 20 + [0.0] * 50)
     random = np.random.default_rng(1)

@@ -1,6 +1,7 @@
 """A replay answers each request with what was visible then, and enters it afterwards."""
 
 import collections
+import dataclasses
 
 import numpy as np
 import pyarrow as pa
@@ -99,17 +100,67 @@ def test_lists_made_elsewhere_are_a_rival_and_must_be_complete(log):
     lists = {row["request_id"]: [row["query"]] for row in dev}
     table = replayed(files, listed={"best possible": lists})
     assert set(table["rank_best possible"].to_pylist()) == {1}
+    orders = {row["request_id"]: ["lace", row["query"]] for row in dev}
+    orders |= {row["request_id"]: ["lamp", "lace"] for row in dev if row["query"] == "lace"}
+    both = replayed(files, listed={"best possible": lists, "best possible_order": orders})
+    scores = evaluator.summarise(both)
+    assert list(scores)[-1] == "best possible", "the lists for orders are no suggester of their own"
+    assert scores["best possible"]["all"]["mrr@16"] == 100.0
+    assert scores["best possible"]["order"]["mrr@16"] == 50.0
+    assert evaluator.headline(both, ["best possible"], 16)["best possible"][3][0] == 50.0
     del lists[dev[5]["request_id"]]
     with pytest.raises(UserError, match=dev[5]["request_id"]):
         replayed(files, listed={"best possible": lists})
 
 
+@dataclasses.dataclass
+class Written:
+    text: str
+    score: float
+    written: bool
+
+
+def test_queries_that_the_model_wrote_are_counted(log):
+    _, dev, files = log
+
+    def suggest(requests):
+        ours = [("lace", False), ("", True)]
+        return [
+            [
+                Written(t or f"lace {r.profile[0]}", 0, own and r.profile[0] < "u4")
+                for t, own in ours
+            ]
+            for r in requests
+        ]
+
+    table = replayed(files, suggesters={"model": suggest, "plain": lambda rs: [["a"] for _ in rs]})
+    scores = evaluator.summarise(table, plausible=lambda query: query != "lace u0")
+    few = [row["user_id"] for row in dev if row["user_id"] < "u4"]
+    own = scores["model"]["all"]
+    assert own["written"] == pytest.approx(100 * len(few) / len(dev))
+    assert own["written_plausible"] == pytest.approx(100 * np.mean([user != "u0" for user in few]))
+    assert "written" not in scores["plain"]["all"]
+
+
+def test_nothing_after_the_last_wanted_row_is_read(log):
+    _, dev, files = log
+    seen = []
+
+    class Watched(AsOf):
+        def observe(self, time_ms, *rest):
+            seen.append(time_ms)
+            super().observe(time_ms, *rest)
+
+    state = Watched(WORDS, AsOfConfig(few=0))
+    replay(state, files, files[1], rivals(state, state.config), limit=3, progress=False)
+    assert max(seen) == max(row["timestamp_ms"] for row in dev[:3])
+
+
 def test_the_best_half_life_is_the_one_with_the_highest_metric():
-    config = AsOfConfig()
     scores = {"searches_3d": 3.0, "searches_14d": 4.0, "most_popular_now": 9.0, "model": 9.0}
     metrics = {name: {"all": {"mrr@16": value}} for name, value in scores.items()}
-    assert baselines.best_decayed(metrics, config) == "searches_14d"
-    assert baselines.best_decayed({"model": metrics["model"]}, config) is None
+    assert baselines.best_decayed(metrics) == "searches_14d"
+    assert baselines.best_decayed({"model": metrics["model"]}) is None
 
 
 def test_a_split_that_is_not_of_the_log_or_empty_is_an_error(log, tmp_path):

@@ -1,13 +1,14 @@
 """The report: stored numbers are unrounded, tables line up, plots are there, lists read well."""
 
 import json
+import re
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
 from onesug_jax.errors import UserError
-from onesug_jax.evaluate import report
+from onesug_jax.evaluate import headline, report
 from onesug_jax.evaluate.evaluator import Evaluation
 
 SCORES = {"hr@16": 200 / 3, "mrr@16": 100 / 3, "ndcg@16": 40.0, "success@10": 50.0, "mrr@10": 30.0}
@@ -61,13 +62,59 @@ def test_missing_metrics_are_named(tmp_path):
         report.read_metrics(str(tmp_path))
 
 
-def test_headline_shows_both_and_their_ratio():
-    lines = report.format_headline(make_metrics()).splitlines()
-    assert lines[0].split() == ["metric", "most", "popular", "model", "ratio", "requests"]
-    assert lines[2].split() == ["all", "searches", "HR@16", "53.33", "66.67", "x1.250", "1,234"]
-    assert lines[3].split()[2:] == ["MRR@16", "26.67", "33.33", "x1.250", "1,234"]
-    assert lines[4].startswith("with an order")
-    assert len({len(line) for line in lines}) == 1
+def cells(table: str) -> dict[str, list[str]]:
+    """First cell of each line -> its others; columns are two or more spaces apart."""
+    rows = [re.split(r" {2,}", line) for line in table.splitlines()]
+    return {first: others for first, *others in rows}
+
+
+def test_headline_of_a_text_model():
+    found = cells(report.format_headline(make_metrics()))
+    assert found["in per cent"] == ["HR@16", "MRR@16", "orders HR@16", "orders MRR@16"]
+    assert list(found)[2:] == ["most popular", "model", "requests"]
+    assert found["model"] == ["66.67", "33.33"] * 2 and found["most popular"][1] == "26.67"
+    assert found["requests"] == ["1,234", "1,234"]
+
+
+def replayed_metrics() -> dict:
+    """Of a replay on a simulated log: the model is half the way from 40 to 80."""
+    values = {"model": 60.0, "searches_0.1d": 30.0, "most_popular": 20.0, "sft": 50.0}
+    values |= {"searches_3d": 45.0, "searches_0.708d": 44.0, "most_popular_now": 40.0}
+    values |= {"best_possible": 80.0, "cascade": 55.0}
+    slices = ("all", "order", "new_query")
+    scores = {
+        n: {s: {**dict.fromkeys(SCORES, v), "n": 9} for s in slices} for n, v in values.items()
+    }
+    scores["model"]["new_query"]["mrr@16"] = 0.0
+    return scores
+
+
+def test_headline_of_a_replay_goes_from_the_simplest_to_the_best_possible():
+    metrics = replayed_metrics()
+    found = cells(report.format_headline(metrics))
+    assert list(found)[2:-1] == [
+        *("most popular (frozen)", "most popular (as of now)"),
+        *("best decayed count (half-life 3 d)", "cascade", "sft", "model", "best possible"),
+    ]
+    assert found["model"] == ["60.00", "60.00", "50"] * 2
+    assert found["most popular (frozen)"][2] == "-50" and found["best possible"][2] == "100"
+    metrics["searches_0.708d"]["all"]["mrr@16"] = 46.0
+    assert "best decayed count (half-life 17 h)" in report.format_headline(metrics)
+    assert "itself" not in report.format_headline(metrics)
+    metrics["model"]["all"] |= {"written": 12.34, "written_plausible": 98.0}
+    assert report.format_headline(metrics).splitlines()[-1] == (
+        "12.3 % of the lists hold a query that the model wrote itself; 98.0 % of those queries are "
+        "made of words of the shop"
+    )
+
+
+def test_the_model_leads_only_where_every_rival_but_the_oracle_is_behind():
+    metrics = replayed_metrics()
+    names = list(headline.lines(metrics))
+    assert headline.leads(metrics, "all", "mrr@16", names)
+    assert not headline.leads(metrics, "new_query", "mrr@16", names)
+    metrics["cascade"]["all"]["mrr@16"] = 60.0
+    assert not headline.leads(metrics, "all", "mrr@16", names)
 
 
 def test_two_runs_and_how_far_the_second_is_ahead():
@@ -88,13 +135,8 @@ def test_headline_without_any_order():
     metrics = make_metrics()
     for name in metrics:
         metrics[name]["order"] = {**EMPTY, "n": 0}
-    assert report.format_headline(metrics).splitlines()[4].split()[3:] == [
-        "HR@16",
-        "-",
-        "-",
-        "-",
-        "0",
-    ]
+    found = cells(report.format_headline(metrics))
+    assert found["model"][2:] == ["-", "-"] and found["requests"] == ["1,234", "0"]
 
 
 def test_slice_table_has_every_slice():

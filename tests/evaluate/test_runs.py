@@ -1,6 +1,7 @@
 """Runs side by side: rows, seeds, intervals, the difference request by request."""
 
 import dataclasses
+import shutil
 
 import numpy as np
 import pyarrow as pa
@@ -127,15 +128,24 @@ def test_other_requests_are_not_compared(tmp_path):
     rows, orders = rows_and_orders(one=[run_of([1, 2])], other=[run_of([1, 2, 3], truth="p")])
     assert runs.ahead(rows[1], rows[0], orders) is None
     assert "not the same requests" in runs.format_ahead(rows, rows[0], orders)
-    with pytest.raises(UserError, match=r"metrics.json.*run evaluate"):
+
+
+def test_a_run_is_one_report_of_a_work_directory(tmp_path):
+    with pytest.raises(UserError, match=r"lists.parquet.*run evaluate first"):
         runs.read_run(str(tmp_path))
-    (tmp_path / "report").mkdir()
+    (tmp_path / "report" / "monday").mkdir(parents=True)
     one = run_of([1], rivals=["most_popular"])
-    (tmp_path / "report" / "metrics.json").write_text('{"model": {}}')
-    with pytest.raises(UserError, match=r"lists.parquet.*run evaluate"):
-        runs.read_run(str(tmp_path))
-    pq.write_table(one.lists, tmp_path / "report" / "lists.parquet")
-    assert runs.read_run(str(tmp_path), minutes=3.0).minutes == 3.0
+    pq.write_table(one.lists, tmp_path / "report" / "monday" / "lists.parquet")
+    with pytest.raises(UserError, match=r"metrics.json.*run evaluate"):
+        runs.read_run(str(tmp_path), "monday")
+    (tmp_path / "report" / "monday" / "metrics.json").write_text('{"model": {}}')
+    assert runs.read_run(str(tmp_path), "monday", minutes=3.0).minutes == 3.0
+    assert runs.read_run(str(tmp_path)).lists.equals(one.lists), "there is no other"
+    with pytest.raises(UserError, match=r"tuesday.*--report"):
+        runs.read_run(str(tmp_path), "tuesday")
+    shutil.copytree(tmp_path / "report" / "monday", tmp_path / "report" / "dev")
+    (tmp_path / "report" / "dev" / "metrics.json").write_text('{"model": {"all": {}}}')
+    assert runs.read_run(str(tmp_path)).metrics == {"model": {"all": {}}}
 
 
 def test_lists_in_the_order_of_what_is_bought():
@@ -155,8 +165,8 @@ def test_lists_in_the_order_of_what_is_bought():
     )
 
     def weighed(rows, kappa):
-        worth = lambda queries: np.array([shares.get(text, 0.0) for text in queries])  # noqa: E731
-        found = runs.by_worth(runs.Run({}, rows), worth, kappa, slices=SliceSpec())
+        shares_of = lambda queries: np.array([shares.get(text, 0.0) for text in queries])  # noqa: E731
+        found = runs.by_orders(runs.Run({}, rows), shares_of, kappa, slices=SliceSpec())
         assert found.metrics["model"]["order"]["n"] == found.metrics["model"]["unseen"]["n"] == 1
         return found.lists["rank_model"].to_pylist(), found.lists["list_model"].to_pylist()[0]
 

@@ -25,7 +25,6 @@ QUICK = [
     "--gin.align.steps=0",
     "--gin.align.recall_pairs=0",
     "--gin.quantize.method=rq_kmeans",
-    "--gin.rank.steps=0",
     "--gin.FeatureSpec.soft=False",
     "--gin.pretrain.evaluate_every=0",
     "--gin.rwr.steps=0",
@@ -82,17 +81,17 @@ def pictures(notebook):
 
 def test_table_plots_lists_and_two_runs(work, path, project_root, tmp_path):
     other = shutil.copytree(work, tmp_path / "other")
-    metrics = json.loads((other / "report" / "metrics.json").read_text())
+    metrics = json.loads((other / "report" / "dev" / "metrics.json").read_text())
     metrics["model"]["all"]["mrr@16"] -= 1.5
-    (other / "report" / "metrics.json").write_text(json.dumps(metrics))
+    (other / "report" / "dev" / "metrics.json").write_text(json.dumps(metrics))
     given = {"WORK_DIR": str(work), "OTHER_WORK_DIR": str(other), "HISTORY": ["lamp"]}
     notebook, client = runner(path, project_root, PREFIX="S", **given)
     client.execute()
     texts = printed(notebook)
     told = "\n".join(texts)
 
-    [table] = [text for text in texts if "ratio" in text]
-    assert "most popular" in table and "with an order" in table
+    [table] = [text for text in texts if "orders HR@16" in text]
+    assert "most popular" in table and "model" in table
     [slices] = [text for text in texts if text.startswith("MRR@16")]
     assert "prefix_2_3" in slices and "HR@16" in slices
     assert len(pictures(notebook)) == 4, "by prefix length and by slice, for rivals and for runs"
@@ -111,7 +110,7 @@ def test_a_work_dir_without_a_report_is_told(path, project_root, tmp_path):
     with pytest.raises(nbclient.exceptions.CellExecutionError) as failed:
         client.execute()
     assert failed.value.ename == "UserError"
-    assert str(tmp_path / "report" / "metrics.json") in failed.value.evalue
+    assert str(tmp_path / "report" / "dev" / "metrics.json") in failed.value.evalue
     assert "run evaluate first" in failed.value.evalue
     shown = failed.value.traceback
     assert "error: " in shown and "site-packages" not in shown and "line " not in shown

@@ -26,7 +26,6 @@ TINY = {
     "RqVaeConfig.codes": 8,
     "RqVaeConfig.hidden": "[16]",
     "quantize.steps": 4,
-    "rank.steps": 0,
     "rwr.steps": 0,
     "pretrain.evaluate_every": 0,
     "BeamConfig.beams": 4,
@@ -77,8 +76,8 @@ def test_amazonqac_from_its_files_to_its_metrics(project_root, tmp_path):
         pq.write_table(table, tmp_path / "qac" / name / "part-00000.snappy.parquet")
     told = run(project_root, "amazonqac", tmp_path / "qac", tmp_path / "work")
     assert "SUCCESS@10" in told and "MRR@10" in told
-    assert os.path.exists(tmp_path / "work" / "report" / "index.html")
-    assert pq.read_table(tmp_path / "work" / "report" / "lists.parquet").num_rows == 6
+    assert os.path.exists(tmp_path / "work" / "report" / "test" / "index.html")
+    assert pq.read_table(tmp_path / "work" / "report" / "test" / "lists.parquet").num_rows == 6
 
 
 @pytest.mark.slow
@@ -97,7 +96,7 @@ def test_kuaisearch_from_files_in_its_schema(project_root, tmp_path):
         (folder / f"{name}.jsonl").write_text("".join(lines), encoding="utf-8")
     told = run(project_root, "kuaisearch", folder, tmp_path / "work")
     assert "HR@16" in told and "MRR@16" in told and "most popular" in told
-    lists = pq.read_table(tmp_path / "work" / "report" / "lists.parquet")
+    lists = pq.read_table(tmp_path / "work" / "report" / "dev" / "lists.parquet")
     dev = pq.read_table(tmp_path / "work" / "log" / "dev.parquet")  # the newest half of a day
     assert lists["truth"].to_pylist() == dev["query"].to_pylist()
     assert lists.num_rows == 12 and set(lists["truth"].to_pylist()) <= set(queries)

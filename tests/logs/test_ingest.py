@@ -407,6 +407,17 @@ def test_rows_of_the_future_and_of_long_ago_leave_the_split_alone(tmp_path, out,
         ingest(path, out, max_bad_share=0)
 
 
+def test_a_log_that_is_not_split_may_begin_with_a_row_of_long_before(tmp_path, out):
+    rows = [
+        row(900, timestamp_ms=START - 40 * DAY),
+        *log(50),
+        row(901, timestamp_ms=START + 40 * DAY),
+    ]
+    report = ingest(write_jsonl(tmp_path / "log.jsonl", rows), out, dev_days=0)
+    assert report.set_aside == 1 and rows_of(out)[0]["request_id"] == "r0900"
+    assert aside(out)[0]["row"] == 52
+
+
 @pytest.mark.parametrize("unit", [1e-3, 1e3, 1e6])
 @pytest.mark.parametrize("write", [write_jsonl, write_csv])
 def test_times_in_another_unit_are_converted_and_said(tmp_path, out, capsys, unit, write):

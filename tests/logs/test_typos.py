@@ -4,8 +4,7 @@ import pytest
 
 from onesug_jax.logs.completion import CompletionIndex
 from onesug_jax.logs.typos import Corrections
-from onesug_jax.represent.formula import RelatedConfig
-from onesug_jax.represent.related import RelatedQueries
+from onesug_jax.retrieval.related import RelatedQueries
 
 COUNTS = {"dress long": 20, "dress": 9, "der": 4, "deck": 30, "address": 2, "裙子红": 3, "裙": 1}
 
@@ -44,23 +43,10 @@ def test_a_swap_is_likelier_than_a_wrong_letter():
     assert found["ders"[:-1]] < 1.0
 
 
-def related(typos, **config):
-    return RelatedQueries(index(), 3, RelatedConfig(typos=typos, **config))
-
-
 def test_a_slip_leads_to_what_was_meant():
-    assert related(True).related(["ders"], [[]]) == [["dress long", "dress", "der"]]
-    assert related(False).related(["ders"], [[]]) == [[]]
-    assert related(True, pool=0).related(["ders"], [[]]) == [[]], "no pool, no slips"
+    known = RelatedQueries(index(), 3)
+    assert known.pools(["ders"], 3) == [("dress long", "dress", "der")]
 
 
 def test_what_is_known_as_typed_is_never_corrected():
-    assert related(True).related(["de"], [[]]) == [["deck", "der"]]
-
-
-def test_a_training_row_does_not_find_itself_by_its_own_slip():
-    alone = related(True).related(["addrse"], [[]], without=["address"])
-    assert alone == [["address"]], "somebody else searched it, too"
-    single = index({**COUNTS, "address": 1})
-    found = RelatedQueries(single, 3).related(["addrse"], [[]], without=["address"])
-    assert found == [[]]
+    assert RelatedQueries(index(), 3).pools(["de"], 3) == [("deck", "der")]

@@ -31,6 +31,7 @@ class WorkDirMachine(RuleBasedStateMachine):
         self.work = self.home / "work"
         self.rows, self.steps = 3, 3  # what WORK_DIR remembers
         self.answer = None  # what `suggest` must say: the state of the newest finished model
+        self.asked = 0  # most steps that were ever asked for; a killed run may have come so far
 
     def teardown(self):
         shutil.rmtree(self.home)
@@ -45,8 +46,11 @@ class WorkDirMachine(RuleBasedStateMachine):
     def finished(self, rows, steps):
         """The command came to its end: the model is the one that was asked for."""
         trained = int(self.answer.split()[0]) if self.answer and rows == self.rows else 0
-        self.rows, self.steps = rows, steps
-        self.answer = self.expected(rows, max(steps, trained))
+        self.rows, self.steps, self.asked = rows, steps, max(self.asked, steps)
+        _, text = self.command("suggest")
+        done = int(text.split()[-2])
+        assert max(steps, trained) <= done <= self.asked, text
+        self.answer = self.expected(rows, done)
 
     def refused(self, *words, says):
         before = shop.tree(self.home)
@@ -68,28 +72,28 @@ class WorkDirMachine(RuleBasedStateMachine):
     def train_for(self, steps, kill_at):
         """More or fewer steps, perhaps killed: it goes on, and nothing finished is lost."""
         words = (f"--gin.collect.rows={self.rows}", f"--gin.teach.steps={steps}")
+        self.asked = max(self.asked, steps)
         code, text = self.command("run", *words, kill_at=kill_at)
         if code == 0:
             self.finished(self.rows, steps)
         else:
             assert code == -9, text
-            self.look(steps)
+            self.look()
 
     @rule(rows=st.integers(1, 5), kill_at=st.one_of(st.none(), st.integers(1, 160)))
     def restart_with_another_log(self, rows, kill_at):
         flags = (f"--gin.collect.rows={rows}", f"--gin.teach.steps={self.steps}")
         code, text = self.command("run", *flags, "--restart=collect", kill_at=kill_at)
-        trained = int(self.answer.split()[0]) if self.answer and rows == self.rows else 0
-        new = self.expected(rows, max(self.steps, trained))  # the same rows: the same state
         if code:
             assert code == -9, text
             code, text = self.command("suggest")  # the old model, or the new if it was renamed
             last = text.strip().splitlines()[-1]
-            assert last in (self.answer, new) if self.model_there() else code == 2, text
+            new = [self.expected(rows, steps) for steps in range(self.steps, self.asked + 1)]
+            assert last in (self.answer, *new) if self.model_there() else code == 2, text
             flags = (*flags, "--restart=collect")  # given again, it comes to its end
             code, text = self.command("run", *flags)
             assert code == 0, text
-        self.rows, self.answer = rows, new
+        self.finished(rows, self.steps)
 
     @rule(rows=st.integers(6, 9))
     def another_log_without_a_word(self, rows):
@@ -133,7 +137,7 @@ class WorkDirMachine(RuleBasedStateMachine):
     def model_there(self):
         return (self.work / "pretrain" / "bundle").is_dir()
 
-    def look(self, steps):
+    def look(self):
         """After a kill: the old answer, or the new one if it had taken its place."""
         code, text = self.command("suggest")
         last = text.strip().splitlines()[-1]
@@ -141,8 +145,7 @@ class WorkDirMachine(RuleBasedStateMachine):
             assert self.answer is None and code == 2, text
             return
         if self.answer is None or last != self.answer:
-            trained = int(self.answer.split()[0]) if self.answer else 0
-            assert last == self.expected(self.rows, max(steps, trained)), text
+            assert last == self.expected(self.rows, int(last.split()[0])), text
             self.answer = last
 
     @invariant()

@@ -13,7 +13,7 @@ from onesug_jax.decode.suggester import Suggester
 from onesug_jax.logs.completion import CompletionIndex
 from onesug_jax.model.config import ModelConfig
 from onesug_jax.model.seq2seq import Seq2Seq
-from onesug_jax.represent.related import RelatedQueries
+from onesug_jax.retrieval.related import RelatedQueries
 from onesug_jax.serve.app import make_app
 from onesug_jax.serve.cache import Cache
 from onesug_jax.serve.engine import Engine, EngineConfig

@@ -253,7 +253,7 @@ def test_a_port_that_is_taken_is_told_with_its_mend(tmp_path, capfd):
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
         work = tmp_path / "work"
-        for folder in ("pretrain", "vocab", "mined", "encoder", "semantic_ids", "index", "ranking"):
+        for folder in ("pretrain", "vocab", "mined", "encoder", "semantic_ids", "index"):
             (work / folder).mkdir(parents=True)
             for name in ("model.json", "a.json", "a.safetensors", "a.npy", "a.npz"):
                 (work / folder / name).write_text("{}")
@@ -266,7 +266,7 @@ def test_a_model_that_cannot_be_loaded_ends_the_server_with_its_reason(tmp_path,
     work = tmp_path / "work"
     assert main.main(["serve", f"--gin.WORK_DIR={work}"]) == 2
     assert "pretrain" in capsys.readouterr().err
-    for folder in ("pretrain", "vocab", "mined", "encoder", "semantic_ids", "index", "ranking"):
+    for folder in ("pretrain", "vocab", "mined", "encoder", "semantic_ids", "index"):
         (work / folder).mkdir(parents=True)
         for name in ("model.json", "a.json", "a.safetensors", "a.npy", "a.npz"):
             (work / folder / name).write_text(json.dumps({}))

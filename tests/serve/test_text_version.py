@@ -9,7 +9,7 @@ from onesug_jax.decode.known import Filter
 from onesug_jax.decode.shapes import Shapes
 from onesug_jax.errors import UserError
 from onesug_jax.logs.completion import CompletionIndex
-from onesug_jax.represent.related import RelatedQueries
+from onesug_jax.retrieval.related import RelatedQueries
 from onesug_jax.serve.cache import Cache
 from onesug_jax.serve.config import EngineConfig
 from onesug_jax.serve.levels import Pace

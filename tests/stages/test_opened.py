@@ -1,26 +1,27 @@
 """What stages open belongs together, or they say what does not."""
 
 import shutil
+import types
 
 import pytest
 
-from onesug_jax import workdir
 from onesug_jax.errors import UserError
 from onesug_jax.logs.completion import CompletionIndex
-from onesug_jax.represent.formula import RelatedConfig
+from onesug_jax.pipeline.workdir import WorkDir
 from onesug_jax.stages import opened
 from onesug_jax.tasks.features import FeatureSpec
 
 
 def test_an_index_of_other_queries_is_refused(tmp_path):
-    work = workdir.WorkDir(str(tmp_path))
+    work = WorkDir(str(tmp_path))
+    context = types.SimpleNamespace(work=work)
     CompletionIndex.from_counts(["lamp", "tent"], [1, 2]).save(work.mined)
     (tmp_path / "index").mkdir()
     with pytest.raises(UserError, match="queries of the prefix index.*run index first"):
-        opened.related_in(work, RelatedConfig(), FeatureSpec())
+        opened.related(context, FeatureSpec())
     (tmp_path / "index" / "queries.txt").write_text("lamp\nmug\ntent\n", encoding="utf-8")
     with pytest.raises(UserError, match=r"other queries \(3\) than .*mined now holds \(2\); run"):
-        opened.related_in(work, RelatedConfig(), FeatureSpec())
+        opened.related(context, FeatureSpec())
     shutil.copy(tmp_path / "mined" / "queries.txt", tmp_path / "index" / "queries.txt")
-    with pytest.raises(FileNotFoundError, match="alignment.json"):  # on to the next part
-        opened.related_in(work, RelatedConfig(), FeatureSpec())
+    with pytest.raises(UserError, match="alignment.json"):  # on to the next part
+        opened.related(context, FeatureSpec())

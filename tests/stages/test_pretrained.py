@@ -9,7 +9,6 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import sentencepiece
-from onesug_jax.workdir import WorkDir
 
 from onesug_jax import main
 from onesug_jax.align.pretrain import pretrain_stage
@@ -18,7 +17,9 @@ from onesug_jax.files import write_json
 from onesug_jax.model.config import ModelConfig
 from onesug_jax.model.hf import read_t5, write_t5
 from onesug_jax.model.seq2seq import Seq2Seq
-from onesug_jax.stages import pretrained, texts
+from onesug_jax.pipeline import bundle
+from onesug_jax.pipeline.workdir import Manifest, WorkDir
+from onesug_jax.stages import opened, pretrained, texts
 from onesug_jax.tasks.vocabulary import Vocabulary
 from onesug_jax.train.checkpoint import Checkpoints
 from onesug_jax.train.mesh import unbox
@@ -148,9 +149,7 @@ def test_another_vocabulary_is_refused(folder, vocabulary, tmp_path):
 def trained(work, config, vocabulary, params):
     """A WORK_DIR as `pretrain` leaves it."""
     for name in ("vocab", "pretrain"):
-        (work / name).mkdir(parents=True)
-        done = {"stage": name, "inputs": {}, "config": {}, "code": {}, "finished": "now"}
-        write_json(str(work / name / "_manifest.json"), done)
+        Manifest(name, 1, {}, {}).write(str(work / name), finished=True)
     vocabulary.save(str(work / "vocab"))
     told = {
         "model": dataclasses.asdict(config),
@@ -161,6 +160,8 @@ def trained(work, config, vocabulary, params):
     write_json(str(work / "pretrain" / "model.json"), told)
     with Checkpoints(str(work / "pretrain")) as checkpoints:
         checkpoints.save_best(1, jax.tree.map(jnp.asarray, params), {})
+    files = [*opened.BUNDLED, "pretrain/model.json", "pretrain/best"]
+    bundle.make(WorkDir(str(work)), "pretrain", files)
 
 
 def test_the_export_stage_writes_what_can_be_trained_from(folder, vocabulary, tmp_path, capsys):

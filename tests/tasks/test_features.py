@@ -21,7 +21,6 @@ def sections(vocabulary: Vocabulary, ids) -> dict[str, list[str]]:
     markers = {vocabulary.prefix_id: ("prefix", 0)}
     for name, numbers in vocabulary.item_ids.items():
         markers |= {i: (name, rank) for rank, i in enumerate(numbers)}
-    markers |= {i: ("history", None) for i in vocabulary.age_ids}
     ids = list(map(int, ids))
     assert ids.pop() == vocabulary.eos_id and vocabulary.eos_id not in ids
     out: dict[str, list[list[int]]] = {}
@@ -29,7 +28,7 @@ def sections(vocabulary: Vocabulary, ids) -> dict[str, list[str]]:
         if i in markers:
             name, rank = markers[i]
             here = out.setdefault(name, [])
-            assert rank in (len(here), None) and next(reversed(out)) == name
+            assert rank == len(here) and next(reversed(out)) == name
             here.append([])
         else:
             here[-1].append(i)
@@ -38,18 +37,13 @@ def sections(vocabulary: Vocabulary, ids) -> dict[str, list[str]]:
 
 def test_the_papers_order(vocabulary):
     v, e = vocabulary, vocabulary.encode
-    request = Request(
-        "lego ", ["duplo", "red"], ["lego", "train set"], ["female", "30"], minutes=[1, 3000]
-    )
+    request = Request("lego ", ["duplo", "red"], ["lego", "train set"], ["female", "30"])
     expected = [v.prefix_id, *e("lego ")]
     related, history, profile = (v.item_ids[name] for name in ("related", "history", "profile"))
     expected += [related[0], *e("lego"), related[1], *e("train set")]
-    ages = [v.age_ids[0], *e("duplo"), v.age_ids[4], *e("red")]
-    ranks = [history[0], *e("duplo"), history[1], *e("red")]
+    expected += [history[0], *e("duplo"), history[1], *e("red")]
     last = [profile[0], *e("female"), profile[1], *e("30"), v.eos_id]
-    assert Featurizer(v, FeatureSpec()).inputs(request).tolist() == expected + ages + last
-    unaged = Featurizer(v, FeatureSpec(ages=False)).inputs(request)
-    assert unaged.tolist() == expected + ranks + last
+    assert Featurizer(v, FeatureSpec()).inputs(request).tolist() == expected + last
     bare = Featurizer(v, FeatureSpec(related=1, history=0, profile=False)).inputs(request)
     assert bare.tolist() == [v.prefix_id, *e("lego "), related[0], *e("lego"), v.eos_id]
 
@@ -120,26 +114,6 @@ def test_the_soft_token_follows_the_prefix_where_there_is_a_vector(vocabulary):
     assert featurizer.soft([Request("x")]) is None
 
 
-def test_grades_stand_before_the_markers_of_their_queries(vocabulary):
-    v, graded = vocabulary, Request("le", ["blue"], ["red", "lego"], worth=[7, 2])
-    related = v.item_ids["related"]
-    expected = [v.prefix_id, *v.encode("le")]
-    expected += [v.worth_ids[7], related[0], *v.encode("red")]
-    expected += [v.worth_ids[2], related[1], *v.encode("lego")]
-    expected += [v.age_ids[0], *v.encode("blue"), v.eos_id]  # nobody knows when: just now
-    assert Featurizer(v, FeatureSpec()).inputs(graded).tolist() == expected
-    without = Request("le", ["blue"], ["red", "lego"])
-    plain = Featurizer(v, FeatureSpec()).inputs(without).tolist()
-    assert Featurizer(v, FeatureSpec(worth=False)).inputs(graded).tolist() == plain
-    assert not set(v.worth_ids) & set(plain)
-    # A grade never stands without its query, and counts towards the length.
-    for length in range(8, 30):
-        cut = Featurizer(v, FeatureSpec(input_length=length)).inputs(graded).tolist()
-        assert len(cut) <= length
-        for place, token in enumerate(cut):
-            assert token not in v.worth_ids or cut[place + 1] in related
-
-
 def test_ids_are_written_and_read_as_tokens(vocabulary):
     featurizer = Featurizer(vocabulary, FeatureSpec())
     tokens = [vocabulary.sid(0, 2), vocabulary.eos_id]
@@ -150,20 +124,15 @@ def test_ids_are_written_and_read_as_tokens(vocabulary):
 
 def test_requests_are_made_with_all_that_is_known():
     class Known:
-        history = 0
+        def related(self, prefixes):
+            return [[p, p * 2] for p in prefixes]
 
-        def related(self, prefixes, histories, without=None, profiles=None, minutes=None):
-            return [[p, *h] for p, h in zip(prefixes, histories, strict=True)]
-
-        def worth(self, related, visitors=None):
-            return [[len(texts)] for texts in related]
-
-        def vectors(self, prefixes, without=None):
+        def vectors(self, prefixes):
             return np.array([[len(p)] for p in prefixes])
 
     made = make_requests(Known(), ["a", "bc"], [["x"], []], [["f"], []], minutes=[[4.0], []])
-    first = Request("a", ("x",), ("a", "x"), ("f",), worth=(2,), minutes=(4.0,))
-    assert made == [first, Request("bc", (), ("bc",), (), worth=(1,))]
+    first = Request("a", ("x",), ("a", "aa"), ("f",), minutes=(4.0,))
+    assert made == [first, Request("bc", (), ("bc", "bcbc"), ())]
     assert [request.vector.tolist() for request in made] == [[1], [2]]
     assert make_requests(None, ["a"], [[]], [[]]) == [Request("a")]
     assert make_requests(Known(), [], [], []) == []

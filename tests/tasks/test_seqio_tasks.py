@@ -11,7 +11,7 @@ import pytest
 from onesug_jax.errors import UserError
 from onesug_jax.logs.completion import CompletionIndex
 from onesug_jax.logs.schema import LOG_SCHEMA
-from onesug_jax.represent.related import RelatedQueries
+from onesug_jax.retrieval.related import RelatedQueries
 from onesug_jax.tasks import layouts, seqio_tasks
 from onesug_jax.tasks.examples import Examples, build_examples, cache_mixture, write_vectors
 from onesug_jax.tasks.features import FeatureSpec, Featurizer, Request
@@ -44,7 +44,7 @@ def log(path, count, start, seed):
 class Known(RelatedQueries):
     """Completions, and a vector for every prefix: its length and its first character."""
 
-    def vectors(self, prefixes, without=None):
+    def vectors(self, prefixes):
         return np.array([[len(p), ord((p or " ")[0]) / 1000] for p in prefixes], np.float32)
 
 
@@ -92,12 +92,10 @@ def recent(world, split):
     return out
 
 
-def counted(world, row, *, leave_out):
-    """Completions by plain Python: counts of the train split, without the row itself if asked."""
+def counted(world, row):
+    """Completions by plain Python, by counts of the train split."""
     counts = collections.Counter(r["query"] for r in world["rows"]["train"])
-    if leave_out:
-        counts[row["query"]] -= 1
-    known = [q for q, n in counts.items() if n > 0 and q.startswith(row["prefix"])]
+    known = [q for q in counts if q.startswith(row["prefix"])]
     return sorted(known, key=lambda q: (-counts[q], q))[: SPEC.related]
 
 
@@ -105,7 +103,7 @@ def expected(world, split):
     """(inputs, targets) of every row, by the numpy features that serving uses."""
     out = []
     for row, newest in zip(world["rows"][split], recent(world, split), strict=True):
-        related = counted(world, row, leave_out=split == "train")
+        related = counted(world, row)
         profile = [v for v in (row["gender"], row["age"]) if v]
         vector = Known(world["index"], 0).vectors([row["prefix"]])[0]
         request = Request(row["prefix"], newest, related, profile, vector)
@@ -201,24 +199,12 @@ def test_the_cache_is_what_the_task_yields_in_order(world):
         assert part.meta["vocabulary"] == world["vocabulary"].fingerprint
 
 
-def test_a_training_row_does_not_see_itself_and_a_dev_row_sees_all_of_train(world):
-    index, known = world["index"], RelatedQueries(world["index"], 3)
-    lone = RelatedQueries(CompletionIndex.from_counts(["lego", "lego x"], [3, 1]), 3)
-    assert lone.related(["lego"], [[]], ["lego x"]) == [["lego"]]
-    assert lone.related(["lego"], [[]]) == [["lego", "lego x"]]
-    for row in world["rows"]["train"]:
-        found = known.related([row["prefix"]], [[]], [row["query"]])
-        assert found == [counted(world, row, leave_out=True)]
-    for row in world["rows"]["dev"]:
-        assert known.related([row["prefix"]], [[]]) == [index.complete(row["prefix"], 3)]
-
-
 def test_rows_a_kind_leaves_out_are_not_examples(world):
     part = Examples.load(world["folder"], "toy_query_from_history", "train")
     assert len(part) == sum(bool(r) for r in recent(world, "train")) < 90
     v = world["vocabulary"]
     assert all(part[i][0][0] == v.prefix_id for i in range(len(part)))
-    assert all(part[i][0][1] in v.age_ids for i in range(len(part)))
+    assert all(part[i][0][1] == v.item_ids["history"][0] for i in range(len(part)))
 
 
 def test_another_beginning_of_the_query_has_its_own_context(world, tmp_path):
@@ -242,7 +228,7 @@ def test_another_beginning_of_the_query_has_its_own_context(world, tmp_path):
     for i, (row, newest) in enumerate(zip(rows, recent(world, "train"), strict=True)):
         prefix = draw([row["request_id"]], [row["prefix"]], [row["query"]])[0]
         changed += prefix != row["prefix"]
-        related = counted(world, {**row, "prefix": prefix}, leave_out=True)
+        related = counted(world, {**row, "prefix": prefix})
         profile = [v for v in (row["gender"], row["age"]) if v]
         vector = Known(world["index"], 0).vectors([prefix])[0]
         request = Request(prefix, newest, related, profile, vector)
@@ -278,7 +264,7 @@ def test_the_mixture_and_its_rates_reach_the_loader(world):
     assert loader.tasks == ["toy_query", "toy_query_from_history"]
     v = world["vocabulary"]
     batch = [loader.batch_at(s)["encoder_input_tokens"] for s in range(10)]
-    empty = sum(int(np.isin(b[:, 1], v.age_ids).sum()) for b in batch)
+    empty = sum(int((b[:, 1] == v.item_ids["history"][0]).sum()) for b in batch)
     assert 100 <= empty <= 200  # a third of 300 have no prefix by rate, some others by chance
 
 
@@ -328,24 +314,15 @@ def test_semantic_ids_are_written_and_read(world, tmp_path):
     assert all(len(part) == len(rows) for part in parts.values())
 
 
-def test_a_lone_training_row_has_a_vector_without_itself(world, tmp_path):
-    class Lone(Known):
-        asked: list = []
-
-        def vectors(self, prefixes, without=None):
-            self.asked += zip(prefixes, without, strict=True)
-            return super().vectors(prefixes)
-
-        def alone(self, prefixes, queries):
-            return [query == "rug" for query in queries]
-
-    context = Lone(world["index"], 2)
+def test_every_prefix_has_one_vector(world, tmp_path):
+    context = Known(world["index"], 2)
     numbers = write_vectors(str(tmp_path), world["splits"], context)
-    assert set(context.asked) == set(numbers)
-    train, dev = ({(r["prefix"], r["query"]) for r in world["rows"][s]} for s in ("train", "dev"))
-    expected = {(p, "rug" if q == "rug" else None) for p, q in train} | {(p, None) for p, _ in dev}
-    assert set(numbers) == expected
-    assert sorted(numbers.values()) == list(range(1, len(expected) + 1))
+    prefixes = {row["prefix"] for rows in world["rows"].values() for row in rows}
+    assert set(numbers) == prefixes
+    table = np.load(tmp_path / "vectors.npy")
+    assert not table[0].any() and len(table) == len(prefixes) + 1
+    for prefix, number in numbers.items():
+        np.testing.assert_array_equal(table[number], np.float16(context.vectors([prefix])[0]))
 
 
 def test_training_rows_of_unknown_queries_are_left_out(world, tmp_path):

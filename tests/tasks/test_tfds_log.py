@@ -12,9 +12,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from onesug_jax import main, workdir
+from onesug_jax import main
 from onesug_jax.errors import UserError
 from onesug_jax.logs.schema import LOG_SCHEMA
+from onesug_jax.pipeline.workdir import Manifest
 
 READ = """
 import json, sys
@@ -97,7 +98,7 @@ def test_the_seqio_task_of_the_docs_reads_it(project_root, log, tmp_path, monkey
 
     monkeypatch.chdir(tmp_path)
     mine = shutil.copytree(log, tmp_path / "work" / "mine" / "log")
-    workdir.Manifest("ingest", {}, {}, {}).write(str(mine), finished=True)
+    Manifest("ingest", 1, {}, {}).write(str(mine), finished=True)
     Vocabulary.train(
         ["watch", "tent", "手机"], str(tmp_path / "work" / "mine" / "vocab"), pieces=320
     )

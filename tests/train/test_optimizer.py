@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from onesug_jax.errors import UserError
-from onesug_jax.train.optimizer import decay_mask, make_optimizer, make_schedule
+from onesug_jax.train.optimizer import averaged, decay_mask, make_optimizer, make_schedule
 
 
 def closed_form(decay, t, rate=0.5, warmup=10, steps=50, floor=0.1):
@@ -104,3 +104,25 @@ def test_wrong_settings_are_named(wrong, told):
     with pytest.raises(UserError) as error:
         make_optimizer(**wrong)
     assert told in str(error.value)
+
+
+def test_the_average_of_the_weights_is_its_recursion():
+    optimizer = make_optimizer("adamw", 0.1, 0, "none", average=0.8)
+    params = {"kernel": jnp.ones((2, 3))}
+    state = optimizer.init(params)
+    assert averaged(state, params) is params  # nothing to average yet
+    wanted = 0.0
+    for t in range(30):
+        grads = {"kernel": jnp.full((2, 3), float(t % 3 - 1))}
+        updates, state = optimizer.update(grads, state, params)
+        params = jax.tree.map(jnp.add, params, updates)
+        share = min(0.8, t / (t + 9))
+        wanted = share * wanted + (1 - share) * np.asarray(params["kernel"])
+    np.testing.assert_allclose(averaged(state, params)["kernel"], wanted, rtol=1e-5)
+    plain = make_optimizer("adamw", 0.1, 0, "none")
+    assert averaged(plain.init(params), params) is params
+
+
+def test_a_decay_that_never_forgets_is_refused():
+    with pytest.raises(UserError, match="average"):
+        make_optimizer(average=1.0)

@@ -77,7 +77,7 @@ def save(state: AsOf, folder: str, *, rare: bool = True) -> None:
 
 def _public(state: AsOf, prefix: str) -> bool:
     """Whether a query that exists starts with a text."""
-    return state.existence.exists[state.completions.numbers(prefix)].any()
+    return bool(state.existence.exists[state.completions.numbers(prefix)].any())
 
 
 def load(

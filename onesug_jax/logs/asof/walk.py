@@ -15,9 +15,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from onesug_jax.errors import UserError
-from onesug_jax.logs.ages import ages
 from onesug_jax.logs.asof.items import Items
 from onesug_jax.logs.asof.state import AsOf
+from onesug_jax.logs.history import ages
 from onesug_jax.logs.schema import HISTORY, HISTORY_MINUTES, Level, request_level, visitors_of
 
 _NEEDED = (

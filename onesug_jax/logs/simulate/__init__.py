@@ -43,6 +43,7 @@ def simulate(
     timeline: Timeline | None = None,
     ceiling: bool = True,
     seed: int = 0,
+    check_only: bool = False,
 ) -> None:
     """Write `requests` rows to `out`/train.parquet and dev.parquet (test.parquet if `test_days`).
 
@@ -62,6 +63,7 @@ def simulate(
       timeline: how popularity moves.
       ceiling: whether to write the best possible lists of dev and test, `out`/_ceiling.parquet.
       seed: of everything random.
+      check_only: check sizes and queries, and write nothing.
 
     Raises:
       UserError: sizes that make no log, or a file of queries that cannot be used.
@@ -72,6 +74,8 @@ def simulate(
     rng = np.random.default_rng(seed)
     distinct = max(50, int(20 * requests**0.5)) if distinct is None else distinct
     world = build_world(rng, queries=queries, language=language, distinct=distinct)
+    if check_only:
+        return
     people = make_people(rng, world, users)
     visits = make_visits(rng, users, requests, days, behaviour)
     popularity = make_popularity(rng, world, timeline, days)

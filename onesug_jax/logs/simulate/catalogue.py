@@ -69,7 +69,7 @@ _ZH = """
 汽车用品 | 脚垫, 座套, 行车记录仪, 充气泵, 雨刮器, 车载吸尘器, 遮阳挡, 车载香水, 后备箱收纳, 方向盘套, 车衣, 洗车水枪, 头枕 | 驰屿, 途栎, 轮禾, 驭檐, 辙朵 | 全包围, 真皮, 通用, 高清, 无线, 防水, 加厚, 黑色, 四季, 便携 | 女, 男, 冬季, 货车, 轿车
 """.strip()
 
-# Words that one gender searches more: the profile has to tell something.
+# Words that one gender searches more: the profile carries a signal.
 LEANS = {
     "for women": "F", "for girls": "F", "for men": "M", "for boys": "M",
     "女": "F", "女生": "F", "女孩": "F", "女童": "F", "男": "M", "男孩": "M", "男童": "M",

@@ -20,7 +20,7 @@ def show(
 ) -> tuple[np.ndarray, np.ndarray]:  # fmt: skip
     """Ten most searched completions by counts some days old: (queries [sum], offsets [R + 1]).
 
-    Before the log began the shop had searches too: about four days' worth, by popularity then.
+    The counts begin with the searches of about four days before the log, by popularity then.
     """
     rows, order, day = len(searched), alphabet.order, visits.hour // HOURS
     days, size = int(day.max()) + 1, len(order)

@@ -124,15 +124,15 @@ def _choose(rng, texts, parts, shelves, distinct: int):
 
 
 def _from_catalogue(language: str):
-    known: dict[str, tuple[tuple[str, ...], str]] = {}
+    texts: dict[str, tuple[tuple[str, ...], str]] = {}
     for category in catalogue.categories(language):
         for words in catalogue.phrases(category, language):
             text = schema.normalise_query(catalogue.write_phrase(words, language))
             tokens = text.split()
             if len(set(tokens)) == len(tokens):
-                known.setdefault(text, (words, category.name))
-    parts = [words for words, _ in known.values()]
-    return list(known), parts, [shelf for _, shelf in known.values()], catalogue.LEANS
+                texts.setdefault(text, (words, category.name))
+    parts = [words for words, _ in texts.values()]
+    return list(texts), parts, [shelf for _, shelf in texts.values()], catalogue.LEANS
 
 
 def _from_file(path: str):

@@ -1,4 +1,4 @@
-"""The simulated shop: reproducible, in the schema, and with the traits that make it worth learning.
+"""The simulated shop: reproducible, in the schema, and with traits that a model can learn.
 
 The traits are shown by yardsticks that never look inside the simulator: most popular completion
 against the same re-ranked by a user's earlier searches, or by what was ordered.
@@ -204,10 +204,10 @@ def test_orders_prefer_other_queries_than_searches(rows):
     ordered = Counter(r["query"] for r in train if r["ordered_items"])
     rate = sum(ordered.values()) / len(train)
     # Mean orders a search, each query's own shrunk towards the shop's.
-    worth = {q: n * ((ordered[q] + 10 * rate) / (n + 10)) ** 0.7 for q, n in searched.items()}
+    value = {q: n * ((ordered[q] + 10 * rate) / (n + 10)) ** 0.7 for q, n in searched.items()}
     popular, valued = (
         CompletionIndex.from_counts(list(w), [int(1e4 * x) for x in w.values()])
-        for w in (searched, worth)
+        for w in (searched, value)
     )
     ranks = np.array(
         [
@@ -269,8 +269,8 @@ def test_the_catalogue_is_large_clean_and_its_words_are_found_in_its_queries(lan
         for words in (shelf.products, shelf.brands, shelf.kinds, shelf.uses):
             assert len(words) >= 4 and len(set(words)) == len(words)
             assert all(words)
-    known = {word for shelf in shelves for word in (*shelf.uses, *shelf.kinds)}
-    leans = [word for word in catalogue.LEANS if word in known]
+    listed = {word for shelf in shelves for word in (*shelf.uses, *shelf.kinds)}
+    leans = [word for word in catalogue.LEANS if word in listed]
     assert {catalogue.LEANS[word] for word in leans} == {"F", "M"}
 
 

@@ -1,0 +1,92 @@
+"""What a beam may write where a query is written freely: it begins with what was typed.
+
+A written query is new, so no set of queries says what it may be; but it completes the prefix. The
+state of a beam is how many bytes of the prefix it has written. A piece may follow that lies within
+the rest of the prefix, or reaches beyond its end; behind the end every piece of text may. `Pieces`
+finds the pieces of a prefix on the host, `Begun` is the constraint on the device.
+"""
+
+from __future__ import annotations
+
+import bisect
+from collections.abc import Sequence
+
+import flax.struct
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from onesug_jax.decode.trie import NEVER, Continuations, _best_of
+
+
+@flax.struct.dataclass
+class Begun:
+    """The constraint of B requests whose prefixes have at most P bytes (see `trie.Constraint`).
+
+    Attributes:
+      allowed: `[B, P + 1, V]` booleans, the pieces that may follow when so many bytes are written.
+      typed: `[B]` bytes of each prefix; sizes: `[V]` bytes that a piece writes.
+    """
+
+    allowed: jax.Array
+    typed: jax.Array
+    sizes: jax.Array
+
+    def start(self, batch: int) -> jax.Array:
+        """See `Constraint.start`."""
+        return jnp.zeros((batch, 1), jnp.int32)
+
+    def best(self, state, scores, before, wanted, first):
+        """See `Constraint.best`."""
+        del first
+        allowed = jax.vmap(lambda rows, picks: rows[picks])(self.allowed, state)
+        totals = scores.logits() + (before - scores.normalisers())[..., None]
+        totals = jnp.where(allowed & (before > NEVER / 2)[..., None], totals, NEVER)
+        totals, parent, token = _best_of(totals, wanted)
+        written = jnp.take_along_axis(state, parent, axis=1) + self.sizes[token]
+        return Continuations(totals, parent, token, jnp.minimum(written, self.typed[:, None]))
+
+
+class Pieces:
+    """Finds which pieces may follow within a prefix.
+
+    Args:
+      texts: the bytes that each of the V ids writes, b"" for those that write none
+        (`Vocabulary.piece_bytes`); a text opens with a space.
+      end_id: the token that ends a query.
+    """
+
+    def __init__(self, texts: Sequence[bytes], end_id: int):
+        self._sizes = np.array([len(text) for text in texts], np.int32)
+        written = np.flatnonzero(self._sizes)
+        order = sorted(written.tolist(), key=lambda i: texts[i])
+        self._ids, self._sorted = np.array(order, np.int32), [texts[i] for i in order]
+        self._free = self._sizes > 0
+        self._free[end_id] = True
+
+    def begun(self, prefixes: Sequence[str], size: int, longest: int) -> Begun:
+        """The constraint of these prefixes, filled up to a batch of `size`.
+
+        A prefix of more than `longest` bytes, its space included, is held to the first of them.
+        """
+        allowed = np.zeros((size, longest + 1, len(self._free)), bool)
+        typed = np.zeros(size, np.int32)
+        for row, prefix in enumerate([*prefixes, *[prefixes[0]] * (size - len(prefixes))]):
+            text = b" " + prefix.encode("utf-8", "replace")
+            text = text[:longest]
+            typed[row] = len(text)
+            for at in range(len(text)):
+                allowed[row, at, self._following(text[at:])] = True
+            allowed[row, len(text)] = self._free
+        return Begun(jnp.asarray(allowed), jnp.asarray(typed), jnp.asarray(self._sizes))
+
+    def _following(self, rest: bytes) -> np.ndarray:
+        """Ids of the pieces that `rest` begins with, and of those that begin with `rest`."""
+        low = bisect.bisect_left(self._sorted, rest)
+        high = bisect.bisect_right(self._sorted, rest, lo=low, key=lambda t: t[: len(rest)])
+        within: list[int] = []
+        for end in range(1, len(rest)):
+            first = bisect.bisect_left(self._sorted, rest[:end])
+            last = bisect.bisect_right(self._sorted, rest[:end])
+            within += range(first, last)
+        return self._ids[[*within, *range(low, high)]]

@@ -1,0 +1,140 @@
+"""What a request is shown beside its words as text: related queries H_p and the enhanced prefix
+e_p* (PAPER.md section 2, points 3 and 5).
+
+Both come from the prefix index: H_p are the queries that the fine-to-coarse search over semantic
+ids finds around e_p*, best first. They know the prefix alone, not the user. Where no query was ever
+mined for a prefix, its plain vector e_p is searched with.
+
+A training row's own search is among the pairs that e_p* is mixed from, and counts like any other.
+Models with items (`logs.asof`) do not read this.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Sequence
+from typing import Protocol
+
+import numpy as np
+
+from onesug_jax.logs.completion import CompletionIndex
+from onesug_jax.logs.typos import Corrections, completed
+
+_CACHED = 1 << 16  # prefixes and texts
+_LISTED = 1 << 12  # prefixes whose pools are cached as texts
+
+
+class Index(Protocol):
+    """What is asked of the prefix index (`represent.prefix_index.PrefixIndex`)."""
+
+    @property
+    def dimension(self) -> int:
+        """Width E of the vectors."""
+
+    def vectors_of(self, numbers: np.ndarray) -> np.ndarray:
+        """Unit embeddings `[n, E]` of the queries of these numbers."""
+
+    def enhanced(self, prefix: str) -> np.ndarray | None:
+        """e_p* `[E]` of an indexed prefix."""
+
+    def neighbours(self, prefix: str, k: int) -> np.ndarray | None:
+        """Numbers of the queries nearest to an indexed prefix if worked out ahead, else None."""
+
+    def search(self, vectors: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
+        """Numbers `[B, k]` of the nearest queries (-1: fewer exist), and cosines."""
+
+
+class RelatedQueries:
+    """Related queries and enhanced prefixes of requests (`tasks.features.Context`).
+
+    Args:
+      completions: indexed queries and how often each was searched.
+      k: most related queries of a request.
+      index: the prefix index; without it related queries are the most searched completions, and
+        there are no vectors.
+      encode: texts -> unit embeddings `[n, E]`, for prefixes that are not in the index; None: such
+        prefixes have nothing related.
+      soft: whether `vectors` gives the enhanced prefixes.
+      remembered: how many prefixes and texts are cached.
+
+    Attributes:
+      text_vector: text -> its unit embedding `[E]`, cached; None where it cannot be embedded.
+      number_of: text -> the number of an indexed query, else -1, cached.
+      meant: prefix -> beginnings of indexed queries one slip away, and how likely each, cached.
+    """
+
+    def __init__(
+        self,
+        completions: CompletionIndex,
+        k: int,
+        *,
+        index: Index | None = None,
+        encode: Callable[[Sequence[str]], np.ndarray] | None = None,
+        soft: bool = True,
+        remembered: int = _CACHED,
+    ):
+        self.completions, self.k = completions, k
+        self.index, self._encode, self._soft = index, encode, soft
+        self.number_of = functools.lru_cache(maxsize=remembered)(completions.find)
+        self.meant = functools.lru_cache(maxsize=remembered)(Corrections(completions).near)
+        self._listed = functools.lru_cache(maxsize=_LISTED)(self._pool)
+        self.text_vector = functools.lru_cache(maxsize=remembered)(self._vector_of_text)
+        self._enhanced = functools.lru_cache(maxsize=remembered)(self._vector_of_prefix)
+        self._related = functools.lru_cache(maxsize=remembered)(self._search)
+
+    def related(self, prefixes: Sequence[str]) -> list[list[str]]:
+        """At most k related queries of each prefix, best first, without repeats."""
+        if not self.k:
+            return [[] for _ in prefixes]
+        found = self._listed if self.index is None else self._related
+        return [list(found(prefix, self.k)) for prefix in prefixes]
+
+    def vectors(self, prefixes: Sequence[str]) -> np.ndarray | None:
+        """Enhanced prefixes e_p*, float32 `[B, E]`; None without an index, or if not `soft`.
+
+        A prefix that cannot be embedded gets zeros.
+        """
+        if self.index is None or not self._soft:
+            return None
+        none = np.zeros(self.index.dimension, np.float32)
+        found = [self._enhanced(prefix) for prefix in prefixes]
+        return np.stack([none if vector is None else vector for vector in found])
+
+    def pools(self, prefixes: Sequence[str], k: int) -> list[tuple[str, ...]]:
+        """At most k indexed queries that start with each prefix, most searched first; where none
+        does, those that start with what may have been meant.
+        """
+        return [self._listed(prefix, k) for prefix in prefixes]
+
+    def _pool(self, prefix: str, k: int) -> tuple[str, ...]:
+        def complete(text: str) -> tuple[np.ndarray, np.ndarray]:
+            numbers = self.completions.top(text, k)
+            return numbers, np.asarray(self.completions.counts)[numbers]
+
+        numbers, _ = complete(prefix)
+        if not len(numbers):
+            numbers, _ = completed(self.meant(prefix), complete, k)
+        return tuple(self.completions.queries[i] for i in numbers)
+
+    def _search(self, prefix: str, k: int) -> tuple[str, ...]:
+        assert self.index is not None
+        numbers = self.index.neighbours(prefix, k)
+        if numbers is None:
+            vector = self._enhanced(prefix)
+            if vector is None:
+                return ()
+            numbers = np.ravel(self.index.search(vector, k)[0])
+        return tuple(self.completions.queries[i] for i in numbers.tolist() if i >= 0)
+
+    def _vector_of_text(self, text: str) -> np.ndarray | None:
+        number = self.number_of(text)
+        if number >= 0 and self.index is not None:
+            return self.index.vectors_of(np.array([number]))[0]
+        return self._encode([text])[0] if self._encode else None
+
+    def _vector_of_prefix(self, prefix: str) -> np.ndarray | None:
+        assert self.index is not None
+        vector = self.index.enhanced(prefix)
+        if vector is None and self._encode:
+            vector = self._encode([prefix])[0]
+        return vector

@@ -1,0 +1,149 @@
+"""Preference alignment of a model with candidate tokens: the list of a row is all its candidates.
+
+One pass of the encoder and one step of the decoder score every candidate, so the target is compared
+with all others instead of with a sample (PAPER.md section 4 draws four). Levels come with the
+examples; rewards are a table of queries by level.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from typing import Any
+
+from onesug_jax.errors import UserError
+from onesug_jax.files import write_json
+from onesug_jax.pipeline.spec import Context
+from onesug_jax.stages import items, opened, watch
+from onesug_jax.train import distributed
+
+REWARDS_FILE = "rewards.npy"
+
+
+def rewards(context: Context) -> None:
+    """What each query is worth at each behaviour level, `[6, 1 + N + spare]`, into
+    WORK_DIR/rewards.
+    """
+    import numpy as np
+
+    from onesug_jax.align.rewards import reward_table
+    from onesug_jax.logs.schema import Level
+    from onesug_jax.tasks.item_examples import ItemExamples
+
+    examples = ItemExamples(context.work.examples, "train")
+    size = 1 + len(opened.completions(context)) + items.SPARE
+    counts = np.zeros((len(Level), size), np.int64)
+    step = 65_536
+    for start in range(0, len(examples), step):
+        block = slice(start, start + step)
+        numbers = np.asarray(examples.arrays["candidates"][block])
+        levels = np.asarray(examples.arrays["candidate_levels"][block])
+        there = numbers > 0
+        flat = levels[there].astype(np.int64) * size + numbers[there]
+        counts += np.bincount(flat, minlength=counts.size).reshape(counts.shape)
+    table = reward_table(counts, context.configured("RewardConfig")())
+    np.save(os.path.join(context.work.rewards, REWARDS_FILE), table)
+    report = {level.name: int(counts[level].sum()) for level in Level if counts[level].sum()}
+    write_json(os.path.join(context.work.rewards, "report.json"), report)
+    told = ", ".join(f"{count:,} {name}" for name, count in report.items())
+    print(f"{len(examples):,} rows; candidates: {told}", flush=True)
+
+
+def rwr(
+    context: Context,
+    stored: Mapping[str, Any],
+    *,
+    steps: int,
+    batch_size: int,
+    dev_rows: int,
+    watch_by: str,
+    only_if_better: bool,
+    params_from: str | None,
+    evaluate_every: int,
+    patience: int,
+    **loop_settings: Any,
+) -> None:
+    """The preference-aligned model, into WORK_DIR/rwr; arguments as `prefer.rwr` takes them."""
+    import numpy as np
+
+    from onesug_jax.align import rwr as preference
+    from onesug_jax.model.config import ModelConfig
+    from onesug_jax.tasks.item_loader import ItemLoader
+    from onesug_jax.train import loop
+    from onesug_jax.train import mesh as meshes
+    from onesug_jax.train.checkpoint import load_params
+    from onesug_jax.train.step import abstract_state, shardings_of
+
+    work = context.work
+    config, objective = ModelConfig(**stored["model"]), context.configured("PreferenceConfig")()
+    mesh = context.configured("make_mesh")()
+    part, parts = meshes.batch_part(mesh)
+    table = np.load(os.path.join(work.rewards, REWARDS_FILE))
+    examples = ItemLoader(work.examples, vocabulary=stored["vocabulary"]).examples
+    rows = np.flatnonzero(examples.arrays["target_candidate"])
+    several = np.count_nonzero(examples.arrays["candidates"], axis=1)[rows] > 1
+    rows = rows[several]
+    if not len(rows):
+        raise UserError(
+            f"{examples.folder}: no row has a second candidate, so there is nothing to prefer the "
+            "searched query to; the pretrain stage's model is all that can be trained on this log."
+        )
+    load = context.configured("rwr/ItemLoader")
+    loader = load(
+        work.examples,
+        batch_size=batch_size,
+        seed=context.seed,
+        process_index=part,
+        process_count=parts,
+        vocabulary=stored["vocabulary"],
+        rows=rows,
+    )
+
+    def batch_at(step: int) -> dict[str, Any]:
+        batch = loader.batch_at(step)
+        return {**batch, "rewards": table[batch["levels"], batch["candidates"]]}
+
+    tables = meshes.replicate(mesh, items.on_device(items.tables(context)))
+    optimizer = context.configured("rwr/make_optimizer")(steps=steps)
+    stage = preference.rwr_stage(config, objective, tables=tables)
+    like = abstract_state(stage, optimizer, mesh).params
+    frozen = load_params(work.pretrain if params_from is None else params_from, shardings_of(like))
+    dev = os.path.join(work.log, "dev.parquet")
+    watched = bool(evaluate_every and dev_rows and os.path.exists(dev))
+    dev_loader = load(work.examples, split="dev", vocabulary=stored["vocabulary"])
+    metrics = watch.watch(dev_loader, config, tables, mesh, dev_rows) if watched else None
+    print(
+        f"{config.parameters():,} parameters; {loader.describe()}; {objective.loss}, beta "
+        f"{objective.beta}, delta {objective.delta}, alpha {objective.alpha}",
+        flush=True,
+    )
+    before = metrics(frozen, 0) if metrics else {}
+    if before:
+        said = ", ".join(f"{name} {value:.2f}" for name, value in before.items())
+        print(f"rwr: the model it starts from: {said}", flush=True)
+    result = loop.fit(
+        preference.rwr_stage(config, objective, frozen, tables),
+        batch_at=batch_at,
+        batch_size=batch_size,
+        mesh=mesh,
+        optimizer=optimizer,
+        steps=steps,
+        seed=context.seed,
+        folder=work.rwr,
+        evaluate_every=evaluate_every if watched else 0,
+        evaluate_fn=metrics,
+        best_metric=watch_by if watched else None,
+        patience=patience if watched else 0,
+        params_from=frozen,
+        identity=opened.identity(context, config, stored["vocabulary"]),
+        **loop_settings,
+    )
+    if before and only_if_better and not (result.best_value or 0.0) > before[watch_by]:
+        print(
+            f"rwr: no evaluation beat the {watch_by} of {before[watch_by]:.2f} that training "
+            f"started from (best: {result.best_value or 0.0:.2f}), so the pretrain stage's model "
+            "stays the one in use (rwr.only_if_better)",
+            flush=True,
+        )
+        return
+    distributed.agreed(lambda: opened.leave_aligned(context, stored))

@@ -1,0 +1,162 @@
+"""Learning with candidates as output tokens: the loss of both ways, and lists of all candidates."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from onesug_jax.align import losses
+from onesug_jax.align.candidate_lists import (
+    candidate_divergence,
+    candidate_scores,
+    list_mask,
+    positive_first,
+)
+from onesug_jax.align.pretrain import pretrain_stage
+from onesug_jax.align.rwr import PreferenceConfig, make_measure, rwr_stage, stored_reference
+from onesug_jax.logs.schema import Level
+from onesug_jax.model.seq2seq import Seq2Seq
+from onesug_jax.train.mesh import make_mesh
+from tests.item_cases import CONFIG, items, params, tables, tokens
+
+LEARNING = dataclasses.replace(CONFIG, encoder_layers=1)
+
+
+def batch(seed=0):
+    """Two requests: the second one's target is no candidate."""
+    given = items(seed=seed)
+    targets = np.array([[3, 4, 1], [5, 1, 0]], np.int32)
+    rng = np.random.default_rng(seed)
+    return {
+        "encoder_input_tokens": tokens(),
+        "decoder_input_tokens": np.pad(targets, ((0, 0), (1, 0)))[:, :-1],
+        "decoder_target_tokens": targets,
+        "decoder_loss_weights": (targets > 0).astype(np.float32),
+        "candidates": given.candidates,
+        "candidate_counts": given.counts,
+        "history": given.history,
+        "history_minutes": given.minutes,
+        "clock": given.clock,
+        "prefix_row": given.prefix_row,
+        "typed": given.typed,
+        "target_candidate": np.array([2, 0], np.int32),
+        "weight": np.array([3.0, 1.0], np.float32),
+        "rewards": rng.choice([0.0, 0.2, 0.5], (2, 5)).astype(np.float32),
+        "levels": rng.choice([Level.SHOW, Level.NOT_SHOW], (2, 5)).astype(np.int32),
+    }
+
+
+@pytest.fixture(scope="module")
+def weights():
+    return params(LEARNING)
+
+
+def slow_logs(weights, data, known):
+    """Of both rows: log p of every candidate token, of the target's pieces, and of writing."""
+    args = (data["encoder_input_tokens"], data["decoder_input_tokens"])
+    model = Seq2Seq(LEARNING)
+    scores = model.apply({"params": weights}, *args, items=items(), tables=known, method="score")
+    vocabulary, candidates = np.asarray(scores.vocabulary, float), np.asarray(scores.candidates)
+    chosen, written, writing = [], [], []
+    for b, target in enumerate(data["decoder_target_tokens"]):
+        first = np.concatenate([vocabulary[b, 0], candidates[b]])
+        total = np.log(np.exp(first).sum())
+        chosen.append(candidates[b] - total)
+        logs = [vocabulary[b, 0, target[0]] - total]
+        for t in np.flatnonzero(target)[1:]:
+            later = vocabulary[b, t]
+            logs.append(later[target[t]] - np.log(np.exp(later).sum()))
+        written.append(sum(logs))
+        writing.append(np.log(np.exp(vocabulary[b, 0]).sum()) - total)
+    return np.array(chosen), np.array(written), np.array(writing)
+
+
+def test_the_loss_is_that_of_both_ways(weights):
+    known, data = tables(), batch()
+    stage = pretrain_stage(LEARNING, known, writing=0.2)
+    total, weight, sums = jax.jit(stage.loss_fn)(weights, data, jax.random.key(0), known)
+    chosen, written, writing = slow_logs(weights, data, known)
+    logs = np.array([np.logaddexp(chosen[0, 1], written[0]), written[1]])
+    wanted = -(np.array([3, 1]) * (logs + 0.2 * (written - writing))).sum()
+    np.testing.assert_allclose(total, wanted, rtol=1e-4)
+    assert weight == 4 and stage.frozen is known
+    best = chosen[0].argmax() == 1
+    assert sums["accuracy"] == 3 * best
+
+
+def test_half_of_the_rows_are_written_those_without_a_candidate_first(weights):
+    known, data = tables(), batch()
+    stage = pretrain_stage(LEARNING, known, writing=0.2, written_share=0.5)
+    total, weight, _ = jax.jit(stage.loss_fn)(weights, data, jax.random.key(0), known)
+    chosen, written, writing = slow_logs(weights, data, known)
+    wanted = -(3 * chosen[0, 1] + written[1] + 0.2 * (written[1] - writing[1]))
+    np.testing.assert_allclose(total, wanted, rtol=1e-4)
+    assert weight == 4
+
+
+def test_lists_are_all_candidates_the_target_first():
+    found = positive_first(jnp.arange(10.0).reshape(2, 5), jnp.array([3, 0]))
+    np.testing.assert_array_equal(found[0], [2, 0, 1, 2, 3, 4])
+    rows = jnp.array([[4, 5, 6, 0, 0], [7, 8, 0, 0, 0]])
+    mask = list_mask(rows, jnp.array([3, 0]))
+    np.testing.assert_array_equal(mask[0], [1, 1, 1, 0, 0, 0])
+    np.testing.assert_array_equal(mask[1], [0, 1, 1, 0, 0, 0])
+
+
+def test_the_objective_weighs_the_target_against_all_candidates(weights):
+    known, data = tables(), batch()
+    old = params(LEARNING, seed=1)
+    config = PreferenceConfig(loss="rwr_release", beta=0.3, alpha=0.7)
+    stage = rwr_stage(LEARNING, config, old, known)
+    run = jax.jit(stage.loss_fn)
+    total, weight, sums = run(weights, data, jax.random.key(0), stage.frozen)
+    model = Seq2Seq(LEARNING)
+    policy, reference = (
+        np.asarray(candidate_scores(model, p, data, known)) for p in (weights, old)
+    )
+    implicit = 0.3 * (policy - reference)[0]
+    others = [0, 2, 3, 4]
+    gaps = np.maximum(data["rewards"][0, 1], 1.0) - data["rewards"][0, others]
+    excess = (gaps**-1.5 + 1) * (implicit[others] - implicit[1])
+    term = np.log1p(np.exp(excess).sum())
+    np.testing.assert_allclose(total, 3 * (term - 0.7 * policy[0, 1]), rtol=1e-4)
+    assert weight == 3 and sums["margin/count"] == 4
+    assert losses.LOSSES["rwr_release"] is losses.rwr_release
+
+
+def test_a_stored_reference_is_that_of_the_copy_whatever_the_width(tmp_path, weights):
+    known, mesh = tables(), make_mesh(devices=jax.devices()[:1])
+
+    def at(step):
+        data = batch()
+        if step:  # a bucket of fewer candidates
+            for name in ("candidates", "candidate_counts", "rewards", "levels"):
+                data[name] = data[name][:, :3]
+        return data
+
+    path = str(tmp_path / "reference.npz")
+    stored = stored_reference(path, LEARNING, weights, at, 2, mesh, "one", known)
+    for step, width in ((0, 5), (1, 3)):
+        wanted = candidate_scores(Seq2Seq(LEARNING), weights, at(step), known)
+        found = stored(step)["reference"]
+        assert found.shape == (2, width)
+        np.testing.assert_allclose(found, wanted, atol=1e-4)
+
+
+def test_measures_of_the_reference_itself_are_those_of_no_change(weights):
+    known, mesh = tables(), make_mesh(devices=jax.devices()[:1])
+    measure = make_measure(LEARNING, PreferenceConfig(), mesh, known)
+    same = measure(weights, weights, [batch()])
+    assert same["kl"] == pytest.approx(0, abs=1e-5) and same["margin"] == 0
+    assert measure(params(LEARNING, seed=1), weights, [batch()])["kl"] > 0.01
+
+
+def test_divergence_is_that_of_candidates_and_of_writing():
+    policy, reference = np.array([[0.5, 0.2]]), np.array([[0.3, 0.3]])
+    found = candidate_divergence(jnp.log(policy), jnp.log(reference))
+    wanted = 0.5 * np.log(0.5 / 0.3) + 0.2 * np.log(0.2 / 0.3) + 0.3 * np.log(0.3 / 0.4)
+    np.testing.assert_allclose(found, wanted, rtol=1e-5)
+    padded = jnp.array([[-1e9, np.log(0.5)]])
+    np.testing.assert_allclose(candidate_divergence(padded, padded), 0.0, atol=1e-6)

@@ -1,0 +1,169 @@
+"""Candidates and written queries have one probability; written ones complete the prefix."""
+
+import dataclasses
+import functools
+import itertools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from onesug_jax.align.candidate_lists import candidate_scores
+from onesug_jax.decode.beam import BeamConfig, read_requests, search
+from onesug_jax.decode.begun import Pieces
+from onesug_jax.decode.both_ways import WritingConfig, leaves_room, merged
+from onesug_jax.decode.score import plant, score_trees, side_by_side
+from onesug_jax.decode.trie import NEVER, Free, build_trie
+from onesug_jax.errors import UserError
+from onesug_jax.model.candidates import either_way
+from onesug_jax.model.seq2seq import Seq2Seq, for_decoding
+from tests.item_cases import CONFIG, items, params, tables, tokens
+
+EOS = CONFIG.end_id
+TEXTS = [(4, EOS), (4, 5, EOS), (2, 6, EOS), (3, EOS), (3, 3, EOS)]
+TABLE = np.array([[*text, 0, 0][:3] for text in TEXTS], np.int32)
+
+
+@pytest.fixture(scope="module")
+def ready():
+    return for_decoding(Seq2Seq(CONFIG), params())
+
+
+def read_of(ready, batch):
+    model, weights = ready
+    given, known = items(batch=batch), tables()
+
+    @jax.jit
+    def read(weights, known):
+        return read_requests(model, weights, tokens(batch), items=given, tables=known)
+
+    return read(weights, known)
+
+
+@functools.partial(jax.jit, static_argnames=("model", "config"))
+def written_by(model, weights, read, constraint, config):
+    return search(model, weights, read, constraint, config)
+
+
+@functools.partial(jax.jit, static_argnames="model")
+def scored_by(model, weights, read, trees):
+    return score_trees(model, weights, read, trees, 0.0)
+
+
+def trained_log_probabilities(given, place):
+    """`log p(q | x)` of every text of TABLE, by the training code."""
+
+    @jax.jit
+    def score(weights, shifted, known):
+        args = (tokens(), shifted, None, None, None, given, known)
+        return Seq2Seq(CONFIG).apply({"params": weights}, *args, method="score")
+
+    out = []
+    for text in TABLE:
+        target = np.tile(text, (2, 1))
+        shifted = np.pad(target, ((0, 0), (1, 0)))[:, :-1]
+        scores = score(params(), shifted, tables())
+        written = jnp.sum(jnp.where(target > 0, scores.log_probabilities(target), 0.0), axis=1)
+        candidates = scores.candidates - scores.normalisers()[:, :1]
+        out.append(either_way(candidates, written, jnp.asarray(place)))
+    return np.stack(out, axis=1)
+
+
+def test_decoding_gives_the_log_probabilities_of_training(ready):
+    """Trees, beams over a trie, free beams and candidate tokens: all of one distribution."""
+    given, known = items(), tables()
+    read = read_of(ready, 2)
+    by_pieces = trained_log_probabilities(given, np.zeros(2, int))
+    tree, ends = plant(TABLE)
+    trees = side_by_side([tree, tree], 2, len(tree.tokens))
+    scored = np.asarray(scored_by(*ready, read, trees))[:, ends]
+    np.testing.assert_allclose(scored, by_pieces, atol=1e-4)
+
+    config = BeamConfig(beams=5, returned=5, alpha=0.0, max_length=3)
+    trie, rank_of_node = build_trie(TABLE)
+    found = written_by(*ready, read, trie, config)
+    for b in range(2):
+        ranks = rank_of_node[np.asarray(found.states[b])]
+        np.testing.assert_allclose(found.scores[b], by_pieces[b][ranks], atol=1e-4)
+
+    both = trained_log_probabilities(given, np.array([2, 4]))
+    own = np.asarray(read.opening.log_probabilities)[[0, 1], [1, 3]]
+    np.testing.assert_allclose(np.logaddexp(own[:, None], scored), both, atol=1e-4)
+    again = candidate_scores(
+        Seq2Seq(CONFIG),
+        params(),
+        {
+            "encoder_input_tokens": tokens(),
+            "candidates": given.candidates,
+            "candidate_counts": given.counts,
+            "history": given.history,
+            "history_minutes": given.minutes,
+            "clock": given.clock,
+            "prefix_row": given.prefix_row,
+            "typed": given.typed,
+        },
+        known,
+    )
+    np.testing.assert_allclose(again, read.opening.log_probabilities, atol=1e-5)
+
+
+PIECES = [b"", b"", b" a", b"b", b" ab", b"bc", b" ", b""]
+
+
+def spelt(sequence):
+    return b"".join(PIECES[token] for token in sequence)
+
+
+@pytest.mark.parametrize("prefix", ["ab", "a", "abb"])
+def test_written_queries_complete_the_prefix(ready, prefix):
+    """Wide beams find the likeliest of all short texts that do, and write no other."""
+    read = read_of(ready, 1)
+    constraint = Pieces(PIECES, EOS).begun([prefix], 1, longest=6)
+    config = BeamConfig(beams=64, returned=16, alpha=0.0, max_length=4)
+    found = written_by(*ready, read, constraint, config)
+    texts = [
+        sequence
+        for n in (1, 2, 3)
+        for sequence in itertools.product([2, 3, 4, 5, 6], repeat=n)
+        if spelt(sequence).startswith(b" " + prefix.encode())
+    ]
+    table = np.array([[*sequence, EOS, 0, 0, 0][:4] for sequence in texts], np.int32)
+    tree, ends = plant(table)
+    scores = np.asarray(scored_by(*ready, read, side_by_side([tree], 1, len(tree.tokens))))
+    wanted = np.sort(scores[0, ends])[::-1]
+    there = np.asarray(found.scores[0]) > NEVER / 2
+    written = np.asarray(found.sequences[0])[there]
+    assert all(spelt(row[row != EOS]).startswith(b" " + prefix.encode()) for row in written)
+    count = min(len(wanted), 16)
+    assert len(written) == count
+    np.testing.assert_allclose(np.asarray(found.scores[0])[:count], wanted[:count], atol=1e-4)
+
+
+def test_a_request_s_mass_lowers_what_free_beams_find(ready):
+    """Candidates take their share of the first softmax, and of nothing else."""
+    read = read_of(ready, 1)
+    config = BeamConfig(beams=8, returned=8, alpha=0.0, max_length=3)
+    beside = written_by(*ready, read, Free(), config)
+    alone = written_by(*ready, dataclasses.replace(read, opening=None), Free(), config)
+    np.testing.assert_array_equal(beside.sequences, alone.sequences)
+    share = np.exp(np.asarray(read.opening.log_probabilities)).sum()
+    lower = np.asarray(alone.scores - beside.scores)
+    np.testing.assert_allclose(lower, -np.log1p(-share), atol=1e-3)
+
+
+def test_room_is_where_candidates_are_few_or_unlikely():
+    logs = np.log(np.array([[0.5, 0.45], [0.5, 0.2], [0.97, 1e-9]]))
+    logs[2, 1] = -1e9
+    config = WritingConfig(least_share=0.1)
+    assert leaves_room(logs, 2, config).tolist() == [False, True, True]
+    assert leaves_room(logs, 2, dataclasses.replace(config, fill=False)).tolist() == [0, 1, 0]
+    assert not leaves_room(logs, 1, WritingConfig(least_share=1.0)).any()
+    with pytest.raises(UserError, match="least_share"):
+        WritingConfig(least_share=1.5)
+
+
+def test_a_query_that_comes_both_ways_is_listed_once_with_the_sum():
+    found = merged([("a", np.log(0.3)), ("b", np.log(0.2))], {"b": np.log(0.2), "c": -0.1}, 2)
+    assert [(text, new) for text, _, new in found] == [("c", True), ("b", False)]
+    assert found[1][1] == pytest.approx(np.log(0.4))

@@ -1,0 +1,129 @@
+"""Lists of candidates: what the model says of a batch, whatever it is filled up to."""
+
+import dataclasses
+
+import jax
+import numpy as np
+import pytest
+from flax.core import meta
+
+from onesug_jax.decode.item_suggester import TABLES, ItemSuggester
+from onesug_jax.errors import UserError
+from onesug_jax.logs.asof.items import Items
+from onesug_jax.model.config import ModelConfig
+from onesug_jax.model.seq2seq import Seq2Seq, initial
+from onesug_jax.tasks.features import Request
+
+N, K, H, C = 12, 9, 3, 10
+CONFIG = ModelConfig(
+    vocab_size=40,
+    d_model=16,
+    num_heads=2,
+    head_dim=8,
+    d_ff=16,
+    encoder_layers=1,
+    decoder_layers=1,
+    tie_embeddings=True,
+    unroll=True,
+    vector_dim=4,
+    count_columns=K,
+    candidate_tokens=True,
+    soft_id=3,
+)
+
+
+class Letters:
+    """A featurizer of one id a letter."""
+
+    def item_input(self, prefix, profile):
+        return np.array([2, *[4 + ord(c) % 30 for c in prefix], 3, 1], np.int32)
+
+
+@pytest.fixture(scope="module")
+def suggester():
+    rng = np.random.default_rng(0)
+    vectors = rng.normal(size=(N + 3, 4)).astype(np.float32)
+    vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
+    vectors[0] = 0
+    tables = {
+        "vectors": vectors,
+        "words": rng.integers(1, 9, (N + 3, 2)).astype(np.int32),
+        "word_weights": np.ones((N + 3, 2), np.float32),
+        "lengths": np.arange(N + 3, dtype=np.float32),
+        "prefix_vectors": vectors[:5].copy(),
+    }
+    params = meta.unbox(initial(CONFIG, jax.random.key(0)))
+    model = Seq2Seq(CONFIG)
+    found = ItemSuggester(
+        model, params, Letters(), tables, lambda n: f"q{n}", len, batch_sizes=(1, 4), sizes=(4, 10)
+    )
+    return found, model, params, tables
+
+
+def request(seed, there):
+    rng = np.random.default_rng(seed)
+    candidates = np.zeros(C, np.int32)
+    candidates[:there] = rng.permutation(N)[:there] + 1
+    items = Items(
+        candidates,
+        rng.normal(size=(C, K)).astype(np.float32),
+        rng.integers(0, N, H).astype(np.int32),
+        rng.exponential(60, H).astype(np.float32),
+        np.array([seed % 24, seed % 7], np.int32),
+    )
+    return Request("ab"[: 1 + seed % 2], items=items)
+
+
+def test_a_list_is_the_candidates_by_their_log_probability(suggester):
+    found, model, params, tables = suggester
+    one = request(1, 6)
+    listed = found.suggest([one])[0]
+    numbers = {f"q{n - 1}" for n in one.items.candidates if n}
+    assert {s.text for s in listed} == numbers and len(listed) == 6
+    scores = [s.score for s in listed]
+    assert scores == sorted(scores, reverse=True) and max(scores) < 0
+
+
+def test_other_requests_and_filling_change_nothing(suggester):
+    found, *_ = suggester
+    requests = [request(seed, 1 + seed % 9) for seed in range(9)]
+    together = found.suggest(requests)
+    for one, listed in zip(requests, together, strict=True):
+        alone = found.suggest([one])[0]
+        assert [s.text for s in alone] == [s.text for s in listed]
+        assert [s.score for s in alone] == pytest.approx([s.score for s in listed], abs=1e-4)
+
+
+def test_k_shortens_and_what_may_not_be_shown_is_left_out(suggester):
+    found, *_ = suggester
+    one = request(2, 8)
+    whole = [s.text for s in found.suggest([one])[0]]
+    assert [s.text for s in found.suggest([one], 3)[0]] == whole[:3]
+    found.passes = lambda text: text != whole[0]
+    try:
+        assert [s.text for s in found.suggest([one])[0]] == whole[1:]
+    finally:
+        found.passes = None
+    with pytest.raises(UserError, match="expected 1 to 16"):
+        found.suggest([one], 17)
+
+
+def test_a_request_without_candidates_has_an_empty_list(suggester):
+    found, *_ = suggester
+    assert found.suggest([request(3, 0)]) == [[]]
+
+
+def test_a_new_query_in_a_spare_row_is_read_at_once(suggester):
+    found, model, params, tables = suggester
+    one = request(4, 4)
+    items = dataclasses.replace(one.items, candidates=one.items.candidates.copy())
+    items.candidates[0] = N + 1  # a spare row
+    asked = dataclasses.replace(one, items=items)
+    before = {s.text: s.score for s in found.suggest([asked])[0]}
+    changed = {name: tables[name].copy() for name in TABLES}
+    changed["vectors"][N + 1] = changed["vectors"][items.history[0]]
+    old = found.tables
+    found.refresh(changed, N + 1, N + 2)
+    after = {s.text: s.score for s in found.suggest([asked])[0]}
+    found.tables = old
+    assert before.keys() == after.keys() and before != after

@@ -1,0 +1,104 @@
+"""A model as one folder: what it takes, that it stays as it is, and when it is stale."""
+
+import os
+
+import pytest
+
+from onesug_jax.files import replace_folder
+from onesug_jax.pipeline import bundle
+from onesug_jax.pipeline.workdir import Manifest, WorkDir, model_in_use
+
+PATTERNS = ["mined/*.txt", "vocab/*"]
+
+
+def finish(folder, stage, **files):
+    """A stage's finished folder, as the runner leaves it, in place of the last one."""
+    new = folder.with_name(folder.name + ".new")
+    new.mkdir(parents=True)
+    for name, text in files.items():
+        (new / name).parent.mkdir(parents=True, exist_ok=True)
+        (new / name).write_text(text)
+    made = Manifest(stage, 1, {}, {}, started="t", finished=f"{stage} of {sorted(files.items())}")
+    made.write(str(new), finished=False)
+    text = (new / "_manifest.json").read_text()
+    (new / "_manifest.json").write_text(text.replace('"finished": null', f'"finished": "{files}"'))
+    replace_folder(str(new), str(folder))
+
+
+@pytest.fixture
+def home(tmp_path):
+    finish(tmp_path / "mined", "mine", **{"queries.txt": "lamp", "pools.parquet": "p"})
+    finish(tmp_path / "vocab", "vocab", **{"spiece.model": "s"})
+    return tmp_path
+
+
+def trained(home, stage="pretrain", *more):
+    """Leaves the bundle of a stage whose folder is still being written, then the folder."""
+    new = home / f"{stage}.new"
+    (new / "best" / "params").mkdir(parents=True)
+    (new / "best" / "params" / "0").write_text("weights")
+    (new / "model.json").write_text("m")
+    Manifest(stage, 1, {}, {}).write(str(new), finished=True)
+    own = [f"{stage}.new/model.json", f"{stage}.new/best"]
+    made = bundle.make(WorkDir(str(home), stage), stage, [*PATTERNS, *own, *more])
+    assert made == str(new / "bundle")
+    replace_folder(str(new), str(home / stage))
+    return home / stage / "bundle"
+
+
+def names(folder):
+    return sorted(str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file())
+
+
+def test_a_bundle_holds_what_was_asked_for_laid_out_like_a_work_directory(home):
+    found = trained(home)
+    assert names(found) == [
+        "mined/queries.txt",
+        "pretrain/best/params/0",
+        "pretrain/model.json",
+        "sources.json",
+        "vocab/spiece.model",
+    ]
+    assert model_in_use(str(home)) == str(found)
+    assert os.path.samefile(found / "vocab" / "spiece.model", home / "vocab" / "spiece.model")
+
+
+def test_a_bundle_stays_as_it_is_when_the_work_directory_changes(home):
+    found = trained(home)
+    finish(home / "mined", "mine", **{"queries.txt": "tent"})
+    assert (home / "mined" / "queries.txt").read_text() == "tent"
+    assert (found / "mined" / "queries.txt").read_text() == "lamp"
+
+
+def test_what_was_made_anew_since_is_named(home):
+    found = trained(home)
+    work = WorkDir(str(home))
+    assert bundle.stale_note(work, str(found)) is None
+    finish(home / "mined", "mine", **{"queries.txt": "tent"})
+    note = bundle.stale_note(work, str(found))
+    assert note.startswith(f"mined in {home} changed") and f"run --gin.WORK_DIR={home}" in note
+    finish(home / "vocab", "vocab", **{"spiece.model": "t"})
+    assert bundle.stale_note(work, str(found)).startswith("mined, vocab in")
+
+
+def test_what_is_going_on_beside_is_no_reason(home):
+    found = trained(home)
+    (home / "mined.new").mkdir()
+    Manifest("mine", 1, {}, {}).write(str(home / "mined.new"), finished=False)
+    assert bundle.stale_note(WorkDir(str(home)), str(found)) is None
+
+
+def test_the_aligned_model_is_stale_when_the_one_it_started_from_is(home):
+    trained(home)
+    found = trained(home, "rwr", "pretrain/model.json", "pretrain/best")
+    assert "pretrain/best/params/0" in names(found) and "rwr/model.json" in names(found)
+    work = WorkDir(str(home))
+    assert bundle.stale_note(work, str(found)) is None
+    finish(home / "pretrain", "pretrain", **{"model.json": "n"})
+    assert bundle.stale_note(work, str(found)).startswith("pretrain in")
+
+
+def test_a_bundle_that_was_copied_elsewhere_says_nothing_of_a_work_directory(home, tmp_path):
+    found = trained(home)
+    os.remove(found / "sources.json")
+    assert bundle.stale_note(WorkDir(str(home)), str(found)) is None

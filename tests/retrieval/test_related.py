@@ -1,0 +1,81 @@
+"""Related queries are the search around e_p*; pools are completions by popularity."""
+
+import numpy as np
+
+from onesug_jax.logs.completion import CompletionIndex
+from onesug_jax.retrieval.related import RelatedQueries
+
+COUNTS = {"rug blue": 9, "rug red": 8, "rug green": 2, "run shoes": 5, "tent": 7, "tent blue": 1}
+QUERIES = sorted(COUNTS)
+WORDS = sorted({word for query in QUERIES for word in query.split()})  # one axis a word
+
+
+def vector(text):
+    out = np.array([float(word in text.split()) for word in WORDS], np.float32)
+    return out / max(np.linalg.norm(out), 1e-9)
+
+
+class Index:
+    """A brute-force stand-in for the prefix index."""
+
+    dimension = len(WORDS)
+    stars = {"ru": "rug blue", "tnet": "tent blue"}  # noqa: RUF012
+
+    def vectors_of(self, numbers):
+        return np.stack([vector(QUERIES[i]) for i in numbers])
+
+    def enhanced(self, prefix):
+        return vector(self.stars[prefix]) if prefix in self.stars else None
+
+    def neighbours(self, prefix, k):
+        return np.array([QUERIES.index("run shoes")]) if prefix == "ahead" else None
+
+    def search(self, vectors, k):
+        cosines = np.stack([vector(query) for query in QUERIES]) @ vectors
+        best = np.argsort(-cosines, kind="stable")[:k]
+        return np.append(best, -1)[None, :k], cosines[best][None]
+
+
+def known(k=4, index=True, encode=None, **options):
+    completions = CompletionIndex.from_counts(list(COUNTS), list(COUNTS.values()))
+    index = Index() if index else None
+    return RelatedQueries(completions, k, index=index, encode=encode, **options)
+
+
+def test_they_are_the_search_around_the_enhanced_prefix():
+    found = known(3).related(["ru", "ahead", "tnet"])
+    cosines = {query: float(vector(query) @ vector("rug blue")) for query in QUERIES}
+    assert found[0] == sorted(QUERIES, key=lambda query: (-cosines[query], query))[:3]
+    assert found[1] == ["run shoes"], "worked out ahead"
+    assert found[2][0] == "tent blue"
+    assert len(known(99).related(["ru"])[0]) == len(QUERIES), "-1 is no query"
+    assert known(0).related(["ru"]) == [[]]
+
+
+def test_an_unknown_prefix_is_embedded_once_or_has_nothing_related():
+    assert known().related(["zz"]) == [[]]
+    assert not known().vectors(["zz"]).any()
+    asked = []
+
+    def encode(texts):
+        asked.extend(texts)
+        return np.stack([vector("tent") for _ in texts])
+
+    finder = known(2, encode=encode)
+    assert finder.related(["zz"])[0][0] == "tent" == finder.related(["zz"])[0][0]
+    np.testing.assert_array_equal(finder.vectors(["zz", "ru"])[0], vector("tent"))
+    assert asked == ["zz"]
+    assert finder.text_vector("rug red").tolist() == vector("rug red").tolist()
+    assert known(soft=False).vectors(["ru"]) is None
+
+
+def test_without_an_index_they_are_the_most_searched_completions():
+    plain = known(2, index=False)
+    assert plain.related(["ru", "x"]) == [["rug blue", "rug red"], []]
+    assert plain.vectors(["ru"]) is None and plain.text_vector("ru") is None
+
+
+def test_pools_are_the_most_searched_of_a_prefix_or_of_what_was_meant():
+    pools = known().pools(["ru", "rug g", ""], 2)
+    assert pools == [("rug blue", "rug red"), ("rug green",), ("rug blue", "rug red")]
+    assert known().pools(["rgu r"], 3) == [("rug red",)]
