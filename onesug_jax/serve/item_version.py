@@ -81,7 +81,7 @@ class ItemVersion(ModelVersion):
         """See `ModelVersion`."""
         suggester, spec = self.suggester, self.suggester.featurizer.spec
         most = self.live.config.candidates
-        all_sizes = (*(size for size in suggester.sizes if size < most), most)
+        all_sizes = (*(size for size in config.candidates if size < most), most)
         all_lengths = lengths(spec)
         request = self._made([SuggestRequest("")])[0]
         done = set()
