@@ -342,6 +342,8 @@ _ALL = (
             "BeamConfig",
             "ScoreConfig",
             "suggester",
+            "WritingConfig",
+            "AsOfConfig",
         ),
         in_run=False,
         uses_model=True,
