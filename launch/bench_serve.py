@@ -15,6 +15,7 @@ from __future__ import annotations
 import asyncio
 import collections
 import contextlib
+import dataclasses
 import itertools
 import json
 import os
@@ -33,7 +34,7 @@ import numpy as np
 from onesug_jax.pipeline import workdir
 
 LETTER_SECONDS = 0.25  # between two letters, on average
-RUNGS = ("hybrid", "beam", "score", "popular")
+LEVELS = ("full", "hybrid", "beam", "score", "popular")
 KEYSTROKES = (("1st letter", 1, 1), ("2nd, 3rd", 2, 3), ("4th and on", 4, 99))
 
 
@@ -110,7 +111,7 @@ class Connections:
 
 @dataclass
 class Seen:
-    """What came back: (letter number, seconds, status, rung) each; `lost` requests did not."""
+    """What came back: (letter number, seconds, status, level) each; `lost` requests did not."""
 
     answers: list[tuple[int, float, int, str]] = field(default_factory=list)
     lost: int = 0
@@ -140,7 +141,7 @@ async def _letter(
         seen.lost += 1
         return
     took = time.perf_counter() - began
-    seen.answers.append((len(prefix), took, status, reply.get("rung", "")))
+    seen.answers.append((len(prefix), took, status, reply.get("level", "")))
 
 
 async def _capacity(host: str, port: int, typed, clients: int, seconds: float) -> float:
@@ -188,26 +189,84 @@ async def _load(host: str, port: int, typed, rate: float, seconds: float, seed: 
 
 def _line(name: str, part: list[tuple[int, float, int, str]]) -> str:
     given = [1000 * took for _, took, status, _ in part if status == 200]
-    counts = collections.Counter(rung for *_, status, rung in part if status == 200)
+    counts = collections.Counter(level for *_, status, level in part if status == 200)
     codes = collections.Counter(status for _, _, status, _ in part)
     middle, high, highest = np.percentile(given, [50, 95, 99]) if given else [float("nan")] * 3
-    rungs = " / ".join(f"{counts[rung] / max(len(part), 1):.0%}" for rung in RUNGS[1:])
+    best = sum(counts[level] for level in LEVELS[:3])
+    shares = " / ".join(
+        f"{count / max(len(part), 1):.0%}" for count in (best, counts["score"], counts["popular"])
+    )
     other = len(part) - codes[200] - codes[503] - codes[504]
     return (
-        f"  {name:<12} {len(part):>7,} {rungs:>18} {codes[503]:>8} {codes[504]:>5} {other:>6}"
+        f"  {name:<12} {len(part):>7,} {shares:>18} {codes[503]:>8} {codes[504]:>5} {other:>6}"
         f" {middle:>8.1f} {high:>8.1f} {highest:>8.1f}"
     )
 
 
+def inside(work: str, typed: list[tuple[str, dict[str, list]]]) -> None:
+    """What one list costs without HTTP: the as-of ask, other Python of a request, the whole."""
+    from onesug_jax import main
+    from onesug_jax.stages import items, opened, suggesting
+    from onesug_jax.tasks.features import Request
+
+    folder = workdir.WorkDir(workdir.model_in_use(work))
+    context = main.context_of("serve", f"--gin.WORK_DIR={work}")
+    context = dataclasses.replace(context, work=folder)
+    if not opened.model_description(context, opened.model_stage(context))["features"]["items"]:
+        return
+    state = items.restored(context)
+    model, _, _ = suggesting.item_suggester(context, state)
+    time_ms = state.end_ms
+
+    def asked(prefix: str, past: dict[str, list]) -> Request:
+        history = past["history"][::-1], past["history_minutes"][::-1]
+        return Request(prefix, history[0], items=state.request(prefix, "", time_ms, history))
+
+    letters = [(prefix[:2], past) for prefix, past in typed[:512]]
+    for one in letters:  # first uses of a prefix fill caches
+        asked(*one)
+    requests, seconds = [], []
+    for one in letters:
+        began = time.perf_counter()
+        requests.append(asked(*one))
+        seconds.append(time.perf_counter() - began)
+    print(f"\nas-of ask: {1e6 * np.median(seconds):.0f} us a request", end="")
+    first = requests[0].items
+    assert first is not None
+    size = max(model.sizes[0], min(64, first.candidates.shape[0]))
+    model.sizes = (size,)
+    fixed = np.random.default_rng(0).normal(size=(32, size)).astype(np.float32)
+    for batch in (1, 32):
+        groups = [requests[n : n + batch] for n in range(0, 256, batch)]
+        host, whole = [], []
+        model.suggest(groups[0])
+        for group in groups:
+            began = time.perf_counter()
+            model.suggest(group)
+            whole.append((time.perf_counter() - began) / batch)
+            began = time.perf_counter()
+            model.arrays(group, size)
+            for request, row in zip(group, fixed, strict=False):
+                model._listed(request, row, {}, model.returned)
+            host.append((time.perf_counter() - began) / batch)
+        print(
+            f"; batch {batch}, {size} candidates: {1e6 * np.median(host):.0f} us of other Python, "
+            f"{1000 * np.median(whole):.2f} ms a list (quickest {1000 * min(whole):.2f})",
+            end="",
+        )
+    print()
+
+
 def serve(work: str, seconds: int) -> None:
-    """The tables of one work directory: with the ladder, and with full beams or nothing."""
+    """The tables of one work directory: with degradation levels, and the full list or nothing."""
     typed = [(prefix, history) for prefix, history in searches(work) if prefix]
+    inside(work, typed)
     with tempfile.TemporaryDirectory() as folder:
         capacity = 0.0
-        for ladder in ('["beam","score","popular"]', '["beam"]'):
-            flags = [f"--gin.EngineConfig.ladder={ladder}", "--gin.EngineConfig.deadline_ms=500"]
+        for levels in ('["full","beam","score","popular"]', '["full","beam"]'):
+            flags = [f"--gin.EngineConfig.levels={levels}", "--gin.EngineConfig.deadline_ms=500"]
             with server(work, folder, *flags) as (host, port, times):
-                print(f"\nladder {ladder}: ready after {times['ready']:.1f} s", end="")
+                print(f"\nlevels {levels}: ready after {times['ready']:.1f} s", end="")
                 how = "programs of a run before" if capacity else "nothing compiled before"
                 print(f", every shape after {times['warm']:.1f} s ({how})")
                 if not capacity:
@@ -215,7 +274,7 @@ def serve(work: str, seconds: int) -> None:
                     capacity = asyncio.run(_capacity(host, port, typed, 16, max(5, seconds // 2)))
                     print(f"capacity: {capacity:,.0f} letters/s answered to 16 busy clients")
                 print(
-                    f"  {'':<12} {'letters':>7} {'beam/score/popular':>18} {'refused':>8}"
+                    f"  {'':<12} {'letters':>7} {'full/score/popular':>18} {'refused':>8}"
                     f" {'late':>5} {'failed':>6} {'p50 ms':>8} {'p95':>8} {'p99':>8}"
                 )
                 for share in (0.5, 1.0, 3.0):

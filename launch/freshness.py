@@ -88,7 +88,9 @@ def run() -> int:
         for name in names:
             duration_ms(name)
         context = main.context_of("evaluate", f"--gin.WORK_DIR={options.work}", *flags)
-        log, writers, found = context.home.log, {}, {}
+        log = context.home.log
+        writers: dict = {}
+        found: dict = {}
         split = opened.splits(log).get(options.split)
         if split is None:
             raise UserError(f"{log}: expected a split {options.split!r}, found no such file")

@@ -15,16 +15,16 @@ MAY_IMPORT = {
     "train": (),
     "model": (),
     "represent": ("model", "logs", "train"),
-    "retrieval": ("logs",),
+    "retrieval": ("logs", "represent"),
     "decode": ("model", "tasks.vocabulary", "tasks.features", "logs.schema"),
-    "tasks": ("logs", "represent"),
+    "tasks": ("logs", "represent", "retrieval"),
     "align": ("model", "logs.schema", "train"),
     "pipeline": ("train.distributed", "signatures"),
     "stages": tuple(
         "logs train model represent retrieval decode tasks align evaluate serve".split()
     )
     + ("pipeline", "doctor"),
-    "evaluate": ("decode", "logs", "tasks", "retrieval", "train.mesh"),
+    "evaluate": ("decode", "logs", "tasks", "train.mesh", "retrieval"),
     "serve": (
         "decode",
         "represent",

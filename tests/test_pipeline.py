@@ -135,16 +135,23 @@ def test_search_settings_redo_the_report_and_not_the_training(work, capsys, tmp_
 
 
 def test_suggest_prints_one_json_object_best_first(work, capsys):
-    words = [f"--gin.WORK_DIR={work}", "--prefix", "S", "--history", "Tent", "--history", "lamp"]
+    known = answer(capsys, f"--gin.WORK_DIR={work}", "--prefix", "")["suggestions"]
+    first, second = (one["text"] for one in known[:2])
+    histories = ["--history", first.upper(), "--history", "never searched", "--history", second]
+    words = [f"--gin.WORK_DIR={work}", "--prefix", "S", *histories]
     found = answer(capsys, *words)
     assert found["prefix"] == "s"
-    assert found["history"] == ["lamp", "tent"], "newest first"
+    assert found["history"] == [second, first], "newest first"
+    assert found["unknown"] == ["never searched"]
     assert found["milliseconds"] > 0
     scores = [suggestion["score"] for suggestion in found["suggestions"]]
     texts = [suggestion["text"] for suggestion in found["suggestions"]]
     assert scores == sorted(scores, reverse=True)
-    assert texts and len(set(texts)) == len(texts)
-    assert all(text.startswith("s") for text in texts)
+    assert texts and len(set(texts)) == len(texts) <= found["candidates"]
+    old = answer(capsys, *words, "--minutes", "900", "--minutes", "800", "--minutes", "700")
+    assert old["suggestions"] != found["suggestions"], "ages are read"
+    assert main.main(["suggest", *words, "--minutes", "3"]) == 2
+    assert "1 --minutes for 3 --history" in capsys.readouterr().err
 
 
 def test_k_shortens_the_list(work, capsys):
@@ -153,7 +160,8 @@ def test_k_shortens_the_list(work, capsys):
 
 
 def test_the_prompt_answers_line_by_line(work, capsys, monkeypatch):
-    lines = iter(["s", "=lamp", "l"])
+    (one,) = answer(capsys, f"--gin.WORK_DIR={work}", "--prefix", "", "--k", "1")["suggestions"]
+    lines = iter(["s", f"={one['text']}", "l", "=never searched", "l"])
 
     def typed(_):
         try:
@@ -165,7 +173,8 @@ def test_the_prompt_answers_line_by_line(work, capsys, monkeypatch):
     assert main.main(["suggest", f"--gin.WORK_DIR={work}"]) == 0
     out = capsys.readouterr().out
     assert "'s':" in out
-    assert "'l' after lamp:" in out
+    assert f"'l' after {one['text']}:" in out
+    assert "not in the log, and not used: never searched" in out
 
 
 def test_evaluate_scores_another_log_with_all_its_rows(work, capsys, tmp_path):
@@ -562,17 +571,19 @@ def until(condition):
         time.sleep(0.1)
 
 
-def test_the_service_answers_as_suggest_does_and_follows_the_version_in_use(work, tmp_path, capsys):
-    """Lists over HTTP are those of `suggest`; a published version takes over while people type,
-    and makes room again when it is rolled back; nobody is turned away.
+def test_the_service_learns_of_feedback_and_follows_the_version_in_use(work, tmp_path, capsys):
+    """It lists the candidates that `suggest` lists, and what was searched since; a published
+    version takes over while people type, and makes room again when it is rolled back; nobody is
+    turned away.
     """
     copy = shutil.copytree(work, tmp_path / "copy")
-    flags = [f"--gin.WORK_DIR={copy}", "--gin.BeamConfig.beams=16", "--gin.suggester.mode=beam"]
-    words = ["--prefix", "s", "--history", "tent", "--history", "lamp"]
-    expected = answer(capsys, *flags, *words)["suggestions"]
+    expected = answer(capsys, f"--gin.WORK_DIR={copy}", "--prefix", "s")
     shutil.copytree(work, copy / "versions" / "0001", copy_function=os.link)
-    asked = {"prefix": "s", "history": ["tent", "lamp"], "k": 16, "deadline_ms": 60_000}
-    with served(copy, *flags[1:], "--gin.EngineConfig.max_batch=2") as (url, end):
+    asked = {"prefix": "s", "history": ["s new"], "k": 16, "deadline_ms": 60_000, "why": True}
+    with served(copy, "--gin.EngineConfig.max_batch=1") as (url, end):
+        first = httpx.post(f"{url}/suggest", json=asked, timeout=120).json()
+        sent = {"request_id": "r", "user_id": "u", "prefix": "s", "query": "s new"}
+        assert httpx.post(f"{url}/feedback", json=sent).json()["stored"] == "new"
         replies, stop = [], threading.Event()
 
         def type_on():
@@ -592,13 +603,9 @@ def test_the_service_answers_as_suggest_does_and_follows_the_version_in_use(work
         stop.set()
         typing.join(120)
         last_words = end()
+    assert first["level"] == "full" and first["why"]["unknown"] == ["s new"]
+    assert first["why"]["candidates"] == expected["candidates"]
     assert {reply.status_code for reply in replies} == {200}
-    for reply in (replies[0], replies[len(replies) // 2], replies[-1]):
-        found = reply.json()["suggestions"]
-        assert reply.json()["rung"] == "beam"
-        assert [one["text"] for one in found] == [one["text"] for one in expected]
-        scores = [one["score"] for one in expected]
-        assert [one["score"] for one in found] == pytest.approx(scores, abs=1e-3)
     assert last_words.splitlines()[-1] == "heavy: [] code: 0"
 
 
@@ -610,6 +617,7 @@ def test_the_bench_prints_its_tables(work, project_root):
     )
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("ready after") == 2 and "capacity: " in done.stdout
+    assert "as-of ask" in done.stdout and "ms a list" in done.stdout
     assert done.stdout.count("x capacity: ") == 6 and done.stdout.count(" 0 lost") == 6
 
 

@@ -46,7 +46,7 @@ def shop(tmp_path_factory):
     later = pc.add(fresh["timestamp_ms"], pa.scalar(2 * DAY_MS))
     fresh = fresh.set_column(fresh.column_names.index("timestamp_ms"), "timestamp_ms", later)
     # A search of the old log, whose order came after that log was closed.
-    old = dev.slice(0, 1)
+    old = dev.slice(dev.num_rows - 1)
     place = old.column_names.index("ordered_items")
     old = old.set_column(
         place, old.schema.field(place), pa.array([[LATE]], old["ordered_items"].type)

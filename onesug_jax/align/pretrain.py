@@ -51,7 +51,7 @@ def pretrain_stage(
         return initial(config, key)
 
     def loss(params, batch, key, tables=None):
-        if config.candidate_tokens:
+        if config.writes_candidates:
             return either_way_loss(model, params, batch, key, tables, writing, written_share)
         scores: Any = model.apply(
             {"params": params},

@@ -116,7 +116,7 @@ def policy_scores(
     rngs: Mapping[str, jax.Array] | None = None,
 ) -> ListScores:
     """`log pi` of the list of every request: `[B, C]` of `list_targets`, or of all candidates."""
-    if model.config.candidate_tokens:
+    if model.config.writes_candidates:
         assert tables is not None, "a model with items reads tables"
         return candidate_scores(model, params, batch, tables, rngs)
     return log_probabilities(list_scores(model, params, batch, rngs), batch["list_targets"])
@@ -159,7 +159,7 @@ def rwr_stage(
         return objective(preference, policy, jax.lax.stop_gradient(old), batch)
 
     def tokens(batch: Batch) -> int:
-        lists = batch["candidates" if config.candidate_tokens else "list_targets"]
+        lists = batch["candidates" if config.writes_candidates else "list_targets"]
         return int(np.count_nonzero(batch["encoder_input_tokens"]) + np.count_nonzero(lists))
 
     frozen = reference if tables is None else (reference, tables)
@@ -234,7 +234,7 @@ def make_measure(
     @jax.jit
     def sums(params, reference, batch, tables):
         with meshes.rules_context(mesh):
-            if config.candidate_tokens:
+            if config.writes_candidates:
                 policy, old = (policy_scores(model, p, batch, tables) for p in (params, reference))
                 _, rows, found = objective(preference, policy, old, batch)
                 there = batch["target_candidate"] > 0

@@ -204,7 +204,7 @@ def read_requests(
     places: Any = model.apply(variables, encoded, tokens, method="places")
     given: Any = model.apply(variables, tokens, items, method="given")
     opening: Any = None
-    if model.config.candidate_tokens:
+    if model.config.writes_candidates:
         opening = model.apply(variables, encoded, given, items, method="opening")
     return ReadRequests(given, cross, places, opening)
 

@@ -143,8 +143,8 @@ def _lists(
         hit = places == target
         if hit.any() and len(places) > 1:
             level = Level(int(arrays["level"][row]))
-            prefix = (int(arrays[name][row]) for name in ("typed", "prefix_row"))
-            found = features(items, *prefix, tables)
+            typed, prefix_row = int(arrays["typed"][row]), int(arrays["prefix_row"][row])
+            found = features(items, typed, prefix_row, tables)
             lists.append(found[places])
             grades.append(np.where(hit, GRADE[level], 0))
             weights.append(config.orders if level == Level.ORDER else 1.0)

@@ -10,12 +10,12 @@ is normalised here, once; everybody downstream takes it as it is.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import functools
 import os
-import shutil
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import duckdb
@@ -23,7 +23,7 @@ import numpy as np
 import pyarrow as pa
 
 from onesug_jax.errors import UserError, file_error
-from onesug_jax.files import write_json
+from onesug_jax.files import atomic_files, write_json
 from onesug_jax.logs.adapter import Adapter
 from onesug_jax.logs.adapters import choose_adapter, make_adapters
 from onesug_jax.logs.clicks import Clicks
@@ -44,6 +44,9 @@ from onesug_jax.logs.splits import (
 )
 from onesug_jax.logs.staging import Staging
 from onesug_jax.logs.times import day, plausible_span
+
+REPORT = "report.json"
+_FILES = tuple(f"{split}.parquet" for split in SPLITS)
 
 
 @dataclass(frozen=True)
@@ -158,15 +161,15 @@ def ingest(
     if unread:
         print(f"ingest: {unread} line(s) of the side tables could not be read", flush=True)
 
-    try:
-        os.makedirs(out, exist_ok=True)
-        temporary = tempfile.mkdtemp(prefix=".ingest-", dir=out)
-    except OSError as error:
-        raise file_error(
-            out, "ingest: expected a folder to write in: writing there", error
-        ) from None
-    try:
-        staging = Staging(temporary, max_bad_share, os.path.join(out, "set_aside.jsonl"))
+    with _file_errors(out), contextlib.ExitStack() as stack:
+        try:
+            new = stack.enter_context(atomic_files(out, REPORT, _FILES))
+            scratch = stack.enter_context(tempfile.TemporaryDirectory(prefix=".ingest-", dir=out))
+        except OSError as error:
+            raise file_error(
+                out, "ingest: expected a folder to write in: writing there", error
+            ) from None
+        staging = Staging(scratch, max_bad_share, os.path.join(out, "set_aside.jsonl"))
         try:
             check = functools.partial(
                 validate,
@@ -185,7 +188,7 @@ def ingest(
                     f"write. See {staging.set_aside_path}."
                 )
             paths = {source.index: source.path for source in sources}
-            with connect(temporary, memory_limit) as database:
+            with connect(scratch, memory_limit) as database:
                 drop_repeats(database, staging, paths)
                 pool = pool_of(database, dev_days)
                 if pool is not None and chosen.dated:
@@ -195,8 +198,9 @@ def ingest(
                 verdicts = choose_profile(database, sorted(staging.profile), profile)
                 rule, label = split_rule(database, pool, log, dev_days, test_days)
                 columns = schema_of(staging, [one.name for one in verdicts if not one.reason])
-                written = write_splits(database, rule, columns, temporary)
+                written = write_splits(database, rule, columns, new)
             report = _report(staging, verdicts, written, label)
+            write_json(os.path.join(new, REPORT), dataclasses.asdict(report), ensure_ascii=False)
         except (duckdb.OutOfMemoryException, duckdb.IOException) as error:
             raise UserError(
                 f"sorting the log in {out!r} failed: {error}. Raise "
@@ -204,12 +208,16 @@ def ingest(
             ) from None
         finally:
             staging.close()
-        _publish(temporary, out, report)
+    return report
+
+
+@contextlib.contextmanager
+def _file_errors(out: str) -> Iterator[None]:
+    """What goes wrong with files inside becomes a sentence."""
+    try:
+        yield
     except OSError as error:
         raise file_error(out, "writing there", error) from None
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
-    return report
 
 
 def _check_names(log: str, sources: Sequence[Source]) -> None:
@@ -304,15 +312,3 @@ def _print_columns(verdicts: Sequence[Verdict], staging: Staging) -> None:
         found = ", ".join(f"{count:,} in {unit}" for unit, count in staging.units.items())
         print(f"  times converted to milliseconds: {found}")
     print(end="", flush=True)
-
-
-def _publish(temporary: str, out: str, report: IngestReport) -> None:
-    made = os.path.join(temporary, "report.json")
-    write_json(made, dataclasses.asdict(report), ensure_ascii=False)
-    for split in SPLITS:
-        target = os.path.join(out, f"{split}.parquet")
-        if split in report.splits:
-            os.replace(os.path.join(temporary, f"{split}.parquet"), target)
-        elif os.path.exists(target):
-            os.remove(target)  # of an earlier run with other settings
-    os.replace(made, os.path.join(out, "report.json"))

@@ -1,15 +1,14 @@
 """Where rows wait while files are read: clean ones in Parquet, bad ones with their reason.
 
-Keeps the books: every row is counted once, as kept or as set aside.
+Every row is counted once, as retained or as set aside.
 """
 
 from __future__ import annotations
 
 import collections
+import contextlib
 import json
 import os
-import sys
-import time
 from typing import TextIO
 
 import numpy as np
@@ -17,9 +16,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from onesug_jax.errors import UserError
+from onesug_jax.files import atomic_path
 from onesug_jax.logs.adapter import check_distinct
 from onesug_jax.logs.readers import Source
 from onesug_jax.logs.schema import REQUIRED, UNTIMELY, profile_columns
+from onesug_jax.progress import Progress
 
 MAX_PROFILE = 64  # columns; more is a log whose keys are data
 EARLY_STOP_ROWS = 100_000
@@ -33,7 +34,7 @@ class Staging:
     """Where rows go while files are read: temporary Parquet, or the file of those set aside."""
 
     def __init__(self, folder: str, max_bad_share: float, set_aside_path: str):
-        """Open set_aside.jsonl in `folder`; it is moved to `set_aside_path` in the end."""
+        """Parts go to `folder`, rows set aside to `set_aside_path`, which `close` completes."""
         self.folder = folder
         self.max_bad_share = max_bad_share
         self.set_aside_path = set_aside_path
@@ -46,9 +47,12 @@ class Staging:
         self.units: collections.Counter[str] = collections.Counter()
         self.parts: list[str] = []
         self._writer: pq.ParquetWriter | None = None
-        self._bad_path = os.path.join(folder, "set_aside.jsonl")
-        self._bad: TextIO = open(self._bad_path, "w", encoding="utf-8", errors="backslashreplace")
-        self._progress = _Progress()
+        self._stack = contextlib.ExitStack()
+        path = self._stack.enter_context(atomic_path(set_aside_path))
+        self._bad: TextIO = self._stack.enter_context(
+            open(path, "w", encoding="utf-8", errors="backslashreplace")
+        )
+        self._progress = Progress("ingest")
 
     def put_aside(self, path: str, row: int, reason: str, raw: str) -> None:
         """Note one bad row (a row of its own in the counts)."""
@@ -88,7 +92,8 @@ class Staging:
             self.parts.append(os.path.join(self.folder, f"part-{len(self.parts):05d}.parquet"))
             self._writer = pq.ParquetWriter(self.parts[-1], table.schema, compression="lz4")
         self._writer.write_table(table)
-        self._progress.show(self.rows, self.set_aside, source.path)
+        note = f"{self.set_aside:,} set aside, {source.path}"
+        self._progress.add(self.rows - self._progress.done, note)
 
     def stop_if_too_bad(self, *, early: bool = False) -> None:
         """Stop past the allowed share of bad rows; `early`: only where half of a large start is.
@@ -120,25 +125,6 @@ class Staging:
             self._writer = None
 
     def close(self) -> None:
-        """Finish all files and put set_aside.jsonl in place."""
+        """Finish all files and put that of rows set aside in place."""
         self.close_parts()
-        if not self._bad.closed:
-            self._bad.close()
-            os.replace(self._bad_path, self.set_aside_path)
-
-
-class _Progress:
-    """A line now and then: rows so far, rate, file."""
-
-    def __init__(self, every: float = 5.0):
-        self.every = every
-        self.begun = self.shown = time.monotonic()
-
-    def show(self, rows: int, bad: int, path: str) -> None:
-        now = time.monotonic()
-        if now - self.shown < self.every:
-            return
-        self.shown = now
-        rate = rows / (now - self.begun)
-        line = f"ingest: {rows:,} rows, {bad:,} set aside, {rate:,.0f} rows/s, {path}"
-        print(line, end="\r" if sys.stdout.isatty() else "\n", flush=True)
+        self._stack.close()

@@ -48,7 +48,7 @@ class CandidateHead(nn.Module):
         self.query, self.key = (self.param(n, init, (width, width)) for n in ("query", "key"))
         self.level = self.param("level", logical(scaled_normal(width), "embed"), (width,))
         share = nn.initializers.constant(1 / c.count_columns)
-        self.popularity = self.param("popularity", logical(share, None), (c.count_columns,))
+        self.popularity = self.param("popularity", logical(share, "features"), (c.count_columns,))
         self.bias = self.param("bias", logical(nn.initializers.zeros), ())
 
     def __call__(self, x: jax.Array, encoded: Encoded, items: Items) -> ListScores:

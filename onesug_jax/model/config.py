@@ -86,11 +86,6 @@ class ModelConfig:
             raise UserError(f"ModelConfig.dtype = {self.dtype!r}: expected one of {DTYPES}")
         if self.remat not in REMAT_POLICIES:
             raise UserError(f"ModelConfig.remat = {self.remat!r}: expected one of {REMAT_POLICIES}")
-        if self.candidate_tokens and not self.vector_dim:
-            raise UserError(
-                "ModelConfig.candidate_tokens = True needs items: expected vector_dim, the width "
-                "of the text encoder's vectors, above 0; found 0."
-            )
         if self.vector_dim and (self.copying or self.positions_per_layer):
             raise UserError(
                 f"ModelConfig.vector_dim = {self.vector_dim} (items): expected copying = False and "
@@ -98,6 +93,11 @@ class ModelConfig:
                 f"positions_per_layer = {self.positions_per_layer}. Candidates are written as "
                 "tokens (candidate_tokens = True) instead of being copied."
             )
+
+    @property
+    def writes_candidates(self) -> bool:
+        """Whether a request's candidates are output tokens; without items there are none."""
+        return self.candidate_tokens and self.vector_dim > 0
 
     @property
     def attention_width(self) -> int:
@@ -127,10 +127,10 @@ class ModelConfig:
     def _item_parameters(self) -> int:
         """Of `ItemReader`, of the relations in every layer, and of `CandidateHead`."""
         d, h, counts = self.d_model, self.num_heads, self.count_columns
-        reader = (3 * counts + 8) * d + d * d + d + (4 + 2 + 24 + 7) * d
+        reader = (3 * counts + 8) * d + d * d + d + (6 + 2 + 24 + 7) * d
         reader += self.vector_dim * d * (self.content > 0)
-        layer = 9 * h + 4 * h * d + d * d
-        head = (2 * d * d + d + counts + 1) * self.candidate_tokens
+        layer = 12 * h + 5 * h * d + d * d
+        head = (2 * d * d + d + counts + 1) * self.writes_candidates
         return reader + self.encoder_layers * layer + head
 
     def flops_per_example(
@@ -155,13 +155,13 @@ class ModelConfig:
         if self.copying:  # queries, keys, their products, and the sums of places that write alike
             head += 2 * d * d * (target + length) + 2 * target * length * (d + length)
         if self.vector_dim:
-            h, relations = self.num_heads, 3
-            related = 2 * relations * context * 2 * h + 2 * 4 * h * d + 2 * d * d
-            encoder_layer += length * related + context * 2 * 5 * h
+            h, relations = self.num_heads, 4
+            related = 2 * relations * context * 2 * h + 2 * 5 * h * d + 2 * d * d
+            encoder_layer += length * related + context * 2 * 7 * h
             head += 2 * length * context * self.vector_dim
-            head += candidates * 2 * d * (3 * self.count_columns + 8 + d) + history * 2 * 4 * d
+            head += candidates * 2 * d * (3 * self.count_columns + 8 + d) + history * 2 * 6 * d
             head += candidates * 2 * self.vector_dim + 2 * self.vector_dim * d
             head += (candidates + history) * 2 * self.vector_dim * d * (self.content > 0)
-        if self.candidate_tokens:
+        if self.writes_candidates:
             head += 2 * 2 * d * d + candidates * 2 * (d + self.count_columns)
         return self.encoder_layers * encoder_layer + self.decoder_layers * decoder_layer + head

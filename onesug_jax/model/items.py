@@ -166,10 +166,17 @@ def clipped_logs(items: Items) -> jax.Array:
     return jnp.maximum(items.counts.astype(jnp.float32), LEAST_LOG)
 
 
-def age_features(minutes: jax.Array) -> jax.Array:
-    """What an age says, `[..., 4]`: of this visit, this hour, this day, and its log."""
+def past_features(minutes: jax.Array) -> jax.Array:
+    """What the age and the place of H queries of a history say, newest first: `[B, H, 6]`.
+
+    Of this visit, this hour, this day, and the log of the age; whether it is the newest, less and
+    less, and the log of the place: people come back to their last searches, however long ago.
+    """
     passed = minutes.astype(jnp.float32)[..., None]
-    return jnp.concatenate([jnp.exp(-passed / jnp.array(_MINUTES)), 0.2 * jnp.log1p(passed)], -1)
+    place = jnp.broadcast_to(jnp.arange(minutes.shape[1], dtype=jnp.float32)[:, None], passed.shape)
+    near = jnp.exp(-passed / jnp.array(_MINUTES))
+    parts = [near, 0.2 * jnp.log1p(passed), jnp.exp(-place), 0.3 * jnp.log1p(place)]
+    return jnp.concatenate(parts, axis=-1)
 
 
 @flax.struct.dataclass
@@ -201,9 +208,9 @@ class ItemReader(nn.Module):
         c = self.config
         width, features = c.d_model, 3 * c.count_columns + 2 * len(_RANKED) + TEXT_FEATURES
 
-        def kernel(name: str, *shape: int):
-            names = (*[None] * (len(shape) - 1), "embed")
-            return self.param(name, logical(scaled_normal(shape[-2]), *names), shape)
+        def kernel(name: str, *shape: int) -> jax.Array:
+            init = logical(scaled_normal(shape[0]), "features", "embed")
+            return self.param(name, init, shape)
 
         self.counts_in, self.counts_out = (
             kernel("counts_in", features, width),
@@ -225,7 +232,7 @@ class ItemReader(nn.Module):
         features = jnp.concatenate([count_features(items), text_features(items, tables)], axis=-1)
         hidden = features @ self.counts_in + self.counts_bias
         candidates = nn.silu(hidden) @ self.counts_out + self.kinds[1]
-        ages = age_features(items.minutes)
+        ages = past_features(items.minutes)
         history = ages @ self.ages + self.kinds[0]
         rows = jnp.concatenate([history, candidates], axis=1)
         vectors = _rows(tables.vectors, items.rows)

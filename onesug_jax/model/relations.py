@@ -4,12 +4,13 @@ An item is the enhanced prefix, a query of the history, or a candidate. Small pr
 likeness slowly, so attention receives it. For head h, position i and key j,
 
     scores[h, i, j] = q_i . k_j + T5_relative[h, i - j] + sum_r a[h, r] * R_r[i, j] + b[h] . f(j)
-    R_1 = cos(e*_i, e*_j)   R_2 = words in common / words in either   R_3 = 1 for the same query
+    R_1 = cos(e*_i, e*_j)                         R_2 = words in common / words in either
+    R_3 = words in common / words of the key      R_4 = 1 for the same query
 
-where f(j) says how old key j is. A sink, a key of value 0, takes the attention of a position that
-finds nothing alike. What each head found, sum_j w[h, i, j] * R_r[i, j] and sum_j w[h, i, j], enters
-the stream through a small MLP beside the values. PAPER.md has no such thing: it belongs to
-models with items.
+where f(j) says how old key j is, and R_3 is 1 where a query was refined. A sink, a key of value 0,
+takes the attention of a position that finds nothing alike. What each head found, sum_j w[h, i, j] *
+R_r[i, j] and sum_j w[h, i, j], enters the stream through a small MLP beside the values. PAPER.md
+has no such thing: it belongs to models with items.
 """
 
 from __future__ import annotations
@@ -29,8 +30,8 @@ from onesug_jax.model.layers import (
     scaled_normal,
 )
 
-RELATIONS = ("cosine", "overlap", "same")
-KEY_FEATURES = 5  # of a key: whether it is of the history, and what `items.age_features` says
+RELATIONS = ("cosine", "overlap", "contained", "same")
+KEY_FEATURES = 7  # of a key: whether it is of the history, and what `items.past_features` says
 _STEEPEST = 8.0  # of the multiples of the cosine that the heads start with
 _SINK = 4.0  # the sink's score at the start: between that of a stranger and of an alike item
 _FOUND = 3.0  # brings what was found, at most 1, to the scale of the stream
@@ -39,7 +40,7 @@ _FOUND = 3.0  # brings what was found, at most 1, to the scale of the stream
 def relations(
     vectors: ItemVectors, words: ItemWords, weights: ItemWords, numbers: ItemIds, keys: int
 ) -> Relations:
-    """Likeness of all positions to the first `keys` of them, float32 `[B, 3, S, keys]`.
+    """Likeness of all positions to the first `keys` of them, float32 `[B, 4, S, keys]`.
 
     Args:
       vectors: `[B, S, E]` unit vectors; 0 for positions that are no items.
@@ -51,19 +52,22 @@ def relations(
         "bqe,bke->bqk", vectors, vectors[:, :keys], preferred_element_type=jnp.float32
     )
     same = (numbers[:, :, None] == numbers[:, None, :keys]) & (numbers[:, :, None] > 0)
-    shared = overlap(words, weights, words[:, :keys], weights[:, :keys])
-    return jnp.stack([cosine, shared, same.astype(jnp.float32)], axis=1)
+    shared, contained = overlaps(words, weights, words[:, :keys], weights[:, :keys])
+    return jnp.stack([cosine, shared, contained, same.astype(jnp.float32)], axis=1)
 
 
-def overlap(
+def overlaps(
     words: ItemWords, weights: ItemWords, key_words: ItemWords, key_weights: ItemWords
-) -> jax.Array:
-    """Weight of the words in common over that of the words in either, `[B, Q, S]`, 0 to 1."""
+) -> tuple[jax.Array, jax.Array]:
+    """Weight of the words in common over that of the words in either, and over that of the key's
+    words: `[B, Q, S]` each, 0 to 1.
+    """
     same = words[:, :, None, :, None] == key_words[:, None, :, None]
     same &= words[:, :, None, :, None] > 0
     common = jnp.sum(jnp.where(same, weights[:, :, None, :, None], 0.0), axis=(-2, -1))
-    either = jnp.sum(weights, -1)[:, :, None] + jnp.sum(key_weights, -1)[:, None] - common
-    return common / jnp.maximum(either, 1e-6)
+    key = jnp.sum(key_weights, -1)[:, None]
+    either = jnp.sum(weights, -1)[:, :, None] + key - common
+    return common / jnp.maximum(either, 1e-6), common / jnp.maximum(key, 1e-6)
 
 
 class RelationAttention(Attention):
@@ -74,19 +78,21 @@ class RelationAttention(Attention):
         super().setup()
         c = self.config
         kinds, heads, width = len(RELATIONS), c.num_heads, c.d_model
-        self.multiples = self.param("multiples", logical(_multiples, None, "heads"), (kinds, heads))
+        self.multiples = self.param(
+            "multiples", logical(_multiples, "relations", "heads"), (kinds, heads)
+        )
         self.key_bias = self.param(
-            "key_bias", logical(nn.initializers.zeros, None, "heads"), (KEY_FEATURES, heads)
+            "key_bias", logical(nn.initializers.zeros, "features", "heads"), (KEY_FEATURES, heads)
         )
         self.sink = self.param("sink", logical(nn.initializers.constant(_SINK), "heads"), (heads,))
         found = (kinds + 1) * heads
         self.found_in = self.param(
             "found_in",
-            logical(scaled_normal(found), None, "heads", "embed"),
+            logical(scaled_normal(found), "relations", "heads", "embed"),
             (kinds + 1, heads, width),
         )
         self.found_out = self.param(
-            "found_out", logical(scaled_normal(width), None, "embed"), (width, width)
+            "found_out", logical(scaled_normal(width), "features", "embed"), (width, width)
         )
 
     def related(

@@ -120,7 +120,7 @@ class Seq2Seq(nn.Module):
             self.copy_head = CopyHead(c)
         if c.vector_dim:
             self.items = ItemReader(c, self.deterministic)
-        if c.candidate_tokens:
+        if c.writes_candidates:
             self.candidate_head = CandidateHead(c)
 
     def _embed(self, tokens: jax.Array) -> jax.Array:
@@ -247,7 +247,7 @@ class Seq2Seq(nn.Module):
         """`scores` with the request's candidates in the softmax of each output's first token; `x`
         and `scores` of outputs of `length` positions, one after another.
         """
-        if not self.config.candidate_tokens:
+        if not self.config.writes_candidates:
             return scores
         assert items is not None, "a model with candidate tokens reads items"
         candidates = self.candidate_head(self.decoder_norm(x[:, 0]), encoded, items)

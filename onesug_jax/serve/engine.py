@@ -6,10 +6,11 @@
                        past its deadline: dropped before the model sees it
                        degradation level by backlog and deadline -> results -> Answer
 
-One thread runs the model. Another loads the version of WORK_DIR that is in use, compiles its shapes
-ahead of time, and watches: when an update publishes the next version (or a rollback the one before)
-it is loaded and compiled beside the old one, and takes its place between two batches. No request
-waits for it, and none is lost. This file knows no HTTP.
+One thread runs the model. Another takes in what people searched. A third loads the version of
+WORK_DIR that is in use, compiles its shapes ahead of time, and watches: when an update publishes
+the next version (or a rollback the one before) it is loaded and compiled beside the old one, and
+takes its place between two batches. No request waits for it, and none is lost. This file knows no
+HTTP.
 """
 
 from __future__ import annotations
@@ -103,7 +104,11 @@ class Engine:
         self.failure: BaseException | None = None  # why the first version could not be loaded
         self._threads = [
             threading.Thread(target=run, name=name, daemon=True)
-            for name, run in (("watch", self._watch), ("model", self._run))
+            for name, run in (
+                ("watch", self._watch),
+                ("refresh", self._refresh),
+                ("model", self._run),
+            )
         ]
 
     # ------------------------------------------------------------------ from outside
@@ -302,6 +307,23 @@ class Engine:
         self.metrics.answered(level, answer.waited, answer.took, cached=answer.cached)
         return answer
 
+    # ------------------------------------------------------------------ the refreshing thread
+
+    def _refresh(self) -> None:
+        """Takes in what this and other servers were sent, also while shapes are compiled."""
+        failed = ""
+        while not self._closed.wait(self.config.watch_seconds):
+            version = self._current
+            try:
+                if version is not None:
+                    version.refresh()
+                failed = ""
+            except Exception as error:  # of a version that is being replaced, for one
+                message = f"serve: new events are not counted: {type(error).__name__}"
+                if version is self._current and message != failed:
+                    self._say(message)
+                    failed = message
+
     # ------------------------------------------------------------------ the watching thread
 
     def _watch(self) -> None:
@@ -316,10 +338,8 @@ class Engine:
                 if not there and again:
                     self._swap(wanted)
                     failed = ""
-                if self._current is not None:
-                    if self._current.read_terms():
-                        self._say("serve: blocked terms read again")
-                    self._current.refresh()  # what this and other servers were sent
+                if self._current is not None and self._current.read_terms():
+                    self._say("serve: blocked terms read again")
             except Exception as error:
                 failed, since = wanted, time.monotonic()
                 if self._current is None:

@@ -9,11 +9,12 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from onesug_jax.pipeline.spec import Context
-from onesug_jax.pipeline.workdir import WorkDir
+from onesug_jax.pipeline.workdir import Manifest, WorkDir
 from onesug_jax.stages import opened
 from onesug_jax.stages.represent import EMBEDDINGS
 
 if TYPE_CHECKING:
+    from onesug_jax.logs.asof.config import AsOfConfig
     from onesug_jax.logs.asof.state import AsOf
     from onesug_jax.model.items import ItemTables
     from onesug_jax.represent.prefix_index import PrefixIndex
@@ -39,10 +40,17 @@ def state(context: Context, *, spare: int = SPARE, **changes) -> AsOf:
     """
     from onesug_jax.logs.asof.state import AsOf
 
-    config = context.configured("AsOfConfig")()
-    config = dataclasses.replace(config, **changes)
+    config = dataclasses.replace(_config(context), **changes)
     queries = opened.completions(context).queries
     return AsOf(queries, config, spare=spare, around=_around(context.work, config.around))
+
+
+def _config(context: Context) -> AsOfConfig:
+    """AsOfConfig, where a query exists for others as late as in what was mined, or later."""
+    config = context.configured("AsOfConfig")()
+    mined = Manifest.read(context.home.mined)
+    least = 1 if mined is None else mined.settings.get("mine.min_users", 1)
+    return dataclasses.replace(config, min_users=max(config.min_users, least))
 
 
 def restored(context: Context, *, spare: int = SPARE) -> AsOf:

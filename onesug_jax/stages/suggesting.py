@@ -72,7 +72,7 @@ def item_suggester(
 
     loaded = functools.cache(lambda: opened.encoder(context.work))
 
-    def encode(texts: Sequence[str]):
+    def encode(texts: Sequence[str]) -> np.ndarray:
         return loaded().encode(texts)
 
     settings = context.settings

@@ -163,7 +163,7 @@ def _item_examples(context: Context, vocabulary, spec, splits, candidates: int) 
         lambda prefix: index.known(prefix) + 1,
         state.number,
     )
-    snapshot.save(state, os.path.join(context.work.examples, items.SNAPSHOT))
+    snapshot.save(state, os.path.join(context.work.examples, items.SNAPSHOT), rare=False)
 
 
 def _id_kinds(context: Context, vocabulary, index, tasks: dict[str, float] | None) -> dict:

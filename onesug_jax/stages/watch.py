@@ -7,12 +7,10 @@ encoder and one step of the decoder. Written queries do not count here: `evaluat
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
-from onesug_jax.logs.schema import Level
-from onesug_jax.tasks.item_loader import ItemLoader
+if TYPE_CHECKING:
+    from onesug_jax.tasks.item_loader import ItemLoader
 
 _BLOCK = 256
 _K = 16
@@ -25,8 +23,10 @@ def watch(
     in an order, and `value`, the mean of both MRRs; in per cent.
     """
     import jax
+    import numpy as np
 
     from onesug_jax.align.candidate_lists import candidate_scores
+    from onesug_jax.logs.schema import Level
     from onesug_jax.model.seq2seq import Seq2Seq
     from onesug_jax.train import mesh as meshes
 

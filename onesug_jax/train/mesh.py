@@ -34,6 +34,8 @@ LOGICAL_RULES: tuple[tuple[str, str | tuple[str, ...] | None], ...] = (
     ("layers", None),
     ("relpos_buckets", None),
     ("soft", None),
+    ("relations", None),
+    ("features", None),
 )
 
 

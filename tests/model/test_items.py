@@ -11,7 +11,7 @@ import pytest
 
 from onesug_jax.errors import UserError
 from onesug_jax.model.candidates import either_way
-from onesug_jax.model.items import Items, age_features, count_features, enhanced_prefix
+from onesug_jax.model.items import Items, count_features, enhanced_prefix, past_features
 from onesug_jax.model.seq2seq import Seq2Seq
 from onesug_jax.train import mesh as meshes
 from tests.item_cases import CONFIG, items, params, tables, tokens
@@ -137,12 +137,12 @@ def test_features_of_counts_are_those_of_a_slow_reference():
         np.testing.assert_allclose(found[b, :size], wanted, atol=1e-5)
 
 
-def test_ages_run_from_this_visit_to_long_ago():
-    found = np.asarray(age_features(jnp.array([0.0, 10.0, 1e6])))
-    np.testing.assert_allclose(found[0], [1, 1, 1, 0], atol=1e-6)
+def test_ages_and_places_run_from_the_newest_to_long_ago():
+    found = np.asarray(past_features(jnp.array([[0.0, 10.0, 1e6]])))[0]
+    np.testing.assert_allclose(found[0], [1, 1, 1, 0, 1, 0], atol=1e-6)
     np.testing.assert_allclose(found[1, 0], np.exp(-1), rtol=1e-5)
     np.testing.assert_allclose(found[2, :3], 0, atol=1e-6)
-    assert np.all(np.diff(found[:, 3]) > 0)
+    assert np.all(np.diff(found[:, [3, 5]], axis=0) > 0) and np.all(np.diff(found[:, 4]) < 0)
 
 
 def test_counts_of_parameters_are_the_arrays():
@@ -160,7 +160,7 @@ def test_every_parameter_has_a_place_on_every_mesh():
 
 @pytest.mark.parametrize(
     "wrong",
-    [{"vector_dim": 0}, {"copying": True}, {"positions_per_layer": True}],
+    [{"copying": True}, {"positions_per_layer": True}],
 )
 def test_settings_that_exclude_each_other_are_refused(wrong):
     with pytest.raises(UserError, match="ModelConfig"):

@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from onesug_jax.model.relations import KEY_FEATURES, RelationAttention, overlap, relations
+from onesug_jax.model.relations import KEY_FEATURES, RelationAttention, overlaps, relations
 from onesug_jax.train.mesh import unbox
 from tests.item_cases import CONFIG
 
@@ -24,18 +24,20 @@ def drawn(seed=0, batch=2, places=6):
 def slow_overlap(one, other, weight):
     one, other = set(one[one > 0].tolist()), set(other[other > 0].tolist())
     either = sum(weight(word) for word in one | other)
-    return sum(weight(word) for word in one & other) / either if either else 0.0
+    key = sum(weight(word) for word in other)
+    common = sum(weight(word) for word in one & other)
+    return [common / either if either else 0.0, common / key if key else 0.0]
 
 
 def test_relations_are_those_of_a_slow_reference():
     vectors, words, weights, numbers = drawn()
     found = np.asarray(relations(vectors, words, weights, numbers, keys=4))
-    assert found.shape == (2, 3, 6, 4)
+    assert found.shape == (2, 4, 6, 4)
     for b in range(2):
         for i in range(6):
             for j in range(4):
                 shared = slow_overlap(words[b, i], words[b, j], lambda word: word / 2)
-                wanted = [vectors[b, i] @ vectors[b, j], shared]
+                wanted = [vectors[b, i] @ vectors[b, j], *shared]
                 wanted.append(float(numbers[b, i] == numbers[b, j] != 0))
                 np.testing.assert_allclose(found[b, :, i, j], wanted, atol=1e-6)
 
@@ -43,7 +45,8 @@ def test_relations_are_those_of_a_slow_reference():
 def test_a_query_overlaps_itself_and_nothing_overlaps_nothing():
     words = np.array([[[3, 9, 0], [0, 0, 0]]], np.int32)
     weights = (words > 0).astype(np.float32)
-    np.testing.assert_allclose(overlap(words, weights, words, weights)[0], [[1, 0], [0, 0]])
+    for found in overlaps(words, weights, words, weights):
+        np.testing.assert_allclose(found[0], [[1, 0], [0, 0]])
 
 
 def test_attention_is_that_of_a_slow_reference():
@@ -54,7 +57,7 @@ def test_attention_is_that_of_a_slow_reference():
     x, context = rng.normal(size=(batch, queries, width)), rng.normal(size=(batch, keys, width))
     bias = np.where(rng.random((batch, 1, 1, keys)) < 0.3, -1e9, 0.0)
     bias = bias + rng.normal(size=(1, heads, queries, keys))
-    related = rng.random((batch, 3, queries, keys))
+    related = rng.random((batch, 4, queries, keys))
     features = rng.random((batch, keys, KEY_FEATURES))
     given = [np.asarray(a, np.float32) for a in (x, context, bias, related, features)]
     module = RelationAttention(CONFIG)
@@ -65,7 +68,7 @@ def test_attention_is_that_of_a_slow_reference():
     p = {name: np.asarray(value, float) for name, value in made["params"].items()}
     for b in range(batch):
         for i in range(queries):
-            out, learnt = np.zeros(width), np.zeros((4, heads))
+            out, learnt = np.zeros(width), np.zeros((5, heads))
             for h in range(heads):
                 query = x[b, i] @ p["query"][:, h]
                 scores = [
@@ -79,7 +82,7 @@ def test_attention_is_that_of_a_slow_reference():
                 weights = (weights / weights.sum())[:keys]
                 values = context[b] @ p["value"][:, h]
                 out += weights @ values @ p["out"][h]
-                learnt[:3, h], learnt[3, h] = related[b, :, i] @ weights, weights.sum()
+                learnt[:4, h], learnt[4, h] = related[b, :, i] @ weights, weights.sum()
             hidden = np.einsum("rh,rhd->d", 3 * learnt, p["found_in"])
             out += hidden / (1 + np.exp(-hidden)) @ p["found_out"]
             assert size == p["query"].shape[2]
@@ -89,7 +92,7 @@ def test_attention_is_that_of_a_slow_reference():
 def test_what_sees_nothing_alike_finds_nothing():
     """With every key far below the sink, the values add nothing."""
     module, zeros = RelationAttention(CONFIG), jnp.zeros((1, 1, CONFIG.d_model))
-    related, features = jnp.zeros((1, 3, 1, 2)), jnp.zeros((1, 2, KEY_FEATURES))
+    related, features = jnp.zeros((1, 4, 1, 2)), jnp.zeros((1, 2, KEY_FEATURES))
     context = jnp.ones((1, 2, CONFIG.d_model))
     given = (zeros, context, jnp.full((1, 1, 1, 2), -1e9), related, features, True)
     made = module.init(jax.random.key(0), *given, method="related")

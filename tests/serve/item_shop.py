@@ -46,13 +46,18 @@ def encode(texts):
 _params = functools.cache(params)
 
 
+def searches(number):
+    """How often the log holds a query."""
+    return 10 * number + 2
+
+
 def make_shop(folder, now_ms):
-    """Vocabulary and counts of a log that ended a day before: the n-th query searched n times."""
+    """Vocabulary and counts of a log that ended 20 days before: query n searched 10 n + 2 times."""
     Vocabulary.train(iter(QUERIES), f"{folder}/vocab", pieces=400, sid_levels=0, sid_codes=4)
     state = AsOf(QUERIES, CONFIG, spare=SPARE)
     for number, query in enumerate(QUERIES):
-        for visitor in range(number + 2):
-            state.observe(now_ms - DAY_MS - visitor, f"u{visitor}", query[:2], query)
+        for visitor in range(searches(number)):
+            state.observe(now_ms - 20 * DAY_MS - visitor, f"u{visitor}", query[:2], query)
     snapshot.save(state, f"{folder}/asof")
 
 

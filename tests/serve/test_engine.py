@@ -228,7 +228,7 @@ def test_finished_lists_are_kept_for_those_without_a_history(started, pretended)
     engine = started(version)
     first, again = (answer(engine, asked("a", ())) for _ in range(2))
     assert (first.cached, again.cached) == (False, True)
-    assert again.listed == first.listed and len(version.batches) == 1
+    assert again.result == first.result and len(version.batches) == 1
     assert not answer(engine, asked("a", ("tent",))).cached, "a history makes another list"
     assert not answer(engine, asked("a", (), profile=("f", ""))).cached
     assert len(answer(engine, asked("a", (), k=3)).result.texts) == 3

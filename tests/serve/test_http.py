@@ -53,7 +53,8 @@ def test_an_empty_box_and_an_empty_body_are_answered(client):
 def test_why_and_the_most_popular_beside(client):
     reply = suggest(client(), prefix="a", k=2, why=True, compare=True, history=["Tent", "lamp"])
     assert reply["most_popular"] == ["a popular 0", "a popular 1"]
-    assert reply["why"]["history"] == ["lamp", "tent"], "newest first"
+    history = [{"text": text, "minutes": None} for text in ("lamp", "tent")]
+    assert reply["why"]["history"] == history, "newest first"
     assert reply["why"]["related"][0] == {"text": "a related 0", "worth": 3, "id": [7, 1]}
     assert reply["why"]["batch"] == 1 and reply["why"]["model_ms"] >= 0
 
@@ -194,7 +195,7 @@ def test_a_missed_deadline_is_told(client):
 
 def test_before_the_model_is_there_only_lists_wait(client, monkeypatch):
     here = client(engine={"watch_seconds": 600.0})
-    monkeypatch.setattr(here.engine, "_served", None)
+    monkeypatch.setattr(here.engine, "_current", None)
     assert here.get("/health").json() == {"status": "ok"}
     for reply in (here.get("/ready"), here.post("/suggest", json={})):
         assert reply.status_code == 503 and reply.headers["retry-after"]

@@ -9,6 +9,7 @@ import pytest
 
 from onesug_jax.logs.asof.config import AsOfConfig
 from onesug_jax.logs.asof.state import AsOf
+from onesug_jax.logs.asof.walk import read_events, walk
 from onesug_jax.logs.schema import Level
 from onesug_jax.serve.feedback import Event, FeedbackStore
 from onesug_jax.serve.live import LiveCounts
@@ -165,6 +166,29 @@ def test_histories_of_before_the_snapshot_come_from_the_store(store, opened):
     live = opened(since_ms=NOW)
     assert live.history("u")[0] == ("lantern", "lamp") and live.history("other")[0] == ("lantern",)
     assert live.searched("lamp") == 0, "the snapshot counted them"
+
+
+def test_a_served_request_equals_the_training_row_made_of_it_later(store, opened, tmp_path):
+    """The events are exported as a log, and the examples' walk makes rows of it."""
+    config = AsOfConfig(candidates=6, own=2, around=0, history=4)
+    texts = [f"la{number}" for number in range(6)]
+    now = [NOW]
+    live = opened(AsOf(texts[:4], config), now_ms=lambda: now[0])
+    served = []
+    for number in range(40):
+        now[0] = NOW + 25_000 * number
+        user, prefix = f"u{number % 3}", "la"[: number % 3]
+        served += live.requests([(prefix, *live.history(user))])
+        one = event(number, texts[number * number % 6], user, prefix=prefix, timestamp_ms=now[0])
+        put(store, one)
+        live.poll()
+    path = str(tmp_path / "export.parquet")
+    store.export(path)
+    events = read_events([path])
+    (rows,) = walk(AsOf(texts[:4], config), events, np.ones(len(events), bool))
+    for name in ("candidates", "candidate_counts", "history", "history_minutes", "clock"):
+        np.testing.assert_array_equal(np.stack([getattr(one, name) for one in served]), rows[name])
+    assert rows["candidates"].any() and rows["history"].any()
 
 
 # ------------------------------------------------------------------ in the service

@@ -1,7 +1,7 @@
 """The as-of state on disk: what a service goes on counting from.
 
 Histories are left out: they are personal, and a service has its own. Visitors of queries that do
-not exist yet are hashes.
+not exist yet are hashes. A state that leaves the machine is written without `rare` texts.
 """
 
 from __future__ import annotations
@@ -24,8 +24,16 @@ FORMAT = 1
 _TEXTS, _ARRAYS, _ABOUT = "asof.json", "asof.npz", "asof_settings.json"
 
 
-def save(state: AsOf, folder: str) -> None:
-    """Writes the counts into `folder`; all that was observed is made visible first."""
+def save(state: AsOf, folder: str, *, rare: bool = True) -> None:
+    """Writes the counts into `folder`; all that was observed is made visible first.
+
+    Args:
+      state: what is written.
+      folder: where to.
+      rare: also texts that too few visitors have searched to exist, and what was typed where no
+        query that exists starts like it: they may be somebody's secret. Without them, such a query
+        waits for `min_users` new visitors.
+    """
     state.settle()
     os.makedirs(folder, exist_ok=True)
     size = len(state)
@@ -38,6 +46,13 @@ def save(state: AsOf, folder: str) -> None:
         "exists": state.existence.exists[:size],
     }
     existence = state.existence
+    if not rare:
+        shown = np.array([_public(state, text) for text in prefixes], bool)
+        prefixes = [text if ok else "" for text, ok in zip(prefixes, shown, strict=True)]
+        public = shown[pairs["pair_prefix"]]
+        public &= existence.exists[pairs["pair_query"]]
+        for name in ("pair_prefix", "pair_query", "pair_stored"):
+            arrays[name] = pairs[name][public]
     texts = {
         "queries": state.completions.queries,
         "prefixes": prefixes,
@@ -45,6 +60,7 @@ def save(state: AsOf, folder: str) -> None:
         "waiting": {
             text: [list(one.visitors), one.searches, one.conversions]
             for text, one in existence.waiting.items()
+            if rare
         },
     }
     with atomic_write(os.path.join(folder, _ARRAYS)) as file:
@@ -57,6 +73,11 @@ def save(state: AsOf, folder: str) -> None:
         "config": dataclasses.asdict(state.config),
     }
     write_json(os.path.join(folder, _ABOUT), about)
+
+
+def _public(state: AsOf, prefix: str) -> bool:
+    """Whether a query that exists starts with a text."""
+    return bool(state.existence.exists[state.completions.numbers(prefix)].any())
 
 
 def load(

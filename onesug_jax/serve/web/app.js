@@ -19,7 +19,7 @@ const state = {
 
 // ------------------------------------------------------------------ talking to the server
 
-function stored(area, name, make) {
+function fromStorage(area, name, make) {
   try {
     const found = area.getItem(name) || make();
     if (found) area.setItem(name, found);
@@ -34,9 +34,9 @@ function randomId(kind) {
   return `${kind}-` + Array.from(bytes, (b) => b.toString(16).padStart(2, "0")).join("");
 }
 
-const visitor = stored(localStorage, "onesug-visitor", () => randomId("visitor"));
-const session = stored(sessionStorage, "onesug-session", () => randomId("session"));
-let key = stored(sessionStorage, "onesug-key", () => "");
+const visitor = fromStorage(localStorage, "onesug-visitor", () => randomId("visitor"));
+const session = fromStorage(sessionStorage, "onesug-session", () => randomId("session"));
+let key = fromStorage(sessionStorage, "onesug-key", () => "");
 
 class Refused extends Error {
   constructor(status, message, after) {
@@ -175,10 +175,10 @@ function show() {
   const model = reply.suggestions.map((one) => one.text);
   const texts = which === "popular" ? reply.most_popular : model;
   $("lists").dataset.view = which;
-  $("list-title").firstChild.textContent = which === "popular" ? "Most popular " : "Model ";
-  const names = { beam: "", hybrid: "", score: "scored pool", popular: "most popular, under load" };
-  $("rung").textContent = which === "popular" ? "" : names[reply.rung] || "";
-  $("rung").toggleAttribute("data-low", reply.rung === "popular");
+  $("list-title").firstChild.textContent = which === "popular" ? "Most popular now " : "Model ";
+  const names = { score: "scored pool", popular: "most popular, under load" };
+  $("level").textContent = which === "popular" ? "" : names[reply.level] || "";
+  $("level").toggleAttribute("data-low", reply.level === "popular");
   const list = $("list");
   list.replaceChildren();
   texts.forEach((text, place) => {
@@ -201,7 +201,8 @@ function show() {
   }
   open(texts.length > 0);
   $("said").textContent = `${texts.length} suggestions`;
-  why();
+  showTrending(reply);
+  showWhy(reply);
 }
 
 function moved(item, place, before) {
@@ -239,7 +240,7 @@ function activate(place) {
   box.setAttribute("aria-activedescendant", items[place].id);
 }
 
-// ------------------------------------------------------------------ choosing and telling
+// ------------------------------------------------------------------ choosing and reporting
 
 async function search(text, place) {
   if (!text.trim()) return;
@@ -280,26 +281,26 @@ async function tell(body, done) {
 }
 
 async function showHistory() {
-  let known;
+  let stored;
   try {
-    known = await call("GET", `users/${encodeURIComponent(visitor)}`);
+    stored = await call("GET", `users/${encodeURIComponent(visitor)}`);
   } catch (error) {
     failed(error);
     return;
   }
   const chips = $("history");
   chips.replaceChildren();
-  for (const text of known.history) {
+  for (const text of stored.history) {
     const chip = document.createElement("li");
     chip.textContent = text;
     chips.append(chip);
   }
-  const none = known.history.length === 0;
+  const none = stored.history.length === 0;
   $("no-history").hidden = !none;
   $("clear").hidden = none;
 }
 
-// ------------------------------------------------------------------ pace and why
+// ------------------------------------------------------------------ pace
 
 function pace(took) {
   state.pace = [...state.pace, took].slice(-48);
@@ -317,74 +318,6 @@ function pace(took) {
   $("pace").replaceChildren(...bars);
   $("pace-text").textContent =
     `median ${at(0.5).toFixed(0)} ms, 95 % within ${at(0.95).toFixed(0)} ms`;
-}
-
-function fact(name, value) {
-  const pair = document.createElement("div");
-  const term = document.createElement("dt");
-  const said = document.createElement("dd");
-  term.textContent = name;
-  said.textContent = value;
-  pair.append(term, said);
-  $("facts").append(pair);
-}
-
-function why() {
-  const { reply } = state;
-  $("facts").replaceChildren();
-  fact("rung", reply.rung);
-  fact("version", reply.version);
-  fact("server", `${reply.milliseconds} ms`);
-  if (reply.cached) fact("list", "kept from before");
-  else fact("queue, model", `${reply.why.waited_ms} + ${reply.why.model_ms} ms, batch of ${reply.why.batch}`);
-  fact("history used", reply.why.history.join(" · ") || "none");
-  $("no-related").hidden = reply.why.related.length > 0;
-  const related = $("related");
-  related.replaceChildren();
-  for (const one of reply.why.related) {
-    const item = document.createElement("li");
-    const words = document.createElement("span");
-    words.textContent = one.text;
-    item.append(words);
-    if (one.id) {
-      const id = document.createElement("code");
-      id.title = "semantic id, coarse to fine: queries alike share its beginning";
-      id.textContent = one.id.join("-");
-      item.append(id);
-    }
-    if (one.worth !== null) {
-      const meter = document.createElement("span");
-      meter.className = "worth";
-      meter.title = `worth ${one.worth} of 7: how often searches of it end in an order`;
-      for (let grade = 0; grade < 8; grade++) {
-        const step = document.createElement("i");
-        if (grade <= one.worth) step.className = "on";
-        meter.append(step);
-      }
-      item.append(meter);
-    }
-    related.append(item);
-  }
-  const scored = reply.suggestions.filter((one) => one.score !== null);
-  const most = Math.max(...scored.map((one) => one.score), -Infinity);
-  const total = scored.reduce((sum, one) => sum + Math.exp(one.score - most), 0);
-  const scores = $("scores");
-  scores.replaceChildren();
-  for (const one of reply.suggestions) {
-    const item = document.createElement("li");
-    const words = document.createElement("span");
-    const bar = document.createElement("span");
-    const fill = document.createElement("i");
-    const number = document.createElement("span");
-    words.textContent = one.text;
-    bar.className = "bar";
-    fill.style.width = `${one.score === null ? 0 : (100 * Math.exp(one.score - most)) / total}%`;
-    bar.append(fill);
-    number.className = "number";
-    number.textContent = one.score === null ? "–" : one.score.toFixed(2);
-    item.append(words, bar, number);
-    scores.append(item);
-  }
 }
 
 // ------------------------------------------------------------------ hands on the keyboard

@@ -185,6 +185,22 @@ def test_a_forgotten_user_has_no_history():
     assert state.request("l", "u", START + DAY_MS).history.tolist() == [0] * 40
 
 
+def test_a_state_is_saved_without_rare_texts(tmp_path):
+    state = AsOf(["lamp", "lace", "rare one"], AsOfConfig(min_users=2))
+    for user in ("u", "v"):
+        for prefix, query in (("la", "lamp"), ("", "lace"), ("a secret", "lamp")):
+            state.observe(START, user, prefix, query)
+    state.observe(START, "u", "never", "never told")
+    state.observe(START, "u", "rar", "rare one")
+    save(state, tmp_path, rare=False)
+    written = (tmp_path / "asof.json").read_text()
+    assert "secret" not in written and "never" not in written and '"rar"' not in written
+    again = load(tmp_path)
+    for prefix in ("la", ""):
+        here, there = (s.request(prefix, "", START + DAY_MS) for s in (state, again))
+        np.testing.assert_array_equal(here.candidate_counts, there.candidate_counts)
+
+
 def test_a_saved_state_goes_on_as_the_one_that_was_never_saved(tmp_path):
     log = random_log(7, rows=200)
     config = AsOfConfig(min_users=2, few=0, history=0)
