@@ -74,8 +74,8 @@ def rows(path, kind):
 @pytest.mark.slow
 def test_process_0_speaks_for_all(works):
     _, _, said = works
-    assert said[0].count("] running") == 13
-    assert said[0].count("] done in") == 13
+    assert said[0].count("] running") == 12
+    assert said[0].count("] done in") == 12
     lines = said[1].splitlines()
     assert not [line for line in lines if not line.startswith("[Gloo]")], "gloo is not Python's"
 
