@@ -121,8 +121,8 @@ class ItemVersion(ModelVersion):
         """The requests with what is known now."""
         items = self.live.requests([(one.prefix, one.history, one.minutes) for one in requests])
         return [
-            Request(one.prefix, one.history, profile=one.profile, minutes=one.minutes, items=known)
-            for one, known in zip(requests, items, strict=True)
+            Request(one.prefix, one.history, profile=one.profile, minutes=one.minutes, items=now)
+            for one, now in zip(requests, items, strict=True)
         ]
 
     def popular(self, prefix: str) -> SuggestResult:
