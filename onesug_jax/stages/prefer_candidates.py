@@ -14,7 +14,7 @@ from typing import Any
 from onesug_jax.errors import UserError
 from onesug_jax.files import write_json
 from onesug_jax.pipeline.spec import Context
-from onesug_jax.stages import items, opened, watch
+from onesug_jax.stages import items, opened, pretrained, watch
 from onesug_jax.train import distributed
 
 REWARDS_FILE = "rewards.npy"
@@ -107,7 +107,9 @@ def rwr(
     optimizer = context.configured("rwr/make_optimizer")(steps=steps)
     stage = preference.rwr_stage(config, objective, tables=tables)
     like = abstract_state(stage, optimizer, mesh).params
-    frozen = load_params(work.pretrain if params_from is None else params_from, shardings_of(like))
+    source = work.pretrain if params_from is None else params_from
+    pretrained.check_vocabulary("rwr.params_from", source, stored["vocabulary"])
+    frozen = load_params(source, shardings_of(like))
     dev = os.path.join(work.log, "dev.parquet")
     watched = bool(evaluate_every and dev_rows and os.path.exists(dev))
     dev_loader = load(work.examples, split="dev", vocabulary=stored["vocabulary"])
