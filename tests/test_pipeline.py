@@ -480,7 +480,7 @@ def test_a_stored_reference_is_of_the_text_model(work, tmp_path, capsys):
     assert main.main(["rwr", *flags]) == 2
     assert "rwr.reference 'copy' -> 'stored'" in capsys.readouterr().err
     assert main.main(["rwr", *flags, "--restart"]) == 2
-    assert "expected \"copy\"" in capsys.readouterr().err
+    assert 'expected "copy"' in capsys.readouterr().err
     assert tree(copy / "rwr") == tree(work / "rwr")
 
 

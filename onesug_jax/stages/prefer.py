@@ -204,7 +204,7 @@ def rwr(
     if stored["features"]["items"]:
         if reference != "copy":
             raise UserError(
-                f'rwr.reference = {reference!r}: a model with items is its own reference in memory; '
+                f"rwr.reference = {reference!r}: a model with items has its reference in memory; "
                 'expected "copy"'
             )
         prefer_candidates.rwr(
