@@ -82,6 +82,10 @@ def test_runs_share_what_they_can_and_stand_in_one_table(project_root, tmp_path)
         "RqVaeConfig.hidden=[32]",
         "quantize.steps=6",
         "pretrain.evaluate_every=0",
+        "AsOfConfig.candidates=8",
+        "examples.candidates=8",
+        "ItemLoader.sizes=[8]",
+        "WritingConfig.beams=4",
         "rwr.steps=2",
         "rwr.evaluate_every=0",
     ]

@@ -45,8 +45,11 @@ SMALL = [
     "--gin.quantize.steps=6",
     "--gin.quantize.batch_size=32",
     "--gin.FeatureSpec.input_length=48",
-    "--gin.FeatureSpec.related=3",
     "--gin.FeatureSpec.history=3",
+    "--gin.AsOfConfig.candidates=8",
+    "--gin.AsOfConfig.history=4",
+    "--gin.examples.candidates=8",
+    "--gin.ItemLoader.sizes=[8]",
     "--gin.ModelConfig.d_model=16",
     "--gin.ModelConfig.num_heads=2",
     "--gin.ModelConfig.head_dim=8",
@@ -109,7 +112,7 @@ def test_run_leaves_every_folder_with_its_manifest_and_config(work):
 def test_metrics_hold_both_rivals_and_all_levels(work):
     metrics = json.loads((work / "report" / "dev" / "metrics.json").read_text())
     rows = pq.read_metadata(work / "log" / "dev.parquet").num_rows
-    for rival in ("model", "sft", "most_popular"):
+    for rival in ("model", "sft", "most_popular", "most_popular_now"):
         slices = metrics[rival]
         assert slices["all"]["n"] == rows
         assert sum(slices[level]["n"] for level in ("order", "item_click", "click")) == rows
@@ -128,9 +131,9 @@ def test_a_second_run_skips_everything_and_shows_the_table_again(work, capsys):
 
 def test_search_settings_redo_the_report_and_not_the_training(work, capsys, tmp_path):
     copy = shutil.copytree(work, tmp_path / "copy")
-    flags = ["--gin.BeamConfig.alpha=0.7", f"--gin.WORK_DIR={copy}"]
+    flags = ["--gin.WritingConfig.beams=4", f"--gin.WORK_DIR={copy}"]
     lines = [line for line in plan_of(capsys, *flags).values() if "up to date" not in line]
-    assert len(lines) == 1 and "evaluate" in lines[0] and "BeamConfig.alpha" in lines[0]
+    assert len(lines) == 1 and "evaluate" in lines[0] and "WritingConfig.beams" in lines[0]
 
 
 def test_suggest_prints_one_json_object_best_first(work, capsys):
@@ -146,7 +149,9 @@ def test_suggest_prints_one_json_object_best_first(work, capsys):
     scores = [suggestion["score"] for suggestion in found["suggestions"]]
     texts = [suggestion["text"] for suggestion in found["suggestions"]]
     assert scores == sorted(scores, reverse=True)
-    assert texts and len(set(texts)) == len(texts) <= found["candidates"]
+    assert texts and len(set(texts)) == len(texts)
+    written = [suggestion["text"] for suggestion in found["suggestions"] if suggestion["written"]]
+    assert len(texts) - len(written) <= found["candidates"] <= 8
     old = answer(capsys, *words, "--minutes", "900", "--minutes", "800", "--minutes", "700")
     assert old["suggestions"] != found["suggestions"], "ages are read"
     assert main.main(["suggest", *words, "--minutes", "3"]) == 2
@@ -305,15 +310,27 @@ def test_what_the_quantiser_saw_is_plotted(work):
         assert (work / "semantic_ids" / f"{name}.png").stat().st_size > 1000
 
 
-def test_the_soft_token_reaches_the_model(work, capsys):
-    stored = json.loads((work / "pretrain" / "model.json").read_text())["model"]
-    assert stored["soft_dim"] == 32
-    flags = ["--gin.FeatureSpec.soft=False", f"--gin.WORK_DIR={work}"]
+def test_other_features_are_refused_and_would_redo_what_reads_them(work, capsys):
+    flags = ["--gin.FeatureSpec.profile=False", f"--gin.WORK_DIR={work}"]
     assert main.main(["run", "--dry_run", *flags]) == 2
-    assert "FeatureSpec.soft True -> False" in capsys.readouterr().err
+    assert "FeatureSpec.profile True -> False" in capsys.readouterr().err
     plan = plan_of(capsys, *flags, "--restart=examples")
     redone = [stage for stage, line in plan.items() if "would run" in line]
-    assert redone == ["examples", "pretrain", "rwr", "evaluate"]
+    assert redone == ["examples", "pretrain", "rewards", "rwr", "evaluate"]
+
+
+def test_the_text_model_runs_to_its_lists(work, tmp_path):
+    """The preset `paper`: related queries, history and the soft token, in beams."""
+    copy = shutil.copytree(work, tmp_path / "copy")
+    flags = ["--gin_file=gin_configs/paper.gin", f"--gin.WORK_DIR={copy}", "--restart=examples"]
+    small = ["--gin.FeatureSpec.related=3", "--gin.BeamConfig.beams=4"]
+    small += ["--gin.BeamConfig.returned=4", "--gin.rwr.steps=0"]
+    assert main.main(["run", *SMALL, *flags, *small]) == 0
+    stored = json.loads((copy / "pretrain" / "model.json").read_text())
+    assert stored["model"]["soft_dim"] == 32 and not stored["model"]["candidate_tokens"]
+    known = {row["query"] for row in rows_of(copy, "mined", "queries")}
+    lists = [row["list_model"] for row in rows_of(copy, "report/dev", "lists")]
+    assert any(lists) and all(set(found) <= known and len(found) <= 4 for found in lists)
 
 
 def people_of(rows, column: str) -> dict[str, set[str]]:
@@ -354,11 +371,16 @@ def only_known(work, least: int) -> tuple[set[str], set[str]]:
     return allowed, private
 
 
-def test_a_query_of_few_people_is_never_shown_to_another(tmp_path):
+def test_a_query_of_few_people_is_never_shown_to_another(tmp_path, monkeypatch):
     """min_users, end to end: from the log to every table, index, id, piece and list, and on."""
+    first = jax.devices()[:1]
+    monkeypatch.setattr(jax, "devices", lambda *_: first)
     few = [*SMALL, "--gin.mine.min_users=4", f"--gin.WORK_DIR={tmp_path}"]
+    few += ["--gin.rwr.steps=0", "--gin.pretrain.evaluate_every=0"]
     assert main.main(["run", "--until", "examples", *few]) == 0
-    rivals = {"model", "sft", "most_popular"}
+    state = json.loads((tmp_path / "examples" / "asof" / "asof_settings.json").read_text())
+    assert state["config"]["min_users"] == 4, "what is mined and what is counted agree"
+    rivals = {"model", "most_popular", "most_popular_now", "searches_14d"}
     if importlib.util.find_spec("lightgbm"):
         rivals.add("cascade")
         assert main.main(["cascade", *few]) == 0
@@ -427,11 +449,12 @@ def test_two_runs_side_by_side(work, capsys, tmp_path):
     shutil.copytree(work / "report", other / "report")
     assert main.main(["compare", "--run", str(work), "--run", str(other)]) == 0
     lines = capsys.readouterr().out.splitlines()
-    table = lines[2 : lines.index("", 2)]
-    names = [line.split("  ")[0] for line in table]
-    assert names == ["most popular", "sft", work.name, "other", "requests"]
-    assert lines[4].split()[1:-2] == lines[5].split()[1:-2]  # of the other, the report alone
-    assert lines[4].split()[-1] != "-" == lines[5].split()[-1]
+    table = {line.split("  ")[0]: line.split() for line in lines[2 : lines.index("", 2)]}
+    rivals = {"sft", "most popular", "most popular now", "searches 14d", "searches 3d"}
+    assert rivals <= table.keys() and list(table)[-3:] == [work.name, "other", "requests"]
+    mine, theirs = table[work.name], table["other"]
+    assert mine[1:-2] == theirs[1:-2]  # of the other, the report alone
+    assert mine[-1] != "-" == theirs[-1]
     ahead = lines[lines.index("", 2) + 1 :]
     assert ahead[0].startswith("MRR@16 ahead of work") and ahead[-1].startswith("other")
     assert ahead[-1].split()[1:5] == ["+0.00", "+0.00", "to", "+0.00"]
@@ -459,16 +482,27 @@ def test_chosen_steps_are_traced_and_that_redoes_nothing(
     assert list((copy / folder / "profile").rglob("*.xplane.pb"))
 
 
-@pytest.mark.slow
-def test_a_stored_reference_trains_the_same_model(work, tmp_path, capsys):
-    from onesug_jax.train.checkpoint import load_params
-
+def test_a_stored_reference_is_of_the_text_model(work, tmp_path, capsys):
     copy = shutil.copytree(work, tmp_path / "copy")
     flags = [f"--gin.WORK_DIR={copy}", "--gin.rwr.reference=stored"]
     assert main.main(["rwr", *flags]) == 2
     assert "rwr.reference 'copy' -> 'stored'" in capsys.readouterr().err
-    assert main.main(["rwr", *flags, "--restart"]) == 0
-    one, other = (load_params(str(folder / "rwr" / "checkpoints")) for folder in (work, copy))
+    assert main.main(["rwr", *flags, "--restart"]) == 2
+    assert 'expected "copy"' in capsys.readouterr().err
+    assert tree(copy / "rwr") == tree(work / "rwr")
+
+
+@pytest.mark.slow
+def test_a_stored_reference_trains_the_same_text_model(work, tmp_path):
+    from onesug_jax.train.checkpoint import load_params
+
+    copy = shutil.copytree(work, tmp_path / "copy")
+    flags = ["--gin_file=gin_configs/paper.gin", f"--gin.WORK_DIR={copy}"]
+    until = ["--until", "rwr", "--restart=examples"]
+    assert main.main(["run", *SMALL, *flags, *until]) == 0
+    one = load_params(str(copy / "rwr" / "checkpoints"))
+    assert main.main(["rwr", *SMALL, *flags, "--gin.rwr.reference=stored", "--restart"]) == 0
+    other = load_params(str(copy / "rwr" / "checkpoints"))
     for name in ("embedding", "soft_projection"):
         np.testing.assert_allclose(one[name], other[name], atol=1e-5)
 
@@ -477,11 +511,11 @@ def test_preference_metrics_of_every_kind_are_logged(work):
     lines = [json.loads(x) for x in (work / "rwr" / "metrics.jsonl").read_text().splitlines()]
     trained = next(line for line in lines if line["kind"] == "train")
     assert {"margin", "accuracy", "preference", "sft"} <= set(trained)
+    assert any(name.startswith("accuracy/") for name in trained)
     seen = next(line for line in lines if line["kind"] == "evaluate")
-    assert {"kl", "margin", "accuracy", "sft", "mrr@16", "order_mrr@16", "value"} <= set(seen)
-    assert any(name.startswith("accuracy/") for name in seen)
-    report = json.loads((work / "rewards" / "report.json").read_text())
-    assert report["train"]["shown_by"] == "log" and report["train"]["pairs"]["order"] > 0
+    assert {"hr@16", "mrr@16", "order_mrr@16", "value"} <= set(seen)
+    levels = json.loads((work / "rewards" / "report.json").read_text())
+    assert levels["ORDER"] > 0 and levels["NOT_SHOW"] > levels["SHOW"] > 0
 
 
 @pytest.mark.parametrize(
@@ -611,18 +645,15 @@ def test_the_bench_prints_its_tables(work, project_root):
     assert done.stdout.count("x capacity: ") == 6 and done.stdout.count(" 0 lost") == 6
 
 
-def test_preference_over_a_single_query_is_refused(work, tmp_path, capsys):
+def test_preference_without_a_second_candidate_is_refused(work, tmp_path, capsys):
     """The pretrained model is all that such a log can teach, and the message says so."""
     copy = shutil.copytree(work, tmp_path / "work")
-    for split in ("train", "dev"):
-        path = copy / "rewards" / f"{split}.npz"
-        with np.load(path) as saved:
-            arrays = dict(saved)
-        arrays["queries"] = np.array(1)
-        np.savez(path, **arrays)
-    code = main.main(["rwr", f"--gin.WORK_DIR={copy}", "--restart"])
-    assert code == 2
-    assert "knows a single query, so there is nothing to prefer it to" in capsys.readouterr().err
+    path = copy / "examples" / "onesug_query" / "train" / "candidates.npy"
+    numbers = np.load(path)
+    numbers[:, 1:] = 0
+    np.save(path, numbers)
+    assert main.main(["rwr", f"--gin.WORK_DIR={copy}", "--restart"]) == 2
+    assert "no row has a second candidate" in capsys.readouterr().err
 
 
 @pytest.mark.slow

@@ -108,7 +108,7 @@ def test_a_version_that_is_not_worse_is_published_and_can_be_rolled_back(shop, w
     ("flag", "said"),
     [
         ("--gin.mine.min_users=2", "with mine.min_users = 2, and"),
-        ("--gin.FeatureSpec.related=2", "with FeatureSpec.related = 2, and"),
+        ("--gin.FeatureSpec.target_length=12", "with FeatureSpec.target_length = 12, and"),
     ],
 )
 def test_what_a_version_was_made_with_cannot_change_unseen(shop, work, capsys, flag, said):

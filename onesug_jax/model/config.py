@@ -48,6 +48,7 @@ class ModelConfig:
       enhance: share of the candidates' mean in e_p*, where it is made of items.
       content: multiple of an item's projected vector in the stream; content_share: the share of
         rows that see it while training.
+      relations: bias attention by how alike items are; False for the ablation alone.
       candidate_tokens: let the request's candidates compete with the vocabulary as first tokens,
         each of which writes a whole query (`candidates.py`).
     """
@@ -79,6 +80,7 @@ class ModelConfig:
     enhance: float = 0.5
     content: float = 0.0
     content_share: float = 0.5
+    relations: bool = True
     candidate_tokens: bool = False
 
     def __post_init__(self):

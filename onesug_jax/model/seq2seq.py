@@ -223,7 +223,8 @@ class Seq2Seq(nn.Module):
         places, text = (x.shape[1], seen.shape[1]), tokens.shape[1]
         room = [(0, 0), (0, 0), *((0, size - text) for size in places)]
         bias = as_bias(seen[:, None]) + jnp.pad(distance, room)
-        x, _ = self.encoder(x, bias, read.relations, read.key_features)
+        alike = read.relations if self.config.relations else jnp.zeros_like(read.relations)
+        x, _ = self.encoder(x, bias, alike, read.key_features)
         return self.drop(self.encoder_norm(x), deterministic=self.deterministic)
 
     def given(self, tokens: InputTokens, items: Items | None = None) -> InputTokens:

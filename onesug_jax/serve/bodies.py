@@ -165,12 +165,11 @@ class Suggested(BaseModel):
 
 
 class Related(BaseModel):
-    """A query related to the prefix that a model of text read, with its conversion bucket and its
-    semantic id, coarse to fine.
+    """A query related to the prefix that a model of text read, with its semantic id, coarse to
+    fine.
     """
 
     text: str
-    worth: int | None
     id: list[int] | None
 
 

@@ -22,6 +22,8 @@ class EngineConfig:
       target_ms: what an answer may take before cheaper levels are taken.
       deadline_ms: when an answer is of no use any more, where the request does not say.
       lists: finished lists that are cached, of requests without a history.
+      candidates: of a model that reads items, numbers of candidates that are compiled; a request's
+        own most is added.
       prefixes: of a model of text, prefixes whose vectors and corrections are cached.
       lengths: of a model of text, input lengths that are compiled, as shares of the longest.
       nodes: of a model of text, sizes of the trees of candidates that are compiled; candidates that
@@ -39,6 +41,7 @@ class EngineConfig:
     target_ms: float = 100.0
     deadline_ms: float = 2000.0
     lists: int = 4096
+    candidates: tuple[int, ...] = (16, 64)
     prefixes: int = 65_536
     lengths: tuple[float, ...] = (0.75, 1.0)
     nodes: tuple[int, ...] = (64,)
@@ -49,6 +52,7 @@ class EngineConfig:
         object.__setattr__(self, "levels", tuple(self.levels))
         object.__setattr__(self, "lengths", tuple(sorted(self.lengths)))
         object.__setattr__(self, "nodes", tuple(sorted(self.nodes)))
+        object.__setattr__(self, "candidates", tuple(sorted(self.candidates)))
         if min(self.max_batch, self.queue, self.lists, self.prefixes) < 1:
             raise UserError(
                 "EngineConfig: expected max_batch, queue, lists and prefixes of 1 or more; found "
@@ -59,6 +63,10 @@ class EngineConfig:
                 "EngineConfig: expected max_wait_ms of 0 or more, target_ms, deadline_ms and "
                 f"watch_seconds above 0; found {self.max_wait_ms}, {self.target_ms}, "
                 f"{self.deadline_ms}, {self.watch_seconds}."
+            )
+        if self.candidates and self.candidates[0] < 1:
+            raise UserError(
+                f"EngineConfig.candidates = {list(self.candidates)}: expected numbers above 0."
             )
         places = [LEVELS.index(level) for level in self.levels if level in LEVELS]
         if not places or len(places) < len(self.levels) or places != sorted(set(places)):

@@ -9,7 +9,7 @@ from collections.abc import Iterator, Sequence
 from onesug_jax.files import atomic_path
 from onesug_jax.logs.schema import HISTORY, HISTORY_MINUTES, LOG_SCHEMA
 
-LISTS = ("shown", "clicked_items", "ordered_items")  # columns kept as JSON, beside the profile
+LISTS = ("shown", "clicked_items", "ordered_items")  # columns stored as JSON, beside the profile
 OWN = (HISTORY, HISTORY_MINUTES)  # likewise, where the client sent its own history, else null
 _TOGETHER = 8192  # events of one row group
 

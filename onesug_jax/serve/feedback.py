@@ -1,9 +1,9 @@
-"""What people did with their lists, kept in SQLite: histories now, the next model's log later.
+"""What people did with their lists, stored in SQLite: histories now, the next model's log later.
 
 One row is one suggestion request and what came of it, in the columns of the log (`logs.schema`), so
 that `export` writes what `update` reads. An event is acknowledged only when it is on the disk (WAL,
 synchronous=FULL): a server that is killed loses none that it said it had. Events that arrive
-together share one transaction, and with it one flush. Several server processes may keep one file.
+together share one transaction, and with it one flush. Several server processes may share one file.
 
 A request is reported once and may be reported again: the same words change nothing, and items
 opened or ordered later are added to it. What is older than `keep_days` goes; so does, at once and
@@ -53,7 +53,7 @@ _END = None  # the last thing the writing thread is given
 
 @dataclasses.dataclass(frozen=True)
 class FeedbackConfig:
-    """How what people did is kept.
+    """How what people did is stored.
 
     Attributes:
       path: the SQLite file; None: WORK_DIR/feedback/events.sqlite.
@@ -143,7 +143,7 @@ class FeedbackStore:
             self._reading = self._connect()
         except (OSError, sqlite3.Error) as error:
             raise UserError(
-                f"{path}: expected a place to keep feedback in; {error}. Name another with "
+                f"{path}: expected a place to store feedback in; {error}. Name another with "
                 "--gin.FeedbackConfig.path=PATH"
             ) from None
         self._reader = threading.Lock()

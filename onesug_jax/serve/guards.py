@@ -155,8 +155,8 @@ class Limits:
                     if len(body) > self._bytes:
                         return await respond(send, 413, "body", too_large, close)
         except TimeoutError:
-            told = f"the body took over {self._seconds:g} seconds"
-            return await respond(send, 408, "body", told, close)
+            message = f"the body took over {self._seconds:g} seconds"
+            return await respond(send, 408, "body", message, close)
         read = False
 
         async def again():

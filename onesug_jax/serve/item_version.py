@@ -22,7 +22,7 @@ from onesug_jax.serve.requests import SuggestRequest, SuggestResult
 from onesug_jax.serve.version import ModelVersion
 from onesug_jax.tasks.features import FeatureSpec, Request
 
-_LENGTHS = (16, 32)  # ids that nearly all prefixes with a profile fit into
+_LENGTHS = (32,)  # ids that nearly all prefixes with a profile fit into
 _STEP = 8
 
 
@@ -81,7 +81,7 @@ class ItemVersion(ModelVersion):
         """See `ModelVersion`."""
         suggester, spec = self.suggester, self.suggester.featurizer.spec
         most = self.live.config.candidates
-        all_sizes = (*(size for size in suggester.sizes if size < most), most)
+        all_sizes = (*(size for size in config.candidates if size < most), most)
         all_lengths = lengths(spec)
         request = self._made([SuggestRequest("")])[0]
         done = set()
@@ -121,8 +121,8 @@ class ItemVersion(ModelVersion):
         """The requests with what is known now."""
         items = self.live.requests([(one.prefix, one.history, one.minutes) for one in requests])
         return [
-            Request(one.prefix, one.history, profile=one.profile, minutes=one.minutes, items=known)
-            for one, known in zip(requests, items, strict=True)
+            Request(one.prefix, one.history, profile=one.profile, minutes=one.minutes, items=now)
+            for one, now in zip(requests, items, strict=True)
         ]
 
     def popular(self, prefix: str) -> SuggestResult:

@@ -40,13 +40,11 @@ class SuggestResult:
     Attributes:
       texts, scores: suggestions, best first, and their log-probabilities (None: most popular).
       items: candidates, counts and history that the model read; None: it read none.
-      related, worth, ids: of a model of text, the related queries it read, with their conversion
-        buckets and semantic ids.
+      related, ids: of a model of text, the related queries it read, with their semantic ids.
     """
 
     texts: tuple[str, ...]
     scores: tuple[float | None, ...]
     items: Items | None = field(default=None, compare=False)
     related: tuple[str, ...] = ()
-    worth: tuple[int, ...] = ()
     ids: tuple[tuple[int, ...], ...] = ()

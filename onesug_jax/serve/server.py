@@ -1,7 +1,7 @@
 """The HTTP server: where it listens, who may ask and how much; and how it ends.
 
 SIGTERM ends it after everything that was accepted has been answered. What is asked, and what is
-answered, is told in `app`.
+answered, stands in `app`.
 """
 
 from __future__ import annotations

@@ -138,6 +138,5 @@ class TextVersion(ModelVersion):
             tuple(one.score for one in suggestions),
             None,
             tuple(related[n] for n in at),
-            (),
             tuple(self._ids(number_of(related[n])) for n in at) if self._ids else (),
         )

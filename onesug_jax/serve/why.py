@@ -1,6 +1,7 @@
 """Why a list is as it is: the counts, ages and likenesses that the model read, in plain numbers.
 
-Nothing here changes a list. All of it is worked out of the items of the request when somebody asks.
+Nothing here changes a list. All of it is computed from the items of the request, when a client
+wants to know.
 """
 
 from __future__ import annotations
@@ -26,8 +27,7 @@ _LEAST_SEARCHES = 2.0
 def explain(version: ModelVersion, asked: SuggestRequest, answer: Answer) -> dict:
     """What a list was made from, as `bodies.Why`."""
     result = answer.result
-    missing = [None] * len(result.related)
-    worth, ids = result.worth or missing, result.ids or missing
+    ids = result.ids or [None] * len(result.related)
     minutes = [*asked.minutes, *[None] * (len(asked.history) - len(asked.minutes))]
     found: dict[str, Any] = {
         "history": [
@@ -39,8 +39,8 @@ def explain(version: ModelVersion, asked: SuggestRequest, answer: Answer) -> dic
         "counts": [],
         "trending": [],
         "related": [
-            {"text": text, "worth": bucket, "id": None if one is None else list(one)}
-            for text, bucket, one in zip(result.related, worth, ids, strict=True)
+            {"text": text, "id": None if one is None else list(one)}
+            for text, one in zip(result.related, ids, strict=True)
         ],
         "batch": answer.batch,
         "waited_ms": round(1000 * answer.waited, 2),
@@ -59,7 +59,7 @@ def _why_items(version: ItemVersion, asked: SuggestRequest, result: SuggestResul
         (items,) = live.requests([(asked.prefix, asked.history, asked.minutes)])
     numbers = [live.number(text) for text in result.texts]
     near = alike(items, version.tables.vectors, numbers)
-    known = counts(items, live.config, numbers)
+    counted = counts(items, live.config, numbers)
     used = {live.text(int(number) - 1) for number in items.history if number}
     history = zip(asked.history, [*asked.minutes, *[0.0] * len(asked.history)], strict=False)
     return {
@@ -71,10 +71,10 @@ def _why_items(version: ItemVersion, asked: SuggestRequest, result: SuggestResul
         "counts": [
             {
                 "text": text,
-                "counts": counted,
+                "counts": own,
                 "alike": None if past < 0 else {"text": live.text(past), "cosine": cosine},
             }
-            for text, counted, (past, cosine) in zip(result.texts, known, near, strict=True)
+            for text, own, (past, cosine) in zip(result.texts, counted, near, strict=True)
         ],
         "trending": trending(items, live.config, live.text),
     }

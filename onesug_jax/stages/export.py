@@ -75,7 +75,7 @@ def export(context: Context) -> None:
         "stage": stage,
         "vocabulary": vocabulary.fingerprint,
         "features": stored["features"],
-        "request": "<prefix>PREFIX<related1>Q<related2>Q<age0>H<profile1>V</s>",
+        "request": "<prefix>PREFIX<related1>Q<related2>Q<history1>H<profile1>V</s>",
     }
     write_json(os.path.join(folder, LAYOUT), layout)
     card = os.path.join(context.home.report, "dev", CARD)

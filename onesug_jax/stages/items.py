@@ -54,7 +54,8 @@ def _config(context: Context) -> AsOfConfig:
 
 
 def restored(context: Context, *, spare: int = SPARE) -> AsOf:
-    """The as-of state at the end of the log that the model in use was trained on.
+    """The as-of state at the end of the log that the model in use was trained on, with its settings
+    but for the number of candidates.
 
     Args:
       spare: numbers for queries that appear from now on.
@@ -65,8 +66,10 @@ def restored(context: Context, *, spare: int = SPARE) -> AsOf:
     from onesug_jax.logs.asof import snapshot
 
     folder = os.path.join(context.work.examples, SNAPSHOT)
-    around = _around(context.work, snapshot.settings(folder).around)
-    return snapshot.load(folder, spare=spare, around=around)
+    most = context.configured("AsOfConfig")().candidates  # training rows hold fewer
+    config = dataclasses.replace(snapshot.settings(folder), candidates=most)
+    around = _around(context.work, config.around)
+    return snapshot.load(folder, config, spare=spare, around=around)
 
 
 def _around(work: WorkDir, most: int) -> Callable[[str], tuple[int, ...]] | None:

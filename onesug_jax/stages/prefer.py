@@ -176,12 +176,14 @@ def rwr(
         or "value", the mean of both. After `patience` evaluations without a better one it stops.
       only_if_better: where no evaluation beats the model that training started from, leave no
         model: the pretrain stage's stays the one in use.
-      reference: "copy" keeps the frozen model in memory, "stored" its log-probabilities on disk.
+      reference: "copy" keeps the frozen model in memory, "stored" its log-probabilities on disk
+        (of the text model alone).
       params_from: folder of another model to start from, and to hold as reference.
       profile_steps: (first, last) updates to trace into WORK_DIR/rwr/profile.
 
     Raises:
-      UserError: nothing to prefer: a single query, or a model trained on other tasks.
+      UserError: nothing to prefer: a single query, or a model trained on other tasks; a stored
+        reference of a model with items.
     """
     from onesug_jax.align import rwr as preference
     from onesug_jax.align.preferences import Behaviour, Lists
@@ -200,6 +202,11 @@ def rwr(
     work = context.work
     stored = opened.model_description(context, "pretrain")
     if stored["features"]["items"]:
+        if reference != "copy":
+            raise UserError(
+                f"rwr.reference = {reference!r}: a model with items has its reference in memory; "
+                'expected "copy"'
+            )
         prefer_candidates.rwr(
             context,
             stored,

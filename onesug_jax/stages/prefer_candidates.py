@@ -9,15 +9,21 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from onesug_jax.errors import UserError
 from onesug_jax.files import write_json
 from onesug_jax.pipeline.spec import Context
-from onesug_jax.stages import items, opened, watch
+from onesug_jax.stages import items, opened, pretrained, watch
 from onesug_jax.train import distributed
 
+if TYPE_CHECKING:
+    import numpy as np
+
+    from onesug_jax.tasks.item_examples import ItemExamples
+
 REWARDS_FILE = "rewards.npy"
+_DAY_MS = 86_400_000
 
 
 def rewards(context: Context) -> None:
@@ -82,7 +88,7 @@ def rwr(
     examples = ItemLoader(work.examples, vocabulary=stored["vocabulary"]).examples
     rows = np.flatnonzero(examples.arrays["target_candidate"])
     several = np.count_nonzero(examples.arrays["candidates"], axis=1)[rows] > 1
-    rows = rows[several]
+    rows = _recent(work.log, examples, rows[several], context.configured("ListConfig")().days)
     if not len(rows):
         raise UserError(
             f"{examples.folder}: no row has a second candidate, so there is nothing to prefer the "
@@ -107,7 +113,9 @@ def rwr(
     optimizer = context.configured("rwr/make_optimizer")(steps=steps)
     stage = preference.rwr_stage(config, objective, tables=tables)
     like = abstract_state(stage, optimizer, mesh).params
-    frozen = load_params(work.pretrain if params_from is None else params_from, shardings_of(like))
+    source = work.pretrain if params_from is None else params_from
+    pretrained.check_vocabulary("rwr.params_from", source, stored["vocabulary"])
+    frozen = load_params(source, shardings_of(like))
     dev = os.path.join(work.log, "dev.parquet")
     watched = bool(evaluate_every and dev_rows and os.path.exists(dev))
     dev_loader = load(work.examples, split="dev", vocabulary=stored["vocabulary"])
@@ -147,3 +155,15 @@ def rwr(
         )
         return
     distributed.agreed(lambda: opened.leave_aligned(context, stored))
+
+
+def _recent(log: str, examples: ItemExamples, rows: np.ndarray, days: float | None) -> np.ndarray:
+    """Those of the rows whose searches are of the train split's last `days`; None: all."""
+    import pyarrow.parquet as pq
+
+    if days is None:
+        return rows
+    table = pq.read_table(os.path.join(log, "train.parquet"), columns=["timestamp_ms"])
+    times = table["timestamp_ms"].to_numpy()
+    own = times[examples.arrays["row"][rows]]
+    return rows[own > times.max(initial=0) - days * _DAY_MS]

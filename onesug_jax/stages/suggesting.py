@@ -113,13 +113,13 @@ def _answer_items(
     prefix = normalise_prefix(prefix)
     texts, ages = _normalised(history, minutes)
     items = state.request(prefix, "", state.end_ms, (texts, ages))
-    known = {state.text(int(number) - 1) for number in items.history if number}
+    used = {state.text(int(number) - 1) for number in items.history if number}
     request = Request(prefix, tuple(texts), profile=tuple(profile), items=items)
     found = model.suggest([request], k)[0]
     return {
         "prefix": prefix,
-        "history": [text for text in texts if text in known],
-        "unknown": [text for text in texts if text not in known],
+        "history": [text for text in texts if text in used],
+        "unknown": [text for text in texts if text not in used],
         "candidates": int((items.candidates > 0).sum()),
         "suggestions": [dataclasses.asdict(suggestion) for suggestion in found],
         "milliseconds": round(1000 * (time.perf_counter() - began), 1),

@@ -28,8 +28,10 @@ TINY = {
     "quantize.steps": 4,
     "rwr.steps": 0,
     "pretrain.evaluate_every": 0,
-    "BeamConfig.beams": 4,
-    "BeamConfig.returned": 4,
+    "AsOfConfig.candidates": 8,
+    "examples.candidates": 8,
+    "ItemLoader.sizes": "[8]",
+    "WritingConfig.beams": 4,
 }
 
 

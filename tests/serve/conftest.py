@@ -92,7 +92,7 @@ class Pretended:
         texts = tuple(f"{request.prefix}{i}" for i in range(self.longest))
         related = tuple(f"{request.prefix} related {i}" for i in range(2))
         scores = tuple(-float(i) for i in range(self.longest))
-        return SuggestResult(texts, scores, None, related, (3, 5), ((7, 1), (7, 2)))
+        return SuggestResult(texts, scores, None, related, ((7, 1), (7, 2)))
 
     def read_terms(self):
         found = self.terms.pop() if self.terms else False

@@ -83,7 +83,7 @@ def open_shop(folder, store, now_ms, spare=SPARE, **settings):
     suggester = ItemSuggester(
         Seq2Seq(config),
         _params(config),
-        Featurizer(vocabulary, FeatureSpec(input_length=32)),
+        Featurizer(vocabulary, FeatureSpec(input_length=48)),
         vars(tables),
         state.text,
         lambda prefix: {"la": 1, "m": 2}.get(prefix, 0),

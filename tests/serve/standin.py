@@ -1,11 +1,13 @@
 """A real server process over a stand-in for the model, for tests of sockets and signals.
 
-python -m tests.serve.standin STORE DELAY [NAME=VALUE ...]: lists take DELAY seconds; the rest are
-settings of ServerConfig. Prints the server's lines; "READY" when requests are answered.
+python -m tests.serve.standin STORE DELAY [NAME=VALUE ...]: lists take DELAY seconds, or come from a
+random model where DELAY is "items"; the rest are settings of ServerConfig. Prints the server's
+lines; "READY" when requests are answered.
 """
 
 import ast
 import dataclasses
+import os
 import sys
 import threading
 import time
@@ -14,6 +16,7 @@ from onesug_jax.serve.engine import Engine, EngineConfig
 from onesug_jax.serve.feedback import FeedbackStore
 from onesug_jax.serve.server import ServerConfig, serve
 from tests.serve.conftest import Pretended
+from tests.serve.item_shop import make_shop, open_shop
 
 
 class Slow(Pretended):
@@ -38,9 +41,15 @@ def main(store, delay, *settings):
     """Runs until it is told to stop."""
     pairs = [setting.split("=", 1) for setting in settings]
     config = ServerConfig(**{name: ast.literal_eval(value) for name, value in pairs})
-    version = Slow()
-    version.delay = float(delay)
-    settings = EngineConfig(levels=("beam",), deadline_ms=60_000.0, max_batch=1)
+    settings = EngineConfig(levels=("full", "beam"), deadline_ms=60_000.0, max_batch=1)
+    events = FeedbackStore(store)
+    if delay == "items":
+        now, folder = int(1000 * time.time()), os.path.dirname(store)
+        make_shop(folder, now)
+        version = open_shop(folder, events, None)
+    else:
+        version = Slow()
+        version.delay = float(delay)
     engine = Engine(lambda: version.path, lambda path: version, settings)
 
     def tell():
@@ -48,7 +57,7 @@ def main(store, delay, *settings):
         print("READY", flush=True)
 
     threading.Thread(target=tell, daemon=True).start()
-    serve(engine, FeedbackStore(store), config, lambda line: print(line, flush=True))
+    serve(engine, events, config, lambda line: print(line, flush=True))
     print("ENDED", flush=True)
 
 

@@ -348,6 +348,7 @@ def test_a_first_version_that_cannot_be_loaded_is_told():
         ({"levels": ("beam", "best")}, "hybrid, beam, score, popular"),
         ({"lengths": (0.5,)}, "the largest 1"),
         ({"nodes": (4,)}, "16 up"),
+        ({"candidates": (0, 8)}, "above 0"),
     ],
 )
 def test_settings_that_make_no_sense_are_told(wrong, told):

@@ -82,10 +82,10 @@ def test_no_request_waits_for_a_compiler(version):
     pace = Pace((1, 4))
     steps = version.warmup(EngineConfig(max_batch=4), pace, lambda: False)
     next(steps)
-    assert [version.suggester.batch_sizes, version.suggester.lengths] == [(4,), (32,)]
+    assert [version.suggester.batch_sizes, version.suggester.lengths] == [(4,), (40,)]
     for _ in steps:
         pass
-    assert [version.suggester.batch_sizes, version.suggester.lengths] == [(1, 4), (16, 32)]
+    assert [version.suggester.batch_sizes, version.suggester.lengths] == [(1, 4), (32, 40)]
     assert all(pace.of("full", size) > 0 for size in (1, 4))
     before = programs()
     for prefix in ("", "la", "t", "x" * 64, "xq"):

@@ -2,6 +2,7 @@
 
 import re
 
+import httpx2 as httpx
 import pytest
 
 from onesug_jax.serve.feedback import FeedbackStore
@@ -180,10 +181,43 @@ def test_lists_side_by_side_and_why(page):
     page.locator("summary").click()
     assert page.locator("#related li").count() == 2
     assert page.locator("#related code").all_text_contents() == ["7-1", "7-2"]
-    assert page.locator("#related .worth").first.locator("i.on").count() == 4, "grades 0 to 3"
     assert page.locator("#scores li").first.locator(".number").text_content() == "0.00"
     facts = page.locator("#facts").text_content()
     assert "beam" in facts and "0000" in facts
+
+
+def test_counts_as_of_now_and_what_is_trending(browser, tmp_path):
+    server = Server(tmp_path, "items")
+    page = browser.new_context().new_page()
+    try:
+        for number in range(60):
+            body = {"request_id": f"r{number}", "user_id": f"u{number}", "query": "lava lamp"}
+            httpx.post(f"{server.url}/feedback", json=body)
+        page.goto(server.url)
+        type_in(page, "la")
+        trend = page.locator("#trending li", has_text="lava lamp")
+        for _ in range(50):  # counted within a second
+            if trend.count():
+                break
+            page.locator("#query").fill("l")
+            type_in(page, "a")
+            page.wait_for_timeout(200)
+        assert re.fullmatch(r"lava lamp\d+ now · \d+ usual", trend.text_content())
+        page.locator("#list li", has_text="lamp red").click()
+        page.locator("#history li", has_text="lamp red").wait_for()
+        type_in(page, "la")
+        page.locator("summary").click()
+        assert page.locator("#used li").first.text_content() == "lamp redjust now"
+        heads = page.locator("#counts-head th").all_text_contents()
+        assert heads[2:6] == ["ever", "14 d", "3 d", "17 h"] and "ordered" in heads
+        row = page.locator("#counts-body tr", has_text="lava lamp")
+        assert row.locator("td").nth(1).text_content() == "60"
+        assert "like lamp red" in row.text_content()
+        assert not page.locator("#related-part").is_visible()
+    finally:
+        page.context.close()
+        server.process.kill()
+        server.process.wait(30)
 
 
 def test_a_script_in_a_query_is_text(page, server):

@@ -115,7 +115,8 @@ def test_batches_hold_every_row_once_an_epoch_and_depend_on_seed_and_step_alone(
 
 def test_rows_with_an_order_weigh_more(made):
     folder, *_ = made
-    loader = ItemLoader(str(folder / "examples"), batch_size=30, sizes=(4,), order_weight=3.0)
+    settings = {"batch_size": 30, "sizes": (4,), "order_weight": 3.0, "settled": 0.0}
+    loader = ItemLoader(str(folder / "examples"), **settings)
     batch = loader.batch_at(0)
     assert set(batch["weight"]) == {1.0, 3.0}
     assert "60 rows" in loader.describe()

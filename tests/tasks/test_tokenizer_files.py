@@ -65,7 +65,7 @@ def test_a_request_written_out_is_what_the_encoder_is_shown(pair):
     vocabulary, tokenizer, _ = pair
     featurizer = Featurizer(vocabulary, FeatureSpec())
     request = Request("red s", history=["lego"], related=["red shoes", "red 鞋"], profile=["女"])
-    written = "<prefix>red s<related1>red shoes<related2>red 鞋<age0>lego<profile1>女"
+    written = "<prefix>red s<related1>red shoes<related2>red 鞋<history1>lego<profile1>女"
     assert tokenizer.encode(written).ids == featurizer.inputs(request).tolist()
 
 

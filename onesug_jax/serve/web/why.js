@@ -94,12 +94,6 @@ function showRelated(why) {
       id.title = "semantic id, coarse to fine: queries alike share its beginning";
       item.append(id);
     }
-    if (one.worth !== null) {
-      const meter = element("span", "worth");
-      meter.title = `conversion bucket ${one.worth} of 7: how often searches of it end in an order`;
-      for (let step = 0; step < 8; step++) meter.append(element("i", step <= one.worth ? "on" : ""));
-      item.append(meter);
-    }
     return item;
   }));
 }
