@@ -51,7 +51,7 @@ def test_files_that_are_named_are_there(documents, project_root):
     for name, text in documents.items():
         for path in re.findall(r"`((?:[a-z_]+/)+(?:[a-z_0-9]+\.[a-z]+)?)`", text):
             roots = (project_root, project_root / "onesug_jax")
-            if path.split("/")[0] in ("work", "report", "semantic_ids", "profile"):
+            if path.split("/")[0] in ("work", "log", "report", "semantic_ids", "profile"):
                 continue
             assert any((root / path).exists() for root in roots), f"{name}: {path}"
             looked_at += 1
