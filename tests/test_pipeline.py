@@ -112,7 +112,7 @@ def test_run_leaves_every_folder_with_its_manifest_and_config(work):
 def test_metrics_hold_both_rivals_and_all_levels(work):
     metrics = json.loads((work / "report" / "dev" / "metrics.json").read_text())
     rows = pq.read_metadata(work / "log" / "dev.parquet").num_rows
-    for rival in ("model", "sft", "most_popular", "most_popular_now"):
+    for rival in ("model", "sft", "most_popular", "most_popular_now", "best_possible"):
         slices = metrics[rival]
         assert slices["all"]["n"] == rows
         assert sum(slices[level]["n"] for level in ("order", "item_click", "click")) == rows

@@ -289,9 +289,10 @@ def _best_possible(context: Context, split: str) -> dict[str, Mapping[str, Seque
     from onesug_jax.evaluate.ceiling import NAME, Ceiling
     from onesug_jax.evaluate.rows import ORDERS
 
-    if os.path.basename(split) == "train.parquet" or not Ceiling.available(context.log):
+    folder = context.macros["LOG"] or os.path.join(context.macros["WORK_DIR"], "simulated")
+    if os.path.basename(split) == "train.parquet" or not Ceiling.available(folder):
         return {}
-    best = Ceiling.load(context.log)
+    best = Ceiling.load(folder)
     return {NAME: best.queries, NAME + ORDERS: best.for_orders}
 
 
