@@ -46,6 +46,7 @@ class ModelConfig:
       vector_dim: width of the vectors of items (`items.py`), and of e_p*; 0: no items, text alone.
       count_columns: as-of counts of a candidate.
       enhance: share of the candidates' mean in e_p*, where it is made of items.
+      enhanced_prefix: show e_p* to the encoder of items; False for the ablation alone.
       content: multiple of an item's projected vector in the stream; content_share: the share of
         rows that see it while training.
       relations: bias attention by how alike items are; False for the ablation alone.
@@ -78,6 +79,7 @@ class ModelConfig:
     vector_dim: int = 0
     count_columns: int = 9
     enhance: float = 0.5
+    enhanced_prefix: bool = True
     content: float = 0.0
     content_share: float = 0.5
     relations: bool = True

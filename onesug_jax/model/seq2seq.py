@@ -211,6 +211,8 @@ class Seq2Seq(nn.Module):
         """`encode` of text and items; all of it attends to text and history."""
         positions = jnp.arange(tokens.shape[1])
         soft = enhanced_prefix(items, tables, self.config.enhance)
+        if not self.config.enhanced_prefix:
+            soft = jnp.zeros_like(soft)
         x = self._embed(tokens)
         if self.config.segments:
             x = self._segments(x, tokens)

@@ -124,6 +124,18 @@ def test_the_enhanced_prefix_is_drawn_towards_what_its_searches_led_to():
     np.testing.assert_allclose(found[1], 0.0)  # neither a known prefix nor a search
 
 
+@pytest.mark.parametrize("shown", [True, False])
+def test_the_enhanced_prefix_can_be_taken_away(weights, shown):
+    def encoded(share):
+        config = dataclasses.replace(CONFIG, enhance=share, enhanced_prefix=shown)
+        named = {"items": items(), "tables": tables(), "method": "encode"}
+        return jax.jit(functools.partial(Seq2Seq(config).apply, **named))(
+            {"params": weights}, tokens()
+        )
+
+    assert np.allclose(encoded(0.2), encoded(0.8)) != shown
+
+
 def test_features_of_counts_are_those_of_a_slow_reference():
     given = items()
     given = changed(given, candidates=np.where(np.arange(5) < [[5], [3]], given.candidates, 0))
