@@ -40,7 +40,7 @@ def test_the_budget_is_told_before_anything_runs(project_root, tmp_path):
     words = ("--dry_run", "--out", str(tmp_path / "out"), "--gin.simulate.requests=10000")
     one, three = (ablations(project_root, *words, "--seeds", seeds) for seeds in "13")
     assert one.returncode == three.returncode == 0, one.stderr + three.stderr
-    assert "model mini, 9,000 searches to learn from and 1,000 to score" in one.stdout
+    assert "model nano, 9,000 searches to learn from and 1,000 to score" in one.stdout
     assert "6 rows from examples on and 2 from rwr on, times 3 seeds" in three.stdout
     minutes = [int(done.stdout.split("seeds: ")[1].split()[0]) for done in (one, three)]
     assert minutes[0] * 2 < minutes[1] < minutes[0] * 3

@@ -7,6 +7,7 @@ import os
 import shutil
 
 import jax
+import pyarrow.parquet as pq
 import pytest
 
 from onesug_jax import main
@@ -25,7 +26,7 @@ QUICK = [
     "--gin.align.steps=0",
     "--gin.align.recall_pairs=0",
     "--gin.quantize.method=rq_kmeans",
-    "--gin.FeatureSpec.soft=False",
+    "--gin.ModelConfig.enhanced_prefix=False",
     "--gin.pretrain.evaluate_every=0",
     "--gin.rwr.steps=0",
 ]
@@ -84,7 +85,8 @@ def test_table_plots_lists_and_two_runs(work, path, project_root, tmp_path):
     metrics = json.loads((other / "report" / "dev" / "metrics.json").read_text())
     metrics["model"]["all"]["mrr@16"] -= 1.5
     (other / "report" / "dev" / "metrics.json").write_text(json.dumps(metrics))
-    given = {"WORK_DIR": str(work), "OTHER_WORK_DIR": str(other), "HISTORY": ["lamp"]}
+    earlier = pq.read_table(work / "log" / "train.parquet", columns=["query"])["query"][0].as_py()
+    given = {"WORK_DIR": str(work), "OTHER_WORK_DIR": str(other), "HISTORY": [earlier]}
     notebook, client = runner(path, project_root, PREFIX="S", **given)
     client.execute()
     texts = printed(notebook)
@@ -96,7 +98,7 @@ def test_table_plots_lists_and_two_runs(work, path, project_root, tmp_path):
     assert "prefix_2_3" in slices and "HR@16" in slices
     assert len(pictures(notebook)) == 4, "by prefix length and by slice, for rivals and for runs"
 
-    one, both = [text for text in texts if text.startswith("typed: 's'   history: lamp")]
+    one, both = [text for text in texts if text.startswith(f"typed: 's'   history: {earlier}")]
     first = [line.split("  ")[1].strip() for line in one.splitlines()[3:] if line.strip()]
     assert first and all(query.startswith("s") for query in first)
     assert both.splitlines()[1].split() == ["work", "other"]

@@ -109,11 +109,3 @@ def test_another_encoder_does_not_go_on_from_a_checkpoint_and_another_seed_does(
     first, second = read_history(tmp_path)
     assert first["changes"]["learning_rate"] == [None, 0.01]
     assert (second["step"], second["changes"]) == (2, {"steps": [2, 4], "seed": [2, 3]})
-
-
-def test_the_digest_is_of_all_embeddings_in_their_order():
-    rows = np.arange(12, dtype=np.float32).reshape(6, 2)
-    same = rqvae_training.digest(rows, block=4)
-    assert same == rqvae_training.digest(rows.copy(), block=6)
-    others = [rows[::-1], rows[:5], rows.reshape(4, 3), rows.astype(np.float16)]
-    assert same not in [rqvae_training.digest(np.ascontiguousarray(x)) for x in others]

@@ -254,9 +254,9 @@ def test_a_port_that_is_taken_is_told_with_its_mend(tmp_path, capfd):
         port = taken.getsockname()[1]
         work = tmp_path / "work"
         for folder in ("pretrain", "vocab", "mined", "encoder", "semantic_ids", "index"):
-            (work / folder).mkdir(parents=True)
+            (work / "pretrain" / "bundle" / folder).mkdir(parents=True)
             for name in ("model.json", "a.json", "a.safetensors", "a.npy", "a.npz"):
-                (work / folder / name).write_text("{}")
+                (work / "pretrain" / "bundle" / folder / name).write_text("{}")
         words = ["serve", f"--gin.WORK_DIR={work}", f"--gin.ServerConfig.port={port}"]
         assert main.main(words) == 2
     assert "--gin.ServerConfig.port=PORT" in capfd.readouterr().err
@@ -265,11 +265,11 @@ def test_a_port_that_is_taken_is_told_with_its_mend(tmp_path, capfd):
 def test_a_model_that_cannot_be_loaded_ends_the_server_with_its_reason(tmp_path, capsys):
     work = tmp_path / "work"
     assert main.main(["serve", f"--gin.WORK_DIR={work}"]) == 2
-    assert "pretrain" in capsys.readouterr().err
+    assert "no trained model here" in capsys.readouterr().err
     for folder in ("pretrain", "vocab", "mined", "encoder", "semantic_ids", "index"):
-        (work / folder).mkdir(parents=True)
+        (work / "pretrain" / "bundle" / folder).mkdir(parents=True)
         for name in ("model.json", "a.json", "a.safetensors", "a.npy", "a.npz"):
-            (work / folder / name).write_text(json.dumps({}))
+            (work / "pretrain" / "bundle" / folder / name).write_text(json.dumps({}))
     words = ["serve", f"--gin.WORK_DIR={work}", "--gin.ServerConfig.port=0"]
     assert main.main(words) == 2
     assert "error: " in capsys.readouterr().err

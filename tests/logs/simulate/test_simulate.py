@@ -16,7 +16,7 @@ import pytest
 from onesug_jax.errors import UserError
 from onesug_jax.logs import schema
 from onesug_jax.logs.completion import CompletionIndex
-from onesug_jax.logs.readers import find_files
+from onesug_jax.logs.find import find_files
 from onesug_jax.logs.simulate import catalogue, simulate
 
 DAY = 86_400_000
