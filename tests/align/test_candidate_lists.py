@@ -75,10 +75,10 @@ def slow_logs(weights, data, known):
 
 def test_the_loss_is_that_of_both_ways(weights):
     known, data = tables(), batch()
-    stage = pretrain_stage(LEARNING, known, writing=0.2)
+    stage = pretrain_stage(LEARNING, known, writing=0.2, written_share=1.0)
     total, weight, sums = jax.jit(stage.loss_fn)(weights, data, jax.random.key(0), known)
     chosen, written, writing = slow_logs(weights, data, known)
-    logs = np.array([np.logaddexp(chosen[0, 1], written[0]), written[1]])
+    logs = np.array([np.logaddexp(chosen[0, 1], written[0]), writing[1]])
     wanted = -(np.array([3, 1]) * (logs + 0.2 * (written - writing))).sum()
     np.testing.assert_allclose(total, wanted, rtol=1e-4)
     assert weight == 4 and stage.frozen is known
@@ -91,7 +91,7 @@ def test_half_of_the_rows_are_written_those_without_a_candidate_first(weights):
     stage = pretrain_stage(LEARNING, known, writing=0.2, written_share=0.5)
     total, weight, _ = jax.jit(stage.loss_fn)(weights, data, jax.random.key(0), known)
     chosen, written, writing = slow_logs(weights, data, known)
-    wanted = -(3 * chosen[0, 1] + written[1] + 0.2 * (written[1] - writing[1]))
+    wanted = -(3 * chosen[0, 1] + writing[1] + 0.2 * (written[1] - writing[1]))
     np.testing.assert_allclose(total, wanted, rtol=1e-4)
     assert weight == 4
 
