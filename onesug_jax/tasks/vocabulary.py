@@ -39,7 +39,6 @@ VOCABULARY_FILE = "vocabulary.json"
 SECTIONS = ("related", "history", "profile")
 RANKS = 16  # items of a section with a marker of their own; those after share the last
 MARKERS = ("prefix", "soft", "ids", *(f"{s}{r}" for s in SECTIONS for r in range(1, RANKS + 1)))
-MARKERS += tuple(f"worth{n}" for n in range(8)) + tuple(f"age{n}" for n in range(6))  # unused
 MINIMUM_PIECES = 320  # 256 bytes, three specials, and a few characters
 
 _ROUND = 128
