@@ -457,7 +457,9 @@ def _run(stage: str, config: Config, options: Any) -> int:
     )
     contexts = {spec.name: context_for(spec) for spec in specs}
     steps: list[Step] = []
-    distributed.agreed(lambda: steps.extend(_check(specs, contexts, config, options)))
+    distributed.run_on_primary_and_broadcast(
+        lambda: steps.extend(_check(specs, contexts, config, options))
+    )
     if options.dry_run:
         _dry_run(specs, contexts, steps, home.path)
         return 0

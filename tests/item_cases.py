@@ -21,8 +21,6 @@ CONFIG = ModelConfig(
     vector_dim=6,
     count_columns=COUNTS,
     candidate_tokens=True,
-    content=0.3,
-    content_share=1.0,
     soft_id=SOFT,
 )
 QUERIES, PREFIXES = 12, 3

@@ -270,7 +270,7 @@ class Suggester:
                     lists[i] = suggestions[:k]
         return lists
 
-    def rehearse(self, mode: str, size: int, length: int, nodes: int = 0) -> None:
+    def warmup(self, mode: str, size: int, length: int, nodes: int = 0) -> None:
         """Runs the programs of one shape on made-up input, and so compiles what is new.
 
         Args:

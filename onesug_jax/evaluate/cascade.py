@@ -1,7 +1,7 @@
 """The rival that OneSug replaces: recall, pre-rank and rank, one after another (PAPER.md, "MCA").
 
   recall     the candidates of the request (`logs.asof`): completions, neighbours, the user's own
-  pre-rank   by one decayed count: `kept` of them
+  pre-rank   by one decayed count: `pre_ranked` of them
   rank       LightGBM's LambdaMART over hand-made features
 
 It sees what the model sees, as of the same moment: counts of each candidate, the history with its
@@ -32,7 +32,7 @@ class CascadeConfig:
     """Sizes of the steps, and LightGBM's.
 
     Attributes:
-      kept: candidates left by the pre-rank.
+      pre_ranked: candidates left by the pre-rank.
       half_life: which of `AsOfConfig.half_lives_days` the pre-rank counts by, from 0.
       rows: the newest rows of train that the ranker learns from.
       orders: what a row that ended with an order weighs against the others.
@@ -40,7 +40,7 @@ class CascadeConfig:
         the last tenth of the rows says so.
     """
 
-    kept: int = 48
+    pre_ranked: int = 48
     half_life: int = 2
     rows: int = 20_000
     orders: float = 1.0
@@ -50,11 +50,11 @@ class CascadeConfig:
     least: int = 50
 
     def __post_init__(self) -> None:
-        wrong = min(self.kept, self.rows, self.trees) < 1 or self.half_life < 0
+        wrong = min(self.pre_ranked, self.rows, self.trees) < 1 or self.half_life < 0
         if wrong or not self.orders > 0:
             raise UserError(
-                "CascadeConfig: expected kept, rows and trees of at least 1, half_life of at least "
-                f"0 and orders above 0, found {self}."
+                "CascadeConfig: expected pre_ranked, rows and trees of at least 1, half_life of at "
+                f"least 0 and orders above 0, found {self}."
             )
 
 
@@ -152,10 +152,11 @@ def _likeness(table: np.ndarray, visit: np.ndarray) -> np.ndarray:
     return np.stack(columns, axis=1)
 
 
-def kept(items: Items, config: CascadeConfig) -> np.ndarray:
-    """Places of the candidates that the pre-rank leaves, best first, `[<= kept]`."""
+def pre_rank(items: Items, config: CascadeConfig) -> np.ndarray:
+    """Places of the candidates that the pre-rank leaves, best first, `[<= pre_ranked]`."""
     n = np.count_nonzero(items.candidates)
-    return np.argsort(-items.candidate_counts[:n, config.half_life], kind="stable")[: config.kept]
+    order = np.argsort(-items.candidate_counts[:n, config.half_life], kind="stable")
+    return order[: config.pre_ranked]
 
 
 class Cascade:
@@ -183,7 +184,7 @@ class Cascade:
         chosen, tables = [], []
         for request in requests:
             assert request.items is not None, "the cascade ranks candidates"
-            places = kept(request.items, self.config)
+            places = pre_rank(request.items, self.config)
             prefix, row = request.prefix, self.prefix_row(request.prefix)
             chosen.append(request.items.candidates[places])
             tables.append(features(request.items, len(prefix), row, self.tables)[places])

@@ -13,7 +13,7 @@ from collections.abc import Callable
 import numpy as np
 
 from onesug_jax.errors import UserError
-from onesug_jax.evaluate.cascade import Cascade, CascadeConfig, features, kept, names
+from onesug_jax.evaluate.cascade import Cascade, CascadeConfig, features, names, pre_rank
 from onesug_jax.files import atomic_path, require_files, write_json
 from onesug_jax.logs.asof.config import AsOfConfig
 from onesug_jax.logs.asof.items import Items
@@ -139,7 +139,7 @@ def _lists(
         if target < 0:
             continue
         items = Items(*(arrays[name][row] for name in _ITEMS))
-        places = kept(items, config)
+        places = pre_rank(items, config)
         hit = places == target
         if hit.any() and len(places) > 1:
             level = Level(int(arrays["level"][row]))

@@ -101,7 +101,7 @@ def evaluate(
     known: int | None = None,
     slices: SliceSpec = SliceSpec(),
     block: int = 256,
-    told: Callable[[str], bool] = bool,
+    visible: Callable[[str], bool] = bool,
     process: tuple[int, int] = (0, 1),
     exchange: Callable[[bytes], list[bytes]] = lambda own: [own],
 ) -> Evaluation:
@@ -118,7 +118,7 @@ def evaluate(
         candidates=candidates,
         k=k,
         block=block,
-        told=told,
+        visible=visible,
         process=process,
     )
     rows = merged(rows, process, exchange)
@@ -134,7 +134,7 @@ def score_rows(
     candidates: int = 0,
     k: int = 16,
     block: int = 256,
-    told: Callable[[str], bool] = bool,
+    visible: Callable[[str], bool] = bool,
     process: tuple[int, int] = (0, 1),
     progress: bool = True,
 ) -> pa.Table:
@@ -148,7 +148,7 @@ def score_rows(
       context: adds related queries and enhanced prefixes to the requests.
       candidates: how many candidates each request brings besides.
       k: lists are cut to their first k.
-      told: whether an earlier query may stand in the table as text: not one that few searched.
+      visible: whether an earlier query may stand in the table as text: not one that few searched.
       process: (number, how many): of several processes, each takes every so manieth block.
 
     Returns:
@@ -170,7 +170,7 @@ def score_rows(
             continue
         numbers = range(first, first + len(rows))
         histories = [row[schema.RECENT] or () for row in rows]
-        columns = columns_of(numbers, rows, histories, prefix_counts, told)
+        columns = columns_of(numbers, rows, histories, prefix_counts, visible)
         requests = make_requests(
             context,
             [row["prefix"] for row in rows],

@@ -73,7 +73,7 @@ def replay(
     limit: int | None = None,
     k: int = 16,
     block: int = 1024,
-    told: Callable[[str], bool] = bool,
+    visible: Callable[[str], bool] = bool,
     process: tuple[int, int] = (0, 1),
     progress: bool = True,
 ) -> pa.Table:
@@ -92,7 +92,7 @@ def replay(
       limit: only the first rows of the split, in its order; nothing after them is observed.
       k: lists are cut to their first k.
       block: requests that are answered at a time.
-      told: whether an earlier query may stand in the table as text: not one that few searched.
+      visible: whether an earlier query may stand in the table as text: not one that few searched.
       process: (number, how many): of several processes, each answers every so manieth block.
       progress: whether progress is printed.
 
@@ -122,7 +122,7 @@ def replay(
         both = {**suggesters, **{name: _looked_up(name, listed[name], found) for name in listed}}
         histories = [request.history for request in requests]
         numbers = [row["row"] for row in found]
-        columns = columns_of(numbers, found, histories, prefix_counts or {}, told)
+        columns = columns_of(numbers, found, histories, prefix_counts or {}, visible)
         columns |= {"timestamp_ms": [row["timestamp_ms"] for row in found], "new": new}
         parts.append(score_block(columns, found, requests, both, k))
         meter.add(len(found))

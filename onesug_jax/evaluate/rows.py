@@ -62,7 +62,7 @@ def columns_of(
     rows: Sequence[dict],
     histories: Sequence[Sequence[str]],
     prefix_counts: Mapping[str, int],
-    told: Callable[[str], bool],
+    visible: Callable[[str], bool],
 ) -> dict[str, list]:
     """The columns that do not depend on suggesters, of rows of a split and their places in it."""
     levels = [
@@ -76,7 +76,7 @@ def columns_of(
         "level": [level.name.lower() for level in levels],
         "prefix_count": [prefix_counts.get(row["prefix"], 0) for row in rows],
         "history": [len(history) for history in histories],
-        "recent": [list(itertools.islice(filter(told, past), _RECENT)) for past in histories],
+        "recent": [list(itertools.islice(filter(visible, past), _RECENT)) for past in histories],
     }
 
 

@@ -47,8 +47,6 @@ class ModelConfig:
       count_columns: as-of counts of a candidate.
       enhance: share of the candidates' mean in e_p*, where it is made of items.
       enhanced_prefix: show e_p* to the encoder of items; False for the ablation alone.
-      content: multiple of an item's projected vector in the stream; content_share: the share of
-        rows that see it while training.
       relations: bias attention by how alike items are; False for the ablation alone.
       candidate_tokens: let the request's candidates compete with the vocabulary as first tokens,
         each of which writes a whole query (`candidates.py`).
@@ -80,8 +78,6 @@ class ModelConfig:
     count_columns: int = 9
     enhance: float = 0.5
     enhanced_prefix: bool = True
-    content: float = 0.0
-    content_share: float = 0.5
     relations: bool = True
     candidate_tokens: bool = False
 
@@ -132,7 +128,6 @@ class ModelConfig:
         """Of `ItemReader`, of the relations in every layer, and of `CandidateHead`."""
         d, h, counts = self.d_model, self.num_heads, self.count_columns
         reader = (3 * counts + 8) * d + d * d + d + (6 + 2 + 24 + 7) * d
-        reader += self.vector_dim * d * (self.content > 0)
         layer = 12 * h + 5 * h * d + d * d
         head = (2 * d * d + d + counts + 1) * self.writes_candidates
         return reader + self.encoder_layers * layer + head
@@ -165,7 +160,6 @@ class ModelConfig:
             head += 2 * length * context * self.vector_dim
             head += candidates * 2 * d * (3 * self.count_columns + 8 + d) + history * 2 * 6 * d
             head += candidates * 2 * self.vector_dim + 2 * self.vector_dim * d
-            head += (candidates + history) * 2 * self.vector_dim * d * (self.content > 0)
         if self.writes_candidates:
             head += 2 * 2 * d * d + candidates * 2 * (d + self.count_columns)
         return self.encoder_layers * encoder_layer + self.decoder_layers * decoder_layer + head

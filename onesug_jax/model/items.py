@@ -2,10 +2,10 @@
 
 PAPER.md writes related and past queries out as text. Where a model has items
 (`ModelConfig.vector_dim`), each of them is one soft token instead: a candidate has its as-of
-counts, a query of the history its age, and what they mean comes from their vectors e_q*, mostly by
-the relations between them (`relations.py`): content enters the stream small, because models learn
-it by heart from some ten thousand rows. Vectors and words lie in tables on the device, so a request
-is a few hundred integers and its counts.
+counts, a query of the history its age, and what they mean comes from the relations between their
+vectors e_q* (`relations.py`). The vectors themselves do not enter the stream: models learn them by
+heart from some ten thousand rows. Vectors and words lie in tables on the device, so a request is a
+few hundred integers and its counts.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ import flax.struct
 import jax
 import jax.numpy as jnp
 
-from onesug_jax.arrays import InputTokens, ItemIds, ItemVectors, Mask, Relations
+from onesug_jax.arrays import InputTokens, ItemIds, Mask, Relations
 from onesug_jax.model.config import ModelConfig
 from onesug_jax.model.layers import MASKED, logical, scaled_normal
 from onesug_jax.model.relations import KEY_FEATURES, relations
@@ -220,8 +220,6 @@ class ItemReader(nn.Module):
         self.ages = kernel("ages", KEY_FEATURES - 1, width)
         self.kinds = kernel("kinds", 2, width)  # what all of the history, all candidates share
         self.hours, self.weekdays = kernel("hours", 24, width), kernel("weekdays", 7, width)
-        if c.content:
-            self.content = kernel("content", c.vector_dim, width)
 
     def __call__(
         self, items: Items, tables: ItemTables, tokens: InputTokens, soft: jax.Array
@@ -236,8 +234,6 @@ class ItemReader(nn.Module):
         history = ages @ self.ages + self.kinds[0]
         rows = jnp.concatenate([history, candidates], axis=1)
         vectors = _rows(tables.vectors, items.rows)
-        if c.content:
-            rows += c.content * self._content(vectors)
         clock = jnp.take(self.hours, items.clock[:, :1], axis=0)
         clock += jnp.take(self.weekdays, items.clock[:, 1:], axis=0)
 
@@ -262,11 +258,3 @@ class ItemReader(nn.Module):
             alike,
             behind_text(past),
         )
-
-    def _content(self, vectors: ItemVectors) -> jax.Array:
-        """Projected vectors `[B, S, D]`; in training none, for `1 - content_share` of the rows."""
-        content, share = vectors @ self.content, self.config.content_share
-        if self.deterministic or share == 1:
-            return content
-        rows = jax.random.bernoulli(self.make_rng("dropout"), share, (len(content), 1, 1))
-        return content * rows / share

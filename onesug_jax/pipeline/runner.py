@@ -47,7 +47,7 @@ def execute(
             _ready(step, context)
         return [step.action, step.reason]
 
-    action, reason = distributed.agreed(ready)
+    action, reason = distributed.run_on_primary_and_broadcast(ready)
     if action == SKIP:
         print(f"[{spec.name}] up to date, skipped", flush=True)
         if spec.recap:
@@ -60,10 +60,14 @@ def execute(
     new = spec.place(context) + NEW
     work = context.work if spec.uses_model else WorkDir(context.work.path, spec.folder)
     writing = dataclasses.replace(context, work=work, out=new)
-    code = spec(writing) if spec.every_process else distributed.agreed(lambda: spec(writing))
+    code = (
+        spec(writing)
+        if spec.every_process
+        else distributed.run_on_primary_and_broadcast(lambda: spec(writing))
+    )
     distributed.together()
     if code == 0:
-        distributed.agreed(lambda: _take_place(spec, context))
+        distributed.run_on_primary_and_broadcast(lambda: _take_place(spec, context))
         if spec.recap:
             spec.recap(context)
     print(f"[{spec.name}] done in {time.monotonic() - began:.1f} s", flush=True)

@@ -80,7 +80,7 @@ class TextVersion(ModelVersion):
                         return
                     if (level, shape) not in done:
                         done.add((level, shape))
-                        pace.time(level, shape[0], self.suggester.rehearse, level, *shape)
+                        pace.time(level, shape[0], self.suggester.warmup, level, *shape)
             self.suggester.shapes = step
             yield
         for times in (8, 16, 32):  # the encoder's lengths, for unknown texts

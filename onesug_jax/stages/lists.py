@@ -141,7 +141,7 @@ def score(
         candidates=writer.candidates,
         known=len(index),
         slices=context.configured("SliceSpec")(),
-        told=lambda query: index.find(query) >= 0,
+        visible=lambda query: index.find(query) >= 0,
         process=distributed.place_among(),
         exchange=distributed.exchanged,
     )
@@ -251,7 +251,7 @@ def replayed(
         listed=listed,
         prefix_counts=evaluator.prefix_counts(os.path.join(context.home.log, "train.parquet")),
         limit=limit,
-        told=lambda query: state.number(query) >= 0,
+        visible=lambda query: state.number(query) >= 0,
         process=process,
     )
     rows = evaluator.merged(rows, process, distributed.exchanged)
@@ -368,7 +368,7 @@ def evaluate(
             test_days=0.0,
             clicks=context.configured("clicks")(),
         )
-        distributed.agreed(lambda: bool(read(log=context.log, out=log)))
+        distributed.run_on_primary_and_broadcast(lambda: bool(read(log=context.log, out=log)))
         logs.append(log)
         split = split if split in opened.splits(log) else next(iter(opened.splits(log)))
     path = os.path.join(log, f"{split}.parquet")

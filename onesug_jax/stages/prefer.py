@@ -12,6 +12,7 @@ from onesug_jax.errors import UserError
 from onesug_jax.files import fingerprint, fingerprint_tree, write_json
 from onesug_jax.pipeline.spec import Context
 from onesug_jax.stages import checks, opened, prefer_candidates, pretrained
+from onesug_jax.stages.watch import beats
 from onesug_jax.train import distributed
 
 if TYPE_CHECKING:
@@ -296,15 +297,9 @@ def rwr(
         identity=opened.identity(context, config, stored["vocabulary"]),
         profile_steps=profile_steps,
     )
-    if watched and only_if_better and not (result.best_value or 0.0) > before[watch]:
-        print(
-            f"rwr: no evaluation beat the {watch} of {before[watch]:.2f} that training started "
-            f"from (best: {result.best_value or 0.0:.2f}), so the pretrain stage's model stays the "
-            "one in use (rwr.only_if_better)",
-            flush=True,
-        )
+    if watched and only_if_better and not beats(result.best_value, before[watch], watch):
         return
-    distributed.agreed(lambda: opened.leave_aligned(context, stored))
+    distributed.run_on_primary_and_broadcast(lambda: opened.leave_aligned(context, stored))
 
 
 def _task(stored: Mapping[str, Any]) -> str:

@@ -146,15 +146,9 @@ def rwr(
         identity=opened.identity(context, config, stored["vocabulary"]),
         **loop_settings,
     )
-    if before and only_if_better and not (result.best_value or 0.0) > before[watch_by]:
-        print(
-            f"rwr: no evaluation beat the {watch_by} of {before[watch_by]:.2f} that training "
-            f"started from (best: {result.best_value or 0.0:.2f}), so the pretrain stage's model "
-            "stays the one in use (rwr.only_if_better)",
-            flush=True,
-        )
+    if before and only_if_better and not watch.beats(result.best_value, before[watch_by], watch_by):
         return
-    distributed.agreed(lambda: opened.leave_aligned(context, stored))
+    distributed.run_on_primary_and_broadcast(lambda: opened.leave_aligned(context, stored))
 
 
 def _recent(log: str, examples: ItemExamples, rows: np.ndarray, days: float | None) -> np.ndarray:

@@ -43,7 +43,9 @@ def quantize(context: Context) -> None:
     encoder, known = opened.encoder(context.work), opened.completions(context)
     path = os.path.join(work.semantic_ids, EMBEDDINGS)
     enhancing = context.configured("quantize/EnhanceConfig")()
-    distributed.agreed(lambda: _embed(encoder, known.queries, work.mined, enhancing, path))
+    distributed.run_on_primary_and_broadcast(
+        lambda: _embed(encoder, known.queries, work.mined, enhancing, path)
+    )
     embeddings = np.load(path, mmap_mode="r")
     steps = context.settings["quantize.steps"]
     context.configured("quantize")(

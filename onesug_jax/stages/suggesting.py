@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     import numpy as np
 
     from onesug_jax.decode.item_suggester import ItemSuggester
-    from onesug_jax.decode.suggester import Suggester
+    from onesug_jax.decode.suggester import Suggester, Suggestion
     from onesug_jax.logs.asof.state import AsOf
     from onesug_jax.retrieval.related import RelatedQueries
     from onesug_jax.retrieval.tables import QueryTables
@@ -116,14 +116,9 @@ def _answer_items(
     used = {state.text(int(number) - 1) for number in items.history if number}
     request = Request(prefix, tuple(texts), profile=tuple(profile), items=items)
     found = model.suggest([request], k)[0]
-    return {
-        "prefix": prefix,
-        "history": [text for text in texts if text in used],
-        "unknown": [text for text in texts if text not in used],
-        "candidates": int((items.candidates > 0).sum()),
-        "suggestions": [dataclasses.asdict(suggestion) for suggestion in found],
-        "milliseconds": round(1000 * (time.perf_counter() - began), 1),
-    }
+    past = [text for text in texts if text in used]
+    unknown = {"unknown": [text for text in texts if text not in used]}
+    return _reply(began, prefix, past, int((items.candidates > 0).sum()), found) | unknown
 
 
 def _answer_text(
@@ -143,10 +138,16 @@ def _answer_text(
     texts, ages = _normalised(history, minutes)
     requests = make_requests(known, [prefix], [texts], [profile], model.candidates, [ages])
     found = model.suggest(requests, k)[0]
+    return _reply(began, prefix, texts, len(requests[0].candidates), found)
+
+
+def _reply(
+    began: float, prefix: str, history: list[str], candidates: int, found: Sequence[Suggestion]
+) -> dict:
     return {
         "prefix": prefix,
-        "history": texts,
-        "candidates": len(requests[0].candidates),
+        "history": history,
+        "candidates": candidates,
         "suggestions": [dataclasses.asdict(suggestion) for suggestion in found],
         "milliseconds": round(1000 * (time.perf_counter() - began), 1),
     }

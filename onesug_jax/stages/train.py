@@ -138,7 +138,7 @@ def pretrain(
         flops_per_example=cost,
         peak_flops=published_flops(mesh.devices.flat[0].device_kind),
     )
-    distributed.agreed(lambda: opened.make_bundle(context, "pretrain"))
+    distributed.run_on_primary_and_broadcast(lambda: opened.make_bundle(context, "pretrain"))
 
 
 def describe_pretrain(context: Context) -> str:

@@ -16,6 +16,19 @@ _BLOCK = 256
 _K = 16
 
 
+def beats(best: float | None, start: float, metric: str) -> bool:
+    """Whether an evaluation of training was better than where it started; says so if none was."""
+    if (best or 0.0) > start:
+        return True
+    print(
+        f"rwr: no evaluation beat the {metric} of {start:.2f} that training started from (best: "
+        f"{best or 0.0:.2f}), so the pretrain stage's model stays the one in use "
+        "(rwr.only_if_better)",
+        flush=True,
+    )
+    return False
+
+
 def watch(
     loader: ItemLoader, config: Any, tables: Any, mesh: Any, rows: int
 ) -> Callable[[Any, int], dict[str, float]]:

@@ -122,7 +122,9 @@ class Checkpoints:
         damaged: dict[int, str] = {}
         for step in reversed(list_steps(self.folder / "checkpoints")):
             home = self.folder / "checkpoints" / str(step)
-            damage, meta = distributed.agreed(functools.partial(_inspect, home))
+            damage, meta = distributed.run_on_primary_and_broadcast(
+                functools.partial(_inspect, home)
+            )
             if not damage:
                 self._check_meta(home, meta)
                 try:
@@ -152,7 +154,7 @@ class Checkpoints:
                     return _read_meta(self.folder / "best" / str(step)).get("notes") or {}
             return {}
 
-        return distributed.agreed(look)
+        return distributed.run_on_primary_and_broadcast(look)
 
     def remove_best(self) -> None:
         """Delete the best parameters: of a run that never came to its first checkpoint."""

@@ -6,8 +6,9 @@ to jax, which knows Cloud TPU pods and SLURM; launch/*_train.sh set them. Withou
 nothing happens, and jax is not imported.
 
 All processes walk through the same program. What one of them is to do for all goes through
-`agreed`, results that each has a part of through `exchanged`; `together` is where they meet. These
-wait as long as it takes and use no device: who is lost is found out by jax's heartbeats.
+`run_on_primary_and_broadcast`, results that each has a part of through `exchanged`; `together` is
+where they meet. These wait as long as it takes and use no device: who is lost is found out by jax's
+heartbeats.
 """
 
 from __future__ import annotations
@@ -148,7 +149,7 @@ _turns = itertools.count()  # all processes take the same turns
 _by_itself: list[bool] = []  # not empty while process 0 does what the others wait for
 
 
-def agreed(decide: Callable[[], T]) -> T:
+def run_on_primary_and_broadcast(decide: Callable[[], T]) -> T:
     """What `decide` gives process 0, a JSON value, in every process; the others wait for it.
 
     Raises:

@@ -57,7 +57,7 @@ def record(
     Raises:
       UserError: the file could not be written.
     """
-    return distributed.agreed(lambda: _record(folder, step, settings, note))
+    return distributed.run_on_primary_and_broadcast(lambda: _record(folder, step, settings, note))
 
 
 def _record(folder, step, settings, note) -> dict[str, Any] | None:

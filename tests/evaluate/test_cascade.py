@@ -7,7 +7,7 @@ import pytest
 
 from onesug_jax.errors import UserError
 from onesug_jax.evaluate import cascade_training
-from onesug_jax.evaluate.cascade import CascadeConfig, features, kept, names, overlap
+from onesug_jax.evaluate.cascade import CascadeConfig, features, names, overlap, pre_rank
 from onesug_jax.logs.asof.config import AsOfConfig
 from onesug_jax.logs.asof.items import Items
 from onesug_jax.retrieval.tables import QueryTables
@@ -16,7 +16,7 @@ from onesug_jax.tasks.features import Request
 WORDS, KINDS = ["lamp", "lego", "tent", "shoe"], ["red", "blue"]
 QUERIES = sorted(f"{word} {kind}" for word in WORDS for kind in KINDS)
 AS_OF = AsOfConfig(half_lives_days=(None, 3.0), weights=(1.0, 1.0), pair_half_lives_days=(None,))
-CONFIG = CascadeConfig(kept=6, half_life=1, trees=60, least=5)
+CONFIG = CascadeConfig(pre_ranked=6, half_life=1, trees=60, least=5)
 
 
 @pytest.fixture(scope="module")
@@ -97,10 +97,10 @@ def test_overlap_of_nothing_is_nothing(tables):
 
 def test_the_pre_rank_takes_the_most_counted(tables):
     items = request_of(np.random.default_rng(3))
-    places = kept(items, CascadeConfig(kept=3, half_life=1)).tolist()
+    places = pre_rank(items, CascadeConfig(pre_ranked=3, half_life=1)).tolist()
     counts = items.candidate_counts[:7, 1]
     assert len(places) == 3 and counts[places].tolist() == sorted(counts.tolist())[:-4:-1]
-    assert len(kept(items, CascadeConfig(kept=99))) == 7, "empty places are no candidates"
+    assert len(pre_rank(items, CascadeConfig(pre_ranked=99))) == 7, "empty places are no candidates"
 
 
 class Rows:
@@ -140,7 +140,7 @@ def test_the_ranker_learns_what_counts_cannot_know(tables, tmp_path):
     rows = Rows(900)
     report = cascade_training.train(rows, tables, CONFIG, AS_OF, str(tmp_path), seed=0)
     in_kept = [
-        target - 1 in kept(one, CONFIG)
+        target - 1 in pre_rank(one, CONFIG)
         for one, target in zip(rows.items, rows.arrays["target_candidate"], strict=True)
     ]
     assert (report["rows"], report["recalled"]) == (900, sum(in_kept))
@@ -173,7 +173,7 @@ def test_mistakes_are_named_with_their_way_out(tables, tmp_path, monkeypatch):
     with pytest.raises(UserError, match="cascade stage first"):
         cascade_training.load(str(tmp_path / "none"), CONFIG, tables, str, int)
     with pytest.raises(UserError, match="CascadeConfig"):
-        CascadeConfig(kept=0)
+        CascadeConfig(pre_ranked=0)
     monkeypatch.setitem(__import__("sys").modules, "lightgbm", None)
     with pytest.raises(UserError, match="pip install 'lightgbm"):
         cascade_training.lightgbm()

@@ -75,7 +75,6 @@ def open_shop(folder, store, now_ms, spare=SPARE, **settings):
         vector_dim=WIDTH,
         count_columns=CONFIG.width,
         candidate_tokens=True,
-        content_share=1.0,
         soft_id=vocabulary.soft_id,
     )
     state = snapshot.load(f"{folder}/asof", spare=spare)
