@@ -140,7 +140,6 @@ def test_written_ids_are_read_as_the_queries_under_them(parts):
 
 
 def test_scored_ids_have_the_scores_of_a_slow_pass_over_each(parts):
-    """Also of prefixes of which beams, who look through all ids, find next to nothing."""
     config = BeamConfig(beams=2, returned=2, max_length=24)
     how = {"queries": QUERIES, "ids": Ids(), "batch_sizes": (1, 2)}
     model = Suggester(*parts, config, **how, mode="score", scoring=ScoreConfig(candidates=5))
@@ -154,8 +153,6 @@ def test_scored_ids_have_the_scores_of_a_slow_pass_over_each(parts):
         best = np.argsort(-slow.round(5), kind="stable")[:2]  # of one id: the candidates' order
         assert [s.text for s in found] == [allowed[n] for n in best]
         assert [s.score for s in found] == pytest.approx(slow[best], abs=1e-4)
-    lost = [model.suggest([Request(p)], mode="beam")[0] for p in ("la", "m", "拖", "tent")]
-    assert min(map(len, lost)) < 2
 
 
 def test_ids_need_the_known_queries(parts):
