@@ -4,7 +4,7 @@
   python launch/bench_decode.py --model base:6+6 --batch 1,16 --large 256,1024
   python launch/bench_decode.py --model mini --part closed
 
-Part `free`: a plain T5 (no copying) of random weights writes freely, so that all sides compute the
+Part `free`: a plain T5 of random weights writes freely, so that all sides compute the
 same: ours; a flat beam in the manner of T5X, on the same layers (encoder output repeated for every
 beam, the whole cache reordered at every step); Hugging Face's `generate`; CTranslate2. The last two
 run in the Python that ONESUG_COMPARE_PYTHON names (`bench_generate.py`). Beside them stands what
@@ -172,11 +172,10 @@ def flat_beam(model: Seq2Seq, config: BeamConfig):
                 ancestry,
                 cache,
                 cross,
-                None,
                 repeated,
                 method="decode_step",
             )
-            logs = jax.nn.log_softmax(scores.logits()[:, 0]).at[:, EOS].set(NEVER)
+            logs = jax.nn.log_softmax(scores.vocabulary[:, 0]).at[:, EOS].set(NEVER)
             pool = (totals.reshape(-1, 1) + logs).reshape(batch, -1)
             totals, flat = jax.lax.top_k(pool, beams)
             parent, token = flat // c.vocab_size, flat % c.vocab_size

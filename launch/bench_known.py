@@ -17,7 +17,7 @@ from bench_decode import HEAD, drawn, row, size_of, timed
 from onesug_jax.decode.beam import BeamConfig, beam_search
 from onesug_jax.decode.trie import NEVER
 from onesug_jax.model.config import ModelConfig
-from onesug_jax.model.copying import Scores
+from onesug_jax.model.scores import Scores
 from onesug_jax.model.seq2seq import Seq2Seq
 
 
@@ -51,7 +51,7 @@ def plain_beams(model, config: BeamConfig, constraint):
     def step(params, encoded, tokens, written, totals, states, t, first):
         shifted = jnp.pad(written, ((0, 0), (1, 0)))[:, :-1]
         scores = model.apply({"params": params}, encoded, tokens, shifted, method="decode")
-        logits = scores.logits()[: 1 if first else config.beams, t]
+        logits = scores.vocabulary[: 1 if first else config.beams, t]
         found = constraint.best(
             states[None, : len(logits)],
             Scores(logits[None]),
@@ -98,7 +98,7 @@ def closed(name: str, requests: int) -> None:
         rows = pq.read_table(splits["dev"]).slice(0, requests).to_pylist()
     spec = FeatureSpec()
     featurizer = Featurizer(vocabulary, spec)
-    fields = size_of(name) | {"vocab_size": vocabulary.size, "dropout": 0.0, "copying": True}
+    fields = size_of(name) | {"vocab_size": vocabulary.size, "dropout": 0.0}
     fields |= {"first_marker": vocabulary.first_marker, "last_marker": vocabulary.last_marker}
     config = ModelConfig(**fields | {"segments": True})
     model, params = Seq2Seq(config), drawn(config)

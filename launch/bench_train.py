@@ -56,8 +56,8 @@ def config_of(size: str, dtype: str, flags: Flags = ()) -> ModelConfig:
 
 
 def plain(config: ModelConfig) -> ModelConfig:
-    """The T5 within it: no copying, segments, soft tokens or dropout."""
-    return dataclasses.replace(config, copying=False, segments=False, soft_dim=0, dropout=0.0)
+    """The T5 within it: no segments, soft tokens or dropout."""
+    return dataclasses.replace(config, segments=False, soft_dim=0, dropout=0.0)
 
 
 def batch_of(stage: str, config: ModelConfig, size: int) -> dict[str, np.ndarray]:
@@ -213,7 +213,7 @@ def compare(stage: str, config: ModelConfig, size: int, peak: float, steps: int 
     """Prints one stage's rows."""
     print(f"{stage:<55} {'ms a step':>9} {'tokens/s':>9} {'GFLOP':>8} {'MFU':>7}")
     bare, backend = plain(config), jax.default_backend()
-    added = ["segments"] * config.segments + ["copying"] * config.copying + ["a soft token"]
+    added = ["segments"] * config.segments + ["a soft token"]
     added += [f"dropout {config.dropout:g}"] * (config.dropout > 0)
     sides: dict[str, tuple[Ours | Theirs, float]] = {
         f"ours, with {', '.join(added)}": (

@@ -33,7 +33,6 @@ TreeTokens = Int[Array, "B M"]  # token that leads to each node of a tree of beg
 Depths = Int[Array, "B M"]  # tokens between the root and each node
 Paths = Int[Array, "B M T"]  # nodes between the root and each node, both included, by depth
 NodeScores = Float[Array, "B M"]  # a number for each node: a log-probability
-CopyKeys = Float[Array, "B L D"]  # keys of the input's places, shared by beams
 CrossCache = Float[Array, "N B H L head_dim"]  # cross-attention keys or values, shared by beams
 ItemIds = Int[Array, "B S"]  # rows of the tables of queries, 0 = empty place
 ItemVectors = Float[Array, "B S E"]  # unit vectors of items, 0 where there is none

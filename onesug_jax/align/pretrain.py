@@ -16,9 +16,9 @@ import numpy as np
 from onesug_jax.align.losses import sft
 from onesug_jax.model.candidates import Opening, either_way
 from onesug_jax.model.config import ModelConfig
-from onesug_jax.model.copying import Scores
 from onesug_jax.model.items import Items, ItemTables
 from onesug_jax.model.layers import MASKED
+from onesug_jax.model.scores import Scores
 from onesug_jax.model.seq2seq import Seq2Seq, initial
 from onesug_jax.train.step import Stage
 
@@ -122,7 +122,7 @@ def either_way_loss(
     candidates = opening.log_probabilities
     total = either_way(candidates, written, place)
     # p(first piece) = p(written) * p(first piece | written)
-    share = jnp.exp(jnp.minimum(scores.beside[:, 0] - scores.normalisers()[:, 0], -1e-6))
+    share = jnp.exp(jnp.minimum(scores.mass[:, 0] - scores.log_partition()[:, 0], -1e-6))
     given_written = jnp.zeros(size).at[rows].set(pieces - jnp.log1p(-share))
     weights = batch.get("weight", jnp.ones(size)) * (targets[:, 0] > 0)
     own = jnp.take_along_axis(candidates, jnp.maximum(place - 1, 0)[:, None], axis=1)[:, 0]

@@ -35,8 +35,8 @@ from onesug_jax.arrays import ListScores, ListTokens, Logits, TargetTokens
 from onesug_jax.errors import UserError
 from onesug_jax.files import atomic_write
 from onesug_jax.model.config import ModelConfig
-from onesug_jax.model.copying import Scores
 from onesug_jax.model.items import ItemTables
+from onesug_jax.model.scores import Scores
 from onesug_jax.model.seq2seq import Seq2Seq, initial
 from onesug_jax.progress import Progress
 from onesug_jax.train import mesh as meshes
@@ -245,7 +245,7 @@ def make_measure(
             policy, old = (log_probabilities(x, targets) for x in scores)
             _, lists, found = objective(preference, policy, old, batch)
             positives, length = targets[:, 0], targets.shape[2]
-            new, before = (x.logits()[:, :length] for x in scores)
+            new, before = (x.vocabulary[:, :length] for x in scores)
             kl, tokens = divergence(new, before, positives)
         return _measured(found, lists, kl, tokens)
 

@@ -23,8 +23,8 @@ from onesug_jax.arrays import BeamScores, BeamSequences, CrossCache, InputTokens
 from onesug_jax.decode.trie import NEVER, Constraint
 from onesug_jax.errors import UserError
 from onesug_jax.model.candidates import Opening
-from onesug_jax.model.copying import Places, Scores
 from onesug_jax.model.items import Items, ItemTables
+from onesug_jax.model.scores import Scores
 from onesug_jax.model.seq2seq import Seq2Seq
 
 _MANY = 1024  # beams of a batch: from here on reading caches costs more than a longer program
@@ -167,13 +167,11 @@ class ReadRequests:
     Attributes:
       tokens: `[B, L]`; of a model with items `[B, L + H + C]`, what `Seq2Seq.given` gives.
       cross: cross-attention keys and values of all layers, `[N, B, H, L, head_dim]` each.
-      places: what may be copied; None where the model does not copy.
       opening: of the candidates; None where the model has no candidate tokens.
     """
 
     tokens: InputTokens
     cross: tuple[CrossCache, CrossCache]
-    places: Places | None
     opening: Opening | None = None
 
     @property
@@ -201,12 +199,11 @@ def read_requests(
     variables = {"params": params}
     encoded = model.apply(variables, tokens, None, soft, items, tables, method="encode")
     cross: Any = model.apply(variables, encoded, method="cross_keys_values")
-    places: Any = model.apply(variables, encoded, tokens, method="places")
     given: Any = model.apply(variables, tokens, items, method="given")
     opening: Any = None
     if model.config.writes_candidates:
         opening = model.apply(variables, encoded, given, items, method="opening")
-    return ReadRequests(given, cross, places, opening)
+    return ReadRequests(given, cross, opening)
 
 
 def beam_search(
@@ -263,7 +260,6 @@ def search(
             ancestry[:, : previous.shape[1], :room],
             s.cache,
             read.cross,
-            read.places,
             read.tokens,
             read.mass,
             method="decode_step",

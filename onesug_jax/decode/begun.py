@@ -40,7 +40,7 @@ class Begun:
         """See `Constraint.best`."""
         del first
         allowed = jax.vmap(lambda rows, picks: rows[picks])(self.allowed, state)
-        totals = scores.logits() + (before - scores.normalisers())[..., None]
+        totals = scores.vocabulary + (before - scores.log_partition())[..., None]
         totals = jnp.where(allowed & (before > NEVER / 2)[..., None], totals, NEVER)
         totals, parent, token = _best_of(totals, wanted)
         written = jnp.take_along_axis(state, parent, axis=1) + self.sizes[token]

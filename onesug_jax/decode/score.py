@@ -121,7 +121,6 @@ def score_trees(
         trees.depths,
         trees.paths,
         read.cross,
-        read.places,
         read.tokens,
         read.mass,
         method="tree_scores",

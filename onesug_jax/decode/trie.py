@@ -33,7 +33,7 @@ import numpy as np
 from onesug_jax.arrays import BeamScores
 from onesug_jax.decode.top import LOWEST, group_size, largest, survey
 from onesug_jax.errors import UserError
-from onesug_jax.model.copying import Scores
+from onesug_jax.model.scores import Scores
 
 _WIDTHS = (16, 64, 256, 1024)  # children looked at, where no node of a beam has more
 NEVER = LOWEST  # score of a continuation that does not exist; finite, so that sums stay ordered
@@ -90,7 +90,7 @@ class Free:
     def best(self, state, scores, before, wanted, first):
         """See `Constraint.best`."""
         del first
-        logits = scores.logits()
+        logits = scores.vocabulary
         batch, beams, words = logits.shape
         size = group_size(beams * words, wanted)
         count = max(-(-words // size), -(-wanted // (beams * size)))
@@ -99,10 +99,10 @@ class Free:
         allowed = jnp.ones(words, bool) if self.allowed is None else self.allowed
         allowed = jnp.pad(allowed, (0, count * size - words)).reshape(count, size)
 
-        highest, normalisers = survey(groups, allowed)
-        if scores.beside is not None:
-            normalisers = jnp.logaddexp(normalisers, scores.beside)
-        before = before - normalisers
+        highest, log_partition = survey(groups, allowed)
+        if scores.mass is not None:
+            log_partition = jnp.logaddexp(log_partition, scores.mass)
+        before = before - log_partition
         kept = min(wanted, beams * count)
         _, chosen = largest((highest + before[..., None]).reshape(batch, -1), kept)
         beam, place = chosen // count, chosen % count
@@ -176,7 +176,7 @@ class Trie:
         """
         begin, end = self.first_child[state], self.first_child[state + 1]
         alive = before > NEVER / 2
-        before = before - scores.normalisers()
+        before = before - scores.log_partition()
 
         def among(width: int) -> Continuations:
             child = begin[..., None] + jnp.arange(width)
@@ -185,7 +185,8 @@ class Trie:
             if self.interval is not None:
                 low, high = self.interval[:, 0, None, None], self.interval[:, 1, None, None]
                 exists &= (self.low[child] < high) & (low < self.high[child])
-            totals = scores.of(self.token[child].astype(jnp.int32)) + before[..., None]
+            tokens = self.token[child].astype(jnp.int32)
+            totals = jnp.take_along_axis(scores.vocabulary, tokens, axis=-1) + before[..., None]
             totals, parent, choice = _best_of(jnp.where(exists, totals, NEVER), wanted)
             child = jnp.take_along_axis(begin, parent, axis=1) + choice
             child = jnp.where(totals > NEVER / 2, child, 0)

@@ -41,7 +41,6 @@ class ModelConfig:
       segments: add to every input token the row of the marker that opened its item, as BERT's
         segment embeddings do, so that a token says by itself which item it belongs to; and to a
         marker that of another right before it (a related query's grade). T5 does not.
-      copying: let places of the input compete with the vocabulary (`copying.py`). T5 does not.
       first_marker, last_marker: ids of the markers; end_id: the token that ends a sequence.
       vector_dim: width of the vectors of items (`items.py`), and of e_p*; 0: no items, text alone.
       count_columns: as-of counts of a candidate.
@@ -72,7 +71,6 @@ class ModelConfig:
     segments: bool = False
     first_marker: int = 0
     last_marker: int = -1
-    copying: bool = False
     end_id: int = 1
     vector_dim: int = 0
     count_columns: int = 9
@@ -86,12 +84,10 @@ class ModelConfig:
             raise UserError(f"ModelConfig.dtype = {self.dtype!r}: expected one of {DTYPES}")
         if self.remat not in REMAT_POLICIES:
             raise UserError(f"ModelConfig.remat = {self.remat!r}: expected one of {REMAT_POLICIES}")
-        if self.vector_dim and (self.copying or self.positions_per_layer):
+        if self.vector_dim and self.positions_per_layer:
             raise UserError(
-                f"ModelConfig.vector_dim = {self.vector_dim} (items): expected copying = False and "
-                f"positions_per_layer = False; found copying = {self.copying}, "
-                f"positions_per_layer = {self.positions_per_layer}. Candidates are written as "
-                "tokens (candidate_tokens = True) instead of being copied."
+                f"ModelConfig.vector_dim = {self.vector_dim} (items): expected "
+                "positions_per_layer = False, found True; items have no umT5 of their own"
             )
 
     @property
@@ -120,7 +116,6 @@ class ModelConfig:
             + positions
             + 2 * self.d_model
             + (self.vector_dim or self.soft_dim) * self.d_model
-            + (2 * self.d_model**2 + 1) * self.copying
             + self._item_parameters() * (self.vector_dim > 0)
         )
 
@@ -151,8 +146,6 @@ class ModelConfig:
             + length * (2 * 2 * d * a)  # cross-attention: keys and values
         )
         head = target * 2 * d * self.vocab_size
-        if self.copying:  # queries, keys, their products, and the sums of places that write alike
-            head += 2 * d * d * (target + length) + 2 * target * length * (d + length)
         if self.vector_dim:
             h, relations = self.num_heads, 4
             related = 2 * relations * context * 2 * h + 2 * 5 * h * d + 2 * d * d

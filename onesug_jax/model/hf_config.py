@@ -125,7 +125,6 @@ def scales_outputs(told: Mapping[str, Any], family: str, own_head: bool) -> bool
 def check_exportable(config: ModelConfig) -> None:
     """Raises UserError naming the first setting that Hugging Face's T5 has no place for."""
     for on, setting, mend in (
-        (config.copying, "ModelConfig.copying = True", "--gin.ModelConfig.copying=False"),
         (config.segments, "ModelConfig.segments = True", "--gin.ModelConfig.segments=False"),
         (
             config.soft_dim,
@@ -136,7 +135,7 @@ def check_exportable(config: ModelConfig) -> None:
         if on:
             raise UserError(
                 f"the model has {setting}, which Hugging Face's T5 does not: exported, it would "
-                f"write other lists. Train it with {mend}, or with all three off: "
+                f"write other lists. Train it with {mend}, or with both off: "
                 "--gin_file=gin_configs/hugging_face.gin"
             )
 

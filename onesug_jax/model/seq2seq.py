@@ -48,7 +48,6 @@ from onesug_jax.model.blocks import (
 )
 from onesug_jax.model.candidates import CandidateHead, Opening
 from onesug_jax.model.config import ModelConfig
-from onesug_jax.model.copying import CopyHead, Places, Scores, written
 from onesug_jax.model.items import ItemReader, Items, ItemTables, enhanced_prefix, example
 from onesug_jax.model.layers import (
     MASKED,
@@ -59,6 +58,7 @@ from onesug_jax.model.layers import (
     scaled_normal,
 )
 from onesug_jax.model.relations import ItemLayer
+from onesug_jax.model.scores import Scores
 
 
 class Seq2Seq(nn.Module):
@@ -116,8 +116,6 @@ class Seq2Seq(nn.Module):
                 logical(scaled_normal(c.d_model), "embed", "vocab"),
                 (c.d_model, c.vocab_size),
             )
-        if c.copying:
-            self.copy_head = CopyHead(c)
         if c.vector_dim:
             self.items = ItemReader(c, self.deterministic)
         if c.writes_candidates:
@@ -138,16 +136,11 @@ class Seq2Seq(nn.Module):
         """The output head, `[D, V]`."""
         return self.embedding.T if self.config.tie_embeddings else self.head
 
-    def _scores(self, x: jax.Array, mask: Mask, places: Places | None) -> Scores:
-        """Of states `[B, Q, D]`; `mask [B, #Q, L]`: what of the input each may copy."""
+    def _scores(self, x: jax.Array) -> Scores:
+        """Of states `[B, Q, D]`."""
         x = self.drop(self.decoder_norm(x), deterministic=self.deterministic)
         kernel = self._kernel().astype(x.dtype)
-        scores = jnp.matmul(x, kernel, preferred_element_type=jnp.float32)
-        return Scores(scores) if places is None else self.copy_head(scores, x, places, mask)
-
-    def places(self, encoded: Encoded, tokens: InputTokens) -> Places | None:
-        """What may be copied, once a request; None where the model does not copy."""
-        return self.copy_head.places(encoded, tokens) if self.config.copying else None
+        return Scores(jnp.matmul(x, kernel, preferred_element_type=jnp.float32))
 
     def _soften(self, rows: jax.Array, tokens: InputTokens, soft: SoftTokens) -> jax.Array:
         """`rows [B, L, D]` with the n-th soft token's row replaced by the n-th projected vector.
@@ -239,12 +232,12 @@ class Seq2Seq(nn.Module):
     def opening(self, encoded: Encoded, given: InputTokens, items: Items) -> Opening:
         """What the first softmax says of the candidates: one step of the decoder, `Opening`."""
         scores = self.decode(encoded, given, jnp.zeros((len(given), 1), jnp.int32), items=items)
-        assert scores.candidates is not None and scores.beside is not None
-        logs = scores.candidates - scores.normalisers()[:, :1]
+        assert scores.candidates is not None and scores.mass is not None
+        logs = scores.candidates - scores.log_partition()[:, :1]
         logs = jnp.where(items.candidates > 0, logs, MASKED)
-        return Opening(logs, scores.beside[:, 0])
+        return Opening(logs, scores.mass[:, 0])
 
-    def _beside(
+    def _with_candidates(
         self, scores: Scores, x: jax.Array, encoded: Encoded, items: Items | None, length: int
     ) -> Scores:
         """`scores` with the request's candidates in the softmax of each output's first token; `x`
@@ -256,9 +249,7 @@ class Seq2Seq(nn.Module):
         candidates = self.candidate_head(self.decoder_norm(x[:, 0]), encoded, items)
         mass = jax.nn.logsumexp(candidates, axis=-1)[:, None]
         first = jnp.arange(x.shape[1]) % length == 0
-        return dataclasses.replace(
-            scores, candidates=candidates, beside=jnp.where(first, mass, MASKED)
-        )
+        return Scores(scores.vocabulary, candidates, jnp.where(first, mass, MASKED))
 
     def _self_bias(self, mask: Mask, positions: jax.Array) -> AttentionBias:
         """The decoder's self-attention bias for `mask [#B, T, T]`: `[#B, #H, T, T]`."""
@@ -290,10 +281,7 @@ class Seq2Seq(nn.Module):
         cross &= (segments > 0)[:, None, :]
         x = self._embed(decoder_inputs)
         x, _ = self.decoder(x, encoded, self_bias, as_bias(cross), positions)
-        # A packed example's first place has the state of another example before it.
-        copied = cross & (segments == jnp.roll(segments, 1, axis=1))[:, None, :]
-        scores = self._scores(x, copied, self.places(encoded, tokens))
-        return self._beside(scores, x, encoded, items, decoder_inputs.shape[1])
+        return self._with_candidates(self._scores(x), x, encoded, items, decoder_inputs.shape[1])
 
     def decode_lists(
         self,
@@ -314,8 +302,7 @@ class Seq2Seq(nn.Module):
         flat = decoder_inputs.reshape(requests, targets * length)
         x = self._embed(flat)
         x, _ = self.decoder(x, encoded, self_bias, as_bias(given), positions)
-        scores = self._scores(x, given, self.places(encoded, tokens))
-        return self._beside(scores, x, encoded, items, length)
+        return self._with_candidates(self._scores(x), x, encoded, items, length)
 
     def __call__(
         self,
@@ -329,7 +316,7 @@ class Seq2Seq(nn.Module):
     ) -> Logits:
         """Teacher-forced logits `[B, T, V]` (float32); segments only for packed rows."""
         scores = self.score(tokens, decoder_inputs, segments, decoder_segments, soft, items, tables)
-        return scores.logits()
+        return scores.vocabulary
 
     def score(
         self,
@@ -341,7 +328,7 @@ class Seq2Seq(nn.Module):
         items: Items | None = None,
         tables: ItemTables | None = None,
     ) -> Scores:
-        """What `__call__` gives, before vocabulary and places are one: cheaper to train on."""
+        """`__call__`, with the request's candidates in the first softmax, if there are any."""
         encoded = self.encode(tokens, segments, soft, items, tables)
         given = self.given(tokens, items)
         return self.decode(encoded, given, decoder_inputs, segments, decoder_segments, items)
@@ -358,7 +345,6 @@ class Seq2Seq(nn.Module):
         ancestry: Ancestry,
         self_cache: tuple[SelfCache, SelfCache],
         cross: tuple[CrossCache, CrossCache],
-        places: Places | None,
         tokens: InputTokens,
         mass: jax.Array | None = None,
     ) -> tuple[Scores, tuple[SelfCache, SelfCache]]:
@@ -382,10 +368,9 @@ class Seq2Seq(nn.Module):
         x, self_cache = self.decoder.step(
             self._embed(beam_tokens), *self_cache, *cross, bias, distance, as_bias(given), t
         )
-        scores = self._scores(x, given, places)
+        scores = self._scores(x)
         if mass is not None:
-            beside = jnp.where(t == 0, mass, MASKED)[:, None]
-            scores = dataclasses.replace(scores, beside=beside)
+            scores = dataclasses.replace(scores, mass=jnp.where(t == 0, mass, MASKED)[:, None])
         return scores, self_cache
 
     def empty_cache(self, batch: int, length: int, slots: int) -> tuple[Any, Any]:
@@ -406,7 +391,6 @@ class Seq2Seq(nn.Module):
         depths: Depths,
         paths: Paths,
         cross: tuple[CrossCache, CrossCache],
-        places: Places | None,
         tokens: InputTokens,
         mass: jax.Array | None = None,
     ) -> NodeScores:
@@ -438,13 +422,6 @@ class Seq2Seq(nn.Module):
         wide = {"preferred_element_type": jnp.float32}
         step = jnp.einsum("bmd,bmd->bm", before, jnp.moveaxis(kernel[:, nodes], 0, -1), **wide)
         end = jnp.einsum("bmd,d->bm", x, kernel[:, self.config.end_id], **wide)
-        if places is not None:
-            copies = self.copy_head.copies(x, places, given)
-            total = jnp.logaddexp(total, jax.nn.logsumexp(copies, axis=-1))
-            step = jnp.logaddexp(step, written(pick(copies, parents), places, nodes))
-            end = jnp.logaddexp(
-                end, written(copies, places, jnp.full_like(nodes, self.config.end_id))
-            )
         step = jnp.where(depths > 0, step - jnp.take_along_axis(total, parents, axis=1), 0.0)
         inside = jnp.arange(paths.shape[2]) <= depths[..., None]
         along = jnp.where(inside, pick(step, paths), 0.0)

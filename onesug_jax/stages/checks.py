@@ -126,9 +126,7 @@ def state_bytes(step: Step, context: Context) -> int:
 
 
 def _parameters_there(context: Context) -> int:
-    from onesug_jax.model.config import ModelConfig
-
     path = os.path.join(context.work.pretrain, opened.MODEL_FILE)
     if not os.path.exists(path):
         return 0
-    return _STATES * _BYTES * ModelConfig(**opened.read(path)["model"]).parameters()
+    return _STATES * _BYTES * opened.stored_config(path).parameters()

@@ -135,7 +135,6 @@ def read(folder: str, name: str = "dev") -> Run:
       UserError: nothing has been evaluated there.
     """
     from onesug_jax.evaluate import cascade_training, runs
-    from onesug_jax.model.config import ModelConfig
 
     seconds, parameters = {}, None
     for stage in FOLDERS:
@@ -146,7 +145,7 @@ def read(folder: str, name: str = "dev") -> Run:
     for stage in ("pretrain", "rwr"):
         path = os.path.join(folder, stage, opened.MODEL_FILE)
         if os.path.isfile(path):
-            parameters = ModelConfig(**opened.read(path)["model"]).parameters()
+            parameters = opened.stored_config(path).parameters()
     rivals = {}
     if "cascade" in seconds:
         own = seconds.pop("cascade")

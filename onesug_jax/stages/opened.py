@@ -133,7 +133,26 @@ def model_description(context: Context, stage: str) -> dict:
             f"{path} belongs to vocabulary {stored['vocabulary']}, but {context.work.vocab} holds "
             f"{found}: run the pretrain stage again"
         )
-    return {**stored, "features": _features(path, stored["features"])}
+    model = dataclasses.asdict(stored_config(path))
+    return {**stored, "model": model, "features": _features(path, stored["features"])}
+
+
+def stored_config(path: str) -> ModelConfig:
+    """The sizes that a model description was written with, by this release or an earlier one.
+
+    Raises:
+      UserError: its parameters hold a copy head, which no model has any more.
+    """
+    from onesug_jax.model.config import ModelConfig
+
+    stored = read(path)["model"]
+    if stored.get("copying"):
+        raise UserError(
+            f"{path}: this model has ModelConfig.copying = True, which an earlier release had and "
+            "this one does not; use that one, or train the model again"
+        )
+    names = {field.name for field in dataclasses.fields(ModelConfig)}
+    return ModelConfig(**{name: value for name, value in stored.items() if name in names})
 
 
 def _features(path: str, stored: dict) -> dict:

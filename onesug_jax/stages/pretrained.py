@@ -87,8 +87,8 @@ def read(
 ) -> dict:
     """The folder's parameters, new rows for our tokens behind its own, and what else the model has.
 
-    `copy_head` and `soft_projection`, which no T5 has, are initialised as in training from scratch.
-    Prints what came from where.
+    `soft_projection`, which no T5 has, is initialised as in training from scratch. Prints what came
+    from where.
 
     Raises:
       UserError: what `model.hf.read_t5` raises, or one ties its head to the table and the other

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from onesug_jax.align import losses
-from onesug_jax.model.copying import Scores
+from onesug_jax.model.scores import Scores
 
 RNG = np.random.default_rng(0)
 LOGITS = RNG.normal(size=(3, 4, 7)) * 3

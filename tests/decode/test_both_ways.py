@@ -65,7 +65,7 @@ def trained_log_probabilities(given, place):
         shifted = np.pad(target, ((0, 0), (1, 0)))[:, :-1]
         scores = score(params(), shifted, tables())
         written = jnp.sum(jnp.where(target > 0, scores.log_probabilities(target), 0.0), axis=1)
-        candidates = scores.candidates - scores.normalisers()[:, :1]
+        candidates = scores.candidates - scores.log_partition()[:, :1]
         out.append(either_way(candidates, written, jnp.asarray(place)))
     return np.stack(out, axis=1)
 

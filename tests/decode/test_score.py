@@ -32,7 +32,6 @@ FULL = ModelConfig(
     tie_embeddings=True,
     positions_per_layer=True,
     segments=True,
-    copying=True,
     first_marker=20,
     last_marker=22,
 )
@@ -82,7 +81,7 @@ def scored(model, params, tokens, trees, alpha):
     return score_trees(model, params, read_requests(model, params, tokens), trees, alpha)
 
 
-@pytest.mark.parametrize("config", [T5, FULL], ids=["t5", "copying"])
+@pytest.mark.parametrize("config", [T5, FULL], ids=["t5", "per_layer"])
 def test_scores_are_those_of_a_slow_pass_and_of_beams(config):
     """Two requests with candidates of their own, wide beams kept to one request's candidates."""
     model, params = model_of(config)

@@ -9,7 +9,7 @@ import pytest
 
 from onesug_jax.decode.trie import NEVER, Free, TextRanks, build_trie
 from onesug_jax.errors import UserError
-from onesug_jax.model.copying import Scores
+from onesug_jax.model.scores import Scores
 
 EOS = 1
 SEEDS = [0, 1, 2]

@@ -289,7 +289,6 @@ def test_a_file_cut_short_is_named(folder):
 @pytest.mark.parametrize(
     ("change", "told"),
     [
-        ({"copying": True}, "ModelConfig.copying=False"),
         ({"segments": True}, "ModelConfig.segments=False"),
         ({"soft_dim": 4}, "FeatureSpec.soft=False"),
     ],

@@ -24,7 +24,6 @@ SMALL = ModelConfig(
     relative_max_distance=16,
 )
 PER_LAYER = dataclasses.replace(SMALL, positions_per_layer=True)
-COPYING = dataclasses.replace(SMALL, copying=True, first_marker=50, last_marker=55, soft_id=56)
 
 
 def build(config, seed=0, batch=3, length=11, target=6):
@@ -131,9 +130,7 @@ def test_relative_buckets_follow_the_papers_words(both):
     assert ours.tolist() == slow
 
 
-@pytest.mark.parametrize(
-    "config", [SMALL, COPYING, PER_LAYER], ids=["plain", "copying", "per_layer"]
-)
+@pytest.mark.parametrize("config", [SMALL, PER_LAYER], ids=["plain", "per_layer"])
 @pytest.mark.parametrize("apart", [False, True], ids=["stacked", "apart"])
 def test_decoding_step_by_step_equals_the_whole_pass(config, apart):
     """Positions written one by one into the cache give the logits of teacher forcing."""
@@ -144,20 +141,16 @@ def test_decoding_step_by_step_equals_the_whole_pass(config, apart):
         variables = {"params": params}
     encoded = model.apply(variables, tokens, method="encode")
     cross = model.apply(variables, encoded, method="cross_keys_values")
-    places = model.apply(variables, encoded, tokens, method="places")
     cache = model.empty_cache(3, 6, 2)
     ancestry = jnp.broadcast_to(jnp.arange(2)[None, :, None], (3, 2, 6))
     step = jax.jit(lambda *args: model.apply(variables, *args, method="decode_step"))
     for t in range(6):
         beams = np.stack([targets[:, t], np.full(3, 5, np.int32)], axis=1)
-        scores, cache = step(beams, jnp.int32(t), ancestry, cache, cross, places, tokens)
-        logits = scores.logits()
-        np.testing.assert_allclose(logits[:, 0], whole[:, t], atol=2e-5)
+        scores, cache = step(beams, jnp.int32(t), ancestry, cache, cross, tokens)
+        np.testing.assert_allclose(scores.vocabulary[:, 0], whole[:, t], atol=2e-5)
 
 
-@pytest.mark.parametrize(
-    "config", [SMALL, COPYING, PER_LAYER], ids=["plain", "copying", "per_layer"]
-)
+@pytest.mark.parametrize("config", [SMALL, PER_LAYER], ids=["plain", "per_layer"])
 def test_packed_rows_equal_separate_rows(config):
     """Two examples in one row, told apart by segment ids, score as if each had its own row."""
     model, variables, tokens, targets = build(config, batch=2, length=7, target=4)
@@ -200,9 +193,7 @@ def test_bfloat16_keeps_float32_parameters_and_logits():
     assert float(jnp.abs(logits - reference).mean()) < 0.05 * float(reference.std())
 
 
-@pytest.mark.parametrize(
-    "change", [{"tie_embeddings": True}, {}, {"copying": True}, {"positions_per_layer": True}]
-)
+@pytest.mark.parametrize("change", [{"tie_embeddings": True}, {}, {"positions_per_layer": True}])
 def test_parameter_count_is_the_arrays_count(change):
     """The configuration's arithmetic equals the number of values in the parameter tree."""
     config = dataclasses.replace(SMALL, **change)
@@ -237,7 +228,7 @@ def test_flops_equal_xlas_own_count():
     assert count(dataclasses.replace(config, unroll=False)) < 0.7 * ours
 
 
-@pytest.mark.parametrize("config", [COPYING, PER_LAYER], ids=["copying", "per_layer"])
+@pytest.mark.parametrize("config", [SMALL, PER_LAYER], ids=["plain", "per_layer"])
 def test_every_parameter_names_its_axes(config):
     """No array reaches the mesh without logical names, one per dimension."""
     model = Seq2Seq(config)

@@ -1,5 +1,7 @@
 """What stages open belongs together, or they say what does not."""
 
+import dataclasses
+import json
 import shutil
 import types
 
@@ -7,6 +9,7 @@ import pytest
 
 from onesug_jax.errors import UserError
 from onesug_jax.logs.completion import CompletionIndex
+from onesug_jax.model.config import ModelConfig
 from onesug_jax.pipeline.workdir import WorkDir
 from onesug_jax.stages import opened
 from onesug_jax.tasks.features import FeatureSpec
@@ -25,3 +28,13 @@ def test_an_index_of_other_queries_is_refused(tmp_path):
     shutil.copy(tmp_path / "mined" / "queries.txt", tmp_path / "index" / "queries.txt")
     with pytest.raises(UserError, match="alignment.json"):  # on to the next part
         opened.related(context, FeatureSpec())
+
+
+def test_sizes_that_an_earlier_release_wrote_are_read_without_what_is_gone(tmp_path):
+    path, config = tmp_path / "model.json", ModelConfig(vocab_size=9, d_model=8)
+    sizes = dataclasses.asdict(config) | {"copying": False}
+    path.write_text(json.dumps({"model": sizes}))
+    assert opened.stored_config(str(path)) == config
+    path.write_text(json.dumps({"model": sizes | {"copying": True}}))
+    with pytest.raises(UserError, match="copying = True.*train the model again"):
+        opened.stored_config(str(path))

@@ -92,20 +92,19 @@ def test_the_vocabulary_stage_takes_the_models_pieces(folder, tmp_path, monkeypa
 
 
 def test_what_a_t5_lacks_is_new_and_named(folder, vocabulary, capsys):
-    config = ours(vocabulary, soft_dim=6, soft_id=vocabulary.soft_id, copying=True, segments=True)
+    config = ours(vocabulary, soft_dim=6, soft_id=vocabulary.soft_id, segments=True)
     pretrained.check_fits(str(folder), config, vocabulary)
     init = pretrain_stage(config).init_fn
     params = pretrained.read(str(folder), config, vocabulary, init, 7)
     scratch = unbox(jax.jit(init)(jax.random.key(7)))
     assert jax.tree.map(jnp.shape, params) == jax.tree.map(jnp.shape, scratch)
-    for name in ("copy_head", "soft_projection"):
-        jax.tree.map(np.testing.assert_array_equal, params[name], scratch[name])
+    np.testing.assert_array_equal(params["soft_projection"], scratch["soft_projection"])
     _, given, _ = read_t5(str(folder))
     jax.tree.map(np.testing.assert_array_equal, params["encoder"], given["encoder"])
     np.testing.assert_array_equal(params["embedding"][:600], given["embedding"])
     said = capsys.readouterr().out
     assert "43 tensors" in said
-    assert f"new: {vocabulary.size - 600} rows of tokens, copy_head, soft_projection" in said
+    assert f"new: {vocabulary.size - 600} rows of tokens, soft_projection" in said
 
 
 @pytest.mark.parametrize(
@@ -186,9 +185,9 @@ def test_the_export_stage_writes_what_can_be_trained_from(folder, vocabulary, tm
 
 
 def test_a_model_with_more_than_a_t5_is_not_exported(vocabulary, tmp_path, capsys):
-    config = ours(vocabulary, copying=True)
+    config = ours(vocabulary, segments=True)
     params = unbox(jax.jit(pretrain_stage(config).init_fn)(jax.random.key(0)))
     trained(tmp_path / "work", config, vocabulary, params)
     out = str(tmp_path / "out")
     assert main.main(["export", f"--gin.WORK_DIR={tmp_path / 'work'}", "--to", out]) == 2
-    assert "--gin.ModelConfig.copying=False" in capsys.readouterr().err
+    assert "--gin.ModelConfig.segments=False" in capsys.readouterr().err

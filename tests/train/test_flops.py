@@ -45,7 +45,7 @@ def test_loops_count_by_their_trips_and_branches_by_the_dearest():
     assert count(either, x) == 256
 
 
-@pytest.mark.parametrize("change", [{}, {"copying": True}, {"unroll": True}])
+@pytest.mark.parametrize("change", [{}, {"unroll": True}])
 def test_a_model_costs_what_its_formula_says(change):
     config = dataclasses.replace(CONFIG, **change)
     forward, variables = model(config)
