@@ -1,16 +1,14 @@
 """Times what the README claims, each beside a plain version in the same run: ratios count.
 
-  python launch/bench.py --suite decode --model tiny    beams beside other libraries', and modes
+  python launch/bench.py --suite decode --model tiny    beams beside other libraries'
   python launch/bench.py --suite decode --model base:6+6 --part free
   python launch/bench.py --suite train --model tiny,small   a step beside Hugging Face's T5
   python launch/bench.py --suite layouts --model mini   layouts of the examples: examples/s
   python launch/bench.py --suite rwr --model small      preference step: encode once, or repeat
-  python launch/bench.py --suite modes --work work/quickstart   beams, scores, both: MRR and time
   python launch/bench.py --suite serve --work work/quickstart   the service while people type
 
 Everything is made on the spot: a simulated log, its vocabulary, random parameters (speed does not
-depend on them; the number of decoder steps hardly does). Only `modes` and `serve` want a trained
-WORK_DIR.
+depend on them; the number of decoder steps hardly does). Only `serve` wants a trained WORK_DIR.
 """
 
 from __future__ import annotations
@@ -180,14 +178,12 @@ if __name__ == "__main__":
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     suites = {"layouts": (layouts, 40), "rwr": (rwr, 10)}
-    whole = ["decode", "modes", "train", "serve"]
+    whole = ["decode", "train", "serve"]
     parser.add_argument("--suite", choices=[*whole, *suites], required=True)
     parser.add_argument(
         "--model", action="append", help="names in gin_configs/models (default tiny)"
     )
-    parser.add_argument(
-        "--work", default="work/quickstart", help="of the suites `serve` and `modes`"
-    )
+    parser.add_argument("--work", default="work/quickstart", help="of the suite `serve`")
     add_flags(parser)
     options, more = parser.parse_known_args()
     flags = [word[len("--gin.") :].split("=", 1) for word in more if word.startswith("--gin.")]
@@ -204,10 +200,6 @@ if __name__ == "__main__":
 
         batch = int(options.batch) if options.batch else None
         train(sizes, options.count, batch, [(name, value) for name, value in flags])
-    elif options.suite == "modes":
-        from bench_modes import modes
-
-        modes(options.work, options.count or 512)
     elif options.suite == "serve":
         from bench_serve import serve
 

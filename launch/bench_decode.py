@@ -4,17 +4,15 @@
   python launch/bench_decode.py --model base:6+6 --batch 1,16 --large 256,1024
   python launch/bench_decode.py --model mini --part closed
 
-Part `free`: a plain T5 of random weights writes freely, so that all sides compute the
-same: ours; a flat beam in the manner of T5X, on the same layers (encoder output repeated for every
-beam, the whole cache reordered at every step); Hugging Face's `generate`; CTranslate2. The last two
-run in the Python that ONESUG_COMPARE_PYTHON names (`bench_generate.py`). Beside them stands what
-serving does by default, scoring: not the same lists, but as many candidates as there are beams,
-of as many tokens, that have nothing in common, which is the worst case. Sides take turns, so that
-what else the machine does hits all. SIZE:6+6 is a size with as many encoder and decoder layers.
+Part `free`: a plain T5 of random weights writes freely, so that all sides compute the same: ours; a
+flat beam in the manner of T5X, on the same layers (encoder output repeated for every beam, the
+whole cache reordered at every step); Hugging Face's `generate`; CTranslate2. The last two run in
+the Python that ONESUG_COMPARE_PYTHON names (`bench_generate.py`). Sides take turns, so that what
+else the machine does hits all. SIZE:6+6 is a size with as many encoder and decoder layers.
 
-Part `closed`: lists of the known queries of a simulated shop, text to text, by mode, and beside a
-search without caches that must give the same scores. Part `trie`, by itself: what a million known
-queries cost.
+Part `closed`: lists of the known queries of a simulated shop, text to text, and beside a search
+without caches that must give the same scores. Part `trie`, by itself: what a million known queries
+cost.
 
 Needs no gin, SeqIO or TensorFlow.
 """
@@ -43,8 +41,7 @@ import jax.numpy as jnp  # noqa: E402
 import numpy as np  # noqa: E402
 from bench_other import NotRun, Other  # noqa: E402
 
-from onesug_jax.decode.beam import BeamConfig, beam_search, read_requests  # noqa: E402
-from onesug_jax.decode.score import plant, score_trees, side_by_side  # noqa: E402
+from onesug_jax.decode.beam import BeamConfig, beam_search  # noqa: E402
 from onesug_jax.decode.trie import NEVER, Free  # noqa: E402
 from onesug_jax.model.config import ModelConfig  # noqa: E402
 from onesug_jax.model.seq2seq import Seq2Seq, for_decoding  # noqa: E402
@@ -52,9 +49,8 @@ from onesug_jax.model.seq2seq import Seq2Seq, for_decoding  # noqa: E402
 LENGTH, TOKENS, BEAMS, RETURNED, EOS = 96, 12, 32, 16, 1
 VOCABULARY = 32_128  # T5's
 CHECKED = 4  # requests whose lists are compared
-CANDIDATES = 16  # requests with candidates of their own, for `scored`; more get theirs again
 SIDES = (
-    *("ours", "ours-graph", "ours-scored", "flat"),
+    *("ours", "ours-graph", "flat"),
     *("transformers", "ctranslate2", "ctranslate2-int8"),
 )
 LARGE_SIDES = ("ours", "transformers")
@@ -192,29 +188,6 @@ def flat_beam(model: Seq2Seq, config: BeamConfig):
     return jax.jit(search)
 
 
-def scored(model: Seq2Seq):
-    """Candidates ranked in one pass, no beams: BEAMS a request, of TOKENS tokens and nothing in
-    common: `(params, tokens) -> ids, scores`. Laying them out is part of it.
-    """
-    rng = np.random.default_rng(2)
-    tables = rng.integers(2, model.config.vocab_size, (CANDIDATES, BEAMS, TOKENS + 1), np.int32)
-    tables[:, :, -1] = EOS
-
-    @jax.jit
-    def score(params, tokens, trees, ends):
-        nodes = score_trees(model, params, read_requests(model, params, tokens), trees, 0.0)
-        return jax.lax.top_k(jnp.take_along_axis(nodes, ends, axis=1), RETURNED)
-
-    def search(params, tokens):
-        chosen = tables[np.arange(len(tokens)) % CANDIDATES]
-        planted, ends = zip(*map(plant, chosen), strict=True)
-        trees = side_by_side(planted, len(tokens), max(len(tree.tokens) for tree in planted))
-        scores, order = score(params, tokens, trees, np.stack(ends))
-        return np.take_along_axis(chosen, np.asarray(order)[..., None], axis=1), scores
-
-    return search
-
-
 class Here:
     """A search in this process: `write(tokens) -> ids [B, R, T], scores [B, R]`."""
 
@@ -269,9 +242,6 @@ def sides_of(wanted, config: ModelConfig, params, scratch: str) -> dict:
     if "ours-graph" in wanted and not cpu:
         graph = jax.jit(ours, compiler_options=GRAPH)
         sides["ours-graph"] = Here("ours, the loop as one CUDA graph", graph, ready)
-    if "ours-scored" in wanted:
-        name = f"ours, scored: {BEAMS} candidates given"
-        sides["ours-scored"] = Here(name, scored(model), ready)
     if "flat" in wanted:
         sides["flat"] = Here("flat beam, as T5X has it", flat_beam(model, beams), ready)
     others = [side for side in wanted if side != "flat" and not side.startswith("ours")]
@@ -355,7 +325,7 @@ def free(name: str, batches, large, wanted, seconds: float, vocabulary: int) -> 
             base = float(np.median(spent["ours"])) if "ours" in spent else None
             for side, times in spent.items():
                 said = row(sides[side].name, np.array(times), base, batch)
-                if side not in ("ours", "ours-scored") and "ours" in lists:
+                if side != "ours" and "ours" in lists:
                     said += f"  same: {agreement(lists['ours'], lists[side])}"
                 print(said, flush=True)
         for side in sides.values():

@@ -1,5 +1,5 @@
-"""Lists of known queries, for `bench_decode.py`: by mode, and beside a search without caches; and
-what a million known queries cost.
+"""Lists of known queries, for `bench_decode.py`: beside a search without caches; and what a million
+known queries cost.
 """
 
 from __future__ import annotations
@@ -87,7 +87,7 @@ def plain_beams(model, config: BeamConfig, constraint):
 
 
 def closed(name: str, requests: int) -> None:
-    """Lists kept to known queries, one request and 32 at a time, by mode."""
+    """Lists kept to known queries, one request and 32 at a time."""
     import pyarrow.parquet as pq
 
     from onesug_jax.decode.suggester import Suggester
@@ -109,7 +109,6 @@ def closed(name: str, requests: int) -> None:
             row["prefix"],
             queries[max(i - spec.history, 0) : i],
             index.complete(row["prefix"], spec.related),
-            candidates=index.complete(row["prefix"], 256),
         )
         for i, row in enumerate(rows)
     ]
@@ -120,16 +119,12 @@ def closed(name: str, requests: int) -> None:
         f"returned, {len(asked)} requests, {len(counts):,} queries"
     )
     print(HEAD)
-    base = None
-    for mode in ("beam", "score", "hybrid"):
-        ask = functools.partial(suggester.suggest, mode=mode)
-        spent = timed(ask, [[request] for request in asked])
-        base = base or float(np.median(spent))
-        print(row(f"{mode}, text to text, one request at a time", spent, base))
-    many = [asked[i : i + 32] for i in range(0, len(asked) - 31, 32)]
-    for mode in ("beam", "score", "hybrid") if many else ():
-        ask = functools.partial(suggester.suggest, mode=mode)
-        print(row(f"{mode}, 32 requests at a time", timed(ask, many), lists=32))
+    for size in (1, 32):
+        many = [asked[i : i + size] for i in range(0, len(asked) - size + 1, size)]
+        if many:
+            spent = timed(suggester.suggest, many)
+            name = f"text to text, {size} request{'s' * (size > 1)} at a time"
+            print(row(name, spent, lists=size))
 
     search = jax.jit(lambda p, t: beam_search(model, p, t, trie, beams))
     plain = plain_beams(model, beams, trie)

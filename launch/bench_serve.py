@@ -34,7 +34,7 @@ import numpy as np
 from onesug_jax.pipeline import workdir
 
 LETTER_SECONDS = 0.25  # between two letters, on average
-LEVELS = ("full", "hybrid", "beam", "score", "popular")
+LEVELS = ("full", "beam", "popular")
 KEYSTROKES = (("1st letter", 1, 1), ("2nd, 3rd", 2, 3), ("4th and on", 4, 99))
 
 
@@ -192,10 +192,8 @@ def _line(name: str, part: list[tuple[int, float, int, str]]) -> str:
     counts = collections.Counter(level for *_, status, level in part if status == 200)
     codes = collections.Counter(status for _, _, status, _ in part)
     middle, high, highest = np.percentile(given, [50, 95, 99]) if given else [float("nan")] * 3
-    best = sum(counts[level] for level in LEVELS[:3])
-    shares = " / ".join(
-        f"{count / max(len(part), 1):.0%}" for count in (best, counts["score"], counts["popular"])
-    )
+    best = counts["full"] + counts["beam"]
+    shares = " / ".join(f"{count / max(len(part), 1):.0%}" for count in (best, counts["popular"]))
     other = len(part) - codes[200] - codes[503] - codes[504]
     return (
         f"  {name:<12} {len(part):>7,} {shares:>18} {codes[503]:>8} {codes[504]:>5} {other:>6}"
@@ -263,7 +261,7 @@ def serve(work: str, seconds: int) -> None:
     inside(work, typed)
     with tempfile.TemporaryDirectory() as folder:
         capacity = 0.0
-        for levels in ('["full","beam","score","popular"]', '["full","beam"]'):
+        for levels in ('["full","beam","popular"]', '["full","beam"]'):
             flags = [f"--gin.EngineConfig.levels={levels}", "--gin.EngineConfig.deadline_ms=500"]
             with server(work, folder, *flags) as (host, port, times):
                 print(f"\nlevels {levels}: ready after {times['ready']:.1f} s", end="")
@@ -274,7 +272,7 @@ def serve(work: str, seconds: int) -> None:
                     capacity = asyncio.run(_capacity(host, port, typed, 16, max(5, seconds // 2)))
                     print(f"capacity: {capacity:,.0f} letters/s answered to 16 busy clients")
                 print(
-                    f"  {'':<12} {'letters':>7} {'full/score/popular':>18} {'refused':>8}"
+                    f"  {'':<12} {'letters':>7} {'model/popular':>18} {'refused':>8}"
                     f" {'late':>5} {'failed':>6} {'p50 ms':>8} {'p95':>8} {'p99':>8}"
                 )
                 for share in (0.5, 1.0, 3.0):

@@ -1,9 +1,9 @@
 """The named array kinds: signatures elsewhere read like prose as shapes are declared here, once.
 
 Axes: `B` requests, `L` encoder positions, `T` decoder positions, `K` beams, `C` targets of a
-request's list, `M` nodes of a request's tree, `V` vocabulary, `D` model width, `E` width of the
-text encoder, `H` heads, `N` layers, `S` places of a request's items, `R` relations. The names
-document; nothing is checked at run time.
+request's list, `V` vocabulary, `D` model width, `E` width of the text encoder, `H` heads, `N`
+layers, `S` places of a request's items, `R` relations. The names document; nothing is checked at
+run time.
 """
 
 from __future__ import annotations
@@ -29,10 +29,6 @@ BeamScores = Float[Array, "B K"]  # summed or normalised log-probabilities
 BeamSequences = Int[Array, "B K T"]  # finished or live token sequences
 Ancestry = Int[Array, "B K T"]  # beam slot that wrote position t of beam k's sequence
 SelfCache = Float[Array, "N B H T K head_dim"]  # append-only self-attention keys or values
-TreeTokens = Int[Array, "B M"]  # token that leads to each node of a tree of beginnings; 0: the root
-Depths = Int[Array, "B M"]  # tokens between the root and each node
-Paths = Int[Array, "B M T"]  # nodes between the root and each node, both included, by depth
-NodeScores = Float[Array, "B M"]  # a number for each node: a log-probability
 CrossCache = Float[Array, "N B H L head_dim"]  # cross-attention keys or values, shared by beams
 ItemIds = Int[Array, "B S"]  # rows of the tables of queries, 0 = empty place
 ItemVectors = Float[Array, "B S E"]  # unit vectors of items, 0 where there is none

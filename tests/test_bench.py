@@ -41,9 +41,7 @@ def test_suite_prints_its_table(suite, project_root):
         "decode": [
             "same: 100% of the lists, 100% of their first",
             "transformers: not run: set ONESUG_COMPARE_PYTHON",
-            "beam, text to text",
-            "score, text to text",
-            "hybrid, text to text",
+            "text to text, 1 request at a time",
             "no caches, same scores",
         ],
         "layouts": ["bucketed", "packed"],

@@ -659,21 +659,3 @@ def test_preference_without_a_second_candidate_is_refused(work, tmp_path, capsys
     np.save(path, numbers)
     assert main.main(["rwr", f"--gin.WORK_DIR={copy}", "--restart"]) == 2
     assert "no row has a second candidate" in capsys.readouterr().err
-
-
-@pytest.mark.slow
-def test_the_modes_are_told_side_by_side(work, project_root):
-    """The bench reads a finished work directory; its times are never asserted on."""
-    command = [sys.executable, "launch/bench.py", "--suite", "modes", "--work", str(work)]
-    done = subprocess.run(
-        [*command, "--count", "40"], cwd=project_root, capture_output=True, text=True, check=False
-    )
-    assert done.returncode == 0, done.stderr
-    assert "40 dev requests" in done.stdout
-    found = {
-        words[0]: list(map(float, words[1:]))
-        for words in map(str.split, done.stdout.splitlines()[-3:])
-    }
-    assert sorted(found) == ["beam", "hybrid", "score"]
-    for hits, gains, *_ in found.values():
-        assert 0 < gains <= hits <= 100

@@ -6,7 +6,6 @@ anybody searched. `Filter` is applied to the finished set, so that it can be cha
 
 from __future__ import annotations
 
-import bisect
 import dataclasses
 import functools
 import os
@@ -20,7 +19,6 @@ from onesug_jax.errors import UserError
 from onesug_jax.logs.schema import normalise_query
 from onesug_jax.tasks.features import Featurizer
 
-_REMEMBERED = 1 << 16  # texts whose ranks are kept
 _LEAST_COUNT = re.compile(r"least_count\s*=\s*(\d+)")
 
 
@@ -140,20 +138,6 @@ def _most_searched(texts: Iterable[str], counts: np.ndarray) -> list[int]:
     return sorted(held.values())
 
 
-@dataclasses.dataclass(frozen=True)
-class TextsOf(Sequence):
-    """The texts of some ranks, looked up when asked for."""
-
-    texts: Sequence[str]
-    ranks: np.ndarray
-
-    def __len__(self) -> int:
-        return len(self.ranks)
-
-    def __getitem__(self, n):
-        return self.texts[self.ranks[n]]
-
-
 class ClosedSet:
     """The texts a list is kept to: which of them a prefix may get, and which may be shown.
 
@@ -167,7 +151,6 @@ class ClosedSet:
         self.texts, self._counts, self._must_start = texts, counts, must_start
         self._ranks = TextRanks(texts)
         self.shown = np.ones(len(texts), bool)
-        self.rank = functools.lru_cache(maxsize=_REMEMBERED)(self._find)
 
     def passing(self, shown: Filter | None) -> np.ndarray:
         """Whether each text passes the filter, `[N]`; None: all do.
@@ -193,27 +176,3 @@ class ClosedSet:
             if low < high:
                 return low, high
         return 0, len(self.texts)
-
-    def all_of(self, prefix: str, most: int) -> np.ndarray | None:
-        """Ranks `[n]` of all texts that this prefix may get and that may be shown, most searched
-        first; None: more than `most`.
-        """
-        low, high = self.interval(prefix)
-        if high - low > 4 * most:  # too many to look through
-            return None
-        ranks = low + np.flatnonzero(self.shown[low:high])
-        if len(ranks) > most:
-            return None
-        return ranks[np.argsort(-self._counts[ranks], kind="stable")]
-
-    def among(self, prefix: str, candidates: Sequence[str]) -> np.ndarray:
-        """Ranks `[n]` of the candidates that this prefix may get and that may be shown."""
-        low, high = self.interval(prefix)
-        ranks = np.array([self.rank(text) for text in candidates], np.int64)
-        ranks = ranks[(low <= ranks) & (ranks < high)]
-        return ranks[self.shown[ranks]]
-
-    def _find(self, text: str) -> int:
-        """The rank of a text, else -1."""
-        rank = bisect.bisect_left(self.texts, text)
-        return rank if rank < len(self.texts) and self.texts[rank] == text else -1

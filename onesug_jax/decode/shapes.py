@@ -6,9 +6,7 @@ import bisect
 import dataclasses
 from collections.abc import Sequence
 
-LEAST_NODES = 64
 _LENGTH_STEP = 32  # input lengths are rounded up to multiples of this
-_NODES_AT_ONCE = 1 << 13  # of all trees of a batch
 _WORTH_FILLING = 8  # smaller batches are rather filled up than added to
 
 
@@ -17,40 +15,27 @@ class Shapes:
     """The few shapes that batches are filled up to, each ascending.
 
     Attributes:
-      batch_sizes: requests. lengths: ids of a request, the last one the longest input.
-      nodes: of the trees of candidates; candidates that the last one does not hold are left out.
-        None: 64, 128, .. as many as it takes.
+      batch_sizes: requests.
+      lengths: ids of a request, the last one the longest input.
     """
 
     batch_sizes: tuple[int, ...]
     lengths: tuple[int, ...]
-    nodes: tuple[int, ...] | None = None
 
     @classmethod
     def of(cls, batch_sizes: Sequence[int], longest: int) -> Shapes:
         """Inputs of at most `longest` ids, rounded up to multiples of 32."""
         return cls(tuple(batch_sizes), (*range(_LENGTH_STEP, longest, _LENGTH_STEP), longest))
 
-    def room(self, nodes: int) -> int:
-        """How many nodes a tree of so many is filled up to."""
-        if self.nodes:
-            return least(self.nodes, nodes)
-        room = LEAST_NODES
-        while room < nodes:
-            room *= 2
-        return room
-
-    def together(self, nodes: int, waiting: int) -> int:
-        """How many of the requests that wait with trees of so many nodes are answered next.
+    def next_batch(self, waiting: int) -> int:
+        """How many of the requests that wait are answered next.
 
         Nine are answered as eight and one, not as a batch of 32 that is mostly filling.
         """
-        fitting = [size for size in self.batch_sizes if size * nodes <= _NODES_AT_ONCE]
-        fitting = fitting or list(self.batch_sizes[:1])
-        full = [size for size in fitting if size <= waiting]
-        if len(full) == len(fitting):
+        full = [size for size in self.batch_sizes if size <= waiting]
+        if len(full) == len(self.batch_sizes):
             return full[-1]
-        filled_up = fitting[len(full)]
+        filled_up = self.batch_sizes[len(full)]
         if full and full[-1] >= _WORTH_FILLING and 2 * waiting < filled_up:
             return full[-1]
         return waiting

@@ -95,7 +95,6 @@ def evaluate(
     *,
     prefix_counts: Mapping[str, int],
     context: Context | None = None,
-    candidates: int = 0,
     k: int = 16,
     short_k: int = 10,
     known: int | None = None,
@@ -115,7 +114,6 @@ def evaluate(
         suggesters,
         prefix_counts=prefix_counts,
         context=context,
-        candidates=candidates,
         k=k,
         block=block,
         visible=visible,
@@ -131,7 +129,6 @@ def score_rows(
     *,
     prefix_counts: Mapping[str, int],
     context: Context | None = None,
-    candidates: int = 0,
     k: int = 16,
     block: int = 256,
     visible: Callable[[str], bool] = bool,
@@ -146,7 +143,6 @@ def score_rows(
         or of suggestions with a score.
       prefix_counts: how often each prefix was typed in train.
       context: adds related queries and enhanced prefixes to the requests.
-      candidates: how many candidates each request brings besides.
       k: lists are cut to their first k.
       visible: whether an earlier query may stand in the table as text: not one that few searched.
       process: (number, how many): of several processes, each takes every so manieth block.
@@ -176,7 +172,6 @@ def score_rows(
             [row["prefix"] for row in rows],
             histories,
             [row["profile"] for row in rows],
-            candidates,
             [row[schema.RECENT_MINUTES] or () for row in rows],
         )
         parts.append(score_block(columns, rows, requests, suggesters, k))

@@ -12,7 +12,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from onesug_jax.arrays import AttentionBias, Depths, Encoded, Mask
+from onesug_jax.arrays import AttentionBias, Encoded, Mask
 from onesug_jax.model.config import ModelConfig
 from onesug_jax.model.layers import (
     MASKED,
@@ -137,40 +137,6 @@ class DecoderLayer(nn.Module):
         x = x + self.mlp(self.mlp_norm(x), True)
         return x, (self_keys, self_values)
 
-    def tree(self, x, cross_keys, cross_values, own, distance, cross_bias, depths):
-        """All nodes of a request's tree at once, each seeing the nodes on its path and the request.
-
-        Args:
-          x: `[B, M, D]`, the nodes' stream.
-          cross_keys, cross_values: `[B, H, L, head_dim]`.
-          own: `[B, 1, M, M]`: what is not on a node's path.
-          distance: `[B, H, M, M]`: relative position, where the layers share a table of it.
-          cross_bias: `[B, 1, 1, L]`.
-          depths: `[B, M]`.
-        """
-        if self.config.positions_per_layer:
-            distance = between_depths(self.positions, depths)
-        attention, y = self.self_attention, self.self_norm(x)
-        keys, values = attention.keys_values(y)
-        x = x + attention.attend(attention.queries(y), keys, values, own, distance)
-        queries = self.cross_attention.queries(self.cross_norm(x))
-        x = x + self.cross_attention.attend(queries, cross_keys, cross_values, cross_bias)
-        x = x + self.mlp(self.mlp_norm(x), True)
-        return x, None
-
-
-def between_depths(positions: RelativePositions, depths: Depths) -> jax.Array:
-    """The bias of nodes at `depths [B, M]` towards each other, `[B, H, M, M]`; exact where a node
-    looks up.
-    """
-    steps = jnp.arange(_DEEPEST)
-    up = positions(steps, jnp.zeros(1, jnp.int32))[0, :, :, 0]  # [H, steps up]
-    apart = jnp.clip(depths[:, :, None] - depths[:, None, :], 0, _DEEPEST - 1)
-    return jnp.swapaxes(jnp.take(up, apart, axis=1), 0, 1)
-
-
-_DEEPEST = 128  # tokens of a query; T5's positions are alike from there on
-
 
 def over_slots(positions: RelativePositions, t: jax.Array, length: int, slots: int) -> jax.Array:
     """The bias of position `t` towards every cached key: `[1, H, 1, length * slots]`."""
@@ -225,14 +191,6 @@ class Apart(nn.Module):
             x, written = layer.step(x, *cache, *shared)
             caches.append(written)
         return x, tuple(zip(*caches, strict=True))
-
-    def tree(self, x, cross_keys, cross_values, *shared):
-        """See `DecoderLayer.tree`."""
-        for layer, cross in zip(
-            self.layers, zip(cross_keys, cross_values, strict=True), strict=True
-        ):
-            x, _ = layer.tree(x, *cross, *shared)
-        return x, None
 
 
 def with_remat(layer: type[nn.Module], config: ModelConfig) -> type[nn.Module]:

@@ -21,19 +21,15 @@ from onesug_jax.arrays import (
     AttentionBias,
     BeamTokens,
     CrossCache,
-    Depths,
     Encoded,
     InputTokens,
     ListTokens,
     Logits,
     Mask,
-    NodeScores,
-    Paths,
     SegmentIds,
     SelfCache,
     SoftTokens,
     TargetTokens,
-    TreeTokens,
 )
 from onesug_jax.model.blocks import (
     ACTIVATION_AXES,
@@ -41,7 +37,6 @@ from onesug_jax.model.blocks import (
     DecoderLayer,
     EncoderLayer,
     as_bias,
-    between_depths,
     over_slots,
     stacked,
     with_remat,
@@ -101,7 +96,6 @@ class Seq2Seq(nn.Module):
                 "__call__": broadcast,
                 "cross_keys_values": broadcast,
                 "step": (0, 0, 0, 0, *[broadcast] * 4),
-                "tree": (0, 0, *[broadcast] * 4),
             }
             whole = {"__call__": broadcast}
             encoder = stacked(with_remat(layer, c), c, c.encoder_layers, whole)
@@ -384,67 +378,6 @@ class Seq2Seq(nn.Module):
             return each, each
         every = jnp.zeros((c.decoder_layers, *shape), jnp.dtype(c.dtype))
         return every, every
-
-    def tree_scores(
-        self,
-        nodes: TreeTokens,
-        depths: Depths,
-        paths: Paths,
-        cross: tuple[CrossCache, CrossCache],
-        tokens: InputTokens,
-        mass: jax.Array | None = None,
-    ) -> NodeScores:
-        """Log-probability of ending at each node of a tree of beginnings, `[B, M]`, in one pass.
-
-        Node m stands for the output `nodes[b, paths[b, m, 1 : depths[b, m] + 1]]`; its score is
-        that of this output and the end of sequence behind it. Outputs that begin alike share nodes,
-        so what they have in common is computed once; the vocabulary is scored some nodes at a time.
-        `mass` as in `decode_step`.
-        """
-        at = jnp.broadcast_to(depths[:, None, :], (*depths.shape, depths.shape[1]))
-        above = jnp.take_along_axis(paths, at, axis=2) == jnp.arange(depths.shape[1])
-        own = as_bias(above & (depths[:, :, None] >= depths[:, None, :]))
-        if self.config.positions_per_layer:
-            distance = jnp.zeros((1, 1, 1, 1), jnp.float32)
-        else:
-            distance = between_depths(self.decoder_positions, depths)
-        given = (tokens > 0)[:, None, :]
-        x = self._embed(nodes)
-        x, _ = self.decoder.tree(x, *cross, own, distance, as_bias(given), depths)
-        x = self.decoder_norm(x)
-        kernel = self._kernel().astype(x.dtype)
-        total = _normalisers(x, kernel)
-        if mass is not None:
-            total = jnp.logaddexp(total, jnp.where(depths == 0, mass[:, None], MASKED))
-        parents = jnp.take_along_axis(paths, jnp.maximum(depths - 1, 0)[..., None], axis=2)[..., 0]
-        pick = jax.vmap(lambda rows, picks: rows[picks])
-        before = pick(x, parents)
-        wide = {"preferred_element_type": jnp.float32}
-        step = jnp.einsum("bmd,bmd->bm", before, jnp.moveaxis(kernel[:, nodes], 0, -1), **wide)
-        end = jnp.einsum("bmd,d->bm", x, kernel[:, self.config.end_id], **wide)
-        step = jnp.where(depths > 0, step - jnp.take_along_axis(total, parents, axis=1), 0.0)
-        inside = jnp.arange(paths.shape[2]) <= depths[..., None]
-        along = jnp.where(inside, pick(step, paths), 0.0)
-        return jnp.sum(along, axis=-1) + end - total
-
-
-_HEAD_ROWS = 2048  # states whose scores of the whole vocabulary are held at a time
-
-
-def _normalisers(x: jax.Array, kernel: jax.Array) -> jax.Array:
-    """`logsumexp(x @ kernel)` of states `[B, M, D]`, float32 `[B, M]`, in blocks of states."""
-    batch, nodes, width = x.shape
-    block = max(_HEAD_ROWS // batch, 1)
-    blocks = -(-nodes // block)
-
-    def one(x: jax.Array) -> jax.Array:
-        return jax.nn.logsumexp(jnp.matmul(x, kernel, preferred_element_type=jnp.float32), axis=-1)
-
-    if blocks == 1:
-        return one(x)
-    x = jnp.pad(x, ((0, 0), (0, blocks * block - nodes), (0, 0)))
-    x = jnp.moveaxis(x.reshape(batch, blocks, block, width), 1, 0)
-    return jnp.moveaxis(jax.lax.map(one, x), 0, 1).reshape(batch, -1)[:, :nodes]
 
 
 def for_decoding(model: Seq2Seq, params) -> tuple[Seq2Seq, dict]:

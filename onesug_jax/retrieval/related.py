@@ -21,7 +21,7 @@ from onesug_jax.logs.completion import CompletionIndex
 from onesug_jax.logs.typos import Corrections, completed
 
 _CACHED = 1 << 16  # prefixes and texts
-_LISTED = 1 << 12  # prefixes whose pools are cached as texts
+_LISTED = 1 << 12  # prefixes whose completions are cached as texts
 
 
 class Index(Protocol):
@@ -77,7 +77,7 @@ class RelatedQueries:
         self.index, self._encode, self._soft = index, encode, soft
         self.number_of = functools.lru_cache(maxsize=remembered)(completions.find)
         self.meant = functools.lru_cache(maxsize=remembered)(Corrections(completions).near)
-        self._listed = functools.lru_cache(maxsize=_LISTED)(self._pool)
+        self._listed = functools.lru_cache(maxsize=_LISTED)(self._complete)
         self.text_vector = functools.lru_cache(maxsize=remembered)(self._vector_of_text)
         self._enhanced = functools.lru_cache(maxsize=remembered)(self._vector_of_prefix)
         self._related = functools.lru_cache(maxsize=remembered)(self._search)
@@ -100,13 +100,11 @@ class RelatedQueries:
         found = [self._enhanced(prefix) for prefix in prefixes]
         return np.stack([none if vector is None else vector for vector in found])
 
-    def pools(self, prefixes: Sequence[str], k: int) -> list[tuple[str, ...]]:
-        """At most k indexed queries that start with each prefix, most searched first; where none
-        does, those that start with what may have been meant.
+    def _complete(self, prefix: str, k: int) -> tuple[str, ...]:
+        """At most k indexed queries that start with a prefix, most searched first; where none does,
+        those that start with what may have been meant.
         """
-        return [self._listed(prefix, k) for prefix in prefixes]
 
-    def _pool(self, prefix: str, k: int) -> tuple[str, ...]:
         def complete(text: str) -> tuple[np.ndarray, np.ndarray]:
             numbers = self.completions.top(text, k)
             return numbers, np.asarray(self.completions.counts)[numbers]

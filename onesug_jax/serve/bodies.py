@@ -225,9 +225,7 @@ class Why(BaseModel):
 
 
 class SuggestReply(BaseModel):
-    """A list, best first, and the degradation level it came from: full, hybrid, beam, score or
-    popular.
-    """
+    """A list, best first, and the degradation level it came from: full, beam or popular."""
 
     request_id: str
     prefix: str

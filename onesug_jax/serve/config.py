@@ -17,8 +17,8 @@ class EngineConfig:
       max_batch: most requests of one batch.
       max_wait_ms: how long the first request of a batch waits for company, where company pays.
       queue: most requests that wait; more are refused at once.
-      levels: degradation levels in use, best first, of "full" (models that read items), "hybrid",
-        "beam", "score" (models of text) and "popular"; those that the model lacks are passed over.
+      levels: degradation levels in use, best first, of "full" (models that read items),
+        "beam" (models of text) and "popular"; those that the model lacks are passed over.
       target_ms: what an answer may take before cheaper levels are taken.
       deadline_ms: when an answer is of no use any more, where the request does not say.
       lists: finished lists that are cached, of requests without a history.
@@ -26,8 +26,6 @@ class EngineConfig:
         own most is added.
       prefixes: of a model of text, prefixes whose vectors and corrections are cached.
       lengths: of a model of text, input lengths that are compiled, as shares of the longest.
-      nodes: of a model of text, sizes of the trees of candidates that are compiled; candidates that
-        the largest does not hold are left out.
       watch_seconds: how often to look for another version, at the blocked terms, and at what people
         search now.
       stale_days: a log that ended so long before the model was made is taken to have ended when the
@@ -37,21 +35,19 @@ class EngineConfig:
     max_batch: int = 8
     max_wait_ms: float = 2.0
     queue: int = 256
-    levels: tuple[str, ...] = ("full", "beam", "score", "popular")
+    levels: tuple[str, ...] = ("full", "beam", "popular")
     target_ms: float = 100.0
     deadline_ms: float = 2000.0
     lists: int = 4096
     candidates: tuple[int, ...] = (16, 64)
     prefixes: int = 65_536
     lengths: tuple[float, ...] = (0.75, 1.0)
-    nodes: tuple[int, ...] = (64,)
     watch_seconds: float = 1.0
     stale_days: float = 7.0
 
     def __post_init__(self):
         object.__setattr__(self, "levels", tuple(self.levels))
         object.__setattr__(self, "lengths", tuple(sorted(self.lengths)))
-        object.__setattr__(self, "nodes", tuple(sorted(self.nodes)))
         object.__setattr__(self, "candidates", tuple(sorted(self.candidates)))
         if min(self.max_batch, self.queue, self.lists, self.prefixes) < 1:
             raise UserError(
@@ -79,13 +75,11 @@ class EngineConfig:
                 f"EngineConfig.lengths = {list(self.lengths)}: expected shares above 0, the "
                 "largest 1."
             )
-        if not self.nodes or self.nodes[0] < 16:
-            raise UserError(f"EngineConfig.nodes = {list(self.nodes)}: expected sizes from 16 up.")
 
     def shapes(self, longest: int) -> Shapes:
         """The shapes of a model of text that are compiled, of at most `longest` ids."""
         lengths = sorted({max(1, round(share * longest)) for share in self.lengths})
-        return Shapes(self.batch_sizes, tuple(lengths), self.nodes)
+        return Shapes(self.batch_sizes, tuple(lengths))
 
     @property
     def batch_sizes(self) -> tuple[int, ...]:

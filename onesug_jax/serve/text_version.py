@@ -15,7 +15,7 @@ from onesug_jax.decode.shapes import Shapes
 from onesug_jax.decode.suggester import Suggester, Suggestion
 from onesug_jax.retrieval.related import RelatedQueries
 from onesug_jax.serve.config import EngineConfig
-from onesug_jax.serve.levels import BEAM, HYBRID, POPULAR, SCORE, Pace
+from onesug_jax.serve.levels import BEAM, POPULAR, Pace
 from onesug_jax.serve.requests import SuggestRequest, SuggestResult
 from onesug_jax.serve.version import ModelVersion
 from onesug_jax.tasks.features import Request, make_requests
@@ -24,7 +24,7 @@ _STRANGE = "zx"  # no query, so that the text encoder is loaded for it
 
 
 class TextVersion(ModelVersion):
-    """A version that lists by beams, or by scoring a pool.
+    """A version that lists by beams.
 
     Args:
       name, path: as `ModelVersion`.
@@ -34,7 +34,7 @@ class TextVersion(ModelVersion):
       settings: as `ModelVersion`.
     """
 
-    LEVELS = (HYBRID, BEAM, SCORE, POPULAR)
+    LEVELS = (BEAM, POPULAR)
 
     def __init__(
         self,
@@ -66,21 +66,17 @@ class TextVersion(ModelVersion):
     def warmup(self, config: EngineConfig, pace: Pace, stop: Callable[[], bool]) -> Iterator[None]:
         """See `ModelVersion`."""
         shapes = config.shapes(self.suggester.featurizer.spec.input_length)
-        levels = [level for level in self.levels(config) if level != POPULAR]
-        levels = list(dict.fromkeys((*levels, BEAM)))  # beams answer where there is no pool
-        sizes, lengths, nodes = shapes.batch_sizes, shapes.lengths, shapes.nodes
+        sizes, lengths = shapes.batch_sizes, shapes.lengths
         done = set()
         self.known.text_vector(_STRANGE), self.known.meant(_STRANGE)
-        self.suggester.shapes = first = Shapes(sizes[-1:], lengths[-1:], nodes)
-        for step in (first, Shapes(sizes, lengths[-1:], nodes), shapes):
-            for level in levels:
-                rooms = (0,) if level == BEAM else nodes or ()
-                for shape in itertools.product(step.batch_sizes, step.lengths, rooms):
-                    if stop():
-                        return
-                    if (level, shape) not in done:
-                        done.add((level, shape))
-                        pace.time(level, shape[0], self.suggester.warmup, level, *shape)
+        self.suggester.shapes = first = Shapes(sizes[-1:], lengths[-1:])
+        for step in (first, Shapes(sizes, lengths[-1:]), shapes):
+            for shape in itertools.product(step.batch_sizes, step.lengths):
+                if stop():
+                    return
+                if shape not in done:
+                    done.add(shape)
+                    pace.time(BEAM, shape[0], self.suggester.warmup, *shape)
             self.suggester.shapes = step
             yield
         for times in (8, 16, 32):  # the encoder's lengths, for unknown texts
@@ -93,10 +89,9 @@ class TextVersion(ModelVersion):
             return [self.popular(request.prefix) for request in requests]
         wanted = [(one.prefix, one.history, one.profile, one.minutes) for one in requests]
         distinct = list(dict.fromkeys(wanted))
-        candidates = 0 if level == BEAM else self.suggester.scoring.candidates
         prefixes, histories, profiles, minutes = map(list, zip(*distinct, strict=True))
-        made = make_requests(self.known, prefixes, histories, profiles, candidates, minutes)
-        found = self.suggester.suggest(made, mode=level)
+        made = make_requests(self.known, prefixes, histories, profiles, minutes)
+        found = self.suggester.suggest(made)
         results = {
             one: self._result(request, suggestions)
             for one, request, suggestions in zip(distinct, made, found, strict=True)

@@ -63,7 +63,6 @@ CONFIGURABLES = {
     "update": "onesug_jax.stages.update:update",
     "BeamConfig": "onesug_jax.decode.beam:BeamConfig",
     "WritingConfig": "onesug_jax.decode.both_ways:WritingConfig",
-    "ScoreConfig": "onesug_jax.decode.score:ScoreConfig",
     "suggester": "onesug_jax.stages.lists:suggester",
     "SliceSpec": "onesug_jax.evaluate.evaluator:SliceSpec",
     "evaluate": "onesug_jax.stages.lists:evaluate",
@@ -74,7 +73,7 @@ CONFIGURABLES = {
 }
 
 
-_WRITES_LISTS = ("WritingConfig", "BeamConfig", "ScoreConfig", "suggester", "SliceSpec")
+_WRITES_LISTS = ("WritingConfig", "BeamConfig", "suggester", "SliceSpec")
 
 
 def doctor(context: Context) -> int:
@@ -308,7 +307,6 @@ _ALL = (
             "AsOfConfig",
             "WritingConfig",
             "BeamConfig",
-            "ScoreConfig",
             "suggester",
             "SliceSpec",
             "CascadeConfig",
@@ -324,7 +322,7 @@ _ALL = (
         name="suggest",
         summary="show suggestions for a typed prefix",
         run=suggesting.suggest,
-        configures=("BeamConfig", "ScoreConfig", "suggester", "WritingConfig", "AsOfConfig"),
+        configures=("BeamConfig", "suggester", "WritingConfig", "AsOfConfig"),
         flags=suggesting.suggest_flags,
         in_run=False,
         uses_model=True,
@@ -341,7 +339,6 @@ _ALL = (
             "FeedbackConfig",
             "WritingConfig",
             "BeamConfig",
-            "ScoreConfig",
             "suggester",
             "WritingConfig",
             "AsOfConfig",
@@ -389,7 +386,6 @@ _ALL = (
             "AsOfConfig",
             "WritingConfig",
             "BeamConfig",
-            "ScoreConfig",
             "suggester",
             "SliceSpec",
         ),

@@ -27,10 +27,8 @@ def suggester(
     targets: str = "auto",
     closed: bool = True,
     must_start: bool = True,
-    mode: str = "score",
     blocked: str | None = None,
     least_count: int = 0,
-    per_group: int | None = None,
     params=None,
 ) -> Suggester:
     """The trained model of WORK_DIR, ready to write lists.
@@ -38,15 +36,10 @@ def suggester(
     `model` says which: "pretrain" (SFT), "rwr" (preference-aligned), or "auto": the aligned one if
     there is one. `targets` says what it writes: "query", "id" (semantic ids, mapped back to
     queries), or "auto": queries if it was trained on them. `closed` keeps lists to queries of the
-    train split, `must_start` to those that start with the prefix wherever one does. `mode` says how
-    lists are made: "beam" writes them, "score" ranks what the prefix may lead to, "hybrid" does
-    both with fewer, shorter beams (`ScoreConfig`). Queries that hold a term of the file `blocked`,
-    or were searched less often than `least_count`, are never shown. With `per_group`, so many
-    queries whose semantic ids begin with one code lead a list, before those of other codes
-    (`decode.grouping`). `params` stands in for the
-    stored parameters.
+    train split, `must_start` to those that start with the prefix wherever one does. Queries that
+    hold a term of the file `blocked`, or were searched less often than `least_count`, are never
+    shown. `params` stands in for the stored parameters.
     """
-    from onesug_jax.decode.grouping import Groups
     from onesug_jax.decode.known import Filter
     from onesug_jax.decode.suggester import Suggester
     from onesug_jax.model.config import ModelConfig
@@ -68,10 +61,6 @@ def suggester(
         targets = "id" if on_ids and not on_queries else "query"
     opened.cache_compiled(context)
     index = opened.completions(context)
-    groups = None
-    if per_group is not None:
-        kinds = opened.semantic_ids(context).ids[:, 0]
-        groups = Groups(sorted(index.queries), kinds, per_group)
     return Suggester(
         Seq2Seq(ModelConfig(**{**stored["model"], "dropout": 0.0})),
         load_params(getattr(context.work, stage)) if params is None else params,
@@ -80,10 +69,7 @@ def suggester(
         queries=dict(zip(index.queries, index.counts.tolist(), strict=True)) if closed else None,
         must_start=must_start,
         ids=opened.semantic_ids(context) if targets == "id" else None,
-        mode=mode,
-        scoring=context.configured("ScoreConfig")(),
         shown=Filter.read(blocked, least_count),
-        groups=groups,
     )
 
 
@@ -138,7 +124,6 @@ def score(
         lists,
         prefix_counts=evaluator.prefix_counts(os.path.join(context.home.log, "train.parquet")),
         context=known,
-        candidates=writer.candidates,
         known=len(index),
         slices=context.configured("SliceSpec")(),
         visible=lambda query: index.find(query) >= 0,

@@ -136,13 +136,17 @@ def _answer_text(
     began = time.perf_counter()
     prefix = normalise_prefix(prefix)
     texts, ages = _normalised(history, minutes)
-    requests = make_requests(known, [prefix], [texts], [profile], model.candidates, [ages])
+    requests = make_requests(known, [prefix], [texts], [profile], [ages])
     found = model.suggest(requests, k)[0]
-    return _reply(began, prefix, texts, len(requests[0].candidates), found)
+    return _reply(began, prefix, texts, None, found)
 
 
 def _reply(
-    began: float, prefix: str, history: list[str], candidates: int, found: Sequence[Suggestion]
+    began: float,
+    prefix: str,
+    history: list[str],
+    candidates: int | None,
+    found: Sequence[Suggestion],
 ) -> dict:
     return {
         "prefix": prefix,
@@ -163,7 +167,8 @@ def _print_suggestions(answer: dict, as_json: bool) -> None:
         print(f"  {place:>2}  {suggestion['text']:<48} {suggestion['score']:8.3f}")
     if answer.get("unknown"):
         print(f"  not in the log, and not used: {', '.join(answer['unknown'])}")
-    print(f"  of {answer['candidates']} candidates, in {answer['milliseconds']} ms", flush=True)
+    of = "" if answer["candidates"] is None else f"of {answer['candidates']} candidates, "
+    print(f"  {of}in {answer['milliseconds']} ms", flush=True)
 
 
 def _prompt(answered: Callable[[str], dict], options) -> None:

@@ -51,7 +51,6 @@ class Request:
     profile: Sequence[str] = ()
     vector: np.ndarray | None = field(default=None, compare=False)
     minutes: Sequence[float] = ()
-    candidates: Sequence[str] = field(default=(), compare=False)
     items: Items | None = field(default=None, compare=False)
 
 
@@ -64,32 +63,23 @@ class Context(Protocol):
     def vectors(self, prefixes: Sequence[str]) -> np.ndarray | None:
         """Enhanced prefixes e_p*, `[B, E]`; None where there are none."""
 
-    def pools(self, prefixes: Sequence[str], k: int) -> Sequence[Sequence[str]]:
-        """At most k known queries that each prefix may be the beginning of, most searched first."""
-
 
 def make_requests(
     context: Context | None,
     prefixes: Sequence[str],
     histories: Sequence[Sequence[str]],
     profiles: Sequence[Sequence[str]],
-    candidates: int = 0,
     minutes: Sequence[Sequence[float]] | None = None,
 ) -> list[Request]:
     """Requests with all that `context` adds to them; texts are normalised already.
 
-    `candidates`: how many of these each request brings at most, first its related queries, then the
-    most searched of its prefix (`decode.score`). `minutes`: how long ago each query of the
-    histories was searched; None: all of them just now.
+    `minutes`: how long ago each query of the histories was searched; None: all of them just now.
     """
     minutes = minutes or [()] * len(prefixes)
     related: Sequence[Sequence[str]] = [()] * len(prefixes)
-    pools: Sequence[Sequence[str]] = [()] * len(prefixes)
     vectors = None
     if context is not None and len(prefixes):
         related, vectors = context.related(prefixes), context.vectors(prefixes)
-        if candidates:
-            pools = context.pools(prefixes, candidates)
     return [
         Request(
             prefix,
@@ -98,7 +88,6 @@ def make_requests(
             tuple(profiles[i]),
             None if vectors is None else vectors[i],
             tuple(minutes[i]),
-            tuple(dict.fromkeys((*related[i], *pools[i])))[:candidates],
         )
         for i, prefix in enumerate(prefixes)
     ]

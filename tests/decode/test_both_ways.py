@@ -13,7 +13,6 @@ from onesug_jax.align.candidate_lists import candidate_scores
 from onesug_jax.decode.beam import BeamConfig, read_requests, search
 from onesug_jax.decode.begun import Pieces
 from onesug_jax.decode.both_ways import WritingConfig, leaves_room, merged
-from onesug_jax.decode.score import plant, score_trees, side_by_side
 from onesug_jax.decode.trie import NEVER, Free, build_trie
 from onesug_jax.errors import UserError
 from onesug_jax.model.candidates import either_way
@@ -46,22 +45,18 @@ def written_by(model, weights, read, constraint, config):
     return search(model, weights, read, constraint, config)
 
 
-@functools.partial(jax.jit, static_argnames="model")
-def scored_by(model, weights, read, trees):
-    return score_trees(model, weights, read, trees, 0.0)
-
-
-def trained_log_probabilities(given, place):
-    """`log p(q | x)` of every text of TABLE, by the training code."""
+def trained_log_probabilities(given, place, table=TABLE):
+    """`log p(q | x)` of every text of a table, by the training code."""
+    batch = len(place)
 
     @jax.jit
     def score(weights, shifted, known):
-        args = (tokens(), shifted, None, None, None, given, known)
+        args = (tokens(batch), shifted, None, None, None, given, known)
         return Seq2Seq(CONFIG).apply({"params": weights}, *args, method="score")
 
     out = []
-    for text in TABLE:
-        target = np.tile(text, (2, 1))
+    for text in table:
+        target = np.tile(text, (batch, 1))
         shifted = np.pad(target, ((0, 0), (1, 0)))[:, :-1]
         scores = score(params(), shifted, tables())
         written = jnp.sum(jnp.where(target > 0, scores.log_probabilities(target), 0.0), axis=1)
@@ -71,15 +66,10 @@ def trained_log_probabilities(given, place):
 
 
 def test_decoding_gives_the_log_probabilities_of_training(ready):
-    """Trees, beams over a trie, free beams and candidate tokens: all of one distribution."""
+    """Beams over a trie and candidate tokens: all of one distribution."""
     given, known = items(), tables()
     read = read_of(ready, 2)
     by_pieces = trained_log_probabilities(given, np.zeros(2, int))
-    tree, ends = plant(TABLE)
-    trees = side_by_side([tree, tree], 2, len(tree.tokens))
-    scored = np.asarray(scored_by(*ready, read, trees))[:, ends]
-    np.testing.assert_allclose(scored, by_pieces, atol=1e-4)
-
     config = BeamConfig(beams=5, returned=5, alpha=0.0, max_length=3)
     trie, rank_of_node = build_trie(TABLE)
     found = written_by(*ready, read, trie, config)
@@ -89,7 +79,7 @@ def test_decoding_gives_the_log_probabilities_of_training(ready):
 
     both = trained_log_probabilities(given, np.array([2, 4]))
     own = np.asarray(read.opening.log_probabilities)[[0, 1], [1, 3]]
-    np.testing.assert_allclose(np.logaddexp(own[:, None], scored), both, atol=1e-4)
+    np.testing.assert_allclose(np.logaddexp(own[:, None], by_pieces), both, atol=1e-4)
     again = candidate_scores(
         Seq2Seq(CONFIG),
         params(),
@@ -129,9 +119,7 @@ def test_written_queries_complete_the_prefix(ready, prefix):
         if spelt(sequence).startswith(b" " + prefix.encode())
     ]
     table = np.array([[*sequence, EOS, 0, 0, 0][:4] for sequence in texts], np.int32)
-    tree, ends = plant(table)
-    scores = np.asarray(scored_by(*ready, read, side_by_side([tree], 1, len(tree.tokens))))
-    wanted = np.sort(scores[0, ends])[::-1]
+    wanted = np.sort(trained_log_probabilities(items(batch=1), np.zeros(1, int), table)[0])[::-1]
     there = np.asarray(found.scores[0]) > NEVER / 2
     written = np.asarray(found.sequences[0])[there]
     assert all(spelt(row[row != EOS]).startswith(b" " + prefix.encode()) for row in written)

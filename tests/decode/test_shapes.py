@@ -18,17 +18,6 @@ def test_inputs_are_rounded_up():
 def test_small_batches_are_filled_up_and_large_ones_are_not(waiting, batches):
     found = []
     while waiting:
-        found.append(SHAPES.together(64, waiting))
+        found.append(SHAPES.next_batch(waiting))
         waiting -= found[-1]
     assert found == batches
-
-
-def test_large_trees_are_scored_few_at_a_time():
-    assert SHAPES.together(1024, 32) == 8
-    assert SHAPES.together(4096, 32) == 1
-    assert SHAPES.together(1 << 20, 32) == 1
-
-
-def test_trees_are_filled_up_to_few_sizes():
-    assert [SHAPES.room(nodes) for nodes in (1, 64, 65, 300)] == [64, 64, 128, 512]
-    assert [Shapes((1,), (8,), (96, 128)).room(nodes) for nodes in (1, 96, 97)] == [96, 96, 128]

@@ -7,16 +7,13 @@ import pytest
 from flax.core import meta
 
 from onesug_jax.decode.beam import BeamConfig
-from onesug_jax.decode.grouping import Groups
 from onesug_jax.decode.known import Filter
-from onesug_jax.decode.score import ScoreConfig
 from onesug_jax.decode.suggester import Suggester
 from onesug_jax.errors import UserError
 from onesug_jax.model.config import ModelConfig
 from onesug_jax.model.seq2seq import Seq2Seq
 from onesug_jax.tasks.features import FeatureSpec, Featurizer, Request
 from onesug_jax.tasks.vocabulary import Vocabulary
-from tests.decode.test_score import alone
 
 NOUNS = ["lamp", "lantern", "laptop", "mug", "mat", "tent", "拖鞋", "拖把"]
 QUERIES = {f"{noun} {word}": 1 + i for i, noun in enumerate(NOUNS) for word in ("red", "blue")}
@@ -139,36 +136,17 @@ def test_written_ids_are_read_as_the_queries_under_them(parts):
     assert sorted(s.text for s in started) == sorted(q for q in QUERIES if q.startswith("la"))
 
 
-def test_scored_ids_have_the_scores_of_a_slow_pass_over_each(parts):
-    config = BeamConfig(beams=2, returned=2, max_length=24)
-    how = {"queries": QUERIES, "ids": Ids(), "batch_sizes": (1, 2)}
-    model = Suggester(*parts, config, **how, mode="score", scoring=ScoreConfig(candidates=5))
-    requests = [Request("la", candidates=("laptop red", "lamp blue", "mug red", "lantern red"))]
-    requests.append(Request("", history=("tent red",), candidates=tuple(QUERIES)[::-1][:5]))
-    texts, (net, params, featurizer) = sorted(QUERIES), parts
-    for request, found in zip(requests, model.suggest(requests), strict=True):
-        allowed = [text for text in request.candidates if text.startswith(request.prefix)]
-        table = np.stack([featurizer.id_tokens(Ids.ids[texts.index(text)]) for text in allowed])
-        slow = alone(net, params, featurizer.inputs(request), table, config.alpha)
-        best = np.argsort(-slow.round(5), kind="stable")[:2]  # of one id: the candidates' order
-        assert [s.text for s in found] == [allowed[n] for n in best]
-        assert [s.score for s in found] == pytest.approx(slow[best], abs=1e-4)
-
-
 def test_ids_need_the_known_queries(parts):
     with pytest.raises(UserError, match="closed=True"):
         Suggester(*parts, BeamConfig(), ids=Ids())
 
 
 def test_a_filter_is_exchanged_while_serving(parts):
-    """Hidden queries are in no list of any mode, and come back when they are shown again."""
+    """Hidden queries are in no list, and come back when they are shown again."""
     config = BeamConfig(beams=16, returned=16, max_length=24)
     model = Suggester(*parts, config, queries=QUERIES, shown=Filter(("red",)), batch_sizes=(1,))
-    request = Request("la", candidates=tuple(QUERIES))
-    for mode in ("beam", "score"):
-        assert set(model.suggest([request], mode=mode)[0]) and {
-            s.text for s in model.suggest([request], mode=mode)[0]
-        } == {"lamp blue", "lantern blue", "laptop blue"}
+    request, blue = Request("la"), {"lamp blue", "lantern blue", "laptop blue"}
+    assert {s.text for s in model.suggest([request])[0]} == blue
     model.show(Filter(least_count=3))
     assert {s.text for s in model.suggest([request])[0]} == {"laptop blue", "laptop red"}
     assert model.suggest([Request("lamp")]) == [[]]
@@ -176,21 +154,6 @@ def test_a_filter_is_exchanged_while_serving(parts):
         model.show(Filter(least_count=99))
     model.show(None)
     assert len(model.suggest([request])[0]) == 6
-
-
-def test_kinds_share_the_first_places(parts, closed):
-    """Of lamps, lanterns and laptops each has one place before any has two; scores stay its own."""
-    texts = sorted(QUERIES)
-    kinds = np.array([NOUNS.index(text.split()[0]) for text in texts])
-    config = BeamConfig(beams=16, returned=16, max_length=24)
-    groups = Groups(texts, kinds, 1)
-    varied = Suggester(*parts, config, queries=QUERIES, batch_sizes=(1, 4), groups=groups)
-    (plain,), (found,) = closed.suggest([Request("la")]), varied.suggest([Request("la")])
-    assert sorted(s.text for s in found) == sorted(s.text for s in plain)
-    assert {s.text.split()[0] for s in found[:3]} == {"lamp", "lantern", "laptop"}
-    score = {s.text: s.score for s in plain}
-    assert [s.score for s in found] == pytest.approx([score[s.text] for s in found], abs=1e-5)
-    assert found[0].text == plain[0].text
 
 
 def test_a_filter_needs_known_queries(parts):

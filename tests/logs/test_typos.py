@@ -45,8 +45,8 @@ def test_a_swap_is_likelier_than_a_wrong_letter():
 
 def test_a_slip_leads_to_what_was_meant():
     known = RelatedQueries(index(), 3)
-    assert known.pools(["ders"], 3) == [("dress long", "dress", "der")]
+    assert known.related(["ders"]) == [["dress long", "dress", "der"]]
 
 
 def test_what_is_known_as_typed_is_never_corrected():
-    assert RelatedQueries(index(), 3).pools(["de"], 3) == [("deck", "der")]
+    assert RelatedQueries(index(), 3).related(["de"]) == [["deck", "der"]]

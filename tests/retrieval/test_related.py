@@ -75,7 +75,6 @@ def test_without_an_index_they_are_the_most_searched_completions():
     assert plain.vectors(["ru"]) is None and plain.text_vector("ru") is None
 
 
-def test_pools_are_the_most_searched_of_a_prefix_or_of_what_was_meant():
-    pools = known().pools(["ru", "rug g", ""], 2)
-    assert pools == [("rug blue", "rug red"), ("rug green",), ("rug blue", "rug red")]
-    assert known().pools(["rgu r"], 3) == [("rug red",)]
+def test_completions_are_the_most_searched_of_a_prefix_or_of_what_was_meant():
+    found = known(2, index=False).related(["ru", "rug g", "", "rgu r"])
+    assert found == [["rug blue", "rug red"], ["rug green"], ["rug blue", "rug red"], ["rug red"]]

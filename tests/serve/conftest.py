@@ -59,7 +59,7 @@ def tiny(tmp_path_factory):
 class Pretended:
     """Stands in for a `ModelVersion`: lists are made up at once, or when `gate` opens."""
 
-    LEVELS = ("beam", "score", "popular")
+    LEVELS = ("beam", "popular")
 
     def __init__(self, name="0000", profile=("gender", "age"), longest=16):
         self.name, self.path, self.profile = name, f"/work/{name}", profile

@@ -32,6 +32,13 @@ def blocked_engine(started, pretended, **config):
     return engine, version, first
 
 
+@pytest.fixture
+def three_levels(pretended, monkeypatch):
+    """The stand-in's class, of a model that has two levels above the most popular."""
+    monkeypatch.setattr(pretended, "LEVELS", ("full", "beam", "popular"))
+    return pretended
+
+
 def until(condition):
     end = time.monotonic() + 30
     while not condition():
@@ -64,7 +71,7 @@ def test_the_first_of_a_batch_waits_no_longer_than_it_must(started, pretended):
 
 
 def test_a_real_model_answers_through_the_engine(started, tiny):
-    engine = started(tiny(), lengths=(1.0,), nodes=(64,), levels=("beam",), deadline_ms=60_000.0)
+    engine = started(tiny(), lengths=(1.0,), levels=("beam",), deadline_ms=60_000.0)
     with ThreadPoolExecutor(8) as pool:
         prefixes = ["la", "m", "tent", "拖", "lan", ""]
         answers = list(pool.map(lambda p: answer(engine, asked(p)), prefixes))
@@ -194,30 +201,30 @@ def test_places_of_clients_that_have_gone_are_given_to_others(started, pretended
 # ------------------------------------------------------------------ the levels
 
 
-def test_a_backlog_is_answered_by_cheaper_levels_and_says_so(started, pretended):
+def test_a_backlog_is_answered_by_cheaper_levels_and_says_so(started, three_levels):
     engine, version, first = blocked_engine(
-        started, pretended, max_batch=2, target_ms=1000.0, queue=100
+        started, three_levels, max_batch=2, target_ms=1000.0, queue=100
     )
     for size in (1, 2):
-        engine._pace.note("beam", size, 1.0)
-        engine._pace.note("score", size, 0.2)
+        engine._pace.note("full", size, 1.0)
+        engine._pace.note("beam", size, 0.2)
     waiting = [engine.submit(asked(f"p{i}")) for i in range(30)]
     version.gate.set()
     levels = [future.result(30).level for future in waiting]
-    assert first.result(30).level == "beam"
-    assert set(levels) >= {"score", "popular"}
-    assert levels.count("popular") >= 18, "five scored batches fit one second"
+    assert first.result(30).level == "full"
+    assert set(levels) >= {"beam", "popular"}
+    assert levels.count("popular") >= 18, "five cheaper batches fit one second"
     assert levels[0] == "popular", "those who waited longest make room"
 
 
-def test_a_short_deadline_takes_the_level_that_meets_it(started, pretended):
-    engine = started(pretended())
+def test_a_short_deadline_takes_the_level_that_meets_it(started, three_levels):
+    engine = started(three_levels())
     for size in (1, 8):
-        engine._pace.note("beam", size, 5.0)
-        engine._pace.note("score", size, 0.5)
-    assert answer(engine, asked("a", within=1.0)).level == "score"
+        engine._pace.note("full", size, 5.0)
+        engine._pace.note("beam", size, 0.5)
+    assert answer(engine, asked("a", within=1.0)).level == "beam"
     assert answer(engine, asked("a", within=0.2)).level == "popular"
-    assert answer(engine, asked("a", within=60.0)).level == "beam"
+    assert answer(engine, asked("a", within=60.0)).level == "full"
 
 
 # ------------------------------------------------------------------ what is kept
@@ -235,11 +242,11 @@ def test_finished_lists_are_kept_for_those_without_a_history(started, pretended)
     assert b'cached_lists_total{found="true"} 2.0' in engine.metrics.text(0)
 
 
-def test_lists_of_lower_levels_are_not_kept(started, pretended):
-    engine = started(pretended(), levels=("beam", "score"))
+def test_lists_of_lower_levels_are_not_kept(started, three_levels):
+    engine = started(three_levels(), levels=("full", "beam"))
     for size in (1, 8):
-        engine._pace.note("beam", size, 5.0)
-    assert answer(engine, asked("a", (), within=1.0)).level == "score"
+        engine._pace.note("full", size, 5.0)
+    assert answer(engine, asked("a", (), within=1.0)).level == "beam"
     assert not answer(engine, asked("a", (), within=60.0)).cached
 
 
@@ -344,10 +351,9 @@ def test_a_first_version_that_cannot_be_loaded_is_told():
         ({"max_batch": 0}, "max_batch"),
         ({"target_ms": 0}, "target_ms"),
         ({"levels": ()}, "in this order"),
-        ({"levels": ("score", "beam")}, "in this order"),
-        ({"levels": ("beam", "best")}, "hybrid, beam, score, popular"),
+        ({"levels": ("beam", "full")}, "in this order"),
+        ({"levels": ("beam", "best")}, "full, beam, popular"),
         ({"lengths": (0.5,)}, "the largest 1"),
-        ({"nodes": (4,)}, "16 up"),
         ({"candidates": (0, 8)}, "above 0"),
     ],
 )

@@ -4,7 +4,7 @@ import pytest
 
 from onesug_jax.serve.levels import Pace, choose, in_time
 
-LEVELS = ("beam", "score", "popular")
+LEVELS = ("full", "beam", "popular")
 
 
 class Clock:
@@ -21,11 +21,11 @@ def clock():
 
 @pytest.fixture
 def pace(clock):
-    """Beams 40 ms, scores 10 ms a batch of up to eight."""
+    """Full lists 40 ms, beams 10 ms a batch of up to eight."""
     made = Pace((1, 8), clock)
     for size in (1, 8):
-        made.note("beam", size, 0.040)
-        made.note("score", size, 0.010)
+        made.note("full", size, 0.040)
+        made.note("beam", size, 0.010)
     return made
 
 
@@ -35,71 +35,71 @@ def chosen(pace, waiting, waited=0.0, levels=LEVELS):
 
 def test_without_a_backlog_the_best_level_is_taken_however_slow(pace):
     for _ in range(50):
-        pace.note("beam", 1, 60.0)
-    assert chosen(pace, 1) == chosen(pace, 8) == "beam"
+        pace.note("full", 1, 60.0)
+    assert chosen(pace, 1) == chosen(pace, 8) == "full"
 
 
 def test_a_backlog_steps_down_as_far_as_it_must(pace):
-    assert chosen(pace, 20) == "beam", "two and a half batches of 40 ms fit 100 ms"
-    assert chosen(pace, 21) == "score"
-    assert chosen(pace, 80) == "score"
+    assert chosen(pace, 20) == "full", "two and a half batches of 40 ms fit 100 ms"
+    assert chosen(pace, 21) == "beam"
+    assert chosen(pace, 80) == "beam"
     assert chosen(pace, 81) == "popular"
 
 
 def test_who_has_waited_long_gets_a_quicker_answer(pace):
-    assert chosen(pace, 2, waited=0.055) == "beam"
-    assert chosen(pace, 2, waited=0.07) == "score"
+    assert chosen(pace, 2, waited=0.055) == "full"
+    assert chosen(pace, 2, waited=0.07) == "beam"
     assert chosen(pace, 2, waited=0.095) == "popular"
 
 
 def test_the_last_level_takes_what_is_left(pace):
-    assert chosen(pace, 500, levels=("beam",)) == "beam"
-    assert chosen(pace, 500, levels=("beam", "score")) == "score"
+    assert chosen(pace, 500, levels=("full",)) == "full"
+    assert chosen(pace, 500, levels=("full", "beam")) == "beam"
     assert chosen(pace, 1, levels=("popular",)) == "popular"
 
 
 def test_estimates_follow_what_was_measured_and_fade(pace, clock):
     for _ in range(50):
-        pace.note("score", 3, 0.5)
-    assert pace.of("score", 8) == pytest.approx(0.5, rel=0.01), "filled up to eight"
-    assert pace.of("score", 1) == pytest.approx(0.010), "another size is another program"
-    assert pace.to_clear("score", 16) == pytest.approx(0.16), "one after another is quicker now"
+        pace.note("beam", 3, 0.5)
+    assert pace.of("beam", 8) == pytest.approx(0.5, rel=0.01), "filled up to eight"
+    assert pace.of("beam", 1) == pytest.approx(0.010), "another size is another program"
+    assert pace.to_clear("beam", 16) == pytest.approx(0.16), "one after another is quicker now"
     for _ in range(50):
-        pace.note("score", 1, 0.5)
-    assert pace.to_clear("score", 16) == pytest.approx(1.0, rel=0.01)
+        pace.note("beam", 1, 0.5)
+    assert pace.to_clear("beam", 16) == pytest.approx(1.0, rel=0.01)
     assert chosen(pace, 21) == "popular"
     clock.now = 60.0
-    assert pace.of("score", 8) < 0.01
-    assert chosen(pace, 21) == "beam", "so a level that was slow once is tried again"
+    assert pace.of("beam", 8) < 0.01
+    assert chosen(pace, 21) == "full", "so a level that was slow once is tried again"
 
 
 def test_batches_are_as_large_as_pays(pace):
     """A device that does eight in the time of one gets eight; a processor does them in turn."""
-    assert [pace.together("beam", waiting) for waiting in (1, 2, 7, 8, 30)] == [1, 2, 7, 8, 8]
+    assert [pace.together("full", waiting) for waiting in (1, 2, 7, 8, 30)] == [1, 2, 7, 8, 8]
     for _ in range(50):
-        pace.note("beam", 8, 0.24)
-    assert [pace.together("beam", waiting) for waiting in (1, 2, 5, 7, 8, 30)] == [1, 1, 1, 7, 8, 8]
+        pace.note("full", 8, 0.24)
+    assert [pace.together("full", waiting) for waiting in (1, 2, 5, 7, 8, 30)] == [1, 1, 1, 7, 8, 8]
     for _ in range(50):
-        pace.note("beam", 8, 0.4)
-    assert pace.together("beam", 30) == 1
-    assert Pace((1, 8)).together("beam", 30) == 8, "nothing is known yet"
+        pace.note("full", 8, 0.4)
+    assert pace.together("full", 30) == 1
+    assert Pace((1, 8)).together("full", 30) == 8, "nothing is known yet"
 
 
 def test_a_deadline_is_met_by_the_best_level_that_can(pace):
-    assert in_time(LEVELS, pace, "beam", 0.05, 4) == "beam"
-    assert in_time(LEVELS, pace, "beam", 0.02, 4) == "score"
-    assert in_time(LEVELS, pace, "beam", 0.005, 4) == "popular"
-    assert in_time(LEVELS, pace, "score", 0.05, 4) == "score", "never back up"
-    assert in_time(("beam", "score"), pace, "beam", 0.001, 4) == "score"
+    assert in_time(LEVELS, pace, "full", 0.05, 4) == "full"
+    assert in_time(LEVELS, pace, "full", 0.02, 4) == "beam"
+    assert in_time(LEVELS, pace, "full", 0.005, 4) == "popular"
+    assert in_time(LEVELS, pace, "beam", 0.05, 4) == "beam", "never back up"
+    assert in_time(("full", "beam"), pace, "full", 0.001, 4) == "beam"
 
 
 def test_a_level_that_saves_no_time_is_left_out_for_a_while(pace, clock):
     assert pace.quicker(LEVELS) == LEVELS
     for _ in range(50):
-        pace.note("score", 1, 0.039)
-        pace.note("score", 8, 0.039)
-    assert pace.quicker(LEVELS) == ("beam", "popular")
-    assert pace.quicker(("score", "popular")) == ("score", "popular")
+        pace.note("beam", 1, 0.039)
+        pace.note("beam", 8, 0.039)
+    assert pace.quicker(LEVELS) == ("full", "popular")
+    assert pace.quicker(("beam", "popular")) == ("beam", "popular")
     clock.now = 20.0
     assert pace.quicker(LEVELS) == LEVELS, "it may have been a bad moment"
     assert Pace((1, 8)).quicker(LEVELS) == LEVELS, "nothing is known yet"

@@ -17,8 +17,8 @@ from onesug_jax.serve.requests import SuggestRequest
 from onesug_jax.serve.text_version import TextVersion
 from tests.serve.conftest import QUERIES
 
-SHAPES = Shapes((1, 4), (24, 48), (16, 64))
-CONFIG = EngineConfig(max_batch=4, levels=("beam", "score"), lengths=(0.5, 1.0), nodes=(16, 64))
+SHAPES = Shapes((1, 4), (24, 48))
+CONFIG = EngineConfig(max_batch=4, levels=("beam",), lengths=(0.5, 1.0))
 
 
 @pytest.fixture(scope="module")
@@ -27,7 +27,7 @@ def prepared(tiny):
     pace = Pace(SHAPES.batch_sizes)
     steps = version.warmup(CONFIG, pace, lambda: False)
     next(steps)
-    assert version.suggester.shapes == Shapes((4,), (48,), (16, 64)), "every request fits already"
+    assert version.suggester.shapes == Shapes((4,), (48,)), "every request fits already"
     requests = [SuggestRequest("la"), SuggestRequest("m", ("tent red",))]
     first = version.results(requests, "beam")
     for _ in steps:
@@ -38,9 +38,7 @@ def prepared(tiny):
 
 
 def programs():
-    return sum(
-        function._cache_size() for function in (decoding._search, decoding._scored, decoding._both)
-    )
+    return decoding._search._cache_size()
 
 
 def test_no_request_waits_for_a_compiler(prepared):
@@ -52,18 +50,17 @@ def test_no_request_waits_for_a_compiler(prepared):
         for prefix in ("", "la", "拖", "xq")
         for history in HISTORIES
     ]
-    for level in ("beam", "score"):
-        for size in (1, 2, 4, 7):
-            assert len(version.results(requests[:size], level)) == size
+    for size in (1, 2, 4, 7):
+        assert len(version.results(requests[:size], "beam")) == size
     assert programs() == before
 
 
 HISTORIES = ((), ("tent red",), tuple(QUERIES)[:10])
 
 
-def test_every_level_was_timed(prepared):
+def test_every_size_was_timed(prepared):
     _, pace = prepared
-    assert all(pace.of(level, size) > 0 for level in ("beam", "score") for size in (1, 4))
+    assert all(pace.of("beam", size) > 0 for size in (1, 4))
 
 
 def test_equal_requests_are_answered_once_and_alike(prepared, monkeypatch):
@@ -83,7 +80,7 @@ def test_equal_requests_are_answered_once_and_alike(prepared, monkeypatch):
     assert lists[0] == lists[2] and lists[0] != lists[1]
 
 
-@pytest.mark.parametrize("level", ["beam", "score", "popular"])
+@pytest.mark.parametrize("level", ["beam", "popular"])
 def test_each_level_completes_what_was_typed(prepared, level):
     version, _ = prepared
     (found,) = version.results([SuggestRequest("lan")], level)
@@ -157,7 +154,7 @@ def test_blocked_terms_are_shown_at_no_level_and_may_change(tiny, tmp_path):
     version = tiny(blocked=str(path))
     version.suggester.show(Filter.read(str(path)))
     try:
-        for level in ("beam", "score", "popular"):
+        for level in ("beam", "popular"):
             found = version.results(
                 [SuggestRequest("lan"), SuggestRequest("拖"), SuggestRequest("lamp")], level
             )
@@ -172,7 +169,7 @@ def test_blocked_terms_are_shown_at_no_level_and_may_change(tiny, tmp_path):
         assert not version.read_terms() and len(version.cache) == 1
         path.write_text("lamp\n", encoding="utf-8")
         assert version.read_terms() and len(version.cache) == 0
-        for level in ("beam", "score", "popular"):
+        for level in ("beam", "popular"):
             (found,) = version.results([SuggestRequest("la")], level)
             assert set(found.texts) == {
                 f"{noun} {word}" for noun in ("lantern", "laptop") for word in ("red", "blue")
