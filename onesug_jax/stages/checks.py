@@ -13,7 +13,6 @@ from onesug_jax.errors import UserError
 from onesug_jax.pipeline.plan import SKIP, Step
 from onesug_jax.pipeline.spec import Context, StageSpec
 from onesug_jax.stages import opened
-from onesug_jax.train import distributed
 
 _STATES = 4  # full states at a time: two retained, one being written, and the best parameters
 _BYTES = 12  # a parameter and two moments, float32
@@ -61,8 +60,7 @@ def training(stage: str, optimizer: str = "make_optimizer"):
         if asked["steps"] == 0 and stage in ("align", "rwr"):
             return  # leaves what it starts from as it is
         mesh = context.configured("make_mesh")()
-        processes = distributed.place_among()[1]
-        check_fit(stage, mesh=dict(mesh.shape), processes=processes, **asked)
+        check_fit(stage, mesh=dict(mesh.shape), **asked)
         context.configured(optimizer)(steps=asked["steps"])
 
     return check
