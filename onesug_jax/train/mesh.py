@@ -207,23 +207,25 @@ def process_batch_shard(mesh: Mesh, batch_size: int, process: int | None = None)
     that hold the same examples (a `tensor` axis across hosts) get the same rows.
 
     Args:
-      process: which one; None: this one.
+      process: one that has devices in the mesh; None: this one.
 
     Raises:
       UserError: the batch does not divide over the mesh.
     """
     check_batch(mesh, batch_size, "batch")
-    held = np.array(_held_shards(mesh, jax.process_index() if process is None else process))
+    held = _held_shards(mesh)[jax.process_index() if process is None else process]
     size = batch_size // batch_shards(mesh)
-    return (held.astype(np.int64)[:, None] * size + np.arange(size)).ravel()
+    return (np.array(held, np.int64)[:, None] * size + np.arange(size)).ravel()
 
 
-@functools.lru_cache(maxsize=1024)
-def _held_shards(mesh: Mesh, process: int) -> tuple[int, ...]:
-    """Numbers of the parts of a batch that lie on the process's devices, ascending."""
+@functools.lru_cache(maxsize=8)
+def _held_shards(mesh: Mesh) -> dict[int, list[int]]:
+    """Process -> numbers of the parts of a batch that lie on its devices, ascending."""
     cuts: Any = batch_sharding(mesh).devices_indices_map((batch_shards(mesh),))
-    held = {cut.start or 0 for device, (cut,) in cuts.items() if device.process_index == process}
-    return tuple(sorted(held))
+    held: dict[int, set[int]] = {}
+    for device, (cut,) in cuts.items():
+        held.setdefault(device.process_index, set()).add(cut.start or 0)
+    return {process: sorted(shards) for process, shards in held.items()}
 
 
 def check_batch(mesh: Mesh, size: int, what: str) -> None:
@@ -261,7 +263,7 @@ def global_batch(mesh: Mesh, host_local_batch: Any) -> Any:
       UserError: the batch does not divide over the mesh.
     """
     sharding, parts = batch_sharding(mesh), batch_shards(mesh)
-    place = {shard: i for i, shard in enumerate(_held_shards(mesh, jax.process_index()))}
+    place = {shard: i for i, shard in enumerate(_held_shards(mesh)[jax.process_index()])}
 
     def put(path, local):
         local = np.asarray(local)
