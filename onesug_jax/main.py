@@ -466,7 +466,7 @@ def _run(stage: str, config: Config, options: Any) -> int:
     for note in _notes(specs[-1], contexts[specs[-1].name], config):
         print(f"note: {note}", file=sys.stderr, flush=True)
     with contextlib.ExitStack() as stack:
-        if distributed.first():
+        if distributed.is_primary():
             if stage == "update" or any(spec.folder and not spec.uses_model for spec in specs):
                 stack.enter_context(WriterLock(home.path, stage))
             if any(spec.folder and not spec.uses_model for spec in specs):
@@ -512,7 +512,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         config = read_config(command.gin_files, command.bindings)
         if not command.options.dry_run:
             distributed.start_processes()
-            distributed.only_first_speaks()
+            distributed.only_primary_speaks()
         return _run(command.stage, config, command.options)
     except UserError as error:
         print(f"error: {plain(error)}", file=sys.stderr)

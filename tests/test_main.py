@@ -392,7 +392,10 @@ def test_a_stage_may_use_only_what_it_declares():
     ("words", "found"),
     [
         (["--gin.STEPS=-1"], "pretrain: steps=-1: expected at least 1"),
-        (["--gin.BATCH_SIZE=7", "--gin.pretrain.accumulation=2"], "batch_size=7 does not divide"),
+        (["--gin.BATCH_SIZE=7"], "batch_size: 7 examples do not divide over mesh axes replica=1"),
+        (["--gin.pretrain.batch_size=24", "--gin.pretrain.accumulation=2"], "such as 16 or 32"),
+        (["--gin.rwr.batch_size=20"], "rwr.batch_size: 20 examples"),
+        (["--gin.make_mesh.tensor=8", "--gin.ModelConfig.num_heads=4"], "tensor=8"),
         (["--gin.make_optimizer.name=adm"], "adm"),
         (["--gin.MESH=v5e_16"], "16"),
         (["--gin.LOG=/nowhere/log.csv"], "/nowhere/log.csv"),

@@ -65,7 +65,7 @@ def execute(
         if spec.every_process
         else distributed.run_on_primary_and_broadcast(lambda: spec(writing))
     )
-    distributed.together()
+    distributed.barrier()
     if code == 0:
         distributed.run_on_primary_and_broadcast(lambda: _take_place(spec, context))
         if spec.recap:

@@ -109,7 +109,9 @@ def align(
         draw = Draw(train, batch_size, query_share, weighting, seed)
         result = fit(
             contrastive_stage(encoder.config, temperature),
-            batch_at=batches(texts, draw, encoder.tokenizer, length, meshes.batch_part(mesh)),
+            batch_at=batches(
+                texts, draw, encoder.tokenizer, length, meshes.process_batch_shard(mesh, batch_size)
+            ),
             batch_size=batch_size,
             mesh=mesh,
             optimizer=optimizer,
@@ -144,10 +146,10 @@ def align(
         "dimension": encoder.dimension,
         "fingerprint": encoder.fingerprint,
     }
-    if distributed.first():
+    if distributed.is_primary():
         encoder.save(out)
         write_json(os.path.join(out, REPORT), report)
-    distributed.together()
+    distributed.barrier()
     _say(format_report(report))
     return report
 
@@ -167,25 +169,18 @@ def _identity(
 
 
 def batches(
-    texts: Texts, draw: Draw, tokenizer: WordPiece, length: int, part: tuple[int, int]
+    texts: Texts, draw: Draw, tokenizer: WordPiece, length: int, rows: np.ndarray
 ) -> Callable[[int], dict[str, np.ndarray]]:
-    """Step -> this process's part of the batch, as `contrastive_stage` takes it; a pure function.
+    """Step -> this process's rows of the batch, as `contrastive_stage` takes it; a pure function.
 
     Args:
       length: tokens of every row. One shape for all steps: it is compiled once.
-      part: (index, count), which part of each batch is wanted.
+      rows: which rows of each batch are wanted.
     """
-    index, count = part
+    size = len(rows)
 
     def batch_at(step: int) -> dict[str, np.ndarray]:
-        drawn = draw(step)
-        if len(drawn) % count:
-            raise UserError(
-                f"batch_size={len(drawn)}: does not divide over {count} processes; choose a "
-                f"multiple of {count}."
-            )
-        size = len(drawn) // count
-        numbers = drawn[index * size : (index + 1) * size]
+        numbers = draw(step)[rows]
         tokens, lengths = tokenizer.batch(texts.take(numbers.ravel()), length)
         return {
             "tokens": tokens.reshape(size, 2, length),
@@ -290,5 +285,5 @@ def _length(tokenizer: WordPiece, texts: Texts, most: int) -> int:
 
 
 def _say(text: str) -> None:
-    if distributed.first():
+    if distributed.is_primary():
         print(text, flush=True)

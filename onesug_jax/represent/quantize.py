@@ -135,11 +135,11 @@ def quantize(
         "encoder": encoder_fingerprint,
         "quantiser": quantiser.fingerprint,
     }
-    if distributed.first():
+    if distributed.is_primary():
         quantiser.save(out)
         found.save(out)
         write_json(os.path.join(out, REPORT), report, indent=1)
-    distributed.together()
+    distributed.barrier()
     print(format_report(report), flush=True)
     return report
 

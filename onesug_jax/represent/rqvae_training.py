@@ -70,7 +70,11 @@ def train_rqvae(
     result = fit(
         stage,
         batch_at=batches(
-            embeddings, batch_size, seed=seed, slots=slots, part=meshes.batch_part(mesh)
+            embeddings,
+            batch_size,
+            seed=seed,
+            slots=slots,
+            process_rows=meshes.process_batch_shard(mesh, batch_size),
         ),
         batch_size=batch_size,
         mesh=mesh,
@@ -102,7 +106,7 @@ def spare_codebooks(optimizer: optax.GradientTransformation) -> optax.GradientTr
 
 
 def batches(
-    embeddings: np.ndarray, batch_size: int, *, seed: int, slots: int, part: tuple[int, int]
+    embeddings: np.ndarray, batch_size: int, *, seed: int, slots: int, process_rows: np.ndarray
 ) -> Callable[[int], dict[str, np.ndarray]]:
     """`batch_at(step)` over embeddings [N, D]: every epoch a permutation by (seed, epoch).
 
@@ -110,7 +114,7 @@ def batches(
     of the whole batch carry a slot number and are the candidates for unused codes, others -1.
 
     Args:
-      part: this process's (index, count), from `mesh.batch_part`.
+      process_rows: the rows of a batch that this process reads.
     """
     count = len(embeddings)
 
@@ -118,17 +122,13 @@ def batches(
     def order(epoch: int) -> np.ndarray:
         return np.random.default_rng((seed, epoch)).permutation(np.arange(count, dtype=np.uint32))
 
-    index, parts = part
-    size = batch_size // parts
-
     def batch_at(step: int) -> dict[str, np.ndarray]:
-        places = index * size + np.arange(size)
-        epochs, within = np.divmod(step * batch_size + places, count)
-        rows = np.empty(size, np.int64)
+        epochs, within = np.divmod(step * batch_size + process_rows, count)
+        rows = np.empty(len(process_rows), np.int64)
         for epoch in np.unique(epochs):
             here = epochs == epoch
             rows[here] = order(int(epoch))[within[here]]
-        slot = np.where(places < slots, places, -1).astype(np.int32)
+        slot = np.where(process_rows < slots, process_rows, -1).astype(np.int32)
         return {"embedding": np.asarray(embeddings[rows], np.float32), "slot": slot}
 
     return batch_at

@@ -8,12 +8,15 @@ import importlib
 import inspect
 import os
 from collections.abc import Mapping
+from typing import TYPE_CHECKING
 
 from onesug_jax.errors import UserError
 from onesug_jax.pipeline.plan import SKIP, Step
 from onesug_jax.pipeline.spec import Context, StageSpec
 from onesug_jax.stages import opened
-from onesug_jax.train import distributed
+
+if TYPE_CHECKING:
+    from onesug_jax.model.config import ModelConfig
 
 _STATES = 4  # full states at a time: two retained, one being written, and the best parameters
 _BYTES = 12  # a parameter and two moments, float32
@@ -61,8 +64,7 @@ def training(stage: str, optimizer: str = "make_optimizer"):
         if asked["steps"] == 0 and stage in ("align", "rwr"):
             return  # leaves what it starts from as it is
         mesh = context.configured("make_mesh")()
-        processes = distributed.place_among()[1]
-        check_fit(stage, mesh=dict(mesh.shape), processes=processes, **asked)
+        check_fit(stage, mesh=dict(mesh.shape), **asked)
         context.configured(optimizer)(steps=asked["steps"])
 
     return check
@@ -71,13 +73,25 @@ def training(stage: str, optimizer: str = "make_optimizer"):
 def pretraining(context: Context) -> None:
     """`training`, and the model: its sizes fit each other, and the parameters it starts from."""
     training("pretrain")(context)
-    model_config(context)
+    _parameters_divide(model_config(context), context)
     start = context.settings["pretrain.params_from"]
     if start is not None and not os.path.isdir(start):
         raise UserError(
             f"pretrain.params_from = {start!r}: expected the folder of a trained stage or of a T5, "
             "found no such folder."
         )
+
+
+def _parameters_divide(config: ModelConfig, context: Context) -> None:
+    """Raises UserError where a parameter does not divide over the mesh."""
+    import jax
+
+    from onesug_jax.align.pretrain import pretrain_stage
+    from onesug_jax.train.mesh import param_shardings
+
+    mesh = context.configured("make_mesh")()
+    if mesh.shape["fsdp"] * mesh.shape["tensor"] > 1:
+        param_shardings(jax.eval_shape(pretrain_stage(config).init_fn, jax.random.key(0)), mesh)
 
 
 def vocabulary_size(context: Context) -> int:

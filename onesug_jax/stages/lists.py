@@ -358,7 +358,7 @@ def evaluate(
         split = split if split in opened.splits(log) else next(iter(opened.splits(log)))
     path = os.path.join(log, f"{split}.parquet")
     scores = score(context, path, *logs)
-    if not distributed.first():
+    if not distributed.is_primary():
         return
     folders = {"align": home.encoder, "pretrain": home.pretrain, "rwr": home.rwr}
     curves = {stage: os.path.join(folder, "metrics.jsonl") for stage, folder in folders.items()}

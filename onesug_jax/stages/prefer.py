@@ -191,10 +191,10 @@ def rwr(
     from onesug_jax.model.config import ModelConfig
     from onesug_jax.train import loop
     from onesug_jax.train.checkpoint import load_params
-    from onesug_jax.train.mesh import batch_part
+    from onesug_jax.train.mesh import process_batch_shard
     from onesug_jax.train.step import abstract_state, shardings_of
 
-    if distributed.first():  # of the training that goes on
+    if distributed.is_primary():  # of the training that goes on
         pathlib.Path(context.work.rwr, opened.MODEL_FILE).unlink(missing_ok=True)
     if not steps:
         print("rwr.steps = 0: the pretrain stage's model stays the one in use", flush=True)
@@ -237,10 +237,7 @@ def rwr(
     batches = _batches(context, "train", behaviour, stored, task)
     objective = context.configured("PreferenceConfig")()
     mesh = context.configured("make_mesh")()
-    part, parts = batch_part(mesh)
-    if batch_size % parts:
-        raise UserError(f"rwr.batch_size = {batch_size}: does not divide over {parts} processes")
-    mine = slice(part * (batch_size // parts), (part + 1) * (batch_size // parts))
+    mine = process_batch_shard(mesh, batch_size)
 
     def drawn_at(step: int) -> Mapping[str, Any]:
         drawn = lists(step, batch_size)
@@ -257,8 +254,8 @@ def rwr(
         context, config, objective, mesh, frozen, stored, task, dev_rows, dev_lists
     )
     if reference == "stored":
-        stamp = _stamp(context, source, batch_size)
-        path = os.path.join(work.rwr, f"reference.{part}.npz")
+        stamp = _stamp(context, source, batch_size, mine)
+        path = os.path.join(work.rwr, f"reference.{distributed.place_among()[0]}.npz")
         batch_at = preference.stored_reference(path, config, frozen, batch_at, steps, mesh, stamp)
     print(
         f"{config.parameters():,} parameters; {len(behaviour):,} rows, lists of 1 + "
@@ -325,6 +322,7 @@ def _watch(context, config, objective, mesh, frozen, stored, task, dev_rows, dev
     from onesug_jax.align.rewards import POSITIVE
     from onesug_jax.align.rwr import make_measure
     from onesug_jax.stages.lists import judged, score
+    from onesug_jax.train.mesh import divisible_batch, process_batch_shard
 
     dev = os.path.join(context.work.log, "dev.parquet")
     if not os.path.exists(dev) or not dev_rows:
@@ -334,7 +332,8 @@ def _watch(context, config, objective, mesh, frozen, stored, task, dev_rows, dev
     known = np.flatnonzero((behaviour.query >= 0) & np.isin(behaviour.level, POSITIVE))
     drawn = lists.of(known[:dev_lists])
     to_arrays = _batches(context, "dev", behaviour, stored, task)
-    block, fixed = 64, []
+    block, fixed = divisible_batch(mesh, 64), []
+    mine = process_batch_shard(mesh, block)
     for start in range(0, len(drawn.rows), block):
         cut = slice(start, start + block)
         arrays = to_arrays(
@@ -344,7 +343,7 @@ def _watch(context, config, objective, mesh, frozen, stored, task, dev_rows, dev
         )
         room = block - len(arrays["levels"])
         fixed.append(
-            {n: np.pad(x, [(0, room)] + [(0, 0)] * (x.ndim - 1)) for n, x in arrays.items()}
+            {n: np.pad(x, [(0, room)] + [(0, 0)] * (x.ndim - 1))[mine] for n, x in arrays.items()}
         )
     measure = make_measure(config, objective, mesh)
 
@@ -358,9 +357,9 @@ def _watch(context, config, objective, mesh, frozen, stored, task, dev_rows, dev
     return True, dev_metrics
 
 
-def _stamp(context: Context, source: str, batch_size: int) -> str:
+def _stamp(context: Context, source: str, batch_size: int, rows: np.ndarray) -> str:
     """What stored log-probabilities depend on, in one word."""
     settings = {k: v for k, v in context.settings.items() if k.startswith("ListConfig")}
     best = os.path.join(source, "best")
     start = best if os.path.isdir(best) else os.path.join(source, "checkpoints")
-    return fingerprint(fingerprint_tree([start]), context.seed, batch_size, settings)
+    return fingerprint(fingerprint_tree([start]), context.seed, batch_size, rows, settings)

@@ -83,7 +83,6 @@ def rwr(
     work = context.work
     config, objective = ModelConfig(**stored["model"]), context.configured("PreferenceConfig")()
     mesh = context.configured("make_mesh")()
-    part, parts = meshes.batch_part(mesh)
     table = np.load(os.path.join(work.rewards, REWARDS_FILE))
     examples = ItemLoader(work.examples, vocabulary=stored["vocabulary"]).examples
     rows = np.flatnonzero(examples.arrays["target_candidate"])
@@ -99,8 +98,7 @@ def rwr(
         work.examples,
         batch_size=batch_size,
         seed=context.seed,
-        process_index=part,
-        process_count=parts,
+        process_rows=meshes.process_batch_shard(mesh, batch_size),
         vocabulary=stored["vocabulary"],
         rows=rows,
     )

@@ -58,7 +58,7 @@ def quantize(context: Context) -> None:
         encoder_fingerprint=encoder.fingerprint,
         config=context.configured("RqVaeConfig")(),
     )
-    if distributed.first():
+    if distributed.is_primary():
         id_plots.write_plots(work.semantic_ids, embeddings)
 
 

@@ -41,21 +41,18 @@ def pretrain(
     from onesug_jax.train import loop
     from onesug_jax.train import mesh as meshes
     from onesug_jax.train.chips import published_flops
-    from onesug_jax.train.mesh import batch_part
 
     opened.cache_compiled(context)
     work = context.work
     vocabulary = Vocabulary.load(work.vocab)
     features = opened.read(os.path.join(work.examples, "features.json"))
     mesh = context.configured("make_mesh")()
-    index, count = batch_part(mesh)
     load = functools.partial(
         context.configured("ItemLoader" if features["items"] else "Loader"),
         work.examples,
         batch_size=batch_size,
         seed=context.seed,
-        process_index=index,
-        process_count=count,
+        process_rows=meshes.process_batch_shard(mesh, batch_size),
         vocabulary=vocabulary.fingerprint,
     )
     loader = load()
@@ -87,7 +84,7 @@ def pretrain(
         "vocabulary": vocabulary.fingerprint,
         "tasks": loader.tasks,
     }
-    if distributed.first():
+    if distributed.is_primary():
         write_json(os.path.join(work.pretrain, opened.MODEL_FILE), model)
 
     dev = os.path.join(work.log, "dev.parquet")

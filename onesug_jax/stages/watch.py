@@ -45,11 +45,12 @@ def watch(
 
     model = Seq2Seq(config)
     chosen = np.arange(min(rows, len(loader.examples)))
-    blocks = []
-    for start in range(0, len(chosen), _BLOCK):
-        block = chosen[start : start + _BLOCK]
-        filled = np.concatenate([block, np.full(_BLOCK - len(block), block[0])])
-        blocks.append((len(block), loader.arrays(filled, loader.sizes[-1])))
+    blocks, size = [], meshes.divisible_batch(mesh, _BLOCK)
+    mine = meshes.process_batch_shard(mesh, size)
+    for start in range(0, len(chosen), size):
+        block = chosen[start : start + size]
+        filled = np.concatenate([block, np.full(size - len(block), block[0])])
+        blocks.append((len(block), loader.arrays(filled[mine], loader.sizes[-1])))
     orders = loader.examples.arrays["level"][chosen] == Level.ORDER
 
     @jax.jit
@@ -63,7 +64,9 @@ def watch(
     def evaluate(params: Any, step: int) -> dict[str, float]:
         found = np.concatenate(
             [
-                np.asarray(meshes.on_host(ranks(params, meshes.replicate(mesh, batch), tables)))[:n]
+                np.asarray(meshes.on_host(ranks(params, meshes.global_batch(mesh, batch), tables)))[
+                    :n
+                ]
                 for n, batch in blocks
             ]
         )

@@ -6,6 +6,7 @@ A batch holds rows with about as many candidates, so that its arrays end where t
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 
 import grain
@@ -14,6 +15,7 @@ import numpy as np
 from onesug_jax.errors import UserError
 from onesug_jax.logs.schema import Level
 from onesug_jax.tasks.item_examples import TASK, ItemExamples
+from onesug_jax.tasks.process_rows import check_rows, process_batches
 
 
 class ItemLoader:
@@ -28,7 +30,7 @@ class ItemLoader:
       settled: share of the rows, from the first on, of which only those are taken whose query was
         a candidate: a log begins with no query known, so nearly all are new there.
       rows: the examples to take, by number; None: all but those.
-      process_index, process_count: which rows of every batch this process reads.
+      process_rows: which rows of every batch this process reads; None: all.
       vocabulary: expected fingerprint of the vocabulary.
 
     Raises:
@@ -46,15 +48,10 @@ class ItemLoader:
         order_weight: float = 1.0,
         settled: float = 0.25,
         rows: np.ndarray | None = None,
-        process_index: int = 0,
-        process_count: int = 1,
+        process_rows: Sequence[int] | np.ndarray | None = None,
         vocabulary: str | None = None,
     ):
-        if batch_size < 1 or batch_size % process_count:
-            raise UserError(
-                f"batch_size: expected a positive multiple of the {process_count} process(es), "
-                f"found {batch_size}."
-            )
+        process_rows = check_rows(batch_size, process_rows)
         if list(sizes) != sorted(set(sizes)) or not sizes or sizes[0] < 1 or order_weight <= 0:
             raise UserError(
                 f"ItemLoader: expected ascending sizes from 1 up and order_weight above 0; found "
@@ -88,9 +85,8 @@ class ItemLoader:
             if len(own):
                 mixed = int(np.random.SeedSequence([seed, number]).generate_state(1)[0])
                 stream = grain.MapDataset.source(own).shuffle(seed=mixed).repeat()
-                batch = _Batches(self, self.sizes[number])
-                stream = stream.batch(batch_size // process_count, batch_fn=batch)
-                streams.append(stream[process_index::process_count])
+                assemble = functools.partial(self.arrays, size=self.sizes[number])
+                streams.append(process_batches(stream, batch_size, process_rows, assemble))
                 weights.append(float(len(own)))
         self.rows = len(rows)
         self._shares = {self.sizes[n]: len(own) / len(rows) for n, own in enumerate(self._rows)}
@@ -101,7 +97,7 @@ class ItemLoader:
         """This process's rows of global batch `step`, see `arrays`."""
         return self._batches[step]
 
-    def arrays(self, rows: np.ndarray, size: int) -> dict[str, np.ndarray]:
+    def arrays(self, rows: Sequence[int] | np.ndarray, size: int) -> dict[str, np.ndarray]:
         """The arrays of some rows, with room for `size` candidates.
 
         Returns:
@@ -112,11 +108,11 @@ class ItemLoader:
           `target_candidate [B]`, the target's place + 1; `levels [B, size]`, behaviour levels of
           the candidates; `weight [B]`.
         """
-        given = self.examples.arrays
+        given, rows = self.examples.arrays, np.asarray(rows)
         order = np.argsort(rows, kind="stable")  # neighbours on the disk are read together
         back = np.empty_like(order)
         back[order] = np.arange(len(order))
-        ordered = np.asarray(rows)[order]
+        ordered = rows[order]
 
         def read(name: str, kind, *cut: slice) -> np.ndarray:
             return np.ascontiguousarray(given[name][ordered][back][(slice(None), *cut)]).astype(
@@ -152,13 +148,3 @@ class ItemLoader:
             f"{self.rows:,} rows in batches of {self.batch_size}, epoch {steps:,} steps; "
             f"text {self.input_length}+{self.target_length}, candidates {shapes}"
         )
-
-
-class _Batches:
-    """The rows of one batch -> its arrays."""
-
-    def __init__(self, loader: ItemLoader, size: int):
-        self._loader, self._size = loader, size
-
-    def __call__(self, rows) -> dict[str, np.ndarray]:
-        return self._loader.arrays(np.asarray(rows), self._size)

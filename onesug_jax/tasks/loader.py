@@ -5,8 +5,8 @@ batching are grain's; what shape a batch has is one of three layouts (`tasks.lay
 
     padded    every row is one example, padded to the longest length allowed
     bucketed  every batch has one of a few shapes chosen from the data; each bucket shuffles on its
-              own; all hosts take the same bucket at a step, in proportion to its examples
-    packed    several examples share a row, kept apart by segment ids; packed once, rows shuffled
+              own; all processes take the same bucket at a step, in proportion to its examples
+    packed    several examples share a row, separated by segment ids; packed once, rows shuffled
 
 Each epoch is shuffled anew. No TensorFlow here, and no model.
 """
@@ -16,7 +16,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import grain
@@ -26,6 +26,7 @@ from onesug_jax.errors import UserError
 from onesug_jax.files import atomic_write, read_json
 from onesug_jax.tasks import layouts
 from onesug_jax.tasks.examples import MIXTURE_FILE, Examples
+from onesug_jax.tasks.process_rows import check_rows, process_batches
 
 LAYOUTS = ("bucketed", "padded", "packed")
 
@@ -47,15 +48,14 @@ class Loader:
       mixture: task -> rate, the relative number of examples; default: as the folder's mixture.json
         says.
       split: which split.
-      batch_size: rows of a batch, over all hosts.
+      batch_size: rows of a batch, over all processes.
       seed: of the order.
       layout: "bucketed", "padded" or "packed".
       buckets: most encoder lengths and most decoder lengths (bucketed).
       multiple: bucket lengths are multiples of this.
       pack_input_length, pack_target_length: lengths of a packed row; default twice the longest
         input, and as many targets as go with those inputs.
-      process_index, process_count: this host, and how many there are; each takes its rows of every
-        batch.
+      process_rows: which rows of every batch this process reads; None: all.
       vocabulary: expected fingerprint of the vocabulary, checked if given.
 
     Raises:
@@ -75,21 +75,12 @@ class Loader:
         multiple: int = 8,
         pack_input_length: int | None = None,
         pack_target_length: int | None = None,
-        process_index: int = 0,
-        process_count: int = 1,
+        process_rows: Sequence[int] | np.ndarray | None = None,
         vocabulary: str | None = None,
     ):
         if layout not in LAYOUTS:
             raise UserError(f"layout: expected one of {', '.join(LAYOUTS)}; found {layout!r}.")
-        if batch_size < 1 or batch_size % process_count:
-            raise UserError(
-                f"batch_size: expected a positive multiple of the {process_count} host(s), found "
-                f"{batch_size}."
-            )
-        if not 0 <= process_index < process_count:
-            raise UserError(
-                f"process_index: expected 0 to {process_count - 1}, found {process_index}."
-            )
+        self._rows = check_rows(batch_size, process_rows)
         if seed < 0:
             raise UserError(f"seed: expected 0 or more, found {seed}.")
         if multiple < 1 or min(buckets) < 1:
@@ -102,7 +93,6 @@ class Loader:
             raise UserError(f"mixture: expected tasks with rates above 0, found {mixture}.")
         self.tasks = sorted(mixture)
         self.split, self.layout, self.seed, self.batch_size = split, layout, seed, batch_size
-        self._host, self._hosts = process_index, process_count
         self._parts = [Examples.load(folder, task, split) for task in self.tasks]
         _check(self._parts, vocabulary)
         with_vectors = [part for part in self._parts if part.vectors is not None]
@@ -146,9 +136,8 @@ class Loader:
         return batch
 
     def batch_at(self, step: int) -> dict[str, np.ndarray]:
-        """This host's rows of global batch `step` (from 0); see `layouts.assemble` for the arrays.
-
-        Host p of n holds rows [p * B / n, (p + 1) * B / n) of what a single host would hold.
+        """This process's rows of global batch `step` (from 0); see `layouts.assemble` for the
+        arrays.
         """
         if step < 0:
             raise ValueError(f"step {step} is negative")
@@ -242,10 +231,10 @@ class Loader:
     def _stream(
         self, number: int, lengths: tuple[int, int], cells: list[_Cell]
     ) -> grain.MapDataset:
-        """This host's batches of one shape, without end."""
+        """This process's rows of the batches of one shape, without end."""
         source = np.repeat([c.source for c in cells], [len(c.units) for c in cells])
         units = np.concatenate([c.units for c in cells])
-        shape = (self.batch_size // self._hosts, *lengths)
+        shape = (len(self._rows), *lengths)
 
         def batch(chosen) -> dict[str, np.ndarray]:
             chosen = np.asarray(chosen)
@@ -271,7 +260,7 @@ class Loader:
             start = stop
         weights = [cell.weight for cell in cells]
         stream = streams[0] if len(streams) == 1 else grain.MapDataset.mix(streams, weights)
-        return stream.batch(shape[0], batch_fn=batch)[self._host :: self._hosts]
+        return process_batches(stream, self.batch_size, self._rows, batch)
 
 
 def count(batch: Mapping[str, np.ndarray]) -> tuple[int, int]:
@@ -323,7 +312,8 @@ def _packing(
             return saved["order"], saved["offsets"]
     sizes = np.diff(part.input_offsets), np.diff(part.target_offsets)
     order, offsets = layouts.pack(*sizes, input_length, target_length)
-    # Several hosts may pack at once, to equal files. A read-only cache is packed again next time.
+    # Several processes may pack at once, to equal files. A read-only cache is packed anew each
+    # time.
     with contextlib.suppress(OSError), atomic_write(path) as f:
         np.savez(f, order=order, offsets=offsets)
     return order, offsets

@@ -86,7 +86,7 @@ class Checkpoints:
 
     def say(self, text: str) -> None:
         """Print one line, in process 0 only."""
-        if distributed.first():
+        if distributed.is_primary():
             print(text, flush=True)
 
     def save(self, step: int, state: Any, notes: Mapping[str, Any] | None = None) -> None:
@@ -158,9 +158,9 @@ class Checkpoints:
 
     def remove_best(self) -> None:
         """Delete the best parameters: of a run that never came to its first checkpoint."""
-        if distributed.first() and (self.folder / "best").exists():
+        if distributed.is_primary() and (self.folder / "best").exists():
             (self.folder / "best").rmtree()
-        distributed.together()
+        distributed.barrier()
 
     def wait(self) -> None:
         """Until everything started is on disk.
@@ -210,13 +210,13 @@ class Checkpoints:
         for bad, damage in damaged.items():
             home, place = self.folder / "checkpoints" / str(bad), self.folder / "damaged" / str(bad)
             self.say(f"checkpoint {home} is damaged ({damage}); set aside in {place.parent}")
-            if distributed.first():
+            if distributed.is_primary():
                 place.parent.mkdir(parents=True, exist_ok=True)
                 if place.exists():
                     place.rmtree()
                 home.rename(place)
         if damaged:
-            distributed.together()
+            distributed.barrier()
             self.say(f"going on from the checkpoint before it, step {step}")
 
 

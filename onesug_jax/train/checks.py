@@ -3,12 +3,11 @@
 Takes plain numbers, so that a command line can ask the same before any stage runs.
 """
 
-import math
 from collections.abc import Mapping
 from typing import Any
 
 from onesug_jax.errors import UserError
-from onesug_jax.train.mesh import BATCH_AXES
+from onesug_jax.train.mesh import check_divides
 
 
 def check_fit(
@@ -17,7 +16,6 @@ def check_fit(
     steps: int,
     batch_size: int,
     mesh: Mapping[str, int],
-    processes: int = 1,
     accumulation: int = 1,
     log_every: int = 50,
     checkpoint_every: int = 500,
@@ -32,7 +30,6 @@ def check_fit(
       name: the stage's, for the message.
       batch_size: examples of an update, over all processes.
       mesh: sizes of the axes, as `dict(make_mesh(...).shape)` gives them.
-      processes: how many processes share the mesh.
       evaluate_every: 0 also where there is nothing to evaluate.
       profile_steps: (first, last) updates to trace, or None.
 
@@ -63,15 +60,4 @@ def check_fit(
                 f"{name}: profile_steps={profile_steps}: expected (first, last) with 1 <= first <= "
                 f"last, and first at most {steps}, the number of steps."
             )
-    shards = math.prod(mesh[axis] for axis in BATCH_AXES)
-    axes = " x ".join(f"{axis}={mesh[axis]}" for axis in BATCH_AXES)
-    if shards % processes and processes % shards:
-        raise UserError(
-            f"{name}: mesh axes {axes} = {shards} over {processes} processes: expected a multiple "
-            "or a divisor of the number of processes."
-        )
-    if batch_size % (shards * accumulation):
-        raise UserError(
-            f"{name}: batch_size={batch_size} does not divide into accumulation={accumulation} "
-            f"microbatches over mesh axes {axes}; choose a multiple of {shards * accumulation}."
-        )
+    check_divides(mesh, batch_size, f"{name}.batch_size", accumulation)

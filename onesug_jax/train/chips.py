@@ -105,8 +105,11 @@ class Topology:
         """How many chips."""
         return math.prod(self.shape)
 
-    def devices(self) -> list:
+    def devices(self, slices: int = 1) -> list:
         """Descriptions of its chips, for compiling on a host that has none of them.
+
+        Args:
+          slices: how many such slices, joined by a network.
 
         Raises:
           UserError: the compiler is missing, or does not know this shape.
@@ -118,8 +121,11 @@ class Topology:
         os.environ.setdefault("TPU_ACCELERATOR_TYPE", accelerator)
         from jax.experimental import topologies
 
+        more = {"num_slices": slices} if slices > 1 else {}
+        if self.chip.name == "v4":  # both cores of a chip as one device, as on Cloud TPU
+            more["chip_config_name"] = "megacore"
         try:
-            found = topologies.get_topology_desc(platform="tpu", topology_name=self.name)
+            found = topologies.get_topology_desc(platform="tpu", topology_name=self.name, **more)
         except Exception as error:  # whatever the plug-in throws
             text = str(error).splitlines()[0] if str(error) else type(error).__name__
             raise UserError(

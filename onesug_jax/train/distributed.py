@@ -6,9 +6,9 @@ to jax, which knows Cloud TPU pods and SLURM; launch/*_train.sh set them. Withou
 nothing happens, and jax is not imported.
 
 All processes walk through the same program. What one of them is to do for all goes through
-`run_on_primary_and_broadcast`, results that each has a part of through `exchanged`; `together` is
-where they meet. These wait as long as it takes and use no device: who is lost is found out by jax's
-heartbeats.
+`run_on_primary_and_broadcast`, results that each has a part of through `exchanged`; `barrier` is
+where they meet. These wait as long as it takes and use no device: jax's heartbeats find out who is
+lost.
 """
 
 from __future__ import annotations
@@ -134,14 +134,14 @@ def place_among() -> tuple[int, int]:
     return jax.process_index(), jax.process_count()
 
 
-def first() -> bool:
+def is_primary() -> bool:
     """Whether this is process 0, which writes files and speaks."""
     return place_among()[0] == 0
 
 
-def only_first_speaks() -> None:
+def only_primary_speaks() -> None:
     """What other processes print to standard output is dropped; their errors are not."""
-    if not first():
+    if not is_primary():
         sys.stdout = open(os.devnull, "w", encoding="utf-8")
 
 
@@ -160,12 +160,12 @@ def run_on_primary_and_broadcast(decide: Callable[[], T]) -> T:
         return decide()
     key = f"onesug/{next(_turns)}"
     if index:
-        told = json.loads(_receive(key))
-        if "error" in told:
+        answer = json.loads(_receive(key))
+        if "error" in answer:
             with contextlib.suppress(Exception):  # process 0 may have left before it is answered
                 _meet(f"{key}/failed", 10_000)
-            raise UserError(f"process 0 stopped: {told['error']}")
-        return told["value"]
+            raise UserError(f"process 0 stopped: {answer['error']}")
+        return answer["value"]
     _by_itself.append(True)
     try:
         value = decide()
@@ -194,7 +194,7 @@ def exchanged(own: bytes) -> list[bytes]:
     ]
 
 
-def together() -> None:
+def barrier() -> None:
     """Returns when all processes are here."""
     if place_among()[1] > 1 and not _by_itself:
         _meet(f"onesug/{next(_turns)}", _DAY)

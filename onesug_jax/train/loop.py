@@ -18,7 +18,6 @@ import optax
 from jax.sharding import Mesh
 
 from onesug_jax.train import history
-from onesug_jax.train import mesh as meshes
 from onesug_jax.train.checkpoint import Checkpoints
 from onesug_jax.train.checks import check_fit
 from onesug_jax.train.evaluations import Evaluations
@@ -83,8 +82,8 @@ def fit(
     done. What it refuses leaves the folder as it was.
 
     Args:
-      batch_at: step -> this process's part of that step's batch (`mesh.batch_part` says which
-        part), arrays `[B_local, ...]`; a pure function. Shapes may differ from step to step: each
+      batch_at: step -> this process's rows of that step's batch (`mesh.process_batch_shard` says
+        which), arrays `[B_local, ...]`; a pure function. Shapes may differ from step to step: each
         is compiled once.
       batch_size: examples of an update, over all processes.
       steps: updates in all, those of earlier runs included.
@@ -121,11 +120,10 @@ def fit(
         "evaluate_every": every,
         "best_metric": best_metric,
         "mesh": dict(mesh.shape),
-        "processes": jax.process_count(),
     }
     rhythm = {"log_every": log_every, "checkpoint_every": checkpoint_every, "keep": keep}
     check_fit(name, **plan | rhythm, profile_steps=profile_steps)
-    meshes.batch_part(mesh)  # raises where a process would hold parts that are not neighbours
+    plan["processes"] = jax.process_count()
     like = abstract_state(stage, optimizer, mesh)
     train_step = make_train_step(stage, optimizer, mesh, shardings_of(like), accumulation, seed)
     noted = {**plan, "patience": patience, "seed": seed, **getattr(optimizer, "settings", {})}

@@ -55,14 +55,16 @@ class Prefetch:
 def prepare_batch(
     stage: Stage, mesh: Mesh, local: Mapping[str, np.ndarray]
 ) -> tuple[int, int | None, str, Any]:
-    """Puts this process's part of a batch, arrays `[B_local, ...]`, on the devices.
+    """Puts this process's rows of a batch, arrays `[B_local, ...]`, on the devices.
 
     Returns:
-      examples and tokens (None: not counted) of the whole batch, the shapes of the part in words,
-      the same for all batches that are compiled once, and the batch on the devices.
+      examples and tokens (None: not counted; of several processes, by this one's rows) of the whole
+      batch, its shapes in words, and the batch on the devices. Batches of one shape are compiled
+      once.
     """
-    _, count = meshes.batch_part(mesh)
-    size = batch_size(local) * count
-    tokens = None if stage.tokens_fn is None else int(stage.tokens_fn(local)) * count
-    shapes = ", ".join(f"{name} {list(np.shape(x))}" for name, x in sorted(local.items()))
-    return size, tokens, shapes, meshes.global_batch(mesh, dict(local))
+    rows = batch_size(local)
+    batch = meshes.global_batch(mesh, dict(local))
+    size = batch_size(batch)
+    tokens = None if stage.tokens_fn is None else int(stage.tokens_fn(local)) * size // rows
+    shapes = ", ".join(f"{name} {list(x.shape)}" for name, x in sorted(batch.items()))
+    return size, tokens, shapes, batch

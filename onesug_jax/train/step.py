@@ -226,16 +226,10 @@ def _placed(leaf: Any, sharding: NamedSharding) -> jax.ShapeDtypeStruct:
 
 def _split(batch: Batch, accumulation: int, mesh: Mesh) -> Batch:
     """`[B, ...]` -> `[accumulation, B / accumulation, ...]`, each cut over the mesh as before."""
-    parts = meshes.batch_shards(mesh)
     layout = NamedSharding(mesh, P(None, meshes.BATCH_AXES))
 
     def split(x):
-        if x.shape[0] % (accumulation * parts):
-            raise UserError(
-                f"a batch of {x.shape[0]} does not divide into accumulation={accumulation} "
-                f"microbatches over {parts} batch shards (data x fsdp); choose a multiple of "
-                f"{accumulation * parts}."
-            )
+        meshes.check_divides(dict(mesh.shape), x.shape[0], "batch", accumulation)
         x = x.reshape(x.shape[0] // accumulation, accumulation, *x.shape[1:])
         return jax.lax.with_sharding_constraint(jnp.moveaxis(x, 1, 0), layout)
 

@@ -30,7 +30,7 @@ def start(config=CONFIG):
 
 def batch_at(size=16, count=300, seed=1):
     return rqvae_training.batches(
-        clustered(count), size, seed=seed, slots=min(size, 8), part=(0, 1)
+        clustered(count), size, seed=seed, slots=min(size, 8), process_rows=np.arange(size)
     )
 
 

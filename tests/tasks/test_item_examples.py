@@ -103,11 +103,8 @@ def test_batches_hold_every_row_once_an_epoch_and_depend_on_seed_and_step_alone(
     assert (batch["decoder_loss_weights"] == (batch["decoder_target_tokens"] > 0)).all()
     again = ItemLoader(where, **settings).batch_at(2)
     assert all(np.array_equal(batch[name], again[name]) for name in batch)
-    halves = [
-        ItemLoader(where, process_index=i, process_count=2, **settings).batch_at(2) for i in (0, 1)
-    ]
-    joined = {tuple(row) for half in halves for row in half["encoder_input_tokens"]}
-    assert joined == {tuple(row) for row in batch["encoder_input_tokens"]}
+    some = ItemLoader(where, process_rows=[4, 0, 1], **settings).batch_at(2)
+    assert all(np.array_equal(batch[name][[4, 0, 1]], some[name]) for name in batch)
     hit = batch["target_candidate"] > 0
     place = batch["target_candidate"][hit] - 1
     assert (batch["levels"][hit, place] >= Level.CLICK).all()

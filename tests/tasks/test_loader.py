@@ -155,25 +155,15 @@ def test_a_bucket_is_no_longer_than_it_must_be(folder):
 
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("mixture", [None, {"shop_query": 1.0, "shop_other": 0.5}])
-def test_hosts_share_out_the_single_hosts_batch(folder, layout, mixture):
+def test_processes_read_their_rows_of_the_whole_batch(folder, layout, mixture):
     settings = {"batch_size": 12, "seed": 5, "layout": layout, "mixture": mixture}
     whole = Loader(folder, **settings)
-    hosts = [Loader(folder, **settings, process_index=p, process_count=3) for p in range(3)]
-    for step in (0, 1, 2, 17, 1000):
-        parts = [host.batch_at(step) for host in hosts]
-        joined = {name: np.concatenate([p[name] for p in parts]) for name in parts[0]}
-        same(joined, whole.batch_at(step))
-        assert hosts[0].shapes == whole.shapes
-
-
-def test_within_an_epoch_hosts_are_disjoint(folder):
-    hosts = [
-        Loader(folder, batch_size=8, layout="padded", process_index=p, process_count=2)
-        for p in (0, 1)
-    ]
-    seen = [{s for step in range(h.epoch_steps) for s in segments(h.batch_at(step))} for h in hosts]
-    assert not seen[0] & seen[1]
-    assert seen[0] | seen[1] == set(everything(folder))
+    for rows in ([0, 1, 6, 7], [11], [5, 2, 3], range(12)):
+        process = Loader(folder, **settings, process_rows=rows)
+        assert process.shapes == whole.shapes
+        for step in (0, 1, 2, 17, 1000):
+            expected = {name: x[list(rows)] for name, x in whole.batch_at(step).items()}
+            same(process.batch_at(step), expected)
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
@@ -257,8 +247,9 @@ def test_reading_back_what_was_written(tmp_path):
 def test_users_mistakes_say_what_to_do(tmp_path, folder):
     for settings, message in (
         ({"layout": "flat"}, "layout: expected one of"),
-        ({"batch_size": 9, "process_count": 2}, "multiple of the 2 host"),
-        ({"process_index": 2, "process_count": 2}, "process_index: expected 0 to 1"),
+        ({"batch_size": 0}, "batch_size: expected at least 1, found 0"),
+        ({"batch_size": 8, "process_rows": [7, 8]}, r"rows from 0 to 7 .* found \[7, 8\]"),
+        ({"process_rows": []}, r"process_rows: .* found \[\]"),
         ({"mixture": {"shop_query": 0}}, "rates above 0"),
         ({"mixture": {"shop_nothing": 1}}, "task 'shop_nothing'.*no such file"),
         ({"split": "dev"}, "split 'dev'"),

@@ -18,10 +18,11 @@ def boxed(shape, names):
 @pytest.mark.parametrize(
     ("asked", "shape"),
     [
-        ({}, (8, 1, 1)),
-        ({"fsdp": 2, "tensor": 2}, (2, 2, 2)),
-        ({"data": 1, "fsdp": -1}, (1, 8, 1)),
-        ({"data": 2, "fsdp": 1, "tensor": -1}, (2, 1, 4)),
+        ({}, (1, 8, 1, 1)),
+        ({"fsdp": 2, "tensor": 2}, (1, 2, 2, 2)),
+        ({"data": 1, "fsdp": -1}, (1, 1, 8, 1)),
+        ({"data": 2, "fsdp": 1, "tensor": -1}, (1, 2, 1, 4)),
+        ({"replica": 2, "tensor": 2}, (2, 2, 1, 2)),
     ],
 )
 def test_minus_one_takes_what_is_left(asked, shape):
@@ -88,6 +89,6 @@ def test_a_batch_is_cut_over_data_and_fsdp_and_keeps_its_order(mesh_of):
     batch = meshes.global_batch(mesh, local)
     np.testing.assert_array_equal(batch["tokens"], local["tokens"])
     assert batch["tokens"].sharding.shard_shape((8, 3)) == (2, 3)
-    assert meshes.batch_part(mesh) == (0, 1)
+    np.testing.assert_array_equal(meshes.process_batch_shard(mesh, 8), np.arange(8))
     with pytest.raises(UserError, match=r"'tokens': 6 examples.*data=2 x fsdp=2 = 4"):
         meshes.global_batch(mesh, {"tokens": np.zeros((6, 3))})
