@@ -50,6 +50,11 @@ def make_mesh(
 
     Raises:
       UserError: the sizes do not use up the devices exactly.
+
+    >>> import jax
+    >>> from onesug_jax import make_mesh
+    >>> dict(make_mesh(devices=jax.devices()[:1]).shape)
+    {'data': 1, 'fsdp': 1, 'tensor': 1}
     """
     devices = list(jax.devices() if devices is None else devices)
     asked = dict(zip(AXES, (data, fsdp, tensor), strict=True))
