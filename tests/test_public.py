@@ -81,7 +81,7 @@ def test_the_examples_of_the_documentation_run(heading, project_root, tmp_path):
     made = {}
     exec(block.replace("work/copying", str(tmp_path)), made)
     if "result" in made:
-        assert made["result"].step == 20
+        assert made["result"].step == 10
     else:  # the positive is pushed up, its rivals down
         assert made["loss"].shape == (1,) and made["slope"][0, 0] < 0 < made["slope"][0, 1]
 

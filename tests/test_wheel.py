@@ -16,6 +16,10 @@ PARTS = ("onesug_jax", "gin_configs", "pyproject.toml", "README.md", "LICENSE")
 @pytest.fixture(scope="module")
 def wheel(project_root, tmp_path_factory):
     """The wheel, built offline from a copy of the checkout."""
+    try:
+        import setuptools  # noqa: F401
+    except Exception as error:
+        pytest.skip(f"needs a setuptools that this Python can import: {error}")
     source = tmp_path_factory.mktemp("source")
     for part in PARTS:
         path = project_root / part

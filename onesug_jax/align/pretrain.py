@@ -49,11 +49,11 @@ def pretrain_stage(
     >>> import jax.numpy as jnp
     >>> from onesug_jax import ModelConfig, pretrain_stage
     >>> stage = pretrain_stage(ModelConfig(vocab_size=64, d_model=16, d_ff=32, encoder_layers=1))
-    >>> params = stage.init_fn(jax.random.key(0))
+    >>> params = jax.jit(stage.init_fn)(jax.random.key(0))
     >>> tokens = jnp.array([[5, 6, 1, 0]])
     >>> batch = {"encoder_input_tokens": tokens, "decoder_input_tokens": tokens}
     >>> batch |= {"decoder_target_tokens": tokens, "decoder_loss_weights": tokens > 0}
-    >>> nats, weight, sums = stage.loss_fn(params, batch, jax.random.key(1))
+    >>> nats, weight, sums = jax.jit(stage.loss_fn)(params, batch, jax.random.key(1))
     >>> bool(nats / weight > 0), float(weight)
     (True, 3.0)
     """

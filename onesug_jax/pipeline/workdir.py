@@ -27,6 +27,7 @@ MANIFEST = "_manifest.json"  # what reads a folder of data passes over names beg
 CONFIG = "config.gin"
 CURRENT = "current.json"  # which version of a work directory is in use, where it was updated
 BUNDLE = "bundle"
+RECORD = "update.json"  # in a version that an update made: {"version", "base", "log", "scores"}
 SOURCES = "sources.json"  # in a bundle: folder of WORK_DIR -> when it was finished
 NEW = ".new"
 FOLDERS = (
@@ -116,13 +117,13 @@ def home_of(path: str) -> str:
 
 
 def settings_file(path: str) -> str:
-    """Where the settings of a path are remembered: in its work directory (`home_of`), of one of
-    its versions in that it is a version of; there may be no such file.
+    """Where the settings of a path are remembered: in its work directory (`home_of`), of a version
+    in the one that was updated; there may be no such file.
     """
     home = home_of(path)
-    parent, _ = os.path.split(os.path.dirname(home))
-    of_a_version = os.path.basename(os.path.dirname(home)) == "versions"
-    return os.path.join(parent if of_a_version else home, CONFIG)
+    if os.path.exists(os.path.join(home, RECORD)):  # WORK_DIR/versions/NNNN
+        home = os.path.dirname(os.path.dirname(home))
+    return os.path.join(home, CONFIG)
 
 
 def published(path: str) -> str:

@@ -91,8 +91,14 @@ def test_a_bundle_takes_the_settings_of_lists_along(home):
     stored = (found / "config.gin").read_text()
     assert stored == "BeamConfig.beams = 8\nevaluate/BeamConfig.alpha = 0.6\n"
     assert settings_file(str(found)) == settings_file(str(home)) == str(home / "config.gin")
-    version = home / "versions" / "0001"
-    assert settings_file(str(version)) == str(home / "config.gin")
+
+
+def test_a_version_has_the_settings_of_the_work_directory_that_was_updated(tmp_path):
+    version = tmp_path / "versions" / "0001"
+    version.mkdir(parents=True)
+    assert settings_file(str(version)) == str(version / "config.gin")  # a WORK_DIR of that name
+    (version / "update.json").write_text("{}")
+    assert settings_file(str(version)) == str(tmp_path / "config.gin")
 
 
 def test_a_bundle_stays_as_it_is_when_the_work_directory_changes(home):
