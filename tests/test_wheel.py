@@ -80,20 +80,24 @@ def test_an_installed_wheel_runs_in_an_empty_folder(wheel, tmp_path):
     empty = tmp_path / "empty"
     empty.mkdir()
 
-    def onesug(*words):
-        environment = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"}
-        command = [tmp_path / "venv" / "bin" / "onesug", *words]
+    environment = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"}
+
+    def run(program, *words):
         done = subprocess.run(
-            command, cwd=empty, env=environment, capture_output=True, text=True, check=False
+            [python.with_name(program), *words],
+            cwd=empty,
+            env=environment,
+            capture_output=True,
+            text=True,
+            check=False,
         )
         assert done.returncode == 0, done.stdout + done.stderr
         return done.stdout
 
-    where = "import onesug_jax; print(onesug_jax.__file__)"
-    place = subprocess.run([python, "-c", where], cwd=empty, capture_output=True, text=True)
-    assert pathlib.Path(place.stdout.strip()).is_relative_to(inside)
-    assert "pretrain" in onesug("--help")
-    plan = onesug("run", "--dry_run", "--gin_file=gin_configs/quickstart.gin")
+    place = run("python", "-c", "import onesug_jax; print(onesug_jax.__file__)")
+    assert pathlib.Path(place.strip()).is_relative_to(inside)
+    assert "pretrain" in run("onesug", "--help")
+    plan = run("onesug", "run", "--dry_run", "--gin_file=gin_configs/quickstart.gin")
     assert "# plan for" in plan and not list(empty.iterdir())
-    onesug("simulate", "--gin.WORK_DIR=work", "--gin.simulate.requests=200")
+    run("onesug", "simulate", "--gin.WORK_DIR=work", "--gin.simulate.requests=200")
     assert (empty / "work" / "simulated").is_dir()
