@@ -1,3 +1,120 @@
-"""OneSug in JAX: one encoder-decoder writes the list of queries to show while the user types."""
+"""OneSug in JAX: one encoder-decoder writes the list of queries to show while the user types.
+
+The names of `__all__` are the public interface; CHANGELOG.md notes changes of it. Each is imported
+when it is first used, so `import onesug_jax` loads neither JAX nor TensorFlow.
+
+>>> import onesug_jax
+>>> onesug_jax.hr_at([1, 0, 3, 20], k=16)
+0.5
+"""
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from onesug_jax.align.losses import rwr_release as rwr_loss
+    from onesug_jax.align.pretrain import pretrain_stage
+    from onesug_jax.align.rewards import RewardConfig, reward_table
+    from onesug_jax.align.rwr import PreferenceConfig
+    from onesug_jax.decode.beam import BeamConfig, beam_search
+    from onesug_jax.decode.trie import Free
+    from onesug_jax.errors import UserError
+    from onesug_jax.evaluate.evaluator import evaluate as evaluate_suggesters
+    from onesug_jax.evaluate.metrics import hr_at, mrr_at
+    from onesug_jax.model.config import ModelConfig
+    from onesug_jax.model.seq2seq import Seq2Seq
+    from onesug_jax.represent.encoder import EncoderSpec, TextEncoder
+    from onesug_jax.represent.prefix_index import PrefixIndex
+    from onesug_jax.represent.quantiser import Quantiser
+    from onesug_jax.represent.rqvae import RqVaeConfig
+    from onesug_jax.represent.rqvae_training import train_rqvae
+    from onesug_jax.represent.tree_search import SearchConfig
+    from onesug_jax.suggester import Suggester
+    from onesug_jax.tasks.features import FeatureSpec, Featurizer, Request
+    from onesug_jax.tasks.vocabulary import Vocabulary
+    from onesug_jax.train.checkpoint import load_params
+    from onesug_jax.train.loop import fit
+    from onesug_jax.train.mesh import make_mesh
+    from onesug_jax.train.optimizer import make_optimizer
 
 __version__ = "0.1.0"
+
+# Name -> module that holds it, `module:attribute` where it has another name there.
+_PLACES = {
+    "BeamConfig": "decode.beam",
+    "EncoderSpec": "represent.encoder",
+    "FeatureSpec": "tasks.features",
+    "Featurizer": "tasks.features",
+    "Free": "decode.trie",
+    "ModelConfig": "model.config",
+    "PreferenceConfig": "align.rwr",
+    "PrefixIndex": "represent.prefix_index",
+    "Quantiser": "represent.quantiser",
+    "Request": "tasks.features",
+    "RewardConfig": "align.rewards",
+    "RqVaeConfig": "represent.rqvae",
+    "SearchConfig": "represent.tree_search",
+    "Seq2Seq": "model.seq2seq",
+    "Suggester": "suggester",
+    "TextEncoder": "represent.encoder",
+    "UserError": "errors",
+    "Vocabulary": "tasks.vocabulary",
+    "beam_search": "decode.beam",
+    "evaluate_suggesters": "evaluate.evaluator:evaluate",
+    "fit": "train.loop",
+    "hr_at": "evaluate.metrics",
+    "load_params": "train.checkpoint",
+    "make_mesh": "train.mesh",
+    "make_optimizer": "train.optimizer",
+    "mrr_at": "evaluate.metrics",
+    "pretrain_stage": "align.pretrain",
+    "reward_table": "align.rewards",
+    "rwr_loss": "align.losses:rwr_release",
+    "train_rqvae": "represent.rqvae_training",
+}
+
+__all__ = [
+    "BeamConfig",
+    "EncoderSpec",
+    "FeatureSpec",
+    "Featurizer",
+    "Free",
+    "ModelConfig",
+    "PreferenceConfig",
+    "PrefixIndex",
+    "Quantiser",
+    "Request",
+    "RewardConfig",
+    "RqVaeConfig",
+    "SearchConfig",
+    "Seq2Seq",
+    "Suggester",
+    "TextEncoder",
+    "UserError",
+    "Vocabulary",
+    "beam_search",
+    "evaluate_suggesters",
+    "fit",
+    "hr_at",
+    "load_params",
+    "make_mesh",
+    "make_optimizer",
+    "mrr_at",
+    "pretrain_stage",
+    "reward_table",
+    "rwr_loss",
+    "train_rqvae",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _PLACES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    module, _, attribute = _PLACES[name].partition(":")
+    value = getattr(importlib.import_module(f"{__name__}.{module}"), attribute or name)
+    globals()[name] = value  # found without this function from now on
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -7,12 +7,14 @@ when the installation is broken. It changes nothing.
 from __future__ import annotations
 
 import importlib.metadata
+import importlib.util
 import os
 import platform
 import re
 import shutil
 import subprocess
 import sys
+from collections.abc import Iterable
 
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 PYTHON = ((3, 11), (3, 13))
@@ -28,7 +30,7 @@ SHOWN = (
     "sentencepiece",
     "protobuf",
 )
-_TOGETHER = "import sentencepiece, tensorflow, seqio, jax, flax, orbax.checkpoint"
+_LARGE = ("sentencepiece", "tensorflow", "seqio", "jax", "flax", "orbax.checkpoint")
 
 
 def _installed(package: str) -> str | None:
@@ -59,13 +61,31 @@ def _fits(version: str, ranges: str) -> bool:
 
 def requirements(path: str) -> dict[str, str]:
     """Package -> version ranges of a requirements file; comments and markers are left out."""
-    found = {}
     with open(path, encoding="utf-8") as file:
-        for line in file:
-            match = re.match(r"([A-Za-z0-9_.-]+)(?:\[[^]]*\])?\s*([<>=][^;#\\]*)", line)
-            if match:
-                found[match[1]] = match[2].strip()
+        return _ranges(file)
+
+
+def _ranges(lines: Iterable[str]) -> dict[str, str]:
+    found = {}
+    for line in lines:
+        match = re.match(r"([A-Za-z0-9_.-]+)(?:\[[^]]*\])?\s*([<>=][^;#\\]*)", line)
+        if match:
+            found[match[1]] = match[2].strip()
     return found
+
+
+def _needed() -> dict[str, str]:
+    """Package -> version ranges: of a checkout all that its commands and tests need, of an
+    installed package its own dependencies, without extras.
+    """
+    path = os.path.join(ROOT, "requirements.txt")
+    if os.path.exists(path):
+        return requirements(path)
+    try:
+        lines = importlib.metadata.requires("onesug_jax") or ()
+    except importlib.metadata.PackageNotFoundError:
+        return {}
+    return _ranges(line for line in lines if "extra ==" not in line)
 
 
 def package_problems(ranged: dict[str, str], installed=_installed) -> list[str]:
@@ -113,7 +133,10 @@ def _devices() -> tuple[str, str | None]:
     return f"{len(devices)} x {', '.join(kinds)} ({devices[0].platform})", None
 
 
-_INSTALL = f"bash {os.path.join(os.path.relpath(ROOT), 'launch', 'prepare.sh')}"
+_SCRIPT = os.path.join(ROOT, "launch", "prepare.sh")
+_INSTALL = "pip install --upgrade onesug_jax"
+if os.path.exists(_SCRIPT):  # of a checkout
+    _INSTALL = f"bash {os.path.relpath(_SCRIPT)}"
 
 
 def _work_dir(path: str) -> tuple[str, str | None]:
@@ -129,9 +152,14 @@ def _work_dir(path: str) -> tuple[str, str | None]:
 
 
 def _import_problem() -> str | None:
+    large = ", ".join(name for name in _LARGE if importlib.util.find_spec(name.split(".")[0]))
     quiet = {**os.environ, "TF_CPP_MIN_LOG_LEVEL": "3", "JAX_PLATFORMS": "cpu"}
     done = subprocess.run(
-        [sys.executable, "-c", _TOGETHER], env=quiet, capture_output=True, text=True, check=False
+        [sys.executable, "-c", f"import {large}"],
+        env=quiet,
+        capture_output=True,
+        text=True,
+        check=False,
     )
     if done.returncode == 0:
         return None
@@ -159,9 +187,7 @@ def report(work_dir: str, *, imports: bool = False) -> int:
         problems.append(f"Python {low} to {high} is needed: remove .venv, then {_INSTALL}")
     for package in SHOWN:
         print(f"{package:<16} {_installed(package) or 'missing'}")
-    ranged = os.path.join(ROOT, "requirements.txt")
-    if os.path.exists(ranged):
-        problems += package_problems(requirements(ranged))
+    problems += package_problems(_needed())
     lock = os.path.join(ROOT, "requirements.lock.txt")
     if os.path.exists(lock):
         differing = [

@@ -18,7 +18,7 @@ import re
 import sys
 import tokenize
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any, TextIO
+from typing import Any, NoReturn, TextIO
 
 from onesug_jax import cli, doctor
 from onesug_jax.errors import UserError, plain
@@ -29,7 +29,7 @@ from onesug_jax.pipeline.plan import Step, check_folder, check_inputs, plan
 from onesug_jax.pipeline.runner import execute
 from onesug_jax.pipeline.spec import Context, StageSpec
 from onesug_jax.signatures import accepts, describe, is_literal, nearest, parameters
-from onesug_jax.stages import CONFIGURABLES, STAGES, checks, suggesting
+from onesug_jax.stages import CONFIGURABLES, STAGES, checks
 from onesug_jax.train import distributed
 
 try:
@@ -38,7 +38,10 @@ try:
 except ModuleNotFoundError:  # `doctor` still answers
     gin = None
 
-CONFIGS = os.path.join(os.path.dirname(os.path.dirname(os.path.abspath(__file__))), "gin_configs")
+# Inside the installed package; of a checkout, what the link there leads to.
+CONFIGS = os.path.realpath(os.path.join(os.path.dirname(__file__), "gin_configs"))
+_EXTRAS = dict.fromkeys(("seqio", "tensorflow", "tensorflow_datasets"), "seqio")
+_EXTRAS |= dict.fromkeys(("fastapi", "pydantic", "starlette", "uvicorn"), "serve")
 Binding = tuple[str, Any, str]  # key, value, where it was given
 # Given for one command, never remembered.
 _NOT_REMEMBERED = re.compile(r"(WORK_DIR|.*\.profile_steps|update\..*)$")
@@ -170,7 +173,7 @@ def read_config(files: Sequence[str] = (), flags: Sequence[tuple[str, str]] = ()
         given += _read(io.StringIO(f"{name} = {text}\n"), _flag(name))
     defaults = list(_read_file(os.path.join(CONFIGS, "defaults.gin")))
     chosen = {key: value for key, value, _ in defaults + given}
-    memory = os.path.join(os.path.expanduser(str(chosen["WORK_DIR"])), workdir.CONFIG)
+    memory = workdir.settings_file(str(chosen["WORK_DIR"]))
     remembered = list(_read_file(memory)) if os.path.isfile(memory) else []
     places = {key: (value, where) for key, value, where in defaults + remembered + given}
     sizes: list[Binding] = []
@@ -358,18 +361,6 @@ def context_of(stage: str, *flags: str) -> Context:
     return context
 
 
-def suggester(work_dir: str, *flags: str) -> Callable[..., dict[str, Any]]:
-    """The model in use in a WORK_DIR as a function, for notebooks and programs; opened once.
-
-    `suggester("work/mine")("co", history=["tent"])` is what `suggest --json` prints; see
-    `stages.suggesting.answering`. `flags` as on the command line: "--gin.BeamConfig.beams=64".
-
-    Raises:
-      UserError: a wrong flag, or a WORK_DIR without a trained model.
-    """
-    return suggesting.answering(context_of("suggest", f"--gin.WORK_DIR={work_dir}", *flags))
-
-
 # ------------------------------------------------------------------ running
 
 
@@ -517,6 +508,16 @@ def main(argv: Sequence[str] | None = None) -> int:
     except UserError as error:
         print(f"error: {plain(error)}", file=sys.stderr)
         return 2
+    except ModuleNotFoundError as error:
+        extra = _EXTRAS.get((error.name or "").partition(".")[0])
+        if extra is None:
+            raise
+        print(
+            f"error: {argv[0]} needs the package {error.name}, which is not installed: "
+            f"pip install 'onesug_jax[{extra}]'",
+            file=sys.stderr,
+        )
+        return 2
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         return 130
@@ -525,6 +526,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 0
 
 
-if __name__ == "__main__":
+def script() -> NoReturn:
+    """The console script `onesug`: `main`, then the end of the process."""
     with distributed.failing_at_once():
         sys.exit(main())
+
+
+if __name__ == "__main__":
+    script()

@@ -37,7 +37,7 @@ MAY_IMPORT = {
 }
 ONLY_IN = {  # package -> the files that may import it
     "gin": ("main.py",),
-    "tensorflow": ("tasks/seqio_tasks.py", "tasks/tfds_log.py"),
+    "tensorflow": ("tasks/seqio_tasks.py",),
     "tensorflow_datasets": ("tasks/tfds_log.py",),
     "seqio": ("tasks/seqio_tasks.py",),
 }
@@ -87,6 +87,8 @@ def test_some_packages_are_imported_in_one_place_only(path):
 
 @pytest.mark.parametrize("path", FILES, ids=relative)
 def test_nobody_imports_main(path):
+    if relative(path) == "suggester.py":  # of the public face: a model as the command line loads it
+        return
     assert not [name for name in imported(path) if within(name, "onesug_jax.main")]
 
 

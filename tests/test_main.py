@@ -381,6 +381,19 @@ def test_dry_run_prints_the_plan_and_does_nothing(work, tmp_path, capsys, shop):
     assert tree(tmp_path) == before
 
 
+@pytest.mark.parametrize(("package", "extra"), [("fastapi", "serve"), ("seqio", "seqio")])
+def test_a_package_of_an_extra_that_is_missing_is_named(monkeypatch, capsys, package, extra):
+    def missing(*given):
+        raise ModuleNotFoundError(f"No module named '{package}'", name=f"{package}.part")
+
+    monkeypatch.setattr(main, "_run", missing)
+    code, _, err = run(capsys, "doctor")
+    assert code == 2 and f"pip install 'onesug_jax[{extra}]'" in err
+    monkeypatch.setattr(main, "_EXTRAS", {})
+    with pytest.raises(ModuleNotFoundError):
+        run(capsys, "doctor")
+
+
 def test_a_stage_may_use_only_what_it_declares():
     spec = StageSpec("doctor", "", lambda context: 0)
     context = main.make_context(spec, main.read_config(), argparse.Namespace())
@@ -425,6 +438,13 @@ def test_doctor_names_each_lack_with_its_mend(tmp_path):
     assert [problem.split()[0] for problem in problems] == ["b", "d"]
     assert 'pip install "b>=0.2.1,<0.2.3"' in problems[0]
     assert "is missing" in problems[1]
+
+
+def test_doctor_looks_at_the_dependencies_of_an_installed_package(tmp_path, monkeypatch):
+    needed = ["a>=1,<2", "b[x]>=3", 'pytest>=9 ; extra == "test"']
+    monkeypatch.setattr(doctor, "ROOT", str(tmp_path))  # no checkout: no requirements.txt
+    monkeypatch.setattr(doctor.importlib.metadata, "requires", lambda package: needed)
+    assert doctor._needed() == {"a": ">=1,<2", "b": ">=3"}
 
 
 def test_doctor_fails_where_it_cannot_write(tmp_path, capsys):

@@ -20,12 +20,14 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+import onesug_jax
 from onesug_jax import main
 from onesug_jax.pipeline.workdir import model_in_use
 from onesug_jax.represent.prefix_index import PrefixIndex
 from onesug_jax.represent.semantic_ids import SemanticIds
 from onesug_jax.tasks.item_examples import ItemExamples
 from onesug_jax.tasks.vocabulary import Vocabulary
+from tests.test_public import OF_A_RUN, run_examples
 
 SMALL = [
     "--gin.STEPS=8",
@@ -127,6 +129,30 @@ def test_a_second_run_skips_everything_and_shows_the_table_again(work, capsys):
     assert out.count("up to date, skipped") == 12
     assert tree(work) == before
     assert "most popular" in out
+
+
+def test_a_copied_bundle_gives_the_lists_of_its_work_directory(work, tmp_path):
+    """Without the WORK_DIR, and so does the stage's folder in it."""
+    copy = shutil.copytree(work / "rwr" / "bundle", tmp_path / "elsewhere")
+    wanted, *found = (
+        onesug_jax.Suggester.load(str(folder)).suggest("c", ["cotton jeans"], k=5)
+        for folder in (work, work / "rwr", copy)
+    )
+    assert 0 < len(wanted) <= 5 and found == [wanted, wanted]
+
+
+@pytest.mark.parametrize("name", sorted(OF_A_RUN))
+def test_a_public_name_that_reads_a_run_has_an_example_that_runs(work, name):
+    run_examples(name, work=str(work))
+
+
+@pytest.mark.parametrize("document", ["README.md", "docs/library.md"])
+def test_a_document_loads_a_model(work, document, project_root, capsys):
+    text = (project_root / document).read_text(encoding="utf-8")
+    (block,) = (b for b in re.findall(r"```python\n(.*?)```", text, re.DOTALL) if "Suggester" in b)
+    assert block.count("\n") <= 10
+    exec(block.replace("work/quickstart", str(work)), {})
+    assert re.search(r"^ +-\d+\.\d\d  \w", capsys.readouterr().out, re.MULTILINE)
 
 
 def test_search_settings_redo_the_report_and_not_the_training(work, capsys, tmp_path):

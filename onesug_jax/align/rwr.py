@@ -54,6 +54,10 @@ class PreferenceConfig:
       beta: scale of the implicit reward: how much the policy pays for leaving the reference.
       delta: the margin of the losses with a hinge, in units of implicit reward.
       alpha: weight of the generation (SFT) term.
+
+    >>> from onesug_jax import PreferenceConfig
+    >>> PreferenceConfig(loss="softmax_dpo", beta=0.1).preference.__name__
+    'softmax_dpo'
     """
 
     loss: str = "rwr_release"

@@ -1,27 +1,34 @@
 """A model as one folder: all that it takes to suggest with it, laid out like a work directory.
 
 `make` links the files of WORK_DIR into `<stage>/bundle/`; nothing is ever written in place, so the
-bundle stays what it was while WORK_DIR changes. It can be copied elsewhere and opened there.
+bundle stays what it was while WORK_DIR changes. It can be copied elsewhere and opened there:
+`onesug_jax.Suggester.load(folder)`, or a command that uses the model with --gin.WORK_DIR=folder.
 """
 
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
-from onesug_jax.files import link_file, read_json, write_json
+from onesug_jax.files import atomic_write, link_file, read_json, write_json
 from onesug_jax.pipeline.spec import PROGRAM
-from onesug_jax.pipeline.workdir import BUNDLE, Manifest, WorkDir
+from onesug_jax.pipeline.workdir import (
+    BUNDLE,
+    CONFIG,
+    SOURCES,
+    Manifest,
+    WorkDir,
+    settings_file,
+)
 
-SOURCES = "sources.json"  # folder of WORK_DIR -> when it was finished
 
-
-def make(work: WorkDir, stage: str, patterns: Sequence[str]) -> str:
+def make(work: WorkDir, stage: str, patterns: Sequence[str], settings: Sequence[str] = ()) -> str:
     """The bundle of the model that `stage` is about to leave; returns its folder.
 
     Args:
       stage: "pretrain" or "rwr", whose folder is being written.
       patterns: files of WORK_DIR that it takes, as `WorkDir.expand` reads them.
+      settings: configuration names whose remembered settings go with it.
     """
     bundle = os.path.join(getattr(work, stage), BUNDLE)
     files = {name: path for pattern in patterns for name, path in work.expand(pattern).items()}
@@ -32,8 +39,20 @@ def make(work: WorkDir, stage: str, patterns: Sequence[str]) -> str:
         made = Manifest.read(work.join(folder))
         if folder != stage and made is not None:
             sources[folder] = made.finished
+    with atomic_write(os.path.join(bundle, CONFIG)) as out:
+        out.write("".join(_remembered(work.path, settings)).encode())
     write_json(os.path.join(bundle, SOURCES), sources)
     return bundle
+
+
+def _remembered(path: str, names: Sequence[str]) -> Iterator[str]:
+    """The lines of the remembered settings of a work directory that set one of these names."""
+    memory = settings_file(path)
+    if os.path.exists(memory):
+        with open(memory, encoding="utf-8") as file:
+            for line in file:
+                if line.split(" = ")[0].split("/")[-1].split(".")[0] in names:
+                    yield line
 
 
 def stale_note(home: WorkDir, bundle: str) -> str | None:

@@ -13,9 +13,8 @@ import shutil
 
 from onesug_jax.errors import UserError
 from onesug_jax.files import read_json, write_json
-from onesug_jax.pipeline.workdir import CURRENT, NEW
+from onesug_jax.pipeline.workdir import CURRENT, NEW, RECORD
 
-RECORD = "update.json"  # in a version: {"version", "base", "log", "scores"}
 FIRST = "0000"  # WORK_DIR itself
 
 

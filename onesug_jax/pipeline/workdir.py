@@ -27,6 +27,8 @@ MANIFEST = "_manifest.json"  # what reads a folder of data passes over names beg
 CONFIG = "config.gin"
 CURRENT = "current.json"  # which version of a work directory is in use, where it was updated
 BUNDLE = "bundle"
+RECORD = "update.json"  # in a version that an update made: {"version", "base", "log", "scores"}
+SOURCES = "sources.json"  # in a bundle: folder of WORK_DIR -> when it was finished
 NEW = ".new"
 FOLDERS = (
     "simulated",
@@ -105,25 +107,51 @@ def _files_under(folder: str) -> Iterable[str]:
                 yield os.path.join(parent, name)
 
 
+def home_of(path: str) -> str:
+    """The work directory of a path: the path itself, or where a trained stage's folder or its
+    bundle lies in one, that one. Absolute.
+    """
+    path = os.path.abspath(os.path.expanduser(path))
+    stage = os.path.dirname(path) if os.path.basename(path) == BUNDLE else path
+    return os.path.dirname(stage) if os.path.exists(os.path.join(stage, MANIFEST)) else path
+
+
+def settings_file(path: str) -> str:
+    """Where the settings of a path are remembered: in its work directory (`home_of`), of a version
+    in the one that was updated; there may be no such file.
+    """
+    home = home_of(path)
+    if os.path.exists(os.path.join(home, RECORD)):  # WORK_DIR/versions/NNNN
+        home = os.path.dirname(os.path.dirname(home))
+    return os.path.join(home, CONFIG)
+
+
 def published(path: str) -> str:
-    """The work directory in use: `path` itself, or the version of it that an update published."""
-    path = os.path.abspath(path)
-    pointer = os.path.join(path, CURRENT)
+    """The work directory in use: that of `path` (`home_of`), or the version of `path` itself that
+    an update published.
+    """
+    home = home_of(path)
+    pointer = os.path.join(os.path.expanduser(path), CURRENT)
     if not os.path.exists(pointer):
-        return path
+        return home
     version = read_json(pointer, "which version is in use", "write it again")["version"]
-    return path if version == "0000" else os.path.join(path, "versions", version)
+    return home if version == "0000" else os.path.join(home, "versions", version)
 
 
 def model_in_use(path: str) -> str:
-    """The bundle of the model in use in a work directory: the preference-aligned one if there is.
+    """The bundle that a path means: a bundle itself (here or copied elsewhere), that of a trained
+    stage's folder, or of a work directory its preference-aligned one if there is, else that of
+    `pretrain`.
 
     Raises:
       UserError: nothing is trained there.
     """
+    path = os.path.abspath(os.path.expanduser(path))
+    if os.path.exists(os.path.join(path, SOURCES)):
+        return path
     home = published(path)
-    for stage in ("rwr", "pretrain"):
-        bundle = os.path.join(home, stage, BUNDLE)
+    for folder in (path, os.path.join(home, "rwr"), os.path.join(home, "pretrain")):
+        bundle = os.path.join(folder, BUNDLE)
         if os.path.isdir(bundle):
             return bundle
     raise UserError(

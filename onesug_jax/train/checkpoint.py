@@ -230,6 +230,13 @@ def load_params(folder: str | os.PathLike, shardings: Any = None) -> Any:
 
     Raises:
       UserError: there are none, they are damaged, or the shardings' tree has another structure.
+
+    `work` is the WORK_DIR of a finished run:
+
+    >>> from onesug_jax import load_params
+    >>> params = load_params(f"{work}/rwr")
+    >>> "embedding" in params
+    True
     """
     given = absolute(folder)
     homes = [given] if (given / "params").is_dir() else []

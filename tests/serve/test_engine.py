@@ -266,7 +266,7 @@ def test_a_list_begun_under_the_old_terms_is_not_kept_for_the_new(started, prete
     version.gate.clear()
     under_way = engine.submit(asked("b", ()))
     assert version.began.wait(30)
-    version.cache = Cache(100)  # as `Served.read_terms` leaves it
+    version.cache = Cache(100)  # as `ModelVersion.read_terms` leaves it
     version.gate.set()
     under_way.result(30)
     assert len(version.cache) == 0

@@ -1,0 +1,83 @@
+"""A trained model as one object: `Suggester.load(path)`, then `suggest`.
+
+Part of the public face (`onesug_jax/__init__.py`). What the object does is the stage `suggest`'s
+work (`stages/suggesting.py`); the folder it comes from is a bundle (`pipeline/bundle.py`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from onesug_jax.decode.suggester import Suggestion
+
+
+class Suggester:
+    """A trained model that answers requests, loaded from one folder.
+
+    `work` below is the WORK_DIR of a finished run.
+
+    >>> from onesug_jax import Suggester
+    >>> model = Suggester.load(work)
+    >>> found = model.suggest("", history=["lamp"], k=3)
+    >>> [suggestion.score for suggestion in found] == sorted((s.score for s in found), reverse=True)
+    True
+    >>> sorted(model.answer("l", k=2))[:3]
+    ['candidates', 'history', 'milliseconds']
+    """
+
+    def __init__(self, answer: Callable[..., dict[str, Any]]):
+        self._answer = answer
+
+    @classmethod
+    def load(cls, path: str, *flags: str) -> Suggester:
+        """The model in a folder, opened once.
+
+        Args:
+          path: a WORK_DIR (its model in use), one of its versions (`versions/0003`), a trained
+            stage's folder (`rwr`, `pretrain`), or a bundle (`rwr/bundle`), which may have been
+            copied to another place: it holds all that a model reads, and the settings of lists.
+          flags: as on the command line: "--gin.WritingConfig.beams=4".
+
+        Raises:
+          UserError: a wrong flag, or no trained model in this folder.
+        """
+        from onesug_jax.main import context_of
+        from onesug_jax.stages.suggesting import answering
+
+        return cls(answering(context_of("suggest", f"--gin.WORK_DIR={path}", *flags)))
+
+    def suggest(
+        self,
+        prefix: str,
+        history: Sequence[str] = (),
+        profile: Sequence[str] = (),
+        k: int | None = None,
+        minutes: Sequence[float] = (),
+    ) -> list[Suggestion]:
+        """At most k suggestions (None: 16), best first: text, log-probability, `written`.
+
+        A model with items answers as of the end of the log that it was trained on.
+
+        Args:
+          prefix: what was typed.
+          history: earlier queries of the user, oldest first.
+          profile: values of the log's profile columns, in their order.
+          minutes: how long ago each query of the history was searched; none: just now.
+        """
+        from onesug_jax.decode.suggester import Suggestion
+
+        found = self.answer(prefix, history, profile, k, minutes)["suggestions"]
+        return [Suggestion(**suggestion) for suggestion in found]
+
+    def answer(
+        self,
+        prefix: str,
+        history: Sequence[str] = (),
+        profile: Sequence[str] = (),
+        k: int | None = None,
+        minutes: Sequence[float] = (),
+    ) -> dict[str, Any]:
+        """The object that `suggest --json` prints; arguments as `suggest` takes them."""
+        return self._answer(prefix, history, profile, k, minutes)
