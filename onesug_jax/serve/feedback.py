@@ -31,7 +31,9 @@ from onesug_jax.serve import journal
 from onesug_jax.serve.export import LISTS, OWN, export
 
 FOLDER, FILE = "feedback", "events.sqlite"  # in WORK_DIR
-_VERSION = 3  # 1 had no ages of a history that the client had sent, 2 no journal of what counts
+# 1 had no ages of a history that the client had sent, 2 no journal of what counts, 3 one that only
+# named the events.
+_VERSION = 4
 _TABLES = f"""
 CREATE TABLE IF NOT EXISTS events (
   request_id TEXT PRIMARY KEY, user_id TEXT NOT NULL, session_id TEXT NOT NULL,
@@ -315,6 +317,9 @@ def _brought_up(connection: sqlite3.Connection) -> int:
         connection.execute("ALTER TABLE events ADD COLUMN history_minutes TEXT")
     if version in (1, 2):
         journal.fill(connection)
+    if version == 3:
+        journal.widen(connection)
+    if version in (1, 2, 3):
         connection.execute(f"PRAGMA user_version = {_VERSION}")
         version = _VERSION
     connection.execute("COMMIT")

@@ -2,21 +2,24 @@
 
 It lies beside the events in the same file and is written in the same transaction, so what was
 acknowledged is counted again after a crash. A row is a new event, or a rise of its level; its
-number only grows, so that every server reads on from where it was. What is deleted of the events
-goes from the journal too.
+number only grows, so that every server reads on from where it was. It repeats what the counts need
+of the event, so a server that reads one row opens one page, not those of the events and their
+index. What is deleted of the events goes from the journal too.
 """
 
 from __future__ import annotations
 
 import sqlite3
 from collections.abc import Iterator
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from onesug_jax.logs.schema import Level
 
+_EVENT = "user_id, session_id, timestamp_ms, prefix, query"
 _TABLE = """CREATE TABLE IF NOT EXISTS journal (
   seq INTEGER PRIMARY KEY AUTOINCREMENT, request_id TEXT NOT NULL,
-  before INTEGER NOT NULL, level INTEGER NOT NULL);"""
+  before INTEGER NOT NULL, level INTEGER NOT NULL, user_id TEXT NOT NULL, session_id TEXT NOT NULL,
+  timestamp_ms INTEGER NOT NULL, prefix TEXT NOT NULL, query TEXT NOT NULL);"""
 TABLES = f"""
 {_TABLE}
 CREATE INDEX IF NOT EXISTS journal_by_request ON journal (request_id);
@@ -25,16 +28,18 @@ CREATE TRIGGER IF NOT EXISTS journal_follows AFTER DELETE ON events BEGIN
 END;
 """
 _FILL = f"""
-INSERT INTO journal (request_id, before, level)
+INSERT INTO journal (request_id, before, level, {_EVENT})
 SELECT request_id, 0, CASE WHEN ordered_items != '[]' THEN {Level.ORDER.value}
-  WHEN clicked_items != '[]' THEN {Level.ITEM_CLICK.value} ELSE {Level.CLICK.value} END
+  WHEN clicked_items != '[]' THEN {Level.ITEM_CLICK.value} ELSE {Level.CLICK.value} END, {_EVENT}
 FROM events ORDER BY timestamp_ms, rowid
 """
-_READ = """
-SELECT j.seq, j.before, j.level, e.request_id, e.user_id, e.session_id, e.timestamp_ms, e.prefix,
-  e.query
-FROM journal j JOIN events e ON e.request_id = j.request_id
-WHERE j.seq > ? AND e.timestamp_ms > ? ORDER BY j.seq LIMIT ?
+_NOTE = f"""
+INSERT INTO journal (request_id, before, level, {_EVENT})
+SELECT request_id, ?, ?, {_EVENT} FROM events WHERE request_id = ?
+"""
+_READ = f"""
+SELECT seq, before, level, request_id, {_EVENT} FROM journal
+WHERE seq > ? AND timestamp_ms > ? ORDER BY seq LIMIT ?
 """
 _SEARCHES = """
 SELECT user_id, query, timestamp_ms FROM events WHERE user_id != '' AND timestamp_ms <= ?
@@ -42,9 +47,8 @@ ORDER BY timestamp_ms, rowid
 """
 
 
-@dataclass(frozen=True)
-class Counted:
-    """A row of the journal with its event: new where `before` is 0, else its level has risen."""
+class Counted(NamedTuple):
+    """A row of the journal: a new event where `before` is 0, else its level has risen."""
 
     seq: int
     before: int
@@ -63,18 +67,31 @@ def fill(connection: sqlite3.Connection) -> None:
     connection.execute(_FILL)
 
 
-def note(connection: sqlite3.Connection, request_id: str, before: int, level: int) -> None:
-    """Adds a row inside a transaction; a rise only where the event itself is in the journal."""
+def widen(connection: sqlite3.Connection) -> None:
+    """Puts what the counts need of the events into a journal that only named them."""
+    for name in _EVENT.split(", "):
+        kind = "INTEGER" if name == "timestamp_ms" else "TEXT"
+        connection.execute(f"ALTER TABLE journal ADD COLUMN {name} {kind} NOT NULL DEFAULT ''")
     connection.execute(
-        "INSERT INTO journal (request_id, before, level) SELECT ?, ?, ? "
-        "WHERE ? = 0 OR EXISTS (SELECT 1 FROM journal WHERE request_id = ?)",
-        (request_id, before, level, before, request_id),
+        f"UPDATE journal SET ({_EVENT}) = (SELECT {_EVENT} FROM events "
+        "WHERE events.request_id = journal.request_id)"
     )
+
+
+def note(connection: sqlite3.Connection, request_id: str, before: int, level: int) -> None:
+    """Adds a row of a stored event inside a transaction; a rise only where the event itself is in
+    the journal.
+    """
+    if before:
+        found = connection.execute("SELECT 1 FROM journal WHERE request_id = ?", (request_id,))
+        if found.fetchone() is None:
+            return
+    connection.execute(_NOTE, (before, level, request_id))
 
 
 def read(connection: sqlite3.Connection, after: int, since_ms: int, most: int) -> list[Counted]:
     """At most `most` rows that follow row `after`, of events later than `since_ms`, in order."""
-    return [Counted(*row) for row in connection.execute(_READ, (after, since_ms, most))]
+    return [*map(Counted._make, connection.execute(_READ, (after, since_ms, most)))]
 
 
 def searches(connection: sqlite3.Connection, until_ms: int) -> Iterator[tuple[str, str, int]]:

@@ -145,14 +145,21 @@ def test_forgotten_users_are_gone_from_history_and_journal(store, path, opened):
     assert opened().searched("lamp") == 2
 
 
-def test_a_store_of_the_version_before_is_counted(path, opened):
+@pytest.mark.parametrize("version", [2, 3])
+def test_a_store_of_an_earlier_version_is_counted(path, opened, version):
     store = FeedbackStore(path)
     put(store, event(2, "lantern", clicked_items=["i"], ordered_items=["i"]), event(1))
+    put(store, event(4, "lace"), counted=False)
     store.close()
     with sqlite3.connect(path) as other:
-        other.execute("DROP TRIGGER journal_follows")
-        other.execute("DROP TABLE journal")
-        other.execute("PRAGMA user_version = 2")
+        if version == 2:
+            other.execute("DELETE FROM events WHERE query = 'lace'")
+            other.execute("DROP TRIGGER journal_follows")
+            other.execute("DROP TABLE journal")
+        else:
+            for name in ("user_id", "session_id", "timestamp_ms", "prefix", "query"):
+                other.execute(f"ALTER TABLE journal DROP COLUMN {name}")
+        other.execute(f"PRAGMA user_version = {version}")
     again = FeedbackStore(path)
     try:
         live = opened(at=again)

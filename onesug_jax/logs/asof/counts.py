@@ -7,11 +7,13 @@ is that sum at a fixed reference time, so an event is one addition and nothing d
     count(t) = stored * 2^((reference - t) / half-life)
 
 The reference moves along a fixed grid as time goes on, so that no stored number overflows, and two
-passes over the same events store the same numbers.
+passes over the same events store the same numbers. An event adds a handful of Python floats in
+place: an array of so few numbers would cost more to make than to add.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import numpy as np
@@ -29,7 +31,7 @@ class DecayedCounts:
       rows: how many rows there is room for at first; more are made room for by doubling.
 
     Attributes:
-      stored: [capacity, K] float64, as above.
+      stored: [capacity, K] float64, as above; changed in place, replaced by `restore` only.
     """
 
     def __init__(self, half_lives_days: Sequence[float | None], rows: int = 1024):
@@ -38,26 +40,33 @@ class DecayedCounts:
         self._rates = np.array(
             [0.0 if h is None else 1 / (DAY_MS * h) for h in self.half_lives_days]
         )
-        self._period = _HALVINGS * min(periods) if periods else None
-        self.reference = 0.0
-        self.stored = np.zeros((max(rows, 1), len(self._rates)))
+        self._rate_list = self._rates.tolist()
+        self._period = _HALVINGS * min(periods, default=math.inf)
+        self.restore(np.zeros((max(rows, 1), len(self._rates))), 0.0)
+
+    def restore(self, stored: np.ndarray, reference: float) -> None:
+        """Goes on from stored counts [capacity, K] and their reference."""
+        self.stored, self.reference = np.ascontiguousarray(stored, np.float64), reference
+        self._cells = memoryview(self.stored).cast("B").cast("d")  # one after the other
 
     def reserve(self, rows: int) -> None:
         """Makes room for `rows` rows."""
         size = len(self.stored)
         if rows > size:
             more = np.zeros((max(rows, 2 * size) - size, self.stored.shape[1]))
-            self.stored = np.concatenate([self.stored, more])
+            self.restore(np.concatenate([self.stored, more]), self.reference)
 
     def add(self, row: int, time_ms: int) -> None:
         """Counts an event of that time in an existing row."""
-        self._refer(time_ms)
-        self.stored[row] += np.exp2((time_ms - self.reference) * self._rates)
+        if time_ms - self.reference >= self._period:
+            self._refer(time_ms)
+        since, cells, cell = time_ms - self.reference, self._cells, row * len(self._rate_list)
+        for rate in self._rate_list:
+            cells[cell] += 2.0 ** (since * rate)
+            cell += 1
 
     def _refer(self, time_ms: int) -> None:
-        """Moves the reference to the last point of the grid before `time_ms`; never back."""
-        if self._period is None or time_ms - self.reference < self._period:
-            return
+        """Moves the reference to the last point of the grid before `time_ms`."""
         reference = time_ms // self._period * self._period
         if self.reference:
             self.stored *= np.exp2((self.reference - reference) * self._rates)

@@ -34,19 +34,24 @@ class Existence:
       min_users: different visitors that make a query exist.
 
     Attributes:
-      exists: [capacity] bool.
+      exists: [capacity] bool; `is_there` looks at one of them.
       waiting: texts without a number.
     """
 
     def __init__(self, size: int, min_users: int):
         self._min_users = min_users
-        self.exists = np.zeros(max(size, 1024), bool)
+        self._flags = bytearray(max(size, 1024))
+        self.exists = np.frombuffer(self._flags, bool)  # the same memory
         self.visitors: dict[int, set[int]] = {}  # of numbers that do not exist yet
         self.waiting: dict[str, Waited] = {}
 
+    def is_there(self, number: int) -> bool:
+        """Whether the query of that number exists; False for -1."""
+        return number >= 0 and self._flags[number] != 0
+
     def of_number(self, number: int, visitor: str) -> None:
         """Takes note of a search of the query of that number."""
-        if self.exists[number]:
+        if self._flags[number]:
             return
         if self._min_users > 1:
             seen = self.visitors.setdefault(number, set())
@@ -78,9 +83,10 @@ class Existence:
 
     def reserve(self, size: int) -> None:
         """Makes room for `size` numbers."""
-        if size > len(self.exists):
-            more = np.zeros(max(size, 2 * len(self.exists)) - len(self.exists), bool)
-            self.exists = np.concatenate([self.exists, more])
+        room = len(self._flags)
+        if size > room:
+            self._flags = self._flags + bytes(max(size, 2 * room) - room)
+            self.exists = np.frombuffer(self._flags, bool)
 
 
 def _hash(visitor: str) -> int:

@@ -33,7 +33,7 @@ class Histories:
         queries = self._of.get(user)
         if not user or queries is None:
             return [], []
-        return list(queries)[::-1], list(queries.values())[::-1]
+        return [*reversed(queries)], [*reversed(queries.values())]
 
     def forget(self, user: str) -> None:
         """Removes a user."""

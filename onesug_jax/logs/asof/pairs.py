@@ -6,6 +6,7 @@ where the room ends, the quarter of the pairs that counts least leaves.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 
 import numpy as np
@@ -52,7 +53,7 @@ class PairCounts:
         out = np.zeros((len(queries), self._counts.stored.shape[1]))
         rows = self._rows.get(prefix)
         if rows:
-            found = np.array([rows.get(query, -1) for query in queries])
+            found = np.array([*map(rows.get, queries, itertools.repeat(-1))])
             seen = found >= 0
             out[seen] = self._counts.at(found[seen], time_ms)
         return out
@@ -95,6 +96,5 @@ class PairCounts:
         for row, (place, query) in enumerate(zip(places, queries, strict=True)):
             self._rows.setdefault(prefixes[place], {})[query] = row
         self._size = len(places)
-        self._counts.stored = np.array(arrays["pair_stored"])
+        self._counts.restore(np.array(arrays["pair_stored"]), float(arrays["pair_reference"]))
         self._counts.reserve(max(self._size, 1024))
-        self._counts.reference = float(arrays["pair_reference"])

@@ -86,7 +86,7 @@ class AsOf:
         user: str,
         prefix: str,
         query: str,
-        level: Level = Level.CLICK,
+        level: int = Level.CLICK,
         visitor: str | None = None,
     ) -> None:
         """Takes note of a search and what came of it; nothing of it is visible yet.
@@ -95,7 +95,7 @@ class AsOf:
           time_ms: when; of events of one time none sees another.
           user: whose history it enters; "": nobody's.
           prefix, query: what was typed and what was searched, normalised.
-          level: what is known of it by now; `convert` adds to it.
+          level: the `Level` that is known of it by now; `convert` adds to it.
           visitor: who counts as one of `min_users`; None: the user.
         """
         self.latest_ms = max(self.latest_ms, time_ms)
@@ -107,7 +107,7 @@ class AsOf:
         if level > Level.CLICK:
             self.convert(time_ms, query, level)
 
-    def convert(self, time_ms: int, query: str, level: Level, before: Level = Level.CLICK) -> None:
+    def convert(self, time_ms: int, query: str, level: int, before: int = Level.CLICK) -> None:
         """Takes note of an order or item click that followed the search of `time_ms`.
 
         An order counts as an item click too, so that what comes later only adds; `before` is the
@@ -193,7 +193,7 @@ class AsOf:
         else:
             self.existence.of_number(number, visitor)
             self._add(number, time_ms, prefix)
-        if self.existence.exists[number]:
+        if self._wide and self.existence.is_there(number):
             self._wide.searched(query, number, time_ms)
 
     def _add(self, number: int, time_ms: int, prefix: str) -> None:
@@ -246,7 +246,7 @@ class AsOf:
 
     def exists(self, number: int) -> bool:
         """Whether enough visitors have searched the query of that number; False for -1."""
-        return number >= 0 and bool(self.existence.exists[number])
+        return self.existence.is_there(number)
 
     def counts(self, numbers: np.ndarray) -> np.ndarray:
         """The decayed counts of searches [n, half-lives] as of the moment."""
@@ -284,16 +284,19 @@ class AsOf:
             past_queries, times = self.histories.of(user)
             history = past_queries, [(time_ms - time) / MINUTE_MS for time in times]
         texts, minutes = history
-        past = np.zeros(config.history, np.int32)
-        ages = np.zeros(config.history, np.float32)
+        number_of, is_there = self._number.get, self.existence.is_there
         own: list[int] = []
-        exists, number_of = self.existence.exists, self._number
-        for place, text in enumerate(texts[: config.history]):
-            number = number_of.get(text, -1)
-            if number >= 0 and exists[number]:
-                past[len(own)] = number + 1
-                ages[len(own)] = minutes[place] if place < len(minutes) else 0.0
+        own_ages: list[float] = []
+        all_ages = itertools.chain(minutes, itertools.repeat(0.0))
+        for text, age in zip(texts[: config.history], all_ages, strict=False):
+            number = number_of(text, -1)
+            if is_there(number):
                 own.append(number)
+                own_ages.append(age)
+        past = np.zeros(config.history, np.int32)
+        past[: len(own)] = [number + 1 for number in own]
+        ages = np.zeros(config.history, np.float32)
+        ages[: len(own)] = own_ages
         numbers = self._candidates(prefix, own)
         size = len(numbers)
         candidates = np.zeros(config.candidates, np.int32)

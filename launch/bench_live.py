@@ -1,0 +1,94 @@
+"""What the as-of counts cost: an event of the service, a request, and a row of a replayed log.
+
+Everything is made on the spot, without a model. CPU time is counted, that of one thread where it
+can be, so that other work on the machine matters less. The disk write of the feedback store, which
+its own thread does, is not part of it.
+"""
+
+from __future__ import annotations
+
+import os
+import tempfile
+import time
+from collections.abc import Sequence
+
+import numpy as np
+
+from onesug_jax.logs.asof.state import AsOf
+from onesug_jax.logs.asof.walk import Event, ask, observe, read_events
+from onesug_jax.logs.schema import Level
+from onesug_jax.logs.simulate import simulate
+from onesug_jax.serve import feedback
+from onesug_jax.serve.live import LiveCounts
+
+_HELD = 10_000  # the last rows of the log are events and requests of the service
+_ALONE = 2000  # of them, that are read one by one
+_TOGETHER = 100
+
+
+def live(requests: int) -> None:
+    """Prints the cost of a simulated log, of a replayed row, of an event and of a request."""
+    with tempfile.TemporaryDirectory() as folder:
+        for ceiling in (False, True):
+            began = time.process_time()
+            simulate(folder, requests=requests, ceiling=ceiling)
+            name = "simulate, with the best possible lists" if ceiling else "simulate"
+            print(f"{name}: {time.process_time() - began:.2f} s for {requests:,} requests")
+        events = read_events([os.path.join(folder, f"{name}.parquet") for name in ("train", "dev")])
+        before, held = events[:-_HELD], events[-_HELD:]
+        state = AsOf(sorted({event.query for event in before}))
+        began = time.thread_time()
+        for event in before:
+            observe(state, event)
+        state.settle()
+        each = 1e6 * (time.thread_time() - began) / len(before)
+        print(f"replay: {each:.1f} us a row, {len(before):,} rows of {len(state):,} queries")
+        store = feedback.FeedbackStore(os.path.join(folder, "events.sqlite"))
+        try:
+            _events(state, store, held)
+        finally:
+            store.close()
+        spent = []
+        for event in held:
+            began = time.thread_time()
+            ask(state, event)
+            spent.append(1e6 * (time.thread_time() - began))
+        print(f"request: {_spread(spent)} us")
+
+
+def _events(state: AsOf, store: feedback.FeedbackStore, held: Sequence[Event]) -> None:
+    """Prints what an accepted event costs until it is visible, alone and in company."""
+    now = [state.end_ms]
+    counts = LiveCounts(state, store, now_ms=lambda: now[0])
+    sent = 0
+    for together, rows in ((1, held[:_ALONE]), (_TOGETHER, held[_ALONE:])):
+        spent = []
+        for start in range(0, len(rows), together):
+            part = rows[start : start + together]
+            waiting = [store.add(_feedback(sent + n, event)) for n, event in enumerate(part)]
+            sent += len(part)
+            for future in waiting:
+                future.result()
+            now[0] = part[-1].time_ms
+            began = time.thread_time()
+            counts.poll()  # those of before become visible, these are read
+            spent.append(1e6 * (time.thread_time() - began) / len(part))
+        print(f"event, {together} at once: {_spread(spent)} us")
+    counts.close()
+
+
+def _spread(spent: Sequence[float]) -> str:
+    low, middle, high = np.percentile(spent, [10, 50, 90])
+    return f"median {middle:.0f} ({low:.0f} to {high:.0f}, 10th to 90th percentile)"
+
+
+def _feedback(number: int, event: Event) -> feedback.Event:
+    return feedback.Event(
+        request_id=f"r{number}",
+        user_id=event.user,
+        timestamp_ms=event.time_ms,
+        prefix=event.prefix,
+        query=event.query,
+        clicked_items=["i"] if event.level >= Level.ITEM_CLICK else [],
+        ordered_items=["i"] if event.level >= Level.ORDER else [],
+    )
