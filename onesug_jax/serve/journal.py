@@ -32,7 +32,7 @@ FROM events ORDER BY timestamp_ms, rowid
 """
 _READ = """
 SELECT j.seq, j.before, j.level, e.request_id, e.user_id, e.session_id, e.timestamp_ms, e.prefix,
-  e.query
+  e.query, e.shown
 FROM journal j JOIN events e ON e.request_id = j.request_id
 WHERE j.seq > ? AND e.timestamp_ms > ? ORDER BY j.seq LIMIT ?
 """
@@ -55,6 +55,7 @@ class Counted:
     timestamp_ms: int
     prefix: str
     query: str
+    shown: str  # JSON
 
 
 def fill(connection: sqlite3.Connection) -> None:
