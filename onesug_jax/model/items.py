@@ -146,19 +146,22 @@ def count_features(items: Items) -> jax.Array:
     return jnp.where(there, features, 0.0)
 
 
-TEXT_FEATURES = 4
+TEXT_FEATURES = 6
 
 
 def text_features(items: Items, tables: ItemTables) -> jax.Array:
     """What the texts say of each candidate, `[B, C, TEXT_FEATURES]`: logs of its length, of the
-    characters still to be typed, of those typed; and its words.
+    characters still to be typed, of those typed; how many words it has, and how rare these are: the
+    mean and the most of their weights.
     """
     length = jnp.take(tables.lengths, items.candidates, axis=0).astype(jnp.float32)
     typed = jnp.broadcast_to(items.typed[:, None].astype(jnp.float32), length.shape)
-    words = jnp.sum(jnp.take(tables.words, items.candidates, axis=0) > 0, axis=-1)
+    weights = _rows(tables.word_weights, items.candidates)
+    words = jnp.sum(weights > 0, axis=-1)
+    rare = [jnp.sum(weights, axis=-1) / jnp.maximum(words, 1), jnp.max(weights, axis=-1)]
     missing = jnp.maximum(length - typed, 0.0)
     logs = [jnp.log1p(x) for x in (length, missing, typed)]
-    return _SCALE * jnp.stack([*logs, words.astype(jnp.float32)], axis=-1)
+    return _SCALE * jnp.stack([*logs, words.astype(jnp.float32), *rare], axis=-1)
 
 
 def clipped_logs(items: Items) -> jax.Array:
