@@ -77,7 +77,7 @@ class ModelConfig:
     last_marker: int = -1
     end_id: int = 1
     vector_dim: int = 0
-    count_columns: int = 9
+    count_columns: int = 11
     enhance: float = 0.5
     enhanced_prefix: bool = True
     relations: bool = True
@@ -126,7 +126,7 @@ class ModelConfig:
     def _item_parameters(self) -> int:
         """Of `ItemReader`, of the relations in every layer, and of `CandidateHead`."""
         d, h, counts = self.d_model, self.num_heads, self.count_columns
-        reader = (3 * counts + 8) * d + d * d + d + (6 + 2 + 24 + 7) * d
+        reader = (3 * counts + 10) * d + d * d + d + (6 + 2 + 24 + 7) * d
         layer = 12 * h + 5 * h * d + d * d
         head = (2 * d * d + d + counts + 1) * self.writes_candidates
         return reader + self.encoder_layers * layer + head
@@ -155,7 +155,7 @@ class ModelConfig:
             related = 2 * relations * context * 2 * h + 2 * 5 * h * d + 2 * d * d
             encoder_layer += length * related + context * 2 * 7 * h
             head += 2 * length * context * self.vector_dim
-            head += candidates * 2 * d * (3 * self.count_columns + 8 + d) + history * 2 * 6 * d
+            head += candidates * 2 * d * (3 * self.count_columns + 10 + d) + history * 2 * 6 * d
             head += candidates * 2 * self.vector_dim + 2 * self.vector_dim * d
         if self.writes_candidates:
             head += 2 * 2 * d * d + candidates * 2 * (d + self.count_columns)

@@ -18,7 +18,7 @@ import flax.struct
 import jax
 import jax.numpy as jnp
 
-from onesug_jax.arrays import InputTokens, ItemIds, Mask, Relations
+from onesug_jax.arrays import ItemIds, Relations
 from onesug_jax.model.config import ModelConfig
 from onesug_jax.model.layers import MASKED, logical, scaled_normal
 from onesug_jax.model.relations import KEY_FEATURES, relations
@@ -89,7 +89,7 @@ class Items:
 
     @property
     def rows(self) -> ItemIds:
-        """The rows of all items in the order of the stream, history first: `[B, H + C]`."""
+        """The rows of history and candidates in the order of the stream: `[B, H + C]`."""
         return jnp.concatenate([self.history, self.candidates], axis=1)
 
 
@@ -146,19 +146,22 @@ def count_features(items: Items) -> jax.Array:
     return jnp.where(there, features, 0.0)
 
 
-TEXT_FEATURES = 4
+TEXT_FEATURES = 6
 
 
 def text_features(items: Items, tables: ItemTables) -> jax.Array:
     """What the texts say of each candidate, `[B, C, TEXT_FEATURES]`: logs of its length, of the
-    characters still to be typed, of those typed; and its words.
+    characters still to be typed, of those typed; how many words it has, and how rare these are: the
+    mean and the most of their weights.
     """
     length = jnp.take(tables.lengths, items.candidates, axis=0).astype(jnp.float32)
     typed = jnp.broadcast_to(items.typed[:, None].astype(jnp.float32), length.shape)
-    words = jnp.sum(jnp.take(tables.words, items.candidates, axis=0) > 0, axis=-1)
+    weights = _rows(tables.word_weights, items.candidates)
+    words = jnp.sum(weights > 0, axis=-1)
+    rare = [jnp.sum(weights, axis=-1) / jnp.maximum(words, 1), jnp.max(weights, axis=-1)]
     missing = jnp.maximum(length - typed, 0.0)
     logs = [jnp.log1p(x) for x in (length, missing, typed)]
-    return _SCALE * jnp.stack([*logs, words.astype(jnp.float32)], axis=-1)
+    return _SCALE * jnp.stack([*logs, words.astype(jnp.float32), *rare], axis=-1)
 
 
 def clipped_logs(items: Items) -> jax.Array:
@@ -181,18 +184,17 @@ def past_features(minutes: jax.Array) -> jax.Array:
 
 @flax.struct.dataclass
 class ItemRows:
-    """What the encoder reads of items, H of the history and then C candidates.
+    """What the encoder reads of items: e_p*, H of the history and then C candidates.
 
     Attributes:
-      rows: `[B, H + C, D]`, for the stream; clock: `[B, 1, D]`, added to the text.
-      visible: `[B, H + C]` booleans.
-      relations: `[B, R, L + H + C, L + H]`, text and all items towards text and history.
-      key_features: `[B, L + H, KEY_FEATURES]`.
+      rows: `[B, H + C, D]`, of history and candidates for the stream; clock: `[B, 1, D]`, added to
+        the text.
+      relations: `[B, R, 1 + H + C, 1 + H]`, of all items to e_p* and history.
+      key_features: `[B, 1 + H, KEY_FEATURES]`.
     """
 
     rows: jax.Array
     clock: jax.Array
-    visible: Mask
     relations: Relations
     key_features: jax.Array
 
@@ -221,12 +223,9 @@ class ItemReader(nn.Module):
         self.kinds = kernel("kinds", 2, width)  # what all of the history, all candidates share
         self.hours, self.weekdays = kernel("hours", 24, width), kernel("weekdays", 7, width)
 
-    def __call__(
-        self, items: Items, tables: ItemTables, tokens: InputTokens, soft: jax.Array
-    ) -> ItemRows:
-        """See `ItemRows`; `tokens [B, L]`, and the vector e_p* `[B, E]` of its soft token."""
-        c = self.config
-        dtype, length = jnp.dtype(c.dtype), tokens.shape[1]
+    def __call__(self, items: Items, tables: ItemTables, enhanced: jax.Array) -> ItemRows:
+        """See `ItemRows`; `enhanced [B, E]` is e_p*."""
+        dtype = jnp.dtype(self.config.dtype)
         features = jnp.concatenate([count_features(items), text_features(items, tables)], axis=-1)
         hidden = features @ self.counts_in + self.counts_bias
         candidates = nn.silu(hidden) @ self.counts_out + self.kinds[1]
@@ -237,24 +236,15 @@ class ItemReader(nn.Module):
         clock = jnp.take(self.hours, items.clock[:, :1], axis=0)
         clock += jnp.take(self.weekdays, items.clock[:, 1:], axis=0)
 
-        def behind_text(x: jax.Array, text: jax.Array | None = None) -> jax.Array:
-            if text is None:
-                text = jnp.zeros((len(x), length, *x.shape[2:]), x.dtype)
-            return jnp.concatenate([text, x], axis=1)
+        def behind_prefix(x: jax.Array) -> jax.Array:  # e_p* has no words, number or age
+            return jnp.pad(x, ((0, 0), (1, 0), *[(0, 0)] * (x.ndim - 2)))
 
-        places = tokens == c.soft_id
         alike = relations(
-            behind_text(vectors, jnp.where(places[..., None], soft[:, None], 0.0)),
-            behind_text(jnp.take(tables.words, items.rows, axis=0)),
-            behind_text(_rows(tables.word_weights, items.rows)),
-            behind_text(items.rows),
-            length + items.history.shape[1],
+            jnp.concatenate([enhanced[:, None], vectors], axis=1),
+            behind_prefix(jnp.take(tables.words, items.rows, axis=0)),
+            behind_prefix(_rows(tables.word_weights, items.rows)),
+            behind_prefix(items.rows),
+            1 + items.history.shape[1],
         )
         past = jnp.concatenate([jnp.ones_like(ages[..., :1]), ages], axis=-1)
-        return ItemRows(
-            rows.astype(dtype),
-            clock.astype(dtype),
-            items.rows > 0,
-            alike,
-            behind_text(past),
-        )
+        return ItemRows(rows.astype(dtype), clock.astype(dtype), alike, behind_prefix(past))

@@ -108,21 +108,26 @@ class RelationAttention(Attention):
 
         Args:
           bias: `[#B, #H, #Q, S]`: what may be seen, and T5's positions.
-          relations: `[B, R, Q, S]`; key_features: `[B, S, KEY_FEATURES]`.
+          relations: `[B, R, I, J]`, of the last I positions, which are items, to the last J keys.
+          key_features: `[B, J, KEY_FEATURES]`, of these keys.
         """
+        text, behind = x.shape[1] - relations.shape[2], context.shape[1] - relations.shape[3]
         keys, values = self.keys_values(context)
         scores = jnp.einsum("bhqk,bhsk->bhqs", self.queries(x), keys).astype(jnp.float32)
-        by_key = jnp.einsum("bsf,fh->bhs", key_features, self.key_bias)[:, :, None]
-        scores += by_key + bias
+        by_key = jnp.einsum("bsf,fh->bhs", key_features, self.key_bias)
+        scores += jnp.pad(by_key, ((0, 0), (0, 0), (behind, 0)))[:, :, None] + bias
+        alike = jnp.zeros(())
         for kind in range(len(RELATIONS)):  # sums that fuse, where a product of matrices would not
-            scores += relations[:, kind, None] * self.multiples[kind][:, None, None]
+            alike += relations[:, kind, None] * self.multiples[kind][:, None, None]
+        scores += jnp.pad(alike, ((0, 0), (0, 0), (text, 0), (behind, 0)))
         sink = self.sink[:, None, None]
         highest = jax.lax.stop_gradient(jnp.maximum(jnp.max(scores, axis=-1, keepdims=True), sink))
         weights = jnp.exp(scores - highest)
         weights /= jnp.sum(weights, axis=-1, keepdims=True) + jnp.exp(sink - highest)
-        alike = jnp.einsum("bhqs,brqs->bqrh", weights, relations)
+        found = jnp.einsum("bhqs,brqs->bqrh", weights[:, :, text:, behind:], relations)
+        found = jnp.pad(found, ((0, 0), (text, 0), (0, 0), (0, 0)))
         total = jnp.moveaxis(jnp.sum(weights, axis=-1), 1, 2)[:, :, None]
-        found = _FOUND * jnp.concatenate([alike, total], axis=2)
+        found = _FOUND * jnp.concatenate([found, total], axis=2)
         weights = self.drop(weights.astype(values.dtype), deterministic=deterministic)
         mixed = jnp.einsum("bhqs,bhsk->bhqk", weights, values)
         out = jnp.einsum("bhqk,hkd->bqd", mixed, self.out.astype(mixed.dtype))

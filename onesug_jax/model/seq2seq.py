@@ -183,8 +183,8 @@ class Seq2Seq(nn.Module):
         """Reads the request: `[B, L] -> [B, L, D]`; padding (0) is never attended to.
 
         `soft` holds the enhanced prefixes e_p* (PAPER.md section 2.3), one a soft token. A model
-        with items reads them too, and makes e_p* itself: `[B, L + H + C, D]`, text, history and
-        candidates. Whoever attends to that masks by `given` instead of by the tokens.
+        with items reads them too, and makes e_p* itself: `[B, L + 1 + H + C, D]`, text, e_p*,
+        history and candidates. Whoever attends to that masks by `given` instead of by the tokens.
         """
         if self.config.vector_dim:
             assert items is not None and tables is not None, "a model with items reads items"
@@ -204,22 +204,23 @@ class Seq2Seq(nn.Module):
         return self.drop(self.encoder_norm(x), deterministic=self.deterministic)
 
     def _encode_items(self, tokens: InputTokens, items: Items, tables: ItemTables) -> Encoded:
-        """`encode` of text and items; all of it attends to text and history."""
+        """`encode` of text and items; all of it attends to text, e_p* and history."""
         positions = jnp.arange(tokens.shape[1])
-        soft = enhanced_prefix(items, tables, self.config.enhance)
+        enhanced = enhanced_prefix(items, tables, self.config.enhance)
         if not self.config.enhanced_prefix:
-            soft = jnp.zeros_like(soft)
+            enhanced = jnp.zeros_like(enhanced)
         x = self._embed(tokens)
         if self.config.segments:
             x = self._segments(x, tokens)
-        x = self._soften(x, tokens, soft[:, None])
-        read = self.items(items, tables, tokens, soft)
+        read = self.items(items, tables, enhanced)
         x = x.at[:, :1].add(read.clock)
-        x = jnp.concatenate([x, self.drop(read.rows, deterministic=self.deterministic)], axis=1)
-        seen = jnp.concatenate([tokens > 0, items.history > 0], axis=1)
+        soft = enhanced @ self.soft_projection * self.config.d_model**0.5
+        rows = jnp.concatenate([soft[:, None].astype(x.dtype), read.rows], axis=1)
+        x = jnp.concatenate([x, self.drop(rows, deterministic=self.deterministic)], axis=1)
+        seen = self.given(tokens, items)[:, : x.shape[1] - items.candidates.shape[1]] > 0
         distance = self.encoder_positions(positions, positions)
-        places, text = (x.shape[1], seen.shape[1]), tokens.shape[1]
-        room = [(0, 0), (0, 0), *((0, size - text) for size in places)]
+        text = tokens.shape[1]
+        room = [(0, 0), (0, 0), *((0, size - text) for size in (x.shape[1], seen.shape[1]))]
         bias = as_bias(seen[:, None]) + jnp.pad(distance, room)
         alike = read.relations if self.config.relations else jnp.zeros_like(read.relations)
         x, _ = self.encoder(x, bias, alike, read.key_features)
@@ -230,7 +231,8 @@ class Seq2Seq(nn.Module):
         if not self.config.vector_dim:
             return tokens
         assert items is not None, "a model with items reads items"
-        return jnp.concatenate([tokens, items.rows], axis=1)
+        there = jnp.full_like(tokens[:, :1], self.config.enhanced_prefix)
+        return jnp.concatenate([tokens, there, items.rows], axis=1)
 
     def opening(self, encoded: Encoded, given: InputTokens, items: Items) -> Opening:
         """What the first softmax says of the candidates: one step of the decoder, `Opening`."""

@@ -15,11 +15,12 @@ from typing import NamedTuple
 
 from onesug_jax.logs.schema import Level
 
-_EVENT = "user_id, session_id, timestamp_ms, prefix, query"
+_EVENT = "user_id, session_id, timestamp_ms, prefix, query, shown"
 _TABLE = """CREATE TABLE IF NOT EXISTS journal (
   seq INTEGER PRIMARY KEY AUTOINCREMENT, request_id TEXT NOT NULL,
   before INTEGER NOT NULL, level INTEGER NOT NULL, user_id TEXT NOT NULL, session_id TEXT NOT NULL,
-  timestamp_ms INTEGER NOT NULL, prefix TEXT NOT NULL, query TEXT NOT NULL);"""
+  timestamp_ms INTEGER NOT NULL, prefix TEXT NOT NULL, query TEXT NOT NULL,
+  shown TEXT NOT NULL);"""
 TABLES = f"""
 {_TABLE}
 CREATE INDEX IF NOT EXISTS journal_by_request ON journal (request_id);
@@ -59,6 +60,7 @@ class Counted(NamedTuple):
     timestamp_ms: int
     prefix: str
     query: str
+    shown: str  # JSON
 
 
 def fill(connection: sqlite3.Connection) -> None:

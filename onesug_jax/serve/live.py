@@ -13,6 +13,7 @@ model reads the same arrays in training.
 from __future__ import annotations
 
 import contextlib
+import json
 import sqlite3
 import threading
 import time
@@ -102,9 +103,9 @@ class LiveCounts:
         visitor = f"u{row.user_id}" if row.user_id else f"s{row.session_id}"
         if not row.user_id and not row.session_id:
             visitor = f"r{row.request_id}"
-        self._state.observe(
-            row.timestamp_ms, row.user_id, row.prefix, row.query, row.level, visitor=visitor
-        )
+        shown = tuple(json.loads(row.shown)) if self.config.shown else ()
+        what = (row.timestamp_ms, row.user_id, row.prefix, row.query, row.level, visitor)
+        self._state.observe(*what, shown)
 
     def close(self) -> None:
         """Reads no more."""

@@ -165,13 +165,11 @@ class Featurizer:
         return np.array(self._inputs(request), np.int32)
 
     def item_input(self, prefix: str, profile: Sequence[str]) -> np.ndarray:
-        """The encoder's ids of a request whose candidates and history are items: prefix, the place
-        of e_p*, profile. int32 `[L]`.
+        """The encoder's ids of a request whose candidates, history and e_p* are items: prefix and
+        profile. int32 `[L]`.
         """
         v, spec = self.vocabulary, self.spec
         out = [v.prefix_id, *self._text_ids(prefix)[-(spec.input_length // 2 - 1) :]]
-        if spec.soft:
-            out.append(v.soft_id)
         if spec.profile and profile:
             room = min(spec.input_length - 1 - len(out), spec.input_length // 4)
             out += self._section(profile, v.item_ids["profile"], room)[0]

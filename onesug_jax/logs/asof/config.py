@@ -12,6 +12,7 @@ import math
 from onesug_jax.errors import UserError
 
 MINUTE_MS, HOUR_MS, DAY_MS = 60_000, 3_600_000, 86_400_000
+SHOWN_COLUMNS = ("shown", "shown_1d")
 _UNITS = {"ms": 1, "s": 1000, "m": MINUTE_MS, "h": HOUR_MS, "d": DAY_MS}
 
 
@@ -35,6 +36,8 @@ class AsOfConfig:
       around: candidates that may come from the search around the prefix's vector.
       few: typing mistakes are corrected where fewer queries complete the prefix.
       breadth: at least so many, and at most twice as many, completions of a prefix are looked at.
+      shown: whether a candidate has its place in the list that was shown last for the prefix.
+      most_lists: most prefixes whose latest lists are in memory; the one shown longest ago makes room.
       most_pairs: most (prefix, query) pairs in memory; the least counted quarter makes room.
       most_users: most users whose histories are in memory; the one seen longest ago makes room.
       min_users: different visitors that must have searched a query for it to exist.
@@ -52,6 +55,8 @@ class AsOfConfig:
     around: int = 8
     few: int = 1
     breadth: int = 4096
+    shown: bool = True
+    most_lists: int = 1 << 18
     most_pairs: int = 1 << 20
     most_users: int = 1 << 20
     min_users: int = 1
@@ -78,9 +83,10 @@ class AsOfConfig:
                 f"of 0 or more milliseconds; found {times}."
             )
         least = dict(
-            candidates=1, history=0, own=0, around=0, few=0, breadth=1, most_pairs=1, most_users=1
+            **dict(candidates=1, history=0, own=0, around=0, few=0, breadth=1),
+            **dict(most_lists=1, most_pairs=1, most_users=1, min_users=1),
         )
-        for name, lowest in {**least, "min_users": 1}.items():
+        for name, lowest in least.items():
             if getattr(self, name) < lowest:
                 raise UserError(
                     f"AsOfConfig.{name} = {getattr(self, name)}: expected {lowest} or more."
@@ -92,13 +98,14 @@ class AsOfConfig:
         return (
             *(f"searches_{_name(h)}" for h in self.half_lives_days),
             *("orders", "item_clicks"),
+            *(SHOWN_COLUMNS if self.shown else ()),
             *(f"pair_{_name(h)}" for h in self.pair_half_lives_days),
         )
 
     @property
     def width(self) -> int:
         """The number of columns K."""
-        return len(self.half_lives_days) + 2 + len(self.pair_half_lives_days)
+        return len(self.columns)
 
 
 DEFAULT = AsOfConfig()

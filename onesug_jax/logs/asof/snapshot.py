@@ -20,7 +20,7 @@ from onesug_jax.logs.asof.config import AsOfConfig
 from onesug_jax.logs.asof.existence import Waited
 from onesug_jax.logs.asof.state import AsOf
 
-FORMAT = 1
+FORMAT = 2
 _TEXTS, _ARRAYS, _ABOUT = "asof.json", "asof.npz", "asof_settings.json"
 
 
@@ -38,6 +38,7 @@ def save(state: AsOf, folder: str, *, rare: bool = True) -> None:
     os.makedirs(folder, exist_ok=True)
     size = len(state)
     prefixes, pairs = state.pairs.to_arrays()
+    lists = state.shown.lists
     arrays: dict[str, Any] = {
         **pairs,
         "stored": state.searches.stored[:size],
@@ -49,6 +50,11 @@ def save(state: AsOf, folder: str, *, rare: bool = True) -> None:
     if not rare:
         shown = np.array([_public(state, text) for text in prefixes], bool)
         prefixes = [text if ok else "" for text, ok in zip(prefixes, shown, strict=True)]
+        lists = {
+            prefix: (time, [text for text in texts if state.exists(state.number(text))])
+            for prefix, (time, texts) in lists.items()
+            if _public(state, prefix)
+        }
         public = shown[pairs["pair_prefix"]]
         public &= existence.exists[pairs["pair_query"]]
         for name in ("pair_prefix", "pair_query", "pair_stored"):
@@ -56,6 +62,7 @@ def save(state: AsOf, folder: str, *, rare: bool = True) -> None:
     texts = {
         "queries": state.completions.queries,
         "prefixes": prefixes,
+        "shown": lists,
         "visitors": {str(number): list(seen) for number, seen in existence.visitors.items()},
         "waiting": {
             text: [list(one.visitors), one.searches, one.conversions]
@@ -102,7 +109,7 @@ def load(
     config = counted if config is None else config
     try:
         about, texts = (_read_json(os.path.join(folder, name)) for name in (_ABOUT, _TEXTS))
-        for name in ("half_lives_days", "pair_half_lives_days"):
+        for name in ("half_lives_days", "pair_half_lives_days", "shown"):
             if getattr(counted, name) != getattr(config, name):
                 raise UserError(
                     f"{folder}: counted at {name}={getattr(counted, name)}, but "
@@ -125,6 +132,7 @@ def load(
             target[:size] = arrays[name]
         state.searches.reference = float(arrays["reference"])
         state.pairs.from_arrays(texts["prefixes"], arrays)
+        state.shown.lists = {p: (time, tuple(q)) for p, (time, q) in texts["shown"].items()}
         visitors = {int(number): set(seen) for number, seen in texts["visitors"].items()}
         state.existence.visitors = visitors
         state.existence.waiting = {

@@ -26,6 +26,7 @@ from onesug_jax.logs.asof.existence import Existence
 from onesug_jax.logs.asof.histories import Histories
 from onesug_jax.logs.asof.items import Items, clock, log_counts
 from onesug_jax.logs.asof.pairs import PairCounts
+from onesug_jax.logs.asof.shown import ShownLists
 from onesug_jax.logs.schema import Level
 from onesug_jax.logs.typos import Corrections
 
@@ -67,6 +68,7 @@ class AsOf:
         self.conversions = np.zeros((len(self.searches.stored), 2))  # orders, item clicks
         self.existence = Existence(len(queries), config.min_users)
         self.pairs = PairCounts(config.pair_half_lives_days, config.most_pairs)
+        self.shown = ShownLists(config.most_lists)
         self.histories = Histories(config.history, config.most_users)
         self._weights = np.array(config.weights)
         self._correct_by(len(queries))
@@ -88,6 +90,7 @@ class AsOf:
         query: str,
         level: int = Level.CLICK,
         visitor: str | None = None,
+        shown: Sequence[str] = (),
     ) -> None:
         """Takes note of a search and what came of it; nothing of it is visible yet.
 
@@ -97,11 +100,12 @@ class AsOf:
           prefix, query: what was typed and what was searched, normalised.
           level: the `Level` that is known of it by now; `convert` adds to it.
           visitor: who counts as one of `min_users`; None: the user.
+          shown: the list that was shown for the prefix; empty: unknown.
         """
         self.latest_ms = max(self.latest_ms, time_ms)
         order = next(self._order)
         who = user if visitor is None else visitor
-        heapq.heappush(self._searched, (time_ms, order, prefix, query, who))
+        heapq.heappush(self._searched, (time_ms, order, prefix, query, who, shown))
         if user:
             heapq.heappush(self._remembered, (time_ms, order, user, query))
         if level > Level.CLICK:
@@ -138,8 +142,10 @@ class AsOf:
         frozen = self._frozen
         self.moment = max(self.moment, min(time_ms - config.freshness_ms, frozen))
         while self._searched and self._searched[0][0] < self.moment:
-            time, _, prefix, query, who = heapq.heappop(self._searched)
+            time, _, prefix, query, who, shown = heapq.heappop(self._searched)
             self._count(time, prefix, query, who)
+            if shown and config.shown:
+                self.shown.add(prefix, shown, time)
         delay = max(config.conversion_delay_ms, config.freshness_ms)
         until = min(time_ms - delay, frozen)
         while self._converted and self._converted[0][0] < until:
@@ -173,6 +179,7 @@ class AsOf:
         assert not self._searched and not self._converted, "what waits keeps its time"
         self.searches.reference += ms
         self.pairs.postpone(ms)
+        self.shown.postpone(ms)
         self.latest_ms += ms
         self.moment += ms
 
@@ -303,11 +310,10 @@ class AsOf:
         candidates[:size] = numbers + 1
         counts = np.zeros((config.candidates, config.width), np.float32)
         if size:
-            found = (
-                self.searches.at(numbers, self.moment),
-                self.conversions[numbers],
-                self.pairs.at(prefix, numbers.tolist(), self.moment),
-            )
+            found = [self.searches.at(numbers, self.moment), self.conversions[numbers]]
+            if config.shown:
+                found.append(self.shown.at(prefix, numbers, self.number, self.moment))
+            found.append(self.pairs.at(prefix, numbers.tolist(), self.moment))
             counts[:size] = log_counts(np.concatenate(found, axis=1))
         return Items(candidates, counts, past, ages, clock(time_ms))
 

@@ -22,7 +22,7 @@ from onesug_jax.logs.schema import HISTORY, HISTORY_MINUTES, Level, request_leve
 
 _NEEDED = (
     *("request_id", "user_id", "session_id", "timestamp_ms", "prefix", "query"),
-    *("clicked_items", "ordered_items"),
+    *("shown", "clicked_items", "ordered_items"),
 )
 _OPTIONAL = (HISTORY, HISTORY_MINUTES)
 
@@ -42,6 +42,7 @@ class Event:
     prefix: str
     query: str
     level: Level
+    shown: tuple[str, ...]
     file: int
     row: int
     history: tuple[list[str], list[float]] | None = None
@@ -66,10 +67,11 @@ def read_events(files: Sequence[str]) -> list[Event]:
         for row, (visitor, values) in enumerate(
             zip(visitors_of(table), zip(*columns, *own, strict=True), strict=True)
         ):
-            request, user, _, time, prefix, query, clicked, ordered, past, minutes = values
+            request, user, _, time, prefix, query, shown, clicked, ordered, past, minutes = values
             history = None if past is None else _newest_first(past, minutes)
             level = request_level(clicked or (), ordered or ())
-            event = Event(time, user or "", visitor, prefix, query, level, number, row, history)
+            what = (time, user or "", visitor, prefix, query, level, tuple(shown or ()))
+            event = Event(*what, number, row, history)
             found.append((time, request, number, row, event))
     found.sort(key=lambda one: one[:4])
     return [event for *_, event in found]
@@ -102,7 +104,8 @@ def _newest_first(
 
 def observe(state: AsOf, event: Event) -> None:
     """Lets the state observe a row."""
-    state.observe(event.time_ms, event.user, event.prefix, event.query, event.level, event.visitor)
+    what = (event.time_ms, event.user, event.prefix, event.query, event.level, event.visitor)
+    state.observe(*what, event.shown)
 
 
 def ask(state: AsOf, event: Event) -> Items:

@@ -25,7 +25,8 @@ def random_log(seed, rows=150, words=WORDS):
         query = words[rng.choice(len(words), p=rate)]
         prefix = query[: rng.integers(0, len(query) + 1)]
         level = Level(int(rng.choice([3, 3, 4, 5])))
-        log.append((time, f"u{rng.integers(0, 6)}", prefix, query, level))
+        shown = tuple(rng.permutation(WORDS)[: rng.integers(0, 5)].tolist())
+        log.append((time, f"u{rng.integers(0, 6)}", prefix, query, level, shown))
     return log
 
 
@@ -36,7 +37,7 @@ def from_scratch(log, prefix, user, time, config, frozen=np.inf):
     until = min(time - max(config.conversion_delay_ms, config.freshness_ms), frozen)
     converted = [row for row in log if row[0] < until]
     visitors = {}
-    for _, who, _, query, _ in visible:
+    for _, who, _, query, *_ in visible:
         visitors.setdefault(query, set()).add(who)
     exist = {query for query, seen in visitors.items() if len(seen) >= config.min_users}
 
@@ -46,8 +47,12 @@ def from_scratch(log, prefix, user, time, config, frozen=np.inf):
             for row in rows
         )
 
+    lists = [row for row in visible if row[2] == prefix and row[5]]
+    last = lists[-1][5] if lists else ()
+    ago = (moment - lists[-1][0]) / DAY_MS if lists else 0
     counts = {}
     for query in exist:
+        place = 1 / (1 + last.index(query)) if query in last else 0.0
         rows = [row for row in visible if row[3] == query]
         pairs = [row for row in rows if row[2] == prefix]
         ends = [row[4] for row in converted if row[3] == query]
@@ -55,6 +60,8 @@ def from_scratch(log, prefix, user, time, config, frozen=np.inf):
             *(decayed(rows, h) for h in config.half_lives_days),
             sum(level == Level.ORDER for level in ends),
             sum(level >= Level.ITEM_CLICK for level in ends),
+            place,
+            place * 0.5**ago,
             *(decayed(pairs, h) for h in config.pair_half_lives_days),
         )
     own = config.history_freshness_ms
@@ -94,7 +101,7 @@ def test_requests_see_what_counting_from_scratch_gives(min_users, freshness, his
     log = random_log(min_users)
     state = AsOf(WORDS[::3], config)  # the others get numbers as they appear
     seen = 0
-    for time, user, prefix, query, level in log:
+    for time, user, prefix, query, level, shown in log:
         items = state.request(prefix, user, time)
         candidates, counts, history = from_scratch(log, prefix, user, time, config)
         at = items.candidates[items.candidates > 0] - 1
@@ -107,7 +114,7 @@ def test_requests_see_what_counting_from_scratch_gives(min_users, freshness, his
         ages = [age for _, age in history]
         np.testing.assert_allclose(items.history_minutes[: len(past)], ages, rtol=1e-6)
         seen += len(at)
-        state.observe(time, user, prefix, query, level)
+        state.observe(time, user, prefix, query, level, shown=shown)
     assert seen > 100
 
 
@@ -116,28 +123,28 @@ def test_wide_prefixes_lose_nothing_that_is_among_the_most_counted():
     narrow, full = (
         AsOf(WORDS, AsOfConfig(candidates=4, breadth=breadth, own=0)) for breadth in (10, 4096)
     )
-    for time, user, prefix, query, level in log:
+    for time, user, prefix, query, level, shown in log:
         items = [state.request("", user, time).candidates for state in (narrow, full)]
         np.testing.assert_array_equal(*items)
         for state in (narrow, full):
-            state.observe(time, user, prefix, query, level)
+            state.observe(time, user, prefix, query, level, shown=shown)
 
 
 def test_freezing_keeps_what_was_visible_and_histories_go_on():
     log = random_log(3)
     config = AsOfConfig(few=0)
     state, cut = AsOf(WORDS, config), log[80][0]
-    for time, user, prefix, query, level in log[:80]:
-        state.observe(time, user, prefix, query, level)
+    for time, user, prefix, query, level, shown in log[:80]:
+        state.observe(time, user, prefix, query, level, shown=shown)
     state.freeze(cut)
-    for time, user, prefix, query, level in log[80:]:
+    for time, user, prefix, query, level, shown in log[80:]:
         items = state.request(prefix, user, time)
         candidates, counts, history = from_scratch(log, prefix, user, time, config, cut)
         at = items.candidates[items.candidates > 0] - 1
         assert [state.text(n) for n in at] == candidates
         past = items.history[items.history > 0] - 1
         assert [state.text(n) for n in past] == [q for q, _ in history]
-        state.observe(time, user, prefix, query, level)
+        state.observe(time, user, prefix, query, level, shown=shown)
     assert state.moment == cut
 
 
@@ -205,15 +212,15 @@ def test_a_saved_state_goes_on_as_the_one_that_was_never_saved(tmp_path):
     log = random_log(7, rows=200)
     config = AsOfConfig(min_users=2, few=0, history=0)
     straight, before = AsOf(WORDS[::2], config), AsOf(WORDS[::2], config)
-    for time, user, prefix, query, level in log[:120]:
+    for time, user, prefix, query, level, shown in log[:120]:
         straight.observe(time, user, prefix, query, level)
         before.observe(time, user, prefix, query, level)
     save(before, tmp_path)
     again = load(tmp_path, config)
     straight.settle()
-    for time, user, prefix, query, level in log[120:]:
+    for time, user, prefix, query, level, shown in log[120:]:
         for state in (straight, again):
-            state.observe(time, user, prefix, query, level)
+            state.observe(time, user, prefix, query, level, shown=shown)
     for prefix in ("", "a", "ab", "c"):
         a, b = (s.request(prefix, "", log[-1][0] + DAY_MS) for s in (straight, again))
         for field in dataclasses.fields(a):

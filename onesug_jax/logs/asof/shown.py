@@ -1,0 +1,56 @@
+"""The list that was shown last for each prefix, in bounded memory.
+
+People search for what they are shown, and shops show the same list to many: the place of a
+candidate in the latest list of its prefix says how likely it is seen again (position bias).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import numpy as np
+
+from onesug_jax.logs.asof.config import DAY_MS, SHOWN_COLUMNS
+
+
+class ShownLists:
+    """The latest list of each prefix.
+
+    Args:
+      most: most prefixes in memory; the one shown longest ago makes room.
+
+    Attributes:
+      lists: prefix -> time in milliseconds, queries in order.
+    """
+
+    def __init__(self, most: int):
+        self._most = most
+        self.lists: dict[str, tuple[int, tuple[str, ...]]] = {}
+
+    def add(self, prefix: str, queries: Sequence[str], time_ms: int) -> None:
+        """Takes note of a list."""
+        self.lists.pop(prefix, None)
+        self.lists[prefix] = time_ms, tuple(queries)
+        if len(self.lists) > self._most:
+            del self.lists[next(iter(self.lists))]
+
+    def at(
+        self, prefix: str, numbers: np.ndarray, number_of: Callable[[str], int], time_ms: float
+    ) -> np.ndarray:
+        """SHOWN_COLUMNS `[n, 2]` of query numbers `[n]`: 1 / place in the prefix's latest list, 0
+        for what it lacks; and the same, halved for each day since it was shown.
+
+        `number_of` gives the number of a query, -1 if it has none.
+        """
+        out = np.zeros((len(numbers), len(SHOWN_COLUMNS)))
+        time, queries = self.lists.get(prefix, (0, ()))
+        if queries:
+            listed = np.array([number_of(query) for query in queries])
+            row, place = np.nonzero(numbers[:, None] == listed)
+            out[row] = (1 / (1 + place))[:, None]
+            out[:, 1] *= 0.5 ** (max(time_ms - time, 0) / DAY_MS)
+        return out
+
+    def postpone(self, ms: int) -> None:
+        """Takes all lists as if they had been shown so much later."""
+        self.lists = {p: (time + ms, queries) for p, (time, queries) in self.lists.items()}
