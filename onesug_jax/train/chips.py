@@ -12,6 +12,7 @@ import dataclasses
 import math
 import os
 import re
+from typing import Any
 
 from onesug_jax.errors import UserError
 
@@ -121,7 +122,7 @@ class Topology:
         os.environ.setdefault("TPU_ACCELERATOR_TYPE", accelerator)
         from jax.experimental import topologies
 
-        more = {"num_slices": slices} if slices > 1 else {}
+        more: dict[str, Any] = {"num_slices": slices} if slices > 1 else {}
         if self.chip.name == "v4":  # both cores of a chip as one device, as on Cloud TPU
             more["chip_config_name"] = "megacore"
         try:

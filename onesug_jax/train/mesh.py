@@ -276,7 +276,7 @@ def global_batch(mesh: Mesh, host_local_batch: Any) -> Any:
         check_batch(mesh, size, f"batch array {path_name(path)!r}")
         rows = size // parts
 
-        def shard(index: tuple[slice, ...]) -> np.ndarray:
+        def shard(index: Any) -> np.ndarray:
             first = place[(index[0].start or 0) // rows] * rows
             return local[first : first + rows]
 

@@ -37,7 +37,8 @@ class AsOfConfig:
       few: typing mistakes are corrected where fewer queries complete the prefix.
       breadth: at least so many, and at most twice as many, completions of a prefix are looked at.
       shown: whether a candidate has its place in the list that was shown last for the prefix.
-      most_lists: most prefixes whose latest lists are in memory; the one shown longest ago makes room.
+      most_lists: most prefixes whose latest lists are in memory; the one shown longest ago makes
+        room.
       most_pairs: most (prefix, query) pairs in memory; the least counted quarter makes room.
       most_users: most users whose histories are in memory; the one seen longest ago makes room.
       min_users: different visitors that must have searched a query for it to exist.

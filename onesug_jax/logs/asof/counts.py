@@ -47,7 +47,7 @@ class DecayedCounts:
     def restore(self, stored: np.ndarray, reference: float) -> None:
         """Goes on from stored counts [capacity, K] and their reference."""
         self.stored, self.reference = np.ascontiguousarray(stored, np.float64), reference
-        self._cells = memoryview(self.stored).cast("B").cast("d")  # one after the other
+        self._cells = memoryview(self.stored.data).cast("B").cast("d")  # one after the other
 
     def reserve(self, rows: int) -> None:
         """Makes room for `rows` rows."""

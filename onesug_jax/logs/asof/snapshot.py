@@ -51,7 +51,7 @@ def save(state: AsOf, folder: str, *, rare: bool = True) -> None:
         shown = np.array([_public(state, text) for text in prefixes], bool)
         prefixes = [text if ok else "" for text, ok in zip(prefixes, shown, strict=True)]
         lists = {
-            prefix: (time, [text for text in texts if state.exists(state.number(text))])
+            prefix: (time, tuple(text for text in texts if state.exists(state.number(text))))
             for prefix, (time, texts) in lists.items()
             if _public(state, prefix)
         }

@@ -213,8 +213,8 @@ def test_a_saved_state_goes_on_as_the_one_that_was_never_saved(tmp_path):
     config = AsOfConfig(min_users=2, few=0, history=0)
     straight, before = AsOf(WORDS[::2], config), AsOf(WORDS[::2], config)
     for time, user, prefix, query, level, shown in log[:120]:
-        straight.observe(time, user, prefix, query, level)
-        before.observe(time, user, prefix, query, level)
+        straight.observe(time, user, prefix, query, level, shown=shown)
+        before.observe(time, user, prefix, query, level, shown=shown)
     save(before, tmp_path)
     again = load(tmp_path, config)
     straight.settle()
