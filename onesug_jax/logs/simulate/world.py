@@ -7,6 +7,7 @@ Built from the built-in catalogue or from any list of queries. Nothing here depe
 from __future__ import annotations
 
 import collections
+import functools
 import gzip
 import os
 import zlib
@@ -123,6 +124,7 @@ def _choose(rng, texts, parts, shelves, distinct: int):
     return [texts[i] for i in best], [parts[i] for i in best], [shelves[i] for i in best], rank
 
 
+@functools.cache  # a check and the run after it, and every dry run of a process, read the same
 def _from_catalogue(language: str):
     texts: dict[str, tuple[tuple[str, ...], str]] = {}
     for category in catalogue.categories(language):
