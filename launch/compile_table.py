@@ -1,4 +1,4 @@
-"""Prints the table of sizes by TPU slices: does a pretrain step fit, how fast could it be.
+"""Prints the table of sizes by TPU slices: does a pretrain step fit, how long may it take.
 
 python launch/compile_table.py [--sizes small,base] [--slices v5e:4x4,v5p:4x4x4] [--per_chip 32]
 
@@ -40,10 +40,12 @@ def cell(size: str, topology: str, per_chip: int) -> str:
     (found,) = json.loads(done.stdout)
     if not found["fits"]:
         return f"{found['needed'] / 2**30:.0f} GiB: no ({found['change']})"
+    low, high = (f"{1e3 * seconds:.0f}" for seconds in found["estimate_s"])
+    slow, fast = (f"{rate / 1e6:.1f}" for rate in found["tokens_per_s"])
+    least, most = (f"{100 * share:.0f}" for share in found["mfu"])
     return (
-        f"{found['needed'] / 2**30:.1f} GiB, {1e3 * found['step_s']:.0f} ms, "
-        f"{found['tokens_per_s'] / 1e6:.1f} M tokens/s, MFU {100 * found['mfu']:.0f} % "
-        f"({found['bound']})"
+        f"{found['needed'] / 2**30:.1f} GiB, between {low} and {high} ms, {slow} and {fast} M "
+        f"tokens/s, MFU {least} and {most} % ({found['bound_by']})"
     )
 
 

@@ -410,7 +410,7 @@ def test_a_stage_may_use_only_what_it_declares():
         (["--gin.rwr.batch_size=20"], "rwr.batch_size: 20 examples"),
         (["--gin.make_mesh.tensor=8", "--gin.ModelConfig.num_heads=4"], "tensor=8"),
         (["--gin.make_optimizer.name=adm"], "adm"),
-        (["--gin.MESH=v5e_16"], "16"),
+        (["--gin.make_mesh.data=16"], "16"),
         (["--gin.LOG=/nowhere/log.csv"], "/nowhere/log.csv"),
         (["--gin.PARAMS_FROM=/nowhere"], "found no such folder"),
         (["--gin.BeamConfig.beams=0"], "beams"),

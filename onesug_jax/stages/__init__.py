@@ -46,6 +46,7 @@ CONFIGURABLES = {
     "SearchConfig": "onesug_jax.represent.tree_search:SearchConfig",
     "ModelConfig": "onesug_jax.model.config:ModelConfig",
     "make_mesh": "onesug_jax.train.mesh:make_mesh",
+    "compiler_options": "onesug_jax.train.compiler:compiler_options",
     "make_optimizer": "onesug_jax.train.optimizer:make_optimizer",
     "vocab": "onesug_jax.stages.texts:vocab",
     "FeatureSpec": "onesug_jax.tasks.features:FeatureSpec",
@@ -235,6 +236,7 @@ _ALL = (
         fixed=("pretrain.params_from",),
         ignores=(
             "make_mesh",
+            "compiler_options",
             "pretrain.log_every",
             "pretrain.profile_steps",
             "FeatureSpec",  # of the examples; here, `vocab` and `EncoderSpec` only for the checks
@@ -275,6 +277,7 @@ _ALL = (
         fixed=("rwr.params_from", "rwr.reference"),
         ignores=(
             "make_mesh",
+            "compiler_options",
             "rwr.log_every",
             "rwr.profile_steps",
             *_WRITES_LISTS,
@@ -402,7 +405,10 @@ _ALL = (
             "compile",
             "ModelConfig",
             "FeatureSpec",
+            "AsOfConfig",
+            "ItemLoader",
             "make_mesh",
+            "compiler_options",
             "make_optimizer",
             "pretrain",
             "rwr",

@@ -47,6 +47,7 @@ def training(stage: str, optimizer: str = "make_optimizer"):
 
     def check(context: Context) -> None:
         from onesug_jax.train.checks import check_fit
+        from onesug_jax.train.compiler import check_options
 
         asked = {
             name: context.settings[f"{stage}.{name}"]
@@ -65,6 +66,8 @@ def training(stage: str, optimizer: str = "make_optimizer"):
             return  # leaves what it starts from as it is
         mesh = context.configured("make_mesh")()
         check_fit(stage, mesh=dict(mesh.shape), **asked)
+        if "compiler_options.tpu" in context.settings:
+            check_options(mesh, context.configured("compiler_options")(mesh))
         context.configured(optimizer)(steps=asked["steps"])
 
     return check

@@ -293,6 +293,7 @@ def rwr(
         params_from=frozen,
         identity=opened.identity(context, config, stored["vocabulary"]),
         profile_steps=profile_steps,
+        compiler_options=context.configured("compiler_options")(mesh),
     )
     if watched and only_if_better and not beats(result.best_value, before[watch], watch):
         return

@@ -142,6 +142,7 @@ def rwr(
         patience=patience if watched else 0,
         params_from=frozen,
         identity=opened.identity(context, config, stored["vocabulary"]),
+        compiler_options=context.configured("compiler_options")(mesh),
         **loop_settings,
     )
     if before and only_if_better and not watch.beats(result.best_value, before[watch_by], watch_by):

@@ -134,6 +134,7 @@ def pretrain(
         profile_steps=profile_steps,
         flops_per_example=cost,
         peak_flops=published_flops(mesh.devices.flat[0].device_kind),
+        compiler_options=context.configured("compiler_options")(mesh),
     )
     distributed.run_on_primary_and_broadcast(lambda: opened.make_bundle(context, "pretrain"))
 

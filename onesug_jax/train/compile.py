@@ -1,15 +1,13 @@
 """Compiles a step for chips nobody here owns, and says whether it fits and how fast it could be.
 
 The step is the very function that training jits; the devices are descriptions of a topology; the
-compiler is the chips' own. What comes back is bytes a chip, FLOPs, collectives, and a roofline:
+compiler is the chips' own. What comes back is bytes a chip, FLOPs, collectives, and three times:
 
     compute = FLOPs a chip / peak      memory = HBM bytes / bandwidth      links = bytes sent / link
-    predicted step time = the largest of the three, as if they hid behind each other wholly
 
-so a prediction is a floor: the sum of the three is what a step takes if nothing overlaps. FLOPs are
-counted on the jaxpr (`flops.py`), bytes on the compiled program (`hlo.py`), loops by their trips.
-MFU counts what the model needs (three forward passes, without what is recomputed) over the
-predicted time.
+of which `forecast.py` makes a bound, the sum without overlap, and an estimate. FLOPs are counted on
+the jaxpr (`flops.py`), bytes on the compiled program (`hlo.py`), loops by their trips. MFU counts
+what the model needs (three forward passes, without what is recomputed).
 """
 
 from __future__ import annotations
@@ -24,6 +22,7 @@ import jax
 
 from onesug_jax.train.chips import Topology
 from onesug_jax.train.flops import flops
+from onesug_jax.train.forecast import Forecast
 from onesug_jax.train.hlo import Program
 
 _UNITS = {"": 1.0, "K": 2.0**10, "M": 2.0**20, "G": 2.0**30, "T": 2.0**40}
@@ -41,8 +40,8 @@ class Analysis:
       flops: with what is recomputed; model_flops: without.
       memory_bytes: read from and written to memory.
       collectives: kind -> runs, bytes of results, bytes sent over links.
-      compute_s, memory_s, links_s: the roofline; step_s: their largest.
-      tokens_per_s, examples_per_s: over all chips; mfu: see the module's docstring.
+      compute_s, memory_s, links_s: what each takes by itself.
+      tokens, examples: of a step, over all chips; peak: FLOP/s of a chip.
       compile_s: how long compiling took here.
     """
 
@@ -64,17 +63,29 @@ class Analysis:
     compute_s: float = 0.0
     memory_s: float = 0.0
     links_s: float = 0.0
-    step_s: float = 0.0
-    tokens_per_s: float = 0.0
-    examples_per_s: float = 0.0
-    mfu: float = 0.0
+    tokens: int = 0
+    examples: int = 0
+    peak: float = 1.0
     compile_s: float = 0.0
 
     @property
-    def bound(self) -> str:
-        """What the predicted time is spent on."""
-        times = {"compute": self.compute_s, "memory": self.memory_s, "links": self.links_s}
-        return max(times, key=times.__getitem__)
+    def forecast(self) -> Forecast:
+        """How long a step may take."""
+        return Forecast(self.compute_s, self.memory_s, self.links_s)
+
+    def mfu(self, seconds: float) -> float:
+        """The share of the peak that the model's FLOPs are, at so many seconds a step."""
+        return self.model_flops / self.peak / seconds
+
+    def as_json(self) -> dict[str, Any]:
+        """All of it, with the forecast: seconds, and at both ends of the estimate MFU and rates."""
+        time = self.forecast
+        out = {**dataclasses.asdict(self), "bound_s": time.bound, "bound_by": time.largest}
+        out |= {"sum_s": time.sum, "estimate_s": [time.fast, time.slow]}
+        if self.fits:
+            out["mfu"] = [self.mfu(time.slow), self.mfu(time.fast)]
+            out["tokens_per_s"] = [self.tokens / time.slow, self.tokens / time.fast]
+        return out
 
 
 @dataclasses.dataclass(frozen=True)
@@ -139,10 +150,7 @@ def analyse(step: Step, topology: Topology) -> Analysis:
         kind["bytes"] += one.bytes * one.times
         kind["sent"] += one.link_bytes
     chip = topology.chip
-    compute = counted / chip.flops
-    memory = moved / chip.memory_bytes_per_s
-    links = sum(kind["sent"] for kind in collectives.values()) / chip.link_bytes_per_s
-    predicted = max(compute, memory, links)
+    sent = sum(kind["sent"] for kind in collectives.values())
     return Analysis(
         **about,
         **parts,
@@ -152,13 +160,12 @@ def analyse(step: Step, topology: Topology) -> Analysis:
         model_flops=step.model_flops / chips,
         memory_bytes=moved,
         collectives=collectives,
-        compute_s=compute,
-        memory_s=memory,
-        links_s=links,
-        step_s=predicted,
-        tokens_per_s=step.tokens / predicted,
-        examples_per_s=step.examples / predicted,
-        mfu=step.model_flops / chips / chip.flops / predicted,
+        compute_s=counted / chip.flops,
+        memory_s=moved / chip.memory_bytes_per_s,
+        links_s=sent / chip.link_bytes_per_s,
+        tokens=step.tokens,
+        examples=step.examples,
+        peak=chip.flops,
         compile_s=seconds,
     )
 
@@ -194,12 +201,15 @@ def format_analysis(a: Analysis) -> str:
         )
     if not a.collectives:
         lines.append("  no collectives")
+    time = a.forecast
     lines += [
-        f"  roofline     compute {1e3 * a.compute_s:.2f} ms, memory {1e3 * a.memory_s:.2f} ms, "
+        f"  by itself    compute {1e3 * a.compute_s:.2f} ms, memory {1e3 * a.memory_s:.2f} ms, "
         f"links {1e3 * a.links_s:.2f} ms",
-        f"  predicted    {1e3 * a.step_s:.2f} ms a step ({a.bound} bound; "
-        f"{1e3 * (a.compute_s + a.memory_s + a.links_s):.2f} ms if nothing overlaps), "
-        f"{a.tokens_per_s:,.0f} tokens/s, MFU {100 * a.mfu:.1f} %",
+        f"  bound        {1e3 * time.bound:.2f} ms a step ({time.largest}), if all the rest hides "
+        f"behind it; {1e3 * time.sum:.2f} ms if nothing overlaps",
+        f"  estimate     between {1e3 * time.fast:.1f} and {1e3 * time.slow:.1f} ms a step, "
+        f"{a.tokens / time.slow:,.0f} to {a.tokens / time.fast:,.0f} tokens/s, MFU "
+        f"{100 * a.mfu(time.slow):.0f} to {100 * a.mfu(time.fast):.0f} %",
         f"  compiled in  {a.compile_s:.0f} s",
     ]
     return "\n".join(lines)

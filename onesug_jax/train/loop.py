@@ -77,6 +77,7 @@ def fit(
     profile_steps: tuple[int, int] | None = None,
     flops_per_example: float | None = None,
     peak_flops: float | None = None,
+    compiler_options: Mapping[str, Any] | None = None,
 ) -> FitResult:
     """Train `stage` for `steps` updates, or what is left of them; returns at once when all are
     done. What it refuses leaves the folder as it was.
@@ -105,6 +106,7 @@ def fit(
       profile_steps: (first, last) updates to trace into `folder/profile`, 1 being the first; a run
         that goes on beyond the first traces those that are left.
       flops_per_example, peak_flops: for the utilisation; FLOP/s of one device.
+      compiler_options: XLA's, for the update.
 
     Raises:
       UserError: settings or files that do not fit, named; `NonFiniteLoss` is one.
@@ -148,7 +150,10 @@ def fit(
     check_fit(name, **plan | rhythm, profile_steps=profile_steps)
     plan["processes"] = jax.process_count()
     like = abstract_state(stage, optimizer, mesh)
-    train_step = make_train_step(stage, optimizer, mesh, shardings_of(like), accumulation, seed)
+    laid_out = shardings_of(like)
+    train_step = make_train_step(
+        stage, optimizer, mesh, laid_out, accumulation, seed, compiler_options
+    )
     noted = {**plan, "patience": patience, "seed": seed, **getattr(optimizer, "settings", {})}
     noted |= settings or {}
 

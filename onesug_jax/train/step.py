@@ -6,7 +6,7 @@ stays the last good one and remembers the batch, on the device, so that nobody h
 number every step.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -133,6 +133,7 @@ def make_train_step(
     state_shardings: TrainState,
     accumulation: int = 1,
     seed: int = 0,
+    compiler_options: Mapping[str, Any] | None = None,
 ):
     """The jitted update `(state, batch, stage.frozen) -> (state, metrics)`; uses up the state.
 
@@ -142,6 +143,7 @@ def make_train_step(
         batch up to rounding. Example i goes to microbatch `i % accumulation`, so that no example
         changes its device.
       seed: randomness of update t, microbatch m is `fold_in(fold_in(key(seed), t), m)`.
+      compiler_options: XLA's, see `compiler.compiler_options`.
 
     Returns:
       a `jax.jit` function (it has `.lower` for compiling ahead). Metrics: float32 scalars `loss` (a
@@ -212,6 +214,7 @@ def make_train_step(
         donate_argnums=0,
         in_shardings=(state_shardings, meshes.batch_sharding(mesh), None),
         out_shardings=(state_shardings, meshes.replicated(mesh)),
+        compiler_options=dict(compiler_options) if compiler_options else None,
     )
 
 

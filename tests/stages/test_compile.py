@@ -6,12 +6,15 @@ import os
 import subprocess
 import sys
 
+import jax
 import pytest
 
 from onesug_jax.errors import UserError
-from onesug_jax.main import main
+from onesug_jax.main import context_of, main
+from onesug_jax.stages.compile_steps import Sizes, build_step
 from onesug_jax.train.chips import CHIPS, Topology
 from onesug_jax.train.compile import Analysis, _told, format_analysis
+from onesug_jax.train.flops import flops
 
 # Installed into a folder of its own: beside jax it would look for a TPU at every start.
 FOLDER = os.environ.get("ONESUG_LIBTPU", "")
@@ -36,7 +39,7 @@ def test_topologies_and_chips():
 
 def test_an_unknown_step_is_refused(capsys):
     assert main(["compile", "--topology=v5e:2x2", "--only=pretrian"]) == 2
-    assert "pretrain, rwr, align, beam" in capsys.readouterr().err
+    assert "pretrain, rwr, align, serve" in capsys.readouterr().err
 
 
 def test_what_the_compiler_says_when_memory_runs_out():
@@ -51,17 +54,20 @@ def test_an_analysis_reads_well():
     about = {"step": "rwr", "topology": "v5e:2x2", "chips": 4, "mesh": {"data": 4}}
     fits = Analysis(
         **about, fits=True, needed=2.0**33, memory=2.0**34, compute_s=0.002, memory_s=0.003,
-        step_s=0.003, links_s=0.001, collectives=sums, mfu=0.41,
+        links_s=0.001, collectives=sums, tokens=6000, peak=1e12, model_flops=1e9,
     )  # fmt: skip
-    text = format_analysis(fits)
+    text, time = format_analysis(fits), fits.forecast
     for word in (
         "8.00 of 16 GiB",
         "all-reduce",
-        "memory bound",
-        "MFU 41.0 %",
-        "6.00 ms if nothing",
+        "bound        3.00 ms a step (memory)",
+        "6.00 ms if nothing overlaps",
+        f"estimate     between {1e3 * time.fast:.1f} and {1e3 * time.slow:.1f} ms",
+        f"MFU {100e-3 / time.slow:.0f} to {100e-3 / time.fast:.0f} %",
     ):
         assert word in text
+    assert "MFU" not in text.split("estimate")[0]  # no bound is called a utilisation
+    assert fits.as_json()["estimate_s"] == [time.fast, time.slow]
     too_large = format_analysis(Analysis(**about, fits=False, needed=2.0**35, memory=2.0**34))
     assert "DOES NOT FIT: 32.00 of 16 GiB" in too_large
 
@@ -94,7 +100,19 @@ print(mesh.shape["data"], mesh.shape["fsdp"], len({device.id for device in mesh.
     assert python("-c", script) == (0, "8 8 64\n")
 
 
-SMALL = ("--gin.MODEL=mini", "--gin.FeatureSpec.soft=False", "--gin.compile.vocabulary=2048")
+@pytest.mark.parametrize("items", [True, False])
+@pytest.mark.parametrize("name", ["pretrain", "rwr"])
+def test_flops_of_the_model_are_those_of_the_step(name, items):
+    """Counted on what the stage jits, within a tenth of what the configuration says it needs."""
+    flags = ("--topology=v5e:2x2", "--gin.MODEL=nano", f"--gin.FeatureSpec.items={items}")
+    context = context_of("compile", *flags)
+    sizes = Sizes(vocabulary=2048, vector=128, lists=8, known=100)
+    step = build_step(name, context, jax.devices()[:2], sizes)
+    counted = flops(step.jitted.trace(*step.arguments).jaxpr, 1)
+    assert counted == pytest.approx(step.model_flops, rel=0.1)
+
+
+SMALL = ("--gin.MODEL=mini", "--gin.FeatureSpec.items=False", "--gin.compile.vocabulary=2048")
 
 
 @NEEDS_COMPILER
@@ -107,8 +125,17 @@ def test_a_small_step_for_four_chips():
     assert found["collectives"]["all-reduce"]["bytes"] > 4 * 500_000
     # The first layer needs no gradient of its input where that comes out of the token table.
     assert found["flops"] == pytest.approx(found["model_flops"], rel=0.02)
-    assert found["step_s"] == max(found["compute_s"], found["memory_s"], found["links_s"])
-    assert 0 < found["mfu"] < 1
+    assert found["bound_s"] == max(found["compute_s"], found["memory_s"], found["links_s"])
+    assert found["bound_s"] < found["estimate_s"][0] < found["estimate_s"][1]
+    assert 0 < found["mfu"][0] < found["mfu"][1] < 1
+
+
+@NEEDS_COMPILER
+def test_an_option_that_the_compiler_does_not_know_is_refused():
+    option = "--gin.compiler_options.tpu={'xla_tpu_no_such_option': True}"
+    code, said = compiled(*SMALL, option, "--topology=v4:2x2x1", "--only=pretrain")
+    assert code == 2 and "Traceback" not in said
+    assert "compiler_options.tpu: xla_tpu_no_such_option = True is refused" in said
 
 
 @NEEDS_COMPILER
