@@ -236,7 +236,8 @@ def _beam(context: Context, devices, sizes, changes) -> Step:
     from onesug_jax.align.pretrain import pretrain_stage
     from onesug_jax.decode.beam import beam_search
     from onesug_jax.decode.trie import Trie
-    from onesug_jax.model.seq2seq import Seq2Seq, for_decoding
+    from onesug_jax.model.seq2seq import Seq2Seq
+    from onesug_jax.model.unrolled import for_decoding
     from onesug_jax.train import mesh as meshes
     from onesug_jax.train.compile import Step
 
@@ -252,7 +253,7 @@ def _beam(context: Context, devices, sizes, changes) -> Step:
     model = Seq2Seq(dataclasses.replace(config, dropout=0.0))
     laid = jax.eval_shape(lambda p: for_decoding(model, p)[1], meshes.unbox(boxed))
     params = jax.tree.map(lambda leaf: array(leaf.shape, leaf.dtype), laid)
-    model = model.clone(apart=True)
+    model = model.clone(unrolled=True)
     trie = Trie(
         first_child=array((nodes + 1,)),
         token=array((nodes,), "uint16"),
