@@ -27,8 +27,8 @@ sys.path.insert(0, str(ROOT))
 import jax  # noqa: E402
 import jax.numpy as jnp  # noqa: E402
 import numpy as np  # noqa: E402
+from bench_closed import shop  # noqa: E402
 from bench_decode import add_flags, decode, machine, timed  # noqa: E402
-from bench_known import shop  # noqa: E402
 
 from onesug_jax import main  # noqa: E402
 from onesug_jax.align.pretrain import pretrain_stage  # noqa: E402

@@ -10,9 +10,9 @@ whole cache reordered at every step); Hugging Face's `generate`; CTranslate2. Th
 the Python that ONESUG_COMPARE_PYTHON names (`bench_generate.py`). Sides take turns, so that what
 else the machine does hits all. SIZE:6+6 is a size with as many encoder and decoder layers.
 
-Part `closed`: lists of the known queries of a simulated shop, text to text, and beside a search
-without caches that must give the same scores. Part `trie`, by itself: what a million known queries
-cost.
+Part `closed`: lists of the indexed queries of a simulated shop, text to text, and beside a
+search without caches that must give the same scores. Part `trie`, by itself: what a million indexed
+queries cost.
 
 Needs no gin, SeqIO or TensorFlow.
 """
@@ -41,10 +41,12 @@ import jax.numpy as jnp  # noqa: E402
 import numpy as np  # noqa: E402
 from bench_other import NotRun, Other  # noqa: E402
 
+from onesug_jax.arrays import NEG_INF  # noqa: E402
 from onesug_jax.decode.beam import BeamConfig, beam_search  # noqa: E402
-from onesug_jax.decode.trie import NEVER, Free  # noqa: E402
+from onesug_jax.decode.trie import Free  # noqa: E402
 from onesug_jax.model.config import ModelConfig  # noqa: E402
-from onesug_jax.model.seq2seq import Seq2Seq, for_decoding  # noqa: E402
+from onesug_jax.model.seq2seq import Seq2Seq  # noqa: E402
+from onesug_jax.model.unrolled import for_decoding  # noqa: E402
 
 LENGTH, TOKENS, BEAMS, RETURNED, EOS = 96, 12, 32, 16, 1
 VOCABULARY = 32_128  # T5's
@@ -171,7 +173,7 @@ def flat_beam(model: Seq2Seq, config: BeamConfig):
                 repeated,
                 method="decode_step",
             )
-            logs = jax.nn.log_softmax(scores.vocabulary[:, 0]).at[:, EOS].set(NEVER)
+            logs = jax.nn.log_softmax(scores.vocabulary[:, 0]).at[:, EOS].set(NEG_INF)
             pool = (totals.reshape(-1, 1) + logs).reshape(batch, -1)
             totals, flat = jax.lax.top_k(pool, beams)
             parent, token = flat // c.vocab_size, flat % c.vocab_size
@@ -181,7 +183,7 @@ def flat_beam(model: Seq2Seq, config: BeamConfig):
             return written, totals, jax.tree.map(lambda x: x[rows], cache)
 
         written = jnp.zeros((batch, beams, length), jnp.int32)
-        totals = jnp.full((batch, beams), NEVER).at[:, 0].set(0.0)
+        totals = jnp.full((batch, beams), NEG_INF).at[:, 0].set(0.0)
         written, totals, _ = jax.lax.fori_loop(0, length, body, (written, totals, empty))
         return written[:, : config.returned], totals[:, : config.returned]
 
@@ -211,8 +213,8 @@ class Here:
 class There(Other):
     """`bench_generate.py` in its own Python."""
 
-    def __init__(self, scratch: str, **told):
-        super().__init__("bench_generate.py", told)
+    def __init__(self, scratch: str, **settings):
+        super().__init__("bench_generate.py", settings)
         self._scratch, self.name = scratch, self.ready["how"]
 
     def write(self, tokens: np.ndarray, times: int) -> tuple[list[float], np.ndarray]:
@@ -250,7 +252,7 @@ def sides_of(wanted, config: ModelConfig, params, scratch: str) -> dict:
         from onesug_jax.model.hf import write_t5
 
         write_t5(folder, config, params)
-    told = {
+    settings = {
         "folder": folder,
         "device": "cpu" if cpu else "cuda",
         "threads": len(os.sched_getaffinity(0)),
@@ -264,7 +266,7 @@ def sides_of(wanted, config: ModelConfig, params, scratch: str) -> dict:
             if engine == "ctranslate2" and not cpu:
                 raise NotRun("not run: timed on a CPU only")
             dtype = kind or config.dtype
-            sides[side] = There(scratch, engine=engine, dtype=dtype, **told)
+            sides[side] = There(scratch, engine=engine, dtype=dtype, **settings)
         except NotRun as error:
             print(f"  {side}: {error}")
     return sides
@@ -335,10 +337,10 @@ def free(name: str, batches, large, wanted, seconds: float, vocabulary: int) -> 
 def decode(sizes, options) -> None:
     """All parts asked for, size by size."""
     batches, large = (
-        [int(n) for n in told.split(",") if n] for told in (options.batch or "1,16", options.large)
+        [int(n) for n in each.split(",") if n] for each in (options.batch or "1,16", options.large)
     )
     if options.part == "trie":
-        from bench_known import trie
+        from bench_closed import trie
 
         trie(options.count or 1_000_000)
         return
@@ -350,15 +352,15 @@ def decode(sizes, options) -> None:
             print(f"  {time.perf_counter() - began:.0f} s in all")
         if options.part in ("all", "closed"):
             try:
-                from bench_known import closed
+                from bench_closed import closed
 
                 closed(name, options.count or 100)
             except ImportError as error:
-                print(f"\n{name}, known queries: not run: {error}")
+                print(f"\n{name}, indexed queries: not run: {error}")
 
 
 def add_flags(parser: argparse.ArgumentParser) -> None:
-    """What the suite can be told."""
+    """Flags of the suite."""
     parser.add_argument("--part", choices=("all", "free", "closed", "trie"), default="all")
     parser.add_argument("--batch", help="requests at a time, or a step (decode: 1,16)")
     parser.add_argument("--large", default="", help="more, for ours and `generate` alone: 256,1024")

@@ -1,4 +1,4 @@
-"""Beam search of other libraries, for bench_decode.py: writes lists, and times it, when told to.
+"""Beam search of other libraries, for bench_decode.py: writes lists, and times it, when asked to.
 
     python bench_generate.py '{"engine": "transformers", "folder": "t5", "device": "cpu", ...}'
 
@@ -21,42 +21,42 @@ import numpy as np
 class Transformers:
     """Hugging Face `generate` with beams."""
 
-    def __init__(self, told: dict):
+    def __init__(self, settings: dict):
         import torch
         import transformers
 
-        if told["device"] == "cuda" and not torch.cuda.is_available():
+        if settings["device"] == "cuda" and not torch.cuda.is_available():
             raise SystemExit("this PyTorch sees no GPU")
         transformers.logging.set_verbosity_error()
-        torch.set_num_threads(told["threads"])
-        self.torch, self.told = torch, told
+        torch.set_num_threads(settings["threads"])
+        self.torch, self.settings = torch, settings
         self.how = f"transformers {transformers.__version__}, torch {torch.__version__}"
         model = transformers.T5ForConditionalGeneration.from_pretrained(
-            told["folder"], dtype=getattr(torch, told["dtype"])
+            settings["folder"], dtype=getattr(torch, settings["dtype"])
         )
-        self.model = model.to(told["device"]).eval()
+        self.model = model.to(settings["device"]).eval()
 
     def lists(self, tokens: np.ndarray):
         """Token ids `[B, returned, T]` of the lists of `tokens [B, L]`."""
-        told, torch = self.told, self.torch
-        given = torch.from_numpy(tokens).long().to(told["device"])
+        settings, torch = self.settings, self.torch
+        given = torch.from_numpy(tokens).long().to(settings["device"])
         with torch.inference_mode():
             made = self.model.generate(
                 input_ids=given,
                 attention_mask=(given > 0).long(),
                 do_sample=False,
-                num_beams=told["beams"],
-                num_return_sequences=told["returned"],
-                min_new_tokens=told["length"],
-                max_new_tokens=told["length"],
+                num_beams=settings["beams"],
+                num_return_sequences=settings["returned"],
+                min_new_tokens=settings["length"],
+                max_new_tokens=settings["length"],
                 length_penalty=0.0,
                 early_stopping=False,
             )
-        return made[:, 1:].cpu().numpy().reshape(len(tokens), told["returned"], -1)
+        return made[:, 1:].cpu().numpy().reshape(len(tokens), settings["returned"], -1)
 
     def clear(self) -> None:
         """Gives back what the last lists held."""
-        if self.told["device"] == "cuda":
+        if self.settings["device"] == "cuda":
             self.torch.cuda.empty_cache()
 
 
@@ -81,7 +81,7 @@ class Tokenizer:
 class CTranslate2:
     """CTranslate2's translator, its weights in float32 or int8."""
 
-    def __init__(self, told: dict):
+    def __init__(self, settings: dict):
         import ctranslate2
         from ctranslate2.converters import TransformersConverter
 
@@ -96,24 +96,24 @@ class CTranslate2:
                 with open(os.path.join(folder, "config.json"), encoding="utf-8") as file:
                     return Tokenizer(json.load(file)["vocab_size"])
 
-        self.told = told
-        self.how = f"ctranslate2 {ctranslate2.__version__}, {told['dtype']}"
+        self.settings = settings
+        self.how = f"ctranslate2 {ctranslate2.__version__}, {settings['dtype']}"
         with tempfile.TemporaryDirectory() as folder:
             out = os.path.join(folder, "converted")
-            Converter(told["folder"]).convert(out)
+            Converter(settings["folder"]).convert(out)
             self.translator = ctranslate2.Translator(
-                out, device="cpu", compute_type=told["dtype"], intra_threads=told["threads"]
+                out, device="cpu", compute_type=settings["dtype"], intra_threads=settings["threads"]
             )
 
     def lists(self, tokens: np.ndarray):
         """See `Transformers.lists`."""
-        told = self.told
+        settings = self.settings
         made = self.translator.translate_batch(
             [[str(i) for i in row if i] for row in tokens],
-            beam_size=told["beams"],
-            num_hypotheses=told["returned"],
-            min_decoding_length=told["length"],
-            max_decoding_length=told["length"],
+            beam_size=settings["beams"],
+            num_hypotheses=settings["returned"],
+            min_decoding_length=settings["length"],
+            max_decoding_length=settings["length"],
             length_penalty=0,
         )
         return np.array([[[int(t) for t in h] for h in one.hypotheses] for one in made])
@@ -122,7 +122,7 @@ class CTranslate2:
         """Nothing to give back."""
 
 
-def main(told: dict) -> None:
+def main(settings: dict) -> None:
     """Answers on what was standard output; what libraries print goes to standard error."""
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)
@@ -132,7 +132,7 @@ def main(told: dict) -> None:
 
     engines: dict[str, type[Transformers | CTranslate2]]
     engines = {"transformers": Transformers, "ctranslate2": CTranslate2}
-    side = engines[told["engine"]](told)
+    side = engines[settings["engine"]](settings)
     answer(how=side.how)
     for line in sys.stdin:
         asked = json.loads(line)

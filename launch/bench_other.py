@@ -26,13 +26,13 @@ class Other:
 
     Args:
       script: the file's name.
-      told: its one argument, as JSON.
+      settings: its one argument, as JSON.
 
     Raises:
       NotRun: there is no such Python, or the script stopped; with its last words.
     """
 
-    def __init__(self, script: str, told: dict[str, Any]):
+    def __init__(self, script: str, settings: dict[str, Any]):
         python = os.environ.get("ONESUG_COMPARE_PYTHON")
         if not python:
             raise NotRun(NOT_RUN)
@@ -41,7 +41,7 @@ class Other:
         self._errors = tempfile.TemporaryFile("w+")
         try:
             self._process = subprocess.Popen(
-                [python, pathlib.Path(__file__).with_name(script), json.dumps(told)],
+                [python, pathlib.Path(__file__).with_name(script), json.dumps(settings)],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=self._errors,

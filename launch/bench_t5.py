@@ -1,4 +1,4 @@
-"""Hugging Face's T5 in PyTorch, for bench_train.py: times training steps when told to.
+"""Hugging Face's T5 in PyTorch, for bench_train.py: times training steps when asked to.
 
     python bench_t5.py '{"stage": "pretrain", "device": "cpu", "batch": 32, ...}'
 
@@ -80,19 +80,21 @@ def rwr_loss(model, reference, tokens, targets):
 class Trainer:
     """A model, its optimizer and one batch on `device`."""
 
-    def __init__(self, told: dict):
+    def __init__(self, settings: dict):
         torch.manual_seed(0)
-        self.device = torch.device(told["device"])
+        self.device = torch.device(settings["device"])
         rng = np.random.default_rng(0)
-        size, length, target = told["batch"], told["length"], told["target"]
-        shape = (size, len(REWARDS), target) if told["stage"] == "rwr" else (size, target)
+        size, length, target = settings["batch"], settings["length"], settings["target"]
+        shape = (size, len(REWARDS), target) if settings["stage"] == "rwr" else (size, target)
         self.batch = [
-            torch.from_numpy(rng.integers(2, told["sizes"]["vocab_size"], drawn)).to(self.device)
+            torch.from_numpy(rng.integers(2, settings["sizes"]["vocab_size"], drawn)).to(
+                self.device
+            )
             for drawn in ((size, length), shape)
         ]
-        model = t5(told["sizes"], told["checkpointing"]).to(self.device)
+        model = t5(settings["sizes"], settings["checkpointing"]).to(self.device)
         self.parameters = sum(parameter.numel() for parameter in model.parameters())
-        if told["stage"] == "rwr":
+        if settings["stage"] == "rwr":
             reference = copy.deepcopy(model).eval().requires_grad_(False)
             self.eager = lambda *batch: rwr_loss(model, reference, *batch)
         else:
@@ -157,7 +159,7 @@ def matmul_rate(size: int = 2048, times: int = 10) -> float:
     return 2 * size**3 / best
 
 
-def main(told: dict) -> None:
+def main(settings: dict) -> None:
     """Answers on what was standard output; what libraries print goes to standard error."""
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)
@@ -165,13 +167,13 @@ def main(told: dict) -> None:
     def answer(**fields) -> None:
         print(json.dumps(fields), file=answers, flush=True)
 
-    torch.set_num_threads(told["threads"])
-    if told["stage"] == "matmul":
+    torch.set_num_threads(settings["threads"])
+    if settings["stage"] == "matmul":
         answer(rate=matmul_rate())
         return
-    if told["device"] == "cuda" and not torch.cuda.is_available():
+    if settings["device"] == "cuda" and not torch.cuda.is_available():
         raise SystemExit("this PyTorch sees no GPU")
-    trainer = Trainer(told)
+    trainer = Trainer(settings)
     answer(
         how=f"torch {torch.__version__}, {trainer.how}",
         parameters=trainer.parameters,

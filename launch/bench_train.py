@@ -134,8 +134,8 @@ class Ours:
 class Theirs(Other):
     """`bench_t5.py` in its own Python, waiting for numbers of steps."""
 
-    def __init__(self, **told):
-        super().__init__("bench_t5.py", told | {"threads": len(os.sched_getaffinity(0))})
+    def __init__(self, **settings):
+        super().__init__("bench_t5.py", settings | {"threads": len(os.sched_getaffinity(0))})
 
     def steps(self, count: int) -> float:
         """Milliseconds a step of `count` steps, one after another."""
@@ -194,9 +194,9 @@ def peak_flops() -> tuple[float, str]:
             other.close()
         except NotRun:
             pass
-    told = ", ".join(f"{name} {rate / 1e9:,.0f}" for name, rate in rates.items())
+    listed = ", ".join(f"{name} {rate / 1e9:,.0f}" for name, rate in rates.items())
     what = f"the fastest {jnp.dtype(dtype).name} product of two {size} x {size} matrices here"
-    return max(rates.values()), f"{what} ({told})"
+    return max(rates.values()), f"{what} ({listed})"
 
 
 def in_turn(sides: list, steps: int | None) -> list[list[float]]:

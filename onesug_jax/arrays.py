@@ -1,4 +1,5 @@
-"""The named array kinds: signatures elsewhere read like prose as shapes are declared here, once.
+"""The named array kinds, and NEG_INF: signatures elsewhere read like prose as shapes are declared
+here, once.
 
 Axes: `B` requests, `L` encoder positions, `T` decoder positions, `K` beams, `C` targets of a
 request's list, `V` vocabulary, `D` model width, `E` width of the text encoder, `H` heads, `N`
@@ -9,6 +10,8 @@ run time.
 from __future__ import annotations
 
 from jaxtyping import Array, Bool, Float, Int
+
+NEG_INF = -1e9  # of what must not be chosen or seen; finite, so that sums stay ordered, gradients 0
 
 InputTokens = Int[Array, "B L"]  # encoder input ids, 0 = padding
 SoftTokens = Float[Array, "B S E"]  # vectors that stand in for the soft tokens of a row, in order

@@ -21,9 +21,7 @@ from collections.abc import Callable, Mapping
 import jax
 import jax.numpy as jnp
 
-from onesug_jax.arrays import ListMask, ListScores, LossWeights, TokenLogs
-
-_EXCLUDED = -1e30  # finite, so that its gradient is 0 and not a NaN
+from onesug_jax.arrays import NEG_INF, ListMask, ListScores, LossWeights, TokenLogs
 
 
 def sft(log_probabilities: TokenLogs, weights: LossWeights) -> tuple[jax.Array, jax.Array]:
@@ -172,5 +170,5 @@ def _pairs(excess: jax.Array, mask: ListMask) -> jax.Array:
 def _list(excess: jax.Array, mask: ListMask) -> jax.Array:
     """`-log sigma(-log sum_l e^x_l)` over the real negatives, `[B]`."""
     real = mask[:, 1:] & mask[:, :1]
-    total = jax.nn.logsumexp(jnp.where(real, excess, _EXCLUDED), axis=1)
+    total = jax.nn.logsumexp(jnp.where(real, excess, NEG_INF), axis=1)
     return jnp.where(jnp.any(real, axis=1), jax.nn.softplus(total), 0.0)

@@ -14,10 +14,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from onesug_jax.align.losses import sft
+from onesug_jax.arrays import NEG_INF
 from onesug_jax.model.candidates import Opening, either_way
 from onesug_jax.model.config import ModelConfig
 from onesug_jax.model.items import Items, ItemTables
-from onesug_jax.model.layers import MASKED
 from onesug_jax.model.scores import Scores
 from onesug_jax.model.seq2seq import Seq2Seq, initial
 from onesug_jax.train.step import Stage
@@ -130,7 +130,7 @@ def either_way_loss(
     there = batch["decoder_loss_weights"][rows] > 0
     logs = jnp.where(there, scores.log_probabilities(targets[rows]), 0.0)
     pieces = jnp.sum(logs, axis=1)
-    written = jnp.full(size, MASKED).at[rows].set(pieces)
+    written = jnp.full(size, NEG_INF).at[rows].set(pieces)
     candidates = opening.log_probabilities
     total = either_way(candidates, written, place)
     # p(first piece) = p(written) * p(first piece | written)

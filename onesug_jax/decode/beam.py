@@ -19,8 +19,15 @@ import flax.struct
 import jax
 import jax.numpy as jnp
 
-from onesug_jax.arrays import BeamScores, BeamSequences, CrossCache, InputTokens, SoftTokens
-from onesug_jax.decode.trie import NEVER, Constraint
+from onesug_jax.arrays import (
+    NEG_INF,
+    BeamScores,
+    BeamSequences,
+    CrossCache,
+    InputTokens,
+    SoftTokens,
+)
+from onesug_jax.decode.trie import Constraint
 from onesug_jax.errors import UserError
 from onesug_jax.model.candidates import Opening
 from onesug_jax.model.items import Items, ItemTables
@@ -69,7 +76,7 @@ class BeamResult:
 
     Attributes:
       sequences: `[B, returned, max_length]` tokens, end of sequence included, then 0.
-      scores: `[B, returned]` normalised log-probabilities; `NEVER` where fewer exist.
+      scores: `[B, returned]` normalised log-probabilities; `NEG_INF` where fewer exist.
       states: `[B, returned]` the constraint's state where each query ended.
       steps: decoder positions run, a scalar.
     """
@@ -114,16 +121,16 @@ def _advance(
     ended = token == config.eos_id
     if config.unfinished:
         ended |= s.t + 1 == config.max_length
-    exists = totals > NEVER / 2
+    exists = totals > NEG_INF / 2
 
     length = (s.t + 1).astype(jnp.float32)
-    final = jnp.where(ended & exists, totals / length**config.alpha, NEVER)
+    final = jnp.where(ended & exists, totals / length**config.alpha, NEG_INF)
     pool_scores = jnp.concatenate([s.done_scores, final], axis=1)
     done_scores, keep = jax.lax.top_k(pool_scores, s.done_scores.shape[1])
     done_tokens = _rows(jnp.concatenate([s.done_tokens, written], axis=1), keep)
     done_states = _rows(jnp.concatenate([s.done_states, state], axis=1), keep)
 
-    live_scores, keep = jax.lax.top_k(jnp.where(ended | ~exists, NEVER, totals), beams)
+    live_scores, keep = jax.lax.top_k(jnp.where(ended | ~exists, NEG_INF, totals), beams)
     return dataclasses.replace(
         s,
         t=s.t + 1,
@@ -160,7 +167,7 @@ def _undecided(s: _Search, config: BeamConfig) -> jax.Array:
     """Whether any live beam of any request could still enter its list."""
     # A live beam's total only falls, and no divisor is larger than the longest length's.
     best = s.scores[:, 0] / float(config.max_length) ** config.alpha
-    possible = (s.scores[:, 0] > NEVER / 2) & (best > s.done_scores[:, -1])
+    possible = (s.scores[:, 0] > NEG_INF / 2) & (best > s.done_scores[:, -1])
     return (s.t < config.max_length) & jnp.any(possible)
 
 
@@ -255,12 +262,12 @@ def search(
     stretches = _stretches(length, batch * beams)
     s = _Search(
         t=jnp.int32(0),
-        scores=jnp.full((batch, beams), NEVER).at[:, 0].set(0.0),
+        scores=jnp.full((batch, beams), NEG_INF).at[:, 0].set(0.0),
         tokens=jnp.zeros((batch, beams, length), jnp.int32),
         states=jnp.broadcast_to(start, (batch, beams)),
         ancestry=jnp.zeros((batch, beams, length), jnp.int32),
         cache=model.empty_cache(batch, stretches[0], beams),
-        done_scores=jnp.full((batch, config.returned), NEVER),
+        done_scores=jnp.full((batch, config.returned), NEG_INF),
         done_tokens=jnp.zeros((batch, config.returned, length), jnp.int32),
         done_states=jnp.zeros((batch, config.returned), jnp.int32),
     )

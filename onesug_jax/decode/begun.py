@@ -16,7 +16,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from onesug_jax.decode.trie import NEVER, Continuations, _best_of
+from onesug_jax.arrays import NEG_INF
+from onesug_jax.decode.trie import Continuations, _best_of
 
 
 @flax.struct.dataclass
@@ -41,7 +42,7 @@ class Begun:
         del first
         allowed = jax.vmap(lambda rows, picks: rows[picks])(self.allowed, state)
         totals = scores.vocabulary + (before - scores.log_partition())[..., None]
-        totals = jnp.where(allowed & (before > NEVER / 2)[..., None], totals, NEVER)
+        totals = jnp.where(allowed & (before > NEG_INF / 2)[..., None], totals, NEG_INF)
         totals, parent, token = _best_of(totals, wanted)
         written = jnp.take_along_axis(state, parent, axis=1) + self.sizes[token]
         return Continuations(totals, parent, token, jnp.minimum(written, self.typed[:, None]))

@@ -17,16 +17,17 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from onesug_jax.arrays import NEG_INF
 from onesug_jax.decode.beam import BeamConfig, BeamResult, read_requests, search
 from onesug_jax.decode.begun import Pieces
 from onesug_jax.decode.both_ways import WritingConfig, leaves_room, merged
 from onesug_jax.decode.suggester import Suggestion
-from onesug_jax.decode.trie import NEVER
 from onesug_jax.errors import UserError
 from onesug_jax.logs.schema import normalise_query
 from onesug_jax.model.candidates import Opening
 from onesug_jax.model.items import Items, ItemTables
-from onesug_jax.model.seq2seq import Seq2Seq, for_decoding
+from onesug_jax.model.seq2seq import Seq2Seq
+from onesug_jax.model.unrolled import for_decoding
 from onesug_jax.tasks.features import Featurizer, Request
 
 TABLES = ("vectors", "words", "word_weights", "lengths", "prefix_vectors")
@@ -149,7 +150,7 @@ class ItemSuggester:
         scores, sequences = np.asarray(beams.scores), np.asarray(beams.sequences)
         for i, row_scores, row in zip(rows, scores, sequences, strict=False):
             for score, sequence in zip(row_scores, row, strict=True):
-                text = normalise_query(decode(sequence.tolist())) if score > NEVER / 2 else ""
+                text = normalise_query(decode(sequence.tolist())) if score > NEG_INF / 2 else ""
                 if text:
                     written[i].setdefault(text, float(score))
         return written

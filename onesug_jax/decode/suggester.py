@@ -16,13 +16,15 @@ from typing import Protocol
 import jax
 import numpy as np
 
+from onesug_jax.arrays import NEG_INF
 from onesug_jax.decode.beam import BeamConfig, BeamResult, beam_search
-from onesug_jax.decode.known import ClosedSet, Filter, KnownQueries
+from onesug_jax.decode.closed_set import ClosedSet, Filter, IndexedQueries
 from onesug_jax.decode.shapes import Shapes, least
-from onesug_jax.decode.trie import NEVER, Constraint, Free, Trie, build_trie
+from onesug_jax.decode.trie import Constraint, Free, Trie, build_trie
 from onesug_jax.errors import UserError
 from onesug_jax.logs.schema import normalise_query
-from onesug_jax.model.seq2seq import Seq2Seq, for_decoding
+from onesug_jax.model.seq2seq import Seq2Seq
+from onesug_jax.model.unrolled import for_decoding
 from onesug_jax.tasks.features import Featurizer, Request
 
 
@@ -38,7 +40,7 @@ class Suggestion:
 
 
 class Ids(Protocol):
-    """What is asked of semantic ids; row i is the id of the i-th known text in order.
+    """What is asked of semantic ids; row i is the id of the i-th indexed text in order.
 
     Attributes:
       ids: `[N, levels]`.
@@ -68,16 +70,16 @@ class Suggester:
     Args:
       model: the encoder-decoder; params: its parameters.
       featurizer: turns requests into the encoder's ids.
-      config: how to search; `max_length` is cut to the longest known query.
-      queries: query -> popularity, the closed set a list is kept to; None writes freely.
+      config: how to search; `max_length` is cut to the longest indexed query.
+      queries: query -> popularity, the closed set a list is held to; None writes freely.
       must_start: keep lists to queries that start with the prefix, wherever one does; a prefix no
         query starts with (a typo, say) may get any query.
-      ids: the semantic ids of the known queries in the order of their texts
+      ids: the semantic ids of the indexed queries in the order of their texts
         (`represent.semantic_ids`): the model then writes ids instead of texts, and each is read as
         the queries under it, best first. Needs `queries`. Beams go through all ids that exist, and
         only then is a list cut to what starts with the prefix.
       batch_sizes: sizes a batch is filled up to, ascending.
-      shown: which known queries may be shown; see `show`.
+      shown: which indexed queries may be shown; see `show`.
 
     Attributes:
       shapes: what batches are filled up to; may be exchanged at any time.
@@ -109,7 +111,7 @@ class Suggester:
         self._ids = ids
         if ids is not None:
             if queries is None:
-                raise UserError("lists of semantic ids need the known queries: set closed=True")
+                raise UserError("lists of semantic ids need the indexed queries: set closed=True")
             texts = sorted(queries)
             counts = np.array([queries[text] for text in texts])
             self._set = ClosedSet(texts, counts, must_start)
@@ -118,26 +120,26 @@ class Suggester:
             self.constraint, self._rank_of_node = build_trie(sequences)
             config = dataclasses.replace(config, max_length=sequences.shape[1])
         elif queries is not None:
-            known = KnownQueries.of(queries, featurizer)
-            self._set = ClosedSet(known.texts, known.counts, must_start)
-            self._lengths = np.count_nonzero(known.tokens, axis=1)
-            self.constraint, self._rank_of_node = build_trie(known.tokens)
-            longest = known.tokens.shape[1]
+            indexed = IndexedQueries.of(queries, featurizer)
+            self._set = ClosedSet(indexed.texts, indexed.counts, must_start)
+            self._lengths = np.count_nonzero(indexed.tokens, axis=1)
+            self.constraint, self._rank_of_node = build_trie(indexed.tokens)
+            longest = indexed.tokens.shape[1]
             config = dataclasses.replace(config, max_length=min(config.max_length, longest))
         self.config = config
         self._whole = self.constraint
         self.show(shown)
 
     def show(self, shown: Filter | None) -> None:
-        """From now on, shows only those of the known queries that pass; None: all. Lists being
+        """From now on, shows only those of the indexed queries that pass; None: all. Lists being
         made elsewhere are made by the old filter or by the new one.
 
         Raises:
-          UserError: no known query passes, or the set is open.
+          UserError: no indexed query passes, or the set is open.
         """
         if self._set is None:
             if shown is not None and shown != Filter():
-                raise UserError("a filter chooses among known queries: set closed=True")
+                raise UserError("a filter chooses among indexed queries: set closed=True")
             self.shown = Filter()
             return
         passed = self._set.passing(shown)
@@ -179,7 +181,7 @@ class Suggester:
             chosen, order = order[:many], order[many:]
             batch = [requests[i] for i in chosen]
             tokens, soft = self._inputs([ids[i] for i in chosen], batch, shapes)
-            constraint = self._kept_to(batch, len(tokens))
+            constraint = self._held_to(batch, len(tokens))
             found = _search(self.model, self.config, self.params, tokens, soft, constraint)
             for i, suggestions in zip(chosen, self._read(found, batch), strict=True):
                 lists[i] = suggestions[:k]
@@ -193,7 +195,7 @@ class Suggester:
         tokens = np.full((size, length), featurizer.vocabulary.prefix_id, np.int32)
         tokens[:, -1] = featurizer.vocabulary.eos_id
         soft = np.zeros((size, 1, width), np.float32) if width else None
-        constraint = self._kept_to([Request("")] * size, size)
+        constraint = self._held_to([Request("")] * size, size)
         jax.block_until_ready(
             _search(self.model, self.config, self.params, tokens, soft, constraint)
         )
@@ -216,7 +218,7 @@ class Suggester:
                 soft[len(ids) :] = soft[0]
         return tokens, soft
 
-    def _kept_to(self, requests: list[Request], size: int) -> Constraint:
+    def _held_to(self, requests: list[Request], size: int) -> Constraint:
         """The constraint of a batch filled up to `size`."""
         if self._set is None or self._ids is not None:
             return self.constraint
@@ -237,10 +239,10 @@ class Suggester:
         ]
 
     def _texts_of(self, scores, states, sequences) -> list[Suggestion]:
-        """Texts of one request's finished hypotheses; the better of two alike is kept."""
+        """Texts of one request's finished hypotheses; the better of two alike counts."""
         found: dict[str, float] = {}
         for score, state, sequence in zip(scores, states, sequences, strict=True):
-            if score <= NEVER / 2:
+            if score <= NEG_INF / 2:
                 break
             if self._set is not None:
                 text = self._set.texts[self._rank_of_node[state]]
@@ -258,7 +260,7 @@ class Suggester:
         low, high = self._set.interval(prefix)
         found: list[Suggestion] = []
         for score, state in zip(scores, states, strict=True):
-            if score <= NEVER / 2:
+            if score <= NEG_INF / 2:
                 break
             for number in self._ids.numbers(self._codes[self._rank_of_node[state]]).tolist():
                 if low <= number < high and self._set.shown[number]:

@@ -4,8 +4,8 @@ Beams choose 64 of a million continuations. Sorting them all, which is what acce
 a k, costs more than the rest of the step. The largest k lie in the k groups of the largest maxima,
 so it is enough to choose among the groups' maxima, and then within those groups.
 
-A million scores a request are also the most that a step has to read. `survey` reads them once, for
-the groups' maxima and for what they must be normalised by.
+A million scores a request are also the most that a step has to read. `group_max_and_logsumexp`
+reads them once, for the groups' maxima and for what they must be normalised by.
 """
 
 from __future__ import annotations
@@ -15,8 +15,9 @@ import math
 import jax
 import jax.numpy as jnp
 
+from onesug_jax.arrays import NEG_INF
+
 _AT_ONCE = 2048  # as many are sorted without more ado
-LOWEST = -1e30  # below every score; finite, so that differences of two are numbers
 
 
 def largest(x: jax.Array, k: int) -> tuple[jax.Array, jax.Array]:
@@ -43,7 +44,7 @@ def group_size(count: int, k: int) -> int:
     return 2 ** round(math.log2(max(count / k, 1)) / 2)
 
 
-def survey(groups: jax.Array, allowed: jax.Array) -> tuple[jax.Array, jax.Array]:
+def group_max_and_logsumexp(groups: jax.Array, allowed: jax.Array) -> tuple[jax.Array, jax.Array]:
     """What a search must know of all scores `[..., G, g]`, from one reading of them.
 
     Args:
@@ -51,7 +52,7 @@ def survey(groups: jax.Array, allowed: jax.Array) -> tuple[jax.Array, jax.Array]
       allowed: `[G, g]`, which of them may be chosen.
 
     Returns:
-      the largest allowed score of every group, `[..., G]`, `LOWEST` where there is none; and the
+      the largest allowed score of every group, `[..., G]`, `NEG_INF` where there is none; and the
       logarithm of the sum of the exponentials of all scores, allowed or not, `[...]`.
     """
     # On a GPU a sum of exponentials that first asks for the maximum reads everything twice.
@@ -59,20 +60,20 @@ def survey(groups: jax.Array, allowed: jax.Array) -> tuple[jax.Array, jax.Array]
 
 
 def in_turn(groups: jax.Array, allowed: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """`survey` by a maximum, a sum and a maximum."""
-    highest = jnp.max(jnp.where(allowed, groups, LOWEST), axis=-1)
+    """`group_max_and_logsumexp` by a maximum, a sum and a maximum."""
+    highest = jnp.max(jnp.where(allowed, groups, NEG_INF), axis=-1)
     return highest, jax.nn.logsumexp(groups, axis=(-2, -1))
 
 
 def in_one_pass(groups: jax.Array, allowed: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """`survey` by one reduction: sums of exponentials are rescaled as their maximum grows."""
+    """`group_max_and_logsumexp` by one reduction: sums are rescaled as their maximum grows."""
 
     def merge(a, b):
         smaller = jnp.exp(-jnp.abs(a[0] - b[0]))  # of the two, what the one behind counts for
         total = jnp.where(a[0] > b[0], a[1] + b[1] * smaller, a[1] * smaller + b[1])
         return jnp.maximum(a[0], b[0]), total, jnp.maximum(a[2], b[2])
 
-    low = jnp.float32(LOWEST)
+    low = jnp.float32(NEG_INF)
     top, total, highest = jax.lax.reduce(
         (groups, jnp.ones_like(groups), jnp.where(allowed, groups, low)),
         (low, jnp.float32(0), low),

@@ -1,4 +1,4 @@
-"""What a beam may write next: anything, or only what leads to a known query.
+"""What a beam may write next: anything, or only what leads to an indexed query.
 
 A constraint answers one question for the beam search: given the state of each live beam and its
 next-token scores, which are the best continuations that exist, and in which state do they leave the
@@ -30,13 +30,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from onesug_jax.arrays import BeamScores
-from onesug_jax.decode.top import LOWEST, group_size, largest, survey
+from onesug_jax.arrays import NEG_INF, BeamScores
+from onesug_jax.decode.top import group_max_and_logsumexp, group_size, largest
 from onesug_jax.errors import UserError
 from onesug_jax.model.scores import Scores
 
 _WIDTHS = (16, 64, 256, 1024)  # children looked at, where no node of a beam has more
-NEVER = LOWEST  # score of a continuation that does not exist; finite, so that sums stay ordered
 
 
 @flax.struct.dataclass
@@ -44,7 +43,7 @@ class Continuations:
     """The W best continuations of a request's beams, best first.
 
     Attributes:
-      totals: `[B, W]` summed log-probabilities; `NEVER` where fewer exist.
+      totals: `[B, W]` summed log-probabilities; `NEG_INF` where fewer exist.
       parent: `[B, W]` the beam each goes on from; token: `[B, W]` what it writes; state: `[B, W]`
         where that leads.
     """
@@ -98,21 +97,22 @@ class Free:
         batch, beams, words = logits.shape
         size = group_size(beams * words, wanted)
         count = max(-(-words // size), -(-wanted // (beams * size)))
-        logits = jnp.pad(logits, ((0, 0), (0, 0), (0, count * size - words)), constant_values=NEVER)
+        room = ((0, 0), (0, 0), (0, count * size - words))
+        logits = jnp.pad(logits, room, constant_values=NEG_INF)
         groups = logits.reshape(batch, beams, count, size)
         allowed = jnp.ones(words, bool) if self.allowed is None else self.allowed
         allowed = jnp.pad(allowed, (0, count * size - words)).reshape(count, size)
 
-        highest, log_partition = survey(groups, allowed)
+        highest, log_partition = group_max_and_logsumexp(groups, allowed)
         if scores.mass is not None:
             log_partition = jnp.logaddexp(log_partition, scores.mass)
         before = before - log_partition
-        kept = min(wanted, beams * count)
-        _, chosen = largest((highest + before[..., None]).reshape(batch, -1), kept)
+        highest = (highest + before[..., None]).reshape(batch, -1)
+        _, chosen = largest(highest, min(wanted, beams * count))
         beam, place = chosen // count, chosen % count
         within = jnp.take_along_axis(groups.reshape(batch, -1, size), chosen[..., None], axis=1)
         within = within + jnp.take_along_axis(before, beam, axis=1)[..., None]
-        within = jnp.where(allowed[place], within, NEVER)
+        within = jnp.where(allowed[place], within, NEG_INF)
         totals, at = largest(within.reshape(batch, -1), wanted)
         pick = functools.partial(jnp.take_along_axis, indices=at // size, axis=1)
         parent, token = pick(beam), jnp.minimum(pick(place) * size + at % size, words - 1)
@@ -124,7 +124,7 @@ def _best_of(totals: jax.Array, wanted: int) -> tuple[jax.Array, jax.Array, jax.
     batch, beams, width = totals.shape
     flat = totals.reshape(batch, beams * width)
     if flat.shape[1] < wanted:
-        flat = jnp.pad(flat, ((0, 0), (0, wanted - flat.shape[1])), constant_values=NEVER)
+        flat = jnp.pad(flat, ((0, 0), (0, wanted - flat.shape[1])), constant_values=NEG_INF)
     best, place = largest(flat, wanted)
     place = jnp.minimum(place, beams * width - 1)
     return best, place // width, place % width
@@ -150,7 +150,7 @@ class Trie:
     width: int = flax.struct.field(pytree_node=False, default=1)
 
     def between(self, intervals: jax.Array | np.ndarray) -> Trie:
-        """The same trie with request b kept to sequences of ranks `intervals[b]` (`[B, 2]`)."""
+        """The same trie with request b held to sequences of ranks `intervals[b]` (`[B, 2]`)."""
         return dataclasses.replace(self, interval=jnp.asarray(intervals, jnp.int32))
 
     def showing(self, shown: np.ndarray, rank_of_node: np.ndarray) -> Trie:
@@ -179,7 +179,7 @@ class Trie:
         rounded up to one of few numbers.
         """
         begin, end = self.first_child[state], self.first_child[state + 1]
-        alive = before > NEVER / 2
+        alive = before > NEG_INF / 2
         before = before - scores.log_partition()
 
         def among(width: int) -> Continuations:
@@ -191,9 +191,9 @@ class Trie:
                 exists &= (self.low[child] < high) & (low < self.high[child])
             tokens = self.token[child].astype(jnp.int32)
             totals = jnp.take_along_axis(scores.vocabulary, tokens, axis=-1) + before[..., None]
-            totals, parent, choice = _best_of(jnp.where(exists, totals, NEVER), wanted)
+            totals, parent, choice = _best_of(jnp.where(exists, totals, NEG_INF), wanted)
             child = jnp.take_along_axis(begin, parent, axis=1) + choice
-            child = jnp.where(totals > NEVER / 2, child, 0)
+            child = jnp.where(totals > NEG_INF / 2, child, 0)
             return Continuations(totals, parent, self.token[child].astype(jnp.int32), child)
 
         if first:

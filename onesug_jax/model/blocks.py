@@ -1,9 +1,7 @@
 """Layers of the encoder and of the decoder, and stacks of them.
 
 Trained, the layers of a side are one module whose parameters carry a leading axis (`stacked`): one
-layer is compiled, whatever the depth. For decoding they stand apart (`Apart`), each with parameters
-and caches of its own, because a step of a beam search that takes a layer's weights out of a stack
-copies them, which costs as much as using them.
+layer is compiled, whatever the depth. For decoding they are unrolled (`unrolled.py`).
 """
 
 from __future__ import annotations
@@ -12,10 +10,9 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from onesug_jax.arrays import AttentionBias, Encoded, Mask
+from onesug_jax.arrays import NEG_INF, AttentionBias, Encoded, Mask
 from onesug_jax.model.config import ModelConfig
 from onesug_jax.model.layers import (
-    MASKED,
     Attention,
     GatedMLP,
     RelativePositions,
@@ -28,7 +25,7 @@ ACTIVATION_AXES = ("batch", "length", None)  # the stream: whole in width on eve
 
 def as_bias(mask: Mask) -> AttentionBias:
     """`[B, Q, S]` booleans -> float32 `[B, 1, Q, S]`: 0 where visible, very negative where not."""
-    return jnp.where(mask, 0.0, MASKED)[:, None].astype(jnp.float32)
+    return jnp.where(mask, 0.0, NEG_INF)[:, None].astype(jnp.float32)
 
 
 class EncoderLayer(nn.Module):
@@ -131,7 +128,7 @@ class DecoderLayer(nn.Module):
             cache.reshape(*cache.shape[:2], -1, cache.shape[-1])
             for cache in (self_keys, self_values)
         ]
-        x = x + attention.recall(attention.queries(y), *past, own, distance)
+        x = x + attention.attend_cached(attention.queries(y), *past, own, distance)
         queries = self.cross_attention.queries(self.cross_norm(x))
         x = x + self.cross_attention.attend(queries, cross_keys, cross_values, cross_bias)
         x = x + self.mlp(self.mlp_norm(x), True)
@@ -159,38 +156,6 @@ def stacked(layer: type[nn.Module], config: ModelConfig, length: int, methods: d
     return nn.scan(
         layer, methods={name: shared | {"in_axes": axes} for name, axes in methods.items()}
     )
-
-
-class Apart(nn.Module):
-    """The layers of one side, called as `stacked` ones are; what those stack comes as tuples."""
-
-    layer: type[nn.Module]
-    config: ModelConfig
-    length: int
-
-    def setup(self):
-        """Declares the layers."""
-        self.layers = [self.layer(self.config, True) for _ in range(self.length)]
-
-    def __call__(self, x: jax.Array, *shared) -> tuple[jax.Array, None]:
-        """All layers, one after another."""
-        for layer in self.layers:
-            x, _ = layer(x, *shared)
-        return x, None
-
-    def cross_keys_values(self, carry: None, encoded: Encoded):
-        """Keys of all layers, and values of all layers."""
-        both = [layer.cross_keys_values(None, encoded)[1] for layer in self.layers]
-        return carry, tuple(zip(*both, strict=True))
-
-    def step(self, x, self_keys, self_values, cross_keys, cross_values, *shared):
-        """See `DecoderLayer.step`."""
-        caches = []
-        own = zip(self_keys, self_values, cross_keys, cross_values, strict=True)
-        for layer, cache in zip(self.layers, own, strict=True):
-            x, written = layer.step(x, *cache, *shared)
-            caches.append(written)
-        return x, tuple(zip(*caches, strict=True))
 
 
 def with_remat(layer: type[nn.Module], config: ModelConfig) -> type[nn.Module]:

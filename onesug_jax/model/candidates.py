@@ -16,10 +16,10 @@ import flax.struct
 import jax
 import jax.numpy as jnp
 
-from onesug_jax.arrays import Encoded, ListScores
+from onesug_jax.arrays import NEG_INF, Encoded, ListScores
 from onesug_jax.model.config import ModelConfig
 from onesug_jax.model.items import Items, clipped_logs
-from onesug_jax.model.layers import MASKED, logical, scaled_normal
+from onesug_jax.model.layers import logical, scaled_normal
 
 
 @flax.struct.dataclass
@@ -27,7 +27,7 @@ class Opening:
     """What the first softmax of B requests says of their candidates.
 
     Attributes:
-      log_probabilities: `[B, C]` of the candidates' tokens, `MASKED` where a place is empty.
+      log_probabilities: `[B, C]` of the candidates' tokens, `NEG_INF` where a place is empty.
       mass: `[B]` log of the sum of exp of the candidates' scores, unnormalised: what they add to
         the first softmax.
     """
@@ -52,7 +52,7 @@ class CandidateHead(nn.Module):
         self.bias = self.param("bias", logical(nn.initializers.zeros), ())
 
     def __call__(self, x: jax.Array, encoded: Encoded, items: Items) -> ListScores:
-        """Unnormalised scores `[B, C]`, float32, `MASKED` where a place is empty.
+        """Unnormalised scores `[B, C]`, float32, `NEG_INF` where a place is empty.
 
         Args:
           x: `[B, D]` the decoder's state before the first token.
@@ -63,7 +63,7 @@ class CandidateHead(nn.Module):
         query = query * self.config.d_model**-0.5 + self.level.astype(x.dtype)
         scores = jnp.einsum("bcd,bd->bc", states, query, preferred_element_type=jnp.float32)
         scores += clipped_logs(items) @ self.popularity + self.bias
-        return jnp.where(items.candidates > 0, scores, MASKED)
+        return jnp.where(items.candidates > 0, scores, NEG_INF)
 
 
 def either_way(candidates: ListScores, written: jax.Array, place: jax.Array) -> jax.Array:

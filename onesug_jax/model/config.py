@@ -41,7 +41,7 @@ class ModelConfig:
       segments: add to every input token the row of the marker that opened its item, as BERT's
         segment embeddings do, so that a token says by itself which item it belongs to; and to a
         marker that of another right before it (a related query's grade). T5 does not.
-      first_marker, last_marker: ids of the markers; end_id: the token that ends a sequence.
+      first_marker, last_marker: ids of the markers.
       vector_dim: width of the vectors of items (`items.py`), and of e_p*; 0: no items, text alone.
       count_columns: as-of counts of a candidate.
       enhance: share of the candidates' mean in e_p*, where it is made of items.
@@ -75,7 +75,6 @@ class ModelConfig:
     segments: bool = False
     first_marker: int = 0
     last_marker: int = -1
-    end_id: int = 1
     vector_dim: int = 0
     count_columns: int = 11
     enhance: float = 0.5

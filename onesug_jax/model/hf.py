@@ -106,7 +106,7 @@ class _Tensor:
 def tensors(config: ModelConfig) -> dict[tuple[str, ...], _Tensor]:
     """Where each parameter of a T5 of these sizes stands in the file.
 
-    The table's and the head's factors are not told here: `read_t5` and `write_t5` apply them.
+    The table's and the head's factors are not applied here: `read_t5` and `write_t5` apply them.
     """
     c = config
     width, heads, inner = (c.d_model,), (c.num_heads, c.head_dim), (c.d_ff,)
@@ -173,13 +173,13 @@ def read_t5(folder: str) -> tuple[ModelConfig, dict, Report]:
         another shape with both.
     """
     place = os.path.join(folder, CONFIG)
-    told = read_json(place)
-    config, family = make_config(place, told), family_of(place, told)
+    stated = read_json(place)
+    config, family = make_config(place, stated), family_of(place, stated)
     with _opened(folder) as (stored, where):
         own = _HEAD in stored
-        scaled = scales_outputs(told, family, own)
+        scaled = scales_outputs(stated, family, own)
         # config.json says that the head is the table, or it must be there.
-        tied = not own and bool(told.get("tie_word_embeddings", True))
+        tied = not own and bool(stated.get("tie_word_embeddings", True))
         config = dataclasses.replace(config, tie_embeddings=tied and scaled)
         wanted = tensors(config)
         copied = tied and not scaled
@@ -199,7 +199,7 @@ def read_t5(folder: str) -> tuple[ModelConfig, dict, Report]:
     notes = []
     if copied:
         notes.append("the head is a copy of the token table: outputs are not scaled there")
-    if own and scaled and family == "umt5" and "transformers_version" in told:
+    if own and scaled and family == "umt5" and "transformers_version" in stated:
         notes.append(
             f"outputs are multiplied by d_model**-0.5, as {CONFIG} says (tie_word_embeddings "
             "true) and transformers 5 computes; umT5 was trained without it, and version 5 writes "
@@ -230,13 +230,13 @@ class _File:
 def _opened(folder: str) -> Iterator[tuple[dict[str, _File], str]]:
     """Which open file holds each tensor, and what to call them all in a message."""
     index, whole = os.path.join(folder, INDEX), os.path.join(folder, WEIGHTS)
-    told: dict[str, str] = {}
+    stated: dict[str, str] = {}
     if os.path.isfile(whole):
         place, paths = whole, [whole]
     elif os.path.isfile(index):
         place = index
-        told = read_json(index).get("weight_map") or {}
-        paths = [os.path.join(folder, name) for name in sorted(set(told.values()))]
+        stated = read_json(index).get("weight_map") or {}
+        paths = [os.path.join(folder, name) for name in sorted(set(stated.values()))]
         if not paths:
             raise UserError(f"{index}: expected a weight_map with files, found none; copy it again")
     else:
@@ -254,10 +254,10 @@ def _opened(folder: str) -> Iterator[tuple[dict[str, _File], str]]:
                     raise UserError(f"{path}: {INDEX} names it, and there is no such file.")
                 file = _File(path, stack.enter_context(safe_open(path, framework="numpy")))
                 stored |= dict.fromkeys(file.handle.keys(), file)
-            lost = sorted(n for n, f in told.items() if f != _basename(stored.get(n)))
+            lost = sorted(n for n, f in stated.items() if f != _basename(stored.get(n)))
             if lost:
                 raise UserError(
-                    f"{index}: {lost[0]} should lie in {told[lost[0]]}, and does not "
+                    f"{index}: {lost[0]} should lie in {stated[lost[0]]}, and does not "
                     f"({len(lost)} such); the files are not of one model."
                 )
             yield stored, place
@@ -298,13 +298,13 @@ def _compare_names(
     missing = [name for name in names if name not in stored]
     surplus = sorted(set(stored) - {*names, *_COPIES, *_IGNORED})
     if missing or surplus:
-        told = []
+        wrong = []
         for what, found in (("missing", missing), ("too many", surplus)):
             if found:
                 more = f" and {len(found) - 3} more" if len(found) > 3 else ""
-                told.append(f"{what}: {', '.join(found[:3])}{more}")
+                wrong.append(f"{what}: {', '.join(found[:3])}{more}")
         raise UserError(
-            f"{place}: the tensors do not fit {CONFIG} beside it; {'; '.join(told)}. The two files "
+            f"{place}: the tensors do not fit {CONFIG} beside it: {'; '.join(wrong)}. The two "
             "are not of one model."
         )
 

@@ -51,23 +51,23 @@ def is_folder(path: str | os.PathLike | None) -> bool:
 def read_config(folder: str) -> tuple[ModelConfig, str]:
     """The sizes a folder states, and its family: "t5", "mt5" or "umt5".
 
-    `tie_embeddings` is what config.json alone tells; `read_t5` corrects it by the tensors.
+    `tie_embeddings` is what config.json alone says; `read_t5` corrects it by the tensors.
 
     Raises:
       UserError: config.json is missing or damaged, or describes no model that `Seq2Seq` computes;
         the key, what was found and what is supported are named.
     """
     place = os.path.join(folder, CONFIG)
-    told = read_json(place)
-    return make_config(place, told), family_of(place, told)
+    stated = read_json(place)
+    return make_config(place, stated), family_of(place, stated)
 
 
-def family_of(place: str, told: Mapping[str, Any]) -> str:
+def family_of(place: str, stated: Mapping[str, Any]) -> str:
     """One of FAMILIES, from the values of the config.json at `place`; UserError for any other."""
-    named = told.get("model_type")
+    named = stated.get("model_type")
     if named is None:  # Google's umT5 folders name the class alone
         classes = {name: family for family, name in FAMILIES.items()}
-        named = next((classes[n] for n in told.get("architectures") or () if n in classes), None)
+        named = next((classes[n] for n in stated.get("architectures") or () if n in classes), None)
     if named not in FAMILIES:
         raise UserError(
             f"{place}: expected model_type {' or '.join(FAMILIES)}, found {named!r}; choose a T5 "
@@ -76,55 +76,55 @@ def family_of(place: str, told: Mapping[str, Any]) -> str:
     return named
 
 
-def make_config(place: str, told: Mapping[str, Any]) -> ModelConfig:
+def make_config(place: str, stated: Mapping[str, Any]) -> ModelConfig:
     """`read_config` of values already read from `place`."""
-    family = family_of(place, told)
-    gate = told.get("feed_forward_proj", "relu" if family == "t5" else "gated-gelu")
+    family = family_of(place, stated)
+    gate = stated.get("feed_forward_proj", "relu" if family == "t5" else "gated-gelu")
     if gate != "gated-gelu":
         raise UserError(
             f"{place}: feed_forward_proj is {gate!r}; supported is 'gated-gelu', as in T5 v1.1, "
             "Flan-T5, mT5 and umT5 (the first T5 of 2019 has 'relu')."
         )
     for key, value in (("is_gated_act", True), ("dense_act_fn", "gelu_new")):
-        if told.get(key, value) != value:
-            raise UserError(f"{place}: {key} is {told[key]!r}; supported is {value!r}.")
+        if stated.get(key, value) != value:
+            raise UserError(f"{place}: {key} is {stated[key]!r}; supported is {value!r}.")
     for key, (only, default) in _ONLY.items():
-        given = default if told.get(key) is None else told[key]
+        given = default if stated.get(key) is None else stated[key]
         if given != only:
             raise UserError(f"{place}: {key} is {given!r}; supported is {only!r}.")
     sizes: dict[str, Any] = {}
     for key, ours in SIZES.items():
-        found = told.get(key, _DEFAULTS.get(key))
+        found = stated.get(key, _DEFAULTS.get(key))
         if found is None and key == "num_decoder_layers":
-            found = told.get("num_layers")
+            found = stated.get("num_layers")
         if not isinstance(found, int) or isinstance(found, bool) or found < 1:
             raise UserError(f"{place}: {key} is {found!r}; expected a number from 1 up.")
         sizes[ours] = found
     return ModelConfig(
         **sizes,
-        dropout=float(told.get("dropout_rate", 0.1)),
-        tie_embeddings=bool(told.get("tie_word_embeddings", True)),
+        dropout=float(stated.get("dropout_rate", 0.1)),
+        tie_embeddings=bool(stated.get("tie_word_embeddings", True)),
         positions_per_layer=family == "umt5",
     )
 
 
-def scales_outputs(told: Mapping[str, Any], family: str, own_head: bool) -> bool:
+def scales_outputs(stated: Mapping[str, Any], family: str, own_head: bool) -> bool:
     """Whether transformers multiplies the decoder's outputs by d_model**-0.5 before the head.
 
     T5 writes it down since version 5; before, and in umT5, it is `tie_word_embeddings`. mT5 has
     done so up to version 4 only, where a head of its own excluded it.
     """
-    if "scale_decoder_outputs" in told:
-        return bool(told["scale_decoder_outputs"])
-    version = str(told.get("transformers_version", "4")).split(".")[0]
+    if "scale_decoder_outputs" in stated:
+        return bool(stated["scale_decoder_outputs"])
+    version = str(stated.get("transformers_version", "4")).split(".")[0]
     if family == "mt5" and (own_head or (version.isdecimal() and int(version) >= 5)):
         return False
-    return bool(told.get("tie_word_embeddings", True))
+    return bool(stated.get("tie_word_embeddings", True))
 
 
 def check_exportable(config: ModelConfig) -> None:
     """Raises UserError naming the first setting that Hugging Face's T5 has no place for."""
-    for on, setting, mend in (
+    for on, setting, flag in (
         (config.segments, "ModelConfig.segments = True", "--gin.ModelConfig.segments=False"),
         (
             config.soft_dim,
@@ -135,7 +135,7 @@ def check_exportable(config: ModelConfig) -> None:
         if on:
             raise UserError(
                 f"the model has {setting}, which Hugging Face's T5 does not: exported, it would "
-                f"write other lists. Train it with {mend}, or with both off: "
+                f"write other lists. Train it with {flag}, or with both off: "
                 "--gin_file=gin_configs/hugging_face.gin"
             )
 

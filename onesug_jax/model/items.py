@@ -18,9 +18,9 @@ import flax.struct
 import jax
 import jax.numpy as jnp
 
-from onesug_jax.arrays import ItemIds, Relations
+from onesug_jax.arrays import NEG_INF, ItemIds, Relations
 from onesug_jax.model.config import ModelConfig
-from onesug_jax.model.layers import MASKED, logical, scaled_normal
+from onesug_jax.model.layers import logical, scaled_normal
 from onesug_jax.model.relations import KEY_FEATURES, relations
 
 LEAST_LOG = -6.0  # log counts are cut off here: much less than one search
@@ -136,7 +136,7 @@ def count_features(items: Items) -> jax.Array:
     """
     there = (items.candidates > 0)[..., None]
     logs = clipped_logs(items)
-    among = jnp.where(there, logs, MASKED)
+    among = jnp.where(there, logs, NEG_INF)
     best = jnp.max(among, axis=1, keepdims=True)
     share = jax.nn.log_softmax(among, axis=1)
     ranked = among[..., _RANKED]

@@ -17,8 +17,6 @@ import jax.numpy as jnp
 from onesug_jax.arrays import AttentionBias
 from onesug_jax.model.config import ModelConfig
 
-MASKED = -1e9  # added to the score of a position that must not be seen
-
 
 def logical(init: Callable, *axes: str | None) -> Callable:
     """Names the axes of a parameter, for `train/mesh.py` to map to the mesh."""
@@ -70,8 +68,8 @@ class GatedMLP(nn.Module):
 class Attention(nn.Module):
     """Multi-head attention without biases and, as in T5, without the 1/sqrt(head_dim) factor.
 
-    The three steps are separate methods because decoding needs them apart: keys and values of the
-    request are computed once and shared by all beams.
+    The three steps are separate methods because decoding needs each by itself: keys and values of
+    the request are computed once and shared by all beams.
     """
 
     config: ModelConfig
@@ -121,7 +119,7 @@ class Attention(nn.Module):
         mixed = jnp.einsum("bhqs,bhsk->bhqk", weights, values)
         return jnp.einsum("bhqk,hkd->bqd", mixed, self.out.astype(mixed.dtype))
 
-    def recall(
+    def attend_cached(
         self, queries: jax.Array, keys: jax.Array, values: jax.Array, *biases: AttentionBias
     ) -> jax.Array:
         """`attend` of a step of a beam search, which sees few of many keys."""
@@ -154,7 +152,7 @@ def mixed_on_gpu(
     """
     scores = jnp.einsum("bhqk,bhsk->bhqs", queries, keys).astype(jnp.float32)
     scores = functools.reduce(jnp.add, biases, scores)
-    # The barrier keeps the maximum apart, so that XLA does not store what both sides of it read.
+    # The barrier keeps the maximum separate, so that XLA does not store what both sides of it read.
     highest = jax.lax.optimization_barrier(jnp.max(scores, axis=-1, keepdims=True))
     weights = jnp.exp(scores - highest)
     total = jnp.sum(weights, axis=-1, keepdims=True)

@@ -1,8 +1,8 @@
 """The unified encoder-decoder: encode a request once, then score or write queries against it.
 
 Training calls the model itself (`[B, L]` inputs and `[B, T]` shifted targets to logits). Decoding
-uses three methods apart: `encode`, `cross_keys_values` (once a request, shared by all beams) and
-`decode_step` (one position of K beams). Self-attention keys of the beams are kept append-only,
+uses three methods: `encode`, `cross_keys_values` (once a request, shared by all beams) and
+`decode_step` (one position of K beams). Self-attention keys of the beams are cached append-only,
 position by position and slot by slot; a table of ancestors says which slot wrote which position
 of a beam's sequence, so no cache is ever copied or reordered when beams change places.
 """
@@ -17,6 +17,7 @@ import jax
 import jax.numpy as jnp
 
 from onesug_jax.arrays import (
+    NEG_INF,
     Ancestry,
     AttentionBias,
     BeamTokens,
@@ -33,7 +34,6 @@ from onesug_jax.arrays import (
 )
 from onesug_jax.model.blocks import (
     ACTIVATION_AXES,
-    Apart,
     DecoderLayer,
     EncoderLayer,
     as_bias,
@@ -45,7 +45,6 @@ from onesug_jax.model.candidates import CandidateHead, Opening
 from onesug_jax.model.config import ModelConfig
 from onesug_jax.model.items import ItemReader, Items, ItemTables, enhanced_prefix, example
 from onesug_jax.model.layers import (
-    MASKED,
     RelativePositions,
     RMSNorm,
     length_dropout,
@@ -54,13 +53,15 @@ from onesug_jax.model.layers import (
 )
 from onesug_jax.model.relations import ItemLayer
 from onesug_jax.model.scores import Scores
+from onesug_jax.model.text_inputs import openers, soften
+from onesug_jax.model.unrolled import UnrolledLayers
 
 
 class Seq2Seq(nn.Module):
     """Encoder-decoder over one shared token table; see the module docstring for its methods.
 
     Attributes:
-      apart: whether the layers stand apart (`for_decoding`); they are not trained so.
+      unrolled: whether each layer has parameters of its own (`for_decoding`); not for training.
 
     >>> import jax
     >>> import jax.numpy as jnp
@@ -74,7 +75,7 @@ class Seq2Seq(nn.Module):
 
     config: ModelConfig
     deterministic: bool = True
-    apart: bool = False
+    unrolled: bool = False
 
     def setup(self):
         """Declares tables, stacks and norms."""
@@ -86,8 +87,7 @@ class Seq2Seq(nn.Module):
             logical(scaled_normal(c.d_model), "vocab", "embed"),
             (c.vocab_size, c.d_model),
         )
-        soft = c.vector_dim or c.soft_dim
-        if soft:
+        if soft := c.vector_dim or c.soft_dim:
             self.soft_projection = self.param(
                 "soft_projection",
                 logical(scaled_normal(c.d_model), "soft", "embed"),
@@ -97,16 +97,12 @@ class Seq2Seq(nn.Module):
             self.encoder_positions = RelativePositions(c, bidirectional=True)
             self.decoder_positions = RelativePositions(c, bidirectional=False)
         layer = ItemLayer if c.vector_dim else EncoderLayer
-        if self.apart:
-            self.encoder = Apart(layer, c, c.encoder_layers)
-            self.decoder = Apart(DecoderLayer, c, c.decoder_layers)
+        if self.unrolled:
+            self.encoder = UnrolledLayers(layer, c, c.encoder_layers)
+            self.decoder = UnrolledLayers(DecoderLayer, c, c.decoder_layers)
         else:
-            axes = {
-                "__call__": broadcast,
-                "cross_keys_values": broadcast,
-                "step": (0, 0, 0, 0, *[broadcast] * 4),
-            }
             whole = {"__call__": broadcast}
+            axes = {**whole, "cross_keys_values": broadcast, "step": (0, 0, 0, 0, *[broadcast] * 4)}
             encoder = stacked(with_remat(layer, c), c, c.encoder_layers, whole)
             decoder = stacked(with_remat(DecoderLayer, c), c, c.decoder_layers, axes)
             self.encoder = encoder(c, self.deterministic)
@@ -135,42 +131,25 @@ class Seq2Seq(nn.Module):
         rows = nn.with_logical_constraint(rows, ACTIVATION_AXES)
         return self.drop(rows, deterministic=self.deterministic)
 
-    def _kernel(self) -> jax.Array:
-        """The output head, `[D, V]`."""
-        return self.embedding.T if self.config.tie_embeddings else self.head
-
     def _scores(self, x: jax.Array) -> Scores:
         """Of states `[B, Q, D]`."""
         x = self.drop(self.decoder_norm(x), deterministic=self.deterministic)
-        kernel = self._kernel().astype(x.dtype)
-        return Scores(jnp.matmul(x, kernel, preferred_element_type=jnp.float32))
+        kernel = self.embedding.T if self.config.tie_embeddings else self.head
+        return Scores(jnp.matmul(x, kernel.astype(x.dtype), preferred_element_type=jnp.float32))
 
-    def _soften(self, rows: jax.Array, tokens: InputTokens, soft: SoftTokens) -> jax.Array:
-        """`rows [B, L, D]` with the n-th soft token's row replaced by the n-th projected vector.
+    def _text(self, tokens: InputTokens, soft: SoftTokens | None) -> jax.Array:
+        """Rows of the text input, `[B, L, D]`, with segments and soft tokens.
 
-        The projection is stored and scaled as the token table is (`_embed`).
-        """
-        places = tokens == self.config.soft_id
-        number = jnp.clip(jnp.cumsum(places, axis=1) - 1, 0, soft.shape[1] - 1)
-        vectors = (soft @ self.soft_projection * self.config.d_model**0.5).astype(rows.dtype)
-        vectors = jnp.take_along_axis(vectors, number[..., None], axis=1)
-        return jnp.where(places[..., None], vectors, rows)
-
-    def _segments(self, rows: jax.Array, tokens: InputTokens) -> jax.Array:
-        """`rows [B, L, D]` with the row of each token's marker, the nearest one before it, added.
-
-        To a marker another's row is added if that stands right before it: so a related query's
-        marker carries the query's grade. Padding stays as it is, and so do tokens that no marker
-        stands before.
+        `soft_projection` is stored and scaled as the token table is (`_embed`).
         """
         c = self.config
-        marker = (tokens >= c.first_marker) & (tokens <= c.last_marker)
-        place = jax.lax.cummax(jnp.where(marker, jnp.arange(tokens.shape[1]), 0), axis=1)
-        opener = jnp.take_along_axis(jnp.where(marker, tokens, 0), place, axis=1)
-        before = jnp.pad(jnp.where(marker, tokens, 0), ((0, 0), (1, 0)))[:, :-1]
-        opener = jnp.where(marker, before, opener)
-        belongs = (opener > 0) & (tokens > 0)
-        return rows + jnp.where(belongs[..., None], self._embed(opener), 0)
+        x = self._embed(tokens)
+        if c.segments:
+            opener = openers(tokens, c.first_marker, c.last_marker)
+            x = x + jnp.where((opener > 0)[..., None], self._embed(opener), 0)
+        if soft is not None and c.soft_dim:
+            x = soften(x, tokens, soft @ self.soft_projection * c.d_model**0.5, c.soft_id)
+        return x
 
     def encode(
         self,
@@ -191,16 +170,10 @@ class Seq2Seq(nn.Module):
             return self._encode_items(tokens, items, tables)
         segments = tokens > 0 if segments is None else segments
         positions = jnp.arange(tokens.shape[1])
-        mask = (segments[:, :, None] == segments[:, None, :]) & (segments[:, None, :] > 0)
-        bias = as_bias(mask)
+        bias = as_bias((segments[:, :, None] == segments[:, None]) & (segments[:, None] > 0))
         if not self.config.positions_per_layer:
             bias = bias + self.encoder_positions(positions, positions)
-        x = self._embed(tokens)
-        if self.config.segments:
-            x = self._segments(x, tokens)
-        if self.config.soft_dim and soft is not None:
-            x = self._soften(x, tokens, soft)
-        x, _ = self.encoder(x, bias, positions)
+        x, _ = self.encoder(self._text(tokens, soft), bias, positions)
         return self.drop(self.encoder_norm(x), deterministic=self.deterministic)
 
     def _encode_items(self, tokens: InputTokens, items: Items, tables: ItemTables) -> Encoded:
@@ -209,9 +182,7 @@ class Seq2Seq(nn.Module):
         enhanced = enhanced_prefix(items, tables, self.config.enhance)
         if not self.config.enhanced_prefix:
             enhanced = jnp.zeros_like(enhanced)
-        x = self._embed(tokens)
-        if self.config.segments:
-            x = self._segments(x, tokens)
+        x = self._text(tokens, None)
         read = self.items(items, tables, enhanced)
         x = x.at[:, :1].add(read.clock)
         soft = enhanced @ self.soft_projection * self.config.d_model**0.5
@@ -239,26 +210,24 @@ class Seq2Seq(nn.Module):
         scores = self.decode(encoded, given, jnp.zeros((len(given), 1), jnp.int32), items=items)
         assert scores.candidates is not None and scores.mass is not None
         logs = scores.candidates - scores.log_partition()[:, :1]
-        logs = jnp.where(items.candidates > 0, logs, MASKED)
+        logs = jnp.where(items.candidates > 0, logs, NEG_INF)
         return Opening(logs, scores.mass[:, 0])
 
     def _with_candidates(
-        self, scores: Scores, x: jax.Array, encoded: Encoded, items: Items | None, length: int
+        self, scores: Scores, x: jax.Array, encoded: Encoded, items: Items | None
     ) -> Scores:
-        """`scores` with the request's candidates in the softmax of each output's first token; `x`
-        and `scores` of outputs of `length` positions, one after another.
-        """
+        """`scores` of states `x`, with the request's candidates in the first softmax."""
         if not self.config.writes_candidates:
             return scores
         assert items is not None, "a model with candidate tokens reads items"
         candidates = self.candidate_head(self.decoder_norm(x[:, 0]), encoded, items)
         mass = jax.nn.logsumexp(candidates, axis=-1)[:, None]
-        first = jnp.arange(x.shape[1]) % length == 0
-        return Scores(scores.vocabulary, candidates, jnp.where(first, mass, MASKED))
+        mass = jnp.where(jnp.arange(x.shape[1]) == 0, mass, NEG_INF)
+        return Scores(scores.vocabulary, candidates, mass)
 
-    def _self_bias(self, mask: Mask, positions: jax.Array) -> AttentionBias:
-        """The decoder's self-attention bias for `mask [#B, T, T]`: `[#B, #H, T, T]`."""
-        bias = as_bias(mask)
+    def _causal_bias(self, positions: jax.Array, own: Mask | bool = True) -> AttentionBias:
+        """The decoder's self-attention bias, `[#B, #H, T, T]`, within `own [#B, T, T]`."""
+        bias = as_bias((positions[:, None] >= positions[None, :])[None] & own)
         if self.config.positions_per_layer:
             return bias
         return bias + self.decoder_positions(positions, positions)
@@ -279,35 +248,27 @@ class Seq2Seq(nn.Module):
         if decoder_segments is None:
             decoder_segments = jnp.ones_like(decoder_inputs)
         positions = jnp.arange(decoder_inputs.shape[1])
-        causal = positions[:, None] >= positions[None, :]
         own = decoder_segments[:, :, None] == decoder_segments[:, None, :]
-        self_bias = self._self_bias(own & causal, positions)
+        self_bias = self._causal_bias(positions, own)
         cross = decoder_segments[:, :, None] == segments[:, None, :]
         cross &= (segments > 0)[:, None, :]
         x = self._embed(decoder_inputs)
         x, _ = self.decoder(x, encoded, self_bias, as_bias(cross), positions)
-        return self._with_candidates(self._scores(x), x, encoded, items, decoder_inputs.shape[1])
+        return self._with_candidates(self._scores(x), x, encoded, items)
 
     def decode_lists(
-        self,
-        encoded: Encoded,
-        tokens: InputTokens,
-        decoder_inputs: ListTokens,
-        items: Items | None = None,
+        self, encoded: Encoded, tokens: InputTokens, decoder_inputs: ListTokens
     ) -> Scores:
         """`decode` for C targets of every request, `[B, C, T]`: scores of C * T states.
 
         The request is encoded, and turned into cross-attention keys and values, once for all.
         """
-        requests, targets, length = decoder_inputs.shape
+        requests, _, length = decoder_inputs.shape
         positions = jnp.arange(length)
-        causal = positions[:, None] >= positions[None, :]
-        self_bias = self._self_bias(causal[None], positions)
-        given = (tokens > 0)[:, None, :]
-        flat = decoder_inputs.reshape(requests, targets * length)
-        x = self._embed(flat)
-        x, _ = self.decoder(x, encoded, self_bias, as_bias(given), positions)
-        return self._with_candidates(self._scores(x), x, encoded, items, length)
+        x = self._embed(decoder_inputs.reshape(requests, -1))
+        given = as_bias((tokens > 0)[:, None, :])
+        x, _ = self.decoder(x, encoded, self._causal_bias(positions), given, positions)
+        return self._scores(x)
 
     def __call__(
         self,
@@ -375,44 +336,20 @@ class Seq2Seq(nn.Module):
         )
         scores = self._scores(x)
         if mass is not None:
-            scores = dataclasses.replace(scores, mass=jnp.where(t == 0, mass, MASKED)[:, None])
+            scores = dataclasses.replace(scores, mass=jnp.where(t == 0, mass, NEG_INF)[:, None])
         return scores, self_cache
 
     def empty_cache(self, batch: int, length: int, slots: int) -> tuple[Any, Any]:
         """Keys and values of no beam yet, for `length` positions of `slots` beams: a `SelfCache`
-        each, or, where layers stand apart, a layer's `[B, H, T, K, head_dim]` after another.
+        each, or, where layers are unrolled, a layer's `[B, H, T, K, head_dim]` after another.
         """
         c = self.config
         shape = (batch, c.num_heads, length, slots, c.head_dim)
-        if self.apart:
+        if self.unrolled:
             each = tuple(jnp.zeros(shape, jnp.dtype(c.dtype)) for _ in range(c.decoder_layers))
             return each, each
         every = jnp.zeros((c.decoder_layers, *shape), jnp.dtype(c.dtype))
         return every, every
-
-
-def for_decoding(model: Seq2Seq, params) -> tuple[Seq2Seq, dict]:
-    """The model with its layers apart, and its parameters laid out so: kernels in the compute type,
-    which is how the trained model uses them. For as many searches as one likes.
-    """
-    config = model.config
-    if model.apart:
-        return model, params
-
-    def typed(path, leaf):
-        kernel = path[-1].key in _KERNELS and path[0].key not in ("embedding", "soft_projection")
-        return jnp.asarray(leaf, config.dtype) if kernel else jnp.asarray(leaf)
-
-    def layers(stack, length: int) -> dict:
-        return {f"layers_{i}": jax.tree.map(lambda x: x[i], stack) for i in range(length)}  # noqa: B023
-
-    params = jax.tree_util.tree_map_with_path(typed, dict(params))
-    params["encoder"] = layers(params["encoder"], config.encoder_layers)
-    params["decoder"] = layers(params["decoder"], config.decoder_layers)
-    return Seq2Seq(config, apart=True), params
-
-
-_KERNELS = {"query", "key", "value", "out", "gate", "up", "down", "head"}
 
 
 def initial(config: ModelConfig, key: jax.Array) -> Any:

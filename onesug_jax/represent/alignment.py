@@ -200,7 +200,7 @@ def recall(
 ) -> dict[str, float | None]:
     """Share of pairs whose other text is among the k queries nearest to the anchor, by kind.
 
-    Nearest by cosine among all known queries (of very many: the `most_queries` most searched and
+    Nearest by cosine among all indexed queries (of very many: the `most_queries` most searched and
     those asked for) but the anchor itself; ties count against. None for a kind without pairs.
     Queries are encoded block by block and not kept.
     """

@@ -3,7 +3,7 @@
 Post-layer-norm blocks, learned positions, token types, exact GELU (Devlin et al. 2019). The paper
 takes BGE, which is this with 12 layers of 768. Kernels keep their head axes and every parameter
 names its logical axes, so sharding is the matter of `train/mesh.py`. No pooler, no heads; texts,
-files and training are told elsewhere.
+files and training are elsewhere.
 """
 
 from __future__ import annotations
@@ -15,8 +15,9 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from onesug_jax.arrays import NEG_INF
 from onesug_jax.errors import UserError
-from onesug_jax.model.layers import MASKED, length_dropout, logical
+from onesug_jax.model.layers import length_dropout, logical
 
 POOLINGS = ("mean", "cls")
 DTYPES = ("float32", "bfloat16")
@@ -164,7 +165,7 @@ class Bert(nn.Module):
         x = LayerNorm(c, name="norm")(x).astype(c.dtype)
         x = length_dropout(c.dropout)(x, deterministic=self.deterministic)
         x = nn.with_logical_constraint(x, _HIDDEN)
-        bias = jnp.where(seen, 0.0, MASKED)[:, None, None, :]
+        bias = jnp.where(seen, 0.0, NEG_INF)[:, None, None, :]
         for number in range(c.layers):
             x = Layer(c, self.deterministic, name=f"layer_{number}")(x, bias)
         x = x.astype(jnp.float32)

@@ -49,23 +49,23 @@ def read_config(folder: str, max_length: int | None = None, **changes: Any) -> E
     Raises:
       UserError: a file is missing or unreadable, or describes no BERT that this encoder computes.
     """
-    told = read_json(os.path.join(folder, CONFIG))
+    stated = read_json(os.path.join(folder, CONFIG))
     place = os.path.join(folder, CONFIG)
     for name, expected in (
         ("model_type", "bert"),
         ("hidden_act", "gelu"),
         ("position_embedding_type", "absolute"),
     ):
-        found = told.get(name, expected)
+        found = stated.get(name, expected)
         if found != expected:
             raise UserError(
                 f"{place}: expected {name} {expected!r}, found {found!r}; choose an encoder of the "
                 "BERT family, such as BGE or MiniLM."
             )
-    missing = [name for name in _SIZES if not isinstance(told.get(name), int)]
+    missing = [name for name in _SIZES if not isinstance(stated.get(name), int)]
     if missing:
         raise UserError(f"{place}: expected a number {missing[0]!r}, found none; is it BERT's?")
-    sizes = {ours: told[name] for name, ours in _SIZES.items()}
+    sizes = {ours: stated[name] for name, ours in _SIZES.items()}
     if max_length is None:
         path = os.path.join(folder, LENGTH)
         stated = read_json(path).get("max_seq_length") if os.path.isfile(path) else None
@@ -73,8 +73,8 @@ def read_config(folder: str, max_length: int | None = None, **changes: Any) -> E
     rest = {
         "max_length": max_length,
         "pooling": _read_pooling(folder),
-        "dropout": float(told.get("hidden_dropout_prob", 0.1)),
-        "norm_eps": float(told.get("layer_norm_eps", 1e-12)),
+        "dropout": float(stated.get("hidden_dropout_prob", 0.1)),
+        "norm_eps": float(stated.get("layer_norm_eps", 1e-12)),
     }
     return EncoderConfig(**{**sizes, **rest, **changes})
 
@@ -117,8 +117,8 @@ def _read_pooling(folder: str) -> str:
     path = os.path.join(folder, POOLING)
     if not os.path.isfile(path):
         return "mean"
-    told = read_json(path)
-    asked = [name for name, value in told.items() if name.startswith("pooling_mode_") and value]
+    stated = read_json(path)
+    asked = [name for name, value in stated.items() if name.startswith("pooling_mode_") and value]
     known = {flag: name for name, flag in _POOLING_FLAGS.items()}
     if len(asked) != 1 or asked[0] not in known:
         raise UserError(
@@ -255,13 +255,13 @@ def _compare_names(path: str, stored: dict[str, str], wanted: list[str]) -> None
     missing = [name for name in wanted if name not in stored]
     surplus = sorted(full for name, full in stored.items() if name not in set(wanted))
     if missing or surplus:
-        told = []
+        wrong = []
         for what, names in (("missing", missing), ("too many", surplus)):
             if names:
                 more = f" and {len(names) - 3} more" if len(names) > 3 else ""
-                told.append(f"{what}: {', '.join(names[:3])}{more}")
+                wrong.append(f"{what}: {', '.join(names[:3])}{more}")
         raise UserError(
-            f"{path}: the tensors do not fit {CONFIG} beside it; {'; '.join(told)}. The two files "
+            f"{path}: the tensors do not fit {CONFIG} beside it; {'; '.join(wrong)}. The two files "
             "are not of one model."
         )
 

@@ -3,7 +3,7 @@
 Both texts of a mined pair (prefix and query, or two queries) should lie near each other and far
 from the other texts of the batch: InfoNCE over cosines divided by a temperature, both ways. The
 paper names in-batch negatives, cosine and temperature; masking what only looks like a negative is
-ours. Where pairs come from is told in `pairs.py`.
+ours. `pairs.py` says where pairs come from.
 """
 
 from __future__ import annotations
@@ -15,8 +15,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from onesug_jax.arrays import NEG_INF
 from onesug_jax.errors import UserError
-from onesug_jax.model.layers import MASKED
 from onesug_jax.represent.bert import Bert, EncoderConfig
 from onesug_jax.train.step import Stage
 
@@ -54,7 +54,7 @@ def info_nce(
       losses `[B]`; hits `[B]` float: 1 where the pair's own other is the anchor's nearest.
     """
     scores = (anchors @ others.T).astype(jnp.float32) / temperature
-    scores = jnp.where(false_negatives(anchor_ids, other_ids), MASKED, scores)
+    scores = jnp.where(false_negatives(anchor_ids, other_ids), NEG_INF, scores)
     # Every device keeps its own rows, against the others of all devices.
     scores = nn.with_logical_constraint(scores, ("batch", None))
     own = jnp.diagonal(scores)

@@ -1,4 +1,4 @@
-"""The tree of semantic ids: every known query filed under its id, and the walk from coarse to fine.
+"""The tree of semantic ids: indexed queries filed by their ids, and the walk from coarse to fine.
 
 PAPER.md section 2, points 4 and 5. A node of level l is the first l codes of an id that exists; the
 queries are laid out in id order, so the queries under a node are one range of positions, and so are

@@ -30,7 +30,7 @@ _FORMAT = 1
 _BLOCK = 8192  # vectors read, turned and written at a time
 ARRAYS = (
     *("rows", "places", "starts", "children", "codes", "norms", "vectors", "scales", "codewords"),
-    *("prefix_vectors", "pair_offsets", "pair_queries", "pair_counts", "related"),
+    *("prefix_vectors", "pair_offsets", "pair_queries", "related"),
 )
 
 
@@ -82,7 +82,7 @@ class Writer:
         self.query_rows = self._texts("queries", queries, embeddings=embeddings, ids=ids)
         if not len(self.query_rows):
             raise UserError(
-                "queries: expected at least one known query, found none. Mine a log with rows."
+                "queries: expected at least one indexed query, found none. Mine a log with rows."
             )
 
     def put_tree(
@@ -132,17 +132,15 @@ class Writer:
             (_finite(vectors[block], block, "prefix_vectors") for block in blocks),
         )
 
-    def put_pairs(self, offsets: np.ndarray, numbers: np.ndarray, counts: np.ndarray) -> None:
+    def put_pairs(self, offsets: np.ndarray, numbers: np.ndarray) -> None:
         """Which queries co-occur with each kept prefix, renumbered where queries were dropped."""
-        offsets, numbers, counts = (np.asarray(array) for array in (offsets, numbers, counts))
+        offsets, numbers = np.asarray(offsets), np.asarray(numbers)
         fits = len(offsets) == self._given["prefixes"] + 1 and int(offsets[0]) == 0
         if not fits or (np.diff(offsets) < 0).any() or int(offsets[-1]) != len(numbers):
             raise UserError(
                 f"pair_offsets: expected one more than prefixes, rising from 0 to {len(numbers)} "
                 f"(the pairs), found {len(offsets)} numbers ending in {offsets[-1:].tolist()}."
             )
-        if len(counts) != len(numbers):
-            raise UserError(f"pair_counts: expected {len(numbers)}, found {len(counts)}.")
         given = self._given["queries"]
         if len(numbers) and not 0 <= int(numbers.min()) <= int(numbers.max()) < given:
             raise UserError(
@@ -151,10 +149,9 @@ class Writer:
             )
         many = np.diff(offsets)[self.prefix_rows]
         places = ranges(np.asarray(offsets[:-1], np.int64)[self.prefix_rows], many)
-        kept = np.searchsorted(self.query_rows, numbers[places], side="right") - 1
+        renumbered = np.searchsorted(self.query_rows, numbers[places], side="right") - 1
         self.put("pair_offsets", np.concatenate([[0], np.cumsum(many)]).astype(np.int64))
-        self.put("pair_queries", kept.astype(np.int32))
-        self.put("pair_counts", np.minimum(counts[places], 2**31 - 1).astype(np.int32))
+        self.put("pair_queries", renumbered.astype(np.int32))
 
     def describe(
         self, search: SearchConfig, enhance: EnhanceConfig, fingerprints: Mapping[str, str]

@@ -57,7 +57,7 @@ class Pairs:
 
 
 class Texts:
-    """The Q known queries, numbered as in queries.parquet, then the prefixes.
+    """The Q indexed queries, numbered as in queries.parquet, then the prefixes.
 
     Attributes:
       counts: `[Q]` int64, how often each query was searched.
@@ -79,7 +79,7 @@ class Texts:
 
     @property
     def queries(self) -> int:
-        """How many of the texts are known queries."""
+        """How many of the texts are indexed queries."""
         return self._queries
 
     def take(self, numbers: np.ndarray) -> list[str]:

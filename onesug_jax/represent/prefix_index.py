@@ -1,12 +1,12 @@
-"""The prefix index: enhanced prefixes e_p*, and the known queries nearest to them.
+"""The prefix index: enhanced prefixes e_p*, and the indexed queries nearest to them.
 
-PAPER.md section 2, points 3 and 5. One folder, read by memory map, holds the known queries under
-their semantic ids with their vectors (`tree_search.py`), and for each known prefix its own vector,
-the queries that co-occur with it and, worked out ahead, its related queries. A prefix that is not
-known is searched for by its plain vector: `related_to`.
+PAPER.md section 2, points 3 and 5. One folder, read by memory map, holds the indexed queries under
+their semantic ids with their vectors (`tree_search.py`), and for each indexed prefix its own
+vector, the queries that co-occur with it and, worked out ahead, the queries nearest to it. Any
+other prefix is searched for by its plain vector: `related_to`.
 
-e_p* is not stored: it is mixed when asked for (`enhance.py`), from the stored vectors, so that one
-query can be left out of it. `index_files.py` writes the folder. Serving needs numpy alone, and
+e_p* is not stored: it is mixed when asked for (`enhance.py`), from the stored vectors.
+`index_files.py` writes the folder. Serving needs numpy alone, and
 neither the text encoder nor, unless the way down is measured by latents, the quantiser.
 """
 
@@ -30,11 +30,11 @@ _BLOCK = 512  # prefixes looked up between two progress lines, at least
 
 
 class PrefixIndex:
-    """N known queries and P known prefixes; made by `build`, opened by `load`.
+    """N indexed queries and P indexed prefixes; made by `build`, opened by `load`.
 
     Attributes:
-      queries: the known queries in byte order; their numbers are places in it.
-      prefixes: the known prefixes in byte order.
+      queries: the indexed queries in byte order; their numbers are places in it.
+      prefixes: the indexed prefixes in byte order.
       fingerprints: what the index was made from, as given to `build`.
 
     >>> import tempfile
@@ -107,7 +107,7 @@ class PrefixIndex:
         return self._arrays["prefix_vectors"]
 
     def known(self, prefix: str) -> int:
-        """The number of a known prefix, or -1."""
+        """The number of an indexed prefix, or -1."""
         return self.prefixes.find(prefix)
 
     def vectors_of(self, numbers: np.ndarray) -> np.ndarray:
@@ -116,73 +116,28 @@ class PrefixIndex:
         rows = self._vectors.rows.take(places, axis=0).astype(np.float32)
         return rows * self._vectors.scales.take(places)[:, None]
 
-    def enhanced(self, prefix: str, without: int = -1) -> np.ndarray | None:
-        """e_p*, float32 [D] of length 1, of a known prefix; None for an unknown one.
-
-        Args:
-          prefix: what was typed.
-          without: number of a query that is not to count as co-occurring where it was seen with
-            this prefix only once: the row of a log that ended in it does not see itself.
-        """
+    def enhanced(self, prefix: str) -> np.ndarray | None:
+        """e_p*, float32 [D] of length 1, of an indexed prefix; None for another."""
         row = self.known(prefix)
         if row < 0:
             return None
-        numbers, counts = self._pairs(row)
-        if without >= 0:
-            numbers = numbers[(numbers != without) | (counts > 1)]
+        begin, end = self._arrays["pair_offsets"][row : row + 2]
+        numbers = self._arrays["pair_queries"][begin:end]
         own = self._arrays["prefix_vectors"][row : row + 1]
         offsets = np.array([0, len(numbers)])
         return enhance(own, offsets, numbers, self.vectors_of, self.enhance_config)[0]
 
-    def vector(self, prefix: str) -> np.ndarray | None:
-        """e_p* of a known prefix, float32 [D]; None for an unknown one."""
-        return self.enhanced(prefix)
-
-    def pair_count(self, prefix: str, number: int) -> int:
-        """How often query `number` was searched after `prefix`; 0 for a pair that is not kept."""
-        row = self.known(prefix)
-        if row < 0:
-            return 0
-        numbers, counts = self._pairs(row)
-        found = np.flatnonzero(numbers == number)
-        return int(counts[found[0]]) if len(found) else 0
-
-    def _pairs(self, row: int) -> tuple[np.ndarray, np.ndarray]:
-        begin, end = self._arrays["pair_offsets"][row : row + 2]
-        return self._arrays["pair_queries"][begin:end], self._arrays["pair_counts"][begin:end]
-
     def search(self, vectors: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
-        """Numbers [B, k] of the nearest known queries, -1 filled, and cosines [B, k], -inf there.
+        """Numbers [B, k] of the nearest indexed queries, -1 filled, and cosines [B, k], -inf there.
 
         See `TreeSearch.search`; `vectors` [B, D], or [D] for B = 1.
         """
         return self._search.search(vectors, k)
 
-    def related(self, prefix: str, k: int, without: str | None = None) -> list[str]:
-        """At most k queries related to a known prefix, nearest first; none for an unknown one.
-
-        The prefix itself may be among them: a whole query is a fine suggestion. As many as `build`
-        was asked for are read from disk; more are searched for now.
-
-        Args:
-          prefix: what was typed.
-          k: how many.
-          without: a query to leave out of the list.
-        """
-        row = self.known(prefix)
-        if row < 0 or k <= 0:
-            return []
-        stored = self._arrays["related"][row]
-        # A list with room left holds all there is.
-        if k + (without is not None) > len(stored) and not (stored < 0).any():
-            vector = self.enhanced(prefix)
-            return [] if vector is None else self.related_to(vector, k, without)
-        return self._texts(stored, k, without)
-
     def neighbours(self, prefix: str, k: int) -> np.ndarray | None:
-        """Numbers [<= k] of the queries nearest to a known prefix, as worked out ahead.
+        """Numbers [<= k] of the queries nearest to an indexed prefix, as worked out ahead.
 
-        None where they were not: an unknown prefix, or more asked for than `build` was.
+        None where they were not: another prefix, or more asked for than `build` was.
         """
         row = self.known(prefix)
         stored = self._arrays["related"]
@@ -191,14 +146,10 @@ class PrefixIndex:
         found = stored[row][:k]
         return found[found >= 0]
 
-    def related_to(self, vector: np.ndarray, k: int, without: str | None = None) -> list[str]:
-        """At most k queries nearest to any vector [D], nearest first, `without` left out."""
-        numbers, _ = self.search(vector, k + (without is not None))
-        return self._texts(numbers[0], k, without)
-
-    def _texts(self, numbers: np.ndarray, k: int, without: str | None) -> list[str]:
-        texts = [self.queries[number] for number in numbers.tolist() if number >= 0]
-        return [text for text in texts if text != without][: max(k, 0)]
+    def related_to(self, vector: np.ndarray, k: int) -> list[str]:
+        """At most k queries nearest to any vector [D], nearest first."""
+        numbers = self.search(vector, k)[0][0]
+        return [self.queries[number] for number in numbers.tolist() if number >= 0]
 
     @classmethod
     def build(
@@ -213,7 +164,6 @@ class PrefixIndex:
         prefix_vectors: np.ndarray,
         pair_offsets: np.ndarray,
         pair_queries: np.ndarray,
-        pair_counts: np.ndarray,
         fingerprints: Mapping[str, str],
         search_config: SearchConfig | None = None,
         enhance_config: EnhanceConfig | None = None,
@@ -227,20 +177,19 @@ class PrefixIndex:
 
         Args:
           folder: made if it is missing.
-          queries: N known queries in byte order; one that is repeated is kept once, its first row.
+          queries: N indexed queries in byte order; of one that is repeated the first row counts.
           embeddings: [N, D] unit vectors.
           ids: [N, levels] semantic ids, made by `quantiser` (a resolver may have moved some).
           quantiser: what the ids are codes of.
-          prefixes: P known prefixes in byte order, treated like the queries.
+          prefixes: P indexed prefixes in byte order, treated like the queries.
           prefix_vectors: [P, D] unit vectors e_p.
           pair_offsets: [P + 1]; row i of the pairs is pair_offsets[i] : pair_offsets[i + 1].
           pair_queries: row numbers of co-occurring queries, best first for each prefix.
-          pair_counts: how often each pair was seen.
           fingerprints: of what went in (encoder, ids); `load` compares them.
           search_config: how wide to look, here and by default after loading.
           enhance_config: how e_p* is mixed.
-          related: how many related queries to work out for each known prefix; a look-up each, so 0
-            saves the time where `related` is not used.
+          related: how many related queries to work out for each indexed prefix; a look-up each, so
+            0 saves the time where `neighbours` is not used.
           vectors: how they are stored, "int8" or "float16".
 
         Raises:
@@ -252,17 +201,13 @@ class PrefixIndex:
             writer.put_queries(queries, embeddings, ids, vectors)
             writer.put_tree(ids, embeddings, quantiser, search_config)
             writer.put_prefixes(prefixes, prefix_vectors)
-            writer.put_pairs(pair_offsets, pair_queries, pair_counts)
+            writer.put_pairs(pair_offsets, pair_queries)
             writer.put("related", np.zeros((len(writer.prefix_rows), 0), np.int32))
             writer.describe(search_config, enhance_config, fingerprints)
             if related > 0:
-                # One more than asked for, so that leaving one out leaves enough.
-                writer.put_blocks(
-                    "related",
-                    (len(writer.prefix_rows), related + 1),
-                    np.int32,
-                    cls.load(writer.path)._related_blocks(related + 1),
-                )
+                blocks = cls.load(writer.path)._related_blocks(related)
+                shape = (len(writer.prefix_rows), related)
+                writer.put_blocks("related", shape, np.int32, blocks)
                 writer.describe(search_config, enhance_config, fingerprints)
         return cls.load(folder)
 

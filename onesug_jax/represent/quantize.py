@@ -1,4 +1,4 @@
-"""From embeddings to semantic ids: train a quantiser, give every known query its id, report.
+"""From embeddings to semantic ids: train a quantiser, give every indexed query its id, report.
 
 PAPER.md section 2.4. What trains is in `rqvae_training` and `rq_kmeans`, what tells apart queries
 on one id in `collisions`; the ids are kept by `semantic_ids`. JAX is loaded only to train.

@@ -196,8 +196,8 @@ def measure(config: RqVaeConfig, sample: np.ndarray) -> Callable[[Params, int], 
 
     def evaluate(params: Params, step: int) -> dict[str, float]:
         usage, perplexity, error, cosine = jax.device_get(numbers(params, sample))
-        told = {"reconstruction": float(error), "cosine": float(cosine)}
-        told |= {f"usage_{level}": float(x) for level, x in enumerate(usage, 1)}
-        return told | {f"perplexity_{level}": float(x) for level, x in enumerate(perplexity, 1)}
+        values = {"reconstruction": float(error), "cosine": float(cosine)}
+        values |= {f"usage_{level}": float(x) for level, x in enumerate(usage, 1)}
+        return values | {f"perplexity_{level}": float(x) for level, x in enumerate(perplexity, 1)}
 
     return evaluate

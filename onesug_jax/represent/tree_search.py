@@ -1,4 +1,4 @@
-"""Clustering-based search: a vector in, the nearest known queries out, for a few buckets' cost.
+"""Clustering-based search: a vector in, the nearest indexed queries out, for a few buckets' cost.
 
 PAPER.md section 2, point 5. The tree of semantic ids gives candidates, fine to coarse
 (`id_tree.py`); here they are ranked by cosine with the stored vectors, which lie in id order, so
@@ -128,7 +128,7 @@ class StoredVectors:
 
 
 class TreeSearch:
-    """Nearest known queries of any vector.
+    """Nearest indexed queries of any vector.
 
     Args:
       tree: queries under their ids, with the norms of these codewords.
@@ -160,7 +160,7 @@ class TreeSearch:
         self._codewords = np.asarray(codewords, np.float32).reshape(-1, codewords.shape[2])
 
     def search(self, e: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
-        """The k best known queries of each vector.
+        """The k best indexed queries of each vector.
 
         Args:
           e: [B, D] or [D] (then B = 1), of any length above 0.

@@ -12,8 +12,8 @@ from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 
+from onesug_jax.decode.closed_set import Filter
 from onesug_jax.decode.item_suggester import ItemSuggester
-from onesug_jax.decode.known import Filter
 from onesug_jax.retrieval.tables import QueryTables
 from onesug_jax.serve.config import EngineConfig
 from onesug_jax.serve.levels import FULL, POPULAR, Pace

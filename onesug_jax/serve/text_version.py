@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 
-from onesug_jax.decode.known import Filter
+from onesug_jax.decode.closed_set import Filter
 from onesug_jax.decode.shapes import Shapes
 from onesug_jax.decode.suggester import Suggester, Suggestion
 from onesug_jax.retrieval.related import RelatedQueries

@@ -13,7 +13,7 @@ import os
 from collections.abc import Callable, Iterator, Sequence
 from typing import ClassVar
 
-from onesug_jax.decode.known import Filter
+from onesug_jax.decode.closed_set import Filter
 from onesug_jax.serve.cache import Cache
 from onesug_jax.serve.config import EngineConfig
 from onesug_jax.serve.levels import Pace

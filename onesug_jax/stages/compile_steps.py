@@ -17,7 +17,8 @@ from onesug_jax.align.pretrain import pretrain_stage
 from onesug_jax.align.rwr import rwr_stage
 from onesug_jax.model.config import ModelConfig
 from onesug_jax.model.items import Items, ItemTables
-from onesug_jax.model.seq2seq import Seq2Seq, for_decoding
+from onesug_jax.model.seq2seq import Seq2Seq
+from onesug_jax.model.unrolled import for_decoding
 from onesug_jax.pipeline.spec import Context
 from onesug_jax.retrieval.tables import WORDS
 from onesug_jax.train import mesh as meshes
@@ -254,7 +255,7 @@ def _serve(context: Context, devices: list, sizes: Sizes, changes: Changes) -> S
     model = Seq2Seq(dataclasses.replace(config, dropout=0.0))
     laid = jax.eval_shape(lambda p: for_decoding(model, p)[1], meshes.unbox(boxed))
     params = jax.tree.map(lambda leaf: _everywhere(mesh, leaf.shape, leaf.dtype), laid)
-    model = model.clone(apart=True)
+    model = model.clone(unrolled=True)
     make = _candidates if config.writes_candidates else _beams
     return make(context, model, params, spec, mesh, sizes)
 

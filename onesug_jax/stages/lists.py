@@ -40,7 +40,7 @@ def suggester(
     hold a term of the file `blocked`, or were searched less often than `least_count`, are never
     shown. `params` stands in for the stored parameters.
     """
-    from onesug_jax.decode.known import Filter
+    from onesug_jax.decode.closed_set import Filter
     from onesug_jax.decode.suggester import Suggester
     from onesug_jax.model.config import ModelConfig
     from onesug_jax.model.seq2seq import Seq2Seq

@@ -33,7 +33,7 @@ def splits(log: str) -> dict[str, str]:
 
 
 def completions(context: Context) -> CompletionIndex:
-    """The known queries and how often each was searched."""
+    """The indexed queries and how often each was searched."""
     from onesug_jax.logs.completion import CompletionIndex
 
     return CompletionIndex.load(context.work.mined)
@@ -220,7 +220,7 @@ def encoder_in_use(work: WorkDir) -> str:
 
 
 def semantic_ids(context: Context) -> SemanticIds:
-    """The ids of all known queries, in the order of their texts."""
+    """The ids of all indexed queries, in the order of their texts."""
     from onesug_jax.represent.semantic_ids import SemanticIds
 
     return SemanticIds.load(context.work.semantic_ids)

@@ -13,7 +13,7 @@ from onesug_jax.train import distributed
 if TYPE_CHECKING:
     import numpy as np
 
-EMBEDDINGS = "embeddings.npy"  # e_q* of all known queries, in the order of their texts, float16
+EMBEDDINGS = "embeddings.npy"  # e_q* of all indexed queries, in the order of their texts, float16
 
 
 def align(context: Context) -> None:
@@ -31,7 +31,7 @@ def align(context: Context) -> None:
 
 
 def quantize(context: Context) -> None:
-    """The enhanced embedding of every known query, and its semantic id, into
+    """The enhanced embedding of every indexed query, and its semantic id, into
     WORK_DIR/semantic_ids.
     """
     import numpy as np
@@ -111,8 +111,8 @@ def _alike(mined: str) -> tuple[np.ndarray, np.ndarray]:
 def index(context: Context, *, precomputed: int = 16, vectors: str = "int8") -> None:
     """The index of prefixes and what is related to them, into WORK_DIR/index.
 
-    `precomputed` related queries are worked out ahead for every known prefix; `vectors` is how the
-    queries' are stored, "int8" or "float16".
+    `precomputed` related queries are worked out ahead for every indexed prefix; `vectors` is how
+    the queries' are stored, "int8" or "float16".
     """
     import numpy as np
 
@@ -138,7 +138,6 @@ def index(context: Context, *, precomputed: int = 16, vectors: str = "int8") -> 
         prefix_vectors=encoder.encode(prefixes.to_pylist()),
         pair_offsets=np.searchsorted(rows, np.arange(len(prefixes) + 1)),
         pair_queries=_numbers(pairs.column("query"), read_table(work.mined, "queries")["query"]),
-        pair_counts=pairs.column("count").to_numpy(),
         fingerprints={"encoder": encoder.fingerprint, "ids": quantiser.fingerprint},
         search_config=context.configured("SearchConfig")(),
         enhance_config=context.configured("EnhanceConfig")(),

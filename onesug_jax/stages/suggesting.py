@@ -67,7 +67,7 @@ def item_suggester(
     """The model in use over the queries of a restored state: what lists, its tables with rows of
     all queries that exist by now, and the text encoder, which is loaded when it is first needed.
     """
-    from onesug_jax.decode.known import Filter
+    from onesug_jax.decode.closed_set import Filter
     from onesug_jax.stages import items, lists
 
     loaded = functools.cache(lambda: opened.encoder(context.work))

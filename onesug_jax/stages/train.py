@@ -58,7 +58,6 @@ def pretrain(
     loader = load()
     known = {"vocab_size": vocabulary.size, "soft_id": vocabulary.soft_id}
     known |= {"first_marker": vocabulary.first_marker, "last_marker": vocabulary.last_marker}
-    known |= {"end_id": vocabulary.eos_id}
     tables = None
     if features["items"]:
         tables = meshes.replicate(mesh, items.on_device(items.tables(context)))

@@ -40,8 +40,6 @@ class Request:
       profile: static profile values.
       vector: the enhanced prefix e_p*, `[E]`; None: there is none.
       minutes: how long ago each query of the history was searched; none: just now.
-      candidates: known queries that the list may be chosen from, related ones included; none:
-        nobody asked for them. The model does not read them.
       items: what was known as of the request's moment; None: nobody looked.
 
     >>> from onesug_jax import Request

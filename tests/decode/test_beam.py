@@ -8,9 +8,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from onesug_jax.arrays import NEG_INF
 from onesug_jax.decode import beam
 from onesug_jax.decode.beam import BeamConfig, beam_search
-from onesug_jax.decode.trie import NEVER, Free, build_trie
+from onesug_jax.decode.trie import Free, build_trie
 from onesug_jax.errors import UserError
 from onesug_jax.model.config import ModelConfig
 from onesug_jax.model.seq2seq import Seq2Seq
@@ -74,7 +75,7 @@ def as_lists(result, b):
     """One request's finished (score, sequence) pairs, best first."""
     pairs = []
     for score, row in zip(result.scores[b], result.sequences[b], strict=True):
-        if score > NEVER / 2:
+        if score > NEG_INF / 2:
             row = [int(t) for t in row]
             end = row.index(EOS) + 1
             assert not any(row[end:]), "nothing is written after the end of sequence"
@@ -153,7 +154,7 @@ def test_each_request_keeps_to_its_own_interval():
     search = jax.jit(lambda t, c: beam_search(model, params, t, c, config))
     result = search(tokens, trie.between([[0, 3], [8, 32]]))
     ranks = [
-        [int(rank_of_node[node]) for node in states[scores > NEVER / 2]]
+        [int(rank_of_node[node]) for node in states[scores > NEG_INF / 2]]
         for states, scores in zip(np.asarray(result.states), result.scores, strict=True)
     ]
     assert sorted(ranks[0]) == [0, 1, 2]

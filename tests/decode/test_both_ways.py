@@ -10,16 +10,18 @@ import numpy as np
 import pytest
 
 from onesug_jax.align.candidate_lists import candidate_scores
+from onesug_jax.arrays import NEG_INF
 from onesug_jax.decode.beam import BeamConfig, read_requests, search
 from onesug_jax.decode.begun import Pieces
 from onesug_jax.decode.both_ways import WritingConfig, leaves_room, merged
-from onesug_jax.decode.trie import NEVER, Free, build_trie
+from onesug_jax.decode.trie import Free, build_trie
 from onesug_jax.errors import UserError
 from onesug_jax.model.candidates import either_way
-from onesug_jax.model.seq2seq import Seq2Seq, for_decoding
+from onesug_jax.model.seq2seq import Seq2Seq
+from onesug_jax.model.unrolled import for_decoding
 from tests.item_cases import CONFIG, items, params, tables, tokens
 
-EOS = CONFIG.end_id
+EOS = 1
 TEXTS = [(4, EOS), (4, 5, EOS), (2, 6, EOS), (3, EOS), (3, 3, EOS)]
 TABLE = np.array([[*text, 0, 0][:3] for text in TEXTS], np.int32)
 
@@ -46,23 +48,22 @@ def written_by(model, weights, read, constraint, config):
 
 
 def trained_log_probabilities(given, place, table=TABLE):
-    """`log p(q | x)` of every text of a table, by the training code."""
-    batch = len(place)
+    """`log p(q | x)` of every text of a table, `[B, texts]`, by the training code."""
+    rows = np.repeat(np.arange(len(place)), len(table))
+    target = np.tile(table, (len(place), 1))
+    shifted = np.pad(target, ((0, 0), (1, 0)))[:, :-1]
+    text, given = jax.tree.map(lambda x: np.asarray(x)[rows], (tokens(len(place)), given))
 
     @jax.jit
-    def score(weights, shifted, known):
-        args = (tokens(batch), shifted, None, None, None, given, known)
+    def score(weights, known):
+        args = (text, shifted, None, None, None, given, known)
         return Seq2Seq(CONFIG).apply({"params": weights}, *args, method="score")
 
-    out = []
-    for text in table:
-        target = np.tile(text, (batch, 1))
-        shifted = np.pad(target, ((0, 0), (1, 0)))[:, :-1]
-        scores = score(params(), shifted, tables())
-        written = jnp.sum(jnp.where(target > 0, scores.log_probabilities(target), 0.0), axis=1)
-        candidates = scores.candidates - scores.log_partition()[:, :1]
-        out.append(either_way(candidates, written, jnp.asarray(place)))
-    return np.stack(out, axis=1)
+    scores = score(params(), tables())
+    written = jnp.sum(jnp.where(target > 0, scores.log_probabilities(target), 0.0), axis=1)
+    candidates = scores.candidates - scores.log_partition()[:, :1]
+    found = either_way(candidates, written, jnp.asarray(place)[rows])
+    return np.asarray(found).reshape(len(place), len(table))
 
 
 def test_decoding_gives_the_log_probabilities_of_training(ready):
@@ -120,7 +121,7 @@ def test_written_queries_complete_the_prefix(ready, prefix):
     ]
     table = np.array([[*sequence, EOS, 0, 0, 0][:4] for sequence in texts], np.int32)
     wanted = np.sort(trained_log_probabilities(items(batch=1), np.zeros(1, int), table)[0])[::-1]
-    there = np.asarray(found.scores[0]) > NEVER / 2
+    there = np.asarray(found.scores[0]) > NEG_INF / 2
     written = np.asarray(found.sequences[0])[there]
     assert all(spelt(row[row != EOS]).startswith(b" " + prefix.encode()) for row in written)
     count = min(len(wanted), 16)
@@ -136,7 +137,7 @@ def test_a_request_s_mass_lowers_what_free_beams_find(ready):
     alone = written_by(*ready, dataclasses.replace(read, opening=None), Free(), config)
     np.testing.assert_array_equal(beside.sequences, alone.sequences)
     share = np.exp(np.asarray(read.opening.log_probabilities)).sum()
-    there = np.asarray(alone.scores) > NEVER / 2
+    there = np.asarray(alone.scores) > NEG_INF / 2
     assert there.sum() >= 4
     lower = np.asarray(alone.scores - beside.scores)[there]
     np.testing.assert_allclose(lower, -np.log1p(-share), atol=1e-3)

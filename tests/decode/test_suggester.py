@@ -7,7 +7,7 @@ import pytest
 from flax.core import meta
 
 from onesug_jax.decode.beam import BeamConfig
-from onesug_jax.decode.known import Filter
+from onesug_jax.decode.closed_set import Filter
 from onesug_jax.decode.suggester import Suggester
 from onesug_jax.errors import UserError
 from onesug_jax.model.config import ModelConfig
@@ -150,7 +150,7 @@ def test_a_filter_is_exchanged_while_serving(parts):
     model.show(Filter(least_count=3))
     assert {s.text for s in model.suggest([request])[0]} == {"laptop blue", "laptop red"}
     assert model.suggest([Request("lamp")]) == [[]]
-    with pytest.raises(UserError, match="none of the 16 known queries passes"):
+    with pytest.raises(UserError, match="none of the 16 indexed queries passes"):
         model.show(Filter(least_count=99))
     model.show(None)
     assert len(model.suggest([request])[0]) == 6

@@ -4,7 +4,8 @@ import jax
 import numpy as np
 import pytest
 
-from onesug_jax.decode.top import LOWEST, in_one_pass, in_turn, largest
+from onesug_jax.arrays import NEG_INF
+from onesug_jax.decode.top import in_one_pass, in_turn, largest
 
 
 @pytest.mark.parametrize("count, k", [(7, 7), (100, 64), (5000, 3), (9001, 16), (300_000, 64)])
@@ -25,18 +26,18 @@ def test_equal_numbers_are_each_taken_once():
 
 
 @pytest.mark.parametrize("scale", [1.0, 300.0])
-@pytest.mark.parametrize("survey", [in_turn, in_one_pass])
-def test_a_survey_finds_maxima_and_normaliser(survey, scale):
+@pytest.mark.parametrize("reduce", [in_turn, in_one_pass])
+def test_one_reading_finds_group_maxima_and_the_logsumexp(reduce, scale):
     """Beside float64: large scores, a group of padding, tokens that may not be chosen."""
     rng = np.random.default_rng(0)
     groups = (scale * rng.normal(size=(2, 3, 5, 8))).astype(np.float32)
-    groups[:, :, 4, 3:] = LOWEST
+    groups[:, :, 4, 3:] = NEG_INF
     allowed = rng.random((5, 8)) < 0.8
     allowed[2] = False
-    highest, normalisers = jax.jit(survey)(groups, allowed)
-    expected = np.where(allowed, groups, LOWEST).max(axis=-1)
+    highest, log_partition = jax.jit(reduce)(groups, allowed)
+    expected = np.where(allowed, groups, NEG_INF).max(axis=-1)
     np.testing.assert_array_equal(highest, expected)
     wide = groups.astype(np.float64)
     top = wide.max(axis=(-2, -1), keepdims=True)
     sums = np.log(np.exp(wide - top).sum(axis=(-2, -1))) + top[..., 0, 0]
-    np.testing.assert_allclose(normalisers, sums, rtol=1e-6)
+    np.testing.assert_allclose(log_partition, sums, rtol=1e-6)

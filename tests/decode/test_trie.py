@@ -7,7 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from onesug_jax.decode.trie import NEVER, Free, TextRanks, build_trie
+from onesug_jax.arrays import NEG_INF
+from onesug_jax.decode.trie import Free, TextRanks, build_trie
 from onesug_jax.errors import UserError
 from onesug_jax.model.scores import Scores
 
@@ -32,10 +33,10 @@ def everything(constraint, states, logits, first, wanted=512):
     room = 1 if first else 64  # few shapes, few programs
     states = np.pad(states, ((0, 0), (0, room - beams)))
     logits = np.pad(logits, ((0, 0), (0, room - beams), (0, 0)))
-    before = np.where(np.arange(room) < beams, 0.0, NEVER).astype(np.float32)[None]
+    before = np.where(np.arange(room) < beams, 0.0, NEG_INF).astype(np.float32)[None]
     found = best(constraint, states, logits, before, first, wanted)
     found = jax.tree.map(lambda x: np.asarray(x[0]), found)
-    there = found.totals > NEVER / 2
+    there = found.totals > NEG_INF / 2
     columns = (found.parent, found.token, found.state, found.totals)
     return list(zip(*(x[there].tolist() for x in columns), strict=True))
 

@@ -16,7 +16,7 @@ from onesug_jax.model.seq2seq import Seq2Seq
 from onesug_jax.train import mesh as meshes
 from tests.item_cases import CONFIG, items, params, tables, tokens
 
-EOS, VOCAB = CONFIG.end_id, CONFIG.vocab_size
+EOS, VOCAB = 1, CONFIG.vocab_size
 
 
 @pytest.fixture(scope="module")
@@ -92,8 +92,11 @@ def test_all_outputs_together_have_probability_one(weights):
     for row, sequence in zip(table, ended + begun, strict=True):
         row[: len(sequence)] = sequence
     shifted = np.pad(table, ((0, 0), (1, 0)))[:, :-1]
-    scores = apply(weights, encoded, ids, shifted[None], given, method="decode_lists")
-    logs = scores.log_probabilities(jnp.asarray(table.reshape(1, -1))).reshape(table.shape)
+    encoded, ids, given = jax.tree.map(
+        lambda x: np.repeat(np.asarray(x), len(table), 0), (encoded, ids, given)
+    )
+    scores = apply(weights, encoded, ids, shifted, None, None, given, method="decode")
+    logs = scores.log_probabilities(jnp.asarray(table))
     lengths = np.array([len(sequence) for sequence in ended + begun])
     written = np.where(np.arange(3) < lengths[:, None], logs, 0.0).sum(axis=1)
     total = np.exp(written).sum() + np.exp(opening.log_probabilities).sum()

@@ -10,7 +10,8 @@ import pytest
 
 from onesug_jax.model.config import ModelConfig
 from onesug_jax.model.layers import relative_bucket
-from onesug_jax.model.seq2seq import Seq2Seq, for_decoding
+from onesug_jax.model.seq2seq import Seq2Seq
+from onesug_jax.model.unrolled import for_decoding
 
 SMALL = ModelConfig(
     vocab_size=64,
@@ -131,12 +132,12 @@ def test_relative_buckets_follow_the_papers_words(both):
 
 
 @pytest.mark.parametrize("config", [SMALL, PER_LAYER], ids=["plain", "per_layer"])
-@pytest.mark.parametrize("apart", [False, True], ids=["stacked", "apart"])
-def test_decoding_step_by_step_equals_the_whole_pass(config, apart):
+@pytest.mark.parametrize("unrolled", [False, True], ids=["stacked", "unrolled"])
+def test_decoding_step_by_step_equals_the_whole_pass(config, unrolled):
     """Positions written one by one into the cache give the logits of teacher forcing."""
     model, variables, tokens, targets = build(config)
     whole = model.apply(variables, tokens, targets)
-    if apart:
+    if unrolled:
         model, params = for_decoding(model, variables["params"])
         variables = {"params": params}
     encoded = model.apply(variables, tokens, method="encode")
@@ -152,10 +153,10 @@ def test_decoding_step_by_step_equals_the_whole_pass(config, apart):
 
 @pytest.mark.parametrize("config", [SMALL, PER_LAYER], ids=["plain", "per_layer"])
 def test_packed_rows_equal_separate_rows(config):
-    """Two examples in one row, told apart by segment ids, score as if each had its own row."""
+    """Two examples in one row, separated by segment ids, score as if each had its own row."""
     model, variables, tokens, targets = build(config, batch=2, length=7, target=4)
     tokens[:, 5:] = 0
-    apart = model.apply(variables, tokens[:, :5], targets)
+    separate = model.apply(variables, tokens[:, :5], targets)
     packed = model.apply(
         variables,
         tokens[:, :5].reshape(1, 10),
@@ -163,7 +164,7 @@ def test_packed_rows_equal_separate_rows(config):
         np.repeat([1, 2], 5)[None] * (tokens[:, :5].reshape(1, 10) > 0),
         np.repeat([1, 2], 4)[None],
     )
-    np.testing.assert_allclose(packed.reshape(apart.shape), apart, atol=2e-5)
+    np.testing.assert_allclose(packed.reshape(separate.shape), separate, atol=2e-5)
 
 
 @pytest.mark.parametrize("change", [{"unroll": True}, {"remat": "full"}, {"remat": "dots"}])

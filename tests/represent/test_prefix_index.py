@@ -36,7 +36,6 @@ def inputs(toy, n: int = 300, p: int = 60, seed: int = 0) -> dict:
         "prefix_vectors": toy.clustered(p, D, seed + 1),
         "pair_offsets": np.concatenate([[0], np.cumsum([len(own) for own in numbers])]),
         "pair_queries": np.concatenate([np.zeros(0, int), *numbers]).astype(np.int32),
-        "pair_counts": rng.integers(1, 4, sum(len(own) for own in numbers)),
         "fingerprints": PRINTS,
         "search_config": NARROW,
         "related": 8,
@@ -60,10 +59,10 @@ def mixed(given: dict, vectors_of, config: EnhanceConfig | None = None) -> np.nd
 
 
 def test_enhanced_prefixes_are_the_formula(index, given):
-    found = np.stack([index.vector(prefix) for prefix in given["prefixes"]])
+    found = np.stack([index.enhanced(prefix) for prefix in given["prefixes"]])
     np.testing.assert_allclose(found, mixed(given, index.vectors_of), atol=1e-6)
     np.testing.assert_allclose(found, mixed(given, given["embeddings"].__getitem__), atol=0.01)
-    assert index.vector("nothing like it") is None
+    assert index.enhanced("nothing like it") is None
 
 
 def test_vectors_are_those_of_the_numbers(index, given):
@@ -72,50 +71,23 @@ def test_vectors_are_those_of_the_numbers(index, given):
     assert index.dimension == D
 
 
-def test_related_queries_are_the_search_around_the_enhanced_prefix(index, given):
+def test_neighbours_are_the_search_around_the_enhanced_prefix(index, given):
     for prefix in given["prefixes"]:
-        vector = index.vector(prefix)
-        numbers, cosines = index.search(vector, 20)
-        texts = [given["queries"][i] for i in numbers[0]]
-        assert index.related_to(vector, 20) == texts
-        for k in (0, 1, 8, 20):  # 8 are stored, 20 are not
-            assert index.related(prefix, k) == texts[:k]
-        for k in (1, 3, 8, 19):
-            without = texts[2]
-            assert index.related(prefix, k, without) == [t for t in texts if t != without][:k]
+        numbers, cosines = index.search(index.enhanced(prefix), 20)
         assert (np.diff(cosines[0]) <= 0).all()
-    assert index.related("nothing like it", 5) == []
+        texts = [given["queries"][i] for i in numbers[0]]
+        assert index.related_to(index.enhanced(prefix), 20) == texts
+        for k in (0, 1, 8):
+            assert index.neighbours(prefix, k).tolist() == numbers[0][:k].tolist()
+        assert index.neighbours(prefix, 9) is None, "8 were worked out"
+    assert index.neighbours("nothing like it", 5) is None
 
 
 def test_a_query_that_is_the_prefix_itself_may_be_related(index_toy, tmp_path):
     given = inputs(index_toy, n=3, p=1)
     index = PrefixIndex.build(str(tmp_path), **given)
     assert given["prefixes"] == given["queries"][:1]
-    assert given["queries"][0] in index.related(given["prefixes"][0], 3)
-
-
-def test_leaving_a_query_out_of_an_enhanced_prefix(index, given):
-    offsets, numbers, counts = (given[f"pair_{n}"] for n in ("offsets", "queries", "counts"))
-    seen = set()
-    for row, prefix in enumerate(given["prefixes"]):
-        own = numbers[offsets[row] : offsets[row + 1]]
-        for number, count in zip(own, counts[offsets[row] : offsets[row + 1]], strict=True):
-            assert index.pair_count(prefix, number) == count
-            others = own[own != number] if count == 1 else own
-            expected = enhance(
-                given["prefix_vectors"][row : row + 1].astype(np.float16),
-                np.array([0, len(others)]),
-                others,
-                index.vectors_of,
-            )[0]
-            np.testing.assert_allclose(index.enhanced(prefix, int(number)), expected, atol=1e-6)
-            seen.add(count == 1)
-        absent = next(i for i in range(300) if i not in own)
-        assert index.pair_count(prefix, absent) == 0
-        np.testing.assert_array_equal(index.enhanced(prefix, absent), index.vector(prefix))
-    assert seen == {True, False}
-    assert index.pair_count("nothing like it", 0) == 0
-    assert index.enhanced("nothing like it", 0) is None
+    assert 0 in index.neighbours(given["prefixes"][0], 3)
 
 
 def test_loaded_again_is_the_same_and_read_only(index, given, tmp_path):
@@ -152,7 +124,8 @@ def test_the_papers_way_works_from_a_loaded_index_alone(given, tmp_path, measure
     index = PrefixIndex.load(str(tmp_path))
     for prefix in given["prefixes"][:20]:
         # A longer list in bucket order begins with the shorter one.
-        assert index.related(prefix, 4) == index.related_to(index.vector(prefix), 12)[:4]
+        longer = index.search(index.enhanced(prefix), 12)[0][0]
+        assert index.neighbours(prefix, 4).tolist() == longer[longer >= 0][:4].tolist()
     with pytest.raises(UserError, match="SearchConfig.measure.*run the index stage"):
         other = "latent" if measure == "cosine" else "cosine"
         PrefixIndex.load(str(tmp_path), search_config=SearchConfig(measure=other))
@@ -172,10 +145,10 @@ def test_small_shops_and_no_prefixes(index_toy, tmp_path, n, p):
     given = inputs(index_toy, n=n, p=p)
     index = PrefixIndex.build(str(tmp_path), **given)
     assert (len(index), len(index.prefixes)) == (n, p)
-    assert sorted(index.related_to(given["embeddings"][0], n + 5)) == sorted(given["queries"])
+    found = index.search(given["embeddings"][0], n + 5)[0][0]
+    assert sorted(found[found >= 0]) == list(range(n))
     for prefix in given["prefixes"]:
-        assert sorted(index.related(prefix, 7)) == sorted(given["queries"])
-        assert given["queries"][0] not in index.related(prefix, 7, given["queries"][0])
+        assert sorted(index.neighbours(prefix, 7)) == list(range(n))
 
 
 def test_repeated_texts_are_kept_once(index_toy, given, tmp_path, capsys):
@@ -187,10 +160,6 @@ def test_repeated_texts_are_kept_once(index_toy, given, tmp_path, capsys):
         given["pair_queries"][given["pair_offsets"][row] :][:m]
         for row, m in zip(rows, many, strict=True)
     ]
-    counts = [
-        given["pair_counts"][given["pair_offsets"][row] :][:m]
-        for row, m in zip(rows, many, strict=True)
-    ]
     repeated = {
         **given,
         "queries": [given["queries"][i] for i in twice],
@@ -200,7 +169,6 @@ def test_repeated_texts_are_kept_once(index_toy, given, tmp_path, capsys):
         "prefix_vectors": given["prefix_vectors"][rows],
         "pair_offsets": np.concatenate([[0], np.cumsum(many)]),
         "pair_queries": first[np.concatenate(pairs)],
-        "pair_counts": np.concatenate(counts),
     }
     PrefixIndex.build(str(tmp_path / "plain"), **given)
     PrefixIndex.build(str(tmp_path / "repeated"), **repeated)
@@ -218,10 +186,9 @@ def test_another_fingerprint_is_refused_by_name(index, given, tmp_path, name):
         PrefixIndex.load(str(tmp_path), expect={**PRINTS, name: "new"})
 
 
-def test_without_lists_worked_out_they_are_searched_for(given, index, tmp_path):
+def test_without_lists_worked_out_there_are_none(given, tmp_path):
     bare = PrefixIndex.build(str(tmp_path), **{**given, "related": 0})
-    for prefix in given["prefixes"][:10]:
-        assert bare.related(prefix, 5) == index.related(prefix, 5)
+    assert bare.neighbours(given["prefixes"][0], 5) is None
 
 
 @pytest.mark.parametrize("name", ["index.json", "queries.txt", "vectors.npy", "starts.npy"])
@@ -287,7 +254,6 @@ def test_a_build_killed_while_moving_leaves_no_index(given, tmp_path, monkeypatc
         ({"ids": np.zeros((300, 3), int)}, "ids of shape"),
         ({"prefix_vectors": np.zeros((7, D))}, "prefix_vectors: expected one row"),
         ({"pair_offsets": np.array([0, 1])}, "pair_offsets"),
-        ({"pair_counts": np.array([1])}, "pair_counts"),
         ({"vectors": "int4"}, "vectors='int4'"),
         ({"queries": [], "embeddings": np.zeros((0, D)), "ids": np.zeros((0, 4), int)}, "none"),
     ],

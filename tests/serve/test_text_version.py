@@ -5,7 +5,7 @@ import types
 import pytest
 
 from onesug_jax.decode import suggester as decoding
-from onesug_jax.decode.known import Filter
+from onesug_jax.decode.closed_set import Filter
 from onesug_jax.decode.shapes import Shapes
 from onesug_jax.errors import UserError
 from onesug_jax.logs.completion import CompletionIndex

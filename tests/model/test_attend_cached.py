@@ -5,7 +5,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from onesug_jax.model.layers import MASKED, mixed_on_gpu, mixed_values
+from onesug_jax.arrays import NEG_INF
+from onesug_jax.model.layers import mixed_on_gpu, mixed_values
 
 
 @pytest.mark.parametrize("scale", [1.0, 100.0])
@@ -18,7 +19,7 @@ def test_both_ways_mix_alike(scale):
     queries *= scale
     seen = rng.random((2, 1, 4, 24)) < 0.2
     seen[..., 0] = True
-    bias = np.where(seen, 0.0, MASKED).astype(np.float32)
+    bias = np.where(seen, 0.0, NEG_INF).astype(np.float32)
     distance = rng.normal(size=(1, 3, 1, 24)).astype(np.float32)
     scores = np.einsum("bhqk,bhsk->bhqs", queries, keys, dtype=np.float64) + distance
     weights = np.where(

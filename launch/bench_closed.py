@@ -1,5 +1,5 @@
-"""Lists of known queries, for `bench_decode.py`: beside a search without caches; and what a million
-known queries cost.
+"""Lists of indexed queries, for `bench_decode.py`: beside a search without caches; and what a
+million indexed queries cost.
 """
 
 from __future__ import annotations
@@ -14,8 +14,8 @@ import jax.numpy as jnp
 import numpy as np
 from bench_decode import HEAD, drawn, row, size_of, timed
 
+from onesug_jax.arrays import NEG_INF
 from onesug_jax.decode.beam import BeamConfig, beam_search
-from onesug_jax.decode.trie import NEVER
 from onesug_jax.model.config import ModelConfig
 from onesug_jax.model.scores import Scores
 from onesug_jax.model.seq2seq import Seq2Seq
@@ -71,23 +71,23 @@ def plain_beams(model, config: BeamConfig, constraint):
         for t in range(config.max_length):
             given = (params, encoded, tokens, written, totals, states, t)
             best, grown, state, over = jax.device_get(step(*given, first=t == 0))
-            alive = best > NEVER / 2
+            alive = best > NEG_INF / 2
             done += (best[over & alive] / (t + 1) ** config.alpha).tolist()
             done = sorted(done, reverse=True)[: config.returned]
             going = np.flatnonzero(~over & alive)[: config.beams]
-            worst = done[-1] if len(done) == config.returned else NEVER
+            worst = done[-1] if len(done) == config.returned else NEG_INF
             if not len(going) or best[going[0]] / config.max_length**config.alpha <= worst:
                 break
             going = np.resize(going, config.beams)
             totals, written, states = best[going], grown[going], state[going]
-            totals[len(np.unique(going)) :] = NEVER  # fillers of a beam that is not full
+            totals[len(np.unique(going)) :] = NEG_INF  # fillers of a beam that is not full
         return done
 
     return search
 
 
 def closed(name: str, requests: int) -> None:
-    """Lists kept to known queries, one request and 32 at a time."""
+    """Lists kept to indexed queries, one request and 32 at a time."""
     import pyarrow.parquet as pq
 
     from onesug_jax.decode.suggester import Suggester
@@ -131,18 +131,18 @@ def closed(name: str, requests: int) -> None:
     batches = [featurizer.batch([request]) for request in asked[:8]]
     for batch in batches:
         found = np.asarray(search(params, batch).scores[0])
-        found = found[found > NEVER / 2]
+        found = found[found > NEG_INF / 2]
         assert np.allclose(found, plain(params, batch), atol=1e-3), "not the same lists"
     ours = timed(lambda batch: jax.block_until_ready(search(params, batch)), batches)
     base = float(np.median(ours))
-    print(row("arrays only, any known query: ours", ours, base))
+    print(row("arrays only, any indexed query: ours", ours, base))
     theirs = timed(lambda batch: plain(params, batch), batches)
-    print(row("arrays only, any known query: no caches, same scores", theirs, base))
+    print(row("arrays only, any indexed query: no caches, same scores", theirs, base))
 
 
 def trie(queries: int) -> None:
-    """What a large set of known queries costs: arrays on the device, and time to build them."""
-    from onesug_jax.decode.known import Filter, KnownQueries
+    """What a large set of indexed queries costs: arrays on the device, and time to build them."""
+    from onesug_jax.decode.closed_set import Filter, IndexedQueries
     from onesug_jax.decode.trie import build_trie
     from onesug_jax.tasks.features import FeatureSpec, Featurizer
 
@@ -159,17 +159,18 @@ def trie(queries: int) -> None:
             if len(made) == queries:
                 break
     began = time.perf_counter()
-    known = KnownQueries.of(made, Featurizer(vocabulary, FeatureSpec()))
+    indexed = IndexedQueries.of(made, Featurizer(vocabulary, FeatureSpec()))
     read = time.perf_counter()
-    built, rank_of_node = build_trie(known.tokens)
+    built, rank_of_node = build_trie(indexed.tokens)
     done = time.perf_counter()
-    shown = Filter(("lamp", "red"), least_count=2).of(known.texts, known.counts)
+    shown = Filter(("lamp", "red"), least_count=2).of(indexed.texts, indexed.counts)
     hidden = built.showing(shown, rank_of_node)
     jax.block_until_ready(hidden.low)
     filtered = time.perf_counter()
     size = sum(leaf.nbytes for leaf in jax.tree.leaves(built))
+    pieces = np.count_nonzero(indexed.tokens, axis=1).mean()
     print(
-        f"\n{len(known.texts):,} queries of {np.count_nonzero(known.tokens, axis=1).mean():.1f} "
+        f"\n{len(indexed.texts):,} queries of {pieces:.1f} "
         f"tokens: {len(built.token):,} nodes, {size / 1e6:.1f} MB on the device; "
         f"{read - began:.1f} s to tokenise, {done - read:.1f} s to build, "
         f"{filtered - done:.1f} s to exchange a filter that leaves {shown.sum():,}"

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from onesug_jax.decode.known import Filter, KnownQueries
+from onesug_jax.decode.closed_set import Filter, IndexedQueries
 from onesug_jax.errors import UserError
 from onesug_jax.tasks.features import FeatureSpec, Featurizer
 from onesug_jax.tasks.vocabulary import Vocabulary
@@ -79,7 +79,7 @@ def test_no_two_known_queries_look_alike(featurizer):
         "gun lamp gun lamp gun lamp gun lamp a": 5,
         "gun lamp gun lamp gun lamp gun lamp b": 6,
     }
-    known = KnownQueries.of(queries, featurizer)
+    known = IndexedQueries.of(queries, featurizer)
     assert known.texts == ["Lamp", "gun lamp gun lamp gun lamp gun lamp b", "toy"]
     assert known.counts.tolist() == [3, 6, 4]
     assert known.tokens.tolist() == featurizer.targets(known.texts).tolist()

@@ -1,4 +1,4 @@
-"""The set of known queries: their texts and tokens in order, and which of them may be shown.
+"""The set of indexed queries: their texts and tokens in order, and which of them may be shown.
 
 A shop hides queries without training anything anew: terms it does not want to see, queries hardly
 anybody searched. `Filter` is applied to the finished set, so that it can be changed while serving.
@@ -24,7 +24,7 @@ _LEAST_COUNT = re.compile(r"least_count\s*=\s*(\d+)")
 
 @dataclasses.dataclass(frozen=True)
 class Filter:
-    """Which known queries may be shown.
+    """Which indexed queries may be shown.
 
     Attributes:
       blocked: terms no shown query may hold, as whole words; a term that opens or ends with a
@@ -54,8 +54,8 @@ class Filter:
             raise UserError(f"{path}: expected UTF-8, one term a line ({error})") from None
         terms = []
         for line in lines:
-            if told := _LEAST_COUNT.fullmatch(line.strip()):
-                least_count = int(told[1])
+            if found := _LEAST_COUNT.fullmatch(line.strip()):
+                least_count = int(found[1])
             elif term := normalise_query(line):
                 terms.append(term)
         return cls(tuple(dict.fromkeys(terms)), least_count)
@@ -97,7 +97,7 @@ def _spaced(letter: str) -> bool:
 
 
 @dataclasses.dataclass(frozen=True)
-class KnownQueries:
+class IndexedQueries:
     """Known queries in the order of their texts, no two of which look alike.
 
     Attributes:
@@ -111,14 +111,14 @@ class KnownQueries:
     counts: np.ndarray
 
     @classmethod
-    def of(cls, queries: Mapping[str, int], featurizer: Featurizer) -> KnownQueries:
+    def of(cls, queries: Mapping[str, int], featurizer: Featurizer) -> IndexedQueries:
         """Of queries that normalise to one text, or are cut to the same ids, the most searched
         stays (of equals the first).
         """
         texts = sorted(queries)
         counts = np.fromiter((queries[text] for text in texts), np.int64, len(texts))
-        kept = _most_searched(texts, counts)
-        texts, counts = [texts[i] for i in kept], counts[kept]
+        chosen = _most_searched(texts, counts)
+        texts, counts = [texts[i] for i in chosen], counts[chosen]
         tokens = featurizer.targets(texts)
         order = np.lexsort((np.arange(len(texts)), -counts, *tokens.T[::-1]))
         alike = np.zeros(len(texts), bool)
@@ -139,7 +139,7 @@ def _most_searched(texts: Iterable[str], counts: np.ndarray) -> list[int]:
 
 
 class ClosedSet:
-    """The texts a list is kept to: which of them a prefix may get, and which may be shown.
+    """The texts a list is held to: which of them a prefix may get, and which may be shown.
 
     Attributes:
       texts: sorted by code point; a text's rank is its place here.
@@ -163,7 +163,7 @@ class ClosedSet:
         passed = shown.of(self.texts, self._counts)
         if not passed.any():
             raise UserError(
-                f"none of the {len(self.texts):,} known queries passes the filter "
+                f"none of the {len(self.texts):,} indexed queries passes the filter "
                 f"({len(shown.blocked):,} blocked terms, least_count={shown.least_count}): "
                 "nothing could be suggested; block less"
             )
