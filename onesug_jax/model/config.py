@@ -139,7 +139,8 @@ class ModelConfig:
         (padding too), nothing is halved for causality.
         """
         d, a, ff = self.d_model, self.attention_width, self.d_ff
-        context, target = input_length + history, target_length
+        keys = (1 + history) * (self.vector_dim > 0)  # e_p* and the history
+        context, target = input_length + keys, target_length
         length = context + candidates
         mlp = 2 * 3 * d * ff
         encoder_layer = length * (2 * 2 * d * a + mlp + 4 * context * a) + context * 2 * 2 * d * a
@@ -151,9 +152,10 @@ class ModelConfig:
         head = target * 2 * d * self.vocab_size
         if self.vector_dim:
             h, relations = self.num_heads, 4
-            related = 2 * relations * context * 2 * h + 2 * 5 * h * d + 2 * d * d
-            encoder_layer += length * related + context * 2 * 7 * h
-            head += 2 * length * context * self.vector_dim
+            items = keys + candidates
+            encoder_layer += length * (2 * 5 * h * d + 2 * d * d) + keys * 2 * 7 * h
+            encoder_layer += items * 2 * relations * keys * 2 * h
+            head += 2 * items * keys * self.vector_dim
             head += candidates * 2 * d * (3 * self.count_columns + 10 + d) + history * 2 * 6 * d
             head += candidates * 2 * self.vector_dim + 2 * self.vector_dim * d
         if self.writes_candidates:
