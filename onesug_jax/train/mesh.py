@@ -246,12 +246,11 @@ def check_divides(
     if size > 0 and size % unit == 0:
         return
     axes = " x ".join(f"{axis}={mesh[axis]}" for axis in BATCH_AXES) + f" = {parts}"
-    below = size - size % unit
-    nearest = f"{below} or {below + unit}" if below > 0 else f"{unit}"
+    below = max(size - size % unit, unit)
     microbatches = "" if accumulation is None else f" in accumulation={accumulation} microbatch(es)"
     raise UserError(
         f"{what}: {size} examples do not divide over mesh axes {axes}{microbatches}; choose a "
-        f"multiple of {unit}, such as {nearest}, or another mesh."
+        f"multiple of {unit}, such as {below} or {below + unit}, or another mesh."
     )
 
 

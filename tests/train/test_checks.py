@@ -34,7 +34,7 @@ def test_what_can_be_trained_passes(changed):
         ({"accumulation": 0}, "accumulation=0"),
         ({"batch_size": 0}, "batch_size=0"),
         ({"batch_size": 18}, "toy.batch_size: 18 .* data=2 x fsdp=2 = 4 .* of 4, such as 16 or 20"),
-        ({"accumulation": 8}, "accumulation=8 microbatch.* multiple of 32, such as 32,"),
+        ({"accumulation": 8}, "accumulation=8 microbatch.* multiple of 32, such as 32 or 64"),
         ({"best_metric": "mrr"}, "best_metric='mrr' needs evaluate_every"),
         *(
             ({"profile_steps": span}, r"profile_steps=.*expected \(first, last\).*at most 5")

@@ -140,7 +140,7 @@ def test_frozen_arrays_reach_the_loss_and_after_update_has_the_last_word(toy, me
 
 
 def test_refuses_a_batch_that_does_not_divide(toy, mesh_of):
-    with pytest.raises(UserError, match=r"batch of 16.*accumulation=4.*multiple of 32"):
+    with pytest.raises(UserError, match=r"batch: 16.*accumulation=4.*multiple of 32"):
         run(toy.make_stage(), mesh_of(8), toy.make_batch_at(16), accumulation=4)
     with pytest.raises(UserError, match="share their first dimension"):
         steps.batch_size({"a": np.zeros((2, 3)), "b": np.zeros(3)})
