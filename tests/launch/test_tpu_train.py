@@ -60,7 +60,7 @@ def test_a_tpu_that_is_there_is_used_again(cloud):
     assert cloud.train().returncode == 0
     assert len(cloud.calls("queued-resources", "create")) == 1
     starts = (cloud.vm() / "onesug" / "work" / "onesug" / "starts").read_text()
-    assert starts.count("worker-0") == 2
+    assert starts.count("t1v-w-0") == 2
 
 
 def test_after_preemption_the_run_goes_on(cloud):
@@ -76,7 +76,7 @@ def test_after_preemption_the_run_goes_on(cloud):
     assert len(creates) == 2 and creates[0] == creates[1] and "--spot" in creates[0]
     assert len(cloud.calls("queued-resources", "delete")) == 1
     starts = (cloud.home / "buckets" / "b" / "shop" / "starts").read_text().split()
-    assert sorted(starts) == ["worker-0", "worker-0", "worker-1", "worker-1"]
+    assert sorted(starts) == ["t1v-w-0", "t1v-w-0", "t1v-w-1", "t1v-w-1"]
     for worker in range(2):
         vm = cloud.vm(made=2, worker=worker)
         words = (vm / "words").read_text().splitlines()[3:]
@@ -85,6 +85,77 @@ def test_after_preemption_the_run_goes_on(cloud):
             f"--gin.LOG={vm}/onesug/gs/data/l",
         ]
         assert (vm / "processes").read_text() == "auto\n"
+
+
+def test_what_failed_is_shown_with_its_host_and_number(cloud):
+    """Worker 1 fails: its last 50 lines, and no other worker's."""
+    cloud.plan(workers=2, code=5, failing=1)
+    done = cloud.train("--type=v5litepod-16", "--work_dir=gs://b/shop")
+    assert done.returncode == 5, done.stdout + done.stderr
+    shown = done.stdout.split("the workers that failed:\n")[1].splitlines()
+    assert shown[0] == "--- worker 1 on host t1v-w-1, exit code 5, last 50 lines:"
+    assert shown[1:51] == [str(number) for number in range(51, 101)]
+    assert "---" not in "".join(shown[51:])
+
+
+def test_maintenance_restarts_the_training_where_it_is(cloud):
+    """All workers are told to stop, save, and end with 143; the TPU stays."""
+    cloud.plan(workers=2, preempt=2, starts=2, how="maintenance")
+    done = cloud.train("--type=v5litepod-16", "--work_dir=gs://b/shop")
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "stopped on a worker (maintenance?); new start 1 of 20" in done.stdout
+    assert "training, start 2" in done.stdout
+    assert len(cloud.calls("queued-resources", "create")) == 1
+
+
+def test_several_slices_are_one_training(cloud):
+    """Two slices of two hosts: asked for together, each gets the code and starts, all as one."""
+    cloud.plan(workers=2)
+    words = ("--slices=2", "--type=v5litepod-16", "--work_dir=gs://b/shop", "--name=shop")
+    done = cloud.train(*words, "--internal_ips", "--data_disk=source=d,mode=read-only")
+    assert done.returncode == 0, done.stdout + done.stderr
+    [create] = cloud.calls("queued-resources", "create")
+    flags = {"--node-count=2", "--node-prefix=shop", "--internal-ips"}
+    assert flags | {"--data-disk=source=d,mode=read-only"} <= set(create)
+    assert not any(word.startswith("--node-id") for word in create)
+    for worker in range(4):
+        assert (cloud.vm(worker=worker) / "processes").read_text() == "auto\n"
+    nodes = {words[2] for words in cloud.calls("tpu-vm", "ssh")}
+    assert nodes == {"shop-0", "shop-1"}
+
+
+def test_a_slice_that_is_taken_away_is_lost(cloud):
+    cloud.plan(workers=1, preempt=2, starts=2)
+    done = cloud.train("--slices=2", "--spot", "--type=v5litepod-4", "--work_dir=gs://b/shop")
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "preempted; new start 1 of 20" in done.stdout
+
+
+def test_why_the_code_was_not_shipped_is_shown(cloud):
+    cloud.plan(silent=True)
+    done = cloud.train()
+    assert done.returncode == 1
+    assert "the disk of a worker is full" in done.stderr
+
+
+@pytest.mark.skipif(not shutil.which("ssh-keygen"), reason="needs ssh-keygen")
+def test_a_key_with_a_passphrase_is_refused_before_it_hangs(cloud):
+    folder = cloud.home / ".ssh"
+    folder.mkdir()
+    for name, phrase in (("google_compute_engine", "secret"), ("other", "")):
+        command = ["ssh-keygen", "-q", "-t", "ed25519", "-N", phrase, "-f", str(folder / name)]
+        subprocess.run(command, check=True)
+    done = cloud.train(SSH_AUTH_SOCK="")
+    assert done.returncode == 1 and not cloud.calls()
+    assert "has a passphrase" in done.stderr and "ssh-add" in done.stderr
+    free = cloud.train(f"--ssh_flags=--ssh-key-file={folder / 'other'}", SSH_AUTH_SOCK="")
+    assert free.returncode == 0, free.stderr
+
+
+def test_ssh_never_asks(cloud):
+    assert cloud.train().returncode == 0
+    for words in cloud.calls("tpu-vm", "ssh"):
+        assert "--ssh-flag=-o BatchMode=yes" in words
 
 
 @pytest.mark.parametrize("how", ["node", "warned"])
@@ -117,7 +188,7 @@ def test_one_failing_worker_ends_the_others(cloud):
     """Worker 0 fails at once; worker 1, in a folder where it must wait, is told to stop."""
     cloud.plan(workers=2, code=5)
     slow = cloud.home / "vm_bin" / "training"
-    slow.write_text(slow.read_text().replace("while [", 'while [ "$HOSTNAME" = worker-1 ] || ['))
+    slow.write_text(slow.read_text().replace("while [", 'while [ "$HOSTNAME" = t1v-w-1 ] || ['))
     done = cloud.train("--type=v5litepod-16", "--work_dir=gs://b/shop")
     assert done.returncode == 5, done.stdout + done.stderr
     assert "saved" in (cloud.vm(worker=1) / "onesug" / "run" / "log").read_text()
@@ -150,11 +221,11 @@ def test_the_same_command_finds_the_training_again(cloud):
     )
     starts = cloud.vm() / "onesug" / "work" / "onesug" / "starts"
     assert "under way" in "".join(iter(again.stdout.readline, "training, start 1\n"))
-    assert starts.read_text().count("worker") == 1
+    assert starts.read_text().count("t1v") == 1
     os.killpg(int((cloud.vm() / "onesug" / "run" / "pid").read_text()), signal.SIGTERM)
     rest, _ = again.communicate(timeout=30)
-    assert "saved" in rest
-    assert again.returncode == 143
+    assert "saved" in rest and "training, start 2" in rest  # 143 is no failure
+    assert again.returncode == 0
 
 
 def test_restart_ends_what_is_under_way(cloud):
@@ -256,8 +327,13 @@ def test_a_dry_run_of_delete(cloud):
         (["--name=Shop"], ["--name=Shop", "lower-case"]),
         (["--poll_seconds=0"], ["--poll_seconds=0"]),
         (["--retries=x"], ["--retries=x"]),
-        (["--type=tpu7x-8"], ["--type=tpu7x-8", "--version"]),
+        (["--type=tpu7x-8"], ["--type=tpu7x-8", "--gke"]),
         (["--type=v5e", "--version=a"], ["--type=v5e", "number"]),
+        (["--type=v5litepod-13"], ["--type=v5litepod-13", "multiple of 4"]),
+        (["--type=v5p-768", "--topology=8x8x8"], ["--topology=8x8x8", "384 chips"]),
+        (["--slices=0"], ["--slices=0"]),
+        (["--slices=2"], ["2 machines", "gs://"]),
+        (["--gke"], ["--gke", "gs://", "--force_local"]),
         (["--spot"], ["--spot", "gs://", "--force_local"]),
         (["--spot", "--", "--gin.WORK_DIR=/a"], ["--spot", "/a", "--force_local"]),
         (["--type=v5litepod-16"], ["4 machines", "gs://", "--force_local"]),
@@ -298,6 +374,7 @@ def test_without_gcloud_the_mend_is_told(cloud):
     bin_folder.mkdir()
     for name in ("bash", "dirname", "cksum", "cut", "sed"):
         (bin_folder / name).symlink_to(shutil.which(name))
+    (bin_folder / "python3").symlink_to(sys.executable)
     done = cloud.train(PATH=str(bin_folder))
     assert done.returncode == 1
     assert "no gcloud on PATH" in done.stderr and "cloud.google.com/sdk" in done.stderr

@@ -1,0 +1,279 @@
+"""Training on TPU slices of a GKE cluster; `tpu_train.sh --gke` calls it.
+
+XPK creates the workload where it is installed, else kubectl applies a JobSet: one replicated job a
+slice, one pod a host. A pod that is preempted, or that saved and ended by a signal (exit code 143),
+restarts the JobSet without counting; another failure counts. Then the log of the first pod is
+shown until the JobSet ends, and of a failed one the last lines of every pod that failed.
+
+Needs Python 3.8 and kubectl, and no package.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import shlex
+import shutil
+import subprocess
+import sys
+import time
+from typing import Any
+
+from tpu_slices import Mistake, Slice
+
+WORKER = "/onesug/code/launch/tpu_worker.sh"  # in the image, see Dockerfile
+STOPPED = 143  # SIGTERM: the training saved and ended
+LAST = 50  # lines of a pod that failed
+_NAME = "jobset.sigs.k8s.io/jobset-name"
+_FIRST = "jobset.sigs.k8s.io/job-index=0,batch.kubernetes.io/job-completion-index=0"
+_FAILED = (
+    '{range .items[?(@.status.phase=="Failed")]}{.metadata.name} {.spec.nodeName} '
+    '{.status.containerStatuses[0].state.terminated.exitCode}{"\\n"}{end}'
+)
+
+
+def command(options: argparse.Namespace, chosen: Slice) -> list[str]:
+    """What a pod runs."""
+    processes = str(chosen.hosts * options.slices)
+    words = [word.replace("$(", "$$(") for word in options.words]  # Kubernetes fills in $(NAME)
+    return ["bash", WORKER, "container", processes, *words]
+
+
+def jobset(options: argparse.Namespace, chosen: Slice) -> dict[str, Any]:
+    """The JobSet, as its manifest has it."""
+    select = {
+        "cloud.google.com/gke-tpu-accelerator": chosen.generation.label,
+        "cloud.google.com/gke-tpu-topology": chosen.topology,
+    }
+    pod: dict[str, Any] = {
+        "restartPolicy": "Never",
+        "terminationGracePeriodSeconds": 300,
+        "nodeSelector": select,
+        "containers": [
+            {
+                "name": "train",
+                "image": options.image,
+                "command": command(options, chosen),
+                "ports": [{"containerPort": 8471}, {"containerPort": 8080}],
+                "securityContext": {"privileged": True},
+                "resources": {"limits": {"google.com/tpu": chosen.chips_per_host}},
+                "volumeMounts": [{"name": "shm", "mountPath": "/dev/shm"}],
+            }
+        ],
+        "volumes": [{"name": "shm", "emptyDir": {"medium": "Memory"}}],
+    }
+    if options.service_account:
+        pod["serviceAccountName"] = options.service_account
+    if options.spot:
+        select["cloud.google.com/gke-spot"] = "true"
+        pod["tolerations"] = [
+            {"key": "cloud.google.com/gke-spot", "operator": "Equal", "value": "true"}
+        ]
+    if options.slices > 1:
+        pod |= {"hostNetwork": True, "dnsPolicy": "ClusterFirstWithHostNet"}
+        pod["containers"][0]["env"] = _megascale(options)
+    interrupted = [
+        {"action": "FailJob", "onPodConditions": [{"type": "DisruptionTarget", "status": "True"}]},
+        {
+            "action": "FailJob",
+            "onExitCodes": {"containerName": "train", "operator": "In", "values": [STOPPED]},
+        },
+    ]
+    job = {
+        "parallelism": chosen.hosts,
+        "completions": chosen.hosts,
+        "completionMode": "Indexed",
+        "backoffLimit": 0,
+        "podFailurePolicy": {"rules": interrupted},
+        "template": {"spec": pod},
+    }
+    again = {
+        "action": "RestartJobSetAndIgnoreMaxRestarts",
+        "onJobFailureReasons": ["PodFailurePolicy"],
+    }
+    exclusive = {"alpha.jobset.sigs.k8s.io/exclusive-topology": "cloud.google.com/gke-nodepool"}
+    return {
+        "apiVersion": "jobset.x-k8s.io/v1alpha2",
+        "kind": "JobSet",
+        "metadata": {"name": options.name, "annotations": exclusive},
+        "spec": {
+            "failurePolicy": {"maxRestarts": options.retries, "rules": [again]},
+            "replicatedJobs": [
+                {"name": "slice", "replicas": options.slices, "template": {"spec": job}}
+            ],
+        },
+    }
+
+
+def _megascale(options: argparse.Namespace) -> list[dict[str, Any]]:
+    """What libtpu needs to find the other slices."""
+    index = {"fieldPath": "metadata.labels['jobset.sigs.k8s.io/job-index']"}
+    return [
+        {
+            "name": "MEGASCALE_COORDINATOR_ADDRESS",
+            "value": f"{options.name}-slice-0-0.{options.name}",
+        },
+        {"name": "MEGASCALE_NUM_SLICES", "value": str(options.slices)},
+        {"name": "MEGASCALE_SLICE_ID", "valueFrom": {"fieldRef": index}},
+    ]
+
+
+def as_yaml(value: Any, indent: str = "") -> str:
+    """Nested dicts and lists as YAML; scalars as JSON has them, which YAML reads alike."""
+    lines = []
+    if isinstance(value, dict):
+        for key, one in value.items():
+            if isinstance(one, (dict, list)) and one:
+                lines.append(f"{indent}{key}:\n{as_yaml(one, indent + '  ')}")
+            else:
+                lines.append(f"{indent}{key}: {json.dumps(one)}")
+    else:
+        for one in value:
+            if isinstance(one, (dict, list)) and one:
+                lines.append(f"{indent}- {as_yaml(one, indent + '  ').lstrip()}")
+            else:
+                lines.append(f"{indent}- {json.dumps(one)}")
+    return "\n".join(lines)
+
+
+def xpk(options: argparse.Namespace, chosen: Slice) -> list[str]:
+    """XPK's command that creates the workload."""
+    return [
+        *("xpk", "workload", "create"),
+        *(f"--cluster={options.cluster}", f"--workload={options.name}"),
+        *(f"--tpu-type={options.type}", f"--num-slices={options.slices}"),
+        *(f"--docker-image={options.image}", f"--max-restarts={options.retries}"),
+        *("--termination-grace-period-seconds=300", *_where(options)),
+        *(["--spot"] if options.spot else []),
+        f"--command={shlex.join(command(options, chosen))}",
+    ]
+
+
+def _where(options: argparse.Namespace) -> list[str]:
+    flags = {"zone": options.zone, "project": options.project}
+    return [f"--{name}={value}" for name, value in flags.items() if value]
+
+
+class Cluster:
+    """Runs commands, or prints them."""
+
+    def __init__(self, options: argparse.Namespace):
+        self.options, self.name = options, options.name
+        self.xpk = shutil.which("xpk") is not None
+
+    def run(self, words: list[str], given: str | None = None) -> subprocess.CompletedProcess:
+        """One command, its output kept; in a dry run it is printed instead."""
+        if self.options.dry_run:
+            print(shlex.join(words) + (f" <<'E'\n{given}\nE" if given else ""))
+            return subprocess.CompletedProcess(words, 0, "", "")
+        return subprocess.run(words, input=given, capture_output=True, text=True)
+
+    def must(self, words: list[str], given: str | None = None) -> None:
+        """One command that has to succeed.
+
+        Raises:
+          SystemExit: 1, with what it said.
+        """
+        done = self.run(words, given)
+        if done.returncode:
+            sys.exit(f"error: {shlex.join(words)} failed:\n{done.stderr or done.stdout}")
+
+    def get(self, what: str, path: str, *flags: str) -> str:
+        """A field of a resource; empty where there is none."""
+        return self.run(["kubectl", "get", *what.split(), *flags, f"-o=jsonpath={path}"]).stdout
+
+    def create(self, chosen: Slice) -> None:
+        """The workload, unless there is one of this name: then it is shown."""
+        options = self.options
+        if options.cluster:
+            words = ["gcloud", "container", "clusters", "get-credentials", options.cluster]
+            self.must([*words, *_where(options)])
+        if self.get(f"jobset {self.name} --ignore-not-found", "{.metadata.name}"):
+            print(f"[tpu] {self.name} is there already, and its log follows; --delete removes it")
+        elif self.xpk and options.cluster:
+            self.must(xpk(options, chosen))
+        else:
+            self.must(["kubectl", "apply", "-f", "-"], as_yaml(jobset(options, chosen)))
+
+    def delete(self) -> None:
+        """The workload and its pods."""
+        self.must(["kubectl", "delete", "jobset", self.name, "--ignore-not-found"])
+
+    def follow(self) -> int:
+        """Shows the first pod's log, of each new start too, until the JobSet ends; 0 or 1."""
+        if self.options.dry_run:
+            self.get("pods", "{.items[0].metadata.name}", f"-l={_NAME}={self.name},{_FIRST}")
+            print(f"kubectl logs --follow {self.name}-slice-0-0-...")
+            self.get(f"jobset {self.name}", "{.status.terminalState}")
+            return 0
+        shown, silent = "", 0
+        while True:
+            state = self.get(f"jobset {self.name}", "{.status.terminalState}")
+            selector = f"-l={_NAME}={self.name},{_FIRST}"
+            pod = self.get("pods", "{.items[0].metadata.name}", selector)
+            if pod and pod != shown:
+                if subprocess.run(["kubectl", "logs", "--follow", pod]).returncode == 0:
+                    print(f"[tpu] {pod} has ended", flush=True)
+                    shown = pod
+                    continue
+            if state:
+                return 0 if state == "Completed" else self.show_failed()
+            there = self.get(f"jobset {self.name} --ignore-not-found", "{.metadata.name}")
+            silent = 0 if there else silent + 1
+            if silent >= 30:
+                sys.exit(f"error: JobSet {self.name} is gone; it was deleted, or kubectl fails.")
+            time.sleep(self.options.poll_seconds)
+
+    def show_failed(self) -> int:
+        """The last lines of every pod that failed, with its host and exit code."""
+        print(f"[tpu] training has failed; the last {LAST} lines of the pods that failed:")
+        for line in self.get("pods", _FAILED, f"-l={_NAME}={self.name}").splitlines():
+            pod, host, code = (line.split() + ["?", "?"])[:3]
+            print(f"--- {pod} on host {host}, exit code {code}:", flush=True)
+            subprocess.run(["kubectl", "logs", f"--tail={LAST}", pod])
+        return 1
+
+
+def parse(words: list[str]) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__)
+    for name in ("name", "type", "topology", "project", "zone", "cluster", "image"):
+        parser.add_argument(f"--{name}", default="")
+    parser.add_argument("--service_account", default="")
+    parser.add_argument("--slices", type=int, default=1)
+    parser.add_argument("--retries", type=int, default=20)
+    parser.add_argument("--poll_seconds", type=float, default=20.0)
+    for name in ("spot", "dry_run", "print_jobset", "delete", "delete_when_done"):
+        parser.add_argument(f"--{name}", action="store_true")
+    parser.add_argument("words", nargs="*")
+    return parser.parse_args(words)
+
+
+def main() -> int:
+    options = parse(sys.argv[1:])
+    chosen = Slice.parse(options.type, options.topology)
+    if not chosen.topology:
+        raise Mistake(f"--type={options.type}: of {chosen.chips} chips; give --topology too")
+    cluster = Cluster(options)
+    if options.delete:
+        cluster.delete()
+        return 0
+    if not options.image:
+        raise Mistake("--gke needs --image=IMAGE: build and push Dockerfile, and give its name")
+    if options.print_jobset:
+        print(as_yaml(jobset(options, chosen)))
+        return 0
+    if not options.dry_run and not shutil.which("kubectl"):
+        sys.exit("error: no kubectl on PATH: `gcloud components install kubectl`.")
+    cluster.create(chosen)
+    code = cluster.follow()
+    if options.delete_when_done:
+        cluster.delete()
+    return code
+
+
+if __name__ == "__main__":
+    try:
+        sys.exit(main())
+    except Mistake as mistake:
+        print(f"error: {mistake}", file=sys.stderr)
+        sys.exit(2)
