@@ -132,7 +132,7 @@ class ItemVersion(ModelVersion):
         if level == POPULAR:
             yield from ((n, self.popular(request.prefix)) for n, request in enumerate(requests))
             return
-        places = collections.defaultdict(list)
+        places: dict[tuple, list[int]] = collections.defaultdict(list)
         for n, one in enumerate(requests):
             places[one.prefix, one.history, one.profile, one.minutes].append(n)
         same = list(places.values())
