@@ -34,7 +34,11 @@ import numpy as np
 from onesug_jax.pipeline import workdir
 
 LETTER_SECONDS = 0.25  # between two letters, on average
+<<<<<<< HEAD
 LEVELS = ("full", "beam", "popular")
+=======
+BEST, CHEAPER = ("full", "hybrid", "beam"), ("candidates", "score")  # degradation levels
+>>>>>>> live
 KEYSTROKES = (("1st letter", 1, 1), ("2nd, 3rd", 2, 3), ("4th and on", 4, 99))
 
 
@@ -192,11 +196,16 @@ def _line(name: str, part: list[tuple[int, float, int, str]]) -> str:
     counts = collections.Counter(level for *_, status, level in part if status == 200)
     codes = collections.Counter(status for _, _, status, _ in part)
     middle, high, highest = np.percentile(given, [50, 95, 99]) if given else [float("nan")] * 3
+<<<<<<< HEAD
     best = counts["full"] + counts["beam"]
     shares = " / ".join(f"{count / max(len(part), 1):.0%}" for count in (best, counts["popular"]))
+=======
+    groups = [sum(counts[level] for level in levels) for levels in (BEST, CHEAPER, ("popular",))]
+    shares = " / ".join(f"{count / max(len(part), 1):.0%}" for count in groups)
+>>>>>>> live
     other = len(part) - codes[200] - codes[503] - codes[504]
     return (
-        f"  {name:<12} {len(part):>7,} {shares:>18} {codes[503]:>8} {codes[504]:>5} {other:>6}"
+        f"  {name:<12} {len(part):>7,} {shares:>20} {codes[503]:>8} {codes[504]:>5} {other:>6}"
         f" {middle:>8.1f} {high:>8.1f} {highest:>8.1f}"
     )
 
@@ -204,6 +213,7 @@ def _line(name: str, part: list[tuple[int, float, int, str]]) -> str:
 def inside(work: str, typed: list[tuple[str, dict[str, list]]]) -> None:
     """What one list costs without HTTP: the as-of ask, other Python of a request, the whole."""
     from onesug_jax import main
+    from onesug_jax.decode.both_ways import leaves_room
     from onesug_jax.stages import items, opened, suggesting
     from onesug_jax.tasks.features import Request
 
@@ -230,7 +240,7 @@ def inside(work: str, typed: list[tuple[str, dict[str, list]]]) -> None:
         seconds.append(time.perf_counter() - began)
     first = requests[0].items
     assert first is not None
-    model.writing, model.lengths = None, (32,)
+    writing, model.writing, model.lengths = model.writing, None, (32,)
     print(f"\nas-of ask: {1e6 * np.median(seconds):.0f} us a request")
     for size in sorted({model._size(request) for request in requests}):
         same = [request for request in requests if model._size(request) == size]
@@ -246,13 +256,31 @@ def inside(work: str, typed: list[tuple[str, dict[str, list]]]) -> None:
                 began = time.perf_counter()
                 model.arrays(group, size)
                 for request, row in zip(group, fixed, strict=False):
-                    model._listed(request, row, {}, model.returned)
+                    model._listed(request, row, model.returned)
                 host.append((time.perf_counter() - began) / batch)
             print(
                 f"  up to {size} candidates ({len(same) / len(requests):.0%}), batch {batch}: "
                 f"{1e6 * np.median(host):.0f} us of other Python, {1000 * np.median(whole):.2f} ms "
                 f"a list (quickest {1000 * min(whole):.2f})"
             )
+    model.writing = writing
+    if writing is None:
+        return
+    room = []
+    for request in requests:
+        row = model.log_probabilities([request], model._size(request))
+        listed = np.array([len(model._listed(request, row[0], model.returned))])
+        room += [request] * bool(leaves_room(row, listed, model.returned, writing)[0])
+    print(f"  {len(room) / len(requests):.0%} of the lists leave room for written queries")
+    for batch in (1, 8) if room else ():
+        groups = [(room * batch)[n : n + batch] for n in range(0, 16 * batch, batch)]
+        model._write(groups[0], len(first.candidates))  # compiles
+        whole = []
+        for group in [one for one in groups if one]:
+            began = time.perf_counter()
+            model._write(group, len(first.candidates))
+            whole.append((time.perf_counter() - began) / batch)
+        print(f"  writing, batch {batch}: {1000 * np.median(whole):.1f} ms more for such a list")
 
 
 def serve(work: str, seconds: int) -> None:
@@ -261,7 +289,11 @@ def serve(work: str, seconds: int) -> None:
     inside(work, typed)
     with tempfile.TemporaryDirectory() as folder:
         capacity = 0.0
+<<<<<<< HEAD
         for levels in ('["full","beam","popular"]', '["full","beam"]'):
+=======
+        for levels in ('["full","candidates","beam","score","popular"]', '["full","beam"]'):
+>>>>>>> live
             flags = [f"--gin.EngineConfig.levels={levels}", "--gin.EngineConfig.deadline_ms=500"]
             with server(work, folder, *flags) as (host, port, times):
                 print(f"\nlevels {levels}: ready after {times['ready']:.1f} s", end="")
@@ -272,7 +304,11 @@ def serve(work: str, seconds: int) -> None:
                     capacity = asyncio.run(_capacity(host, port, typed, 16, max(5, seconds // 2)))
                     print(f"capacity: {capacity:,.0f} letters/s answered to 16 busy clients")
                 print(
+<<<<<<< HEAD
                     f"  {'':<12} {'letters':>7} {'model/popular':>18} {'refused':>8}"
+=======
+                    f"  {'':<12} {'letters':>7} {'best/cheaper/popular':>20} {'refused':>8}"
+>>>>>>> live
                     f" {'late':>5} {'failed':>6} {'p50 ms':>8} {'p95':>8} {'p99':>8}"
                 )
                 for share in (0.5, 1.0, 3.0):

@@ -50,17 +50,20 @@ class WritingConfig:
             )
 
 
-def leaves_room(log_probabilities: np.ndarray, listed: int, config: WritingConfig) -> np.ndarray:
+def leaves_room(
+    log_probabilities: np.ndarray, shown: np.ndarray, listed: int, config: WritingConfig
+) -> np.ndarray:
     """Whether to open beams for each of B requests, booleans `[B]`.
 
     Args:
       log_probabilities: `[B, C]` of candidate tokens, very negative where a place is empty.
+      shown: `[B]` how many of the candidates may be shown, counted up to `listed`.
       listed: queries of a list.
     """
     there = log_probabilities > -1e8
     mass = np.sum(np.where(there, np.exp(np.minimum(log_probabilities, 0.0)), 0.0), axis=1)
     room = mass < 1 - config.least_share
-    return room | (there.sum(axis=1) < listed) if config.fill else room
+    return room | (shown < listed) if config.fill else room
 
 
 def merged(

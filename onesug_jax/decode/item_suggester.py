@@ -1,8 +1,9 @@
 """Lists from a model with candidate tokens: one pass of the encoder, one step of the decoder.
 
 The candidates that a request brings (`logs.asof`) are output tokens, so their log-probabilities are
-the list; nothing is written out. Requests are answered in a few fixed shapes, so that few programs
-are compiled. Queries that appeared after training have rows of the tables too (`refresh`).
+the list. Where they leave room, open beams complete it (`both_ways`); such lists come last, so that
+full ones wait for no beam. Requests are answered in a few fixed shapes, so that few programs are
+compiled. Queries that appeared after training have rows of the tables too (`refresh`).
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ from __future__ import annotations
 import bisect
 import dataclasses
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import jax
@@ -23,6 +24,7 @@ from onesug_jax.decode.begun import Pieces
 from onesug_jax.decode.both_ways import WritingConfig, leaves_room, merged
 from onesug_jax.decode.suggester import Suggestion
 from onesug_jax.errors import UserError
+from onesug_jax.logs.asof.items import Items as AsOfItems
 from onesug_jax.logs.schema import normalise_query
 from onesug_jax.model.candidates import Opening
 from onesug_jax.model.items import Items, ItemTables
@@ -50,6 +52,11 @@ class ItemSuggester:
         there are none, are filled up to multiples of 8.
       passes: which texts may be shown; None: all.
       writing: when queries are written beside the candidates; None: never.
+
+    Attributes:
+      plausible: which written texts may be shown, of those that pass; None: all.
+      write_shape: ids and candidates that a batch is filled up to where beams are opened; None: as
+        where they are not.
     """
 
     def __init__(
@@ -75,6 +82,8 @@ class ItemSuggester:
         self.lengths = tuple(lengths)
         self.tables = ItemTables(*(jnp.asarray(tables[name]) for name in TABLES))
         self.writing = writing
+        self.plausible: Callable[[str], bool] | None = None
+        self.write_shape: tuple[int, int] | None = None
         if writing is not None:
             vocabulary = featurizer.vocabulary
             self._pieces = Pieces(vocabulary.piece_bytes(), vocabulary.eos_id)
@@ -101,6 +110,10 @@ class ItemSuggester:
         tokens, items = self.arrays([request], size, batch, length)
         jax.block_until_ready(_open(self.model, self.params, tokens, items, self.tables))
 
+    def warmup_writing(self, request: Request, batch: int) -> None:
+        """Compiles and runs the beams of `batch` requests, in `write_shape`."""
+        self._write([request], len(_items(request).candidates), batch)
+
     def suggest(self, requests: Sequence[Request], k: int | None = None) -> list[list[Suggestion]]:
         """One list a request, best first, without duplicates, in the order of the requests.
 
@@ -111,49 +124,78 @@ class ItemSuggester:
         Raises:
           UserError: k is larger than `returned`, or below 1.
         """
+        found = dict(self.finished(requests, k))
+        return [found[i] for i in range(len(requests))]
+
+    def finished(
+        self, requests: Sequence[Request], k: int | None = None, write: bool = True
+    ) -> Iterator[tuple[int, list[Suggestion]]]:
+        """The lists of `suggest` with the places of their requests, each as soon as it is finished.
+
+        Args:
+          requests, k: as `suggest`.
+          write: whether lists with room are completed, if `writing` allows it.
+        """
         k = self.returned if k is None else k
         if not 1 <= k <= self.returned:
             raise UserError(f"k = {k}: expected 1 to {self.returned}")
         rooms = [self._size(request) for request in requests]
-        order = sorted(range(len(requests)), key=lambda i: rooms[i])
-        lists: list[list[Suggestion]] = [[] for _ in requests]
-        start = 0
+        order = sorted(range(len(requests)), key=rooms.__getitem__)
+        open_lists: list[tuple[int, list[tuple[str, float]]]] = []
+        most, start = self.batch_sizes[-1], 0
         while start < len(order):
-            same = [i for i in order[start:] if rooms[i] == rooms[order[start]]]
-            chosen = same[: self.batch_sizes[-1]]
+            size = rooms[order[start]]
+            chosen = [i for i in order[start : start + most] if rooms[i] == size]
             start += len(chosen)
             batch = [requests[i] for i in chosen]
-            found = self.log_probabilities(batch, rooms[chosen[0]])
-            written = self._written(batch, found, rooms[chosen[0]])
-            for i, row, more in zip(chosen, found, written, strict=True):
-                lists[i] = self._listed(requests[i], row, more, k)
-        return lists
+            rows = self.log_probabilities(batch, size)
+            listed = [self._listed(one, row, k) for one, row in zip(batch, rows, strict=True)]
+            room = np.zeros(len(chosen), bool)
+            if write and self.writing is not None:
+                room = leaves_room(rows, np.array([*map(len, listed)]), k, self.writing)
+            for i, row, texts, more in zip(chosen, rows, listed, room.tolist(), strict=True):
+                if more:
+                    open_lists.append((i, self._listed(requests[i], row, size)))
+                else:
+                    yield i, [Suggestion(*one, False) for one in texts]
+        for start in range(0, len(open_lists), most):
+            part = open_lists[start : start + most]
+            written = self._write([requests[i] for i, _ in part], rooms[part[-1][0]])
+            for (i, texts), more_texts in zip(part, written, strict=True):
+                yield i, [Suggestion(*one) for one in merged(texts, more_texts, k)]
 
-    def _written(
-        self, requests: Sequence[Request], found: np.ndarray, size: int
+    def _write(
+        self, requests: Sequence[Request], size: int, room: int = 0
     ) -> list[dict[str, float]]:
-        """Of each request, the queries that open beams write, and their log-probabilities; none
-        where the candidates leave no room.
+        """Of each request, the queries that open beams write and that may be shown, and their
+        log-probabilities; `room` as of `arrays`.
         """
-        written: list[dict[str, float]] = [{} for _ in requests]
-        if self.writing is None:
-            return written
-        rows = np.flatnonzero(leaves_room(found, self.returned, self.writing)).tolist()
-        if not rows:
-            return written
-        chosen = [requests[i] for i in rows]
-        tokens, items = self.arrays(chosen, size)
-        prefixes = [request.prefix for request in chosen]
+        assert self.writing is not None
+        length, size = self.write_shape or (0, size)
+        tokens, items = self.arrays(requests, size, room, length)
+        prefixes = [request.prefix for request in requests]
         constraint = self._pieces.begun(prefixes, len(tokens), self.writing.longest)
-        beams = _write(self.model, self._beams, self.params, tokens, items, self.tables, constraint)
+        beams = _search_open(
+            self.model, self._beams, self.params, tokens, items, self.tables, constraint
+        )
         decode = self.featurizer.vocabulary.decode
         scores, sequences = np.asarray(beams.scores), np.asarray(beams.sequences)
-        for i, row_scores, row in zip(rows, scores, sequences, strict=False):
+        written: list[dict[str, float]] = [{} for _ in requests]
+        for found, row_scores, row in zip(written, scores, sequences, strict=False):
             for score, sequence in zip(row_scores, row, strict=True):
+<<<<<<< HEAD
                 text = normalise_query(decode(sequence.tolist())) if score > NEG_INF / 2 else ""
                 if text:
                     written[i].setdefault(text, float(score))
+=======
+                text = normalise_query(decode(sequence.tolist())) if score > NEVER / 2 else ""
+                if text and text not in found and self._may_write(text):
+                    found[text] = float(score)
+>>>>>>> live
         return written
+
+    def _may_write(self, text: str) -> bool:
+        return all(allows is None or allows(text) for allows in (self.passes, self.plausible))
 
     def log_probabilities(self, requests: Sequence[Request], size: int) -> np.ndarray:
         """Log p of the candidates' tokens, `[B, size]`, very low where a place is empty."""
@@ -202,27 +244,28 @@ class ItemSuggester:
 
     def _size(self, request: Request) -> int:
         """How many candidates a batch with this request has room for."""
-        assert request.items is not None, "a model with items reads items"
-        there = int(np.count_nonzero(request.items.candidates))
-        most = len(request.items.candidates)
+        candidates = _items(request).candidates
+        there, most = int(np.count_nonzero(candidates)), len(candidates)
         fitting = [size for size in self.sizes if size >= there]
         return min(fitting[0] if fitting else most, most)
 
-    def _listed(
-        self, request: Request, row: np.ndarray, written: dict[str, float], k: int
-    ) -> list[Suggestion]:
-        assert request.items is not None
+    def _listed(self, request: Request, row: np.ndarray, k: int) -> list[tuple[str, float]]:
+        """The likeliest candidates that may be shown, at most k, with their log-probabilities."""
         found: list[tuple[str, float]] = []
-        for place in np.argsort(-row, kind="stable"):
-            number = int(request.items.candidates[place])
+        order = np.argsort(-row, kind="stable")
+        numbers = _items(request).candidates[order].tolist()
+        for number, score in zip(numbers, row[order].tolist(), strict=True):
             if not number or len(found) == k:
                 break
             text = self.text_of(number - 1)
             if self.passes is None or self.passes(text):
-                found.append((text, float(row[place])))
-        if self.passes is not None:
-            written = {text: score for text, score in written.items() if self.passes(text)}
-        return [Suggestion(*one) for one in merged(found, written, k)]
+                found.append((text, score))
+        return found
+
+
+def _items(request: Request) -> AsOfItems:
+    assert request.items is not None, "a model with items reads items"
+    return request.items
 
 
 @functools.partial(jax.jit, static_argnums=0)
@@ -246,6 +289,6 @@ def _with_rows(tables: ItemTables, rows: dict[str, jax.Array], first: int) -> It
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1))
-def _write(model: Seq2Seq, config, params, tokens, items, tables, constraint) -> BeamResult:
+def _search_open(model: Seq2Seq, config, params, tokens, items, tables, constraint) -> BeamResult:
     read = read_requests(model, params, tokens, items=items, tables=tables)
     return search(model, params, read, constraint, config)

@@ -189,10 +189,12 @@ class Alike(BaseModel):
 
 class Counted(BaseModel):
     """What the model knew of a suggestion: its as-of counts by column (searches at each half-life,
-    orders, item clicks, searches after just this prefix); null where it is no candidate.
+    orders, item clicks, searches after just this prefix); null where it is no candidate. `written`:
+    the model wrote it, where the candidates left room.
     """
 
     text: str
+    written: bool
     counts: dict[str, float] | None
     alike: Alike | None
 

@@ -269,36 +269,39 @@ class Engine:
             return
         version = self.version
         cache = version.cache  # of the terms in force now: an exchange of them begins another
-        requests = [one.request for one in waiting]
-        results: list[SuggestResult] | None = None
+        best = version.levels(self.config)[0]
+        left = dict(enumerate(waiting))  # not answered yet
+
+        def answer(place: int, result: SuggestResult, level: str) -> None:
+            one = left.pop(place)
+            if one.request.key and level == best:
+                cache.put(one.request.key, result)
+            took = time.monotonic() - began
+            how = dict(waited=began - one.arrived, took=took, batch=len(waiting))
+            one.future.set_result(self._answer(one.request, result, level, version, **how))
+
         try:
-            results = version.results(requests, level)
+            for place, result in version.answers([one.request for one in waiting], level):
+                answer(place, result, level)
         except Exception as error:
             # Its message may hold what somebody typed; where it happened does not.
-            place = "".join(traceback.format_tb(error.__traceback__))
-            self._say(f"serve: {len(waiting)} at {level!r} failed: {type(error).__name__}\n{place}")
+            where = "".join(traceback.format_tb(error.__traceback__))
+            self._say(f"serve: {len(left)} at {level!r} failed: {type(error).__name__}\n{where}")
             self.metrics.failed()
             if POPULAR in self.levels and level != POPULAR:
                 with contextlib.suppress(Exception):  # reported below, as the first
-                    results = version.results(requests, POPULAR)
-            if results is None:
-                failure = RuntimeError(f"{level} failed: {type(error).__name__}")  # no text of it
-                for one in waiting:
-                    one.future.set_exception(failure)
-                return
-            level = POPULAR
-        took = time.monotonic() - began
+                    rest = list(left)
+                    found = version.answers([left[place].request for place in rest], POPULAR)
+                    for number, result in found:
+                        answer(rest[number], result, POPULAR)
+            failure = RuntimeError(f"{level} failed: {type(error).__name__}")  # no text of it
+            for one in left.values():
+                one.future.set_exception(failure)
+            return
         if level != POPULAR:
+            took = time.monotonic() - began
             self._pace.note(level, len(waiting), took)
             self.metrics.batch(level, len(waiting), took)
-        best = version.levels(self.config)[0]
-        how = dict(took=took, batch=len(waiting))
-        for one, result in zip(waiting, results, strict=True):
-            if one.request.key and level == best:
-                cache.put(one.request.key, result)
-            waited = began - one.arrived
-            answer = self._answer(one.request, result, level, version, waited=waited, **how)
-            one.future.set_result(answer)
 
     def _answer(
         self, request: SuggestRequest, result: SuggestResult, level: str, version, **how
@@ -384,5 +387,7 @@ def _cut(
 ) -> Answer:
     """The answer with as many suggestions as were asked for."""
     k = request.k
-    result = replace(result, texts=result.texts[:k], scores=result.scores[:k])
+    result = replace(
+        result, texts=result.texts[:k], scores=result.scores[:k], written=result.written[:k]
+    )
     return Answer(result, level, version.name, **how)

@@ -1,12 +1,14 @@
 """A version of a model that reads items: candidates and counts as of the request's own moment.
 
 Requests are made from the live as-of state, as training rows were, and a list is one pass of the
-encoder and one step of the decoder over the candidates. What people search for the first time gets
-a vector and a row of the tables while requests go on.
+encoder and one step of the decoder over the candidates. Where these leave room, beams complete it:
+a full list waits for none, and under load nothing is written (level "candidates"). What people
+search for the first time gets a vector and a row of the tables while requests go on.
 """
 
 from __future__ import annotations
 
+import collections
 import itertools
 from collections.abc import Callable, Iterator, Sequence
 
@@ -14,9 +16,14 @@ import numpy as np
 
 from onesug_jax.decode.closed_set import Filter
 from onesug_jax.decode.item_suggester import ItemSuggester
+<<<<<<< HEAD
 from onesug_jax.retrieval.tables import QueryTables
+=======
+from onesug_jax.decode.known import Filter
+from onesug_jax.retrieval.tables import QueryTables, words_of
+>>>>>>> live
 from onesug_jax.serve.config import EngineConfig
-from onesug_jax.serve.levels import FULL, POPULAR, Pace
+from onesug_jax.serve.levels import CANDIDATES, FULL, POPULAR, Pace
 from onesug_jax.serve.live import LiveCounts
 from onesug_jax.serve.requests import SuggestRequest, SuggestResult
 from onesug_jax.serve.version import ModelVersion
@@ -38,7 +45,7 @@ class ItemVersion(ModelVersion):
       settings: as `ModelVersion`.
     """
 
-    LEVELS = (FULL, POPULAR)
+    LEVELS = (FULL, CANDIDATES, POPULAR)
     live: LiveCounts
 
     def __init__(
@@ -53,6 +60,7 @@ class ItemVersion(ModelVersion):
     ):
         self.suggester, self.tables, self._encode = suggester, tables, encode
         self._filled = tables.first
+        suggester.plausible = self._plausible
         super().__init__(name, path, live=live, **settings)
         self.refresh()
 
@@ -65,6 +73,20 @@ class ItemVersion(ModelVersion):
     def longest(self) -> int:
         """See `ModelVersion`."""
         return self.suggester.returned
+
+    def levels(self, config: EngineConfig) -> tuple[str, ...]:
+        """See `ModelVersion`; one level of a model that writes nothing is as good as the other."""
+        found = super().levels(config)
+        if self.suggester.writing is None and FULL in found:
+            found = tuple(level for level in found if level != CANDIDATES)
+        return found
+
+    def _plausible(self, text: str) -> bool:
+        """Whether a written query may be shown: the shop knows its words, and it is none of those
+        that too few visitors have searched.
+        """
+        frequency = self.tables.frequency
+        return self.live.may_write(text) and all(word in frequency for word in words_of(text))
 
     def _show(self, shown: Filter) -> None:
         self.suggester.passes = None if shown == Filter() else self._passing(shown)
@@ -83,8 +105,10 @@ class ItemVersion(ModelVersion):
         most = self.live.config.candidates
         all_sizes = (*(size for size in config.candidates if size < most), most)
         all_lengths = lengths(spec)
+        suggester.write_shape = all_lengths[-1], most
         request = self._made([SuggestRequest("")])[0]
-        done = set()
+        done: set = set()
+        writes = suggester.writing is not None and FULL in self.levels(config)
         for step in (
             (config.batch_sizes[-1:], all_lengths[-1:], all_sizes[-1:]),
             (config.batch_sizes, all_lengths[-1:], all_sizes[-1:]),
@@ -96,26 +120,36 @@ class ItemVersion(ModelVersion):
                 if shape not in done:
                     done.add(shape)
                     pace.time(FULL, shape[0], suggester.warmup, request, *shape)
+                    pace.note(CANDIDATES, shape[0], pace.of(FULL, shape[0]))
+            for batch in step[0] if writes else ():
+                if stop():
+                    return
+                if batch not in done:
+                    done.add(batch)
+                    suggester.warmup_writing(request, batch)
             suggester.batch_sizes, suggester.lengths, suggester.sizes = step
             yield
 
-    def results(self, requests: Sequence[SuggestRequest], level: str) -> list[SuggestResult]:
+    def answers(
+        self, requests: Sequence[SuggestRequest], level: str
+    ) -> Iterator[tuple[int, SuggestResult]]:
         """See `ModelVersion`."""
         if level == POPULAR:
-            return [self.popular(request.prefix) for request in requests]
-        wanted = [(one.prefix, one.history, one.profile, one.minutes) for one in requests]
-        distinct = dict(zip(wanted, requests, strict=True))
-        made = self._made(list(distinct.values()))
-        found = self.suggester.suggest(made)
-        results = {
-            one: SuggestResult(
-                tuple(suggestion.text for suggestion in suggestions),
-                tuple(suggestion.score for suggestion in suggestions),
-                request.items,
+            yield from ((n, self.popular(request.prefix)) for n, request in enumerate(requests))
+            return
+        places: dict[tuple, list[int]] = collections.defaultdict(list)
+        for n, one in enumerate(requests):
+            places[one.prefix, one.history, one.profile, one.minutes].append(n)
+        same = list(places.values())
+        made = self._made([requests[first] for first, *_ in same])
+        for place, listed in self.suggester.finished(made, write=level == FULL):
+            result = SuggestResult(
+                tuple(one.text for one in listed),
+                tuple(one.score for one in listed),
+                made[place].items,
+                tuple(one.written for one in listed),
             )
-            for one, request, suggestions in zip(distinct, made, found, strict=True)
-        }
-        return [results[one] for one in wanted]
+            yield from ((n, result) for n in same[place])
 
     def _made(self, requests: Sequence[SuggestRequest]) -> list[Request]:
         """The requests with what is known now."""

@@ -83,10 +83,13 @@ class TextVersion(ModelVersion):
             if not stop():
                 self.known.text_vector(" ".join([_STRANGE] * times))
 
-    def results(self, requests: Sequence[SuggestRequest], level: str) -> list[SuggestResult]:
+    def answers(
+        self, requests: Sequence[SuggestRequest], level: str
+    ) -> Iterator[tuple[int, SuggestResult]]:
         """See `ModelVersion`."""
         if level == POPULAR:
-            return [self.popular(request.prefix) for request in requests]
+            yield from ((n, self.popular(request.prefix)) for n, request in enumerate(requests))
+            return
         wanted = [(one.prefix, one.history, one.profile, one.minutes) for one in requests]
         distinct = list(dict.fromkeys(wanted))
         prefixes, histories, profiles, minutes = map(list, zip(*distinct, strict=True))
@@ -96,7 +99,7 @@ class TextVersion(ModelVersion):
             one: self._result(request, suggestions)
             for one, request, suggestions in zip(distinct, made, found, strict=True)
         }
-        return [results[one] for one in wanted]
+        yield from ((place, results[one]) for place, one in enumerate(wanted))
 
     def popular(self, prefix: str) -> SuggestResult:
         """See `ModelVersion`."""

@@ -80,8 +80,12 @@ class ModelVersion(abc.ABC):
         """
 
     @abc.abstractmethod
-    def results(self, requests: Sequence[SuggestRequest], level: str) -> list[SuggestResult]:
-        """One list a request, as long as the model makes them. Equal requests are answered once."""
+    def answers(
+        self, requests: Sequence[SuggestRequest], level: str
+    ) -> Iterator[tuple[int, SuggestResult]]:
+        """One list a request, as long as the model makes them, with the request's place; each as
+        soon as it is finished. Equal requests are answered once.
+        """
 
     @abc.abstractmethod
     def popular(self, prefix: str) -> SuggestResult:
@@ -92,6 +96,11 @@ class ModelVersion(abc.ABC):
         """From now on, lists hold only what passes."""
 
     # ------------------------------------------------------------------ of all
+
+    def results(self, requests: Sequence[SuggestRequest], level: str) -> list[SuggestResult]:
+        """The lists of `answers` in the order of the requests."""
+        found = dict(self.answers(requests, level))
+        return [found[place] for place in range(len(requests))]
 
     def levels(self, config: EngineConfig) -> tuple[str, ...]:
         """The degradation levels in use, best first."""

@@ -60,6 +60,7 @@ def _why_items(version: ItemVersion, asked: SuggestRequest, result: SuggestResul
     numbers = [live.number(text) for text in result.texts]
     near = alike(items, version.tables.vectors, numbers)
     counted = counts(items, live.config, numbers)
+    marks = result.written or (False,) * len(numbers)
     used = {live.text(int(number) - 1) for number in items.history if number}
     history = zip(asked.history, [*asked.minutes, *[0.0] * len(asked.history)], strict=False)
     return {
@@ -71,10 +72,13 @@ def _why_items(version: ItemVersion, asked: SuggestRequest, result: SuggestResul
         "counts": [
             {
                 "text": text,
+                "written": written,
                 "counts": own,
                 "alike": None if past < 0 else {"text": live.text(past), "cosine": cosine},
             }
-            for text, own, (past, cosine) in zip(result.texts, counted, near, strict=True)
+            for text, written, own, (past, cosine) in zip(
+                result.texts, marks, counted, near, strict=True
+            )
         ],
         "trending": trending(items, live.config, live.text),
     }
@@ -94,7 +98,7 @@ def counts(items: Items, config: AsOfConfig, numbers: Sequence[int]) -> list[dic
 
 def alike(items: Items, vectors: np.ndarray, numbers: Sequence[int]) -> list[tuple[int, float]]:
     """The query of the history that is most alike to each query, and their cosine; (-1, 0) where
-    there is no history.
+    there is no history, or a query has no number (-1).
 
     Args:
       vectors: `[1 + N, E]`, unit vectors by number + 1.
@@ -105,8 +109,8 @@ def alike(items: Items, vectors: np.ndarray, numbers: Sequence[int]) -> list[tup
     cosines = vectors[np.asarray(numbers) + 1] @ vectors[rows].T
     best = cosines.argmax(axis=1)
     return [
-        (int(rows[place]) - 1, _short(float(row[place])))
-        for place, row in zip(best, cosines, strict=True)
+        (int(rows[place]) - 1, _short(float(row[place]))) if number >= 0 else (-1, 0.0)
+        for number, place, row in zip(numbers, best, cosines, strict=True)
     ]
 
 

@@ -72,7 +72,6 @@ def _item_version(context: Context, config, store, say, name: str, key: str, set
 
     state = items.restored(context)
     suggester, tables, encode = suggesting.item_suggester(context, state)
-    suggester.writing = None  # beams would take longer than the deadline of a busy service allows
     since = state.latest_ms
     stale = _made_ms(context.work.path) - since
     if stale > config.stale_days * _DAY_MS:

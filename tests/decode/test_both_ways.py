@@ -147,9 +147,11 @@ def test_room_is_where_candidates_are_few_or_unlikely():
     logs = np.log(np.array([[0.5, 0.45], [0.5, 0.2], [0.97, 1e-9]]))
     logs[2, 1] = -1e9
     config = WritingConfig(least_share=0.1)
-    assert leaves_room(logs, 2, config).tolist() == [False, True, True]
-    assert leaves_room(logs, 2, dataclasses.replace(config, fill=False)).tolist() == [0, 1, 0]
-    assert not leaves_room(logs, 1, WritingConfig(least_share=1.0)).any()
+    shown = np.array([2, 2, 1])
+    assert leaves_room(logs, shown, 2, config).tolist() == [False, True, True]
+    no_fill = dataclasses.replace(config, fill=False)
+    assert leaves_room(logs, shown, 2, no_fill).tolist() == [0, 1, 0]
+    assert not leaves_room(logs, shown, 1, WritingConfig(least_share=1.0)).any()
     with pytest.raises(UserError, match="least_share"):
         WritingConfig(least_share=1.5)
 

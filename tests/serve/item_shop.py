@@ -61,7 +61,7 @@ def make_shop(folder, now_ms):
     snapshot.save(state, f"{folder}/asof")
 
 
-def open_shop(folder, store, now_ms, spare=SPARE, **settings):
+def open_shop(folder, store, now_ms, spare=SPARE, writing=None, returned=16, **settings):
     """The version of a shop that `make_shop` has made; its clock stands still, or is None."""
     vocabulary = Vocabulary.load(f"{folder}/vocab")
     config = ModelConfig(
@@ -88,6 +88,8 @@ def open_shop(folder, store, now_ms, spare=SPARE, **settings):
         lambda prefix: {"la": 1, "m": 2}.get(prefix, 0),
         batch_sizes=(1, 4),
         sizes=(8,),
+        writing=writing,
+        returned=returned,
     )
     clock = {} if now_ms is None else {"now_ms": lambda: now_ms}
     live = LiveCounts(state, store, **clock)

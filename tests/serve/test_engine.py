@@ -80,6 +80,23 @@ def test_a_real_model_answers_through_the_engine(started, tiny):
         assert found.result.texts and all(text.startswith(prefix) for text in found.result.texts)
 
 
+def test_a_list_that_is_finished_waits_for_no_other_of_its_batch(started, pretended):
+    class InTurn(pretended):
+        def answers(self, requests, level):
+            last = len(requests) - 1
+            yield last, self._list(requests[last])
+            yield from enumerate(self.results(requests[:last], level))
+
+    version = InTurn()
+    engine = started(version, max_batch=2, max_wait_ms=10_000.0, levels=("beam", "popular"))
+    version.gate.clear()
+    slow, quick = engine.submit(asked("a")), engine.submit(asked("b"))
+    assert quick.result(30).result.texts[0] == "b0" and not slow.done()
+    version.fails = ValueError("later")
+    version.gate.set()
+    assert slow.result(30).level == "popular" and quick.result().level == "beam"
+
+
 def test_a_batch_that_fails_fails_alone(started, pretended):
     version = pretended()
     engine = started(version, levels=("beam",))

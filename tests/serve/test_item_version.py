@@ -12,6 +12,9 @@ import numpy as np
 import pytest
 
 from onesug_jax.decode import item_suggester as decoding
+from onesug_jax.decode.beam import BeamResult
+from onesug_jax.decode.both_ways import WritingConfig
+from onesug_jax.decode.known import Filter
 from onesug_jax.errors import UserError
 from onesug_jax.logs.asof import snapshot
 from onesug_jax.serve.config import EngineConfig
@@ -78,7 +81,73 @@ def test_equal_requests_are_answered_once_and_alike(version):
     assert la == again and la.texts != m.texts
 
 
+WRITTEN = ["zebra", "mug", "lamp", "lamp blue", "lamp red blue"]
+SHAPES = []  # of the batches that beams were opened for
+
+
+@pytest.fixture
+def writer(folder, store, monkeypatch):
+    """A version that completes lists of fewer than three candidates by WRITTEN, whatever is typed:
+    beams that find nothing else stand in for the search.
+    """
+    writing = WritingConfig(least_share=1.0, beams=len(WRITTEN), max_length=30)
+    made = open_shop(folder, store, NOW, writing=writing, returned=3)
+    vocabulary = made.suggester.featurizer.vocabulary
+    sequences = np.zeros((len(WRITTEN), 30), np.int32)
+    for row, text in zip(sequences, WRITTEN, strict=True):
+        pieces = [*vocabulary.encode(text), vocabulary.eos_id]
+        row[: len(pieces)] = pieces
+
+    def search(model, config, params, tokens, items, tables, constraint):
+        SHAPES.append((tokens.shape, items.candidates.shape, constraint.allowed.shape))
+        scores = np.tile(-1.0 - np.arange(len(WRITTEN)), (len(tokens), 1))
+        return BeamResult(np.tile(sequences, (len(tokens), 1, 1)), scores, None, None)
+
+    monkeypatch.setattr(decoding, "_search_open", search)
+    SHAPES.clear()
+    yield made
+    made.close()
+
+
+def test_lists_with_room_are_completed_by_writing_and_come_last(writer, store):
+    requests = [SuggestRequest("lamp"), SuggestRequest("la")]
+    (one, full_list), (two, completed) = writer.answers(requests, "full")
+    assert (one, two) == (1, 0), "the list that is full waits for no beam"
+    assert full_list.written == (False,) * 3
+    listed = dict(zip(completed.texts, completed.written, strict=True))
+    assert listed.pop("lamp blue") is False, "candidates may be written too"
+    assert listed == {"mug": True, "lamp": True}, "the likeliest of the shop's words"
+    alone, _ = writer.results(requests, "candidates")
+    assert set(alone.texts) == {"lamp red", "lamp blue"} and not any(alone.written)
+    send(store, "lamp", "a")
+    writer.refresh()
+    assert "lamp" not in full(writer, "lamp").texts, "searched, but by one visitor only"
+    send(store, "lamp", "b")
+    writer.refresh()
+    again = full(writer, "lamp")
+    assert not dict(zip(again.texts, again.written, strict=True))["lamp"], "a candidate now"
+
+
+def test_what_is_blocked_is_not_written(writer):
+    writer._show(Filter(blocked=("red", "mug")))
+    assert set(full(writer, "lamp").texts) == {"lamp", "lamp blue"}
+
+
+def test_beams_are_opened_in_shapes_that_are_compiled(writer):
+    config = EngineConfig(max_batch=4)
+    assert writer.levels(config) == ("full", "candidates", "popular")
+    for _ in writer.warmup(config, Pace((1, 4)), lambda: False):
+        pass
+    compiled = set(SHAPES)
+    for prefix in ("lamp", "lan", "mug", "x" * 64):
+        for count in (1, 3, 7):
+            requests = [SuggestRequest(prefix, (f"{n}",), ("f", "18")) for n in range(count)]
+            assert len(writer.results(requests, "full")) == count
+    assert set(SHAPES) == compiled and len(compiled) == 2
+
+
 def test_no_request_waits_for_a_compiler(version):
+    assert version.levels(EngineConfig()) == ("full", "popular"), "it writes nothing"
     pace = Pace((1, 4))
     steps = version.warmup(EngineConfig(max_batch=4), pace, lambda: False)
     next(steps)

@@ -95,10 +95,13 @@ class Trade:
 
     def _scores(self, user, query):
         world, people = self.world, self.people
-        words, favourite = world.words_of[query], people.words[user]
+        words, favourites = world.words_of.T[:, query], people.words.T[:, user]
         taste = 0.7 * (people.shelves[user, 0] == world.shelf[query])
-        for column in range(words.shape[1]):
-            taste = taste + (favourite == words[:, column, None]).any(1)
+        for word in words:
+            liked = np.zeros(len(query), bool)
+            for favourite in favourites:
+                liked |= word == favourite
+            taste = taste + liked
         return world.appeal[query] + 0.3 * taste, world.intent[query] + 0.8 * taste
 
 

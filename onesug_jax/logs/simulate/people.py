@@ -71,13 +71,13 @@ def make_people(rng: np.random.Generator, world: World, users: int) -> People:
     liking = tilt[0][gender] + tilt[1][age] + rng.gumbel(0, 1, (users, world.shelves))
     shelves = np.argsort(-liking, axis=1)[:, : min(4, world.shelves)]
     # A favourite word comes from a query of one's own shelves; of several, the profile's pick.
-    tried, favourites = 6, []
+    tried, favourites = np.full(users, 6), []
     rates, hour = Rates(world, np.log(world.popularity)[None]), np.zeros(users, np.int64)
     word_tilt = rng.normal(0, 0.8, (3, world.words)) + world.leaning
     word_tilt[2] = 0.0
     for _ in range(6):
         shelf = shelves[np.arange(users), rng.integers(0, shelves.shape[1], users) // 2]
-        found = rates.draw(rng, hour, world.words + shelf, tried)
+        found = rates.draw(rng, hour, world.words + shelf, tried).reshape(users, -1)
         at = rng.integers(0, world.length[found])
         words = world.words_of[found, at]
         score = (

@@ -31,22 +31,24 @@ class Rates:
         return self._mass[first] == self._mass[last]
 
     def draw(
-        self, rng: np.random.Generator, hour: np.ndarray, group: np.ndarray, tried: int
+        self, rng: np.random.Generator, hour: np.ndarray, group: np.ndarray, tried: np.ndarray
     ) -> np.ndarray:
-        """`tried` queries of each row's group by popularity, with repeats: [N], [N] -> [N, tried].
+        """Queries of each row's group by popularity, with repeats: `tried` [N] of each row, one row
+        after the other: [sum of `tried`].
 
         The groups must not be `empty` in their hours.
         """
         first, last = self._span(hour, group)
-        low, high = self._mass[first][:, None], self._mass[last][:, None]
-        at = low + rng.random((len(group), tried)) * (high - low)
+        low, high = self._mass[first], self._mass[last]
+        at = rng.random(int(tried.sum()))
+        at = np.repeat(low, tried) + at * np.repeat(high - low, tried)
         found = np.searchsorted(self._mass, at, side="right") - 1
-        found = np.clip(found, first[:, None], last[:, None] - 1)
+        found = np.clip(found, np.repeat(first, tried), np.repeat(last - 1, tried))
         return self.world.member[found % len(self.world.member)]
 
     @functools.cached_property
     def totals(self) -> np.ndarray:
         """Sum of rate * exp(leaning of a gender) over each group: [3, H, groups]."""
         world = self.world
-        weights = np.exp(world.query_leaning)[:, None, world.member]
+        weights = world.leaning_pull[:, None, world.member]
         return np.add.reduceat(self.rate[:, world.member] * weights, world.ends[:-1], axis=2)

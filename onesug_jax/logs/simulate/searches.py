@@ -11,7 +11,6 @@ earlier ones of the same user and on nobody else's, so all users are computed at
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -25,6 +24,7 @@ from onesug_jax.logs.simulate.world import World
 MEMORY = 16  # searches a user may come back to
 _BACK = 0.18 * 0.82 ** np.arange(MEMORY)  # chance of each of them, newest first
 _TRIED = 1024  # queries drawn in one go where few requests wait
+_TASTED = 6  # times as many where favourite words pull: most of these are rejected
 _BLOCK = 1 << 20  # members of groups that are looked at in one go
 
 
@@ -38,11 +38,6 @@ class State:
     gender: np.ndarray  # [N]
     words: np.ndarray  # [N, F] favourite words
     shelves: np.ndarray  # [N, S] favourite shelves
-
-    def take(self, rows: np.ndarray) -> State:
-        """The state of some of the requests."""
-        fields = dataclasses.fields(self)
-        return State(**{field.name: getattr(self, field.name)[rows] for field in fields})
 
 
 @dataclass(frozen=True)
@@ -107,18 +102,26 @@ def make_parts(
         1.0 - share.sum(1) - back.sum(1), 0.0
     )  # the rest: whatever is popular
     columns = np.repeat(np.arange(5), [favourites, state.shelves.shape[1], word.shape[1], 1, 1])
-    return Parts(back, share, group, np.isin(columns, (1, 2, 3)), columns == 2)
+    return Parts(back, share, group, (columns > 0) & (columns < 4), columns == 2)
 
 
-def _pulls(world: World, state: State, owner, query, behaviour: Behaviour):
-    """Pull of favourite words and of refinement on queries of some rows: two [E] arrays."""
+def _liked(world: World, state: State, owner: np.ndarray, query: np.ndarray) -> np.ndarray:
+    """Whether queries hold a favourite word of their rows: [E]."""
     words, liked = np.take(world.words_of.T, query, axis=1), np.zeros(len(query), bool)
     for favourite in np.take(state.words.T, owner, axis=1):
-        liked |= (words == favourite).any(0)
+        for word in words:
+            liked |= word == favourite
+    return liked
+
+
+def _refined(
+    world: World, state: State, owner: np.ndarray, query: np.ndarray, behaviour: Behaviour
+) -> np.ndarray:
+    """Pull of a refinement on queries of some rows: [E]."""
     before = state.memory[owner, 0]
     longer = (world.length[query] > world.length[before]) & (query != before)
-    refine = behaviour.longer * longer - behaviour.other * (query == before)
-    return np.exp(behaviour.taste * liked), np.exp(refine)
+    pull = np.where(longer, np.exp(behaviour.longer), 1.0)
+    return np.where(query == before, np.exp(-behaviour.other), pull)
 
 
 def choose(rng, world: World, rates: Rates, state: State, parts: Parts, behaviour: Behaviour):
@@ -128,25 +131,28 @@ def choose(rng, world: World, rates: Rates, state: State, parts: Parts, behaviou
     query = state.memory[np.arange(len(shares)), np.minimum(column, MEMORY - 1)]
     waiting = np.flatnonzero(column >= MEMORY)
     column = column - MEMORY
-    highest = np.exp(world.query_leaning.max(1))
+    highest, liking = world.leaning_pull.max(1), np.exp(behaviour.taste)
     while len(waiting):
-        tried = min(max(8, _TRIED // len(waiting)), 512)
-        where = column[waiting]
-        group, taste = parts.group[waiting, where], parts.taste[where]
-        refine = parts.refine[where]
+        where, gender = column[waiting], state.gender[waiting]
+        group, taste, refine = parts.group[waiting, where], parts.taste[where], parts.refine[where]
+        tried = min(max(4, _TRIED // len(waiting)), 256) * np.where(taste, _TASTED, 1)
         found = rates.draw(rng, state.hour[waiting], group, tried)
-        gender = state.gender[waiting]
-        weight = np.exp(world.query_leaning[gender[:, None], found])
-        bound = highest[gender] * np.where(taste, np.exp(behaviour.taste), 1.0)
+        owner = np.repeat(np.arange(len(waiting)), tried)
+        bound = highest[gender] * np.where(taste, liking, 1.0)
         bound *= np.where(refine, np.exp(behaviour.longer), 1.0)
-        row, at = np.nonzero(np.broadcast_to(taste[:, None], found.shape))
-        liked, refined = _pulls(world, state, waiting[row], found[row, at], behaviour)
-        weight[row, at] *= liked * np.where(refine[row], refined, 1.0)
-        only = world.ends[group + 1] - world.ends[group] == 1  # the group's one query: no choice
-        accepted = (rng.random(found.shape) * bound[:, None] < weight) | only[:, None]
-        done = accepted.any(1)
-        query[waiting[done]] = found[done, accepted[done].argmax(1)]
-        waiting = waiting[~done]
+        mark = rng.random(len(found)) * bound[owner]  # accepted below the query's weight
+        weight = world.leaning_pull[gender[owner], found]
+        at = np.flatnonzero(refine[owner])
+        weight[at] *= _refined(world, state, waiting[owner[at]], found[at], behaviour)
+        accepted = mark < weight
+        # A favourite word is looked for only where it would decide.
+        at = np.flatnonzero(~accepted & taste[owner] & (mark < weight * liking))
+        accepted[at] = _liked(world, state, waiting[owner[at]], found[at])
+        accepted |= (world.ends[group + 1] - world.ends[group] == 1)[owner]  # no choice
+        hit = np.flatnonzero(accepted)
+        row, first = np.unique(owner[hit], return_index=True)
+        query[waiting[row]] = found[hit[first]]
+        waiting = np.delete(waiting, row)
     return query
 
 
@@ -161,9 +167,10 @@ def totals(world: World, rates: Rates, state: State, parts: Parts, behaviour: Be
         owner, query = world.members(group[block])
         at = row[block][owner]
         weight = rates.rate[state.hour[at], query]
-        weight = weight * np.exp(world.query_leaning[state.gender[at], query])
-        liked, refined = _pulls(world, state, at, query, behaviour)
-        weight *= liked * np.where(parts.refine[column[block]][owner], refined, 1.0)
+        weight = weight * world.leaning_pull[state.gender[at], query]
+        refining = np.flatnonzero(parts.refine[column[block]][owner])
+        weight[refining] *= _refined(world, state, at[refining], query[refining], behaviour)
+        weight[_liked(world, state, at, query)] *= np.exp(behaviour.taste)
         total[row[block], column[block]] = np.bincount(owner, weight, minlength=len(block))
     return total
 
@@ -175,17 +182,27 @@ def chance(
     """Probability that request `owner` [E] searches `query` [E]: [E]. `total`: of `totals`."""
     per = np.divide(parts.share, total, out=np.zeros_like(total), where=total > 0)
     rate = rates.rate[state.hour[owner], query]
-    rate = rate * np.exp(world.query_leaning[state.gender[owner], query])
-    liked, refined = _pulls(world, state, owner, query, behaviour)
-    words, shelf = world.words_of[query], world.words + world.shelf[query]
+    rate = rate * world.leaning_pull[state.gender[owner], query]
+    liked = np.where(_liked(world, state, owner, query), np.exp(behaviour.taste), 1.0)
+    words, shelf = world.words_of.T, world.words + world.shelf
     result = np.zeros(len(owner))
     for column in np.flatnonzero((parts.share > 0).any(0)):
-        group = parts.group[owner, column]
-        inside = (words == group[:, None]).any(1) | (shelf == group) | (group == world.everything)
-        pull = np.where(parts.taste[column], liked, 1.0)
-        pull = pull * np.where(parts.refine[column], refined, 1.0)
-        result += inside * per[owner, column] * rate * pull
-    return result + ((state.memory[owner] == query[:, None]) * parts.back[owner]).sum(1)
+        at = np.flatnonzero(per[owner, column])
+        row, asked = owner[at], query[at]
+        group = parts.group[row, column]
+        inside = (shelf[asked] == group) | (group == world.everything)
+        for word in words:
+            inside |= word[asked] == group
+        at, row, asked = at[inside], row[inside], asked[inside]
+        chances = per[row, column] * rate[at]
+        if parts.taste[column]:
+            chances *= liked[at]
+        if parts.refine[column]:
+            chances *= _refined(world, state, row, asked, behaviour)
+        result[at] += chances
+    for back in range(MEMORY):
+        result += (state.memory[owner, back] == query) * parts.back[owner, back]
+    return result
 
 
 def make_searches(

@@ -44,7 +44,7 @@ class World:
     appeal: np.ndarray  # [Q] log-odds of a click on an item
     intent: np.ndarray  # [Q] log-odds of an order after it
     leaning: np.ndarray  # [3, words] log-odds of a word by gender (F, M, unknown)
-    query_leaning: np.ndarray = field(init=False)  # [3, Q] the same summed over a query's words
+    leaning_pull: np.ndarray = field(init=False)  # [3, Q] exp of the sum over a query's words
     length: np.ndarray = field(init=False)  # [Q] words
     characters: np.ndarray = field(init=False)  # [Q]
     wide: np.ndarray = field(init=False)  # [Q] bool: written without spaces, in large alphabets
@@ -56,7 +56,7 @@ class World:
         size = len(self.queries)
         present = self.words_of >= 0
         self.length = present.sum(1)
-        self.query_leaning = (self.leaning[:, self.words_of] * present).sum(2)
+        self.leaning_pull = np.exp((self.leaning[:, self.words_of] * present).sum(2))
         self.characters = np.array([len(text) for text in self.queries])
         self.wide = np.array([_is_wide(text) for text in self.queries])
         query, column = np.nonzero(present)

@@ -146,6 +146,7 @@ function showCounts(reply) {
   const body = rows.map((one, at) => {
     const row = element("tr");
     const head = element("th", "", one.text);
+    if (one.written) head.append(element("small", "", "written by the model"));
     if (one.alike) head.append(element("small", "", `${one.alike.cosine.toFixed(2)} like ${one.alike.text}`));
     const score = element("td", "score");
     score.append(...made[at]);

@@ -81,7 +81,7 @@ class Shop:
             for q in members:
                 if now[q] == -np.inf:
                     continue
-                weight = now[q] + world.query_leaning[people.gender[user], q]
+                weight = now[q] + np.log(world.leaning_pull[people.gender[user], q])
                 if taste and words[q] & set(favourites):
                     weight += b.taste
                 if refine and q == before:

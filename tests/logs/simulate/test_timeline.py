@@ -115,7 +115,7 @@ def test_searches_follow_popularity(world, effects):
     log = np.concatenate([popularity.of_day(day)[0] for day in range(DAYS)])
     assert np.isfinite(log[visits.hour, searched]).all(), "none before its launch"
     expected = np.zeros(world.shelves)
-    lean = np.exp(world.query_leaning)
+    lean = world.leaning_pull
     for hour, gender in zip(visits.hour, people.gender[visits.user], strict=True):
         weight = np.exp(log[hour]) * lean[gender]
         expected += np.bincount(world.shelf, weight / weight.sum(), minlength=world.shelves)
