@@ -34,11 +34,7 @@ import numpy as np
 from onesug_jax.pipeline import workdir
 
 LETTER_SECONDS = 0.25  # between two letters, on average
-<<<<<<< HEAD
-LEVELS = ("full", "beam", "popular")
-=======
-BEST, CHEAPER = ("full", "hybrid", "beam"), ("candidates", "score")  # degradation levels
->>>>>>> live
+BEST, CHEAPER = ("full", "beam"), ("candidates",)  # degradation levels
 KEYSTROKES = (("1st letter", 1, 1), ("2nd, 3rd", 2, 3), ("4th and on", 4, 99))
 
 
@@ -196,13 +192,8 @@ def _line(name: str, part: list[tuple[int, float, int, str]]) -> str:
     counts = collections.Counter(level for *_, status, level in part if status == 200)
     codes = collections.Counter(status for _, _, status, _ in part)
     middle, high, highest = np.percentile(given, [50, 95, 99]) if given else [float("nan")] * 3
-<<<<<<< HEAD
-    best = counts["full"] + counts["beam"]
-    shares = " / ".join(f"{count / max(len(part), 1):.0%}" for count in (best, counts["popular"]))
-=======
     groups = [sum(counts[level] for level in levels) for levels in (BEST, CHEAPER, ("popular",))]
     shares = " / ".join(f"{count / max(len(part), 1):.0%}" for count in groups)
->>>>>>> live
     other = len(part) - codes[200] - codes[503] - codes[504]
     return (
         f"  {name:<12} {len(part):>7,} {shares:>20} {codes[503]:>8} {codes[504]:>5} {other:>6}"
@@ -289,11 +280,7 @@ def serve(work: str, seconds: int) -> None:
     inside(work, typed)
     with tempfile.TemporaryDirectory() as folder:
         capacity = 0.0
-<<<<<<< HEAD
-        for levels in ('["full","beam","popular"]', '["full","beam"]'):
-=======
-        for levels in ('["full","candidates","beam","score","popular"]', '["full","beam"]'):
->>>>>>> live
+        for levels in ('["full","candidates","beam","popular"]', '["full","beam"]'):
             flags = [f"--gin.EngineConfig.levels={levels}", "--gin.EngineConfig.deadline_ms=500"]
             with server(work, folder, *flags) as (host, port, times):
                 print(f"\nlevels {levels}: ready after {times['ready']:.1f} s", end="")
@@ -304,11 +291,7 @@ def serve(work: str, seconds: int) -> None:
                     capacity = asyncio.run(_capacity(host, port, typed, 16, max(5, seconds // 2)))
                     print(f"capacity: {capacity:,.0f} letters/s answered to 16 busy clients")
                 print(
-<<<<<<< HEAD
-                    f"  {'':<12} {'letters':>7} {'model/popular':>18} {'refused':>8}"
-=======
                     f"  {'':<12} {'letters':>7} {'best/cheaper/popular':>20} {'refused':>8}"
->>>>>>> live
                     f" {'late':>5} {'failed':>6} {'p50 ms':>8} {'p95':>8} {'p99':>8}"
                 )
                 for share in (0.5, 1.0, 3.0):

@@ -183,15 +183,9 @@ class ItemSuggester:
         written: list[dict[str, float]] = [{} for _ in requests]
         for found, row_scores, row in zip(written, scores, sequences, strict=False):
             for score, sequence in zip(row_scores, row, strict=True):
-<<<<<<< HEAD
                 text = normalise_query(decode(sequence.tolist())) if score > NEG_INF / 2 else ""
-                if text:
-                    written[i].setdefault(text, float(score))
-=======
-                text = normalise_query(decode(sequence.tolist())) if score > NEVER / 2 else ""
                 if text and text not in found and self._may_write(text):
                     found[text] = float(score)
->>>>>>> live
         return written
 
     def _may_write(self, text: str) -> bool:

@@ -17,14 +17,9 @@ class EngineConfig:
       max_batch: most requests of one batch.
       max_wait_ms: how long the first request of a batch waits for company, where company pays.
       queue: most requests that wait; more are refused at once.
-<<<<<<< HEAD
-      levels: degradation levels in use, best first, of "full" (models that read items),
-        "beam" (models of text) and "popular"; those that the model lacks are passed over.
-=======
       levels: degradation levels in use, best first, of "full" and "candidates" (models that read
-        items; the second writes no queries), "hybrid", "beam", "score" (models of text) and
-        "popular"; those that the model lacks are passed over.
->>>>>>> live
+        items; the second writes no queries), "beam" (models of text) and "popular"; those that the
+        model lacks are passed over.
       target_ms: what an answer may take before cheaper levels are taken.
       deadline_ms: when an answer is of no use any more, where the request does not say.
       lists: finished lists that are cached, of requests without a history.
@@ -41,11 +36,7 @@ class EngineConfig:
     max_batch: int = 8
     max_wait_ms: float = 2.0
     queue: int = 256
-<<<<<<< HEAD
-    levels: tuple[str, ...] = ("full", "beam", "popular")
-=======
-    levels: tuple[str, ...] = ("full", "candidates", "beam", "score", "popular")
->>>>>>> live
+    levels: tuple[str, ...] = ("full", "candidates", "beam", "popular")
     target_ms: float = 100.0
     deadline_ms: float = 2000.0
     lists: int = 4096

@@ -16,12 +16,7 @@ import numpy as np
 
 from onesug_jax.decode.closed_set import Filter
 from onesug_jax.decode.item_suggester import ItemSuggester
-<<<<<<< HEAD
-from onesug_jax.retrieval.tables import QueryTables
-=======
-from onesug_jax.decode.known import Filter
 from onesug_jax.retrieval.tables import QueryTables, words_of
->>>>>>> live
 from onesug_jax.serve.config import EngineConfig
 from onesug_jax.serve.levels import CANDIDATES, FULL, POPULAR, Pace
 from onesug_jax.serve.live import LiveCounts

@@ -12,18 +12,11 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 
-<<<<<<< HEAD
-FULL = "full"  # all candidates, by a model that reads items
-BEAM = "beam"  # by a model of text
-POPULAR = "popular"  # without a model
-LEVELS = (FULL, BEAM, POPULAR)  # best first
-=======
 FULL = "full"  # all candidates, completed by written queries, by a model that reads items
 CANDIDATES = "candidates"  # the same without writing
-HYBRID, BEAM, SCORE = "hybrid", "beam", "score"  # by a model of text
+BEAM = "beam"  # by a model of text
 POPULAR = "popular"  # without a model
-LEVELS = (FULL, CANDIDATES, HYBRID, BEAM, SCORE, POPULAR)  # best first
->>>>>>> live
+LEVELS = (FULL, CANDIDATES, BEAM, POPULAR)  # best first
 _INERTIA = 0.7  # share of an estimate that stays when a new measurement comes
 _QUICKER = 0.9  # share of the time of the level above that a level may take
 _NOTHING = 0.0, 0.0

@@ -134,7 +134,6 @@ class TextVersion(ModelVersion):
         return SuggestResult(
             tuple(one.text for one in suggestions),
             tuple(one.score for one in suggestions),
-            None,
-            tuple(related[n] for n in at),
-            tuple(self._ids(number_of(related[n])) for n in at) if self._ids else (),
+            related=tuple(related[n] for n in at),
+            ids=tuple(self._ids(number_of(related[n])) for n in at) if self._ids else (),
         )

@@ -14,7 +14,7 @@ import pytest
 from onesug_jax.decode import item_suggester as decoding
 from onesug_jax.decode.beam import BeamResult
 from onesug_jax.decode.both_ways import WritingConfig
-from onesug_jax.decode.known import Filter
+from onesug_jax.decode.closed_set import Filter
 from onesug_jax.errors import UserError
 from onesug_jax.logs.asof import snapshot
 from onesug_jax.serve.config import EngineConfig
