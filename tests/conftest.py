@@ -1,5 +1,6 @@
-"""Shared by all tests: where optional data lies, and a host that looks like eight devices."""
+"""Shared by all tests: a small run, optional data, a host that looks like eight devices."""
 
+import fcntl
 import os
 import pathlib
 import shutil
@@ -34,6 +35,25 @@ def pytest_collection_modifyitems(items):
 def project_root() -> pathlib.Path:
     """The repository's top folder."""
     return ROOT
+
+
+@pytest.fixture(scope="session")
+def small_run(tmp_path_factory) -> pathlib.Path:
+    """A WORK_DIR that `run` has filled on a small shop: one for all workers, so copy it."""
+    from onesug_jax import main
+    from tests.test_pipeline import SMALL
+
+    base = tmp_path_factory.getbasetemp()
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        base = base.parent  # that of all workers
+    folder, making = base / "small_run", base / "small_run.making"
+    with open(base / "small_run.lock", "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)  # the others wait
+        if not folder.is_dir():
+            shutil.rmtree(making, ignore_errors=True)
+            assert main.main(["run", f"--gin.WORK_DIR={making}", *SMALL]) == 0
+            making.rename(folder)
+    return folder
 
 
 @pytest.fixture(scope="session")

@@ -16,7 +16,7 @@ from onesug_jax.pipeline import versions, workdir
 from onesug_jax.serve.feedback import Event, FeedbackConfig, FeedbackStore
 from onesug_jax.stages import update as loop
 from tests.pipeline.holder import held
-from tests.test_pipeline import SMALL, tree
+from tests.test_pipeline import tree
 
 DAY_MS = 86_400_000
 LATE = "item_of_a_late_order"
@@ -32,11 +32,10 @@ def one_device():
 
 
 @pytest.fixture(scope="module")
-def shop(tmp_path_factory):
+def shop(small_run, tmp_path_factory):
     """A WORK_DIR that `run` has filled, and two days of feedback that came after it."""
     folder = tmp_path_factory.mktemp("shop")
-    work = folder / "work"
-    assert main.main(["run", f"--gin.WORK_DIR={work}", *SMALL]) == 0
+    work = shutil.copytree(small_run, folder / "work")
     dev = pq.read_table(work / "log" / "dev.parquet")
     fresh = dev.set_column(
         dev.column_names.index("request_id"),

@@ -6,41 +6,18 @@ import json
 import os
 import shutil
 
-import jax
 import pyarrow.parquet as pq
 import pytest
-
-from onesug_jax import main
-from tests.test_pipeline import SMALL
 
 nbformat = pytest.importorskip("nbformat", reason="needs nbformat: pip install 'onesug_jax[dev]'")
 nbclient = pytest.importorskip("nbclient", reason="needs nbclient: pip install 'onesug_jax[dev]'")
 pytest.importorskip("ipykernel", reason="needs ipykernel: pip install 'onesug_jax[dev]'")
 
-# Enough for a report and lists; what is learnt does not matter here.
-QUICK = [
-    *SMALL,
-    "--gin.STEPS=2",
-    "--gin.simulate.requests=400",
-    "--gin.simulate.distinct=100",
-    "--gin.align.steps=0",
-    "--gin.align.recall_pairs=0",
-    "--gin.quantize.method=rq_kmeans",
-    "--gin.ModelConfig.enhanced_prefix=False",
-    "--gin.pretrain.evaluate_every=0",
-    "--gin.rwr.steps=0",
-]
-
 
 @pytest.fixture(scope="module")
-def work(tmp_path_factory):
-    """A WORK_DIR that `run` has filled, on one device."""
-    folder = tmp_path_factory.mktemp("shop") / "work"
-    first = jax.devices()[:1]
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(jax, "devices", lambda *_: first)
-        assert main.main(["run", f"--gin.WORK_DIR={folder}", *QUICK]) == 0
-    return folder
+def work(small_run, tmp_path_factory):
+    """A WORK_DIR that `run` has filled."""
+    return shutil.copytree(small_run, tmp_path_factory.mktemp("shop") / "work")
 
 
 @pytest.fixture(scope="module")
