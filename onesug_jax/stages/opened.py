@@ -203,7 +203,7 @@ ENCODER = ("encoder/*.json", "encoder/*.safetensors")
 IDS = ("semantic_ids/*.npy", "semantic_ids/*.npz", "semantic_ids/*.json")
 INDEX = (*ENCODER, *IDS, "index/*")
 BUNDLED = (*INDEX, "vocab/*", "mined/*.txt", "mined/*.npy", "mined/*.json")
-LISTS = ("AsOfConfig", "BeamConfig", "ScoreConfig", "WritingConfig", "suggester")  # settings
+LISTS = ("AsOfConfig", "BeamConfig", "WritingConfig", "suggester")  # settings
 AS_OF = "examples/asof/*"  # counts at the end of the log, of models with items
 
 
