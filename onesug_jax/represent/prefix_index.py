@@ -53,7 +53,6 @@ class PrefixIndex:
     ...         prefix_vectors=vectors[:1],
     ...         pair_offsets=np.array([0, 1]),
     ...         pair_queries=np.array([1]),
-    ...         pair_counts=np.array([3]),
     ...         fingerprints={},
     ...         search_config=SearchConfig(probes=(2,)),
     ...         related=0,
