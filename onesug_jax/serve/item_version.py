@@ -142,7 +142,7 @@ class ItemVersion(ModelVersion):
                 tuple(one.text for one in listed),
                 tuple(one.score for one in listed),
                 made[place].items,
-                tuple(one.written for one in listed),
+                written=tuple(one.written for one in listed),
             )
             yield from ((n, result) for n in same[place])
 

@@ -40,13 +40,14 @@ class SuggestResult:
     Attributes:
       texts, scores: suggestions, best first, and their log-probabilities (None: most popular).
       items: candidates, counts and history that the model read; None: it read none.
-      written: which of them the model wrote, where it was asked to; no candidate had them.
       related, ids: of a model of text, the related queries it read, with their semantic ids.
+      written: which of the suggestions the model wrote, where it was asked to; no candidate had
+        them.
     """
 
     texts: tuple[str, ...]
     scores: tuple[float | None, ...]
     items: Items | None = field(default=None, compare=False)
-    written: tuple[bool, ...] = ()
     related: tuple[str, ...] = ()
     ids: tuple[tuple[int, ...], ...] = ()
+    written: tuple[bool, ...] = ()
