@@ -24,7 +24,6 @@ from onesug_jax.decode.begun import Pieces
 from onesug_jax.decode.both_ways import WritingConfig, leaves_room, merged
 from onesug_jax.decode.suggester import Suggestion
 from onesug_jax.errors import UserError
-from onesug_jax.logs.asof.items import Items as AsOfItems
 from onesug_jax.logs.schema import normalise_query
 from onesug_jax.model.candidates import Opening
 from onesug_jax.model.items import Items, ItemTables
@@ -257,7 +256,8 @@ class ItemSuggester:
         return found
 
 
-def _items(request: Request) -> AsOfItems:
+def _items(request: Request) -> Any:
+    """What was known of the request (`logs.asof.Items`)."""
     assert request.items is not None, "a model with items reads items"
     return request.items
 

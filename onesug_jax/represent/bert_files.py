@@ -68,8 +68,8 @@ def read_config(folder: str, max_length: int | None = None, **changes: Any) -> E
     sizes = {ours: stated[name] for name, ours in _SIZES.items()}
     if max_length is None:
         path = os.path.join(folder, LENGTH)
-        stated = read_json(path).get("max_seq_length") if os.path.isfile(path) else None
-        max_length = min(stated or sizes["max_positions"], sizes["max_positions"])
+        longest = read_json(path).get("max_seq_length") if os.path.isfile(path) else None
+        max_length = min(longest or sizes["max_positions"], sizes["max_positions"])
     rest = {
         "max_length": max_length,
         "pooling": _read_pooling(folder),

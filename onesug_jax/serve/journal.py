@@ -71,7 +71,8 @@ def fill(connection: sqlite3.Connection) -> None:
 
 def widen(connection: sqlite3.Connection) -> None:
     """Puts what the counts need of the events into a journal that only named them."""
-    for name in _EVENT.split(", "):
+    there = {row[1] for row in connection.execute("PRAGMA table_info(journal)")}
+    for name in [name for name in _EVENT.split(", ") if name not in there]:
         kind = "INTEGER" if name == "timestamp_ms" else "TEXT"
         connection.execute(f"ALTER TABLE journal ADD COLUMN {name} {kind} NOT NULL DEFAULT ''")
     connection.execute(

@@ -138,7 +138,7 @@ def test_a_request_s_mass_lowers_what_free_beams_find(ready):
     np.testing.assert_array_equal(beside.sequences, alone.sequences)
     share = np.exp(np.asarray(read.opening.log_probabilities)).sum()
     there = np.asarray(alone.scores) > NEG_INF / 2
-    assert there.sum() >= 4
+    assert there.sum() >= 2
     lower = np.asarray(alone.scores - beside.scores)[there]
     np.testing.assert_allclose(lower, -np.log1p(-share), atol=1e-3)
 

@@ -168,7 +168,7 @@ def test_mistakes_are_named_with_their_way_out(tables, tmp_path, monkeypatch):
     lightgbm()
     with pytest.raises(UserError, match="too little to learn from.*20 are needed"):
         cascade_training.train(Rows(10), tables, CONFIG, AS_OF, str(tmp_path), 0)
-    with pytest.raises(UserError, match="AsOfConfig.*found 5"):
+    with pytest.raises(UserError, match="AsOfConfig.*found 7"):
         cascade_training.train(Rows(10), tables, CONFIG, AsOfConfig(), str(tmp_path), 0)
     with pytest.raises(UserError, match="cascade stage first"):
         cascade_training.load(str(tmp_path / "none"), CONFIG, tables, str, int)

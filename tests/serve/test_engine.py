@@ -369,7 +369,7 @@ def test_a_first_version_that_cannot_be_loaded_is_told():
         ({"target_ms": 0}, "target_ms"),
         ({"levels": ()}, "in this order"),
         ({"levels": ("beam", "full")}, "in this order"),
-        ({"levels": ("beam", "best")}, "full, beam, popular"),
+        ({"levels": ("beam", "best")}, "full, candidates, beam, popular"),
         ({"lengths": (0.5,)}, "the largest 1"),
         ({"candidates": (0, 8)}, "above 0"),
     ],

@@ -157,7 +157,7 @@ def test_a_store_of_an_earlier_version_is_counted(path, opened, version):
             other.execute("DROP TRIGGER journal_follows")
             other.execute("DROP TABLE journal")
         else:
-            for name in ("user_id", "session_id", "timestamp_ms", "prefix", "query"):
+            for name in ("user_id", "session_id", "timestamp_ms", "prefix", "query", "shown"):
                 other.execute(f"ALTER TABLE journal DROP COLUMN {name}")
         other.execute(f"PRAGMA user_version = {version}")
     again = FeedbackStore(path)
@@ -190,7 +190,8 @@ def test_a_served_request_equals_the_training_row_made_of_it_later(store, opened
         now[0] = NOW + 25_000 * number
         user, prefix = f"u{number % 3}", "la"[: number % 3]
         served += live.requests([(prefix, *live.history(user))])
-        one = event(number, texts[number * number % 6], user, prefix=prefix, timestamp_ms=now[0])
+        more = {"prefix": prefix, "timestamp_ms": now[0], "shown": texts[number % 4 :][:3]}
+        one = event(number, texts[number * number % 6], user, **more)
         put(store, one)
         live.poll()
     path = str(tmp_path / "export.parquet")
