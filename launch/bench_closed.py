@@ -87,7 +87,7 @@ def plain_beams(model, config: BeamConfig, constraint):
 
 
 def closed(name: str, requests: int) -> None:
-    """Lists kept to indexed queries, one request and 32 at a time."""
+    """Lists restricted to indexed queries, one request and 32 at a time."""
     import pyarrow.parquet as pq
 
     from onesug_jax.decode.suggester import Suggester

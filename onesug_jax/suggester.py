@@ -68,16 +68,9 @@ class Suggester:
         """
         from onesug_jax.decode.suggester import Suggestion
 
-        found = self.answer(prefix, history, profile, k, minutes)["suggestions"]
+        found = self._answer(prefix, history, profile, k, minutes)["suggestions"]
         return [Suggestion(**suggestion) for suggestion in found]
 
-    def answer(
-        self,
-        prefix: str,
-        history: Sequence[str] = (),
-        profile: Sequence[str] = (),
-        k: int | None = None,
-        minutes: Sequence[float] = (),
-    ) -> dict[str, Any]:
+    def answer(self, prefix: str, **request: Any) -> dict[str, Any]:
         """The object that `suggest --json` prints; arguments as `suggest` takes them."""
-        return self._answer(prefix, history, profile, k, minutes)
+        return self._answer(prefix, **request)

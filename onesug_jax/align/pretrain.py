@@ -22,12 +22,35 @@ from onesug_jax.model.scores import Scores
 from onesug_jax.model.seq2seq import Seq2Seq, initial
 from onesug_jax.train.step import Stage
 
+WRITTEN_SHARE = 0.25  # of a batch's rows, decoded by pieces
+
+
+def step_flops(
+    config: ModelConfig,
+    input_length: int,
+    target_length: int,
+    history: int = 0,
+    candidates: int = 0,
+    written_share: float = WRITTEN_SHARE,
+) -> float:
+    """FLOPs of an update, forward and back, an example; conventions as
+    `ModelConfig.flops_per_example`. With candidate tokens every row takes one step of the decoder,
+    and `written_share` of them are decoded by pieces besides.
+    """
+    request, opened, written = (
+        config.flops_per_example(input_length, length, history, candidates)
+        for length in (0, 1, target_length)
+    )
+    if not config.writes_candidates:
+        return 3.0 * written
+    return 3.0 * (opened + written_share * (written - request))
+
 
 def pretrain_stage(
     config: ModelConfig,
     tables: ItemTables | None = None,
     writing: float = 0.05,
-    written_share: float = 0.25,
+    written_share: float = WRITTEN_SHARE,
 ) -> Stage:
     """The stage that the training loop runs; batches are T5X's arrays, padded or packed.
 
@@ -100,7 +123,7 @@ def either_way_loss(
     key: jax.Array,
     tables: ItemTables,
     writing: float = 0.05,
-    written_share: float = 0.25,
+    written_share: float = WRITTEN_SHARE,
 ) -> tuple[jax.Array, jax.Array, dict[str, jax.Array]]:
     """`-log p(q | x)`, summed over the rows of a batch: its sum, the rows' weights, and other sums.
 

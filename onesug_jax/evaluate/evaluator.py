@@ -184,7 +184,6 @@ def score_rows(
             [row["prefix"] for row in rows],
             histories,
             [row["profile"] for row in rows],
-            [row[schema.RECENT_MINUTES] or () for row in rows],
         )
         parts.append(score_block(columns, rows, requests, suggesters, k))
         meter.add(len(rows))

@@ -52,11 +52,7 @@ def plain_requests(state: AsOf, rows: Sequence[dict], items: Sequence[Items]) ->
     found = []
     for row, one in zip(rows, items, strict=True):
         past = [state.text(int(number) - 1) for number in one.history if number]
-        minutes = one.history_minutes[: len(past)].tolist()
-        profile = tuple(row["profile"])
-        found.append(
-            Request(row["prefix"], tuple(past), (), profile, minutes=tuple(minutes), items=one)
-        )
+        found.append(Request(row["prefix"], tuple(past), (), tuple(row["profile"]), items=one))
     return found
 
 

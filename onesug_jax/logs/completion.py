@@ -112,19 +112,11 @@ class CompletionIndex:
         first, last = self.range(prefix)
         return int(self.counts[first:last].sum())
 
-    def complete(self, prefix: str, k: int, without: str | None = None) -> list[str]:
-        """The k most searched queries that start with `prefix`, best first, ties alphabetical.
-
-        `without` leaves one occurrence of that query out of the counts, so that a training row does
-        not see itself; a query whose count becomes zero disappears. Fewer than k known: a shorter
-        list.
+    def complete(self, prefix: str, k: int) -> list[str]:
+        """The k most searched queries that start with `prefix`, or fewer, best first, ties
+        alphabetical.
         """
-        if k <= 0:
-            return []
-        best = self.top(prefix, k + 1).tolist()
-        if without is not None and without.startswith(prefix):
-            best = self._leave_one_out(best, self.find(without))
-        return [self.queries[i] for i in best[:k]]
+        return [self.queries[i] for i in self.top(prefix, k).tolist()] if k > 0 else []
 
     def top(self, prefix: str, k: int) -> np.ndarray:
         """Numbers [at most k] of the most searched queries under `prefix`, as `complete` has them.
@@ -154,18 +146,6 @@ class CompletionIndex:
             chosen = np.concatenate([above, level])
         order = np.lexsort((chosen, -counts[chosen]))
         return chosen[order] + first
-
-    def _leave_one_out(self, best: list[int], left_out: int) -> list[int]:
-        """`best` with one search less of `left_out`: it can only fall, others keep their order."""
-        if left_out not in best:
-            return best
-        others = [i for i in best if i != left_out]
-        count = int(self.counts[left_out]) - 1
-        if count == 0:
-            return others
-        place = (-count, left_out)
-        before = sum((-int(self.counts[i]), i) < place for i in others)
-        return [*others[:before], left_out, *others[before:]]
 
     def save(self, folder: str) -> None:
         """Write the queries (text, one a line) and two number arrays into `folder`."""

@@ -150,7 +150,7 @@ class ItemVersion(ModelVersion):
         """The requests with what is known now."""
         items = self.live.requests([(one.prefix, one.history, one.minutes) for one in requests])
         return [
-            Request(one.prefix, one.history, profile=one.profile, minutes=one.minutes, items=now)
+            Request(one.prefix, one.history, profile=one.profile, items=now)
             for one, now in zip(requests, items, strict=True)
         ]
 

@@ -90,10 +90,9 @@ class TextVersion(ModelVersion):
         if level == POPULAR:
             yield from ((n, self.popular(request.prefix)) for n, request in enumerate(requests))
             return
-        wanted = [(one.prefix, one.history, one.profile, one.minutes) for one in requests]
+        wanted = [(one.prefix, one.history, one.profile) for one in requests]
         distinct = list(dict.fromkeys(wanted))
-        prefixes, histories, profiles, minutes = map(list, zip(*distinct, strict=True))
-        made = make_requests(self.known, prefixes, histories, profiles, minutes)
+        made = make_requests(self.known, *map(list, zip(*distinct, strict=True)))
         found = self.suggester.suggest(made)
         results = {
             one: self._result(request, suggestions)

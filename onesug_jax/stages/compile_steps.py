@@ -7,13 +7,12 @@ fewer candidates cost less. Shapes come from settings and `Sizes` alone; no WORK
 from __future__ import annotations
 
 import dataclasses
-import math
 from typing import Any
 
 import jax
 from jax.sharding import Mesh
 
-from onesug_jax.align.pretrain import pretrain_stage
+from onesug_jax.align.pretrain import pretrain_stage, step_flops
 from onesug_jax.align.rwr import rwr_stage
 from onesug_jax.model.config import ModelConfig
 from onesug_jax.model.items import Items, ItemTables
@@ -25,7 +24,6 @@ from onesug_jax.train import mesh as meshes
 from onesug_jax.train.compile import Step
 from onesug_jax.train.step import abstract_state, make_train_step, shardings_of
 
-WRITTEN_SHARE = 0.25  # of a batch's rows, decoded by pieces (align.pretrain.pretrain_stage)
 Shapes = dict[str, tuple[tuple[int, ...], str]]  # name -> shape and type
 
 
@@ -164,11 +162,6 @@ def _pretrain(context: Context, devices: list, sizes: Sizes, changes: Changes) -
         "decoder_loss_weights": ((size, target), "float32"),
     }
     tables = _tables(mesh, sizes) if spec.items else None
-    whole = config.flops_per_example(text, target, history, candidates)
-    opened = config.flops_per_example(text, 1, history, candidates)
-    request = config.flops_per_example(text, 0, history, candidates)
-    written = math.ceil(WRITTEN_SHARE * size)
-    either = size * opened + written * (whole - request)
     return _train_step(
         "pretrain",
         pretrain_stage(config, tables),
@@ -177,7 +170,7 @@ def _pretrain(context: Context, devices: list, sizes: Sizes, changes: Changes) -
         batch,
         context,
         changes,
-        model_flops=3 * (either if config.writes_candidates else size * whole),
+        model_flops=size * step_flops(config, text, target, history, candidates),
         tokens=size * (text + history + candidates + target),
     )
 

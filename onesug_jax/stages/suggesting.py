@@ -135,8 +135,8 @@ def _answer_text(
 
     began = time.perf_counter()
     prefix = normalise_prefix(prefix)
-    texts, ages = _normalised(history, minutes)
-    requests = make_requests(known, [prefix], [texts], [profile], [ages])
+    texts, _ = _normalised(history, minutes)
+    requests = make_requests(known, [prefix], [texts], [profile])
     found = model.suggest(requests, k)[0]
     return _reply(began, prefix, texts, None, found)
 

@@ -33,7 +33,7 @@ def pretrain(
     stage's folder, or a T5 in the Hugging Face layout whose pieces the vocabulary took over
     (`vocab.pretrained`). `profile_steps`, (first, last), are traced into WORK_DIR/pretrain/profile.
     """
-    from onesug_jax.align.pretrain import pretrain_stage
+    from onesug_jax.align.pretrain import pretrain_stage, step_flops
     from onesug_jax.model.hf_config import is_folder
     from onesug_jax.stages import items, pretrained, watch
     from onesug_jax.stages.lists import score
@@ -100,15 +100,7 @@ def pretrain(
             scores = scores.metrics["model"]["all"]
             return {name: scores[name] for name in ("hr@16", "mrr@16")}
 
-    if features["items"]:
-        cost = 3.0 * config.flops_per_example(
-            loader.input_length,
-            loader.target_length,
-            loader.examples.arrays["history"].shape[1],
-            loader.sizes[-1],
-        )
-    else:
-        cost = 3.0 * loader.mean_cost(config.flops_per_example)
+    cost = loader.mean_cost(functools.partial(step_flops, config))
 
     loop.fit(
         stage,
@@ -143,7 +135,7 @@ def describe_pretrain(context: Context) -> str:
     import flax.linen as nn
     import jax
 
-    from onesug_jax.align.pretrain import pretrain_stage
+    from onesug_jax.align.pretrain import pretrain_stage, step_flops
     from onesug_jax.tasks.vocabulary import VOCABULARY_FILE
 
     spec = context.configured("FeatureSpec")()
@@ -171,6 +163,7 @@ def describe_pretrain(context: Context) -> str:
         shape, axes = list(leaf.value.shape), ", ".join(map(str, leaf.names))
         lines.append(f"  {name:<44} {str(shape):<22} {leaf.value.size:>13,}  ({axes})")
     lines.append(f"  in all {config.parameters():,}")
-    flops = config.flops_per_example(spec.input_length, spec.target_length)
-    lines.append(f"  {3 * flops / 1e9:,.2f} GFLOP a training example of full length")
+    if not spec.items:  # what items cost depends on how many candidates the examples hold
+        flops = step_flops(config, spec.input_length, spec.target_length)
+        lines.append(f"  {flops / 1e9:,.2f} GFLOP a training example of full length")
     return "\n".join(lines)

@@ -39,7 +39,6 @@ class Request:
       related: queries related to the prefix, best first.
       profile: static profile values.
       vector: the enhanced prefix e_p*, `[E]`; None: there is none.
-      minutes: how long ago each query of the history was searched; none: just now.
       items: what was known as of the request's moment; None: nobody looked.
 
     >>> from onesug_jax import Request
@@ -52,7 +51,6 @@ class Request:
     related: Sequence[str] = ()
     profile: Sequence[str] = ()
     vector: np.ndarray | None = field(default=None, compare=False)
-    minutes: Sequence[float] = ()
     items: Items | None = field(default=None, compare=False)
 
 
@@ -71,13 +69,8 @@ def make_requests(
     prefixes: Sequence[str],
     histories: Sequence[Sequence[str]],
     profiles: Sequence[Sequence[str]],
-    minutes: Sequence[Sequence[float]] | None = None,
 ) -> list[Request]:
-    """Requests with all that `context` adds to them; texts are normalised already.
-
-    `minutes`: how long ago each query of the histories was searched; None: all of them just now.
-    """
-    minutes = minutes or [()] * len(prefixes)
+    """Requests with all that `context` adds to them; texts are normalised already."""
     related: Sequence[Sequence[str]] = [()] * len(prefixes)
     vectors = None
     if context is not None and len(prefixes):
@@ -89,7 +82,6 @@ def make_requests(
             tuple(related[i]),
             tuple(profiles[i]),
             None if vectors is None else vectors[i],
-            tuple(minutes[i]),
         )
         for i, prefix in enumerate(prefixes)
     ]

@@ -7,7 +7,7 @@ A batch holds rows with about as many candidates, so that its arrays end where t
 from __future__ import annotations
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import grain
 import numpy as np
@@ -139,6 +139,14 @@ class ItemLoader:
             "levels": read("candidate_levels", np.int32, slice(size)),
             "weight": np.where(levels == Level.ORDER, self.order_weight, 1.0).astype(np.float32),
         }
+
+    def mean_cost(self, cost: Callable[[int, int, int, int], float]) -> float:
+        """`cost(text, targets, history, candidates)` of a row, over the long run."""
+        history = self.examples.arrays["history"].shape[1]
+        return sum(
+            share * cost(self.input_length, self.target_length, history, size)
+            for size, share in self._shares.items()
+        )
 
     def describe(self) -> str:
         """One line for logs."""

@@ -130,8 +130,8 @@ def test_requests_are_made_with_all_that_is_known():
         def vectors(self, prefixes):
             return np.array([[len(p)] for p in prefixes])
 
-    made = make_requests(Known(), ["a", "bc"], [["x"], []], [["f"], []], minutes=[[4.0], []])
-    first = Request("a", ("x",), ("a", "aa"), ("f",), minutes=(4.0,))
+    made = make_requests(Known(), ["a", "bc"], [["x"], []], [["f"], []])
+    first = Request("a", ("x",), ("a", "aa"), ("f",))
     assert made == [first, Request("bc", (), ("bc", "bcbc"), ())]
     assert [request.vector.tolist() for request in made] == [[1], [2]]
     assert make_requests(None, ["a"], [[]], [[]]) == [Request("a")]

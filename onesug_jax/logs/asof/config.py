@@ -83,10 +83,11 @@ class AsOfConfig:
                 "AsOfConfig: expected freshness_ms, history_freshness_ms and conversion_delay_ms "
                 f"of 0 or more milliseconds; found {times}."
             )
-        least = dict(
-            **dict(candidates=1, history=0, own=0, around=0, few=0, breadth=1),
-            **dict(most_lists=1, most_pairs=1, most_users=1, min_users=1),
-        )
+        least = {
+            **dict.fromkeys(("history", "own", "around", "few"), 0),
+            **dict.fromkeys(("candidates", "breadth", "min_users"), 1),
+            **dict.fromkeys(("most_lists", "most_pairs", "most_users"), 1),
+        }
         for name, lowest in least.items():
             if getattr(self, name) < lowest:
                 raise UserError(
