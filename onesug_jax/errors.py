@@ -10,12 +10,13 @@ class UserError(Exception):
 
     The message names the place, what was expected, what was found, and the mend.
 
-    >>> from onesug_jax import BeamConfig, UserError
-    >>> try:
-    ...     BeamConfig(beams=4, returned=16)
-    ... except UserError as error:
-    ...     print(str(error)[:24])
-    BeamConfig.returned = 16
+    Examples:
+      >>> from onesug_jax import BeamConfig, UserError
+      >>> try:
+      ...     BeamConfig(beams=4, returned=16)
+      ... except UserError as error:
+      ...     print(str(error)[:24])
+      BeamConfig.returned = 16
     """
 
     def _render_traceback_(self) -> list[str]:

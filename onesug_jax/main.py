@@ -29,7 +29,7 @@ from onesug_jax.pipeline.plan import Step, check_folder, check_inputs, plan
 from onesug_jax.pipeline.runner import execute
 from onesug_jax.pipeline.spec import Context, StageSpec
 from onesug_jax.signatures import accepts, describe, is_literal, nearest, parameters
-from onesug_jax.stages import CONFIGURABLES, STAGES, checks
+from onesug_jax.stages import CONFIGURABLES, STAGES, checks, sweeping
 from onesug_jax.train import distributed
 
 try:
@@ -501,6 +501,9 @@ def main(argv: Sequence[str] | None = None) -> int:
                 return doctor.report(os.getcwd())
             raise UserError("the package gin-config is missing: run `bash launch/prepare.sh`.")
         config = read_config(command.gin_files, command.bindings)
+        for name, value in sweeping.bindings_of(command.options):
+            swept = (name, cli.quoted(name, value))
+            read_config(command.gin_files, [*command.bindings, swept])
         if not command.options.dry_run:
             distributed.start_processes()
             distributed.only_primary_speaks()

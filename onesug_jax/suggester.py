@@ -18,13 +18,14 @@ class Suggester:
 
     `work` below is the WORK_DIR of a finished run.
 
-    >>> from onesug_jax import Suggester
-    >>> model = Suggester.load(work)
-    >>> found = model.suggest("", history=["lamp"], k=3)
-    >>> [suggestion.score for suggestion in found] == sorted((s.score for s in found), reverse=True)
-    True
-    >>> sorted(model.answer("l", k=2))[:3]
-    ['candidates', 'history', 'milliseconds']
+    Examples:
+      >>> from onesug_jax import Suggester
+      >>> model = Suggester.load(work)
+      >>> scores = [suggestion.score for suggestion in model.suggest("", history=["lamp"], k=3)]
+      >>> scores == sorted(scores, reverse=True)
+      True
+      >>> sorted(model.answer("l", k=2))[:3]
+      ['candidates', 'history', 'milliseconds']
     """
 
     def __init__(self, answer: Callable[..., dict[str, Any]]):

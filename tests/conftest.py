@@ -1,5 +1,6 @@
 """Shared by all tests: a small run, optional data, a host that looks like eight devices."""
 
+import contextlib
 import fcntl
 import os
 import pathlib
@@ -22,6 +23,52 @@ ROOT = pathlib.Path(__file__).resolve().parent.parent
 
 
 SLOW_SECONDS = 1800  # of a slow test, on cores that other work shares
+
+
+@contextlib.contextmanager
+def compiled_in(folder: pathlib.Path):
+    """Compiled programs are read from a folder, and stay there."""
+    import jax
+    from jax.experimental.compilation_cache import compilation_cache
+
+    settings = {
+        "jax_compilation_cache_dir": str(folder),
+        "jax_compilation_cache_max_size": 2**30,
+        "jax_persistent_cache_min_compile_time_secs": 0.1,
+    }
+    before = {name: getattr(jax.config, name) for name in settings}
+    for name, value in settings.items():
+        jax.config.update(name, value)
+    compilation_cache.reset_cache()
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            jax.config.update(name, value)
+        compilation_cache.reset_cache()
+
+
+@contextlib.contextmanager
+def one_device():
+    """One of the eight devices; what is compiled for it serves all tests and the next run.
+
+    Programs of several devices may wait for one another for ever once a CPU has read them back.
+    """
+    import jax
+
+    first = jax.devices()[:1]
+    with compiled_in(ROOT / ".pytest_cache" / "compiled"), pytest.MonkeyPatch.context() as patch:
+        patch.setattr(jax, "devices", lambda *_: first)
+        yield
+
+
+@pytest.fixture(scope="module", autouse=True)
+def devices(request):
+    """One device, but eight in modules marked `eight_devices`."""
+    with contextlib.ExitStack() as stack:
+        if not request.node.get_closest_marker("eight_devices"):
+            stack.enter_context(one_device())
+        yield
 
 
 def pytest_collection_modifyitems(items):
@@ -51,7 +98,8 @@ def small_run(tmp_path_factory) -> pathlib.Path:
         fcntl.flock(lock, fcntl.LOCK_EX)  # the others wait
         if not folder.is_dir():
             shutil.rmtree(making, ignore_errors=True)
-            assert main.main(["run", f"--gin.WORK_DIR={making}", *SMALL]) == 0
+            with one_device():
+                assert main.main(["run", f"--gin.WORK_DIR={making}", *SMALL]) == 0
             making.rename(folder)
     return folder
 

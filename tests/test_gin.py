@@ -8,6 +8,8 @@ import pytest
 
 from onesug_jax import cli, main
 
+pytestmark = pytest.mark.eight_devices
+
 CONFIGS = pathlib.Path(__file__).resolve().parent.parent / "gin_configs"
 FILES = sorted(CONFIGS.rglob("*.gin"))
 

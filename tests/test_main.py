@@ -11,6 +11,8 @@ from onesug_jax.pipeline import workdir
 from onesug_jax.pipeline.spec import StageSpec
 from tests.pipeline.holder import held
 
+pytestmark = pytest.mark.eight_devices
+
 
 @pytest.fixture
 def shop(monkeypatch):

@@ -89,3 +89,11 @@ def test_the_examples_of_the_documentation_run(heading, project_root, tmp_path):
 def test_the_example_of_the_package_runs():
     test = doctest.DocTestParser().get_doctest(onesug_jax.__doc__, {}, "onesug_jax", None, 0)
     assert doctest.DocTestRunner().run(test) == (0, 2)
+
+
+def test_the_site_has_a_page_of_every_name(project_root):
+    page = (project_root / "docs" / "api.md").read_text(encoding="utf-8")
+    listed = [line.removeprefix("::: ") for line in page.splitlines() if line.startswith(":::")]
+    places = onesug_jax._PLACES.items()
+    ends = (f"{place.partition(':')[0]}.{place.partition(':')[2] or n}" for n, place in places)
+    assert sorted(listed) == sorted(f"onesug_jax.{end}" for end in ends)

@@ -5,7 +5,6 @@ import json
 import shutil
 import types
 
-import jax
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
@@ -20,15 +19,6 @@ from tests.test_pipeline import tree
 
 DAY_MS = 86_400_000
 LATE = "item_of_a_late_order"
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_device():
-    """The loop is about files; many devices would only make its small models slow."""
-    first = jax.devices()[:1]
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(jax, "devices", lambda *_: first)
-        yield
 
 
 @pytest.fixture(scope="module")

@@ -105,13 +105,14 @@ def rwr_release(
 
     -log sigma(-log sum_l e^(c_l * (rhat_l - rhat_w))),  c_l = (max(r_w, 1) - r_l)^-1.5 + 1
 
-    >>> import jax.numpy as jnp
-    >>> from onesug_jax import rwr_loss
-    >>> implicit = jnp.zeros((1, 3))  # beta * (log pi - log pi_ref): where training starts
-    >>> rewards = jnp.array([[2.0, 0.5, 0.0]])  # ordered; shown; a query from elsewhere
-    >>> loss = rwr_loss(implicit, rewards, jnp.ones((1, 3), bool), 0.0)
-    >>> round(float(loss[0]), 3)  # -log sigma(-log(e^0 + e^0))
-    1.099
+    Examples:
+      >>> import jax.numpy as jnp
+      >>> from onesug_jax import rwr_loss
+      >>> implicit = jnp.zeros((1, 3))  # beta * (log pi - log pi_ref): where training starts
+      >>> rewards = jnp.array([[2.0, 0.5, 0.0]])  # ordered; shown; a query from elsewhere
+      >>> loss = rwr_loss(implicit, rewards, jnp.ones((1, 3), bool), 0.0)
+      >>> round(float(loss[0]), 3)  # -log sigma(-log(e^0 + e^0))
+      1.099
     """
     return _list(release_weights(rewards) * _excess(implicit), mask)
 

@@ -68,17 +68,18 @@ def pretrain_stage(
       written_share: of the rows of a batch, how many are decoded by pieces; those whose target is
         no candidate come first, others by chance. Most of the time of a step goes into pieces.
 
-    >>> import jax
-    >>> import jax.numpy as jnp
-    >>> from onesug_jax import ModelConfig, pretrain_stage
-    >>> stage = pretrain_stage(ModelConfig(vocab_size=64, d_model=16, d_ff=32, encoder_layers=1))
-    >>> params = jax.jit(stage.init_fn)(jax.random.key(0))
-    >>> tokens = jnp.array([[5, 6, 1, 0]])
-    >>> batch = {"encoder_input_tokens": tokens, "decoder_input_tokens": tokens}
-    >>> batch |= {"decoder_target_tokens": tokens, "decoder_loss_weights": tokens > 0}
-    >>> nats, weight, sums = jax.jit(stage.loss_fn)(params, batch, jax.random.key(1))
-    >>> bool(nats / weight > 0), float(weight)
-    (True, 3.0)
+    Examples:
+      >>> import jax
+      >>> import jax.numpy as jnp
+      >>> from onesug_jax import ModelConfig, pretrain_stage
+      >>> stage = pretrain_stage(ModelConfig(vocab_size=64, d_model=16, d_ff=32, encoder_layers=1))
+      >>> params = jax.jit(stage.init_fn)(jax.random.key(0))
+      >>> tokens = jnp.array([[5, 6, 1, 0]])
+      >>> batch = {"encoder_input_tokens": tokens, "decoder_input_tokens": tokens}
+      >>> batch |= {"decoder_target_tokens": tokens, "decoder_loss_weights": tokens > 0}
+      >>> nats, weight, sums = jax.jit(stage.loss_fn)(params, batch, jax.random.key(1))
+      >>> bool(nats / weight > 0), float(weight)
+      (True, 3.0)
     """
     model = Seq2Seq(config, deterministic=config.dropout == 0)
 

@@ -35,9 +35,10 @@ class RewardConfig:
       UserError: a reward of a negative level could reach one of a positive level: the weights of
         pairs are reciprocals of the difference.
 
-    >>> from onesug_jax import RewardConfig
-    >>> RewardConfig(order=3.0).base.tolist()  # from RAND to ORDER
-    [0.0, 0.2, 0.5, 1.0, 1.5, 3.0]
+    Examples:
+      >>> from onesug_jax import RewardConfig
+      >>> RewardConfig(order=3.0).base.tolist()  # from RAND to ORDER
+      [0.0, 0.2, 0.5, 1.0, 1.5, 3.0]
     """
 
     order: float = 2.0
@@ -80,13 +81,14 @@ def reward_table(counts: np.ndarray, config: RewardConfig) -> np.ndarray:
       counts: `[6, N]`, how often query n was met at a level. p is centred over the queries that
         were met there at all; one never met gets the lowest p.
 
-    >>> import numpy as np
-    >>> from onesug_jax import RewardConfig, reward_table
-    >>> counts = np.zeros((6, 2), int)
-    >>> counts[5] = 1, 9  # orders of two queries
-    >>> table = reward_table(counts, RewardConfig())
-    >>> table.shape, bool(table[5, 1] > table[5, 0])
-    ((6, 2), True)
+    Examples:
+      >>> import numpy as np
+      >>> from onesug_jax import RewardConfig, reward_table
+      >>> counts = np.zeros((6, 2), int)
+      >>> counts[5] = 1, 9  # orders of two queries
+      >>> table = reward_table(counts, RewardConfig())
+      >>> table.shape, bool(table[5, 1] > table[5, 0])
+      ((6, 2), True)
     """
     rewards = np.empty(counts.shape, np.float32)
     for level in Level:

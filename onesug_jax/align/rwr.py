@@ -55,9 +55,10 @@ class PreferenceConfig:
       delta: the margin of the losses with a hinge, in units of implicit reward.
       alpha: weight of the generation (SFT) term.
 
-    >>> from onesug_jax import PreferenceConfig
-    >>> PreferenceConfig(loss="softmax_dpo", beta=0.1).preference.__name__
-    'softmax_dpo'
+    Examples:
+      >>> from onesug_jax import PreferenceConfig
+      >>> PreferenceConfig(loss="softmax_dpo", beta=0.1).preference.__name__
+      'softmax_dpo'
     """
 
     loss: str = "rwr_release"

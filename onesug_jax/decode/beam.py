@@ -50,9 +50,10 @@ class BeamConfig:
       unfinished: return queries too that have not ended after max_length tokens, as T5X and
         Hugging Face do; otherwise only what ended.
 
-    >>> from onesug_jax import BeamConfig
-    >>> BeamConfig(beams=8, returned=4).alpha
-    0.6
+    Examples:
+      >>> from onesug_jax import BeamConfig
+      >>> BeamConfig(beams=8, returned=4).alpha
+      0.6
     """
 
     beams: int = 32
@@ -227,16 +228,17 @@ def beam_search(
 ) -> BeamResult:
     """`search` of requests not yet read: `tokens` and `soft` as for `read_requests`.
 
-    >>> import jax
-    >>> import jax.numpy as jnp
-    >>> from onesug_jax import BeamConfig, Free, ModelConfig, Seq2Seq, beam_search
-    >>> model = Seq2Seq(ModelConfig(vocab_size=64, d_model=16, d_ff=32, encoder_layers=1))
-    >>> tokens = jnp.array([[5, 6, 1, 0]])
-    >>> params = model.init(jax.random.key(0), tokens, tokens)["params"]
-    >>> config = BeamConfig(beams=4, returned=2, max_length=3, unfinished=True)
-    >>> found = beam_search(model, params, tokens, Free(), config)
-    >>> found.sequences.shape, bool(found.scores[0, 0] >= found.scores[0, 1])
-    ((1, 2, 3), True)
+    Examples:
+      >>> import jax
+      >>> import jax.numpy as jnp
+      >>> from onesug_jax import BeamConfig, Free, ModelConfig, Seq2Seq, beam_search
+      >>> model = Seq2Seq(ModelConfig(vocab_size=64, d_model=16, d_ff=32, encoder_layers=1))
+      >>> tokens = jnp.array([[5, 6, 1, 0]])
+      >>> params = model.init(jax.random.key(0), tokens, tokens)["params"]
+      >>> config = BeamConfig(beams=4, returned=2, max_length=3, unfinished=True)
+      >>> found = beam_search(model, params, tokens, Free(), config)
+      >>> found.sequences.shape, bool(found.scores[0, 0] >= found.scores[0, 1])
+      ((1, 2, 3), True)
     """
     return search(model, params, read_requests(model, params, tokens, soft), constraint, config)
 

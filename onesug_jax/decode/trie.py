@@ -79,9 +79,10 @@ class Free:
     Attributes:
       allowed: `[V]` booleans, the tokens a text may hold; None for all.
 
-    >>> from onesug_jax import Free
-    >>> Free().start(2).shape
-    (2, 1)
+    Examples:
+      >>> from onesug_jax import Free
+      >>> Free().start(2).shape
+      (2, 1)
     """
 
     allowed: jax.Array | None = None

@@ -109,17 +109,18 @@ def evaluate(
     Args are those of `score_rows` and `summarise`; `exchange` gives every process what all of them
     gave. Raises UserError for an empty split.
 
-    >>> import pyarrow as pa
-    >>> from onesug_jax import evaluate_suggesters
-    >>> row = {"request_id": "r1", "prefix": "la", "query": "lamp", "recent": ["tent"]}
-    >>> row |= {"recent_minutes": [3.0], "clicked_items": ["i7"], "ordered_items": []}
-    >>> def suggest(requests):
-    ...     return [["lantern", "lamp"] for request in requests]
-    >>> rows = pa.RecordBatch.from_pylist([row])
-    >>> found = evaluate_suggesters([rows], {"mine": suggest}, prefix_counts={"la": 3})
-    evaluate: ...
-    >>> found.metrics["mine"]["all"]["mrr@16"]
-    50.0
+    Examples:
+      >>> import pyarrow as pa
+      >>> from onesug_jax import evaluate_suggesters
+      >>> row = {"request_id": "r1", "prefix": "la", "query": "lamp", "recent": ["tent"]}
+      >>> row |= {"recent_minutes": [3.0], "clicked_items": ["i7"], "ordered_items": []}
+      >>> def suggest(requests):
+      ...     return [["lantern", "lamp"] for request in requests]
+      >>> rows = pa.RecordBatch.from_pylist([row])
+      >>> found = evaluate_suggesters([rows], {"mine": suggest}, prefix_counts={"la": 3})
+      evaluate: ...
+      >>> found.metrics["mine"]["all"]["mrr@16"]
+      50.0
     """
     rows = score_rows(
         batches,

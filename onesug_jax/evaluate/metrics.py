@@ -25,10 +25,11 @@ def rank_of(truth: Hashable, suggestions: Sequence[Hashable]) -> int:
 def hr_at(ranks: np.ndarray, k: int) -> float:
     """Hit rate: the share of requests whose answer is among the first k; `ranks` int [N].
 
-    >>> import numpy as np
-    >>> from onesug_jax import hr_at
-    >>> hr_at(np.array([1, 0, 4, 20]), 16)
-    0.5
+    Examples:
+      >>> import numpy as np
+      >>> from onesug_jax import hr_at
+      >>> hr_at(np.array([1, 0, 4, 20]), 16)
+      0.5
     """
     return _mean(_hits(ranks, k).astype(np.float64))
 
@@ -41,10 +42,11 @@ def success_at(ranks: np.ndarray, k: int) -> float:
 def mrr_at(ranks: np.ndarray, k: int) -> float:
     """Mean reciprocal rank, 0 for an answer beyond k; `ranks` int [N].
 
-    >>> import numpy as np
-    >>> from onesug_jax import mrr_at
-    >>> mrr_at(np.array([1, 0, 4, 0]), 16)
-    0.3125
+    Examples:
+      >>> import numpy as np
+      >>> from onesug_jax import mrr_at
+      >>> mrr_at(np.array([1, 0, 4, 0]), 16)
+      0.3125
     """
     ranks = np.asarray(ranks)
     return _mean(np.where(_hits(ranks, k), 1.0 / np.maximum(ranks, 1), 0.0))

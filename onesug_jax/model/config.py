@@ -50,9 +50,10 @@ class ModelConfig:
       candidate_tokens: let the request's candidates compete with the vocabulary as first tokens,
         each of which writes a whole query (`candidates.py`).
 
-    >>> from onesug_jax import ModelConfig
-    >>> ModelConfig(vocab_size=32_128, d_model=512, num_heads=6, head_dim=64, d_ff=1024).dtype
-    'float32'
+    Examples:
+      >>> from onesug_jax import ModelConfig
+      >>> ModelConfig(vocab_size=32_128, d_model=512, num_heads=6, head_dim=64, d_ff=1024).dtype
+      'float32'
     """
 
     vocab_size: int = 0

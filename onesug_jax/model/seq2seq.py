@@ -63,14 +63,15 @@ class Seq2Seq(nn.Module):
     Attributes:
       unrolled: whether each layer has parameters of its own (`for_decoding`); not for training.
 
-    >>> import jax
-    >>> import jax.numpy as jnp
-    >>> from onesug_jax import ModelConfig, Seq2Seq
-    >>> model = Seq2Seq(ModelConfig(vocab_size=64, d_model=16, d_ff=32, encoder_layers=1))
-    >>> tokens = jnp.array([[5, 6, 1, 0]])
-    >>> variables = model.init(jax.random.key(0), tokens, tokens)
-    >>> model.apply(variables, tokens, tokens).shape
-    (1, 4, 64)
+    Examples:
+      >>> import jax
+      >>> import jax.numpy as jnp
+      >>> from onesug_jax import ModelConfig, Seq2Seq
+      >>> model = Seq2Seq(ModelConfig(vocab_size=64, d_model=16, d_ff=32, encoder_layers=1))
+      >>> tokens = jnp.array([[5, 6, 1, 0]])
+      >>> variables = model.init(jax.random.key(0), tokens, tokens)
+      >>> model.apply(variables, tokens, tokens).shape
+      (1, 4, 64)
     """
 
     config: ModelConfig

@@ -43,9 +43,10 @@ class EncoderSpec:
     `vocab_size` is an upper bound: the tokenizer learns as many pieces as the texts give that occur
     `min_count` times. The other fields are those of `EncoderConfig`.
 
-    >>> from onesug_jax import EncoderSpec
-    >>> EncoderSpec(d_model=64).layers
-    2
+    Examples:
+      >>> from onesug_jax import EncoderSpec
+      >>> EncoderSpec(d_model=64).layers
+      2
     """
 
     vocab_size: int = 16_000
@@ -68,11 +69,12 @@ class TextEncoder:
       params: tree of float32 arrays on the host, that of `bert.Bert`.
       tokenizer: the WordPiece tokenizer.
 
-    >>> from onesug_jax import EncoderSpec, TextEncoder
-    >>> spec = EncoderSpec(min_count=1, d_model=16, layers=1, heads=2, d_ff=32, max_length=8)
-    >>> encoder = TextEncoder.scratch(["red lamp", "blue lamp", "red tent"], spec)
-    >>> encoder.encode(["red lamp", "lamp"]).shape
-    (2, 16)
+    Examples:
+      >>> from onesug_jax import EncoderSpec, TextEncoder
+      >>> spec = EncoderSpec(min_count=1, d_model=16, layers=1, heads=2, d_ff=32, max_length=8)
+      >>> encoder = TextEncoder.scratch(["red lamp", "blue lamp", "red tent"], spec)
+      >>> encoder.encode(["red lamp", "lamp"]).shape
+      (2, 16)
     """
 
     def __init__(self, config: EncoderConfig, params: Any, tokenizer: WordPiece):

@@ -37,28 +37,29 @@ class PrefixIndex:
       prefixes: the indexed prefixes in byte order.
       fingerprints: what the index was made from, as given to `build`.
 
-    >>> import tempfile
-    >>> import numpy as np
-    >>> from onesug_jax import PrefixIndex, Quantiser, SearchConfig
-    >>> vectors = np.array([[0.8, 0.6], [1.0, 0.0], [0.0, 1.0]], np.float32)
-    >>> quantiser = Quantiser(np.array([[[1.0, 0.0], [0.0, 1.0]]]))
-    >>> with tempfile.TemporaryDirectory() as folder:
-    ...     index = PrefixIndex.build(
-    ...         folder,
-    ...         queries=["lamp blue", "lamp red", "tent"],
-    ...         embeddings=vectors,
-    ...         ids=quantiser.codes(vectors),
-    ...         quantiser=quantiser,
-    ...         prefixes=["la"],
-    ...         prefix_vectors=vectors[:1],
-    ...         pair_offsets=np.array([0, 1]),
-    ...         pair_queries=np.array([1]),
-    ...         fingerprints={},
-    ...         search_config=SearchConfig(probes=(2,)),
-    ...         related=0,
-    ...     )
-    ...     index.related_to(np.array([1.0, 0.1]), 2)
-    index: ...['lamp red', 'lamp blue']
+    Examples:
+      >>> import tempfile
+      >>> import numpy as np
+      >>> from onesug_jax import PrefixIndex, Quantiser, SearchConfig
+      >>> vectors = np.array([[0.8, 0.6], [1.0, 0.0], [0.0, 1.0]], np.float32)
+      >>> quantiser = Quantiser(np.array([[[1.0, 0.0], [0.0, 1.0]]]))
+      >>> with tempfile.TemporaryDirectory() as folder:
+      ...     index = PrefixIndex.build(
+      ...         folder,
+      ...         queries=["lamp blue", "lamp red", "tent"],
+      ...         embeddings=vectors,
+      ...         ids=quantiser.codes(vectors),
+      ...         quantiser=quantiser,
+      ...         prefixes=["la"],
+      ...         prefix_vectors=vectors[:1],
+      ...         pair_offsets=np.array([0, 1]),
+      ...         pair_queries=np.array([1]),
+      ...         fingerprints={},
+      ...         search_config=SearchConfig(probes=(2,)),
+      ...         related=0,
+      ...     )
+      ...     index.related_to(np.array([1.0, 0.1]), 2)
+      index: ...['lamp red', 'lamp blue']
     """
 
     def __init__(

@@ -36,11 +36,12 @@ class Quantiser:
       activation: between layers, "relu" or "gelu" (its tanh form).
       encoder: fingerprint of the text encoder whose embeddings it was trained on.
 
-    >>> import numpy as np
-    >>> from onesug_jax import Quantiser
-    >>> quantiser = Quantiser(np.array([[[1.0, 0.0], [0.0, 1.0]], [[0.1, 0.0], [0.0, 0.1]]]))
-    >>> quantiser.codes(np.array([[1.0, 0.1], [0.1, 1.0]])).tolist()
-    [[0, 1], [1, 0]]
+    Examples:
+      >>> import numpy as np
+      >>> from onesug_jax import Quantiser
+      >>> quantiser = Quantiser(np.array([[[1.0, 0.0], [0.0, 1.0]], [[0.1, 0.0], [0.0, 0.1]]]))
+      >>> quantiser.codes(np.array([[1.0, 0.1], [0.1, 1.0]])).tolist()
+      [[0, 1], [1, 0]]
     """
 
     def __init__(

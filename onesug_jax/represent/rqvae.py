@@ -38,9 +38,10 @@ class RqVaeConfig:
       revive_below: a code is moved when its share of use falls below this part of an even share.
       kmeans_iterations, kmeans_sample: of the codebooks' start: rounds, and rows a code at most.
 
-    >>> from onesug_jax import RqVaeConfig
-    >>> RqVaeConfig(levels=3, codes=16, latent=8).levels
-    3
+    Examples:
+      >>> from onesug_jax import RqVaeConfig
+      >>> RqVaeConfig(levels=3, codes=16, latent=8).levels
+      3
     """
 
     levels: int = 4

@@ -56,25 +56,26 @@ def train_rqvae(
     Raises:
       UserError: what `fit` raises.
 
-    >>> import tempfile
-    >>> import numpy as np
-    >>> from onesug_jax import RqVaeConfig, make_mesh, make_optimizer, train_rqvae
-    >>> embeddings = np.random.default_rng(0).normal(size=(64, 8)).astype(np.float32)
-    >>> config = RqVaeConfig(levels=2, codes=8, latent=4, hidden=(8,), kmeans_iterations=1)
-    >>> with tempfile.TemporaryDirectory() as folder:
-    ...     quantiser = train_rqvae(
-    ...         embeddings,
-    ...         folder,
-    ...         config=config,
-    ...         mesh=make_mesh(),
-    ...         optimizer=make_optimizer(),
-    ...         steps=2,
-    ...         batch_size=16,
-    ...         seed=0,
-    ...     )
-    rqvae: ...
-    >>> quantiser.codes(embeddings).shape
-    (64, 2)
+    Examples:
+      >>> import tempfile
+      >>> import numpy as np
+      >>> from onesug_jax import RqVaeConfig, make_mesh, make_optimizer, train_rqvae
+      >>> embeddings = np.random.default_rng(0).normal(size=(64, 8)).astype(np.float32)
+      >>> config = RqVaeConfig(levels=2, codes=8, latent=4, hidden=(8,), kmeans_iterations=1)
+      >>> with tempfile.TemporaryDirectory() as folder:
+      ...     quantiser = train_rqvae(
+      ...         embeddings,
+      ...         folder,
+      ...         config=config,
+      ...         mesh=make_mesh(),
+      ...         optimizer=make_optimizer(),
+      ...         steps=2,
+      ...         batch_size=16,
+      ...         seed=0,
+      ...     )
+      rqvae: ...
+      >>> quantiser.codes(embeddings).shape
+      (64, 2)
     """
     stage = rqvae_stage(config, embeddings.shape[1], batch_size)
     sample = take_sample(embeddings, config.kmeans_sample * config.codes, seed)

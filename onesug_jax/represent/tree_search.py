@@ -58,9 +58,10 @@ class SearchConfig:
     Raises:
       UserError: a number below 1, or an unknown order or measure.
 
-    >>> from onesug_jax import SearchConfig
-    >>> SearchConfig(probes=(8, 64), candidates=100).order
-    'nearest'
+    Examples:
+      >>> from onesug_jax import SearchConfig
+      >>> SearchConfig(probes=(8, 64), candidates=100).order
+      'nearest'
     """
 
     probes: tuple[int, ...] = (192, 4096, 2048, 1024)

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
     import numpy as np
 
-    from onesug_jax.evaluate.runs import Run
+    from onesug_jax.evaluate.runs import Row, Run
 
 _SMOOTHING = 4.0  # searches of average outcome that every query starts with
 _PLACES = {"align": "encoder", "quantize": "semantic_ids"}
@@ -43,41 +43,61 @@ def compare(context: Context) -> None:
     """
     from onesug_jax.evaluate import runs
 
-    folders = [*context.options.folders, *(context.options.run or ())]
-    named = runs.names_of(folders or [context.work.path])
-    found = {
-        name: [read(folder, context.options.report) for folder in seeds]
-        for name, seeds in named.items()
-    }
-    first = next(iter(found))
+    folders = [*context.options.folders, *(context.options.run or ())] or [context.work.path]
+    named = runs.names_of(folders)
     weighed = {f"sft, orders^{kappa:g}": kappa for kappa in sorted(context.options.orders or ())}
+    more = {}
     if weighed:
+        first = next(iter(named))
         shares, slices = _order_shares(named[first][0]), context.configured("SliceSpec")()
-        found |= {
-            name: [runs.by_orders(run, shares, kappa, slices=slices) for run in found[first]]
+        own = [read(folder, context.options.report) for folder in named[first]]
+        more = {
+            name: [runs.by_orders(run, shares, kappa, slices=slices) for run in own]
             for name, kappa in weighed.items()
         }
-    rows = runs.rows_of(found)
-    orders = runs.order_requests(found[first][0].lists)
-    print(runs.format_rows(rows, orders))
-    if len(rows) > 1:
-        base = rows[-len(found)]  # behind the rivals
-        print("\n" + runs.format_ahead(rows, base, orders))
-        if context.options.plot:
-            print("\n" + runs.plot_frontier(rows, base, orders, context.options.plot, weighed))
-    for line in [*_differing({n: seeds[0] for n, seeds in named.items()}), *_changed(named)]:
+    table, rows = side_by_side(folders, context.options.report, more)
+    print(table)
+    if len(rows) > 1 and context.options.plot:
+        orders = runs.order_requests(read(folders[0], context.options.report).lists)
+        base = rows[-len(named) - len(more)]  # behind the rivals
+        print("\n" + runs.plot_frontier(rows, base, orders, context.options.plot, weighed))
+    for line in _changed(named):
         print(line)
 
 
-def _settings(folder: str) -> dict[str, object]:
-    """What the finished stages of a work directory were made with."""
-    made = [Manifest.read(os.path.join(folder, stage)) for stage in FOLDERS]
+def side_by_side(
+    folders: Sequence[str], report: str = "dev", more: Mapping[str, list[Run]] | None = None
+) -> tuple[str, list[Row]]:
+    """The table of several work directories, how far each is ahead of the first, and the settings
+    in which they differ; and the table's rows: the rivals, the folders, then `more`.
+
+    Raises:
+      UserError: one of them was not evaluated.
+    """
+    from onesug_jax.evaluate import runs
+
+    named = runs.names_of(folders)
+    found = {name: [read(folder, report) for folder in seeds] for name, seeds in named.items()}
+    orders = runs.order_requests(next(iter(found.values()))[0].lists)
+    found |= more or {}
+    rows = runs.rows_of(found)
+    parts = [runs.format_rows(rows, orders)]
+    if len(rows) > 1:
+        parts.append("\n" + runs.format_ahead(rows, rows[-len(found)], orders))
+    parts += _differing({name: seeds[0] for name, seeds in named.items()}, report)
+    return "\n".join(parts), rows
+
+
+def _settings(folder: str, report: str) -> dict[str, object]:
+    """What the finished stages of a work directory, and a report, were made with."""
+    places = [*FOLDERS, os.path.join("report", report)]
+    made = [Manifest.read(os.path.join(folder, place)) for place in places]
     return {k: v for one in made if one and one.finished for k, v in one.settings.items()}
 
 
-def _differing(named: Mapping[str, str]) -> list[str]:
+def _differing(named: Mapping[str, str], report: str) -> list[str]:
     """The settings in which runs differ, a line each; [] for one run."""
-    settings = {name: _settings(folder) for name, folder in named.items()}
+    settings = {name: _settings(folder, report) for name, folder in named.items()}
     keys = sorted({key for one in settings.values() for key in one})
     lines = []
     for key in keys:

@@ -41,9 +41,10 @@ class Request:
       vector: the enhanced prefix e_p*, `[E]`; None: there is none.
       items: what was known as of the request's moment; None: nobody looked.
 
-    >>> from onesug_jax import Request
-    >>> Request("la", history=("tent",)).history
-    ('tent',)
+    Examples:
+      >>> from onesug_jax import Request
+      >>> Request("la", history=("tent",)).history
+      ('tent',)
     """
 
     prefix: str
@@ -101,9 +102,10 @@ class FeatureSpec:
       items: whether candidates and history are items, numbers with counts and ages, and only the
         prefix and the profile are text; else they are text, as in the paper.
 
-    >>> from onesug_jax import FeatureSpec
-    >>> FeatureSpec(items=False, history=5).input_length
-    144
+    Examples:
+      >>> from onesug_jax import FeatureSpec
+      >>> FeatureSpec(items=False, history=5).input_length
+      144
     """
 
     input_length: int = 144
@@ -133,14 +135,15 @@ class Featurizer:
     with the first item that no longer fits. A target too long loses its last pieces but keeps its
     end token.
 
-    >>> import tempfile
-    >>> from onesug_jax import Featurizer, FeatureSpec, Request, Vocabulary
-    >>> with tempfile.TemporaryDirectory() as folder:
-    ...     vocabulary = Vocabulary.train(iter(["red lamp", "blue tent"]), folder, pieces=320)
-    >>> featurizer = Featurizer(vocabulary, FeatureSpec(items=False, soft=False))
-    >>> ids = featurizer.inputs(Request("la", history=("tent",)))
-    >>> [int(ids[0]) == vocabulary.prefix_id, int(ids[-1]) == vocabulary.eos_id]
-    [True, True]
+    Examples:
+      >>> import tempfile
+      >>> from onesug_jax import Featurizer, FeatureSpec, Request, Vocabulary
+      >>> with tempfile.TemporaryDirectory() as folder:
+      ...     vocabulary = Vocabulary.train(iter(["red lamp", "blue tent"]), folder, pieces=320)
+      >>> featurizer = Featurizer(vocabulary, FeatureSpec(items=False, soft=False))
+      >>> ids = featurizer.inputs(Request("la", history=("tent",)))
+      >>> [int(ids[0]) == vocabulary.prefix_id, int(ids[-1]) == vocabulary.eos_id]
+      [True, True]
     """
 
     def __init__(self, vocabulary: Vocabulary, spec: FeatureSpec):

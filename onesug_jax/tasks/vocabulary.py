@@ -60,12 +60,13 @@ class Vocabulary:
       sid_codes: codes a level.
       first_marker: where the markers begin, at least the number of pieces; None: right behind them.
 
-    >>> import tempfile
-    >>> from onesug_jax import Vocabulary
-    >>> with tempfile.TemporaryDirectory() as folder:
-    ...     vocabulary = Vocabulary.train(iter(["red lamp", "blue tent"]), folder, pieces=320)
-    >>> vocabulary.decode(vocabulary.encode("red tent"))
-    'red tent'
+    Examples:
+      >>> import tempfile
+      >>> from onesug_jax import Vocabulary
+      >>> with tempfile.TemporaryDirectory() as folder:
+      ...     vocabulary = Vocabulary.train(iter(["red lamp", "blue tent"]), folder, pieces=320)
+      >>> vocabulary.decode(vocabulary.encode("red tent"))
+      'red tent'
     """
 
     pad_id = 0

@@ -233,10 +233,11 @@ def load_params(folder: str | os.PathLike, shardings: Any = None) -> Any:
 
     `work` is the WORK_DIR of a finished run:
 
-    >>> from onesug_jax import load_params
-    >>> params = load_params(f"{work}/rwr")
-    >>> "embedding" in params
-    True
+    Examples:
+      >>> from onesug_jax import load_params
+      >>> params = load_params(f"{work}/rwr")
+      >>> "embedding" in params
+      True
     """
     given = absolute(folder)
     homes = [given] if (given / "params").is_dir() else []

@@ -112,28 +112,29 @@ def fit(
       UserError: settings or files that do not fit, named; `NonFiniteLoss` is one.
       Preempted: after SIGTERM or SIGINT, once the state is saved.
 
-    >>> import tempfile
-    >>> import numpy as np
-    >>> from onesug_jax import ModelConfig, fit, make_mesh, make_optimizer, pretrain_stage
-    >>> config = ModelConfig(vocab_size=64, d_model=16, d_ff=32, encoder_layers=1)
-    >>> tokens = np.tile(np.array([5, 6, 1, 0], np.int32), (8, 1))
-    >>> batch = {"encoder_input_tokens": tokens, "decoder_input_tokens": np.roll(tokens, 1, 1)}
-    >>> batch |= {"decoder_target_tokens": tokens, "decoder_loss_weights": 1.0 * (tokens > 0)}
-    >>> with tempfile.TemporaryDirectory() as folder:
-    ...     result = fit(
-    ...         pretrain_stage(config),
-    ...         batch_at=lambda step: batch,
-    ...         batch_size=8,
-    ...         mesh=make_mesh(),
-    ...         optimizer=make_optimizer(learning_rate=1e-2),
-    ...         steps=2,
-    ...         seed=0,
-    ...         folder=folder,
-    ...         identity={"model": "tiny"},
-    ...     )
-    pretrain: ...
-    >>> result.step
-    2
+    Examples:
+      >>> import tempfile
+      >>> import numpy as np
+      >>> from onesug_jax import ModelConfig, fit, make_mesh, make_optimizer, pretrain_stage
+      >>> config = ModelConfig(vocab_size=64, d_model=16, d_ff=32, encoder_layers=1)
+      >>> tokens = np.tile(np.array([5, 6, 1, 0], np.int32), (8, 1))
+      >>> batch = {"encoder_input_tokens": tokens, "decoder_input_tokens": np.roll(tokens, 1, 1)}
+      >>> batch |= {"decoder_target_tokens": tokens, "decoder_loss_weights": 1.0 * (tokens > 0)}
+      >>> with tempfile.TemporaryDirectory() as folder:
+      ...     result = fit(
+      ...         pretrain_stage(config),
+      ...         batch_at=lambda step: batch,
+      ...         batch_size=8,
+      ...         mesh=make_mesh(),
+      ...         optimizer=make_optimizer(learning_rate=1e-2),
+      ...         steps=2,
+      ...         seed=0,
+      ...         folder=folder,
+      ...         identity={"model": "tiny"},
+      ...     )
+      pretrain: ...
+      >>> result.step
+      2
     """
     # ------------------------------------------------------------ checks; nothing is touched yet
     name, folder = stage.name, os.fspath(folder)

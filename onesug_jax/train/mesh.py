@@ -59,10 +59,11 @@ def make_mesh(
       UserError: the sizes do not use up the devices exactly, or an axis other than `replica` would
         reach over several slices.
 
-    >>> import jax
-    >>> from onesug_jax import make_mesh
-    >>> dict(make_mesh(devices=jax.devices()[:1]).shape)
-    {'replica': 1, 'data': 1, 'fsdp': 1, 'tensor': 1}
+    Examples:
+      >>> import jax
+      >>> from onesug_jax import make_mesh
+      >>> dict(make_mesh(devices=jax.devices()[:1]).shape)
+      {'replica': 1, 'data': 1, 'fsdp': 1, 'tensor': 1}
     """
     devices = list(jax.devices() if devices is None else devices)
     slices = _slices(devices)

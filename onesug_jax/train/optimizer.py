@@ -106,10 +106,11 @@ def make_optimizer(
     Raises:
       UserError: an unknown name, or a number out of range.
 
-    >>> from onesug_jax import make_optimizer
-    >>> optimizer = make_optimizer("adamw", 0.5, warmup_steps=2, decay="none")
-    >>> [float(optimizer.schedule(step)) for step in range(3)]
-    [0.25, 0.5, 0.5]
+    Examples:
+      >>> from onesug_jax import make_optimizer
+      >>> optimizer = make_optimizer("adamw", 0.5, warmup_steps=2, decay="none")
+      >>> [float(optimizer.schedule(step)) for step in range(3)]
+      [0.25, 0.5, 0.5]
     """
     _known("optimizer", name, OPTIMIZERS)
     if weight_decay < 0 or (clip_norm or 0) < 0:

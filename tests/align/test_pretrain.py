@@ -11,6 +11,8 @@ from onesug_jax.model.config import ModelConfig
 from onesug_jax.train.mesh import global_batch, make_mesh, unbox
 from onesug_jax.train.step import abstract_state, init_state, make_train_step, shardings_of
 
+pytestmark = pytest.mark.eight_devices
+
 CONFIG = ModelConfig(
     vocab_size=128,
     d_model=16,

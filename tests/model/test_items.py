@@ -16,6 +16,8 @@ from onesug_jax.model.seq2seq import Seq2Seq
 from onesug_jax.train import mesh as meshes
 from tests.item_cases import CONFIG, items, params, tables, tokens
 
+pytestmark = pytest.mark.eight_devices
+
 EOS, VOCAB = 1, CONFIG.vocab_size
 
 

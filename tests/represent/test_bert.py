@@ -12,6 +12,8 @@ from onesug_jax.errors import UserError
 from onesug_jax.represent.bert import Bert, EncoderConfig
 from onesug_jax.train.mesh import make_mesh, param_shardings, unbox
 
+pytestmark = pytest.mark.eight_devices
+
 CONFIG = EncoderConfig(
     vocab_size=40, d_model=16, layers=2, heads=4, d_ff=24, max_positions=12, max_length=12
 )

@@ -13,6 +13,8 @@ from onesug_jax.train import step as steps
 from onesug_jax.train.mesh import global_batch, make_mesh
 from onesug_jax.train.optimizer import make_optimizer
 
+pytestmark = pytest.mark.eight_devices
+
 CONFIG = EncoderConfig(
     vocab_size=32,
     d_model=16,

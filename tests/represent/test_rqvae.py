@@ -9,6 +9,8 @@ from onesug_jax.errors import UserError
 from onesug_jax.represent import rqvae
 from onesug_jax.represent.rqvae import RqVaeConfig
 
+pytestmark = pytest.mark.eight_devices
+
 encode = jax.jit(rqvae.encode, static_argnums=2)
 decode = jax.jit(rqvae.decode, static_argnums=2)
 quantise = jax.jit(rqvae.quantise)

@@ -13,6 +13,8 @@ from onesug_jax.represent.rqvae import RqVaeConfig
 from onesug_jax.train.history import read_history
 from onesug_jax.train.optimizer import make_optimizer
 
+pytestmark = pytest.mark.eight_devices
+
 encode = jax.jit(rqvae.encode, static_argnums=2)
 decode = jax.jit(rqvae.decode, static_argnums=2)
 quantise = jax.jit(rqvae.quantise)

@@ -16,6 +16,8 @@ from onesug_jax.train.chips import CHIPS, Topology
 from onesug_jax.train.compile import Analysis, _told, format_analysis
 from onesug_jax.train.flops import flops
 
+pytestmark = pytest.mark.eight_devices
+
 # Installed into a folder of its own: beside jax it would look for a TPU at every start.
 FOLDER = os.environ.get("ONESUG_LIBTPU", "")
 NEEDS_COMPILER = pytest.mark.skipif(

@@ -6,6 +6,8 @@ import pathlib
 
 import pytest
 
+from tests.conftest import compiled_in
+
 
 @pytest.fixture(scope="session")
 def toy():
@@ -72,20 +74,7 @@ def losses(rows):
 
 
 @pytest.fixture(scope="module", autouse=True)
-def compile_once(tmp_path_factory):
-    """These tests compile the same toy over and over: keep what was compiled, for this module."""
-    import jax
-    from jax.experimental.compilation_cache import compilation_cache
-
-    settings = {
-        "jax_compilation_cache_dir": str(tmp_path_factory.mktemp("compiled")),
-        "jax_persistent_cache_min_compile_time_secs": 0.1,
-    }
-    before = {name: getattr(jax.config, name) for name in settings}
-    for name, value in settings.items():
-        jax.config.update(name, value)
-    compilation_cache.reset_cache()
-    yield
-    for name, value in before.items():
-        jax.config.update(name, value)
-    compilation_cache.reset_cache()
+def devices(tmp_path_factory):
+    """All eight devices; a module compiles its toy once."""
+    with compiled_in(tmp_path_factory.mktemp("compiled")):
+        yield

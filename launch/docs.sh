@@ -1,0 +1,22 @@
+#!/usr/bin/env bash
+# Builds the documents as a site in build/docs, with warnings as errors.
+#   bash launch/docs.sh
+#   bash launch/docs.sh --serve   shows it at http://127.0.0.1:8001, and follows edits
+set -euo pipefail
+
+root="$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)"
+bash "$root/launch/prepare.sh"
+python="$root/.venv/bin/python"
+if ! "$python" -c "import material, mkdocstrings_handlers.python" 2>/dev/null; then
+  "$python" -m uv pip install --quiet --python "$python" "mkdocs-material>=9.6,<10" "mkdocstrings[python]>=1,<2"
+fi
+export NO_MKDOCS_2_WARNING=1
+cd "$root"
+case "${1:-}" in
+  --serve) exec "$python" -m mkdocs serve --dev-addr 127.0.0.1:8001 ;;
+  "") exec "$python" -m mkdocs build --quiet ;;
+  *)
+    echo "error: unknown word $1; there is --serve" >&2
+    exit 2
+    ;;
+esac
