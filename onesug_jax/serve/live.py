@@ -24,6 +24,7 @@ import numpy as np
 from onesug_jax.logs.asof.config import MINUTE_MS
 from onesug_jax.logs.asof.items import Items
 from onesug_jax.logs.asof.state import AsOf
+from onesug_jax.logs.schema import visitor_of
 from onesug_jax.serve import journal
 from onesug_jax.serve.feedback import Event, FeedbackStore
 
@@ -97,12 +98,11 @@ class LiveCounts:
             self.poll()
 
     def _observe(self, row: journal.Counted) -> None:
+        visitor = visitor_of(row.user_id, row.session_id, row.timestamp_ms)
         if row.before:
-            self._state.convert(row.timestamp_ms, row.query, row.level, row.before)
+            what = (row.timestamp_ms, row.query, row.level, row.before)
+            self._state.convert(*what, visitor=visitor)
             return
-        visitor = f"u{row.user_id}" if row.user_id else f"s{row.session_id}"
-        if not row.user_id and not row.session_id:
-            visitor = f"r{row.request_id}"
         shown = tuple(json.loads(row.shown)) if self.config.shown else ()
         what = (row.timestamp_ms, row.user_id, row.prefix, row.query, row.level, visitor)
         self._state.observe(*what, shown)

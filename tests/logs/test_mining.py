@@ -17,10 +17,11 @@ from onesug_jax.logs.mining import mine
 from onesug_jax.logs.pairs import UNIT
 from onesug_jax.logs.schema import LOG_SCHEMA, Level, request_level
 from onesug_jax.logs.simulate import simulate
+from onesug_jax.logs.times import DAY_MS
 
 DEFAULTS = {
     "min_users": 1,
-    "max_repeats": 500,
+    "max_repeats": 3,
     "per_prefix": 64,
     "per_query": 32,
     "pool_size": 64,
@@ -45,18 +46,18 @@ def by_text(text: str) -> bytes:
 
 
 def visitor_of(row: dict) -> tuple[int, str]:
-    """User before session before request; the number orders them as their letters u, s, r do."""
+    """User before session before the day; the number orders them as their letters u, s, n do."""
     if row["user_id"]:
         return 2, row["user_id"]
     if row["session_id"]:
         return 1, row["session_id"]
-    return 0, row["request_id"]
+    return 0, str(row["timestamp_ms"] // DAY_MS)
 
 
-def newest_first(row: dict) -> tuple:
+def oldest_first(row: dict) -> tuple:
     """Of rows of one moment those of the first prefix, and the better ones, come first."""
     level = request_level(row["clicked_items"], row["ordered_items"])
-    return -row["timestamp_ms"], by_text(row["prefix"]), -level
+    return row["timestamp_ms"], by_text(row["prefix"]), -level
 
 
 def reference(rows: list[dict], **changed) -> dict[str, list[tuple]]:
@@ -64,9 +65,10 @@ def reference(rows: list[dict], **changed) -> dict[str, list[tuple]]:
     s = {**DEFAULTS, **changed}
     everything, repeats = rows, collections.Counter()
     rows = []
-    for row in sorted(everything, key=newest_first):
-        repeats[visitor_of(row), row["query"]] += 1
-        if repeats[visitor_of(row), row["query"]] <= s["max_repeats"]:
+    for row in sorted(everything, key=oldest_first):
+        same = visitor_of(row), row["query"], row["timestamp_ms"] // DAY_MS
+        repeats[same] += 1
+        if repeats[same] <= s["max_repeats"]:
             rows.append(row)
     known, typed = collections.defaultdict(list), collections.defaultdict(list)
     for row in rows:
@@ -186,7 +188,8 @@ def make_rows(seed: int, count: int = 300, users: int = 25, items: int = 15) -> 
                 # The same names in three columns are three different visitors.
                 "user_id": rng.choice(["", *(f"n{n}" for n in range(users))]),
                 "session_id": rng.choice(["", "n1", "n2"]),
-                "timestamp_ms": 1_700_000_000_000 + rng.randint(0, 60),  # many at the same time
+                # Many at the same time, on two days.
+                "timestamp_ms": 1_700_000_000_000 + rng.randint(0, 60) + rng.choice([0, DAY_MS]),
                 "prefix": rng.choice(["", query[:1], query[:2], query, rng.choice(LETTERS)]),
                 "shown": [],
                 "query": query,
