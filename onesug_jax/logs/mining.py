@@ -13,11 +13,11 @@ of one visitor, "item" those after which one item was clicked; `users` counts th
 in common. A pool holds the candidates of a prefix: all queries searched after it and all that start
 with it, most searched first.
 
-A visitor is a user_id; where that is empty a session_id; the rows of one day (UTC) that have neither
-are one visitor (`schema.visitor_of`). Of one visitor's searches of one query on one day the first
-`max_repeats` count, as in the as-of counts, so that a robot, or a page left reloading, makes nothing
-popular by itself. **Privacy:** a query searched by fewer than `min_users`
-visitors, or a prefix typed by fewer, is in no table.
+A visitor is a user_id; where that is empty a session_id; the rows of one day (UTC) that have
+neither are one visitor (`schema.visitor_of`). Of one visitor's searches of one query on one day the
+first `max_repeats` count, as in the as-of counts, so that a robot, or a page left reloading, makes
+nothing popular by itself. **Privacy:** a query searched by fewer than `min_users` visitors, or a
+prefix typed by fewer, is in no table.
 
 What it does not do: it reads no list of suggestions shown, no dev or test rows, and embeds nothing.
 """
