@@ -16,6 +16,7 @@ import dataclasses
 import os
 import tempfile
 from collections.abc import Iterator, Sequence
+from concurrent.futures import Future
 
 from onesug_jax.logs.asof.config import DAY_MS, HOUR_MS, AsOfConfig
 from onesug_jax.logs.asof.state import AsOf
@@ -86,8 +87,8 @@ class Service:
         self._store = feedback.FeedbackStore(path, limits if defended else _OFF)
         self._trust = Trust(self._store, keyed=False, now=lambda: self.now / 1000)
         self._counts = LiveCounts(state, self._store, now_ms=lambda: self.now)
-        self._sent, self._waiting = 0, []
-        self.trusted = 0
+        self._sent = 0
+        self._waiting: list[Future] = []
 
     def send(self, event: feedback.Event, source: str, served: bool) -> None:
         """What somebody sends; with `served`, the list was asked for before."""
@@ -102,7 +103,6 @@ class Service:
         with contextlib.suppress(TooMany):
             self._trust.admit(source)
             trusted = self._trust.trusts(event, source)
-            self.trusted += trusted
             self._waiting.append(self._store.add(event, trusted))
             if len(self._waiting) >= 256:
                 self._written()
@@ -169,8 +169,8 @@ def attacked(shop: Shop, min_users: int, defended: bool, kind: tuple, volume: fl
     honest = [(_feedback(event), f"visitor {event.visitor}", True) for event in shop.day]
     with tempfile.TemporaryDirectory() as folder:
         service = Service(folder, shop, min_users, defended)
-        for one in sorted([*honest, *forged], key=lambda sent: sent[0].timestamp_ms):
-            service.send(*one)
+        for sent in sorted([*honest, *forged], key=lambda sent: sent[0].timestamp_ms):
+            service.send(*sent)
         reached, lists, best = 0, 0, _TOP
         for prefix, visitors in shop.visitors.items():
             for found in service.lists(prefix, visitors):
