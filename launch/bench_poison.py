@@ -31,13 +31,14 @@ _PREFIXES, _LETTERS = 12, 3  # how many are attacked, and how long they are at m
 _TOP = 10
 _ONE = "203.0.113.5"
 _OFF = feedback.FeedbackConfig(trust="all", visitors_per_source=None, feedback_per_minute=None)
-# Name, invented users, served ids, many sources.
+# Name, invented users a day (None: any number), served ids, many sources.
 _KINDS = (
-    ("nameless rows", False, False, False),
-    ("nameless rows, served ids", False, True, False),
-    ("one source, invented users and ids", True, False, False),
-    ("one source, invented users, served ids", True, True, False),
-    ("many sources, served ids", True, True, True),
+    ("nameless rows", 0, False, False),
+    ("nameless rows, served ids", 0, True, False),
+    ("one source, invented users and ids", None, False, False),
+    ("one source, invented users, served ids", None, True, False),
+    ("one source that knows the limits", 3, True, False),
+    ("many sources, served ids", None, True, True),
 )
 
 
@@ -154,10 +155,11 @@ def attacked(shop: Shop, min_users: int, defended: bool, kind: tuple, volume: fl
     for place, (prefix, visitors) in enumerate(shop.visitors.items()):
         count = round(volume * len(visitors))
         for number in range(count):
+            time_ms = shop.day[0].time_ms + int(DAY_MS * (number + 0.5) / count)
             one = feedback.Event(
                 "",
-                f"forged{place}-{number}" if users else "",
-                timestamp_ms=shop.day[0].time_ms + int(DAY_MS * (number + 0.5) / count),
+                _invented(users, place, number, time_ms),
+                timestamp_ms=time_ms,
                 prefix=prefix,
                 query=f"{prefix}zzz forged",
                 clicked_items=["i"],
@@ -181,6 +183,13 @@ def attacked(shop: Shop, min_users: int, defended: bool, kind: tuple, volume: fl
                     best = min(best, found.index(text))
         service.close()
     return f"{reached / lists:.0%} ({best + 1})" if reached else "0 %"
+
+
+def _invented(users: int | None, place: int, number: int, time_ms: int) -> str:
+    """The name of the user that an attacker on a prefix sends its next feedback as."""
+    if users == 0:
+        return ""
+    return f"forged{place}-{number if users is None else (time_ms // DAY_MS, number % users)}"
 
 
 def _feedback(event: Event) -> feedback.Event:

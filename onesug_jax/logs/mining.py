@@ -15,9 +15,9 @@ with it, most searched first.
 
 A visitor is a user_id; where that is empty a session_id; the rows of one day (UTC) that have
 neither are one visitor (`schema.visitor_of`). Of one visitor's searches of one query on one day the
-first `max_repeats` count, as in the as-of counts, so that a robot, or a page left reloading, makes
-nothing popular by itself. **Privacy:** a query searched by fewer than `min_users` visitors, or a
-prefix typed by fewer, is in no table.
+first `max_repeats` count, of a nameless one's the first, as in the as-of counts: so a robot, or a
+page left reloading, makes nothing popular by itself. **Privacy:** a query searched by fewer than
+`min_users` visitors, or a prefix typed by fewer, is in no table.
 
 What it does not do: it reads no list of suggestions shown, no dev or test rows, and embeds nothing.
 """
@@ -39,6 +39,7 @@ from onesug_jax.files import atomic_files, write_json
 from onesug_jax.logs.engines import Engine, check_log, open_engine
 from onesug_jax.logs.mined import REPORT, TABLES, MiningReport, file_of
 from onesug_jax.logs.pairs import Caps, first, mine_pairs, real, rounded
+from onesug_jax.logs.schema import NAMELESS
 from onesug_jax.logs.times import DAY_MS
 from onesug_jax.progress import Progress
 
@@ -161,8 +162,9 @@ class _Mining:
             visitor=ibis.cases(
                 (user != "", ibis.literal("u") + user),
                 (session != "", ibis.literal("s") + session),
-                else_=ibis.literal("n") + day.cast("string"),
+                else_=ibis.literal(NAMELESS) + day.cast("string"),
             ),
+            nameless=((user == "") & (session == "")).ifelse(1, 0).cast("int8"),
             day=day,
             ordered=log.ordered_items.length() > 0,
             clicked=log.clicked_items.length() > 0,
@@ -181,6 +183,7 @@ class _Mining:
                 "v",
                 "time",
                 "day",
+                "nameless",
                 orders=_.ordered.ifelse(1, 0).cast("int8"),
                 item_clicks=(_.clicked & ~_.ordered).ifelse(1, 0).cast("int8"),
             ),
@@ -203,14 +206,19 @@ class _Mining:
         """Of each visitor, query and day the first `most` rows; few logs hold more of any."""
         same = ["v", "q", "day"]
         often = self.engine.keep(
-            "often", self.events.group_by(same).aggregate(n=_.count()).filter(_.n > most)
+            "often",
+            self.events.group_by(same)
+            .aggregate(n=_.count(), nameless=_.nameless.max())
+            .mutate(counted=(_.nameless == 1).ifelse(1, most))
+            .filter(_.n > _.counted),
         )
-        over = self.engine.total(often, "n") - most * self.engine.count(often)
+        over = self.engine.total(often, "n") - self.engine.total(often, "counted")
         self.counts["repeats_left_out"] = over
         if over:
             # Rows that tie in all of these are alike: it does not matter which of them stay.
             order = [_.time, _.p, _.orders.desc(), _.item_clicks.desc()]
             earliest = first(self.events.semi_join(often, same), most, of=same, by=order)
+            earliest = earliest.filter((_.nameless == 0) | (_.place == 0))
             kept = self.events.anti_join(often, same).union(earliest.drop("place"))
             self.events = self.engine.keep("counted", kept)
             self.engine.drop("events")

@@ -103,13 +103,16 @@ def profile_columns(schema: pa.Schema) -> list[str]:
     return [name for name in schema.names if name not in known]
 
 
+NAMELESS = "n"  # how the visitors begin that stand for rows without user and session
+
+
 def visitor_of(user: str, session: str, time_ms: int) -> str:
     """Who typed a row: its user, else its session. All rows of one day (UTC) that name neither are
     one visitor, because anybody can send any number of them.
     """
     if user:
         return f"u{user}"
-    return f"s{session}" if session else f"n{time_ms // DAY_MS}"
+    return f"s{session}" if session else f"{NAMELESS}{time_ms // DAY_MS}"
 
 
 def visitors_of(rows: pa.RecordBatch | pa.Table) -> list[str]:

@@ -68,7 +68,7 @@ def reference(rows: list[dict], **changed) -> dict[str, list[tuple]]:
     for row in sorted(everything, key=oldest_first):
         same = visitor_of(row), row["query"], row["timestamp_ms"] // DAY_MS
         repeats[same] += 1
-        if repeats[same] <= s["max_repeats"]:
+        if repeats[same] <= (s["max_repeats"] if row["user_id"] or row["session_id"] else 1):
             rows.append(row)
     known, typed = collections.defaultdict(list), collections.defaultdict(list)
     for row in rows:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 
+from onesug_jax.logs.schema import NAMELESS
 from onesug_jax.logs.times import DAY_MS
 
 _ROOM = 1 << 18  # most (visitor, query) of a day in memory
@@ -27,7 +28,9 @@ class Repeats:
         self._seen: dict[int, int] = {}
 
     def counts(self, time_ms: int, visitor: str, query: str) -> bool:
-        """Takes note of an event of that time; whether it is one of the first `most` of its day."""
+        """Takes note of an event of that time; whether it is one of the first `most` of its day, or
+        the first where the visitor has no name.
+        """
         day = time_ms // DAY_MS
         if day > self._day:
             self._day = day
@@ -37,7 +40,7 @@ class Repeats:
         if not before and len(self._seen) >= self._room:
             del self._seen[next(iter(self._seen))]
         self._seen[key] = before + 1
-        return before < self._most
+        return before < (1 if visitor.startswith(NAMELESS) else self._most)
 
     def to_json(self) -> list:
         """The day, and of what was seen on it the hashes and how often."""

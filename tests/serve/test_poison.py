@@ -1,0 +1,33 @@
+"""The bench of forged feedback: who gets into the lists of others, with defences and without."""
+
+import importlib
+
+import pytest
+
+
+@pytest.fixture(scope="module")
+def bench(project_root):
+    """The script `launch/bench_poison.py`, and a small shop of its own."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(str(project_root / "launch"))
+        module = importlib.import_module("bench_poison")
+    return module, module.Shop.simulated(12_000)
+
+
+def cell(bench, place, defended, volume):
+    module, shop = bench
+    return module.attacked(shop, 5, defended, module._KINDS[place], volume)
+
+
+@pytest.mark.parametrize("place", range(4))
+def test_one_sender_stands_in_no_list(bench, place):
+    assert cell(bench, place, False, 1.0) == "100% (1)", "without defences, in all of them"
+    assert cell(bench, place, True, 1.0) == "0 %"
+
+
+def test_below_a_twentieth_of_the_honest_visitors_even_who_knows_the_limits_does_not(bench):
+    assert cell(bench, 4, True, 0.04) == "0 %"
+
+
+def test_many_addresses_are_not_defended_against(bench):
+    assert cell(bench, 5, True, 1.0) == "100% (1)"
