@@ -1,7 +1,7 @@
 """How far forged feedback reaches, with the defences of the service off and on.
 
-A simulated shop's log is counted, its last day goes through store, trust and counts as a service
-takes it, and on that day somebody sends feedback that they searched, clicked and ordered a text
+A simulated shop's log is counted, its last two days go through store, trust and counts as a service
+takes them, and on these days somebody sends feedback that they searched, clicked and ordered a text
 that nobody wants. What then stands in the candidates of other visitors, most counted first, is what
 the level `popular` shows and what the model chooses from; no model is trained.
 
@@ -28,7 +28,7 @@ from onesug_jax.serve.trust import TooMany, Trust
 
 _VOLUMES = (0.01, 0.05, 0.2, 1.0)  # of a prefix's honest visitors
 _PREFIXES, _LETTERS = 12, 3  # how many are attacked, and how long they are at most
-_TOP = 10
+_TOP, _DAYS = 10, 2
 _ONE = "203.0.113.5"
 _OFF = feedback.FeedbackConfig(trust="all", visitors_per_source=None, feedback_per_minute=None)
 # Name, invented users a day (None: any number), served ids, many sources.
@@ -44,12 +44,12 @@ _KINDS = (
 
 @dataclasses.dataclass(frozen=True)
 class Shop:
-    """A log: what came before its last day, that day, and the attacked prefixes with the visitors
-    that typed them in the whole log.
+    """A log: what came before its last days, those days, and the attacked prefixes with the
+    visitors that typed them in the whole log.
     """
 
     before: list[Event]
-    day: list[Event]
+    last: list[Event]
     visitors: dict[str, list[str]]
 
     @classmethod
@@ -64,7 +64,7 @@ class Shop:
             if 0 < len(event.prefix) <= _LETTERS:
                 typed.setdefault(event.prefix, {})[event.visitor] = None
         most = sorted(typed, key=lambda prefix: (-len(typed[prefix]), prefix))[:_PREFIXES]
-        start = events[-1].time_ms - DAY_MS
+        start = events[-1].time_ms - _DAYS * DAY_MS
         return cls(
             [event for event in events if event.time_ms < start],
             [event for event in events if event.time_ms >= start],
@@ -136,7 +136,7 @@ def poison(requests: int) -> None:
     sizes = [len(visitors) for visitors in shop.visitors.values()]
     print(
         f"{requests:,} requests; prefixes {', '.join(shop.visitors)}, typed by {min(sizes)} to "
-        f"{max(sizes)} visitors in 28 days; all forged feedback comes on the last one"
+        f"{max(sizes)} visitors in 28 days; all forged feedback comes on the last two"
     )
     print("cells: share of other visitors' lists with the text in their top 10 (its best place)")
     for min_users in (5, 1):
@@ -149,13 +149,13 @@ def poison(requests: int) -> None:
 
 
 def attacked(shop: Shop, min_users: int, defended: bool, kind: tuple, volume: float) -> str:
-    """One cell: the last day with one kind of attack on all prefixes."""
+    """One cell: the last days with one kind of attack on all prefixes."""
     _, users, served, many = kind
     forged = []
     for place, (prefix, visitors) in enumerate(shop.visitors.items()):
         count = round(volume * len(visitors))
         for number in range(count):
-            time_ms = shop.day[0].time_ms + int(DAY_MS * (number + 0.5) / count)
+            time_ms = shop.last[0].time_ms + int(_DAYS * DAY_MS * (number + 0.5) / count)
             one = feedback.Event(
                 "",
                 _invented(users, place, number, time_ms),
@@ -168,7 +168,7 @@ def attacked(shop: Shop, min_users: int, defended: bool, kind: tuple, volume: fl
             forged.append(
                 (one, f"10.{place}.{number >> 8}.{number & 255}" if many else _ONE, served)
             )
-    honest = [(_feedback(event), f"visitor {event.visitor}", True) for event in shop.day]
+    honest = [(_feedback(event), f"visitor {event.visitor}", True) for event in shop.last]
     with tempfile.TemporaryDirectory() as folder:
         service = Service(folder, shop, min_users, defended)
         for sent in sorted([*honest, *forged], key=lambda sent: sent[0].timestamp_ms):

@@ -67,8 +67,8 @@ class FeedbackConfig:
         /suggest gave for its prefix and user; "all": whatever its request_id, for a backend of your
         own with ids of its own.
       id_hours: how old such an id may be when its feedback comes first.
-      visitors_per_source: visitors of one address, new on a day, that count toward a query; None:
-        any number. With an API key neither this nor the two below limit anything.
+      visitors_per_source: visitors of one address that count toward a query on a day, each once;
+        None: any number. With an API key neither this nor the two below limit anything.
       feedback_per_minute: feedback of one address that is taken, more gets 429; None: any.
       ids_per_minute: lists of one address whose feedback counts for others; None: any.
     """

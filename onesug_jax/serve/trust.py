@@ -6,8 +6,8 @@ Anybody who can reach the service can send feedback. Three rules bound what one 
   bear out its prefix and user is stored for its own user, but moves no counts and is not learnt
   from (`FeedbackConfig.trust`).
 - A *source* is the address of a client, in IPv6 its network of 64 bits. Of one source a few
-  visitors a day count toward a query, and only so much feedback a minute is taken. Whoever presents
-  the API key is the shop itself, which vouches for its visitors, and is no source.
+  visitors a day count toward a query, each once, and only so much feedback a minute is taken.
+  Whoever presents the API key is the shop itself, which vouches for its visitors, and is no source.
 - Nameless searches of a day are one visitor, and a visitor's repeats of a day count a few times.
   Both are part of the counts (`logs.schema.visitor_of`, `AsOfConfig.max_repeats`).
 
@@ -164,7 +164,7 @@ class Pace:
 
 
 class Visitors:
-    """At most so many different visitors of a source count toward a query on one day (UTC).
+    """At most so many visitors of a source count toward a query on one day (UTC), each once.
 
     Args:
       most: None: any number.
@@ -174,10 +174,12 @@ class Visitors:
     def __init__(self, most: int | None, room: int = _PAIRS):
         self._most, self._room = most, room
         self._lock, self._day = threading.Lock(), 0
-        self._of: dict[int, set[int]] = {}
+        self._of: dict[int, dict[int, int]] = {}  # visitor -> request
 
     def counts(self, source: str, event: Event) -> bool:
-        """Whether an event's visitor is one of the first ones of its source, query and day."""
+        """Whether an event's visitor is one of the first ones of its source, query and day, and has
+        no other request there.
+        """
         if self._most is None:
             return True
         day = event.timestamp_ms // DAY_MS
@@ -185,13 +187,13 @@ class Visitors:
         with self._lock:
             if day > self._day:
                 self._day, self._of = day, {}
-            seen = self._of.setdefault(hash_of(source, event.query), set())
+            seen = self._of.setdefault(hash_of(source, event.query), {})
             if len(self._of) > self._room:
                 del self._of[next(iter(self._of))]
-            if who not in seen and len(seen) >= self._most:
-                return False
-            seen.add(who)
-            return True
+            request = hash_of(event.request_id)
+            if who not in seen and len(seen) < self._most:
+                seen[who] = request
+            return seen.get(who) == request
 
 
 class Trust:
