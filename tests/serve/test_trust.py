@@ -163,7 +163,8 @@ def test_a_source_that_asks_for_very_many_lists_gets_ids_that_count_for_nothing(
     store = FeedbackStore(str(tmp_path / "events.sqlite"), FeedbackConfig(ids_per_minute=2))
     trust = Trust(store, keyed=False, now=lambda: clock[0])
     made = [trust.request_id("s", "u", "x") for _ in range(3)]
-    assert [trust.trusts(_with(one), "x") for one in made] == [True, True, False]
+    sent = [_with(one, query=f"query {number}") for number, one in enumerate(made)]
+    assert [trust.trusts(one, "x") for one in sent] == [True, True, False]
     assert len(set(made)) == 3
     store.close()
 
