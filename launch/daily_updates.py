@@ -3,16 +3,16 @@
   python launch/daily_updates.py --log LOG --work WORK --days 5 --gin_file=gin_configs/two_cores.gin
 
 The log but its last days trains the first model (`run`). Then every day in turn is the fresh log of
-an `update`, whose held-out quarter, the day's newest rows, is scored by the model left alone too:
-with the same histories, but its own counts, pools and parameters. Prints a table, and writes
-WORK/daily.json and WORK/daily.png. Interrupted, the same command goes on.
+an `update`. Its newest quarter, which no model has learnt from, is scored by the model in use after
+it and by the model left alone: with the same histories, but its own counts, pools and parameters.
+Prints a table, and writes WORK/daily.json and WORK/daily.png. Interrupted, the same command goes
+on.
 """
 
 from __future__ import annotations
 
 import argparse
 import dataclasses
-import json
 import os
 import pathlib
 import shutil
@@ -57,8 +57,8 @@ def cut_days(log: str, out: str, days: int) -> list[str]:
 _ALL = "--gin.update.versions_retained=1000"
 
 
-def left_alone(work: str, log: str, flags: list[str]) -> dict[str, float]:
-    """Scores of the first model on the held-out rows of an update's log."""
+def scored(work: str, log: str, flags: list[str]) -> dict[str, float]:
+    """Scores of the model in use of a work directory on the newest rows of an update's log."""
     from onesug_jax.stages.lists import judged, score
 
     context = main.context_of("update", f"--gin.WORK_DIR={work}", *flags)
@@ -85,9 +85,10 @@ def play(log: str, work: str, days: int, flags: list[str]) -> None:
         if code not in (0, 3):
             sys.exit(code)
         version = pathlib.Path(shop, "versions", f"{number:04d}" + ".refused" * (code == 3))
-        record = json.loads((version / "update.json").read_text())
-        scores = {"left alone": left_alone(alone, str(version / "log"), flags), **record["scores"]}
-        scores["in use"] = record["scores"]["M_t" if code == 3 else "M_t+1"]
+        scores = {
+            name: scored(home, str(version / "log"), flags)
+            for name, home in (("left alone", alone), ("in use", shop))
+        }
         table.append({"day": number, "published": code == 0, "scores": scores})
         write_json(os.path.join(work, "daily.json"), table)
     show(table, os.path.join(work, "daily.png"))
@@ -95,7 +96,7 @@ def play(log: str, work: str, days: int, flags: list[str]) -> None:
 
 def show(table: list[dict], path: str) -> None:
     """The table, and its picture."""
-    names = ("left alone", "M_t", "M_t+1", "in use")
+    names = ("left alone", "in use")
     print(f"{'':<6}{'rows':>6}   " + "".join(f"{name:^24}" for name in names))
     print(f"{'day':<6}{'':>6}   " + f"{'MRR@16':>8}{'orders':>8}{'HR@16':>8}" * len(names))
     keys = ("mrr@16", "order_mrr@16", "hr@16")

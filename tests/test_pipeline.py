@@ -633,7 +633,9 @@ def test_the_service_learns_of_feedback_and_follows_the_version_in_use(work, tmp
     asked = {"prefix": "s", "history": ["s new"], "k": 16, "deadline_ms": 60_000, "why": True}
     with served(copy, "--gin.EngineConfig.max_batch=1") as (url, end):
         first = httpx.post(f"{url}/suggest", json=asked, timeout=120).json()
-        sent = {"request_id": "r", "user_id": "u", "prefix": "s", "query": "s new"}
+        served_to_u = httpx.post(f"{url}/suggest", json={**asked, "user_id": "u"}, timeout=120)
+        sent = {"user_id": "u", "prefix": "s", "query": "s new"}
+        sent["request_id"] = served_to_u.json()["request_id"]
         assert httpx.post(f"{url}/feedback", json=sent).json()["stored"] == "new"
         replies, stop = [], threading.Event()
 

@@ -34,13 +34,15 @@ def shop(small_run, tmp_path_factory):
     )
     later = pc.add(fresh["timestamp_ms"], pa.scalar(2 * DAY_MS))
     fresh = fresh.set_column(fresh.column_names.index("timestamp_ms"), "timestamp_ms", later)
-    # A search of the old log, whose order came after that log was closed.
-    old = dev.slice(dev.num_rows - 1)
+    # A search of the old log, whose order came after that log was closed, and one that judges.
+    train = pq.read_table(work / "log" / "train.parquet")
+    old = train.slice(train.num_rows - 1)
+    judge = dev.slice(dev.num_rows - 1)
     place = old.column_names.index("ordered_items")
     old = old.set_column(
         place, old.schema.field(place), pa.array([[LATE]], old["ordered_items"].type)
     )
-    pq.write_table(pa.concat_tables([old, fresh]), folder / "fresh.parquet")
+    pq.write_table(pa.concat_tables([old, judge, fresh]), folder / "fresh.parquet")
     return folder
 
 
@@ -64,6 +66,7 @@ def listed(work, capsys):
 def test_a_version_that_is_not_worse_is_published_and_can_be_rolled_back(shop, work, capsys):
     before = listed(work, capsys)
     assert update(shop, work, "--gin.update.tolerance=100.0") == 0
+    out = capsys.readouterr().out
     new = work / "versions" / "0001"
     assert workdir.published(str(work)) == str(new)
     record = json.loads((new / "update.json").read_text())
@@ -73,7 +76,16 @@ def test_a_version_that_is_not_worse_is_published_and_can_be_rolled_back(shop, w
     train, dev = (pq.read_table(new / "log" / f"{split}.parquet") for split in ("train", "dev"))
     fresh = pq.read_table(shop / "fresh.parquet")
     assert dev["timestamp_ms"].to_numpy().min() > train["timestamp_ms"].to_numpy().max()
-    seen = {*train["request_id"].to_pylist(), *dev["request_id"].to_pylist()}
+    judge = pq.read_table(new / "log" / "test.parquet")
+    held = pq.read_table(work / "log" / "dev.parquet")
+    assert judge["request_id"].to_pylist() == held["request_id"].to_pylist()
+    assert judge["timestamp_ms"].to_numpy().max() < dev["timestamp_ms"].to_numpy().min()
+    assert not {*judge["request_id"].to_pylist()} & {*train["request_id"].to_pylist()}
+    assert "queries are new in the most searched completions" in out
+    for one in record["entered"]:
+        assert one["query"].startswith(one["prefix"]) and 1 <= one["place"] <= 10
+        assert one["searches"] >= one["visitors"] >= 1
+    seen = {name for rows in (train, dev, judge) for name in rows["request_id"].to_pylist()}
     assert set(fresh["request_id"].to_pylist()) <= seen
     known = train["request_id"].to_pylist()
     assert len(set(known)) == len(known)
@@ -187,6 +199,9 @@ def test_a_history_that_one_log_brings_and_a_column_that_one_lacks(tmp_path, cap
         table = table.set_column(
             place, "clicked_position", table["clicked_position"].cast(pa.int32())
         )
+        if folder == "work/log":
+            pq.write_table(table.slice(0, 1), tmp_path / folder / "dev.parquet")
+            table = table.slice(1)
         pq.write_table(table, tmp_path / folder / "train.parquet")
     base = types.SimpleNamespace(
         work=workdir.WorkDir(str(tmp_path / "work")),
@@ -194,10 +209,10 @@ def test_a_history_that_one_log_brings_and_a_column_that_one_lacks(tmp_path, cap
         log="fresh.parquet",
     )
     counts = loop._join(base, str(new), 28.0, 0.25)
-    assert counts == {"fresh": 4, "again": 0, "train": 6, "held": 1}
+    assert counts == {"fresh": 4, "again": 0, "train": 5, "held": 1, "judged": 1}
     assert "no column 'gender'" in capsys.readouterr().out
-    rows = pq.read_table(new / "log" / "train.parquet").to_pylist()
-    rows += pq.read_table(new / "log" / "dev.parquet").to_pylist()
+    splits = ("test", "train", "dev")
+    rows = [row for s in splits for row in pq.read_table(new / "log" / f"{s}.parquet").to_pylist()]
     assert [one["gender"] for one in rows] == ["f"] * 3 + [""] * 4
     told = [(one["history"], one["history_minutes"]) for one in rows]
     have, have_not = (["lamp"], [3.0]), (None, None)
@@ -205,6 +220,10 @@ def test_a_history_that_one_log_brings_and_a_column_that_one_lacks(tmp_path, cap
 
 
 def test_mistakes_are_answered_with_a_way_out_and_change_nothing(shop, work, tmp_path, capsys):
+    (work / "log" / "dev.parquet").rename(tmp_path / "dev.parquet")
+    assert update(shop, work) == 2
+    assert "ingest.dev_days" in capsys.readouterr().err
+    (tmp_path / "dev.parquet").rename(work / "log" / "dev.parquet")
     before = tree(tmp_path)
     assert main.main(["update", f"--gin.WORK_DIR={work}"]) == 2
     assert "--gin.LOG=PATH" in capsys.readouterr().err

@@ -50,7 +50,7 @@ class MiningReport:
 
     Attributes:
       rows, visitors: of the log.
-      repeats_left_out: rows beyond `max_repeats` of one visitor and query; in no other count.
+      repeats_left_out: rows beyond `max_repeats` of one visitor, query and day; in no other count.
       queries, prefixes, prefix_query, query_query_visitor, query_query_item, pools: rows of tables.
       queries_left_out, prefixes_left_out: known to fewer than `min_users` visitors.
       query_rows_left_out, prefix_rows_left_out: rows of the log with such a query or prefix.

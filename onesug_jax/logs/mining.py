@@ -13,10 +13,11 @@ of one visitor, "item" those after which one item was clicked; `users` counts th
 in common. A pool holds the candidates of a prefix: all queries searched after it and all that start
 with it, most searched first.
 
-A visitor is a user_id; where that is empty a session_id; where both are, a request_id. Of one
-visitor's searches of one query the newest `max_repeats` count, so that a robot, or a page left
-reloading, makes nothing popular by itself. **Privacy:** a query searched by fewer than `min_users`
-visitors, or a prefix typed by fewer, is in no table.
+A visitor is a user_id; where that is empty a session_id; the rows of one day (UTC) that have
+neither are one visitor (`schema.visitor_of`). Of one visitor's searches of one query on one day the
+first `max_repeats` count, of a nameless one's the first, as in the as-of counts: so a robot, or a
+page left reloading, makes nothing popular by itself. **Privacy:** a query searched by fewer than
+`min_users` visitors, or a prefix typed by fewer, is in no table.
 
 What it does not do: it reads no list of suggestions shown, no dev or test rows, and embeds nothing.
 """
@@ -38,6 +39,8 @@ from onesug_jax.files import atomic_files, write_json
 from onesug_jax.logs.engines import Engine, check_log, open_engine
 from onesug_jax.logs.mined import REPORT, TABLES, MiningReport, file_of
 from onesug_jax.logs.pairs import Caps, first, mine_pairs, real, rounded
+from onesug_jax.logs.schema import NAMELESS
+from onesug_jax.logs.times import DAY_MS
 from onesug_jax.progress import Progress
 
 _READ = (  # columns used
@@ -52,7 +55,7 @@ def mine(
     *,
     engine: str = "duckdb",
     min_users: int = 1,
-    max_repeats: int = 500,
+    max_repeats: int = 3,
     per_prefix: int = 64,
     per_query: int = 32,
     pool_size: int = 64,
@@ -75,7 +78,7 @@ def mine(
       out: folder, made if need be; other files in it stay.
       engine: "duckdb", or "spark" for a log beyond one machine; the same rows come out.
       min_users: visitors that must have searched a query, or typed a prefix, for it to be used.
-      max_repeats: searches of one query by one visitor that count, the newest.
+      max_repeats: searches of one query by one visitor on one day that count, the first.
       per_prefix: best queries kept of a prefix in prefix_query.
       per_query: best others kept of a query and source in query_query.
       pool_size: candidates kept of a prefix.
@@ -149,6 +152,7 @@ class _Mining:
         """Texts and visitors become numbers; the numbers of texts are in byte order."""
         log = self.engine.read(train)
         user, session = _text(log.user_id), _text(log.session_id)
+        day = log.timestamp_ms // DAY_MS
         rows = log.select(
             "query",
             "prefix",
@@ -158,8 +162,10 @@ class _Mining:
             visitor=ibis.cases(
                 (user != "", ibis.literal("u") + user),
                 (session != "", ibis.literal("s") + session),
-                else_=ibis.literal("r") + log.request_id,
+                else_=ibis.literal(NAMELESS) + day.cast("string"),
             ),
+            nameless=((user == "") & (session == "")).ifelse(1, 0).cast("int8"),
+            day=day,
             ordered=log.ordered_items.length() > 0,
             clicked=log.clicked_items.length() > 0,
         )
@@ -176,6 +182,8 @@ class _Mining:
                 "p",
                 "v",
                 "time",
+                "day",
+                "nameless",
                 orders=_.ordered.ifelse(1, 0).cast("int8"),
                 item_clicks=(_.clicked & ~_.ordered).ifelse(1, 0).cast("int8"),
             ),
@@ -195,21 +203,26 @@ class _Mining:
         self._say(f"read {self.counts['rows']:,} rows of {self.counts['visitors']:,} visitors")
 
     def without_repeats(self, most: int) -> None:
-        """Of each visitor and query the newest `most` rows; few logs hold more of any."""
-        pair = ["v", "q"]
+        """Of each visitor, query and day the first `most` rows; few logs hold more of any."""
+        same = ["v", "q", "day"]
         often = self.engine.keep(
-            "often", self.events.group_by(pair).aggregate(n=_.count()).filter(_.n > most)
+            "often",
+            self.events.group_by(same)
+            .aggregate(n=_.count(), nameless=_.nameless.max())
+            .mutate(counted=(_.nameless == 1).ifelse(1, most))
+            .filter(_.n > _.counted),
         )
-        over = self.engine.total(often, "n") - most * self.engine.count(often)
+        over = self.engine.total(often, "n") - self.engine.total(often, "counted")
         self.counts["repeats_left_out"] = over
         if over:
             # Rows that tie in all of these are alike: it does not matter which of them stay.
-            newest = [_.time.desc(), _.p, _.orders.desc(), _.item_clicks.desc()]
-            latest = first(self.events.semi_join(often, pair), most, of=pair, by=newest)
-            kept = self.events.anti_join(often, pair).union(latest.drop("place"))
+            order = [_.time, _.p, _.orders.desc(), _.item_clicks.desc()]
+            earliest = first(self.events.semi_join(often, same), most, of=same, by=order)
+            earliest = earliest.filter((_.nameless == 0) | (_.place == 0))
+            kept = self.events.anti_join(often, same).union(earliest.drop("place"))
             self.events = self.engine.keep("counted", kept)
             self.engine.drop("events")
-            self._say(f"left out {over:,} rows: a visitor's beyond {most:,} of one query")
+            self._say(f"left out {over:,} rows: a visitor's beyond {most:,} of one query a day")
         self.engine.drop("often")
 
     def known_texts(self, min_users: int) -> None:

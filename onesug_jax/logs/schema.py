@@ -22,6 +22,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from onesug_jax.logs.times import DAY_MS
+
 
 class Level(enum.IntEnum):
     """Behaviour level of a (request, query) pair, worst to best (paper, section 4)."""
@@ -101,13 +103,22 @@ def profile_columns(schema: pa.Schema) -> list[str]:
     return [name for name in schema.names if name not in known]
 
 
+NAMELESS = "n"  # how the visitors begin that stand for rows without user and session
+
+
+def visitor_of(user: str, session: str, time_ms: int) -> str:
+    """Who typed a row: its user, else its session. All rows of one day (UTC) that name neither are
+    one visitor, because anybody can send any number of them.
+    """
+    if user:
+        return f"u{user}"
+    return f"s{session}" if session else f"{NAMELESS}{time_ms // DAY_MS}"
+
+
 def visitors_of(rows: pa.RecordBatch | pa.Table) -> list[str]:
-    """Who typed each row: its user, else its session, else nobody else's request."""
-    columns = (rows[name].to_pylist() for name in ("user_id", "session_id", "request_id"))
-    return [
-        f"u{user}" if user else f"s{session}" if session else f"r{request}"
-        for user, session, request in zip(*columns, strict=True)
-    ]
+    """Who typed each row, as `visitor_of`."""
+    columns = (rows[name].to_pylist() for name in ("user_id", "session_id", "timestamp_ms"))
+    return [visitor_of(*row) for row in zip(*columns, strict=True)]
 
 
 def request_level(clicked_items: Sequence[str], ordered_items: Sequence[str]) -> Level:

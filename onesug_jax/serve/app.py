@@ -15,7 +15,6 @@ import contextlib
 import math
 import sqlite3
 import time
-import uuid
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from importlib import metadata, resources
@@ -35,6 +34,7 @@ from onesug_jax.serve.guards import LOOPBACK, Gate, Limits, Recorder
 from onesug_jax.serve.live import History
 from onesug_jax.serve.requests import SuggestRequest
 from onesug_jax.serve.server import ServerConfig
+from onesug_jax.serve.trust import TooMany, Trust
 from onesug_jax.serve.version import ModelVersion
 from onesug_jax.serve.why import explain
 
@@ -58,6 +58,7 @@ def make_app(
 ) -> FastAPI:
     """The application. It closes `engine` and `store` when it ends, in this order."""
     readers = ThreadPoolExecutor(4, "history")
+    trust = Trust(store, keyed=config.key() is not None)
     hosts = None
     if config.local or config.hosts:
         hosts = {*LOOPBACK, "[::1]", *config.hosts}
@@ -119,6 +120,9 @@ def make_app(
         stored, now = await stored_history(body.user_id, version.history), _now_ms()
         return tuple(stored), tuple(max(now - at, 0) / 60_000 for at in stored.values())
 
+    def source(request: Request) -> str | None:
+        return trust.source(request.client.host if request.client else None)
+
     @app.post("/suggest", response_model=bodies.SuggestReply, responses=_BUSY)
     async def suggest(body: bodies.SuggestBody, request: Request):
         """The list for what stands in the box, best first."""
@@ -139,7 +143,7 @@ def make_app(
             engine.metrics.abandoned()
             return Response(status_code=_GONE)
         reply = {
-            "request_id": uuid.uuid4().hex,
+            "request_id": trust.request_id(asked.prefix, body.user_id or "", source(request)),
             "prefix": asked.prefix,
             "suggestions": [
                 {"text": text, "score": None if score is None else round(score, 4)}
@@ -159,9 +163,14 @@ def make_app(
     @app.post(
         "/feedback",
         response_model=bodies.FeedbackReply,
-        responses={**_BUSY, 404: _wrong("Not stored yet."), 409: _wrong("Contradicts the stored.")},
+        responses={
+            **_BUSY,
+            404: _wrong("Not stored yet."),
+            409: _wrong("Contradicts the stored."),
+            429: _wrong("Too much of one address; Retry-After says when."),
+        },
     )
-    async def feedback(body: bodies.FeedbackBody):
+    async def feedback(body: bodies.FeedbackBody, request: Request):
         """What came of one request; on the disk before it is answered."""
         live = None
         if engine.ready:
@@ -169,12 +178,13 @@ def make_app(
             live = engine.version.live
         event = Event(**{**body.model_dump(), "query": body.query or "", "timestamp_ms": _now_ms()})
         try:
-            counted = live is None or live.accept(event)
-            stored = await asyncio.wrap_future(store.add(event, counted))
+            trust.admit(source(request))
+            trusted = trust.trusts(event, source(request))
+            stored = await asyncio.wrap_future(store.add(event, trusted))
         except Exception as error:
             engine.metrics.feedback(type(error).__name__.lower())
             raise
-        engine.metrics.feedback(stored)
+        engine.metrics.feedback(stored if trusted or stored != "new" else "untrusted")
         if live is not None and stored == "new":
             live.remember(event.user_id, event.query, event.timestamp_ms)
         return {"request_id": body.request_id, "stored": stored}
@@ -301,6 +311,11 @@ def _add_errors(app: FastAPI) -> None:
     async def full(request, error):
         after = {"retry-after": str(max(1, math.ceil(error.after)))}
         return respond(503, "queue", "too many requests are waiting", after)
+
+    @app.exception_handler(TooMany)
+    async def too_many(request, error):
+        after = {"retry-after": str(math.ceil(error.after))}
+        return respond(429, "source", str(error), after)
 
     @app.exception_handler(NotReady)
     async def not_ready(request, error):

@@ -119,7 +119,9 @@ class SuggestBody(Body):
 class FeedbackBody(Body):
     """What came of one request; may be sent again, with items opened or ordered later."""
 
-    request_id: RequestId = Field(description="As /suggest gave it, or the client's own.")
+    request_id: RequestId = Field(
+        description="As /suggest gave it; the client's own counts for its user alone."
+    )
     user_id: UserId = Field("", description="Empty: nobody's history.")
     session_id: UserId = ""
     prefix: Prefix = Field("", description="What stood in the box.")

@@ -14,12 +14,18 @@ OWN = (HISTORY, HISTORY_MINUTES)  # likewise, where the client sent its own hist
 _TOGETHER = 8192  # events of one row group
 
 
-def export(connection: sqlite3.Connection, path: str, profile: Sequence[str], since_ms: int) -> int:
+def export(
+    connection: sqlite3.Connection,
+    path: str,
+    profile: Sequence[str],
+    since_ms: int,
+    untrusted: bool,
+) -> int:
     """Writes the events of a store as a log, see `feedback.FeedbackStore.export`."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    where, count = "WHERE timestamp_ms >= ?", 0
+    where, count = f"WHERE timestamp_ms >= ? AND trusted >= {0 if untrusted else 1}", 0
     connection.execute("BEGIN")  # one state of the file, whatever is written meanwhile
     try:
         if not connection.execute(f"SELECT 1 FROM events {where}", (since_ms,)).fetchone():

@@ -6,8 +6,8 @@ synchronous=FULL): a server that is killed loses none that it said it had. Event
 together share one transaction, and with it one flush. Several server processes may share one file.
 
 A request is reported once and may be reported again: the same words change nothing, and items
-opened or ordered later are added to it. What is older than `keep_days` goes; so does, at once and
-overwritten, whatever one user asks to have deleted.
+opened or ordered later are added to it. One that is not trusted is in its user's history alone.
+What is older than `keep_days` goes; so does, at once and overwritten, what a user wants deleted.
 """
 
 from __future__ import annotations
@@ -32,14 +32,15 @@ from onesug_jax.serve.export import LISTS, OWN, export
 
 FOLDER, FILE = "feedback", "events.sqlite"  # in WORK_DIR
 # 1 had no ages of a history that the client had sent, 2 no journal of what counts, 3 one that only
-# named the events.
-_VERSION = 4
+# named the events; up to 4 all events were trusted.
+_VERSION = 5
 _TABLES = f"""
 CREATE TABLE IF NOT EXISTS events (
   request_id TEXT PRIMARY KEY, user_id TEXT NOT NULL, session_id TEXT NOT NULL,
   timestamp_ms INTEGER NOT NULL, prefix TEXT NOT NULL, shown TEXT NOT NULL, query TEXT NOT NULL,
   clicked_position INTEGER, clicked_items TEXT NOT NULL, ordered_items TEXT NOT NULL,
-  profile TEXT NOT NULL, history TEXT, history_minutes TEXT);
+  profile TEXT NOT NULL, history TEXT, history_minutes TEXT,
+  trusted INTEGER NOT NULL DEFAULT 1);
 CREATE INDEX IF NOT EXISTS by_user ON events (user_id, timestamp_ms);
 CREATE INDEX IF NOT EXISTS by_time ON events (timestamp_ms);
 {journal.TABLES}
@@ -62,12 +63,25 @@ class FeedbackConfig:
       keep_days: age at which events are deleted; None: never.
       waiting: most events waiting to be written; more are refused.
       busy_seconds: how long to wait for another process that writes.
+      trust: "served": feedback counts for others, and is exported, if its request_id is one that
+        /suggest gave for its prefix and user; "all": whatever its request_id, for a backend of your
+        own with ids of its own.
+      id_hours: how old such an id may be when its feedback comes first.
+      visitors_per_source: visitors of one address that count toward a query on a day, each once;
+        None: any number. With an API key neither this nor the two below limit anything.
+      feedback_per_minute: feedback of one address that is taken, more gets 429; None: any.
+      ids_per_minute: lists of one address whose feedback counts for others; None: any.
     """
 
     path: str | None = None
     keep_days: float | None = 90.0
     waiting: int = 1024
     busy_seconds: float = 5.0
+    trust: str = "served"
+    id_hours: float = 24.0
+    visitors_per_source: int | None = 3
+    feedback_per_minute: int | None = 120
+    ids_per_minute: int | None = 1200
 
     def __post_init__(self):
         aged = self.keep_days is not None and self.keep_days <= 0
@@ -77,6 +91,13 @@ class FeedbackConfig:
                 f"of 0 or more; found keep_days={self.keep_days}, waiting={self.waiting}, "
                 f"busy_seconds={self.busy_seconds}."
             )
+        if self.trust not in ("served", "all"):
+            raise UserError(f'FeedbackConfig.trust = {self.trust!r}: expected "served" or "all".')
+        if not self.id_hours > 0:
+            raise UserError(f"FeedbackConfig.id_hours = {self.id_hours}: expected hours above 0.")
+        for name in ("visitors_per_source", "feedback_per_minute", "ids_per_minute"):
+            if (most := getattr(self, name)) is not None and most < 1:
+                raise UserError(f"FeedbackConfig.{name} = {most}: expected 1 or more, or None.")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -171,16 +192,17 @@ class FeedbackStore:
 
     # ------------------------------------------------------------------ writing
 
-    def add(self, event: Event, counted: bool = True) -> Future:
+    def add(self, event: Event, trusted: bool = True) -> Future:
         """Writes an event; the Future holds "new", "more" or "same" once that is on the disk.
 
-        Unless `counted`, it is stored but not in the journal, so it moves no counts. The Future
-        fails with Conflict, Unknown, or sqlite3.Error where the disk does.
+        One that is not `trusted` moves no counts but its user's history, and is not exported; what
+        is added to a stored event is as trusted as that is. The Future fails with Conflict,
+        Unknown, or sqlite3.Error where the disk does.
 
         Raises:
           Busy: too many events are waiting already.
         """
-        return self._ask(lambda connection: _put(connection, event, counted))
+        return self._ask(lambda connection: _put(connection, event, trusted))
 
     def forget(self, user_id: str) -> Future:
         """Deletes all events of a user; the Future holds how many, once they are overwritten."""
@@ -291,22 +313,30 @@ class FeedbackStore:
             latest.setdefault(query, at)
         return dict(itertools.islice(latest.items(), most))
 
-    def count(self, user_id: str | None = None) -> int:
-        """How many events are stored, of one user or of all."""
-        where, values = ("", ()) if user_id is None else (" WHERE user_id = ?", (user_id,))
+    def count(
+        self, user_id: str | None = None, *, since_ms: int = 0, trusted: bool | None = None
+    ) -> int:
+        """How many events are stored, of one user or of all, since a time; None: trusted or not."""
+        where = "timestamp_ms >= ?"
+        values: list[Any] = [since_ms]
+        for name, value in (("user_id", user_id), ("trusted", trusted)):
+            if value is not None:
+                where, values = f"{where} AND {name} = ?", [*values, value]
         with self._reader:
-            return self._reading.execute(f"SELECT count(*) FROM events{where}", values).fetchone()[
-                0
-            ]
+            found = self._reading.execute(f"SELECT count(*) FROM events WHERE {where}", values)
+            return found.fetchone()[0]
 
-    def export(self, path: str, *, profile: Sequence[str] = (), since_ms: int = 0) -> int:
-        """Writes the events as a log, `path` (Parquet), oldest first; returns how many.
+    def export(
+        self, path: str, *, profile: Sequence[str] = (), since_ms: int = 0, untrusted: bool = False
+    ) -> int:
+        """Writes the trusted events as a log, `path` (Parquet), oldest first; returns how many.
 
         `profile` are the names of profile columns that are written even where no event has them;
-        an event without a value has "". The file appears whole; it is not made without events.
+        an event without a value has "". With `untrusted`, all events are written. The file appears
+        whole; it is not made without events.
         """
         with self._reader:
-            return export(self._reading, path, profile, since_ms)
+            return export(self._reading, path, profile, since_ms, untrusted)
 
 
 def _brought_up(connection: sqlite3.Connection) -> int:
@@ -319,14 +349,15 @@ def _brought_up(connection: sqlite3.Connection) -> int:
         journal.fill(connection)
     if version == 3:
         journal.widen(connection)
-    if version in (1, 2, 3):
+    if version in (1, 2, 3, 4):
+        connection.execute("ALTER TABLE events ADD COLUMN trusted INTEGER NOT NULL DEFAULT 1")
         connection.execute(f"PRAGMA user_version = {_VERSION}")
         version = _VERSION
     connection.execute("COMMIT")
     return version
 
 
-def _put(connection: sqlite3.Connection, event: Event, counted: bool) -> str:
+def _put(connection: sqlite3.Connection, event: Event, trusted: bool) -> str:
     """Adds an event, or what is new in it, inside a transaction: "new", "more" or "same"."""
     stored = connection.execute(
         "SELECT * FROM events WHERE request_id = ?", (event.request_id,)
@@ -334,7 +365,7 @@ def _put(connection: sqlite3.Connection, event: Event, counted: bool) -> str:
     if stored is None:
         if not event.query:
             raise Unknown(f"no request {event.request_id!r} is stored yet")
-        row = dataclasses.asdict(event)
+        row = {**dataclasses.asdict(event), "trusted": trusted}
         for name in (*LISTS, "profile"):
             row[name] = _json(row[name])
         for name in OWN:
@@ -342,9 +373,9 @@ def _put(connection: sqlite3.Connection, event: Event, counted: bool) -> str:
         names = ", ".join(row)
         places = ", ".join(f":{name}" for name in row)
         connection.execute(f"INSERT INTO events ({names}) VALUES ({places})", row)
-        if counted:
-            level = request_level(event.clicked_items, event.ordered_items)
-            journal.note(connection, event.request_id, 0, level)
+        level = request_level(event.clicked_items, event.ordered_items)
+        if trusted or event.user_id:
+            journal.note(connection, event.request_id, 0, level if trusted else 0)
         return "new"
     if stored["user_id"] != event.user_id:
         raise Conflict("user_id", "this request_id belongs to another user")
@@ -359,7 +390,7 @@ def _put(connection: sqlite3.Connection, event: Event, counted: bool) -> str:
         (*map(_json, after.values()), event.request_id),
     )
     was, level = (request_level(*one.values()) for one in (before, after))
-    if counted and level > was:
+    if stored["trusted"] and level > was:
         journal.note(connection, event.request_id, was, level)
     return "more"
 

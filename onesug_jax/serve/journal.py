@@ -1,10 +1,11 @@
 """The journal of what counts: in what order searches, item clicks and orders were accepted.
 
 It lies beside the events in the same file and is written in the same transaction, so what was
-acknowledged is counted again after a crash. A row is a new event, or a rise of its level; its
-number only grows, so that every server reads on from where it was. It repeats what the counts need
-of the event, so a server that reads one row opens one page, not those of the events and their
-index. What is deleted of the events goes from the journal too.
+acknowledged is counted again after a crash. A row is a new event, or a rise of its level; one of
+level 0 is an event that is not trusted, and enters its user's history alone. The number of a row
+only grows, so that every server reads on from where it was. It repeats what the counts need of the
+event, so a server that reads one row opens one page, not those of the events and their index. What
+is deleted of the events goes from the journal too.
 """
 
 from __future__ import annotations
@@ -49,7 +50,9 @@ ORDER BY timestamp_ms, rowid
 
 
 class Counted(NamedTuple):
-    """A row of the journal: a new event where `before` is 0, else its level has risen."""
+    """A row of the journal: a new event where `before` is 0, else its level has risen; a `level` of
+    0: it is not trusted.
+    """
 
     seq: int
     before: int
@@ -82,13 +85,7 @@ def widen(connection: sqlite3.Connection) -> None:
 
 
 def note(connection: sqlite3.Connection, request_id: str, before: int, level: int) -> None:
-    """Adds a row of a stored event inside a transaction; a rise only where the event itself is in
-    the journal.
-    """
-    if before:
-        found = connection.execute("SELECT 1 FROM journal WHERE request_id = ?", (request_id,))
-        if found.fetchone() is None:
-            return
+    """Adds a row of a stored event inside a transaction."""
     connection.execute(_NOTE, (before, level, request_id))
 
 

@@ -24,17 +24,13 @@ import numpy as np
 from onesug_jax.logs.asof.config import MINUTE_MS
 from onesug_jax.logs.asof.items import Items
 from onesug_jax.logs.asof.state import AsOf
+from onesug_jax.logs.schema import visitor_of
 from onesug_jax.serve import journal
-from onesug_jax.serve.feedback import Event, FeedbackStore
+from onesug_jax.serve.feedback import FeedbackStore
 
 History = tuple[tuple[str, ...], tuple[float, ...]]
 _AT_ONCE = 1000  # rows of the journal that are read together
 _LOCKED = 50  # of them, that requests wait for
-
-
-def accept_all(event: Event) -> bool:
-    """Whether an event moves the counts: any does."""
-    return True
 
 
 def _now_ms() -> int:
@@ -47,9 +43,6 @@ class LiveCounts:
     Args:
       state: what is known of the log; from here on it is this object's alone.
       store: where the events are, those already stored included.
-      accept: whether an event may move the counts; the place for defences against poisoning. It is
-        asked once, before the event is stored, and the store's journal holds the answer for all
-        servers: `store.add(event, counted=live.accept(event))`.
       since_ms: events of the store up to this time are in `state` already, but for the histories,
         which a snapshot lacks; None: up to its latest search.
       now_ms: the clock, milliseconds since 1970.
@@ -59,12 +52,11 @@ class LiveCounts:
         self,
         state: AsOf,
         store: FeedbackStore,
-        accept: Callable[[Event], bool] = accept_all,
         *,
         since_ms: int | None = None,
         now_ms: Callable[[], int] = _now_ms,
     ):
-        self.accept, self.config = accept, state.config
+        self.config = state.config
         self._state, self._now = state, now_ms
         self._lock, self._reading = threading.Lock(), threading.Lock()
         self._since, self._seq = state.latest_ms if since_ms is None else since_ms, 0
@@ -97,12 +89,14 @@ class LiveCounts:
             self.poll()
 
     def _observe(self, row: journal.Counted) -> None:
-        if row.before:
-            self._state.convert(row.timestamp_ms, row.query, row.level, row.before)
+        visitor = visitor_of(row.user_id, row.session_id, row.timestamp_ms)
+        if not row.level:  # nobody vouches for it
+            self._state.remember(row.timestamp_ms, row.user_id, row.query)
             return
-        visitor = f"u{row.user_id}" if row.user_id else f"s{row.session_id}"
-        if not row.user_id and not row.session_id:
-            visitor = f"r{row.request_id}"
+        if row.before:
+            rise = (row.level, row.before)
+            self._state.convert(row.timestamp_ms, row.query, *rise, visitor=visitor)
+            return
         shown = tuple(json.loads(row.shown)) if self.config.shown else ()
         what = (row.timestamp_ms, row.user_id, row.prefix, row.query, row.level, visitor)
         self._state.observe(*what, shown)

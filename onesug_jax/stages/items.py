@@ -46,11 +46,16 @@ def state(context: Context, *, spare: int = SPARE, **changes) -> AsOf:
 
 
 def _config(context: Context) -> AsOfConfig:
-    """AsOfConfig, where a query exists for others as late as in what was mined, or later."""
+    """AsOfConfig, where a query exists for others as late as in what was mined, or later, and a
+    visitor's repeats count no more often.
+    """
     config = context.configured("AsOfConfig")()
     mined = Manifest.read(context.home.mined)
-    least = 1 if mined is None else mined.settings.get("mine.min_users", 1)
-    return dataclasses.replace(config, min_users=max(config.min_users, least))
+    if mined is None:
+        return config
+    least = max(config.min_users, mined.settings.get("mine.min_users", 1))
+    most = min(config.max_repeats, mined.settings.get("mine.max_repeats", config.max_repeats))
+    return dataclasses.replace(config, min_users=least, max_repeats=most)
 
 
 def restored(context: Context, *, spare: int = SPARE) -> AsOf:

@@ -130,11 +130,19 @@ def export_feedback(context: Context) -> None:
     since = 0 if options.days is None else int(1000 * time.time() - options.days * _DAY_MS)
     store = _store(context, prune=False)
     try:
-        rows = store.export(options.to, profile=_profile(context), since_ms=since)
+        chosen = dict(since_ms=since, untrusted=options.all)
+        rows = store.export(options.to, profile=_profile(context), **chosen)
+        others = 0 if options.all else store.count(since_ms=since, trusted=False)
+        left = f"{others:,} that are not trusted are left out (FeedbackConfig.trust); see --all"
         if not rows:
-            raise UserError(f"{store.path}: no events to export; {options.to} is not written")
+            raise UserError(
+                f"{store.path}: no events to export{f', and {left}' if others else ''}; "
+                f"{options.to} is not written"
+            )
     finally:
         store.close()
+    if others:
+        print(left)
     print(
         f"{rows:,} events written to {options.to}; `update --gin.LOG={options.to}` learns of them"
     )
@@ -143,4 +151,5 @@ def export_feedback(context: Context) -> None:
 def export_flags(parser: argparse.ArgumentParser) -> None:
     """Where to, and how much."""
     parser.add_argument("--to", metavar="FILE", help="the Parquet file to write")
+    parser.add_argument("--all", action="store_true", help="also events that are not trusted")
     parser.add_argument("--days", type=float, help="only events of the last so many days")

@@ -136,7 +136,7 @@ def examples(
 
 def _item_examples(context: Context, vocabulary, spec, splits, candidates: int) -> None:
     """Rows of train and dev as of their own moments, from one walk through the log; and the counts
-    at its end, which a service goes on from.
+    at its end, test rows included, which a service goes on from.
     """
     import numpy as np
 
@@ -147,10 +147,11 @@ def _item_examples(context: Context, vocabulary, spec, splits, candidates: int) 
     from onesug_jax.tasks.features import Featurizer
 
     names = [name for name in ("train", "dev") if name in splits]
-    events = read_events([splits[name] for name in names])
+    events = read_events([splits[name] for name in [*names, *(splits.keys() - names)]])
     state = items.state(context, candidates=candidates)
     # A query of few visitors is not learnt (mine.min_users).
     wanted = np.array([e.file > 0 or state.number(e.query) >= 0 for e in events], bool)
+    wanted &= np.array([event.file < len(names) for event in events], bool)
     index = items.index(context.work)
     files = np.array([event.file for event in events])
     counts = {name: int(np.sum(wanted & (files == n))) for n, name in enumerate(names)}

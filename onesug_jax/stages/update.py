@@ -3,9 +3,11 @@
 Every version is a work directory of its own, WORK_DIR/versions/0001, 0002, ...; WORK_DIR itself is
 version 0000. An update fills `<next>.new` by the ordinary stages: fresh rows joined to those of the
 last days, mined again; encoder, vocabulary and codebooks unchanged; preferences of the newest days
-learnt from M_t. Then M_t as it is served and M_{t+1} write lists for the newest rows, which neither
-has seen. `versions.publish` then names it in one move; an update that is killed at any moment
-leaves M_t in use, and the same command goes on with it.
+learnt from M_t. Then M_t as it is served and M_{t+1} write lists for the `dev` rows of M_t's log,
+which were held back from it and are held back from M_{t+1}: no fresh row, forged or not, judges.
+The newest fresh rows are held back in their turn, for the next update. `versions.publish` then
+names it in one move; an update that is killed at any moment leaves M_t in use, and the same command
+goes on with it.
 """
 
 from __future__ import annotations
@@ -28,7 +30,7 @@ from onesug_jax.files import (
 from onesug_jax.pipeline import versions, workdir
 from onesug_jax.pipeline.spec import Context
 from onesug_jax.pipeline.workdir import Manifest, WorkDir
-from onesug_jax.stages import opened
+from onesug_jax.stages import entered, opened
 
 NOT_BETTER = 3  # exit code of an update that leaves M_t in use
 _UNCHANGED = ("encoder", "vocab")  # folders that an update takes over as they are
@@ -60,7 +62,8 @@ def update(
     Args:
       window_days: days of the log, back from its newest row, that are mined.
       align_days: days of it whose rows open preference lists.
-      holdout: share of the fresh rows, the newest, that M_t and M_{t+1} are compared on.
+      holdout: share of the fresh rows, the newest, that are held back for the next update to judge
+        by.
       steps: preference updates.
       tolerance: how many points of value (mean of MRR@16 over all searches and over those with an
         order) M_{t+1} may lie below M_t and still be published.
@@ -94,9 +97,9 @@ def update(
         )
     rows = _join(base, new, window_days, holdout)
     print(
-        f"version {version}: {rows['fresh']:,} fresh rows, the newest {rows['held']:,} held out; "
-        f"{rows['again']:,} earlier ones reported again; {rows['train']:,} rows of "
-        f"{window_days:g} days mined",
+        f"version {version}: {rows['fresh']:,} fresh rows, the newest {rows['held']:,} held back "
+        f"for the next; {rows['again']:,} earlier ones reported again; {rows['train']:,} rows of "
+        f"{window_days:g} days mined; {rows['judged']:,} that were held back before are the judge",
         flush=True,
     )
     changes = {
@@ -141,7 +144,13 @@ def check(context: Context) -> None:
     if not context.work.expand(context.log):
         raise UserError(f"update reads {context.log}, and there is no such file or folder")
     workdir.model_in_use(context.work.path)
-    _check_base(_base(context))
+    base = _base(context)
+    _check_base(base)
+    if "dev" not in opened.splits(base.work.log):
+        raise UserError(
+            f"{base.work.log}: expected dev.parquet, rows held back that judge an update; train a "
+            "first model with some (--gin.ingest.dev_days=2)"
+        )
 
 
 def _base(context: Context) -> Context:
@@ -212,7 +221,8 @@ def _prepare(new: str, base: Context, wanted: Mapping) -> None:
 
 
 def _join(base: Context, new: str, window_days: float, holdout: float) -> dict[str, int]:
-    """new/log: train (old rows of the window, and the fresh ones) and dev (the newest fresh ones).
+    """new/log: train (old rows of the window, and the fresh ones), dev (the newest fresh ones) and
+    test, which judges: the dev rows of the version in use, as they were.
 
     A request that both hold counts once, as the fresh log tells it: an order may come days after
     its search. Columns are those of the old rows; what the fresh ones lack of them is empty there.
@@ -226,7 +236,8 @@ def _join(base: Context, new: str, window_days: float, holdout: float) -> dict[s
     made = Manifest.read(log)
     os.makedirs(log, exist_ok=True)
     fresh = list(opened.splits(os.path.join(new, "fresh")).values())
-    old = list(opened.splits(base.work.log).values())
+    there = opened.splits(base.work.log)
+    old = list(there.values())
     with connect(new, base.settings["ingest.memory_limit"]) as database:
 
         def one(query: str):
@@ -235,8 +246,12 @@ def _join(base: Context, new: str, window_days: float, holdout: float) -> dict[s
         database.sql(
             f"CREATE VIEW known AS SELECT * FROM read_parquet({in_sql(old)}, union_by_name=true); "
             f"CREATE VIEW told AS SELECT * FROM read_parquet({in_sql(fresh)}); "
-            "CREATE VIEW old AS FROM known ANTI JOIN told USING (request_id); "
-            "CREATE VIEW again AS FROM told SEMI JOIN known USING (request_id); "
+            f"CREATE VIEW held AS SELECT request_id FROM read_parquet({in_sql([there['dev']])}); "
+            "CREATE VIEW judge AS FROM known SEMI JOIN held USING (request_id); "
+            "CREATE VIEW old AS FROM known ANTI JOIN told USING (request_id) "
+            "ANTI JOIN held USING (request_id); "
+            "CREATE VIEW again AS FROM told SEMI JOIN known USING (request_id) "
+            "ANTI JOIN held USING (request_id); "
             "CREATE VIEW fresh AS FROM told ANTI JOIN known USING (request_id)"
         )
         count = one("SELECT count(*) FROM fresh")
@@ -247,16 +262,16 @@ def _join(base: Context, new: str, window_days: float, holdout: float) -> dict[s
             )
         cut = one(f"SELECT quantile_disc(timestamp_ms, {1 - holdout}) FROM fresh")
         start = one("SELECT max(timestamp_ms) FROM fresh") - int(window_days * _DAY_MS)
-        there = {view: database.sql(f"FROM {view} LIMIT 0").columns for view in ("old", "fresh")}
-        either = (*there["old"], *there["fresh"])
+        columns = {view: database.sql(f"FROM {view} LIMIT 0").columns for view in ("old", "fresh")}
+        either = (*columns["old"], *columns["fresh"])
         brought = [name for name in (HISTORY, HISTORY_MINUTES) if name in either]
-        wanted = list(dict.fromkeys((*there["old"], *brought)))
+        wanted = list(dict.fromkeys((*columns["old"], *brought)))
         for name in wanted:
-            if name not in (*there["fresh"], *brought):
+            if name not in (*columns["fresh"], *brought):
                 print(f"update: {base.log} has no column {name!r}: its rows count without a value")
         of = {
             view: ", ".join(_column(name, have, name in brought) for name in wanted)
-            for view, have in there.items()
+            for view, have in columns.items()
         }
         again = one("SELECT count(*) FROM again")
         parts = {
@@ -264,6 +279,7 @@ def _join(base: Context, new: str, window_days: float, holdout: float) -> dict[s
             f"SELECT {of['fresh']} FROM again WHERE timestamp_ms >= {start} UNION ALL "
             f"SELECT {of['fresh']} FROM fresh WHERE timestamp_ms <= {cut}",
             "dev": f"SELECT {of['fresh']} FROM fresh WHERE timestamp_ms > {cut}",
+            "test": f"SELECT {of['old']} FROM judge",
         }
         for split, query in parts.items():
             path = os.path.join(log, f"{split}.parquet")
@@ -275,7 +291,7 @@ def _join(base: Context, new: str, window_days: float, holdout: float) -> dict[s
                     )
         counts = {
             name: one(f"SELECT count(*) FROM read_parquet({in_sql([f'{log}/{split}.parquet'])})")
-            for name, split in (("train", "train"), ("held", "dev"))
+            for name, split in (("train", "train"), ("held", "dev"), ("judged", "test"))
         }
     if made is None:
         Manifest("update", 1, {}, {}).write(log, finished=True)
@@ -296,21 +312,24 @@ def _column(name: str, have: Sequence[str], brought: bool) -> str:
 def _judge(
     context: Context, base: Context, new: str, version: str, wanted: Mapping, tolerance: float
 ) -> int | None:
-    """Scores both models on the held-out rows and names the new one if it is not worse."""
+    """Scores both models on the rows held back before, and names the new one if it is not worse."""
     from onesug_jax.stages.lists import judged, score
 
     there = WorkDir(new)
-    dev = os.path.join(there.log, "dev.parquet")
+    judge = os.path.join(there.log, "test.parquet")
     values = {}
     for name, work in (("M_t", base.work), ("M_t+1", there)):
         model = WorkDir(workdir.model_in_use(work.path))
         scored = dataclasses.replace(context, work=model, home=there)
-        scores = score(scored, dev, there.log, rivals=False)
+        scores = score(scored, judge, there.log, rivals=False)
         values[name] = judged(scores.metrics["model"])
     for name, found in values.items():
         print(f"  {name:<6}" + "".join(f"  {key} {value:6.2f}" for key, value in found.items()))
     better = values["M_t+1"]["value"] >= values["M_t"]["value"] - tolerance
-    write_json(os.path.join(new, versions.RECORD), {**wanted, "scores": values})
+    fresh = opened.splits(os.path.join(new, "fresh")).values()
+    news = entered.entered(base.work, there, list(fresh))
+    entered.show(news)
+    write_json(os.path.join(new, versions.RECORD), {**wanted, "scores": values, "entered": news})
     folder = new.removesuffix(workdir.NEW)
     if not better:
         os.replace(new, folder + ".refused")

@@ -17,10 +17,11 @@ from onesug_jax.logs.mining import mine
 from onesug_jax.logs.pairs import UNIT
 from onesug_jax.logs.schema import LOG_SCHEMA, Level, request_level
 from onesug_jax.logs.simulate import simulate
+from onesug_jax.logs.times import DAY_MS
 
 DEFAULTS = {
     "min_users": 1,
-    "max_repeats": 500,
+    "max_repeats": 3,
     "per_prefix": 64,
     "per_query": 32,
     "pool_size": 64,
@@ -45,18 +46,18 @@ def by_text(text: str) -> bytes:
 
 
 def visitor_of(row: dict) -> tuple[int, str]:
-    """User before session before request; the number orders them as their letters u, s, r do."""
+    """User before session before the day; the number orders them as their letters u, s, n do."""
     if row["user_id"]:
         return 2, row["user_id"]
     if row["session_id"]:
         return 1, row["session_id"]
-    return 0, row["request_id"]
+    return 0, str(row["timestamp_ms"] // DAY_MS)
 
 
-def newest_first(row: dict) -> tuple:
+def oldest_first(row: dict) -> tuple:
     """Of rows of one moment those of the first prefix, and the better ones, come first."""
     level = request_level(row["clicked_items"], row["ordered_items"])
-    return -row["timestamp_ms"], by_text(row["prefix"]), -level
+    return row["timestamp_ms"], by_text(row["prefix"]), -level
 
 
 def reference(rows: list[dict], **changed) -> dict[str, list[tuple]]:
@@ -64,9 +65,10 @@ def reference(rows: list[dict], **changed) -> dict[str, list[tuple]]:
     s = {**DEFAULTS, **changed}
     everything, repeats = rows, collections.Counter()
     rows = []
-    for row in sorted(everything, key=newest_first):
-        repeats[visitor_of(row), row["query"]] += 1
-        if repeats[visitor_of(row), row["query"]] <= s["max_repeats"]:
+    for row in sorted(everything, key=oldest_first):
+        same = visitor_of(row), row["query"], row["timestamp_ms"] // DAY_MS
+        repeats[same] += 1
+        if repeats[same] <= (s["max_repeats"] if row["user_id"] or row["session_id"] else 1):
             rows.append(row)
     known, typed = collections.defaultdict(list), collections.defaultdict(list)
     for row in rows:
@@ -186,7 +188,8 @@ def make_rows(seed: int, count: int = 300, users: int = 25, items: int = 15) -> 
                 # The same names in three columns are three different visitors.
                 "user_id": rng.choice(["", *(f"n{n}" for n in range(users))]),
                 "session_id": rng.choice(["", "n1", "n2"]),
-                "timestamp_ms": 1_700_000_000_000 + rng.randint(0, 60),  # many at the same time
+                # Many at the same time, on two days.
+                "timestamp_ms": 1_700_000_000_000 + rng.randint(0, 60) + rng.choice([0, DAY_MS]),
                 "prefix": rng.choice(["", query[:1], query[:2], query, rng.choice(LETTERS)]),
                 "shown": [],
                 "query": query,
@@ -300,7 +303,8 @@ def test_rare_texts_are_in_no_table(tmp_path):
     rows = [row(n, "my secret", "my", user_id="one", clicked_items=["i"]) for n in range(9)]
     rows += [row(n, "tea", "te", clicked_items=["i"]) for n in range(10, 13)]
     rows += [row(20, "tea", "tea for", user_id="one"), row(21, "tea", "tea for", user_id="one")]
-    report = mine(write(tmp_path / "t", rows), str(tmp_path / "mined"), min_users=2)
+    settings = {"min_users": 2, "max_repeats": 9}
+    report = mine(write(tmp_path / "t", rows), str(tmp_path / "mined"), **settings)
     every = repr(tables_in(tmp_path / "mined"))
     assert "secret" not in every and "'my'" not in every and "tea for" not in every
     assert "'tea'" in every
@@ -309,9 +313,9 @@ def test_rare_texts_are_in_no_table(tmp_path):
 
 
 def test_a_robot_makes_nothing_popular(tmp_path):
-    """A thousand searches of one visitor count as `max_repeats`, the newest, in every table."""
+    """A thousand searches of one visitor on a day count as `max_repeats`, the first, everywhere."""
     robot = [
-        row(n, "ads", "a" if n < 1000 else "ad", user_id="robot", clicked_items=["i"] * (n > 1000))
+        row(n, "ads", "ad" if n < 5 else "a", user_id="robot", clicked_items=["i"] * (n < 4))
         for n in range(1, 1004)
     ]
     people = [row(2000 + n, "apple", "a") for n in range(6)]
@@ -329,7 +333,16 @@ def test_a_robot_makes_nothing_popular(tmp_path):
         ("a", "ads", 1),
     ]
     assert (report.rows, report.repeats_left_out, report.query_rows_left_out) == (1009, 998, 0)
-    assert mine(str(tmp_path / "t"), str(tmp_path / "all")).repeats_left_out == 503
+    assert mine(str(tmp_path / "t"), str(tmp_path / "all")).repeats_left_out == 1000
+
+
+def test_nameless_rows_of_a_day_are_one_visitor(tmp_path):
+    rows = [row(n, "forged", "f", user_id="") for n in range(50)]
+    rows += [
+        row(99, "late", user_id="", timestamp_ms=1_700_000_000_000 + n * DAY_MS) for n in (0, 1)
+    ]
+    tables = mined(tmp_path, rows, min_users=2)
+    assert [found[:3] for found in tables["queries"]] == [("late", 2, 2)]
 
 
 def test_an_empty_prefix_has_a_pool_and_no_pairs(tmp_path):
@@ -354,7 +367,9 @@ def test_one_query_without_clicks_gives_empty_pairs(tmp_path):
 
 
 def test_nothing_known_to_enough_visitors_gives_empty_tables(tmp_path):
-    report = mine(write(tmp_path / "t", make_rows(3)), str(tmp_path / "mined"), min_users=999)
+    report = mine(
+        write(tmp_path / "t", make_rows(3)), str(tmp_path / "mined"), min_users=999, max_repeats=999
+    )
     for name, schema in TABLES.items():
         table = read_table(str(tmp_path / "mined"), name)
         assert table.num_rows == 0 and table.schema.equals(schema)
@@ -376,7 +391,9 @@ def test_a_simulated_log_and_its_report(tmp_path):
     rows = pq.read_table(tmp_path / "train.parquet").to_pylist()
     tables = tables_in(tmp_path / "mined")
     counted = {query: count for query, count, *_ in tables["queries"]}
-    assert report.rows == len(rows) == sum(counted.values()) + report.query_rows_left_out
+    assert report.repeats_left_out > 0
+    left_out = report.query_rows_left_out + report.repeats_left_out
+    assert report.rows == len(rows) == sum(counted.values()) + left_out
     assert report.visitors == len({row["user_id"] for row in rows})
     for name in ("queries", "prefixes", "prefix_query", "pools"):
         assert getattr(report, name) == len(tables[name]) > 0

@@ -13,10 +13,13 @@ import threading
 import time
 
 from onesug_jax.serve.engine import Engine, EngineConfig
-from onesug_jax.serve.feedback import FeedbackStore
+from onesug_jax.serve.feedback import FeedbackConfig, FeedbackStore
 from onesug_jax.serve.server import ServerConfig, serve
 from tests.serve.conftest import Pretended
 from tests.serve.item_shop import make_shop, open_shop
+
+# Tests send what they like, as fast as they can.
+EVERYTHING = FeedbackConfig(trust="all", visitors_per_source=None, feedback_per_minute=None)
 
 
 class Slow(Pretended):
@@ -42,7 +45,7 @@ def main(store, delay, *settings):
     pairs = [setting.split("=", 1) for setting in settings]
     config = ServerConfig(**{name: ast.literal_eval(value) for name, value in pairs})
     settings = EngineConfig(levels=("full", "beam"), deadline_ms=60_000.0, max_batch=1)
-    events = FeedbackStore(store)
+    events = FeedbackStore(store, EVERYTHING)
     if delay == "items":
         now, folder = int(1000 * time.time()), os.path.dirname(store)
         make_shop(folder, now)

@@ -38,8 +38,8 @@ def event(number, **more):
     return Event(request_id=f"r{number}", **{**given, **more})
 
 
-def put(store, *events):
-    return [store.add(one).result(30) for one in events]
+def put(store, *events, **more):
+    return [store.add(one, **more).result(30) for one in events]
 
 
 def rows(store, tmp_path, **more):
@@ -248,6 +248,7 @@ def test_a_store_of_the_version_before_is_brought_up(path, tmp_path):
     older.close()
     with sqlite3.connect(path) as other:
         other.execute("ALTER TABLE events DROP COLUMN history_minutes")
+        other.execute("ALTER TABLE events DROP COLUMN trusted")
         other.execute("PRAGMA user_version = 1")
     newer = FeedbackStore(path)
     put(newer, event(2, history=["a"], history_minutes=[3.0]))
@@ -310,6 +311,16 @@ def test_only_the_latest_are_exported_where_asked(store, tmp_path):
     ]
 
 
+def test_what_is_not_trusted_is_exported_where_asked_only(store, tmp_path):
+    put(store, event(1))
+    put(store, event(2, ordered_items=["i"]), trusted=False)
+    put(store, event(2, query="", clicked_items=["i"]))
+    assert [row["request_id"] for row in rows(store, tmp_path)] == ["r1"]
+    both = rows(store, tmp_path, untrusted=True)
+    assert [row["request_id"] for row in both] == ["r1", "r2"] and "trusted" not in both[0]
+    assert list(store.history("u", 10)) == ["query 2", "query 1"]
+
+
 def test_nothing_to_export_leaves_no_file(store, tmp_path):
     assert store.export(str(tmp_path / "export.parquet")) == 0
     assert not list(tmp_path.glob("export*"))
@@ -334,3 +345,11 @@ def test_the_command_exports(tmp_path, capsys):
     assert main.main([*words, "--to", str(target), "--days", "0"]) == 2
     assert "no events" in capsys.readouterr().err
     assert json.dumps(pq.read_table(target).to_pylist()[0]["query"]) == '"query 1"'
+    store = FeedbackStore(str(work / "feedback" / "events.sqlite"))
+    put(store, event(3), trusted=False)
+    store.close()
+    assert main.main([*words, "--to", str(target)]) == 0
+    said = capsys.readouterr().out
+    assert "1 that are not trusted are left out" in said and "2 events" in said
+    assert main.main([*words, "--to", str(target), "--all"]) == 0
+    assert "3 events" in capsys.readouterr().out

@@ -39,7 +39,7 @@ def test_a_list_best_first_with_its_level_version_and_id(client):
     assert [one["text"] for one in reply["suggestions"]] == ["lego s0", "lego s1", "lego s2"]
     assert [one["score"] for one in reply["suggestions"]] == [0.0, -1.0, -2.0]
     assert (reply["level"], reply["version"], reply["cached"]) == ("beam", "0000", False)
-    assert len(reply["request_id"]) == 32 and reply["milliseconds"] > 0
+    assert len(reply["request_id"]) == 58 and reply["milliseconds"] > 0
     assert reply["most_popular"] is None and reply["why"] is None
 
 
@@ -265,7 +265,7 @@ def test_a_user_is_forgotten_on_request(client):
 def test_a_store_that_cannot_write_is_busy_not_broken(client, monkeypatch):
     here = client()
 
-    def fail(event, counted):
+    def fail(event, trusted):
         raise sqlite3.OperationalError("disk I/O error at /secret/place")
 
     monkeypatch.setattr(here.store, "add", fail)
@@ -422,7 +422,7 @@ def test_metrics_count_without_naming_anybody(client):
     for line in (
         'onesug_answers_total{cached="false",level="beam"} 1.0',
         'onesug_answers_total{cached="true",level="beam"} 1.0',
-        'onesug_feedback_total{result="new"} 1.0',
+        'onesug_feedback_total{result="untrusted"} 1.0',
         'onesug_http_requests_total{route="/suggest",status="200"} 2.0',
         'onesug_http_requests_total{route="other",status="404"} 1.0',
         'onesug_version_in_use{version="0000"} 1.0',

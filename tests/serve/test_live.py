@@ -14,6 +14,7 @@ from onesug_jax.logs.schema import Level
 from onesug_jax.serve.feedback import Event, FeedbackStore
 from onesug_jax.serve.live import LiveCounts
 from tests.serve.item_shop import CONFIG, make_shop, open_shop
+from tests.serve.standin import EVERYTHING
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 NOW = int(1000 * time.time())
@@ -101,14 +102,17 @@ def test_servers_on_one_store_agree_and_so_does_one_that_starts_later(store, pat
         other_store.close()
 
 
-def test_what_is_not_accepted_is_stored_but_never_counted(store, path, opened):
-    live = opened(accept=lambda event: event.user_id != "bot")
-    for one in (event(1), event(2, "lantern", user="bot")):
-        put(store, one, counted=live.accept(one))
+def test_what_is_not_trusted_is_its_users_history_on_every_server_and_never_counted(store, opened):
+    live, late = opened(), opened(since_ms=NOW)
+    put(store, event(1))
+    put(store, event(2, "lantern", user="bot"), event(3, "lantern", user=""), trusted=False)
     put(store, event(2, "", user="bot", ordered_items=["i"]))
-    live.poll()
-    assert set(counts(live)) == set(counts(opened())) == {"lamp"}
-    assert store.count() == 2
+    for one in (live, opened(), opened(since_ms=NOW)):
+        one.poll()
+        assert one.history("bot")[0] == ("lantern",)
+        assert "lantern" not in counts(one)
+    assert set(counts(live)) == {"lamp"} and store.count() == 3 and not late.searched("lantern")
+    assert store.count(trusted=False) == store.count(trusted=True) + 1 == 2
 
 
 def test_a_new_query_appears_when_enough_visitors_have_searched_it(store, opened):
@@ -145,20 +149,22 @@ def test_forgotten_users_are_gone_from_history_and_journal(store, path, opened):
     assert opened().searched("lamp") == 2
 
 
-@pytest.mark.parametrize("version", [2, 3])
+@pytest.mark.parametrize("version", [2, 3, 4])
 def test_a_store_of_an_earlier_version_is_counted(path, opened, version):
     store = FeedbackStore(path)
     put(store, event(2, "lantern", clicked_items=["i"], ordered_items=["i"]), event(1))
-    put(store, event(4, "lace"), counted=False)
+    if version < 4:
+        put(store, event(4, "lace"), trusted=False)
     store.close()
     with sqlite3.connect(path) as other:
         if version == 2:
             other.execute("DELETE FROM events WHERE query = 'lace'")
             other.execute("DROP TRIGGER journal_follows")
             other.execute("DROP TABLE journal")
-        else:
+        elif version == 3:
             for name in ("user_id", "session_id", "timestamp_ms", "prefix", "query", "shown"):
                 other.execute(f"ALTER TABLE journal DROP COLUMN {name}")
+        other.execute("ALTER TABLE events DROP COLUMN trusted")
         other.execute(f"PRAGMA user_version = {version}")
     again = FeedbackStore(path)
     try:
@@ -168,6 +174,7 @@ def test_a_store_of_an_earlier_version_is_counted(path, opened, version):
         assert np.exp(found["lantern"][AT_ONCE.columns.index("orders")]) == pytest.approx(1)
         put(again, event(1, "", ordered_items=["i"]))
         assert live.poll() == 1
+        assert again.count(trusted=True) == again.count()
     finally:
         again.close()
 
@@ -214,6 +221,14 @@ def wait_until(true):
 
 
 @pytest.fixture
+def everything(path):
+    """A store whose service counts whatever it is sent."""
+    made = FeedbackStore(path, EVERYTHING)
+    yield made
+    made.close()
+
+
+@pytest.fixture
 def shop(tmp_path, opened, store):
     """A version over a store that no one has written to, whose clock goes on."""
     make_shop(tmp_path, NOW - 600_000)
@@ -222,8 +237,8 @@ def shop(tmp_path, opened, store):
     made.close()
 
 
-def test_the_service_lists_what_is_searched_now(client, store, shop):
-    here = client(shop, {"levels": ("popular",)}, store=store)
+def test_the_service_lists_what_is_searched_now(client, everything, shop):
+    here = client(shop, {"levels": ("popular",)}, store=everything)
     for number in range(30):
         sent = {"request_id": f"r{number}", "user_id": f"u{number}", "query": "lava lamp"}
         assert here.post("/feedback", json=sent).json()["stored"] == "new"
@@ -262,15 +277,19 @@ def test_a_search_changes_the_next_list_before_it_is_polled(client, store, shop)
     assert reply["why"]["history"] == []
 
 
-def test_the_service_asks_whether_an_event_counts(client, store, shop):
-    shop.live.accept = lambda event: event.query != "spam"
+def test_only_feedback_on_what_was_served_moves_the_lists_of_others(client, store, shop):
     here = client(shop, {"levels": ("popular",)}, store=store)
     for query in ("spam", "ham"):
         for user in ("a", "b"):
-            sent = {"request_id": f"{query}-{user}", "user_id": user, "query": query}
-            here.post("/feedback", json=sent)
+            served = here.post("/suggest", json={"prefix": "h", "user_id": user}).json()
+            sent = {"request_id": served["request_id"], "user_id": user, "prefix": "h"}
+            if query == "spam":
+                sent |= {"prefix": "s"}
+            assert here.post("/feedback", json={**sent, "query": query}).json()["stored"] == "new"
     wait_until(lambda: shop.live.searched("ham"))
     assert not shop.live.searched("spam") and store.count() == 4
+    assert here.get("/users/a").json()["history"] == ["ham", "spam"]
+    assert 'result="untrusted"} 2.0' in here.get("/metrics").text
 
 
 def test_other_servers_events_are_polled(client, store, path, shop):

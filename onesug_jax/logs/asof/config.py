@@ -42,6 +42,8 @@ class AsOfConfig:
       most_pairs: most (prefix, query) pairs in memory; the least counted quarter makes room.
       most_users: most users whose histories are in memory; the one seen longest ago makes room.
       min_users: different visitors that must have searched a query for it to exist.
+      max_repeats: searches of one query by one visitor on one day (UTC) that count, the first; of
+        those with an order or an item click as many. Of nameless ones only the first.
     """
 
     half_lives_days: tuple[float | None, ...] = (None, 14.0, 3.0, 17 / 24, 0.1)
@@ -61,6 +63,7 @@ class AsOfConfig:
     most_pairs: int = 1 << 20
     most_users: int = 1 << 20
     min_users: int = 1
+    max_repeats: int = 3
 
     def __post_init__(self):
         for name in ("half_lives_days", "pair_half_lives_days", "weights"):
@@ -85,7 +88,7 @@ class AsOfConfig:
             )
         least = {
             **dict.fromkeys(("history", "own", "around", "few"), 0),
-            **dict.fromkeys(("candidates", "breadth", "min_users"), 1),
+            **dict.fromkeys(("candidates", "breadth", "min_users", "max_repeats"), 1),
             **dict.fromkeys(("most_lists", "most_pairs", "most_users"), 1),
         }
         for name, lowest in least.items():

@@ -2,15 +2,18 @@
 
 What few people searched may be a secret of theirs, and is often a typing mistake. So a query
 becomes a candidate, and gets a number if it has none, once `min_users` visitors have searched it.
+Who a visitor is, and that nameless searches of a day are one, stands in `logs.schema.visitor_of`.
 Visitors are remembered as hashes, and only until then.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import hashlib
+from collections.abc import Sequence
 
 import numpy as np
+
+from onesug_jax.logs.asof.repeats import hash_of
 
 _WAITING = 65_536  # most texts without a number; the one that has waited longest makes room
 
@@ -55,7 +58,7 @@ class Existence:
             return
         if self._min_users > 1:
             seen = self.visitors.setdefault(number, set())
-            seen.add(_hash(visitor))
+            seen.add(hash_of(visitor))
             if len(seen) < self._min_users:
                 return
             del self.visitors[number]
@@ -66,7 +69,7 @@ class Existence:
         begins to exist, else None.
         """
         waited = self.waiting.pop(text, None) or Waited()
-        waited.visitors.add(_hash(visitor))
+        waited.visitors.add(hash_of(visitor))
         waited.searches.append((time_ms, prefix))
         if len(waited.visitors) >= self._min_users:
             return waited
@@ -75,7 +78,7 @@ class Existence:
         self.waiting[text] = waited
         return None
 
-    def converted(self, text: str, added: tuple[bool, bool]) -> None:
+    def converted(self, text: str, added: Sequence[bool]) -> None:
         """Takes note of an order or item click of a text without a number."""
         waited = self.waiting.get(text)
         if waited is not None:
@@ -87,7 +90,3 @@ class Existence:
         if size > room:
             self._flags = self._flags + bytes(max(size, 2 * room) - room)
             self.exists = np.frombuffer(self._flags, bool)
-
-
-def _hash(visitor: str) -> int:
-    return int.from_bytes(hashlib.blake2b(visitor.encode(), digest_size=8).digest(), "big")

@@ -30,9 +30,10 @@ def save(state: AsOf, folder: str, *, rare: bool = True) -> None:
     Args:
       state: what is written.
       folder: where to.
-      rare: also texts that too few visitors have searched to exist, and what was typed where no
-        query that exists starts like it: they may be somebody's secret. Without them, such a query
-        waits for `min_users` new visitors.
+      rare: also texts that too few visitors have searched to exist, what was typed where no query
+        that exists starts like it, and (as hashes) who searched what on the last day: they may be
+        somebody's secret. Without them, such a query waits for `min_users` new visitors, and
+        repeats of the last day count anew.
     """
     state.settle()
     os.makedirs(folder, exist_ok=True)
@@ -63,6 +64,7 @@ def save(state: AsOf, folder: str, *, rare: bool = True) -> None:
         "queries": state.completions.queries,
         "prefixes": prefixes,
         "shown": lists,
+        "repeats": [one.to_json() for one in state.repeats] if rare else [],
         "visitors": {str(number): list(seen) for number, seen in existence.visitors.items()},
         "waiting": {
             text: [list(one.visitors), one.searches, one.conversions]
@@ -139,6 +141,8 @@ def load(
             text: Waited(set(seen), [(t, p) for t, p in searches], conversions)
             for text, (seen, searches, conversions) in texts["waiting"].items()
         }
+        for one, seen in zip(state.repeats, texts.get("repeats", ()), strict=False):
+            one.from_json(seen)
         state.latest_ms = about["latest_ms"]
         state.make_wide()
     except (KeyError, ValueError, OSError, TypeError) as error:

@@ -26,8 +26,9 @@ from onesug_jax.logs.asof.existence import Existence
 from onesug_jax.logs.asof.histories import Histories
 from onesug_jax.logs.asof.items import Items, clock, log_counts
 from onesug_jax.logs.asof.pairs import PairCounts
+from onesug_jax.logs.asof.repeats import Repeats
 from onesug_jax.logs.asof.shown import ShownLists
-from onesug_jax.logs.schema import Level
+from onesug_jax.logs.schema import Level, visitor_of
 from onesug_jax.logs.typos import Corrections
 
 _CORRECTED = 1 << 16  # mistyped prefixes whose corrections are cached
@@ -76,6 +77,8 @@ class AsOf:
         self.latest_ms = self.refused = 0
         self.make_wide()
         self._order = itertools.count()
+        # Searches, orders and item clicks of the latest day.
+        self.repeats = [Repeats(config.max_repeats) for _ in range(3)]
         self._searched: list[tuple] = []  # heaps by time: what is not visible yet
         self._converted: list[tuple] = []
         self._remembered: list[tuple] = []
@@ -99,20 +102,26 @@ class AsOf:
           user: whose history it enters; "": nobody's.
           prefix, query: what was typed and what was searched, normalised.
           level: the `Level` that is known of it by now; `convert` adds to it.
-          visitor: who counts as one of `min_users`; None: the user.
+          visitor: who counts as one of `min_users`; None: as `visitor_of` has it of the user.
           shown: the list that was shown for the prefix; empty: unknown.
         """
         self.latest_ms = max(self.latest_ms, time_ms)
         order = next(self._order)
-        who = user if visitor is None else visitor
+        who = visitor_of(user, "", time_ms) if visitor is None else visitor
         heapq.heappush(self._searched, (time_ms, order, prefix, query, who, shown))
-        if user:
-            heapq.heappush(self._remembered, (time_ms, order, user, query))
+        self.remember(time_ms, user, query)
         if level > Level.CLICK:
-            self.convert(time_ms, query, level)
+            self.convert(time_ms, query, level, visitor=who)
 
-    def convert(self, time_ms: int, query: str, level: int, before: int = Level.CLICK) -> None:
-        """Takes note of an order or item click that followed the search of `time_ms`.
+    def remember(self, time_ms: int, user: str, query: str) -> None:
+        """Takes note of a search for its user's history alone; "": nobody's."""
+        if user:
+            heapq.heappush(self._remembered, (time_ms, next(self._order), user, query))
+
+    def convert(
+        self, time_ms: int, query: str, level: int, before: int = Level.CLICK, *, visitor: str
+    ) -> None:
+        """Takes note of an order or item click that followed a visitor's search of `time_ms`.
 
         An order counts as an item click too, so that what comes later only adds; `before` is the
         level that was noted already.
@@ -122,7 +131,7 @@ class AsOf:
             before < Level.ITEM_CLICK <= level,
         )
         if any(added):
-            heapq.heappush(self._converted, (time_ms, next(self._order), query, added))
+            heapq.heappush(self._converted, (time_ms, next(self._order), query, added, visitor))
 
     def freeze(self, moment_ms: int) -> None:
         """From now on nothing of that moment or later becomes visible: what a model that is never
@@ -143,13 +152,19 @@ class AsOf:
         self.moment = max(self.moment, min(time_ms - config.freshness_ms, frozen))
         while self._searched and self._searched[0][0] < self.moment:
             time, _, prefix, query, who, shown = heapq.heappop(self._searched)
+            if not self.repeats[0].counts(time, who, query):
+                continue
             self._count(time, prefix, query, who)
             if shown and config.shown:
                 self.shown.add(prefix, shown, time)
         delay = max(config.conversion_delay_ms, config.freshness_ms)
         until = min(time_ms - delay, frozen)
         while self._converted and self._converted[0][0] < until:
-            _, _, query, added = heapq.heappop(self._converted)
+            time, _, query, ends, who = heapq.heappop(self._converted)
+            added = [
+                end and of_day.counts(time, who, query)
+                for end, of_day in zip(ends, self.repeats[1:], strict=True)
+            ]
             number = self._number.get(query)
             if number is not None:
                 self.conversions[number] += added

@@ -1,5 +1,6 @@
 """The as-of state against counts from scratch, and each rule of what is visible when."""
 
+import collections
 import dataclasses
 import itertools
 
@@ -8,6 +9,7 @@ import pytest
 
 from onesug_jax.errors import UserError
 from onesug_jax.logs.asof.config import DAY_MS, AsOfConfig, duration_ms
+from onesug_jax.logs.asof.repeats import Repeats
 from onesug_jax.logs.asof.snapshot import load, save
 from onesug_jax.logs.asof.state import AsOf
 from onesug_jax.logs.schema import Level
@@ -30,10 +32,20 @@ def random_log(seed, rows=150, words=WORDS):
     return log
 
 
+def first_of_a_day(log, config):
+    """Rows that count: of one visitor, query and day the first."""
+    seen = collections.Counter()
+    for row in log:
+        same = row[1], row[3], row[0] // DAY_MS
+        seen[same] += 1
+        if seen[same] <= config.max_repeats:
+            yield row
+
+
 def from_scratch(log, prefix, user, time, config, frozen=np.inf):
     """Text -> counts of the candidates, and the history: by looking at every row of the log."""
     moment = min(time - config.freshness_ms, frozen)
-    visible = [row for row in log if row[0] < moment]
+    visible = [row for row in first_of_a_day(log, config) if row[0] < moment]
     until = min(time - max(config.conversion_delay_ms, config.freshness_ms), frozen)
     converted = [row for row in log if row[0] < until]
     visitors = {}
@@ -55,11 +67,11 @@ def from_scratch(log, prefix, user, time, config, frozen=np.inf):
         place = 1 / (1 + last.index(query)) if query in last else 0.0
         rows = [row for row in visible if row[3] == query]
         pairs = [row for row in rows if row[2] == prefix]
-        ends = [row[4] for row in converted if row[3] == query]
+        ends = [row for row in converted if row[3] == query]
         counts[query] = (
             *(decayed(rows, h) for h in config.half_lives_days),
-            sum(level == Level.ORDER for level in ends),
-            sum(level >= Level.ITEM_CLICK for level in ends),
+            len([*first_of_a_day([row for row in ends if row[4] == Level.ORDER], config)]),
+            len([*first_of_a_day([row for row in ends if row[4] >= Level.ITEM_CLICK], config)]),
             place,
             place * 0.5**ago,
             *(decayed(pairs, h) for h in config.pair_half_lives_days),
@@ -152,8 +164,8 @@ def test_a_late_order_counts_as_one_that_came_with_its_row():
     with_row, later = AsOf(["shoe"]), AsOf(["shoe"])
     with_row.observe(START, "u", "s", "shoe", Level.ORDER)
     later.observe(START, "u", "s", "shoe")
-    later.convert(START, "shoe", Level.ITEM_CLICK)
-    later.convert(START, "shoe", Level.ORDER, before=Level.ITEM_CLICK)
+    later.convert(START, "shoe", Level.ITEM_CLICK, visitor="uu")
+    later.convert(START, "shoe", Level.ORDER, before=Level.ITEM_CLICK, visitor="uu")
     for after in (600_000, 3_600_001):
         items = [s.request("s", "", START + after).candidate_counts for s in (with_row, later)]
         np.testing.assert_array_equal(*items)
@@ -243,3 +255,41 @@ def test_durations_are_read(text, expected):
 def test_what_is_no_duration_is_an_error(text):
     with pytest.raises(UserError, match="freshness"):
         duration_ms(text)
+
+
+def test_what_nobody_has_put_a_name_to_is_one_visitor_a_day():
+    state = AsOf(["lamp"], AsOfConfig(freshness_ms=0, min_users=2))
+    for number in range(50):
+        state.observe(START + number, "", "la", "lava")
+    state.settle()
+    assert state.number("lava") < 0
+    state.observe(START + DAY_MS, "", "la", "lava")
+    state.settle()
+    number = state.number("lava")
+    assert state.exists(number), "two visitors, as there are two days"
+    assert state.counts(np.array([number]))[0, 0] == 2
+
+
+@pytest.mark.parametrize("most", [1, 2])
+def test_a_visitors_repeats_on_one_day_move_every_count_a_few_times_only(most):
+    config = AsOfConfig(freshness_ms=0, conversion_delay_ms=0, max_repeats=most)
+    state = AsOf(["lamp"], config)
+    for number in range(9):
+        state.observe(START + number, "u", "la"[: number % 3], "lamp", Level.ORDER)
+    state.settle()
+    at = {name: place for place, name in enumerate(config.columns)}
+    items = state.request("", "", START + 3_600_000)
+    found = np.exp(items.candidate_counts[0])
+    for name in ("searches_all", "orders", "item_clicks"):
+        assert found[at[name]] == pytest.approx(most), name
+    state.observe(START + 9, "v", "", "lamp")
+    state.observe(START + DAY_MS, "u", "", "lamp")
+    state.settle()
+    assert state.counts(np.array([0]))[0, 0] == most + 2, "another visitor, and another day"
+
+
+def test_repeats_are_remembered_in_bounded_memory():
+    repeats = Repeats(1, room=2)
+    assert [repeats.counts(START, "u", query) for query in "aabcc"] == [1, 0, 1, 1, 0]
+    assert repeats.counts(START, "u", "a"), "the oldest has made room"
+    assert len(repeats.to_json()[1]) == 2

@@ -9,7 +9,7 @@ from onesug_jax.errors import UserError
 from onesug_jax.logs.asof.config import AsOfConfig
 from onesug_jax.logs.asof.state import AsOf
 from onesug_jax.logs.asof.walk import read_events, walk
-from onesug_jax.logs.schema import LOG_SCHEMA, Level
+from onesug_jax.logs.schema import LOG_SCHEMA, Level, visitor_of
 
 START = 1_700_000_000_000
 WORDS = sorted(["lamp", "lampshade", "lace", "table", "table cloth", "tablet", "toy"])
@@ -47,9 +47,9 @@ def test_rows_of_the_log_equal_the_served_requests_they_came_from(tmp_path, min_
     time = START
     for number in range(300):
         time += int(rng.integers(1000, 1_200_000))
-        for due, query in [one for one in orders if one[0] + 900_000 < time]:
-            live.convert(due, query, Level.ORDER, before=Level.ITEM_CLICK)  # a quarter hour later
-            orders.remove((due, query))
+        for due, query, who in [one for one in orders if one[0] + 900_000 < time]:  # later
+            live.convert(due, query, Level.ORDER, before=Level.ITEM_CLICK, visitor=who)
+            orders.remove((due, query, who))
         user = "" if rng.random() < 0.2 else f"u{rng.integers(0, 5)}"
         query = WORDS[int(rng.integers(0, 7) * rng.random())]
         prefix = query[: rng.integers(0, 4)]
@@ -60,9 +60,10 @@ def test_rows_of_the_log_equal_the_served_requests_they_came_from(tmp_path, min_
         clicked = ordered or rng.random() < 0.3
         rows.append(row(number, time, user, prefix, query, ["i"] * clicked, ["i"] * ordered))
         level = Level.ITEM_CLICK if clicked else Level.CLICK
-        live.observe(time, user, prefix, query, level, f"u{user}" if user else f"rr{number:03d}")
+        who = visitor_of(user, "", time)
+        live.observe(time, user, prefix, query, level, who)
         if ordered:
-            orders.append((time, query))
+            orders.append((time, query, who))
     path = write_log(tmp_path / "log.parquet", [rows[n] for n in rng.permutation(300)])
     events = read_events([path])
     blocks = list(walk(AsOf(WORDS[:4], config), events, np.ones(300, bool), block=64))

@@ -1,0 +1,37 @@
+"""The bench of forged feedback: who gets into the lists of others, with defences and without."""
+
+import importlib
+
+import pytest
+
+
+@pytest.fixture(scope="module")
+def bench(project_root):
+    """The script `launch/bench_poison.py`, and a small shop of its own."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(str(project_root / "launch"))
+        module = importlib.import_module("bench_poison")
+    return module, module.Shop.simulated(12_000)
+
+
+def cell(bench, place, defended, volume):
+    module, shop = bench
+    return module.attacked(shop, 5, defended, module._KINDS[place], volume)
+
+
+@pytest.mark.parametrize("place", range(3))
+def test_what_is_nameless_or_was_never_served_stands_in_no_list(bench, place):
+    assert cell(bench, place, False, 1.0) == "100% (1)", "without defences, in all of them"
+    assert cell(bench, place, True, 1.0) == "0 %"
+
+
+@pytest.mark.parametrize("place", [3, 4])
+def test_one_address_does_not_reach_everybody_however_much_it_sends(bench, place):
+    few, many = (cell(bench, place, True, volume) for volume in (0.2, 1.0))
+    assert cell(bench, place, False, 1.0) == "100% (1)"
+    for found in (few, many):
+        assert int(found.partition("%")[0]) < 100
+
+
+def test_many_addresses_are_not_defended_against(bench):
+    assert cell(bench, 5, True, 1.0) == "100% (1)"
