@@ -15,9 +15,10 @@ with it, most searched first.
 
 A visitor is a user_id; where that is empty a session_id; the rows of one day (UTC) that have
 neither are one visitor (`schema.visitor_of`). Of one visitor's searches of one query on one day the
-first `max_repeats` count, of a nameless one's the first, as in the as-of counts: so a robot, or a
-page left reloading, makes nothing popular by itself. **Privacy:** a query searched by fewer than
-`min_users` visitors, or a prefix typed by fewer, is in no table.
+first `max_repeats` count, of a nameless one's the first (all, where the log names nobody), as in
+the as-of counts: so a robot, or a page left reloading, makes nothing popular by itself.
+**Privacy:** a query searched by fewer than `min_users` visitors, or a prefix typed by fewer, is in
+no table.
 
 What it does not do: it reads no list of suggestions shown, no dev or test rows, and embeds nothing.
 """
@@ -205,11 +206,14 @@ class _Mining:
     def without_repeats(self, most: int) -> None:
         """Of each visitor, query and day the first `most` rows; few logs hold more of any."""
         same = ["v", "q", "day"]
+        rows = self.counts["rows"]
+        named = self.engine.total(self.events, "nameless") < rows
+        of_nameless = 1 if named else rows  # else nobody can be told from another
         often = self.engine.keep(
             "often",
             self.events.group_by(same)
             .aggregate(n=_.count(), nameless=_.nameless.max())
-            .mutate(counted=(_.nameless == 1).ifelse(1, most))
+            .mutate(counted=(_.nameless == 1).ifelse(of_nameless, most))
             .filter(_.n > _.counted),
         )
         over = self.engine.total(often, "n") - self.engine.total(often, "counted")

@@ -43,7 +43,8 @@ class AsOfConfig:
       most_users: most users whose histories are in memory; the one seen longest ago makes room.
       min_users: different visitors that must have searched a query for it to exist.
       max_repeats: searches of one query by one visitor on one day (UTC) that count, the first; of
-        those with an order or an item click as many. Of nameless ones only the first.
+        those with an order or an item click as many. Of nameless ones only the first, unless
+        nobody in the log has a name.
     """
 
     half_lives_days: tuple[float | None, ...] = (None, 14.0, 3.0, 17 / 24, 0.1)

@@ -78,6 +78,7 @@ def save(state: AsOf, folder: str, *, rare: bool = True) -> None:
     about = {
         "format": FORMAT,
         "latest_ms": state.latest_ms,
+        "named": state.named,
         "first": state.first,
         "config": dataclasses.asdict(state.config),
     }
@@ -143,7 +144,7 @@ def load(
         }
         for one, seen in zip(state.repeats, texts.get("repeats", ()), strict=False):
             one.from_json(seen)
-        state.latest_ms = about["latest_ms"]
+        state.latest_ms, state.named = about["latest_ms"], about.get("named", True)
         state.make_wide()
     except (KeyError, ValueError, OSError, TypeError) as error:
         raise _damaged(folder, error) from error

@@ -28,7 +28,7 @@ from onesug_jax.logs.asof.items import Items, clock, log_counts
 from onesug_jax.logs.asof.pairs import PairCounts
 from onesug_jax.logs.asof.repeats import Repeats
 from onesug_jax.logs.asof.shown import ShownLists
-from onesug_jax.logs.schema import Level, visitor_of
+from onesug_jax.logs.schema import NAMELESS, Level, visitor_of
 from onesug_jax.logs.typos import Corrections
 
 _CORRECTED = 1 << 16  # mistyped prefixes whose corrections are cached
@@ -79,6 +79,7 @@ class AsOf:
         self._order = itertools.count()
         # Searches, orders and item clicks of the latest day.
         self.repeats = [Repeats(config.max_repeats) for _ in range(3)]
+        self.named = False  # whether anybody had a name so far
         self._searched: list[tuple] = []  # heaps by time: what is not visible yet
         self._converted: list[tuple] = []
         self._remembered: list[tuple] = []
@@ -152,7 +153,8 @@ class AsOf:
         self.moment = max(self.moment, min(time_ms - config.freshness_ms, frozen))
         while self._searched and self._searched[0][0] < self.moment:
             time, _, prefix, query, who, shown = heapq.heappop(self._searched)
-            if not self.repeats[0].counts(time, who, query):
+            self.named |= not who.startswith(NAMELESS)
+            if not self._counts(0, time, who, query):
                 continue
             self._count(time, prefix, query, who)
             if shown and config.shown:
@@ -162,8 +164,7 @@ class AsOf:
         while self._converted and self._converted[0][0] < until:
             time, _, query, ends, who = heapq.heappop(self._converted)
             added = [
-                end and of_day.counts(time, who, query)
-                for end, of_day in zip(ends, self.repeats[1:], strict=True)
+                end and self._counts(kind, time, who, query) for kind, end in enumerate(ends, 1)
             ]
             number = self._number.get(query)
             if number is not None:
@@ -197,6 +198,14 @@ class AsOf:
         self.shown.postpone(ms)
         self.latest_ms += ms
         self.moment += ms
+
+    def _counts(self, kind: int, time_ms: int, who: str, query: str) -> bool:
+        """Whether an event moves the counts: a visitor's few first of a day, but every one where
+        no visitor can be told from another.
+        """
+        if not self.named and who.startswith(NAMELESS):
+            return True
+        return self.repeats[kind].counts(time_ms, who, query)
 
     def _count(self, time_ms: int, prefix: str, query: str, visitor: str) -> None:
         number = self._number.get(query)

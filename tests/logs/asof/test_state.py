@@ -259,6 +259,7 @@ def test_what_is_no_duration_is_an_error(text):
 
 def test_what_nobody_has_put_a_name_to_is_one_visitor_a_day():
     state = AsOf(["lamp"], AsOfConfig(freshness_ms=0, min_users=2))
+    state.observe(START, "u", "la", "lamp")
     for number in range(50):
         state.observe(START + number, "", "la", "lava")
     state.settle()
@@ -268,6 +269,22 @@ def test_what_nobody_has_put_a_name_to_is_one_visitor_a_day():
     number = state.number("lava")
     assert state.exists(number), "two visitors, as there are two days"
     assert state.counts(np.array([number]))[0, 0] == 2
+
+
+def test_where_nobody_has_a_name_every_search_counts(tmp_path):
+    config = AsOfConfig(freshness_ms=0)
+    state = AsOf(["lamp"], config)
+    for number in range(5):
+        state.observe(START + number, "", "la", "lamp")
+    state.settle()
+    assert state.counts(np.array([0]))[0, 0] == 5
+    save(state, str(tmp_path))
+    state = load(str(tmp_path), config)
+    state.observe(START + DAY_MS, "u", "la", "lava")
+    for number in range(5):
+        state.observe(START + DAY_MS + 1 + number, "", "la", "lamp")
+    state.settle()
+    assert state.counts(np.array([0]))[0, 0] == 6, "somebody has a name now"
 
 
 @pytest.mark.parametrize("most", [1, 2])
