@@ -7,6 +7,7 @@
   python launch/bench.py --suite rwr --model small      preference step: encode once, or repeat
   python launch/bench.py --suite serve --work work/quickstart   the service while people type
   python launch/bench.py --suite live        counts: an event, a request, a replayed row
+  python launch/bench.py --suite blocking    blocked terms: start, and a list
 
 Everything is made on the spot: a simulated log, its vocabulary, random parameters (speed does not
 depend on them; the number of decoder steps hardly does). Only `serve` wants a trained WORK_DIR.
@@ -179,7 +180,7 @@ if __name__ == "__main__":
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     suites = {"layouts": (layouts, 40), "rwr": (rwr, 10)}
-    whole = ["decode", "train", "serve", "live"]
+    whole = ["decode", "train", "serve", "live", "blocking"]
     parser.add_argument("--suite", choices=[*whole, *suites], required=True)
     parser.add_argument(
         "--model", action="append", help="names in gin_configs/models (default tiny)"
@@ -209,6 +210,10 @@ if __name__ == "__main__":
         from bench_live import live
 
         live(options.count or 60_000)
+    elif options.suite == "blocking":
+        from bench_blocking import blocking
+
+        blocking()
     else:
         suite, count = suites[options.suite]
         for size in sizes:
