@@ -4,6 +4,8 @@
     POST /feedback   what came of it                         GET  /docs      the interface, to read
     GET, DELETE /users/ID  what is stored of a user           GET  /health /ready /metrics
 
+HEAD asks for what GET would give, without its body.
+
 Every mistake of a client is a 4xx that names the field; 503 with Retry-After says that there is no
 place in the queue or no model yet, 504 that the deadline passed. `server` listens.
 """
@@ -17,7 +19,7 @@ import sqlite3
 import time
 import uuid
 from collections.abc import Callable, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future
 from importlib import metadata, resources
 from typing import Annotated, Any
 
@@ -31,7 +33,8 @@ from starlette.middleware.cors import CORSMiddleware
 from onesug_jax.serve import bodies
 from onesug_jax.serve.engine import Answer, Engine, Full, Late, NotReady
 from onesug_jax.serve.feedback import Busy, Conflict, Event, FeedbackStore, Unknown
-from onesug_jax.serve.guards import LOOPBACK, Gate, Limits, Recorder
+from onesug_jax.serve.guards import LOOPBACK, Gate, Head, Limits, Recorder
+from onesug_jax.serve.histories import Histories
 from onesug_jax.serve.live import History
 from onesug_jax.serve.requests import SuggestRequest
 from onesug_jax.serve.server import ServerConfig
@@ -57,7 +60,7 @@ def make_app(
     say: Callable[[str], None] = print,
 ) -> FastAPI:
     """The application. It closes `engine` and `store` when it ends, in this order."""
-    readers = ThreadPoolExecutor(4, "history")
+    histories = Histories(store)
     hosts = None
     if config.local or config.hosts:
         hosts = {*LOOPBACK, "[::1]", *config.hosts}
@@ -68,7 +71,7 @@ def make_app(
         loop = asyncio.get_running_loop()
         await loop.run_in_executor(None, engine.close)
         await loop.run_in_executor(None, store.close)
-        readers.shutdown()
+        histories.close()
 
     app = FastAPI(
         title="onesug_jax",
@@ -85,10 +88,11 @@ def make_app(
             Middleware(
                 CORSMiddleware,
                 allow_origins=config.origins,
-                allow_methods=["GET", "POST", "DELETE"],
+                allow_methods=["GET", "HEAD", "POST", "DELETE"],
                 allow_headers=["content-type", "x-api-key", "authorization"],
             ),
             Middleware(Limits, body_bytes=config.body_bytes, body_seconds=config.body_seconds),
+            Middleware(Head),
         ],
         responses={
             code: {"model": bodies.Mistakes, "description": text}
@@ -105,10 +109,6 @@ def make_app(
     _add_errors(app)
     _add_page(app)
 
-    async def stored_history(user_id: str, most: int) -> dict[str, int]:
-        loop = asyncio.get_running_loop()
-        return await loop.run_in_executor(readers, store.history, user_id, most)
-
     async def history_of(version: ModelVersion, body: bodies.SuggestBody) -> History:
         if body.history is not None:
             return _newest_first(body.history, body.history_minutes, version.history)
@@ -116,7 +116,7 @@ def make_app(
             return (), ()
         if version.live is not None:
             return version.live.history(body.user_id)
-        stored, now = await stored_history(body.user_id, version.history), _now_ms()
+        stored, now = await histories.of(body.user_id, version.history), _now_ms()
         return tuple(stored), tuple(max(now - at, 0) / 60_000 for at in stored.values())
 
     @app.post("/suggest", response_model=bodies.SuggestReply, responses=_BUSY)
@@ -182,9 +182,8 @@ def make_app(
     @app.get("/users/{user_id:path}", response_model=bodies.UserReply)
     async def user(user_id: Annotated[bodies.KnownUser, Path()]):
         """What is stored of a user."""
-        loop = asyncio.get_running_loop()
-        events = await loop.run_in_executor(readers, store.count, user_id)
-        history = await stored_history(user_id, bodies.HISTORY_LENGTH)
+        events = await histories.read(store.count, user_id)
+        history = await histories.read(store.history, user_id, bodies.HISTORY_LENGTH)
         return {"user_id": user_id, "history": list(history), "events": events}
 
     @app.delete("/users/{user_id:path}", response_model=bodies.Deleted, responses=_BUSY)
@@ -204,7 +203,8 @@ def make_app(
     async def ready():
         """Requests are answered; 503 while the model is loaded and compiled.
 
-        While `warming`, the smaller shapes are still being compiled, and answers take longer.
+        While `warming`, the smaller shapes are still being compiled, and answers take longer. Where
+        `store` is "slow" or "down", lists are made without stored histories, and feedback gets 503.
         """
         version = engine.version
         return {
@@ -212,6 +212,7 @@ def make_app(
             "profile": list(version.profile),
             "levels": list(engine.levels),
             "warming": engine.warming,
+            "store": await histories.state(),
         }
 
     @app.get("/metrics")

@@ -1,8 +1,9 @@
-"""What stands before the application: limits, keys, origins, slow clients, and the access log.
+"""What stands before the application: limits, keys, origins, slow bodies, and the access log.
 
 Plain ASGI, in the order of a request's way in: `Recorder` (counts, one log line, headers for
-browsers), `Gate` (which hosts, which origins, which key), `Limits` (how much, how slowly). None of
-them reads what a user typed.
+browsers), `Gate` (which hosts, which origins, which key), `Limits` (how much, how slowly), `Head`
+(GET without a body). None of them reads what a user typed. What is slow below HTTP is met in
+`connections`.
 """
 
 from __future__ import annotations
@@ -12,9 +13,6 @@ import hmac
 import json
 import time
 from collections.abc import Callable, Sequence
-
-from starlette.responses import JSONResponse
-from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from onesug_jax.serve.metrics import Metrics
 
@@ -169,47 +167,25 @@ class Limits:
         await self._app(scope, again, send)
 
 
-_TOO_MANY = JSONResponse(
-    {"errors": [{"field": "connection", "message": "too many connections are open"}]},
-    503,
-    {"retry-after": "1", "connection": "close"},
-)
+class Head:
+    """Answers HEAD as GET, without the body."""
 
+    def __init__(self, app):
+        self._app = app
 
-def patient(seconds: float, connections: int) -> type[H11Protocol]:
-    """HTTP/1.1 by uvicorn, but a client has so many seconds for the head of each request, and who
-    comes when `connections` are open is told to come again.
-    """
+    async def __call__(self, scope, receive, send):
+        """One request."""
+        if scope["type"] != "http" or scope["method"] != "HEAD":
+            return await self._app(scope, receive, send)
 
-    class Patient(H11Protocol):
-        _timer = None
+        async def headers_only(message):
+            if message["type"] == "http.response.body":
+                message = {**message, "body": b""}
+            await send(message)
 
-        def connection_made(self, transport):
-            super().connection_made(transport)
-            if len(self.connections) > connections:
-                self.app = _TOO_MANY
-            self._expect()
-
-        def data_received(self, data):
-            before = self.cycle
-            super().data_received(data)
-            begun = self.cycle is not before
-            answering = self.cycle is not None and not self.cycle.response_complete
-            if begun or answering:
-                self._stop()
-            elif self._timer is None:
-                self._expect()
-
-        def connection_lost(self, exc):
-            self._stop()
-            super().connection_lost(exc)
-
-        def _expect(self):
-            self._timer = self.loop.call_later(seconds, self.transport.close)
-
-        def _stop(self):
-            if self._timer is not None:
-                self._timer.cancel()
-                self._timer = None
-
-    return Patient
+        asked = {**scope, "method": "GET"}
+        try:
+            await self._app(asked, receive, headers_only)
+        finally:
+            if "route" in asked:
+                scope["route"] = asked["route"]  # for the access log
