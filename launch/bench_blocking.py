@@ -27,10 +27,14 @@ def _expression(terms: Sequence[str]) -> Callable[[str], bool]:
     return lambda text: found.search(text) is not None
 
 
-def _timed(make: Callable[[], Callable[[str], bool]], lists: list[list[str]]) -> str:
+def _timed(
+    make: Callable[[tuple[str, ...]], Callable[[str], bool]],
+    terms: tuple[str, ...],
+    lists: list[list[str]],
+) -> str:
     re.purge()
     began = time.process_time()
-    blocks = make()
+    blocks = make(terms)
     start = time.process_time() - began
     spent = []
     for texts in lists:
@@ -56,8 +60,8 @@ def blocking() -> None:
             terms[word()] = None
         lists = [[f"{word()} {word()}" for _ in range(_LIST)] for _ in range(_LISTS)]
         blocked = tuple(terms)
-        found = _timed(lambda blocked=blocked: Filter(blocked).blocks, lists)
+        found = _timed(lambda terms: Filter(terms).blocks, blocked, lists)
         before = "-"
         if count <= _PATIENT:
-            before = _timed(lambda blocked=blocked: _expression(blocked), lists)
+            before = _timed(_expression, blocked, lists)
         print(f"  {count:>8,} {found:>24} {before:>24}")

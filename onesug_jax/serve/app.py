@@ -33,7 +33,7 @@ from starlette.middleware.cors import CORSMiddleware
 from onesug_jax.serve import bodies
 from onesug_jax.serve.engine import Answer, Engine, Full, Late, NotReady
 from onesug_jax.serve.feedback import Busy, Conflict, Event, FeedbackStore, Unknown
-from onesug_jax.serve.guards import LOOPBACK, Gate, Head, Limits, Recorder
+from onesug_jax.serve.guards import LOOPBACK, Admission, Gate, Head, Limits, Recorder
 from onesug_jax.serve.histories import Histories
 from onesug_jax.serve.live import History
 from onesug_jax.serve.requests import SuggestRequest
@@ -90,6 +90,12 @@ def make_app(
                 allow_origins=config.origins,
                 allow_methods=["GET", "HEAD", "POST", "DELETE"],
                 allow_headers=["content-type", "x-api-key", "authorization"],
+            ),
+            Middleware(
+                Admission,
+                path="/suggest",
+                most=engine.config.wait_ms / 1000,
+                crowded=engine.crowded,
             ),
             Middleware(Limits, body_bytes=config.body_bytes, body_seconds=config.body_seconds),
             Middleware(Head),

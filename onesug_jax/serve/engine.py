@@ -1,7 +1,7 @@
 """The engine: requests that arrive together become one batch, and every one of them gets an answer.
 
     submit -> cached list? -> Answer at once
-           -> queue full?  -> Full at once
+           -> too long a wait, as the model's pace says, or no place? -> Full at once
            -> queue -> batch (at most `max_batch`, waiting at most `max_wait_ms`)
                        past its deadline: dropped before the model sees it
                        degradation level by backlog and deadline -> results -> Answer
@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import collections
 import contextlib
+import math
 import threading
 import time
 import traceback
@@ -26,7 +27,7 @@ from dataclasses import dataclass, replace
 
 from onesug_jax.errors import UserError, plain
 from onesug_jax.serve.config import EngineConfig
-from onesug_jax.serve.levels import LEVELS, POPULAR, Pace, choose, in_time
+from onesug_jax.serve.levels import LEVELS, POPULAR, Pace, choose, crowded, in_time
 from onesug_jax.serve.metrics import Metrics
 from onesug_jax.serve.requests import SuggestRequest, SuggestResult
 from onesug_jax.serve.version import ModelVersion
@@ -48,7 +49,7 @@ class Answer:
 
 
 class Full(Exception):
-    """The queue has no place, or no answer would come in time; `after` says when to ask again."""
+    """No answer would come in time, or the queue has no place; `after` says when to ask again."""
 
     def __init__(self, after: float):
         super().__init__("too many requests are waiting")
@@ -96,6 +97,7 @@ class Engine:
         self._pace = Pace(config.batch_sizes)
         self._current: ModelVersion | None = None
         self._queue: collections.deque[_Waiting] = collections.deque()
+        self._free_at = 0.0  # when the model will have answered the batches that it was given
         self._arrived = threading.Condition()
         self._closing = False  # nothing more is accepted
         self._closed = threading.Event()
@@ -152,11 +154,21 @@ class Engine:
         """The degradation levels in use, best first; NotReady as `version`."""
         return self.version.levels(self.config)
 
+    def crowded(self) -> float:
+        """Seconds after which to ask again, where any request that comes now is refused; else 0."""
+        if self._current is None or self._closing:
+            return 0.0  # `submit` says what is the matter
+        with self._arrived:
+            after = self._crowded(self.levels, time.monotonic(), math.inf)
+        if after:
+            self.metrics.refused()
+        return after
+
     def submit(self, request: SuggestRequest) -> Future:
         """Asks for a list; the Future holds an Answer, or fails with Late.
 
         Raises:
-          Full: there is no place in the queue, or no answer would come in time.
+          Full: it would wait too long for an answer, or there is no place in the queue.
           NotReady: no version is loaded yet, or the engine is closing.
         """
         version = self.version
@@ -169,19 +181,28 @@ class Engine:
             future.set_result(self._answer(request, result, levels[0], version, cached=True))
             return future
         within = self.config.deadline_ms / 1000 if request.within is None else request.within
-        last = levels[-1]
         with self._arrived:
             if self._closing:
                 raise NotReady("the server is closing")
-            wait = self._pace.to_clear(last, len(self._queue) + 1) if last != POPULAR else 0.0
-            if len(self._queue) >= self.config.queue:
-                self._drop_abandoned()
-            if len(self._queue) >= self.config.queue or len(self._queue) and wait > within:
+            if after := self._crowded(levels, now, within):
                 self.metrics.refused()
-                raise Full(max(wait, self.config.target_ms / 1000))
+                raise Full(after)
             self._queue.append(_Waiting(request, future, now, now + within))
             self._arrived.notify()
         return future
+
+    def _crowded(self, levels: Sequence[str], now: float, within: float) -> float:
+        """Seconds after which to ask again where a request is refused, else 0; with the lock."""
+        busy, most = max(0.0, self._free_at - now), self.config.wait_ms / 1000
+        for attempt in range(2):
+            if attempt:
+                self._drop_abandoned()
+            after = crowded(levels, self._pace, len(self._queue), busy, most, within)
+            if len(self._queue) >= self.config.queue:
+                after = max(after, self.config.target_ms / 1000)
+            if not after:
+                break
+        return after
 
     def _drop_abandoned(self) -> None:
         """Gives the places of clients that have gone to others; to be called with the lock."""
@@ -250,6 +271,8 @@ class Engine:
                 one = queue.popleft()
                 lower = in_time(faster, self._pace, level, one.deadline - now, size)
                 groups[lower].append(one)
+            takes = (self._pace.of(name, len(group)) for name, group in groups.items())
+            self._free_at = now + sum(takes)
         order = sorted(groups, key=LEVELS.index, reverse=True)
         return [(level, groups[level]) for level in order]
 
@@ -298,9 +321,9 @@ class Engine:
             for one in left.values():
                 one.future.set_exception(failure)
             return
+        took = time.monotonic() - began
+        self._pace.note(level, len(waiting), took)
         if level != POPULAR:
-            took = time.monotonic() - began
-            self._pace.note(level, len(waiting), took)
             self.metrics.batch(level, len(waiting), took)
 
     def _answer(

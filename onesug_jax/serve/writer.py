@@ -125,6 +125,7 @@ class Writer:
     def _changed(self, change: Change) -> tuple[Any, Exception | None]:
         """The answer of a change, or why it failed; then nothing of it is left."""
         self.connection.execute("SAVEPOINT change")
+        found: tuple[Any, Exception | None]
         try:
             found = change(self.connection), None
         except Exception as error:

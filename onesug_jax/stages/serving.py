@@ -139,8 +139,8 @@ def _store_or_none(context: Context, say) -> FeedbackStore:
             raise
         say(
             f"serve: {plain(error)}\nserve: starts without the feedback store: histories are "
-            "empty, counts stay those of the log, /feedback answers 503. Repair the file and start again; "
-            "FeedbackConfig.required=True would have ended the service here."
+            "empty, counts stay those of the log, /feedback answers 503. Repair the file and start "
+            "again; FeedbackConfig.required=True would have ended the service here."
         )
         return AbsentStore(_store_path(context, config), config, plain(error))
 
