@@ -26,6 +26,7 @@ from concurrent.futures import Future
 from dataclasses import dataclass, replace
 
 from onesug_jax.errors import UserError, plain
+from onesug_jax.serve.answer import Answer, Full, Late, NotReady
 from onesug_jax.serve.config import EngineConfig
 from onesug_jax.serve.levels import LEVELS, POPULAR, Pace, choose, crowded, in_time
 from onesug_jax.serve.metrics import Metrics
@@ -33,35 +34,6 @@ from onesug_jax.serve.requests import SuggestRequest, SuggestResult
 from onesug_jax.serve.version import ModelVersion
 
 _RETRY_SECONDS = 30.0  # between attempts at a version that could not be loaded
-
-
-@dataclass(frozen=True)
-class Answer:
-    """A list, and how it came about. Times in seconds; `batch` is the size of its batch."""
-
-    result: SuggestResult
-    level: str
-    version: str
-    cached: bool = False
-    waited: float = 0.0
-    took: float = 0.0
-    batch: int = 0
-
-
-class Full(Exception):
-    """No answer would come in time, or the queue has no place; `after` says when to ask again."""
-
-    def __init__(self, after: float):
-        super().__init__("too many requests are waiting")
-        self.after = after
-
-
-class NotReady(Exception):
-    """The model is still being loaded and compiled."""
-
-
-class Late(Exception):
-    """The request's deadline passed before the model saw it."""
 
 
 @dataclass
