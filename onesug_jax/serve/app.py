@@ -91,12 +91,7 @@ def make_app(
                 allow_methods=["GET", "HEAD", "POST", "DELETE"],
                 allow_headers=["content-type", "x-api-key", "authorization"],
             ),
-            Middleware(
-                Admission,
-                path="/suggest",
-                most=engine.config.wait_ms / 1000,
-                crowded=engine.crowded,
-            ),
+            Middleware(Admission, path="/suggest", crowded=engine.crowded),
             Middleware(Limits, body_bytes=config.body_bytes, body_seconds=config.body_seconds),
             Middleware(Head),
         ],

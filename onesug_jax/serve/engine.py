@@ -69,7 +69,7 @@ class Engine:
         self._pace = Pace(config.batch_sizes)
         self._current: ModelVersion | None = None
         self._queue: collections.deque[_Waiting] = collections.deque()
-        self._free_at = 0.0  # when the model will have answered the batches that it was given
+        self._given, self._free_at = 0, 0.0  # requests the model is at; when it will be done
         self._arrived = threading.Condition()
         self._closing = False  # nothing more is accepted
         self._closed = threading.Event()
@@ -126,12 +126,15 @@ class Engine:
         """The degradation levels in use, best first; NotReady as `version`."""
         return self.version.levels(self.config)
 
-    def crowded(self) -> float:
-        """Seconds after which to ask again, where any request that comes now is refused; else 0."""
+    def crowded(self, inside: int = 0) -> float:
+        """Seconds after which to ask again, where any request that comes now is refused; else 0.
+        `inside`: requests that have come and have no answer yet, submitted or not.
+        """
         if self._current is None or self._closing:
             return 0.0  # `submit` says what is the matter
         with self._arrived:
-            after = self._crowded(self.levels, time.monotonic(), math.inf)
+            coming = inside - self._given
+            after = self._crowded(self.levels, time.monotonic(), math.inf, coming)
         if after:
             self.metrics.refused()
         return after
@@ -163,13 +166,14 @@ class Engine:
             self._arrived.notify()
         return future
 
-    def _crowded(self, levels: Sequence[str], now: float, within: float) -> float:
+    def _crowded(self, levels: Sequence[str], now: float, within: float, coming: int = 0) -> float:
         """Seconds after which to ask again where a request is refused, else 0; with the lock."""
         busy, most = max(0.0, self._free_at - now), self.config.wait_ms / 1000
         for attempt in range(2):
             if attempt:
                 self._drop_abandoned()
-            after = crowded(levels, self._pace, len(self._queue), busy, most, within)
+            waiting = max(len(self._queue), coming)
+            after = crowded(levels, self._pace, waiting, busy, most, within)
             if len(self._queue) >= self.config.queue:
                 after = max(after, self.config.target_ms / 1000)
             if not after:
@@ -211,6 +215,7 @@ class Engine:
         """The next batch, by level, cheapest level first; None: closed, and nothing waits."""
         config = self.config
         with self._arrived:
+            self._given = 0
             while not self._queue:
                 if self._closing:
                     return None
@@ -244,7 +249,7 @@ class Engine:
                 lower = in_time(faster, self._pace, level, one.deadline - now, size)
                 groups[lower].append(one)
             takes = (self._pace.of(name, len(group)) for name, group in groups.items())
-            self._free_at = now + sum(takes)
+            self._given, self._free_at = sum(map(len, groups.values())), now + sum(takes)
         order = sorted(groups, key=LEVELS.index, reverse=True)
         return [(level, groups[level]) for level in order]
 
@@ -294,8 +299,11 @@ class Engine:
                 one.future.set_exception(failure)
             return
         took = time.monotonic() - began
-        self._pace.note(level, len(waiting), took)
-        if level != POPULAR:
+        if level == POPULAR:  # nothing is batched: each takes the same
+            for size in self.config.batch_sizes:
+                self._pace.note(level, size, took * size / len(waiting))
+        else:
+            self._pace.note(level, len(waiting), took)
             self.metrics.batch(level, len(waiting), took)
 
     def _answer(

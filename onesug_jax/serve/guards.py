@@ -11,6 +11,7 @@ from __future__ import annotations
 import asyncio
 import hmac
 import json
+import math
 import time
 import types
 from collections.abc import Callable, Sequence
@@ -27,7 +28,6 @@ _HEADERS = [
     (b"referrer-policy", b"no-referrer"),
 ]
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
-_BEAT = 0.02  # seconds between two looks at how late the event loop is
 _OPEN = ("/health", "/ready", "/openapi.json")  # these need no key
 
 
@@ -176,32 +176,27 @@ class Admission:
     Args:
       app: the application.
       path: where lists are asked for.
-      most: seconds that the event loop may lag behind.
-      crowded: seconds after which to ask again; 0: there is a place.
+      crowded: given how many requests are inside, seconds after which to ask again; 0: come in.
     """
 
-    def __init__(self, app, path: str, most: float, crowded: Callable[[], float]):
-        self._app, self._path, self._most, self._crowded = app, path, most, crowded
-        self._lag, self._beat = 0.0, None
+    def __init__(self, app, path: str, crowded: Callable[[int], float]):
+        self._app, self._crowded, self._inside = app, crowded, 0
         self._route = types.SimpleNamespace(path=path)
 
     async def __call__(self, scope, receive, send):
         """One request."""
-        if scope["type"] != "http" or scope["path"] != self._path or scope["method"] != "POST":
+        asked = scope["type"] == "http" and scope["method"] == "POST"
+        if not asked or scope["path"] != self._route.path:
             return await self._app(scope, receive, send)
-        if self._beat is None:
-            self._listen(time.monotonic())
-        if after := max(self._crowded(), self._lag if self._lag > self._most else 0.0):
+        if after := self._crowded(self._inside):
             scope["route"] = self._route  # for the access log
-            headers = [(b"retry-after", b"%d" % max(1, round(after)))]
+            headers = [(b"retry-after", b"%d" % max(1, math.ceil(after)))]
             return await respond(send, 503, "queue", "too many requests are waiting", headers)
-        await self._app(scope, receive, send)
-
-    def _listen(self, since: float) -> None:
-        """Notes how much later than asked for the event loop came to this."""
-        now = time.monotonic()
-        self._lag = max(0.0, now - since - _BEAT)
-        self._beat = asyncio.get_running_loop().call_later(_BEAT, self._listen, now)
+        self._inside += 1
+        try:
+            await self._app(scope, receive, send)
+        finally:
+            self._inside -= 1
 
 
 class Head:

@@ -41,11 +41,8 @@ class Pace:
         return level, self._sizes[min(at, len(self._sizes) - 1)]
 
     def note(self, level: str, count: int, seconds: float) -> None:
-        """A batch of `count` requests took `seconds` at `level`; what is beyond the largest size
-        counts as further batches.
-        """
+        """A batch of `count` requests took `seconds` at `level`."""
         key = self._key(level, count)
-        seconds *= min(1.0, self._sizes[-1] / count)
         with self._lock:
             before = self._seconds.get(key, (seconds, 0.0))[0]
             mean = _INERTIA * before + (1 - _INERTIA) * seconds

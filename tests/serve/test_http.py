@@ -6,6 +6,7 @@ import sqlite3
 import subprocess
 import threading
 import time
+import uuid
 
 import pytest
 
@@ -173,6 +174,27 @@ def test_a_full_queue_is_told_at_once_and_when_to_come_again(client):
         thread.join(30)
 
 
+def test_who_would_wait_too_long_is_turned_away_unread(client):
+    """Whatever the body is: it costs nothing to say that there is no place."""
+    here = client(engine={"levels": ("beam",), "max_wait_ms": 0.0, "max_batch": 1}, log=True)
+    here.version.gate.clear()
+    waiting = [threading.Thread(target=suggest, args=(here,), kwargs={"prefix": p}) for p in "ab"]
+    waiting[0].start()
+    assert here.version.began.wait(30)
+    waiting[1].start()
+    until(lambda: here.engine.waiting == 1)
+    here.engine._free_at = time.monotonic() + 60
+    reply = here.post("/suggest", content=b"no JSON")
+    assert reply.status_code == 503 and 50 <= int(reply.headers["retry-after"]) <= 60
+    assert field_of(reply.json()) == "queue" and "POST /suggest 503" in "\n".join(here.said)
+    assert here.get("/health").status_code == 200 and feedback(here, query="a")["stored"] == "new"
+    here.version.gate.set()
+    for thread in waiting:
+        thread.join(30)
+    until(lambda: not here.engine.crowded())
+    assert suggest(here, prefix="c")["suggestions"]
+
+
 def test_a_missed_deadline_is_told(client):
     here = client(engine={"levels": ("beam",), "max_wait_ms": 0.0})
     here.version.gate.clear()
@@ -225,6 +247,36 @@ def test_feedback_is_taken_once_and_items_are_added(client):
     assert field_of(feedback(here, 409, user_id="v", ordered_items=["i1"])) == "user_id"
     assert field_of(feedback(here, 404, request_id="r9", ordered_items=["i1"])) == "request_id"
     assert here.get("/users/u").json() == {"user_id": "u", "history": ["lamp"], "events": 1}
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "a\u0000b",
+        "a\u001fb",
+        "a\u0085b",
+        "a\u200bb",
+        "\ufeffa",
+        "a\x7f",
+        "ﷺ" * 20,
+        "\U0001f600" * 64,
+    ]
+    + ["a" * n for n in (64, 65, 128, 129)]
+    + [" ", "a\tb", "İ" * 64, "\ue000", "é" * 64],
+)
+def test_what_one_address_takes_the_other_takes(client, text):
+    here = client()
+
+    def refuses(path, **body):
+        return here.post(path, json=body).status_code == 422
+
+    def not_stored(**fields):
+        return refuses("/feedback", request_id=uuid.uuid4().hex, **{"query": "a", **fields})
+
+    fields = {"prefix": text, "user_id": text, "history": [text], "profile": {"age": text}}
+    asked = [refuses("/suggest", **{name: value}) for name, value in fields.items()]
+    assert [not_stored(**{name: value}) for name, value in fields.items()] == asked
+    assert not_stored(query=text) == not_stored(shown=[text]) == asked[2], "as of the history"
 
 
 @pytest.mark.parametrize(
