@@ -52,6 +52,10 @@ class AbsentStore(FeedbackStore):
         """Raises sqlite3.OperationalError."""
         raise sqlite3.OperationalError(self._why)
 
+    def exports(self) -> list[tuple[str, int]]:
+        """Raises sqlite3.OperationalError."""
+        raise sqlite3.OperationalError(self._why)
+
     def export(self, path: str, *, profile: Sequence[str] = (), **settings) -> int:
         """Raises sqlite3.OperationalError."""
         raise sqlite3.OperationalError(self._why)

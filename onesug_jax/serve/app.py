@@ -14,7 +14,9 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import datetime
 import math
+import os
 import sqlite3
 import time
 import uuid
@@ -189,11 +191,14 @@ def make_app(
 
     @app.delete("/users/{user_id:path}", response_model=bodies.Deleted, responses=_BUSY)
     async def forget(user_id: Annotated[bodies.KnownUser, Path()]):
-        """Deletes all that is stored of a user, and overwrites it on the disk."""
+        """Deletes what is stored of a user, overwritten on the disk, and says what remains."""
         deleted = await asyncio.wrap_future(store.forget(user_id))
         if engine.ready and engine.version.live is not None:
             engine.version.live.forget(user_id)
-        return {"user_id": user_id, "deleted": deleted}
+        remains = _remaining(
+            await histories.read(store.exports), engine.version.name if engine.ready else None
+        )
+        return {"user_id": user_id, "deleted": deleted, "remains": remains}
 
     @app.get("/health")
     async def health():
@@ -243,6 +248,23 @@ _BUSY: dict[int | str, dict[str, Any]] = {
 
 def _now_ms() -> int:
     return time.time_ns() // 1_000_000
+
+
+def _remaining(exports: Sequence[tuple[str, int]], version: str | None) -> list[dict[str, str]]:
+    """What a deletion leaves, as `bodies.Remaining`; of exports the file's name alone is told."""
+    found = [
+        {
+            "what": f"exported log {os.path.basename(path)} of "
+            f"{datetime.datetime.fromtimestamp(at_ms / 1000, datetime.UTC):%Y-%m-%d %H:%M} UTC",
+            "until": "its owner deletes it",
+        }
+        for path, at_ms in exports
+    ]
+    if version is not None:
+        what = f"model {version}, its log and its counts, and those of versions before it"
+        until = "the next update, which leaves this user out; versions before it until removed"
+        found.append({"what": what, "until": until})
+    return found
 
 
 def _profile_values(version: ModelVersion, profile: dict[str, str]) -> tuple[str, ...]:

@@ -256,11 +256,19 @@ class UserReply(BaseModel):
     events: int
 
 
+class Remaining(BaseModel):
+    """What may still hold something of a user, and until when."""
+
+    what: str
+    until: str
+
+
 class Deleted(BaseModel):
-    """How many events of the user were deleted."""
+    """How many events of the user were deleted, and what remains elsewhere."""
 
     user_id: str
     deleted: int
+    remains: list[Remaining]
 
 
 class Mistake(BaseModel):

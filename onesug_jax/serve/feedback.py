@@ -24,7 +24,7 @@ from concurrent.futures import Future
 
 from onesug_jax.errors import UserError
 from onesug_jax.logs.schema import request_level
-from onesug_jax.serve import journal
+from onesug_jax.serve import forgotten, journal
 from onesug_jax.serve.export import LISTS, OWN, export
 from onesug_jax.serve.writer import Busy, Writer
 
@@ -43,6 +43,7 @@ CREATE TABLE IF NOT EXISTS events (
 CREATE INDEX IF NOT EXISTS by_user ON events (user_id, timestamp_ms);
 CREATE INDEX IF NOT EXISTS by_time ON events (timestamp_ms);
 {journal.TABLES}
+{forgotten.TABLES}
 PRAGMA user_version = {_VERSION};
 """
 _DAY_MS = 86_400_000
@@ -176,12 +177,15 @@ class FeedbackStore:
         return self._writer.ask(lambda connection: _put(connection, event, counted))
 
     def forget(self, user_id: str) -> Future:
-        """Deletes all events of a user; the Future holds how many, once they are overwritten."""
+        """Deletes all events of a user; the Future holds how many, once they are overwritten. Later
+        updates leave older rows of this user out (`forgotten`).
+        """
+        return self._writer.ask(lambda connection: forgotten.forget(connection, user_id), True)
 
-        def delete(connection: sqlite3.Connection) -> int:
-            return connection.execute("DELETE FROM events WHERE user_id = ?", (user_id,)).rowcount
-
-        return self._writer.ask(delete, emptied=True)
+    def exports(self) -> list[tuple[str, int]]:
+        """Exported files that are still there, and when each was written, in ms since 1970."""
+        with self._reader:
+            return forgotten.exports(self._reading)
 
     def probe(self) -> Future:
         """Writes nothing; the Future fails as that of `add` where writing would. Raises Busy."""
@@ -251,6 +255,7 @@ class FeedbackStore:
         `profile` are the names of profile columns that are written even where no event has them;
         an event without a value has "". The file appears whole; it is not made without events.
         """
+        self._writer.ask(lambda connection: forgotten.note_export(connection, path)).result()
         with self._reader:
             return export(self._reading, path, profile, since_ms)
 

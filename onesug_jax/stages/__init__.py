@@ -384,6 +384,7 @@ _ALL = (
         run=update.update,
         configures=(
             "update",
+            "FeedbackConfig",
             "ingest",
             "clicks",
             "AsOfConfig",

@@ -309,9 +309,22 @@ def test_a_user_is_forgotten_on_request(client):
     feedback(here, user_id=name, query="secret")
     where = "/users/a%2Fb%20%3F%26%25%C3%A9"
     assert here.get(where).json()["history"] == ["secret"]
-    assert here.delete(where).json() == {"user_id": name, "deleted": 1}
+    reply = here.delete(where).json()
+    assert (reply["user_id"], reply["deleted"]) == (name, 1)
+    assert [one["until"][:15] for one in reply["remains"]] == ["the next update"]
     assert here.get(where).json()["events"] == 0
     assert here.delete("/users/").status_code == 422, "never everybody whose name is empty"
+
+
+def test_a_deletion_says_which_exports_remain(client, tmp_path):
+    here = client()
+    feedback(here, user_id="u", query="secret")
+    for name in ("kept", "gone"):
+        here.store.export(str(tmp_path / f"{name}.parquet"))
+    (tmp_path / "gone.parquet").unlink()
+    remains = here.delete("/users/u").json()["remains"]
+    assert [one["what"].split(" of ")[0] for one in remains[:-1]] == ["exported log kept.parquet"]
+    assert "model 0000" in remains[-1]["what"] and str(tmp_path) not in json.dumps(remains)
 
 
 def test_a_store_that_cannot_write_is_busy_not_broken(client, monkeypatch):
