@@ -8,6 +8,7 @@
   python launch/bench.py --suite serve --work work/quickstart   the service while people type
   python launch/bench.py --suite live        counts: an event, a request, a replayed row
   python launch/bench.py --suite poison      forged feedback: how many lists it reaches
+  python launch/bench.py --suite blocking    blocked terms: start, and a list
 
 Everything is made on the spot: a simulated log, its vocabulary, random parameters (speed does not
 depend on them; the number of decoder steps hardly does). Only `serve` wants a trained WORK_DIR.
@@ -180,7 +181,7 @@ if __name__ == "__main__":
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     suites = {"layouts": (layouts, 40), "rwr": (rwr, 10)}
-    whole = ["decode", "train", "serve", "live", "poison"]
+    whole = ["decode", "train", "serve", "live", "poison", "blocking"]
     parser.add_argument("--suite", choices=[*whole, *suites], required=True)
     parser.add_argument(
         "--model", action="append", help="names in gin_configs/models (default tiny)"
@@ -214,6 +215,10 @@ if __name__ == "__main__":
         from bench_poison import poison
 
         poison(options.count or 20_000)
+    elif options.suite == "blocking":
+        from bench_blocking import blocking
+
+        blocking()
     else:
         suite, count = suites[options.suite]
         for size in sizes:

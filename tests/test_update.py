@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import shutil
+import sqlite3
 import types
 
 import pyarrow as pa
@@ -11,6 +12,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from onesug_jax import main
+from onesug_jax.errors import UserError
 from onesug_jax.pipeline import versions, workdir
 from onesug_jax.serve.feedback import Event, FeedbackConfig, FeedbackStore
 from onesug_jax.stages import update as loop
@@ -217,6 +219,46 @@ def test_a_history_that_one_log_brings_and_a_column_that_one_lacks(tmp_path, cap
     told = [(one["history"], one["history_minutes"]) for one in rows]
     have, have_not = (["lamp"], [3.0]), (None, None)
     assert told == ([have] * 3 + [have_not] * 4 if brings == "old" else [have_not] * 3 + [have] * 4)
+
+
+def test_rows_of_users_who_were_deleted_are_left_out(tmp_path):
+    """Those before the wish, whether the version in use or the fresh log brings them."""
+    path = tmp_path / "work" / "feedback" / "events.sqlite"
+    store = FeedbackStore(str(path))
+    for user in ("ann", "\u00e9 b", "nobody"):
+        store.forget(user).result(30)
+    store.close()
+    with sqlite3.connect(path) as connection:
+        connection.execute("UPDATE forgotten SET at_ms = 15")
+        told = "".join(map(str, connection.execute("SELECT * FROM forgotten")))
+        assert "ann" not in told
+    rows = [
+        {"request_id": f"{user}{at}", "user_id": user, "timestamp_ms": at, "query": "tent"}
+        for user in ("ann", "\u00e9 b", "cid", "")
+        for at in (10, 15, 20)
+    ]
+    for folder, part in (("work/log", rows[::2]), ("new/fresh", rows[1::2])):
+        (tmp_path / folder).mkdir(parents=True)
+        pq.write_table(pa.Table.from_pylist(part), tmp_path / folder / "train.parquet")
+    base = types.SimpleNamespace(
+        work=workdir.WorkDir(str(tmp_path / "work")),
+        settings={"ingest.memory_limit": "1GB"},
+        log="fresh.parquet",
+    )
+    context = types.SimpleNamespace(
+        configured=lambda name: FeedbackConfig, macros={"WORK_DIR": str(tmp_path / "work")}
+    )
+    loop._join(base, str(tmp_path / "new"), 28.0, 0.5, loop._forgotten(context))
+    log = tmp_path / "new" / "log"
+    seen = [pq.read_table(log / f"{split}.parquet")["request_id"] for split in ("train", "dev")]
+    expected = {one["request_id"] for one in rows}
+    expected -= {f"{user}{at}" for user in ("ann", "\u00e9 b") for at in (10, 15)}
+    assert {one for column in seen for one in column.to_pylist()} == expected
+    path.write_bytes(b"damaged" * 1000)
+    with pytest.raises(UserError, match="whose rows to leave out"):
+        loop._forgotten(context)
+    path.unlink()
+    assert loop._forgotten(context) is None
 
 
 def test_mistakes_are_answered_with_a_way_out_and_change_nothing(shop, work, tmp_path, capsys):

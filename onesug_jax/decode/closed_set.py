@@ -7,38 +7,45 @@ anybody searched. `Filter` is applied to the finished set, so that it can be cha
 from __future__ import annotations
 
 import dataclasses
-import functools
 import os
 import re
 from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
 
+from onesug_jax.decode.blocking import Terms
 from onesug_jax.decode.trie import TextRanks
 from onesug_jax.errors import UserError
 from onesug_jax.logs.schema import normalise_query
 from onesug_jax.tasks.features import Featurizer
 
 _LEAST_COUNT = re.compile(r"least_count\s*=\s*(\d+)")
+_PLURALS = re.compile(r"plurals\s*=\s*(yes|no)")
 
 
 @dataclasses.dataclass(frozen=True)
 class Filter:
-    """Which indexed queries may be shown.
+    """Which indexed queries may be shown. Its terms are made ready to be found when it is made.
 
     Attributes:
-      blocked: terms no shown query may hold, as whole words; a term that opens or ends with a
-        letter of a script without spaces (Chinese, say), anywhere.
+      blocked: terms no shown query may hold, as whole words, or anywhere in scripts without spaces;
+        spelling is folded, see `blocking`.
       least_count: how often a shown query was searched at least.
+      plurals: English plurals of the terms are blocked too.
     """
 
     blocked: tuple[str, ...] = ()
     least_count: int = 0
+    plurals: bool = False
+    _terms: Terms = dataclasses.field(init=False, repr=False, compare=False)
+
+    def __post_init__(self):
+        object.__setattr__(self, "_terms", Terms(self.blocked, self.plurals))
 
     @classmethod
     def read(cls, path: str | None, least_count: int = 0) -> Filter:
-        """With the terms of a text file: one a line; empty lines and those after # are left out. A
-        line `least_count = 5` stands in for `least_count`: so both can change while serving.
+        """With the terms of a text file: one a line; empty lines and those after # are left out.
+        Lines `least_count = 5` and `plurals = yes` are settings: they can change while serving.
 
         Raises:
           UserError: there is no such file, or it is not UTF-8.
@@ -48,52 +55,30 @@ class Filter:
         if not os.path.isfile(path):
             raise UserError(f"{path}: expected a file of blocked terms, one a line; found none")
         try:
-            with open(path, encoding="utf-8") as file:
-                lines = [line.partition("#")[0] for line in file]
+            with open(path, encoding="utf-8-sig") as file:  # with a byte order mark or without
+                lines = [line.partition("#")[0].strip() for line in file]
         except UnicodeDecodeError as error:
             raise UserError(f"{path}: expected UTF-8, one term a line ({error})") from None
-        terms = []
+        terms, plurals = [], False
         for line in lines:
-            if found := _LEAST_COUNT.fullmatch(line.strip()):
+            if found := _LEAST_COUNT.fullmatch(line):
                 least_count = int(found[1])
+            elif found := _PLURALS.fullmatch(line):
+                plurals = found[1] == "yes"
             elif term := normalise_query(line):
                 terms.append(term)
-        return cls(tuple(dict.fromkeys(terms)), least_count)
+        return cls(tuple(dict.fromkeys(terms)), least_count, plurals)
 
     def of(self, texts: Sequence[str], counts: np.ndarray) -> np.ndarray:
         """Whether each query may be shown, `[N]` booleans."""
         shown = np.asarray(counts) >= self.least_count
-        if self._pattern is None or not len(texts):
-            return shown
-        # One search through all texts: a million of them and hundreds of terms take seconds.
-        whole = "\n".join(texts)
-        starts = np.cumsum([0, *(len(text) + 1 for text in texts[:-1])])
-        at = np.array([found.start() for found in self._pattern.finditer(whole)], np.int64)
-        shown[np.searchsorted(starts, at, side="right") - 1] = False
+        if self.blocked:
+            shown &= ~np.fromiter(map(self.blocks, texts), bool, len(texts))
         return shown
 
     def blocks(self, text: str) -> bool:
         """Whether a query holds a blocked term."""
-        return self._pattern is not None and self._pattern.search(text) is not None
-
-    @functools.cached_property
-    def _pattern(self) -> re.Pattern[str] | None:
-        """What finds any of the blocked terms; None: there are none."""
-        terms = [term for term in map(normalise_query, self.blocked) if term]
-        found = "|".join(map(_bounded, sorted(terms, key=len, reverse=True)))
-        return re.compile(found) if terms else None
-
-
-def _bounded(term: str) -> str:
-    """A pattern that finds the term between words, or anywhere where its script has no spaces."""
-    before = r"(?<!\w)" if _spaced(term[0]) else ""
-    after = r"(?!\w)" if _spaced(term[-1]) else ""
-    return before + re.escape(term) + after
-
-
-def _spaced(letter: str) -> bool:
-    """Whether this is a letter or digit of a script that sets spaces between words."""
-    return letter.isalnum() and not "\u2e80" <= letter <= "\ud7ff"
+        return self._terms.found_in(text)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -4,6 +4,8 @@
     POST /feedback   what came of it                         GET  /docs      the interface, to read
     GET, DELETE /users/ID  what is stored of a user           GET  /health /ready /metrics
 
+HEAD asks for what GET would give, without its body.
+
 Every mistake of a client is a 4xx that names the field; 503 with Retry-After says that there is no
 place in the queue or no model yet, 504 that the deadline passed. `server` listens.
 """
@@ -12,11 +14,13 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import datetime
 import math
+import os
 import sqlite3
 import time
 from collections.abc import Callable, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future
 from importlib import metadata, resources
 from typing import Annotated, Any
 
@@ -30,7 +34,8 @@ from starlette.middleware.cors import CORSMiddleware
 from onesug_jax.serve import bodies
 from onesug_jax.serve.engine import Answer, Engine, Full, Late, NotReady
 from onesug_jax.serve.feedback import Busy, Conflict, Event, FeedbackStore, Unknown
-from onesug_jax.serve.guards import LOOPBACK, Gate, Limits, Recorder
+from onesug_jax.serve.guards import LOOPBACK, Admission, Gate, Head, Limits, Recorder
+from onesug_jax.serve.histories import Histories
 from onesug_jax.serve.live import History
 from onesug_jax.serve.requests import SuggestRequest
 from onesug_jax.serve.server import ServerConfig
@@ -57,7 +62,7 @@ def make_app(
     say: Callable[[str], None] = print,
 ) -> FastAPI:
     """The application. It closes `engine` and `store` when it ends, in this order."""
-    readers = ThreadPoolExecutor(4, "history")
+    histories = Histories(store)
     trust = Trust(store, keyed=config.key() is not None)
     hosts = None
     if config.local or config.hosts:
@@ -69,7 +74,7 @@ def make_app(
         loop = asyncio.get_running_loop()
         await loop.run_in_executor(None, engine.close)
         await loop.run_in_executor(None, store.close)
-        readers.shutdown()
+        histories.close()
 
     app = FastAPI(
         title="onesug_jax",
@@ -86,10 +91,12 @@ def make_app(
             Middleware(
                 CORSMiddleware,
                 allow_origins=config.origins,
-                allow_methods=["GET", "POST", "DELETE"],
+                allow_methods=["GET", "HEAD", "POST", "DELETE"],
                 allow_headers=["content-type", "x-api-key", "authorization"],
             ),
+            Middleware(Admission, path="/suggest", crowded=engine.crowded),
             Middleware(Limits, body_bytes=config.body_bytes, body_seconds=config.body_seconds),
+            Middleware(Head),
         ],
         responses={
             code: {"model": bodies.Mistakes, "description": text}
@@ -106,10 +113,6 @@ def make_app(
     _add_errors(app)
     _add_page(app)
 
-    async def stored_history(user_id: str, most: int) -> dict[str, int]:
-        loop = asyncio.get_running_loop()
-        return await loop.run_in_executor(readers, store.history, user_id, most)
-
     async def history_of(version: ModelVersion, body: bodies.SuggestBody) -> History:
         if body.history is not None:
             return _newest_first(body.history, body.history_minutes, version.history)
@@ -117,7 +120,7 @@ def make_app(
             return (), ()
         if version.live is not None:
             return version.live.history(body.user_id)
-        stored, now = await stored_history(body.user_id, version.history), _now_ms()
+        stored, now = await histories.of(body.user_id, version.history), _now_ms()
         return tuple(stored), tuple(max(now - at, 0) / 60_000 for at in stored.values())
 
     def source(request: Request) -> str | None:
@@ -192,18 +195,20 @@ def make_app(
     @app.get("/users/{user_id:path}", response_model=bodies.UserReply)
     async def user(user_id: Annotated[bodies.KnownUser, Path()]):
         """What is stored of a user."""
-        loop = asyncio.get_running_loop()
-        events = await loop.run_in_executor(readers, store.count, user_id)
-        history = await stored_history(user_id, bodies.HISTORY_LENGTH)
+        events = await histories.read(store.count, user_id)
+        history = await histories.read(store.history, user_id, bodies.HISTORY_LENGTH)
         return {"user_id": user_id, "history": list(history), "events": events}
 
     @app.delete("/users/{user_id:path}", response_model=bodies.Deleted, responses=_BUSY)
     async def forget(user_id: Annotated[bodies.KnownUser, Path()]):
-        """Deletes all that is stored of a user, and overwrites it on the disk."""
+        """Deletes what is stored of a user, overwritten on the disk, and says what remains."""
         deleted = await asyncio.wrap_future(store.forget(user_id))
         if engine.ready and engine.version.live is not None:
             engine.version.live.forget(user_id)
-        return {"user_id": user_id, "deleted": deleted}
+        remains = _remaining(
+            await histories.read(store.exports), engine.version.name if engine.ready else None
+        )
+        return {"user_id": user_id, "deleted": deleted, "remains": remains}
 
     @app.get("/health")
     async def health():
@@ -214,7 +219,8 @@ def make_app(
     async def ready():
         """Requests are answered; 503 while the model is loaded and compiled.
 
-        While `warming`, the smaller shapes are still being compiled, and answers take longer.
+        While `warming`, the smaller shapes are still being compiled, and answers take longer. Where
+        `store` is "slow" or "down", lists are made without stored histories, and feedback gets 503.
         """
         version = engine.version
         return {
@@ -222,6 +228,7 @@ def make_app(
             "profile": list(version.profile),
             "levels": list(engine.levels),
             "warming": engine.warming,
+            "store": await histories.state(),
         }
 
     @app.get("/metrics")
@@ -251,6 +258,23 @@ _BUSY: dict[int | str, dict[str, Any]] = {
 
 def _now_ms() -> int:
     return time.time_ns() // 1_000_000
+
+
+def _remaining(exports: Sequence[tuple[str, int]], version: str | None) -> list[dict[str, str]]:
+    """What a deletion leaves, as `bodies.Remaining`; of exports the file's name alone is told."""
+    found = [
+        {
+            "what": f"exported log {os.path.basename(path)} of "
+            f"{datetime.datetime.fromtimestamp(at_ms / 1000, datetime.UTC):%Y-%m-%d %H:%M} UTC",
+            "until": "its owner deletes it",
+        }
+        for path, at_ms in exports
+    ]
+    if version is not None:
+        what = f"model {version}, its log and its counts, and those of versions before it"
+        until = "the next update, which leaves this user out; versions before it until removed"
+        found.append({"what": what, "until": until})
+    return found
 
 
 def _profile_values(version: ModelVersion, profile: dict[str, str]) -> tuple[str, ...]:

@@ -42,7 +42,7 @@ def _plain(text: str) -> str:
 
 def _shaped(shape: Callable[[str], str], most: int, least: int = 0) -> AfterValidator:
     def check(text: str) -> str:
-        shaped = shape(_plain(text))
+        shaped = shape(text)
         if not least <= len(shaped) <= most:
             raise ValueError(f"expected {least} to {most} characters after normalisation")
         return shaped
@@ -50,14 +50,15 @@ def _shaped(shape: Callable[[str], str], most: int, least: int = 0) -> AfterVali
     return AfterValidator(check)
 
 
-Prefix = Annotated[str, Field(max_length=PREFIX), _shaped(normalise_prefix, PREFIX)]
-Query = Annotated[str, Field(max_length=QUERY), _shaped(normalise_query, QUERY, 1)]
-Shown = Annotated[str, Field(max_length=QUERY), _shaped(normalise_query, QUERY, 1)]
-Item = Annotated[str, Field(max_length=NAME), _shaped(str.strip, NAME, 1)]
-UserId = Annotated[str, Field(max_length=NAME), AfterValidator(_plain)]
-KnownUser = Annotated[str, Field(min_length=1, max_length=NAME), AfterValidator(_plain)]
+# Every text of every body is one of these, so /feedback takes whatever /suggest took or gave.
+Text = Annotated[str, AfterValidator(_plain)]
+Prefix = Annotated[Text, Field(max_length=PREFIX), _shaped(normalise_prefix, PREFIX)]
+Query = Annotated[Text, Field(max_length=QUERY), _shaped(normalise_query, QUERY, 1)]
+Item = Annotated[Text, Field(max_length=NAME), _shaped(str.strip, NAME, 1)]
+UserId = Annotated[Text, Field(max_length=NAME)]
+KnownUser = Annotated[UserId, Field(min_length=1)]
+Value = Annotated[Text, Field(max_length=NAME)]
 RequestId = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.:-]{0,63}$")]
-Value = Annotated[str, Field(max_length=NAME), AfterValidator(_plain)]
 Earlier = Annotated[list[Query], Field(max_length=HISTORY_LENGTH)]
 Minutes = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Ages = Annotated[list[Minutes], Field(max_length=HISTORY_LENGTH)]
@@ -125,7 +126,7 @@ class FeedbackBody(Body):
     user_id: UserId = Field("", description="Empty: nobody's history.")
     session_id: UserId = ""
     prefix: Prefix = Field("", description="What stood in the box.")
-    shown: Annotated[list[Shown], Field(max_length=SHOWN)] = Field(
+    shown: Annotated[list[Query], Field(max_length=SHOWN)] = Field(
         default_factory=list, description="The list the user saw, in order."
     )
     clicked_position: int | None = Field(
@@ -257,11 +258,19 @@ class UserReply(BaseModel):
     events: int
 
 
+class Remaining(BaseModel):
+    """What may still hold something of a user, and until when."""
+
+    what: str
+    until: str
+
+
 class Deleted(BaseModel):
-    """How many events of the user were deleted."""
+    """How many events of the user were deleted, and what remains elsewhere."""
 
     user_id: str
     deleted: int
+    remains: list[Remaining]
 
 
 class Mistake(BaseModel):

@@ -16,7 +16,9 @@ class EngineConfig:
     Attributes:
       max_batch: most requests of one batch.
       max_wait_ms: how long the first request of a batch waits for company, where company pays.
-      queue: most requests that wait; more are refused at once.
+      queue: most requests that wait; more are refused at once, whatever the model's pace.
+      wait_ms: how long a request may have to wait for the model, as its pace says when it comes;
+        where that is longer, and longer than two batches take, it is refused at once.
       levels: degradation levels in use, best first, of "full" and "candidates" (models that read
         items; the second writes no queries), "beam" (models of text) and "popular"; those that the
         model lacks are passed over.
@@ -35,7 +37,8 @@ class EngineConfig:
 
     max_batch: int = 8
     max_wait_ms: float = 2.0
-    queue: int = 256
+    queue: int = 1024
+    wait_ms: float = 50.0
     levels: tuple[str, ...] = ("full", "candidates", "beam", "popular")
     target_ms: float = 100.0
     deadline_ms: float = 2000.0
@@ -61,6 +64,8 @@ class EngineConfig:
                 f"watch_seconds above 0; found {self.max_wait_ms}, {self.target_ms}, "
                 f"{self.deadline_ms}, {self.watch_seconds}."
             )
+        if not self.wait_ms > 0:
+            raise UserError(f"EngineConfig.wait_ms = {self.wait_ms}: expected above 0.")
         if self.candidates and self.candidates[0] < 1:
             raise UserError(
                 f"EngineConfig.candidates = {list(self.candidates)}: expected numbers above 0."

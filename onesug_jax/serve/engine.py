@@ -1,7 +1,7 @@
 """The engine: requests that arrive together become one batch, and every one of them gets an answer.
 
     submit -> cached list? -> Answer at once
-           -> queue full?  -> Full at once
+           -> too long a wait, as the model's pace says, or no place? -> Full at once
            -> queue -> batch (at most `max_batch`, waiting at most `max_wait_ms`)
                        past its deadline: dropped before the model sees it
                        degradation level by backlog and deadline -> results -> Answer
@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import collections
 import contextlib
+import math
 import threading
 import time
 import traceback
@@ -25,42 +26,14 @@ from concurrent.futures import Future
 from dataclasses import dataclass, replace
 
 from onesug_jax.errors import UserError, plain
+from onesug_jax.serve.answer import Answer, Full, Late, NotReady
 from onesug_jax.serve.config import EngineConfig
-from onesug_jax.serve.levels import LEVELS, POPULAR, Pace, choose, in_time
+from onesug_jax.serve.levels import LEVELS, POPULAR, Pace, choose, crowded, in_time
 from onesug_jax.serve.metrics import Metrics
 from onesug_jax.serve.requests import SuggestRequest, SuggestResult
 from onesug_jax.serve.version import ModelVersion
 
 _RETRY_SECONDS = 30.0  # between attempts at a version that could not be loaded
-
-
-@dataclass(frozen=True)
-class Answer:
-    """A list, and how it came about. Times in seconds; `batch` is the size of its batch."""
-
-    result: SuggestResult
-    level: str
-    version: str
-    cached: bool = False
-    waited: float = 0.0
-    took: float = 0.0
-    batch: int = 0
-
-
-class Full(Exception):
-    """The queue has no place, or no answer would come in time; `after` says when to ask again."""
-
-    def __init__(self, after: float):
-        super().__init__("too many requests are waiting")
-        self.after = after
-
-
-class NotReady(Exception):
-    """The model is still being loaded and compiled."""
-
-
-class Late(Exception):
-    """The request's deadline passed before the model saw it."""
 
 
 @dataclass
@@ -96,6 +69,7 @@ class Engine:
         self._pace = Pace(config.batch_sizes)
         self._current: ModelVersion | None = None
         self._queue: collections.deque[_Waiting] = collections.deque()
+        self._given, self._free_at = 0, 0.0  # requests the model is at; when it will be done
         self._arrived = threading.Condition()
         self._closing = False  # nothing more is accepted
         self._closed = threading.Event()
@@ -152,11 +126,24 @@ class Engine:
         """The degradation levels in use, best first; NotReady as `version`."""
         return self.version.levels(self.config)
 
+    def crowded(self, inside: int = 0) -> float:
+        """Seconds after which to ask again, where any request that comes now is refused; else 0.
+        `inside`: requests that have come and have no answer yet, submitted or not.
+        """
+        if self._current is None or self._closing:
+            return 0.0  # `submit` says what is the matter
+        with self._arrived:
+            coming = inside - self._given
+            after = self._crowded(self.levels, time.monotonic(), math.inf, coming)
+        if after:
+            self.metrics.refused()
+        return after
+
     def submit(self, request: SuggestRequest) -> Future:
         """Asks for a list; the Future holds an Answer, or fails with Late.
 
         Raises:
-          Full: there is no place in the queue, or no answer would come in time.
+          Full: it would wait too long for an answer, or there is no place in the queue.
           NotReady: no version is loaded yet, or the engine is closing.
         """
         version = self.version
@@ -169,19 +156,29 @@ class Engine:
             future.set_result(self._answer(request, result, levels[0], version, cached=True))
             return future
         within = self.config.deadline_ms / 1000 if request.within is None else request.within
-        last = levels[-1]
         with self._arrived:
             if self._closing:
                 raise NotReady("the server is closing")
-            wait = self._pace.to_clear(last, len(self._queue) + 1) if last != POPULAR else 0.0
-            if len(self._queue) >= self.config.queue:
-                self._drop_abandoned()
-            if len(self._queue) >= self.config.queue or len(self._queue) and wait > within:
+            if after := self._crowded(levels, now, within):
                 self.metrics.refused()
-                raise Full(max(wait, self.config.target_ms / 1000))
+                raise Full(after)
             self._queue.append(_Waiting(request, future, now, now + within))
             self._arrived.notify()
         return future
+
+    def _crowded(self, levels: Sequence[str], now: float, within: float, coming: int = 0) -> float:
+        """Seconds after which to ask again where a request is refused, else 0; with the lock."""
+        busy, most = max(0.0, self._free_at - now), self.config.wait_ms / 1000
+        for attempt in range(2):
+            if attempt:
+                self._drop_abandoned()
+            waiting = max(len(self._queue), coming)
+            after = crowded(levels, self._pace, waiting, busy, most, within)
+            if len(self._queue) >= self.config.queue:
+                after = max(after, self.config.target_ms / 1000)
+            if not after:
+                break
+        return after
 
     def _drop_abandoned(self) -> None:
         """Gives the places of clients that have gone to others; to be called with the lock."""
@@ -218,6 +215,7 @@ class Engine:
         """The next batch, by level, cheapest level first; None: closed, and nothing waits."""
         config = self.config
         with self._arrived:
+            self._given = 0
             while not self._queue:
                 if self._closing:
                     return None
@@ -250,6 +248,8 @@ class Engine:
                 one = queue.popleft()
                 lower = in_time(faster, self._pace, level, one.deadline - now, size)
                 groups[lower].append(one)
+            takes = (self._pace.of(name, len(group)) for name, group in groups.items())
+            self._given, self._free_at = sum(map(len, groups.values())), now + sum(takes)
         order = sorted(groups, key=LEVELS.index, reverse=True)
         return [(level, groups[level]) for level in order]
 
@@ -298,8 +298,11 @@ class Engine:
             for one in left.values():
                 one.future.set_exception(failure)
             return
-        if level != POPULAR:
-            took = time.monotonic() - began
+        took = time.monotonic() - began
+        if level == POPULAR:  # nothing is batched: each takes the same
+            for size in self.config.batch_sizes:
+                self._pace.note(level, size, took * size / len(waiting))
+        else:
             self._pace.note(level, len(waiting), took)
             self.metrics.batch(level, len(waiting), took)
 

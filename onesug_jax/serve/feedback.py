@@ -12,12 +12,10 @@ What is older than `keep_days` goes; so does, at once and overwritten, what a us
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import itertools
 import json
 import os
-import queue
 import sqlite3
 import threading
 import time
@@ -27,8 +25,11 @@ from typing import Any
 
 from onesug_jax.errors import UserError
 from onesug_jax.logs.schema import request_level
-from onesug_jax.serve import journal
+from onesug_jax.serve import forgotten, journal
 from onesug_jax.serve.export import LISTS, OWN, export
+from onesug_jax.serve.writer import Busy, Writer
+
+__all__ = ["Busy", "Conflict", "Event", "FeedbackConfig", "FeedbackStore", "Unknown"]
 
 FOLDER, FILE = "feedback", "events.sqlite"  # in WORK_DIR
 # 1 had no ages of a history that the client had sent, 2 no journal of what counts, 3 one that only
@@ -44,14 +45,12 @@ CREATE TABLE IF NOT EXISTS events (
 CREATE INDEX IF NOT EXISTS by_user ON events (user_id, timestamp_ms);
 CREATE INDEX IF NOT EXISTS by_time ON events (timestamp_ms);
 {journal.TABLES}
+{forgotten.TABLES}
 PRAGMA user_version = {_VERSION};
 """
 _DAY_MS = 86_400_000
-_TOGETHER = 256  # most events of one transaction
 _LOOKED_AT = 500  # latest events of a user that a history is taken from
-_PRUNE_SECONDS = 3600.0
 _ITEMS = ("clicked_items", "ordered_items")
-_END = None  # the last thing the writing thread is given
 
 
 @dataclasses.dataclass(frozen=True)
@@ -71,6 +70,8 @@ class FeedbackConfig:
         None: any number. With an API key neither this nor the two below limit anything.
       feedback_per_minute: feedback of one address that is taken, more gets 429; None: any.
       ids_per_minute: lists of one address whose feedback counts for others; None: any.
+      required: the service does not start without the file; else it starts, stores nothing, and
+        /ready says why.
     """
 
     path: str | None = None
@@ -82,6 +83,7 @@ class FeedbackConfig:
     visitors_per_source: int | None = 3
     feedback_per_minute: int | None = 120
     ids_per_minute: int | None = 1200
+    required: bool = False
 
     def __post_init__(self):
         aged = self.keep_days is not None and self.keep_days <= 0
@@ -136,10 +138,6 @@ class Unknown(Exception):
     """An event that only adds to a request, and the request is not stored."""
 
 
-class Busy(Exception):
-    """Too many events are waiting, or another process holds the file."""
-
-
 class FeedbackStore:
     """The events of one file. All methods may be called from any thread.
 
@@ -155,26 +153,23 @@ class FeedbackStore:
         self.path, self.config = path, config
         try:
             os.makedirs(os.path.dirname(path) or ".", mode=0o700, exist_ok=True)
-            self._writing = self._connect()
-            version = _brought_up(self._writing)
+            writing = self._connect()
+            version = _brought_up(writing)
             if version not in (0, _VERSION):
                 raise UserError(
                     f"{path}: made by another version (format {version}, expected {_VERSION}); "
                     "name another file with --gin.FeedbackConfig.path=PATH"
                 )
-            self._writing.executescript(_TABLES)
+            writing.executescript(_TABLES)
             self._reading = self._connect()
         except (OSError, sqlite3.Error) as error:
             raise UserError(
                 f"{path}: expected a place to store feedback in; {error}. Name another with "
                 "--gin.FeedbackConfig.path=PATH"
             ) from None
+        self._opened = os.stat(path).st_ino
         self._reader = threading.Lock()
-        self._waiting: queue.Queue = queue.Queue(config.waiting)  # (change, emptied, future)
-        self._gate, self._closed = threading.Lock(), False
-        self._unemptied = False  # what was deleted still stands in the write-ahead log
-        self._writer = threading.Thread(target=self._write, name="feedback", daemon=True)
-        self._writer.start()
+        self._writer = Writer(writing, config.waiting, check=self.check, prune=self._delete_old)
 
     def _connect(self) -> sqlite3.Connection:
         connection = sqlite3.connect(
@@ -202,15 +197,22 @@ class FeedbackStore:
         Raises:
           Busy: too many events are waiting already.
         """
-        return self._ask(lambda connection: _put(connection, event, trusted))
+        return self._writer.ask(lambda connection: _put(connection, event, trusted))
 
     def forget(self, user_id: str) -> Future:
-        """Deletes all events of a user; the Future holds how many, once they are overwritten."""
+        """Deletes all events of a user; the Future holds how many, once they are overwritten. Later
+        updates leave older rows of this user out (`forgotten`).
+        """
+        return self._writer.ask(lambda connection: forgotten.forget(connection, user_id), True)
 
-        def delete(connection: sqlite3.Connection) -> int:
-            return connection.execute("DELETE FROM events WHERE user_id = ?", (user_id,)).rowcount
+    def exports(self) -> list[tuple[str, int]]:
+        """Exported files that are still there, and when each was written, in ms since 1970."""
+        with self._reader:
+            return forgotten.exports(self._reading)
 
-        return self._ask(delete, emptied=True)
+    def probe(self) -> Future:
+        """Writes nothing; the Future fails as that of `add` where writing would. Raises Busy."""
+        return self._writer.ask(lambda connection: None)
 
     def _delete_old(self, connection: sqlite3.Connection) -> int:
         if self.config.keep_days is None:
@@ -218,75 +220,23 @@ class FeedbackStore:
         oldest = int(1000 * time.time() - self.config.keep_days * _DAY_MS)
         return connection.execute("DELETE FROM events WHERE timestamp_ms < ?", (oldest,)).rowcount
 
-    def _ask(self, change, emptied: bool = False) -> Future:
-        future: Future = Future()
-        with self._gate:
-            if self._closed:
-                raise Busy("the store is closed")
-            try:
-                self._waiting.put_nowait((change, emptied, future))
-            except queue.Full:
-                raise Busy(f"{self.config.waiting} events are waiting to be written") from None
-        return future
+    def check(self) -> None:
+        """Whether the file is still the one that was opened: SQLite would write to one that has
+        been deleted, and nobody would find it again.
 
-    def _write(self) -> None:
-        """The writing thread: what has gathered goes into one transaction."""
-        due = time.monotonic()
-        while True:
-            if time.monotonic() >= due:
-                due = time.monotonic() + _PRUNE_SECONDS
-                self._commit([(self._delete_old, True, Future())])
-            rest = max(0.0, due - time.monotonic())
-            try:
-                asked = [self._waiting.get(timeout=min(rest, 1.0) if self._unemptied else rest)]
-            except queue.Empty:
-                if self._unemptied:
-                    self._empty()
-                continue
-            with contextlib.suppress(queue.Empty):
-                while len(asked) < _TOGETHER:
-                    asked.append(self._waiting.get_nowait())
-            last = _END in asked
-            self._commit([one for one in asked if one is not _END])
-            if last:
-                break
-        self._writing.close()
-
-    def _empty(self) -> None:
-        """Takes what was deleted out of the write-ahead log too; what another process is reading
-        stays until the next attempt.
+        Raises:
+          sqlite3.OperationalError: it is not, or cannot be read.
         """
-        self._unemptied = True
-        with contextlib.suppress(sqlite3.Error):
-            busy, _, _ = self._writing.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
-            self._unemptied = bool(busy)
-
-    def _commit(self, asked: list) -> None:
-        answers: list[tuple[Any, Exception | None]] = []
         try:
-            self._writing.execute("BEGIN IMMEDIATE")
-            for change, _, _ in asked:
-                try:
-                    answers.append((change(self._writing), None))
-                except (Conflict, Unknown) as error:
-                    answers.append((None, error))
-            self._writing.execute("COMMIT")
-        except sqlite3.Error as error:
-            with contextlib.suppress(sqlite3.Error):
-                self._writing.execute("ROLLBACK")
-            answers = [(None, error)] * len(asked)
-        if any(emptied for _, emptied, _ in asked):
-            self._empty()
-        for (_, _, future), (answer, failure) in zip(asked, answers, strict=True):
-            if future.set_running_or_notify_cancel():
-                future.set_exception(failure) if failure else future.set_result(answer)
+            found = os.stat(self.path).st_ino
+        except OSError:
+            found = None
+        if found != self._opened:
+            raise sqlite3.OperationalError("the file has gone, or another has taken its place")
 
     def close(self) -> None:
         """Writes what is waiting, and ends."""
-        with self._gate:
-            self._closed = True
-        self._waiting.put(_END)
-        self._writer.join()
+        self._writer.close()
         with self._reader:
             self._reading.close()
 
@@ -302,6 +252,7 @@ class FeedbackStore:
         """
         if not user_id or most < 1:
             return {}
+        self.check()
         with self._reader:
             rows = self._reading.execute(
                 "SELECT query, timestamp_ms FROM events WHERE user_id = ? "
@@ -335,6 +286,7 @@ class FeedbackStore:
         an event without a value has "". With `untrusted`, all events are written. The file appears
         whole; it is not made without events.
         """
+        self._writer.ask(lambda connection: forgotten.note_export(connection, path)).result()
         with self._reader:
             return export(self._reading, path, profile, since_ms, untrusted)
 

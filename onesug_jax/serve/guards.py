@@ -1,8 +1,9 @@
-"""What stands before the application: limits, keys, origins, slow clients, and the access log.
+"""What stands before the application: limits, keys, origins, slow bodies, and the access log.
 
 Plain ASGI, in the order of a request's way in: `Recorder` (counts, one log line, headers for
-browsers), `Gate` (which hosts, which origins, which key), `Limits` (how much, how slowly). None of
-them reads what a user typed.
+browsers), `Gate` (which hosts, which origins, which key), `Limits` (how much, how slowly), `Head`
+(GET without a body). None of them reads what a user typed. What is slow below HTTP is met in
+`connections`.
 """
 
 from __future__ import annotations
@@ -10,11 +11,10 @@ from __future__ import annotations
 import asyncio
 import hmac
 import json
+import math
 import time
+import types
 from collections.abc import Callable, Sequence
-
-from starlette.responses import JSONResponse
-from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from onesug_jax.serve.metrics import Metrics
 
@@ -169,47 +169,55 @@ class Limits:
         await self._app(scope, again, send)
 
 
-_TOO_MANY = JSONResponse(
-    {"errors": [{"field": "connection", "message": "too many connections are open"}]},
-    503,
-    {"retry-after": "1", "connection": "close"},
-)
+class Admission:
+    """Turns lists away before anything of a request is read, where they would come too late anyway:
+    under three times the load that can be answered, two of three requests must cost nearly nothing.
 
-
-def patient(seconds: float, connections: int) -> type[H11Protocol]:
-    """HTTP/1.1 by uvicorn, but a client has so many seconds for the head of each request, and who
-    comes when `connections` are open is told to come again.
+    Args:
+      app: the application.
+      path: where lists are asked for.
+      crowded: given how many requests are inside, seconds after which to ask again; 0: come in.
     """
 
-    class Patient(H11Protocol):
-        _timer = None
+    def __init__(self, app, path: str, crowded: Callable[[int], float]):
+        self._app, self._crowded, self._inside = app, crowded, 0
+        self._route = types.SimpleNamespace(path=path)
 
-        def connection_made(self, transport):
-            super().connection_made(transport)
-            if len(self.connections) > connections:
-                self.app = _TOO_MANY
-            self._expect()
+    async def __call__(self, scope, receive, send):
+        """One request."""
+        asked = scope["type"] == "http" and scope["method"] == "POST"
+        if not asked or scope["path"] != self._route.path:
+            return await self._app(scope, receive, send)
+        if after := self._crowded(self._inside):
+            scope["route"] = self._route  # for the access log
+            headers = [(b"retry-after", b"%d" % max(1, math.ceil(after)))]
+            return await respond(send, 503, "queue", "too many requests are waiting", headers)
+        self._inside += 1
+        try:
+            await self._app(scope, receive, send)
+        finally:
+            self._inside -= 1
 
-        def data_received(self, data):
-            before = self.cycle
-            super().data_received(data)
-            begun = self.cycle is not before
-            answering = self.cycle is not None and not self.cycle.response_complete
-            if begun or answering:
-                self._stop()
-            elif self._timer is None:
-                self._expect()
 
-        def connection_lost(self, exc):
-            self._stop()
-            super().connection_lost(exc)
+class Head:
+    """Answers HEAD as GET, without the body."""
 
-        def _expect(self):
-            self._timer = self.loop.call_later(seconds, self.transport.close)
+    def __init__(self, app):
+        self._app = app
 
-        def _stop(self):
-            if self._timer is not None:
-                self._timer.cancel()
-                self._timer = None
+    async def __call__(self, scope, receive, send):
+        """One request."""
+        if scope["type"] != "http" or scope["method"] != "HEAD":
+            return await self._app(scope, receive, send)
 
-    return Patient
+        async def headers_only(message):
+            if message["type"] == "http.response.body":
+                message = {**message, "body": b""}
+            await send(message)
+
+        asked = {**scope, "method": "GET"}
+        try:
+            await self._app(asked, receive, headers_only)
+        finally:
+            if "route" in asked:
+                scope["route"] = asked["route"]  # for the access log

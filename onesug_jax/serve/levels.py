@@ -20,6 +20,7 @@ LEVELS = (FULL, CANDIDATES, BEAM, POPULAR)  # best first
 _INERTIA = 0.7  # share of an estimate that stays when a new measurement comes
 _QUICKER = 0.9  # share of the time of the level above that a level may take
 _NOTHING = 0.0, 0.0
+_BATCHES = 2  # full ones that a request may have to wait for, however slow the model
 _HALF_LIFE = 10.0  # seconds after which an estimate that nothing renewed counts half
 _SIZES_HALF_LIFE = 300.0  # the same where sizes of batches are compared: they change less
 
@@ -55,8 +56,9 @@ class Pace:
         self.note(level, count, self._clock() - began)
 
     def of(self, level: str, count: int, half_life: float = _HALF_LIFE) -> float:
-        """Seconds a batch of `count` requests may take at `level`; 0 where nothing is known."""
+        """Seconds that `count` requests may take at `level`; 0 where nothing is known."""
         seconds, noted = self._seconds.get(self._key(level, count), _NOTHING)
+        seconds *= max(1.0, count / self._sizes[-1])
         return seconds * 0.5 ** ((self._clock() - noted) / half_life)
 
     def together(self, level: str, waiting: int) -> int:
@@ -91,6 +93,11 @@ class Pace:
         """Seconds a request in the best of full batches, not faded; 0 where one is unknown."""
         return min(self._seconds.get((level, n), _NOTHING)[0] / n for n in self._sizes)
 
+    @property
+    def largest(self) -> int:
+        """The largest batch."""
+        return self._sizes[-1]
+
     def to_clear(self, level: str, waiting: int) -> float:
         """Seconds until `waiting` requests are all answered at `level`."""
         return waiting * self.each(level, waiting)
@@ -124,3 +131,24 @@ def in_time(levels: Sequence[str], pace: Pace, level: str, left: float, size: in
         if lower == POPULAR or pace.of(lower, size) <= left:
             return lower
     return levels[-1]
+
+
+def crowded(
+    levels: Sequence[str], pace: Pace, waiting: int, busy: float, most: float, within: float
+) -> float:
+    """Seconds that a request which comes now would wait for the model, where that is too long; else
+    0, as for any that finds nobody waiting.
+
+    Args:
+      levels: levels in use, best first; those who wait are taken to be answered at the cheapest.
+      pace: what batches take.
+      waiting: requests in the queue. busy: seconds until the model is free for them.
+      most: seconds that may be waited, or as long as two full batches take.
+      within: seconds until the answer is of no use.
+    """
+    if not waiting:
+        return 0.0
+    level = pace.quicker(levels)[-1]
+    wait = busy + pace.to_clear(level, waiting)
+    most = max(most, _BATCHES * pace.to_clear(level, pace.largest))
+    return wait if wait > most or wait + pace.of(level, 1) > within else 0.0

@@ -42,7 +42,8 @@ class LiveCounts:
 
     Args:
       state: what is known of the log; from here on it is this object's alone.
-      store: where the events are, those already stored included.
+      store: where the events are, those already stored included. One that cannot be read moves no
+        counts and has no histories.
       since_ms: events of the store up to this time are in `state` already, but for the histories,
         which a snapshot lacks; None: up to its latest search.
       now_ms: the clock, milliseconds since 1970.
@@ -60,12 +61,14 @@ class LiveCounts:
         self._state, self._now = state, now_ms
         self._lock, self._reading = threading.Lock(), threading.Lock()
         self._since, self._seq = state.latest_ms if since_ms is None else since_ms, 0
-        self._journal = store.reader()
-        self._journal.row_factory = None  # plain tuples are read faster
-        for user, query, time_ms in journal.searches(self._journal, self._since):
-            state.histories.add(user, query, time_ms)
-        while self.poll():
-            pass
+        self._journal: sqlite3.Connection | None = None
+        with contextlib.suppress(sqlite3.Error):  # counts and histories are then those of the log
+            self._journal = store.reader()
+            self._journal.row_factory = None  # plain tuples are read faster
+            for user, query, time_ms in journal.searches(self._journal, self._since):
+                state.histories.add(user, query, time_ms)
+            while self.poll():
+                pass
 
     def poll(self) -> int:
         """Observes what the journal holds beyond what was read; how many rows that were.
@@ -74,6 +77,8 @@ class LiveCounts:
           sqlite3.Error: it cannot be read just now; the next poll reads on.
         """
         with self._reading:
+            if self._journal is None:
+                return 0
             rows = journal.read(self._journal, self._seq, self._since, _AT_ONCE)
             for start in range(0, len(rows) or 1, _LOCKED):
                 with self._lock:  # requests have their turn in between
@@ -104,7 +109,8 @@ class LiveCounts:
     def close(self) -> None:
         """Reads no more."""
         with self._reading:
-            self._journal.close()
+            if self._journal is not None:
+                self._journal.close()
 
     def forget(self, user_id: str) -> None:
         """Removes a user's history at once; what was counted of all users stays until a restart."""

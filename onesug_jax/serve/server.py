@@ -16,9 +16,10 @@ from dataclasses import dataclass
 import uvicorn
 
 from onesug_jax.errors import UserError
+from onesug_jax.serve.connections import patient
 from onesug_jax.serve.engine import Engine
 from onesug_jax.serve.feedback import FeedbackStore
-from onesug_jax.serve.guards import LOOPBACK, patient
+from onesug_jax.serve.guards import LOOPBACK
 
 _KEEP_SECONDS = 30  # a connection is kept between two letters of somebody who thinks
 
@@ -36,7 +37,11 @@ class ServerConfig:
       hosts: names the server answers to, where it listens to this machine only.
       body_bytes, body_seconds: the largest body, and the longest it may take to arrive.
       head_seconds: the longest the head of a request may take.
+      write_seconds: the longest a client may take to read what it is sent; then it is cut off.
       connections: most open connections; more get 503, with Retry-After.
+      client_connections: most of one address (of IPv6: of one network of 64 bits).
+      gateways: addresses that speak for many clients, and have as many connections as there are:
+        your own gateway, which knows its clients; this machine is among them.
       grace_seconds: how long the end waits for what was accepted.
       log: a line a request: method, route, status, time.
       log_text: with `log`, also what was typed. Off unless asked for: it is personal.
@@ -51,7 +56,10 @@ class ServerConfig:
     body_bytes: int = 65_536
     body_seconds: float = 10.0
     head_seconds: float = 10.0
+    write_seconds: float = 10.0
     connections: int = 1000
+    client_connections: int = 100
+    gateways: tuple[str, ...] = ("127.0.0.1", "::1")
     grace_seconds: int = 30
     log: bool = False
     log_text: bool = False
@@ -61,12 +69,11 @@ class ServerConfig:
         object.__setattr__(self, "hosts", tuple(self.hosts))
         if not 0 <= self.port < 65_536:
             raise UserError(f"ServerConfig.port = {self.port}: expected 0 to 65535.")
-        if min(self.body_bytes, self.body_seconds, self.head_seconds, self.connections) <= 0:
-            raise UserError(
-                "ServerConfig: expected body_bytes, body_seconds, head_seconds and connections "
-                f"above 0; found {self.body_bytes}, {self.body_seconds}, {self.head_seconds}, "
-                f"{self.connections}."
-            )
+        object.__setattr__(self, "gateways", tuple(self.gateways))
+        names = ("body_bytes", "body_seconds", "head_seconds", "write_seconds")
+        for name in (*names, "connections", "client_connections"):
+            if not getattr(self, name) > 0:
+                raise UserError(f"ServerConfig.{name} = {getattr(self, name)}: expected above 0.")
 
     @property
     def local(self) -> bool:
@@ -120,7 +127,13 @@ def serve(
         app,
         host=config.host,
         port=config.port,
-        http=patient(config.head_seconds, config.connections),
+        http=patient(
+            config.head_seconds,
+            config.write_seconds,
+            config.connections,
+            config.client_connections,
+            config.gateways,
+        ),
         ws="none",
         log_level="warning",
         log_config=None,  # logging is left as it is

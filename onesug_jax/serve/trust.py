@@ -20,7 +20,6 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import hmac
-import ipaddress
 import os
 import secrets
 import tempfile
@@ -32,6 +31,8 @@ from onesug_jax.errors import UserError
 from onesug_jax.logs.asof.repeats import hash_of
 from onesug_jax.logs.schema import visitor_of
 from onesug_jax.logs.times import DAY_MS
+from onesug_jax.serve.absent import AbsentStore
+from onesug_jax.serve.connections import client_of
 from onesug_jax.serve.feedback import Event, FeedbackStore
 
 SECRET = "request_ids.key"  # beside the store
@@ -113,19 +114,6 @@ def secret_of(folder: str) -> bytes:
             "one is made"
         )
     return secret
-
-
-def source_of(host: str) -> str:
-    """The source that an address belongs to: itself, or its IPv6 network of 64 bits."""
-    try:
-        address = ipaddress.ip_address(host.partition("%")[0])
-    except ValueError:
-        return host
-    if address.version == 4:
-        return str(address)
-    if address.ipv4_mapped is not None:
-        return str(address.ipv4_mapped)
-    return str(ipaddress.ip_network((address, 64), strict=False))
 
 
 class Pace:
@@ -210,7 +198,11 @@ class Trust:
 
     def __init__(self, store: FeedbackStore, keyed: bool, now: Callable[[], float] = time.time):
         config = store.config
-        self._ids = RequestIds(secret_of(os.path.dirname(store.path) or "."), config.id_hours, now)
+        if isinstance(store, AbsentStore):  # takes no feedback, so no id is ever checked
+            secret = secrets.token_bytes(_SECRET_BYTES)
+        else:
+            secret = secret_of(os.path.dirname(store.path) or ".")
+        self._ids = RequestIds(secret, config.id_hours, now)
         self._all, self._keyed = config.trust == "all", keyed
         self._feedback = Pace(config.feedback_per_minute, now)
         self._served = Pace(config.ids_per_minute, now)
@@ -218,7 +210,7 @@ class Trust:
 
     def source(self, host: str | None) -> str | None:
         """The source of a client's address; None: the shop itself."""
-        return None if self._keyed else source_of(host or "")
+        return None if self._keyed else client_of(host or "")
 
     def request_id(self, prefix: str, user_id: str, source: str | None) -> str:
         """The id of a list. A source that asks too often gets ids that are not signed."""

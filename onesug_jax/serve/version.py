@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import ClassVar
 
 from onesug_jax.decode.closed_set import Filter
+from onesug_jax.errors import UserError
 from onesug_jax.serve.cache import Cache
 from onesug_jax.serve.config import EngineConfig
 from onesug_jax.serve.levels import Pace
@@ -56,6 +57,7 @@ class ModelVersion(abc.ABC):
         self._cached = cached
         self.cache = self._new_cache()
         self._terms, self._stamp = (blocked, least_count), _stamp(blocked)
+        self._seen = self._stamp  # of the file at the latest look
         self._shown = Filter.read(blocked, least_count)
         self._show(self._shown)
 
@@ -109,15 +111,29 @@ class ModelVersion(abc.ABC):
     def read_terms(self) -> bool:
         """Reads the blocked terms if their file has changed; True where it had.
 
+        A file may be caught while it is written. It is read once it was the same at two looks in a
+        row, and must be the same after it was read. A file without a byte unblocks nothing: editors
+        empty a file before they write it, and a full disk leaves it so.
+
         Raises:
-          UserError: it cannot be read, or would block everything; the terms of before stay in
-            force.
+          UserError: it is empty, cannot be read, or would block everything; the terms of before
+            stay in force.
         """
-        stamp = _stamp(self._terms[0])
-        if stamp == self._stamp:
+        path, least_count = self._terms
+        stamp, before = _stamp(path), self._seen
+        self._seen = stamp
+        if stamp == self._stamp or stamp != before:
             return False
         self._stamp = stamp
-        shown = Filter.read(*self._terms)
+        if path and os.path.isfile(path) and not os.path.getsize(path) and self._shown.blocked:
+            raise UserError(
+                f"{path}: empty; the blocked terms of before stay in force. To block nothing, "
+                "write a line of comment, # nothing"
+            )
+        shown = Filter.read(path, least_count)
+        if _stamp(path) != stamp:
+            self._stamp = None  # written meanwhile: the next looks decide
+            return False
         self._show(shown)
         self._shown = shown
         self.cache = self._new_cache()  # lists still being made go to the one before

@@ -385,6 +385,7 @@ _ALL = (
         run=update.update,
         configures=(
             "update",
+            "FeedbackConfig",
             "ingest",
             "clicks",
             "AsOfConfig",

@@ -10,14 +10,14 @@ import os
 import time
 from typing import TYPE_CHECKING
 
-from onesug_jax.errors import UserError
+from onesug_jax.errors import UserError, plain
 from onesug_jax.pipeline import bundle, versions, workdir
 from onesug_jax.pipeline.spec import Context
 from onesug_jax.stages import opened
 
 if TYPE_CHECKING:
     from onesug_jax.serve.config import EngineConfig
-    from onesug_jax.serve.feedback import FeedbackStore
+    from onesug_jax.serve.feedback import FeedbackConfig, FeedbackStore
 
 _DAY_MS = 86_400_000
 
@@ -31,7 +31,7 @@ def serve(context: Context) -> None:
     opened.cache_compiled(context)
     engine_config = context.configured("EngineConfig")()
     say = functools.partial(print, flush=True)
-    store = _store(context)
+    store = _store_or_none(context, say)
     load = functools.partial(_version, context, engine_config, store, say)
     home = os.path.abspath(context.macros["WORK_DIR"])
     engine = Engine(lambda: _model_key(home), load, engine_config, say=say)
@@ -117,9 +117,32 @@ def _store(context: Context, *, prune: bool = True) -> FeedbackStore:
     config = context.configured("FeedbackConfig")()
     if not prune:
         config = dataclasses.replace(config, keep_days=None)
+    return feedback.FeedbackStore(_store_path(context, config), config)
+
+
+def _store_path(context: Context, config: FeedbackConfig) -> str:
+    from onesug_jax.serve import feedback
+
     home = os.path.abspath(context.macros["WORK_DIR"])
-    path = config.path or os.path.join(home, feedback.FOLDER, feedback.FILE)
-    return feedback.FeedbackStore(path, config)
+    return config.path or os.path.join(home, feedback.FOLDER, feedback.FILE)
+
+
+def _store_or_none(context: Context, say) -> FeedbackStore:
+    """The store, or what stands in for one that cannot be opened: suggestions live without it."""
+    try:
+        return _store(context)
+    except UserError as error:
+        from onesug_jax.serve.absent import AbsentStore
+
+        config = context.configured("FeedbackConfig")()
+        if config.required:
+            raise
+        say(
+            f"serve: {plain(error)}\nserve: starts without the feedback store: histories are "
+            "empty, counts stay those of the log, /feedback answers 503. Repair the file and start "
+            "again; FeedbackConfig.required=True would have ended the service here."
+        )
+        return AbsentStore(_store_path(context, config), config, plain(error))
 
 
 def export_feedback(context: Context) -> None:

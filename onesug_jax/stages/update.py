@@ -17,6 +17,7 @@ import dataclasses
 import os
 import shutil
 from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
 
 from onesug_jax.errors import UserError
 from onesug_jax.files import (
@@ -31,6 +32,9 @@ from onesug_jax.pipeline import versions, workdir
 from onesug_jax.pipeline.spec import Context
 from onesug_jax.pipeline.workdir import Manifest, WorkDir
 from onesug_jax.stages import entered, opened
+
+if TYPE_CHECKING:
+    from onesug_jax.serve.forgotten import Forgotten
 
 NOT_BETTER = 3  # exit code of an update that leaves M_t in use
 _UNCHANGED = ("encoder", "vocab")  # folders that an update takes over as they are
@@ -95,7 +99,7 @@ def update(
             test_days=0.0,
             clicks=context.configured("clicks")(),
         )
-    rows = _join(base, new, window_days, holdout)
+    rows = _join(base, new, window_days, holdout, _forgotten(context))
     print(
         f"version {version}: {rows['fresh']:,} fresh rows, the newest {rows['held']:,} held back "
         f"for the next; {rows['again']:,} earlier ones reported again; {rows['train']:,} rows of "
@@ -220,13 +224,29 @@ def _prepare(new: str, base: Context, wanted: Mapping) -> None:
     write_json(os.path.join(new, versions.RECORD), dict(wanted))
 
 
-def _join(base: Context, new: str, window_days: float, holdout: float) -> dict[str, int]:
+def _forgotten(context: Context) -> Forgotten | None:
+    """Whom the service's store wants left out."""
+    from onesug_jax.serve import feedback, forgotten
+
+    path = context.configured("FeedbackConfig")().path
+    home = os.path.abspath(context.macros["WORK_DIR"])
+    return forgotten.read(path or os.path.join(home, feedback.FOLDER, feedback.FILE))
+
+
+def _join(
+    base: Context,
+    new: str,
+    window_days: float,
+    holdout: float,
+    forgotten: Forgotten | None = None,
+) -> dict[str, int]:
     """new/log: train (old rows of the window, and the fresh ones), dev (the newest fresh ones) and
     test, which judges: the dev rows of the version in use, as they were.
 
     A request that both hold counts once, as the fresh log tells it: an order may come days after
     its search. Columns are those of the old rows; what the fresh ones lack of them is empty there.
-    Histories that only one of the two brings are kept.
+    Histories that only one of the two brings are kept. Rows of users who asked to be deleted since
+    are in neither.
     """
     from onesug_jax.logs.database import connect, quoted
     from onesug_jax.logs.database import files as in_sql
@@ -243,9 +263,16 @@ def _join(base: Context, new: str, window_days: float, holdout: float) -> dict[s
         def one(query: str):
             return database.sql(query).fetchall()[0][0]
 
+        without = ""
+        if forgotten is not None:
+            database.sql("CREATE TABLE forgotten (person VARCHAR, at_ms BIGINT)")
+            database.executemany("INSERT INTO forgotten VALUES (?, ?)", forgotten.people)
+            person = f"sha256({quoted(forgotten.salt)} || user_id)"
+            without = f" ANTI JOIN forgotten ON person = {person} AND timestamp_ms <= at_ms"
         database.sql(
-            f"CREATE VIEW known AS SELECT * FROM read_parquet({in_sql(old)}, union_by_name=true); "
-            f"CREATE VIEW told AS SELECT * FROM read_parquet({in_sql(fresh)}); "
+            f"CREATE VIEW known AS SELECT * FROM read_parquet({in_sql(old)}, union_by_name=true)"
+            f"{without}; "
+            f"CREATE VIEW told AS SELECT * FROM read_parquet({in_sql(fresh)}){without}; "
             f"CREATE VIEW held AS SELECT request_id FROM read_parquet({in_sql([there['dev']])}); "
             "CREATE VIEW judge AS FROM known SEMI JOIN held USING (request_id); "
             "CREATE VIEW old AS FROM known ANTI JOIN told USING (request_id) "

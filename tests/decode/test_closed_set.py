@@ -48,6 +48,9 @@ def test_terms_are_read_from_a_file(tmp_path):
     assert Filter.read(str(path), 2) == Filter(("gun", "拖鞋"), 2)
     path.write_text("gun\nleast_count = 7  # while the shop is new\n", encoding="utf-8")
     assert Filter.read(str(path), 2) == Filter(("gun",), 7)
+    path.write_text("plurals = yes\ngun\n", encoding="utf-8-sig")
+    read = Filter.read(str(path))
+    assert read == Filter(("gun",), plurals=True) and read.blocks("nerf guns")
     assert Filter.read(None) == Filter()
     with pytest.raises(UserError, match="none.txt: expected a file of blocked terms"):
         Filter.read(str(tmp_path / "none.txt"))

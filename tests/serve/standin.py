@@ -45,6 +45,7 @@ def main(store, delay, *settings):
     pairs = [setting.split("=", 1) for setting in settings]
     config = ServerConfig(**{name: ast.literal_eval(value) for name, value in pairs})
     settings = EngineConfig(levels=("full", "beam"), deadline_ms=60_000.0, max_batch=1)
+    settings = dataclasses.replace(settings, wait_ms=float(os.environ.get("WAIT_MS", 60_000)))
     events = FeedbackStore(store, EVERYTHING)
     if delay == "items":
         now, folder = int(1000 * time.time()), os.path.dirname(store)

@@ -166,6 +166,50 @@ def test_who_would_be_late_anyway_is_refused(started, pretended):
     assert first.result(30) and second.result(30)
 
 
+def test_the_longer_the_wait_would_be_the_fewer_are_accepted(started, pretended):
+    engine, version, first = blocked_engine(
+        started, pretended, levels=("beam",), max_batch=1, wait_ms=1000.0
+    )
+    engine._pace.note("beam", 1, 0.3)
+    accepted, refused = [], []
+    for number in range(50):
+        try:
+            accepted.append(engine.submit(asked(f"p{number}")))
+        except Full as full:
+            refused.append(full.after)
+    assert len(accepted) == 4 and 1.0 <= min(refused), "four are ahead of whoever comes next"
+    assert engine.crowded() > 1.0
+    version.gate.set()
+    assert all(future.result(30) for future in [first, *accepted])
+    until(lambda: not engine.crowded())
+
+
+def test_requests_that_are_still_being_read_count_as_waiting(started, pretended):
+    engine, version, first = blocked_engine(
+        started, pretended, levels=("beam",), max_batch=1, wait_ms=1000.0
+    )
+    engine._pace.note("beam", 1, 0.3)
+    assert engine.crowded(inside=4) == 0.0, "three beside the one that the model is at"
+    assert engine.crowded(inside=5) > 1.0
+    version.gate.set()
+    first.result(30)
+
+
+def test_the_batch_being_made_counts_as_a_wait(started, pretended):
+    version = pretended()
+    engine = started(version, max_wait_ms=0.0, levels=("beam",), max_batch=1, wait_ms=1e6)
+    for _ in range(20):
+        engine._pace.note("beam", 1, 60.0)
+    version.gate.clear()
+    engine.submit(asked("first", within=600.0))
+    assert version.began.wait(30)
+    engine.submit(asked("second", within=600.0))
+    with pytest.raises(Full):  # 60 s of the first, and as long for the second and itself
+        engine.submit(asked("third", within=150.0))
+    engine.submit(asked("third", within=600.0))
+    version.gate.set()
+
+
 def test_a_request_past_its_deadline_never_reaches_the_model(started, pretended):
     engine, version, first = blocked_engine(started, pretended, levels=("beam",))
     late = engine.submit(asked("late", within=0.05))
@@ -367,6 +411,7 @@ def test_a_first_version_that_cannot_be_loaded_is_told():
     [
         ({"max_batch": 0}, "max_batch"),
         ({"target_ms": 0}, "target_ms"),
+        ({"wait_ms": 0}, "wait_ms"),
         ({"levels": ()}, "in this order"),
         ({"levels": ("beam", "full")}, "in this order"),
         ({"levels": ("beam", "best")}, "full, candidates, beam, popular"),

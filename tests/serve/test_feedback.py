@@ -160,8 +160,8 @@ def test_only_the_owner_may_read_the_file(store, path):
 
 
 def test_every_commit_is_flushed(store):
-    assert store._writing.execute("PRAGMA synchronous").fetchone()[0] == 2, "FULL"
-    assert store._writing.execute("PRAGMA journal_mode").fetchone()[0] == "wal"
+    assert store._writer.connection.execute("PRAGMA synchronous").fetchone()[0] == 2, "FULL"
+    assert store._writer.connection.execute("PRAGMA journal_mode").fetchone()[0] == "wal"
 
 
 WRITER = """
@@ -218,11 +218,11 @@ def test_a_disk_that_fails_is_told_and_the_store_lives_on(store, monkeypatch):
                 raise sqlite3.OperationalError("database or disk is full")
             return self.connection.execute(text, *values)
 
-    working = store._writing
-    store._writing = Failing(working)
+    working = store._writer.connection
+    store._writer.connection = Failing(working)
     with pytest.raises(sqlite3.OperationalError):
         put(store, event(1))
-    store._writing = working
+    store._writer.connection = working
     assert put(store, event(1)) == ["new"], "nothing of the failed transaction is left"
 
 

@@ -6,6 +6,7 @@ import sqlite3
 import subprocess
 import threading
 import time
+import uuid
 
 import pytest
 
@@ -173,6 +174,27 @@ def test_a_full_queue_is_told_at_once_and_when_to_come_again(client):
         thread.join(30)
 
 
+def test_who_would_wait_too_long_is_turned_away_unread(client):
+    """Whatever the body is: it costs nothing to say that there is no place."""
+    here = client(engine={"levels": ("beam",), "max_wait_ms": 0.0, "max_batch": 1}, log=True)
+    here.version.gate.clear()
+    waiting = [threading.Thread(target=suggest, args=(here,), kwargs={"prefix": p}) for p in "ab"]
+    waiting[0].start()
+    assert here.version.began.wait(30)
+    waiting[1].start()
+    until(lambda: here.engine.waiting == 1)
+    here.engine._free_at = time.monotonic() + 60
+    reply = here.post("/suggest", content=b"no JSON")
+    assert reply.status_code == 503 and 50 <= int(reply.headers["retry-after"]) <= 60
+    assert field_of(reply.json()) == "queue" and "POST /suggest 503" in "\n".join(here.said)
+    assert here.get("/health").status_code == 200 and feedback(here, query="a")["stored"] == "new"
+    here.version.gate.set()
+    for thread in waiting:
+        thread.join(30)
+    until(lambda: not here.engine.crowded())
+    assert suggest(here, prefix="c")["suggestions"]
+
+
 def test_a_missed_deadline_is_told(client):
     here = client(engine={"levels": ("beam",), "max_wait_ms": 0.0})
     here.version.gate.clear()
@@ -228,6 +250,36 @@ def test_feedback_is_taken_once_and_items_are_added(client):
 
 
 @pytest.mark.parametrize(
+    "text",
+    [
+        "a\u0000b",
+        "a\u001fb",
+        "a\u0085b",
+        "a\u200bb",
+        "\ufeffa",
+        "a\x7f",
+        "ﷺ" * 20,
+        "\U0001f600" * 64,
+    ]
+    + ["a" * n for n in (64, 65, 128, 129)]
+    + [" ", "a\tb", "İ" * 64, "\ue000", "é" * 64],
+)
+def test_what_one_address_takes_the_other_takes(client, text):
+    here = client()
+
+    def refuses(path, **body):
+        return here.post(path, json=body).status_code == 422
+
+    def not_stored(**fields):
+        return refuses("/feedback", request_id=uuid.uuid4().hex, **{"query": "a", **fields})
+
+    fields = {"prefix": text, "user_id": text, "history": [text], "profile": {"age": text}}
+    asked = [refuses("/suggest", **{name: value}) for name, value in fields.items()]
+    assert [not_stored(**{name: value}) for name, value in fields.items()] == asked
+    assert not_stored(query=text) == not_stored(shown=[text]) == asked[2], "as of the history"
+
+
+@pytest.mark.parametrize(
     ("body", "field"),
     [
         ({}, "query"),
@@ -257,9 +309,22 @@ def test_a_user_is_forgotten_on_request(client):
     feedback(here, user_id=name, query="secret")
     where = "/users/a%2Fb%20%3F%26%25%C3%A9"
     assert here.get(where).json()["history"] == ["secret"]
-    assert here.delete(where).json() == {"user_id": name, "deleted": 1}
+    reply = here.delete(where).json()
+    assert (reply["user_id"], reply["deleted"]) == (name, 1)
+    assert [one["until"][:15] for one in reply["remains"]] == ["the next update"]
     assert here.get(where).json()["events"] == 0
     assert here.delete("/users/").status_code == 422, "never everybody whose name is empty"
+
+
+def test_a_deletion_says_which_exports_remain(client, tmp_path):
+    here = client()
+    feedback(here, user_id="u", query="secret")
+    for name in ("kept", "gone"):
+        here.store.export(str(tmp_path / f"{name}.parquet"))
+    (tmp_path / "gone.parquet").unlink()
+    remains = here.delete("/users/u").json()["remains"]
+    assert [one["what"].split(" of ")[0] for one in remains[:-1]] == ["exported log kept.parquet"]
+    assert "model 0000" in remains[-1]["what"] and str(tmp_path) not in json.dumps(remains)
 
 
 def test_a_store_that_cannot_write_is_busy_not_broken(client, monkeypatch):

@@ -218,10 +218,11 @@ def test_blocked_terms_are_shown_at_no_level_and_may_change(folder, store, tmp_p
 
     assert texts("la") == {"lamp blue", "lantern blue", "laptop blue"}
     path.write_text("lamp\nleast_count = 22\n", encoding="utf-8")
-    assert version.read_terms() and not version.read_terms()
+    assert [version.read_terms() for _ in range(3)] == [False, True, False]
     often = {query for number, query in enumerate(QUERIES) if searches(number) >= 22}
     assert texts("la") == {q for q in often if q.startswith("la") and "lamp" not in q}
     path.write_bytes(b"\xff\xfe\xff")
+    assert not version.read_terms(), "perhaps half a file"
     with pytest.raises(UserError, match="UTF-8"):
         version.read_terms()
     assert "lamp red" not in texts("la"), "the terms of before stay in force"

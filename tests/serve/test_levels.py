@@ -2,7 +2,7 @@
 
 import pytest
 
-from onesug_jax.serve.levels import Pace, choose, in_time
+from onesug_jax.serve.levels import Pace, choose, crowded, in_time
 
 LEVELS = ("full", "beam", "popular")
 
@@ -103,3 +103,36 @@ def test_a_level_that_saves_no_time_is_left_out_for_a_while(pace, clock):
     clock.now = 20.0
     assert pace.quicker(LEVELS) == LEVELS, "it may have been a bad moment"
     assert Pace((1, 8)).quicker(LEVELS) == LEVELS, "nothing is known yet"
+
+
+def refused(pace, waiting, busy=0.0, levels=("full", "beam"), most=0.05, within=10.0):
+    return crowded(levels, pace, waiting, busy, most, within)
+
+
+def test_who_would_wait_too_long_is_told_how_long(pace):
+    """At the cheapest level eight take 10 ms: 50 ms are the time of forty."""
+    assert refused(pace, 40) == 0.0 and refused(pace, 41) == pytest.approx(41 * 0.010 / 8)
+    assert refused(pace, 39, busy=0.01) == pytest.approx(0.01 + 39 * 0.010 / 8)
+    assert refused(pace, 41, most=0.06) == 0.0
+    assert refused(pace, 1, busy=0.045, within=0.05), "its answer would come too late"
+
+
+def test_a_slow_model_alone_refuses_nobody(pace, clock):
+    for size in (1, 8):
+        pace.note("full", size, 60.0)
+    assert refused(pace, 0, busy=60.0, levels=("full",)) == 0.0
+    assert refused(pace, 8, levels=("full",), within=1e6) == 0.0, "two batches may be waited for"
+    assert refused(pace, 17, levels=("full",), within=1e6)
+
+
+def test_an_unknown_pace_refuses_nobody(clock):
+    assert refused(Pace((1, 8), clock), 1000) == 0.0
+
+
+def test_popular_lists_count_as_fast_as_they_are(pace):
+    assert refused(pace, 1000, levels=LEVELS) == 0.0
+    for size in (1, 8):
+        pace.note("popular", size, size / 800)
+    assert pace.of("popular", 8) == pytest.approx(0.01)
+    assert pace.of("popular", 80) == pytest.approx(0.1)
+    assert refused(pace, 39, levels=LEVELS) == 0.0 and refused(pace, 41, levels=LEVELS)

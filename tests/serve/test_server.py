@@ -84,7 +84,7 @@ def server(tmp_path):
 
 
 def test_the_end_waits_for_everything_that_was_accepted(server):
-    here = server(delay=0.5)
+    here = server(delay=2.0)
     with concurrent.futures.ThreadPoolExecutor(8) as pool:
         asked = [pool.submit(here.suggest, prefix=f"p{i}") for i in range(4)]
         end = time.monotonic() + 30

@@ -15,7 +15,6 @@ from onesug_jax.serve.trust import (
     Trust,
     Visitors,
     secret_of,
-    source_of,
 )
 
 NOW = 1_700_000_000.0
@@ -87,21 +86,6 @@ def _with(request_id, **more):
 
 
 # ------------------------------------------------------------------ sources
-
-
-@pytest.mark.parametrize(
-    ("host", "source"),
-    [
-        ("203.0.113.5", "203.0.113.5"),
-        ("::ffff:203.0.113.5", "203.0.113.5"),
-        ("2001:db8:1:2:3:4:5:6", "2001:db8:1:2::/64"),
-        ("fe80::1%eth0", "fe80::/64"),
-        ("testclient", "testclient"),
-        ("", ""),
-    ],
-)
-def test_a_source_is_an_address_or_a_network(host, source):
-    assert source_of(host) == source
 
 
 def test_a_few_visitors_of_a_source_count_toward_a_query_each_day():
