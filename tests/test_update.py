@@ -237,9 +237,14 @@ def test_rows_of_users_who_were_deleted_are_left_out(tmp_path):
         for user in ("ann", "\u00e9 b", "cid", "")
         for at in (10, 15, 20)
     ]
-    for folder, part in (("work/log", rows[::2]), ("new/fresh", rows[1::2])):
-        (tmp_path / folder).mkdir(parents=True)
-        pq.write_table(pa.Table.from_pylist(part), tmp_path / folder / "train.parquet")
+    judge = [{**rows[0], "request_id": "held-ann"}, {**rows[-1], "request_id": "held-cid"}]
+    for folder, name, part in (
+        ("work/log", "train", rows[::2]),
+        ("work/log", "dev", judge),
+        ("new/fresh", "train", rows[1::2]),
+    ):
+        (tmp_path / folder).mkdir(parents=True, exist_ok=True)
+        pq.write_table(pa.Table.from_pylist(part), tmp_path / folder / f"{name}.parquet")
     base = types.SimpleNamespace(
         work=workdir.WorkDir(str(tmp_path / "work")),
         settings={"ingest.memory_limit": "1GB"},
@@ -254,6 +259,7 @@ def test_rows_of_users_who_were_deleted_are_left_out(tmp_path):
     expected = {one["request_id"] for one in rows}
     expected -= {f"{user}{at}" for user in ("ann", "\u00e9 b") for at in (10, 15)}
     assert {one for column in seen for one in column.to_pylist()} == expected
+    assert pq.read_table(log / "test.parquet")["request_id"].to_pylist() == ["held-cid"]
     path.write_bytes(b"damaged" * 1000)
     with pytest.raises(UserError, match="whose rows to leave out"):
         loop._forgotten(context)
@@ -309,7 +315,7 @@ def test_what_the_service_has_kept_is_a_log_to_learn_from(shop, work, tmp_path, 
     assert update(shop, work, f"--gin.LOG={log}", "--gin.update.tolerance=100.0") == 0
     new = work / "versions" / "0001"
     assert workdir.published(str(work)) == str(new)
-    train, dev = (pq.read_table(new / "log" / f"{split}.parquet") for split in ("train", "dev"))
-    seen = {*train["request_id"].to_pylist(), *dev["request_id"].to_pylist()}
+    parts = [pq.read_table(new / "log" / f"{name}.parquet") for name in ("train", "dev", "test")]
+    seen = {one for part in parts for one in part["request_id"].to_pylist()}
     assert {row["request_id"] for row in fresh} <= seen
-    assert {"age", "gender"} <= set(train.column_names)
+    assert {"age", "gender"} <= set(parts[0].column_names)

@@ -320,7 +320,7 @@ def test_a_deletion_says_which_exports_remain(client, tmp_path):
     here = client()
     feedback(here, user_id="u", query="secret")
     for name in ("kept", "gone"):
-        here.store.export(str(tmp_path / f"{name}.parquet"))
+        here.store.export(str(tmp_path / f"{name}.parquet"), untrusted=True)
     (tmp_path / "gone.parquet").unlink()
     remains = here.delete("/users/u").json()["remains"]
     assert [one["what"].split(" of ")[0] for one in remains[:-1]] == ["exported log kept.parquet"]
