@@ -270,16 +270,16 @@ def _join(
             person = f"sha256({quoted(forgotten.salt)} || user_id)"
             without = f" ANTI JOIN forgotten ON person = {person} AND timestamp_ms <= at_ms"
         database.sql(
-            f"CREATE VIEW known AS SELECT * FROM read_parquet({in_sql(old)}, union_by_name=true)"
+            f"CREATE VIEW present AS SELECT * FROM read_parquet({in_sql(old)}, union_by_name=true)"
             f"{without}; "
-            f"CREATE VIEW told AS SELECT * FROM read_parquet({in_sql(fresh)}){without}; "
+            f"CREATE VIEW reported AS SELECT * FROM read_parquet({in_sql(fresh)}){without}; "
             f"CREATE VIEW held AS SELECT request_id FROM read_parquet({in_sql([there['dev']])}); "
-            "CREATE VIEW judge AS FROM known SEMI JOIN held USING (request_id); "
-            "CREATE VIEW old AS FROM known ANTI JOIN told USING (request_id) "
+            "CREATE VIEW judge AS FROM present SEMI JOIN held USING (request_id); "
+            "CREATE VIEW old AS FROM present ANTI JOIN reported USING (request_id) "
             "ANTI JOIN held USING (request_id); "
-            "CREATE VIEW again AS FROM told SEMI JOIN known USING (request_id) "
+            "CREATE VIEW again AS FROM reported SEMI JOIN present USING (request_id) "
             "ANTI JOIN held USING (request_id); "
-            "CREATE VIEW fresh AS FROM told ANTI JOIN known USING (request_id)"
+            "CREATE VIEW fresh AS FROM reported ANTI JOIN present USING (request_id)"
         )
         count = one("SELECT count(*) FROM fresh")
         if count < 2:
