@@ -26,14 +26,14 @@ sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent.parent))
 import faiss  # noqa: E402
 import numpy as np  # noqa: E402
 
-from onesug_jax.represent.id_tree import IdTree, expected_codewords  # noqa: E402
-from onesug_jax.represent.rq_kmeans import take_sample, train_rq_kmeans  # noqa: E402
-from onesug_jax.represent.tree_search import (  # noqa: E402
+from onesug_jax.retrieval.id_tree import IdTree, expected_codewords  # noqa: E402
+from onesug_jax.retrieval.tree_search import (  # noqa: E402
     PAPER,
     SearchConfig,
     StoredVectors,
     TreeSearch,
 )
+from onesug_jax.semantic_ids.rq_kmeans import take_sample, train_rq_kmeans  # noqa: E402
 
 K = 20
 LEVELS = 4

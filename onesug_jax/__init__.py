@@ -23,15 +23,15 @@ if TYPE_CHECKING:
     from onesug_jax.evaluate.metrics import hr_at, mrr_at
     from onesug_jax.model.config import ModelConfig
     from onesug_jax.model.seq2seq import Seq2Seq
-    from onesug_jax.represent.encoder import EncoderSpec, TextEncoder
-    from onesug_jax.represent.prefix_index import PrefixIndex
-    from onesug_jax.represent.quantiser import Quantiser
-    from onesug_jax.represent.rqvae import RqVaeConfig
-    from onesug_jax.represent.rqvae_training import train_rqvae
-    from onesug_jax.represent.tree_search import SearchConfig
+    from onesug_jax.retrieval.prefix_index import PrefixIndex
+    from onesug_jax.retrieval.tree_search import SearchConfig
+    from onesug_jax.semantic_ids.quantiser import Quantiser
+    from onesug_jax.semantic_ids.rqvae import RqVaeConfig
+    from onesug_jax.semantic_ids.rqvae_training import train_rqvae
     from onesug_jax.suggester import Suggester
     from onesug_jax.tasks.features import FeatureSpec, Featurizer, Request
     from onesug_jax.tasks.vocabulary import Vocabulary
+    from onesug_jax.text_encoder.encoder import EncoderSpec, TextEncoder
     from onesug_jax.train.checkpoint import load_params
     from onesug_jax.train.loop import fit
     from onesug_jax.train.mesh import make_mesh
@@ -42,21 +42,21 @@ __version__ = "0.1.0"
 # Name -> module that holds it, `module:attribute` where it has another name there.
 _PLACES = {
     "BeamConfig": "decode.beam",
-    "EncoderSpec": "represent.encoder",
+    "EncoderSpec": "text_encoder.encoder",
     "FeatureSpec": "tasks.features",
     "Featurizer": "tasks.features",
     "Free": "decode.trie",
     "ModelConfig": "model.config",
     "PreferenceConfig": "align.rwr",
-    "PrefixIndex": "represent.prefix_index",
-    "Quantiser": "represent.quantiser",
+    "PrefixIndex": "retrieval.prefix_index",
+    "Quantiser": "semantic_ids.quantiser",
     "Request": "tasks.features",
     "RewardConfig": "align.rewards",
-    "RqVaeConfig": "represent.rqvae",
-    "SearchConfig": "represent.tree_search",
+    "RqVaeConfig": "semantic_ids.rqvae",
+    "SearchConfig": "retrieval.tree_search",
     "Seq2Seq": "model.seq2seq",
     "Suggester": "suggester",
-    "TextEncoder": "represent.encoder",
+    "TextEncoder": "text_encoder.encoder",
     "UserError": "errors",
     "Vocabulary": "tasks.vocabulary",
     "beam_search": "decode.beam",
@@ -70,7 +70,7 @@ _PLACES = {
     "pretrain_stage": "align.pretrain",
     "reward_table": "align.rewards",
     "rwr_loss": "align.losses:rwr_release",
-    "train_rqvae": "represent.rqvae_training",
+    "train_rqvae": "semantic_ids.rqvae_training",
 }
 
 __all__ = [

@@ -14,20 +14,20 @@ MAY_IMPORT = {
     "logs": (),
     "train": (),
     "model": (),
-    "represent": ("model", "logs", "train"),
-    "retrieval": ("logs", "represent"),
+    "text_encoder": ("model", "logs", "train"),
+    "semantic_ids": ("logs", "train"),
+    "retrieval": ("logs", "text_encoder", "semantic_ids"),
     "decode": ("model", "tasks.vocabulary", "tasks.features", "logs.schema"),
-    "tasks": ("logs", "represent", "retrieval"),
+    "tasks": ("logs", "semantic_ids", "retrieval"),
     "align": ("model", "logs.schema", "train"),
     "pipeline": ("train.distributed", "signatures"),
-    "stages": tuple(
-        "logs train model represent retrieval decode tasks align evaluate serve".split()
-    )
-    + ("pipeline", "doctor"),
+    "stages": tuple("logs train model text_encoder semantic_ids retrieval decode".split())
+    + ("tasks", "align", "evaluate", "serve", "pipeline", "doctor"),
     "evaluate": ("decode", "logs", "tasks", "train.mesh", "retrieval"),
     "serve": (
         "decode",
-        "represent",
+        "text_encoder",
+        "semantic_ids",
         "retrieval",
         "tasks.features",
         "tasks.vocabulary",

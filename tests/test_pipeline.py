@@ -23,8 +23,8 @@ import pytest
 import onesug_jax
 from onesug_jax import main
 from onesug_jax.pipeline.workdir import model_in_use
-from onesug_jax.represent.prefix_index import PrefixIndex
-from onesug_jax.represent.semantic_ids import SemanticIds
+from onesug_jax.retrieval.prefix_index import PrefixIndex
+from onesug_jax.semantic_ids.ids import SemanticIds
 from onesug_jax.tasks.item_examples import ItemExamples
 from onesug_jax.tasks.vocabulary import Vocabulary
 from tests.test_public import OF_A_RUN, run_examples

@@ -75,7 +75,7 @@ class Suggester:
       must_start: keep lists to queries that start with the prefix, wherever one does; a prefix no
         query starts with (a typo, say) may get any query.
       ids: the semantic ids of the indexed queries in the order of their texts
-        (`represent.semantic_ids`): the model then writes ids instead of texts, and each is read as
+        (`semantic_ids.ids`): the model then writes ids instead of texts, and each is read as
         the queries under it, best first. Needs `queries`. Beams go through all ids that exist, and
         only then is a list cut to what starts with the prefix.
       batch_sizes: sizes a batch is filled up to, ascending.

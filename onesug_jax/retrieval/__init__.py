@@ -1,1 +1,1 @@
-"""What a request is shown of the shop: tables of queries and prefixes, related queries."""
+"""What a request is shown of the shop: prefix index, tables of queries and prefixes."""

@@ -25,7 +25,7 @@ _LISTED = 1 << 12  # prefixes whose completions are cached as texts
 
 
 class Index(Protocol):
-    """What is asked of the prefix index (`represent.prefix_index.PrefixIndex`)."""
+    """What is asked of the prefix index (`retrieval.prefix_index.PrefixIndex`)."""
 
     @property
     def dimension(self) -> int:

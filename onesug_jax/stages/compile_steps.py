@@ -209,8 +209,8 @@ def _rwr(context: Context, devices: list, sizes: Sizes, changes: Changes) -> Ste
 
 
 def _align(context: Context, devices: list, sizes: Sizes, changes: Changes) -> Step:
-    from onesug_jax.represent.bert import EncoderConfig
-    from onesug_jax.represent.contrastive import contrastive_stage
+    from onesug_jax.text_encoder.bert import EncoderConfig
+    from onesug_jax.text_encoder.contrastive import contrastive_stage
 
     spec = context.configured("EncoderSpec")()
     fields = {f.name for f in dataclasses.fields(EncoderConfig)}

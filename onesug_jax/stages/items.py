@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from onesug_jax.logs.asof.config import AsOfConfig
     from onesug_jax.logs.asof.state import AsOf
     from onesug_jax.model.items import ItemTables
-    from onesug_jax.represent.prefix_index import PrefixIndex
+    from onesug_jax.retrieval.prefix_index import PrefixIndex
     from onesug_jax.retrieval.tables import QueryTables
 
 SPARE = 4096  # rows for queries that appear after training
@@ -26,7 +26,7 @@ SNAPSHOT = "asof"  # folder of the examples: the counts at the end of the log
 
 def index(work: WorkDir) -> PrefixIndex:
     """The index of prefixes and queries."""
-    from onesug_jax.represent.prefix_index import PrefixIndex
+    from onesug_jax.retrieval.prefix_index import PrefixIndex
 
     return PrefixIndex.load(work.index, expect={"encoder": opened.encoder_in_use(work)})
 

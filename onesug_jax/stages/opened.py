@@ -18,8 +18,8 @@ from onesug_jax.pipeline.workdir import Manifest, WorkDir, home_of
 if TYPE_CHECKING:
     from onesug_jax.logs.completion import CompletionIndex
     from onesug_jax.model.config import ModelConfig
-    from onesug_jax.represent.semantic_ids import SemanticIds
     from onesug_jax.retrieval.related import RelatedQueries
+    from onesug_jax.semantic_ids.ids import SemanticIds
 
 SPLITS = ("train", "dev", "test")
 SPIECE = "spiece.model"  # the pieces in a folder of a pretrained model
@@ -209,7 +209,7 @@ AS_OF = "examples/asof/*"  # counts at the end of the log, of models with items
 
 def encoder(work: WorkDir):
     """The aligned text encoder."""
-    from onesug_jax.represent.encoder import TextEncoder
+    from onesug_jax.text_encoder.encoder import TextEncoder
 
     return TextEncoder.load(work.encoder)
 
@@ -221,7 +221,7 @@ def encoder_in_use(work: WorkDir) -> str:
 
 def semantic_ids(context: Context) -> SemanticIds:
     """The ids of all indexed queries, in the order of their texts."""
-    from onesug_jax.represent.semantic_ids import SemanticIds
+    from onesug_jax.semantic_ids.ids import SemanticIds
 
     return SemanticIds.load(context.work.semantic_ids)
 
@@ -252,7 +252,7 @@ def related(context: Context, spec, **cached) -> RelatedQueries:
     The text encoder is loaded when a text that the index does not hold is first met. `cached` goes
     to `RelatedQueries` (how much it caches).
     """
-    from onesug_jax.represent.prefix_index import PrefixIndex
+    from onesug_jax.retrieval.prefix_index import PrefixIndex
     from onesug_jax.retrieval.related import RelatedQueries
 
     work, indexed = context.work, completions(context)

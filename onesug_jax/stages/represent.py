@@ -36,7 +36,7 @@ def quantize(context: Context) -> None:
     """
     import numpy as np
 
-    from onesug_jax.represent import id_plots
+    from onesug_jax.semantic_ids import id_plots
 
     opened.cache_compiled(context)
     work = context.work
@@ -68,7 +68,7 @@ def _embed(encoder, texts, mined: str, enhancing, path: str) -> None:
     """
     import numpy as np
 
-    from onesug_jax.represent.enhance import enhance
+    from onesug_jax.retrieval.enhance import enhance
 
     if os.path.exists(path):
         return
@@ -117,8 +117,8 @@ def index(context: Context, *, precomputed: int = 16, vectors: str = "int8") -> 
     import numpy as np
 
     from onesug_jax.logs.mined import read_table
-    from onesug_jax.represent.prefix_index import PrefixIndex
-    from onesug_jax.represent.quantiser import Quantiser
+    from onesug_jax.retrieval.prefix_index import PrefixIndex
+    from onesug_jax.semantic_ids.quantiser import Quantiser
 
     opened.cache_compiled(context)
     work = context.work

@@ -8,7 +8,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from onesug_jax.logs.mined import TABLES, file_of
-from onesug_jax.represent.enhance import EnhanceConfig
+from onesug_jax.retrieval.enhance import EnhanceConfig
 from onesug_jax.stages import represent
 
 QUERIES = ["cup", "lamp", "mug", "tent"]

@@ -1,1 +1,0 @@
-"""Prefix2Query representation enhancement: encoder, semantic ids, related queries."""

@@ -1,0 +1,90 @@
+"""The enhanced prefix: what was typed, drawn towards what people who typed it searched for; and
+the enhanced query, drawn towards those mined as alike.
+
+PAPER.md section 2, point 3: e_p* = (1 - w) e_p + w * mean of the vectors of the k queries that
+co-occur with the prefix; w = 0.5, more than 0.7 hurts. The result is brought to length 1 here,
+because everything downstream compares by cosine; a prefix without queries keeps its own e_p (of
+length 1). The mean is plain: how often a pair was seen decides which k queries count, not how much.
+
+Queries are enhanced by the same equation, e_q* with e_q for e_p and the queries that Swing finds
+closest for those that co-occur: texts alone do not tell that two queries lead to the same items.
+All that is known of queries (ids, index, likeness to a history) is made of e_q*.
+
+Numpy only. Mining the pairs is `logs.mining`'s; vectors are made by the text encoder.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+
+import numpy as np
+
+from onesug_jax.errors import UserError
+from onesug_jax.retrieval.id_tree import ranges
+
+
+@dataclasses.dataclass(frozen=True)
+class EnhanceConfig:
+    """How a prefix, or a query, is enhanced.
+
+    Attributes:
+      weight: w, the share of the co-occurring queries.
+      k: how many of them, best first.
+
+    Raises:
+      UserError: a weight outside 0..1, or k below 1.
+    """
+
+    weight: float = 0.5
+    k: int = 10
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.weight <= 1:
+            raise UserError(f"EnhanceConfig.weight={self.weight!r}: expected a number from 0 to 1.")
+        if self.k != int(self.k) or self.k < 1:
+            raise UserError(
+                f"EnhanceConfig.k={self.k!r}: expected 1 or more queries; for plain prefixes set "
+                "EnhanceConfig.weight=0."
+            )
+
+
+def enhance(
+    own: np.ndarray,
+    offsets: np.ndarray,
+    numbers: np.ndarray,
+    vectors_of: Callable[[np.ndarray], np.ndarray],
+    config: EnhanceConfig | None = None,
+    *,
+    block: int = 2048,
+    out: np.ndarray | None = None,
+) -> np.ndarray:
+    """Enhanced vectors of P prefixes, or queries, `block` at a time (block * k vectors in memory).
+
+    Args:
+      own: [P, D] unit vectors e_p.
+      offsets: [P + 1], the queries of prefix i are numbers[offsets[i] : offsets[i + 1]].
+      numbers: the co-occurring queries, best first within a prefix.
+      vectors_of: query numbers [n] to their unit vectors [n, D] (of an array: `array.__getitem__`).
+      config: w and k.
+      out: [P, D] array to write to (a memory map, say); a new float32 one if None.
+
+    Returns:
+      [P, D], rows of length 1 (a row of zeros stays zeros).
+    """
+    config = config or EnhanceConfig()
+    out = np.empty(own.shape, np.float32) if out is None else out
+    for begin in range(0, len(own), block):
+        rows = slice(begin, min(begin + block, len(own)))
+        first = np.asarray(offsets[begin : rows.stop], np.int64)
+        many = np.minimum(np.asarray(offsets[begin + 1 : rows.stop + 1]) - first, config.k)
+        mixed = np.array(own[rows], np.float32)
+        some = np.flatnonzero(many)
+        if len(some):
+            first, many = first[some], many[some]
+            vectors = vectors_of(np.asarray(numbers[ranges(first, many)]))
+            means = np.add.reduceat(vectors, np.cumsum(many) - many, axis=0) / many[:, None]
+            mixed[some] = (1 - config.weight) * mixed[some] + config.weight * means
+        lengths = np.linalg.norm(mixed, axis=1, keepdims=True)
+        out[rows] = mixed / np.where(lengths > 0, lengths, 1)
+    return out

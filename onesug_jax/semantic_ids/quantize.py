@@ -1,0 +1,196 @@
+"""From embeddings to semantic ids: train a quantiser, give every indexed query its id, report.
+
+PAPER.md section 2.4. What trains is in `rqvae_training` and `rq_kmeans`, what tells apart queries
+on one id in `collisions`; the ids are kept by `semantic_ids`. JAX is loaded only to train.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from onesug_jax.errors import UserError
+from onesug_jax.files import write_json
+from onesug_jax.progress import Progress
+from onesug_jax.semantic_ids.collisions import resolve_collisions
+from onesug_jax.semantic_ids.ids import SemanticIds, level_usage
+from onesug_jax.semantic_ids.quantiser import Quantiser
+from onesug_jax.train import distributed
+
+if TYPE_CHECKING:
+    import optax
+    from jax.sharding import Mesh
+
+    from onesug_jax.semantic_ids.rqvae import RqVaeConfig
+
+REPORT = "ids_report.json"
+METHODS = ("rqvae", "rq_kmeans")
+_ROWS = 65_536  # embeddings in memory at a time
+
+
+def quantize(
+    embeddings: np.ndarray,
+    counts: np.ndarray,
+    out: str,
+    *,
+    mesh: Mesh,
+    optimizer: optax.GradientTransformation,
+    seed: int,
+    encoder_fingerprint: str,
+    method: str = "rqvae",
+    config: RqVaeConfig | None = None,
+    steps: int = 500,
+    batch_size: int = 1024,
+    resolve: bool = True,
+    quantiser_from: str | None = None,
+    log_every: int = 50,
+    settings: Mapping[str, Any] | None = None,
+) -> dict[str, Any]:
+    """Train a quantiser on all queries and give each its id; everything is written into `out`.
+
+    Args:
+      embeddings: [N, D] unit vectors, a memory map if need be; row i is query number i.
+      counts: [N], how often each was searched.
+      out: gets the quantiser, the ids, `ids_report.json`, and what the training loop writes.
+      encoder_fingerprint: of the text encoder that made the embeddings.
+      optimizer: AdamW at 2e-3 with a cosine decay has served 5 thousand to 50 thousand queries; 300
+        to 500 steps of 1024, since codebooks and networks start from the data.
+      method: "rqvae", or "rq_kmeans", which needs no mesh, optimizer or steps.
+      resolve: whether to tell apart queries that fall on one id.
+      quantiser_from: folder of a quantiser to keep: nothing is trained, queries are only filed.
+      log_every, settings: go to `train.loop.fit`.
+
+    Returns:
+      the report: `levels` (usage and perplexity of each, `used` codes, before any id is moved),
+      `reconstruction_error` (mean squared distance to the embedding), `mean_cosine`,
+      `shared_before` and `shared_after` (shares of queries whose id is not theirs alone), `moved`.
+
+    Raises:
+      UserError: embeddings and counts that do not fit or are not unit vectors, an unknown method,
+        or what the training loop raises.
+    """
+    from onesug_jax.semantic_ids import rq_kmeans, rqvae, rqvae_training
+
+    if method not in METHODS:
+        raise UserError(f"method={method!r}: expected one of {', '.join(METHODS)}; choose one.")
+    config = config or rqvae.RqVaeConfig()
+    counts = np.asarray(counts)
+    _check(embeddings, counts)
+    n = len(embeddings)
+    if n < config.codes:
+        print(
+            f"semantic ids: {n:,} queries for {config.codes:,} codes a level; at most {n:,} of "
+            "them can be used",
+            flush=True,
+        )
+    if quantiser_from is not None:
+        quantiser = Quantiser.load(quantiser_from, expect_encoder=encoder_fingerprint)
+    elif method == "rqvae":
+        quantiser = rqvae_training.train_rqvae(
+            embeddings,
+            out,
+            config=config,
+            mesh=mesh,
+            optimizer=optimizer,
+            steps=steps,
+            batch_size=batch_size,
+            seed=seed,
+            encoder=encoder_fingerprint,
+            log_every=log_every,
+            settings=settings,
+        )
+    else:
+        quantiser = rq_kmeans.train_rq_kmeans(
+            rq_kmeans.take_sample(embeddings, config.kmeans_sample * config.codes, seed),
+            levels=config.levels,
+            codes=config.codes,
+            iterations=config.kmeans_iterations,
+            seed=seed,
+            encoder=encoder_fingerprint,
+        )
+    ids, error, cosine = _assign(embeddings, quantiser)
+    found = SemanticIds.build(ids, counts, config.codes)
+    shared_before = shared_after = found.collisions()
+    levels = level_usage(ids, config.codes)  # the quantiser's own, before any are moved
+    moved = 0
+    if resolve and shared_before:
+        print(f"semantic ids: telling apart the {shared_before:.2%} that share an id", flush=True)
+        plain, ids = ids, resolve_collisions(ids, counts, embeddings, quantiser)
+        found = SemanticIds.build(ids, counts, config.codes)
+        shared_after, moved = found.collisions(), int((ids != plain).any(1).sum())
+    report = {
+        "method": method,
+        "queries": n,
+        "codes": config.codes,
+        "levels": levels,
+        "reconstruction_error": error,
+        "mean_cosine": cosine,
+        "shared_before": shared_before,
+        "shared_after": shared_after,
+        "moved": moved,
+        "distinct_ids": int(np.count_nonzero(np.diff(found.keys))) + 1,
+        "encoder": encoder_fingerprint,
+        "quantiser": quantiser.fingerprint,
+    }
+    if distributed.is_primary():
+        quantiser.save(out)
+        found.save(out)
+        write_json(os.path.join(out, REPORT), report, indent=1)
+    distributed.barrier()
+    print(format_report(report), flush=True)
+    return report
+
+
+def format_report(report: dict[str, Any]) -> str:
+    """The report as a small table."""
+    lines = [f"semantic ids of {report['queries']:,} queries ({report['method']})"]
+    lines.append(f"{'level':>7}  {'codes used':>11}  {'usage':>7}  {'perplexity':>10}")
+    for number, row in enumerate(report["levels"], 1):
+        used = f"{row['used']}/{report['codes']}"
+        lines.append(f"{number:>7}  {used:>11}  {row['usage']:>7.1%}  {row['perplexity']:>10.1f}")
+    lines.append(
+        f"reconstruction error {report['reconstruction_error']:.4f}, mean cosine "
+        f"{report['mean_cosine']:.4f}"
+    )
+    lines.append(
+        f"share an id with another query: {report['shared_before']:.2%}, after moving "
+        f"{report['moved']:,} of them {report['shared_after']:.2%}"
+    )
+    return "\n".join(lines)
+
+
+def _assign(embeddings: np.ndarray, quantiser: Quantiser) -> tuple[np.ndarray, float, float]:
+    """Ids [N, levels] of all queries, mean squared error and mean cosine of what comes back."""
+    n, errors, cosines = len(embeddings), 0.0, 0.0
+    ids = np.empty((n, quantiser.levels), np.uint16)
+    progress = Progress("semantic ids", n, "queries")
+    for start in range(0, n, _ROWS):
+        rows = np.asarray(embeddings[start : start + _ROWS], np.float32)
+        ids[start : start + len(rows)] = here = quantiser.codes(rows)
+        back = quantiser.decode(quantiser.reconstruct(here))
+        errors += float(np.square(rows - back).sum(dtype=np.float64))
+        lengths = np.linalg.norm(rows, axis=1) * np.linalg.norm(back, axis=1)
+        cosines += float((np.einsum("bd,bd->b", rows, back) / np.maximum(lengths, 1e-12)).sum())
+        progress.add(len(rows))
+    progress.close()
+    return ids, errors / n, cosines / n
+
+
+def _check(embeddings: np.ndarray, counts: np.ndarray) -> None:
+    if np.ndim(embeddings) != 2 or not len(embeddings) or counts.shape != (len(embeddings),):
+        raise UserError(
+            f"embeddings {list(np.shape(embeddings))} and counts {list(counts.shape)}: expected "
+            "[N, D] and [N] of the same N >= 1 queries; embed the queries that were counted."
+        )
+    for start in range(0, len(embeddings), _ROWS):
+        lengths = np.linalg.norm(np.asarray(embeddings[start : start + _ROWS], np.float32), axis=1)
+        wrong = ~(np.abs(lengths - 1) < 0.01)  # so that NaN counts as wrong
+        if wrong.any():
+            row = int(np.argmax(wrong))
+            raise UserError(
+                f"embedding of query {start + row} has length {lengths[row]:.4g}: expected unit "
+                "vectors; divide each embedding by its length, or embed the queries again."
+            )

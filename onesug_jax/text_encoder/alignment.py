@@ -1,0 +1,298 @@
+"""Aligning the text encoder with behaviour, and measuring what that brought (PAPER.md section 2).
+
+The encoder, pretrained or made from scratch, learns from the mined pairs by the contrastive loss;
+recall on pairs never trained on is measured before and after. `steps=0` saves the encoder as it is:
+the ablation. The loss is `contrastive.py`'s, the pairs are `pairs.py`'s.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import numpy as np
+import optax
+from jax.sharding import Mesh
+
+from onesug_jax.errors import UserError
+from onesug_jax.files import fingerprint, write_json
+from onesug_jax.text_encoder.contrastive import contrastive_stage
+from onesug_jax.text_encoder.encoder import EncoderSpec, TextEncoder, find_weights
+from onesug_jax.text_encoder.pairs import (
+    KINDS,
+    TABLES,
+    Draw,
+    Pairs,
+    Texts,
+    read_pairs,
+    sample,
+    split,
+)
+from onesug_jax.text_encoder.wordpiece import WordPiece
+from onesug_jax.train import distributed
+from onesug_jax.train import mesh as meshes
+from onesug_jax.train.loop import fit
+
+REPORT = "alignment.json"
+_AT = 20
+_TIE = 1e-6  # cosines nearer than this are one: the same text in two batches differs by rounding
+_BLOCK = 16_384
+_SAMPLE = 10_000
+
+
+def align(
+    mined: str,
+    out: str,
+    *,
+    mesh: Mesh,
+    optimizer: optax.GradientTransformation,
+    seed: int,
+    weights: str | None = None,
+    spec: EncoderSpec | None = None,
+    steps: int = 400,
+    batch_size: int = 256,
+    temperature: float = 0.05,
+    query_share: float = 0.5,
+    weighting: str = "sqrt",
+    held_out: float = 0.05,
+    recall_pairs: int = 1000,
+    recall_queries: int = 1_000_000,
+    accumulation: int = 1,
+    log_every: int = 50,
+    checkpoint_every: int = 500,
+    profile_steps: tuple[int, int] | None = None,
+    settings: Mapping[str, Any] | None = None,
+) -> dict[str, Any]:
+    """Make or load an encoder, align it, save it into `out` (Hugging Face layout) and measure it.
+
+    Started again, it goes on from its last checkpoint in `out`. What makes a trained state the same
+    is the encoder it starts from, its tokenizer and the pairs.
+
+    Args:
+      mined: folder with queries.parquet, prefix_query.parquet and query_query.parquet.
+      weights: "minilm", or a folder in the Hugging Face layout; None: from scratch.
+      spec: sizes of an encoder from scratch; `max_length`, `dropout` and `dtype` hold for a loaded
+        one too.
+      steps: updates; 0: none, the encoder is saved as it is.
+      batch_size: pairs a step, over all devices.
+      query_share: share of query pairs in a batch, the others being prefix pairs.
+      weighting: pairs are drawn by "sqrt" or "log" of how often they were seen, or "count",
+        "uniform".
+      held_out: share of texts whose pairs are measured on and never trained on.
+      recall_pairs: pairs of a kind that recall is measured on, at most.
+      recall_queries: queries they are to be found among, at most (the most searched ones).
+      profile_steps: (first, last) updates to trace into `out/profile`.
+      settings: what else to note in the history, as JSON values.
+
+    Returns:
+      what out/alignment.json holds: pairs, steps, recall@20 before and after by kind of pair (None
+      where nothing is held out), the saved encoder's dimension and fingerprint.
+
+    Raises:
+      UserError: a table, a folder or a setting does not fit, or `steps` is positive and there are
+        no pairs to learn from.
+    """
+    if steps < 0:
+        raise UserError(f"steps={steps}: expected 0 (no alignment) or more.")
+    spec = spec or EncoderSpec()
+    texts, pairs = read_pairs(mined)
+    train, kept = split(texts, pairs, held_out)
+    if steps:
+        _check(mined, texts, train)
+    encoder = _start(texts, weights, spec, seed)
+    os.makedirs(out, exist_ok=True)
+    _say(
+        f"contrastive: {texts.queries:,} queries; pairs to train on: "
+        + ", ".join(f"{len(train[kind]):,} {kind}" for kind in KINDS)
+    )
+    measured = {kind: sample(kept[kind], recall_pairs) for kind in KINDS}
+
+    def measure(encoder: TextEncoder) -> dict[str, float | None]:
+        return recall(encoder, texts, measured, most_queries=recall_queries)
+
+    before = after = measure(encoder)
+    if steps:
+        length = _length(encoder.tokenizer, texts, spec.max_length)
+        draw = Draw(train, batch_size, query_share, weighting, seed)
+        result = fit(
+            contrastive_stage(encoder.config, temperature),
+            batch_at=batches(
+                texts, draw, encoder.tokenizer, length, meshes.process_batch_shard(mesh, batch_size)
+            ),
+            batch_size=batch_size,
+            mesh=mesh,
+            optimizer=optimizer,
+            steps=steps,
+            seed=seed,
+            folder=out,
+            accumulation=accumulation,
+            log_every=log_every,
+            checkpoint_every=checkpoint_every,
+            keep=1,
+            params_from=encoder.params,
+            profile_steps=profile_steps,
+            identity=_identity(encoder, weights, texts, train),
+            settings={
+                "temperature": temperature,
+                "query_share": query_share,
+                "weighting": weighting,
+                "dropout": spec.dropout,
+                **(settings or {}),
+            },
+        )
+        encoder = encoder.with_params(meshes.on_host(result.params))
+        after = measure(encoder)
+    report = {
+        "weights": weights,
+        "steps": steps,
+        "queries": texts.queries,
+        "pairs": {
+            kind: {"train": len(train[kind]), "measured": len(measured[kind])} for kind in KINDS
+        },
+        f"recall@{_AT}": {kind: {"before": before[kind], "after": after[kind]} for kind in KINDS},
+        "dimension": encoder.dimension,
+        "fingerprint": encoder.fingerprint,
+    }
+    if distributed.is_primary():
+        encoder.save(out)
+        write_json(os.path.join(out, REPORT), report)
+    distributed.barrier()
+    _say(format_report(report))
+    return report
+
+
+def _identity(
+    encoder: TextEncoder, weights: str | None, texts: Texts, train: Mapping[str, Pairs]
+) -> dict[str, Any]:
+    """What makes an aligned encoder the same. From scratch the seed is no part of it."""
+    return {
+        "stage": "align",
+        "encoder": dataclasses.asdict(encoder.config) | {"dropout": None},
+        "weights": encoder.fingerprint if weights else None,
+        "tokenizer": fingerprint(encoder.tokenizer.to_str()),
+        "texts": fingerprint(texts.hashes),
+        "pairs": {kind: train[kind].digest() for kind in KINDS},
+    }
+
+
+def batches(
+    texts: Texts, draw: Draw, tokenizer: WordPiece, length: int, rows: np.ndarray
+) -> Callable[[int], dict[str, np.ndarray]]:
+    """Step -> this process's rows of the batch, as `contrastive_stage` takes it; a pure function.
+
+    Args:
+      length: tokens of every row. One shape for all steps: it is compiled once.
+      rows: which rows of each batch are wanted.
+    """
+    size = len(rows)
+
+    def batch_at(step: int) -> dict[str, np.ndarray]:
+        numbers = draw(step)[rows]
+        tokens, lengths = tokenizer.batch(texts.take(numbers.ravel()), length)
+        return {
+            "tokens": tokens.reshape(size, 2, length),
+            "lengths": lengths.reshape(size, 2),
+            "texts": texts.groups[numbers],
+        }
+
+    return batch_at
+
+
+def recall(
+    encoder: TextEncoder,
+    texts: Texts,
+    pairs: Mapping[str, Pairs],
+    k: int = _AT,
+    most_queries: int = 1_000_000,
+) -> dict[str, float | None]:
+    """Share of pairs whose other text is among the k queries nearest to the anchor, by kind.
+
+    Nearest by cosine among all indexed queries (of very many: the `most_queries` most searched and
+    those asked for) but the anchor itself; ties count against. None for a kind without pairs.
+    Queries are encoded block by block and not kept.
+    """
+    asked = {kind: found for kind, found in pairs.items() if len(found)}
+    if not asked:
+        return dict.fromkeys(pairs)
+    anchors = np.concatenate([found.anchors for found in asked.values()])
+    others = np.concatenate([found.others for found in asked.values()])
+    candidates = np.arange(texts.queries)
+    if texts.queries > most_queries:
+        best = np.argsort(-texts.counts, kind="stable")[:most_queries]
+        candidates = np.union1d(best, others)
+    # The query that is the anchor itself, if there is one.
+    of_group = np.full(int(texts.groups.max()) + 1, -1)
+    of_group[texts.groups[: texts.queries]] = np.arange(texts.queries)
+    itself = of_group[texts.groups[anchors]]
+    left = encoder.encode(texts.take(anchors))
+    own = np.einsum("pd,pd->p", left, encoder.encode(texts.take(others)))
+    ahead = np.zeros(len(anchors), np.int64)
+    for start in range(0, len(candidates), _BLOCK):
+        block = candidates[start : start + _BLOCK]
+        scores = left @ encoder.encode(texts.take(block)).T
+        for excluded in (itself, others):
+            place = np.minimum(np.searchsorted(block, excluded), len(block) - 1)
+            rows = np.flatnonzero(block[place] == excluded)
+            scores[rows, place[rows]] = -np.inf
+        ahead += np.count_nonzero(scores >= own[:, None] - _TIE, axis=1)
+        if len(candidates) > 4 * _BLOCK:
+            _say(f"recall: {start + len(block):,} of {len(candidates):,} queries")
+    hits = np.split(ahead < k, np.cumsum([len(found) for found in asked.values()])[:-1])
+    shares = {kind: float(np.mean(hit)) for kind, hit in zip(asked, hits, strict=True)}
+    return {kind: shares.get(kind) for kind in pairs}
+
+
+def format_report(report: Mapping[str, Any]) -> str:
+    """A report as a small table."""
+
+    def percent(share: float | None) -> str:
+        return "-" if share is None else f"{100 * share:.1f}"
+
+    lines = [f"{f'recall@{_AT}, %':<14}{'pairs':>8}{'before':>9}{'after':>9}"]
+    for kind in KINDS:
+        found, shares = report["pairs"][kind], report[f"recall@{_AT}"][kind]
+        lines.append(
+            f"{kind + ' pairs':<14}{found['measured']:>8,}{percent(shares['before']):>9}"
+            f"{percent(shares['after']):>9}"
+        )
+    return "\n".join(lines)
+
+
+def _check(mined: str, texts: Texts, train: Mapping[str, Pairs]) -> None:
+    """There is something to learn: pairs, and more than one text to tell apart."""
+    mend = (
+        "Give a log with more searches, lower --gin.mine.min_users, or go without: "
+        "--gin.align.steps=0."
+    )
+    if not any(len(train[kind]) for kind in KINDS):
+        files = " and ".join(os.path.join(mined, TABLES[kind][0]) for kind in KINDS)
+        raise UserError(
+            f"{files}: expected pairs of different texts to align the encoder on, found none "
+            f"beside those held out. {mend}"
+        )
+    others = np.concatenate([texts.groups[train[kind].others] for kind in KINDS])
+    if len(np.unique(others)) < 2:
+        raise UserError(
+            f"{os.path.join(mined, TABLES['prefix'][0])}: all pairs lead to one query; aligning "
+            f"needs at least two queries to tell apart. {mend}"
+        )
+
+
+def _start(texts: Texts, weights: str | None, spec: EncoderSpec, seed: int) -> TextEncoder:
+    if weights is None:
+        return TextEncoder.scratch(texts.sample(1_000_000), spec, seed)
+    folder = find_weights(weights)
+    return TextEncoder.load(folder, spec.max_length, dropout=spec.dropout, dtype=spec.dtype)
+
+
+def _length(tokenizer: WordPiece, texts: Texts, most: int) -> int:
+    """A row's tokens in training: a multiple of 4 that holds 99 % of the texts; the rest is cut."""
+    lengths = tokenizer.lengths(texts.sample(_SAMPLE))
+    return min(most, int(-(-np.quantile(lengths, 0.99) // 4) * 4))
+
+
+def _say(text: str) -> None:
+    if distributed.is_primary():
+        print(text, flush=True)

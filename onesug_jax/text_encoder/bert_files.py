@@ -1,0 +1,271 @@
+"""BERT folders in the Hugging Face layout, in and out: `config.json`, `model.safetensors`, pooling.
+
+Whatever `BertModel` of transformers wrote is read (BGE, MiniLM, sentence-transformers), and what is
+written here transformers and sentence-transformers read. Poolers and language-model heads are left
+out. The tokenizer has its own file, `wordpiece.py`. Nothing is fetched from anywhere.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+from flax.traverse_util import flatten_dict, unflatten_dict
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save_file
+
+from onesug_jax import files
+from onesug_jax.errors import UserError
+from onesug_jax.text_encoder.bert import EncoderConfig
+
+CONFIG, WEIGHTS = "config.json", "model.safetensors"
+POOLING, LENGTH, MODULES = "1_Pooling/config.json", "sentence_bert_config.json", "modules.json"
+_POOLING_FLAGS = {"mean": "pooling_mode_mean_tokens", "cls": "pooling_mode_cls_token"}
+_IGNORED = ("pooler.", "cls.")  # heads of other tasks
+_POSITION_IDS = "position_ids"  # a constant that older versions saved
+_OLD_NAMES = {"gamma": "weight", "beta": "bias"}  # layer norms of BERT's first conversions
+# config.json's name -> ours
+_SIZES = {
+    "vocab_size": "vocab_size",
+    "hidden_size": "d_model",
+    "num_hidden_layers": "layers",
+    "num_attention_heads": "heads",
+    "intermediate_size": "d_ff",
+    "max_position_embeddings": "max_positions",
+    "type_vocab_size": "token_types",
+}
+
+
+def read_config(folder: str, max_length: int | None = None, **changes: Any) -> EncoderConfig:
+    """The sizes a folder states.
+
+    Args:
+      max_length: tokens a text is cut to; None: what the folder says, else all positions.
+      changes: other fields of `EncoderConfig` to set.
+
+    Raises:
+      UserError: a file is missing or unreadable, or describes no BERT that this encoder computes.
+    """
+    stated = read_json(os.path.join(folder, CONFIG))
+    place = os.path.join(folder, CONFIG)
+    for name, expected in (
+        ("model_type", "bert"),
+        ("hidden_act", "gelu"),
+        ("position_embedding_type", "absolute"),
+    ):
+        found = stated.get(name, expected)
+        if found != expected:
+            raise UserError(
+                f"{place}: expected {name} {expected!r}, found {found!r}; choose an encoder of the "
+                "BERT family, such as BGE or MiniLM."
+            )
+    missing = [name for name in _SIZES if not isinstance(stated.get(name), int)]
+    if missing:
+        raise UserError(f"{place}: expected a number {missing[0]!r}, found none; is it BERT's?")
+    sizes = {ours: stated[name] for name, ours in _SIZES.items()}
+    if max_length is None:
+        path = os.path.join(folder, LENGTH)
+        longest = read_json(path).get("max_seq_length") if os.path.isfile(path) else None
+        max_length = min(longest or sizes["max_positions"], sizes["max_positions"])
+    rest = {
+        "max_length": max_length,
+        "pooling": _read_pooling(folder),
+        "dropout": float(stated.get("hidden_dropout_prob", 0.1)),
+        "norm_eps": float(stated.get("layer_norm_eps", 1e-12)),
+    }
+    return EncoderConfig(**{**sizes, **rest, **changes})
+
+
+def config_files(config: EncoderConfig) -> dict[str, Any]:
+    """What `read_config` reads, as JSON values by file name."""
+    sizes = dataclasses.asdict(config)
+    return {
+        CONFIG: {
+            "architectures": ["BertModel"],
+            "model_type": "bert",
+            "hidden_act": "gelu",
+            "position_embedding_type": "absolute",
+            "pad_token_id": 0,
+            "hidden_dropout_prob": config.dropout,
+            "attention_probs_dropout_prob": config.dropout,
+            "layer_norm_eps": config.norm_eps,
+            **{name: sizes[ours] for name, ours in _SIZES.items()},
+        },
+        POOLING: {
+            "word_embedding_dimension": config.d_model,
+            **{flag: config.pooling == name for name, flag in _POOLING_FLAGS.items()},
+        },
+        LENGTH: {"max_seq_length": config.max_length, "do_lower_case": False},
+        MODULES: [
+            {
+                "idx": number,
+                "name": str(number),
+                "path": path,
+                "type": f"sentence_transformers.models.{kind}",
+            }
+            for number, (path, kind) in enumerate(
+                [("", "Transformer"), ("1_Pooling", "Pooling"), ("2_Normalize", "Normalize")]
+            )
+        ],
+    }
+
+
+def _read_pooling(folder: str) -> str:
+    path = os.path.join(folder, POOLING)
+    if not os.path.isfile(path):
+        return "mean"
+    stated = read_json(path)
+    asked = [name for name, value in stated.items() if name.startswith("pooling_mode_") and value]
+    known = {flag: name for name, flag in _POOLING_FLAGS.items()}
+    if len(asked) != 1 or asked[0] not in known:
+        raise UserError(
+            f"{path}: expected one of {', '.join(known)} to be true, found "
+            f"{', '.join(asked) or 'none'}; choose an encoder pooled that way."
+        )
+    return known[asked[0]]
+
+
+@dataclasses.dataclass(frozen=True)
+class _Tensor:
+    """One tensor: its name and shape in the file, and the way between that and ours."""
+
+    name: str
+    shape: tuple[int, ...]
+    ours: tuple[int, ...]
+    transposed: bool = False
+
+    def read(self, value: np.ndarray) -> np.ndarray:
+        """The file's array as ours."""
+        return np.ascontiguousarray(value.T if self.transposed else value).reshape(self.ours)
+
+    def write(self, value: np.ndarray) -> np.ndarray:
+        """Our array as the file's."""
+        flat = np.asarray(value, np.float32).reshape(
+            self.shape[::-1] if self.transposed else self.shape
+        )
+        return np.ascontiguousarray(flat.T if self.transposed else flat)
+
+
+def tensors(config: EncoderConfig) -> dict[tuple[str, ...], _Tensor]:
+    """Where each of our parameters stands in the file, in the order of the computation."""
+    c = config
+
+    def dense(name: str, ours: str, before: tuple[int, ...], after: tuple[int, ...]) -> Iterator:
+        inside, outside = int(np.prod(before)), int(np.prod(after))
+        yield (
+            f"{ours}_kernel",
+            _Tensor(f"{name}.weight", (outside, inside), before + after, transposed=True),
+        )
+        yield f"{ours}_bias", _Tensor(f"{name}.bias", (outside,), after)
+
+    def norm(name: str) -> Iterator:
+        yield "scale", _Tensor(f"{name}.weight", (c.d_model,), (c.d_model,))
+        yield "bias", _Tensor(f"{name}.bias", (c.d_model,), (c.d_model,))
+
+    found: dict[tuple[str, ...], _Tensor] = {}
+    for ours, name, rows in (
+        ("words", "word", c.vocab_size),
+        ("positions", "position", c.max_positions),
+        ("types", "token_type", c.token_types),
+    ):
+        shape = (rows, c.d_model)
+        found[(ours,)] = _Tensor(f"embeddings.{name}_embeddings.weight", shape, shape)
+    found |= {("norm", part): tensor for part, tensor in norm("embeddings.LayerNorm")}
+    width, heads = (c.d_model,), (c.heads, c.head_dim)
+    for number in range(c.layers):
+        base, ours = f"encoder.layer.{number}", f"layer_{number}"
+        parts = [
+            *(
+                dense(f"{base}.attention.self.{n}", n, width, heads)
+                for n in ("query", "key", "value")
+            ),
+            dense(f"{base}.attention.output.dense", "out", heads, width),
+            dense(f"{base}.intermediate.dense", "up", width, (c.d_ff,)),
+            dense(f"{base}.output.dense", "down", (c.d_ff,), width),
+        ]
+        found |= {(ours, name): tensor for part in parts for name, tensor in part}
+        for inner, name in (("attention_norm", "attention.output"), ("norm", "output")):
+            for part, tensor in norm(f"{base}.{name}.LayerNorm"):
+                found[(ours, inner, part)] = tensor
+    return found
+
+
+def read_weights(folder: str, config: EncoderConfig) -> dict:
+    """The parameters of `bert.Bert`, float32 on the host, whatever precision the file has.
+
+    Raises:
+      UserError: the file is missing or no safetensors file, or does not fit `config`: the tensors
+        that are missing or too many, or the first one of another shape, are named.
+    """
+    path = os.path.join(folder, WEIGHTS)
+    if not os.path.isfile(path):
+        raise UserError(
+            f"{path}: expected the encoder's weights, found no such file; give a folder with "
+            f"{CONFIG} and {WEIGHTS} (weights in other formats must be converted first)."
+        )
+    wanted = tensors(config)
+    try:
+        with safe_open(path, framework="flax") as file:
+            stored = {_plain(name): name for name in file.keys()}
+            stored = {name: full for name, full in stored.items() if not _ignored(name)}
+            _compare_names(path, stored, [tensor.name for tensor in wanted.values()])
+            for tensor in wanted.values():
+                found = tuple(file.get_slice(stored[tensor.name]).get_shape())
+                if found != tensor.shape:
+                    raise UserError(
+                        f"{path}: tensor {stored[tensor.name]} is {list(found)}, but "
+                        f"{CONFIG} beside it asks for {list(tensor.shape)}; the two files are not "
+                        "of one model."
+                    )
+            return unflatten_dict(
+                {
+                    where: tensor.read(np.asarray(file.get_tensor(stored[tensor.name]), np.float32))
+                    for where, tensor in wanted.items()
+                }
+            )
+    except SafetensorError as error:
+        raise UserError(
+            f"{path}: expected a safetensors file; reading it failed: {error}. Copy it again."
+        ) from error
+
+
+def write_weights(path: str, config: EncoderConfig, params: Any) -> None:
+    """Parameters to one safetensors file, float32."""
+    flat = flatten_dict(params)
+    arrays = {tensor.name: tensor.write(flat[where]) for where, tensor in tensors(config).items()}
+    save_file(arrays, path, metadata={"format": "pt"})
+
+
+def _plain(name: str) -> str:
+    """A stored tensor's name without what differs between versions."""
+    parts = name.removeprefix("bert.").split(".")
+    if "LayerNorm" in parts:
+        parts[-1] = _OLD_NAMES.get(parts[-1], parts[-1])
+    return ".".join(parts)
+
+
+def _ignored(name: str) -> bool:
+    return name.startswith(_IGNORED) or name.endswith(_POSITION_IDS)
+
+
+def _compare_names(path: str, stored: dict[str, str], wanted: list[str]) -> None:
+    missing = [name for name in wanted if name not in stored]
+    surplus = sorted(full for name, full in stored.items() if name not in set(wanted))
+    if missing or surplus:
+        wrong = []
+        for what, names in (("missing", missing), ("too many", surplus)):
+            if names:
+                more = f" and {len(names) - 3} more" if len(names) > 3 else ""
+                wrong.append(f"{what}: {', '.join(names[:3])}{more}")
+        raise UserError(
+            f"{path}: the tensors do not fit {CONFIG} beside it; {'; '.join(wrong)}. The two files "
+            "are not of one model."
+        )
+
+
+def read_json(path: str) -> Any:
+    """A JSON file's value; UserError if it is missing or damaged."""
+    return files.read_json(path, "an encoder in the Hugging Face layout", "copy it again.")

