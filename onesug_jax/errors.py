@@ -1,4 +1,4 @@
-"""The one exception for mistakes a user can mend: `main` prints its message without a traceback."""
+"""The one exception for mistakes a user can fix: `main` prints its message without a traceback."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import errno
 class UserError(Exception):
     """A mistake in a file, row, column or flag.
 
-    The message names the place, what was expected, what was found, and the mend.
+    The message names the place, what was expected, what was found, and the way out.
 
     Examples:
       >>> from onesug_jax import BeamConfig, UserError
@@ -45,6 +45,11 @@ _WAYS_OUT = {
     errno.EMFILE: "Too many files are open: raise the limit (ulimit -n)",
     errno.ENAMETOOLONG: "The name is too long: use a shorter path",
 }
+
+
+def refused(error: OSError) -> bool:
+    """Whether the system refused a file for a reason that a user can do something about."""
+    return error.errno in _WAYS_OUT
 
 
 def file_error(path: str, doing: str, error: OSError) -> UserError:

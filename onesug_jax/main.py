@@ -21,7 +21,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NoReturn, TextIO
 
 from onesug_jax import cli, doctor
-from onesug_jax.errors import UserError, plain
+from onesug_jax.errors import UserError, file_error, plain, refused
 from onesug_jax.files import atomic_write
 from onesug_jax.pipeline import bundle, workdir
 from onesug_jax.pipeline.lock import WriterLock
@@ -527,6 +527,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     except BrokenPipeError:  # `... | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
+    except OSError as error:  # where no stage had a better sentence
+        if not refused(error):
+            raise
+        path = error.filename or "a file in WORK_DIR"
+        print(f"error: {file_error(str(path), 'reading or writing', error)}", file=sys.stderr)
+        return 2
 
 
 def script() -> NoReturn:

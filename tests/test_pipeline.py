@@ -365,10 +365,20 @@ def people_of(rows, column: str) -> dict[str, set[str]]:
     return people
 
 
+def counted(rows, most: int = 3):
+    """Of one person's searches of one query on one day the first: what mining looks at."""
+    seen = collections.Counter()
+    for row in sorted(rows, key=lambda row: (row["timestamp_ms"], row["prefix"])):
+        same = row["user_id"], row["query"], row["timestamp_ms"] // 86_400_000
+        seen[same] += 1
+        if seen[same] <= most:
+            yield row
+
+
 def only_known(work, least: int) -> tuple[set[str], set[str]]:
     """Queries of `least` people, and of fewer: those are in no table, index, id or piece."""
     log = rows_of(work, "log", "train")
-    people, typists = people_of(log, "query"), people_of(log, "prefix")
+    people, typists = people_of(log, "query"), people_of(counted(log), "prefix")
     allowed = {query for query, users in people.items() if len(users) >= least}
     private = people.keys() - allowed
     assert allowed and private, "the log must hold both kinds"

@@ -80,7 +80,7 @@ class FeedbackConfig:
     busy_seconds: float = 5.0
     trust: str = "served"
     id_hours: float = 24.0
-    visitors_per_source: int | None = 3
+    visitors_per_source: int | None = 1
     feedback_per_minute: int | None = 120
     ids_per_minute: int | None = 1200
     required: bool = False

@@ -11,7 +11,7 @@ import pytest
 from onesug_jax.errors import UserError
 from onesug_jax.evaluate import baselines, evaluator
 from onesug_jax.evaluate.replay import replay, settings_at
-from onesug_jax.logs.asof.config import AsOfConfig
+from onesug_jax.logs.asof.config import DAY_MS, AsOfConfig
 from onesug_jax.logs.asof.state import AsOf
 from onesug_jax.logs.schema import LOG_SCHEMA
 
@@ -61,7 +61,12 @@ def test_lists_are_the_most_searched_before_each_request(log, freshness, delay):
     for one, row in zip(table, dev, strict=True):
         time = row["timestamp_ms"]
         seen = [r for r in rows if r["timestamp_ms"] < (cut if delay is None else time - delay)]
-        counts = collections.Counter(r["query"] for r in seen)
+        of_day = collections.Counter(
+            (r["query"], r["user_id"], r["timestamp_ms"] // DAY_MS) for r in seen
+        )
+        counts = collections.Counter()
+        for (query, *_), times in of_day.items():
+            counts[query] += min(times, AsOfConfig().max_repeats)
         found = one[f"list_{baselines.NOW}"]
         assert set(found) == {q for q in counts if q.startswith(row["prefix"])}
         searched = [counts[q] for q in found]

@@ -71,7 +71,8 @@ def test_the_first_of_a_batch_waits_no_longer_than_it_must(started, pretended):
 
 
 def test_a_real_model_answers_through_the_engine(started, tiny):
-    engine = started(tiny(), lengths=(1.0,), levels=("beam",), deadline_ms=60_000.0)
+    long = {"deadline_ms": 60_000.0, "wait_ms": 60_000.0}
+    engine = started(tiny(), lengths=(1.0,), levels=("beam",), **long)
     with ThreadPoolExecutor(8) as pool:
         prefixes = ["la", "m", "tent", "拖", "lan", ""]
         answers = list(pool.map(lambda p: answer(engine, asked(p)), prefixes))

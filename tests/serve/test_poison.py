@@ -26,11 +26,8 @@ def test_what_is_nameless_or_was_never_served_stands_in_no_list(bench, place):
 
 
 @pytest.mark.parametrize("place", [3, 4])
-def test_one_address_does_not_reach_everybody_however_much_it_sends(bench, place):
-    few, many = (cell(bench, place, True, volume) for volume in (0.2, 1.0))
-    assert cell(bench, place, False, 1.0) == "100% (1)"
-    for found in (few, many):
-        assert int(found.partition("%")[0]) < 100
+def test_one_address_reaches_nobody_however_much_it_sends(bench, place):
+    assert [cell(bench, place, True, volume) for volume in (0.2, 1.0)] == ["0 %", "0 %"]
 
 
 def test_many_addresses_are_not_defended_against(bench):
