@@ -1,5 +1,6 @@
 """Feedback moves the counts, after a crash and on every server alike; what is refused does not."""
 
+import dataclasses
 import pathlib
 import sqlite3
 import time
@@ -278,6 +279,7 @@ def test_a_search_changes_the_next_list_before_it_is_polled(client, store, shop)
 
 
 def test_only_feedback_on_what_was_served_moves_the_lists_of_others(client, store, shop):
+    store.config = dataclasses.replace(store.config, visitors_per_source=2)  # a and b
     here = client(shop, {"levels": ("popular",)}, store=store)
     for query in ("spam", "ham"):
         for user in ("a", "b"):
