@@ -8,7 +8,7 @@ root="$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)"
 bash "$root/launch/prepare.sh"
 python="$root/.venv/bin/python"
 if ! "$python" -c "import material, mkdocstrings_handlers.python" 2>/dev/null; then
-  "$python" -m uv pip install --quiet --python "$python" "mkdocs-material>=9.6,<10" "mkdocstrings[python]>=1,<2"
+  "$python" -m uv pip install --quiet --python "$python" --requirements "$root/pyproject.toml" --extra docs
 fi
 export NO_MKDOCS_2_WARNING=1
 cd "$root"

@@ -422,7 +422,7 @@ def _dry_run(specs, contexts: Mapping[str, Context], steps: Sequence[Step], path
         context = contexts[spec.name]
         print(f"# {spec.name}: operative configuration\n{context.config_text}")
         if spec.describe:
-            print(f"# {spec.name}: array shapes\n{spec.describe(context)}\n", flush=True)
+            print(f"# {spec.name}: what it makes\n{spec.describe(context)}\n", flush=True)
     if steps:
         print(f"# plan for {path}", *(step.line() for step in steps), sep="\n")
 

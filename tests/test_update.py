@@ -230,8 +230,8 @@ def test_rows_of_users_who_were_deleted_are_left_out(tmp_path):
     store.close()
     with sqlite3.connect(path) as connection:
         connection.execute("UPDATE forgotten SET at_ms = 15")
-        told = "".join(map(str, connection.execute("SELECT * FROM forgotten")))
-        assert "ann" not in told
+        stored = "".join(map(str, connection.execute("SELECT * FROM forgotten")))
+        assert "ann" not in stored
     rows = [
         {"request_id": f"{user}{at}", "user_id": user, "timestamp_ms": at, "query": "tent"}
         for user in ("ann", "\u00e9 b", "cid", "")

@@ -8,6 +8,7 @@ for all alike.
 
 from __future__ import annotations
 
+import abc
 import collections
 import difflib
 import hashlib
@@ -47,7 +48,7 @@ class Rows:
     units: collections.Counter[str] = field(default_factory=collections.Counter)
 
 
-class Adapter:
+class Adapter(abc.ABC):
     """One kind of log; subclasses set `name`, `kinds` (column -> kind) and write `convert`."""
 
     name = ""
@@ -110,9 +111,9 @@ class Adapter:
         """The file in chunks, as `convert` takes them."""
         return read_chunks(source, only=[*self.needs(source), *self.optional])
 
+    @abc.abstractmethod
     def convert(self, chunk: Chunk) -> Rows:
         """Rows of the schema from a chunk whose file passed `check`."""
-        raise NotImplementedError
 
 
 def folded(name: str) -> str:

@@ -10,6 +10,7 @@ on all machines.
 
 from __future__ import annotations
 
+import abc
 import functools
 import glob
 import os
@@ -90,7 +91,7 @@ def _same_kind(wanted: pa.DataType, found: pa.DataType) -> bool:
     return found == wanted
 
 
-class Engine:
+class Engine(abc.ABC):
     """What both have in common; `ibis` is the Ibis backend that compiles and runs."""
 
     ibis: Any
@@ -101,29 +102,29 @@ class Engine:
     def __exit__(self, kind: Any, error: Any, trace: Any) -> None:
         self.close()
 
+    @abc.abstractmethod
     def read(self, path: str) -> Any:
         """The rows of one Parquet file, as an Ibis table."""
-        raise NotImplementedError
 
+    @abc.abstractmethod
     def keep(self, name: str, table: Any) -> Any:
         """Work `table` out once and hold it under `name` until `drop` or the end."""
-        raise NotImplementedError
 
+    @abc.abstractmethod
     def keep_parts(self, name: str, parts: Sequence[Any]) -> Any:
         """The rows of all parts, kept under `name`."""
-        raise NotImplementedError
 
+    @abc.abstractmethod
     def drop(self, *names: str) -> None:
         """Let go of kept tables."""
-        raise NotImplementedError
 
+    @abc.abstractmethod
     def write(self, table: Any, order: Sequence[Any], schema: pa.Schema, path: str) -> None:
         """Write the columns that `schema` names to one Parquet file, sorted by `order`."""
-        raise NotImplementedError
 
+    @abc.abstractmethod
     def close(self) -> None:
         """Release everything."""
-        raise NotImplementedError
 
     def parts(self, rows: int) -> int:
         """In how many parts a table of so many rows is best joined to itself and grouped."""

@@ -208,7 +208,7 @@ class _Mining:
         same = ["v", "q", "day"]
         rows = self.counts["rows"]
         named = self.engine.total(self.events, "nameless") < rows
-        of_nameless = 1 if named else rows  # else nobody can be told from another
+        of_nameless = 1 if named else rows  # else each is a visitor of its own
         often = self.engine.keep(
             "often",
             self.events.group_by(same)
@@ -223,8 +223,8 @@ class _Mining:
             order = [_.time, _.p, _.orders.desc(), _.item_clicks.desc()]
             earliest = first(self.events.semi_join(often, same), most, of=same, by=order)
             earliest = earliest.filter((_.nameless == 0) | (_.place == 0))
-            kept = self.events.anti_join(often, same).union(earliest.drop("place"))
-            self.events = self.engine.keep("counted", kept)
+            counted = self.events.anti_join(often, same).union(earliest.drop("place"))
+            self.events = self.engine.keep("counted", counted)
             self.engine.drop("events")
             self._say(f"left out {over:,} rows: a visitor's beyond {most:,} of one query a day")
         self.engine.drop("often")

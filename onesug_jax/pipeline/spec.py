@@ -83,7 +83,7 @@ class StageSpec:
       follows: folders among the inputs whose change makes a trained stage start anew, without a
         word, beside its old result (rwr starts from what pretrain made).
       check: raises UserError where settings, machine or inputs do not fit; touches nothing.
-      describe: the array shapes for --dry_run.
+      describe: what --dry_run shows of what it would make: array shapes, runs.
       recap: shows earlier results when the stage is skipped.
       in_run: part of `run`, in the order of the registry.
       always: never up to date when named itself (evaluate).

@@ -261,7 +261,7 @@ def _now_ms() -> int:
 
 
 def _remaining(exports: Sequence[tuple[str, int]], version: str | None) -> list[dict[str, str]]:
-    """What a deletion leaves, as `bodies.Remaining`; of exports the file's name alone is told."""
+    """What a deletion leaves, as `bodies.Remaining`; of exports the name of the file alone."""
     found = [
         {
             "what": f"exported log {os.path.basename(path)} of "

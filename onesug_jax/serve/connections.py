@@ -2,7 +2,7 @@
 
 HTTP/1.1 by uvicorn, and in addition: a client has so many seconds for the head of each request, and
 to take an answer that it is sent; and one address has so many places, so that it cannot take them
-all. Who finds no place is told to come again. `guards.Limits` has the deadline of bodies.
+all. Who finds no place gets 503 and Retry-After. `guards.Limits` has the deadline of bodies.
 """
 
 from __future__ import annotations

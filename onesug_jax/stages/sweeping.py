@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import itertools
+import math
 import os
 import shlex
 import shutil
@@ -74,11 +75,11 @@ def check(context: Context) -> None:
             f"sweep: {', '.join(given)} would differ from {context.home.path}, which the runs "
             f"start from. Set it there by `{PROGRAM} run`, or sweep it with --set"
         )
-    count = 1
-    for _, values in settings:
-        count *= len(values)
+    count = math.prod(len(values) for _, values in settings)
     if count > _MOST:
         raise UserError(f"sweep: {count:,} runs are over {_MOST}; give fewer values")
+    if len(_runs(settings)) < count:
+        raise UserError("sweep: two of the runs would have one folder; write their values alike")
     comparing.read(context.home.path, context.options.report)
 
 

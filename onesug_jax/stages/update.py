@@ -245,7 +245,7 @@ def _join(
 
     A request that both hold counts once, as the fresh log tells it: an order may come days after
     its search. Columns are those of the old rows; what the fresh ones lack of them is empty there.
-    Histories that only one of the two brings are kept. Rows of users who asked to be deleted since
+    Histories that only one of the two brings stay. Rows of users who asked to be deleted since
     are in neither.
     """
     from onesug_jax.logs.database import connect, quoted

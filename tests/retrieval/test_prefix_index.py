@@ -11,6 +11,7 @@ from onesug_jax.retrieval import index_files
 from onesug_jax.retrieval.enhance import EnhanceConfig, enhance
 from onesug_jax.retrieval.prefix_index import PrefixIndex
 from onesug_jax.retrieval.tree_search import PAPER, SearchConfig
+from tests.retrieval import index_toy
 
 D = 12
 PRINTS = {"encoder": "e1", "ids": "i1", "mined": "m1"}
@@ -43,7 +44,7 @@ def inputs(toy, n: int = 300, p: int = 60, seed: int = 0) -> dict:
 
 
 @pytest.fixture(scope="module")
-def given(index_toy) -> dict:
+def given() -> dict:
     return inputs(index_toy)
 
 
@@ -83,7 +84,7 @@ def test_neighbours_are_the_search_around_the_enhanced_prefix(index, given):
     assert index.neighbours("nothing like it", 5) is None
 
 
-def test_a_query_that_is_the_prefix_itself_may_be_related(index_toy, tmp_path):
+def test_a_query_that_is_the_prefix_itself_may_be_related(tmp_path):
     given = inputs(index_toy, n=3, p=1)
     index = PrefixIndex.build(str(tmp_path), **given)
     assert given["prefixes"] == given["queries"][:1]
@@ -141,7 +142,7 @@ def test_a_loaded_index_can_search_wider(index, given, tmp_path):
 
 
 @pytest.mark.parametrize("n, p", [(1, 1), (1, 0), (2, 5), (300, 0)])
-def test_small_shops_and_no_prefixes(index_toy, tmp_path, n, p):
+def test_small_shops_and_no_prefixes(tmp_path, n, p):
     given = inputs(index_toy, n=n, p=p)
     index = PrefixIndex.build(str(tmp_path), **given)
     assert (len(index), len(index.prefixes)) == (n, p)
@@ -151,7 +152,7 @@ def test_small_shops_and_no_prefixes(index_toy, tmp_path, n, p):
         assert sorted(index.neighbours(prefix, 7)) == list(range(n))
 
 
-def test_repeated_texts_are_kept_once(index_toy, given, tmp_path, capsys):
+def test_repeated_texts_are_kept_once(given, tmp_path, capsys):
     twice = np.sort(np.concatenate([np.arange(300), [0, 17, 17, 299]]))
     first = np.searchsorted(twice, np.arange(300))
     rows = np.sort(np.concatenate([np.arange(60), [3, 59]]))

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from onesug_jax.errors import UserError
 from onesug_jax.retrieval.id_tree import IdTree, expected_codewords
 from onesug_jax.retrieval.tree_search import PAPER, SearchConfig, StoredVectors, TreeSearch
+from tests.retrieval import index_toy
 
 LEVELS, CODES, D = 4, 6, 16
 EVERYTHING = (10_000,) * LEVELS
@@ -53,12 +54,12 @@ def make(toy, n, seed=1, projected=True, **more) -> Shop:
 
 
 @pytest.fixture(scope="module")
-def shop(index_toy) -> Shop:
+def shop() -> Shop:
     return make(index_toy, 600)
 
 
 @pytest.fixture(scope="module")
-def asked(index_toy) -> np.ndarray:
+def asked() -> np.ndarray:
     return index_toy.clustered(40, D, 77)
 
 
@@ -134,7 +135,7 @@ def test_wider_beams_find_more_and_the_cosine_leads_better_than_latents(shop, as
 
 @given(st.data())
 @settings(max_examples=60, deadline=None)
-def test_every_list_is_full_ordered_and_without_repeats(index_toy, data):
+def test_every_list_is_full_ordered_and_without_repeats(data):
     n = data.draw(st.sampled_from([1, 2, 3, 30, 90]), label="queries")
     k = data.draw(st.integers(0, 100), label="k")
     config = SearchConfig(
@@ -159,7 +160,7 @@ def test_every_list_is_full_ordered_and_without_repeats(index_toy, data):
             assert (np.diff(near[:full]) <= 0).all()
 
 
-def test_equal_vectors_come_in_the_order_of_their_numbers(index_toy):
+def test_equal_vectors_come_in_the_order_of_their_numbers():
     shop = make(index_toy, 1)
     shop = dataclasses.replace(
         shop, vectors=np.repeat(shop.vectors, 50, 0), ids=np.repeat(shop.ids, 50, 0)
@@ -185,7 +186,7 @@ def test_the_limit_bounds_what_is_compared(shop, asked):
 
 
 @pytest.mark.parametrize("kind, error", [("int8", 0.006), ("float16", 0.0005)])
-def test_stored_vectors_are_close_and_of_length_one(index_toy, kind, error):
+def test_stored_vectors_are_close_and_of_length_one(kind, error):
     vectors = index_toy.clustered(200, D, 5)
     stored = StoredVectors.of(np.concatenate([7 * vectors, np.zeros((1, D))]), kind)
     back = stored.rows.astype(np.float32) * stored.scales[:, None]

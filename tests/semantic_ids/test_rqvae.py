@@ -8,6 +8,7 @@ import pytest
 from onesug_jax.errors import UserError
 from onesug_jax.semantic_ids import rqvae
 from onesug_jax.semantic_ids.rqvae import RqVaeConfig
+from tests.semantic_ids import rqvae_toy
 
 pytestmark = pytest.mark.eight_devices
 
@@ -17,7 +18,7 @@ quantise = jax.jit(rqvae.quantise)
 follow = jax.jit(rqvae.follow, static_argnums=3)
 
 
-def test_gradients_pass_the_codes_straight_through(rqvae_toy):
+def test_gradients_pass_the_codes_straight_through():
     stage = rqvae.rqvae_stage(RqVaeConfig(3, 8, 6, (16,), commitment=0.0), rqvae_toy.WIDTH, 16)
     params, batch = rqvae_toy.start(), rqvae_toy.batch_at()(0)
 
@@ -37,7 +38,7 @@ def test_gradients_pass_the_codes_straight_through(rqvae_toy):
     assert all(not leaf.any() for leaf in jax.tree.leaves(grads["codebooks"]))
 
 
-def test_the_sums_are_those_a_loop_finds(rqvae_toy):
+def test_the_sums_are_those_a_loop_finds():
     stage = rqvae.rqvae_stage(rqvae_toy.CONFIG, rqvae_toy.WIDTH, 16)
     params, batch = rqvae_toy.start(), rqvae_toy.batch_at()(3)
     total, weight, sums = jax.jit(stage.loss_fn)(params, batch, jax.random.key(0))
@@ -66,7 +67,7 @@ def test_the_sums_are_those_a_loop_finds(rqvae_toy):
     np.testing.assert_allclose(sums["candidates"], candidates, atol=1e-5)
 
 
-def test_the_commitment_pulls_latents_to_their_codes(rqvae_toy):
+def test_the_commitment_pulls_latents_to_their_codes():
     params, batch = rqvae_toy.start(), rqvae_toy.batch_at()(0)
 
     def bias_gradient(commitment):
@@ -146,7 +147,7 @@ def test_a_code_without_any_share_stays_where_it_is():
 
 
 @pytest.mark.parametrize("other", [{"devices": 8}, {"devices": 2, "accumulation": 4}], ids=str)
-def test_meshes_and_microbatches_agree_with_one_device(rqvae_toy, other):
+def test_meshes_and_microbatches_agree_with_one_device(other):
     # Sums in another order; the running means keep differences small.
     for one, many in zip(
         jax.tree.leaves(rqvae_toy.run()), jax.tree.leaves(rqvae_toy.run(**other)), strict=True

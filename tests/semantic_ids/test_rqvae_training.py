@@ -12,6 +12,7 @@ from onesug_jax.semantic_ids import rqvae, rqvae_training
 from onesug_jax.semantic_ids.rqvae import RqVaeConfig
 from onesug_jax.train.history import read_history
 from onesug_jax.train.optimizer import make_optimizer
+from tests.semantic_ids import rqvae_toy
 
 pytestmark = pytest.mark.eight_devices
 
@@ -24,7 +25,7 @@ NARROW = RqVaeConfig(levels=3, codes=8, latent=2, hidden=(32,), kmeans_iteration
 
 
 @pytest.mark.parametrize("activation", ["relu", "gelu"])
-def test_it_starts_as_the_principal_directions(rqvae_toy, activation):
+def test_it_starts_as_the_principal_directions(activation):
     config = RqVaeConfig(2, 8, 6, (16, 13), activation, kmeans_iterations=1)
     params, embeddings = rqvae_toy.start(config), rqvae_toy.clustered()
     latents = encode(params, embeddings, activation)
@@ -39,7 +40,7 @@ def test_it_starts_as_the_principal_directions(rqvae_toy, activation):
     assert (errors[1:] < 0.75 * errors[:-1]).all()
 
 
-def test_weight_decay_does_not_touch_the_codebooks(rqvae_toy):
+def test_weight_decay_does_not_touch_the_codebooks():
     plain, decayed = rqvae_toy.run(updates=1), rqvae_toy.run(updates=1, weight_decay=10.0)
     for name in ("codes", "share", "mass"):
         np.testing.assert_allclose(
@@ -66,7 +67,7 @@ def test_every_epoch_holds_every_query_once():
     assert set(np.bincount(many.astype(int)).tolist()) == {2, 3}
 
 
-def train(rqvae_toy, folder, **more):
+def train(folder, **more):
     settings = {"steps": 100, "batch_size": 64, "seed": 2, "encoder": "abc", **more}
     return rqvae_training.train_rqvae(
         rqvae_toy.clustered(),
@@ -78,7 +79,7 @@ def train(rqvae_toy, folder, **more):
     )
 
 
-def test_training_betters_its_start_and_reports_use(rqvae_toy, tmp_path):
+def test_training_betters_its_start_and_reports_use(tmp_path):
     quantiser = train(rqvae_toy, tmp_path)
     assert (quantiser.encoder, quantiser.levels, quantiser.size) == ("abc", 3, 8)
     embeddings = rqvae_toy.clustered()
@@ -101,9 +102,7 @@ def test_training_betters_its_start_and_reports_use(rqvae_toy, tmp_path):
     assert {"reconstruction", "cosine", "commitment"} <= told.keys()
 
 
-def test_another_encoder_does_not_go_on_from_a_checkpoint_and_another_seed_does(
-    rqvae_toy, tmp_path
-):
+def test_another_encoder_does_not_go_on_from_a_checkpoint_and_another_seed_does(tmp_path):
     train(rqvae_toy, tmp_path, steps=2)
     with pytest.raises(UserError, match=r"encoder 'abc' \(now 'abd'\).*--restart=quantize"):
         train(rqvae_toy, tmp_path, steps=4, encoder="abd")

@@ -201,7 +201,7 @@ class AsOf:
 
     def _counts(self, kind: int, time_ms: int, who: str, query: str) -> bool:
         """Whether an event moves the counts: a visitor's few first of a day, but every one where
-        no visitor can be told from another.
+        nobody has a name.
         """
         if not self.named and who.startswith(NAMELESS):
             return True
