@@ -36,7 +36,7 @@ MAY_IMPORT = {
     + ("logs",),
 }
 ONLY_IN = {  # package -> the files that may import it
-    "gin": ("main.py",),
+    "gin": ("configuration.py",),
     "tensorflow": ("tasks/seqio_tasks.py",),
     "tensorflow_datasets": ("tasks/tfds_log.py",),
     "seqio": ("tasks/seqio_tasks.py",),

@@ -7,7 +7,7 @@ import pathlib
 
 import pytest
 
-from onesug_jax import cli, doctor, main, stages
+from onesug_jax import cli, configuration, doctor, main, stages
 from onesug_jax.pipeline import workdir
 from onesug_jax.pipeline.spec import StageSpec
 from tests.pipeline.holder import held
@@ -61,7 +61,8 @@ def shop(monkeypatch):
         ),
         stages.STAGES["run"],
     )
-    monkeypatch.setattr(main, "STAGES", {spec.name: spec for spec in specs})
+    for module in (main, configuration):
+        monkeypatch.setattr(module, "STAGES", {spec.name: spec for spec in specs})
     return calls
 
 

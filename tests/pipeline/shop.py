@@ -12,7 +12,7 @@ import signal
 import sys
 import traceback
 
-from onesug_jax import main, stages
+from onesug_jax import configuration, main, stages
 from onesug_jax.errors import UserError
 from onesug_jax.files import atomic_write, fingerprint
 from onesug_jax.pipeline import bundle
@@ -95,7 +95,8 @@ SPECS = (
 
 def install(monkeypatch) -> None:
     """Puts these stages in place of the real ones."""
-    monkeypatch.setattr(main, "STAGES", {spec.name: spec for spec in SPECS})
+    for module in (main, configuration):
+        monkeypatch.setattr(module, "STAGES", {spec.name: spec for spec in SPECS})
     for name in ("collect", "tidy", "teach"):
         monkeypatch.setitem(stages.CONFIGURABLES, name, f"tests.pipeline.shop:{name}")
     main.read_config()  # imports what the defaults configure, once for all children

@@ -80,7 +80,7 @@ def train(folder, **more):
 
 
 def test_training_betters_its_start_and_reports_use(tmp_path):
-    quantiser = train(rqvae_toy, tmp_path)
+    quantiser = train(tmp_path)
     assert (quantiser.encoder, quantiser.levels, quantiser.size) == ("abc", 3, 8)
     embeddings = rqvae_toy.clustered()
 
@@ -103,10 +103,10 @@ def test_training_betters_its_start_and_reports_use(tmp_path):
 
 
 def test_another_encoder_does_not_go_on_from_a_checkpoint_and_another_seed_does(tmp_path):
-    train(rqvae_toy, tmp_path, steps=2)
+    train(tmp_path, steps=2)
     with pytest.raises(UserError, match=r"encoder 'abc' \(now 'abd'\).*--restart=quantize"):
-        train(rqvae_toy, tmp_path, steps=4, encoder="abd")
-    train(rqvae_toy, tmp_path, steps=4, seed=3)
+        train(tmp_path, steps=4, encoder="abd")
+    train(tmp_path, steps=4, seed=3)
     first, second = read_history(tmp_path)
     assert first["changes"]["learning_rate"] == [None, 0.01]
     assert (second["step"], second["changes"]) == (2, {"steps": [2, 4], "seed": [2, 3]})

@@ -75,7 +75,7 @@ def test_every_combination_is_scored_beside_the_base_and_nothing_of_it_changes(w
         (["--set", "rwr.stepz=1,2"], "did you mean 'steps'"),
         (["--set", "rwr.steps=1,many"], "rwr.steps takes"),
         (["--set", "rwr.steps=1,2", "--gin.STEPS=9"], "STEPS would differ"),
-        (["--set", "ItemLoader.sizes=[8],(8)"], "would have one folder"),
+        (["--set", "ItemLoader.sizes=[8,64],(8,64)"], "would have one folder"),
         (["--set", "rwr.steps=" + ",".join(map(str, range(101)))], "101 runs are over 100"),
     ],
 )

@@ -1,0 +1,169 @@
+"""The stage `evaluate`, which scores a split and writes the report; and that of its rival."""
+
+from __future__ import annotations
+
+import functools
+import os
+import re
+import shutil
+from collections.abc import Sequence
+
+from onesug_jax.errors import UserError
+from onesug_jax.files import fingerprint_file
+from onesug_jax.pipeline.spec import Context
+from onesug_jax.pipeline.workdir import Manifest
+from onesug_jax.stages import lists, opened
+from onesug_jax.train import distributed
+
+
+def cascade(context: Context) -> None:
+    """The rival: recall, pre-rank and a LightGBM ranker, trained on the examples with items, into
+    WORK_DIR/cascade.
+    """
+    from onesug_jax.evaluate import cascade_training as rival
+    from onesug_jax.stages import items
+    from onesug_jax.tasks.item_examples import ItemExamples
+
+    report = rival.train(
+        ItemExamples(context.work.examples, "train"),
+        items.tables(context),
+        context.configured("CascadeConfig")(),
+        context.configured("AsOfConfig")(),
+        context.work.cascade,
+        context.seed,
+    )
+    print(
+        f"cascade: {report['rows']:,} newest rows, the query of {report['recalled']:,} recalled; "
+        f"{report['trees']} trees"
+    )
+    for name, share in list(report["importance"].items())[:8]:
+        print(f"  {name:<16} {100 * share:5.1f} % of the gain")
+
+
+def evaluate(
+    context: Context,
+    *,
+    split: str = "dev",
+    name: str | None = None,
+    freshness: str | None = None,
+    headline: Sequence[str] = ("hr@16", "mrr@16"),
+) -> None:
+    """Model and most popular completion on a split, into WORK_DIR/report/NAME.
+
+    With a LOG that the command names, other than the one WORK_DIR was made from, that log is
+    scored: its `split` where it has one, else all of it, with the histories of both. `name` is by
+    default the split's, or the log's, and the freshness where one is set. `headline` names the
+    metrics of the table that is printed first.
+
+    A model with items is scored through time: each request sees what had happened `freshness`
+    before it ("1m", "6h", "1d"; "inf": nothing of the split, the frozen protocol; None: as
+    `AsOfConfig.freshness_ms`, which it was trained with), and enters the counts afterwards.
+    """
+    from onesug_jax.evaluate import card, page, report
+    from onesug_jax.tasks.features import FeatureSpec
+
+    home, out, log = context.home, context.out, context.home.log
+    logs = [log]
+    if _own_log(context):
+        log = os.path.join(out, "log")
+        read = functools.partial(
+            context.configured("ingest"),
+            dev_days=0.0,
+            test_days=0.0,
+            clicks=context.configured("clicks")(),
+        )
+        distributed.run_on_primary_and_broadcast(lambda: bool(read(log=context.log, out=log)))
+        logs.append(log)
+        split = split if split in opened.splits(log) else next(iter(opened.splits(log)))
+    path = os.path.join(log, f"{split}.parquet")
+    scores = lists.score(context, path, *logs)
+    if not distributed.is_primary():
+        return
+    folders = {"align": home.encoder, "pretrain": home.pretrain, "rwr": home.rwr}
+    curves = {stage: os.path.join(folder, "metrics.jsonl") for stage, folder in folders.items()}
+    report.write_report(scores, out, learning_curves=curves)
+    for picture in ("code_usage.png", "id_map.png", "id_learning_curve.png"):
+        made = os.path.join(home.semantic_ids, picture)
+        if os.path.exists(made):
+            shutil.copy(made, out)
+    known = opened.related(context, FeatureSpec(soft=False))
+    groups = report.example_prefixes(scores.rows, context.configured("SliceSpec")().frequent)
+    report.write_related(
+        {name: {p: known.related([p])[0] for p in found} for name, found in groups.items()},
+        out,
+    )
+    page.write_page(scores, out)
+    card.write_card(scores, out, opened.facts(context))
+
+
+def _own_log(context: Context) -> bool:
+    """Whether this command names a log that WORK_DIR/log was not ingested from."""
+    if not (context.named and "LOG" in context.given and context.macros["LOG"]):
+        return False
+    made = Manifest.read(context.home.log)
+    found = {fingerprint_file(path) for path in context.work.expand(context.log).values()}
+    return made is None or set(made.inputs.values()) != found
+
+
+def report_name(context: Context) -> str:
+    """The folder of an evaluation inside WORK_DIR/report: the split's name, or the log's, and the
+    freshness where one is set.
+    """
+    name, split, freshness = (
+        context.settings[f"evaluate.{each}"] for each in ("name", "split", "freshness")
+    )
+    if name is not None:
+        return name
+    if _own_log(context):
+        split = os.path.splitext(os.path.basename(context.log.rstrip(os.sep)))[0]
+    return f"{split}_{freshness}" if freshness else split
+
+
+def check_evaluate(context: Context) -> None:
+    """Whether the split, the metrics and the freshness that are asked for exist.
+
+    Raises:
+      UserError: WORK_DIR/log has no such split, an evaluation no such metric, or `freshness` is no
+        duration.
+    """
+    from onesug_jax.evaluate.evaluator import METRICS
+    from onesug_jax.logs.asof.config import duration_ms
+
+    if context.settings["evaluate.freshness"]:
+        duration_ms(context.settings["evaluate.freshness"])
+
+    for name in context.settings["evaluate.headline"]:
+        if name not in METRICS:
+            raise UserError(f"evaluate.headline: {name!r}: expected some of {', '.join(METRICS)}")
+    if not re.fullmatch(r"[\w.-]+", report_name(context)):
+        raise UserError(
+            f"evaluate.name = {report_name(context)!r}: expected letters, digits, '_', '-' and '.'"
+        )
+    split, there = context.settings["evaluate.split"], opened.splits(context.home.log)
+    if there and split not in there and not _own_log(context):
+        raise UserError(
+            f"evaluate.split = {split!r}: {context.home.log} holds {', '.join(there)}; choose one "
+            "of them"
+        )
+
+
+def scored(context: Context) -> tuple[str, ...]:
+    """What an evaluation reads: the model, the log, and a log of its own that the command names."""
+    own = (context.log,) if _own_log(context) else ()
+    there = opened.finished(context.home.cascade)
+    rival = (context.home.join("cascade", "ranker.txt"),) if there else ()
+    bundled = context.work.path != context.home.path
+    model = ("*/*",) if bundled else (*opened.BUNDLED, "pretrain/model.json")
+    return (context.home.join("log/*.parquet"), *model, *rival, *own)
+
+
+def show_report(context: Context) -> None:
+    """The table of the last evaluation."""
+    from onesug_jax.evaluate import report
+
+    folder = context.home.join("report", report_name(context))
+    metrics = report.read_metrics(folder)
+    shown = context.settings["evaluate.headline"]
+    table = report.format_headline(metrics, shown=shown)
+    print(f"\n{table}\n\n{report.format_slices(metrics, metric=shown[-1])}\n")
+    print(f"to look at: {os.path.join(folder, 'index.html')}", flush=True)
