@@ -370,6 +370,14 @@ _ALL = (
         example="export --gin.WORK_DIR=work/mine --to exported",
     ),
     StageSpec(
+        name="convert",
+        summary="write a T5X checkpoint as a Hugging Face T5 folder, to start training from",
+        run=export.convert,
+        flags=export.convert_flags,
+        in_run=False,
+        example="convert --checkpoint checkpoint_1000000 --vocabulary spiece.model --to work/t5",
+    ),
+    StageSpec(
         name="tfds",
         summary="write the log as a TensorFlow Datasets dataset",
         run=export.tfds,

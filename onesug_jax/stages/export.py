@@ -1,5 +1,5 @@
-"""The stages that give things to others: the model as a T5 folder of Hugging Face, the log as a
-TensorFlow Datasets dataset.
+"""The stages between us and others: the model as a T5 folder of Hugging Face, a T5X checkpoint as
+such a folder, the log as a TensorFlow Datasets dataset.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ import os
 import shutil
 
 from onesug_jax.errors import UserError
-from onesug_jax.files import write_json
+from onesug_jax.files import require_files, write_json
 from onesug_jax.pipeline.spec import Context
 from onesug_jax.stages import opened
 
@@ -18,6 +18,13 @@ LAYOUT = "onesug.json"  # how a request is written; nothing of Hugging Face read
 
 def flags(parser: argparse.ArgumentParser) -> None:
     """Where to."""
+    parser.add_argument("--to", metavar="FOLDER", help="the folder to write, new or empty")
+
+
+def convert_flags(parser: argparse.ArgumentParser) -> None:
+    """From where to where."""
+    parser.add_argument("--checkpoint", metavar="FOLDER", help="T5X's checkpoint_STEP")
+    parser.add_argument("--vocabulary", metavar="FILE", help="its SentencePiece model")
     parser.add_argument("--to", metavar="FOLDER", help="the folder to write, new or empty")
 
 
@@ -59,11 +66,7 @@ def export(context: Context) -> None:
     from onesug_jax.tasks.vocabulary import Vocabulary
     from onesug_jax.train.checkpoint import load_params
 
-    folder = context.options.to
-    if not folder:
-        raise UserError("export needs a folder to write: --to FOLDER")
-    if os.path.isdir(folder) and os.listdir(folder):
-        raise UserError(f"--to {folder}: holds files already; give a new or an empty folder.")
+    folder = _new_folder("export", context.options.to)
     stage = opened.model_stage(context)
     stored = opened.model_description(context, stage)
     config = ModelConfig(**stored["model"])
@@ -84,3 +87,34 @@ def export(context: Context) -> None:
     print(
         f"{config.parameters():,} parameters and {config.vocab_size:,} tokens of {stage}: {folder}"
     )
+
+
+def convert(context: Context) -> None:
+    """A T5X checkpoint as a T5 folder of Hugging Face, which `pretrain` can start from.
+
+    Raises:
+      UserError: a flag is missing, --to holds files, or what `model.t5x.read_t5x` raises.
+    """
+    from onesug_jax.model.hf import write_t5
+    from onesug_jax.model.t5x import read_t5x
+
+    options = context.options
+    folder = _new_folder("convert", options.to)
+    if not options.checkpoint or not options.vocabulary:
+        raise UserError("convert reads T5X's files: --checkpoint FOLDER --vocabulary FILE")
+    require_files([options.vocabulary], "the SentencePiece model of the checkpoint", "name it")
+    config, params = read_t5x(options.checkpoint)
+    write_t5(folder, config, params)
+    shutil.copy(options.vocabulary, os.path.join(folder, opened.SPIECE))
+    print(
+        f"{config.parameters():,} parameters and {config.vocab_size:,} tokens: {folder}. Train from "
+        f"it with --gin.vocab.pretrained={folder} --gin.PARAMS_FROM={folder}"
+    )
+
+
+def _new_folder(stage: str, folder: str | None) -> str:
+    if not folder:
+        raise UserError(f"{stage} needs a folder to write: --to FOLDER")
+    if os.path.isdir(folder) and os.listdir(folder):
+        raise UserError(f"--to {folder}: holds files already; give a new or an empty folder.")
+    return folder
