@@ -107,8 +107,8 @@ def convert(context: Context) -> None:
     write_t5(folder, config, params)
     shutil.copy(options.vocabulary, os.path.join(folder, opened.SPIECE))
     print(
-        f"{config.parameters():,} parameters and {config.vocab_size:,} tokens: {folder}. Train from "
-        f"it with --gin.vocab.pretrained={folder} --gin.PARAMS_FROM={folder}"
+        f"{config.parameters():,} parameters and {config.vocab_size:,} tokens: {folder}. Train "
+        f"from it with --gin.vocab.pretrained={folder} --gin.PARAMS_FROM={folder}"
     )
 
 
