@@ -60,6 +60,11 @@ figure { margin: 1rem 0 } figcaption { color: var(--soft); font-size: .9rem }
 .list b { font-size: 1.05rem } .columns { display: flex; gap: 1rem } .columns > div { flex: 1;
   min-width: 0 } ol { margin: .25rem 0 0; padding-left: 1.4rem } li.hit { background: var(--hit);
   border-radius: 3px; font-weight: 600 }
+@media (max-width: 40rem) { td small { display: block } th, td { padding-right: .6rem;
+  font-size: .85rem } th { white-space: normal; vertical-align: bottom }
+  th:first-child, td:first-child { position: sticky; left: 0; background: var(--ground);
+  white-space: normal; min-width: 7rem } .lists { grid-template-columns: 1fr }
+  figure { overflow-x: auto } figure img { max-width: none; min-width: 36rem } }
 @media print { body { max-width: none; font-size: 11pt } a { color: inherit } }
 """
 
