@@ -62,9 +62,9 @@ def one_device():
         yield
 
 
-@pytest.fixture(scope="module", autouse=True)
+@pytest.fixture(autouse=True)
 def devices(request):
-    """One device, but eight in modules marked `eight_devices`."""
+    """One device, but eight where a test or its module is marked `eight_devices`."""
     with contextlib.ExitStack() as stack:
         if not request.node.get_closest_marker("eight_devices"):
             stack.enter_context(one_device())

@@ -1,5 +1,7 @@
 """A tiny model with items and candidate tokens, and requests for it."""
 
+import functools
+
 import jax
 import numpy as np
 
@@ -65,8 +67,11 @@ def tokens(batch=2):
     return np.tile(row, (-(-batch // 2), 1))[:batch]
 
 
+@functools.cache
 def params(config=CONFIG, seed=0):
     """Parameters that are no zeros anywhere, so that every part has a say."""
-    made = unbox(initial(config, jax.random.key(seed)))
+    made = unbox(jax.jit(initial, static_argnums=0)(config, jax.random.key(seed)))
     rng = np.random.default_rng(seed)
-    return jax.tree.map(lambda x: x + 0.3 * rng.normal(size=x.shape).astype(np.float32), made)
+    return jax.tree.map(
+        lambda x: np.asarray(x) + 0.3 * rng.normal(size=x.shape).astype(np.float32), made
+    )

@@ -53,11 +53,21 @@ def weights():
     return params(LEARNING)
 
 
+@jax.jit
+def model_scores(weights, args, given, known):
+    model = Seq2Seq(LEARNING)
+    return model.apply({"params": weights}, *args, items=given, tables=known, method="score")
+
+
+@jax.jit
+def candidate_logs(weights, data, known):
+    return candidate_scores(Seq2Seq(LEARNING), weights, data, known)
+
+
 def slow_logs(weights, data, known):
     """Of both rows: log p of every candidate token, of the target's pieces, and of writing."""
     args = (data["encoder_input_tokens"], data["decoder_input_tokens"])
-    model = Seq2Seq(LEARNING)
-    scores = model.apply({"params": weights}, *args, items=items(), tables=known, method="score")
+    scores = model_scores(weights, args, items(), known)
     vocabulary, candidates = np.asarray(scores.vocabulary, float), np.asarray(scores.candidates)
     chosen, written, writing = [], [], []
     for b, target in enumerate(data["decoder_target_tokens"]):
@@ -112,10 +122,7 @@ def test_the_objective_weighs_the_target_against_all_candidates(weights):
     stage = rwr_stage(LEARNING, config, old, known)
     run = jax.jit(stage.loss_fn)
     total, weight, sums = run(weights, data, jax.random.key(0), stage.frozen)
-    model = Seq2Seq(LEARNING)
-    policy, reference = (
-        np.asarray(candidate_scores(model, p, data, known)) for p in (weights, old)
-    )
+    policy, reference = (np.asarray(candidate_logs(p, data, known)) for p in (weights, old))
     implicit = 0.3 * (policy - reference)[0]
     others = [0, 2, 3, 4]
     gaps = np.maximum(data["rewards"][0, 1], 1.0) - data["rewards"][0, others]
@@ -139,7 +146,7 @@ def test_a_stored_reference_is_that_of_the_copy_whatever_the_width(tmp_path, wei
     path = str(tmp_path / "reference.npz")
     stored = stored_reference(path, LEARNING, weights, at, 2, mesh, "one", known)
     for step, width in ((0, 5), (1, 3)):
-        wanted = candidate_scores(Seq2Seq(LEARNING), weights, at(step), known)
+        wanted = candidate_logs(weights, at(step), known)
         found = stored(step)["reference"]
         assert found.shape == (2, width)
         np.testing.assert_allclose(found, wanted, atol=1e-4)

@@ -11,8 +11,6 @@ from onesug_jax.model.config import ModelConfig
 from onesug_jax.train.mesh import global_batch, make_mesh, unbox
 from onesug_jax.train.step import abstract_state, init_state, make_train_step, shardings_of
 
-pytestmark = pytest.mark.eight_devices
-
 CONFIG = ModelConfig(
     vocab_size=128,
     d_model=16,
@@ -73,6 +71,7 @@ def test_tokens_are_counted_without_padding():
     assert stage.tokens_fn(batch(5)) == 5 * (6 + 3)
 
 
+@pytest.mark.eight_devices
 @pytest.mark.parametrize("shape", [{"data": 8}, {"data": 2, "fsdp": 2, "tensor": 2}])
 def test_meshes_train_as_one_device(shape):
     """Losses of three updates, and the parameters after them, to 1e-4."""

@@ -1,6 +1,7 @@
 """The preference stage: encoding once changes no number, and training does what it is for."""
 
 import dataclasses
+import functools
 
 import jax
 import jax.numpy as jnp
@@ -24,8 +25,6 @@ from onesug_jax.model.seq2seq import Seq2Seq
 from onesug_jax.train.mesh import global_batch, make_mesh, unbox
 from onesug_jax.train.step import abstract_state, init_state, make_train_step, shardings_of
 
-pytestmark = pytest.mark.eight_devices
-
 CONFIG = ModelConfig(
     vocab_size=64,
     d_model=16,
@@ -40,8 +39,9 @@ CONFIG = ModelConfig(
 LEVELS = [Level.ORDER, Level.SHOW, Level.NOT_SHOW, Level.RAND]
 
 
+@functools.cache
 def params_of(seed=0):
-    return unbox(rwr_stage(CONFIG, PreferenceConfig()).init_fn(jax.random.key(seed)))
+    return unbox(jax.jit(rwr_stage(CONFIG, PreferenceConfig()).init_fn)(jax.random.key(seed)))
 
 
 def batch(rows=8, seed=0):
@@ -63,19 +63,21 @@ def batch(rows=8, seed=0):
     }
 
 
+@jax.jit
 def repeated(params, data):
     """Log-probabilities with the request repeated for every target: the plain way."""
     rows, targets, length = data["list_targets"].shape
     flat = data["list_targets"].reshape(rows * targets, length)
-    tokens = np.repeat(data["encoder_input_tokens"], targets, 0)
-    soft = np.repeat(data["encoder_soft"], targets, 0)
-    shifted = np.pad(flat, ((0, 0), (1, 0)))[:, :-1]
+    tokens = jnp.repeat(data["encoder_input_tokens"], targets, 0)
+    soft = jnp.repeat(data["encoder_soft"], targets, 0)
+    shifted = jnp.pad(flat, ((0, 0), (1, 0)))[:, :-1]
     logits = Seq2Seq(CONFIG).apply({"params": params}, tokens, shifted, soft=soft)
     logs = jax.nn.log_softmax(logits)
     chosen = jnp.take_along_axis(logs, flat[..., None], axis=-1)[..., 0]
     return jnp.sum(chosen * (flat > 0), axis=1).reshape(rows, targets)
 
 
+@jax.jit
 def scored(params, data):
     return log_probabilities(list_scores(Seq2Seq(CONFIG), params, data), data["list_targets"])
 
@@ -88,7 +90,8 @@ def test_encoding_once_gives_the_numbers_of_repeating_the_request():
 def test_so_do_its_gradients():
     params, data = params_of(), batch()
     once, plain = (
-        jax.grad(lambda p, f=f: jnp.sum(jnp.sin(f(p, data))))(params) for f in (scored, repeated)
+        jax.jit(jax.grad(lambda p, f=f: jnp.sum(jnp.sin(f(p, data)))))(params)
+        for f in (scored, repeated)
     )
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=2e-4), once, plain)
 
@@ -96,9 +99,8 @@ def test_so_do_its_gradients():
 def test_the_objective_is_the_preference_term_and_alpha_times_sft():
     data, config = batch(), PreferenceConfig(loss="rwr_hinge", beta=0.3, alpha=0.7)
     params, reference = params_of(0), params_of(1)
-    total, weight, sums = rwr_stage(CONFIG, config, reference).loss_fn(
-        params, data, jax.random.key(0), reference
-    )
+    loss_fn = jax.jit(rwr_stage(CONFIG, config, reference).loss_fn)
+    total, weight, sums = loss_fn(params, data, jax.random.key(0), reference)
     policy, old = repeated(params, data), repeated(reference, data)
     mask = data["list_targets"][:, :, 0] > 0
     term = losses.rwr_hinge(0.3 * (policy - old), data["rewards"], mask, 0.5)
@@ -128,6 +130,7 @@ def trained(mesh, stage, data, steps=3, at=None):
     return jax.device_get(state.params), jax.device_get(metrics)
 
 
+@pytest.mark.eight_devices
 def test_eight_devices_train_as_one():
     data = batch()
     alone = make_mesh(devices=jax.devices()[:1])
@@ -187,23 +190,17 @@ def test_kl_is_the_divergence_of_the_next_token_along_the_positives():
     mesh = make_mesh(devices=jax.devices()[:1])
     found = make_measure(CONFIG, PreferenceConfig(), mesh)(params, reference, [data])["kl"]
     total, tokens = 0.0, 0
+
+    @jax.jit
+    def next_token(params, row, shifted):
+        inputs, soft = (data[name][row][None] for name in ("encoder_input_tokens", "encoder_soft"))
+        return jax.nn.softmax(Seq2Seq(CONFIG).apply({"params": params}, inputs, shifted, soft=soft))
+
+    data = jax.tree.map(jnp.asarray, data)
     for row in range(2):
-        target = data["list_targets"][row, 0]
+        target = np.asarray(data["list_targets"][row, 0])
         shifted = np.pad(target, (1, 0))[None, :-1]
-        p, q = (
-            np.asarray(
-                jax.nn.softmax(
-                    Seq2Seq(CONFIG).apply(
-                        {"params": x},
-                        data["encoder_input_tokens"][row : row + 1],
-                        shifted,
-                        soft=data["encoder_soft"][row : row + 1],
-                    )
-                ),
-                np.float64,
-            )[0]
-            for x in (params, reference)
-        )
+        p, q = (np.asarray(next_token(x, row, shifted)[0], float) for x in (params, reference))
         for t in np.flatnonzero(target):
             total += float(np.sum(p[t] * np.log(p[t] / q[t])))
             tokens += 1
@@ -214,9 +211,8 @@ def test_dropout_is_for_the_policy_alone():
     config = dataclasses.replace(CONFIG, dropout=0.5)
     params, data = params_of(), batch()
     stage = rwr_stage(config, PreferenceConfig(alpha=0.0), params)
-    margins = {
-        float(stage.loss_fn(params, data, jax.random.key(i), params)[2]["margin"]) for i in (0, 1)
-    }
+    loss_fn = jax.jit(stage.loss_fn)
+    margins = {float(loss_fn(params, data, jax.random.key(i), params)[2]["margin"]) for i in (0, 1)}
     assert len(margins) == 2 and 0.0 not in margins
 
 

@@ -33,7 +33,7 @@ def tiny(vocab_size, seed=0):
         )
     )
     shapes = jnp.ones((1, 4), jnp.int32)
-    params = nn.meta.unbox(model.init(jax.random.key(seed), shapes, shapes))["params"]
+    params = nn.meta.unbox(jax.jit(model.init)(jax.random.key(seed), shapes, shapes))["params"]
     params["head"] = params["head"] * 2.0
     return model, params
 
@@ -116,7 +116,8 @@ def test_wide_beams_equal_brute_force():
     for row, body in zip(targets, bodies, strict=True):
         row[: len(body) + 1] = (*body, EOS)
     shifted = np.pad(targets, ((0, 0), (1, 0)))[:, :-1]
-    logits = model.apply({"params": params}, np.repeat(tokens, len(bodies), 0), shifted)
+    repeated = np.repeat(tokens, len(bodies), 0)
+    logits = jax.jit(model.apply)({"params": params}, repeated, shifted)
     picked = np.take_along_axis(np.asarray(jax.nn.log_softmax(logits)), targets[..., None], -1)
     everything = []
     for body, scores in zip(bodies, picked[..., 0], strict=True):

@@ -81,8 +81,7 @@ def test_decoding_gives_the_log_probabilities_of_training(ready):
     both = trained_log_probabilities(given, np.array([2, 4]))
     own = np.asarray(read.opening.log_probabilities)[[0, 1], [1, 3]]
     np.testing.assert_allclose(np.logaddexp(own[:, None], by_pieces), both, atol=1e-4)
-    again = candidate_scores(
-        Seq2Seq(CONFIG),
+    again = jax.jit(functools.partial(candidate_scores, Seq2Seq(CONFIG)))(
         params(),
         {
             "encoder_input_tokens": tokens(),

@@ -36,7 +36,7 @@ def parts(tmp_path_factory):
         )
     )
     tokens = jnp.ones((1, 4), jnp.int32)
-    params = meta.unbox(model.init(jax.random.key(0), tokens, tokens))["params"]
+    params = meta.unbox(jax.jit(model.init)(jax.random.key(0), tokens, tokens))["params"]
     spec = FeatureSpec(input_length=64, target_length=24)
     return model, params, Featurizer(vocabulary, spec)
 

@@ -5,6 +5,7 @@ The comparison runs where PyTorch is (requirements-compare.txt):
 """
 
 import dataclasses
+import functools
 import json
 import os
 import pathlib
@@ -46,13 +47,17 @@ KINDS = {
 }
 
 
-def random_params(config, seed=0):
+@functools.cache
+def shapes_of(config):
     tokens = jnp.ones((1, 4), jnp.int32)
-    shapes = jax.eval_shape(
+    return jax.eval_shape(
         lambda: unbox(Seq2Seq(config).init(jax.random.key(0), tokens, tokens)["params"])
     )
+
+
+def random_params(config, seed=0):
     rng = np.random.default_rng(seed)
-    return jax.tree.map(lambda leaf: rng.standard_normal(leaf.shape, np.float32), shapes)
+    return jax.tree.map(lambda leaf: rng.standard_normal(leaf.shape, np.float32), shapes_of(config))
 
 
 def assert_same(found, expected):
@@ -332,9 +337,9 @@ def test_new_rows_stand_behind_and_look_like_the_known_ones(config):
 
 def test_the_old_tokens_keep_their_scores():
     params, tokens = random_params(SMALL), jnp.array([[5, 6, 7, 1]])
-    before = Seq2Seq(SMALL).apply({"params": params}, tokens, tokens)
+    before = jax.jit(Seq2Seq(SMALL).apply)({"params": params}, tokens, tokens)
     config, params = with_rows(SMALL, params, 128, known=30, seed=0)
-    after = Seq2Seq(config).apply({"params": params}, tokens, tokens)
+    after = jax.jit(Seq2Seq(config).apply)({"params": params}, tokens, tokens)
     np.testing.assert_allclose(after[..., :40], before, atol=1e-5)
     average = jnp.repeat(before[..., :30].mean(-1, keepdims=True), 88, axis=-1)
     np.testing.assert_allclose(after[..., 40:], average, atol=1e-5)

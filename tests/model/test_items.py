@@ -16,8 +16,6 @@ from onesug_jax.model.seq2seq import Seq2Seq
 from onesug_jax.train import mesh as meshes
 from tests.item_cases import CONFIG, items, params, tables, tokens
 
-pytestmark = pytest.mark.eight_devices
-
 EOS, VOCAB = 1, CONFIG.vocab_size
 
 
@@ -167,6 +165,7 @@ def test_counts_of_parameters_are_the_arrays():
     assert CONFIG.parameters() == sum(x.size for x in jax.tree.leaves(made))
 
 
+@pytest.mark.eight_devices
 def test_every_parameter_has_a_place_on_every_mesh():
     from onesug_jax.model.seq2seq import initial
 

@@ -8,6 +8,8 @@ from onesug_jax.model.relations import KEY_FEATURES, RelationAttention, overlaps
 from onesug_jax.train.mesh import unbox
 from tests.item_cases import CONFIG
 
+KEY = jax.random.key(0)
+
 
 def drawn(seed=0, batch=2, places=6):
     rng = np.random.default_rng(seed)
@@ -61,9 +63,11 @@ def test_attention_is_that_of_a_slow_reference():
     features = rng.random((batch, keys, KEY_FEATURES))
     given = [np.asarray(a, np.float32) for a in (x, context, bias, related, features)]
     module = RelationAttention(CONFIG)
-    made = unbox(module.init(jax.random.key(0), *given, True, method="related"))
-    made = jax.tree.map(lambda p: p + 0.2 * rng.normal(size=p.shape).astype(np.float32), made)
-    found = module.apply(made, *given, True, method="related")
+    made = unbox(jax.jit(lambda key: module.init(key, *given, True, method="related"))(KEY))
+    made = jax.tree.map(
+        lambda p: np.asarray(p) + 0.2 * rng.normal(size=p.shape).astype(np.float32), made
+    )
+    found = jax.jit(lambda made: module.apply(made, *given, True, method="related"))(made)
 
     p = {name: np.asarray(value, float) for name, value in made["params"].items()}
     for b in range(batch):
@@ -95,5 +99,6 @@ def test_what_sees_nothing_alike_finds_nothing():
     related, features = jnp.zeros((1, 4, 1, 2)), jnp.zeros((1, 2, KEY_FEATURES))
     context = jnp.ones((1, 2, CONFIG.d_model))
     given = (zeros, context, jnp.full((1, 1, 1, 2), -1e9), related, features, True)
-    made = module.init(jax.random.key(0), *given, method="related")
-    np.testing.assert_allclose(module.apply(made, *given, method="related"), 0.0, atol=1e-6)
+    made = jax.jit(lambda key: module.init(key, *given, method="related"))(KEY)
+    found = jax.jit(lambda made: module.apply(made, *given, method="related"))(made)
+    np.testing.assert_allclose(found, 0.0, atol=1e-6)

@@ -1,5 +1,7 @@
 """Segment rows: an item's tokens carry their marker's row, a marker that of one right before it."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -18,7 +20,12 @@ WITH = ModelConfig(**{**PLAIN.__dict__, "segments": True, "first_marker": 20, "l
 @pytest.fixture(scope="module")
 def params():
     ones = jnp.ones((1, 4), jnp.int32)
-    return meshes.unbox(Seq2Seq(WITH).init(jax.random.key(0), ones, ones)["params"])
+    return meshes.unbox(jax.jit(Seq2Seq(WITH).init)(jax.random.key(0), ones, ones)["params"])
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def encode(config, params, tokens):
+    return Seq2Seq(config).apply({"params": params}, tokens, method="encode")
 
 
 def rows(params, tokens):
@@ -48,14 +55,8 @@ def test_rows_are_those_of_a_plain_loop(params):
 def test_they_add_no_parameters_and_change_what_is_encoded(params):
     assert WITH.parameters() == PLAIN.parameters()
     tokens = jnp.array([[20, 3, 21, 3, 1]])
-    plain, marked = (
-        Seq2Seq(config).apply({"params": params}, tokens, method="encode")
-        for config in (PLAIN, WITH)
-    )
+    plain, marked = (encode(config, params, tokens) for config in (PLAIN, WITH))
     assert not np.allclose(plain, marked)
     unmarked = jnp.array([[3, 4, 1, 0, 0]])
-    plain, marked = (
-        Seq2Seq(config).apply({"params": params}, unmarked, method="encode")
-        for config in (PLAIN, WITH)
-    )
+    plain, marked = (encode(config, params, unmarked) for config in (PLAIN, WITH))
     np.testing.assert_array_equal(plain, marked)

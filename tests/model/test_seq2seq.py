@@ -40,6 +40,11 @@ def build(config, seed=0, batch=3, length=11, target=6):
     return model, nn.meta.unbox(boxed), tokens, targets
 
 
+def applied(model):
+    """`model.apply`, compiled."""
+    return jax.jit(model.apply, static_argnames="method")
+
+
 def numpy_bucket(distance, bidirectional, buckets, max_distance):
     """T5's bucket of one integer distance, written from the paper's words."""
     offset = 0
@@ -136,12 +141,12 @@ def test_relative_buckets_follow_the_papers_words(both):
 def test_decoding_step_by_step_equals_the_whole_pass(config, unrolled):
     """Positions written one by one into the cache give the logits of teacher forcing."""
     model, variables, tokens, targets = build(config)
-    whole = model.apply(variables, tokens, targets)
+    whole = applied(model)(variables, tokens, targets)
     if unrolled:
         model, params = for_decoding(model, variables["params"])
         variables = {"params": params}
-    encoded = model.apply(variables, tokens, method="encode")
-    cross = model.apply(variables, encoded, method="cross_keys_values")
+    encoded = applied(model)(variables, tokens, method="encode")
+    cross = applied(model)(variables, encoded, method="cross_keys_values")
     cache = model.empty_cache(3, 6, 2)
     ancestry = jnp.broadcast_to(jnp.arange(2)[None, :, None], (3, 2, 6))
     step = jax.jit(lambda *args: model.apply(variables, *args, method="decode_step"))
@@ -156,8 +161,8 @@ def test_packed_rows_equal_separate_rows(config):
     """Two examples in one row, separated by segment ids, score as if each had its own row."""
     model, variables, tokens, targets = build(config, batch=2, length=7, target=4)
     tokens[:, 5:] = 0
-    separate = model.apply(variables, tokens[:, :5], targets)
-    packed = model.apply(
+    separate = applied(model)(variables, tokens[:, :5], targets)
+    packed = applied(model)(
         variables,
         tokens[:, :5].reshape(1, 10),
         targets.reshape(1, 8),
@@ -188,9 +193,9 @@ def test_bfloat16_keeps_float32_parameters_and_logits():
     model, variables, tokens, targets = build(SMALL)
     low = Seq2Seq(dataclasses.replace(SMALL, dtype="bfloat16"))
     assert all(x.dtype == jnp.float32 for x in jax.tree.leaves(variables))
-    logits = low.apply(variables, tokens, targets)
+    logits = applied(low)(variables, tokens, targets)
     assert logits.dtype == jnp.float32
-    reference = model.apply(variables, tokens, targets)
+    reference = applied(model)(variables, tokens, targets)
     assert float(jnp.abs(logits - reference).mean()) < 0.05 * float(reference.std())
 
 

@@ -19,12 +19,16 @@ WITH = ModelConfig(**{**CONFIG.__dict__, "soft_dim": 5, "soft_id": SOFT})
 @pytest.fixture(scope="module")
 def params():
     ones = jnp.ones((1, 4), jnp.int32)
-    return meshes.unbox(Seq2Seq(WITH).init(jax.random.key(0), ones, ones)["params"])
+    return meshes.unbox(jax.jit(Seq2Seq(WITH).init)(jax.random.key(0), ones, ones)["params"])
+
+
+@jax.jit
+def encoded(params, tokens, soft):
+    return Seq2Seq(WITH).apply({"params": params}, tokens, soft=soft, method="encode")
 
 
 def encode(params, tokens, soft):
-    tokens = jnp.asarray(tokens)
-    return Seq2Seq(WITH).apply({"params": params}, tokens, soft=soft, method="encode")
+    return encoded(params, jnp.asarray(tokens), soft)
 
 
 def test_it_counts_as_parameters(params):

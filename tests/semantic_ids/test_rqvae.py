@@ -10,8 +10,6 @@ from onesug_jax.semantic_ids import rqvae
 from onesug_jax.semantic_ids.rqvae import RqVaeConfig
 from tests.semantic_ids import rqvae_toy
 
-pytestmark = pytest.mark.eight_devices
-
 encode = jax.jit(rqvae.encode, static_argnums=2)
 decode = jax.jit(rqvae.decode, static_argnums=2)
 quantise = jax.jit(rqvae.quantise)
@@ -146,6 +144,7 @@ def test_a_code_without_any_share_stays_where_it_is():
     np.testing.assert_array_equal(after["codes"][0, 2], before["codes"][0, 2])
 
 
+@pytest.mark.eight_devices
 @pytest.mark.parametrize("other", [{"devices": 8}, {"devices": 2, "accumulation": 4}], ids=str)
 def test_meshes_and_microbatches_agree_with_one_device(other):
     # Sums in another order; the running means keep differences small.

@@ -14,8 +14,6 @@ from onesug_jax.train.history import read_history
 from onesug_jax.train.optimizer import make_optimizer
 from tests.semantic_ids import rqvae_toy
 
-pytestmark = pytest.mark.eight_devices
-
 encode = jax.jit(rqvae.encode, static_argnums=2)
 decode = jax.jit(rqvae.decode, static_argnums=2)
 quantise = jax.jit(rqvae.quantise)

@@ -37,7 +37,7 @@ def tiny(tmp_path_factory):
     sizes = dict(d_model=16, num_heads=2, head_dim=8, d_ff=32, encoder_layers=1, decoder_layers=1)
     model = Seq2Seq(ModelConfig(vocab_size=vocabulary.size, **sizes))
     tokens = jnp.ones((1, 4), jnp.int32)
-    params = meta.unbox(model.init(jax.random.key(0), tokens, tokens))["params"]
+    params = meta.unbox(jax.jit(model.init)(jax.random.key(0), tokens, tokens))["params"]
     spec = FeatureSpec(input_length=48, target_length=24, related=4, soft=False)
     suggester = Suggester(
         model,

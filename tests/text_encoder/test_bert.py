@@ -1,6 +1,7 @@
 """BERT in Flax against a slow numpy rendering of the same equations, and its shapes on a mesh."""
 
 import dataclasses
+import functools
 import math
 
 import jax
@@ -11,8 +12,6 @@ from jax.sharding import PartitionSpec as P
 from onesug_jax.errors import UserError
 from onesug_jax.text_encoder.bert import Bert, EncoderConfig
 from onesug_jax.train.mesh import make_mesh, param_shardings, unbox
-
-pytestmark = pytest.mark.eight_devices
 
 CONFIG = EncoderConfig(
     vocab_size=40, d_model=16, layers=2, heads=4, d_ff=24, max_positions=12, max_length=12
@@ -64,6 +63,12 @@ def slow_bert(config, params, tokens):
     return pooled / np.linalg.norm(pooled)
 
 
+@functools.partial(jax.jit, static_argnums=0)
+def vectors(model, params, tokens, lengths, key=None):
+    rngs = {} if key is None else {"dropout": key}
+    return model.apply({"params": params}, tokens, lengths, rngs=rngs)
+
+
 @pytest.mark.parametrize("pooling", ["mean", "cls"])
 def test_vectors_are_those_of_the_slow_rendering(pooling):
     config = dataclasses.replace(CONFIG, pooling=pooling)
@@ -71,7 +76,7 @@ def test_vectors_are_those_of_the_slow_rendering(pooling):
     rng = np.random.default_rng(1)
     lengths = np.array([2, 5, 9, 12], np.int32)
     tokens = rng.integers(0, 40, (4, 12), dtype=np.int32)  # what stands beyond the length is noise
-    found = Bert(config).apply({"params": params}, tokens, lengths)
+    found = vectors(Bert(config), params, tokens, lengths)
     for row, length in enumerate(lengths):
         np.testing.assert_allclose(
             found[row], slow_bert(config, params, tokens[row, :length]), atol=2e-6
@@ -82,11 +87,10 @@ def test_padding_changes_nothing():
     params = random_params(CONFIG)
     tokens = np.random.default_rng(2).integers(0, 40, (3, 6), dtype=np.int32)
     lengths = np.array([3, 6, 4], np.int32)
-    short = Bert(CONFIG).apply({"params": params}, tokens, lengths)
+    short = vectors(Bert(CONFIG), params, tokens, lengths)
     wide = np.pad(tokens, ((0, 0), (0, 6)), constant_values=7)
-    np.testing.assert_allclose(
-        Bert(CONFIG).apply({"params": params}, wide, lengths), short, atol=1e-6
-    )
+    found = vectors(Bert(CONFIG), params, wide, lengths)
+    np.testing.assert_allclose(found, short, atol=1e-6)
 
 
 def test_dropout_is_in_training_only():
@@ -95,9 +99,7 @@ def test_dropout_is_in_training_only():
 
     def run(deterministic, key):
         model = Bert(dataclasses.replace(CONFIG, dropout=0.5), deterministic)
-        return model.apply(
-            {"params": params}, tokens, lengths, rngs={"dropout": jax.random.key(key)}
-        )
+        return vectors(model, params, tokens, lengths, jax.random.key(key))
 
     np.testing.assert_array_equal(run(True, 0), run(True, 1))
     np.testing.assert_array_equal(run(False, 0), run(False, 0))
@@ -107,13 +109,14 @@ def test_dropout_is_in_training_only():
 def test_bfloat16_stays_near_and_gives_float32():
     params = random_params(CONFIG)
     tokens, lengths = np.arange(8, dtype=np.int32)[None], np.array([8], np.int32)
-    wide = Bert(CONFIG).apply({"params": params}, tokens, lengths)
+    wide = vectors(Bert(CONFIG), params, tokens, lengths)
     narrow = Bert(dataclasses.replace(CONFIG, dtype="bfloat16"))
-    found = narrow.apply({"params": params}, tokens, lengths)
+    found = vectors(narrow, params, tokens, lengths)
     assert found.dtype == np.float32
     assert 0 < np.abs(found - wide).max() < 0.05
 
 
+@pytest.mark.eight_devices
 def test_every_parameter_is_laid_out_by_its_axis_names():
     boxed = jax.eval_shape(
         Bert(CONFIG).init, jax.random.key(0), np.ones((1, 4), np.int32), np.ones(1, np.int32)

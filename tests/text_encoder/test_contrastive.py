@@ -13,8 +13,6 @@ from onesug_jax.train import step as steps
 from onesug_jax.train.mesh import global_batch, make_mesh
 from onesug_jax.train.optimizer import make_optimizer
 
-pytestmark = pytest.mark.eight_devices
-
 CONFIG = EncoderConfig(
     vocab_size=32,
     d_model=16,
@@ -124,6 +122,7 @@ def on_one_device():
     return run((1, 1, 1))
 
 
+@pytest.mark.eight_devices
 @pytest.mark.parametrize("shape", [(8, 1, 1), (2, 2, 2)])
 def test_eight_devices_see_the_negatives_of_the_whole_batch(on_one_device, shape):
     params, told = run(shape)
