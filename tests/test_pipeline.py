@@ -343,6 +343,7 @@ def test_other_features_are_refused_and_would_redo_what_reads_them(work, capsys)
     assert redone == ["examples", "pretrain", "rewards", "rwr", "evaluate"]
 
 
+@pytest.mark.slow
 def test_the_text_model_runs_to_its_lists(work, tmp_path):
     """The preset `paper`: related queries, history and the soft token, in beams."""
     copy = shutil.copytree(work, tmp_path / "copy")
@@ -405,6 +406,7 @@ def only_known(work, least: int) -> tuple[set[str], set[str]]:
     return allowed, private
 
 
+@pytest.mark.slow
 def test_a_query_of_few_people_is_never_shown_to_another(tmp_path):
     """min_users, end to end: from the log to every table, index, id, piece and list, and on."""
     few = [*SMALL, "--gin.mine.min_users=4", f"--gin.WORK_DIR={tmp_path}"]

@@ -57,6 +57,7 @@ def pictures(notebook):
     ]
 
 
+@pytest.mark.slow
 def test_table_plots_lists_and_two_runs(work, path, project_root, tmp_path):
     other = shutil.copytree(work, tmp_path / "other")
     metrics = json.loads((other / "report" / "dev" / "metrics.json").read_text())
