@@ -556,7 +556,7 @@ def test_preference_metrics_of_every_kind_are_logged(work):
 
 
 @pytest.mark.parametrize(
-    ("flag", "told"),
+    ("flag", "message"),
     [
         ("--gin.rwr.watch=hr", "mrr@16, order_mrr@16, value"),
         ("--gin.rwr.reference=none", '"copy" or "stored"'),
@@ -565,10 +565,10 @@ def test_preference_metrics_of_every_kind_are_logged(work):
         ("--gin.rwr.params_from=nowhere", "found no such folder"),
     ],
 )
-def test_mistakes_of_the_preference_stage_change_nothing(work, capsys, flag, told):
+def test_mistakes_of_the_preference_stage_change_nothing(work, capsys, flag, message):
     before = tree(work)
     assert main.main(["rwr", f"--gin.WORK_DIR={work}", flag, "--restart"]) == 2
-    assert told in capsys.readouterr().err
+    assert message in capsys.readouterr().err
     assert tree(work) == before
 
 
@@ -685,7 +685,7 @@ def test_the_bench_prints_its_tables(work, project_root):
 
 
 def test_preference_without_a_second_candidate_is_refused(work, tmp_path, capsys):
-    """The pretrained model is all that such a log can teach, and the message says so."""
+    """The pretrained model is all that can be learnt from such a log, and the message says so."""
     copy = shutil.copytree(work, tmp_path / "work")
     path = copy / "examples" / "onesug_query" / "train" / "candidates.npy"
     numbers = np.load(path)

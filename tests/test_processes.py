@@ -50,10 +50,10 @@ def start(project_root, words, count=1, devices=1):
 
 def finish(processes):
     """What each printed, all having ended well."""
-    told = [process.communicate() for process in processes]
-    for process, (out, err) in zip(processes, told, strict=True):
+    printed = [process.communicate() for process in processes]
+    for process, (out, err) in zip(processes, printed, strict=True):
         assert process.returncode == 0, f"{out[-2000:]}\n{err[-4000:]}"
-    return [out for out, _ in told]
+    return [out for out, _ in printed]
 
 
 @pytest.fixture(scope="module")
@@ -126,9 +126,9 @@ def test_stages_of_one_process_say_so(works, project_root):
 
 def test_an_error_of_process_0_ends_all(project_root, tmp_path):
     words = ["run", f"--gin.WORK_DIR={tmp_path / 'work'}", f"--gin.LOG={tmp_path / 'nowhere'}"]
-    told = [p.communicate(timeout=120)[1] for p in start(project_root, words, count=2)]
-    assert all("nowhere" in err for err in told), told
-    assert "process 0 stopped" in told[1]
+    printed = [p.communicate(timeout=120)[1] for p in start(project_root, words, count=2)]
+    assert all("nowhere" in err for err in printed), printed
+    assert "process 0 stopped" in printed[1]
 
 
 @pytest.mark.slow

@@ -216,9 +216,11 @@ def test_a_history_that_one_log_brings_and_a_column_that_one_lacks(tmp_path, cap
     splits = ("test", "train", "dev")
     rows = [row for s in splits for row in pq.read_table(new / "log" / f"{s}.parquet").to_pylist()]
     assert [one["gender"] for one in rows] == ["f"] * 3 + [""] * 4
-    told = [(one["history"], one["history_minutes"]) for one in rows]
+    given = [(one["history"], one["history_minutes"]) for one in rows]
     have, have_not = (["lamp"], [3.0]), (None, None)
-    assert told == ([have] * 3 + [have_not] * 4 if brings == "old" else [have_not] * 3 + [have] * 4)
+    assert given == (
+        [have] * 3 + [have_not] * 4 if brings == "old" else [have_not] * 3 + [have] * 4
+    )
 
 
 def test_rows_of_users_who_were_deleted_are_left_out(tmp_path):

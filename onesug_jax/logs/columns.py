@@ -1,4 +1,4 @@
-"""Foreign columns -> the log's types, telling which rows do not fit.
+"""Foreign columns -> the log's types, with the rows that do not fit.
 
 A column comes either as an Arrow array (Parquet: the whole column has one type, so a wrong type is
 the file's fault) or as a list of Python values (JSONL and CSV: each row may differ, so a wrong type

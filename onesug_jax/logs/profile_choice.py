@@ -17,7 +17,7 @@ from onesug_jax.logs.database import named
 
 MOST_VALUES = 256
 SAMPLE_ROWS = 50_000
-FEW_ROWS = 20  # too few to tell anything from
+FEW_ROWS = 20  # too few to conclude anything
 
 # A prediction of the query (or of the value) is better than that of the commonest by this share of
 # what is left, where one gives the other away.
@@ -101,7 +101,7 @@ def _judge(database: duckdb.DuckDBPyConnection, name: str, column: str) -> Verdi
         if holds > 0.5:
             return Verdict(name, values, "holds the text of the query", leaks=True)
         if _explained(database, "value", "query") > 0.9:
-            return Verdict(name, values, "tells the query", leaks=True)
+            return Verdict(name, values, "predicts the query", leaks=True)
         if distinct > 1 and _explained(database, "query", "value", users=True) > 0.9:
             return Verdict(name, values, "follows from the query", leaks=True)
     reason = ""
@@ -121,7 +121,7 @@ def _judge(database: duckdb.DuckDBPyConnection, name: str, column: str) -> Verdi
 def _explained(
     database: duckdb.DuckDBPyConnection, of: str, what: str, *, users: bool = False
 ) -> float:
-    """How far `of` tells `what`, 0 to 1: the share of rows that it predicts right, beyond guessing.
+    """How well `of` predicts `what`, 0 to 1: the share of rows it gets right, beyond guessing.
 
     Predicted is what the other rows with the same value most often hold, so a value that stands
     once predicts nothing. `users`: counts each person once per pair, and only what several share.

@@ -44,7 +44,7 @@ def test_a_level_nobody_reached_keeps_finite_rewards():
 
 
 @pytest.mark.parametrize(
-    "wrong, told",
+    "wrong, message",
     [
         ({"show": 1.2}, "further apart"),
         ({"clip": 0.5}, "Lower clip"),
@@ -53,6 +53,6 @@ def test_a_level_nobody_reached_keeps_finite_rewards():
         ({"rand": -0.1}, "negative"),
     ],
 )
-def test_settings_that_cannot_hold_are_refused(wrong, told):
-    with pytest.raises(UserError, match=told):
+def test_settings_that_cannot_hold_are_refused(wrong, message):
+    with pytest.raises(UserError, match=message):
         RewardConfig(**wrong)

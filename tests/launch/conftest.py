@@ -13,8 +13,8 @@ import pytest
 
 # Keeps the queued resources in state.json, writes every call to calls.jsonl, reads plan.json:
 #   workers: of each slice · before: states before ACTIVE · preempt: looks at the log after which
-#   the first TPU is taken away · how: suspended; node (only the VM knows); warned (training is told
-#   to stop, the state follows); maintenance (told to stop, and the TPU stays) · refuse: connections
+#   the first TPU is taken away · how: suspended; node (only the VM knows); warned (training gets
+#   SIGTERM, the state follows); maintenance (SIGTERM, and the TPU stays) · refuse: connections
 #   that a new TPU refuses · silent: scp never works
 GCLOUD = r"""#!PYTHON
 import json, os, pathlib, shutil, signal, subprocess, sys
@@ -140,7 +140,7 @@ mkdir -p "$bucket" && rmdir "${@: -1}" && ln -s "$bucket" "${@: -1}"
 MOUNTPOINT = """#!/bin/bash
 [ -L "$2" ]
 """
-# The training: keeps its words, and runs until it has been started `starts` times, or is told to
+# The training: notes its words, and runs until it has been started `starts` times, or is asked to
 # stop; then ends with `code` on one worker and with 0 elsewhere.
 TRAINING = r"""#!/bin/bash
 echo "${ONESUG_PROCESSES:-alone}" >"$HOME/processes"

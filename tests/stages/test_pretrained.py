@@ -108,15 +108,15 @@ def test_what_a_t5_lacks_is_new_and_named(folder, vocabulary, capsys):
 
 
 @pytest.mark.parametrize(
-    ("change", "told"),
+    ("change", "message"),
     [
         ({"d_model": 24}, "d_model 16, and ModelConfig.d_model is 24; set --gin.ModelConfig.d_mod"),
         ({"decoder_layers": 1, "d_ff": 31}, "d_ff 32, and ModelConfig.d_ff is 31"),
         ({"positions_per_layer": True}, "positions_per_layer False"),
     ],
 )
-def test_the_first_field_that_differs_is_named(folder, vocabulary, change, told):
-    with pytest.raises(UserError, match=told):
+def test_the_first_field_that_differs_is_named(folder, vocabulary, change, message):
+    with pytest.raises(UserError, match=message):
         pretrained.check_fits(str(folder), ours(vocabulary, **change), vocabulary)
 
 
@@ -127,7 +127,7 @@ def test_a_public_size_is_named_by_its_file(folder, vocabulary):
         pretrained.check_fits(str(folder), ours(vocabulary), vocabulary)
 
 
-def test_a_tied_head_and_one_of_its_own_are_told_apart(folder, vocabulary):
+def test_a_tied_and_an_untied_head_are_distinguished(folder, vocabulary):
     config = ours(vocabulary, tie_embeddings=True)
     with pytest.raises(UserError, match="set --gin.ModelConfig.tie_embeddings=False"):
         pretrained.read(str(folder), config, vocabulary, pretrain_stage(config).init_fn, 0)
@@ -150,13 +150,13 @@ def trained(work, config, vocabulary, params):
     for name in ("vocab", "pretrain"):
         Manifest(name, 1, {}, {}).write(str(work / name), finished=True)
     vocabulary.save(str(work / "vocab"))
-    told = {
+    stored = {
         "model": dataclasses.asdict(config),
         "features": {"soft": False},
         "vocabulary": vocabulary.fingerprint,
         "tasks": {"query": 1.0},
     }
-    write_json(str(work / "pretrain" / "model.json"), told)
+    write_json(str(work / "pretrain" / "model.json"), stored)
     with Checkpoints(str(work / "pretrain")) as checkpoints:
         checkpoints.save_best(1, jax.tree.map(jnp.asarray, params), {})
     files = [*opened.BUNDLED, "pretrain/model.json", "pretrain/best"]

@@ -92,13 +92,13 @@ def test_pairs_are_the_tables_rows_but_for_those_of_one_text(read):
     texts, found = read
     _, prefix_query, query_query = all_rows()
     for kind, rows in (("prefix", prefix_query), ("query", query_query)):
-        told = zip(
+        drawn = zip(
             texts.take(found[kind].anchors),
             texts.take(found[kind].others),
             found[kind].counts.tolist(),
             strict=True,
         )
-        assert Counter(told) == Counter(row for row in rows if row[0].rstrip() != row[1])
+        assert Counter(drawn) == Counter(row for row in rows if row[0].rstrip() != row[1])
     assert texts.queries == len(QUERIES)
     assert [
         prefix for prefix in texts.take(np.arange(len(QUERIES), len(texts))) if prefix.endswith(" ")
@@ -172,16 +172,16 @@ def test_pairs_are_drawn_by_weight(weighting, expected):
 
 
 @pytest.mark.parametrize(
-    ("change", "told"),
+    ("change", "message"),
     [
         ({"query_share": 1.5}, "query_share=1.5"),
         ({"weighting": "cube"}, "weighting='cube'.*count, log, sqrt, uniform"),
         ({"batch_size": 1}, "batch_size=1"),
     ],
 )
-def test_settings_of_the_draw_are_checked(read, change, told):
+def test_settings_of_the_draw_are_checked(read, change, message):
     settings = {"batch_size": 8, "query_share": 0.5, "weighting": "sqrt", "seed": 0}
-    with pytest.raises(UserError, match=told):
+    with pytest.raises(UserError, match=message):
         pairs.Draw(read[1], **{**settings, **change})
 
 
