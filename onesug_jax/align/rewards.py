@@ -1,4 +1,4 @@
-"""What a query is worth to a request: six behaviour levels -> rewards (PAPER.md section 4).
+"""The reward of a query for a request: six behaviour levels -> rewards (PAPER.md section 4).
 
     r(x, q) = lambda * e^p
 
@@ -64,8 +64,8 @@ class RewardConfig:
         if not least > most:
             raise UserError(
                 f"RewardConfig: with clip={self.clip} a negative's reward can be {most:.3g}, a "
-                f"positive's {least:.3g}; every positive must be worth more than every negative. "
-                "Lower clip, or set the weights further apart."
+                f"positive's {least:.3g}; every positive needs a larger reward than every "
+                "negative. Lower clip, or set weights that differ more."
             )
 
     @property

@@ -43,7 +43,7 @@ def lines(metrics: Metrics, metric: str = "mrr@16") -> dict[str, str]:
 
 def ways(metrics: Metrics, metric: str = "mrr@16") -> dict[str, dict[str, float]]:
     """Suggester -> slice of SLICES -> its share of the way from most popular (as of now, where that
-    is known) to best possible; {} without a best possible row.
+    exists) to best possible; {} without a best possible row.
     """
     if CEILING not in metrics:
         return {}

@@ -103,14 +103,14 @@ def _protocol(evaluation: Evaluation) -> str:
     if evaluation.freshness == "inf":
         return " Counts are those of before the split: nothing was updated while it went on."
     return (
-        " Each request was answered with what was known "
-        f"{html.escape(evaluation.freshness)} before it, and entered the counts afterwards."
+        " Each request was answered with the counts of "
+        f"{html.escape(evaluation.freshness)} before it, and entered them afterwards."
     )
 
 
 def _headline(evaluation: Evaluation, k: int) -> str:
-    """HR and MRR with their intervals, of all searches and of those with an order; where the best
-    possible is known, each list's share of the way to it.
+    """HR and MRR with their intervals, of all searches and of those with an order; where there
+    is a best possible row, each list's share of the way to it.
     """
     metrics, metric = evaluation.metrics, f"mrr@{k}"
     words, ways = headline.lines(metrics, metric), headline.ways(metrics, metric)

@@ -37,7 +37,7 @@ def settings_at(config: AsOfConfig, freshness: str | float | None) -> tuple[AsOf
     """The settings for a freshness such as "1m", "1d" or "inf", and whether the state is frozen;
     None: that of `config`.
 
-    Frozen is what a model knows that is never updated: all before the split and nothing after.
+    Frozen is the state of a model that is never updated: all before the split and nothing after.
 
     Raises:
       UserError: `freshness` is no duration.
@@ -48,7 +48,7 @@ def settings_at(config: AsOfConfig, freshness: str | float | None) -> tuple[AsOf
 
 
 def plain_requests(state: AsOf, rows: Sequence[dict], items: Sequence[Items]) -> list[Request]:
-    """Requests with nothing but what the as-of state knows of them."""
+    """Requests with the as-of state's features alone."""
     found = []
     for row, one in zip(rows, items, strict=True):
         past = [state.text(int(number) - 1) for number in one.history if number]
@@ -76,12 +76,12 @@ def replay(
     """Ask every suggester about every row of a split, in time order.
 
     Args:
-      state: what is known before the first row of `files`; it observes them all.
+      state: the as-of state before the first row of `files`; it observes them all.
       files: of the log, with all that happened before and during the split.
       split: the one of them that is scored.
       suggesters: name -> function of up to `block` requests to as many lists, best first.
       frozen: nothing from the split's first row on becomes visible; histories go on.
-      make: rows and what was known of them -> requests as the suggesters read them.
+      make: rows and their as-of items -> requests as the suggesters read them.
       listed: further rivals by name, as request_id -> list; an oracle of a simulated log. Its
         lists NAME_order are those that count of NAME where a request ended in an order.
       prefix_counts: how often each prefix was typed in train.

@@ -106,7 +106,7 @@ class PrefixIndex:
         """Unit vectors e_p, `[P, D]`, by number."""
         return self._arrays["prefix_vectors"]
 
-    def known(self, prefix: str) -> int:
+    def prefix_number(self, prefix: str) -> int:
         """The number of an indexed prefix, or -1."""
         return self.prefixes.find(prefix)
 
@@ -118,7 +118,7 @@ class PrefixIndex:
 
     def enhanced(self, prefix: str) -> np.ndarray | None:
         """e_p*, float32 [D] of length 1, of an indexed prefix; None for another."""
-        row = self.known(prefix)
+        row = self.prefix_number(prefix)
         if row < 0:
             return None
         begin, end = self._arrays["pair_offsets"][row : row + 2]
@@ -139,7 +139,7 @@ class PrefixIndex:
 
         None where they were not: another prefix, or more asked for than `build` was.
         """
-        row = self.known(prefix)
+        row = self.prefix_number(prefix)
         stored = self._arrays["related"]
         if row < 0 or (k > stored.shape[1] and not (stored[row] < 0).any()):
             return None

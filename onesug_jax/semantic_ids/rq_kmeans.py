@@ -63,7 +63,7 @@ def kmeans(points: jax.Array, k: int, *, iterations: int, key: jax.Array) -> jax
     """Centres [k, d] of points [M, d]: random distinct rows, then rounds of Lloyd's algorithm.
 
     Residuals in many dimensions are nearly at right angles to each other, and nearer to 0 than to
-    any other point: centres that start on points keep one point each, and a last one near 0 gets
+    any other point: centres that start on points have one point each, and a last one near 0 gets
     all the rest. So centres start as directions, in which all are equally long.
     """
     choose, rounds = jax.random.split(key)

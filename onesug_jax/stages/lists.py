@@ -120,7 +120,7 @@ def score(
         lists,
         prefix_counts=evaluator.prefix_counts(os.path.join(context.home.log, "train.parquet")),
         context=known,
-        known=len(index),
+        indexed=len(index),
         slices=context.configured("SliceSpec")(),
         visible=lambda query: index.find(query) >= 0,
         process=distributed.place_among(),
@@ -154,7 +154,7 @@ def item_suggester(context: Context, state, table, *, model: str = "auto", param
         Featurizer(Vocabulary.load(context.work.vocab), FeatureSpec(**stored["features"])),
         vars(table),
         state.text,
-        lambda prefix: index.known(prefix) + 1,
+        lambda prefix: index.prefix_number(prefix) + 1,
         writing=context.configured("WritingConfig")(),
     )
 
@@ -238,7 +238,7 @@ def replayed(
     rows = evaluator.merged(rows, process, distributed.exchanged)
     scores = evaluator.summarise(
         rows,
-        known=len(known),
+        indexed=len(known),
         slices=context.configured("SliceSpec")(),
         plausible=lambda query: all(word in table.frequency for word in words_of(query)),
     )
@@ -262,7 +262,7 @@ def _cascade(context: Context, state, table):
 
     index, config = items.index(context.work), context.configured("CascadeConfig")()
     place = context.home.cascade
-    return load(place, config, table, state.text, lambda prefix: index.known(prefix) + 1)
+    return load(place, config, table, state.text, lambda prefix: index.prefix_number(prefix) + 1)
 
 
 def _best_possible(context: Context, split: str) -> dict[str, Mapping[str, Sequence[str]]]:

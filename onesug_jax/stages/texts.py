@@ -161,7 +161,7 @@ def _item_examples(context: Context, vocabulary, spec, splits, candidates: int) 
         {name: item_examples.Texts(splits[name]) for name in names},
         counts,
         Featurizer(vocabulary, spec),
-        lambda prefix: index.known(prefix) + 1,
+        lambda prefix: index.prefix_number(prefix) + 1,
         state.number,
     )
     snapshot.save(state, os.path.join(context.work.examples, items.SNAPSHOT), rare=False)

@@ -46,7 +46,7 @@ def test_a_level_nobody_reached_keeps_finite_rewards():
 @pytest.mark.parametrize(
     "wrong, message",
     [
-        ({"show": 1.2}, "further apart"),
+        ({"show": 1.2}, "differ more"),
         ({"clip": 0.5}, "Lower clip"),
         ({"clip": -1.0}, "clip"),
         ({"smoothing": 0.0}, "smoothing"),

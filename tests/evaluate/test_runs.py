@@ -13,7 +13,7 @@ from onesug_jax.evaluate import report, runs
 from onesug_jax.evaluate.evaluator import SliceSpec
 
 
-def run_of(ranks, truth="q", rivals=(), rivals_took=None, **known):
+def run_of(ranks, truth="q", rivals=(), rivals_took=None, **further):
     """A run whose slices are all requests; every fourth has an order."""
     count = len(ranks)
     columns = {
@@ -30,7 +30,7 @@ def run_of(ranks, truth="q", rivals=(), rivals_took=None, **known):
         )
         values = {"hr@16": 100.0, "mrr@16": float(gains.mean()), "n": count}
         scores[name] = dict.fromkeys(("all", "order", "frequent", "rare"), values)
-    return runs.Run(scores, pa.table(columns), rivals=rivals_took or {}, **known)
+    return runs.Run(scores, pa.table(columns), rivals=rivals_took or {}, **further)
 
 
 def rows_and_orders(**named):
@@ -107,8 +107,8 @@ def test_seeds_of_a_row_stand_on_one_line(tmp_path):
 
 def test_a_rival_is_the_mean_of_the_seeds_that_have_it_and_tells_what_it_took():
     def seed(minutes):
-        known = {"cascade": (minutes, 9000)}
-        return run_of([1] * 4, rivals=["most_popular", "cascade"], rivals_took=known)
+        took = {"cascade": (minutes, 9000)}
+        return run_of([1] * 4, rivals=["most_popular", "cascade"], rivals_took=took)
 
     without = run_of([1] * 4, rivals=["most_popular"])
     rows, orders = rows_and_orders(full=[seed(4.0), without, seed(6.0)])

@@ -199,9 +199,15 @@ class Cloud:
         return ["bash", str(self.repository / "launch" / "tpu_train.sh"), *words]
 
     def environment(self, **more):
-        kept = {name: value for name, value in os.environ.items() if name[:4] != "TPU_"}
+        given = {name: value for name, value in os.environ.items() if name[:4] != "TPU_"}
         path = f"{self.home / 'bin'}:{os.environ['PATH']}"
-        return {**kept, "PATH": path, "HOME": str(self.home), "TPU_POLL_SECONDS": "0.1", **more}
+        return {
+            **given,
+            "PATH": path,
+            "HOME": str(self.home),
+            "TPU_POLL_SECONDS": "0.1",
+            **more,
+        }
 
     def train(self, *words, timeout=300, **more):
         """Runs the script to its end."""

@@ -103,7 +103,7 @@ def test_a_missing_project_is_an_error(path, tmp_path):
         client.execute(env=environment)
 
 
-def test_it_is_kept_without_outputs_and_explains_every_cell(path):
+def test_it_is_stored_without_outputs_and_explains_every_cell(path):
     notebook = nbformat.read(path, as_version=4)
     nbformat.validate(notebook)
     for before, cell in zip([None, *notebook.cells], notebook.cells, strict=False):

@@ -70,7 +70,7 @@ class Gpu:
             (self.home / "acts" / str(index)).write_text(act)
 
     def environment(self, **more):
-        kept = {
+        variables = {
             name: value
             for name, value in os.environ.items()
             if not name.startswith(("ONESUG_", "SLURM_", "GPU_", "CUDA_", "JAX_"))
@@ -78,7 +78,7 @@ class Gpu:
         path = f"{self.home / 'bin'}:{os.environ['PATH']}"
         hosts = str(self.home / "hosts")
         mine = {"PATH": path, "SSH_HOSTS": hosts, "ONESUG_PYTHON": str(self.python)}
-        return {**kept, **mine, **more}
+        return {**variables, **mine, **more}
 
     def start(self, *words, **more):
         return subprocess.Popen(

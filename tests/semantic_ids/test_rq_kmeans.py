@@ -1,4 +1,4 @@
-"""Residual k-means: known clusters, even use of codes, and fewer points than codes."""
+"""Residual k-means: given clusters, even use of codes, and fewer points than codes."""
 
 import jax
 import jax.numpy as jnp

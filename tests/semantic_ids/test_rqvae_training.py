@@ -31,9 +31,9 @@ def test_it_starts_as_the_principal_directions(activation):
     latents = encode(params, embeddings, activation)
     back = decode(params, latents, activation)
     _, _, directions = np.linalg.svd(embeddings, full_matrices=False)
-    kept = directions[: config.rank(rqvae_toy.WIDTH)]
-    assert len(kept) == 6
-    np.testing.assert_allclose(back, embeddings @ kept.T @ kept, atol=1e-5)
+    basis = directions[: config.rank(rqvae_toy.WIDTH)]
+    assert len(basis) == 6
+    np.testing.assert_allclose(back, embeddings @ basis.T @ basis, atol=1e-5)
     # And the codebooks are of use at once: one code in eight, level by level.
     codes, residuals = quantise(latents, params["codebooks"]["codes"])
     errors = np.square(residuals).sum((1, 2))

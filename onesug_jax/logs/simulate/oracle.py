@@ -1,4 +1,4 @@
-"""The best possible lists of a simulated log, by an oracle that knows every hidden state.
+"""The best possible lists of a simulated log, by an oracle with all hidden states.
 
 For a request it computes the posterior
 
