@@ -105,7 +105,7 @@ def make_bundle(context: Context, stage: str) -> None:
 
 
 def parameters(context: Context, stage: str) -> str:
-    """Where a stage's parameters lie in WORK_DIR: the best if it kept any."""
+    """Where a stage's parameters lie in WORK_DIR: the best if it stored any."""
     best = os.path.isdir(os.path.join(getattr(context.work, stage), "best"))
     return f"{stage}/best" if best else f"{stage}/checkpoints"
 

@@ -96,9 +96,9 @@ def _text_version(context: Context, config, store, say, name: str, key: str, set
 
     suggester = context.configured("suggester")(context)
     spec = suggester.featurizer.spec
-    known = opened.related(context, spec, remembered=config.prefixes)
+    finder = opened.related(context, spec, remembered=config.prefixes)
     ids = opened.semantic_ids(context).of if spec.related else None
-    return TextVersion(name, key, suggester, known, ids=ids, **settings)
+    return TextVersion(name, key, suggester, finder, ids=ids, **settings)
 
 
 def _profile(context: Context) -> list[str]:

@@ -123,7 +123,7 @@ def _answer_items(
 
 def _answer_text(
     model: Suggester,
-    known: RelatedQueries,
+    finder: RelatedQueries,
     prefix: str,
     history: Sequence[str] = (),
     profile: Sequence[str] = (),
@@ -136,7 +136,7 @@ def _answer_text(
     began = time.perf_counter()
     prefix = normalise_prefix(prefix)
     texts, _ = _normalised(history, minutes)
-    requests = make_requests(known, [prefix], [texts], [profile])
+    requests = make_requests(finder, [prefix], [texts], [profile])
     found = model.suggest(requests, k)[0]
     return _reply(began, prefix, texts, None, found)
 

@@ -89,7 +89,7 @@ def describe(context: Context) -> str:
 
 
 def values_of(text: str) -> Setting:
-    """Of `NAME=VALUE,VALUE` the name and its values; brackets hold a list together.
+    """Of `NAME=VALUE,VALUE` the name and its values; brackets enclose a list.
 
     Raises:
       argparse.ArgumentTypeError: there is no name or no value.
@@ -103,7 +103,7 @@ def values_of(text: str) -> Setting:
 
 
 def bindings_of(options: argparse.Namespace) -> Iterator[tuple[str, str]]:
-    """Every value that will be set, as (name, value): for `main`, which knows what is right."""
+    """Every value that will be set, as (name, value): for `main`, which checks them."""
     for name, values in getattr(options, "set", None) or ():
         for value in values:
             yield name, value

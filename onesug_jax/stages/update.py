@@ -118,7 +118,7 @@ def update(
         code = context.other(stage, new, changes)
         if code:
             return code
-        _check_kept(stage, served, new)
+        _check_unchanged(stage, served, new)
     verdict = _judge(context, base, new, version, wanted, tolerance)
     _publish_finished(home, versions_retained)
     return verdict
@@ -179,7 +179,7 @@ def _check_base(base: Context) -> None:
         )
 
 
-def _check_kept(stage: str, served: str, new: str) -> None:
+def _check_unchanged(stage: str, served: str, new: str) -> None:
     """The stage ran with what the version in use was made with, where a change would betray the
     people of its log (`mine.min_users`) or show the model what it was not trained on (FeatureSpec).
     """
@@ -243,7 +243,7 @@ def _join(
     """new/log: train (old rows of the window, and the fresh ones), dev (the newest fresh ones) and
     test, which judges: the dev rows of the version in use, as they were.
 
-    A request that both hold counts once, as the fresh log tells it: an order may come days after
+    A request that both hold counts once, as the fresh log has it: an order may come days after
     its search. Columns are those of the old rows; what the fresh ones lack of them is empty there.
     Histories that only one of the two brings stay. Rows of users who asked to be deleted since
     are in neither.

@@ -67,8 +67,8 @@ def vocabulary(folder, tmp_path):
 
 
 def ours(vocabulary, **changes):
-    known = {"first_marker": vocabulary.first_marker, "last_marker": vocabulary.last_marker}
-    return dataclasses.replace(THEIRS, vocab_size=vocabulary.size, **known, **changes)
+    markers = {"first_marker": vocabulary.first_marker, "last_marker": vocabulary.last_marker}
+    return dataclasses.replace(THEIRS, vocab_size=vocabulary.size, **markers, **changes)
 
 
 def test_the_vocabulary_stage_takes_the_models_pieces(folder, tmp_path, monkeypatch, capsys):
@@ -88,7 +88,7 @@ def test_the_vocabulary_stage_takes_the_models_pieces(folder, tmp_path, monkeypa
     assert made.model == (folder / "spiece.model").read_bytes()
     said = capsys.readouterr().out
     assert f"{made.pieces} pieces of t5, the other {600 - made.pieces} rows" in said
-    assert "3 of 9 known queries hold characters that these pieces lack" in said
+    assert "3 of 9 indexed queries hold characters that these pieces lack" in said
 
 
 def test_what_a_t5_lacks_is_new_and_named(folder, vocabulary, capsys):
