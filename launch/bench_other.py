@@ -1,5 +1,5 @@
 """The other side of a benchmark: a script that runs in a Python of its own, for bench_decode.py and
-bench_train.py. It knows nothing of onesug_jax, whose packages may clash with its own.
+bench_train.py. It does not import onesug_jax, whose packages may clash with its own.
 """
 
 from __future__ import annotations
