@@ -44,7 +44,7 @@ def unit(rows: np.ndarray) -> np.ndarray:
 
 
 def made_up(queries: int, dimension: int, asked: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
-    """Known vectors [queries, dimension] and vectors to ask for [asked, dimension]."""
+    """Vectors to index [queries, dimension] and vectors to ask for [asked, dimension]."""
     rng = np.random.default_rng(seed)
 
     def noise(n: int) -> np.ndarray:

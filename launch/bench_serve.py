@@ -77,7 +77,7 @@ def server(work: str, folder: str, *flags: str) -> Iterator[tuple[str, int, dict
 
 
 class Connections:
-    """Kept connections to one server; as many as requests are under way."""
+    """Persistent connections to one server; as many as requests are under way."""
 
     def __init__(self, host: str, port: int):
         self._where = (host, port)

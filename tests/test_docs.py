@@ -33,7 +33,7 @@ def examples(documents):
     return made
 
 
-def test_commands_are_known(documents, project_root):
+def test_commands_can_be_parsed(documents, project_root):
     for name, text in documents.items():
         for block in re.findall(r"```bash\n(.*?)```", text, flags=re.DOTALL):
             for line in filter(None, (line.split("  #")[0].strip() for line in block.splitlines())):

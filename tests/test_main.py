@@ -456,7 +456,7 @@ def test_a_dry_run_refuses_what_the_run_would(work, tmp_path, capsys, words, fou
 # ------------------------------------------------------------------ doctor
 
 
-def test_doctor_names_each_lack_with_its_mend(tmp_path):
+def test_doctor_names_each_missing_thing_with_its_fix(tmp_path):
     path = tmp_path / "requirements.txt"
     path.write_text("# why\na>=1.0,<2\nb[x]>=0.2.1,<0.2.3 ; python_version > '3'\nc==1.2.0\nd>=9\n")
     ranged = doctor.requirements(str(path))

@@ -161,8 +161,8 @@ def test_search_settings_redo_the_report_and_not_the_training(work, capsys, tmp_
 
 
 def test_suggest_prints_one_json_object_best_first(work, capsys):
-    known = answer(capsys, f"--gin.WORK_DIR={work}", "--prefix", "")["suggestions"]
-    first, second = (one["text"] for one in known[:2])
+    found = answer(capsys, f"--gin.WORK_DIR={work}", "--prefix", "")["suggestions"]
+    first, second = (one["text"] for one in found[:2])
     histories = ["--history", first.upper(), "--history", "never searched", "--history", second]
     words = [f"--gin.WORK_DIR={work}", "--prefix", "S", *histories]
     found = answer(capsys, *words)
@@ -352,9 +352,9 @@ def test_the_text_model_runs_to_its_lists(work, tmp_path):
     assert main.main(["run", *SMALL, *flags, *small]) == 0
     stored = json.loads((copy / "pretrain" / "model.json").read_text())
     assert stored["model"]["soft_dim"] == 32 and not stored["model"]["candidate_tokens"]
-    known = {row["query"] for row in rows_of(copy, "mined", "queries")}
+    indexed = {row["query"] for row in rows_of(copy, "mined", "queries")}
     lists = [row["list_model"] for row in rows_of(copy, "report/dev", "lists")]
-    assert any(lists) and all(set(found) <= known and len(found) <= 4 for found in lists)
+    assert any(lists) and all(set(found) <= indexed and len(found) <= 4 for found in lists)
 
 
 def people_of(rows, column: str) -> dict[str, set[str]]:
@@ -375,7 +375,7 @@ def counted(rows, most: int = 3):
             yield row
 
 
-def only_known(work, least: int) -> tuple[set[str], set[str]]:
+def allowed_and_private(work, least: int) -> tuple[set[str], set[str]]:
     """Queries of `least` people, and of fewer: those are in no table, index, id or piece."""
     log = rows_of(work, "log", "train")
     people, typists = people_of(log, "query"), people_of(counted(log), "prefix")
@@ -417,7 +417,7 @@ def test_a_query_of_few_people_is_never_shown_to_another(tmp_path):
         rivals.add("cascade")
         assert main.main(["cascade", *few]) == 0
     assert main.main(["run", *few]) == 0
-    allowed, private = only_known(tmp_path, 4)
+    allowed, private = allowed_and_private(tmp_path, 4)
     examples = ItemExamples(str(tmp_path / "examples"), "train")
     learnt = [row for row in rows_of(tmp_path, "log", "train") if row["query"] in allowed]
     assert len(examples) == len(learnt)
@@ -432,7 +432,7 @@ def test_a_query_of_few_people_is_never_shown_to_another(tmp_path):
     counted = json.loads((tmp_path / "examples" / "asof" / "asof.json").read_text())
     assert not hidden & set(counted["queries"]) and not counted["waiting"]
     # Feedback: a query of one person stays private however often it comes; what a fourth searches
-    # is known from then on.
+    # is indexed from then on.
     alone = min(private, key=lambda query: (people_count(tmp_path, query), query))
     three = min(query for query in private if people_count(tmp_path, query) == 3)
     old = rows_of(tmp_path, "log", "dev")
@@ -447,7 +447,7 @@ def test_a_query_of_few_people_is_never_shown_to_another(tmp_path):
     pq.write_table(pa.Table.from_pylist(fresh, schema), tmp_path / "fresh.parquet")
     flags = [f"--gin.LOG={tmp_path / 'fresh.parquet'}", "--gin.update.tolerance=100.0"]
     assert main.main(["update", *few, *flags]) == 0
-    allowed, private = only_known(tmp_path / "versions" / "0001", 4)
+    allowed, private = allowed_and_private(tmp_path / "versions" / "0001", 4)
     assert alone in private and three in allowed
 
 
@@ -460,12 +460,12 @@ def test_semantic_ids_as_targets_end_in_lists_of_queries(work, tmp_path):
     copy = shutil.copytree(work, tmp_path / "copy")
     flags = ["--gin_file=gin_configs/ablations/sid_targets.gin", f"--gin.WORK_DIR={copy}"]
     assert main.main(["run", *SMALL, *flags, "--restart=examples"]) == 0
-    known = {row["query"] for row in rows_of(copy, "mined", "queries")}
+    indexed = {row["query"] for row in rows_of(copy, "mined", "queries")}
     scored = rows_of(copy, "report/dev", "lists")
     lists = [row["list_model"] for row in scored]
-    assert any(lists) and all(set(found) <= known for found in lists)
+    assert any(lists) and all(set(found) <= indexed for found in lists)
     for row, found in zip(scored, lists, strict=True):
-        if any(query.startswith(row["prefix"]) for query in known):
+        if any(query.startswith(row["prefix"]) for query in indexed):
             assert all(query.startswith(row["prefix"]) for query in found)
 
 

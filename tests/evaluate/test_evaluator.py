@@ -146,7 +146,7 @@ def test_a_hit_is_an_exact_match_after_normalisation():
         assert result.metrics["model"]["all"]["mrr@16"] == hit / 2
 
 
-class Known:
+class Context:
     def related(self, prefixes):
         return [[p + "!"] for p in prefixes]
 
@@ -164,7 +164,7 @@ def test_all_inputs_of_a_request_reach_the_suggester():
         make_split(20),
         {"model": suggest},
         prefix_counts={},
-        context=Known(),
+        context=Context(),
     )
     assert result.metrics["model"]["all"]["n"] == 20
     assert result.metrics["model"]["all"]["answered"] == 0.0

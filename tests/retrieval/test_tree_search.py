@@ -18,7 +18,7 @@ EVERYTHING = (10_000,) * LEVELS
 
 @dataclasses.dataclass
 class Shop:
-    """Known queries, their ids, and searches over them."""
+    """Indexed queries, their ids, and searches over them."""
 
     toy: object
     vectors: np.ndarray

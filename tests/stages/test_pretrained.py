@@ -77,10 +77,10 @@ def test_the_vocabulary_stage_takes_the_models_pieces(folder, tmp_path, monkeypa
         work: WorkDir
         seed: int = 0
 
-    class Known:
+    class Indexed:
         queries = QUERIES
 
-    monkeypatch.setattr(texts.opened, "completions", lambda context: Known)
+    monkeypatch.setattr(texts.opened, "completions", lambda context: Indexed)
     work = WorkDir(str(tmp_path / "work"))
     texts.vocab(Context(work), pretrained=str(folder), sid_levels=2, sid_codes=4)
     made = Vocabulary.load(work.vocab)
