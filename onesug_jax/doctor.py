@@ -51,7 +51,7 @@ def _fits(version: str, ranges: str) -> bool:
     for bound in filter(None, ranges.split(",")):
         read = re.match(r"\s*(>=|<=|==|<|>)\s*(\S+)", bound)
         if read is None:
-            raise ValueError(f"{bound!r} is no range of versions")
+            raise ValueError(f"{bound!r} is not a range of versions")
         operator, limit = read[1], _numbers(read[2])
         width = max(len(have), len(limit))
         a, b = (numbers + (0,) * (width - len(numbers)) for numbers in (have, limit))

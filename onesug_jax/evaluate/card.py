@@ -71,10 +71,10 @@ def write_card(evaluation: Evaluation, folder: str, facts: Mapping[str, Any]) ->
             "",
         ]
     lines += [
-        "## What to know before using it",
+        "## Before using it",
         "",
         "- For suggestions in the shop that the log comes from. Other shops, languages or seasons: "
-        "train anew, or `update` from fresh days.",
+        "train again, or `update` from fresh days.",
         f"- A query has to be searched by {facts['min_users']} or more visitors to be shown; "
         f"{left_out:,} queries of fewer were left out."
         + (

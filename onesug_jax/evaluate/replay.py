@@ -40,7 +40,7 @@ def settings_at(config: AsOfConfig, freshness: str | float | None) -> tuple[AsOf
     Frozen is the state of a model that is never updated: all before the split and nothing after.
 
     Raises:
-      UserError: `freshness` is no duration.
+      UserError: `freshness` is not a duration.
     """
     delay = config.freshness_ms if freshness is None else duration_ms(freshness)
     frozen = math.isinf(delay)

@@ -108,7 +108,7 @@ class Clicks(Adapter):
         return found
 
     def needs(self, source: Source) -> dict[str, str]:
-        """All columns: what is no role may be profile."""
+        """All columns: those without a role may be profile columns."""
         return dict.fromkeys(source.columns, "any")
 
     def check(self, source: Source) -> None:

@@ -164,7 +164,7 @@ def parse_time(value: str | None, name: str) -> int | None:
     """Milliseconds since 1970 of ISO 8601 text (T or a space; fraction, zone optional; else UTC).
 
     Raises:
-      ValueError: text that is no time; the message is the reason.
+      ValueError: text that is not a time; the message is the reason.
     """
     if not value:
         return None

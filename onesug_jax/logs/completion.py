@@ -21,7 +21,7 @@ from onesug_jax.files import require_files
 from onesug_jax.logs.texts import Texts, encode
 
 _TEXT, _OFFSETS, _COUNTS = "queries.txt", "offsets.npy", "counts.npy"
-_SMALL_RANGE = 256  # ranges up to this many queries are ranked anew each time, larger ones once
+_SMALL_RANGE = 256  # ranges up to this many queries are ranked each time, larger ones once
 _CACHED = 64  # how many of a large range are cached, if the caller asks for no more
 _LEAST = 256  # ranges cached, however long
 

@@ -152,7 +152,7 @@ class DuckDB(Engine):
         self.ibis = ibis.duckdb.from_connection(self._connection)
 
     def read(self, path: str) -> Any:
-        """The rows of the file, read anew each time."""
+        """The rows of the file, read again each time."""
         source = database.files([os.path.abspath(path)])
         self._connection.execute(f"CREATE VIEW log AS SELECT * FROM read_parquet({source})")
         return self.ibis.table("log")
@@ -212,12 +212,12 @@ class Spark(Engine):
         self.ibis = ibis.pyspark.connect(self._session)
 
     def read(self, path: str) -> Any:
-        """The rows of the file, read anew each time."""
+        """The rows of the file, read again each time."""
         return self._parquet("log", path)
 
     def keep(self, name: str, table: Any) -> Any:
         """A table made now."""
-        # Written and read back: a long chain of expressions would be worked out anew each time.
+        # Written and read back: a long chain of expressions would be computed again each time.
         folder = os.path.join(self._scratch, name)
         self._frame(table).write.parquet(_uri(folder))
         return self._parquet(name, folder)

@@ -1,6 +1,6 @@
 """A path, folder or glob -> the files of a log, each looked into before anything is read.
 
-Nothing is left out in silence: a file of a folder that is no part of the log is named in one line,
+Nothing is left out in silence: a file of a folder that is not part of the log is named in one line,
 and one that should be but cannot be read raises UserError.
 """
 

@@ -53,8 +53,8 @@ _FILES = tuple(f"{split}.parquet" for split in SPLITS)
 class IngestReport:
     """What became of a log's rows; `rows == kept + set_aside == sum(reasons.values()) + kept`.
 
-    `joined` counts what is no row of its own: the further lines of a cell over several lines, and
-    item rows that became part of their search (adapter "clicks").
+    `joined` counts lines that are not rows of their own: the further lines of a cell over several
+    lines, and item rows that became part of their search (adapter "clicks").
     """
 
     rows: int

@@ -43,7 +43,7 @@ class OneSugSample(Adapter):
     whose base reward (1.0, 1.5, 2.0) lies nearest to pos_score, expressed by one item "unknown"
     among the clicked (ITEM_CLICK) or clicked and ordered items (ORDER). Users and times are not
     given: user_id is "", rows follow each other by an hour. The rejected queries and the scores are
-    no part of a log: `read_onesug_sample` returns them.
+    not part of a log: `read_onesug_sample` returns them.
     """
 
     name = "onesug"

@@ -26,7 +26,7 @@ _EXPLAINED = 0.8
 
 @dataclass(frozen=True)
 class Verdict:
-    """What was found of one column: the number of its values, and why it is no profile column."""
+    """The verdict on a column: the number of its values, and why it is not a profile column."""
 
     name: str
     values: int
@@ -48,16 +48,16 @@ def choose_profile(
             f"ingest.profile: the log has no column {lacking[0]!r}; it has "
             f"{', '.join(sorted(names)) or 'none beside those of the schema'}."
         )
-    judged = [name for name in names if wanted is None or name in wanted]
-    if not judged:
+    chosen = [name for name in names if wanted is None or name in wanted]
+    if not chosen:
         return []
     [(rows,)] = database.execute("SELECT count(*) FROM log").fetchall()
-    columns = ", ".join(f"trim({named(name)}) AS c{at}" for at, name in enumerate(judged))
+    columns = ", ".join(f"trim({named(name)}) AS c{at}" for at, name in enumerate(chosen))
     database.execute(
         "CREATE OR REPLACE TEMP TABLE sampled AS SELECT user_id, session_id, query, "
         f"{columns} FROM log WHERE hash(request_id) % {max(1, -(-rows // SAMPLE_ROWS))} = 0"
     )
-    verdicts = [_judge(database, name, f"c{at}") for at, name in enumerate(judged)]
+    verdicts = [_judge(database, name, f"c{at}") for at, name in enumerate(chosen)]
     database.execute("DROP TABLE sampled")
     if wanted is not None:
         for verdict in verdicts:

@@ -217,7 +217,7 @@ def validate(
 
 def _minutes(minutes: pa.Array, history: pa.Array | None, rows: int) -> tuple[pa.Array, np.ndarray]:
     """The ages of those entries of `history` that will be left, and which rows (bool [rows]) have
-    another number of them, or what is no age.
+    another number of them, or a value that is not an age.
     """
     unlike = np.zeros(rows, bool)
     out: list[list[float] | None] = []

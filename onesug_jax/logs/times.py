@@ -128,7 +128,7 @@ def _each_moment(
                 moment = to.parse_time(text and text.replace(" UTC", "Z"), name)
         except ValueError:
             faults.setdefault(
-                row, f"{name} is no time as {form!r}" if form else NO_TIME.format(name)
+                row, f"{name} is not a time of format {form!r}" if form else NO_TIME.format(name)
             )
         found.append(moment)
     return pa.array(found, pa.int64()), faults

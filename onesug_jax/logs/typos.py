@@ -1,4 +1,4 @@
-"""Beginnings one slip of the finger away from what was typed.
+"""Beginnings one typing error away from what was typed.
 
 A prefix that no indexed query starts with is often the beginning of one with two letters swapped,
 one too many, one missing, or one wrong (Damerau 1964). Each kind of slip is taken to be as likely

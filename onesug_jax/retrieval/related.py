@@ -2,8 +2,8 @@
 e_p* (PAPER.md section 2, points 3 and 5).
 
 Both come from the prefix index: H_p are the queries that the fine-to-coarse search over semantic
-ids finds around e_p*, best first. They know the prefix alone, not the user. Where no query was ever
-mined for a prefix, its plain vector e_p is searched with.
+ids finds around e_p*, best first. They depend on the prefix alone, not on the user. Where no query
+was ever mined for a prefix, its plain vector e_p is searched with.
 
 A training row's own search is among the pairs that e_p* is mixed from, and counts like any other.
 Models with items (`logs.asof`) do not read this.

@@ -111,7 +111,7 @@ def train_rqvae(
 
 
 def spare_codebooks(optimizer: optax.GradientTransformation) -> optax.GradientTransformation:
-    """The optimizer without a say in the codebooks: weight decay would draw them to zero."""
+    """The optimizer without the codebooks: weight decay would move them to zero."""
 
     def only_networks(updates, params=None):
         del params

@@ -117,7 +117,7 @@ def leave_aligned(context: Context, stored: Mapping[str, Any]) -> None:
 
 
 def model_description(context: Context, stage: str) -> dict:
-    """What it takes to use a stage's model: its sizes, what it is shown, its tasks.
+    """What using a stage's model requires: its sizes, its features, its tasks.
 
     Raises:
       UserError: the stage has not run, or its model belongs to another vocabulary.
@@ -156,7 +156,7 @@ def stored_config(path: str) -> ModelConfig:
 
 
 def _features(path: str, stored: dict) -> dict:
-    """The fields of a FeatureSpec that a model was trained with, whatever release wrote them.
+    """The fields of a FeatureSpec that a model was trained with, of any release.
 
     Raises:
       UserError: it reads markers of ages or orders as text, which are not written any more.

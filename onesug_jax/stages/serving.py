@@ -85,7 +85,7 @@ def _item_version(context: Context, config, store, say, name: str, key: str, set
 
 
 def _made_ms(path: str) -> int:
-    """When the rows were made that the model of a bundle learnt from; 0: nobody wrote it down."""
+    """When the rows were made that the model of a bundle learnt from; 0: not recorded."""
     sources = opened.read(os.path.join(path, bundle.SOURCES))
     made = sources.get("examples")
     return int(1000 * datetime.datetime.fromisoformat(made).timestamp()) if made else 0

@@ -4,7 +4,7 @@
 
 Each run is a work directory of its own, WORK_DIR/sweep/NAME, made by `run` in a process of its own.
 It links what WORK_DIR has finished before the first stage that the settings concern, and makes all
-that follows anew. Interrupted, the same command goes on; a finished run is skipped.
+that follows. After an interruption the same command continues; a finished run is skipped.
 """
 
 from __future__ import annotations

@@ -175,13 +175,13 @@ def _check_base(base: Context) -> None:
     if not any(task.endswith("_query") for task in stored["tasks"]):
         raise UserError(
             f"{base.work.join(stage)} writes semantic ids, which an update may move; update models "
-            "that write queries, or train this one anew with `run`"
+            "that write queries, or train this one again with `run`"
         )
 
 
 def _check_unchanged(stage: str, served: str, new: str) -> None:
-    """The stage ran with what the version in use was made with, where a change would betray the
-    people of its log (`mine.min_users`) or show the model what it was not trained on (FeatureSpec).
+    """The stage ran with the settings of the version in use, where a change would reveal private
+    queries (`mine.min_users`) or give the model other inputs than it was trained on (FeatureSpec).
     """
     if stage not in _FIXED:
         return
@@ -189,7 +189,7 @@ def _check_unchanged(stage: str, served: str, new: str) -> None:
     before, after = (
         _bound(os.path.join(home, folder, workdir.CONFIG), begins) for home in (served, new)
     )
-    for name in sorted(before.keys() & after.keys()):  # a later release may know more names
+    for name in sorted(before.keys() & after.keys()):  # a later release may have more names
         if before[name] != after[name]:
             raise UserError(
                 f"update would run {stage} with {name} = {after[name]}, and {served} was made with "
@@ -285,7 +285,7 @@ def _join(
         if count < 2:
             raise UserError(
                 f"{base.log}: {count} rows that the current version does not hold yet; an update "
-                "needs some to learn from and some to judge by"
+                "needs some for training and some for evaluation"
             )
         cut = one(f"SELECT quantile_disc(timestamp_ms, {1 - holdout}) FROM fresh")
         start = one("SELECT max(timestamp_ms) FROM fresh") - int(window_days * _DAY_MS)

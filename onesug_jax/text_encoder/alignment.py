@@ -166,7 +166,7 @@ def align(
 def _identity(
     encoder: TextEncoder, weights: str | None, texts: Texts, train: Mapping[str, Pairs]
 ) -> dict[str, Any]:
-    """What makes an aligned encoder the same. From scratch the seed is no part of it."""
+    """The settings that define an aligned encoder. From scratch the seed is not one of them."""
     return {
         "stage": "align",
         "encoder": dataclasses.asdict(encoder.config) | {"dropout": None},

@@ -194,7 +194,7 @@ def tensors(config: EncoderConfig) -> dict[tuple[str, ...], _Tensor]:
 
 
 def read_weights(folder: str, config: EncoderConfig) -> dict:
-    """The parameters of `bert.Bert`, float32 on the host, whatever precision the file has.
+    """The parameters of `bert.Bert`, float32 on the host, for any precision of the file.
 
     Raises:
       UserError: the file is missing or no safetensors file, or does not fit `config`: the tensors

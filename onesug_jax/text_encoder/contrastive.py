@@ -22,7 +22,7 @@ from onesug_jax.train.step import Stage
 
 
 def false_negatives(anchor_ids: jax.Array, other_ids: jax.Array) -> jax.Array:
-    """Which `(i, j)`, i != j, are no negatives: `[B], [B] -> [B, B]` bool, symmetric.
+    """Which `(i, j)`, i != j, are not negatives: `[B], [B] -> [B, B]` bool, symmetric.
 
     Pair j's other text is not to be pushed from pair i's anchor where it is the same text as pair
     i's other, where the anchors are one text (it is then a partner as well), or where it is

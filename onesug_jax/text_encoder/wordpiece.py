@@ -47,7 +47,7 @@ class WordPiece:
         return self._text
 
     def ids(self, texts: Sequence[str]) -> list[list[int]]:
-        """Token ids of each text, of whatever length they come out."""
+        """Token ids of each text, without padding."""
         try:
             encodings = self._tokenizer.encode_batch_fast(list(texts))
         except (TypeError, UnicodeEncodeError):
@@ -80,7 +80,7 @@ class WordPiece:
         """From `tokenizer.json`, or else `vocab.txt`, of a folder in the Hugging Face layout.
 
         Raises:
-          UserError: neither file is there, or the one found is no tokenizer.
+          UserError: neither file is there, or the one found is not a tokenizer.
         """
         path = os.path.join(folder, TOKENIZER)
         if os.path.isfile(path):

@@ -21,7 +21,7 @@ CONFIG = CascadeConfig(pre_ranked=6, half_life=1, trees=60, least=5)
 
 @pytest.fixture(scope="module")
 def tables():
-    """Vectors that know the second word alone, blurred: all red things are alike."""
+    """Vectors of the second word alone, blurred: all red things are alike."""
     rng = np.random.default_rng(0)
     kinds = np.array([[2.0 * ("red" in q), 2.0 * ("blue" in q), 0.0] for q in QUERIES])
     return QueryTables.build(QUERIES, kinds + 0.3 * rng.normal(size=(8, 3)), np.eye(3), spare=2)

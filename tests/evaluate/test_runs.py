@@ -51,7 +51,7 @@ def test_a_clear_gain_is_more_than_chance():
 
 
 def test_a_run_named_like_a_rival_is_the_base_all_the_same():
-    """`compare runs/cascade runs/full`, where the reports know a rival of that name."""
+    """`compare runs/cascade runs/full`, where the reports have a rival of that name."""
     rows, orders = rows_and_orders(
         cascade=[run_of([4] * 8, rivals=["cascade"])], full=[run_of([1] * 8)]
     )

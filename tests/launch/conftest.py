@@ -13,9 +13,9 @@ import pytest
 
 # Keeps the queued resources in state.json, writes every call to calls.jsonl, reads plan.json:
 #   workers: of each slice · before: states before ACTIVE · preempt: looks at the log after which
-#   the first TPU is taken away · how: suspended; node (only the VM knows); warned (training gets
-#   SIGTERM, the state follows); maintenance (SIGTERM, and the TPU stays) · refuse: connections
-#   that a new TPU refuses · silent: scp never works
+#   the first TPU is taken away · how: suspended; node (visible on the VM only); warned (training
+# gets   SIGTERM, the state follows); maintenance (SIGTERM, and the TPU stays) · refuse: connections
+# that a new TPU refuses · silent: scp never works
 GCLOUD = r"""#!PYTHON
 import json, os, pathlib, shutil, signal, subprocess, sys
 

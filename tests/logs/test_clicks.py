@@ -98,7 +98,7 @@ def test_other_times_need_their_form(tmp_path):
         tmp_path, ["user", "time", "query"], log, clicks=Clicks(time_format="%d/%m/%Y %H:%M")
     )
     assert [row["timestamp_ms"] for row in rows] == [(NOON - 20) * 1000]
-    assert list(report.reasons) == ["time is no time as '%d/%m/%Y %H:%M'"]
+    assert list(report.reasons) == ["time is not a time of format '%d/%m/%Y %H:%M'"]
 
 
 def test_items_join_their_search(tmp_path):

@@ -39,7 +39,7 @@ THEIRS = ModelConfig(
 
 @pytest.fixture
 def folder(tmp_path):
-    """A pretrained model with T5's kind of pieces, which know no Chinese."""
+    """A pretrained model with T5's kind of pieces, which have no Chinese."""
     tokens = jnp.ones((1, 4), jnp.int32)
     params = unbox(jax.jit(Seq2Seq(THEIRS).init)(jax.random.key(3), tokens, tokens)["params"])
     path = tmp_path / "t5"
