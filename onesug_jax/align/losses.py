@@ -1,16 +1,16 @@
 """The losses of the aligned model, as pure functions: generation (SFT) and preference.
 
 A preference list is one positive and N negatives of a request, in that order along the last axis:
-column 0 is the positive. The preference losses see it through three arrays `[B, 1 + N]`:
+column 0 is the positive. The preference losses read three arrays `[B, 1 + N]`:
 
   implicit   rhat(q) = beta * (log pi(q | x) - log pi_ref(q | x)), log-probabilities summed over
              tokens: what the policy prefers more than the reference does
   rewards    r(x, q) = lambda * e^p of `align.rewards`: the value of people's behaviour
   mask       whether a place holds a query; a list without negatives has loss 0
 
-and differ in two choices: how a negative's excess z_l = rhat_l - rhat_w is bent (not at all, by the
-hinge the paper prints, by the hinge it describes), and whether the N excesses count one by one
-(pair-wise) or as a list (list-wise). PAPER.md section 4; as printed there, the losses have no
+and differ in two choices: what is applied to a negative's excess z_l = rhat_l - rhat_w (nothing,
+the hinge the paper prints, or the hinge it describes), and whether the N excesses count one by one
+(pair-wise) or as a list (list-wise). PAPER.md section 4. As printed there, the losses have no
 gradient where policy and reference agree, which is where training starts.
 """
 

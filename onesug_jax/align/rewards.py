@@ -4,8 +4,8 @@
 
 lambda is the level's base weight, p the query's log-frequency at that level: how often it was
 bought, clicked, shown in vain. The authors' sample shows rewards on both sides of lambda and close
-to it, so p is centred inside the level and clipped. This file counts and computes; who meets whom
-in a preference list is `align.preferences`'.
+to it, so p is centred inside the level and clipped. This file counts and computes;
+`align.preferences` draws the lists.
 """
 
 from __future__ import annotations

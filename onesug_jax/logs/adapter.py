@@ -2,8 +2,8 @@
 
 An adapter says whether a file is one of its own, what columns it needs of which kind, and turns
 chunks of them into rows. What a foreign log does not record is filled by a documented rule, seeded
-where it is drawn. Nothing is normalised or judged here beyond types: `schema.validate` does that
-for all alike.
+where it is drawn. Nothing is normalised or checked here beyond types: `schema.validate` does that
+for all adapters.
 """
 
 from __future__ import annotations

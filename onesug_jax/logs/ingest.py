@@ -5,7 +5,7 @@ temporary Parquet, what does not goes to set_aside.jsonl with its reason. DuckDB
 request ids and far-away times aside (`sift`), chooses the profile columns (`profile_choice`), sorts
 everything by (timestamp_ms, request_id) on disk and splits it. Nothing is dropped silently:
 rows == kept + set_aside, and every physical line of a file is one of these or joined to one. Text
-is normalised here, once; everybody downstream takes it as it is.
+is normalised here, once, and later stages use it unchanged.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The physical lines of a text file, compressed or not: what every count of rows rests on.
+"""The physical lines of a text file, compressed or not; every count of rows uses them.
 
 A line ends with LF, CR LF or CR alone. Numbers are 1-based and count blank lines too. A byte order
 mark at the start is not text. Bytes that are not UTF-8 come as surrogates, so that no line is lost.

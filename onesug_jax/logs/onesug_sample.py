@@ -1,4 +1,4 @@
-"""The OneSug authors' sample rows: as a log, and as the preference records they really are."""
+"""The OneSug authors' sample rows: as a log, and as the preference records that they are."""
 
 from __future__ import annotations
 

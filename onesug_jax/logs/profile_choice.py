@@ -1,8 +1,8 @@
 """Which columns of a log describe the person: the profile, that is input of the model.
 
 Columns that the user names are taken. Without that, columns of few values are, and each is printed
-with their number. A column that gives the searched query away is never taken: the model would learn
-to read the answer off its input.
+with their number. A column that reveals the searched query is never taken: the model would learn
+to copy the answer from its input.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """The log: its columns, the six behaviour levels, and the one definition of normalised text.
 
-One row is one suggestion request and what came of it: what stood in the box (`prefix`), the list
+One row is one suggestion request and its outcome: the text in the box (`prefix`), the list
 the user saw (`shown`), what was searched in the end (`query`) and what was then clicked and bought.
 Every other folder reads logs in this shape; `adapters` and `ingest` bring foreign logs into it.
 
@@ -8,7 +8,7 @@ The levels are those of the paper's preference alignment (section 4): a request'
 an ORDER, ITEM_CLICK or CLICK; what was shown and passed over is SHOW; candidates of the prefix that
 were not shown are NOT_SHOW; queries from elsewhere are RAND.
 
-`validate` is the gate every row of a log passes once: text normalised, faulty rows named, the rest
+`validate` checks every row of a log once: text is normalised, faulty rows are named, the rest are
 accepted. This file is on the serving path: it reads no files and imports only numpy and pyarrow.
 """
 

@@ -1,10 +1,9 @@
 """Beginnings one typing error away from what was typed.
 
 A prefix that no indexed query starts with is often the beginning of one with two letters swapped,
-one too many, one missing, or one wrong (Damerau 1964). Each kind of slip is taken to be as likely
-as
-the others, and so are the slips of one kind: one of the few ways to swap neighbours is likelier
-than one of the many ways to leave a letter out.
+one too many, one missing, or one wrong (Damerau 1964). Each kind of error is assumed equally
+likely, and so is each error of one kind. So one of the few ways to swap neighbours is likelier than
+one of the many ways to leave a letter out.
 """
 
 from __future__ import annotations

@@ -5,7 +5,7 @@ queries are laid out in id order, so the queries under a node are one range of p
 its children. A node costs 14 bytes (start, first child, code, squared norm); most queries have a
 node of their own at the last levels, so the tree takes 18 to 60 bytes a query, besides its vector.
 
-How near a node is to a vector z is judged by the node's sum of codewords s: z.s - lean * |s|^2.
+The score of a node for a vector z uses the node's sum of codewords s: z.s - lean * |s|^2.
 With lean 1/2 that is the order of the distance |z - s|. z.s adds up from a table of z with every
 codeword, |s|^2 is stored; so a step down reads numbers and multiplies no vectors.
 

@@ -2,12 +2,12 @@
 
 PAPER.md section 2, points 3 and 5. One folder, read by memory map, holds the indexed queries under
 their semantic ids with their vectors (`tree_search.py`), and for each indexed prefix its own
-vector, the queries that co-occur with it and, worked out ahead, the queries nearest to it. Any
+vector, the queries that co-occur with it and, computed in advance, the queries nearest to it. Any
 other prefix is searched for by its plain vector: `related_to`.
 
-e_p* is not stored: it is mixed when asked for (`enhance.py`), from the stored vectors.
-`index_files.py` writes the folder. Serving needs numpy alone, and
-neither the text encoder nor, unless the way down is measured by latents, the quantiser.
+e_p* is not stored: `enhance.py` mixes it on demand from the stored vectors. `index_files.py` writes
+the folder. Serving needs numpy alone: no text encoder and, unless the search measures latents, no
+quantiser.
 """
 
 from __future__ import annotations

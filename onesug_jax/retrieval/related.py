@@ -1,5 +1,5 @@
-"""What a request is shown beside its words as text: related queries H_p and the enhanced prefix
-e_p* (PAPER.md section 2, points 3 and 5).
+"""The text model's inputs from the index: related queries H_p and the enhanced prefix e_p*
+(PAPER.md section 2, points 3 and 5).
 
 Both come from the prefix index: H_p are the queries that the fine-to-coarse search over semantic
 ids finds around e_p*, best first. They depend on the prefix alone, not on the user. Where no query

@@ -6,9 +6,8 @@ that a bucket is one stretch of the file.
 
 The paper follows one path down, by the distance of latents, and takes finer buckets first: `PAPER`.
 That misses neighbours just across the border of a bucket, so by default each level retains many
-nodes (a beam), all candidates are ranked by cosine, and nodes are judged by the cosine to expect of
-them rather than by distance: the sum of codewords of a node is shorter the less it says about its
-queries, and distance takes that shortness for nearness.
+nodes (a beam), all candidates are ranked by cosine, and nodes are scored by expected cosine rather
+than by distance: a coarse node's sum of codewords is short, and by distance it would seem near.
 
 A stored vector takes D + 4 bytes (int8, one float a vector: 1.3 GB for ten million of 128, 3.9 GB
 of 384) or 2 D + 4 (float16, which numpy multiplies slowly). Numpy only; nothing here learns.

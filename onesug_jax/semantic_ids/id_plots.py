@@ -1,7 +1,7 @@
 """Pictures of the semantic ids: how evenly codes are used, how training went, what a code holds.
 
-For the report of PAPER.md section 2.4: a collapsed codebook is seen at once. Reads what
-`quantize` left; computes no ids.
+For the report of PAPER.md section 2.4: they show a collapsed codebook at once. Reads the
+files of `quantize`; computes no ids.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """Residual k-means: codebooks from the embeddings themselves, and the start of every RQ-VAE.
 
-Level by level: k-means over what the levels before left over. It needs no network and no learning
+Level by level: k-means over the residuals of the levels before. It needs no network and no learning
 rate, so it is the plain alternative to `rqvae` (PAPER.md section 2.4), with the same `Quantiser`
-out of it. Works on a sample that fits in memory; does not assign queries.
+as its result. Works on a sample that fits in memory; does not assign queries.
 """
 
 from __future__ import annotations
