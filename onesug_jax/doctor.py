@@ -1,5 +1,4 @@
-"""What this machine has and lacks: versions, devices, memory, and a command that adds what it
-lacks.
+"""What this machine has: versions, devices, memory; and a command for each thing that is missing.
 
 Uses package metadata instead of imports wherever it can, so that it answers in a second and also
 when the installation is broken. It changes nothing.

@@ -1,4 +1,4 @@
-"""Rivals of the model that need no network: what a shop has before it has one.
+"""Baselines that need no network.
 
 A baseline answers as the model does: `suggest(requests, k)` gives lists of texts, best first.
 """

@@ -1,6 +1,6 @@
-"""The model card: what a trained model is, learnt from what, how good, and what it is not for.
+"""The model card: what a trained model is, its data, its metrics, and its limits.
 
-Markdown, made from what the stages left behind, so that it cannot disagree with them. It travels
+Markdown, made from the files of the stages, so that it agrees with them. It travels
 with an exported model.
 """
 

@@ -2,7 +2,7 @@
 
 Their counts are as of each row's own moment, so no count includes its own row. Labels are the
 levels of what was searched: CLICK 1, ITEM_CLICK 2, ORDER 3. With one relevant query in a list the
-label alone changes nothing; what orders weigh against clicks is `CascadeConfig.orders`.
+label alone changes nothing; `CascadeConfig.orders` is the weight of orders against clicks.
 """
 
 from __future__ import annotations

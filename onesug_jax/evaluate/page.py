@@ -1,7 +1,7 @@
 """The evaluation as one page: tables, plots and fifty lists in a single HTML file.
 
-Nothing is loaded from anywhere, and there is no script: it can be mailed, printed, and read on a
-phone. `write_page` reads nothing but the evaluation and the plots that lie beside it.
+It loads nothing and has no script: it can be mailed, printed, and read on a phone. `write_page`
+reads only the evaluation and the plots beside it.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """A split replayed through time: every request sees what was visible at its moment.
 
 Requests are asked in time order and observed afterwards, so counts, histories and the queries that
-exist grow as they would in a service. What a suggester is given was made at the request's own
+exist grow as they would in a service. A suggester's input is made at the request's own
 moment, so requests may be answered in batches of any size.
 """
 

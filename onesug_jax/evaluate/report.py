@@ -1,4 +1,4 @@
-"""What an evaluation leaves behind: metrics.json, lists.parquet, plots, tables as text.
+"""The files of an evaluation: metrics.json, lists.parquet, plots, tables as text.
 
 Numbers are stored as computed and rounded only where they are printed.
 """

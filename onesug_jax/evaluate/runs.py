@@ -2,8 +2,8 @@
 
 A row may hold several runs, the seeds of one configuration: its figures are means over them, and
 each request counts with the mean of its reciprocal ranks. Most lists of two runs agree, so their
-difference is far surer than either mean: intervals of a difference resample the differences of
-the requests (paired bootstrap).
+difference varies far less than either mean. Intervals of a difference resample the differences
+of the requests (paired bootstrap).
 """
 
 from __future__ import annotations

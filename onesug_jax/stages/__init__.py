@@ -1,11 +1,11 @@
-"""The stages of the command line, in the order of the road from a raw log to a suggestion list.
+"""The stages of the command line, in order, from a raw log to a suggestion list.
 
 Each stage is a short function that joins library parts (taken configured from its Context) and a
 `StageSpec` that says what it reads, fills and depends on. Each part is described in its own file.
 Imports stand inside the functions, so that no stage loads what only another one needs.
 
 To add a stage: write its function in a file beside this one, add its `StageSpec` to STAGES, and
-name in CONFIGURABLES whatever of it may be set by --gin.NAME=VALUE.
+name in CONFIGURABLES what --gin.NAME=VALUE may set of it.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The stage that sets finished runs side by side."""
+"""The stage that compares finished runs."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What makes lists of the model in use, and scores them: for evaluation, training and updates."""
+"""Lists of the model in use, and their scores: for evaluation, training and updates."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What earlier stages left in WORK_DIR, opened for those that come later."""
+"""Opens what earlier stages wrote into WORK_DIR."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The stages of a running service: listening, and handing on what people did."""
+"""The stages of a running service: listening, and exporting its feedback."""
 
 from __future__ import annotations
 

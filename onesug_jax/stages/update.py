@@ -4,10 +4,9 @@ Every version is a work directory of its own, WORK_DIR/versions/0001, 0002, ...;
 version 0000. An update fills `<next>.new` by the ordinary stages: fresh rows joined to those of the
 last days, mined again; encoder, vocabulary and codebooks unchanged; preferences of the newest days
 learnt from M_t. Then M_t as it is served and M_{t+1} write lists for the `dev` rows of M_t's log,
-which were held back from it and are held back from M_{t+1}: no fresh row, forged or not, judges.
-The newest fresh rows are held back in their turn, for the next update. `versions.publish` then
-names it in one move; an update that is killed at any moment leaves M_t in use, and the same command
-goes on with it.
+which were held back from it and are held back from M_{t+1}: no fresh row decides.
+The newest fresh rows are held back for the next update. `versions.publish` then names M_{t+1} in
+one move. An update that is killed at any moment leaves M_t in use, and the same command continues.
 """
 
 from __future__ import annotations

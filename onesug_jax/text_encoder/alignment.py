@@ -1,4 +1,4 @@
-"""Aligning the text encoder with behaviour, and measuring what that brought (PAPER.md section 2).
+"""Aligning the text encoder with behaviour, and measuring the gain (PAPER.md section 2).
 
 The encoder, pretrained or made from scratch, learns from the mined pairs by the contrastive loss;
 recall on pairs never trained on is measured before and after. `steps=0` saves the encoder as it is:

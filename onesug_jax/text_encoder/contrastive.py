@@ -2,7 +2,7 @@
 
 Both texts of a mined pair (prefix and query, or two queries) should lie near each other and far
 from the other texts of the batch: InfoNCE over cosines divided by a temperature, both ways. The
-paper names in-batch negatives, cosine and temperature; masking what only looks like a negative is
+paper names in-batch negatives, cosine and temperature; masking false negatives is
 ours. `pairs.py` says where pairs come from.
 """
 

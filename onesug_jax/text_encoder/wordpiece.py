@@ -1,6 +1,6 @@
 """WordPiece, the tokenizer of BERT: loaded from a pretrained folder, or trained on a log's texts.
 
-A thin face on the `tokenizers` package that pads nothing and always truncates: the encoder decides
+A thin layer over the `tokenizers` package that never pads and always truncates: the encoder decides
 on shapes. Chinese characters are split one by one, as BERT does. A text's last space means that its
 last word is complete ("nike " against "nike"); tokenizers of BERT drop it, the ones trained here
 write it as a piece of its own.
