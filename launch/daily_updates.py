@@ -4,9 +4,9 @@
 
 The log but its last days trains the first model (`run`). Then every day in turn is the fresh log of
 an `update`. Its newest quarter, which no model has learnt from, is scored by the model in use after
-it and by the model without updates: with the same histories, but its own counts, pools and parameters.
-Prints a table, and writes WORK/daily.json and WORK/daily.png. Interrupted, the same command goes
-on.
+it and by the model without updates: with the same histories, but its own counts, pools and
+parameters. Prints a table, and writes WORK/daily.json and WORK/daily.png. Interrupted, the same
+command goes on.
 """
 
 from __future__ import annotations
