@@ -68,7 +68,10 @@ NOT_YET = (
     "tests/stages/test_compile.py",
     "tests/launch/test_tpu*",
     "tests/test_tpu*",
-    # IngestReport.kept and the arguments `known` of those folders.
+    # IngestReport.kept, the arguments `known` of those folders, and lines that change there.
+    "onesug_jax/evaluate/cascade_training.py",
+    "onesug_jax/stages/train.py",
+    "tests/launch/conftest.py",
     "onesug_jax/logs/ingest.py",
     "tests/logs/test_*.py",
     "onesug_jax/stages/pretrained.py",

@@ -131,9 +131,9 @@ def _lists(
     examples: ItemExamples, tables: QueryTables, config: CascadeConfig, first: int
 ) -> tuple[list[np.ndarray], list[np.ndarray], list[float]]:
     """Of the rows from `first` on whose query is left by the pre-rank among others: features
-    `[n, F]`, labels `[n]`, weight.
+    `[n, F]`, grades `[n]`, weight.
     """
-    arrays, lists, labels, weights = examples.arrays, [], [], []
+    arrays, lists, grades, weights = examples.arrays, [], [], []
     for row in Progress("cascade", len(examples) - first).over(range(first, len(examples))):
         target = int(arrays["target_candidate"][row]) - 1
         if target < 0:
@@ -146,9 +146,9 @@ def _lists(
             typed, prefix_row = int(arrays["typed"][row]), int(arrays["prefix_row"][row])
             found = features(items, typed, prefix_row, tables)
             lists.append(found[places])
-            labels.append(np.where(hit, LABELS[level], 0))
+            grades.append(np.where(hit, LABELS[level], 0))
             weights.append(config.orders if level == Level.ORDER else 1.0)
-    return lists, labels, weights
+    return lists, grades, weights
 
 
 def load(

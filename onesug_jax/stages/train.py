@@ -56,16 +56,16 @@ def pretrain(
         vocabulary=vocabulary.fingerprint,
     )
     loader = load()
-    sizes = {"vocab_size": vocabulary.size, "soft_id": vocabulary.soft_id}
-    sizes |= {"first_marker": vocabulary.first_marker, "last_marker": vocabulary.last_marker}
+    known = {"vocab_size": vocabulary.size, "soft_id": vocabulary.soft_id}
+    known |= {"first_marker": vocabulary.first_marker, "last_marker": vocabulary.last_marker}
     tables = None
     if features["items"]:
         tables = meshes.replicate(mesh, items.on_device(items.tables(context)))
         columns = loader.examples.arrays["candidate_counts"].shape[2]
-        sizes |= {"vector_dim": tables.vectors.shape[1], "count_columns": columns}
+        known |= {"vector_dim": tables.vectors.shape[1], "count_columns": columns}
     else:
-        sizes |= {"soft_dim": loader.soft_dim}
-    config = context.configured("ModelConfig")(**sizes)
+        known |= {"soft_dim": loader.soft_dim}
+    config = context.configured("ModelConfig")(**known)
     stage = pretrain_stage(config, tables)
     initial: str | Callable | None = params_from
     if params_from is not None and is_folder(params_from):

@@ -140,7 +140,7 @@ mkdir -p "$bucket" && rmdir "${@: -1}" && ln -s "$bucket" "${@: -1}"
 MOUNTPOINT = """#!/bin/bash
 [ -L "$2" ]
 """
-# The training: notes its words, and runs until it has been started `starts` times, or is asked to
+# The training: keeps its words, and runs until it has been started `starts` times, or is told to
 # stop; then ends with `code` on one worker and with 0 elsewhere.
 TRAINING = r"""#!/bin/bash
 echo "${ONESUG_PROCESSES:-alone}" >"$HOME/processes"
