@@ -57,7 +57,7 @@ def live(requests: int) -> None:
 
 
 def _events(state: AsOf, store: feedback.FeedbackStore, held: Sequence[Event]) -> None:
-    """Prints what an accepted event costs until it is visible, alone and in company."""
+    """Prints what an accepted event costs until it is visible, alone and in batches."""
     now = [state.end_ms]
     counts = LiveCounts(state, store, now_ms=lambda: now[0])
     sent = 0

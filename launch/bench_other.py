@@ -18,7 +18,7 @@ NOT_RUN = (
 
 
 class NotRun(Exception):
-    """Why there are no figures of the other side."""
+    """The other side could not run; the message says why."""
 
 
 class Other:
@@ -55,7 +55,7 @@ class Other:
         self.ready = self._answer()
 
     def ask(self, line: str) -> dict[str, Any]:
-        """What it answers to `line`."""
+        """Its answer to `line`."""
         with contextlib.suppress(BrokenPipeError):  # it has stopped; its last words say why
             print(line, file=self._asks, flush=True)
         return self._answer()

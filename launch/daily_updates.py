@@ -69,7 +69,7 @@ def scored(work: str, log: str, flags: list[str]) -> dict[str, float]:
 
 
 def play(log: str, work: str, days: int, flags: list[str]) -> None:
-    """Runs, updates day by day, and shows what came of it."""
+    """Runs, updates day by day, and shows the results."""
     os.makedirs(work, exist_ok=True)
     files = cut_days(log, work, days)
     shop, alone = os.path.join(work, "shop"), os.path.join(work, "alone")

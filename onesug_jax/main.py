@@ -113,7 +113,7 @@ def _stages(stage: str, config: Config, options: Any) -> list[StageSpec]:
 def _check(
     specs: Sequence[StageSpec], contexts: Mapping[str, Context], config: Config, options: Any
 ) -> list[Step]:
-    """Everything that can be checked before a byte is written; returns the plan.
+    """All checks that are possible before anything is written; returns the plan.
 
     Raises:
       UserError: the first thing that does not fit.

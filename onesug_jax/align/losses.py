@@ -39,7 +39,7 @@ def sft(log_probabilities: TokenLogs, weights: LossWeights) -> tuple[jax.Array, 
 
 
 def none(implicit: ListScores, rewards: ListScores, mask: ListMask, delta: float) -> jax.Array:
-    """No preference at all, `[B]` zeros: what is left of the hybrid objective is its SFT term."""
+    """No preference, `[B]` zeros: only the SFT term of the hybrid objective remains."""
     return jnp.zeros_like(implicit[:, 0])
 
 
@@ -89,7 +89,8 @@ def rwr_hinge_pair(
 
 
 def rwr_hinge(implicit: ListScores, rewards: ListScores, mask: ListMask, delta: float) -> jax.Array:
-    """What the paper's words ask for, list-wise, `[B]`: the positive at least `delta` better.
+    """The paper's text instead of its formula, list-wise, `[B]`: the positive at least `delta`
+    better.
 
         -log sigma(-log sum_l e^(rw_l * max(0, delta + rhat_l - rhat_w)))
 

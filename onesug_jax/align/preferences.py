@@ -158,7 +158,7 @@ def _offsets(sizes: Sequence[int]) -> np.ndarray:
 
 @dataclasses.dataclass(frozen=True)
 class ListConfig:
-    """What a preference list is made of.
+    """The composition of a preference list.
 
     Attributes:
       negatives: N, negatives of a list (the authors': 4).
@@ -342,7 +342,7 @@ def summary(behaviour: Behaviour, counts: np.ndarray) -> dict:
 
 
 def format_summary(summary: Mapping) -> str:
-    """A summary as lines of text: what there is, and what a log like this cannot teach."""
+    """A summary as lines of text: its contents, and what cannot be learnt from such a log."""
     pairs = summary["pairs"]
     counted = ", ".join(
         f"{pairs[level.name.lower()]:,} {level.name}" for level in [*POSITIVE, *NEGATIVE[:2]]

@@ -30,7 +30,7 @@ _FEWEST = 20  # lists to learn from
 
 
 def lightgbm():
-    """The library, or a word on how to get it."""
+    """The library; UserError with the command that installs it."""
     try:
         import lightgbm as library
     except (ImportError, OSError) as error:

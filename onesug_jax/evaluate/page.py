@@ -97,7 +97,7 @@ def write_page(evaluation: Evaluation, folder: str, *, k: int = 16) -> str:
 
 
 def _protocol(evaluation: Evaluation) -> str:
-    """How old what a request saw of others was, where time was replayed."""
+    """The freshness of the counts, where time was replayed."""
     if evaluation.freshness is None:
         return ""
     if evaluation.freshness == "inf":

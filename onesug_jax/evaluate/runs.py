@@ -28,7 +28,7 @@ _MODEL = "model"  # the suggester of a report that is the run's own; all others 
 
 @dataclasses.dataclass(frozen=True)
 class Run:
-    """What one evaluation left behind, what its stages took and how large its model is; of rivals
+    """The results of one evaluation, the time of its stages and the size of its model; of rivals
     (minutes, parameters) where measured.
     """
 
@@ -260,7 +260,7 @@ def plot_frontier(
     weighed: Mapping[str, float] | None = None,
 ) -> str:
     """Orders against all searches: how far each row is ahead of `base` on both, with intervals of
-    95 %; returns `path`. What lies above and to the right gives up nothing. Rows that are farther
+    95 %; returns `path`. A point above and to the right is better on both. Rows that are farther
     off than `_NEAR` points, where not all are, are named below the plot.
 
     `weighed`: names of rows that are SFT lists weighed by orders -> kappa, in the order in which

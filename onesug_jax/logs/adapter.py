@@ -117,7 +117,7 @@ class Adapter(abc.ABC):
 
 
 def folded(name: str) -> str:
-    """A column's name without what people overlook in it: case, ends, width."""
+    """A column's name without case, surrounding white space and character width."""
     return unicodedata.normalize("NFKC", name).strip().casefold()
 
 

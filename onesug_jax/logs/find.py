@@ -143,7 +143,7 @@ def _walk(root: str) -> Iterator[str]:
 
 
 def _glob(pattern: str) -> list[str]:
-    """The files that match; the longest beginning that is a folder by that very name is no glob."""
+    """The files that match; the longest beginning that is an existing folder is not a glob."""
     parts = pattern.split(os.sep)
     for count in range(len(parts) - 1, 0, -1):
         folder = os.sep.join(parts[:count]) or os.sep

@@ -51,7 +51,7 @@ _FILES = tuple(f"{split}.parquet" for split in SPLITS)
 
 @dataclass(frozen=True)
 class IngestReport:
-    """What became of a log's rows; `rows == kept + set_aside == sum(reasons.values()) + kept`.
+    """Counts of a log's rows; `rows == kept + set_aside == sum(reasons.values()) + kept`.
 
     `joined` counts lines that are not rows of their own: the further lines of a cell over several
     lines, and item rows that became part of their search (adapter "clicks").

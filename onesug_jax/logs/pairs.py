@@ -34,7 +34,7 @@ DIGITS = 10**9  # scores are written to nine decimals
 
 @dataclasses.dataclass(frozen=True)
 class Caps:
-    """What bounds the pairs of one relation.
+    """Limits on the pairs of one relation.
 
     Attributes:
       queries: most recent queries of an owner (R).

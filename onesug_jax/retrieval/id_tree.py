@@ -238,7 +238,7 @@ def largest(scores: np.ndarray, keep: int) -> np.ndarray:
 def expected_codewords(
     ids: np.ndarray, embeddings: Any, levels: int, codes: int, block: int = 16_384
 ) -> np.ndarray:
-    """Codewords in the space of the embeddings, whatever space the ids were learnt in.
+    """Codewords in the space of the embeddings, for ids learnt in any space.
 
     Level by level, a code's word is the mean, over the queries that have it, of what the words of
     the levels before leave over; so the words along an id add up to the vector expected of it.

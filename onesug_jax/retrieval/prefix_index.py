@@ -135,7 +135,7 @@ class PrefixIndex:
         return self._search.search(vectors, k)
 
     def neighbours(self, prefix: str, k: int) -> np.ndarray | None:
-        """Numbers [<= k] of the queries nearest to an indexed prefix, as worked out ahead.
+        """Numbers [<= k] of the queries nearest to an indexed prefix, as computed in advance.
 
         None where they were not: another prefix, or more asked for than `build` was.
         """

@@ -25,7 +25,7 @@ _LISTED = 1 << 12  # prefixes whose completions are cached as texts
 
 
 class Index(Protocol):
-    """What is asked of the prefix index (`retrieval.prefix_index.PrefixIndex`)."""
+    """The interface of the prefix index (`retrieval.prefix_index.PrefixIndex`)."""
 
     @property
     def dimension(self) -> int:
@@ -38,7 +38,7 @@ class Index(Protocol):
         """e_p* `[E]` of an indexed prefix."""
 
     def neighbours(self, prefix: str, k: int) -> np.ndarray | None:
-        """Numbers of the queries nearest to an indexed prefix if worked out ahead, else None."""
+        """Numbers of the queries nearest to an indexed prefix if computed in advance, else None."""
 
     def search(self, vectors: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
         """Numbers `[B, k]` of the nearest queries (-1: fewer exist), and cosines."""

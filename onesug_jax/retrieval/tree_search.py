@@ -39,7 +39,7 @@ def _positive_integer(value: object) -> bool:
 
 @dataclasses.dataclass(frozen=True)
 class SearchConfig:
-    """How wide to look.
+    """The width of the search.
 
     Attributes:
       probes: nodes retained at each level of the ids, coarse to fine; one number a level. These
@@ -95,7 +95,7 @@ PAPER = SearchConfig(probes=(1, 1, 1, 1), candidates=1, order="bucket", measure=
 
 @dataclasses.dataclass(frozen=True)
 class StoredVectors:
-    """Unit vectors in little room: row times scale has length 1 (0 for a vector of zeros).
+    """Compact unit vectors: row times scale has length 1 (0 for a vector of zeros).
 
     Attributes:
       rows: [N, D] int8 or float16.

@@ -163,7 +163,7 @@ def format_report(report: dict[str, Any]) -> str:
 
 
 def _assign(embeddings: np.ndarray, quantiser: Quantiser) -> tuple[np.ndarray, float, float]:
-    """Ids [N, levels] of all queries, mean squared error and mean cosine of what comes back."""
+    """Ids [N, levels] of all queries, mean squared error and mean cosine of the reconstructions."""
     n, errors, cosines = len(embeddings), 0.0, 0.0
     ids = np.empty((n, quantiser.levels), np.uint16)
     progress = Progress("semantic ids", n, "queries")

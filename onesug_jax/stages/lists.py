@@ -278,7 +278,7 @@ def _best_possible(context: Context, split: str) -> dict[str, Mapping[str, Seque
 
 
 def judged(metrics) -> dict[str, float]:
-    """What one model is preferred to another by, in per cent, out of its metrics by slice.
+    """The metrics by which models are compared, in per cent, from the metrics by slice.
 
     `value` is the mean of MRR@16 over all searches and over those with an order; a split without
     orders counts all searches twice.

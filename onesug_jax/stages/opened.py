@@ -84,7 +84,7 @@ _CHANGEABLE = ("dropout", "remat", "unroll", "dtype")
 
 
 def identity(context: Context, config: ModelConfig, vocabulary: str) -> dict:
-    """What makes a trained state the same: its model, its vocabulary, what it learns from."""
+    """The identity of a trained state: its model, its vocabulary, its data."""
     made = Manifest.read(context.out)
     assert made is not None, f"{context.out}: no manifest of the run that is going on"
     model = {k: v for k, v in dataclasses.asdict(config).items() if k not in _CHANGEABLE}
@@ -93,7 +93,7 @@ def identity(context: Context, config: ModelConfig, vocabulary: str) -> dict:
 
 
 def make_bundle(context: Context, stage: str) -> None:
-    """All that it takes to use the model that `stage` has just trained, into its folder."""
+    """Everything needed to use the model that `stage` has just trained, into its folder."""
     work = context.work
     pretrain = "pretrain.new" if work.writing == "pretrain" else "pretrain"
     trained = [pretrain] if stage == "pretrain" else [pretrain, "rwr.new"]
@@ -174,7 +174,7 @@ def _features(path: str, stored: dict) -> dict:
 
 
 def facts(context: Context) -> dict:
-    """What `evaluate.card` says of the model in use, from what the stages wrote down."""
+    """The facts in `evaluate.card` about the model in use, from the files of the stages."""
     from onesug_jax.model.config import ModelConfig
 
     home = context.home

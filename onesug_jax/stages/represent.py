@@ -109,7 +109,7 @@ def _alike(mined: str) -> tuple[np.ndarray, np.ndarray]:
 
 
 def index(context: Context, *, precomputed: int = 16, vectors: str = "int8") -> None:
-    """The index of prefixes and what is related to them, into WORK_DIR/index.
+    """The index of prefixes and their related queries, into WORK_DIR/index.
 
     `precomputed` related queries are worked out ahead for every indexed prefix; `vectors` is how
     the queries' are stored, "int8" or "float16".

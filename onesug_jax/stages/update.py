@@ -124,7 +124,7 @@ def update(
 
 
 def check(context: Context) -> None:
-    """Whether there is a model to go on from, a fresh log, and settings that make sense.
+    """Whether there is a model to start from, a fresh log, and possible settings.
 
     Raises:
       UserError: naming what is missing or wrong.
@@ -168,7 +168,7 @@ def _fingerprint(context: Context) -> str:
 
 
 def _check_base(base: Context) -> None:
-    """There is a model to go on from, and it writes queries."""
+    """There is a model to start from, and it writes queries."""
     stage = opened.model_stage(base)
     stored = opened.model_description(base, stage)
     if not any(task.endswith("_query") for task in stored["tasks"]):

@@ -43,7 +43,7 @@ _BLOCK_BATCHES = 64  # batches tokenized at a time, so that their texts can be s
 
 @dataclasses.dataclass(frozen=True)
 class EncoderSpec:
-    """What an encoder made from scratch looks like; `max_length` also holds for a loaded one.
+    """The sizes of an encoder made from scratch; `max_length` also holds for a loaded one.
 
     `vocab_size` is an upper bound: the tokenizer learns as many pieces as the texts give that occur
     `min_count` times. The other fields are those of `EncoderConfig`.

@@ -52,7 +52,7 @@ class Pairs:
         return Pairs(self.anchors[which], self.others[which], self.counts[which])
 
     def digest(self) -> str:
-        """16 hex digits of what they are."""
+        """A digest of the pairs, 16 hex digits."""
         return fingerprint(self.anchors, self.others, self.counts)
 
 
@@ -153,7 +153,7 @@ def split(texts: Texts, pairs: dict[str, Pairs], held_out: float) -> tuple[dict,
 
 
 def sample(pairs: Pairs, most: int, seed: int = 0) -> Pairs:
-    """At most `most` of the pairs, drawn evenly without putting back, in their order."""
+    """At most `most` of the pairs, drawn uniformly without replacement, in their order."""
     if len(pairs) <= most:
         return pairs
     drawn = np.random.default_rng(seed).choice(len(pairs), most, replace=False)

@@ -37,7 +37,7 @@ class Best:
 
 
 class Oracle:
-    """Knows a simulated shop: `popularity` (and its world), `trade` (and its people)."""
+    """The oracle of a simulated shop: `popularity` (and its world), `trade` (and its people)."""
 
     def __init__(self, popularity: Popularity, trade: Trade, visits: Visits, behaviour: Behaviour):
         self.world, self.popularity, self.trade = popularity.world, popularity, trade
