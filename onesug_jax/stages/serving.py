@@ -102,7 +102,7 @@ def _text_version(context: Context, config, store, say, name: str, key: str, set
 
 
 def _profile(context: Context) -> list[str]:
-    """Names of the log's profile columns; none without the log."""
+    """Names of the log's profile columns; none where the log is not at hand."""
     import pyarrow.parquet as pq
 
     from onesug_jax.logs.schema import profile_columns
@@ -128,7 +128,7 @@ def _store_path(context: Context, config: FeedbackConfig) -> str:
 
 
 def _store_or_none(context: Context, say) -> FeedbackStore:
-    """The store, or a substitute where it cannot be opened: suggestions work without it."""
+    """The store, or what stands in for one that cannot be opened: suggestions live without it."""
     try:
         return _store(context)
     except UserError as error:
