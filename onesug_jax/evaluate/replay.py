@@ -163,6 +163,6 @@ def _looked_up(name: str, lists: Mapping[str, Sequence[str]], rows: Sequence[dic
     if missing:
         raise UserError(
             f"{name}: expected a list for every request of the split, found none for "
-            f"{missing[0]!r}; make the lists of this very split"
+            f"{missing[0]!r}; make the lists of this split"
         )
     return lambda requests: [lists[row["request_id"]] for row in rows]

@@ -196,7 +196,7 @@ class DuckDB(Engine):
         if isinstance(error, duckdb.OutOfMemoryException):
             why = str(error).splitlines()[0]
             raise UserError(
-                f"memory_limit={self._memory_limit!r}: DuckDB cannot do with so little, or "
+                f"memory_limit={self._memory_limit!r}: DuckDB needs more memory, or "
                 f"{self._scratch} is full ({why}); allow more, or give another scratch folder."
             ) from error
 

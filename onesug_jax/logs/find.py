@@ -224,7 +224,7 @@ def _sniff_csv(path: str, split: str | None) -> Source:
             name.strip() for name in next(csv.reader([line], delimiter=delimiter, strict=True), [])
         ]
     except csv.Error as error:
-        raise UserError(f"{path}, line {number}: the header is no CSV: {error}.") from None
+        raise UserError(f"{path}, line {number}: the header is not CSV: {error}.") from None
     named = [name for name in names if not unnamed(name)]
     repeated = sorted({name for name in named if named.count(name) > 1})
     if repeated or not named:

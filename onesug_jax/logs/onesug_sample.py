@@ -56,7 +56,7 @@ class OneSugSample(Adapter):
             raise UserError(
                 f"{source.path}: adapter 'onesug' expects seven tab-separated columns without a "
                 f"header ({', '.join(ONESUG_COLUMNS)}), the last two numbers; "
-                "the first line is not so."
+                "the first line differs."
             )
 
     def convert(self, chunk: Chunk) -> Rows:

@@ -64,7 +64,7 @@ def choose_profile(
             if verdict.leaks:
                 raise UserError(
                     f"ingest.profile: column {verdict.name!r} {verdict.reason}, so the model would "
-                    "read the answer off its input. Leave it out of ingest.profile."
+                    "copy the answer from its input. Leave it out of ingest.profile."
                 )
         return [Verdict(verdict.name, verdict.values) for verdict in verdicts]
     return verdicts

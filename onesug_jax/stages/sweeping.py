@@ -182,7 +182,7 @@ def _train(folder: str, bindings: Mapping[str, str]) -> None:
         raise UserError(
             f"sweep: the run in {folder} failed, see above; its command is\n"
             f"  {PROGRAM} run {shlex.join(words)}\n"
-            "The same sweep goes on with it."
+            "The same sweep command continues with it."
         )
 
 

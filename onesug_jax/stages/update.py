@@ -102,7 +102,7 @@ def update(
     print(
         f"version {version}: {rows['fresh']:,} fresh rows, the newest {rows['held']:,} held back "
         f"for the next; {rows['again']:,} earlier ones reported again; {rows['train']:,} rows of "
-        f"{window_days:g} days mined; {rows['judged']:,} that were held back before are the judge",
+        f"{window_days:g} days mined; {rows['judged']:,} that were held back before score it",
         flush=True,
     )
     changes = {
@@ -151,7 +151,7 @@ def check(context: Context) -> None:
     _check_base(base)
     if "dev" not in opened.splits(base.work.log):
         raise UserError(
-            f"{base.work.log}: expected dev.parquet, rows held back that judge an update; train a "
+            f"{base.work.log}: expected dev.parquet, rows held back that score an update; train a "
             "first model with some (--gin.ingest.dev_days=2)"
         )
 
@@ -363,7 +363,7 @@ def _judge(
             f"version {version} is worse than what it would replace by "
             f"{values['M_t']['value'] - values['M_t+1']['value']:.2f} points of value (allowed: "
             f"update.tolerance = {tolerance:g}); {os.path.basename(base.work.path)} stays in use, "
-            f"and the new one stays for a look in {folder}.refused"
+            f"and the new one remains in {folder}.refused"
         )
         return NOT_BETTER
     os.replace(new, folder)

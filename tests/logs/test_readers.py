@@ -109,7 +109,7 @@ def test_the_index_of_pandas_in_parquet_is_left_out_too(tmp_path):
     [
         ("a,b,a\n", "'a' more than once"),
         (",,\n1,2,3\n", "found no name"),
-        ('a,"b\n1,2\n', "line 1: the header is no CSV"),
+        ('a,"b\n1,2\n', "line 1: the header is not CSV"),
         ("a,b\n".encode("utf-16"), "UTF-16"),
         ("a,b\n".encode("utf-16-le"), "UTF-8"),
         ("größe,b\n".encode("latin-1"), "iconv"),
