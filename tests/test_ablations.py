@@ -68,7 +68,7 @@ def test_a_gpu_gets_a_recipe_of_its_own(project_root, tmp_path, monkeypatch):
 
 
 @pytest.mark.slow
-def test_runs_share_what_they_can_and_stand_in_one_table(project_root, tmp_path):
+def test_runs_share_stages_and_are_rows_of_one_table(project_root, tmp_path):
     small = [
         "simulate.requests=1500",
         "simulate.distinct=200",

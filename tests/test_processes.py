@@ -72,7 +72,7 @@ def rows(path, kind):
 
 
 @pytest.mark.slow
-def test_process_0_speaks_for_all(works):
+def test_only_process_0_prints(works):
     _, _, said = works
     assert said[0].count("] running") == 12
     assert said[0].count("] done in") == 12
@@ -115,7 +115,7 @@ def test_lists_are_shared_out_and_all_are_there(works):
 
 
 @pytest.mark.slow
-def test_stages_of_one_process_say_so(works, project_root):
+def test_stages_of_one_process_are_refused_for_several(works, project_root):
     _, two, _ = works
     words = ["suggest", f"--gin.WORK_DIR={two}", "--prefix", "a"]
     for process in start(project_root, words, count=2):
@@ -132,7 +132,7 @@ def test_an_error_of_process_0_ends_all(project_root, tmp_path):
 
 
 @pytest.mark.slow
-def test_a_lost_process_ends_the_others_and_the_same_command_goes_on(works, project_root, tmp_path):
+def test_a_lost_process_ends_the_others_and_the_same_command_continues(works, project_root, tmp_path):
     _, two, _ = works
     work = tmp_path / "lost"
     shutil.copytree(two, work)

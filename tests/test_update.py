@@ -114,7 +114,7 @@ def test_a_version_that_is_not_worse_is_published_and_can_be_rolled_back(shop, w
         ("--gin.FeatureSpec.target_length=12", "with FeatureSpec.target_length = 12, and"),
     ],
 )
-def test_what_a_version_was_made_with_cannot_change_unseen(shop, work, capsys, flag, said):
+def test_changed_settings_of_a_version_are_refused(shop, work, capsys, flag, said):
     assert update(shop, work, flag) == 2
     error = capsys.readouterr().err
     assert said in error and "gin files and flags" in error
@@ -129,7 +129,7 @@ def test_a_worse_version_is_refused_and_stays_on_disk(shop, work, capsys):
     assert workdir.published(str(work)) == str(work)
 
 
-def test_an_interrupted_update_leaves_the_model_alone_and_goes_on(shop, work, capsys, monkeypatch):
+def test_an_interrupted_update_leaves_the_model_unchanged_and_continues(shop, work, capsys, monkeypatch):
     def killed(*_):
         raise KeyboardInterrupt
 

@@ -53,6 +53,6 @@ def test_a_level_nobody_reached_keeps_finite_rewards():
         ({"rand": -0.1}, "negative"),
     ],
 )
-def test_settings_that_cannot_hold_are_refused(wrong, message):
+def test_impossible_settings_are_refused(wrong, message):
     with pytest.raises(UserError, match=message):
         RewardConfig(**wrong)

@@ -135,7 +135,7 @@ def lightgbm():
         pytest.skip(str(error))
 
 
-def test_the_ranker_learns_what_counts_cannot_know(tables, tmp_path):
+def test_the_ranker_learns_more_than_counts(tables, tmp_path):
     lightgbm()
     rows = Rows(900)
     report = cascade_training.train(rows, tables, CONFIG, AS_OF, str(tmp_path), seed=0)

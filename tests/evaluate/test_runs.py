@@ -75,7 +75,7 @@ def test_noise_is_within_chance():
     assert runs.format_ahead(rows, rows[0], orders).splitlines()[3].count("within chance") == 2
 
 
-def test_a_rank_beyond_k_is_no_hit():
+def test_a_rank_beyond_k_is_not_a_hit():
     rows, orders = rows_and_orders(one=[run_of([1, 20])], other=[run_of([1, 0])])
     assert runs.ahead(rows[1], rows[0], orders)["all"] == (0.0, 0.0, 0.0)
 
@@ -105,7 +105,7 @@ def test_seeds_of_a_row_stand_on_one_line(tmp_path):
     assert "2: 50.00 to 100.00" in runs.format_rows(rows, orders)
 
 
-def test_a_rival_is_the_mean_of_the_seeds_that_have_it_and_tells_what_it_took():
+def test_a_rival_is_the_mean_of_the_seeds_that_have_it_with_its_time():
     def seed(minutes):
         took = {"cascade": (minutes, 9000)}
         return run_of([1] * 4, rivals=["most_popular", "cascade"], rivals_took=took)

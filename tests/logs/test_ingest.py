@@ -533,7 +533,7 @@ def test_a_wrong_type_in_parquet_names_column_expected_and_found(
         ("log.xlsx", b"PK", "expected a name ending in"),
     ],
 )
-def test_a_file_that_is_no_log_is_named(tmp_path, out, name, content, said):
+def test_a_file_that_is_not_a_log_is_named(tmp_path, out, name, content, said):
     path = tmp_path / name
     path.write_bytes(content)
     with pytest.raises(UserError) as stopped:

@@ -27,7 +27,7 @@ def texts(request, tmp_path) -> Texts:
     return Texts.load(*paths(tmp_path))
 
 
-def test_it_is_the_sequence_of_its_texts(texts):
+def test_it_behaves_as_the_sequence_of_its_texts(texts):
     assert list(texts) == WORDS
     assert texts == WORDS
     assert texts != WORDS[1:]

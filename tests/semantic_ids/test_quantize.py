@@ -40,7 +40,7 @@ def run(embeddings, counts, out, **more):
 
 
 @pytest.mark.parametrize("method", ["rqvae", "rq_kmeans"])
-def test_the_report_tells_what_lies_in_the_folder(tmp_path, capsys, method):
+def test_the_report_matches_the_files_of_the_folder(tmp_path, capsys, method):
     embeddings = clustered()
     counts = np.random.default_rng(0).integers(1, 9, size=400)
     report = run(embeddings, counts, tmp_path / "a", method=method)

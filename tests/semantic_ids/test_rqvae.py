@@ -164,6 +164,6 @@ def test_meshes_and_microbatches_agree_with_one_device(other):
         ({"decay": 1.0}, r"decay=1.0.*\[0, 1\)"),
     ],
 )
-def test_refuses_settings_that_cannot_be(settings, message):
+def test_refuses_impossible_settings(settings, message):
     with pytest.raises(UserError, match=message):
         RqVaeConfig(**settings)

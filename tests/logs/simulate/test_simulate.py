@@ -53,7 +53,7 @@ def test_files_of_an_earlier_log_do_not_stay(tmp_path):
     assert sorted(path.name for path in tmp_path.iterdir()) == ["dev.parquet", "train.parquet"]
 
 
-def test_the_best_lists_are_no_part_of_the_log(tmp_path):
+def test_the_best_lists_are_not_part_of_the_log(tmp_path):
     simulate(str(tmp_path), requests=500, days=6)
     names = [os.path.basename(source.path) for source in find_files(str(tmp_path))]
     assert names == ["dev.parquet", "train.parquet"]
