@@ -132,7 +132,7 @@ def test_an_error_of_process_0_ends_all(project_root, tmp_path):
 
 
 @pytest.mark.slow
-def test_a_lost_process_ends_the_others_and_the_same_command_continues(works, project_root, tmp_path):
+def test_a_lost_process_ends_the_others_and_the_run_can_continue(works, project_root, tmp_path):
     _, two, _ = works
     work = tmp_path / "lost"
     shutil.copytree(two, work)

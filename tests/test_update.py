@@ -129,7 +129,7 @@ def test_a_worse_version_is_refused_and_stays_on_disk(shop, work, capsys):
     assert workdir.published(str(work)) == str(work)
 
 
-def test_an_interrupted_update_leaves_the_model_unchanged_and_continues(shop, work, capsys, monkeypatch):
+def test_an_interrupted_update_changes_nothing_and_continues(shop, work, capsys, monkeypatch):
     def killed(*_):
         raise KeyboardInterrupt
 
