@@ -23,8 +23,8 @@ def start(project_root, words, count=1, devices=1):
     with socket.socket() as one:
         one.bind(("127.0.0.1", 0))
         port = one.getsockname()[1]
-    given = {name: value for name, value in os.environ.items() if not name.startswith("ONESUG_")}
-    given["XLA_FLAGS"] = (
+    kept = {name: value for name, value in os.environ.items() if not name.startswith("ONESUG_")}
+    kept["XLA_FLAGS"] = (
         f"--xla_force_host_platform_device_count={devices} --xla_backend_optimization_level=0 "
         "--xla_cpu_collective_call_terminate_timeout_seconds=500"
     )
@@ -39,7 +39,7 @@ def start(project_root, words, count=1, devices=1):
             subprocess.Popen(
                 [sys.executable, "-m", "onesug_jax.main", *words],
                 cwd=project_root,
-                env={**given, **(joined if count > 1 else {})},
+                env={**kept, **(joined if count > 1 else {})},
                 stdout=subprocess.PIPE,
                 stderr=subprocess.PIPE,
                 text=True,
