@@ -159,7 +159,7 @@ def rwr(size: str, requests: int) -> None:
             range(requests),
         )
         analysis, cost = compiled.memory_analysis(), compiled.cost_analysis()
-        assert analysis and cost, "known on CPU, GPU and TPU"
+        assert analysis and cost, "given on CPU, GPU and TPU"
         memory, flops = analysis.temp_size_in_bytes, cost["flops"]
         results[name] = (1000 * rows / float(np.median(spent)), memory, value, gradient)
         print(

@@ -2,7 +2,7 @@
 
   python launch/bench.py --suite blocking
 
-The regular expression is what one automaton replaced: one alternation of all terms. It knows no
+The regular expression is what one automaton replaced: one alternation of all terms. It has no
 look-alikes. CPU time is counted, of a list the best of several.
 """
 

@@ -2,7 +2,7 @@
 
     python bench_generate.py '{"engine": "transformers", "folder": "t5", "device": "cpu", ...}'
 
-Run in an environment of its own (requirements-compare.txt); knows nothing of onesug_jax. Reads T5
+Run in an environment of its own (requirements-compare.txt); does not import onesug_jax. Reads T5
 from a Hugging Face folder; engine "transformers" is `generate` in PyTorch, "ctranslate2" its own
 runtime. Writes one line of JSON when it is ready, then one for every line it reads, which names a
 file of requests `[B, L]` and how many times to write their lists: milliseconds of each time, and

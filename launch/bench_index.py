@@ -5,9 +5,9 @@
   python launch/bench_index.py --queries 10000000 --dimension 128 --lookups 100   13 GB, ten minutes
   python launch/bench_index.py --embeddings e.npy --asked p.npy
 
-Made-up vectors are topics, finer topics inside them, and noise; what is asked for are known vectors
-with more noise. Ids are a residual k-means, 4 x 512. Look-ups one at a time, one thread for all.
-Needs faiss (`pip install faiss-cpu`).
+Made-up vectors are topics, finer topics inside them, and noise; what is asked for are indexed
+vectors with more noise. Ids are a residual k-means, 4 x 512. Look-ups one at a time, one thread for
+all. Needs faiss (`pip install faiss-cpu`).
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ def unit(rows: np.ndarray) -> np.ndarray:
 
 
 def made_up(queries: int, dimension: int, asked: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
-    """Known vectors [queries, dimension] and vectors to ask for [asked, dimension]."""
+    """Vectors to index [queries, dimension] and vectors to ask for [asked, dimension]."""
     rng = np.random.default_rng(seed)
 
     def noise(n: int) -> np.ndarray:
@@ -52,12 +52,12 @@ def made_up(queries: int, dimension: int, asked: int, seed: int) -> tuple[np.nda
 
     finer = max(queries // 40, 1)
     topics = noise(200)[rng.integers(0, 200, finer)] + noise(finer)
-    known = np.empty((queries, dimension), np.float32)
+    indexed = np.empty((queries, dimension), np.float32)
     for begin in range(0, queries, 65_536):
         part = slice(begin, min(begin + 65_536, queries))
         many = part.stop - begin
-        known[part] = unit(topics[rng.integers(0, finer, many)] + 0.9 * noise(many))
-    return known, unit(known[rng.integers(0, queries, asked)] + 0.6 * noise(asked))
+        indexed[part] = unit(topics[rng.integers(0, finer, many)] + 0.9 * noise(many))
+    return indexed, unit(indexed[rng.integers(0, queries, asked)] + 0.6 * noise(asked))
 
 
 def row(name: str, look_up, asked: np.ndarray, exact: np.ndarray, size: float) -> str:
@@ -74,18 +74,18 @@ def row(name: str, look_up, asked: np.ndarray, exact: np.ndarray, size: float) -
     return f"  {name:<46} {hits / exact.size:>9.3f} {median:>9.3f} {tail:>9.3f} {size:>8.0f}"
 
 
-def ours(known: np.ndarray, codes: int, sample: int, seed: int):
+def ours(indexed: np.ndarray, codes: int, sample: int, seed: int):
     """Yields (name, look-up, bytes a query) of each way of searching the tree."""
     began = time.perf_counter()
     quantiser = train_rq_kmeans(
-        take_sample(known, sample, seed), levels=LEVELS, codes=codes, iterations=8, seed=seed
+        take_sample(indexed, sample, seed), levels=LEVELS, codes=codes, iterations=8, seed=seed
     )
     print(f"  residual k-means {time.perf_counter() - began:.1f} s", flush=True)
     began = time.perf_counter()
-    ids = quantiser.codes(known)
+    ids = quantiser.codes(indexed)
     print(f"  ids {time.perf_counter() - began:.1f} s", flush=True)
     began = time.perf_counter()
-    words = expected_codewords(ids, known, LEVELS, codes)
+    words = expected_codewords(ids, indexed, LEVELS, codes)
     tree = IdTree.build(ids, words)
     latent_tree = IdTree.build(ids, quantiser.codebooks)
     print(f"  two trees {time.perf_counter() - began:.1f} s, nodes {tree.nodes()}", flush=True)
@@ -102,7 +102,7 @@ def ours(known: np.ndarray, codes: int, sample: int, seed: int):
     stored: dict[str, StoredVectors] = {}
     for name, config, kind in ways:
         if kind not in stored:
-            stored = {kind: in_blocks(known, tree.rows, kind)}
+            stored = {kind: in_blocks(indexed, tree.rows, kind)}
         latent = config.measure == "latent"
         search = TreeSearch(
             latent_tree if latent else tree,
@@ -112,14 +112,14 @@ def ours(known: np.ndarray, codes: int, sample: int, seed: int):
             quantiser.latents if latent else None,
         )
         arrays = [*tree.arrays().values(), stored[kind].rows, stored[kind].scales]
-        size = sum(array.nbytes for array in arrays) / len(known)
+        size = sum(array.nbytes for array in arrays) / len(indexed)
         yield f"{name} {config.probes}", lambda v, search=search: search.search(v, K)[0], size
 
 
-def in_blocks(known: np.ndarray, rows: np.ndarray, kind: str) -> StoredVectors:
-    """StoredVectors of known[rows] without a second copy of them."""
+def in_blocks(indexed: np.ndarray, rows: np.ndarray, kind: str) -> StoredVectors:
+    """StoredVectors of indexed[rows] without a second copy of them."""
     parts = [
-        StoredVectors.of(known[rows[begin : begin + 65_536]], kind)
+        StoredVectors.of(indexed[rows[begin : begin + 65_536]], kind)
         for begin in range(0, len(rows), 65_536)
     ]
     rows, scales = (
@@ -128,19 +128,19 @@ def in_blocks(known: np.ndarray, rows: np.ndarray, kind: str) -> StoredVectors:
     return StoredVectors(rows, scales)
 
 
-def theirs(known: np.ndarray, sample: int, seed: int):
+def theirs(indexed: np.ndarray, sample: int, seed: int):
     """Yields the same of faiss."""
-    dimension = known.shape[1]
+    dimension = indexed.shape[1]
     flat = faiss.IndexFlatIP(dimension)
-    flat.add(known)
+    flat.add(indexed)
     yield "faiss flat (exact)", lambda v: flat.search(v[None], K)[1], 4 * dimension
-    lists = int(min(2 ** np.round(np.log2(4 * np.sqrt(len(known)))), max(len(known) // 39, 1)))
+    lists = int(min(2 ** np.round(np.log2(4 * np.sqrt(len(indexed)))), max(len(indexed) // 39, 1)))
     parts = max(part for part in range(1, dimension // 8 + 1) if dimension % part == 0)
     coarse = faiss.IndexFlatIP(dimension)
     index = faiss.IndexIVFPQ(coarse, dimension, lists, parts, 8, faiss.METRIC_INNER_PRODUCT)
     index.cp.seed = seed
-    index.train(take_sample(known, sample, seed))
-    index.add(known)
+    index.train(take_sample(indexed, sample, seed))
+    index.add(indexed)
     for probes in (8, 32, 128):
         if probes <= lists:
             name = f"faiss IVF{lists},PQ{parts}, {probes} probes"
@@ -158,8 +158,8 @@ def main() -> None:
     )
     parser.add_argument("--queries", type=int, default=48_000)
     parser.add_argument("--dimension", type=int, default=384)
-    parser.add_argument("--embeddings", help="known vectors, an .npy of [N, D], instead")
-    parser.add_argument("--asked", help="vectors to ask for, an .npy of [B, D]; else known ones")
+    parser.add_argument("--embeddings", help="vectors to index, an .npy of [N, D], instead")
+    parser.add_argument("--asked", help="vectors to ask for, an .npy of [B, D]; else indexed ones")
     parser.add_argument("--lookups", type=int, default=500)
     parser.add_argument("--codes", type=int, default=512)
     parser.add_argument("--sample", type=int, default=50_000, help="vectors that are trained on")
@@ -167,21 +167,21 @@ def main() -> None:
     options = parser.parse_args()
     faiss.omp_set_num_threads(1)
     if options.embeddings:
-        known = unit(np.load(options.embeddings).astype(np.float32))
-        rows = np.random.default_rng(options.seed).permutation(len(known))
-        asked = np.load(options.asked) if options.asked else known[rows]
+        indexed = unit(np.load(options.embeddings).astype(np.float32))
+        rows = np.random.default_rng(options.seed).permutation(len(indexed))
+        asked = np.load(options.asked) if options.asked else indexed[rows]
         asked = unit(asked[: options.lookups].astype(np.float32))
     else:
-        known, asked = made_up(options.queries, options.dimension, options.lookups, options.seed)
+        indexed, asked = made_up(options.queries, options.dimension, options.lookups, options.seed)
     print(
-        f"{len(known):,} vectors of {known.shape[1]}, {len(asked)} look-ups, one thread, load "
+        f"{len(indexed):,} vectors of {indexed.shape[1]}, {len(asked)} look-ups, one thread, load "
         f"{os.getloadavg()[0]:.1f} on {os.cpu_count()} cores, numpy {np.__version__}, faiss "
         f"{faiss.__version__}, Python {platform.python_version()}"
     )
-    exact = faiss.knn(asked, known, K, metric=faiss.METRIC_INNER_PRODUCT)[1]
+    exact = faiss.knn(asked, indexed, K, metric=faiss.METRIC_INNER_PRODUCT)[1]
     heading = f"  {'':<46} {f'recall@{K}':>9} {'median ms':>9} {'p99 ms':>9} {'bytes/q':>8}"
-    ways = [ours(known, options.codes, options.sample, options.seed)]
-    ways.append(theirs(known, options.sample, options.seed))
+    ways = [ours(indexed, options.codes, options.sample, options.seed)]
+    ways.append(theirs(indexed, options.sample, options.seed))
     for way in ways:
         for number, (name, look_up, size) in enumerate(way):
             if not number:

@@ -23,7 +23,7 @@ from onesug_jax.serve.live import LiveCounts
 
 _HELD = 10_000  # the last rows of the log are events and requests of the service
 _ALONE = 2000  # of them, that are read one by one
-_TOGETHER = 100
+_AT_ONCE = 100
 
 
 def live(requests: int) -> None:
@@ -57,14 +57,14 @@ def live(requests: int) -> None:
 
 
 def _events(state: AsOf, store: feedback.FeedbackStore, held: Sequence[Event]) -> None:
-    """Prints what an accepted event costs until it is visible, alone and in company."""
+    """Prints what an accepted event costs until it is visible, alone and in batches."""
     now = [state.end_ms]
     counts = LiveCounts(state, store, now_ms=lambda: now[0])
     sent = 0
-    for together, rows in ((1, held[:_ALONE]), (_TOGETHER, held[_ALONE:])):
+    for at_once, rows in ((1, held[:_ALONE]), (_AT_ONCE, held[_ALONE:])):
         spent = []
-        for start in range(0, len(rows), together):
-            part = rows[start : start + together]
+        for start in range(0, len(rows), at_once):
+            part = rows[start : start + at_once]
             waiting = [store.add(_feedback(sent + n, event)) for n, event in enumerate(part)]
             sent += len(part)
             for future in waiting:
@@ -73,7 +73,7 @@ def _events(state: AsOf, store: feedback.FeedbackStore, held: Sequence[Event]) -
             began = time.thread_time()
             counts.poll()  # those of before become visible, these are read
             spent.append(1e6 * (time.thread_time() - began) / len(part))
-        print(f"event, {together} at once: {_spread(spent)} us")
+        print(f"event, {at_once} at once: {_spread(spent)} us")
     counts.close()
 
 

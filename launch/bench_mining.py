@@ -98,8 +98,8 @@ def child(task: str, *arguments: str) -> None:
     seconds = time.perf_counter() - began
     used = resource.getrusage(resource.RUSAGE_SELF)
     processor = used.ru_utime + used.ru_stime
-    told = {"seconds": seconds, "processor": processor, "peak": used.ru_maxrss * 1024}
-    print(json.dumps(told))
+    measured = {"seconds": seconds, "processor": processor, "peak": used.ru_maxrss * 1024}
+    print(json.dumps(measured))
 
 
 def main() -> None:
@@ -122,12 +122,12 @@ def main() -> None:
             print(alone("make", log, str(asked.rows)), end="")
         out = os.path.join(folder, "mined")
         os.makedirs(out)
-        told = json.loads(alone("mine", log, out, asked.memory_limit, asked.engine))
+        measured = json.loads(alone("mine", log, out, asked.memory_limit, asked.engine))
         rows = pq.ParquetFile(log).metadata.num_rows
         print(f"{platform.machine()}, {os.cpu_count()} cores, {asked.engine}, {rows:,} rows")
         print(
-            f"  {told['seconds']:.1f} s ({told['processor']:.1f} processor seconds), "
-            f"peak {told['peak'] / 2**30:.2f} GiB resident"
+            f"  {measured['seconds']:.1f} s ({measured['processor']:.1f} processor seconds), "
+            f"peak {measured['peak'] / 2**30:.2f} GiB resident"
         )
         for name in TABLES:
             path = os.path.join(out, f"{name}.parquet")

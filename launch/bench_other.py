@@ -1,5 +1,5 @@
 """The other side of a benchmark: a script that runs in a Python of its own, for bench_decode.py and
-bench_train.py. It knows nothing of onesug_jax, whose packages may clash with its own.
+bench_train.py. It does not import onesug_jax, whose packages may clash with its own.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ NOT_RUN = (
 
 
 class NotRun(Exception):
-    """Why there are no figures of the other side."""
+    """The other side could not run; the message says why."""
 
 
 class Other:
@@ -55,7 +55,7 @@ class Other:
         self.ready = self._answer()
 
     def ask(self, line: str) -> dict[str, Any]:
-        """What it answers to `line`."""
+        """Its answer to `line`."""
         with contextlib.suppress(BrokenPipeError):  # it has stopped; its last words say why
             print(line, file=self._asks, flush=True)
         return self._answer()

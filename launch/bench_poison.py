@@ -37,7 +37,7 @@ _KINDS = (
     ("nameless rows, served ids", 0, True, False),
     ("one source, invented users and ids", None, False, False),
     ("one source, invented users, served ids", None, True, False),
-    ("one source that knows the limits", 1, True, False),
+    ("one source that stays below the limits", 1, True, False),
     ("many sources, served ids", None, True, True),
 )
 

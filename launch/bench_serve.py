@@ -5,8 +5,8 @@
 A server process is started over WORK_DIR and listens to this machine only. The load is the log's
 own: each search of its dev (or train) split is typed anew, from the first letter to the prefix it
 was chosen at, by people who arrive at random (a Poisson process, open loop: a slow answer delays
-nobody's next letter), each with the history that the log knows. What the service can do is measured
-first, by as many clients as keep it busy. Latency is taken here, from the letter to the whole
+nobody's next letter), each with the history of the log. The service's capacity is measured
+first, by enough clients to saturate it. Latency is taken here, from the letter to the whole
 answer; of 503 and 504, too. A request without any answer is lost, and there must be none.
 """
 
@@ -77,7 +77,7 @@ def server(work: str, folder: str, *flags: str) -> Iterator[tuple[str, int, dict
 
 
 class Connections:
-    """Kept connections to one server; as many as requests are under way."""
+    """Persistent connections to one server; as many as requests are under way."""
 
     def __init__(self, host: str, port: int):
         self._where = (host, port)
@@ -85,8 +85,8 @@ class Connections:
 
     async def post(self, path: str, body: dict) -> tuple[int, dict]:
         """Status and reply."""
-        kept = bool(self._free)
-        reader, writer = self._free.pop() if kept else await asyncio.open_connection(*self._where)
+        reused = bool(self._free)
+        reader, writer = self._free.pop() if reused else await asyncio.open_connection(*self._where)
         content = json.dumps(body).encode()
         head = f"POST {path} HTTP/1.1\r\nHost: {self._where[0]}:{self._where[1]}\r\n"
         head += f"Content-Type: application/json\r\nContent-Length: {len(content)}\r\n\r\n"
@@ -94,9 +94,9 @@ class Connections:
         try:
             answer = await reader.readuntil(b"\r\n\r\n")
         except (ConnectionError, asyncio.IncompleteReadError) as error:
-            # A kept connection may have been closed just before: every client asks anew.
+            # A reused connection may have been closed just before: every client asks anew.
             begun = isinstance(error, asyncio.IncompleteReadError) and error.partial
-            if not kept or begun:
+            if not reused or begun:
                 raise
             return await self.post(path, body)
         lines = answer.decode("latin-1").split("\r\n")
@@ -118,7 +118,7 @@ class Seen:
 
 
 def searches(work: str) -> list[tuple[str, dict[str, list]]]:
-    """(prefix, the history as a body tells it) of the log's searches, in an order of chance."""
+    """(prefix, the history as a request has it) of the log's searches, in random order."""
     from onesug_jax.logs.history import with_history
 
     log = os.path.join(workdir.published(work), "log")

@@ -2,7 +2,7 @@
 
     python bench_t5.py '{"stage": "pretrain", "device": "cpu", "batch": 32, ...}'
 
-Run in an environment of its own (requirements-compare.txt); knows nothing of onesug_jax. Writes one
+Run in an environment of its own (requirements-compare.txt); does not import onesug_jax. Writes one
 line of JSON when it is ready, then one for every line it reads, a number of steps: how many
 milliseconds each took. `"stage": "matmul"` only measures the rate of one float32 matrix product.
 

@@ -4,7 +4,7 @@
     python launch/budget.py --log L --seeds 3 --gin_file=gin_configs/two_cores.gin --rows no_pre dpo
 
 Reckoned from rates that were measured (RATES below), so right within a factor of two or so on other
-machines of their kind, and nearer once the first row has told its own minutes.
+machines of their kind, and nearer once the first row's own minutes are measured.
 """
 
 from __future__ import annotations

@@ -1,12 +1,12 @@
-"""What daily updates gain over a model left alone: the loop, played on a log's last days.
+"""What daily updates gain over a model without updates: the loop, run on a log's last days.
 
   python launch/daily_updates.py --log LOG --work WORK --days 5 --gin_file=gin_configs/two_cores.gin
 
 The log but its last days trains the first model (`run`). Then every day in turn is the fresh log of
 an `update`. Its newest quarter, which no model has learnt from, is scored by the model in use after
-it and by the model left alone: with the same histories, but its own counts, pools and parameters.
-Prints a table, and writes WORK/daily.json and WORK/daily.png. Interrupted, the same command goes
-on.
+it and by the model without updates: with the same histories, but its own counts, pools and
+parameters. Prints a table, and writes WORK/daily.json and WORK/daily.png. Interrupted, the same
+command goes on.
 """
 
 from __future__ import annotations
@@ -69,7 +69,7 @@ def scored(work: str, log: str, flags: list[str]) -> dict[str, float]:
 
 
 def play(log: str, work: str, days: int, flags: list[str]) -> None:
-    """Runs, updates day by day, and shows what came of it."""
+    """Runs, updates day by day, and shows the results."""
     os.makedirs(work, exist_ok=True)
     files = cut_days(log, work, days)
     shop, alone = os.path.join(work, "shop"), os.path.join(work, "alone")
@@ -87,7 +87,7 @@ def play(log: str, work: str, days: int, flags: list[str]) -> None:
         version = pathlib.Path(shop, "versions", f"{number:04d}" + ".refused" * (code == 3))
         scores = {
             name: scored(home, str(version / "log"), flags)
-            for name, home in (("left alone", alone), ("in use", shop))
+            for name, home in (("no updates", alone), ("in use", shop))
         }
         table.append({"day": number, "published": code == 0, "scores": scores})
         write_json(os.path.join(work, "daily.json"), table)
@@ -96,15 +96,15 @@ def play(log: str, work: str, days: int, flags: list[str]) -> None:
 
 def show(table: list[dict], path: str) -> None:
     """The table, and its picture."""
-    names = ("left alone", "in use")
+    names = ("no updates", "in use")
     print(f"{'':<6}{'rows':>6}   " + "".join(f"{name:^24}" for name in names))
     print(f"{'day':<6}{'':>6}   " + f"{'MRR@16':>8}{'orders':>8}{'HR@16':>8}" * len(names))
     keys = ("mrr@16", "order_mrr@16", "hr@16")
     for line in table:
         cells = "".join(f"{line['scores'][name][key]:8.2f}" for name in names for key in keys)
         mark = "" if line["published"] else "  refused"
-        print(f"{line['day']:<6}{line['scores']['left alone']['rows']:>6}   {cells}{mark}")
-    rows = [line["scores"]["left alone"]["rows"] for line in table]
+        print(f"{line['day']:<6}{line['scores']['no updates']['rows']:>6}   {cells}{mark}")
+    rows = [line["scores"]["no updates"]["rows"] for line in table]
     mean = {
         (name, key): sum(n * line["scores"][name][key] for n, line in zip(rows, table, strict=True))
         / sum(rows)
@@ -113,7 +113,7 @@ def show(table: list[dict], path: str) -> None:
     }
     print(f"{'mean':<6}{sum(rows):>6}   " + "".join(f"{value:8.2f}" for value in mean.values()))
     figure, (axes,) = plots.figure_of(1, width=6.4)
-    for name, colour in zip(("left alone", "in use"), plots.COLOURS, strict=False):
+    for name, colour in zip(("no updates", "in use"), plots.COLOURS, strict=False):
         values = [line["scores"][name]["mrr@16"] for line in table]
         axes.plot([line["day"] for line in table], values, marker="o", label=name, color=colour)
     axes.set_xlabel("day"), axes.set_ylabel("MRR@16, %, newest quarter of the day")

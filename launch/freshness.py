@@ -66,7 +66,7 @@ def plot(names: Sequence[str], lines: Mapping[str, Sequence[float]], path: str) 
     axis.set_xscale("log")
     axis.set_xticks(at, [each if each != "inf" else "never updated" for each in names])
     axis.minorticks_off()
-    axis.set(xlabel="age of what is known of others' searches", ylabel=f"{METRIC.upper()} in %")
+    axis.set(xlabel="age of the latest visible searches of others", ylabel=f"{METRIC.upper()} in %")
     axis.legend(frameon=False, fontsize=8)
     return plots.save_figure(figure, path)
 

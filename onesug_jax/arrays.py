@@ -1,5 +1,4 @@
-"""The named array kinds, and NEG_INF: signatures elsewhere read like prose as shapes are declared
-here, once.
+"""The named array kinds, each with its shape, and NEG_INF.
 
 Axes: `B` requests, `L` encoder positions, `T` decoder positions, `K` beams, `C` targets of a
 request's list, `V` vocabulary, `D` model width, `E` width of the text encoder, `H` heads, `N`

@@ -142,8 +142,8 @@ def _parser(
             const=spec.name,
             choices=[one.name for one in stages.values() if one.folder],
             metavar="STAGE",
-            help="make this stage anew though it is finished, and allow trained stages after it to "
-            "be replaced; each old result stays until the new one is finished",
+            help="make this stage again though it is finished, and allow trained stages after it "
+            "to be replaced; each old result stays until the new one is finished",
         )
     if spec.flags:
         spec.flags(parser)

@@ -1,8 +1,8 @@
 """What a run is configured with: gin files, flags, and what a work directory remembers.
 
 The only file that imports gin. Everything is read and checked before a stage runs: a wrong name, a
-wrong type or a missing file is an error with its file and line, or its flag. Library code knows
-nothing of gin: `inject` hands the values to the functions that `stages.CONFIGURABLES` names.
+wrong type or a missing file is an error with its file and line, or its flag. Library code does
+not use gin: `inject` hands the values to the functions that `stages.CONFIGURABLES` names.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ class _Expression(str):
 
 @dataclasses.dataclass
 class _Expressions:
-    """gin's parser hook: keeps expressions as text, and their names for checking."""
+    """gin's parser hook: leaves expressions as text, and their names for checking."""
 
     names: list[str] = dataclasses.field(default_factory=list)
     macros: list[str] = dataclasses.field(default_factory=list)

@@ -1,4 +1,4 @@
-"""What this machine has and lacks: versions, devices, memory, and a command that mends each lack.
+"""What this machine has: versions, devices, memory; and a command for each thing that is missing.
 
 Uses package metadata instead of imports wherever it can, so that it answers in a second and also
 when the installation is broken. It changes nothing.
@@ -50,7 +50,7 @@ def _fits(version: str, ranges: str) -> bool:
     for bound in filter(None, ranges.split(",")):
         read = re.match(r"\s*(>=|<=|==|<|>)\s*(\S+)", bound)
         if read is None:
-            raise ValueError(f"{bound!r} is no range of versions")
+            raise ValueError(f"{bound!r} is not a range of versions")
         operator, limit = read[1], _numbers(read[2])
         width = max(len(have), len(limit))
         a, b = (numbers + (0,) * (width - len(numbers)) for numbers in (have, limit))
@@ -89,7 +89,7 @@ def _needed() -> dict[str, str]:
 
 
 def package_problems(ranged: dict[str, str], installed=_installed) -> list[str]:
-    """One line for each package that is missing or outside its range, with the mend."""
+    """One line for each package that is missing or outside its range, with the fix."""
     problems = []
     for package, ranges in ranged.items():
         version = installed(package)
@@ -99,11 +99,11 @@ def package_problems(ranged: dict[str, str], installed=_installed) -> list[str]:
             found = f"is {version}, outside {ranges}"
         else:
             continue
-        mend = f'{sys.executable} -m pip install "{package}{ranges}"'
+        fix = f'{sys.executable} -m pip install "{package}{ranges}"'
         why = ""
         if package == "sentencepiece" and version:
             why = " (later ones clash with the protobuf that TensorFlow wants)"
-        problems.append(f"{package} {found}{why}: {mend}")
+        problems.append(f"{package} {found}{why}: {fix}")
     return problems
 
 
@@ -128,7 +128,7 @@ def _devices() -> tuple[str, str | None]:
         devices = jax.devices()
     except Exception as error:
         text = str(error).strip().splitlines()
-        return "none", f"jax cannot start: {text[0] if text else error!r}. Mend: {_INSTALL}"
+        return "none", f"jax cannot start: {text[0] if text else error!r}. Fix: {_INSTALL}"
     kinds = sorted({device.device_kind for device in devices})
     return f"{len(devices)} x {', '.join(kinds)} ({devices[0].platform})", None
 
@@ -164,7 +164,7 @@ def _import_problem() -> str | None:
     if done.returncode == 0:
         return None
     last = (done.stderr.strip().splitlines() or [f"exit code {done.returncode}"])[-1]
-    return f"the packages do not import together: {last}. Mend: {_INSTALL}"
+    return f"the packages cannot be imported in one process: {last}. Fix: {_INSTALL}"
 
 
 def report(work_dir: str, *, imports: bool = False) -> int:
@@ -172,7 +172,7 @@ def report(work_dir: str, *, imports: bool = False) -> int:
 
     Args:
         work_dir: the folder whose disk and permissions matter.
-        imports: also import the large packages together, in a process of their own (some seconds).
+        imports: also import the large packages, all in one process of their own (some seconds).
 
     Returns:
         1 when something required is missing, else 0.
@@ -196,7 +196,7 @@ def report(work_dir: str, *, imports: bool = False) -> int:
             if (found := _installed(package)) and not _fits(found, pin)
         ]
         if differing:
-            notes.append(f"not as in the lock: {', '.join(differing)}. Mend: {_INSTALL}")
+            notes.append(f"not as in the lock: {', '.join(differing)}. Fix: {_INSTALL}")
     devices, problem = _devices()
     print(f"devices          {devices}")
     problems += [problem] if problem else []
@@ -212,5 +212,5 @@ def report(work_dir: str, *, imports: bool = False) -> int:
         print(f"note: {note}")
     for problem in problems:
         print(f"problem: {problem}")
-    print("all is well" if not problems else f"{len(problems)} to mend")
+    print("no problems" if not problems else f"{len(problems)} to fix")
     return 1 if problems else 0

@@ -25,8 +25,8 @@ class UserError(Exception):
 
 
 def plain(error: UserError) -> str:
-    """The message without gin's word on which configurable was being called; that helps nobody
-    who mistyped a path.
+    """The message without gin's note on which configurable was called, which does not help with a
+    mistyped path.
     """
     return str(error).split("\n  In call to configurable")[0]
 

@@ -113,7 +113,7 @@ def _stages(stage: str, config: Config, options: Any) -> list[StageSpec]:
 def _check(
     specs: Sequence[StageSpec], contexts: Mapping[str, Context], config: Config, options: Any
 ) -> list[Step]:
-    """Everything that can be checked before a byte is written; returns the plan.
+    """All checks that are possible before anything is written; returns the plan.
 
     Raises:
       UserError: the first thing that does not fit.
@@ -160,7 +160,7 @@ def _dry_run(specs, contexts: Mapping[str, Context], steps: Sequence[Step], path
 
 
 def _notes(spec: StageSpec, context: Context, config: Config) -> Iterator[str]:
-    """What the user should know before the command speaks: changed settings, a stale model."""
+    """Notes for the user before the command's own output: changed settings, a stale model."""
     names = set(config.given) & set(config.bindings)
     for key in sorted(names & set(config.remembered)):
         old, new = config.remembered[key], config.given[key]
@@ -227,7 +227,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             print(command)
             return 0 if argv else 2
         if vars(command.options).setdefault("restart", None) == "run":
-            raise UserError("run --restart=STAGE: expected the first stage to make anew.")
+            raise UserError("run --restart=STAGE: expected the first stage to make again.")
         if configuration.gin is None:
             if command.stage == "doctor":
                 return doctor.report(os.getcwd())

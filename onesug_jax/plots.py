@@ -1,4 +1,4 @@
-"""Figures alike in every report: their colours, panels without a frame, and how they are saved.
+"""One style for the figures of every report: colours, panels without a frame, saving.
 
 Any layer may use it. The plotting library is loaded when the first figure is made. What is drawn is
 the caller's business.

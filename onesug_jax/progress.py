@@ -1,4 +1,4 @@
-"""The one progress timer: how many of how many, how fast, how long it still takes.
+"""The progress timer: how many of how many, how fast, and the time left.
 
     with Progress("examples", total=50_000, unit="rows") as progress:
         progress.add(1000)  # examples: 12,000 of 50,000 rows, 2,300/s, 17 s left

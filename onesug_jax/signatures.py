@@ -64,7 +64,7 @@ def is_literal(value: Any) -> bool:
 def accepts(kind: Any, value: Any) -> bool:
     """Whether a literal fits a type: `int | None`, `Sequence[str]`, `tuple[int, int]`, ...
 
-    A string is no sequence, a bool is no number, an int is a float.
+    A string is not a sequence, a bool is not a number, an int is a float.
     """
     if kind is None or kind is Any:
         return True

@@ -20,7 +20,7 @@ def ablations(project_root, *words):
 
 
 @pytest.mark.parametrize(
-    ("words", "told"),
+    ("words", "message"),
     [
         (("--only", "no_pree"), "no_pre"),
         (("--logg", "x"), "--logg"),
@@ -30,13 +30,13 @@ def ablations(project_root, *words):
         (("--size", "smal", "--dry_run"), "did you mean 'small'"),
     ],
 )
-def test_mistakes_are_told_with_what_there_is(project_root, words, told):
+def test_mistakes_are_named_with_the_choices(project_root, words, message):
     done = ablations(project_root, *words)
     assert done.returncode == 2
-    assert told in done.stderr
+    assert message in done.stderr
 
 
-def test_the_budget_is_told_before_anything_runs(project_root, tmp_path):
+def test_the_budget_is_printed_before_anything_runs(project_root, tmp_path):
     words = ("--dry_run", "--out", str(tmp_path / "out"), "--gin.simulate.requests=10000")
     one, three = (ablations(project_root, *words, "--seeds", seeds) for seeds in "13")
     assert one.returncode == three.returncode == 0, one.stderr + three.stderr
@@ -45,13 +45,13 @@ def test_the_budget_is_told_before_anything_runs(project_root, tmp_path):
     minutes = [int(done.stdout.split("seeds: ")[1].split()[0]) for done in (one, three)]
     assert minutes[0] * 2 < minutes[1] < minutes[0] * 3
     assert not (tmp_path / "out").exists()
-    told = ablations(project_root, *words, "--seeds", "3", "--jobs", "4").stdout
-    assert "at a time" not in three.stdout and "4 rows at a time: at best" in told
-    assert int(told.split("at best ")[1].split()[0]) < minutes[1]
+    printed = ablations(project_root, *words, "--seeds", "3", "--jobs", "4").stdout
+    assert "at a time" not in three.stdout and "4 rows at a time: at best" in printed
+    assert int(printed.split("at best ")[1].split()[0]) < minutes[1]
 
 
 def test_a_gpu_gets_a_recipe_of_its_own(project_root, tmp_path, monkeypatch):
-    """Where nvidia-smi lists one; the recipe is told by the size of its batches."""
+    """Where nvidia-smi lists one; the size of its batches identifies the recipe."""
     fake = tmp_path / "nvidia-smi"
     fake.write_text("#!/bin/sh\necho 'GPU 0: made up'\n")
     fake.chmod(0o755)
@@ -68,7 +68,7 @@ def test_a_gpu_gets_a_recipe_of_its_own(project_root, tmp_path, monkeypatch):
 
 
 @pytest.mark.slow
-def test_runs_share_what_they_can_and_stand_in_one_table(project_root, tmp_path):
+def test_runs_share_stages_and_are_rows_of_one_table(project_root, tmp_path):
     small = [
         "simulate.requests=1500",
         "simulate.distinct=200",
@@ -122,11 +122,11 @@ def test_runs_share_what_they_can_and_stand_in_one_table(project_root, tmp_path)
         assert "[pretrain] up to date" in log and "[evaluate] done" in log
         assert "up to date" in (tmp_path / "out" / seed / "full.log").read_text()
     own = [(tmp_path / "out" / "seed_0" / name / "rwr") for name in ("full", "no_rwr")]
-    told = [(folder / "config.gin").read_text() for folder in own]
-    assert "rwr.steps = 2\n" in told[0] and "rwr.steps = 0\n" in told[1]
+    configs = [(folder / "config.gin").read_text() for folder in own]
+    assert "rwr.steps = 2\n" in configs[0] and "rwr.steps = 0\n" in configs[1]
     table = (tmp_path / "out" / "table.txt").read_text()
     assert table.count("\nno_rwr ") == 2 and table.count("  2: ") == 5
 
-    # A row that fails is told, with the end of what it printed.
+    # A row that fails is named, with the end of what it printed.
     done = ablations(project_root, *more, "--jobs", "2", "--gin.pretrain.steps=0")
     assert done.returncode == 2 and "FAILED" in done.stderr and "pretrain" in done.stderr

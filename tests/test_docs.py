@@ -33,7 +33,7 @@ def examples(documents):
     return made
 
 
-def test_commands_are_known(documents, project_root):
+def test_commands_can_be_parsed(documents, project_root):
     for name, text in documents.items():
         for block in re.findall(r"```bash\n(.*?)```", text, flags=re.DOTALL):
             for line in filter(None, (line.split("  #")[0].strip() for line in block.splitlines())):
@@ -120,11 +120,11 @@ def test_the_example_stage_is_a_word_of_the_command_line(
     rows = {"prefix": ["w", "w", "t"], "truth": ["watch", "watch", "tent"], "rank_model": [0, 0, 0]}
     pq.write_table(pa.table(rows), report / "lists.parquet")
     Manifest("evaluate", 1, {}, {}).write(str(report), finished=True)
-    told = ["missed", f"--gin.WORK_DIR={work}", "--gin.missed.most=1"]
-    assert main.main(told) == 0
+    words = ["missed", f"--gin.WORK_DIR={work}", "--gin.missed.most=1"]
+    assert main.main(words) == 0
     assert (work / "missed" / "missed.tsv").read_text() == "2\tw\twatch\n"
     assert "3 of 3 searches missed" in capsys.readouterr().out
-    assert main.main(told) == 0
+    assert main.main(words) == 0
     assert "[missed] up to date" in capsys.readouterr().out
-    assert main.main([*told[:2], "--gin.missed.most=2"]) == 0
+    assert main.main([*words[:2], "--gin.missed.most=2"]) == 0
     assert "missed.most 1 -> 2" in capsys.readouterr().out

@@ -230,7 +230,7 @@ def test_ignored_settings_do_not_redo_a_stage_but_reach_it(work, capsys, shop):
     assert "ModelConfig.dropout 0.1 -> 0.5" in out
 
 
-def test_an_interrupted_stage_begins_anew_and_leaves_no_result(work, tmp_path, capsys, shop):
+def test_an_interrupted_stage_starts_again_and_leaves_no_result(work, tmp_path, capsys, shop):
     code, _, err = run(capsys, "run", work, "--gin.STEPS=13")
     assert code == 130 and "interrupted" in err
     assert not (tmp_path / "w" / "log").exists()
@@ -239,7 +239,7 @@ def test_an_interrupted_stage_begins_anew_and_leaves_no_result(work, tmp_path, c
     assert (tmp_path / "w" / "log").exists() and not (tmp_path / "w" / "log.new").exists()
 
 
-def test_an_interrupted_training_goes_on_and_a_finished_one_trains_further(work, capsys, shop):
+def test_an_interrupted_training_continues_and_a_finished_one_trains_further(work, capsys, shop):
     code, _, _ = run(capsys, "align", work, "--gin.STEPS=14")
     assert code == 130
     _, out, _ = run(capsys, "align", work, "--gin.STEPS=2")
@@ -456,7 +456,7 @@ def test_a_dry_run_refuses_what_the_run_would(work, tmp_path, capsys, words, fou
 # ------------------------------------------------------------------ doctor
 
 
-def test_doctor_names_each_lack_with_its_mend(tmp_path):
+def test_doctor_names_each_missing_thing_with_its_fix(tmp_path):
     path = tmp_path / "requirements.txt"
     path.write_text("# why\na>=1.0,<2\nb[x]>=0.2.1,<0.2.3 ; python_version > '3'\nc==1.2.0\nd>=9\n")
     ranged = doctor.requirements(str(path))

@@ -161,8 +161,8 @@ def test_search_settings_redo_the_report_and_not_the_training(work, capsys, tmp_
 
 
 def test_suggest_prints_one_json_object_best_first(work, capsys):
-    known = answer(capsys, f"--gin.WORK_DIR={work}", "--prefix", "")["suggestions"]
-    first, second = (one["text"] for one in known[:2])
+    found = answer(capsys, f"--gin.WORK_DIR={work}", "--prefix", "")["suggestions"]
+    first, second = (one["text"] for one in found[:2])
     histories = ["--history", first.upper(), "--history", "never searched", "--history", second]
     words = [f"--gin.WORK_DIR={work}", "--prefix", "S", *histories]
     found = answer(capsys, *words)
@@ -353,9 +353,9 @@ def test_the_text_model_runs_to_its_lists(work, tmp_path):
     assert main.main(["run", *SMALL, *flags, *small]) == 0
     stored = json.loads((copy / "pretrain" / "model.json").read_text())
     assert stored["model"]["soft_dim"] == 32 and not stored["model"]["candidate_tokens"]
-    known = {row["query"] for row in rows_of(copy, "mined", "queries")}
+    indexed = {row["query"] for row in rows_of(copy, "mined", "queries")}
     lists = [row["list_model"] for row in rows_of(copy, "report/dev", "lists")]
-    assert any(lists) and all(set(found) <= known and len(found) <= 4 for found in lists)
+    assert any(lists) and all(set(found) <= indexed and len(found) <= 4 for found in lists)
 
 
 def people_of(rows, column: str) -> dict[str, set[str]]:
@@ -376,7 +376,7 @@ def counted(rows, most: int = 3):
             yield row
 
 
-def only_known(work, least: int) -> tuple[set[str], set[str]]:
+def allowed_and_private(work, least: int) -> tuple[set[str], set[str]]:
     """Queries of `least` people, and of fewer: those are in no table, index, id or piece."""
     log = rows_of(work, "log", "train")
     people, typists = people_of(log, "query"), people_of(counted(log), "prefix")
@@ -419,7 +419,7 @@ def test_a_query_of_few_people_is_never_shown_to_another(tmp_path):
         rivals.add("cascade")
         assert main.main(["cascade", *few]) == 0
     assert main.main(["run", *few]) == 0
-    allowed, private = only_known(tmp_path, 4)
+    allowed, private = allowed_and_private(tmp_path, 4)
     examples = ItemExamples(str(tmp_path / "examples"), "train")
     learnt = [row for row in rows_of(tmp_path, "log", "train") if row["query"] in allowed]
     assert len(examples) == len(learnt)
@@ -434,7 +434,7 @@ def test_a_query_of_few_people_is_never_shown_to_another(tmp_path):
     counted = json.loads((tmp_path / "examples" / "asof" / "asof.json").read_text())
     assert not hidden & set(counted["queries"]) and not counted["waiting"]
     # Feedback: a query of one person stays private however often it comes; what a fourth searches
-    # is known from then on.
+    # is indexed from then on.
     alone = min(private, key=lambda query: (people_count(tmp_path, query), query))
     three = min(query for query in private if people_count(tmp_path, query) == 3)
     old = rows_of(tmp_path, "log", "dev")
@@ -449,7 +449,7 @@ def test_a_query_of_few_people_is_never_shown_to_another(tmp_path):
     pq.write_table(pa.Table.from_pylist(fresh, schema), tmp_path / "fresh.parquet")
     flags = [f"--gin.LOG={tmp_path / 'fresh.parquet'}", "--gin.update.tolerance=100.0"]
     assert main.main(["update", *few, *flags]) == 0
-    allowed, private = only_known(tmp_path / "versions" / "0001", 4)
+    allowed, private = allowed_and_private(tmp_path / "versions" / "0001", 4)
     assert alone in private and three in allowed
 
 
@@ -462,12 +462,12 @@ def test_semantic_ids_as_targets_end_in_lists_of_queries(work, tmp_path):
     copy = shutil.copytree(work, tmp_path / "copy")
     flags = ["--gin_file=gin_configs/ablations/sid_targets.gin", f"--gin.WORK_DIR={copy}"]
     assert main.main(["run", *SMALL, *flags, "--restart=examples"]) == 0
-    known = {row["query"] for row in rows_of(copy, "mined", "queries")}
+    indexed = {row["query"] for row in rows_of(copy, "mined", "queries")}
     scored = rows_of(copy, "report/dev", "lists")
     lists = [row["list_model"] for row in scored]
-    assert any(lists) and all(set(found) <= known for found in lists)
+    assert any(lists) and all(set(found) <= indexed for found in lists)
     for row, found in zip(scored, lists, strict=True):
-        if any(query.startswith(row["prefix"]) for query in known):
+        if any(query.startswith(row["prefix"]) for query in indexed):
             assert all(query.startswith(row["prefix"]) for query in found)
 
 
@@ -558,7 +558,7 @@ def test_preference_metrics_of_every_kind_are_logged(work):
 
 
 @pytest.mark.parametrize(
-    ("flag", "told"),
+    ("flag", "message"),
     [
         ("--gin.rwr.watch=hr", "mrr@16, order_mrr@16, value"),
         ("--gin.rwr.reference=none", '"copy" or "stored"'),
@@ -567,10 +567,10 @@ def test_preference_metrics_of_every_kind_are_logged(work):
         ("--gin.rwr.params_from=nowhere", "found no such folder"),
     ],
 )
-def test_mistakes_of_the_preference_stage_change_nothing(work, capsys, flag, told):
+def test_mistakes_of_the_preference_stage_change_nothing(work, capsys, flag, message):
     before = tree(work)
     assert main.main(["rwr", f"--gin.WORK_DIR={work}", flag, "--restart"]) == 2
-    assert told in capsys.readouterr().err
+    assert message in capsys.readouterr().err
     assert tree(work) == before
 
 
@@ -687,7 +687,7 @@ def test_the_bench_prints_its_tables(work, project_root):
 
 
 def test_preference_without_a_second_candidate_is_refused(work, tmp_path, capsys):
-    """The pretrained model is all that such a log can teach, and the message says so."""
+    """The pretrained model is all that can be learnt from such a log, and the message says so."""
     copy = shutil.copytree(work, tmp_path / "work")
     path = copy / "examples" / "onesug_query" / "train" / "candidates.npy"
     numbers = np.load(path)

@@ -50,10 +50,10 @@ def start(project_root, words, count=1, devices=1):
 
 def finish(processes):
     """What each printed, all having ended well."""
-    told = [process.communicate() for process in processes]
-    for process, (out, err) in zip(processes, told, strict=True):
+    printed = [process.communicate() for process in processes]
+    for process, (out, err) in zip(processes, printed, strict=True):
         assert process.returncode == 0, f"{out[-2000:]}\n{err[-4000:]}"
-    return [out for out, _ in told]
+    return [out for out, _ in printed]
 
 
 @pytest.fixture(scope="module")
@@ -72,7 +72,7 @@ def rows(path, kind):
 
 
 @pytest.mark.slow
-def test_process_0_speaks_for_all(works):
+def test_only_process_0_prints(works):
     _, _, said = works
     assert said[0].count("] running") == 12
     assert said[0].count("] done in") == 12
@@ -115,7 +115,7 @@ def test_lists_are_shared_out_and_all_are_there(works):
 
 
 @pytest.mark.slow
-def test_stages_of_one_process_say_so(works, project_root):
+def test_stages_of_one_process_are_refused_for_several(works, project_root):
     _, two, _ = works
     words = ["suggest", f"--gin.WORK_DIR={two}", "--prefix", "a"]
     for process in start(project_root, words, count=2):
@@ -126,13 +126,13 @@ def test_stages_of_one_process_say_so(works, project_root):
 
 def test_an_error_of_process_0_ends_all(project_root, tmp_path):
     words = ["run", f"--gin.WORK_DIR={tmp_path / 'work'}", f"--gin.LOG={tmp_path / 'nowhere'}"]
-    told = [p.communicate(timeout=120)[1] for p in start(project_root, words, count=2)]
-    assert all("nowhere" in err for err in told), told
-    assert "process 0 stopped" in told[1]
+    printed = [p.communicate(timeout=120)[1] for p in start(project_root, words, count=2)]
+    assert all("nowhere" in err for err in printed), printed
+    assert "process 0 stopped" in printed[1]
 
 
 @pytest.mark.slow
-def test_a_lost_process_ends_the_others_and_the_same_command_goes_on(works, project_root, tmp_path):
+def test_a_lost_process_ends_the_others_and_the_run_can_continue(works, project_root, tmp_path):
     _, two, _ = works
     work = tmp_path / "lost"
     shutil.copytree(two, work)

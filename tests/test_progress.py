@@ -43,7 +43,7 @@ def test_without_a_total_nothing_is_left_and_a_note_ends_the_line(clock, capsys)
 @pytest.mark.parametrize(
     "left, words", [(59, "59 s"), (60, "1 min 0 s"), (3599, "59 min 59 s"), (7500, "2 h 5 min")]
 )
-def test_what_is_left_is_in_words(clock, capsys, left, words):
+def test_the_time_left_is_in_words(clock, capsys, left, words):
     progress = Progress("a", total=left + 10, clock=clock)
     clock.now += 10
     progress.add(10)

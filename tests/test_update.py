@@ -89,10 +89,10 @@ def test_a_version_that_is_not_worse_is_published_and_can_be_rolled_back(shop, w
         assert one["searches"] >= one["visitors"] >= 1
     seen = {name for rows in (train, dev, judge) for name in rows["request_id"].to_pylist()}
     assert set(fresh["request_id"].to_pylist()) <= seen
-    known = train["request_id"].to_pylist()
-    assert len(set(known)) == len(known)
+    ids = train["request_id"].to_pylist()
+    assert len(set(ids)) == len(ids)
     late = fresh["request_id"][0].as_py()
-    assert train["ordered_items"][known.index(late)].as_py() == [LATE]
+    assert train["ordered_items"][ids.index(late)].as_py() == [LATE]
     assert listed(work, capsys) != before
     capsys.readouterr()
     moved = shutil.copy(shop / "fresh.parquet", work.parent / "fresh.parquet")
@@ -114,14 +114,14 @@ def test_a_version_that_is_not_worse_is_published_and_can_be_rolled_back(shop, w
         ("--gin.FeatureSpec.target_length=12", "with FeatureSpec.target_length = 12, and"),
     ],
 )
-def test_what_a_version_was_made_with_cannot_change_unseen(shop, work, capsys, flag, said):
+def test_changed_settings_of_a_version_are_refused(shop, work, capsys, flag, said):
     assert update(shop, work, flag) == 2
     error = capsys.readouterr().err
     assert said in error and "gin files and flags" in error
     assert workdir.published(str(work)) == str(work)
 
 
-def test_a_worse_version_is_refused_and_kept_for_a_look(shop, work, capsys):
+def test_a_worse_version_is_refused_and_stays_on_disk(shop, work, capsys):
     assert update(shop, work, "--gin.update.tolerance=-200.0") == loop.NOT_BETTER
     out = capsys.readouterr().out
     assert "is worse than what it would replace" in out and "update.tolerance" in out
@@ -129,7 +129,7 @@ def test_a_worse_version_is_refused_and_kept_for_a_look(shop, work, capsys):
     assert workdir.published(str(work)) == str(work)
 
 
-def test_an_interrupted_update_leaves_the_model_alone_and_goes_on(shop, work, capsys, monkeypatch):
+def test_an_interrupted_update_changes_nothing_and_continues(shop, work, capsys, monkeypatch):
     def killed(*_):
         raise KeyboardInterrupt
 
@@ -216,9 +216,11 @@ def test_a_history_that_one_log_brings_and_a_column_that_one_lacks(tmp_path, cap
     splits = ("test", "train", "dev")
     rows = [row for s in splits for row in pq.read_table(new / "log" / f"{s}.parquet").to_pylist()]
     assert [one["gender"] for one in rows] == ["f"] * 3 + [""] * 4
-    told = [(one["history"], one["history_minutes"]) for one in rows]
+    given = [(one["history"], one["history_minutes"]) for one in rows]
     have, have_not = (["lamp"], [3.0]), (None, None)
-    assert told == ([have] * 3 + [have_not] * 4 if brings == "old" else [have_not] * 3 + [have] * 4)
+    assert given == (
+        [have] * 3 + [have_not] * 4 if brings == "old" else [have_not] * 3 + [have] * 4
+    )
 
 
 def test_rows_of_users_who_were_deleted_are_left_out(tmp_path):
@@ -296,20 +298,20 @@ def test_mistakes_are_answered_with_a_way_out_and_change_nothing(shop, work, tmp
     assert "does not hold yet" in capsys.readouterr().err
 
 
-def test_what_the_service_has_kept_is_a_log_to_learn_from(shop, work, tmp_path, capsys):
+def test_the_services_store_is_a_log_to_learn_from(shop, work, tmp_path, capsys):
     """Feedback in the store -> export -> the next version."""
     fresh = pq.read_table(shop / "fresh.parquet").to_pylist()
     store = FeedbackStore(str(work / "feedback" / "events.sqlite"), FeedbackConfig(keep_days=1e6))
     names = [field.name for field in dataclasses.fields(Event)]
     for row in fresh:
-        known = {name: row[name] for name in names if name in row}
+        fields = {name: row[name] for name in names if name in row}
         profile = {name: row[name] for name in ("age", "gender")}
-        waiting = store.add(Event(**known, profile=profile))
+        waiting = store.add(Event(**fields, profile=profile))
         waiting.result(30)
     store.close()
-    log = tmp_path / "kept.parquet"
+    log = tmp_path / "stored.parquet"
     flags = [f"--gin.WORK_DIR={work}", "--gin.FeedbackConfig.keep_days=1.0"]
-    for _ in range(2):  # the store is as it was, whatever a service would have kept
+    for _ in range(2):  # the store is as it was, whatever a service would have stored
         assert main.main(["export_feedback", *flags, "--to", str(log)]) == 0
         assert pq.read_metadata(log).num_rows == len(fresh)
     assert update(shop, work, f"--gin.LOG={log}", "--gin.update.tolerance=100.0") == 0

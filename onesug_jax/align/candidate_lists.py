@@ -2,7 +2,7 @@
 
 Where candidates are output tokens (`model/candidates.py`), one step of the decoder gives log pi of
 every one of them, so the target is compared with all others instead of with the four that PAPER.md
-section 4 samples. The losses see lists as ever: the positive first.
+section 4 samples. The losses get lists as usual: the positive first.
 """
 
 from __future__ import annotations

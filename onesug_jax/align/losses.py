@@ -1,16 +1,16 @@
 """The losses of the aligned model, as pure functions: generation (SFT) and preference.
 
 A preference list is one positive and N negatives of a request, in that order along the last axis:
-column 0 is the positive. The preference losses see it through three arrays `[B, 1 + N]`:
+column 0 is the positive. The preference losses read three arrays `[B, 1 + N]`:
 
   implicit   rhat(q) = beta * (log pi(q | x) - log pi_ref(q | x)), log-probabilities summed over
-             tokens: what the policy has learnt to prefer since the reference
-  rewards    r(x, q) = lambda * e^p of `align.rewards`: what people's behaviour says it is worth
+             tokens: what the policy prefers more than the reference does
+  rewards    r(x, q) = lambda * e^p of `align.rewards`: the value of people's behaviour
   mask       whether a place holds a query; a list without negatives has loss 0
 
-and differ in two choices: how a negative's excess z_l = rhat_l - rhat_w is bent (not at all, by the
-hinge the paper prints, by the hinge it describes), and whether the N excesses are judged one by one
-(pair-wise) or together (list-wise). PAPER.md section 4; as printed there, the losses have no
+and differ in two choices: what is applied to a negative's excess z_l = rhat_l - rhat_w (nothing,
+the hinge the paper prints, or the hinge it describes), and whether the N excesses count one by one
+(pair-wise) or as a list (list-wise). PAPER.md section 4. As printed there, the losses have no
 gradient where policy and reference agree, which is where training starts.
 """
 
@@ -39,7 +39,7 @@ def sft(log_probabilities: TokenLogs, weights: LossWeights) -> tuple[jax.Array, 
 
 
 def none(implicit: ListScores, rewards: ListScores, mask: ListMask, delta: float) -> jax.Array:
-    """No preference at all, `[B]` zeros: what is left of the hybrid objective is its SFT term."""
+    """No preference, `[B]` zeros: only the SFT term of the hybrid objective remains."""
     return jnp.zeros_like(implicit[:, 0])
 
 
@@ -89,7 +89,8 @@ def rwr_hinge_pair(
 
 
 def rwr_hinge(implicit: ListScores, rewards: ListScores, mask: ListMask, delta: float) -> jax.Array:
-    """What the paper's words ask for, list-wise, `[B]`: the positive at least `delta` better.
+    """The paper's text instead of its formula, list-wise, `[B]`: the positive at least `delta`
+    better.
 
         -log sigma(-log sum_l e^(rw_l * max(0, delta + rhat_l - rhat_w)))
 
@@ -141,7 +142,7 @@ LOSSES: Mapping[str, PreferenceLoss] = {
 def gap_weights(rewards: ListScores) -> jax.Array:
     """`rw_l = 1 / (r_w - r_l)`, `[B, N]`: close levels weigh most, easy ones least (section 4).
 
-    `align.rewards` keeps every positive's reward above every negative's.
+    `align.rewards` gives every positive a larger reward than every negative.
     """
     return 1.0 / _positive_gap(rewards[:, :1] - rewards[:, 1:])
 

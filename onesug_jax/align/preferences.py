@@ -3,7 +3,7 @@
 `Behaviour` holds what people did with every row of a log split, as query numbers: the query it
 ended in and its level, what else was shown, and which pool of mined candidates its prefix has.
 `Lists` draws from it: row, positive, negatives of three kinds. A draw is a function of (seed,
-step), so training resumes without keeping anything. Numpy only.
+step), so training resumes without any stored state. Numpy only.
 """
 
 from __future__ import annotations
@@ -26,17 +26,17 @@ COLUMNS = ("prefix", "query", "shown", "clicked_items", "ordered_items", "timest
 
 @dataclasses.dataclass(frozen=True)
 class Behaviour:
-    """R rows of a split over N known queries and P pools.
+    """R rows of a split over N indexed queries and P pools.
 
     Attributes:
-      query: int32 `[R]`, the query a row ended in; -1: not a known one.
+      query: int32 `[R]`, the query a row ended in; -1: not indexed.
       level: int8 `[R]`, its level. time_ms: int64 `[R]`, when.
       shown, shown_offsets: what else the user saw: row r's are
-        shown[shown_offsets[r]:shown_offsets[r + 1]], known queries other than the row's own.
+        shown[shown_offsets[r]:shown_offsets[r + 1]], indexed queries other than the row's own.
       pool: int32 `[R]`, which pool the row's prefix has; -1: none.
       pools, pool_offsets: the pools' queries, laid out as `shown` is.
       queries: N.
-      shown_by: "log", or "most_popular" where the log tells no shown lists.
+      shown_by: "log", or "most_popular" where the log has no shown lists.
     """
 
     query: np.ndarray
@@ -75,11 +75,11 @@ class Behaviour:
         RAND counts every search: a random query is drawn from all of them.
         """
         out = np.zeros((len(Level), self.queries), np.int64)
-        known = self.query >= 0
+        indexed = self.query >= 0
         for level in POSITIVE:
-            rows = known & (self.level == level)
+            rows = indexed & (self.level == level)
             out[level] = np.bincount(self.query[rows], minlength=self.queries)
-        out[Level.RAND] = np.bincount(self.query[known], minlength=self.queries)
+        out[Level.RAND] = np.bincount(self.query[indexed], minlength=self.queries)
         out[Level.SHOW] = np.bincount(self.shown, minlength=self.queries)
         # Pools times their requests, less what of them was shown or searched.
         visits = np.bincount(self.pool[self.pool >= 0], minlength=len(self.pool_offsets) - 1)
@@ -107,16 +107,16 @@ def read_behaviour(
 
     Args:
       blocks: columns `COLUMNS` as lists, block by block.
-      find: query -> its number, negative for one that is not known (or not to be shown: mining left
-        out what too few people searched, and so does this).
-      queries: how many are known.
+      find: query -> its number, negative where it is not indexed (as mining left out what too few
+        people searched).
+      queries: how many are indexed.
       pools: prefix -> numbers of its mined candidates.
       popular: (prefix, k) -> numbers of its most popular completions, in place of `shown` where no
         row of the log has it.
     """
     names = {prefix: number for number, prefix in enumerate(pools)}
     query, level, times, pool, prefixes, shown, sizes = [], [], [], [], [], [], []
-    told = False
+    any_shown = False
     for block in blocks:
         for prefix, searched, seen, clicked, ordered, time_ms in zip(
             *(block[name] for name in COLUMNS), strict=True
@@ -127,11 +127,11 @@ def read_behaviour(
             times.append(time_ms)
             pool.append(names.get(prefix, -1))
             prefixes.append(prefix)
-            told = told or bool(seen)
+            any_shown = any_shown or bool(seen)
             others = [n for n in map(find, seen or ()) if n >= 0 and n != own]
             shown += others
             sizes.append(len(others))
-    if not told:
+    if not any_shown:
         shown, sizes = [], []
         for prefix, own in zip(prefixes, query, strict=True):
             others = [n for n in popular(prefix, _SHOWN_BY_POPULARITY) if n != own]
@@ -148,7 +148,7 @@ def read_behaviour(
         pools=np.array([n for numbers in pools.values() for n in numbers], np.int32),
         pool_offsets=_offsets(pool_sizes),
         queries=queries,
-        shown_by="log" if told else "most_popular",
+        shown_by="log" if any_shown else "most_popular",
     )
 
 
@@ -158,14 +158,15 @@ def _offsets(sizes: Sequence[int]) -> np.ndarray:
 
 @dataclasses.dataclass(frozen=True)
 class ListConfig:
-    """What a preference list is made of.
+    """The composition of a preference list.
 
     Attributes:
       negatives: N, negatives of a list (the authors': 4).
       days: lists are opened by rows of the last so many days only; None: by all.
       show, not_show, rand: shares of the negative levels. Where a request has no (further) negative
         of the level drawn, the place goes to the next one of SHOW, NOT_SHOW, RAND, SHOW whose share
-        is not 0, and stays empty where no such level has one (`Lists.mix` tells what comes of it).
+        is not 0, and stays empty where no such level has one (`Lists.mix` has the resulting
+        shares).
       order, item_click, click: how much likelier a row of that level is drawn than by chance; all
         1: as often as the log has them.
     """
@@ -216,20 +217,21 @@ class Lists:
     """Draws preference lists from the rows of a split.
 
     Raises:
-      UserError: no row can open a list: none ended in a known query of a level asked for.
+      UserError: no row can open a list: none ended in an indexed query of a level asked for.
     """
 
     def __init__(self, behaviour: Behaviour, config: ListConfig, seed: int):
         self.behaviour, self.config, self.seed = behaviour, config, seed
-        known = behaviour.query >= 0
+        usable = behaviour.query >= 0
         if config.days is not None:
-            known &= behaviour.time_ms > behaviour.time_ms.max(initial=0) - config.days * 86_400_000
-        rows = {level: np.flatnonzero(known & (behaviour.level == level)) for level in POSITIVE}
+            latest = behaviour.time_ms.max(initial=0)
+            usable &= behaviour.time_ms > latest - config.days * 86_400_000
+        rows = {level: np.flatnonzero(usable & (behaviour.level == level)) for level in POSITIVE}
         weights = np.array([getattr(config, p.name.lower()) * len(rows[p]) for p in POSITIVE])
         if not weights.sum() > 0:
             there = ", ".join(f"{len(rows[p]):,} {p.name}" for p in POSITIVE)
             raise UserError(
-                f"no row can open a preference list: the rows that ended in a known query are "
+                f"no row can open a preference list: the rows that ended in an indexed query are "
                 f"{there}, and ListConfig asks for none of these levels."
             )
         self._rows = [rows[level] for level in POSITIVE]
@@ -339,31 +341,31 @@ def summary(behaviour: Behaviour, counts: np.ndarray) -> dict:
     }
 
 
-def format_summary(told: Mapping) -> str:
-    """A summary as lines of text: what there is, and what a log like this cannot teach."""
-    pairs = told["pairs"]
+def format_summary(summary: Mapping) -> str:
+    """A summary as lines of text: its contents, and what cannot be learnt from such a log."""
+    pairs = summary["pairs"]
     counted = ", ".join(
         f"{pairs[level.name.lower()]:,} {level.name}" for level in [*POSITIVE, *NEGATIVE[:2]]
     )
-    lines = [f"{told['rows']:,} rows over {told['queries']:,} queries: {counted}"]
-    if told["shown_by"] != "log":
+    lines = [f"{summary['rows']:,} rows over {summary['queries']:,} queries: {counted}"]
+    if summary["shown_by"] != "log":
         lines.append(
             f"the log has no shown lists: SHOW is what the {_SHOWN_BY_POPULARITY} most popular "
             "completions would have been"
         )
     positive = [level for level in POSITIVE if pairs[level.name.lower()]]
     if not positive:
-        lines.append("no row ended in a known query: no preference list can be made of this log")
+        lines.append("no row ended in an indexed query: no preference list can be made of this log")
     elif len(positive) == 1:
         lines.append(
             f"every row's level is {positive[0].name}: lists teach what is searched rather than "
-            "passed over, but not which searches are worth more (give clicked_items and "
+            "passed over, but not which searches lead to orders (give clicked_items and "
             "ordered_items for that)"
         )
     missing = [level.name for level in NEGATIVE[:2] if not pairs[level.name.lower()]]
     if missing:
         lines.append(
             f"no {' and no '.join(missing)} pairs: their places in the lists go to RAND, which is "
-            "easily told apart and teaches little"
+            "easily distinguished and teaches little"
         )
     return "\n".join(lines)

@@ -1,11 +1,11 @@
-"""What a query is worth to a request: six behaviour levels -> rewards (PAPER.md section 4).
+"""The reward of a query for a request: six behaviour levels -> rewards (PAPER.md section 4).
 
     r(x, q) = lambda * e^p
 
 lambda is the level's base weight, p the query's log-frequency at that level: how often it was
 bought, clicked, shown in vain. The authors' sample shows rewards on both sides of lambda and close
-to it, so p is centred inside the level and clipped. This file counts and computes; who meets whom
-in a preference list is `align.preferences`'.
+to it, so p is centred inside the level and clipped. This file counts and computes;
+`align.preferences` draws the lists.
 """
 
 from __future__ import annotations
@@ -64,8 +64,8 @@ class RewardConfig:
         if not least > most:
             raise UserError(
                 f"RewardConfig: with clip={self.clip} a negative's reward can be {most:.3g}, a "
-                f"positive's {least:.3g}; every positive must be worth more than every negative. "
-                "Lower clip, or set the weights further apart."
+                f"positive's {least:.3g}; every positive needs a larger reward than every "
+                "negative. Lower clip, or set weights that differ more."
             )
 
     @property

@@ -224,8 +224,8 @@ def divergence(
     people's own queries lead.
     """
     new, old = (jax.nn.log_softmax(x.astype(jnp.float32)) for x in (policy, reference))
-    apart = jnp.sum(jnp.exp(new) * (new - old), axis=-1)
-    return jnp.sum(jnp.where(targets > 0, apart, 0.0)), jnp.sum(targets > 0)
+    divergence = jnp.sum(jnp.exp(new) * (new - old), axis=-1)
+    return jnp.sum(jnp.where(targets > 0, divergence, 0.0)), jnp.sum(targets > 0)
 
 
 def make_measure(
@@ -290,7 +290,7 @@ def stored_reference(
     """`batch_at` with the reference's log-probabilities beside each batch, so that training needs
     no second model.
 
-    They are computed for all steps at once into `path` (float32 `[steps, B_local, C]`, kept with
+    They are computed for all steps at once into `path` (float32 `[steps, B_local, C]`, stored with
     `fingerprint`: of the reference, the data and the seed), and computed anew where that differs.
     """
     model = Seq2Seq(config)

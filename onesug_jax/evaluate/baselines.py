@@ -1,4 +1,4 @@
-"""Rivals of the model that need no network: what a shop has before it has one.
+"""Baselines that need no network.
 
 A baseline answers as the model does: `suggest(requests, k)` gives lists of texts, best first.
 """
@@ -17,8 +17,8 @@ from onesug_jax.tasks.features import Request
 class MostPopular:
     """Most popular completion: the train split's queries that start with the prefix.
 
-    Looks at the prefix alone, never at history or profile; a prefix no known query starts with gets
-    no list.
+    Looks at the prefix alone, not at history or profile; a prefix that no indexed query starts with
+    gets no list.
     """
 
     name = "most_popular"

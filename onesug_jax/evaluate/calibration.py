@@ -1,4 +1,4 @@
-"""Do scores tell the truth? What the model gives a suggestion, and how often it was searched.
+"""Calibration: the probability the model gives a suggestion, and how often it was searched.
 
 A suggestion's score is its log-probability (over `|q|^alpha`; `BeamConfig.alpha` 0 leaves it as it
 is), so of all suggestions given 0.3, three in ten should be the query that was searched.
@@ -33,7 +33,7 @@ def predicted(rows: pa.Table, name: str) -> tuple[np.ndarray, np.ndarray] | None
 
 
 def bins(given: np.ndarray, hits: np.ndarray, count: int = 12) -> np.ndarray:
-    """Suggestions of like probability together, as many in each bin as in the next.
+    """Suggestions binned by probability, as many in each bin as in the next.
 
     Args:
       given, hits: as `predicted` returns them.

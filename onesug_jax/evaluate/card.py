@@ -1,6 +1,6 @@
-"""The model card: what a trained model is, learnt from what, how good, and what it is not for.
+"""The model card: what a trained model is, its data, its metrics, and its limits.
 
-Markdown, made from what the stages left behind, so that it cannot disagree with them. It travels
+Markdown, made from the files of the stages, so that it agrees with them. It travels
 with an exported model.
 """
 
@@ -49,7 +49,7 @@ def write_card(evaluation: Evaluation, folder: str, facts: Mapping[str, Any]) ->
         f"{model['encoder_layers']} + {model['decoder_layers']} layers, {model['dtype']} |",
         f"| trained by | {steps}; seed {facts['seed']} |",
         f"| reads | {reads}; at most {features['input_length']} tokens |",
-        "| writes | known queries, best first, each with its log-probability |",
+        "| writes | indexed queries, best first, each with its log-probability |",
         f"| learnt from | {what}: {log['splits'].get('train', 0):,} searches of "
         f"{mined['visitors']:,} visitors, {mined['queries']:,} queries; {log['set_aside']:,} rows "
         "set aside |",
@@ -71,10 +71,10 @@ def write_card(evaluation: Evaluation, folder: str, facts: Mapping[str, Any]) ->
             "",
         ]
     lines += [
-        "## What to know before using it",
+        "## Before using it",
         "",
         "- For suggestions in the shop that the log comes from. Other shops, languages or seasons: "
-        "train anew, or `update` from fresh days.",
+        "train again, or `update` from fresh days.",
         f"- A query has to be searched by {facts['min_users']} or more visitors to be shown; "
         f"{left_out:,} queries of fewer were left out."
         + (
@@ -83,7 +83,7 @@ def write_card(evaluation: Evaluation, folder: str, facts: Mapping[str, Any]) ->
             else ""
         ),
         "- It repeats what visitors searched, with their slips, tastes and prejudices; nothing "
-        "here judges content. `suggester.blocked` keeps terms out.",
+        "here judges content. `suggester.blocked` excludes terms.",
         "- Popular prefixes are learnt best: compare the slices of `metrics.json` before trusting "
         "it with rare ones.",
         "- History and profile move its lists; who serves it answers for the visitor's consent.",
@@ -97,8 +97,8 @@ def write_card(evaluation: Evaluation, folder: str, facts: Mapping[str, Any]) ->
 
 
 def _results(evaluation: Evaluation, k: int = 16) -> list[str]:
-    """HR and MRR of the headline's rows as a Markdown table; where the best possible is known, each
-    one's share of the way to it.
+    """HR and MRR of the headline's rows as a Markdown table; where there is a best possible row,
+    each one's share of the way to it.
     """
     metrics, metric = evaluation.metrics, f"mrr@{k}"
     words, ways = headline.lines(metrics, metric), headline.ways(metrics, metric)

@@ -1,8 +1,8 @@
 """Training the cascade's ranker: LambdaMART on the newest rows that the model learns from.
 
-Their counts are as of each row's own moment, so no count knows its own row. Labels are the levels
-of what was searched: CLICK 1, ITEM_CLICK 2, ORDER 3. With one relevant query a list the label alone
-changes nothing; what orders weigh against clicks is `CascadeConfig.orders`.
+Their counts are as of each row's own moment, so no count includes its own row. Labels are the
+levels of what was searched: CLICK 1, ITEM_CLICK 2, ORDER 3. With one relevant query in a list the
+label alone changes nothing; `CascadeConfig.orders` is the weight of orders against clicks.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from onesug_jax.progress import Progress
 from onesug_jax.retrieval.tables import QueryTables
 from onesug_jax.tasks.item_examples import ItemExamples
 
-GRADE = {Level.CLICK: 1, Level.ITEM_CLICK: 2, Level.ORDER: 3}
+LABELS = {Level.CLICK: 1, Level.ITEM_CLICK: 2, Level.ORDER: 3}
 MODEL_FILE = "ranker.txt"
 REPORT = "report.json"
 _ITEMS = ("candidates", "candidate_counts", "history", "history_minutes", "clock")
@@ -30,7 +30,7 @@ _FEWEST = 20  # lists to learn from
 
 
 def lightgbm():
-    """The library, or a word on how to get it."""
+    """The library; UserError with the command that installs it."""
     try:
         import lightgbm as library
     except (ImportError, OSError) as error:
@@ -57,7 +57,7 @@ def train(
       as_of: names the columns of the counts.
 
     Returns:
-      a report: rows, how many of them recall and pre-rank kept, trees, parameters (splits and
+      a report: rows, how many of them recall and pre-rank retained, trees, parameters (splits and
       leaves of the trees), importance of the features.
 
     Raises:
@@ -72,7 +72,7 @@ def train(
             "Give the settings that the examples were made with."
         )
     first = max(len(examples) - config.rows, 0)
-    lists, grades, weights = _lists(examples, tables, config, first)
+    lists, labels, weights = _lists(examples, tables, config, first)
     if len(lists) < _FEWEST:
         raise UserError(
             f"the cascade has too little to learn from: of the {len(examples) - first:,} newest "
@@ -80,18 +80,18 @@ def train(
         )
     held = max(len(lists) // 10, 1)
     groups = [len(one) for one in lists]
-    table, grade = np.concatenate(lists), np.concatenate(grades)
+    table, label = np.concatenate(lists), np.concatenate(labels)
     weight, inside = np.repeat(weights, groups), sum(groups[:-held])
     features_of = list(names(as_of))
     fit = library.Dataset(
         table[:inside],
-        grade[:inside],
+        label[:inside],
         group=groups[:-held],
         weight=weight[:inside],
         feature_name=features_of,
     )
     judge = fit.create_valid(
-        table[inside:], grade[inside:], group=groups[-held:], weight=weight[inside:]
+        table[inside:], label[inside:], group=groups[-held:], weight=weight[inside:]
     )
     ranker = library.train(
         {
@@ -146,7 +146,7 @@ def _lists(
             typed, prefix_row = int(arrays["typed"][row]), int(arrays["prefix_row"][row])
             found = features(items, typed, prefix_row, tables)
             lists.append(found[places])
-            grades.append(np.where(hit, GRADE[level], 0))
+            grades.append(np.where(hit, LABELS[level], 0))
             weights.append(config.orders if level == Level.ORDER else 1.0)
     return lists, grades, weights
 

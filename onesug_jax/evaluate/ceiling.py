@@ -1,8 +1,8 @@
 """The row "best possible" of a simulated log, and how far each list gets towards it.
 
-A simulated log comes with the lists of an oracle that knows every hidden state of the simulation
-(`logs.simulate.oracle`). Nothing beats them beyond chance, so the metric of a list says more beside
-two others: most popular completion, which needs no model, and the ceiling.
+A simulated log comes with the lists of an oracle with access to every hidden state of the
+simulation (`logs.simulate.oracle`). Nothing beats them beyond chance, so the metric of a list says
+more beside two others: most popular completion, which needs no model, and the ceiling.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """Scores suggesters on a split, row by row, in order, leaving out none.
 
-`score_rows` asks every suggester for every row and keeps a table: the truth, its rank in each list,
-the lists. `summarise` makes metrics of that table by slice; `evaluate` does both. Several processes
-each score their own blocks of rows, and `merge_parts` puts the tables together in the split's
+`score_rows` asks every suggester for every row and returns a table: the truth, its rank in each
+list, the lists. `summarise` makes metrics of that table by slice; `evaluate` does both. Several
+processes each score their own blocks of rows, and `merge_parts` joins the tables in the split's
 order.
 
 What a hit is, and what a table of rows holds, is in `rows`; `replay` makes the same table of a
@@ -97,7 +97,7 @@ def evaluate(
     context: Context | None = None,
     k: int = 16,
     short_k: int = 10,
-    known: int | None = None,
+    indexed: int | None = None,
     slices: SliceSpec = SliceSpec(),
     block: int = 256,
     visible: Callable[[str], bool] = bool,
@@ -133,7 +133,7 @@ def evaluate(
         process=process,
     )
     rows = merged(rows, process, exchange)
-    return Evaluation(summarise(rows, k=k, short_k=short_k, known=known, slices=slices), rows)
+    return Evaluation(summarise(rows, k=k, short_k=short_k, indexed=indexed, slices=slices), rows)
 
 
 def score_rows(
@@ -236,7 +236,7 @@ def summarise(
     *,
     k: int = 16,
     short_k: int = 10,
-    known: int | None = None,
+    indexed: int | None = None,
     slices: SliceSpec = SliceSpec(),
     plausible: Callable[[str], bool] | None = None,
 ) -> dict[str, dict[str, dict[str, float | int | None]]]:
@@ -244,7 +244,7 @@ def summarise(
 
     Each slice has hr@k, mrr@k, ndcg@k, success@short_k, mrr@short_k and n. "all" has besides:
     answered (share of lists that are not empty), diversity, distinct (different suggestions in
-    all), and where the number of `known` queries is given, coverage (distinct / known). Where
+    all), and where the number of `indexed` queries is given, coverage (distinct / indexed). Where
     suggestions say whether the model wrote them: written (share of lists with a written query),
     and written_plausible (share of those queries that are `plausible`; None without any).
     """
@@ -260,8 +260,8 @@ def summarise(
         whole["answered"] = _per_cent(metrics.answered(lists))
         whole["diversity"] = _per_cent(metrics.diversity(lists))
         whole["distinct"] = len({text for texts in lists for text in texts})
-        if known:
-            whole["coverage"] = _per_cent(metrics.coverage(lists, known))
+        if indexed:
+            whole["coverage"] = _per_cent(metrics.coverage(lists, indexed))
         column = f"written_{name}"
         if column in rows.column_names and rows[column].null_count < rows.num_rows:
             whole |= _written(lists, rows[column].to_pylist(), plausible)

@@ -24,7 +24,7 @@ def lines(metrics: Metrics, metric: str = "mrr@16") -> dict[str, str]:
     """Suggester -> words for it, in the order of the table.
 
     Most popular (frozen, then as of now), the decayed count with the highest `metric`, cascade,
-    SFT, model, best possible; whatever else there is comes before the model. Other half-lives are
+    SFT, model, best possible; any others come before the model. Other half-lives are
     left out.
     """
     decayed = best_decayed(metrics, metric)
@@ -43,7 +43,7 @@ def lines(metrics: Metrics, metric: str = "mrr@16") -> dict[str, str]:
 
 def ways(metrics: Metrics, metric: str = "mrr@16") -> dict[str, dict[str, float]]:
     """Suggester -> slice of SLICES -> its share of the way from most popular (as of now, where that
-    is known) to best possible; {} without a best possible row.
+    exists) to best possible; {} without a best possible row.
     """
     if CEILING not in metrics:
         return {}

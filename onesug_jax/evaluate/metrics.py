@@ -61,10 +61,10 @@ def ndcg_at(ranks: np.ndarray, k: int) -> float:
     return _mean(np.where(_hits(ranks, k), 1.0 / np.log2(1.0 + np.maximum(ranks, 1)), 0.0))
 
 
-def coverage(lists: Iterable[Sequence[str]], known: int) -> float:
-    """Distinct suggestions in all lists / the shop's `known` distinct queries."""
+def coverage(lists: Iterable[Sequence[str]], queries: int) -> float:
+    """Distinct suggestions in all lists / the shop's number of distinct `queries`."""
     distinct = len({text for suggestions in lists for text in suggestions})
-    return distinct / known if known else float("nan")
+    return distinct / queries if queries else float("nan")
 
 
 def answered(lists: Iterable[Sequence[str]]) -> float:

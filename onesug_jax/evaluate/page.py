@@ -1,7 +1,7 @@
 """The evaluation as one page: tables, plots and fifty lists in a single HTML file.
 
-Nothing is loaded from anywhere, and there is no script: it can be mailed, printed, and read on a
-phone. `write_page` reads nothing but the evaluation and the plots that lie beside it.
+It loads nothing and has no script: it can be mailed, printed, and read on a phone. `write_page`
+reads only the evaluation and the plots beside it.
 """
 
 from __future__ import annotations
@@ -102,20 +102,20 @@ def write_page(evaluation: Evaluation, folder: str, *, k: int = 16) -> str:
 
 
 def _protocol(evaluation: Evaluation) -> str:
-    """How old what a request saw of others was, where time was replayed."""
+    """The freshness of the counts, where time was replayed."""
     if evaluation.freshness is None:
         return ""
     if evaluation.freshness == "inf":
         return " Counts are those of before the split: nothing was updated while it went on."
     return (
-        " Each request was answered with what was known "
-        f"{html.escape(evaluation.freshness)} before it, and entered the counts afterwards."
+        " Each request was answered with the counts of "
+        f"{html.escape(evaluation.freshness)} before it, and entered them afterwards."
     )
 
 
 def _headline(evaluation: Evaluation, k: int) -> str:
-    """HR and MRR with their intervals, of all searches and of those with an order; where the best
-    possible is known, each list's share of the way to it.
+    """HR and MRR with their intervals, of all searches and of those with an order; where there
+    is a best possible row, each list's share of the way to it.
     """
     metrics, metric = evaluation.metrics, f"mrr@{k}"
     words, ways = headline.lines(metrics, metric), headline.ways(metrics, metric)

@@ -1,7 +1,7 @@
 """A split replayed through time: every request sees what was visible at its moment.
 
 Requests are asked in time order and observed afterwards, so counts, histories and the queries that
-exist grow as they would in a service. What a suggester is given was made at the request's own
+exist grow as they would in a service. A suggester's input is made at the request's own
 moment, so requests may be answered in batches of any size.
 """
 
@@ -37,10 +37,10 @@ def settings_at(config: AsOfConfig, freshness: str | float | None) -> tuple[AsOf
     """The settings for a freshness such as "1m", "1d" or "inf", and whether the state is frozen;
     None: that of `config`.
 
-    Frozen is what a model knows that is never updated: all before the split and nothing after.
+    Frozen is the state of a model that is never updated: all before the split and nothing after.
 
     Raises:
-      UserError: `freshness` is no duration.
+      UserError: `freshness` is not a duration.
     """
     delay = config.freshness_ms if freshness is None else duration_ms(freshness)
     frozen = math.isinf(delay)
@@ -48,7 +48,7 @@ def settings_at(config: AsOfConfig, freshness: str | float | None) -> tuple[AsOf
 
 
 def plain_requests(state: AsOf, rows: Sequence[dict], items: Sequence[Items]) -> list[Request]:
-    """Requests with nothing but what the as-of state knows of them."""
+    """Requests with the as-of state's features alone."""
     found = []
     for row, one in zip(rows, items, strict=True):
         past = [state.text(int(number) - 1) for number in one.history if number]
@@ -76,12 +76,12 @@ def replay(
     """Ask every suggester about every row of a split, in time order.
 
     Args:
-      state: what is known before the first row of `files`; it observes them all.
+      state: the as-of state before the first row of `files`; it observes them all.
       files: of the log, with all that happened before and during the split.
       split: the one of them that is scored.
       suggesters: name -> function of up to `block` requests to as many lists, best first.
       frozen: nothing from the split's first row on becomes visible; histories go on.
-      make: rows and what was known of them -> requests as the suggesters read them.
+      make: rows and their as-of items -> requests as the suggesters read them.
       listed: further rivals by name, as request_id -> list; an oracle of a simulated log. Its
         lists NAME_order are those that count of NAME where a request ended in an order.
       prefix_counts: how often each prefix was typed in train.
@@ -163,6 +163,6 @@ def _looked_up(name: str, lists: Mapping[str, Sequence[str]], rows: Sequence[dic
     if missing:
         raise UserError(
             f"{name}: expected a list for every request of the split, found none for "
-            f"{missing[0]!r}; make the lists of this very split"
+            f"{missing[0]!r}; make the lists of this split"
         )
     return lambda requests: [lists[row["request_id"]] for row in rows]

@@ -1,4 +1,4 @@
-"""What an evaluation leaves behind: metrics.json, lists.parquet, plots, tables as text.
+"""The files of an evaluation: metrics.json, lists.parquet, plots, tables as text.
 
 Numbers are stored as computed and rounded only where they are printed.
 """
@@ -119,8 +119,8 @@ def format_difference(runs: Mapping[str, Metrics], *, k: int = 16) -> str:
         cells = [label]
         for metric in metrics:
             before, after = one[label][metric], other[label][metric]
-            known = len(counts) == 1 and before is not None and after is not None
-            ahead = f"{(after or 0) - (before or 0):+.2f}" if known else "-"
+            comparable = len(counts) == 1 and before is not None and after is not None
+            ahead = f"{(after or 0) - (before or 0):+.2f}" if comparable else "-"
             cells += [_number(before), _number(after), ahead]
         rows.append((*cells, " and ".join(f"{count:,}" for count in counts)))
     return table(rows)

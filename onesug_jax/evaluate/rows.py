@@ -134,7 +134,7 @@ def _checked(
 
 
 def _written(suggestions: Sequence[Any]) -> list[bool] | None:
-    """Which of a list the model wrote itself; None where that is not said."""
+    """Which of a list the model wrote itself; None where that is not recorded."""
     if any(hasattr(suggestion, "written") for suggestion in suggestions):
         return [bool(getattr(suggestion, "written", False)) for suggestion in suggestions]
     return None

@@ -2,8 +2,8 @@
 
 A row may hold several runs, the seeds of one configuration: its figures are means over them, and
 each request counts with the mean of its reciprocal ranks. Most lists of two runs agree, so their
-difference is far surer than either mean: intervals of a difference resample the differences of
-the requests (paired bootstrap).
+difference varies far less than either mean. Intervals of a difference resample the differences
+of the requests (paired bootstrap).
 """
 
 from __future__ import annotations
@@ -28,8 +28,8 @@ _MODEL = "model"  # the suggester of a report that is the run's own; all others 
 
 @dataclasses.dataclass(frozen=True)
 class Run:
-    """What one evaluation left behind, what its stages took and how large its model is; of rivals
-    of which this is known, (minutes, parameters).
+    """The results of one evaluation, the time of its stages and the size of its model; of rivals
+    (minutes, parameters) where measured.
     """
 
     metrics: Mapping[str, Mapping[str, Mapping[str, float | int | None]]]
@@ -53,7 +53,7 @@ class Row:
 
 
 def read_run(folder: str, name: str = "dev", **taken) -> Run:
-    """One report of a work directory, with what else is known of the run (fields of `Run`).
+    """One report of a work directory, with further facts of the run (fields of `Run`).
 
     Args:
       name: of the report; where "dev" is asked for and there is only another one, that one.
@@ -106,8 +106,8 @@ def by_orders(
         ordered.append([suggestions[i] for i in np.argsort(-value, kind="stable")])
     truths = run.lists["truth"].to_pylist()
     ranks = [metrics.rank_of(truth, each) for truth, each in zip(truths, ordered, strict=True)]
-    known = ("request_id", "prefix", "truth", "level", "prefix_count", "history")
-    lists = run.lists.select(list(known))
+    columns = ("request_id", "prefix", "truth", "level", "prefix_count", "history")
+    lists = run.lists.select(list(columns))
     lists = lists.append_column(f"rank_{_MODEL}", pa.array(ranks, pa.int32()))
     lists = lists.append_column(f"list_{_MODEL}", pa.array(ordered, pa.list_(pa.string())))
     return Run(evaluator.summarise(lists, slices=slices), lists, parameters=run.parameters)
@@ -163,15 +163,15 @@ def _row(name: str, runs: Sequence[Run], suggester: str, k: int) -> Row:
         scores=scores,
         gains=np.mean(gains, axis=0) if same else np.empty(0),
         hits=np.mean([100.0 * (gain > 0) for gain in gains], axis=0) if same else np.empty(0),
-        seeds=seeds if own or len(set(seeds)) > 1 else (),  # most popular knows no seed
+        seeds=seeds if own or len(set(seeds)) > 1 else (),  # most popular has no seed
         minutes=_mean([minutes for minutes, _ in taken]),
         parameters=taken[0][1],
     )
 
 
 def _mean(values: Sequence[float | None]) -> float | None:
-    known = [value for value in values if value is not None]
-    return float(np.mean(known)) if len(known) == len(values) else None
+    given = [value for value in values if value is not None]
+    return float(np.mean(given)) if len(given) == len(values) else None
 
 
 def _same_requests(one: pa.Table, other: pa.Table) -> bool:
@@ -203,7 +203,8 @@ def ahead(row: Row, base: Row, orders: np.ndarray) -> dict[str, tuple[float, flo
 
 def format_rows(rows: Sequence[Row], orders: np.ndarray, *, k: int = 16) -> str:
     """HR@k and MRR@k of all searches and of those with an order, with 95 % intervals over requests;
-    MRR@k of frequent, rare and unseen prefixes; what each row took. A dash for what is not known.
+    MRR@k of frequent, rare and unseen prefixes; what each row took. A dash for what was not
+    measured.
     """
     shown = [("all", f"hr@{k}"), ("all", f"mrr@{k}"), ("order", f"hr@{k}"), ("order", f"mrr@{k}")]
     shown += [(label, f"mrr@{k}") for label in ("frequent", "rare", "unseen")]
@@ -212,10 +213,10 @@ def format_rows(rows: Sequence[Row], orders: np.ndarray, *, k: int = 16) -> str:
     lines = [heads]
     for row in rows:
         cells = [_number(row.scores.get(label, {}).get(metric)) for label, metric in shown]
-        known = len(row.gains) == len(orders)
+        paired = len(row.gains) == len(orders)
         for mask in (orders | True, orders):
             each = (row.hits, row.gains)
-            cells += [_interval(values[mask]) if known else "-" for values in each]
+            cells += [_interval(values[mask]) if paired else "-" for values in each]
         spread = f"{len(row.seeds)}: {min(row.seeds or [0]):.2f} to {max(row.seeds or [0]):.2f}"
         cells += [spread if len(row.seeds) > 1 else "-", _number(row.minutes, 1)]
         cells += ["-" if row.parameters is None else f"{row.parameters:,}"]
@@ -259,15 +260,15 @@ def plot_frontier(
     weighed: Mapping[str, float] | None = None,
 ) -> str:
     """Orders against all searches: how far each row is ahead of `base` on both, with intervals of
-    95 %; returns `path`. What lies above and to the right gives up nothing. Rows that are farther
+    95 %; returns `path`. A point above and to the right is better on both. Rows that are farther
     off than `_NEAR` points, where not all are, are named below the plot.
 
     `weighed`: names of rows that are SFT lists weighed by orders -> kappa, in the order in which
     they are joined.
     """
     found = {row.name: ahead(row, base, orders) for row in rows if row is not base}
-    known = {name: each for name, each in found.items() if each and "order" in each}
-    places = {name: (each["all"][0], each["order"][0]) for name, each in known.items()}
+    both = {name: each for name, each in found.items() if each and "order" in each}
+    places = {name: (each["all"][0], each["order"][0]) for name, each in both.items()}
     near = [name for name, place in places.items() if max(map(abs, place)) <= _NEAR]
     near = near or list(places)
     figure, (axis,) = figure_of(1, width=7.6)
@@ -285,7 +286,7 @@ def plot_frontier(
     looks = [(marker, colour) for marker in "os^DvP" for colour in (COLOURS[0], *COLOURS[2:])]
     single = [name for name in near if name not in line]
     for name, (marker, colour) in zip(single, itertools.cycle(looks), strict=False):
-        (x, left, right), (y, low, high) = known[name]["all"], known[name]["order"]
+        (x, left, right), (y, low, high) = both[name]["all"], both[name]["order"]
         axis.hlines(y, left, right, color=colour, alpha=0.4, linewidth=0.8)
         axis.vlines(x, low, high, color=colour, alpha=0.4, linewidth=0.8)
         axis.plot([x], [y], marker, color=colour, label=name)

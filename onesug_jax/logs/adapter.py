@@ -2,8 +2,8 @@
 
 An adapter says whether a file is one of its own, what columns it needs of which kind, and turns
 chunks of them into rows. What a foreign log does not record is filled by a documented rule, seeded
-where it is drawn. Nothing is normalised or judged here beyond types: `schema.validate` does that
-for all alike.
+where it is drawn. Nothing is normalised or checked here beyond types: `schema.validate` does that
+for all adapters.
 """
 
 from __future__ import annotations
@@ -25,9 +25,9 @@ from onesug_jax.logs.readers import Chunk, Source, read_chunks
 from onesug_jax.logs.schema import LOG_SCHEMA
 
 _MAY_BE_NULL = ("texts", "ids", "number")
-_MENDS = {
+_FIXES = {
     "millis": "Cast it to int64 milliseconds since 1970, or to a timestamp type.",
-    "scalar": "Leave it out by naming the profile columns to keep (ingest.profile).",
+    "scalar": "Leave it out: name the profile columns to use with ingest.profile.",
 }
 
 
@@ -60,8 +60,8 @@ class Adapter(abc.ABC):
         """Whether a file with these columns is of this kind, for adapter="auto"."""
         return set(self.kinds) <= set(columns)
 
-    def known(self) -> set[str]:
-        """All column names that mean something here."""
+    def columns(self) -> set[str]:
+        """Names of all columns that this adapter reads, required and optional."""
         return {*self.kinds, *self.optional}
 
     def is_side(self, columns: Collection[str]) -> bool:
@@ -86,18 +86,18 @@ class Adapter(abc.ABC):
             accepts, expected = KINDS[kind]
             if name not in source.columns:
                 found = ", ".join(source.columns)
-                near = nearest(name, [one for one in source.columns if one not in self.known()])
-                mend = f"Rename column {near!r} to {name!r}" if near else f"Add column {name!r}"
+                near = nearest(name, [one for one in source.columns if one not in self.columns()])
+                fix = f"Rename column {near!r} to {name!r}" if near else f"Add column {name!r}"
                 raise UserError(
                     f"{source.path}: column {name!r} is missing (adapter {self.name!r} expects "
-                    f"{expected} there); found: {found}. {mend}"
+                    f"{expected} there); found: {found}. {fix}"
                     + (", null or an empty list where unknown." if kind in _MAY_BE_NULL else ".")
                 )
             kind_found = source.columns[name]
             if kind_found is not None and not accepts(kind_found):
                 raise UserError(
                     f"{source.path}: column {name!r} should hold {expected}; found {kind_found}. "
-                    + _MENDS.get(kind, f"Write it as {expected}.")
+                    + _FIXES.get(kind, f"Write it as {expected}.")
                 )
         for name, kind in self.optional.items():
             kind_found = source.columns.get(name)
@@ -117,7 +117,7 @@ class Adapter(abc.ABC):
 
 
 def folded(name: str) -> str:
-    """A column's name without what people overlook in it: case, ends, width."""
+    """A column's name without case, surrounding white space and character width."""
     return unicodedata.normalize("NFKC", name).strip().casefold()
 
 
@@ -128,13 +128,13 @@ def nearest(name: str, names: Iterable[str]) -> str | None:
     return by_fold[near[0]] if near else None
 
 
-def check_distinct(path: str, names: Iterable[str], known: Iterable[str] = ()) -> None:
-    """Refuse names that differ by case or white space only from a known one or from each other.
+def check_distinct(path: str, names: Iterable[str], existing: Iterable[str] = ()) -> None:
+    """Refuse names that differ only by case or white space from an existing one or from each other.
 
     Raises:
       UserError: names both, and the way out.
     """
-    seen = {folded(name): name for name in known}
+    seen = {folded(name): name for name in existing}
     for name in names:
         other = seen.setdefault(folded(name), name)
         if other != name:

@@ -73,10 +73,10 @@ class SchemaLog(Adapter):
         """As every adapter, and no further column may pass for another."""
         super().check(source)
         further = [name for name in self.needs(source) if name not in self.kinds]
-        check_distinct(source.path, further, self.known())
+        check_distinct(source.path, further, self.columns())
 
     def needs(self, source: Source) -> dict[str, str]:
-        """The schema's columns, and every profile column that is kept, wherever it is required."""
+        """The schema's columns, and every profile column in use, wherever it is required."""
         wanted = self.profile
         if wanted is None:
             wanted = profile_columns(pa.schema([(name, pa.null()) for name in source.columns]))
@@ -153,9 +153,9 @@ def choose_adapter(sources: Sequence[Source], name: str, adapters: dict[str, Ada
         return adapters["schema"]
     if name not in adapters:
         near = difflib.get_close_matches(name, adapters, n=1, cutoff=0.4)
-        mend = f" Did you mean {near[0]!r}?" if near else ""
+        hint = f" Did you mean {near[0]!r}?" if near else ""
         raise UserError(
             f"ingest.adapter={name!r}: expected 'auto' or one of "
-            f"{', '.join(sorted(adapters))}.{mend}"
+            f"{', '.join(sorted(adapters))}.{hint}"
         )
     return adapters[name]

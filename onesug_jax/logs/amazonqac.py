@@ -132,9 +132,9 @@ class AmazonQAC(Adapter):
                 ):
                     raise ValueError(f"{name} is not a list of [term, time]")
                 timed = [(_moment(time, name), place) for place, (_, time) in enumerate(pairs)]
-                known = [(t, i) for t, i in timed if t is not None and (limit is None or t < limit)]
-                out.append([pairs[place][0] for _, place in sorted(known)])
-                ages.append(limit and [(limit - time) / _MINUTE_MS for time, _ in sorted(known)])
+                dated = [(t, i) for t, i in timed if t is not None and (limit is None or t < limit)]
+                out.append([pairs[place][0] for _, place in sorted(dated)])
+                ages.append(limit and [(limit - time) / _MINUTE_MS for time, _ in sorted(dated)])
             except ValueError as fault:
                 read.faults.setdefault(row, str(fault))
                 out.append(None)

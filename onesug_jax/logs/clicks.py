@@ -5,9 +5,9 @@ Columns are recognised by their names, or named by settings. What such a log lac
 
 - a session ends after 30 minutes without a row of its user;
 - a row with an item belongs to its user's search of that query in the session, or, where it has no
-  query, to the latest search; it is then no row of its own;
+  query, to the latest search; it is then not a row of its own;
 - the typed prefix is a beginning of the query: one for each search, its length drawn as people
-  stop typing (mostly short, at times the whole query), or one for each letter.
+  stop typing (mostly short, sometimes the whole query), or one for each letter.
 
 Draws depend on (seed, user, time, query) alone, so the same search gets the same prefix and
 request_id in every file. A file is sorted in memory, about 1 kB a row.
@@ -108,7 +108,7 @@ class Clicks(Adapter):
         return found
 
     def needs(self, source: Source) -> dict[str, str]:
-        """All columns: what is no role may be profile."""
+        """All columns: those without a role may be profile columns."""
         return dict.fromkeys(source.columns, "any")
 
     def check(self, source: Source) -> None:

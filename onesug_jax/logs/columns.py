@@ -1,4 +1,4 @@
-"""Foreign columns -> the log's types, telling which rows do not fit.
+"""Foreign columns -> the log's types, with the rows that do not fit.
 
 A column comes either as an Arrow array (Parquet: the whole column has one type, so a wrong type is
 the file's fault) or as a list of Python values (JSONL and CSV: each row may differ, so a wrong type
@@ -164,7 +164,7 @@ def parse_time(value: str | None, name: str) -> int | None:
     """Milliseconds since 1970 of ISO 8601 text (T or a space; fraction, zone optional; else UTC).
 
     Raises:
-      ValueError: text that is no time; the message is the reason.
+      ValueError: text that is not a time; the message is the reason.
     """
     if not value:
         return None

@@ -1,10 +1,10 @@
-"""Most popular completion: the known queries that start with the prefix, most searched first.
+"""Most popular completion: the indexed queries that start with the prefix, most searched first.
 
-It is the yardstick every model is scored against, the context of a request before related queries
-exist, and the last rung of a service under pressure; so it needs numpy alone, loads by memory map,
-and answers in microseconds. The match is exact, code point by code point: text is normalised once,
-by `logs.schema`, before it comes here. Typing mistakes are not mended here: a prefix no query
-starts with gets an empty list.
+It is the baseline of every model, the context of a request before related queries exist, and the
+last degradation level of a service under load. So it needs numpy alone, loads by memory map, and
+answers in microseconds. The match is exact, code point by code point: text is normalised once,
+by `logs.schema`, before it comes here. Typing errors are not corrected here: a prefix that no
+query starts with gets an empty list.
 """
 
 from __future__ import annotations
@@ -21,9 +21,9 @@ from onesug_jax.files import require_files
 from onesug_jax.logs.texts import Texts, encode
 
 _TEXT, _OFFSETS, _COUNTS = "queries.txt", "offsets.npy", "counts.npy"
-_SMALL_RANGE = 256  # ranges up to this many queries are ranked anew each time, larger ones once
-_KEPT = 64  # how many of a large range are remembered, if not more are asked for
-_LEAST = 256  # ranges remembered, however long
+_SMALL_RANGE = 256  # ranges up to this many queries are ranked each time, larger ones once
+_CACHED = 64  # how many of a large range are cached, if the caller asks for no more
+_LEAST = 256  # ranges cached, however long
 
 
 class CompletionIndex:
@@ -39,7 +39,7 @@ class CompletionIndex:
         self._prepare()
 
     def _prepare(self) -> None:
-        self._remembered: dict[int, Callable[[int, int, int], np.ndarray]] = {}  # by their number
+        self._ranked: dict[int, Callable[[int, int, int], np.ndarray]] = {}  # by their number
 
     @classmethod
     def from_counts(cls, queries: Sequence[str], counts: Sequence[int]) -> CompletionIndex:
@@ -94,7 +94,7 @@ class CompletionIndex:
         return first, self.queries.first(above, first)
 
     def starts(self, prefix: str) -> bool:
-        """Whether any known query starts with `prefix` (a query starts with itself)."""
+        """Whether any indexed query starts with `prefix` (a query starts with itself)."""
         first, last = self.range(prefix)
         return first < last
 
@@ -126,13 +126,13 @@ class CompletionIndex:
         first, last = self.range(prefix)
         if last - first <= _SMALL_RANGE:
             return self._rank(first, last, k)
-        kept = _KEPT
-        while kept < k:
-            kept *= 2
-        if kept not in self._remembered:
-            size = max(self._cache * _KEPT // kept, _LEAST)
-            self._remembered[kept] = functools.lru_cache(maxsize=size)(self._rank)
-        return self._remembered[kept](first, last, kept)[:k]
+        cached = _CACHED
+        while cached < k:
+            cached *= 2
+        if cached not in self._ranked:
+            size = max(self._cache * _CACHED // cached, _LEAST)
+            self._ranked[cached] = functools.lru_cache(maxsize=size)(self._rank)
+        return self._ranked[cached](first, last, cached)[:k]
 
     def _rank(self, first: int, last: int, k: int) -> np.ndarray:
         """Best k of queries[first:last] by (count, largest first; number, smallest first)."""

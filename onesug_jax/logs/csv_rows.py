@@ -3,7 +3,7 @@
 The csv module of the standard library parses, because it takes one physical line after another:
 DuckDB and pyarrow join lines before anybody can count them. This file decides what a quoted cell
 over several lines is. A row that does not parse, or has another number of cells than the header, is
-its first line alone; reading goes on with the line after it. So a quote that never closes costs
+its first line alone; reading continues with the line after it. So a quote that never closes costs
 one line. A quote that closes later, and has swallowed as many delimiters as a row has, may hide
 rows: the reading stops.
 """

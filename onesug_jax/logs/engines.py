@@ -1,10 +1,10 @@
 """Where Ibis expressions run: DuckDB inside this process, or Spark on one machine or a cluster.
 
-`mining` is written once, as Ibis expressions; an engine reads the log, keeps what is used more than
-once, and writes a result as one sorted Parquet file. Nothing here knows what is mined.
+`mining` is written once, as Ibis expressions; an engine reads the log, stores intermediate
+tables, and writes a result as one sorted Parquet file. Nothing here depends on what is mined.
 
 DuckDB works within a memory limit and goes to disk beyond it. Spark exchanges files with this
-process (the log, the results, what is kept in between), so on a cluster the paths must be the same
+process (the log, the results, intermediate tables), so on a cluster the paths must be the same
 on all machines.
 """
 
@@ -108,15 +108,15 @@ class Engine(abc.ABC):
 
     @abc.abstractmethod
     def keep(self, name: str, table: Any) -> Any:
-        """Work `table` out once and hold it under `name` until `drop` or the end."""
+        """Compute `table` once and store it under `name` until `drop` or the end."""
 
     @abc.abstractmethod
     def keep_parts(self, name: str, parts: Sequence[Any]) -> Any:
-        """The rows of all parts, kept under `name`."""
+        """The rows of all parts, stored under `name`."""
 
     @abc.abstractmethod
     def drop(self, *names: str) -> None:
-        """Let go of kept tables."""
+        """Drop stored tables."""
 
     @abc.abstractmethod
     def write(self, table: Any, order: Sequence[Any], schema: pa.Schema, path: str) -> None:
@@ -147,12 +147,12 @@ class DuckDB(Engine):
 
         self._scratch, self._memory_limit = scratch, memory_limit
         self._connection = database.connect(scratch, memory_limit)
-        # Row order is asked for where it matters, in `write`; elsewhere keeping it costs memory.
+        # `write` sorts where the order of rows matters. Preserving it elsewhere costs memory.
         self._connection.execute("SET preserve_insertion_order = false")
         self.ibis = ibis.duckdb.from_connection(self._connection)
 
     def read(self, path: str) -> Any:
-        """The rows of the file, read anew each time."""
+        """The rows of the file, read again each time."""
         source = database.files([os.path.abspath(path)])
         self._connection.execute(f"CREATE VIEW log AS SELECT * FROM read_parquet({source})")
         return self.ibis.table("log")
@@ -175,7 +175,7 @@ class DuckDB(Engine):
         return 1 + rows // ROWS_A_PART
 
     def drop(self, *names: str) -> None:
-        """Let go of kept tables."""
+        """Drop stored tables."""
         for name in names:
             self._connection.execute(f"DROP TABLE {database.named(name)}")
 
@@ -196,7 +196,7 @@ class DuckDB(Engine):
         if isinstance(error, duckdb.OutOfMemoryException):
             why = str(error).splitlines()[0]
             raise UserError(
-                f"memory_limit={self._memory_limit!r}: DuckDB cannot do with so little, or "
+                f"memory_limit={self._memory_limit!r}: DuckDB needs more memory, or "
                 f"{self._scratch} is full ({why}); allow more, or give another scratch folder."
             ) from error
 
@@ -212,12 +212,12 @@ class Spark(Engine):
         self.ibis = ibis.pyspark.connect(self._session)
 
     def read(self, path: str) -> Any:
-        """The rows of the file, read anew each time."""
+        """The rows of the file, read again each time."""
         return self._parquet("log", path)
 
     def keep(self, name: str, table: Any) -> Any:
         """A table made now."""
-        # Written and read back: a long chain of expressions would be worked out anew each time.
+        # Written and read back: a long chain of expressions would be computed again each time.
         folder = os.path.join(self._scratch, name)
         self._frame(table).write.parquet(_uri(folder))
         return self._parquet(name, folder)
@@ -227,7 +227,7 @@ class Spark(Engine):
         return self.keep(name, functools.reduce(lambda one, other: one.union(other), parts))
 
     def drop(self, *names: str) -> None:
-        """Let go of kept tables."""
+        """Drop stored tables."""
         for name in names:
             self._session.catalog.dropTempView(name)
             shutil.rmtree(os.path.join(self._scratch, name))

@@ -1,6 +1,6 @@
 """A path, folder or glob -> the files of a log, each looked into before anything is read.
 
-Nothing is left out in silence: a file of a folder that is no part of the log is named in one line,
+Nothing is left out in silence: a file of a folder that is not part of the log is named in one line,
 and one that should be but cannot be read raises UserError.
 """
 
@@ -143,7 +143,7 @@ def _walk(root: str) -> Iterator[str]:
 
 
 def _glob(pattern: str) -> list[str]:
-    """The files that match; the longest beginning that is a folder by that very name is no glob."""
+    """The files that match; the longest beginning that is an existing folder is not a glob."""
     parts = pattern.split(os.sep)
     for count in range(len(parts) - 1, 0, -1):
         folder = os.sep.join(parts[:count]) or os.sep
@@ -224,7 +224,7 @@ def _sniff_csv(path: str, split: str | None) -> Source:
             name.strip() for name in next(csv.reader([line], delimiter=delimiter, strict=True), [])
         ]
     except csv.Error as error:
-        raise UserError(f"{path}, line {number}: the header is no CSV: {error}.") from None
+        raise UserError(f"{path}, line {number}: the header is not CSV: {error}.") from None
     named = [name for name in names if not unnamed(name)]
     repeated = sorted({name for name in named if named.count(name) > 1})
     if repeated or not named:

@@ -2,9 +2,9 @@
 
 Only what came strictly earlier counts, over all the files of a log, so a dev row sees the train
 rows of its user and never itself, its twin of the same millisecond, or anything later. The paper
-keeps the latest ten queries (section 1: more cost accuracy).
+uses the latest ten queries (section 1: more cost accuracy).
 
-Events are sorted by user and time on disk with DuckDB; then one pass keeps ten queries a user.
+Events are sorted by user and time on disk with DuckDB; then one pass holds ten queries of a user.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ def with_history(
     """Rows of `keep` in file order, each with the user's latest distinct earlier queries.
 
     The added column `recent` (list<string>) is newest first, holds each query once, at its latest
-    time, and at most `history` of them; `recent_minutes` (list<float>) tells how long before the
+    time, and at most `history` of them; `recent_minutes` (list<float>) is how long before the
     row each was searched. Queries of one user in the same millisecond are ordered by request_id. A
     row that brings its own `history` (oldest first, not null) has that in `recent` instead,
     reversed, each query once, and its `history_minutes`; rows without a user_id have empty lists.
@@ -81,17 +81,17 @@ def with_history(
         same = [path for path in files if os.path.abspath(path) == os.path.abspath(keep)]
         if not same:
             raise UserError(f"history of {keep!r}: expected one of the log files {files}.")
-        kept = same[:1]
+        chosen = same[:1]
     else:
-        kept = files
+        chosen = files
     schemas = {path: _schema(path) for path in files}
     fields: dict[str, pa.Field] = {}
-    for path in kept:
+    for path in chosen:
         for field in schemas[path]:
             if field.name not in _ADDED:
                 fields.setdefault(field.name, field)
     schema = pa.schema([*fields.values(), *_ADDED.items()])
-    batches = _batches(files, kept, schema, history, scratch, memory_limit)
+    batches = _batches(files, chosen, schema, history, scratch, memory_limit)
     return pa.RecordBatchReader.from_batches(schema, batches)
 
 
@@ -113,7 +113,7 @@ def _schema(path: str) -> pa.Schema:
 
 def _batches(
     files: list[str],
-    kept: list[str],
+    chosen: list[str],
     schema: pa.Schema,
     history: int,
     scratch: str | None,
@@ -122,14 +122,14 @@ def _batches(
     with tempfile.TemporaryDirectory(prefix="history-", dir=scratch) as folder:
         with connect(folder, memory_limit) as database:
             recent = os.path.join(folder, "recent.parquet")
-            _write_recent(database, files, kept, history, recent)
+            _write_recent(database, files, chosen, history, recent)
             names = ", ".join(_ADDED)
             added = _Added(
                 database.sql(
                     f"SELECT {names} FROM read_parquet({paths_in_sql([recent])}) ORDER BY file, row"
                 ).to_arrow_reader(BATCH)
             )
-            for path in kept:
+            for path in chosen:
                 with pq.ParquetFile(path) as file:
                     for batch in file.iter_batches(batch_size=BATCH):
                         yield _joined(batch, added.take(batch.num_rows), schema, history)
@@ -156,16 +156,16 @@ class _Added:
 def _write_recent(
     database: duckdb.DuckDBPyConnection,
     files: list[str],
-    kept: list[str],
+    chosen: list[str],
     history: int,
     path: str,
 ) -> None:
-    """Parquet of (file, row, and the added columns) for every row of the kept files, in no useful
-    order.
+    """Parquet of (file, row, and the added columns) for every row of the `chosen` files, in no
+    useful order.
     """
     union = " UNION ALL ".join(
         "SELECT user_id, timestamp_ms, request_id, query, "
-        f"{kept.index(name) if name in kept else -1} AS file, file_row_number AS row "
+        f"{chosen.index(name) if name in chosen else -1} AS file, file_row_number AS row "
         f"FROM read_parquet({paths_in_sql([name])}, file_row_number=true)"
         for name in files
     )
@@ -194,11 +194,11 @@ class _Walk:
         self.now: list[str] = []  # queries at `time`, in order
 
     def step(self, batch: pa.RecordBatch) -> list[list]:
-        """Columns file, row and the added ones of those events of a batch that are in a kept
+        """Columns file, row and the added ones of those events of a batch that are in a chosen
         file.
         """
         users, times, queries, files, rows = (column.to_pylist() for column in batch.columns)
-        kept_files, kept_rows, recent, minutes = [], [], [], []
+        of_file, of_row, recent, minutes = [], [], [], []
         history = self.history
         for user, time, query, file, row in zip(users, times, queries, files, rows, strict=True):
             if user != self.user:
@@ -210,14 +210,14 @@ class _Walk:
                     self.latest = [(earlier, self.time), *rest][:history]
                 self.time, self.now = time, []
             if file >= 0:
-                kept_files.append(file)
-                kept_rows.append(row)
+                of_file.append(file)
+                of_row.append(row)
                 recent.append([query for query, _ in self.latest] if user else [])
                 minutes.append([(time - at) / _MINUTE_MS for _, at in self.latest] if user else [])
             self.now.append(query)
         return [
-            pa.array(kept_files, pa.int32()),
-            pa.array(kept_rows, pa.int64()),
+            pa.array(of_file, pa.int32()),
+            pa.array(of_row, pa.int64()),
             pa.array(recent, _LISTS),
             pa.array(minutes, _MINUTES),
         ]
@@ -229,14 +229,14 @@ def _joined(
     columns = {name: batch.column(name) for name in batch.schema.names}
     if HISTORY in columns and columns[HISTORY].null_count < batch.num_rows:
         own = columns[HISTORY].to_pylist()
-        known: list = [None] * len(own)
+        minutes_of: list = [None] * len(own)
         if HISTORY_MINUTES in columns:
-            known = columns[HISTORY_MINUTES].to_pylist()
+            minutes_of = columns[HISTORY_MINUTES].to_pylist()
         recent, minutes = (added[name].to_pylist() for name in _ADDED)
         for row, given in enumerate(own):
             if given is not None:
                 # Oldest first, so that of a query's several ages the last, the newest, stands.
-                latest = dict(zip(given, ages(known[row] or (), len(given)), strict=True))
+                latest = dict(zip(given, ages(minutes_of[row] or (), len(given)), strict=True))
                 order = list(dict.fromkeys(given[::-1]))[:history]
                 recent[row], minutes[row] = order, [latest[query] for query in order]
         added = pa.table([recent, minutes], schema=pa.schema(_ADDED.items()))

@@ -5,7 +5,7 @@ temporary Parquet, what does not goes to set_aside.jsonl with its reason. DuckDB
 request ids and far-away times aside (`sift`), chooses the profile columns (`profile_choice`), sorts
 everything by (timestamp_ms, request_id) on disk and splits it. Nothing is dropped silently:
 rows == kept + set_aside, and every physical line of a file is one of these or joined to one. Text
-is normalised here, once; everybody downstream takes it as it is.
+is normalised here, once, and later stages use it unchanged.
 """
 
 from __future__ import annotations
@@ -51,10 +51,10 @@ _FILES = tuple(f"{split}.parquet" for split in SPLITS)
 
 @dataclass(frozen=True)
 class IngestReport:
-    """What became of a log's rows; `rows == kept + set_aside == sum(reasons.values()) + kept`.
+    """Counts of a log's rows; `rows == kept + set_aside == sum(reasons.values()) + kept`.
 
-    `joined` counts what is no row of its own: the further lines of a cell over several lines, and
-    item rows that became part of their search (adapter "clicks").
+    `joined` counts lines that are not rows of their own: the further lines of a cell over several
+    lines, and item rows that became part of their search (adapter "clicks").
     """
 
     rows: int
@@ -88,8 +88,8 @@ def ingest(
 ) -> IngestReport | None:
     """Write out/{train,dev,test}.parquet, out/set_aside.jsonl and out/report.json from a raw log.
 
-    A folder whose files (or their folders) are named train, dev, valid or test keeps those splits,
-    and so does a log that names each row's split itself. Train without a dev gives up its last
+    A folder whose files (or their folders) are named train, dev, valid or test has these splits,
+    and so has a log that names each row's split itself. Train without a dev gives up its last
     `dev_days` as dev. Anything else is split by time, counted back from the newest row: the last
     `test_days` are test, the `dev_days` before them dev, the rest train. A split without rows is
     not written.
@@ -99,13 +99,13 @@ def ingest(
       also holds the temporary files, about the size of the log. adapter: "auto", or the name of one
       in `adapters`. dev_days: length of dev, in days. test_days: length of test, in days.
       max_bad_share: the largest share of rows that may be set aside, 0 to 1. max_prefix: longest
-      prefix kept, in characters. max_query: longest query, shown entry or history entry kept, in
+      prefix accepted, in characters. max_query: longest query, shown or history entry accepted, in
       characters. profile: names of the profile columns to take; None takes those of few values that
-      do not give the query away (`profile_choice`). prefixes: AmazonQAC only, which typed
+      do not reveal the query (`profile_choice`). prefixes: AmazonQAC only, which typed
       prefixes become rows: "one" (drawn), "last" or "all". seed: of the draws of adapters that
       derive or choose prefixes. earliest, latest: ISO dates or times outside of which a row is set
       aside, latest "" being a day from now. clicks: the columns of adapter "clicks", where their
-      names do not tell. memory_limit: what DuckDB may use for sorting before it goes to disk.
+      names do not show it. memory_limit: what DuckDB may use for sorting before it goes to disk.
       check_only: open the log, check its columns and the settings, write nothing and return None.
 
     Returns:
@@ -255,14 +255,14 @@ def _read(
             staging.units += rows.units
             for row, reason in sorted(rows.faults.items()):
                 _put_aside(staging, chunk, row, reason)
-            table, kept, reasons = check(rows.table)
+            table, accepted, reasons = check(rows.table)
             for row, reason in sorted(reasons.items()):
                 _put_aside(staging, chunk, int(rows.origin[row]), reason)
-            numbers = np.asarray(chunk.rows, np.int64)[rows.origin[kept]]
-            splits = np.full(len(kept), asks, np.int8)
+            numbers = np.asarray(chunk.rows, np.int64)[rows.origin[accepted]]
+            splits = np.full(len(accepted), asks, np.int8)
             if rows.splits is not None and not source.split:
-                splits = rows.splits[kept]
-            if len(kept):
+                splits = rows.splits[accepted]
+            if len(accepted):
                 staging.keep(table, source, splits, numbers)
         staging.stop_if_too_bad(early=True)
 

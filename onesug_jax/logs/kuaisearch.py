@@ -22,7 +22,7 @@ class KuaiSearch(Adapter):
     number of characters of the normalised query (at most `max_prefix`), evenly, from (seed, file,
     row). The time is time_index taken as seconds since 1970 (an order, no true date). Purchased and
     clicked items become ordered_items and clicked_items; what was impressed are items, not
-    suggestions, so `shown` is empty. The file's own `split` column keeps its splits. Columns of
+    suggestions, so `shown` is empty. The file's own `split` column gives the splits. Columns of
     users*.jsonl become profile.
     """
 
@@ -85,9 +85,9 @@ class KuaiSearch(Adapter):
         if "split" in chunk.columns:
             splits = np.zeros(read.count, np.int8)
             for row, said in enumerate(read(to.text, "split").to_pylist()):
-                known = {"train": 0, "dev": 1, "val": 1, "valid": 1, "validation": 1, "test": 2}
-                if said in known:
-                    splits[row] = known[said]
+                splits_of = {"train": 0, "dev": 1, "val": 1, "valid": 1, "validation": 1, "test": 2}
+                if said in splits_of:
+                    splits[row] = splits_of[said]
                 else:
                     read.faults.setdefault(row, "split is none of train, dev, test")
         table = {

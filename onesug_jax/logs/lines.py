@@ -1,7 +1,7 @@
-"""The physical lines of a text file, compressed or not: what every count of rows rests on.
+"""The physical lines of a text file, compressed or not; every count of rows uses them.
 
 A line ends with LF, CR LF or CR alone. Numbers are 1-based and count blank lines too. A byte order
-mark at the start is no text. Bytes that are not UTF-8 come as surrogates, so that no line is lost.
+mark at the start is not text. Bytes that are not UTF-8 come as surrogates, so that no line is lost.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import pyarrow as pa
 
 CODECS = {".gz": "gzip", ".zst": "zstd", ".bz2": "bz2", ".lz4": "lz4", ".br": "brotli"}
-LINE_CHARACTERS = 8 << 20  # a longer line is no row of a log
+LINE_CHARACTERS = 8 << 20  # a longer line is not a row of a log
 SHOWN_CHARACTERS = 2_000  # of a bad row, beside its reason
 
 

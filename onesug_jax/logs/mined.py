@@ -52,9 +52,9 @@ class MiningReport:
       rows, visitors: of the log.
       repeats_left_out: rows beyond `max_repeats` of one visitor, query and day; in no other count.
       queries, prefixes, prefix_query, query_query_visitor, query_query_item, pools: rows of tables.
-      queries_left_out, prefixes_left_out: known to fewer than `min_users` visitors.
+      queries_left_out, prefixes_left_out: used by fewer than `min_users` visitors.
       query_rows_left_out, prefix_rows_left_out: rows of the log with such a query or prefix.
-      prefix_query_left_out: pairs of kept texts beyond `per_prefix`.
+      prefix_query_left_out: pairs of indexed texts beyond `per_prefix`.
       visitor_searches_left_out, item_searches_left_out: (visitor or item, query) beyond
         `max_queries_per_visitor` or `max_queries_per_item`.
       visitor_pairs_left_out, item_pairs_left_out: directed pairs beyond `per_query`.

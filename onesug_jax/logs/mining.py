@@ -1,4 +1,4 @@
-"""Mining a train split: what is searched, typed and searched together (PAPER.md section 2, step 1).
+"""Mining a train split: what people search and type, and related queries (PAPER.md 2, step 1).
 
 What tables come out, and how they are read, is in `mined`. This file makes them.
 
@@ -7,11 +7,11 @@ Text is compared and sorted by UTF-8 bytes, which is code point order. `clicks`,
 
   count / (count + support)  *  count / sqrt(count of the prefix * count of the query)
 
-is the cosine between prefix and query (how specific each is to the other) times what that is worth
-given how often it was seen. `query_query` is described in `pairs`: source "visitor" relates queries
-of one visitor, "item" those after which one item was clicked; `users` counts the visitors or items
-in common. A pool holds the candidates of a prefix: all queries searched after it and all that start
-with it, most searched first.
+is the cosine between prefix and query (how specific each is to the other) times how reliable
+that is, given how often it was seen. `query_query` is described in `pairs`: source "visitor"
+relates queries of one visitor, "item" those after which one item was clicked; `users` counts the
+visitors or items in common. A pool holds the candidates of a prefix: all queries searched after it
+and all that start with it, most searched first.
 
 A visitor is a user_id; where that is empty a session_id; the rows of one day (UTC) that have
 neither are one visitor (`schema.visitor_of`). Of one visitor's searches of one query on one day the
@@ -80,9 +80,9 @@ def mine(
       engine: "duckdb", or "spark" for a log beyond one machine; the same rows come out.
       min_users: visitors that must have searched a query, or typed a prefix, for it to be used.
       max_repeats: searches of one query by one visitor on one day that count, the first.
-      per_prefix: best queries kept of a prefix in prefix_query.
-      per_query: best others kept of a query and source in query_query.
-      pool_size: candidates kept of a prefix.
+      per_prefix: best queries of a prefix in prefix_query.
+      per_query: best others of a query and source in query_query.
+      pool_size: candidates of a prefix in pools.
       support: at this count half of a prefix -> query pair's cosine is its score.
       swing_alpha: Swing's smoothing.
       max_queries_per_visitor, max_queries_per_item: latest queries used of each.
@@ -128,7 +128,7 @@ def mine(
         mining = _Mining(stack.enter_context(running), new)
         mining.read(train)
         mining.without_repeats(max_repeats)
-        mining.known_texts(min_users)
+        mining.frequent_texts(min_users)
         mining.prefix_to_query(per_prefix, support)
         visitors = Caps(
             max_queries_per_visitor, max_visitors_per_query, min_common_visitors, per_query
@@ -142,7 +142,7 @@ def mine(
 
 
 class _Mining:
-    """The steps, in order; each keeps what later ones need and notes what it counted."""
+    """The steps, in order; each stores what later ones need and records its counts."""
 
     def __init__(self, engine: Engine, folder: str):
         self.engine, self.folder = engine, folder
@@ -159,7 +159,7 @@ class _Mining:
             "prefix",
             "clicked_items",
             time=_.timestamp_ms,
-            # The letter keeps a session from being taken for the user of that name.
+            # The letter separates a session from the user of the same name.
             visitor=ibis.cases(
                 (user != "", ibis.literal("u") + user),
                 (session != "", ibis.literal("s") + session),
@@ -229,7 +229,7 @@ class _Mining:
             self._say(f"left out {over:,} rows: a visitor's beyond {most:,} of one query a day")
         self.engine.drop("often")
 
-    def known_texts(self, min_users: int) -> None:
+    def frequent_texts(self, min_users: int) -> None:
         """Tables queries and prefixes: what enough visitors searched or typed."""
         self.searches = self.engine.keep(
             "searches",
@@ -248,7 +248,7 @@ class _Mining:
             last_ms=_["last"].max(),
         )
         queries = queries.mutate(clicks=_["count"] - _.item_clicks - _.orders)
-        self.queries = self._kept("queries", queries, self.query, "q", min_users)
+        self.queries = self._frequent("queries", queries, self.query, "q", min_users)
         self.typed = self.engine.keep(
             "typed", self.events.group_by("p", "q", "v").aggregate(n=_.count())
         )
@@ -259,7 +259,7 @@ class _Mining:
             .group_by("p")
             .aggregate(count=_.n.sum().cast("int64"), users=_.count())
         )
-        self.prefixes = self._kept("prefixes", prefixes, self.prefix, "p", min_users)
+        self.prefixes = self._frequent("prefixes", prefixes, self.prefix, "p", min_users)
         self._say(f"{self.counts['queries']:,} queries, {self.counts['prefixes']:,} prefixes")
 
     def prefix_to_query(self, per_prefix: int, support: float) -> None:
@@ -282,12 +282,12 @@ class _Mining:
         self.engine.drop("typed")
 
     def query_to_query(self, visitors: Caps, items: Caps, alpha: float) -> None:
-        """Table query_query: both relations, among kept queries."""
-        known = self.queries.select("q")
-        searches = self.searches.select("q", "last", owner=_.v).semi_join(known, "q")
+        """Table query_query: both relations, among the frequent queries."""
+        queries = self.queries.select("q")
+        searches = self.searches.select("q", "last", owner=_.v).semi_join(queries, "q")
         parts = []
         for source, relation, caps in (
-            ("item", self.clicks.semi_join(known, "q"), items),
+            ("item", self.clicks.semi_join(queries, "q"), items),
             ("visitor", searches, visitors),
         ):
             best, left_out = mine_pairs(self.engine, f"{source}_pairs", relation, caps, alpha)
@@ -305,9 +305,9 @@ class _Mining:
 
     def pools(self, pool_size: int) -> None:
         """Table pools: what followed a prefix, and what starts with it, most searched first."""
-        known = self.queries.select("q", "query", "count")
+        queries = self.queries.select("q", "query", "count")
         # Every query's own beginnings meet the typed prefixes by equality: no scan for each prefix.
-        beginnings = known.mutate(size=ibis.range(0, known.query.length() + 1).unnest())
+        beginnings = queries.mutate(size=ibis.range(0, queries.query.length() + 1).unnest())
         beginnings = beginnings.select("q", "count", prefix=_.query.left(_["size"]))
         completions = beginnings.join(self.prefixes.select("p", "prefix"), "prefix")
         candidates = completions.select("p", "q", "count").union(
@@ -315,7 +315,7 @@ class _Mining:
         )
         best = first(candidates, pool_size, of="p", by=[_["count"].desc(), _.q])
         best = best.join(self.prefixes.select("p", "prefix"), "p")
-        best = best.join(known.select("q", "query"), "q").mutate(rank=_.place)
+        best = best.join(queries.select("q", "query"), "q").mutate(rank=_.place)
         self._write("pools", best, [_.p, _.place])
 
     def _numbered(self, rows: Any, column: str, number: str) -> Any:
@@ -324,16 +324,16 @@ class _Mining:
         distinct = rows.select(column).distinct()
         return self.engine.keep(column, distinct.mutate(place.name(number)))
 
-    def _kept(self, name: str, counted: Any, texts: Any, number: str, min_users: int) -> Any:
-        """Those of `min_users` visitors, with their text: kept, written, and the rest counted."""
-        kept = self.engine.keep(name, counted.filter(_.users >= min_users).join(texts, number))
-        rows = self._write(name, kept, [_[number]])
-        used = self.engine.total(kept, "count")
+    def _frequent(self, name: str, counted: Any, texts: Any, number: str, min_users: int) -> Any:
+        """Those of `min_users` visitors, with their text: stored, written, and the rest counted."""
+        frequent = self.engine.keep(name, counted.filter(_.users >= min_users).join(texts, number))
+        rows = self._write(name, frequent, [_[number]])
+        used = self.engine.total(frequent, "count")
         one = {"queries": "query", "prefixes": "prefix"}[name]
         self.counts[f"{name}_left_out"] = self.engine.count(texts) - rows
         counted = self.counts["rows"] - self.counts["repeats_left_out"]
         self.counts[f"{one}_rows_left_out"] = counted - used
-        return kept
+        return frequent
 
     def _write(self, name: str, table: Any, order: list[Any], *, counted: bool = True) -> int:
         schema = TABLES[name]

@@ -1,4 +1,4 @@
-"""The OneSug authors' sample rows: as a log, and as the preference records they really are."""
+"""The OneSug authors' sample rows: as a log, and as the preference records that they are."""
 
 from __future__ import annotations
 
@@ -40,10 +40,10 @@ class OneSugSample(Adapter):
 
     Rules: items inside a field are comma-joined. searched_query is taken as newest first, so that
     the encoder sees the authors' order. `query` is the chosen one; its level is the positive level
-    whose base reward (1.0, 1.5, 2.0) lies nearest to pos_score, told by one item named "unknown"
+    whose base reward (1.0, 1.5, 2.0) lies nearest to pos_score, expressed by one item "unknown"
     among the clicked (ITEM_CLICK) or clicked and ordered items (ORDER). Users and times are not
     given: user_id is "", rows follow each other by an hour. The rejected queries and the scores are
-    no part of a log: `read_onesug_sample` returns them.
+    not part of a log: `read_onesug_sample` returns them.
     """
 
     name = "onesug"
@@ -56,7 +56,7 @@ class OneSugSample(Adapter):
             raise UserError(
                 f"{source.path}: adapter 'onesug' expects seven tab-separated columns without a "
                 f"header ({', '.join(ONESUG_COLUMNS)}), the last two numbers; "
-                "the first line is not so."
+                "the first line differs."
             )
 
     def convert(self, chunk: Chunk) -> Rows:

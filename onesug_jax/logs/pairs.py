@@ -3,11 +3,11 @@
 Both read one relation: owners and the queries they have. An owner is a visitor and the queries
 they searched, or an item and the queries after which it was clicked; the same code serves both.
 
-Two caps keep the work in proportion to the log. An owner keeps their most recent queries: that is
-the relation R of ItemCF. Swing looks at pairs of owners, whose number grows with the square of a
-query's owners, so its relation S keeps of every query in R only the owners seen most recently. Seen
-at all, not with this query: two often searched queries then keep the same people where they can,
-and have more of them in common than if each kept its own latest.
+Two caps bound the work by the size of the log. An owner's most recent queries form the relation R
+of ItemCF. Swing looks at pairs of owners, whose number grows with the square of a
+query's owners, so its relation S has, of every query in R, only the owners seen most recently. This
+means seen at all, not with this query: two frequent queries then share more owners than if each
+had those who searched it last.
 
   U_i: owners of query i; I_u: queries of owner u in R.
   itemcf(i, j) = sum over u in U_i & U_j of 1 / log(1 + |I_u|) / sqrt(|U_i| |U_j|), all in R
@@ -34,13 +34,13 @@ DIGITS = 10**9  # scores are written to nine decimals
 
 @dataclasses.dataclass(frozen=True)
 class Caps:
-    """What bounds the pairs of one relation.
+    """Limits on the pairs of one relation.
 
     Attributes:
-      queries: most recent queries an owner keeps (R).
-      owners: most recently seen owners a query keeps, for Swing (S).
+      queries: most recent queries of an owner (R).
+      owners: most recently seen owners of a query, for Swing (S).
       common: owners that two queries must have in common in R to be a pair.
-      best: others a query keeps.
+      best: related queries of a query.
     """
 
     queries: int
@@ -65,7 +65,7 @@ def rounded(value: Any) -> Any:
     return real((value * real(DIGITS) + real(0.5)).floor()) / real(DIGITS)
 
 
-def _whole(value: Any) -> Any:
+def _fixed_point(value: Any) -> Any:
     """A number in units of 2^-36, as a 64-bit integer."""
     return (value * real(UNIT) + real(0.5)).floor().cast("int64")
 
@@ -79,7 +79,7 @@ def first(table: Any, most: int, *, of: str | list[str], by: list[Any]) -> Any:
 def mine_pairs(
     engine: Engine, name: str, relation: Any, caps: Caps, alpha: float
 ) -> tuple[Any, dict[str, int]]:
-    """Directed pairs of one relation, each query's best only, kept under `name`.
+    """Directed pairs of one relation, each query's best only, stored under `name`.
 
     Args:
       relation: columns owner, q (int32 each) and last (int64, when); a row for each (owner, q).
@@ -114,7 +114,7 @@ def mine_pairs(
 
 def _common(r: Any, least: int, parts: int) -> list[Any]:
     """Pairs i < j of queries with their owners in common and the sum of those owners' weights."""
-    weighted = r.select("owner", i=_.q, weight=_whole(1 / real(1 + _.size).ln()))
+    weighted = r.select("owner", i=_.q, weight=_fixed_point(1 / real(1 + _.size).ln()))
     other = r.select(owner_j=_.owner, j=_.q)
 
     def part(number: int) -> Any:
@@ -145,7 +145,7 @@ def _twos(s: Any, parts: int) -> list[Any]:
 
 
 def _swings(engine: Engine, name: str, r: Any, most: int, alpha: float) -> Any:
-    """Pairs i < j of queries with their sum over pairs of owners, columns i, j, swing (whole)."""
+    """Pairs i < j of queries with their sum over pairs of owners: columns i, j, swing (fixed)."""
     s = first(r, most, of="q", by=[_.seen.desc(), _.owner]).drop("place", "seen")
     s = engine.keep(f"{name}_s", s)
     twos = engine.keep_parts(f"{name}_twos", _twos(s, engine.parts(engine.count(s))))
@@ -154,7 +154,7 @@ def _swings(engine: Engine, name: str, r: Any, most: int, alpha: float) -> Any:
     threes = threes.join(of_v, [threes.v == of_v.owner_v, threes.q == of_v.q_v])
     # sqrt and the four operations are the same to the last bit in every engine.
     both = (real(_.size) * real(_.size_v)).sqrt()
-    term = _whole(1 / (both * (real(_.shared) + real(alpha))))
+    term = _fixed_point(1 / (both * (real(_.shared) + real(alpha))))
     threes = engine.keep(f"{name}_threes", threes.select("u", "v", i=_.q, term=term))
     other = threes.select(u_j=_.u, v_j=_.v, j=_.i)
     joined = threes.join(other, [threes.u == other.u_j, threes.v == other.v_j, threes.i < other.j])

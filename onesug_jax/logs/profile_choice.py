@@ -1,8 +1,8 @@
 """Which columns of a log describe the person: the profile, that is input of the model.
 
 Columns that the user names are taken. Without that, columns of few values are, and each is printed
-with their number. A column that gives the searched query away is never taken: the model would learn
-to read the answer off its input.
+with their number. A column that reveals the searched query is never taken: the model would learn
+to copy the answer from its input.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from onesug_jax.logs.database import named
 
 MOST_VALUES = 256
 SAMPLE_ROWS = 50_000
-FEW_ROWS = 20  # too few to tell anything from
+FEW_ROWS = 20  # too few to conclude anything
 
 # A prediction of the query (or of the value) is better than that of the commonest by this share of
 # what is left, where one gives the other away.
@@ -26,7 +26,7 @@ _EXPLAINED = 0.8
 
 @dataclass(frozen=True)
 class Verdict:
-    """What was found of one column: the number of its values, and why it is no profile column."""
+    """The verdict on a column: the number of its values, and why it is not a profile column."""
 
     name: str
     values: int
@@ -48,23 +48,23 @@ def choose_profile(
             f"ingest.profile: the log has no column {lacking[0]!r}; it has "
             f"{', '.join(sorted(names)) or 'none beside those of the schema'}."
         )
-    judged = [name for name in names if wanted is None or name in wanted]
-    if not judged:
+    chosen = [name for name in names if wanted is None or name in wanted]
+    if not chosen:
         return []
     [(rows,)] = database.execute("SELECT count(*) FROM log").fetchall()
-    columns = ", ".join(f"trim({named(name)}) AS c{at}" for at, name in enumerate(judged))
+    columns = ", ".join(f"trim({named(name)}) AS c{at}" for at, name in enumerate(chosen))
     database.execute(
         "CREATE OR REPLACE TEMP TABLE sampled AS SELECT user_id, session_id, query, "
         f"{columns} FROM log WHERE hash(request_id) % {max(1, -(-rows // SAMPLE_ROWS))} = 0"
     )
-    verdicts = [_judge(database, name, f"c{at}") for at, name in enumerate(judged)]
+    verdicts = [_judge(database, name, f"c{at}") for at, name in enumerate(chosen)]
     database.execute("DROP TABLE sampled")
     if wanted is not None:
         for verdict in verdicts:
             if verdict.leaks:
                 raise UserError(
                     f"ingest.profile: column {verdict.name!r} {verdict.reason}, so the model would "
-                    "read the answer off its input. Leave it out of ingest.profile."
+                    "copy the answer from its input. Leave it out of ingest.profile."
                 )
         return [Verdict(verdict.name, verdict.values) for verdict in verdicts]
     return verdicts
@@ -101,7 +101,7 @@ def _judge(database: duckdb.DuckDBPyConnection, name: str, column: str) -> Verdi
         if holds > 0.5:
             return Verdict(name, values, "holds the text of the query", leaks=True)
         if _explained(database, "value", "query") > 0.9:
-            return Verdict(name, values, "tells the query", leaks=True)
+            return Verdict(name, values, "predicts the query", leaks=True)
         if distinct > 1 and _explained(database, "query", "value", users=True) > 0.9:
             return Verdict(name, values, "follows from the query", leaks=True)
     reason = ""
@@ -121,7 +121,7 @@ def _judge(database: duckdb.DuckDBPyConnection, name: str, column: str) -> Verdi
 def _explained(
     database: duckdb.DuckDBPyConnection, of: str, what: str, *, users: bool = False
 ) -> float:
-    """How far `of` tells `what`, 0 to 1: the share of rows that it predicts right, beyond guessing.
+    """How well `of` predicts `what`, 0 to 1: the share of rows it gets right, beyond guessing.
 
     Predicted is what the other rows with the same value most often hold, so a value that stands
     once predicts nothing. `users`: counts each person once per pair, and only what several share.

@@ -1,7 +1,7 @@
 """Parquet, JSONL and CSV files -> chunks of columns, in bounded memory.
 
 A line that is not UTF-8 or does not parse is set aside with its reason and the reading goes on; a
-file that as a whole is not what it says raises UserError. What the columns mean is not known here.
+file of the wrong format raises UserError. What the columns mean is the adapter's business.
 `find.py` looks for the files.
 
 Row numbers are 1-based: the physical line in JSONL and CSV (a CSV header is line 1), the row in

@@ -1,6 +1,6 @@
 """The log: its columns, the six behaviour levels, and the one definition of normalised text.
 
-One row is one suggestion request and what came of it: what stood in the box (`prefix`), the list
+One row is one suggestion request and its outcome: the text in the box (`prefix`), the list
 the user saw (`shown`), what was searched in the end (`query`) and what was then clicked and bought.
 Every other folder reads logs in this shape; `adapters` and `ingest` bring foreign logs into it.
 
@@ -8,8 +8,8 @@ The levels are those of the paper's preference alignment (section 4): a request'
 an ORDER, ITEM_CLICK or CLICK; what was shown and passed over is SHOW; candidates of the prefix that
 were not shown are NOT_SHOW; queries from elsewhere are RAND.
 
-`validate` is the gate every row of a log passes once: text normalised, faulty rows named, the rest
-kept. This file is on the serving path: it reads no files and knows nothing but numpy and pyarrow.
+`validate` checks every row of a log once: text is normalised, faulty rows are named, the rest are
+accepted. This file is on the serving path: it reads no files and imports only numpy and pyarrow.
 """
 
 from __future__ import annotations
@@ -49,10 +49,10 @@ REQUIRED = (
     "ordered_items",
 )
 
-# Optional column, list<string>, oldest first: the user's earlier queries as the log's owner knows
-# them. Where a row has it (not null) it is used instead of the history derived from earlier rows.
-# `history_minutes`, list<double>, tells how long before the request each of them was searched; null
-# where nobody knows: they then count as searched just now.
+# Optional column, list<string>, oldest first: the user's earlier queries as the log's owner
+# recorded them. Where a row has it (not null) it is used instead of the history derived from
+# earlier rows. `history_minutes`, list<double>, is how long before the request each of them was
+# searched; null where unknown: they then count as searched just now.
 HISTORY = "history"
 HISTORY_MINUTES = "history_minutes"
 
@@ -88,7 +88,7 @@ def normalise_query(text: str) -> str:
 
 
 def normalise_prefix(text: str) -> str:
-    """As `normalise_query`, but one trailing space is kept where the user typed white space.
+    """As `normalise_query`, but one trailing space remains where the user typed white space.
 
     "watch " asks for a further word and "watch" may still become "watchdog"; white space alone is
     the empty prefix.
@@ -99,8 +99,8 @@ def normalise_prefix(text: str) -> str:
 
 def profile_columns(schema: pa.Schema) -> list[str]:
     """A log's static profile columns, in their order: all that the schema does not name."""
-    known = {*REQUIRED, HISTORY, HISTORY_MINUTES, RECENT, RECENT_MINUTES}
-    return [name for name in schema.names if name not in known]
+    named = {*REQUIRED, HISTORY, HISTORY_MINUTES, RECENT, RECENT_MINUTES}
+    return [name for name in schema.names if name not in named]
 
 
 NAMELESS = "n"  # how the visitors begin that stand for rows without user and session
@@ -135,7 +135,7 @@ LATEST_MS = 253_402_300_799_999  # the last millisecond of year 9999: beyond it 
 def validate(
     table: pa.Table, *, max_prefix: int, max_query: int, plausible: tuple[int, int] | None = None
 ) -> tuple[pa.Table, np.ndarray, dict[int, str]]:
-    """Normalise the rows of `table` and tell the good from the bad.
+    """Normalise the rows of `table` and separate the good from the bad.
 
     Args:
       table: the columns of LOG_SCHEMA with exactly its types, optionally `history`
@@ -147,11 +147,11 @@ def validate(
       year 9999.
 
     Returns:
-      the kept rows in their order, their row numbers in `table` (int64 [kept]), and for every other
-      row its number and the reason. In kept rows text is normalised; missing user and session ids
-      and profile values are "", missing lists empty; `shown` holds no empty and no repeated entries
-      and `clicked_position` still points at the same suggestion; `history` may be null (not known),
-      and so may `history_minutes`, else it has as many entries.
+      the accepted rows in order, their row numbers in `table` (int64 [accepted]), and for every
+      other row its number and the reason. In accepted rows text is normalised; missing user and
+      session ids and profile values are "", missing lists empty; `shown` holds no empty and no
+      repeated entries and `clicked_position` still points at the same suggestion; `history` may be
+      null (unknown), and so may `history_minutes`, else it has as many entries.
     """
     table = table.combine_chunks()
     reasons: dict[int, str] = {}
@@ -203,33 +203,33 @@ def validate(
         )
         flag(unlike, "history_minutes is not one number from 0 up for each entry of history")
     if HISTORY in columns:
-        known = columns[HISTORY].is_valid()
+        given = columns[HISTORY].is_valid()
         cleaned, too_long, _ = _clean_lists(columns[HISTORY], normalise_query, max_query)
-        columns[HISTORY] = pc.if_else(known, cleaned, pa.scalar(None, cleaned.type))
+        columns[HISTORY] = pc.if_else(given, cleaned, pa.scalar(None, cleaned.type))
         flag(too_long, f"history entry over {max_query} characters")
     for name in ("user_id", "session_id", *profile_columns(table.schema)):
         columns[name] = columns[name].fill_null("")
 
-    kept = np.setdiff1d(np.arange(table.num_rows), np.fromiter(reasons, np.int64, len(reasons)))
+    accepted = np.setdiff1d(np.arange(table.num_rows), np.fromiter(reasons, np.int64, len(reasons)))
     clean = pa.table(columns)
-    return (clean.take(pa.array(kept)) if reasons else clean), kept, reasons
+    return (clean.take(pa.array(accepted)) if reasons else clean), accepted, reasons
 
 
 def _minutes(minutes: pa.Array, history: pa.Array | None, rows: int) -> tuple[pa.Array, np.ndarray]:
     """The ages of those entries of `history` that will be left, and which rows (bool [rows]) have
-    another number of them, or what is no age.
+    another number of them, or a value that is not an age.
     """
     unlike = np.zeros(rows, bool)
     out: list[list[float] | None] = []
     texts = [None] * rows if history is None else history.to_pylist()
-    for row, (known, past) in enumerate(zip(minutes.to_pylist(), texts, strict=True)):
-        if known is None:
+    for row, (ages, past) in enumerate(zip(minutes.to_pylist(), texts, strict=True)):
+        if ages is None:
             out.append(None)
             continue
-        fits = past is not None and len(past) == len(known)
-        unlike[row] = not fits or not all(age is not None and age >= 0 for age in known)
-        kept = zip(known, past or (), strict=False)
-        out.append([age for age, text in kept if normalise_query(text or "")])
+        fits = past is not None and len(past) == len(ages)
+        unlike[row] = not fits or not all(age is not None and age >= 0 for age in ages)
+        both = zip(ages, past or (), strict=False)
+        out.append([age for age, text in both if normalise_query(text or "")])
     return pa.array(out, minutes.type), unlike
 
 

@@ -80,7 +80,7 @@ class Staging:
             names = ", ".join(list(self.profile)[:5])
             raise UserError(
                 f"{source.path}: expected at most {MAX_PROFILE} profile columns; found more "
-                f"({names} ...). Name those to keep with ingest.profile."
+                f"({names} ...). Name those to use with ingest.profile."
             )
         table = (
             table.append_column(SPLIT, pa.array(splits, pa.int8()))

@@ -1,8 +1,8 @@
 """Sorted texts as one block of UTF-8 with offsets: number to text and back, by memory map.
 
-The known queries of `completion`, and queries and prefixes of the prefix index (PAPER.md section
-2). Byte order is code point order, so a text is found by bisection. It only stores and finds; what
-the texts mean is the caller's business.
+The queries of `completion`, and queries and prefixes of the prefix index (PAPER.md section 2). Byte
+order is code point order, so a text is found by bisection. It only stores and finds; what the texts
+mean is the caller's business.
 """
 
 from __future__ import annotations
@@ -74,9 +74,9 @@ class Texts(Sequence):
 
     @staticmethod
     def write(text_path: str, offsets_path: str, texts: Iterable[str], what: str) -> np.ndarray:
-        """Write what `load` opens, text by text; return the rows that were kept.
+        """Write what `load` opens, text by text; return the rows that were written.
 
-        A text that comes again right after itself is kept once, its first row.
+        Of repeated texts in a row the first is written.
 
         Args:
           text_path, offsets_path: the two files.
@@ -84,12 +84,12 @@ class Texts(Sequence):
           what: "queries", for messages.
 
         Returns:
-          [N] int64, row numbers in `texts` of the N kept.
+          [N] int64, row numbers in `texts` of the N written.
 
         Raises:
           UserError: the texts are out of order, or one holds a line end.
         """
-        kept, lengths, before = [], [0], None
+        written, lengths, before = [], [0], None
         with open(text_path, "wb") as file:
             for row, text in enumerate(texts):
                 encoded = encode(text)
@@ -107,19 +107,19 @@ class Texts(Sequence):
                         "that belong to them) by their UTF-8 bytes."
                     )
                 file.write(encoded + b"\n")
-                kept.append(row)
+                written.append(row)
                 lengths.append(len(encoded) + 1)
                 before = encoded
         np.save(offsets_path, np.cumsum(lengths, dtype=np.int64))
-        return np.array(kept, np.int64)
+        return np.array(written, np.int64)
 
     @classmethod
     def load(cls, text_path: str, offsets_path: str) -> Texts:
         """Open what `save` or `write` made, by memory map.
 
         Raises:
-          ValueError, OSError, EOFError: the files are missing or damaged; the caller knows what to
-            advise.
+          ValueError, OSError, EOFError: the files are missing or damaged; the caller words the
+            advice.
         """
         offsets = np.load(offsets_path, mmap_mode="r", allow_pickle=False)
         size = os.path.getsize(text_path)

@@ -1,6 +1,6 @@
 """When a request can have been: units, the plausible range, and rows far away from all others.
 
-One row of a wrong year would move a split by time, and everything that is as of the newest row.
+One row of a wrong year would move a split by time, and all counts as of the newest row.
 """
 
 from __future__ import annotations
@@ -128,7 +128,7 @@ def _each_moment(
                 moment = to.parse_time(text and text.replace(" UTC", "Z"), name)
         except ValueError:
             faults.setdefault(
-                row, f"{name} is no time as {form!r}" if form else NO_TIME.format(name)
+                row, f"{name} is not a time of format {form!r}" if form else NO_TIME.format(name)
             )
         found.append(moment)
     return pa.array(found, pa.int64()), faults

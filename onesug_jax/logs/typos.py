@@ -1,9 +1,9 @@
-"""Beginnings one slip of the finger away from what was typed.
+"""Beginnings one typing error away from what was typed.
 
-A prefix that no known query starts with is often a known one with two letters changed places, one
-too many, one missing, or one wrong (Damerau 1964). Each kind of slip is taken to be as likely as
-the others, and so are the slips of one kind: one of the few ways to swap neighbours is likelier
-than one of the many ways to leave a letter out.
+A prefix that no indexed query starts with is often the beginning of one with two letters swapped,
+one too many, one missing, or one wrong (Damerau 1964). Each kind of error is assumed equally
+likely, and so is each error of one kind. So one of the few ways to swap neighbours is likelier than
+one of the many ways to leave a letter out.
 """
 
 from __future__ import annotations
@@ -30,10 +30,10 @@ class Beginnings(Protocol):
 
 
 class Corrections:
-    """Known beginnings near a typed one.
+    """Beginnings of indexed queries near a typed one.
 
     Args:
-      completions: the known queries; the letters that are tried are those they have now.
+      completions: the indexed queries; the letters tried are those they have now.
     """
 
     def __init__(self, completions: Beginnings):
@@ -41,7 +41,7 @@ class Corrections:
         self._letters = _letters(completions.queries)
 
     def near(self, prefix: str) -> dict[str, float]:
-        """Beginnings of known queries one slip away: text -> how likely the slip, at most 1."""
+        """Beginnings of indexed queries one slip away: text -> how likely the slip, at most 1."""
         found: dict[str, float] = {}
         for text, share in self._slips(prefix):
             if text and text != prefix and share > found.get(text, 0.0):
@@ -80,7 +80,7 @@ def completed(
     complete: Callable[[str], tuple[np.ndarray, np.ndarray]],
     most: int,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Queries that start with what may have been meant, a count worth what its slip is.
+    """Queries that start with what may have been meant; a slip's probability weighs each count.
 
     Args:
       meant: from `Corrections.near`.

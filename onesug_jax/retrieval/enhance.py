@@ -1,14 +1,14 @@
-"""The enhanced prefix: what was typed, drawn towards what people who typed it searched for; and
-the enhanced query, drawn towards those mined as alike.
+"""The enhanced prefix: its vector mixed with those of the queries people searched after it; and
+the enhanced query, mixed with its mined related queries.
 
 PAPER.md section 2, point 3: e_p* = (1 - w) e_p + w * mean of the vectors of the k queries that
-co-occur with the prefix; w = 0.5, more than 0.7 hurts. The result is brought to length 1 here,
-because everything downstream compares by cosine; a prefix without queries keeps its own e_p (of
+co-occur with the prefix; w = 0.5, more than 0.7 hurts. The result is normalised to length 1
+here, because all uses compare by cosine; a prefix without queries has its own e_p (of
 length 1). The mean is plain: how often a pair was seen decides which k queries count, not how much.
 
 Queries are enhanced by the same equation, e_q* with e_q for e_p and the queries that Swing finds
-closest for those that co-occur: texts alone do not tell that two queries lead to the same items.
-All that is known of queries (ids, index, likeness to a history) is made of e_q*.
+closest for those that co-occur: texts alone do not show that two queries lead to the same items.
+Ids, the index and the similarity to a history use e_q*.
 
 Numpy only. Mining the pairs is `logs.mining`'s; vectors are made by the text encoder.
 """

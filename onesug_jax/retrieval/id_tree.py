@@ -5,7 +5,7 @@ queries are laid out in id order, so the queries under a node are one range of p
 its children. A node costs 14 bytes (start, first child, code, squared norm); most queries have a
 node of their own at the last levels, so the tree takes 18 to 60 bytes a query, besides its vector.
 
-How near a node is to a vector z is judged by the node's sum of codewords s: z.s - lean * |s|^2.
+The score of a node for a vector z uses the node's sum of codewords s: z.s - lean * |s|^2.
 With lean 1/2 that is the order of the distance |z - s|. z.s adds up from a table of z with every
 codeword, |s|^2 is stored; so a step down reads numbers and multiplies no vectors.
 
@@ -102,24 +102,24 @@ class IdTree:
     def descend(
         self, dots: np.ndarray, probes: Sequence[int], lean: float, breadth: int | None = None
     ) -> list[np.ndarray]:
-        """The nodes kept at each level, coarse to fine, in the order of their ids.
+        """The nodes retained at each level, coarse to fine, in the order of their ids.
 
-        At each level the children of the kept nodes are compared and the `probes[level]` nearest
-        are kept; so kept nodes lie below kept nodes.
+        At each level the children of the retained nodes are compared, and the `probes[level]`
+        nearest are retained.
 
         Args:
           dots: [levels, codes] float32, the vector times every codeword.
           probes: how many nodes to keep at each level.
           lean: see the head of the file.
-          breadth: where those have more children than this together, the nearest that have about
-            so many: what a level may cost, however large the shop. None: any number.
+          breadth: where those have more children than this in all, the nearest that have about
+            so many. It bounds the cost of a level, however large the shop. None: any number.
         """
-        kept: list[np.ndarray] = []
+        retained: list[np.ndarray] = []
         nodes = np.arange(len(self.levels[0].codes))
         above: np.ndarray | float = 0.0
         for level, dot, keep in zip(self.levels, dots, probes, strict=True):
-            if kept:
-                parents, children = kept[-1], self.levels[len(kept) - 1].children
+            if retained:
+                parents, children = retained[-1], self.levels[len(retained) - 1].children
                 first = children.take(parents)
                 many = children.take(parents + 1) - first
                 nodes, above = ranges(first, many), np.repeat(above, many)
@@ -133,9 +133,9 @@ class IdTree:
                 if below > breadth:
                     fewer = max(len(chosen) * breadth // below, 1)
                     chosen = chosen.take(largest(scores.take(chosen), fewer))
-            kept.append(nodes.take(chosen))
-            above = scores.take(chosen) + lean * level.norms.take(kept[-1])
-        return kept
+            retained.append(nodes.take(chosen))
+            above = scores.take(chosen) + lean * level.norms.take(retained[-1])
+        return retained
 
     def gather(
         self,
@@ -149,17 +149,17 @@ class IdTree:
     ) -> tuple[np.ndarray, np.ndarray]:
         """Positions of at least `wanted` queries (all, if there are fewer), fine to coarse.
 
-        The queries under the finest kept nodes; while these are fewer than wanted, those under the
-        kept nodes a level up; at last further nodes of the first level, nearest first.
+        The queries under the finest retained nodes; while these are fewer than wanted, those under
+        the retained nodes a level up; at last further nodes of the first level, nearest first.
 
         Returns:
           positions [n], each once, and [n] the widening at which each was found: 0 the finest, one
           more for every level up, then one more for every further node. Without `buckets` the
           second array is empty; it costs about as much again.
         """
-        kept = self.descend(dots, probes, lean, breadth)
+        retained = self.descend(dots, probes, lean, breadth)
         steps: list[np.ndarray] = []
-        for level, nodes in zip(reversed(self.levels), reversed(kept), strict=True):
+        for level, nodes in zip(reversed(self.levels), reversed(retained), strict=True):
             starts = level.starts.take(nodes)
             many = level.starts.take(nodes + 1) - starts
             enough = int(many.sum()) >= wanted
@@ -168,7 +168,7 @@ class IdTree:
             if enough:
                 break
         else:
-            steps += self._further(dots[0], kept[0], wanted - len(steps[-1]), lean)
+            steps += self._further(dots[0], retained[0], wanted - len(steps[-1]), lean)
         if not buckets:
             # The sets of the levels contain one another; only further nodes add to the coarsest.
             return np.concatenate(steps), np.zeros(0, np.int32)
@@ -179,12 +179,12 @@ class IdTree:
         return positions[by_widening], widening[first][by_widening]
 
     def _further(
-        self, dot: np.ndarray, kept: np.ndarray, wanted: int, lean: float
+        self, dot: np.ndarray, retained: np.ndarray, wanted: int, lean: float
     ) -> list[np.ndarray]:
-        """Positions under the nearest first-level nodes that are not kept, node by node."""
+        """Positions under the nearest first-level nodes that are not retained, node by node."""
         level = self.levels[0]
         order = np.argsort(lean * level.norms - dot.take(level.codes), kind="stable")
-        order = order[~np.isin(order, kept)]
+        order = order[~np.isin(order, retained)]
         held = np.cumsum(level.starts[order + 1] - level.starts[order])
         order = order[: int(np.searchsorted(held, wanted)) + 1]
         return [np.arange(level.starts[node], level.starts[node + 1]) for node in order]
@@ -238,7 +238,7 @@ def largest(scores: np.ndarray, keep: int) -> np.ndarray:
 def expected_codewords(
     ids: np.ndarray, embeddings: Any, levels: int, codes: int, block: int = 16_384
 ) -> np.ndarray:
-    """Codewords in the space of the embeddings, whatever space the ids were learnt in.
+    """Codewords in the space of the embeddings, for ids learnt in any space.
 
     Level by level, a code's word is the mean, over the queries that have it, of what the words of
     the levels before leave over; so the words along an id add up to the vector expected of it.
@@ -277,13 +277,13 @@ def _check_ids(ids: np.ndarray, levels: int, codes: int) -> None:
     if ids.ndim != 2 or ids.shape[1] != levels or ids.dtype.kind not in "ui":
         raise UserError(
             f"semantic ids of shape {ids.shape}, {ids.dtype}: expected whole numbers [queries, "
-            f"{levels}], one code a level. Make ids and quantiser together."
+            f"{levels}], one code a level. Make ids and quantiser in one run."
         )
     bad = np.flatnonzero(((ids < 0) | (ids >= codes)).any(axis=1))
     if len(bad):
         raise UserError(
             f"semantic ids, row {int(bad[0])}: expected codes from 0 to {codes - 1}, found "
-            f"{ids[bad[0]].tolist()}. Make ids and quantiser together."
+            f"{ids[bad[0]].tolist()}. Make ids and quantiser in one run."
         )
 
 

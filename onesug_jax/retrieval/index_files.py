@@ -39,7 +39,7 @@ class Writer:
 
     Attributes:
       path: where the files are while they are being written.
-      query_rows, prefix_rows: which rows of the inputs are kept (all, unless some are repeated).
+      query_rows, prefix_rows: which rows of the inputs are indexed (all, unless some are repeated).
     """
 
     def __init__(self, folder: str):
@@ -88,7 +88,7 @@ class Writer:
     def put_tree(
         self, ids: np.ndarray, embeddings: np.ndarray, quantiser: Quantiser, config: SearchConfig
     ) -> None:
-        """The tree over the kept queries, their vectors in its order, and codewords."""
+        """The tree over the indexed queries, their vectors in its order, and codewords."""
         if len(self.query_rows) != len(ids):
             ids = ids[self.query_rows]
         if config.measure == "cosine":
@@ -111,9 +111,9 @@ class Writer:
             for begin in range(0, len(tree), _BLOCK):
                 rows = self.query_rows[tree.rows[begin : begin + _BLOCK]]
                 block = _finite(embeddings[rows], rows, "embeddings")
-                kept = StoredVectors.of(block, self._kind)
-                scales[begin : begin + _BLOCK] = kept.scales
-                yield kept.rows
+                stored = StoredVectors.of(block, self._kind)
+                scales[begin : begin + _BLOCK] = stored.scales
+                yield stored.rows
                 progress.add(len(rows))
             progress.close()
 
@@ -133,7 +133,7 @@ class Writer:
         )
 
     def put_pairs(self, offsets: np.ndarray, numbers: np.ndarray) -> None:
-        """Which queries co-occur with each kept prefix, renumbered where queries were dropped."""
+        """Queries that co-occur with each indexed prefix, renumbered where some were dropped."""
         offsets, numbers = np.asarray(offsets), np.asarray(numbers)
         fits = len(offsets) == self._given["prefixes"] + 1 and int(offsets[0]) == 0
         if not fits or (np.diff(offsets) < 0).any() or int(offsets[-1]) != len(numbers):
@@ -145,7 +145,7 @@ class Writer:
         if len(numbers) and not 0 <= int(numbers.min()) <= int(numbers.max()) < given:
             raise UserError(
                 f"pair_queries: expected row numbers from 0 to {given - 1}, found "
-                f"{int(numbers.min())} to {int(numbers.max())}. Mine pairs and queries together."
+                f"{int(numbers.min())} to {int(numbers.max())}. Mine pairs and queries in one run."
             )
         many = np.diff(offsets)[self.prefix_rows]
         places = ranges(np.asarray(offsets[:-1], np.int64)[self.prefix_rows], many)
@@ -179,13 +179,13 @@ class Writer:
             if np.ndim(array) != 2 or len(array) != len(texts):
                 raise UserError(
                     f"{what}: expected one row for each of {len(texts)} {name}, found shape "
-                    f"{np.shape(array)}. Make them together."
+                    f"{np.shape(array)}. Make them in one run."
                 )
         self._given[name] = len(texts)
-        kept = Texts.write(*_text_files(self.path, name), texts, name)
-        if len(kept) < len(texts):
-            print(f"index: {len(texts) - len(kept):,} repeated {name} kept once")
-        return kept
+        rows = Texts.write(*_text_files(self.path, name), texts, name)
+        if len(rows) < len(texts):
+            print(f"index: left out {len(texts) - len(rows):,} repeated {name}")
+        return rows
 
 
 class _Rows:

@@ -2,12 +2,12 @@
 
 PAPER.md section 2, points 3 and 5. One folder, read by memory map, holds the indexed queries under
 their semantic ids with their vectors (`tree_search.py`), and for each indexed prefix its own
-vector, the queries that co-occur with it and, worked out ahead, the queries nearest to it. Any
+vector, the queries that co-occur with it and, computed in advance, the queries nearest to it. Any
 other prefix is searched for by its plain vector: `related_to`.
 
-e_p* is not stored: it is mixed when asked for (`enhance.py`), from the stored vectors.
-`index_files.py` writes the folder. Serving needs numpy alone, and
-neither the text encoder nor, unless the way down is measured by latents, the quantiser.
+e_p* is not stored: `enhance.py` mixes it on demand from the stored vectors. `index_files.py` writes
+the folder. Serving needs numpy alone: no text encoder and, unless the search measures latents, no
+quantiser.
 """
 
 from __future__ import annotations
@@ -106,7 +106,7 @@ class PrefixIndex:
         """Unit vectors e_p, `[P, D]`, by number."""
         return self._arrays["prefix_vectors"]
 
-    def known(self, prefix: str) -> int:
+    def prefix_number(self, prefix: str) -> int:
         """The number of an indexed prefix, or -1."""
         return self.prefixes.find(prefix)
 
@@ -118,7 +118,7 @@ class PrefixIndex:
 
     def enhanced(self, prefix: str) -> np.ndarray | None:
         """e_p*, float32 [D] of length 1, of an indexed prefix; None for another."""
-        row = self.known(prefix)
+        row = self.prefix_number(prefix)
         if row < 0:
             return None
         begin, end = self._arrays["pair_offsets"][row : row + 2]
@@ -135,11 +135,11 @@ class PrefixIndex:
         return self._search.search(vectors, k)
 
     def neighbours(self, prefix: str, k: int) -> np.ndarray | None:
-        """Numbers [<= k] of the queries nearest to an indexed prefix, as worked out ahead.
+        """Numbers [<= k] of the queries nearest to an indexed prefix, as computed in advance.
 
         None where they were not: another prefix, or more asked for than `build` was.
         """
-        row = self.known(prefix)
+        row = self.prefix_number(prefix)
         stored = self._arrays["related"]
         if row < 0 or (k > stored.shape[1] and not (stored[row] < 0).any()):
             return None

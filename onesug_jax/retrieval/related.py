@@ -1,9 +1,9 @@
-"""What a request is shown beside its words as text: related queries H_p and the enhanced prefix
-e_p* (PAPER.md section 2, points 3 and 5).
+"""The text model's inputs from the index: related queries H_p and the enhanced prefix e_p*
+(PAPER.md section 2, points 3 and 5).
 
 Both come from the prefix index: H_p are the queries that the fine-to-coarse search over semantic
-ids finds around e_p*, best first. They know the prefix alone, not the user. Where no query was ever
-mined for a prefix, its plain vector e_p is searched with.
+ids finds around e_p*, best first. They depend on the prefix alone, not on the user. Where no query
+was ever mined for a prefix, its plain vector e_p is searched with.
 
 A training row's own search is among the pairs that e_p* is mixed from, and counts like any other.
 Models with items (`logs.asof`) do not read this.
@@ -25,7 +25,7 @@ _LISTED = 1 << 12  # prefixes whose completions are cached as texts
 
 
 class Index(Protocol):
-    """What is asked of the prefix index (`retrieval.prefix_index.PrefixIndex`)."""
+    """The interface of the prefix index (`retrieval.prefix_index.PrefixIndex`)."""
 
     @property
     def dimension(self) -> int:
@@ -38,7 +38,7 @@ class Index(Protocol):
         """e_p* `[E]` of an indexed prefix."""
 
     def neighbours(self, prefix: str, k: int) -> np.ndarray | None:
-        """Numbers of the queries nearest to an indexed prefix if worked out ahead, else None."""
+        """Numbers of the queries nearest to an indexed prefix if computed in advance, else None."""
 
     def search(self, vectors: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
         """Numbers `[B, k]` of the nearest queries (-1: fewer exist), and cosines."""

@@ -1,8 +1,8 @@
-"""What is known of every query and prefix by its number: vectors and words (PAPER.md section 2).
+"""Arrays of all indexed queries and prefixes by number: vectors, words (PAPER.md section 2).
 
 Row 0 stands for none; a query's row is its number + 1, so that the arrays of requests (`logs.asof`)
 are rows. Queries that come to exist later get the spare rows at the end; the shapes never change,
-so nothing is compiled again. This file knows numpy only; the model reads the arrays on the device.
+so nothing is compiled again. Numpy alone; the model reads the arrays on the device.
 """
 
 from __future__ import annotations

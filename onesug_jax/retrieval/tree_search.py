@@ -5,10 +5,9 @@ PAPER.md section 2, point 5. The tree of semantic ids gives candidates, fine to 
 that a bucket is one stretch of the file.
 
 The paper follows one path down, by the distance of latents, and takes finer buckets first: `PAPER`.
-That misses neighbours just across the border of a bucket, so by default many nodes are kept at each
-level (a beam), all candidates are ranked by cosine, and nodes are judged by the cosine to expect of
-them rather than by distance: the sum of codewords of a node is shorter the less it says about its
-queries, and distance takes that shortness for nearness.
+That misses neighbours just across the border of a bucket, so by default each level retains many
+nodes (a beam), all candidates are ranked by cosine, and nodes are scored by expected cosine rather
+than by distance: a coarse node's sum of codewords is short, and by distance it would seem near.
 
 A stored vector takes D + 4 bytes (int8, one float a vector: 1.3 GB for ten million of 128, 3.9 GB
 of 384) or 2 D + 4 (float16, which numpy multiplies slowly). Numpy only; nothing here learns.
@@ -34,17 +33,17 @@ _LEAN = {"cosine": 0.15, "latent": 0.5}
 _ROWS = 4096  # vectors compared, or looked up, at a time
 
 
-def _whole(value: object) -> bool:
+def _positive_integer(value: object) -> bool:
     return isinstance(value, (int, np.integer)) and not isinstance(value, bool) and int(value) >= 1
 
 
 @dataclasses.dataclass(frozen=True)
 class SearchConfig:
-    """How wide to look.
+    """The width of the search.
 
     Attributes:
-      probes: nodes kept at each level of the ids, coarse to fine; one number a level. These serve
-        up to a million queries or two; docs/speed.md has those of ten million.
+      probes: nodes retained at each level of the ids, coarse to fine; one number a level. These
+        serve up to a million queries or two; docs/speed.md has those of ten million.
       candidates: widen to coarser buckets until this many queries (or k, if more) are found.
       order: "nearest" ranks all candidates by cosine; "bucket" puts those of finer buckets first,
         and ranks by cosine inside a bucket only.
@@ -52,8 +51,8 @@ class SearchConfig:
         is expected to hold, or "latent", the latent's distance to the quantiser's codewords.
       limit: at most this many candidates are compared, so that a bucket which holds half the shop
         (a collapsed codebook) cannot stall a service; a larger bucket is cut short.
-      breadth: nodes compared at a level, about: fewer are kept a level up where those would have
-        more children. It keeps a look-up's cost from growing with the shop.
+      breadth: nodes compared at a level, about: a level up retains fewer where those would have
+        more children. It bounds a look-up's cost, however large the shop.
 
     Raises:
       UserError: a number below 1, or an unknown order or measure.
@@ -73,21 +72,21 @@ class SearchConfig:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "probes", tuple(self.probes))
-        if not self.probes or not all(_whole(probe) for probe in self.probes):
+        if not self.probes or not all(_positive_integer(probe) for probe in self.probes):
             raise UserError(
                 f"SearchConfig.probes={self.probes}: expected a whole number of 1 or more for each "
                 "level of the semantic ids."
             )
         for name in ("breadth", "candidates", "limit"):
-            if not _whole(getattr(self, name)):
+            if not _positive_integer(getattr(self, name)):
                 raise UserError(
                     f"SearchConfig.{name}={getattr(self, name)!r}: expected a whole number of 1 or "
                     "more."
                 )
-        for name, known in (("order", ORDERS), ("measure", MEASURES)):
-            if getattr(self, name) not in known:
+        for name, choices in (("order", ORDERS), ("measure", MEASURES)):
+            if getattr(self, name) not in choices:
                 raise UserError(
-                    f"SearchConfig.{name}={getattr(self, name)!r}: expected one of {known}."
+                    f"SearchConfig.{name}={getattr(self, name)!r}: expected one of {choices}."
                 )
 
 
@@ -96,7 +95,7 @@ PAPER = SearchConfig(probes=(1, 1, 1, 1), candidates=1, order="bucket", measure=
 
 @dataclasses.dataclass(frozen=True)
 class StoredVectors:
-    """Unit vectors in little room: row times scale has length 1 (0 for a vector of zeros).
+    """Compact unit vectors: row times scale has length 1 (0 for a vector of zeros).
 
     Attributes:
       rows: [N, D] int8 or float16.
@@ -178,7 +177,7 @@ class TreeSearch:
         dimension = self.vectors.rows.shape[1]
         if e.ndim != 2 or e.shape[1] != dimension:
             raise UserError(
-                f"search for vectors of shape {e.shape}: expected [B, {dimension}], as the known "
+                f"search for vectors of shape {e.shape}: expected [B, {dimension}], as the indexed "
                 "queries have. Use the encoder the index was made with."
             )
         numbers = np.full((len(e), max(k, 0)), -1, np.int32)

@@ -1,4 +1,4 @@
-"""Telling apart queries that fall on the same semantic id (PAPER.md section 2.4).
+"""An id of their own for queries that fall on the same semantic id (PAPER.md section 2.4).
 
 The less searched move to the nearest free code of the last level, so that their ids still begin as
 the quantiser had them. Needs numpy alone; trains nothing and stores nothing.
@@ -17,11 +17,11 @@ _MOVERS = 8192  # queries whose distances to the last codes are in memory at a t
 def resolve_collisions(
     ids: np.ndarray, counts: np.ndarray, embeddings: np.ndarray, quantiser: Quantiser
 ) -> np.ndarray:
-    """Ids [N, levels] in which queries keep a full id to themselves where there is room.
+    """Ids [N, levels] in which queries have a full id to themselves where there is room.
 
-    The most searched query of an id keeps it (ties: the smaller number). The others, most searched
-    first, take the nearest code of the last level that no query has under the same first levels;
-    where none is free they go on sharing.
+    The most searched query of an id retains it (ties: the smaller number). The others, most
+    searched first, take the nearest code of the last level that no query has under the same first
+    levels; where none is free they still share one.
     """
     codes, levels = quantiser.size, quantiser.levels
     bits = np.uint64(bits_of(codes, levels))

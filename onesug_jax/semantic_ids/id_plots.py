@@ -1,7 +1,7 @@
 """Pictures of the semantic ids: how evenly codes are used, how training went, what a code holds.
 
-For the report of PAPER.md section 2.4: a collapsed codebook is seen at once. Reads what
-`quantize` left; computes no ids.
+For the report of PAPER.md section 2.4: they show a collapsed codebook at once. Reads the
+files of `quantize`; computes no ids.
 """
 
 from __future__ import annotations
@@ -76,7 +76,7 @@ def plot_code_usage(ids: np.ndarray, codes: int, path: str) -> str:
             f"level {level + 1}\n{row['usage']:.1%} used, perplexity {row['perplexity']:.0f}",
             fontsize=10,
         )
-    axes[0].set_ylabel("queries, once told apart (dashed: even use)")
+    axes[0].set_ylabel("queries, collisions resolved (dashed: even use)")
     return save_figure(figure, path)
 
 
@@ -103,7 +103,7 @@ def plot_map(
     """A sample of queries in two dimensions, the commonest first-level codes coloured.
 
     The plane is that of the coloured codes' means (`project`), since the two directions of largest
-    variance of all queries seldom tell neighbouring codes apart. Returns `path`.
+    variance of all queries seldom separate neighbouring codes. Returns `path`.
     """
     from matplotlib import colormaps
 

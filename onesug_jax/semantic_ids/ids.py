@@ -1,8 +1,8 @@
-"""Semantic ids of all indexed queries: kept as arrays, looked up by id or by the beginning of one.
+"""Semantic ids of all indexed queries: stored as arrays, found by id or by the beginning of one.
 
 PAPER.md section 2.4: every query is filed under its full id. `quantize` makes the ids, `collisions`
-tells apart queries that fall on the same one, and finding related queries from here is the prefix
-index's work. Numpy alone.
+separates queries that fall on the same one, and the prefix index finds related queries with them.
+Numpy alone.
 """
 
 from __future__ import annotations

@@ -1,9 +1,9 @@
 """Embedding -> semantic id: a trained residual quantiser in numpy alone (PAPER.md section 2.4).
 
-A small network takes an embedding to a latent; level by level the nearest code is taken and what is
-left over goes to the next level. Serving quantises the enhanced prefix with it, and every known
-query was filed with the very same arithmetic. `rqvae` and `rq_kmeans` train one; this file does
-not train, and knows no queries.
+A small network takes an embedding to a latent; level by level the nearest code is taken and the
+residual goes to the next level. Serving quantises the enhanced prefix with it, by the arithmetic
+that gave every indexed query its id. `rqvae` and `rq_kmeans` train one; this file does not train
+and holds no queries.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """From embeddings to semantic ids: train a quantiser, give every indexed query its id, report.
 
-PAPER.md section 2.4. What trains is in `rqvae_training` and `rq_kmeans`, what tells apart queries
-on one id in `collisions`; the ids are kept by `semantic_ids`. JAX is loaded only to train.
+PAPER.md section 2.4. `rqvae_training` and `rq_kmeans` train, `collisions` separates queries that
+share an id, `ids` stores the result. JAX is loaded only to train.
 """
 
 from __future__ import annotations
@@ -59,7 +59,7 @@ def quantize(
       optimizer: AdamW at 2e-3 with a cosine decay has served 5 thousand to 50 thousand queries; 300
         to 500 steps of 1024, since codebooks and networks start from the data.
       method: "rqvae", or "rq_kmeans", which needs no mesh, optimizer or steps.
-      resolve: whether to tell apart queries that fall on one id.
+      resolve: whether to separate queries that fall on one id.
       quantiser_from: folder of a quantiser to keep: nothing is trained, queries are only filed.
       log_every, settings: go to `train.loop.fit`.
 
@@ -117,7 +117,7 @@ def quantize(
     levels = level_usage(ids, config.codes)  # the quantiser's own, before any are moved
     moved = 0
     if resolve and shared_before:
-        print(f"semantic ids: telling apart the {shared_before:.2%} that share an id", flush=True)
+        print(f"semantic ids: separating the {shared_before:.2%} that share an id", flush=True)
         plain, ids = ids, resolve_collisions(ids, counts, embeddings, quantiser)
         found = SemanticIds.build(ids, counts, config.codes)
         shared_after, moved = found.collisions(), int((ids != plain).any(1).sum())
@@ -163,7 +163,7 @@ def format_report(report: dict[str, Any]) -> str:
 
 
 def _assign(embeddings: np.ndarray, quantiser: Quantiser) -> tuple[np.ndarray, float, float]:
-    """Ids [N, levels] of all queries, mean squared error and mean cosine of what comes back."""
+    """Ids [N, levels] of all queries, mean squared error and mean cosine of the reconstructions."""
     n, errors, cosines = len(embeddings), 0.0, 0.0
     ids = np.empty((n, quantiser.levels), np.uint16)
     progress = Progress("semantic ids", n, "queries")

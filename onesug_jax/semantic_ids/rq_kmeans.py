@@ -1,8 +1,8 @@
 """Residual k-means: codebooks from the embeddings themselves, and the start of every RQ-VAE.
 
-Level by level: k-means over what the levels before left over. It needs no network and no learning
+Level by level: k-means over the residuals of the levels before. It needs no network and no learning
 rate, so it is the plain alternative to `rqvae` (PAPER.md section 2.4), with the same `Quantiser`
-out of it. Works on a sample that fits in memory; does not assign queries.
+as its result. Works on a sample that fits in memory; does not assign queries.
 """
 
 from __future__ import annotations
@@ -63,7 +63,7 @@ def kmeans(points: jax.Array, k: int, *, iterations: int, key: jax.Array) -> jax
     """Centres [k, d] of points [M, d]: random distinct rows, then rounds of Lloyd's algorithm.
 
     Residuals in many dimensions are nearly at right angles to each other, and nearer to 0 than to
-    any other point: centres that start on points keep one point each, and a last one near 0 gets
+    any other point: centres that start on points have one point each, and a last one near 0 gets
     all the rest. So centres start as directions, in which all are equally long.
     """
     choose, rounds = jax.random.split(key)

@@ -1,9 +1,9 @@
-"""RQ-VAE: a network and its residual codebooks, trained to give embeddings back (PAPER.md 2.4).
+"""RQ-VAE: a network and its residual codebooks, trained to reconstruct embeddings (PAPER.md 2.4).
 
-embedding -> encoder network -> latent -> levels x codes, each level on what the ones before left
-over -> decoder network -> embedding. Gradients pass the codes straight through; the codebooks
-follow running means of what falls on them, and a code that nothing falls on is moved to where there
-is something. Training it is `rqvae_training`'s work, and giving ids to queries `quantize`'s.
+embedding -> encoder network -> latent -> levels x codes, each level on the residual of the ones
+before -> decoder network -> embedding. Gradients pass the codes by the straight-through estimator.
+Codebooks follow running means of the vectors assigned to them; a dead code moves to a vector.
+`rqvae_training` trains it, `quantize` gives ids to queries.
 """
 
 from __future__ import annotations

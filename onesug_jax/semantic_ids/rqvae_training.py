@@ -1,7 +1,7 @@
-"""Training the RQ-VAE: batches of embeddings, a start from the data, figures on the way.
+"""Training the RQ-VAE: batches of embeddings, a start from the data, and metrics.
 
-PAPER.md section 2.4. It runs the loop of every stage over what `rqvae` defines, and hands back the
-numpy `Quantiser` that serves. Giving ids to queries is `quantize`'s work.
+PAPER.md section 2.4. It runs the common training loop over what `rqvae` defines, and returns the
+numpy `Quantiser` for serving. `quantize` gives ids to queries.
 """
 
 from __future__ import annotations
@@ -111,7 +111,7 @@ def train_rqvae(
 
 
 def spare_codebooks(optimizer: optax.GradientTransformation) -> optax.GradientTransformation:
-    """The optimizer without a say in the codebooks: weight decay would draw them to zero."""
+    """The optimizer without the codebooks: weight decay would move them to zero."""
 
     def only_networks(updates, params=None):
         del params

@@ -1,11 +1,11 @@
-"""The stages of the command line, in the order of the road from a raw log to a suggestion list.
+"""The stages of the command line, in order, from a raw log to a suggestion list.
 
 Each stage is a short function that joins library parts (taken configured from its Context) and a
-`StageSpec` that says what it reads, fills and depends on. What a part does is told in its own file;
-imports stand inside the functions, so that no stage loads what only another one needs.
+`StageSpec` that says what it reads, fills and depends on. Each part is described in its own file.
+Imports stand inside the functions, so that no stage loads what only another one needs.
 
 To add a stage: write its function in a file beside this one, add its `StageSpec` to STAGES, and
-name in CONFIGURABLES whatever of it may be set by --gin.NAME=VALUE.
+name in CONFIGURABLES what --gin.NAME=VALUE may set of it.
 """
 
 from __future__ import annotations
@@ -89,7 +89,7 @@ def _doctor_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--imports",
         action="store_true",
-        help="also check that the large packages import together (takes some seconds)",
+        help="also check that the large packages can be imported in one process (some seconds)",
     )
 
 
@@ -113,7 +113,7 @@ def _part(parser: argparse.ArgumentParser) -> None:
 _ALL = (
     StageSpec(
         name="doctor",
-        summary="print versions, devices, memory, and what is missing with its mend",
+        summary="print versions, devices, memory, and what is missing with its fix",
         run=doctor,
         flags=_doctor_flags,
         in_run=False,
@@ -141,7 +141,7 @@ _ALL = (
     ),
     StageSpec(
         name="mine",
-        summary="mine what is searched, typed, and searched together",
+        summary="mine what is searched and typed, and related queries",
         run=log.mine,
         folder="mined",
         inputs=lambda context: ("log/train.parquet",),
@@ -167,7 +167,7 @@ _ALL = (
     ),
     StageSpec(
         name="quantize",
-        summary="learn semantic ids and give every known query one",
+        summary="learn semantic ids and give every indexed query one",
         run=represent.quantize,
         folder="semantic_ids",
         inputs=lambda context: (*opened.ENCODER, "mined/*"),
@@ -180,7 +180,7 @@ _ALL = (
     ),
     StageSpec(
         name="index",
-        summary="enhance the known prefixes and index what is related to them",
+        summary="enhance the indexed prefixes and find their related queries",
         run=represent.index,
         folder="index",
         inputs=lambda context: (*opened.ENCODER, *opened.IDS, "mined/*"),
@@ -334,7 +334,7 @@ _ALL = (
     ),
     StageSpec(
         name="serve",
-        summary="answer requests over HTTP, with a page to type at, and keep what people do",
+        summary="answer requests over HTTP, with a page to type at, and store what people do",
         run=serving.serve,
         check=serving.check_serve,
         configures=(

@@ -1,5 +1,5 @@
-"""What can be said of a stage's settings before it runs: they are built, fitted to the machine and
-to each other, and nothing is read or written but the sizes of what is there.
+"""Checks of a stage's settings before it runs: they are built, and compared with the machine and
+each other. Only sizes of existing files are read; nothing is written.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The stage that sets finished runs side by side."""
+"""The stage that compares finished runs."""
 
 from __future__ import annotations
 
@@ -108,7 +108,7 @@ def _differing(named: Mapping[str, str], report: str) -> list[str]:
 
 
 def _changed(named: Mapping[str, Sequence[str]]) -> list[str]:
-    """What changed while a run was trained, from its stages' histories."""
+    """Changes of settings during a run's training, from its stages' histories."""
     lines = []
     for folder in (folder for seeds in named.values() for folder in seeds):
         for stage in ("align", "quantize", "pretrain", "rwr"):

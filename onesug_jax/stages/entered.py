@@ -1,9 +1,9 @@
-"""What a fresh log has put into the most searched lists: for a look before and after an update.
+"""The queries that a fresh log brought into the most searched lists, to review an update.
 
 Of the most typed prefixes, queries among the ten most searched completions of the next version that
-were not among those of the version in use, with their fresh searches and visitors. Somebody who
-sends forged feedback wants to stand here. Lists are those of the counts, which candidates and the
-level `popular` come from, not the model's.
+were not among those of the version in use, with their fresh searches and visitors. Forged
+feedback would show here. Lists are those of the counts, which candidates and the level `popular`
+come from, not the model's.
 """
 
 from __future__ import annotations

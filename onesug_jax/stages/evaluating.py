@@ -86,10 +86,10 @@ def evaluate(
         made = os.path.join(home.semantic_ids, picture)
         if os.path.exists(made):
             shutil.copy(made, out)
-    known = opened.related(context, FeatureSpec(soft=False))
+    finder = opened.related(context, FeatureSpec(soft=False))
     groups = report.example_prefixes(scores.rows, context.configured("SliceSpec")().frequent)
     report.write_related(
-        {name: {p: known.related([p])[0] for p in found} for name, found in groups.items()},
+        {name: {p: finder.related([p])[0] for p in found} for name, found in groups.items()},
         out,
     )
     page.write_page(scores, out)

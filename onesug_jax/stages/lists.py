@@ -1,4 +1,4 @@
-"""What makes lists of the model in use, and scores them: for evaluation, training and updates."""
+"""Lists of the model in use, and their scores: for evaluation, training and updates."""
 
 from __future__ import annotations
 
@@ -31,10 +31,10 @@ def suggester(
 
     `model` says which: "pretrain" (SFT), "rwr" (preference-aligned), or "auto": the aligned one if
     there is one. `targets` says what it writes: "query", "id" (semantic ids, mapped back to
-    queries), or "auto": queries if it was trained on them. `closed` keeps lists to queries of the
-    train split, `must_start` to those that start with the prefix wherever one does. Queries that
-    hold a term of the file `blocked`, or were searched less often than `least_count`, are never
-    shown. `params` stands in for the stored parameters.
+    queries), or "auto": queries if it was trained on them. `closed` restricts lists to queries of
+    the train split, `must_start` to those that start with the prefix wherever one does. Queries
+    that hold a term of the file `blocked`, or were searched less often than `least_count`, are
+    never shown. `params` stands in for the stored parameters.
     """
     from onesug_jax.decode.closed_set import Filter
     from onesug_jax.decode.suggester import Suggester
@@ -104,7 +104,7 @@ def score(
     suggester = context.configured("suggester")
     writer = suggester(context, params=params, **chosen)
     spec = writer.featurizer.spec
-    known = opened.related(context, spec)
+    finder = opened.related(context, spec)
     index = opened.completions(context)
     files = dict.fromkeys(path for log in logs for path in opened.splits(log).values())
     rows = with_history(list(files), keep=split, history=spec.history)
@@ -119,8 +119,8 @@ def score(
         rows,
         lists,
         prefix_counts=evaluator.prefix_counts(os.path.join(context.home.log, "train.parquet")),
-        context=known,
-        known=len(index),
+        context=finder,
+        indexed=len(index),
         slices=context.configured("SliceSpec")(),
         visible=lambda query: index.find(query) >= 0,
         process=distributed.place_among(),
@@ -154,7 +154,7 @@ def item_suggester(context: Context, state, table, *, model: str = "auto", param
         Featurizer(Vocabulary.load(context.work.vocab), FeatureSpec(**stored["features"])),
         vars(table),
         state.text,
-        lambda prefix: index.known(prefix) + 1,
+        lambda prefix: index.prefix_number(prefix) + 1,
         writing=context.configured("WritingConfig")(),
     )
 
@@ -202,7 +202,7 @@ def replayed(
             given = params if name == "model" else None
             writers[name] = item_suggester(context, state, table, model=stage, params=given)
     lists = {name: writers[name].suggest for name in wanted}
-    known = opened.completions(context)
+    queries = opened.completions(context)
     listed = {}
     if rivals:
         lists |= _counted(context, state)
@@ -238,7 +238,7 @@ def replayed(
     rows = evaluator.merged(rows, process, distributed.exchanged)
     scores = evaluator.summarise(
         rows,
-        known=len(known),
+        indexed=len(queries),
         slices=context.configured("SliceSpec")(),
         plausible=lambda query: all(word in table.frequency for word in words_of(query)),
     )
@@ -262,11 +262,11 @@ def _cascade(context: Context, state, table):
 
     index, config = items.index(context.work), context.configured("CascadeConfig")()
     place = context.home.cascade
-    return load(place, config, table, state.text, lambda prefix: index.known(prefix) + 1)
+    return load(place, config, table, state.text, lambda prefix: index.prefix_number(prefix) + 1)
 
 
 def _best_possible(context: Context, split: str) -> dict[str, Mapping[str, Sequence[str]]]:
-    """The lists of the oracle that knows a simulated log's hidden states, where there are any."""
+    """The lists of a simulated log's oracle, where there are any."""
     from onesug_jax.evaluate.ceiling import NAME, Ceiling
     from onesug_jax.evaluate.rows import ORDERS
 
@@ -278,7 +278,7 @@ def _best_possible(context: Context, split: str) -> dict[str, Mapping[str, Seque
 
 
 def judged(metrics) -> dict[str, float]:
-    """What one model is preferred to another by, in per cent, out of its metrics by slice.
+    """The metrics by which models are compared, in per cent, from the metrics by slice.
 
     `value` is the mean of MRR@16 over all searches and over those with an order; a split without
     orders counts all searches twice.

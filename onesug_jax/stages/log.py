@@ -27,7 +27,7 @@ def check_simulate(context: Context) -> None:
 
 
 def check_ingest(context: Context) -> None:
-    """Whether the log is there, in a known schema, and not the folder that ingest replaces.
+    """Whether the log is there, of a readable schema, and not the folder that ingest replaces.
 
     Raises:
       UserError: naming the file or the setting.
@@ -45,15 +45,15 @@ def check_ingest(context: Context) -> None:
 
 
 def mine(context: Context) -> None:
-    """What is searched, typed and searched together, into WORK_DIR/mined."""
+    """What is searched and typed, and related queries, into WORK_DIR/mined."""
     from onesug_jax.logs.completion import CompletionIndex
     from onesug_jax.logs.mined import read_table
 
     work = context.work
     context.configured("mine")(os.path.join(work.log, "train.parquet"), work.mined)
-    known = read_table(work.mined, "queries")
+    queries = read_table(work.mined, "queries")
     index = CompletionIndex.from_counts(
-        known.column("query").to_pylist(), known.column("count").to_pylist()
+        queries.column("query").to_pylist(), queries.column("count").to_pylist()
     )
     index.save(work.mined)
     print(f"{len(index):,} queries, searched {int(index.counts.sum()):,} times")

@@ -1,4 +1,4 @@
-"""What earlier stages left in WORK_DIR, opened for those that come later."""
+"""Opens what earlier stages wrote into WORK_DIR."""
 
 from __future__ import annotations
 
@@ -84,7 +84,7 @@ _CHANGEABLE = ("dropout", "remat", "unroll", "dtype")
 
 
 def identity(context: Context, config: ModelConfig, vocabulary: str) -> dict:
-    """What makes a trained state the same: its model, its vocabulary, what it learns from."""
+    """The identity of a trained state: its model, its vocabulary, its data."""
     made = Manifest.read(context.out)
     assert made is not None, f"{context.out}: no manifest of the run that is going on"
     model = {k: v for k, v in dataclasses.asdict(config).items() if k not in _CHANGEABLE}
@@ -93,7 +93,7 @@ def identity(context: Context, config: ModelConfig, vocabulary: str) -> dict:
 
 
 def make_bundle(context: Context, stage: str) -> None:
-    """All that it takes to use the model that `stage` has just trained, into its folder."""
+    """Everything needed to use the model that `stage` has just trained, into its folder."""
     work = context.work
     pretrain = "pretrain.new" if work.writing == "pretrain" else "pretrain"
     trained = [pretrain] if stage == "pretrain" else [pretrain, "rwr.new"]
@@ -105,7 +105,7 @@ def make_bundle(context: Context, stage: str) -> None:
 
 
 def parameters(context: Context, stage: str) -> str:
-    """Where a stage's parameters lie in WORK_DIR: the best if it kept any."""
+    """Where a stage's parameters lie in WORK_DIR: the best if it stored any."""
     best = os.path.isdir(os.path.join(getattr(context.work, stage), "best"))
     return f"{stage}/best" if best else f"{stage}/checkpoints"
 
@@ -117,7 +117,7 @@ def leave_aligned(context: Context, stored: Mapping[str, Any]) -> None:
 
 
 def model_description(context: Context, stage: str) -> dict:
-    """What it takes to use a stage's model: its sizes, what it is shown, its tasks.
+    """What using a stage's model requires: its sizes, its features, its tasks.
 
     Raises:
       UserError: the stage has not run, or its model belongs to another vocabulary.
@@ -156,7 +156,7 @@ def stored_config(path: str) -> ModelConfig:
 
 
 def _features(path: str, stored: dict) -> dict:
-    """The fields of a FeatureSpec that a model was trained with, whatever release wrote them.
+    """The fields of a FeatureSpec that a model was trained with, of any release.
 
     Raises:
       UserError: it reads markers of ages or orders as text, which are not written any more.
@@ -174,7 +174,7 @@ def _features(path: str, stored: dict) -> dict:
 
 
 def facts(context: Context) -> dict:
-    """What `evaluate.card` says of the model in use, from what the stages wrote down."""
+    """The facts in `evaluate.card` about the model in use, from the files of the stages."""
     from onesug_jax.model.config import ModelConfig
 
     home = context.home

@@ -1,8 +1,9 @@
-"""The stages of preference alignment: what people's behaviour is worth, and learning from it."""
+"""The stages of preference alignment: rewards of people's behaviour, and learning from them."""
 
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import os
 import pathlib
 from collections.abc import Callable, Iterator, Mapping
@@ -26,7 +27,7 @@ _WATCHED = ("mrr@16", "order_mrr@16", "value")
 
 
 def rewards(context: Context) -> None:
-    """What people did with every row, and what each query is worth at each behaviour level, into
+    """What people did with every row, and each query's reward at each behaviour level, into
     WORK_DIR/rewards.
     """
     import numpy as np
@@ -44,9 +45,9 @@ def rewards(context: Context) -> None:
     for split, path in opened.splits(work.log).items():
         if split not in _SPLITS:
             continue
-        known = (lambda query: index.find(query) >= 0) if split == "train" else None
+        indexed = (lambda query: index.find(query) >= 0) if split == "train" else None
         behaviour = preferences.read_behaviour(
-            _blocks(path, known), index.find, len(index), pools, index.top
+            _blocks(path, indexed), index.find, len(index), pools, index.top
         )
         behaviour.save(work.rewards, split)
         counts = behaviour.counts()
@@ -89,8 +90,8 @@ def _pools(context: Context, index) -> dict[str, list[int]]:
     return found
 
 
-def _blocks(path: str, known: Callable[[str], bool] | None) -> Iterator[dict[str, list]]:
-    """The rows of a split as the examples stage takes them: in training, known queries only."""
+def _blocks(path: str, indexed: Callable[[str], bool] | None) -> Iterator[dict[str, list]]:
+    """The rows of a split as the examples stage takes them: in training, indexed queries only."""
     import pyarrow.parquet as pq
 
     from onesug_jax.align.preferences import COLUMNS
@@ -98,11 +99,10 @@ def _blocks(path: str, known: Callable[[str], bool] | None) -> Iterator[dict[str
     with pq.ParquetFile(path) as file:
         for batch in file.iter_batches(columns=list(COLUMNS)):
             block = {name: batch.column(name).to_pylist() for name in COLUMNS}
-            if known is not None:
-                keep = [known(query) for query in block["query"]]
+            if indexed is not None:
+                keep = [indexed(query) for query in block["query"]]
                 block = {
-                    name: [value for value, kept in zip(values, keep, strict=True) if kept]
-                    for name, values in block.items()
+                    name: list(itertools.compress(values, keep)) for name, values in block.items()
                 }
             yield block
 
@@ -119,11 +119,13 @@ def _batches(context: Context, split: str, behaviour: Behaviour, stored: dict, t
     work = context.work
     examples = Examples.load(work.examples, task, split)
     # Tasks on semantic ids leave out the rows of dev that ended in a query without one.
-    known = behaviour.query >= 0
-    example_of = np.arange(len(known)) if len(examples) == len(known) else np.cumsum(known) - 1
-    if len(examples) not in (len(known), np.sum(known)):
+    indexed = behaviour.query >= 0
+    example_of = (
+        np.arange(len(indexed)) if len(examples) == len(indexed) else np.cumsum(indexed) - 1
+    )
+    if len(examples) not in (len(indexed), np.sum(indexed)):
         raise UserError(
-            f"{examples.folder} holds {len(examples):,} examples, {work.rewards} {len(known):,} "
+            f"{examples.folder} holds {len(examples):,} examples, {work.rewards} {len(indexed):,} "
             "rows of the same split; run examples and rewards again."
         )
     featurizer = Featurizer(Vocabulary.load(work.vocab), FeatureSpec(**stored["features"]))
@@ -173,11 +175,11 @@ def rwr(
       steps, batch_size: updates, and preference lists in each; without any update no model is left.
       evaluate_every: in updates; the model then writes lists for the first `dev_rows` rows of the
         dev split, and preference metrics are taken of `dev_lists` lists of that split.
-      watch: by which figure of those lists the best parameters are kept: "mrr@16", "order_mrr@16",
+      watch: the figure of those lists that chooses the best parameters: "mrr@16", "order_mrr@16",
         or "value", the mean of both. After `patience` evaluations without a better one it stops.
       only_if_better: where no evaluation beats the model that training started from, leave no
         model: the pretrain stage's stays the one in use.
-      reference: "copy" keeps the frozen model in memory, "stored" its log-probabilities on disk
+      reference: "copy" holds the frozen model in memory, "stored" its log-probabilities on disk
         (of the text model alone).
       params_from: folder of another model to start from, and to hold as reference.
       profile_steps: (first, last) updates to trace into WORK_DIR/rwr/profile.
@@ -229,7 +231,7 @@ def rwr(
     behaviour = Behaviour.load(work.rewards, "train")
     if behaviour.queries < 2:
         raise UserError(
-            f"{work.rewards}: the log knows a single query, so there is nothing to prefer it to; "
+            f"{work.rewards}: the log has a single query, so there is nothing to prefer it to; "
             "the pretrain stage's model is all that can be trained on this log."
         )
     config = ModelConfig(**stored["model"])
@@ -272,8 +274,8 @@ def rwr(
     watched = bool(watched and evaluate_every)
     before = dev_metrics(frozen, 0) if watched else {}
     if watched:
-        told = ", ".join(f"{name} {before[name]:.2f}" for name in ("hr@16", *_WATCHED))
-        print(f"rwr: the model it starts from: {told}", flush=True)
+        figures = ", ".join(f"{name} {before[name]:.2f}" for name in ("hr@16", *_WATCHED))
+        print(f"rwr: the model it starts from: {figures}", flush=True)
     result = loop.fit(
         preference.rwr_stage(config, objective, frozen if reference == "copy" else None),
         batch_at=batch_at,
@@ -330,8 +332,8 @@ def _watch(context, config, objective, mesh, frozen, stored, task, dev_rows, dev
         return False, None
     behaviour = Behaviour.load(context.work.rewards, "dev")
     lists = Lists(behaviour, ListConfig(), context.seed)
-    known = np.flatnonzero((behaviour.query >= 0) & np.isin(behaviour.level, POSITIVE))
-    drawn = lists.of(known[:dev_lists])
+    usable = np.flatnonzero((behaviour.query >= 0) & np.isin(behaviour.level, POSITIVE))
+    drawn = lists.of(usable[:dev_lists])
     to_arrays = _batches(context, "dev", behaviour, stored, task)
     block, fixed = divisible_batch(mesh, 64), []
     mine = process_batch_shard(mesh, block)

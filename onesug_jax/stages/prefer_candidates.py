@@ -27,7 +27,7 @@ _DAY_MS = 86_400_000
 
 
 def rewards(context: Context) -> None:
-    """What each query is worth at each behaviour level, `[6, 1 + N + spare]`, into
+    """The reward of each query at each behaviour level, `[6, 1 + N + spare]`, into
     WORK_DIR/rewards.
     """
     import numpy as np
@@ -51,8 +51,8 @@ def rewards(context: Context) -> None:
     np.save(os.path.join(context.work.rewards, REWARDS_FILE), table)
     report = {level.name: int(counts[level].sum()) for level in Level if counts[level].sum()}
     write_json(os.path.join(context.work.rewards, "report.json"), report)
-    told = ", ".join(f"{count:,} {name}" for name, count in report.items())
-    print(f"{len(examples):,} rows; candidates: {told}", flush=True)
+    counted = ", ".join(f"{count:,} {name}" for name, count in report.items())
+    print(f"{len(examples):,} rows; candidates: {counted}", flush=True)
 
 
 def rwr(

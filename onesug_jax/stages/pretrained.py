@@ -44,7 +44,7 @@ def check_fits(folder: str, config: ModelConfig, vocabulary: Vocabulary) -> None
         if found != wanted:
             raise UserError(
                 f"{_SETTING} = {folder!r}: its model has {field} {found}, and "
-                f"ModelConfig.{field} is {wanted}; {_mend(theirs, field)}"
+                f"ModelConfig.{field} is {wanted}; {_fix(theirs, field)}"
             )
     path = os.path.join(folder, opened.SPIECE)
     require_files(
@@ -75,7 +75,7 @@ def check_vocabulary(setting: str, folder: str, fingerprint: str) -> None:
         )
 
 
-def _mend(theirs: ModelConfig, field: str) -> str:
+def _fix(theirs: ModelConfig, field: str) -> str:
     name = _MODELS.get(theirs.d_model)
     if name is None:
         return f"set --gin.ModelConfig.{field}={getattr(theirs, field)}"

@@ -40,17 +40,17 @@ def quantize(context: Context) -> None:
 
     opened.cache_compiled(context)
     work = context.work
-    encoder, known = opened.encoder(context.work), opened.completions(context)
+    encoder, indexed = opened.encoder(context.work), opened.completions(context)
     path = os.path.join(work.semantic_ids, EMBEDDINGS)
     enhancing = context.configured("quantize/EnhanceConfig")()
     distributed.run_on_primary_and_broadcast(
-        lambda: _embed(encoder, known.queries, work.mined, enhancing, path)
+        lambda: _embed(encoder, indexed.queries, work.mined, enhancing, path)
     )
     embeddings = np.load(path, mmap_mode="r")
     steps = context.settings["quantize.steps"]
     context.configured("quantize")(
         embeddings,
-        np.asarray(known.counts),
+        np.asarray(indexed.counts),
         work.semantic_ids,
         mesh=context.configured("make_mesh")(),
         optimizer=context.configured("quantize/make_optimizer")(steps=steps),
@@ -101,15 +101,15 @@ def _alike(mined: str) -> tuple[np.ndarray, np.ndarray]:
 
     from onesug_jax.logs.mined import read_table
 
-    known, pairs = read_table(mined, "queries")["query"], read_table(mined, "query_query")
+    queries, pairs = read_table(mined, "queries")["query"], read_table(mined, "query_query")
     by_item = pairs.filter(pc.equal(pairs["source"], "item"))
     pairs = by_item if by_item.num_rows else pairs
-    first = np.searchsorted(_numbers(pairs["query"], known), np.arange(len(known) + 1))
-    return first, _numbers(pairs["other"], known)
+    first = np.searchsorted(_numbers(pairs["query"], queries), np.arange(len(queries) + 1))
+    return first, _numbers(pairs["other"], queries)
 
 
 def index(context: Context, *, precomputed: int = 16, vectors: str = "int8") -> None:
-    """The index of prefixes and what is related to them, into WORK_DIR/index.
+    """The index of prefixes and their related queries, into WORK_DIR/index.
 
     `precomputed` related queries are worked out ahead for every indexed prefix; `vectors` is how
     the queries' are stored, "int8" or "float16".
@@ -122,7 +122,7 @@ def index(context: Context, *, precomputed: int = 16, vectors: str = "int8") -> 
 
     opened.cache_compiled(context)
     work = context.work
-    encoder, known = opened.encoder(context.work), opened.completions(context)
+    encoder, indexed = opened.encoder(context.work), opened.completions(context)
     ids = opened.semantic_ids(context)
     quantiser = Quantiser.load(work.semantic_ids, expect_encoder=encoder.fingerprint)
     prefixes = read_table(work.mined, "prefixes").column("prefix")
@@ -130,7 +130,7 @@ def index(context: Context, *, precomputed: int = 16, vectors: str = "int8") -> 
     rows = _numbers(pairs.column("prefix"), prefixes)
     built = PrefixIndex.build(
         work.index,
-        queries=known.queries,
+        queries=indexed.queries,
         embeddings=np.load(os.path.join(work.semantic_ids, EMBEDDINGS), mmap_mode="r"),
         ids=ids.ids,
         quantiser=quantiser,
@@ -151,8 +151,8 @@ def index(context: Context, *, precomputed: int = 16, vectors: str = "int8") -> 
     )
 
 
-def _numbers(texts, known):
-    """`[n]` places of Arrow texts in a column of known ones, all of which it holds."""
+def _numbers(texts, column):
+    """`[n]` places of Arrow texts in an Arrow column that holds all of them."""
     import pyarrow.compute as pc
 
-    return pc.index_in(texts, value_set=known.combine_chunks()).to_numpy().astype("int64")
+    return pc.index_in(texts, value_set=column.combine_chunks()).to_numpy().astype("int64")

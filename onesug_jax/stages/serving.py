@@ -1,4 +1,4 @@
-"""The stages of a running service: listening, and handing on what people did."""
+"""The stages of a running service: listening, and exporting its feedback."""
 
 from __future__ import annotations
 
@@ -85,7 +85,7 @@ def _item_version(context: Context, config, store, say, name: str, key: str, set
 
 
 def _made_ms(path: str) -> int:
-    """When the rows were made that the model of a bundle learnt from; 0: nobody wrote it down."""
+    """When the rows were made that the model of a bundle learnt from; 0: not recorded."""
     sources = opened.read(os.path.join(path, bundle.SOURCES))
     made = sources.get("examples")
     return int(1000 * datetime.datetime.fromisoformat(made).timestamp()) if made else 0
@@ -96,9 +96,9 @@ def _text_version(context: Context, config, store, say, name: str, key: str, set
 
     suggester = context.configured("suggester")(context)
     spec = suggester.featurizer.spec
-    known = opened.related(context, spec, remembered=config.prefixes)
+    finder = opened.related(context, spec, remembered=config.prefixes)
     ids = opened.semantic_ids(context).of if spec.related else None
-    return TextVersion(name, key, suggester, known, ids=ids, **settings)
+    return TextVersion(name, key, suggester, finder, ids=ids, **settings)
 
 
 def _profile(context: Context) -> list[str]:

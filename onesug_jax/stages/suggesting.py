@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 
 def suggest(context: Context) -> None:
-    """Suggestions for --prefix, or for whatever is typed at a prompt."""
+    """Suggestions for --prefix, or for the lines typed at a prompt."""
     options = context.options
     if options.minutes and len(options.minutes) != len(options.history):
         raise UserError(
@@ -45,7 +45,7 @@ def suggest(context: Context) -> None:
 
 
 def answering(context: Context) -> Callable[..., dict]:
-    """The model in use as a function, for whoever asks more than once:
+    """The model in use as a function, for repeated requests:
 
     `(prefix, history=(), profile=(), k=None, minutes=())`, history oldest first, minutes ago each
     was searched -> the object that --json prints. A model that reads items answers as of the end of
@@ -123,7 +123,7 @@ def _answer_items(
 
 def _answer_text(
     model: Suggester,
-    known: RelatedQueries,
+    finder: RelatedQueries,
     prefix: str,
     history: Sequence[str] = (),
     profile: Sequence[str] = (),
@@ -136,7 +136,7 @@ def _answer_text(
     began = time.perf_counter()
     prefix = normalise_prefix(prefix)
     texts, _ = _normalised(history, minutes)
-    requests = make_requests(known, [prefix], [texts], [profile])
+    requests = make_requests(finder, [prefix], [texts], [profile])
     found = model.suggest(requests, k)[0]
     return _reply(began, prefix, texts, None, found)
 

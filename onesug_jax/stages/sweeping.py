@@ -4,7 +4,7 @@
 
 Each run is a work directory of its own, WORK_DIR/sweep/NAME, made by `run` in a process of its own.
 It links what WORK_DIR has finished before the first stage that the settings concern, and makes all
-that follows anew. Interrupted, the same command goes on; a finished run is skipped.
+that follows. After an interruption the same command continues; a finished run is skipped.
 """
 
 from __future__ import annotations
@@ -89,7 +89,7 @@ def describe(context: Context) -> str:
 
 
 def values_of(text: str) -> Setting:
-    """Of `NAME=VALUE,VALUE` the name and its values; brackets hold a list together.
+    """Of `NAME=VALUE,VALUE` the name and its values; brackets enclose a list.
 
     Raises:
       argparse.ArgumentTypeError: there is no name or no value.
@@ -103,7 +103,7 @@ def values_of(text: str) -> Setting:
 
 
 def bindings_of(options: argparse.Namespace) -> Iterator[tuple[str, str]]:
-    """Every value that will be set, as (name, value): for `main`, which knows what is right."""
+    """Every value that will be set, as (name, value): for `main`, which checks them."""
     for name, values in getattr(options, "set", None) or ():
         for value in values:
             yield name, value
@@ -182,7 +182,7 @@ def _train(folder: str, bindings: Mapping[str, str]) -> None:
         raise UserError(
             f"sweep: the run in {folder} failed, see above; its command is\n"
             f"  {PROGRAM} run {shlex.join(words)}\n"
-            "The same sweep goes on with it."
+            "The same sweep command continues with it."
         )
 
 

@@ -23,9 +23,9 @@ def vocab(
     sid_codes: int = 512,
     pretrained: str | None = None,
 ) -> None:
-    """The id space, from the known queries, into WORK_DIR/vocab.
+    """The id space, from the indexed queries, into WORK_DIR/vocab.
 
-    `weighted` counts a query as often as it was searched, which keeps popular ones short; without
+    `weighted` counts a query as often as it was searched, which makes popular ones short; without
     it every query counts once. None: weighted, except where few queries hold a space (Chinese):
     there popular queries would become single pieces that share nothing with what is typed on the
     way to them.
@@ -36,15 +36,15 @@ def vocab(
     """
     from onesug_jax.tasks.vocabulary import Vocabulary
 
-    known = opened.completions(context)
+    indexed = opened.completions(context)
     if pretrained is not None:
-        _adopt(context, known.queries, pretrained, sid_levels, sid_codes)
+        _adopt(context, indexed.queries, pretrained, sid_levels, sid_codes)
         return
-    texts: Iterator[str] = iter(known.queries)
+    texts: Iterator[str] = iter(indexed.queries)
     if weighted is None:
-        weighted = sum(" " in query for query in known.queries) >= _SPACED * len(known)
+        weighted = sum(" " in query for query in indexed.queries) >= _SPACED * len(indexed)
     if weighted:
-        pairs = zip(known.queries, known.counts.tolist(), strict=True)
+        pairs = zip(indexed.queries, indexed.counts.tolist(), strict=True)
         texts = (query for query, count in pairs for _ in range(count))
     vocabulary = Vocabulary.train(
         texts,
@@ -63,7 +63,7 @@ def vocab(
 def _adopt(
     context: Context, queries: Sequence[str], folder: str, sid_levels: int, sid_codes: int
 ) -> None:
-    """The id space of a pretrained model; says how well its pieces hold the known queries."""
+    """The id space of a pretrained model; says how well its pieces cover the indexed queries."""
     from onesug_jax.model.hf_config import read_config
     from onesug_jax.tasks.vocabulary import Vocabulary
 
@@ -85,8 +85,8 @@ def _adopt(
     )
     if lacking:
         print(
-            f"{lacking:,} of {len(ids):,} known queries hold characters that these pieces lack, "
-            "and may be taken for one another; mT5 and umT5 know every character"
+            f"{lacking:,} of {len(ids):,} indexed queries hold characters that these pieces lack, "
+            "and may be taken for one another; mT5 and umT5 have pieces for every character"
         )
 
 
@@ -161,7 +161,7 @@ def _item_examples(context: Context, vocabulary, spec, splits, candidates: int) 
         {name: item_examples.Texts(splits[name]) for name in names},
         counts,
         Featurizer(vocabulary, spec),
-        lambda prefix: index.known(prefix) + 1,
+        lambda prefix: index.prefix_number(prefix) + 1,
         state.number,
     )
     snapshot.save(state, os.path.join(context.work.examples, items.SNAPSHOT), rare=False)

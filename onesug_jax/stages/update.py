@@ -4,10 +4,9 @@ Every version is a work directory of its own, WORK_DIR/versions/0001, 0002, ...;
 version 0000. An update fills `<next>.new` by the ordinary stages: fresh rows joined to those of the
 last days, mined again; encoder, vocabulary and codebooks unchanged; preferences of the newest days
 learnt from M_t. Then M_t as it is served and M_{t+1} write lists for the `dev` rows of M_t's log,
-which were held back from it and are held back from M_{t+1}: no fresh row, forged or not, judges.
-The newest fresh rows are held back in their turn, for the next update. `versions.publish` then
-names it in one move; an update that is killed at any moment leaves M_t in use, and the same command
-goes on with it.
+which were held back from it and are held back from M_{t+1}: no fresh row decides.
+The newest fresh rows are held back for the next update. `versions.publish` then names M_{t+1} in
+one move. An update that is killed at any moment leaves M_t in use, and the same command continues.
 """
 
 from __future__ import annotations
@@ -103,7 +102,7 @@ def update(
     print(
         f"version {version}: {rows['fresh']:,} fresh rows, the newest {rows['held']:,} held back "
         f"for the next; {rows['again']:,} earlier ones reported again; {rows['train']:,} rows of "
-        f"{window_days:g} days mined; {rows['judged']:,} that were held back before are the judge",
+        f"{window_days:g} days mined; {rows['judged']:,} that were held back before score it",
         flush=True,
     )
     changes = {
@@ -118,14 +117,14 @@ def update(
         code = context.other(stage, new, changes)
         if code:
             return code
-        _check_kept(stage, served, new)
+        _check_unchanged(stage, served, new)
     verdict = _judge(context, base, new, version, wanted, tolerance)
     _publish_finished(home, versions_retained)
     return verdict
 
 
 def check(context: Context) -> None:
-    """Whether there is a model to go on from, a fresh log, and settings that make sense.
+    """Whether there is a model to start from, a fresh log, and possible settings.
 
     Raises:
       UserError: naming what is missing or wrong.
@@ -152,7 +151,7 @@ def check(context: Context) -> None:
     _check_base(base)
     if "dev" not in opened.splits(base.work.log):
         raise UserError(
-            f"{base.work.log}: expected dev.parquet, rows held back that judge an update; train a "
+            f"{base.work.log}: expected dev.parquet, rows held back that score an update; train a "
             "first model with some (--gin.ingest.dev_days=2)"
         )
 
@@ -169,19 +168,19 @@ def _fingerprint(context: Context) -> str:
 
 
 def _check_base(base: Context) -> None:
-    """There is a model to go on from, and it writes queries."""
+    """There is a model to start from, and it writes queries."""
     stage = opened.model_stage(base)
     stored = opened.model_description(base, stage)
     if not any(task.endswith("_query") for task in stored["tasks"]):
         raise UserError(
             f"{base.work.join(stage)} writes semantic ids, which an update may move; update models "
-            "that write queries, or train this one anew with `run`"
+            "that write queries, or train this one again with `run`"
         )
 
 
-def _check_kept(stage: str, served: str, new: str) -> None:
-    """The stage ran with what the version in use was made with, where a change would betray the
-    people of its log (`mine.min_users`) or show the model what it was not trained on (FeatureSpec).
+def _check_unchanged(stage: str, served: str, new: str) -> None:
+    """The stage ran with the settings of the version in use, where a change would reveal private
+    queries (`mine.min_users`) or give the model other inputs than it was trained on (FeatureSpec).
     """
     if stage not in _FIXED:
         return
@@ -189,7 +188,7 @@ def _check_kept(stage: str, served: str, new: str) -> None:
     before, after = (
         _bound(os.path.join(home, folder, workdir.CONFIG), begins) for home in (served, new)
     )
-    for name in sorted(before.keys() & after.keys()):  # a later release may know more names
+    for name in sorted(before.keys() & after.keys()):  # a later release may have more names
         if before[name] != after[name]:
             raise UserError(
                 f"update would run {stage} with {name} = {after[name]}, and {served} was made with "
@@ -243,7 +242,7 @@ def _join(
     """new/log: train (old rows of the window, and the fresh ones), dev (the newest fresh ones) and
     test, which judges: the dev rows of the version in use, as they were.
 
-    A request that both hold counts once, as the fresh log tells it: an order may come days after
+    A request that both hold counts once, as the fresh log has it: an order may come days after
     its search. Columns are those of the old rows; what the fresh ones lack of them is empty there.
     Histories that only one of the two brings stay. Rows of users who asked to be deleted since
     are in neither.
@@ -285,7 +284,7 @@ def _join(
         if count < 2:
             raise UserError(
                 f"{base.log}: {count} rows that the current version does not hold yet; an update "
-                "needs some to learn from and some to judge by"
+                "needs some for training and some for evaluation"
             )
         cut = one(f"SELECT quantile_disc(timestamp_ms, {1 - holdout}) FROM fresh")
         start = one("SELECT max(timestamp_ms) FROM fresh") - int(window_days * _DAY_MS)
@@ -364,7 +363,7 @@ def _judge(
             f"version {version} is worse than what it would replace by "
             f"{values['M_t']['value'] - values['M_t+1']['value']:.2f} points of value (allowed: "
             f"update.tolerance = {tolerance:g}); {os.path.basename(base.work.path)} stays in use, "
-            f"and the new one stays for a look in {folder}.refused"
+            f"and the new one remains in {folder}.refused"
         )
         return NOT_BETTER
     os.replace(new, folder)

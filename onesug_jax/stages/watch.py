@@ -17,7 +17,7 @@ _K = 16
 
 
 def beats(best: float | None, start: float, metric: str) -> bool:
-    """Whether an evaluation of training was better than where it started; says so if none was."""
+    """Whether an evaluation of training was better than its start; prints a line if none was."""
     if (best or 0.0) > start:
         return True
     print(

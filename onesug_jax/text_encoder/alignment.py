@@ -1,4 +1,4 @@
-"""Aligning the text encoder with behaviour, and measuring what that brought (PAPER.md section 2).
+"""Aligning the text encoder with behaviour, and measuring the gain (PAPER.md section 2).
 
 The encoder, pretrained or made from scratch, learns from the mined pairs by the contrastive loss;
 recall on pairs never trained on is measured before and after. `steps=0` saves the encoder as it is:
@@ -98,7 +98,7 @@ def align(
         raise UserError(f"steps={steps}: expected 0 (no alignment) or more.")
     spec = spec or EncoderSpec()
     texts, pairs = read_pairs(mined)
-    train, kept = split(texts, pairs, held_out)
+    train, held = split(texts, pairs, held_out)
     if steps:
         _check(mined, texts, train)
     encoder = _start(texts, weights, spec, seed)
@@ -107,7 +107,7 @@ def align(
         f"contrastive: {texts.queries:,} queries; pairs to train on: "
         + ", ".join(f"{len(train[kind]):,} {kind}" for kind in KINDS)
     )
-    measured = {kind: sample(kept[kind], recall_pairs) for kind in KINDS}
+    measured = {kind: sample(held[kind], recall_pairs) for kind in KINDS}
 
     def measure(encoder: TextEncoder) -> dict[str, float | None]:
         return recall(encoder, texts, measured, most_queries=recall_queries)
@@ -166,7 +166,7 @@ def align(
 def _identity(
     encoder: TextEncoder, weights: str | None, texts: Texts, train: Mapping[str, Pairs]
 ) -> dict[str, Any]:
-    """What makes an aligned encoder the same. From scratch the seed is no part of it."""
+    """The settings that define an aligned encoder. From scratch the seed is not one of them."""
     return {
         "stage": "align",
         "encoder": dataclasses.asdict(encoder.config) | {"dropout": None},
@@ -211,7 +211,7 @@ def recall(
 
     Nearest by cosine among all indexed queries (of very many: the `most_queries` most searched and
     those asked for) but the anchor itself; ties count against. None for a kind without pairs.
-    Queries are encoded block by block and not kept.
+    Queries are encoded block by block and not stored.
     """
     asked = {kind: found for kind, found in pairs.items() if len(found)}
     if not asked:
@@ -261,8 +261,8 @@ def format_report(report: Mapping[str, Any]) -> str:
 
 
 def _check(mined: str, texts: Texts, train: Mapping[str, Pairs]) -> None:
-    """There is something to learn: pairs, and more than one text to tell apart."""
-    mend = (
+    """There is something to learn: pairs, and more than one text to distinguish."""
+    fix = (
         "Give a log with more searches, lower --gin.mine.min_users, or go without: "
         "--gin.align.steps=0."
     )
@@ -270,13 +270,13 @@ def _check(mined: str, texts: Texts, train: Mapping[str, Pairs]) -> None:
         files = " and ".join(os.path.join(mined, TABLES[kind][0]) for kind in KINDS)
         raise UserError(
             f"{files}: expected pairs of different texts to align the encoder on, found none "
-            f"beside those held out. {mend}"
+            f"beside those held out. {fix}"
         )
     others = np.concatenate([texts.groups[train[kind].others] for kind in KINDS])
     if len(np.unique(others)) < 2:
         raise UserError(
             f"{os.path.join(mined, TABLES['prefix'][0])}: all pairs lead to one query; aligning "
-            f"needs at least two queries to tell apart. {mend}"
+            f"needs at least two different queries. {fix}"
         )
 
 

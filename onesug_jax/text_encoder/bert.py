@@ -1,8 +1,8 @@
 """BERT's encoder in Flax: the text encoder of Prefix2Query (PAPER.md section 2, point 2).
 
 Post-layer-norm blocks, learned positions, token types, exact GELU (Devlin et al. 2019). The paper
-takes BGE, which is this with 12 layers of 768. Kernels keep their head axes and every parameter
-names its logical axes, so sharding is the matter of `train/mesh.py`. No pooler, no heads; texts,
+takes BGE, which is this with 12 layers of 768. Kernels have head axes and every parameter names
+its logical axes, so sharding is the matter of `train/mesh.py`. No pooler, no heads; texts,
 files and training are elsewhere.
 """
 
@@ -64,11 +64,11 @@ class EncoderConfig:
                 f"EncoderConfig.max_length={self.max_length}: expected 3 (a word between [CLS] and "
                 f"[SEP]) up to max_positions={self.max_positions}."
             )
-        for name, known in (("pooling", POOLINGS), ("dtype", DTYPES)):
-            if getattr(self, name) not in known:
+        for name, choices in (("pooling", POOLINGS), ("dtype", DTYPES)):
+            if getattr(self, name) not in choices:
                 raise UserError(
                     f"EncoderConfig.{name}={getattr(self, name)!r}: expected one of "
-                    f"{', '.join(known)}."
+                    f"{', '.join(choices)}."
                 )
         if not 0 <= self.dropout < 1:
             raise UserError(f"EncoderConfig.dropout={self.dropout}: expected at least 0, below 1.")
@@ -83,12 +83,12 @@ def _dense(module: nn.Module, name: str, x: jax.Array, shape, names, spec: str) 
     """`einsum(spec, x, kernel) + bias`; the bias has the kernel's axes that come out."""
     outside = spec.split("->")[1]
     kernel_axes = spec.split("->")[0].split(",")[1]
-    kept = [axis for axis, letter in enumerate(kernel_axes) if letter in outside]
+    of_bias = [axis for axis, letter in enumerate(kernel_axes) if letter in outside]
     kernel = module.param(f"{name}_kernel", logical(_INIT, *names), shape)
     bias = module.param(
         f"{name}_bias",
-        logical(nn.initializers.zeros, *(names[axis] for axis in kept)),
-        tuple(shape[axis] for axis in kept),
+        logical(nn.initializers.zeros, *(names[axis] for axis in of_bias)),
+        tuple(shape[axis] for axis in of_bias),
     )
     return jnp.einsum(spec, x, kernel.astype(x.dtype)) + bias.astype(x.dtype)
 

@@ -119,13 +119,13 @@ def _read_pooling(folder: str) -> str:
         return "mean"
     stated = read_json(path)
     asked = [name for name, value in stated.items() if name.startswith("pooling_mode_") and value]
-    known = {flag: name for name, flag in _POOLING_FLAGS.items()}
-    if len(asked) != 1 or asked[0] not in known:
+    pooling_of = {flag: name for name, flag in _POOLING_FLAGS.items()}
+    if len(asked) != 1 or asked[0] not in pooling_of:
         raise UserError(
-            f"{path}: expected one of {', '.join(known)} to be true, found "
+            f"{path}: expected one of {', '.join(pooling_of)} to be true, found "
             f"{', '.join(asked) or 'none'}; choose an encoder pooled that way."
         )
-    return known[asked[0]]
+    return pooling_of[asked[0]]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -194,7 +194,7 @@ def tensors(config: EncoderConfig) -> dict[tuple[str, ...], _Tensor]:
 
 
 def read_weights(folder: str, config: EncoderConfig) -> dict:
-    """The parameters of `bert.Bert`, float32 on the host, whatever precision the file has.
+    """The parameters of `bert.Bert`, float32 on the host, for any precision of the file.
 
     Raises:
       UserError: the file is missing or no safetensors file, or does not fit `config`: the tensors

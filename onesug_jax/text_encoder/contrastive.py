@@ -2,7 +2,7 @@
 
 Both texts of a mined pair (prefix and query, or two queries) should lie near each other and far
 from the other texts of the batch: InfoNCE over cosines divided by a temperature, both ways. The
-paper names in-batch negatives, cosine and temperature; masking what only looks like a negative is
+paper names in-batch negatives, cosine and temperature; masking false negatives is
 ours. `pairs.py` says where pairs come from.
 """
 
@@ -22,10 +22,10 @@ from onesug_jax.train.step import Stage
 
 
 def false_negatives(anchor_ids: jax.Array, other_ids: jax.Array) -> jax.Array:
-    """Which `(i, j)`, i != j, are no negatives: `[B], [B] -> [B, B]` bool, symmetric.
+    """Which `(i, j)`, i != j, are not negatives: `[B], [B] -> [B, B]` bool, symmetric.
 
     Pair j's other text is not to be pushed from pair i's anchor where it is the same text as pair
-    i's other, where the anchors are one text (it is then a known partner as well), or where it is
+    i's other, where the anchors are one text (it is then a partner as well), or where it is
     the anchor itself; and all that the other way round.
     """
     same = (anchor_ids[:, None] == anchor_ids) | (other_ids[:, None] == other_ids)
@@ -55,7 +55,7 @@ def info_nce(
     """
     scores = (anchors @ others.T).astype(jnp.float32) / temperature
     scores = jnp.where(false_negatives(anchor_ids, other_ids), NEG_INF, scores)
-    # Every device keeps its own rows, against the others of all devices.
+    # Every device has its own rows, against the others of all devices.
     scores = nn.with_logical_constraint(scores, ("batch", None))
     own = jnp.diagonal(scores)
     forward = jax.nn.logsumexp(scores, axis=1) - own

@@ -2,8 +2,8 @@
 
 `TextEncoder` joins a BERT (`bert.py`), its tokenizer (`wordpiece.py`) and its files
 (`bert_files.py`). It is loaded from a Hugging Face folder (BGE, MiniLM, or what alignment saved) or
-made from scratch. Texts of like length are encoded together in few shapes, each compiled once. It
-trains nothing: `alignment.py` does. Serving imports this file.
+made from scratch. Texts of similar length are encoded in one batch and few shapes, each compiled
+once. It trains nothing: `alignment.py` does. Serving imports this file.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ _BLOCK_BATCHES = 64  # batches tokenized at a time, so that their texts can be s
 
 @dataclasses.dataclass(frozen=True)
 class EncoderSpec:
-    """What an encoder made from scratch looks like; `max_length` also holds for a loaded one.
+    """The sizes of an encoder made from scratch; `max_length` also holds for a loaded one.
 
     `vocab_size` is an upper bound: the tokenizer learns as many pieces as the texts give that occur
     `min_count` times. The other fields are those of `EncoderConfig`.
@@ -246,7 +246,8 @@ def find_weights(name: str) -> str:
     """The folder of a pretrained encoder: a path as it is, or one that an installed package brings.
 
     Raises:
-      UserError: it is neither; for a known name with the command that installs it.
+      UserError: it is neither; for the name of an offered encoder with the command that installs
+      it.
     """
     if os.path.isdir(name):
         return name

@@ -52,7 +52,7 @@ class Pairs:
         return Pairs(self.anchors[which], self.others[which], self.counts[which])
 
     def digest(self) -> str:
-        """16 hex digits of what they are."""
+        """A digest of the pairs, 16 hex digits."""
         return fingerprint(self.anchors, self.others, self.counts)
 
 
@@ -116,15 +116,15 @@ def read_pairs(mined: str) -> tuple[Texts, dict[str, Pairs]]:
     }
     prefixes = pc.unique(tables["prefix"]["prefix"])
     texts = Texts(queries, counts, pa.chunked_array([prefixes], pa.large_string()))
-    known = queries.combine_chunks()
+    indexed = queries.combine_chunks()
     pairs = {}
     for kind, (file, anchor, other, count) in TABLES.items():
         table, path = tables[kind], os.path.join(mined, file)
         if kind == "prefix":
             anchors = _numbers(table[anchor], prefixes) + np.int32(texts.queries)
         else:
-            anchors = _known(table[anchor], known, path)
-        others = _known(table[other], known, path)
+            anchors = _indexed(table[anchor], indexed, path)
+        others = _indexed(table[other], indexed, path)
         found = Pairs(anchors, others, table[count].to_numpy())
         pairs[kind] = found.take(texts.groups[anchors] != texts.groups[others])
     return texts, pairs
@@ -143,17 +143,17 @@ def split(texts: Texts, pairs: dict[str, Pairs], held_out: float) -> tuple[dict,
     if not 0 <= held_out < 1:
         raise UserError(f"held_out={held_out}: expected a share, at least 0 and below 1.")
     held = texts.hashes < held_out * 2**32
-    train, kept = {}, {}
+    train, dev = {}, {}
     for kind, found in pairs.items():
         anchor = held[found.anchors]
         touched = anchor | held[found.others] if kind == "query" else anchor
         train[kind] = found.take(~touched)
-        kept[kind] = found.take(anchor)
-    return train, kept
+        dev[kind] = found.take(anchor)
+    return train, dev
 
 
 def sample(pairs: Pairs, most: int, seed: int = 0) -> Pairs:
-    """At most `most` of the pairs, drawn evenly without putting back, in their order."""
+    """At most `most` of the pairs, drawn uniformly without replacement, in their order."""
     if len(pairs) <= most:
         return pairs
     drawn = np.random.default_rng(seed).choice(len(pairs), most, replace=False)
@@ -235,19 +235,19 @@ def _read(mined: str, file: str, columns: dict[str, pa.DataType]) -> pa.Table:
     return table.cast(pa.schema(columns))
 
 
-def _numbers(column: pa.ChunkedArray, known: pa.Array) -> np.ndarray:
-    """Place of each text among `known`, -1 for one that is not there; int32."""
-    places = pc.fill_null(pc.index_in(column, value_set=known), -1)
+def _numbers(column: pa.ChunkedArray, values: pa.Array) -> np.ndarray:
+    """Place of each text among `values`, -1 for one that is not there; int32."""
+    places = pc.fill_null(pc.index_in(column, value_set=values), -1)
     return places.to_numpy().astype(np.int32, copy=False)
 
 
-def _known(column: pa.ChunkedArray, queries: pa.Array, path: str) -> np.ndarray:
+def _indexed(column: pa.ChunkedArray, queries: pa.Array, path: str) -> np.ndarray:
     numbers = _numbers(column, queries)
     if len(numbers) and numbers.min() < 0:
         row = int(np.argmin(numbers))
         raise UserError(
             f"{path}: row {row}: the query {column[row].as_py()!r} is not in {QUERIES} beside it; "
-            "the tables were not mined together. Run mine again."
+            "the tables come from different runs. Run mine again."
         )
     return numbers
 

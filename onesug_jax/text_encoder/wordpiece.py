@@ -1,7 +1,7 @@
 """WordPiece, the tokenizer of BERT: loaded from a pretrained folder, or trained on a log's texts.
 
-A thin face on the `tokenizers` package that pads nothing and always truncates: the encoder decides
-on shapes. Chinese characters are split one by one, as BERT does. A text's last space tells that its
+A thin layer over the `tokenizers` package that never pads and always truncates: the encoder decides
+on shapes. Chinese characters are split one by one, as BERT does. A text's last space means that its
 last word is complete ("nike " against "nike"); tokenizers of BERT drop it, the ones trained here
 write it as a piece of its own.
 """
@@ -47,7 +47,7 @@ class WordPiece:
         return self._text
 
     def ids(self, texts: Sequence[str]) -> list[list[int]]:
-        """Token ids of each text, of whatever length they come out."""
+        """Token ids of each text, without padding."""
         try:
             encodings = self._tokenizer.encode_batch_fast(list(texts))
         except (TypeError, UnicodeEncodeError):
@@ -64,8 +64,8 @@ class WordPiece:
         ]
 
     def _with(self, space: int, ids: list[int]) -> list[int]:
-        kept = ids[: self.max_length - 2] if len(ids) >= self.max_length else ids[:-1]
-        return [*kept, space, ids[-1]]
+        first = ids[: self.max_length - 2] if len(ids) >= self.max_length else ids[:-1]
+        return [*first, space, ids[-1]]
 
     def lengths(self, texts: Sequence[str]) -> np.ndarray:
         """Number of tokens of each text, `[N]` int32."""
@@ -80,7 +80,7 @@ class WordPiece:
         """From `tokenizer.json`, or else `vocab.txt`, of a folder in the Hugging Face layout.
 
         Raises:
-          UserError: neither file is there, or the one found is no tokenizer.
+          UserError: neither file is there, or the one found is not a tokenizer.
         """
         path = os.path.join(folder, TOKENIZER)
         if os.path.isfile(path):
@@ -153,7 +153,7 @@ class WordPiece:
 
 
 def pad(ids: Sequence[Sequence[int]], length: int, padding: int) -> tuple[np.ndarray, np.ndarray]:
-    """Rows of ids as `[N, length]`, the cut ones with their last id kept, and lengths `[N]`."""
+    """Rows of ids as `[N, length]`, long ones cut before their last id, and lengths `[N]`."""
     tokens = np.full((len(ids), length), padding, np.int32)
     lengths = np.empty(len(ids), np.int32)
     for row, one in enumerate(ids):

@@ -54,20 +54,20 @@ def weights():
 
 
 @jax.jit
-def model_scores(weights, args, given, known):
+def model_scores(weights, args, given, arrays):
     model = Seq2Seq(LEARNING)
-    return model.apply({"params": weights}, *args, items=given, tables=known, method="score")
+    return model.apply({"params": weights}, *args, items=given, tables=arrays, method="score")
 
 
 @jax.jit
-def candidate_logs(weights, data, known):
-    return candidate_scores(Seq2Seq(LEARNING), weights, data, known)
+def candidate_logs(weights, data, arrays):
+    return candidate_scores(Seq2Seq(LEARNING), weights, data, arrays)
 
 
-def slow_logs(weights, data, known):
+def slow_logs(weights, data, arrays):
     """Of both rows: log p of every candidate token, of the target's pieces, and of writing."""
     args = (data["encoder_input_tokens"], data["decoder_input_tokens"])
-    scores = model_scores(weights, args, items(), known)
+    scores = model_scores(weights, args, items(), arrays)
     vocabulary, candidates = np.asarray(scores.vocabulary, float), np.asarray(scores.candidates)
     chosen, written, writing = [], [], []
     for b, target in enumerate(data["decoder_target_tokens"]):
@@ -84,23 +84,23 @@ def slow_logs(weights, data, known):
 
 
 def test_the_loss_is_that_of_both_ways(weights):
-    known, data = tables(), batch()
-    stage = pretrain_stage(LEARNING, known, writing=0.2, written_share=1.0)
-    total, weight, sums = jax.jit(stage.loss_fn)(weights, data, jax.random.key(0), known)
-    chosen, written, writing = slow_logs(weights, data, known)
+    arrays, data = tables(), batch()
+    stage = pretrain_stage(LEARNING, arrays, writing=0.2, written_share=1.0)
+    total, weight, sums = jax.jit(stage.loss_fn)(weights, data, jax.random.key(0), arrays)
+    chosen, written, writing = slow_logs(weights, data, arrays)
     logs = np.array([np.logaddexp(chosen[0, 1], written[0]), writing[1]])
     wanted = -(np.array([3, 1]) * (logs + 0.2 * (written - writing))).sum()
     np.testing.assert_allclose(total, wanted, rtol=1e-4)
-    assert weight == 4 and stage.frozen is known
+    assert weight == 4 and stage.frozen is arrays
     best = chosen[0].argmax() == 1
     assert sums["accuracy"] == 3 * best
 
 
 def test_half_of_the_rows_are_written_those_without_a_candidate_first(weights):
-    known, data = tables(), batch()
-    stage = pretrain_stage(LEARNING, known, writing=0.2, written_share=0.5)
-    total, weight, _ = jax.jit(stage.loss_fn)(weights, data, jax.random.key(0), known)
-    chosen, written, writing = slow_logs(weights, data, known)
+    arrays, data = tables(), batch()
+    stage = pretrain_stage(LEARNING, arrays, writing=0.2, written_share=0.5)
+    total, weight, _ = jax.jit(stage.loss_fn)(weights, data, jax.random.key(0), arrays)
+    chosen, written, writing = slow_logs(weights, data, arrays)
     wanted = -(3 * chosen[0, 1] + writing[1] + 0.2 * (written[1] - writing[1]))
     np.testing.assert_allclose(total, wanted, rtol=1e-4)
     assert weight == 4
@@ -116,13 +116,13 @@ def test_lists_are_all_candidates_the_target_first():
 
 
 def test_the_objective_weighs_the_target_against_all_candidates(weights):
-    known, data = tables(), batch()
+    arrays, data = tables(), batch()
     old = params(LEARNING, seed=1)
     config = PreferenceConfig(loss="rwr_release", beta=0.3, alpha=0.7)
-    stage = rwr_stage(LEARNING, config, old, known)
+    stage = rwr_stage(LEARNING, config, old, arrays)
     run = jax.jit(stage.loss_fn)
     total, weight, sums = run(weights, data, jax.random.key(0), stage.frozen)
-    policy, reference = (np.asarray(candidate_logs(p, data, known)) for p in (weights, old))
+    policy, reference = (np.asarray(candidate_logs(p, data, arrays)) for p in (weights, old))
     implicit = 0.3 * (policy - reference)[0]
     others = [0, 2, 3, 4]
     gaps = np.maximum(data["rewards"][0, 1], 1.0) - data["rewards"][0, others]
@@ -134,7 +134,7 @@ def test_the_objective_weighs_the_target_against_all_candidates(weights):
 
 
 def test_a_stored_reference_is_that_of_the_copy_whatever_the_width(tmp_path, weights):
-    known, mesh = tables(), make_mesh(devices=jax.devices()[:1])
+    arrays, mesh = tables(), make_mesh(devices=jax.devices()[:1])
 
     def at(step):
         data = batch()
@@ -144,17 +144,17 @@ def test_a_stored_reference_is_that_of_the_copy_whatever_the_width(tmp_path, wei
         return data
 
     path = str(tmp_path / "reference.npz")
-    stored = stored_reference(path, LEARNING, weights, at, 2, mesh, "one", known)
+    stored = stored_reference(path, LEARNING, weights, at, 2, mesh, "one", arrays)
     for step, width in ((0, 5), (1, 3)):
-        wanted = candidate_logs(weights, at(step), known)
+        wanted = candidate_logs(weights, at(step), arrays)
         found = stored(step)["reference"]
         assert found.shape == (2, width)
         np.testing.assert_allclose(found, wanted, atol=1e-4)
 
 
 def test_measures_of_the_reference_itself_are_those_of_no_change(weights):
-    known, mesh = tables(), make_mesh(devices=jax.devices()[:1])
-    measure = make_measure(LEARNING, PreferenceConfig(), mesh, known)
+    arrays, mesh = tables(), make_mesh(devices=jax.devices()[:1])
+    measure = make_measure(LEARNING, PreferenceConfig(), mesh, arrays)
     same = measure(weights, weights, [batch()])
     assert same["kl"] == pytest.approx(0, abs=1e-5) and same["margin"] == 0
     assert measure(params(LEARNING, seed=1), weights, [batch()])["kl"] > 0.01

@@ -30,7 +30,7 @@ def slow(name, implicit, rewards, mask, delta=DELTA):
     time.
     """
     out = []
-    for r, worth, real in zip(implicit, rewards, mask, strict=True):
+    for r, reward, real in zip(implicit, rewards, mask, strict=True):
         negatives = [i for i in range(1, len(r)) if real[i] and real[0]]
         if not negatives:
             out.append(0.0)
@@ -38,9 +38,9 @@ def slow(name, implicit, rewards, mask, delta=DELTA):
         exponents = []
         for i in negatives:
             behind = float(r[i] - r[0])
-            weight = 1 / (worth[0] - worth[i])
+            weight = 1 / (reward[0] - reward[i])
             if "release" in name:
-                weight = (max(worth[0], 1.0) - worth[i]) ** -1.5 + 1
+                weight = (max(reward[0], 1.0) - reward[i]) ** -1.5 + 1
             exponents.append(
                 {
                     "dpo": behind,

@@ -81,8 +81,8 @@ def test_a_log_without_shown_lists_takes_what_is_most_popular():
     b = behaviour_of(row("q3"), row("q20"))
     assert b.shown_by == "most_popular"
     assert b.shown[: b.shown_offsets[1]].tolist() == [0, 1, 2, 4, 5, 6, 7, 8, 9]
-    told = preferences.format_summary(preferences.summary(b, b.counts()))
-    assert "no shown lists" in told and "10 most popular" in told
+    printed = preferences.format_summary(preferences.summary(b, b.counts()))
+    assert "no shown lists" in printed and "10 most popular" in printed
 
 
 def test_no_list_holds_a_query_twice_or_its_own_positive():
@@ -188,19 +188,19 @@ def test_saved_and_opened_again(tmp_path):
         Behaviour.load(str(tmp_path), "dev")
 
 
-def test_a_log_of_one_level_is_told_what_it_cannot_teach():
+def test_a_log_of_one_level_names_what_cannot_be_learnt():
     b = behaviour_of(row("q1", ["q2"]), row("q2", ["q1"]), pools={})
-    told = preferences.format_summary(preferences.summary(b, b.counts()))
-    assert "every row's level is CLICK" in told and "no NOT_SHOW pairs" in told
+    printed = preferences.format_summary(preferences.summary(b, b.counts()))
+    assert "every row's level is CLICK" in printed and "no NOT_SHOW pairs" in printed
 
 
-def test_a_log_of_unknown_queries_and_one_without_negatives_are_told():
+def test_logs_of_unknown_queries_or_without_negatives_are_reported():
     b = behaviour_of(row("unheard of"))
-    told = preferences.format_summary(preferences.summary(b, b.counts()))
-    assert "no preference list can be made" in told
+    printed = preferences.format_summary(preferences.summary(b, b.counts()))
+    assert "no preference list can be made" in printed
     b = behaviour_of(row("q0"), queries=1, pools={})
-    told = preferences.format_summary(preferences.summary(b, b.counts()))
-    assert "no SHOW and no NOT_SHOW pairs" in told and "go to RAND" in told
+    printed = preferences.format_summary(preferences.summary(b, b.counts()))
+    assert "no SHOW and no NOT_SHOW pairs" in printed and "go to RAND" in printed
 
 
 def test_only_rows_of_the_last_days_open_lists():

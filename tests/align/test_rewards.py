@@ -44,15 +44,15 @@ def test_a_level_nobody_reached_keeps_finite_rewards():
 
 
 @pytest.mark.parametrize(
-    "wrong, told",
+    "wrong, message",
     [
-        ({"show": 1.2}, "further apart"),
+        ({"show": 1.2}, "differ more"),
         ({"clip": 0.5}, "Lower clip"),
         ({"clip": -1.0}, "clip"),
         ({"smoothing": 0.0}, "smoothing"),
         ({"rand": -0.1}, "negative"),
     ],
 )
-def test_settings_that_cannot_hold_are_refused(wrong, told):
-    with pytest.raises(UserError, match=told):
+def test_impossible_settings_are_refused(wrong, message):
+    with pytest.raises(UserError, match=message):
         RewardConfig(**wrong)

@@ -219,6 +219,6 @@ def test_dropout_is_for_the_policy_alone():
 @pytest.mark.parametrize(
     "wrong", [{"loss": "rwr"}, {"beta": 0.0}, {"alpha": -1.0}, {"loss": "sft", "alpha": 0.0}]
 )
-def test_settings_that_cannot_hold_are_refused(wrong):
+def test_impossible_settings_are_refused(wrong):
     with pytest.raises(UserError, match="PreferenceConfig"):
         PreferenceConfig(**wrong)

@@ -1,4 +1,4 @@
-"""Most popular completion gives the figures known for the optional logs, and matches by prefix."""
+"""Most popular completion: published figures of the optional logs, and matching by prefix."""
 
 import pytest
 

@@ -21,7 +21,7 @@ CONFIG = CascadeConfig(pre_ranked=6, half_life=1, trees=60, least=5)
 
 @pytest.fixture(scope="module")
 def tables():
-    """Vectors that know the second word alone, blurred: all red things are alike."""
+    """Vectors of the second word alone, blurred: all red things are alike."""
     rng = np.random.default_rng(0)
     kinds = np.array([[2.0 * ("red" in q), 2.0 * ("blue" in q), 0.0] for q in QUERIES])
     return QueryTables.build(QUERIES, kinds + 0.3 * rng.normal(size=(8, 3)), np.eye(3), spare=2)
@@ -114,7 +114,7 @@ class Rows:
         self.items = items
         columns = ("candidates", "candidate_counts", "history", "history_minutes", "clock")
         self.arrays = {name: np.stack([getattr(one, name) for one in items]) for name in columns}
-        self.arrays["level"] = rng.choice(list(cascade_training.GRADE), count)
+        self.arrays["level"] = rng.choice(list(cascade_training.LABELS), count)
         self.arrays |= {name: np.zeros(count, np.int32) for name in ("typed", "prefix_row")}
         self.arrays["target_candidate"] = np.array([self._target(rng, one) for one in items])
 
@@ -135,15 +135,15 @@ def lightgbm():
         pytest.skip(str(error))
 
 
-def test_the_ranker_learns_what_counts_cannot_know(tables, tmp_path):
+def test_the_ranker_learns_more_than_counts(tables, tmp_path):
     lightgbm()
     rows = Rows(900)
     report = cascade_training.train(rows, tables, CONFIG, AS_OF, str(tmp_path), seed=0)
-    in_kept = [
+    retained = [
         target - 1 in pre_rank(one, CONFIG)
         for one, target in zip(rows.items, rows.arrays["target_candidate"], strict=True)
     ]
-    assert (report["rows"], report["recalled"]) == (900, sum(in_kept))
+    assert (report["rows"], report["recalled"]) == (900, sum(retained))
     trees = (tmp_path / cascade_training.MODEL_FILE).read_text().split("num_leaves=")[1:]
     leaves = [int(text.split()[0]) for text in trees]
     assert report["parameters"] == 2 * sum(leaves) - report["trees"] and len(leaves) > 1

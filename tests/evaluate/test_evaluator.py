@@ -146,7 +146,7 @@ def test_a_hit_is_an_exact_match_after_normalisation():
         assert result.metrics["model"]["all"]["mrr@16"] == hit / 2
 
 
-class Known:
+class Context:
     def related(self, prefixes):
         return [[p + "!"] for p in prefixes]
 
@@ -154,7 +154,7 @@ class Known:
         return np.array([[len(p)] for p in prefixes], np.float32)
 
 
-def test_what_is_known_of_a_request_reaches_the_suggester():
+def test_all_inputs_of_a_request_reach_the_suggester():
     def suggest(requests):
         assert all(r.related == (r.prefix + "!",) for r in requests)
         assert all(r.vector.tolist() == [len(r.prefix)] for r in requests)
@@ -164,7 +164,7 @@ def test_what_is_known_of_a_request_reaches_the_suggester():
         make_split(20),
         {"model": suggest},
         prefix_counts={},
-        context=Known(),
+        context=Context(),
     )
     assert result.metrics["model"]["all"]["n"] == 20
     assert result.metrics["model"]["all"]["answered"] == 0.0
@@ -172,7 +172,7 @@ def test_what_is_known_of_a_request_reaches_the_suggester():
 
 def test_empty_slices_are_there_without_a_score():
     result = evaluator.evaluate(
-        make_split(1), {"model": lambda requests: [[]]}, prefix_counts={}, known=4
+        make_split(1), {"model": lambda requests: [[]]}, prefix_counts={}, indexed=4
     )
     for label, scores in result.metrics["model"].items():
         if scores["n"] == 0:

@@ -90,7 +90,7 @@ def test_a_replay_says_its_freshness_and_the_share_of_the_way(evaluation, tmp_pa
         rows = rows.append_column(f"list_{name}", rows["list_model"])
     scores = Evaluation(summarise(rows), rows, "1d")
     text = open(page.write_page(scores, str(tmp_path)), encoding="utf-8").read()
-    assert "what was known 1d before it" in text
+    assert "with the counts of 1d before it" in text
     found = {
         name: re.findall(r"<td>(-?[\d.]+ %|-)</td>", row)
         for name, row in re.findall(r"<tr><td>(?:<b>)?([\w ()]+)(?:</b>)?</td>(.*?)</tr>", text)

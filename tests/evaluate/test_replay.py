@@ -88,7 +88,7 @@ def test_batches_and_processes_change_nothing(log):
     assert evaluator.merge_parts(parts).equals(whole)
 
 
-def test_requests_hold_what_was_known_and_the_profile(log):
+def test_requests_hold_the_as_of_items_and_the_profile(log):
     _, dev, files = log
     seen = []
     options = {"suggesters": {"none": lambda requests: [seen.append(r) or [] for r in requests]}}

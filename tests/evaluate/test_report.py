@@ -63,7 +63,7 @@ def test_missing_metrics_are_named(tmp_path):
 
 
 def cells(table: str) -> dict[str, list[str]]:
-    """First cell of each line -> its others; columns are two or more spaces apart."""
+    """First cell of each line -> its others; two or more spaces separate columns."""
     rows = [re.split(r" {2,}", line) for line in table.splitlines()]
     return {first: others for first, *others in rows}
 
@@ -180,7 +180,7 @@ def test_lists_stand_side_by_side_also_with_wide_characters():
     assert "history: none" in second and "(no suggestion)" in second
 
 
-def test_related_queries_are_shown_for_known_rare_and_unseen_prefixes(tmp_path):
+def test_related_queries_are_shown_for_frequent_rare_and_unseen_prefixes(tmp_path):
     rows = pa.table(
         {"prefix": ["a", "b", "a", "c", "", "d"], "prefix_count": [10, 3, 10, 0, 9, 99]}
     )

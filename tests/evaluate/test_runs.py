@@ -13,7 +13,7 @@ from onesug_jax.evaluate import report, runs
 from onesug_jax.evaluate.evaluator import SliceSpec
 
 
-def run_of(ranks, truth="q", rivals=(), rivals_took=None, **known):
+def run_of(ranks, truth="q", rivals=(), rivals_took=None, **further):
     """A run whose slices are all requests; every fourth has an order."""
     count = len(ranks)
     columns = {
@@ -30,7 +30,7 @@ def run_of(ranks, truth="q", rivals=(), rivals_took=None, **known):
         )
         values = {"hr@16": 100.0, "mrr@16": float(gains.mean()), "n": count}
         scores[name] = dict.fromkeys(("all", "order", "frequent", "rare"), values)
-    return runs.Run(scores, pa.table(columns), rivals=rivals_took or {}, **known)
+    return runs.Run(scores, pa.table(columns), rivals=rivals_took or {}, **further)
 
 
 def rows_and_orders(**named):
@@ -44,14 +44,14 @@ def test_a_clear_gain_is_more_than_chance():
     found = runs.ahead(rows[1], rows[0], orders)
     assert found["all"][0] == found["order"][0] == pytest.approx(12.5)
     assert 8 < found["all"][1] < 12.5 < found["all"][2] < 17
-    told = runs.format_ahead(rows, rows[0], orders).splitlines()
-    assert told[0].startswith("MRR@16 ahead of old")
-    assert told[2].startswith("old") and told[2].count("within chance") == 2
-    assert "+12.50" in told[3] and told[3].count("more than chance") == 2
+    lines = runs.format_ahead(rows, rows[0], orders).splitlines()
+    assert lines[0].startswith("MRR@16 ahead of old")
+    assert lines[2].startswith("old") and lines[2].count("within chance") == 2
+    assert "+12.50" in lines[3] and lines[3].count("more than chance") == 2
 
 
 def test_a_run_named_like_a_rival_is_the_base_all_the_same():
-    """`compare runs/cascade runs/full`, where the reports know a rival of that name."""
+    """`compare runs/cascade runs/full`, where the reports have a rival of that name."""
     rows, orders = rows_and_orders(
         cascade=[run_of([4] * 8, rivals=["cascade"])], full=[run_of([1] * 8)]
     )
@@ -64,8 +64,8 @@ def test_intervals_of_hits_are_over_requests_and_seeds():
     hit, missed = run_of([1] * 100), run_of([1] * 50 + [0] * 50)
     rows, orders = rows_and_orders(one=[hit, missed])
     assert rows[0].hits.tolist() == [100.0] * 50 + [50.0] * 50
-    told = runs.format_rows(rows, orders).splitlines()
-    assert " HR 95 %" in told[0] and "order HR 95 %" in told[0]
+    lines = runs.format_rows(rows, orders).splitlines()
+    assert " HR 95 %" in lines[0] and "order HR 95 %" in lines[0]
 
 
 def test_noise_is_within_chance():
@@ -75,7 +75,7 @@ def test_noise_is_within_chance():
     assert runs.format_ahead(rows, rows[0], orders).splitlines()[3].count("within chance") == 2
 
 
-def test_a_rank_beyond_k_is_no_hit():
+def test_a_rank_beyond_k_is_not_a_hit():
     rows, orders = rows_and_orders(one=[run_of([1, 20])], other=[run_of([1, 0])])
     assert runs.ahead(rows[1], rows[0], orders)["all"] == (0.0, 0.0, 0.0)
 
@@ -105,15 +105,15 @@ def test_seeds_of_a_row_stand_on_one_line(tmp_path):
     assert "2: 50.00 to 100.00" in runs.format_rows(rows, orders)
 
 
-def test_a_rival_is_the_mean_of_the_seeds_that_have_it_and_tells_what_it_took():
+def test_a_rival_is_the_mean_of_the_seeds_that_have_it_with_its_time():
     def seed(minutes):
-        known = {"cascade": (minutes, 9000)}
-        return run_of([1] * 4, rivals=["most_popular", "cascade"], rivals_took=known)
+        took = {"cascade": (minutes, 9000)}
+        return run_of([1] * 4, rivals=["most_popular", "cascade"], rivals_took=took)
 
     without = run_of([1] * 4, rivals=["most_popular"])
     rows, orders = rows_and_orders(full=[seed(4.0), without, seed(6.0)])
-    told = {line.split("  ")[0]: line for line in runs.format_rows(rows, orders).splitlines()}
-    assert told["cascade"].split()[-2:] == ["5.0", "9,000"] and told["most popular"].split()[
+    cells = {line.split("  ")[0]: line for line in runs.format_rows(rows, orders).splitlines()}
+    assert cells["cascade"].split()[-2:] == ["5.0", "9,000"] and cells["most popular"].split()[
         -2:
     ] == ["-", "-"]
     assert rows[0].seeds == rows[1].seeds == ()  # the same of every seed

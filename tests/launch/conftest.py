@@ -13,9 +13,9 @@ import pytest
 
 # Keeps the queued resources in state.json, writes every call to calls.jsonl, reads plan.json:
 #   workers: of each slice · before: states before ACTIVE · preempt: looks at the log after which
-#   the first TPU is taken away · how: suspended; node (only the VM knows); warned (training is told
-#   to stop, the state follows); maintenance (told to stop, and the TPU stays) · refuse: connections
-#   that a new TPU refuses · silent: scp never works
+#   the first TPU is taken away · how: suspended; node (visible on the VM only); warned (training
+# gets   SIGTERM, the state follows); maintenance (SIGTERM, and the TPU stays) · refuse: connections
+# that a new TPU refuses · silent: scp never works
 GCLOUD = r"""#!PYTHON
 import json, os, pathlib, shutil, signal, subprocess, sys
 
@@ -199,9 +199,15 @@ class Cloud:
         return ["bash", str(self.repository / "launch" / "tpu_train.sh"), *words]
 
     def environment(self, **more):
-        kept = {name: value for name, value in os.environ.items() if name[:4] != "TPU_"}
+        given = {name: value for name, value in os.environ.items() if name[:4] != "TPU_"}
         path = f"{self.home / 'bin'}:{os.environ['PATH']}"
-        return {**kept, "PATH": path, "HOME": str(self.home), "TPU_POLL_SECONDS": "0.1", **more}
+        return {
+            **given,
+            "PATH": path,
+            "HOME": str(self.home),
+            "TPU_POLL_SECONDS": "0.1",
+            **more,
+        }
 
     def train(self, *words, timeout=300, **more):
         """Runs the script to its end."""

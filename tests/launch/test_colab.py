@@ -1,4 +1,4 @@
-"""The notebook: runs on a small shop from top to bottom, tells mistakes, and is kept without
+"""The notebook: runs on a small shop from top to bottom, names mistakes, and is stored without
 outputs.
 """
 
@@ -68,7 +68,7 @@ def test_table_plots_lists_and_two_runs(work, path, project_root, tmp_path):
     notebook, client = runner(path, project_root, PREFIX="S", **given)
     client.execute()
     texts = printed(notebook)
-    told = "\n".join(texts)
+    text = "\n".join(texts)
 
     [table] = [text for text in texts if "orders HR@16" in text]
     assert "most popular" in table and "model" in table
@@ -81,11 +81,11 @@ def test_table_plots_lists_and_two_runs(work, path, project_root, tmp_path):
     assert first and all(query.startswith("s") for query in first)
     assert both.splitlines()[1].split() == ["work", "other"]
 
-    [row] = [line for line in told.splitlines() if line.startswith("all  ") and "-1.50" in line]
+    [row] = [line for line in text.splitlines() if line.startswith("all  ") and "-1.50" in line]
     assert row.split()[3] == "+0.00", "HR@16 is the same"
 
 
-def test_a_work_dir_without_a_report_is_told(path, project_root, tmp_path):
+def test_a_work_dir_without_a_report_is_an_error(path, project_root, tmp_path):
     _, client = runner(path, project_root, WORK_DIR=str(tmp_path))
     with pytest.raises(nbclient.exceptions.CellExecutionError) as failed:
         client.execute()
@@ -96,7 +96,7 @@ def test_a_work_dir_without_a_report_is_told(path, project_root, tmp_path):
     assert "error: " in shown and "site-packages" not in shown and "line " not in shown
 
 
-def test_a_project_that_is_nowhere_is_told(path, tmp_path):
+def test_a_missing_project_is_an_error(path, tmp_path):
     """A kernel that cannot import the project, and a checkout that is none."""
     _, client = runner(path, tmp_path, INSTALL_FROM=str(tmp_path))
     environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
@@ -104,7 +104,7 @@ def test_a_project_that_is_nowhere_is_told(path, tmp_path):
         client.execute(env=environment)
 
 
-def test_it_is_kept_without_outputs_and_explains_every_cell(path):
+def test_it_is_stored_without_outputs_and_explains_every_cell(path):
     notebook = nbformat.read(path, as_version=4)
     nbformat.validate(notebook)
     for before, cell in zip([None, *notebook.cells], notebook.cells, strict=False):

@@ -1,4 +1,4 @@
-"""Plain processes on one host, several hosts or SLURM: told who they are, and stopped together."""
+"""Plain processes on one host, several hosts or SLURM: the variables of each, and one stop."""
 
 import json
 import os
@@ -22,14 +22,14 @@ INTERRUPTIBLE = (
 NAMES = ("ONESUG_PROCESSES", "ONESUG_PROCESS", "ONESUG_COORDINATOR", "JAX_LOCAL_DEVICE_IDS")
 HARD = ['--gin.LOG=/data/it\'s a $HOME "log".parquet', '--gin.examples.tasks={"query": 1.0}', "*"]
 
-# In place of python: notes its words and what it was told, then does as its file `acts/N` says:
+# In place of python: notes its arguments and variables, then does as its file `acts/N` says:
 # `end CODE`, `wait` (for SIGTERM, which it obeys) or `deaf` (to it).
 TRAINING = r"""#!PYTHON -S
 import json, os, pathlib, signal, sys, time
 home = pathlib.Path(__file__).resolve().parent
 index = os.environ.get("ONESUG_PROCESS") or "0"
-told = {name: os.environ[name] for name in NAMES if name in os.environ}
-(home / f"told{index}").write_text(json.dumps([sys.argv[1:], told, os.getpid()]))
+given = {name: os.environ[name] for name in NAMES if name in os.environ}
+(home / f"started{index}").write_text(json.dumps([sys.argv[1:], given, os.getpid()]))
 act, *code = (home / "acts" / index).read_text().split()
 print("hello", flush=True)
 if act == "end":
@@ -70,7 +70,7 @@ class Gpu:
             (self.home / "acts" / str(index)).write_text(act)
 
     def environment(self, **more):
-        kept = {
+        variables = {
             name: value
             for name, value in os.environ.items()
             if not name.startswith(("ONESUG_", "SLURM_", "GPU_", "CUDA_", "JAX_"))
@@ -78,7 +78,7 @@ class Gpu:
         path = f"{self.home / 'bin'}:{os.environ['PATH']}"
         hosts = str(self.home / "hosts")
         mine = {"PATH": path, "SSH_HOSTS": hosts, "ONESUG_PYTHON": str(self.python)}
-        return {**kept, **mine, **more}
+        return {**variables, **mine, **more}
 
     def start(self, *words, **more):
         return subprocess.Popen(
@@ -94,9 +94,9 @@ class Gpu:
         out, err = process.communicate(timeout=40)
         return subprocess.CompletedProcess(words, process.returncode, out, err)
 
-    def told(self, index=0, seconds=15):
+    def started(self, index=0, seconds=15):
         """(words, what the environment said, process id) of one process, once it has begun."""
-        path, end = self.home / f"told{index}", time.monotonic() + seconds
+        path, end = self.home / f"started{index}", time.monotonic() + seconds
         while not (path.exists() and path.stat().st_size):
             assert time.monotonic() < end, f"process {index} never began"
             time.sleep(0.05)
@@ -104,7 +104,7 @@ class Gpu:
 
     def gone(self, index, seconds=10):
         """Whether a process has ended, or does within `seconds`."""
-        pid, end = self.told(index)[2], time.monotonic() + seconds
+        pid, end = self.started(index)[2], time.monotonic() + seconds
         while os.path.exists(f"/proc/{pid}/cmdline"):
             if b"python" not in open(f"/proc/{pid}/cmdline", "rb").read():  # ended, not yet reaped
                 return True
@@ -118,7 +118,7 @@ class Gpu:
 def gpu(tmp_path, project_root):
     made = Gpu(tmp_path, project_root)
     yield made
-    for path in tmp_path.glob("told*"):
+    for path in tmp_path.glob("started*"):
         try:
             os.kill(json.loads(path.read_text())[2], signal.SIGKILL)
         except ProcessLookupError:
@@ -131,12 +131,12 @@ def fake_gpus(gpu, count):
 
 
 @pytest.mark.parametrize("code", [0, 7])
-def test_one_process_is_told_nothing_and_gives_its_exit_code(gpu, code):
+def test_one_process_gets_no_variables_and_its_exit_code_is_returned(gpu, code):
     gpu.acts(f"end {code}")
     done = gpu.train("--", *HARD)
     assert done.returncode == code
     assert done.stdout == "hello\n"
-    assert gpu.told()[:2] == [["-m", "onesug_jax.main", "run", *HARD], {}]
+    assert gpu.started()[:2] == [["-m", "onesug_jax.main", "run", *HARD], {}]
 
 
 def test_two_processes_of_one_host(gpu):
@@ -144,9 +144,9 @@ def test_two_processes_of_one_host(gpu):
     done = gpu.train("--processes", "2", "--port=1234", "--", *HARD)
     assert done.returncode == 0, done.stderr
     for index in range(2):
-        words, told, _ = gpu.told(index)
+        words, given, _ = gpu.started(index)
         assert words[3:] == HARD
-        assert list(told.values()) == ["2", str(index), "127.0.0.1:1234"]
+        assert list(given.values()) == ["2", str(index), "127.0.0.1:1234"]
     assert sorted(done.stdout.splitlines()) == ["[0] hello", "[1] hello"]
 
 
@@ -154,7 +154,7 @@ def test_processes_share_the_gpus_out(gpu):
     fake_gpus(gpu, 4)
     gpu.acts("end 0", "end 0")
     assert gpu.train("--processes=2").returncode == 0
-    assert [gpu.told(index)[1]["JAX_LOCAL_DEVICE_IDS"] for index in range(2)] == ["0,1", "2,3"]
+    assert [gpu.started(index)[1]["JAX_LOCAL_DEVICE_IDS"] for index in range(2)] == ["0,1", "2,3"]
     done = gpu.train("--processes=3")
     assert done.returncode == 2 and "--processes=3" in done.stderr and "4 GPUs" in done.stderr
     gpu.acts("end 0", "end 0", "end 0")
@@ -181,10 +181,10 @@ def test_one_that_does_not_hear_is_ended(gpu):
 
 
 @pytest.mark.parametrize(("signum", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
-def test_told_to_stop_it_tells_all(gpu, signum, code):
+def test_a_signal_to_stop_reaches_all_processes(gpu, signum, code):
     gpu.acts("wait", "wait")
     process = gpu.start("--processes=2")
-    gpu.told(0), gpu.told(1)
+    gpu.started(0), gpu.started(1)
     time.sleep(0.3)  # until they listen
     process.send_signal(signum)
     out, _ = process.communicate(timeout=30)
@@ -197,9 +197,9 @@ def test_several_hosts_by_ssh(gpu):
     done = gpu.train("--hosts=me@gpu1,gpu2", "--port=1234", "--", *HARD)
     assert done.returncode == 0, done.stderr
     for index in range(2):
-        words, told, _ = gpu.told(index)
+        words, given, _ = gpu.started(index)
         assert words == ["-m", "onesug_jax.main", "run", *HARD]
-        assert list(told.values()) == ["2", str(index), "gpu1:1234"]
+        assert list(given.values()) == ["2", str(index), "gpu1:1234"]
     assert sorted((gpu.home / "hosts").read_text().split()) == ["gpu2", "me@gpu1"]
 
 
@@ -212,10 +212,10 @@ def test_one_failing_host_stops_the_others(gpu):
 
 
 def test_a_broken_connection_ends_the_process_behind_it(gpu):
-    """The script itself is killed: nothing is left to tell the other hosts but the silence."""
+    """The script itself is killed: the other hosts see only its silence."""
     gpu.acts("wait", "wait")
     process = gpu.start("--hosts=gpu1,gpu2")
-    gpu.told(0), gpu.told(1)
+    gpu.started(0), gpu.started(1)
     time.sleep(0.3)
     process.kill()
     process.wait(timeout=20)
@@ -243,28 +243,28 @@ def test_a_task_of_slurm_knows_its_place(gpu, nodes, first):
     gpu.acts("", "end 4")
     done = gpu.train("--", *HARD, **slurm(1, STEP_NODELIST=nodes))
     assert done.returncode == 4, done.stderr
-    words, told, _ = gpu.told(1)
+    words, given, _ = gpu.started(1)
     assert words[3:] == HARD
-    assert list(told.values()) == ["2", "1", f"{first}:20007"]
+    assert list(given.values()) == ["2", "1", f"{first}:20007"]
 
 
 def test_tasks_on_one_node_take_a_gpu_each(gpu):
     fake_gpus(gpu, 2)
     gpu.acts("", "end 0")
     assert gpu.train(**slurm(1, STEP_NUM_NODES="1", LOCALID="1")).returncode == 0
-    assert gpu.told(1)[1]["JAX_LOCAL_DEVICE_IDS"] == "1"
+    assert gpu.started(1)[1]["JAX_LOCAL_DEVICE_IDS"] == "1"
     more = slurm(1, STEP_NUM_NODES="1", LOCALID="1")
     assert gpu.train(**more, CUDA_VISIBLE_DEVICES="1").returncode == 0
-    assert "JAX_LOCAL_DEVICE_IDS" not in gpu.told(1)[1]  # SLURM has given it one already
+    assert "JAX_LOCAL_DEVICE_IDS" not in gpu.started(1)[1]  # SLURM has given it one already
 
 
 def test_a_single_task_is_alone(gpu):
     gpu.acts("end 0")
     assert gpu.train(**slurm(NTASKS="1", STEP_NODELIST="n1")).returncode == 0
-    assert gpu.told()[1] == {}
+    assert gpu.started()[1] == {}
 
 
-def test_half_of_slurm_is_told(gpu):
+def test_half_of_slurms_variables_are_an_error(gpu):
     done = gpu.train(SLURM_STEP_NODELIST="a", SLURM_NTASKS="2")
     assert done.returncode == 2 and "SLURM_PROCID" in done.stderr
 
@@ -298,7 +298,7 @@ def test_a_dry_run_prints_and_runs_nothing(gpu, words, more, lines):
     assert done.returncode == 0, done.stderr
     found = [shlex.split(line) for line in done.stdout.splitlines()]
     assert [[os.path.basename(line[0]), line[1]] for line in found] == lines
-    assert not list(gpu.home.glob("told*")) and not (gpu.home / "hosts").exists()
+    assert not list(gpu.home.glob("started*")) and not (gpu.home / "hosts").exists()
 
 
 def test_a_dry_run_tells_that_the_environment_is_made(gpu):
@@ -308,7 +308,7 @@ def test_a_dry_run_tells_that_the_environment_is_made(gpu):
 
 
 @pytest.mark.parametrize(
-    ("words", "told"),
+    ("words", "messages"),
     [
         (["--host=a"], ["--host=a", "--help"]),
         (["--gin.STEPS=3"], ["--gin.STEPS", "after `--`"]),
@@ -319,16 +319,16 @@ def test_a_dry_run_tells_that_the_environment_is_made(gpu):
         (["--", "--gin.LOG=gs://b/l"], ["gs://b/l", "gcsfuse"]),
     ],
 )
-def test_mistakes_are_told(gpu, words, told):
+def test_mistakes_are_named(gpu, words, messages):
     done = gpu.train(*words)
     assert done.returncode == 2
-    assert all(word in done.stderr for word in told)
+    assert all(word in done.stderr for word in messages)
 
 
 def test_help_names_every_flag(gpu, project_root):
-    told = gpu.train("--help").stdout
+    printed = gpu.train("--help").stdout
     source = (project_root / "launch" / "gpu_train.sh").read_text()
     cases = re.search(r"case \"\$flag\" in(.*?)-h \| --help", source, flags=re.DOTALL)[1]
     flags = set(re.findall(r"--[a-z_]+", cases)) - {"--leashed"}
     assert len(flags) > 7
-    assert flags <= set(re.findall(r"--[a-z_]+", told))
+    assert flags <= set(re.findall(r"--[a-z_]+", printed))

@@ -1,4 +1,4 @@
-"""Public logs by one command each: mistakes are told at once, and the whole road runs."""
+"""Public logs by one command each: mistakes are named at once, and all stages run."""
 
 import json
 import os
@@ -45,7 +45,7 @@ def launched(project_root, script, *words):
 
 
 @pytest.mark.parametrize("script", ["amazonqac", "kuaisearch"])
-def test_mistakes_are_told_before_anything_is_made(project_root, script, tmp_path):
+def test_mistakes_are_named_before_anything_is_made(project_root, script, tmp_path):
     missing = launched(project_root, script, "--data", str(tmp_path / "none"))
     assert missing.returncode == 2 and "none: no such folder" in missing.stderr
     assert f"bash launch/{script}.sh --data FOLDER" in missing.stderr
@@ -76,8 +76,8 @@ def test_amazonqac_from_its_files_to_its_metrics(project_root, tmp_path):
                 row["prefixes"] = [row["final_search_term"][:n] for n in (1, 2, 3)]
         table = pa.Table.from_pylist(rows, schema=schema)
         pq.write_table(table, tmp_path / "qac" / name / "part-00000.snappy.parquet")
-    told = run(project_root, "amazonqac", tmp_path / "qac", tmp_path / "work")
-    assert "SUCCESS@10" in told and "MRR@10" in told
+    printed = run(project_root, "amazonqac", tmp_path / "qac", tmp_path / "work")
+    assert "SUCCESS@10" in printed and "MRR@10" in printed
     assert os.path.exists(tmp_path / "work" / "report" / "test" / "index.html")
     assert pq.read_table(tmp_path / "work" / "report" / "test" / "lists.parquet").num_rows == 6
 
@@ -96,8 +96,8 @@ def test_kuaisearch_from_files_in_its_schema(project_root, tmp_path):
     for name, rows in (("recall", sessions), ("users", users), ("items", items)):
         lines = (json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
         (folder / f"{name}.jsonl").write_text("".join(lines), encoding="utf-8")
-    told = run(project_root, "kuaisearch", folder, tmp_path / "work")
-    assert "HR@16" in told and "MRR@16" in told and "most popular" in told
+    printed = run(project_root, "kuaisearch", folder, tmp_path / "work")
+    assert "HR@16" in printed and "MRR@16" in printed and "most popular" in printed
     lists = pq.read_table(tmp_path / "work" / "report" / "dev" / "lists.parquet")
     dev = pq.read_table(tmp_path / "work" / "log" / "dev.parquet")  # the newest half of a day
     assert lists["truth"].to_pylist() == dev["query"].to_pylist()
@@ -109,8 +109,8 @@ def test_kuaisearch_from_its_demo_files(project_root, tmp_path):
     demo = pathlib.Path(project_root).parent / "shared" / "data" / "kuaisearch_demo"
     if not demo.is_dir():
         pytest.skip("the demo files of KuaiSearch are not in ../shared/data/kuaisearch_demo")
-    told = run(project_root, "kuaisearch", demo, tmp_path / "work")
-    assert "HR@16" in told and "MRR@16" in told
+    printed = run(project_root, "kuaisearch", demo, tmp_path / "work")
+    assert "HR@16" in printed and "MRR@16" in printed
 
 
 def test_mistakes_of_clicks_are_named(project_root, tmp_path):

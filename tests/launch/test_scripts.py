@@ -43,7 +43,7 @@ def test_requirements_are_the_dependencies_and_three_extras():
         assert [re.sub(r"\[\w+\]", "", one) for one in extras[extra]] == [jax]
 
 
-def test_test_tools_are_no_dependencies():
+def test_test_tools_are_not_dependencies():
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     tools = {re.match(r"[\w-]+", one)[0] for one in project["optional-dependencies"]["test"]}
     assert "pytest" in tools

@@ -329,7 +329,7 @@ def test_the_sample_as_preference_records(tmp_path):
 # Choosing
 
 
-def test_each_shared_sample_is_recognised_and_kept_whole(shared_data, tmp_path):
+def test_each_shared_sample_is_recognised_and_read_completely(shared_data, tmp_path):
     adapters = make_adapters()
     for folder, name, rows in (
         ("shoplog_zh", "schema", None),

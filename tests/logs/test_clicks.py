@@ -98,7 +98,7 @@ def test_other_times_need_their_form(tmp_path):
         tmp_path, ["user", "time", "query"], log, clicks=Clicks(time_format="%d/%m/%Y %H:%M")
     )
     assert [row["timestamp_ms"] for row in rows] == [(NOON - 20) * 1000]
-    assert list(report.reasons) == ["time is no time as '%d/%m/%Y %H:%M'"]
+    assert list(report.reasons) == ["time is not a time of format '%d/%m/%Y %H:%M'"]
 
 
 def test_items_join_their_search(tmp_path):
@@ -143,7 +143,7 @@ def test_sessions_and_prefixes_of_the_log_itself_win(tmp_path):
     assert [(row["session_id"], row["prefix"]) for row in rows] == [("s1", "cu"), ("s2", "")]
 
 
-def test_prefixes_are_seeded_cuts_mostly_short_at_times_whole(tmp_path):
+def test_prefixes_are_seeded_cuts_mostly_short_at_times_complete(tmp_path):
     header, query = ["user", "time", "query"], "copper kettle with a lid"
     log = [[f"u{at}", NOON + at, query] for at in range(3_000)]
     first = {r["request_id"]: r["prefix"] for r in rows_of(tmp_path, header, log, seed=1)[0]}

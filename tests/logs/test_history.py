@@ -100,7 +100,7 @@ def test_all_rows_come_in_the_order_of_files(random_log):
 
 
 def test_no_query_leaks_from_the_same_moment_or_later(tmp_path):
-    """Each query is unique, so its appearance anywhere tells when it was known."""
+    """Each query is unique, so its appearance anywhere shows when it was visible."""
     draw = random.Random(1)
     rows = [row(i, f"u{i % 3}", draw.randrange(40), f"query {i}") for i in range(200)]
     files = [write(tmp_path / "a.parquet", rows[:120]), write(tmp_path / "b.parquet", rows[120:])]
@@ -136,11 +136,11 @@ def test_a_row_with_its_own_history_uses_that_and_others_the_derived(tmp_path):
         row(2, "u", 9, "x", history=["old", "new", "old", "newest"]),
         row(3, "u", 9, "y", history=None),
         row(4, "u", 9, "z", history=[]),
-        row(5, "", 9, "z", history=["known"]),
+        row(5, "", 9, "z", history=["given"]),
     ]
     test = write(tmp_path / "test.parquet", rows, own)
     got = with_history([train, test], keep=test, history=2).read_all()
-    assert got["recent"].to_pylist() == [["newest", "old"], ["late", "early"], [], ["known"]]
+    assert got["recent"].to_pylist() == [["newest", "old"], ["late", "early"], [], ["given"]]
     assert got[HISTORY].to_pylist()[0] == ["old", "new", "old", "newest"]
 
 

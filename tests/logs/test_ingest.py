@@ -1,4 +1,4 @@
-"""Ingest: every row kept or set aside with its reason, splits, and errors that say what to mend."""
+"""Ingest: every row accepted or set aside with its reason, splits, and errors with a way out."""
 
 import csv
 import errno
@@ -85,7 +85,7 @@ def out(tmp_path):
     return str(tmp_path / "out")
 
 
-# What is kept
+# What is accepted
 
 
 @pytest.mark.parametrize("kind", ["parquet", "jsonl", "jsonl.gz", "csv", "tsv", "semicolon.csv"])
@@ -284,7 +284,7 @@ def test_parquet_text_that_is_not_utf8_is_set_aside(tmp_path, out):
     assert [one["row"] for one in aside(out)] == [2, 3]
 
 
-def test_one_id_in_two_splits_is_kept_in_one(tmp_path, out):
+def test_one_id_in_two_splits_is_written_in_one(tmp_path, out):
     folder = tmp_path / "logs"
     folder.mkdir()
     write_parquet(folder / "train.parquet", log(20))
@@ -533,7 +533,7 @@ def test_a_wrong_type_in_parquet_names_column_expected_and_found(
         ("log.xlsx", b"PK", "expected a name ending in"),
     ],
 )
-def test_a_file_that_is_no_log_is_named(tmp_path, out, name, content, said):
+def test_a_file_that_is_not_a_log_is_named(tmp_path, out, name, content, said):
     path = tmp_path / name
     path.write_bytes(content)
     with pytest.raises(UserError) as stopped:

@@ -70,18 +70,20 @@ def reference(rows: list[dict], **changed) -> dict[str, list[tuple]]:
         repeats[same] += 1
         if repeats[same] <= (s["max_repeats"] if row["user_id"] or row["session_id"] else 1):
             rows.append(row)
-    known, typed = collections.defaultdict(list), collections.defaultdict(list)
+    searches, typed = collections.defaultdict(list), collections.defaultdict(list)
     for row in rows:
-        known[row["query"]].append(row)
+        searches[row["query"]].append(row)
         typed[row["prefix"]].append(row)
 
     def enough(those):
         return len({visitor_of(row) for row in those}) >= s["min_users"]
 
-    known = {query: known[query] for query in sorted(known, key=by_text) if enough(known[query])}
+    searches = {
+        query: searches[query] for query in sorted(searches, key=by_text) if enough(searches[query])
+    }
     typed = {text: typed[text] for text in sorted(typed, key=by_text) if enough(typed[text])}
     tables = {"queries": [], "prefixes": [], "prefix_query": [], "query_query": [], "pools": []}
-    for query, those in known.items():
+    for query, those in searches.items():
         levels = collections.Counter(
             request_level(row["clicked_items"], row["ordered_items"]) for row in those
         )
@@ -94,25 +96,25 @@ def reference(rows: list[dict], **changed) -> dict[str, list[tuple]]:
         tables["prefixes"].append((prefix, len(those), users))
         after = collections.defaultdict(list)
         for row in those:
-            if row["query"] in known:
+            if row["query"] in searches:
                 after[row["query"]].append(row)
         pairs = []
         for query, seen in after.items():
             n = len(seen)
-            score = n / (n + s["support"]) * n / math.sqrt(len(those) * len(known[query]))
+            score = n / (n + s["support"]) * n / math.sqrt(len(those) * len(searches[query]))
             pairs.append((prefix, query, n, len({visitor_of(row) for row in seen}), score))
         if prefix:
             # As written, to nine decimals: scores that look equal are ordered by text.
             pairs.sort(key=lambda pair: (-round(pair[4], 9), by_text(pair[1])))
             tables["prefix_query"] += pairs[: s["per_prefix"]]
-        pool = {*after, *(query for query in known if query.startswith(prefix))}
-        pool = sorted(pool, key=lambda query: (-len(known[query]), by_text(query)))
+        pool = {*after, *(query for query in searches if query.startswith(prefix))}
+        pool = sorted(pool, key=lambda query: (-len(searches[query]), by_text(query)))
         for rank, query in enumerate(pool[: s["pool_size"]]):
-            tables["pools"].append((prefix, query, rank, len(known[query])))
+            tables["pools"].append((prefix, query, rank, len(searches[query])))
 
     visitors, items = {}, {}
     for row in everything:  # an item is opened after a query or not: repeats say no more
-        if row["query"] in known:
+        if row["query"] in searches:
             for owner, relation in [(visitor_of(row), visitors)] + [
                 (item, items) for item in row["clicked_items"]
             ]:
@@ -128,7 +130,7 @@ def reference(rows: list[dict], **changed) -> dict[str, list[tuple]]:
         s["max_visitors_per_query"],
         s["min_common_visitors"],
     )
-    for query in known:
+    for query in searches:
         for source, pairs in (("item", of_item), ("visitor", of_visitor)):
             for other, swing, itemcf, users in pairs[query]:
                 tables["query_query"].append((query, other, source, swing, itemcf, users))
@@ -141,12 +143,12 @@ def pairs_of(relation: dict, s: dict, most_queries: int, most_owners: int, least
     for (owner, query), last in relation.items():
         queries_of[owner].append((-last, by_text(query), query))
     seen = {owner: -min(those)[0] for owner, those in queries_of.items()}
-    kept = {
+    last = {
         owner: {query for *_, query in sorted(those)[:most_queries]}
         for owner, those in queries_of.items()
     }
     owners_of = collections.defaultdict(set)
-    for owner, queries in kept.items():
+    for owner, queries in last.items():
         for query in queries:
             owners_of[query].add(owner)
     latest = {
@@ -158,12 +160,12 @@ def pairs_of(relation: dict, s: dict, most_queries: int, most_owners: int, least
         common = owners_of[i] & owners_of[j]
         if len(common) < least:
             continue
-        itemcf = sum(1 / math.log(1 + len(kept[u])) for u in common)
+        itemcf = sum(1 / math.log(1 + len(last[u])) for u in common)
         itemcf /= math.sqrt(len(owners_of[i]) * len(owners_of[j]))
         swing = 0.0
         for u, v in itertools.combinations(latest[i] & latest[j], 2):
-            shared = sum(u in latest[query] and v in latest[query] for query in kept[u] & kept[v])
-            weights = 1 / math.sqrt(len(kept[u])) / math.sqrt(len(kept[v]))
+            shared = sum(u in latest[query] and v in latest[query] for query in last[u] & last[v])
+            weights = 1 / math.sqrt(len(last[u])) / math.sqrt(len(last[v]))
             swing += weights / (s["swing_alpha"] + shared)
         best[i].append((j, swing, itemcf, len(common)))
     for pairs in best.values():
@@ -274,7 +276,7 @@ def row(number: int, query: str, prefix: str = "", **changed) -> dict:
     }
 
 
-def test_swing_and_itemcf_known_answers(tmp_path):
+def test_swing_and_itemcf_by_hand(tmp_path):
     searches = {"n1": ["tea", "cup"], "n2": ["tea", "cup", "pot"]}
     rows = [
         row(number, query, user_id=user)
@@ -366,7 +368,7 @@ def test_one_query_without_clicks_gives_empty_pairs(tmp_path):
     assert report.pools == report.prefix_query == 1
 
 
-def test_nothing_known_to_enough_visitors_gives_empty_tables(tmp_path):
+def test_without_texts_of_enough_visitors_tables_are_empty(tmp_path):
     report = mine(
         write(tmp_path / "t", make_rows(3)), str(tmp_path / "mined"), min_users=999, max_repeats=999
     )
@@ -406,7 +408,7 @@ def test_a_simulated_log_and_its_report(tmp_path):
 def test_sums_do_not_overflow_or_lose_the_tail():
     ones = 1 / math.log(2)  # the largest term
     assert 10**7 * ones * UNIT < 2**63  # ten million visitors in common of one pair
-    # The smallest Swing term of two owners at a generous cap is still known to a millionth.
+    # The smallest Swing term of two owners at a generous cap is still exact to a millionth.
     assert 1 / (1000 * 1001) * UNIT > 5e4
 
 

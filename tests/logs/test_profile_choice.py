@@ -48,7 +48,7 @@ LEAKS = {
     "holds the text of the query": lambda row, draws: (
         f"results for {row['query']} p{draws.random()}"
     ),
-    "tells the query": lambda row, draws: f"q{WORDS.index(row['query'])}",
+    "predicts the query": lambda row, draws: f"q{WORDS.index(row['query'])}",
     "follows from the query": lambda row, draws: row["query"].split()[1],
 }
 

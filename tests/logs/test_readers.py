@@ -109,7 +109,7 @@ def test_the_index_of_pandas_in_parquet_is_left_out_too(tmp_path):
     [
         ("a,b,a\n", "'a' more than once"),
         (",,\n1,2,3\n", "found no name"),
-        ('a,"b\n1,2\n', "line 1: the header is no CSV"),
+        ('a,"b\n1,2\n', "line 1: the header is not CSV"),
         ("a,b\n".encode("utf-16"), "UTF-16"),
         ("a,b\n".encode("utf-16-le"), "UTF-8"),
         ("größe,b\n".encode("latin-1"), "iconv"),
@@ -146,7 +146,7 @@ def test_compressed_text_is_read_whole_or_named(tmp_path, kind):
 
 
 @pytest.mark.parametrize("name", ["b.csv.zip", "b.jsonl.xz", "b.parquet.gz"])
-def test_a_part_in_a_form_that_is_not_read_is_no_other_file(tmp_path, name):
+def test_a_part_in_a_form_that_is_not_read_is_not_another_file(tmp_path, name):
     text(tmp_path / "a.csv", "a,b\n1,2\n")
     text(tmp_path / name, b"PK")
     with pytest.raises(UserError, match=f"{name}: expected a name ending in"):

@@ -123,10 +123,10 @@ def test_profile_columns_are_those_the_schema_does_not_name():
     ],
 )
 def test_a_faulty_row_is_named_and_its_neighbours_stay(change, reason):
-    kept, numbers, reasons = judge({}, change, {})
+    accepted, numbers, reasons = judge({}, change, {})
     assert reasons == {1: reason}
     assert numbers.tolist() == [0, 2]
-    assert kept["request_id"].to_pylist() == ["r0", "r2"]
+    assert accepted["request_id"].to_pylist() == ["r0", "r2"]
 
 
 def test_the_limits_count_characters_after_normalisation():
@@ -139,9 +139,9 @@ def test_what_may_be_missing_becomes_empty():
     nothing = dict.fromkeys(
         ("user_id", "session_id", "shown", "clicked_position", "clicked_items", "ordered_items")
     )
-    kept, _, reasons = judge({**nothing, "prefix": ""}, extra=profile)
+    accepted, _, reasons = judge({**nothing, "prefix": ""}, extra=profile)
     assert not reasons
-    row = kept.to_pylist()[0]
+    row = accepted.to_pylist()[0]
     assert row["user_id"] == row["session_id"] == row["gender"] == row["prefix"] == ""
     assert row["shown"] == row["clicked_items"] == row["ordered_items"] == []
     assert row["clicked_position"] is None
@@ -149,20 +149,20 @@ def test_what_may_be_missing_becomes_empty():
 
 def test_history_is_cleaned_in_order_and_null_stays_unknown():
     history = pa.schema([(HISTORY, pa.list_(pa.string()))])
-    kept, _, reasons = judge(
+    accepted, _, reasons = judge(
         {HISTORY: ["Lego ", "", "duplo", "LEGO"]},
         {HISTORY: None},
         {HISTORY: []},
         {HISTORY: ["h" * 21]},
         extra=history,
     )
-    assert kept[HISTORY].to_pylist() == [["lego", "duplo", "lego"], None, []]
+    assert accepted[HISTORY].to_pylist() == [["lego", "duplo", "lego"], None, []]
     assert reasons == {3: "history entry over 20 characters"}
 
 
 def test_ages_stay_with_their_queries():
     both = pa.schema([(HISTORY, pa.list_(pa.string())), (HISTORY_MINUTES, pa.list_(pa.float64()))])
-    kept, _, reasons = judge(
+    accepted, _, reasons = judge(
         {HISTORY: ["lego", " ", "duplo"], HISTORY_MINUTES: [90.0, 80.0, 1.5]},
         {HISTORY: ["lego"], HISTORY_MINUTES: None},
         {HISTORY: ["lego"], HISTORY_MINUTES: [1.0, 2.0]},
@@ -171,8 +171,8 @@ def test_ages_stay_with_their_queries():
         {HISTORY: None, HISTORY_MINUTES: [1.0]},
         extra=both,
     )
-    assert kept[HISTORY].to_pylist() == [["lego", "duplo"], ["lego"]]
-    assert kept[HISTORY_MINUTES].to_pylist() == [[90.0, 1.5], None]
+    assert accepted[HISTORY].to_pylist() == [["lego", "duplo"], ["lego"]]
+    assert accepted[HISTORY_MINUTES].to_pylist() == [[90.0, 1.5], None]
     assert set(reasons) == {2, 3, 4, 5}
     assert set(reasons.values()) == {
         "history_minutes is not one number from 0 up for each entry of history"
@@ -193,7 +193,7 @@ entries = st.sampled_from(["a", "A", " a ", "b", "B", "c", "", " ", "ｃ", None]
     )
 )
 def test_shown_lists_and_positions_agree_with_a_plain_reference(rows):
-    kept, numbers, reasons = judge(
+    accepted, numbers, reasons = judge(
         *({"shown": shown, "clicked_position": position} for shown, position in rows)
     )
     expected = []
@@ -210,10 +210,10 @@ def test_shown_lists_and_positions_agree_with_a_plain_reference(rows):
             expected.append((number, left, clicked))
     got = zip(
         numbers.tolist(),
-        kept["shown"].to_pylist(),
-        kept["clicked_position"].to_pylist(),
+        accepted["shown"].to_pylist(),
+        accepted["clicked_position"].to_pylist(),
         strict=True,
     )
     assert list(got) == expected
     assert len(expected) + len(reasons) == len(rows)
-    assert kept.schema.equals(LOG_SCHEMA)
+    assert accepted.schema.equals(LOG_SCHEMA)

@@ -27,7 +27,7 @@ def texts(request, tmp_path) -> Texts:
     return Texts.load(*paths(tmp_path))
 
 
-def test_it_is_the_sequence_of_its_texts(texts):
+def test_it_behaves_as_the_sequence_of_its_texts(texts):
     assert list(texts) == WORDS
     assert texts == WORDS
     assert texts != WORDS[1:]
@@ -56,30 +56,30 @@ def test_none_at_all(tmp_path):
 
 
 def test_repeated_texts_are_written_once(tmp_path):
-    kept = Texts.write(*paths(tmp_path), ["a", "a", "b", "c", "c", "c"], "words")
-    assert kept.tolist() == [0, 2, 3]
+    written = Texts.write(*paths(tmp_path), ["a", "a", "b", "c", "c", "c"], "words")
+    assert written.tolist() == [0, 2, 3]
     assert Texts.load(*paths(tmp_path)) == ["a", "b", "c"]
 
 
 @pytest.mark.parametrize(
-    ("words", "told"),
+    ("words", "message"),
     [(["b", "a"], "words, row 1: expected byte order"), (["a\nb"], "words, row 0: .* one line")],
 )
-def test_texts_that_cannot_be_found_again_are_refused(tmp_path, words, told):
-    with pytest.raises(UserError, match=told):
+def test_texts_that_cannot_be_found_again_are_refused(tmp_path, words, message):
+    with pytest.raises(UserError, match=message):
         Texts.write(*paths(tmp_path), words, "words")
 
 
 @pytest.mark.parametrize(
-    ("offsets", "told"),
+    ("offsets", "message"),
     [
         (np.array([0, 2, 3]), "words.txt has 4 bytes where 3 are expected"),
         (np.array([0, 2, 4], np.int32), "places.npy holds no offsets"),
         (np.zeros(0, np.int64), "places.npy holds no offsets"),
     ],
 )
-def test_damage_is_named(tmp_path, offsets, told):
+def test_damage_is_named(tmp_path, offsets, message):
     Texts.write(*paths(tmp_path), ["a", "b"], "words")
     np.save(tmp_path / "places.npy", offsets)
-    with pytest.raises(ValueError, match=told):
+    with pytest.raises(ValueError, match=message):
         Texts.load(*paths(tmp_path))

@@ -63,7 +63,7 @@ def test_rows_beyond_a_gap_longer_than_the_rest_are_outside(lone):
 @pytest.mark.parametrize(
     "stamps",
     [
-        np.arange(19) ** 5 * DAY,  # few rows tell nothing
+        np.arange(19) ** 5 * DAY,  # few rows show nothing
         [*range(50), *range(20 * DAY, 20 * DAY + 50)],  # two busy hours, neither is an exception
         [*(np.arange(300) * DAY // 9), 45 * DAY],  # a gap, but shorter than the log
         [*range(500), DAY // 2],  # half a day after a burst

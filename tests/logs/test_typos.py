@@ -28,13 +28,13 @@ def test_every_kind_of_slip_is_found(typed, meant):
     assert meant in Corrections(index()).near(typed)
 
 
-def test_all_that_is_found_begins_a_known_query_one_slip_away():
-    known = index()
+def test_all_that_is_found_begins_an_indexed_query_one_slip_away():
+    indexed = index()
     for typed in ("ders", "adress", "xx", "q"):
-        found = Corrections(known).near(typed)
-        assert all(known.starts(text) and text != typed for text in found)
+        found = Corrections(indexed).near(typed)
+        assert all(indexed.starts(text) and text != typed for text in found)
         assert all(abs(len(text) - len(typed)) <= 1 for text in found)
-    assert Corrections(known).near("q") == {} and Corrections(known).near("") == {}
+    assert Corrections(indexed).near("q") == {} and Corrections(indexed).near("") == {}
 
 
 def test_a_swap_is_likelier_than_a_wrong_letter():
@@ -44,9 +44,9 @@ def test_a_swap_is_likelier_than_a_wrong_letter():
 
 
 def test_a_slip_leads_to_what_was_meant():
-    known = RelatedQueries(index(), 3)
-    assert known.related(["ders"]) == [["dress long", "dress", "der"]]
+    indexed = RelatedQueries(index(), 3)
+    assert indexed.related(["ders"]) == [["dress long", "dress", "der"]]
 
 
-def test_what_is_known_as_typed_is_never_corrected():
+def test_a_beginning_of_an_indexed_query_is_never_corrected():
     assert RelatedQueries(index(), 3).related(["de"]) == [["deck", "der"]]

@@ -44,23 +44,23 @@ def test_nodes_are_the_beginnings_of_the_ids(filed):
 
 
 def beam(ids, codebooks, vector, probes, lean, breadth=None) -> list[set[tuple]]:
-    """Beginnings kept at each level, by sorting all of them."""
-    kept, levels = {()}, []
+    """Beginnings retained at each level, by sorting all of them."""
+    retained, levels = {()}, []
     for depth, keep in enumerate(probes, 1):
-        here = {tuple(own[:depth]) for own in ids.tolist() if tuple(own[: depth - 1]) in kept}
+        here = {tuple(own[:depth]) for own in ids.tolist() if tuple(own[: depth - 1]) in retained}
 
         def score(path):
             total = sum(codebooks[at, code].astype(np.float64) for at, code in enumerate(path))
             return vector @ total - lean * (total @ total)
 
-        kept = sorted(here, key=score, reverse=True)[:keep]
+        retained = sorted(here, key=score, reverse=True)[:keep]
         children = len(
-            {tuple(own[: depth + 1]) for own in ids.tolist() if tuple(own[:depth]) in kept}
+            {tuple(own[: depth + 1]) for own in ids.tolist() if tuple(own[:depth]) in retained}
         )
         if breadth is not None and depth < len(probes) and children > breadth:
-            kept = kept[: max(len(kept) * breadth // children, 1)]
-        kept = set(kept)
-        levels.append(kept)
+            retained = retained[: max(len(retained) * breadth // children, 1)]
+        retained = set(retained)
+        levels.append(retained)
     return levels
 
 

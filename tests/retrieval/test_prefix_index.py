@@ -100,8 +100,8 @@ def test_loaded_again_is_the_same_and_read_only(index, given, tmp_path):
     assert list(again.queries) == given["queries"]
     assert list(again.prefixes) == given["prefixes"]
     assert again.search_config == NARROW
-    assert [again.known(p) for p in given["prefixes"]] == list(range(60))
-    assert again.known("nothing like it") == again.known("\ud800") == -1
+    assert [again.prefix_number(p) for p in given["prefixes"]] == list(range(60))
+    assert again.prefix_number("nothing like it") == again.prefix_number("\ud800") == -1
     for array in again._arrays.values():
         assert not array.flags.writeable
         assert not array.flags.owndata
@@ -152,7 +152,7 @@ def test_small_shops_and_no_prefixes(tmp_path, n, p):
         assert sorted(index.neighbours(prefix, 7)) == list(range(n))
 
 
-def test_repeated_texts_are_kept_once(given, tmp_path, capsys):
+def test_repeated_texts_are_indexed_once(given, tmp_path, capsys):
     twice = np.sort(np.concatenate([np.arange(300), [0, 17, 17, 299]]))
     first = np.searchsorted(twice, np.arange(300))
     rows = np.sort(np.concatenate([np.arange(60), [3, 59]]))

@@ -36,45 +36,45 @@ class Index:
         return np.append(best, -1)[None, :k], cosines[best][None]
 
 
-def known(k=4, index=True, encode=None, **options):
+def finder_of(k=4, index=True, encode=None, **options):
     completions = CompletionIndex.from_counts(list(COUNTS), list(COUNTS.values()))
     index = Index() if index else None
     return RelatedQueries(completions, k, index=index, encode=encode, **options)
 
 
 def test_they_are_the_search_around_the_enhanced_prefix():
-    found = known(3).related(["ru", "ahead", "tnet"])
+    found = finder_of(3).related(["ru", "ahead", "tnet"])
     cosines = {query: float(vector(query) @ vector("rug blue")) for query in QUERIES}
     assert found[0] == sorted(QUERIES, key=lambda query: (-cosines[query], query))[:3]
     assert found[1] == ["run shoes"], "worked out ahead"
     assert found[2][0] == "tent blue"
-    assert len(known(99).related(["ru"])[0]) == len(QUERIES), "-1 is no query"
-    assert known(0).related(["ru"]) == [[]]
+    assert len(finder_of(99).related(["ru"])[0]) == len(QUERIES), "-1 is no query"
+    assert finder_of(0).related(["ru"]) == [[]]
 
 
 def test_an_unknown_prefix_is_embedded_once_or_has_nothing_related():
-    assert known().related(["zz"]) == [[]]
-    assert not known().vectors(["zz"]).any()
+    assert finder_of().related(["zz"]) == [[]]
+    assert not finder_of().vectors(["zz"]).any()
     asked = []
 
     def encode(texts):
         asked.extend(texts)
         return np.stack([vector("tent") for _ in texts])
 
-    finder = known(2, encode=encode)
+    finder = finder_of(2, encode=encode)
     assert finder.related(["zz"])[0][0] == "tent" == finder.related(["zz"])[0][0]
     np.testing.assert_array_equal(finder.vectors(["zz", "ru"])[0], vector("tent"))
     assert asked == ["zz"]
     assert finder.text_vector("rug red").tolist() == vector("rug red").tolist()
-    assert known(soft=False).vectors(["ru"]) is None
+    assert finder_of(soft=False).vectors(["ru"]) is None
 
 
 def test_without_an_index_they_are_the_most_searched_completions():
-    plain = known(2, index=False)
+    plain = finder_of(2, index=False)
     assert plain.related(["ru", "x"]) == [["rug blue", "rug red"], []]
     assert plain.vectors(["ru"]) is None and plain.text_vector("ru") is None
 
 
 def test_completions_are_the_most_searched_of_a_prefix_or_of_what_was_meant():
-    found = known(2, index=False).related(["ru", "rug g", "", "rgu r"])
+    found = finder_of(2, index=False).related(["ru", "rug g", "", "rgu r"])
     assert found == [["rug blue", "rug red"], ["rug green"], ["rug blue", "rug red"], ["rug red"]]

@@ -18,7 +18,7 @@ EVERYTHING = (10_000,) * LEVELS
 
 @dataclasses.dataclass
 class Shop:
-    """Known queries, their ids, and searches over them."""
+    """Indexed queries, their ids, and searches over them."""
 
     toy: object
     vectors: np.ndarray
@@ -38,9 +38,9 @@ class Shop:
         return TreeSearch(tree, stored, words, config, self.quantiser.latents if latent else None)
 
     def stored(self) -> np.ndarray:
-        """What is kept of the vectors, float64 [N, D] of length 1."""
-        kept = StoredVectors.of(self.vectors, self.kind)
-        rows = kept.rows.astype(np.float64)
+        """The vectors as stored, float64 [N, D] of length 1."""
+        stored = StoredVectors.of(self.vectors, self.kind)
+        rows = stored.rows.astype(np.float64)
         return rows / np.maximum(np.linalg.norm(rows, axis=1, keepdims=True), 1e-30)
 
 

@@ -46,7 +46,7 @@ def test_moving_follows_the_rule(monkeypatch, block):
     np.testing.assert_array_equal(new[:, :-1], ids[:, :-1])
 
 
-def test_equal_queries_part_until_there_is_no_room():
+def test_equal_queries_get_own_ids_until_codes_run_out():
     quantiser = Quantiser(np.arange(4, dtype=np.float32).reshape(1, 4, 1))
     embeddings = np.full((6, 1), 2.2, np.float32)
     ids = quantiser.codes(embeddings)

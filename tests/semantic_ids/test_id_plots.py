@@ -54,8 +54,8 @@ def test_pictures_show_the_counts(tmp_path, monkeypatch, count):
     ids = (rng.integers(12, size=(count, 2)) * [1, 0]).astype(np.uint16)
     embeddings = rng.standard_normal((count, 6)).astype(np.float32)
     SemanticIds.build(ids, np.ones(count), codes=16).save(str(tmp_path))
-    told = {"kind": "evaluate", "reconstruction": 0.5, "perplexity_1": 9.0, "perplexity_2": 1.0}
-    rows = [json.dumps({**told, "step": step}) for step in (1, 2)]
+    metrics = {"kind": "evaluate", "reconstruction": 0.5, "perplexity_1": 9.0, "perplexity_2": 1.0}
+    rows = [json.dumps({**metrics, "step": step}) for step in (1, 2)]
     (tmp_path / "metrics.jsonl").write_text("\n".join(rows))
     written = id_plots.write_plots(str(tmp_path), embeddings, sample=200)
     assert sorted(written) == ["code_usage", "id_learning_curve", "id_map"]

@@ -70,7 +70,7 @@ def test_saved_and_opened_by_memory_map(table, tmp_path):
         SemanticIds.load(str(tmp_path))
 
 
-def test_refuses_ids_that_cannot_be(table):
+def test_refuses_impossible_ids(table):
     ids, counts = table
     with pytest.raises(UserError, match=r"600, 3.*599 counts"):
         SemanticIds.build(ids, counts[1:], codes=5)

@@ -73,13 +73,13 @@ def test_partial_sums():
     codebooks = np.array([[[1, 0], [0, 1]], [[0.5, 0], [0, 0.25]]], np.float32)
     quantiser = Quantiser(codebooks)
     embeddings = np.array([[1.4, 0.1], [0.1, 1.3]], np.float32)
-    kept = embeddings.copy()
+    before = embeddings.copy()
     ids = quantiser.codes(embeddings)
     assert ids.tolist() == [[0, 0], [1, 1]]
     assert quantiser.reconstruct(ids).tolist() == [[1.5, 0], [0, 1.25]]
     assert quantiser.reconstruct(ids[:, :1]).tolist() == [[1, 0], [0, 1]]
     assert quantiser.reconstruct(ids[:, :0]).tolist() == [[0, 0], [0, 0]]
-    np.testing.assert_array_equal(embeddings, kept)
+    np.testing.assert_array_equal(embeddings, before)
 
 
 def test_ties_go_to_the_smaller_code():

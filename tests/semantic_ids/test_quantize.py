@@ -40,7 +40,7 @@ def run(embeddings, counts, out, **more):
 
 
 @pytest.mark.parametrize("method", ["rqvae", "rq_kmeans"])
-def test_the_report_tells_what_lies_in_the_folder(tmp_path, capsys, method):
+def test_the_report_matches_the_files_of_the_folder(tmp_path, capsys, method):
     embeddings = clustered()
     counts = np.random.default_rng(0).integers(1, 9, size=400)
     report = run(embeddings, counts, tmp_path / "a", method=method)
@@ -96,8 +96,8 @@ def test_refuses_what_it_cannot_use(tmp_path):
         run(embeddings, counts[1:], tmp_path)
     with pytest.raises(UserError, match="N >= 1"):
         run(embeddings[:0], counts[:0], tmp_path)
-    for value, told in ((0.0, "length 0"), (np.nan, "length nan")):
+    for value, message in ((0.0, "length 0"), (np.nan, "length nan")):
         wrong = embeddings.copy()
         wrong[17] = value
-        with pytest.raises(UserError, match=f"query 17 has {told}"):
+        with pytest.raises(UserError, match=f"query 17 has {message}"):
             run(wrong, counts, tmp_path)

@@ -1,4 +1,4 @@
-"""Residual k-means: known clusters, even use of codes, and fewer points than codes."""
+"""Residual k-means: given clusters, even use of codes, and fewer points than codes."""
 
 import jax
 import jax.numpy as jnp
@@ -67,7 +67,7 @@ def test_the_seed_decides():
 
 
 @pytest.mark.parametrize("count", [1, 3])
-def test_fewer_points_than_codes_come_back_whole(count):
+def test_fewer_points_than_codes_are_reconstructed_exactly(count):
     points = np.random.default_rng(6).standard_normal((count, 4)).astype(np.float32)
     quantiser = rq_kmeans.train_rq_kmeans(points, levels=2, codes=8, seed=0)
     ids = quantiser.codes(points)

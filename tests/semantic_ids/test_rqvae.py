@@ -155,7 +155,7 @@ def test_meshes_and_microbatches_agree_with_one_device(other):
 
 
 @pytest.mark.parametrize(
-    ("settings", "told"),
+    ("settings", "message"),
     [
         ({"codes": 1}, "2 to 65,536 codes"),
         ({"hidden": (0,)}, "sizes of at least 1"),
@@ -163,6 +163,6 @@ def test_meshes_and_microbatches_agree_with_one_device(other):
         ({"decay": 1.0}, r"decay=1.0.*\[0, 1\)"),
     ],
 )
-def test_refuses_settings_that_cannot_be(settings, told):
-    with pytest.raises(UserError, match=told):
+def test_refuses_impossible_settings(settings, message):
+    with pytest.raises(UserError, match=message):
         RqVaeConfig(**settings)

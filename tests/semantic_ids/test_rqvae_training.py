@@ -29,9 +29,9 @@ def test_it_starts_as_the_principal_directions(activation):
     latents = encode(params, embeddings, activation)
     back = decode(params, latents, activation)
     _, _, directions = np.linalg.svd(embeddings, full_matrices=False)
-    kept = directions[: config.rank(rqvae_toy.WIDTH)]
-    assert len(kept) == 6
-    np.testing.assert_allclose(back, embeddings @ kept.T @ kept, atol=1e-5)
+    basis = directions[: config.rank(rqvae_toy.WIDTH)]
+    assert len(basis) == 6
+    np.testing.assert_allclose(back, embeddings @ basis.T @ basis, atol=1e-5)
     # And the codebooks are of use at once: one code in eight, level by level.
     codes, residuals = quantise(latents, params["codebooks"]["codes"])
     errors = np.square(residuals).sum((1, 2))
@@ -88,16 +88,16 @@ def test_training_betters_its_start_and_reports_use(tmp_path):
 
     assert error(quantiser) < 0.9 * error(rqvae.as_quantiser(rqvae_toy.start(NARROW), NARROW))
     rows = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
-    told = [row for row in rows if row["kind"] == "evaluate"][-1]
+    metrics = [row for row in rows if row["kind"] == "evaluate"][-1]
     ids = quantiser.codes(embeddings)
-    assert told["reconstruction"] == pytest.approx(error(quantiser), rel=1e-3)
+    assert metrics["reconstruction"] == pytest.approx(error(quantiser), rel=1e-3)
     for level in range(3):
         share = np.bincount(ids[:, level], minlength=8) / 300
         entropy = -sum(p * np.log(p) for p in share if p)
-        assert told[f"usage_{level + 1}"] == pytest.approx((share > 0).mean())
-        assert told[f"perplexity_{level + 1}"] == pytest.approx(np.exp(entropy), rel=1e-3)
-    told = next(row for row in rows if row["kind"] == "train")
-    assert {"reconstruction", "cosine", "commitment"} <= told.keys()
+        assert metrics[f"usage_{level + 1}"] == pytest.approx((share > 0).mean())
+        assert metrics[f"perplexity_{level + 1}"] == pytest.approx(np.exp(entropy), rel=1e-3)
+    metrics = next(row for row in rows if row["kind"] == "train")
+    assert {"reconstruction", "cosine", "commitment"} <= metrics.keys()
 
 
 def test_another_encoder_does_not_go_on_from_a_checkpoint_and_another_seed_does(tmp_path):

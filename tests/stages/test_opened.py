@@ -30,7 +30,7 @@ def test_an_index_of_other_queries_is_refused(tmp_path):
         opened.related(context, FeatureSpec())
 
 
-def test_sizes_that_an_earlier_release_wrote_are_read_without_what_is_gone(tmp_path):
+def test_sizes_of_an_earlier_release_are_read_without_removed_fields(tmp_path):
     path, config = tmp_path / "model.json", ModelConfig(vocab_size=9, d_model=8)
     sizes = dataclasses.asdict(config) | {"copying": False}
     path.write_text(json.dumps({"model": sizes}))

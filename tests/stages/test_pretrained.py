@@ -39,7 +39,7 @@ THEIRS = ModelConfig(
 
 @pytest.fixture
 def folder(tmp_path):
-    """A pretrained model with T5's kind of pieces, which know no Chinese."""
+    """A pretrained model with T5's kind of pieces, which have no Chinese."""
     tokens = jnp.ones((1, 4), jnp.int32)
     params = unbox(jax.jit(Seq2Seq(THEIRS).init)(jax.random.key(3), tokens, tokens)["params"])
     path = tmp_path / "t5"
@@ -67,8 +67,8 @@ def vocabulary(folder, tmp_path):
 
 
 def ours(vocabulary, **changes):
-    known = {"first_marker": vocabulary.first_marker, "last_marker": vocabulary.last_marker}
-    return dataclasses.replace(THEIRS, vocab_size=vocabulary.size, **known, **changes)
+    markers = {"first_marker": vocabulary.first_marker, "last_marker": vocabulary.last_marker}
+    return dataclasses.replace(THEIRS, vocab_size=vocabulary.size, **markers, **changes)
 
 
 def test_the_vocabulary_stage_takes_the_models_pieces(folder, tmp_path, monkeypatch, capsys):
@@ -77,10 +77,10 @@ def test_the_vocabulary_stage_takes_the_models_pieces(folder, tmp_path, monkeypa
         work: WorkDir
         seed: int = 0
 
-    class Known:
+    class Indexed:
         queries = QUERIES
 
-    monkeypatch.setattr(texts.opened, "completions", lambda context: Known)
+    monkeypatch.setattr(texts.opened, "completions", lambda context: Indexed)
     work = WorkDir(str(tmp_path / "work"))
     texts.vocab(Context(work), pretrained=str(folder), sid_levels=2, sid_codes=4)
     made = Vocabulary.load(work.vocab)
@@ -88,7 +88,7 @@ def test_the_vocabulary_stage_takes_the_models_pieces(folder, tmp_path, monkeypa
     assert made.model == (folder / "spiece.model").read_bytes()
     said = capsys.readouterr().out
     assert f"{made.pieces} pieces of t5, the other {600 - made.pieces} rows" in said
-    assert "3 of 9 known queries hold characters that these pieces lack" in said
+    assert "3 of 9 indexed queries hold characters that these pieces lack" in said
 
 
 def test_what_a_t5_lacks_is_new_and_named(folder, vocabulary, capsys):
@@ -108,15 +108,15 @@ def test_what_a_t5_lacks_is_new_and_named(folder, vocabulary, capsys):
 
 
 @pytest.mark.parametrize(
-    ("change", "told"),
+    ("change", "message"),
     [
         ({"d_model": 24}, "d_model 16, and ModelConfig.d_model is 24; set --gin.ModelConfig.d_mod"),
         ({"decoder_layers": 1, "d_ff": 31}, "d_ff 32, and ModelConfig.d_ff is 31"),
         ({"positions_per_layer": True}, "positions_per_layer False"),
     ],
 )
-def test_the_first_field_that_differs_is_named(folder, vocabulary, change, told):
-    with pytest.raises(UserError, match=told):
+def test_the_first_field_that_differs_is_named(folder, vocabulary, change, message):
+    with pytest.raises(UserError, match=message):
         pretrained.check_fits(str(folder), ours(vocabulary, **change), vocabulary)
 
 
@@ -127,7 +127,7 @@ def test_a_public_size_is_named_by_its_file(folder, vocabulary):
         pretrained.check_fits(str(folder), ours(vocabulary), vocabulary)
 
 
-def test_a_tied_head_and_one_of_its_own_are_told_apart(folder, vocabulary):
+def test_a_tied_and_an_untied_head_are_distinguished(folder, vocabulary):
     config = ours(vocabulary, tie_embeddings=True)
     with pytest.raises(UserError, match="set --gin.ModelConfig.tie_embeddings=False"):
         pretrained.read(str(folder), config, vocabulary, pretrain_stage(config).init_fn, 0)
@@ -150,13 +150,13 @@ def trained(work, config, vocabulary, params):
     for name in ("vocab", "pretrain"):
         Manifest(name, 1, {}, {}).write(str(work / name), finished=True)
     vocabulary.save(str(work / "vocab"))
-    told = {
+    stored = {
         "model": dataclasses.asdict(config),
         "features": {"soft": False},
         "vocabulary": vocabulary.fingerprint,
         "tasks": {"query": 1.0},
     }
-    write_json(str(work / "pretrain" / "model.json"), told)
+    write_json(str(work / "pretrain" / "model.json"), stored)
     with Checkpoints(str(work / "pretrain")) as checkpoints:
         checkpoints.save_best(1, jax.tree.map(jnp.asarray, params), {})
     files = [*opened.BUNDLED, "pretrain/model.json", "pretrain/best"]

@@ -1,6 +1,6 @@
 """Vectors by PyTorch's BERT: python compare_bert.py MODEL_FOLDER TEXTS.json OUT.npy
 
-Run by test_encoder.py in an environment of its own (requirements-compare.txt); knows nothing of
+Run by test_encoder.py in an environment of its own (requirements-compare.txt); does not import
 onesug_jax, so that the two computations share no code.
 """
 

@@ -92,13 +92,13 @@ def test_pairs_are_the_tables_rows_but_for_those_of_one_text(read):
     texts, found = read
     _, prefix_query, query_query = all_rows()
     for kind, rows in (("prefix", prefix_query), ("query", query_query)):
-        told = zip(
+        drawn = zip(
             texts.take(found[kind].anchors),
             texts.take(found[kind].others),
             found[kind].counts.tolist(),
             strict=True,
         )
-        assert Counter(told) == Counter(row for row in rows if row[0].rstrip() != row[1])
+        assert Counter(drawn) == Counter(row for row in rows if row[0].rstrip() != row[1])
     assert texts.queries == len(QUERIES)
     assert [
         prefix for prefix in texts.take(np.arange(len(QUERIES), len(texts))) if prefix.endswith(" ")
@@ -121,11 +121,11 @@ def test_groups_join_texts_that_differ_by_spaces_at_the_end(tmp_path):
 
 def test_held_out_texts_are_not_trained_on(read):
     texts, found = read
-    train, kept = pairs.split(texts, found, 0.2)
-    held = {texts.groups[n] for kind in pairs.KINDS for n in kept[kind].anchors}
+    train, dev = pairs.split(texts, found, 0.2)
+    held = {texts.groups[n] for kind in pairs.KINDS for n in dev[kind].anchors}
     assert held and not held & {texts.groups[n] for k in pairs.KINDS for n in train[k].anchors}
     assert not held & {texts.groups[n] for n in train["query"].others}
-    assert len(train["prefix"]) + len(kept["prefix"]) == len(found["prefix"])
+    assert len(train["prefix"]) + len(dev["prefix"]) == len(found["prefix"])
     assert 0.05 < len(held) / len(set(texts.groups.tolist())) < 0.4
     none, nothing = pairs.split(texts, found, 0.0)
     assert len(none["query"]) == len(found["query"]) and len(nothing["query"]) == 0
@@ -172,16 +172,16 @@ def test_pairs_are_drawn_by_weight(weighting, expected):
 
 
 @pytest.mark.parametrize(
-    ("change", "told"),
+    ("change", "message"),
     [
         ({"query_share": 1.5}, "query_share=1.5"),
         ({"weighting": "cube"}, "weighting='cube'.*count, log, sqrt, uniform"),
         ({"batch_size": 1}, "batch_size=1"),
     ],
 )
-def test_settings_of_the_draw_are_checked(read, change, told):
+def test_settings_of_the_draw_are_checked(read, change, message):
     settings = {"batch_size": 8, "query_share": 0.5, "weighting": "sqrt", "seed": 0}
-    with pytest.raises(UserError, match=told):
+    with pytest.raises(UserError, match=message):
         pairs.Draw(read[1], **{**settings, **change})
 
 
@@ -229,9 +229,9 @@ def test_recall_is_that_of_ranking_everything(read, monkeypatch, most):
         counts = rng.permutation(texts.queries)
         monkeypatch.setattr(texts, "counts", counts)
         asked = {n for kind in pairs.KINDS for n in few[kind].others.tolist()}
-        known = sorted(asked | set(np.argsort(-counts)[:most].tolist()))
+        compared = sorted(asked | set(np.argsort(-counts)[:most].tolist()))
     else:
-        known = list(range(texts.queries))
+        compared = list(range(texts.queries))
     got = recall(Given(words), texts, few, k=12, most_queries=most)
     for kind in pairs.KINDS:
         hits = []
@@ -240,7 +240,7 @@ def test_recall_is_that_of_ranking_everything(read, monkeypatch, most):
             own = words[text] @ words[QUERIES[other]]
             rivals = [
                 number
-                for number in known
+                for number in compared
                 if number != other
                 and QUERIES[number] != text.rstrip()
                 and words[text] @ words[QUERIES[number]] >= own - 1e-6
@@ -278,9 +278,9 @@ def test_alignment_raises_recall_on_pairs_it_never_saw(mined, aligned):
     assert saved.fingerprint == report["fingerprint"]
     assert saved.dimension == report["dimension"] == 16
     texts, found = pairs.read_pairs(mined)
-    _, kept = pairs.split(texts, found, 0.15)
-    assert report["pairs"]["prefix"]["measured"] == len(kept["prefix"])
-    again = recall(saved, texts, kept)
+    _, dev = pairs.split(texts, found, 0.15)
+    assert report["pairs"]["prefix"]["measured"] == len(dev["prefix"])
+    again = recall(saved, texts, dev)
     assert {kind: again[kind] for kind in pairs.KINDS} == {
         kind: report["recall@20"][kind]["after"] for kind in pairs.KINDS
     }

@@ -134,7 +134,7 @@ def test_every_parameter_is_laid_out_by_its_axis_names():
 
 
 @pytest.mark.parametrize(
-    ("change", "told"),
+    ("change", "message"),
     [
         ({"heads": 3}, "d_model=16 does not divide into heads=3"),
         ({"max_length": 13}, "max_length=13.*max_positions=12"),
@@ -144,6 +144,6 @@ def test_every_parameter_is_laid_out_by_its_axis_names():
         ({"dropout": 1.0}, "dropout=1.0"),
     ],
 )
-def test_sizes_that_do_not_fit_are_named(change, told):
-    with pytest.raises(UserError, match=told):
+def test_sizes_that_do_not_fit_are_named(change, message):
+    with pytest.raises(UserError, match=message):
         dataclasses.replace(CONFIG, **change)

@@ -110,11 +110,11 @@ def run(shape, updates=3, accumulation=1):
     stage, optimizer = contrastive_stage(CONFIG, 0.1), make_optimizer("adamw", 0.01, 0, "none")
     layout = steps.shardings_of(steps.abstract_state(stage, optimizer, mesh))
     update = steps.make_train_step(stage, optimizer, mesh, layout, accumulation, seed=1)
-    state, told = steps.init_state(stage, optimizer, mesh, seed=1), []
+    state, losses = steps.init_state(stage, optimizer, mesh, seed=1), []
     for t in range(updates):
         state, metrics = update(state, global_batch(mesh, batch_at(t)), None)
-        told.append({name: float(value) for name, value in metrics.items()})
-    return jax.device_get(state.params), told
+        losses.append({name: float(value) for name, value in metrics.items()})
+    return jax.device_get(state.params), losses
 
 
 @pytest.fixture(scope="module")
@@ -125,8 +125,8 @@ def on_one_device():
 @pytest.mark.eight_devices
 @pytest.mark.parametrize("shape", [(8, 1, 1), (2, 2, 2)])
 def test_eight_devices_see_the_negatives_of_the_whole_batch(on_one_device, shape):
-    params, told = run(shape)
-    for mine, theirs in zip(told, on_one_device[1], strict=True):
+    params, losses = run(shape)
+    for mine, theirs in zip(losses, on_one_device[1], strict=True):
         assert mine == pytest.approx(theirs, rel=TOLERANCE, abs=TOLERANCE)
     # Adam divides by the gradient's size, so what is rounding in a gradient near zero is more here.
     for a, b in zip(jax.tree.leaves(params), jax.tree.leaves(on_one_device[0]), strict=True):
@@ -134,7 +134,7 @@ def test_eight_devices_see_the_negatives_of_the_whole_batch(on_one_device, shape
 
 
 def test_microbatches_have_negatives_of_their_own():
-    _, told = run((1, 1, 1), updates=1, accumulation=2)
+    _, losses = run((1, 1, 1), updates=1, accumulation=2)
     stage, key = contrastive_stage(CONFIG, 0.1), jax.random.key(0)
     mesh = make_mesh(devices=jax.devices()[:1])
     optimizer = make_optimizer("adamw", 0.01, 0, "none")
@@ -142,7 +142,7 @@ def test_microbatches_have_negatives_of_their_own():
     loss = jax.jit(lambda batch: stage.loss_fn(params, batch, key)[0])
     halves = [{name: x[part::2] for name, x in batch_at(0).items()} for part in (0, 1)]
     total = sum(float(loss(half)) for half in halves)
-    assert told[0]["loss"] == pytest.approx(total / 16, rel=1e-4)
+    assert losses[0]["loss"] == pytest.approx(total / 16, rel=1e-4)
     whole = float(loss(batch_at(0)))
     assert abs(whole - total) / 16 > 0.1
 

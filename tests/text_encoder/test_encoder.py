@@ -123,14 +123,14 @@ def test_another_process_learns_the_same_vocabulary(project_root):
         "import sys, zlib; from onesug_jax.text_encoder.wordpiece import WordPiece\n"
         "print(zlib.crc32(WordPiece.train(sys.argv[1:], 60, 16).to_str().encode()))"
     )
-    told = subprocess.run(
+    done = subprocess.run(
         [sys.executable, "-c", code, *texts],
         cwd=project_root,
         capture_output=True,
         text=True,
         check=True,
     )
-    assert int(told.stdout) == zlib.crc32(WordPiece.train(texts, 60, 16).to_str().encode())
+    assert int(done.stdout) == zlib.crc32(WordPiece.train(texts, 60, 16).to_str().encode())
 
 
 def test_chinese_is_split_into_characters_and_pieces_continue_words():
@@ -202,11 +202,11 @@ def test_half_precision_weights_become_float32(encoder, folder):
 
 def test_pooling_is_read_and_other_kinds_are_refused(folder):
     path = pathlib.Path(folder, "1_Pooling", "config.json")
-    told = json.loads(path.read_text())
-    told |= {"pooling_mode_mean_tokens": False, "pooling_mode_cls_token": True}
-    path.write_text(json.dumps(told))
+    config = json.loads(path.read_text())
+    config |= {"pooling_mode_mean_tokens": False, "pooling_mode_cls_token": True}
+    path.write_text(json.dumps(config))
     assert TextEncoder.load(folder).config.pooling == "cls"
-    path.write_text(json.dumps({**told, "pooling_mode_max_tokens": True}))
+    path.write_text(json.dumps({**config, "pooling_mode_max_tokens": True}))
     with pytest.raises(UserError, match="pooling_mode_cls_token, pooling_mode_max_tokens"):
         TextEncoder.load(folder)
     path.unlink()
@@ -240,7 +240,7 @@ def reshape_two(tensors):
 
 
 @pytest.mark.parametrize(
-    ("change", "told"),
+    ("change", "message"),
     [
         (
             drop_one,
@@ -249,14 +249,14 @@ def reshape_two(tensors):
         (reshape_two, r"encoder.layer.0.intermediate.dense.weight is \[32, 8\].*\[32, 16\]"),
     ],
 )
-def test_weights_that_do_not_fit_are_named(folder, change, told):
+def test_weights_that_do_not_fit_are_named(folder, change, message):
     rewrite(folder, change)
-    with pytest.raises(UserError, match=told):
+    with pytest.raises(UserError, match=message):
         TextEncoder.load(folder)
 
 
 @pytest.mark.parametrize(
-    ("file", "content", "told"),
+    ("file", "content", "message"),
     [
         ("config.json", None, "config.json.*no such file"),
         ("config.json", "{", "config.json: expected .* as JSON"),
@@ -269,18 +269,18 @@ def test_weights_that_do_not_fit_are_named(folder, change, told):
         ("tokenizer.json", "{}", "tokenizer.json: expected a tokenizer"),
     ],
 )
-def test_missing_and_damaged_files_are_named(folder, file, content, told):
+def test_missing_and_damaged_files_are_named(folder, file, content, message):
     path = pathlib.Path(folder, file)
     path.unlink() if content is None else path.write_text(content)
-    with pytest.raises(UserError, match=told):
+    with pytest.raises(UserError, match=message):
         TextEncoder.load(folder)
 
 
 def test_a_tokenizer_of_a_larger_vocabulary_is_refused(encoder, folder):
     path = pathlib.Path(folder, "tokenizer.json")
-    told = json.loads(path.read_text())
-    told["model"]["vocab"]["zzz"] = 5000
-    path.write_text(json.dumps(told))
+    config = json.loads(path.read_text())
+    config["model"]["vocab"]["zzz"] = 5000
+    path.write_text(json.dumps(config))
     with pytest.raises(UserError, match="5001 pieces"):
         TextEncoder.load(folder)
 

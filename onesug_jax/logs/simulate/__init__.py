@@ -1,11 +1,11 @@
 """A seeded shop with time in it: people with tastes search, see a stale list, click and buy.
 
-It exists so that everything runs without anybody's data: the quickstart, the tests, loads of any
-size. What a model can learn from it is put in on purpose, and is what the paper counts on: people
+With it the quickstart, the tests and loads of any size run without private data. Its signals are
+designed, and are those that the paper relies on: people
 return to their searches, shelves and words (history); gender and age tilt taste (profile); clicks
 follow popularity while orders follow the query's commercial intent and the user's taste (behaviour
-levels); typing mistakes and long prefixes make rare ones. Popularity moves: queries appear, have
-their bursts, drift, and follow hours and weekdays. It is no model of any real shop, and figures on
+levels); typing errors and long prefixes make rare ones. Popularity moves: queries appear, have
+their bursts, drift, and follow hours and weekdays. It does not model any real shop, and figures on
 it say nothing about real users.
 
     world      queries, words, shelves        timeline  the hidden popularity of every hour

@@ -2,7 +2,7 @@
 
 All of it is our own; the brands are invented. A query is a list of words from one category (brand,
 colour or quality, product, use) in the order in which people type them, so some hundred words give
-tens of thousands of distinct queries. `logs.world` takes from them what a shop knows; nothing here
+tens of thousands of distinct queries. `world` chooses a shop's queries from them; nothing here
 is random.
 """
 

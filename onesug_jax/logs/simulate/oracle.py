@@ -1,4 +1,4 @@
-"""The best possible lists of a simulated log, by an oracle that knows every hidden state.
+"""The best possible lists of a simulated log, by an oracle with all hidden states.
 
 For a request it computes the posterior
 
@@ -37,7 +37,7 @@ class Best:
 
 
 class Oracle:
-    """Knows a simulated shop: `popularity` (and its world), `trade` (and its people)."""
+    """The oracle of a simulated shop: `popularity` (and its world), `trade` (and its people)."""
 
     def __init__(self, popularity: Popularity, trade: Trade, visits: Visits, behaviour: Behaviour):
         self.world, self.popularity, self.trade = popularity.world, popularity, trade

@@ -1,4 +1,4 @@
-"""What comes of a simulated request: the list that was shown, the click in it, items and orders."""
+"""The outcome of a simulated request: the shown list, the click in it, items and orders."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What stands in the search box: the query's beginning, at times with two letters swapped.
+"""The text in the search box: the query's beginning, sometimes with two letters swapped.
 
 Prefixes are drawn, and the chance of a prefix given a query is computed, from the same tables.
 """

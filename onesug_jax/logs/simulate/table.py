@@ -14,7 +14,7 @@ from onesug_jax.logs.simulate.oracle import Best
 from onesug_jax.logs.simulate.people import AGES, DAY_MS, GENDERS, START_MS, People, Visits
 from onesug_jax.logs.simulate.world import World
 
-# The underscore keeps it from being read as a part of the log.
+# The underscore excludes it from the files of the log.
 CEILING = "_ceiling.parquet"
 SPLITS = ("train", "dev", "test")
 

@@ -116,7 +116,7 @@ def build_world(
 
 
 def _choose(rng, texts, parts, shelves, distinct: int):
-    """The queries the shop knows and the popularity rank of each, short ones first by tendency."""
+    """The queries of the shop and the popularity rank of each, short ones first by tendency."""
     size = np.array([len(text) for text in texts], float)
     score = rng.gumbel(0, 1, len(texts)) - 8.0 * size / size.mean()
     best = np.argsort(-score, kind="stable")[:distinct]

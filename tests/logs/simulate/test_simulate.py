@@ -53,7 +53,7 @@ def test_files_of_an_earlier_log_do_not_stay(tmp_path):
     assert sorted(path.name for path in tmp_path.iterdir()) == ["dev.parquet", "train.parquet"]
 
 
-def test_the_best_lists_are_no_part_of_the_log(tmp_path):
+def test_the_best_lists_are_not_part_of_the_log(tmp_path):
     simulate(str(tmp_path), requests=500, days=6)
     names = [os.path.basename(source.path) for source in find_files(str(tmp_path))]
     assert names == ["dev.parquet", "train.parquet"]
@@ -65,10 +65,10 @@ def test_rows_are_in_the_schema_and_already_normalised(shop):
         assert table.column_names == names
         assert table.select(schema.REQUIRED).schema.equals(schema.LOG_SCHEMA)
         assert schema.profile_columns(table.schema) == ["gender", "age"]
-        kept, _, reasons = schema.validate(table, max_prefix=64, max_query=128)
+        accepted, _, reasons = schema.validate(table, max_prefix=64, max_query=128)
         assert reasons == {}
         for name in names:
-            assert kept[name].to_pylist() == table[name].to_pylist(), name
+            assert accepted[name].to_pylist() == table[name].to_pylist(), name
 
 
 def test_all_rows_are_there_split_by_time(shop, tmp_path):
@@ -89,7 +89,7 @@ def test_all_rows_are_there_split_by_time(shop, tmp_path):
     assert days == [{first + d for d in span} for span in (range(5), (5,), (6, 7))]
 
 
-def test_a_request_holds_together(rows):
+def test_the_columns_of_a_request_are_consistent(rows):
     for row in [*rows[0][:5000], *rows[1]]:
         assert 1 <= len(row["prefix"]) <= len(row["query"])
         assert len(set(row["shown"])) == len(row["shown"]) <= 10
@@ -147,7 +147,7 @@ def test_position_bias_and_stale_lists(rows):
             clicked[place] += row["clicked_position"] is not None
     rate = [clicked[place] / found[place] for place in range(10)]
     assert rate[0] > 1.5 * rate[4] > 0 and rate[0] > 2.5 * rate[9]
-    # A list knows nothing of the last days: an index of all earlier rows would differ.
+    # A list does not depend on the last days: an index of all earlier rows would differ.
     border = rows[1][0]["timestamp_ms"]
     earlier = Counter(r["query"] for r in rows[0] if r["timestamp_ms"] < border)
     fresh = CompletionIndex.from_counts(list(earlier), list(earlier.values()))
