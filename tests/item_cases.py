@@ -67,6 +67,6 @@ def tokens(batch=2):
 
 def params(config=CONFIG, seed=0):
     """Parameters that are no zeros anywhere, so that every part has a say."""
-    made = unbox(initial(config, jax.random.key(seed)))
+    made = unbox(jax.jit(initial, static_argnums=0)(config, jax.random.key(seed)))
     rng = np.random.default_rng(seed)
     return jax.tree.map(lambda x: x + 0.3 * rng.normal(size=x.shape).astype(np.float32), made)
