@@ -36,7 +36,7 @@ from onesug_jax.tasks.features import Featurizer, Request
 TABLES = ("vectors", "words", "word_weights", "lengths", "prefix_vectors")
 _STEP = 8  # input lengths are rounded up to multiples of this
 _BLOCK = 64  # rows of the tables that are replaced at once: one program, whatever is new
-_CACHED = 65_536  # prefixes whose rows are cached
+_CACHED = 65_536  # prefixes whose rows, and whose ids, are cached
 
 
 class Room(NamedTuple):
@@ -97,6 +97,7 @@ class ItemSuggester:
         self.tables = self.replicas.copied(ItemTables(*(tables[name] for name in TABLES)))
         self.featurizer, self.text_of = featurizer, text_of
         self.prefix_row = functools.lru_cache(_CACHED)(prefix_row)
+        self._item_input = functools.lru_cache(_CACHED)(featurizer.item_input)
         self.returned, self.passes = returned, passes
         self.batch_sizes, self.sizes = tuple(batch_sizes), tuple(sizes)
         self.pasts, self.lengths = tuple(pasts), tuple(lengths)
@@ -232,7 +233,7 @@ class ItemSuggester:
         """Ids `[B, L]` and items of a batch, filled up with its first request to `batch` requests
         of `length` ids; 0: to the next shape.
         """
-        ids = [self.featurizer.item_input(r.prefix, r.profile) for r in requests]
+        ids = [*map(self._ids, requests)]
         batch = batch or self.batch_sizes[bisect.bisect_left(self.batch_sizes, len(requests))]
         length = length or self._length(max(map(len, ids)))
         past, count = room.history, _items(requests[0]).candidate_counts.shape[1]
@@ -262,14 +263,15 @@ class ItemSuggester:
         at = bisect.bisect_left(self.lengths, longest)
         return self.lengths[at] if at < len(self.lengths) else -(-longest // _STEP) * _STEP
 
+    def _ids(self, request: Request) -> np.ndarray:
+        return self._item_input(request.prefix, tuple(request.profile))
+
     def _room(self, request: Request) -> Room:
         """What a batch with this request has room for."""
         items = _items(request)
         most, longest = len(items.candidates), len(items.history)
-        if self.lengths:
-            ids = self.featurizer.item_input(request.prefix, request.profile)
-            if len(ids) > self.lengths[0]:
-                return Room(most, longest)
+        if self.lengths and len(self._ids(request)) > self.lengths[0]:
+            return Room(most, longest)
         size = bisect.bisect_left(self.sizes, np.count_nonzero(items.candidates))
         there = np.flatnonzero(items.history)
         past = bisect.bisect_left(self.pasts, there[-1] + 1 if len(there) else 0)
