@@ -113,7 +113,7 @@ def closed(name: str, requests: int) -> None:
         for i, row in enumerate(rows)
     ]
     suggester = Suggester(model, params, featurizer, BeamConfig(), queries=counts)
-    beams, trie = suggester.config, suggester.constraint
+    beams, trie = suggester.config, suggester.constraint.first
     print(
         f"\n{name}: {config.parameters():,} parameters, beams {beams.beams}, {beams.returned} "
         f"returned, {len(asked)} requests, {len(counts):,} queries"

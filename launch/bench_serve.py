@@ -26,8 +26,9 @@ import sys
 import tempfile
 import time
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from types import SimpleNamespace
 
 import numpy as np
 
@@ -219,62 +220,76 @@ def inside(work: str, typed: list[tuple[str, dict[str, list]]]) -> None:
     state = items.restored(context)
     model, _, _ = suggesting.item_suggester(context, state)
     time_ms = state.end_ms
-
-    def asked(prefix: str, past: dict[str, list]) -> Request:
-        history = past["history"][::-1], past["history_minutes"][::-1]
-        return Request(prefix, history[0], items=state.request(prefix, "", time_ms, history))
-
-    letters = [(prefix[: 1 + n % 4], past) for n, (prefix, past) in enumerate(typed[:512])]
-    for one in letters:  # first uses of a prefix fill caches
-        asked(*one)
-    requests, seconds = [], []
-    for one in letters:
-        began = time.perf_counter()
-        requests.append(asked(*one))
-        seconds.append(time.perf_counter() - began)
-    first = requests[0].items
-    assert first is not None
-    writing, model.writing, model.lengths = model.writing, None, (32,)
-    print(f"\nas-of ask: {1e6 * np.median(seconds):.0f} us a request")
-    for size in sorted({model._size(request) for request in requests}):
-        same = [request for request in requests if model._size(request) == size]
-        fixed = np.random.default_rng(0).normal(size=(32, size)).astype(np.float32)
-        for batch in (1, 32):
-            groups = [(same * 32)[n : n + batch] for n in range(0, 256, batch)]
-            model.suggest(groups[0])  # compiles
-            host, whole = [], []
-            for group in groups:
-                began = time.perf_counter()
-                model.suggest(group)
-                whole.append((time.perf_counter() - began) / batch)
-                began = time.perf_counter()
-                model.arrays(group, size)
-                for request, row in zip(group, fixed, strict=False):
-                    model._listed(request, row, model.returned)
-                host.append((time.perf_counter() - began) / batch)
-            print(
-                f"  up to {size} candidates ({len(same) / len(requests):.0%}), batch {batch}: "
-                f"{1e6 * np.median(host):.0f} us of other Python, {1000 * np.median(whole):.2f} ms "
-                f"a list (quickest {1000 * min(whole):.2f})"
-            )
-    model.writing = writing
+    asked = [
+        (prefix, past["history"][::-1], past["history_minutes"][::-1]) for prefix, past in typed
+    ]
+    asked = [(prefix[: 1 + n % 6], *past) for n, (prefix, *past) in enumerate(asked[:512])]
+    state.requests(asked, time_ms)  # first uses of a prefix fill caches
+    made = [
+        Request(one[0], items=now)
+        for one, now in zip(asked, state.requests(asked, time_ms), strict=True)
+    ]
+    writing, model.writing = model.writing, None
+    print(f"\n{len(asked)} requests of 1 to 6 letters; medians, quickest in brackets")
+    for batch in (1, 32):
+        starts = range(0, len(made) if batch > 1 else 128, batch)
+        groups = [made[n : n + batch] for n in starts]
+        ask = [_seconds(state.requests, asked[n : n + batch], time_ms) for n in starts]
+        for group in groups:
+            model.suggest(group)  # compiles
+        whole = [_seconds(model.suggest, group) for group in groups]
+        spent = [_seconds(model.suggest, group, clock=time.process_time) for group in groups]
+        host = [_seconds(_without_model(model, group), group) for group in groups]
+        print(
+            f"  batch {batch}: as-of ask {_each(ask, batch, 1e6)} us, other Python "
+            f"{_each(host, batch, 1e6)} us a request; {_each(whole, batch, 1e3)} ms a list, "
+            f"{_each(spent, batch, 1e3)} ms of CPU time"
+        )
     if writing is None:
         return
-    room = []
-    for request in requests:
-        row = model.log_probabilities([request], model._size(request))
-        listed = np.array([len(model._listed(request, row[0], model.returned))])
-        room += [request] * bool(leaves_room(row, listed, model.returned, writing)[0])
-    print(f"  {len(room) / len(requests):.0%} of the lists leave room for written queries")
+    model.writing = writing
+    rows = [model.opening([one], model._room(one)).log_probabilities for one in made]
+    listed = [np.array([min(np.count_nonzero(one.items.candidates), 16)]) for one in made]
+    leaves = [
+        leaves_room(np.asarray(row), count, 16, writing)[0]
+        for row, count in zip(rows, listed, strict=True)
+    ]
+    room = [made[n] for n in np.flatnonzero(leaves)]
+    print(f"  {len(room) / len(made):.0%} of the lists leave room for written queries")
     for batch in (1, 8) if room else ():
         groups = [(room * batch)[n : n + batch] for n in range(0, 16 * batch, batch)]
-        model._write(groups[0], len(first.candidates))  # compiles
-        whole = []
-        for group in [one for one in groups if one]:
-            began = time.perf_counter()
-            model._write(group, len(first.candidates))
-            whole.append((time.perf_counter() - began) / batch)
-        print(f"  writing, batch {batch}: {1000 * np.median(whole):.1f} ms more for such a list")
+        size = len(made[0].items.candidates)
+        model._write(groups[0], size)  # compiles
+        whole = [_seconds(model._write, group, size) for group in groups if group]
+        print(f"  writing, batch {batch}: {_each(whole, batch, 1e3)} ms more for such a list")
+
+
+def _seconds(run: Callable, *given, clock=time.perf_counter) -> float:
+    began = clock()
+    run(*given)
+    return clock() - began
+
+
+def _each(seconds: list[float], batch: int, unit: float) -> str:
+    return f"{unit * np.median(seconds) / batch:.3g} ({unit * min(seconds) / batch:.3g})"
+
+
+def _without_model(model, group) -> Callable:
+    """`model.suggest` of a group with what the model says of it looked up."""
+    said = []
+    real = model.opening
+    model.opening = lambda requests, room: said.append(real(requests, room)) or said[-1]
+    model.suggest(group)
+    del model.opening
+    answers = [SimpleNamespace(log_probabilities=np.asarray(one.log_probabilities)) for one in said]
+
+    def suggest(group):
+        left = iter(answers)
+        model.opening = lambda requests, room: (model.arrays(requests, room), next(left))[1]
+        model.suggest(group)
+        del model.opening
+
+    return suggest
 
 
 def serve(work: str, seconds: int) -> None:

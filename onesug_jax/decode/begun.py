@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import bisect
 from collections.abc import Sequence
+from typing import ClassVar
 
 import flax.struct
 import jax
@@ -32,6 +33,8 @@ class Begun:
     allowed: jax.Array
     typed: jax.Array
     sizes: jax.Array
+
+    BY_ROW: ClassVar = ("allowed", "typed")
 
     def start(self, batch: int) -> jax.Array:
         """See `Constraint.start`."""

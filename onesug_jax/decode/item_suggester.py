@@ -3,7 +3,8 @@
 The candidates that a request brings (`logs.asof`) are output tokens, so their log-probabilities are
 the list. Where they leave room, open beams complete it (`both_ways`); such lists come last, so that
 full ones wait for no beam. Requests are answered in a few fixed shapes, so that few programs are
-compiled. Queries that appeared after training have rows of the tables too (`refresh`).
+compiled, and by all devices of the host (`replicas`). Queries that appeared after training have
+rows of the tables too (`refresh`).
 """
 
 from __future__ import annotations
@@ -12,16 +13,17 @@ import bisect
 import dataclasses
 import functools
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from onesug_jax.arrays import NEG_INF
 from onesug_jax.decode.beam import BeamConfig, BeamResult, read_requests, search
 from onesug_jax.decode.begun import Pieces
 from onesug_jax.decode.both_ways import WritingConfig, leaves_room, merged
+from onesug_jax.decode.replicas import Replicas, by_row, parted
+from onesug_jax.decode.shapes import together
 from onesug_jax.decode.suggester import Suggestion
 from onesug_jax.errors import UserError
 from onesug_jax.logs.schema import normalise_query
@@ -34,6 +36,16 @@ from onesug_jax.tasks.features import Featurizer, Request
 TABLES = ("vectors", "words", "word_weights", "lengths", "prefix_vectors")
 _STEP = 8  # input lengths are rounded up to multiples of this
 _BLOCK = 64  # rows of the tables that are replaced at once: one program, whatever is new
+_CACHED = 65_536  # prefixes whose rows, and whose ids, are cached
+
+
+class Room(NamedTuple):
+    """What a request is filled up to, where the length of the text is not settled: candidates, and
+    queries of the history.
+    """
+
+    candidates: int
+    history: int
 
 
 class ItemSuggester:
@@ -46,9 +58,13 @@ class ItemSuggester:
       text_of: query number -> text.
       prefix_row: prefix -> its row in the table of prefixes, 0: none.
       returned: queries of a list.
-      batch_sizes, sizes: requests and candidates that a batch is filled up to, ascending.
+      batch_sizes: requests that a batch is filled up to, ascending; devices share those that their
+        number divides.
+      sizes, pasts: candidates and queries of the history that it is filled up to, ascending; where
+        a request has more, all that there can be.
       lengths: input lengths that a batch is filled up to, ascending; longer ones, and all where
-        there are none, are filled up to multiples of 8.
+        there are none, are filled up to multiples of 8. Where there are any, requests longer than
+        the first are rare, and have room for all candidates and all of the history.
       passes: which texts may be shown; None: all.
       writing: when queries are written beside the candidates; None: never.
 
@@ -69,17 +85,22 @@ class ItemSuggester:
         *,
         returned: int = 16,
         batch_sizes: Sequence[int] = (1, 8, 32),
-        sizes: Sequence[int] = (8, 32, 64, 128, 320),
+        sizes: Sequence[int] = (8, 32, 128),
+        pasts: Sequence[int] = (8,),
         lengths: Sequence[int] = (),
         passes: Callable[[str], bool] | None = None,
         writing: WritingConfig | None = None,
     ):
-        self.model, self.params = for_decoding(model, params)
-        self.featurizer, self.text_of, self.prefix_row = featurizer, text_of, prefix_row
+        self.model, params = for_decoding(model, params)
+        self.replicas = Replicas()
+        self.params = self.replicas.copied(params)
+        self.tables = self.replicas.copied(ItemTables(*(tables[name] for name in TABLES)))
+        self.featurizer, self.text_of = featurizer, text_of
+        self.prefix_row = functools.lru_cache(_CACHED)(prefix_row)
+        self._item_input = functools.lru_cache(_CACHED)(featurizer.item_input)
         self.returned, self.passes = returned, passes
         self.batch_sizes, self.sizes = tuple(batch_sizes), tuple(sizes)
-        self.lengths = tuple(lengths)
-        self.tables = ItemTables(*(jnp.asarray(tables[name]) for name in TABLES))
+        self.pasts, self.lengths = tuple(pasts), tuple(lengths)
         self.writing = writing
         self.plausible: Callable[[str], bool] | None = None
         self.write_shape: tuple[int, int] | None = None
@@ -102,12 +123,12 @@ class ItemSuggester:
         for start in range(first, end, _BLOCK):
             start = max(min(start, rows - _BLOCK), 0)
             new = {name: tables[name][start : start + _BLOCK] for name in TABLES[:-1]}
-            self.tables = _with_rows(self.tables, new, start)
+            self.tables = self.replicas.copied(_with_rows(self.tables.every, new, start))
 
-    def warmup(self, request: Request, batch: int, length: int, size: int) -> None:
-        """Compiles and runs one shape: `batch` requests, `length` ids, `size` candidates."""
-        tokens, items = self.arrays([request], size, batch, length)
-        jax.block_until_ready(_open(self.model, self.params, tokens, items, self.tables))
+    def warmup(self, request: Request, batch: int, length: int, *room: int) -> None:
+        """Compiles and runs one shape: `batch` requests, `length` ids, `room` as of `Room`."""
+        arrays = self.arrays([request], Room(*room), batch, length)
+        jax.block_until_ready(self._opened(*arrays))
 
     def warmup_writing(self, request: Request, batch: int) -> None:
         """Compiles and runs the beams of `batch` requests, in `write_shape`."""
@@ -138,28 +159,35 @@ class ItemSuggester:
         k = self.returned if k is None else k
         if not 1 <= k <= self.returned:
             raise UserError(f"k = {k}: expected 1 to {self.returned}")
-        rooms = [self._size(request) for request in requests]
-        order = sorted(range(len(requests)), key=rooms.__getitem__)
+        rooms = [self._room(request) for request in requests]
+        begun = []
+        for past in sorted({room.history for room in rooms}):
+            same = [i for i, room in enumerate(rooms) if room.history == past]
+            for places in together([rooms[i].candidates for i in same], self.batch_sizes):
+                chosen = [same[place] for place in places]
+                room = max(rooms[i] for i in chosen)
+                batch = [requests[i] for i in chosen]
+                begun.append((chosen, self.opening(batch, room).log_probabilities))
         open_lists: list[tuple[int, list[tuple[str, float]]]] = []
-        most, start = self.batch_sizes[-1], 0
-        while start < len(order):
-            size = rooms[order[start]]
-            chosen = [i for i in order[start : start + most] if rooms[i] == size]
-            start += len(chosen)
-            batch = [requests[i] for i in chosen]
-            rows = self.log_probabilities(batch, size)
-            listed = [self._listed(one, row, k) for one, row in zip(batch, rows, strict=True)]
-            room = np.zeros(len(chosen), bool)
+        for chosen, found in begun:  # the next ones are being computed
+            rows = np.asarray(found)[: len(chosen)]
+            order = np.argsort(-rows, axis=1, kind="stable")
+            ranked = zip(order, np.take_along_axis(rows, order, axis=1), strict=True)
+            each = [(requests[i], *row) for i, row in zip(chosen, ranked, strict=True)]
+            listed = [self._listed(*one, k) for one in each]
+            leaves = np.zeros(len(chosen), bool)
             if write and self.writing is not None:
-                room = leaves_room(rows, np.array([*map(len, listed)]), k, self.writing)
-            for i, row, texts, more in zip(chosen, rows, listed, room.tolist(), strict=True):
+                leaves = leaves_room(rows, np.array([*map(len, listed)]), k, self.writing)
+            for i, one, texts, more in zip(chosen, each, listed, leaves.tolist(), strict=True):
                 if more:
-                    open_lists.append((i, self._listed(requests[i], row, size)))
+                    open_lists.append((i, self._listed(*one, rows.shape[1])))
                 else:
-                    yield i, [Suggestion(*one, False) for one in texts]
+                    yield i, [Suggestion(*suggested) for suggested in texts]
+        most = self.batch_sizes[-1]
         for start in range(0, len(open_lists), most):
             part = open_lists[start : start + most]
-            written = self._write([requests[i] for i, _ in part], rooms[part[-1][0]])
+            size = max(rooms[i].candidates for i, _ in part)
+            written = self._write([requests[i] for i, _ in part], size)
             for (i, texts), more_texts in zip(part, written, strict=True):
                 yield i, [Suggestion(*one) for one in merged(texts, more_texts, k)]
 
@@ -171,12 +199,13 @@ class ItemSuggester:
         """
         assert self.writing is not None
         length, size = self.write_shape or (0, size)
-        tokens, items = self.arrays(requests, size, room, length)
+        most = Room(size, len(_items(requests[0]).history))
+        tokens, items = self.arrays(requests, most, room, length)
         prefixes = [request.prefix for request in requests]
         constraint = self._pieces.begun(prefixes, len(tokens), self.writing.longest)
-        beams = _search_open(
-            self.model, self._beams, self.params, tokens, items, self.tables, constraint
-        )
+        mesh, params, tables = self.replicas.of(len(tokens), self.params, self.tables)
+        given = (params, tokens, items, tables, constraint)
+        beams = _search_open(self.model, self._beams, mesh, *given)
         decode = self.featurizer.vocabulary.decode
         scores, sequences = np.asarray(beams.scores), np.asarray(beams.sequences)
         written: list[dict[str, float]] = [{} for _ in requests]
@@ -190,64 +219,77 @@ class ItemSuggester:
     def _may_write(self, text: str) -> bool:
         return all(allows is None or allows(text) for allows in (self.passes, self.plausible))
 
-    def log_probabilities(self, requests: Sequence[Request], size: int) -> np.ndarray:
-        """Log p of the candidates' tokens, `[B, size]`, very low where a place is empty."""
-        return np.asarray(self.opening(requests, size).log_probabilities)[: len(requests)]
-
-    def opening(self, requests: Sequence[Request], size: int) -> Opening:
+    def opening(self, requests: Sequence[Request], room: Room) -> Opening:
         """What the first softmax says of a batch, filled up to one of the shapes."""
-        tokens, items = self.arrays(requests, size)
-        return _open(self.model, self.params, tokens, items, self.tables)
+        return self._opened(*self.arrays(requests, room))
+
+    def _opened(self, tokens: np.ndarray, items: Items) -> Opening:
+        mesh, params, tables = self.replicas.of(len(tokens), self.params, self.tables)
+        return _open(self.model, mesh, params, tokens, items, tables)
 
     def arrays(
-        self, requests: Sequence[Request], size: int, room: int = 0, length: int = 0
+        self, requests: Sequence[Request], room: Room, batch: int = 0, length: int = 0
     ) -> tuple[np.ndarray, Items]:
-        """Ids `[B, L]` and items of a batch, filled up with its first request to `room` requests of
-        `length` ids; 0: to the next shape.
+        """Ids `[B, L]` and items of a batch, filled up with its first request to `batch` requests
+        of `length` ids; 0: to the next shape.
         """
-        ids = [self.featurizer.item_input(r.prefix, r.profile) for r in requests]
-        room = room or self.batch_sizes[bisect.bisect_left(self.batch_sizes, len(requests))]
+        ids = [*map(self._ids, requests)]
+        batch = batch or self.batch_sizes[bisect.bisect_left(self.batch_sizes, len(requests))]
         length = length or self._length(max(map(len, ids)))
-        tokens = np.zeros((room, length), np.int32)
-        for row, request in zip(tokens, ids, strict=False):
-            row[: len(request)] = request
-        filled = [*range(len(requests)), *[0] * (room - len(requests))]
-        tokens[len(ids) :] = tokens[0]
-
-        def stack(name: str, cut: int | None = None) -> Any:
-            return np.stack([getattr(requests[i].items, name)[:cut] for i in filled])
-
-        rows: Any = np.array([self.prefix_row(requests[i].prefix) for i in filled], np.int32)
-        typed: Any = np.array([len(requests[i].prefix) for i in filled], np.int32)
-        items = Items(
-            stack("candidates", size),
-            stack("candidate_counts", size),
-            stack("history"),
-            stack("history_minutes"),
-            stack("clock"),
-            rows,
-            typed,
-        )
-        return tokens, items
+        past, count = room.history, _items(requests[0]).candidate_counts.shape[1]
+        tokens = np.zeros((batch, length), np.int32)
+        candidates = np.empty((batch, room.candidates), np.int32)
+        counts = np.empty((batch, room.candidates, count), np.float32)
+        history = np.empty((batch, past), np.int32)
+        minutes = np.empty((batch, past), np.float32)
+        clock = np.empty((batch, 2), np.int32)
+        prefix_row, typed = np.empty(batch, np.int32), np.empty(batch, np.int32)
+        for row, request in enumerate(requests):
+            items = _items(request)
+            tokens[row, : len(ids[row])] = ids[row]
+            candidates[row] = items.candidates[: room.candidates]
+            counts[row] = items.candidate_counts[: room.candidates]
+            history[row] = items.history[:past]
+            minutes[row] = items.history_minutes[:past]
+            clock[row] = items.clock
+            prefix_row[row], typed[row] = self.prefix_row(request.prefix), len(request.prefix)
+        read: Any = Items(candidates, counts, history, minutes, clock, prefix_row, typed)
+        for array in (tokens, *vars(read).values()):
+            array[len(requests) :] = array[0]
+        return tokens, read
 
     def _length(self, longest: int) -> int:
         """How many ids a batch whose longest request has so many has room for."""
         at = bisect.bisect_left(self.lengths, longest)
         return self.lengths[at] if at < len(self.lengths) else -(-longest // _STEP) * _STEP
 
-    def _size(self, request: Request) -> int:
-        """How many candidates a batch with this request has room for."""
-        candidates = _items(request).candidates
-        there, most = int(np.count_nonzero(candidates)), len(candidates)
-        fitting = [size for size in self.sizes if size >= there]
-        return min(fitting[0] if fitting else most, most)
+    def _ids(self, request: Request) -> np.ndarray:
+        return self._item_input(request.prefix, tuple(request.profile))
 
-    def _listed(self, request: Request, row: np.ndarray, k: int) -> list[tuple[str, float]]:
-        """The likeliest candidates that may be shown, at most k, with their log-probabilities."""
+    def _room(self, request: Request) -> Room:
+        """What a batch with this request has room for."""
+        items = _items(request)
+        most, longest = len(items.candidates), len(items.history)
+        if self.lengths and len(self._ids(request)) > self.lengths[0]:
+            return Room(most, longest)
+        size = bisect.bisect_left(self.sizes, np.count_nonzero(items.candidates))
+        there = np.flatnonzero(items.history)
+        past = bisect.bisect_left(self.pasts, there[-1] + 1 if len(there) else 0)
+        return Room(
+            min((*self.sizes, most)[size], most), min((*self.pasts, longest)[past], longest)
+        )
+
+    def _listed(
+        self, request: Request, order: np.ndarray, scores: np.ndarray, k: int
+    ) -> list[tuple[str, float]]:
+        """The likeliest candidates that may be shown, at most k, with their log-probabilities.
+
+        `order`: places of the candidates, best first; `scores`: theirs in this order.
+        """
         found: list[tuple[str, float]] = []
-        order = np.argsort(-row, kind="stable")
-        numbers = _items(request).candidates[order].tolist()
-        for number, score in zip(numbers, row[order].tolist(), strict=True):
+        most = k if self.passes is None else len(order)
+        numbers = _items(request).candidates[order[:most]].tolist()
+        for number, score in zip(numbers, scores[:most].tolist(), strict=True):
             if not number or len(found) == k:
                 break
             text = self.text_of(number - 1)
@@ -262,13 +304,16 @@ def _items(request: Request) -> Any:
     return request.items
 
 
-@functools.partial(jax.jit, static_argnums=0)
-def _open(model: Seq2Seq, params, tokens, items: Items, tables: ItemTables) -> Opening:
-    def opening(model: Seq2Seq) -> Opening:
+@functools.partial(jax.jit, static_argnums=(0, 1))
+def _open(model: Seq2Seq, mesh, params, tokens, items: Items, tables: ItemTables) -> Opening:
+    def opening(model: Seq2Seq, tables, tokens, items) -> Opening:
         encoded = model.encode(tokens, None, None, items, tables)
         return model.opening(encoded, model.given(tokens, items), items)
 
-    found: Any = model.apply({"params": params}, method=opening)
+    def run(shared, rows):
+        return model.apply({"params": shared[0]}, shared[1], *rows, method=opening)
+
+    found: Opening = by_row(mesh, run, (params, tables), (tokens, items))
     return found
 
 
@@ -282,7 +327,17 @@ def _with_rows(tables: ItemTables, rows: dict[str, jax.Array], first: int) -> It
     return dataclasses.replace(tables, **changed)
 
 
-@functools.partial(jax.jit, static_argnums=(0, 1))
-def _search_open(model: Seq2Seq, config, params, tokens, items, tables, constraint) -> BeamResult:
-    read = read_requests(model, params, tokens, items=items, tables=tables)
-    return search(model, params, read, constraint, config)
+@functools.partial(jax.jit, static_argnums=(0, 1, 2))
+def _search_open(
+    model: Seq2Seq, config, mesh, params, tokens, items, tables, constraint
+) -> BeamResult:
+    def run(shared, rows):
+        params, tables, constraint = shared
+        tokens, items, own = rows
+        read = read_requests(model, params, tokens, items=items, tables=tables)
+        constraint = dataclasses.replace(constraint, **own)
+        return dataclasses.replace(search(model, params, read, constraint, config), steps=None)
+
+    shared, own = parted(constraint)
+    found: BeamResult = by_row(mesh, run, (params, tables, shared), (tokens, items, own))
+    return found

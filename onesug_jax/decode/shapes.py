@@ -44,3 +44,24 @@ class Shapes:
 def least(sizes: Sequence[int], wanted: int) -> int:
     """The smallest of ascending sizes that holds `wanted`."""
     return sizes[bisect.bisect_left(sizes, wanted)]
+
+
+def together(needed: Sequence[int], batch_sizes: Sequence[int]) -> list[list[int]]:
+    """Which requests share a batch, where each needs so much room; those of least room first.
+
+    A batch has the room of its largest request. It is filled up to one of `batch_sizes` only where
+    requests of that room take half of it, and then with smaller ones: these places cost nothing.
+    """
+    order = sorted(range(len(needed)), key=needed.__getitem__, reverse=True)
+    batches: list[list[int]] = []
+    start = 0
+    while start < len(order):
+        largest, end = needed[order[start]], start + 1
+        while end < len(order) and needed[order[end]] == largest:
+            end += 1
+        above = bisect.bisect_left(batch_sizes, end - start + 1)
+        filled = above < len(batch_sizes) and batch_sizes[above] <= 2 * (end - start)
+        count = batch_sizes[above if filled else max(above - 1, 0)]
+        batches.append(order[start : start + count])
+        start += count
+    return batches[::-1]

@@ -11,14 +11,16 @@ from __future__ import annotations
 import dataclasses
 import functools
 from collections.abc import Mapping, Sequence
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 import jax
 import numpy as np
+from jax.sharding import Mesh
 
 from onesug_jax.arrays import NEG_INF
 from onesug_jax.decode.beam import BeamConfig, BeamResult, beam_search
 from onesug_jax.decode.closed_set import ClosedSet, Filter, IndexedQueries
+from onesug_jax.decode.replicas import Copies, Replicas, by_row, parted
 from onesug_jax.decode.shapes import Shapes, least
 from onesug_jax.decode.trie import Constraint, Free, Trie, build_trie
 from onesug_jax.errors import UserError
@@ -28,8 +30,7 @@ from onesug_jax.model.unrolled import for_decoding
 from onesug_jax.tasks.features import Featurizer, Request
 
 
-@dataclasses.dataclass(frozen=True)
-class Suggestion:
+class Suggestion(NamedTuple):
     """One suggested query, its length-normalised log-probability, and whether no candidate had it:
     the model wrote it.
     """
@@ -52,16 +53,26 @@ class Ids(Protocol):
         """The queries under an id, best first."""
 
 
-@functools.partial(jax.jit, static_argnames=("model", "config"))
+@functools.partial(jax.jit, static_argnames=("model", "config", "mesh"))
 def _search(
     model: Seq2Seq,
     config: BeamConfig,
+    mesh: Mesh | None,
     params,
     tokens: jax.Array,
     soft: jax.Array | None,
     constraint: Constraint,
 ) -> BeamResult:
-    return beam_search(model, params, tokens, constraint, config, soft)
+    def run(shared, rows):
+        params, constraint = shared
+        tokens, soft, own = rows
+        constraint = dataclasses.replace(constraint, **own)
+        found = beam_search(model, params, tokens, constraint, config, soft)
+        return dataclasses.replace(found, steps=None)
+
+    shared, own = parted(constraint)
+    found: BeamResult = by_row(mesh, run, (params, shared), (tokens, soft, own))
+    return found
 
 
 class Suggester:
@@ -100,13 +111,15 @@ class Suggester:
     ):
         if list(batch_sizes) != sorted(set(batch_sizes)) or batch_sizes[0] < 1:
             raise UserError(f"batch_sizes = {batch_sizes}: expected ascending sizes from 1 up")
-        self.model, self.params = for_decoding(model, params)
+        self.model, params = for_decoding(model, params)
+        self.replicas = Replicas()
+        self.params = self.replicas.copied(params)
         self.featurizer = featurizer
         self.shapes = Shapes.of(batch_sizes, featurizer.spec.input_length)
         vocabulary = featurizer.vocabulary
         text = np.arange(model.config.vocab_size) < vocabulary.pieces
         text[[vocabulary.pad_id, vocabulary.unk_id]] = False
-        self.constraint: Constraint = Free(jax.numpy.asarray(text))
+        self._whole: Constraint = Free(jax.numpy.asarray(text))
         self._set: ClosedSet | None = None
         self._ids = ids
         if ids is not None:
@@ -117,17 +130,17 @@ class Suggester:
             self._set = ClosedSet(texts, counts, must_start)
             self._codes = np.unique(np.asarray(ids.ids), axis=0)
             sequences = np.stack([featurizer.id_tokens(codes) for codes in self._codes])
-            self.constraint, self._rank_of_node = build_trie(sequences)
+            self._whole, self._rank_of_node = build_trie(sequences)
             config = dataclasses.replace(config, max_length=sequences.shape[1])
         elif queries is not None:
             indexed = IndexedQueries.of(queries, featurizer)
             self._set = ClosedSet(indexed.texts, indexed.counts, must_start)
             self._lengths = np.count_nonzero(indexed.tokens, axis=1)
-            self.constraint, self._rank_of_node = build_trie(indexed.tokens)
+            self._whole, self._rank_of_node = build_trie(indexed.tokens)
             longest = indexed.tokens.shape[1]
             config = dataclasses.replace(config, max_length=min(config.max_length, longest))
         self.config = config
-        self._whole = self.constraint
+        self.constraint: Copies = self.replicas.copied(self._whole)
         self.show(shown)
 
     def show(self, shown: Filter | None) -> None:
@@ -149,7 +162,7 @@ class Suggester:
             passed &= self._lengths <= self.config.max_length
             if not passed.all():
                 constraint = self._whole.showing(passed, self._rank_of_node)
-        self._set.shown, self.constraint = passed, constraint
+        self._set.shown, self.constraint = passed, self.replicas.copied(constraint)
         self.shown = shown or Filter()
 
     def __call__(self, requests: Sequence[Request], k: int | None = None) -> list[list[str]]:
@@ -181,8 +194,7 @@ class Suggester:
             chosen, order = order[:many], order[many:]
             batch = [requests[i] for i in chosen]
             tokens, soft = self._inputs([ids[i] for i in chosen], batch, shapes)
-            constraint = self._held_to(batch, len(tokens))
-            found = _search(self.model, self.config, self.params, tokens, soft, constraint)
+            found = self._searched(batch, tokens, soft)
             for i, suggestions in zip(chosen, self._read(found, batch), strict=True):
                 lists[i] = suggestions[:k]
         return lists
@@ -195,10 +207,7 @@ class Suggester:
         tokens = np.full((size, length), featurizer.vocabulary.prefix_id, np.int32)
         tokens[:, -1] = featurizer.vocabulary.eos_id
         soft = np.zeros((size, 1, width), np.float32) if width else None
-        constraint = self._held_to([Request("")] * size, size)
-        jax.block_until_ready(
-            _search(self.model, self.config, self.params, tokens, soft, constraint)
-        )
+        jax.block_until_ready(self._searched([Request("")] * size, tokens, soft))
 
     def _inputs(self, ids: list[np.ndarray], requests: list[Request], shapes: Shapes):
         """The encoder's ids of a batch of at most the largest size, `[size, L]`, and the vectors of
@@ -218,14 +227,16 @@ class Suggester:
                 soft[len(ids) :] = soft[0]
         return tokens, soft
 
-    def _held_to(self, requests: list[Request], size: int) -> Constraint:
-        """The constraint of a batch filled up to `size`."""
-        if self._set is None or self._ids is not None:
-            return self.constraint
-        intervals = [self._set.interval(request.prefix) for request in requests]
-        intervals += intervals[:1] * (size - len(requests))
-        assert isinstance(self.constraint, Trie)
-        return self.constraint.between(np.array(intervals, np.int32))
+    def _searched(
+        self, requests: list[Request], tokens: np.ndarray, soft: np.ndarray | None
+    ) -> BeamResult:
+        """The beams of a batch filled up as `tokens` are, held to what their requests may get."""
+        mesh, params, constraint = self.replicas.of(len(tokens), self.params, self.constraint)
+        if self._set is not None and self._ids is None:
+            intervals = [self._set.interval(request.prefix) for request in requests]
+            intervals += intervals[:1] * (len(tokens) - len(requests))
+            constraint = constraint.between(np.array(intervals, np.int32))
+        return _search(self.model, self.config, mesh, params, tokens, soft, constraint)
 
     def _read(self, found: BeamResult, requests: list[Request]) -> list[list[Suggestion]]:
         """The texts of finished beams."""

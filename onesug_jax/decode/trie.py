@@ -23,7 +23,7 @@ import bisect
 import dataclasses
 import functools
 from collections.abc import Sequence
-from typing import Protocol
+from typing import ClassVar, Protocol
 
 import flax.struct
 import jax
@@ -55,7 +55,13 @@ class Continuations:
 
 
 class Constraint(Protocol):
-    """What the beam search asks of a constraint; implementations are pytrees of arrays."""
+    """What the beam search asks of a constraint; implementations are pytrees of arrays.
+
+    Attributes:
+      BY_ROW: names of the arrays that have one row a request.
+    """
+
+    BY_ROW: ClassVar[tuple[str, ...]]
 
     def start(self, batch: int) -> jax.Array:
         """States `[B, 1]` of an empty output."""
@@ -86,6 +92,8 @@ class Free:
     """
 
     allowed: jax.Array | None = None
+
+    BY_ROW: ClassVar = ()
 
     def start(self, batch: int) -> jax.Array:
         """See `Constraint.start`."""
@@ -149,6 +157,8 @@ class Trie:
     interval: jax.Array | None = None
     root_width: int = flax.struct.field(pytree_node=False, default=1)
     width: int = flax.struct.field(pytree_node=False, default=1)
+
+    BY_ROW: ClassVar = ("interval",)
 
     def between(self, intervals: jax.Array | np.ndarray) -> Trie:
         """The same trie with request b held to sequences of ranks `intervals[b]` (`[B, 2]`)."""

@@ -53,7 +53,8 @@ def relations(
     )
     same = (numbers[:, :, None] == numbers[:, None, :keys]) & (numbers[:, :, None] > 0)
     shared, contained = overlaps(words, weights, words[:, :keys], weights[:, :keys])
-    return jnp.stack([cosine, shared, contained, same.astype(jnp.float32)], axis=1)
+    found = jnp.stack([cosine, shared, contained, same.astype(jnp.float32)], axis=1)
+    return jax.lax.optimization_barrier(found)  # found once, not in each layer anew
 
 
 def overlaps(
@@ -62,9 +63,13 @@ def overlaps(
     """Weight of the words in common over that of the words in either, and over that of the key's
     words: `[B, Q, S]` each, 0 to 1.
     """
-    same = words[:, :, None, :, None] == key_words[:, None, :, None]
-    same &= words[:, :, None, :, None] > 0
-    common = jnp.sum(jnp.where(same, weights[:, :, None, :, None], 0.0), axis=(-2, -1))
+    # Word by word, over all pairs of positions at once; what is gathered is not gathered for each.
+    words, weights, key_words = jax.lax.optimization_barrier((words, weights, key_words))
+    common = jnp.zeros((*words.shape[:2], key_words.shape[1]))
+    for place in range(words.shape[-1]):
+        word = words[:, :, None, place]
+        found = jnp.any(word[..., None] == key_words[:, None], axis=-1) & (word > 0)
+        common += jnp.where(found, weights[:, :, None, place], 0.0)
     key = jnp.sum(key_weights, -1)[:, None]
     either = jnp.sum(weights, -1)[:, :, None] + key - common
     return common / jnp.maximum(either, 1e-6), common / jnp.maximum(key, 1e-6)

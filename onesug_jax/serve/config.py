@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from onesug_jax.decode.shapes import Shapes
 from onesug_jax.errors import UserError
@@ -14,7 +14,7 @@ class EngineConfig:
     """How requests are batched, cached and, under pressure, answered more cheaply.
 
     Attributes:
-      max_batch: most requests of one batch.
+      max_batch: most requests of one batch, on each device that answers.
       max_wait_ms: how long the first request of a batch waits for company, where company pays.
       queue: most requests that wait; more are refused at once, whatever the model's pace.
       wait_ms: how long a request may have to wait for the model, as its pace says when it comes;
@@ -81,6 +81,10 @@ class EngineConfig:
                 f"EngineConfig.lengths = {list(self.lengths)}: expected shares above 0, the "
                 "largest 1."
             )
+
+    def over(self, devices: int) -> EngineConfig:
+        """The same for so many devices: batches grow with their number."""
+        return replace(self, max_batch=devices * self.max_batch)
 
     def shapes(self, longest: int) -> Shapes:
         """The shapes of a model of text that are compiled, of at most `longest` ids."""

@@ -24,8 +24,9 @@ from onesug_jax.serve.requests import SuggestRequest, SuggestResult
 from onesug_jax.serve.version import ModelVersion
 from onesug_jax.tasks.features import FeatureSpec, Request
 
-_LENGTHS = (32,)  # ids that nearly all prefixes with a profile fit into
+_LENGTHS = (24,)  # ids that nearly all prefixes with a profile fit into
 _STEP = 8
+_PASTS = 5  # a history of so small a part is one of few queries
 
 
 class ItemVersion(ModelVersion):
@@ -97,24 +98,27 @@ class ItemVersion(ModelVersion):
     def warmup(self, config: EngineConfig, pace: Pace, stop: Callable[[], bool]) -> Iterator[None]:
         """See `ModelVersion`."""
         suggester, spec = self.suggester, self.suggester.featurizer.spec
-        most = self.live.config.candidates
-        all_sizes = (*(size for size in config.candidates if size < most), most)
-        all_lengths = lengths(spec)
-        suggester.write_shape = all_lengths[-1], most
+        most, past = self.live.config.candidates, self.live.config.history
+        sizes = (*(size for size in config.candidates if size < most), most)
+        pasts = (past // _PASTS,) if past >= _PASTS else ()
+        texts = lengths(spec)
+        suggester.write_shape = texts[-1], most
         request = self._made([SuggestRequest("")])[0]
         done: set = set()
         writes = suggester.writing is not None and FULL in self.levels(config)
         for step in (
-            (config.batch_sizes[-1:], all_lengths[-1:], all_sizes[-1:]),
-            (config.batch_sizes, all_lengths[-1:], all_sizes[-1:]),
-            (config.batch_sizes, all_lengths, all_sizes),
+            (config.batch_sizes[-1:], texts[-1:], sizes[-1:], ()),
+            (config.batch_sizes, texts[-1:], sizes[-1:], ()),
+            (config.batch_sizes, texts, sizes, pasts),
         ):
-            for shape in itertools.product(*step):
+            rooms = itertools.product(step[1][:1], step[2], (*step[3], past))
+            texts_and_rooms = (*rooms, *((text, most, past) for text in step[1][1:]))
+            for shape in itertools.product(step[0], texts_and_rooms):
                 if stop():
                     return
                 if shape not in done:
                     done.add(shape)
-                    pace.time(FULL, shape[0], suggester.warmup, request, *shape)
+                    pace.time(FULL, shape[0], suggester.warmup, request, shape[0], *shape[1])
                     pace.note(CANDIDATES, shape[0], pace.of(FULL, shape[0]))
             for batch in step[0] if writes else ():
                 if stop():
@@ -122,7 +126,7 @@ class ItemVersion(ModelVersion):
                 if batch not in done:
                     done.add(batch)
                     suggester.warmup_writing(request, batch)
-            suggester.batch_sizes, suggester.lengths, suggester.sizes = step
+            suggester.batch_sizes, suggester.lengths, suggester.sizes, suggester.pasts = step
             yield
 
     def answers(

@@ -134,11 +134,7 @@ class LiveCounts:
     def requests(self, asked: Sequence[tuple[str, Sequence[str], Sequence[float]]]) -> list[Items]:
         """What is known now of requests: prefix, history, minutes."""
         with self._lock:
-            now = self._now()
-            return [
-                self._state.request(prefix, "", now, (history, minutes))
-                for prefix, history, minutes in asked
-            ]
+            return self._state.requests(asked, self._now())
 
     def request(
         self,

@@ -86,12 +86,13 @@ def _why_items(version: ItemVersion, asked: SuggestRequest, result: SuggestResul
 
 def counts(items: Items, config: AsOfConfig, numbers: Sequence[int]) -> list[dict | None]:
     """The as-of counts of queries that are candidates, by column; None of those that are not."""
-    places = {int(number) - 1: place for place, number in enumerate(items.candidates) if number}
-    found = _counts(items)
+    places = {row - 1: place for place, row in enumerate(items.candidates.tolist()) if row}
+    there = [places[number] for number in numbers if number in places]
+    found = iter(_plain(items.candidate_counts[there]).tolist())
     return [
-        None
-        if number not in places
-        else dict(zip(config.columns, map(_short, found[places[number]].tolist()), strict=True))
+        dict(zip(config.columns, map(_short, next(found)), strict=True))
+        if number in places
+        else None
         for number in numbers
     ]
 
@@ -130,9 +131,9 @@ def trending(
     if None not in half_lives or not decayed or not there.any():
         return []
     near = min(decayed, key=lambda n: abs(np.log((half_lives[n] or 0.0) / _NOW_DAYS)))
-    found = _counts(items)[there]
+    columns = items.candidate_counts[:, [near, half_lives.index(None)]]
+    now, ever = _plain(columns[there]).astype(np.float64).T
     numbers = items.candidates[there] - 1
-    now, ever = found[:, near], found[:, half_lives.index(None)]
     usual = now.sum() * ever / max(ever.sum(), LEAST)
     surprise = (now - usual) / np.sqrt(np.maximum(usual, 0.1))
     chosen = (now >= _LEAST_SEARCHES) & (now >= _TIMES * usual) & (surprise >= _SURPRISE)
@@ -148,9 +149,9 @@ def trending(
     ]
 
 
-def _counts(items: Items) -> np.ndarray:
-    """The decayed counts themselves, `[C, K]`."""
-    found = np.exp(items.candidate_counts)
+def _plain(logs: np.ndarray) -> np.ndarray:
+    """The decayed counts themselves."""
+    found = np.exp(logs)
     return np.where(found <= 2 * LEAST, 0.0, found)
 
 

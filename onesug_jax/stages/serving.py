@@ -24,12 +24,13 @@ _DAY_MS = 86_400_000
 
 def serve(context: Context) -> None:
     """Listens for requests and answers them with the model of WORK_DIR that is in use."""
+    from onesug_jax.decode.replicas import Replicas
     from onesug_jax.serve.engine import Engine
     from onesug_jax.serve.server import serve as listen
 
     config = context.configured("ServerConfig")()
     opened.cache_compiled(context)
-    engine_config = context.configured("EngineConfig")()
+    engine_config = context.configured("EngineConfig")().over(len(Replicas()))
     say = functools.partial(print, flush=True)
     store = _store_or_none(context, say)
     load = functools.partial(_version, context, engine_config, store, say)

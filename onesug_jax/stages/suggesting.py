@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import dataclasses
 import functools
 import json
 import time
@@ -152,7 +151,7 @@ def _reply(
         "prefix": prefix,
         "history": history,
         "candidates": candidates,
-        "suggestions": [dataclasses.asdict(suggestion) for suggestion in found],
+        "suggestions": [suggestion._asdict() for suggestion in found],
         "milliseconds": round(1000 * (time.perf_counter() - began), 1),
     }
 

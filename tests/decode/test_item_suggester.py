@@ -10,6 +10,7 @@ from flax.core import meta
 from onesug_jax.decode.item_suggester import TABLES, ItemSuggester
 from onesug_jax.errors import UserError
 from onesug_jax.logs.asof.items import Items
+from onesug_jax.model import items as read
 from onesug_jax.model.config import ModelConfig
 from onesug_jax.model.seq2seq import Seq2Seq, initial
 from onesug_jax.tasks.features import Request
@@ -52,10 +53,18 @@ def suggester():
         "lengths": np.arange(N + 3, dtype=np.float32),
         "prefix_vectors": vectors[:5].copy(),
     }
-    params = meta.unbox(initial(CONFIG, jax.random.key(0)))
+    params = meta.unbox(jax.jit(initial, static_argnums=0)(CONFIG, jax.random.key(0)))
     model = Seq2Seq(CONFIG)
     found = ItemSuggester(
-        model, params, Letters(), tables, lambda n: f"q{n}", len, batch_sizes=(1, 4), sizes=(4, 10)
+        model,
+        params,
+        Letters(),
+        tables,
+        lambda n: f"q{n}",
+        len,
+        batch_sizes=(1, 4),
+        sizes=(4, 10),
+        pasts=(1,),
     )
     return found, model, params, tables
 
@@ -67,7 +76,7 @@ def request(seed, there):
     items = Items(
         candidates,
         rng.normal(size=(C, K)).astype(np.float32),
-        rng.integers(0, N, H).astype(np.int32),
+        np.where(np.arange(H) < seed % 4, rng.integers(1, N, H), 0).astype(np.int32),
         rng.exponential(60, H).astype(np.float32),
         np.array([seed % 24, seed % 7], np.int32),
     )
@@ -82,6 +91,27 @@ def test_a_list_is_the_candidates_by_their_log_probability(suggester):
     assert {s.text for s in listed} == numbers and len(listed) == 6
     scores = [s.score for s in listed]
     assert scores == sorted(scores, reverse=True) and max(scores) < 0
+
+
+def test_scores_are_those_of_the_model_over_all_places(suggester):
+    found, model, params, tables = suggester
+
+    @jax.jit
+    def opening(tokens, items):
+        rows = read.ItemTables(*(tables[name] for name in TABLES))
+        encoded = model.apply({"params": params}, tokens, None, None, items, rows, method="encode")
+        given = model.given(tokens, items)
+        return model.apply({"params": params}, encoded, given, items, method="opening")
+
+    for seed in (1, 3, 5, 7):
+        one = request(seed, 3 + seed % 7)
+        tokens = found.featurizer.item_input(one.prefix, ())[None]
+        typed = np.array([len(one.prefix)])
+        arrays = (np.asarray(array)[None] for array in vars(one.items).values())
+        logs = opening(tokens, read.Items(*arrays, typed, typed)).log_probabilities[0].tolist()
+        expected = {f"q{n - 1}": x for n, x in zip(one.items.candidates, logs, strict=True) if n}
+        listed = {s.text: s.score for s in found.suggest([one])[0]}
+        assert listed == pytest.approx(expected, abs=1e-4)
 
 
 def test_other_requests_and_filling_change_nothing(suggester):

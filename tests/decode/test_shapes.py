@@ -2,7 +2,7 @@
 
 import pytest
 
-from onesug_jax.decode.shapes import Shapes
+from onesug_jax.decode.shapes import Shapes, together
 
 SHAPES = Shapes.of((1, 8, 32), 144)
 
@@ -21,3 +21,24 @@ def test_small_batches_are_filled_up_and_large_ones_are_not(waiting, batches):
         found.append(SHAPES.next_batch(waiting))
         waiting -= found[-1]
     assert found == batches
+
+
+@pytest.mark.parametrize(
+    "needed, batches",
+    [
+        ([8], [[8]]),
+        ([64, 8, 64, 8], [[8], [8], [64], [64]]),
+        ([64] * 4 + [8] * 3, [[64] * 4 + [8] * 3]),
+        ([64] * 4 + [8] * 9, [[8] * 5, [64] * 4 + [8] * 4]),
+        ([8] * 15, [[8] * 7, [8] * 8]),
+        ([64] * 20 + [8] * 20, [[8] * 8, [64] * 20 + [8] * 12]),
+    ],
+)
+def test_requests_share_a_batch_where_that_costs_little(needed, batches):
+    found = together(needed, (1, 8, 32))
+    assert [[needed[place] for place in batch] for batch in found] == batches
+    assert sorted(place for batch in found for place in batch) == [*range(len(needed))]
+
+
+def test_where_one_batch_size_is_compiled_it_takes_all():
+    assert [len(batch) for batch in together([8] * 9, (8,))] == [1, 8]

@@ -428,3 +428,12 @@ def test_settings_that_make_no_sense_are_told(wrong, told):
 def test_batch_sizes_that_are_compiled():
     sizes = {most: EngineConfig(max_batch=most).batch_sizes for most in (1, 2, 8, 32, 64)}
     assert sizes == {1: (1,), 2: (1, 2), 8: (1, 8), 32: (1, 4, 32), 64: (1, 8, 64)}
+
+
+def test_more_devices_take_larger_batches(started, pretended):
+    config = EngineConfig(max_batch=2).over(4)
+    assert config.batch_sizes == (1, 8), "four devices take two rows each"
+    engine, version, first = blocked_engine(started, pretended, max_batch=8, levels=("beam",))
+    others = [engine.submit(asked(f"p{i}")) for i in range(8)]
+    version.gate.set()
+    assert [future.result(30).batch for future in others] == [8] * 8 and first.result(30)

@@ -98,7 +98,7 @@ def writer(folder, store, monkeypatch):
         pieces = [*vocabulary.encode(text), vocabulary.eos_id]
         row[: len(pieces)] = pieces
 
-    def search(model, config, params, tokens, items, tables, constraint):
+    def search(model, config, mesh, params, tokens, items, tables, constraint):
         SHAPES.append((tokens.shape, items.candidates.shape, constraint.allowed.shape))
         scores = np.tile(-1.0 - np.arange(len(WRITTEN)), (len(tokens), 1))
         return BeamResult(np.tile(sequences, (len(tokens), 1, 1)), scores, None, None)
@@ -151,10 +151,11 @@ def test_no_request_waits_for_a_compiler(version):
     pace = Pace((1, 4))
     steps = version.warmup(EngineConfig(max_batch=4), pace, lambda: False)
     next(steps)
-    assert [version.suggester.batch_sizes, version.suggester.lengths] == [(4,), (40,)]
+    made = version.suggester
+    assert [made.batch_sizes, made.lengths, made.pasts] == [(4,), (40,), ()]
     for _ in steps:
         pass
-    assert [version.suggester.batch_sizes, version.suggester.lengths] == [(1, 4), (32, 40)]
+    assert [made.batch_sizes, made.lengths, made.pasts] == [(1, 4), (24, 40), (1,)]
     assert all(pace.of("full", size) > 0 for size in (1, 4))
     before = programs()
     for prefix in ("", "la", "t", "x" * 64, "xq"):
@@ -176,7 +177,7 @@ def test_a_new_query_is_listed_once_enough_visitors_have_searched_it(version, st
     version.refresh()
     assert "lava lamp" in full(version, "la").texts
     row = version.live.number("lava lamp") + 1
-    on_device = version.suggester.tables
+    on_device = version.suggester.tables.every
     assert np.linalg.norm(on_device.vectors[row]) == pytest.approx(1)
     assert on_device.words[row].any() and programs() == before
 

@@ -41,8 +41,8 @@ class Items:
 
 
 def log_counts(counts: np.ndarray) -> np.ndarray:
-    """Logarithms of counts, of `LEAST` where they are less."""
-    return np.log(np.maximum(counts, LEAST))
+    """Logarithms of counts in float32, of `LEAST` where they are less."""
+    return np.log(np.maximum(counts, LEAST, dtype=np.float32))
 
 
 def clock(time_ms: int) -> np.ndarray:

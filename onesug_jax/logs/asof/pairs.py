@@ -13,6 +13,8 @@ import numpy as np
 
 from onesug_jax.logs.asof.counts import DecayedCounts
 
+_NOTHING: dict[int, int] = {}
+
 
 class PairCounts:
     """Counts of the searches of each query after each prefix, at K half-lives.
@@ -48,15 +50,16 @@ class PairCounts:
             self._rows.setdefault(prefix, {})[query] = row
         self._counts.add(row, time_ms)
 
-    def at(self, prefix: str, queries: Sequence[int], time_ms: float) -> np.ndarray:
-        """The counts [n, K] of queries after a prefix at that time; 0 for an unseen pair."""
-        out = np.zeros((len(queries), self._counts.stored.shape[1]))
-        rows = self._rows.get(prefix)
-        if rows:
-            found = np.array([*map(rows.get, queries, itertools.repeat(-1))])
-            seen = found >= 0
-            out[seen] = self._counts.at(found[seen], time_ms)
-        return out
+    def at(self, asked: Sequence[tuple[str, np.ndarray]], time_ms: float) -> np.ndarray:
+        """The counts of queries after a prefix at that time, of each (prefix, queries) after
+        another: `[n, K]`; 0 for an unseen pair.
+        """
+        rows: list[int] = []
+        for prefix, queries in asked:
+            row_of = self._rows.get(prefix, _NOTHING).get
+            rows += map(row_of, queries.tolist(), itertools.repeat(-1))
+        found = np.array(rows, np.int64)
+        return np.where(found[:, None] >= 0, self._counts.at(found, time_ms), 0.0)
 
     def postpone(self, ms: int) -> None:
         """Takes all searches as if they had happened so much later."""

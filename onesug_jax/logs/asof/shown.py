@@ -6,6 +6,7 @@ candidate in the latest list of its prefix says how likely it is seen again (pos
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Sequence
 
 import numpy as np
@@ -35,20 +36,28 @@ class ShownLists:
             del self.lists[next(iter(self.lists))]
 
     def at(
-        self, prefix: str, numbers: np.ndarray, number_of: Callable[[str], int], time_ms: float
+        self,
+        asked: Sequence[tuple[str, np.ndarray]],
+        number_of: Callable[[str], int],
+        time_ms: float,
     ) -> np.ndarray:
-        """SHOWN_COLUMNS `[n, 2]` of query numbers `[n]`: 1 / place in the prefix's latest list, 0
-        for what it lacks; and the same, halved for each day since it was shown.
+        """SHOWN_COLUMNS of query numbers, of each (prefix, numbers) after another, `[n, 2]`: 1 /
+        place in the prefix's latest list, 0 for what it lacks; and the same, halved for each day
+        since it was shown.
 
         `number_of` gives the number of a query, -1 if it has none.
         """
-        out = np.zeros((len(numbers), len(SHOWN_COLUMNS)))
-        time, queries = self.lists.get(prefix, (0, ()))
-        if queries:
-            listed = np.array([number_of(query) for query in queries])
-            row, place = np.nonzero(numbers[:, None] == listed)
-            out[row] = (1 / (1 + place))[:, None]
-            out[:, 1] *= 0.5 ** (max(time_ms - time, 0) / DAY_MS)
+        out = np.zeros((sum(len(numbers) for _, numbers in asked), len(SHOWN_COLUMNS)))
+        start = 0
+        for prefix, numbers in asked:
+            time, queries = self.lists.get(prefix, (0, ()))
+            if queries:
+                place = {number_of(query): 1 / n for n, query in enumerate(queries, 1)}
+                shares = np.array([*map(place.get, numbers.tolist(), itertools.repeat(0.0))])
+                decayed = shares * 0.5 ** (max(time_ms - time, 0) / DAY_MS)
+                end = start + len(numbers)
+                out[start:end, 0], out[start:end, 1] = shares, decayed
+            start += len(numbers)
         return out
 
     def postpone(self, ms: int) -> None:

@@ -309,37 +309,63 @@ class AsOf:
           history: queries, newest first, and how many minutes ago each was searched; None: what was
             observed of the user. Ages of 0 where there are fewer.
         """
-        self.at(time_ms)
-        config = self.config
         if history is None:
-            past_queries, times = self.histories.of(user)
-            history = past_queries, [(time_ms - time) / MINUTE_MS for time in times]
-        texts, minutes = history
+            self.at(time_ms)  # what the user searched last is seen
+            texts, times = self.histories.of(user)
+            history = texts, [(time_ms - time) / MINUTE_MS for time in times]
+        return self.requests([(prefix, *history)], time_ms)[0]
+
+    def requests(
+        self, asked: Sequence[tuple[str, Sequence[str], Sequence[float]]], time_ms: int
+    ) -> list[Items]:
+        """`request` of several at one time: (prefix, history, minutes) each."""
+        self.at(time_ms)
+        config, now = self.config, clock(time_ms)
+        own = [self._past(texts, minutes) for _, texts, minutes in asked]
+        found = [
+            (prefix, self._candidates(prefix, numbers))
+            for (prefix, _, _), (numbers, _) in zip(asked, own, strict=True)
+        ]
+        logs, end = self._logs(found), 0
+        items = []
+        for (_, numbers), (past, ages) in zip(found, own, strict=True):
+            start, end = end, end + len(numbers)
+            candidates = np.zeros(config.candidates, np.int32)
+            candidates[: len(numbers)] = numbers + 1
+            counts = np.zeros((config.candidates, config.width), np.float32)
+            counts[: len(numbers)] = logs[start:end]
+            history = np.zeros(config.history, np.int32)
+            history[: len(past)] = [number + 1 for number in past]
+            minutes_ago = np.zeros(config.history, np.float32)
+            minutes_ago[: len(ages)] = ages
+            items.append(Items(candidates, counts, history, minutes_ago, now))
+        return items
+
+    def _past(
+        self, texts: Sequence[str], minutes: Sequence[float]
+    ) -> tuple[list[int], list[float]]:
+        """Of a history, the numbers and ages of the queries that exist."""
         number_of, is_there = self._number.get, self.existence.is_there
         own: list[int] = []
         own_ages: list[float] = []
         all_ages = itertools.chain(minutes, itertools.repeat(0.0))
-        for text, age in zip(texts[: config.history], all_ages, strict=False):
+        for text, age in zip(texts[: self.config.history], all_ages, strict=False):
             number = number_of(text, -1)
             if is_there(number):
                 own.append(number)
                 own_ages.append(age)
-        past = np.zeros(config.history, np.int32)
-        past[: len(own)] = [number + 1 for number in own]
-        ages = np.zeros(config.history, np.float32)
-        ages[: len(own)] = own_ages
-        numbers = self._candidates(prefix, own)
-        size = len(numbers)
-        candidates = np.zeros(config.candidates, np.int32)
-        candidates[:size] = numbers + 1
-        counts = np.zeros((config.candidates, config.width), np.float32)
-        if size:
-            found = [self.searches.at(numbers, self.moment), self.conversions[numbers]]
-            if config.shown:
-                found.append(self.shown.at(prefix, numbers, self.number, self.moment))
-            found.append(self.pairs.at(prefix, numbers.tolist(), self.moment))
-            counts[:size] = log_counts(np.concatenate(found, axis=1))
-        return Items(candidates, counts, past, ages, clock(time_ms))
+        return own, own_ages
+
+    def _logs(self, asked: Sequence[tuple[str, np.ndarray]]) -> np.ndarray:
+        """The logs of counts `[n, K]` of the candidates of each (prefix, numbers), one after
+        another.
+        """
+        numbers = np.concatenate([numbers for _, numbers in asked])
+        found = [self.searches.at(numbers, self.moment), self.conversions[numbers]]
+        if self.config.shown:
+            found.append(self.shown.at(asked, self.number, self.moment))
+        found.append(self.pairs.at(asked, self.moment))
+        return log_counts(np.concatenate(found, axis=1))
 
     # ------------------------------------------------------------------ candidates
 

@@ -10,6 +10,12 @@ from onesug_jax.logs.asof.pairs import PairCounts
 HALF_LIVES = (None, 14.0, 0.1)
 
 
+def at(pairs, prefix, queries, time_ms):
+    """The counts of one prefix, asked for beside another."""
+    asked = [("zzz", np.array([0])), (prefix, np.array(queries))]
+    return pairs.at(asked, time_ms)[1:]
+
+
 def from_scratch(times, now):
     ages = now - np.array(times, float)
     return [
@@ -55,8 +61,8 @@ def test_pairs_count_what_followed_a_prefix():
     pairs.add("a", 3, 0)
     pairs.add("a", 3, DAY_MS)
     pairs.add("b", 3, DAY_MS)
-    assert pairs.at("a", [2, 3], DAY_MS).tolist() == [[0, 0], [2, 1.5]]
-    assert pairs.at("c", [3], DAY_MS).tolist() == [[0, 0]]
+    assert at(pairs, "a", [2, 3], DAY_MS).tolist() == [[0, 0], [2, 1.5]]
+    assert at(pairs, "c", [3], DAY_MS).tolist() == [[0, 0]]
 
 
 def test_the_pairs_that_count_least_make_room():
@@ -66,9 +72,9 @@ def test_the_pairs_that_count_least_make_room():
             pairs.add(f"p{query}", query, 0)
     pairs.add("new", 99, 1)
     assert len(pairs) <= 8 and pairs.left == 3
-    assert pairs.at("p0", [0], 1).sum() == 0
-    assert pairs.at("p7", [7], 1)[0, 0] == 8
-    assert pairs.at("new", [99], 1)[0, 0] == 1
+    assert at(pairs, "p0", [0], 1).sum() == 0
+    assert at(pairs, "p7", [7], 1)[0, 0] == 8
+    assert at(pairs, "new", [99], 1)[0, 0] == 1
 
 
 @pytest.mark.parametrize("most", [1, 2])
@@ -76,7 +82,7 @@ def test_the_smallest_rooms_hold_the_newest_pair(most):
     pairs = PairCounts((None,), most=most)
     for query in range(5):
         pairs.add("p", query, query)
-        assert len(pairs) <= most and pairs.at("p", [query], query)[0, 0] == 1
+        assert len(pairs) <= most and at(pairs, "p", [query], query)[0, 0] == 1
 
 
 def test_pairs_come_back_from_their_arrays():
@@ -86,5 +92,5 @@ def test_pairs_come_back_from_their_arrays():
     again.from_arrays(*pairs.to_arrays())
     for prefix in "ab":
         np.testing.assert_array_equal(
-            pairs.at(prefix, [0, 1, 2], 9 * DAY_MS), again.at(prefix, [0, 1, 2], 9 * DAY_MS)
+            at(pairs, prefix, [0, 1, 2], 9 * DAY_MS), at(again, prefix, [0, 1, 2], 9 * DAY_MS)
         )

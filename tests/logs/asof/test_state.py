@@ -120,7 +120,9 @@ def test_requests_see_what_counting_from_scratch_gives(min_users, freshness, his
         assert [state.text(n) for n in at] == candidates
         expected = [np.log(np.maximum(counts[q], 1e-12)) for q in candidates]
         if candidates:
-            np.testing.assert_allclose(items.candidate_counts[: len(at)], expected, rtol=1e-4)
+            np.testing.assert_allclose(
+                items.candidate_counts[: len(at)], expected, rtol=1e-4, atol=1e-6
+            )
         past = items.history[items.history > 0] - 1
         assert [state.text(n) for n in past] == [q for q, _ in history]
         ages = [age for _, age in history]
@@ -128,6 +130,17 @@ def test_requests_see_what_counting_from_scratch_gives(min_users, freshness, his
         seen += len(at)
         state.observe(time, user, prefix, query, level, shown=shown)
     assert seen > 100
+
+
+def test_requests_that_come_together_see_what_each_sees_alone():
+    state = AsOf(WORDS, AsOfConfig(freshness_ms=0, candidates=8, history=3, around=0))
+    for time, user, prefix, query, level, shown in random_log(5):
+        state.observe(time, user, prefix, query, level, shown=shown)
+    asked = [("a", ["b", "zz", "ab"], [1.0, 2.0, 3.0]), ("xyz", [], []), ("", ["c"], [])]
+    for one, items in zip(asked, state.requests(asked, state.end_ms), strict=True):
+        alone = state.request(one[0], "", state.end_ms, one[1:])
+        for name, array in vars(alone).items():
+            np.testing.assert_array_equal(getattr(items, name), array)
 
 
 def test_wide_prefixes_lose_nothing_that_is_among_the_most_counted():
