@@ -3,7 +3,9 @@
 Figures of Cloud TPU chips are those of cloud.google.com/tpu/docs/v4, /v5e, /v5p and /v6e, read in
 2026: peak bfloat16 operations, HBM, HBM bandwidth, and bandwidth of the links to other chips. The
 last is given there for all links of a chip and both directions together; a collective over one mesh
-axis goes round one ring, that is out over two of the four or six links: `link_bytes_per_s`.
+axis goes round one ring, that is out over two of the four or six links: `link_bytes_per_s`. The
+network between slices has 6.4 Tbit/s a v5e pod, 25.6 Tbit/s a v6e pod, both of 256 chips, and 50
+Gbit/s a v5p chip; for v4 no figure is given there, and v5e's is taken.
 """
 
 from __future__ import annotations
@@ -26,6 +28,7 @@ class Chip:
       flops: peak bfloat16 operations a second (a multiply-add is two).
       memory: bytes of HBM; memory_bytes_per_s: its bandwidth.
       link_bytes_per_s: bytes a second that one chip sends round one ring.
+      network_bytes_per_s: its share of what its host sends to other slices.
       accelerator: prefix of Cloud TPU's accelerator type; cores: what its number counts a chip.
     """
 
@@ -35,6 +38,7 @@ class Chip:
     memory: float
     memory_bytes_per_s: float
     link_bytes_per_s: float
+    network_bytes_per_s: float
     accelerator: str
     cores: int = 1
 
@@ -43,10 +47,10 @@ _GIB = 2.0**30
 CHIPS = {
     chip.name: chip
     for chip in (
-        Chip("v4", "TPU v4", 275e12, 32 * _GIB, 1228e9, 2 * 300e9 / 6, "v4", 2),
-        Chip("v5e", "TPU v5 lite", 197e12, 16 * _GIB, 819e9, 2 * 200e9 / 4, "v5litepod"),
-        Chip("v5p", "TPU v5", 459e12, 95 * _GIB, 2765e9, 2 * 600e9 / 6, "v5p", 2),
-        Chip("v6e", "TPU v6 lite", 918e12, 32 * _GIB, 1600e9, 2 * 400e9 / 4, "v6e"),
+        Chip("v4", "TPU v4", 275e12, 32 * _GIB, 1228e9, 2 * 300e9 / 6, 25e9 / 8, "v4", 2),
+        Chip("v5e", "TPU v5 lite", 197e12, 16 * _GIB, 819e9, 2 * 200e9 / 4, 25e9 / 8, "v5litepod"),
+        Chip("v5p", "TPU v5", 459e12, 95 * _GIB, 2765e9, 2 * 600e9 / 6, 50e9 / 8, "v5p", 2),
+        Chip("v6e", "TPU v6 lite", 918e12, 32 * _GIB, 1600e9, 2 * 400e9 / 4, 100e9 / 8, "v6e"),
     )
 }
 

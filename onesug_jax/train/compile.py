@@ -1,9 +1,10 @@
 """Compiles a step for chips nobody here owns, and says whether it fits and how fast it could be.
 
 The step is the very function that training jits; the devices are descriptions of a topology; the
-compiler is the chips' own. What comes back is bytes a chip, FLOPs, collectives, and three times:
+compiler is the chips' own. What comes back is bytes a chip, FLOPs, collectives, and times:
 
     compute = FLOPs a chip / peak      memory = HBM bytes / bandwidth      links = bytes sent / link
+    network = bytes sent to other slices / a chip's share of the network between them
 
 of which `forecast.py` makes a bound, the sum without overlap, and an estimate. FLOPs are counted on
 the jaxpr (`flops.py`), bytes on the compiled program (`hlo.py`), loops by their trips. MFU counts
@@ -39,8 +40,9 @@ class Analysis:
         place of arguments.
       flops: with what is recomputed; model_flops: without.
       memory_bytes: read from and written to memory.
-      collectives: kind -> runs, bytes of results, bytes sent over links.
-      compute_s, memory_s, links_s: what each takes by itself.
+      collectives: "kind along axes of the mesh" -> runs, bytes of results, bytes sent over links
+        and over the network between slices.
+      compute_s, memory_s, links_s, network_s: what each takes by itself.
       tokens, examples: of a step, over all chips; peak: FLOP/s of a chip.
       compile_s: how long compiling took here.
     """
@@ -63,6 +65,7 @@ class Analysis:
     compute_s: float = 0.0
     memory_s: float = 0.0
     links_s: float = 0.0
+    network_s: float = 0.0
     tokens: int = 0
     examples: int = 0
     peak: float = 1.0
@@ -71,7 +74,7 @@ class Analysis:
     @property
     def forecast(self) -> Forecast:
         """How long a step may take."""
-        return Forecast(self.compute_s, self.memory_s, self.links_s)
+        return Forecast(self.compute_s, self.memory_s, self.links_s, self.network_s)
 
     def mfu(self, seconds: float) -> float:
         """The share of the peak that the model's FLOPs are, at so many seconds a step."""
@@ -145,12 +148,17 @@ def analyse(step: Step, topology: Topology) -> Analysis:
     moved = program.memory_bytes(step.unknown_trips)
     collectives: dict[str, dict[str, float]] = {}
     for one in program.collectives(step.unknown_trips):
-        kind = collectives.setdefault(one.kind, {"runs": 0.0, "bytes": 0.0, "sent": 0.0})
-        kind["runs"] += one.times
-        kind["bytes"] += one.bytes * one.times
-        kind["sent"] += one.link_bytes
+        name = " ".join([one.kind, "x".join(one.axes(step.mesh.shape))]).strip()
+        row = collectives.setdefault(
+            name, dict.fromkeys(("runs", "bytes", "links", "network"), 0.0)
+        )
+        links, network = one.sent(topology.chips)
+        row["runs"] += one.times
+        row["bytes"] += one.bytes * one.times
+        row["links"] += links
+        row["network"] += network
     chip = topology.chip
-    sent = sum(kind["sent"] for kind in collectives.values())
+    links, network = (sum(x[to] for x in collectives.values()) for to in ("links", "network"))
     return Analysis(
         **about,
         **parts,
@@ -162,7 +170,8 @@ def analyse(step: Step, topology: Topology) -> Analysis:
         collectives=collectives,
         compute_s=counted / chip.flops,
         memory_s=moved / chip.memory_bytes_per_s,
-        links_s=sent / chip.link_bytes_per_s,
+        links_s=links / chip.link_bytes_per_s,
+        network_s=network / chip.network_bytes_per_s,
         tokens=step.tokens,
         examples=step.examples,
         peak=chip.flops,
@@ -194,17 +203,19 @@ def format_analysis(a: Analysis) -> str:
         "recomputation)",
         f"  HBM traffic  {a.memory_bytes / gib:.2f} GiB a chip",
     ]
-    for kind, sums in sorted(a.collectives.items()):
+    for name, sums in sorted(a.collectives.items(), key=lambda row: -row[1]["bytes"]):
+        between = f", {sums['network'] / 2**20:,.1f} between slices" if sums["network"] else ""
         lines.append(
-            f"  {kind:<20} {sums['runs']:>6,.0f} runs  {sums['bytes'] / 2**20:>9,.1f} MiB, "
-            f"{sums['sent'] / 2**20:,.1f} MiB sent"
+            f"  {name:<28} {sums['runs']:>5,.0f} runs  {sums['bytes'] / 2**20:>9,.1f} MiB; sent "
+            f"{sums['links'] / 2**20:,.1f} MiB{between}"
         )
     if not a.collectives:
         lines.append("  no collectives")
     time = a.forecast
+    network = f", network between slices {1e3 * a.network_s:.2f} ms" if a.network_s else ""
     lines += [
         f"  by itself    compute {1e3 * a.compute_s:.2f} ms, memory {1e3 * a.memory_s:.2f} ms, "
-        f"links {1e3 * a.links_s:.2f} ms",
+        f"links {1e3 * a.links_s:.2f} ms{network}",
         f"  bound        {1e3 * time.bound:.2f} ms a step ({time.largest}), if all the rest hides "
         f"behind it; {1e3 * time.sum:.2f} ms if nothing overlaps",
         f"  estimate     between {1e3 * time.fast:.1f} and {1e3 * time.slow:.1f} ms a step, "

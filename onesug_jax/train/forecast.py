@@ -1,7 +1,7 @@
 """How long a compiled step may take: a bound that nothing beats, and a range to expect.
 
-    bound    = max(compute, memory, links)      as if they hid behind each other wholly
-    sum      = compute + memory + links         as if nothing overlapped
+    bound    = max(compute, memory, links, network)     as if they hid behind each other wholly
+    sum      = compute + memory + links + network       as if nothing overlapped
     estimate = from A * bound to max(B * bound, C * sum)
 
 A is the least and B the largest measured ratio of a step's time to its bound, C the largest to its
@@ -55,27 +55,29 @@ class Forecast:
     """Seconds of one step.
 
     Attributes:
-      compute, memory, links: what each takes by itself, at the makers' figures.
+      compute, memory, links, network: what each takes by itself, at the makers' figures; the
+        network is what several slices are joined by.
     """
 
     compute: float
     memory: float
     links: float
+    network: float = 0.0
 
     @property
     def bound(self) -> float:
-        """The largest of the three; no step is faster."""
-        return max(self.compute, self.memory, self.links)
+        """The largest of them; no step is faster."""
+        return max(dataclasses.astuple(self))
 
     @property
     def largest(self) -> str:
         """The name of the largest."""
-        return max(("compute", "memory", "links"), key=lambda name: getattr(self, name))
+        return max(dataclasses.asdict(self).items(), key=lambda item: item[1])[0]
 
     @property
     def sum(self) -> float:
-        """The three one after another."""
-        return self.compute + self.memory + self.links
+        """All of them one after another."""
+        return sum(dataclasses.astuple(self))
 
     @property
     def fast(self) -> float:

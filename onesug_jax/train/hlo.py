@@ -14,6 +14,8 @@ import math
 import re
 from collections.abc import Iterable, Mapping
 
+from onesug_jax.train.collectives import KINDS, Collective, parse_groups
+
 _BYTES = {
     "pred": 1,
     "s4": 0.5,
@@ -35,14 +37,6 @@ _BYTES = {
     "c64": 8,
     "c128": 16,
 }
-COLLECTIVES = (
-    "all-reduce",
-    "all-gather",
-    "reduce-scatter",
-    "all-to-all",
-    "collective-permute",
-    "collective-broadcast",
-)
 # What moves nothing by itself: names for what is there already, and bodies counted on their own.
 _FREE = frozenset(
     "parameter constant get-tuple-element tuple bitcast while conditional call iota after-all "
@@ -181,14 +175,14 @@ class Program:
         for name, lines in self.computations.items():
             for line in lines:
                 kind = line.opcode.removesuffix("-start")
-                if kind not in COLLECTIVES or not times.get(name):
+                if kind not in KINDS or not times.get(name):
                     continue
                 # Parts of one collective, spread over several fusions, share its channel.
                 channel = re.search(r"channel_id=(\d+)", line.rest)
                 key = channel[1] if channel else f"{name}/{line.name}"
                 arrays = line.arrays[-1:] if line.opcode.endswith("-start") else line.arrays
                 size = sum(array.bytes for array in arrays)
-                one = Collective(kind, size, _group(line.rest), times[name])
+                one = Collective(kind, size, parse_groups(line.rest), times[name])
                 if key not in found or one.times > found[key].times:
                     found[key] = one
         return list(found.values())
@@ -284,32 +278,6 @@ class Program:
         return self._read_in_part(self.computations.get(fusion.called()[0], ()))
 
 
-@dataclasses.dataclass(frozen=True)
-class Collective:
-    """One collective operation: its kind, result bytes on a chip, group size, runs."""
-
-    kind: str
-    bytes: float
-    group: int
-    times: float
-
-    @property
-    def link_bytes(self) -> float:
-        """Bytes a chip sends in all runs, by the ring algorithms, for n chips and a result of S.
-
-        all-gather (n - 1) / n S, reduce-scatter (n - 1) S, all-reduce 2 (n - 1) / n S, all-to-all
-        (n - 1) / n S, permute S.
-        """
-        n = max(self.group, 1)
-        share = {
-            "all-gather": (n - 1) / n,
-            "reduce-scatter": n - 1,
-            "all-reduce": 2 * (n - 1) / n,
-            "all-to-all": (n - 1) / n,
-        }.get(self.kind, 1.0)
-        return self.bytes * share * self.times
-
-
 def _instruction(line: str) -> Instruction | None:
     start = _LINE.match(line)
     if not start:
@@ -367,19 +335,3 @@ def _kept_in_place(body: Iterable[Instruction]) -> float:
             size = sum(a.bytes for a in update.arrays) if update else 0.0
             kept += sum(a.bytes for a in line.arrays if a.main) - size
     return kept
-
-
-def _group(rest: str) -> int:
-    """Chips that take part in one run of a collective."""
-    mesh = re.search(r"replica_groups=mesh\[([^\]]*)\].*?\{([^{}]*)\}", rest)
-    if mesh:
-        sizes = dict(re.findall(r"'(\w+)'=(\d+)", mesh[1]))
-        return math.prod(int(sizes[name]) for name in re.findall(r"'(\w+)'", mesh[2]))
-    iota = re.search(r"replica_groups=\[(\d+),(\d+)\]", rest)
-    if iota:
-        return int(iota[2])
-    listed = re.search(r"replica_groups=\{\{([\d,]*)\}", rest)
-    if listed:
-        return len(listed[1].split(","))
-    pairs = re.search(r"source_target_pairs=\{", rest)
-    return 2 if pairs else 1

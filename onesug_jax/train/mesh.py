@@ -22,7 +22,8 @@ from jax.sharding import PartitionSpec as P
 from onesug_jax.errors import UserError
 
 AXES = ("replica", "data", "fsdp", "tensor")
-BATCH_AXES = ("replica", "data", "fsdp")
+COPY_AXES = ("replica", "data")  # along which parameters are the same
+BATCH_AXES = (*COPY_AXES, "fsdp")
 
 # Earlier rows win where two logical axes of one array ask for the same mesh axis.
 LOGICAL_RULES: tuple[tuple[str, str | tuple[str, ...] | None], ...] = (
@@ -109,9 +110,12 @@ def _slices(devices: Sequence[Any]) -> int:
 
 
 @contextlib.contextmanager
-def rules_context(mesh: Mesh) -> Iterator[None]:
-    """Inside, `nn.with_logical_constraint` means this mesh. Works inside a traced function too."""
-    with jax.sharding.use_abstract_mesh(mesh.abstract_mesh), nn.logical_axis_rules(LOGICAL_RULES):
+def rules_context(mesh: Mesh, batch: tuple[str, ...] = BATCH_AXES) -> Iterator[None]:
+    """Inside, `nn.with_logical_constraint` means this mesh, and "batch" these axes of it. Works
+    inside a traced function too.
+    """
+    rules = (("batch", batch), *LOGICAL_RULES)
+    with jax.sharding.use_abstract_mesh(mesh.abstract_mesh), nn.logical_axis_rules(rules):
         yield
 
 

@@ -203,13 +203,14 @@ def average_weights(decay: float) -> optax.GradientTransformation:
 
 
 def averaged(opt_state: Any, params: Any) -> Any:
-    """The average of the weights that an optimizer maintains; `params` where it maintains none, or
-    has made no update.
+    """The average of the weights that an optimizer maintains, laid out like `params`; `params`
+    where it maintains none, or has made no update.
     """
     parts = jax.tree.leaves(opt_state, is_leaf=lambda part: isinstance(part, WeightAverage))
     for part in parts:
         if isinstance(part, WeightAverage) and int(part.updates):
-            return part.average
+            layout = jax.tree.map(lambda leaf: leaf.sharding, params)
+            return jax.device_put(part.average, layout)
     return params
 
 

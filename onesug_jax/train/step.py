@@ -6,6 +6,7 @@ stays the last good one and remembers the batch, on the device, so that nobody h
 number every step.
 """
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -20,6 +21,7 @@ from jax.sharding import PartitionSpec as P
 
 from onesug_jax.errors import UserError
 from onesug_jax.train import mesh as meshes
+from onesug_jax.train.zero import in_pieces, piece_sharding, pieces
 
 Params = Any
 Batch = Any
@@ -40,6 +42,8 @@ class Stage:
       tokens_fn: host batch -> number of tokens in it, for tokens/s.
       frozen: arrays the loss reads and no update touches (a reference policy), laid out as they
         come.
+      rows_add_up: whether a row's loss does not depend on the other rows of its batch, so that each
+        copy of the parameters may sum its own rows, with a key of its own.
       after_update: (params, sums, key) -> params, for what is not learnt by gradient (running
         codebooks); `sums` are the batch's, whole. Sums that are not scalars are not reported.
     """
@@ -49,6 +53,7 @@ class Stage:
     loss_fn: Callable[..., tuple[jax.Array, jax.Array, Sums]]
     tokens_fn: Callable[[Batch], int] | None = None
     frozen: Any = None
+    rows_add_up: bool = False
     after_update: Callable[[Params, Sums, jax.Array], Params] | None = None
 
 
@@ -80,12 +85,13 @@ def abstract_state(stage: Stage, optimizer: optax.GradientTransformation, mesh: 
     shardings = meshes.param_shardings(boxed, mesh)
     params = jax.tree.map(_placed, meshes.unbox(boxed), shardings)
     everywhere = meshes.replicated(mesh)
-    # Moments are laid out like their parameter; factored statistics, of another shape, are small:
-    # replicated.
+    # Moments are cut up further than their parameter; factored statistics, of another shape, are
+    # small: replicated.
     opt_state = optax.tree_map_params(
         optimizer,
         lambda leaf, param: _placed(
-            leaf, param.sharding if leaf.shape == param.shape else everywhere
+            leaf,
+            piece_sharding(param, param.sharding) if leaf.shape == param.shape else everywhere,
         ),
         jax.eval_shape(optimizer.init, params),
         params,
@@ -140,9 +146,10 @@ def make_train_step(
     Args:
       state_shardings: `shardings_of(abstract_state(stage, optimizer, mesh))`.
       accumulation: microbatches a batch `[B, ...]` is cut into, one after another; equals the whole
-        batch up to rounding. Example i goes to microbatch `i % accumulation`, so that no example
-        changes its device.
-      seed: randomness of update t, microbatch m is `fold_in(fold_in(key(seed), t), m)`.
+        batch up to rounding. Where `stage.rows_add_up`, gradients are summed over `replica` and
+        `data` once, at the end; over `fsdp`, and of other stages, once a microbatch.
+      seed: randomness of update t, microbatch m is `fold_in(fold_in(key(seed), t), m)`, split over
+        the copies of the parameters where each sums its own rows.
       compiler_options: XLA's, see `compiler.compiler_options`.
 
     Returns:
@@ -153,6 +160,12 @@ def make_train_step(
     Raises:
       UserError: while tracing, a batch that does not divide into the microbatches and the mesh.
     """
+    if accumulation < 1:
+        raise UserError(f"accumulation={accumulation}: expected at least 1 microbatch.")
+    # Copies of the parameters whose sums stay separate until the end of the update: microbatches
+    # are summed over devices once, and between slices only pieces of the gradient travel.
+    axes = meshes.COPY_AXES if accumulation > 1 else ("replica",)
+    copies = math.prod(mesh.shape[axis] for axis in axes) if stage.rows_add_up else 1
 
     def sums(params, batch, key, frozen):
         extra = () if stage.frozen is None else (frozen,)
@@ -162,44 +175,61 @@ def make_train_step(
             return total.astype(jnp.float32), (jnp.asarray(weight, jnp.float32), metrics)
 
         (total, (weight, metrics)), grads = jax.value_and_grad(loss, has_aux=True)(params)
-        # Laid out like the parameters at once: under fsdp every device keeps its own piece of the
-        # sum only.
-        grads = jax.lax.with_sharding_constraint(grads, state_shardings.params)
         return total, weight, metrics, grads
 
-    def accumulated_sums(params, batch, key, frozen):
-        if accumulation == 1:
-            return sums(params, batch, jax.random.fold_in(key, 0), frozen)
-        microbatches = _split(batch, accumulation, mesh)
+    def microbatch_sums(params, batch, key, frozen):
+        """`sums`, or of batches `[copies, rows, ...]` those of each copy, `[copies, ...]`."""
+        layout = pieces(params, state_shardings.params)
+        if copies == 1:
+            *scalars, grads = sums(params, batch, key, frozen)
+        else:
+            keys, others = jax.random.split(key, copies), meshes.BATCH_AXES[len(axes) :]
+            with meshes.rules_context(mesh, others):
+                each = jax.vmap(sums, (None, 0, 0, None), spmd_axis_name=axes)
+                *scalars, grads = each(params, batch, keys, frozen)
+            inside = layout if "data" not in axes else state_shardings.params
+            layout = jax.tree.map(lambda own: NamedSharding(mesh, P(axes, *own.spec)), inside)
+        # At once: every device keeps only the piece of the sum that it updates.
+        return *scalars, jax.lax.with_sharding_constraint(grads, layout)
+
+    def batch_sums(params, batch, key, frozen):
+        microbatches = _split(batch, accumulation, mesh, axes if copies > 1 else ())
+        first = jax.tree.map(lambda x: x[0], microbatches)
 
         def add(running, numbered):
             number, microbatch = numbered
-            more = sums(params, microbatch, jax.random.fold_in(key, number), frozen)
+            more = microbatch_sums(params, microbatch, jax.random.fold_in(key, number), frozen)
             return jax.tree.map(lambda a, b: a + b.astype(a.dtype), running, more), None
 
-        first = jax.tree.map(lambda x: x[0], microbatches)
-        shapes = jax.eval_shape(sums, params, first, key, frozen)
-        zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, _wide(x.dtype)), shapes)
-        total, _ = jax.lax.scan(add, zeros, (jnp.arange(accumulation), microbatches))
+        if accumulation == 1:
+            total = microbatch_sums(params, first, jax.random.fold_in(key, 0), frozen)
+        else:
+            shapes = jax.eval_shape(microbatch_sums, params, first, key, frozen)
+            zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, _wide(x.dtype)), shapes)
+            total, _ = jax.lax.scan(add, zeros, (jnp.arange(accumulation), microbatches))
+        if copies > 1:
+            *scalars, grads = jax.tree.map(lambda x: jnp.sum(x, axis=0), total)
+            total = *scalars, in_pieces(grads, state_shardings.params)
         return total
 
     def train_step(state: TrainState, batch: Batch, frozen: Any = None):
         with meshes.rules_context(mesh):
             key = jax.random.fold_in(jax.random.key(seed), state.step)
-            total, weight, user_sums, grads = accumulated_sums(state.params, batch, key, frozen)
+            total, weight, user_sums, grads = batch_sums(state.params, batch, key, frozen)
             # A batch in which nothing counts has loss 0 and gradient 0, not 0/0.
             unit = jnp.where(weight > 0, weight, 1.0)
             grads = jax.tree.map(lambda g, p: (g / unit).astype(p.dtype), grads, state.params)
             loss, grad_norm = total / unit, optax.tree.norm(grads)
-            updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
-            params = optax.apply_updates(state.params, updates)
+            old = state.replace(params=in_pieces(state.params, state_shardings.params))
+            updates, opt_state = optimizer.update(grads, old.opt_state, old.params)
+            params = optax.apply_updates(old.params, updates)
             if stage.after_update is not None:
                 after_key = jax.random.fold_in(key, accumulation)
                 params = stage.after_update(params, user_sums, after_key)
         finite = jnp.isfinite(loss) & jnp.isfinite(grad_norm)
         untroubled = state.bad_step < 0
         new = TrainState(state.step + 1, params, opt_state, state.bad_step)
-        new = jax.tree.map(lambda a, b: jnp.where(finite & untroubled, a, b), new, state)
+        new = jax.tree.map(lambda a, b: jnp.where(finite & untroubled, a, b), new, old)
         new = new.replace(bad_step=jnp.where(untroubled & ~finite, state.step, state.bad_step))
         metrics = {"loss": loss, "weight": weight, "grad_norm": grad_norm}
         if getattr(optimizer, "schedule", None) is not None:
@@ -207,8 +237,6 @@ def make_train_step(
         metrics |= {name: x / unit for name, x in user_sums.items() if jnp.ndim(x) == 0}
         return new, jax.tree.map(lambda x: x.astype(jnp.float32), metrics)
 
-    if accumulation < 1:
-        raise UserError(f"accumulation={accumulation}: expected at least 1 microbatch.")
     return jax.jit(
         train_step,
         donate_argnums=0,
@@ -227,14 +255,17 @@ def _placed(leaf: Any, sharding: NamedSharding) -> jax.ShapeDtypeStruct:
     return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
 
 
-def _split(batch: Batch, accumulation: int, mesh: Mesh) -> Batch:
-    """`[B, ...]` -> `[accumulation, B / accumulation, ...]`, each cut over the mesh as before."""
-    layout = NamedSharding(mesh, P(None, meshes.BATCH_AXES))
+def _split(batch: Batch, accumulation: int, mesh: Mesh, axes: tuple[str, ...]) -> Batch:
+    """`[B, ...]` -> `[accumulation, rows, ...]`, or `[accumulation, copies along axes, rows, ...]`;
+    row i goes to microbatch `i % accumulation` and stays on its device.
+    """
+    parts = [math.prod(mesh.shape[axis] for axis in axes)] if axes else []
+    layout = P(None, *[axes] * bool(axes), meshes.BATCH_AXES[len(axes) :])
 
     def split(x):
         meshes.check_divides(dict(mesh.shape), x.shape[0], "batch", accumulation)
-        x = x.reshape(x.shape[0] // accumulation, accumulation, *x.shape[1:])
-        return jax.lax.with_sharding_constraint(jnp.moveaxis(x, 1, 0), layout)
+        x = jnp.moveaxis(x.reshape(*parts, -1, accumulation, *x.shape[1:]), len(parts) + 1, 0)
+        return jax.lax.with_sharding_constraint(x, NamedSharding(mesh, layout))
 
     return jax.tree.map(split, batch)
 

@@ -52,18 +52,19 @@ def test_what_the_compiler_says_when_memory_runs_out():
 
 
 def test_an_analysis_reads_well():
-    sums = {"all-reduce": {"runs": 3.0, "bytes": 2.0**21, "sent": 2.0**22}}
+    sums = {"all-reduce data": {"runs": 3, "bytes": 2.0**21, "links": 2.0**22, "network": 2.0**20}}
     about = {"step": "rwr", "topology": "v5e:2x2", "chips": 4, "mesh": {"data": 4}}
     fits = Analysis(
         **about, fits=True, needed=2.0**33, memory=2.0**34, compute_s=0.002, memory_s=0.003,
-        links_s=0.001, collectives=sums, tokens=6000, peak=1e12, model_flops=1e9,
+        links_s=0.001, network_s=0.0005, collectives=sums, tokens=6000, peak=1e12, model_flops=1e9,
     )  # fmt: skip
     text, time = format_analysis(fits), fits.forecast
     for word in (
         "8.00 of 16 GiB",
-        "all-reduce",
+        "all-reduce data                  3 runs        2.0 MiB; sent 4.0 MiB, 1.0 between slices",
+        "links 1.00 ms, network between slices 0.50 ms",
         "bound        3.00 ms a step (memory)",
-        "6.00 ms if nothing overlaps",
+        "6.50 ms if nothing overlaps",
         f"estimate     between {1e3 * time.fast:.1f} and {1e3 * time.slow:.1f} ms",
         f"MFU {100e-3 / time.slow:.0f} to {100e-3 / time.fast:.0f} %",
     ):
@@ -123,8 +124,8 @@ def test_a_small_step_for_four_chips():
     code, said = compiled(*SMALL, *words)
     (found,) = json.loads(said)
     assert code == 0 and found["fits"] and found["chips"] == 4
-    # Gradients of all parameters are summed over the four chips, at least once.
-    assert found["collectives"]["all-reduce"]["bytes"] > 4 * 500_000
+    # Gradients of all parameters are summed over the four chips, and the new ones gathered.
+    assert found["collectives"]["all-gather data"]["bytes"] > 4 * 500_000
     # The first layer needs no gradient of its input where that comes out of the token table.
     assert found["flops"] == pytest.approx(found["model_flops"], rel=0.02)
     assert found["bound_s"] == max(found["compute_s"], found["memory_s"], found["links_s"])

@@ -19,6 +19,12 @@ def toy():
     return module
 
 
+@pytest.fixture(autouse=True)
+def optimizer_state_in_pieces(monkeypatch):
+    """The toy's arrays are cut over `data` although they are small."""
+    monkeypatch.setattr("onesug_jax.train.zero.WHOLE_BELOW", 0)
+
+
 @pytest.fixture(scope="session")
 def mesh_of():
     """(data, fsdp, tensor) -> a mesh over that many of the eight fake devices."""

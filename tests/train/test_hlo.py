@@ -8,7 +8,8 @@ import pytest
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from onesug_jax.train.hlo import Collective, Program
+from onesug_jax.train.collectives import Collective
+from onesug_jax.train.hlo import Program
 from onesug_jax.train.mesh import make_mesh
 
 WRITTEN = """
@@ -81,10 +82,9 @@ def test_a_program_written_by_hand():
     after += 3 * layer + 8 * 3 * layer  # all-gather
     assert program.memory_bytes() == 6 * in_loop + after
     reduce, gather = program.collectives()
-    assert reduce == Collective("all-reduce", layer, 4, 6)
-    assert gather == Collective("all-gather", 8 * 3 * layer, 8, 1)
-    assert reduce.link_bytes == 6 * 2 * 3 / 4 * layer
-    assert gather.link_bytes == 7 / 8 * 8 * 3 * layer
+    assert reduce == Collective("all-reduce", layer, ((0, 1, 2, 3), (4, 5, 6, 7)), 6)
+    evens, odds = tuple(range(0, 16, 2)), tuple(range(1, 16, 2))
+    assert gather == Collective("all-gather", 8 * 3 * layer, (evens, odds), 1)
 
 
 def test_a_loop_that_ends_when_data_say_so_runs_as_often_as_told():

@@ -7,7 +7,8 @@ import pytest
 
 from onesug_jax.errors import UserError
 from onesug_jax.train import step as steps
-from onesug_jax.train.mesh import global_batch
+from onesug_jax.train.hlo import Program
+from onesug_jax.train.mesh import global_batch, make_mesh
 from onesug_jax.train.optimizer import make_optimizer
 
 # float32 sums in another order: seen below 1e-6 over these few updates.
@@ -34,14 +35,59 @@ def assert_close(one, other):
         np.testing.assert_allclose(np.asarray(a), np.asarray(b), rtol=TOLERANCE, atol=TOLERANCE)
 
 
-@pytest.mark.parametrize("shape", [(1, 1, 1), (2, 2, 1)])
-def test_microbatches_add_up_to_the_large_batch(toy, mesh_of, shape):
-    stage, mesh, batch_at = toy.make_stage(), mesh_of(*shape), toy.make_batch_at()
+@pytest.mark.parametrize(("shape", "copies"), [((1, 1, 1), 1), ((2, 2, 1), 1), ((2, 2, 1), 2)])
+def test_microbatches_add_up_to_the_large_batch(toy, mesh_of, shape, copies):
+    """Summed over devices once a microbatch, or once."""
+    stage, mesh = toy.make_stage(rows_add_up=copies > 1), mesh_of(*shape)
+    batch_at = toy.make_batch_at()
     whole, told_whole = run(stage, mesh, batch_at)
     parts, told_parts = run(stage, mesh, batch_at, accumulation=4)
     assert_close(whole, parts)
     assert_close(told_whole, told_parts)
     assert told_whole[-1]["loss"] < told_whole[0]["loss"]
+
+
+@pytest.mark.parametrize("accumulation", [1, 2])
+def test_several_slices_train_as_one_device(toy, mesh_of, accumulation):
+    stage, batch_at = toy.make_stage(rows_add_up=True), toy.make_batch_at()
+    one, told_one = run(stage, mesh_of(1), batch_at)
+    slices = make_mesh(replica=2, data=2, fsdp=2)
+    many, told_many = run(stage, slices, batch_at, accumulation=accumulation)
+    assert_close(one, many)
+    assert_close(told_one, told_many)
+
+
+def summed(toy, mesh, accumulation):
+    """Bytes of gradients that the compiled update sums over devices."""
+    stage, optimizer = toy.make_stage(rows_add_up=True), make_optimizer("adamw", 0.02)
+    like = steps.abstract_state(stage, optimizer, mesh)
+    update = steps.make_train_step(stage, optimizer, mesh, steps.shardings_of(like), accumulation)
+    batch = jax.eval_shape(lambda: toy.make_batch_at(64)(0))
+    text = update.lower(like, batch, None).compile().as_text()
+    found = Program.parse(text).collectives()
+    kinds = ("all-reduce", "reduce-scatter")
+    return sum(one.bytes * one.times for one in found if one.kind in kinds and one.bytes > 64)
+
+
+def test_microbatches_are_summed_over_devices_once(toy, mesh_of):
+    mesh = mesh_of(4, 1, 1)
+    assert 0 < summed(toy, mesh, 8) <= summed(toy, mesh, 1)
+
+
+def test_each_copy_has_a_key_of_its_own(toy, mesh_of):
+    """Dropout of rows on different copies is independent, and follows from seed and step."""
+    base = toy.make_stage()
+
+    def loss_fn(params, batch, key):
+        total, weight, _ = base.loss_fn(params, batch, key)
+        draw = jax.random.uniform(key)
+        return total, weight, {"draw": draw * weight, "squared": draw**2 * weight}
+
+    stage = steps.Stage("toy", base.init_fn, loss_fn, rows_add_up=True)
+    _, told = run(stage, mesh_of(4), toy.make_batch_at(), updates=2, accumulation=2)
+    for metrics in told:
+        assert metrics["squared"] - metrics["draw"] ** 2 > 1e-3  # eight draws, not one
+    assert told == run(stage, mesh_of(4), toy.make_batch_at(), updates=2, accumulation=2)[1]
 
 
 @pytest.mark.parametrize(
