@@ -204,9 +204,10 @@ _ALL = (
     ),
     StageSpec(
         name="examples",
-        summary="turn the log into fixed examples through SeqIO tasks",
+        summary="turn the log into fixed examples, in shards",
         run=texts.examples,
         folder="examples",
+        format=2,
         inputs=lambda context: ("log/*.parquet", "mined/*", "vocab/*", *opened.INDEX),
         configures=("examples", "FeatureSpec", "AsOfConfig"),
         example="examples --gin.WORK_DIR=work/mine --gin.FeatureSpec.history=5",
