@@ -219,7 +219,7 @@ _ALL = (
         folder="pretrain",
         inputs=lambda context: (
             "examples/*",
-            "examples/*/train/*",
+            "examples/*/train/*.json",
             "vocab/*",
             *opened.INDEX,
             *opened.pretrained(
@@ -256,7 +256,7 @@ _ALL = (
         summary="weigh what people did with every suggestion list",
         run=prefer.rewards,
         folder="rewards",
-        inputs=lambda context: ("log/*.parquet", "mined/*", "examples/*/train/*"),
+        inputs=lambda context: ("log/*.parquet", "mined/*", "examples/*/train/*.json"),
         configures=("RewardConfig", "FeatureSpec"),
         example="rewards --gin.WORK_DIR=work/mine --gin.RewardConfig.order=3.0",
     ),
@@ -268,7 +268,7 @@ _ALL = (
         inputs=lambda context: (
             "rewards/*",
             "examples/*",
-            "examples/*/train/*",
+            "examples/*/train/*.json",
             "vocab/*",
             "pretrain/model.json",
             *opened.INDEX,
@@ -294,7 +294,7 @@ _ALL = (
         summary="train the rival: recall, pre-rank and rank, one after another",
         run=evaluating.cascade,
         folder="cascade",
-        inputs=lambda context: ("examples/*", "examples/*/train/*", "mined/*", *opened.INDEX),
+        inputs=lambda context: ("examples/*", "examples/*/train/*.json", "mined/*", *opened.INDEX),
         configures=("CascadeConfig", "AsOfConfig"),
         in_run=False,
         example="cascade --gin.WORK_DIR=work/mine",

@@ -18,12 +18,11 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 import numpy as np
 import pyarrow.parquet as pq
 
-from onesug_jax.errors import UserError
-from onesug_jax.files import read_json, write_json
+from onesug_jax.files import write_json
 from onesug_jax.logs.schema import Level, profile_columns
 from onesug_jax.progress import Progress
 from onesug_jax.tasks import records, shards
-from onesug_jax.tasks.examples import META_FILE, MIXTURE_FILE
+from onesug_jax.tasks.examples import MIXTURE_FILE, TEXTS
 from onesug_jax.tasks.features import Featurizer
 
 TASK = "onesug_query"
@@ -41,7 +40,6 @@ FEATURES = {  # name: type; shapes of a row: [C], [C, K], [H], [H], [2], [] ..
     "level": np.int8,
     "row": np.int64,
 }
-TEXTS = {"inputs": np.int32, "targets": np.int32}
 COLUMNS = {  # of all rows in memory; `room`: places of `candidates` until the last that is taken
     "room": np.int16,
     "target_candidate": np.int16,
@@ -59,15 +57,17 @@ class Texts:
     """Prefix, query, shown list and profile values of the rows of one split's file."""
 
     def __init__(self, path: str):
-        profile = profile_columns(pq.read_schema(path))
-        table = pq.read_table(path, columns=["prefix", "query", "shown", *profile])
-        self.prefixes, self.queries = (table[n].to_pylist() for n in ("prefix", "query"))
-        self.shown = [texts or () for texts in table["shown"].to_pylist()]
-        columns = [[value or "" for value in table[name].to_pylist()] for name in profile]
-        self.profiles = list(zip(*columns, strict=True)) if columns else [()] * table.num_rows
+        self._profile = profile_columns(pq.read_schema(path))
+        table = pq.read_table(path, columns=["prefix", "query", "shown", *self._profile])
+        self._table = table.combine_chunks()
 
-    def __len__(self) -> int:
-        return len(self.prefixes)
+    def take(self, rows: np.ndarray) -> tuple[list[str], list[str], list[Sequence[str]], list]:
+        """Prefixes, queries, shown lists and profiles of some rows."""
+        table = self._table.take(rows)
+        columns = [[value or "" for value in table[name].to_pylist()] for name in self._profile]
+        profiles = list(zip(*columns, strict=True)) if columns else [()] * len(rows)
+        prefixes, queries, shown = (table[n].to_pylist() for n in ("prefix", "query", "shown"))
+        return prefixes, queries, [texts or () for texts in shown], profiles
 
 
 def write(
@@ -96,26 +96,25 @@ def write(
     Returns:
       {split: meta}.
     """
-    writers = {name: _Writer(os.path.join(folder, TASK, name), shard_bytes) for name in splits}
+    writers = {name: Writer(os.path.join(folder, TASK, name), shard_bytes) for name in splits}
     names = list(splits)
     with Progress("examples", total, "rows") as progress:
         for block in blocks:
             for number, name in enumerate(names):
                 rows = block["file"] == number
                 if rows.any():
-                    texts, chosen = splits[name], block["row"][rows].tolist()
-                    prefixes = [texts.prefixes[row] for row in chosen]
+                    prefixes, queries, shown, profiles = splits[name].take(block["row"][rows])
                     part = {key: block[key][rows] for key in FEATURES if key in block}
                     part["prefix_row"] = np.array([prefix_row(p) for p in prefixes])
                     part["typed"] = np.array([len(p) for p in prefixes])
                     part["candidate_levels"] = levels_of(
-                        part, [[number_of(q) for q in texts.shown[row]] for row in chosen]
+                        part, [[number_of(q) for q in texts] for texts in shown]
                     )
                     inputs = [
-                        featurizer.item_input(p, texts.profiles[r])
-                        for p, r in zip(prefixes, chosen, strict=True)
+                        featurizer.item_input(prefix, profile)
+                        for prefix, profile in zip(prefixes, profiles, strict=True)
                     ]
-                    targets = [featurizer.target(texts.queries[row]) for row in chosen]
+                    targets = [featurizer.target(query) for query in queries]
                     writers[name].add({**part, "inputs": inputs, "targets": targets})
             progress.add(len(block["file"]))
     lengths = {"inputs": featurizer.spec.input_length, "targets": featurizer.spec.target_length}
@@ -161,9 +160,9 @@ def _flat(part: Mapping[str, np.ndarray | Sequence]) -> dict[str, tuple[np.ndarr
             each = most * values[0, 0].size
             values = values[np.arange(values.shape[1]) < most[:, None]]
         out[name] = values.reshape(-1), each
-    for name, kind in TEXTS.items():
+    for name in TEXTS:
         each = np.array([len(ids) for ids in part[name]], np.int64)
-        out[name] = np.concatenate([np.zeros(0, kind), *part[name]]).astype(kind), each
+        out[name] = np.concatenate([np.zeros(0, np.int32), *part[name]], dtype=np.int32), each
     return out
 
 
@@ -172,10 +171,10 @@ def _places(numbers: np.ndarray) -> np.ndarray:
     return np.max(np.where(numbers > 0, np.arange(1, numbers.shape[1] + 1), 0), axis=1)
 
 
-class _Writer:
-    """The shards of one split, and what is to be known of them."""
+class Writer:
+    """Writes the shards of one split, and what is to be known of them."""
 
-    def __init__(self, folder: str, shard_bytes: int):
+    def __init__(self, folder: str, shard_bytes: int = shards.SHARD_BYTES):
         self._folder = folder
         self._shards = shards.Writer(folder, COLUMNS, shard_bytes=shard_bytes)
         self._shapes: dict[str, tuple[int, ...]] = {}
@@ -192,16 +191,17 @@ class _Writer:
         self._shards.add(records.encode(block), columns)
 
     def close(self, about: Mapping[str, object]) -> dict:
+        """Ends the files and writes meta.json, which is `about` and more; returns it."""
         written = self._shards.close()
         shapes = {**self._shapes, **{name: (longest,) for name, longest in self._longest.items()}}
         features = {
             name: {"shape": list(shapes[name]), "dtype": np.dtype(kind).name}
-            for name, kind in {**FEATURES, **TEXTS}.items()
+            for name, kind in {**FEATURES, **dict.fromkeys(TEXTS, np.int32)}.items()
             if name in shapes
         }
         meta = {**about, **written, "task": TASK, "features": features}
         meta |= {"longest": self._longest, "tokens": self._tokens}
-        write_json(os.path.join(self._folder, META_FILE), meta)
+        write_json(os.path.join(self._folder, shards.META_FILE), meta)
         return meta
 
 
@@ -222,14 +222,8 @@ class ItemExamples:
 
     def __init__(self, folder: str, split: str, *, fetch: Callable[[str], str] = shards.local):
         self.folder = os.path.join(folder, TASK, split)
-        path = os.path.join(self.folder, META_FILE)
-        self.meta = read_json(path, "examples with items", _WAY_OUT)
-        if "features" not in self.meta:
-            raise UserError(
-                f"{self.folder}: expected examples in shards, found those of an earlier version; "
-                f"{_WAY_OUT} again"
-            )
-        self.shards = shards.Shards(self.folder, fetch=fetch, way_out=f"{_WAY_OUT} again")
+        self.meta = shards.read_meta(self.folder, "examples with items", _WAY_OUT)
+        self.shards = shards.Shards(self.folder, fetch=fetch, way_out=_WAY_OUT)
         about = self.meta["features"]
         self.shapes = {name: tuple(each["shape"]) for name, each in about.items()}
         self._dtypes = {name: each["dtype"] for name, each in about.items()}

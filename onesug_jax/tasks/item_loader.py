@@ -103,10 +103,13 @@ class ItemLoader:
         """This process's rows of global batch `step`, see `arrays`."""
         if not self.examples.shards.all_open:
             for coming in range(max(step, self._fetched), step + _AHEAD):
-                self.examples.shards.prefetch(self._chosen[coming][0])
+                self.examples.shards.prefetch(self.rows_at(coming)[0])
             self._fetched = step + _AHEAD
-        rows, size = self._chosen[step]
-        return self.arrays(rows, size)
+        return self.arrays(*self.rows_at(step))
+
+    def rows_at(self, step: int) -> tuple[np.ndarray, int]:
+        """Which rows `batch_at` gives, and how many candidates of each."""
+        return self._chosen[step]
 
     def arrays(self, rows: Sequence[int] | np.ndarray, size: int) -> dict[str, np.ndarray]:
         """The arrays of some rows, with room for `size` candidates.

@@ -3,6 +3,7 @@
     folder/part-00000-of-00003.array_record, ..   records in order, one a chunk (as grain wants it)
     folder/counts.json                            shard -> how many
     folder/{column}.npy                           what a loader needs of all rows at once
+    folder/meta.json                              what the records are, by who writes them
 
 A shard is opened when one of its records is first asked for. Where the folder lies in a bucket,
 `fetch` brings a file to the disk; `prefetch` begins that for records of coming batches. This file
@@ -26,6 +27,7 @@ from onesug_jax.errors import UserError
 from onesug_jax.files import read_json, write_json
 
 COUNTS_FILE = "counts.json"
+META_FILE = "meta.json"
 SHARD_BYTES = 64 * 2**20  # of records, before they are compressed
 _OPTIONS = "group_size:1,zstd:1"
 _FETCHES = 8  # at once
@@ -95,9 +97,34 @@ class Writer:
         return os.path.join(self._folder, f".part-{number:05}")
 
 
+def read_meta(folder: str, what: str, way_out: str) -> dict:
+    """What `folder` says of its records: `count`, `features`, `vocabulary` ..
+
+    Args:
+      what: what is expected there, "examples of task ..". way_out: what to do without it.
+
+    Raises:
+      UserError: there is none, or it is of the arrays that came before shards.
+    """
+    meta = read_json(os.path.join(folder, META_FILE), what, way_out)
+    if "features" not in meta:
+        raise UserError(
+            f"{folder}: expected {what} in shards, found those of an earlier version; make them "
+            "again by the stage examples (run --restart=examples)"
+        )
+    return meta
+
+
 def shard_name(number: int, of: int) -> str:
     """The file name of a shard."""
     return f"part-{number:05}-of-{of:05}.array_record"
+
+
+def records_of(path: str, size: int = 4096) -> Iterator[bytes]:
+    """The records of one shard, in order; `size` of them are in memory."""
+    reader = ArrayRecordReader(path)
+    for start in range(0, reader.num_records(), size):
+        yield from reader.read(start, min(start + size, reader.num_records()))
 
 
 class Shards:

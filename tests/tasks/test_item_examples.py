@@ -145,7 +145,7 @@ def test_mistakes_name_what_was_expected(made, tmp_path):
     earlier = tmp_path / "onesug_query" / "train"
     earlier.mkdir(parents=True)
     (earlier / "meta.json").write_text('{"count": 60}')
-    with pytest.raises(UserError, match="of an earlier version; run the examples stage"):
+    with pytest.raises(UserError, match="of an earlier version; make them again"):
         ItemLoader(str(tmp_path))
 
 
@@ -193,7 +193,7 @@ def test_a_process_opens_only_shards_of_its_rows_and_of_coming_ones(made):
     assert sorted(asked) == sorted(f"{name}.npy" for name in item_examples.COLUMNS)
     own, ends = loader.examples.shards, np.cumsum(list(counts_of(folder).values()))
     loader.batch_at(0)
-    rows = np.concatenate([loader._chosen[step][0] for step in range(8)])
+    rows = np.concatenate([loader.rows_at(step)[0] for step in range(8)])
     own._pool.shutdown(wait=True)
     coming = {list(counts_of(folder))[n] for n in np.searchsorted(ends, rows, side="right")}
     assert {name for name in asked if name.startswith("part")} == coming
