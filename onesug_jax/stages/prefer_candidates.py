@@ -82,7 +82,7 @@ def rwr(
     mesh = context.configured("make_mesh")()
     table = np.load(os.path.join(work.rewards, REWARDS_FILE))
     examples = ItemLoader(work.examples, vocabulary=stored["vocabulary"]).examples
-    several = (examples.columns["target_candidate"] > 0) & (examples.columns["room"] > 1)
+    several = (examples.column("target_candidate") > 0) & (examples.column("room") > 1)
     days = context.configured("ListConfig")().days
     rows = _recent(work.log, examples, np.flatnonzero(several), days)
     if not len(rows):
@@ -155,5 +155,5 @@ def _recent(log: str, examples: ItemExamples, rows: np.ndarray, days: float | No
         return rows
     table = pq.read_table(os.path.join(log, "train.parquet"), columns=["timestamp_ms"])
     times = table["timestamp_ms"].to_numpy()
-    own = times[examples.columns["row"][rows]]
+    own = times[examples.column("row")[rows]]
     return rows[own > times.max(initial=0) - days * _DAY_MS]

@@ -40,7 +40,8 @@ FEATURES = {  # name: type; shapes of a row: [C], [C, K], [H], [H], [2], [] ..
     "level": np.int8,
     "row": np.int64,
 }
-COLUMNS = {  # of all rows in memory; `room`: places of `candidates` until the last that is taken
+# Read for all rows at once; `room` is how many places of `candidates` a row fills.
+COLUMNS = {
     "room": np.int16,
     "target_candidate": np.int16,
     "level": np.int8,
@@ -213,8 +214,7 @@ class ItemExamples:
       fetch: path -> path of the same file on a disk; see `shards.Shards`.
 
     Attributes:
-      shapes: feature -> shape of a row. columns: COLUMNS of all rows, `[N]`. meta: count, lengths,
-        fingerprints. shards: the records.
+      shapes: feature -> shape of a row. meta: count, lengths, fingerprints. shards: the records.
 
     Raises:
       UserError: there are none, or they are damaged.
@@ -227,10 +227,13 @@ class ItemExamples:
         about = self.meta["features"]
         self.shapes = {name: tuple(each["shape"]) for name, each in about.items()}
         self._dtypes = {name: each["dtype"] for name, each in about.items()}
-        self.columns = {name: self.shards.column(name) for name in COLUMNS}
 
     def __len__(self) -> int:
         return self.meta["count"]
+
+    def column(self, name: str) -> np.ndarray:
+        """One of COLUMNS of all rows, `[N]`; read anew at each call."""
+        return self.shards.column(name)
 
     def read(
         self, rows: Sequence[int] | np.ndarray, names: Iterable[str] | None = None

@@ -78,10 +78,10 @@ class ItemLoader:
         self.target_length = -(-longest["targets"] // 4) * 4
         most = self.examples.shapes["candidates"][0]
         self.sizes = sorted({min(size, most) for size in sizes})
-        room = self.examples.columns["room"]
+        room = self.examples.column("room")
         group = np.minimum(np.searchsorted(self.sizes, room), len(self.sizes) - 1)
         if rows is None:
-            place = self.examples.columns["target_candidate"]
+            place = self.examples.column("target_candidate")
             late = np.arange(len(place)) >= settled * len(place)
             rows = np.flatnonzero((place > 0) & (room > 1) | late)
         self._rows = [rows[group[rows] == number] for number in range(len(self.sizes))]
