@@ -4,6 +4,7 @@
   python launch/bench.py --suite decode --model base:6+6 --part free
   python launch/bench.py --suite train --model tiny,small   a step beside Hugging Face's T5
   python launch/bench.py --suite layouts --model mini   layouts of the examples: examples/s
+  python launch/bench.py --suite loader      batches out of shards; time that waits for them
   python launch/bench.py --suite rwr --model small      preference step: encode once, or repeat
   python launch/bench.py --suite serve --work work/quickstart   the service while people type
   python launch/bench.py --suite live        counts: an event, a request, a replayed row
@@ -181,7 +182,7 @@ if __name__ == "__main__":
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     suites = {"layouts": (layouts, 40), "rwr": (rwr, 10)}
-    whole = ["decode", "train", "serve", "live", "poison", "blocking"]
+    whole = ["decode", "train", "serve", "live", "poison", "blocking", "loader"]
     parser.add_argument("--suite", choices=[*whole, *suites], required=True)
     parser.add_argument(
         "--model", action="append", help="names in gin_configs/models (default tiny)"
@@ -215,6 +216,10 @@ if __name__ == "__main__":
         from bench_poison import poison
 
         poison(options.count or 20_000)
+    elif options.suite == "loader":
+        from bench_loader import loader
+
+        loader(sizes[0], options.count or 200)
     elif options.suite == "blocking":
         from bench_blocking import blocking
 

@@ -23,7 +23,7 @@ ROW = re.compile(r"  (ours|Hugging Face)\b.*? +([\d.]+) +([\d,]+) +[\d.]+ +[\d.]
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("suite", ["decode", "layouts", "rwr"])
+@pytest.mark.parametrize("suite", ["decode", "layouts", "loader", "rwr"])
 def test_suite_prints_its_table(suite, project_root):
     command = [sys.executable, "launch/bench.py", "--suite", suite, "--model", "mini"]
     if suite == "decode":
@@ -45,6 +45,7 @@ def test_suite_prints_its_table(suite, project_root):
             "no caches, same scores",
         ],
         "layouts": ["bucketed", "packed"],
+        "loader": ["bytes a row in shards", "arrays, without their texts", "of it waits"],
         "rwr": ["encode once", "repeat the request"],
     }
     for row in rows[suite]:

@@ -64,7 +64,7 @@ def train(
       UserError: too few rows, counts of other half-lives, or LightGBM is not there.
     """
     library = lightgbm()
-    width = examples.arrays["candidate_counts"].shape[2]
+    width = examples.shapes["candidate_counts"][1]
     if width != as_of.width or config.half_life >= len(as_of.half_lives_days):
         raise UserError(
             f"{examples.folder}: expected counts in the {as_of.width} columns of AsOfConfig, with "
@@ -133,18 +133,24 @@ def _lists(
     """Of the rows from `first` on whose query is left by the pre-rank among others: features
     `[n, F]`, grades `[n]`, weight.
     """
-    arrays, lists, grades, weights = examples.arrays, [], [], []
-    for row in Progress("cascade", len(examples) - first).over(range(first, len(examples))):
-        target = int(arrays["target_candidate"][row]) - 1
+    lists, grades, weights = [], [], []
+    names = (*_ITEMS, "target_candidate", "level", "typed", "prefix_row")
+    blocks = examples.blocks(first, names=names)
+    rows = (
+        dict(zip(names, row, strict=True))
+        for block in blocks
+        for row in zip(*(block[name] for name in names), strict=True)
+    )
+    for row in Progress("cascade", len(examples) - first).over(rows):
+        target = int(row["target_candidate"]) - 1
         if target < 0:
             continue
-        items = Items(*(arrays[name][row] for name in _ITEMS))
+        items = Items(*(row[name] for name in _ITEMS))
         places = pre_rank(items, config)
         hit = places == target
         if hit.any() and len(places) > 1:
-            level = Level(int(arrays["level"][row]))
-            typed, prefix_row = int(arrays["typed"][row]), int(arrays["prefix_row"][row])
-            found = features(items, typed, prefix_row, tables)
+            level = Level(int(row["level"]))
+            found = features(items, int(row["typed"]), int(row["prefix_row"]), tables)
             lists.append(found[places])
             grades.append(np.where(hit, LABELS[level], 0))
             weights.append(config.orders if level == Level.ORDER else 1.0)

@@ -204,9 +204,10 @@ _ALL = (
     ),
     StageSpec(
         name="examples",
-        summary="turn the log into fixed examples through SeqIO tasks",
+        summary="turn the log into fixed examples, in shards",
         run=texts.examples,
         folder="examples",
+        format=2,
         inputs=lambda context: ("log/*.parquet", "mined/*", "vocab/*", *opened.INDEX),
         configures=("examples", "FeatureSpec", "AsOfConfig"),
         example="examples --gin.WORK_DIR=work/mine --gin.FeatureSpec.history=5",
@@ -218,7 +219,7 @@ _ALL = (
         folder="pretrain",
         inputs=lambda context: (
             "examples/*",
-            "examples/*/train/*",
+            "examples/*/train/*.json",
             "vocab/*",
             *opened.INDEX,
             *opened.pretrained(
@@ -255,7 +256,7 @@ _ALL = (
         summary="weigh what people did with every suggestion list",
         run=prefer.rewards,
         folder="rewards",
-        inputs=lambda context: ("log/*.parquet", "mined/*", "examples/*/train/*"),
+        inputs=lambda context: ("log/*.parquet", "mined/*", "examples/*/train/*.json"),
         configures=("RewardConfig", "FeatureSpec"),
         example="rewards --gin.WORK_DIR=work/mine --gin.RewardConfig.order=3.0",
     ),
@@ -267,7 +268,7 @@ _ALL = (
         inputs=lambda context: (
             "rewards/*",
             "examples/*",
-            "examples/*/train/*",
+            "examples/*/train/*.json",
             "vocab/*",
             "pretrain/model.json",
             *opened.INDEX,
@@ -293,7 +294,7 @@ _ALL = (
         summary="train the rival: recall, pre-rank and rank, one after another",
         run=evaluating.cascade,
         folder="cascade",
-        inputs=lambda context: ("examples/*", "examples/*/train/*", "mined/*", *opened.INDEX),
+        inputs=lambda context: ("examples/*", "examples/*/train/*.json", "mined/*", *opened.INDEX),
         configures=("CascadeConfig", "AsOfConfig"),
         in_run=False,
         example="cascade --gin.WORK_DIR=work/mine",

@@ -39,11 +39,8 @@ def rewards(context: Context) -> None:
     examples = ItemExamples(context.work.examples, "train")
     size = 1 + len(opened.completions(context)) + items.SPARE
     counts = np.zeros((len(Level), size), np.int64)
-    step = 65_536
-    for start in range(0, len(examples), step):
-        block = slice(start, start + step)
-        numbers = np.asarray(examples.arrays["candidates"][block])
-        levels = np.asarray(examples.arrays["candidate_levels"][block])
+    for block in examples.blocks(names=("candidates", "candidate_levels")):
+        numbers, levels = block["candidates"], block["candidate_levels"]
         there = numbers > 0
         flat = levels[there].astype(np.int64) * size + numbers[there]
         counts += np.bincount(flat, minlength=counts.size).reshape(counts.shape)
@@ -85,9 +82,9 @@ def rwr(
     mesh = context.configured("make_mesh")()
     table = np.load(os.path.join(work.rewards, REWARDS_FILE))
     examples = ItemLoader(work.examples, vocabulary=stored["vocabulary"]).examples
-    rows = np.flatnonzero(examples.arrays["target_candidate"])
-    several = np.count_nonzero(examples.arrays["candidates"], axis=1)[rows] > 1
-    rows = _recent(work.log, examples, rows[several], context.configured("ListConfig")().days)
+    several = (examples.column("target_candidate") > 0) & (examples.column("room") > 1)
+    days = context.configured("ListConfig")().days
+    rows = _recent(work.log, examples, np.flatnonzero(several), days)
     if not len(rows):
         raise UserError(
             f"{examples.folder}: no row has a second candidate, so there is nothing to prefer the "
@@ -158,5 +155,5 @@ def _recent(log: str, examples: ItemExamples, rows: np.ndarray, days: float | No
         return rows
     table = pq.read_table(os.path.join(log, "train.parquet"), columns=["timestamp_ms"])
     times = table["timestamp_ms"].to_numpy()
-    own = times[examples.arrays["row"][rows]]
+    own = times[examples.column("row")[rows]]
     return rows[own > times.max(initial=0) - days * _DAY_MS]

@@ -153,13 +153,11 @@ def _item_examples(context: Context, vocabulary, spec, splits, candidates: int) 
     wanted = np.array([e.file > 0 or state.number(e.query) >= 0 for e in events], bool)
     wanted &= np.array([event.file < len(names) for event in events], bool)
     index = items.index(context.work)
-    files = np.array([event.file for event in events])
-    counts = {name: int(np.sum(wanted & (files == n))) for n, name in enumerate(names)}
     item_examples.write(
         context.work.examples,
         walk(state, events, wanted),
         {name: item_examples.Texts(splits[name]) for name in names},
-        counts,
+        int(wanted.sum()),
         Featurizer(vocabulary, spec),
         lambda prefix: index.prefix_number(prefix) + 1,
         state.number,

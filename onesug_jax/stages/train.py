@@ -61,7 +61,7 @@ def pretrain(
     tables = None
     if features["items"]:
         tables = meshes.replicate(mesh, items.on_device(items.tables(context)))
-        columns = loader.examples.arrays["candidate_counts"].shape[2]
+        columns = loader.examples.shapes["candidate_counts"][1]
         known |= {"vector_dim": tables.vectors.shape[1], "count_columns": columns}
     else:
         known |= {"soft_dim": loader.soft_dim}

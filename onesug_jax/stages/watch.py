@@ -51,7 +51,7 @@ def watch(
         block = chosen[start : start + size]
         filled = np.concatenate([block, np.full(size - len(block), block[0])])
         blocks.append((len(block), loader.arrays(filled[mine], loader.sizes[-1])))
-    orders = loader.examples.arrays["level"][chosen] == Level.ORDER
+    orders = loader.examples.column("level")[chosen] == Level.ORDER
 
     @jax.jit
     def ranks(params, batch, tables):

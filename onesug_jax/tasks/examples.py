@@ -1,16 +1,16 @@
-"""What SeqIO tasks yield, kept once as random-access arrays: the bridge to seeded loading.
+"""What SeqIO tasks yield, kept once in shards: the bridge to seeded loading of the text model.
 
 SeqIO reads in order; training wants example i at once, so that the order can be a function of
 (seed, step). So every task of a mixture is run through once, in blocks (never the whole log in
 memory), into
 
-    folder/{task}/{split}/ inputs.npy [sum of lengths] int32, input_offsets.npy [N + 1] int64,
-                           targets.npy, target_offsets.npy, meta.json
-                           soft.npy [N] int32 where examples have a soft token: whose vector
+    folder/{task}/{split}/ part-*.array_record, counts.json   `inputs`, `targets`, and `soft`, whose
+                           vector the example's soft token has, if it has one (`tasks.shards`)
+                           input_lengths.npy, target_lengths.npy, soft.npy, meta.json
     folder/mixture.json    the mixture's name and its tasks' rates
-    folder/vectors.npy     [P + 1, E] float16, the enhanced prefixes that soft.npy counts from 1
+    folder/vectors.npy     [P + 1, E] float16, the enhanced prefixes that `soft` counts from 1
 
-and read back by memory map. TensorFlow is imported to write, never to read.
+TensorFlow is imported to write, never to read. Others read the shards by `tasks.seqio_shards`.
 
 Related queries and e_p* are of the whole train split, a row's own search among them
 (`retrieval.related`); rows with items (`tasks.item_examples`) see what was there before them.
@@ -27,16 +27,19 @@ from typing import Any
 import numpy as np
 
 from onesug_jax.errors import UserError
-from onesug_jax.files import atomic_write, read_json, replace_folder, write_json
+from onesug_jax.files import atomic_write, replace_folder, write_json
 from onesug_jax.progress import Progress
+from onesug_jax.tasks import records
 from onesug_jax.tasks.features import Context, FeatureSpec
 from onesug_jax.tasks.kinds import ANY_PREFIX
 from onesug_jax.tasks.prefixes import PrefixDraw
+from onesug_jax.tasks.shards import META_FILE, SHARD_BYTES, Shards, Writer, local, read_meta
 from onesug_jax.tasks.vocabulary import Vocabulary
 
-META_FILE = "meta.json"
 MIXTURE_FILE = "mixture.json"
 VECTORS_FILE = "vectors.npy"
+TEXTS = ("inputs", "targets")
+_WAY_OUT = "build the examples first, by the stage examples"
 
 _ROWS_A_BLOCK = 4096
 
@@ -47,79 +50,59 @@ class Examples:
 
     Attributes:
       folder: where they lie.
-      inputs, targets: all ids end to end, int32, by memory map.
-      input_offsets, target_offsets: int64 [N + 1]; example i is ids[offsets[i]:offsets[i + 1]].
+      shards: their records.
+      input_lengths, target_lengths: int32 [N], how many ids each has.
       meta: count, lengths, fingerprints.
       soft: int32 [N], the row of `vectors` behind example i's soft token, 0: it has none.
       vectors: float16 [P + 1, E] by memory map; None where no example has a soft token.
     """
 
     folder: str
-    inputs: np.ndarray
-    input_offsets: np.ndarray
-    targets: np.ndarray
-    target_offsets: np.ndarray
+    shards: Shards
+    input_lengths: np.ndarray
+    target_lengths: np.ndarray
     meta: dict
     soft: np.ndarray | None = None
     vectors: np.ndarray | None = None
 
     def __len__(self) -> int:
-        return len(self.input_offsets) - 1
+        return len(self.input_lengths)
 
     def __getitem__(self, i: int) -> tuple[np.ndarray, np.ndarray]:
         """Inputs [L_i] and targets [T_i] of example i."""
-        if not 0 <= i < len(self):
-            raise IndexError(i)
-        a, b = self.input_offsets[i : i + 2]
-        c, d = self.target_offsets[i : i + 2]
-        return self.inputs[a:b], self.targets[c:d]
+        found = self.texts([i])
+        return found["inputs"][0], found["targets"][0]
+
+    def texts(self, rows: Sequence[int] | np.ndarray) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+        """`inputs` and `targets` of some examples: all ids end to end, int32, and how many each
+        example has.
+        """
+        found = records.decode(self.shards.read(rows), TEXTS)
+        return {name: (ids.astype(np.int32), sizes) for name, (ids, sizes) in found.items()}
 
     @classmethod
-    def load(cls, folder: str, task: str, split: str) -> Examples:
-        """Opens folder/task/split. Raises UserError if it is missing or broken."""
+    def load(
+        cls, folder: str, task: str, split: str, *, fetch: Callable[[str], str] = local
+    ) -> Examples:
+        """Opens folder/task/split. Raises UserError if it is missing or broken.
+
+        Args:
+          fetch: path -> path of the same file on a disk; see `shards.Shards`.
+        """
         where = os.path.join(folder, task, split)
-        what = f"examples of task {task!r}, split {split!r}"
-        meta = read_json(os.path.join(where, META_FILE), what, "build the examples first.")
-        try:
-            ids = {n: _open(os.path.join(where, n + ".npy")) for n in ("inputs", "targets")}
-            # Offsets are read at every step and small beside the ids: kept in memory.
-            offsets = {
-                n: np.load(os.path.join(where, n + ".npy"))
-                for n in ("input_offsets", "target_offsets")
-            }
-            soft = vectors = None
-            if meta.get("soft"):
-                soft = np.load(os.path.join(where, "soft.npy"))
-                vectors = _open(os.path.join(folder, VECTORS_FILE))
-        except (OSError, ValueError) as e:
-            raise UserError(
-                f"{where}: the examples cannot be read ({e}); delete the folder and build them "
-                "again."
-            ) from e
-        n = meta["count"]
-        if any(len(o) != n + 1 for o in offsets.values()):
-            raise UserError(
-                f"{where}: {META_FILE} says {n} examples, found "
-                f"{len(offsets['input_offsets']) - 1}; "
-                "delete the folder and build them again."
-            )
-        return cls(
-            where,
-            ids["inputs"],
-            offsets["input_offsets"],
-            ids["targets"],
-            offsets["target_offsets"],
-            meta,
-            soft,
-            vectors,
-        )
-
-
-def _open(path: str) -> np.ndarray:
-    try:
-        return np.load(path, mmap_mode="r")
-    except ValueError:  # an empty file cannot be mapped
-        return np.load(path)
+        meta = read_meta(where, f"examples of task {task!r}, split {split!r}", _WAY_OUT)
+        shards = Shards(where, fetch=fetch, way_out=_WAY_OUT)
+        soft = vectors = None
+        if meta["soft"]:
+            soft = shards.column("soft")
+            try:
+                vectors = np.load(fetch(os.path.join(folder, VECTORS_FILE)), mmap_mode="r")
+            except (OSError, ValueError) as e:
+                raise UserError(
+                    f"{folder}: the vectors of soft tokens cannot be read ({e}); {_WAY_OUT}"
+                ) from e
+        lengths = (shards.column(name) for name in ("input_lengths", "target_lengths"))
+        return cls(where, shards, *lengths, meta, soft, vectors)
 
 
 def build_examples(
@@ -133,7 +116,6 @@ def build_examples(
     tasks: Mapping[str, float] | None = None,
     kinds=None,
     mixture: str = "onesug",
-    fingerprint: str = "",
 ) -> dict[str, dict[str, dict]]:
     """Registers the mixture (see `seqio_tasks.register`) and caches all its tasks and splits in
     `folder`.
@@ -171,7 +153,6 @@ def build_examples(
         splits=tuple(splits),
         lengths={"inputs": spec.input_length, "targets": spec.target_length},
         vocabulary=vocabulary,
-        fingerprint=fingerprint,
     )
 
 
@@ -221,7 +202,6 @@ def cache_mixture(
     splits: Sequence[str],
     lengths: Mapping[str, int],
     vocabulary: Vocabulary,
-    fingerprint: str = "",
 ) -> dict[str, dict[str, dict]]:
     """Caches every task of the registered SeqIO Mixture (or Task) `name`, whoever registered it.
 
@@ -231,7 +211,6 @@ def cache_mixture(
       splits: which splits; a task that lacks one is skipped for it.
       lengths: most "inputs" and "targets" ids.
       vocabulary: whose fingerprint is recorded.
-      fingerprint: of whatever else the examples depend on, recorded.
 
     Returns:
       {task: {split: meta}}.
@@ -255,11 +234,7 @@ def cache_mixture(
             if split not in task.splits:
                 continue
             blocks = _seqio_blocks(task, split, dict(lengths))
-            extra = {
-                "lengths": dict(lengths),
-                "vocabulary": vocabulary.fingerprint,
-                "fingerprint": fingerprint,
-            }
+            extra = {"lengths": dict(lengths), "vocabulary": vocabulary.fingerprint}
             meta = write_examples(
                 folder, task.name, split, blocks, extra, total=task.num_input_examples(split)
             )
@@ -303,6 +278,7 @@ def write_examples(
     extra: Mapping[str, object],
     *,
     total: int | None = None,
+    shard_bytes: int = SHARD_BYTES,
 ) -> dict:
     """Writes folder/task/split from blocks of (inputs, input lengths, targets, target lengths),
     flat arrays, and where examples have soft tokens their numbers [n].
@@ -317,68 +293,34 @@ def write_examples(
     part = where + ".part"
     shutil.rmtree(part, ignore_errors=True)
     os.makedirs(part)
-    names = ("inputs", "input_offsets", "targets", "target_offsets", "soft")
-    files = {
-        n: _Appender(os.path.join(part, n + ".npy"), np.int64 if "off" in n else np.int32)
-        for n in names
-    }
-    count, longest, totals = 0, {"inputs": 0, "targets": 0}, {"inputs": 0, "targets": 0}
-    filled = {"inputs": 0, "targets": 0}
+    names = ("input_lengths", "target_lengths", "soft")
+    writer = Writer(part, dict.fromkeys(names, np.int32), shard_bytes=shard_bytes)
+    longest, totals, filled = (dict.fromkeys(TEXTS, 0) for _ in range(3))
     limits: Any = extra.get("lengths", {})
-    for n in ("input_offsets", "target_offsets"):
-        files[n].append(np.zeros(1, np.int64))
     progress = Progress(f"examples: {task}/{split}", total, "examples")
     soft_tokens = 0
     for inputs, input_lengths, targets, target_lengths, *soft in blocks:
-        if soft:
-            files["soft"].append(soft[0])
-            soft_tokens += int(np.count_nonzero(soft[0]))
-        for name, ids, sizes in (
-            ("inputs", inputs, input_lengths),
-            ("targets", targets, target_lengths),
-        ):
-            files[name].append(ids)
-            files[name[:-1] + "_offsets"].append(totals[name] + np.cumsum(sizes))
+        numbers = soft[0] if soft else np.zeros(len(input_lengths), np.int32)
+        has = numbers > 0
+        soft_tokens += int(has.sum())
+        block = {"inputs": (inputs, input_lengths), "targets": (targets, target_lengths)}
+        for name, (ids, sizes) in block.items():
             totals[name] += len(ids)
             longest[name] = max(longest[name], int(sizes.max(initial=0)))
             filled[name] += int((sizes >= limits.get(name, np.inf)).sum())
-        count += len(input_lengths)
+        block["soft"] = numbers[has], has.astype(int)
+        columns = (input_lengths, target_lengths, numbers)
+        writer.add(records.encode(block), dict(zip(names, columns, strict=True)))
         progress.add(len(input_lengths))
     progress.close()
-    for file in files.values():
-        file.close()
-    meta = {**extra, "task": task, "split": split, "count": count, "soft": soft_tokens}
+    shapes = {**longest, "soft": 1}
+    meta = {**extra, **writer.close(), "task": task, "split": split, "soft": soft_tokens}
     meta |= {"tokens": totals, "longest": longest, "at_full_length": filled}
+    meta["features"] = {
+        name: {"shape": [most], "dtype": "int32"}
+        for name, most in shapes.items()
+        if name in TEXTS or soft_tokens
+    }
     write_json(os.path.join(part, META_FILE), meta)
     replace_folder(part, where)
     return meta
-
-
-class _Appender:
-    """A one-dimensional .npy file of a length known only at its end."""
-
-    def __init__(self, path: str, dtype):
-        self._dtype, self._count = np.dtype(dtype), 0
-        self._file = open(path, "wb")
-        self._header()
-        self._start = self._file.tell()
-
-    def _header(self) -> None:
-        # NumPy pads this header so that its first number may grow in place.
-        fields = {
-            "descr": np.lib.format.dtype_to_descr(self._dtype),
-            "fortran_order": False,
-            "shape": (self._count,),
-        }
-        np.lib.format.write_array_header_1_0(self._file, fields)
-
-    def append(self, values: np.ndarray) -> None:
-        self._file.write(np.ascontiguousarray(values, self._dtype).tobytes())
-        self._count += len(values)
-
-    def close(self) -> None:
-        self._file.seek(0)
-        self._header()
-        if self._file.tell() != self._start:
-            raise RuntimeError("the .npy header changed its size")
-        self._file.close()

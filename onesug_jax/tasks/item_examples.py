@@ -1,29 +1,32 @@
-"""Training rows with items, once as random-access arrays: what each request saw at its moment.
+"""Training rows with items, fixed once in shards: what each request saw at its moment.
 
-    folder/{task}/{split}/ inputs.npy, input_offsets.npy, targets.npy, target_offsets.npy, meta.json
-                           one array a feature of FEATURES, a row each
+    folder/{task}/{split}/part-*.array_record   a row a record, in time order (`tasks.shards`)
+                          counts.json           rows of each shard
+                          {column of COLUMNS}.npy, meta.json
 
-Text is the prefix, the profile and the searched query as pieces; candidates and history are numbers
-into the tables of `retrieval.tables`, with their counts and ages as of the request (`logs.asof`).
-The rows come in time order from `logs.asof.walk`; nothing is taken out of them again.
+A record is a `tf.train.Example` (`tasks.records`) of the features in meta.json. Text is the prefix,
+the profile and the searched query as pieces; candidates and history are numbers into the tables of
+`retrieval.tables`, with their counts and ages as of the request (`logs.asof`). Empty places at the
+end are left out of a record. The rows come from `logs.asof.walk`; nothing is taken out of them.
 """
 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
 import numpy as np
 import pyarrow.parquet as pq
 
-from onesug_jax.files import read_json, require_files, write_json
+from onesug_jax.files import write_json
 from onesug_jax.logs.schema import Level, profile_columns
 from onesug_jax.progress import Progress
-from onesug_jax.tasks.examples import META_FILE, MIXTURE_FILE
+from onesug_jax.tasks import records, shards
+from onesug_jax.tasks.examples import MIXTURE_FILE, TEXTS
 from onesug_jax.tasks.features import Featurizer
 
 TASK = "onesug_query"
-FEATURES = {  # name: type on the disk; shapes [N, C], [N, C, K], [N, H], [N, H], [N, 2], [N] ..
+FEATURES = {  # name: type; shapes of a row: [C], [C, K], [H], [H], [2], [] ..
     "candidates": np.int32,
     "candidate_counts": np.float16,
     "history": np.int32,
@@ -37,31 +40,47 @@ FEATURES = {  # name: type on the disk; shapes [N, C], [N, C, K], [N, H], [N, H]
     "level": np.int8,
     "row": np.int64,
 }
+# Read for all rows at once; `room` is how many places of `candidates` a row fills.
+COLUMNS = {
+    "room": np.int16,
+    "target_candidate": np.int16,
+    "level": np.int8,
+    "row": np.int64,
+}
+_PLACES = {  # feature -> whose places it has
+    **dict.fromkeys(("candidates", "candidate_counts", "candidate_levels"), "candidates"),
+    **dict.fromkeys(("history", "history_minutes"), "history"),
+}
+_WAY_OUT = "run the examples stage (FeatureSpec.items = True)"
 
 
 class Texts:
     """Prefix, query, shown list and profile values of the rows of one split's file."""
 
     def __init__(self, path: str):
-        profile = profile_columns(pq.read_schema(path))
-        table = pq.read_table(path, columns=["prefix", "query", "shown", *profile])
-        self.prefixes, self.queries = (table[n].to_pylist() for n in ("prefix", "query"))
-        self.shown = [texts or () for texts in table["shown"].to_pylist()]
-        columns = [[value or "" for value in table[name].to_pylist()] for name in profile]
-        self.profiles = list(zip(*columns, strict=True)) if columns else [()] * table.num_rows
+        self._profile = profile_columns(pq.read_schema(path))
+        table = pq.read_table(path, columns=["prefix", "query", "shown", *self._profile])
+        self._table = table.combine_chunks()
 
-    def __len__(self) -> int:
-        return len(self.prefixes)
+    def take(self, rows: np.ndarray) -> tuple[list[str], list[str], list[Sequence[str]], list]:
+        """Prefixes, queries, shown lists and profiles of some rows."""
+        table = self._table.take(rows)
+        columns = [[value or "" for value in table[name].to_pylist()] for name in self._profile]
+        profiles = list(zip(*columns, strict=True)) if columns else [()] * len(rows)
+        prefixes, queries, shown = (table[n].to_pylist() for n in ("prefix", "query", "shown"))
+        return prefixes, queries, [texts or () for texts in shown], profiles
 
 
 def write(
     folder: str,
     blocks: Iterable[Mapping[str, np.ndarray]],
     splits: Mapping[str, Texts],
-    counts: Mapping[str, int],
+    total: int,
     featurizer: Featurizer,
     prefix_row: Callable[[str], int],
     number_of: Callable[[str], int],
+    *,
+    shard_bytes: int = shards.SHARD_BYTES,
 ) -> dict[str, dict]:
     """Writes the rows of all splits from one walk through time.
 
@@ -69,35 +88,35 @@ def write(
       folder: the examples stage's folder.
       blocks: of `logs.asof.walk`; `file` counts the splits in their order.
       splits: split -> its texts.
-      counts: split -> how many rows of it the walk gives.
+      total: how many rows the walk gives.
       featurizer: makes pieces.
       prefix_row: prefix -> its row in the table of prefixes, 0: none.
       number_of: query -> its number, -1: none.
+      shard_bytes: see `shards.Writer`.
 
     Returns:
       {split: meta}.
     """
-    writers = {name: _Writer(os.path.join(folder, TASK, name), counts[name]) for name in splits}
+    writers = {name: Writer(os.path.join(folder, TASK, name), shard_bytes) for name in splits}
     names = list(splits)
-    with Progress("examples", sum(counts.values()), "rows") as progress:
+    with Progress("examples", total, "rows") as progress:
         for block in blocks:
             for number, name in enumerate(names):
                 rows = block["file"] == number
                 if rows.any():
-                    texts, chosen = splits[name], block["row"][rows].tolist()
-                    prefixes = [texts.prefixes[row] for row in chosen]
+                    prefixes, queries, shown, profiles = splits[name].take(block["row"][rows])
                     part = {key: block[key][rows] for key in FEATURES if key in block}
                     part["prefix_row"] = np.array([prefix_row(p) for p in prefixes])
                     part["typed"] = np.array([len(p) for p in prefixes])
                     part["candidate_levels"] = levels_of(
-                        part, [[number_of(q) for q in texts.shown[row]] for row in chosen]
+                        part, [[number_of(q) for q in texts] for texts in shown]
                     )
                     inputs = [
-                        featurizer.item_input(p, texts.profiles[r])
-                        for p, r in zip(prefixes, chosen, strict=True)
+                        featurizer.item_input(prefix, profile)
+                        for prefix, profile in zip(prefixes, profiles, strict=True)
                     ]
-                    targets = [featurizer.target(texts.queries[row]) for row in chosen]
-                    writers[name].add(part, inputs, targets)
+                    targets = [featurizer.target(query) for query in queries]
+                    writers[name].add({**part, "inputs": inputs, "targets": targets})
             progress.add(len(block["file"]))
     lengths = {"inputs": featurizer.spec.input_length, "targets": featurizer.spec.target_length}
     about = {"lengths": lengths, "vocabulary": featurizer.vocabulary.fingerprint}
@@ -128,79 +147,110 @@ def levels_of(part: Mapping[str, np.ndarray], shown: Sequence[Sequence[int]]) ->
     return levels
 
 
-class _Writer:
-    """The arrays of one split, of a number of rows that is known."""
+def _flat(part: Mapping[str, np.ndarray | Sequence]) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+    """Of every feature, all rows' values end to end, without the empty places at the end of
+    candidates and history, and how many each row has.
+    """
+    taken = {name: _places(part[name]) for name in ("candidates", "history")}
+    out = {}
+    for name, kind in FEATURES.items():
+        values = np.asarray(part[name], kind)
+        each = np.full(len(values), values[0].size)
+        if name in _PLACES:
+            most = taken[_PLACES[name]]
+            each = most * values[0, 0].size
+            values = values[np.arange(values.shape[1]) < most[:, None]]
+        out[name] = values.reshape(-1), each
+    for name in TEXTS:
+        each = np.array([len(ids) for ids in part[name]], np.int64)
+        out[name] = np.concatenate([np.zeros(0, np.int32), *part[name]], dtype=np.int32), each
+    return out
 
-    def __init__(self, folder: str, count: int):
-        os.makedirs(folder, exist_ok=True)
-        self._folder, self._count, self._at = folder, count, 0
-        self._arrays: dict[str, np.ndarray] = {}
-        self._ids: dict[str, list[np.ndarray]] = {"inputs": [], "targets": []}
 
-    def add(self, part: Mapping[str, np.ndarray], inputs: Sequence, targets: Sequence) -> None:
-        end = self._at + len(inputs)
-        for name, values in part.items():
-            if name not in self._arrays:
-                path = os.path.join(self._folder, f"{name}.npy")
-                shape = (self._count, *values.shape[1:])
-                self._arrays[name] = np.lib.format.open_memmap(path, "w+", FEATURES[name], shape)
-            self._arrays[name][self._at : end] = values
-        self._ids["inputs"] += inputs
-        self._ids["targets"] += targets
-        self._at = end
+def _places(numbers: np.ndarray) -> np.ndarray:
+    """Places `[B]` of `numbers [B, C]` until the last that is not 0."""
+    return np.max(np.where(numbers > 0, np.arange(1, numbers.shape[1] + 1), 0), axis=1)
+
+
+class Writer:
+    """Writes the shards of one split, and what is to be known of them."""
+
+    def __init__(self, folder: str, shard_bytes: int = shards.SHARD_BYTES):
+        self._folder = folder
+        self._shards = shards.Writer(folder, COLUMNS, shard_bytes=shard_bytes)
+        self._shapes: dict[str, tuple[int, ...]] = {}
+        self._longest, self._tokens = dict.fromkeys(TEXTS, 0), dict.fromkeys(TEXTS, 0)
+
+    def add(self, part: Mapping[str, np.ndarray | Sequence]) -> None:
+        """Appends B rows: FEATURES, and the ids of TEXTS of each row."""
+        block = _flat(part)
+        self._shapes = {name: np.shape(part[name])[1:] for name in FEATURES}
+        for name in TEXTS:
+            self._longest[name] = max(self._longest[name], int(block[name][1].max()))
+            self._tokens[name] += len(block[name][0])
+        columns = {**part, "room": _places(part["candidates"])}
+        self._shards.add(records.encode(block), columns)
 
     def close(self, about: Mapping[str, object]) -> dict:
-        assert self._at == self._count, f"{self._at} rows, expected {self._count}"
-        for array in self._arrays.values():
-            array.flush()  # type: ignore[attr-defined]
-        longest, tokens = {}, {}
-        for name, rows in self._ids.items():
-            sizes = np.array([len(row) for row in rows], np.int64)
-            offsets = np.concatenate([np.zeros(1, np.int64), np.cumsum(sizes)])
-            flat = np.concatenate([np.zeros(0, np.int32), *rows]).astype(np.int32)
-            np.save(os.path.join(self._folder, f"{name}.npy"), flat)
-            np.save(os.path.join(self._folder, f"{name[:-1]}_offsets.npy"), offsets)
-            longest[name], tokens[name] = int(sizes.max(initial=0)), int(sizes.sum())
-        meta = {**about, "task": TASK, "count": self._count, "longest": longest, "tokens": tokens}
-        write_json(os.path.join(self._folder, META_FILE), meta)
+        """Ends the files and writes meta.json, which is `about` and more; returns it."""
+        written = self._shards.close()
+        shapes = {**self._shapes, **{name: (longest,) for name, longest in self._longest.items()}}
+        features = {
+            name: {"shape": list(shapes[name]), "dtype": np.dtype(kind).name}
+            for name, kind in {**FEATURES, **dict.fromkeys(TEXTS, np.int32)}.items()
+            if name in shapes
+        }
+        meta = {**about, **written, "task": TASK, "features": features}
+        meta |= {"longest": self._longest, "tokens": self._tokens}
+        write_json(os.path.join(self._folder, shards.META_FILE), meta)
         return meta
 
 
 class ItemExamples:
-    """N rows by random access, by memory map.
+    """N rows by random access.
+
+    Args:
+      folder: what the examples stage wrote.
+      fetch: path -> path of the same file on a disk; see `shards.Shards`.
 
     Attributes:
-      arrays: feature -> `[N, ..]`. meta: count, lengths, fingerprints.
+      shapes: feature -> shape of a row. meta: count, lengths, fingerprints. shards: the records.
 
     Raises:
       UserError: there are none, or they are damaged.
     """
 
-    def __init__(self, folder: str, split: str):
+    def __init__(self, folder: str, split: str, *, fetch: Callable[[str], str] = shards.local):
         self.folder = os.path.join(folder, TASK, split)
-        path = os.path.join(self.folder, META_FILE)
-        way_out = "run the examples stage (FeatureSpec.items = True)"
-        self.meta = read_json(path, "examples with items", way_out)
-        names = [*FEATURES, "inputs", "targets", "input_offsets", "target_offsets"]
-        paths = [os.path.join(self.folder, f"{name}.npy") for name in names]
-        require_files(paths, "an array of the examples", way_out)
-        self.arrays = {
-            name: np.load(path, mmap_mode=None if name in _SMALL else "r")
-            for name, path in zip(names, paths, strict=True)
-        }
+        self.meta = shards.read_meta(self.folder, "examples with items", _WAY_OUT)
+        self.shards = shards.Shards(self.folder, fetch=fetch, way_out=_WAY_OUT)
+        about = self.meta["features"]
+        self.shapes = {name: tuple(each["shape"]) for name, each in about.items()}
+        self._dtypes = {name: each["dtype"] for name, each in about.items()}
 
     def __len__(self) -> int:
         return self.meta["count"]
 
-    def text(self, side: str, rows: np.ndarray, length: int) -> np.ndarray:
-        """`[B, length]` int32 ids of `inputs` or `targets`, 0 behind them."""
-        out = np.zeros((len(rows), length), np.int32)
-        flat, offsets = self.arrays[side], self.arrays[f"{side[:-1]}_offsets"]
-        for place, row in enumerate(rows):
-            ids = flat[offsets[row] : offsets[row + 1]][:length]
-            out[place, : len(ids)] = ids
+    def column(self, name: str) -> np.ndarray:
+        """One of COLUMNS of all rows, `[N]`; read anew at each call."""
+        return self.shards.column(name)
+
+    def read(
+        self, rows: Sequence[int] | np.ndarray, names: Iterable[str] | None = None
+    ) -> dict[str, np.ndarray]:
+        """Features (default: all) of B rows, `[B, *shapes[name]]`; 0 in empty places."""
+        return self._arrays(self.shards.read(rows), names)
+
+    def blocks(self, first: int = 0, *, names: Iterable[str]) -> Iterator[dict[str, np.ndarray]]:
+        """Features of the rows from `first` on, some thousand at a time, in order."""
+        for found in self.shards.scan(first, len(self)):
+            yield self._arrays(found, names)
+
+    def _arrays(self, found: list[bytes], names: Iterable[str] | None) -> dict[str, np.ndarray]:
+        out = {}
+        for name, (values, each) in records.decode(found, names or self.shapes).items():
+            size = int(np.prod(self.shapes[name]))
+            array = np.zeros((len(found), size), self._dtypes[name])
+            array[np.arange(size) < each[:, None]] = values
+            out[name] = array.reshape(len(found), *self.shapes[name])
         return out
-
-
-# Read at every step and small: in memory.
-_SMALL = ("input_offsets", "target_offsets", "target_candidate", "level", "query", "prefix_row")

@@ -1,12 +1,12 @@
 """Batches of rows with items: a pure function of (seed, step), in a few shapes.
 
 A batch holds rows with about as many candidates, so that its arrays end where the longest does: at
-8, 32 or all. Each size shuffles on its own; the sizes take turns in proportion to their rows.
+8, 32 or all. Each size shuffles on its own; the sizes take turns in proportion to their rows. A
+process reads its own rows alone; the shards of coming batches are fetched in the background.
 """
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Callable, Sequence
 
 import grain
@@ -14,8 +14,11 @@ import numpy as np
 
 from onesug_jax.errors import UserError
 from onesug_jax.logs.schema import Level
+from onesug_jax.tasks import shards
 from onesug_jax.tasks.item_examples import TASK, ItemExamples
 from onesug_jax.tasks.process_rows import check_rows, process_batches
+
+_AHEAD = 8  # batches whose shards are fetched before they are asked for
 
 
 class ItemLoader:
@@ -32,6 +35,7 @@ class ItemLoader:
       rows: the examples to take, by number; None: all but those.
       process_rows: which rows of every batch this process reads; None: all.
       vocabulary: expected fingerprint of the vocabulary.
+      fetch: path -> path of the same file on a disk, for examples in a bucket.
 
     Raises:
       UserError: missing examples, another vocabulary, settings that cannot hold.
@@ -50,6 +54,7 @@ class ItemLoader:
         rows: np.ndarray | None = None,
         process_rows: Sequence[int] | np.ndarray | None = None,
         vocabulary: str | None = None,
+        fetch: Callable[[str], str] = shards.local,
     ):
         process_rows = check_rows(batch_size, process_rows)
         if list(sizes) != sorted(set(sizes)) or not sizes or sizes[0] < 1 or order_weight <= 0:
@@ -57,7 +62,7 @@ class ItemLoader:
                 f"ItemLoader: expected ascending sizes from 1 up and order_weight above 0; found "
                 f"sizes={tuple(sizes)}, order_weight={order_weight}."
             )
-        self.examples = ItemExamples(folder, split)
+        self.examples = ItemExamples(folder, split, fetch=fetch)
         found = self.examples.meta["vocabulary"]
         if vocabulary not in (None, found):
             raise UserError(
@@ -71,12 +76,12 @@ class ItemLoader:
         longest = self.examples.meta["longest"]
         self.input_length = -(-longest["inputs"] // 4) * 4
         self.target_length = -(-longest["targets"] // 4) * 4
-        most = self.examples.arrays["candidates"].shape[1]
+        most = self.examples.shapes["candidates"][0]
         self.sizes = sorted({min(size, most) for size in sizes})
-        room = np.count_nonzero(self.examples.arrays["candidates"], axis=1)
+        room = self.examples.column("room")
         group = np.minimum(np.searchsorted(self.sizes, room), len(self.sizes) - 1)
         if rows is None:
-            place = self.examples.arrays["target_candidate"]
+            place = self.examples.column("target_candidate")
             late = np.arange(len(place)) >= settled * len(place)
             rows = np.flatnonzero((place > 0) & (room > 1) | late)
         self._rows = [rows[group[rows] == number] for number in range(len(self.sizes))]
@@ -85,17 +90,26 @@ class ItemLoader:
             if len(own):
                 mixed = int(np.random.SeedSequence([seed, number]).generate_state(1)[0])
                 stream = grain.MapDataset.source(own).shuffle(seed=mixed).repeat()
-                assemble = functools.partial(self.arrays, size=self.sizes[number])
-                streams.append(process_batches(stream, batch_size, process_rows, assemble))
+                size = self.sizes[number]
+                streams.append(process_batches(stream, batch_size, process_rows, _with(size)))
                 weights.append(float(len(own)))
         self.rows = len(rows)
         self._shares = {self.sizes[n]: len(own) / len(rows) for n, own in enumerate(self._rows)}
         mix = grain.MapDataset.mix
-        self._batches = streams[0] if len(streams) == 1 else mix(streams, weights)
+        self._chosen = streams[0] if len(streams) == 1 else mix(streams, weights)
+        self._fetched = 0  # batches whose shards are open or on their way
 
     def batch_at(self, step: int) -> dict[str, np.ndarray]:
         """This process's rows of global batch `step`, see `arrays`."""
-        return self._batches[step]
+        if not self.examples.shards.all_open:
+            for coming in range(max(step, self._fetched), step + _AHEAD):
+                self.examples.shards.prefetch(self.rows_at(coming)[0])
+            self._fetched = step + _AHEAD
+        return self.arrays(*self.rows_at(step))
+
+    def rows_at(self, step: int) -> tuple[np.ndarray, int]:
+        """Which rows `batch_at` gives, and how many candidates of each."""
+        return self._chosen[step]
 
     def arrays(self, rows: Sequence[int] | np.ndarray, size: int) -> dict[str, np.ndarray]:
         """The arrays of some rows, with room for `size` candidates.
@@ -108,41 +122,34 @@ class ItemLoader:
           `target_candidate [B]`, the target's place + 1; `levels [B, size]`, behaviour levels of
           the candidates; `weight [B]`.
         """
-        given, rows = self.examples.arrays, np.asarray(rows)
-        order = np.argsort(rows, kind="stable")  # neighbours on the disk are read together
-        back = np.empty_like(order)
-        back[order] = np.arange(len(order))
-        ordered = rows[order]
+        given = self.examples.read(rows)
 
-        def read(name: str, kind, *cut: slice) -> np.ndarray:
-            return np.ascontiguousarray(given[name][ordered][back][(slice(None), *cut)]).astype(
-                kind
-            )
+        def texts(name: str, length: int) -> np.ndarray:
+            return np.pad(given[name], ((0, 0), (0, length - given[name].shape[1])))
 
-        inputs = self.examples.text("inputs", rows, self.input_length)
-        targets = self.examples.text("targets", rows, self.target_length)
-        place = read("target_candidate", np.int32)
-        levels = read("level", np.int32)
+        inputs = texts("inputs", self.input_length)
+        targets = texts("targets", self.target_length)
+        place, levels = given["target_candidate"], given["level"].astype(np.int32)
         return {
             "encoder_input_tokens": inputs,
             "decoder_input_tokens": np.pad(targets, ((0, 0), (1, 0)))[:, :-1],
             "decoder_target_tokens": targets,
             "decoder_loss_weights": (targets > 0).astype(np.float32),
-            "candidates": read("candidates", np.int32, slice(size)),
-            "candidate_counts": read("candidate_counts", np.float32, slice(size)),
-            "history": read("history", np.int32),
-            "history_minutes": read("history_minutes", np.float32),
-            "clock": read("clock", np.int32),
-            "prefix_row": read("prefix_row", np.int32),
-            "typed": read("typed", np.int32),
+            "candidates": given["candidates"][:, :size],
+            "candidate_counts": given["candidate_counts"][:, :size].astype(np.float32),
+            "history": given["history"],
+            "history_minutes": given["history_minutes"],
+            "clock": given["clock"].astype(np.int32),
+            "prefix_row": given["prefix_row"],
+            "typed": given["typed"].astype(np.int32),
             "target_candidate": np.where(place <= size, place, 0),
-            "levels": read("candidate_levels", np.int32, slice(size)),
+            "levels": given["candidate_levels"][:, :size].astype(np.int32),
             "weight": np.where(levels == Level.ORDER, self.order_weight, 1.0).astype(np.float32),
         }
 
     def mean_cost(self, cost: Callable[[int, int, int, int], float]) -> float:
         """`cost(text, targets, history, candidates)` of a row, over the long run."""
-        history = self.examples.arrays["history"].shape[1]
+        history = self.examples.shapes["history"][0]
         return sum(
             share * cost(self.input_length, self.target_length, history, size)
             for size, share in self._shares.items()
@@ -156,3 +163,8 @@ class ItemLoader:
             f"{self.rows:,} rows in batches of {self.batch_size}, epoch {steps:,} steps; "
             f"text {self.input_length}+{self.target_length}, candidates {shapes}"
         )
+
+
+def _with(size: int) -> Callable[[Sequence[int]], tuple[np.ndarray, int]]:
+    """Makes rows a pair of their numbers and `size`."""
+    return lambda rows: (np.asarray(rows), size)

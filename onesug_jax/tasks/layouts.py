@@ -43,8 +43,9 @@ def assemble(
       ValueError: the examples of a row are longer than the row.
     """
     rows, *lengths = shape
-    enc = _place(parts, ("inputs", "input_offsets"), source, example, row, rows, lengths[0])
-    dec = _place(parts, ("targets", "target_offsets"), source, example, row, rows, lengths[1])
+    texts = _texts(parts, source, example)
+    enc = _place("inputs", *texts["inputs"], row, rows, lengths[0])
+    dec = _place("targets", *texts["targets"], row, rows, lengths[1])
     targets, segments, _ = dec
     shifted = np.zeros_like(targets)
     shifted[:, 1:] = targets[:, :-1]
@@ -62,17 +63,30 @@ def assemble(
     return out
 
 
+def _texts(
+    parts: Sequence, source: np.ndarray, example: np.ndarray
+) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+    """`Examples.texts` of the examples [S], whichever part each is of."""
+    if len(parts) == 1:
+        return parts[0].texts(example)
+    found = [part.texts(example[source == s]) for s, part in enumerate(parts)]
+    out = {}
+    for name in ("inputs", "targets"):
+        size = np.empty(len(example), np.int64)
+        for s, texts in enumerate(found):
+            size[source == s] = texts[name][1]
+        ids, owner = np.empty(size.sum(), np.int32), np.repeat(source, size)
+        for s, texts in enumerate(found):
+            ids[owner == s] = texts[name][0]
+        out[name] = ids, size
+    return out
+
+
 def _place(
-    parts, names, source, example, row, rows, length
+    name: str, ids: np.ndarray, size: np.ndarray, row: np.ndarray, rows: int, length: int
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Tokens, segment ids and positions [rows, length] of one side."""
-    count = len(example)
-    begin, size = np.empty(count, np.int64), np.empty(count, np.int64)
-    for s, part in enumerate(parts):
-        mine = source == s
-        offsets = getattr(part, names[1])
-        begin[mine] = offsets[example[mine]]
-        size[mine] = offsets[example[mine] + 1] - begin[mine]
+    count = len(size)
     first = np.ones(count, bool)
     first[1:] = row[1:] != row[:-1]
     leader = np.maximum.accumulate(
@@ -81,19 +95,11 @@ def _place(
     before = np.cumsum(size) - size
     column = before - before[leader]
     if np.any(column + size > length):
-        worst = int(np.max(column + size))
-        raise ValueError(f"{worst} {names[0]} ids in a row of {length}")
+        raise ValueError(f"{int(np.max(column + size))} ids of {name} in a row of {length}")
     within = np.arange(size.sum()) - np.repeat(before, size)
     at = np.repeat(row * length + column, size) + within
-    ids = np.repeat(begin, size) + within
     tokens, segments, positions = (np.zeros(rows * length, np.int32) for _ in range(3))
-    if len(parts) == 1:
-        tokens[at] = getattr(parts[0], names[0])[ids]
-    else:
-        owner = np.repeat(source, size)
-        for s, part in enumerate(parts):
-            mine = owner == s
-            tokens[at[mine]] = getattr(part, names[0])[ids[mine]]
+    tokens[at] = ids
     segments[at] = np.repeat(np.arange(count) - leader + 1, size)
     positions[at] = within
     shape = (rows, length)

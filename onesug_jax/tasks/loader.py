@@ -27,6 +27,7 @@ from onesug_jax.files import atomic_write, read_json
 from onesug_jax.tasks import layouts
 from onesug_jax.tasks.examples import MIXTURE_FILE, Examples
 from onesug_jax.tasks.process_rows import check_rows, process_batches
+from onesug_jax.tasks.shards import local
 
 LAYOUTS = ("bucketed", "padded", "packed")
 
@@ -57,6 +58,7 @@ class Loader:
         input, and as many targets as go with those inputs.
       process_rows: which rows of every batch this process reads; None: all.
       vocabulary: expected fingerprint of the vocabulary, checked if given.
+      fetch: path -> path of the same file on a disk, for examples in a bucket.
 
     Raises:
       UserError: missing or empty examples, another vocabulary, a setting that cannot hold.
@@ -77,6 +79,7 @@ class Loader:
         pack_target_length: int | None = None,
         process_rows: Sequence[int] | np.ndarray | None = None,
         vocabulary: str | None = None,
+        fetch: Callable[[str], str] = local,
     ):
         if layout not in LAYOUTS:
             raise UserError(f"layout: expected one of {', '.join(LAYOUTS)}; found {layout!r}.")
@@ -93,7 +96,7 @@ class Loader:
             raise UserError(f"mixture: expected tasks with rates above 0, found {mixture}.")
         self.tasks = sorted(mixture)
         self.split, self.layout, self.seed, self.batch_size = split, layout, seed, batch_size
-        self._parts = [Examples.load(folder, task, split) for task in self.tasks]
+        self._parts = [Examples.load(folder, task, split, fetch=fetch) for task in self.tasks]
         _check(self._parts, vocabulary)
         with_vectors = [part for part in self._parts if part.vectors is not None]
         widths = [part.vectors.shape[1] for part in self._parts if part.vectors is not None]
@@ -188,7 +191,7 @@ class Loader:
         ]
 
     def _bucketed(self, buckets: tuple[int, int], multiple: int):
-        sizes = [(np.diff(p.input_offsets), np.diff(p.target_offsets)) for p in self._parts]
+        sizes = [(p.input_lengths, p.target_lengths) for p in self._parts]
         edges = [
             layouts.bucket_lengths(
                 np.concatenate([s[side] for s in sizes]),
@@ -310,7 +313,7 @@ def _packing(
     if os.path.isfile(path):
         with np.load(path) as saved:
             return saved["order"], saved["offsets"]
-    sizes = np.diff(part.input_offsets), np.diff(part.target_offsets)
+    sizes = part.input_lengths, part.target_lengths
     order, offsets = layouts.pack(*sizes, input_length, target_length)
     # Several processes may pack at once, to equal files. A read-only cache is packed anew each
     # time.

@@ -117,6 +117,7 @@ class Rows:
         self.arrays["level"] = rng.choice(list(cascade_training.LABELS), count)
         self.arrays |= {name: np.zeros(count, np.int32) for name in ("typed", "prefix_row")}
         self.arrays["target_candidate"] = np.array([self._target(rng, one) for one in items])
+        self.shapes = {name: column.shape[1:] for name, column in self.arrays.items()}
 
     @staticmethod
     def _target(rng, one):
@@ -126,6 +127,10 @@ class Rows:
 
     def __len__(self):
         return len(self.items)
+
+    def blocks(self, first, *, names):
+        for start in range(first, len(self), 64):
+            yield {name: self.arrays[name][start : start + 64] for name in names}
 
 
 def lightgbm():

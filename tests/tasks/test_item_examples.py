@@ -1,5 +1,10 @@
 """Rows with items: what the walk saw is what the loader gives, whole, in a seeded order."""
 
+import json
+import os
+import threading
+
+import grain
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -54,10 +59,11 @@ def made(tmp_path_factory):
         str(folder / "examples"),
         walk(state, events, [True] * len(events), block=16),
         {"train": item_examples.Texts(path)},
-        {"train": len(events)},
+        len(events),
         featurizer,
         lambda prefix: len(prefix),
         state.number,
+        shard_bytes=1500,
     )
     return folder, rows, vocabulary, config, events
 
@@ -67,15 +73,23 @@ def test_the_arrays_are_those_of_the_walk(made):
     examples = item_examples.ItemExamples(str(folder / "examples"), "train")
     again = next(iter(walk(AsOf(QUERIES, config), events, [True] * 60, block=60)))
     assert len(examples) == 60
-    for name in ("candidates", "history", "target_candidate", "query", "level", "row"):
-        assert np.array_equal(examples.arrays[name], again[name]), name
-    assert np.allclose(examples.arrays["candidate_counts"], again["candidate_counts"], atol=0.02)
-    assert examples.arrays["prefix_row"].tolist() == [len(row["prefix"]) for row in rows]
+    order = np.random.default_rng(0).permutation(60)
+    given = examples.read(order)
+    for name, kind in item_examples.FEATURES.items():
+        if name in again:
+            expected = again[name][order].astype(kind)
+            assert given[name].dtype == kind and np.array_equal(given[name], expected), name
+    assert given["prefix_row"].tolist() == [len(rows[row]["prefix"]) for row in order]
+    whole = [block["query"] for block in examples.blocks(7, names=["query"])]
+    assert np.array_equal(np.concatenate(whole), again["query"][7:])
+    for name in ("target_candidate", "level", "row"):
+        assert np.array_equal(examples.column(name), again[name]), name
+    assert np.array_equal(examples.column("room"), np.count_nonzero(again["candidates"], axis=1))
 
 
 def test_levels_say_what_became_of_each_candidate(made):
     folder, rows, *_ = made
-    arrays = item_examples.ItemExamples(str(folder / "examples"), "train").arrays
+    arrays = item_examples.ItemExamples(str(folder / "examples"), "train").read(range(60))
     for row, numbers, levels in zip(
         rows, arrays["candidates"], arrays["candidate_levels"], strict=True
     ):
@@ -128,3 +142,63 @@ def test_mistakes_name_what_was_expected(made, tmp_path):
         ItemLoader(where, vocabulary="other")
     with pytest.raises(UserError, match="expected examples with items"):
         ItemLoader(str(tmp_path))
+    earlier = tmp_path / "onesug_query" / "train"
+    earlier.mkdir(parents=True)
+    (earlier / "meta.json").write_text('{"count": 60}')
+    with pytest.raises(UserError, match="of an earlier version; make them again"):
+        ItemLoader(str(tmp_path))
+
+
+def test_batches_are_those_of_plain_arrays(made):
+    """Against every row in memory, indexed: grain's order, a batch's rows, every array."""
+    folder, _, _, config, events = made
+    again = next(iter(walk(AsOf(QUERIES, config), events, [True] * 60, block=60)))
+    settings = {"batch_size": 5, "seed": 7, "sizes": (2, 4), "settled": 0.0, "order_weight": 2.0}
+    loader = ItemLoader(str(folder / "examples"), **settings)
+    room = np.count_nonzero(again["candidates"], axis=1)
+    streams, seen = {}, dict.fromkeys((2, 4), 0)
+    for number, size in enumerate((2, 4)):
+        rows = np.flatnonzero((room <= 2) == (size == 2))
+        mixed = int(np.random.SeedSequence([7, number]).generate_state(1)[0])
+        streams[size] = grain.MapDataset.source(rows).shuffle(seed=mixed).repeat()
+    for step in range(40):
+        batch = loader.batch_at(step)
+        size = batch["candidates"].shape[1]
+        first = 5 * seen[size]
+        rows = np.array([streams[size][first + n] for n in range(5)])
+        seen[size] += 1
+        assert np.array_equal(batch["candidates"], again["candidates"][rows][:, :size])
+        counts = again["candidate_counts"][rows][:, :size].astype(np.float16)
+        assert np.array_equal(batch["candidate_counts"], counts.astype(np.float32))
+        for name in ("history", "history_minutes", "clock"):
+            assert np.array_equal(batch[name], again[name][rows]), name
+        place = again["target_candidate"][rows]
+        assert np.array_equal(batch["target_candidate"], np.where(place <= size, place, 0))
+        orders = again["level"][rows] == Level.ORDER
+        assert np.array_equal(batch["weight"], np.where(orders, 2.0, 1.0))
+    assert min(seen.values()) > 5
+
+
+def test_a_process_opens_only_shards_of_its_rows_and_of_coming_ones(made):
+    folder, *_ = made
+    asked, lock = [], threading.Lock()
+
+    def fetch(path):
+        with lock:
+            asked.append(os.path.basename(path))
+        return path
+
+    settings = {"batch_size": 2, "process_rows": [1], "sizes": (4,), "settled": 0.0}
+    loader = ItemLoader(str(folder / "examples"), fetch=fetch, **settings)
+    assert set(asked) == {"room.npy", "target_candidate.npy"}
+    own, ends = loader.examples.shards, np.cumsum(list(counts_of(folder).values()))
+    loader.batch_at(0)
+    rows = np.concatenate([loader.rows_at(step)[0] for step in range(8)])
+    own._pool.shutdown(wait=True)
+    coming = {list(counts_of(folder))[n] for n in np.searchsorted(ends, rows, side="right")}
+    assert {name for name in asked if name.startswith("part")} == coming
+    assert len(coming) < len(ends)
+
+
+def counts_of(folder):
+    return json.loads((folder / "examples/onesug_query/train/counts.json").read_text())

@@ -15,7 +15,17 @@ def part(rng, count, longest=(9, 5)):
         sizes = rng.integers(1, most + 1, count)
         out[f"{name}s"] = rng.integers(1, 100, sizes.sum()).astype(np.int32)
         out[f"{name}_offsets"] = np.concatenate([[0], np.cumsum(sizes)])
-    return SimpleNamespace(**out)
+    return SimpleNamespace(**out, texts=lambda rows: texts(SimpleNamespace(**out), rows))
+
+
+def texts(part, rows):
+    """As `tasks.examples.Examples.texts` gives them."""
+    out = {}
+    for name, offsets in (("inputs", part.input_offsets), ("targets", part.target_offsets)):
+        ids = [getattr(part, name)[offsets[row] : offsets[row + 1]] for row in rows]
+        none = [np.zeros(0, np.int32)]
+        out[name] = np.concatenate(none + ids), np.array([len(x) for x in ids], np.int64)
+    return out
 
 
 def slow(parts, source, example, row, shape):

@@ -66,7 +66,6 @@ def world(tmp_path_factory):
         context=Known(index, SPEC.related),
         tasks={"query": 1.0, "query_from_history": 0.5},
         mixture="toy",
-        fingerprint="abc",
     )
     FOLDER.append(str(folder / "examples"))
     return {
@@ -195,7 +194,7 @@ def test_the_cache_is_what_the_task_yields_in_order(world):
             np.testing.assert_array_equal(part[i][0], inputs)
             np.testing.assert_array_equal(part[i][1], target)
         assert len(part) == i + 1
-        assert part.meta["lengths"] == LENGTHS and part.meta["fingerprint"] == "abc"
+        assert part.meta["lengths"] == LENGTHS
         assert part.meta["vocabulary"] == world["vocabulary"].fingerprint
 
 

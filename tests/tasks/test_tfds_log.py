@@ -105,7 +105,8 @@ def test_the_seqio_task_of_the_docs_reads_it(project_root, log, tmp_path, monkey
     text = (pathlib.Path(project_root) / "docs" / "model.md").read_text(encoding="utf-8")
     (command,) = re.findall(r"`python -m onesug_jax.main (tfds .*?)`", text)
     assert main.main(shlex.split(command)) == 0
-    (snippet,) = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
+    snippets = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
+    (snippet,) = (found for found in snippets if "complete_query" in found)
     snippet += """
 task = seqio.get_mixture_or_task("complete_query")
 lengths = {"inputs": 8, "targets": 8}

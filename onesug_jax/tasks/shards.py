@@ -1,0 +1,248 @@
+"""Records in ArrayRecord shards of bounded size: written in a stream, read at random.
+
+    folder/part-00000-of-00003.array_record, ..   records in order, one a chunk (as grain wants it)
+    folder/counts.json                            shard -> how many
+    folder/{column}.npy                           what a loader needs of all rows at once
+    folder/meta.json                              what the records are, by who writes them
+
+A shard is opened when one of its records is first asked for. Where the folder lies in a bucket,
+`fetch` brings a file to the disk; `prefetch` begins that for records of coming batches. This file
+does not know what a record or a column means.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import resource
+import threading
+from collections import OrderedDict
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+
+import numpy as np
+from array_record.python.array_record_module import ArrayRecordReader, ArrayRecordWriter
+
+from onesug_jax.errors import UserError
+from onesug_jax.files import read_json, write_json
+
+COUNTS_FILE = "counts.json"
+META_FILE = "meta.json"
+SHARD_BYTES = 64 * 2**20  # of records, before they are compressed
+_OPTIONS = "group_size:1,zstd:1"
+_FETCHES = 8  # at once
+
+
+def local(path: str) -> str:
+    """The `fetch` of files that lie on a disk already."""
+    return path
+
+
+class Writer:
+    """Writes a folder; holds one block of rows at a time.
+
+    Args:
+      folder: made if missing; holds no shards yet.
+      columns: name -> dtype of its .npy file.
+      shard_bytes: where a shard ends.
+    """
+
+    def __init__(self, folder: str, columns: Mapping[str, type], *, shard_bytes: int = SHARD_BYTES):
+        os.makedirs(folder, exist_ok=True)
+        self._folder, self._limit, self._bytes = folder, shard_bytes, 0
+        self._counts: list[int] = []
+        self._shard: ArrayRecordWriter | None = None
+        self._digest = hashlib.sha256()
+        self._columns = {
+            name: _Appender(os.path.join(folder, f"{name}.npy"), kind)
+            for name, kind in columns.items()
+        }
+
+    def add(self, records: Sequence[bytes], columns: Mapping[str, np.ndarray]) -> None:
+        """Appends B records, and B values of every column."""
+        for record in records:
+            if self._shard is None or self._bytes >= self._limit:
+                self._next()
+            self._shard.write(record)
+            self._digest.update(record)
+            self._bytes += len(record)
+            self._counts[-1] += 1
+        for name, column in self._columns.items():
+            column.append(columns[name])
+
+    def close(self) -> dict:
+        """Ends the files; returns how many records they hold, `count`, and their `fingerprint`, so
+        that nobody has to read them to know whether they are others.
+        """
+        if not self._counts:  # a file-based source wants a file, be it empty
+            self._next()
+        self._shard.close()
+        for column in self._columns.values():
+            column.close()
+        names = [shard_name(n, len(self._counts)) for n in range(len(self._counts))]
+        for number, name in enumerate(names):
+            os.rename(self._open_name(number), os.path.join(self._folder, name))
+        counts = dict(zip(names, self._counts, strict=True))
+        write_json(os.path.join(self._folder, COUNTS_FILE), counts)
+        return {"count": sum(self._counts), "fingerprint": self._digest.hexdigest()[:16]}
+
+    def _next(self) -> None:
+        if self._shard is not None:
+            self._shard.close()
+        self._shard = ArrayRecordWriter(self._open_name(len(self._counts)), _OPTIONS)
+        self._counts.append(0)
+        self._bytes = 0
+
+    def _open_name(self, number: int) -> str:
+        return os.path.join(self._folder, f".part-{number:05}")
+
+
+def read_meta(folder: str, what: str, way_out: str) -> dict:
+    """What `folder` says of its records: `count`, `features`, `vocabulary` ..
+
+    Args:
+      what: what is expected there, "examples of task ..". way_out: what to do without it.
+
+    Raises:
+      UserError: there is none, or it is of the arrays that came before shards.
+    """
+    meta = read_json(os.path.join(folder, META_FILE), what, way_out)
+    if "features" not in meta:
+        raise UserError(
+            f"{folder}: expected {what} in shards, found those of an earlier version; make them "
+            "again by the stage examples (run --restart=examples)"
+        )
+    return meta
+
+
+def shard_name(number: int, of: int) -> str:
+    """The file name of a shard."""
+    return f"part-{number:05}-of-{of:05}.array_record"
+
+
+def records_of(path: str, size: int = 4096) -> Iterator[bytes]:
+    """The records of one shard, in order; `size` of them are in memory."""
+    reader = ArrayRecordReader(path)
+    for start in range(0, reader.num_records(), size):
+        yield from reader.read(start, min(start + size, reader.num_records()))
+
+
+class Shards:
+    """The records of a folder by number, from any thread.
+
+    Args:
+      folder: what a `Writer` wrote.
+      fetch: path -> path of the same file on a disk; called from several threads.
+      way_out: what to do where files are missing or damaged; for messages.
+
+    Raises:
+      UserError: there is no folder of this kind. `read` raises it for a damaged shard.
+    """
+
+    def __init__(self, folder: str, *, fetch: Callable[[str], str] = local, way_out: str):
+        self._folder, self._fetch, self._way_out = folder, fetch, way_out
+        counts = read_json(os.path.join(folder, COUNTS_FILE), "shards of examples", way_out)
+        self._names = list(counts)
+        self._ends = np.cumsum([counts[name] for name in self._names], dtype=np.int64)
+        self._open: OrderedDict[int, Future] = OrderedDict()
+        self._lock = threading.Lock()
+        self._most = max(resource.getrlimit(resource.RLIMIT_NOFILE)[0] // 2, 1)
+        self._pool = ThreadPoolExecutor(_FETCHES, thread_name_prefix="shards")
+
+    def __len__(self) -> int:
+        return int(self._ends[-1])
+
+    @property
+    def all_open(self) -> bool:
+        """Whether nothing is left to prefetch."""
+        return len(self._open) == len(self._names)
+
+    def column(self, name: str) -> np.ndarray:
+        """A column of all rows, `[N]`, in memory."""
+        file = f"{name}.npy"
+        try:
+            column = np.load(self._fetch(os.path.join(self._folder, file)))
+        except (OSError, ValueError) as error:
+            raise self._damaged(file, error) from error
+        if len(column) != len(self):
+            raise self._damaged(file, f"{len(column)} values for {len(self)} records")
+        return column
+
+    def read(self, rows: Sequence[int] | np.ndarray) -> list[bytes]:
+        """The records of these numbers, in their order."""
+        rows = np.asarray(rows, np.int64)
+        if len(rows) and not 0 <= rows.min() <= rows.max() < len(self):
+            raise IndexError(f"records 0 to {len(self) - 1}; asked for {rows.min()}..{rows.max()}")
+        found: list[bytes] = [b""] * len(rows)
+        shards = np.searchsorted(self._ends, rows, side="right")
+        needed = np.unique(shards).tolist()
+        for shard, opened in zip(needed, self._begin(needed), strict=True):
+            places = np.flatnonzero(shards == shard)
+            first = self._ends[shard - 1] if shard else 0
+            try:
+                records = opened.result().read((rows[places] - first).tolist())
+            except (OSError, RuntimeError) as error:
+                raise self._damaged(self._names[shard], error) from error
+            for place, record in zip(places.tolist(), records, strict=True):
+                found[place] = record
+        return found
+
+    def scan(self, first: int, stop: int, size: int = 4096) -> Iterator[list[bytes]]:
+        """Blocks of at most `size` records from number `first` to before `stop`, in order."""
+        for start in range(first, stop, size):
+            yield self.read(np.arange(start, min(start + size, stop)))
+
+    def prefetch(self, rows: Sequence[int] | np.ndarray) -> None:
+        """Begins to open the shards of these records, in the background."""
+        self._begin(np.unique(np.searchsorted(self._ends, rows, side="right")).tolist())
+
+    def _begin(self, shards: list[int]) -> list[Future]:
+        with self._lock:
+            for shard in shards:
+                if shard not in self._open:
+                    self._open[shard] = self._pool.submit(self._opened, shard)
+            opened = [self._open[shard] for shard in shards]
+            while len(self._open) > self._most:  # a reader closes when nobody holds it
+                self._open.popitem(last=False)
+        return opened
+
+    def _opened(self, shard: int) -> ArrayRecordReader:
+        path = self._fetch(os.path.join(self._folder, self._names[shard]))
+        # Random access reads one chunk at a time, so nothing is read ahead.
+        return ArrayRecordReader(
+            path, options="readahead_buffer_size:0", file_reader_buffer_size=32_768
+        )
+
+    def _damaged(self, name: str, error: object) -> UserError:
+        path = os.path.join(self._folder, name)
+        return UserError(f"{path}: the examples cannot be read ({error}); {self._way_out}")
+
+
+class _Appender:
+    """A one-dimensional .npy file of a length known only at its end."""
+
+    def __init__(self, path: str, dtype):
+        self._dtype, self._count = np.dtype(dtype), 0
+        self._file = open(path, "wb")
+        self._header()
+        self._start = self._file.tell()
+
+    def _header(self) -> None:
+        # NumPy pads this header so that its first number may grow in place.
+        fields = {
+            "descr": np.lib.format.dtype_to_descr(self._dtype),
+            "fortran_order": False,
+            "shape": (self._count,),
+        }
+        np.lib.format.write_array_header_1_0(self._file, fields)
+
+    def append(self, values: np.ndarray) -> None:
+        self._file.write(np.ascontiguousarray(values, self._dtype).tobytes())
+        self._count += len(values)
+
+    def close(self) -> None:
+        self._file.seek(0)
+        self._header()
+        if self._file.tell() != self._start:
+            raise RuntimeError("the .npy header changed its size")
+        self._file.close()
