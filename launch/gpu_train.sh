@@ -10,8 +10,9 @@
 #   sbatch --nodes=2 --ntasks-per-node=1 --gpus-per-node=8 --wrap "bash launch/gpu_train.sh -- .."
 #
 # One host: one process over all its GPUs. Several: one a host, by ssh without a password, each in
-# this very folder, which all hosts see, as WORK_DIR and LOG. Inside a SLURM allocation: as many
-# processes as it has tasks, by srun; --print_sbatch prints the line that asks for one.
+# this very folder, which all hosts see; so do they WORK_DIR and LOG, or these are gs:// URLs. Inside
+# a SLURM allocation: as many processes as it has tasks, by srun; --print_sbatch prints the line that
+# asks for one.
 #
 # Flags, --flag=VALUE or --flag VALUE, and the environment variables that set their defaults:
 #   --hosts            GPU_HOSTS          this one; several by commas, the first is process 0
@@ -69,11 +70,6 @@ IFS=, read -ra hosts <<<"$hosts"
 if [ "${#hosts[@]}" -gt 0 ] && [ "$processes" -gt 1 ]; then
   mistake "--processes is for one host; --hosts starts one process on each"
 fi
-for word in "$@"; do
-  case "$word" in
-    *gs://*) mistake "$word: mount the bucket (gcsfuse BUCKET FOLDER, on every host) and give the folder" ;;
-  esac
-done
 
 show() { # as it could be typed
   local word text=""

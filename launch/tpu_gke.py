@@ -55,7 +55,6 @@ def jobset(options: argparse.Namespace, chosen: Slice) -> dict[str, Any]:
                 "image": options.image,
                 "command": command(options, chosen),
                 "ports": [{"containerPort": 8471}, {"containerPort": 8080}],
-                "securityContext": {"privileged": True},
                 "resources": {"limits": {"google.com/tpu": chosen.chips_per_host}},
                 "volumeMounts": [{"name": "shm", "mountPath": "/dev/shm"}],
             }

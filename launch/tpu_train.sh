@@ -39,8 +39,8 @@
 #   --image            TPU_IMAGE            the image made of Dockerfile
 #   --print_jobset                          print the JobSet's manifest, do nothing
 #
-# A gs:// path, in --work_dir or after `--`, is read and written through gcsfuse: each worker mounts
-# the bucket and is given the folder. Exit code: that of the training; 2: a mistake in the flags.
+# The training reads and writes gs:// paths by itself, in --work_dir or after `--` (docs/scale.md).
+# Exit code: that of the training; 2: a mistake in the flags.
 set -euo pipefail
 
 root="$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)"

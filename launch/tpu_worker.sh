@@ -7,7 +7,8 @@
 #   stop                             asks the training to save and end, and waits for it
 #   failed LINES                     where it failed: worker number, host, exit code, the log's end
 #   container PROCESSES [WORD ...]   the training itself, as the container's process
-# Beside the code (~/onesug/code) lie venv/, run/ (log, pid, id, exit) and the buckets, gs/BUCKET.
+# Beside the code (~/onesug/code) lie venv/, run/ (log, pid, id, exit) and mirror/, this machine's
+# copies of what a work directory in a bucket holds.
 set -euo pipefail
 
 code="$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)"
@@ -35,31 +36,8 @@ install() {
   say installed -
 }
 
-# A bucket as a folder. Nothing about it is cached: workers see at once what another one wrote.
-mount_bucket() {
-  local folder="$home/gs/$1"
-  if mountpoint -q "$folder"; then return; fi
-  if ! command -v gcsfuse >/dev/null; then
-    local host=https://packages.cloud.google.com/apt key=/usr/share/keyrings/cloud.google.asc
-    curl -fsSL "$host/doc/apt-key.gpg" | sudo tee "$key" >/dev/null
-    echo "deb [signed-by=$key] $host gcsfuse-$(lsb_release -cs) main" |
-      sudo tee /etc/apt/sources.list.d/gcsfuse.list >/dev/null
-    local apt=(sudo apt-get -qq -o DPkg::Lock::Timeout=600)
-    "${apt[@]}" update
-    "${apt[@]}" install -y gcsfuse >/dev/null
-  fi
-  mkdir -p "$folder"
-  gcsfuse --implicit-dirs --rename-dir-limit=200000 --metadata-cache-ttl-secs=0 \
-    --metadata-cache-negative-ttl-secs=0 "$1" "$folder" >/dev/null
-}
-
-with_buckets() { # fills `words`: each with gs://BUCKET as the folder where it is mounted
-  local word
-  words=()
-  for word in "$@"; do
-    if [[ "$word" =~ gs://([^/]+) ]]; then mount_bucket "${BASH_REMATCH[1]}"; fi
-    words+=("${word//gs:\/\//$home/gs/}")
-  done
+settings() {
+  export PYTHONPATH="$code" PYTHONUNBUFFERED=1 ONESUG_MIRROR="${ONESUG_MIRROR:-$home/mirror}"
 }
 
 start() {
@@ -69,16 +47,14 @@ start() {
     echo "error: a training run is under way here (process $(cat "$run/pid"))" >&2
     exit 1
   fi
-  with_buckets "$@"
   mkdir -p "$run"
   rm -f "$run/exit"
   : >"$run/log"
   echo "$id" >"$run/id"
   cd "$home"
-  export PYTHONPATH="$code" PYTHONUNBUFFERED=1
+  settings
   if [ "$workers" -gt 1 ]; then export ONESUG_PROCESSES=auto; fi
-  nohup setsid bash "$code/launch/tpu_worker.sh" train ${words[@]+"${words[@]}"} \
-    >"$run/log" 2>&1 </dev/null &
+  nohup setsid bash "$code/launch/tpu_worker.sh" train "$@" >"$run/log" 2>&1 </dev/null &
   echo $! >"$run/pid"
   say started "$id"
 }
@@ -123,10 +99,9 @@ failed() {
 container() {
   if [ "$1" -gt 1 ]; then export ONESUG_PROCESSES=auto; fi
   shift
-  with_buckets "$@"
   cd "$home"
-  export PYTHONPATH="$code" PYTHONUNBUFFERED=1
-  exec "$home/venv/bin/python" -m onesug_jax.main run ${words[@]+"${words[@]}"}
+  settings
+  exec "$home/venv/bin/python" -m onesug_jax.main run "$@"
 }
 
 stop() {
@@ -146,5 +121,5 @@ stop() {
 action="${1:-}"
 case "$action" in
   install | start | train | status | log | stop | failed | container) shift && "$action" "$@" ;;
-  *) sed -n '2,10s/^# \{0,1\}//p' "${BASH_SOURCE[0]}" >&2 && exit 2 ;;
+  *) sed -n '2,11s/^# \{0,1\}//p' "${BASH_SOURCE[0]}" >&2 && exit 2 ;;
 esac

@@ -19,7 +19,9 @@ from typing import Any, TextIO
 
 from onesug_jax import cli
 from onesug_jax.errors import UserError
+from onesug_jax.files import is_remote
 from onesug_jax.pipeline import workdir
+from onesug_jax.pipeline.mirror import Mirror
 from onesug_jax.signatures import accepts, describe, is_literal, nearest, parameters
 from onesug_jax.stages import CONFIGURABLES, STAGES
 
@@ -63,12 +65,14 @@ class _Expressions:
 class Config:
     """All bindings in force: {"STEPS": 9, "make_mesh.data": 1, "scope/ModelConfig.d_ff": 64}.
 
-    `given` are those of this command, `remembered` those of WORK_DIR/config.gin.
+    `given` are those of this command, `remembered` those of WORK_DIR/config.gin. `mirror` is of a
+    WORK_DIR in a bucket.
     """
 
     bindings: dict[str, Any] = dataclasses.field(default_factory=dict)
     given: dict[str, Any] = dataclasses.field(default_factory=dict)
     remembered: dict[str, Any] = dataclasses.field(default_factory=dict)
+    mirror: Mirror | None = None
 
     def resolved(self, value: Any) -> Any:
         """A value with its macros filled in; references stay text; tuples become lists."""
@@ -83,8 +87,9 @@ class Config:
         return self.resolved(self.bindings[name])
 
     def with_bindings(self, changes: Mapping[str, Any]) -> Config:
-        """The same with some bindings changed."""
-        return dataclasses.replace(self, bindings={**self.bindings, **changes})
+        """The same with some bindings changed; another WORK_DIR is a local one."""
+        mirror = None if "WORK_DIR" in changes else self.mirror
+        return dataclasses.replace(self, bindings={**self.bindings, **changes}, mirror=mirror)
 
     def seen_by(self, stage: str) -> Config:
         """Without what is scoped to another stage: `align/make_optimizer...` is align's alone."""
@@ -128,7 +133,7 @@ class Config:
         """
         stored = {**self.remembered, **self.given}
         stored = {key: value for key, value in stored.items() if not _NOT_REMEMBERED.match(key)}
-        if isinstance(stored.get("LOG"), str):
+        if isinstance(stored.get("LOG"), str) and not is_remote(stored["LOG"]):
             stored["LOG"] = os.path.abspath(stored["LOG"])
         lines = ["# The settings of this work directory; every command on it reads them."]
         lines += [f"{key} = {value!r}" for key, value in sorted(stored.items())]
@@ -162,6 +167,10 @@ def read_config(files: Sequence[str] = (), flags: Sequence[tuple[str, str]] = ()
         given += _read(io.StringIO(f"{name} = {text}\n"), _flag(name))
     defaults = list(_read_file(os.path.join(CONFIGS, "defaults.gin")))
     chosen = {key: value for key, value, _ in defaults + given}
+    mirror = None
+    if is_remote(str(chosen["WORK_DIR"])):
+        mirror = Mirror.of(str(chosen["WORK_DIR"]))
+        mirror.refresh()
     memory = workdir.settings_file(str(chosen["WORK_DIR"]))
     remembered = list(_read_file(memory)) if os.path.isfile(memory) else []
     places = {key: (value, where) for key, value, where in defaults + remembered + given}
@@ -173,6 +182,7 @@ def read_config(files: Sequence[str] = (), flags: Sequence[tuple[str, str]] = ()
         {key: value for key, value, _ in bindings},
         {key: value for key, value, _ in given},
         {key: value for key, value, _ in remembered},
+        mirror,
     )
     for key, where in {key: where for key, _, where in bindings}.items():
         _check_value(config, key, where)

@@ -1,10 +1,9 @@
 """Files and folders that appear complete or not at all, and the one fingerprint of what they hold.
 
 Every layer writes through this file. A local file is written under a hidden name beside its target,
-flushed to the disk, and renamed; a reader sees the old content or the new one. A bucket
-(`gs://BUCKET/PATH`, any scheme of `etils.epath`) shows an object when its upload ends, so a remote
-file is written locally and then uploaded. Folders are replaced by a finished sibling. This file
-does not know what the files mean, and does not lock: one process writes a path at a time.
+flushed to the disk, and renamed; a reader sees the old content or the new one. Folders are replaced
+by a finished sibling. This file does not know what the files mean, and does not lock: one process
+writes a path at a time. What lies in a bucket is `pipeline/mirror.py`'s.
 """
 
 from __future__ import annotations
@@ -50,13 +49,6 @@ def atomic_path(path: PathLike) -> Iterator[str]:
     Missing folders are made. After an error `path` is as it was and the temporary file is gone;
     only a killed process leaves one behind (`.new-*`).
     """
-    if is_remote(path):
-        with tempfile.TemporaryDirectory() as folder:
-            new = os.path.join(folder, os.path.basename(os.fspath(path)))
-            yield new
-            with open(new, "rb") as source, _path(path).open("wb") as target:
-                shutil.copyfileobj(source, target, _MIB)
-        return
     path = os.path.abspath(path)
     folder, name = os.path.split(path)
     os.makedirs(folder, exist_ok=True)
@@ -111,7 +103,7 @@ def read_json(path: PathLike, what: str, way_out: str) -> Any:
       UserError: there is no such file, or it is not JSON.
     """
     try:
-        return json.loads(_path(path).read_text(encoding="utf-8"))
+        return json.loads(pathlib.Path(path).read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise UserError(f"{path}: expected {what}, found no such file; {way_out}") from None
     except ValueError as error:
@@ -123,7 +115,7 @@ def read_json(path: PathLike, what: str, way_out: str) -> Any:
 def require_files(paths: Iterable[PathLike], what: str, way_out: str) -> None:
     """Raise UserError for the first of `paths` that is no file; see `read_json`."""
     for path in paths:
-        if not _path(path).is_file():
+        if not os.path.isfile(path):
             raise UserError(f"{path}: expected {what}, found no such file; {way_out}")
 
 
@@ -158,10 +150,9 @@ def replace_folder(new: PathLike, old: PathLike) -> None:
     caller repeats this call.
 
     Raises:
-      UserError: a folder in a bucket, which has no renames.
       FileNotFoundError: there is no folder `new`.
     """
-    new, old = _local(new), _local(old)
+    new, old = os.path.abspath(new), os.path.abspath(old)
     recover_folder(old)
     pathlib.Path(new, _NEWER).touch()
     for parent, _, names in os.walk(new):
@@ -176,7 +167,7 @@ def recover_folder(folder: PathLike) -> None:
 
     Does nothing where nothing was begun.
     """
-    folder = _local(folder)
+    folder = os.path.abspath(folder)
     coming, replaced = folder + _NEXT, folder + _REPLACED
     if os.path.exists(os.path.join(coming, _NEWER)):
         if not os.path.exists(folder):
@@ -244,7 +235,7 @@ def fingerprint_file(path: PathLike) -> str:
 
     Above 256 MiB it covers the size and 64 evenly spaced blocks of 1 MiB, both ends included.
     """
-    with _path(path).open("rb") as file:
+    with open(path, "rb") as file:
         size = file.seek(0, os.SEEK_END)
         if size > _READ_FULLY:
             starts, length = [(size - _MIB) * i // (_BLOCKS - 1) for i in range(_BLOCKS)], _MIB
@@ -263,31 +254,13 @@ def fingerprint_tree(paths: Iterable[PathLike]) -> str:
     Hidden files do not count. A folder that moves as one stays the same.
     """
     found = []
-    for path in map(_path, paths):
+    for path in map(pathlib.Path, paths):
         under = sorted(_files_under(path, "")) if path.is_dir() else [(path.name, path)]
         found.append([(name, fingerprint_file(file)) for name, file in under])
     return fingerprint(found)
 
 
 # ---------------------------------------------------------------------------------- parts
-
-
-def _path(path: PathLike) -> Any:
-    """A `pathlib.Path`, or for a bucket the `epath.Path`, which is slow to import."""
-    if not is_remote(path):
-        return pathlib.Path(path)
-    from etils import epath
-
-    return epath.Path(path)
-
-
-def _local(path: PathLike) -> str:
-    if is_remote(path):
-        raise UserError(
-            f"{path}: expected a folder on a disk, found one in a bucket, where folders cannot be "
-            "renamed; mount the bucket with gcsfuse and give the mounted folder."
-        )
-    return os.path.abspath(path)
 
 
 def _flush(path: str) -> None:

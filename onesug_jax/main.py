@@ -19,10 +19,12 @@ from onesug_jax import cli, configuration, doctor
 from onesug_jax.configuration import Config, read_config
 from onesug_jax.errors import UserError, file_error, plain, refused
 from onesug_jax.files import atomic_write
-from onesug_jax.pipeline import bundle, workdir
+from onesug_jax.pipeline import bundle, remote_log, tables, workdir
+from onesug_jax.pipeline.lease import Lease
 from onesug_jax.pipeline.lock import WriterLock
+from onesug_jax.pipeline.mirror import Mirror
 from onesug_jax.pipeline.plan import Step, check_folder, check_inputs, plan
-from onesug_jax.pipeline.runner import execute
+from onesug_jax.pipeline.runner import execute, pull
 from onesug_jax.pipeline.spec import Context, StageSpec
 from onesug_jax.stages import CONFIGURABLES, STAGES, checks, sweeping
 from onesug_jax.train import distributed
@@ -75,6 +77,7 @@ def make_context(
         named=named,
         config_text=config.text(names, defaults=True),
         other=other,
+        mirror=config.mirror,
     )
 
 
@@ -90,6 +93,7 @@ def context_of(stage: str, *flags: str) -> Context:
     context = make_context(STAGES[stage], config, command.options)
     if STAGES[stage].uses_model:
         workdir.model_in_use(config.macro("WORK_DIR"))
+    pull(STAGES[stage], context)
     return context
 
 
@@ -164,7 +168,7 @@ def _notes(spec: StageSpec, context: Context, config: Config) -> Iterator[str]:
     names = set(config.given) & set(config.bindings)
     for key in sorted(names & set(config.remembered)):
         old, new = config.remembered[key], config.given[key]
-        if old != new and not (key == "LOG" and os.path.abspath(str(new)) == old):
+        if old != new and not (key == "LOG" and workdir.local(str(new)) == old):
             yield f"{key}: {old!r} in {workdir.CONFIG}, {new!r} now"
     if spec.uses_model and context.work.path != context.home.path:
         note = bundle.stale_note(context.home, context.work.path)
@@ -179,23 +183,31 @@ def _run(stage: str, config: Config, options: Any) -> int:
         make_context, config=config, options=options, named=stage != "run"
     )
     contexts = {spec.name: context_for(spec) for spec in specs}
+    if config.mirror is None and home.name != home.path and any(spec.folder for spec in specs):
+        raise UserError(
+            f"WORK_DIR = {home.path}: this is the copy of a bucket; name the bucket, "
+            f"--gin.WORK_DIR={home.name}"
+        )
+    reads_log = any(spec.name in ("ingest", "update") for spec in specs)
+    if distributed.is_primary() and reads_log or stage == "evaluate" and "LOG" in config.given:
+        remote_log.look(config.macro("LOG"), contexts[specs[0].name].home.log)
     steps: list[Step] = []
     distributed.run_on_primary_and_broadcast(
         lambda: steps.extend(_check(specs, contexts, config, options))
     )
     if options.dry_run:
-        _dry_run(specs, contexts, steps, home.path)
+        _dry_run(specs, contexts, steps, home.name)
         return 0
     for note in _notes(specs[-1], contexts[specs[-1].name], config):
         print(f"note: {note}", file=sys.stderr, flush=True)
     with contextlib.ExitStack() as stack:
         if distributed.is_primary():
             if stage == "update" or any(spec.folder and not spec.uses_model for spec in specs):
-                stack.enter_context(WriterLock(home.path, stage))
+                _hold(stack, home.path, stage, config.mirror)
             if any(spec.folder and not spec.uses_model for spec in specs):
                 _remember(home.join(workdir.CONFIG), config)
             elif specs[0].folder:
-                stack.enter_context(WriterLock(contexts[stage].home.report, stage))
+                _hold(stack, contexts[stage].home.report, stage, config.mirror)
         for spec in specs:
             code = execute(
                 spec,
@@ -208,6 +220,14 @@ def _run(stage: str, config: Config, options: Any) -> int:
     return 0
 
 
+def _hold(stack: contextlib.ExitStack, folder: str, stage: str, mirror: Mirror | None) -> None:
+    """This command is the one writer in a folder of WORK_DIR, and of the bucket."""
+    stack.enter_context(WriterLock(folder, stage))
+    if mirror:
+        mirror.lease = stack.enter_context(Lease(tables.shown(folder), stage))
+        mirror.refresh(writing=folder == mirror.home)
+
+
 def _remember(path: str, config: Config) -> None:
     text = config.memory()
     if os.path.exists(path):
@@ -216,6 +236,8 @@ def _remember(path: str, config: Config) -> None:
                 return
     with atomic_write(path) as out:
         out.write(text.encode())
+    if config.mirror:
+        config.mirror.push_loose()
 
 
 def main(argv: Sequence[str] | None = None) -> int:

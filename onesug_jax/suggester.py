@@ -39,6 +39,7 @@ class Suggester:
           path: a WORK_DIR (its model in use), one of its versions (`versions/0003`), a trained
             stage's folder (`rwr`, `pretrain`), or a bundle (`rwr/bundle`), which may have been
             copied to another place: it holds all that a model reads, and the settings of lists.
+            Each may be in a bucket (`gs://BUCKET/PATH`).
           flags: as on the command line: "--gin.WritingConfig.beams=4".
 
         Raises:

@@ -1,82 +1,171 @@
-"""A work directory in a bucket: mounted or copied by what is installed, and told when it cannot
-be; gcsfuse and gsutil are stand-ins that write down their words.
+"""WORK_DIR in a bucket through the real stages: the road of a small shop, machines that are lost,
+two processes with a disk each. The bucket is a folder, which file:// names.
 """
 
+import json
 import os
-import re
-import stat
+import shutil
+import signal
+import subprocess
+import sys
+import time
 
+import numpy as np
 import pytest
 
-from onesug_jax import bucket
-from onesug_jax.errors import UserError
+import onesug_jax
+from onesug_jax import main
+from onesug_jax.pipeline import tables
+from onesug_jax.pipeline.mirror import Mirror
+from onesug_jax.pipeline.store import Store
+from onesug_jax.pipeline.workdir import FOLDERS, WorkDir
+from onesug_jax.train.checkpoint import load_params, saved_steps
+from tests.test_pipeline import SMALL
+from tests.test_processes import finish, start
+
+
+def upload(work, url):
+    """A finished local WORK_DIR as a bucket would hold it."""
+    mirror = Mirror(url)
+    reports = [f"report/{name}" for name in sorted(os.listdir(work / "report"))]
+    for unit in (*FOLDERS, *reports):
+        if not (work / unit / "_manifest.json").exists():
+            continue
+        place = os.path.join(mirror.home, unit)
+        shutil.copytree(work / unit, place)
+        mirror.publish(place, place)
+        states = [name for name in ("best", "checkpoints") if (work / unit / name).exists()]
+        for state in states:  # orbax would have written them there
+            at = tables.read(place).url.removeprefix("file://")
+            shutil.copytree(work / unit / state, f"{at}/{state}")
+    shutil.copy(work / "config.gin", mirror.home)
+    mirror.push_loose()
+    shutil.rmtree(mirror.home)
 
 
 @pytest.fixture
-def install(tmp_path, monkeypatch):
-    """Puts stand-ins on an otherwise empty PATH; gives what they were called with."""
-    programs = tmp_path / "bin"
-    programs.mkdir()
-    monkeypatch.setenv("PATH", str(programs))
-
-    def make(name, script):
-        path = programs / name
-        path.write_text(f'#!/bin/sh\necho "$@" >> {tmp_path}/{name}.calls\n{script}\n')
-        path.chmod(path.stat().st_mode | stat.S_IXUSR)
-        return lambda: (tmp_path / f"{name}.calls").read_text().splitlines()
-
-    return make
+def bucket(small_run, tmp_path, monkeypatch):
+    """The URL of a finished WORK_DIR; this machine has nothing of it."""
+    monkeypatch.setenv(tables.MIRROR, str(tmp_path / "machine"))
+    url = f"file://{tmp_path}/bucket/work"
+    upload(small_run, url)
+    return url
 
 
-def test_a_local_folder_stays_where_it_is(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    (tmp_path / "work").mkdir()
-    assert bucket.as_folder("work") == str(tmp_path / "work")
-    with pytest.raises(UserError, match="nowhere: expected a work directory"):
-        bucket.as_folder("nowhere")
+def lose_the_machine():
+    shutil.rmtree(os.path.dirname(tables.root()), ignore_errors=True)
 
 
-def test_gcsfuse_mounts_the_bucket_once(tmp_path, install, monkeypatch):
-    at = tmp_path / "buckets" / "shop"
-    calls = install("gcsfuse", f"/bin/mkdir -p {at}/a/work")
-    assert bucket.as_folder("gs://shop/a/work/", str(tmp_path / "buckets")) == str(at / "a/work")
-    monkeypatch.setattr(os.path, "ismount", lambda path: path == str(at))
-    assert bucket.as_folder("gs://shop/a/work", str(tmp_path / "buckets")) == str(at / "a/work")
-    assert calls() == [f"--implicit-dirs shop {at}"]
-    with pytest.raises(UserError, match="gs://shop/b: expected a work directory"):
-        bucket.as_folder("gs://shop/b", str(tmp_path / "buckets"))
+def pulled(url):
+    """The files that are on this machine, hidden ones left out."""
+    home = WorkDir(url).path
+    found = [os.path.join(parent, name) for parent, _, names in os.walk(home) for name in names]
+    return {os.path.relpath(path, home) for path in found if "/." not in path}
 
 
-def test_gsutil_copies_what_is_read(tmp_path, install):
-    calls = install("gsutil", "")
-    folder = bucket.as_folder("gs://shop/work", str(tmp_path / "buckets"))
-    assert folder == str(tmp_path / "buckets" / "shop" / "work") and os.path.isdir(folder)
-    [call] = calls()
-    assert call.startswith("-m -q rsync -r -x ")
-    assert call.endswith(f" gs://shop/work {folder}")
+def test_an_empty_machine_knows_what_is_up_to_date_and_suggests(bucket, small_run, capsys):
+    assert main.main(["run", "--dry_run", f"--gin.WORK_DIR={bucket}"]) == 0
+    plan = capsys.readouterr().out.split("# plan for")[1].splitlines()
+    assert plan[0].strip() == bucket
+    assert all("up to date" in line for line in plan[1:-1]), plan
+    wanted, found = (
+        onesug_jax.Suggester.load(str(path)).suggest("c", k=5) for path in (small_run, bucket)
+    )
+    assert wanted == found
 
 
-@pytest.mark.parametrize(
-    ("path", "left_out"),
-    [
-        ("log/train.parquet", True),
-        ("versions/0002/examples/a/b.npy", True),
-        ("report/log/dev.parquet", False),
-        ("pretrain/best/x", False),
-        ("mined/queries.parquet", False),
-    ],
-)
-def test_training_data_is_left_in_the_bucket(path, left_out):
-    assert bool(re.match(bucket.UNREAD, path)) == left_out
+def test_a_mistake_leaves_the_bucket_as_it_is(bucket, capsys):
+    before = Store(bucket).sizes()
+    words = [f"--gin.WORK_DIR={bucket}", "--gin.vocab.pieces=400"]
+    assert main.main(["run", *words]) == 2
+    assert "was trained on something else" in capsys.readouterr().err
+    assert Store(bucket).sizes() == before
 
 
-def test_a_bucket_that_cannot_be_read_is_told(tmp_path, install):
-    install("gsutil", 'echo "AccessDenied: 403 no access" >&2; exit 1')
-    with pytest.raises(UserError, match="gs://shop/work: gsutil failed.*403.*gcloud auth login"):
-        bucket.as_folder("gs://shop/work", str(tmp_path / "buckets"))
+def train(project_root, url, machine, *words):
+    """The stage pretrain in a process of its own, on a machine of this name."""
+    command = [sys.executable, "-m", "onesug_jax.main", "pretrain", f"--gin.WORK_DIR={url}", *words]
+    environment = {**os.environ, tables.MIRROR: str(machine)}
+    return subprocess.Popen(command, cwd=project_root, env=environment, stdout=subprocess.PIPE)
 
 
-def test_without_either_program_both_are_named(tmp_path, monkeypatch):
-    monkeypatch.setenv("PATH", str(tmp_path))
-    with pytest.raises(UserError, match="needs gcsfuse or gsutil"):
-        bucket.as_folder("gs://shop/work")
+@pytest.mark.slow
+def test_a_training_goes_on_on_another_machine_to_the_same_bits(bucket, project_root, tmp_path):
+    words = ["--gin.STEPS=60", "--gin.pretrain.checkpoint_every=5", "--gin.pretrain.log_every=5"]
+    words += ["--gin.SEED=1", "--restart"]
+    other = f"file://{tmp_path}/bucket/other"
+    shutil.copytree(tmp_path / "bucket" / "work", tmp_path / "bucket" / "other")
+    assert train(project_root, other, tmp_path / "whole", *words).wait() == 0
+
+    first = train(project_root, bucket, tmp_path / "first", *words)
+    until = time.monotonic() + 600
+    while not (states := running(bucket)) or not (saved_steps(states) or [0])[-1] >= 20:
+        assert first.poll() is None and time.monotonic() < until
+        time.sleep(0.05)
+    first.send_signal(signal.SIGKILL)
+    first.wait()
+    shutil.rmtree(tmp_path / "first")
+    second = train(project_root, bucket, tmp_path / "second", *words[:-1])
+    said = second.communicate()[0].decode()
+    assert second.returncode == 0 and "going on from step" in said, said
+
+    results = {}
+    for url in (bucket, other):
+        found = json.loads(Store(url).read(["_units/pretrain.json"])["_units/pretrain.json"])
+        home = tmp_path / "bucket" / url.rpartition("/")[2] / "pretrain" / found["generation"]
+        results[url] = load_params(home), rows(home / "metrics.jsonl")
+    (a, losses), (b, wanted) = results[bucket], results[other]
+    import jax
+
+    jax.tree.map(np.testing.assert_array_equal, a, b)
+    assert losses == wanted and len(losses) == 12
+
+
+def running(url):
+    """Where the training that is under way has its checkpoints; None: it has not begun."""
+    name = "_units/pretrain.new.json"
+    content = Store(url).read([name]).get(name)
+    if not content:
+        return None
+    return f"{url}/pretrain/{json.loads(content)['generation']}"
+
+
+def rows(path):
+    lines = map(json.loads, path.read_text().splitlines())
+    return [(row["step"], row["loss"]) for row in lines if row["kind"] == "train"]
+
+
+@pytest.mark.slow
+def test_the_whole_road_in_a_bucket_by_two_processes_of_which_one_is_killed(
+    project_root, tmp_path, monkeypatch
+):
+    """Each has a disk of its own. All disks are lost, and the road is walked to its end."""
+    url = f"file://{tmp_path}/bucket/work"
+    words = ["run", *SMALL, f"--gin.WORK_DIR={url}", "--gin.BATCH_SIZE=16"]
+    words += ["--gin.pretrain.checkpoint_every=20", "--gin.pretrain.evaluate_every=0"]
+
+    def both(*more):
+        monkeypatch.setenv(tables.MIRROR, str(tmp_path / "disks" / "0"))
+        return start(
+            project_root,
+            [*words, *more],
+            count=2,
+            own=lambda index: {tables.MIRROR: str(tmp_path / "disks" / str(index))},
+        )
+
+    first, second = both("--gin.STEPS=4000")
+    until = time.monotonic() + 1500
+    while not (states := running(url)) or not (saved_steps(states) or [0])[-1] >= 40:
+        assert first.poll() is None and time.monotonic() < until, first.communicate()
+        time.sleep(0.1)
+    second.send_signal(signal.SIGKILL)
+    first.communicate(timeout=200)
+    assert first.returncode != 0
+    shutil.rmtree(tmp_path / "disks")
+    reached = saved_steps(states)[-1]
+    said, _ = finish(both(f"--gin.STEPS={reached + 20}"))
+    assert f"going on from step {reached}" in said and "[evaluate] done" in said
+    assert said.count("up to date, skipped") == 8
+    lose_the_machine()
+    model = onesug_jax.Suggester.load(url)
+    assert model.suggest("c", k=3)

@@ -11,7 +11,6 @@ import threading
 
 import numpy as np
 import pytest
-from etils.epath import backend, gpath
 
 from onesug_jax import files
 from onesug_jax.errors import UserError
@@ -78,21 +77,6 @@ def killed_everywhere(tmp_path, before, body, exchange="files._exchange"):
     count = int(done.stdout)
     assert count > 2
     return [tmp_path / "runs" / str(n) for n in range(count + 1)]
-
-
-@pytest.fixture
-def bucket(monkeypatch):
-    """gs:// paths lead to fsspec's file system in memory."""
-    memory = pytest.importorskip("fsspec").filesystem("memory")
-    memory.store.clear()
-
-    class InMemory(backend._FileSystemSpecBackend):
-        def fs(self, path):
-            return memory
-
-    monkeypatch.setattr(gpath._GPath, "_backend", InMemory())
-    yield memory
-    memory.store.clear()
 
 
 @pytest.fixture
@@ -169,27 +153,6 @@ def test_readers_see_one_content_or_the_other(tmp_path):
     stop.set()
     reader.join()
     assert not wrong
-
-
-def test_a_bucket_is_a_path_like_any_other(bucket, tmp_path):
-    path = "gs://shop/work/a.json"
-    write_json(path, {"a": 1})
-    assert read_json(path, "an a", "make it") == {"a": 1}
-    require_files([path], "an a", "make it")
-    with pytest.raises(UserError, match="b.json: expected a b, found no such file"):
-        require_files(["gs://shop/work/b.json"], "a b", "make it")
-    with pytest.raises(RuntimeError), atomic_write(path) as file:
-        file.write(b"half")
-        raise RuntimeError("stopped")
-    with atomic_path("gs://shop/work/c.npy") as new:
-        np.save(new, np.arange(3))
-    assert read_json(path, "an a", "make it") == {"a": 1}
-    write_json(tmp_path / "a.json", {"a": 1})
-    np.save(tmp_path / "c.npy", np.arange(3))
-    assert fingerprint_file(path) == fingerprint_file(tmp_path / "a.json")
-    assert fingerprint_tree(["gs://shop/work"]) == fingerprint_tree([tmp_path])
-    with pytest.raises(UserError, match="gcsfuse"):
-        replace_folder("gs://shop/new", "gs://shop/work")
 
 
 @pytest.mark.parametrize("plain", [True, False])

@@ -20,7 +20,7 @@ MAY_IMPORT = {
     "decode": ("model", "tasks.vocabulary", "tasks.features", "logs.schema"),
     "tasks": ("logs", "semantic_ids", "retrieval"),
     "align": ("model", "logs.schema", "train"),
-    "pipeline": ("train.distributed", "signatures"),
+    "pipeline": ("train.distributed", "train.states", "signatures"),
     "stages": tuple("logs train model text_encoder semantic_ids retrieval decode".split())
     + ("tasks", "align", "evaluate", "serve", "pipeline", "doctor"),
     "evaluate": ("decode", "logs", "tasks", "train.mesh", "retrieval"),

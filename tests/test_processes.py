@@ -18,8 +18,8 @@ from tests.test_pipeline import SMALL
 RUN = ["run", *SMALL, "--gin.simulate.requests=5000", "--gin.BATCH_SIZE=16"]
 
 
-def start(project_root, words, count=1, devices=1):
-    """The command in `count` processes of so many devices each."""
+def start(project_root, words, count=1, devices=1, own=lambda index: {}):
+    """The command in `count` processes of so many devices each, with environments of their own."""
     with socket.socket() as one:
         one.bind(("127.0.0.1", 0))
         port = one.getsockname()[1]
@@ -39,7 +39,7 @@ def start(project_root, words, count=1, devices=1):
             subprocess.Popen(
                 [sys.executable, "-m", "onesug_jax.main", *words],
                 cwd=project_root,
-                env={**kept, **(joined if count > 1 else {})},
+                env={**kept, **(joined if count > 1 else {}), **own(index)},
                 stdout=subprocess.PIPE,
                 stderr=subprocess.PIPE,
                 text=True,

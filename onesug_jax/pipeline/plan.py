@@ -138,7 +138,7 @@ def _refuse(
     root = next(iter(redone.values()), None)
     first, why = (root.spec.name, f"{root.spec.name}: {root.reason}") if root else (spec.name, "")
     raise UserError(
-        f"{spec.name} in {context.work.path} was trained on something else: "
+        f"{spec.name} in {context.work.name} was trained on something else: "
         f"{why or _few(reasons)}. Nothing was changed. Two ways on: another folder "
         f"(--gin.WORK_DIR=PATH), or --restart={first}, which makes {first} and what depends on it "
         "anew beside the present results and replaces each when the new one is finished."
@@ -181,7 +181,7 @@ def check_inputs(
                 f"stage {spec.name} reads {path}, and there is no such file or folder; name one "
                 "that is there."
             )
-        way_out = f"`{PROGRAM} {makers[folder]} --gin.WORK_DIR={context.home.path}`"
+        way_out = f"`{PROGRAM} {makers[folder]} --gin.WORK_DIR={context.home.name}`"
         if makers[folder] == "simulate":
             way_out += ", or give a log of your own with --gin.LOG=PATH"
         raise UserError(
@@ -215,7 +215,7 @@ def check_folder(work: WorkDir, steps: Sequence[Step], log: str | None, state_by
         )
     needed = state_bytes
     if log is not None:
-        needed += 4 * sum(os.path.getsize(path) for path in work.expand(log).values())
+        needed += 4 * sum(map(work.size, work.expand(log).values()))
     free = shutil.disk_usage(place).free
     if any(step.action != SKIP for step in steps) and free < needed:
         raise UserError(

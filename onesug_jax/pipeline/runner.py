@@ -12,12 +12,15 @@ import shutil
 import time
 
 from onesug_jax.files import link_tree, recover_folder, replace_folder
+from onesug_jax.pipeline import remote_log
 from onesug_jax.pipeline.plan import CONTINUE, RESUME, RUN, SKIP, Step, decide
 from onesug_jax.pipeline.spec import Context, StageSpec
+from onesug_jax.pipeline.tables import TABLE
 from onesug_jax.pipeline.workdir import BUNDLE, CONFIG, MANIFEST, NEW, Manifest, WorkDir
 from onesug_jax.train import distributed
+from onesug_jax.train.states import BEST, CHECKPOINTS
 
-_STATES = ("checkpoints", "best")  # never written in place
+_STATES = (CHECKPOINTS, BEST)  # never written in place
 
 
 def execute(
@@ -36,6 +39,7 @@ def execute(
       UserError: a trained state would be lost (see `plan`).
     """
     if spec.folder is None:
+        pull(spec, context)
         return spec(context)
 
     def ready() -> list[str]:
@@ -60,6 +64,7 @@ def execute(
     new = spec.place(context) + NEW
     work = context.work if spec.uses_model else WorkDir(context.work.path, spec.folder)
     writing = dataclasses.replace(context, work=work, out=new)
+    pull(spec, context)
     code = (
         spec(writing)
         if spec.every_process
@@ -74,33 +79,56 @@ def execute(
     return code
 
 
+def pull(spec: StageSpec, context: Context) -> None:
+    """Brings what a stage reads from a bucket, into each process that takes part."""
+    mirror = context.mirror
+    if not (spec.every_process or distributed.is_primary()):
+        return
+    if distributed.is_primary() and any(name == context.log for name in spec.inputs(context)):
+        remote_log.copy(context.macros["LOG"])
+    if mirror is None:
+        return
+    if not distributed.is_primary():
+        mirror.refresh()
+    if spec.folder and (spec.trained or spec.every_process):
+        mirror.receive(spec.place(context))
+    read = [context.work.join(pattern) for pattern in spec.inputs(context)]
+    read += [context.home.join(pattern) for pattern in spec.also_reads(context)]
+    mirror.pull(*read, *([context.work.path] if spec.uses_model else []))
+
+
 def _ready(step: Step, context: Context) -> None:
     """Readies `<folder>.new`: empty, as it was interrupted, or with what training goes on from."""
-    folder = step.spec.place(context)
+    folder, mirror = step.spec.place(context), context.mirror
     new = folder + NEW
     if step.action in (RUN, CONTINUE):
         shutil.rmtree(new, ignore_errors=True)
     if step.action == CONTINUE:
-        _take_over(folder, new)
+        if mirror:
+            mirror.pull(folder)
+        _take_over(folder, new, states=mirror is None)
     shutil.rmtree(os.path.join(new, BUNDLE), ignore_errors=True)
     os.makedirs(new, exist_ok=True)
     with open(os.path.join(new, CONFIG), "w", encoding="utf-8") as file:
         file.write(context.config_text)
     step.spec.manifest(context).write(new, finished=False)  # last: without it, this is nothing
+    if mirror and (step.spec.trained or step.spec.every_process):
+        mirror.begin(folder, fresh=step.action != RESUME, after=step.action == CONTINUE)
 
 
-def _take_over(folder: str, new: str) -> None:
-    """What a finished training goes on from: its states are linked, all else is copied, because it
-    may be written to.
+def _take_over(folder: str, new: str, *, states: bool) -> None:
+    """What a finished training goes on from: its states, where they lie here, are linked; all else
+    is copied, because it may be written to.
     """
     os.makedirs(new)
     for entry in sorted(os.scandir(folder), key=lambda entry: entry.name):
         target = os.path.join(new, entry.name)
         if entry.name in _STATES:
-            link_tree(entry.path, target)
+            if states:
+                link_tree(entry.path, target)
         elif entry.is_dir() and entry.name != BUNDLE:
             shutil.copytree(entry.path, target)
-        elif entry.is_file() and entry.name not in (MANIFEST, CONFIG):
+        elif entry.is_file() and entry.name not in (MANIFEST, CONFIG, TABLE):
             shutil.copy2(entry.path, target)
 
 
@@ -109,4 +137,7 @@ def _take_place(spec: StageSpec, context: Context) -> None:
     started = Manifest.read(folder + NEW)  # what was read when it started
     assert started is not None, folder
     started.write(folder + NEW, finished=True)
-    replace_folder(folder + NEW, folder)
+    if context.mirror:
+        context.mirror.publish(folder)
+    else:
+        replace_folder(folder + NEW, folder)

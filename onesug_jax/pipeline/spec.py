@@ -10,12 +10,13 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import inspect
-import os
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from onesug_jax.files import fingerprint_file
-from onesug_jax.pipeline.workdir import Manifest, WorkDir, provenance
+from onesug_jax.pipeline.mirror import Mirror
+from onesug_jax.pipeline.tables import local_log
+from onesug_jax.pipeline.workdir import NEW, Manifest, WorkDir, provenance
+from onesug_jax.train.states import HERE, States
 
 PROGRAM = "python -m onesug_jax.main"
 
@@ -39,6 +40,7 @@ class Context:
       config_text: the operative configuration, as a gin file.
       other: (stage, WORK_DIR, bindings) -> exit code; runs another stage elsewhere with some
         bindings changed.
+      mirror: where WORK_DIR is a bucket's URL, what brings its files and sends results.
     """
 
     work: WorkDir
@@ -52,11 +54,22 @@ class Context:
     out: str = ""
     config_text: str = ""
     other: Callable[[str, str, Mapping[str, Any]], int] | None = None
+    mirror: Mirror | None = None
 
     @property
     def log(self) -> str:
         """The log to read, an absolute path: LOG, or the simulated shop's where none is given."""
-        return os.path.abspath(os.path.expanduser(self.macros["LOG"] or self.work.simulated))
+        return local_log(self.macros["LOG"] or self.work.simulated)
+
+    @property
+    def states(self) -> States:
+        """Where a training keeps its states."""
+        return self.mirror.states(self.out.removesuffix(NEW)) if self.mirror else HERE
+
+    def share(self) -> None:
+        """What the primary has written into `out` so far is there in every process; all call it."""
+        if self.mirror:
+            self.mirror.share(self.out.removesuffix(NEW))
 
     @property
     def seed(self) -> int:
@@ -75,6 +88,8 @@ class StageSpec:
       subfolder: the name of a result inside `folder`, where there are several (reports).
       format: raised by a person when what the stage writes changes its meaning.
       inputs: what it reads: paths or globs inside WORK_DIR, or absolute paths.
+      also_reads: what else of WORK_DIR must be at hand when it runs, as `inputs` names it; it
+        follows from the inputs, or results do not depend on it.
       configures: configuration names whose settings its results depend on.
       changeable: of a trained stage, names (or `Name.parameter`) that may change while its training
         goes on from a checkpoint; every other setting and every input makes another state.
@@ -99,6 +114,7 @@ class StageSpec:
     subfolder: Callable[[Context], str] | None = None
     format: int = 1
     inputs: Callable[[Context], Sequence[str]] = lambda context: ()
+    also_reads: Callable[[Context], Sequence[str]] = lambda context: ()
     configures: tuple[str, ...] = ()
     changeable: tuple[str, ...] = ()
     fixed: tuple[str, ...] = ()
@@ -149,7 +165,7 @@ class StageSpec:
         inputs = {}
         for pattern in self.inputs(context):
             for name, path in context.work.expand(pattern).items():
-                inputs[name] = fingerprint_file(path)
+                inputs[name] = context.work.fingerprint(path)
         settings = {n: value for n, value in context.settings.items() if not self.ignored(n)}
         seed = {"SEED": context.macros.get("SEED")}
         if self.may_change("SEED"):  # else recorded only: seeds share what is before `pretrain`

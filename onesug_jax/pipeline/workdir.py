@@ -21,7 +21,9 @@ from typing import Any
 
 from onesug_jax import __version__
 from onesug_jax.errors import UserError
-from onesug_jax.files import read_json, write_json
+from onesug_jax.files import fingerprint_file, read_json, write_json
+from onesug_jax.pipeline import tables
+from onesug_jax.pipeline.tables import local
 
 MANIFEST = "_manifest.json"  # what reads a folder of data passes over names beginning with "_"
 CONFIG = "config.gin"
@@ -51,24 +53,25 @@ FOLDERS = (
 class WorkDir:
     """Paths inside one work directory (absolute); every folder of FOLDERS is also an attribute.
 
-    `writing` names the folder that is being made: its attribute is then `<folder>.new`.
+    Of a URL it is the local folder (`tables.local`), which `mirror.py` fills. `writing` names the
+    folder that is being made: its attribute is then `<folder>.new`.
     """
 
     path: str
     writing: str | None = None
 
     def __post_init__(self) -> None:
-        if "://" in self.path:
-            raise UserError(
-                f"WORK_DIR = {self.path!r}: the stages read and write plain files. Mount the "
-                "bucket (launch/tpu_train.sh does) and give the folder."
-            )
-        object.__setattr__(self, "path", os.path.abspath(os.path.expanduser(self.path)))
+        object.__setattr__(self, "path", local(self.path))
 
     def __getattr__(self, name: str) -> str:
         if name in FOLDERS:
             return self.join(name + NEW * (name == self.writing))
         raise AttributeError(f"no folder {name!r} in a work directory: {', '.join(FOLDERS)}")
+
+    @property
+    def name(self) -> str:
+        """What a user calls it: the path, or the URL."""
+        return tables.shown(self.path)
 
     def join(self, *parts: str) -> str:
         """A path inside the work directory."""
@@ -85,18 +88,32 @@ class WorkDir:
         `pattern` is a path or glob inside the work directory, or an absolute one outside it (a
         log). A folder means all files under it, except hidden ones and what the stages note about
         themselves. Outside files are named from the last part of `pattern` on, so that a log
-        may move without being taken for another.
+        may move without being taken for another. Files of a bucket that were not pulled yet are
+        among them.
         """
         start = self.path if self.folder_of(pattern) else os.path.dirname(pattern.rstrip(os.sep))
         pattern = self.join(pattern)
         found = {}
-        matches = [pattern] if os.path.exists(pattern) else glob.glob(pattern, recursive=True)
-        for match in matches:
-            for path in [match] if os.path.isfile(match) else _files_under(match):
-                if os.path.basename(path) in (MANIFEST, CONFIG):
-                    continue
+        for path in tables.below(pattern) or _files_of(pattern):
+            if os.path.basename(path) not in (MANIFEST, CONFIG):
                 found[os.path.relpath(path, start)] = path
         return dict(sorted(found.items()))
+
+    def fingerprint(self, path: str) -> str:
+        """That of a file which `expand` gave."""
+        known = tables.entry(path)
+        return known[1] if known else fingerprint_file(path)
+
+    def size(self, path: str) -> int:
+        """The bytes of a file which `expand` gave."""
+        known = tables.entry(path)
+        return known[0] if known else os.path.getsize(path)
+
+
+def _files_of(pattern: str) -> Iterable[str]:
+    matches = [pattern] if os.path.exists(pattern) else glob.glob(pattern, recursive=True)
+    for match in matches:
+        yield from [match] if os.path.isfile(match) else _files_under(match)
 
 
 def _files_under(folder: str) -> Iterable[str]:
@@ -111,7 +128,7 @@ def home_of(path: str) -> str:
     """The work directory of a path: the path itself, or where a trained stage's folder or its
     bundle lies in one, that one. Absolute.
     """
-    path = os.path.abspath(os.path.expanduser(path))
+    path = local(path)
     stage = os.path.dirname(path) if os.path.basename(path) == BUNDLE else path
     return os.path.dirname(stage) if os.path.exists(os.path.join(stage, MANIFEST)) else path
 
@@ -131,7 +148,7 @@ def published(path: str) -> str:
     an update published.
     """
     home = home_of(path)
-    pointer = os.path.join(os.path.expanduser(path), CURRENT)
+    pointer = os.path.join(local(path), CURRENT)
     if not os.path.exists(pointer):
         return home
     version = read_json(pointer, "which version is in use", "write it again")["version"]
@@ -146,16 +163,16 @@ def model_in_use(path: str) -> str:
     Raises:
       UserError: nothing is trained there.
     """
-    path = os.path.abspath(os.path.expanduser(path))
-    if os.path.exists(os.path.join(path, SOURCES)):
-        return path
+    given = local(path)
+    if os.path.exists(os.path.join(given, SOURCES)):
+        return given
     home = published(path)
-    for folder in (path, os.path.join(home, "rwr"), os.path.join(home, "pretrain")):
+    for folder in (given, os.path.join(home, "rwr"), os.path.join(home, "pretrain")):
         bundle = os.path.join(folder, BUNDLE)
         if os.path.isdir(bundle):
             return bundle
     raise UserError(
-        f"{home}: no trained model here; first run `python -m onesug_jax.main run "
+        f"{tables.shown(home)}: no trained model here; first run `python -m onesug_jax.main run "
         f"--gin.WORK_DIR={path}`."
     )
 

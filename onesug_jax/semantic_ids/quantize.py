@@ -19,6 +19,7 @@ from onesug_jax.semantic_ids.collisions import resolve_collisions
 from onesug_jax.semantic_ids.ids import SemanticIds, level_usage
 from onesug_jax.semantic_ids.quantiser import Quantiser
 from onesug_jax.train import distributed
+from onesug_jax.train.states import HERE, States
 
 if TYPE_CHECKING:
     import optax
@@ -48,6 +49,7 @@ def quantize(
     quantiser_from: str | None = None,
     log_every: int = 50,
     settings: Mapping[str, Any] | None = None,
+    states: States = HERE,
 ) -> dict[str, Any]:
     """Train a quantiser on all queries and give each its id; everything is written into `out`.
 
@@ -61,7 +63,7 @@ def quantize(
       method: "rqvae", or "rq_kmeans", which needs no mesh, optimizer or steps.
       resolve: whether to separate queries that fall on one id.
       quantiser_from: folder of a quantiser to keep: nothing is trained, queries are only filed.
-      log_every, settings: go to `train.loop.fit`.
+      log_every, settings, states: go to `train.loop.fit`.
 
     Returns:
       the report: `levels` (usage and perplexity of each, `used` codes, before any id is moved),
@@ -101,6 +103,7 @@ def quantize(
             encoder=encoder_fingerprint,
             log_every=log_every,
             settings=settings,
+            states=states,
         )
     else:
         quantiser = rq_kmeans.train_rq_kmeans(

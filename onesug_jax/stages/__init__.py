@@ -226,6 +226,7 @@ _ALL = (
                 context, "pretrain.params_from", "config.json", "model*.safetensors"
             ),
         ),
+        also_reads=opened.watched,
         configures=("pretrain", "ModelConfig", "make_optimizer", "Loader", "ItemLoader"),
         changeable=(
             "pretrain",
@@ -274,6 +275,7 @@ _ALL = (
             *opened.INDEX,
             opened.parameters(context, "pretrain"),
         ),
+        also_reads=lambda context: ("log/*.parquet", "mined/*"),
         configures=("rwr", "ListConfig", "PreferenceConfig", "make_optimizer", "ItemLoader"),
         changeable=("rwr", "make_optimizer", "ItemLoader", "SEED"),
         fixed=("rwr.params_from", "rwr.reference"),
@@ -306,6 +308,7 @@ _ALL = (
         folder="report",
         subfolder=evaluating.report_name,
         inputs=evaluating.scored,
+        also_reads=evaluating.shown,
         check=evaluating.check_evaluate,
         configures=(
             "evaluate",
@@ -337,6 +340,7 @@ _ALL = (
         name="serve",
         summary="answer requests over HTTP, with a page to type at, and store what people do",
         run=serving.serve,
+        also_reads=lambda context: ("log/dev.parquet",),
         check=serving.check_serve,
         configures=(
             "ServerConfig",
@@ -356,6 +360,7 @@ _ALL = (
         name="export_feedback",
         summary="write the feedback that the service has stored as a log, for `update`",
         run=serving.export_feedback,
+        also_reads=lambda context: ("log/dev.parquet",),
         configures=("FeedbackConfig",),
         flags=serving.export_flags,
         in_run=False,

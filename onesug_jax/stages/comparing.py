@@ -8,6 +8,7 @@ import os
 from typing import TYPE_CHECKING
 
 from onesug_jax.files import require_files
+from onesug_jax.pipeline.mirror import brought
 from onesug_jax.pipeline.spec import Context
 from onesug_jax.pipeline.workdir import FOLDERS, Manifest, WorkDir
 from onesug_jax.stages import opened
@@ -43,7 +44,12 @@ def compare(context: Context) -> None:
     """
     from onesug_jax.evaluate import runs
 
-    folders = [*context.options.folders, *(context.options.run or ())] or [context.work.path]
+    given = [*context.options.folders, *(context.options.run or ())] or [
+        context.mirror.url if context.mirror else context.work.path
+    ]
+    wanted = [f"report/{context.options.report}"]
+    wanted += ["log/train.parquet"] if context.options.orders else []
+    folders = [brought(folder, *wanted) for folder in given]
     named = runs.names_of(folders)
     weighed = {f"sft, orders^{kappa:g}": kappa for kappa in sorted(context.options.orders or ())}
     more = {}

@@ -9,7 +9,6 @@ import shutil
 from collections.abc import Sequence
 
 from onesug_jax.errors import UserError
-from onesug_jax.files import fingerprint_file
 from onesug_jax.pipeline.spec import Context
 from onesug_jax.pipeline.workdir import Manifest
 from onesug_jax.stages import lists, opened
@@ -73,6 +72,7 @@ def evaluate(
             clicks=context.configured("clicks")(),
         )
         distributed.run_on_primary_and_broadcast(lambda: bool(read(log=context.log, out=log)))
+        context.share()
         logs.append(log)
         split = split if split in opened.splits(log) else next(iter(opened.splits(log)))
     path = os.path.join(log, f"{split}.parquet")
@@ -101,7 +101,7 @@ def _own_log(context: Context) -> bool:
     if not (context.named and "LOG" in context.given and context.macros["LOG"]):
         return False
     made = Manifest.read(context.home.log)
-    found = {fingerprint_file(path) for path in context.work.expand(context.log).values()}
+    found = set(map(context.work.fingerprint, context.work.expand(context.log).values()))
     return made is None or set(made.inputs.values()) != found
 
 
@@ -139,7 +139,8 @@ def check_evaluate(context: Context) -> None:
         raise UserError(
             f"evaluate.name = {report_name(context)!r}: expected letters, digits, '_', '-' and '.'"
         )
-    split, there = context.settings["evaluate.split"], opened.splits(context.home.log)
+    split = context.settings["evaluate.split"]
+    there = [one for one in opened.SPLITS if context.home.expand(f"log/{one}.parquet")]
     if there and split not in there and not _own_log(context):
         raise UserError(
             f"evaluate.split = {split!r}: {context.home.log} holds {', '.join(there)}; choose one "
@@ -155,6 +156,14 @@ def scored(context: Context) -> tuple[str, ...]:
     bundled = context.work.path != context.home.path
     model = ("*/*",) if bundled else (*opened.BUNDLED, "pretrain/model.json")
     return (context.home.join("log/*.parquet"), *model, *rival, *own)
+
+
+def shown(context: Context) -> tuple[str, ...]:
+    """What a report shows besides: learning curves, pictures, the best possible lists."""
+    from onesug_jax.logs.simulate.table import CEILING
+
+    curves = [f"{folder}/metrics.jsonl" for folder in ("encoder", "pretrain", "rwr")]
+    return (*curves, "semantic_ids/*.png", f"simulated/{CEILING}")
 
 
 def show_report(context: Context) -> None:

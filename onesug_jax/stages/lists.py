@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from onesug_jax.errors import UserError
 from onesug_jax.pipeline.spec import Context
+from onesug_jax.pipeline.tables import local_log
 from onesug_jax.stages import opened
 from onesug_jax.train import distributed
 
@@ -271,6 +272,7 @@ def _best_possible(context: Context, split: str) -> dict[str, Mapping[str, Seque
     from onesug_jax.evaluate.rows import ORDERS
 
     folder = context.macros["LOG"] or os.path.join(context.macros["WORK_DIR"], "simulated")
+    folder = local_log(folder)
     if os.path.basename(split) == "train.parquet" or not Ceiling.available(folder):
         return {}
     best = Ceiling.load(folder)

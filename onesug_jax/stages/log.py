@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 
 from onesug_jax.errors import UserError
+from onesug_jax.pipeline import remote_log
 from onesug_jax.pipeline.spec import Context
 
 
@@ -18,6 +19,7 @@ def ingest(context: Context) -> None:
     """The log into WORK_DIR/log, in the schema, split and normalised."""
     clicks = context.configured("clicks")()
     context.configured("ingest")(log=context.log, out=context.work.log, clicks=clicks)
+    remote_log.remember(context.macros["LOG"], context.work.log)
 
 
 def check_simulate(context: Context) -> None:
@@ -38,7 +40,9 @@ def check_ingest(context: Context) -> None:
             f"LOG = {context.log!r} is the folder that ingest writes; name the log it came from, "
             "or choose another --gin.WORK_DIR."
         )
-    if context.work.expand(context.log):  # else it is simulated first, or check_inputs says so
+    files = context.work.expand(context.log).values()
+    # None: it is simulated first, or check_inputs says so. Not here: unchanged, in a bucket.
+    if files and all(map(os.path.exists, files)):
         clicks = context.configured("clicks")()
         read = context.configured("ingest")
         read(log=context.log, out=own, clicks=clicks, check_only=True)

@@ -95,6 +95,7 @@ def identity(context: Context, config: ModelConfig, vocabulary: str) -> dict:
 def make_bundle(context: Context, stage: str) -> None:
     """Everything needed to use the model that `stage` has just trained, into its folder."""
     work = context.work
+    context.states.fetch()
     pretrain = "pretrain.new" if work.writing == "pretrain" else "pretrain"
     trained = [pretrain] if stage == "pretrain" else [pretrain, "rwr.new"]
     files = [*BUNDLED, AS_OF, *(f"{folder}/{MODEL_FILE}" for folder in trained)]
@@ -196,6 +197,12 @@ def facts(context: Context) -> dict:
         "seed": settings["pretrain"].get("SEED"),
         "simulated": log is not None and any(path.startswith("simulated") for path in log.inputs),
     }
+
+
+def watched(context: Context) -> tuple[str, ...]:
+    """What training reads of the log to watch itself: a text model's lists need all of it."""
+    log = "log/dev.parquet" if context.settings["FeatureSpec.items"] else "log/*.parquet"
+    return (log, "mined/*")
 
 
 # What the first pillar leaves: whoever shows related queries or writes semantic ids reads it.

@@ -196,8 +196,8 @@ def rwr(
     from onesug_jax.train.mesh import process_batch_shard
     from onesug_jax.train.step import abstract_state, shardings_of
 
-    if distributed.is_primary():  # of the training that goes on
-        pathlib.Path(context.work.rwr, opened.MODEL_FILE).unlink(missing_ok=True)
+    # That of the training that goes on.
+    pathlib.Path(context.work.rwr, opened.MODEL_FILE).unlink(missing_ok=True)
     if not steps:
         print("rwr.steps = 0: the pretrain stage's model stays the one in use", flush=True)
         return
@@ -285,6 +285,7 @@ def rwr(
         steps=steps,
         seed=context.seed,
         folder=work.rwr,
+        states=context.states,
         accumulation=accumulation,
         log_every=log_every,
         checkpoint_every=checkpoint_every,

@@ -133,6 +133,7 @@ def rwr(
         steps=steps,
         seed=context.seed,
         folder=work.rwr,
+        states=context.states,
         evaluate_every=evaluate_every if watched else 0,
         evaluate_fn=metrics,
         best_metric=watch_by if watched else None,

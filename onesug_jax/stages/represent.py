@@ -27,6 +27,7 @@ def align(context: Context) -> None:
         optimizer=context.configured("align/make_optimizer")(steps=max(steps, 1)),
         seed=context.seed,
         spec=context.configured("EncoderSpec")(),
+        states=context.states,
     )
 
 
@@ -46,6 +47,7 @@ def quantize(context: Context) -> None:
     distributed.run_on_primary_and_broadcast(
         lambda: _embed(encoder, indexed.queries, work.mined, enhancing, path)
     )
+    context.share()
     embeddings = np.load(path, mmap_mode="r")
     steps = context.settings["quantize.steps"]
     context.configured("quantize")(
@@ -57,6 +59,7 @@ def quantize(context: Context) -> None:
         seed=context.seed,
         encoder_fingerprint=encoder.fingerprint,
         config=context.configured("RqVaeConfig")(),
+        states=context.states,
     )
     if distributed.is_primary():
         id_plots.write_plots(work.semantic_ids, embeddings)

@@ -16,10 +16,12 @@ from onesug_jax.pipeline.spec import Context
 from onesug_jax.stages import opened
 
 if TYPE_CHECKING:
+    from onesug_jax.pipeline.mirror import Mirror
     from onesug_jax.serve.config import EngineConfig
-    from onesug_jax.serve.feedback import FeedbackConfig, FeedbackStore
+    from onesug_jax.serve.feedback import FeedbackStore
 
 _DAY_MS = 86_400_000
+_LOOK_SECONDS = 30.0  # between looks at a bucket for another model
 
 
 def serve(context: Context) -> None:
@@ -34,8 +36,10 @@ def serve(context: Context) -> None:
     say = functools.partial(print, flush=True)
     store = _store_or_none(context, say)
     load = functools.partial(_version, context, engine_config, store, say)
-    home = os.path.abspath(context.macros["WORK_DIR"])
-    engine = Engine(lambda: _model_key(home), load, engine_config, say=say)
+    home = workdir.local(context.macros["WORK_DIR"])
+    if context.mirror and not context.configured("FeedbackConfig")().path:
+        say(f"serve: the feedback store lies on this machine: {_store_path(context)}")
+    engine = Engine(lambda: _model_key(home, context.mirror), load, engine_config, say=say)
     listen(engine, store, config, say)
 
 
@@ -44,8 +48,13 @@ def check_serve(context: Context) -> None:
     context.configured("ServerConfig")().key()
 
 
-def _model_key(home: str) -> str:
-    """The bundle of the model in use, and when it was made: another one after each training."""
+def _model_key(home: str, mirror: Mirror | None = None) -> str:
+    """The bundle of the model in use, and when it was made: another one after each training. One in
+    a bucket is here, whole.
+    """
+    if mirror:
+        mirror.refresh(after=_LOOK_SECONDS)
+        mirror.pull(workdir.model_in_use(home))
     path = workdir.model_in_use(home)
     return f"{path}?{os.stat(path).st_mtime_ns}"
 
@@ -54,7 +63,7 @@ def _version(context: Context, config: EngineConfig, store: FeedbackStore, say, 
     """The model of one bundle, opened; `key` as `_model_key` gives it."""
     path = key.rpartition("?")[0]
     context = dataclasses.replace(context, work=workdir.WorkDir(path))
-    name = versions.in_use(os.path.abspath(context.macros["WORK_DIR"]))
+    name = versions.in_use(workdir.local(context.macros["WORK_DIR"]))
     stored = opened.model_description(context, opened.model_stage(context))
     settings = dict(
         profile=_profile(context) if stored["features"]["profile"] else (),
@@ -103,13 +112,16 @@ def _text_version(context: Context, config, store, say, name: str, key: str, set
 
 
 def _profile(context: Context) -> list[str]:
-    """Names of the log's profile columns; none where the log is not at hand."""
+    """Names of the log's profile columns; none where neither log nor report is at hand."""
     import pyarrow.parquet as pq
 
     from onesug_jax.logs.schema import profile_columns
 
-    path = opened.splits(context.home.log).get("train")
-    return profile_columns(pq.read_schema(path)) if path else []
+    path = next(iter(opened.splits(context.home.log).values()), None)
+    if path:
+        return profile_columns(pq.read_schema(path))
+    report = os.path.join(context.home.log, "report.json")
+    return opened.read(report)["profile"] if os.path.exists(report) else []
 
 
 def _store(context: Context, *, prune: bool = True) -> FeedbackStore:
@@ -118,13 +130,14 @@ def _store(context: Context, *, prune: bool = True) -> FeedbackStore:
     config = context.configured("FeedbackConfig")()
     if not prune:
         config = dataclasses.replace(config, keep_days=None)
-    return feedback.FeedbackStore(_store_path(context, config), config)
+    return feedback.FeedbackStore(_store_path(context), config)
 
 
-def _store_path(context: Context, config: FeedbackConfig) -> str:
+def _store_path(context: Context) -> str:
     from onesug_jax.serve import feedback
 
-    home = os.path.abspath(context.macros["WORK_DIR"])
+    config = context.configured("FeedbackConfig")()
+    home = workdir.local(context.macros["WORK_DIR"])
     return config.path or os.path.join(home, feedback.FOLDER, feedback.FILE)
 
 
@@ -143,7 +156,7 @@ def _store_or_none(context: Context, say) -> FeedbackStore:
             "empty, counts stay those of the log, /feedback answers 503. Repair the file and start "
             "again; FeedbackConfig.required=True would have ended the service here."
         )
-        return AbsentStore(_store_path(context, config), config, plain(error))
+        return AbsentStore(_store_path(context), config, plain(error))
 
 
 def export_feedback(context: Context) -> None:

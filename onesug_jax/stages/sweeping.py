@@ -61,6 +61,11 @@ def sweep(context: Context) -> int:
 
 def check(context: Context) -> None:
     """Refuses what cannot be swept; the values themselves are checked by `main`."""
+    if context.mirror:
+        raise UserError(
+            f"sweep: its runs link the files of WORK_DIR, found {context.mirror.url}; "
+            "give a WORK_DIR on a disk"
+        )
     settings: Sequence[Setting] = context.options.set or ()
     names = [name for name, _ in settings]
     if not names:

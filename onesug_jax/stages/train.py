@@ -83,8 +83,7 @@ def pretrain(
         "vocabulary": vocabulary.fingerprint,
         "tasks": loader.tasks,
     }
-    if distributed.is_primary():
-        write_json(os.path.join(work.pretrain, opened.MODEL_FILE), model)
+    write_json(os.path.join(work.pretrain, opened.MODEL_FILE), model)  # alike in every process
 
     dev = os.path.join(work.log, "dev.parquet")
     watched = bool(evaluate_every and dev_rows and os.path.exists(dev))
@@ -111,6 +110,7 @@ def pretrain(
         steps=steps,
         seed=context.seed,
         folder=work.pretrain,
+        states=context.states,
         accumulation=accumulation,
         log_every=log_every,
         checkpoint_every=checkpoint_every,

@@ -22,12 +22,11 @@ from onesug_jax.errors import UserError
 from onesug_jax.files import (
     atomic_path,
     fingerprint,
-    fingerprint_file,
     link_file,
     link_tree,
     write_json,
 )
-from onesug_jax.pipeline import versions, workdir
+from onesug_jax.pipeline import remote_log, versions, workdir
 from onesug_jax.pipeline.spec import Context
 from onesug_jax.pipeline.workdir import Manifest, WorkDir
 from onesug_jax.stages import entered, opened
@@ -37,6 +36,7 @@ if TYPE_CHECKING:
 
 NOT_BETTER = 3  # exit code of an update that leaves M_t in use
 _UNCHANGED = ("encoder", "vocab")  # folders that an update takes over as they are
+_READ = (*_UNCHANGED, "log", "mined", "semantic_ids", "index", "examples/asof", "pretrain", "rwr")
 _STAGES = ("mine", "quantize", "index", "examples", "rewards", "rwr")
 # What may not change from one version to the next, by stage: its folder, and how the names begin.
 _FIXED = {"mine": ("mined", "mine.min_users"), "examples": ("examples", "FeatureSpec.")}
@@ -76,9 +76,12 @@ def update(
     home = context.work.path
     if context.options.rollback:
         gone, back = versions.rollback(home)
+        if context.mirror:
+            context.mirror.push_loose()
         print(f"version {gone} is no longer in use; version {back} is")
         return None
-    _publish_finished(home, versions_retained)
+    remote_log.copy(context.macros["LOG"])
+    _publish_finished(context, versions_retained)
     served = workdir.published(home)
     base = _base(context)
     fresh = _fingerprint(context)
@@ -119,7 +122,7 @@ def update(
             return code
         _check_unchanged(stage, served, new)
     verdict = _judge(context, base, new, version, wanted, tolerance)
-    _publish_finished(home, versions_retained)
+    _publish_finished(context, versions_retained)
     return verdict
 
 
@@ -148,6 +151,8 @@ def check(context: Context) -> None:
         raise UserError(f"update reads {context.log}, and there is no such file or folder")
     workdir.model_in_use(context.work.path)
     base = _base(context)
+    if context.mirror:
+        context.mirror.pull(*map(base.work.join, _READ))
     _check_base(base)
     if "dev" not in opened.splits(base.work.log):
         raise UserError(
@@ -164,7 +169,7 @@ def _base(context: Context) -> Context:
 
 def _fingerprint(context: Context) -> str:
     files = context.work.expand(context.log)
-    return fingerprint({name: fingerprint_file(path) for name, path in files.items()})
+    return fingerprint({name: context.work.fingerprint(path) for name, path in files.items()})
 
 
 def _check_base(base: Context) -> None:
@@ -228,7 +233,7 @@ def _forgotten(context: Context) -> Forgotten | None:
     from onesug_jax.serve import feedback, forgotten
 
     path = context.configured("FeedbackConfig")().path
-    home = os.path.abspath(context.macros["WORK_DIR"])
+    home = workdir.local(context.macros["WORK_DIR"])
     return forgotten.read(path or os.path.join(home, feedback.FOLDER, feedback.FILE))
 
 
@@ -370,12 +375,20 @@ def _judge(
     return None
 
 
-def _publish_finished(home: str, retained: int) -> None:
+def _publish_finished(context: Context, retained: int) -> None:
     """Puts a version in use that is finished and was never published: the one just made, or one
     whose update was killed at the very end.
     """
+    home, mirror = context.work.path, context.mirror
     for version in versions.unpublished(home):
+        if mirror:
+            place = os.path.join(home, "versions", version)
+            mirror.publish(place, place)
         versions.publish(home, version)
+        if mirror:
+            mirror.push_loose()
         print(f"version {version} is now in use; `update --rollback` goes back")
     for version in versions.prune(home, retained):
+        if mirror:
+            mirror.remove(os.path.join(home, "versions", version))
         print(f"version {version} was removed (update.versions_retained = {retained})")

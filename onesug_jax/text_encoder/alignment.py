@@ -34,6 +34,7 @@ from onesug_jax.text_encoder.wordpiece import WordPiece
 from onesug_jax.train import distributed
 from onesug_jax.train import mesh as meshes
 from onesug_jax.train.loop import fit
+from onesug_jax.train.states import HERE, States
 
 REPORT = "alignment.json"
 _AT = 20
@@ -64,6 +65,7 @@ def align(
     checkpoint_every: int = 500,
     profile_steps: tuple[int, int] | None = None,
     settings: Mapping[str, Any] | None = None,
+    states: States = HERE,
 ) -> dict[str, Any]:
     """Make or load an encoder, align it, save it into `out` (Hugging Face layout) and measure it.
 
@@ -85,6 +87,7 @@ def align(
       recall_queries: queries they are to be found among, at most (the most searched ones).
       profile_steps: (first, last) updates to trace into `out/profile`.
       settings: what else to note in the history, as JSON values.
+      states: where its checkpoints lie, when not in `out`.
 
     Returns:
       what out/alignment.json holds: pairs, steps, recall@20 before and after by kind of pair (None
@@ -127,6 +130,7 @@ def align(
             steps=steps,
             seed=seed,
             folder=out,
+            states=states,
             accumulation=accumulation,
             log_every=log_every,
             checkpoint_every=checkpoint_every,

@@ -7,7 +7,7 @@ from typing import Any
 
 from etils import epath
 
-from onesug_jax.train.sink import Sink
+from onesug_jax.train.sink import growing
 
 
 class EventFile:
@@ -20,7 +20,7 @@ class EventFile:
         self._event, self._summary = event_pb2, summary_pb2
         folder.mkdir(parents=True, exist_ok=True)
         name = f"events.out.tfevents.{time.time_ns() // 1000:019d}.{os.getpid()}.onesug"
-        self._records = RecordWriter(Sink(folder / name))
+        self._records = RecordWriter(growing(folder / name))
         self._write(file_version="brain.Event:2")
         # Readers drop what an earlier, killed run logged for steps from here on.
         session = event_pb2.SessionLog(status=event_pb2.SessionLog.START)

@@ -17,7 +17,7 @@ import numpy as np
 import optax
 from jax.sharding import Mesh
 
-from onesug_jax.train import history
+from onesug_jax.train import distributed, history
 from onesug_jax.train.checkpoint import Checkpoints
 from onesug_jax.train.checks import check_fit
 from onesug_jax.train.evaluations import Evaluations
@@ -28,6 +28,7 @@ from onesug_jax.train.prefetch import Prefetch, prepare_batch
 from onesug_jax.train.profile import Profile
 from onesug_jax.train.report import Report, Window
 from onesug_jax.train.resume import begin
+from onesug_jax.train.states import HERE, States
 from onesug_jax.train.step import Stage, abstract_state, make_train_step, shardings_of
 
 MAX_INFLIGHT_STEPS = 2  # given to the devices ahead: keeps them busy, bounds what waits in memory
@@ -78,6 +79,7 @@ def fit(
     flops_per_example: float | None = None,
     peak_flops: float | None = None,
     compiler_options: Mapping[str, Any] | None = None,
+    states: States = HERE,
 ) -> FitResult:
     """Train `stage` for `steps` updates, or what is left of them; returns at once when all are
     done. What it refuses leaves the folder as it was.
@@ -107,6 +109,7 @@ def fit(
         that goes on beyond the first traces those that are left.
       flops_per_example, peak_flops: for the utilisation; FLOP/s of one device.
       compiler_options: XLA's, for the update.
+      states: where `checkpoints/` and `best/` lie, when not in `folder`: a bucket.
 
     Raises:
       UserError: settings or files that do not fit, named; `NonFiniteLoss` is one.
@@ -159,7 +162,7 @@ def fit(
     noted |= settings or {}
 
     identity = {"stage": name, **identity}
-    with Checkpoints(folder, keep=keep, identity=identity) as checkpoints:
+    with Checkpoints(states.url or folder, keep=keep, identity=identity) as checkpoints:
         # -------------------------------------------------------- a checkpoint or a fresh start
         beginning = begin(checkpoints, stage, optimizer, mesh, like, seed, params_from)
         state, start, notes = beginning.state, beginning.step, beginning.notes
@@ -222,6 +225,8 @@ def fit(
                 stop_if_bad()
                 notes = {"best": evaluations.best, "evaluated": evaluations.last}
                 with clock.measure_phase("save"):
+                    if distributed.is_primary():
+                        states.push()
                     checkpoints.save(done, state, {**notes, "window": window.sums()})
 
             # ---------------------------------------------------- what a stopped run left undone

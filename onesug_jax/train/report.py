@@ -20,7 +20,7 @@ from etils import epath
 from onesug_jax.train.clock import Clock
 from onesug_jax.train.events import EventFile
 from onesug_jax.train.history import describe
-from onesug_jax.train.sink import Sink, writing
+from onesug_jax.train.sink import growing, writing
 
 # Logged, but not shown on the progress line.
 QUIET = ("loss", "weight", "grad_norm", "learning_rate")
@@ -107,7 +107,8 @@ class Report:
         home = epath.Path(folder)
         with writing(home):
             home.mkdir(parents=True, exist_ok=True)
-            self._jsonl = Sink(home / "metrics.jsonl", _lines_until(home / "metrics.jsonl", start))
+            metrics = home / "metrics.jsonl"
+            self._jsonl = growing(metrics, _lines_until(metrics, start))
             self._events = EventFile(home / "tensorboard", start)
         self._home = home
 

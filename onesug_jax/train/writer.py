@@ -117,12 +117,15 @@ def list_steps(home: epath.Path) -> list[int]:
     """The steps that lie complete in a series' folder, oldest first."""
     if not home.is_dir():
         return []
-    return sorted(int(p.name) for p in home.iterdir() if p.name.isdecimal() and p.is_dir())
+    steps = [p for p in home.iterdir() if p.name.isdecimal() and p.is_dir()]
+    if is_remote(home):  # a bucket has no renames: a file says that a step is complete
+        steps = [p for p in steps if ocp.utils.is_checkpoint_finalized(p)]
+    return sorted(int(p.name) for p in steps)
 
 
 def absolute(folder: str | os.PathLike) -> epath.Path:
     """The folder's path, which orbax wants absolute; a bucket's URL as it is."""
-    folder = os.fspath(folder)
+    folder = os.fspath(folder).removeprefix("file://")
     return epath.Path(folder if "://" in folder else os.path.abspath(folder))
 
 

@@ -126,25 +126,20 @@ for vm in chosen:
 leave(code)
 """
 
-# What the VMs have: a python3 whose uv makes environments of TRAINING, and gcsfuse.
+# What the VMs have: a python3 whose uv makes environments of TRAINING.
 PYTHON3 = r"""#!/bin/bash
 echo "$*" >>"$HOME/installed"
 case "$*" in
   *" uv venv "*) mkdir -p "${@: -1}/bin" && cp "$CLOUD/vm_bin/training" "${@: -1}/bin/python" ;;
 esac
 """
-GCSFUSE = """#!/bin/bash
-bucket="$CLOUD/buckets/${@: -2:1}"
-mkdir -p "$bucket" && rmdir "${@: -1}" && ln -s "$bucket" "${@: -1}"
-"""
-MOUNTPOINT = """#!/bin/bash
-[ -L "$2" ]
-"""
 # The training: keeps its words, and runs until it has been started `starts` times, or is told to
 # stop; then ends with `code` on one worker and with 0 elsewhere.
 TRAINING = r"""#!/bin/bash
 echo "${ONESUG_PROCESSES:-alone}" >"$HOME/processes"
+echo "$ONESUG_MIRROR" >"$HOME/mirror"
 for word in "$@"; do case "$word" in --gin.WORK_DIR=*) work="${word#*=}" ;; esac; done
+work="${work/gs:\/\//$CLOUD/buckets/}"
 mkdir -p "$work"
 echo "$HOSTNAME" >>"$work/starts"
 started="$(grep -c "$HOSTNAME" "$work/starts")"
@@ -171,8 +166,6 @@ class Cloud:
         self.home, self.repository = home, home / "repository"
         executable(home / "bin" / "gcloud", GCLOUD.replace("#!PYTHON", f"#!{sys.executable} -S"))
         executable(home / "vm_bin" / "python3", PYTHON3)
-        executable(home / "vm_bin" / "gcsfuse", GCSFUSE)
-        executable(home / "vm_bin" / "mountpoint", MOUNTPOINT)
         executable(home / "vm_bin" / "training", TRAINING)
         self.plan()
         scripts = ("tpu_train.sh", "tpu_worker.sh", "tpu_slices.py", "tpu_gke.py")

@@ -316,7 +316,6 @@ def test_a_dry_run_tells_that_the_environment_is_made(gpu):
         (["--dry_run=1"], ["--dry_run takes no value"]),
         (["--processes=0"], ["--processes=0"]),
         (["--hosts=a,b", "--processes=2"], ["--processes", "--hosts"]),
-        (["--", "--gin.LOG=gs://b/l"], ["gs://b/l", "gcsfuse"]),
     ],
 )
 def test_mistakes_are_named(gpu, words, messages):

@@ -73,6 +73,7 @@ def test_the_manifest_says_what_to_run_and_where(kube):
     }
     assert pod["serviceAccountName"] == "trainer"
     [container] = pod["containers"]
+    assert "securityContext" not in container, "a bucket needs no mount"
     assert container["resources"]["limits"] == {"google.com/tpu": 4}
     assert container["command"][2:] == [
         *("container", "8", "--gin.WORK_DIR=gs://b/shop", WORDS[0]),

@@ -80,10 +80,8 @@ def test_after_preemption_the_run_goes_on(cloud):
     for worker in range(2):
         vm = cloud.vm(made=2, worker=worker)
         words = (vm / "words").read_text().splitlines()[3:]
-        assert words == [
-            f"--gin.WORK_DIR={vm}/onesug/gs/b/shop",
-            f"--gin.LOG={vm}/onesug/gs/data/l",
-        ]
+        assert words == ["--gin.WORK_DIR=gs://b/shop", "--gin.LOG=gs://data/l"]
+        assert (vm / "mirror").read_text() == f"{vm}/onesug/mirror\n"
         assert (vm / "processes").read_text() == "auto\n"
 
 

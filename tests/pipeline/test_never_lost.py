@@ -29,6 +29,7 @@ class WorkDirMachine(RuleBasedStateMachine):
     def empty(self):
         self.home = pathlib.Path(tempfile.mkdtemp())
         self.work = self.home / "work"
+        self.lasting = self.home  # what no refused command may change
         self.rows, self.steps = 3, 3  # what WORK_DIR remembers
         self.answer = None  # what `suggest` must say: the state of the newest finished model
         self.asked = 0  # most steps that were ever asked for; a killed run may have come so far
@@ -53,10 +54,10 @@ class WorkDirMachine(RuleBasedStateMachine):
         self.answer = self.expected(rows, done)
 
     def refused(self, *words, says):
-        before = shop.tree(self.home)
+        before = shop.tree(self.lasting)
         code, text = self.command(*words)
         assert code == 2 and says in text, text
-        assert shop.tree(self.home) == before, "a refused command changed something"
+        assert shop.tree(self.lasting) == before, "a refused command changed something"
 
     @rule()
     def run_again(self):
@@ -128,11 +129,11 @@ class WorkDirMachine(RuleBasedStateMachine):
 
     @rule()
     def dry_run(self):
-        before = shop.tree(self.home)
+        before = shop.tree(self.lasting)
         words = (f"--gin.collect.rows={self.rows}", "--gin.teach.steps=9")
         code, text = self.command("run", "--dry_run", *words)
         assert code == 0 and "# plan for" in text
-        assert shop.tree(self.home) == before
+        assert shop.tree(self.lasting) == before
 
     def model_there(self):
         return (self.work / "pretrain" / "bundle").is_dir()
@@ -155,25 +156,52 @@ class WorkDirMachine(RuleBasedStateMachine):
             assert code == 0 and text.strip().splitlines()[-1] == self.answer, text
 
 
-def explore(examples: int, steps: int) -> None:
+class BucketMachine(WorkDirMachine):
+    """The same on a work directory in a bucket, whose machine may be lost between commands."""
+
+    @initialize()
+    def empty(self):
+        super().empty()
+        self.lasting = self.home / "bucket"
+        self.work = f"file://{self.lasting}/work"
+
+    def command(self, *words, kill_at=None):
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setenv("ONESUG_MIRROR", str(self.home / "machine"))
+            return super().command(*words, kill_at=kill_at)
+
+    def model_there(self):
+        return (self.lasting / "work" / "_units" / "pretrain.json").exists()
+
+    @rule()
+    def lose_the_machine(self):
+        shutil.rmtree(self.home / "machine", ignore_errors=True)
+
+
+def explore(examples: int, steps: int, machine=WorkDirMachine) -> None:
     """Random sequences of commands; what fails is shown as it was found, not made smaller."""
-    WorkDirMachine.TestCase.settings = settings(
+    machine.TestCase.settings = settings(
         max_examples=examples,
         stateful_step_count=steps,
         deadline=None,
         phases=(Phase.generate,),
         suppress_health_check=list(HealthCheck),
     )
-    WorkDirMachine.TestCase().runTest()
+    machine.TestCase().runTest()
 
 
 def test_random_commands_lose_nothing():
     explore(examples=10, steps=10)
 
 
+def test_random_commands_on_a_bucket_lose_nothing():
+    explore(examples=3, steps=6, machine=BucketMachine)
+
+
 @pytest.mark.slow
-def test_many_random_commands_lose_nothing():
-    explore(examples=100, steps=20)
+@pytest.mark.parametrize("machine", [WorkDirMachine, BucketMachine])
+def test_many_random_commands_lose_nothing(machine):
+    explore(examples=100, steps=20, machine=machine)
 
 
 def test_every_moment_of_a_training_may_be_the_last(tmp_path):

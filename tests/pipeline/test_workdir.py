@@ -29,13 +29,18 @@ def test_every_folder_is_an_attribute_and_the_one_being_written_lies_beside(tmp_
         work.minned  # noqa: B018
 
 
-def test_a_path_is_made_absolute_and_a_bucket_is_refused(tmp_path, monkeypatch):
+def test_a_path_is_made_absolute_and_a_url_has_a_local_folder(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     assert WorkDir("work").path == str(tmp_path / "work")
     monkeypatch.setenv("HOME", str(tmp_path))
     assert WorkDir("~/work").log == str(tmp_path / "work" / "log")
-    with pytest.raises(UserError, match="Mount the bucket"):
-        WorkDir("gs://bucket/work")
+    monkeypatch.setenv("ONESUG_MIRROR", str(tmp_path / "disk"))
+    home = WorkDir("gs://bucket/a/work/").path
+    assert home == str(tmp_path / "disk" / "work" / "gs" / "bucket" / "a" / "work")
+    assert WorkDir("gs://bucket/a/work/rwr").path == WorkDir("gs://bucket/a/work").rwr
+    for wrong in ("gs://", "gs://b/../c"):
+        with pytest.raises(UserError, match="expected SCHEME://BUCKET/PATH"):
+            WorkDir(wrong)
 
 
 def test_an_input_lies_in_a_folder_or_outside(tmp_path):

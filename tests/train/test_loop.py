@@ -15,6 +15,7 @@ from onesug_jax.train.interruption import Interruption
 from onesug_jax.train.loop import Preempted
 from onesug_jax.train.nonfinite import NonFiniteLoss
 from onesug_jax.train.optimizer import make_optimizer
+from onesug_jax.train.states import States
 
 
 def stop_at(monkeypatch, *steps):
@@ -38,6 +39,30 @@ def test_a_run_in_pieces_equals_a_run_in_one(losses, train, toy, tmp_path, monke
     assert losses(tmp_path / "whole") == losses(tmp_path / "pieces")
     assert list(losses(tmp_path / "pieces")) == [2, 4, 6, 8, 10, 12]
     assert saved_steps(tmp_path / "pieces") == [8, 12]
+
+
+def test_states_may_lie_in_a_bucket_and_another_machine_goes_on(
+    losses, train, toy, tmp_path, monkeypatch
+):
+    """Reports are pushed before each checkpoint, so that no line is missing where it goes on."""
+    metrics, pushed = "metrics.jsonl", []
+
+    def on(machine):
+        push = lambda: pushed.append((tmp_path / machine / metrics).read_bytes())  # noqa: E731
+        return {"states": States(f"file://{tmp_path}/bucket", push=push)}
+
+    whole = train(tmp_path / "whole")
+    stop_at(monkeypatch, 6)
+    with pytest.raises(Preempted):
+        train(tmp_path / "first", **on("first"))
+    assert not (tmp_path / "first" / "checkpoints").exists()
+    (tmp_path / "second").mkdir()
+    (tmp_path / "second" / metrics).write_bytes(pushed[-1])
+    stop_at(monkeypatch)
+    pieces = train(tmp_path / "second", **on("second"))
+    assert toy.same_bits(whole.params, pieces.params)
+    assert losses(tmp_path / "whole") == losses(tmp_path / "second")
+    assert saved_steps(tmp_path / "bucket") == [8, 12]
 
 
 def test_batches_come_in_order_once_each(rows, train, toy, tmp_path, monkeypatch):
