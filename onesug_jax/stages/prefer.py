@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from onesug_jax.errors import UserError
 from onesug_jax.files import fingerprint, fingerprint_tree, write_json
+from onesug_jax.pipeline.mirror import fetch
 from onesug_jax.pipeline.spec import Context
 from onesug_jax.stages import checks, opened, prefer_candidates, pretrained
 from onesug_jax.stages.watch import beats
@@ -117,7 +118,7 @@ def _batches(context: Context, split: str, behaviour: Behaviour, stored: dict, t
     from onesug_jax.tasks.vocabulary import Vocabulary
 
     work = context.work
-    examples = Examples.load(work.examples, task, split)
+    examples = Examples.load(work.examples, task, split, fetch=fetch)
     # Tasks on semantic ids leave out the rows of dev that ended in a query without one.
     indexed = behaviour.query >= 0
     example_of = (

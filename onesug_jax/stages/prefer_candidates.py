@@ -7,12 +7,14 @@ examples; rewards are a table of queries by level.
 
 from __future__ import annotations
 
+import functools
 import os
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from onesug_jax.errors import UserError
 from onesug_jax.files import write_json
+from onesug_jax.pipeline.mirror import fetch
 from onesug_jax.pipeline.spec import Context
 from onesug_jax.stages import items, opened, pretrained, watch
 from onesug_jax.train import distributed
@@ -81,7 +83,7 @@ def rwr(
     config, objective = ModelConfig(**stored["model"]), context.configured("PreferenceConfig")()
     mesh = context.configured("make_mesh")()
     table = np.load(os.path.join(work.rewards, REWARDS_FILE))
-    examples = ItemLoader(work.examples, vocabulary=stored["vocabulary"]).examples
+    examples = ItemLoader(work.examples, vocabulary=stored["vocabulary"], fetch=fetch).examples
     several = (examples.column("target_candidate") > 0) & (examples.column("room") > 1)
     days = context.configured("ListConfig")().days
     rows = _recent(work.log, examples, np.flatnonzero(several), days)
@@ -90,7 +92,7 @@ def rwr(
             f"{examples.folder}: no row has a second candidate, so there is nothing to prefer the "
             "searched query to; the pretrain stage's model is all that can be trained on this log."
         )
-    load = context.configured("rwr/ItemLoader")
+    load = functools.partial(context.configured("rwr/ItemLoader"), fetch=fetch)
     loader = load(
         work.examples,
         batch_size=batch_size,

@@ -8,6 +8,7 @@ import os
 from collections.abc import Callable
 
 from onesug_jax.files import write_json
+from onesug_jax.pipeline.mirror import fetch
 from onesug_jax.pipeline.spec import Context
 from onesug_jax.stages import checks, opened
 from onesug_jax.train import distributed
@@ -54,6 +55,7 @@ def pretrain(
         seed=context.seed,
         process_rows=meshes.process_batch_shard(mesh, batch_size),
         vocabulary=vocabulary.fingerprint,
+        fetch=fetch,
     )
     loader = load()
     known = {"vocab_size": vocabulary.size, "soft_id": vocabulary.soft_id}
