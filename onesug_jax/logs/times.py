@@ -15,8 +15,8 @@ import pyarrow.types as pt
 
 from onesug_jax.errors import UserError
 from onesug_jax.logs import columns as to
+from onesug_jax.logs.asof.config import DAY_MS
 
-DAY_MS = 86_400_000
 Span = tuple[int, int]  # first and last millisecond since 1970, both included
 
 NO_TIME = (

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from onesug_jax.errors import UserError
 from onesug_jax.files import write_json
+from onesug_jax.logs.asof.config import DAY_MS
 from onesug_jax.pipeline.mirror import fetch
 from onesug_jax.pipeline.spec import Context
 from onesug_jax.stages import items, opened, pretrained, watch
@@ -25,7 +26,6 @@ if TYPE_CHECKING:
     from onesug_jax.tasks.item_examples import ItemExamples
 
 REWARDS_FILE = "rewards.npy"
-_DAY_MS = 86_400_000
 
 
 def rewards(context: Context) -> None:
@@ -159,4 +159,4 @@ def _recent(log: str, examples: ItemExamples, rows: np.ndarray, days: float | No
     table = pq.read_table(os.path.join(log, "train.parquet"), columns=["timestamp_ms"])
     times = table["timestamp_ms"].to_numpy()
     own = times[examples.column("row")[rows]]
-    return rows[own > times.max(initial=0) - days * _DAY_MS]
+    return rows[own > times.max(initial=0) - days * DAY_MS]

@@ -11,6 +11,7 @@ import time
 from typing import TYPE_CHECKING
 
 from onesug_jax.errors import UserError, plain
+from onesug_jax.logs.asof.config import DAY_MS
 from onesug_jax.pipeline import bundle, versions, workdir
 from onesug_jax.pipeline.spec import Context
 from onesug_jax.stages import opened
@@ -20,7 +21,6 @@ if TYPE_CHECKING:
     from onesug_jax.serve.config import EngineConfig
     from onesug_jax.serve.feedback import FeedbackStore
 
-_DAY_MS = 86_400_000
 _LOOK_SECONDS = 30.0  # between looks at a bucket for another model
 
 
@@ -84,10 +84,10 @@ def _item_version(context: Context, config, store, say, name: str, key: str, set
     suggester, tables, encode = suggesting.item_suggester(context, state)
     since = state.latest_ms
     stale = _made_ms(context.work.path) - since
-    if stale > config.stale_days * _DAY_MS:
+    if stale > config.stale_days * DAY_MS:
         state.postpone(stale)
         say(
-            f"serve: the log ended {stale / _DAY_MS:,.0f} days before the model was made; its "
+            f"serve: the log ended {stale / DAY_MS:,.0f} days before the model was made; its "
             "counts are taken as if it had ended then (EngineConfig.stale_days)"
         )
     live = LiveCounts(state, store, since_ms=since)
@@ -164,7 +164,7 @@ def export_feedback(context: Context) -> None:
     options = context.options
     if not options.to:
         raise UserError("export_feedback needs a file to write: --to FILE")
-    since = 0 if options.days is None else int(1000 * time.time() - options.days * _DAY_MS)
+    since = 0 if options.days is None else int(1000 * time.time() - options.days * DAY_MS)
     store = _store(context, prune=False)
     try:
         chosen = dict(since_ms=since, untrusted=options.all)

@@ -8,6 +8,7 @@ from collections.abc import Iterator, Sequence
 
 from onesug_jax.errors import UserError
 from onesug_jax.files import write_json
+from onesug_jax.logs.asof.config import DAY_MS
 from onesug_jax.pipeline.spec import Context
 from onesug_jax.stages import opened
 
@@ -96,12 +97,14 @@ def examples(
     mixture: str = "onesug",
     tasks: dict[str, float] | None = None,
     candidates: int = 64,
+    days: float | None = None,
 ) -> None:
     """Fixed examples of a SeqIO mixture, into WORK_DIR/examples.
 
     `mixture` names the one of this project, made of `tasks` (kind -> rate), or any other in
     SeqIO's registry that a gin file's `import` has registered. With `FeatureSpec.items`, rows are
-    made by one walk through time and hold at most `candidates`.
+    made by one walk through time and hold at most `candidates`; `days` limits those of train to the
+    last so many days, which is all that an update learns from: older rows are counted only.
     """
     from onesug_jax.tasks import examples as cache
     from onesug_jax.tasks.vocabulary import Vocabulary
@@ -110,7 +113,7 @@ def examples(
     spec = context.configured("FeatureSpec")()
     splits = opened.splits(context.work.log)
     if mixture == "onesug" and spec.items:
-        _item_examples(context, vocabulary, spec, splits, candidates)
+        _item_examples(context, vocabulary, spec, splits, candidates, days)
     elif mixture == "onesug":
         index = opened.completions(context)
         cache.build_examples(
@@ -134,7 +137,9 @@ def examples(
     write_json(os.path.join(context.work.examples, "features.json"), dataclasses.asdict(spec))
 
 
-def _item_examples(context: Context, vocabulary, spec, splits, candidates: int) -> None:
+def _item_examples(
+    context: Context, vocabulary, spec, splits, candidates: int, days: float | None
+) -> None:
     """Rows of train and dev as of their own moments, from one walk through the log; and the counts
     at its end, test rows included, which a service goes on from.
     """
@@ -151,7 +156,11 @@ def _item_examples(context: Context, vocabulary, spec, splits, candidates: int) 
     state = items.state(context, candidates=candidates)
     # A query of few visitors is not learnt (mine.min_users).
     wanted = np.array([e.file > 0 or state.number(e.query) >= 0 for e in events], bool)
-    wanted &= np.array([event.file < len(names) for event in events], bool)
+    files = np.array([event.file for event in events])
+    wanted &= files < len(names)
+    if days is not None:
+        times, train = np.array([event.time_ms for event in events]), files == 0
+        wanted &= ~train | (times > times[train].max(initial=0) - days * DAY_MS)
     index = items.index(context.work)
     item_examples.write(
         context.work.examples,

@@ -26,6 +26,7 @@ from onesug_jax.files import (
     link_tree,
     write_json,
 )
+from onesug_jax.logs.asof.config import DAY_MS
 from onesug_jax.pipeline import remote_log, versions, workdir
 from onesug_jax.pipeline.spec import Context
 from onesug_jax.pipeline.workdir import Manifest, WorkDir
@@ -40,7 +41,6 @@ _READ = (*_UNCHANGED, "log", "mined", "semantic_ids", "index", "examples/asof", 
 _STAGES = ("mine", "quantize", "index", "examples", "rewards", "rwr")
 # What may not change from one version to the next, by stage: its folder, and how the names begin.
 _FIXED = {"mine": ("mined", "mine.min_users"), "examples": ("examples", "FeatureSpec.")}
-_DAY_MS = 86_400_000
 
 
 def flags(parser: argparse.ArgumentParser) -> None:
@@ -113,6 +113,7 @@ def update(
         "rwr.steps": steps,
         "rwr.evaluate_every": 0,  # the held-out rows judge, so they must not choose
         "ListConfig.days": align_days,
+        "examples.days": align_days,
         "PARAMS_FROM": None,
     }
     assert context.other is not None
@@ -292,7 +293,7 @@ def _join(
                 "needs some for training and some for evaluation"
             )
         cut = one(f"SELECT quantile_disc(timestamp_ms, {1 - holdout}) FROM fresh")
-        start = one("SELECT max(timestamp_ms) FROM fresh") - int(window_days * _DAY_MS)
+        start = one("SELECT max(timestamp_ms) FROM fresh") - int(window_days * DAY_MS)
         columns = {view: database.sql(f"FROM {view} LIMIT 0").columns for view in ("old", "fresh")}
         either = (*columns["old"], *columns["fresh"])
         brought = [name for name in (HISTORY, HISTORY_MINUTES) if name in either]

@@ -10,8 +10,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from onesug_jax.logs.asof.config import DAY_MS, HOUR_MS
+
 LEAST = 1e-12  # counts below it are taken for it, so that a logarithm exists
-_HOUR_MS, _DAY_MS = 3_600_000, 86_400_000
+
 _THURSDAY = 3  # the first day of 1970; Monday is 0
 
 
@@ -47,5 +49,5 @@ def log_counts(counts: np.ndarray) -> np.ndarray:
 
 def clock(time_ms: int) -> np.ndarray:
     """[2] int32: hour of the day and weekday (Monday is 0), UTC."""
-    hour, day = time_ms % _DAY_MS // _HOUR_MS, (time_ms // _DAY_MS + _THURSDAY) % 7
+    hour, day = time_ms % DAY_MS // HOUR_MS, (time_ms // DAY_MS + _THURSDAY) % 7
     return np.array([hour, day], np.int32)

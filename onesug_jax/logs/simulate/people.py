@@ -7,10 +7,10 @@ from dataclasses import dataclass
 import numpy as np
 
 from onesug_jax.errors import UserError
+from onesug_jax.logs.asof.config import DAY_MS, HOUR_MS
 from onesug_jax.logs.simulate.rates import Rates
 from onesug_jax.logs.simulate.world import World
 
-DAY_MS, HOUR_MS = 86_400_000, 3_600_000
 START_MS = 1_756_684_800_000  # 2025-09-01 00:00 UTC
 GENDERS = ("F", "M", "unknown")
 AGES = ("18-23", "24-30", "31-40", "41-50", "50+")
