@@ -38,26 +38,32 @@ class ShownLists:
     def at(
         self,
         asked: Sequence[tuple[str, np.ndarray]],
-        number_of: Callable[[str], int],
+        number_of: Callable[[str], int | None],
         time_ms: float,
     ) -> np.ndarray:
         """SHOWN_COLUMNS of query numbers, of each (prefix, numbers) after another, `[n, 2]`: 1 /
         place in the prefix's latest list, 0 for what it lacks; and the same, halved for each day
         since it was shown.
 
-        `number_of` gives the number of a query, -1 if it has none.
+        `number_of` gives the number of a query, None if it has none.
         """
-        out = np.zeros((sum(len(numbers) for _, numbers in asked), len(SHOWN_COLUMNS)))
+        rows: list[int] = []
+        shares: list[tuple[float, float]] = []
         start = 0
         for prefix, numbers in asked:
             time, queries = self.lists.get(prefix, (0, ()))
             if queries:
-                place = {number_of(query): 1 / n for n, query in enumerate(queries, 1)}
-                shares = np.array([*map(place.get, numbers.tolist(), itertools.repeat(0.0))])
-                decayed = shares * 0.5 ** (max(time_ms - time, 0) / DAY_MS)
-                end = start + len(numbers)
-                out[start:end, 0], out[start:end, 1] = shares, decayed
+                row_of = dict(zip(numbers.tolist(), itertools.count(start), strict=False))
+                fresh = 0.5 ** (max(time_ms - time, 0) / DAY_MS)
+                for place, query in enumerate(queries, 1):
+                    row = row_of.get(number_of(query))
+                    if row is not None:
+                        rows.append(row)
+                        shares.append((1 / place, fresh / place))
             start += len(numbers)
+        out = np.zeros((start, len(SHOWN_COLUMNS)))
+        if rows:
+            out[rows] = shares
         return out
 
     def postpone(self, ms: int) -> None:

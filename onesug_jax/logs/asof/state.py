@@ -363,7 +363,7 @@ class AsOf:
         numbers = np.concatenate([numbers for _, numbers in asked])
         found = [self.searches.at(numbers, self.moment), self.conversions[numbers]]
         if self.config.shown:
-            found.append(self.shown.at(asked, self.number, self.moment))
+            found.append(self.shown.at(asked, self._number.get, self.moment))
         found.append(self.pairs.at(asked, self.moment))
         return log_counts(np.concatenate(found, axis=1))
 
