@@ -36,27 +36,30 @@ class Collective:
       kind: one of `KINDS`; bytes: of its result on a chip.
       groups: numbers of the devices that take part in it, group by group; of a permute, pairs.
       times: how often it runs.
+      between: whether it is between all slices, among the chips with the same place in each.
     """
 
     kind: str
     bytes: float
     groups: Groups
     times: float
+    between: bool = False
 
     @property
     def group(self) -> int:
         """Chips of a group."""
         return max(map(len, self.groups), default=1)
 
-    def sent(self, chips_per_slice: int | None = None) -> tuple[float, float]:
+    def sent(self, chips_per_slice: int | None = None, slices: int = 1) -> tuple[float, float]:
         """Bytes a chip sends in all runs, over links and over the network between slices.
 
         Args:
           chips_per_slice: None: all chips lie in one slice.
         """
-        n = self.group
-        k = 1
-        if chips_per_slice is not None:
+        n, k = self.group, 1
+        if self.between:
+            n = k = slices
+        elif chips_per_slice is not None:
             k = max((len({i // chips_per_slice for i in g}) for g in self.groups), default=1)
         m, whole = n / k, self.bytes * self.times
         if self.kind in ("collective-permute", "collective-broadcast"):
@@ -71,6 +74,8 @@ class Collective:
 
     def axes(self, mesh: Mapping[str, int]) -> tuple[str, ...]:
         """The axes of the mesh along which the devices of its groups differ."""
+        if self.between:
+            return ("replica",)
         if not self.groups:
             return ()
         places = np.array(np.unravel_index(self.groups[0], tuple(mesh.values())))

@@ -152,7 +152,7 @@ def analyse(step: Step, topology: Topology) -> Analysis:
         row = collectives.setdefault(
             name, dict.fromkeys(("runs", "bytes", "links", "network"), 0.0)
         )
-        links, network = one.sent(topology.chips)
+        links, network = one.sent(topology.chips, chips // topology.chips)
         row["runs"] += one.times
         row["bytes"] += one.bytes * one.times
         row["links"] += links

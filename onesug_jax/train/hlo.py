@@ -50,6 +50,8 @@ _CALLED = re.compile(
     r"\b(?:calls|to_apply|body|condition|true_computation|false_computation)=%?([\w.\-]+)"
 )
 _BRANCHES = re.compile(r"\b(?:branch_computations|called_computations)=\{([^}]*)\}")
+# Of several slices a program is one slice's; what goes between them is handed to their hosts.
+_BETWEEN_SLICES = re.compile(r'_xla_megascale_transfer_type="(\w+)"')
 _TRIPS = re.compile(r'known_trip_count"?:\s*\{"?n"?:\s*"?(\d+)')
 
 
@@ -174,15 +176,18 @@ class Program:
         found: dict[str, Collective] = {}
         for name, lines in self.computations.items():
             for line in lines:
-                kind = line.opcode.removesuffix("-start")
+                kind, between = line.opcode.removesuffix("-start"), False
+                if kind == "send" and (sent := _BETWEEN_SLICES.search(line.rest)):
+                    kind, between = sent[1].lower().replace("_", "-"), True
                 if kind not in KINDS or not times.get(name):
                     continue
                 # Parts of one collective, spread over several fusions, share its channel.
                 channel = re.search(r"channel_id=(\d+)", line.rest)
                 key = channel[1] if channel else f"{name}/{line.name}"
                 arrays = line.arrays[-1:] if line.opcode.endswith("-start") else line.arrays
+                arrays = line.arrays[:1] if between else arrays  # with a context and a token
                 size = sum(array.bytes for array in arrays)
-                one = Collective(kind, size, parse_groups(line.rest), times[name])
+                one = Collective(kind, size, parse_groups(line.rest), times[name], between)
                 if key not in found or one.times > found[key].times:
                     found[key] = one
         return list(found.values())

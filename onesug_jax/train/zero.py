@@ -2,8 +2,9 @@
 
 Every copy of the parameters on `data` would hold the same moments and compute the same update.
 Instead, gradients are summed into pieces, a device updates the piece whose moments it holds, and
-the new parameters are gathered: as many bytes over the links as one all-reduce (Rajbhandari et al.
-2020). The copies on `replica` stay whole: between slices only gradients travel.
+the new parameters are gathered: where the compiler reduce-scatters, as many bytes over the links as
+one all-reduce (Rajbhandari et al. 2020). Slices, on `replica`, hold the same pieces: between them
+only gradients travel.
 """
 
 from __future__ import annotations

@@ -56,6 +56,12 @@ def test_bytes_sent_by_rings_in_slices_and_between_them(slices, chips):
     assert sent("all-to-all", size) == pytest.approx(other)
 
 
+def test_what_slices_hand_to_their_hosts():
+    one = Collective("all-reduce", 960.0, (), 5, between=True)
+    assert one.sent(4, slices=3) == pytest.approx((0, 2 * 5 * ring(3, 960.0)))
+    assert one.axes({"replica": 3, "data": 4}) == ("replica",)
+
+
 def test_a_permute_goes_over_links_or_the_network():
     inside = Collective("collective-permute", 8.0, ((0, 1), (4, 5)), 2)
     between = Collective("collective-permute", 8.0, ((0, 1), (1, 4)), 2)

@@ -87,6 +87,16 @@ def test_a_program_written_by_hand():
     assert gather == Collective("all-gather", 8 * 3 * layer, (evens, odds), 1)
 
 
+def test_sums_between_slices_are_handed_to_the_hosts():
+    sent = (
+        "  %send.1 = (f32[48,16]{1,0}, u32[], token[]) send(%x, %token), channel_id=7, is_host_transfer=true, "
+        'frontend_attributes={_xla_megascale_reduce_operation="SUM",_xla_megascale_transfer_type="ALL_REDUCE"}\n'
+    )
+    program = Program.parse(WRITTEN.replace("  ROOT %end", sent + "  ROOT %end"))
+    found = [one for one in program.collectives() if one.between]
+    assert found == [Collective("all-reduce", 48 * 16 * 4, (), 1, between=True)]
+
+
 def test_a_loop_that_ends_when_data_say_so_runs_as_often_as_told():
     text = WRITTEN.replace("%bound = s32[] constant(6)", "%bound = s32[] add(%counter, %counter)")
     assert Program.parse(text).times(unknown_trips=11)["body"] == 11
