@@ -219,7 +219,7 @@ if __name__ == "__main__":
     elif options.suite == "loader":
         from bench_loader import loader
 
-        loader(sizes[0], options.count or 200)
+        loader(sizes[0], options.count or 100)
     elif options.suite == "blocking":
         from bench_blocking import blocking
 

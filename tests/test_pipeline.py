@@ -689,9 +689,7 @@ def test_the_bench_prints_its_tables(work, project_root):
 def test_preference_without_a_second_candidate_is_refused(work, tmp_path, capsys):
     """The pretrained model is all that can be learnt from such a log, and the message says so."""
     copy = shutil.copytree(work, tmp_path / "work")
-    path = copy / "examples" / "onesug_query" / "train" / "candidates.npy"
-    numbers = np.load(path)
-    numbers[:, 1:] = 0
-    np.save(path, numbers)
+    path = copy / "examples" / "onesug_query" / "train" / "room.npy"
+    np.save(path, np.minimum(np.load(path), 1))
     assert main.main(["rwr", f"--gin.WORK_DIR={copy}", "--restart"]) == 2
     assert "no row has a second candidate" in capsys.readouterr().err

@@ -123,7 +123,9 @@ def _read(data: bytes, at: int) -> tuple[int, int]:
 def _varints(values: np.ndarray) -> tuple[bytes, np.ndarray]:
     """Integers as varints end to end, and how many bytes each takes; of negative ones 10."""
     left = values.astype(np.int64).view(np.uint64)
-    sizes = 1 + sum((left >> np.uint64(7 * k) > 0).astype(np.int64) for k in range(1, 10))
+    sizes = np.ones(len(left), np.int64)
+    for k in range(1, 10):
+        sizes += left >> np.uint64(7 * k) > 0
     out = np.empty(int(np.sum(sizes)), np.uint8)
     starts = np.cumsum(sizes) - sizes
     for k in range(int(np.max(sizes, initial=0))):

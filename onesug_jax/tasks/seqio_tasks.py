@@ -1,4 +1,4 @@
-"""SeqIO Tasks, Mixture and FeatureConverter over `tasks.features`: the only file with seqio.
+"""SeqIO Tasks, Mixture and FeatureConverter over `tasks.features`; the one file that imports seqio.
 
 A Task reads one log file a split (`logs.history` adds what the user searched before), adds the
 related queries of every request, and turns rows into `inputs` and `targets` by a *kind*: a plain
@@ -9,8 +9,8 @@ call a row would be slow.
 Where requests have an enhanced prefix e_p* (a vector), a Task also yields its number in the table
 of vectors, `soft` [0 or 1]: a vector a row would be much to keep, and prefixes repeat.
 
-This file does not decide example order or batches: training reads the cache of `tasks.examples`
-through `tasks.loader`. Serving never imports it.
+This file does not decide example order or batches: training reads the shards of `tasks.examples`
+through `tasks.loader`, and others read them through `tasks.seqio_shards`. Serving imports neither.
 """
 
 from __future__ import annotations

@@ -5,9 +5,10 @@
     folder/{column}.npy                           what a loader needs of all rows at once
     folder/meta.json                              what the records are, by who writes them
 
-A shard is opened when one of its records is first asked for. Where the folder lies in a bucket,
-`fetch` brings a file to the disk; `prefetch` begins that for records of coming batches. This file
-does not know what a record or a column means.
+A shard is opened when one of its records is first asked for; half of the files that the process may
+have open are shards at most (`ulimit -n`). Where the folder lies in a bucket, `fetch` brings a file
+to the disk; `prefetch` begins that for records of coming batches. This file does not know what a
+record or a column means.
 """
 
 from __future__ import annotations
@@ -62,7 +63,7 @@ class Writer:
         """Appends B records, and B values of every column."""
         for record in records:
             if self._shard is None or self._bytes >= self._limit:
-                self._next()
+                self._shard = self._next()
             self._shard.write(record)
             self._digest.update(record)
             self._bytes += len(record)
@@ -74,9 +75,8 @@ class Writer:
         """Ends the files; returns how many records they hold, `count`, and their `fingerprint`, so
         that nobody has to read them to know whether they are others.
         """
-        if not self._counts:  # a file-based source wants a file, be it empty
-            self._next()
-        self._shard.close()
+        shard = self._shard or self._next()  # a file-based source wants a file, be it empty
+        shard.close()
         for column in self._columns.values():
             column.close()
         names = [shard_name(n, len(self._counts)) for n in range(len(self._counts))]
@@ -86,12 +86,12 @@ class Writer:
         write_json(os.path.join(self._folder, COUNTS_FILE), counts)
         return {"count": sum(self._counts), "fingerprint": self._digest.hexdigest()[:16]}
 
-    def _next(self) -> None:
+    def _next(self) -> ArrayRecordWriter:
         if self._shard is not None:
             self._shard.close()
-        self._shard = ArrayRecordWriter(self._open_name(len(self._counts)), _OPTIONS)
         self._counts.append(0)
         self._bytes = 0
+        return ArrayRecordWriter(self._open_name(len(self._counts) - 1), _OPTIONS)
 
     def _open_name(self, number: int) -> str:
         return os.path.join(self._folder, f".part-{number:05}")
@@ -146,7 +146,8 @@ class Shards:
         self._ends = np.cumsum([counts[name] for name in self._names], dtype=np.int64)
         self._open: OrderedDict[int, Future] = OrderedDict()
         self._lock = threading.Lock()
-        self._most = max(resource.getrlimit(resource.RLIMIT_NOFILE)[0] // 2, 1)
+        handles = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+        self._most = max(handles // 2, 1) if handles > 0 else len(counts)  # below 0: no limit
         self._pool = ThreadPoolExecutor(_FETCHES, thread_name_prefix="shards")
 
     def __len__(self) -> int:
