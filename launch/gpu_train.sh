@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Trains on GPUs, on one host or several: plain processes, which find each other by ONESUG_PROCESSES,
-# ONESUG_PROCESS and ONESUG_COORDINATOR. When one fails, the others are told to stop (SIGTERM, then
+# ONESUG_PROCESS and ONESUG_COORDINATOR. When one fails, the others are stopped (SIGTERM, then
 # SIGKILL), and the exit code is that of the first that failed. The same command goes on from the
 # last checkpoint.
 #
@@ -238,10 +238,10 @@ running() {
   done
   return 1
 }
-told="" deadline=0
+signalled="" deadline=0
 stop() {
-  if [ -z "$told" ]; then deadline=$((SECONDS + grace_seconds)); fi
-  told="${told:-$1}"
+  if [ -z "$signalled" ]; then deadline=$((SECONDS + grace_seconds)); fi
+  signalled="${signalled:-$1}"
   # On another host the end of the leash says it, so that ssh still brings its last words.
   if [ "${#hosts[@]}" -gt 0 ]; then exec 4>&-; else tell TERM; fi
 }
@@ -261,14 +261,14 @@ while :; do
     code=0
     wait "${pids[$index]}" || code=$?
     ended[index]=yes
-    if [ "$code" -ne 0 ] && [ -z "$first$told" ]; then
+    if [ "$code" -ne 0 ] && [ -z "$first$signalled" ]; then
       echo "[gpu] process $index ended with exit code $code; stopping the others" >&2
       first="$code"
       stop "$code"
     fi
   done
   if [ -z "$more" ]; then break; fi
-  if [ -n "$told" ] && [ "$SECONDS" -ge "$deadline" ] && running; then
+  if [ -n "$signalled" ] && [ "$SECONDS" -ge "$deadline" ] && running; then
     echo "[gpu] not ended $grace_seconds s after SIGTERM; ending them" >&2
     tell KILL
     deadline=$((SECONDS + grace_seconds + 5))
@@ -279,4 +279,4 @@ for try in 1 2 3 4 5 6 7 8 9 10; do # until the last lines are shown
   if ! kill -0 "${labels[@]}" 2>/dev/null; then break; fi
   if [ "$try" -lt 10 ]; then sleep 0.1; fi
 done
-exit "${first:-${told:-0}}"
+exit "${first:-${signalled:-0}}"

@@ -161,7 +161,7 @@ class Cluster:
         self.xpk = shutil.which("xpk") is not None
 
     def run(self, words: list[str], given: str | None = None) -> subprocess.CompletedProcess:
-        """One command, its output kept; in a dry run it is printed instead."""
+        """One command, its output captured; in a dry run it is printed instead."""
         if self.options.dry_run:
             print(shlex.join(words) + (f" <<'E'\n{given}\nE" if given else ""))
             return subprocess.CompletedProcess(words, 0, "", "")

@@ -84,8 +84,8 @@ class Slice:
                 f"--type={kind}: expected a multiple of {CHIPS_PER_HOST * found.cores}, that is of "
                 f"{CHIPS_PER_HOST} chips"
             )
-        known = {size(one): one for one in (FLAT if found.dimensions == 2 else CUBES)}
-        topology = topology or known.get(chips, "")
+        by_size = {size(one): one for one in (FLAT if found.dimensions == 2 else CUBES)}
+        topology = topology or by_size.get(chips, "")
         if topology and (size(topology) != chips or topology.count("x") + 1 != found.dimensions):
             raise Mistake(
                 f"--topology={topology}: expected {found.dimensions} sides and {chips} chips, the "

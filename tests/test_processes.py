@@ -23,8 +23,8 @@ def start(project_root, words, count=1, devices=1, own=lambda index: {}):
     with socket.socket() as one:
         one.bind(("127.0.0.1", 0))
         port = one.getsockname()[1]
-    kept = {name: value for name, value in os.environ.items() if not name.startswith("ONESUG_")}
-    kept["XLA_FLAGS"] = (
+    outside = {name: value for name, value in os.environ.items() if not name.startswith("ONESUG_")}
+    outside["XLA_FLAGS"] = (
         f"--xla_force_host_platform_device_count={devices} --xla_backend_optimization_level=0 "
         "--xla_cpu_collective_call_terminate_timeout_seconds=500"
     )
@@ -39,7 +39,7 @@ def start(project_root, words, count=1, devices=1, own=lambda index: {}):
             subprocess.Popen(
                 [sys.executable, "-m", "onesug_jax.main", *words],
                 cwd=project_root,
-                env={**kept, **(joined if count > 1 else {}), **own(index)},
+                env={**outside, **(joined if count > 1 else {}), **own(index)},
                 stdout=subprocess.PIPE,
                 stderr=subprocess.PIPE,
                 text=True,

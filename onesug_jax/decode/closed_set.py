@@ -83,7 +83,7 @@ class Filter:
 
 @dataclasses.dataclass(frozen=True)
 class IndexedQueries:
-    """Known queries in the order of their texts, no two of which look alike.
+    """Indexed queries in the order of their texts, no two of which look alike.
 
     Attributes:
       texts: sorted by code point.

@@ -23,7 +23,7 @@ from onesug_jax.decode.beam import BeamConfig, BeamResult, read_requests, search
 from onesug_jax.decode.begun import Pieces
 from onesug_jax.decode.both_ways import WritingConfig, leaves_room, merged
 from onesug_jax.decode.replicas import Replicas, by_row, parted
-from onesug_jax.decode.shapes import together
+from onesug_jax.decode.shapes import batches_of
 from onesug_jax.decode.suggester import Suggestion
 from onesug_jax.errors import UserError
 from onesug_jax.logs.schema import normalise_query
@@ -163,7 +163,7 @@ class ItemSuggester:
         begun = []
         for past in sorted({room.history for room in rooms}):
             same = [i for i, room in enumerate(rooms) if room.history == past]
-            for places in together([rooms[i].candidates for i in same], self.batch_sizes):
+            for places in batches_of([rooms[i].candidates for i in same], self.batch_sizes):
                 chosen = [same[place] for place in places]
                 room = max(rooms[i] for i in chosen)
                 batch = [requests[i] for i in chosen]
@@ -299,7 +299,7 @@ class ItemSuggester:
 
 
 def _items(request: Request) -> Any:
-    """What was known of the request (`logs.asof.Items`)."""
+    """The as-of items of the request (`logs.asof.Items`)."""
     assert request.items is not None, "a model with items reads items"
     return request.items
 

@@ -7,7 +7,7 @@ import dataclasses
 from collections.abc import Sequence
 
 _LENGTH_STEP = 32  # input lengths are rounded up to multiples of this
-_WORTH_FILLING = 8  # smaller batches are rather filled up than added to
+_LEAST_FULL = 8  # smaller batches are padded to the next size
 
 
 @dataclasses.dataclass(frozen=True)
@@ -36,7 +36,7 @@ class Shapes:
         if len(full) == len(self.batch_sizes):
             return full[-1]
         filled_up = self.batch_sizes[len(full)]
-        if full and full[-1] >= _WORTH_FILLING and 2 * waiting < filled_up:
+        if full and full[-1] >= _LEAST_FULL and 2 * waiting < filled_up:
             return full[-1]
         return waiting
 
@@ -46,7 +46,7 @@ def least(sizes: Sequence[int], wanted: int) -> int:
     return sizes[bisect.bisect_left(sizes, wanted)]
 
 
-def together(needed: Sequence[int], batch_sizes: Sequence[int]) -> list[list[int]]:
+def batches_of(needed: Sequence[int], batch_sizes: Sequence[int]) -> list[list[int]]:
     """Which requests share a batch, where each needs so much room; those of least room first.
 
     A batch has the room of its largest request. It is filled up to one of `batch_sizes` only where

@@ -131,9 +131,9 @@ def _lists(
     examples: ItemExamples, tables: QueryTables, config: CascadeConfig, first: int
 ) -> tuple[list[np.ndarray], list[np.ndarray], list[float]]:
     """Of the rows from `first` on whose query is left by the pre-rank among others: features
-    `[n, F]`, grades `[n]`, weight.
+    `[n, F]`, labels `[n]`, weight.
     """
-    lists, grades, weights = [], [], []
+    lists, labels, weights = [], [], []
     names = (*_ITEMS, "target_candidate", "level", "typed", "prefix_row")
     blocks = examples.blocks(first, names=names)
     rows = (
@@ -152,9 +152,9 @@ def _lists(
             level = Level(int(row["level"]))
             found = features(items, int(row["typed"]), int(row["prefix_row"]), tables)
             lists.append(found[places])
-            grades.append(np.where(hit, LABELS[level], 0))
+            labels.append(np.where(hit, LABELS[level], 0))
             weights.append(config.orders if level == Level.ORDER else 1.0)
-    return lists, grades, weights
+    return lists, labels, weights
 
 
 def load(

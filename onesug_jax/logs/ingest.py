@@ -4,8 +4,8 @@ Files are streamed in chunks through their adapter and `schema.validate`; what p
 temporary Parquet, what does not goes to set_aside.jsonl with its reason. DuckDB then sets repeated
 request ids and far-away times aside (`sift`), chooses the profile columns (`profile_choice`), sorts
 everything by (timestamp_ms, request_id) on disk and splits it. Nothing is dropped silently:
-rows == kept + set_aside, and every physical line of a file is one of these or joined to one. Text
-is normalised here, once, and later stages use it unchanged.
+rows == accepted + set_aside, and every physical line of a file is one of these or joined to one.
+Text is normalised here, once, and later stages use it unchanged.
 """
 
 from __future__ import annotations
@@ -51,14 +51,14 @@ _FILES = tuple(f"{split}.parquet" for split in SPLITS)
 
 @dataclass(frozen=True)
 class IngestReport:
-    """Counts of a log's rows; `rows == kept + set_aside == sum(reasons.values()) + kept`.
+    """Counts of a log's rows; `rows == accepted + set_aside == sum(reasons.values()) + accepted`.
 
     `joined` counts lines that are not rows of their own: the further lines of a cell over several
     lines, and item rows that became part of their search (adapter "clicks").
     """
 
     rows: int
-    kept: int
+    accepted: int
     set_aside: int
     reasons: dict[str, int]  # commonest first
     splits: dict[str, int]  # rows of each file written
@@ -276,7 +276,7 @@ def _report(
 ) -> IngestReport:
     report = IngestReport(
         rows=staging.rows,
-        kept=sum(one.rows for one in written.values()),
+        accepted=sum(one.rows for one in written.values()),
         set_aside=staging.set_aside,
         reasons=dict(staging.reasons.most_common()),
         splits={split: one.rows for split, one in written.items()},
@@ -284,7 +284,7 @@ def _report(
         left_out={verdict.name: verdict.reason for verdict in verdicts if verdict.reason},
         joined=staging.joined,
     )
-    assert report.rows == report.kept + report.set_aside, "a row was lost between files"
+    assert report.rows == report.accepted + report.set_aside, "a row was lost between files"
     _print_table(report, written, label)
     _print_columns(verdicts, staging)
     return report

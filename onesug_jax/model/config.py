@@ -40,7 +40,7 @@ class ModelConfig:
         e_p*; 0: there are none. soft_id: the token whose places they take.
       segments: add to every input token the row of the marker that opened its item, as BERT's
         segment embeddings do, so that a token says by itself which item it belongs to; and to a
-        marker that of another right before it (a related query's grade). T5 does not.
+        marker that of another right before it (a related query's conversion bucket). T5 does not.
       first_marker, last_marker: ids of the markers.
       vector_dim: width of the vectors of items (`items.py`), and of e_p*; 0: no items, text alone.
       count_columns: as-of counts of a candidate.

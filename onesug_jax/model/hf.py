@@ -313,13 +313,13 @@ def _compare_names(
 
 
 def with_rows(
-    config: ModelConfig, params: Mapping[str, Any], size: int, *, known: int, seed: int
+    config: ModelConfig, params: Mapping[str, Any], size: int, *, pieces: int, seed: int
 ) -> tuple[ModelConfig, dict]:
     """The model with `size` tokens: the rows it has, and new ones behind them.
 
     A new row of the token table is drawn from a normal distribution with mean and standard
-    deviation, column by column, of the first `known` rows (the text pieces): of the usual length,
-    and no two alike. A new column of a head is the mean of those `known` columns, without noise: a
+    deviation, column by column, of the first `pieces` rows (the text pieces): of the usual length,
+    and no two alike. A new column of a head is the mean of those `pieces` columns, without noise: a
     new token scores as the average one does, so the lists of the pretrained model stay as they are
     until training moves it. A tied table has the rows of a token table. The same seed gives the
     same rows.
@@ -327,20 +327,20 @@ def with_rows(
     Args:
       config, params: from `read_t5`.
       size: tokens in the end, at least `config.vocab_size`.
-      known: rows whose statistics count, at most `config.vocab_size`.
+      pieces: rows whose statistics count, at most `config.vocab_size`.
       seed: of the draw.
     """
     extra = size - config.vocab_size
-    if extra < 0 or not 0 < known <= config.vocab_size:
-        raise ValueError(f"size={size}, known={known}: the table has {config.vocab_size} rows")
+    if extra < 0 or not 0 < pieces <= config.vocab_size:
+        raise ValueError(f"size={size}, pieces={pieces}: the table has {config.vocab_size} rows")
     params = dict(params)
     table = np.asarray(params["embedding"], np.float32)
-    mean, spread = table[:known].mean(0), table[:known].std(0)
+    mean, spread = table[:pieces].mean(0), table[:pieces].std(0)
     drawn = np.random.default_rng(seed).standard_normal((extra, config.d_model), np.float32)
     params["embedding"] = np.concatenate([table, mean + spread * drawn]).astype(np.float32)
     if not config.tie_embeddings:
         head = np.asarray(params["head"], np.float32)
-        new = np.repeat(head[:, :known].mean(1, keepdims=True), extra, axis=1)
+        new = np.repeat(head[:, :pieces].mean(1, keepdims=True), extra, axis=1)
         params["head"] = np.concatenate([head, new], axis=1)
     return dataclasses.replace(config, vocab_size=size), params
 

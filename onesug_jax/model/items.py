@@ -31,7 +31,7 @@ _RANKED = (0, 2)  # columns of counts that candidates are ranked by
 
 @flax.struct.dataclass
 class ItemTables:
-    """What is known of queries and prefixes, on the device; row 0 stands for none and is 0.
+    """Vectors and words of queries and prefixes, on the device; row 0 stands for none and is 0.
 
     Attributes:
       vectors: `[N + 1, E]` unit vectors e_q*.

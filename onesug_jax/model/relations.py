@@ -76,7 +76,7 @@ def overlaps(
 
 
 class RelationAttention(Attention):
-    """Self-attention with a bias by relations and by what is known of the keys, and a sink."""
+    """Self-attention with a bias by relations and by features of the keys, and a sink."""
 
     def setup(self) -> None:
         """Declares the parameters beside those of `Attention`."""

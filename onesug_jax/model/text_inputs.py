@@ -12,7 +12,7 @@ def openers(tokens: InputTokens, first_marker: int, last_marker: int) -> InputTo
     """The marker whose item each token belongs to, the nearest one before it, `[B, L]`.
 
     To a marker another belongs if that stands right before it: so a related query's marker carries
-    the query's grade. 0 for padding, and for tokens that no marker stands before.
+    the query's conversion bucket. 0 for padding, and for tokens that no marker stands before.
     """
     marker = (tokens >= first_marker) & (tokens <= last_marker)
     markers = jnp.where(marker, tokens, 0)

@@ -2,7 +2,7 @@
 
 The log of `LOG=gs://BUCKET/FOLDER/*.parquet` has a folder of its own, with a table of its files
 (`tables.py`). `ingest` leaves beside its results which version of which object they come from; so
-on another machine an unchanged log is known by that, and not copied.
+on another machine an unchanged log is recognised by that, and not copied.
 """
 
 from __future__ import annotations
@@ -41,15 +41,15 @@ def look(log: str | None, made: str) -> None:
     if here is not None and here.generation == state:
         return
     shutil.rmtree(folder, ignore_errors=True)
-    known = _known(made, log)
+    recorded = _recorded(made, log)
     paths = {name: os.path.join(folder, name) for name in versions}
-    if any(known.get(name, ("", ""))[0] != version for name, (_, version) in versions.items()):
+    if any(recorded.get(name, ("", ""))[0] != version for name, (_, version) in versions.items()):
         print(f"copying {log}: {sum(size for size, _ in versions.values()):,} bytes", flush=True)
         store.download(paths)
-        known = {name: (versions[name][1], fingerprint_file(paths[name])) for name in paths}
-    files = {name: (size, known[name][1]) for name, (size, _) in versions.items()}
+        recorded = {name: (versions[name][1], fingerprint_file(paths[name])) for name in paths}
+    files = {name: (size, recorded[name][1]) for name, (size, _) in versions.items()}
     tables.write(folder, Table(state, files, base))
-    objects = {name: [version, known[name][1]] for name, (_, version) in versions.items()}
+    objects = {name: [version, recorded[name][1]] for name, (_, version) in versions.items()}
     write_json(os.path.join(folder, f".{OBJECTS}"), {"log": log, "objects": objects})
 
 
@@ -70,7 +70,7 @@ def remember(log: str | None, made: str) -> None:
         shutil.copyfile(noted, os.path.join(made, OBJECTS))
 
 
-def _known(made: str, log: str) -> dict[str, tuple[str, str]]:
+def _recorded(made: str, log: str) -> dict[str, tuple[str, str]]:
     path = os.path.join(made, OBJECTS)
     if not os.path.exists(path):
         return {}

@@ -58,7 +58,7 @@ def following(home: str) -> str:
 
 def holding(home: str, log: str) -> str | None:
     """The published version that learnt from a log with this fingerprint, None if there is none."""
-    return next((version for version, known in published(home).items() if known == log), None)
+    return next((version for version, learnt in published(home).items() if learnt == log), None)
 
 
 def unpublished(home: str) -> list[str]:

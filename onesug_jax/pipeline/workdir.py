@@ -101,13 +101,13 @@ class WorkDir:
 
     def fingerprint(self, path: str) -> str:
         """That of a file which `expand` gave."""
-        known = tables.entry(path)
-        return known[1] if known else fingerprint_file(path)
+        entry = tables.entry(path)
+        return entry[1] if entry else fingerprint_file(path)
 
     def size(self, path: str) -> int:
         """The bytes of a file which `expand` gave."""
-        known = tables.entry(path)
-        return known[0] if known else os.path.getsize(path)
+        entry = tables.entry(path)
+        return entry[0] if entry else os.path.getsize(path)
 
 
 def _files_of(pattern: str) -> Iterable[str]:

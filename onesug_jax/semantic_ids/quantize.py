@@ -62,7 +62,7 @@ def quantize(
         to 500 steps of 1024, since codebooks and networks start from the data.
       method: "rqvae", or "rq_kmeans", which needs no mesh, optimizer or steps.
       resolve: whether to separate queries that fall on one id.
-      quantiser_from: folder of a quantiser to keep: nothing is trained, queries are only filed.
+      quantiser_from: folder of a quantiser to use: nothing is trained, queries only get ids.
       log_every, settings, states: go to `train.loop.fit`.
 
     Returns:

@@ -94,7 +94,7 @@ class Engine:
         return self
 
     def wait_ready(self, timeout: float | None = None) -> bool:
-        """Waits until requests are answered; raises what kept the first version from loading."""
+        """Waits until requests are answered; raises what failed the first version's loading."""
         self._ready.wait(timeout)
         if self.failure is not None:
             raise self.failure
@@ -222,7 +222,7 @@ class Engine:
                 self._arrived.wait()
             levels = self.levels
             until = self._queue[0].arrived
-            if self._pace.together(levels[0], config.max_batch) > 1:
+            if self._pace.next_batch(levels[0], config.max_batch) > 1:
                 until += config.max_wait_ms / 1000
             while len(self._queue) < config.max_batch and not self._closing:
                 left = until - time.monotonic()
@@ -243,7 +243,7 @@ class Engine:
                 fits = max(1, int(target / each) if each else config.max_batch)
                 while len(queue) > fits:
                     groups[POPULAR].append(queue.popleft())
-            size = self._pace.together(level, len(queue)) if level != POPULAR else len(queue)
+            size = self._pace.next_batch(level, len(queue)) if level != POPULAR else len(queue)
             for _ in range(size):
                 one = queue.popleft()
                 lower = in_time(faster, self._pace, level, one.deadline - now, size)

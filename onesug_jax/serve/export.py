@@ -1,4 +1,4 @@
-"""Kept events as a log in the schema: what `update` learns from."""
+"""Stored events as a log in the schema, for `update`."""
 
 from __future__ import annotations
 

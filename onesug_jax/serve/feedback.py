@@ -106,7 +106,7 @@ class FeedbackConfig:
 class Event:
     """One request and what came of it; text normalised as `logs.schema` does it.
 
-    Attributes are the log's columns. `query` is "" where a known request is only added to;
+    Attributes are the log's columns. `query` is "" where the event adds to an existing request;
     `profile` is name -> value; `history`, oldest first, and its `history_minutes` are what the
     client sent itself, else None.
     """

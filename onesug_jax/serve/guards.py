@@ -107,13 +107,13 @@ class Gate:
                 send, 403, "origin", "pages of this origin may not ask; see ServerConfig.origins"
             )
         preflight = scope["method"] == "OPTIONS" and foreign
-        if not preflight and scope["path"] not in self._open and not self._known(headers):
+        if not preflight and scope["path"] not in self._open and not self._has_key(headers):
             challenge = [(b"www-authenticate", b"Bearer")]
             message = "expected the API key, as X-API-Key or Authorization: Bearer"
             return await respond(send, 401, "x-api-key", message, challenge)
         await self._app(scope, receive, send)
 
-    def _known(self, headers) -> bool:
+    def _has_key(self, headers) -> bool:
         if self._key is None:
             return True
         given = headers.get(b"x-api-key", b"")

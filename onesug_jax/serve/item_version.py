@@ -151,7 +151,7 @@ class ItemVersion(ModelVersion):
             yield from ((n, result) for n in same[place])
 
     def _made(self, requests: Sequence[SuggestRequest]) -> list[Request]:
-        """The requests with what is known now."""
+        """The requests with the features of now."""
         items = self.live.requests([(one.prefix, one.history, one.minutes) for one in requests])
         return [
             Request(one.prefix, one.history, profile=one.profile, items=now)

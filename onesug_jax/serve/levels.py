@@ -56,12 +56,12 @@ class Pace:
         self.note(level, count, self._clock() - began)
 
     def of(self, level: str, count: int, half_life: float = _HALF_LIFE) -> float:
-        """Seconds that `count` requests may take at `level`; 0 where nothing is known."""
+        """Seconds that `count` requests may take at `level`; 0 where nothing was measured."""
         seconds, noted = self._seconds.get(self._key(level, count), _NOTHING)
         seconds *= max(1.0, count / self._sizes[-1])
         return seconds * 0.5 ** ((self._clock() - noted) / half_life)
 
-    def together(self, level: str, waiting: int) -> int:
+    def next_batch(self, level: str, waiting: int) -> int:
         """How many of `waiting` requests should make the next batch: as many as cost least each.
 
         A batch is filled up, so on a CPU three requests in a batch of eight may take longer than
@@ -74,7 +74,7 @@ class Pace:
 
     def each(self, level: str, waiting: int) -> float:
         """Seconds a request, where `waiting` are answered at `level` in the best batches."""
-        count = self.together(level, waiting)
+        count = self.next_batch(level, waiting)
         return self.of(level, count) / count
 
     def quicker(self, levels: Sequence[str]) -> tuple[str, ...]:
@@ -119,7 +119,7 @@ def choose(
     if waiting <= batch and waited <= target / 2:
         return levels[0]
     for level in levels[:-1]:
-        first = waited + pace.of(level, pace.together(level, waiting))
+        first = waited + pace.of(level, pace.next_batch(level, waiting))
         if level == POPULAR or max(first, pace.to_clear(level, waiting)) <= target:
             return level
     return levels[-1]

@@ -41,7 +41,7 @@ class LiveCounts:
     """The as-of state of a running service. All methods may be called from any thread.
 
     Args:
-      state: what is known of the log; from here on it is this object's alone.
+      state: the as-of state of the log; from now on it is this object's alone.
       store: where the events are, those already stored included. One that cannot be read moves no
         counts and has no histories.
       since_ms: events of the store up to this time are in `state` already, but for the histories,
@@ -132,7 +132,7 @@ class LiveCounts:
         return tuple(texts), tuple(max(now - time, 0) / MINUTE_MS for time in times)
 
     def requests(self, asked: Sequence[tuple[str, Sequence[str], Sequence[float]]]) -> list[Items]:
-        """What is known now of requests: prefix, history, minutes."""
+        """The features of requests (prefix, history, minutes) now."""
         with self._lock:
             return self._state.requests(asked, self._now())
 
@@ -143,7 +143,7 @@ class LiveCounts:
         time_ms: int | None = None,
         history: tuple[Sequence[str], Sequence[float]] | None = None,
     ) -> Items:
-        """What is known of a request now, or at a later time, as `AsOf.request`."""
+        """The features of a request now, or at a later time, as `AsOf.request`."""
         with self._lock:
             time_ms = self._now() if time_ms is None else time_ms
             return self._state.request(prefix, user_id, time_ms, history)

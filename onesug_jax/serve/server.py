@@ -21,7 +21,7 @@ from onesug_jax.serve.engine import Engine
 from onesug_jax.serve.feedback import FeedbackStore
 from onesug_jax.serve.guards import LOOPBACK
 
-_KEEP_SECONDS = 30  # a connection is kept between two letters of somebody who thinks
+_KEEP_SECONDS = 30  # a connection stays open between two letters of a slow typist
 
 
 @dataclass(frozen=True)

@@ -29,7 +29,7 @@ class TextVersion(ModelVersion):
     Args:
       name, path: as `ModelVersion`.
       suggester: writes lists.
-      known: what requests show the model beside their words.
+      finder: related queries and vectors of requests.
       ids: number of an indexed query -> its semantic id; None where there are none.
       settings: as `ModelVersion`.
     """
@@ -41,12 +41,12 @@ class TextVersion(ModelVersion):
         name: str,
         path: str,
         suggester: Suggester,
-        known: RelatedQueries,
+        finder: RelatedQueries,
         *,
         ids: Callable[[int], tuple[int, ...]] | None = None,
         **settings,
     ):
-        self.suggester, self.known, self._ids = suggester, known, ids
+        self.suggester, self.finder, self._ids = suggester, finder, ids
         super().__init__(name, path, **settings)
 
     @property
@@ -68,7 +68,7 @@ class TextVersion(ModelVersion):
         shapes = config.shapes(self.suggester.featurizer.spec.input_length)
         sizes, lengths = shapes.batch_sizes, shapes.lengths
         done = set()
-        self.known.text_vector(_STRANGE), self.known.meant(_STRANGE)
+        self.finder.text_vector(_STRANGE), self.finder.meant(_STRANGE)
         self.suggester.shapes = first = Shapes(sizes[-1:], lengths[-1:])
         for step in (first, Shapes(sizes, lengths[-1:]), shapes):
             for shape in itertools.product(step.batch_sizes, step.lengths):
@@ -81,7 +81,7 @@ class TextVersion(ModelVersion):
             yield
         for times in (8, 16, 32):  # the encoder's lengths, for unknown texts
             if not stop():
-                self.known.text_vector(" ".join([_STRANGE] * times))
+                self.finder.text_vector(" ".join([_STRANGE] * times))
 
     def answers(
         self, requests: Sequence[SuggestRequest], level: str
@@ -92,7 +92,7 @@ class TextVersion(ModelVersion):
             return
         wanted = [(one.prefix, one.history, one.profile) for one in requests]
         distinct = list(dict.fromkeys(wanted))
-        made = make_requests(self.known, *map(list, zip(*distinct, strict=True)))
+        made = make_requests(self.finder, *map(list, zip(*distinct, strict=True)))
         found = self.suggester.suggest(made)
         results = {
             one: self._result(request, suggestions)
@@ -104,7 +104,7 @@ class TextVersion(ModelVersion):
         """See `ModelVersion`."""
         texts = self._completed(prefix)
         if not texts:
-            meant = self.known.meant(prefix)
+            meant = self.finder.meant(prefix)
             begun = sorted(meant, key=lambda text: (-meant[text], text))
             texts = list(dict.fromkeys(text for start in begun for text in self._completed(start)))
         texts = texts[: self.longest]
@@ -113,7 +113,7 @@ class TextVersion(ModelVersion):
     def _completed(self, prefix: str) -> list[str]:
         asked = most = self.longest
         while True:  # however many of the most searched are hidden
-            texts = self.known.completions.complete(prefix, asked)
+            texts = self.finder.completions.complete(prefix, asked)
             passed = [texts[n] for n in np.flatnonzero(self._may_show(texts))]
             if len(passed) >= most or len(texts) < asked:
                 return passed[:most]
@@ -122,14 +122,14 @@ class TextVersion(ModelVersion):
     def _may_show(self, texts: Sequence[str]) -> np.ndarray:
         if self._shown == Filter():
             return np.ones(len(texts), bool)
-        count = self.known.completions.count
+        count = self.finder.completions.count
         return self._shown.of(texts, np.array([count(text) for text in texts], np.int64))
 
     def _result(self, request: Request, suggestions: Sequence[Suggestion]) -> SuggestResult:
         """One list; of the related queries those that may be shown."""
         related = request.related
         at = np.flatnonzero(self._may_show(related)).tolist()
-        number_of = self.known.number_of
+        number_of = self.finder.number_of
         return SuggestResult(
             tuple(one.text for one in suggestions),
             tuple(one.score for one in suggestions),

@@ -2,7 +2,7 @@
 
 A version is only replaced by another one as a whole, so a batch that has begun ends with the model
 it began with, and its cache goes with it. What changes within a version is which terms are blocked,
-and, where the service counts, what is known of queries.
+and, where the service counts, the counts of queries.
 """
 
 from __future__ import annotations

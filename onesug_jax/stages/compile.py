@@ -25,13 +25,13 @@ def compile_ahead(
     vocabulary: int = 32_768,
     vector: int = 128,
     lists: int = 256,
-    known: int = 1_000_000,
+    queries: int = 1_000_000,
 ) -> int:
     """Compiles the configured steps for `--topology` and says what each costs.
 
     Nothing of WORK_DIR is read: shapes alone count. `vocabulary` is the number of tokens, `vector`
     the width of e_p* and of items' vectors, `lists` how many requests a serving batch holds,
-    `known` how many queries the shop has, and as many prefixes.
+    `queries` how many queries the shop has, and as many prefixes.
 
     Returns:
       0, or 2 where a step does not fit.
@@ -53,7 +53,7 @@ def compile_ahead(
     devices = topology.devices(options.slices)
     mesh = context.configured("make_mesh")(devices=devices)
     check_options(mesh, context.configured("compiler_options")(mesh))
-    sizes = Sizes(vocabulary, vector, lists, known)
+    sizes = Sizes(vocabulary, vector, lists, queries)
 
     def compiled(word: str, changes: Changes) -> Analysis:
         return analyse(build_step(word, context, devices, sizes, changes), topology)

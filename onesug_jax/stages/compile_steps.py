@@ -33,13 +33,13 @@ class Sizes:
 
     Attributes:
       vocabulary: tokens; vector: width of e_p* and of the items' vectors.
-      lists: requests of a serving batch; known: queries of the shop, and as many prefixes.
+      lists: requests of a serving batch; queries: of the shop, and as many prefixes.
     """
 
     vocabulary: int
     vector: int
     lists: int
-    known: int
+    queries: int
 
 
 @dataclasses.dataclass(frozen=True)
@@ -98,7 +98,7 @@ def _everywhere(mesh: Mesh, shape: tuple[int, ...], dtype: str = "int32") -> Any
 
 
 def _tables(mesh: Mesh, sizes: Sizes) -> ItemTables:
-    rows, queries = sizes.known + 1, (sizes.known + 1, WORDS)
+    rows, queries = sizes.queries + 1, (sizes.queries + 1, WORDS)
     vectors = _everywhere(mesh, (rows, sizes.vector), "float32")
     weights = _everywhere(mesh, queries, "float32")
     lengths = _everywhere(mesh, (rows,), "float32")
@@ -283,7 +283,7 @@ def _beams(context: Context, model, params, spec, mesh: Mesh, sizes: Sizes) -> S
     from onesug_jax.decode.trie import Trie
 
     beam, config = context.configured("BeamConfig")(), model.config
-    lists, nodes, length = sizes.lists, 4 * sizes.known, beam.max_length
+    lists, nodes, length = sizes.lists, 4 * sizes.queries, beam.max_length
     trie = Trie(
         first_child=_everywhere(mesh, (nodes + 1,)),
         token=_everywhere(mesh, (nodes,), "uint16"),

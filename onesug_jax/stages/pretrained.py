@@ -107,7 +107,7 @@ def read(
             f"--gin.ModelConfig.tie_embeddings={theirs.tie_embeddings}"
         )
     rows = vocabulary.size - theirs.vocab_size
-    theirs, params = with_rows(theirs, params, vocabulary.size, known=vocabulary.pieces, seed=seed)
+    theirs, params = with_rows(theirs, params, vocabulary.size, pieces=vocabulary.pieces, seed=seed)
 
     def others(key: jax.Array) -> dict:
         made = unbox(init_fn(key))

@@ -122,7 +122,7 @@ def examples(
             vocabulary=vocabulary,
             spec=spec,
             context=opened.related(context, spec),
-            known=lambda query: index.find(query) >= 0,
+            indexed=lambda query: index.find(query) >= 0,
             tasks=tasks,
             kinds=_id_kinds(context, vocabulary, index, tasks),
         )

@@ -58,16 +58,16 @@ def pretrain(
         fetch=fetch,
     )
     loader = load()
-    known = {"vocab_size": vocabulary.size, "soft_id": vocabulary.soft_id}
-    known |= {"first_marker": vocabulary.first_marker, "last_marker": vocabulary.last_marker}
+    sizes = {"vocab_size": vocabulary.size, "soft_id": vocabulary.soft_id}
+    sizes |= {"first_marker": vocabulary.first_marker, "last_marker": vocabulary.last_marker}
     tables = None
     if features["items"]:
         tables = meshes.replicate(mesh, items.on_device(items.tables(context)))
         columns = loader.examples.shapes["candidate_counts"][1]
-        known |= {"vector_dim": tables.vectors.shape[1], "count_columns": columns}
+        sizes |= {"vector_dim": tables.vectors.shape[1], "count_columns": columns}
     else:
-        known |= {"soft_dim": loader.soft_dim}
-    config = context.configured("ModelConfig")(**known)
+        sizes |= {"soft_dim": loader.soft_dim}
+    config = context.configured("ModelConfig")(**sizes)
     stage = pretrain_stage(config, tables)
     initial: str | Callable | None = params_from
     if params_from is not None and is_folder(params_from):

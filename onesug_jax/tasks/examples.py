@@ -1,4 +1,4 @@
-"""What SeqIO tasks yield, kept once in shards: the bridge to seeded loading of the text model.
+"""What SeqIO tasks yield, stored once in shards: the bridge to seeded loading of the text model.
 
 SeqIO reads in order; training wants example i at once, so that the order can be a function of
 (seed, step). So every task of a mixture is run through once, in blocks (never the whole log in
@@ -112,7 +112,7 @@ def build_examples(
     vocabulary: Vocabulary,
     spec: FeatureSpec,
     context: Context | None = None,
-    known: Callable[[str], bool] | None = None,
+    indexed: Callable[[str], bool] | None = None,
     tasks: Mapping[str, float] | None = None,
     kinds=None,
     mixture: str = "onesug",
@@ -122,7 +122,7 @@ def build_examples(
 
     Args:
       context: gives related queries and enhanced prefixes (`retrieval.related`); None: neither.
-      known, tasks, kinds: see `seqio_tasks.register`.
+      indexed, tasks, kinds: see `seqio_tasks.register`.
 
     Returns:
       {task: {split: meta}}.
@@ -142,7 +142,7 @@ def build_examples(
         spec,
         context=context,
         soft=soft,
-        known=known,
+        indexed=indexed,
         redraw=redraw,
         tasks=tasks,
         kinds=kinds,
@@ -223,8 +223,8 @@ def cache_mixture(
     try:
         provider = seqio.get_mixture_or_task(name)
     except ValueError as e:
-        known = sorted({*seqio.MixtureRegistry.names(), *seqio.TaskRegistry.names()})
-        raise UserError(f"mixture: expected one of {', '.join(known)}; found {name!r}.") from e
+        choices = sorted({*seqio.MixtureRegistry.names(), *seqio.TaskRegistry.names()})
+        raise UserError(f"mixture: expected one of {', '.join(choices)}; found {name!r}.") from e
     metas: dict[str, dict[str, dict]] = {}
     rates: dict[str, float] = {}
     for task in seqio.get_subtasks(provider):

@@ -39,7 +39,7 @@ class Request:
       related: queries related to the prefix, best first.
       profile: static profile values.
       vector: the enhanced prefix e_p*, `[E]`; None: there is none.
-      items: what was known as of the request's moment; None: nobody looked.
+      items: the as-of features of the request's moment; None: not computed.
 
     Examples:
       >>> from onesug_jax import Request
@@ -56,7 +56,7 @@ class Request:
 
 
 class Context(Protocol):
-    """What is known of a request beyond its words (`retrieval.related` implements it)."""
+    """Inputs of a request beyond its words (`retrieval.related` implements it)."""
 
     def related(self, prefixes: Sequence[str]) -> list[list[str]]:
         """Related queries of each prefix, best first."""
@@ -130,7 +130,7 @@ class Featurizer:
     """Requests and queries to ids, within the lengths of `spec`.
 
     What does not fit is left out item by item, never cut inside one: the prefix has first call on
-    half of the input (its last ids are kept, the end is what the user is typing), the profile on an
+    half of the input (its last ids remain, since the user is typing the end), the profile on an
     eighth; related and history queries then take turns, best and newest first, and a section ends
     with the first item that no longer fits. A target too long loses its last pieces but keeps its
     end token.

@@ -173,7 +173,7 @@ def _places(numbers: np.ndarray) -> np.ndarray:
 
 
 class Writer:
-    """Writes the shards of one split, and what is to be known of them."""
+    """Writes the shards of one split, and their description."""
 
     def __init__(self, folder: str, shard_bytes: int = shards.SHARD_BYTES):
         self._folder = folder

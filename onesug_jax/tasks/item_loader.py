@@ -18,7 +18,7 @@ from onesug_jax.tasks import shards
 from onesug_jax.tasks.item_examples import TASK, ItemExamples
 from onesug_jax.tasks.process_rows import check_rows, process_batches
 
-_AHEAD = 8  # batches whose shards are fetched before they are asked for
+_PREFETCHED = 8  # batches whose shards are fetched before they are asked for
 
 
 class ItemLoader:
@@ -31,7 +31,7 @@ class ItemLoader:
       sizes: most candidates of a batch, ascending; what more a row has is left out of it.
       order_weight: what a row that ended in an order weighs; others weigh 1.
       settled: share of the rows, from the first on, of which only those are taken whose query was
-        a candidate: a log begins with no query known, so nearly all are new there.
+        a candidate: a log begins with no indexed query, so nearly all are new there.
       rows: the examples to take, by number; None: all but those.
       process_rows: which rows of every batch this process reads; None: all.
       vocabulary: expected fingerprint of the vocabulary.
@@ -102,9 +102,9 @@ class ItemLoader:
     def batch_at(self, step: int) -> dict[str, np.ndarray]:
         """This process's rows of global batch `step`, see `arrays`."""
         if not self.examples.shards.all_open:
-            for coming in range(max(step, self._fetched), step + _AHEAD):
+            for coming in range(max(step, self._fetched), step + _PREFETCHED):
                 self.examples.shards.prefetch(self.rows_at(coming)[0])
-            self._fetched = step + _AHEAD
+            self._fetched = step + _PREFETCHED
         return self.arrays(*self.rows_at(step))
 
     def rows_at(self, step: int) -> tuple[np.ndarray, int]:

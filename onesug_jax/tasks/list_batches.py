@@ -1,6 +1,6 @@
 """Preference lists as arrays: the request's ids from the example cache, beside C targets of it.
 
-The lists themselves, numbers of known queries, are drawn by `align.preferences`; this file only
+The lists themselves, numbers of indexed queries, are drawn by `align.preferences`; this file only
 looks up their ids and rewards. Numpy only.
 """
 

@@ -42,14 +42,14 @@ def _start_up_held_back() -> Iterator[None]:
     shows it if the start fails.
     """
     sys.stderr.flush()
-    with tempfile.TemporaryFile() as kept:
+    with tempfile.TemporaryFile() as hidden:
         terminal = os.dup(2)
-        os.dup2(kept.fileno(), 2)
+        os.dup2(hidden.fileno(), 2)
         try:
             yield
         except BaseException:
-            kept.seek(0)
-            os.write(terminal, kept.read())
+            hidden.seek(0)
+            os.write(terminal, hidden.read())
             raise
         finally:
             os.dup2(terminal, 2)
@@ -165,7 +165,7 @@ def register(
     *,
     context: Context | None = None,
     soft: Mapping[str, int] | None = None,
-    known: Callable[[str], bool] | None = None,
+    indexed: Callable[[str], bool] | None = None,
     redraw: PrefixDraw | None = None,
     tasks: Mapping[str, float] | None = None,
     kinds: Mapping[str, Kind] | None = None,
@@ -180,7 +180,7 @@ def register(
       spec: what of a request is shown, and the lengths.
       context: gives the related queries of every request; None: there are none.
       soft: prefix -> number of its vector (from 1); a prefix it lacks has no soft token.
-      known: queries that may be learnt; training rows that ended in another one are left out.
+      indexed: queries that may be learnt; training rows that ended in another one are left out.
       redraw: gives the prefixes of the kind `query_any_prefix`, which needs it.
       tasks: kind -> rate; default {"query": 1.0}.
       kinds: further kinds beside `KINDS`, by name.
@@ -216,7 +216,7 @@ def register(
         seqio.TaskRegistry.add(
             name,
             source=log_source(
-                splits, spec, context, soft, known, redraw if kind == ANY_PREFIX else None
+                splits, spec, context, soft, indexed, redraw if kind == ANY_PREFIX else None
             ),
             preprocessors=[
                 functools.partial(
@@ -238,7 +238,7 @@ def log_source(
     spec: FeatureSpec,
     context: Context | None = None,
     soft: Mapping[str, int] | None = None,
-    known: Callable[[str], bool] | None = None,
+    indexed: Callable[[str], bool] | None = None,
     redraw: PrefixDraw | None = None,
 ) -> seqio.FunctionDataSource:
     """Rows of the logs in file order, each field of `Row` one string; lists are one text a line.
@@ -251,7 +251,7 @@ def log_source(
     ) -> tf.data.Dataset:
         signature = {name: tf.TensorSpec([None], tf.string) for name in Row._fields}
         blocks = tf.data.Dataset.from_generator(
-            lambda: _blocks(split, splits, spec, context, soft or {}, known, redraw),
+            lambda: _blocks(split, splits, spec, context, soft or {}, indexed, redraw),
             output_signature=signature,
         )
         return blocks.prefetch(_PREFETCHED).unbatch()
@@ -266,7 +266,7 @@ def _blocks(
     spec: FeatureSpec,
     context: Context | None,
     soft: Mapping[str, int],
-    known: Callable[[str], bool] | None,
+    indexed: Callable[[str], bool] | None,
     redraw: PrefixDraw | None,
 ) -> Iterator[dict[str, np.ndarray]]:
     """The rows of a split in blocks: {field: [n] UTF-8}."""
@@ -280,8 +280,8 @@ def _blocks(
     for batch in with_history(files, keep=keep, history=spec.history):
         for start in range(0, batch.num_rows, BLOCK):
             rows = batch.slice(start, BLOCK)
-            if known is not None and split == "train":
-                rows = rows.filter(pa.array(map(known, rows["query"].to_pylist()), pa.bool_()))
+            if indexed is not None and split == "train":
+                rows = rows.filter(pa.array(map(indexed, rows["query"].to_pylist()), pa.bool_()))
             prefixes, queries = rows["prefix"].to_pylist(), rows["query"].to_pylist()
             if redraw is not None:
                 prefixes = redraw(rows["request_id"].to_pylist(), prefixes, queries)
@@ -309,7 +309,7 @@ def _blocks(
 
 
 def _lines(texts: Sequence[str | None] | None) -> str:
-    # Normalised text has no line end (white space is one space), so nothing can fall apart here.
+    # Normalised text has no line end (white space is one space), so the lines stay whole.
     return "\n".join(text for text in texts or () if text)
 
 

@@ -220,7 +220,7 @@ class Shards:
 
 
 class _Appender:
-    """A one-dimensional .npy file of a length known only at its end."""
+    """A one-dimensional .npy file whose length is determined at its end."""
 
     def __init__(self, path: str, dtype):
         self._dtype, self._count = np.dtype(dtype), 0

@@ -156,13 +156,13 @@ class Vocabulary:
         """The text of `ids` up to the first end token; markers, semantic ids and padding are left
         out.
         """
-        kept = []
+        pieces = []
         for i in ids:
             if i == self.eos_id:
                 break
             if self.unk_id < i < self.pieces:
-                kept.append(int(i))
-        return self._processor.decode(kept)
+                pieces.append(int(i))
+        return self._processor.decode(pieces)
 
     def sid(self, level: int, code: int) -> int:
         """The token of code `code` at level `level` (both from 0). Raises IndexError outside
@@ -346,14 +346,14 @@ def _sample(texts: Iterable[str], sample: int, seed: int) -> list[str]:
     letter.
     """
     rng = random.Random(seed)
-    kept: list[str] = []
+    drawn: list[str] = []
     for at, text in enumerate(t for t in map(_trainable, texts) if t.strip()):
-        if len(kept) < sample:
-            kept.append(text)
+        if len(drawn) < sample:
+            drawn.append(text)
         elif (slot := rng.randrange(at + 1)) < sample:
-            kept[slot] = text
-    rng.shuffle(kept)
-    return kept
+            drawn[slot] = text
+    rng.shuffle(drawn)
+    return drawn
 
 
 def _train_pieces(texts: list[str], pieces: int) -> bytes:

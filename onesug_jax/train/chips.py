@@ -65,10 +65,10 @@ GPU_FLOPS = {
 
 
 def published_flops(kind: str) -> float | None:
-    """Peak bfloat16 FLOP/s of a device by JAX's name of its kind; None where it is not known."""
-    known = {chip.kind: chip.flops for chip in CHIPS.values()} | GPU_FLOPS
-    fitting = [name for name in known if kind.startswith(name)]
-    return known[max(fitting, key=len)] if fitting else None
+    """Peak bfloat16 FLOP/s of a device by JAX's name of its kind; None where unpublished."""
+    flops = {chip.kind: chip.flops for chip in CHIPS.values()} | GPU_FLOPS
+    fitting = [name for name in flops if kind.startswith(name)]
+    return flops[max(fitting, key=len)] if fitting else None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -89,7 +89,7 @@ class Topology:
         if not found or found[1] not in CHIPS:
             raise UserError(
                 f"--topology={text}: expected a chip and a shape, such as v5e:4x4, v5e:16x16, "
-                f"v5p:4x4x8 or v6e:16x16; chips known here: {', '.join(CHIPS)}."
+                f"v5p:4x4x8 or v6e:16x16; chips in the table: {', '.join(CHIPS)}."
             )
         shape = tuple(int(size) for size in found[2].split("x"))
         wanted = 3 if found[1] in ("v4", "v5p") else 2

@@ -130,7 +130,7 @@ def analyse(step: Step, topology: Topology) -> Analysis:
     try:
         compiled = traced.lower().compile()
     except jax.errors.JaxRuntimeError as error:
-        needed = _told(str(error))
+        needed = _memory_needed(str(error))
         if needed is None:
             raise
         return Analysis(**about, fits=False, needed=needed, flops=counted)
@@ -179,7 +179,7 @@ def analyse(step: Step, topology: Topology) -> Analysis:
     )
 
 
-def _told(error: str) -> float | None:
+def _memory_needed(error: str) -> float | None:
     """Bytes of memory that the compiler says it would need; None: it failed for another reason."""
     if "RESOURCE_EXHAUSTED" not in error and "Ran out of memory" not in error:
         return None

@@ -229,7 +229,7 @@ def failing_at_once() -> Iterator[None]:
     """Inside, a failure ends a process that has joined others at once, after its message.
 
     Otherwise jax waits at exit, for up to five minutes, until the others end too, who wait for this
-    one. An end by signal is no failure: all have agreed on it, and leave together.
+    one. An end by signal is no failure: all processes end at the same step.
     """
     try:
         yield

@@ -136,9 +136,9 @@ class Program:
 
     def trips(self, loop: Instruction, unknown: int) -> int:
         """How often a `while` runs its body."""
-        told = _TRIPS.search(loop.rest)
-        if told:
-            return int(told[1])
+        stated = _TRIPS.search(loop.rest)
+        if stated:
+            return int(stated[1])
         condition = re.search(r"condition=%?([\w.\-]+)", loop.rest)
         lines = list(self.computations.get(condition[1], ())) if condition else []
         for line in list(lines):
@@ -236,7 +236,7 @@ class Program:
             for place, size in self._inside(line).items():
                 if place < len(read):
                     read[place] = min(read[place], size)
-            written -= _kept_in_place(body)
+            written -= _unchanged_bytes(body)
         elif line.opcode in ("dynamic-slice", "slice", "gather"):
             read = [written]
         elif line.opcode in ("dynamic-update-slice", "scatter"):
@@ -319,7 +319,7 @@ def _arrays(shape: str) -> Iterable[Array]:
             yield Array(_BYTES[kind], sizes, not re.search(r"S\([1-9]", layout))
 
 
-def _kept_in_place(body: Iterable[Instruction]) -> float:
+def _unchanged_bytes(body: Iterable[Instruction]) -> float:
     """Bytes of a fusion's results that it leaves as they were: all but the updates written in."""
     body = list(body)
     inside = {line.name: line for line in body}
@@ -332,11 +332,11 @@ def _kept_in_place(body: Iterable[Instruction]) -> float:
 
     root = next((line for line in body if line.root), body[-1])
     results = [behind(name) for name in root.operands] if root.opcode == "tuple" else [root]
-    kept = 0.0
+    unchanged = 0.0
     for line in results:
         line = behind(line.name) if line is not None else None
         if line is not None and line.opcode == "dynamic-update-slice":
             update = inside.get(line.operands[1])
             size = sum(a.bytes for a in update.arrays) if update else 0.0
-            kept += sum(a.bytes for a in line.arrays if a.main) - size
-    return kept
+            unchanged += sum(a.bytes for a in line.arrays if a.main) - size
+    return unchanged

@@ -166,11 +166,11 @@ def param_shardings(abstract_boxed: Any, mesh: Mesh) -> Any:
       ValueError: a box names an axis that `LOGICAL_RULES` does not hold.
     """
     logical = nn.get_partition_spec(abstract_boxed)
-    known = {name for name, _ in LOGICAL_RULES}
+    logical_names = {name for name, _ in LOGICAL_RULES}
 
     def place(path, names: P, leaf: Any) -> NamedSharding:
         shape = leaf.shape
-        unknown = [name for name in names if name is not None and name not in known]
+        unknown = [name for name in names if name is not None and name not in logical_names]
         if unknown:
             raise ValueError(
                 f"{path_name(path)}: logical axis {unknown[0]!r} is not in LOGICAL_RULES."

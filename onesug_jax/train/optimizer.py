@@ -49,7 +49,7 @@ def make_schedule(
     Raises:
       UserError: an unknown decay, a negative number, or a decay to the end without `steps`.
     """
-    _known("decay", decay, DECAYS)
+    _check_choice("decay", decay, DECAYS)
     if learning_rate <= 0 or warmup_steps < 0 or not 0 <= floor <= 1:
         raise UserError(
             f"learning_rate={learning_rate}, warmup_steps={warmup_steps}, floor={floor}: expected "
@@ -112,7 +112,7 @@ def make_optimizer(
       >>> [float(optimizer.schedule(step)) for step in range(3)]
       [0.25, 0.5, 0.5]
     """
-    _known("optimizer", name, OPTIMIZERS)
+    _check_choice("optimizer", name, OPTIMIZERS)
     if weight_decay < 0 or (clip_norm or 0) < 0:
         raise UserError(
             f"weight_decay={weight_decay}, clip_norm={clip_norm}: expected numbers of at least 0."
@@ -228,7 +228,7 @@ def decay_mask(params: Any) -> Any:
     return jax.tree_util.tree_map_with_path(decays, params)
 
 
-def _known(what: str, name: str, names: Sequence[str]) -> None:
+def _check_choice(what: str, name: str, names: Sequence[str]) -> None:
     if name not in names:
         near = difflib.get_close_matches(name, names, n=1, cutoff=0.4)
         hint = f" Did you mean {near[0]!r}?" if near else ""

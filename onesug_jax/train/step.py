@@ -247,7 +247,7 @@ def make_train_step(
 
 
 def _wide(dtype: Any) -> Any:
-    """Sums over microbatches are kept in float32 at least."""
+    """Sums over microbatches are in float32 at least."""
     return jnp.promote_types(dtype, jnp.float32) if jnp.issubdtype(dtype, jnp.floating) else dtype
 
 

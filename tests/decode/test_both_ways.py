@@ -33,13 +33,13 @@ def ready():
 
 def read_of(ready, batch):
     model, weights = ready
-    given, known = items(batch=batch), tables()
+    given, arrays = items(batch=batch), tables()
 
     @jax.jit
-    def read(weights, known):
-        return read_requests(model, weights, tokens(batch), items=given, tables=known)
+    def read(weights, arrays):
+        return read_requests(model, weights, tokens(batch), items=given, tables=arrays)
 
-    return read(weights, known)
+    return read(weights, arrays)
 
 
 @functools.partial(jax.jit, static_argnames=("model", "config"))
@@ -55,8 +55,8 @@ def trained_log_probabilities(given, place, table=TABLE):
     text, given = jax.tree.map(lambda x: np.asarray(x)[rows], (tokens(len(place)), given))
 
     @jax.jit
-    def score(weights, known):
-        args = (text, shifted, None, None, None, given, known)
+    def score(weights, arrays):
+        args = (text, shifted, None, None, None, given, arrays)
         return Seq2Seq(CONFIG).apply({"params": weights}, *args, method="score")
 
     scores = score(params(), tables())
@@ -68,7 +68,7 @@ def trained_log_probabilities(given, place, table=TABLE):
 
 def test_decoding_gives_the_log_probabilities_of_training(ready):
     """Beams over a trie and candidate tokens: all of one distribution."""
-    given, known = items(), tables()
+    given, arrays = items(), tables()
     read = read_of(ready, 2)
     by_pieces = trained_log_probabilities(given, np.zeros(2, int))
     config = BeamConfig(beams=5, returned=5, alpha=0.0, max_length=3)
@@ -93,7 +93,7 @@ def test_decoding_gives_the_log_probabilities_of_training(ready):
             "prefix_row": given.prefix_row,
             "typed": given.typed,
         },
-        known,
+        arrays,
     )
     np.testing.assert_allclose(again, read.opening.log_probabilities, atol=1e-5)
 

@@ -1,4 +1,4 @@
-"""Which known queries may be shown, and what is kept of those that look alike."""
+"""Which indexed queries may be shown, and which remains of those that look alike."""
 
 import numpy as np
 import pytest
@@ -75,14 +75,14 @@ def test_tokens_of_all_are_the_tokens_of_each(featurizer):
             assert row[: np.count_nonzero(row)].tolist() == featurizer.target(text).tolist()
 
 
-def test_no_two_known_queries_look_alike(featurizer):
+def test_no_two_indexed_queries_look_alike(featurizer):
     """Of those that normalise to one text, and of those cut to the same ids, the most searched."""
     queries = {"Lamp": 3, "lamp": 2, "ｌａｍｐ": 1, "toy": 4, "toy ": 4}
     queries |= {
         "gun lamp gun lamp gun lamp gun lamp a": 5,
         "gun lamp gun lamp gun lamp gun lamp b": 6,
     }
-    known = IndexedQueries.of(queries, featurizer)
-    assert known.texts == ["Lamp", "gun lamp gun lamp gun lamp gun lamp b", "toy"]
-    assert known.counts.tolist() == [3, 6, 4]
-    assert known.tokens.tolist() == featurizer.targets(known.texts).tolist()
+    indexed = IndexedQueries.of(queries, featurizer)
+    assert indexed.texts == ["Lamp", "gun lamp gun lamp gun lamp gun lamp b", "toy"]
+    assert indexed.counts.tolist() == [3, 6, 4]
+    assert indexed.tokens.tolist() == featurizer.targets(indexed.texts).tolist()

@@ -2,7 +2,7 @@
 
 import pytest
 
-from onesug_jax.decode.shapes import Shapes, together
+from onesug_jax.decode.shapes import Shapes, batches_of
 
 SHAPES = Shapes.of((1, 8, 32), 144)
 
@@ -35,10 +35,10 @@ def test_small_batches_are_filled_up_and_large_ones_are_not(waiting, batches):
     ],
 )
 def test_requests_share_a_batch_where_that_costs_little(needed, batches):
-    found = together(needed, (1, 8, 32))
+    found = batches_of(needed, (1, 8, 32))
     assert [[needed[place] for place in batch] for batch in found] == batches
     assert sorted(place for batch in found for place in batch) == [*range(len(needed))]
 
 
 def test_where_one_batch_size_is_compiled_it_takes_all():
-    assert [len(batch) for batch in together([8] * 9, (8,))] == [1, 8]
+    assert [len(batch) for batch in batches_of([8] * 9, (8,))] == [1, 8]

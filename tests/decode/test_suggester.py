@@ -47,7 +47,7 @@ def closed(parts):
     return Suggester(*parts, config, queries=QUERIES, batch_sizes=(1, 4))
 
 
-def test_lists_hold_known_queries_that_start_with_the_prefix(closed):
+def test_lists_hold_indexed_queries_that_start_with_the_prefix(closed):
     """Every query that starts with the prefix is listed once, best first, and nothing else."""
     for prefix in ("la", "m", "拖", "tent "):
         found = closed.suggest([Request(prefix)])[0]
@@ -56,7 +56,7 @@ def test_lists_hold_known_queries_that_start_with_the_prefix(closed):
         assert scores == sorted(scores, reverse=True)
 
 
-def test_a_prefix_nobody_completes_gets_any_known_query(closed):
+def test_a_prefix_nobody_completes_gets_any_indexed_query(closed):
     """A typo does not empty the list; nor does an empty box."""
     for prefix in ("xqz", ""):
         assert set(closed([Request(prefix)])[0]) == set(QUERIES)
@@ -136,7 +136,7 @@ def test_written_ids_are_read_as_the_queries_under_them(parts):
     assert sorted(s.text for s in started) == sorted(q for q in QUERIES if q.startswith("la"))
 
 
-def test_ids_need_the_known_queries(parts):
+def test_ids_need_the_indexed_queries(parts):
     with pytest.raises(UserError, match="closed=True"):
         Suggester(*parts, BeamConfig(), ids=Ids())
 
@@ -156,6 +156,6 @@ def test_a_filter_is_exchanged_while_serving(parts):
     assert len(model.suggest([request])[0]) == 6
 
 
-def test_a_filter_needs_known_queries(parts):
+def test_a_filter_needs_indexed_queries(parts):
     with pytest.raises(UserError, match="closed=True"):
         Suggester(*parts, BeamConfig(), shown=Filter(("red",)))

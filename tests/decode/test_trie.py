@@ -135,7 +135,7 @@ def test_ambiguous_sequences_are_refused(paths):
 
 
 def test_an_empty_set_is_a_mistake_with_a_name():
-    """No allowed query at all is told as such."""
+    """Without any allowed query the result says so."""
     with pytest.raises(UserError, match="empty"):
         build_trie([])
 

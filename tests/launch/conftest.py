@@ -133,7 +133,7 @@ case "$*" in
   *" uv venv "*) mkdir -p "${@: -1}/bin" && cp "$CLOUD/vm_bin/training" "${@: -1}/bin/python" ;;
 esac
 """
-# The training: keeps its words, and runs until it has been started `starts` times, or is told to
+# The training: notes its words, and runs until it has been started `starts` times, or is asked to
 # stop; then ends with `code` on one worker and with 0 elsewhere.
 TRAINING = r"""#!/bin/bash
 echo "${ONESUG_PROCESSES:-alone}" >"$HOME/processes"

@@ -25,8 +25,8 @@ def test_a_run_from_nothing_to_its_end(cloud):
     cloud.plan(before=["WAITING_FOR_RESOURCES", "PROVISIONING"], refuse=3)
     done = cloud.train("--name=shop", "--zone", "z-1", "--project=p", "--", *HARD)
     assert done.returncode == 0, done.stderr
-    for told in ("shop is WAITING_FOR_RESOURCES", "PROVISIONING", "training, start 1", "trained"):
-        assert told in done.stdout
+    for line in ("shop is WAITING_FOR_RESOURCES", "PROVISIONING", "training, start 1", "trained"):
+        assert line in done.stdout
     assert "costs money" in done.stdout
     [create] = cloud.calls("queued-resources", "create")
     assert create[2] == "shop"
@@ -97,7 +97,7 @@ def test_what_failed_is_shown_with_its_host_and_number(cloud):
 
 
 def test_maintenance_restarts_the_training_where_it_is(cloud):
-    """All workers are told to stop, save, and end with 143; the TPU stays."""
+    """All workers get SIGTERM, save, and end with 143; the TPU stays."""
     cloud.plan(workers=2, preempt=2, starts=2, how="maintenance")
     done = cloud.train("--type=v5litepod-16", "--work_dir=gs://b/shop")
     assert done.returncode == 0, done.stdout + done.stderr
@@ -157,8 +157,8 @@ def test_ssh_never_asks(cloud):
 
 
 @pytest.mark.parametrize("how", ["node", "warned"])
-def test_preemption_is_known_by_other_signs(cloud, how):
-    """Only the VM tells of it; or training is told to stop, and gcloud tells of it later."""
+def test_preemption_is_recognised_by_other_signs(cloud, how):
+    """Only the VM shows it; or training gets SIGTERM, and gcloud shows it later."""
     cloud.plan(preempt=2, starts=2, how=how)
     done = cloud.train("--spot", "--work_dir=gs://b/shop")
     assert done.returncode == 0, done.stdout + done.stderr
@@ -183,7 +183,7 @@ def test_the_exit_code_is_that_of_the_training(cloud, spot):
 
 
 def test_one_failing_worker_ends_the_others(cloud):
-    """Worker 0 fails at once; worker 1, in a folder where it must wait, is told to stop."""
+    """Worker 0 fails at once; worker 1, in a folder where it must wait, is stopped."""
     cloud.plan(workers=2, code=5)
     slow = cloud.home / "vm_bin" / "training"
     slow.write_text(slow.read_text().replace("while [", 'while [ "$HOSTNAME" = t1v-w-1 ] || ['))
@@ -211,8 +211,8 @@ def test_the_same_command_finds_the_training_again(cloud):
     process = begun(cloud)
     os.killpg(process.pid, signal.SIGKILL)  # the connection is lost; training is not
     process.communicate()
-    told = cloud.train("--", "--gin.SEED=2")
-    assert told.returncode == 1 and "another training" in told.stderr
+    done = cloud.train("--", "--gin.SEED=2")
+    assert done.returncode == 1 and "another training" in done.stderr
 
     again = subprocess.Popen(
         cloud.command(), env=cloud.environment(), stdout=subprocess.PIPE, text=True
@@ -271,7 +271,7 @@ def test_delete_when_done(cloud, code):
     assert not cloud.there()
 
 
-def test_a_refused_request_is_told(cloud):
+def test_a_refused_request_is_reported(cloud):
     cloud.plan(before=["FAILED"])
     done = cloud.train()
     assert done.returncode == 1
@@ -315,7 +315,7 @@ def test_a_dry_run_of_delete(cloud):
 
 
 @pytest.mark.parametrize(
-    ("words", "told"),
+    ("words", "messages"),
     [
         (["--nam=x"], ["--nam=x", "--help"]),
         (["--gin.STEPS=3"], ["--gin.STEPS", "after `--`"]),
@@ -338,10 +338,10 @@ def test_a_dry_run_of_delete(cloud):
         (["--", "--dry_run"], ["--dry_run"]),
     ],
 )
-def test_mistakes_are_told_before_anything_is_asked(cloud, words, told):
+def test_mistakes_are_named_before_anything_is_requested(cloud, words, messages):
     done = cloud.train(*words)
     assert done.returncode == 2
-    assert all(word in done.stderr for word in told), done.stderr
+    assert all(word in done.stderr for word in messages), done.stderr
     assert not cloud.calls()
 
 
@@ -367,7 +367,7 @@ def test_more_workers_than_expected_need_a_common_folder(cloud):
     assert cloud.train("--force_local").returncode == 0
 
 
-def test_without_gcloud_the_mend_is_told(cloud):
+def test_without_gcloud_the_message_has_the_fix(cloud):
     bin_folder = cloud.home / "few"
     bin_folder.mkdir()
     for name in ("bash", "dirname", "cksum", "cut", "sed"):
@@ -386,9 +386,9 @@ def test_what_is_not_committed_is_said_not_to_ship(cloud):
 
 
 def test_help_names_every_flag(cloud, project_root):
-    told = cloud.train("--help").stdout
+    printed = cloud.train("--help").stdout
     source = (project_root / "launch" / "tpu_train.sh").read_text()
     cases = re.search(r"case \"\$flag\" in(.*?)-h \| --help", source, flags=re.DOTALL)[1]
     flags = set(re.findall(r"--[a-z_]+", cases))
     assert len(flags) > 15
-    assert flags <= set(re.findall(r"--[a-z_]+", told))
+    assert flags <= set(re.findall(r"--[a-z_]+", printed))

@@ -161,8 +161,8 @@ def test_amazonqac_bad_rows_are_counted_once_also_where_rows_multiply(tmp_path, 
     path = str(tmp_path / "train.parquet")
     pq.write_table(pa.Table.from_pylist(rows, schema=QAC_TRAIN), path)
     report = ingest(path, out, dev_days=0, prefixes="all", max_bad_share=0.5)
-    assert report.kept == 44  # row 13 of the file falls back on search_time
-    assert report.rows == report.kept + report.set_aside
+    assert report.accepted == 44  # row 13 of the file falls back on search_time
+    assert report.rows == report.accepted + report.set_aside
     assert collections.Counter(reasons_of(out)) == {
         (11, "prefixes is empty"): 1,
         (12, "first_prefix_typed_time is not a time"): 1,
@@ -170,7 +170,7 @@ def test_amazonqac_bad_rows_are_counted_once_also_where_rows_multiply(tmp_path, 
         (15, "missing request_id"): 4,
     }
     report = ingest(path, out, dev_days=0, prefixes="one", max_bad_share=0.5)
-    assert (report.rows, report.kept, report.set_aside) == (15, 11, 4)
+    assert (report.rows, report.accepted, report.set_aside) == (15, 11, 4)
 
 
 @pytest.mark.parametrize("shape", ["json text", "structs"])
@@ -196,7 +196,7 @@ def test_amazonqac_past_terms_that_are_not_pairs_are_set_aside(tmp_path, out):
     ]
     path = tmp_path / "test.jsonl"
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    assert ingest(str(path), out, dev_days=0, max_bad_share=1).kept == 1
+    assert ingest(str(path), out, dev_days=0, max_bad_share=1).accepted == 1
     assert reasons_of(out) == [
         (2, "past_search_terms is not a list of [term, time]"),
         (3, "past_search_terms time is not a time"),
@@ -248,7 +248,7 @@ def kuaisearch(tmp_path):
 
 def test_kuaisearch_sessions_users_and_splits(kuaisearch, out):
     report = ingest(str(kuaisearch), out, dev_days=1)
-    assert report.rows == report.kept == 100 and report.profile == ["age", "gender"]
+    assert report.rows == report.accepted == 100 and report.profile == ["age", "gender"]
     assert report.splits == {"train": 66, "dev": 24, "test": 10}
     rows = [row for split in report.splits for row in rows_of(out, split)]
     profile = {row["user_id"]: (row["gender"], row["age"]) for row in rows}
@@ -276,7 +276,7 @@ def test_kuaisearch_faults(kuaisearch, out):
     with open(kuaisearch / "recall.jsonl", "a", encoding="utf-8") as file:
         file.writelines(json.dumps(line) + "\n" for line in lines)
     report = ingest(str(kuaisearch), out, dev_days=1, max_bad_share=0.1)
-    assert report.kept == 100
+    assert report.accepted == 100
     assert sorted(reasons_of(out)) == [
         (101, "missing query"),
         (102, "split is none of train, dev, test"),
@@ -340,7 +340,7 @@ def test_each_shared_sample_is_recognised_and_read_completely(shared_data, tmp_p
         assert choose_adapter(sources, "auto", adapters).name == name
         if rows:
             report = ingest(str(shared_data / folder), str(tmp_path / folder), dev_days=0.1)
-            assert report.kept == report.rows == rows
+            assert report.accepted == report.rows == rows
 
 
 def test_the_authors_ten_rows_load_as_they_are(shared_data):

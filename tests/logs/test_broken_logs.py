@@ -122,8 +122,8 @@ def check_ingest(folder, name, lines):
         assert str(path) in str(error) or str(out) in str(error) or "ingest.profile" in str(error)
         return
     aside = (out / "set_aside.jsonl").read_text("utf-8", "replace").count("\n")
-    assert report.rows == report.kept + report.set_aside and report.set_aside == aside
-    assert report.kept == pq.read_metadata(out / "train.parquet").num_rows
+    assert report.rows == report.accepted + report.set_aside and report.set_aside == aside
+    assert report.accepted == pq.read_metadata(out / "train.parquet").num_rows
     assert report.rows + report.joined == lines
     assert "Query" not in report.profile
 

@@ -31,7 +31,7 @@ def rows_of(tmp_path, header, rows, **options):
     options.setdefault("max_bad_share", 0.9)
     path = write(tmp_path / "log.csv", header, rows)
     report = ingest(path, str(tmp_path / "out"), dev_days=0, **options)
-    assert report.rows == report.kept + report.set_aside
+    assert report.rows == report.accepted + report.set_aside
     return read(tmp_path / "out"), report
 
 
@@ -72,7 +72,8 @@ def test_what_is_not_recognised_shows_the_header_and_the_flag(tmp_path):
         ingest(path, str(tmp_path / "out"), adapter="clicks", clicks=clicks)
     clicks = Clicks(user="who", query="what")
     assert (
-        ingest(path, str(tmp_path / "out"), adapter="clicks", clicks=clicks, dev_days=0).kept == 1
+        ingest(path, str(tmp_path / "out"), adapter="clicks", clicks=clicks, dev_days=0).accepted
+        == 1
     )
 
 
@@ -173,7 +174,7 @@ def test_a_prefix_for_each_letter(tmp_path):
         "red cu",
         "red cup",
     ]
-    assert report.kept == 7
+    assert report.accepted == 7
     with pytest.raises(UserError, match="'one'.*'letters'"):
         Clicks(prefixes="all")
 

@@ -104,7 +104,7 @@ def test_every_format_gives_the_same_rows(tmp_path, out, kind):
     else:
         write_csv(path, rows, {"csv": ",", "tsv": "\t"}.get(kind, ";"))
     report = ingest(str(path), out, dev_days=0)
-    assert (report.rows, report.kept, report.set_aside) == (3, 3, 0)
+    assert (report.rows, report.accepted, report.set_aside) == (3, 3, 0)
     table = pq.read_table(pathlib.Path(out) / "train.parquet")
     assert table.schema.equals(pa.schema([*LOG_SCHEMA, ("gender", pa.string())]))
     expected = [dict(one) for one in rows]
@@ -132,7 +132,7 @@ def test_rows_are_sorted_by_time_and_request_id_over_all_files(tmp_path, out):
     (tmp_path / "logs" / "README.md").write_text("no rows")
     (tmp_path / "logs" / "_SUCCESS").write_text("")
     report = ingest(str(tmp_path / "logs"), out, dev_days=0)
-    assert report.kept == 2_000
+    assert report.accepted == 2_000
     keys = [(one["timestamp_ms"], one["request_id"]) for one in rows_of(out)]
     assert keys == sorted((one["timestamp_ms"], one["request_id"]) for one in rows)
     again = str(tmp_path / "again")
@@ -219,8 +219,8 @@ def test_a_nasty_file_is_accounted_for_row_by_row(tmp_path, out, capsys):
     lines = [good[0], b"", *[line for line, _ in NASTY], b"   ", *good[1:]]
     path = write_jsonl(tmp_path / "log.jsonl", lines)
     report = ingest(path, out, dev_days=0, max_bad_share=0.6)
-    assert report.rows == report.kept + report.set_aside == 30 + len(NASTY)
-    assert report.kept == 30 and report.splits == {"train": 30}
+    assert report.rows == report.accepted + report.set_aside == 30 + len(NASTY)
+    assert report.accepted == 30 and report.splits == {"train": 30}
     assert sum(report.reasons.values()) == report.set_aside
     assert {one["request_id"] for one in rows_of(out)} == {one["request_id"] for one in good}
     assert rows_of(out)[0]["query"] == "lego"  # the first of the repeated ones
@@ -255,7 +255,7 @@ def test_bad_lines_of_csv_are_set_aside_with_their_line(tmp_path, out):
     path = tmp_path / "log.csv"
     path.write_bytes(b"\r\n".join(lines) + b"\r\n")
     report = ingest(str(path), out, dev_days=0, max_bad_share=1)
-    assert report.rows == report.kept + report.set_aside == 9
+    assert report.rows == report.accepted + report.set_aside == 9
     assert [one["request_id"] for one in rows_of(out)] == ["1", "4", "7"]
     assert rows_of(out)[1]["query"] == "two lines"
     got = [(one["row"], one["reason"].split(":")[0]) for one in aside(out)]
@@ -291,7 +291,7 @@ def test_one_id_in_two_splits_is_written_in_one(tmp_path, out):
     write_parquet(folder / "dev.parquet", [row(5), row(50)])
     report = ingest(str(folder), out, max_bad_share=0.2)
     ids = [one["request_id"] for split in ("train", "dev") for one in rows_of(out, split)]
-    assert len(ids) == len(set(ids)) == report.kept == 21
+    assert len(ids) == len(set(ids)) == report.accepted == 21
     assert report.reasons == {DUPLICATE: 1}
 
 
@@ -434,7 +434,7 @@ def test_the_plausible_range_is_a_setting(tmp_path, out):
     path = write_jsonl(tmp_path / "log.jsonl", rows)
     with pytest.raises(UserError, match="all 9 rows were set aside|9 of 9 rows"):
         ingest(path, out, dev_days=0)
-    assert ingest(path, out, dev_days=0, earliest="1970-01-01").kept == 9
+    assert ingest(path, out, dev_days=0, earliest="1970-01-01").accepted == 9
     with pytest.raises(UserError, match="ingest.latest='soon'"):
         ingest(path, out, latest="soon")
 
@@ -461,7 +461,7 @@ def test_brackets_in_paths_are_only_letters(tmp_path):
     folder = tmp_path / "a [b]*"
     folder.mkdir()
     write_parquet(folder / "log [1].parquet", log(30))
-    assert ingest(str(folder), str(tmp_path / "out [2]"), dev_days=0).kept == 30
+    assert ingest(str(folder), str(tmp_path / "out [2]"), dev_days=0).accepted == 30
 
 
 def test_advice_never_renames_a_column_that_is_right(tmp_path, out):
@@ -546,7 +546,7 @@ def test_an_empty_split_is_an_error_and_an_empty_shard_is_not(tmp_path, out):
     folder.mkdir()
     write_parquet(folder / "train-0.parquet", log(50))
     write_parquet(folder / "train-1.parquet", [])
-    assert ingest(str(folder), out).kept == 50
+    assert ingest(str(folder), out).accepted == 50
     write_parquet(folder / "dev.parquet", [])
     with pytest.raises(UserError, match=r"dev\.parquet: no rows"):
         ingest(str(folder), out)
@@ -606,7 +606,7 @@ def test_a_small_memory_limit_only_means_more_disk(tmp_path, out):
     ]
     random.Random(0).shuffle(rows)
     path = write_parquet(tmp_path / "log.parquet", rows)
-    assert ingest(path, out, memory_limit="100MB").kept == 30_000
+    assert ingest(path, out, memory_limit="100MB").accepted == 30_000
     assert not [name for name in files_in(out) if name.startswith(".")]
 
 

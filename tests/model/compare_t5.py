@@ -6,7 +6,7 @@
 Run in an environment of its own (requirements-compare.txt); knows nothing of onesug_jax, so that
 the two computations share no code. What it is given (.npz): `tokens [B, L]`, `decoder [B, T]`, and
 `allowed [N, T]`, target sequences with their end, then 0. What it leaves (.npz): `logits [B, T, V]`
-and lists `[B, K, T]` by beam search kept to the allowed sequences, with scores `[B, K]`: `all_*`
+and lists `[B, K, T]` by beam search over the allowed sequences, with scores `[B, K]`: `all_*`
 with as many beams as there are sequences, so that none is lost on the way, `some_*` with few.
 """
 

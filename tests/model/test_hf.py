@@ -78,9 +78,11 @@ def changed_tensors(folder, change):
 
 def changed_config(folder, **values):
     path = folder / "config.json"
-    told = json.loads(path.read_text())
-    told |= values
-    path.write_text(json.dumps({key: value for key, value in told.items() if value != "left out"}))
+    config = json.loads(path.read_text())
+    config |= values
+    path.write_text(
+        json.dumps({key: value for key, value in config.items() if value != "left out"})
+    )
 
 
 # ------------------------------------------------------------------ there and back
@@ -117,11 +119,11 @@ def test_every_parameter_stands_in_the_file_with_its_own_shape():
             for path, leaf in jax.tree.leaves_with_path(random_params(config))
         }
         layers = {"encoder": config.encoder_layers, "decoder": config.decoder_layers}
-        told = {
+        found = {
             where: (layers[where[0]], *tensor.ours) if where[0] in layers else tensor.ours
             for where, tensor in tensors(config).items()
         }
-        assert told == flat
+        assert found == flat
 
 
 def test_shards_are_read_as_one(folder):
@@ -174,7 +176,7 @@ def test_copies_of_the_table_and_dead_tensors_are_passed_over(folder):
 
 
 @pytest.mark.parametrize(
-    ("family", "told", "own_head", "scaled"),
+    ("family", "settings", "own_head", "scaled"),
     [
         ("t5", {"tie_word_embeddings": False}, True, False),  # T5 v1.1, Flan-T5
         ("t5", {"tie_word_embeddings": True, "scale_decoder_outputs": False}, True, False),
@@ -189,11 +191,13 @@ def test_copies_of_the_table_and_dead_tensors_are_passed_over(folder):
         ("umt5", {"tie_word_embeddings": True}, False, True),
     ],
 )
-def test_outputs_are_scaled_as_family_and_version_say(tmp_path, family, told, own_head, scaled):
+def test_outputs_are_scaled_as_family_and_version_say(tmp_path, family, settings, own_head, scaled):
     """x @ head of ours is the file's head with or without d_model**-0.5."""
     config = KINDS["umT5" if family == "umt5" else "T5"]
     write_t5(str(tmp_path), config, random_params(config))
-    changed_config(tmp_path, **{"scale_decoder_outputs": "left out", "model_type": family, **told})
+    changed_config(
+        tmp_path, **{"scale_decoder_outputs": "left out", "model_type": family, **settings}
+    )
     if not own_head:
         changed_tensors(tmp_path, lambda arrays: arrays.pop("lm_head.weight"))
     arrays = load_file(tmp_path / WEIGHTS)
@@ -208,7 +212,7 @@ def test_outputs_are_scaled_as_family_and_version_say(tmp_path, family, told, ow
     assert ("copy of the token table" in str(report)) == copied
 
 
-def test_a_config_that_names_only_its_class_is_known(tmp_path):
+def test_a_config_that_names_only_its_class_is_read(tmp_path):
     config = KINDS["umT5"]
     write_t5(str(tmp_path), config, random_params(config))
     changed_config(tmp_path, model_type="left out")
@@ -219,7 +223,7 @@ def test_a_config_that_names_only_its_class_is_known(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("change", "told"),
+    ("change", "message"),
     [
         (lambda a: a.pop("shared.weight"), r"missing: shared.weight\. "),
         (lambda a: a.pop("lm_head.weight"), r"missing: lm_head.weight\. "),
@@ -237,14 +241,14 @@ def test_a_config_that_names_only_its_class_is_known(tmp_path):
         ),
     ],
 )
-def test_tensors_that_do_not_fit_are_named(folder, change, told):
+def test_tensors_that_do_not_fit_are_named(folder, change, message):
     changed_tensors(folder, change)
-    with pytest.raises(UserError, match=told):
+    with pytest.raises(UserError, match=message):
         read_t5(str(folder))
 
 
 @pytest.mark.parametrize(
-    ("key", "value", "told"),
+    ("key", "value", "message"),
     [
         ("model_type", "bert", "expected model_type t5 or mt5 or umt5, found 'bert'"),
         ("feed_forward_proj", "relu", "feed_forward_proj is 'relu'; supported is 'gated-gelu'"),
@@ -261,14 +265,14 @@ def test_tensors_that_do_not_fit_are_named(folder, change, told):
         ("num_decoder_layers", 3, r"missing: decoder.block.2"),
     ],
 )
-def test_what_is_not_computed_is_refused_by_name(folder, key, value, told):
+def test_what_is_not_computed_is_refused_by_name(folder, key, value, message):
     changed_config(folder, **{key: value})
-    with pytest.raises(UserError, match=told):
+    with pytest.raises(UserError, match=message):
         read_t5(str(folder))
 
 
 @pytest.mark.parametrize(
-    ("file", "content", "told"),
+    ("file", "content", "message"),
     [
         ("config.json", None, "config.json: expected a T5 model"),
         ("config.json", b"{", "config.json: expected .* as JSON"),
@@ -277,10 +281,10 @@ def test_what_is_not_computed_is_refused_by_name(folder, key, value, told):
         (WEIGHTS, b"weights", "expected a safetensors file"),
     ],
 )
-def test_missing_and_damaged_files_are_named(folder, file, content, told):
+def test_missing_and_damaged_files_are_named(folder, file, content, message):
     path = folder / file
     path.unlink() if content is None else path.write_bytes(content)
-    with pytest.raises(UserError, match=told):
+    with pytest.raises(UserError, match=message):
         read_t5(str(folder))
 
 
@@ -292,15 +296,15 @@ def test_a_file_cut_short_is_named(folder):
 
 
 @pytest.mark.parametrize(
-    ("change", "told"),
+    ("change", "message"),
     [
         ({"segments": True}, "ModelConfig.segments=False"),
         ({"soft_dim": 4}, "FeatureSpec.soft=False"),
     ],
 )
-def test_what_hugging_face_lacks_is_not_written(tmp_path, change, told):
+def test_what_hugging_face_lacks_is_not_written(tmp_path, change, message):
     config = dataclasses.replace(SMALL, **change)
-    with pytest.raises(UserError, match=told):
+    with pytest.raises(UserError, match=message):
         write_t5(str(tmp_path / "out"), config, random_params(config))
     assert not (tmp_path / "out").exists()
 
@@ -314,23 +318,23 @@ def test_parameters_of_another_model_are_not_written(tmp_path):
 
 
 @pytest.mark.parametrize("config", [SMALL, KINDS["tied"]], ids=["T5", "tied"])
-def test_new_rows_stand_behind_and_look_like_the_known_ones(config):
+def test_new_rows_stand_behind_and_look_like_the_old_ones(config):
     params = random_params(config)
     params["embedding"] = params["embedding"] * 3 + 2
     params["embedding"][30:] = 1000  # rows that are no pieces do not count
-    wider, found = with_rows(config, params, 4000, known=30, seed=1)
+    wider, found = with_rows(config, params, 4000, pieces=30, seed=1)
     assert wider == dataclasses.replace(config, vocab_size=4000)
     np.testing.assert_array_equal(found["embedding"][:40], params["embedding"])
-    new, known = found["embedding"][40:], params["embedding"][:30]
-    np.testing.assert_allclose(new.mean(0), known.mean(0), atol=0.3)
-    np.testing.assert_allclose(new.std(0), known.std(0), rtol=0.1)
+    new, old = found["embedding"][40:], params["embedding"][:30]
+    np.testing.assert_allclose(new.mean(0), old.mean(0), atol=0.3)
+    np.testing.assert_allclose(new.std(0), old.std(0), rtol=0.1)
     assert len(np.unique(new, axis=0)) == len(new)
     if not config.tie_embeddings:
         mean = params["head"][:, :30].mean(1, keepdims=True)
         np.testing.assert_array_equal(found["head"][:, :40], params["head"])
         np.testing.assert_allclose(found["head"][:, 40:], np.repeat(mean, 3960, axis=1))
-    again = with_rows(config, params, 4000, known=30, seed=1)[1]
-    other = with_rows(config, params, 4000, known=30, seed=2)[1]
+    again = with_rows(config, params, 4000, pieces=30, seed=1)[1]
+    other = with_rows(config, params, 4000, pieces=30, seed=2)[1]
     np.testing.assert_array_equal(again["embedding"], found["embedding"])
     assert not np.array_equal(other["embedding"], found["embedding"])
 
@@ -338,7 +342,7 @@ def test_new_rows_stand_behind_and_look_like_the_known_ones(config):
 def test_the_old_tokens_keep_their_scores():
     params, tokens = random_params(SMALL), jnp.array([[5, 6, 7, 1]])
     before = jax.jit(Seq2Seq(SMALL).apply)({"params": params}, tokens, tokens)
-    config, params = with_rows(SMALL, params, 128, known=30, seed=0)
+    config, params = with_rows(SMALL, params, 128, pieces=30, seed=0)
     after = jax.jit(Seq2Seq(config).apply)({"params": params}, tokens, tokens)
     np.testing.assert_allclose(after[..., :40], before, atol=1e-5)
     average = jnp.repeat(before[..., :30].mean(-1, keepdims=True), 88, axis=-1)

@@ -29,8 +29,8 @@ def apply(weights, *args, method, **named):
     return Seq2Seq(CONFIG).apply({"params": weights}, *args, method=method, **named)
 
 
-def opened(weights, text, given, known):
-    encoded = apply(weights, text, items=given, tables=known, method="encode")
+def opened(weights, text, given, arrays):
+    encoded = apply(weights, text, items=given, tables=arrays, method="encode")
     ids = apply(weights, text, given, method="given")
     return encoded, apply(weights, encoded, ids, given, method="opening")
 
@@ -40,16 +40,16 @@ def changed(given: Items, **arrays) -> Items:
 
 
 def test_candidates_may_come_in_any_order(weights):
-    given, known = items(), tables()
+    given, arrays = items(), tables()
     order = np.random.default_rng(1).permutation(5)
     other = changed(given, candidates=given.candidates[:, order], counts=given.counts[:, order])
-    _, one = opened(weights, tokens(), given, known)
-    _, two = opened(weights, tokens(), other, known)
+    _, one = opened(weights, tokens(), given, arrays)
+    _, two = opened(weights, tokens(), other, arrays)
     np.testing.assert_allclose(one.log_probabilities[:, order], two.log_probabilities, atol=1e-4)
 
 
 def test_empty_places_change_nothing(weights):
-    given, known = items(), tables()
+    given, arrays = items(), tables()
 
     def wider(x, room):
         return np.pad(x, [(0, 0), (0, room)] + [(0, 0)] * (x.ndim - 2), constant_values=0)
@@ -62,29 +62,29 @@ def test_empty_places_change_nothing(weights):
         history=wider(given.history, 2),
         minutes=np.concatenate([given.minutes, np.full((2, 2), 7.0, np.float32)], axis=1),
     )
-    _, one = opened(weights, tokens(), given, known)
-    _, two = opened(weights, np.pad(tokens(), ((0, 0), (0, 4))), filled, known)
+    _, one = opened(weights, tokens(), given, arrays)
+    _, two = opened(weights, np.pad(tokens(), ((0, 0), (0, 4))), filled, arrays)
     np.testing.assert_allclose(one.log_probabilities, two.log_probabilities[:, :5], atol=1e-4)
     assert np.all(np.asarray(two.log_probabilities[:, 5:]) < -1e8)
     np.testing.assert_allclose(one.mass, two.mass, atol=1e-5)
 
 
 def test_the_history_is_seen_and_its_age(weights):
-    given, known = items(), tables()
-    _, one = opened(weights, tokens(), given, known)
+    given, arrays = items(), tables()
+    _, one = opened(weights, tokens(), given, arrays)
     for other in (
         changed(given, history=given.history[:, ::-1].copy()),
         changed(given, minutes=given.minutes + 60),
         changed(given, clock=(given.clock + 1) % 7),
     ):
-        _, two = opened(weights, tokens(), other, known)
+        _, two = opened(weights, tokens(), other, arrays)
         assert not np.allclose(one.log_probabilities[0], two.log_probabilities[0], atol=1e-4)
 
 
 def test_all_outputs_together_have_probability_one(weights):
     """All candidates, all texts that end within three tokens, and all beginnings of longer ones."""
-    given, known, text = items(batch=1), tables(), tokens(1)
-    encoded, opening = opened(weights, text, given, known)
+    given, arrays, text = items(batch=1), tables(), tokens(1)
+    encoded, opening = opened(weights, text, given, arrays)
     ids = apply(weights, text, given, method="given")
     ended = [(*body, EOS) for n in range(3) for body in itertools.product(_going_on(), repeat=n)]
     begun = list(itertools.product(_going_on(), repeat=3))
@@ -116,15 +116,15 @@ def test_a_query_has_the_probability_of_both_ways():
 
 
 def test_the_enhanced_prefix_is_drawn_towards_what_its_searches_led_to():
-    given, known = items(), tables()
+    given, arrays = items(), tables()
     counts = np.full(given.counts.shape, np.log(1e-12), np.float32)
     counts[0, 1, -2], counts[0, 3, -2] = np.log(3), np.log(1)
     given = changed(given, counts=counts, prefix_row=np.array([1, 0], np.int32))
-    found = enhanced_prefix(given, known, weight=0.25)
-    one, three = (known.vectors[given.candidates[0, place]] for place in (1, 3))
-    wanted = 0.75 * known.prefix_vectors[1] + 0.25 * (3 * one + three) / 4
+    found = enhanced_prefix(given, arrays, weight=0.25)
+    one, three = (arrays.vectors[given.candidates[0, place]] for place in (1, 3))
+    wanted = 0.75 * arrays.prefix_vectors[1] + 0.25 * (3 * one + three) / 4
     np.testing.assert_allclose(found[0], wanted / np.linalg.norm(wanted), atol=1e-6)
-    np.testing.assert_allclose(found[1], 0.0)  # neither a known prefix nor a search
+    np.testing.assert_allclose(found[1], 0.0)  # neither an indexed prefix nor a search
 
 
 @pytest.mark.parametrize("shown", [True, False])

@@ -12,10 +12,13 @@ from tests.pipeline.holder import held
 
 def test_a_second_process_is_refused_with_who_was_first(tmp_path):
     with held(tmp_path) as process:
-        told = (
+        message = (
             rf"train on host {socket.gethostname()}, process {process}, started \d{{4}}-\d\d-\d\d"
         )
-        with pytest.raises(UserError, match=told) as refused, WriterLock(str(tmp_path), "update"):
+        with (
+            pytest.raises(UserError, match=message) as refused,
+            WriterLock(str(tmp_path), "update"),
+        ):
             pass
         assert str(tmp_path) in str(refused.value) and "--gin.WORK_DIR" in str(refused.value)
         assert f"process {process}" in holder(str(tmp_path))

@@ -290,7 +290,7 @@ def test_who_lost_the_lease_pushes_nothing_more(machine, memory):
 # ------------------------------------------------------------------ logs, and what goes wrong
 
 
-def test_a_log_is_copied_once_and_known_again_on_another_machine(machine, memory, tmp_path):
+def test_a_log_is_copied_once_and_recognised_on_another_machine(machine, memory, tmp_path):
     memory.pipe({"/logs/day=1/x.csv": b"a,b", "/logs/day=2/x.csv": b"c,d", "/logs/note.md": b"n"})
     log = "memory://logs/day=*/x.csv"
     one = machine("one")

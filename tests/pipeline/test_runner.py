@@ -46,7 +46,7 @@ def in_place(context):
 def test_training_on_changes_nothing_of_the_last_result(shop):
     folder = shop.home / "pretrain"
     before = tree(folder)
-    kept = shop.home.parent / "kept"
+    old = shop.home.parent / "old"
 
     def run(context):
         in_place(context)
@@ -55,11 +55,11 @@ def test_training_on_changes_nothing_of_the_last_result(shop):
         assert not os.path.exists(os.path.join(context.out, "bundle")), "made anew at the end"
         new = os.path.join(context.out, "checkpoints", "3", "params")
         assert os.path.samefile(new, folder / "checkpoints" / "3" / "params")
-        os.rename(folder, kept)  # to look at it after it was replaced
+        os.rename(folder, old)  # to look at it after it was replaced
         os.makedirs(folder)
 
     assert runner.execute(training(run), shop.context(TEACH, teach__steps=9)) == 0
-    assert tree(kept) == before
+    assert tree(old) == before
     assert (folder / "result").read_text() == "changed"
     assert (folder / "checkpoints" / "9").is_dir() and (folder / "checkpoints" / "3").is_dir()
     assert not (shop.home / "pretrain.new").exists()

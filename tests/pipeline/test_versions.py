@@ -49,7 +49,7 @@ def test_a_finished_version_is_published_once(home, finish):
     assert versions.published(home) == {"0000": "", "0001": "monday", "0002": "tuesday"}
 
 
-def test_a_log_that_was_learnt_from_is_known_by_its_fingerprint(home, finish):
+def test_a_log_that_was_learnt_from_is_found_by_its_fingerprint(home, finish):
     versions.publish(home, finish("0001", "monday"))
     finish("0002", "tuesday")
     assert versions.holding(home, "monday") == "0001"
@@ -92,7 +92,7 @@ def test_the_oldest_are_removed_never_the_one_in_use_or_before(home, finish, tmp
     assert versions.prune(home, 5) == []
     assert versions.prune(home, 3) == ["0001", "0002"]
     assert versions.made(home) == ["0003", "0004", "0005"]
-    assert versions.holding(home, "1") == "0001", "its log stays known"
+    assert versions.holding(home, "1") == "0001", "its log is still found"
     versions.rollback(home)
     assert versions.in_use(home) == "0004"
     assert versions.prune(home, 0) == ["0005"], "0004 is in use, 0003 is before it"

@@ -47,11 +47,11 @@ def tiny(tmp_path_factory):
         queries=QUERIES,
     )
     completions = CompletionIndex.from_counts(list(QUERIES), list(QUERIES.values()))
-    known = RelatedQueries(completions, spec.related, soft=False)
+    finder = RelatedQueries(completions, spec.related, soft=False)
 
     def make(name="0000", **more):
         profile = ("gender", "age")
-        return TextVersion(name, f"/work/{name}", suggester, known, profile=profile, **more)
+        return TextVersion(name, f"/work/{name}", suggester, finder, profile=profile, **more)
 
     return make
 

@@ -41,7 +41,7 @@ class Slow(Pretended):
 
 
 def main(store, delay, *settings):
-    """Runs until it is told to stop."""
+    """Runs until it is stopped."""
     pairs = [setting.split("=", 1) for setting in settings]
     config = ServerConfig(**{name: ast.literal_eval(value) for name, value in pairs})
     settings = EngineConfig(levels=("full", "beam"), deadline_ms=60_000.0, max_batch=1)

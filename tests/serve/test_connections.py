@@ -154,6 +154,6 @@ def test_who_is_one_client(one, other, same):
 
 
 @pytest.mark.parametrize("name", ["write_seconds", "client_connections", "head_seconds"])
-def test_limits_that_make_no_sense_are_told(name):
+def test_impossible_limits_are_named(name):
     with pytest.raises(UserError, match=f"ServerConfig.{name} = 0"):
         ServerConfig(**{name: 0})

@@ -1,4 +1,4 @@
-"""The engine: batches, queue, deadlines, the levels, what is kept, and the exchange of versions."""
+"""The engine: batches, queue, deadlines, the levels, the cache, and the exchange of versions."""
 
 import threading
 import time
@@ -102,9 +102,9 @@ def test_a_batch_that_fails_fails_alone(started, pretended):
     version = pretended()
     engine = started(version, levels=("beam",))
     version.fails = RuntimeError("q7zwx")
-    with pytest.raises(RuntimeError, match="beam failed: RuntimeError") as told:
+    with pytest.raises(RuntimeError, match="beam failed: RuntimeError") as failed:
         answer(engine, asked("a"))
-    assert "q7zwx" not in "".join(traceback.format_exception(told.value)), "servers log these"
+    assert "q7zwx" not in "".join(traceback.format_exception(failed.value)), "servers log these"
     assert "RuntimeError" in engine.said[-1] and "q7zwx" not in engine.said[-1]
     version.fails = None
     assert answer(engine, asked("a")).result.texts
@@ -289,10 +289,10 @@ def test_a_short_deadline_takes_the_level_that_meets_it(started, three_levels):
     assert answer(engine, asked("a", within=60.0)).level == "full"
 
 
-# ------------------------------------------------------------------ what is kept
+# ------------------------------------------------------------------ the cache
 
 
-def test_finished_lists_are_kept_for_those_without_a_history(started, pretended):
+def test_finished_lists_are_cached_for_requests_without_a_history(started, pretended):
     version = pretended()
     engine = started(version)
     first, again = (answer(engine, asked("a", ())) for _ in range(2))
@@ -304,7 +304,7 @@ def test_finished_lists_are_kept_for_those_without_a_history(started, pretended)
     assert b'cached_lists_total{found="true"} 2.0' in engine.metrics.text(0)
 
 
-def test_lists_of_lower_levels_are_not_kept(started, three_levels):
+def test_lists_of_lower_levels_are_not_cached(started, three_levels):
     engine = started(three_levels(), levels=("full", "beam"))
     for size in (1, 8):
         engine._pace.note("full", size, 5.0)
@@ -312,7 +312,7 @@ def test_lists_of_lower_levels_are_not_kept(started, three_levels):
     assert not answer(engine, asked("a", (), within=60.0)).cached
 
 
-def test_changed_terms_are_noticed_and_a_mistake_in_them_told(started, pretended):
+def test_changed_terms_are_noticed_and_a_mistake_in_them_is_printed(started, pretended):
     version = pretended()
     engine = started(version)
     version.terms.append(True)
@@ -322,7 +322,7 @@ def test_changed_terms_are_noticed_and_a_mistake_in_them_told(started, pretended
     assert answer(engine, asked("a")).result.texts
 
 
-def test_a_list_begun_under_the_old_terms_is_not_kept_for_the_new(started, pretended):
+def test_a_list_begun_under_the_old_terms_is_not_cached_for_the_new(started, pretended):
     version = pretended()
     engine = started(version)
     version.gate.clear()
@@ -390,12 +390,12 @@ def test_a_version_that_cannot_be_loaded_changes_nothing(started, pretended):
     until(lambda: engine.said and "/work/0001: KeyError" in engine.said[-1])
     assert answer(engine, asked("a")).version == "0000"
     time.sleep(0.1)
-    assert len([line for line in engine.said if "KeyError" in line]) == 1, "told once"
+    assert len([line for line in engine.said if "KeyError" in line]) == 1, "printed once"
     exchanged(engine, pretended("0002"))
     until(lambda: engine.version.name == "0002")
 
 
-def test_a_first_version_that_cannot_be_loaded_is_told():
+def test_a_first_version_that_cannot_be_loaded_is_an_error():
     def load(path):
         raise UserError("no model here")
 
@@ -408,7 +408,7 @@ def test_a_first_version_that_cannot_be_loaded_is_told():
 
 
 @pytest.mark.parametrize(
-    ("wrong", "told"),
+    ("wrong", "message"),
     [
         ({"max_batch": 0}, "max_batch"),
         ({"target_ms": 0}, "target_ms"),
@@ -420,8 +420,8 @@ def test_a_first_version_that_cannot_be_loaded_is_told():
         ({"candidates": (0, 8)}, "above 0"),
     ],
 )
-def test_settings_that_make_no_sense_are_told(wrong, told):
-    with pytest.raises(UserError, match=told):
+def test_impossible_settings_are_named(wrong, message):
+    with pytest.raises(UserError, match=message):
         EngineConfig(**wrong)
 
 

@@ -208,7 +208,7 @@ def test_a_killed_process_loses_no_acknowledged_event(path):
     assert {name for (name,) in found} >= set(acknowledged)
 
 
-def test_a_disk_that_fails_is_told_and_the_store_lives_on(store, monkeypatch):
+def test_a_disk_that_fails_is_an_error_and_the_store_lives_on(store, monkeypatch):
     class Failing:
         def __init__(self, connection):
             self.connection = connection
@@ -256,7 +256,7 @@ def test_a_store_of_the_version_before_is_brought_up(path, tmp_path):
     newer.close()
 
 
-def test_what_is_no_store_is_told(tmp_path):
+def test_a_file_that_is_not_a_store_is_an_error(tmp_path):
     path = tmp_path / "events.sqlite"
     path.write_bytes(b"something else altogether" * 100)
     with pytest.raises(UserError, match=r"FeedbackConfig\.path"):
@@ -296,11 +296,11 @@ def test_the_export_is_a_log_that_ingest_takes_whole(store, tmp_path):
     assert found[0]["history"] is None and found[0]["history_minutes"] is None
     out = tmp_path / "log"
     report = ingest(str(tmp_path / "export.parquet"), str(out), dev_days=0.0)
-    assert (report.kept, report.set_aside, report.profile) == (3, 0, ["age", "gender"])
-    kept = pq.read_table(out / "train.parquet").to_pylist()
-    levels = [schema.request_level(r["clicked_items"], r["ordered_items"]).name for r in kept]
+    assert (report.accepted, report.set_aside, report.profile) == (3, 0, ["age", "gender"])
+    written = pq.read_table(out / "train.parquet").to_pylist()
+    levels = [schema.request_level(r["clicked_items"], r["ordered_items"]).name for r in written]
     assert levels == ["ITEM_CLICK", "CLICK", "ORDER"]
-    assert kept[1]["shown"] == ["lamp red", "lamp"] and kept[1]["clicked_position"] == 1
+    assert written[1]["shown"] == ["lamp red", "lamp"] and written[1]["clicked_position"] == 1
 
 
 def test_only_the_latest_are_exported_where_asked(store, tmp_path):

@@ -1,4 +1,4 @@
-"""Bad bodies, made from the interface's own description: each is told its mistake, never a 500."""
+"""Bad bodies, made from the interface's own description: answers name the mistake, never a 500."""
 
 import json
 import random

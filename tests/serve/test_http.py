@@ -1,4 +1,4 @@
-"""The HTTP interface: what is answered, what is refused and how it is told, and who may ask."""
+"""The HTTP interface: what is answered, what is refused with which message, and who may ask."""
 
 import json
 import shutil
@@ -48,7 +48,7 @@ def test_an_empty_box_and_an_empty_body_are_answered(client):
     here = client()
     assert suggest(here)["prefix"] == suggest(here, prefix="  ")["prefix"] == ""
     assert len(suggest(here)["suggestions"]) == 10
-    assert suggest(here, prefix="watch ")["prefix"] == "watch ", "one space is kept"
+    assert suggest(here, prefix="watch ")["prefix"] == "watch ", "one space remains"
 
 
 def test_why_and_the_most_popular_beside(client):
@@ -156,7 +156,7 @@ def test_other_media_types_are_refused(client):
 # ------------------------------------------------------------------ under load
 
 
-def test_a_full_queue_is_told_at_once_and_when_to_come_again(client):
+def test_a_full_queue_answers_at_once_with_retry_after(client):
     here = client(engine={"queue": 1, "levels": ("beam",), "max_wait_ms": 0.0})
     here.version.gate.clear()
     waiting = [threading.Thread(target=suggest, args=(here,), kwargs={"prefix": p}) for p in "ab"]
@@ -195,7 +195,7 @@ def test_who_would_wait_too_long_is_turned_away_unread(client):
     assert suggest(here, prefix="c")["suggestions"]
 
 
-def test_a_missed_deadline_is_told(client):
+def test_a_missed_deadline_is_answered(client):
     here = client(engine={"levels": ("beam",), "max_wait_ms": 0.0})
     here.version.gate.clear()
     first = threading.Thread(target=suggest, args=(here,))
@@ -319,11 +319,11 @@ def test_a_user_is_forgotten_on_request(client):
 def test_a_deletion_says_which_exports_remain(client, tmp_path):
     here = client()
     feedback(here, user_id="u", query="secret")
-    for name in ("kept", "gone"):
+    for name in ("there", "gone"):
         here.store.export(str(tmp_path / f"{name}.parquet"), untrusted=True)
     (tmp_path / "gone.parquet").unlink()
     remains = here.delete("/users/u").json()["remains"]
-    assert [one["what"].split(" of ")[0] for one in remains[:-1]] == ["exported log kept.parquet"]
+    assert [one["what"].split(" of ")[0] for one in remains[:-1]] == ["exported log there.parquet"]
     assert "model 0000" in remains[-1]["what"] and str(tmp_path) not in json.dumps(remains)
 
 
@@ -371,7 +371,7 @@ def test_other_machines_only_with_a_key(tmp_path, monkeypatch):
         ServerConfig(api_key_file=str(tmp_path / "nowhere")).key()
 
 
-def test_pages_of_other_origins_are_kept_out_unless_allowed(client):
+def test_pages_of_other_origins_are_refused_unless_allowed(client):
     here = client(origins=["https://shop.example"])
     for origin, expected in [
         ("http://127.0.0.1:8000", 200),
@@ -387,7 +387,7 @@ def test_pages_of_other_origins_are_kept_out_unless_allowed(client):
     assert here.options("/suggest", headers={**ask, "origin": "https://x"}).status_code == 403
 
 
-def test_a_page_that_gives_this_machine_another_name_is_kept_out(client):
+def test_a_page_that_gives_this_machine_another_name_is_refused(client):
     here = client(hosts=["suggest.internal"])
     for host, expected in [
         ("127.0.0.1:8000", 200),

@@ -75,14 +75,21 @@ def test_estimates_follow_what_was_measured_and_fade(pace, clock):
 
 def test_batches_are_as_large_as_pays(pace):
     """A device that does eight in the time of one gets eight; a processor does them in turn."""
-    assert [pace.together("full", waiting) for waiting in (1, 2, 7, 8, 30)] == [1, 2, 7, 8, 8]
+    assert [pace.next_batch("full", waiting) for waiting in (1, 2, 7, 8, 30)] == [1, 2, 7, 8, 8]
     for _ in range(50):
         pace.note("full", 8, 0.24)
-    assert [pace.together("full", waiting) for waiting in (1, 2, 5, 7, 8, 30)] == [1, 1, 1, 7, 8, 8]
+    assert [pace.next_batch("full", waiting) for waiting in (1, 2, 5, 7, 8, 30)] == [
+        1,
+        1,
+        1,
+        7,
+        8,
+        8,
+    ]
     for _ in range(50):
         pace.note("full", 8, 0.4)
-    assert pace.together("full", 30) == 1
-    assert Pace((1, 8)).together("full", 30) == 8, "nothing is known yet"
+    assert pace.next_batch("full", 30) == 1
+    assert Pace((1, 8)).next_batch("full", 30) == 8, "nothing is measured yet"
 
 
 def test_a_deadline_is_met_by_the_best_level_that_can(pace):
@@ -102,14 +109,14 @@ def test_a_level_that_saves_no_time_is_left_out_for_a_while(pace, clock):
     assert pace.quicker(("beam", "popular")) == ("beam", "popular")
     clock.now = 20.0
     assert pace.quicker(LEVELS) == LEVELS, "it may have been a bad moment"
-    assert Pace((1, 8)).quicker(LEVELS) == LEVELS, "nothing is known yet"
+    assert Pace((1, 8)).quicker(LEVELS) == LEVELS, "nothing is measured yet"
 
 
 def refused(pace, waiting, busy=0.0, levels=("full", "beam"), most=0.05, within=10.0):
     return crowded(levels, pace, waiting, busy, most, within)
 
 
-def test_who_would_wait_too_long_is_told_how_long(pace):
+def test_a_wait_that_is_too_long_has_its_length_in_the_answer(pace):
     """At the cheapest level eight take 10 ms: 50 ms are the time of forty."""
     assert refused(pace, 40) == 0.0 and refused(pace, 41) == pytest.approx(41 * 0.010 / 8)
     assert refused(pace, 39, busy=0.01) == pytest.approx(0.01 + 39 * 0.010 / 8)

@@ -116,7 +116,7 @@ def test_what_is_typed_out_is_searched_as_it_stands(page, server):
 
 
 def test_searched_before_its_list_is_there(page, server):
-    """Enter is quicker than the answer: the list of an earlier letter is not told as seen."""
+    """Enter is quicker than the answer: the list of an earlier letter is not reported as seen."""
     type_in(page, "la")
     held = []
     page.route("**/suggest", lambda route: held.append(route))

@@ -182,7 +182,7 @@ def test_a_dripping_head_gains_nothing_by_dripping(impatient):
     assert time.monotonic() - began < 15
 
 
-def test_kept_connections_may_ask_again_and_again(impatient):
+def test_persistent_connections_may_ask_again_and_again(impatient):
     here = impatient
     with httpx.Client() as client:
         for number in range(6):
@@ -191,7 +191,7 @@ def test_kept_connections_may_ask_again_and_again(impatient):
             time.sleep(0.5)
 
 
-def test_who_comes_when_all_connections_are_taken_is_told_when_to_come_again(server):
+def test_beyond_the_connections_the_answer_has_retry_after(server):
     here = server(connections=2)
     with (
         socket.create_connection(("127.0.0.1", here.port)),
@@ -249,7 +249,7 @@ def test_a_client_that_hangs_up_takes_its_request_back(server):
     assert b'onesug_unanswered_total{why="abandoned"}' in httpx.get(f"{here.url}/metrics").content
 
 
-def test_a_port_that_is_taken_is_told_with_its_mend(tmp_path, capfd):
+def test_a_port_that_is_taken_is_named_with_the_fix(tmp_path, capfd):
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
         work = tmp_path / "work"

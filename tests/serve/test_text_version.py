@@ -85,12 +85,12 @@ def test_each_level_completes_what_was_typed(prepared, level):
     version, _ = prepared
     (found,) = version.results([SuggestRequest("lan")], level)
     assert sorted(found.texts) == ["lantern blue", "lantern red"]
-    known = level != "popular"
-    assert all((score is not None) == known for score in found.scores)
-    assert bool(found.related) == known
+    scored = level != "popular"
+    assert all((score is not None) == scored for score in found.scores)
+    assert bool(found.related) == scored
 
 
-def test_the_most_popular_come_first_and_slips_are_mended(prepared):
+def test_the_most_popular_come_first_and_slips_are_corrected(prepared):
     version, _ = prepared
     assert version.popular("m").texts == ("mat blue", "mat red", "mug blue", "mug red")
     assert version.popular("metn").texts == ()
@@ -98,24 +98,24 @@ def test_the_most_popular_come_first_and_slips_are_mended(prepared):
 
 
 def test_the_one_used_longest_ago_makes_room():
-    kept = Cache(2)
-    kept.put("a", 1)
-    kept.put("b", 2)
-    assert kept.get("a") == 1
-    kept.put("c", 3)
-    assert (kept.get("a"), kept.get("b"), kept.get("c")) == (1, None, 3)
-    assert len(kept) == 2
+    cache = Cache(2)
+    cache.put("a", 1)
+    cache.put("b", 2)
+    assert cache.get("a") == 1
+    cache.put("c", 3)
+    assert (cache.get("a"), cache.get("b"), cache.get("c")) == (1, None, 3)
+    assert len(cache) == 2
 
 
 def test_values_are_of_use_for_some_seconds(monkeypatch):
     now = [100.0]
     monkeypatch.setattr("onesug_jax.serve.cache.time.monotonic", lambda: now[0])
-    kept = Cache(2, seconds=60.0)
-    kept.put("a", 1)
+    cache = Cache(2, seconds=60.0)
+    cache.put("a", 1)
     now[0] += 59
-    assert kept.get("a") == 1
+    assert cache.get("a") == 1
     now[0] += 2
-    assert kept.get("a") is None
+    assert cache.get("a") is None
 
 
 def test_terms_that_change_while_the_model_is_loaded_are_in_force(tiny, tmp_path):
@@ -131,20 +131,20 @@ def test_terms_that_change_while_the_model_is_loaded_are_in_force(tiny, tmp_path
 
 def test_the_most_popular_are_found_behind_any_number_of_hidden_ones(tmp_path):
     counts = {f"tent {'bad' if n < 35 else 'good'} {n}": 100 - n for n in range(40)}
-    known = RelatedQueries(CompletionIndex.from_counts([*counts], [*counts.values()]), 4)
+    finder = RelatedQueries(CompletionIndex.from_counts([*counts], [*counts.values()]), 4)
     suggester = types.SimpleNamespace(
         shown=Filter(), show=lambda shown: None, config=types.SimpleNamespace(returned=2)
     )
     path = tmp_path / "blocked.txt"
     path.write_text("bad\n", encoding="utf-8")
-    version = TextVersion("0000", "/work/0000", suggester, known, blocked=str(path))
+    version = TextVersion("0000", "/work/0000", suggester, finder, blocked=str(path))
     assert version.popular("te").texts == ("tent good 35", "tent good 36")
 
 
 def test_related_queries_come_with_their_semantic_ids(tiny):
     version = tiny(ids=lambda number: (number, 7))
     (found,) = version.results([SuggestRequest("lan")], "beam")
-    find = version.known.number_of
+    find = version.finder.number_of
     assert found.ids == tuple((find(text), 7) for text in found.related) and found.ids
 
 
@@ -159,8 +159,8 @@ def test_a_file_that_is_being_written_unblocks_nothing(tmp_path):
     suggester = types.SimpleNamespace(
         shown=Filter(), show=lambda shown: None, config=types.SimpleNamespace(returned=2)
     )
-    known = RelatedQueries(CompletionIndex.from_counts(["gun", "bomb", "lamp"], [3, 2, 1]), 2)
-    version = TextVersion("0000", "/work/0000", suggester, known, blocked=str(path))
+    finder = RelatedQueries(CompletionIndex.from_counts(["gun", "bomb", "lamp"], [3, 2, 1]), 2)
+    version = TextVersion("0000", "/work/0000", suggester, finder, blocked=str(path))
 
     def blocked():
         return {term for term in ("gun", "bomb", "lamp") if version._shown.blocks(term)}
@@ -187,8 +187,8 @@ def test_a_file_written_while_it_is_read_is_read_again(tmp_path, monkeypatch):
     suggester = types.SimpleNamespace(
         shown=Filter(), show=lambda shown: None, config=types.SimpleNamespace(returned=2)
     )
-    known = RelatedQueries(CompletionIndex.from_counts(["gun", "bomb"], [3, 2]), 2)
-    version = TextVersion("0000", "/work/0000", suggester, known, blocked=str(path))
+    finder = RelatedQueries(CompletionIndex.from_counts(["gun", "bomb"], [3, 2]), 2)
+    version = TextVersion("0000", "/work/0000", suggester, finder, blocked=str(path))
     path.write_text("gun\n")
 
     def writes(*given):

@@ -114,7 +114,7 @@ def test_nameless_visitors_of_a_source_are_one():
     assert not visitors.counts("x", event(0, "named"))
 
 
-def test_a_source_has_so_much_a_minute_and_is_told_when_to_come_again(clock):
+def test_a_source_has_a_limit_a_minute_and_gets_retry_after(clock):
     pace = Pace(2, now=lambda: clock[0], room=2)
     assert [pace.wait("x") for _ in range(2)] == [0, 0]
     assert pace.wait("x") == pytest.approx(30)

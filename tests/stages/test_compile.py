@@ -13,7 +13,7 @@ from onesug_jax.errors import UserError
 from onesug_jax.main import context_of, main
 from onesug_jax.stages.compile_steps import Sizes, build_step
 from onesug_jax.train.chips import CHIPS, Topology
-from onesug_jax.train.compile import Analysis, _told, format_analysis
+from onesug_jax.train.compile import Analysis, _memory_needed, format_analysis
 from onesug_jax.train.flops import flops
 
 pytestmark = pytest.mark.eight_devices
@@ -47,8 +47,8 @@ def test_an_unknown_step_is_refused(capsys):
 def test_what_the_compiler_says_when_memory_runs_out():
     said = "RESOURCE_EXHAUSTED: XLA:TPU compile permanent error. Ran out of memory in memory space "
     said += "hbm. Used 20.50G of 15.75G hbm. Exceeded hbm capacity by 4.75G."
-    assert _told(said) == 20.5 * 2**30
-    assert _told("INTERNAL: something else") is None
+    assert _memory_needed(said) == 20.5 * 2**30
+    assert _memory_needed("INTERNAL: something else") is None
 
 
 def test_an_analysis_reads_well():
@@ -81,7 +81,7 @@ def compiled(*words):
 
 
 def python(*words):
-    """The same of any Python, in a process of its own: jax is told of TPUs once."""
+    """The same of any Python, in a process of its own: jax reads the TPU settings once."""
     paths = [os.getcwd(), FOLDER, os.environ.get("PYTHONPATH", "")]
     environment = {**os.environ, "JAX_PLATFORMS": "cpu"}
     environment["PYTHONPATH"] = os.pathsep.join(path for path in paths if path)
@@ -109,7 +109,7 @@ def test_flops_of_the_model_are_those_of_the_step(name, items):
     """Counted on what the stage jits, within a tenth of what the configuration says it needs."""
     flags = ("--topology=v5e:2x2", "--gin.MODEL=nano", f"--gin.FeatureSpec.items={items}")
     context = context_of("compile", *flags)
-    sizes = Sizes(vocabulary=2048, vector=128, lists=8, known=100)
+    sizes = Sizes(vocabulary=2048, vector=128, lists=8, queries=100)
     step = build_step(name, context, jax.devices()[:2], sizes)
     counted = flops(step.jitted.trace(*step.arguments).jaxpr, 1)
     assert counted == pytest.approx(step.model_flops, rel=0.1)

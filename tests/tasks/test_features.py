@@ -77,10 +77,10 @@ def test_what_fits_is_whole_leading_and_as_much_as_fits(
         "profile": profile,
     }
     for name, items in given.items():
-        kept = got.get(name, [])
-        assert kept == items[: len(kept)]
-        if name != "profile" and len(kept) < len(items):
-            assert len(vocabulary.encode(items[len(kept)])) + 1 > room
+        included = got.get(name, [])
+        assert included == items[: len(included)]
+        if name != "profile" and len(included) < len(items):
+            assert len(vocabulary.encode(items[len(included)])) + 1 > room
     # Neither section starves the other: they take turns while both still have items.
     counts = [len(got.get(name, [])) for name in ("related", "history")]
     cost = (
@@ -122,20 +122,20 @@ def test_ids_are_written_and_read_as_tokens(vocabulary):
     assert featurizer.text_input("red").tolist() == [*vocabulary.encode("red"), 1]
 
 
-def test_requests_are_made_with_all_that_is_known():
-    class Known:
+def test_requests_are_made_with_all_inputs():
+    class Context:
         def related(self, prefixes):
             return [[p, p * 2] for p in prefixes]
 
         def vectors(self, prefixes):
             return np.array([[len(p)] for p in prefixes])
 
-    made = make_requests(Known(), ["a", "bc"], [["x"], []], [["f"], []])
+    made = make_requests(Context(), ["a", "bc"], [["x"], []], [["f"], []])
     first = Request("a", ("x",), ("a", "aa"), ("f",))
     assert made == [first, Request("bc", (), ("bc", "bcbc"), ())]
     assert [request.vector.tolist() for request in made] == [[1], [2]]
     assert make_requests(None, ["a"], [[]], [[]]) == [Request("a")]
-    assert make_requests(Known(), [], [], []) == []
+    assert make_requests(Context(), [], [], []) == []
 
 
 def test_targets_end_with_the_end_token(vocabulary):

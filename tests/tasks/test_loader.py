@@ -192,14 +192,14 @@ def test_the_reported_fill_is_what_is_filled(folder, layout):
     assert layout in loader.describe()
 
 
-def test_packing_is_kept_and_equals_packing_anew(tmp_path):
+def test_packing_is_stored_and_equals_packing_again(tmp_path):
     write(tmp_path, "shop_query", 50)
     rates = {"shop_query": 1.0}
     first = Loader(str(tmp_path), mixture=rates, batch_size=4, layout="packed")
-    kept = list((tmp_path / "shop_query" / "train").glob("packing-*.npz"))
-    assert len(kept) == 1
+    stored = list((tmp_path / "shop_query" / "train").glob("packing-*.npz"))
+    assert len(stored) == 1
     again = Loader(str(tmp_path), mixture=rates, batch_size=4, layout="packed")
-    kept[0].unlink()
+    stored[0].unlink()
     anew = Loader(str(tmp_path), mixture=rates, batch_size=4, layout="packed")
     for step in range(5):
         same(first.batch_at(step), again.batch_at(step))

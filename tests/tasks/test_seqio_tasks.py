@@ -41,7 +41,7 @@ def log(path, count, start, seed):
     return rows
 
 
-class Known(RelatedQueries):
+class Finder(RelatedQueries):
     """Completions, and a vector for every prefix: its length and its first character."""
 
     def vectors(self, prefixes):
@@ -63,7 +63,7 @@ def world(tmp_path_factory):
         splits=splits,
         vocabulary=vocabulary,
         spec=SPEC,
-        context=Known(index, SPEC.related),
+        context=Finder(index, SPEC.related),
         tasks={"query": 1.0, "query_from_history": 0.5},
         mixture="toy",
     )
@@ -94,8 +94,8 @@ def recent(world, split):
 def counted(world, row):
     """Completions by plain Python, by counts of the train split."""
     counts = collections.Counter(r["query"] for r in world["rows"]["train"])
-    known = [q for q in counts if q.startswith(row["prefix"])]
-    return sorted(known, key=lambda q: (-counts[q], q))[: SPEC.related]
+    begun = [q for q in counts if q.startswith(row["prefix"])]
+    return sorted(begun, key=lambda q: (-counts[q], q))[: SPEC.related]
 
 
 def expected(world, split):
@@ -104,7 +104,7 @@ def expected(world, split):
     for row, newest in zip(world["rows"][split], recent(world, split), strict=True):
         related = counted(world, row)
         profile = [v for v in (row["gender"], row["age"]) if v]
-        vector = Known(world["index"], 0).vectors([row["prefix"]])[0]
+        vector = Finder(world["index"], 0).vectors([row["prefix"]])[0]
         request = Request(row["prefix"], newest, related, profile, vector)
         out.append((world["featurizer"].inputs(request), world["featurizer"].target(row["query"])))
     return out
@@ -214,7 +214,7 @@ def test_another_beginning_of_the_query_has_its_own_context(world, tmp_path):
         splits=world["splits"],
         vocabulary=world["vocabulary"],
         spec=SPEC,
-        context=Known(world["index"], SPEC.related),
+        context=Finder(world["index"], SPEC.related),
         tasks={"query": 1.0, "query_any_prefix": 1.0},
         mixture="again",
     )
@@ -229,7 +229,7 @@ def test_another_beginning_of_the_query_has_its_own_context(world, tmp_path):
         changed += prefix != row["prefix"]
         related = counted(world, {**row, "prefix": prefix})
         profile = [v for v in (row["gender"], row["age"]) if v]
-        vector = Known(world["index"], 0).vectors([prefix])[0]
+        vector = Finder(world["index"], 0).vectors([prefix])[0]
         request = Request(prefix, newest, related, profile, vector)
         np.testing.assert_array_equal(part[i][0], world["featurizer"].inputs(request))
         np.testing.assert_array_equal(part.vectors[part.soft[i]], np.float16(vector))
@@ -314,7 +314,7 @@ def test_semantic_ids_are_written_and_read(world, tmp_path):
 
 
 def test_every_prefix_has_one_vector(world, tmp_path):
-    context = Known(world["index"], 2)
+    context = Finder(world["index"], 2)
     numbers = write_vectors(str(tmp_path), world["splits"], context)
     prefixes = {row["prefix"] for rows in world["rows"].values() for row in rows}
     assert set(numbers) == prefixes
@@ -326,14 +326,14 @@ def test_every_prefix_has_one_vector(world, tmp_path):
 
 def test_training_rows_of_unknown_queries_are_left_out(world, tmp_path):
     seqio_tasks.register(
-        "some", world["splits"], world["vocabulary"], SPEC, known=lambda query: query != "rug"
+        "some", world["splits"], world["vocabulary"], SPEC, indexed=lambda query: query != "rug"
     )
     cache_mixture(
         "some", str(tmp_path), splits=("train", "dev"), lengths=LENGTHS,
         vocabulary=world["vocabulary"],
     )  # fmt: skip
-    kept = [row for row in world["rows"]["train"] if row["query"] != "rug"]
-    assert len(Examples.load(str(tmp_path), "some_query", "train")) == len(kept) < 90
+    used = [row for row in world["rows"]["train"] if row["query"] != "rug"]
+    assert len(Examples.load(str(tmp_path), "some_query", "train")) == len(used) < 90
     assert len(Examples.load(str(tmp_path), "some_query", "dev")) == 25, "all are scored"
 
 
@@ -350,7 +350,7 @@ def test_seqios_vocabulary_speaks_ours(world):
     assert wrapped == seqio_tasks.QueryVocabulary(world["vocabulary"])
 
 
-def test_users_mistakes_name_what_is_known(world, tmp_path):
+def test_users_mistakes_name_the_choices(world, tmp_path):
     register = seqio_tasks.register
     settings = ("bad", world["splits"], world["vocabulary"], SPEC)
     with pytest.raises(UserError, match="query_from_history; found 'qeury'"):

@@ -71,6 +71,10 @@ def test_a_request_written_out_is_what_the_encoder_is_shown(pair):
 
 def test_the_files_say_what_transformers_asks(pair):
     vocabulary, _, folder = pair
-    told = json.loads((folder / "tokenizer_config.json").read_text())
-    assert (told["pad_token"], told["eos_token"], told["unk_token"]) == ("<pad>", "</s>", "<unk>")
+    config = json.loads((folder / "tokenizer_config.json").read_text())
+    assert (config["pad_token"], config["eos_token"], config["unk_token"]) == (
+        "<pad>",
+        "</s>",
+        "<unk>",
+    )
     assert (folder / "spiece.model").read_bytes() == vocabulary.model

@@ -95,8 +95,8 @@ def test_a_sample_is_seeded_and_keeps_out_the_rest(tmp_path):
         for i, seed in enumerate((0, 0, 1))
     )
     assert one.fingerprint == two.fingerprint != three.fingerprint
-    known = {p for p in one.piece_bytes()[259:] if p.strip()}  # past the specials and the bytes
-    assert len({p.strip().decode()[0] for p in known}) == 5
+    learnt = {p for p in one.piece_bytes()[259:] if p.strip()}  # past the specials and the bytes
+    assert len({p.strip().decode()[0] for p in learnt}) == 5
 
 
 @pytest.mark.parametrize("texts", [["a"], ["手"], ["👍"], ["red shoes", ""], ["x"] * 3])
@@ -121,7 +121,7 @@ def test_an_empty_corpus_is_the_users_mistake(tmp_path, texts):
         Vocabulary.train(iter(texts), str(tmp_path))
 
 
-def test_broken_folders_name_the_mend(tmp_path):
+def test_broken_folders_name_the_fix(tmp_path):
     with pytest.raises(UserError, match="pieces=100"):
         Vocabulary.train(iter(TEXTS), str(tmp_path), pieces=100)
     with pytest.raises(UserError, match="pieces.model is missing"):
@@ -222,26 +222,27 @@ def test_adopted_pieces_hold_what_they_know_and_keep_the_last_space(adopted):
 
 
 @pytest.mark.parametrize(
-    ("changes", "rows", "told"),
+    ("changes", "rows", "message"),
     [
         ({}, 10, "pieces, and the model's table only 10 rows"),
         ({"pad_id": 3, "eos_id": 2, "unk_id": 1}, 600, "found 3, 2 and 1"),
         ({"pad_id": -1, "bos_id": 0}, 600, "found -1, 1 and 2"),
     ],
 )
-def test_pieces_that_do_not_fit_are_refused(tmp_path, changes, rows, told):
+def test_pieces_that_do_not_fit_are_refused(tmp_path, changes, rows, message):
     pretrained_pieces(tmp_path / "spiece.model", TEXTS, **changes)
-    with pytest.raises(UserError, match=told):
+    with pytest.raises(UserError, match=message):
         Vocabulary.adopt(str(tmp_path / "spiece.model"), str(tmp_path / "v"), rows=rows)
     assert not (tmp_path / "v").exists()
 
 
 @pytest.mark.parametrize(
-    ("content", "told"), [(None, "found no such file"), (b"junk", "reading it failed"), (b"", "")]
+    ("content", "message"),
+    [(None, "found no such file"), (b"junk", "reading it failed"), (b"", "")],
 )
-def test_missing_and_damaged_pieces_are_named(tmp_path, content, told):
+def test_missing_and_damaged_pieces_are_named(tmp_path, content, message):
     path = tmp_path / "spiece.model"
     if content is not None:
         path.write_bytes(content)
-    with pytest.raises(UserError, match=f"spiece.model.*{told}"):
+    with pytest.raises(UserError, match=f"spiece.model.*{message}"):
         Vocabulary.adopt(str(path), str(tmp_path / "v"), rows=600)

@@ -69,7 +69,7 @@ def test_updates_go_on_while_the_state_is_written(toy, mesh_of, tmp_path, shape)
             os.rename(tmp_path / "checkpoints" / str(t), tmp_path / f"looked at {t}")
 
 
-def test_the_newest_are_kept_and_one_best(toy, mesh_of, tmp_path):
+def test_the_newest_are_retained_and_one_best(toy, mesh_of, tmp_path):
     state, _, _ = setting(toy, mesh_of(1))
     with Checkpoints(tmp_path, keep=2) as checkpoints:
         for step in (10, 20, 30, 40):

@@ -31,7 +31,7 @@ def test_the_environment_says_whether_there_are_others(environment, found):
 
 
 @pytest.mark.parametrize(
-    ("changed", "told"),
+    ("changed", "messages"),
     [
         ({"ONESUG_PROCESSES": ""}, ["ONESUG_PROCESSES", "found nothing"]),
         ({"ONESUG_PROCESSES": "two"}, ["ONESUG_PROCESSES", "found two"]),
@@ -43,18 +43,18 @@ def test_the_environment_says_whether_there_are_others(environment, found):
         ({"ONESUG_PROCESSES": "auto"}, ["ONESUG_PROCESS='1'", "unset"]),
     ],
 )
-def test_half_a_setting_is_refused(changed, told):
+def test_half_a_setting_is_refused(changed, messages):
     with pytest.raises(UserError) as error:
         place(ALL | changed)
-    assert all(word in str(error.value) for word in told)
+    assert all(word in str(error.value) for word in messages)
 
 
 def python(code, project_root, **environment):
-    kept = {name: value for name, value in os.environ.items() if not name.startswith("ONESUG_")}
+    others = {name: value for name, value in os.environ.items() if not name.startswith("ONESUG_")}
     return subprocess.Popen(
         [sys.executable, "-c", code],
         cwd=project_root,
-        env={**kept, "XLA_FLAGS": "", "JAX_PLATFORMS": "cpu", **environment},
+        env={**others, "XLA_FLAGS": "", "JAX_PLATFORMS": "cpu", **environment},
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
@@ -69,13 +69,13 @@ def test_alone_nothing_is_imported(project_root):
     assert python(code, project_root).communicate()[0] == "False\n"
 
 
-def test_nothing_to_join_is_told(project_root):
+def test_nothing_to_join_is_an_error(project_root):
     words = ["compare", "--run", "nowhere"]
     code = f"import sys\nfrom onesug_jax.main import main\nsys.exit(main({words!r}))"
     process = python(code, project_root, ONESUG_PROCESSES="auto")
-    told = process.communicate()[1]
+    printed = process.communicate()[1]
     assert process.returncode == 2
-    assert "neither a Cloud TPU pod nor SLURM" in told
+    assert "neither a Cloud TPU pod nor SLURM" in printed
 
 
 def pair(code, project_root):
@@ -122,19 +122,20 @@ def test_what_one_decides_and_each_gives_reaches_all(project_root):
         "except UserError as error:\n    print(error, file=sys.stderr)\n"
         "else:\n    sys.exit(9)\n"
     )
-    told = []
+    printed = []
     for process in pair(code, project_root):
-        told.append(process.communicate(timeout=120))
-        assert process.returncode == 0, told[-1][1]
-    assert "said by 0" in told[0][0] and "said by" not in told[1][0]
-    assert told[0][1].rstrip().endswith("no such log")
-    assert told[1][1].rstrip().endswith("process 0 stopped: no such log")
+        printed.append(process.communicate(timeout=120))
+        assert process.returncode == 0, printed[-1][1]
+    assert "said by 0" in printed[0][0] and "said by" not in printed[1][0]
+    assert printed[0][1].rstrip().endswith("no such log")
+    assert printed[1][1].rstrip().endswith("process 0 stopped: no such log")
 
 
 @pytest.mark.parametrize(
-    ("end", "code", "told"), [("sys.exit(7)", 7, ""), ("raise OSError('full')", 1, "OSError: full")]
+    ("end", "code", "message"),
+    [("sys.exit(7)", 7, ""), ("raise OSError('full')", 1, "OSError: full")],
 )
-def test_a_failure_does_not_wait_for_the_others(project_root, end, code, told):
+def test_a_failure_does_not_wait_for_the_others(project_root, end, code, message):
     code_text = (
         "import sys, time\n"
         "from onesug_jax.train.distributed import failing_at_once, start_processes\n"
@@ -149,7 +150,7 @@ def test_a_failure_does_not_wait_for_the_others(project_root, end, code, told):
     try:
         _, err = failing.communicate(timeout=60)
         assert failing.returncode == code
-        assert told in err
+        assert message in err
     finally:
         waiting.kill()
         waiting.communicate()

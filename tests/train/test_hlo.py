@@ -97,7 +97,7 @@ def test_sums_between_slices_are_handed_to_the_hosts():
     assert found == [Collective("all-reduce", 48 * 16 * 4, (), 1, between=True)]
 
 
-def test_a_loop_that_ends_when_data_say_so_runs_as_often_as_told():
+def test_a_loop_that_ends_when_data_say_so_runs_as_often_as_given():
     text = WRITTEN.replace("%bound = s32[] constant(6)", "%bound = s32[] add(%counter, %counter)")
     assert Program.parse(text).times(unknown_trips=11)["body"] == 11
 

@@ -132,7 +132,7 @@ def test_a_finished_run_returns_at_once(train, toy, tmp_path):
     assert again.step == 12 and toy.same_bits(first.params, again.params)
 
 
-def test_a_spoilt_batch_stops_the_run_and_is_kept(losses, train, toy, tmp_path, capsys):
+def test_a_spoilt_batch_stops_the_run_and_is_stored(losses, train, toy, tmp_path, capsys):
     poisoned = toy.make_batch_at(poison=6)
     good = train(tmp_path / "good", steps=4)
     with pytest.raises(NonFiniteLoss, match=r"update 7 \(batch 6\)") as stopped:
@@ -141,10 +141,10 @@ def test_a_spoilt_batch_stops_the_run_and_is_kept(losses, train, toy, tmp_path, 
     assert toy.same_bits(load_params(tmp_path / "bad"), good.params)
     path = tmp_path / "bad" / "nonfinite_batch_6.npz"
     assert str(path) in str(stopped.value)
-    with np.load(path) as kept:
-        assert kept.keys() == poisoned(6).keys()
+    with np.load(path) as stored:
+        assert stored.keys() == poisoned(6).keys()
         for name, values in poisoned(6).items():
-            np.testing.assert_array_equal(kept[name], values)
+            np.testing.assert_array_equal(stored[name], values)
     assert max(losses(tmp_path / "bad"), default=0) < 7
 
 
@@ -152,7 +152,7 @@ SCORES = {3: 0.2, 6: 0.9, 9: 0.4, 12: 0.5}
 
 
 @pytest.mark.parametrize(("higher", "best"), [(True, 6), (False, 3)])
-def test_the_best_by_the_dev_metric_is_kept(rows, train, toy, tmp_path, higher, best):
+def test_the_best_by_the_dev_metric_is_stored(rows, train, toy, tmp_path, higher, best):
     seen = {}
 
     def evaluate(params, step):
@@ -167,8 +167,8 @@ def test_the_best_by_the_dev_metric_is_kept(rows, train, toy, tmp_path, higher, 
         higher_is_better=higher,
     )
     assert (result.best_step, result.best_value) == (best, SCORES[best])
-    kept = load_params(tmp_path)
-    assert np.array_equal(kept["Dense_0"]["kernel"], seen[best]["kernel"])
+    stored = load_params(tmp_path)
+    assert np.array_equal(stored["Dense_0"]["kernel"], seen[best]["kernel"])
     assert [(row["step"], row["mrr"]) for row in rows(tmp_path, "evaluate")] == list(SCORES.items())
     again = train(
         tmp_path, evaluate_every=3, evaluate_fn=None, best_metric=None, higher_is_better=higher

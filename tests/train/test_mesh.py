@@ -32,7 +32,7 @@ def test_minus_one_takes_what_is_left(asked, shape):
 
 
 @pytest.mark.parametrize(
-    ("asked", "told"),
+    ("asked", "messages"),
     [
         ({"tensor": 3}, ["tensor=3", "8 cpu"]),
         ({"data": 2, "fsdp": 2, "tensor": 1}, ["data=2, fsdp=2", "product 4", "8"]),
@@ -40,10 +40,10 @@ def test_minus_one_takes_what_is_left(asked, shape):
         ({"data": 0}, ["data=0", "positive"]),
     ],
 )
-def test_refuses_a_product_that_is_not_the_devices(asked, told):
+def test_refuses_a_product_that_is_not_the_devices(asked, messages):
     with pytest.raises(UserError) as error:
         meshes.make_mesh(**asked)
-    assert all(word in str(error.value) for word in told)
+    assert all(word in str(error.value) for word in messages)
 
 
 def test_parameters_lie_where_the_table_says(mesh_of):

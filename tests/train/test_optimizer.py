@@ -89,7 +89,7 @@ def test_decay_spares_vectors_also_when_layers_are_stacked():
 
 
 @pytest.mark.parametrize(
-    ("wrong", "told"),
+    ("wrong", "message"),
     [
         ({"name": "adamv"}, "Did you mean 'adamw'"),
         ({"name": "adafacto"}, "Did you mean 'adafactor'"),
@@ -100,10 +100,10 @@ def test_decay_spares_vectors_also_when_layers_are_stacked():
         ({"clip_norm": -1.0}, "clip_norm=-1.0"),
     ],
 )
-def test_wrong_settings_are_named(wrong, told):
+def test_wrong_settings_are_named(wrong, message):
     with pytest.raises(UserError) as error:
         make_optimizer(**wrong)
-    assert told in str(error.value)
+    assert message in str(error.value)
 
 
 def test_the_average_of_the_weights_is_its_recursion():

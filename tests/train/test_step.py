@@ -21,13 +21,13 @@ def run(stage, mesh, batch_at, updates=4, accumulation=1, name="adamw", seed=3):
     like = steps.abstract_state(stage, optimizer, mesh)
     layout = steps.shardings_of(like)
     update = steps.make_train_step(stage, optimizer, mesh, layout, accumulation, seed)
-    state, told = steps.init_state(stage, optimizer, mesh, seed), []
+    state, rows = steps.init_state(stage, optimizer, mesh, seed), []
     for t in range(updates):
         state, metrics = update(state, global_batch(mesh, batch_at(t)), stage.frozen)
-        told.append({key: float(x) for key, x in metrics.items()})
+        rows.append({key: float(x) for key, x in metrics.items()})
     for leaf, want in zip(jax.tree.leaves(state), jax.tree.leaves(like), strict=True):
         assert leaf.sharding.is_equivalent_to(want.sharding, leaf.ndim)
-    return state, told
+    return state, rows
 
 
 def assert_close(one, other):
@@ -40,21 +40,21 @@ def test_microbatches_add_up_to_the_large_batch(toy, mesh_of, shape, copies):
     """Summed over devices once a microbatch, or once."""
     stage, mesh = toy.make_stage(rows_add_up=copies > 1), mesh_of(*shape)
     batch_at = toy.make_batch_at()
-    whole, told_whole = run(stage, mesh, batch_at)
-    parts, told_parts = run(stage, mesh, batch_at, accumulation=4)
+    whole, metrics_whole = run(stage, mesh, batch_at)
+    parts, metrics_parts = run(stage, mesh, batch_at, accumulation=4)
     assert_close(whole, parts)
-    assert_close(told_whole, told_parts)
-    assert told_whole[-1]["loss"] < told_whole[0]["loss"]
+    assert_close(metrics_whole, metrics_parts)
+    assert metrics_whole[-1]["loss"] < metrics_whole[0]["loss"]
 
 
 @pytest.mark.parametrize("accumulation", [1, 2])
 def test_several_slices_train_as_one_device(toy, mesh_of, accumulation):
     stage, batch_at = toy.make_stage(rows_add_up=True), toy.make_batch_at()
-    one, told_one = run(stage, mesh_of(1), batch_at)
+    one, metrics_one = run(stage, mesh_of(1), batch_at)
     slices = make_mesh(replica=2, data=2, fsdp=2)
-    many, told_many = run(stage, slices, batch_at, accumulation=accumulation)
+    many, metrics_many = run(stage, slices, batch_at, accumulation=accumulation)
     assert_close(one, many)
-    assert_close(told_one, told_many)
+    assert_close(metrics_one, metrics_many)
 
 
 def summed(toy, mesh, accumulation):
@@ -84,10 +84,10 @@ def test_each_copy_has_a_key_of_its_own(toy, mesh_of):
         return total, weight, {"draw": draw * weight, "squared": draw**2 * weight}
 
     stage = steps.Stage("toy", base.init_fn, loss_fn, rows_add_up=True)
-    _, told = run(stage, mesh_of(4), toy.make_batch_at(), updates=2, accumulation=2)
-    for metrics in told:
+    _, rows = run(stage, mesh_of(4), toy.make_batch_at(), updates=2, accumulation=2)
+    for metrics in rows:
         assert metrics["squared"] - metrics["draw"] ** 2 > 1e-3  # eight draws, not one
-    assert told == run(stage, mesh_of(4), toy.make_batch_at(), updates=2, accumulation=2)[1]
+    assert rows == run(stage, mesh_of(4), toy.make_batch_at(), updates=2, accumulation=2)[1]
 
 
 @pytest.mark.parametrize(
@@ -96,11 +96,11 @@ def test_each_copy_has_a_key_of_its_own(toy, mesh_of):
 )
 def test_meshes_agree_with_one_device(toy, mesh_of, name, shapes):
     stage, batch_at = toy.make_stage(dropout=0.2), toy.make_batch_at()
-    one, told_one = run(stage, mesh_of(1), batch_at, name=name)
+    one, metrics_one = run(stage, mesh_of(1), batch_at, name=name)
     for shape in shapes:
-        many, told_many = run(stage, mesh_of(*shape), batch_at, name=name)
+        many, metrics_many = run(stage, mesh_of(*shape), batch_at, name=name)
         assert_close(one, many)
-        assert_close(told_one, told_many)
+        assert_close(metrics_one, metrics_many)
 
 
 def test_metrics_are_a_unit_of_weight(toy, mesh_of):
@@ -111,13 +111,13 @@ def test_metrics_are_a_unit_of_weight(toy, mesh_of):
     total, weight, sums = jax.jit(stage.loss_fn)(state.params, batch_at(0), key)
     of_mean = jax.jit(jax.grad(lambda p: stage.loss_fn(p, batch_at(0), key)[0] / weight))
     grads = of_mean(state.params)
-    _, (told, later) = run(stage, mesh_of(1), batch_at, updates=2)
+    _, (rows, later) = run(stage, mesh_of(1), batch_at, updates=2)
     squares = sum((np.asarray(g) ** 2).sum() for g in jax.tree.leaves(grads))
-    assert told["loss"] == pytest.approx(float(total / weight), rel=1e-5)
-    assert told["accuracy"] == pytest.approx(float(sums["accuracy"] / weight), rel=1e-5)
-    assert told["weight"] == pytest.approx(float(weight), rel=1e-5)
-    assert told["grad_norm"] == pytest.approx(squares**0.5, rel=1e-5)
-    assert (told["learning_rate"], later["learning_rate"]) == pytest.approx((0.01, 0.02))
+    assert rows["loss"] == pytest.approx(float(total / weight), rel=1e-5)
+    assert rows["accuracy"] == pytest.approx(float(sums["accuracy"] / weight), rel=1e-5)
+    assert rows["weight"] == pytest.approx(float(weight), rel=1e-5)
+    assert rows["grad_norm"] == pytest.approx(squares**0.5, rel=1e-5)
+    assert (rows["learning_rate"], later["learning_rate"]) == pytest.approx((0.01, 0.02))
 
 
 def test_randomness_follows_from_seed_and_step(toy, mesh_of):
@@ -135,8 +135,8 @@ def test_randomness_follows_from_seed_and_step(toy, mesh_of):
         ),
     )
     for seed in (3, 4):
-        _, told = run(watching, mesh_of(1), batch_at, seed=seed)
-        keys += [metrics["draw"] for metrics in told]
+        _, rows = run(watching, mesh_of(1), batch_at, seed=seed)
+        keys += [metrics["draw"] for metrics in rows]
     assert len(set(keys)) == len(keys)
 
 
@@ -144,11 +144,11 @@ def test_randomness_follows_from_seed_and_step(toy, mesh_of):
 def test_a_spoilt_update_is_not_applied_and_is_remembered(toy, mesh_of, accumulation):
     mesh = mesh_of(2, 2, 2)
     good, _ = run(toy.make_stage(), mesh, toy.make_batch_at(), updates=2)
-    bad, told = run(
+    bad, rows = run(
         toy.make_stage(), mesh, toy.make_batch_at(poison=2), updates=5, accumulation=accumulation
     )
     assert (int(good.bad_step), int(bad.bad_step), int(bad.step)) == (-1, 2, 2)
-    assert np.isnan(told[2]["loss"])
+    assert np.isnan(rows[2]["loss"])
     # Not later ones either: the state is the one before batch 2.
     assert_close(good.replace(bad_step=bad.bad_step), bad)
 
@@ -158,8 +158,8 @@ def test_a_batch_without_weight_has_no_gradient(toy, mesh_of):
         batch = toy.make_batch_at()(step)
         return {**batch, "weight": np.zeros_like(batch["weight"])}
 
-    state, told = run(toy.make_stage(), mesh_of(1), batch_at, updates=1)
-    assert (told[0]["loss"], told[0]["grad_norm"]) == (0, 0)
+    state, rows = run(toy.make_stage(), mesh_of(1), batch_at, updates=1)
+    assert (rows[0]["loss"], rows[0]["grad_norm"]) == (0, 0)
     assert (int(state.step), int(state.bad_step)) == (1, -1)
 
 
@@ -178,9 +178,9 @@ def test_frozen_arrays_reach_the_loss_and_after_update_has_the_last_word(toy, me
     frozen = {"scale": jnp.float32(2.5)}
     stage = steps.Stage("toy", base.init_fn, loss_fn, frozen=frozen, after_update=after_update)
     batch_at = toy.make_batch_at()
-    state, told = run(stage, mesh_of(2), batch_at, updates=2, accumulation=2)
-    assert told[0]["reference"] == pytest.approx(2.5)
-    assert "counts" not in told[0]
+    state, rows = run(stage, mesh_of(2), batch_at, updates=2, accumulation=2)
+    assert rows[0]["reference"] == pytest.approx(2.5)
+    assert "counts" not in rows[0]
     counts = np.bincount(batch_at(1)["target"], minlength=toy.VOCAB)
     np.testing.assert_array_equal(state.params["Dense_1"]["bias"], counts)
 

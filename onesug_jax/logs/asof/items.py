@@ -19,7 +19,7 @@ _THURSDAY = 3  # the first day of 1970; Monday is 0
 
 @dataclass(frozen=True)
 class Items:
-    """What was known of one request at its moment. C candidates, H history queries, K counts.
+    """The features of one request at its moment. C candidates, H history queries, K counts.
 
     Attributes:
       candidates: [C] int32, query number + 1, in no order that a model could learn from but that of

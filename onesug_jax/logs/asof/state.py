@@ -1,4 +1,4 @@
-"""What is known at a moment: one state machine for training, evaluation and service.
+"""The as-of state: one state machine for training, evaluation and service.
 
 Searches are observed as they happen and become visible `freshness` later; a request sees what is
 visible at its time. So a served request and the training row made of it later are equal:
@@ -102,7 +102,7 @@ class AsOf:
           time_ms: when; of events of one time none sees another.
           user: whose history it enters; "": nobody's.
           prefix, query: what was typed and what was searched, normalised.
-          level: the `Level` that is known of it by now; `convert` adds to it.
+          level: its `Level` so far; `convert` raises it.
           visitor: who counts as one of `min_users`; None: as `visitor_of` has it of the user.
           shown: the list that was shown for the prefix; empty: unknown.
         """
@@ -262,7 +262,7 @@ class AsOf:
         self._meant = functools.lru_cache(_CORRECTED)(Corrections(self.completions).near)
         self._letters_of = max(size, 1)
 
-    # ------------------------------------------------------------------ what is known
+    # ------------------------------------------------------------------ reading
 
     def __len__(self) -> int:
         return len(self.completions.queries)
@@ -300,7 +300,7 @@ class AsOf:
         time_ms: int,
         history: tuple[Sequence[str], Sequence[float]] | None = None,
     ) -> Items:
-        """What is known of a request of that time.
+        """The features of a request at that time.
 
         Args:
           prefix: what stands in the box, normalised.

@@ -109,7 +109,7 @@ def observe(state: AsOf, event: Event) -> None:
 
 
 def ask(state: AsOf, event: Event) -> Items:
-    """What was known of a row's request."""
+    """The features of a row's request."""
     return state.request(event.prefix, event.user, event.time_ms, event.history)
 
 
@@ -119,7 +119,7 @@ def walk(
     """Blocks of training rows in time order; the state observes all events.
 
     Args:
-      state: what is known before the first event.
+      state: the state before the first event.
       events: rows of a log in time order.
       wanted: which of them become rows.
       block: rows of a block; the last may have fewer.

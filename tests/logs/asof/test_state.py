@@ -222,7 +222,7 @@ def test_a_state_is_saved_without_rare_texts(tmp_path):
     for user in ("u", "v"):
         for prefix, query in (("la", "lamp"), ("", "lace"), ("a secret", "lamp")):
             state.observe(START, user, prefix, query)
-    state.observe(START, "u", "never", "never told")
+    state.observe(START, "u", "never", "never converted")
     state.observe(START, "u", "rar", "rare one")
     save(state, tmp_path, rare=False)
     written = (tmp_path / "asof.json").read_text()
