@@ -17,7 +17,7 @@ array a large parameter, which that file names. Optimizer states are not read. W
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -96,16 +96,15 @@ def read_t5x(folder: str) -> tuple[ModelConfig, dict]:
     return config, unflatten_dict(flat)
 
 
+_Name = tuple[str, ...]
 _Shape = tuple[tuple[int, ...], int]  # of one layer, and how many values
 
 
-def _parameters(
-    c: ModelConfig,
-) -> dict[tuple[str, ...], tuple[list[tuple[str, ...]], _Shape]]:
+def _parameters(c: ModelConfig) -> dict[_Name, tuple[Sequence[_Name], _Shape]]:
     """Ours -> the names it is stacked from, and the shape of one."""
-    found: dict[tuple[str, ...], tuple[list[tuple[str, ...]], _Shape]] = {}
+    found: dict[_Name, tuple[Sequence[_Name], _Shape]] = {}
 
-    def put(ours: tuple[str, ...], theirs: list[tuple[str, ...]], *shape: int) -> None:
+    def put(ours: _Name, theirs: Sequence[_Name], *shape: int) -> None:
         found[ours] = theirs, (shape, int(np.prod(shape)))
 
     put(("embedding",), [("token_embedder", "embedding")], c.vocab_size, c.d_model)
@@ -113,17 +112,18 @@ def _parameters(
         stems = [(side, f"layers_{number}") for number in range(count)]
         for ours, theirs in _BLOCKS[side].items():
             for name in ("query", "key", "value", "out"):
-                split = (c.num_heads, c.head_dim)
-                shape = (*split, c.d_model) if name == "out" else (c.d_model, *split)
-                put((side, ours, name), [(*s, theirs, name, "kernel") for s in stems], *shape)
+                split, out = (c.num_heads, c.head_dim), name == "out"
+                shape = (*split, c.d_model) if out else (c.d_model, *split)
+                kernels = [(*s, theirs, name, "kernel") for s in stems]
+                put((side, ours, name), kernels, *shape)
             # our norms: attention_norm, self_norm, cross_norm
             norm = "attention_norm" if side == "encoder" else ours.replace("attention", "norm")
             before = theirs.replace("encoder_decoder", "cross")
             names = [(*s, f"pre_{before}_layer_norm", "scale") for s in stems]
             put((side, norm, "scale"), names, c.d_model)
         for ours, theirs in _MLP.items():
-            shape = (c.d_ff, c.d_model) if ours == "down" else (c.d_model, c.d_ff)
-            put((side, "mlp", ours), [(*s, "mlp", theirs, "kernel") for s in stems], *shape)
+            sizes = (c.d_ff, c.d_model) if ours == "down" else (c.d_model, c.d_ff)
+            put((side, "mlp", ours), [(*s, "mlp", theirs, "kernel") for s in stems], *sizes)
         names = [(*s, "pre_mlp_layer_norm", "scale") for s in stems]
         put((side, "mlp_norm", "scale"), names, c.d_model)
         table = (c.num_heads, c.relative_buckets)

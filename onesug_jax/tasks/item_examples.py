@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -151,7 +152,7 @@ def _flat(part: Mapping[str, np.ndarray | Sequence]) -> dict[str, tuple[np.ndarr
     """Of every feature, all rows' values end to end, without the empty places at the end of
     candidates and history, and how many each row has.
     """
-    taken = {name: _places(part[name]) for name in ("candidates", "history")}
+    taken = {name: _places(np.asarray(part[name])) for name in ("candidates", "history")}
     out = {}
     for name, kind in FEATURES.items():
         values = np.asarray(part[name], kind)
@@ -188,7 +189,7 @@ class Writer:
         for name in TEXTS:
             self._longest[name] = max(self._longest[name], int(block[name][1].max()))
             self._tokens[name] += len(block[name][0])
-        columns = {**part, "room": _places(part["candidates"])}
+        columns: dict[str, Any] = {**part, "room": _places(np.asarray(part["candidates"]))}
         self._shards.add(records.encode(block), columns)
 
     def close(self, about: Mapping[str, object]) -> dict:
