@@ -79,13 +79,13 @@ class BeamResult:
       sequences: `[B, returned, max_length]` tokens, end of sequence included, then 0.
       scores: `[B, returned]` normalised log-probabilities; `NEG_INF` where fewer exist.
       states: `[B, returned]` the constraint's state where each query ended.
-      steps: decoder positions run, a scalar.
+      steps: decoder positions run, a scalar; None of a suggester, whose devices run their own.
     """
 
     sequences: BeamSequences
     scores: BeamScores
     states: jax.Array
-    steps: jax.Array
+    steps: jax.Array | None
 
 
 @flax.struct.dataclass

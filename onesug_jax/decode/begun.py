@@ -34,7 +34,7 @@ class Begun:
     typed: jax.Array
     sizes: jax.Array
 
-    BY_ROW: ClassVar = ("allowed", "typed")
+    BY_ROW: ClassVar[tuple[str, ...]] = ("allowed", "typed")
 
     def start(self, batch: int) -> jax.Array:
         """See `Constraint.start`."""

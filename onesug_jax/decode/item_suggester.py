@@ -94,7 +94,8 @@ class ItemSuggester:
         self.model, params = for_decoding(model, params)
         self.replicas = Replicas()
         self.params = self.replicas.copied(params)
-        self.tables = self.replicas.copied(ItemTables(*(tables[name] for name in TABLES)))
+        given: Any = [tables[name] for name in TABLES]
+        self.tables = self.replicas.copied(ItemTables(*given))
         self.featurizer, self.text_of = featurizer, text_of
         self.prefix_row = functools.lru_cache(_CACHED)(prefix_row)
         self._item_input = functools.lru_cache(_CACHED)(featurizer.item_input)
@@ -253,10 +254,10 @@ class ItemSuggester:
             minutes[row] = items.history_minutes[:past]
             clock[row] = items.clock
             prefix_row[row], typed[row] = self.prefix_row(request.prefix), len(request.prefix)
-        read: Any = Items(candidates, counts, history, minutes, clock, prefix_row, typed)
-        for array in (tokens, *vars(read).values()):
+        read: Any = (candidates, counts, history, minutes, clock, prefix_row, typed)
+        for array in (tokens, *read):
             array[len(requests) :] = array[0]
-        return tokens, read
+        return tokens, Items(*read)
 
     def _length(self, longest: int) -> int:
         """How many ids a batch whose longest request has so many has room for."""

@@ -93,7 +93,7 @@ class Free:
 
     allowed: jax.Array | None = None
 
-    BY_ROW: ClassVar = ()
+    BY_ROW: ClassVar[tuple[str, ...]] = ()
 
     def start(self, batch: int) -> jax.Array:
         """See `Constraint.start`."""
@@ -158,7 +158,7 @@ class Trie:
     root_width: int = flax.struct.field(pytree_node=False, default=1)
     width: int = flax.struct.field(pytree_node=False, default=1)
 
-    BY_ROW: ClassVar = ("interval",)
+    BY_ROW: ClassVar[tuple[str, ...]] = ("interval",)
 
     def between(self, intervals: jax.Array | np.ndarray) -> Trie:
         """The same trie with request b held to sequences of ranks `intervals[b]` (`[B, 2]`)."""
