@@ -18,6 +18,7 @@ TargetTokens = Int[Array, "B T"]  # decoder ids, 0 = padding
 SegmentIds = Int[Array, "B S"]  # packed rows: which example a position belongs to, 0 = padding
 LossWeights = Float[Array, "B T"]  # 1 where a target counts
 TokenLogs = Float[Array, "B T"]  # log-probability of each target token
+TokenRows = Float[Array, "B L D"]  # of the token table, what a stack of layers reads
 Encoded = Float[Array, "B L D"]  # encoder output
 Logits = Float[Array, "B T V"]  # unnormalised next-token scores
 Mask = Bool[Array, "B Q S"]  # True where a query position may look at a source position

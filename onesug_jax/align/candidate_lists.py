@@ -32,9 +32,10 @@ def candidate_scores(
     tokens, items = batch["encoder_input_tokens"], Items.of(batch)
 
     def opening(model: Seq2Seq) -> Opening:
-        encoded = model.encode(tokens, None, None, items, tables)
         assert items is not None
-        return model.opening(encoded, model.given(tokens, items), items)
+        text, start = model.look_up(tokens, jnp.zeros((len(tokens), 1), jnp.int32))
+        encoded = model.encode(tokens, None, None, items, tables, text)
+        return model.opening(encoded, model.given(tokens, items), items, start)
 
     found: Any = model.apply({"params": params}, method=opening, rngs=dict(rngs or {}))
     return found.log_probabilities

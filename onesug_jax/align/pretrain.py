@@ -23,6 +23,7 @@ from onesug_jax.model.seq2seq import Seq2Seq, initial
 from onesug_jax.train.step import Stage
 
 WRITTEN_SHARE = 0.25  # of a batch's rows, decoded by pieces
+WRITTEN_GROUP = 16  # consecutive rows among which these are chosen: no row changes its device
 
 
 def step_flops(
@@ -65,8 +66,9 @@ def pretrain_stage(
       tables: of the items.
       writing: weight of the target's pieces given that it is written by pieces: so the decoder
         learns to write from rows of all kinds, which it does for the few whose query is new.
-      written_share: of the rows of a batch, how many are decoded by pieces; those whose target is
-        no candidate come first, others by chance. Most of the time of a step goes into pieces.
+      written_share: of every `WRITTEN_GROUP` rows, how many are decoded by pieces; those whose
+        target is no candidate come first, others by chance. Most of the time of a step goes into
+        pieces.
 
     Examples:
       >>> import jax
@@ -114,7 +116,7 @@ def pretrain_stage(
             + np.count_nonzero(batch["decoder_loss_weights"])
         )
 
-    return Stage("pretrain", init, loss, tokens, frozen=tables)
+    return Stage("pretrain", init, loss, tokens, frozen=tables, rows_add_up=True)
 
 
 def either_way_loss(
@@ -134,32 +136,43 @@ def either_way_loss(
     """
     place, targets = batch["target_candidate"], batch["decoder_target_tokens"]
     size = len(place)
-    count = min(math.ceil(written_share * size), size)
     order = (place == 0) + jax.random.uniform(jax.random.fold_in(key, 1), (size,))
-    rows = jnp.arange(size) if count == size else jax.lax.top_k(order, count)[1]
+    order = order.reshape(-1, size if size % WRITTEN_GROUP else WRITTEN_GROUP)
+    rows = jax.lax.top_k(order, min(math.ceil(written_share * order.shape[1]), order.shape[1]))[1]
+
+    def of_rows(x: jax.Array) -> jax.Array:
+        """The chosen rows of `x [B, ...]`."""
+        x = x.reshape(*order.shape, *x.shape[1:])
+        return jax.vmap(lambda x, rows: x[rows])(x, rows).reshape(-1, *x.shape[2:])
+
+    def to_rows(x: jax.Array, others: float) -> jax.Array:
+        """`x` of the chosen rows and a number for the others, `[B]`."""
+        put = jax.vmap(lambda rows, x: jnp.full(order.shape[1], others).at[rows].set(x))
+        return put(rows, x.reshape(rows.shape)).reshape(size)
 
     def both(model: Seq2Seq) -> tuple[Opening, Scores]:
         items = Items.of(batch)
         assert items is not None, "a model with candidate tokens reads items"
-        text = batch["encoder_input_tokens"]
-        encoded = model.encode(text, None, None, items, tables)
-        given = model.given(text, items)
-        opening = model.opening(encoded, given, items)
-        decoded = (encoded[rows], given[rows], batch["decoder_input_tokens"][rows])
-        some = jax.tree.map(lambda x: x[rows], items)
-        return opening, model.decode(*decoded, items=some)
+        tokens, inputs = batch["encoder_input_tokens"], batch["decoder_input_tokens"]
+        text, written = model.look_up(tokens, inputs)
+        encoded = model.encode(tokens, None, None, items, tables, text)
+        given = model.given(tokens, items)
+        opening = model.opening(encoded, given, items, written[:, :1])
+        decoded = map(of_rows, (encoded, given, inputs))
+        some = jax.tree.map(of_rows, items)
+        return opening, model.decode(*decoded, items=some, rows=of_rows(written))
 
     found: Any = model.apply({"params": params}, method=both, rngs={"dropout": key})
     opening, scores = found
-    there = batch["decoder_loss_weights"][rows] > 0
-    logs = jnp.where(there, scores.log_probabilities(targets[rows]), 0.0)
+    there = of_rows(batch["decoder_loss_weights"]) > 0
+    logs = jnp.where(there, scores.log_probabilities(of_rows(targets)), 0.0)
     pieces = jnp.sum(logs, axis=1)
-    written = jnp.full(size, NEG_INF).at[rows].set(pieces)
+    written = to_rows(pieces, NEG_INF)
     candidates = opening.log_probabilities
     total = either_way(candidates, written, place)
     # p(first piece) = p(written) * p(first piece | written)
     share = jnp.exp(jnp.minimum(scores.mass[:, 0] - scores.log_partition()[:, 0], -1e-6))
-    given_written = jnp.zeros(size).at[rows].set(pieces - jnp.log1p(-share))
+    given_written = to_rows(pieces - jnp.log1p(-share), 0.0)
     weights = batch.get("weight", jnp.ones(size)) * (targets[:, 0] > 0)
     own = jnp.take_along_axis(candidates, jnp.maximum(place - 1, 0)[:, None], axis=1)[:, 0]
     hits = (place > 0) & (own >= jnp.max(candidates, axis=1))

@@ -103,13 +103,14 @@ def list_scores(
 
     `batch` as `rwr_stage` has it.
     """
-    tokens, targets = batch["encoder_input_tokens"], batch["list_targets"]
-
-    def both(model: Seq2Seq) -> Scores:
-        encoded = model.encode(tokens, None, batch.get("encoder_soft"))
-        return model.decode_lists(encoded, tokens, shift_right(targets))
-
-    scores: Any = model.apply({"params": params}, method=both, rngs=dict(rngs or {}))
+    request = batch["encoder_input_tokens"], shift_right(batch["list_targets"])
+    scores: Any = model.apply(
+        {"params": params},
+        *request,
+        batch.get("encoder_soft"),
+        method="score_lists",
+        rngs=dict(rngs or {}),
+    )
     return scores
 
 
@@ -168,7 +169,7 @@ def rwr_stage(
         return int(np.count_nonzero(batch["encoder_input_tokens"]) + np.count_nonzero(lists))
 
     frozen = reference if tables is None else (reference, tables)
-    return Stage("rwr", init, loss, tokens, frozen=frozen)
+    return Stage("rwr", init, loss, tokens, frozen=frozen, rows_add_up=True)
 
 
 def objective(

@@ -31,6 +31,7 @@ from onesug_jax.arrays import (
     SelfCache,
     SoftTokens,
     TargetTokens,
+    TokenRows,
 )
 from onesug_jax.model.blocks import (
     ACTIVATION_AXES,
@@ -129,8 +130,7 @@ class Seq2Seq(nn.Module):
         """
         scale = self.config.d_model**0.5
         rows = (jnp.take(self.embedding, tokens, axis=0) * scale).astype(self.config.dtype)
-        rows = nn.with_logical_constraint(rows, ACTIVATION_AXES)
-        return self.drop(rows, deterministic=self.deterministic)
+        return nn.with_logical_constraint(rows, ACTIVATION_AXES)
 
     def _scores(self, x: jax.Array) -> Scores:
         """Of states `[B, Q, D]`."""
@@ -138,19 +138,23 @@ class Seq2Seq(nn.Module):
         kernel = self.embedding.T if self.config.tie_embeddings else self.head
         return Scores(jnp.matmul(x, kernel.astype(x.dtype), preferred_element_type=jnp.float32))
 
-    def _text(self, tokens: InputTokens, soft: SoftTokens | None) -> jax.Array:
-        """Rows of the text input, `[B, L, D]`, with segments and soft tokens.
-
-        `soft_projection` is stored and scaled as the token table is (`_embed`).
+    def look_up(
+        self, tokens: InputTokens, decoder_inputs: TargetTokens
+    ) -> tuple[TokenRows, TokenRows]:
+        """Rows for `encode`, `[B, L, D]`, and for `decode`, `[B, T, D]`, by one gather, whose
+        gradient is one scatter-add; those of the text with segments.
         """
-        c = self.config
-        x = self._embed(tokens)
-        if c.segments:
-            opener = openers(tokens, c.first_marker, c.last_marker)
-            x = x + jnp.where((opener > 0)[..., None], self._embed(opener), 0)
-        if soft is not None and c.soft_dim:
-            x = soften(x, tokens, soft @ self.soft_projection * c.d_model**0.5, c.soft_id)
-        return x
+        opener = tokens[:, :0]
+        if self.config.segments:
+            opener = openers(tokens, self.config.first_marker, self.config.last_marker)
+        ids = [tokens, opener, decoder_inputs]
+        ends = [tokens.shape[1], tokens.shape[1] + opener.shape[1]]
+        rows, of_opener, of_targets = jnp.split(self._embed(jnp.concatenate(ids, 1)), ends, axis=1)
+        rows = self.drop(rows, deterministic=self.deterministic)
+        if self.config.segments:
+            of_opener = jnp.where((opener > 0)[..., None], of_opener, 0)
+            rows += self.drop(of_opener, deterministic=self.deterministic)
+        return rows, of_targets
 
     def encode(
         self,
@@ -159,31 +163,39 @@ class Seq2Seq(nn.Module):
         soft: SoftTokens | None = None,
         items: Items | None = None,
         tables: ItemTables | None = None,
+        rows: TokenRows | None = None,
     ) -> Encoded:
         """Reads the request: `[B, L] -> [B, L, D]`; padding (0) is never attended to.
 
         `soft` holds the enhanced prefixes e_p* (PAPER.md section 2.3), one a soft token. A model
         with items reads them too, and makes e_p* itself: `[B, L + 1 + H + C, D]`, text, e_p*,
         history and candidates. Whoever attends to that masks by `given` instead of by the tokens.
+        `rows` are what `look_up` gives, if that was called before; the soft projection is stored
+        and scaled as the token table is.
         """
-        if self.config.vector_dim:
+        c = self.config
+        x = self.look_up(tokens, tokens[:, :0])[0] if rows is None else rows
+        if c.vector_dim:
             assert items is not None and tables is not None, "a model with items reads items"
-            return self._encode_items(tokens, items, tables)
+            return self._encode_items(x, tokens, items, tables)
+        if soft is not None and c.soft_dim:
+            x = soften(x, tokens, soft @ self.soft_projection * c.d_model**0.5, c.soft_id)
         segments = tokens > 0 if segments is None else segments
         positions = jnp.arange(tokens.shape[1])
         bias = as_bias((segments[:, :, None] == segments[:, None]) & (segments[:, None] > 0))
-        if not self.config.positions_per_layer:
+        if not c.positions_per_layer:
             bias = bias + self.encoder_positions(positions, positions)
-        x, _ = self.encoder(self._text(tokens, soft), bias, positions)
+        x, _ = self.encoder(x, bias, positions)
         return self.drop(self.encoder_norm(x), deterministic=self.deterministic)
 
-    def _encode_items(self, tokens: InputTokens, items: Items, tables: ItemTables) -> Encoded:
+    def _encode_items(
+        self, x: TokenRows, tokens: InputTokens, items: Items, tables: ItemTables
+    ) -> Encoded:
         """`encode` of text and items; all of it attends to text, e_p* and history."""
         positions = jnp.arange(tokens.shape[1])
         enhanced = enhanced_prefix(items, tables, self.config.enhance)
         if not self.config.enhanced_prefix:
             enhanced = jnp.zeros_like(enhanced)
-        x = self._text(tokens, None)
         read = self.items(items, tables, enhanced)
         x = x.at[:, :1].add(read.clock)
         soft = enhanced @ self.soft_projection * self.config.d_model**0.5
@@ -206,9 +218,12 @@ class Seq2Seq(nn.Module):
         there = jnp.full_like(tokens[:, :1], self.config.enhanced_prefix)
         return jnp.concatenate([tokens, there, items.rows], axis=1)
 
-    def opening(self, encoded: Encoded, given: InputTokens, items: Items) -> Opening:
+    def opening(
+        self, encoded: Encoded, given: InputTokens, items: Items, rows: TokenRows | None = None
+    ) -> Opening:
         """What the first softmax says of the candidates: one step of the decoder, `Opening`."""
-        scores = self.decode(encoded, given, jnp.zeros((len(given), 1), jnp.int32), items=items)
+        start = jnp.zeros((len(given), 1), jnp.int32)
+        scores = self.decode(encoded, given, start, items=items, rows=rows)
         assert scores.candidates is not None and scores.mass is not None
         logs = scores.candidates - scores.log_partition()[:, :1]
         logs = jnp.where(items.candidates > 0, logs, NEG_INF)
@@ -241,9 +256,10 @@ class Seq2Seq(nn.Module):
         segments: SegmentIds | None = None,
         decoder_segments: SegmentIds | None = None,
         items: Items | None = None,
+        rows: TokenRows | None = None,
     ) -> Scores:
         """Scores every next token of the shifted targets `[B, T]`; of a model with items, `tokens`
-        are what `given` gives.
+        are what `given` gives. `rows` are the targets', if `look_up` was called before.
         """
         segments = (tokens > 0).astype(jnp.int32) if segments is None else segments
         if decoder_segments is None:
@@ -253,20 +269,23 @@ class Seq2Seq(nn.Module):
         self_bias = self._causal_bias(positions, own)
         cross = decoder_segments[:, :, None] == segments[:, None, :]
         cross &= (segments > 0)[:, None, :]
-        x = self._embed(decoder_inputs)
+        x = self._embed(decoder_inputs) if rows is None else rows
+        x = self.drop(x, deterministic=self.deterministic)
         x, _ = self.decoder(x, encoded, self_bias, as_bias(cross), positions)
         return self._with_candidates(self._scores(x), x, encoded, items)
 
-    def decode_lists(
-        self, encoded: Encoded, tokens: InputTokens, decoder_inputs: ListTokens
+    def score_lists(
+        self, tokens: InputTokens, decoder_inputs: ListTokens, soft: SoftTokens | None = None
     ) -> Scores:
-        """`decode` for C targets of every request, `[B, C, T]`: scores of C * T states.
+        """`score` for C targets of every request, `[B, C, T]`: scores of C * T states.
 
         The request is encoded, and turned into cross-attention keys and values, once for all.
         """
         requests, _, length = decoder_inputs.shape
+        text, x = self.look_up(tokens, decoder_inputs.reshape(requests, -1))
+        encoded = self.encode(tokens, None, soft, rows=text)
         positions = jnp.arange(length)
-        x = self._embed(decoder_inputs.reshape(requests, -1))
+        x = self.drop(x, deterministic=self.deterministic)
         given = as_bias((tokens > 0)[:, None, :])
         x, _ = self.decoder(x, encoded, self._causal_bias(positions), given, positions)
         return self._scores(x)
@@ -296,9 +315,11 @@ class Seq2Seq(nn.Module):
         tables: ItemTables | None = None,
     ) -> Scores:
         """`__call__`, with the request's candidates in the first softmax, if there are any."""
-        encoded = self.encode(tokens, segments, soft, items, tables)
+        text, targets = self.look_up(tokens, decoder_inputs)
+        encoded = self.encode(tokens, segments, soft, items, tables, text)
         given = self.given(tokens, items)
-        return self.decode(encoded, given, decoder_inputs, segments, decoder_segments, items)
+        decoded = (decoder_inputs, segments, decoder_segments, items, targets)
+        return self.decode(encoded, given, *decoded)
 
     def cross_keys_values(self, encoded: Encoded) -> tuple[CrossCache, CrossCache]:
         """Cross-attention keys and values of all layers, once a request."""

@@ -188,6 +188,8 @@ class Program:
                 arrays = line.arrays[:1] if between else arrays  # with a context and a token
                 size = sum(array.bytes for array in arrays)
                 one = Collective(kind, size, parse_groups(line.rest), times[name], between)
+                if kind == "all-reduce" and name.startswith("all-reduce-scatter"):  # as TPUs do it
+                    one = dataclasses.replace(one, kind="reduce-scatter", bytes=size / one.group)
                 if key not in found or one.times > found[key].times:
                     found[key] = one
         return list(found.values())

@@ -106,6 +106,55 @@ def test_half_of_the_rows_are_written_those_without_a_candidate_first(weights):
     assert weight == 4
 
 
+def test_rows_are_chosen_group_by_group(weights):
+    """Copies of 16 rows, four of which no candidate writes: these are decoded in each copy."""
+    known, two = tables(), batch()
+    place = np.array([2] * 12 + [0] * 4, np.int32)
+    data = jax.tree.map(lambda x: np.repeat(np.asarray(x)[:1], 16, axis=0), two)
+    data |= {"target_candidate": place, "weight": np.ones(16, np.float32)}
+    stage = pretrain_stage(LEARNING, known, writing=0.2)
+    loss = jax.jit(stage.loss_fn)
+    one = loss(weights, data, jax.random.key(0), known)
+    many = jax.tree.map(lambda x: np.tile(x, (3, *[1] * (x.ndim - 1))), data)
+    total, weight, _ = loss(weights, many, jax.random.key(1), known)
+    np.testing.assert_allclose(total, 3 * one[0], rtol=1e-4)
+    assert weight == 48
+    shuffled = jax.tree.map(lambda x: x[::-1], many)
+    np.testing.assert_allclose(
+        loss(weights, shuffled, jax.random.key(1), known)[0], total, rtol=1e-4
+    )
+
+
+def uses_of_the_token_table(jaxpr, shape):
+    """How many gathers from an array of this shape, and scatter-adds into one, a jaxpr has."""
+    counts = np.zeros(2, int)
+    for equation in jaxpr.eqns:
+        operand = getattr(equation.invars[0], "aval", None) if equation.invars else None
+        if operand is not None and getattr(operand, "shape", None) == shape:
+            name = equation.primitive.name
+            counts += [name == "gather", name == "scatter-add"]
+        for inner in jax.tree.leaves(equation.params, is_leaf=lambda x: hasattr(x, "eqns")):
+            inner = getattr(inner, "jaxpr", inner)
+            if hasattr(inner, "eqns"):
+                counts += uses_of_the_token_table(inner, shape)
+    return counts
+
+
+@pytest.mark.parametrize("make", [pretrain_stage, rwr_stage])
+def test_the_token_table_is_read_once_and_its_gradient_written_once(weights, make):
+    known = tables()
+    config = dataclasses.replace(LEARNING, segments=True, first_marker=3, last_marker=5)
+    more = () if make is pretrain_stage else (PreferenceConfig(), None)
+    stage = make(config, *more, tables=known)
+    data = batch() | {"reference": np.zeros((2, 5), np.float32)}
+    frozen = known if make is pretrain_stage else (None, known)
+    loss = jax.grad(lambda params: stage.loss_fn(params, data, jax.random.key(0), frozen)[0])
+    counts = uses_of_the_token_table(
+        jax.make_jaxpr(loss)(weights).jaxpr, weights["embedding"].shape
+    )
+    assert counts.tolist() == [1, 1]
+
+
 def test_lists_are_all_candidates_the_target_first():
     found = positive_first(jnp.arange(10.0).reshape(2, 5), jnp.array([3, 0]))
     np.testing.assert_array_equal(found[0], [2, 0, 1, 2, 3, 4])

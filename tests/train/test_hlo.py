@@ -97,6 +97,13 @@ def test_sums_between_slices_are_handed_to_the_hosts():
     assert found == [Collective("all-reduce", 48 * 16 * 4, (), 1, between=True)]
 
 
+def test_a_sum_that_is_cut_up_in_the_same_fusion_is_a_reduce_scatter():
+    program = Program.parse(WRITTEN.replace("%body", "%all-reduce-scatter.1"))
+    scattered, _ = program.collectives()
+    groups = ((0, 1, 2, 3), (4, 5, 6, 7))
+    assert scattered == Collective("reduce-scatter", 8 * 16 * 4 / 4, groups, 6)
+
+
 def test_a_loop_that_ends_when_data_say_so_runs_as_often_as_given():
     text = WRITTEN.replace("%bound = s32[] constant(6)", "%bound = s32[] add(%counter, %counter)")
     assert Program.parse(text).times(unknown_trips=11)["body"] == 11
