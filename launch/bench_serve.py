@@ -221,14 +221,12 @@ def inside(work: str, typed: list[tuple[str, dict[str, list]]]) -> None:
     model, _, _ = suggesting.item_suggester(context, state)
     time_ms = state.end_ms
     asked = [
-        (prefix, past["history"][::-1], past["history_minutes"][::-1]) for prefix, past in typed
+        (prefix[: 1 + n % 6], past["history"][::-1], past["history_minutes"][::-1])
+        for n, (prefix, past) in enumerate(itertools.islice(typed, 512))
     ]
-    asked = [(prefix[: 1 + n % 6], *past) for n, (prefix, *past) in enumerate(asked[:512])]
     state.requests(asked, time_ms)  # first uses of a prefix fill caches
-    made = [
-        Request(one[0], items=now)
-        for one, now in zip(asked, state.requests(asked, time_ms), strict=True)
-    ]
+    found = state.requests(asked, time_ms)
+    made = [Request(one[0], items=now) for one, now in zip(asked, found, strict=True)]
     writing, model.writing = model.writing, None
     print(
         f"\n{len(asked)} requests of 1 to 6 letters; medians, quickest in brackets; us are CPU time"
@@ -252,7 +250,7 @@ def inside(work: str, typed: list[tuple[str, dict[str, list]]]) -> None:
         return
     model.writing = writing
     rows = [model.opening([one], model._room(one)).log_probabilities for one in made]
-    listed = [np.array([min(np.count_nonzero(one.items.candidates), 16)]) for one in made]
+    listed = [np.array([min(np.count_nonzero(one.candidates), 16)]) for one in found]
     leaves = [
         leaves_room(np.asarray(row), count, 16, writing)[0]
         for row, count in zip(rows, listed, strict=True)
@@ -261,7 +259,7 @@ def inside(work: str, typed: list[tuple[str, dict[str, list]]]) -> None:
     print(f"  {len(room) / len(made):.0%} of the lists leave room for written queries")
     for batch in (1, 8) if room else ():
         groups = [(room * batch)[n : n + batch] for n in range(0, 16 * batch, batch)]
-        size = len(made[0].items.candidates)
+        size = len(found[0].candidates)
         model._write(groups[0], size)  # compiles
         whole = [_seconds(model._write, group, size) for group in groups if group]
         print(f"  writing, batch {batch}: {_each(whole, batch, 1e3)} ms more for such a list")
@@ -281,7 +279,12 @@ def _without_model(model, group) -> Callable:
     """`model.suggest` of a group with what the model says of it looked up."""
     said = []
     real = model.opening
-    model.opening = lambda requests, room: said.append(real(requests, room)) or said[-1]
+
+    def listening(requests, room):
+        said.append(real(requests, room))
+        return said[-1]
+
+    model.opening = listening
     model.suggest(group)
     del model.opening
     answers = [SimpleNamespace(log_probabilities=np.asarray(one.log_probabilities)) for one in said]

@@ -158,9 +158,9 @@ def either_way_loss(
         encoded = model.encode(tokens, None, None, items, tables, text)
         given = model.given(tokens, items)
         opening = model.opening(encoded, given, items, written[:, :1])
-        decoded = map(of_rows, (encoded, given, inputs))
+        encoded, given, inputs, written = map(of_rows, (encoded, given, inputs, written))
         some = jax.tree.map(of_rows, items)
-        return opening, model.decode(*decoded, items=some, rows=of_rows(written))
+        return opening, model.decode(encoded, given, inputs, items=some, rows=written)
 
     found: Any = model.apply({"params": params}, method=both, rngs={"dropout": key})
     opening, scores = found

@@ -6,6 +6,7 @@ stays the last good one and remembers the batch, on the device, so that nobody h
 number every step.
 """
 
+import dataclasses
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -220,7 +221,7 @@ def make_train_step(
             unit = jnp.where(weight > 0, weight, 1.0)
             grads = jax.tree.map(lambda g, p: (g / unit).astype(p.dtype), grads, state.params)
             loss, grad_norm = total / unit, optax.tree.norm(grads)
-            old = state.replace(params=in_pieces(state.params, state_shardings.params))
+            old = dataclasses.replace(state, params=in_pieces(state.params, state_shardings.params))
             updates, opt_state = optimizer.update(grads, old.opt_state, old.params)
             params = optax.apply_updates(old.params, updates)
             if stage.after_update is not None:

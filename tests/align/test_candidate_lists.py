@@ -108,20 +108,20 @@ def test_half_of_the_rows_are_written_those_without_a_candidate_first(weights):
 
 def test_rows_are_chosen_group_by_group(weights):
     """Copies of 16 rows, four of which no candidate writes: these are decoded in each copy."""
-    known, two = tables(), batch()
+    arrays, two = tables(), batch()
     place = np.array([2] * 12 + [0] * 4, np.int32)
     data = jax.tree.map(lambda x: np.repeat(np.asarray(x)[:1], 16, axis=0), two)
     data |= {"target_candidate": place, "weight": np.ones(16, np.float32)}
-    stage = pretrain_stage(LEARNING, known, writing=0.2)
+    stage = pretrain_stage(LEARNING, arrays, writing=0.2)
     loss = jax.jit(stage.loss_fn)
-    one = loss(weights, data, jax.random.key(0), known)
+    one = loss(weights, data, jax.random.key(0), arrays)
     many = jax.tree.map(lambda x: np.tile(x, (3, *[1] * (x.ndim - 1))), data)
-    total, weight, _ = loss(weights, many, jax.random.key(1), known)
+    total, weight, _ = loss(weights, many, jax.random.key(1), arrays)
     np.testing.assert_allclose(total, 3 * one[0], rtol=1e-4)
     assert weight == 48
     shuffled = jax.tree.map(lambda x: x[::-1], many)
     np.testing.assert_allclose(
-        loss(weights, shuffled, jax.random.key(1), known)[0], total, rtol=1e-4
+        loss(weights, shuffled, jax.random.key(1), arrays)[0], total, rtol=1e-4
     )
 
 
@@ -142,12 +142,12 @@ def uses_of_the_token_table(jaxpr, shape):
 
 @pytest.mark.parametrize("make", [pretrain_stage, rwr_stage])
 def test_the_token_table_is_read_once_and_its_gradient_written_once(weights, make):
-    known = tables()
+    arrays = tables()
     config = dataclasses.replace(LEARNING, segments=True, first_marker=3, last_marker=5)
     more = () if make is pretrain_stage else (PreferenceConfig(), None)
-    stage = make(config, *more, tables=known)
+    stage = make(config, *more, tables=arrays)
     data = batch() | {"reference": np.zeros((2, 5), np.float32)}
-    frozen = known if make is pretrain_stage else (None, known)
+    frozen = arrays if make is pretrain_stage else (None, arrays)
     loss = jax.grad(lambda params: stage.loss_fn(params, data, jax.random.key(0), frozen)[0])
     counts = uses_of_the_token_table(
         jax.make_jaxpr(loss)(weights).jaxpr, weights["embedding"].shape
