@@ -37,12 +37,12 @@ def process_batches(
     stream: grain.MapDataset,
     batch_size: int,
     rows: np.ndarray,
-    assemble: Callable[[list[Any]], dict[str, np.ndarray]],
+    assemble: Callable[[list[Any]], Any],
 ) -> grain.MapDataset:
     """`assemble` of the elements at `rows` of every batch of the stream."""
     places = rows.tolist()
 
-    def batch(step: int) -> dict[str, np.ndarray]:
+    def batch(step: int) -> Any:
         first = int(step) * batch_size
         return assemble([stream[first + row] for row in places])
 
