@@ -106,26 +106,24 @@ class Mirror:
                 names = [n for n in self.store.sizes() if not os.path.exists(self._folder(n))]
                 self.store.download({name: self._folder(name) for name in names})
 
-    def pull(self, *patterns: str, without: tuple[str, ...] = ()) -> None:
+    def pull(self, *patterns: str) -> None:
         """The files that paths or globs mean (in `home`, or relative to it), where they are not
-        here yet; a folder means all below it. Names that end in one of `without` are left to
-        `fetch`.
+        here yet; a folder means all below it.
         """
         try:
-            self._pull(patterns, without)
+            self._pull(patterns)
         except Gone:  # replaced meanwhile
             self.refresh()
-            self._pull(patterns, without)
+            self._pull(patterns)
 
-    def _pull(self, patterns: Iterable[str], without: tuple[str, ...]) -> None:
+    def _pull(self, patterns: Iterable[str]) -> None:
         with self._alone():
             for pattern in patterns:
                 found = tables.holding(os.path.join(self.home, pattern))
                 if found is not None:
                     folder, table = found
                     inside = os.path.relpath(os.path.join(self.home, pattern), folder)
-                    means = tables.matching(table, inside)
-                    names = {name for name in means if not name.endswith(without)}
+                    names = set(tables.matching(table, inside))
                     self._pull_files(folder, lambda name, size, names=names: name in names)
 
     def _pull_files(self, folder: str, wanted) -> None:

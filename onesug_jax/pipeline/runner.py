@@ -20,7 +20,6 @@ from onesug_jax.pipeline.workdir import BUNDLE, CONFIG, MANIFEST, NEW, Manifest,
 from onesug_jax.train import distributed
 from onesug_jax.train.states import BEST, CHECKPOINTS
 
-SHARD = ".array_record"  # of examples: a training fetches those whose rows it needs
 _STATES = (CHECKPOINTS, BEST)  # never written in place
 
 
@@ -95,9 +94,7 @@ def pull(spec: StageSpec, context: Context) -> None:
         mirror.receive(spec.place(context))
     read = [context.work.join(pattern) for pattern in spec.inputs(context)]
     read += [context.home.join(pattern) for pattern in spec.also_reads(context)]
-    mirror.pull(*read, without=(SHARD,) if spec.trained else ())
-    if spec.uses_model:
-        mirror.pull(context.work.path)
+    mirror.pull(*read, *([context.work.path] if spec.uses_model else []))
 
 
 def _ready(step: Step, context: Context) -> None:

@@ -9,6 +9,7 @@ import shutil
 from collections.abc import Sequence
 
 from onesug_jax.errors import UserError
+from onesug_jax.pipeline.mirror import fetch
 from onesug_jax.pipeline.spec import Context
 from onesug_jax.pipeline.workdir import Manifest
 from onesug_jax.stages import lists, opened
@@ -24,7 +25,7 @@ def cascade(context: Context) -> None:
     from onesug_jax.tasks.item_examples import ItemExamples
 
     report = rival.train(
-        ItemExamples(context.work.examples, "train"),
+        ItemExamples(context.work.examples, "train", fetch=fetch),
         items.tables(context),
         context.configured("CascadeConfig")(),
         context.configured("AsOfConfig")(),

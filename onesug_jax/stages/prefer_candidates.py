@@ -38,7 +38,7 @@ def rewards(context: Context) -> None:
     from onesug_jax.logs.schema import Level
     from onesug_jax.tasks.item_examples import ItemExamples
 
-    examples = ItemExamples(context.work.examples, "train")
+    examples = ItemExamples(context.work.examples, "train", fetch=fetch)
     size = 1 + len(opened.completions(context)) + items.SPARE
     counts = np.zeros((len(Level), size), np.int64)
     for block in examples.blocks(names=("candidates", "candidate_levels")):

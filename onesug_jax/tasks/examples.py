@@ -101,8 +101,8 @@ class Examples:
                 raise UserError(
                     f"{folder}: the vectors of soft tokens cannot be read ({e}); {_WAY_OUT}"
                 ) from e
-        inputs, targets = (shards.column(name) for name in ("input_lengths", "target_lengths"))
-        return cls(where, shards, inputs, targets, meta, soft, vectors)
+        ins, outs = shards.column("input_lengths"), shards.column("target_lengths")
+        return cls(where, shards, ins, outs, meta, soft, vectors)
 
 
 def build_examples(

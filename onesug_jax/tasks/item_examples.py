@@ -148,7 +148,7 @@ def levels_of(part: Mapping[str, np.ndarray], shown: Sequence[Sequence[int]]) ->
     return levels
 
 
-def _flat(part: Mapping[str, np.ndarray | Sequence]) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+def _flat(part: Mapping[str, Any]) -> dict[str, tuple[np.ndarray, np.ndarray]]:
     """Of every feature, all rows' values end to end, without the empty places at the end of
     candidates and history, and how many each row has.
     """
@@ -182,7 +182,7 @@ class Writer:
         self._shapes: dict[str, tuple[int, ...]] = {}
         self._longest, self._tokens = dict.fromkeys(TEXTS, 0), dict.fromkeys(TEXTS, 0)
 
-    def add(self, part: Mapping[str, np.ndarray | Sequence]) -> None:
+    def add(self, part: Mapping[str, Any]) -> None:
         """Appends B rows: FEATURES, and the ids of TEXTS of each row."""
         block = _flat(part)
         self._shapes = {name: np.shape(part[name])[1:] for name in FEATURES}
