@@ -128,8 +128,11 @@ class Seq2Seq(nn.Module):
         Stored that much smaller, a row moves as fast as any kernel under AdamW, whose steps do not
         grow with what they change; stored at T5's scale it hardly moves in a short training.
         """
+        # The table's gradient too: every device adds up its own rows, then they are summed. Without
+        # it, what is laid out in pieces later makes every device gather the rows of all others.
+        table = nn.with_logical_constraint(self.embedding, ("vocab", "embed"))
         scale = self.config.d_model**0.5
-        rows = (jnp.take(self.embedding, tokens, axis=0) * scale).astype(self.config.dtype)
+        rows = (jnp.take(table, tokens, axis=0) * scale).astype(self.config.dtype)
         return nn.with_logical_constraint(rows, ACTIVATION_AXES)
 
     def _scores(self, x: jax.Array) -> Scores:
