@@ -47,7 +47,7 @@ def test_rows_are_those_of_a_plain_loop(params):
     found = model.apply(
         {"params": params},
         jnp.asarray(tokens),
-        method=lambda m, t: m._text(t, None),
+        method=lambda m, t: m.look_up(t, t[:, :0])[0],
     )
     np.testing.assert_allclose(found, rows(params, tokens), atol=1e-5)
 
