@@ -209,6 +209,8 @@ def _run(stage: str, config: Config, options: Any) -> int:
             elif specs[0].folder:
                 _hold(stack, contexts[stage].home.report, stage, config.mirror)
         for spec in specs:
+            if config.mirror and not distributed.is_primary():
+                config.mirror.refresh()  # what has been finished decides which model is in use
             code = execute(
                 spec,
                 context_for(spec),
