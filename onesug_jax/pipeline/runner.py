@@ -54,7 +54,7 @@ def execute(
     action, reason = distributed.run_on_primary_and_broadcast(ready)
     if action == SKIP:
         print(f"[{spec.name}] up to date, skipped", flush=True)
-        if spec.recap:
+        if spec.recap and distributed.is_primary():
             spec.recap(context)
         return 0
     words = {RUN: "running", RESUME: "going on with an interrupted run", CONTINUE: "training on"}
@@ -73,7 +73,7 @@ def execute(
     distributed.barrier()
     if code == 0:
         distributed.run_on_primary_and_broadcast(lambda: _take_place(spec, context))
-        if spec.recap:
+        if spec.recap and distributed.is_primary():
             spec.recap(context)
     print(f"[{spec.name}] done in {time.monotonic() - began:.1f} s", flush=True)
     return code
