@@ -233,7 +233,7 @@ def inside(work: str, typed: list[tuple[str, dict[str, list]]]) -> None:
     )
     alone = time.thread_time  # of this thread: other work on the machine matters less
     for batch in (1, 32):
-        starts = range(0, len(made) if batch > 1 else 128, batch)
+        starts = range(0, len(made) if batch > 1 else min(len(made), 128), batch)
         groups = [made[n : n + batch] for n in starts]
         ask = [_seconds(state.requests, asked[n : n + batch], time_ms, clock=alone) for n in starts]
         for group in groups:

@@ -16,12 +16,11 @@ import contextlib
 import json
 import os
 import secrets
-import socket
 import threading
 import time
-from types import TracebackType
 
 from onesug_jax.errors import UserError
+from onesug_jax.pipeline import lock
 from onesug_jax.pipeline.store import Store
 
 FILE = "_lease.json"
@@ -39,11 +38,8 @@ class Lease:
         self.url, self._store = url, Store(url)
         self._beat, self._lease = beat, lease
         self._about = {
-            "host": socket.gethostname(),
+            **lock.about(command),
             "boot": _boot(),
-            "process": os.getpid(),
-            "started": time.strftime("%Y-%m-%d %H:%M:%S%z"),
-            "command": command,
             "token": secrets.token_hex(8),
         }
         self._beats = 0
@@ -57,12 +53,7 @@ class Lease:
         self._thread.start()
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *raised: object) -> None:
         self._end.set()
         self._thread.join()
         if not self.lost:
@@ -92,8 +83,8 @@ class Lease:
         gone = here and not _alive(holder.get("process"))
         if not gone:
             print(
-                f"{self.url}: held by {_words(holder)}; waiting {self._lease:.0f} s for a sign of "
-                "life",
+                f"{self.url}: held by {lock.in_words(holder)}; waiting {self._lease:.0f} s for a "
+                "sign of life",
                 flush=True,
             )
         until = time.monotonic() + self._lease
@@ -104,8 +95,9 @@ class Lease:
                 return
             if now != first:
                 raise UserError(
-                    f"{self.url} is being written by another command: {_words(_read(now))}. Wait "
-                    "for it, stop it, or choose another --gin.WORK_DIR."
+                    f"{self.url} is being written by another command: "
+                    f"{lock.in_words(_read(now))}. Wait for it, stop it, or choose another "
+                    "--gin.WORK_DIR."
                 )
             gone = time.monotonic() > until
         self._store.remove([FILE])
@@ -144,8 +136,3 @@ def _read(content: bytes) -> dict:
         return dict(json.loads(content))
     except (ValueError, TypeError):
         return {}
-
-
-def _words(holder: dict) -> str:
-    parts = {name: holder.get(name, "?") for name in ("command", "host", "process", "started")}
-    return "{command} on host {host}, process {process}, started {started}".format(**parts)

@@ -7,8 +7,8 @@ import json
 import os
 import socket
 import time
-from types import TracebackType
-from typing import IO
+from collections.abc import Mapping
+from typing import IO, Any
 
 from onesug_jax.errors import UserError
 
@@ -50,19 +50,12 @@ class WriterLock:
             ) from None
         file.seek(0)
         file.truncate()
-        started = time.strftime("%Y-%m-%d %H:%M:%S%z")
-        about = {"host": socket.gethostname(), "process": os.getpid(), "started": started}
-        json.dump({**about, "command": self.command}, file)
+        json.dump(about(self.command), file)
         file.flush()
         self._file, self._held[self.folder] = file, 1
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *raised: object) -> None:
         self._held[self.folder] -= 1
         if self._file is not None:
             self._file.truncate(0)
@@ -83,12 +76,23 @@ def holder(folder: str) -> str | None:
     return None
 
 
+def about(command: str) -> dict[str, Any]:
+    """What a writer says of itself."""
+    started = time.strftime("%Y-%m-%d %H:%M:%S%z")
+    host = socket.gethostname()
+    return {"command": command, "host": host, "process": os.getpid(), "started": started}
+
+
+def in_words(found: Mapping[str, Any]) -> str:
+    """The writer that said this of itself (`about`)."""
+    try:
+        return "{command} on host {host}, process {process}, started {started}".format(**found)
+    except KeyError:
+        return "a process that has not said its name yet"
+
+
 def _read(text: str) -> str:
     try:
-        found = json.loads(text)
-        return (
-            f"{found['command']} on host {found['host']}, process {found['process']}, started "
-            f"{found['started']}"
-        )
-    except (ValueError, KeyError):
-        return "a process that has not said its name yet"
+        return in_words(json.loads(text))
+    except ValueError:
+        return in_words({})

@@ -25,6 +25,7 @@ from typing import Any
 
 from onesug_jax.errors import UserError
 from onesug_jax.logs.schema import request_level
+from onesug_jax.logs.times import DAY_MS
 from onesug_jax.serve import forgotten, journal
 from onesug_jax.serve.export import LISTS, OWN, export
 from onesug_jax.serve.writer import Busy, Writer
@@ -48,7 +49,6 @@ CREATE INDEX IF NOT EXISTS by_time ON events (timestamp_ms);
 {forgotten.TABLES}
 PRAGMA user_version = {_VERSION};
 """
-_DAY_MS = 86_400_000
 _LOOKED_AT = 500  # latest events of a user that a history is taken from
 _ITEMS = ("clicked_items", "ordered_items")
 
@@ -217,7 +217,7 @@ class FeedbackStore:
     def _delete_old(self, connection: sqlite3.Connection) -> int:
         if self.config.keep_days is None:
             return 0
-        oldest = int(1000 * time.time() - self.config.keep_days * _DAY_MS)
+        oldest = int(1000 * time.time() - self.config.keep_days * DAY_MS)
         return connection.execute("DELETE FROM events WHERE timestamp_ms < ?", (oldest,)).rowcount
 
     def check(self) -> None:

@@ -319,6 +319,8 @@ class AsOf:
         self, asked: Sequence[tuple[str, Sequence[str], Sequence[float]]], time_ms: int
     ) -> list[Items]:
         """`request` of several at one time: (prefix, history, minutes) each."""
+        if not asked:
+            return []
         self.at(time_ms)
         config, now = self.config, clock(time_ms)
         own = [self._past(texts, minutes) for _, texts, minutes in asked]
