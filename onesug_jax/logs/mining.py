@@ -37,7 +37,7 @@ from ibis import _
 
 from onesug_jax.errors import UserError
 from onesug_jax.files import atomic_files, write_json
-from onesug_jax.logs.engines import Engine, check_log, open_engine
+from onesug_jax.logs.engines import DEFAULT, Engine, LogEngineConfig, check_log, open_engine
 from onesug_jax.logs.mined import REPORT, TABLES, MiningReport, file_of
 from onesug_jax.logs.pairs import Caps, first, mine_pairs, real, rounded
 from onesug_jax.logs.schema import NAMELESS
@@ -54,7 +54,7 @@ def mine(
     train: str,
     out: str,
     *,
-    engine: str = "duckdb",
+    engine: LogEngineConfig = DEFAULT,
     min_users: int = 1,
     max_repeats: int = 3,
     per_prefix: int = 64,
@@ -68,16 +68,13 @@ def mine(
     max_queries_per_item: int = 100,
     max_items_per_query: int = 50,
     min_common_items: int = 1,
-    memory_limit: str = "4GB",
-    scratch: str | None = None,
-    spark_master: str = "local[*]",
 ) -> MiningReport:
     """Mine the train split into all tables of `mined` and `report.json`, or none, in `out`.
 
     Args:
       train: Parquet file in the schema, as `ingest` writes it.
       out: folder, made if need be; other files in it stay.
-      engine: "duckdb", or "spark" for a log beyond one machine; the same rows come out.
+      engine: where it runs; the same rows come out.
       min_users: visitors that must have searched a query, or typed a prefix, for it to be used.
       max_repeats: searches of one query by one visitor on one day that count, the first.
       per_prefix: best queries of a prefix in prefix_query.
@@ -88,10 +85,6 @@ def mine(
       max_queries_per_visitor, max_queries_per_item: latest queries used of each.
       max_visitors_per_query, max_items_per_query: those seen latest, used by Swing of each query.
       min_common_visitors, min_common_items: which two queries must have in common to be a pair.
-      memory_limit: what DuckDB may use before it goes to disk, or the heap of Spark's driver.
-      scratch: folder for temporary files; the system's own if None. Spark on a cluster needs one
-        that all machines share, and `train` likewise.
-      spark_master: where Spark runs.
 
     Raises:
       UserError: a setting out of range, an engine that cannot start or has too little memory, a
@@ -118,13 +111,13 @@ def mine(
             raise UserError(f"mine {name}: expected a number from 0 up, found {weight}")
     check_log(train, _READ)
     with contextlib.ExitStack() as stack:
-        if scratch is not None:
-            os.makedirs(scratch, exist_ok=True)
+        if engine.scratch is not None:
+            os.makedirs(engine.scratch, exist_ok=True)
         new = stack.enter_context(atomic_files(out, REPORT))
-        work = stack.enter_context(tempfile.TemporaryDirectory(prefix="mining-", dir=scratch))
-        running = open_engine(
-            engine, scratch=work, memory_limit=memory_limit, spark_master=spark_master
+        work = stack.enter_context(
+            tempfile.TemporaryDirectory(prefix="mining-", dir=engine.scratch)
         )
+        running = open_engine(engine, work)
         mining = _Mining(stack.enter_context(running), new)
         mining.read(train)
         mining.without_repeats(max_repeats)

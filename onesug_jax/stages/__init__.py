@@ -38,6 +38,7 @@ CONFIGURABLES = {
     "ingest": "onesug_jax.logs.ingest:ingest",
     "clicks": "onesug_jax.logs.clicks:Clicks",
     "mine": "onesug_jax.logs.mining:mine",
+    "LogEngineConfig": "onesug_jax.logs.engines:LogEngineConfig",
     "align": "onesug_jax.text_encoder.alignment:align",
     "EncoderSpec": "onesug_jax.text_encoder.encoder:EncoderSpec",
     "quantize": "onesug_jax.semantic_ids.quantize:quantize",
@@ -145,8 +146,8 @@ _ALL = (
         run=log.mine,
         folder="mined",
         inputs=lambda context: ("log/train.parquet",),
-        configures=("mine",),
-        ignores=("mine.engine", "mine.memory_limit", "mine.scratch", "mine.spark_master"),
+        configures=("mine", "LogEngineConfig"),
+        ignores=("LogEngineConfig",),
         example="mine --gin.WORK_DIR=work/mine --gin.mine.min_users=5",
     ),
     StageSpec(
@@ -209,7 +210,8 @@ _ALL = (
         folder="examples",
         format=2,
         inputs=lambda context: ("log/*.parquet", "mined/*", "vocab/*", *opened.INDEX),
-        configures=("examples", "FeatureSpec", "AsOfConfig"),
+        configures=("examples", "FeatureSpec", "AsOfConfig", "LogEngineConfig"),
+        ignores=("LogEngineConfig",),
         example="examples --gin.WORK_DIR=work/mine --gin.FeatureSpec.history=5",
     ),
     StageSpec(

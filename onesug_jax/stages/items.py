@@ -78,17 +78,20 @@ def restored(context: Context, *, spare: int = SPARE) -> AsOf:
 
 
 def _around(work: WorkDir, most: int) -> Callable[[str], tuple[int, ...]] | None:
+    return around(index(work), most) if most else None
+
+
+def around(index: PrefixIndex, most: int) -> Callable[[str], tuple[int, ...]] | None:
     """Prefix -> at most so many queries near it; None: none is wanted."""
     if not most:
         return None
-    found = index(work)
 
     @functools.lru_cache(maxsize=65_536)
-    def around(prefix: str) -> tuple[int, ...]:
-        numbers = found.neighbours(prefix, most)
+    def near(prefix: str) -> tuple[int, ...]:
+        numbers = index.neighbours(prefix, most)
         return () if numbers is None else tuple(numbers.tolist())
 
-    return around
+    return near
 
 
 def tables(context: Context, *, spare: int = SPARE) -> QueryTables:

@@ -54,7 +54,8 @@ def mine(context: Context) -> None:
     from onesug_jax.logs.mined import read_table
 
     work = context.work
-    context.configured("mine")(os.path.join(work.log, "train.parquet"), work.mined)
+    engine = context.configured("LogEngineConfig")()
+    context.configured("mine")(os.path.join(work.log, "train.parquet"), work.mined, engine=engine)
     queries = read_table(work.mined, "queries")
     index = CompletionIndex.from_counts(
         queries.column("query").to_pylist(), queries.column("count").to_pylist()

@@ -8,9 +8,8 @@ from collections.abc import Iterator, Sequence
 
 from onesug_jax.errors import UserError
 from onesug_jax.files import write_json
-from onesug_jax.logs.asof.config import DAY_MS
 from onesug_jax.pipeline.spec import Context
-from onesug_jax.stages import opened
+from onesug_jax.stages import asof_examples, opened
 
 _SPACED = 0.2  # share of queries with a space from which words are taken to be parted by spaces
 
@@ -113,7 +112,7 @@ def examples(
     spec = context.configured("FeatureSpec")()
     splits = opened.splits(context.work.log)
     if mixture == "onesug" and spec.items:
-        _item_examples(context, vocabulary, spec, splits, candidates, days)
+        asof_examples.examples(context, spec, splits, most=candidates, days=days)
     elif mixture == "onesug":
         index = opened.completions(context)
         cache.build_examples(
@@ -135,43 +134,6 @@ def examples(
             vocabulary=vocabulary,
         )
     write_json(os.path.join(context.work.examples, "features.json"), dataclasses.asdict(spec))
-
-
-def _item_examples(
-    context: Context, vocabulary, spec, splits, candidates: int, days: float | None
-) -> None:
-    """Rows of train and dev as of their own moments, from one walk through the log; and the counts
-    at its end, test rows included, which a service goes on from.
-    """
-    import numpy as np
-
-    from onesug_jax.logs.asof import snapshot
-    from onesug_jax.logs.asof.walk import read_events, walk
-    from onesug_jax.stages import items
-    from onesug_jax.tasks import item_examples
-    from onesug_jax.tasks.features import Featurizer
-
-    names = [name for name in ("train", "dev") if name in splits]
-    events = read_events([splits[name] for name in [*names, *(splits.keys() - names)]])
-    state = items.state(context, candidates=candidates)
-    # A query of few visitors is not learnt (mine.min_users).
-    wanted = np.array([e.file > 0 or state.number(e.query) >= 0 for e in events], bool)
-    files = np.array([event.file for event in events])
-    wanted &= files < len(names)
-    if days is not None:
-        times, train = np.array([event.time_ms for event in events]), files == 0
-        wanted &= ~train | (times > times[train].max(initial=0) - days * DAY_MS)
-    index = items.index(context.work)
-    item_examples.write(
-        context.work.examples,
-        walk(state, events, wanted),
-        {name: item_examples.Texts(splits[name]) for name in names},
-        int(wanted.sum()),
-        Featurizer(vocabulary, spec),
-        lambda prefix: index.prefix_number(prefix) + 1,
-        state.number,
-    )
-    snapshot.save(state, os.path.join(context.work.examples, items.SNAPSHOT), rare=False)
 
 
 def _id_kinds(context: Context, vocabulary, index, tasks: dict[str, float] | None) -> dict:

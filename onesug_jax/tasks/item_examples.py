@@ -17,10 +17,10 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
-import pyarrow.parquet as pq
 
 from onesug_jax.files import write_json
-from onesug_jax.logs.schema import Level, profile_columns
+from onesug_jax.logs.asof.walk import Event
+from onesug_jax.logs.schema import Level
 from onesug_jax.progress import Progress
 from onesug_jax.tasks import records, shards
 from onesug_jax.tasks.examples import MIXTURE_FILE, TEXTS
@@ -55,78 +55,68 @@ _PLACES = {  # feature -> whose places it has
 _WAY_OUT = "run the examples stage (FeatureSpec.items = True)"
 
 
-class Texts:
-    """Prefix, query, shown list and profile values of the rows of one split's file."""
-
-    def __init__(self, path: str):
-        self._profile = profile_columns(pq.read_schema(path))
-        table = pq.read_table(path, columns=["prefix", "query", "shown", *self._profile])
-        self._table = table.combine_chunks()
-
-    def take(self, rows: np.ndarray) -> tuple[list[str], list[str], list[Sequence[str]], list]:
-        """Prefixes, queries, shown lists and profiles of some rows."""
-        table = self._table.take(rows)
-        columns = [[value or "" for value in table[name].to_pylist()] for name in self._profile]
-        profiles = list(zip(*columns, strict=True)) if columns else [()] * len(rows)
-        prefixes, queries, shown = (table[n].to_pylist() for n in ("prefix", "query", "shown"))
-        return prefixes, queries, [texts or () for texts in shown], profiles
-
-
 def write(
     folder: str,
-    blocks: Iterable[Mapping[str, np.ndarray]],
-    splits: Mapping[str, Texts],
-    total: int,
+    blocks: Iterable[tuple[Mapping[str, np.ndarray], Sequence[Event]]],
+    splits: Sequence[str],
     featurizer: Featurizer,
     prefix_row: Callable[[str], int],
     number_of: Callable[[str], int],
     *,
     shard_bytes: int = shards.SHARD_BYTES,
-) -> dict[str, dict]:
+    progress: Progress | None = None,
+) -> None:
     """Writes the rows of all splits from one walk through time.
 
     Args:
-      folder: the examples stage's folder.
+      folder: folder/{split} is filled for every split.
       blocks: of `logs.asof.walk`; `file` counts the splits in their order.
-      splits: split -> its texts.
-      total: how many rows the walk gives.
+      splits: their names.
       featurizer: makes pieces.
       prefix_row: prefix -> its row in the table of prefixes, 0: none.
       number_of: query -> its number, -1: none.
       shard_bytes: see `shards.Writer`.
-
-    Returns:
-      {split: meta}.
+      progress: counts the rows that are written.
     """
-    writers = {name: Writer(os.path.join(folder, TASK, name), shard_bytes) for name in splits}
-    names = list(splits)
-    with Progress("examples", total, "rows") as progress:
-        for block in blocks:
-            for number, name in enumerate(names):
-                rows = block["file"] == number
-                if rows.any():
-                    prefixes, queries, shown, profiles = splits[name].take(block["row"][rows])
-                    part = {key: block[key][rows] for key in FEATURES if key in block}
-                    part["prefix_row"] = np.array([prefix_row(p) for p in prefixes])
-                    part["typed"] = np.array([len(p) for p in prefixes])
-                    part["candidate_levels"] = levels_of(
-                        part, [[number_of(q) for q in texts] for texts in shown]
-                    )
-                    inputs = [
-                        featurizer.item_input(prefix, profile)
-                        for prefix, profile in zip(prefixes, profiles, strict=True)
-                    ]
-                    targets = [featurizer.target(query) for query in queries]
-                    writers[name].add({**part, "inputs": inputs, "targets": targets})
-            progress.add(len(block["file"]))
+    writers = {name: Writer(os.path.join(folder, name), shard_bytes) for name in splits}
+    for block, all_events in blocks:
+        for number, name in enumerate(splits):
+            rows = np.flatnonzero(block["file"] == number)
+            if not len(rows):
+                continue
+            events = [all_events[row] for row in rows]
+            part = {key: block[key][rows] for key in FEATURES if key in block}
+            part["prefix_row"] = np.array([prefix_row(event.prefix) for event in events])
+            part["typed"] = np.array([len(event.prefix) for event in events])
+            shown = [[number_of(query) for query in event.shown] for event in events]
+            part["candidate_levels"] = levels_of(part, shown)
+            inputs = [featurizer.item_input(event.prefix, event.profile) for event in events]
+            targets = [featurizer.target(event.query) for event in events]
+            writers[name].add({**part, "inputs": inputs, "targets": targets})
+        if progress:
+            progress.add(len(all_events))
     lengths = {"inputs": featurizer.spec.input_length, "targets": featurizer.spec.target_length}
     about = {"lengths": lengths, "vocabulary": featurizer.vocabulary.fingerprint}
-    metas = {name: writers[name].close({**about, "split": name}) for name in names}
+    for name, writer in writers.items():
+        writer.close({**about, "split": name})
+
+
+def join(folder: str, parts: Sequence[str], splits: Sequence[str]) -> None:
+    """Makes examples in `folder` of what `write` left in the folders `parts`, in their order."""
+    for name in splits:
+        out, written = os.path.join(folder, TASK, name), [os.path.join(p, name) for p in parts]
+        metas = [shards.read_meta(part, "examples with items", _WAY_OUT) for part in written]
+        meta = max(metas, key=lambda one: len(one["features"]))  # an empty part knows no shapes
+        longest = {text: max(one["longest"][text] for one in metas) for text in TEXTS}
+        for text in TEXTS:
+            meta["features"][text]["shape"] = [longest[text]]
+        tokens = {text: sum(one["tokens"][text] for one in metas) for text in TEXTS}
+        meta |= {**shards.join(out, written, COLUMNS), "longest": longest, "tokens": tokens}
+        write_json(os.path.join(out, shards.META_FILE), meta)
     write_json(
         os.path.join(folder, MIXTURE_FILE),
         {"mixture": "onesug", "tasks": {TASK: 1.0}, "items": True},
     )
-    return metas
 
 
 def levels_of(part: Mapping[str, np.ndarray], shown: Sequence[Sequence[int]]) -> np.ndarray:

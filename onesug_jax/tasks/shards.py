@@ -18,7 +18,7 @@ import os
 import resource
 import threading
 from collections import OrderedDict
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 
 import numpy as np
@@ -95,6 +95,39 @@ class Writer:
 
     def _open_name(self, number: int) -> str:
         return os.path.join(self._folder, f".part-{number:05}")
+
+
+def join(folder: str, parts: Sequence[str], columns: Iterable[str]) -> dict:
+    """Makes the shards and columns of several folders those of `folder`, in order.
+
+    Args:
+      parts: folders that a `Writer` filled; on the same disk, for their shards are moved.
+      columns: names of their .npy files.
+
+    Returns:
+      `count` and `fingerprint`, as `Writer.close`.
+    """
+    os.makedirs(folder, exist_ok=True)
+    digest = hashlib.sha256()
+    found: list[tuple[str, int]] = []
+    for part in parts:
+        counts = read_json(os.path.join(part, COUNTS_FILE), "shards of examples", "start again")
+        found += [(os.path.join(part, name), count) for name, count in counts.items()]
+        meta = read_json(os.path.join(part, META_FILE), "examples", "start again")
+        digest.update(meta["fingerprint"].encode())
+    found = [(path, count) for path, count in found if count] or found[:1]
+    for name in columns:
+        arrays = [np.load(os.path.join(part, f"{name}.npy"), mmap_mode="r") for part in parts]
+        joined = _Appender(os.path.join(folder, f"{name}.npy"), arrays[0].dtype)
+        for array in arrays:
+            joined.append(array)
+        joined.close()
+    names = [shard_name(number, len(found)) for number in range(len(found))]
+    for name, (path, _) in zip(names, found, strict=True):
+        os.replace(path, os.path.join(folder, name))
+    counts = {name: count for name, (_, count) in zip(names, found, strict=True)}
+    write_json(os.path.join(folder, COUNTS_FILE), counts)
+    return {"count": sum(counts.values()), "fingerprint": digest.hexdigest()[:16]}
 
 
 def read_meta(folder: str, what: str, way_out: str) -> dict:

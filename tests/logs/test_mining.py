@@ -453,12 +453,11 @@ def test_wrong_logs_are_named(tmp_path):
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"engine": "postgres"}, "engine='postgres'.*duckdb, spark"),
         ({"min_users": 0}, "min_users.*at least 1, found 0"),
         ({"max_visitors_per_query": -1}, "max_visitors_per_query"),
         ({"swing_alpha": -0.5}, "swing_alpha.*from 0 up"),
         ({"support": float("nan")}, "support.*nan"),
-        ({"memory_limit": "lots"}, "memory_limit='lots'"),
+        ({"engine": engines.LogEngineConfig(memory_limit="lots")}, "memory_limit='lots'"),
     ],
     ids=str,
 )
@@ -468,7 +467,12 @@ def test_wrong_settings_are_named(tmp_path, settings, message):
     assert not list((tmp_path / "mined").glob("*"))
 
 
+def test_an_unknown_engine_is_named():
+    with pytest.raises(UserError, match="ENGINE = 'postgres'.*duckdb, spark"):
+        engines.LogEngineConfig("postgres")
+
+
 def test_too_little_memory_is_named(tmp_path):
-    with pytest.raises(UserError, match="memory_limit='1MB'.*scratch"):
-        mined(tmp_path, make_rows(1), memory_limit="1MB")
+    with pytest.raises(UserError, match="memory_limit = '1MB'.*scratch"):
+        mined(tmp_path, make_rows(1), engine=engines.LogEngineConfig(memory_limit="1MB"))
     assert not list((tmp_path / "mined").glob("*"))

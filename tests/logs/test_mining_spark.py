@@ -1,8 +1,6 @@
 """Spark and DuckDB mine the same rows from the same log: to the last digit, in the same order."""
 
-import importlib.util
 import os
-import shutil
 import sys
 
 import pyarrow.parquet as pq
@@ -15,16 +13,7 @@ from onesug_jax.logs.mining import mine
 from onesug_jax.logs.simulate import simulate
 
 
-def need_spark() -> None:
-    if importlib.util.find_spec("pyspark") is None:
-        pytest.skip('needs PySpark: pip install "onesug_jax[spark]"')
-    home = os.environ.get("JAVA_HOME")
-    if shutil.which(os.path.join(home, "bin", "java") if home else "java") is None:
-        pytest.skip("needs a Java runtime for PySpark")
-
-
-def test_both_engines_write_the_same_rows(tmp_path, monkeypatch):
-    need_spark()
+def test_both_engines_write_the_same_rows(tmp_path, monkeypatch, spark):
     # Much code runs few times here: Java need not optimise it.
     monkeypatch.setenv("JAVA_TOOL_OPTIONS", "-XX:TieredStopAtLevel=1")
     simulate(str(tmp_path / "log"), requests=3000, language="zh", seed=4)
@@ -42,10 +31,9 @@ def test_both_engines_write_the_same_rows(tmp_path, monkeypatch):
         reports[engine] = mine(
             str(log),
             str(tmp_path / engine),
-            engine=engine,
-            memory_limit="1GB",
-            scratch=str(tmp_path / f"scratch {engine}"),
-            spark_master="local[2]",
+            engine=engines.LogEngineConfig(
+                engine, "1GB", str(tmp_path / f"scratch {engine}"), "local[2]"
+            ),
             **settings,
         )
         assert os.listdir(tmp_path / f"scratch {engine}") == []
@@ -64,14 +52,10 @@ def test_a_missing_java_is_named(tmp_path, monkeypatch):
     pytest.importorskip("pyspark", reason="needs PySpark")
     monkeypatch.setenv("JAVA_HOME", str(tmp_path))
     with pytest.raises(UserError, match="Java 17.*JAVA_HOME"):
-        engines.open_engine(
-            "spark", scratch=str(tmp_path), memory_limit="1GB", spark_master="local[1]"
-        )
+        engines.open_engine(engines.LogEngineConfig("spark"), str(tmp_path))
 
 
 def test_a_missing_pyspark_is_named_with_its_extra(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "pyspark", None)
     with pytest.raises(UserError, match=r"onesug_jax\[spark\].*duckdb"):
-        engines.open_engine(
-            "spark", scratch=str(tmp_path), memory_limit="1GB", spark_master="local[1]"
-        )
+        engines.open_engine(engines.LogEngineConfig("spark"), str(tmp_path))

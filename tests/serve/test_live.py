@@ -204,8 +204,7 @@ def test_a_served_request_equals_the_training_row_made_of_it_later(store, opened
         live.poll()
     path = str(tmp_path / "export.parquet")
     store.export(path)
-    events = read_events([path])
-    (rows,) = walk(AsOf(texts[:4], config), events, np.ones(len(events), bool))
+    [(rows, _)] = walk(AsOf(texts[:4], config), read_events([path]))
     for name in ("candidates", "candidate_counts", "history", "history_minutes", "clock"):
         np.testing.assert_array_equal(np.stack([getattr(one, name) for one in served]), rows[name])
     assert rows["candidates"].any() and rows["history"].any()

@@ -52,26 +52,26 @@ def made(tmp_path_factory):
     pq.write_table(table, path)
     vocabulary = Vocabulary.train(QUERIES, str(folder / "vocab"), pieces=330, sid_levels=0)
     config = AsOfConfig(candidates=4, history=3, own=1, around=0)
-    events = read_events([path])
+    events = list(read_events([path], profile=["gender"]))
     state = AsOf(QUERIES, config)
     featurizer = Featurizer(vocabulary, FeatureSpec(input_length=24, target_length=8))
     item_examples.write(
-        str(folder / "examples"),
-        walk(state, events, [True] * len(events), block=16),
-        {"train": item_examples.Texts(path)},
-        len(events),
+        str(folder / "part"),
+        walk(state, events, block=16),
+        ["train"],
         featurizer,
         lambda prefix: len(prefix),
         state.number,
         shard_bytes=1500,
     )
+    item_examples.join(str(folder / "examples"), [str(folder / "part")], ["train"])
     return folder, rows, vocabulary, config, events
 
 
 def test_the_arrays_are_those_of_the_walk(made):
     folder, rows, _, config, events = made
     examples = item_examples.ItemExamples(str(folder / "examples"), "train")
-    again = next(iter(walk(AsOf(QUERIES, config), events, [True] * 60, block=60)))
+    again = next(walk(AsOf(QUERIES, config), events, block=60))[0]
     assert len(examples) == 60
     order = np.random.default_rng(0).permutation(60)
     given = examples.read(order)
@@ -152,7 +152,7 @@ def test_mistakes_name_what_was_expected(made, tmp_path):
 def test_batches_are_those_of_plain_arrays(made):
     """Against every row in memory, indexed: grain's order, a batch's rows, every array."""
     folder, _, _, config, events = made
-    again = next(iter(walk(AsOf(QUERIES, config), events, [True] * 60, block=60)))
+    again = next(walk(AsOf(QUERIES, config), events, block=60))[0]
     settings = {"batch_size": 5, "seed": 7, "sizes": (2, 4), "settled": 0.0, "order_weight": 2.0}
     loader = ItemLoader(str(folder / "examples"), **settings)
     room = np.count_nonzero(again["candidates"], axis=1)

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 
@@ -48,6 +49,13 @@ class DecayedCounts:
         """Goes on from stored counts [capacity, K] and their reference."""
         self.stored, self.reference = np.ascontiguousarray(stored, np.float64), reference
         self._cells = memoryview(self.stored.data).cast("B").cast("d")  # one after the other
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {name: value for name, value in vars(self).items() if name != "_cells"}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        vars(self).update(state)
+        self.restore(self.stored, self.reference)
 
     def reserve(self, rows: int) -> None:
         """Makes room for `rows` rows."""

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 
@@ -47,6 +48,13 @@ class Existence:
         self.exists = np.frombuffer(self._flags, bool)  # the same memory
         self.visitors: dict[int, set[int]] = {}  # of numbers that do not exist yet
         self.waiting: dict[str, Waited] = {}
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {name: value for name, value in vars(self).items() if name != "exists"}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        vars(self).update(state)
+        self.exists = np.frombuffer(self._flags, bool)
 
     def is_there(self, number: int) -> bool:
         """Whether the query of that number exists; False for -1."""

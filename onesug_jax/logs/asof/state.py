@@ -16,6 +16,7 @@ import functools
 import heapq
 import itertools
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
 
@@ -259,8 +260,19 @@ class AsOf:
 
     def _correct_by(self, size: int) -> None:
         """Corrections try the letters of the first `size` queries."""
-        self._meant = functools.lru_cache(_CORRECTED)(Corrections(self.completions).near)
+        self._corrections = Corrections(self.completions)
+        self._meant = functools.lru_cache(_CORRECTED)(self._corrections.near)
         self._letters_of = max(size, 1)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """All but `around` and what is cached: a copy of it in another process goes on alike."""
+        state = {name: value for name, value in vars(self).items() if name != "_meant"}
+        return state | {"around": None, "_order": next(self._order)}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        vars(self).update(state)
+        self._order = itertools.count(state["_order"])
+        self._meant = functools.lru_cache(_CORRECTED)(self._corrections.near)
 
     # ------------------------------------------------------------------ reading
 

@@ -2,13 +2,17 @@
 
 Every wanted row is asked first and observed afterwards, so it sees what was there before it and
 never itself. That takes no leaving out of a row's own search from statistics of the whole log.
+
+Rows are read in a stream: a log larger than the memory is one pass. From a row's place and the
+state before it (which can be pickled) another process goes on with the same results.
 """
 
 from __future__ import annotations
 
+import heapq
 import os
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -24,16 +28,16 @@ _NEEDED = (
     *("request_id", "user_id", "session_id", "timestamp_ms", "prefix", "query"),
     *("shown", "clicked_items", "ordered_items"),
 )
-_OPTIONAL = (HISTORY, HISTORY_MINUTES)
+_BATCH = 8192  # rows of a file in memory
 
 
-@dataclass(frozen=True)
-class Event:
+class Event(NamedTuple):
     """One row of a log as the as-of state needs it.
 
     Attributes:
       file, row: where it stands.
       history: what the row itself brings, newest first, and its ages in minutes; None: nothing.
+      profile: values of the columns that were asked for.
     """
 
     time_ms: int
@@ -42,55 +46,107 @@ class Event:
     prefix: str
     query: str
     level: Level
-    shown: tuple[str, ...]
+    shown: Sequence[str]
     file: int
     row: int
     history: tuple[list[str], list[float]] | None = None
+    profile: tuple[str, ...] = ()
 
 
-def read_events(files: Sequence[str]) -> list[Event]:
-    """All rows of the files of a log, as `ingest` writes them, in time order.
+def read_events(
+    files: Sequence[str], *, profile: Sequence[str] = (), first: Sequence[int] | None = None
+) -> Iterator[Event]:
+    """The rows of the files of a log, as `ingest` writes them, in time order.
 
     Rows of the same millisecond are ordered by request_id, then by file and row.
 
+    Args:
+      files: each in order of time and request_id.
+      profile: columns whose values the events carry.
+      first: of each file, the first row that is read; None: all are.
+
     Raises:
-      UserError: a file is missing, is no Parquet file or lacks a column.
+      UserError: a file is missing, is no Parquet file, lacks a column or is not in order.
     """
-    found = []
-    for number, path in enumerate(files):
-        table = _read(os.fspath(path))
-        columns = [table[name].to_pylist() for name in _NEEDED]
-        own = [
-            table[name].to_pylist() if name in table.column_names else [None] * table.num_rows
-            for name in _OPTIONAL
-        ]
-        for row, (visitor, values) in enumerate(
-            zip(visitors_of(table), zip(*columns, *own, strict=True), strict=True)
-        ):
-            request, user, _, time, prefix, query, shown, clicked, ordered, past, minutes = values
-            history = None if past is None else _newest_first(past, minutes)
-            level = request_level(clicked or (), ordered or ())
-            what = (time, user or "", visitor, prefix, query, level, tuple(shown or ()))
-            event = Event(*what, number, row, history)
-            found.append((time, request, number, row, event))
-    found.sort(key=lambda one: one[:4])
-    return [event for *_, event in found]
+    paths = [os.fspath(path) for path in files]
+    for path in paths:
+        _check(path)
+    starts = [0] * len(paths) if first is None else first
+    streams = [
+        _rows(path, number, profile, start)
+        for number, (path, start) in enumerate(zip(paths, starts, strict=True))
+    ]
+    merged = heapq.merge(*streams) if len(streams) > 1 else iter(streams[0])
+    return (event for *_, event in merged)
 
 
-def _read(path: str) -> pa.Table:
+def _check(path: str) -> None:
     try:
         names = pq.read_schema(path).names
-        missing = [name for name in _NEEDED if name not in names]
-        if not missing:
-            return pq.read_table(path, columns=[*_NEEDED, *(n for n in _OPTIONAL if n in names)])
     except (OSError, pa.ArrowException) as error:
+        raise _unreadable(path, error) from None
+    missing = [name for name in _NEEDED if name not in names]
+    if missing:
         raise UserError(
-            f"{path}: expected a Parquet file as ingest writes it; reading it failed: {error}"
-        ) from None
-    raise UserError(
-        f"{path}: column {missing[0]!r} is missing; found: {', '.join(names)}. Run ingest on the "
-        "log first."
+            f"{path}: column {missing[0]!r} is missing; found: {', '.join(names)}. Run ingest on "
+            "the log first."
+        )
+
+
+def _unreadable(path: str, error: Exception) -> UserError:
+    return UserError(
+        f"{path}: expected a Parquet file as ingest writes it; reading it failed: {error}"
     )
+
+
+def _rows(
+    path: str, number: int, profile: Sequence[str], first: int
+) -> Iterator[tuple[int, str, int, int, Event]]:
+    """Time, request_id, file, row and event of a file's rows, from row `first` on."""
+    before: tuple[int, str] = (0, "")
+    for start, batch in _batches(path, profile, first):
+        columns = [batch[name].to_pylist() for name in _NEEDED]
+        nothing = [None] * batch.num_rows
+        own = [
+            batch[name].to_pylist() if name in batch.schema.names else nothing
+            for name in (HISTORY, HISTORY_MINUTES)
+        ]
+        values_of = [[value or "" for value in batch[name].to_pylist()] for name in profile]
+        profiles = zip(*values_of, strict=True) if profile else [()] * batch.num_rows
+        rows = zip(visitors_of(batch), profiles, zip(*columns, *own, strict=True), strict=True)
+        for row, (visitor, values, one) in enumerate(rows, start):
+            request, user, _, time, prefix, query, shown, clicked, ordered, past, minutes = one
+            if (time, request) < before:
+                raise UserError(
+                    f"{path}: row {row} is of an earlier time than the row before it; rows are "
+                    "expected in order of timestamp_ms and request_id. Run ingest on the log first."
+                )
+            before = time, request
+            history = None if past is None else _newest_first(past, minutes)
+            level = request_level(clicked or (), ordered or ())
+            what = (time, user or "", visitor, prefix, query, level, shown or ())
+            yield time, request, number, row, Event(*what, number, row, history, values)
+
+
+def _batches(path: str, profile: Sequence[str], first: int) -> Iterator[tuple[int, pa.RecordBatch]]:
+    """Batches of a file from row `first` on, each with the number of its first row."""
+    try:
+        with pq.ParquetFile(path) as file:
+            names = file.schema_arrow.names
+            columns = [n for n in (*_NEEDED, HISTORY, HISTORY_MINUTES) if n in names]
+            sizes = [file.metadata.row_group(n).num_rows for n in range(file.num_row_groups)]
+            ends = np.cumsum(sizes)
+            group = int(np.searchsorted(ends, first, side="right"))
+            row = int(ends[group - 1]) if group else 0
+            for batch in file.iter_batches(
+                _BATCH, row_groups=range(group, len(sizes)), columns=[*columns, *profile]
+            ):
+                skipped = min(max(first - row, 0), batch.num_rows)
+                if skipped < batch.num_rows:
+                    yield row + skipped, batch.slice(skipped)
+                row += batch.num_rows
+    except (OSError, pa.ArrowException) as error:
+        raise _unreadable(path, error) from None
 
 
 def _newest_first(
@@ -114,8 +170,11 @@ def ask(state: AsOf, event: Event) -> Items:
 
 
 def walk(
-    state: AsOf, events: Sequence[Event], wanted: Sequence[bool] | np.ndarray, block: int = 4096
-) -> Iterator[dict[str, np.ndarray]]:
+    state: AsOf,
+    events: Iterable[Event],
+    wanted: Callable[[Event], bool] = lambda event: True,
+    block: int = 4096,
+) -> Iterator[tuple[dict[str, np.ndarray], list[Event]]]:
     """Blocks of training rows in time order; the state observes all events.
 
     Args:
@@ -129,11 +188,11 @@ def walk(
       `history_minutes` [B, H], `clock` [B, 2] as `Items` has them; `file` and `row`, where each row
       stands; `query`, number + 1 of what was searched (0: it has no number); `target_candidate`,
       its place + 1 among the candidates (0: it is not there); `new`, whether the query did not
-      exist at the row's moment; `level`.
+      exist at the row's moment; `level`. And the B events.
     """
     waiting: list[tuple[Event, Items, int, bool]] = []
-    for event, asked in zip(events, wanted, strict=True):
-        if asked:
+    for event in events:
+        if wanted(event):
             items = ask(state, event)
             number = state.number(event.query)
             waiting.append((event, items, number, not state.exists(number)))
@@ -145,19 +204,30 @@ def walk(
         yield _block(waiting)
 
 
-def _block(rows: list[tuple[Event, Items, int, bool]]) -> dict[str, np.ndarray]:
+def skip(state: AsOf, events: Iterable[Event], wanted: Callable[[Event], bool]) -> None:
+    """Brings the state to where `walk` would, without its rows."""
+    for event in events:
+        if wanted(event):
+            state.at(event.time_ms)
+        observe(state, event)
+
+
+def _block(
+    rows: list[tuple[Event, Items, int, bool]],
+) -> tuple[dict[str, np.ndarray], list[Event]]:
     events, items, numbers, new = zip(*rows, strict=True)
     arrays = {name: np.stack([getattr(one, name) for one in items]) for name in _ARRAYS}
     queries = np.array(numbers, np.int32) + 1
     hit = (arrays["candidates"] == queries[:, None]) & (queries[:, None] > 0)
     arrays["target_candidate"] = np.where(hit.any(1), hit.argmax(1) + 1, 0).astype(np.int32)
-    return arrays | {
+    arrays |= {
         "query": queries,
         "new": np.array(new),
         "level": np.array([event.level for event in events], np.int32),
         "file": np.array([event.file for event in events], np.int32),
         "row": np.array([event.row for event in events], np.int64),
     }
+    return arrays, list(events)
 
 
 _ARRAYS = ("candidates", "candidate_counts", "history", "history_minutes", "clock")

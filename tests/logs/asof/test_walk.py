@@ -1,5 +1,8 @@
 """A training row equals what the service gave at that moment: the one is made from the other."""
 
+import itertools
+import pickle
+
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -8,7 +11,7 @@ import pytest
 from onesug_jax.errors import UserError
 from onesug_jax.logs.asof.config import AsOfConfig
 from onesug_jax.logs.asof.state import AsOf
-from onesug_jax.logs.asof.walk import read_events, walk
+from onesug_jax.logs.asof.walk import read_events, skip, walk
 from onesug_jax.logs.schema import LOG_SCHEMA, Level, visitor_of
 
 START = 1_700_000_000_000
@@ -64,9 +67,8 @@ def test_rows_of_the_log_equal_the_served_requests_they_came_from(tmp_path, min_
         live.observe(time, user, prefix, query, level, who)
         if ordered:
             orders.append((time, query, who))
-    path = write_log(tmp_path / "log.parquet", [rows[n] for n in rng.permutation(300)])
-    events = read_events([path])
-    blocks = list(walk(AsOf(WORDS[:4], config), events, np.ones(300, bool), block=64))
+    path = write_log(tmp_path / "log.parquet", rows)
+    blocks = [rows for rows, _ in walk(AsOf(WORDS[:4], config), read_events([path]), block=64)]
     assert [len(block["row"]) for block in blocks] == [64, 64, 64, 64, 44]
     for name in ARRAYS:
         made = np.concatenate([block[name] for block in blocks])
@@ -78,7 +80,7 @@ def test_a_row_never_sees_itself_nor_its_twin_of_the_same_millisecond(tmp_path):
     rows = [row(n, START, f"u{n}", "l", "lamp") for n in range(2)]
     rows.append(row(2, START + 120_000, "u0", "l", "lamp"))
     events = read_events([write_log(tmp_path / "log.parquet", rows)])
-    (block,) = walk(AsOf(WORDS), events, [True] * 3)
+    [(block, _)] = walk(AsOf(WORDS), events)
     assert block["new"].tolist() == [True, True, False]
     assert block["target_candidate"].tolist() == [0, 0, 1]
     assert block["query"].tolist() == [WORDS.index("lamp") + 1] * 3
@@ -89,7 +91,7 @@ def test_files_are_one_log_and_unwanted_rows_are_observed_only(tmp_path):
     late = write_log(tmp_path / "dev.parquet", [row(1, START + 120_000, "u", "l", "lace")])
     early = write_log(tmp_path / "train.parquet", [row(0, START, "u", "l", "lamp")])
     events = read_events([late, early])
-    (block,) = walk(AsOf(WORDS), events, [event.file == 0 for event in events])
+    [(block, _)] = walk(AsOf(WORDS), events, lambda event: event.file == 0)
     assert (block["file"].tolist(), block["row"].tolist()) == ([0], [0])
     assert block["candidates"][0, 0] == WORDS.index("lamp") + 1
     assert block["history"][0, 0] == WORDS.index("lamp") + 1
@@ -105,7 +107,7 @@ def test_a_history_that_a_row_brings_stands_instead_of_the_observed_one(tmp_path
         history=(histories, pa.list_(pa.string())),
         history_minutes=([None, None, [9.0, 8.0, 7.0]], pa.list_(pa.float64())),
     )
-    (block,) = walk(AsOf(WORDS), read_events([path]), [True] * 3)
+    [(block, _)] = walk(AsOf(WORDS), read_events([path]))
     assert block["history"][2, :3].tolist() == [1, 2, 0]
     assert block["history_minutes"][2, :2].tolist() == [7.0, 8.0]
 
@@ -114,7 +116,7 @@ def test_the_clock_is_hour_and_weekday_of_the_request(tmp_path):
     monday = 1_704_067_200_000  # 2024-01-01, 0:00 UTC
     rows = [row(0, monday, "u", "l", "lamp"), row(1, monday + 31 * 3_600_000, "u", "l", "lamp")]
     events = read_events([write_log(tmp_path / "log.parquet", rows)])
-    (block,) = walk(AsOf(WORDS), events, [True] * 2)
+    [(block, _)] = walk(AsOf(WORDS), events)
     assert block["clock"].tolist() == [[0, 0], [7, 1]]
 
 
@@ -124,3 +126,42 @@ def test_a_log_that_cannot_be_read_is_an_error_with_its_name(tmp_path):
     pq.write_table(pa.table({"query": ["a"]}), tmp_path / "bare.parquet")
     with pytest.raises(UserError, match="request_id"):
         read_events([str(tmp_path / "bare.parquet")])
+
+
+def test_a_file_that_is_not_in_order_is_an_error_that_names_the_row(tmp_path):
+    rows = [row(0, START, "u", "l", "lamp"), row(1, START - 1, "u", "l", "lamp")]
+    with pytest.raises(UserError, match="row 1 is of an earlier time"):
+        list(read_events([write_log(tmp_path / "log.parquet", rows)]))
+
+
+@pytest.mark.parametrize("cut", [1, 137, 299])
+def test_a_pickled_state_goes_on_as_the_one_it_was_made_of(tmp_path, cut):
+    """Rows of two files, read again from the middle, beside one walk over all of them."""
+    config = AsOfConfig(candidates=4, history=3, own=1, around=0, min_users=2, most_users=3)
+    rng = np.random.default_rng(0)
+    rows, time = [], START
+    for number in range(300):
+        time += int(rng.integers(0, 1_200_000))
+        query = [*WORDS, "ta new"][int(rng.integers(0, 8) * rng.random())]
+        prefix = query[: rng.integers(0, 4)] if rng.random() < 0.9 else "tbale"
+        items = ["i"] * (rng.random() < 0.3)
+        rows.append(row(number, time, f"u{rng.integers(0, 5)}", prefix, query, items, items))
+    files = [write_log(tmp_path / f"{n}.parquet", rows[n::2]) for n in range(2)]
+
+    def wanted(event):
+        return event.row % 3 > 0
+
+    whole = list(walk(AsOf(WORDS[:4], config), read_events(files), wanted, block=1))
+    state, events, first = AsOf(WORDS[:4], config), read_events(files), [0, 0]
+    before = list(itertools.islice(events, cut))
+    for event in before:
+        first[event.file] = event.row + 1
+    skip(state, before, wanted)
+    again = pickle.loads(pickle.dumps(state))
+    rest = list(walk(again, read_events(files, first=first), wanted, block=1))
+    assert 0 < len(rest) <= len(whole)
+    for (one, (event,)), (other, (same,)) in zip(whole[-len(rest) :], rest, strict=True):
+        assert event == same
+        for name in one:
+            np.testing.assert_array_equal(one[name], other[name])
+    assert len(again) > 4  # a query came to exist

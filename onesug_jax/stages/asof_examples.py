@@ -1,0 +1,221 @@
+"""The examples of models with items: one walk through the log, its blocks of time side by side.
+
+A large log is cut into blocks of equal numbers of rows. One pass brings the as-of state, without
+making rows, to the start of each block and pickles it there; from that snapshot a worker, a process
+of this machine or a task of Spark, walks the block and writes its rows. The cut depends on the
+number of rows alone, so any engine and any number of workers write the same bytes.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import itertools
+import os
+import pickle
+import shutil
+from collections.abc import Iterable
+from concurrent.futures import Future
+from typing import TYPE_CHECKING
+
+import pyarrow.parquet as pq
+
+from onesug_jax.logs.asof.config import DAY_MS
+from onesug_jax.pipeline.spec import Context
+from onesug_jax.progress import Progress
+from onesug_jax.stages import items
+
+if TYPE_CHECKING:
+    from onesug_jax.logs.asof.state import AsOf
+    from onesug_jax.logs.asof.walk import Event
+    from onesug_jax.logs.engines import LogEngineConfig
+    from onesug_jax.tasks.features import FeatureSpec
+
+BLOCKS = 64  # of a large log
+LEAST_ROWS = 250_000  # of a block
+_PARTS = ".parts"
+
+
+@dataclasses.dataclass(frozen=True)
+class Walk:
+    """What every block of a log has in common.
+
+    Attributes:
+      folder: the examples stage's; part `n` of the rows goes into folder/.parts/{n}.
+      files: the splits of the log; the first of them are those of `splits`, which become rows.
+      indexed: queries with a number at the start.
+      after_ms: rows of the first file up to this time are observed only.
+    """
+
+    folder: str
+    files: tuple[str, ...]
+    splits: tuple[str, ...]
+    profile: tuple[str, ...]
+    vocabulary: str
+    spec: FeatureSpec
+    index: str
+    around: int
+    indexed: int
+    after_ms: float
+
+    def part(self, number: int) -> str:
+        """The folder of a block's rows."""
+        return os.path.join(self.folder, _PARTS, f"{number:05}")
+
+    def wants(self, state: AsOf, event: Event) -> bool:
+        """Whether an event becomes a row; a train query of few visitors does not (min_users)."""
+        if event.file >= len(self.splits):
+            return False
+        if event.file:
+            return True
+        return event.time_ms > self.after_ms and 0 <= state.number(event.query) < self.indexed
+
+
+@dataclasses.dataclass(frozen=True)
+class Block:
+    """One block: the files' rows that it begins with, its length, and the state before it."""
+
+    walk: Walk
+    number: int
+    first: tuple[int, ...]
+    rows: int
+    state: str
+
+
+def examples(
+    context: Context,
+    spec: FeatureSpec,
+    splits: dict[str, str],
+    *,
+    most: int,
+    days: float | None,
+) -> None:
+    """Rows of train and dev as of their own moments, and the counts at the log's end, test rows
+    included, which a service goes on from.
+
+    Args:
+      splits: the log's files.
+      most: candidates of a row.
+      days: only the last so many days of train become rows; None: all.
+    """
+    from onesug_jax.logs.asof import snapshot
+    from onesug_jax.logs.schema import profile_columns
+    from onesug_jax.tasks import item_examples
+
+    names = [name for name in ("train", "dev") if name in splits]
+    files = [splits[name] for name in (*names, *(splits.keys() - names))]
+    state = items.state(context, candidates=most)
+    walk = Walk(
+        folder=context.work.examples,
+        files=tuple(files),
+        splits=tuple(names),
+        profile=tuple(profile_columns(pq.read_schema(files[0]))),
+        vocabulary=context.work.vocab,
+        spec=spec,
+        index=context.work.index,
+        around=state.config.around,
+        indexed=state.first,
+        after_ms=-1.0 if days is None else _latest_ms(files[0]) - days * DAY_MS,
+    )
+    shutil.rmtree(os.path.join(walk.folder, _PARTS), ignore_errors=True)
+    parts = write_blocks(walk, state, context.configured("LogEngineConfig")())
+    item_examples.join(walk.folder, parts, names)
+    shutil.rmtree(os.path.join(walk.folder, _PARTS))
+    snapshot.save(state, os.path.join(walk.folder, items.SNAPSHOT), rare=False)
+
+
+def write_blocks(
+    walk: Walk, state: AsOf, engine: LogEngineConfig, *, least_rows: int = LEAST_ROWS
+) -> list[str]:
+    """Writes all blocks, in workers where there are several, and brings the state to the log's end.
+
+    Returns:
+      the folders of the rows, in order of time.
+    """
+    from onesug_jax.logs.asof.walk import read_events, skip
+    from onesug_jax.logs.workers import open_workers
+
+    total = sum(pq.read_metadata(path).num_rows for path in walk.files)
+    size = max(least_rows, -(-total // BLOCKS))
+    with Progress("examples", total, "rows") as progress:
+        if total <= size:
+            _write(walk, 0, state, read_events(walk.files, profile=walk.profile), progress)
+            return [walk.part(0)]
+        scratch = engine.scratch or walk.part(0)
+        os.makedirs(scratch, exist_ok=True)
+        events = read_events(walk.files, profile=walk.profile)
+        first = [0] * len(walk.files)
+        waiting: list[tuple[Future, int]] = []
+        with open_workers(engine, scratch) as (count, submit):
+            for number in range(-(-total // size)):
+                while len(waiting) > count:  # snapshots on the disk: one a worker, and the next
+                    _finish(waiting.pop(0), progress)
+                os.makedirs(walk.part(number), exist_ok=True)
+                rows = min(size, total - number * size)
+                stored = os.path.join(walk.part(number), "state")
+                block = Block(walk, number, tuple(first), rows, stored)
+                with open(block.state, "wb") as file:
+                    pickle.dump(state, file, protocol=pickle.HIGHEST_PROTOCOL)
+                waiting.append((submit(write_block, block), rows))
+                passed = _counted(itertools.islice(events, rows), first)
+                skip(state, passed, functools.partial(walk.wants, state))
+            for one in waiting:
+                _finish(one, progress)
+    return [walk.part(number) for number in range(-(-total // size))]
+
+
+def _finish(waiting: tuple[Future, int], progress: Progress) -> None:
+    future, rows = waiting
+    future.result()
+    progress.add(rows)
+
+
+def write_block(block: Block) -> None:
+    """Writes the rows of a block; runs in a worker."""
+    from onesug_jax.logs.asof.walk import read_events
+
+    with open(block.state, "rb") as file:
+        state = pickle.load(file)
+    events = read_events(block.walk.files, profile=block.walk.profile, first=block.first)
+    _write(block.walk, block.number, state, itertools.islice(events, block.rows))
+    os.remove(block.state)
+
+
+def _write(
+    walk: Walk,
+    number: int,
+    state: AsOf,
+    events: Iterable[Event],
+    progress: Progress | None = None,
+) -> None:
+    from onesug_jax.logs.asof.walk import walk as rows_of
+    from onesug_jax.retrieval.prefix_index import PrefixIndex
+    from onesug_jax.tasks import item_examples
+    from onesug_jax.tasks.features import Featurizer
+    from onesug_jax.tasks.vocabulary import Vocabulary
+
+    index = PrefixIndex.load(walk.index)
+    state.around = items.around(index, walk.around)
+    item_examples.write(
+        walk.part(number),
+        rows_of(state, events, functools.partial(walk.wants, state)),
+        walk.splits,
+        Featurizer(Vocabulary.load(walk.vocabulary), walk.spec),
+        lambda prefix: index.prefix_number(prefix) + 1,
+        state.number,
+        progress=progress,
+    )
+
+
+def _counted(events: Iterable[Event], first: list[int]) -> Iterable[Event]:
+    """The events; `first` becomes each file's row after the last of them."""
+    for event in events:
+        first[event.file] = event.row + 1
+        yield event
+
+
+def _latest_ms(path: str) -> float:
+    """The time of a file's last row, which is its latest."""
+    with pq.ParquetFile(path) as file:
+        last = file.read_row_group(file.num_row_groups - 1, columns=["timestamp_ms"])
+    return last["timestamp_ms"][-1].as_py()

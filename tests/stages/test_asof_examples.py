@@ -1,0 +1,80 @@
+"""Examples in blocks of time: whoever walks them, and however many do, the same bytes."""
+
+import dataclasses
+import os
+import pathlib
+
+import numpy as np
+import pytest
+
+from onesug_jax.logs.asof.config import AsOfConfig
+from onesug_jax.logs.asof.state import AsOf
+from onesug_jax.logs.completion import CompletionIndex
+from onesug_jax.logs.engines import LogEngineConfig
+from onesug_jax.stages.asof_examples import Walk, write_blocks
+from onesug_jax.tasks import item_examples
+from onesug_jax.tasks.features import FeatureSpec
+
+SPLITS = ("train", "dev")
+
+
+@pytest.fixture
+def written(small_run, tmp_path):
+    """Writes the examples of the small shop; gives their folder and the state at the end."""
+
+    def write(name, engine, **settings):
+        queries = CompletionIndex.load(str(small_run / "mined")).queries
+        walk = Walk(
+            folder=str(tmp_path / name),
+            files=tuple(str(small_run / "log" / f"{split}.parquet") for split in SPLITS),
+            splits=SPLITS,
+            profile=(),
+            vocabulary=str(small_run / "vocab"),
+            spec=FeatureSpec(),
+            index=str(small_run / "index"),
+            around=2,
+            indexed=len(queries),
+            after_ms=-1.0,
+        )
+        state = AsOf(queries, AsOfConfig(candidates=8, around=2, min_users=2), spare=100)
+        parts = write_blocks(walk, state, engine, **settings)
+        item_examples.join(walk.folder, parts, SPLITS)
+        assert not any(os.path.exists(os.path.join(part, "state")) for part in parts)
+        return tmp_path / name, state, len(parts)
+
+    return write
+
+
+def bytes_of(folder: pathlib.Path) -> dict[str, bytes]:
+    found = folder / item_examples.TASK
+    return {str(p.relative_to(found)): p.read_bytes() for p in found.rglob("*") if p.is_file()}
+
+
+def test_blocks_in_workers_hold_the_rows_of_one_walk(written):
+    whole, at_end, parts = written("whole", LogEngineConfig())
+    cut, also, several = written("cut", LogEngineConfig(workers=2), least_rows=300)
+    assert parts == 1 and several > 3
+    for split in SPLITS:
+        one, other = (item_examples.ItemExamples(str(path), split) for path in (whole, cut))
+        assert len(one) == len(other) > 0
+        rows = range(len(one))
+        assert one.shards.read(rows) == other.shards.read(rows)
+        for name in item_examples.COLUMNS:
+            assert np.array_equal(one.column(name), other.column(name))
+        drop = ("fingerprint",)  # of parts
+        assert {k: v for k, v in one.meta.items() if k not in drop} == {
+            k: v for k, v in other.meta.items() if k not in drop
+        }
+    assert np.array_equal(at_end.searches.stored, also.searches.stored)
+    assert at_end.latest_ms == also.latest_ms
+
+
+def test_spark_writes_the_same_bytes(written, spark, tmp_path, monkeypatch):
+    monkeypatch.setenv("JAVA_TOOL_OPTIONS", "-XX:TieredStopAtLevel=1")
+    here = LogEngineConfig(workers=1)
+    cluster = dataclasses.replace(
+        here, name="spark", memory_limit="1GB", spark_master="local[2]", workers=2
+    )
+    one, *_ = written("here", here, least_rows=600)
+    other, *_ = written("cluster", cluster, least_rows=600)
+    assert bytes_of(one) == bytes_of(other)
