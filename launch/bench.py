@@ -10,6 +10,8 @@
   python launch/bench.py --suite live        counts: an event, a request, a replayed row
   python launch/bench.py --suite poison      forged feedback: how many lists it reaches
   python launch/bench.py --suite blocking    blocked terms: start, and a list
+  python launch/bench.py --suite road --rows 100_000,1_000_000 --engine duckdb,spark
+                                             every stage before training on a large log
 
 Everything is made on the spot: a simulated log, its vocabulary, random parameters (speed does not
 depend on them; the number of decoder steps hardly does). Only `serve` wants a trained WORK_DIR.
@@ -182,11 +184,13 @@ if __name__ == "__main__":
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     suites = {"layouts": (layouts, 40), "rwr": (rwr, 10)}
-    whole = ["decode", "train", "serve", "live", "poison", "blocking", "loader"]
+    whole = ["decode", "train", "serve", "live", "poison", "blocking", "loader", "road"]
     parser.add_argument("--suite", choices=[*whole, *suites], required=True)
     parser.add_argument(
         "--model", action="append", help="names in gin_configs/models (default tiny)"
     )
+    parser.add_argument("--rows", default="100_000", help="of the suite `road`, by commas")
+    parser.add_argument("--engine", default="duckdb", help="of the suite `road`, by commas")
     parser.add_argument("--work", default="work/quickstart", help="of the suite `serve`")
     add_flags(parser)
     options, more = parser.parse_known_args()
@@ -220,6 +224,10 @@ if __name__ == "__main__":
         from bench_loader import loader
 
         loader(sizes[0], options.count or 100)
+    elif options.suite == "road":
+        from bench_road import road
+
+        road([int(size) for size in options.rows.split(",")], options.engine.split(","))
     elif options.suite == "blocking":
         from bench_blocking import blocking
 
