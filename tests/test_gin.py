@@ -54,4 +54,4 @@ def test_every_model_and_mesh_can_be_named(folder):
 def test_defaults_bind_exactly_the_macros():
     bound = {key for key in main.read_config().bindings if "." not in key}
     assert bound == set(cli.MACROS)
-    assert len(bound) <= 8
+    assert len(bound) <= 9

@@ -8,6 +8,7 @@ step), so training resumes without any stored state. Numpy only.
 
 from __future__ import annotations
 
+import array
 import dataclasses
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -115,7 +116,9 @@ def read_behaviour(
         row of the log has it.
     """
     names = {prefix: number for number, prefix in enumerate(pools)}
-    query, level, times, pool, prefixes, shown, sizes = [], [], [], [], [], [], []
+    typed: dict[str, int] = {}
+    query, level, times, pool = (array.array(kind) for kind in "ibqi")
+    prefixes, shown, sizes = (array.array(kind) for kind in "iii")
     any_shown = False
     for block in blocks:
         for prefix, searched, seen, clicked, ordered, time_ms in zip(
@@ -126,16 +129,17 @@ def read_behaviour(
             level.append(request_level(clicked or (), ordered or ()))
             times.append(time_ms)
             pool.append(names.get(prefix, -1))
-            prefixes.append(prefix)
+            prefixes.append(typed.setdefault(prefix, len(typed)))
             any_shown = any_shown or bool(seen)
             others = [n for n in map(find, seen or ()) if n >= 0 and n != own]
-            shown += others
+            shown.extend(others)
             sizes.append(len(others))
     if not any_shown:
-        shown, sizes = [], []
-        for prefix, own in zip(prefixes, query, strict=True):
-            others = [n for n in popular(prefix, _SHOWN_BY_POPULARITY) if n != own]
-            shown += others
+        listed = [list(popular(prefix, _SHOWN_BY_POPULARITY)) for prefix in typed]
+        shown, sizes = array.array("i"), array.array("i")
+        for prefix_number, own in zip(prefixes, query, strict=True):
+            others = [n for n in listed[prefix_number] if n != own]
+            shown.extend(others)
             sizes.append(len(others))
     pool_sizes = [len(numbers) for numbers in pools.values()]
     return Behaviour(
