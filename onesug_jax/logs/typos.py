@@ -54,11 +54,15 @@ class Corrections:
         size, letters = len(prefix), self._letters
         if size < 2:
             return
-        for i in range(size - 1):
+        # What is before a slip is right, so slips after it has stopped beginning a query are none.
+        right = 0
+        while right < size and self._completions.starts(prefix[: right + 1]):
+            right += 1
+        for i in range(min(size - 1, right + 1)):
             yield prefix[:i] + prefix[i + 1] + prefix[i] + prefix[i + 2 :], 1 / (size - 1)
-        for i in range(size):
+        for i in range(min(size, right + 1)):
             yield prefix[:i] + prefix[i + 1 :], 1 / size
-        for i in range(size + 1):
+        for i in range(right + 1):
             for letter in letters:
                 begun = prefix[:i] + letter
                 if self._completions.starts(begun):

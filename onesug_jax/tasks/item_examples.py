@@ -129,10 +129,11 @@ def levels_of(part: Mapping[str, np.ndarray], shown: Sequence[Sequence[int]]) ->
     """
     candidates = part["candidates"]
     levels = np.where(candidates > 0, Level.NOT_SHOW, Level.RAND).astype(np.int8)
-    for row, numbers in enumerate(shown):
-        if numbers:
-            seen = np.isin(candidates[row], np.array(numbers) + 1) & (candidates[row] > 0)
-            levels[row, seen] = Level.SHOW
+    rows = np.arange(len(shown))
+    seen = np.array([number + 1 for numbers in shown for number in numbers], np.int64)
+    of = np.repeat(rows, [len(numbers) for numbers in shown])
+    cells = rows[:, None] << 32 | candidates  # a row and a number in one
+    levels[np.isin(cells, of << 32 | seen) & (candidates > 0)] = Level.SHOW
     hit = np.flatnonzero(part["target_candidate"])
     levels[hit, part["target_candidate"][hit] - 1] = part["level"][hit]
     return levels
