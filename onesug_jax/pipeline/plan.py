@@ -105,6 +105,8 @@ def decide(
     if old is not None and not upstream and not old.differences(now):
         return Step(spec, SKIP, "")
     again = [f"inputs made anew by {_few(upstream)}"] if upstream else []
+    if spec.resumes and part and not upstream and not part.differences(now):
+        return Step(spec, RESUME, "", there)
     if not spec.trained:
         return Step(
             spec, RUN, _few([*(old.differences(now) if old else ["never finished"]), *again]), there

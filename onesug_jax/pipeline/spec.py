@@ -101,6 +101,7 @@ class StageSpec:
       describe: what --dry_run shows of what it would make: array shapes, runs.
       recap: shows earlier results when the stage is skipped.
       in_run: part of `run`, in the order of the registry.
+      resumes: goes on with what a run of the same inputs and settings left when it was killed.
       always: never up to date when named itself (evaluate).
       every_process: every process of a run takes part, not the primary alone.
       uses_model: reads the bundle of the model in use.
@@ -125,6 +126,7 @@ class StageSpec:
     describe: Callable[[Context], str] | None = None
     recap: Callable[[Context], None] | None = None
     in_run: bool = True
+    resumes: bool = False
     always: bool = False
     every_process: bool = False
     uses_model: bool = False

@@ -209,6 +209,7 @@ _ALL = (
         run=texts.examples,
         folder="examples",
         format=2,
+        resumes=True,
         inputs=lambda context: ("log/*.parquet", "mined/*", "vocab/*", *opened.INDEX),
         configures=("examples", "FeatureSpec", "AsOfConfig"),
         ignores=("LogEngineConfig",),

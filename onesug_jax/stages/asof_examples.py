@@ -3,7 +3,8 @@
 A large log is cut into blocks of equal numbers of rows. One pass brings the as-of state, without
 making rows, to the start of each block and pickles it there; from that snapshot a worker, a process
 of this machine or a task of Spark, walks the block and writes its rows. The cut depends on the
-number of rows alone, so any engine and any number of workers write the same bytes.
+number of rows alone, so any engine and any number of workers write the same bytes, and the blocks that a killed
+run finished stay.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ from onesug_jax.logs.asof.config import DAY_MS
 from onesug_jax.pipeline.spec import Context
 from onesug_jax.progress import Progress
 from onesug_jax.stages import items
+from onesug_jax.tasks.shards import META_FILE
 
 if TYPE_CHECKING:
     from onesug_jax.logs.asof.state import AsOf
@@ -61,6 +63,11 @@ class Walk:
     def part(self, number: int) -> str:
         """The folder of a block's rows."""
         return os.path.join(self.folder, _PARTS, f"{number:05}")
+
+    def finished(self, number: int) -> bool:
+        """Whether a block's rows are there to their end, maybe from a run that was killed later."""
+        metas = [os.path.join(self.part(number), split, META_FILE) for split in self.splits]
+        return all(map(os.path.exists, metas))
 
     def wants(self, state: AsOf, event: Event) -> bool:
         """Whether an event becomes a row; a train query of few visitors does not (min_users)."""
@@ -117,7 +124,6 @@ def examples(
         indexed=state.first,
         after_ms=-1.0 if days is None else _latest_ms(files[0]) - days * DAY_MS,
     )
-    shutil.rmtree(os.path.join(walk.folder, _PARTS), ignore_errors=True)
     parts = write_blocks(walk, state, context.configured("LogEngineConfig")())
     item_examples.join(walk.folder, parts, names)
     shutil.rmtree(os.path.join(walk.folder, _PARTS))
@@ -141,7 +147,7 @@ def write_blocks(
         if total <= size:
             _write(walk, 0, state, read_events(walk.files, profile=walk.profile), progress)
             return [walk.part(0)]
-        scratch = engine.scratch or walk.part(0)
+        scratch = engine.scratch or walk.folder
         os.makedirs(scratch, exist_ok=True)
         events = read_events(walk.files, profile=walk.profile)
         first = [0] * len(walk.files)
@@ -150,18 +156,27 @@ def write_blocks(
             for number in range(-(-total // size)):
                 while len(waiting) > count:  # snapshots on the disk: one a worker, and the next
                     _finish(waiting.pop(0), progress)
-                os.makedirs(walk.part(number), exist_ok=True)
                 rows = min(size, total - number * size)
-                stored = os.path.join(walk.part(number), "state")
-                block = Block(walk, number, tuple(first), rows, stored)
-                with open(block.state, "wb") as file:
-                    pickle.dump(state, file, protocol=pickle.HIGHEST_PROTOCOL)
-                waiting.append((submit(write_block, block), rows))
+                if walk.finished(number):
+                    progress.add(rows)
+                else:
+                    block = _begin(walk, number, tuple(first), rows, state)
+                    waiting.append((submit(write_block, block), rows))
                 passed = _counted(itertools.islice(events, rows), first)
                 skip(state, passed, functools.partial(walk.wants, state))
             for one in waiting:
                 _finish(one, progress)
     return [walk.part(number) for number in range(-(-total // size))]
+
+
+def _begin(walk: Walk, number: int, first: tuple[int, ...], rows: int, state: AsOf) -> Block:
+    part = walk.part(number)
+    shutil.rmtree(part, ignore_errors=True)
+    os.makedirs(part)
+    stored = os.path.join(part, "state")
+    with open(stored, "wb") as file:
+        pickle.dump(state, file, protocol=pickle.HIGHEST_PROTOCOL)
+    return Block(walk, number, first, rows, stored)
 
 
 def _finish(waiting: tuple[Future, int], progress: Progress) -> None:

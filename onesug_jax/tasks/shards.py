@@ -124,7 +124,8 @@ def join(folder: str, parts: Sequence[str], columns: Iterable[str]) -> dict:
         joined.close()
     names = [shard_name(number, len(found)) for number in range(len(found))]
     for name, (path, _) in zip(names, found, strict=True):
-        os.replace(path, os.path.join(folder, name))
+        if os.path.exists(path):  # else it was moved before this was interrupted
+            os.replace(path, os.path.join(folder, name))
     counts = {name: count for name, (_, count) in zip(names, found, strict=True)}
     write_json(os.path.join(folder, COUNTS_FILE), counts)
     return {"count": sum(counts.values()), "fingerprint": digest.hexdigest()[:16]}

@@ -14,15 +14,16 @@ from onesug_jax.logs.engines import LogEngineConfig
 from onesug_jax.stages.asof_examples import Walk, write_blocks
 from onesug_jax.tasks import item_examples
 from onesug_jax.tasks.features import FeatureSpec
+from onesug_jax.tasks.shards import META_FILE
 
 SPLITS = ("train", "dev")
 
 
 @pytest.fixture
-def written(small_run, tmp_path):
-    """Writes the examples of the small shop; gives their folder and the state at the end."""
+def begun(small_run, tmp_path):
+    """The walk over the small shop's log into a folder, and the state before it."""
 
-    def write(name, engine, **settings):
+    def begin(name):
         queries = CompletionIndex.load(str(small_run / "mined")).queries
         walk = Walk(
             folder=str(tmp_path / name),
@@ -36,11 +37,21 @@ def written(small_run, tmp_path):
             indexed=len(queries),
             after_ms=-1.0,
         )
-        state = AsOf(queries, AsOfConfig(candidates=8, around=2, min_users=2), spare=100)
+        return walk, AsOf(queries, AsOfConfig(candidates=8, around=2, min_users=2), spare=100)
+
+    return begin
+
+
+@pytest.fixture
+def written(begun):
+    """Writes the examples; gives their folder, the state at the end and the number of blocks."""
+
+    def write(name, engine, **settings):
+        walk, state = begun(name)
         parts = write_blocks(walk, state, engine, **settings)
-        item_examples.join(walk.folder, parts, SPLITS)
         assert not any(os.path.exists(os.path.join(part, "state")) for part in parts)
-        return tmp_path / name, state, len(parts)
+        item_examples.join(walk.folder, parts, SPLITS)
+        return pathlib.Path(walk.folder), state, len(parts)
 
     return write
 
@@ -67,6 +78,24 @@ def test_blocks_in_workers_hold_the_rows_of_one_walk(written):
         }
     assert np.array_equal(at_end.searches.stored, also.searches.stored)
     assert at_end.latest_ms == also.latest_ms
+
+
+def test_a_killed_run_goes_on_with_the_blocks_that_it_finished(begun, written):
+    here, cut = LogEngineConfig(workers=1), {"least_rows": 300}
+    walk, state = begun("killed")
+    metas = [pathlib.Path(p, "train", META_FILE) for p in write_blocks(walk, state, here, **cut)]
+    metas[1].unlink()
+    before = [meta.stat().st_mtime_ns for meta in metas if meta.exists()]
+    walk, state = begun("killed")
+    parts = write_blocks(walk, state, here, **cut)
+    assert metas[1].exists()
+    assert [m.stat().st_mtime_ns for m in metas if m != metas[1]] == before
+    item_examples.join(walk.folder, parts, SPLITS)
+    os.remove(os.path.join(walk.folder, item_examples.TASK, "train", META_FILE))
+    item_examples.join(walk.folder, parts, SPLITS)  # killed in the middle of it
+    whole, at_end, _ = written("whole", here, **cut)
+    assert bytes_of(pathlib.Path(walk.folder)) == bytes_of(whole)
+    assert np.array_equal(state.searches.stored, at_end.searches.stored)
 
 
 def test_spark_writes_the_same_bytes(written, spark, tmp_path, monkeypatch):
