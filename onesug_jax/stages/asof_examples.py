@@ -3,8 +3,8 @@
 A large log is cut into blocks of equal numbers of rows. One pass brings the as-of state, without
 making rows, to the start of each block and pickles it there; from that snapshot a worker, a process
 of this machine or a task of Spark, walks the block and writes its rows. The cut depends on the
-number of rows alone, so any engine and any number of workers write the same bytes, and the blocks that a killed
-run finished stay.
+number of rows alone, so any engine and any number of workers write the same bytes. Of a killed run
+the finished blocks stay.
 """
 
 from __future__ import annotations
