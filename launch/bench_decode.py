@@ -2,17 +2,12 @@
 
   python launch/bench_decode.py --model tiny
   python launch/bench_decode.py --model base:6+6 --batch 1,16 --large 256,1024
-  python launch/bench_decode.py --model mini --part closed
 
-Part `free`: a plain T5 of random weights writes freely, so that all sides compute the same: ours; a
-flat beam in the manner of T5X, on the same layers (encoder output repeated for every beam, the
-whole cache reordered at every step); Hugging Face's `generate`; CTranslate2. The last two run in
-the Python that ONESUG_COMPARE_PYTHON names (`bench_generate.py`). Sides take turns, so that what
-else the machine does hits all. SIZE:6+6 is a size with as many encoder and decoder layers.
-
-Part `closed`: lists of the indexed queries of a simulated shop, text to text, and beside a
-search without caches that must give the same scores. Part `trie`, by itself: what a million indexed
-queries cost.
+A plain T5 of random weights writes freely, so that all sides compute the same: ours; a flat beam in
+the manner of T5X, on the same layers (encoder output repeated for every beam, the whole cache
+reordered at every step); Hugging Face's `generate`; CTranslate2. The last two run in the Python
+that ONESUG_COMPARE_PYTHON names (`bench_generate.py`). Sides take turns, so that what else the
+machine does hits all. SIZE:6+6 is a size with as many encoder and decoder layers.
 
 Needs no gin, SeqIO or TensorFlow.
 """
@@ -116,29 +111,11 @@ def machine() -> str:
     )
 
 
-def timed(run, items) -> np.ndarray:
-    """Milliseconds of `run(item)` for every item, after one warm-up pass over the shapes."""
-    for item in items:
-        run(item)
-    return np.array([_spent(run, item) for item in items])
-
-
-def _spent(run, item) -> float:
-    began = time.perf_counter()
-    run(item)
-    return 1000 * (time.perf_counter() - began)
-
-
 def row(name: str, milliseconds: np.ndarray, base: float | None = None, lists: int = 1) -> str:
     """One line of a table: median, 99th percentile, lists/s, how many times as long as `base`."""
     ratio = "" if base is None else f"  x{np.median(milliseconds) / base:.2f}"
     median, tail = np.median(milliseconds), np.percentile(milliseconds, 99)
     return f"  {name:<50} {median:9.2f} {tail:9.2f} {1000 * lists / median:9.1f}{ratio}"
-
-
-HEAD = f"  {'':<50} {'median ms':>9} {'p99':>9} {'lists/s':>9}"
-
-# --------------------------------------------------------------------------------------- free
 
 
 def flat_beam(model: Seq2Seq, config: BeamConfig):
@@ -335,39 +312,24 @@ def free(name: str, batches, large, wanted, seconds: float, vocabulary: int) -> 
 
 
 def decode(sizes, options) -> None:
-    """All parts asked for, size by size."""
+    """A table for every size."""
     batches, large = (
         [int(n) for n in each.split(",") if n] for each in (options.batch or "1,16", options.large)
     )
-    if options.part == "trie":
-        from bench_closed import trie
-
-        trie(options.count or 1_000_000)
-        return
     for name in sizes:
-        if options.part in ("all", "free"):
-            began = time.perf_counter()
-            wanted = [side for side in SIDES if side in options.sides.split(",")]
-            free(name, batches, large, wanted, options.seconds, options.vocabulary)
-            print(f"  {time.perf_counter() - began:.0f} s in all")
-        if options.part in ("all", "closed"):
-            try:
-                from bench_closed import closed
-
-                closed(name, options.count or 100)
-            except ImportError as error:
-                print(f"\n{name}, indexed queries: not run: {error}")
+        began = time.perf_counter()
+        wanted = [side for side in SIDES if side in options.sides.split(",")]
+        free(name, batches, large, wanted, options.seconds, options.vocabulary)
+        print(f"  {time.perf_counter() - began:.0f} s in all")
 
 
 def add_flags(parser: argparse.ArgumentParser) -> None:
     """Flags of the suite."""
-    parser.add_argument("--part", choices=("all", "free", "closed", "trie"), default="all")
     parser.add_argument("--batch", help="requests at a time, or a step (decode: 1,16)")
     parser.add_argument("--large", default="", help="more, for ours and `generate` alone: 256,1024")
-    parser.add_argument("--sides", default=",".join(SIDES), help="part `free`: of these")
+    parser.add_argument("--sides", default=",".join(SIDES), help="of these")
     parser.add_argument("--seconds", type=float, default=3.0, help="about how long a side is timed")
-    parser.add_argument("--vocabulary", type=int, default=VOCABULARY, help="part `free`: rows")
-    parser.add_argument("--count", type=int, help="requests, steps a layout, or steps a round")
+    parser.add_argument("--vocabulary", type=int, default=VOCABULARY, help="rows")
 
 
 if __name__ == "__main__":

@@ -18,7 +18,8 @@ from onesug_jax.tasks.item_loader import ItemLoader
 from onesug_jax.train import mesh as meshes
 from onesug_jax.train.optimizer import make_optimizer
 from onesug_jax.train.prefetch import Prefetch
-from onesug_jax.train.step import abstract_state, init_state, make_train_step, shardings_of
+from onesug_jax.train.step import make_train_step
+from onesug_jax.train.train_state import abstract_state, init_state, shardings_of
 
 ROWS, CANDIDATES, COLUMNS, HISTORY = 50_000, 64, 9, 40
 _BLOCK = 4096

@@ -27,7 +27,8 @@ from onesug_jax.model.config import ModelConfig
 from onesug_jax.train import mesh as meshes
 from onesug_jax.train.chips import published_flops
 from onesug_jax.train.optimizer import make_optimizer
-from onesug_jax.train.step import abstract_state, init_state, make_train_step, shardings_of
+from onesug_jax.train.step import make_train_step
+from onesug_jax.train.train_state import abstract_state, init_state, shardings_of
 
 STAGES = ("pretrain", "rwr")
 LENGTH, TARGET, NEGATIVES = 96, 12, 4

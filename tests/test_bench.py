@@ -23,33 +23,39 @@ ROW = re.compile(r"  (ours|Hugging Face)\b.*? +([\d.]+) +([\d,]+) +[\d.]+ +[\d.]
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("suite", ["decode", "layouts", "loader", "rwr"])
-def test_suite_prints_its_table(suite, project_root):
-    command = [sys.executable, "launch/bench.py", "--suite", suite, "--model", "mini"]
-    if suite == "decode":
-        command += ["--batch", "1", "--seconds", "0.2", "--vocabulary", "4224"]
-    environment = {**os.environ, "ONESUG_COMPARE_PYTHON": ""}
+def test_decode_prints_its_table(project_root):
+    command = [sys.executable, "launch/bench.py", "--suite", "decode", "--model", "mini"]
     done = subprocess.run(
-        [*command, "--count", "8"],
+        [*command, "--batch", "1", "--seconds", "0.2", "--vocabulary", "4224"],
         cwd=project_root,
-        env=environment,
+        env={**os.environ, "ONESUG_COMPARE_PYTHON": ""},
         capture_output=True,
         text=True,
     )
     assert done.returncode == 0, done.stderr
-    rows = {
-        "decode": [
-            "same: 100% of the lists, 100% of their first",
-            "transformers: not run: set ONESUG_COMPARE_PYTHON",
-            "text to text, 1 request at a time",
-            "no caches, same scores",
-        ],
-        "layouts": ["bucketed", "packed"],
-        "loader": ["bytes a row in shards", "arrays, without their texts", "of it waits"],
-        "rwr": ["encode once", "repeat the request"],
-    }
-    for row in rows[suite]:
-        assert row in done.stdout
+    assert "same: 100% of the lists, 100% of their first" in done.stdout
+    assert "transformers: not run: set ONESUG_COMPARE_PYTHON" in done.stdout
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("suite", "words"),
+    [
+        ("loader", ["bytes a row in shards", "arrays, without their texts", "of it waits"]),
+        ("road", ["examples", "at 395,000,000 rows", "in all"]),
+    ],
+)
+def test_suite_prints_its_table(suite, words, project_root):
+    command = [sys.executable, "launch/bench.py", "--suite", suite, "--model", "mini"]
+    done = subprocess.run(
+        [*command, "--count", "8", "--rows", "3000"],
+        cwd=project_root,
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    for word in words:
+        assert word in done.stdout
 
 
 def compared(tmp_path, project_root, python: str | None) -> dict[str, list[str]]:
@@ -89,7 +95,7 @@ def test_training_steps_are_timed_without_the_other_side(tmp_path, project_root)
     rows = compared(tmp_path, project_root, python=None)
     for stage, tokens in (("pretrain", 96 + 12), ("rwr", 96 + 5 * 12)):
         featured, plain, other = rows[stage]
-        assert "segments" in featured
+        assert "a soft token" in featured
         assert "plain T5" in plain and plain.endswith("x1.00")
         for line in (featured, plain):
             assert tokens_a_step(line) == pytest.approx(2 * tokens, rel=0.05)

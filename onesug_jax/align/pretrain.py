@@ -20,7 +20,7 @@ from onesug_jax.model.config import ModelConfig
 from onesug_jax.model.items import Items, ItemTables
 from onesug_jax.model.scores import Scores
 from onesug_jax.model.seq2seq import Seq2Seq, initial
-from onesug_jax.train.step import Stage
+from onesug_jax.train.train_state import Stage
 
 WRITTEN_SHARE = 0.25  # of a batch's rows, decoded by pieces
 WRITTEN_GROUP = 16  # consecutive rows among which these are chosen: no row changes its device

@@ -40,7 +40,7 @@ from onesug_jax.model.scores import Scores
 from onesug_jax.model.seq2seq import Seq2Seq, initial
 from onesug_jax.progress import Progress
 from onesug_jax.train import mesh as meshes
-from onesug_jax.train.step import Stage
+from onesug_jax.train.train_state import Stage
 
 Batch = Mapping[str, Any]
 

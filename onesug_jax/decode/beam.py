@@ -19,18 +19,10 @@ import flax.struct
 import jax
 import jax.numpy as jnp
 
-from onesug_jax.arrays import (
-    NEG_INF,
-    BeamScores,
-    BeamSequences,
-    CrossCache,
-    InputTokens,
-    SoftTokens,
-)
+from onesug_jax.arrays import NEG_INF, BeamScores, BeamSequences, InputTokens, SoftTokens
+from onesug_jax.decode.reading import ReadRequests, read_requests
 from onesug_jax.decode.trie import Constraint
 from onesug_jax.errors import UserError
-from onesug_jax.model.candidates import Opening
-from onesug_jax.model.items import Items, ItemTables
 from onesug_jax.model.scores import Scores
 from onesug_jax.model.seq2seq import Seq2Seq
 
@@ -114,14 +106,12 @@ def _advance(
     """Chooses the next live beams and files the ones that ended; returns the state at t + 1."""
     beams = s.scores.shape[1]
     live = 1 if first else beams
-    before = s.scores[:, :live]
     # Each beam can end in one way, so the best 2K always hold K that go on.
-    best = constraint.best(s.states[:, :live], scores, before, 2 * beams, first)
+    best = constraint.best(s.states[:, :live], scores, s.scores[:, :live], 2 * beams, first)
     totals, parent, token, state = best.totals, best.parent, best.token, best.state
     written = _rows(s.tokens, parent).at[:, :, s.t].set(token)
     ended = token == config.eos_id
-    if config.unfinished:
-        ended |= s.t + 1 == config.max_length
+    ended |= config.unfinished & (s.t + 1 == config.max_length)
     exists = totals > NEG_INF / 2
 
     length = (s.t + 1).astype(jnp.float32)
@@ -149,17 +139,14 @@ def _stretches(length: int, beams: int) -> list[int]:
     """The positions that caches have room for, one stretch of steps after another: every key in
     them is scored at every step, written or not.
     """
-    if beams < _MANY:
-        return [length]
-    return [-(-length // 2), length]
+    return [length] if beams < _MANY else [-(-length // 2), length]
 
 
 def _lengthened(cache: Any, length: int) -> Any:
     """Caches `[.., T, S, head_dim]` with room for `length` positions."""
 
     def longer(x: jax.Array) -> jax.Array:
-        room = [(0, 0)] * (x.ndim - 3) + [(0, length - x.shape[-3]), (0, 0), (0, 0)]
-        return jnp.pad(x, room)
+        return jnp.pad(x, [(0, 0)] * (x.ndim - 3) + [(0, length - x.shape[-3]), (0, 0), (0, 0)])
 
     return jax.tree.map(longer, cache)
 
@@ -170,52 +157,6 @@ def _undecided(s: _Search, config: BeamConfig) -> jax.Array:
     best = s.scores[:, 0] / float(config.max_length) ** config.alpha
     possible = (s.scores[:, 0] > NEG_INF / 2) & (best > s.done_scores[:, -1])
     return (s.t < config.max_length) & jnp.any(possible)
-
-
-@flax.struct.dataclass
-class ReadRequests:
-    """Requests as the encoder has read them: what every way of decoding shares.
-
-    Attributes:
-      tokens: `[B, L]`; of a model with items `[B, L + H + C]`, what `Seq2Seq.given` gives.
-      cross: cross-attention keys and values of all layers, `[N, B, H, L, head_dim]` each.
-      opening: of the candidates; None where the model has no candidate tokens.
-    """
-
-    tokens: InputTokens
-    cross: tuple[CrossCache, CrossCache]
-    opening: Opening | None = None
-
-    @property
-    def mass(self) -> jax.Array | None:
-        """What candidate tokens add to the first softmax, `[B]`."""
-        return None if self.opening is None else self.opening.mass
-
-
-def read_requests(
-    model: Seq2Seq,
-    params,
-    tokens: InputTokens,
-    soft: SoftTokens | None = None,
-    items: Items | None = None,
-    tables: ItemTables | None = None,
-) -> ReadRequests:
-    """Encodes a batch of requests, once for all that is decoded of them.
-
-    Args:
-      model: the encoder-decoder; params: its parameters (without the "params" level).
-      tokens: `[B, L]` the encoder's ids, 0 = padding.
-      soft: `[B, S, E]` vectors of the soft tokens, where the requests have such.
-      items, tables: what a model with items reads beside the tokens.
-    """
-    variables = {"params": params}
-    encoded = model.apply(variables, tokens, None, soft, items, tables, method="encode")
-    cross: Any = model.apply(variables, encoded, method="cross_keys_values")
-    given: Any = model.apply(variables, tokens, items, method="given")
-    opening: Any = None
-    if model.config.writes_candidates:
-        opening = model.apply(variables, encoded, given, items, method="opening")
-    return ReadRequests(given, cross, opening)
 
 
 def beam_search(
@@ -260,13 +201,12 @@ def search(
     """
     batch, beams, length = read.tokens.shape[0], config.beams, config.max_length
     variables = {"params": params}
-    start = constraint.start(batch)
     stretches = _stretches(length, batch * beams)
     s = _Search(
         t=jnp.int32(0),
         scores=jnp.full((batch, beams), NEG_INF).at[:, 0].set(0.0),
         tokens=jnp.zeros((batch, beams, length), jnp.int32),
-        states=jnp.broadcast_to(start, (batch, beams)),
+        states=jnp.broadcast_to(constraint.start(batch), (batch, beams)),
         ancestry=jnp.zeros((batch, beams, length), jnp.int32),
         cache=model.empty_cache(batch, stretches[0], beams),
         done_scores=jnp.full((batch, config.returned), NEG_INF),
@@ -290,13 +230,8 @@ def search(
             method="decode_step",
         )
         scores, cache = stepped
-        return _advance(
-            dataclasses.replace(s, ancestry=ancestry, cache=cache),
-            scores,
-            constraint,
-            config,
-            first,
-        )
+        s = dataclasses.replace(s, ancestry=ancestry, cache=cache)
+        return _advance(s, scores, constraint, config, first)
 
     # The empty output is one beam, not K copies of it.
     s = step(s, jnp.zeros((batch, 1), jnp.int32), first=True)

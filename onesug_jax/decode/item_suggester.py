@@ -19,9 +19,10 @@ import jax
 import numpy as np
 
 from onesug_jax.arrays import NEG_INF
-from onesug_jax.decode.beam import BeamConfig, BeamResult, read_requests, search
+from onesug_jax.decode.beam import BeamConfig, BeamResult, search
 from onesug_jax.decode.begun import Pieces
 from onesug_jax.decode.both_ways import WritingConfig, leaves_room, merged
+from onesug_jax.decode.reading import read_requests
 from onesug_jax.decode.replicas import Replicas, by_row, parted
 from onesug_jax.decode.shapes import batches_of
 from onesug_jax.decode.suggester import Suggestion

@@ -7,7 +7,7 @@ queries that exist, or later their semantic ids), as four integer arrays that li
 
 * Nodes are numbered breadth first, so the children of node n are the consecutive nodes
   `first_child[n] : first_child[n + 1]`, and `token[n]` is the token that led to n. Fourteen bytes a
-  node, sixteen where tokens need more than two (`bench_decode.py --part trie` counts them).
+  node, sixteen where tokens need more than two.
 * Sequences are ranked by their text. `low[n] : high[n]` spans the ranks below node n. All texts
   that start with what the user typed are one interval of ranks, so "the list must start with the
   prefix" is an overlap of two intervals per candidate, with no text on the device: `Trie.between`.

@@ -1,10 +1,11 @@
 """The unified encoder-decoder: encode a request once, then score or write queries against it.
 
-Training calls the model itself (`[B, L]` inputs and `[B, T]` shifted targets to logits). Decoding
-uses three methods: `encode`, `cross_keys_values` (once a request, shared by all beams) and
-`decode_step` (one position of K beams). Self-attention keys of the beams are cached append-only,
-position by position and slot by slot; a table of ancestors says which slot wrote which position
-of a beam's sequence, so no cache is ever copied or reordered when beams change places.
+`request_reader.py` is the half that reads; this is the half that writes. Training calls the model
+itself (`[B, L]` inputs and `[B, T]` shifted targets to logits). Decoding uses `encode`,
+`cross_keys_values` (once a request) and `decode_step` (one position of K beams). Self-attention
+keys of the beams are cached append-only, position by position and slot by slot; a table of
+ancestors says which slot wrote which position of a beam's sequence, so no cache is ever copied or
+reordered when beams change places.
 """
 
 from __future__ import annotations
@@ -33,36 +34,17 @@ from onesug_jax.arrays import (
     TargetTokens,
     TokenRows,
 )
-from onesug_jax.model.blocks import (
-    ACTIVATION_AXES,
-    DecoderLayer,
-    EncoderLayer,
-    as_bias,
-    over_slots,
-    stacked,
-    with_remat,
-)
+from onesug_jax.model.blocks import DecoderLayer, as_bias, over_slots
 from onesug_jax.model.candidates import CandidateHead, Opening
 from onesug_jax.model.config import ModelConfig
-from onesug_jax.model.items import ItemReader, Items, ItemTables, enhanced_prefix, example
-from onesug_jax.model.layers import (
-    RelativePositions,
-    RMSNorm,
-    length_dropout,
-    logical,
-    scaled_normal,
-)
-from onesug_jax.model.relations import ItemLayer
+from onesug_jax.model.items import Items, ItemTables, example
+from onesug_jax.model.layers import RelativePositions, RMSNorm, logical, scaled_normal
+from onesug_jax.model.request_reader import RequestReader, layers_of
 from onesug_jax.model.scores import Scores
-from onesug_jax.model.text_inputs import openers, soften
-from onesug_jax.model.unrolled import UnrolledLayers
 
 
-class Seq2Seq(nn.Module):
+class Seq2Seq(RequestReader):
     """Encoder-decoder over one shared token table; see the module docstring for its methods.
-
-    Attributes:
-      unrolled: whether each layer has parameters of its own (`for_decoding`); not for training.
 
     Examples:
       >>> import jax
@@ -75,151 +57,33 @@ class Seq2Seq(nn.Module):
       (1, 4, 64)
     """
 
-    config: ModelConfig
-    deterministic: bool = True
-    unrolled: bool = False
-
     def setup(self):
-        """Declares tables, stacks and norms."""
+        """Declares the decoder beside what reads the request."""
+        super().setup()
         c = self.config
-        dtype = jnp.dtype(c.dtype)
-        broadcast = nn.broadcast
-        self.embedding = self.param(
-            "embedding",
-            logical(scaled_normal(c.d_model), "vocab", "embed"),
-            (c.vocab_size, c.d_model),
-        )
-        if soft := c.vector_dim or c.soft_dim:
-            self.soft_projection = self.param(
-                "soft_projection",
-                logical(scaled_normal(c.d_model), "soft", "embed"),
-                (soft, c.d_model),
-            )
         if not c.positions_per_layer:
-            self.encoder_positions = RelativePositions(c, bidirectional=True)
             self.decoder_positions = RelativePositions(c, bidirectional=False)
-        layer = ItemLayer if c.vector_dim else EncoderLayer
-        if self.unrolled:
-            self.encoder = UnrolledLayers(layer, c, c.encoder_layers)
-            self.decoder = UnrolledLayers(DecoderLayer, c, c.decoder_layers)
-        else:
-            whole = {"__call__": broadcast}
-            axes = {**whole, "cross_keys_values": broadcast, "step": (0, 0, 0, 0, *[broadcast] * 4)}
-            encoder = stacked(with_remat(layer, c), c, c.encoder_layers, whole)
-            decoder = stacked(with_remat(DecoderLayer, c), c, c.decoder_layers, axes)
-            self.encoder = encoder(c, self.deterministic)
-            self.decoder = decoder(c, self.deterministic)
-        self.encoder_norm, self.decoder_norm = RMSNorm(dtype), RMSNorm(dtype)
-        self.drop = length_dropout(c.dropout)
+        axes = {
+            "__call__": nn.broadcast,
+            "cross_keys_values": nn.broadcast,
+            "step": (0, 0, 0, 0, *[nn.broadcast] * 4),
+        }
+        self.decoder = layers_of(self, DecoderLayer, c.decoder_layers, axes)
+        self.decoder_norm = RMSNorm(jnp.dtype(c.dtype))
         if not c.tie_embeddings:
             self.head = self.param(
                 "head",
                 logical(scaled_normal(c.d_model), "embed", "vocab"),
                 (c.d_model, c.vocab_size),
             )
-        if c.vector_dim:
-            self.items = ItemReader(c, self.deterministic)
         if c.writes_candidates:
             self.candidate_head = CandidateHead(c)
-
-    def _embed(self, tokens: jax.Array) -> jax.Array:
-        """Rows of the token table, scaled by sqrt(d_model), in the compute type, `[..., D]`.
-
-        Stored that much smaller, a row moves as fast as any kernel under AdamW, whose steps do not
-        grow with what they change; stored at T5's scale it hardly moves in a short training.
-        """
-        # The table's gradient too: every device adds up its own rows, then they are summed. Without
-        # it, what is laid out in pieces later makes every device gather the rows of all others.
-        table = nn.with_logical_constraint(self.embedding, ("vocab", "embed"))
-        scale = self.config.d_model**0.5
-        rows = (jnp.take(table, tokens, axis=0) * scale).astype(self.config.dtype)
-        return nn.with_logical_constraint(rows, ACTIVATION_AXES)
 
     def _scores(self, x: jax.Array) -> Scores:
         """Of states `[B, Q, D]`."""
         x = self.drop(self.decoder_norm(x), deterministic=self.deterministic)
         kernel = self.embedding.T if self.config.tie_embeddings else self.head
         return Scores(jnp.matmul(x, kernel.astype(x.dtype), preferred_element_type=jnp.float32))
-
-    def look_up(
-        self, tokens: InputTokens, decoder_inputs: TargetTokens
-    ) -> tuple[TokenRows, TokenRows]:
-        """Rows for `encode`, `[B, L, D]`, and for `decode`, `[B, T, D]`, by one gather, whose
-        gradient is one scatter-add; those of the text with segments.
-        """
-        opener = tokens[:, :0]
-        if self.config.segments:
-            opener = openers(tokens, self.config.first_marker, self.config.last_marker)
-        ids = [tokens, opener, decoder_inputs]
-        ends = [tokens.shape[1], tokens.shape[1] + opener.shape[1]]
-        rows, of_opener, of_targets = jnp.split(self._embed(jnp.concatenate(ids, 1)), ends, axis=1)
-        rows = self.drop(rows, deterministic=self.deterministic)
-        if self.config.segments:
-            of_opener = jnp.where((opener > 0)[..., None], of_opener, 0)
-            rows += self.drop(of_opener, deterministic=self.deterministic)
-        return rows, of_targets
-
-    def encode(
-        self,
-        tokens: InputTokens,
-        segments: SegmentIds | None = None,
-        soft: SoftTokens | None = None,
-        items: Items | None = None,
-        tables: ItemTables | None = None,
-        rows: TokenRows | None = None,
-    ) -> Encoded:
-        """Reads the request: `[B, L] -> [B, L, D]`; padding (0) is never attended to.
-
-        `soft` holds the enhanced prefixes e_p* (PAPER.md section 2.3), one a soft token. A model
-        with items reads them too, and makes e_p* itself: `[B, L + 1 + H + C, D]`, text, e_p*,
-        history and candidates. Whoever attends to that masks by `given` instead of by the tokens.
-        `rows` are what `look_up` gives, if that was called before; the soft projection is stored
-        and scaled as the token table is.
-        """
-        c = self.config
-        x = self.look_up(tokens, tokens[:, :0])[0] if rows is None else rows
-        if c.vector_dim:
-            assert items is not None and tables is not None, "a model with items reads items"
-            return self._encode_items(x, tokens, items, tables)
-        if soft is not None and c.soft_dim:
-            x = soften(x, tokens, soft @ self.soft_projection * c.d_model**0.5, c.soft_id)
-        segments = tokens > 0 if segments is None else segments
-        positions = jnp.arange(tokens.shape[1])
-        bias = as_bias((segments[:, :, None] == segments[:, None]) & (segments[:, None] > 0))
-        if not c.positions_per_layer:
-            bias = bias + self.encoder_positions(positions, positions)
-        x, _ = self.encoder(x, bias, positions)
-        return self.drop(self.encoder_norm(x), deterministic=self.deterministic)
-
-    def _encode_items(
-        self, x: TokenRows, tokens: InputTokens, items: Items, tables: ItemTables
-    ) -> Encoded:
-        """`encode` of text and items; all of it attends to text, e_p* and history."""
-        positions = jnp.arange(tokens.shape[1])
-        enhanced = enhanced_prefix(items, tables, self.config.enhance)
-        if not self.config.enhanced_prefix:
-            enhanced = jnp.zeros_like(enhanced)
-        read = self.items(items, tables, enhanced)
-        x = x.at[:, :1].add(read.clock)
-        soft = enhanced @ self.soft_projection * self.config.d_model**0.5
-        rows = jnp.concatenate([soft[:, None].astype(x.dtype), read.rows], axis=1)
-        x = jnp.concatenate([x, self.drop(rows, deterministic=self.deterministic)], axis=1)
-        seen = self.given(tokens, items)[:, : x.shape[1] - items.candidates.shape[1]] > 0
-        distance = self.encoder_positions(positions, positions)
-        text = tokens.shape[1]
-        room = [(0, 0), (0, 0), *((0, size - text) for size in (x.shape[1], seen.shape[1]))]
-        bias = as_bias(seen[:, None]) + jnp.pad(distance, room)
-        alike = read.relations if self.config.relations else jnp.zeros_like(read.relations)
-        x, _ = self.encoder(x, bias, alike, read.key_features)
-        return self.drop(self.encoder_norm(x), deterministic=self.deterministic)
-
-    def given(self, tokens: InputTokens, items: Items | None = None) -> InputTokens:
-        """What `encode` makes states of, nonzero where one may be attended to: `[B, S]`."""
-        if not self.config.vector_dim:
-            return tokens
-        assert items is not None, "a model with items reads items"
-        there = jnp.full_like(tokens[:, :1], self.config.enhanced_prefix)
-        return jnp.concatenate([tokens, there, items.rows], axis=1)
 
     def opening(
         self, encoded: Encoded, given: InputTokens, items: Items, rows: TokenRows | None = None

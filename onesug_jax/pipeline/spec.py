@@ -1,8 +1,8 @@
 """What a stage of the command line is, and what it is given.
 
 A `StageSpec` is data: the folder of WORK_DIR it fills, what it reads, and on which settings its
-results depend. `stages/__init__.py` lists them; `plan.py` and `runner.py` run them. Not to be
-confused with `train.Stage`, one training objective for the training loop.
+results depend. `stages/making.py` and `using.py` list them; `plan.py` and `runner.py` run them. Not
+to be confused with `train_state.Stage`, one training objective for the training loop.
 """
 
 from __future__ import annotations

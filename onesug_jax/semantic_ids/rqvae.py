@@ -19,7 +19,7 @@ import jax.numpy as jnp
 from onesug_jax.errors import UserError
 from onesug_jax.semantic_ids.quantiser import ACTIVATIONS, Quantiser
 from onesug_jax.semantic_ids.rq_kmeans import at_length, squared_distances
-from onesug_jax.train.step import Stage
+from onesug_jax.train.train_state import Stage
 
 Params = Any
 

@@ -90,7 +90,7 @@ def _parameters_divide(config: ModelConfig, context: Context) -> None:
     import jax
 
     from onesug_jax.align.pretrain import pretrain_stage
-    from onesug_jax.train.mesh import param_shardings
+    from onesug_jax.train.layout import param_shardings
 
     mesh = context.configured("make_mesh")()
     if mesh.shape["fsdp"] * mesh.shape["tensor"] > 1:

@@ -22,7 +22,8 @@ from onesug_jax.pipeline.spec import Context
 from onesug_jax.retrieval.tables import WORDS
 from onesug_jax.train import mesh as meshes
 from onesug_jax.train.compile import Step
-from onesug_jax.train.step import abstract_state, make_train_step, shardings_of
+from onesug_jax.train.step import make_train_step
+from onesug_jax.train.train_state import abstract_state, shardings_of
 
 Shapes = dict[str, tuple[tuple[int, ...], str]]  # name -> shape and type
 

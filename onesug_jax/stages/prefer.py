@@ -195,7 +195,7 @@ def rwr(
     from onesug_jax.train import loop
     from onesug_jax.train.checkpoint import load_params
     from onesug_jax.train.mesh import process_batch_shard
-    from onesug_jax.train.step import abstract_state, shardings_of
+    from onesug_jax.train.train_state import abstract_state, shardings_of
 
     # That of the training that goes on.
     pathlib.Path(context.work.rwr, opened.MODEL_FILE).unlink(missing_ok=True)

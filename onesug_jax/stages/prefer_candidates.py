@@ -77,7 +77,7 @@ def rwr(
     from onesug_jax.train import loop
     from onesug_jax.train import mesh as meshes
     from onesug_jax.train.checkpoint import load_params
-    from onesug_jax.train.step import abstract_state, shardings_of
+    from onesug_jax.train.train_state import abstract_state, shardings_of
 
     work = context.work
     config, objective = ModelConfig(**stored["model"]), context.configured("PreferenceConfig")()

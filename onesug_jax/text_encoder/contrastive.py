@@ -18,7 +18,7 @@ import numpy as np
 from onesug_jax.arrays import NEG_INF
 from onesug_jax.errors import UserError
 from onesug_jax.text_encoder.bert import Bert, EncoderConfig
-from onesug_jax.train.step import Stage
+from onesug_jax.train.train_state import Stage
 
 
 def false_negatives(anchor_ids: jax.Array, other_ids: jax.Array) -> jax.Array:

@@ -29,7 +29,8 @@ from onesug_jax.train.profile import Profile
 from onesug_jax.train.report import Report, Window
 from onesug_jax.train.resume import begin
 from onesug_jax.train.states import HERE, States
-from onesug_jax.train.step import Stage, abstract_state, make_train_step, shardings_of
+from onesug_jax.train.step import make_train_step
+from onesug_jax.train.train_state import Stage, abstract_state, shardings_of
 
 MAX_INFLIGHT_STEPS = 2  # given to the devices ahead: keeps them busy, bounds what waits in memory
 

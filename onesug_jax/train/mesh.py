@@ -150,49 +150,6 @@ def unbox(tree: Any) -> Any:
     return nn.unbox(tree)
 
 
-def param_shardings(abstract_boxed: Any, mesh: Mesh) -> Any:
-    """Shardings of a tree of parameters from the logical axis names on their boxes.
-
-    Args:
-      abstract_boxed: arrays or `ShapeDtypeStruct`s, in `LogicallyPartitioned` boxes where they have
-        axis names (as `jax.eval_shape(module.init, ...)` gives them); a leaf without a box is
-        replicated.
-
-    Returns:
-      The unboxed tree's structure, a `NamedSharding` a leaf.
-
-    Raises:
-      UserError: a dimension does not divide over its mesh axis.
-      ValueError: a box names an axis that `LOGICAL_RULES` does not hold.
-    """
-    logical = nn.get_partition_spec(abstract_boxed)
-    logical_names = {name for name, _ in LOGICAL_RULES}
-
-    def place(path, names: P, leaf: Any) -> NamedSharding:
-        shape = leaf.shape
-        unknown = [name for name in names if name is not None and name not in logical_names]
-        if unknown:
-            raise ValueError(
-                f"{path_name(path)}: logical axis {unknown[0]!r} is not in LOGICAL_RULES."
-            )
-        spec = nn.logical_to_mesh_axes(tuple(names), LOGICAL_RULES) or P()
-        for dimension, (name, axes) in enumerate(zip(names, spec, strict=True)):
-            axes = (axes,) if isinstance(axes, str) else axes or ()
-            parts = math.prod(mesh.shape[axis] for axis in axes)
-            if shape[dimension] % parts:
-                raise UserError(
-                    f"parameter {path_name(path)} {list(shape)}: dimension {dimension} ({name!r}, "
-                    f"{shape[dimension]}) does not divide over mesh axis {'x'.join(axes)}={parts}; "
-                    f"choose a mesh size that divides {shape[dimension]}, or change the model's "
-                    "size."
-                )
-        return NamedSharding(mesh, spec)
-
-    return jax.tree_util.tree_map_with_path(
-        place, logical, unbox(abstract_boxed), is_leaf=lambda leaf: isinstance(leaf, P)
-    )
-
-
 def on_host(tree: Any) -> Any:
     """Whole numpy arrays in every process, of arrays that lie on a mesh or on this process's
     devices.

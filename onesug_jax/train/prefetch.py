@@ -12,7 +12,8 @@ import numpy as np
 from jax.sharding import Mesh
 
 from onesug_jax.train import mesh as meshes
-from onesug_jax.train.step import Stage, batch_size
+from onesug_jax.train.step import batch_size
+from onesug_jax.train.train_state import Stage
 
 DEPTH = 2
 _POLL_SECONDS = 0.0005

@@ -15,8 +15,8 @@ from jax.sharding import Mesh
 from onesug_jax.train import mesh as meshes
 from onesug_jax.train.checkpoint import Checkpoints, load_params
 from onesug_jax.train.optimizer import set_schedule_step
-from onesug_jax.train.step import Stage, TrainState, init_state, shardings_of
 from onesug_jax.train.stored import check_shapes
+from onesug_jax.train.train_state import Stage, TrainState, init_state, shardings_of
 
 
 @dataclass(frozen=True)

@@ -1,18 +1,16 @@
-"""What a stage is, the training state, and the one jitted update every stage goes through.
+"""The one jitted update that every stage goes through.
 
-The update: sums of loss and weight over the whole batch (microbatch by microbatch where asked), one
-division by the total weight, the optimizer. A non-finite loss or gradient is not applied: the state
+Sums of loss and weight over the whole batch (microbatch by microbatch where asked), one division by
+the total weight, the optimizer. A non-finite loss or gradient is not applied: the state
 stays the last good one and remembers the batch, on the device, so that nobody has to wait for a
 number every step.
 """
 
 import dataclasses
 import math
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping
 from typing import Any
 
-import flax.struct
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -22,115 +20,8 @@ from jax.sharding import PartitionSpec as P
 
 from onesug_jax.errors import UserError
 from onesug_jax.train import mesh as meshes
-from onesug_jax.train.zero import in_pieces, piece_sharding, pieces
-
-Params = Any
-Batch = Any
-Sums = dict[str, jax.Array]
-
-
-@dataclass(frozen=True)
-class Stage:
-    """One trainable step of the method, as data.
-
-    Attributes:
-      name: for reports.
-      init_fn: key -> the tree of trainable arrays, with or without Flax's axis-name boxes. The very
-        same tree, unboxed, is what `loss_fn` gets as `params`.
-      loss_fn: (params, batch, key) -> (sum of losses, sum of weights, {metric: sum}); sums over the
-        examples it is given, so that microbatches and devices add up. With `frozen` it takes it as
-        fourth argument.
-      tokens_fn: host batch -> number of tokens in it, for tokens/s.
-      frozen: arrays the loss reads and no update touches (a reference policy), laid out as they
-        come.
-      rows_add_up: whether a row's loss does not depend on the other rows of its batch, so that each
-        copy of the parameters may sum its own rows, with a key of its own.
-      after_update: (params, sums, key) -> params, for what is not learnt by gradient (running
-        codebooks); `sums` are the batch's, whole. Sums that are not scalars are not reported.
-    """
-
-    name: str
-    init_fn: Callable[[jax.Array], Any]
-    loss_fn: Callable[..., tuple[jax.Array, jax.Array, Sums]]
-    tokens_fn: Callable[[Batch], int] | None = None
-    frozen: Any = None
-    rows_add_up: bool = False
-    after_update: Callable[[Params, Sums, jax.Array], Params] | None = None
-
-
-@flax.struct.dataclass
-class TrainState:
-    """Everything an update reads and writes.
-
-    Attributes:
-      step: int32 scalar, updates done; the next one uses batch `step`.
-      params: the stage's arrays, without boxes.
-      opt_state: optax's.
-      bad_step: int32 scalar, the first batch whose loss or gradient was not finite; -1: none so
-        far. Once set, nothing else changes any more.
-    """
-
-    step: jax.Array
-    params: Params
-    opt_state: Any
-    bad_step: jax.Array
-
-
-def abstract_state(stage: Stage, optimizer: optax.GradientTransformation, mesh: Mesh) -> TrainState:
-    """Shapes, dtypes and shardings (`ShapeDtypeStruct`) of the state; nothing is computed.
-
-    Raises:
-      UserError: a parameter does not divide over the mesh.
-    """
-    boxed = jax.eval_shape(stage.init_fn, jax.random.key(0))
-    shardings = meshes.param_shardings(boxed, mesh)
-    params = jax.tree.map(_placed, meshes.unbox(boxed), shardings)
-    everywhere = meshes.replicated(mesh)
-    # Moments are cut up further than their parameter; factored statistics, of another shape, are
-    # small: replicated.
-    opt_state = optax.tree_map_params(
-        optimizer,
-        lambda leaf, param: _placed(
-            leaf,
-            piece_sharding(param, param.sharding) if leaf.shape == param.shape else everywhere,
-        ),
-        jax.eval_shape(optimizer.init, params),
-        params,
-        transform_non_params=lambda leaf: _placed(leaf, everywhere),
-    )
-    scalar: Any = jax.ShapeDtypeStruct((), jnp.int32, sharding=everywhere)
-    return TrainState(scalar, params, opt_state, scalar)
-
-
-def shardings_of(tree: Any) -> Any:
-    """The sharding of every leaf."""
-    return jax.tree.map(lambda leaf: leaf.sharding, tree)
-
-
-def init_state(
-    stage: Stage,
-    optimizer: optax.GradientTransformation,
-    mesh: Mesh,
-    seed: int,
-    params: Params | None = None,
-) -> TrainState:
-    """A fresh state, made in place on the mesh; the same numbers on every mesh.
-
-    Args:
-      seed: of the initial parameters (and of nothing else here).
-      params: start from these instead, already laid out like `abstract_state(...).params`.
-    """
-    shardings = shardings_of(abstract_state(stage, optimizer, mesh))
-
-    def build(key, params):
-        if params is None:
-            with meshes.rules_context(mesh):
-                params = meshes.unbox(stage.init_fn(key))
-        zero = jnp.zeros((), jnp.int32)
-        return TrainState(zero, params, optimizer.init(params), zero - 1)
-
-    # The updates' keys are others: those fold in a step number.
-    return jax.jit(build, out_shardings=shardings)(jax.random.key(seed), params)
+from onesug_jax.train.train_state import Batch, Stage, TrainState
+from onesug_jax.train.zero import in_pieces, pieces
 
 
 def make_train_step(
@@ -250,10 +141,6 @@ def make_train_step(
 def _wide(dtype: Any) -> Any:
     """Sums over microbatches are in float32 at least."""
     return jnp.promote_types(dtype, jnp.float32) if jnp.issubdtype(dtype, jnp.floating) else dtype
-
-
-def _placed(leaf: Any, sharding: NamedSharding) -> jax.ShapeDtypeStruct:
-    return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
 
 
 def _split(batch: Batch, accumulation: int, mesh: Mesh, axes: tuple[str, ...]) -> Batch:

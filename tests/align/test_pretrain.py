@@ -9,7 +9,8 @@ import pytest
 from onesug_jax.align.pretrain import pretrain_stage
 from onesug_jax.model.config import ModelConfig
 from onesug_jax.train.mesh import global_batch, make_mesh, unbox
-from onesug_jax.train.step import abstract_state, init_state, make_train_step, shardings_of
+from onesug_jax.train.step import make_train_step
+from onesug_jax.train.train_state import abstract_state, init_state, shardings_of
 
 CONFIG = ModelConfig(
     vocab_size=128,

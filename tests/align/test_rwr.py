@@ -23,7 +23,8 @@ from onesug_jax.logs.schema import Level
 from onesug_jax.model.config import ModelConfig
 from onesug_jax.model.seq2seq import Seq2Seq
 from onesug_jax.train.mesh import global_batch, make_mesh, unbox
-from onesug_jax.train.step import abstract_state, init_state, make_train_step, shardings_of
+from onesug_jax.train.step import make_train_step
+from onesug_jax.train.train_state import abstract_state, init_state, shardings_of
 
 CONFIG = ModelConfig(
     vocab_size=64,

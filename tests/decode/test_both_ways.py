@@ -11,9 +11,10 @@ import pytest
 
 from onesug_jax.align.candidate_lists import candidate_scores
 from onesug_jax.arrays import NEG_INF
-from onesug_jax.decode.beam import BeamConfig, read_requests, search
+from onesug_jax.decode.beam import BeamConfig, search
 from onesug_jax.decode.begun import Pieces
 from onesug_jax.decode.both_ways import WritingConfig, leaves_room, merged
+from onesug_jax.decode.reading import read_requests
 from onesug_jax.decode.trie import Free, build_trie
 from onesug_jax.errors import UserError
 from onesug_jax.model.candidates import either_way

@@ -13,6 +13,7 @@ from onesug_jax.errors import UserError
 from onesug_jax.model.candidates import either_way
 from onesug_jax.model.items import Items, count_features, enhanced_prefix, past_features
 from onesug_jax.model.seq2seq import Seq2Seq
+from onesug_jax.train import layout
 from onesug_jax.train import mesh as meshes
 from tests.item_cases import CONFIG, items, params, tables, tokens
 
@@ -170,7 +171,7 @@ def test_every_parameter_has_a_place_on_every_mesh():
     from onesug_jax.model.seq2seq import initial
 
     boxed = jax.eval_shape(lambda key: initial(CONFIG, key), jax.random.key(0))
-    placed = meshes.param_shardings(boxed, meshes.make_mesh(data=2, fsdp=2, tensor=2))
+    placed = layout.param_shardings(boxed, meshes.make_mesh(data=2, fsdp=2, tensor=2))
     assert "tensor" in str(placed["encoder"]["attention"]["multiples"].spec)
 
 

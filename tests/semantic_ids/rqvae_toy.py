@@ -8,6 +8,7 @@ import numpy as np
 from onesug_jax.semantic_ids import rqvae_training
 from onesug_jax.semantic_ids.rqvae import RqVaeConfig, rqvae_stage
 from onesug_jax.train import step as steps
+from onesug_jax.train import train_state
 from onesug_jax.train.mesh import global_batch, make_mesh
 from onesug_jax.train.optimizer import make_optimizer
 
@@ -44,9 +45,11 @@ def run(devices=1, accumulation=1, updates=3, weight_decay=0.0):
     optimizer = rqvae_training.spare_codebooks(
         make_optimizer("adamw", 0.01, weight_decay=weight_decay)
     )
-    layout = steps.shardings_of(steps.abstract_state(stage, optimizer, mesh))
+    layout = train_state.shardings_of(train_state.abstract_state(stage, optimizer, mesh))
     update = steps.make_train_step(stage, optimizer, mesh, layout, accumulation, 5)
-    state = steps.init_state(stage, optimizer, mesh, 5, jax.device_put(start(), layout.params))
+    state = train_state.init_state(
+        stage, optimizer, mesh, 5, jax.device_put(start(), layout.params)
+    )
     for t in range(updates):
         state, metrics = update(state, global_batch(mesh, batch_at()(t)), None)
     return jax.device_get((state.params, metrics))

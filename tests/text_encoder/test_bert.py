@@ -11,7 +11,8 @@ from jax.sharding import PartitionSpec as P
 
 from onesug_jax.errors import UserError
 from onesug_jax.text_encoder.bert import Bert, EncoderConfig
-from onesug_jax.train.mesh import make_mesh, param_shardings, unbox
+from onesug_jax.train.layout import param_shardings
+from onesug_jax.train.mesh import make_mesh, unbox
 
 CONFIG = EncoderConfig(
     vocab_size=40, d_model=16, layers=2, heads=4, d_ff=24, max_positions=12, max_length=12

@@ -10,6 +10,7 @@ from onesug_jax.errors import UserError
 from onesug_jax.text_encoder.bert import EncoderConfig
 from onesug_jax.text_encoder.contrastive import contrastive_stage, false_negatives, info_nce
 from onesug_jax.train import step as steps
+from onesug_jax.train import train_state
 from onesug_jax.train.mesh import global_batch, make_mesh
 from onesug_jax.train.optimizer import make_optimizer
 
@@ -108,9 +109,9 @@ def run(shape, updates=3, accumulation=1):
     """(parameters, metrics of each update) on a mesh of that shape."""
     mesh = make_mesh(*shape, devices=jax.devices()[: math.prod(shape)])
     stage, optimizer = contrastive_stage(CONFIG, 0.1), make_optimizer("adamw", 0.01, 0, "none")
-    layout = steps.shardings_of(steps.abstract_state(stage, optimizer, mesh))
+    layout = train_state.shardings_of(train_state.abstract_state(stage, optimizer, mesh))
     update = steps.make_train_step(stage, optimizer, mesh, layout, accumulation, seed=1)
-    state, losses = steps.init_state(stage, optimizer, mesh, seed=1), []
+    state, losses = train_state.init_state(stage, optimizer, mesh, seed=1), []
     for t in range(updates):
         state, metrics = update(state, global_batch(mesh, batch_at(t)), None)
         losses.append({name: float(value) for name, value in metrics.items()})
@@ -138,7 +139,7 @@ def test_microbatches_have_negatives_of_their_own():
     stage, key = contrastive_stage(CONFIG, 0.1), jax.random.key(0)
     mesh = make_mesh(devices=jax.devices()[:1])
     optimizer = make_optimizer("adamw", 0.01, 0, "none")
-    params = steps.init_state(stage, optimizer, mesh, seed=1).params
+    params = train_state.init_state(stage, optimizer, mesh, seed=1).params
     loss = jax.jit(lambda batch: stage.loss_fn(params, batch, key)[0])
     halves = [{name: x[part::2] for name, x in batch_at(0).items()} for part in (0, 1)]
     total = sum(float(loss(half)) for half in halves)

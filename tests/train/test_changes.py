@@ -9,7 +9,7 @@ from onesug_jax.train.checkpoint import Checkpoints, load_params, saved_steps
 from onesug_jax.train.history import read_history
 from onesug_jax.train.loop import Preempted
 from onesug_jax.train.optimizer import make_optimizer
-from onesug_jax.train.step import abstract_state
+from onesug_jax.train.train_state import abstract_state
 
 
 def params_seen_first(train, folder, **changed):

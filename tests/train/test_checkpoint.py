@@ -11,7 +11,7 @@ import optax
 import pytest
 
 from onesug_jax.errors import UserError
-from onesug_jax.train import checkpoint
+from onesug_jax.train import checkpoint, train_state
 from onesug_jax.train import step as steps
 from onesug_jax.train.checkpoint import Checkpoints, load_params, saved_steps
 from onesug_jax.train.mesh import global_batch, replicated
@@ -21,9 +21,9 @@ from onesug_jax.train.optimizer import make_optimizer
 def setting(toy, mesh, name="adamw"):
     """(state after two updates, its abstract form, the update)."""
     stage, optimizer = toy.make_stage(), make_optimizer(name, 0.02)
-    like = steps.abstract_state(stage, optimizer, mesh)
-    update = steps.make_train_step(stage, optimizer, mesh, steps.shardings_of(like))
-    state = steps.init_state(stage, optimizer, mesh, 0)
+    like = train_state.abstract_state(stage, optimizer, mesh)
+    update = steps.make_train_step(stage, optimizer, mesh, train_state.shardings_of(like))
+    state = train_state.init_state(stage, optimizer, mesh, 0)
     for t in range(2):
         state, _ = update(state, global_batch(mesh, toy.make_batch_at()(t)), None)
     return state, like, update
@@ -43,7 +43,9 @@ def test_a_state_moves_between_meshes(toy, mesh_of, tmp_path, name):
     with Checkpoints(tmp_path) as checkpoints:
         checkpoints.save(2, state, {"best": {"step": 1}})
     for shape in [(1, 1, 1), (1, 4, 1), (2, 1, 4)]:
-        like = steps.abstract_state(toy.make_stage(), make_optimizer(name, 0.02), mesh_of(*shape))
+        like = train_state.abstract_state(
+            toy.make_stage(), make_optimizer(name, 0.02), mesh_of(*shape)
+        )
         with Checkpoints(tmp_path) as checkpoints:
             restored = checkpoints.restore(like)
         assert (restored.step, restored.notes) == (2, {"best": {"step": 1}})
@@ -194,7 +196,7 @@ def test_another_optimizer_gets_the_parameters_and_no_state(toy, mesh_of, tmp_pa
     with Checkpoints(tmp_path) as checkpoints:
         checkpoints.save(2, state)
     other = make_optimizer("adafactor", 0.02)
-    like = steps.abstract_state(toy.make_stage(), other, mesh_of(*shape))
+    like = train_state.abstract_state(toy.make_stage(), other, mesh_of(*shape))
     with Checkpoints(tmp_path) as checkpoints:
         restored = checkpoints.restore(like)
     assert restored.state.opt_state is None
@@ -204,9 +206,9 @@ def test_another_optimizer_gets_the_parameters_and_no_state(toy, mesh_of, tmp_pa
 
 def test_an_optimizer_without_arrays_is_stored_too(toy, mesh_of, tmp_path):
     plain, stage = optax.sgd(0.1), toy.make_stage()
-    like = steps.abstract_state(stage, plain, mesh_of(1))
+    like = train_state.abstract_state(stage, plain, mesh_of(1))
     assert not jax.tree.leaves(like.opt_state)
-    state = steps.init_state(stage, plain, mesh_of(1), 0)
+    state = train_state.init_state(stage, plain, mesh_of(1), 0)
     with Checkpoints(tmp_path) as checkpoints:
         checkpoints.save(2, state.replace(step=state.step + 2))
         checkpoints.wait()
@@ -226,7 +228,7 @@ def test_load_params_finds_the_best_or_the_newest(toy, mesh_of, tmp_path):
     assert isinstance(jax.tree.leaves(best)[0], np.ndarray)
     assert toy.same_bits(best, first) and toy.same_bits(newest, state.params)
     assert toy.same_bits(load_params(tmp_path / "checkpoints" / "3"), newest)
-    laid_out = load_params(tmp_path, steps.shardings_of(like.params))
+    laid_out = load_params(tmp_path, train_state.shardings_of(like.params))
     assert laid_out["Dense_0"]["kernel"].sharding == like.params["Dense_0"]["kernel"].sharding
     assert toy.same_bits(laid_out, first)
     everywhere = load_params(tmp_path, replicated(mesh))

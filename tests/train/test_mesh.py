@@ -8,6 +8,7 @@ import pytest
 from jax.sharding import PartitionSpec as P
 
 from onesug_jax.errors import UserError
+from onesug_jax.train import layout
 from onesug_jax.train import mesh as meshes
 
 
@@ -55,7 +56,7 @@ def test_parameters_lie_where_the_table_says(mesh_of):
         "relpos": boxed((32, 4), ("relpos_buckets", "heads")),
         "plain": jax.ShapeDtypeStruct((7,), jnp.float32),
     }
-    specs = jax.tree.map(lambda sharding: sharding.spec, meshes.param_shardings(tree, mesh))
+    specs = jax.tree.map(lambda sharding: sharding.spec, layout.param_shardings(tree, mesh))
     assert specs == {
         "embedding": P("tensor", "fsdp"),
         "wi": P(None, "fsdp", "tensor"),
@@ -67,20 +68,20 @@ def test_parameters_lie_where_the_table_says(mesh_of):
 
 def test_an_axis_of_the_mesh_is_used_once_an_array(mesh_of):
     tree = {"gate": boxed((8, 8), ("heads", "mlp"))}
-    spec = meshes.param_shardings(tree, mesh_of(1, 1, 8))["gate"].spec
+    spec = layout.param_shardings(tree, mesh_of(1, 1, 8))["gate"].spec
     assert sorted(spec, key=str) == [None, "tensor"]
 
 
 def test_refuses_a_dimension_that_does_not_divide(mesh_of):
     tree = {"encoder": {"wi": boxed((8, 6), ("embed", "mlp"))}}
     with pytest.raises(UserError, match=r"encoder/wi \[8, 6\]: dimension 1 \('mlp', 6\).*tensor=4"):
-        meshes.param_shardings(tree, mesh_of(1, 1, 4))
-    meshes.param_shardings(tree, mesh_of(1, 1, 2))
+        layout.param_shardings(tree, mesh_of(1, 1, 4))
+    layout.param_shardings(tree, mesh_of(1, 1, 2))
 
 
 def test_refuses_a_logical_axis_the_table_does_not_hold(mesh_of):
     with pytest.raises(ValueError, match="wi: logical axis 'hidden'"):
-        meshes.param_shardings({"wi": boxed((8,), ("hidden",))}, mesh_of(1))
+        layout.param_shardings({"wi": boxed((8,), ("hidden",))}, mesh_of(1))
 
 
 def test_a_batch_is_cut_over_data_and_fsdp_and_keeps_its_order(mesh_of):

@@ -7,6 +7,7 @@ import pytest
 
 from onesug_jax.errors import UserError
 from onesug_jax.train import step as steps
+from onesug_jax.train import train_state
 from onesug_jax.train.hlo import Program
 from onesug_jax.train.mesh import global_batch, make_mesh
 from onesug_jax.train.optimizer import make_optimizer
@@ -18,10 +19,10 @@ TOLERANCE = 1e-5
 def run(stage, mesh, batch_at, updates=4, accumulation=1, name="adamw", seed=3):
     """(final state, metrics of every update)."""
     optimizer = make_optimizer(name, 0.02, 2, "rsqrt", weight_decay=0.01)
-    like = steps.abstract_state(stage, optimizer, mesh)
-    layout = steps.shardings_of(like)
+    like = train_state.abstract_state(stage, optimizer, mesh)
+    layout = train_state.shardings_of(like)
     update = steps.make_train_step(stage, optimizer, mesh, layout, accumulation, seed)
-    state, rows = steps.init_state(stage, optimizer, mesh, seed), []
+    state, rows = train_state.init_state(stage, optimizer, mesh, seed), []
     for t in range(updates):
         state, metrics = update(state, global_batch(mesh, batch_at(t)), stage.frozen)
         rows.append({key: float(x) for key, x in metrics.items()})
@@ -60,8 +61,10 @@ def test_several_slices_train_as_one_device(toy, mesh_of, accumulation):
 def summed(toy, mesh, accumulation):
     """Bytes of gradients that the compiled update sums over devices."""
     stage, optimizer = toy.make_stage(rows_add_up=True), make_optimizer("adamw", 0.02)
-    like = steps.abstract_state(stage, optimizer, mesh)
-    update = steps.make_train_step(stage, optimizer, mesh, steps.shardings_of(like), accumulation)
+    like = train_state.abstract_state(stage, optimizer, mesh)
+    update = steps.make_train_step(
+        stage, optimizer, mesh, train_state.shardings_of(like), accumulation
+    )
     batch = jax.eval_shape(lambda: toy.make_batch_at(64)(0))
     text = update.lower(like, batch, None).compile().as_text()
     found = Program.parse(text).collectives()
@@ -83,7 +86,7 @@ def test_each_copy_has_a_key_of_its_own(toy, mesh_of):
         draw = jax.random.uniform(key)
         return total, weight, {"draw": draw * weight, "squared": draw**2 * weight}
 
-    stage = steps.Stage("toy", base.init_fn, loss_fn, rows_add_up=True)
+    stage = train_state.Stage("toy", base.init_fn, loss_fn, rows_add_up=True)
     _, rows = run(stage, mesh_of(4), toy.make_batch_at(), updates=2, accumulation=2)
     for metrics in rows:
         assert metrics["squared"] - metrics["draw"] ** 2 > 1e-3  # eight draws, not one
@@ -106,7 +109,7 @@ def test_meshes_agree_with_one_device(toy, mesh_of, name, shapes):
 def test_metrics_are_a_unit_of_weight(toy, mesh_of):
     stage, batch_at = toy.make_stage(), toy.make_batch_at()
     optimizer = make_optimizer("adamw", 0.02, 2, "rsqrt")
-    state = steps.init_state(stage, optimizer, mesh_of(1), 3)
+    state = train_state.init_state(stage, optimizer, mesh_of(1), 3)
     key = jax.random.key(0)
     total, weight, sums = jax.jit(stage.loss_fn)(state.params, batch_at(0), key)
     of_mean = jax.jit(jax.grad(lambda p: stage.loss_fn(p, batch_at(0), key)[0] / weight))
@@ -125,7 +128,7 @@ def test_randomness_follows_from_seed_and_step(toy, mesh_of):
     assert run(stage, mesh_of(1), batch_at)[1] == run(stage, mesh_of(1), batch_at)[1]
     keys = []
     watcher = toy.make_stage()
-    watching = steps.Stage(
+    watching = train_state.Stage(
         "watch",
         watcher.init_fn,
         lambda params, batch, key: (
@@ -176,7 +179,9 @@ def test_frozen_arrays_reach_the_loss_and_after_update_has_the_last_word(toy, me
         return {**params, "Dense_1": {**params["Dense_1"], "bias": bias}}
 
     frozen = {"scale": jnp.float32(2.5)}
-    stage = steps.Stage("toy", base.init_fn, loss_fn, frozen=frozen, after_update=after_update)
+    stage = train_state.Stage(
+        "toy", base.init_fn, loss_fn, frozen=frozen, after_update=after_update
+    )
     batch_at = toy.make_batch_at()
     state, rows = run(stage, mesh_of(2), batch_at, updates=2, accumulation=2)
     assert rows[0]["reference"] == pytest.approx(2.5)

@@ -8,7 +8,7 @@ from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from onesug_jax.train import step as steps
-from onesug_jax.train import zero
+from onesug_jax.train import train_state, zero
 from onesug_jax.train.mesh import global_batch
 from onesug_jax.train.optimizer import averaged, make_optimizer
 
@@ -45,9 +45,9 @@ def test_small_arrays_and_one_copy_stay_as_they_are(mesh_of, monkeypatch):
 def trained(toy, mesh, **settings):
     """State and metrics after four updates."""
     stage, optimizer = toy.make_stage(), make_optimizer("adamw", 0.02, average=0.9, **settings)
-    like = steps.abstract_state(stage, optimizer, mesh)
-    update = steps.make_train_step(stage, optimizer, mesh, steps.shardings_of(like))
-    state = steps.init_state(stage, optimizer, mesh, 0)
+    like = train_state.abstract_state(stage, optimizer, mesh)
+    update = steps.make_train_step(stage, optimizer, mesh, train_state.shardings_of(like))
+    state = train_state.init_state(stage, optimizer, mesh, 0)
     for t in range(4):
         state, metrics = update(state, global_batch(mesh, toy.make_batch_at()(t)), None)
     return state, metrics

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from onesug_jax.train.step import Stage
+from onesug_jax.train.train_state import Stage
 
 VOCAB, EMBED, HIDDEN = 16, 16, 32
 
