@@ -109,6 +109,7 @@ def update(
         flush=True,
     )
     changes = {
+        "encode.vectors_from": served,
         "quantize.quantiser_from": os.path.join(served, "semantic_ids"),
         "rwr.steps": steps,
         "rwr.evaluate_every": 0,  # the held-out rows judge, so they must not choose
