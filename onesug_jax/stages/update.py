@@ -81,6 +81,7 @@ def update(
         print(f"version {gone} is no longer in use; version {back} is")
         return None
     remote_log.copy(context.macros["LOG"])
+    opened.cache_compiled(context)  # in WORK_DIR, not in the version's folder
     _publish_finished(context, versions_retained)
     served = workdir.published(home)
     base = _base(context)
