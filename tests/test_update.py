@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import re
 import shutil
 import sqlite3
 import types
@@ -105,6 +106,39 @@ def test_a_version_that_is_not_worse_is_published_and_can_be_rolled_back(shop, w
     assert "no version before it" in capsys.readouterr().err
     assert update(shop, work) == 0
     assert "already in version 0001" in capsys.readouterr().out, "also after it was rolled back"
+
+
+def test_an_update_encodes_new_texts_alone_and_equals_a_full_rebuild(shop, work, tmp_path, capsys):
+    """Queries and prefixes that the version in use holds take its vectors; no file differs."""
+    row = pq.read_table(shop / "fresh.parquet").slice(5, 1).to_pylist()[0]
+    new = [
+        {**row, "request_id": f"new{n}", "query": f"never seen {n}", "prefix": "never"}
+        for n in range(3)
+    ]
+    log = pa.concat_tables(
+        [
+            pq.read_table(shop / "fresh.parquet"),
+            pa.Table.from_pylist(new, pq.read_schema(shop / "fresh.parquet")),
+        ]
+    )
+    pq.write_table(log, tmp_path / "log.parquet")
+    flags = [f"--gin.LOG={tmp_path / 'log.parquet'}", "--gin.update.tolerance=100.0"]
+    assert update(shop, work, *flags) == 0
+    said = re.findall(r"(queries|prefixes): ([\d,]+) of ([\d,]+) are new", capsys.readouterr().out)
+    assert [what for what, *_ in said] == ["queries", "prefixes"]
+    for _, some, every in said:
+        assert 0 < int(some) < 0.2 * int(every.replace(",", ""))
+    made = work / "versions" / "0001"
+    rebuilt = shutil.copytree(made, tmp_path / "rebuilt")
+    for folder in ("semantic_ids", "index"):
+        shutil.rmtree(rebuilt / folder)
+    flags = [f"--gin.WORK_DIR={rebuilt}", f"--gin.quantize.quantiser_from={work / 'semantic_ids'}"]
+    assert main.main(["run", "--from=quantize", "--until=index", *flags]) == 0
+    for folder in ("semantic_ids", "index"):
+        found, expected = tree(made / folder), tree(rebuilt / folder)
+        assert found.keys() == expected.keys()
+        differ = {name for name in found if found[name] != expected[name]}
+        assert differ <= {"config.gin", "_manifest.json"}, differ
 
 
 @pytest.mark.parametrize(

@@ -37,11 +37,11 @@ class QueryTables:
     """Arrays of all queries and prefixes; see the module docstring.
 
     Attributes:
-      vectors: `[1 + N + spare, E]` float32, unit vectors e_q*.
-      words: `[1 + N + spare, WORDS]` int32, hashed words, 0 behind them.
+      vectors: `[R, E]` float32, unit vectors e_q*; R is 1 + N + spare, or more.
+      words: `[R, WORDS]` int32, hashed words, 0 behind them.
       word_weights: the same shape, float32: log(1 + N / queries that hold the word).
-      lengths: `[1 + N + spare]` float32, characters of a query.
-      prefix_vectors: `[1 + P, E]` float32, unit vectors e_p.
+      lengths: `[R]` float32, characters of a query.
+      prefix_vectors: `[1 + P, E]` float32, unit vectors e_p; zeros in further rows.
       first: N, how many queries had a row at the start.
     """
 
@@ -60,12 +60,15 @@ class QueryTables:
         vectors: np.ndarray,
         prefix_vectors: np.ndarray,
         spare: int = 0,
+        multiple: int = 1,
     ) -> QueryTables:
         """Tables of N queries.
 
         Args:
           queries: by number. vectors: `[N, E]`, of any length; prefix_vectors: `[P, E]`.
           spare: rows for queries that appear later.
+          multiple: numbers of rows are multiples of it, so that versions of about as many queries
+            have the same shapes and need no new programs.
 
         Raises:
           ValueError: other numbers of queries and vectors.
@@ -74,17 +77,21 @@ class QueryTables:
             raise ValueError(f"{len(queries)} queries but {len(vectors)} vectors")
         parts = [words_of(query) for query in queries]
         frequency = dict(collections.Counter(word for words in parts for word in words))
-        rows = 1 + len(queries) + spare
+        rows, rows_of_prefixes = (
+            -(-n // multiple) * multiple
+            for n in (1 + len(queries) + spare, 1 + len(prefix_vectors))
+        )
         tables = cls(
             np.zeros((rows, vectors.shape[1]), np.float32),
             np.zeros((rows, WORDS), np.int32),
             np.zeros((rows, WORDS), np.float32),
             np.zeros(rows, np.float32),
-            np.concatenate([np.zeros((1, vectors.shape[1])), prefix_vectors]).astype(np.float32),
+            np.zeros((rows_of_prefixes, vectors.shape[1]), np.float32),
             len(queries),
             frequency,
         )
         tables.vectors[1 : 1 + len(queries)] = unit(np.asarray(vectors, np.float32))
+        tables.prefix_vectors[1 : 1 + len(prefix_vectors)] = prefix_vectors
         tables.lengths[1 : 1 + len(queries)] = [len(query) for query in queries]
         for number, words in enumerate(parts):
             tables._set_words(number, words)

@@ -9,6 +9,7 @@ CONFIGURABLES = {
     "LogEngineConfig": "onesug_jax.logs.engines:LogEngineConfig",
     "align": "onesug_jax.text_encoder.alignment:align",
     "EncoderSpec": "onesug_jax.text_encoder.encoder:EncoderSpec",
+    "encode": "onesug_jax.stages.represent:encode",
     "quantize": "onesug_jax.semantic_ids.quantize:quantize",
     "RqVaeConfig": "onesug_jax.semantic_ids.rqvae:RqVaeConfig",
     "index": "onesug_jax.stages.represent:index",

@@ -95,15 +95,17 @@ def around(index: PrefixIndex, most: int) -> Callable[[str], tuple[int, ...]] | 
 
 
 def tables(context: Context, *, spare: int = SPARE) -> QueryTables:
-    """Vectors and words of all queries and prefixes that were mined."""
+    """Vectors and words of all queries and prefixes that were mined. The shapes are those of other
+    versions of about as many, so that an update finds its programs compiled.
+    """
     import numpy as np
 
     from onesug_jax.retrieval.tables import QueryTables
 
     vectors = np.load(os.path.join(context.work.semantic_ids, EMBEDDINGS), mmap_mode="r")
-    return QueryTables.build(
-        opened.completions(context).queries, vectors, index(context.work).prefix_vectors, spare
-    )
+    prefixes = index(context.work).prefix_vectors
+    queries = opened.completions(context).queries
+    return QueryTables.build(queries, vectors, prefixes, spare, multiple=SPARE)
 
 
 def on_device(tables: QueryTables) -> ItemTables:

@@ -63,7 +63,7 @@ MAKING = (
         inputs=lambda context: (*opened.ENCODER, "mined/*"),
         configures=("quantize", "RqVaeConfig", "EnhanceConfig", "make_optimizer"),
         changeable=("make_optimizer", "quantize.steps", "quantize.batch_size"),
-        ignores=("make_mesh", "quantize.log_every"),
+        ignores=("make_mesh", "quantize.log_every", "encode"),
         check=checks.training("quantize", "quantize/make_optimizer"),
         every_process=True,
         example="quantize --gin.WORK_DIR=work/mine --gin.quantize.method=rq_kmeans",
@@ -75,6 +75,7 @@ MAKING = (
         folder="index",
         inputs=lambda context: (*opened.ENCODER, *opened.IDS, "mined/*"),
         configures=("index", "EnhanceConfig", "SearchConfig"),
+        ignores=("encode",),
         example="index --gin.WORK_DIR=work/mine --gin.EnhanceConfig.weight=0.3",
     ),
     StageSpec(

@@ -5,15 +5,22 @@ from __future__ import annotations
 import os
 from typing import TYPE_CHECKING
 
-from onesug_jax.files import atomic_path
+from onesug_jax.files import atomic_path, atomic_write
 from onesug_jax.pipeline.spec import Context
+from onesug_jax.pipeline.workdir import WorkDir
 from onesug_jax.stages import opened
 from onesug_jax.train import distributed
 
 if TYPE_CHECKING:
     import numpy as np
+    import pyarrow as pa
+
+    from onesug_jax.text_encoder.encode_new import Encoded
+    from onesug_jax.text_encoder.encoder import TextEncoder
 
 EMBEDDINGS = "embeddings.npy"  # e_q* of all indexed queries, in the order of their texts, float16
+# Their texts and plain vectors e_q, from which an update takes those that it holds again.
+PLAIN, PLAIN_TEXTS = (os.path.join("encoded", f"queries.{kind}") for kind in ("npy", "txt"))
 
 
 def align(context: Context) -> None:
@@ -44,8 +51,9 @@ def quantize(context: Context) -> None:
     encoder, indexed = opened.encoder(context.work), opened.completions(context)
     path = os.path.join(work.semantic_ids, EMBEDDINGS)
     enhancing = context.configured("quantize/EnhanceConfig")()
+    encode = context.configured("encode")
     distributed.run_on_primary_and_broadcast(
-        lambda: _embed(encoder, indexed.queries, work.mined, enhancing, path)
+        lambda: _embed(encode, encoder, work.mined, enhancing, path)
     )
     context.share()
     embeddings = np.load(path, mmap_mode="r")
@@ -65,9 +73,60 @@ def quantize(context: Context) -> None:
         id_plots.write_plots(work.semantic_ids, embeddings)
 
 
-def _embed(encoder, texts, mined: str, enhancing, path: str) -> None:
-    """Writes the enhanced embeddings e_q* `[N, E]` of all texts to `path`, block by block; those
-    of an interrupted run stay.
+def encode(
+    encoder: TextEncoder,
+    texts: pa.Array,
+    what: str,
+    out: np.ndarray,
+    *,
+    vectors_from: str | None = None,
+) -> None:
+    """Writes the vectors of all `texts` [N] to `out` [N, D].
+
+    Args:
+      what: they are, "queries" or "prefixes".
+      vectors_from: WORK_DIR of another version. Texts that it holds take its vectors, where the
+        same encoder made them.
+    """
+    from onesug_jax.text_encoder.encode_new import encode_new
+
+    stored = None if vectors_from is None else _stored(WorkDir(vectors_from), what)
+    new = encode_new(texts, encoder, out, stored)
+    if stored is not None:
+        print(f"{what}: {new:,} of {len(texts):,} are new and were encoded", flush=True)
+
+
+def _stored(work: WorkDir, what: str) -> Encoded | None:
+    """The queries or prefixes of another version, with their vectors if it stores them."""
+    import numpy as np
+    import pyarrow as pa
+
+    from onesug_jax.semantic_ids.quantiser import ABOUT
+    from onesug_jax.text_encoder.encode_new import Encoded
+
+    folder, vectors, texts = {
+        "queries": (work.semantic_ids, PLAIN, PLAIN_TEXTS),
+        "prefixes": (work.index, "prefix_vectors.npy", "prefixes.txt"),
+    }[what]
+    path = os.path.join(folder, vectors)
+    if not os.path.exists(path):  # made by an earlier release
+        return None
+    with open(os.path.join(folder, texts), encoding="utf-8", newline="\n") as file:
+        held = pa.array(file.read().split("\n")[:-1], pa.string())
+    made_with = opened.read(os.path.join(folder, ABOUT))["encoder"]
+    return Encoded(held, np.load(path, mmap_mode="r"), made_with)
+
+
+def _texts(mined: str, table: str) -> pa.Array:
+    """The queries, or the prefixes, that were mined."""
+    from onesug_jax.logs.mined import TABLES, read_table
+
+    return read_table(mined, table)[TABLES[table].names[0]].combine_chunks()
+
+
+def _embed(encode, encoder, mined: str, enhancing, path: str) -> None:
+    """Writes the vectors e_q of all queries, and the enhanced ones e_q* to `path`, as float16
+    `[N, D]`; those of an interrupted run stay.
     """
     import numpy as np
 
@@ -75,24 +134,24 @@ def _embed(encoder, texts, mined: str, enhancing, path: str) -> None:
 
     if os.path.exists(path):
         return
+    queries, folder = _texts(mined, "queries"), os.path.dirname(path)
+    shape = (len(queries), encoder.dimension)
 
     def table(name: str) -> np.memmap:
-        shape = (len(texts), encoder.dimension)
         return np.lib.format.open_memmap(name, mode="w+", dtype=np.float16, shape=shape)
 
-    block, plain = 16_384, path + ".plain"
-    own = table(plain)
-    for start in range(0, len(texts), block):
-        own[start : start + block] = encoder.encode(texts[start : start + block])
-        if start:
-            print(f"embedded {start + block:,} of {len(texts):,} queries", flush=True)
+    with atomic_write(os.path.join(folder, PLAIN_TEXTS)) as file:
+        file.writelines(f"{query}\n".encode() for query in queries.to_pylist())
+    with atomic_path(os.path.join(folder, PLAIN)) as part:
+        own = table(part)
+        encode(encoder, queries, "queries", own)
+        own.flush()
     with atomic_path(path) as part:
         out = table(part)
         enhance(
             own, *_alike(mined), lambda numbers: own[numbers].astype(np.float32), enhancing, out=out
         )
         out.flush()
-    os.remove(plain)
 
 
 def _alike(mined: str) -> tuple[np.ndarray, np.ndarray]:
@@ -104,7 +163,7 @@ def _alike(mined: str) -> tuple[np.ndarray, np.ndarray]:
 
     from onesug_jax.logs.mined import read_table
 
-    queries, pairs = read_table(mined, "queries")["query"], read_table(mined, "query_query")
+    queries, pairs = _texts(mined, "queries"), read_table(mined, "query_query")
     by_item = pairs.filter(pc.equal(pairs["source"], "item"))
     pairs = by_item if by_item.num_rows else pairs
     first = np.searchsorted(_numbers(pairs["query"], queries), np.arange(len(queries) + 1))
@@ -128,9 +187,11 @@ def index(context: Context, *, precomputed: int = 16, vectors: str = "int8") -> 
     encoder, indexed = opened.encoder(context.work), opened.completions(context)
     ids = opened.semantic_ids(context)
     quantiser = Quantiser.load(work.semantic_ids, expect_encoder=encoder.fingerprint)
-    prefixes = read_table(work.mined, "prefixes").column("prefix")
+    prefixes = _texts(work.mined, "prefixes")
+    prefix_vectors = np.empty((len(prefixes), encoder.dimension), np.float16)
+    context.configured("encode")(encoder, prefixes, "prefixes", prefix_vectors)
     pairs = read_table(work.mined, "prefix_query")
-    rows = _numbers(pairs.column("prefix"), prefixes)
+    rows = _numbers(pairs["prefix"], prefixes)
     built = PrefixIndex.build(
         work.index,
         queries=indexed.queries,
@@ -138,9 +199,9 @@ def index(context: Context, *, precomputed: int = 16, vectors: str = "int8") -> 
         ids=ids.ids,
         quantiser=quantiser,
         prefixes=prefixes.to_pylist(),
-        prefix_vectors=encoder.encode(prefixes.to_pylist()),
+        prefix_vectors=prefix_vectors,
         pair_offsets=np.searchsorted(rows, np.arange(len(prefixes) + 1)),
-        pair_queries=_numbers(pairs.column("query"), read_table(work.mined, "queries")["query"]),
+        pair_queries=_numbers(pairs["query"], _texts(work.mined, "queries")),
         fingerprints={"encoder": encoder.fingerprint, "ids": quantiser.fingerprint},
         search_config=context.configured("SearchConfig")(),
         enhance_config=context.configured("EnhanceConfig")(),
@@ -154,8 +215,8 @@ def index(context: Context, *, precomputed: int = 16, vectors: str = "int8") -> 
     )
 
 
-def _numbers(texts, column):
-    """`[n]` places of Arrow texts in an Arrow column that holds all of them."""
+def _numbers(texts, array):
+    """`[n]` places of Arrow texts in an Arrow array that holds all of them."""
     import pyarrow.compute as pc
 
-    return pc.index_in(texts, value_set=column.combine_chunks()).to_numpy().astype("int64")
+    return pc.index_in(texts, value_set=array).to_numpy().astype("int64")

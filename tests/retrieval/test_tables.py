@@ -51,6 +51,17 @@ def test_a_new_query_fills_a_spare_row_and_no_shape_changes():
     made.add([], [], None)
 
 
+def test_versions_of_about_as_many_queries_have_the_same_shapes():
+    vectors = np.eye(5, dtype=np.float32)
+    many = QueryTables.build([*"abcde"], vectors, vectors[:2], 2, multiple=8)
+    few = QueryTables.build([*"abcd"], vectors[:4], vectors[:3], 2, multiple=8)
+    exact = QueryTables.build([*"abcd"], vectors[:4], vectors[:3], 2)
+    for name in ("vectors", "words", "word_weights", "lengths", "prefix_vectors"):
+        padded, other, plain = (getattr(one, name) for one in (few, many, exact))
+        assert padded.shape == other.shape and len(padded) == 8
+        assert np.array_equal(padded[: len(plain)], plain) and not padded[len(plain) :].any()
+
+
 def test_every_query_needs_a_vector():
     with pytest.raises(ValueError, match="3 queries but 2 vectors"):
         QueryTables.build(QUERIES, np.eye(2), np.eye(2))

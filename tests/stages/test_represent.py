@@ -16,7 +16,9 @@ VECTORS = {
     text: row / np.linalg.norm(row) for text, row in zip(QUERIES, np.eye(4) + 0.2, strict=True)
 }
 ENCODER = types.SimpleNamespace(
-    dimension=4, encode=lambda texts: np.array([VECTORS[text] for text in texts])
+    dimension=4,
+    fingerprint="made of VECTORS",
+    encode=lambda texts, whole_batches: np.array([VECTORS[text] for text in texts]),
 )
 
 
@@ -46,10 +48,12 @@ VISITORS = [("cup", "tent", "visitor"), ("tent", "cup", "visitor")]
 )
 def test_a_query_is_drawn_towards_those_that_lead_to_its_items(mined, tmp_path, pairs):
     path = str(tmp_path / "embeddings.npy")
-    represent._embed(ENCODER, QUERIES, mined(pairs), EnhanceConfig(0.6, 1), path)
+    represent._embed(represent.encode, ENCODER, mined(pairs), EnhanceConfig(0.6, 1), path)
     used = [pair for pair in pairs if pair[2] == "item"] or pairs
     for text, found in zip(QUERIES, np.load(path), strict=True):
         alike = [VECTORS[other] for query, other, _ in used if query == text][:1]
         expected = VECTORS[text] if not alike else 0.4 * VECTORS[text] + 0.6 * alike[0]
         np.testing.assert_allclose(found, expected / np.linalg.norm(expected), atol=1e-3)
-    assert not (tmp_path / "embeddings.npy.plain").exists()
+    plain = np.load(tmp_path / represent.PLAIN)
+    np.testing.assert_array_equal(plain, np.array([VECTORS[text] for text in QUERIES], np.float16))
+    assert (tmp_path / represent.PLAIN_TEXTS).read_text().split() == QUERIES
