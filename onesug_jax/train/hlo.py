@@ -185,6 +185,8 @@ class Program:
                 channel = re.search(r"channel_id=(\d+)", line.rest)
                 key = channel[1] if channel else f"{name}/{line.name}"
                 arrays = line.arrays[-1:] if line.opcode.endswith("-start") else line.arrays
+                if line.opcode == "collective-permute-start":  # operand, result, two contexts
+                    arrays = line.arrays[1:2]
                 arrays = line.arrays[:1] if between else arrays  # with a context and a token
                 size = sum(array.bytes for array in arrays)
                 one = Collective(kind, size, parse_groups(line.rest), times[name], between)

@@ -97,6 +97,39 @@ def test_sums_between_slices_are_handed_to_the_hosts():
     assert found == [Collective("all-reduce", 48 * 16 * 4, (), 1, between=True)]
 
 
+def test_a_permute_that_is_started_sends_its_result():
+    """As TPUs sum gradients in a ring: operand, result, and two numbers of contexts."""
+    ring = (
+        "  %ring = (bf16[48,16]{1,0:S(1)}, bf16[48,16]{1,0:S(1)}, u32[]{:S(2)}, u32[]{:S(2)}) "
+        "collective-permute-start(%x), channel_id=9, source_target_pairs={{0,1},{1,0}}\n"
+    )
+    program = Program.parse(WRITTEN.replace("  ROOT %end", ring + "  ROOT %end"))
+    found = [one for one in program.collectives() if one.kind == "collective-permute"]
+    assert found == [Collective("collective-permute", 48 * 16 * 2, ((0, 1), (1, 0)), 1)]
+
+
+@pytest.mark.parametrize("remat", [False, True])
+def test_layers_in_a_loop_move_the_same_each_however_many_there_are(remat):
+    """Weights, gradients and stored results lie in stacks; a trip touches its own part of them."""
+
+    def layer(x, w):
+        y = jax.nn.softmax(x @ w[0], -1) * jax.nn.gelu(x @ w[1])
+        return x + jnp.tanh(y @ w[2]), None
+
+    def loss(stack, x):
+        return (jax.lax.scan(jax.checkpoint(layer) if remat else layer, x, stack)[0] ** 2).sum()
+
+    def moved(layers):
+        stack, x = jnp.ones((layers, 3, 64, 64)), jnp.ones((128, 64))
+        compiled = jax.jit(jax.grad(loss)).lower(stack, x).compile()
+        return Program.parse(compiled.as_text()).memory_bytes()
+
+    one = (moved(8) - moved(4)) / 4
+    assert moved(32) - moved(8) == pytest.approx(24 * one, rel=0.01)
+    weights = 3 * 64 * 64 * 4  # read by both passes, their gradients written
+    assert 3 * weights < one < 150 * 128 * 64 * 4  # and 128 rows for each of some 50 operations
+
+
 def test_a_sum_that_is_cut_up_in_the_same_fusion_is_a_reduce_scatter():
     program = Program.parse(WRITTEN.replace("%body", "%all-reduce-scatter.1"))
     scattered, _ = program.collectives()
