@@ -108,6 +108,48 @@ def test_a_permute_that_is_started_sends_its_result():
     assert found == [Collective("collective-permute", 48 * 16 * 2, ((0, 1), (1, 0)), 1)]
 
 
+SPREAD = """
+HloModule spread
+
+%first (f0: bf16[8,16], f1: f32[4,4]) -> (f32[4,4], bf16[8,16], bf16[64,16]) {
+  %f0 = bf16[8,16]{1,0} parameter(0)
+  %f1 = f32[4,4]{1,0} parameter(1)
+  %twice = f32[4,4]{1,0} add(%f1, %f1)
+  %part = bf16[64,16]{1,0} all-gather(%f0), channel_id=3, replica_groups=[1,8]<=[8], dimensions={0}
+  ROOT %all = (f32[4,4]{1,0}, bf16[8,16]{1,0}, bf16[64,16]{1,0}) tuple(%twice, %f0, %part)
+}
+
+%second (g0: bf16[8,16], g1: bf16[64,16], g2: f32[4,4]) -> (f32[4,4], bf16[64,16], bf16[64,16]) {
+  %g0 = bf16[8,16]{1,0} parameter(0)
+  %g1 = bf16[64,16]{1,0} parameter(1)
+  %g2 = f32[4,4]{1,0} parameter(2)
+  %thrice = f32[4,4]{1,0} multiply(%g2, %g2)
+  %rest = bf16[64,16]{1,0} all-gather(%g0), channel_id=3, replica_groups=[1,8]<=[8], dimensions={0}
+  ROOT %both = (f32[4,4]{1,0}, bf16[64,16]{1,0}, bf16[64,16]{1,0}) tuple(%thrice, %g1, %rest)
+}
+
+ENTRY %main (x: bf16[8,16], y: f32[4,4]) -> f32[4,4] {
+  %x = bf16[8,16]{1,0} parameter(0)
+  %y = f32[4,4]{1,0} parameter(1)
+  %one = (f32[4,4]{1,0}, bf16[8,16]{1,0}, bf16[64,16]{1,0}) fusion(%x, %y), kind=kOutput, calls=%first
+  %sum = f32[4,4]{1,0} get-tuple-element(%one), index=0
+  %own = bf16[8,16]{1,0} get-tuple-element(%one), index=1
+  %begun = bf16[64,16]{1,0} get-tuple-element(%one), index=2
+  %two = (f32[4,4]{1,0}, bf16[64,16]{1,0}, bf16[64,16]{1,0}) fusion(%own, %begun, %sum), kind=kOutput, calls=%second
+  ROOT %end = f32[4,4]{1,0} get-tuple-element(%two), index=0
+}
+"""
+
+
+def test_a_collective_spread_over_fusions_moves_its_arrays_once():
+    """As TPUs gather beside products: each fusion hands on what was gathered until then."""
+    program = Program.parse(SPREAD)
+    products = 2 * 2 * 4 * 4 * 4  # both fusions read and write 4 x 4
+    assert program.memory_bytes() == products + 2 * (8 * 16 + 64 * 16)
+    (gather,) = program.collectives()
+    assert gather == Collective("all-gather", 64 * 16 * 2, (tuple(range(8)),), 1)
+
+
 @pytest.mark.parametrize("remat", [False, True])
 def test_layers_in_a_loop_move_the_same_each_however_many_there_are(remat):
     """Weights, gradients and stored results lie in stacks; a trip touches its own part of them."""
