@@ -10,7 +10,6 @@ import os
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
-from onesug_jax.errors import UserError
 from onesug_jax.pipeline.plan import SKIP, Step
 from onesug_jax.pipeline.spec import Context, StageSpec
 from onesug_jax.stages import opened

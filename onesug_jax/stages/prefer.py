@@ -179,7 +179,8 @@ def rwr(
         model: the pretrain stage's stays the one in use.
       reference: "copy" holds the frozen model in memory, "stored" its log-probabilities on disk
         (of the text model alone).
-      params_from: another model's folder, here or in a bucket, to start from and to hold as reference.
+      params_from: another model's folder, here or in a bucket, to start from and to hold as
+        reference.
       profile_steps: (first, last) updates to trace into WORK_DIR/rwr/profile.
 
     Raises:

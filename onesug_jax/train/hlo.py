@@ -231,7 +231,8 @@ def _collective_bytes(line: Instruction, body: Iterable[Instruction]) -> float:
     """What a collective in a fusion reads, and writes where its result is the fusion's."""
     given = [one for one in body if one.name in line.operands and one.opcode == "parameter"]
     arrays = [a for one in given for a in one.arrays]
-    if any(one.root and line.name in (one.name, *one.operands) for one in body):
+    root = next(one for one in body if one.root)
+    if root == line or root.opcode == "tuple" and line.name in root.operands:
         arrays += line.arrays
     return sum(a.bytes for a in arrays if a.main)
 
