@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 
+import jax
 import numpy as np
 import pytest
 
@@ -19,6 +20,7 @@ from onesug_jax.pipeline import tables
 from onesug_jax.pipeline.mirror import Mirror
 from onesug_jax.pipeline.store import Store
 from onesug_jax.pipeline.workdir import FOLDERS, WorkDir
+from onesug_jax.stages import opened
 from onesug_jax.train.checkpoint import load_params, saved_steps
 from tests.test_pipeline import SMALL
 from tests.test_processes import finish, start
@@ -115,8 +117,6 @@ def test_a_training_goes_on_on_another_machine_to_the_same_bits(bucket, project_
         home = tmp_path / "bucket" / url.rpartition("/")[2] / "pretrain" / found["generation"]
         results[url] = load_params(home), rows(home / "metrics.jsonl")
     (a, losses), (b, wanted) = results[bucket], results[other]
-    import jax
-
     jax.tree.map(np.testing.assert_array_equal, a, b)
     assert losses == wanted and len(losses) == 12
 
@@ -169,3 +169,19 @@ def test_the_whole_road_in_a_bucket_by_two_processes_of_which_one_is_killed(
     lose_the_machine()
     model = onesug_jax.Suggester.load(url)
     assert model.suggest("c", k=3)
+
+
+def test_parameters_in_a_bucket_are_those_of_its_best(bucket, small_run):
+    folder = opened.parameters_from("pretrain.params_from", f"{bucket}/pretrain")
+    assert tables.shown(folder) == f"{bucket}/pretrain"
+    here, there = load_params(folder), load_params(small_run / "pretrain")
+    jax.tree.map(np.testing.assert_array_equal, here, there)
+
+
+def test_a_folder_of_a_bucket_that_no_stage_made_is_no_beginning(bucket, capsys, tmp_path):
+    (tmp_path / "bucket" / "t5").mkdir()
+    (tmp_path / "bucket" / "t5" / "config.json").write_text("{}")
+    for name in ("t5", "nothing"):
+        words = [f"--gin.WORK_DIR={bucket}", f"--gin.PARAMS_FROM=file://{tmp_path}/bucket/{name}"]
+        assert main.main(["pretrain", *words, "--restart"]) == 2
+        assert "copy a T5 to this machine" in capsys.readouterr().err

@@ -10,7 +10,6 @@ import os
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
-from onesug_jax.errors import UserError
 from onesug_jax.pipeline.plan import SKIP, Step
 from onesug_jax.pipeline.spec import Context, StageSpec
 from onesug_jax.stages import opened
@@ -78,11 +77,8 @@ def pretraining(context: Context) -> None:
     training("pretrain")(context)
     _parameters_divide(model_config(context), context)
     start = context.settings["pretrain.params_from"]
-    if start is not None and not os.path.isdir(start):
-        raise UserError(
-            f"pretrain.params_from = {start!r}: expected the folder of a trained stage or of a T5, "
-            "found no such folder."
-        )
+    if start is not None:
+        opened.parameters_from("pretrain.params_from", start)
 
 
 def _parameters_divide(config: ModelConfig, context: Context) -> None:

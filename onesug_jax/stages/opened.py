@@ -10,8 +10,9 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from onesug_jax.errors import UserError
-from onesug_jax.files import fingerprint, read_json, require_files, write_json
-from onesug_jax.pipeline import bundle
+from onesug_jax.files import fingerprint, is_remote, read_json, require_files, write_json
+from onesug_jax.pipeline import bundle, tables
+from onesug_jax.pipeline.mirror import brought
 from onesug_jax.pipeline.spec import Context
 from onesug_jax.pipeline.workdir import Manifest, WorkDir, home_of
 
@@ -47,6 +48,22 @@ def pretrained(context: Context, setting: str, *names: str, sure: bool = False) 
     if folder is None or not (sure or os.path.isfile(os.path.join(folder, "config.json"))):
         return ()
     return tuple(os.path.join(os.path.abspath(folder), name) for name in names)
+
+
+def parameters_from(setting: str, given: str) -> str:
+    """The local folder whose parameters a setting names, the best of a stage in a bucket pulled.
+
+    Raises:
+      UserError: there is no such folder; in a bucket, no such stage of a WORK_DIR.
+    """
+    folder = brought(given, tables.local(given))
+    if not (tables.holding(folder) if is_remote(given) else os.path.isdir(folder)):
+        raise UserError(
+            f"{setting} = {given!r}: expected the folder of a trained stage, for pretrain also of "
+            "a T5, found no such folder. In a bucket it is a stage's folder in a WORK_DIR "
+            "(gs://BUCKET/WORK_DIR/pretrain); copy a T5 to this machine."
+        )
+    return folder
 
 
 def cache_compiled(context: Context) -> None:

@@ -73,11 +73,8 @@ def check_rwr(context: Context) -> None:
         raise UserError(f'rwr.reference = {reference!r}: expected "copy" or "stored"')
     if watch not in _WATCHED:
         raise UserError(f"rwr.watch = {watch!r}: expected one of {', '.join(_WATCHED)}")
-    if start is not None and not os.path.isdir(start):
-        raise UserError(
-            f"rwr.params_from = {start!r}: expected the folder of a trained stage, found no such "
-            "folder."
-        )
+    if start is not None:
+        opened.parameters_from("rwr.params_from", start)
 
 
 def _pools(context: Context, index) -> dict[str, list[int]]:
@@ -182,7 +179,8 @@ def rwr(
         model: the pretrain stage's stays the one in use.
       reference: "copy" holds the frozen model in memory, "stored" its log-probabilities on disk
         (of the text model alone).
-      params_from: folder of another model to start from, and to hold as reference.
+      params_from: another model's folder, here or in a bucket, to start from and to hold as
+        reference.
       profile_steps: (first, last) updates to trace into WORK_DIR/rwr/profile.
 
     Raises:
@@ -203,6 +201,8 @@ def rwr(
         print("rwr.steps = 0: the pretrain stage's model stays the one in use", flush=True)
         return
     opened.cache_compiled(context)
+    if params_from is not None:
+        params_from = opened.parameters_from("rwr.params_from", params_from)
     work = context.work
     stored = opened.model_description(context, "pretrain")
     if stored["features"]["items"]:

@@ -31,8 +31,9 @@ def pretrain(
 
     `evaluate_every` steps the model writes lists for the first `dev_rows` rows of the dev split
     (0: never, and the last parameters count). `params_from` gives the first parameters: a trained
-    stage's folder, or a T5 in the Hugging Face layout whose pieces the vocabulary took over
-    (`vocab.pretrained`). `profile_steps`, (first, last), are traced into WORK_DIR/pretrain/profile.
+    stage's folder, here or in a bucket, or a T5 in the Hugging Face layout whose pieces the
+    vocabulary took over (`vocab.pretrained`). `profile_steps`, (first, last), are traced into
+    WORK_DIR/pretrain/profile.
     """
     from onesug_jax.align.pretrain import pretrain_stage, step_flops
     from onesug_jax.model.hf_config import is_folder
@@ -44,6 +45,8 @@ def pretrain(
     from onesug_jax.train.chips import published_flops
 
     opened.cache_compiled(context)
+    if params_from is not None:
+        params_from = opened.parameters_from("pretrain.params_from", params_from)
     work = context.work
     vocabulary = Vocabulary.load(work.vocab)
     features = opened.read(os.path.join(work.examples, "features.json"))

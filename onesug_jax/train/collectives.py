@@ -87,7 +87,8 @@ def parse_groups(attributes: str) -> Groups:
     """The groups of a collective, of its attributes in HLO's text; () where none are written.
 
     They are written out, `{{0,1},{2,3}}`; as reshaped and transposed numbers, `[2,4]<=[4,2]T(1,0)`;
-    or as axes of a mesh, `mesh['a'=4,'b'=2] {'a'}`.
+    or as axes of a mesh, `mesh['a'=4,'b'=2] {'a'}`, of devices in order or in that of such numbers,
+    `mesh['a'=4,'b'=2], device_ids=([2,4]T(1,0)) {'a'}`.
     """
     pairs = re.search(r"source_target_pairs=\{(\{[\d,{}]*\})\}", attributes)
     listed = pairs or re.search(r"replica_groups=\{(\{[\d,{}]*\})\}", attributes)
@@ -104,7 +105,11 @@ def parse_groups(attributes: str) -> Groups:
         along = re.findall(r"'(\w+)'", mesh[2])
         order = [i for i, name in enumerate(sizes) if name not in along]
         order += [list(sizes).index(name) for name in along]
-        numbers = _numbered(tuple(sizes.values()), tuple(order))
+        ids = re.search(r"device_ids=\(\[([\d,]+)\](?:T\(([\d,]+)\))?\)", attributes)
+        numbers = _numbered(_integers(ids[1]), _integers(ids[2] or "")) if ids else None
+        if numbers is None:
+            numbers = np.arange(np.prod(list(sizes.values())))
+        numbers = numbers.reshape(tuple(sizes.values())).transpose(order)
         group = int(np.prod([sizes[name] for name in along]))
         return _as_groups(numbers.reshape(-1, group))
     return ()

@@ -3,89 +3,28 @@
 XLA's own `cost_analysis` takes a loop's body once, which for a model that scans its layers is a
 small part of the truth. So the text of the optimised program (`compiled.as_text()`) is read here:
 computations, what they call, how often a loop runs, and for every operation what it reads and
-writes. Knows HLO's text and nothing of models or chips.
+writes. The text is `hlo_text.py`'s. Knows nothing of models or chips.
 """
 
 from __future__ import annotations
 
 import collections
 import dataclasses
-import math
 import re
 from collections.abc import Iterable, Mapping
 
 from onesug_jax.train.collectives import KINDS, Collective, parse_groups
+from onesug_jax.train.hlo_text import Instruction, read_computations
 
-_BYTES = {
-    "pred": 1,
-    "s4": 0.5,
-    "u4": 0.5,
-    "s8": 1,
-    "u8": 1,
-    "f8e4m3fn": 1,
-    "f8e5m2": 1,
-    "s16": 2,
-    "u16": 2,
-    "f16": 2,
-    "bf16": 2,
-    "s32": 4,
-    "u32": 4,
-    "f32": 4,
-    "s64": 8,
-    "u64": 8,
-    "f64": 8,
-    "c64": 8,
-    "c128": 16,
-}
 # What moves nothing by itself: names for what is there already, and bodies counted on their own.
 _FREE = frozenset(
     "parameter constant get-tuple-element tuple bitcast while conditional call iota after-all "
     "partition-id replica-id opt-barrier domain".split()
 )
 
-_HEADER = re.compile(r"^(ENTRY\s+)?%?([\w.\-]+)\s*\(.*\)\s*->.*\{\s*$")
-_LINE = re.compile(r"^\s+(ROOT\s+)?%?([\w.\-]+)\s*=\s*")
-_ARRAY = re.compile(r"([a-z]\w*)\[([\d,]*)\](?:\{([^{}]*)\})?")
-_CALLED = re.compile(
-    r"\b(?:calls|to_apply|body|condition|true_computation|false_computation)=%?([\w.\-]+)"
-)
-_BRANCHES = re.compile(r"\b(?:branch_computations|called_computations)=\{([^}]*)\}")
 # Of several slices a program is one slice's; what goes between them is handed to their hosts.
 _BETWEEN_SLICES = re.compile(r'_xla_megascale_transfer_type="(\w+)"')
 _TRIPS = re.compile(r'known_trip_count"?:\s*\{"?n"?:\s*"?(\d+)')
-
-
-@dataclasses.dataclass(frozen=True)
-class Array:
-    """One array of a shape: element bytes, dimensions, and whether it lies in the main memory."""
-
-    width: float
-    dims: tuple[int, ...]
-    main: bool = True
-
-    @property
-    def bytes(self) -> float:
-        """Its size, without padding."""
-        return self.width * math.prod(self.dims)
-
-
-@dataclasses.dataclass(frozen=True)
-class Instruction:
-    """One line of a computation."""
-
-    name: str
-    arrays: tuple[Array, ...]
-    opcode: str
-    operands: tuple[str, ...]
-    rest: str
-    root: bool = False
-
-    def called(self) -> list[str]:
-        """Names of the computations it runs."""
-        names = _CALLED.findall(self.rest)
-        for group in _BRANCHES.findall(self.rest):
-            names += [name.strip().lstrip("%") for name in group.split(",") if name.strip()]
-        return names
 
 
 @dataclasses.dataclass(frozen=True)
@@ -102,21 +41,7 @@ class Program:
         Raises:
           ValueError: there is no entry computation in it.
         """
-        computations: dict[str, tuple[Instruction, ...]] = {}
-        entry, name = "", ""
-        lines: list[Instruction] = []
-        for line in text.splitlines():
-            header = _HEADER.match(line) if not line.startswith(" ") else None
-            if header:
-                name, lines = header[2], []
-                entry = name if header[1] else entry
-            elif line.startswith("}") and name:
-                computations[name], name = tuple(lines), ""
-            elif name and (found := _instruction(line)):
-                lines.append(found)
-        if not entry:
-            raise ValueError("this is not the text of a compiled program: it has no ENTRY")
-        return cls(computations, entry)
+        return cls(*read_computations(text))
 
     def times(self, unknown_trips: int = 1) -> dict[str, float]:
         """How often every computation runs in one call of the program.
@@ -159,16 +84,24 @@ class Program:
         """Bytes read from and written to main memory, operation by operation.
 
         Every operation that is not part of a fusion reads its operands and writes its result. What
-        a fusion only slices counts with the slice, what is updated in place with the update.
+        a fusion only slices counts with the slice, what is updated in place with the update. A
+        collective spread over fusions, each of which hands on its arrays, counts once.
         """
         times, inside = self.times(unknown_trips), self._fused()
-        total = 0.0
+        total, spread = 0.0, {}
         for name, lines in self.computations.items():
-            if name in inside or not times.get(name):
+            if not times.get(name):
                 continue
             table = {line.name: line for line in lines}
-            total += times[name] * sum(self._moved(line, table) for line in lines)
-        return total
+            if name not in inside:
+                total += times[name] * sum(self._moved(line, table) for line in lines)
+                continue
+            for line in lines:
+                if line.opcode in KINDS:
+                    size = times[name] * _collective_bytes(line, lines)
+                    key = _channel(line) or f"{name}/{line.name}"
+                    spread[key] = max(spread.get(key, 0.0), size)
+        return total + sum(spread.values())
 
     def collectives(self, unknown_trips: int = 1) -> list[Collective]:
         """Every collective operation, with how often it runs."""
@@ -182,9 +115,10 @@ class Program:
                 if kind not in KINDS or not times.get(name):
                     continue
                 # Parts of one collective, spread over several fusions, share its channel.
-                channel = re.search(r"channel_id=(\d+)", line.rest)
-                key = channel[1] if channel else f"{name}/{line.name}"
+                key = _channel(line) or f"{name}/{line.name}"
                 arrays = line.arrays[-1:] if line.opcode.endswith("-start") else line.arrays
+                if line.opcode == "collective-permute-start":  # operand, result, two contexts
+                    arrays = line.arrays[1:2]
                 arrays = line.arrays[:1] if between else arrays  # with a context and a token
                 size = sum(array.bytes for array in arrays)
                 one = Collective(kind, size, parse_groups(line.rest), times[name], between)
@@ -256,7 +190,7 @@ class Program:
     def _read_in_part(self, body: Iterable[Instruction]) -> dict[int, float]:
         """Parameters of a fusion that it does not read whole: place -> bytes read.
 
-        Of some it takes slices only, into some it only writes.
+        Of some it takes slices only, into some it only writes, some it hands on or to a collective.
         """
         body = list(body)
         places = {
@@ -269,6 +203,8 @@ class Program:
         for line in body:  # in the order of use
             for position, name in enumerate(line.operands):
                 if name not in places:
+                    continue
+                if line.opcode in KINDS or line.root and line.opcode == "tuple":
                     continue
                 if line.opcode == "bitcast":
                     places[line.name] = places[name]
@@ -285,44 +221,26 @@ class Program:
         return self._read_in_part(self.computations.get(fusion.called()[0], ()))
 
 
-def _instruction(line: str) -> Instruction | None:
-    start = _LINE.match(line)
-    if not start:
-        return None
-    rest = line[start.end() :]
-    end = _shape_end(rest)
-    shape, rest = rest[:end], rest[end:].lstrip()
-    opcode, _, rest = rest.partition("(")
-    operands = tuple(re.findall(r"%([\w.\-]+)", rest[: _closing(rest, 1) - 1]))
-    return Instruction(
-        start[2], tuple(_arrays(shape)), opcode.strip(), operands, rest, bool(start[1])
-    )
+def _channel(line: Instruction) -> str:
+    """What the parts of one collective have in common; "" where it has one part."""
+    found = re.search(r"channel_id=(\d+)", line.rest)
+    return found[1] if found else ""
 
 
-def _shape_end(text: str) -> int:
-    """Where the shape that `text` starts with ends: a tuple in brackets, or one array."""
-    return _closing(text, 0) if text.startswith("(") else text.index(" ")
-
-
-def _closing(text: str, depth: int) -> int:
-    """Just after the bracket that closes all those open, `depth` of them before `text`."""
-    for place, letter in enumerate(text):
-        depth += (letter == "(") - (letter == ")")
-        if not depth:
-            return place + 1
-    return len(text)
-
-
-def _arrays(shape: str) -> Iterable[Array]:
-    for kind, dims, layout in _ARRAY.findall(re.sub(r"/\*.*?\*/", "", shape)):
-        if kind in _BYTES:
-            sizes = tuple(int(d) for d in dims.split(",") if d)
-            # S(n) in a layout: another memory than the main one, such as a TPU's on-chip VMEM.
-            yield Array(_BYTES[kind], sizes, not re.search(r"S\([1-9]", layout))
+def _collective_bytes(line: Instruction, body: Iterable[Instruction]) -> float:
+    """What a collective in a fusion reads, and writes where its result is the fusion's."""
+    given = [one for one in body if one.name in line.operands and one.opcode == "parameter"]
+    arrays = [a for one in given for a in one.arrays]
+    root = next(one for one in body if one.root)
+    if root == line or root.opcode == "tuple" and line.name in root.operands:
+        arrays += line.arrays
+    return sum(a.bytes for a in arrays if a.main)
 
 
 def _unchanged_bytes(body: Iterable[Instruction]) -> float:
-    """Bytes of a fusion's results that it leaves as they were: all but the updates written in."""
+    """Bytes of a fusion's results that it does not write: all but the updates written in, arrays
+    that it hands on, a collective's.
+    """
     body = list(body)
     inside = {line.name: line for line in body}
 
@@ -341,4 +259,6 @@ def _unchanged_bytes(body: Iterable[Instruction]) -> float:
             update = inside.get(line.operands[1])
             size = sum(a.bytes for a in update.arrays) if update else 0.0
             unchanged += sum(a.bytes for a in line.arrays if a.main) - size
+        elif line is not None and line.opcode in ("parameter", *KINDS):
+            unchanged += sum(a.bytes for a in line.arrays if a.main)
     return unchanged

@@ -49,6 +49,25 @@ def test_candidates_may_come_in_any_order(weights):
     np.testing.assert_allclose(one.log_probabilities[:, order], two.log_probabilities, atol=1e-4)
 
 
+@pytest.mark.parametrize("remat", ["full", "dots"])
+def test_recomputation_changes_no_loss_and_no_gradient(weights, remat):
+    given, text, arrays = items(), tokens(), tables()
+
+    def loss(params, config):
+        def first(model):
+            encoded = model.encode(text, items=given, tables=arrays)
+            return -model.opening(encoded, model.given(text, given), given).log_probabilities
+
+        return Seq2Seq(config).apply({"params": params}, method=first)[:, :3].sum()
+
+    gradient = jax.jit(jax.value_and_grad(loss), static_argnums=1)
+    wanted, found = (
+        gradient(weights, dataclasses.replace(CONFIG, remat=name)) for name in ("none", remat)
+    )
+    assert max(float(abs(leaf).max()) for leaf in jax.tree.leaves(wanted[1])) > 0.01
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5), wanted, found)
+
+
 def test_empty_places_change_nothing(weights):
     given, arrays = items(), tables()
 

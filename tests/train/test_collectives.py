@@ -13,6 +13,10 @@ from onesug_jax.train.collectives import Collective, parse_groups
         ("replica_groups=[4,2]<=[2,4]T(1,0), x={1}", ((0, 4), (1, 5), (2, 6), (3, 7))),
         ("replica_groups=mesh['a'=2,'b'=3] {'b'}, dimensions={0}", ((0, 1, 2), (3, 4, 5))),
         ("replica_groups=mesh['a'=2,'b'=3] {'a'}", ((0, 3), (1, 4), (2, 5))),
+        (
+            "replica_groups=mesh['a'=2,'b'=3], device_ids=([3,2]T(1,0)) {'a'}",
+            ((0, 1), (2, 3), (4, 5)),
+        ),
         ("source_target_pairs={{0,1},{1,2}}", ((0, 1), (1, 2))),
         ("dimensions={0}", ()),
     ],

@@ -97,6 +97,81 @@ def test_sums_between_slices_are_handed_to_the_hosts():
     assert found == [Collective("all-reduce", 48 * 16 * 4, (), 1, between=True)]
 
 
+def test_a_permute_that_is_started_sends_its_result():
+    """As TPUs sum gradients in a ring: operand, result, and two numbers of contexts."""
+    ring = (
+        "  %ring = (bf16[48,16]{1,0:S(1)}, bf16[48,16]{1,0:S(1)}, u32[]{:S(2)}, u32[]{:S(2)}) "
+        "collective-permute-start(%x), channel_id=9, source_target_pairs={{0,1},{1,0}}\n"
+    )
+    program = Program.parse(WRITTEN.replace("  ROOT %end", ring + "  ROOT %end"))
+    found = [one for one in program.collectives() if one.kind == "collective-permute"]
+    assert found == [Collective("collective-permute", 48 * 16 * 2, ((0, 1), (1, 0)), 1)]
+
+
+SPREAD = """
+HloModule spread
+
+%first (f0: bf16[8,16], f1: f32[4,4]) -> (f32[4,4], bf16[8,16], bf16[64,16]) {
+  %f0 = bf16[8,16]{1,0} parameter(0)
+  %f1 = f32[4,4]{1,0} parameter(1)
+  %twice = f32[4,4]{1,0} add(%f1, %f1)
+  %part = bf16[64,16]{1,0} all-gather(%f0), channel_id=3, replica_groups=[1,8]<=[8], dimensions={0}
+  ROOT %all = (f32[4,4]{1,0}, bf16[8,16]{1,0}, bf16[64,16]{1,0}) tuple(%twice, %f0, %part)
+}
+
+%second (g0: bf16[8,16], g1: bf16[64,16], g2: f32[4,4]) -> (f32[4,4], bf16[64,16], bf16[64,16]) {
+  %g0 = bf16[8,16]{1,0} parameter(0)
+  %g1 = bf16[64,16]{1,0} parameter(1)
+  %g2 = f32[4,4]{1,0} parameter(2)
+  %thrice = f32[4,4]{1,0} multiply(%g2, %g2)
+  %rest = bf16[64,16]{1,0} all-gather(%g0), channel_id=3, replica_groups=[1,8]<=[8], dimensions={0}
+  ROOT %both = (f32[4,4]{1,0}, bf16[64,16]{1,0}, bf16[64,16]{1,0}) tuple(%thrice, %g1, %rest)
+}
+
+ENTRY %main (x: bf16[8,16], y: f32[4,4]) -> f32[4,4] {
+  %x = bf16[8,16]{1,0} parameter(0)
+  %y = f32[4,4]{1,0} parameter(1)
+  %one = (f32[4,4]{1,0}, bf16[8,16]{1,0}, bf16[64,16]{1,0}) fusion(%x, %y), kind=kOutput, calls=%first
+  %sum = f32[4,4]{1,0} get-tuple-element(%one), index=0
+  %own = bf16[8,16]{1,0} get-tuple-element(%one), index=1
+  %begun = bf16[64,16]{1,0} get-tuple-element(%one), index=2
+  %two = (f32[4,4]{1,0}, bf16[64,16]{1,0}, bf16[64,16]{1,0}) fusion(%own, %begun, %sum), kind=kOutput, calls=%second
+  ROOT %end = f32[4,4]{1,0} get-tuple-element(%two), index=0
+}
+"""
+
+
+def test_a_collective_spread_over_fusions_moves_its_arrays_once():
+    """As TPUs gather beside products: each fusion hands on what was gathered until then."""
+    program = Program.parse(SPREAD)
+    products = 2 * 2 * 4 * 4 * 4  # both fusions read and write 4 x 4
+    assert program.memory_bytes() == products + 2 * (8 * 16 + 64 * 16)
+    (gather,) = program.collectives()
+    assert gather == Collective("all-gather", 64 * 16 * 2, (tuple(range(8)),), 1)
+
+
+@pytest.mark.parametrize("remat", [False, True])
+def test_layers_in_a_loop_move_the_same_each_however_many_there_are(remat):
+    """Weights, gradients and stored results lie in stacks; a trip touches its own part of them."""
+
+    def layer(x, w):
+        y = jax.nn.softmax(x @ w[0], -1) * jax.nn.gelu(x @ w[1])
+        return x + jnp.tanh(y @ w[2]), None
+
+    def loss(stack, x):
+        return (jax.lax.scan(jax.checkpoint(layer) if remat else layer, x, stack)[0] ** 2).sum()
+
+    def moved(layers):
+        stack, x = jnp.ones((layers, 3, 64, 64)), jnp.ones((128, 64))
+        compiled = jax.jit(jax.grad(loss)).lower(stack, x).compile()
+        return Program.parse(compiled.as_text()).memory_bytes()
+
+    one = (moved(8) - moved(4)) / 4
+    assert moved(32) - moved(8) == pytest.approx(24 * one, rel=0.01)
+    weights = 3 * 64 * 64 * 4  # read by both passes, their gradients written
+    assert 3 * weights < one < 150 * 128 * 64 * 4  # and 128 rows for each of some 50 operations
+
+
 def test_a_sum_that_is_cut_up_in_the_same_fusion_is_a_reduce_scatter():
     program = Program.parse(WRITTEN.replace("%body", "%all-reduce-scatter.1"))
     scattered, _ = program.collectives()
