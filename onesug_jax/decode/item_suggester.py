@@ -170,28 +170,29 @@ class ItemSuggester:
                 room = max(rooms[i] for i in chosen)
                 batch = [requests[i] for i in chosen]
                 begun.append((chosen, self.opening(batch, room).log_probabilities))
-        open_lists: list[tuple[int, list[tuple[str, float]]]] = []
+        open_lists: list[tuple[int, list[Suggestion]]] = []
         for chosen, found in begun:  # the next ones are being computed
             rows = np.asarray(found)[: len(chosen)]
-            order = np.argsort(-rows, axis=1, kind="stable")
-            ranked = zip(order, np.take_along_axis(rows, order, axis=1), strict=True)
-            each = [(requests[i], *row) for i, row in zip(chosen, ranked, strict=True)]
+            orders = np.argsort(-rows, axis=1, kind="stable")
+            each = [(requests[i], *of) for i, *of in zip(chosen, orders, rows, strict=True)]
             listed = [self._listed(*one, k) for one in each]
-            leaves = np.zeros(len(chosen), bool)
+            leaves = [False] * len(chosen)
             if write and self.writing is not None:
-                leaves = leaves_room(rows, np.array([*map(len, listed)]), k, self.writing)
-            for i, one, texts, more in zip(chosen, each, listed, leaves.tolist(), strict=True):
+                counts = np.array([*map(len, listed)])
+                leaves = leaves_room(rows, counts, k, self.writing).tolist()
+            for i, one, texts, more in zip(chosen, each, listed, leaves, strict=True):
                 if more:
                     open_lists.append((i, self._listed(*one, rows.shape[1])))
                 else:
-                    yield i, [Suggestion(*suggested) for suggested in texts]
+                    yield i, texts
         most = self.batch_sizes[-1]
         for start in range(0, len(open_lists), most):
             part = open_lists[start : start + most]
             size = max(rooms[i].candidates for i, _ in part)
             written = self._write([requests[i] for i, _ in part], size)
-            for (i, texts), more_texts in zip(part, written, strict=True):
-                yield i, [Suggestion(*one) for one in merged(texts, more_texts, k)]
+            for (i, listed), texts in zip(part, written, strict=True):
+                both = merged([one[:2] for one in listed], texts, k)
+                yield i, [Suggestion(*one) for one in both]
 
     def _write(
         self, requests: Sequence[Request], size: int, room: int = 0
@@ -256,7 +257,7 @@ class ItemSuggester:
             clock[row] = items.clock
             prefix_row[row], typed[row] = self.prefix_row(request.prefix), len(request.prefix)
         read: Any = (candidates, counts, history, minutes, clock, prefix_row, typed)
-        for array in (tokens, *read):
+        for array in (tokens, *read) if batch > len(requests) else ():
             array[len(requests) :] = array[0]
         return tokens, Items(*read)
 
@@ -275,28 +276,28 @@ class ItemSuggester:
         if self.lengths and len(self._ids(request)) > self.lengths[0]:
             return Room(most, longest)
         size = bisect.bisect_left(self.sizes, np.count_nonzero(items.candidates))
-        there = np.flatnonzero(items.history)
-        past = bisect.bisect_left(self.pasts, there[-1] + 1 if len(there) else 0)
+        past = bisect.bisect_left(self.pasts, np.count_nonzero(items.history))
         return Room(
             min((*self.sizes, most)[size], most), min((*self.pasts, longest)[past], longest)
         )
 
     def _listed(
         self, request: Request, order: np.ndarray, scores: np.ndarray, k: int
-    ) -> list[tuple[str, float]]:
+    ) -> list[Suggestion]:
         """The likeliest candidates that may be shown, at most k, with their log-probabilities.
 
-        `order`: places of the candidates, best first; `scores`: theirs in this order.
+        `order`: places of the candidates, best first; `scores`: by place.
         """
-        found: list[tuple[str, float]] = []
-        most = k if self.passes is None else len(order)
-        numbers = _items(request).candidates[order[:most]].tolist()
-        for number, score in zip(numbers, scores[:most].tolist(), strict=True):
+        found: list[Suggestion] = []
+        passes, text_of = self.passes, self.text_of
+        order = order[: k if passes is None else len(order)]
+        numbers, scores = _items(request).candidates[order], scores[order]
+        for number, score in zip(numbers.tolist(), scores.tolist(), strict=True):
             if not number or len(found) == k:
                 break
-            text = self.text_of(number - 1)
-            if self.passes is None or self.passes(text):
-                found.append((text, score))
+            text = text_of(number - 1)
+            if passes is None or passes(text):
+                found.append(Suggestion(text, score))
         return found
 
 

@@ -27,6 +27,7 @@ from typing import Annotated, Any
 from fastapi import FastAPI, Path, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse, Response
+from pydantic_core import to_json
 from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
 from starlette.middleware.cors import CORSMiddleware
@@ -161,7 +162,7 @@ def make_app(
         }
         if config.log and config.log_text:
             say(f"typed {body.prefix!r} after {list(history)}: {answer.level}")
-        return JSONResponse(reply)
+        return Response(to_json(reply), media_type="application/json")
 
     @app.post(
         "/feedback",

@@ -390,7 +390,7 @@ def _cut(
 ) -> Answer:
     """The answer with as many suggestions as were asked for."""
     k = request.k
-    result = replace(
-        result, texts=result.texts[:k], scores=result.scores[:k], written=result.written[:k]
-    )
+    if len(result.texts) > k:
+        cut = dict(texts=result.texts[:k], scores=result.scores[:k], written=result.written[:k])
+        result = replace(result, **cut)
     return Answer(result, level, version.name, **how)

@@ -146,6 +146,5 @@ def best(scores: np.ndarray, k: int) -> np.ndarray:
             above = chosen[scores[chosen] > least]
             level = chosen[scores[chosen] == least][: k - len(above)]
             chosen = np.sort(np.concatenate([above, level]))
-    else:
-        chosen = np.flatnonzero(scores > 0)
-    return chosen[np.argsort(-scores[chosen], kind="stable")]
+        return chosen[np.argsort(-scores[chosen], kind="stable")]
+    return np.argsort(-scores, kind="stable")[: np.count_nonzero(scores > 0)]

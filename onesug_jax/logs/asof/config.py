@@ -7,6 +7,7 @@ just before that moment gives.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
 
 from onesug_jax.errors import UserError
@@ -98,7 +99,7 @@ class AsOfConfig:
                     f"AsOfConfig.{name} = {getattr(self, name)}: expected {lowest} or more."
                 )
 
-    @property
+    @functools.cached_property
     def columns(self) -> tuple[str, ...]:
         """Names of the K columns of `Items.candidate_counts`."""
         return (
@@ -108,7 +109,7 @@ class AsOfConfig:
             *(f"pair_{_name(h)}" for h in self.pair_half_lives_days),
         )
 
-    @property
+    @functools.cached_property
     def width(self) -> int:
         """The number of columns K."""
         return len(self.columns)

@@ -84,6 +84,6 @@ class DecayedCounts:
         """[K], by which `stored` is multiplied to be the counts at that time."""
         return np.exp2((self.reference - time_ms) * self._rates)
 
-    def at(self, rows: np.ndarray | slice, time_ms: float) -> np.ndarray:
+    def at(self, rows: np.ndarray, time_ms: float) -> np.ndarray:
         """The counts [n, K] of rows at that time."""
-        return self.stored[rows] * self.factors(time_ms)
+        return self.stored.take(rows, axis=0) * self.factors(time_ms)

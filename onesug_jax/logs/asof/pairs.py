@@ -46,20 +46,19 @@ class PairCounts:
                 self._make_room(time_ms)
             row = self._size
             self._size += 1
-            self._counts.reserve(self._size)
+            self._counts.reserve(self._size + 1)
             self._rows.setdefault(prefix, {})[query] = row
         self._counts.add(row, time_ms)
 
-    def at(self, asked: Sequence[tuple[str, np.ndarray]], time_ms: float) -> np.ndarray:
+    def at(self, asked: Sequence[tuple[str, Sequence[int]]], time_ms: float) -> np.ndarray:
         """The counts of queries after a prefix at that time, of each (prefix, queries) after
         another: `[n, K]`; 0 for an unseen pair.
         """
         rows: list[int] = []
         for prefix, queries in asked:
             row_of = self._rows.get(prefix, _NOTHING).get
-            rows += map(row_of, queries.tolist(), itertools.repeat(-1))
-        found = np.array(rows, np.int64)
-        return np.where(found[:, None] >= 0, self._counts.at(found, time_ms), 0.0)
+            rows += map(row_of, queries, itertools.repeat(-1))  # the last row counts nothing
+        return self._counts.at(np.array(rows, np.int64), time_ms)
 
     def postpone(self, ms: int) -> None:
         """Takes all searches as if they had happened so much later."""
@@ -100,4 +99,4 @@ class PairCounts:
             self._rows.setdefault(prefixes[place], {})[query] = row
         self._size = len(places)
         self._counts.restore(np.array(arrays["pair_stored"]), float(arrays["pair_reference"]))
-        self._counts.reserve(max(self._size, 1024))
+        self._counts.reserve(max(self._size + 1, 1024))

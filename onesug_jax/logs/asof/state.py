@@ -345,13 +345,15 @@ class AsOf:
         for (_, numbers), (past, ages) in zip(found, own, strict=True):
             start, end = end, end + len(numbers)
             candidates = np.zeros(config.candidates, np.int32)
-            candidates[: len(numbers)] = numbers + 1
+            np.add(numbers, 1, out=candidates[: len(numbers)], casting="same_kind")
             counts = np.zeros((config.candidates, config.width), np.float32)
             counts[: len(numbers)] = logs[start:end]
             history = np.zeros(config.history, np.int32)
-            history[: len(past)] = [number + 1 for number in past]
             minutes_ago = np.zeros(config.history, np.float32)
-            minutes_ago[: len(ages)] = ages
+            if past:
+                history[: len(past)] = past
+                history[: len(past)] += 1
+                minutes_ago[: len(ages)] = ages
             items.append(Items(candidates, counts, history, minutes_ago, now))
         return items
 
@@ -375,10 +377,11 @@ class AsOf:
         another.
         """
         numbers = np.concatenate([numbers for _, numbers in asked])
+        lists = [(prefix, each.tolist()) for prefix, each in asked]
         found = [self.searches.at(numbers, self.moment), self.conversions[numbers]]
         if self.config.shown:
-            found.append(self.shown.at(asked, self._number.get, self.moment))
-        found.append(self.pairs.at(asked, self.moment))
+            found.append(self.shown.at(lists, self._number.get, self.moment))
+        found.append(self.pairs.at(lists, self.moment))
         return log_counts(np.concatenate(found, axis=1))
 
     # ------------------------------------------------------------------ candidates
@@ -399,6 +402,8 @@ class AsOf:
             return numbers
         best_first = numbers.tolist()
         head = best_first[: max(config.candidates - config.own - config.around, 0)]
+        if all(n in head for n in more):
+            return numbers
         chosen = dict.fromkeys((*head, *more, *best_first))
         return np.array(list(chosen)[: config.candidates], np.int64)
 
