@@ -11,8 +11,11 @@ import time
 import jax
 import numpy as np
 
+from onesug_jax import main
 from onesug_jax.align.pretrain import pretrain_stage
 from onesug_jax.files import write_json
+from onesug_jax.model.config import ModelConfig
+from onesug_jax.model.seq2seq import Seq2Seq
 from onesug_jax.tasks import item_examples
 from onesug_jax.tasks.item_loader import ItemLoader
 from onesug_jax.train import mesh as meshes
@@ -82,8 +85,6 @@ def write_both(folder: str) -> None:
 
 def loader(size: str, steps: int) -> None:
     """Prints rows/s and ms a batch, and the share of a training that waits for data."""
-    from bench import model_of
-
     with tempfile.TemporaryDirectory() as folder:
         write_both(folder)
         load = ItemLoader(folder)
@@ -106,7 +107,9 @@ def loader(size: str, steps: int) -> None:
             print(
                 f"  {name:<32} {median:>5.1f} ms {slow:>5.1f} ms {64_000 / np.mean(spent):>8,.0f}"
             )
-        model, _ = model_of(size, 4224)
+        settings = main.read_config(flags=[("MODEL", repr(size))]).of(["ModelConfig"])
+        fields = {key.split(".")[1]: value for key, value in settings.items()}
+        model = Seq2Seq(ModelConfig(**fields, vocab_size=4224))
         print(f"  {size} on texts alone, {waiting(model.config, load, steps):.1%} of it waits")
 
 

@@ -84,7 +84,7 @@ def write(
             rows = np.flatnonzero(block["file"] == number)
             if not len(rows):
                 continue
-            events = [all_events[row] for row in rows]
+            events = [all_events[row] for row in rows.tolist()]
             part = {key: block[key][rows] for key in FEATURES if key in block}
             part["prefix_row"] = np.array([prefix_row(event.prefix) for event in events])
             part["typed"] = np.array([len(event.prefix) for event in events])
