@@ -45,14 +45,14 @@ class LogEngineConfig:
       memory_limit: a size ("4GB"): of DuckDB's memory, or of the heap of Spark's driver.
       scratch: folder for temporary files; the system's own if None. Spark on a cluster needs one
         that all machines share, and a WORK_DIR likewise.
-      spark_master: "local[*]", or the address of a cluster.
+      spark_master: the address of a cluster; None: that of `spark-submit`, else this machine.
       workers: tasks at a time; 0: one a core of the machine or of the cluster.
     """
 
     name: str = "duckdb"
     memory_limit: str = "4GB"
     scratch: str | None = None
-    spark_master: str = "local[*]"
+    spark_master: str | None = None
     workers: int = 0
 
     def __post_init__(self):
@@ -313,9 +313,12 @@ def spark_session(config: LogEngineConfig, scratch: str) -> tuple[Any, bool]:
     if running is not None:
         return running, False
     find_java()
+    master = config.spark_master
+    if master is None and "PYSPARK_GATEWAY_PORT" not in os.environ:  # spark-submit sets it
+        master = "local[*]"
+    builder = SparkSession.builder if master is None else SparkSession.builder.master(master)
     builder = (
-        SparkSession.builder.master(config.spark_master)
-        .appName("onesug_jax")
+        builder.appName("onesug_jax")
         .config("spark.driver.memory", _java_size(config.memory_limit))
         .config("spark.local.dir", os.path.join(scratch, "spark"))
         .config("spark.sql.warehouse.dir", os.path.join(scratch, "warehouse"))
@@ -323,7 +326,7 @@ def spark_session(config: LogEngineConfig, scratch: str) -> tuple[Any, bool]:
         .config("spark.ui.showConsoleProgress", "false")
         .config("spark.log.level", "ERROR")
     )
-    if config.spark_master.startswith("local"):
+    if master is not None and master.startswith("local"):
         os.environ.setdefault("PYSPARK_PYTHON", sys.executable)
         # One machine: few, larger pieces; and no question of which of its addresses is reachable.
         builder = builder.config("spark.sql.shuffle.partitions", str(2 * (os.cpu_count() or 1)))
@@ -333,8 +336,8 @@ def spark_session(config: LogEngineConfig, scratch: str) -> tuple[Any, bool]:
         return builder.getOrCreate(), True
     except (pyspark.errors.PySparkException, RuntimeError) as error:
         raise UserError(
-            f"ENGINE = 'spark': Spark did not start on LogEngineConfig.spark_master = "
-            f"{config.spark_master!r}: {error}"
+            f"ENGINE = 'spark': Spark did not start (LogEngineConfig.spark_master = {master!r}): "
+            f"{error}"
         ) from None
 
 
