@@ -23,6 +23,7 @@ if [ -z "$data" ] || [ ! -e "$data" ]; then
 fi
 
 bash "$root/launch/prepare.sh"
+"$root/.venv/bin/python" "$root/launch/needs.py" --data "$data" --work "$work"
 export PYTHONPATH="$root${PYTHONPATH:+:$PYTHONPATH}"
 exec "$root/.venv/bin/python" -m onesug_jax.main run "--gin_file=$root/$config" "--gin.LOG=$data" \
   "--gin.WORK_DIR=$work" ${more[@]+"${more[@]}"}

@@ -1,9 +1,11 @@
 """Public logs by one command each: mistakes are named at once, and all stages run."""
 
+import importlib
 import json
 import os
 import pathlib
 import subprocess
+import types
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -53,6 +55,27 @@ def test_mistakes_are_named_before_anything_is_made(project_root, script, tmp_pa
     unknown = launched(project_root, script, "--dat", "x")
     assert unknown.returncode == 2 and "unknown word --dat" in unknown.stderr
     assert launched(project_root, script, "--help").returncode == 0
+
+
+def test_a_disk_that_is_too_small_is_refused_before_anything_is_made(
+    project_root, tmp_path, monkeypatch, capsys
+):
+    monkeypatch.syspath_prepend(str(pathlib.Path(project_root) / "launch"))
+    needs = importlib.import_module("needs")
+    (tmp_path / "data").mkdir()
+    pq.write_table(pa.table({"query": ["tea"] * 1000}), tmp_path / "data" / "part.parquet")
+    (tmp_path / "data" / "more.jsonl").write_text("x" * 250 * 24)
+    work = tmp_path / "work" / "deep"
+    monkeypatch.setattr(
+        "sys.argv", ["needs.py", "--data", str(tmp_path / "data"), "--work", str(work)]
+    )
+    assert needs.main() == 0
+    assert "1,024 rows: about" in capsys.readouterr().out
+    monkeypatch.setattr(needs.shutil, "disk_usage", lambda _: types.SimpleNamespace(free=1_000_000))
+    assert needs.main() == 1
+    out, err = capsys.readouterr()
+    assert "0.0 GB are free" in out and "on a larger one with --work" in err
+    assert not work.parent.exists()
 
 
 def run(project_root, script, data, work):
