@@ -76,8 +76,7 @@ class DecayedCounts:
     def _refer(self, time_ms: int) -> None:
         """Moves the reference to the last point of the grid before `time_ms`."""
         reference = time_ms // self._period * self._period
-        if self.reference:
-            self.stored *= np.exp2((self.reference - reference) * self._rates)
+        self.stored *= np.exp2((self.reference - reference) * self._rates)
         self.reference = reference
 
     def factors(self, time_ms: float) -> np.ndarray:
