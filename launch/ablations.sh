@@ -3,7 +3,7 @@
 #   bash launch/ablations.sh --log my_log.parquet               a row a part of the design, one seed
 #   bash launch/ablations.sh --log L --seeds 3 --size small --out work/table
 #   bash launch/ablations.sh --log L --only "vectors dpo" --gin.STEPS=1000
-#   bash launch/ablations.sh --log L --dry_run                  the budget alone
+#   bash launch/ablations.sh --log L --dry_run                  what would be trained
 # --only takes names of files and of sets: design (the default), text (the
 # paper preset and its rows), vectors, rwr. --size is a file of
 # gin_configs/models, --config another recipe (default: gin_configs/one_gpu.gin where there is a GPU, else
@@ -76,12 +76,18 @@ main=("$python" -m onesug_jax.main)
 # One split for all seeds: they tell how far training alone moves the figures.
 common=("--gin_file=$config" ${log:+"--gin.LOG=$log"} ${size:+"--gin.MODEL=$size"}
   "--gin.simulate.seed=0" "--gin.ingest.seed=0")
-# shellcheck disable=SC2086  # words
-"$python" "$root/launch/budget.py" --seeds "$seeds" --jobs "$jobs" ${log:+"--log=$log"} "${common[@]}" \
-  ${more[@]+"${more[@]}"} --rows $rows
-if [ -n "$dry" ]; then exit 0; fi
-# shellcheck disable=SC2086  # words
-anew="$("$python" "$root/launch/budget.py" --anew --rows $rows)" # trained anew, not from the full run's model
+# trained_anew NAME: whether a row's own file sets more than rwr reads, so that it cannot start from the
+# model that the full run, or an included row, trained.
+trained_anew() {
+  sed -nE 's/^([A-Za-z_]+\/)?([A-Za-z_]+)\.[A-Za-z_]+ *=.*/\2/p' "$folder/$1.gin" |
+    grep -qvxE 'rwr|PreferenceConfig|ListConfig|RewardConfig'
+}
+anew="" shared=""
+for name in $rows; do
+  if trained_anew "$name"; then anew="$anew $name"; else shared="$shared $name"; fi
+done
+echo "by $config, $jobs at a time, $seeds seeds; trained anew: full$anew; from rwr on:${shared:- none}"
+if [ -n "$dry" ]; then exec "${main[@]}" run --dry_run "${common[@]}" ${more[@]+"${more[@]}"} "--gin.WORK_DIR=$out/seed_0/full"; fi
 mkdir -p "$out"
 # Flags win over files, and a row's file must win over them: `rwr.steps` is not no_rwr's.
 settings="$(cd "$out" && pwd)/settings.gin"
@@ -199,11 +205,11 @@ table() {
   "${main[@]}" compare "${runs[@]}" --plot "$out/frontier.png" | tee "$out/table.txt"
 }
 
-shared=("${common[@]}" "--gin.SEED=0" "--gin.WORK_DIR=$out/seed_0/full")
+first=("${common[@]}" "--gin.SEED=0" "--gin.WORK_DIR=$out/seed_0/full")
 echo "== what all rows share"
-"${main[@]}" run --until examples "${shared[@]}"
+"${main[@]}" run --until examples "${first[@]}"
 if "$python" -c "import lightgbm" 2>/dev/null; then
-  "${main[@]}" cascade "${shared[@]}"
+  "${main[@]}" cascade "${first[@]}"
 else
   echo "the cascade is left out: it needs LightGBM ($python -m pip install 'lightgbm>=4.6,<5')"
 fi

@@ -105,51 +105,6 @@ def format_slices(metrics: Metrics, *, metric: str = "mrr@16") -> str:
     return table(rows)
 
 
-def format_difference(runs: Mapping[str, Metrics], *, k: int = 16) -> str:
-    """HR@k and MRR@k of the models of two runs by slice, and how many points the second is ahead.
-
-    A dash where the two were scored on different numbers of requests, or on none.
-    """
-    (first, one), (second, other) = ((name, metrics["model"]) for name, metrics in runs.items())
-    metrics = (f"hr@{k}", f"mrr@{k}")
-    heads = [head for metric in metrics for head in (f"{metric.upper()} {first}", second, "ahead")]
-    rows = [("in per cent", *heads, "requests")]
-    for label in (label for label in one if label in other):
-        counts = dict.fromkeys(slices[label]["n"] for slices in (one, other))
-        cells = [label]
-        for metric in metrics:
-            before, after = one[label][metric], other[label][metric]
-            comparable = len(counts) == 1 and before is not None and after is not None
-            ahead = f"{(after or 0) - (before or 0):+.2f}" if comparable else "-"
-            cells += [_number(before), _number(after), ahead]
-        rows.append((*cells, " and ".join(f"{count:,}" for count in counts)))
-    return table(rows)
-
-
-def format_lists(examples: Sequence[Mapping], *, top: int = 5) -> str:
-    """A few suggestion lists as text.
-
-    Each example has `prefix`, `history` (newest first) and `lists`: {suggester: texts or (text,
-    score) pairs, best first}; the suggesters stand side by side.
-    """
-    blocks = []
-    for example in examples:
-        history = ", ".join(example.get("history") or ()) or "none"
-        names = list(example["lists"])
-        rows = [("", *(name.replace("_", " ") for name in names))]
-        for place in range(top):
-            entries = [example["lists"][name][place : place + 1] for name in names]
-            if not any(entries):
-                break
-            rows.append((f"{place + 1}", *(_entry(entry[0]) if entry else "" for entry in entries)))
-        if len(rows) == 1:
-            rows.append(("", *("(no suggestion)" for _ in names)))
-        blocks.append(
-            f"typed: {example['prefix']!r}   history: {history}\n{table(rows, left=True)}"
-        )
-    return "\n\n".join(blocks)
-
-
 def example_prefixes(rows, frequent: int, each: int = 4) -> dict[str, list[str]]:
     """Some typed prefixes of a scored split that are frequent, rare, and unseen in train.
 
@@ -269,15 +224,6 @@ def _bars(
 
 def _number(value: float | None, places: int = 2) -> str:
     return "-" if value is None or math.isnan(value) else f"{value:.{places}f}"
-
-
-def _entry(entry) -> str:
-    if isinstance(entry, str):
-        return entry
-    if isinstance(entry, Mapping):
-        return f"{entry['text']}  {entry['score']:.2f}"
-    text, score = (entry.text, entry.score) if hasattr(entry, "text") else entry
-    return f"{text}  {score:.2f}"
 
 
 def table(rows: Sequence[Sequence[str]], *, left: bool = False) -> str:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from onesug_jax.pipeline.plan import SKIP, Step
 from onesug_jax.pipeline.spec import Context, StageSpec
-from onesug_jax.stages import opened
+from onesug_jax.stages import opened, trained
 
 if TYPE_CHECKING:
     from onesug_jax.model.config import ModelConfig
@@ -139,7 +139,7 @@ def state_bytes(step: Step, context: Context) -> int:
 
 
 def _parameters_there(context: Context) -> int:
-    path = os.path.join(context.work.pretrain, opened.MODEL_FILE)
+    path = os.path.join(context.work.pretrain, trained.MODEL_FILE)
     if not os.path.exists(path):
         return 0
-    return _STATES * _BYTES * opened.stored_config(path).parameters()
+    return _STATES * _BYTES * trained.stored_config(path).parameters()

@@ -11,7 +11,7 @@ from onesug_jax.files import require_files
 from onesug_jax.pipeline.mirror import brought
 from onesug_jax.pipeline.spec import Context
 from onesug_jax.pipeline.workdir import FOLDERS, Manifest, WorkDir
-from onesug_jax.stages import opened
+from onesug_jax.stages import opened, trained
 from onesug_jax.train.history import format_history
 
 if TYPE_CHECKING:
@@ -169,9 +169,9 @@ def read(folder: str, name: str = "dev") -> Run:
             began, ended = map(datetime.datetime.fromisoformat, (made.started, made.finished))
             seconds[stage] = (ended - began).total_seconds()
     for stage in ("pretrain", "rwr"):
-        path = os.path.join(folder, stage, opened.MODEL_FILE)
+        path = os.path.join(folder, stage, trained.MODEL_FILE)
         if os.path.isfile(path):
-            parameters = opened.stored_config(path).parameters()
+            parameters = trained.stored_config(path).parameters()
     rivals = {}
     if "cascade" in seconds:
         own = seconds.pop("cascade")

@@ -12,7 +12,7 @@ from onesug_jax.errors import UserError
 from onesug_jax.pipeline.mirror import fetch
 from onesug_jax.pipeline.spec import Context
 from onesug_jax.pipeline.workdir import Manifest
-from onesug_jax.stages import lists, opened
+from onesug_jax.stages import lists, opened, trained
 from onesug_jax.train import distributed
 
 
@@ -94,7 +94,32 @@ def evaluate(
         out,
     )
     page.write_page(scores, out)
-    card.write_card(scores, out, opened.facts(context))
+    card.write_card(scores, out, _facts(context))
+
+
+def _facts(context: Context) -> dict:
+    """The facts in `evaluate.card` about the model in use, from the files of the stages."""
+    from onesug_jax.model.config import ModelConfig
+
+    home = context.home
+    stage = trained.model_stage(context)
+    stored = trained.model_description(context, stage)
+    stages = ("pretrain", "rwr")[: 1 + (stage == "rwr")]
+    made = {name: Manifest.opened.read(home.join(name)) for name in ("log", "mined", *stages)}
+    settings = {name: one.settings if one else {} for name, one in made.items()}
+    log = made["log"]
+    return {
+        "stage": stage,
+        "model": stored["model"],
+        "parameters": ModelConfig(**stored["model"]).parameters(),
+        "features": stored["features"],
+        "log": opened.read(home.join("log", "report.json")),
+        "mined": opened.read(context.work.join("mined", "report.json")),
+        "min_users": settings["mined"].get("mine.min_users", 1),
+        "steps": {name: settings[name].get(f"{name}.steps", 0) for name in stages},
+        "seed": settings["pretrain"].get("SEED"),
+        "simulated": log is not None and any(path.startswith("simulated") for path in log.inputs),
+    }
 
 
 def _own_log(context: Context) -> bool:
@@ -155,7 +180,7 @@ def scored(context: Context) -> tuple[str, ...]:
     there = opened.finished(context.home.cascade)
     rival = (context.home.join("cascade", "ranker.txt"),) if there else ()
     bundled = context.work.path != context.home.path
-    model = ("*/*",) if bundled else (*opened.BUNDLED, "pretrain/model.json")
+    model = ("*/*",) if bundled else (*trained.BUNDLED, "pretrain/model.json")
     return (context.home.join("log/*.parquet"), *model, *rival, *own)
 
 

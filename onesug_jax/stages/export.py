@@ -11,7 +11,7 @@ import shutil
 from onesug_jax.errors import UserError
 from onesug_jax.files import require_files, write_json
 from onesug_jax.pipeline.spec import Context
-from onesug_jax.stages import opened
+from onesug_jax.stages import opened, trained
 
 LAYOUT = "onesug.json"  # how a request is written; nothing of Hugging Face reads it
 
@@ -67,8 +67,8 @@ def export(context: Context) -> None:
     from onesug_jax.train.checkpoint import load_params
 
     folder = _new_folder("export", context.options.to)
-    stage = opened.model_stage(context)
-    stored = opened.model_description(context, stage)
+    stage = trained.model_stage(context)
+    stored = trained.model_description(context, stage)
     config = ModelConfig(**stored["model"])
     check_exportable(config)
     vocabulary = Vocabulary.load(context.work.vocab)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from onesug_jax.errors import UserError
 from onesug_jax.pipeline.spec import Context
 from onesug_jax.pipeline.tables import local_log
-from onesug_jax.stages import opened
+from onesug_jax.stages import opened, trained
 from onesug_jax.train import distributed
 
 if TYPE_CHECKING:
@@ -47,8 +47,8 @@ def suggester(
 
     if model not in ("auto", "pretrain", "rwr"):
         raise UserError(f"suggester.model = {model!r}: expected 'auto', 'pretrain' or 'rwr'")
-    stage = opened.model_stage(context) if model == "auto" else model
-    stored = opened.model_description(context, stage)
+    stage = trained.model_stage(context) if model == "auto" else model
+    stored = trained.model_description(context, stage)
     vocabulary = Vocabulary.load(context.work.vocab)
     if targets not in ("auto", "query", "id"):
         raise UserError(f"suggester.targets = {targets!r}: expected 'auto', 'query' or 'id'")
@@ -89,8 +89,8 @@ def score(
     from onesug_jax.logs.history import with_history
     from onesug_jax.train import mesh as meshes
 
-    used = opened.model_stage(context) if model in (None, "auto") else model
-    if opened.model_description(context, used)["features"]["items"]:
+    used = trained.model_stage(context) if model in (None, "auto") else model
+    if trained.model_description(context, used)["features"]["items"]:
         return replayed(
             context, split, *logs, model=model, params=params, limit=limit, rivals=rivals
         )
@@ -114,7 +114,7 @@ def score(
         rows = rows.read_all().slice(0, limit).to_batches()
     elif rivals:
         lists["most_popular"] = baselines.MostPopular(index).suggest
-        if model is None and opened.model_stage(context) == "rwr":
+        if model is None and trained.model_stage(context) == "rwr":
             lists["sft"] = suggester(context, model="pretrain").suggest
     return evaluator.evaluate(
         rows,
@@ -145,8 +145,8 @@ def item_suggester(context: Context, state, table, *, model: str = "auto", param
     from onesug_jax.tasks.vocabulary import Vocabulary
     from onesug_jax.train.checkpoint import load_params
 
-    stage = opened.model_stage(context) if model == "auto" else model
-    stored = opened.model_description(context, stage)
+    stage = trained.model_stage(context) if model == "auto" else model
+    stored = trained.model_description(context, stage)
     opened.cache_compiled(context)
     index = items.index(context.work)
     return ItemSuggester(
@@ -192,7 +192,7 @@ def replayed(
     state = items.state(context, freshness_ms=config.freshness_ms)
     table = items.tables(context)
     wanted = {"model": model or "auto"}
-    if rivals and model is None and opened.model_stage(context) == "rwr":
+    if rivals and model is None and trained.model_stage(context) == "rwr":
         wanted["sft"] = "pretrain"
     writers = {} if writers is None else writers
     for name, stage in wanted.items():

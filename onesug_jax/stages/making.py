@@ -2,11 +2,18 @@
 
 from __future__ import annotations
 
-from onesug_jax.pipeline.spec import StageSpec
-from onesug_jax.stages import checks, log, opened, prefer, represent, texts, train
+from onesug_jax.pipeline.spec import Context, StageSpec
+from onesug_jax.stages import checks, log, opened, prefer, represent, texts, train, trained
 
 # How dev lists are written while training is no reason to train again.
 _WRITES_LISTS = ("WritingConfig", "BeamConfig", "suggester", "SliceSpec")
+
+
+def _watched(context: Context) -> tuple[str, ...]:
+    """What training reads of the log to watch itself: a text model's lists need all of it."""
+    log = "log/dev.parquet" if context.settings["FeatureSpec.items"] else "log/*.parquet"
+    return (log, "mined/*")
+
 
 MAKING = (
     StageSpec(
@@ -119,7 +126,7 @@ MAKING = (
                 context, "pretrain.params_from", "config.json", "model*.safetensors"
             ),
         ),
-        also_reads=opened.watched,
+        also_reads=_watched,
         configures=("pretrain", "ModelConfig", "make_optimizer", "Loader", "ItemLoader"),
         changeable=(
             "pretrain",
@@ -166,7 +173,7 @@ MAKING = (
             "vocab/*",
             "pretrain/model.json",
             *opened.INDEX,
-            opened.parameters(context, "pretrain"),
+            trained.parameters(context, "pretrain"),
         ),
         also_reads=lambda context: ("log/*.parquet", "mined/*"),
         configures=("rwr", "ListConfig", "PreferenceConfig", "make_optimizer", "ItemLoader"),

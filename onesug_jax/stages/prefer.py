@@ -13,7 +13,7 @@ from onesug_jax.errors import UserError
 from onesug_jax.files import fingerprint, fingerprint_tree, write_json
 from onesug_jax.pipeline.mirror import fetch
 from onesug_jax.pipeline.spec import Context
-from onesug_jax.stages import checks, opened, prefer_candidates, pretrained
+from onesug_jax.stages import checks, opened, prefer_candidates, pretrained, trained
 from onesug_jax.stages.watch import beats
 from onesug_jax.train import distributed
 
@@ -196,7 +196,7 @@ def rwr(
     from onesug_jax.train.train_state import abstract_state, shardings_of
 
     # That of the training that goes on.
-    pathlib.Path(context.work.rwr, opened.MODEL_FILE).unlink(missing_ok=True)
+    pathlib.Path(context.work.rwr, trained.MODEL_FILE).unlink(missing_ok=True)
     if not steps:
         print("rwr.steps = 0: the pretrain stage's model stays the one in use", flush=True)
         return
@@ -204,7 +204,7 @@ def rwr(
     if params_from is not None:
         params_from = opened.parameters_from("rwr.params_from", params_from)
     work = context.work
-    stored = opened.model_description(context, "pretrain")
+    stored = trained.model_description(context, "pretrain")
     if stored["features"]["items"]:
         if reference != "copy":
             raise UserError(
@@ -295,13 +295,13 @@ def rwr(
         best_metric=watch if watched else None,
         patience=patience if watched else 0,
         params_from=frozen,
-        identity=opened.identity(context, config, stored["vocabulary"]),
+        identity=trained.identity(context, config, stored["vocabulary"]),
         profile_steps=profile_steps,
         compiler_options=context.configured("compiler_options")(mesh),
     )
     if watched and only_if_better and not beats(result.best_value, before[watch], watch):
         return
-    distributed.run_on_primary_and_broadcast(lambda: opened.leave_aligned(context, stored))
+    distributed.run_on_primary_and_broadcast(lambda: trained.leave_aligned(context, stored))
 
 
 def _task(stored: Mapping[str, Any]) -> str:

@@ -17,7 +17,7 @@ from onesug_jax.files import write_json
 from onesug_jax.logs.asof.config import DAY_MS
 from onesug_jax.pipeline.mirror import fetch
 from onesug_jax.pipeline.spec import Context
-from onesug_jax.stages import items, opened, pretrained, watch
+from onesug_jax.stages import items, opened, pretrained, trained, watch
 from onesug_jax.train import distributed
 
 if TYPE_CHECKING:
@@ -141,13 +141,13 @@ def rwr(
         best_metric=watch_by if watched else None,
         patience=patience if watched else 0,
         params_from=frozen,
-        identity=opened.identity(context, config, stored["vocabulary"]),
+        identity=trained.identity(context, config, stored["vocabulary"]),
         compiler_options=context.configured("compiler_options")(mesh),
         **loop_settings,
     )
     if before and only_if_better and not watch.beats(result.best_value, before[watch_by], watch_by):
         return
-    distributed.run_on_primary_and_broadcast(lambda: opened.leave_aligned(context, stored))
+    distributed.run_on_primary_and_broadcast(lambda: trained.leave_aligned(context, stored))
 
 
 def _recent(log: str, examples: ItemExamples, rows: np.ndarray, days: float | None) -> np.ndarray:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from onesug_jax.errors import UserError
 from onesug_jax.files import require_files
-from onesug_jax.stages import opened
+from onesug_jax.stages import opened, trained
 
 if TYPE_CHECKING:
     from onesug_jax.model.config import ModelConfig
@@ -65,7 +65,7 @@ def check_vocabulary(setting: str, folder: str, fingerprint: str) -> None:
     Raises:
       UserError: it has another: the same rows would stand for other tokens.
     """
-    path = os.path.join(folder, opened.MODEL_FILE)
+    path = os.path.join(folder, trained.MODEL_FILE)
     found = opened.read(path)["vocabulary"] if os.path.isfile(path) else fingerprint
     if found != fingerprint:
         raise UserError(

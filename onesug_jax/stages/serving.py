@@ -14,7 +14,7 @@ from onesug_jax.errors import UserError, plain
 from onesug_jax.logs.asof.config import DAY_MS
 from onesug_jax.pipeline import bundle, versions, workdir
 from onesug_jax.pipeline.spec import Context
-from onesug_jax.stages import opened
+from onesug_jax.stages import opened, trained
 
 if TYPE_CHECKING:
     from onesug_jax.pipeline.mirror import Mirror
@@ -64,7 +64,7 @@ def _version(context: Context, config: EngineConfig, store: FeedbackStore, say, 
     path = key.rpartition("?")[0]
     context = dataclasses.replace(context, work=workdir.WorkDir(path))
     name = versions.in_use(workdir.local(context.macros["WORK_DIR"]))
-    stored = opened.model_description(context, opened.model_stage(context))
+    stored = trained.model_description(context, trained.model_stage(context))
     settings = dict(
         profile=_profile(context) if stored["features"]["profile"] else (),
         cached=config.lists,

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from onesug_jax.errors import UserError
 from onesug_jax.pipeline.spec import Context
-from onesug_jax.stages import opened
+from onesug_jax.stages import opened, trained
 
 if TYPE_CHECKING:
     import numpy as np
@@ -50,8 +50,8 @@ def answering(context: Context) -> Callable[..., dict]:
     was searched -> the object that --json prints. A model that reads items answers as of the end of
     the log that it was trained on.
     """
-    stage = opened.model_stage(context)
-    if opened.model_description(context, stage)["features"]["items"]:
+    stage = trained.model_stage(context)
+    if trained.model_description(context, stage)["features"]["items"]:
         from onesug_jax.stages import items
 
         state = items.restored(context)

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from onesug_jax.files import write_json
 from onesug_jax.pipeline.mirror import fetch
 from onesug_jax.pipeline.spec import Context
-from onesug_jax.stages import checks, opened
+from onesug_jax.stages import checks, opened, trained
 from onesug_jax.train import distributed
 
 
@@ -88,7 +88,7 @@ def pretrain(
         "vocabulary": vocabulary.fingerprint,
         "tasks": loader.tasks,
     }
-    write_json(os.path.join(work.pretrain, opened.MODEL_FILE), model)  # alike in every process
+    write_json(os.path.join(work.pretrain, trained.MODEL_FILE), model)  # alike in every process
 
     dev = os.path.join(work.log, "dev.parquet")
     watched = bool(evaluate_every and dev_rows and os.path.exists(dev))
@@ -123,7 +123,7 @@ def pretrain(
         evaluate_fn=dev_metrics,
         best_metric="mrr@16" if watched else None,
         params_from=initial,
-        identity=opened.identity(context, config, vocabulary.fingerprint),
+        identity=trained.identity(context, config, vocabulary.fingerprint),
         settings={
             k: v for k, v in context.settings.items() if k.startswith(("ModelConfig", "Loader"))
         },
@@ -132,7 +132,7 @@ def pretrain(
         peak_flops=published_flops(mesh.devices.flat[0].device_kind),
         compiler_options=context.configured("compiler_options")(mesh),
     )
-    distributed.run_on_primary_and_broadcast(lambda: opened.make_bundle(context, "pretrain"))
+    distributed.run_on_primary_and_broadcast(lambda: trained.make_bundle(context, "pretrain"))
 
 
 def describe_pretrain(context: Context) -> str:

@@ -30,7 +30,7 @@ from onesug_jax.logs.asof.config import DAY_MS
 from onesug_jax.pipeline import remote_log, versions, workdir
 from onesug_jax.pipeline.spec import Context
 from onesug_jax.pipeline.workdir import Manifest, WorkDir
-from onesug_jax.stages import entered, opened
+from onesug_jax.stages import entered, opened, trained
 
 if TYPE_CHECKING:
     from onesug_jax.serve.forgotten import Forgotten
@@ -177,8 +177,8 @@ def _fingerprint(context: Context) -> str:
 
 def _check_base(base: Context) -> None:
     """There is a model to start from, and it writes queries."""
-    stage = opened.model_stage(base)
-    stored = opened.model_description(base, stage)
+    stage = trained.model_stage(base)
+    stored = trained.model_description(base, stage)
     if not any(task.endswith("_query") for task in stored["tasks"]):
         raise UserError(
             f"{base.work.join(stage)} writes semantic ids, which an update may move; update models "
@@ -222,11 +222,11 @@ def _prepare(new: str, base: Context, wanted: Mapping) -> None:
     os.makedirs(new)
     for folder in _UNCHANGED:
         link_tree(base.work.join(folder), os.path.join(new, folder))
-    stage = opened.model_stage(base)
+    stage = trained.model_stage(base)
     model, there = base.work.join(stage), os.path.join(new, "pretrain")
-    for name in (opened.MODEL_FILE, workdir.MANIFEST):
+    for name in (trained.MODEL_FILE, workdir.MANIFEST):
         link_file(os.path.join(model, name), os.path.join(there, name))
-    parameters = os.path.basename(opened.parameters(base, stage))
+    parameters = os.path.basename(trained.parameters(base, stage))
     link_tree(os.path.join(model, parameters), os.path.join(there, parameters))
     write_json(os.path.join(new, versions.RECORD), dict(wanted))
 

@@ -117,20 +117,6 @@ def test_the_model_leads_only_where_every_rival_but_the_oracle_is_behind():
     assert not headline.leads(metrics, "all", "mrr@16", names)
 
 
-def test_two_runs_and_how_far_the_second_is_ahead():
-    one, other = make_metrics(), make_metrics()
-    other["model"]["all"] |= {"hr@16": 70.0, "mrr@16": 30.0}
-    other["model"]["rare"]["n"] = 1000
-    lines = report.format_difference({"a": one, "b": other}).splitlines()
-    cells = {line.split()[0]: line.split()[1:] for line in lines[2:]}
-    assert lines[0].split() == "in per cent HR@16 a b ahead MRR@16 a b ahead requests".split()
-    assert cells["all"] == ["66.67", "70.00", "+3.33", "33.33", "30.00", "-3.33", "1,234"]
-    assert cells["order"][2] == "+0.00"
-    assert cells["click"] == ["-"] * 6 + ["0"], "no request of this kind"
-    assert cells["rare"][2] == cells["rare"][5] == "-", "not the same requests"
-    assert cells["rare"][6:] == ["1,234", "and", "1,000"]
-
-
 def test_headline_without_any_order():
     metrics = make_metrics()
     for name in metrics:
@@ -151,33 +137,6 @@ def test_learning_curve_takes_the_last_report_of_a_step(tmp_path):
     entries += [{"step": 3, "dev_mrr": 9.0}, {"step": 4, "loss": float("nan")}]
     path.write_text("".join(json.dumps(entry) + "\n" for entry in entries) + "[1]\nnot json\n")
     assert report.read_curve(str(path)) == [(1, 5.0), (2, 3.0)]
-
-
-def test_lists_stand_side_by_side_also_with_wide_characters():
-    text = report.format_lists(
-        [
-            {
-                "prefix": "手",
-                "history": ["手机壳", "平板"],
-                "lists": {
-                    "model": [("手机壳", -0.5), ("手表", -1.25)],
-                    "most_popular": ["手套", "手机"],
-                },
-            },
-            {"prefix": "xq", "lists": {"model": []}},
-        ],
-        top=2,
-    )
-    first, second = text.split("\n\n")
-    lines = first.splitlines()
-    assert lines[0] == "typed: '手'   history: 手机壳, 平板"
-    assert lines[3].split() == ["1", "手机壳", "-0.50", "手套"]
-    ends = [
-        report._width(line[: line.index(word)])
-        for line, word in ((lines[3], "手套"), (lines[4], "手机"))
-    ]
-    assert ends[0] == ends[1] == lines[1].index("most popular")
-    assert "history: none" in second and "(no suggestion)" in second
 
 
 def test_related_queries_are_shown_for_frequent_rare_and_unseen_prefixes(tmp_path):

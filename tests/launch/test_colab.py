@@ -66,23 +66,24 @@ def test_table_plots_lists_and_two_runs(work, path, project_root, tmp_path):
     earlier = pq.read_table(work / "log" / "train.parquet", columns=["query"])["query"][0].as_py()
     given = {"WORK_DIR": str(work), "OTHER_WORK_DIR": str(other), "HISTORY": [earlier]}
     notebook, client = runner(path, project_root, PREFIX="S", **given)
+    frames = "table, by_slice('mrr@16'), show(PREFIX, HISTORY), compared"
+    last = f"for frame in ({frames}): print(frame.to_json(orient='split'))"
+    notebook.cells.append(nbformat.v4.new_code_cell(last))
     client.execute()
-    texts = printed(notebook)
-    text = "\n".join(texts)
-
-    [table] = [text for text in texts if "orders HR@16" in text]
-    assert "most popular" in table and "model" in table
-    [slices] = [text for text in texts if text.startswith("MRR@16")]
-    assert "prefix_2_3" in slices and "HR@16" in slices
+    table, slices, lists, compared = map(json.loads, printed(notebook)[-1].splitlines())
+    assert {"most popular (frozen)", "model"} <= set(table["index"])
+    assert ["with an order", "HR@16"] in table["columns"]
+    assert "prefix_2_3" in slices["index"] and slices["columns"][-1] == "requests"
     assert len(pictures(notebook)) == 4, "by prefix length and by slice, for rivals and for runs"
 
-    one, both = [text for text in texts if text.startswith(f"typed: 's'   history: {earlier}")]
-    first = [line.split("  ")[1].strip() for line in one.splitlines()[3:] if line.strip()]
+    assert lists["columns"][0] == ["work", "text"] and lists["columns"][3] == ["other", "text"]
+    first = [row[0] for row in lists["data"] if row[0]]
     assert first and all(query.startswith("s") for query in first)
-    assert both.splitlines()[1].split() == ["work", "other"]
 
-    [row] = [line for line in text.splitlines() if line.startswith("all  ") and "-1.50" in line]
-    assert row.split()[3] == "+0.00", "HR@16 is the same"
+    everything = dict(zip(compared["index"], compared["data"], strict=True))["all"]
+    ahead = dict(zip(map(tuple, compared["columns"]), everything, strict=True))
+    assert ahead["ahead", "mrr@16"] == pytest.approx(-1.5)
+    assert ahead["ahead", "hr@16"] == 0
 
 
 def test_a_work_dir_without_a_report_is_an_error(path, project_root, tmp_path):

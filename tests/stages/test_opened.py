@@ -11,7 +11,7 @@ from onesug_jax.errors import UserError
 from onesug_jax.logs.completion import CompletionIndex
 from onesug_jax.model.config import ModelConfig
 from onesug_jax.pipeline.workdir import WorkDir
-from onesug_jax.stages import opened
+from onesug_jax.stages import opened, trained
 from onesug_jax.tasks.features import FeatureSpec
 
 
@@ -34,7 +34,7 @@ def test_sizes_of_an_earlier_release_are_read_without_removed_fields(tmp_path):
     path, config = tmp_path / "model.json", ModelConfig(vocab_size=9, d_model=8)
     sizes = dataclasses.asdict(config) | {"copying": False}
     path.write_text(json.dumps({"model": sizes}))
-    assert opened.stored_config(str(path)) == config
+    assert trained.stored_config(str(path)) == config
     path.write_text(json.dumps({"model": sizes | {"copying": True}}))
     with pytest.raises(UserError, match="copying = True.*train the model again"):
-        opened.stored_config(str(path))
+        trained.stored_config(str(path))

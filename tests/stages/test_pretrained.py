@@ -19,7 +19,8 @@ from onesug_jax.model.hf import read_t5, write_t5
 from onesug_jax.model.seq2seq import Seq2Seq
 from onesug_jax.pipeline import bundle
 from onesug_jax.pipeline.workdir import Manifest, WorkDir
-from onesug_jax.stages import opened, pretrained, texts
+from onesug_jax.stages import pretrained, texts
+from onesug_jax.stages.trained import BUNDLED
 from onesug_jax.tasks.vocabulary import Vocabulary
 from onesug_jax.train.checkpoint import Checkpoints
 from onesug_jax.train.mesh import unbox
@@ -159,7 +160,7 @@ def trained(work, config, vocabulary, params):
     write_json(str(work / "pretrain" / "model.json"), stored)
     with Checkpoints(str(work / "pretrain")) as checkpoints:
         checkpoints.save_best(1, jax.tree.map(jnp.asarray, params), {})
-    files = [*opened.BUNDLED, "pretrain/model.json", "pretrain/best"]
+    files = [*BUNDLED, "pretrain/model.json", "pretrain/best"]
     bundle.make(WorkDir(str(work)), "pretrain", files)
 
 
