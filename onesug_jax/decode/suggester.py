@@ -111,6 +111,7 @@ class Suggester:
     ):
         if list(batch_sizes) != sorted(set(batch_sizes)) or batch_sizes[0] < 1:
             raise UserError(f"batch_sizes = {batch_sizes}: expected ascending sizes from 1 up")
+        self._trained = model
         self.model, params = for_decoding(model, params)
         self.replicas = Replicas()
         self.params = self.replicas.copied(params)
@@ -168,6 +169,10 @@ class Suggester:
     def __call__(self, requests: Sequence[Request], k: int | None = None) -> list[list[str]]:
         """The texts of `suggest`: one list a request, best first."""
         return [[s.text for s in found] for found in self.suggest(requests, k)]
+
+    def use(self, params) -> None:
+        """Lists come from other parameters of the same model; nothing is compiled again."""
+        self.params = self.replicas.copied(for_decoding(self._trained, params)[1])
 
     def suggest(self, requests: Sequence[Request], k: int | None = None) -> list[list[Suggestion]]:
         """One list a request, best first, without duplicates, in the order of the requests.

@@ -66,7 +66,6 @@ def replay(
     make: Callable[[AsOf, Sequence[dict], Sequence[Items]], list[Request]] = plain_requests,
     listed: Mapping[str, Mapping[str, Sequence[str]]] | None = None,
     prefix_counts: Mapping[str, int] | None = None,
-    limit: int | None = None,
     k: int = 16,
     block: int = 1024,
     visible: Callable[[str], bool] = bool,
@@ -85,7 +84,6 @@ def replay(
       listed: further rivals by name, as request_id -> list; an oracle of a simulated log. Its
         lists NAME_order are those that count of NAME where a request ended in an order.
       prefix_counts: how often each prefix was typed in train.
-      limit: only the first rows of the split, in its order; nothing after them is observed.
       k: lists are cut to their first k.
       block: requests that are answered at a time.
       visible: whether an earlier query may stand in the table as text: not one that few searched.
@@ -104,7 +102,7 @@ def replay(
     if os.path.abspath(split) not in names:
         raise UserError(f"replay of {split!r}: expected one of the log files {list(files)}.")
     scored = names.index(os.path.abspath(split))
-    rows = _rows(split, limit)
+    rows = _rows(split)
     events = read_events(files)
     listed = dict(listed or {})
     parts: list[pa.RecordBatch] = []
@@ -127,7 +125,7 @@ def replay(
     for event in events:
         if asked == len(rows):
             break
-        if event.file == scored and event.row < len(rows):
+        if event.file == scored:
             if frozen and not asked:
                 state.freeze(event.time_ms)
             if asked // block % process[1] == process[0]:
@@ -147,10 +145,10 @@ def replay(
     return pa.Table.from_batches(parts, table_schema).sort_by("row")
 
 
-def _rows(split: str, limit: int | None) -> list[dict]:
+def _rows(split: str) -> list[dict]:
     """The rows of the split as dicts, with their profile values."""
     profile = schema.profile_columns(pq.read_schema(split))
-    table = pq.read_table(split, columns=[*_NEEDED, *profile]).slice(0, limit)
+    table = pq.read_table(split, columns=[*_NEEDED, *profile])
     rows = table.to_pylist()
     for row in rows:
         row["profile"] = [row[name] or "" for name in profile]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import os
 from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from onesug_jax.errors import UserError
 from onesug_jax.pipeline.spec import Context
@@ -15,6 +15,7 @@ from onesug_jax.train import distributed
 
 if TYPE_CHECKING:
     from onesug_jax.decode.suggester import Suggester
+    from onesug_jax.tasks.features import FeatureSpec
 
 
 def suggester(
@@ -70,57 +71,74 @@ def suggester(
     )
 
 
-def score(
-    context: Context,
-    split: str,
-    *logs: str,
-    model: str | None = None,
-    params=None,
-    limit: int | None = None,
-    rivals: bool = True,
-):
-    """Scores one file of a log with the model and its rivals; `logs` are folders of history.
+def score(context: Context, split: str, *logs: str, rivals: bool = True):
+    """Scores one file of a log with the model in use and its rivals; `logs` are folders of history.
 
-    `model` and `params` as `suggester` takes them. With `limit`, its first rows and the model alone
-    (training watches itself so). Where the model is preference-aligned, the one that it started
-    from is a rival, `sft`.
+    Where the model is preference-aligned, the one that it started from is a rival, `sft`.
     """
-    from onesug_jax.evaluate import baselines, evaluator
-    from onesug_jax.logs.history import with_history
-    from onesug_jax.train import mesh as meshes
+    from onesug_jax.evaluate import baselines
 
-    used = trained.model_stage(context) if model in (None, "auto") else model
-    if trained.model_description(context, used)["features"]["items"]:
-        return replayed(
-            context, split, *logs, model=model, params=params, limit=limit, rivals=rivals
-        )
+    stage = trained.model_stage(context)
+    if trained.model_description(context, stage)["features"]["items"]:
+        return replayed(context, split, *logs, rivals=rivals)
     if context.settings.get("evaluate.freshness"):
         raise UserError(
             "evaluate.freshness: expected a model with items (FeatureSpec.items = True); the model "
             "in use reads text alone and nothing as of a moment. Leave it out."
         )
-    chosen = {} if model is None else {"model": model}
-    if params is not None and distributed.place_among()[1] > 1:
-        params = meshes.on_host(params)  # each process writes its share of the lists by itself
     suggester = context.configured("suggester")
-    writer = suggester(context, params=params, **chosen)
-    spec = writer.featurizer.spec
-    finder = opened.related(context, spec)
-    index = opened.completions(context)
-    files = dict.fromkeys(path for log in logs for path in opened.splits(log).values())
-    rows = with_history(list(files), keep=split, history=spec.history)
+    writer = suggester(context)
     lists = {"model": writer.suggest}
-    if limit is not None:
-        rows = rows.read_all().slice(0, limit).to_batches()
-    elif rivals:
-        lists["most_popular"] = baselines.MostPopular(index).suggest
-        if model is None and trained.model_stage(context) == "rwr":
+    if rivals:
+        lists["most_popular"] = baselines.MostPopular(opened.completions(context)).suggest
+        if stage == "rwr":
             lists["sft"] = suggester(context, model="pretrain").suggest
-    return evaluator.evaluate(
-        rows,
-        lists,
+    spec = writer.featurizer.spec
+    return _evaluation(context, spec)(_rows(split, logs, spec), lists)
+
+
+def watch_lists(context: Context, split: str, log: str, rows: int) -> Callable[[Any], Mapping]:
+    """`params` -> metrics by slice of the pretrain stage's text model on the first `rows` rows of a
+    split. The rows and their histories are read once, and one suggester writes all lists.
+    """
+    from onesug_jax.tasks.features import FeatureSpec
+    from onesug_jax.train import mesh as meshes
+
+    spec = FeatureSpec(**trained.model_description(context, "pretrain")["features"])
+    given = _rows(split, [log], spec).read_all().slice(0, rows).to_batches()
+    evaluation = _evaluation(context, spec)
+    writer: Suggester | None = None
+
+    def scores(params) -> Mapping:
+        nonlocal writer
+        if distributed.place_among()[1] > 1:
+            params = meshes.on_host(params)  # each process writes its share of the lists by itself
+        if writer is None:
+            writer = context.configured("suggester")(context, model="pretrain", params=params)
+        else:
+            writer.use(params)
+        return evaluation(given, {"model": writer.suggest}).metrics["model"]
+
+    return scores
+
+
+def _rows(split: str, logs: Sequence[str], spec: FeatureSpec):
+    """A reader of a file's rows with their histories."""
+    from onesug_jax.logs.history import with_history
+
+    files = dict.fromkeys(path for log in logs for path in opened.splits(log).values())
+    return with_history(list(files), keep=split, history=spec.history)
+
+
+def _evaluation(context: Context, spec: FeatureSpec) -> Callable[..., Any]:
+    """`evaluator.evaluate` of rows and lists, with what a text model's requests need."""
+    from onesug_jax.evaluate import evaluator
+
+    index = opened.completions(context)
+    return functools.partial(
+        evaluator.evaluate,
         prefix_counts=evaluator.prefix_counts(os.path.join(context.home.log, "train.parquet")),
-        context=finder,
+        context=opened.related(context, spec),
         indexed=len(index),
         slices=context.configured("SliceSpec")(),
         visible=lambda query: index.find(query) >= 0,
@@ -129,13 +147,12 @@ def score(
     )
 
 
-def item_suggester(context: Context, state, table, *, model: str = "auto", params=None):
+def item_suggester(context: Context, state, table, *, model: str = "auto"):
     """The trained model with candidate tokens, over the queries of an as-of state.
 
     Args:
       state: numbers the queries. table: `QueryTables` of them.
       model: "pretrain", "rwr", or "auto": the aligned one if there is one.
-      params: stands in for the stored parameters.
     """
     from onesug_jax.decode.item_suggester import ItemSuggester
     from onesug_jax.model.config import ModelConfig
@@ -151,7 +168,7 @@ def item_suggester(context: Context, state, table, *, model: str = "auto", param
     index = items.index(context.work)
     return ItemSuggester(
         Seq2Seq(ModelConfig(**{**stored["model"], "dropout": 0.0})),
-        load_params(getattr(context.work, stage)) if params is None else params,
+        load_params(getattr(context.work, stage)),
         Featurizer(Vocabulary.load(context.work.vocab), FeatureSpec(**stored["features"])),
         vars(table),
         state.text,
@@ -164,9 +181,6 @@ def replayed(
     context: Context,
     split: str,
     *logs: str,
-    model: str | None = None,
-    params=None,
-    limit: int | None = None,
     rivals: bool = True,
     freshness: str | None = None,
     writers: dict | None = None,
@@ -175,8 +189,6 @@ def replayed(
 
     Args:
       split: the file. logs: folders with all that happened before and during it.
-      model, params: as `item_suggester` takes them.
-      limit: only the split's first rows; nothing after them is read into the counts.
       freshness: as `evaluate` takes it; None: as it is set.
       writers: suggesters by name that an earlier call has left here, used again; they are compiled
         once.
@@ -191,8 +203,8 @@ def replayed(
     config, frozen = settings_at(context.configured("AsOfConfig")(), freshness)
     state = items.state(context, freshness_ms=config.freshness_ms)
     table = items.tables(context)
-    wanted = {"model": model or "auto"}
-    if rivals and model is None and trained.model_stage(context) == "rwr":
+    wanted = {"model": "auto"}
+    if rivals and trained.model_stage(context) == "rwr":
         wanted["sft"] = "pretrain"
     writers = {} if writers is None else writers
     for name, stage in wanted.items():
@@ -200,8 +212,7 @@ def replayed(
             writers[name].text_of = state.text
             writers[name].refresh(vars(table), 1, len(table.vectors))
         else:
-            given = params if name == "model" else None
-            writers[name] = item_suggester(context, state, table, model=stage, params=given)
+            writers[name] = item_suggester(context, state, table, model=stage)
     lists = {name: writers[name].suggest for name in wanted}
     queries = opened.completions(context)
     listed = {}
@@ -232,7 +243,6 @@ def replayed(
         make=make,
         listed=listed,
         prefix_counts=evaluator.prefix_counts(os.path.join(context.home.log, "train.parquet")),
-        limit=limit,
         visible=lambda query: state.number(query) >= 0,
         process=process,
     )

@@ -326,7 +326,7 @@ def _watch(context, config, objective, mesh, frozen, stored, task, dev_rows, dev
     from onesug_jax.align.preferences import Behaviour, ListConfig, Lists
     from onesug_jax.align.rewards import POSITIVE
     from onesug_jax.align.rwr import make_measure
-    from onesug_jax.stages.lists import judged, score
+    from onesug_jax.stages.lists import judged, watch_lists
     from onesug_jax.train.mesh import divisible_batch, process_batch_shard
 
     dev = os.path.join(context.work.log, "dev.parquet")
@@ -352,12 +352,10 @@ def _watch(context, config, objective, mesh, frozen, stored, task, dev_rows, dev
         )
     measure = make_measure(config, objective, mesh)
 
+    scores_of = watch_lists(context, dev, context.work.log, dev_rows)
+
     def dev_metrics(params, step: int) -> dict[str, float]:
-        found = measure(params, frozen, fixed)
-        scores = score(
-            context, dev, context.work.log, model="pretrain", params=params, limit=dev_rows
-        )
-        return judged(scores.metrics["model"]) | found
+        return judged(scores_of(params)) | measure(params, frozen, fixed)
 
     return True, dev_metrics
 

@@ -38,7 +38,7 @@ def pretrain(
     from onesug_jax.align.pretrain import pretrain_stage, step_flops
     from onesug_jax.model.hf_config import is_folder
     from onesug_jax.stages import items, pretrained, watch
-    from onesug_jax.stages.lists import score
+    from onesug_jax.stages.lists import watch_lists
     from onesug_jax.tasks.vocabulary import Vocabulary
     from onesug_jax.train import loop
     from onesug_jax.train import mesh as meshes
@@ -98,10 +98,10 @@ def pretrain(
     elif features["items"]:
         dev_metrics = watch.watch(load(split="dev"), config, tables, mesh, dev_rows)
     else:
+        scores_of = watch_lists(context, dev, work.log, dev_rows)
 
         def dev_metrics(params, step: int) -> dict[str, float]:
-            scores = score(context, dev, work.log, model="pretrain", params=params, limit=dev_rows)
-            scores = scores.metrics["model"]["all"]
+            scores = scores_of(params)["all"]
             return {name: scores[name] for name in ("hr@16", "mrr@16")}
 
     cost = loader.mean_cost(functools.partial(step_flops, config))

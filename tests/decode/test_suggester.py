@@ -62,6 +62,20 @@ def test_a_prefix_nobody_completes_gets_any_indexed_query(closed):
         assert set(closed([Request(prefix)])[0]) == set(QUERIES)
 
 
+def test_other_parameters_give_the_lists_of_a_suggester_made_with_them(parts):
+    model, params, featurizer = parts
+    config = BeamConfig(beams=4, returned=4, max_length=24)
+    others = jax.tree.map(lambda x: x[::-1] if x.ndim > 1 else x, params)
+    requests = [Request("la"), Request("m")]
+    made = [
+        Suggester(model, given, featurizer, config, queries=QUERIES) for given in (params, others)
+    ]
+    first, second = (one.suggest(requests) for one in made)
+    assert first != second
+    made[0].use(others)
+    assert made[0].suggest(requests) == second
+
+
 def test_lists_do_not_depend_on_what_else_is_in_the_batch(closed):
     """Seven requests in batches of other sizes and lengths: each its own list, in order."""
     requests = [

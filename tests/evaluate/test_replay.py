@@ -92,9 +92,8 @@ def test_requests_hold_the_as_of_items_and_the_profile(log):
     _, dev, files = log
     seen = []
     options = {"suggesters": {"none": lambda requests: [seen.append(r) or [] for r in requests]}}
-    table = replayed(files, limit=20, **options)
-    assert table.num_rows == 20
-    by_time = sorted(dev[:20], key=lambda row: row["timestamp_ms"])
+    assert replayed(files, **options).num_rows == len(dev)
+    by_time = sorted(dev, key=lambda row: row["timestamp_ms"])
     assert [request.profile for request in seen] == [(row["user_id"],) for row in by_time]
     assert all(request.items.candidates.any() for request in seen)
     assert any(request.history for request in seen)
