@@ -1,7 +1,7 @@
 """What freshness brings: a split scored with counts that are a minute, an hour, a day .. old.
 
   python launch/freshness.py --work WORK_DIR
-  python launch/freshness.py --work WORK_DIR --freshness 1m,1d,inf --limit 2000
+  python launch/freshness.py --work WORK_DIR --freshness 1m,1d,inf
 
 The trained model, most popular completion and the best decayed count (and the cascade, where it was
 trained) answer the requests of the dev split through time, once for each freshness; "inf" is the
@@ -81,7 +81,6 @@ def run() -> int:
     parser.add_argument("--work", required=True, metavar="WORK_DIR")
     parser.add_argument("--freshness", default=FRESHNESS, help=f"default: {FRESHNESS}")
     parser.add_argument("--split", default="dev")
-    parser.add_argument("--limit", type=int, help="only the first rows of the split")
     options, flags = parser.parse_known_args()
     try:
         names = options.freshness.split(",")
@@ -96,9 +95,7 @@ def run() -> int:
             raise UserError(f"{log}: expected a split {options.split!r}, found no such file")
         for name in names:
             print(f"freshness {name}", flush=True)
-            scores = lists.replayed(
-                context, split, log, limit=options.limit, freshness=name, writers=writers
-            )
+            scores = lists.replayed(context, split, log, freshness=name, writers=writers)
             found[name] = scores.metrics
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)

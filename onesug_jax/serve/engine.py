@@ -391,6 +391,6 @@ def _cut(
     """The answer with as many suggestions as were asked for."""
     k = request.k
     if len(result.texts) > k:
-        cut = dict(texts=result.texts[:k], scores=result.scores[:k], written=result.written[:k])
-        result = replace(result, **cut)
+        texts, scores, written = result.texts[:k], result.scores[:k], result.written[:k]
+        result = replace(result, texts=texts, scores=scores, written=written)
     return Answer(result, level, version.name, **how)

@@ -106,8 +106,9 @@ def parse_groups(attributes: str) -> Groups:
         order = [i for i, name in enumerate(sizes) if name not in along]
         order += [list(sizes).index(name) for name in along]
         ids = re.search(r"device_ids=\(\[([\d,]+)\](?:T\(([\d,]+)\))?\)", attributes)
-        numbers = _numbered(_integers(ids[1]), _integers(ids[2] or "")) if ids else None
-        if numbers is None:
+        if ids:
+            numbers = _numbered(_integers(ids[1]), _integers(ids[2] or ""))
+        else:
             numbers = np.arange(np.prod(list(sizes.values())))
         numbers = numbers.reshape(tuple(sizes.values())).transpose(order)
         group = int(np.prod([sizes[name] for name in along]))
