@@ -19,13 +19,10 @@ from collections.abc import Iterable
 from concurrent.futures import Future
 from typing import TYPE_CHECKING
 
-import pyarrow.parquet as pq
-
 from onesug_jax.logs.asof.config import DAY_MS
 from onesug_jax.pipeline.spec import Context
 from onesug_jax.progress import Progress
 from onesug_jax.stages import items
-from onesug_jax.tasks.shards import META_FILE
 
 if TYPE_CHECKING:
     from onesug_jax.logs.asof.state import AsOf
@@ -66,6 +63,8 @@ class Walk:
 
     def finished(self, number: int) -> bool:
         """Whether a block's rows are there to their end, maybe from a run that was killed later."""
+        from onesug_jax.tasks.shards import META_FILE
+
         metas = [os.path.join(self.part(number), split, META_FILE) for split in self.splits]
         return all(map(os.path.exists, metas))
 
@@ -105,6 +104,8 @@ def examples(
       most: candidates of a row.
       days: only the last so many days of train become rows; None: all.
     """
+    import pyarrow.parquet as pq
+
     from onesug_jax.logs.asof import snapshot
     from onesug_jax.logs.schema import profile_columns
     from onesug_jax.tasks import item_examples
@@ -138,6 +139,8 @@ def write_blocks(
     Returns:
       the folders of the rows, in order of time.
     """
+    import pyarrow.parquet as pq
+
     from onesug_jax.logs.asof.walk import read_events, skip
     from onesug_jax.logs.workers import open_workers
 
@@ -231,6 +234,8 @@ def _counted(events: Iterable[Event], first: list[int]) -> Iterable[Event]:
 
 def _latest_ms(path: str) -> float:
     """The time of a file's last row, which is its latest."""
+    import pyarrow.parquet as pq
+
     with pq.ParquetFile(path) as file:
         last = file.read_row_group(file.num_row_groups - 1, columns=["timestamp_ms"])
     return last["timestamp_ms"][-1].as_py()
