@@ -130,6 +130,7 @@ def test_an_update_encodes_new_texts_alone_and_equals_a_full_rebuild(shop, work,
         assert 0 < int(some) < 0.2 * int(every.replace(",", ""))
     made = work / "versions" / "0001"
     rebuilt = shutil.copytree(made, tmp_path / "rebuilt")
+    shutil.copy(work / "config.gin", rebuilt)
     for folder in ("semantic_ids", "index"):
         shutil.rmtree(rebuilt / folder)
     flags = [f"--gin.WORK_DIR={rebuilt}", f"--gin.quantize.quantiser_from={work / 'semantic_ids'}"]
