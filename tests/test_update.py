@@ -18,7 +18,7 @@ from onesug_jax.pipeline import versions, workdir
 from onesug_jax.serve.feedback import Event, FeedbackConfig, FeedbackStore
 from onesug_jax.stages import update as loop
 from tests.pipeline.holder import held
-from tests.test_pipeline import tree
+from tests.test_pipeline import SMALL, tree
 
 DAY_MS = 86_400_000
 LATE = "item_of_a_late_order"
@@ -133,7 +133,7 @@ def test_an_update_encodes_new_texts_alone_and_equals_a_full_rebuild(shop, work,
     for folder in ("semantic_ids", "index"):
         shutil.rmtree(rebuilt / folder)
     flags = [f"--gin.WORK_DIR={rebuilt}", f"--gin.quantize.quantiser_from={work / 'semantic_ids'}"]
-    assert main.main(["run", "--from=quantize", "--until=index", *flags]) == 0
+    assert main.main(["run", "--from=quantize", "--until=index", *SMALL, *flags]) == 0
     for folder in ("semantic_ids", "index"):
         found, expected = tree(made / folder), tree(rebuilt / folder)
         assert found.keys() == expected.keys()
