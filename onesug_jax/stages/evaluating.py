@@ -105,7 +105,7 @@ def _facts(context: Context) -> dict:
     stage = trained.model_stage(context)
     stored = trained.model_description(context, stage)
     stages = ("pretrain", "rwr")[: 1 + (stage == "rwr")]
-    made = {name: Manifest.opened.read(home.join(name)) for name in ("log", "mined", *stages)}
+    made = {name: Manifest.read(home.join(name)) for name in ("log", "mined", *stages)}
     settings = {name: one.settings if one else {} for name, one in made.items()}
     log = made["log"]
     return {
