@@ -174,7 +174,7 @@ def fit(
             checkpoints.say(f"{name}: {start} of {steps} steps are done already in {folder}{why}")
             return result(start)
 
-        rates = {"flops_per_example": flops_per_example, "peak_flops": peak_flops}
+        rates: dict[str, Any] = dict(flops_per_example=flops_per_example, peak_flops=peak_flops)
         report = Report(folder, name=name, steps=steps, start=start, devices=mesh.size, **rates)
         batches = Prefetch(lambda step: prepare_batch(stage, mesh, batch_at(step)), start, steps)
         with (
