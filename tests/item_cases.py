@@ -5,25 +5,15 @@ import functools
 import jax
 import numpy as np
 
-from onesug_jax.model.config import ModelConfig
 from onesug_jax.model.items import Items, ItemTables
 from onesug_jax.model.seq2seq import initial
 from onesug_jax.train.mesh import unbox
+from tests.tiny_model import tiny_config
 
 COUNTS = 4
 SOFT = 7
-CONFIG = ModelConfig(
-    vocab_size=8,
-    d_model=16,
-    num_heads=2,
-    head_dim=8,
-    d_ff=32,
-    encoder_layers=2,
-    decoder_layers=1,
-    vector_dim=6,
-    count_columns=COUNTS,
-    candidate_tokens=True,
-    soft_id=SOFT,
+CONFIG = tiny_config(
+    8, encoder_layers=2, vector_dim=6, count_columns=COUNTS, candidate_tokens=True, soft_id=SOFT
 )
 QUERIES, PREFIXES = 12, 3
 

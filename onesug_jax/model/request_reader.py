@@ -5,7 +5,6 @@ Holds the token table, which reader and writer share. `seq2seq.py` adds the half
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Any
 
 import flax.linen as nn
@@ -157,7 +156,7 @@ class RequestReader(nn.Module):
 
 
 def layers_of(
-    model: RequestReader, layer: type[nn.Module], count: int, axes: Mapping[str, Any]
+    model: RequestReader, layer: type[nn.Module], count: int, axes: dict[str, Any]
 ) -> Any:
     """A model's stack of `count` layers; `axes` says for each method what every layer is given."""
     if model.unrolled:

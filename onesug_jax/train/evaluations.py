@@ -18,8 +18,7 @@ class Evaluations:
     Attributes:
       every: in updates, and after the last one; 0: never.
       steps: updates in all.
-      metric: name of the metric that says which is the best; None: none is.
-      higher_is_better: of that metric.
+      metric: name of the metric whose highest value is the best; None: none is.
       patience: evaluations without a better one after which to stop; 0: never.
       last: updates done at the last evaluation.
       best: {"metric", "step", "value"} of the best one, None before it.
@@ -28,7 +27,6 @@ class Evaluations:
     every: int
     steps: int
     metric: str | None
-    higher_is_better: bool
     patience: int
     last: int = 0
     best: dict[str, Any] | None = None
@@ -64,8 +62,7 @@ class Evaluations:
                 f"best_metric={self.metric!r}: the evaluation gives {', '.join(sorted(values))}."
             )
         value = float(values[self.metric])
-        sign = 1 if self.higher_is_better else -1
-        better = self.best is None or sign * value > sign * self.best["value"]
+        better = self.best is None or value > self.best["value"]
         if math.isfinite(value) and better:
             self.best = {"metric": self.metric, "step": step, "value": value}
             return True

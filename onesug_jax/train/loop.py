@@ -7,7 +7,6 @@ SIGINT save first. A loss or gradient that is not finite stops it before a bad s
 """
 
 import os
-from collections import deque
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -21,6 +20,7 @@ from onesug_jax.train import distributed, history
 from onesug_jax.train.checkpoint import Checkpoints
 from onesug_jax.train.checks import check_fit
 from onesug_jax.train.evaluations import Evaluations
+from onesug_jax.train.inflight import InFlight
 from onesug_jax.train.interruption import Interruption, Preempted
 from onesug_jax.train.nonfinite import save_batch_and_raise
 from onesug_jax.train.optimizer import averaged
@@ -31,8 +31,6 @@ from onesug_jax.train.resume import begin
 from onesug_jax.train.states import HERE, States
 from onesug_jax.train.step import make_train_step
 from onesug_jax.train.train_state import Stage, abstract_state, shardings_of
-
-MAX_INFLIGHT_STEPS = 2  # given to the devices ahead: keeps them busy, bounds what waits in memory
 
 
 @dataclass(frozen=True)
@@ -73,7 +71,6 @@ def fit(
     evaluate_every: int = 0,
     evaluate_fn: Callable[[Any, int], Mapping[str, float]] | None = None,
     best_metric: str | None = None,
-    higher_is_better: bool = True,
     patience: int = 0,
     params_from: Any = None,
     profile_steps: tuple[int, int] | None = None,
@@ -125,16 +122,11 @@ def fit(
       >>> batch = {"encoder_input_tokens": tokens, "decoder_input_tokens": np.roll(tokens, 1, 1)}
       >>> batch |= {"decoder_target_tokens": tokens, "decoder_loss_weights": 1.0 * (tokens > 0)}
       >>> with tempfile.TemporaryDirectory() as folder:
+      ...     amount = {"batch_size": 8, "steps": 2, "seed": 0}
+      ...     devices = {"mesh": make_mesh(), "optimizer": make_optimizer(learning_rate=1e-2)}
+      ...     place = {"folder": folder, "identity": {"model": "tiny"}}
       ...     result = fit(
-      ...         pretrain_stage(config),
-      ...         batch_at=lambda step: batch,
-      ...         batch_size=8,
-      ...         mesh=make_mesh(),
-      ...         optimizer=make_optimizer(learning_rate=1e-2),
-      ...         steps=2,
-      ...         seed=0,
-      ...         folder=folder,
-      ...         identity={"model": "tiny"},
+      ...         pretrain_stage(config), batch_at=lambda step: batch, **amount, **devices, **place
       ...     )
       pretrain: ...
       >>> result.step
@@ -155,10 +147,8 @@ def fit(
     check_fit(name, **plan | rhythm, profile_steps=profile_steps)
     plan["processes"] = jax.process_count()
     like = abstract_state(stage, optimizer, mesh)
-    laid_out = shardings_of(like)
-    train_step = make_train_step(
-        stage, optimizer, mesh, laid_out, accumulation, seed, compiler_options
-    )
+    how = (accumulation, seed, compiler_options)
+    train_step = make_train_step(stage, optimizer, mesh, shardings_of(like), *how)
     noted = {**plan, "patience": patience, "seed": seed, **getattr(optimizer, "settings", {})}
     noted |= settings or {}
 
@@ -167,16 +157,16 @@ def fit(
         # -------------------------------------------------------- a checkpoint or a fresh start
         beginning = begin(checkpoints, stage, optimizer, mesh, like, seed, params_from)
         state, start, notes = beginning.state, beginning.step, beginning.notes
-        evaluations = Evaluations(every, steps, best_metric, higher_is_better, patience)
+        evaluations = Evaluations(every, steps, best_metric, patience)
         evaluations.go_on(notes.get("evaluated", 0), notes.get("best"))
-
-        def result(done: int) -> FitResult:
-            best = evaluations.best or {}
-            return FitResult(weights(), done, best.get("step"), best.get("value"), folder)
 
         def weights() -> Any:
             """What is evaluated and handed on."""
             return averaged(state.opt_state, state.params)
+
+        def result(done: int) -> FitResult:
+            best = evaluations.best or {}
+            return FitResult(weights(), done, best.get("step"), best.get("value"), folder)
 
         finished = start > steps or (start == steps and not evaluations.due(start))
         if finished or evaluations.exhausted():
@@ -184,15 +174,8 @@ def fit(
             checkpoints.say(f"{name}: {start} of {steps} steps are done already in {folder}{why}")
             return result(start)
 
-        report = Report(
-            folder,
-            name=name,
-            steps=steps,
-            start=start,
-            flops_per_example=flops_per_example,
-            peak_flops=peak_flops,
-            devices=mesh.size,
-        )
+        rates: dict[str, Any] = dict(flops_per_example=flops_per_example, peak_flops=peak_flops)
+        report = Report(folder, name=name, steps=steps, start=start, devices=mesh.size, **rates)
         batches = Prefetch(lambda step: prepare_batch(stage, mesh, batch_at(step)), start, steps)
         with (
             report,
@@ -201,10 +184,8 @@ def fit(
             Profile(folder, profile_steps, report.clock) as profile,
         ):
             report.begin(history.record(folder, start, noted, beginning.change))
-            clock, compiled = report.clock, set()
-            running: deque[Any] = deque()
-            window = Window(notes.get("window"))
-            examples = tokens = 0
+            clock, window = report.clock, Window(notes.get("window"))
+            updates = InFlight(name, train_step, stage.frozen, report)
 
             def stop_if_bad() -> None:
                 bad = int(state.bad_step)
@@ -238,39 +219,22 @@ def fit(
             done = start
             while done < steps and not evaluations.exhausted():
                 profile.before(done + 1)
-                batches.wait_while(lambda: _busy(running))  # until then no device waits for it
+                batches.wait_while(updates.busy)  # until then no device waits for it
                 with clock.measure_phase("data"):
-                    size, read, shape, batch = batches.get(done)
-                if shape in compiled:
-                    state, metrics = train_step(state, batch, stage.frozen)
-                    examples += size
-                    tokens += read or 0
-                else:  # tracing and compiling happen inside the first call with a new shape
-                    report.say(f"{name}: compiling for batches of {shape}")
-                    with clock.measure_phase("compile"):
-                        state, metrics = train_step(state, batch, stage.frozen)
-                        jax.block_until_ready(metrics)
-                    compiled.add(shape)
+                    prepared = batches.get(done)
+                state, metrics = updates.run(state, prepared)
                 done += 1
-                running.append(metrics)
                 window.add(metrics)
-                if len(running) > MAX_INFLIGHT_STEPS:
-                    jax.block_until_ready(running.popleft())
                 profile.after(done, metrics)
 
-                # ------------------------------------------------ what follows from it
                 if done % log_every == 0 or done == steps:
                     stop_if_bad()
-                    report.progress(done, window.means(), examples, tokens if read else None)
+                    report.progress(done, window.means(), updates.examples, updates.tokens)
                 signum = interruption.stop_signal(done)
                 if evaluations.due(done) and not signum:
                     evaluate(done)
-                if (
-                    done % checkpoint_every == 0
-                    or done == steps
-                    or signum
-                    or evaluations.exhausted()
-                ):
+                last = done == steps or signum or evaluations.exhausted()
+                if done % checkpoint_every == 0 or last:
                     save(done)
                 if signum:
                     with clock.measure_phase("save"):
@@ -283,8 +247,3 @@ def fit(
                 checkpoints.save_best(done, weights(), {"best": None})  # else nobody would find it
             checkpoints.wait()
             return result(done)
-
-
-def _busy(running: deque) -> bool:
-    """Whether the devices still work on an update handed to them."""
-    return bool(running) and not all(x.is_ready() for x in jax.tree.leaves(running[-1]))

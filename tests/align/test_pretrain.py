@@ -7,20 +7,12 @@ import optax
 import pytest
 
 from onesug_jax.align.pretrain import pretrain_stage
-from onesug_jax.model.config import ModelConfig
 from onesug_jax.train.mesh import global_batch, make_mesh, unbox
 from onesug_jax.train.step import make_train_step
 from onesug_jax.train.train_state import abstract_state, init_state, shardings_of
+from tests.tiny_model import tiny_config
 
-CONFIG = ModelConfig(
-    vocab_size=128,
-    d_model=16,
-    num_heads=2,
-    head_dim=8,
-    d_ff=32,
-    encoder_layers=1,
-    decoder_layers=1,
-)
+CONFIG = tiny_config(128)
 
 
 def batch(rows, seed=0):

@@ -20,23 +20,13 @@ from onesug_jax.align.rwr import (
 )
 from onesug_jax.errors import UserError
 from onesug_jax.logs.schema import Level
-from onesug_jax.model.config import ModelConfig
 from onesug_jax.model.seq2seq import Seq2Seq
 from onesug_jax.train.mesh import global_batch, make_mesh, unbox
 from onesug_jax.train.step import make_train_step
 from onesug_jax.train.train_state import abstract_state, init_state, shardings_of
+from tests.tiny_model import tiny_config
 
-CONFIG = ModelConfig(
-    vocab_size=64,
-    d_model=16,
-    num_heads=2,
-    head_dim=8,
-    d_ff=32,
-    encoder_layers=2,
-    decoder_layers=2,
-    soft_dim=3,
-    soft_id=40,
-)
+CONFIG = tiny_config(64, encoder_layers=2, decoder_layers=2, soft_dim=3, soft_id=40)
 LEVELS = [Level.ORDER, Level.SHOW, Level.NOT_SHOW, Level.RAND]
 
 

@@ -13,25 +13,15 @@ from onesug_jax.decode import beam
 from onesug_jax.decode.beam import BeamConfig, beam_search
 from onesug_jax.decode.trie import Free, build_trie
 from onesug_jax.errors import UserError
-from onesug_jax.model.config import ModelConfig
 from onesug_jax.model.seq2seq import Seq2Seq
+from tests.tiny_model import tiny_config
 
 EOS = 1
 
 
 def tiny(vocab_size, seed=0):
     """A random two-layer model whose outputs are sharp enough for orders to be stable."""
-    model = Seq2Seq(
-        ModelConfig(
-            vocab_size=vocab_size,
-            d_model=16,
-            num_heads=2,
-            head_dim=8,
-            d_ff=32,
-            encoder_layers=2,
-            decoder_layers=2,
-        )
-    )
+    model = Seq2Seq(tiny_config(vocab_size, encoder_layers=2, decoder_layers=2))
     shapes = jnp.ones((1, 4), jnp.int32)
     params = nn.meta.unbox(jax.jit(model.init)(jax.random.key(seed), shapes, shapes))["params"]
     params["head"] = params["head"] * 2.0

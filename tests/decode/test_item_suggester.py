@@ -11,19 +11,14 @@ from onesug_jax.decode.item_suggester import TABLES, ItemSuggester
 from onesug_jax.errors import UserError
 from onesug_jax.logs.asof.items import Items
 from onesug_jax.model import items as read
-from onesug_jax.model.config import ModelConfig
 from onesug_jax.model.seq2seq import Seq2Seq, initial
 from onesug_jax.tasks.features import Request
+from tests.tiny_model import tiny_config
 
 N, K, H, C = 12, 9, 3, 10
-CONFIG = ModelConfig(
-    vocab_size=40,
-    d_model=16,
-    num_heads=2,
-    head_dim=8,
+CONFIG = tiny_config(
+    40,
     d_ff=16,
-    encoder_layers=1,
-    decoder_layers=1,
     tie_embeddings=True,
     unroll=True,
     vector_dim=4,

@@ -10,10 +10,10 @@ from onesug_jax.decode.beam import BeamConfig
 from onesug_jax.decode.closed_set import Filter
 from onesug_jax.decode.suggester import Suggester
 from onesug_jax.errors import UserError
-from onesug_jax.model.config import ModelConfig
 from onesug_jax.model.seq2seq import Seq2Seq
 from onesug_jax.tasks.features import FeatureSpec, Featurizer, Request
 from onesug_jax.tasks.vocabulary import Vocabulary
+from tests.tiny_model import tiny_config
 
 NOUNS = ["lamp", "lantern", "laptop", "mug", "mat", "tent", "拖鞋", "拖把"]
 QUERIES = {f"{noun} {word}": 1 + i for i, noun in enumerate(NOUNS) for word in ("red", "blue")}
@@ -24,17 +24,7 @@ def parts(tmp_path_factory):
     """A random tiny model over the vocabulary of the queries."""
     folder = str(tmp_path_factory.mktemp("vocab"))
     vocabulary = Vocabulary.train(iter(QUERIES), folder, pieces=400, sid_levels=2, sid_codes=4)
-    model = Seq2Seq(
-        ModelConfig(
-            vocab_size=vocabulary.size,
-            d_model=16,
-            num_heads=2,
-            head_dim=8,
-            d_ff=32,
-            encoder_layers=1,
-            decoder_layers=1,
-        )
-    )
+    model = Seq2Seq(tiny_config(vocabulary.size))
     tokens = jnp.ones((1, 4), jnp.int32)
     params = meta.unbox(jax.jit(model.init)(jax.random.key(0), tokens, tokens))["params"]
     spec = FeatureSpec(input_length=64, target_length=24)

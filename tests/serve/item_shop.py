@@ -17,7 +17,6 @@ from onesug_jax.decode.item_suggester import ItemSuggester
 from onesug_jax.logs.asof import snapshot
 from onesug_jax.logs.asof.config import DAY_MS, AsOfConfig
 from onesug_jax.logs.asof.state import AsOf
-from onesug_jax.model.config import ModelConfig
 from onesug_jax.model.seq2seq import Seq2Seq
 from onesug_jax.retrieval.tables import QueryTables
 from onesug_jax.serve.feedback import Event, FeedbackStore
@@ -27,6 +26,7 @@ from onesug_jax.serve.requests import SuggestRequest
 from onesug_jax.tasks.features import FeatureSpec, Featurizer
 from onesug_jax.tasks.vocabulary import Vocabulary
 from tests.item_cases import params
+from tests.tiny_model import tiny_config
 
 NOUNS = ["lamp", "lantern", "laptop", "mug", "mat", "tent"]
 QUERIES = sorted(f"{noun} {word}" for noun in NOUNS for word in ("red", "blue"))
@@ -64,14 +64,8 @@ def make_shop(folder, now_ms):
 def open_shop(folder, store, now_ms, spare=SPARE, writing=None, returned=16, **settings):
     """The version of a shop that `make_shop` has made; its clock stands still, or is None."""
     vocabulary = Vocabulary.load(f"{folder}/vocab")
-    config = ModelConfig(
-        vocab_size=vocabulary.size,
-        d_model=16,
-        num_heads=2,
-        head_dim=8,
-        d_ff=32,
-        encoder_layers=1,
-        decoder_layers=1,
+    config = tiny_config(
+        vocabulary.size,
         vector_dim=WIDTH,
         count_columns=CONFIG.width,
         candidate_tokens=True,

@@ -14,7 +14,6 @@ from onesug_jax import main
 from onesug_jax.align.pretrain import pretrain_stage
 from onesug_jax.errors import UserError
 from onesug_jax.files import write_json
-from onesug_jax.model.config import ModelConfig
 from onesug_jax.model.hf import read_t5, write_t5
 from onesug_jax.model.seq2seq import Seq2Seq
 from onesug_jax.pipeline import bundle
@@ -24,18 +23,10 @@ from onesug_jax.stages.trained import BUNDLED
 from onesug_jax.tasks.vocabulary import Vocabulary
 from onesug_jax.train.checkpoint import Checkpoints
 from onesug_jax.train.mesh import unbox
+from tests.tiny_model import tiny_config
 
 QUERIES = [f"{a} {b}" for a in ("red", "blue", "lego") for b in ("shoes", "train", "手机壳")]
-THEIRS = ModelConfig(
-    vocab_size=600,
-    d_model=16,
-    num_heads=2,
-    head_dim=8,
-    d_ff=32,
-    encoder_layers=1,
-    decoder_layers=2,
-    dropout=0.1,
-)
+THEIRS = tiny_config(600, decoder_layers=2, dropout=0.1)
 
 
 @pytest.fixture

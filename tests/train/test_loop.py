@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 
 from onesug_jax.errors import UserError
-from onesug_jax.train import loop
 from onesug_jax.train.checkpoint import load_params, saved_steps
+from onesug_jax.train.inflight import InFlight
 from onesug_jax.train.interruption import Interruption
 from onesug_jax.train.loop import Preempted
 from onesug_jax.train.nonfinite import NonFiniteLoss
@@ -151,28 +151,19 @@ def test_a_spoilt_batch_stops_the_run_and_is_stored(losses, train, toy, tmp_path
 SCORES = {3: 0.2, 6: 0.9, 9: 0.4, 12: 0.5}
 
 
-@pytest.mark.parametrize(("higher", "best"), [(True, 6), (False, 3)])
-def test_the_best_by_the_dev_metric_is_stored(rows, train, toy, tmp_path, higher, best):
-    seen = {}
+def test_the_best_by_the_dev_metric_is_stored(rows, train, toy, tmp_path):
+    seen, best = {}, 6
 
     def evaluate(params, step):
         seen[step] = {"kernel": np.array(params["Dense_0"]["kernel"])}
         return {"mrr": SCORES[step], "other": 1.0}
 
-    result = train(
-        tmp_path,
-        evaluate_every=3,
-        evaluate_fn=evaluate,
-        best_metric="mrr",
-        higher_is_better=higher,
-    )
+    result = train(tmp_path, evaluate_every=3, evaluate_fn=evaluate, best_metric="mrr")
     assert (result.best_step, result.best_value) == (best, SCORES[best])
     stored = load_params(tmp_path)
     assert np.array_equal(stored["Dense_0"]["kernel"], seen[best]["kernel"])
     assert [(row["step"], row["mrr"]) for row in rows(tmp_path, "evaluate")] == list(SCORES.items())
-    again = train(
-        tmp_path, evaluate_every=3, evaluate_fn=None, best_metric=None, higher_is_better=higher
-    )
+    again = train(tmp_path, evaluate_every=3, evaluate_fn=None, best_metric=None)
     assert (again.best_step, again.best_value) == (best, SCORES[best])
 
 
@@ -252,7 +243,7 @@ def test_waiting_for_data_counts_where_the_devices_are_idle(
         time.sleep(0.1)  # much longer than an update, on a loaded machine too
         return toy.make_batch_at()(step)
 
-    monkeypatch.setattr(loop, "_busy", lambda running: busy)
+    monkeypatch.setattr(InFlight, "busy", lambda self: busy)
     train(tmp_path, steps=20, batch_at=batch_at, log_every=20, checkpoint_every=100)
     last = rows(tmp_path)[-1]
     more, less = ("goodput", "share/data") if busy else ("share/data", "goodput")
@@ -261,9 +252,12 @@ def test_waiting_for_data_counts_where_the_devices_are_idle(
 
 def test_devices_are_busy_until_the_last_update_handed_to_them_is_done():
     done, under_way = ({"loss": types.SimpleNamespace(is_ready=lambda x=x: x)} for x in (1, 0))
-    assert not loop._busy([])
-    assert not loop._busy([under_way, done])
-    assert loop._busy([done, under_way])
+    updates = InFlight("toy", None, None, None)
+    assert not updates.busy()
+    updates._running.extend([under_way, done])
+    assert not updates.busy()
+    updates._running.append(under_way)
+    assert updates.busy()
 
 
 def test_wrong_metrics_and_broken_data_stop_it(train, toy, tmp_path):
