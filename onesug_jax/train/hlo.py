@@ -88,7 +88,8 @@ class Program:
         collective spread over fusions, each of which hands on its arrays, counts once.
         """
         times, inside = self.times(unknown_trips), self._fused()
-        total, spread = 0.0, {}
+        total = 0.0
+        spread: dict[str, float] = {}
         for name, lines in self.computations.items():
             if not times.get(name):
                 continue
