@@ -6,12 +6,17 @@ import json
 import os
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import time
 
+import httpx2 as httpx
 import jax
 import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
 import pytest
 
 import onesug_jax
@@ -185,3 +190,58 @@ def test_a_folder_of_a_bucket_that_no_stage_made_is_no_beginning(bucket, capsys,
         words = [f"--gin.WORK_DIR={bucket}", f"--gin.PARAMS_FROM=file://{tmp_path}/bucket/{name}"]
         assert main.main(["pretrain", *words, "--restart"]) == 2
         assert "copy a T5 to this machine" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_a_service_in_a_bucket_takes_over_the_version_that_another_machine_published(
+    bucket, small_run, project_root, tmp_path, monkeypatch, capsys
+):
+    """`serve` on one machine, `update` on a second, `suggest` and the way back on empty ones."""
+    dev = pq.read_table(small_run / "log" / "dev.parquet")
+    for name, column in (
+        ("request_id", pc.binary_join_element_wise(dev["request_id"], pa.scalar("fresh"), "-")),
+        ("timestamp_ms", pc.add(dev["timestamp_ms"], pa.scalar(2 * 86_400_000))),
+    ):
+        dev = dev.set_column(dev.column_names.index(name), name, column)
+    pq.write_table(dev, tmp_path / "bucket" / "fresh.parquet")
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    command = [sys.executable, "-m", "onesug_jax.main", "serve", f"--gin.WORK_DIR={bucket}"]
+    server = subprocess.Popen(
+        [*command, f"--gin.ServerConfig.port={port}"],
+        cwd=project_root,
+        env={**os.environ, tables.MIRROR: str(tmp_path / "server"), "XLA_FLAGS": ""},
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    try:
+        read_until(server.stdout, "version 0000 is in use")
+        flags = [f"--gin.WORK_DIR={bucket}", f"--gin.LOG=file://{tmp_path}/bucket/fresh.parquet"]
+        flags += ["--gin.update.steps=4", "--gin.update.tolerance=100.0"]
+        assert main.main(["update", *flags]) == 0
+        read_until(server.stdout, "version 0001 is in use")
+        asked = httpx.post(f"http://127.0.0.1:{port}/suggest", json={"prefix": "s"}, timeout=60)
+        assert asked.json()["suggestions"]
+    finally:
+        server.terminate()
+        server.communicate()
+    lose_the_machine()
+    capsys.readouterr()
+    assert main.main(["update", *flags]) == 0
+    assert "already in version 0001" in capsys.readouterr().out
+    lose_the_machine()
+    assert main.main(["update", f"--gin.WORK_DIR={bucket}", "--rollback"]) == 0
+    monkeypatch.setenv(tables.MIRROR, str(tmp_path / "third"))
+    found, wanted = (onesug_jax.Suggester.load(str(path)) for path in (bucket, small_run))
+    assert found.suggest("c", k=5) == wanted.suggest("c", k=5)
+
+
+def read_until(stream, words):
+    """The lines of a process up to the one with these words."""
+    said = []
+    for line in stream:
+        said.append(line)
+        if words in line:
+            return said
+    raise AssertionError("".join(said))

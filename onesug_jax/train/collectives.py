@@ -106,11 +106,9 @@ def parse_groups(attributes: str) -> Groups:
         order = [i for i, name in enumerate(sizes) if name not in along]
         order += [list(sizes).index(name) for name in along]
         ids = re.search(r"device_ids=\(\[([\d,]+)\](?:T\(([\d,]+)\))?\)", attributes)
-        if ids:
-            numbers = _numbered(_integers(ids[1]), _integers(ids[2] or ""))
-        else:
-            numbers = np.arange(np.prod(list(sizes.values())))
-        numbers = numbers.reshape(tuple(sizes.values())).transpose(order)
+        shape = tuple(sizes.values())
+        numbers = _numbered(_integers(ids[1]), _integers(ids[2] or "")) if ids else _numbered(shape)
+        numbers = numbers.reshape(shape).transpose(order)
         group = int(np.prod([sizes[name] for name in along]))
         return _as_groups(numbers.reshape(-1, group))
     return ()
@@ -120,7 +118,7 @@ def _integers(text: str) -> tuple[int, ...]:
     return tuple(int(number) for number in text.split(",") if number)
 
 
-def _numbered(shape: tuple[int, ...], order: tuple[int, ...]) -> np.ndarray:
+def _numbered(shape: tuple[int, ...], order: tuple[int, ...] = ()) -> np.ndarray:
     """0, 1, 2 ... in an array of this shape, its dimensions put into this order."""
     return np.arange(np.prod(shape)).reshape(shape).transpose(order or range(len(shape)))
 
