@@ -76,6 +76,7 @@ def test_a_version_that_is_not_worse_is_published_and_can_be_rolled_back(shop, w
     assert set(record["scores"]) == {"M_t", "M_t+1"} and record["base"] == "."
     assert versions.published(str(work)) == {"0000": "", "0001": record["log"]}
     assert (work / "config.gin").read_bytes() == (shop / "work" / "config.gin").read_bytes()
+    assert not (new / "fresh").exists(), "it holds rows of users who asked to be deleted"
     train, dev = (pq.read_table(new / "log" / f"{split}.parquet") for split in ("train", "dev"))
     fresh = pq.read_table(shop / "fresh.parquet")
     assert dev["timestamp_ms"].to_numpy().min() > train["timestamp_ms"].to_numpy().max()

@@ -272,6 +272,8 @@ def _remaining(exports: Sequence[tuple[str, int]], version: str | None) -> list[
         for path, at_ms in exports
     ]
     if version is not None:
+        what = "histories in the memory of other servers, and searches in the counts of all users"
+        found.append({"what": what, "until": "each server is started anew"})
         what = f"model {version}, its log and its counts, and those of versions before it"
         until = "the next update, which leaves this user out; versions before it until removed"
         found.append({"what": what, "until": until})

@@ -18,6 +18,8 @@ from __future__ import annotations
 import collections
 import contextlib
 import math
+import os
+import sys
 import threading
 import time
 import traceback
@@ -33,6 +35,7 @@ from onesug_jax.serve.metrics import Metrics
 from onesug_jax.serve.requests import SuggestRequest, SuggestResult
 from onesug_jax.serve.version import ModelVersion
 
+_NICE = 5  # of the model's threads beside the one that answers HTTP
 _RETRY_SECONDS = 30.0  # between attempts at a version that could not be loaded
 
 
@@ -77,7 +80,7 @@ class Engine:
         self.warming = True  # shapes are still being compiled, for the first version
         self.failure: BaseException | None = None  # why the first version could not be loaded
         self._threads = [
-            threading.Thread(target=run, name=name, daemon=True)
+            threading.Thread(target=_behind_http, args=(run,), name=name, daemon=True)
             for name, run in (
                 ("watch", self._watch),
                 ("refresh", self._refresh),
@@ -383,6 +386,16 @@ class Engine:
         self._ready.set()
         collections.deque(steps, maxlen=0)
         self.warming = False
+
+
+def _behind_http(run: Callable[[], None]) -> None:
+    """Runs with less priority than the thread that answers HTTP, and so do the threads that XLA
+    starts from here: where cores are few, refusals and finished lists wait for no matrix.
+    """
+    if sys.platform == "linux":  # elsewhere a priority is that of the process
+        here = os.PRIO_PROCESS, threading.get_native_id()
+        os.setpriority(*here, os.getpriority(*here) + _NICE)
+    run()
 
 
 def _cut(

@@ -164,6 +164,8 @@ def export_feedback(context: Context) -> None:
     options = context.options
     if not options.to:
         raise UserError("export_feedback needs a file to write: --to FILE")
+    if not options.to.endswith(".parquet"):
+        raise UserError(f"--to {options.to}: expected a name that ends in .parquet, as is written")
     since = 0 if options.days is None else int(1000 * time.time() - options.days * DAY_MS)
     store = _store(context, prune=False)
     try:

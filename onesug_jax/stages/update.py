@@ -364,6 +364,7 @@ def _judge(
     news = entered.entered(base.work, there, list(fresh))
     entered.show(news)
     write_json(os.path.join(new, versions.RECORD), {**wanted, "scores": values, "entered": news})
+    shutil.rmtree(os.path.join(new, "fresh"))  # `log` has its rows, but those of the forgotten
     folder = new.removesuffix(workdir.NEW)
     if not better:
         os.replace(new, folder + ".refused")

@@ -342,6 +342,8 @@ def test_the_command_exports(tmp_path, capsys):
     assert pq.read_metadata(target).num_rows == 1
     assert main.main(words) == 2
     assert "--to FILE" in capsys.readouterr().err
+    assert main.main([*words, "--to", str(tmp_path / "x.csv")]) == 2
+    assert "ends in .parquet" in capsys.readouterr().err and not (tmp_path / "x.csv").exists()
     assert main.main([*words, "--to", str(target), "--days", "0"]) == 2
     assert "no events" in capsys.readouterr().err
     assert json.dumps(pq.read_table(target).to_pylist()[0]["query"]) == '"query 1"'
