@@ -38,14 +38,14 @@ class ShownLists:
     def at(
         self,
         asked: Sequence[tuple[str, Sequence[int]]],
-        number_of: Callable[[str], int | None],
+        number_of: Callable[[str, int], int],
         time_ms: float,
     ) -> np.ndarray:
         """SHOWN_COLUMNS of query numbers, of each (prefix, numbers) after another, `[n, 2]`: 1 /
         place in the prefix's latest list, 0 for what it lacks; and the same, halved for each day
         since it was shown.
 
-        `number_of` gives the number of a query, None if it has none.
+        `number_of` gives the number of a query, or the other argument if it has none.
         """
         out = np.zeros((sum(len(numbers) for _, numbers in asked) + 1, len(SHOWN_COLUMNS)))
         cells = memoryview(out.data).cast("B").cast("d")  # a few numbers cost more as an array
@@ -56,7 +56,7 @@ class ShownLists:
                 row_of = dict(zip(numbers, itertools.count(start), strict=False))
                 fresh = 0.5 ** (max(time_ms - time, 0) / DAY_MS)
                 for place, query in enumerate(queries, 1):
-                    row = row_of.get(number_of(query))
+                    row = row_of.get(number_of(query, -1))
                     if row is not None:
                         cells[2 * row], cells[2 * row + 1] = 1 / place, fresh / place
             start += len(numbers)
