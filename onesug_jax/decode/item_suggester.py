@@ -174,24 +174,24 @@ class ItemSuggester:
         for chosen, found in begun:  # the next ones are being computed
             rows = np.asarray(found)[: len(chosen)]
             orders = np.argsort(-rows, axis=1, kind="stable")
-            each = [(requests[i], *of) for i, *of in zip(chosen, orders, rows, strict=True)]
-            listed = [self._listed(*one, k) for one in each]
+            each = list(zip(chosen, orders, rows, strict=True))
+            listed = [self._listed(requests[i], order, row, k) for i, order, row in each]
             leaves = [False] * len(chosen)
             if write and self.writing is not None:
                 counts = np.array([*map(len, listed)])
                 leaves = leaves_room(rows, counts, k, self.writing).tolist()
-            for i, one, texts, more in zip(chosen, each, listed, leaves, strict=True):
+            for (i, order, row), short, more in zip(each, listed, leaves, strict=True):
                 if more:
-                    open_lists.append((i, self._listed(*one, rows.shape[1])))
+                    open_lists.append((i, self._listed(requests[i], order, row, len(row))))
                 else:
-                    yield i, texts
+                    yield i, short
         most = self.batch_sizes[-1]
         for start in range(0, len(open_lists), most):
             part = open_lists[start : start + most]
             size = max(rooms[i].candidates for i, _ in part)
             written = self._write([requests[i] for i, _ in part], size)
-            for (i, listed), texts in zip(part, written, strict=True):
-                both = merged([one[:2] for one in listed], texts, k)
+            for (i, long), texts in zip(part, written, strict=True):
+                both = merged([one[:2] for one in long], texts, k)
                 yield i, [Suggestion(*one) for one in both]
 
     def _write(
