@@ -31,6 +31,9 @@ from onesug_jax.logs.simulate import simulate
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 STAGES = ("ingest", "mine", "align", "quantize", "index", "vocab", "examples", "rewards")
 ALL_ROWS, CORES = 395_000_000, 64  # AmazonQAC; the machines of the extrapolation
+# What does not grow with the rows beyond a setting: the memory of DuckDB (LogEngineConfig), and the
+# texts that pieces are learnt from (two million).
+BOUNDED_MEMORY, BOUNDED = ("ingest", "mine", "vocab"), ("vocab",)
 _PIECE = 1_000_000
 _SETTINGS = ("align.steps=20", "quantize.steps=20", "vocab.sid_levels=0", "ingest.dev_days=1.0")
 _SUBREAPER = 36  # prctl: processes whose parent has ended become ours, to be waited for
@@ -122,16 +125,20 @@ def _extrapolate(measured: dict[int, dict[str, Cost]], counting: float) -> None:
     for stage, cost in measured[largest].items():
         base = measured[before][stage] if before else Cost(0.0, 0.0, 0)
         more = (ALL_ROWS - largest) / (largest - before)
-        processor = cost.processor + more * max(cost.processor - base.processor, 0.0)
-        peak = cost.peak + more * max(cost.peak - base.peak, 0)
+        processor, peak = cost.processor, float(cost.peak)
+        if stage not in BOUNDED:
+            processor += more * max(cost.processor - base.processor, 0.0)
+        if stage not in BOUNDED_MEMORY:
+            peak += more * max(cost.peak - base.peak, 0)
         parallel = stage in ("ingest", "mine", "examples")
         spent = processor / (CORES if parallel else 1)
         if stage == "examples":
             spent = max(spent, counting * ALL_ROWS)
         hours, most = hours + spent / 3600, max(most, peak)
+        memory = "as set" if stage in BOUNDED_MEMORY else f"{peak / 2**30:.1f} GiB"
         print(
             f"  {stage:<10} at {ALL_ROWS:,} rows: {spent / 3600:.2f} h on "
-            f"{CORES if parallel else 1} cores, {peak / 2**30:.1f} GiB"
+            f"{CORES if parallel else 1} cores, memory {memory}"
         )
     print(f"  in all {hours:.1f} h, at most {most / 2**30:.1f} GiB a process")
 
