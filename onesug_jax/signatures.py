@@ -64,7 +64,7 @@ def is_literal(value: Any) -> bool:
 def accepts(kind: Any, value: Any) -> bool:
     """Whether a literal fits a type: `int | None`, `Sequence[str]`, `tuple[int, int]`, ...
 
-    A string is not a sequence, a bool is not a number, an int is a float.
+    A string is not a sequence, a bool is not a number, an int is a float; no literal is an object.
     """
     if kind is None or kind is Any:
         return True
@@ -89,7 +89,7 @@ def accepts(kind: Any, value: Any) -> bool:
         return not inner or all(accepts(inner[0], one) for one in value)
     if origin in _MAPPINGS or kind in _MAPPINGS:
         return isinstance(value, dict)
-    return True
+    return not dataclasses.is_dataclass(kind)  # that is set by its own name
 
 
 def describe(kind: Any) -> str:

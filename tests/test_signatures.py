@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from onesug_jax.logs.engines import LogEngineConfig
 from onesug_jax.signatures import accepts, describe, is_literal, nearest, parameters
 from onesug_jax.stages import CONFIGURABLES
 
@@ -41,6 +42,7 @@ def test_every_parameter_has_its_name_its_default_and_a_type(name):
         (tuple[int, ...], [(), (1, 2, 3)], [(1.5,), 1]),
         (tuple, [(1, "x")], ["x", 3]),
         (Mapping[str, float], [{"x": 1.0}], [["x"], "x", 3]),
+        (LogEngineConfig, [], ["spark", 3]),
         (Any, [3, "x", None, True, [1]], []),
         (None, [3, "x", None, True, [1]], []),
     ],
