@@ -3,8 +3,9 @@
 
     python launch/needs.py --data FOLDER --work WORK_DIR
 
-From rates that `python launch/bench.py --suite road` measured, so right within a factor of two or
-so. Ends with 1 where the disk is too small; nothing is written.
+From the growth between 100,000 and 1,000,000 rows in the table of docs/scale.md (`python
+launch/bench.py --suite road`, on cores that other work shared), so rather too high. Ends with 1
+where the disk is too small; nothing is written.
 """
 
 from __future__ import annotations
@@ -18,9 +19,10 @@ import sys
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-# Of a row, over all stages before training: processor seconds that all cores share, those that one
-# does, bytes on the disk and in memory. Of a row of text or JSON, bytes in its file.
-SHARED, ALONE, DISK, MEMORY, TEXT = 260e-6, 60e-6, 1_200, 60, 250
+# Of a row, over all stages before training: processor seconds that all cores share (ingest, mine,
+# examples), those that one does (quantize, index, rewards), bytes of the largest process, and bytes
+# on the disk (WORK_DIR of shoplog_live). Of a row of JSON, the bytes of KuaiSearch's files.
+SHARED, ALONE, MEMORY, DISK, TEXT = 620e-6, 75e-6, 300, 1_450, 1_000
 BASE = 1_000_000_000  # bytes of memory, however short the log
 
 

@@ -161,5 +161,5 @@ def layers_of(
     """A model's stack of `count` layers; `axes` says for each method what every layer is given."""
     if model.unrolled:
         return UnrolledLayers(layer, model.config, count)
-    stack = stacked(with_remat(layer, model.config), model.config, count, dict(axes))
+    stack = stacked(with_remat(layer, model.config), model.config, count, axes)
     return stack(model.config, model.deterministic)

@@ -64,7 +64,7 @@ def test_a_disk_that_is_too_small_is_refused_before_anything_is_made(
     needs = importlib.import_module("needs")
     (tmp_path / "data").mkdir()
     pq.write_table(pa.table({"query": ["tea"] * 1000}), tmp_path / "data" / "part.parquet")
-    (tmp_path / "data" / "more.jsonl").write_text("x" * 250 * 24)
+    (tmp_path / "data" / "more.jsonl").write_text("x" * needs.TEXT * 24)
     work = tmp_path / "work" / "deep"
     monkeypatch.setattr(
         "sys.argv", ["needs.py", "--data", str(tmp_path / "data"), "--work", str(work)]
