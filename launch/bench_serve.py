@@ -213,16 +213,16 @@ def inside(work: str, typed: list[tuple[str, dict[str, list]]]) -> None:
     """What one list costs without HTTP: the as-of ask, other Python of a request, the whole."""
     from onesug_jax import main
     from onesug_jax.decode.both_ways import leaves_room
-    from onesug_jax.stages import items, suggesting, trained
+    from onesug_jax.stages.model import Model
     from onesug_jax.tasks.features import Request
 
     folder = workdir.WorkDir(workdir.model_in_use(work))
     context = main.context_of("serve", f"--gin.WORK_DIR={work}")
-    context = dataclasses.replace(context, work=folder)
-    if not trained.model_description(context, trained.model_stage(context))["features"]["items"]:
+    opened = Model(dataclasses.replace(context, work=folder))
+    if not opened.spec.items:
         return
-    state = items.restored(context)
-    model, _, _ = suggesting.item_suggester(context, state)
+    state = opened.after_log()
+    model = opened.item_suggester(state, opened.tables_of(state))
     time_ms = state.end_ms
     asked = [
         (prefix[: 1 + n % 6], past["history"][::-1], past["history_minutes"][::-1])

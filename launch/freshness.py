@@ -73,7 +73,9 @@ def plot(names: Sequence[str], lines: Mapping[str, Sequence[float]], path: str) 
 
 def run() -> int:
     """Scores, prints and writes; 2 and a message for a mistake."""
-    from onesug_jax.stages import lists, opened
+    from onesug_jax.pipeline.workdir import split_files
+    from onesug_jax.stages.model import Model
+    from onesug_jax.stages.scoring import replayed
 
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -88,15 +90,14 @@ def run() -> int:
             duration_ms(name)
         context = main.context_of("evaluate", f"--gin.WORK_DIR={options.work}", *flags)
         log = context.home.log
-        writers: dict = {}
         found: dict = {}
-        split = opened.splits(log).get(options.split)
+        split = split_files(log).get(options.split)
         if split is None:
             raise UserError(f"{log}: expected a split {options.split!r}, found no such file")
+        model = Model(context)
         for name in names:
             print(f"freshness {name}", flush=True)
-            scores = lists.replayed(context, split, log, freshness=name, writers=writers)
-            found[name] = scores.metrics
+            found[name] = replayed(model, split, log, freshness=name).metrics
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

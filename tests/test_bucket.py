@@ -25,7 +25,7 @@ from onesug_jax.pipeline import tables
 from onesug_jax.pipeline.mirror import Mirror
 from onesug_jax.pipeline.store import Store
 from onesug_jax.pipeline.workdir import FOLDERS, WorkDir
-from onesug_jax.stages import opened
+from onesug_jax.stages import pretrained
 from onesug_jax.train.checkpoint import load_params, saved_steps
 from tests.test_pipeline import SMALL
 from tests.test_processes import finish, start
@@ -177,7 +177,7 @@ def test_the_whole_road_in_a_bucket_by_two_processes_of_which_one_is_killed(
 
 
 def test_parameters_in_a_bucket_are_those_of_its_best(bucket, small_run):
-    folder = opened.parameters_from("pretrain.params_from", f"{bucket}/pretrain")
+    folder = pretrained.parameters_from("pretrain.params_from", f"{bucket}/pretrain")
     assert tables.shown(folder) == f"{bucket}/pretrain"
     here, there = load_params(folder), load_params(small_run / "pretrain")
     jax.tree.map(np.testing.assert_array_equal, here, there)

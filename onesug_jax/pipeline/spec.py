@@ -10,12 +10,13 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import inspect
+import os
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from onesug_jax.pipeline.mirror import Mirror
 from onesug_jax.pipeline.tables import local_log
-from onesug_jax.pipeline.workdir import NEW, Manifest, WorkDir, provenance
+from onesug_jax.pipeline.workdir import NEW, Manifest, WorkDir, home_of, provenance
 from onesug_jax.train.states import HERE, States
 
 PROGRAM = "python -m onesug_jax.main"
@@ -60,6 +61,11 @@ class Context:
     def log(self) -> str:
         """The log to read, an absolute path: LOG, or the simulated shop's where none is given."""
         return local_log(self.macros["LOG"] or self.work.simulated)
+
+    @property
+    def compiled(self) -> str:
+        """Where compiled programs stay, so that the second `suggest` starts in seconds."""
+        return os.path.join(home_of(self.macros["WORK_DIR"]), ".compiled")
 
     @property
     def states(self) -> States:

@@ -32,6 +32,7 @@ BUNDLE = "bundle"
 RECORD = "update.json"  # in a version that an update made: {"version", "base", "log", "scores"}
 SOURCES = "sources.json"  # in a bundle: folder of WORK_DIR -> when it was finished
 NEW = ".new"
+SPLITS = ("train", "dev", "test")
 FOLDERS = (
     "simulated",
     "log",
@@ -259,6 +260,23 @@ class Manifest:
                 and (kind == "inputs" or counts(name))
             ]
         return found
+
+
+def split_files(log: str) -> dict[str, str]:
+    """The splits that a folder of WORK_DIR holds: name -> file."""
+    paths = {split: os.path.join(log, f"{split}.parquet") for split in SPLITS}
+    return {split: path for split, path in paths.items() if os.path.exists(path)}
+
+
+def finished(folder: str) -> bool:
+    """Whether a stage has filled this folder, and to its end."""
+    made = Manifest.read(folder)
+    return made is not None and bool(made.finished)
+
+
+def read_result(path: str) -> dict:
+    """A JSON file that an earlier stage wrote."""
+    return read_json(path, "what an earlier stage wrote", "run that stage again")
 
 
 @dataclasses.dataclass(frozen=True)

@@ -12,7 +12,8 @@ quantiser.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import functools
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -26,6 +27,7 @@ from onesug_jax.retrieval.id_tree import IdTree
 from onesug_jax.retrieval.tree_search import SearchConfig, StoredVectors, TreeSearch
 from onesug_jax.semantic_ids.quantiser import Quantiser
 
+_CACHED = 65_536  # prefixes
 _BLOCK = 512  # prefixes looked up between two progress lines, at least
 
 
@@ -145,6 +147,16 @@ class PrefixIndex:
             return None
         found = stored[row][:k]
         return found[found >= 0]
+
+    def around(self, most: int) -> Callable[[str], tuple[int, ...]]:
+        """Prefix -> the numbers of at most so many queries near it, cached."""
+
+        @functools.lru_cache(maxsize=_CACHED)
+        def near(prefix: str) -> tuple[int, ...]:
+            numbers = self.neighbours(prefix, most)
+            return () if numbers is None else tuple(numbers.tolist())
+
+        return near
 
     def related_to(self, vector: np.ndarray, k: int) -> list[str]:
         """At most k queries nearest to any vector [D], nearest first."""

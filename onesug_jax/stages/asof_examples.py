@@ -22,7 +22,8 @@ from typing import TYPE_CHECKING
 from onesug_jax.logs.asof.config import DAY_MS
 from onesug_jax.pipeline.spec import Context
 from onesug_jax.progress import Progress
-from onesug_jax.stages import items
+from onesug_jax.stages.model import SNAPSHOT, before_log
+from onesug_jax.stages.parts import Parts
 
 if TYPE_CHECKING:
     from onesug_jax.logs.asof.state import AsOf
@@ -90,6 +91,7 @@ class Block:
 
 def examples(
     context: Context,
+    parts: Parts,
     spec: FeatureSpec,
     splits: dict[str, str],
     *,
@@ -112,7 +114,7 @@ def examples(
 
     names = [name for name in ("train", "dev") if name in splits]
     files = [splits[name] for name in (*names, *(splits.keys() - names))]
-    state = items.state(context, candidates=most)
+    state = before_log(context, parts, candidates=most)
     walk = Walk(
         folder=context.work.examples,
         files=tuple(files),
@@ -125,10 +127,10 @@ def examples(
         indexed=state.first,
         after_ms=-1.0 if days is None else _latest_ms(files[0]) - days * DAY_MS,
     )
-    parts = write_blocks(walk, state, context.configured("LogEngineConfig")())
-    item_examples.join(walk.folder, parts, names)
+    written = write_blocks(walk, state, context.configured("LogEngineConfig")())
+    item_examples.join(walk.folder, written, names)
     shutil.rmtree(os.path.join(walk.folder, _PARTS))
-    snapshot.save(state, os.path.join(walk.folder, items.SNAPSHOT), rare=False)
+    snapshot.save(state, os.path.join(walk.folder, SNAPSHOT), rare=False)
 
 
 def write_blocks(
@@ -213,7 +215,7 @@ def _write(
     from onesug_jax.tasks.vocabulary import Vocabulary
 
     index = PrefixIndex.load(walk.index)
-    state.around = items.around(index, walk.around)
+    state.around = index.around(walk.around) if walk.around else None
     item_examples.write(
         walk.part(number),
         rows_of(state, events, functools.partial(walk.wants, state)),

@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING
 
 from onesug_jax.pipeline.plan import SKIP, Step
 from onesug_jax.pipeline.spec import Context, StageSpec
-from onesug_jax.stages import opened, trained
+from onesug_jax.pipeline.workdir import read_result
+from onesug_jax.stages import pretrained, trained
 
 if TYPE_CHECKING:
     from onesug_jax.model.config import ModelConfig
@@ -78,7 +79,7 @@ def pretraining(context: Context) -> None:
     _parameters_divide(model_config(context), context)
     start = context.settings["pretrain.params_from"]
     if start is not None:
-        opened.parameters_from("pretrain.params_from", start)
+        pretrained.parameters_from("pretrain.params_from", start)
 
 
 def _parameters_divide(config: ModelConfig, context: Context) -> None:
@@ -111,7 +112,7 @@ def encoder_width(context: Context) -> int:
     """Width of the text encoder: the one that was made, else the one that would be from scratch."""
     path = os.path.join(context.work.encoder, "config.json")
     if os.path.exists(path):
-        return opened.read(path)["hidden_size"]
+        return read_result(path)["hidden_size"]
     return context.settings["EncoderSpec.d_model"]
 
 

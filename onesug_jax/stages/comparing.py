@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING
 from onesug_jax.files import require_files
 from onesug_jax.pipeline.mirror import brought
 from onesug_jax.pipeline.spec import Context
-from onesug_jax.pipeline.workdir import FOLDERS, Manifest, WorkDir
-from onesug_jax.stages import opened, trained
+from onesug_jax.pipeline.workdir import FOLDERS, Manifest, WorkDir, read_result
+from onesug_jax.stages import trained
 from onesug_jax.train.history import format_history
 
 if TYPE_CHECKING:
@@ -176,7 +176,7 @@ def read(folder: str, name: str = "dev") -> Run:
     if "cascade" in seconds:
         own = seconds.pop("cascade")
         before = sum(seconds.get(stage, 0) for stage in _BEFORE_CASCADE)
-        report = opened.read(os.path.join(folder, "cascade", cascade_training.REPORT))
+        report = read_result(os.path.join(folder, "cascade", cascade_training.REPORT))
         rivals["cascade"] = ((own + before) / 60, report.get("parameters"))
     minutes = sum(seconds.values()) / 60 or None
     return runs.read_run(folder, name, minutes=minutes, parameters=parameters, rivals=rivals)

@@ -14,7 +14,8 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from onesug_jax.pipeline.workdir import WorkDir
-from onesug_jax.stages import items
+from onesug_jax.stages.model import SNAPSHOT
+from onesug_jax.stages.parts import Parts
 
 _PREFIXES, _TOP = 100, 10
 _SHOWN = 12  # lines that are printed
@@ -56,11 +57,10 @@ def entered(before: WorkDir, after: WorkDir, fresh: Sequence[str]) -> list[dict[
 def _most_searched(work: WorkDir) -> Callable[[str], list[str]]:
     """Prefix -> the most searched completions at the end of a version's log."""
     from onesug_jax.logs.asof import snapshot
-    from onesug_jax.logs.completion import CompletionIndex
 
-    folder = os.path.join(work.examples, items.SNAPSHOT)
+    folder = os.path.join(work.examples, SNAPSHOT)
     if not os.path.isdir(folder):  # a model of text
-        index = CompletionIndex.load(work.mined)
+        index = Parts(work).completions
         return lambda prefix: index.complete(prefix, _TOP)
     state = snapshot.load(folder)
     state.settle()

@@ -11,8 +11,10 @@ from collections.abc import Sequence
 from onesug_jax.errors import UserError
 from onesug_jax.pipeline.mirror import fetch
 from onesug_jax.pipeline.spec import Context
-from onesug_jax.pipeline.workdir import Manifest
-from onesug_jax.stages import lists, opened, trained
+from onesug_jax.pipeline.workdir import SPLITS, Manifest, finished, read_result, split_files
+from onesug_jax.stages import scoring, trained
+from onesug_jax.stages.model import Model
+from onesug_jax.stages.parts import Parts
 from onesug_jax.train import distributed
 
 
@@ -21,12 +23,11 @@ def cascade(context: Context) -> None:
     WORK_DIR/cascade.
     """
     from onesug_jax.evaluate import cascade_training as rival
-    from onesug_jax.stages import items
     from onesug_jax.tasks.item_examples import ItemExamples
 
     report = rival.train(
         ItemExamples(context.work.examples, "train", fetch=fetch),
-        items.tables(context),
+        Parts(context.work).tables(),
         context.configured("CascadeConfig")(),
         context.configured("AsOfConfig")(),
         context.work.cascade,
@@ -75,9 +76,10 @@ def evaluate(
         distributed.run_on_primary_and_broadcast(lambda: bool(read(log=context.log, out=log)))
         context.share()
         logs.append(log)
-        split = split if split in opened.splits(log) else next(iter(opened.splits(log)))
+        split = split if split in split_files(log) else next(iter(split_files(log)))
     path = os.path.join(log, f"{split}.parquet")
-    scores = lists.score(context, path, *logs)
+    model = Model(context)
+    scores = scoring.score(model, path, *logs)
     if not distributed.is_primary():
         return
     folders = {"align": home.encoder, "pretrain": home.pretrain, "rwr": home.rwr}
@@ -87,34 +89,30 @@ def evaluate(
         made = os.path.join(home.semantic_ids, picture)
         if os.path.exists(made):
             shutil.copy(made, out)
-    finder = opened.related(context, FeatureSpec(soft=False))
+    finder = model.related(FeatureSpec(soft=False))
     groups = report.example_prefixes(scores.rows, context.configured("SliceSpec")().frequent)
     report.write_related(
         {name: {p: finder.related([p])[0] for p in found} for name, found in groups.items()},
         out,
     )
     page.write_page(scores, out)
-    card.write_card(scores, out, _facts(context))
+    card.write_card(scores, out, _facts(model))
 
 
-def _facts(context: Context) -> dict:
-    """The facts in `evaluate.card` about the model in use, from the files of the stages."""
-    from onesug_jax.model.config import ModelConfig
-
-    home = context.home
-    stage = trained.model_stage(context)
-    stored = trained.model_description(context, stage)
-    stages = ("pretrain", "rwr")[: 1 + (stage == "rwr")]
+def _facts(model: Model) -> dict:
+    """The facts in `evaluate.card` about a model, from the files of the stages."""
+    home = model.context.home
+    stages = ("pretrain", "rwr")[: 1 + (model.stage == "rwr")]
     made = {name: Manifest.read(home.join(name)) for name in ("log", "mined", *stages)}
     settings = {name: one.settings if one else {} for name, one in made.items()}
     log = made["log"]
     return {
-        "stage": stage,
-        "model": stored["model"],
-        "parameters": ModelConfig(**stored["model"]).parameters(),
-        "features": stored["features"],
-        "log": opened.read(home.join("log", "report.json")),
-        "mined": opened.read(context.work.join("mined", "report.json")),
+        "stage": model.stage,
+        "model": model.stored["model"],
+        "parameters": model.config.parameters(),
+        "features": model.stored["features"],
+        "log": read_result(home.join("log", "report.json")),
+        "mined": read_result(model.work.join("mined", "report.json")),
         "min_users": settings["mined"].get("mine.min_users", 1),
         "steps": {name: settings[name].get(f"{name}.steps", 0) for name in stages},
         "seed": settings["pretrain"].get("SEED"),
@@ -166,7 +164,7 @@ def check_evaluate(context: Context) -> None:
             f"evaluate.name = {report_name(context)!r}: expected letters, digits, '_', '-' and '.'"
         )
     split = context.settings["evaluate.split"]
-    there = [one for one in opened.SPLITS if context.home.expand(f"log/{one}.parquet")]
+    there = [one for one in SPLITS if context.home.expand(f"log/{one}.parquet")]
     if there and split not in there and not _own_log(context):
         raise UserError(
             f"evaluate.split = {split!r}: {context.home.log} holds {', '.join(there)}; choose one "
@@ -177,7 +175,7 @@ def check_evaluate(context: Context) -> None:
 def scored(context: Context) -> tuple[str, ...]:
     """What an evaluation reads: the model, the log, and a log of its own that the command names."""
     own = (context.log,) if _own_log(context) else ()
-    there = opened.finished(context.home.cascade)
+    there = finished(context.home.cascade)
     rival = (context.home.join("cascade", "ranker.txt"),) if there else ()
     bundled = context.work.path != context.home.path
     model = ("*/*",) if bundled else (*trained.BUNDLED, "pretrain/model.json")

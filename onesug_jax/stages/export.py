@@ -11,7 +11,8 @@ import shutil
 from onesug_jax.errors import UserError
 from onesug_jax.files import require_files, write_json
 from onesug_jax.pipeline.spec import Context
-from onesug_jax.stages import opened, trained
+from onesug_jax.stages.model import Model
+from onesug_jax.stages.pretrained import SPIECE
 
 LAYOUT = "onesug.json"  # how a request is written; nothing of Hugging Face reads it
 
@@ -59,25 +60,18 @@ def export(context: Context) -> None:
       UserError: no --to, a folder that holds files, or a model with what Hugging Face's T5 lacks.
     """
     from onesug_jax.evaluate.card import FILE as CARD
-    from onesug_jax.model.config import ModelConfig
     from onesug_jax.model.hf import write_t5
     from onesug_jax.model.hf_config import check_exportable
     from onesug_jax.tasks.tokenizer_files import write_tokenizer
-    from onesug_jax.tasks.vocabulary import Vocabulary
-    from onesug_jax.train.checkpoint import load_params
 
-    folder = _new_folder("export", context.options.to)
-    stage = trained.model_stage(context)
-    stored = trained.model_description(context, stage)
-    config = ModelConfig(**stored["model"])
-    check_exportable(config)
-    vocabulary = Vocabulary.load(context.work.vocab)
-    write_t5(folder, config, load_params(context.work.join(stage)))
-    write_tokenizer(folder, vocabulary)
+    folder, model = _new_folder("export", context.options.to), Model(context)
+    check_exportable(model.config)
+    write_t5(folder, model.config, model.parameters)
+    write_tokenizer(folder, model.vocabulary)
     layout = {
-        "stage": stage,
-        "vocabulary": vocabulary.fingerprint,
-        "features": stored["features"],
+        "stage": model.stage,
+        "vocabulary": model.vocabulary.fingerprint,
+        "features": model.stored["features"],
         "request": "<prefix>PREFIX<related1>Q<related2>Q<history1>H<profile1>V</s>",
     }
     write_json(os.path.join(folder, LAYOUT), layout)
@@ -85,7 +79,8 @@ def export(context: Context) -> None:
     if os.path.exists(card):  # as it was when last evaluated
         shutil.copy(card, folder)
     print(
-        f"{config.parameters():,} parameters and {config.vocab_size:,} tokens of {stage}: {folder}"
+        f"{model.config.parameters():,} parameters and {model.config.vocab_size:,} tokens of "
+        f"{model.stage}: {folder}"
     )
 
 
@@ -105,7 +100,7 @@ def convert(context: Context) -> None:
     require_files([options.vocabulary], "the SentencePiece model of the checkpoint", "name it")
     config, params = read_t5x(options.checkpoint)
     write_t5(folder, config, params)
-    shutil.copy(options.vocabulary, os.path.join(folder, opened.SPIECE))
+    shutil.copy(options.vocabulary, os.path.join(folder, SPIECE))
     print(
         f"{config.parameters():,} parameters and {config.vocab_size:,} tokens: {folder}. Train "
         f"from it with --gin.vocab.pretrained={folder} --gin.PARAMS_FROM={folder}"

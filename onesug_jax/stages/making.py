@@ -3,7 +3,17 @@
 from __future__ import annotations
 
 from onesug_jax.pipeline.spec import Context, StageSpec
-from onesug_jax.stages import checks, log, opened, prefer, represent, texts, train, trained
+from onesug_jax.stages import (
+    checks,
+    log,
+    parts,
+    prefer,
+    pretrained,
+    represent,
+    texts,
+    train,
+    trained,
+)
 
 # How dev lists are written while training is no reason to train again.
 _WRITES_LISTS = ("WritingConfig", "BeamConfig", "suggester", "SliceSpec")
@@ -67,7 +77,7 @@ MAKING = (
         summary="learn semantic ids and give every indexed query one",
         run=represent.quantize,
         folder="semantic_ids",
-        inputs=lambda context: (*opened.ENCODER, "mined/*"),
+        inputs=lambda context: (*parts.ENCODER, "mined/*"),
         configures=("quantize", "RqVaeConfig", "EnhanceConfig", "make_optimizer"),
         changeable=("make_optimizer", "quantize.steps", "quantize.batch_size"),
         ignores=("make_mesh", "quantize.log_every", "encode"),
@@ -80,7 +90,7 @@ MAKING = (
         summary="enhance the indexed prefixes and find their related queries",
         run=represent.index,
         folder="index",
-        inputs=lambda context: (*opened.ENCODER, *opened.IDS, "mined/*"),
+        inputs=lambda context: (*parts.ENCODER, *parts.IDS, "mined/*"),
         configures=("index", "EnhanceConfig", "SearchConfig"),
         ignores=("encode",),
         example="index --gin.WORK_DIR=work/mine --gin.EnhanceConfig.weight=0.3",
@@ -93,8 +103,8 @@ MAKING = (
         inputs=lambda context: (
             "log/train.parquet",
             "mined/*",
-            *opened.pretrained(
-                context, "vocab.pretrained", opened.SPIECE, "config.json", sure=True
+            *pretrained.files(
+                context, "vocab.pretrained", pretrained.SPIECE, "config.json", sure=True
             ),
         ),
         configures=("vocab",),
@@ -107,7 +117,7 @@ MAKING = (
         folder="examples",
         format=2,
         resumes=True,
-        inputs=lambda context: ("log/*.parquet", "mined/*", "vocab/*", *opened.INDEX),
+        inputs=lambda context: ("log/*.parquet", "mined/*", "vocab/*", *parts.INDEX),
         configures=("examples", "FeatureSpec", "AsOfConfig"),
         ignores=("LogEngineConfig",),
         example="examples --gin.WORK_DIR=work/mine --gin.FeatureSpec.history=5",
@@ -121,10 +131,8 @@ MAKING = (
             "examples/*",
             "examples/*/train/*.json",
             "vocab/*",
-            *opened.INDEX,
-            *opened.pretrained(
-                context, "pretrain.params_from", "config.json", "model*.safetensors"
-            ),
+            *parts.INDEX,
+            *pretrained.files(context, "pretrain.params_from", "config.json", "model*.safetensors"),
         ),
         also_reads=_watched,
         configures=("pretrain", "ModelConfig", "make_optimizer", "Loader", "ItemLoader"),
@@ -172,8 +180,8 @@ MAKING = (
             "examples/*/train/*.json",
             "vocab/*",
             "pretrain/model.json",
-            *opened.INDEX,
-            trained.parameters(context, "pretrain"),
+            *parts.INDEX,
+            trained.parameters(context.work, "pretrain"),
         ),
         also_reads=lambda context: ("log/*.parquet", "mined/*"),
         configures=("rwr", "ListConfig", "PreferenceConfig", "make_optimizer", "ItemLoader"),

@@ -13,7 +13,10 @@ from onesug_jax.errors import UserError
 from onesug_jax.files import fingerprint, fingerprint_tree, write_json
 from onesug_jax.pipeline.mirror import fetch
 from onesug_jax.pipeline.spec import Context
-from onesug_jax.stages import checks, opened, prefer_candidates, pretrained, trained
+from onesug_jax.pipeline.workdir import split_files
+from onesug_jax.stages import checks, prefer_candidates, pretrained, scoring, trained
+from onesug_jax.stages.model import Model
+from onesug_jax.stages.parts import Parts
 from onesug_jax.stages.watch import beats
 from onesug_jax.train import distributed
 
@@ -39,11 +42,11 @@ def rewards(context: Context) -> None:
     if context.configured("FeatureSpec")().items:
         prefer_candidates.rewards(context)
         return
-    work, index = context.work, opened.completions(context)
+    work, index = context.work, Parts(context.work).completions
     pools = _pools(context, index)
     config = context.configured("RewardConfig")()
     report: dict[str, Any] = {}
-    for split, path in opened.splits(work.log).items():
+    for split, path in split_files(work.log).items():
         if split not in _SPLITS:
             continue
         indexed = (lambda query: index.find(query) >= 0) if split == "train" else None
@@ -74,7 +77,7 @@ def check_rwr(context: Context) -> None:
     if watch not in _WATCHED:
         raise UserError(f"rwr.watch = {watch!r}: expected one of {', '.join(_WATCHED)}")
     if start is not None:
-        opened.parameters_from("rwr.params_from", start)
+        pretrained.parameters_from("rwr.params_from", start)
 
 
 def _pools(context: Context, index) -> dict[str, list[int]]:
@@ -105,16 +108,14 @@ def _blocks(path: str, indexed: Callable[[str], bool] | None) -> Iterator[dict[s
             yield block
 
 
-def _batches(context: Context, split: str, behaviour: Behaviour, stored: dict, task: str):
+def _batches(model: Model, split: str, behaviour: Behaviour, task: str):
     """Preference lists of one split as the arrays of `align.rwr`."""
     import numpy as np
 
     from onesug_jax.tasks.examples import Examples
-    from onesug_jax.tasks.features import FeatureSpec, Featurizer
     from onesug_jax.tasks.list_batches import ListBatches
-    from onesug_jax.tasks.vocabulary import Vocabulary
 
-    work = context.work
+    work, featurizer = model.work, model.featurizer
     examples = Examples.load(work.examples, task, split, fetch=fetch)
     # Tasks on semantic ids leave out the rows of dev that ended in a query without one.
     indexed = behaviour.query >= 0
@@ -126,14 +127,12 @@ def _batches(context: Context, split: str, behaviour: Behaviour, stored: dict, t
             f"{examples.folder} holds {len(examples):,} examples, {work.rewards} {len(indexed):,} "
             "rows of the same split; run examples and rewards again."
         )
-    featurizer = Featurizer(Vocabulary.load(work.vocab), FeatureSpec(**stored["features"]))
     if task.endswith("request_to_id"):
-        ids = opened.semantic_ids(context)
 
         def target(number: int) -> np.ndarray:
-            return featurizer.id_tokens(ids.of(number))
+            return featurizer.id_tokens(model.ids.of(number))
     else:
-        queries = opened.completions(context).queries
+        queries = model.completions.queries
 
         def target(number: int) -> np.ndarray:
             return featurizer.target(queries[number])
@@ -145,7 +144,7 @@ def _batches(context: Context, split: str, behaviour: Behaviour, stored: dict, t
         np.load(os.path.join(work.rewards, REWARDS_FILE), mmap_mode="r"),
         input_length=featurizer.spec.input_length,
         target_length=featurizer.spec.target_length,
-        soft_dim=stored["model"]["soft_dim"],
+        soft_dim=model.config.soft_dim,
     )
 
 
@@ -192,6 +191,7 @@ def rwr(
     from onesug_jax.model.config import ModelConfig
     from onesug_jax.train import loop
     from onesug_jax.train.checkpoint import load_params
+    from onesug_jax.train.compiler import cache_programs
     from onesug_jax.train.mesh import process_batch_shard
     from onesug_jax.train.train_state import abstract_state, shardings_of
 
@@ -200,20 +200,19 @@ def rwr(
     if not steps:
         print("rwr.steps = 0: the pretrain stage's model stays the one in use", flush=True)
         return
-    opened.cache_compiled(context)
+    cache_programs(context.compiled)
     if params_from is not None:
-        params_from = opened.parameters_from("rwr.params_from", params_from)
-    work = context.work
-    stored = trained.model_description(context, "pretrain")
-    if stored["features"]["items"]:
+        params_from = pretrained.parameters_from("rwr.params_from", params_from)
+    work, model = context.work, Model(context, "pretrain")
+    stored = model.stored
+    if model.spec.items:
         if reference != "copy":
             raise UserError(
                 f"rwr.reference = {reference!r}: a model with items has its reference in memory; "
                 'expected "copy"'
             )
         prefer_candidates.rwr(
-            context,
-            stored,
+            model,
             steps=steps,
             batch_size=batch_size,
             accumulation=accumulation,
@@ -237,7 +236,7 @@ def rwr(
         )
     config = ModelConfig(**stored["model"])
     lists = Lists(behaviour, context.configured("ListConfig")(), context.seed)
-    batches = _batches(context, "train", behaviour, stored, task)
+    batches = _batches(model, "train", behaviour, task)
     objective = context.configured("PreferenceConfig")()
     mesh = context.configured("make_mesh")()
     mine = process_batch_shard(mesh, batch_size)
@@ -253,9 +252,7 @@ def rwr(
     source = work.pretrain if params_from is None else params_from
     pretrained.check_vocabulary("rwr.params_from", source, stored["vocabulary"])
     frozen = load_params(source, shardings_of(like))
-    watched, dev_metrics = _watch(
-        context, config, objective, mesh, frozen, stored, task, dev_rows, dev_lists
-    )
+    watched, dev_metrics = _watch(model, config, objective, mesh, frozen, task, dev_rows, dev_lists)
     if reference == "stored":
         stamp = _stamp(context, source, batch_size, mine)
         path = os.path.join(work.rwr, f"reference.{distributed.place_among()[0]}.npz")
@@ -317,7 +314,7 @@ def _task(stored: Mapping[str, Any]) -> str:
     )
 
 
-def _watch(context, config, objective, mesh, frozen, stored, task, dev_rows, dev_lists):
+def _watch(model: Model, config, objective, mesh, frozen, task, dev_rows, dev_lists):
     """Whether there is a dev split to watch, and the function that does it: preference metrics of
     its lists beside those that the suggester writes.
     """
@@ -326,17 +323,17 @@ def _watch(context, config, objective, mesh, frozen, stored, task, dev_rows, dev
     from onesug_jax.align.preferences import Behaviour, ListConfig, Lists
     from onesug_jax.align.rewards import POSITIVE
     from onesug_jax.align.rwr import make_measure
-    from onesug_jax.stages.lists import judged, watch_lists
     from onesug_jax.train.mesh import divisible_batch, process_batch_shard
 
-    dev = os.path.join(context.work.log, "dev.parquet")
+    work = model.work
+    dev = os.path.join(work.log, "dev.parquet")
     if not os.path.exists(dev) or not dev_rows:
         return False, None
-    behaviour = Behaviour.load(context.work.rewards, "dev")
-    lists = Lists(behaviour, ListConfig(), context.seed)
+    behaviour = Behaviour.load(work.rewards, "dev")
+    lists = Lists(behaviour, ListConfig(), model.context.seed)
     usable = np.flatnonzero((behaviour.query >= 0) & np.isin(behaviour.level, POSITIVE))
     drawn = lists.of(usable[:dev_lists])
-    to_arrays = _batches(context, "dev", behaviour, stored, task)
+    to_arrays = _batches(model, "dev", behaviour, task)
     block, fixed = divisible_batch(mesh, 64), []
     mine = process_batch_shard(mesh, block)
     for start in range(0, len(drawn.rows), block):
@@ -352,10 +349,10 @@ def _watch(context, config, objective, mesh, frozen, stored, task, dev_rows, dev
         )
     measure = make_measure(config, objective, mesh)
 
-    scores_of = watch_lists(context, dev, context.work.log, dev_rows)
+    scores_of = scoring.watch_lists(model, dev, work.log, dev_rows)
 
     def dev_metrics(params, step: int) -> dict[str, float]:
-        return judged(scores_of(params)) | measure(params, frozen, fixed)
+        return scoring.judged(scores_of(params)) | measure(params, frozen, fixed)
 
     return True, dev_metrics
 

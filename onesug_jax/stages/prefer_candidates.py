@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import functools
 import os
-from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from onesug_jax.errors import UserError
@@ -17,7 +16,9 @@ from onesug_jax.files import write_json
 from onesug_jax.logs.asof.config import DAY_MS
 from onesug_jax.pipeline.mirror import fetch
 from onesug_jax.pipeline.spec import Context
-from onesug_jax.stages import items, opened, pretrained, trained, watch
+from onesug_jax.stages import pretrained, trained, watch
+from onesug_jax.stages.model import Model
+from onesug_jax.stages.parts import SPARE, Parts, on_device
 from onesug_jax.train import distributed
 
 if TYPE_CHECKING:
@@ -39,7 +40,7 @@ def rewards(context: Context) -> None:
     from onesug_jax.tasks.item_examples import ItemExamples
 
     examples = ItemExamples(context.work.examples, "train", fetch=fetch)
-    size = 1 + len(opened.completions(context)) + items.SPARE
+    size = 1 + len(Parts(context.work).completions) + SPARE
     counts = np.zeros((len(Level), size), np.int64)
     for block in examples.blocks(names=("candidates", "candidate_levels")):
         numbers, levels = block["candidates"], block["candidate_levels"]
@@ -55,8 +56,7 @@ def rewards(context: Context) -> None:
 
 
 def rwr(
-    context: Context,
-    stored: Mapping[str, Any],
+    model: Model,
     *,
     steps: int,
     batch_size: int,
@@ -79,7 +79,7 @@ def rwr(
     from onesug_jax.train.checkpoint import load_params
     from onesug_jax.train.train_state import abstract_state, shardings_of
 
-    work = context.work
+    context, work, stored = model.context, model.work, model.stored
     config, objective = ModelConfig(**stored["model"]), context.configured("PreferenceConfig")()
     mesh = context.configured("make_mesh")()
     table = np.load(os.path.join(work.rewards, REWARDS_FILE))
@@ -106,7 +106,7 @@ def rwr(
         batch = loader.batch_at(step)
         return {**batch, "rewards": table[batch["levels"], batch["candidates"]]}
 
-    tables = meshes.replicate(mesh, items.on_device(items.tables(context)))
+    tables = meshes.replicate(mesh, on_device(model.tables()))
     optimizer = context.configured("rwr/make_optimizer")(steps=steps)
     stage = preference.rwr_stage(config, objective, tables=tables)
     like = abstract_state(stage, optimizer, mesh).params

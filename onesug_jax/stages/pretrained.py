@@ -1,4 +1,4 @@
-"""Training that starts from a T5 in the Hugging Face layout: does it fit, and its parameters."""
+"""Training that starts from other parameters: a trained stage's, or Hugging Face's T5."""
 
 from __future__ import annotations
 
@@ -7,13 +7,18 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from onesug_jax.errors import UserError
-from onesug_jax.files import require_files
-from onesug_jax.stages import opened, trained
+from onesug_jax.files import is_remote, require_files
+from onesug_jax.pipeline import tables
+from onesug_jax.pipeline.mirror import brought
+from onesug_jax.pipeline.spec import Context
+from onesug_jax.pipeline.workdir import read_result
+from onesug_jax.stages import trained
 
 if TYPE_CHECKING:
     from onesug_jax.model.config import ModelConfig
     from onesug_jax.tasks.vocabulary import Vocabulary
 
+SPIECE = "spiece.model"  # the pieces in a folder of a pretrained model
 _SETTING = "pretrain.params_from"
 _SHAPES = (  # fields of ModelConfig that the folder decides
     "d_model",
@@ -27,6 +32,32 @@ _SHAPES = (  # fields of ModelConfig that the folder decides
     "positions_per_layer",
 )
 _MODELS = {512: "small", 768: "base", 1024: "large", 2048: "xl"}  # gin_configs/models by d_model
+
+
+def files(context: Context, setting: str, *names: str, sure: bool = False) -> tuple[str, ...]:
+    """Files of the pretrained model whose folder a setting gives; none where it gives none, or,
+    unless it is `sure` to be one, where the folder is a trained stage's.
+    """
+    folder = context.settings.get(setting)
+    if folder is None or not (sure or os.path.isfile(os.path.join(folder, "config.json"))):
+        return ()
+    return tuple(os.path.join(os.path.abspath(folder), name) for name in names)
+
+
+def parameters_from(setting: str, given: str) -> str:
+    """The local folder whose parameters a setting names, the best of a stage in a bucket pulled.
+
+    Raises:
+      UserError: there is no such folder; in a bucket, no such stage of a WORK_DIR.
+    """
+    folder = brought(given, tables.local(given))
+    if not (tables.holding(folder) if is_remote(given) else os.path.isdir(folder)):
+        raise UserError(
+            f"{setting} = {given!r}: expected the folder of a trained stage, for pretrain also of "
+            "a T5, found no such folder. In a bucket it is a stage's folder in a WORK_DIR "
+            "(gs://BUCKET/WORK_DIR/pretrain); copy a T5 to this machine."
+        )
+    return folder
 
 
 def check_fits(folder: str, config: ModelConfig, vocabulary: Vocabulary) -> None:
@@ -46,7 +77,7 @@ def check_fits(folder: str, config: ModelConfig, vocabulary: Vocabulary) -> None
                 f"{_SETTING} = {folder!r}: its model has {field} {found}, and "
                 f"ModelConfig.{field} is {wanted}; {_fix(theirs, field)}"
             )
-    path = os.path.join(folder, opened.SPIECE)
+    path = os.path.join(folder, SPIECE)
     require_files(
         [path], "the pieces of the pretrained model", "copy it beside the model's config.json"
     )
@@ -66,7 +97,7 @@ def check_vocabulary(setting: str, folder: str, fingerprint: str) -> None:
       UserError: it has another: the same rows would stand for other tokens.
     """
     path = os.path.join(folder, trained.MODEL_FILE)
-    found = opened.read(path)["vocabulary"] if os.path.isfile(path) else fingerprint
+    found = read_result(path)["vocabulary"] if os.path.isfile(path) else fingerprint
     if found != fingerprint:
         raise UserError(
             f"{setting} = {folder!r}: its vocabulary is {found}, and that of WORK_DIR is "

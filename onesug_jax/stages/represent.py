@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING
 
 from onesug_jax.files import atomic_path, atomic_write
 from onesug_jax.pipeline.spec import Context
-from onesug_jax.pipeline.workdir import WorkDir
-from onesug_jax.stages import opened
+from onesug_jax.pipeline.workdir import WorkDir, read_result
+from onesug_jax.stages.parts import EMBEDDINGS, Parts
 from onesug_jax.train import distributed
 
 if TYPE_CHECKING:
@@ -18,14 +18,15 @@ if TYPE_CHECKING:
     from onesug_jax.text_encoder.encode_new import Encoded
     from onesug_jax.text_encoder.encoder import TextEncoder
 
-EMBEDDINGS = "embeddings.npy"  # e_q* of all indexed queries, in the order of their texts, float16
 # Their texts and plain vectors e_q, from which an update takes those that it holds again.
 PLAIN, PLAIN_TEXTS = (os.path.join("encoded", f"queries.{kind}") for kind in ("npy", "txt"))
 
 
 def align(context: Context) -> None:
     """A text encoder aligned on the mined pairs, into WORK_DIR/encoder."""
-    opened.cache_compiled(context)
+    from onesug_jax.train.compiler import cache_programs
+
+    cache_programs(context.compiled)
     steps = context.settings["align.steps"]
     context.configured("align")(
         context.work.mined,
@@ -45,10 +46,11 @@ def quantize(context: Context) -> None:
     import numpy as np
 
     from onesug_jax.semantic_ids import id_plots
+    from onesug_jax.train.compiler import cache_programs
 
-    opened.cache_compiled(context)
-    work = context.work
-    encoder, indexed = opened.encoder(context.work), opened.completions(context)
+    cache_programs(context.compiled)
+    work, parts = context.work, Parts(context.work)
+    encoder, indexed = parts.encoder, parts.completions
     path = os.path.join(work.semantic_ids, EMBEDDINGS)
     enhancing = context.configured("quantize/EnhanceConfig")()
     encode = context.configured("encode")
@@ -113,7 +115,7 @@ def _stored(work: WorkDir, what: str) -> Encoded | None:
         return None
     with open(os.path.join(folder, texts), encoding="utf-8", newline="\n") as file:
         held = pa.array(file.read().split("\n")[:-1], pa.string())
-    made_with = opened.read(os.path.join(folder, ABOUT))["encoder"]
+    made_with = read_result(os.path.join(folder, ABOUT))["encoder"]
     return Encoded(held, np.load(path, mmap_mode="r"), made_with)
 
 
@@ -181,11 +183,11 @@ def index(context: Context, *, precomputed: int = 16, vectors: str = "int8") -> 
     from onesug_jax.logs.mined import read_table
     from onesug_jax.retrieval.prefix_index import PrefixIndex
     from onesug_jax.semantic_ids.quantiser import Quantiser
+    from onesug_jax.train.compiler import cache_programs
 
-    opened.cache_compiled(context)
-    work = context.work
-    encoder, indexed = opened.encoder(context.work), opened.completions(context)
-    ids = opened.semantic_ids(context)
+    cache_programs(context.compiled)
+    work, parts = context.work, Parts(context.work)
+    encoder = parts.encoder
     quantiser = Quantiser.load(work.semantic_ids, expect_encoder=encoder.fingerprint)
     prefixes = _texts(work.mined, "prefixes")
     prefix_vectors = np.empty((len(prefixes), encoder.dimension), np.float16)
@@ -194,9 +196,9 @@ def index(context: Context, *, precomputed: int = 16, vectors: str = "int8") -> 
     rows = _numbers(pairs["prefix"], prefixes)
     built = PrefixIndex.build(
         work.index,
-        queries=indexed.queries,
-        embeddings=np.load(os.path.join(work.semantic_ids, EMBEDDINGS), mmap_mode="r"),
-        ids=ids.ids,
+        queries=parts.completions.queries,
+        embeddings=parts.embeddings,
+        ids=parts.ids.ids,
         quantiser=quantiser,
         prefixes=prefixes.to_pylist(),
         prefix_vectors=prefix_vectors,

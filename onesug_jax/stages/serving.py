@@ -14,7 +14,8 @@ from onesug_jax.errors import UserError, plain
 from onesug_jax.logs.asof.config import DAY_MS
 from onesug_jax.pipeline import bundle, versions, workdir
 from onesug_jax.pipeline.spec import Context
-from onesug_jax.stages import opened, trained
+from onesug_jax.pipeline.workdir import read_result, split_files
+from onesug_jax.stages.model import Model
 
 if TYPE_CHECKING:
     from onesug_jax.pipeline.mirror import Mirror
@@ -31,7 +32,6 @@ def serve(context: Context) -> None:
     from onesug_jax.serve.server import serve as listen
 
     config = context.configured("ServerConfig")()
-    opened.cache_compiled(context)
     engine_config = context.configured("EngineConfig")().over(len(Replicas()))
     say = functools.partial(print, flush=True)
     store = _store_or_none(context, say)
@@ -62,28 +62,27 @@ def _model_key(home: str, mirror: Mirror | None = None) -> str:
 def _version(context: Context, config: EngineConfig, store: FeedbackStore, say, key: str):
     """The model of one bundle, opened; `key` as `_model_key` gives it."""
     path = key.rpartition("?")[0]
-    context = dataclasses.replace(context, work=workdir.WorkDir(path))
+    model = Model(dataclasses.replace(context, work=workdir.WorkDir(path)))
     name = versions.in_use(workdir.local(context.macros["WORK_DIR"]))
-    stored = trained.model_description(context, trained.model_stage(context))
     settings = dict(
-        profile=_profile(context) if stored["features"]["profile"] else (),
+        profile=_profile(context) if model.spec.profile else (),
         cached=config.lists,
-        blocked=context.settings["suggester.blocked"],
-        least_count=context.settings["suggester.least_count"],
+        blocked=model.rules.blocked,
+        least_count=model.rules.least_count,
     )
-    make = _item_version if stored["features"]["items"] else _text_version
-    return make(context, config, store, say, name, key, settings)
+    if model.spec.items:
+        return _item_version(model, config, store, say, name, key, settings)
+    return _text_version(model, config, name, key, settings)
 
 
-def _item_version(context: Context, config, store, say, name: str, key: str, settings: dict):
+def _item_version(model: Model, config, store, say, name: str, key: str, settings: dict):
     from onesug_jax.serve.item_version import ItemVersion
     from onesug_jax.serve.live import LiveCounts
-    from onesug_jax.stages import items, suggesting
 
-    state = items.restored(context)
-    suggester, tables, encode = suggesting.item_suggester(context, state)
+    state = model.after_log()
+    tables = model.tables_of(state)
     since = state.latest_ms
-    stale = _made_ms(context.work.path) - since
+    stale = _made_ms(model.work.path) - since
     if stale > config.stale_days * DAY_MS:
         state.postpone(stale)
         say(
@@ -91,24 +90,23 @@ def _item_version(context: Context, config, store, say, name: str, key: str, set
             "counts are taken as if it had ended then (EngineConfig.stale_days)"
         )
     live = LiveCounts(state, store, since_ms=since)
-    return ItemVersion(name, key, suggester, live, tables, encode, **settings)
+    suggester = model.item_suggester(state, tables)
+    return ItemVersion(name, key, suggester, live, tables, model.encode, **settings)
 
 
 def _made_ms(path: str) -> int:
     """When the rows were made that the model of a bundle learnt from; 0: not recorded."""
-    sources = opened.read(os.path.join(path, bundle.SOURCES))
+    sources = read_result(os.path.join(path, bundle.SOURCES))
     made = sources.get("examples")
     return int(1000 * datetime.datetime.fromisoformat(made).timestamp()) if made else 0
 
 
-def _text_version(context: Context, config, store, say, name: str, key: str, settings: dict):
+def _text_version(model: Model, config: EngineConfig, name: str, key: str, settings: dict):
     from onesug_jax.serve.text_version import TextVersion
 
-    suggester = context.configured("suggester")(context)
-    spec = suggester.featurizer.spec
-    finder = opened.related(context, spec, remembered=config.prefixes)
-    ids = opened.semantic_ids(context).of if spec.related else None
-    return TextVersion(name, key, suggester, finder, ids=ids, **settings)
+    finder = model.related(model.spec, remembered=config.prefixes)
+    ids = model.ids.of if model.spec.related else None
+    return TextVersion(name, key, model.text_suggester(), finder, ids=ids, **settings)
 
 
 def _profile(context: Context) -> list[str]:
@@ -117,11 +115,11 @@ def _profile(context: Context) -> list[str]:
 
     from onesug_jax.logs.schema import profile_columns
 
-    path = next(iter(opened.splits(context.home.log).values()), None)
+    path = next(iter(split_files(context.home.log).values()), None)
     if path:
         return profile_columns(pq.read_schema(path))
     report = os.path.join(context.home.log, "report.json")
-    return opened.read(report)["profile"] if os.path.exists(report) else []
+    return read_result(report)["profile"] if os.path.exists(report) else []
 
 
 def _store(context: Context, *, prune: bool = True) -> FeedbackStore:

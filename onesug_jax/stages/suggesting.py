@@ -11,16 +11,13 @@ from typing import TYPE_CHECKING
 
 from onesug_jax.errors import UserError
 from onesug_jax.pipeline.spec import Context
-from onesug_jax.stages import opened, trained
+from onesug_jax.stages.model import Model
 
 if TYPE_CHECKING:
-    import numpy as np
-
     from onesug_jax.decode.item_suggester import ItemSuggester
     from onesug_jax.decode.suggester import Suggester, Suggestion
     from onesug_jax.logs.asof.state import AsOf
     from onesug_jax.retrieval.related import RelatedQueries
-    from onesug_jax.retrieval.tables import QueryTables
 
 
 def suggest(context: Context) -> None:
@@ -31,7 +28,7 @@ def suggest(context: Context) -> None:
             f"suggest: {len(options.minutes)} --minutes for {len(options.history)} --history; give "
             "one for each, in the same order, or none"
         )
-    answer = answering(context)
+    answer = answering(Model(context))
 
     def answered(prefix: str) -> dict:
         return answer(prefix, options.history, options.profile, options.k, options.minutes)
@@ -43,47 +40,18 @@ def suggest(context: Context) -> None:
     _prompt(answered, options)
 
 
-def answering(context: Context) -> Callable[..., dict]:
-    """The model in use as a function, for repeated requests:
+def answering(model: Model) -> Callable[..., dict]:
+    """The model as a function, for repeated requests:
 
     `(prefix, history=(), profile=(), k=None, minutes=())`, history oldest first, minutes ago each
     was searched -> the object that --json prints. A model that reads items answers as of the end of
     the log that it was trained on.
     """
-    stage = trained.model_stage(context)
-    if trained.model_description(context, stage)["features"]["items"]:
-        from onesug_jax.stages import items
-
-        state = items.restored(context)
-        return functools.partial(_answer_items, item_suggester(context, state)[0], state)
-    model = context.configured("suggester")(context)
-    return functools.partial(_answer_text, model, opened.related(context, model.featurizer.spec))
-
-
-def item_suggester(
-    context: Context, state: AsOf
-) -> tuple[ItemSuggester, QueryTables, Callable[[Sequence[str]], np.ndarray]]:
-    """The model in use over the queries of a restored state: what lists, its tables with rows of
-    all queries that exist by now, and the text encoder, which is loaded when it is first needed.
-    """
-    from onesug_jax.decode.closed_set import Filter
-    from onesug_jax.stages import items, lists
-
-    loaded = functools.cache(lambda: opened.encoder(context.work))
-
-    def encode(texts: Sequence[str]) -> np.ndarray:
-        return loaded().encode(texts)
-
-    settings = context.settings
-    later = range(state.first, len(state))
-    table = items.tables(context, spare=len(later) + items.SPARE)
-    table.add(later, [state.text(number) for number in later], encode)
-    chosen = settings.get("suggester.model", "auto")
-    model = lists.item_suggester(context, state, table, model=chosen)
-    shown = Filter.read(settings.get("suggester.blocked"))
-    if shown.blocked:
-        model.passes = lambda text: not shown.blocks(text)
-    return model, table, encode
+    if model.spec.items:
+        state = model.after_log()
+        lists = model.item_suggester(state, model.tables_of(state))
+        return functools.partial(_answer_items, lists, state)
+    return functools.partial(_answer_text, model.text_suggester(), model.related(model.spec))
 
 
 def _normalised(history: Sequence[str], minutes: Sequence[float]) -> tuple[list[str], list[float]]:

@@ -9,7 +9,10 @@ from collections.abc import Iterator, Sequence
 from onesug_jax.errors import UserError
 from onesug_jax.files import write_json
 from onesug_jax.pipeline.spec import Context
-from onesug_jax.stages import asof_examples, opened
+from onesug_jax.pipeline.workdir import split_files
+from onesug_jax.stages import asof_examples
+from onesug_jax.stages.parts import Parts
+from onesug_jax.stages.pretrained import SPIECE
 
 _SPACED = 0.2  # share of queries with a space from which words are taken to be parted by spaces
 
@@ -36,7 +39,7 @@ def vocab(
     """
     from onesug_jax.tasks.vocabulary import Vocabulary
 
-    indexed = opened.completions(context)
+    indexed = Parts(context.work).completions
     if pretrained is not None:
         _adopt(context, indexed.queries, pretrained, sid_levels, sid_codes)
         return
@@ -69,7 +72,7 @@ def _adopt(
 
     config, family = read_config(folder)
     vocabulary = Vocabulary.adopt(
-        os.path.join(folder, opened.SPIECE),
+        os.path.join(folder, SPIECE),
         context.work.vocab,
         rows=config.vocab_size,
         sid_levels=sid_levels,
@@ -106,24 +109,22 @@ def examples(
     last so many days, which is all that an update learns from: older rows are counted only.
     """
     from onesug_jax.tasks import examples as cache
-    from onesug_jax.tasks.vocabulary import Vocabulary
 
-    vocabulary = Vocabulary.load(context.work.vocab)
-    spec = context.configured("FeatureSpec")()
-    splits = opened.splits(context.work.log)
+    parts, spec = Parts(context.work), context.configured("FeatureSpec")()
+    splits = split_files(context.work.log)
     if mixture == "onesug" and spec.items:
-        asof_examples.examples(context, spec, splits, most=candidates, days=days)
+        asof_examples.examples(context, parts, spec, splits, most=candidates, days=days)
     elif mixture == "onesug":
-        index = opened.completions(context)
+        index = parts.completions
         cache.build_examples(
             context.work.examples,
             splits=splits,
-            vocabulary=vocabulary,
+            vocabulary=parts.vocabulary,
             spec=spec,
-            context=opened.related(context, spec),
+            context=parts.related(spec),
             indexed=lambda query: index.find(query) >= 0,
             tasks=tasks,
-            kinds=_id_kinds(context, vocabulary, index, tasks),
+            kinds=_id_kinds(parts, tasks),
         )
     else:
         cache.cache_mixture(
@@ -131,18 +132,18 @@ def examples(
             context.work.examples,
             splits=tuple(splits),
             lengths={"inputs": spec.input_length, "targets": spec.target_length},
-            vocabulary=vocabulary,
+            vocabulary=parts.vocabulary,
         )
     write_json(os.path.join(context.work.examples, "features.json"), dataclasses.asdict(spec))
 
 
-def _id_kinds(context: Context, vocabulary, index, tasks: dict[str, float] | None) -> dict:
+def _id_kinds(parts: Parts, tasks: dict[str, float] | None) -> dict:
     """The kinds of example that need semantic ids, where one of the tasks does."""
     if not any("id" in kind.split("_") for kind in tasks or ()):
         return {}
     from onesug_jax.tasks.kinds import id_kinds
 
-    ids = opened.semantic_ids(context)
+    vocabulary, ids, index = parts.vocabulary, parts.ids, parts.completions
     levels, codes = ids.levels, ids.codes
     if levels > vocabulary.sid_levels or codes > vocabulary.sid_codes:
         raise UserError(

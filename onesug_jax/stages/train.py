@@ -10,7 +10,10 @@ from collections.abc import Callable
 from onesug_jax.files import write_json
 from onesug_jax.pipeline.mirror import fetch
 from onesug_jax.pipeline.spec import Context
-from onesug_jax.stages import checks, opened, trained
+from onesug_jax.pipeline.workdir import read_result
+from onesug_jax.stages import checks, pretrained, scoring, trained, watch
+from onesug_jax.stages.model import Model
+from onesug_jax.stages.parts import Parts, on_device
 from onesug_jax.train import distributed
 
 
@@ -37,19 +40,17 @@ def pretrain(
     """
     from onesug_jax.align.pretrain import pretrain_stage, step_flops
     from onesug_jax.model.hf_config import is_folder
-    from onesug_jax.stages import items, pretrained, watch
-    from onesug_jax.stages.lists import watch_lists
-    from onesug_jax.tasks.vocabulary import Vocabulary
     from onesug_jax.train import loop
     from onesug_jax.train import mesh as meshes
     from onesug_jax.train.chips import published_flops
+    from onesug_jax.train.compiler import cache_programs
 
-    opened.cache_compiled(context)
+    cache_programs(context.compiled)
     if params_from is not None:
-        params_from = opened.parameters_from("pretrain.params_from", params_from)
-    work = context.work
-    vocabulary = Vocabulary.load(work.vocab)
-    features = opened.read(os.path.join(work.examples, "features.json"))
+        params_from = pretrained.parameters_from("pretrain.params_from", params_from)
+    work, parts = context.work, Parts(context.work)
+    vocabulary = parts.vocabulary
+    features = read_result(os.path.join(work.examples, "features.json"))
     mesh = context.configured("make_mesh")()
     load = functools.partial(
         context.configured("ItemLoader" if features["items"] else "Loader"),
@@ -65,7 +66,7 @@ def pretrain(
     sizes |= {"first_marker": vocabulary.first_marker, "last_marker": vocabulary.last_marker}
     tables = None
     if features["items"]:
-        tables = meshes.replicate(mesh, items.on_device(items.tables(context)))
+        tables = meshes.replicate(mesh, on_device(parts.tables()))
         columns = loader.examples.shapes["candidate_counts"][1]
         sizes |= {"vector_dim": tables.vectors.shape[1], "count_columns": columns}
     else:
@@ -98,7 +99,7 @@ def pretrain(
     elif features["items"]:
         dev_metrics = watch.watch(load(split="dev"), config, tables, mesh, dev_rows)
     else:
-        scores_of = watch_lists(context, dev, work.log, dev_rows)
+        scores_of = scoring.watch_lists(Model(context, "pretrain"), dev, work.log, dev_rows)
 
         def dev_metrics(params, step: int) -> dict[str, float]:
             scores = scores_of(params)["all"]

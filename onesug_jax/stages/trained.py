@@ -1,4 +1,4 @@
-"""The trained model of a work directory: which one is in use, what describes it, and its bundle."""
+"""What a training leaves: the description of its model, its identity, and the model's bundle."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from onesug_jax.errors import UserError
 from onesug_jax.files import fingerprint, require_files, write_json
 from onesug_jax.pipeline import bundle
 from onesug_jax.pipeline.spec import Context
-from onesug_jax.pipeline.workdir import Manifest
-from onesug_jax.stages.opened import INDEX, read
+from onesug_jax.pipeline.workdir import Manifest, WorkDir, read_result
+from onesug_jax.stages.parts import INDEX, Parts
 
 if TYPE_CHECKING:
     from onesug_jax.model.config import ModelConfig
@@ -25,29 +25,26 @@ _AS_OF = "examples/asof/*"  # counts at the end of the log, of models with items
 _CHANGEABLE = ("dropout", "remat", "unroll", "dtype")
 
 
-def model_stage(context: Context) -> str:
+def stage_in_use(work: WorkDir) -> str:
     """The folder of the model in use: "rwr" where preference alignment has left one, else
     "pretrain".
     """
-    left = os.path.exists(os.path.join(context.work.rwr, MODEL_FILE))
+    left = os.path.exists(os.path.join(work.rwr, MODEL_FILE))
     return "rwr" if left else "pretrain"
 
 
-def model_description(context: Context, stage: str) -> dict:
+def description(parts: Parts, stage: str) -> dict:
     """What using a stage's model requires: its sizes, its features, its tasks.
 
     Raises:
       UserError: the stage has not run, or its model belongs to another vocabulary.
     """
-    from onesug_jax.tasks.vocabulary import Vocabulary
-
-    path = os.path.join(getattr(context.work, stage), MODEL_FILE)
+    path = os.path.join(getattr(parts.work, stage), MODEL_FILE)
     require_files([path], "a trained model", f"run the {stage} stage first.")
-    stored = read(path)
-    found = Vocabulary.load(context.work.vocab).fingerprint
+    stored, found = read_result(path), parts.vocabulary.fingerprint
     if found != stored["vocabulary"]:
         raise UserError(
-            f"{path} belongs to vocabulary {stored['vocabulary']}, but {context.work.vocab} holds "
+            f"{path} belongs to vocabulary {stored['vocabulary']}, but {parts.work.vocab} holds "
             f"{found}: run the pretrain stage again"
         )
     model = dataclasses.asdict(stored_config(path))
@@ -62,7 +59,7 @@ def stored_config(path: str) -> ModelConfig:
     """
     from onesug_jax.model.config import ModelConfig
 
-    stored = read(path)["model"]
+    stored = read_result(path)["model"]
     if stored.get("copying"):
         raise UserError(
             f"{path}: this model has ModelConfig.copying = True, which an earlier release had and "
@@ -99,9 +96,9 @@ def identity(context: Context, config: ModelConfig, vocabulary: str) -> dict:
     return {"model": model, "vocabulary": vocabulary, "inputs": fingerprint(inputs)}
 
 
-def parameters(context: Context, stage: str) -> str:
+def parameters(work: WorkDir, stage: str) -> str:
     """Where a stage's parameters lie in WORK_DIR: the best if it stored any."""
-    best = os.path.isdir(os.path.join(getattr(context.work, stage), "best"))
+    best = os.path.isdir(os.path.join(getattr(work, stage), "best"))
     return f"{stage}/best" if best else f"{stage}/checkpoints"
 
 

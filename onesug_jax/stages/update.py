@@ -29,8 +29,11 @@ from onesug_jax.files import (
 from onesug_jax.logs.asof.config import DAY_MS
 from onesug_jax.pipeline import remote_log, versions, workdir
 from onesug_jax.pipeline.spec import Context
-from onesug_jax.pipeline.workdir import Manifest, WorkDir
-from onesug_jax.stages import entered, opened, trained
+from onesug_jax.pipeline.workdir import Manifest, WorkDir, split_files
+from onesug_jax.stages import entered, trained
+from onesug_jax.stages.model import Model
+from onesug_jax.stages.parts import Parts
+from onesug_jax.stages.scoring import judged, score
 
 if TYPE_CHECKING:
     from onesug_jax.serve.forgotten import Forgotten
@@ -73,6 +76,8 @@ def update(
       versions_retained: how many versions stay on the disk; the one in use and the one before it
         always do.
     """
+    from onesug_jax.train.compiler import cache_programs
+
     home = context.work.path
     if context.options.rollback:
         gone, back = versions.rollback(home)
@@ -81,7 +86,7 @@ def update(
         print(f"version {gone} is no longer in use; version {back} is")
         return None
     remote_log.copy(context.macros["LOG"])
-    opened.cache_compiled(context)  # in WORK_DIR, not in the version's folder
+    cache_programs(context.compiled)  # in WORK_DIR, not in the version's folder
     _publish_finished(context, versions_retained)
     served = workdir.published(home)
     base = _base(context)
@@ -94,7 +99,7 @@ def update(
     new = os.path.join(home, "versions", version + workdir.NEW)
     wanted = {"version": version, "base": os.path.relpath(served, home), "log": fresh}
     _prepare(new, base, wanted)
-    if not opened.splits(os.path.join(new, "fresh")):
+    if not split_files(os.path.join(new, "fresh")):
         context.configured("ingest")(
             log=context.log,
             out=os.path.join(new, "fresh"),
@@ -157,7 +162,7 @@ def check(context: Context) -> None:
     if context.mirror:
         context.mirror.pull(*map(base.work.join, _READ))
     _check_base(base)
-    if "dev" not in opened.splits(base.work.log):
+    if "dev" not in split_files(base.work.log):
         raise UserError(
             f"{base.work.log}: expected dev.parquet, rows held back that score an update; train a "
             "first model with some (--gin.ingest.dev_days=2)"
@@ -177,8 +182,8 @@ def _fingerprint(context: Context) -> str:
 
 def _check_base(base: Context) -> None:
     """There is a model to start from, and it writes queries."""
-    stage = trained.model_stage(base)
-    stored = trained.model_description(base, stage)
+    stage = trained.stage_in_use(base.work)
+    stored = trained.description(Parts(base.work), stage)
     if not any(task.endswith("_query") for task in stored["tasks"]):
         raise UserError(
             f"{base.work.join(stage)} writes semantic ids, which an update may move; update models "
@@ -222,11 +227,11 @@ def _prepare(new: str, base: Context, wanted: Mapping) -> None:
     os.makedirs(new)
     for folder in _UNCHANGED:
         link_tree(base.work.join(folder), os.path.join(new, folder))
-    stage = trained.model_stage(base)
+    stage = trained.stage_in_use(base.work)
     model, there = base.work.join(stage), os.path.join(new, "pretrain")
     for name in (trained.MODEL_FILE, workdir.MANIFEST):
         link_file(os.path.join(model, name), os.path.join(there, name))
-    parameters = os.path.basename(trained.parameters(base, stage))
+    parameters = os.path.basename(trained.parameters(base.work, stage))
     link_tree(os.path.join(model, parameters), os.path.join(there, parameters))
     write_json(os.path.join(new, versions.RECORD), dict(wanted))
 
@@ -262,8 +267,8 @@ def _join(
     log = os.path.join(new, "log")
     made = Manifest.read(log)
     os.makedirs(log, exist_ok=True)
-    fresh = list(opened.splits(os.path.join(new, "fresh")).values())
-    there = opened.splits(base.work.log)
+    fresh = list(split_files(os.path.join(new, "fresh")).values())
+    there = split_files(base.work.log)
     old = list(there.values())
     with connect(new, base.settings["ingest.memory_limit"]) as database:
 
@@ -347,20 +352,18 @@ def _judge(
     context: Context, base: Context, new: str, version: str, wanted: Mapping, tolerance: float
 ) -> int | None:
     """Scores both models on the rows held back before, and names the new one if it is not worse."""
-    from onesug_jax.stages.lists import judged, score
-
     there = WorkDir(new)
     judge = os.path.join(there.log, "test.parquet")
     values = {}
     for name, work in (("M_t", base.work), ("M_t+1", there)):
-        model = WorkDir(workdir.model_in_use(work.path))
-        scored = dataclasses.replace(context, work=model, home=there)
-        scores = score(scored, judge, there.log, rivals=False)
+        bundled = WorkDir(workdir.model_in_use(work.path))
+        model = Model(dataclasses.replace(context, work=bundled, home=there))
+        scores = score(model, judge, there.log, rivals=False)
         values[name] = judged(scores.metrics["model"])
     for name, found in values.items():
         print(f"  {name:<6}" + "".join(f"  {key} {value:6.2f}" for key, value in found.items()))
     better = values["M_t+1"]["value"] >= values["M_t"]["value"] - tolerance
-    fresh = opened.splits(os.path.join(new, "fresh")).values()
+    fresh = split_files(os.path.join(new, "fresh")).values()
     news = entered.entered(base.work, there, list(fresh))
     entered.show(news)
     write_json(os.path.join(new, versions.RECORD), {**wanted, "scores": values, "entered": news})

@@ -1,7 +1,7 @@
-"""Options that a training step is compiled with on TPUs: scheduling and collectives.
+"""Options that a training step is compiled with on TPUs, and where compiled programs are cached.
 
-Which there are is the compiler's affair (libtpu's); one that it does not know is refused before any
-stage runs. Results do not depend on them but for rounding.
+Which options there are is the compiler's affair (libtpu's); one that it does not know is refused
+before any stage runs. Results do not depend on them but for rounding.
 """
 
 from __future__ import annotations
@@ -14,6 +14,12 @@ import jax.numpy as jnp
 from jax.sharding import Mesh, SingleDeviceSharding
 
 from onesug_jax.errors import UserError
+
+
+def cache_programs(folder: str) -> None:
+    """Compiled programs stay in a folder, unless JAX has another place for them."""
+    if not jax.config.jax_compilation_cache_dir:  # type: ignore[attr-defined]  # set at run time
+        jax.config.update("jax_compilation_cache_dir", folder)
 
 
 def compiler_options(mesh: Mesh, tpu: Mapping[str, Any] | None = None) -> dict[str, Any] | None:

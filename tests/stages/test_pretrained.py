@@ -14,6 +14,7 @@ from onesug_jax import main
 from onesug_jax.align.pretrain import pretrain_stage
 from onesug_jax.errors import UserError
 from onesug_jax.files import write_json
+from onesug_jax.logs.completion import CompletionIndex
 from onesug_jax.model.hf import read_t5, write_t5
 from onesug_jax.model.seq2seq import Seq2Seq
 from onesug_jax.pipeline import bundle
@@ -63,17 +64,14 @@ def ours(vocabulary, **changes):
     return dataclasses.replace(THEIRS, vocab_size=vocabulary.size, **markers, **changes)
 
 
-def test_the_vocabulary_stage_takes_the_models_pieces(folder, tmp_path, monkeypatch, capsys):
+def test_the_vocabulary_stage_takes_the_models_pieces(folder, tmp_path, capsys):
     @dataclasses.dataclass
     class Context:
         work: WorkDir
         seed: int = 0
 
-    class Indexed:
-        queries = QUERIES
-
-    monkeypatch.setattr(texts.opened, "completions", lambda context: Indexed)
     work = WorkDir(str(tmp_path / "work"))
+    CompletionIndex.from_counts(QUERIES, [1] * len(QUERIES)).save(work.mined)
     texts.vocab(Context(work), pretrained=str(folder), sid_levels=2, sid_codes=4)
     made = Vocabulary.load(work.vocab)
     assert made.first_marker == 600 and made.sid_levels == 2

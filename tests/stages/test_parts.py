@@ -3,7 +3,6 @@
 import dataclasses
 import json
 import shutil
-import types
 
 import pytest
 
@@ -11,23 +10,23 @@ from onesug_jax.errors import UserError
 from onesug_jax.logs.completion import CompletionIndex
 from onesug_jax.model.config import ModelConfig
 from onesug_jax.pipeline.workdir import WorkDir
-from onesug_jax.stages import opened, trained
+from onesug_jax.stages import trained
+from onesug_jax.stages.parts import Parts
 from onesug_jax.tasks.features import FeatureSpec
 
 
 def test_an_index_of_other_queries_is_refused(tmp_path):
     work = WorkDir(str(tmp_path))
-    context = types.SimpleNamespace(work=work)
     CompletionIndex.from_counts(["lamp", "tent"], [1, 2]).save(work.mined)
     (tmp_path / "index").mkdir()
     with pytest.raises(UserError, match="queries of the prefix index.*run index first"):
-        opened.related(context, FeatureSpec())
+        Parts(work).related(FeatureSpec())
     (tmp_path / "index" / "queries.txt").write_text("lamp\nmug\ntent\n", encoding="utf-8")
     with pytest.raises(UserError, match=r"other queries \(3\) than .*mined now holds \(2\); run"):
-        opened.related(context, FeatureSpec())
+        Parts(work).related(FeatureSpec())
     shutil.copy(tmp_path / "mined" / "queries.txt", tmp_path / "index" / "queries.txt")
     with pytest.raises(UserError, match="alignment.json"):  # on to the next part
-        opened.related(context, FeatureSpec())
+        Parts(work).related(FeatureSpec())
 
 
 def test_sizes_of_an_earlier_release_are_read_without_removed_fields(tmp_path):

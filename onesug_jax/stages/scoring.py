@@ -1,0 +1,204 @@
+"""Scores of a model's lists: for evaluation, training and updates."""
+
+from __future__ import annotations
+
+import functools
+import os
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from onesug_jax.errors import UserError
+from onesug_jax.pipeline.spec import Context
+from onesug_jax.pipeline.tables import local_log
+from onesug_jax.pipeline.workdir import finished, split_files
+from onesug_jax.stages.model import Model
+from onesug_jax.train import distributed
+
+if TYPE_CHECKING:
+    from onesug_jax.decode.suggester import Suggester
+
+
+def score(model: Model, split: str, *logs: str, rivals: bool = True):
+    """Scores one file of a log with a model and its rivals; `logs` are folders of history.
+
+    Where the model is preference-aligned, the one that it started from is a rival, `sft`.
+    """
+    from onesug_jax.evaluate import baselines
+
+    if model.spec.items:
+        return replayed(model, split, *logs, rivals=rivals)
+    if model.context.settings.get("evaluate.freshness"):
+        raise UserError(
+            "evaluate.freshness: expected a model with items (FeatureSpec.items = True); the model "
+            "in use reads text alone and nothing as of a moment. Leave it out."
+        )
+    lists: dict[str, Callable] = {"model": model.text_suggester().suggest}
+    if rivals:
+        lists["most_popular"] = baselines.MostPopular(model.completions).suggest
+        if model.reference:
+            lists["sft"] = model.reference.text_suggester().suggest
+    return _evaluation(model)(_rows(model, split, logs), lists)
+
+
+def watch_lists(model: Model, split: str, log: str, rows: int) -> Callable[[Any], Mapping]:
+    """`params` -> metrics by slice of a text model with these parameters on the first `rows` rows
+    of a split. The rows and their histories are read once, and one suggester writes all lists.
+    """
+    from onesug_jax.train import mesh as meshes
+
+    given = _rows(model, split, [log]).read_all().slice(0, rows).to_batches()
+    evaluation = _evaluation(model)
+    writer: Suggester | None = None
+
+    def scores(params) -> Mapping:
+        nonlocal writer
+        if distributed.place_among()[1] > 1:
+            params = meshes.on_host(params)  # each process writes its share of the lists by itself
+        if writer is None:
+            writer = model.text_suggester(params)
+        else:
+            writer.use(params)
+        return evaluation(given, {"model": writer.suggest}).metrics["model"]
+
+    return scores
+
+
+def _rows(model: Model, split: str, logs: Sequence[str]):
+    """A reader of a file's rows with their histories."""
+    from onesug_jax.logs.history import with_history
+
+    files = dict.fromkeys(path for log in logs for path in split_files(log).values())
+    return with_history(list(files), keep=split, history=model.spec.history)
+
+
+def _evaluation(model: Model) -> Callable[..., Any]:
+    """`evaluator.evaluate` of rows and lists, with what a text model's requests need."""
+    from onesug_jax.evaluate import evaluator
+
+    context, index = model.context, model.completions
+    return functools.partial(
+        evaluator.evaluate,
+        prefix_counts=evaluator.prefix_counts(os.path.join(context.home.log, "train.parquet")),
+        context=model.related(model.spec),
+        indexed=len(index),
+        slices=context.configured("SliceSpec")(),
+        visible=lambda query: index.find(query) >= 0,
+        process=distributed.place_among(),
+        exchange=distributed.exchanged,
+    )
+
+
+def replayed(
+    model: Model,
+    split: str,
+    *logs: str,
+    rivals: bool = True,
+    freshness: str | None = None,
+):
+    """Scores one file of a log, replayed through time, with a model of items and its rivals.
+
+    Args:
+      split: the file. logs: folders with all that happened before and during it.
+      freshness: as `evaluate` takes it; None: as it is set.
+    """
+    from onesug_jax.evaluate import evaluator
+    from onesug_jax.evaluate.replay import plain_requests, replay, settings_at
+    from onesug_jax.logs.asof.config import MINUTE_MS
+    from onesug_jax.retrieval.tables import words_of
+
+    context = model.context
+    freshness = freshness or context.settings.get("evaluate.freshness")
+    config, frozen = settings_at(context.configured("AsOfConfig")(), freshness)
+    state = model.before_log(freshness_ms=config.freshness_ms)
+    table = model.tables()
+    models = {"model": model}
+    if rivals and model.reference:
+        models["sft"] = model.reference
+    writers = {name: one.item_suggester(state, table) for name, one in models.items()}
+    lists = {name: writer.suggest for name, writer in writers.items()}
+    listed = {}
+    if rivals:
+        lists |= _counted(model, state)
+        if finished(context.home.cascade):
+            lists["cascade"] = _cascade(model, state, table).suggest
+        listed = _best_possible(context, split)
+    filled = [state.first]
+
+    def make(state, rows, asked):
+        if len(state) > filled[0]:
+            numbers = range(filled[0], len(state))
+            table.add(numbers, [state.text(n) for n in numbers], model.encode)
+            for writer in writers.values():
+                writer.refresh(vars(table), filled[0] + 1, len(state) + 1)
+            filled[0] = len(state)
+        return plain_requests(state, rows, asked)
+
+    process = distributed.place_among()
+    rows = replay(
+        state,
+        list(dict.fromkeys(path for log in logs for path in split_files(log).values())),
+        split,
+        lists,
+        frozen=frozen,
+        make=make,
+        listed=listed,
+        prefix_counts=evaluator.prefix_counts(os.path.join(context.home.log, "train.parquet")),
+        visible=lambda query: state.number(query) >= 0,
+        process=process,
+    )
+    rows = evaluator.merged(rows, process, distributed.exchanged)
+    scores = evaluator.summarise(
+        rows,
+        indexed=len(model.completions),
+        slices=context.configured("SliceSpec")(),
+        plausible=lambda query: all(word in table.frequency for word in words_of(query)),
+    )
+    delay = freshness or f"{config.freshness_ms / MINUTE_MS:g}m"
+    return evaluator.Evaluation(scores, rows, delay)
+
+
+def _counted(model: Model, state) -> dict[str, Callable]:
+    """The rivals that count searches: over all of train, and as of each request."""
+    from onesug_jax.evaluate import baselines
+
+    now = baselines.as_of(state.text, state.config)
+    popular = baselines.MostPopular(model.completions).suggest
+    return {"most_popular": popular, **{name: rival.suggest for name, rival in now.items()}}
+
+
+def _cascade(model: Model, state, table):
+    """The trained cascade over the queries of an as-of state."""
+    from onesug_jax.evaluate.cascade_training import load
+
+    index, config = model.index, model.context.configured("CascadeConfig")()
+    place = model.context.home.cascade
+    return load(place, config, table, state.text, lambda prefix: index.prefix_number(prefix) + 1)
+
+
+def _best_possible(context: Context, split: str) -> dict[str, Mapping[str, Sequence[str]]]:
+    """The lists of a simulated log's oracle, where there are any."""
+    from onesug_jax.evaluate.ceiling import NAME, Ceiling
+    from onesug_jax.evaluate.rows import ORDERS
+
+    folder = context.macros["LOG"] or os.path.join(context.macros["WORK_DIR"], "simulated")
+    folder = local_log(folder)
+    if os.path.basename(split) == "train.parquet" or not Ceiling.available(folder):
+        return {}
+    best = Ceiling.load(folder)
+    return {NAME: best.queries, NAME + ORDERS: best.for_orders}
+
+
+def judged(metrics) -> dict[str, float]:
+    """The metrics by which models are compared, in per cent, from the metrics by slice.
+
+    `value` is the mean of MRR@16 over all searches and over those with an order; a split without
+    orders counts all searches twice.
+    """
+    every, order = metrics["all"], metrics["order"]
+    order = order if order["n"] else every
+    return {
+        "hr@16": every["hr@16"],
+        "mrr@16": every["mrr@16"],
+        "order_mrr@16": order["mrr@16"],
+        "value": (every["mrr@16"] + order["mrr@16"]) / 2,
+    }
