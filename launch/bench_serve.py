@@ -213,12 +213,12 @@ def inside(work: str, typed: list[tuple[str, dict[str, list]]]) -> None:
     """What one list costs without HTTP: the as-of ask, other Python of a request, the whole."""
     from onesug_jax import main
     from onesug_jax.decode.both_ways import leaves_room
-    from onesug_jax.stages.model import Model
+    from onesug_jax.stages.trained_model import TrainedModel
     from onesug_jax.tasks.features import Request
 
     folder = workdir.WorkDir(workdir.model_in_use(work))
     context = main.context_of("serve", f"--gin.WORK_DIR={work}")
-    opened = Model(dataclasses.replace(context, work=folder))
+    opened = TrainedModel(dataclasses.replace(context, work=folder))
     if not opened.spec.items:
         return
     state = opened.after_log()

@@ -59,12 +59,12 @@ _ALL = "--gin.update.versions_retained=1000"
 
 def scored(work: str, log: str, flags: list[str]) -> dict[str, float]:
     """Scores of the model in use of a work directory on the newest rows of an update's log."""
-    from onesug_jax.stages.model import Model
     from onesug_jax.stages.scoring import judged, score
+    from onesug_jax.stages.trained_model import TrainedModel
 
     context = main.context_of("update", f"--gin.WORK_DIR={work}", *flags)
     bundled = workdir.WorkDir(workdir.model_in_use(work))
-    model = Model(dataclasses.replace(context, work=bundled, home=workdir.WorkDir(work)))
+    model = TrainedModel(dataclasses.replace(context, work=bundled, home=workdir.WorkDir(work)))
     found = score(model, os.path.join(log, "dev.parquet"), log, rivals=False).metrics["model"]
     return {**judged(found), "rows": found["all"]["n"]}
 

@@ -74,8 +74,8 @@ def plot(names: Sequence[str], lines: Mapping[str, Sequence[float]], path: str) 
 def run() -> int:
     """Scores, prints and writes; 2 and a message for a mistake."""
     from onesug_jax.pipeline.workdir import split_files
-    from onesug_jax.stages.model import Model
     from onesug_jax.stages.scoring import replayed
+    from onesug_jax.stages.trained_model import TrainedModel
 
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -94,7 +94,7 @@ def run() -> int:
         split = split_files(log).get(options.split)
         if split is None:
             raise UserError(f"{log}: expected a split {options.split!r}, found no such file")
-        model = Model(context)
+        model = TrainedModel(context)
         for name in names:
             print(f"freshness {name}", flush=True)
             found[name] = replayed(model, split, log, freshness=name).metrics

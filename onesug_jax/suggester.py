@@ -46,10 +46,10 @@ class Suggester:
           UserError: a wrong flag, or no trained model in this folder.
         """
         from onesug_jax.main import context_of
-        from onesug_jax.stages.model import Model
         from onesug_jax.stages.suggesting import answering
+        from onesug_jax.stages.trained_model import TrainedModel
 
-        return cls(answering(Model(context_of("suggest", f"--gin.WORK_DIR={path}", *flags))))
+        return cls(answering(TrainedModel(context_of("suggest", f"--gin.WORK_DIR={path}", *flags))))
 
     def suggest(
         self,

@@ -22,8 +22,8 @@ from typing import TYPE_CHECKING
 from onesug_jax.logs.asof.config import DAY_MS
 from onesug_jax.pipeline.spec import Context
 from onesug_jax.progress import Progress
-from onesug_jax.stages.model import SNAPSHOT, before_log
 from onesug_jax.stages.parts import Parts
+from onesug_jax.stages.trained_model import SNAPSHOT, before_log
 
 if TYPE_CHECKING:
     from onesug_jax.logs.asof.state import AsOf

@@ -35,7 +35,7 @@ CONFIGURABLES = {
     "update": "onesug_jax.stages.update:update",
     "BeamConfig": "onesug_jax.decode.beam:BeamConfig",
     "WritingConfig": "onesug_jax.decode.both_ways:WritingConfig",
-    "suggester": "onesug_jax.stages.model:ListRules",
+    "suggester": "onesug_jax.stages.trained_model:ListRules",
     "SliceSpec": "onesug_jax.evaluate.evaluator:SliceSpec",
     "evaluate": "onesug_jax.stages.evaluating:evaluate",
     "EngineConfig": "onesug_jax.serve.config:EngineConfig",

@@ -14,8 +14,8 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from onesug_jax.pipeline.workdir import WorkDir
-from onesug_jax.stages.model import SNAPSHOT
 from onesug_jax.stages.parts import Parts
+from onesug_jax.stages.trained_model import SNAPSHOT
 
 _PREFIXES, _TOP = 100, 10
 _SHOWN = 12  # lines that are printed

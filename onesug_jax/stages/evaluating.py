@@ -13,8 +13,8 @@ from onesug_jax.pipeline.mirror import fetch
 from onesug_jax.pipeline.spec import Context
 from onesug_jax.pipeline.workdir import SPLITS, Manifest, finished, read_result, split_files
 from onesug_jax.stages import scoring, trained
-from onesug_jax.stages.model import Model
 from onesug_jax.stages.parts import Parts
+from onesug_jax.stages.trained_model import TrainedModel
 from onesug_jax.train import distributed
 
 
@@ -78,7 +78,7 @@ def evaluate(
         logs.append(log)
         split = split if split in split_files(log) else next(iter(split_files(log)))
     path = os.path.join(log, f"{split}.parquet")
-    model = Model(context)
+    model = TrainedModel(context)
     scores = scoring.score(model, path, *logs)
     if not distributed.is_primary():
         return
@@ -99,7 +99,7 @@ def evaluate(
     card.write_card(scores, out, _facts(model))
 
 
-def _facts(model: Model) -> dict:
+def _facts(model: TrainedModel) -> dict:
     """The facts in `evaluate.card` about a model, from the files of the stages."""
     home = model.context.home
     stages = ("pretrain", "rwr")[: 1 + (model.stage == "rwr")]

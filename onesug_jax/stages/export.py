@@ -11,8 +11,8 @@ import shutil
 from onesug_jax.errors import UserError
 from onesug_jax.files import require_files, write_json
 from onesug_jax.pipeline.spec import Context
-from onesug_jax.stages.model import Model
 from onesug_jax.stages.pretrained import SPIECE
+from onesug_jax.stages.trained_model import TrainedModel
 
 LAYOUT = "onesug.json"  # how a request is written; nothing of Hugging Face reads it
 
@@ -64,7 +64,7 @@ def export(context: Context) -> None:
     from onesug_jax.model.hf_config import check_exportable
     from onesug_jax.tasks.tokenizer_files import write_tokenizer
 
-    folder, model = _new_folder("export", context.options.to), Model(context)
+    folder, model = _new_folder("export", context.options.to), TrainedModel(context)
     check_exportable(model.config)
     write_t5(folder, model.config, model.parameters)
     write_tokenizer(folder, model.vocabulary)

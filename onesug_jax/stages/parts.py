@@ -1,7 +1,7 @@
 """What the earlier stages left in one folder: each part is read once, when it is first asked for.
 
 `Parts` is what a stage that makes a model reads of WORK_DIR. A command that uses a trained model
-opens a `model.Model`, which is `Parts` with the model.
+opens a `trained_model.TrainedModel`, which is `Parts` with the model.
 """
 
 from __future__ import annotations

@@ -15,8 +15,8 @@ from onesug_jax.pipeline.mirror import fetch
 from onesug_jax.pipeline.spec import Context
 from onesug_jax.pipeline.workdir import split_files
 from onesug_jax.stages import checks, prefer_candidates, pretrained, scoring, trained
-from onesug_jax.stages.model import Model
 from onesug_jax.stages.parts import Parts
+from onesug_jax.stages.trained_model import TrainedModel
 from onesug_jax.stages.watch import beats
 from onesug_jax.train import distributed
 
@@ -108,7 +108,7 @@ def _blocks(path: str, indexed: Callable[[str], bool] | None) -> Iterator[dict[s
             yield block
 
 
-def _batches(model: Model, split: str, behaviour: Behaviour, task: str):
+def _batches(model: TrainedModel, split: str, behaviour: Behaviour, task: str):
     """Preference lists of one split as the arrays of `align.rwr`."""
     import numpy as np
 
@@ -203,7 +203,7 @@ def rwr(
     cache_programs(context.compiled)
     if params_from is not None:
         params_from = pretrained.parameters_from("rwr.params_from", params_from)
-    work, model = context.work, Model(context, "pretrain")
+    work, model = context.work, TrainedModel(context, "pretrain")
     stored = model.stored
     if model.spec.items:
         if reference != "copy":
@@ -314,7 +314,7 @@ def _task(stored: Mapping[str, Any]) -> str:
     )
 
 
-def _watch(model: Model, config, objective, mesh, frozen, task, dev_rows, dev_lists):
+def _watch(model: TrainedModel, config, objective, mesh, frozen, task, dev_rows, dev_lists):
     """Whether there is a dev split to watch, and the function that does it: preference metrics of
     its lists beside those that the suggester writes.
     """

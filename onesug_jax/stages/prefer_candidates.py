@@ -17,8 +17,8 @@ from onesug_jax.logs.asof.config import DAY_MS
 from onesug_jax.pipeline.mirror import fetch
 from onesug_jax.pipeline.spec import Context
 from onesug_jax.stages import pretrained, trained, watch
-from onesug_jax.stages.model import Model
 from onesug_jax.stages.parts import SPARE, Parts, on_device
+from onesug_jax.stages.trained_model import TrainedModel
 from onesug_jax.train import distributed
 
 if TYPE_CHECKING:
@@ -56,7 +56,7 @@ def rewards(context: Context) -> None:
 
 
 def rwr(
-    model: Model,
+    model: TrainedModel,
     *,
     steps: int,
     batch_size: int,

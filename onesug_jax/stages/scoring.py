@@ -11,14 +11,14 @@ from onesug_jax.errors import UserError
 from onesug_jax.pipeline.spec import Context
 from onesug_jax.pipeline.tables import local_log
 from onesug_jax.pipeline.workdir import finished, split_files
-from onesug_jax.stages.model import Model
+from onesug_jax.stages.trained_model import TrainedModel
 from onesug_jax.train import distributed
 
 if TYPE_CHECKING:
     from onesug_jax.decode.suggester import Suggester
 
 
-def score(model: Model, split: str, *logs: str, rivals: bool = True):
+def score(model: TrainedModel, split: str, *logs: str, rivals: bool = True):
     """Scores one file of a log with a model and its rivals; `logs` are folders of history.
 
     Where the model is preference-aligned, the one that it started from is a rival, `sft`.
@@ -40,7 +40,7 @@ def score(model: Model, split: str, *logs: str, rivals: bool = True):
     return _evaluation(model)(_rows(model, split, logs), lists)
 
 
-def watch_lists(model: Model, split: str, log: str, rows: int) -> Callable[[Any], Mapping]:
+def watch_lists(model: TrainedModel, split: str, log: str, rows: int) -> Callable[[Any], Mapping]:
     """`params` -> metrics by slice of a text model with these parameters on the first `rows` rows
     of a split. The rows and their histories are read once, and one suggester writes all lists.
     """
@@ -63,7 +63,7 @@ def watch_lists(model: Model, split: str, log: str, rows: int) -> Callable[[Any]
     return scores
 
 
-def _rows(model: Model, split: str, logs: Sequence[str]):
+def _rows(model: TrainedModel, split: str, logs: Sequence[str]):
     """A reader of a file's rows with their histories."""
     from onesug_jax.logs.history import with_history
 
@@ -71,7 +71,7 @@ def _rows(model: Model, split: str, logs: Sequence[str]):
     return with_history(list(files), keep=split, history=model.spec.history)
 
 
-def _evaluation(model: Model) -> Callable[..., Any]:
+def _evaluation(model: TrainedModel) -> Callable[..., Any]:
     """`evaluator.evaluate` of rows and lists, with what a text model's requests need."""
     from onesug_jax.evaluate import evaluator
 
@@ -89,7 +89,7 @@ def _evaluation(model: Model) -> Callable[..., Any]:
 
 
 def replayed(
-    model: Model,
+    model: TrainedModel,
     split: str,
     *logs: str,
     rivals: bool = True,
@@ -157,7 +157,7 @@ def replayed(
     return evaluator.Evaluation(scores, rows, delay)
 
 
-def _counted(model: Model, state) -> dict[str, Callable]:
+def _counted(model: TrainedModel, state) -> dict[str, Callable]:
     """The rivals that count searches: over all of train, and as of each request."""
     from onesug_jax.evaluate import baselines
 
@@ -166,7 +166,7 @@ def _counted(model: Model, state) -> dict[str, Callable]:
     return {"most_popular": popular, **{name: rival.suggest for name, rival in now.items()}}
 
 
-def _cascade(model: Model, state, table):
+def _cascade(model: TrainedModel, state, table):
     """The trained cascade over the queries of an as-of state."""
     from onesug_jax.evaluate.cascade_training import load
 

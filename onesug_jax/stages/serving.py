@@ -15,7 +15,7 @@ from onesug_jax.logs.asof.config import DAY_MS
 from onesug_jax.pipeline import bundle, versions, workdir
 from onesug_jax.pipeline.spec import Context
 from onesug_jax.pipeline.workdir import read_result, split_files
-from onesug_jax.stages.model import Model
+from onesug_jax.stages.trained_model import TrainedModel
 
 if TYPE_CHECKING:
     from onesug_jax.pipeline.mirror import Mirror
@@ -62,7 +62,7 @@ def _model_key(home: str, mirror: Mirror | None = None) -> str:
 def _version(context: Context, config: EngineConfig, store: FeedbackStore, say, key: str):
     """The model of one bundle, opened; `key` as `_model_key` gives it."""
     path = key.rpartition("?")[0]
-    model = Model(dataclasses.replace(context, work=workdir.WorkDir(path)))
+    model = TrainedModel(dataclasses.replace(context, work=workdir.WorkDir(path)))
     name = versions.in_use(workdir.local(context.macros["WORK_DIR"]))
     settings = dict(
         profile=_profile(context) if model.spec.profile else (),
@@ -75,7 +75,7 @@ def _version(context: Context, config: EngineConfig, store: FeedbackStore, say, 
     return _text_version(model, config, name, key, settings)
 
 
-def _item_version(model: Model, config, store, say, name: str, key: str, settings: dict):
+def _item_version(model: TrainedModel, config, store, say, name: str, key: str, settings: dict):
     from onesug_jax.serve.item_version import ItemVersion
     from onesug_jax.serve.live import LiveCounts
 
@@ -101,7 +101,7 @@ def _made_ms(path: str) -> int:
     return int(1000 * datetime.datetime.fromisoformat(made).timestamp()) if made else 0
 
 
-def _text_version(model: Model, config: EngineConfig, name: str, key: str, settings: dict):
+def _text_version(model: TrainedModel, config: EngineConfig, name: str, key: str, settings: dict):
     from onesug_jax.serve.text_version import TextVersion
 
     finder = model.related(model.spec, remembered=config.prefixes)

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from onesug_jax.errors import UserError
 from onesug_jax.pipeline.spec import Context
-from onesug_jax.stages.model import Model
+from onesug_jax.stages.trained_model import TrainedModel
 
 if TYPE_CHECKING:
     from onesug_jax.decode.item_suggester import ItemSuggester
@@ -28,7 +28,7 @@ def suggest(context: Context) -> None:
             f"suggest: {len(options.minutes)} --minutes for {len(options.history)} --history; give "
             "one for each, in the same order, or none"
         )
-    answer = answering(Model(context))
+    answer = answering(TrainedModel(context))
 
     def answered(prefix: str) -> dict:
         return answer(prefix, options.history, options.profile, options.k, options.minutes)
@@ -40,7 +40,7 @@ def suggest(context: Context) -> None:
     _prompt(answered, options)
 
 
-def answering(model: Model) -> Callable[..., dict]:
+def answering(model: TrainedModel) -> Callable[..., dict]:
     """The model as a function, for repeated requests:
 
     `(prefix, history=(), profile=(), k=None, minutes=())`, history oldest first, minutes ago each

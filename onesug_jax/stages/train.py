@@ -12,8 +12,8 @@ from onesug_jax.pipeline.mirror import fetch
 from onesug_jax.pipeline.spec import Context
 from onesug_jax.pipeline.workdir import read_result
 from onesug_jax.stages import checks, pretrained, scoring, trained, watch
-from onesug_jax.stages.model import Model
 from onesug_jax.stages.parts import Parts, on_device
+from onesug_jax.stages.trained_model import TrainedModel
 from onesug_jax.train import distributed
 
 
@@ -99,7 +99,7 @@ def pretrain(
     elif features["items"]:
         dev_metrics = watch.watch(load(split="dev"), config, tables, mesh, dev_rows)
     else:
-        scores_of = scoring.watch_lists(Model(context, "pretrain"), dev, work.log, dev_rows)
+        scores_of = scoring.watch_lists(TrainedModel(context, "pretrain"), dev, work.log, dev_rows)
 
         def dev_metrics(params, step: int) -> dict[str, float]:
             scores = scores_of(params)["all"]

@@ -31,9 +31,9 @@ from onesug_jax.pipeline import remote_log, versions, workdir
 from onesug_jax.pipeline.spec import Context
 from onesug_jax.pipeline.workdir import Manifest, WorkDir, split_files
 from onesug_jax.stages import entered, trained
-from onesug_jax.stages.model import Model
 from onesug_jax.stages.parts import Parts
 from onesug_jax.stages.scoring import judged, score
+from onesug_jax.stages.trained_model import TrainedModel
 
 if TYPE_CHECKING:
     from onesug_jax.serve.forgotten import Forgotten
@@ -357,7 +357,7 @@ def _judge(
     values = {}
     for name, work in (("M_t", base.work), ("M_t+1", there)):
         bundled = WorkDir(workdir.model_in_use(work.path))
-        model = Model(dataclasses.replace(context, work=bundled, home=there))
+        model = TrainedModel(dataclasses.replace(context, work=bundled, home=there))
         scores = score(model, judge, there.log, rivals=False)
         values[name] = judged(scores.metrics["model"])
     for name, found in values.items():

@@ -1,9 +1,9 @@
 """The trained model of one folder as one object: parameters, settings, vocabulary, encoder, ids,
 index and counts.
 
-A command that uses a model opens it once, `Model(context)`, and hands it down; nobody further down
-asks a folder for parts. The folder is a bundle (`pipeline/bundle.py`), which may have been copied
-here, or WORK_DIR while its training goes on.
+A command that uses a model opens it once, `TrainedModel(context)`, and hands it down; nobody
+further down asks a folder for parts. The folder is a bundle (`pipeline/bundle.py`), which may have
+been copied here, or WORK_DIR while its training goes on.
 """
 
 from __future__ import annotations
@@ -74,7 +74,7 @@ class ListRules:
         return Filter.read(self.blocked, self.least_count)
 
 
-class Model(Parts):
+class TrainedModel(Parts):
     """A trained model.
 
     Args:
@@ -104,9 +104,9 @@ class Model(Parts):
         self._ranker: ItemSuggester | None = None
 
     @cached_property
-    def reference(self) -> Model | None:
+    def reference(self) -> TrainedModel | None:
         """The SFT model that it was aligned from; None where it is one."""
-        return Model(self.context, "pretrain") if self.stage == "rwr" else None
+        return TrainedModel(self.context, "pretrain") if self.stage == "rwr" else None
 
     @cached_property
     def network(self) -> Seq2Seq:
