@@ -1,35 +1,46 @@
 """A trained model as one object: `Suggester.load(path)`, then `suggest`.
 
 Part of the public face (`onesug_jax/__init__.py`). What the object does is the stage `suggest`'s
-work (`stages/suggesting.py`); the folder it comes from is a bundle (`pipeline/bundle.py`).
+work (`stages/suggesting.py`) with a model that `stages/trained_model.py` opens; the folder it comes
+from is a bundle (`pipeline/bundle.py`).
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from onesug_jax.decode.suggester import Suggestion
+    from onesug_jax.stages.trained_model import TrainedModel
 
 
 class Suggester:
     """A trained model that answers requests, loaded from one folder.
 
+    Attributes:
+      model: all that it was made of, each part read when it is first asked for: `parameters`,
+        `config`, `vocabulary`, `encoder`, `ids`, `index`, `completions` (the indexed queries).
+
     `work` below is the WORK_DIR of a finished run.
 
     Examples:
       >>> from onesug_jax import Suggester
-      >>> model = Suggester.load(work)
-      >>> scores = [suggestion.score for suggestion in model.suggest("", history=["lamp"], k=3)]
+      >>> shop = Suggester.load(work)
+      >>> scores = [suggestion.score for suggestion in shop.suggest("", history=["lamp"], k=3)]
       >>> scores == sorted(scores, reverse=True)
       True
-      >>> sorted(model.answer("l", k=2))[:3]
+      >>> sorted(shop.answer("l", k=2))[:3]
       ['candidates', 'history', 'milliseconds']
+      >>> shop.model.encode(["lamp"]).shape == (1, shop.model.encoder.dimension)
+      True
     """
 
-    def __init__(self, answer: Callable[..., dict[str, Any]]):
-        self._answer = answer
+    def __init__(self, model: TrainedModel):
+        from onesug_jax.stages.suggesting import answering
+
+        self.model = model
+        self._answer = answering(model)
 
     @classmethod
     def load(cls, path: str, *flags: str) -> Suggester:
@@ -46,10 +57,9 @@ class Suggester:
           UserError: a wrong flag, or no trained model in this folder.
         """
         from onesug_jax.main import context_of
-        from onesug_jax.stages.suggesting import answering
         from onesug_jax.stages.trained_model import TrainedModel
 
-        return cls(answering(TrainedModel(context_of("suggest", f"--gin.WORK_DIR={path}", *flags))))
+        return cls(TrainedModel(context_of("suggest", f"--gin.WORK_DIR={path}", *flags)))
 
     def suggest(
         self,
