@@ -27,7 +27,6 @@ from onesug_jax.decode.replicas import Replicas, by_row, parted
 from onesug_jax.decode.shapes import batches_of
 from onesug_jax.decode.suggester import Suggestion
 from onesug_jax.errors import UserError
-from onesug_jax.logs.schema import normalise_query
 from onesug_jax.model.candidates import Opening
 from onesug_jax.model.items import Items, ItemTables
 from onesug_jax.model.seq2seq import Seq2Seq
@@ -209,12 +208,12 @@ class ItemSuggester:
         mesh, params, tables = self.replicas.of(len(tokens), self.params, self.tables)
         given = (params, tokens, items, tables, constraint)
         beams = _search_open(self.model, self._beams, mesh, *given)
-        decode = self.featurizer.vocabulary.decode
+        read = self.featurizer.vocabulary.written
         scores, sequences = np.asarray(beams.scores), np.asarray(beams.sequences)
         written: list[dict[str, float]] = [{} for _ in requests]
         for found, row_scores, row in zip(written, scores, sequences, strict=False):
             for score, sequence in zip(row_scores, row, strict=True):
-                text = normalise_query(decode(sequence.tolist())) if score > NEG_INF / 2 else ""
+                text = read(sequence.tolist()) if score > NEG_INF / 2 else ""
                 if text and text not in found and self._may_write(text):
                     found[text] = float(score)
         return written

@@ -24,7 +24,6 @@ from onesug_jax.decode.replicas import Copies, Replicas, by_row, parted
 from onesug_jax.decode.shapes import Shapes, least
 from onesug_jax.decode.trie import Constraint, Free, Trie, build_trie
 from onesug_jax.errors import UserError
-from onesug_jax.logs.schema import normalise_query
 from onesug_jax.model.seq2seq import Seq2Seq
 from onesug_jax.model.unrolled import for_decoding
 from onesug_jax.tasks.features import Featurizer, Request
@@ -263,7 +262,7 @@ class Suggester:
             if self._set is not None:
                 text = self._set.texts[self._rank_of_node[state]]
             else:
-                text = normalise_query(self.featurizer.vocabulary.decode(sequence.tolist()))
+                text = self.featurizer.vocabulary.written(sequence.tolist())
             if text:
                 found.setdefault(text, float(score))
         return [Suggestion(text, score) for text, score in found.items()]
