@@ -1,7 +1,8 @@
 #!/usr/bin/env bash
 # Prepares .venv if need be and runs the tests; further words go to pytest.
-#   bash launch/test.sh                    everything that takes less than a minute a test
-#   bash launch/test.sh --slow             the others
+#   bash launch/test.sh                    those of a few seconds each at most
+#   bash launch/test.sh --all              also those of less than a minute, as CI does
+#   bash launch/test.sh --slow             those of a minute and more
 #   bash launch/test.sh tests/test_main.py -k macro
 set -euo pipefail
 
@@ -9,9 +10,10 @@ root="$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)"
 bash "$root/launch/prepare.sh"
 
 marker="not slow"
-if [ "${1:-}" = "--slow" ]; then
-  marker="slow"
-  shift
-fi
+case "${1:-}" in
+  --all) shift ;;
+  --slow) marker="slow" && shift ;;
+  "" | -*) marker="not slow and not long" ;;
+esac
 cd "$root"
 exec "$root/.venv/bin/python" -m pytest -q -m "$marker" -n "${WORKERS:-2}" --dist loadfile "$@"
