@@ -14,6 +14,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import os
+import resource
 import shutil
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
@@ -39,8 +40,27 @@ NOT_BETTER = 3  # exit code of an update that leaves M_t in use
 _UNCHANGED = ("encoder", "vocab")  # folders that an update takes over as they are
 _READ = (*_UNCHANGED, "log", "mined", "semantic_ids", "index", "examples/asof", "pretrain", "rwr")
 _STAGES = ("mine", "quantize", "index", "examples", "rewards", "rwr")
+_WHO = (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)
 # What may not change from one version to the next, by stage: its folder, and how the names begin.
 _FIXED = {"mine": ("mined", "mine.min_users"), "examples": ("examples", "FeatureSpec.")}
+
+
+class Spent:
+    """Processor seconds of this process and of those it started, by what they went to."""
+
+    def __init__(self):
+        self.laps: dict[str, float] = {}
+        self.lap("start")
+
+    def lap(self, name: str) -> None:
+        """What was spent since the lap before went to `name`."""
+        used = [resource.getrusage(who) for who in _WHO]
+        total = sum(one.ru_utime + one.ru_stime for one in used)
+        self.laps[name] = total - sum(self.laps.values())
+
+    def __str__(self) -> str:
+        laps = ", ".join(f"{name} {seconds:.1f}" for name, seconds in self.laps.items())
+        return f"update: {sum(self.laps.values()):.1f} CPU seconds: {laps}"
 
 
 def flags(parser: argparse.ArgumentParser) -> None:
@@ -73,7 +93,7 @@ def update(
       versions_retained: how many versions stay on the disk; the one in use and the one before it
         always do.
     """
-    home = context.work.path
+    home, spent = context.work.path, Spent()
     if context.options.rollback:
         gone, back = versions.rollback(home)
         if context.mirror:
@@ -102,6 +122,7 @@ def update(
             test_days=0.0,
             clicks=context.configured("clicks")(),
         )
+    spent.lap("ingest")
     rows = _join(base, new, window_days, holdout, _forgotten(context))
     print(
         f"version {version}: {rows['fresh']:,} fresh rows, the newest {rows['held']:,} held back "
@@ -109,6 +130,7 @@ def update(
         f"{window_days:g} days mined; {rows['judged']:,} that were held back before score it",
         flush=True,
     )
+    spent.lap("join")
     changes = {
         "encode.vectors_from": served,
         "quantize.quantiser_from": os.path.join(served, "semantic_ids"),
@@ -124,7 +146,10 @@ def update(
         if code:
             return code
         _check_unchanged(stage, served, new)
+        spent.lap(stage)
     verdict = _judge(context, base, new, version, wanted, tolerance)
+    spent.lap("judge")
+    print(spent, flush=True)
     _publish_finished(context, versions_retained)
     return verdict
 
