@@ -84,6 +84,11 @@ class CompletionIndex:
         """Number of `query` in `queries`, or -1 if it is unknown."""
         return self.queries.find(query)
 
+    def count(self, query: str) -> int:
+        """How often `query` was searched; 0 for an unknown one."""
+        at = self.find(query)
+        return int(self.counts[at]) if at >= 0 else 0
+
     def complete(self, prefix: str, k: int) -> list[str]:
         """The k most searched queries that start with `prefix`, or fewer, best first, ties
         alphabetical.

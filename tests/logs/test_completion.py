@@ -53,6 +53,8 @@ def test_sorted_queries_and_counts(index, counts):
     assert index.counts.tolist() == [counts[q] for q in sorted(counts)]
     assert index.queries[-1] == sorted(counts)[-1]
     assert index.queries[2:5] == sorted(counts)[2:5]
+    assert index.count(index.queries[10]) == counts[index.queries[10]]
+    assert index.count("never searched") == 0
     with pytest.raises(IndexError):
         index.queries[len(index)]
 
