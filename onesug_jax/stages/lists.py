@@ -71,16 +71,17 @@ def suggester(
     )
 
 
-def score(context: Context, split: str, *logs: str, rivals: bool = True):
+def score(context: Context, split: str, *logs: str, rivals: bool = True, sample: int | None = None):
     """Scores one file of a log with the model in use and its rivals; `logs` are folders of history.
 
+    `sample`: about so many of its rows, evenly spread; None: all.
     Where the model is preference-aligned, the one that it started from is a rival, `sft`.
     """
     from onesug_jax.evaluate import baselines
 
     stage = trained.model_stage(context)
     if trained.model_description(context, stage)["features"]["items"]:
-        return replayed(context, split, *logs, rivals=rivals)
+        return replayed(context, split, *logs, rivals=rivals, sample=sample)
     if context.settings.get("evaluate.freshness"):
         raise UserError(
             "evaluate.freshness: expected a model with items (FeatureSpec.items = True); the model "
@@ -94,7 +95,11 @@ def score(context: Context, split: str, *logs: str, rivals: bool = True):
         if stage == "rwr":
             lists["sft"] = suggester(context, model="pretrain").suggest
     spec = writer.featurizer.spec
-    return _evaluation(context, spec)(_rows(split, logs, spec), lists)
+    rows = _rows(split, logs, spec)
+    if sample is not None:
+        table = rows.read_all()
+        rows = table.take(range(0, len(table), max(1, -(-len(table) // sample)))).to_batches()
+    return _evaluation(context, spec)(rows, lists)
 
 
 def watch_lists(context: Context, split: str, log: str, rows: int) -> Callable[[Any], Mapping]:
@@ -184,12 +189,14 @@ def replayed(
     rivals: bool = True,
     freshness: str | None = None,
     writers: dict | None = None,
+    sample: int | None = None,
 ):
     """Scores one file of a log, replayed through time, with the model and its rivals.
 
     Args:
       split: the file. logs: folders with all that happened before and during it.
       freshness: as `evaluate` takes it; None: as it is set.
+      sample: about so many of its rows, evenly spread, are scored; None: all.
       writers: suggesters by name that an earlier call has left here, used again; they are compiled
         once.
     """
@@ -245,6 +252,7 @@ def replayed(
         prefix_counts=evaluator.prefix_counts(os.path.join(context.home.log, "train.parquet")),
         visible=lambda query: state.number(query) >= 0,
         process=process,
+        sample=sample,
     )
     rows = evaluator.merged(rows, process, distributed.exchanged)
     scores = evaluator.summarise(

@@ -71,6 +71,7 @@ def cache_compiled(context: Context) -> None:
     if not jax.config.jax_compilation_cache_dir:  # type: ignore[attr-defined]  # set at run time
         folder = os.path.join(home_of(context.macros["WORK_DIR"]), ".compiled")
         jax.config.update("jax_compilation_cache_dir", folder)
+        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)  # many are small
 
 
 def finished(folder: str) -> bool:

@@ -14,7 +14,6 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import os
-import resource
 import shutil
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
@@ -32,6 +31,7 @@ from onesug_jax.pipeline import remote_log, versions, workdir
 from onesug_jax.pipeline.spec import Context
 from onesug_jax.pipeline.workdir import Manifest, WorkDir
 from onesug_jax.stages import entered, opened, trained
+from onesug_jax.stages.spent import Spent
 
 if TYPE_CHECKING:
     from onesug_jax.serve.forgotten import Forgotten
@@ -40,27 +40,8 @@ NOT_BETTER = 3  # exit code of an update that leaves M_t in use
 _UNCHANGED = ("encoder", "vocab")  # folders that an update takes over as they are
 _READ = (*_UNCHANGED, "log", "mined", "semantic_ids", "index", "examples/asof", "pretrain", "rwr")
 _STAGES = ("mine", "quantize", "index", "examples", "rewards", "rwr")
-_WHO = (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)
 # What may not change from one version to the next, by stage: its folder, and how the names begin.
 _FIXED = {"mine": ("mined", "mine.min_users"), "examples": ("examples", "FeatureSpec.")}
-
-
-class Spent:
-    """Processor seconds of this process and of those it started, by what they went to."""
-
-    def __init__(self):
-        self.laps: dict[str, float] = {}
-        self.lap("start")
-
-    def lap(self, name: str) -> None:
-        """What was spent since the lap before went to `name`."""
-        used = [resource.getrusage(who) for who in _WHO]
-        total = sum(one.ru_utime + one.ru_stime for one in used)
-        self.laps[name] = total - sum(self.laps.values())
-
-    def __str__(self) -> str:
-        laps = ", ".join(f"{name} {seconds:.1f}" for name, seconds in self.laps.items())
-        return f"update: {sum(self.laps.values()):.1f} CPU seconds: {laps}"
 
 
 def flags(parser: argparse.ArgumentParser) -> None:
@@ -77,6 +58,8 @@ def update(
     align_days: float = 3.0,
     holdout: float = 0.25,
     steps: int = 200,
+    rows_a_step: int = 32,
+    judge_rows: int = 2000,
     tolerance: float = 0.0,
     versions_retained: int = 5,
 ) -> int | None:
@@ -87,7 +70,10 @@ def update(
       align_days: days of it whose rows open preference lists.
       holdout: share of the fresh rows, the newest, that are held back for the next update to judge
         by.
-      steps: preference updates.
+      steps: most preference updates.
+      rows_a_step: fresh rows for each of them: what an update costs follows what is fresh.
+      judge_rows: about so many of the rows held back before, evenly spread over their time, score
+        both models.
       tolerance: how many points of value (mean of MRR@16 over all searches and over those with an
         order) M_{t+1} may lie below M_t and still be published.
       versions_retained: how many versions stay on the disk; the one in use and the one before it
@@ -134,7 +120,7 @@ def update(
     changes = {
         "encode.vectors_from": served,
         "quantize.quantiser_from": os.path.join(served, "semantic_ids"),
-        "rwr.steps": steps,
+        "rwr.steps": min(steps, -(-rows["learnt"] // rows_a_step)),
         "rwr.evaluate_every": 0,  # the held-out rows judge, so they must not choose
         "ListConfig.days": align_days,
         "examples.days": align_days,
@@ -147,9 +133,9 @@ def update(
             return code
         _check_unchanged(stage, served, new)
         spent.lap(stage)
-    verdict = _judge(context, base, new, version, wanted, tolerance)
+    verdict = _judge(context, base, new, version, wanted, tolerance, judge_rows)
     spent.lap("judge")
-    print(spent, flush=True)
+    print(f"update: {spent}", flush=True)
     _publish_finished(context, versions_retained)
     return verdict
 
@@ -173,6 +159,9 @@ def check(context: Context) -> None:
             "update: expected holdout between 0 and 1 and window_days >= align_days > 0; found "
             f"holdout={holdout}, window_days={window}, align_days={align}"
         )
+    for name in ("rows_a_step", "judge_rows"):
+        if context.settings[f"update.{name}"] < 1:
+            raise UserError(f"update.{name}: expected at least 1")
     if context.settings["update.versions_retained"] < 2:
         raise UserError("update.versions_retained: expected at least 2, the one in use and before")
     if not context.work.expand(context.log):
@@ -358,7 +347,7 @@ def _join(
         raise UserError(
             f"{base.log}: all fresh rows carry one time, so none can be held out as the newest"
         )
-    return {"fresh": count, "again": again, **counts}
+    return {"fresh": count, "again": again, "learnt": count + again - counts["held"], **counts}
 
 
 def _column(name: str, have: Sequence[str], brought: bool) -> str:
@@ -369,7 +358,13 @@ def _column(name: str, have: Sequence[str], brought: bool) -> str:
 
 
 def _judge(
-    context: Context, base: Context, new: str, version: str, wanted: Mapping, tolerance: float
+    context: Context,
+    base: Context,
+    new: str,
+    version: str,
+    wanted: Mapping,
+    tolerance: float,
+    rows: int,
 ) -> int | None:
     """Scores both models on the rows held back before, and names the new one if it is not worse."""
     from onesug_jax.stages.lists import judged, score
@@ -380,7 +375,7 @@ def _judge(
     for name, work in (("M_t", base.work), ("M_t+1", there)):
         model = WorkDir(workdir.model_in_use(work.path))
         scored = dataclasses.replace(context, work=model, home=there)
-        scores = score(scored, judge, there.log, rivals=False)
+        scores = score(scored, judge, there.log, rivals=False, sample=rows)
         values[name] = judged(scores.metrics["model"])
     for name, found in values.items():
         print(f"  {name:<6}" + "".join(f"  {key} {value:6.2f}" for key, value in found.items()))
