@@ -98,7 +98,8 @@ def score(context: Context, split: str, *logs: str, rivals: bool = True, sample:
     rows = _rows(split, logs, spec)
     if sample is not None:
         table = rows.read_all()
-        rows = table.take(range(0, len(table), max(1, -(-len(table) // sample)))).to_batches()
+        places = range(0, len(table), max(1, -(-len(table) // sample)))
+        rows = table.take(list(places)).to_batches()
     return _evaluation(context, spec)(rows, lists)
 
 
