@@ -67,7 +67,8 @@ def update(
 
     Args:
       window_days: days of the log, back from its newest row, that are mined.
-      align_days: days of it whose rows open preference lists.
+      align_days: most days of it whose rows open preference lists; fewer where those of twice as
+        many rows as are fresh do.
       holdout: share of the fresh rows, the newest, that are held back for the next update to judge
         by.
       steps: most preference updates.
@@ -117,13 +118,14 @@ def update(
         flush=True,
     )
     spent.lap("join")
+    days = min(align_days, _days_of(new, 2 * rows["learnt"]))
     changes = {
         "encode.vectors_from": served,
         "quantize.quantiser_from": os.path.join(served, "semantic_ids"),
         "rwr.steps": min(steps, -(-rows["learnt"] // rows_a_step)),
         "rwr.evaluate_every": 0,  # the held-out rows judge, so they must not choose
-        "ListConfig.days": align_days,
-        "examples.days": align_days,
+        "ListConfig.days": days,
+        "examples.days": days,
         "PARAMS_FROM": None,
     }
     assert context.other is not None
@@ -348,6 +350,15 @@ def _join(
             f"{base.log}: all fresh rows carry one time, so none can be held out as the newest"
         )
     return {"fresh": count, "again": again, "learnt": count + again - counts["held"], **counts}
+
+
+def _days_of(new: str, rows: int) -> float:
+    """How many days the newest so many rows of train go back."""
+    import pyarrow.parquet as pq
+
+    path = os.path.join(new, "log", "train.parquet")
+    times = pq.read_table(path, columns=["timestamp_ms"])["timestamp_ms"].to_numpy()
+    return float(times[-1] - times[-min(rows, len(times))] + 1) / DAY_MS
 
 
 def _column(name: str, have: Sequence[str], brought: bool) -> str:
