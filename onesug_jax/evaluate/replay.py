@@ -89,7 +89,8 @@ def replay(
       block: requests that are answered at a time.
       visible: whether an earlier query may stand in the table as text: not one that few searched.
       process: (number, how many): of several processes, each answers every so manieth block.
-      sample: about so many rows are asked about, evenly spread; None: all.
+      sample: about so many rows are asked about, evenly spread; None: all, as several processes
+        must, whose parts are merged.
       progress: whether progress is printed.
 
     Returns:

@@ -88,8 +88,6 @@ def test_batches_and_processes_change_nothing(log):
     assert evaluator.merge_parts(parts).equals(whole)
     some = whole.take(list(range(0, whole.num_rows, 3)))
     assert replayed(files, sample=30).equals(some), "80 rows: every third"
-    parts = [replayed(files, process=(number, 2), sample=30) for number in range(2)]
-    assert evaluator.merge_parts(parts).equals(some)
 
 
 def test_requests_hold_the_as_of_items_and_the_profile(log):
