@@ -40,6 +40,7 @@ NOT_BETTER = 3  # exit code of an update that leaves M_t in use
 _UNCHANGED = ("encoder", "vocab")  # folders that an update takes over as they are
 _READ = (*_UNCHANGED, "log", "mined", "semantic_ids", "index", "examples/asof", "pretrain", "rwr")
 _STAGES = ("mine", "quantize", "index", "examples", "rewards", "rwr")
+_LEAST_LISTS = 2000  # rows that open preference lists, where few are fresh
 # What may not change from one version to the next, by stage: its folder, and how the names begin.
 _FIXED = {"mine": ("mined", "mine.min_users"), "examples": ("examples", "FeatureSpec.")}
 
@@ -67,8 +68,8 @@ def update(
 
     Args:
       window_days: days of the log, back from its newest row, that are mined.
-      align_days: most days of it whose rows open preference lists; fewer where those of twice as
-        many rows as are fresh do.
+      align_days: most days of it whose rows open preference lists; fewer where twice as
+        many rows as are fresh, and some thousands, are newer.
       holdout: share of the fresh rows, the newest, that are held back for the next update to judge
         by.
       steps: most preference updates.
@@ -118,7 +119,7 @@ def update(
         flush=True,
     )
     spent.lap("join")
-    days = min(align_days, _days_of(new, 2 * rows["learnt"]))
+    days = min(align_days, _days_of(new, max(2 * rows["learnt"], _LEAST_LISTS)))
     changes = {
         "encode.vectors_from": served,
         "quantize.quantiser_from": os.path.join(served, "semantic_ids"),
