@@ -70,6 +70,7 @@ def test_a_version_that_is_not_worse_is_published_and_can_be_rolled_back(shop, w
     before = listed(work, capsys)
     assert update(shop, work, "--gin.update.tolerance=100.0") == 0
     out = capsys.readouterr().out
+    assert re.search(r"update: [\d.]+ CPU seconds: start [\d.]+, ingest .*, judge ", out)
     new = work / "versions" / "0001"
     assert workdir.published(str(work)) == str(new)
     record = json.loads((new / "update.json").read_text())

@@ -26,11 +26,6 @@ class MostPopular:
     def __init__(self, index: CompletionIndex):
         self.index = index
 
-    @classmethod
-    def from_log(cls, train_parquet: str) -> MostPopular:
-        """Count the queries of a train split; UserError as `CompletionIndex.from_log`."""
-        return cls(CompletionIndex.from_log(train_parquet))
-
     def suggest(self, requests: Sequence[Request], k: int = 16) -> list[list[str]]:
         """Up to k queries for each request, best first, ties in alphabetical order."""
         return [self.index.complete(request.prefix, k) for request in requests]

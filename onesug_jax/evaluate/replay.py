@@ -70,6 +70,7 @@ def replay(
     block: int = 1024,
     visible: Callable[[str], bool] = bool,
     process: tuple[int, int] = (0, 1),
+    sample: int | None = None,
     progress: bool = True,
 ) -> pa.Table:
     """Ask every suggester about every row of a split, in time order.
@@ -88,6 +89,8 @@ def replay(
       block: requests that are answered at a time.
       visible: whether an earlier query may stand in the table as text: not one that few searched.
       process: (number, how many): of several processes, each answers every so manieth block.
+      sample: about so many rows are asked about, evenly spread; None: all, as several processes
+        must, whose parts are merged.
       progress: whether progress is printed.
 
     Returns:
@@ -108,6 +111,7 @@ def replay(
     parts: list[pa.RecordBatch] = []
     waiting: list[tuple[dict, Items, bool]] = []
     asked = 0
+    stride = 1 if sample is None else max(1, -(-len(rows) // sample))
     meter = Progress("evaluate", unit="requests", quiet=not progress)
 
     def answer() -> None:
@@ -128,12 +132,13 @@ def replay(
         if event.file == scored:
             if frozen and not asked:
                 state.freeze(event.time_ms)
-            if asked // block % process[1] == process[0]:
+            place, passed_over = divmod(asked, stride)
+            if not passed_over and place // block % process[1] == process[0]:
                 row = {**rows[event.row], "row": event.row}
                 items = ask(state, event)
                 waiting.append((row, items, not state.exists(state.number(event.query))))
             asked += 1
-            if waiting and asked % block == 0:
+            if len(waiting) == block:
                 answer()
         observe(state, event)
     if waiting:

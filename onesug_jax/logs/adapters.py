@@ -21,7 +21,7 @@ from onesug_jax.logs.adapter import Adapter, ChunkReader, Rows, check_distinct
 from onesug_jax.logs.amazonqac import AmazonQAC
 from onesug_jax.logs.clicks import Clicks
 from onesug_jax.logs.kuaisearch import KuaiSearch
-from onesug_jax.logs.onesug_sample import OneSugSample, PreferenceRecord, read_onesug_sample
+from onesug_jax.logs.onesug_sample import OneSugSample
 from onesug_jax.logs.readers import Chunk, Source
 from onesug_jax.logs.schema import (
     HISTORY,
@@ -31,18 +31,6 @@ from onesug_jax.logs.schema import (
     profile_columns,
 )
 from onesug_jax.logs.times import Span, moments
-
-__all__ = [
-    "AmazonQAC",
-    "Clicks",
-    "KuaiSearch",
-    "OneSugSample",
-    "PreferenceRecord",
-    "SchemaLog",
-    "choose_adapter",
-    "make_adapters",
-    "read_onesug_sample",
-]
 
 
 @dataclass

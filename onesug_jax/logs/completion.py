@@ -12,7 +12,7 @@ from __future__ import annotations
 import collections
 import functools
 import os
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 
@@ -62,24 +62,6 @@ class CompletionIndex:
         values = np.fromiter((table[text] for text in ordered), np.int64, len(ordered))
         return cls(Texts.of(ordered), values)
 
-    @classmethod
-    def from_log(cls, train_parquet: str) -> CompletionIndex:
-        """Count the searched queries of a Parquet log in the schema, one batch of rows at a time.
-
-        Raises UserError if the file is missing, is not Parquet, or has no `query` column.
-        """
-        table: collections.Counter[str] = collections.Counter()
-        for column in _query_batches(str(train_parquet)):
-            for pair in column.value_counts().to_pylist():
-                if pair["values"]:
-                    table[pair["values"]] += pair["counts"]
-        if not table:
-            raise UserError(
-                f"{train_parquet}: expected at least one searched query, found none; ingest a "
-                f"log with rows"
-            )
-        return cls.from_counts(list(table), list(table.values()))
-
     def __len__(self) -> int:
         return len(self.counts)
 
@@ -106,11 +88,6 @@ class CompletionIndex:
         """How often `query` was searched; 0 for an unknown one."""
         at = self.find(query)
         return int(self.counts[at]) if at >= 0 else 0
-
-    def total(self, prefix: str) -> int:
-        """How many searches were for a query that starts with `prefix`."""
-        first, last = self.range(prefix)
-        return int(self.counts[first:last].sum())
 
     def complete(self, prefix: str, k: int) -> list[str]:
         """The k most searched queries that start with `prefix`, or fewer, best first, ties
@@ -182,26 +159,3 @@ class CompletionIndex:
         self.queries = Texts(state["block"], state["offsets"])
         self.counts, self._cache = state["counts"], state["cache"]
         self._prepare()
-
-
-def _query_batches(path: str) -> Iterable:
-    """Column `query` batch by batch; pyarrow is imported only where a log is read."""
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    if not os.path.isfile(path):
-        raise UserError(f"{path}: expected the Parquet file of the train split, found no such file")
-    try:
-        file = pq.ParquetFile(path)
-    except pa.ArrowInvalid as error:
-        raise UserError(
-            f"{path}: expected a Parquet file, found something else ({error})"
-        ) from error
-    with file:
-        if "query" not in file.schema_arrow.names:
-            raise UserError(
-                f"{path}: expected a column 'query', found {', '.join(file.schema_arrow.names)}; "
-                f"ingest the log first"
-            )
-        for batch in file.iter_batches(batch_size=65_536, columns=["query"]):
-            yield batch.column(0)

@@ -11,7 +11,6 @@ on all machines.
 
 from __future__ import annotations
 
-import abc
 import dataclasses
 import functools
 import glob
@@ -21,7 +20,7 @@ import re
 import shutil
 import sys
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, TypeAlias
 
 import duckdb
 import pyarrow as pa
@@ -119,40 +118,10 @@ def _same_kind(wanted: pa.DataType, found: pa.DataType) -> bool:
     return found == wanted
 
 
-class Engine(abc.ABC):
-    """What both have in common; `ibis` is the Ibis backend that compiles and runs."""
+class _Common:
+    """What both engines share; `ibis` is the Ibis backend that compiles and runs."""
 
     ibis: Any
-
-    def __enter__(self) -> Engine:
-        return self
-
-    def __exit__(self, kind: Any, error: Any, trace: Any) -> None:
-        self.close()
-
-    @abc.abstractmethod
-    def read(self, path: str) -> Any:
-        """The rows of one Parquet file, as an Ibis table."""
-
-    @abc.abstractmethod
-    def keep(self, name: str, table: Any) -> Any:
-        """Compute `table` once and store it under `name` until `drop` or the end."""
-
-    @abc.abstractmethod
-    def keep_parts(self, name: str, parts: Sequence[Any]) -> Any:
-        """The rows of all parts, stored under `name`."""
-
-    @abc.abstractmethod
-    def drop(self, *names: str) -> None:
-        """Drop stored tables."""
-
-    @abc.abstractmethod
-    def write(self, table: Any, order: Sequence[Any], schema: pa.Schema, path: str) -> None:
-        """Write the columns that `schema` names to one Parquet file, sorted by `order`."""
-
-    @abc.abstractmethod
-    def close(self) -> None:
-        """Release everything."""
 
     def parts(self, rows: int) -> int:
         """In how many parts a table of so many rows is best joined to itself and grouped."""
@@ -167,7 +136,7 @@ class Engine(abc.ABC):
         return int(self.ibis.to_pyarrow(table[column].sum()).as_py() or 0)
 
 
-class DuckDB(Engine):
+class DuckDB(_Common):
     """Embedded, no network; tables that do not fit the memory limit are moved to `scratch`."""
 
     def __init__(self, scratch: str, memory_limit: str):
@@ -186,11 +155,13 @@ class DuckDB(Engine):
         return self.ibis.table("log")
 
     def keep(self, name: str, table: Any) -> Any:
-        """A table made now."""
+        """Computes `table` once and stores it under `name` until `drop` or the end."""
         return self.ibis.create_table(name, table)
 
     def keep_parts(self, name: str, parts: Sequence[Any]) -> Any:
-        """One part after another, so that each has the memory for itself."""
+        """The rows of all parts, stored under `name`: one part after another, so that each has the
+        memory for itself.
+        """
         for number, part in enumerate(parts):
             if number:
                 self.ibis.insert(name, part)
@@ -208,19 +179,18 @@ class DuckDB(Engine):
             self._connection.execute(f"DROP TABLE {database.named(name)}")
 
     def write(self, table: Any, order: Sequence[Any], schema: pa.Schema, path: str) -> None:
-        """One sorted Parquet file."""
+        """Writes the columns that `schema` names to one Parquet file, sorted by `order`."""
         rows = self.ibis.compile(table.order_by(list(order)).select(schema.names))
         self._connection.execute(
             f"COPY ({rows}) TO {database.quoted(path)} "
             f"(FORMAT parquet, COMPRESSION zstd, ROW_GROUP_SIZE {ROW_GROUP})"
         )
 
-    def close(self) -> None:
-        """Release everything."""
-        self._connection.close()
+    def __enter__(self) -> DuckDB:
+        return self
 
     def __exit__(self, kind: Any, error: Any, trace: Any) -> None:
-        self.close()
+        self._connection.close()
         if isinstance(error, duckdb.OutOfMemoryException):
             why = str(error).splitlines()[0]
             raise UserError(
@@ -229,7 +199,7 @@ class DuckDB(Engine):
             ) from error
 
 
-class Spark(Engine):
+class Spark(_Common):
     """PySpark; joins a session that is open already, and ends only one it opened."""
 
     def __init__(self, scratch: str, config: LogEngineConfig):
@@ -244,14 +214,16 @@ class Spark(Engine):
         return self._parquet("log", path)
 
     def keep(self, name: str, table: Any) -> Any:
-        """A table made now."""
+        """Computes `table` once and stores it under `name` until `drop` or the end."""
         # Written and read back: a long chain of expressions would be computed again each time.
         folder = os.path.join(self._scratch, name)
         self._frame(table).write.parquet(_uri(folder))
         return self._parquet(name, folder)
 
     def keep_parts(self, name: str, parts: Sequence[Any]) -> Any:
-        """All parts at once; their groups are spread over the machines anyway."""
+        """The rows of all parts, stored under `name`: all at once, since their groups are spread
+        over the machines anyway.
+        """
         return self.keep(name, functools.reduce(lambda one, other: one.union(other), parts))
 
     def drop(self, *names: str) -> None:
@@ -261,7 +233,7 @@ class Spark(Engine):
             shutil.rmtree(os.path.join(self._scratch, name))
 
     def write(self, table: Any, order: Sequence[Any], schema: pa.Schema, path: str) -> None:
-        """One sorted Parquet file."""
+        """Writes the columns that `schema` names to one Parquet file, sorted by `order`."""
         folder = os.path.join(self._scratch, "result")
         ordered = table.order_by(list(order)).select(schema.names)
         self._frame(ordered).write.parquet(_uri(folder))
@@ -274,8 +246,10 @@ class Spark(Engine):
                         writer.write_batch(batch.cast(schema))
         shutil.rmtree(folder)
 
-    def close(self) -> None:
-        """Release everything."""
+    def __enter__(self) -> Spark:
+        return self
+
+    def __exit__(self, kind: Any, error: Any, trace: Any) -> None:
         if self._own:
             self._session.stop()
 
@@ -287,6 +261,9 @@ class Spark(Engine):
         literal = re.sub(r"([*?\[\]{}\\])", r"\\\1", os.path.abspath(path))
         self._session.read.parquet(_uri(literal)).createOrReplaceTempView(name)
         return self.ibis.table(name)
+
+
+Engine: TypeAlias = DuckDB | Spark
 
 
 def _uri(path: str) -> str:

@@ -46,7 +46,7 @@ REPORT = "report.json"
 
 @dataclasses.dataclass(frozen=True)
 class MiningReport:
-    """Rows of the log and of every table, and what the thresholds and caps left out.
+    """Rows of the log and of every table, and what the thresholds left out.
 
     Attributes:
       rows, visitors: of the log.
@@ -54,10 +54,6 @@ class MiningReport:
       queries, prefixes, prefix_query, query_query_visitor, query_query_item, pools: rows of tables.
       queries_left_out, prefixes_left_out: used by fewer than `min_users` visitors.
       query_rows_left_out, prefix_rows_left_out: rows of the log with such a query or prefix.
-      prefix_query_left_out: pairs of indexed texts beyond `per_prefix`.
-      visitor_searches_left_out, item_searches_left_out: (visitor or item, query) beyond
-        `max_queries_per_visitor` or `max_queries_per_item`.
-      visitor_pairs_left_out, item_pairs_left_out: directed pairs beyond `per_query`.
     """
 
     rows: int
@@ -70,13 +66,8 @@ class MiningReport:
     prefixes_left_out: int
     prefix_rows_left_out: int
     prefix_query: int
-    prefix_query_left_out: int
     query_query_visitor: int
-    visitor_searches_left_out: int
-    visitor_pairs_left_out: int
     query_query_item: int
-    item_searches_left_out: int
-    item_pairs_left_out: int
     pools: int
 
 

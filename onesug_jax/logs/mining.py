@@ -118,7 +118,8 @@ def mine(
             tempfile.TemporaryDirectory(prefix="mining-", dir=engine.scratch)
         )
         running = open_engine(engine, work)
-        mining = _Mining(stack.enter_context(running), new)
+        stack.enter_context(running)
+        mining = _Mining(running, new)
         mining.read(train)
         mining.without_repeats(max_repeats)
         mining.frequent_texts(min_users)
@@ -270,8 +271,7 @@ class _Mining:
             score=rounded(count / (count + real(support)) * cosine)
         )
         best = first(pairs, per_prefix, of="p", by=[_.score.desc(), _.q])
-        rows = self._write("prefix_query", best, [_.p, _.place])
-        self.counts["prefix_query_left_out"] = self.engine.count(pairs) - rows
+        self._write("prefix_query", best, [_.p, _.place])
         self.engine.drop("typed")
 
     def query_to_query(self, visitors: Caps, items: Caps, alpha: float) -> None:
@@ -283,11 +283,9 @@ class _Mining:
             ("item", self.clicks.semi_join(queries, "q"), items),
             ("visitor", searches, visitors),
         ):
-            best, left_out = mine_pairs(self.engine, f"{source}_pairs", relation, caps, alpha)
+            best = mine_pairs(self.engine, f"{source}_pairs", relation, caps, alpha)
             parts.append(best.mutate(source=ibis.literal(source)))
             self.counts[f"query_query_{source}"] = self.engine.count(best)
-            for what, number in left_out.items():
-                self.counts[f"{source}_{what}_left_out"] = number
             self._say(f"{self.counts[f'query_query_{source}']:,} query -> query pairs by {source}")
         text = self.queries.select("q", "query")
         pairs = parts[0].union(parts[1]).join(text, "q")

@@ -76,9 +76,7 @@ def first(table: Any, most: int, *, of: str | list[str], by: list[Any]) -> Any:
     return table.mutate(place=ibis.row_number().over(order)).filter(_.place < most)
 
 
-def mine_pairs(
-    engine: Engine, name: str, relation: Any, caps: Caps, alpha: float
-) -> tuple[Any, dict[str, int]]:
+def mine_pairs(engine: Engine, name: str, relation: Any, caps: Caps, alpha: float) -> Any:
     """Directed pairs of one relation, each query's best only, stored under `name`.
 
     Args:
@@ -88,8 +86,7 @@ def mine_pairs(
 
     Returns:
       columns q, other, swing, itemcf, users (owners in common in R), place (0 is best: by swing,
-      itemcf, then the number of the other query); and how many rows of the relation and how many
-      pairs the caps left out.
+      itemcf, then the number of the other query).
     """
     latest = first(relation, caps.queries, of="owner", by=[_["last"].desc(), _.q]).drop("place")
     owner = engine.keep(
@@ -97,19 +94,15 @@ def mine_pairs(
         latest.group_by("owner").aggregate(size=_.count().cast("int32"), seen=_["last"].max()),
     )
     r = engine.keep(f"{name}_r", latest.join(owner, "owner").select("owner", "q", "size", "seen"))
-    used = engine.count(r)
-    common = engine.keep_parts(f"{name}_common", _common(r, caps.common, engine.parts(used)))
+    parts = engine.parts(engine.count(r))
+    common = engine.keep_parts(f"{name}_common", _common(r, caps.common, parts))
     swings = engine.keep(f"{name}_swings", _swings(engine, name, r, caps.owners, alpha))
     engine.drop(*(f"{name}_{part}" for part in ("s", "twos", "threes")))
     scored = _scored(common, swings, r.group_by("q").aggregate(owners=_.count()))
     ranking = [_.swing.desc(), _.itemcf.desc(), _.other]
     best = engine.keep(name, first(scored, caps.best, of="q", by=ranking))
-    left_out = {
-        "searches": engine.count(relation) - used,
-        "pairs": 2 * engine.count(common) - engine.count(best),
-    }
     engine.drop(*(f"{name}_{part}" for part in ("owner", "r", "common", "swings")))
-    return best, left_out
+    return best
 
 
 def _common(r: Any, least: int, parts: int) -> list[Any]:

@@ -137,15 +137,18 @@ class PrefixIndex:
         return self._search.search(vectors, k)
 
     def neighbours(self, prefix: str, k: int) -> np.ndarray | None:
-        """Numbers [<= k] of the queries nearest to an indexed prefix, as computed in advance.
+        """Numbers [<= k] of the queries nearest to an indexed prefix; None for another.
 
-        None where they were not: another prefix, or more asked for than `build` was.
+        They are looked up where `build` has worked out fewer.
         """
         row = self.prefix_number(prefix)
-        stored = self._arrays["related"]
-        if row < 0 or (k > stored.shape[1] and not (stored[row] < 0).any()):
+        if row < 0:
             return None
-        found = stored[row][:k]
+        found = self._arrays["related"][row][:k]
+        if len(found) < k and not (found < 0).any():
+            vector = self.enhanced(prefix)
+            assert vector is not None, "the prefix is indexed"
+            found = self.search(vector, k)[0][0]
         return found[found >= 0]
 
     def around(self, most: int) -> Callable[[str], tuple[int, ...]]:
@@ -200,8 +203,7 @@ class PrefixIndex:
           fingerprints: of what went in (encoder, ids); `load` compares them.
           search_config: how wide to look, here and by default after loading.
           enhance_config: how e_p* is mixed.
-          related: how many related queries to work out for each indexed prefix; a look-up each, so
-            0 saves the time where `neighbours` is not used.
+          related: how many related queries to work out for each indexed prefix, a look-up each.
           vectors: how they are stored, "int8" or "float16".
 
         Raises:

@@ -38,7 +38,7 @@ class Index(Protocol):
         """e_p* `[E]` of an indexed prefix."""
 
     def neighbours(self, prefix: str, k: int) -> np.ndarray | None:
-        """Numbers of the queries nearest to an indexed prefix if computed in advance, else None."""
+        """Numbers of the queries nearest to an indexed prefix; None for another."""
 
     def search(self, vectors: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
         """Numbers `[B, k]` of the nearest queries (-1: fewer exist), and cosines."""

@@ -172,11 +172,12 @@ def _alike(mined: str) -> tuple[np.ndarray, np.ndarray]:
     return first, _numbers(pairs["other"], queries)
 
 
-def index(context: Context, *, precomputed: int = 16, vectors: str = "int8") -> None:
+def index(context: Context, *, precomputed: int = 0, vectors: str = "int8") -> None:
     """The index of prefixes and their related queries, into WORK_DIR/index.
 
-    `precomputed` related queries are worked out ahead for every indexed prefix; `vectors` is how
-    the queries' are stored, "int8" or "float16".
+    `precomputed` related queries are worked out ahead for every indexed prefix, a look-up each;
+    what is not is looked up when it is first asked for. `vectors` is how the queries' are stored,
+    "int8" or "float16".
     """
     import numpy as np
 

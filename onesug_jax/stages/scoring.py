@@ -18,15 +18,18 @@ if TYPE_CHECKING:
     from onesug_jax.decode.suggester import Suggester
 
 
-def score(model: TrainedModel, split: str, *logs: str, rivals: bool = True):
+def score(
+    model: TrainedModel, split: str, *logs: str, rivals: bool = True, sample: int | None = None
+):
     """Scores one file of a log with a model and its rivals; `logs` are folders of history.
 
+    `sample`: about so many of its rows, evenly spread; None: all.
     Where the model is preference-aligned, the one that it started from is a rival, `sft`.
     """
     from onesug_jax.evaluate import baselines
 
     if model.spec.items:
-        return replayed(model, split, *logs, rivals=rivals)
+        return replayed(model, split, *logs, rivals=rivals, sample=sample)
     if model.context.settings.get("evaluate.freshness"):
         raise UserError(
             "evaluate.freshness: expected a model with items (FeatureSpec.items = True); the model "
@@ -37,7 +40,12 @@ def score(model: TrainedModel, split: str, *logs: str, rivals: bool = True):
         lists["most_popular"] = baselines.MostPopular(model.completions).suggest
         if model.reference:
             lists["sft"] = model.reference.text_suggester().suggest
-    return _evaluation(model)(_rows(model, split, logs), lists)
+    rows = _rows(model, split, logs)
+    if sample is not None:
+        table = rows.read_all()
+        places = range(0, len(table), max(1, -(-len(table) // sample)))
+        rows = table.take(list(places)).to_batches()
+    return _evaluation(model)(rows, lists)
 
 
 def watch_lists(model: TrainedModel, split: str, log: str, rows: int) -> Callable[[Any], Mapping]:
@@ -94,12 +102,14 @@ def replayed(
     *logs: str,
     rivals: bool = True,
     freshness: str | None = None,
+    sample: int | None = None,
 ):
     """Scores one file of a log, replayed through time, with a model of items and its rivals.
 
     Args:
       split: the file. logs: folders with all that happened before and during it.
       freshness: as `evaluate` takes it; None: as it is set.
+      sample: about so many of its rows, evenly spread, are scored; None: all.
     """
     from onesug_jax.evaluate import evaluator
     from onesug_jax.evaluate.replay import plain_requests, replay, settings_at
@@ -145,6 +155,7 @@ def replayed(
         prefix_counts=evaluator.prefix_counts(os.path.join(context.home.log, "train.parquet")),
         visible=lambda query: state.number(query) >= 0,
         process=process,
+        sample=sample,
     )
     rows = evaluator.merged(rows, process, distributed.exchanged)
     scores = evaluator.summarise(

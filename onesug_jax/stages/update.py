@@ -15,25 +15,25 @@ import argparse
 import dataclasses
 import os
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 from onesug_jax.errors import UserError
 from onesug_jax.files import (
-    atomic_path,
     fingerprint,
     link_file,
     link_tree,
     write_json,
 )
-from onesug_jax.logs.asof.config import DAY_MS
 from onesug_jax.pipeline import remote_log, versions, workdir
 from onesug_jax.pipeline.spec import Context
-from onesug_jax.pipeline.workdir import Manifest, WorkDir, split_files
+from onesug_jax.pipeline.workdir import WorkDir, split_files
 from onesug_jax.stages import entered, trained
 from onesug_jax.stages.parts import Parts
 from onesug_jax.stages.scoring import judged, score
+from onesug_jax.stages.spent import Spent
 from onesug_jax.stages.trained_model import TrainedModel
+from onesug_jax.stages.update_log import days_of, join
 
 if TYPE_CHECKING:
     from onesug_jax.serve.forgotten import Forgotten
@@ -42,6 +42,7 @@ NOT_BETTER = 3  # exit code of an update that leaves M_t in use
 _UNCHANGED = ("encoder", "vocab")  # folders that an update takes over as they are
 _READ = (*_UNCHANGED, "log", "mined", "semantic_ids", "index", "examples/asof", "pretrain", "rwr")
 _STAGES = ("mine", "quantize", "index", "examples", "rewards", "rwr")
+_LEAST_LISTS = 2000  # rows that open preference lists, where few are fresh
 # What may not change from one version to the next, by stage: its folder, and how the names begin.
 _FIXED = {"mine": ("mined", "mine.min_users"), "examples": ("examples", "FeatureSpec.")}
 
@@ -60,6 +61,8 @@ def update(
     align_days: float = 3.0,
     holdout: float = 0.25,
     steps: int = 200,
+    rows_a_step: int = 32,
+    judge_rows: int = 5000,
     tolerance: float = 0.0,
     versions_retained: int = 5,
 ) -> int | None:
@@ -67,10 +70,14 @@ def update(
 
     Args:
       window_days: days of the log, back from its newest row, that are mined.
-      align_days: days of it whose rows open preference lists.
+      align_days: most days of it whose rows open preference lists; fewer where twice as
+        many rows as are fresh, and some thousands, are newer.
       holdout: share of the fresh rows, the newest, that are held back for the next update to judge
         by.
-      steps: preference updates.
+      steps: most preference updates.
+      rows_a_step: fresh rows for each of them: what an update costs follows what is fresh.
+      judge_rows: about so many of the rows held back before, evenly spread over their time, score
+        both models.
       tolerance: how many points of value (mean of MRR@16 over all searches and over those with an
         order) M_{t+1} may lie below M_t and still be published.
       versions_retained: how many versions stay on the disk; the one in use and the one before it
@@ -78,7 +85,7 @@ def update(
     """
     from onesug_jax.train.compiler import cache_programs
 
-    home = context.work.path
+    home, spent = context.work.path, Spent()
     if context.options.rollback:
         gone, back = versions.rollback(home)
         if context.mirror:
@@ -107,20 +114,23 @@ def update(
             test_days=0.0,
             clicks=context.configured("clicks")(),
         )
-    rows = _join(base, new, window_days, holdout, _forgotten(context))
+    spent.lap("ingest")
+    rows = join(base, new, window_days, holdout, _forgotten(context))
     print(
         f"version {version}: {rows['fresh']:,} fresh rows, the newest {rows['held']:,} held back "
         f"for the next; {rows['again']:,} earlier ones reported again; {rows['train']:,} rows of "
         f"{window_days:g} days mined; {rows['judged']:,} that were held back before score it",
         flush=True,
     )
+    spent.lap("join")
+    days = min(align_days, days_of(new, max(2 * rows["learnt"], _LEAST_LISTS)))
     changes = {
         "encode.vectors_from": served,
         "quantize.quantiser_from": os.path.join(served, "semantic_ids"),
-        "rwr.steps": steps,
+        "rwr.steps": min(steps, -(-rows["learnt"] // rows_a_step)),
         "rwr.evaluate_every": 0,  # the held-out rows judge, so they must not choose
-        "ListConfig.days": align_days,
-        "examples.days": align_days,
+        "ListConfig.days": days,
+        "examples.days": days,
         "PARAMS_FROM": None,
     }
     assert context.other is not None
@@ -129,7 +139,10 @@ def update(
         if code:
             return code
         _check_unchanged(stage, served, new)
-    verdict = _judge(context, base, new, version, wanted, tolerance)
+        spent.lap(stage)
+    verdict = _judge(context, base, new, version, wanted, tolerance, judge_rows)
+    spent.lap("judge")
+    print(f"update: {spent}", flush=True)
     _publish_finished(context, versions_retained)
     return verdict
 
@@ -153,6 +166,9 @@ def check(context: Context) -> None:
             "update: expected holdout between 0 and 1 and window_days >= align_days > 0; found "
             f"holdout={holdout}, window_days={window}, align_days={align}"
         )
+    for name in ("rows_a_step", "judge_rows"):
+        if context.settings[f"update.{name}"] < 1:
+            raise UserError(f"update.{name}: expected at least 1")
     if context.settings["update.versions_retained"] < 2:
         raise UserError("update.versions_retained: expected at least 2, the one in use and before")
     if not context.work.expand(context.log):
@@ -245,111 +261,14 @@ def _forgotten(context: Context) -> Forgotten | None:
     return forgotten.read(path or os.path.join(home, feedback.FOLDER, feedback.FILE))
 
 
-def _join(
+def _judge(
+    context: Context,
     base: Context,
     new: str,
-    window_days: float,
-    holdout: float,
-    forgotten: Forgotten | None = None,
-) -> dict[str, int]:
-    """new/log: train (old rows of the window, and the fresh ones), dev (the newest fresh ones) and
-    test, which judges: the dev rows of the version in use, as they were.
-
-    A request that both hold counts once, as the fresh log has it: an order may come days after
-    its search. Columns are those of the old rows; what the fresh ones lack of them is empty there.
-    Histories that only one of the two brings stay. Rows of users who asked to be deleted since
-    are in neither.
-    """
-    from onesug_jax.logs.database import connect, quoted
-    from onesug_jax.logs.database import files as in_sql
-    from onesug_jax.logs.schema import HISTORY, HISTORY_MINUTES
-
-    log = os.path.join(new, "log")
-    made = Manifest.read(log)
-    os.makedirs(log, exist_ok=True)
-    fresh = list(split_files(os.path.join(new, "fresh")).values())
-    there = split_files(base.work.log)
-    old = list(there.values())
-    with connect(new, base.settings["ingest.memory_limit"]) as database:
-
-        def one(query: str):
-            return database.sql(query).fetchall()[0][0]
-
-        without = ""
-        if forgotten is not None:
-            database.sql("CREATE TABLE forgotten (person VARCHAR, at_ms BIGINT)")
-            database.executemany("INSERT INTO forgotten VALUES (?, ?)", forgotten.people)
-            person = f"sha256({quoted(forgotten.salt)} || user_id)"
-            without = f" ANTI JOIN forgotten ON person = {person} AND timestamp_ms <= at_ms"
-        database.sql(
-            f"CREATE VIEW present AS SELECT * FROM read_parquet({in_sql(old)}, union_by_name=true)"
-            f"{without}; "
-            f"CREATE VIEW reported AS SELECT * FROM read_parquet({in_sql(fresh)}){without}; "
-            f"CREATE VIEW held AS SELECT request_id FROM read_parquet({in_sql([there['dev']])}); "
-            "CREATE VIEW judge AS FROM present SEMI JOIN held USING (request_id); "
-            "CREATE VIEW old AS FROM present ANTI JOIN reported USING (request_id) "
-            "ANTI JOIN held USING (request_id); "
-            "CREATE VIEW again AS FROM reported SEMI JOIN present USING (request_id) "
-            "ANTI JOIN held USING (request_id); "
-            "CREATE VIEW fresh AS FROM reported ANTI JOIN present USING (request_id)"
-        )
-        count = one("SELECT count(*) FROM fresh")
-        if count < 2:
-            raise UserError(
-                f"{base.log}: {count} rows that the current version does not hold yet; an update "
-                "needs some for training and some for evaluation"
-            )
-        cut = one(f"SELECT quantile_disc(timestamp_ms, {1 - holdout}) FROM fresh")
-        start = one("SELECT max(timestamp_ms) FROM fresh") - int(window_days * DAY_MS)
-        columns = {view: database.sql(f"FROM {view} LIMIT 0").columns for view in ("old", "fresh")}
-        either = (*columns["old"], *columns["fresh"])
-        brought = [name for name in (HISTORY, HISTORY_MINUTES) if name in either]
-        wanted = list(dict.fromkeys((*columns["old"], *brought)))
-        for name in wanted:
-            if name not in (*columns["fresh"], *brought):
-                print(f"update: {base.log} has no column {name!r}: its rows count without a value")
-        of = {
-            view: ", ".join(_column(name, have, name in brought) for name in wanted)
-            for view, have in columns.items()
-        }
-        again = one("SELECT count(*) FROM again")
-        parts = {
-            "train": f"SELECT {of['old']} FROM old WHERE timestamp_ms >= {start} UNION ALL "
-            f"SELECT {of['fresh']} FROM again WHERE timestamp_ms >= {start} UNION ALL "
-            f"SELECT {of['fresh']} FROM fresh WHERE timestamp_ms <= {cut}",
-            "dev": f"SELECT {of['fresh']} FROM fresh WHERE timestamp_ms > {cut}",
-            "test": f"SELECT {of['old']} FROM judge",
-        }
-        for split, query in parts.items():
-            path = os.path.join(log, f"{split}.parquet")
-            if made is None:
-                with atomic_path(path) as part:
-                    database.sql(
-                        f"COPY ({query} ORDER BY timestamp_ms, request_id) "
-                        f"TO {quoted(part)} (FORMAT parquet)"
-                    )
-        counts = {
-            name: one(f"SELECT count(*) FROM read_parquet({in_sql([f'{log}/{split}.parquet'])})")
-            for name, split in (("train", "train"), ("held", "dev"), ("judged", "test"))
-        }
-    if made is None:
-        Manifest("update", 1, {}, {}).write(log, finished=True)
-    if not counts["held"]:
-        raise UserError(
-            f"{base.log}: all fresh rows carry one time, so none can be held out as the newest"
-        )
-    return {"fresh": count, "again": again, **counts}
-
-
-def _column(name: str, have: Sequence[str], brought: bool) -> str:
-    """A column of a view that may lack it, in SQL."""
-    if name in have:
-        return f'"{name}"'
-    return f'NULL AS "{name}"' if brought else f"'' AS \"{name}\""
-
-
-def _judge(
-    context: Context, base: Context, new: str, version: str, wanted: Mapping, tolerance: float
+    version: str,
+    wanted: Mapping,
+    tolerance: float,
+    rows: int,
 ) -> int | None:
     """Scores both models on the rows held back before, and names the new one if it is not worse."""
     there = WorkDir(new)
@@ -358,7 +277,7 @@ def _judge(
     for name, work in (("M_t", base.work), ("M_t+1", there)):
         bundled = WorkDir(workdir.model_in_use(work.path))
         model = TrainedModel(dataclasses.replace(context, work=bundled, home=there))
-        scores = score(model, judge, there.log, rivals=False)
+        scores = score(model, judge, there.log, rivals=False, sample=rows)
         values[name] = judged(scores.metrics["model"])
     for name, found in values.items():
         print(f"  {name:<6}" + "".join(f"  {key} {value:6.2f}" for key, value in found.items()))

@@ -15,6 +15,7 @@ import numpy as np
 from onesug_jax.errors import UserError
 from onesug_jax.logs.schema import Level
 from onesug_jax.tasks import shards
+from onesug_jax.tasks.examples import TEXTS
 from onesug_jax.tasks.item_examples import TASK, ItemExamples
 from onesug_jax.tasks.process_rows import check_rows, process_batches
 
@@ -74,8 +75,8 @@ class ItemLoader:
         self.tasks, self.batch_size = [TASK], batch_size
         self.order_weight = order_weight
         longest = self.examples.meta["longest"]
-        self.input_length = -(-longest["inputs"] // 4) * 4
-        self.target_length = -(-longest["targets"] // 4) * 4
+        # Multiples, so that another version's rows find their programs compiled.
+        self.input_length, self.target_length = (-(-longest[one] // 8) * 8 for one in TEXTS)
         most = self.examples.shapes["candidates"][0]
         self.sizes = sorted({min(size, most) for size in sizes})
         room = self.examples.column("room")

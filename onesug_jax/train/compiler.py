@@ -20,6 +20,7 @@ def cache_programs(folder: str) -> None:
     """Compiled programs stay in a folder, unless JAX has another place for them."""
     if not jax.config.jax_compilation_cache_dir:  # type: ignore[attr-defined]  # set at run time
         jax.config.update("jax_compilation_cache_dir", folder)
+        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)  # many are small
 
 
 def compiler_options(mesh: Mesh, tpu: Mapping[str, Any] | None = None) -> dict[str, Any] | None:

@@ -9,7 +9,6 @@ import numpy as np
 import pytest
 
 from onesug_jax.align import losses
-from onesug_jax.logs.onesug_sample import read_onesug_sample
 
 SAMPLE = pathlib.Path(__file__).parents[3] / "shared/data/onesug_official_sample/data.txt"
 DELTA = 0.5
@@ -142,16 +141,17 @@ def test_hinge_rests_once_the_margin_is_reached():
 @pytest.mark.skipif(not SAMPLE.exists(), reason="the authors' ten rows are not here")
 @pytest.mark.parametrize("name", PREFERENCES)
 def test_the_authors_rows_give_the_losses_of_the_reference(name):
-    records = read_onesug_sample(str(SAMPLE))
-    assert len(records) == 10
-    widest = 1 + max(len(record.rejected) for record in records)
+    with open(SAMPLE, encoding="utf-8", newline="") as file:
+        records = [line.rstrip("\r\n").split("\t") for line in file]
+    lists = [[chosen, *rejected.split(",")] for *_, chosen, rejected, _, _ in records]
+    assert len(lists) == 10
+    widest = max(map(len, lists))
     rewards, mask = np.zeros((10, widest)), np.zeros((10, widest), bool)
     implicit = np.zeros((10, widest))
-    for row, record in enumerate(records):
-        texts = [record.chosen, *record.rejected]
+    for row, (texts, record) in enumerate(zip(lists, records, strict=True)):
         mask[row, : len(texts)] = True
-        rewards[row, : len(texts)] = record.rejected_reward
-        rewards[row, 0] = record.chosen_reward
+        rewards[row, : len(texts)] = float(record[-1])
+        rewards[row, 0] = float(record[-2])
         # Stands for a policy: any fixed function of the texts does.
         implicit[row, : len(texts)] = [math.sin(len(text) + row) for text in texts]
     assert (rewards[:, 0] > rewards[:, 1]).all()

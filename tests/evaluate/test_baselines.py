@@ -1,5 +1,8 @@
 """Most popular completion: published figures of the optional logs, and matching by prefix."""
 
+import collections
+
+import pyarrow.parquet as pq
 import pytest
 
 from onesug_jax.evaluate.baselines import MostPopular
@@ -28,9 +31,11 @@ def test_only_the_prefix_decides():
 )
 def test_figures_of_the_optional_logs(shared_data, name, expected):
     train, dev = (str(shared_data / name / f"{split}.parquet") for split in ("train", "dev"))
+    searched = collections.Counter(pq.read_table(train, columns=["query"])["query"].to_pylist())
+    index = CompletionIndex.from_counts([*searched], [*searched.values()])
     result = evaluate(
         with_history([train, dev], keep=dev),
-        {"most_popular": MostPopular.from_log(train).suggest},
+        {"most_popular": MostPopular(index).suggest},
         prefix_counts=prefix_counts(train),
     )
     for label, (hr, mrr) in expected.items():

@@ -86,6 +86,8 @@ def test_batches_and_processes_change_nothing(log):
     parts = [replayed(files, process=(number, 3)) for number in range(3)]
     assert all(0 < part.num_rows < whole.num_rows for part in parts)
     assert evaluator.merge_parts(parts).equals(whole)
+    some = whole.take(list(range(0, whole.num_rows, 3)))
+    assert replayed(files, sample=30).equals(some), "80 rows: every third"
 
 
 def test_requests_hold_the_as_of_items_and_the_profile(log):

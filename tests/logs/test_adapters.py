@@ -10,7 +10,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from onesug_jax.errors import UserError
-from onesug_jax.logs.adapters import choose_adapter, make_adapters, read_onesug_sample
+from onesug_jax.logs.adapters import choose_adapter, make_adapters
 from onesug_jax.logs.find import find_files
 from onesug_jax.logs.history import with_history
 from onesug_jax.logs.ingest import ingest
@@ -310,20 +310,14 @@ def test_the_sample_becomes_rows_of_its_levels_in_order(tmp_path, out):
     assert recent == [["玻璃壶", "小茶匙"], [], ["a"]]
 
 
-def test_the_sample_as_preference_records(tmp_path):
+def test_a_line_of_the_sample_without_a_score_is_set_aside(tmp_path, out):
     path = tmp_path / "data.txt"
-    path.write_text(SAMPLE, encoding="utf-8")
-    first, second, _ = read_onesug_sample(str(path))
-    assert first.history == ("玻璃壶", "小茶匙") and first.related == ("杯垫", "杯垫木质")
-    assert first.chosen == "杯刷长柄" and first.rejected == ("杯架", "杯盖", "杯套", "杯c")
-    assert (first.chosen_reward, first.rejected_reward) == (2.0, 0.47)
-    assert second.history == ()
     path.write_text(SAMPLE + "y\ta\tb\tc\td\thigh\t0\n", encoding="utf-8")
-    with pytest.raises(UserError, match="line 4: pos_score is not a number"):
-        read_onesug_sample(str(path))
-    path.write_text("prefix\tquery\nx\ty\n")
+    report = ingest(str(tmp_path), out, dev_days=0, max_bad_share=0.5)
+    assert (report.accepted, report.reasons) == (3, {"pos_score is not a number": 1})
+    path.with_suffix(".tsv").write_text("prefix\tquery\nx\ty\n")
     with pytest.raises(UserError, match="seven tab-separated columns"):
-        read_onesug_sample(str(path))
+        ingest(str(path.with_suffix(".tsv")), out, adapter="onesug")
 
 
 # Choosing
@@ -341,13 +335,6 @@ def test_each_shared_sample_is_recognised_and_read_completely(shared_data, tmp_p
         if rows:
             report = ingest(str(shared_data / folder), str(tmp_path / folder), dev_days=0.1)
             assert report.accepted == report.rows == rows
-
-
-def test_the_authors_ten_rows_load_as_they_are(shared_data):
-    records = read_onesug_sample(str(shared_data / "onesug_official_sample" / "data.txt"))
-    assert len(records) == 10
-    assert [record.chosen_reward for record in records[:4]] == [2.0, 0.97, 1.8, 1.0]
-    assert all(record.history and record.related and record.rejected for record in records)
 
 
 def test_plain_rows_of_the_schema_are_the_fallback(tmp_path):

@@ -5,8 +5,6 @@ import random
 from collections import Counter
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
 import pytest
 
 from onesug_jax.errors import UserError
@@ -48,7 +46,6 @@ def test_lists_are_those_of_a_linear_scan(index, counts):
         for k in (1, 16, 100):
             assert index.complete(prefix, k) == scan(counts, prefix, k)
         assert index.starts(prefix) == any(q.startswith(prefix) for q in counts)
-        assert index.total(prefix) == sum(n for q, n in counts.items() if q.startswith(prefix))
 
 
 def test_sorted_queries_and_counts(index, counts):
@@ -106,27 +103,6 @@ def test_a_damaged_or_missing_index_is_named(index, tmp_path):
         file.write(b"more\n")
     with pytest.raises(UserError, match="damaged"):
         CompletionIndex.load(str(tmp_path))
-
-
-def test_from_log_counts_every_row(tmp_path):
-    searched = ["lego", "lego", "duplo", "lego", "手机"] * 50_000
-    pq.write_table(pa.table({"query": searched, "prefix": searched}), tmp_path / "train.parquet")
-    index = CompletionIndex.from_log(str(tmp_path / "train.parquet"))
-    assert dict(zip(index.queries, index.counts.tolist(), strict=True)) == Counter(searched)
-
-
-def test_from_log_names_what_is_wrong(tmp_path):
-    with pytest.raises(UserError, match="no such file"):
-        CompletionIndex.from_log(str(tmp_path / "train.parquet"))
-    pq.write_table(pa.table({"text": ["lego"]}), tmp_path / "other.parquet")
-    with pytest.raises(UserError, match="other.parquet.*'query'.*text"):
-        CompletionIndex.from_log(str(tmp_path / "other.parquet"))
-    (tmp_path / "plain.parquet").write_text("hello")
-    with pytest.raises(UserError, match="plain.parquet.*Parquet"):
-        CompletionIndex.from_log(str(tmp_path / "plain.parquet"))
-    pq.write_table(pa.table({"query": pa.array([], pa.string())}), tmp_path / "empty.parquet")
-    with pytest.raises(UserError, match="empty.parquet.*none"):
-        CompletionIndex.from_log(str(tmp_path / "empty.parquet"))
 
 
 def test_lists_of_every_length_are_the_best_of_the_range_from_memory_too():

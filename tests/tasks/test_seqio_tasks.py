@@ -57,7 +57,8 @@ def world(tmp_path_factory):
         "dev": log(splits["dev"], 25, 90, seed=2),
     }
     vocabulary = Vocabulary.train(iter(WORDS * 5), str(folder / "vocab"), pieces=330)
-    index = CompletionIndex.from_log(splits["train"])
+    searched = collections.Counter(row["query"] for row in rows["train"])
+    index = CompletionIndex.from_counts([*searched], [*searched.values()])
     build_examples(
         str(folder / "examples"),
         splits=splits,

@@ -21,7 +21,6 @@ import pyarrow.parquet as pq
 from onesug_jax.errors import UserError
 from onesug_jax.logs.asof.items import Items
 from onesug_jax.logs.asof.state import AsOf
-from onesug_jax.logs.history import ages
 from onesug_jax.logs.schema import HISTORY, HISTORY_MINUTES, Level, request_level, visitors_of
 
 _NEEDED = (
@@ -152,8 +151,8 @@ def _batches(path: str, profile: Sequence[str], first: int) -> Iterator[tuple[in
 def _newest_first(
     past: Sequence[str], minutes: Sequence[float] | None
 ) -> tuple[list[str], list[float]]:
-    """A row's own history, each query once, at its latest age."""
-    latest = dict(zip(past, ages(minutes or (), len(past)).tolist(), strict=True))
+    """A row's own history, each query once, at its latest age; just now where it has no ages."""
+    latest = dict(zip(past, minutes or [0.0] * len(past), strict=True))
     order = list(dict.fromkeys(past[::-1]))
     return order, [latest[query] for query in order]
 
