@@ -272,8 +272,9 @@ def _remaining(exports: Sequence[tuple[str, int]], version: str | None) -> list[
         for path, at_ms in exports
     ]
     if version is not None:
-        what = "histories in the memory of other servers, and searches in the counts of all users"
-        found.append({"what": what, "until": "each server is started anew"})
+        what = "histories and counts in the memory of servers"
+        until = "each has looked at the store, within seconds, and made its counts anew"
+        found.append({"what": what, "until": until})
         what = f"model {version}, its log and its counts, and those of versions before it"
         until = "the next update, which leaves this user out; versions before it until removed"
         found.append({"what": what, "until": until})

@@ -90,7 +90,14 @@ def _item_version(context: Context, config, store, say, name: str, key: str, set
             f"serve: the log ended {stale / DAY_MS:,.0f} days before the model was made; its "
             "counts are taken as if it had ended then (EngineConfig.stale_days)"
         )
-    live = LiveCounts(state, store, since_ms=since)
+
+    def again():
+        found = items.restored(context)
+        if stale > config.stale_days * DAY_MS:
+            found.postpone(stale)
+        return found
+
+    live = LiveCounts(state, store, since_ms=since, again=again)
     return ItemVersion(name, key, suggester, live, tables, encode, **settings)
 
 

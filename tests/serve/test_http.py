@@ -311,8 +311,8 @@ def test_a_user_is_forgotten_on_request(client):
     assert here.get(where).json()["history"] == ["secret"]
     reply = here.delete(where).json()
     assert (reply["user_id"], reply["deleted"]) == (name, 1)
-    until = [one["until"] for one in reply["remains"]]
-    assert until[0] == "each server is started anew" and until[1].startswith("the next update")
+    memory, model = [one["until"] for one in reply["remains"]]
+    assert memory.startswith("each has looked") and model.startswith("the next update")
     assert here.get(where).json()["events"] == 0
     assert here.delete("/users/").status_code == 422, "never everybody whose name is empty"
 

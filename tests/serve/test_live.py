@@ -150,6 +150,53 @@ def test_forgotten_users_are_gone_from_history_and_journal(store, path, opened):
     assert opened().searched("lamp") == 2
 
 
+def test_every_server_drops_what_a_forgotten_user_did(store, path, opened, monkeypatch):
+    def log():
+        state = AsOf(["lamp", "lantern"], AT_ONCE)
+        state.observe(NOW - 5000, "", "la", "lamp", visitor="s")  # a snapshot has no histories
+        state.settle()
+        return state
+
+    other_store = FeedbackStore(path)
+    try:
+        servers = [opened(log(), at=one, again=log) for one in (store, other_store)]
+        put(store, event(1, "lava lamp"), event(2, "lace", user="v"), event(3, "lava lamp"))
+        put(store, event(1, "", ordered_items=["i"]), event(4, user="v"))
+        put(other_store, event(5, "lantern"), trusted=False)
+        for live in servers:
+            live.poll()
+            assert live.complete("la", 9) == ["lava lamp", "lamp", "lace"]
+            assert len(live.history("u")[0]) == 2
+        number = servers[1].number("lace")
+        monkeypatch.setattr("onesug_jax.serve.live._REST", 0)
+        for more in (0, 1):  # also when it happens again
+            assert store.forget("u").result(30) == 3 - 2 * more
+            put(other_store, event(6 + more, "lace", user="w"))
+            late = opened(log())
+            for live in servers:
+                live.poll()
+                assert live.history("u") == ((), ()) and not live.searched("lava lamp")
+                assert live.complete("la", 9) == late.complete("la", 9)[:2]
+                found, right = counts(live), counts(late)
+                assert found.keys() == right.keys() == {"lamp", "lace"}
+                for query, own in right.items():
+                    np.testing.assert_allclose(found[query], own, rtol=1e-5)
+                assert live.number("lace") == number and live.text(number) == "lace"
+            put(store, event(9, "lava lamp"))
+    finally:
+        other_store.close()
+
+
+def test_counts_go_on_where_they_cannot_be_made_anew(store, opened):
+    live = opened(again=lambda: 1 / 0)
+    store.forget("v").result(30)
+    for number in (1, 2):
+        put(store, event(number))
+        with pytest.raises(ZeroDivisionError):
+            live.poll()
+        assert live.searched("lamp") == number
+
+
 @pytest.mark.parametrize("version", [2, 3, 4])
 def test_a_store_of_an_earlier_version_is_counted(path, opened, version):
     store = FeedbackStore(path)
@@ -293,9 +340,12 @@ def test_only_feedback_on_what_was_served_moves_the_lists_of_others(client, stor
     assert 'result="untrusted"} 2.0' in here.get("/metrics").text
 
 
-def test_other_servers_events_are_polled(client, store, path, shop):
+def test_other_servers_events_and_deletions_are_polled(client, store, path, shop):
     client(shop, {"levels": ("popular",)}, store=store)
     other = FeedbackStore(path)
     put(other, event(1, "lava lamp"), event(2, "lava lamp", "v"))
-    other.close()
     wait_until(lambda: shop.live.complete("lava", 5))
+    other.forget("v").result(30)
+    other.close()
+    wait_until(lambda: not shop.live.complete("lava", 5) and shop.live.history("v") == ((), ()))
+    assert shop.live.history("u")[0] == ("lava lamp",)
