@@ -33,12 +33,12 @@ from starlette.middleware import Middleware
 from starlette.middleware.cors import CORSMiddleware
 
 from onesug_jax.serve import bodies
-from onesug_jax.serve.engine import Answer, Engine, Full, Late, NotReady
+from onesug_jax.serve.engine import Engine
 from onesug_jax.serve.feedback import Busy, Conflict, Event, FeedbackStore, Unknown
 from onesug_jax.serve.guards import LOOPBACK, Admission, Gate, Head, Limits, Recorder
 from onesug_jax.serve.histories import Histories
 from onesug_jax.serve.live import History
-from onesug_jax.serve.requests import SuggestRequest
+from onesug_jax.serve.requests import Answer, Full, Late, NotReady, SuggestRequest
 from onesug_jax.serve.server import ServerConfig
 from onesug_jax.serve.trust import TooMany, Trust
 from onesug_jax.serve.version import ModelVersion

@@ -26,7 +26,7 @@ from onesug_jax.logs.asof.config import MINUTE_MS
 from onesug_jax.logs.asof.items import Items
 from onesug_jax.logs.asof.state import AsOf
 from onesug_jax.logs.schema import visitor_of
-from onesug_jax.serve import forgotten, journal
+from onesug_jax.serve import forgotten, heap, journal
 from onesug_jax.serve.feedback import FeedbackStore
 
 History = tuple[tuple[str, ...], tuple[float, ...]]
@@ -117,9 +117,10 @@ class LiveCounts:
         if began < self._rested:
             return
         try:
-            fresh = again()
-            fresh.append_all(self._state.completions.queries[len(fresh) :])
-            self._replay(connection, fresh)
+            with heap.long_lived():
+                fresh = again()
+                fresh.append_all(self._state.completions.queries[len(fresh) :])
+                self._replay(connection, fresh)
             with self._lock:
                 self._state.become(fresh)
         finally:

@@ -9,8 +9,9 @@ import pytest
 
 from onesug_jax.errors import UserError
 from onesug_jax.serve.cache import Cache
-from onesug_jax.serve.engine import Engine, EngineConfig, Full, Late, NotReady
-from onesug_jax.serve.requests import SuggestRequest
+from onesug_jax.serve.config import EngineConfig
+from onesug_jax.serve.engine import Engine
+from onesug_jax.serve.requests import Full, Late, NotReady, SuggestRequest
 
 
 def asked(prefix, history=("h",), **more):
@@ -364,7 +365,7 @@ def test_another_version_takes_over_without_losing_a_request(started, pretended)
             future.result(30)
     assert set(answers) == {"0000", "0001", "0002"}
     assert answer(engine, asked("last")).version == "0002"
-    assert not engine._queue
+    assert not engine.waiting
 
 
 def test_cached_lists_go_with_their_version(started, pretended):

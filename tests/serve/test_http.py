@@ -183,7 +183,7 @@ def test_who_would_wait_too_long_is_turned_away_unread(client):
     assert here.version.began.wait(30)
     waiting[1].start()
     until(lambda: here.engine.waiting == 1)
-    here.engine._free_at = time.monotonic() + 60
+    here.engine._room._free_at = time.monotonic() + 60
     reply = here.post("/suggest", content=b"no JSON")
     assert reply.status_code == 503 and 50 <= int(reply.headers["retry-after"]) <= 60
     assert field_of(reply.json()) == "queue" and "POST /suggest 503" in "\n".join(here.said)
