@@ -127,7 +127,7 @@ class Engine:
             return 0.0  # `submit` says what is the matter
         after = self._room.crowded(self.levels, inside=inside)
         if after:
-            self.metrics.refused()
+            self.metrics.unanswered("refused")
         return after
 
     def submit(self, request: SuggestRequest) -> Future:
@@ -148,7 +148,7 @@ class Engine:
         try:
             return self._room.add(request, levels)
         except Full:
-            self.metrics.refused()
+            self.metrics.unanswered("refused")
             raise
 
     def popular(self, request: SuggestRequest) -> Answer:
@@ -182,7 +182,7 @@ class Engine:
             if not one.future.set_running_or_notify_cancel():
                 continue
             if one.deadline < began:
-                self.metrics.late()
+                self.metrics.unanswered("late")
                 one.future.set_exception(Late("the deadline passed before the model was asked"))
             else:
                 waiting.append(one)
@@ -208,7 +208,7 @@ class Engine:
             # Its message may hold what somebody typed; where it happened does not.
             where = "".join(traceback.format_tb(error.__traceback__))
             self._say(f"serve: {len(left)} at {level!r} failed: {type(error).__name__}\n{where}")
-            self.metrics.failed()
+            self.metrics.unanswered("failed")
             if POPULAR in self.levels and level != POPULAR:
                 with contextlib.suppress(Exception):  # reported below, as the first
                     rest = list(left)
