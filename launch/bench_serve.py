@@ -8,6 +8,10 @@ was chosen at, by people who arrive at random (a Poisson process, open loop: a s
 nobody's next letter), each with the history of the log. The service's capacity is measured
 first, by enough clients to saturate it. Latency is taken here, from the letter to the whole
 answer; of 503 and 504, too. A request without any answer is lost, and there must be none.
+
+The clients share the cores with the server, so under load their clocks also measure themselves. A
+process of higher priority (as root) sends a few letters a second beside them, and nothing else: its
+times are the server's.
 """
 
 from __future__ import annotations
@@ -19,7 +23,6 @@ import dataclasses
 import itertools
 import json
 import os
-import random
 import re
 import subprocess
 import sys
@@ -27,14 +30,14 @@ import tempfile
 import time
 import urllib.request
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
 from types import SimpleNamespace
 
 import numpy as np
+from people import capacity as capacity_of
+from people import load, probed, searches
 
 from onesug_jax.pipeline import workdir
 
-LETTER_SECONDS = 0.25  # between two letters, on average
 BEST, CHEAPER = ("full", "beam"), ("candidates",)  # degradation levels
 KEYSTROKES = (("1st letter", 1, 1), ("2nd, 3rd", 2, 3), ("4th and on", 4, 99))
 
@@ -81,117 +84,6 @@ def server(work: str, folder: str, *flags: str) -> Iterator[tuple[str, int, dict
         process.wait(60)
 
 
-class Connections:
-    """Persistent connections to one server; as many as requests are under way."""
-
-    def __init__(self, host: str, port: int):
-        self._where = (host, port)
-        self._free: list[tuple[asyncio.StreamReader, asyncio.StreamWriter]] = []
-
-    async def post(self, path: str, body: dict) -> tuple[int, dict]:
-        """Status and reply."""
-        reused = bool(self._free)
-        reader, writer = self._free.pop() if reused else await asyncio.open_connection(*self._where)
-        content = json.dumps(body).encode()
-        head = f"POST {path} HTTP/1.1\r\nHost: {self._where[0]}:{self._where[1]}\r\n"
-        head += f"Content-Type: application/json\r\nContent-Length: {len(content)}\r\n\r\n"
-        writer.write(head.encode() + content)
-        try:
-            answer = await reader.readuntil(b"\r\n\r\n")
-        except (ConnectionError, asyncio.IncompleteReadError) as error:
-            # A reused connection may have been closed just before: every client asks anew.
-            begun = isinstance(error, asyncio.IncompleteReadError) and error.partial
-            if not reused or begun:
-                raise
-            return await self.post(path, body)
-        lines = answer.decode("latin-1").split("\r\n")
-        length = next(int(x.split(":")[1]) for x in lines if x.lower().startswith("content-length"))
-        reply = json.loads(await reader.readexactly(length))
-        self._free.append((reader, writer))
-        return int(lines[0].split()[1]), reply
-
-
-# ------------------------------------------------------------------------------------ the people
-
-
-@dataclass
-class Seen:
-    """What came back: (letter number, seconds, status, level) each; `lost` requests did not."""
-
-    answers: list[tuple[int, float, int, str]] = field(default_factory=list)
-    lost: int = 0
-
-
-def searches(work: str) -> list[tuple[str, dict[str, list]]]:
-    """(prefix, the history as a request has it) of the log's searches, in random order."""
-    from onesug_jax.logs.history import with_history
-
-    log = os.path.join(workdir.published(work), "log")
-    paths = [os.path.join(log, f"{split}.parquet") for split in ("dev", "train")]
-    paths = [path for path in paths if os.path.exists(path)]
-    rows = with_history(paths, keep=paths[0]).read_all().slice(0, 20_000)
-    rows = rows.select(["prefix", "recent", "recent_minutes"]).to_pylist()
-    random.Random(0).shuffle(rows)
-    names = {"history": "recent", "history_minutes": "recent_minutes"}
-    return [(row["prefix"], {n: row[name][::-1] for n, name in names.items()}) for row in rows]
-
-
-async def _letter(
-    connections: Connections, seen: Seen, prefix: str, history: dict[str, list]
-) -> None:
-    began = time.perf_counter()
-    try:
-        status, reply = await connections.post("/suggest", {"prefix": prefix, **history})
-    except (OSError, asyncio.IncompleteReadError, ValueError):
-        seen.lost += 1
-        return
-    took = time.perf_counter() - began
-    seen.answers.append((len(prefix), took, status, reply.get("level", "")))
-
-
-async def _capacity(host: str, port: int, typed, clients: int, seconds: float) -> float:
-    """Letters a second that `clients` get answered who ask again at once."""
-    connections, seen = Connections(host, port), Seen()
-    letters = [(p[:n], history) for p, history in typed for n in range(1, len(p) + 1)]
-    random.Random(1).shuffle(letters)
-    upcoming, end = itertools.cycle(letters), time.monotonic() + seconds
-
-    async def client():
-        while time.monotonic() < end:
-            await _letter(connections, seen, *next(upcoming))
-            if seen.answers and seen.answers[-1][2] == 503:
-                await asyncio.sleep(LETTER_SECONDS)
-
-    began = time.monotonic()
-    await asyncio.gather(*[client() for _ in range(clients)])
-    given = sum(status == 200 for *_, status, _ in seen.answers)
-    return given / (time.monotonic() - began)
-
-
-async def _load(host: str, port: int, typed, rate: float, seconds: float, seed: int) -> Seen:
-    """People who type `rate` letters a second in all, for so long."""
-    connections, seen, chance = Connections(host, port), Seen(), random.Random(seed)
-    letters = sum(len(prefix) for prefix, _ in typed) / len(typed)
-    under_way: set[asyncio.Task] = set()
-
-    async def person(prefix: str, history: dict[str, list]) -> None:
-        asked = []
-        for n in range(1, len(prefix) + 1):
-            asked.append(asyncio.create_task(_letter(connections, seen, prefix[:n], history)))
-            await asyncio.sleep(chance.expovariate(1 / LETTER_SECONDS))
-        await asyncio.gather(*asked)
-
-    upcoming = itertools.cycle(chance.sample(typed, len(typed)))
-    end = time.monotonic() + seconds
-    while time.monotonic() < end:
-        task = asyncio.create_task(person(*next(upcoming)))
-        under_way.add(task)
-        task.add_done_callback(under_way.discard)
-        await asyncio.sleep(chance.expovariate(rate / letters))
-    await asyncio.gather(*under_way)
-    return seen
-
-
 # ------------------------------------------------------------------------------------ the table
 
 
@@ -207,6 +99,14 @@ def _line(name: str, part: list[tuple[int, float, int, str]]) -> str:
         f"  {name:<12} {len(part):>7,} {shares:>20} {codes[503]:>8} {codes[504]:>5} {other:>6}"
         f" {middle:>8.1f} {high:>8.1f} {highest:>8.1f}"
     )
+
+
+def _looked(name: str, looked: list[tuple[float, int]], status: int) -> float:
+    """Prints the times of one status in the server; the p99 in ms."""
+    took = [1000 * seconds for seconds, found in looked if found == status]
+    middle, high = np.percentile(took, [50, 99]) if took else (float("nan"), float("nan"))
+    print(f"    in the server, {len(took)} {name}: p50 {middle:.1f} ms, p99 {high:.1f} ms")
+    return high
 
 
 def inside(work: str, typed: list[tuple[str, dict[str, list]]]) -> None:
@@ -315,8 +215,8 @@ def serve(work: str, seconds: int) -> None:
                 how = "programs of a run before" if capacity else "nothing compiled before"
                 print(f", every shape after {times['warm']:.1f} s ({how})")
                 if not capacity:
-                    asyncio.run(_capacity(host, port, typed, 4, 3))  # the first requests are slow
-                    capacity = asyncio.run(_capacity(host, port, typed, 16, max(5, seconds // 2)))
+                    asyncio.run(capacity_of(host, port, typed, 4, 3))  # the first requests are slow
+                    capacity = asyncio.run(capacity_of(host, port, typed, 16, max(5, seconds // 2)))
                     print(f"capacity: {capacity:,.0f} letters/s answered to 16 busy clients")
                 print(
                     f"  {'':<12} {'letters':>7} {'best/cheaper/popular':>20} {'refused':>8}"
@@ -325,18 +225,15 @@ def serve(work: str, seconds: int) -> None:
                 highest = {}
                 for share in (0.5, 1.0, 3.0):
                     rate = share * capacity
-                    seen = asyncio.run(_load(host, port, typed, rate, seconds, int(10 * share)))
+                    with probed(host, port, typed, seconds) as looked:
+                        seen = asyncio.run(load(host, port, typed, rate, seconds, int(10 * share)))
                     held = len(seen.answers) / seconds
                     print(f"  {share:g} x capacity: {held:,.0f} letters/s, {seen.lost} lost")
                     print(_line("all", seen.answers))
                     for name, low, high in KEYSTROKES:
                         part = [one for one in seen.answers if low <= one[0] <= high]
                         print(_line(f"  {name}", part))
-                    given = [1000 * took for _, took, status, _ in seen.answers if status == 200]
-                    highest[share] = np.percentile(given, 99) if given else float("nan")
-                    refused = [1000 * took for _, took, status, _ in seen.answers if status == 503]
-                    if refused:
-                        print(f"    refusals: p50 {np.median(refused):.1f} ms, ", end="")
-                        print(f"p99 {np.percentile(refused, 99):.1f} ms")
+                    highest[share] = _looked("lists", looked, 200)
+                    _looked("refusals", looked, 503)
                 ratio = highest[3.0] / highest[1.0]
                 print(f"  p99 of lists given at 3 x capacity: {ratio:.2f} of that at 1 x")

@@ -7,14 +7,13 @@ histories are empty, feedback is refused, and the counts stay those of the log.
 from __future__ import annotations
 
 import sqlite3
-from collections.abc import Sequence
-from concurrent.futures import Future
+from typing import Any, NoReturn
 
-from onesug_jax.serve.feedback import Busy, Event, FeedbackConfig, FeedbackStore
+from onesug_jax.serve.feedback import FeedbackConfig, FeedbackStore
 
 
 class AbsentStore(FeedbackStore):
-    """See `FeedbackStore`; what it stores is nothing, and what it reads raises or is empty.
+    """See `FeedbackStore`; whatever it is asked raises sqlite3.OperationalError.
 
     Args:
       path, config: of the store that it stands in for.
@@ -24,41 +23,11 @@ class AbsentStore(FeedbackStore):
     def __init__(self, path: str, config: FeedbackConfig, why: str):
         self.path, self.config, self._why = path, config, why
 
-    def check(self) -> None:
+    def check(self, *given: Any, **settings: Any) -> NoReturn:
         """Raises sqlite3.OperationalError."""
         raise sqlite3.OperationalError(self._why)
 
-    def add(self, event: Event, *more, **settings) -> Future:
-        """Raises Busy."""
-        raise Busy("the store is down")
-
-    def forget(self, user_id: str) -> Future:
-        """Raises Busy."""
-        raise Busy("the store is down")
-
-    def probe(self) -> Future:
-        """Raises Busy."""
-        raise Busy("the store is down")
-
-    def reader(self) -> sqlite3.Connection:
-        """Raises sqlite3.OperationalError."""
-        raise sqlite3.OperationalError(self._why)
-
-    def history(self, user_id: str, most: int) -> dict[str, int]:
-        """Raises sqlite3.OperationalError."""
-        raise sqlite3.OperationalError(self._why)
-
-    def count(self, *given, **settings) -> int:
-        """Raises sqlite3.OperationalError."""
-        raise sqlite3.OperationalError(self._why)
-
-    def exports(self) -> list[tuple[str, int]]:
-        """Raises sqlite3.OperationalError."""
-        raise sqlite3.OperationalError(self._why)
-
-    def export(self, path: str, *, profile: Sequence[str] = (), **settings) -> int:
-        """Raises sqlite3.OperationalError."""
-        raise sqlite3.OperationalError(self._why)
+    add = forget = probe = reader = history = count = exports = export = check
 
     def close(self) -> None:
         """Nothing is open."""

@@ -15,44 +15,34 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import datetime
-import math
 import os
-import sqlite3
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
-from importlib import metadata, resources
+from importlib import metadata
 from typing import Annotated, Any
 
 from fastapi import FastAPI, Path, Request
 from fastapi.exceptions import RequestValidationError
-from fastapi.responses import JSONResponse, Response
+from fastapi.responses import Response
 from pydantic_core import to_json
-from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
 from starlette.middleware.cors import CORSMiddleware
 
-from onesug_jax.serve import bodies
-from onesug_jax.serve.engine import Answer, Engine, Full, Late, NotReady
-from onesug_jax.serve.feedback import Busy, Conflict, Event, FeedbackStore, Unknown
+from onesug_jax.serve import bodies, replies
+from onesug_jax.serve.engine import Engine
+from onesug_jax.serve.feedback import Event, FeedbackStore
 from onesug_jax.serve.guards import LOOPBACK, Admission, Gate, Head, Limits, Recorder
 from onesug_jax.serve.histories import Histories
 from onesug_jax.serve.live import History
-from onesug_jax.serve.requests import SuggestRequest
+from onesug_jax.serve.mistakes import add_errors
+from onesug_jax.serve.page import PAGE, add_page
+from onesug_jax.serve.requests import Answer, SuggestRequest
 from onesug_jax.serve.server import ServerConfig
-from onesug_jax.serve.trust import TooMany, Trust
+from onesug_jax.serve.trust import Trust
 from onesug_jax.serve.version import ModelVersion
 from onesug_jax.serve.why import explain
 
-_PAGE = {  # path -> file of web/, media type
-    "/": ("index.html", "text/html; charset=utf-8"),
-    "/docs": ("docs.html", "text/html; charset=utf-8"),
-    "/style.css": ("style.css", "text/css; charset=utf-8"),
-    "/app.js": ("app.js", "text/javascript; charset=utf-8"),
-    "/why.js": ("why.js", "text/javascript; charset=utf-8"),
-    "/docs.js": ("docs.js", "text/javascript; charset=utf-8"),
-    "/icon.svg": ("icon.svg", "image/svg+xml"),
-}
 _GONE = 499  # nobody hears it: the client closed the connection
 
 
@@ -87,7 +77,7 @@ def make_app(
         middleware=[
             Middleware(Recorder, metrics=engine.metrics, say=say if config.log else None),
             Middleware(
-                Gate, key=config.key(), origins=config.origins, hosts=hosts, page=tuple(_PAGE)
+                Gate, key=config.key(), origins=config.origins, hosts=hosts, page=tuple(PAGE)
             ),
             Middleware(
                 CORSMiddleware,
@@ -100,7 +90,7 @@ def make_app(
             Middleware(Head),
         ],
         responses={
-            code: {"model": bodies.Mistakes, "description": text}
+            code: {"model": replies.Mistakes, "description": text}
             for code, text in {
                 400: "The body is no JSON.",
                 401: "The API key is missing or wrong.",
@@ -111,8 +101,8 @@ def make_app(
             }.items()
         },
     )
-    _add_errors(app)
-    _add_page(app)
+    add_errors(app)
+    add_page(app)
 
     async def history_of(version: ModelVersion, body: bodies.SuggestBody) -> History:
         if body.history is not None:
@@ -127,7 +117,7 @@ def make_app(
     def source(request: Request) -> str | None:
         return trust.source(request.client.host if request.client else None)
 
-    @app.post("/suggest", response_model=bodies.SuggestReply, responses=_BUSY)
+    @app.post("/suggest", response_model=replies.SuggestReply, responses=_BUSY)
     async def suggest(body: bodies.SuggestBody, request: Request):
         """The list for what stands in the box, best first."""
         began = time.perf_counter()
@@ -144,7 +134,7 @@ def make_app(
         )
         answer = await _unless_gone(request, engine.submit(asked))
         if answer is None:
-            engine.metrics.abandoned()
+            engine.metrics.unanswered("abandoned")
             return Response(status_code=_GONE)
         reply = {
             "request_id": trust.request_id(asked.prefix, body.user_id or "", source(request)),
@@ -166,7 +156,7 @@ def make_app(
 
     @app.post(
         "/feedback",
-        response_model=bodies.FeedbackReply,
+        response_model=replies.FeedbackReply,
         responses={
             **_BUSY,
             404: _wrong("Not stored yet."),
@@ -193,14 +183,14 @@ def make_app(
             live.remember(event.user_id, event.query, event.timestamp_ms)
         return {"request_id": body.request_id, "stored": stored}
 
-    @app.get("/users/{user_id:path}", response_model=bodies.UserReply)
+    @app.get("/users/{user_id:path}", response_model=replies.UserReply)
     async def user(user_id: Annotated[bodies.KnownUser, Path()]):
         """What is stored of a user."""
         events = await histories.read(store.count, user_id)
         history = await histories.read(store.history, user_id, bodies.HISTORY_LENGTH)
         return {"user_id": user_id, "history": list(history), "events": events}
 
-    @app.delete("/users/{user_id:path}", response_model=bodies.Deleted, responses=_BUSY)
+    @app.delete("/users/{user_id:path}", response_model=replies.Deleted, responses=_BUSY)
     async def forget(user_id: Annotated[bodies.KnownUser, Path()]):
         """Deletes what is stored of a user, overwritten on the disk, and says what remains."""
         deleted = await asyncio.wrap_future(store.forget(user_id))
@@ -248,7 +238,7 @@ def _package_version() -> str:
 
 
 def _wrong(text: str) -> dict[str, Any]:
-    return {"model": bodies.Mistakes, "description": text}
+    return {"model": replies.Mistakes, "description": text}
 
 
 _BUSY: dict[int | str, dict[str, Any]] = {
@@ -262,7 +252,7 @@ def _now_ms() -> int:
 
 
 def _remaining(exports: Sequence[tuple[str, int]], version: str | None) -> list[dict[str, str]]:
-    """What a deletion leaves, as `bodies.Remaining`; of exports the name of the file alone."""
+    """What a deletion leaves, as `replies.Remaining`; of exports the name of the file alone."""
     found = [
         {
             "what": f"exported log {os.path.basename(path)} of "
@@ -272,8 +262,9 @@ def _remaining(exports: Sequence[tuple[str, int]], version: str | None) -> list[
         for path, at_ms in exports
     ]
     if version is not None:
-        what = "histories in the memory of other servers, and searches in the counts of all users"
-        found.append({"what": what, "until": "each server is started anew"})
+        what = "histories and counts in the memory of servers"
+        until = "each has looked at the store, within seconds, and made its counts anew"
+        found.append({"what": what, "until": until})
         what = f"model {version}, its log and its counts, and those of versions before it"
         until = "the next update, which leaves this user out; versions before it until removed"
         found.append({"what": what, "until": until})
@@ -314,67 +305,3 @@ def _newest_first(history: Sequence[str], minutes: Sequence[float] | None, most:
     texts = tuple(dict.fromkeys(reversed(history)))[:most]
     latest = dict(zip(history, minutes or (), strict=False))
     return texts, tuple(latest[text] for text in texts) if minutes else ()
-
-
-def _add_errors(app: FastAPI) -> None:
-    """How mistakes are reported: always as `bodies.Mistakes`, never with what was sent."""
-
-    def respond(status: int, field: str, message: str, headers=None) -> JSONResponse:
-        errors = {"errors": [{"field": field, "message": message}]}
-        return JSONResponse(errors, status, headers)
-
-    @app.exception_handler(RequestValidationError)
-    async def invalid(request, error):
-        found = error.errors()
-        status = 400 if any(one["type"] == "json_invalid" for one in found) else 422
-        return JSONResponse(bodies.mistakes(found), status)
-
-    @app.exception_handler(HTTPException)
-    async def refused(request, error):
-        field = {404: "path", 405: "method"}.get(error.status_code, "body")
-        return respond(error.status_code, field, str(error.detail), error.headers)
-
-    @app.exception_handler(Full)
-    async def full(request, error):
-        after = {"retry-after": str(max(1, math.ceil(error.after)))}
-        return respond(503, "queue", "too many requests are waiting", after)
-
-    @app.exception_handler(TooMany)
-    async def too_many(request, error):
-        after = {"retry-after": str(math.ceil(error.after))}
-        return respond(429, "source", str(error), after)
-
-    @app.exception_handler(NotReady)
-    async def not_ready(request, error):
-        return respond(503, "model", str(error), {"retry-after": "2"})
-
-    @app.exception_handler(Late)
-    async def late(request, error):
-        return respond(504, "deadline_ms", str(error))
-
-    @app.exception_handler(Conflict)
-    async def conflict(request, error):
-        return respond(409, error.field, str(error))
-
-    @app.exception_handler(Unknown)
-    async def unknown(request, error):
-        return respond(404, "request_id", "this request is not stored yet: send its query first")
-
-    @app.exception_handler(Busy)
-    @app.exception_handler(sqlite3.Error)
-    async def busy(request, error):
-        return respond(503, "store", "events cannot be written just now", {"retry-after": "1"})
-
-
-def _add_page(app: FastAPI) -> None:
-    """The page: a few files held in memory, so no path leads anywhere else."""
-    web = resources.files("onesug_jax.serve") / "web"
-
-    def add(path: str, content: bytes, media_type: str) -> None:
-        @app.get(path, include_in_schema=False)
-        async def page():
-            headers = {"cache-control": "no-cache"}
-            return Response(content, media_type=media_type, headers=headers)
-
-    for path, (name, media_type) in _PAGE.items():
-        add(path, (web / name).read_bytes(), media_type)

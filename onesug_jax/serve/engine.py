@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import collections
 import contextlib
-import math
+import gc
 import os
 import sys
 import threading
@@ -25,26 +25,19 @@ import time
 import traceback
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 from onesug_jax.errors import UserError, plain
-from onesug_jax.serve.answer import Answer, Full, Late, NotReady
+from onesug_jax.serve import heap
 from onesug_jax.serve.config import EngineConfig
-from onesug_jax.serve.levels import LEVELS, POPULAR, Pace, choose, crowded, in_time
+from onesug_jax.serve.levels import POPULAR, Pace
 from onesug_jax.serve.metrics import Metrics
-from onesug_jax.serve.requests import SuggestRequest, SuggestResult
+from onesug_jax.serve.requests import Answer, Full, Late, NotReady, SuggestRequest, SuggestResult
 from onesug_jax.serve.version import ModelVersion
+from onesug_jax.serve.waiting import Waiting, WaitingRoom
 
 _NICE = 5  # of the model's threads beside the one that answers HTTP
 _RETRY_SECONDS = 30.0  # between attempts at a version that could not be loaded
-
-
-@dataclass
-class _Waiting:
-    request: SuggestRequest
-    future: Future
-    arrived: float
-    deadline: float
 
 
 class Engine:
@@ -70,11 +63,8 @@ class Engine:
         self.config, self.metrics = config, metrics or Metrics()
         self._in_use, self._load, self._say = in_use, load, say
         self._pace = Pace(config.batch_sizes)
+        self._room = WaitingRoom(config, self._pace)
         self._current: ModelVersion | None = None
-        self._queue: collections.deque[_Waiting] = collections.deque()
-        self._given, self._free_at = 0, 0.0  # requests the model is at; when it will be done
-        self._arrived = threading.Condition()
-        self._closing = False  # nothing more is accepted
         self._closed = threading.Event()
         self._ready = threading.Event()
         self.warming = True  # shapes are still being compiled, for the first version
@@ -106,7 +96,7 @@ class Engine:
     @property
     def ready(self) -> bool:
         """Whether requests are answered."""
-        return self._current is not None and not self._closing
+        return self._current is not None and not self._closed.is_set()
 
     @property
     def version(self) -> ModelVersion:
@@ -122,7 +112,7 @@ class Engine:
     @property
     def waiting(self) -> int:
         """How many requests wait."""
-        return len(self._queue)
+        return len(self._room)
 
     @property
     def levels(self) -> tuple[str, ...]:
@@ -133,13 +123,11 @@ class Engine:
         """Seconds after which to ask again, where any request that comes now is refused; else 0.
         `inside`: requests that have come and have no answer yet, submitted or not.
         """
-        if self._current is None or self._closing:
+        if not self.ready:
             return 0.0  # `submit` says what is the matter
-        with self._arrived:
-            coming = inside - self._given
-            after = self._crowded(self.levels, time.monotonic(), math.inf, coming)
+        after = self._room.crowded(self.levels, inside=inside)
         if after:
-            self.metrics.refused()
+            self.metrics.unanswered("refused")
         return after
 
     def submit(self, request: SuggestRequest) -> Future:
@@ -151,44 +139,17 @@ class Engine:
         """
         version = self.version
         levels = version.levels(self.config)
-        now = time.monotonic()
-        future: Future = Future()
         result = version.cache.get(request.key) if request.key else None
         self.metrics.lists(hit=result is not None)
         if result is not None:
+            future: Future = Future()
             future.set_result(self._answer(request, result, levels[0], version, cached=True))
             return future
-        within = self.config.deadline_ms / 1000 if request.within is None else request.within
-        with self._arrived:
-            if self._closing:
-                raise NotReady("the server is closing")
-            if after := self._crowded(levels, now, within):
-                self.metrics.refused()
-                raise Full(after)
-            self._queue.append(_Waiting(request, future, now, now + within))
-            self._arrived.notify()
-        return future
-
-    def _crowded(self, levels: Sequence[str], now: float, within: float, coming: int = 0) -> float:
-        """Seconds after which to ask again where a request is refused, else 0; with the lock."""
-        busy, most = max(0.0, self._free_at - now), self.config.wait_ms / 1000
-        for attempt in range(2):
-            if attempt:
-                self._drop_abandoned()
-            waiting = max(len(self._queue), coming)
-            after = crowded(levels, self._pace, waiting, busy, most, within)
-            if len(self._queue) >= self.config.queue:
-                after = max(after, self.config.target_ms / 1000)
-            if not after:
-                break
-        return after
-
-    def _drop_abandoned(self) -> None:
-        """Gives the places of clients that have gone to others; to be called with the lock."""
-        stay = [one for one in self._queue if not one.future.cancelled()]
-        for _ in range(len(self._queue) - len(stay)):
-            self.metrics.abandoned()
-        self._queue = collections.deque(stay)
+        try:
+            return self._room.add(request, levels)
+        except Full:
+            self.metrics.unanswered("refused")
+            raise
 
     def popular(self, request: SuggestRequest) -> Answer:
         """The last level, whatever the settings: for comparison, and not counted as an answer.
@@ -199,72 +160,29 @@ class Engine:
 
     def close(self) -> None:
         """Accepts nothing more, answers what was accepted, and ends."""
-        with self._arrived:
-            self._closing = True
-            self._arrived.notify_all()
         self._closed.set()
+        self._room.close()
         for thread in self._threads:
             if thread.is_alive():
                 thread.join()
+        gc.unfreeze()
 
     # ------------------------------------------------------------------ the model's thread
 
     def _run(self) -> None:
-        while groups := self._take():
+        while groups := self._room.take(lambda: self.levels):
             for level, group in groups:
                 self._serve(level, group)
 
-    def _take(self) -> list[tuple[str, list[_Waiting]]] | None:
-        """The next batch, by level, cheapest level first; None: closed, and nothing waits."""
-        config = self.config
-        with self._arrived:
-            self._given = 0
-            while not self._queue:
-                if self._closing:
-                    return None
-                self._arrived.wait()
-            levels = self.levels
-            until = self._queue[0].arrived
-            if self._pace.next_batch(levels[0], config.max_batch) > 1:
-                until += config.max_wait_ms / 1000
-            while len(self._queue) < config.max_batch and not self._closing:
-                left = until - time.monotonic()
-                if left <= 0:
-                    break
-                self._arrived.wait(left)
-            queue = self._queue
-            now = time.monotonic()
-            target = config.target_ms / 1000
-            waited = now - queue[0].arrived
-            faster = self._pace.quicker(levels)
-            level = choose(faster, self._pace, len(queue), config.max_batch, waited, target)
-            groups: dict[str, list[_Waiting]] = collections.defaultdict(list)
-            if level == POPULAR and len(faster) > 1:
-                # Those whom the model can still answer in time are left to it.
-                level = faster[-2]
-                each = self._pace.each(level, len(queue))
-                fits = max(1, int(target / each) if each else config.max_batch)
-                while len(queue) > fits:
-                    groups[POPULAR].append(queue.popleft())
-            size = self._pace.next_batch(level, len(queue)) if level != POPULAR else len(queue)
-            for _ in range(size):
-                one = queue.popleft()
-                lower = in_time(faster, self._pace, level, one.deadline - now, size)
-                groups[lower].append(one)
-            takes = (self._pace.of(name, len(group)) for name, group in groups.items())
-            self._given, self._free_at = sum(map(len, groups.values())), now + sum(takes)
-        order = sorted(groups, key=LEVELS.index, reverse=True)
-        return [(level, groups[level]) for level in order]
-
-    def _serve(self, level: str, group: Sequence[_Waiting]) -> None:
+    def _serve(self, level: str, group: Sequence[Waiting]) -> None:
         """Answers a group at one level, without those whose deadline passed or client has gone."""
         began = time.monotonic()
         waiting = []
         for one in group:
             if not one.future.set_running_or_notify_cancel():
-                self.metrics.abandoned()
-            elif one.deadline < began:
-                self.metrics.late()
+                continue
+            if one.deadline < began:
+                self.metrics.unanswered("late")
                 one.future.set_exception(Late("the deadline passed before the model was asked"))
             else:
                 waiting.append(one)
@@ -290,7 +208,7 @@ class Engine:
             # Its message may hold what somebody typed; where it happened does not.
             where = "".join(traceback.format_tb(error.__traceback__))
             self._say(f"serve: {len(left)} at {level!r} failed: {type(error).__name__}\n{where}")
-            self.metrics.failed()
+            self.metrics.unanswered("failed")
             if POPULAR in self.levels and level != POPULAR:
                 with contextlib.suppress(Exception):  # reported below, as the first
                     rest = list(left)
@@ -364,7 +282,8 @@ class Engine:
     def _swap(self, path: str) -> None:
         """Loads and compiles the version at `path`, then puts it in use."""
         began = time.monotonic()
-        version = self._load(path)
+        with heap.long_lived():
+            version = self._load(path)
         if not version.levels(self.config):
             raise UserError(
                 f"EngineConfig.levels = {list(self.config.levels)}: this model answers at "
@@ -386,6 +305,12 @@ class Engine:
         self._ready.set()
         collections.deque(steps, maxlen=0)
         self.warming = False
+        if before is not None:
+            del before
+            self._closed.wait(self.config.watch_seconds)  # batches that it has begun end
+            gc.unfreeze()
+            gc.collect()  # the one time that requests wait for it
+        gc.freeze()
 
 
 def _behind_http(run: Callable[[], None]) -> None:

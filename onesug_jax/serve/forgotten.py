@@ -41,6 +41,12 @@ def forget(connection: sqlite3.Connection, user_id: str) -> int:
     return connection.execute("DELETE FROM events WHERE user_id = ?", (user_id,)).rowcount
 
 
+def latest(connection: sqlite3.Connection) -> tuple | None:
+    """What changes whenever a user is forgotten; None: nobody was."""
+    found = connection.execute("SELECT rowid, at_ms FROM forgotten ORDER BY rowid DESC LIMIT 1")
+    return found.fetchone()
+
+
 def note_export(connection: sqlite3.Connection, path: str) -> None:
     """Remembers a file that events were exported to."""
     connection.execute(

@@ -10,13 +10,12 @@ from __future__ import annotations
 
 import asyncio
 import hmac
-import json
-import math
 import time
 import types
 from collections.abc import Callable, Sequence
 
 from onesug_jax.serve.metrics import Metrics
+from onesug_jax.serve.mistakes import full, mistake
 
 _PAGE_POLICY = (
     "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data:; "
@@ -29,14 +28,6 @@ _HEADERS = [
 ]
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
 _OPEN = ("/health", "/ready", "/openapi.json")  # these need no key
-
-
-async def respond(send, status: int, field: str, message: str, headers=()) -> None:
-    """Sends `bodies.Mistakes` with one mistake."""
-    body = json.dumps({"errors": [{"field": field, "message": message}]}).encode()
-    lengths = [(b"content-type", b"application/json"), (b"content-length", b"%d" % len(body))]
-    await send({"type": "http.response.start", "status": status, "headers": [*lengths, *headers]})
-    await send({"type": "http.response.body", "body": body})
 
 
 class Recorder:
@@ -99,18 +90,17 @@ class Gate:
         host = headers.get(b"host", b"").decode("latin-1")
         names = {host, host.rpartition(":")[0]}
         if self._hosts is not None and not names & self._hosts:  # DNS rebinding, for one
-            return await respond(send, 421, "host", "this server has another name")
+            return await mistake(421, "host", "this server has another name")(scope, receive, send)
         origin = headers.get(b"origin", b"").decode("latin-1")
         foreign = bool(origin) and origin.partition("://")[2] != host
         if foreign and origin not in self._origins:
-            return await respond(
-                send, 403, "origin", "pages of this origin may not ask; see ServerConfig.origins"
-            )
+            message = "pages of this origin may not ask; see ServerConfig.origins"
+            return await mistake(403, "origin", message)(scope, receive, send)
         preflight = scope["method"] == "OPTIONS" and foreign
         if not preflight and scope["path"] not in self._open and not self._has_key(headers):
-            challenge = [(b"www-authenticate", b"Bearer")]
+            challenge = {"www-authenticate": "Bearer"}
             message = "expected the API key, as X-API-Key or Authorization: Bearer"
-            return await respond(send, 401, "x-api-key", message, challenge)
+            return await mistake(401, "x-api-key", message, challenge)(scope, receive, send)
         await self._app(scope, receive, send)
 
     def _has_key(self, headers) -> bool:
@@ -139,10 +129,10 @@ class Limits:
         if scope["type"] != "http" or scope["method"] not in ("POST", "PUT", "PATCH", "DELETE"):
             return await self._app(scope, receive, send)
         announced = dict(scope["headers"]).get(b"content-length", b"0")
-        too_large = f"the body is over {self._bytes:,} bytes"
-        close = [(b"connection", b"close")]
+        close = {"connection": "close"}
+        too_large = mistake(413, "body", f"the body is over {self._bytes:,} bytes", close)
         if announced.isdigit() and int(announced[:20]) > self._bytes:
-            return await respond(send, 413, "body", too_large, close)
+            return await too_large(scope, receive, send)
         body, more = b"", True
         try:
             async with asyncio.timeout(self._seconds):
@@ -153,10 +143,10 @@ class Limits:
                     body += message.get("body", b"")
                     more = message.get("more_body", False)
                     if len(body) > self._bytes:
-                        return await respond(send, 413, "body", too_large, close)
+                        return await too_large(scope, receive, send)
         except TimeoutError:
             message = f"the body took over {self._seconds:g} seconds"
-            return await respond(send, 408, "body", message, close)
+            return await mistake(408, "body", message, close)(scope, receive, send)
         read = False
 
         async def again():
@@ -190,8 +180,7 @@ class Admission:
             return await self._app(scope, receive, send)
         if after := self._crowded(self._inside):
             scope["route"] = self._route  # for the access log
-            headers = [(b"retry-after", b"%d" % max(1, math.ceil(after)))]
-            return await respond(send, 503, "queue", "too many requests are waiting", headers)
+            return await full(after)(scope, receive, send)
         self._inside += 1
         try:
             await self._app(scope, receive, send)

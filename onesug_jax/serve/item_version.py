@@ -8,7 +8,6 @@ search for the first time gets a vector and a row of the tables while requests g
 
 from __future__ import annotations
 
-import collections
 import itertools
 from collections.abc import Callable, Iterator, Sequence
 
@@ -129,26 +128,20 @@ class ItemVersion(ModelVersion):
             suggester.batch_sizes, suggester.lengths, suggester.sizes, suggester.pasts = step
             yield
 
-    def answers(
+    def _answers(
         self, requests: Sequence[SuggestRequest], level: str
     ) -> Iterator[tuple[int, SuggestResult]]:
-        """See `ModelVersion`."""
-        if level == POPULAR:
-            yield from ((n, self.popular(request.prefix)) for n, request in enumerate(requests))
-            return
-        places: dict[tuple, list[int]] = collections.defaultdict(list)
-        for n, one in enumerate(requests):
-            places[one.prefix, one.history, one.profile, one.minutes].append(n)
-        same = list(places.values())
-        made = self._made([requests[first] for first, *_ in same])
+        made = self._made(requests)
         for place, listed in self.suggester.finished(made, write=level == FULL):
-            result = SuggestResult(
-                tuple(one.text for one in listed),
-                tuple(one.score for one in listed),
-                made[place].items,
-                written=tuple(one.written for one in listed),
+            yield (
+                place,
+                SuggestResult(
+                    tuple(one.text for one in listed),
+                    tuple(one.score for one in listed),
+                    made[place].items,
+                    written=tuple(one.written for one in listed),
+                ),
             )
-            yield from ((n, result) for n in same[place])
 
     def _made(self, requests: Sequence[SuggestRequest]) -> list[Request]:
         """The requests with the features of now."""
@@ -158,18 +151,9 @@ class ItemVersion(ModelVersion):
             for one, now in zip(requests, items, strict=True)
         ]
 
-    def popular(self, prefix: str) -> SuggestResult:
-        """See `ModelVersion`."""
-        asked = most = self.longest
-        passes = self.suggester.passes
-        while True:  # however many of the most searched are hidden
-            found = texts = self.live.complete(prefix, asked)
-            if passes is not None:
-                texts = [text for text in found if passes(text)]
-            if len(texts) >= most or len(found) < asked:
-                break
-            asked *= 4
-        return SuggestResult(tuple(texts[:most]), (None,) * min(len(texts), most))
+    def _begun(self, prefix: str, most: int) -> tuple[int, list[str]]:
+        found, passes = self.live.complete(prefix, most), self.suggester.passes
+        return len(found), found if passes is None else [text for text in found if passes(text)]
 
     def refresh(self) -> None:
         """Reads new events; queries that came to exist get their vectors and rows."""

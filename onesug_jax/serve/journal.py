@@ -14,26 +14,17 @@ import sqlite3
 from collections.abc import Iterator
 from typing import NamedTuple
 
-from onesug_jax.logs.schema import Level
-
 _EVENT = "user_id, session_id, timestamp_ms, prefix, query, shown"
-_TABLE = """CREATE TABLE IF NOT EXISTS journal (
+TABLES = """
+CREATE TABLE IF NOT EXISTS journal (
   seq INTEGER PRIMARY KEY AUTOINCREMENT, request_id TEXT NOT NULL,
   before INTEGER NOT NULL, level INTEGER NOT NULL, user_id TEXT NOT NULL, session_id TEXT NOT NULL,
   timestamp_ms INTEGER NOT NULL, prefix TEXT NOT NULL, query TEXT NOT NULL,
-  shown TEXT NOT NULL);"""
-TABLES = f"""
-{_TABLE}
+  shown TEXT NOT NULL);
 CREATE INDEX IF NOT EXISTS journal_by_request ON journal (request_id);
 CREATE TRIGGER IF NOT EXISTS journal_follows AFTER DELETE ON events BEGIN
   DELETE FROM journal WHERE request_id = old.request_id;
 END;
-"""
-_FILL = f"""
-INSERT INTO journal (request_id, before, level, {_EVENT})
-SELECT request_id, 0, CASE WHEN ordered_items != '[]' THEN {Level.ORDER.value}
-  WHEN clicked_items != '[]' THEN {Level.ITEM_CLICK.value} ELSE {Level.CLICK.value} END, {_EVENT}
-FROM events ORDER BY timestamp_ms, rowid
 """
 _NOTE = f"""
 INSERT INTO journal (request_id, before, level, {_EVENT})
@@ -64,24 +55,6 @@ class Counted(NamedTuple):
     prefix: str
     query: str
     shown: str  # JSON
-
-
-def fill(connection: sqlite3.Connection) -> None:
-    """Makes the journal of a store that has none, out of its events, oldest first."""
-    connection.execute(_TABLE)
-    connection.execute(_FILL)
-
-
-def widen(connection: sqlite3.Connection) -> None:
-    """Puts what the counts need of the events into a journal that only named them."""
-    there = {row[1] for row in connection.execute("PRAGMA table_info(journal)")}
-    for name in [name for name in _EVENT.split(", ") if name not in there]:
-        kind = "INTEGER" if name == "timestamp_ms" else "TEXT"
-        connection.execute(f"ALTER TABLE journal ADD COLUMN {name} {kind} NOT NULL DEFAULT ''")
-    connection.execute(
-        f"UPDATE journal SET ({_EVENT}) = (SELECT {_EVENT} FROM events "
-        "WHERE events.request_id = journal.request_id)"
-    )
 
 
 def note(connection: sqlite3.Connection, request_id: str, before: int, level: int) -> None:

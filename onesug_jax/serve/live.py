@@ -3,7 +3,8 @@
 Every server reads the journal of the feedback store (`journal`), its own events and those of the
 others alike, in one order; so servers on one store agree, and one that was killed counts the same
 again when it starts. Counting begins from a snapshot of the log that the model was trained on,
-with the events that are later than its last row.
+with the events that are later than its last row. When a user is forgotten, by whichever server, the
+counts are made anew in this way, beside those in use: that user's events are in the store no more.
 
 The engine polls every `EngineConfig.watch_seconds`, sooner than a search is visible to others:
 events that came together are read together, and neither feedback nor requests wait for it. The
@@ -25,12 +26,13 @@ from onesug_jax.logs.asof.config import MINUTE_MS
 from onesug_jax.logs.asof.items import Items
 from onesug_jax.logs.asof.state import AsOf
 from onesug_jax.logs.schema import visitor_of
-from onesug_jax.serve import journal
+from onesug_jax.serve import forgotten, heap, journal
 from onesug_jax.serve.feedback import FeedbackStore
 
 History = tuple[tuple[str, ...], tuple[float, ...]]
 _AT_ONCE = 1000  # rows of the journal that are read together
 _LOCKED = 50  # of them, that requests wait for
+_REST = 20  # times as long as it takes, between two times that the counts are made anew
 
 
 def _now_ms() -> int:
@@ -46,6 +48,8 @@ class LiveCounts:
         counts and has no histories.
       since_ms: events of the store up to this time are in `state` already, but for the histories,
         which a snapshot lacks; None: up to its latest search.
+      again: the state of the log once more, for when a user is forgotten; None: what was counted
+        of such a user stays.
       now_ms: the clock, milliseconds since 1970.
     """
 
@@ -55,23 +59,40 @@ class LiveCounts:
         store: FeedbackStore,
         *,
         since_ms: int | None = None,
+        again: Callable[[], AsOf] | None = None,
         now_ms: Callable[[], int] = _now_ms,
     ):
         self.config = state.config
-        self._state, self._now = state, now_ms
+        self._state, self._again, self._now = state, again, now_ms
         self._lock, self._reading = threading.Lock(), threading.Lock()
         self._since, self._seq = state.latest_ms if since_ms is None else since_ms, 0
+        self._forgotten: tuple | None = None  # the latest deletion that the counts are without
+        self._rested = 0.0  # when the counts may be made anew
         self._journal: sqlite3.Connection | None = None
         with contextlib.suppress(sqlite3.Error):  # counts and histories are then those of the log
             self._journal = store.reader()
             self._journal.row_factory = None  # plain tuples are read faster
-            for user, query, time_ms in journal.searches(self._journal, self._since):
+            self._replay(self._journal, state)
+
+    def _replay(self, connection: sqlite3.Connection, state: AsOf) -> None:
+        """Observes all that the store holds; to go on from there."""
+        connection.execute("BEGIN")  # one state of the file, whatever is deleted meanwhile
+        try:
+            gone, seq = forgotten.latest(connection), 0
+            for user, query, time_ms in journal.searches(connection, self._since):
                 state.histories.add(user, query, time_ms)
-            while self.poll():
-                pass
+            while rows := journal.read(connection, seq, self._since, _AT_ONCE):
+                for row in rows:
+                    self._observe(state, row)
+                seq = rows[-1].seq
+                state.at(self._now())
+        finally:
+            connection.execute("COMMIT")
+        self._seq, self._forgotten = seq, gone
 
     def poll(self) -> int:
-        """Observes what the journal holds beyond what was read; how many rows that were.
+        """Observes what the journal holds beyond what was read, and drops who was forgotten; how
+        many rows were read.
 
         Raises:
           sqlite3.Error: it cannot be read just now; the next poll reads on.
@@ -83,28 +104,45 @@ class LiveCounts:
             for start in range(0, len(rows) or 1, _LOCKED):
                 with self._lock:  # requests have their turn in between
                     for row in rows[start : start + _LOCKED]:
-                        self._observe(row)
+                        self._observe(self._state, row)
                         self._seq = row.seq
                     self._state.at(self._now())
+            if self._again and forgotten.latest(self._journal) != self._forgotten:
+                self._count_anew(self._journal, self._again)
         return len(rows)
+
+    def _count_anew(self, connection: sqlite3.Connection, again: Callable[[], AsOf]) -> None:
+        """Counts what the log and the store hold now; numbers of queries stay what they are."""
+        began = time.monotonic()
+        if began < self._rested:
+            return
+        try:
+            with heap.long_lived():
+                fresh = again()
+                fresh.append_all(self._state.completions.queries[len(fresh) :])
+                self._replay(connection, fresh)
+            with self._lock:
+                self._state.become(fresh)
+        finally:
+            self._rested = time.monotonic() + _REST * (time.monotonic() - began)
 
     def poll_quietly(self) -> None:
         """Polls; a journal that cannot be read just now is read the next time."""
         with contextlib.suppress(sqlite3.Error):
             self.poll()
 
-    def _observe(self, row: journal.Counted) -> None:
+    def _observe(self, state: AsOf, row: journal.Counted) -> None:
         visitor = visitor_of(row.user_id, row.session_id, row.timestamp_ms)
         if not row.level:  # nobody vouches for it
-            self._state.remember(row.timestamp_ms, row.user_id, row.query)
+            state.remember(row.timestamp_ms, row.user_id, row.query)
             return
         if row.before:
             rise = (row.level, row.before)
-            self._state.convert(row.timestamp_ms, row.query, *rise, visitor=visitor)
+            state.convert(row.timestamp_ms, row.query, *rise, visitor=visitor)
             return
         shown = tuple(json.loads(row.shown)) if self.config.shown else ()
         what = (row.timestamp_ms, row.user_id, row.prefix, row.query, row.level, visitor)
-        self._state.observe(*what, shown)
+        state.observe(*what, shown)
 
     def close(self) -> None:
         """Reads no more."""
@@ -113,7 +151,7 @@ class LiveCounts:
                 self._journal.close()
 
     def forget(self, user_id: str) -> None:
-        """Removes a user's history at once; what was counted of all users stays until a restart."""
+        """Removes a user's history at once; the next polls drop what was counted."""
         with self._lock:
             self._state.forget(user_id)
 

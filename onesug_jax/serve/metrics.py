@@ -57,21 +57,9 @@ class Metrics:
         """A finished list was looked for."""
         self._cached.labels(str(hit).lower()).inc()
 
-    def refused(self) -> None:
-        """The queue was full."""
-        self._lost.labels("refused").inc()
-
-    def late(self) -> None:
-        """A deadline passed in the queue."""
-        self._lost.labels("late").inc()
-
-    def abandoned(self) -> None:
-        """The client had gone."""
-        self._lost.labels("abandoned").inc()
-
-    def failed(self) -> None:
-        """A batch failed."""
-        self._lost.labels("failed").inc()
+    def unanswered(self, why: str) -> None:
+        """A request got no list: "refused", "late", "abandoned" (its client had gone), "failed"."""
+        self._lost.labels(why).inc()
 
     def feedback(self, result: str) -> None:
         """An event: new, more, same, or why it was not taken."""

@@ -1,4 +1,4 @@
-"""What the engine is asked and what it answers: plain values, free of HTTP and of any model."""
+"""What the engine is asked and what it answers, or why it does not; free of HTTP and any model."""
 
 from __future__ import annotations
 
@@ -51,3 +51,32 @@ class SuggestResult:
     related: tuple[str, ...] = ()
     ids: tuple[tuple[int, ...], ...] = ()
     written: tuple[bool, ...] = ()
+
+
+@dataclass(frozen=True)
+class Answer:
+    """A list, and how it came about. Times in seconds; `batch` is the size of its batch."""
+
+    result: SuggestResult
+    level: str
+    version: str
+    cached: bool = False
+    waited: float = 0.0
+    took: float = 0.0
+    batch: int = 0
+
+
+class Full(Exception):
+    """No answer would come in time, or the queue has no place; `after` says when to ask again."""
+
+    def __init__(self, after: float):
+        super().__init__("too many requests are waiting")
+        self.after = after
+
+
+class NotReady(Exception):
+    """The model is still being loaded and compiled."""
+
+
+class Late(Exception):
+    """The request's deadline passed before the model saw it."""

@@ -83,41 +83,22 @@ class TextVersion(ModelVersion):
             if not stop():
                 self.finder.text_vector(" ".join([_STRANGE] * times))
 
-    def answers(
+    def _answers(
         self, requests: Sequence[SuggestRequest], level: str
     ) -> Iterator[tuple[int, SuggestResult]]:
-        """See `ModelVersion`."""
-        if level == POPULAR:
-            yield from ((n, self.popular(request.prefix)) for n, request in enumerate(requests))
-            return
         wanted = [(one.prefix, one.history, one.profile) for one in requests]
-        distinct = list(dict.fromkeys(wanted))
-        made = make_requests(self.finder, *map(list, zip(*distinct, strict=True)))
+        made = make_requests(self.finder, *map(list, zip(*wanted, strict=True)))
         found = self.suggester.suggest(made)
-        results = {
-            one: self._result(request, suggestions)
-            for one, request, suggestions in zip(distinct, made, found, strict=True)
-        }
-        yield from ((place, results[one]) for place, one in enumerate(wanted))
+        yield from enumerate(map(self._result, made, found))
 
-    def popular(self, prefix: str) -> SuggestResult:
-        """See `ModelVersion`."""
-        texts = self._completed(prefix)
+    def _begun(self, prefix: str, most: int) -> tuple[int, list[str]]:
+        complete = self.finder.completions.complete
+        texts = complete(prefix, most)
         if not texts:
             meant = self.finder.meant(prefix)
-            begun = sorted(meant, key=lambda text: (-meant[text], text))
-            texts = list(dict.fromkeys(text for start in begun for text in self._completed(start)))
-        texts = texts[: self.longest]
-        return SuggestResult(tuple(texts), (None,) * len(texts))
-
-    def _completed(self, prefix: str) -> list[str]:
-        asked = most = self.longest
-        while True:  # however many of the most searched are hidden
-            texts = self.finder.completions.complete(prefix, asked)
-            passed = [texts[n] for n in np.flatnonzero(self._may_show(texts))]
-            if len(passed) >= most or len(texts) < asked:
-                return passed[:most]
-            asked *= 4
+            starts = sorted(meant, key=lambda text: (-meant[text], text))
+            texts = list(dict.fromkeys(t for start in starts for t in complete(start, most)))
+        return len(texts), [texts[n] for n in np.flatnonzero(self._may_show(texts))]
 
     def _may_show(self, texts: Sequence[str]) -> np.ndarray:
         if self._shown == Filter():

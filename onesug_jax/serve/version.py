@@ -8,6 +8,7 @@ and, where the service counts, the counts of queries.
 from __future__ import annotations
 
 import abc
+import collections
 import math
 import os
 from collections.abc import Callable, Iterator, Sequence
@@ -17,7 +18,7 @@ from onesug_jax.decode.closed_set import Filter
 from onesug_jax.errors import UserError
 from onesug_jax.serve.cache import Cache
 from onesug_jax.serve.config import EngineConfig
-from onesug_jax.serve.levels import Pace
+from onesug_jax.serve.levels import POPULAR, Pace
 from onesug_jax.serve.live import LiveCounts
 from onesug_jax.serve.requests import SuggestRequest, SuggestResult
 
@@ -82,22 +83,50 @@ class ModelVersion(abc.ABC):
         """
 
     @abc.abstractmethod
-    def answers(
+    def _answers(
         self, requests: Sequence[SuggestRequest], level: str
     ) -> Iterator[tuple[int, SuggestResult]]:
-        """One list a request, as long as the model makes them, with the request's place; each as
-        soon as it is finished. Equal requests are answered once.
-        """
+        """`answers` of different requests by the model."""
 
     @abc.abstractmethod
-    def popular(self, prefix: str) -> SuggestResult:
-        """The most searched queries that start with what was typed, or may have been meant."""
+    def _begun(self, prefix: str, most: int) -> tuple[int, list[str]]:
+        """Of the `most` most searched queries that start with what was typed, or may have been
+        meant: how many there are, and those that may be shown.
+        """
 
     @abc.abstractmethod
     def _show(self, shown: Filter) -> None:
         """From now on, lists hold only what passes."""
 
     # ------------------------------------------------------------------ of all
+
+    def answers(
+        self, requests: Sequence[SuggestRequest], level: str
+    ) -> Iterator[tuple[int, SuggestResult]]:
+        """One list a request, as long as the model makes them, with the request's place; each as
+        soon as it is finished. Equal requests are answered once.
+        """
+        places: dict[tuple, list[int]] = collections.defaultdict(list)
+        for place, one in enumerate(requests):
+            places[one.prefix, one.history, one.profile, one.minutes].append(place)
+        same = list(places.values())
+        different = [requests[first] for first, *_ in same]
+        found: Iterator[tuple[int, SuggestResult]]
+        if level == POPULAR:
+            found = ((n, self.popular(one.prefix)) for n, one in enumerate(different))
+        else:
+            found = self._answers(different, level)
+        for number, result in found:
+            yield from ((place, result) for place in same[number])
+
+    def popular(self, prefix: str) -> SuggestResult:
+        """The most searched queries that start with what was typed, or may have been meant."""
+        asked = most = self.longest
+        while True:  # however many of the most searched are hidden
+            found, texts = self._begun(prefix, asked)
+            if len(texts) >= most or found < asked:
+                return SuggestResult(tuple(texts[:most]), (None,) * min(len(texts), most))
+            asked *= 4
 
     def results(self, requests: Sequence[SuggestRequest], level: str) -> list[SuggestResult]:
         """The lists of `answers` in the order of the requests."""

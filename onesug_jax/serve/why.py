@@ -13,9 +13,8 @@ import numpy as np
 
 from onesug_jax.logs.asof.config import AsOfConfig
 from onesug_jax.logs.asof.items import LEAST, Items
-from onesug_jax.serve.engine import Answer
 from onesug_jax.serve.item_version import ItemVersion
-from onesug_jax.serve.requests import SuggestRequest, SuggestResult
+from onesug_jax.serve.requests import Answer, SuggestRequest, SuggestResult
 from onesug_jax.serve.version import ModelVersion
 
 _NOW_DAYS = 17 / 24  # the half-life that "now" is read at

@@ -18,6 +18,7 @@ from onesug_jax.pipeline.workdir import read_result, split_files
 from onesug_jax.stages.trained_model import TrainedModel
 
 if TYPE_CHECKING:
+    from onesug_jax.logs.asof.state import AsOf
     from onesug_jax.pipeline.mirror import Mirror
     from onesug_jax.serve.config import EngineConfig
     from onesug_jax.serve.feedback import FeedbackStore
@@ -89,7 +90,14 @@ def _item_version(model: TrainedModel, config, store, say, name: str, key: str, 
             f"serve: the log ended {stale / DAY_MS:,.0f} days before the model was made; its "
             "counts are taken as if it had ended then (EngineConfig.stale_days)"
         )
-    live = LiveCounts(state, store, since_ms=since)
+
+    def again() -> AsOf:
+        found = model.after_log()
+        if stale > config.stale_days * DAY_MS:
+            found.postpone(stale)
+        return found
+
+    live = LiveCounts(state, store, since_ms=since, again=again)
     suggester = model.item_suggester(state, tables)
     return ItemVersion(name, key, suggester, live, tables, model.encode, **settings)
 

@@ -121,6 +121,13 @@ def pretended():
 
 
 @pytest.fixture
+def three_levels(pretended, monkeypatch):
+    """The stand-in's class, of a model that has two levels above the most popular."""
+    monkeypatch.setattr(pretended, "LEVELS", ("full", "beam", "popular"))
+    return pretended
+
+
+@pytest.fixture
 def started():
     """`started(version, **config)`: an engine that is ready; closed at the end."""
     engines = []

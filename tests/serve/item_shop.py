@@ -71,7 +71,8 @@ def open_shop(folder, store, now_ms, spare=SPARE, writing=None, returned=16, **s
         candidate_tokens=True,
         soft_id=vocabulary.soft_id,
     )
-    state = snapshot.load(f"{folder}/asof", spare=spare)
+    again = functools.partial(snapshot.load, f"{folder}/asof", spare=spare)
+    state = again()
     tables = QueryTables.build(QUERIES, encode(QUERIES), encode(["la", "m"]), spare)
     suggester = ItemSuggester(
         Seq2Seq(config),
@@ -86,7 +87,7 @@ def open_shop(folder, store, now_ms, spare=SPARE, writing=None, returned=16, **s
         returned=returned,
     )
     clock = {} if now_ms is None else {"now_ms": lambda: now_ms}
-    live = LiveCounts(state, store, **clock)
+    live = LiveCounts(state, store, again=again, **clock)
     return ItemVersion("0000", "/work/0000", suggester, live, tables, encode, **settings)
 
 

@@ -9,42 +9,10 @@ import pytest
 
 from onesug_jax.errors import UserError
 from onesug_jax.serve.cache import Cache
-from onesug_jax.serve.engine import Engine, EngineConfig, Full, Late, NotReady
-from onesug_jax.serve.requests import SuggestRequest
-
-
-def asked(prefix, history=("h",), **more):
-    return SuggestRequest(prefix, history, **more)
-
-
-def answer(engine, ask):
-    return engine.submit(ask).result(60)
-
-
-def blocked_engine(started, pretended, **config):
-    """An engine whose model is busy with one request, until `version.gate` opens."""
-    version = pretended()
-    config.setdefault("max_wait_ms", 0.0)
-    engine = started(version, **config)
-    version.gate.clear()
-    first = engine.submit(asked("first"))
-    assert version.began.wait(30)
-    return engine, version, first
-
-
-@pytest.fixture
-def three_levels(pretended, monkeypatch):
-    """The stand-in's class, of a model that has two levels above the most popular."""
-    monkeypatch.setattr(pretended, "LEVELS", ("full", "beam", "popular"))
-    return pretended
-
-
-def until(condition):
-    end = time.monotonic() + 30
-    while not condition():
-        assert time.monotonic() < end
-        time.sleep(0.01)
-
+from onesug_jax.serve.config import EngineConfig
+from onesug_jax.serve.engine import Engine
+from onesug_jax.serve.requests import NotReady
+from tests.serve.asking import answer, asked, blocked_engine, until
 
 # ------------------------------------------------------------------ batches
 
@@ -140,155 +108,6 @@ def test_a_list_for_comparison_is_no_answer(started, pretended):
     assert engine.metrics.text(0) == before
 
 
-# ------------------------------------------------------------------ the queue
-
-
-def test_a_full_queue_refuses_at_once_and_loses_nobody(started, pretended):
-    engine, version, first = blocked_engine(started, pretended, queue=3, levels=("beam",))
-    accepted = [engine.submit(asked(f"p{i}")) for i in range(3)]
-    began = time.monotonic()
-    for _ in range(50):
-        with pytest.raises(Full) as refused:
-            engine.submit(asked("more"))
-    assert time.monotonic() - began < 1 and refused.value.after > 0
-    version.gate.set()
-    assert all(future.result(30).result.texts for future in [first, *accepted])
-    assert b'unanswered_total{why="refused"} 50.0' in engine.metrics.text(0)
-
-
-def test_who_would_be_late_anyway_is_refused(started, pretended):
-    engine, version, first = blocked_engine(started, pretended, levels=("beam",), max_batch=1)
-    for _ in range(30):
-        engine._pace.note("beam", 1, 2.0)
-    second = engine.submit(asked("b", within=60.0))
-    with pytest.raises(Full):
-        engine.submit(asked("c", within=3.0))
-    version.gate.set()
-    assert first.result(30) and second.result(30)
-
-
-def test_the_longer_the_wait_would_be_the_fewer_are_accepted(started, pretended):
-    engine, version, first = blocked_engine(
-        started, pretended, levels=("beam",), max_batch=1, wait_ms=1000.0
-    )
-    engine._pace.note("beam", 1, 0.3)
-    accepted, refused = [], []
-    for number in range(50):
-        try:
-            accepted.append(engine.submit(asked(f"p{number}")))
-        except Full as full:
-            refused.append(full.after)
-    assert len(accepted) == 4 and 1.0 <= min(refused), "four are ahead of whoever comes next"
-    assert engine.crowded() > 1.0
-    version.gate.set()
-    assert all(future.result(30) for future in [first, *accepted])
-    until(lambda: not engine.crowded())
-
-
-def test_requests_that_are_still_being_read_count_as_waiting(started, pretended):
-    engine, version, first = blocked_engine(
-        started, pretended, levels=("beam",), max_batch=1, wait_ms=1000.0
-    )
-    engine._pace.note("beam", 1, 0.3)
-    assert engine.crowded(inside=4) == 0.0, "three beside the one that the model is at"
-    assert engine.crowded(inside=5) > 1.0
-    version.gate.set()
-    first.result(30)
-
-
-def test_the_batch_being_made_counts_as_a_wait(started, pretended):
-    version = pretended()
-    engine = started(version, max_wait_ms=0.0, levels=("beam",), max_batch=1, wait_ms=1e6)
-    for _ in range(20):
-        engine._pace.note("beam", 1, 60.0)
-    version.gate.clear()
-    engine.submit(asked("first", within=600.0))
-    assert version.began.wait(30)
-    engine.submit(asked("second", within=600.0))
-    with pytest.raises(Full):  # 60 s of the first, and as long for the second and itself
-        engine.submit(asked("third", within=150.0))
-    engine.submit(asked("third", within=600.0))
-    version.gate.set()
-
-
-def test_a_request_past_its_deadline_never_reaches_the_model(started, pretended):
-    engine, version, first = blocked_engine(started, pretended, levels=("beam",))
-    late = engine.submit(asked("late", within=0.05))
-    in_time = engine.submit(asked("in time", within=30.0))
-    time.sleep(0.1)
-    version.gate.set()
-    with pytest.raises(Late):
-        late.result(30)
-    assert in_time.result(30).result.texts
-    seen = [ask.prefix for _, requests in version.batches for ask in requests]
-    assert seen == ["first", "in time"]
-
-
-def test_a_client_that_has_gone_is_not_served(started, pretended):
-    engine, version, _ = blocked_engine(started, pretended, levels=("beam",))
-    gone = engine.submit(asked("gone"))
-    stays = engine.submit(asked("stays"))
-    assert gone.cancel()
-    version.gate.set()
-    assert stays.result(30).result.texts
-    assert [ask.prefix for ask in version.batches[-1][1]] == ["stays"]
-
-
-def test_closing_answers_what_was_accepted_and_accepts_no_more(started, pretended):
-    engine, version, first = blocked_engine(started, pretended, levels=("beam",))
-    accepted = [engine.submit(asked(f"p{i}")) for i in range(20)]
-    closing = threading.Thread(target=engine.close)
-    closing.start()
-    until(lambda: not engine.ready)
-    with pytest.raises(NotReady):
-        engine.submit(asked("too late"))
-    version.gate.set()
-    closing.join(30)
-    assert all(future.result(0).result.texts for future in [first, *accepted])
-
-
-def test_places_of_clients_that_have_gone_are_given_to_others(started, pretended):
-    engine, version, first = blocked_engine(started, pretended, queue=3, levels=("beam",))
-    gone = [engine.submit(asked(f"gone {i}")) for i in range(3)]
-    with pytest.raises(Full):
-        engine.submit(asked("too early"))
-    assert gone[0].cancel() and gone[2].cancel()
-    others = [engine.submit(asked(f"p{i}")) for i in range(2)]
-    with pytest.raises(Full):
-        engine.submit(asked("too late"))
-    version.gate.set()
-    assert all(future.result(30) for future in (first, gone[1], *others))
-
-
-# ------------------------------------------------------------------ the levels
-
-
-def test_a_backlog_is_answered_by_cheaper_levels_and_says_so(started, three_levels):
-    engine, version, first = blocked_engine(
-        started, three_levels, max_batch=2, target_ms=1000.0, queue=100
-    )
-    for size in (1, 2):
-        engine._pace.note("full", size, 1.0)
-        engine._pace.note("beam", size, 0.2)
-    waiting = [engine.submit(asked(f"p{i}")) for i in range(30)]
-    version.gate.set()
-    levels = [future.result(30).level for future in waiting]
-    assert first.result(30).level == "full"
-    assert set(levels) >= {"beam", "popular"}
-    assert levels.count("popular") >= 18, "five cheaper batches fit one second"
-    assert levels[0] == "popular", "those who waited longest make room"
-
-
-def test_a_short_deadline_takes_the_level_that_meets_it(started, three_levels):
-    engine = started(three_levels())
-    for size in (1, 8):
-        engine._pace.note("full", size, 5.0)
-        engine._pace.note("beam", size, 0.5)
-    assert answer(engine, asked("a", within=1.0)).level == "beam"
-    assert answer(engine, asked("a", within=0.2)).level == "popular"
-    assert answer(engine, asked("a", within=60.0)).level == "full"
-
-
 # ------------------------------------------------------------------ the cache
 
 
@@ -344,7 +163,8 @@ def exchanged(engine, version):
 
 def test_another_version_takes_over_without_losing_a_request(started, pretended):
     """Requests keep coming while versions go forth and back: all are answered, by one or other."""
-    engine = started(pretended("0000"), max_batch=4, queue=10_000, levels=("beam",))
+    patient = {"queue": 10_000, "deadline_ms": 60_000.0}
+    engine = started(pretended("0000"), max_batch=4, levels=("beam",), **patient)
     answers, stop = [], threading.Event()
 
     def ask_on():
@@ -364,11 +184,11 @@ def test_another_version_takes_over_without_losing_a_request(started, pretended)
             future.result(30)
     assert set(answers) == {"0000", "0001", "0002"}
     assert answer(engine, asked("last")).version == "0002"
-    assert not engine._queue
+    assert not engine.waiting
 
 
 def test_cached_lists_go_with_their_version(started, pretended):
-    engine = started(pretended("0000"))
+    engine = started(pretended("0000"), deadline_ms=60_000.0)
     answer(engine, asked("a", ()))
     exchanged(engine, pretended("0001"))
     until(lambda: engine.version.name == "0001")

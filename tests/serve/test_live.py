@@ -14,6 +14,7 @@ from onesug_jax.logs.asof.walk import read_events, walk
 from onesug_jax.logs.schema import Level
 from onesug_jax.serve.feedback import Event, FeedbackStore
 from onesug_jax.serve.live import LiveCounts
+from tests.serve.asking import until
 from tests.serve.item_shop import CONFIG, make_shop, open_shop
 from tests.serve.standin import EVERYTHING
 
@@ -150,34 +151,51 @@ def test_forgotten_users_are_gone_from_history_and_journal(store, path, opened):
     assert opened().searched("lamp") == 2
 
 
-@pytest.mark.parametrize("version", [2, 3, 4])
-def test_a_store_of_an_earlier_version_is_counted(path, opened, version):
-    store = FeedbackStore(path)
-    put(store, event(2, "lantern", clicked_items=["i"], ordered_items=["i"]), event(1))
-    if version < 4:
-        put(store, event(4, "lace"), trusted=False)
-    store.close()
-    with sqlite3.connect(path) as other:
-        if version == 2:
-            other.execute("DELETE FROM events WHERE query = 'lace'")
-            other.execute("DROP TRIGGER journal_follows")
-            other.execute("DROP TABLE journal")
-        elif version == 3:
-            for name in ("user_id", "session_id", "timestamp_ms", "prefix", "query", "shown"):
-                other.execute(f"ALTER TABLE journal DROP COLUMN {name}")
-        other.execute("ALTER TABLE events DROP COLUMN trusted")
-        other.execute(f"PRAGMA user_version = {version}")
-    again = FeedbackStore(path)
+def test_every_server_drops_what_a_forgotten_user_did(store, path, opened, monkeypatch):
+    def log():
+        state = AsOf(["lamp", "lantern"], AT_ONCE)
+        state.observe(NOW - 5000, "", "la", "lamp", visitor="s")  # a snapshot has no histories
+        state.settle()
+        return state
+
+    other_store = FeedbackStore(path)
     try:
-        live = opened(at=again)
-        found = counts(live)
-        assert set(found) == {"lamp", "lantern"}
-        assert np.exp(found["lantern"][AT_ONCE.columns.index("orders")]) == pytest.approx(1)
-        put(again, event(1, "", ordered_items=["i"]))
-        assert live.poll() == 1
-        assert again.count(trusted=True) == again.count()
+        servers = [opened(log(), at=one, again=log) for one in (store, other_store)]
+        put(store, event(1, "lava lamp"), event(2, "lace", user="v"), event(3, "lava lamp"))
+        put(store, event(1, "", ordered_items=["i"]), event(4, user="v"))
+        put(other_store, event(5, "lantern"), trusted=False)
+        for live in servers:
+            live.poll()
+            assert live.complete("la", 9) == ["lava lamp", "lamp", "lace"]
+            assert len(live.history("u")[0]) == 2
+        number = servers[1].number("lace")
+        monkeypatch.setattr("onesug_jax.serve.live._REST", 0)
+        for more in (0, 1):  # also when it happens again
+            assert store.forget("u").result(30) == 3 - 2 * more
+            put(other_store, event(6 + more, "lace", user="w"))
+            late = opened(log())
+            for live in servers:
+                live.poll()
+                assert live.history("u") == ((), ()) and not live.searched("lava lamp")
+                assert live.complete("la", 9) == late.complete("la", 9)[:2]
+                found, right = counts(live), counts(late)
+                assert found.keys() == right.keys() == {"lamp", "lace"}
+                for query, own in right.items():
+                    np.testing.assert_allclose(found[query], own, rtol=1e-5)
+                assert live.number("lace") == number and live.text(number) == "lace"
+            put(store, event(9, "lava lamp"))
     finally:
-        again.close()
+        other_store.close()
+
+
+def test_counts_go_on_where_they_cannot_be_made_anew(store, opened):
+    live = opened(again=lambda: 1 / 0)
+    store.forget("v").result(30)
+    for number in (1, 2):
+        put(store, event(number))
+        with pytest.raises(ZeroDivisionError):
+            live.poll()
+        assert live.searched("lamp") == number
 
 
 def test_histories_of_before_the_snapshot_come_from_the_store(store, opened):
@@ -213,13 +231,6 @@ def test_a_served_request_equals_the_training_row_made_of_it_later(store, opened
 # ------------------------------------------------------------------ in the service
 
 
-def wait_until(true):
-    deadline = time.monotonic() + 20
-    while not true():
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
-
-
 @pytest.fixture
 def everything(path):
     """A store whose service counts whatever it is sent."""
@@ -243,7 +254,7 @@ def test_the_service_lists_what_is_searched_now(client, everything, shop):
         sent = {"request_id": f"r{number}", "user_id": f"u{number}", "query": "lava lamp"}
         assert here.post("/feedback", json=sent).json()["stored"] == "new"
     body = {"prefix": "la", "why": True, "compare": True}
-    wait_until(lambda: shop.live.searched("lava lamp") > 29)
+    until(lambda: shop.live.searched("lava lamp") > 29)
     reply = here.post("/suggest", json=body).json()
     assert reply["level"] == "popular" and reply["suggestions"][0]["text"] == "lava lamp"
     assert reply["most_popular"] == [one["text"] for one in reply["suggestions"]]
@@ -287,15 +298,18 @@ def test_only_feedback_on_what_was_served_moves_the_lists_of_others(client, stor
             if query == "spam":
                 sent |= {"prefix": "s"}
             assert here.post("/feedback", json={**sent, "query": query}).json()["stored"] == "new"
-    wait_until(lambda: shop.live.searched("ham"))
+    until(lambda: shop.live.searched("ham"))
     assert not shop.live.searched("spam") and store.count() == 4
     assert here.get("/users/a").json()["history"] == ["ham", "spam"]
     assert 'result="untrusted"} 2.0' in here.get("/metrics").text
 
 
-def test_other_servers_events_are_polled(client, store, path, shop):
+def test_other_servers_events_and_deletions_are_polled(client, store, path, shop):
     client(shop, {"levels": ("popular",)}, store=store)
     other = FeedbackStore(path)
     put(other, event(1, "lava lamp"), event(2, "lava lamp", "v"))
+    until(lambda: shop.live.complete("lava", 5))
+    other.forget("v").result(30)
     other.close()
-    wait_until(lambda: shop.live.complete("lava", 5))
+    until(lambda: not shop.live.complete("lava", 5) and shop.live.history("v") == ((), ()))
+    assert shop.live.history("u")[0] == ("lava lamp",)

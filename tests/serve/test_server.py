@@ -17,6 +17,7 @@ import pytest
 
 from onesug_jax import main
 from onesug_jax.serve.feedback import FeedbackStore
+from tests.serve.asking import until
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 
@@ -87,10 +88,7 @@ def test_the_end_waits_for_everything_that_was_accepted(server):
     here = server(delay=2.0)
     with concurrent.futures.ThreadPoolExecutor(8) as pool:
         asked = [pool.submit(here.suggest, prefix=f"p{i}") for i in range(4)]
-        end = time.monotonic() + 30
-        while b"onesug_waiting 3" not in httpx.get(f"{here.url}/metrics").content:
-            assert time.monotonic() < end
-            time.sleep(0.02)
+        until(lambda: b"onesug_waiting 3" in httpx.get(f"{here.url}/metrics").content)
         code = here.stop()
         replies = [future.result(60) for future in asked]
     assert [reply.status_code for reply in replies] == [200] * 4
@@ -200,10 +198,7 @@ def test_beyond_the_connections_the_answer_has_retry_after(server):
         refused = here.suggest(prefix="a")
         assert refused.status_code == 503 and refused.headers["retry-after"] == "1"
         assert refused.json()["errors"][0]["field"] == "connection"
-    end = time.monotonic() + 30
-    while here.suggest(prefix="a").status_code != 200:
-        assert time.monotonic() < end
-        time.sleep(0.05)
+    until(lambda: here.suggest(prefix="a").status_code == 200)
 
 
 def test_nonsense_and_tricks_on_the_wire(impatient):

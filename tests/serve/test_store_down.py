@@ -11,7 +11,7 @@ from onesug_jax.serve.absent import AbsentStore
 from onesug_jax.serve.feedback import Event, FeedbackConfig, FeedbackStore
 from onesug_jax.serve.live import LiveCounts
 from onesug_jax.stages import serving
-from tests.serve.test_http import feedback, field_of, suggest
+from tests.serve.asking import feedback, field_of, suggest
 
 
 @pytest.fixture

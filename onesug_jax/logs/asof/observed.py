@@ -134,6 +134,10 @@ class Observed:
         self._remembered = [one for one in self._remembered if one[2] != user]
         heapq.heapify(self._remembered)
 
+    def become(self, other: Observed) -> None:
+        """Goes on as another state, of the same queries, which nobody else goes on with."""
+        vars(self).update(vars(other))
+
     def at(self, time_ms: float) -> None:
         """Makes visible what a request of that time sees."""
         config = self.config

@@ -1,0 +1,47 @@
+"""What tests of the service ask, over HTTP or of an engine, and how they wait."""
+
+import time
+
+from onesug_jax.serve.requests import SuggestRequest
+
+
+def suggest(client, expect=200, **body):
+    reply = client.post("/suggest", json=body)
+    assert reply.status_code == expect, reply.text
+    return reply.json()
+
+
+def feedback(client, expect=200, **body):
+    reply = client.post("/feedback", json={"request_id": "r1", **body})
+    assert reply.status_code == expect, reply.text
+    return reply.json()
+
+
+def field_of(reply):
+    return reply["errors"][0]["field"]
+
+
+def until(condition):
+    end = time.monotonic() + 30
+    while not condition():
+        assert time.monotonic() < end
+        time.sleep(0.01)
+
+
+def asked(prefix, history=("h",), **more):
+    return SuggestRequest(prefix, history, **more)
+
+
+def answer(engine, ask):
+    return engine.submit(ask).result(60)
+
+
+def blocked_engine(started, pretended, **config):
+    """An engine whose model is busy with one request, until `version.gate` opens."""
+    version = pretended()
+    config.setdefault("max_wait_ms", 0.0)
+    engine = started(version, **config)
+    version.gate.clear()
+    first = engine.submit(asked("first"))
+    assert version.began.wait(30)
+    return engine, version, first
