@@ -160,8 +160,8 @@ def _probe(host: str, port: int, typed, seconds: float) -> list[tuple[float, int
 def probed(host: str, port: int, typed, seconds: float) -> Iterator[list[tuple[float, int]]]:
     """What the process of high priority saw meanwhile: (seconds, status) of each letter."""
     command = [sys.executable, __file__, host, str(port), str(seconds)]
-    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
-    process = subprocess.Popen(command, **pipes)
+    pipe = subprocess.PIPE
+    process = subprocess.Popen(command, stdin=pipe, stdout=pipe, text=True)
     assert process.stdin and process.stdout
     process.stdin.write(json.dumps(typed[:1000]))
     process.stdin.close()
