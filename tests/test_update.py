@@ -17,6 +17,7 @@ from onesug_jax.errors import UserError
 from onesug_jax.pipeline import versions, workdir
 from onesug_jax.serve.feedback import Event, FeedbackConfig, FeedbackStore
 from onesug_jax.stages import update as loop
+from onesug_jax.stages import update_log
 from tests.pipeline.holder import held
 from tests.test_pipeline import SMALL, tree
 
@@ -246,8 +247,8 @@ def test_a_history_that_one_log_brings_and_a_column_that_one_lacks(tmp_path, cap
         settings={"ingest.memory_limit": "1GB"},
         log="fresh.parquet",
     )
-    counts = loop._join(base, str(new), 28.0, 0.25)
-    assert counts == {"fresh": 4, "again": 0, "train": 5, "held": 1, "judged": 1}
+    counts = update_log.join(base, str(new), 28.0, 0.25)
+    assert counts == {"fresh": 4, "again": 0, "learnt": 3, "train": 5, "held": 1, "judged": 1}
     assert "no column 'gender'" in capsys.readouterr().out
     splits = ("test", "train", "dev")
     rows = [row for s in splits for row in pq.read_table(new / "log" / f"{s}.parquet").to_pylist()]
@@ -291,7 +292,7 @@ def test_rows_of_users_who_were_deleted_are_left_out(tmp_path):
     context = types.SimpleNamespace(
         configured=lambda name: FeedbackConfig, macros={"WORK_DIR": str(tmp_path / "work")}
     )
-    loop._join(base, str(tmp_path / "new"), 28.0, 0.5, loop._forgotten(context))
+    update_log.join(base, str(tmp_path / "new"), 28.0, 0.5, loop._forgotten(context))
     log = tmp_path / "new" / "log"
     seen = [pq.read_table(log / f"{split}.parquet")["request_id"] for split in ("train", "dev")]
     expected = {one["request_id"] for one in rows}

@@ -25,7 +25,7 @@ from onesug_jax.decode.both_ways import WritingConfig, leaves_room, merged
 from onesug_jax.decode.reading import read_requests
 from onesug_jax.decode.replicas import Replicas, by_row, parted
 from onesug_jax.decode.shapes import batches_of
-from onesug_jax.decode.suggester import Suggestion
+from onesug_jax.decode.suggester import Suggestion, written_query
 from onesug_jax.errors import UserError
 from onesug_jax.model.candidates import Opening
 from onesug_jax.model.items import Items, ItemTables
@@ -208,12 +208,12 @@ class ItemSuggester:
         mesh, params, tables = self.replicas.of(len(tokens), self.params, self.tables)
         given = (params, tokens, items, tables, constraint)
         beams = _search_open(self.model, self._beams, mesh, *given)
-        read = self.featurizer.vocabulary.written
+        vocabulary = self.featurizer.vocabulary
         scores, sequences = np.asarray(beams.scores), np.asarray(beams.sequences)
         written: list[dict[str, float]] = [{} for _ in requests]
         for found, row_scores, row in zip(written, scores, sequences, strict=False):
             for score, sequence in zip(row_scores, row, strict=True):
-                text = read(sequence.tolist()) if score > NEG_INF / 2 else ""
+                text = written_query(vocabulary, sequence) if score > NEG_INF / 2 else ""
                 if text and text not in found and self._may_write(text):
                     found[text] = float(score)
         return written

@@ -24,9 +24,11 @@ from onesug_jax.decode.replicas import Copies, Replicas, by_row, parted
 from onesug_jax.decode.shapes import Shapes, least
 from onesug_jax.decode.trie import Constraint, Free, Trie, build_trie
 from onesug_jax.errors import UserError
+from onesug_jax.logs.schema import normalise_query
 from onesug_jax.model.seq2seq import Seq2Seq
 from onesug_jax.model.unrolled import for_decoding
 from onesug_jax.tasks.features import Featurizer, Request
+from onesug_jax.tasks.vocabulary import Vocabulary
 
 
 class Suggestion(NamedTuple):
@@ -50,6 +52,14 @@ class Ids(Protocol):
 
     def numbers(self, codes: Sequence[int]) -> np.ndarray:
         """The queries under an id, best first."""
+
+
+def written_query(vocabulary: Vocabulary, sequence: np.ndarray) -> str:
+    """The query that a decoder wrote as ids `[T]`, normalised; "" where its bytes (pieces of rare
+    characters) do not make whole characters.
+    """
+    text = vocabulary.decode(sequence.tolist())
+    return "" if "\ufffd" in text else normalise_query(text)
 
 
 @functools.partial(jax.jit, static_argnames=("model", "config", "mesh"))
@@ -262,7 +272,7 @@ class Suggester:
             if self._set is not None:
                 text = self._set.texts[self._rank_of_node[state]]
             else:
-                text = self.featurizer.vocabulary.written(sequence.tolist())
+                text = written_query(self.featurizer.vocabulary, sequence)
             if text:
                 found.setdefault(text, float(score))
         return [Suggestion(text, score) for text, score in found.items()]

@@ -33,7 +33,6 @@ import sentencepiece
 
 from onesug_jax.errors import UserError
 from onesug_jax.files import atomic_write, fingerprint
-from onesug_jax.logs.schema import normalise_query
 
 PIECES_FILE = "pieces.model"
 VOCABULARY_FILE = "vocabulary.json"
@@ -164,13 +163,6 @@ class Vocabulary:
             if self.unk_id < i < self.pieces:
                 pieces.append(int(i))
         return self._processor.decode(pieces)
-
-    def written(self, ids: Iterable[int]) -> str:
-        """The query that a decoder wrote as `ids`, normalised; "" where its bytes (pieces of rare
-        characters) do not make whole characters.
-        """
-        text = self.decode(ids)
-        return "" if "\ufffd" in text else normalise_query(text)
 
     def sid(self, level: int, code: int) -> int:
         """The token of code `code` at level `level` (both from 0). Raises IndexError outside

@@ -8,7 +8,7 @@ from flax.core import meta
 
 from onesug_jax.decode.beam import BeamConfig
 from onesug_jax.decode.closed_set import Filter
-from onesug_jax.decode.suggester import Suggester
+from onesug_jax.decode.suggester import Suggester, written_query
 from onesug_jax.errors import UserError
 from onesug_jax.model.seq2seq import Seq2Seq
 from onesug_jax.tasks.features import FeatureSpec, Featurizer, Request
@@ -86,7 +86,10 @@ def test_must_start_can_be_switched_off(parts):
 
 def test_free_lists_hold_no_duplicates(parts):
     """Without a closed set the model writes what it likes, but no text twice and none empty."""
-    free = Suggester(*parts, BeamConfig(beams=32, returned=32, max_length=6))
+    model, params, featurizer = parts
+    whole = {**params, "head": params["head"].at[:, 3:259].set(0)}  # bytes alone are no text
+    config = BeamConfig(beams=32, returned=32, max_length=6)
+    free = Suggester(model, whole, featurizer, config)
     texts = free([Request("la")])[0]
     assert texts and len(set(texts)) == len(texts) and all(texts)
 
@@ -163,3 +166,12 @@ def test_a_filter_is_exchanged_while_serving(parts):
 def test_a_filter_needs_indexed_queries(parts):
     with pytest.raises(UserError, match="closed=True"):
         Suggester(*parts, BeamConfig(), shown=Filter(("red",)))
+
+
+def test_a_written_query_of_half_a_character_is_none(parts):
+    vocabulary = parts[2].vocabulary
+    ids = np.array(
+        [*vocabulary.encode("Lego 鱻"), vocabulary.eos_id]
+    )  # 鱻 is three pieces
+    assert written_query(vocabulary, ids) == "lego 鱻"
+    assert written_query(vocabulary, np.delete(ids, -2)) == ""

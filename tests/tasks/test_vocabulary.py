@@ -40,12 +40,6 @@ def test_any_text_comes_back_unchanged_and_in_bytes(vocabulary, text):
         assert all(vocabulary.unk_id < i < vocabulary.pieces for i in ids)
 
 
-def test_a_written_query_of_half_a_character_is_none(vocabulary):
-    ids = vocabulary.encode("Lego 鱻")  # a character without a piece of its own: three bytes
-    assert vocabulary.written([*ids, vocabulary.eos_id]) == "lego 鱻"
-    assert vocabulary.written([*ids[:-1], vocabulary.eos_id]) == ""
-
-
 def test_half_a_surrogate_pair_is_read_not_raised(vocabulary):
     assert vocabulary.decode(vocabulary.encode("lego \ud83d")) == "lego ?"
 
