@@ -170,8 +170,6 @@ def test_a_filter_needs_indexed_queries(parts):
 
 def test_a_written_query_of_half_a_character_is_none(parts):
     vocabulary = parts[2].vocabulary
-    ids = np.array(
-        [*vocabulary.encode("Lego 鱻"), vocabulary.eos_id]
-    )  # 鱻 is three pieces
+    ids = np.array([*vocabulary.encode("Lego 鱻"), vocabulary.eos_id])  # 鱻 is three pieces
     assert written_query(vocabulary, ids) == "lego 鱻"
     assert written_query(vocabulary, np.delete(ids, -2)) == ""
