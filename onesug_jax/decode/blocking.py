@@ -47,16 +47,16 @@ class Terms:
 
     Args:
       terms: as people wrote them; those that fold to nothing are left out.
-      plurals: also their English plurals, -s, -es and -ies.
+      plurals: also their English plurals, -s, -es and -ies, and where a term is one, its singular.
     """
 
     def __init__(self, terms: Iterable[str], plurals: bool = False):
         self._endings = _PLURALS if plurals else ()
         self._automaton = ahocorasick.Automaton()
         for term in filter(None, map(fold, terms)):
-            self._automaton.add_word(term, len(term))
-            if plurals and term[-1] == "y":
-                self._automaton.add_word(term[:-1] + "ies", len(term) + 2)
+            forms = {term, *_others(term)} if plurals else {term}
+            for form in forms:
+                self._automaton.add_word(form, len(form))
         self._any = len(self._automaton) > 0
         if self._any:
             self._automaton.make_automaton()
@@ -79,6 +79,18 @@ class Terms:
             text.startswith(ending, end) and not _inside_word(text, end + len(ending))
             for ending in self._endings
         )
+
+
+def _others(term: str) -> Iterable[str]:
+    """The plural in -ies of a term, and its singulars; other plurals are a term and an ending."""
+    if term[-1] == "y":
+        yield term[:-1] + "ies"
+    if len(term) > 3 and term[-1] == "s" and term[-2] not in "isu":
+        yield term[:-1]
+        if term.endswith(("ches", "shes", "sses", "xes", "zes")):
+            yield term[:-2]
+        if term.endswith("ies"):
+            yield term[:-3] + "y"
 
 
 def _inside_word(text: str, at: int) -> bool:

@@ -31,7 +31,7 @@ class Filter:
       blocked: terms no shown query may hold, as whole words, or anywhere in scripts without spaces;
         spelling is folded, see `blocking`.
       least_count: how often a shown query was searched at least.
-      plurals: English plurals of the terms are blocked too.
+      plurals: English plurals and singulars of the terms are blocked too.
     """
 
     blocked: tuple[str, ...] = ()

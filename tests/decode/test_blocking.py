@@ -53,6 +53,15 @@ def test_plurals_where_they_are_asked_for():
     assert not found("gun", "gunsmith", plurals=True)
 
 
+def test_a_term_in_the_plural_blocks_its_singular_too():
+    for term, text in [("tents", "red tent"), ("knife sharpeners", "knife sharpener")]:
+        assert found(term, text, plurals=True) and not found(term, text)
+    for term, text in [("boxes", "a box"), ("berries", "goji berry"), ("matches", "match 5")]:
+        assert found(term, text, plurals=True)
+    for term, text in [("glass", "glas"), ("lotus", "lotu"), ("tennis", "tenni"), ("gas", "ga")]:
+        assert not found(term, text, plurals=True)
+
+
 def test_chinese_and_japanese_terms_count_anywhere():
     assert found("拖鞋", "儿童拖鞋女") and not found("拖鞋", "拖 鞋")
     assert found("ピストル", "水ピストルおもちゃ") and found("ピストル", "ﾋﾟｽﾄﾙ")
