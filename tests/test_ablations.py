@@ -19,6 +19,7 @@ def ablations(project_root, *words):
     )
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("words", "message"),
     [
@@ -36,6 +37,7 @@ def test_mistakes_are_named_with_the_choices(project_root, words, message):
     assert message in done.stderr
 
 
+@pytest.mark.long
 def test_a_dry_run_says_what_would_be_trained(project_root, tmp_path):
     words = ("--dry_run", "--out", str(tmp_path / "out"), "--only", "no_pre rwr_hinge dpo")
     done = ablations(project_root, *words, "--seeds", "3")
@@ -45,6 +47,7 @@ def test_a_dry_run_says_what_would_be_trained(project_root, tmp_path):
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.long
 def test_a_gpu_gets_a_recipe_of_its_own(project_root, tmp_path, monkeypatch):
     """Where nvidia-smi lists one; the size of its batches identifies the recipe."""
     fake = tmp_path / "nvidia-smi"

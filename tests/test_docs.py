@@ -81,6 +81,7 @@ def test_the_example_adapter_reads_its_log(examples, tmp_path):
     assert list(rows.faults) == [1]
 
 
+@pytest.mark.long
 def test_the_example_loss_prefers_the_positive(examples):
     loss = examples["worst_negative"]
     implicit = jnp.array([[0.0, -1.0, 2.0], [0.0, 5.0, 5.0]])

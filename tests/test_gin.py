@@ -18,6 +18,7 @@ def name(path: pathlib.Path) -> str:
     return path.relative_to(CONFIGS).as_posix()
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("path", FILES, ids=name)
 def test_file_dry_runs_all_stages(path, tmp_path, capsys, monkeypatch):
     large = types.SimpleNamespace(free=2**50)  # the largest models need more disk than is here

@@ -43,6 +43,7 @@ def test_the_serving_path_loads_no_tensorflow():
     assert loaded("\n".join(f"import {name}" for name in serving_modules())) == []
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     "words", [["suggest", "--prefix=s"], ["doctor"], ["pretrain", "--help"]], ids=" ".join
 )

@@ -124,6 +124,7 @@ def test_stages_of_one_process_are_refused_for_several(works, project_root):
         assert "suggest is run by one process, found 2: unset ONESUG_PROCESSES" in err
 
 
+@pytest.mark.long
 def test_an_error_of_process_0_ends_all(project_root, tmp_path):
     words = ["run", f"--gin.WORK_DIR={tmp_path / 'work'}", f"--gin.LOG={tmp_path / 'nowhere'}"]
     printed = [p.communicate(timeout=120)[1] for p in start(project_root, words, count=2)]

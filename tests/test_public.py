@@ -63,6 +63,7 @@ def test_names_are_those_that_editors_see():
     assert list(seen) and onesug_jax.__all__ == sorted(seen)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("name", [name for name in onesug_jax.__all__ if name not in OF_A_RUN])
 def test_its_example_runs(name):
     run_examples(name)
@@ -73,6 +74,7 @@ def test_examples_of_a_run_are_there(name):
     assert examples_of(name).examples
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("heading", ["Train on arrays", "Compute a loss"])
 def test_the_examples_of_the_documentation_run(heading, project_root, tmp_path):
     text = (project_root / "docs" / "library.md").read_text(encoding="utf-8")

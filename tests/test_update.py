@@ -67,6 +67,7 @@ def listed(work, capsys):
     return json.loads(capsys.readouterr().out)["suggestions"]
 
 
+@pytest.mark.long
 def test_a_version_that_is_not_worse_is_published_and_can_be_rolled_back(shop, work, capsys):
     before = listed(work, capsys)
     assert update(shop, work, "--gin.update.tolerance=100.0") == 0
@@ -111,6 +112,7 @@ def test_a_version_that_is_not_worse_is_published_and_can_be_rolled_back(shop, w
     assert "already in version 0001" in capsys.readouterr().out, "also after it was rolled back"
 
 
+@pytest.mark.long
 def test_an_update_encodes_new_texts_alone_and_equals_a_full_rebuild(shop, work, tmp_path, capsys):
     """Queries and prefixes that the version in use holds take its vectors; no file differs."""
     row = pq.read_table(shop / "fresh.parquet").slice(5, 1).to_pylist()[0]
@@ -144,6 +146,7 @@ def test_an_update_encodes_new_texts_alone_and_equals_a_full_rebuild(shop, work,
         assert differ <= {"config.gin", "_manifest.json"}, differ
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("flag", "said"),
     [
@@ -158,6 +161,7 @@ def test_changed_settings_of_a_version_are_refused(shop, work, capsys, flag, sai
     assert workdir.published(str(work)) == str(work)
 
 
+@pytest.mark.long
 def test_a_worse_version_is_refused_and_stays_on_disk(shop, work, capsys):
     assert update(shop, work, "--gin.update.tolerance=-200.0") == loop.NOT_BETTER
     out = capsys.readouterr().out
@@ -166,6 +170,7 @@ def test_a_worse_version_is_refused_and_stays_on_disk(shop, work, capsys):
     assert workdir.published(str(work)) == str(work)
 
 
+@pytest.mark.long
 def test_an_interrupted_update_changes_nothing_and_continues(shop, work, capsys, monkeypatch):
     def killed(*_):
         raise KeyboardInterrupt
@@ -183,6 +188,7 @@ def test_an_interrupted_update_changes_nothing_and_continues(shop, work, capsys,
     assert workdir.published(str(work)) == str(work / "versions" / "0001")
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("where", ["replace", "publish"])
 def test_an_update_killed_at_its_very_end_is_published_once(shop, work, capsys, monkeypatch, where):
     """After the scores are written, or after the folder has its name."""
@@ -335,6 +341,7 @@ def test_mistakes_are_answered_with_a_way_out_and_change_nothing(shop, work, tmp
     assert "does not hold yet" in capsys.readouterr().err
 
 
+@pytest.mark.long
 def test_the_services_store_is_a_log_to_learn_from(shop, work, tmp_path, capsys):
     """Feedback in the store -> export -> the next version."""
     fresh = pq.read_table(shop / "fresh.parquet").to_pylist()

@@ -48,6 +48,7 @@ def _pip(python, *words):
     assert done.returncode == 0, done.stdout + done.stderr
 
 
+@pytest.mark.long
 def test_a_wheel_holds_code_settings_page_and_types(wheel, project_root):
     with zipfile.ZipFile(wheel) as archive:
         names = set(archive.namelist())

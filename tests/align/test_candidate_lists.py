@@ -83,6 +83,7 @@ def slow_logs(weights, data, arrays):
     return np.array(chosen), np.array(written), np.array(writing)
 
 
+@pytest.mark.long
 def test_the_loss_is_that_of_both_ways(weights):
     arrays, data = tables(), batch()
     stage = pretrain_stage(LEARNING, arrays, writing=0.2, written_share=1.0)
@@ -96,6 +97,7 @@ def test_the_loss_is_that_of_both_ways(weights):
     assert sums["accuracy"] == 3 * best
 
 
+@pytest.mark.long
 def test_half_of_the_rows_are_written_those_without_a_candidate_first(weights):
     arrays, data = tables(), batch()
     stage = pretrain_stage(LEARNING, arrays, writing=0.2, written_share=0.5)
@@ -106,6 +108,7 @@ def test_half_of_the_rows_are_written_those_without_a_candidate_first(weights):
     assert weight == 4
 
 
+@pytest.mark.long
 def test_rows_are_chosen_group_by_group(weights):
     """Copies of 16 rows, four of which no candidate writes: these are decoded in each copy."""
     arrays, two = tables(), batch()
@@ -164,6 +167,7 @@ def test_lists_are_all_candidates_the_target_first():
     np.testing.assert_array_equal(mask[1], [0, 1, 1, 0, 0, 0])
 
 
+@pytest.mark.long
 def test_the_objective_weighs_the_target_against_all_candidates(weights):
     arrays, data = tables(), batch()
     old = params(LEARNING, seed=1)
@@ -182,6 +186,7 @@ def test_the_objective_weighs_the_target_against_all_candidates(weights):
     assert losses.LOSSES["rwr_release"] is losses.rwr_release
 
 
+@pytest.mark.long
 def test_a_stored_reference_is_that_of_the_copy_whatever_the_width(tmp_path, weights):
     arrays, mesh = tables(), make_mesh(devices=jax.devices()[:1])
 
@@ -201,6 +206,7 @@ def test_a_stored_reference_is_that_of_the_copy_whatever_the_width(tmp_path, wei
         np.testing.assert_allclose(found, wanted, atol=1e-4)
 
 
+@pytest.mark.long
 def test_measures_of_the_reference_itself_are_those_of_no_change(weights):
     arrays, mesh = tables(), make_mesh(devices=jax.devices()[:1])
     measure = make_measure(LEARNING, PreferenceConfig(), mesh, arrays)

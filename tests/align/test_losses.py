@@ -3,6 +3,7 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 
 from onesug_jax.align import losses
 from onesug_jax.model.scores import Scores
@@ -35,6 +36,7 @@ def test_sft_is_the_sum_of_negative_log_probabilities():
     assert weight == WEIGHTS.sum()
 
 
+@pytest.mark.long
 def test_sft_gradient_by_finite_differences():
     gradient = jax.grad(lambda x: sft(x)[0])(jnp.asarray(LOGITS, jnp.float32))
     for at in [(0, 0, 3), (1, 0, TARGETS[1, 0]), (2, 3, 6), (0, 3, 1)]:

@@ -29,6 +29,7 @@ def batch(rows, seed=0):
     }
 
 
+@pytest.mark.long
 def test_sums_add_up_over_microbatches():
     """Loss, weight and accuracy of a batch are those of its halves, added."""
     stage = pretrain_stage(CONFIG)
@@ -42,6 +43,7 @@ def test_sums_add_up_over_microbatches():
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5), expected, added)
 
 
+@pytest.mark.long
 def test_learns_to_copy():
     """A few hundred updates of the real step bring the loss from chance to near nothing."""
     stage = pretrain_stage(CONFIG)
@@ -64,6 +66,7 @@ def test_tokens_are_counted_without_padding():
     assert stage.tokens_fn(batch(5)) == 5 * (6 + 3)
 
 
+@pytest.mark.long
 @pytest.mark.eight_devices
 @pytest.mark.parametrize("shape", [{"data": 8}, {"data": 2, "fsdp": 2, "tensor": 2}])
 def test_meshes_train_as_one_device(shape):

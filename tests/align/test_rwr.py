@@ -73,11 +73,13 @@ def scored(params, data):
     return log_probabilities(list_scores(Seq2Seq(CONFIG), params, data), data["list_targets"])
 
 
+@pytest.mark.long
 def test_encoding_once_gives_the_numbers_of_repeating_the_request():
     params, data = params_of(), batch()
     np.testing.assert_allclose(scored(params, data), repeated(params, data), atol=1e-5)
 
 
+@pytest.mark.long
 def test_so_do_its_gradients():
     params, data = params_of(), batch()
     once, plain = (
@@ -87,6 +89,7 @@ def test_so_do_its_gradients():
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=2e-4), once, plain)
 
 
+@pytest.mark.long
 def test_the_objective_is_the_preference_term_and_alpha_times_sft():
     data, config = batch(), PreferenceConfig(loss="rwr_hinge", beta=0.3, alpha=0.7)
     params, reference = params_of(0), params_of(1)
@@ -121,6 +124,7 @@ def trained(mesh, stage, data, steps=3, at=None):
     return jax.device_get(state.params), jax.device_get(metrics)
 
 
+@pytest.mark.long
 @pytest.mark.eight_devices
 def test_eight_devices_train_as_one():
     data = batch()
@@ -134,6 +138,7 @@ def test_eight_devices_train_as_one():
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=2e-3), one, eight)
 
 
+@pytest.mark.long
 def test_stored_log_probabilities_train_as_the_copy_does(tmp_path):
     mesh = make_mesh(devices=jax.devices()[:1])
     frozen, seen = params_of(1), []
@@ -154,6 +159,7 @@ def test_stored_log_probabilities_train_as_the_copy_does(tmp_path):
     assert seen == [0, 1, 2]  # of another model, seed or data
 
 
+@pytest.mark.long
 def test_the_positive_comes_to_lead_by_the_margin():
     mesh = make_mesh(devices=jax.devices()[:1])
     data, frozen = batch(), params_of(0)
@@ -165,6 +171,7 @@ def test_the_positive_comes_to_lead_by_the_margin():
     assert lead > 0.5 and after["accuracy"] == after["accuracy/count"]
 
 
+@pytest.mark.long
 def test_measures_of_the_reference_itself_are_those_of_no_change():
     mesh = make_mesh(devices=jax.devices()[:1])
     measure = make_measure(CONFIG, PreferenceConfig(), mesh)
@@ -176,6 +183,7 @@ def test_measures_of_the_reference_itself_are_those_of_no_change():
     assert moved["kl"] > 0.01
 
 
+@pytest.mark.long
 def test_kl_is_the_divergence_of_the_next_token_along_the_positives():
     data, params, reference = batch(rows=2), params_of(0), params_of(1)
     mesh = make_mesh(devices=jax.devices()[:1])
@@ -198,6 +206,7 @@ def test_kl_is_the_divergence_of_the_next_token_along_the_positives():
     assert found == pytest.approx(total / tokens, rel=1e-4)
 
 
+@pytest.mark.long
 def test_dropout_is_for_the_policy_alone():
     config = dataclasses.replace(CONFIG, dropout=0.5)
     params, data = params_of(), batch()

@@ -79,6 +79,7 @@ def assert_same(found, expected):
     np.testing.assert_allclose([v for v, _ in found], [v for v, _ in expected], atol=2e-4)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("many", [18, 1024], ids=["caches that grow", "one cache"])
 @pytest.mark.parametrize("alpha", [0.0, 0.7])
 def test_equals_the_slow_reference(alpha, many, monkeypatch):
@@ -92,6 +93,7 @@ def test_equals_the_slow_reference(alpha, many, monkeypatch):
         assert_same(as_lists(result, b), slow_beam(model, params, tokens[b], config))
 
 
+@pytest.mark.long
 def test_wide_beams_equal_brute_force():
     """With beams for everything, the list is the exact ranking of all possible sequences."""
     vocab, length = 5, 4
@@ -117,6 +119,7 @@ def test_wide_beams_equal_brute_force():
     assert_same(as_lists(result, 0), everything[:20])
 
 
+@pytest.mark.long
 def test_a_trie_keeps_the_list_to_its_set_and_leaves_scores_alone():
     """Constrained lists equal the slow constrained search; each state names the sequence."""
     model, params = tiny(24)
@@ -135,6 +138,7 @@ def test_a_trie_keeps_the_list_to_its_set_and_leaves_scores_alone():
             assert allowed[rank_of_node[int(state)]] == sequence
 
 
+@pytest.mark.long
 def test_each_request_keeps_to_its_own_interval():
     """Two requests of one batch, two intervals; a short interval gives a short list."""
     model, params = tiny(24)
@@ -152,6 +156,7 @@ def test_each_request_keeps_to_its_own_interval():
     assert len(ranks[1]) == 8 and all(8 <= r < 32 for r in ranks[1])
 
 
+@pytest.mark.long
 def test_stops_when_no_live_beam_can_win():
     """A closed set of one-token queries is finished after two positions, not after all sixteen."""
     model, params = tiny(24)

@@ -67,6 +67,7 @@ def trained_log_probabilities(given, place, table=TABLE):
     return np.asarray(found).reshape(len(place), len(table))
 
 
+@pytest.mark.long
 def test_decoding_gives_the_log_probabilities_of_training(ready):
     """Beams over a trie and candidate tokens: all of one distribution."""
     given, arrays = items(), tables()
@@ -106,6 +107,7 @@ def spelt(sequence):
     return b"".join(PIECES[token] for token in sequence)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("prefix", ["ab", "a", "abb"])
 def test_written_queries_complete_the_prefix(ready, prefix):
     """Wide beams find the likeliest of all short texts that do, and write no other."""
@@ -129,6 +131,7 @@ def test_written_queries_complete_the_prefix(ready, prefix):
     np.testing.assert_allclose(np.asarray(found.scores[0])[:count], wanted[:count], atol=1e-4)
 
 
+@pytest.mark.long
 def test_a_request_s_mass_lowers_what_free_beams_find(ready):
     """Candidates take their share of the first softmax, and of nothing else."""
     read = read_of(ready, 1)

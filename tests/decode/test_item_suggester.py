@@ -78,6 +78,7 @@ def request(seed, there):
     return Request("ab"[: 1 + seed % 2], items=items)
 
 
+@pytest.mark.long
 def test_a_list_is_the_candidates_by_their_log_probability(suggester):
     found, model, params, tables = suggester
     one = request(1, 6)
@@ -88,6 +89,7 @@ def test_a_list_is_the_candidates_by_their_log_probability(suggester):
     assert scores == sorted(scores, reverse=True) and max(scores) < 0
 
 
+@pytest.mark.long
 def test_scores_are_those_of_the_model_over_all_places(suggester):
     found, model, params, tables = suggester
 
@@ -109,6 +111,7 @@ def test_scores_are_those_of_the_model_over_all_places(suggester):
         assert listed == pytest.approx(expected, abs=1e-4)
 
 
+@pytest.mark.long
 def test_other_requests_and_filling_change_nothing(suggester):
     found, *_ = suggester
     requests = [request(seed, 1 + seed % 9) for seed in range(9)]

@@ -49,6 +49,7 @@ def test_a_batch_that_the_devices_divide_is_split_over_all_of_them():
         assert len(found.devices()) == devices
 
 
+@pytest.mark.long
 def test_lists_of_items_are_those_of_one_device(items):
     found, _ = items
     assert len(found.replicas) == 8
@@ -59,6 +60,7 @@ def test_lists_of_items_are_those_of_one_device(items):
     assert len(opening.log_probabilities.devices()) == 8, "each has its row"
 
 
+@pytest.mark.long
 def test_new_rows_of_the_tables_reach_every_device(items):
     found, tables = items
     requests = []
@@ -78,6 +80,7 @@ def test_new_rows_of_the_tables_reach_every_device(items):
     assert all(one != other for one, other in zip(before, after, strict=True))
 
 
+@pytest.mark.long
 def test_lists_of_text_are_those_of_one_device(parts):  # noqa: F811
     config = BeamConfig(beams=4, returned=3, max_length=24)
     model = Suggester(*parts, config, queries=QUERIES, batch_sizes=(1, 8))

@@ -37,6 +37,7 @@ def closed(parts):
     return Suggester(*parts, config, queries=QUERIES, batch_sizes=(1, 4))
 
 
+@pytest.mark.long
 def test_lists_hold_indexed_queries_that_start_with_the_prefix(closed):
     """Every query that starts with the prefix is listed once, best first, and nothing else."""
     for prefix in ("la", "m", "拖", "tent "):
@@ -84,6 +85,7 @@ def test_must_start_can_be_switched_off(parts):
     assert set(open_list([Request("la")])[0]) == set(QUERIES)
 
 
+@pytest.mark.long
 def test_free_lists_hold_no_duplicates(parts):
     """Without a closed set the model writes what it likes, but no text twice and none empty."""
     model, params, featurizer = parts
@@ -94,6 +96,7 @@ def test_free_lists_hold_no_duplicates(parts):
     assert texts and len(set(texts)) == len(texts) and all(texts)
 
 
+@pytest.mark.long
 def test_of_queries_cut_to_the_same_ids_the_most_popular_stays(parts):
     """Past the target length two queries look alike; the list shows the one people search."""
     model, params, featurizer = parts

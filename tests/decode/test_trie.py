@@ -58,6 +58,7 @@ def walk(trie, interval=None):
     return found
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("seed", SEEDS)
 def test_the_trie_holds_exactly_its_sequences(seed):
     """Following the children from the root gives every sequence once, with its own rank."""

@@ -156,6 +156,7 @@ def test_ssh_never_asks(cloud):
         assert "--ssh-flag=-o BatchMode=yes" in words
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("how", ["node", "warned"])
 def test_preemption_is_recognised_by_other_signs(cloud, how):
     """Only the VM shows it; or training gets SIGTERM, and gcloud shows it later."""

@@ -112,6 +112,7 @@ def test_no_query_leaks_from_the_same_moment_or_later(tmp_path):
     assert seen > 500
 
 
+@pytest.mark.long
 def test_a_user_across_batches_keeps_the_latest_ten_distinct(tmp_path):
     """70,000 rows of one user, more than one batch; repeats must not push others out."""
     many = [row(i, "u", i, f"q{i % 4}") for i in range(70_000)]

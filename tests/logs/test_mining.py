@@ -233,6 +233,7 @@ def assert_same(found: dict, expected: dict) -> None:
             ), name
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     "settings",
     [

@@ -13,6 +13,7 @@ from onesug_jax.logs.mining import mine
 from onesug_jax.logs.simulate import simulate
 
 
+@pytest.mark.long
 def test_both_engines_write_the_same_rows(tmp_path, monkeypatch, spark):
     # Much code runs few times here: Java need not optimise it.
     monkeypatch.setenv("JAVA_TOOL_OPTIONS", "-XX:TieredStopAtLevel=1")

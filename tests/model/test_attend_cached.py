@@ -9,6 +9,7 @@ from onesug_jax.arrays import NEG_INF
 from onesug_jax.model.layers import mixed_on_gpu, mixed_values
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("scale", [1.0, 100.0])
 def test_both_ways_mix_alike(scale):
     """Beside float64, few of many keys seen, large scores, two biases."""

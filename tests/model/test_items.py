@@ -40,6 +40,7 @@ def changed(given: Items, **arrays) -> Items:
     return given.replace(**arrays)
 
 
+@pytest.mark.long
 def test_candidates_may_come_in_any_order(weights):
     given, arrays = items(), tables()
     order = np.random.default_rng(1).permutation(5)
@@ -49,6 +50,7 @@ def test_candidates_may_come_in_any_order(weights):
     np.testing.assert_allclose(one.log_probabilities[:, order], two.log_probabilities, atol=1e-4)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("remat", ["full", "dots"])
 def test_recomputation_changes_no_loss_and_no_gradient(weights, remat):
     given, text, arrays = items(), tokens(), tables()
@@ -101,6 +103,7 @@ def test_the_history_is_seen_and_its_age(weights):
         assert not np.allclose(one.log_probabilities[0], two.log_probabilities[0], atol=1e-4)
 
 
+@pytest.mark.long
 def test_all_outputs_together_have_probability_one(weights):
     """All candidates, all texts that end within three tokens, and all beginnings of longer ones."""
     given, arrays, text = items(batch=1), tables(), tokens(1)
@@ -147,6 +150,7 @@ def test_the_enhanced_prefix_is_drawn_towards_what_its_searches_led_to():
     np.testing.assert_allclose(found[1], 0.0)  # neither an indexed prefix nor a search
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("shown", [True, False])
 def test_the_enhanced_prefix_can_be_taken_away(weights, shown):
     def encoded(share):

@@ -3,6 +3,7 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 
 from onesug_jax.model.relations import KEY_FEATURES, RelationAttention, overlaps, relations
 from onesug_jax.train.mesh import unbox
@@ -31,6 +32,7 @@ def slow_overlap(one, other, weight):
     return [common / either if either else 0.0, common / key if key else 0.0]
 
 
+@pytest.mark.long
 def test_relations_are_those_of_a_slow_reference():
     vectors, words, weights, numbers = drawn()
     found = np.asarray(relations(vectors, words, weights, numbers, keys=4))
@@ -44,6 +46,7 @@ def test_relations_are_those_of_a_slow_reference():
                 np.testing.assert_allclose(found[b, :, i, j], wanted, atol=1e-6)
 
 
+@pytest.mark.long
 def test_a_query_overlaps_itself_and_nothing_overlaps_nothing():
     words = np.array([[[3, 9, 0], [0, 0, 0]]], np.int32)
     weights = (words > 0).astype(np.float32)
@@ -51,6 +54,7 @@ def test_a_query_overlaps_itself_and_nothing_overlaps_nothing():
         np.testing.assert_allclose(found[0], [[1, 0], [0, 0]])
 
 
+@pytest.mark.long
 def test_attention_is_that_of_a_slow_reference():
     """One position and one head at a time, in float64."""
     rng = np.random.default_rng(1)
@@ -93,6 +97,7 @@ def test_attention_is_that_of_a_slow_reference():
             np.testing.assert_allclose(found[b, i], out, rtol=2e-4, atol=2e-4)
 
 
+@pytest.mark.long
 def test_what_sees_nothing_alike_finds_nothing():
     """With every key far below the sink, the values add nothing."""
     module, zeros = RelationAttention(CONFIG), jnp.zeros((1, 1, CONFIG.d_model))

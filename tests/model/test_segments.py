@@ -41,6 +41,7 @@ def rows(params, tokens):
     return np.reshape(out, (*np.shape(tokens), 16))
 
 
+@pytest.mark.long
 def test_rows_are_those_of_a_plain_loop(params):
     tokens = np.array([[5, 20, 6, 7, 21, 8, 25, 9, 1, 0], [20, 23, 24, 1, 20, 9, 22, 21, 1, 0]])
     model = Seq2Seq(WITH)
@@ -52,6 +53,7 @@ def test_rows_are_those_of_a_plain_loop(params):
     np.testing.assert_allclose(found, rows(params, tokens), atol=1e-5)
 
 
+@pytest.mark.long
 def test_they_add_no_parameters_and_change_what_is_encoded(params):
     assert WITH.parameters() == PLAIN.parameters()
     tokens = jnp.array([[20, 3, 21, 3, 1]])

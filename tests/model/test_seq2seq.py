@@ -117,6 +117,7 @@ def numpy_t5(config, params, tokens, targets):
     return np.stack(logits)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("config", [SMALL, PER_LAYER], ids=["T5", "umT5"])
 def test_equals_a_slow_numpy_t5(config):
     """Logits of padded batches equal a loop over examples, heads and positions in float64."""
@@ -136,6 +137,7 @@ def test_relative_buckets_follow_the_papers_words(both):
     assert ours.tolist() == slow
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("config", [SMALL, PER_LAYER], ids=["plain", "per_layer"])
 @pytest.mark.parametrize("unrolled", [False, True], ids=["stacked", "unrolled"])
 def test_decoding_step_by_step_equals_the_whole_pass(config, unrolled):
@@ -156,6 +158,7 @@ def test_decoding_step_by_step_equals_the_whole_pass(config, unrolled):
         np.testing.assert_allclose(scores.vocabulary[:, 0], whole[:, t], atol=2e-5)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("config", [SMALL, PER_LAYER], ids=["plain", "per_layer"])
 def test_packed_rows_equal_separate_rows(config):
     """Two examples in one row, separated by segment ids, score as if each had its own row."""
@@ -172,6 +175,7 @@ def test_packed_rows_equal_separate_rows(config):
     np.testing.assert_allclose(packed.reshape(separate.shape), separate, atol=2e-5)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("change", [{"unroll": True}, {"remat": "full"}, {"remat": "dots"}])
 def test_how_layers_run_changes_no_number(change):
     """Unrolling and recomputation use the same parameters and give the same loss and gradients."""
@@ -188,6 +192,7 @@ def test_how_layers_run_changes_no_number(change):
     )
 
 
+@pytest.mark.long
 def test_bfloat16_keeps_float32_parameters_and_logits():
     """bf16 is the compute type only; the result stays near float32's."""
     model, variables, tokens, targets = build(SMALL)
@@ -199,6 +204,7 @@ def test_bfloat16_keeps_float32_parameters_and_logits():
     assert float(jnp.abs(logits - reference).mean()) < 0.05 * float(reference.std())
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("change", [{"tie_embeddings": True}, {}, {"positions_per_layer": True}])
 def test_parameter_count_is_the_arrays_count(change):
     """The configuration's arithmetic equals the number of values in the parameter tree."""
@@ -207,6 +213,7 @@ def test_parameter_count_is_the_arrays_count(change):
     assert config.parameters() == sum(x.size for x in jax.tree.leaves(variables))
 
 
+@pytest.mark.long
 def test_flops_equal_xlas_own_count():
     """Matrix products dominate: XLA's count, layers written out, lies within 3 % of ours.
 

@@ -190,10 +190,12 @@ def explore(examples: int, steps: int, machine=WorkDirMachine) -> None:
     machine.TestCase().runTest()
 
 
+@pytest.mark.long
 def test_random_commands_lose_nothing():
     explore(examples=10, steps=10)
 
 
+@pytest.mark.long
 def test_random_commands_on_a_bucket_lose_nothing():
     explore(examples=3, steps=6, machine=BucketMachine)
 
@@ -204,6 +206,7 @@ def test_many_random_commands_lose_nothing(machine):
     explore(examples=100, steps=20, machine=machine)
 
 
+@pytest.mark.long
 def test_every_moment_of_a_training_may_be_the_last(tmp_path):
     """Killed at the 1st, 6th, 11th .. change of the file system, the same command ends alike."""
     code, text = shop.run_in_child(["run", f"--gin.WORK_DIR={tmp_path / 'whole'}"])

@@ -39,6 +39,7 @@ def run(embeddings, counts, out, **more):
     return quantize(embeddings, counts, str(out), **settings)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("method", ["rqvae", "rq_kmeans"])
 def test_the_report_matches_the_files_of_the_folder(tmp_path, capsys, method):
     embeddings = clustered()
@@ -77,6 +78,7 @@ def test_without_resolving_ids_are_the_quantisers(tmp_path):
     np.testing.assert_array_equal(SemanticIds.load(str(tmp_path)).ids, plain)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("count", [1, 3])
 def test_fewer_queries_than_codes(tmp_path, capsys, count):
     embeddings = clustered(count)

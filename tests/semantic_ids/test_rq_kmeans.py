@@ -29,6 +29,7 @@ def test_assign_is_the_nearest_whatever_the_block():
     np.testing.assert_allclose(distance, squared.min(1), atol=1e-5)
 
 
+@pytest.mark.long
 def test_noise_in_many_dimensions_is_shared_out_evenly():
     """Centres that start on points would take one each, and one all the rest (perplexity 3)."""
     points = np.random.default_rng(2).standard_normal((1000, 128)).astype(np.float32)
@@ -48,6 +49,7 @@ def test_every_level_brings_the_sum_nearer():
     np.testing.assert_array_equal(quantiser.latents(points), points)
 
 
+@pytest.mark.long
 def test_shares_are_those_of_the_sample():
     points = np.random.default_rng(4).standard_normal((200, 4)).astype(np.float32)
     codebooks, shares = rq_kmeans.residual_kmeans(points, 2, 8, iterations=5, seed=1)

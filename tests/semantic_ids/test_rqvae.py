@@ -16,6 +16,7 @@ quantise = jax.jit(rqvae.quantise)
 follow = jax.jit(rqvae.follow, static_argnums=3)
 
 
+@pytest.mark.long
 def test_gradients_pass_the_codes_straight_through():
     stage = rqvae.rqvae_stage(RqVaeConfig(3, 8, 6, (16,), commitment=0.0), rqvae_toy.WIDTH, 16)
     params, batch = rqvae_toy.start(), rqvae_toy.batch_at()(0)
@@ -144,6 +145,7 @@ def test_a_code_without_any_share_stays_where_it_is():
     np.testing.assert_array_equal(after["codes"][0, 2], before["codes"][0, 2])
 
 
+@pytest.mark.long
 @pytest.mark.eight_devices
 @pytest.mark.parametrize("other", [{"devices": 8}, {"devices": 2, "accumulation": 4}], ids=str)
 def test_meshes_and_microbatches_agree_with_one_device(other):

@@ -22,6 +22,7 @@ quantise = jax.jit(rqvae.quantise)
 NARROW = RqVaeConfig(levels=3, codes=8, latent=2, hidden=(32,), kmeans_iterations=3)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("activation", ["relu", "gelu"])
 def test_it_starts_as_the_principal_directions(activation):
     config = RqVaeConfig(2, 8, 6, (16, 13), activation, kmeans_iterations=1)
@@ -38,6 +39,7 @@ def test_it_starts_as_the_principal_directions(activation):
     assert (errors[1:] < 0.75 * errors[:-1]).all()
 
 
+@pytest.mark.long
 def test_weight_decay_does_not_touch_the_codebooks():
     plain, decayed = rqvae_toy.run(updates=1), rqvae_toy.run(updates=1, weight_decay=10.0)
     for name in ("codes", "share", "mass"):
@@ -77,6 +79,7 @@ def train(folder, **more):
     )
 
 
+@pytest.mark.long
 def test_training_betters_its_start_and_reports_use(tmp_path):
     quantiser = train(tmp_path)
     assert (quantiser.encoder, quantiser.levels, quantiser.size) == ("abc", 3, 8)
@@ -100,6 +103,7 @@ def test_training_betters_its_start_and_reports_use(tmp_path):
     assert {"reconstruction", "cosine", "commitment"} <= metrics.keys()
 
 
+@pytest.mark.long
 def test_another_encoder_does_not_go_on_from_a_checkpoint_and_another_seed_does(tmp_path):
     train(tmp_path, steps=2)
     with pytest.raises(UserError, match=r"encoder 'abc' \(now 'abd'\).*--restart=quantize"):

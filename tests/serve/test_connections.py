@@ -49,6 +49,7 @@ def dripped(here, begun, drop, count=200, source="127.0.0.1"):
         raise AssertionError("it went on and on")
 
 
+@pytest.mark.long
 def test_a_dripping_body_gains_nothing_by_dripping(here):
     found = dripped(here, HEAD + b"Content-Length: 50000\r\n\r\n{", b" ")
     assert found.startswith(b"HTTP/1.1 408") and b'"body"' in found
@@ -56,6 +57,7 @@ def test_a_dripping_body_gains_nothing_by_dripping(here):
     assert found.startswith(b"HTTP/1.1 408")
 
 
+@pytest.mark.long
 def test_nor_does_one_that_was_refused_before_it_was_read(here):
     """A page of another origin: the answer comes first, then the connection ends all the same."""
     begun = HEAD + b"Origin: https://evil.example\r\nContent-Length: 50000\r\n\r\n{"

@@ -38,6 +38,7 @@ def test_the_first_of_a_batch_waits_no_longer_than_it_must(started, pretended):
     assert answer(quick, asked("a")).batch == 1
 
 
+@pytest.mark.long
 def test_a_real_model_answers_through_the_engine(started, tiny):
     long = {"deadline_ms": 60_000.0, "wait_ms": 60_000.0}
     engine = started(tiny(), lengths=(1.0,), levels=("beam",), **long)
@@ -161,6 +162,7 @@ def exchanged(engine, version):
     engine.in_use[0] = version.path
 
 
+@pytest.mark.long
 def test_another_version_takes_over_without_losing_a_request(started, pretended):
     """Requests keep coming while versions go forth and back: all are answered, by one or other."""
     patient = {"queue": 10_000, "deadline_ms": 60_000.0}
@@ -187,6 +189,7 @@ def test_another_version_takes_over_without_losing_a_request(started, pretended)
     assert not engine.waiting
 
 
+@pytest.mark.long
 def test_cached_lists_go_with_their_version(started, pretended):
     engine = started(pretended("0000"), deadline_ms=60_000.0)
     answer(engine, asked("a", ()))
@@ -196,6 +199,7 @@ def test_cached_lists_go_with_their_version(started, pretended):
     assert not found.cached and found.version == "0001"
 
 
+@pytest.mark.long
 def test_a_batch_that_has_begun_ends_with_its_own_version(started, pretended):
     engine, version, first = blocked_engine(started, pretended)
     exchanged(engine, pretended("0001"))
@@ -204,6 +208,7 @@ def test_a_batch_that_has_begun_ends_with_its_own_version(started, pretended):
     assert first.result(30).version == "0000"
 
 
+@pytest.mark.long
 def test_a_version_that_cannot_be_loaded_changes_nothing(started, pretended):
     engine = started(pretended("0000"))
     engine.in_use[0] = "/work/0001"  # nothing is there: loading it raises KeyError

@@ -132,6 +132,7 @@ def bombard(here, count, seed):
     return codes
 
 
+@pytest.mark.long
 def test_a_thousand_bad_bodies(client):
     codes = bombard(client(), 1000, seed=1)
     assert codes[422] > 500 and codes[200] > 0 and codes[400] > 0

@@ -133,6 +133,7 @@ def test_what_is_blocked_is_not_written(writer):
     assert set(full(writer, "lamp").texts) == {"lamp", "lamp blue"}
 
 
+@pytest.mark.long
 def test_beams_are_opened_in_shapes_that_are_compiled(writer):
     config = EngineConfig(max_batch=4)
     assert writer.levels(config) == ("full", "candidates", "popular")
@@ -230,6 +231,7 @@ def test_blocked_terms_are_shown_at_no_level_and_may_change(folder, store, tmp_p
     version.close()
 
 
+@pytest.mark.long
 def test_killed_and_started_again_it_gives_the_same_lists(folder, tmp_path):
     """Counts, the new query's vector and histories come back from the snapshot and the store."""
     os.symlink(folder / "vocab", tmp_path / "vocab")

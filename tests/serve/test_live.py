@@ -248,6 +248,7 @@ def shop(tmp_path, opened, store):
     made.close()
 
 
+@pytest.mark.long
 def test_the_service_lists_what_is_searched_now(client, everything, shop):
     here = client(shop, {"levels": ("popular",)}, store=everything)
     for number in range(30):

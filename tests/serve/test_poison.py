@@ -19,12 +19,14 @@ def cell(bench, place, defended, volume):
     return module.attacked(shop, 5, defended, module._KINDS[place], volume)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("place", range(3))
 def test_what_is_nameless_or_was_never_served_stands_in_no_list(bench, place):
     assert cell(bench, place, False, 1.0) == "100% (1)", "without defences, in all of them"
     assert cell(bench, place, True, 1.0) == "0 %"
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("place", [3, 4])
 def test_one_address_reaches_nobody_however_much_it_sends(bench, place):
     assert [cell(bench, place, True, volume) for volume in (0.2, 1.0)] == ["0 %", "0 %"]

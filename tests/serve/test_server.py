@@ -84,6 +84,7 @@ def server(tmp_path):
             one.process.wait(30)
 
 
+@pytest.mark.long
 def test_the_end_waits_for_everything_that_was_accepted(server):
     here = server(delay=2.0)
     with concurrent.futures.ThreadPoolExecutor(8) as pool:
@@ -99,6 +100,7 @@ def test_the_end_waits_for_everything_that_was_accepted(server):
         here.suggest(prefix="more")
 
 
+@pytest.mark.long
 def test_ctrl_c_ends_it_quietly(server):
     here = server()
     assert here.suggest(prefix="a").status_code == 200
@@ -106,6 +108,7 @@ def test_ctrl_c_ends_it_quietly(server):
     assert not any("Traceback" in line for line in here.lines), here.lines
 
 
+@pytest.mark.long
 def test_killed_amid_feedback_it_loses_no_acknowledged_event(server):
     here = server()
     acknowledged, sending = [], True
@@ -150,6 +153,7 @@ def raw(here, data, wait=20.0):
         return received
 
 
+@pytest.mark.long
 def test_slow_clients_are_hung_up_on_and_others_do_not_notice(impatient):
     here = impatient
     head = b"POST /suggest HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Type: application/json\r\n"
@@ -189,6 +193,7 @@ def test_persistent_connections_may_ask_again_and_again(impatient):
             time.sleep(0.5)
 
 
+@pytest.mark.long
 def test_beyond_the_connections_the_answer_has_retry_after(server):
     here = server(connections=2)
     with (
@@ -229,6 +234,7 @@ def test_nonsense_and_tricks_on_the_wire(impatient):
     assert here.suggest(prefix="a").status_code == 200
 
 
+@pytest.mark.long
 def test_a_client_that_hangs_up_takes_its_request_back(server):
     here = server(delay=1.0)
     with concurrent.futures.ThreadPoolExecutor(8) as pool:

@@ -41,6 +41,7 @@ def programs():
     return decoding._search._cache_size()
 
 
+@pytest.mark.long
 def test_no_request_waits_for_a_compiler(prepared):
     """Whatever is asked after the shapes were compiled, no further program is."""
     version, _ = prepared

@@ -80,6 +80,7 @@ def test_blocks_in_workers_hold_the_rows_of_one_walk(written):
     assert at_end.latest_ms == also.latest_ms
 
 
+@pytest.mark.long
 def test_a_killed_run_goes_on_with_the_blocks_that_it_finished(begun, written):
     here, cut = LogEngineConfig(workers=1), {"least_rows": 300}
     walk, state = begun("killed")
@@ -98,6 +99,7 @@ def test_a_killed_run_goes_on_with_the_blocks_that_it_finished(begun, written):
     assert np.array_equal(state.searches.stored, at_end.searches.stored)
 
 
+@pytest.mark.long
 def test_spark_writes_the_same_bytes(written, spark, tmp_path, monkeypatch):
     monkeypatch.setenv("JAVA_TOOL_OPTIONS", "-XX:TieredStopAtLevel=1")
     here = LogEngineConfig(workers=1)

@@ -103,6 +103,7 @@ print(mesh.shape["data"], mesh.shape["fsdp"], len({device.id for device in mesh.
     assert python("-c", script) == (0, "8 8 64\n")
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("items", [True, False])
 @pytest.mark.parametrize("name", ["pretrain", "rwr"])
 def test_flops_of_the_model_are_those_of_the_step(name, items):
@@ -118,6 +119,7 @@ def test_flops_of_the_model_are_those_of_the_step(name, items):
 SMALL = ("--gin.MODEL=mini", "--gin.FeatureSpec.items=False", "--gin.compile.vocabulary=2048")
 
 
+@pytest.mark.long
 @NEEDS_COMPILER
 def test_a_small_step_for_four_chips():
     words = ("--topology=v5e:2x2", "--only=pretrain", "--json", "--gin.ModelConfig.unroll=False")
@@ -133,6 +135,7 @@ def test_a_small_step_for_four_chips():
     assert 0 < found["mfu"][0] < found["mfu"][1] < 1
 
 
+@pytest.mark.long
 @NEEDS_COMPILER
 def test_an_option_that_the_compiler_does_not_know_is_refused():
     option = "--gin.compiler_options.tpu={'xla_tpu_no_such_option': True}"
@@ -141,6 +144,7 @@ def test_an_option_that_the_compiler_does_not_know_is_refused():
     assert "compiler_options.tpu: xla_tpu_no_such_option = True is refused" in said
 
 
+@pytest.mark.long
 @NEEDS_COMPILER
 def test_a_batch_that_does_not_divide_over_the_slice_is_refused():
     code, said = compiled(*SMALL, "--topology=v5e:2x2", "--only=rwr", "--gin.BATCH_SIZE=6")

@@ -64,6 +64,7 @@ def ours(vocabulary, **changes):
     return dataclasses.replace(THEIRS, vocab_size=vocabulary.size, **markers, **changes)
 
 
+@pytest.mark.long
 def test_the_vocabulary_stage_takes_the_models_pieces(folder, tmp_path, capsys):
     @dataclasses.dataclass
     class Context:
@@ -81,6 +82,7 @@ def test_the_vocabulary_stage_takes_the_models_pieces(folder, tmp_path, capsys):
     assert "3 of 9 indexed queries hold characters that these pieces lack" in said
 
 
+@pytest.mark.long
 def test_what_a_t5_lacks_is_new_and_named(folder, vocabulary, capsys):
     config = ours(vocabulary, soft_dim=6, soft_id=vocabulary.soft_id, segments=True)
     pretrained.check_fits(str(folder), config, vocabulary)
@@ -174,6 +176,7 @@ def test_the_export_stage_writes_what_can_be_trained_from(folder, vocabulary, tm
     assert "holds files already" in capsys.readouterr().err
 
 
+@pytest.mark.long
 def test_a_model_with_more_than_a_t5_is_not_exported(vocabulary, tmp_path, capsys):
     config = ours(vocabulary, segments=True)
     params = unbox(jax.jit(pretrain_stage(config).init_fn)(jax.random.key(0)))

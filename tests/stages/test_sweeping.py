@@ -42,6 +42,7 @@ def test_a_run_shares_what_its_settings_do_not_concern(work, names, first):
     assert (FOLDERS[place] if place < len(FOLDERS) else None) == first
 
 
+@pytest.mark.long
 def test_every_combination_is_scored_beside_the_base_and_nothing_of_it_changes(work, capfd):
     before = {path: path.read_bytes() for path in work.rglob("*") if path.is_file()}
     flags = ["sweep", f"--gin.WORK_DIR={work}", "--set", "suggester.least_count=0,2"]

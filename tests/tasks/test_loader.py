@@ -166,6 +166,7 @@ def test_processes_read_their_rows_of_the_whole_batch(folder, layout, mixture):
             same(process.batch_at(step), expected)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_tasks_mix_by_their_rates(folder, layout):
     mixture = {"shop_query": 1.0, "shop_other": 3.0}

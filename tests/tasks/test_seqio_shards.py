@@ -75,6 +75,7 @@ def same(rows, folder, split="train"):
     return order
 
 
+@pytest.mark.long
 def test_a_task_gives_every_row_and_its_readers_share_the_shards(made):
     folder, vocabulary = made
     mixture = seqio_shards.register(str(folder / "examples"), vocabulary)

@@ -129,6 +129,7 @@ def converted(name, split, *, pack, lengths, **more):
 LENGTHS = {"inputs": SPEC.input_length, "targets": SPEC.target_length}
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("split", ["train", "dev"])
 def test_seqio_padded_equals_the_serving_features_and_the_loader(world, split):
     rows = converted("toy_query", split, pack=False, lengths=LENGTHS)

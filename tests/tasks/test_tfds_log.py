@@ -63,6 +63,7 @@ def log(tmp_path):
     return str(tmp_path / "log")
 
 
+@pytest.mark.long
 def test_every_row_can_be_loaded_without_this_package(log, tmp_path):
     from onesug_jax.tasks.tfds_log import write_dataset
 
@@ -92,6 +93,7 @@ def test_a_folder_without_a_log_is_refused(tmp_path):
         write_dataset(str(tmp_path), str(tmp_path / "data"))
 
 
+@pytest.mark.long
 def test_the_seqio_task_of_the_docs_reads_it(project_root, log, tmp_path, monkeypatch):
     """Command and snippet of docs/model.md, run as they stand beside a log and a vocabulary."""
     from onesug_jax.tasks.vocabulary import Vocabulary

@@ -268,6 +268,7 @@ def aligned(mined, tmp_path_factory):
     return out, run(mined, out, 60)
 
 
+@pytest.mark.long
 def test_alignment_raises_recall_on_pairs_it_never_saw(mined, aligned):
     out, report = aligned
     for kind in pairs.KINDS:
@@ -288,6 +289,7 @@ def test_alignment_raises_recall_on_pairs_it_never_saw(mined, aligned):
     assert "prefix pairs" in table and "before" in table
 
 
+@pytest.mark.long
 def test_a_stopped_run_goes_on_to_the_same_encoder(mined, aligned, tmp_path):
     run(mined, tmp_path, 12)
     assert run(mined, tmp_path, 60) == aligned[1]
@@ -310,6 +312,7 @@ def test_without_steps_the_encoder_is_saved_as_it_is(mined, aligned, tmp_path):
     assert scratch["fingerprint"] == start.fingerprint
 
 
+@pytest.mark.long
 def test_a_loaded_encoder_is_cut_to_the_length_asked_for(mined, aligned, tmp_path):
     report = align(
         mined,

@@ -70,6 +70,7 @@ def vectors(model, params, tokens, lengths, key=None):
     return model.apply({"params": params}, tokens, lengths, rngs=rngs)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("pooling", ["mean", "cls"])
 def test_vectors_are_those_of_the_slow_rendering(pooling):
     config = dataclasses.replace(CONFIG, pooling=pooling)
@@ -94,6 +95,7 @@ def test_padding_changes_nothing():
     np.testing.assert_allclose(found, short, atol=1e-6)
 
 
+@pytest.mark.long
 def test_dropout_is_in_training_only():
     params = random_params(CONFIG)
     tokens, lengths = np.ones((2, 4), np.int32), np.full(2, 4, np.int32)

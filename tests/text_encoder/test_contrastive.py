@@ -83,6 +83,7 @@ def test_what_is_no_negative():
     np.testing.assert_array_equal(found, found.T)
 
 
+@pytest.mark.long
 def test_a_batch_of_one_text_teaches_nothing():
     rng = np.random.default_rng(1)
     same = np.zeros(4, np.int32)
@@ -123,6 +124,7 @@ def on_one_device():
     return run((1, 1, 1))
 
 
+@pytest.mark.long
 @pytest.mark.eight_devices
 @pytest.mark.parametrize("shape", [(8, 1, 1), (2, 2, 2)])
 def test_eight_devices_see_the_negatives_of_the_whole_batch(on_one_device, shape):
@@ -134,6 +136,7 @@ def test_eight_devices_see_the_negatives_of_the_whole_batch(on_one_device, shape
         np.testing.assert_allclose(a, b, atol=2e-3)
 
 
+@pytest.mark.long
 def test_microbatches_have_negatives_of_their_own():
     _, losses = run((1, 1, 1), updates=1, accumulation=2)
     stage, key = contrastive_stage(CONFIG, 0.1), jax.random.key(0)
@@ -148,6 +151,7 @@ def test_microbatches_have_negatives_of_their_own():
     assert abs(whole - total) / 16 > 0.1
 
 
+@pytest.mark.long
 def test_metrics_are_a_pair():
     stage = contrastive_stage(CONFIG, 0.1)
     params = jax.jit(stage.init_fn)(jax.random.key(1))

@@ -25,6 +25,7 @@ def all_of(texts, encoder):
     return out
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("share", [0.0, 0.1, 0.9, 1.0])
 def test_a_text_has_the_same_bits_whatever_is_encoded_with_it(encoder, share):
     rng = np.random.default_rng(int(10 * share))

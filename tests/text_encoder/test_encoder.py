@@ -61,6 +61,7 @@ def rewrite(folder, change):
 # ------------------------------------------------------------------ vectors
 
 
+@pytest.mark.long
 def test_vectors_are_unit_and_in_order_whatever_the_batches(encoder):
     texts = [random.Random(1).choice(TEXTS) + f" {i % 7}" for i in range(50)] + TEXTS + [""]
     found = encoder.encode(texts, batch_size=8)
@@ -81,6 +82,7 @@ def test_vectors_can_be_written_into_a_given_array(encoder, tmp_path):
     np.testing.assert_allclose(out, encoder.encode(TEXTS), atol=TOLERANCE)
 
 
+@pytest.mark.long
 def test_few_shapes_are_compiled(encoder):
     encoders._forward.clear_cache()
     rng = random.Random(3)

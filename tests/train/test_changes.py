@@ -48,6 +48,7 @@ CHANGES = {
 }
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("name", CHANGES)
 def test_a_changed_setting_goes_on_from_the_same_parameters(
     train, toy, rows, tmp_path, capsys, name
@@ -73,6 +74,7 @@ def test_a_changed_setting_goes_on_from_the_same_parameters(
     assert steps == [2, 4, 6, 8, 9][: len(steps)] and steps[-1] == result.step
 
 
+@pytest.mark.long
 def test_optimizer_state_goes_on_whatever_its_settings(train, toy, tmp_path):
     """Moments and counts are those of the checkpoint: the next update shows it."""
     train(tmp_path / "a", steps=4)
@@ -84,6 +86,7 @@ def test_optimizer_state_goes_on_whatever_its_settings(train, toy, tmp_path):
         np.testing.assert_allclose(a, b, rtol=1e-6)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("mesh", [(1, 1, 1), (2, 2, 2)])
 def test_another_optimizer_starts_its_own_state_and_says_so(
     train, toy, mesh_of, tmp_path, capsys, mesh
@@ -120,6 +123,7 @@ def is_statistics(node):
     return isinstance(node, optax.FactoredState)
 
 
+@pytest.mark.long
 def test_more_steps_equal_a_run_of_all_steps_and_fewer_are_done(train, toy, rows, tmp_path, capsys):
     whole = train(tmp_path / "whole", steps=12)
     for steps in (6, 9, 12):
@@ -135,6 +139,7 @@ def test_more_steps_equal_a_run_of_all_steps_and_fewer_are_done(train, toy, rows
     assert toy.contents(tmp_path / "raised") == before
 
 
+@pytest.mark.long
 def test_a_best_of_steps_that_were_lost_counts_where_it_lies(train, toy, tmp_path):
     """A run killed after it saved a best goes on from an older checkpoint, with other settings."""
     scores = {2: 0.3, 4: 0.2, 6: 0.9, 8: 0.1}
@@ -188,6 +193,7 @@ def test_a_best_without_any_checkpoint_goes_and_nothing_else(train, toy, tmp_pat
     assert (folder / "damaged" / "note").exists() and (folder / "moved").exists()
 
 
+@pytest.mark.long
 def test_patience_that_ended_a_run_may_be_raised(train, toy, tmp_path, capsys):
     settings = {
         "evaluate_every": 2,

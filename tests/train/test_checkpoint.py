@@ -37,6 +37,7 @@ def largest_file(folder: pathlib.Path) -> pathlib.Path:
     return max((p for p in folder.rglob("*") if p.is_file()), key=lambda p: p.stat().st_size)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("name", ["adamw", "adafactor"])
 def test_a_state_moves_between_meshes(toy, mesh_of, tmp_path, name):
     state, _, _ = setting(toy, mesh_of(2, 2, 2), name)
@@ -54,6 +55,7 @@ def test_a_state_moves_between_meshes(toy, mesh_of, tmp_path, name):
             assert leaf.sharding.is_equivalent_to(want.sharding, leaf.ndim)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("shape", [(1, 1, 1), (2, 2, 2)])
 def test_updates_go_on_while_the_state_is_written(toy, mesh_of, tmp_path, shape):
     mesh = mesh_of(*shape)
@@ -92,6 +94,7 @@ def flip_a_bit(path):
     path.write_bytes(bytes(data))
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("harm", [truncate, flip_a_bit, pathlib.Path.unlink])
 @pytest.mark.parametrize("part", ["params", "optimizer"])
 def test_a_damaged_newest_is_named_and_the_one_before_used(

@@ -47,6 +47,7 @@ def test_what_cannot_be_trained_is_named(changed, words):
         check_fit("toy", **{**FINE, **changed})
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     "changed",
     [

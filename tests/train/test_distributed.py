@@ -101,6 +101,7 @@ def test_two_processes_see_each_other(project_root):
         assert out.splitlines()[-1] == f"{index} 2 5 6"
 
 
+@pytest.mark.long
 def test_what_one_decides_and_each_gives_reaches_all(project_root):
     """Also more than one message holds, and process 0's error."""
     code = (
@@ -131,6 +132,7 @@ def test_what_one_decides_and_each_gives_reaches_all(project_root):
     assert printed[1][1].rstrip().endswith("process 0 stopped: no such log")
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("end", "code", "message"),
     [("sys.exit(7)", 7, ""), ("raise OSError('full')", 1, "OSError: full")],

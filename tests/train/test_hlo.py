@@ -150,6 +150,7 @@ def test_a_collective_spread_over_fusions_moves_its_arrays_once():
     assert gather == Collective("all-gather", 64 * 16 * 2, (tuple(range(8)),), 1)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("remat", [False, True])
 def test_layers_in_a_loop_move_the_same_each_however_many_there_are(remat):
     """Weights, gradients and stored results lie in stacks; a trip touches its own part of them."""

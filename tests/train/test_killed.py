@@ -100,6 +100,7 @@ def finish(process):
     return out
 
 
+@pytest.mark.long
 def test_killed_runs_go_on_with_the_same_bits(start, toy, tmp_path):
     whole, pieces = tmp_path / "whole", tmp_path / "pieces"
     straight = start(whole)
@@ -128,6 +129,7 @@ def test_killed_runs_go_on_with_the_same_bits(start, toy, tmp_path):
         assert toy.same_bits(load_params(pieces / part), load_params(whole / part))
 
 
+@pytest.mark.long
 def test_a_full_disk_is_named_and_leaves_whole_checkpoints(start, toy, tmp_path):
     process = start(tmp_path / "full", full_from=9)
     out, _ = process.communicate(timeout=300)

@@ -24,6 +24,7 @@ def stop_at(monkeypatch, *steps):
     monkeypatch.setattr(Interruption, "stop_signal", signum)
 
 
+@pytest.mark.long
 def test_a_run_in_pieces_equals_a_run_in_one(losses, train, toy, tmp_path, monkeypatch):
     whole = train(tmp_path / "whole")
     with monkeypatch.context() as patch:
@@ -41,6 +42,7 @@ def test_a_run_in_pieces_equals_a_run_in_one(losses, train, toy, tmp_path, monke
     assert saved_steps(tmp_path / "pieces") == [8, 12]
 
 
+@pytest.mark.long
 def test_states_may_lie_in_a_bucket_and_another_machine_goes_on(
     losses, train, toy, tmp_path, monkeypatch
 ):
@@ -91,6 +93,7 @@ def test_batches_come_in_order_once_each(rows, train, toy, tmp_path, monkeypatch
     assert used == list(range(12))
 
 
+@pytest.mark.long
 def test_going_on_with_another_mesh_keeps_the_losses(losses, train, tmp_path):
     train(tmp_path / "one", steps=12)
     train(tmp_path / "moved", steps=6, checkpoint_every=6)
@@ -167,6 +170,7 @@ def test_the_best_by_the_dev_metric_is_stored(rows, train, toy, tmp_path):
     assert (again.best_step, again.best_value) == (best, SCORES[best])
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("stopped", [6, 7, 9, 12])
 def test_keeping_the_best_survives_a_stop(rows, train, tmp_path, monkeypatch, stopped):
     evaluated = []
@@ -209,6 +213,7 @@ def test_batches_of_several_lengths(losses, train, toy, tmp_path):
     assert all(np.isfinite(loss) for loss in losses(tmp_path).values())
 
 
+@pytest.mark.long
 def test_parameters_from_another_stage(train, toy, tmp_path):
     given = train(tmp_path / "first", mesh=(2, 2, 2)).params
     rate = make_optimizer("adamw", 1e-30, 0, "none")
@@ -229,12 +234,14 @@ def test_a_trace_of_chosen_steps(rows, train, tmp_path):
     assert rows(tmp_path)[-1]["share/profile"] > 0
 
 
+@pytest.mark.long
 def test_a_run_that_goes_on_within_the_chosen_steps_traces_the_rest(train, tmp_path):
     train(tmp_path, steps=4)
     train(tmp_path, steps=8, profile_steps=(3, 6))
     assert list((tmp_path / "profile").rglob("*.xplane.pb"))
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("busy", [True, False])
 def test_waiting_for_data_counts_where_the_devices_are_idle(
     rows, train, toy, tmp_path, busy, monkeypatch

@@ -74,6 +74,7 @@ def train(project_root, folder, count, fsdp):
     return rows
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("count", "fsdp", "shares"),
     [

@@ -36,6 +36,7 @@ def assert_close(one, other):
         np.testing.assert_allclose(np.asarray(a), np.asarray(b), rtol=TOLERANCE, atol=TOLERANCE)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(("shape", "copies"), [((1, 1, 1), 1), ((2, 2, 1), 1), ((2, 2, 1), 2)])
 def test_microbatches_add_up_to_the_large_batch(toy, mesh_of, shape, copies):
     """Summed over devices once a microbatch, or once."""
@@ -48,6 +49,7 @@ def test_microbatches_add_up_to_the_large_batch(toy, mesh_of, shape, copies):
     assert metrics_whole[-1]["loss"] < metrics_whole[0]["loss"]
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("accumulation", [1, 2])
 def test_several_slices_train_as_one_device(toy, mesh_of, accumulation):
     stage, batch_at = toy.make_stage(rows_add_up=True), toy.make_batch_at()
@@ -77,6 +79,7 @@ def test_microbatches_are_summed_over_devices_once(toy, mesh_of):
     assert 0 < summed(toy, mesh, 8) <= summed(toy, mesh, 1)
 
 
+@pytest.mark.long
 def test_each_copy_has_a_key_of_its_own(toy, mesh_of):
     """Dropout of rows on different copies is independent, and follows from seed and step."""
     base = toy.make_stage()
@@ -93,6 +96,7 @@ def test_each_copy_has_a_key_of_its_own(toy, mesh_of):
     assert rows == run(stage, mesh_of(4), toy.make_batch_at(), updates=2, accumulation=2)[1]
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("name", "shapes"),
     [("adamw", [(8, 1, 1), (1, 8, 1), (2, 2, 2)]), ("adafactor", [(2, 2, 2)])],
@@ -123,6 +127,7 @@ def test_metrics_are_a_unit_of_weight(toy, mesh_of):
     assert (rows["learning_rate"], later["learning_rate"]) == pytest.approx((0.01, 0.02))
 
 
+@pytest.mark.long
 def test_randomness_follows_from_seed_and_step(toy, mesh_of):
     stage, batch_at = toy.make_stage(dropout=0.5), toy.make_batch_at()
     assert run(stage, mesh_of(1), batch_at)[1] == run(stage, mesh_of(1), batch_at)[1]
@@ -143,6 +148,7 @@ def test_randomness_follows_from_seed_and_step(toy, mesh_of):
     assert len(set(keys)) == len(keys)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("accumulation", [1, 2])
 def test_a_spoilt_update_is_not_applied_and_is_remembered(toy, mesh_of, accumulation):
     mesh = mesh_of(2, 2, 2)

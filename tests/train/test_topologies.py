@@ -102,6 +102,7 @@ def described(project_root):
     return json.loads(done.stdout.splitlines()[-1])
 
 
+@pytest.mark.long
 @NEEDS_COMPILER
 @pytest.mark.parametrize("name", SLICES)
 def test_every_slice_starts(described, name):

@@ -53,6 +53,7 @@ def trained(toy, mesh, **settings):
     return state, metrics
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("shape", [(8, 1, 1), (2, 2, 2)])
 def test_updates_in_pieces_are_those_of_whole_state(toy, mesh_of, monkeypatch, shape):
     mesh = mesh_of(*shape)

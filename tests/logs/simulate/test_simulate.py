@@ -59,6 +59,7 @@ def test_the_best_lists_are_not_part_of_the_log(tmp_path):
     assert names == ["dev.parquet", "train.parquet"]
 
 
+@pytest.mark.long
 def test_rows_are_in_the_schema_and_already_normalised(shop):
     names = [*schema.REQUIRED, "gender", "age"]
     for table in shop:
