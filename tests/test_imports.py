@@ -39,6 +39,7 @@ def serving_modules() -> list[str]:
     return [".".join(path.relative_to(ROOT).with_suffix("").parts) for path in paths]
 
 
+@pytest.mark.long
 def test_the_serving_path_loads_no_tensorflow():
     assert loaded("\n".join(f"import {name}" for name in serving_modules())) == []
 

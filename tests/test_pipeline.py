@@ -29,6 +29,8 @@ from onesug_jax.tasks.item_examples import ItemExamples
 from onesug_jax.tasks.vocabulary import Vocabulary
 from tests.test_public import OF_A_RUN, run_examples
 
+pytestmark = pytest.mark.long  # they share what takes long to make
+
 SMALL = [
     "--gin.STEPS=8",
     "--gin.BATCH_SIZE=8",
@@ -97,7 +99,6 @@ def tree(folder):
     return {str(path.relative_to(folder)): path.read_bytes() for path in files}
 
 
-@pytest.mark.long
 def test_run_leaves_every_folder_with_its_manifest_and_config(work):
     folders = {path.name for path in work.iterdir() if path.is_dir()}
     made = {"log", "mined", "encoder", "semantic_ids", "index", "vocab", "examples"}
@@ -130,7 +131,6 @@ def test_a_second_run_skips_everything_and_shows_the_table_again(work, capsys):
     assert "most popular" in out
 
 
-@pytest.mark.long
 def test_a_copied_bundle_gives_the_lists_of_its_work_directory(work, tmp_path):
     """Without the WORK_DIR, and so does the stage's folder in it."""
     copy = shutil.copytree(work / "rwr" / "bundle", tmp_path / "elsewhere")
@@ -207,7 +207,6 @@ def test_the_prompt_answers_line_by_line(work, capsys, monkeypatch):
     assert "not in the log, and not used: never searched" in out
 
 
-@pytest.mark.long
 def test_evaluate_scores_another_log_with_all_its_rows(work, capsys, tmp_path):
     """A single file in the schema, scored whole; its report stands beside the split's."""
     copy = shutil.copytree(work, tmp_path / "copy")
@@ -252,7 +251,6 @@ def lines_of(path, kind):
     return [row for row in map(json.loads, path.read_text().splitlines()) if row["kind"] == kind]
 
 
-@pytest.mark.long
 def test_more_steps_go_on_from_the_checkpoint_as_one_curve(work, tmp_path, capsys):
     copy = shutil.copytree(work, tmp_path / "copy")
     assert main.main(["run", f"--gin.WORK_DIR={copy}", "--gin.STEPS=12"]) == 0
@@ -508,7 +506,6 @@ def test_two_runs_side_by_side(work, capsys, tmp_path):
     assert "run evaluate first" in capsys.readouterr().err
 
 
-@pytest.mark.long
 @pytest.mark.parametrize(
     ("stage", "folder"), [("align", "encoder"), pytest.param("rwr", "rwr", marks=pytest.mark.slow)]
 )
@@ -579,7 +576,6 @@ def test_mistakes_of_the_preference_stage_change_nothing(work, capsys, flag, mes
     assert tree(work) == before
 
 
-@pytest.mark.long
 def test_a_model_that_is_not_better_is_not_put_in_use(work, tmp_path, capsys):
     copy = shutil.copytree(work, tmp_path / "copy")
     still = ["--gin.rwr.only_if_better=True", "--gin.rwr/make_optimizer.learning_rate=1e-12"]
@@ -640,7 +636,6 @@ def until(condition):
         time.sleep(0.1)
 
 
-@pytest.mark.long
 def test_the_service_learns_of_feedback_and_follows_the_version_in_use(work, tmp_path, capsys):
     """It lists the candidates that `suggest` lists, and what was searched since; a published
     version takes over while people type, and makes room again when it is rolled back; nobody is

@@ -143,6 +143,7 @@ def uses_of_the_token_table(jaxpr, shape):
     return counts
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("make", [pretrain_stage, rwr_stage])
 def test_the_token_table_is_read_once_and_its_gradient_written_once(weights, make):
     arrays = tables()

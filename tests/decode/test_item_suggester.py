@@ -122,6 +122,7 @@ def test_other_requests_and_filling_change_nothing(suggester):
         assert [s.score for s in alone] == pytest.approx([s.score for s in listed], abs=1e-4)
 
 
+@pytest.mark.long
 def test_k_shortens_and_what_may_not_be_shown_is_left_out(suggester):
     found, *_ = suggester
     one = request(2, 8)

@@ -86,6 +86,7 @@ def test_table_plots_lists_and_two_runs(work, path, project_root, tmp_path):
     assert ahead["ahead", "hr@16"] == 0
 
 
+@pytest.mark.long
 def test_a_work_dir_without_a_report_is_an_error(path, project_root, tmp_path):
     _, client = runner(path, project_root, WORK_DIR=str(tmp_path))
     with pytest.raises(nbclient.exceptions.CellExecutionError) as failed:

@@ -208,6 +208,7 @@ def begun(cloud, *words):
     return process
 
 
+@pytest.mark.long
 def test_the_same_command_finds_the_training_again(cloud):
     process = begun(cloud)
     os.killpg(process.pid, signal.SIGKILL)  # the connection is lost; training is not

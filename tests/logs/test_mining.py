@@ -315,6 +315,7 @@ def test_rare_texts_are_in_no_table(tmp_path):
     assert (report.prefixes, report.prefixes_left_out, report.prefix_rows_left_out) == (1, 2, 11)
 
 
+@pytest.mark.long
 def test_a_robot_makes_nothing_popular(tmp_path):
     """A thousand searches of one visitor on a day count as `max_repeats`, the first, everywhere."""
     robot = [

@@ -129,6 +129,7 @@ def test_a_key_that_stands_twice_is_set_aside(tmp_path):
 # Compression
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("kind", ["gz", "zst", "bz2", "lz4"])
 def test_compressed_text_is_read_whole_or_named(tmp_path, kind):
     data = "a,b\n" + "".join(f"{n},{n * 7919 % 10007}\n" for n in range(20_000))

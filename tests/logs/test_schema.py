@@ -182,6 +182,7 @@ def test_ages_stay_with_their_queries():
 entries = st.sampled_from(["a", "A", " a ", "b", "B", "c", "", " ", "ｃ", None])
 
 
+@pytest.mark.long
 @given(
     st.lists(
         st.tuples(

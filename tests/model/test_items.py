@@ -70,6 +70,7 @@ def test_recomputation_changes_no_loss_and_no_gradient(weights, remat):
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5), wanted, found)
 
 
+@pytest.mark.long
 def test_empty_places_change_nothing(weights):
     given, arrays = items(), tables()
 

@@ -46,6 +46,7 @@ def test_a_vector_that_projects_to_a_tokens_row_reads_like_that_token(params):
     np.testing.assert_allclose(soft, plain, atol=1e-5)
 
 
+@pytest.mark.long
 def test_the_nth_soft_token_takes_the_nth_vector(params):
     """Packed rows: two requests in one row, each with its own vector."""
     vectors = jax.random.normal(jax.random.key(1), (1, 2, 5))

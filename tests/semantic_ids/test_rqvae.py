@@ -37,6 +37,7 @@ def test_gradients_pass_the_codes_straight_through():
     assert all(not leaf.any() for leaf in jax.tree.leaves(grads["codebooks"]))
 
 
+@pytest.mark.long
 def test_the_sums_are_those_a_loop_finds():
     stage = rqvae.rqvae_stage(rqvae_toy.CONFIG, rqvae_toy.WIDTH, 16)
     params, batch = rqvae_toy.start(), rqvae_toy.batch_at()(3)

@@ -67,6 +67,7 @@ def test_nor_does_one_that_was_refused_before_it_was_read(here):
     assert found.startswith(b"HTTP/1.1 403")
 
 
+@pytest.mark.long
 def test_who_never_reads_the_answer_is_cut_off(here):
     size = len(httpx.get(f"{here.url}/style.css").content)
     count = 60_000_000 // size // 20

@@ -147,6 +147,7 @@ def test_beams_are_opened_in_shapes_that_are_compiled(writer):
     assert set(SHAPES) == compiled and len(compiled) == 2
 
 
+@pytest.mark.long
 def test_no_request_waits_for_a_compiler(version):
     assert version.levels(EngineConfig()) == ("full", "popular"), "it writes nothing"
     pace = Pace((1, 4))

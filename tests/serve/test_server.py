@@ -172,6 +172,7 @@ def test_slow_clients_are_hung_up_on_and_others_do_not_notice(impatient):
     assert here.suggest(prefix="a").status_code == 200
 
 
+@pytest.mark.long
 def test_a_dripping_head_gains_nothing_by_dripping(impatient):
     here = impatient
     began = time.monotonic()

@@ -17,6 +17,8 @@ from onesug_jax.serve.requests import SuggestRequest
 from onesug_jax.serve.text_version import TextVersion
 from tests.serve.conftest import QUERIES
 
+pytestmark = pytest.mark.long  # they share what takes long to make
+
 SHAPES = Shapes((1, 4), (24, 48))
 CONFIG = EngineConfig(max_batch=4, levels=("beam",), lengths=(0.5, 1.0))
 
@@ -41,7 +43,6 @@ def programs():
     return decoding._search._cache_size()
 
 
-@pytest.mark.long
 def test_no_request_waits_for_a_compiler(prepared):
     """Whatever is asked after the shapes were compiled, no further program is."""
     version, _ = prepared

@@ -61,6 +61,7 @@ def bytes_of(folder: pathlib.Path) -> dict[str, bytes]:
     return {str(p.relative_to(found)): p.read_bytes() for p in found.rglob("*") if p.is_file()}
 
 
+@pytest.mark.long
 def test_blocks_in_workers_hold_the_rows_of_one_walk(written):
     whole, at_end, parts = written("whole", LogEngineConfig())
     cut, also, several = written("cut", LogEngineConfig(workers=2), least_rows=300)

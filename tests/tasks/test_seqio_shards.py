@@ -98,6 +98,7 @@ def test_a_task_gives_every_row_and_its_readers_share_the_shards(made):
     ]
 
 
+@pytest.mark.long
 def test_soft_tokens_of_the_text_model_have_their_numbers(made, tmp_path):
     _, vocabulary = made
     ids, ones = np.arange(1, 9), np.ones(4, int)

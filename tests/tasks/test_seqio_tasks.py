@@ -152,6 +152,7 @@ def test_seqio_padded_equals_the_serving_features_and_the_loader(world, split):
         assert array.dtype == rows[0][name].dtype
 
 
+@pytest.mark.long
 def test_seqio_packed_rows_equal_ours_array_by_array(world):
     lengths = {"inputs": 90, "targets": 20}
     # Asking a Task for longer rows does not lengthen its examples: the spec's lengths hold.
@@ -238,6 +239,7 @@ def test_another_beginning_of_the_query_has_its_own_context(world, tmp_path):
     assert changed > 20
 
 
+@pytest.mark.long
 def test_shards_part_the_rows_between_hosts(world):
     whole = converted("toy_query", "train", pack=False, lengths=LENGTHS)
     hosts = [

@@ -136,6 +136,7 @@ def test_broken_folders_name_the_fix(tmp_path):
         Vocabulary.load(str(tmp_path))
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("module", "heavy"),
     [

@@ -299,6 +299,7 @@ def test_a_stopped_run_goes_on_to_the_same_encoder(mined, aligned, tmp_path):
         run(mined, tmp_path, 62, held_out=0.1)
 
 
+@pytest.mark.long
 def test_without_steps_the_encoder_is_saved_as_it_is(mined, aligned, tmp_path):
     report = run(mined, tmp_path / "copy", 0, weights=str(aligned[0]))
     assert report["fingerprint"] == aligned[1]["fingerprint"]

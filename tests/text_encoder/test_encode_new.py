@@ -37,6 +37,7 @@ def test_a_text_has_the_same_bits_whatever_is_encoded_with_it(encoder, share):
     np.testing.assert_array_equal(out, all_of(TEXTS, encoder))
 
 
+@pytest.mark.long
 def test_whole_batches_give_equal_float32_vectors_one_by_one(encoder):
     together = encoder.encode(TEXTS, whole_batches=True)
     for row in (0, 7, len(TEXTS) - 1):

@@ -173,6 +173,7 @@ def test_a_best_of_steps_that_were_lost_counts_where_it_lies(train, toy, tmp_pat
     assert (again.best_step, again.best_value) == (10, 0.01), "another metric is another best"
 
 
+@pytest.mark.long
 def test_a_best_without_any_checkpoint_goes_and_nothing_else(train, toy, tmp_path):
     train(
         tmp_path / "first",
@@ -211,6 +212,7 @@ def test_patience_that_ended_a_run_may_be_raised(train, toy, tmp_path, capsys):
     assert train(tmp_path, **settings).step == 12
 
 
+@pytest.mark.long
 def test_a_change_of_a_killed_run_leaves_no_trace_where_nothing_came_of_it(train, tmp_path):
     train(tmp_path, steps=4)
 

@@ -193,6 +193,7 @@ def test_parameters_of_another_shape_are_refused_by_name(toy, mesh_of, tmp_path)
         assert toy.contents(tmp_path) == before
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("shape", [(1, 1, 1), (2, 2, 2)])
 def test_another_optimizer_gets_the_parameters_and_no_state(toy, mesh_of, tmp_path, shape):
     state, _, _ = setting(toy, mesh_of(*shape))
@@ -243,6 +244,7 @@ def test_load_params_finds_the_best_or_the_newest(toy, mesh_of, tmp_path):
         load_params(tmp_path / "elsewhere")
 
 
+@pytest.mark.long
 def test_loading_parameters_loads_no_tensorflow():
     code = (
         "import sys, onesug_jax.train.checkpoint\n"

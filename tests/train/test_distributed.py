@@ -69,6 +69,7 @@ def test_alone_nothing_is_imported(project_root):
     assert python(code, project_root).communicate()[0] == "False\n"
 
 
+@pytest.mark.long
 def test_nothing_to_join_is_an_error(project_root):
     words = ["compare", "--run", "nowhere"]
     code = f"import sys\nfrom onesug_jax.main import main\nsys.exit(main({words!r}))"
@@ -87,6 +88,7 @@ def pair(code, project_root):
     return [python(code, project_root, **settings, ONESUG_PROCESS=str(i)) for i in range(2)]
 
 
+@pytest.mark.long
 def test_two_processes_see_each_other(project_root):
     code = (
         "from onesug_jax.train.distributed import start_processes\n"

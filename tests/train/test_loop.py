@@ -67,6 +67,7 @@ def test_states_may_lie_in_a_bucket_and_another_machine_goes_on(
     assert saved_steps(tmp_path / "bucket") == [8, 12]
 
 
+@pytest.mark.long
 def test_batches_come_in_order_once_each(rows, train, toy, tmp_path, monkeypatch):
     asked, used = [], []
     real = toy.make_batch_at()
@@ -103,6 +104,7 @@ def test_going_on_with_another_mesh_keeps_the_losses(losses, train, tmp_path):
     np.testing.assert_allclose(list(one.values()), list(moved.values()), rtol=1e-5)
 
 
+@pytest.mark.long
 def test_sigterm_saves_first_and_the_handlers_come_back(train, toy, tmp_path):
     before = signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGINT)
     real = toy.make_batch_at()

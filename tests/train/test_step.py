@@ -74,6 +74,7 @@ def summed(toy, mesh, accumulation):
     return sum(one.bytes * one.times for one in found if one.kind in kinds and one.bytes > 64)
 
 
+@pytest.mark.long
 def test_microbatches_are_summed_over_devices_once(toy, mesh_of):
     mesh = mesh_of(4, 1, 1)
     assert 0 < summed(toy, mesh, 8) <= summed(toy, mesh, 1)
@@ -110,6 +111,7 @@ def test_meshes_agree_with_one_device(toy, mesh_of, name, shapes):
         assert_close(metrics_one, metrics_many)
 
 
+@pytest.mark.long
 def test_metrics_are_a_unit_of_weight(toy, mesh_of):
     stage, batch_at = toy.make_stage(), toy.make_batch_at()
     optimizer = make_optimizer("adamw", 0.02, 2, "rsqrt")

@@ -111,6 +111,7 @@ def test_every_slice_starts(described, name):
     assert found["splits"] >= 3
 
 
+@pytest.mark.long
 @NEEDS_COMPILER
 @pytest.mark.parametrize("name", SEVERAL)
 def test_several_slices_are_replicas(described, name):

@@ -31,7 +31,8 @@ class AsOfConfig:
       conversion_delay_ms: how long after its search an order or item click is visible. A log does
         not say when an order came; one that comes within this time gives a service the same counts.
       candidates: most candidates of a request, C.
-      history: the latest queries of a user, H; those of them that exist are in the arrays.
+      history: the latest queries of a user, H; those of them that exist are in the arrays, which
+        have a place, an empty one, where it is 0.
       weights: of the decayed counts, for the order of candidates.
       own: candidates that may come from the user's history, however rarely they are searched.
       around: candidates that may come from the search around the prefix's vector.

@@ -100,8 +100,8 @@ class AsOf(Observed):
             np.add(numbers, 1, out=candidates[: len(numbers)], casting="same_kind")
             counts = np.zeros((config.candidates, config.width), np.float32)
             counts[: len(numbers)] = logs[start:end]
-            history = np.zeros(config.history, np.int32)
-            minutes_ago = np.zeros(config.history, np.float32)
+            history = np.zeros(max(config.history, 1), np.int32)
+            minutes_ago = np.zeros(max(config.history, 1), np.float32)
             if past:
                 history[: len(past)] = past
                 history[: len(past)] += 1

@@ -217,6 +217,13 @@ def test_a_forgotten_user_has_no_history():
     assert state.request("l", "u", START + DAY_MS).history.tolist() == [0] * 40
 
 
+def test_without_a_history_its_one_place_is_empty():
+    state = AsOf(["lamp", "lace"], AsOfConfig(history=0))
+    state.observe(START, "u", "l", "lamp")
+    found = state.request("l", "u", START + DAY_MS)
+    assert found.history.tolist() == [0] and found.history_minutes.tolist() == [0.0]
+
+
 def test_a_state_is_saved_without_rare_texts(tmp_path):
     state = AsOf(["lamp", "lace", "rare one"], AsOfConfig(min_users=2))
     for user in ("u", "v"):

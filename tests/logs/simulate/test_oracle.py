@@ -249,6 +249,7 @@ def completions(rows, first, half_life, *, future=False, boost=0.0):
     return lists
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     "rival",
     [
@@ -285,6 +286,7 @@ def test_the_ceiling_is_as_high_as_the_oracle_expects(log):
         assert abs(found[part].mean() - expected[part].mean()) < 4 * spread + 0.002
 
 
+@pytest.mark.long
 def test_time_matters_in_the_log_and_only_if_it_is_on(log, tmp_path):
     """Counts of the last days against counts of train: the traits that real logs have."""
     rows, first, ceiling = log
