@@ -66,6 +66,8 @@ def searches(work: str) -> list[tuple[str, dict[str, list]]]:
     log = os.path.join(workdir.published(work), "log")
     paths = [os.path.join(log, f"{split}.parquet") for split in ("dev", "train")]
     paths = [path for path in paths if os.path.exists(path)]
+    if not paths:
+        raise SystemExit(f"{log}: expected a log; name a WORK_DIR that `run` has filled: --work W")
     rows = with_history(paths, keep=paths[0]).read_all().slice(0, 20_000)
     rows = rows.select(["prefix", "recent", "recent_minutes"]).to_pylist()
     random.Random(0).shuffle(rows)

@@ -86,6 +86,7 @@ class LiveCounts:
                     self._observe(state, row)
                 seq = rows[-1].seq
                 state.at(self._now())
+            state.at(self._now())  # also where the store holds nothing
         finally:
             connection.execute("COMMIT")
         self._seq, self._forgotten = seq, gone

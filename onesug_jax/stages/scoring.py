@@ -11,7 +11,7 @@ from onesug_jax.errors import UserError
 from onesug_jax.pipeline.spec import Context
 from onesug_jax.pipeline.tables import local_log
 from onesug_jax.pipeline.workdir import finished, split_files
-from onesug_jax.stages.trained_model import TrainedModel
+from onesug_jax.stages.trained_model import TrainedModel, before_log
 from onesug_jax.train import distributed
 
 if TYPE_CHECKING:
@@ -119,7 +119,7 @@ def replayed(
     context = model.context
     freshness = freshness or context.settings.get("evaluate.freshness")
     config, frozen = settings_at(context.configured("AsOfConfig")(), freshness)
-    state = model.before_log(freshness_ms=config.freshness_ms)
+    state = before_log(context, model, freshness_ms=config.freshness_ms)
     table = model.tables()
     models = {"model": model}
     if rivals and model.reference:

@@ -163,10 +163,6 @@ class TrainedModel(Parts):
 
     # ------------------------------------------------------------------ lists of items
 
-    def before_log(self, **changes) -> AsOf:
-        """The as-of state of the shop before its first search; `changes` of `AsOfConfig`."""
-        return before_log(self.context, self, **changes)
-
     def after_log(self) -> AsOf:
         """The as-of state at the end of the log that the model was trained on, with its settings
         but for the number of candidates.
