@@ -188,7 +188,8 @@ def test_every_server_drops_what_a_forgotten_user_did(store, path, opened, monke
         other_store.close()
 
 
-def test_counts_go_on_where_they_cannot_be_made_anew(store, opened):
+def test_counts_go_on_where_they_cannot_be_made_anew(store, opened, monkeypatch):
+    monkeypatch.setattr("onesug_jax.serve.live._REST", 0)
     live = opened(again=lambda: 1 / 0)
     store.forget("v").result(30)
     for number in (1, 2):
