@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from onesug_jax.errors import UserError
@@ -18,13 +18,21 @@ if TYPE_CHECKING:
     from onesug_jax.decode.suggester import Suggester
 
 
+SFT = "sft"  # the rival that a preference-aligned model was aligned from
+
+
 def score(
-    model: TrainedModel, split: str, *logs: str, rivals: bool = True, sample: int | None = None
+    model: TrainedModel,
+    split: str,
+    *logs: str,
+    rivals: Collection[str] | None = None,
+    sample: int | None = None,
 ):
     """Scores one file of a log with a model and its rivals; `logs` are folders of history.
 
-    `sample`: about so many of its rows, evenly spread; None: all.
-    Where the model is preference-aligned, the one that it started from is a rival, `sft`.
+    Args:
+      rivals: names of those wanted; None: all that there are.
+      sample: about so many of its rows, evenly spread; None: all.
     """
     from onesug_jax.evaluate import baselines
 
@@ -36,10 +44,11 @@ def score(
             "in use reads text alone and nothing as of a moment. Leave it out."
         )
     lists: dict[str, Callable] = {"model": model.text_suggester().suggest}
-    if rivals:
-        lists["most_popular"] = baselines.MostPopular(model.completions).suggest
-        if model.reference:
-            lists["sft"] = model.reference.text_suggester().suggest
+    popular = baselines.MostPopular(model.completions)
+    if _wanted(popular.name, rivals):
+        lists[popular.name] = popular.suggest
+    if model.reference and _wanted(SFT, rivals):
+        lists[SFT] = model.reference.text_suggester().suggest
     rows = _rows(model, split, logs)
     if sample is not None:
         table = rows.read_all()
@@ -71,6 +80,10 @@ def watch_lists(model: TrainedModel, split: str, log: str, rows: int) -> Callabl
     return scores
 
 
+def _wanted(name: str, rivals: Collection[str] | None) -> bool:
+    return rivals is None or name in rivals
+
+
 def _rows(model: TrainedModel, split: str, logs: Sequence[str]):
     """A reader of a file's rows with their histories."""
     from onesug_jax.logs.history import with_history
@@ -100,7 +113,7 @@ def replayed(
     model: TrainedModel,
     split: str,
     *logs: str,
-    rivals: bool = True,
+    rivals: Collection[str] | None = None,
     freshness: str | None = None,
     sample: int | None = None,
 ):
@@ -108,6 +121,7 @@ def replayed(
 
     Args:
       split: the file. logs: folders with all that happened before and during it.
+      rivals: as of `score`.
       freshness: as `evaluate` takes it; None: as it is set.
       sample: about so many of its rows, evenly spread, are scored; None: all.
     """
@@ -122,12 +136,12 @@ def replayed(
     state = before_log(context, model, freshness_ms=config.freshness_ms)
     table = model.tables()
     models = {"model": model}
-    if rivals and model.reference:
-        models["sft"] = model.reference
+    if model.reference and _wanted(SFT, rivals):
+        models[SFT] = model.reference
     writers = {name: one.item_suggester(state, table) for name, one in models.items()}
     lists = {name: writer.suggest for name, writer in writers.items()}
     listed = {}
-    if rivals:
+    if rivals is None:
         lists |= _counted(model, state)
         if finished(context.home.cascade):
             lists["cascade"] = _cascade(model, state, table).suggest
@@ -173,8 +187,8 @@ def _counted(model: TrainedModel, state) -> dict[str, Callable]:
     from onesug_jax.evaluate import baselines
 
     now = baselines.as_of(state.text, state.config)
-    popular = baselines.MostPopular(model.completions).suggest
-    return {"most_popular": popular, **{name: rival.suggest for name, rival in now.items()}}
+    popular = baselines.MostPopular(model.completions)
+    return {popular.name: popular.suggest, **{name: rival.suggest for name, rival in now.items()}}
 
 
 def _cascade(model: TrainedModel, state, table):

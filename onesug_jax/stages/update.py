@@ -3,8 +3,8 @@
 Every version is a work directory of its own, WORK_DIR/versions/0001, 0002, ...; WORK_DIR itself is
 version 0000. An update fills `<next>.new` by the ordinary stages: fresh rows joined to those of the
 last days, mined again; encoder, vocabulary and codebooks unchanged; preferences of the newest days
-learnt from M_t. Then M_t as it is served and M_{t+1} write lists for the `dev` rows of M_t's log,
-which were held back from it and are held back from M_{t+1}: no fresh row decides.
+learnt from M_t. Then both write lists for the `dev` rows of M_t's log, which were held back from it
+and are held back from M_{t+1}: no fresh row decides.
 The newest fresh rows are held back for the next update. `versions.publish` then names M_{t+1} in
 one move. An update that is killed at any moment leaves M_t in use, and the same command continues.
 """
@@ -30,7 +30,7 @@ from onesug_jax.pipeline.spec import Context
 from onesug_jax.pipeline.workdir import WorkDir, split_files
 from onesug_jax.stages import entered, trained
 from onesug_jax.stages.parts import Parts
-from onesug_jax.stages.scoring import judged, score
+from onesug_jax.stages.scoring import SFT, judged, score
 from onesug_jax.stages.spent import Spent
 from onesug_jax.stages.trained_model import TrainedModel
 from onesug_jax.stages.update_log import days_of, join
@@ -270,15 +270,16 @@ def _judge(
     tolerance: float,
     rows: int,
 ) -> int | None:
-    """Scores both models on the rows held back before, and names the new one if it is not worse."""
+    """Scores both models on the rows held back before, and names the new one if it is not worse.
+
+    Both see the same requests with the same tables: M_t is the model that M_t+1 was aligned from.
+    """
     there = WorkDir(new)
     judge = os.path.join(there.log, "test.parquet")
-    values = {}
-    for name, work in (("M_t", base.work), ("M_t+1", there)):
-        bundled = WorkDir(workdir.model_in_use(work.path))
-        model = TrainedModel(dataclasses.replace(context, work=bundled, home=there))
-        scores = score(model, judge, there.log, rivals=False, sample=rows)
-        values[name] = judged(scores.metrics["model"])
+    bundled = WorkDir(workdir.model_in_use(new))
+    model = TrainedModel(dataclasses.replace(context, work=bundled, home=there), "rwr")
+    scores = score(model, judge, there.log, rivals=[SFT], sample=rows).metrics
+    values = {"M_t": judged(scores[SFT]), "M_t+1": judged(scores["model"])}
     for name, found in values.items():
         print(f"  {name:<6}" + "".join(f"  {key} {value:6.2f}" for key, value in found.items()))
     better = values["M_t+1"]["value"] >= values["M_t"]["value"] - tolerance
