@@ -14,8 +14,10 @@ Five tables, one Parquet file each, and a report of rows:
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import os
+from collections.abc import Iterator, Sequence
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -42,6 +44,7 @@ TABLES = {
     "pools": pa.schema([("prefix", _STRING), ("query", _STRING), ("rank", _INT), ("count", _INT)]),
 }
 REPORT = "report.json"
+_BLOCK = 1 << 20  # rows
 
 
 @dataclasses.dataclass(frozen=True)
@@ -79,10 +82,23 @@ def read_table(out: str, name: str) -> pa.Table:
     """
     if name not in TABLES:
         raise UserError(f"mined table {name!r}: expected one of {', '.join(TABLES)}.")
+    with _reading(out, name) as path:
+        return pq.read_table(path).cast(TABLES[name])
+
+
+def read_blocks(out: str, name: str, columns: Sequence[str]) -> Iterator[pa.RecordBatch]:
+    """Some columns of a mined table, a million rows at a time; errors as of `read_table`."""
+    with _reading(out, name) as path, pq.ParquetFile(path) as file:
+        yield from file.iter_batches(_BLOCK, columns=list(columns))
+
+
+@contextlib.contextmanager
+def _reading(out: str, name: str) -> Iterator[str]:
+    """The path of a table; what fails while it is read becomes a UserError."""
     path = os.path.join(out, file_of(name))
     require_files([path], "a mined table", "run mine first.")
     try:
-        return pq.read_table(path).cast(TABLES[name])
+        yield path
     except (ValueError, OSError) as error:  # pyarrow's own errors are kinds of these
         raise UserError(
             f"{path}: expected the columns {', '.join(TABLES[name].names)}; reading them failed: "

@@ -7,10 +7,11 @@ installed there.
 
 from __future__ import annotations
 
+import collections
 import contextlib
 import multiprocessing
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Executor, Future, ProcessPoolExecutor, ThreadPoolExecutor
 from typing import Any
 
@@ -53,3 +54,25 @@ def open_workers(
         pool.shutdown(cancel_futures=True)
         if own:
             session.stop()
+
+
+def results(
+    config: LogEngineConfig,
+    scratch: str,
+    function: Callable[[Any], Any],
+    arguments: Sequence[Any],
+) -> Iterator[Any]:
+    """`function(argument)` of each argument, in their order: of one here, of several in workers, a
+    few ahead of whoever reads. Parameters as of `open_workers`.
+    """
+    if len(arguments) == 1:
+        yield function(arguments[0])
+        return
+    waiting: collections.deque[Future] = collections.deque()
+    with open_workers(config, scratch) as (count, submit):
+        for argument in arguments:
+            waiting.append(submit(function, argument))
+            if len(waiting) > count:
+                yield waiting.popleft().result()
+        while waiting:
+            yield waiting.popleft().result()

@@ -167,6 +167,7 @@ MAKING = (
         folder="rewards",
         inputs=lambda context: ("log/*.parquet", "mined/*", "examples/*/train/*.json"),
         configures=("RewardConfig", "FeatureSpec"),
+        ignores=("LogEngineConfig",),
         example="rewards --gin.WORK_DIR=work/mine --gin.RewardConfig.order=3.0",
     ),
     StageSpec(

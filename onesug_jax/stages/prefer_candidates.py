@@ -7,6 +7,7 @@ examples; rewards are a table of queries by level.
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import os
 from typing import TYPE_CHECKING, Any
@@ -17,6 +18,7 @@ from onesug_jax.logs.asof.config import DAY_MS
 from onesug_jax.pipeline.mirror import fetch
 from onesug_jax.pipeline.spec import Context
 from onesug_jax.stages import pretrained, trained, watch
+from onesug_jax.stages.asof_examples import BLOCKS, LEAST_ROWS
 from onesug_jax.stages.parts import SPARE, Parts, on_device
 from onesug_jax.stages.trained_model import TrainedModel
 from onesug_jax.train import distributed
@@ -31,28 +33,56 @@ REWARDS_FILE = "rewards.npy"
 
 def rewards(context: Context) -> None:
     """The reward of each query at each behaviour level, `[6, 1 + N + spare]`, into
-    WORK_DIR/rewards.
+    WORK_DIR/rewards; of many rows in workers.
     """
     import numpy as np
 
     from onesug_jax.align.rewards import reward_table
     from onesug_jax.logs.schema import Level
+    from onesug_jax.logs.workers import results
     from onesug_jax.tasks.item_examples import ItemExamples
 
-    examples = ItemExamples(context.work.examples, "train", fetch=fetch)
+    folder, engine = context.work.examples, context.configured("LogEngineConfig")()
+    examples = ItemExamples(folder, "train", fetch=fetch)
     size = 1 + len(Parts(context.work).completions) + SPARE
+    starts = range(0, len(examples), max(LEAST_ROWS, -(-len(examples) // BLOCKS)))
+    ends = [*starts[1:], len(examples)]
+    blocks = [Rows(folder, *each, size) for each in zip(starts, ends, strict=True)]
     counts = np.zeros((len(Level), size), np.int64)
-    for block in examples.blocks(names=("candidates", "candidate_levels")):
-        numbers, levels = block["candidates"], block["candidate_levels"]
-        there = numbers > 0
-        flat = levels[there].astype(np.int64) * size + numbers[there]
-        counts += np.bincount(flat, minlength=counts.size).reshape(counts.shape)
+    for found in results(engine, engine.scratch or context.work.rewards, count_levels, blocks):
+        counts += found
     table = reward_table(counts, context.configured("RewardConfig")())
     np.save(os.path.join(context.work.rewards, REWARDS_FILE), table)
     report = {level.name: int(counts[level].sum()) for level in Level if counts[level].sum()}
     write_json(os.path.join(context.work.rewards, "report.json"), report)
     counted = ", ".join(f"{count:,} {name}" for name, count in report.items())
     print(f"{len(examples):,} rows; candidates: {counted}", flush=True)
+
+
+@dataclasses.dataclass(frozen=True)
+class Rows:
+    """Examples from number `first` to before `stop`; `size`: numbers that a query may have."""
+
+    folder: str
+    first: int
+    stop: int
+    size: int
+
+
+def count_levels(rows: Rows) -> np.ndarray:
+    """How often each query was a candidate at each level, `[6, size]`; runs in a worker."""
+    import numpy as np
+
+    from onesug_jax.logs.schema import Level
+    from onesug_jax.tasks.item_examples import ItemExamples
+
+    counts = np.zeros((len(Level), rows.size), np.int32)
+    examples = ItemExamples(rows.folder, "train", fetch=fetch)
+    for block in examples.blocks(rows.first, rows.stop, names=("candidates", "candidate_levels")):
+        numbers, levels = block["candidates"], block["candidate_levels"]
+        there = numbers > 0
+        np.add.at(counts, (levels[there], numbers[there]), 1)
+    return counts
 
 
 def rwr(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 from onesug_jax.files import atomic_path, atomic_write
@@ -161,15 +162,13 @@ def _alike(mined: str) -> tuple[np.ndarray, np.ndarray]:
     which the same items were clicked, or where no item ever was, those of the same visitors.
     """
     import numpy as np
-    import pyarrow.compute as pc
 
-    from onesug_jax.logs.mined import read_table
-
-    queries, pairs = _texts(mined, "queries"), read_table(mined, "query_query")
-    by_item = pairs.filter(pc.equal(pairs["source"], "item"))
-    pairs = by_item if by_item.num_rows else pairs
-    first = np.searchsorted(_numbers(pairs["query"], queries), np.arange(len(queries) + 1))
-    return first, _numbers(pairs["other"], queries)
+    queries = _texts(mined, "queries")
+    both = {"query": queries, "other": queries}
+    own, other = _pairs(mined, "query_query", both, source="item")
+    if not len(own):
+        own, other = _pairs(mined, "query_query", both)
+    return np.searchsorted(own, np.arange(len(queries) + 1)), other
 
 
 def index(context: Context, *, precomputed: int = 0, vectors: str = "int8") -> None:
@@ -181,7 +180,6 @@ def index(context: Context, *, precomputed: int = 0, vectors: str = "int8") -> N
     """
     import numpy as np
 
-    from onesug_jax.logs.mined import read_table
     from onesug_jax.retrieval.prefix_index import PrefixIndex
     from onesug_jax.semantic_ids.quantiser import Quantiser
     from onesug_jax.train.compiler import cache_programs
@@ -193,8 +191,8 @@ def index(context: Context, *, precomputed: int = 0, vectors: str = "int8") -> N
     prefixes = _texts(work.mined, "prefixes")
     prefix_vectors = np.empty((len(prefixes), encoder.dimension), np.float16)
     context.configured("encode")(encoder, prefixes, "prefixes", prefix_vectors)
-    pairs = read_table(work.mined, "prefix_query")
-    rows = _numbers(pairs["prefix"], prefixes)
+    both = {"prefix": prefixes, "query": _texts(work.mined, "queries")}
+    rows, pair_queries = _pairs(work.mined, "prefix_query", both)
     built = PrefixIndex.build(
         work.index,
         queries=parts.completions.queries,
@@ -204,7 +202,7 @@ def index(context: Context, *, precomputed: int = 0, vectors: str = "int8") -> N
         prefixes=prefixes.to_pylist(),
         prefix_vectors=prefix_vectors,
         pair_offsets=np.searchsorted(rows, np.arange(len(prefixes) + 1)),
-        pair_queries=_numbers(pairs["query"], _texts(work.mined, "queries")),
+        pair_queries=pair_queries,
         fingerprints={"encoder": encoder.fingerprint, "ids": quantiser.fingerprint},
         search_config=context.configured("SearchConfig")(),
         enhance_config=context.configured("EnhanceConfig")(),
@@ -218,8 +216,25 @@ def index(context: Context, *, precomputed: int = 0, vectors: str = "int8") -> N
     )
 
 
-def _numbers(texts, array):
-    """`[n]` places of Arrow texts in an Arrow array that holds all of them."""
+def _pairs(
+    mined: str, table: str, of: Mapping[str, pa.Array], source: str | None = None
+) -> list[np.ndarray]:
+    """The places of a table's texts in arrays that hold all of them, int32 `[pairs]` a column.
+
+    Args:
+      of: column -> array.
+      source: of "query_query", the pairs that are taken; None: all.
+    """
+    import numpy as np
     import pyarrow.compute as pc
 
-    return pc.index_in(texts, value_set=array).to_numpy().astype("int64")
+    from onesug_jax.logs.mined import read_blocks
+
+    found: dict[str, list[np.ndarray]] = {name: [np.empty(0, np.int32)] for name in of}
+    for block in read_blocks(mined, table, [*of, *([] if source is None else ["source"])]):
+        if source is not None:
+            block = block.filter(pc.equal(block["source"], source))
+        for name, values in of.items():
+            places = pc.index_in(block[name], value_set=values)
+            found[name].append(places.to_numpy(zero_copy_only=False).astype(np.int32))
+    return [np.concatenate(parts) for parts in found.values()]

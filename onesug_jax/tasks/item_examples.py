@@ -233,9 +233,13 @@ class ItemExamples:
         """Features (default: all) of B rows, `[B, *shapes[name]]`; 0 in empty places."""
         return self._arrays(self.shards.read(rows), names)
 
-    def blocks(self, first: int = 0, *, names: Iterable[str]) -> Iterator[dict[str, np.ndarray]]:
-        """Features of the rows from `first` on, some thousand at a time, in order."""
-        for found in self.shards.scan(first, len(self)):
+    def blocks(
+        self, first: int = 0, stop: int | None = None, *, names: Iterable[str]
+    ) -> Iterator[dict[str, np.ndarray]]:
+        """Features of the rows from `first` to before `stop` (None: to the end), some thousand at a
+        time, in order.
+        """
+        for found in self.shards.scan(first, len(self) if stop is None else stop):
             yield self._arrays(found, names)
 
     def _arrays(self, found: list[bytes], names: Iterable[str] | None) -> dict[str, np.ndarray]:

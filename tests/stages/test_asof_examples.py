@@ -11,7 +11,9 @@ from onesug_jax.logs.asof.config import AsOfConfig
 from onesug_jax.logs.asof.state import AsOf
 from onesug_jax.logs.completion import CompletionIndex
 from onesug_jax.logs.engines import LogEngineConfig
+from onesug_jax.logs.workers import results
 from onesug_jax.stages.asof_examples import Walk, write_blocks
+from onesug_jax.stages.prefer_candidates import Rows, count_levels
 from onesug_jax.tasks import item_examples
 from onesug_jax.tasks.features import FeatureSpec
 from onesug_jax.tasks.shards import META_FILE
@@ -110,3 +112,28 @@ def test_spark_writes_the_same_bytes(written, spark, tmp_path, monkeypatch):
     one, *_ = written("here", here, least_rows=600)
     other, *_ = written("cluster", cluster, least_rows=600)
     assert bytes_of(one) == bytes_of(other)
+    assert np.array_equal(levels(one, 600, cluster), levels(one, 10**6, here))
+
+
+def levels(folder, block, engine):
+    """The counts of candidates by level, of so many rows at a time."""
+    total = len(item_examples.ItemExamples(str(folder), "train"))
+    firsts = range(0, total, block)
+    rows = [Rows(str(folder), first, min(first + block, total), 20_000) for first in firsts]
+    found = list(results(engine, str(folder), count_levels, rows))
+    assert len(found) == len(firsts)
+    return sum(found)
+
+
+@pytest.mark.long
+def test_levels_counted_in_workers_are_those_of_a_plain_loop(written):
+    folder, *_ = written("examples", LogEngineConfig())
+    expected = np.zeros((6, 20_000), int)
+    for block in item_examples.ItemExamples(str(folder), "train").blocks(
+        names=("candidates", "candidate_levels")
+    ):
+        for numbers, own in zip(block["candidates"], block["candidate_levels"], strict=True):
+            for number, level in zip(numbers.tolist(), own.tolist(), strict=True):
+                expected[level, number] += number > 0
+    assert expected.sum() > 1000
+    assert np.array_equal(levels(folder, 300, LogEngineConfig(workers=2)), expected)
