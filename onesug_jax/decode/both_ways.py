@@ -24,25 +24,26 @@ class WritingConfig:
     """When beams are opened beside candidates.
 
     Attributes:
-      least_share: open them where all candidates together have less probability than 1 minus this;
-        1 opens none for that reason.
-      fill: open them where candidates are fewer than the list is long.
+      least_share: open them where candidates leave more probability than this to other queries; 1
+        opens none for that reason.
+      fill_share: the same where candidates are fewer than the list is long.
       beams: how many; at most so many queries of a list are written.
       max_length: most pieces of a written query, its end included.
       longest: most bytes of a prefix that a written query is held to.
     """
 
     least_share: float = 0.1
-    fill: bool = True
+    fill_share: float = 0.01
     beams: int = 8
     max_length: int = 12
     longest: int = 32
 
     def __post_init__(self) -> None:
-        if not 0 <= self.least_share <= 1:
-            raise UserError(
-                f"WritingConfig.least_share = {self.least_share}: expected a probability, 0 to 1"
-            )
+        for name in ("least_share", "fill_share"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise UserError(
+                    f"WritingConfig.{name} = {getattr(self, name)}: expected a probability, 0 to 1"
+                )
         if min(self.beams, self.longest) < 1 or self.max_length < 2:
             raise UserError(
                 "WritingConfig: expected beams and longest of 1 or more, max_length of 2 or more; "
@@ -62,8 +63,8 @@ def leaves_room(
     """
     there = log_probabilities > -1e8
     mass = np.sum(np.where(there, np.exp(np.minimum(log_probabilities, 0.0)), 0.0), axis=1)
-    room = mass < 1 - config.least_share
-    return room | (shown < listed) if config.fill else room
+    few = shown < listed
+    return mass < 1 - np.where(few, min(config.fill_share, config.least_share), config.least_share)
 
 
 def merged(

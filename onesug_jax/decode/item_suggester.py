@@ -34,7 +34,8 @@ from onesug_jax.model.unrolled import for_decoding
 from onesug_jax.tasks.features import Featurizer, Request
 
 TABLES = ("vectors", "words", "word_weights", "lengths", "prefix_vectors")
-_STEP = 8  # input lengths are rounded up to multiples of this
+_STEP = 8  # input lengths are rounded up to multiples of this,
+_WRITE_STEP = 24  # and of this where beams are opened: each shape takes seconds to compile
 _BLOCK = 64  # rows of the tables that are replaced at once: one program, whatever is new
 _CACHED = 65_536  # prefixes whose rows, and whose ids, are cached
 
@@ -70,8 +71,8 @@ class ItemSuggester:
 
     Attributes:
       plausible: which written texts may be shown, of those that pass; None: all.
-      write_shape: ids and candidates that a batch is filled up to where beams are opened; None: as
-        where they are not.
+      write_shape: ids and candidates that a batch is filled up to where beams are opened; None: to
+        multiples of 24, and to the first of `sizes` or all.
     """
 
     def __init__(
@@ -200,7 +201,9 @@ class ItemSuggester:
         log-probabilities; `room` as of `arrays`.
         """
         assert self.writing is not None
-        length, size = self.write_shape or (0, size)
+        longest = max(len(self._ids(request)) for request in requests)
+        every = size if (size,) == self.sizes[:1] else len(_items(requests[0]).candidates)
+        length, size = self.write_shape or (-(-longest // _WRITE_STEP) * _WRITE_STEP, every)
         most = Room(size, len(_items(requests[0]).history))
         tokens, items = self.arrays(requests, most, room, length)
         prefixes = [request.prefix for request in requests]

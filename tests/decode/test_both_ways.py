@@ -152,8 +152,9 @@ def test_room_is_where_candidates_are_few_or_unlikely():
     config = WritingConfig(least_share=0.1)
     shown = np.array([2, 2, 1])
     assert leaves_room(logs, shown, 2, config).tolist() == [False, True, True]
-    no_fill = dataclasses.replace(config, fill=False)
-    assert leaves_room(logs, shown, 2, no_fill).tolist() == [0, 1, 0]
+    for fill_share, fills in ((0.02, True), (0.04, False), (1.0, False)):
+        other = dataclasses.replace(config, fill_share=fill_share)
+        assert leaves_room(logs, shown, 2, other).tolist() == [False, True, fills]
     assert not leaves_room(logs, shown, 1, WritingConfig(least_share=1.0)).any()
     with pytest.raises(UserError, match="least_share"):
         WritingConfig(least_share=1.5)
