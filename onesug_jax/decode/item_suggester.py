@@ -34,8 +34,7 @@ from onesug_jax.model.unrolled import for_decoding
 from onesug_jax.tasks.features import Featurizer, Request
 
 TABLES = ("vectors", "words", "word_weights", "lengths", "prefix_vectors")
-_STEP = 8  # input lengths are rounded up to multiples of this,
-_WRITE_STEP = 24  # and of this where beams are opened: each shape takes seconds to compile
+_STEP = 24  # input lengths are rounded up to multiples of this
 _BLOCK = 64  # rows of the tables that are replaced at once: one program, whatever is new
 _CACHED = 65_536  # prefixes whose rows, and whose ids, are cached
 
@@ -64,15 +63,15 @@ class ItemSuggester:
       sizes, pasts: candidates and queries of the history that it is filled up to, ascending; where
         a request has more, all that there can be.
       lengths: input lengths that a batch is filled up to, ascending; longer ones, and all where
-        there are none, are filled up to multiples of 8. Where there are any, requests longer than
+        there are none, are filled up to multiples of 24. Where there are any, requests longer than
         the first are rare, and have room for all candidates and all of the history.
       passes: which texts may be shown; None: all.
       writing: when queries are written beside the candidates; None: never.
 
     Attributes:
       plausible: which written texts may be shown, of those that pass; None: all.
-      write_shape: ids and candidates that a batch is filled up to where beams are opened; None: to
-        multiples of 24, and to the first of `sizes` or all.
+      write_shape: ids and candidates that a batch is filled up to where beams are opened; None: as
+        where they are not, but to the first of `sizes` or all candidates.
     """
 
     def __init__(
@@ -201,9 +200,8 @@ class ItemSuggester:
         log-probabilities; `room` as of `arrays`.
         """
         assert self.writing is not None
-        longest = max(len(self._ids(request)) for request in requests)
         every = size if (size,) == self.sizes[:1] else len(_items(requests[0]).candidates)
-        length, size = self.write_shape or (-(-longest // _WRITE_STEP) * _WRITE_STEP, every)
+        length, size = self.write_shape or (0, every)
         most = Room(size, len(_items(requests[0]).history))
         tokens, items = self.arrays(requests, most, room, length)
         prefixes = [request.prefix for request in requests]

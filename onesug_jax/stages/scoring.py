@@ -138,7 +138,8 @@ def replayed(
     models = {"model": model}
     if model.reference and _wanted(SFT, rivals):
         models[SFT] = model.reference
-    writers = {name: one.item_suggester(state, table) for name, one in models.items()}
+    few: Any = {"batch_sizes": (32,), "pasts": ()}  # each shape takes seconds to compile
+    writers = {name: one.item_suggester(state, table, **few) for name, one in models.items()}
     lists = {name: writer.suggest for name, writer in writers.items()}
     listed = {}
     if rivals is None:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
+from collections.abc import Sequence
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
@@ -184,9 +185,12 @@ class TrainedModel(Parts):
         table.add(later, [state.text(number) for number in later], self.encode)
         return table
 
-    def item_suggester(self, state: AsOf, table: QueryTables) -> ItemSuggester:
-        """What ranks candidates, over the queries that a state numbers and their tables. Asked
-        again, the same one goes over to the new state, and compiles nothing anew.
+    def item_suggester(
+        self, state: AsOf, table: QueryTables, **shapes: Sequence[int]
+    ) -> ItemSuggester:
+        """What ranks candidates, over the queries that a state numbers and their tables; `shapes`
+        as `ItemSuggester` takes them. Asked again, the same one goes over to the new state, and
+        compiles nothing anew.
         """
         from onesug_jax.decode.item_suggester import ItemSuggester
 
@@ -202,6 +206,7 @@ class TrainedModel(Parts):
             state.text,
             lambda prefix: self.index.prefix_number(prefix) + 1,
             writing=self.context.configured("WritingConfig")(),
+            **shapes,
         )
         shown = self.rules.shown
         if shown.blocked:
