@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import dataclasses
 import os
-from collections.abc import Sequence
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
@@ -185,9 +184,7 @@ class TrainedModel(Parts):
         table.add(later, [state.text(number) for number in later], self.encode)
         return table
 
-    def item_suggester(
-        self, state: AsOf, table: QueryTables, **shapes: Sequence[int]
-    ) -> ItemSuggester:
+    def item_suggester(self, state: AsOf, table: QueryTables, **shapes: Any) -> ItemSuggester:
         """What ranks candidates, over the queries that a state numbers and their tables; `shapes`
         as `ItemSuggester` takes them. Asked again, the same one goes over to the new state, and
         compiles nothing anew.
