@@ -11,11 +11,13 @@ import pytest
 # Eight fake CPU devices for mesh tests; set before anything imports jax.
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 if "host_platform_device_count" not in os.environ.get("XLA_FLAGS", ""):
-    # Tests compile much and compute little: LLVM need not optimise. Eight devices on two busy cores
-    # may wait for one another longer than the 40 seconds after which XLA takes them for stuck.
+    # Tests compile much and compute little: LLVM need not optimise, and XLA's newer way to fuse
+    # takes half as long again to compile. Eight devices on two busy cores may wait for one another
+    # longer than the 40 seconds after which XLA takes them for stuck.
     os.environ["XLA_FLAGS"] = (
         os.environ.get("XLA_FLAGS", "")
         + " --xla_force_host_platform_device_count=8 --xla_backend_optimization_level=0"
+        + " --xla_cpu_use_fusion_emitters=false"
         + " --xla_cpu_collective_call_terminate_timeout_seconds=500"
     ).strip()
 

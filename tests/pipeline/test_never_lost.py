@@ -192,7 +192,7 @@ def explore(examples: int, steps: int, machine=WorkDirMachine) -> None:
 
 @pytest.mark.long
 def test_random_commands_lose_nothing():
-    explore(examples=10, steps=10)
+    explore(examples=5, steps=10)
 
 
 @pytest.mark.long
