@@ -2,9 +2,11 @@
 
 import contextlib
 import fcntl
+import gc
 import os
 import pathlib
 import shutil
+import sys
 
 import pytest
 
@@ -71,6 +73,15 @@ def devices(request):
         if not request.node.get_closest_marker("eight_devices"):
             stack.enter_context(one_device())
         yield
+
+
+@pytest.fixture(autouse=True, scope="module")
+def programs_of_one_module():
+    """A module's compiled programs go when it ends: a worker's memory would fill up with them."""
+    yield
+    if "jax" in sys.modules:
+        sys.modules["jax"].clear_caches()
+        gc.collect()
 
 
 def pytest_collection_modifyitems(items):
