@@ -289,7 +289,7 @@ def test_the_export_is_a_log_that_ingest_takes_whole(store, tmp_path):
     assert [found[2][name] for name in own] == [["old", "new"], [90.0, 1.5]]
     assert found[0]["history"] is None and found[0]["history_minutes"] is None
     out = tmp_path / "log"
-    report = ingest(str(tmp_path / "export.parquet"), str(out), dev_days=0.0)
+    report = ingest(str(tmp_path / "export.parquet"), str(out), dev_share=0.0)
     assert (report.accepted, report.set_aside, report.profile) == (3, 0, ["age", "gender"])
     written = pq.read_table(out / "train.parquet").to_pylist()
     levels = [schema.request_level(r["clicked_items"], r["ordered_items"]).name for r in written]
