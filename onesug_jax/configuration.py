@@ -19,7 +19,7 @@ from typing import Any, TextIO
 
 from onesug_jax import cli
 from onesug_jax.errors import UserError
-from onesug_jax.files import is_remote
+from onesug_jax.files import is_remote, mode_of
 from onesug_jax.pipeline import workdir
 from onesug_jax.pipeline.mirror import Mirror
 from onesug_jax.signatures import (
@@ -182,7 +182,7 @@ def read_config(files: Sequence[str] = (), flags: Sequence[tuple[str, str]] = ()
         mirror = Mirror.of(str(chosen["WORK_DIR"]))
         mirror.refresh()
     memory = workdir.settings_file(str(chosen["WORK_DIR"]))
-    remembered = list(_read_file(memory)) if os.path.isfile(memory) else []
+    remembered = list(_read_file(memory)) if mode_of(memory) else []
     places = {key: (value, where) for key, value, where in defaults + remembered + given}
     sizes: list[Binding] = []
     for macro, folder in (("MODEL", "models"), ("MESH", "mesh")):

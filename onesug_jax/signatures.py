@@ -65,7 +65,8 @@ def accepts(kind: Any, value: Any) -> bool:
     """Whether a literal fits a type: `int | None`, `Sequence[str]`, `tuple[int, int]`, ...
 
     A string is not a sequence, a bool is not a number, an int is a float; numbers are finite and
-    whole ones have 64 bits; no literal is an object, which is set by its own name.
+    whole ones have 64 bits, text has no character 0; no literal is an object, which is set by its
+    own name.
     """
     if kind is None or kind is Any:
         return True
@@ -79,7 +80,7 @@ def accepts(kind: Any, value: Any) -> bool:
     if kind is bool or isinstance(value, bool):
         return kind is bool and isinstance(value, bool)
     if kind is str:
-        return isinstance(value, str)
+        return isinstance(value, str) and "\0" not in value
     if kind is int or kind is float and isinstance(value, int):
         return isinstance(value, int) and -(2**63) <= value < 2**63
     if kind is float:

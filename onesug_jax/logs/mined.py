@@ -20,7 +20,7 @@ import os
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from onesug_jax.errors import UserError
+from onesug_jax.errors import UserError, check_refused
 from onesug_jax.files import require_files
 
 _STRING, _INT, _FLOAT = pa.string(), pa.int64(), pa.float64()
@@ -84,6 +84,7 @@ def read_table(out: str, name: str) -> pa.Table:
     try:
         return pq.read_table(path).cast(TABLES[name])
     except (ValueError, OSError) as error:  # pyarrow's own errors are kinds of these
+        check_refused(path, error)
         raise UserError(
             f"{path}: expected the columns {', '.join(TABLES[name].names)}; reading them failed: "
             f"{error}. Run mine again."

@@ -11,6 +11,7 @@ import time
 from typing import TYPE_CHECKING
 
 from onesug_jax.errors import UserError, plain
+from onesug_jax.files import mode_of
 from onesug_jax.logs.asof.config import DAY_MS
 from onesug_jax.pipeline import bundle, versions, workdir
 from onesug_jax.pipeline.spec import Context
@@ -173,6 +174,11 @@ def export_feedback(context: Context) -> None:
     if not options.to.endswith(".parquet"):
         raise UserError(f"--to {options.to}: expected a name that ends in .parquet, as is written")
     since = 0 if options.days is None else int(1000 * time.time() - options.days * DAY_MS)
+    if not mode_of(_store_path(context)):
+        raise UserError(
+            f"{_store_path(context)}: expected the events that `serve` has stored, found no such "
+            f"file; {options.to} is not written"
+        )
     store = _store(context, prune=False)
     try:
         chosen = dict(since_ms=since, untrusted=options.all)

@@ -72,8 +72,14 @@ def simulate(
     behaviour, timeline = behaviour or Behaviour(), timeline or Timeline()
     rng = np.random.default_rng(seed)
     distinct = max(50, int(20 * requests**0.5)) if distinct is None else distinct
-    held = {"dev_days": dev_days, "test_days": test_days}
-    _check(requests=requests, users=users, days=days, distinct=distinct, **held)
+    _check(
+        requests=requests,
+        users=users,
+        days=days,
+        distinct=distinct,
+        dev_days=dev_days,
+        test_days=test_days,
+    )
     world = build_world(rng, queries=queries, language=language, distinct=distinct)
     if check_only:
         return
