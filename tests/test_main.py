@@ -1,7 +1,6 @@
 """The command line: values without quotes, mistakes answered with the way out, stages done once."""
 
 import argparse
-import errno
 import json
 import pathlib
 
@@ -403,29 +402,6 @@ def test_a_stage_may_use_only_what_it_declares():
     context = main.make_context(spec, main.read_config(), argparse.Namespace())
     with pytest.raises(LookupError, match="add it to its StageSpec"):
         context.configured("ModelConfig")
-
-
-@pytest.mark.parametrize(
-    ("error", "said"),
-    [
-        (
-            OSError(errno.ENOSPC, "No space left on device"),
-            "a file in WORK_DIR: ",
-        ),
-        (
-            PermissionError(errno.EACCES, "Permission denied", "/far/off"),
-            "/far/off: ",
-        ),
-    ],
-)
-def test_a_file_that_the_system_refuses_is_a_sentence(tmp_path, capsys, monkeypatch, error, said):
-    def fail(*given, **settings):
-        raise error
-
-    monkeypatch.setattr(main, "execute", fail)
-    code, _, err = run(capsys, "simulate", f"--gin.WORK_DIR={tmp_path}")
-    assert code == 2 and said in err and error.strerror in err
-    assert "The disk is full: free some space" in err or "change the permissions" in err
 
 
 @pytest.mark.parametrize(

@@ -149,3 +149,12 @@ def test_every_error_of_the_system_has_a_way_out(code):
     said = str(file_error("place", "reading it", OSError(code, os.strerror(code))))
     assert said.startswith(f"place: reading it failed: {os.strerror(code)}. ")
     assert len(said) > len(f"place: reading it failed: {os.strerror(code)}. ") + 15
+
+
+def test_an_error_without_a_path_names_the_work_dir(tmp_path, capsys, monkeypatch):
+    def fail(*given, **settings):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(main, "execute", fail)
+    said = refused(capsys, "simulate", f"--gin.WORK_DIR={tmp_path}")
+    assert said.startswith(f"error: a file in {tmp_path}: ") and "free some space" in said

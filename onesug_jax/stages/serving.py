@@ -68,13 +68,12 @@ def _version(context: Context, config: EngineConfig, store: FeedbackStore, say, 
     name = versions.in_use(workdir.local(context.macros["WORK_DIR"]))
     settings = dict(
         profile=_profile(context) if model.spec.profile else (),
-        cached=config.lists,
         blocked=model.rules.blocked,
         least_count=model.rules.least_count,
     )
     if model.spec.items:
         return _item_version(model, config, store, say, name, key, settings)
-    return _text_version(model, config, name, key, settings)
+    return _text_version(model, name, key, settings)
 
 
 def _item_version(model: TrainedModel, config, store, say, name: str, key: str, settings: dict):
@@ -110,10 +109,10 @@ def _made_ms(path: str) -> int:
     return int(1000 * datetime.datetime.fromisoformat(made).timestamp()) if made else 0
 
 
-def _text_version(model: TrainedModel, config: EngineConfig, name: str, key: str, settings: dict):
+def _text_version(model: TrainedModel, name: str, key: str, settings: dict):
     from onesug_jax.serve.text_version import TextVersion
 
-    finder = model.related(model.spec, remembered=config.prefixes)
+    finder = model.related(model.spec)
     ids = model.ids.of if model.spec.related else None
     return TextVersion(name, key, model.text_suggester(), finder, ids=ids, **settings)
 

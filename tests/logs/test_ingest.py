@@ -492,7 +492,7 @@ def test_a_full_disk_is_a_sentence(tmp_path, out, monkeypatch):
     assert files_in(out) == ["set_aside.jsonl"]
     monkeypatch.undo()
     monkeypatch.setattr(os, "replace", full)
-    with pytest.raises(UserError, match="out: writing there failed"):
+    with pytest.raises(UserError, match="writing there failed: No space left"):
         ingest(path, out)
 
 

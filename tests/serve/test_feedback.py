@@ -119,9 +119,10 @@ def test_what_a_user_wants_forgotten_is_gone_from_the_disk(store, path):
         assert secret.encode() not in content, name
 
 
-def test_what_somebody_reads_is_overwritten_once_they_have_read_it(path):
+def test_what_somebody_reads_is_overwritten_once_they_have_read_it(path, monkeypatch):
     """Another process holds a snapshot while a user is forgotten."""
-    store = FeedbackStore(path, FeedbackConfig(busy_seconds=0.2))
+    monkeypatch.setattr("onesug_jax.serve.feedback.BUSY_SECONDS", 0.2)
+    store = FeedbackStore(path, FeedbackConfig())
     put(store, event(1, query="a very particular secret"))
     other = sqlite3.connect(path, isolation_level=None)
     other.execute("BEGIN")
@@ -222,7 +223,8 @@ def test_a_disk_that_fails_is_an_error_and_the_store_lives_on(store, monkeypatch
 
 
 def test_too_many_waiting_events_are_refused(path, monkeypatch):
-    store = FeedbackStore(path, FeedbackConfig(waiting=2))
+    monkeypatch.setattr("onesug_jax.serve.feedback.MOST_WAITING", 2)
+    store = FeedbackStore(path, FeedbackConfig())
     other = sqlite3.connect(path, isolation_level=None)
     other.execute("BEGIN IMMEDIATE")  # as another process that writes
     accepted = []
