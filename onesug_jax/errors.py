@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+from typing import Any
 
 
 class UserError(Exception):
@@ -62,23 +63,39 @@ def file_error(place: str, doing: str, error: OSError) -> UserError:
     Args:
       place: a path; if the error has one of its own, that is named instead.
     """
-    while error.errno is None and isinstance(error.__context__, OSError):
-        error = error.__context__  # what gin raises in its place has neither errno nor path
+    error = _original(error)
     path = place if error.filename is None else os.fsdecode(error.filename)
     said = error.strerror or str(error) or type(error).__name__
     way_out = _WAYS_OUT.get(error.errno or 0, "Check the disk and the path")
     return UserError(f"{path}: {doing} failed: {said.splitlines()[0][:300]}. {way_out}.")
 
 
+def refusal(place: str, doing: str, error: Exception) -> UserError | None:
+    """`file_error` where the system refused something (no permission, too many open files, a full
+    disk), by an error of its own or in the words of a library; None where it did not.
+    """
+    error = _original(error)
+    found = getattr(error, "errno", None)
+    code = next((c for c in _REFUSALS if c == found or os.strerror(c) in str(error)), None)
+    if code is None:
+        return None
+    said = getattr(error, "strerror", None) or str(error) or os.strerror(code)
+    return file_error(place, doing, OSError(code, said, getattr(error, "filename", None)))
+
+
 def check_refused(path: str | os.PathLike[str], error: Exception) -> None:
     """For what could not be read, before it is called damaged.
 
     Raises:
-      UserError: the system refused it (no permission, too many open files, a full disk), as an
-        error of its own or in the words of a library.
+      UserError: the system refused it.
     """
-    found = getattr(error, "errno", None)
-    code = next((c for c in _REFUSALS if c == found or os.strerror(c) in str(error)), None)
-    if code is not None:
-        refusal = OSError(code, os.strerror(code), getattr(error, "filename", None))
-        raise file_error(os.fspath(path), "reading it", refusal) from None
+    said = refusal(os.fspath(path), "reading it", error)
+    if said is not None:
+        raise said from None
+
+
+def _original(error: Any) -> Any:
+    """What gin raises in place of an OSError has neither errno nor path."""
+    while isinstance(error, OSError) and error.errno is None and error.__context__:
+        error = error.__context__
+    return error

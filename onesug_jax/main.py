@@ -17,7 +17,7 @@ from typing import Any, NoReturn
 
 from onesug_jax import cli, configuration, doctor
 from onesug_jax.configuration import Config, read_config
-from onesug_jax.errors import UserError, file_error, plain
+from onesug_jax.errors import UserError, file_error, plain, refusal
 from onesug_jax.files import atomic_write
 from onesug_jax.pipeline import bundle, remote_log, tables, workdir
 from onesug_jax.pipeline.lease import Lease
@@ -285,11 +285,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     except BrokenPipeError:  # `... | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
-    except OSError as error:  # where no stage had a better sentence
-        print(
-            f"error: {file_error(f'a file in {work}', 'reading or writing', error)}",
-            file=sys.stderr,
-        )
+    except Exception as error:  # of the system, perhaps in the words of a library
+        place, doing = f"a file in {work}", "reading or writing"
+        said = refusal(place, doing, error)
+        if said is None and isinstance(error, OSError):
+            said = file_error(place, doing, error)
+        if said is None:
+            raise
+        print(f"error: {said}", file=sys.stderr)
         return 2
 
 

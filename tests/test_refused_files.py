@@ -158,3 +158,12 @@ def test_an_error_without_a_path_names_the_work_dir(tmp_path, capsys, monkeypatc
     monkeypatch.setattr(main, "execute", fail)
     said = refused(capsys, "simulate", f"--gin.WORK_DIR={tmp_path}")
     assert said.startswith(f"error: a file in {tmp_path}: ") and "free some space" in said
+
+
+def test_a_full_disk_in_the_words_of_a_library_is_no_traceback(tmp_path, capsys, monkeypatch):
+    def fail(*given, **settings):
+        raise RuntimeError(f"write() failed: No space left on device; writing {tmp_path}/part")
+
+    monkeypatch.setattr(main, "execute", fail)
+    said = refused(capsys, "simulate", f"--gin.WORK_DIR={tmp_path}")
+    assert f"writing {tmp_path}/part. The disk is full: free some space" in said
