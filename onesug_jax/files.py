@@ -79,8 +79,8 @@ def atomic_path(path: PathLike) -> Iterator[str]:
         _flush(folder)
     except BaseException as error:
         pathlib.Path(new).unlink(missing_ok=True)
-        if isinstance(error, OSError) and error.filename is None:
-            error.filename = path  # of a write or a flush that failed
+        if isinstance(error, OSError) and error.filename in (None, new):
+            error.filename = path  # a write or a flush that fails names no path
         raise
 
 

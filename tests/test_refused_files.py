@@ -99,6 +99,27 @@ def test_a_file_where_a_folder_should_be(log, tmp_path, capsys):
         assert f"{tmp_path}/file is not a folder" in said and "choose another" in said
 
 
+def test_a_log_that_vanishes_after_the_checks_is_named(log, tmp_path, capsys, monkeypatch):
+    path, execute = tmp_path / "log.parquet", main.execute
+    path.write_bytes(log.read_bytes())
+
+    def late(*given, **settings):
+        path.unlink()
+        return execute(*given, **settings)
+
+    monkeypatch.setattr(main, "execute", late)
+    said = ingest(capsys, path, tmp_path / "w")
+    assert str(path) in said and "Check the path" in said
+
+
+def test_a_folder_where_a_file_should_be_written(tmp_path):
+    (tmp_path / "out").mkdir()
+    with pytest.raises(IsADirectoryError) as raised, atomic_write(tmp_path / "out") as file:
+        file.write(b"x")
+    assert raised.value.filename == str(tmp_path / "out"), "no hidden name of ours"
+    assert os.listdir(tmp_path) == ["out"]
+
+
 def test_a_limit_on_the_size_of_files_names_the_file(log, tmp_path, capsys):
     with limit(resource.RLIMIT_FSIZE, 0):
         said = ingest(capsys, log, tmp_path / "w")

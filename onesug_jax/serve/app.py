@@ -28,6 +28,7 @@ from fastapi.responses import Response
 from pydantic_core import to_json
 from starlette.middleware import Middleware
 from starlette.middleware.cors import CORSMiddleware
+from starlette.routing import Route
 
 from onesug_jax.serve import bodies, replies
 from onesug_jax.serve.engine import Engine
@@ -229,8 +230,8 @@ def make_app(
 
     app.openapi()  # made now, so that HEAD is not described on its own
     for route in app.routes:
-        if "GET" in route.methods:  # uvicorn leaves the body of HEAD out
-            route.methods.add("HEAD")
+        if isinstance(route, Route) and route.methods and "GET" in route.methods:
+            route.methods.add("HEAD")  # uvicorn leaves the body out
     return app
 
 

@@ -299,6 +299,7 @@ def test_a_file_cut_short_is_named(folder):
     ("change", "message"),
     [
         ({"segments": True}, "ModelConfig.segments=False"),
+        ({"vector_dim": 8}, "FeatureSpec.items=False"),
         ({"soft_dim": 4}, "FeatureSpec.soft=False"),
     ],
 )
