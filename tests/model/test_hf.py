@@ -306,7 +306,7 @@ def test_a_file_cut_short_is_named(folder):
 def test_what_hugging_face_lacks_is_not_written(tmp_path, change, message):
     config = dataclasses.replace(SMALL, **change)
     with pytest.raises(UserError, match=message):
-        write_t5(str(tmp_path / "out"), config, random_params(config))
+        write_t5(str(tmp_path / "out"), config, random_params(SMALL))
     assert not (tmp_path / "out").exists()
 
 
