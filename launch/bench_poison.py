@@ -26,7 +26,7 @@ from onesug_jax.serve import feedback
 from onesug_jax.serve.live import LiveCounts
 from onesug_jax.serve.trust import TooMany, Trust
 
-_VOLUMES = (0.01, 0.05, 0.2, 1.0)  # of a prefix's honest visitors
+_VOLUMES = (0.01, 0.04, 0.05, 0.2, 1.0)  # of a prefix's honest visitors
 _PREFIXES, _LETTERS = 12, 3  # how many are attacked, and how long they are at most
 _TOP, _DAYS = 10, 2
 _ONE = "203.0.113.5"

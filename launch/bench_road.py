@@ -35,7 +35,7 @@ ALL_ROWS, CORES = 395_000_000, 64  # AmazonQAC; the machines of the extrapolatio
 # texts that pieces are learnt from (two million).
 BOUNDED_MEMORY, BOUNDED = ("ingest", "mine", "vocab"), ("vocab",)
 _PIECE = 1_000_000
-_SETTINGS = ("align.steps=20", "quantize.steps=20", "vocab.sid_levels=0", "ingest.dev_days=1.0")
+_SETTINGS = ("align.steps=20", "quantize.steps=20", "vocab.sid_levels=0", "ingest.dev_share=0.05")
 _SUBREAPER = 36  # prctl: processes whose parent has ended become ours, to be waited for
 
 

@@ -3,7 +3,7 @@
 # a query in each row, and perhaps an item that was opened or bought. Columns are recognised by their names.
 #   bash launch/clicks.sh searches.csv
 #   bash launch/clicks.sh searches.tsv --work work/mine --gin.clicks.query=what --gin.clicks.time=moment
-#   bash launch/clicks.sh searches.csv --gin.clicks.prefixes=letters --gin.ingest.dev_days=7
+#   bash launch/clicks.sh searches.csv --gin.clicks.prefixes=letters --gin.ingest.dev_share=0.2
 # Says what it recognised, trains with gin_configs/two_cores.gin (--gin_file=... for another recipe), and prints
 # how the model compares with most popular completion. Run again, it goes on where it stopped.
 set -euo pipefail

@@ -38,7 +38,7 @@ def cut_days(log: str, out: str, days: int) -> list[str]:
     paths = [os.path.join(out, f"day{number}.parquet") for number in range(1, days + 1)]
     if os.path.exists(paths[-1]):
         return paths
-    ingest(log, os.path.join(out, "all"), dev_days=0.0, test_days=0.0)
+    ingest(log, os.path.join(out, "all"), dev_share=0.0, test_share=0.0)
     parts = sorted(pathlib.Path(out, "all").glob("*.parquet"))
     rows = pa.concat_tables([pq.read_table(part) for part in parts], promote_options="default")
     end = pc.max(rows["timestamp_ms"]).as_py()

@@ -55,7 +55,7 @@ def quoted(name: str, value: str) -> str:
         nested = value[:1] in ("[", "(", "{") and ("@" in value or "%" in value)
         return value if nested else repr(value)
     is_text = name in MACROS and MACROS[name][0] is not int  # WORK_DIR=7 is the folder called 7
-    return repr(value if is_text and not isinstance(literal, str | None) else literal)
+    return repr(value) if is_text and not isinstance(literal, str | None) else value
 
 
 def parse(

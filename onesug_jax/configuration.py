@@ -19,10 +19,18 @@ from typing import Any, TextIO
 
 from onesug_jax import cli
 from onesug_jax.errors import UserError
-from onesug_jax.files import is_remote
+from onesug_jax.files import is_remote, mode_of
 from onesug_jax.pipeline import workdir
 from onesug_jax.pipeline.mirror import Mirror
-from onesug_jax.signatures import accepts, describe, is_literal, nearest, parameters
+from onesug_jax.signatures import (
+    Parameter,
+    accepts,
+    describe,
+    is_literal,
+    is_negative,
+    nearest,
+    parameters,
+)
 from onesug_jax.stages import CONFIGURABLES, STAGES
 
 try:
@@ -36,6 +44,8 @@ CONFIGS = os.path.realpath(os.path.join(os.path.dirname(__file__), "gin_configs"
 Binding = tuple[str, Any, str]  # key, value, where it was given
 # Given for one command, never remembered.
 _NOT_REMEMBERED = re.compile(r"(WORK_DIR|.*\.profile_steps|update\..*)$")
+# Numbers that may be negative though their defaults are not.
+_SIGNED = re.compile(r"make_mesh\..*|update\.tolerance")
 
 
 class _Expression(str):
@@ -172,7 +182,7 @@ def read_config(files: Sequence[str] = (), flags: Sequence[tuple[str, str]] = ()
         mirror = Mirror.of(str(chosen["WORK_DIR"]))
         mirror.refresh()
     memory = workdir.settings_file(str(chosen["WORK_DIR"]))
-    remembered = list(_read_file(memory)) if os.path.isfile(memory) else []
+    remembered = list(_read_file(memory)) if mode_of(memory) else []
     places = {key: (value, where) for key, value, where in defaults + remembered + given}
     sizes: list[Binding] = []
     for macro, folder in (("MODEL", "models"), ("MESH", "mesh")):
@@ -185,7 +195,7 @@ def read_config(files: Sequence[str] = (), flags: Sequence[tuple[str, str]] = ()
         mirror,
     )
     for key, where in {key: where for key, _, where in bindings}.items():
-        _check_value(config, key, where)
+        check_value(config, key, where)
     return config
 
 
@@ -253,7 +263,10 @@ def _check_names(statement: Any, expressions: _Expressions, where: str) -> str:
         if used not in CONFIGURABLES and not _imported(used):
             raise UserError(f"{where}: nothing is called {used!r}: {nearest(used, CONFIGURABLES)}")
     if parameter and name in CONFIGURABLES:
-        accepted = parameters(CONFIGURABLES[name])
+        found = parameters(CONFIGURABLES[name]).values()
+        accepted = [
+            one.name for one in found if is_literal(one.default)
+        ]  # the program gives others
         if parameter not in accepted:
             hint = nearest(parameter, accepted, everything="it has")
             raise UserError(f"{where}: {name} has no parameter {parameter!r}: {hint}")
@@ -268,14 +281,25 @@ def _imported(name: str) -> bool:
         return False
 
 
-def _check_value(config: Config, key: str, where: str) -> None:
+def check_value(config: Config, key: str, where: str) -> None:
+    """Whether the value bound to `key` fits: its type, and no number below 0 where none can be.
+
+    Raises:
+      UserError: naming `where` it was given, the setting, what it takes and what was found.
+    """
     name, parameter = _split(key)
     value = config.resolved(config.bindings[key])
     if str(value).startswith("@") or (name and name not in CONFIGURABLES):
         return
-    kind = cli.MACROS[key][0] if not name else parameters(CONFIGURABLES[name])[parameter].kind
-    if not accepts(kind, value):
-        raise UserError(f"{where}: {key} takes {describe(kind)}, found {value!r}.")
+    if name:
+        taken = parameters(CONFIGURABLES[name])[parameter]
+    else:
+        taken = Parameter(key, cli.MACROS[key][0], None)
+    if not accepts(taken.kind, value):
+        raise UserError(f"{where}: {key} takes {describe(taken.kind)}, found {value!r}.")
+    signed = is_negative(taken.default) or _SIGNED.match(f"{name}.{parameter}")
+    if is_negative(value) and not signed:
+        raise UserError(f"{where}: {key} takes no number below 0, found {value!r}.")
 
 
 # ------------------------------------------------------------------ injection

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import errno
+import os
+from typing import Any
 
 
 class UserError(Exception):
@@ -43,17 +45,57 @@ _WAYS_OUT = {
     errno.ENOTDIR: "A part of the path is a file, not a folder: name another path",
     errno.EISDIR: "That is a folder, not a file: name another path",
     errno.EMFILE: "Too many files are open: raise the limit (ulimit -n)",
+    errno.ENFILE: "Too many files are open on this machine: close other programs",
+    errno.EFBIG: "The file is larger than is allowed here: raise the limit (ulimit -f)",
+    errno.EEXIST: "Something of that name is in the way: move it, or name another path",
+    errno.ELOOP: "Links there lead to each other: name the path that they should lead to",
     errno.ENAMETOOLONG: "The name is too long: use a shorter path",
 }
 
 
-def refused(error: OSError) -> bool:
-    """Whether the system refused a file for a reason that a user can do something about."""
-    return error.errno in _WAYS_OUT
+# What the system refuses though the file may be sound.
+_REFUSALS = _WAYS_OUT.keys() - {errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.EEXIST}
 
 
-def file_error(path: str, doing: str, error: OSError) -> UserError:
-    """What to say where the system refuses `doing` ("reading it", "writing there") to `path`."""
+def file_error(place: str, doing: str, error: OSError) -> UserError:
+    """What to say where the system refuses `doing` ("reading it", "writing there").
+
+    Args:
+      place: a path; if the error has one of its own, that is named instead.
+    """
+    error = _original(error)
+    path = place if error.filename is None else os.fsdecode(error.filename)
     said = error.strerror or str(error) or type(error).__name__
     way_out = _WAYS_OUT.get(error.errno or 0, "Check the disk and the path")
     return UserError(f"{path}: {doing} failed: {said.splitlines()[0][:300]}. {way_out}.")
+
+
+def refusal(place: str, doing: str, error: Exception) -> UserError | None:
+    """`file_error` where the system refused something (no permission, too many open files, a full
+    disk), by an error of its own or in the words of a library; None where it did not.
+    """
+    error = _original(error)
+    found = getattr(error, "errno", None)
+    code = next((c for c in _REFUSALS if c == found or os.strerror(c) in str(error)), None)
+    if code is None:
+        return None
+    said = getattr(error, "strerror", None) or str(error) or os.strerror(code)
+    return file_error(place, doing, OSError(code, said, getattr(error, "filename", None)))
+
+
+def check_refused(path: str | os.PathLike[str], error: Exception) -> None:
+    """For what could not be read, before it is called damaged.
+
+    Raises:
+      UserError: the system refused it.
+    """
+    said = refusal(os.fspath(path), "reading it", error)
+    if said is not None:
+        raise said from None
+
+
+def _original(error: Any) -> Any:
+    """What gin raises in place of an OSError has neither errno nor path."""
+    while isinstance(error, OSError) and error.errno is None and error.__context__:
+        error = error.__context__
+    return error

@@ -17,11 +17,12 @@ import os
 import pathlib
 import secrets
 import shutil
+import stat
 import tempfile
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, BinaryIO
 
-from onesug_jax.errors import UserError
+from onesug_jax.errors import UserError, file_error
 
 PathLike = str | os.PathLike[str]
 
@@ -39,6 +40,20 @@ _UNSUPPORTED = (errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP)
 def is_remote(path: PathLike) -> bool:
     """Whether `path` lies in a bucket rather than on a disk."""
     return "://" in os.fspath(path)
+
+
+def mode_of(path: PathLike) -> int:
+    """What lies there, as `os.stat` has its mode; 0 for nothing.
+
+    Raises:
+      UserError: the system refuses to look: no permission, a loop of links, too long a name.
+    """
+    try:
+        return os.stat(path).st_mode
+    except (FileNotFoundError, NotADirectoryError, ValueError):
+        return 0
+    except OSError as error:
+        raise file_error(os.fspath(path), "looking there", error) from None
 
 
 @contextlib.contextmanager
@@ -62,8 +77,10 @@ def atomic_path(path: PathLike) -> Iterator[str]:
         _flush(new)
         os.replace(new, path)
         _flush(folder)
-    except BaseException:
+    except BaseException as error:
         pathlib.Path(new).unlink(missing_ok=True)
+        if isinstance(error, OSError) and error.filename in (None, new):
+            error.filename = path  # a write or a flush that fails names no path
         raise
 
 
@@ -115,7 +132,7 @@ def read_json(path: PathLike, what: str, way_out: str) -> Any:
 def require_files(paths: Iterable[PathLike], what: str, way_out: str) -> None:
     """Raise UserError for the first of `paths` that is no file; see `read_json`."""
     for path in paths:
-        if not os.path.isfile(path):
+        if not stat.S_ISREG(mode_of(path)):
             raise UserError(f"{path}: expected {what}, found no such file; {way_out}")
 
 

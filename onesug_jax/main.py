@@ -17,7 +17,7 @@ from typing import Any, NoReturn
 
 from onesug_jax import cli, configuration, doctor
 from onesug_jax.configuration import Config, read_config
-from onesug_jax.errors import UserError, file_error, plain, refused
+from onesug_jax.errors import UserError, file_error, plain, refusal
 from onesug_jax.files import atomic_write
 from onesug_jax.pipeline import bundle, remote_log, tables, workdir
 from onesug_jax.pipeline.lease import Lease
@@ -245,6 +245,7 @@ def _remember(path: str, config: Config) -> None:
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs one command line; returns the exit code: 0 done, 2 a mistake the user can fix."""
     argv = sys.argv[1:] if argv is None else argv
+    work = "WORK_DIR"
     try:
         command = cli.parse(argv, STAGES, CONFIGURABLES)
         if isinstance(command, str):
@@ -257,6 +258,7 @@ def main(argv: Sequence[str] | None = None) -> int:
                 return doctor.report(os.getcwd())
             raise UserError("the package gin-config is missing: run `bash launch/prepare.sh`.")
         config = read_config(command.gin_files, command.bindings)
+        work = config.macro("WORK_DIR")
         for name, value in sweeping.bindings_of(command.options):
             swept = (name, cli.quoted(name, value))
             read_config(command.gin_files, [*command.bindings, swept])
@@ -283,11 +285,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     except BrokenPipeError:  # `... | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
-    except OSError as error:  # where no stage had a better sentence
-        if not refused(error):
+    except Exception as error:  # of the system, perhaps in the words of a library
+        place, doing = f"a file in {work}", "reading or writing"
+        said = refusal(place, doing, error)
+        if said is None and isinstance(error, OSError):
+            said = file_error(place, doing, error)
+        if said is None:
             raise
-        path = error.filename or "a file in WORK_DIR"
-        print(f"error: {file_error(str(path), 'reading or writing', error)}", file=sys.stderr)
+        print(f"error: {said}", file=sys.stderr)
         return 2
 
 

@@ -1,7 +1,6 @@
 """What a configurable accepts, read from its signature, and whether a value fits.
 
-`main` checks every name and value with it before a stage runs. A type that it does not understand
-accepts every value.
+`configuration` checks every name and value with it before a stage runs.
 """
 
 from __future__ import annotations
@@ -12,6 +11,7 @@ import difflib
 import functools
 import importlib
 import inspect
+import math
 import types
 import typing
 from collections.abc import Iterable
@@ -48,8 +48,8 @@ def _evaluated(annotation: Any, names: dict[str, Any]) -> Any:
         return annotation
     try:
         return eval(annotation, dict(names))
-    except Exception:  # a name that is imported for type checkers only
-        return None
+    except Exception:  # a name that is imported for type checkers only: no literal is one
+        return types.NoneType
 
 
 def is_literal(value: Any) -> bool:
@@ -64,7 +64,9 @@ def is_literal(value: Any) -> bool:
 def accepts(kind: Any, value: Any) -> bool:
     """Whether a literal fits a type: `int | None`, `Sequence[str]`, `tuple[int, int]`, ...
 
-    A string is not a sequence, a bool is not a number, an int is a float; no literal is an object.
+    A string is not a sequence, a bool is not a number, an int is a float; numbers are finite and
+    whole ones have 64 bits, text has no character 0; no literal is an object, which is set by its
+    own name.
     """
     if kind is None or kind is Any:
         return True
@@ -76,11 +78,13 @@ def accepts(kind: Any, value: Any) -> bool:
     if kind is types.NoneType:
         return value is None
     if kind is bool or isinstance(value, bool):
-        return kind in (bool, object) and isinstance(value, bool)
-    if kind in (int, str):
-        return isinstance(value, kind)
+        return kind is bool and isinstance(value, bool)
+    if kind is str:
+        return isinstance(value, str) and "\0" not in value
+    if kind is int or kind is float and isinstance(value, int):
+        return isinstance(value, int) and -(2**63) <= value < 2**63
     if kind is float:
-        return isinstance(value, int | float)
+        return isinstance(value, float) and math.isfinite(value)
     if origin in _SEQUENCES or kind in _SEQUENCES:
         if not isinstance(value, list | tuple):
             return False
@@ -88,8 +92,17 @@ def accepts(kind: Any, value: Any) -> bool:
             return len(inner) == len(value) and all(map(accepts, inner, value))
         return not inner or all(accepts(inner[0], one) for one in value)
     if origin in _MAPPINGS or kind in _MAPPINGS:
-        return isinstance(value, dict)
-    return not dataclasses.is_dataclass(kind)  # that is set by its own name
+        if not isinstance(value, dict) or not inner:
+            return isinstance(value, dict)
+        return all(accepts(inner[0], k) and accepts(inner[1], v) for k, v in value.items())
+    return False
+
+
+def is_negative(value: Any) -> bool:
+    """Whether a number, or one in a list, is below 0."""
+    if isinstance(value, list | tuple):
+        return any(map(is_negative, value))
+    return isinstance(value, int | float) and value < 0
 
 
 def describe(kind: Any) -> str:

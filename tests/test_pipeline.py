@@ -277,10 +277,10 @@ def test_another_split_is_refused_and_changes_nothing(work, tmp_path, capsys):
     copy = shutil.copytree(work, tmp_path / "copy")
     before = tree(copy)
     for command in ("--dry_run",), ():
-        words = ["run", f"--gin.WORK_DIR={copy}", "--gin.ingest.dev_days=3.5", *command]
+        words = ["run", f"--gin.WORK_DIR={copy}", "--gin.ingest.dev_share=0.35", *command]
         assert main.main(words) == 2
         error = capsys.readouterr().err
-        assert "ingest.dev_days" in error and "-> 3.5" in error
+        assert "ingest.dev_share" in error and "-> 0.35" in error
         assert "--restart=ingest" in error and "--gin.WORK_DIR=PATH" in error
         assert tree(copy) == before
     found = plan_of(capsys, *words[1:3], "--restart=ingest")

@@ -315,7 +315,7 @@ def test_rows_of_users_who_were_deleted_are_left_out(tmp_path):
 def test_mistakes_are_answered_with_a_way_out_and_change_nothing(shop, work, tmp_path, capsys):
     (work / "log" / "dev.parquet").rename(tmp_path / "dev.parquet")
     assert update(shop, work) == 2
-    assert "ingest.dev_days" in capsys.readouterr().err
+    assert "ingest.dev_share" in capsys.readouterr().err
     (tmp_path / "dev.parquet").rename(work / "log" / "dev.parquet")
     before = tree(tmp_path)
     assert main.main(["update", f"--gin.WORK_DIR={work}"]) == 2

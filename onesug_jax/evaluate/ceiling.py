@@ -15,7 +15,7 @@ from dataclasses import dataclass
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from onesug_jax.errors import UserError
+from onesug_jax.errors import UserError, check_refused
 from onesug_jax.logs.simulate.table import CEILING
 
 NAME = "best_possible"
@@ -54,6 +54,7 @@ class Ceiling:
         try:
             table = pq.read_table(path, columns=["request_id", "queries", "chances", "for_orders"])
         except (OSError, pa.ArrowInvalid) as error:
+            check_refused(path, error)
             raise UserError(
                 f"{path}: expected a Parquet file with request_id, queries, chances and "
                 f"for_orders, found {error}; run simulate again"

@@ -26,7 +26,7 @@ import duckdb
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from onesug_jax.errors import UserError
+from onesug_jax.errors import UserError, check_refused
 from onesug_jax.logs import database
 from onesug_jax.logs.schema import LOG_SCHEMA
 
@@ -88,6 +88,7 @@ def check_log(path: str, columns: Sequence[str]) -> None:
         with pq.ParquetFile(path) as file:
             schema, rows = file.schema_arrow, file.metadata.num_rows
     except (OSError, pa.ArrowException) as error:
+        check_refused(path, error)
         raise UserError(
             f"{path}: expected the train split as ingest writes it, Parquet; reading it failed: "
             f"{error}"

@@ -19,6 +19,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from onesug_jax.errors import UserError, file_error
+from onesug_jax.files import mode_of
 from onesug_jax.logs.lines import CODECS, is_utf8, physical_lines, show, stem
 from onesug_jax.logs.readers import ONESUG_COLUMNS, Source, parse_json, unnamed, unreadable
 
@@ -52,7 +53,7 @@ def find_files(log: str, *, without: str = "") -> list[Source]:
       UserError: nothing found, an unknown kind of file, a file that is empty or cannot be read.
     """
     log = os.path.expanduser(log)
-    mode = _mode(log)
+    mode = mode_of(log)
     root = None
     if mode and stat.S_ISDIR(mode):
         paths, root = list(_walk(log)), log
@@ -121,23 +122,14 @@ def sniff(path: str, *, split: str | None = None) -> Source:
         raise unreadable(path, kind, error) from None
 
 
-def _mode(path: str) -> int:
-    """The kind of what lies there as os.stat has it; 0 for nothing."""
-    try:
-        return os.stat(path).st_mode
-    except (FileNotFoundError, NotADirectoryError, ValueError):
-        return 0
-    except OSError as error:
-        raise file_error(path, "looking there", error) from None
-
-
 def _walk(root: str) -> Iterator[str]:
     def refuse(error: OSError) -> None:
-        raise file_error(str(error.filename or root), "listing the folder", error)
+        raise file_error(root, "listing the folder", error)
 
     for folder, folders, names in os.walk(root, onerror=refuse):
         folders[:] = [name for name in folders if not name.startswith((".", "_"))]
-        for name in names:
+        links = [name for name in folders if os.path.islink(os.path.join(folder, name))]
+        for name in (*links, *names):  # a linked folder is not entered: passed over, and said
             if not name.startswith((".", "_")):
                 yield os.path.join(folder, name)
 

@@ -72,8 +72,8 @@ def ingest(
     out: str,
     *,
     adapter: str = "auto",
-    dev_days: float = 2.0,
-    test_days: float = 0.0,
+    dev_share: float = 0.1,
+    test_share: float = 0.0,
     max_bad_share: float = 0.01,
     max_prefix: int = 64,
     max_query: int = 128,
@@ -89,15 +89,15 @@ def ingest(
     """Write out/{train,dev,test}.parquet, out/set_aside.jsonl and out/report.json from a raw log.
 
     A folder whose files (or their folders) are named train, dev, valid or test has these splits,
-    and so has a log that names each row's split itself. Train without a dev gives up its last
-    `dev_days` as dev. Anything else is split by time, counted back from the newest row: the last
-    `test_days` are test, the `dev_days` before them dev, the rest train. A split without rows is
-    not written.
+    and so has a log that names each row's split itself. Train without a dev gives up its newest
+    `dev_share` as dev. Anything else is split by time: of its rows the newest `test_share` are
+    test, the `dev_share` before them dev, the rest train. Rows of one millisecond stay on one side.
+    A split without rows is not written.
 
     Args:
       log: a Parquet, JSONL or CSV file, a folder of them, or a glob. out: folder to write to; it
       also holds the temporary files, about the size of the log. adapter: "auto", or the name of one
-      in `adapters`. dev_days: length of dev, in days. test_days: length of test, in days.
+      in `adapters`. dev_share, test_share: of the rows, 0 to 1.
       max_bad_share: the largest share of rows that may be set aside, 0 to 1. max_prefix: longest
       prefix accepted, in characters. max_query: longest query, shown or history entry accepted, in
       characters. profile: names of the profile columns to take; None takes those of few values that
@@ -117,9 +117,10 @@ def ingest(
     """
     if not 0 <= max_bad_share <= 1:
         raise UserError(f"ingest.max_bad_share={max_bad_share}: expected a share from 0 to 1.")
-    if dev_days < 0 or test_days < 0:
+    if not (dev_share >= 0 and test_share >= 0 and dev_share + test_share < 1):
         raise UserError(
-            f"ingest.dev_days={dev_days}, ingest.test_days={test_days}: expected 0 or more days."
+            f"ingest.dev_share={dev_share}, ingest.test_share={test_share}: expected shares of the "
+            "rows, 0 or more and less than 1 in sum, so that some are left to train on."
         )
     if profile is not None and (
         isinstance(profile, str) or not all(isinstance(name, str) for name in profile)
@@ -190,13 +191,13 @@ def ingest(
             paths = {source.index: source.path for source in sources}
             with connect(scratch, memory_limit) as database:
                 drop_repeats(database, staging, paths)
-                pool = pool_of(database, dev_days)
+                pool = pool_of(database, dev_share)
                 if pool is not None and chosen.dated:
-                    split = bool(dev_days or test_days)
+                    split = bool(dev_share or test_share)
                     drop_far_away(database, staging, paths, pool, only_later=not split)
                 staging.stop_if_too_bad()
                 verdicts = choose_profile(database, sorted(staging.profile), profile)
-                rule, label = split_rule(database, pool, log, dev_days, test_days)
+                rule, label = split_rule(database, pool, log, dev_share, test_share)
                 columns = schema_of(staging, [one.name for one in verdicts if not one.reason])
                 written = write_splits(database, rule, columns, new)
             report = _report(staging, verdicts, written, label)

@@ -22,7 +22,7 @@ from collections.abc import Iterator, Sequence
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from onesug_jax.errors import UserError
+from onesug_jax.errors import UserError, check_refused
 from onesug_jax.files import require_files
 
 _STRING, _INT, _FLOAT = pa.string(), pa.int64(), pa.float64()
@@ -100,6 +100,7 @@ def _reading(out: str, name: str) -> Iterator[str]:
     try:
         yield path
     except (ValueError, OSError) as error:  # pyarrow's own errors are kinds of these
+        check_refused(path, error)
         raise UserError(
             f"{path}: expected the columns {', '.join(TABLES[name].names)}; reading them failed: "
             f"{error}. Run mine again."

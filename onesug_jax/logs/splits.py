@@ -13,7 +13,7 @@ from onesug_jax.errors import UserError
 from onesug_jax.logs.database import named
 from onesug_jax.logs.schema import HISTORY, HISTORY_MINUTES, LOG_SCHEMA
 from onesug_jax.logs.staging import SPLIT, Staging
-from onesug_jax.logs.times import DAY_MS, day
+from onesug_jax.logs.times import day
 
 SPLITS = ("train", "dev", "test")
 BY_TIME = -1
@@ -29,52 +29,53 @@ class Written:
     last: int
 
 
-def pool_of(database: duckdb.DuckDBPyConnection, dev_days: float) -> int | None:
+def pool_of(database: duckdb.DuckDBPyConnection, dev_share: float) -> int | None:
     """The rows of view `log` that are split by time: BY_TIME, 0 (train) or none."""
     there = {one for (one,) in database.execute(f"SELECT DISTINCT {SPLIT} FROM log").fetchall()}
     if BY_TIME in there:
         return BY_TIME
-    return 0 if 0 in there and 1 not in there and dev_days > 0 else None
+    return 0 if 0 in there and 1 not in there and dev_share > 0 else None
 
 
 def split_rule(
     database: duckdb.DuckDBPyConnection,
     pool: int | None,
     log: str,
-    dev_days: float,
-    test_days: float,
+    dev_share: float,
+    test_share: float,
 ) -> tuple[str, str]:
     """The SQL that gives each row's split (0, 1, 2), and how to call it to a reader.
 
     Raises:
-      UserError: nothing would be left to train on.
+      UserError: all rows have one time, so that a split by time leaves none to train on.
     """
     if pool is None:
         return SPLIT, "as named"
-    [(first, last, tested)] = database.execute(
-        f"SELECT min(timestamp_ms) FILTER ({SPLIT} = {pool}), "
-        f"max(timestamp_ms) FILTER ({SPLIT} = {pool}), bool_or({SPLIT} = 2) FROM log"
+    by_time = f"SELECT timestamp_ms FROM log WHERE {SPLIT} = {pool} ORDER BY timestamp_ms"
+    [(rows, oldest, tested)] = database.execute(
+        f"SELECT count(*) FILTER ({SPLIT} = {pool}), min(timestamp_ms) FILTER ({SPLIT} = {pool}), "
+        f"bool_or({SPLIT} = 2) FROM log"
     ).fetchall()
-    test_days = 0.0 if tested and pool != BY_TIME else test_days
-    test_from = last - round(test_days * DAY_MS)
-    dev_from = test_from - round(dev_days * DAY_MS)
-    if first > dev_from:
-        span = (last - first) / DAY_MS
-        raise UserError(
-            f"log {log!r} spans {span:.3g} days ({day(first)} to {day(last)}), so "
-            f"ingest.dev_days={dev_days:g} and ingest.test_days={test_days:g} leave nothing to "
-            f"train on. Lower them."
-        )
-    rule = (
-        f"CASE WHEN {SPLIT} <> {pool} THEN {SPLIT} WHEN timestamp_ms > {test_from} THEN 2 "
-        f"WHEN timestamp_ms > {dev_from} THEN 1 ELSE 0 END"
-    )
-    label = "by time" if pool == BY_TIME else "as named, dev split off train by time"
-    if dev_days:
-        label += f"; dev from {day(dev_from)}"
-    if test_days:
-        label += f"; test from {day(test_from)}"
-    return rule, label
+    test_share = 0.0 if tested and pool != BY_TIME else test_share
+    cases, label, newer = "", "", 0
+    for place, share in ((2, test_share), (1, dev_share)):
+        if not share:
+            continue
+        newer += max(1, round(share * rows))
+        [(begin,)] = database.execute(
+            f"SELECT min(timestamp_ms) FROM ({by_time} OFFSET {max(rows - newer, 0)}) "
+            f"WHERE timestamp_ms > {oldest}"
+        ).fetchall()
+        if begin is None:
+            raise UserError(
+                f"log {log!r}: its {rows} rows all have the time {day(oldest)}, so a split by time "
+                "leaves nothing to train on. Name its files train.* and dev.*, or set "
+                "--gin.ingest.dev_share=0 --gin.ingest.test_share=0."
+            )
+        cases += f" WHEN timestamp_ms >= {begin} THEN {place}"
+        label = f"; {SPLITS[place]} from {day(begin)}" + label
+    label = ("by time" if pool == BY_TIME else "as named, dev split off train by time") + label
+    return f"CASE WHEN {SPLIT} <> {pool} THEN {SPLIT}{cases} ELSE 0 END", label
 
 
 def schema_of(staging: Staging, profile: list[str]) -> pa.Schema:

@@ -88,6 +88,17 @@ class ModelConfig:
             raise UserError(f"ModelConfig.dtype = {self.dtype!r}: expected one of {DTYPES}")
         if self.remat not in REMAT_POLICIES:
             raise UserError(f"ModelConfig.remat = {self.remat!r}: expected one of {REMAT_POLICIES}")
+        for name in (
+            "d_model",
+            "num_heads",
+            "head_dim",
+            "d_ff",
+            "relative_buckets",
+            "count_columns",
+        ):
+            if getattr(self, name) < 1:
+                found = getattr(self, name)
+                raise UserError(f"ModelConfig.{name} = {found}: expected a positive number")
         if self.vector_dim and self.positions_per_layer:
             raise UserError(
                 f"ModelConfig.vector_dim = {self.vector_dim} (items): expected "

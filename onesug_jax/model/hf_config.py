@@ -125,6 +125,7 @@ def scales_outputs(stated: Mapping[str, Any], family: str, own_head: bool) -> bo
 def check_exportable(config: ModelConfig) -> None:
     """Raises UserError naming the first setting that Hugging Face's T5 has no place for."""
     for on, setting, flag in (
+        (config.vector_dim, "items", "--gin.FeatureSpec.items=False"),
         (config.segments, "ModelConfig.segments = True", "--gin.ModelConfig.segments=False"),
         (
             config.soft_dim,
@@ -135,7 +136,7 @@ def check_exportable(config: ModelConfig) -> None:
         if on:
             raise UserError(
                 f"the model has {setting}, which Hugging Face's T5 does not: exported, it would "
-                f"write other lists. Train it with {flag}, or with both off: "
+                f"write other lists. Train it with {flag}, or with all of these off: "
                 "--gin_file=gin_configs/hugging_face.gin"
             )
 

@@ -20,8 +20,8 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 from onesug_jax import __version__
-from onesug_jax.errors import UserError
-from onesug_jax.files import fingerprint_file, read_json, write_json
+from onesug_jax.errors import UserError, file_error
+from onesug_jax.files import fingerprint_file, mode_of, read_json, write_json
 from onesug_jax.pipeline import tables
 from onesug_jax.pipeline.tables import local
 
@@ -112,13 +112,19 @@ class WorkDir:
 
 
 def _files_of(pattern: str) -> Iterable[str]:
-    matches = [pattern] if os.path.exists(pattern) else glob.glob(pattern, recursive=True)
+    matches = [pattern] if mode_of(pattern) else glob.glob(pattern, recursive=True)
     for match in matches:
-        yield from [match] if os.path.isfile(match) else _files_under(match)
+        if os.path.isfile(match):
+            yield match
+        elif os.path.isdir(match):
+            yield from _files_under(match)
 
 
 def _files_under(folder: str) -> Iterable[str]:
-    for parent, folders, names in os.walk(folder):
+    def refuse(error: OSError) -> None:
+        raise file_error(folder, "listing the folder", error)
+
+    for parent, folders, names in os.walk(folder, onerror=refuse):
         folders[:] = sorted(name for name in folders if not name.startswith("."))
         for name in sorted(names):
             if not name.startswith("."):
@@ -170,7 +176,7 @@ def model_in_use(path: str) -> str:
     home = published(path)
     for folder in (given, os.path.join(home, "rwr"), os.path.join(home, "pretrain")):
         bundle = os.path.join(folder, BUNDLE)
-        if os.path.isdir(bundle):
+        if mode_of(bundle):
             return bundle
     raise UserError(
         f"{tables.shown(home)}: no trained model here; first run `python -m onesug_jax.main run "
@@ -237,7 +243,7 @@ class Manifest:
         try:
             with open(os.path.join(folder, MANIFEST), encoding="utf-8") as file:
                 return cls(**json.load(file))
-        except (OSError, ValueError, TypeError):
+        except (FileNotFoundError, NotADirectoryError, ValueError, TypeError):
             return None
 
     def differences(

@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from onesug_jax.errors import UserError
+from onesug_jax.errors import UserError, check_refused
 from onesug_jax.files import atomic_files, atomic_path, read_json, write_json
 from onesug_jax.logs.texts import Texts
 from onesug_jax.progress import Progress
@@ -250,4 +250,5 @@ def open_arrays(
 
 
 def _damaged(folder: str, error: Exception) -> UserError:
+    check_refused(folder, error)
     return UserError(f"{folder}: the prefix index is damaged ({error}); run the index stage again.")

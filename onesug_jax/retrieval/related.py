@@ -55,7 +55,6 @@ class RelatedQueries:
       encode: texts -> unit embeddings `[n, E]`, for prefixes that are not in the index; None: such
         prefixes have nothing related.
       soft: whether `vectors` gives the enhanced prefixes.
-      remembered: how many prefixes and texts are cached.
 
     Attributes:
       text_vector: text -> its unit embedding `[E]`, cached; None where it cannot be embedded.
@@ -71,16 +70,15 @@ class RelatedQueries:
         index: Index | None = None,
         encode: Callable[[Sequence[str]], np.ndarray] | None = None,
         soft: bool = True,
-        remembered: int = _CACHED,
     ):
         self.completions, self.k = completions, k
         self.index, self._encode, self._soft = index, encode, soft
-        self.number_of = functools.lru_cache(maxsize=remembered)(completions.find)
-        self.meant = functools.lru_cache(maxsize=remembered)(Corrections(completions).near)
+        self.number_of = functools.lru_cache(maxsize=_CACHED)(completions.find)
+        self.meant = functools.lru_cache(maxsize=_CACHED)(Corrections(completions).near)
         self._listed = functools.lru_cache(maxsize=_LISTED)(self._complete)
-        self.text_vector = functools.lru_cache(maxsize=remembered)(self._vector_of_text)
-        self._enhanced = functools.lru_cache(maxsize=remembered)(self._vector_of_prefix)
-        self._related = functools.lru_cache(maxsize=remembered)(self._search)
+        self.text_vector = functools.lru_cache(maxsize=_CACHED)(self._vector_of_text)
+        self._enhanced = functools.lru_cache(maxsize=_CACHED)(self._vector_of_prefix)
+        self._related = functools.lru_cache(maxsize=_CACHED)(self._search)
 
     def related(self, prefixes: Sequence[str]) -> list[list[str]]:
         """At most k related queries of each prefix, best first, without repeats."""

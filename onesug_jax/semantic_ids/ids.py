@@ -12,7 +12,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from onesug_jax.errors import UserError
+from onesug_jax.errors import UserError, check_refused
 from onesug_jax.files import atomic_write, read_json, require_files, write_json
 
 IDS, ORDER, KEYS, ABOUT = "ids.npy", "order.npy", "keys.npy", "ids.json"
@@ -122,6 +122,7 @@ class SemanticIds:
             if found != [(n, levels), (n,), (n,)]:
                 raise ValueError(f"{ABOUT} says {n} queries, the arrays are {found}")
         except (ValueError, KeyError, TypeError, OSError, EOFError) as error:
+            check_refused(folder, error)
             raise UserError(
                 f"{folder}: the semantic ids are damaged ({error}); make them again"
             ) from error

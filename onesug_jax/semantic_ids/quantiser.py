@@ -15,7 +15,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from onesug_jax.errors import UserError
+from onesug_jax.errors import UserError, check_refused
 from onesug_jax.files import atomic_write, fingerprint, read_json, require_files, write_json
 
 ARRAYS, ABOUT = "quantiser.npz", "quantiser.json"
@@ -154,6 +154,7 @@ class Quantiser:
             if found.fingerprint != about["fingerprint"]:
                 raise ValueError(f"{ARRAYS} does not belong to {ABOUT}")
         except (ValueError, KeyError, OSError, zipfile.BadZipFile) as error:
+            check_refused(folder, error)
             raise UserError(
                 f"{folder}: the quantiser is damaged ({error}); train it again"
             ) from error

@@ -28,11 +28,12 @@ from fastapi.responses import Response
 from pydantic_core import to_json
 from starlette.middleware import Middleware
 from starlette.middleware.cors import CORSMiddleware
+from starlette.routing import Route
 
 from onesug_jax.serve import bodies, replies
 from onesug_jax.serve.engine import Engine
 from onesug_jax.serve.feedback import Event, FeedbackStore
-from onesug_jax.serve.guards import LOOPBACK, Admission, Gate, Head, Limits, Recorder
+from onesug_jax.serve.guards import LOOPBACK, Admission, Gate, Limits, Recorder
 from onesug_jax.serve.histories import Histories
 from onesug_jax.serve.live import History
 from onesug_jax.serve.mistakes import add_errors
@@ -87,7 +88,6 @@ def make_app(
             ),
             Middleware(Admission, path="/suggest", crowded=engine.crowded),
             Middleware(Limits, body_bytes=config.body_bytes, body_seconds=config.body_seconds),
-            Middleware(Head),
         ],
         responses={
             code: {"model": replies.Mistakes, "description": text}
@@ -228,6 +228,10 @@ def make_app(
         text = engine.metrics.text(engine.waiting)
         return Response(text, media_type="text/plain; version=0.0.4; charset=utf-8")
 
+    app.openapi()  # made now, so that HEAD is not described on its own
+    for route in app.routes:
+        if isinstance(route, Route) and route.methods and "GET" in route.methods:
+            route.methods.add("HEAD")  # uvicorn leaves the body out
     return app
 
 

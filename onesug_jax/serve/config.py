@@ -16,7 +16,6 @@ class EngineConfig:
     Attributes:
       max_batch: most requests of one batch, on each device that answers.
       max_wait_ms: how long the first request of a batch waits for company, where company pays.
-      queue: most requests that wait; more are refused at once, whatever the model's pace.
       wait_ms: how long a request may have to wait for the model, as its pace says when it comes;
         where that is longer, and longer than two batches take, it is refused at once.
       levels: degradation levels in use, best first, of "full" and "candidates" (models that read
@@ -24,10 +23,8 @@ class EngineConfig:
         model lacks are passed over.
       target_ms: what an answer may take before cheaper levels are taken.
       deadline_ms: when an answer is of no use any more, where the request does not say.
-      lists: finished lists that are cached, of requests without a history.
       candidates: of a model that reads items, numbers of candidates that are compiled; a request's
         own most is added.
-      prefixes: of a model of text, prefixes whose vectors and corrections are cached.
       lengths: of a model of text, input lengths that are compiled, as shares of the longest.
       watch_seconds: how often to look for another version, at the blocked terms, and at what people
         search now.
@@ -37,14 +34,11 @@ class EngineConfig:
 
     max_batch: int = 8
     max_wait_ms: float = 2.0
-    queue: int = 1024
     wait_ms: float = 50.0
     levels: tuple[str, ...] = ("full", "candidates", "beam", "popular")
     target_ms: float = 100.0
     deadline_ms: float = 2000.0
-    lists: int = 4096
     candidates: tuple[int, ...] = (16, 64)
-    prefixes: int = 65_536
     lengths: tuple[float, ...] = (0.75, 1.0)
     watch_seconds: float = 1.0
     stale_days: float = 7.0
@@ -53,11 +47,8 @@ class EngineConfig:
         object.__setattr__(self, "levels", tuple(self.levels))
         object.__setattr__(self, "lengths", tuple(sorted(self.lengths)))
         object.__setattr__(self, "candidates", tuple(sorted(self.candidates)))
-        if min(self.max_batch, self.queue, self.lists, self.prefixes) < 1:
-            raise UserError(
-                "EngineConfig: expected max_batch, queue, lists and prefixes of 1 or more; found "
-                f"{self.max_batch}, {self.queue}, {self.lists}, {self.prefixes}."
-            )
+        if self.max_batch < 1:
+            raise UserError(f"EngineConfig.max_batch = {self.max_batch}: expected 1 or more.")
         if self.max_wait_ms < 0 or min(self.target_ms, self.deadline_ms, self.watch_seconds) <= 0:
             raise UserError(
                 "EngineConfig: expected max_wait_ms of 0 or more, target_ms, deadline_ms and "

@@ -32,6 +32,8 @@ from onesug_jax.serve.writer import Busy, Writer
 __all__ = ["Busy", "Conflict", "Event", "FeedbackConfig", "FeedbackStore", "Unknown"]
 
 FOLDER, FILE = "feedback", "events.sqlite"  # in WORK_DIR
+MOST_WAITING = 1024  # events to be written; more are refused
+BUSY_SECONDS = 5.0  # to wait for another process that writes
 _LOOKED_AT = 500  # latest events of a user that a history is taken from
 
 
@@ -42,8 +44,6 @@ class FeedbackConfig:
     Attributes:
       path: the SQLite file; None: WORK_DIR/feedback/events.sqlite.
       keep_days: age at which events are deleted; None: never.
-      waiting: most events waiting to be written; more are refused.
-      busy_seconds: how long to wait for another process that writes.
       trust: "served": feedback counts for others, and is exported, if its request_id is one that
         /suggest gave for its prefix and user; "all": whatever its request_id, for a backend of your
         own with ids of its own.
@@ -58,8 +58,6 @@ class FeedbackConfig:
 
     path: str | None = None
     keep_days: float | None = 90.0
-    waiting: int = 1024
-    busy_seconds: float = 5.0
     trust: str = "served"
     id_hours: float = 24.0
     visitors_per_source: int | None = 1
@@ -68,13 +66,8 @@ class FeedbackConfig:
     required: bool = False
 
     def __post_init__(self):
-        aged = self.keep_days is not None and self.keep_days <= 0
-        if aged or self.waiting < 1 or self.busy_seconds < 0:
-            raise UserError(
-                "FeedbackConfig: expected keep_days above 0, waiting of 1 or more and busy_seconds "
-                f"of 0 or more; found keep_days={self.keep_days}, waiting={self.waiting}, "
-                f"busy_seconds={self.busy_seconds}."
-            )
+        if self.keep_days is not None and self.keep_days <= 0:
+            raise UserError(f"FeedbackConfig.keep_days = {self.keep_days}: expected above 0.")
         if self.trust not in ("served", "all"):
             raise UserError(f'FeedbackConfig.trust = {self.trust!r}: expected "served" or "all".')
         if not self.id_hours > 0:
@@ -115,12 +108,12 @@ class FeedbackStore:
             ) from None
         self._opened = os.stat(path).st_ino
         self._reader = threading.Lock()
-        self._writer = Writer(writing, config.waiting, check=self.check, prune=self._delete_old)
+        self._writer = Writer(writing, MOST_WAITING, check=self.check, prune=self._delete_old)
 
     def _connect(self) -> sqlite3.Connection:
         connection = sqlite3.connect(
             self.path,
-            timeout=self.config.busy_seconds,
+            timeout=BUSY_SECONDS,
             isolation_level=None,
             check_same_thread=False,
         )

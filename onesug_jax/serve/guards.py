@@ -1,9 +1,8 @@
 """What stands before the application: limits, keys, origins, slow bodies, and the access log.
 
 Plain ASGI, in the order of a request's way in: `Recorder` (counts, one log line, headers for
-browsers), `Gate` (which hosts, which origins, which key), `Limits` (how much, how slowly), `Head`
-(GET without a body). None of them reads what a user typed. What is slow below HTTP is met in
-`connections`.
+browsers), `Gate` (which hosts, which origins, which key), `Limits` (how much, how slowly). None of
+them reads what a user typed. What is slow below HTTP is met in `connections`.
 """
 
 from __future__ import annotations
@@ -186,27 +185,3 @@ class Admission:
             await self._app(scope, receive, send)
         finally:
             self._inside -= 1
-
-
-class Head:
-    """Answers HEAD as GET, without the body."""
-
-    def __init__(self, app):
-        self._app = app
-
-    async def __call__(self, scope, receive, send):
-        """One request."""
-        if scope["type"] != "http" or scope["method"] != "HEAD":
-            return await self._app(scope, receive, send)
-
-        async def headers_only(message):
-            if message["type"] == "http.response.body":
-                message = {**message, "body": b""}
-            await send(message)
-
-        asked = {**scope, "method": "GET"}
-        try:
-            await self._app(asked, receive, headers_only)
-        finally:
-            if "route" in asked:
-                scope["route"] = asked["route"]  # for the access log

@@ -22,6 +22,7 @@ from onesug_jax.serve.levels import POPULAR, Pace
 from onesug_jax.serve.live import LiveCounts
 from onesug_jax.serve.requests import SuggestRequest, SuggestResult
 
+_CACHED = 4096  # finished lists of requests without a history
 _MOST_SECONDS = 60.0  # that a list is cached while counts move
 
 
@@ -31,7 +32,6 @@ class ModelVersion(abc.ABC):
     Args:
       name: "0000" for WORK_DIR as it was made. path: its work directory.
       profile: names of the log's profile columns, in the order that the model knows.
-      cached: how many finished lists of requests without a history are cached.
       blocked: the file of terms that no suggestion may hold, which may change at any time, or None.
       least_count: how often a suggestion was searched at least.
       live: what people search now; None: popularity is that of the log.
@@ -49,13 +49,11 @@ class ModelVersion(abc.ABC):
         path: str,
         *,
         profile: Sequence[str] = (),
-        cached: int = 4096,
         blocked: str | None = None,
         least_count: int = 0,
         live: LiveCounts | None = None,
     ):
         self.name, self.path, self.profile, self.live = name, path, tuple(profile), live
-        self._cached = cached
         self.cache = self._new_cache()
         self._terms, self._stamp = (blocked, least_count), _stamp(blocked)
         self._seen = self._stamp  # of the file at the latest look
@@ -180,7 +178,7 @@ class ModelVersion(abc.ABC):
 
     def _new_cache(self) -> Cache:
         seconds = math.inf if self.live is None else min(self.live.freshness, _MOST_SECONDS)
-        return Cache(self._cached, seconds)
+        return Cache(_CACHED, seconds)
 
 
 def _stamp(path: str | None) -> tuple | None:

@@ -22,6 +22,9 @@ from onesug_jax.serve.requests import Full, NotReady, SuggestRequest
 Groups = list[tuple[str, list["Waiting"]]]
 
 
+MOST_WAITING = 1024  # requests; more are refused at once, whatever the model's pace
+
+
 @dataclass
 class Waiting:
     """A request in the queue; when it came, and when its answer is of no use any more."""
@@ -63,7 +66,7 @@ class WaitingRoom:
         coming = inside - self._given
 
         def wait(waiting: int) -> float:
-            over = self._config.target_ms / 1000 if waiting >= self._config.queue else 0.0
+            over = self._config.target_ms / 1000 if waiting >= MOST_WAITING else 0.0
             there = max(waiting, coming)
             return max(over, crowded(levels, self._pace, there, busy, most, within))
 
@@ -87,7 +90,7 @@ class WaitingRoom:
                 raise NotReady("the server is closing")
             if after := self.crowded(levels, within):
                 raise Full(after)
-            if len(self._queue) >= config.queue:
+            if len(self._queue) >= MOST_WAITING:
                 self._queue = collections.deque(self._present())
             one = Waiting(request, Future(), now, now + within)
             self._queue.append(one)

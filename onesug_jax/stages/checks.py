@@ -28,6 +28,10 @@ def construct(spec: StageSpec, context: Context, configurables: Mapping[str, str
     Raises:
       UserError: a value that it refuses.
     """
+    if context.settings.get("suggester.blocked") and "suggester" in spec.uses():
+        from onesug_jax.decode.closed_set import Filter
+
+        Filter.read(context.settings["suggester.blocked"], 0)
     for name in spec.uses():
         module, _, attribute = configurables[name].partition(":")
         target = getattr(importlib.import_module(module), attribute)

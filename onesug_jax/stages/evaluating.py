@@ -69,8 +69,8 @@ def evaluate(
         log = os.path.join(out, "log")
         read = functools.partial(
             context.configured("ingest"),
-            dev_days=0.0,
-            test_days=0.0,
+            dev_share=0.0,
+            test_share=0.0,
             clicks=context.configured("clicks")(),
         )
         distributed.run_on_primary_and_broadcast(lambda: bool(read(log=context.log, out=log)))

@@ -113,22 +113,18 @@ class Parts:
         prefixes, queries = self.index.prefix_vectors, self.completions.queries
         return QueryTables.build(queries, self.embeddings, prefixes, spare, multiple=SPARE)
 
-    def related(self, spec: FeatureSpec, **cached) -> RelatedQueries:
-        """What requests of a text model are shown beside their words, as `spec` asks for it.
-
-        `cached` goes to `RelatedQueries` (how much it caches).
-        """
+    def related(self, spec: FeatureSpec) -> RelatedQueries:
+        """What requests of a text model are shown beside their words, as `spec` asks for it."""
         from onesug_jax.retrieval.related import RelatedQueries
 
         if not (spec.related or spec.soft):
-            return RelatedQueries(self.completions, 0, **cached)
+            return RelatedQueries(self.completions, 0)
         return RelatedQueries(
             self.completions,
             spec.related,
             index=self.index,
             encode=self.encode,
             soft=spec.soft,
-            **cached,
         )
 
 

@@ -11,6 +11,7 @@ import time
 from typing import TYPE_CHECKING
 
 from onesug_jax.errors import UserError, plain
+from onesug_jax.files import mode_of
 from onesug_jax.logs.asof.config import DAY_MS
 from onesug_jax.pipeline import bundle, versions, workdir
 from onesug_jax.pipeline.spec import Context
@@ -67,13 +68,12 @@ def _version(context: Context, config: EngineConfig, store: FeedbackStore, say, 
     name = versions.in_use(workdir.local(context.macros["WORK_DIR"]))
     settings = dict(
         profile=_profile(context) if model.spec.profile else (),
-        cached=config.lists,
         blocked=model.rules.blocked,
         least_count=model.rules.least_count,
     )
     if model.spec.items:
         return _item_version(model, config, store, say, name, key, settings)
-    return _text_version(model, config, name, key, settings)
+    return _text_version(model, name, key, settings)
 
 
 def _item_version(model: TrainedModel, config, store, say, name: str, key: str, settings: dict):
@@ -109,10 +109,10 @@ def _made_ms(path: str) -> int:
     return int(1000 * datetime.datetime.fromisoformat(made).timestamp()) if made else 0
 
 
-def _text_version(model: TrainedModel, config: EngineConfig, name: str, key: str, settings: dict):
+def _text_version(model: TrainedModel, name: str, key: str, settings: dict):
     from onesug_jax.serve.text_version import TextVersion
 
-    finder = model.related(model.spec, remembered=config.prefixes)
+    finder = model.related(model.spec)
     ids = model.ids.of if model.spec.related else None
     return TextVersion(name, key, model.text_suggester(), finder, ids=ids, **settings)
 
@@ -173,6 +173,11 @@ def export_feedback(context: Context) -> None:
     if not options.to.endswith(".parquet"):
         raise UserError(f"--to {options.to}: expected a name that ends in .parquet, as is written")
     since = 0 if options.days is None else int(1000 * time.time() - options.days * DAY_MS)
+    if not mode_of(_store_path(context)):
+        raise UserError(
+            f"{_store_path(context)}: expected the events that `serve` has stored, found no such "
+            f"file; {options.to} is not written"
+        )
     store = _store(context, prune=False)
     try:
         chosen = dict(since_ms=since, untrusted=options.all)

@@ -110,8 +110,8 @@ def update(
         context.configured("ingest")(
             log=context.log,
             out=os.path.join(new, "fresh"),
-            dev_days=0.0,
-            test_days=0.0,
+            dev_share=0.0,
+            test_share=0.0,
             clicks=context.configured("clicks")(),
         )
     spent.lap("ingest")
@@ -181,7 +181,7 @@ def check(context: Context) -> None:
     if "dev" not in split_files(base.work.log):
         raise UserError(
             f"{base.work.log}: expected dev.parquet, rows held back that score an update; train a "
-            "first model with some (--gin.ingest.dev_days=2)"
+            "first model with some (--gin.ingest.dev_share=0.1)"
         )
 
 

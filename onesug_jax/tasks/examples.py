@@ -26,7 +26,7 @@ from typing import Any
 
 import numpy as np
 
-from onesug_jax.errors import UserError
+from onesug_jax.errors import UserError, check_refused
 from onesug_jax.files import atomic_write, replace_folder, write_json
 from onesug_jax.progress import Progress
 from onesug_jax.tasks import records
@@ -98,6 +98,7 @@ class Examples:
             try:
                 vectors = np.load(fetch(os.path.join(folder, VECTORS_FILE)), mmap_mode="r")
             except (OSError, ValueError) as e:
+                check_refused(folder, e)
                 raise UserError(
                     f"{folder}: the vectors of soft tokens cannot be read ({e}); {_WAY_OUT}"
                 ) from e

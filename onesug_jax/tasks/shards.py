@@ -24,7 +24,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 import numpy as np
 from array_record.python.array_record_module import ArrayRecordReader, ArrayRecordWriter
 
-from onesug_jax.errors import UserError
+from onesug_jax.errors import UserError, check_refused
 from onesug_jax.files import read_json, write_json
 
 COUNTS_FILE = "counts.json"
@@ -250,6 +250,8 @@ class Shards:
 
     def _damaged(self, name: str, error: object) -> UserError:
         path = os.path.join(self._folder, name)
+        if isinstance(error, Exception):
+            check_refused(path, error)
         return UserError(f"{path}: the examples cannot be read ({error}); {self._way_out}")
 
 

@@ -17,7 +17,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from onesug_jax.errors import UserError
+from onesug_jax.errors import UserError, check_refused
 from onesug_jax.files import fingerprint
 
 KINDS = ("prefix", "query")
@@ -228,6 +228,7 @@ def _read(mined: str, file: str, columns: dict[str, pa.DataType]) -> pa.Table:
     except FileNotFoundError:
         raise UserError(f"{path}: expected a mined table, found no such file; run mine.") from None
     except (OSError, pa.ArrowException) as error:
+        check_refused(path, error)
         raise UserError(
             f"{path}: expected a mined table in Parquet; reading it failed: {error}. Run mine "
             "again."

@@ -28,7 +28,7 @@ import jax
 import jax.numpy as jnp
 from etils import epath
 
-from onesug_jax.errors import UserError
+from onesug_jax.errors import UserError, check_refused
 from onesug_jax.train import distributed
 from onesug_jax.train.digests import find_damage
 from onesug_jax.train.history import find_changes, flatten
@@ -132,6 +132,7 @@ class Checkpoints:
                 except UserError:
                     raise
                 except Exception as error:  # orbax and tensorstore raise all kinds for broken files
+                    check_refused(home, error)
                     damage = f"cannot be read: {first_line(error)}"
             if not damage:
                 self._set_aside(damaged, step)
@@ -269,6 +270,7 @@ def _inspect(home: epath.Path) -> tuple[str, dict[str, Any]]:
         damage = find_damage(home, PARTS)
         return damage, {} if damage else _read_meta(home)
     except (OSError, ValueError) as error:
+        check_refused(home, error)
         return f"cannot be read: {first_line(error)}", {}
 
 

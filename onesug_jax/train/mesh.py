@@ -47,7 +47,7 @@ def make_mesh(
     fsdp: int = 1,
     tensor: int = 1,
     replica: int | None = None,
-    devices: Sequence[Any] | None = None,
+    devices: Sequence[jax.Device] | None = None,
 ) -> Mesh:
     """Lay the devices out as `[replica, data, fsdp, tensor]`, near neighbours on the inner axes.
 
@@ -66,7 +66,7 @@ def make_mesh(
       >>> dict(make_mesh(devices=jax.devices()[:1]).shape)
       {'replica': 1, 'data': 1, 'fsdp': 1, 'tensor': 1}
     """
-    devices = list(jax.devices() if devices is None else devices)
+    devices = list(devices or jax.devices())
     slices = _slices(devices)
     replica = slices if replica is None else replica
     asked = dict(zip(AXES, (replica, data, fsdp, tensor), strict=True))

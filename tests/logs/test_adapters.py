@@ -104,7 +104,7 @@ def qac(tmp_path):
 
 
 def test_amazonqac_in_its_published_layout(qac, out):
-    report = ingest(qac, out, dev_days=2)
+    report = ingest(qac, out, dev_share=0.2)
     assert report.set_aside == 0 and report.profile == []
     assert report.splits["test"] == 4 and report.splits["dev"] > 0
     assert sum(report.splits.values()) == report.rows == 64
@@ -120,7 +120,7 @@ def test_amazonqac_in_its_published_layout(qac, out):
 
 
 def test_amazonqac_history_reaches_the_model_newest_first(qac, out):
-    ingest(qac, out, dev_days=2)
+    ingest(qac, out, dev_share=0.2)
     files = [str(pathlib.Path(out) / f"{name}.parquet") for name in ("train", "dev", "test")]
     test = with_history(files, keep=files[2]).read_all().to_pylist()
     assert test[0]["recent"] == ["garden hose", "kite for kids"]
@@ -135,7 +135,7 @@ def test_amazonqac_prefix_choice_is_seeded_and_even(tmp_path, out):
     pq.write_table(pa.Table.from_pylist(rows, schema=QAC_TRAIN), path)
 
     def chosen(**options):
-        ingest(path, out, dev_days=0, **options)
+        ingest(path, out, dev_share=0, **options)
         return {row["request_id"]: row["prefix"] for row in rows_of(out)}
 
     first = chosen(seed=1)
@@ -160,7 +160,7 @@ def test_amazonqac_bad_rows_are_counted_once_also_where_rows_multiply(tmp_path, 
     ]
     path = str(tmp_path / "train.parquet")
     pq.write_table(pa.Table.from_pylist(rows, schema=QAC_TRAIN), path)
-    report = ingest(path, out, dev_days=0, prefixes="all", max_bad_share=0.5)
+    report = ingest(path, out, dev_share=0, prefixes="all", max_bad_share=0.5)
     assert report.accepted == 44  # row 13 of the file falls back on search_time
     assert report.rows == report.accepted + report.set_aside
     assert collections.Counter(reasons_of(out)) == {
@@ -169,7 +169,7 @@ def test_amazonqac_bad_rows_are_counted_once_also_where_rows_multiply(tmp_path, 
         (14, "missing query"): 4,
         (15, "missing request_id"): 4,
     }
-    report = ingest(path, out, dev_days=0, prefixes="one", max_bad_share=0.5)
+    report = ingest(path, out, dev_share=0, prefixes="one", max_bad_share=0.5)
     assert (report.rows, report.accepted, report.set_aside) == (15, 11, 4)
 
 
@@ -183,7 +183,7 @@ def test_amazonqac_past_terms_come_in_other_shapes_too(tmp_path, out, shape):
         elif past:
             row["past_search_terms"] = [{"term": term, "time": time} for term, time in past]
     pq.write_table(pa.Table.from_pylist(rows), tmp_path / "test.parquet")
-    ingest(str(tmp_path / "test.parquet"), out, dev_days=0)
+    ingest(str(tmp_path / "test.parquet"), out, dev_share=0)
     expected = [["kite for kids", "garden hose"], [], []]
     assert [row["history"] for row in rows_of(out)] == expected
 
@@ -196,7 +196,7 @@ def test_amazonqac_past_terms_that_are_not_pairs_are_set_aside(tmp_path, out):
     ]
     path = tmp_path / "test.jsonl"
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    assert ingest(str(path), out, dev_days=0, max_bad_share=1).accepted == 1
+    assert ingest(str(path), out, dev_share=0, max_bad_share=1).accepted == 1
     assert reasons_of(out) == [
         (2, "past_search_terms is not a list of [term, time]"),
         (3, "past_search_terms time is not a time"),
@@ -247,9 +247,9 @@ def kuaisearch(tmp_path):
 
 
 def test_kuaisearch_sessions_users_and_splits(kuaisearch, out):
-    report = ingest(str(kuaisearch), out, dev_days=1)
+    report = ingest(str(kuaisearch), out, dev_share=0.1)
     assert report.rows == report.accepted == 100 and report.profile == ["age", "gender"]
-    assert report.splits == {"train": 66, "dev": 24, "test": 10}
+    assert report.splits == {"train": 81, "dev": 9, "test": 10}
     rows = [row for split in report.splits for row in rows_of(out, split)]
     profile = {row["user_id"]: (row["gender"], row["age"]) for row in rows}
     assert [profile[user] for user in "0126"] == [("", ""), ("F", "31"), ("M", ""), ("", "")]
@@ -262,7 +262,7 @@ def test_kuaisearch_sessions_users_and_splits(kuaisearch, out):
 def test_kuaisearch_prefixes_are_seeded_beginnings_of_every_length(kuaisearch, tmp_path):
     def prefixes(seed, **options):
         folder = str(tmp_path / f"out{seed}")
-        ingest(str(kuaisearch), folder, dev_days=0, seed=seed, **options)
+        ingest(str(kuaisearch), folder, dev_share=0, seed=seed, **options)
         return [row["prefix"] for split in ("train", "test") for row in rows_of(folder, split)]
 
     first = prefixes(1)
@@ -275,7 +275,7 @@ def test_kuaisearch_faults(kuaisearch, out):
     lines = [kuai(100, query=""), kuai(101, split="later"), kuai(102, time_index="x")]
     with open(kuaisearch / "recall.jsonl", "a", encoding="utf-8") as file:
         file.writelines(json.dumps(line) + "\n" for line in lines)
-    report = ingest(str(kuaisearch), out, dev_days=1, max_bad_share=0.1)
+    report = ingest(str(kuaisearch), out, dev_share=0.1, max_bad_share=0.1)
     assert report.accepted == 100
     assert sorted(reasons_of(out)) == [
         (101, "missing query"),
@@ -299,7 +299,7 @@ SAMPLE = (
 def test_the_sample_becomes_rows_of_its_levels_in_order(tmp_path, out):
     path = tmp_path / "data.txt"
     path.write_text(SAMPLE, encoding="utf-8")
-    ingest(str(tmp_path), out, dev_days=0)
+    ingest(str(tmp_path), out, dev_share=0)
     rows = rows_of(out)
     assert [row["prefix"] for row in rows] == ["杯", "梯子", "y"]
     assert [row["query"] for row in rows] == ["杯刷长柄", "梯子家用折叠", "c"]
@@ -313,7 +313,7 @@ def test_the_sample_becomes_rows_of_its_levels_in_order(tmp_path, out):
 def test_a_line_of_the_sample_without_a_score_is_set_aside(tmp_path, out):
     path = tmp_path / "data.txt"
     path.write_text(SAMPLE + "y\ta\tb\tc\td\thigh\t0\n", encoding="utf-8")
-    report = ingest(str(tmp_path), out, dev_days=0, max_bad_share=0.5)
+    report = ingest(str(tmp_path), out, dev_share=0, max_bad_share=0.5)
     assert (report.accepted, report.reasons) == (3, {"pos_score is not a number": 1})
     path.with_suffix(".tsv").write_text("prefix\tquery\nx\ty\n")
     with pytest.raises(UserError, match="seven tab-separated columns"):
@@ -333,7 +333,7 @@ def test_each_shared_sample_is_recognised_and_read_completely(shared_data, tmp_p
         sources = find_files(str(shared_data / folder))
         assert choose_adapter(sources, "auto", adapters).name == name
         if rows:
-            report = ingest(str(shared_data / folder), str(tmp_path / folder), dev_days=0.1)
+            report = ingest(str(shared_data / folder), str(tmp_path / folder), dev_share=0.1)
             assert report.accepted == report.rows == rows
 
 

@@ -117,7 +117,7 @@ def check_ingest(folder, name, lines):
     path = pathlib.Path(folder) / name
     out = pathlib.Path(folder) / "out"
     try:
-        report = ingest(str(path), str(out), dev_days=0, max_bad_share=1)
+        report = ingest(str(path), str(out), dev_share=0, max_bad_share=1)
     except UserError as error:
         assert str(path) in str(error) or str(out) in str(error) or "ingest.profile" in str(error)
         return

@@ -30,7 +30,7 @@ def read(folder):
 def rows_of(tmp_path, header, rows, **options):
     options.setdefault("max_bad_share", 0.9)
     path = write(tmp_path / "log.csv", header, rows)
-    report = ingest(path, str(tmp_path / "out"), dev_days=0, **options)
+    report = ingest(path, str(tmp_path / "out"), dev_share=0, **options)
     assert report.rows == report.accepted + report.set_aside
     return read(tmp_path / "out"), report
 
@@ -72,7 +72,7 @@ def test_what_is_not_recognised_shows_the_header_and_the_flag(tmp_path):
         ingest(path, str(tmp_path / "out"), adapter="clicks", clicks=clicks)
     clicks = Clicks(user="who", query="what")
     assert (
-        ingest(path, str(tmp_path / "out"), adapter="clicks", clicks=clicks, dev_days=0).accepted
+        ingest(path, str(tmp_path / "out"), adapter="clicks", clicks=clicks, dev_share=0).accepted
         == 1
     )
 

@@ -103,7 +103,7 @@ def test_every_format_gives_the_same_rows(tmp_path, out, kind):
         write_jsonl(path, rows)
     else:
         write_csv(path, rows, {"csv": ",", "tsv": "\t"}.get(kind, ";"))
-    report = ingest(str(path), out, dev_days=0)
+    report = ingest(str(path), out, dev_share=0)
     assert (report.rows, report.accepted, report.set_aside) == (3, 3, 0)
     table = pq.read_table(pathlib.Path(out) / "train.parquet")
     assert table.schema.equals(pa.schema([*LOG_SCHEMA, ("gender", pa.string())]))
@@ -115,7 +115,7 @@ def test_every_format_gives_the_same_rows(tmp_path, out, kind):
 
 def test_text_is_normalised_and_the_click_still_points_at_its_entry(tmp_path, out):
     one = row(0, prefix="  Le ", query=" LEGO\u3000Set", shown=["Duplo", "duplo ", "", "LEGO  set"])
-    ingest(write_jsonl(tmp_path / "log.jsonl", [{**one, "clicked_position": 3}]), out, dev_days=0)
+    ingest(write_jsonl(tmp_path / "log.jsonl", [{**one, "clicked_position": 3}]), out, dev_share=0)
     got = rows_of(out)[0]
     assert (got["prefix"], got["query"]) == ("le ", "lego set")
     assert got["shown"] == ["duplo", "lego set"]
@@ -131,12 +131,12 @@ def test_rows_are_sorted_by_time_and_request_id_over_all_files(tmp_path, out):
         write_jsonl(folder / f"part-{place}.jsonl", rows[place::3])
     (tmp_path / "logs" / "README.md").write_text("no rows")
     (tmp_path / "logs" / "_SUCCESS").write_text("")
-    report = ingest(str(tmp_path / "logs"), out, dev_days=0)
+    report = ingest(str(tmp_path / "logs"), out, dev_share=0)
     assert report.accepted == 2_000
     keys = [(one["timestamp_ms"], one["request_id"]) for one in rows_of(out)]
     assert keys == sorted((one["timestamp_ms"], one["request_id"]) for one in rows)
     again = str(tmp_path / "again")
-    ingest(str(tmp_path / "logs" / "*" / "part-*.jsonl"), again, dev_days=0)
+    ingest(str(tmp_path / "logs" / "*" / "part-*.jsonl"), again, dev_share=0)
     first, second = (pathlib.Path(one, "train.parquet").read_bytes() for one in (out, again))
     assert first == second
 
@@ -161,7 +161,7 @@ def test_foreign_types_that_mean_the_same_are_taken(tmp_path, out):
         }
     )
     pq.write_table(table, tmp_path / "log.parquet")
-    ingest(str(tmp_path / "log.parquet"), out, dev_days=0)
+    ingest(str(tmp_path / "log.parquet"), out, dev_share=0)
     first, second = rows_of(out)
     assert [first["request_id"], second["request_id"]] == ["7", "8"]
     assert [first["timestamp_ms"], second["timestamp_ms"]] == [START, START + 1]
@@ -173,13 +173,13 @@ def test_foreign_types_that_mean_the_same_are_taken(tmp_path, out):
 def test_profile_columns_that_come_late_or_vary_are_united(tmp_path, out):
     rows = [row(0), row(1, gender="F"), row(2, age=31)]
     write_jsonl(tmp_path / "log.jsonl", rows)
-    assert ingest(str(tmp_path / "log.jsonl"), out, dev_days=0).profile == ["age", "gender"]
+    assert ingest(str(tmp_path / "log.jsonl"), out, dev_share=0).profile == ["age", "gender"]
     assert [(one["gender"], one["age"]) for one in rows_of(out)] == [
         ("", ""),
         ("F", ""),
         ("", "31"),
     ]
-    named = ingest(str(tmp_path / "log.jsonl"), out, dev_days=0, profile=["gender"])
+    named = ingest(str(tmp_path / "log.jsonl"), out, dev_share=0, profile=["gender"])
     assert named.profile == ["gender"]
 
 
@@ -218,7 +218,7 @@ def test_a_nasty_file_is_accounted_for_row_by_row(tmp_path, out, capsys):
     good = log(30)
     lines = [good[0], b"", *[line for line, _ in NASTY], b"   ", *good[1:]]
     path = write_jsonl(tmp_path / "log.jsonl", lines)
-    report = ingest(path, out, dev_days=0, max_bad_share=0.6)
+    report = ingest(path, out, dev_share=0, max_bad_share=0.6)
     assert report.rows == report.accepted + report.set_aside == 30 + len(NASTY)
     assert report.accepted == 30 and report.splits == {"train": 30}
     assert sum(report.reasons.values()) == report.set_aside
@@ -254,7 +254,7 @@ def test_bad_lines_of_csv_are_set_aside_with_their_line(tmp_path, out):
     ]
     path = tmp_path / "log.csv"
     path.write_bytes(b"\r\n".join(lines) + b"\r\n")
-    report = ingest(str(path), out, dev_days=0, max_bad_share=1)
+    report = ingest(str(path), out, dev_share=0, max_bad_share=1)
     assert report.rows == report.accepted + report.set_aside == 9
     assert [one["request_id"] for one in rows_of(out)] == ["1", "4", "7"]
     assert rows_of(out)[1]["query"] == "two lines"
@@ -278,7 +278,7 @@ def test_parquet_text_that_is_not_utf8_is_set_aside(tmp_path, out):
     table = table.set_column(place("shown"), "shown", lists)
     table = table.set_column(place("clicked_position"), "clicked_position", pa.nulls(3, pa.int32()))
     pq.write_table(table, tmp_path / "log.parquet")
-    report = ingest(str(tmp_path / "log.parquet"), out, dev_days=0, max_bad_share=1)
+    report = ingest(str(tmp_path / "log.parquet"), out, dev_share=0, max_bad_share=1)
     assert report.reasons == {"not UTF-8": 2}
     assert [one["request_id"] for one in rows_of(out)] == ["r0000"]
     assert [one["row"] for one in aside(out)] == [2, 3]
@@ -299,12 +299,12 @@ def test_too_many_bad_rows_stop_the_run_and_leave_the_evidence(tmp_path, out):
     rows = [*log(40), row(90, query=""), row(91, query=""), row(92, clicked_position=7)]
     path = write_jsonl(tmp_path / "log.jsonl", rows)
     with pytest.raises(UserError) as stopped:
-        ingest(path, out, dev_days=0, max_bad_share=0.05)
+        ingest(path, out, dev_share=0, max_bad_share=0.05)
     message = str(stopped.value)
     assert "3 of 43 rows" in message and "missing query (2)" in message
     assert str(pathlib.Path(out) / "set_aside.jsonl") in message
     assert files_in(out) == ["set_aside.jsonl"] and len(aside(out)) == 3
-    assert ingest(path, out, dev_days=0, max_bad_share=3 / 43).set_aside == 3
+    assert ingest(path, out, dev_share=0, max_bad_share=3 / 43).set_aside == 3
 
 
 def test_a_log_without_one_good_row_stops(tmp_path, out):
@@ -323,7 +323,7 @@ def test_a_folder_of_named_splits_keeps_them(tmp_path, out):
     write_jsonl(folder / "train-00001-of-00002.jsonl", log(100)[60:90])
     write_csv(folder / "validation.csv", log(100)[30:50])
     write_parquet(folder / "test" / "part-0.parquet", log(100)[50:60])
-    report = ingest(str(folder), out, dev_days=3, test_days=3)
+    report = ingest(str(folder), out, dev_share=0.3, test_share=0.3)
     assert report.splits == {"train": 60, "dev": 20, "test": 10}
     assert [one["request_id"] for one in rows_of(out, "dev")] == [
         f"r{number:04d}" for number in range(30, 50)
@@ -331,16 +331,54 @@ def test_a_folder_of_named_splits_keeps_them(tmp_path, out):
 
 
 @pytest.mark.parametrize("named", [False, True])
-def test_anything_else_is_split_by_its_last_days(tmp_path, out, named):
-    """Ten rows a day: the same for a log of no split and for a train split alone."""
+def test_anything_else_gives_its_newest_shares(tmp_path, out, capsys, named):
+    """The same for a log of no split and for a train split alone."""
     folder = tmp_path / "logs"
     folder.mkdir()
     write_parquet(folder / ("train.parquet" if named else "log.parquet"), log(100))
-    report = ingest(str(folder), out, dev_days=2, test_days=1)
+    report = ingest(str(folder), out, dev_share=0.2, test_share=0.1)
     assert report.splits == {"train": 70, "dev": 20, "test": 10}
     times = {split: [one["timestamp_ms"] for one in rows_of(out, split)] for split in report.splits}
     assert max(times["train"]) < min(times["dev"]) <= max(times["dev"]) < min(times["test"])
-    assert max(times["dev"]) - min(times["dev"]) < 2 * DAY
+    said = capsys.readouterr().out
+    assert "; dev from 2025-06-22 15:06; test from 2025-06-24 15:06" in said
+    assert "2025-06-22 15:06 .. 2025-06-24 12:42" in said, "the first and last row of dev"
+
+
+def parts_of(times, dev, test):
+    """The times of each split, slowly: one row more at a time, from the newest."""
+    times = sorted(times)
+    sizes = [max(1, round(share * len(times))) if share else 0 for share in (test, dev)]
+    found, ends = {}, len(times)
+    for split, size in zip(("test", "dev"), sizes, strict=True):
+        start = len(times) - sum(sizes[: 1 + (split == "dev")]) if size else ends
+        while 0 < start < len(times) and times[start] == times[start - 1]:
+            start -= 1  # rows of one time stay together
+        while start < len(times) and times[start] == times[0]:
+            start += 1  # the oldest are train
+        start = min(start, ends)
+        found[split], ends = times[start:ends], start
+    return {"train": times[:ends], **found}
+
+
+@pytest.mark.parametrize("seed", range(12))
+def test_rows_of_one_time_stay_on_one_side_and_the_oldest_are_train(tmp_path, out, seed):
+    draws = random.Random(seed)
+    times = [draws.choice([draws.randrange(9), draws.randrange(99)]) for _ in range(40)]
+    dev, test = draws.choice([0.001, 0.1, 0.5]), draws.choice([0, 0.03, 0.45])
+    rows = [row(at, timestamp_ms=START + time) for at, time in enumerate(times)]
+    report = ingest(write_jsonl(tmp_path / "l.jsonl", rows), out, dev_share=dev, test_share=test)
+    expected = parts_of(times, dev, test)
+    assert {
+        split: [one["timestamp_ms"] - START for one in rows_of(out, split)]
+        for split in report.splits
+    } == {split: part for split, part in expected.items() if part}
+
+
+def test_most_rows_of_the_newest_time_are_dev_alone(tmp_path, out):
+    rows = [row(at, timestamp_ms=START + (at > 0)) for at in range(40)]
+    report = ingest(write_jsonl(tmp_path / "log.jsonl", rows), out, dev_share=0.1)
+    assert report.splits == {"train": 1, "dev": 39}
 
 
 def test_train_and_test_alone_give_dev_from_train(tmp_path, out):
@@ -348,18 +386,18 @@ def test_train_and_test_alone_give_dev_from_train(tmp_path, out):
     folder.mkdir()
     write_parquet(folder / "train.parquet", log(100)[:90])
     write_parquet(folder / "test.parquet", log(100)[90:])
-    assert ingest(str(folder), out, dev_days=2, test_days=5).splits == {
-        "train": 70,
-        "dev": 20,
+    assert ingest(str(folder), out, dev_share=0.2, test_share=0.5).splits == {
+        "train": 72,
+        "dev": 18,
         "test": 10,
     }
 
 
 def test_a_run_replaces_all_of_an_earlier_one(tmp_path, out):
     path = write_parquet(tmp_path / "log.parquet", log(100))
-    ingest(path, out, dev_days=2, test_days=1)
+    ingest(path, out, dev_share=0.2, test_share=0.1)
     assert "test.parquet" in files_in(out)
-    ingest(path, out, dev_days=2)
+    ingest(path, out, dev_share=0.2)
     assert files_in(out) == ["dev.parquet", "report.json", "set_aside.jsonl", "train.parquet"]
 
 
@@ -376,10 +414,11 @@ def test_a_run_that_stops_leaves_the_earlier_splits_alone(tmp_path, out):
     assert set(files_in(out)) == {*before, "set_aside.jsonl"}
 
 
-def test_a_log_shorter_than_dev_says_so(tmp_path, out):
-    path = write_parquet(tmp_path / "log.parquet", log(10))
-    with pytest.raises(UserError, match=r"spans 0\.9 days .* leave nothing to train on"):
+def test_a_log_of_one_time_is_not_split(tmp_path, out):
+    path = write_parquet(tmp_path / "log.parquet", [row(at, timestamp_ms=START) for at in range(9)])
+    with pytest.raises(UserError, match="its 9 rows all have the time 2025-06-15 15:06"):
         ingest(path, out)
+    assert ingest(path, out, dev_share=0).splits == {"train": 9}
 
 
 # Times
@@ -387,13 +426,13 @@ def test_a_log_shorter_than_dev_says_so(tmp_path, out):
 
 def test_rows_of_the_future_and_of_long_ago_leave_the_split_alone(tmp_path, out, capsys):
     rows = log(100)
-    ingest(write_jsonl(tmp_path / "good.jsonl", rows), out, dev_days=2, test_days=1)
+    ingest(write_jsonl(tmp_path / "good.jsonl", rows), out, dev_share=0.2, test_share=0.1)
     expected = {split: rows_of(out, split) for split in ("train", "dev", "test")}
     odd = [4_070_908_800_000, 86_400_000, START - 4_000 * DAY]  # 2099, 1970, 2014
     odd = [row(900 + at, timestamp_ms=stamp) for at, stamp in enumerate(odd)]
     path = write_jsonl(tmp_path / "log.jsonl", [odd[0], *rows, *odd[1:]])
     capsys.readouterr()
-    report = ingest(path, out, dev_days=2, test_days=1)
+    report = ingest(path, out, dev_share=0.2, test_share=0.1)
     assert {split: rows_of(out, split) for split in expected} == expected
     assert report.rows == 103 and report.set_aside == 3
     reasons = {one["row"]: one["reason"] for one in aside(out)}
@@ -413,7 +452,7 @@ def test_a_log_that_is_not_split_may_begin_with_a_row_of_long_before(tmp_path, o
         *log(50),
         row(901, timestamp_ms=START + 40 * DAY),
     ]
-    report = ingest(write_jsonl(tmp_path / "log.jsonl", rows), out, dev_days=0)
+    report = ingest(write_jsonl(tmp_path / "log.jsonl", rows), out, dev_share=0)
     assert report.set_aside == 1 and rows_of(out)[0]["request_id"] == "r0900"
     assert aside(out)[0]["row"] == 52
 
@@ -424,7 +463,7 @@ def test_times_in_another_unit_are_converted_and_said(tmp_path, out, capsys, uni
     rows = [row(at, timestamp_ms=int(START + at * 8_640_000) // 1000 * 1000) for at in range(50)]
     other = [{**one, "timestamp_ms": round(one["timestamp_ms"] * unit)} for one in rows]
     path = write(tmp_path / ("log.jsonl" if write is write_jsonl else "log.csv"), other)
-    assert ingest(path, out, dev_days=0).set_aside == 0
+    assert ingest(path, out, dev_share=0).set_aside == 0
     assert [one["timestamp_ms"] for one in rows_of(out)] == [one["timestamp_ms"] for one in rows]
     assert "times converted to milliseconds: 50 in " in capsys.readouterr().out
 
@@ -433,8 +472,8 @@ def test_the_plausible_range_is_a_setting(tmp_path, out):
     rows = [row(at, timestamp_ms=1_000 * at) for at in range(9)]
     path = write_jsonl(tmp_path / "log.jsonl", rows)
     with pytest.raises(UserError, match="all 9 rows were set aside|9 of 9 rows"):
-        ingest(path, out, dev_days=0)
-    assert ingest(path, out, dev_days=0, earliest="1970-01-01").accepted == 9
+        ingest(path, out, dev_share=0)
+    assert ingest(path, out, dev_share=0, earliest="1970-01-01").accepted == 9
     with pytest.raises(UserError, match="ingest.latest='soon'"):
         ingest(path, out, latest="soon")
 
@@ -453,7 +492,7 @@ def test_a_full_disk_is_a_sentence(tmp_path, out, monkeypatch):
     assert files_in(out) == ["set_aside.jsonl"]
     monkeypatch.undo()
     monkeypatch.setattr(os, "replace", full)
-    with pytest.raises(UserError, match="out: writing there failed"):
+    with pytest.raises(UserError, match="writing there failed: No space left"):
         ingest(path, out)
 
 
@@ -461,7 +500,7 @@ def test_brackets_in_paths_are_only_letters(tmp_path):
     folder = tmp_path / "a [b]*"
     folder.mkdir()
     write_parquet(folder / "log [1].parquet", log(30))
-    assert ingest(str(folder), str(tmp_path / "out [2]"), dev_days=0).accepted == 30
+    assert ingest(str(folder), str(tmp_path / "out [2]"), dev_share=0).accepted == 30
 
 
 def test_advice_never_renames_a_column_that_is_right(tmp_path, out):
@@ -563,8 +602,9 @@ def test_wrong_paths_and_flags_are_named(tmp_path, out):
         ingest(path, out, adapter="kuai_search")
     with pytest.raises(UserError, match="max_bad_share"):
         ingest(path, out, max_bad_share=5)
-    with pytest.raises(UserError, match="dev_days"):
-        ingest(path, out, dev_days=-1)
+    for shares in ((-0.1, 0), (0, -0.1), (0.5, 0.5), (1, 0), (float("nan"), 0)):
+        with pytest.raises(UserError, match="dev_share.*less than 1 in sum"):
+            ingest(path, out, dev_share=shares[0], test_share=shares[1])
     with pytest.raises(UserError, match="memory_limit"):
         ingest(path, out, memory_limit="plenty")
     with pytest.raises(UserError, match="the folder of the log itself"):

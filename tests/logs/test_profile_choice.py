@@ -31,7 +31,9 @@ def run(tmp_path, capsys):
             fields.append((name, kind or pa.string()))
         table = pa.Table.from_pylist(rows, schema=pa.schema([*LOG_SCHEMA, *fields]))
         pq.write_table(table, tmp_path / "log.parquet")
-        report = ingest(str(tmp_path / "log.parquet"), str(tmp_path / "out"), dev_days=1, **options)
+        report = ingest(
+            str(tmp_path / "log.parquet"), str(tmp_path / "out"), dev_share=0.1, **options
+        )
         return report, capsys.readouterr().out
 
     return ingested

@@ -299,13 +299,14 @@ def test_a_file_cut_short_is_named(folder):
     ("change", "message"),
     [
         ({"segments": True}, "ModelConfig.segments=False"),
+        ({"vector_dim": 8}, "FeatureSpec.items=False"),
         ({"soft_dim": 4}, "FeatureSpec.soft=False"),
     ],
 )
 def test_what_hugging_face_lacks_is_not_written(tmp_path, change, message):
     config = dataclasses.replace(SMALL, **change)
     with pytest.raises(UserError, match=message):
-        write_t5(str(tmp_path / "out"), config, random_params(config))
+        write_t5(str(tmp_path / "out"), config, random_params(SMALL))
     assert not (tmp_path / "out").exists()
 
 

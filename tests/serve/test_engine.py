@@ -165,8 +165,7 @@ def exchanged(engine, version):
 @pytest.mark.long
 def test_another_version_takes_over_without_losing_a_request(started, pretended):
     """Requests keep coming while versions go forth and back: all are answered, by one or other."""
-    patient = {"queue": 10_000, "deadline_ms": 60_000.0}
-    engine = started(pretended("0000"), max_batch=4, levels=("beam",), **patient)
+    engine = started(pretended("0000"), max_batch=4, levels=("beam",), deadline_ms=60_000.0)
     answers, stop = [], threading.Event()
 
     def ask_on():

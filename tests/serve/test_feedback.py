@@ -119,9 +119,10 @@ def test_what_a_user_wants_forgotten_is_gone_from_the_disk(store, path):
         assert secret.encode() not in content, name
 
 
-def test_what_somebody_reads_is_overwritten_once_they_have_read_it(path):
+def test_what_somebody_reads_is_overwritten_once_they_have_read_it(path, monkeypatch):
     """Another process holds a snapshot while a user is forgotten."""
-    store = FeedbackStore(path, FeedbackConfig(busy_seconds=0.2))
+    monkeypatch.setattr("onesug_jax.serve.feedback.BUSY_SECONDS", 0.2)
+    store = FeedbackStore(path, FeedbackConfig())
     put(store, event(1, query="a very particular secret"))
     other = sqlite3.connect(path, isolation_level=None)
     other.execute("BEGIN")
@@ -222,7 +223,8 @@ def test_a_disk_that_fails_is_an_error_and_the_store_lives_on(store, monkeypatch
 
 
 def test_too_many_waiting_events_are_refused(path, monkeypatch):
-    store = FeedbackStore(path, FeedbackConfig(waiting=2))
+    monkeypatch.setattr("onesug_jax.serve.feedback.MOST_WAITING", 2)
+    store = FeedbackStore(path, FeedbackConfig())
     other = sqlite3.connect(path, isolation_level=None)
     other.execute("BEGIN IMMEDIATE")  # as another process that writes
     accepted = []
@@ -289,7 +291,7 @@ def test_the_export_is_a_log_that_ingest_takes_whole(store, tmp_path):
     assert [found[2][name] for name in own] == [["old", "new"], [90.0, 1.5]]
     assert found[0]["history"] is None and found[0]["history_minutes"] is None
     out = tmp_path / "log"
-    report = ingest(str(tmp_path / "export.parquet"), str(out), dev_days=0.0)
+    report = ingest(str(tmp_path / "export.parquet"), str(out), dev_share=0.0)
     assert (report.accepted, report.set_aside, report.profile) == (3, 0, ["age", "gender"])
     written = pq.read_table(out / "train.parquet").to_pylist()
     levels = [schema.request_level(r["clicked_items"], r["ordered_items"]).name for r in written]

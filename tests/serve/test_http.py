@@ -147,8 +147,9 @@ def one_waits(here):
         thread.join(30)
 
 
-def test_a_full_queue_answers_at_once_with_retry_after(client):
-    here = client(engine={"queue": 1, "levels": ("beam",), "max_wait_ms": 0.0})
+def test_a_full_queue_answers_at_once_with_retry_after(client, monkeypatch):
+    monkeypatch.setattr("onesug_jax.serve.waiting.MOST_WAITING", 1)
+    here = client(engine={"levels": ("beam",), "max_wait_ms": 0.0})
     with one_waits(here):
         began = time.monotonic()
         reply = here.post("/suggest", json={"prefix": "c"})

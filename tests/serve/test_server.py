@@ -275,3 +275,30 @@ def test_a_model_that_cannot_be_loaded_ends_the_server_with_its_reason(tmp_path,
     words = ["serve", f"--gin.WORK_DIR={work}", "--gin.ServerConfig.port=0"]
     assert main.main(words) == 2
     assert "error: " in capsys.readouterr().err
+
+
+@pytest.mark.long
+def test_a_user_deleted_at_one_server_is_gone_from_another_of_the_same_store(server):
+    one, other = server(), server()
+
+    def learnt(here):
+        return "aardvark lamp" in here.suggest(prefix="s", user_id="annabel").text
+
+    def put(here, number, user):
+        body = {"request_id": f"r{number}", "user_id": user, "query": "aardvark lamp"}
+        reply = httpx.post(f"{here.url}/feedback", json={**body, "prefix": "a"}, timeout=60)
+        assert reply.status_code == 200, reply.text
+
+    put(one, 1, "annabel")
+    put(other, 2, "bob")
+    until(lambda: learnt(one) and learnt(other))
+    assert httpx.delete(f"{other.url}/users/annabel", timeout=60).json()["deleted"] == 1
+    assert not learnt(one) and not learnt(other), "at once, in both processes"
+    assert "aardvark lamp" in one.suggest(prefix="s", user_id="bob").text, "others stay"
+    assert httpx.delete(f"{one.url}/users/bob", timeout=60).json()["deleted"] == 1
+    put(one, 3, "cid")
+    assert one.stop() == other.stop() == 0
+    store = FeedbackStore(one.store)
+    assert [len(store.history(user, 9)) for user in ("annabel", "bob", "cid")] == [0, 0, 1]
+    store.close()
+    assert b"annabel" not in pathlib.Path(one.store).read_bytes()

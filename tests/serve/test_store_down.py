@@ -30,8 +30,8 @@ def lives_on(here):
         assert ask("/users/u").status_code == 503
 
 
-def opened(client, path, **config):
-    here = client(store=FeedbackStore(path, FeedbackConfig(**config)))
+def opened(client, path):
+    here = client(store=FeedbackStore(path, FeedbackConfig()))
     feedback(here, user_id="u", query="tent")
     suggest(here, prefix="a", user_id="u")
     assert here.version.batches[-1][1][-1].history == ("tent",)
@@ -71,8 +71,9 @@ def test_a_file_that_is_damaged_while_it_is_read_takes_no_list_with_it(client, p
     lives_on(here)
 
 
-def test_a_file_that_another_process_holds_is_down_for_writing_only(client, path):
-    here = opened(client, path, busy_seconds=0.1)
+def test_a_file_that_another_process_holds_is_down_for_writing_only(client, path, monkeypatch):
+    monkeypatch.setattr("onesug_jax.serve.feedback.BUSY_SECONDS", 0.1)
+    here = opened(client, path)
     other = sqlite3.connect(path, isolation_level=None)
     other.execute("BEGIN IMMEDIATE")
     assert here.get("/ready").json()["store"] == "down"

@@ -9,8 +9,9 @@ from onesug_jax.serve.requests import Full, Late, NotReady
 from tests.serve.asking import answer, asked, blocked_engine, until
 
 
-def test_a_full_queue_refuses_at_once_and_loses_nobody(started, pretended):
-    engine, version, first = blocked_engine(started, pretended, queue=3, levels=("beam",))
+def test_a_full_queue_refuses_at_once_and_loses_nobody(started, pretended, monkeypatch):
+    monkeypatch.setattr("onesug_jax.serve.waiting.MOST_WAITING", 3)
+    engine, version, first = blocked_engine(started, pretended, levels=("beam",))
     accepted = [engine.submit(asked(f"p{i}")) for i in range(3)]
     began = time.monotonic()
     for _ in range(50):
@@ -113,8 +114,9 @@ def test_closing_answers_what_was_accepted_and_accepts_no_more(started, pretende
     assert all(future.result(0).result.texts for future in [first, *accepted])
 
 
-def test_places_of_clients_that_have_gone_are_given_to_others(started, pretended):
-    engine, version, first = blocked_engine(started, pretended, queue=3, levels=("beam",))
+def test_places_of_clients_that_have_gone_are_given_to_others(started, pretended, monkeypatch):
+    monkeypatch.setattr("onesug_jax.serve.waiting.MOST_WAITING", 3)
+    engine, version, first = blocked_engine(started, pretended, levels=("beam",))
     gone = [engine.submit(asked(f"gone {i}")) for i in range(3)]
     with pytest.raises(Full):
         engine.submit(asked("too early"))
@@ -127,9 +129,7 @@ def test_places_of_clients_that_have_gone_are_given_to_others(started, pretended
 
 
 def test_a_backlog_is_answered_by_cheaper_levels_and_says_so(started, three_levels):
-    engine, version, first = blocked_engine(
-        started, three_levels, max_batch=2, target_ms=1000.0, queue=100
-    )
+    engine, version, first = blocked_engine(started, three_levels, max_batch=2, target_ms=1000.0)
     for size in (1, 2):
         engine._pace.note("full", size, 1.0)
         engine._pace.note("beam", size, 0.2)

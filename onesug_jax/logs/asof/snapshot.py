@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from onesug_jax.errors import UserError
+from onesug_jax.errors import UserError, check_refused
 from onesug_jax.files import atomic_write, require_files, write_json
 from onesug_jax.logs.asof.config import AsOfConfig
 from onesug_jax.logs.asof.existence import Waited
@@ -165,6 +165,7 @@ def settings(folder: str) -> AsOfConfig:
 
 
 def _damaged(folder: str, error: Exception) -> UserError:
+    check_refused(folder, error)
     return UserError(f"{folder}: the as-of counts are damaged ({error}); make them again")
 
 

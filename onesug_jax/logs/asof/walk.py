@@ -18,7 +18,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from onesug_jax.errors import UserError
+from onesug_jax.errors import UserError, check_refused
 from onesug_jax.logs.asof.items import Items
 from onesug_jax.logs.asof.state import AsOf
 from onesug_jax.logs.schema import HISTORY, HISTORY_MINUTES, Level, request_level, visitors_of
@@ -93,6 +93,7 @@ def _check(path: str) -> None:
 
 
 def _unreadable(path: str, error: Exception) -> UserError:
+    check_refused(path, error)
     return UserError(
         f"{path}: expected a Parquet file as ingest writes it; reading it failed: {error}"
     )

@@ -69,10 +69,17 @@ def simulate(
       UserError: sizes that make no log, or a file of queries that cannot be used.
     """
     users = max(2, requests // 18) if users is None else users
-    _check(requests=requests, users=users, days=days, dev_days=dev_days, test_days=test_days)
     behaviour, timeline = behaviour or Behaviour(), timeline or Timeline()
     rng = np.random.default_rng(seed)
     distinct = max(50, int(20 * requests**0.5)) if distinct is None else distinct
+    _check(
+        requests=requests,
+        users=users,
+        days=days,
+        distinct=distinct,
+        dev_days=dev_days,
+        test_days=test_days,
+    )
     world = build_world(rng, queries=queries, language=language, distinct=distinct)
     if check_only:
         return
