@@ -1,6 +1,6 @@
 """When a request can have been: units, the plausible range, and rows far away from all others.
 
-One row of a wrong year would move a split by time, and all counts as of the newest row.
+One row of a wrong year would move all counts as of the newest row.
 """
 
 from __future__ import annotations
