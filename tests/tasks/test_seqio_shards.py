@@ -12,12 +12,23 @@ import numpy as np
 import pytest
 
 from onesug_jax.errors import UserError
-from onesug_jax.tasks import item_examples, seqio_shards
+from onesug_jax.tasks import item_examples
 from onesug_jax.tasks.examples import MIXTURE_FILE, write_examples
-from onesug_jax.tasks.seqio_tasks import SoftFeatureConverter
 from onesug_jax.tasks.vocabulary import Vocabulary
 
-seqio = seqio_shards.seqio
+pytestmark = pytest.mark.long
+
+
+@pytest.fixture(autouse=True, scope="module")
+def imported():
+    """TensorFlow, 700 MB of a worker's memory, is imported when the first of these tests runs."""
+    global seqio, seqio_shards, SoftFeatureConverter
+    from onesug_jax.tasks import seqio_shards
+    from onesug_jax.tasks.seqio_tasks import SoftFeatureConverter
+
+    seqio = seqio_shards.seqio
+
+
 COUNTS = {"train": 70, "dev": 9}
 
 
@@ -75,7 +86,6 @@ def same(rows, folder, split="train"):
     return order
 
 
-@pytest.mark.long
 def test_a_task_gives_every_row_and_its_readers_share_the_shards(made):
     folder, vocabulary = made
     mixture = seqio_shards.register(str(folder / "examples"), vocabulary)
@@ -98,7 +108,6 @@ def test_a_task_gives_every_row_and_its_readers_share_the_shards(made):
     ]
 
 
-@pytest.mark.long
 def test_soft_tokens_of_the_text_model_have_their_numbers(made, tmp_path):
     _, vocabulary = made
     ids, ones = np.arange(1, 9), np.ones(4, int)

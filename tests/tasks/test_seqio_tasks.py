@@ -12,7 +12,7 @@ from onesug_jax.errors import UserError
 from onesug_jax.logs.completion import CompletionIndex
 from onesug_jax.logs.schema import LOG_SCHEMA
 from onesug_jax.retrieval.related import RelatedQueries
-from onesug_jax.tasks import layouts, seqio_tasks
+from onesug_jax.tasks import layouts
 from onesug_jax.tasks.examples import Examples, build_examples, cache_mixture, write_vectors
 from onesug_jax.tasks.features import FeatureSpec, Featurizer, Request
 from onesug_jax.tasks.kinds import id_kinds
@@ -20,7 +20,17 @@ from onesug_jax.tasks.loader import Loader
 from onesug_jax.tasks.prefixes import PrefixDraw
 from onesug_jax.tasks.vocabulary import Vocabulary
 
-seqio = seqio_tasks.seqio
+pytestmark = pytest.mark.long
+
+
+@pytest.fixture(autouse=True, scope="module")
+def imported():
+    """TensorFlow, 700 MB of a worker's memory, is imported when the first of these tests runs."""
+    global seqio, seqio_tasks
+    from onesug_jax.tasks import seqio_tasks
+
+    seqio = seqio_tasks.seqio
+
 
 WORDS = ["lego", "lego train", "lego duplo", "red shoes", "red shirt", "手机壳", "手机", "rug"]
 SPEC = FeatureSpec(input_length=40, target_length=8, related=3, history=4)
@@ -129,7 +139,6 @@ def converted(name, split, *, pack, lengths, **more):
 LENGTHS = {"inputs": SPEC.input_length, "targets": SPEC.target_length}
 
 
-@pytest.mark.long
 @pytest.mark.parametrize("split", ["train", "dev"])
 def test_seqio_padded_equals_the_serving_features_and_the_loader(world, split):
     rows = converted("toy_query", split, pack=False, lengths=LENGTHS)
@@ -152,7 +161,6 @@ def test_seqio_padded_equals_the_serving_features_and_the_loader(world, split):
         assert array.dtype == rows[0][name].dtype
 
 
-@pytest.mark.long
 def test_seqio_packed_rows_equal_ours_array_by_array(world):
     lengths = {"inputs": 90, "targets": 20}
     # Asking a Task for longer rows does not lengthen its examples: the spec's lengths hold.
@@ -239,7 +247,6 @@ def test_another_beginning_of_the_query_has_its_own_context(world, tmp_path):
     assert changed > 20
 
 
-@pytest.mark.long
 def test_shards_part_the_rows_between_hosts(world):
     whole = converted("toy_query", "train", pack=False, lengths=LENGTHS)
     hosts = [
