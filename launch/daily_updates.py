@@ -65,7 +65,7 @@ def scored(work: str, log: str, flags: list[str]) -> dict[str, float]:
     context = main.context_of("update", f"--gin.WORK_DIR={work}", *flags)
     bundled = workdir.WorkDir(workdir.model_in_use(work))
     model = TrainedModel(dataclasses.replace(context, work=bundled, home=workdir.WorkDir(work)))
-    found = score(model, os.path.join(log, "dev.parquet"), log, rivals=()).metrics["model"]
+    found = score(model, os.path.join(log, "dev.parquet"), log, rivals="none").metrics["model"]
     return {**judged(found), "rows": found["all"]["n"]}
 
 

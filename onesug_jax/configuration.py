@@ -263,10 +263,8 @@ def _check_names(statement: Any, expressions: _Expressions, where: str) -> str:
         if used not in CONFIGURABLES and not _imported(used):
             raise UserError(f"{where}: nothing is called {used!r}: {nearest(used, CONFIGURABLES)}")
     if parameter and name in CONFIGURABLES:
-        found = parameters(CONFIGURABLES[name]).values()
-        accepted = [
-            one.name for one in found if is_literal(one.default)
-        ]  # the program gives others
+        found = parameters(CONFIGURABLES[name]).values()  # the program gives those without default
+        accepted = [one.name for one in found if is_literal(one.default)]
         if parameter not in accepted:
             hint = nearest(parameter, accepted, everything="it has")
             raise UserError(f"{where}: {name} has no parameter {parameter!r}: {hint}")

@@ -200,8 +200,9 @@ class ItemSuggester:
         log-probabilities; `room` as of `arrays`.
         """
         assert self.writing is not None
-        every = size if (size,) == self.sizes[:1] else len(_items(requests[0]).candidates)
-        length, size = self.write_shape or (0, every)
+        if (size,) != self.sizes[:1]:
+            size = len(_items(requests[0]).candidates)
+        length, size = self.write_shape or (0, size)
         most = Room(size, len(_items(requests[0]).history))
         tokens, items = self.arrays(requests, most, room, length)
         prefixes = [request.prefix for request in requests]

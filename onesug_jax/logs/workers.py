@@ -11,7 +11,7 @@ import collections
 import contextlib
 import multiprocessing
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Executor, Future, ProcessPoolExecutor, ThreadPoolExecutor
 from typing import Any
 
@@ -60,14 +60,11 @@ def results(
     config: LogEngineConfig,
     scratch: str,
     function: Callable[[Any], Any],
-    arguments: Sequence[Any],
+    arguments: Iterable[Any],
 ) -> Iterator[Any]:
-    """`function(argument)` of each argument, in their order: of one here, of several in workers, a
-    few ahead of whoever reads. Parameters as of `open_workers`.
+    """`function(argument)` of each argument, in their order, made by workers. An argument is taken
+    when a worker is free for it, or one ahead. Parameters as of `open_workers`.
     """
-    if len(arguments) == 1:
-        yield function(arguments[0])
-        return
     waiting: collections.deque[Future] = collections.deque()
     with open_workers(config, scratch) as (count, submit):
         for argument in arguments:

@@ -15,8 +15,7 @@ import itertools
 import os
 import pickle
 import shutil
-from collections.abc import Iterable
-from concurrent.futures import Future
+from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING
 
 from onesug_jax.logs.asof.config import DAY_MS
@@ -144,7 +143,7 @@ def write_blocks(
     import pyarrow.parquet as pq
 
     from onesug_jax.logs.asof.walk import read_events, skip
-    from onesug_jax.logs.workers import open_workers
+    from onesug_jax.logs.workers import results
 
     total = sum(pq.read_metadata(path).num_rows for path in walk.files)
     size = max(least_rows, -(-total // BLOCKS))
@@ -155,23 +154,22 @@ def write_blocks(
         scratch = engine.scratch or walk.folder
         os.makedirs(scratch, exist_ok=True)
         events = read_events(walk.files, profile=walk.profile)
-        first = [0] * len(walk.files)
-        waiting: list[tuple[Future, int]] = []
-        with open_workers(engine, scratch) as (count, submit):
-            for number in range(-(-total // size)):
-                while len(waiting) > count:  # snapshots on the disk: one a worker, and the next
-                    _finish(waiting.pop(0), progress)
+        parts = range(-(-total // size))
+
+        def blocks() -> Iterator[Block]:
+            first = [0] * len(walk.files)
+            for number in parts:
                 rows = min(size, total - number * size)
                 if walk.finished(number):
                     progress.add(rows)
                 else:
-                    block = _begin(walk, number, tuple(first), rows, state)
-                    waiting.append((submit(write_block, block), rows))
+                    yield _begin(walk, number, tuple(first), rows, state)
                 passed = _counted(itertools.islice(events, rows), first)
                 skip(state, passed, functools.partial(walk.wants, state))
-            for one in waiting:
-                _finish(one, progress)
-    return [walk.part(number) for number in range(-(-total // size))]
+
+        for rows in results(engine, scratch, write_block, blocks()):
+            progress.add(rows)
+    return [walk.part(number) for number in parts]
 
 
 def _begin(walk: Walk, number: int, first: tuple[int, ...], rows: int, state: AsOf) -> Block:
@@ -184,14 +182,8 @@ def _begin(walk: Walk, number: int, first: tuple[int, ...], rows: int, state: As
     return Block(walk, number, first, rows, stored)
 
 
-def _finish(waiting: tuple[Future, int], progress: Progress) -> None:
-    future, rows = waiting
-    future.result()
-    progress.add(rows)
-
-
-def write_block(block: Block) -> None:
-    """Writes the rows of a block; runs in a worker."""
+def write_block(block: Block) -> int:
+    """Writes the rows of a block; how many of the log's that were. Runs in a worker."""
     from onesug_jax.logs.asof.walk import read_events
 
     with open(block.state, "rb") as file:
@@ -199,6 +191,7 @@ def write_block(block: Block) -> None:
     events = read_events(block.walk.files, profile=block.walk.profile, first=block.first)
     _write(block.walk, block.number, state, itertools.islice(events, block.rows))
     os.remove(block.state)
+    return block.rows
 
 
 def _write(

@@ -49,8 +49,11 @@ def rewards(context: Context) -> None:
     ends = [*starts[1:], len(examples)]
     blocks = [Rows(folder, *each, size) for each in zip(starts, ends, strict=True)]
     counts = np.zeros((len(Level), size), np.int64)
-    for found in results(engine, engine.scratch or context.work.rewards, count_levels, blocks):
-        counts += found
+    scratch = engine.scratch or context.work.rewards
+    many = len(blocks) > 1
+    found = results(engine, scratch, count_levels, blocks) if many else map(count_levels, blocks)
+    for part in found:
+        counts += part
     table = reward_table(counts, context.configured("RewardConfig")())
     np.save(os.path.join(context.work.rewards, REWARDS_FILE), table)
     report = {level.name: int(counts[level].sum()) for level in Level if counts[level].sum()}

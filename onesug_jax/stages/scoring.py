@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import os
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from onesug_jax.errors import UserError
@@ -25,13 +25,13 @@ def score(
     model: TrainedModel,
     split: str,
     *logs: str,
-    rivals: Collection[str] | None = None,
+    rivals: str = "all",
     sample: int | None = None,
 ):
     """Scores one file of a log with a model and its rivals; `logs` are folders of history.
 
     Args:
-      rivals: names of those wanted; None: all that there are.
+      rivals: "all" that there are, "sft" (the model that it was aligned from) alone, or "none".
       sample: about so many of its rows, evenly spread; None: all.
     """
     from onesug_jax.evaluate import baselines
@@ -44,10 +44,10 @@ def score(
             "in use reads text alone and nothing as of a moment. Leave it out."
         )
     lists: dict[str, Callable] = {"model": model.text_suggester().suggest}
-    popular = baselines.MostPopular(model.completions)
-    if _wanted(popular.name, rivals):
+    if rivals == "all":
+        popular = baselines.MostPopular(model.completions)
         lists[popular.name] = popular.suggest
-    if model.reference and _wanted(SFT, rivals):
+    if rivals != "none" and model.reference:
         lists[SFT] = model.reference.text_suggester().suggest
     rows = _rows(model, split, logs)
     if sample is not None:
@@ -80,10 +80,6 @@ def watch_lists(model: TrainedModel, split: str, log: str, rows: int) -> Callabl
     return scores
 
 
-def _wanted(name: str, rivals: Collection[str] | None) -> bool:
-    return rivals is None or name in rivals
-
-
 def _rows(model: TrainedModel, split: str, logs: Sequence[str]):
     """A reader of a file's rows with their histories."""
     from onesug_jax.logs.history import with_history
@@ -113,7 +109,7 @@ def replayed(
     model: TrainedModel,
     split: str,
     *logs: str,
-    rivals: Collection[str] | None = None,
+    rivals: str = "all",
     freshness: str | None = None,
     sample: int | None = None,
 ):
@@ -136,13 +132,13 @@ def replayed(
     state = before_log(context, model, freshness_ms=config.freshness_ms)
     table = model.tables()
     models = {"model": model}
-    if model.reference and _wanted(SFT, rivals):
+    if rivals != "none" and model.reference:
         models[SFT] = model.reference
     few: Any = {"batch_sizes": (32,), "pasts": ()}  # each shape takes seconds to compile
     writers = {name: one.item_suggester(state, table, **few) for name, one in models.items()}
     lists = {name: writer.suggest for name, writer in writers.items()}
     listed = {}
-    if rivals is None:
+    if rivals == "all":
         lists |= _counted(model, state)
         if finished(context.home.cascade):
             lists["cascade"] = _cascade(model, state, table).suggest

@@ -278,7 +278,7 @@ def _judge(
     judge = os.path.join(there.log, "test.parquet")
     bundled = WorkDir(workdir.model_in_use(new))
     model = TrainedModel(dataclasses.replace(context, work=bundled, home=there), "rwr")
-    scores = score(model, judge, there.log, rivals=[SFT], sample=rows).metrics
+    scores = score(model, judge, there.log, rivals=SFT, sample=rows).metrics
     values = {"M_t": judged(scores[SFT]), "M_t+1": judged(scores["model"])}
     for name, found in values.items():
         print(f"  {name:<6}" + "".join(f"  {key} {value:6.2f}" for key, value in found.items()))
