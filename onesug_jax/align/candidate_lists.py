@@ -55,15 +55,3 @@ def list_mask(candidates: jax.Array, place: jax.Array) -> ListMask:
     """
     others = (candidates > 0) & (jnp.arange(candidates.shape[1]) != place[:, None] - 1)
     return jnp.concatenate([place[:, None] > 0, others], axis=1)
-
-
-def candidate_divergence(policy: ListScores, reference: ListScores) -> jax.Array:
-    """KL(policy || reference) of choosing a candidate or writing, in nats, `[B]`, of log pi
-    `[B, C]`: all written queries count as one, so it is a lower bound.
-    """
-    policy, reference = (jnp.maximum(x, -1e4) for x in (policy, reference))
-    rest, before = (
-        jnp.log1p(-jnp.minimum(jnp.sum(jnp.exp(x), axis=1), 1 - 1e-6)) for x in (policy, reference)
-    )
-    chosen = jnp.sum(jnp.exp(policy) * (policy - reference), axis=1)
-    return chosen + jnp.exp(rest) * (rest - before)

@@ -23,12 +23,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from onesug_jax.align.candidate_lists import (
-    candidate_divergence,
-    candidate_scores,
-    list_mask,
-    positive_first,
-)
+from onesug_jax.align.candidate_lists import candidate_scores, list_mask, positive_first
 from onesug_jax.align.losses import LOSSES, PreferenceLoss
 from onesug_jax.align.rewards import NEGATIVE, POSITIVE
 from onesug_jax.arrays import ListScores, ListTokens, Logits, TargetTokens
@@ -230,22 +225,16 @@ def divergence(
 
 
 def make_measure(
-    config: ModelConfig, preference: PreferenceConfig, mesh, tables: ItemTables | None = None
+    config: ModelConfig, preference: PreferenceConfig, mesh
 ) -> Callable[[Any, Any, Sequence[Batch]], dict[str, float]]:
-    """The training metrics and `kl` of a fixed set of batches: (params, reference, batches) ->
-    {name: mean}.
+    """The training metrics and `kl` of a fixed set of batches of a text model: (params, reference,
+    batches) -> {name: mean}.
     """
     model = Seq2Seq(config)
 
     @jax.jit
-    def sums(params, reference, batch, tables):
+    def sums(params, reference, batch):
         with meshes.rules_context(mesh):
-            if config.writes_candidates:
-                policy, old = (policy_scores(model, p, batch, tables) for p in (params, reference))
-                _, rows, found = objective(preference, policy, old, batch)
-                there = batch["target_candidate"] > 0
-                kl = jnp.sum(jnp.where(there, candidate_divergence(policy, old), 0.0))
-                return _measured(found, rows, kl, jnp.sum(there))
             targets = batch["list_targets"]
             scores = [list_scores(model, p, batch) for p in (params, reference)]
             policy, old = (log_probabilities(x, targets) for x in scores)
@@ -253,15 +242,14 @@ def make_measure(
             positives, length = targets[:, 0], targets.shape[2]
             new, before = (x.vocabulary[:, :length] for x in scores)
             kl, tokens = divergence(new, before, positives)
-        return _measured(found, lists, kl, tokens)
+        per_list = {f"{name}/count": lists for name in ("preference", "sft")}
+        return found | per_list | {"kl": kl, "kl/count": tokens}
 
     def measure(params, reference, batches) -> dict[str, float]:
         added: dict[str, float] = {}
         for batch in batches:
-            device_batch = meshes.global_batch(mesh, dict(batch))
-            for name, value in jax.device_get(
-                sums(params, reference, device_batch, tables)
-            ).items():
+            found = sums(params, reference, meshes.global_batch(mesh, dict(batch)))
+            for name, value in jax.device_get(found).items():
                 added[name] = added.get(name, 0.0) + float(value)
         return {
             name: value / added[f"{name}/count"]
@@ -272,12 +260,6 @@ def make_measure(
     return measure
 
 
-def _measured(found: dict, lists: jax.Array, kl: jax.Array, count: jax.Array) -> dict:
-    """The sums of an objective with what they are divided by, and the divergence's."""
-    per_list = {f"{name}/count": lists for name in ("preference", "sft")}
-    return found | per_list | {"kl": kl, "kl/count": count}
-
-
 def stored_reference(
     path: str,
     config: ModelConfig,
@@ -286,10 +268,9 @@ def stored_reference(
     steps: int,
     mesh,
     fingerprint: str,
-    tables: ItemTables | None = None,
 ) -> Callable[[int], Batch]:
-    """`batch_at` with the reference's log-probabilities beside each batch, so that training needs
-    no second model.
+    """`batch_at` with the log-probabilities of a text model's reference beside each batch, so that
+    training needs no second model.
 
     They are computed for all steps at once into `path` (float32 `[steps, B_local, C]`, stored with
     `fingerprint`: of the reference, the data and the seed), and computed anew where that differs.
@@ -297,28 +278,23 @@ def stored_reference(
     model = Seq2Seq(config)
 
     @functools.partial(jax.jit, out_shardings=meshes.batch_sharding(mesh))
-    def score(params, batch, tables):
+    def score(params, batch):
         with meshes.rules_context(mesh):
-            return policy_scores(model, params, batch, tables)
+            return policy_scores(model, params, batch)
 
     stored = _stored(path, fingerprint, steps)
     if stored is None:
         rows, batches = [], Progress("rwr: reference", steps, "batches")
         for step in batches.over(range(steps)):
             batch = meshes.global_batch(mesh, dict(batch_at(step)))
-            shards = score(reference, batch, tables).addressable_shards
+            shards = score(reference, batch).addressable_shards
             whole_rows = {shard.index[0].start or 0: np.asarray(shard.data) for shard in shards}
             rows.append(np.concatenate([whole_rows[start] for start in sorted(whole_rows)]))
-        widest = max(row.shape[1] for row in rows)  # lists of all candidates come in few widths
-        stored = np.stack([np.pad(row, ((0, 0), (0, widest - row.shape[1]))) for row in rows])
+        stored = np.stack(rows)
         with atomic_write(path) as file:
             np.savez(file, scores=stored, fingerprint=fingerprint)
 
-    def with_reference(step: int) -> Batch:
-        batch = batch_at(step)
-        return {**batch, "reference": stored[step][:, : batch["rewards"].shape[1]]}
-
-    return with_reference
+    return lambda step: {**batch_at(step), "reference": stored[step]}
 
 
 def _stored(path: str, fingerprint: str, steps: int) -> np.ndarray | None:

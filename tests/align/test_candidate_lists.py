@@ -8,17 +8,11 @@ import numpy as np
 import pytest
 
 from onesug_jax.align import losses
-from onesug_jax.align.candidate_lists import (
-    candidate_divergence,
-    candidate_scores,
-    list_mask,
-    positive_first,
-)
+from onesug_jax.align.candidate_lists import candidate_scores, list_mask, positive_first
 from onesug_jax.align.pretrain import pretrain_stage
-from onesug_jax.align.rwr import PreferenceConfig, make_measure, rwr_stage, stored_reference
+from onesug_jax.align.rwr import PreferenceConfig, rwr_stage
 from onesug_jax.logs.schema import Level
 from onesug_jax.model.seq2seq import Seq2Seq
-from onesug_jax.train.mesh import make_mesh
 from tests.item_cases import CONFIG, items, params, tables, tokens
 
 LEARNING = dataclasses.replace(CONFIG, encoder_layers=1)
@@ -185,41 +179,3 @@ def test_the_objective_weighs_the_target_against_all_candidates(weights):
     np.testing.assert_allclose(total, 3 * (term - 0.7 * policy[0, 1]), rtol=1e-4)
     assert weight == 3 and sums["margin/count"] == 4
     assert losses.LOSSES["rwr_release"] is losses.rwr_release
-
-
-@pytest.mark.long
-def test_a_stored_reference_is_that_of_the_copy_whatever_the_width(tmp_path, weights):
-    arrays, mesh = tables(), make_mesh(devices=jax.devices()[:1])
-
-    def at(step):
-        data = batch()
-        if step:  # a bucket of fewer candidates
-            for name in ("candidates", "candidate_counts", "rewards", "levels"):
-                data[name] = data[name][:, :3]
-        return data
-
-    path = str(tmp_path / "reference.npz")
-    stored = stored_reference(path, LEARNING, weights, at, 2, mesh, "one", arrays)
-    for step, width in ((0, 5), (1, 3)):
-        wanted = candidate_logs(weights, at(step), arrays)
-        found = stored(step)["reference"]
-        assert found.shape == (2, width)
-        np.testing.assert_allclose(found, wanted, atol=1e-4)
-
-
-@pytest.mark.long
-def test_measures_of_the_reference_itself_are_those_of_no_change(weights):
-    arrays, mesh = tables(), make_mesh(devices=jax.devices()[:1])
-    measure = make_measure(LEARNING, PreferenceConfig(), mesh, arrays)
-    same = measure(weights, weights, [batch()])
-    assert same["kl"] == pytest.approx(0, abs=1e-5) and same["margin"] == 0
-    assert measure(params(LEARNING, seed=1), weights, [batch()])["kl"] > 0.01
-
-
-def test_divergence_is_that_of_candidates_and_of_writing():
-    policy, reference = np.array([[0.5, 0.2]]), np.array([[0.3, 0.3]])
-    found = candidate_divergence(jnp.log(policy), jnp.log(reference))
-    wanted = 0.5 * np.log(0.5 / 0.3) + 0.2 * np.log(0.2 / 0.3) + 0.3 * np.log(0.3 / 0.4)
-    np.testing.assert_allclose(found, wanted, rtol=1e-5)
-    padded = jnp.array([[-1e9, np.log(0.5)]])
-    np.testing.assert_allclose(candidate_divergence(padded, padded), 0.0, atol=1e-6)
