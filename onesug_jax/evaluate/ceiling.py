@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import pyarrow as pa
@@ -29,13 +29,10 @@ class Ceiling:
       queries: the most probable queries.
       for_orders: the most probable queries of a request that ends with an order; the ceiling of
         the metric over those rows.
-      expected: the MRR@16 that the oracle expects of `queries`, between 0 and 1; its mean over the
-        rows is the ceiling without the noise of the draws.
     """
 
     queries: Mapping[str, Sequence[str]]
     for_orders: Mapping[str, Sequence[str]]
-    expected: Mapping[str, float]
 
     @staticmethod
     def available(folder: str) -> bool:
@@ -52,35 +49,15 @@ class Ceiling:
                 "run simulate (with ceiling=True) first"
             )
         try:
-            table = pq.read_table(path, columns=["request_id", "queries", "chances", "for_orders"])
+            table = pq.read_table(path, columns=["request_id", "queries", "for_orders"])
         except (OSError, pa.ArrowInvalid) as error:
             check_refused(path, error)
             raise UserError(
-                f"{path}: expected a Parquet file with request_id, queries, chances and "
-                f"for_orders, found {error}; run simulate again"
+                f"{path}: expected a Parquet file with request_id, queries and for_orders, found "
+                f"{error}; run simulate again"
             ) from None
-        ids, queries, chances, orders = (column.to_pylist() for column in table.columns)
-        expected = (sum(p / place for place, p in enumerate(row, 1)) for row in chances)
-        return cls(
-            dict(zip(ids, queries, strict=True)),
-            dict(zip(ids, orders, strict=True)),
-            dict(zip(ids, expected, strict=True)),
-        )
-
-    def lists(self, request_ids: Iterable[str], *, orders: bool = False) -> list[Sequence[str]]:
-        """The lists of some requests: `queries`, or `for_orders`; UserError for a request unknown.
-
-        Rows of train have no lists.
-        """
-        source, found = (self.for_orders if orders else self.queries), []
-        for request_id in request_ids:
-            if request_id not in source:
-                raise UserError(
-                    f"request {request_id!r}: expected a dev or test row of the simulated log, "
-                    "found no best possible list for it; simulate and ingest the log again"
-                )
-            found.append(source[request_id])
-        return found
+        ids, queries, orders = (column.to_pylist() for column in table.columns)
+        return cls(dict(zip(ids, queries, strict=True)), dict(zip(ids, orders, strict=True)))
 
 
 def share_of_the_way(metric: float, popular: float, best: float) -> float:

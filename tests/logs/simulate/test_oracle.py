@@ -15,6 +15,7 @@ from onesug_jax.logs.simulate.oracle import Oracle
 from onesug_jax.logs.simulate.outcomes import Trade
 from onesug_jax.logs.simulate.people import Behaviour, make_people, make_visits
 from onesug_jax.logs.simulate.rates import Rates
+from onesug_jax.logs.simulate.table import CEILING
 from onesug_jax.logs.simulate.timeline import HOURS, Timeline, make_popularity
 from onesug_jax.logs.simulate.world import build_world
 
@@ -207,7 +208,8 @@ def log(tmp_path_factory):
     simulate(str(folder), requests=16_000, days=14, dev_days=2, test_days=1, seed=1)
     tables = [pq.read_table(folder / f"{name}.parquet") for name in ("train", "dev", "test")]
     rows = [row for table in tables for row in table.to_pylist()]
-    return rows, tables[0].num_rows, Ceiling.load(str(folder))
+    best = pq.read_table(folder / CEILING, columns=["request_id", "chances"]).to_pylist()
+    return rows, tables[0].num_rows, Ceiling.load(str(folder)), best
 
 
 def reciprocal(lists, rows):
@@ -262,13 +264,13 @@ def completions(rows, first, half_life, *, future=False, boost=0.0):
 )
 def test_nothing_beats_it_beyond_chance(log, rival):
     """By the paired difference over all rows, and over those with an order by their own list."""
-    rows, first, ceiling = log
+    rows, first, ceiling, _ = log
     held = rows[first:]
-    ids = [row["request_id"] for row in held]
     order = np.array([bool(row["ordered_items"]) for row in held])
     other = reciprocal(completions(rows, first, **rival), held)
     for orders, where in ((False, order | True), (True, order)):
-        best = reciprocal(ceiling.lists(ids, orders=orders), held)
+        lists = ceiling.for_orders if orders else ceiling.queries
+        best = reciprocal([lists[row["request_id"]] for row in held], held)
         ahead = (other - best)[where]
         assert ahead.mean() < 2 * ahead.std() / len(ahead) ** 0.5
         assert best[where].mean() > other[where].mean()
@@ -276,11 +278,11 @@ def test_nothing_beats_it_beyond_chance(log, rival):
 
 def test_the_ceiling_is_as_high_as_the_oracle_expects(log):
     """Probabilities that were too sure or too unsure would show here."""
-    rows, first, ceiling = log
-    held = rows[first:]
-    ids = [row["request_id"] for row in held]
-    found = reciprocal(ceiling.lists(ids), held)
-    expected = np.array([ceiling.expected[name] for name in ids])
+    rows, first, ceiling, best = log
+    chances = {row["request_id"]: row["chances"] for row in best}
+    ids = [row["request_id"] for row in rows[first:]]
+    found = reciprocal([ceiling.queries[name] for name in ids], rows[first:])
+    expected = np.array([sum(p / n for n, p in enumerate(chances[name], 1)) for name in ids])
     for part in np.array_split(np.argsort(expected), 4):
         spread = found[part].std() / len(part) ** 0.5
         assert abs(found[part].mean() - expected[part].mean()) < 4 * spread + 0.002
@@ -289,7 +291,7 @@ def test_the_ceiling_is_as_high_as_the_oracle_expects(log):
 @pytest.mark.long
 def test_time_matters_in_the_log_and_only_if_it_is_on(log, tmp_path):
     """Counts of the last days against counts of train: the traits that real logs have."""
-    rows, first, ceiling = log
+    rows, first, *_ = log
     held = rows[first:]
     seen = {row["query"] for row in rows[:first]}
     assert 0.02 < np.mean([row["query"] not in seen for row in held]) < 0.15
