@@ -14,7 +14,7 @@ from onesug_jax.logs.schema import request_level
 from onesug_jax.serve import forgotten, journal
 from onesug_jax.serve.export import LISTS, OWN
 
-VERSION = 5  # of the tables; in 4 all events were trusted
+VERSION = 5  # of the tables
 TABLES = f"""
 CREATE TABLE IF NOT EXISTS events (
   request_id TEXT PRIMARY KEY, user_id TEXT NOT NULL, session_id TEXT NOT NULL,
@@ -64,18 +64,6 @@ class Conflict(Exception):
 
 class Unknown(Exception):
     """An event that only adds to a request, and the request is not stored."""
-
-
-def bring_up(connection: sqlite3.Connection) -> int:
-    """The format of a file, after that of the version before has become this one's."""
-    connection.execute("BEGIN IMMEDIATE")  # of several processes one does it
-    version = connection.execute("PRAGMA user_version").fetchone()[0]
-    if version == 4:
-        version = VERSION
-        connection.execute("ALTER TABLE events ADD COLUMN trusted INTEGER NOT NULL DEFAULT 1")
-        connection.execute(f"PRAGMA user_version = {VERSION}")
-    connection.execute("COMMIT")
-    return version
 
 
 def put(connection: sqlite3.Connection, event: Event, trusted: bool) -> str:

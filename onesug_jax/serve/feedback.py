@@ -93,7 +93,7 @@ class FeedbackStore:
         try:
             os.makedirs(os.path.dirname(path) or ".", mode=0o700, exist_ok=True)
             writing = self._connect()
-            version = events.bring_up(writing)
+            version = writing.execute("PRAGMA user_version").fetchone()[0]
             if version not in (0, events.VERSION):
                 raise UserError(
                     f"{path}: made by another version (format {version}, expected "

@@ -99,8 +99,8 @@ def encode(
         print(f"{what}: {new:,} of {len(texts):,} are new and were encoded", flush=True)
 
 
-def _stored(work: WorkDir, what: str) -> Encoded | None:
-    """The queries or prefixes of another version, with their vectors if it stores them."""
+def _stored(work: WorkDir, what: str) -> Encoded:
+    """The queries or prefixes of another version, with their vectors."""
     import numpy as np
     import pyarrow as pa
 
@@ -111,13 +111,10 @@ def _stored(work: WorkDir, what: str) -> Encoded | None:
         "queries": (work.semantic_ids, PLAIN, PLAIN_TEXTS),
         "prefixes": (work.index, "prefix_vectors.npy", "prefixes.txt"),
     }[what]
-    path = os.path.join(folder, vectors)
-    if not os.path.exists(path):  # made by an earlier release
-        return None
     with open(os.path.join(folder, texts), encoding="utf-8", newline="\n") as file:
         held = pa.array(file.read().split("\n")[:-1], pa.string())
     made_with = read_result(os.path.join(folder, ABOUT))["encoder"]
-    return Encoded(held, np.load(path, mmap_mode="r"), made_with)
+    return Encoded(held, np.load(os.path.join(folder, vectors), mmap_mode="r"), made_with)
 
 
 def _texts(mined: str, table: str) -> pa.Array:

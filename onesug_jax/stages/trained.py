@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import os
-from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from onesug_jax.errors import UserError
 from onesug_jax.files import fingerprint, require_files, write_json
@@ -16,6 +16,8 @@ from onesug_jax.stages.parts import INDEX, Parts
 
 if TYPE_CHECKING:
     from onesug_jax.model.config import ModelConfig
+
+T = TypeVar("T")
 
 MODEL_FILE = "model.json"  # beside a checkpoint: what it takes to use it
 BUNDLED = (*INDEX, "vocab/*", "mined/*.txt", "mined/*.npy", "mined/*.json")
@@ -39,6 +41,8 @@ def description(parts: Parts, stage: str) -> dict:
     Raises:
       UserError: the stage has not run, or its model belongs to another vocabulary.
     """
+    from onesug_jax.tasks.features import FeatureSpec
+
     path = os.path.join(getattr(parts.work, stage), MODEL_FILE)
     require_files([path], "a trained model", f"run the {stage} stage first.")
     stored, found = read_result(path), parts.vocabulary.fingerprint
@@ -47,44 +51,30 @@ def description(parts: Parts, stage: str) -> dict:
             f"{path} belongs to vocabulary {stored['vocabulary']}, but {parts.work.vocab} holds "
             f"{found}: run the pretrain stage again"
         )
-    model = dataclasses.asdict(stored_config(path))
-    return {**stored, "model": model, "features": _features(path, stored["features"])}
+    stored_config(path)
+    of_release(FeatureSpec, stored["features"], path)
+    return stored
 
 
 def stored_config(path: str) -> ModelConfig:
-    """The sizes that a model description was written with, by this release or an earlier one.
+    """The sizes in a model description.
 
     Raises:
-      UserError: its parameters hold a copy head, which no model has any more.
+      UserError: another release wrote it.
     """
     from onesug_jax.model.config import ModelConfig
 
-    stored = read_result(path)["model"]
-    if stored.get("copying"):
+    return of_release(ModelConfig, read_result(path)["model"], path)
+
+
+def of_release(kind: Callable[..., T], stored: Mapping[str, Any], path: str) -> T:
+    """A configuration of stored fields; UserError where another release stored other ones."""
+    try:
+        return kind(**stored)
+    except TypeError as error:
         raise UserError(
-            f"{path}: this model has ModelConfig.copying = True, which an earlier release had and "
-            "this one does not; use that one, or train the model again"
-        )
-    names = {field.name for field in dataclasses.fields(ModelConfig)}
-    return ModelConfig(**{name: value for name, value in stored.items() if name in names})
-
-
-def _features(path: str, stored: dict) -> dict:
-    """The fields of a FeatureSpec that a model was trained with, of any release.
-
-    Raises:
-      UserError: it reads markers of ages or orders as text, which are not written any more.
-    """
-    from onesug_jax.tasks.features import FeatureSpec
-
-    names = {field.name for field in dataclasses.fields(FeatureSpec)}
-    gone = sorted(name for name in stored if name not in names)
-    if gone and not stored.get("items"):
-        raise UserError(
-            f"{path}: this model reads {' and '.join(gone)} as markers in its text, which an "
-            "earlier release wrote and this one does not; use that one, or train the model again"
-        )
-    return {name: value for name, value in stored.items() if name in names}
+            f"{path}: another release made this model ({error}); use that one, or train it again"
+        ) from None
 
 
 def identity(context: Context, config: ModelConfig, vocabulary: str) -> dict:

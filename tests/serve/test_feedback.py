@@ -239,19 +239,6 @@ def test_too_many_waiting_events_are_refused(path, monkeypatch):
         store.add(event(1))
 
 
-def test_a_store_of_the_version_before_is_brought_up(path, tmp_path):
-    older = FeedbackStore(path)
-    put(older, event(1))
-    older.close()
-    with sqlite3.connect(path) as other:
-        other.execute("ALTER TABLE events DROP COLUMN trusted")
-        other.execute("PRAGMA user_version = 4")
-    newer = FeedbackStore(path)
-    put(newer, event(2))
-    assert len(rows(newer, tmp_path)) == newer.count(trusted=True) == 2
-    newer.close()
-
-
 def test_a_file_that_is_not_a_store_is_an_error(tmp_path):
     path = tmp_path / "events.sqlite"
     path.write_bytes(b"something else altogether" * 100)
