@@ -205,6 +205,23 @@ def recover_folder(folder: PathLike) -> None:
         mark.unlink()
 
 
+def names_below(folder: PathLike) -> Iterator[str]:
+    """Files below a folder, by their paths relative to it, but for hidden ones.
+
+    Raises:
+      UserError: the system refuses to list it.
+    """
+
+    def refuse(error: OSError) -> None:
+        raise file_error(os.fspath(folder), "listing the folder", error)
+
+    for parent, folders, names in os.walk(folder, onerror=refuse):
+        folders[:] = sorted(name for name in folders if not name.startswith("."))
+        for name in sorted(names):
+            if not name.startswith("."):
+                yield os.path.relpath(os.path.join(parent, name), folder)
+
+
 def link_file(source: PathLike, target: PathLike) -> None:
     """A copy of a file that shares its content by hard link; on another device a real copy."""
     os.makedirs(os.path.dirname(os.path.abspath(target)), exist_ok=True)
@@ -265,18 +282,6 @@ def fingerprint_file(path: PathLike) -> str:
     return digest.hexdigest()[:16]
 
 
-def fingerprint_tree(paths: Iterable[PathLike]) -> str:
-    """`fingerprint` of files and folders: names below each of `paths`, and contents.
-
-    Hidden files do not count. A folder that moves as one stays the same.
-    """
-    found = []
-    for path in map(pathlib.Path, paths):
-        under = sorted(_files_under(path, "")) if path.is_dir() else [(path.name, path)]
-        found.append([(name, fingerprint_file(file)) for name, file in under])
-    return fingerprint(found)
-
-
 # ---------------------------------------------------------------------------------- parts
 
 
@@ -312,14 +317,3 @@ def _array_bytes(array: Any) -> tuple[str, memoryview]:
     array = np.asarray(array)
     kind = f"{array.dtype.name} {array.dtype.str} {list(array.shape)}"
     return kind, np.ascontiguousarray(array).reshape(-1).view(np.uint8).data
-
-
-def _files_under(folder: Any, inside: str) -> Iterator[tuple[str, Any]]:
-    for path in folder.iterdir():
-        if path.name.startswith("."):
-            continue
-        name = f"{inside}{path.name}"
-        if path.is_dir():
-            yield from _files_under(path, name + "/")
-        else:
-            yield name, path

@@ -20,7 +20,6 @@ from onesug_jax.files import (
     atomic_write,
     fingerprint,
     fingerprint_file,
-    fingerprint_tree,
     link_tree,
     read_json,
     recover_folder,
@@ -370,21 +369,6 @@ def test_a_files_fingerprint_is_of_content_alone(tmp_path, monkeypatch, size):
         seen += differs
         assert differs or (size > 500 and 4 <= place < size - 4)
     assert seen == (min(size, 256) if size > 500 else size)
-
-
-def test_a_trees_fingerprint_sees_names_and_contents_not_places(tmp_path):
-    one = fill(tmp_path / "one", a="1", b="2")
-    fill(one / "in", c="3", **{".hidden": "x"})
-    first = fingerprint_tree([one])
-    other = tmp_path / "other"
-    link_tree(one, other)
-    (other / "in" / ".hidden").unlink()
-    assert fingerprint_tree([str(other)]) == first != fingerprint_tree([one, other])
-    (other / "in" / "c").rename(other / "in" / "d")
-    assert fingerprint_tree([other]) != first
-    assert fingerprint_tree([one / "a"]) != fingerprint_tree([one / "b"])
-    with pytest.raises(FileNotFoundError):
-        fingerprint_tree([tmp_path / "missing"])
 
 
 def test_importing_files_loads_neither_numpy_nor_epath():

@@ -29,7 +29,13 @@ import shutil
 import time
 from collections.abc import Iterable, Iterator, Mapping
 
-from onesug_jax.files import atomic_write, fingerprint_file, is_remote, replace_folder
+from onesug_jax.files import (
+    atomic_write,
+    fingerprint_file,
+    is_remote,
+    names_below,
+    replace_folder,
+)
 from onesug_jax.pipeline import tables
 from onesug_jax.pipeline.lease import Lease
 from onesug_jax.pipeline.store import Gone, Store
@@ -54,7 +60,6 @@ class Mirror:
         self.store = Store(self.url)
         self.lease: Lease | None = None  # of the command, where it writes
         self._looked = -float("inf")
-        self._seen: dict[str, tuple[int, int, str]] = {}  # path -> size, time, fingerprint
 
     @classmethod
     def of(cls, url: str) -> Mirror:
@@ -140,7 +145,7 @@ class Mirror:
         here = tables.read(folder + NEW)
         if here is None or here.generation != table.generation:
             return False
-        for name in tables.names(folder + NEW):
+        for name in names_below(folder + NEW):
             if here.files.get(name) != table.files.get(name):
                 os.remove(os.path.join(folder + NEW, name))
         tables.write(folder + NEW, table)
@@ -270,21 +275,13 @@ class Mirror:
         table = tables.read(folder)
         assert table is not None, folder
         files, send = {}, {}
-        for name in tables.names(folder):
+        for name in names_below(folder):
             path = os.path.join(folder, name)
-            files[name] = entry = self._entry(path)
+            files[name] = entry = os.path.getsize(path), fingerprint_file(path)
             if table.files.get(name) != entry and not is_state(name):
                 send[name] = path
         Store(table.url).upload(send)
         return dataclasses.replace(table, files=files)
-
-    def _entry(self, path: str) -> tuple[int, str]:
-        stat = os.stat(path)
-        size, changed, digest = self._seen.get(path, (-1, -1, ""))
-        if (size, changed) != (stat.st_size, stat.st_mtime_ns):
-            digest = fingerprint_file(path)
-            self._seen[path] = (stat.st_size, stat.st_mtime_ns, digest)
-        return stat.st_size, digest
 
     def _sweep(self, unit: str) -> None:
         """Remove the objects of generations that are neither the result nor being made."""

@@ -16,7 +16,6 @@ import glob
 import hashlib
 import json
 import os
-from collections.abc import Iterator
 
 from onesug_jax.errors import UserError
 from onesug_jax.files import is_remote, write_json
@@ -191,12 +190,3 @@ def entry(path: str) -> tuple[int, str] | None:
     """(bytes, fingerprint) of a file that the bucket holds; None: no table knows it."""
     found = holding(path)
     return found[1].files.get(os.path.relpath(path, found[0])) if found else None
-
-
-def names(folder: str) -> Iterator[str]:
-    """Files below a folder, but for hidden ones."""
-    for parent, folders, names in os.walk(folder):
-        folders[:] = sorted(name for name in folders if not name.startswith("."))
-        for name in sorted(names):
-            if not name.startswith("."):
-                yield os.path.relpath(os.path.join(parent, name), folder)

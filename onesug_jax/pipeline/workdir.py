@@ -20,8 +20,8 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 from onesug_jax import __version__
-from onesug_jax.errors import UserError, file_error
-from onesug_jax.files import fingerprint_file, mode_of, read_json, write_json
+from onesug_jax.errors import UserError
+from onesug_jax.files import fingerprint_file, mode_of, names_below, read_json, write_json
 from onesug_jax.pipeline import tables
 from onesug_jax.pipeline.tables import local
 
@@ -117,18 +117,7 @@ def _files_of(pattern: str) -> Iterable[str]:
         if os.path.isfile(match):
             yield match
         elif os.path.isdir(match):
-            yield from _files_under(match)
-
-
-def _files_under(folder: str) -> Iterable[str]:
-    def refuse(error: OSError) -> None:
-        raise file_error(folder, "listing the folder", error)
-
-    for parent, folders, names in os.walk(folder, onerror=refuse):
-        folders[:] = sorted(name for name in folders if not name.startswith("."))
-        for name in sorted(names):
-            if not name.startswith("."):
-                yield os.path.join(parent, name)
+            yield from (os.path.join(match, name) for name in names_below(match))
 
 
 def home_of(path: str) -> str:

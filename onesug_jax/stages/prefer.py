@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 from onesug_jax.errors import UserError
-from onesug_jax.files import fingerprint, fingerprint_tree, write_json
+from onesug_jax.files import fingerprint, fingerprint_file, names_below, write_json
 from onesug_jax.pipeline.mirror import fetch
 from onesug_jax.pipeline.spec import Context
 from onesug_jax.pipeline.workdir import split_files
@@ -362,4 +362,5 @@ def _stamp(context: Context, source: str, batch_size: int, rows: np.ndarray) -> 
     settings = {k: v for k, v in context.settings.items() if k.startswith("ListConfig")}
     best = os.path.join(source, "best")
     start = best if os.path.isdir(best) else os.path.join(source, "checkpoints")
-    return fingerprint(fingerprint_tree([start]), context.seed, batch_size, rows, settings)
+    files = {name: fingerprint_file(os.path.join(start, name)) for name in names_below(start)}
+    return fingerprint(files, context.seed, batch_size, rows, settings)

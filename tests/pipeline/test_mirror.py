@@ -10,7 +10,7 @@ import time
 import pytest
 
 from onesug_jax.errors import UserError
-from onesug_jax.files import fingerprint_file
+from onesug_jax.files import fingerprint_file, names_below
 from onesug_jax.pipeline import mirror as mirrors
 from onesug_jax.pipeline import remote_log, tables
 from onesug_jax.pipeline.lease import FILE, Lease
@@ -60,7 +60,7 @@ def fill(folder, files):
 
 def local(folder):
     """The files of a folder, but for hidden ones."""
-    names = sorted(tables.names(folder)) if os.path.isdir(folder) else []
+    names = sorted(names_below(folder)) if os.path.isdir(folder) else []
     return {name: pathlib.Path(folder, name).read_text() for name in names}
 
 
