@@ -5,22 +5,19 @@ import time
 from collections.abc import Mapping
 from typing import Any
 
-from etils import epath
-
 from onesug_jax.train.sink import growing
 
 
 class EventFile:
     """A TensorBoard event file, from TensorBoard's own record writer and messages."""
 
-    def __init__(self, folder: epath.Path, start: int):
+    def __init__(self, folder: str, start: int):
         from tensorboard.compat.proto import event_pb2, summary_pb2
         from tensorboard.summary.writer.record_writer import RecordWriter
 
         self._event, self._summary = event_pb2, summary_pb2
-        folder.mkdir(parents=True, exist_ok=True)
         name = f"events.out.tfevents.{time.time_ns() // 1000:019d}.{os.getpid()}.onesug"
-        self._records = RecordWriter(growing(folder / name))
+        self._records = RecordWriter(growing(os.path.join(folder, name)))
         self._write(file_version="brain.Event:2")
         # Readers drop what an earlier, killed run logged for steps from here on.
         session = event_pb2.SessionLog(status=event_pb2.SessionLog.START)

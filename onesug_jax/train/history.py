@@ -9,14 +9,14 @@ killed run noted beyond its last checkpoint is dropped, as in `metrics.jsonl`.
 
 import json
 import os
+import pathlib
 import time
 from collections.abc import Mapping
 from typing import Any
 
-from etils import epath
-
+from onesug_jax.files import atomic_write
 from onesug_jax.train import distributed
-from onesug_jax.train.sink import replace_content, writing
+from onesug_jax.train.sink import writing
 
 HISTORY = "history.jsonl"
 Changes = dict[str, list[Any]]
@@ -72,15 +72,14 @@ def _record(folder, step, settings, note) -> dict[str, Any] | None:
     new = [entry] if changes or note else []
     if [_content(old) for old in entries[len(current) :]] != [_content(entry) for entry in new]:
         text = "".join(json.dumps(line) + "\n" for line in [*current, *new])
-        with writing(epath.Path(folder)):
-            epath.Path(folder).mkdir(parents=True, exist_ok=True)
-            replace_content(epath.Path(folder) / HISTORY, text.encode())
+        with writing(folder), atomic_write(os.path.join(folder, HISTORY)) as file:
+            file.write(text.encode())
     return entry if new else None
 
 
 def read_history(folder: str | os.PathLike) -> list[dict[str, Any]]:
     """The lines of a stage's history, oldest first; none where the stage has not trained."""
-    path = epath.Path(folder) / HISTORY
+    path = pathlib.Path(folder, HISTORY)
     entries = []
     for line in path.read_text().splitlines() if path.exists() else []:
         try:

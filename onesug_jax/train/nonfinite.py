@@ -5,7 +5,6 @@ from collections.abc import Callable
 
 import jax
 import numpy as np
-from etils import epath
 
 from onesug_jax.errors import UserError
 
@@ -19,9 +18,8 @@ def save_batch_and_raise(
 ) -> None:
     """Write batch `step` into `folder`, and raise `NonFiniteLoss`."""
     suffix = f".process{jax.process_index()}" if jax.process_count() > 1 else ""
-    path = epath.Path(folder) / f"nonfinite_batch_{step}{suffix}.npz"
-    with path.open("wb") as file:
-        np.savez(file, **batch_at(step))
+    path = os.path.join(folder, f"nonfinite_batch_{step}{suffix}.npz")
+    np.savez(path, **batch_at(step))
     raise NonFiniteLoss(
         f"{name}: the loss or gradient of update {step + 1} (batch {step}) is not finite. "
         f"That batch: {path}. The checkpoints hold good states only. Lower the learning rate, clip "

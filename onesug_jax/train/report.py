@@ -10,12 +10,12 @@ Where the seconds go is `clock.py`'s, the files' writing `events.py`'s and `sink
 import json
 import math
 import os
+import pathlib
 import sys
 from collections.abc import Mapping
 from typing import Any, TextIO
 
 import jax
-from etils import epath
 
 from onesug_jax.train.clock import Clock
 from onesug_jax.train.events import EventFile
@@ -104,13 +104,11 @@ class Report:
         self._on = jax.process_index() == 0
         if not self._on:
             return
-        home = epath.Path(folder)
-        with writing(home):
-            home.mkdir(parents=True, exist_ok=True)
-            metrics = home / "metrics.jsonl"
+        self._home = folder
+        with writing(folder):
+            metrics = os.path.join(folder, "metrics.jsonl")
             self._jsonl = growing(metrics, _lines_until(metrics, start))
-            self._events = EventFile(home / "tensorboard", start)
-        self._home = home
+            self._events = EventFile(os.path.join(folder, "tensorboard"), start)
 
     def __enter__(self) -> "Report":
         return self
@@ -212,12 +210,12 @@ class Report:
         self._line = len(text) if stay else 0
 
 
-def _lines_until(path: epath.Path, step: int) -> bytes:
+def _lines_until(path: str, step: int) -> bytes:
     """The complete lines of steps up to `step`; a kill may have left more, and half a line."""
-    if step == 0 or not path.exists():
+    if step == 0 or not os.path.exists(path):
         return b""
     lines = []
-    for line in path.read_bytes().splitlines(keepends=True):
+    for line in pathlib.Path(path).read_bytes().splitlines(keepends=True):
         try:
             if line.endswith(b"\n") and json.loads(line)["step"] <= step:
                 lines.append(line)

@@ -1,25 +1,18 @@
-"""Writing the small files of a run: replaced as a whole, or growing."""
+"""Writing the small files of a run, which grow."""
 
 import contextlib
 import os
 from collections.abc import Iterator
 from typing import BinaryIO
 
-from etils import epath
-
 from onesug_jax.errors import UserError
+from onesug_jax.files import atomic_write
 
 
-def replace_content(path: epath.Path, content: bytes) -> None:
-    """Write a file in one move: a kill leaves the old file or the new one."""
-    swap = path.with_name(path.name + ".tmp")
-    swap.write_bytes(content)
-    swap.replace(path)
-
-
-def growing(path: epath.Path, content: bytes = b"") -> BinaryIO:
+def growing(path: str, content: bytes = b"") -> BinaryIO:
     """A file of this content, to append to."""
-    replace_content(path, content)
+    with atomic_write(path) as file:
+        file.write(content)
     return open(path, "ab")
 
 
