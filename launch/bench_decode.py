@@ -1,7 +1,6 @@
 """Beam search beside other beam searches on the same weights: `bench.py --suite decode`.
 
-  python launch/bench_decode.py --model tiny
-  python launch/bench_decode.py --model base:6+6 --batch 1,16 --large 256,1024
+  python launch/bench.py --suite decode --model base:6+6 --batch 1,16 --large 256,1024
 
 A plain T5 of random weights writes freely, so that all sides compute the same: ours; a flat beam in
 the manner of T5X, on the same layers (encoder output repeated for every beam, the whole cache
@@ -20,14 +19,11 @@ import json
 import os
 import pathlib
 import platform
-import sys
 import tempfile
 import time
 from typing import Any
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
-if str(ROOT) not in sys.path:
-    sys.path.insert(0, str(ROOT))
 # Other sides need memory of the same GPU.
 os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
 
@@ -330,14 +326,3 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--sides", default=",".join(SIDES), help="of these")
     parser.add_argument("--seconds", type=float, default=3.0, help="about how long a side is timed")
     parser.add_argument("--vocabulary", type=int, default=VOCABULARY, help="rows")
-
-
-if __name__ == "__main__":
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--model", default="tiny", help="sizes: tiny,small,base:6+6")
-    add_flags(parser)
-    given = parser.parse_args()
-    print(machine())
-    decode(given.model.split(","), given)
