@@ -39,8 +39,8 @@ def command(options: argparse.Namespace, chosen: Slice) -> list[str]:
     return ["bash", WORKER, "container", processes, *words]
 
 
-def jobset(options: argparse.Namespace, chosen: Slice) -> dict[str, Any]:
-    """The JobSet, as its manifest has it."""
+def jobset(options: argparse.Namespace, chosen: Slice) -> str:
+    """The JobSet's manifest, as JSON."""
     select = {
         "cloud.google.com/gke-tpu-accelerator": chosen.generation.label,
         "cloud.google.com/gke-tpu-topology": chosen.topology,
@@ -91,7 +91,7 @@ def jobset(options: argparse.Namespace, chosen: Slice) -> dict[str, Any]:
         "onJobFailureReasons": ["PodFailurePolicy"],
     }
     exclusive = {"alpha.jobset.sigs.k8s.io/exclusive-topology": "cloud.google.com/gke-nodepool"}
-    return {
+    manifest = {
         "apiVersion": "jobset.x-k8s.io/v1alpha2",
         "kind": "JobSet",
         "metadata": {"name": options.name, "annotations": exclusive},
@@ -102,6 +102,7 @@ def jobset(options: argparse.Namespace, chosen: Slice) -> dict[str, Any]:
             ],
         },
     }
+    return json.dumps(manifest, indent=2)
 
 
 def _megascale(options: argparse.Namespace) -> list[dict[str, Any]]:
@@ -115,24 +116,6 @@ def _megascale(options: argparse.Namespace) -> list[dict[str, Any]]:
         {"name": "MEGASCALE_NUM_SLICES", "value": str(options.slices)},
         {"name": "MEGASCALE_SLICE_ID", "valueFrom": {"fieldRef": index}},
     ]
-
-
-def as_yaml(value: Any, indent: str = "") -> str:
-    """Nested dicts and lists as YAML; scalars as JSON has them, which YAML reads alike."""
-    lines = []
-    if isinstance(value, dict):
-        for key, one in value.items():
-            if isinstance(one, (dict, list)) and one:
-                lines.append(f"{indent}{key}:\n{as_yaml(one, indent + '  ')}")
-            else:
-                lines.append(f"{indent}{key}: {json.dumps(one)}")
-    else:
-        for one in value:
-            if isinstance(one, (dict, list)) and one:
-                lines.append(f"{indent}- {as_yaml(one, indent + '  ').lstrip()}")
-            else:
-                lines.append(f"{indent}- {json.dumps(one)}")
-    return "\n".join(lines)
 
 
 def xpk(options: argparse.Namespace, chosen: Slice) -> list[str]:
@@ -192,7 +175,7 @@ class Cluster:
         elif self.xpk and options.cluster:
             self.must(xpk(options, chosen))
         else:
-            self.must(["kubectl", "apply", "-f", "-"], as_yaml(jobset(options, chosen)))
+            self.must(["kubectl", "apply", "-f", "-"], jobset(options, chosen))
 
     def delete(self) -> None:
         """The workload and its pods."""
@@ -259,7 +242,7 @@ def main() -> int:
     if not options.image:
         raise Mistake("--gke needs --image=IMAGE: build and push Dockerfile, and give its name")
     if options.print_jobset:
-        print(as_yaml(jobset(options, chosen)))
+        print(jobset(options, chosen))
         return 0
     if not options.dry_run and not shutil.which("kubectl"):
         sys.exit("error: no kubectl on PATH: `gcloud components install kubectl`.")

@@ -49,17 +49,12 @@ def calls(cloud, program="kubectl"):
     return [words[1:] for words in map(json.loads, lines) if words[0] == program]
 
 
-def manifest(text):
-    yaml = pytest.importorskip("yaml")
-    return yaml.safe_load(text)
-
-
 def test_the_manifest_says_what_to_run_and_where(kube):
     words = ("--slices=2", "--spot", "--service_account=trainer", "--print_jobset")
     done = kube.train(*FLAGS, *words, "--", *WORDS)
     assert done.returncode == 0, done.stderr
     assert not calls(kube) and not kube.calls()
-    found = manifest(done.stdout)
+    found = json.loads(done.stdout)
     assert (found["apiVersion"], found["kind"]) == ("jobset.x-k8s.io/v1alpha2", "JobSet")
     [replicated] = found["spec"]["replicatedJobs"]
     assert replicated["replicas"] == 2
@@ -84,7 +79,7 @@ def test_the_manifest_says_what_to_run_and_where(kube):
 
 
 def test_interruptions_restart_without_counting(kube):
-    found = manifest(kube.train(*FLAGS, "--retries=3", "--print_jobset").stdout)["spec"]
+    found = json.loads(kube.train(*FLAGS, "--retries=3", "--print_jobset").stdout)["spec"]
     job = found["replicatedJobs"][0]["template"]["spec"]
     disrupted, stopped = job["podFailurePolicy"]["rules"]
     assert disrupted["onPodConditions"] == [{"type": "DisruptionTarget", "status": "True"}]
