@@ -16,6 +16,7 @@ from onesug_jax.pipeline.spec import Context
 from onesug_jax.pipeline.workdir import split_files
 from onesug_jax.stages import checks, prefer_candidates, pretrained, scoring, trained
 from onesug_jax.stages.parts import Parts
+from onesug_jax.stages.prefer_candidates import REWARDS_FILE
 from onesug_jax.stages.trained_model import TrainedModel
 from onesug_jax.stages.watch import beats
 from onesug_jax.train import distributed
@@ -23,9 +24,8 @@ from onesug_jax.train import distributed
 if TYPE_CHECKING:
     import numpy as np
 
-    from onesug_jax.align.preferences import Behaviour
+    from onesug_jax.align.preferences import Behaviour, Drawn
 
-REWARDS_FILE = "rewards.npy"
 _SPLITS = ("train", "dev")
 _WATCHED = ("mrr@16", "order_mrr@16", "value")
 
@@ -187,8 +187,6 @@ def rwr(
         reference of a model with items.
     """
     from onesug_jax.align import rwr as preference
-    from onesug_jax.align.preferences import Behaviour, Lists
-    from onesug_jax.model.config import ModelConfig
     from onesug_jax.train import loop
     from onesug_jax.train.checkpoint import load_params
     from onesug_jax.train.compiler import cache_programs
@@ -204,78 +202,46 @@ def rwr(
     if params_from is not None:
         params_from = pretrained.parameters_from("rwr.params_from", params_from)
     work, model = context.work, TrainedModel(context, "pretrain")
-    stored = model.stored
-    if model.spec.items:
-        if reference != "copy":
-            raise UserError(
-                f"rwr.reference = {reference!r}: a model with items has its reference in memory; "
-                'expected "copy"'
-            )
-        prefer_candidates.rwr(
-            model,
-            steps=steps,
-            batch_size=batch_size,
-            accumulation=accumulation,
-            log_every=log_every,
-            checkpoint_every=checkpoint_every,
-            evaluate_every=evaluate_every,
-            dev_rows=dev_rows,
-            watch_by=watch,
-            patience=patience,
-            only_if_better=only_if_better,
-            params_from=params_from,
-            profile_steps=profile_steps,
-        )
-        return
-    task = _task(stored)
-    behaviour = Behaviour.load(work.rewards, "train")
-    if behaviour.queries < 2:
+    config, stored = model.config, model.stored
+    if model.spec.items and reference != "copy":
         raise UserError(
-            f"{work.rewards}: the log has a single query, so there is nothing to prefer it to; "
-            "the pretrain stage's model is all that can be trained on this log."
+            f"rwr.reference = {reference!r}: a model with items has its reference in memory; "
+            'expected "copy"'
         )
-    config = ModelConfig(**stored["model"])
-    lists = Lists(behaviour, context.configured("ListConfig")(), context.seed)
-    batches = _batches(model, "train", behaviour, task)
     objective = context.configured("PreferenceConfig")()
     mesh = context.configured("make_mesh")()
     mine = process_batch_shard(mesh, batch_size)
-
-    def drawn_at(step: int) -> Mapping[str, Any]:
-        drawn = lists(step, batch_size)
-        cut = {name: getattr(drawn, name)[mine] for name in ("rows", "numbers", "levels")}
-        return batches(dataclasses.replace(drawn, **cut))
-
-    batch_at: Callable[[int], Mapping[str, Any]] = drawn_at
     optimizer = context.configured("rwr/make_optimizer")(steps=steps)
     like = abstract_state(preference.rwr_stage(config, objective), optimizer, mesh).params
     source = work.pretrain if params_from is None else params_from
     pretrained.check_vocabulary("rwr.params_from", source, stored["vocabulary"])
     frozen = load_params(source, shardings_of(like))
-    watched, dev_metrics = _watch(model, config, objective, mesh, frozen, task, dev_rows, dev_lists)
+    watched = evaluate_every and dev_rows
+    watched = watched and os.path.exists(os.path.join(work.log, "dev.parquet"))
+    tables = dev_metrics = None
+    if model.spec.items:
+        batch_at, said, tables = prefer_candidates.lists(model, mesh, batch_size)
+        if watched:
+            dev_metrics = prefer_candidates.watched(model, mesh, tables, dev_rows)
+    else:
+        batch_at, said = _text_lists(model, mesh, batch_size)
+        if watched:
+            dev_metrics = _watch(model, objective, mesh, frozen, dev_rows, dev_lists)
     if reference == "stored":
         stamp = _stamp(context, source, batch_size, mine)
         path = os.path.join(work.rwr, f"reference.{distributed.place_among()[0]}.npz")
         batch_at = preference.stored_reference(path, config, frozen, batch_at, steps, mesh, stamp)
     print(
-        f"{config.parameters():,} parameters; {len(behaviour):,} rows, lists of 1 + "
-        f"{lists.config.negatives}, shown by {behaviour.shown_by}; {objective.loss}, beta "
-        f"{objective.beta}, delta {objective.delta}, alpha {objective.alpha}",
+        f"{config.parameters():,} parameters; {said}; {objective.loss}, beta {objective.beta}, "
+        f"delta {objective.delta}, alpha {objective.alpha}",
         flush=True,
     )
-    mix = [
-        f"{name} {100 * drawn:.0f} % (asked {100 * asked:.0f})"
-        for name, (asked, drawn) in lists.mix().items()
-        if asked or drawn
-    ]
-    print(f"rwr: negatives: {', '.join(mix)}", flush=True)
-    watched = bool(watched and evaluate_every)
-    before = dev_metrics(frozen, 0) if watched else {}
-    if watched:
+    before = dev_metrics(frozen, 0) if dev_metrics else {}
+    if before:
         figures = ", ".join(f"{name} {before[name]:.2f}" for name in ("hr@16", *_WATCHED))
         print(f"rwr: the model it starts from: {figures}", flush=True)
     result = loop.fit(
-        preference.rwr_stage(config, objective, frozen if reference == "copy" else None),
+        preference.rwr_stage(config, objective, frozen if reference == "copy" else None, tables),
         batch_at=batch_at,
         batch_size=batch_size,
         mesh=mesh,
@@ -287,18 +253,55 @@ def rwr(
         accumulation=accumulation,
         log_every=log_every,
         checkpoint_every=checkpoint_every,
-        evaluate_every=evaluate_every if watched else 0,
-        evaluate_fn=dev_metrics if watched else None,
-        best_metric=watch if watched else None,
-        patience=patience if watched else 0,
+        evaluate_every=evaluate_every,
+        evaluate_fn=dev_metrics,
+        best_metric=watch if dev_metrics else None,
+        patience=patience if dev_metrics else 0,
         params_from=frozen,
         identity=trained.identity(context, config, stored["vocabulary"]),
         profile_steps=profile_steps,
         compiler_options=context.configured("compiler_options")(mesh),
     )
-    if watched and only_if_better and not beats(result.best_value, before[watch], watch):
+    if before and only_if_better and not beats(result.best_value, before[watch], watch):
         return
     distributed.run_on_primary_and_broadcast(lambda: trained.leave_aligned(context, stored))
+
+
+def _text_lists(
+    model: TrainedModel, mesh, batch_size: int
+) -> tuple[Callable[[int], Mapping[str, Any]], str]:
+    """What a text model learns from: step -> this process's part of a batch, and that in words.
+
+    Raises:
+      UserError: nothing to prefer: a single query, or a model trained on other tasks.
+    """
+    from onesug_jax.align.preferences import Behaviour, Lists
+    from onesug_jax.train.mesh import process_batch_shard
+
+    context, work = model.context, model.work
+    task, behaviour = _task(model.stored), Behaviour.load(work.rewards, "train")
+    if behaviour.queries < 2:
+        raise UserError(
+            f"{work.rewards}: the log has a single query, so there is nothing to prefer it to; "
+            "the pretrain stage's model is all that can be trained on this log."
+        )
+    lists = Lists(behaviour, context.configured("ListConfig")(), context.seed)
+    batches = _batches(model, "train", behaviour, task)
+    mine = process_batch_shard(mesh, batch_size)
+
+    def batch_at(step: int) -> Mapping[str, Any]:
+        return batches(_part(lists(step, batch_size), mine))
+
+    mix = [
+        f"{name} {100 * drawn:.0f} % (asked {100 * asked:.0f})"
+        for name, (asked, drawn) in lists.mix().items()
+        if asked or drawn
+    ]
+    said = (
+        f"{len(behaviour):,} rows, lists of 1 + {lists.config.negatives}, shown by "
+        f"{behaviour.shown_by}; negatives: {', '.join(mix)}"
+    )
+    return batch_at, said
 
 
 def _task(stored: Mapping[str, Any]) -> str:
@@ -314,9 +317,9 @@ def _task(stored: Mapping[str, Any]) -> str:
     )
 
 
-def _watch(model: TrainedModel, config, objective, mesh, frozen, task, dev_rows, dev_lists):
-    """Whether there is a dev split to watch, and the function that does it: preference metrics of
-    its lists beside those that the suggester writes.
+def _watch(model: TrainedModel, objective, mesh, frozen, dev_rows: int, dev_lists: int):
+    """`(params, step)` -> preference metrics of `dev_lists` lists of the dev split, beside those of
+    the lists that the suggester writes for `dev_rows` rows.
     """
     import numpy as np
 
@@ -326,35 +329,34 @@ def _watch(model: TrainedModel, config, objective, mesh, frozen, task, dev_rows,
     from onesug_jax.train.mesh import divisible_batch, process_batch_shard
 
     work = model.work
-    dev = os.path.join(work.log, "dev.parquet")
-    if not os.path.exists(dev) or not dev_rows:
-        return False, None
     behaviour = Behaviour.load(work.rewards, "dev")
     lists = Lists(behaviour, ListConfig(), model.context.seed)
     usable = np.flatnonzero((behaviour.query >= 0) & np.isin(behaviour.level, POSITIVE))
     drawn = lists.of(usable[:dev_lists])
-    to_arrays = _batches(model, "dev", behaviour, task)
+    to_arrays = _batches(model, "dev", behaviour, _task(model.stored))
     block, fixed = divisible_batch(mesh, 64), []
     mine = process_batch_shard(mesh, block)
     for start in range(0, len(drawn.rows), block):
-        cut = slice(start, start + block)
-        arrays = to_arrays(
-            dataclasses.replace(
-                drawn, rows=drawn.rows[cut], numbers=drawn.numbers[cut], levels=drawn.levels[cut]
-            )
-        )
+        arrays = to_arrays(_part(drawn, slice(start, start + block)))
         room = block - len(arrays["levels"])
         fixed.append(
             {n: np.pad(x, [(0, room)] + [(0, 0)] * (x.ndim - 1))[mine] for n, x in arrays.items()}
         )
-    measure = make_measure(config, objective, mesh)
-
+    measure = make_measure(model.config, objective, mesh)
+    dev = os.path.join(work.log, "dev.parquet")
     scores_of = scoring.watch_lists(model, dev, work.log, dev_rows)
 
     def dev_metrics(params, step: int) -> dict[str, float]:
         return scoring.judged(scores_of(params)) | measure(params, frozen, fixed)
 
-    return True, dev_metrics
+    return dev_metrics
+
+
+def _part(drawn: Drawn, rows: np.ndarray | slice) -> Drawn:
+    """Some of the lists."""
+    return dataclasses.replace(
+        drawn, rows=drawn.rows[rows], numbers=drawn.numbers[rows], levels=drawn.levels[rows]
+    )
 
 
 def _stamp(context: Context, source: str, batch_size: int, rows: np.ndarray) -> str:

@@ -8,8 +8,8 @@ examples; rewards are a table of queries by level.
 from __future__ import annotations
 
 import dataclasses
-import functools
 import os
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from onesug_jax.errors import UserError
@@ -17,15 +17,15 @@ from onesug_jax.files import write_json
 from onesug_jax.logs.asof.config import DAY_MS
 from onesug_jax.pipeline.mirror import fetch
 from onesug_jax.pipeline.spec import Context
-from onesug_jax.stages import pretrained, trained, watch
+from onesug_jax.stages import watch
 from onesug_jax.stages.asof_examples import BLOCKS, LEAST_ROWS
 from onesug_jax.stages.parts import SPARE, Parts, on_device
 from onesug_jax.stages.trained_model import TrainedModel
-from onesug_jax.train import distributed
 
 if TYPE_CHECKING:
     import numpy as np
 
+    from onesug_jax.model.items import ItemTables
     from onesug_jax.tasks.item_examples import ItemExamples
 
 REWARDS_FILE = "rewards.npy"
@@ -88,35 +88,23 @@ def count_levels(rows: Rows) -> np.ndarray:
     return counts
 
 
-def rwr(
-    model: TrainedModel,
-    *,
-    steps: int,
-    batch_size: int,
-    dev_rows: int,
-    watch_by: str,
-    only_if_better: bool,
-    params_from: str | None,
-    evaluate_every: int,
-    patience: int,
-    **loop_settings: Any,
-) -> None:
-    """The preference-aligned model, into WORK_DIR/rwr; arguments as `prefer.rwr` takes them."""
+def lists(
+    model: TrainedModel, mesh: Any, batch_size: int
+) -> tuple[Callable[[int], Mapping[str, Any]], str, ItemTables]:
+    """What a model learns from: step -> this process's part of a batch, that in words, and the
+    tables of its items.
+
+    Raises:
+      UserError: no row has a second candidate.
+    """
     import numpy as np
 
-    from onesug_jax.align import rwr as preference
-    from onesug_jax.model.config import ModelConfig
     from onesug_jax.tasks.item_loader import ItemLoader
-    from onesug_jax.train import loop
     from onesug_jax.train import mesh as meshes
-    from onesug_jax.train.checkpoint import load_params
-    from onesug_jax.train.train_state import abstract_state, shardings_of
 
-    context, work, stored = model.context, model.work, model.stored
-    config, objective = ModelConfig(**stored["model"]), context.configured("PreferenceConfig")()
-    mesh = context.configured("make_mesh")()
+    context, work, vocabulary = model.context, model.work, model.stored["vocabulary"]
     table = np.load(os.path.join(work.rewards, REWARDS_FILE))
-    examples = ItemLoader(work.examples, vocabulary=stored["vocabulary"], fetch=fetch).examples
+    examples = ItemLoader(work.examples, vocabulary=vocabulary, fetch=fetch).examples
     several = (examples.column("target_candidate") > 0) & (examples.column("room") > 1)
     days = context.configured("ListConfig")().days
     rows = _recent(work.log, examples, np.flatnonzero(several), days)
@@ -125,62 +113,31 @@ def rwr(
             f"{examples.folder}: no row has a second candidate, so there is nothing to prefer the "
             "searched query to; the pretrain stage's model is all that can be trained on this log."
         )
-    load = functools.partial(context.configured("rwr/ItemLoader"), fetch=fetch)
-    loader = load(
+    loader = context.configured("rwr/ItemLoader")(
         work.examples,
         batch_size=batch_size,
         seed=context.seed,
         process_rows=meshes.process_batch_shard(mesh, batch_size),
-        vocabulary=stored["vocabulary"],
+        vocabulary=vocabulary,
         rows=rows,
+        fetch=fetch,
     )
 
     def batch_at(step: int) -> dict[str, Any]:
         batch = loader.batch_at(step)
         return {**batch, "rewards": table[batch["levels"], batch["candidates"]]}
 
-    tables = meshes.replicate(mesh, on_device(model.tables()))
-    optimizer = context.configured("rwr/make_optimizer")(steps=steps)
-    stage = preference.rwr_stage(config, objective, tables=tables)
-    like = abstract_state(stage, optimizer, mesh).params
-    source = work.pretrain if params_from is None else params_from
-    pretrained.check_vocabulary("rwr.params_from", source, stored["vocabulary"])
-    frozen = load_params(source, shardings_of(like))
-    dev = os.path.join(work.log, "dev.parquet")
-    watched = bool(evaluate_every and dev_rows and os.path.exists(dev))
-    dev_loader = load(work.examples, split="dev", vocabulary=stored["vocabulary"])
-    metrics = watch.watch(dev_loader, config, tables, mesh, dev_rows) if watched else None
-    print(
-        f"{config.parameters():,} parameters; {loader.describe()}; {objective.loss}, beta "
-        f"{objective.beta}, delta {objective.delta}, alpha {objective.alpha}",
-        flush=True,
+    return batch_at, loader.describe(), meshes.replicate(mesh, on_device(model.tables()))
+
+
+def watched(
+    model: TrainedModel, mesh: Any, tables: ItemTables, rows: int
+) -> Callable[[Any, int], dict[str, float]]:
+    """`watch.watch` of the first rows of dev."""
+    loader = model.context.configured("rwr/ItemLoader")(
+        model.work.examples, split="dev", vocabulary=model.stored["vocabulary"], fetch=fetch
     )
-    before = metrics(frozen, 0) if metrics else {}
-    if before:
-        said = ", ".join(f"{name} {value:.2f}" for name, value in before.items())
-        print(f"rwr: the model it starts from: {said}", flush=True)
-    result = loop.fit(
-        preference.rwr_stage(config, objective, frozen, tables),
-        batch_at=batch_at,
-        batch_size=batch_size,
-        mesh=mesh,
-        optimizer=optimizer,
-        steps=steps,
-        seed=context.seed,
-        folder=work.rwr,
-        states=context.states,
-        evaluate_every=evaluate_every if watched else 0,
-        evaluate_fn=metrics,
-        best_metric=watch_by if watched else None,
-        patience=patience if watched else 0,
-        params_from=frozen,
-        identity=trained.identity(context, config, stored["vocabulary"]),
-        compiler_options=context.configured("compiler_options")(mesh),
-        **loop_settings,
-    )
-    if before and only_if_better and not watch.beats(result.best_value, before[watch_by], watch_by):
-        return
-    distributed.run_on_primary_and_broadcast(lambda: trained.leave_aligned(context, stored))
+    return watch.watch(loader, model.config, tables, mesh, rows)
 
 
 def _recent(log: str, examples: ItemExamples, rows: np.ndarray, days: float | None) -> np.ndarray:
