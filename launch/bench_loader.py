@@ -22,7 +22,7 @@ from onesug_jax.train import mesh as meshes
 from onesug_jax.train.optimizer import make_optimizer
 from onesug_jax.train.prefetch import Prefetch
 from onesug_jax.train.step import make_train_step
-from onesug_jax.train.train_state import abstract_state, init_state, shardings_of
+from onesug_jax.train.train_state import init_state
 
 ROWS, CANDIDATES, COLUMNS, HISTORY = 50_000, 64, 9, 40
 _BLOCK = 4096
@@ -118,9 +118,7 @@ def waiting(config, load: ItemLoader, steps: int) -> float:
     is the shortest.
     """
     stage, mesh, optimizer = pretrain_stage(config), meshes.make_mesh(), make_optimizer()
-    step = make_train_step(
-        stage, optimizer, mesh, shardings_of(abstract_state(stage, optimizer, mesh))
-    )
+    step = make_train_step(stage, optimizer, mesh)
     state = init_state(stage, optimizer, mesh, seed=0)
 
     def make(number: int):

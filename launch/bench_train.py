@@ -28,7 +28,7 @@ from onesug_jax.train import mesh as meshes
 from onesug_jax.train.chips import published_flops
 from onesug_jax.train.optimizer import make_optimizer
 from onesug_jax.train.step import make_train_step
-from onesug_jax.train.train_state import abstract_state, init_state, shardings_of
+from onesug_jax.train.train_state import abstract_state, init_state
 
 STAGES = ("pretrain", "rwr")
 LENGTH, TARGET, NEGATIVES = 96, 12, 4
@@ -107,7 +107,7 @@ class Ours:
         else:
             made = pretrain_stage(config)
             like = abstract_state(made, optimizer, mesh)
-        self._step = make_train_step(made, optimizer, mesh, shardings_of(like))
+        self._step = make_train_step(made, optimizer, mesh)
         self._frozen = made.frozen
         self._state = init_state(made, optimizer, mesh, seed=0, params=_drawn(like.params))
         self._batch = meshes.global_batch(mesh, batch_of(stage, config, size))

@@ -23,7 +23,7 @@ from onesug_jax.retrieval.tables import WORDS
 from onesug_jax.train import mesh as meshes
 from onesug_jax.train.compile import Step
 from onesug_jax.train.step import make_train_step
-from onesug_jax.train.train_state import abstract_state, shardings_of
+from onesug_jax.train.train_state import abstract_state
 
 Shapes = dict[str, tuple[tuple[int, ...], str]]  # name -> shape and type
 
@@ -138,13 +138,12 @@ def _lengths(context: Context, spec, config: ModelConfig) -> tuple[int, int, int
 def _train_step(name, stage, optimizer, mesh, batch, context, changes, **costs) -> Step:
     """The jitted update of a training stage, as the training loop makes it."""
     size = context.settings[f"{name}.batch_size"]
-    meshes.check_batch(mesh, size, f"{name}.batch_size")
+    meshes.check_divides(mesh.shape, size, f"{name}.batch_size")
     like = abstract_state(stage, optimizer, mesh)
     step = make_train_step(
         stage,
         optimizer,
         mesh,
-        shardings_of(like),
         changes.accumulation or context.settings[f"{name}.accumulation"],
         context.seed,
         context.configured("compiler_options")(mesh),

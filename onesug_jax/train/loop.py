@@ -30,7 +30,7 @@ from onesug_jax.train.report import Report, Window
 from onesug_jax.train.resume import begin
 from onesug_jax.train.states import HERE, States
 from onesug_jax.train.step import make_train_step
-from onesug_jax.train.train_state import Stage, abstract_state, shardings_of
+from onesug_jax.train.train_state import Stage, abstract_state
 
 
 @dataclass(frozen=True)
@@ -147,8 +147,7 @@ def fit(
     check_fit(name, **plan | rhythm, profile_steps=profile_steps)
     plan["processes"] = jax.process_count()
     like = abstract_state(stage, optimizer, mesh)
-    how = (accumulation, seed, compiler_options)
-    train_step = make_train_step(stage, optimizer, mesh, shardings_of(like), *how)
+    train_step = make_train_step(stage, optimizer, mesh, accumulation, seed, compiler_options)
     noted = {**plan, "patience": patience, "seed": seed, **getattr(optimizer, "settings", {})}
     noted |= settings or {}
 

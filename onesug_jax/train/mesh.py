@@ -179,7 +179,7 @@ def process_batch_shard(mesh: Mesh, batch_size: int, process: int | None = None)
     Raises:
       UserError: the batch does not divide over the mesh.
     """
-    check_batch(mesh, batch_size, "batch")
+    check_divides(mesh.shape, batch_size, "batch")
     held = _held_shards(mesh)[jax.process_index() if process is None else process]
     size = batch_size // batch_shards(mesh)
     return (np.array(held, np.int64)[:, None] * size + np.arange(size)).ravel()
@@ -195,15 +195,10 @@ def _held_shards(mesh: Mesh) -> dict[int, list[int]]:
     return {process: sorted(shards) for process, shards in held.items()}
 
 
-def check_batch(mesh: Mesh, size: int, what: str) -> None:
-    """Raises UserError, which names `what`, where `size` examples do not divide over the mesh."""
-    check_divides(dict(mesh.shape), size, what)
-
-
 def check_divides(
     mesh: Mapping[str, int], size: int, what: str, accumulation: int | None = None
 ) -> None:
-    """`check_batch` of a mesh given by the sizes of its axes, in so many microbatches.
+    """Whether `size` examples divide over a mesh of these axes, in so many microbatches.
 
     Raises:
       UserError: names `what`, the sizes, and the nearest batch sizes that divide.
@@ -234,7 +229,7 @@ def global_batch(mesh: Mesh, host_local_batch: Any) -> Any:
     def put(path, local):
         local = np.asarray(local)
         size = local.shape[0] * parts // len(place) if local.ndim else 0
-        check_batch(mesh, size, f"batch array {path_name(path)!r}")
+        check_divides(mesh.shape, size, f"batch array {path_name(path)!r}")
         rows = size // parts
 
         def shard(index: Any) -> np.ndarray:

@@ -20,7 +20,7 @@ from jax.sharding import PartitionSpec as P
 
 from onesug_jax.errors import UserError
 from onesug_jax.train import mesh as meshes
-from onesug_jax.train.train_state import Batch, Stage, TrainState
+from onesug_jax.train.train_state import Batch, Stage, TrainState, abstract_state, shardings_of
 from onesug_jax.train.zero import in_pieces, pieces
 
 
@@ -28,7 +28,6 @@ def make_train_step(
     stage: Stage,
     optimizer: optax.GradientTransformation,
     mesh: Mesh,
-    state_shardings: TrainState,
     accumulation: int = 1,
     seed: int = 0,
     compiler_options: Mapping[str, Any] | None = None,
@@ -36,7 +35,6 @@ def make_train_step(
     """The jitted update `(state, batch, stage.frozen) -> (state, metrics)`; uses up the state.
 
     Args:
-      state_shardings: `shardings_of(abstract_state(stage, optimizer, mesh))`.
       accumulation: microbatches a batch `[B, ...]` is cut into, one after another; equals the whole
         batch up to rounding. Where `stage.rows_add_up`, gradients are summed over `replica` and
         `data` once, at the end; over `fsdp`, and of other stages, once a microbatch.
@@ -54,6 +52,7 @@ def make_train_step(
     """
     if accumulation < 1:
         raise UserError(f"accumulation={accumulation}: expected at least 1 microbatch.")
+    state_shardings = shardings_of(abstract_state(stage, optimizer, mesh))
     # Copies of the parameters whose sums stay separate until the end of the update: microbatches
     # are summed over devices once, and between slices only pieces of the gradient travel.
     axes = meshes.COPY_AXES if accumulation > 1 else ("replica",)
@@ -151,7 +150,7 @@ def _split(batch: Batch, accumulation: int, mesh: Mesh, axes: tuple[str, ...]) -
     layout = P(None, *[axes] * bool(axes), meshes.BATCH_AXES[len(axes) :])
 
     def split(x):
-        meshes.check_divides(dict(mesh.shape), x.shape[0], "batch", accumulation)
+        meshes.check_divides(mesh.shape, x.shape[0], "batch", accumulation)
         x = jnp.moveaxis(x.reshape(*parts, -1, accumulation, *x.shape[1:]), len(parts) + 1, 0)
         return jax.lax.with_sharding_constraint(x, NamedSharding(mesh, layout))
 

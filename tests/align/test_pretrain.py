@@ -9,7 +9,7 @@ import pytest
 from onesug_jax.align.pretrain import pretrain_stage
 from onesug_jax.train.mesh import global_batch, make_mesh, unbox
 from onesug_jax.train.step import make_train_step
-from onesug_jax.train.train_state import abstract_state, init_state, shardings_of
+from onesug_jax.train.train_state import init_state
 from tests.tiny_model import tiny_config
 
 CONFIG = tiny_config(128)
@@ -49,8 +49,7 @@ def test_learns_to_copy():
     stage = pretrain_stage(CONFIG)
     mesh = make_mesh(devices=jax.devices()[:1])
     optimizer = optax.adam(1e-2)
-    like = abstract_state(stage, optimizer, mesh)
-    step = make_train_step(stage, optimizer, mesh, shardings_of(like))
+    step = make_train_step(stage, optimizer, mesh)
     state = init_state(stage, optimizer, mesh, seed=0)
     first = None
     for i in range(300):
@@ -75,8 +74,7 @@ def test_meshes_train_as_one_device(shape):
     optimizer = optax.sgd(0.1, momentum=0.9)  # Adam would blow up the last bits
     results = []
     for mesh in (make_mesh(devices=jax.devices()[:1]), make_mesh(**shape)):
-        like = abstract_state(stage, optimizer, mesh)
-        step = make_train_step(stage, optimizer, mesh, shardings_of(like))
+        step = make_train_step(stage, optimizer, mesh)
         state = init_state(stage, optimizer, mesh, seed=0)
         losses = []
         for i in range(3):

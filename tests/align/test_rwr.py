@@ -23,7 +23,7 @@ from onesug_jax.logs.schema import Level
 from onesug_jax.model.seq2seq import Seq2Seq
 from onesug_jax.train.mesh import global_batch, make_mesh, unbox
 from onesug_jax.train.step import make_train_step
-from onesug_jax.train.train_state import abstract_state, init_state, shardings_of
+from onesug_jax.train.train_state import init_state
 from tests.tiny_model import tiny_config
 
 CONFIG = tiny_config(64, encoder_layers=2, decoder_layers=2, soft_dim=3, soft_id=40)
@@ -115,8 +115,7 @@ def test_the_objective_is_the_preference_term_and_alpha_times_sft():
 
 def trained(mesh, stage, data, steps=3, at=None):
     optimizer = optax.adam(3e-3)
-    like = abstract_state(stage, optimizer, mesh)
-    step = make_train_step(stage, optimizer, mesh, shardings_of(like))
+    step = make_train_step(stage, optimizer, mesh)
     state = init_state(stage, optimizer, mesh, seed=0)
     for i in range(steps):
         now = data if at is None else at(i)

@@ -46,7 +46,7 @@ def run(devices=1, accumulation=1, updates=3, weight_decay=0.0):
         make_optimizer("adamw", 0.01, weight_decay=weight_decay)
     )
     layout = train_state.shardings_of(train_state.abstract_state(stage, optimizer, mesh))
-    update = steps.make_train_step(stage, optimizer, mesh, layout, accumulation, 5)
+    update = steps.make_train_step(stage, optimizer, mesh, accumulation, 5)
     state = train_state.init_state(
         stage, optimizer, mesh, 5, jax.device_put(start(), layout.params)
     )

@@ -110,8 +110,7 @@ def run(shape, updates=3, accumulation=1):
     """(parameters, metrics of each update) on a mesh of that shape."""
     mesh = make_mesh(*shape, devices=jax.devices()[: math.prod(shape)])
     stage, optimizer = contrastive_stage(CONFIG, 0.1), make_optimizer("adamw", 0.01, 0, "none")
-    layout = train_state.shardings_of(train_state.abstract_state(stage, optimizer, mesh))
-    update = steps.make_train_step(stage, optimizer, mesh, layout, accumulation, seed=1)
+    update = steps.make_train_step(stage, optimizer, mesh, accumulation, seed=1)
     state, losses = train_state.init_state(stage, optimizer, mesh, seed=1), []
     for t in range(updates):
         state, metrics = update(state, global_batch(mesh, batch_at(t)), None)

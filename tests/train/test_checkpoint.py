@@ -22,7 +22,7 @@ def setting(toy, mesh, name="adamw"):
     """(state after two updates, its abstract form, the update)."""
     stage, optimizer = toy.make_stage(), make_optimizer(name, 0.02)
     like = train_state.abstract_state(stage, optimizer, mesh)
-    update = steps.make_train_step(stage, optimizer, mesh, train_state.shardings_of(like))
+    update = steps.make_train_step(stage, optimizer, mesh)
     state = train_state.init_state(stage, optimizer, mesh, 0)
     for t in range(2):
         state, _ = update(state, global_batch(mesh, toy.make_batch_at()(t)), None)

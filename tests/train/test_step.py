@@ -20,8 +20,7 @@ def run(stage, mesh, batch_at, updates=4, accumulation=1, name="adamw", seed=3):
     """(final state, metrics of every update)."""
     optimizer = make_optimizer(name, 0.02, 2, "rsqrt", weight_decay=0.01)
     like = train_state.abstract_state(stage, optimizer, mesh)
-    layout = train_state.shardings_of(like)
-    update = steps.make_train_step(stage, optimizer, mesh, layout, accumulation, seed)
+    update = steps.make_train_step(stage, optimizer, mesh, accumulation, seed)
     state, rows = train_state.init_state(stage, optimizer, mesh, seed), []
     for t in range(updates):
         state, metrics = update(state, global_batch(mesh, batch_at(t)), stage.frozen)
@@ -64,9 +63,7 @@ def summed(toy, mesh, accumulation):
     """Bytes of gradients that the compiled update sums over devices."""
     stage, optimizer = toy.make_stage(rows_add_up=True), make_optimizer("adamw", 0.02)
     like = train_state.abstract_state(stage, optimizer, mesh)
-    update = steps.make_train_step(
-        stage, optimizer, mesh, train_state.shardings_of(like), accumulation
-    )
+    update = steps.make_train_step(stage, optimizer, mesh, accumulation)
     batch = jax.eval_shape(lambda: toy.make_batch_at(64)(0))
     text = update.lower(like, batch, None).compile().as_text()
     found = Program.parse(text).collectives()

@@ -45,8 +45,7 @@ def test_small_arrays_and_one_copy_stay_as_they_are(mesh_of, monkeypatch):
 def trained(toy, mesh, **settings):
     """State and metrics after four updates."""
     stage, optimizer = toy.make_stage(), make_optimizer("adamw", 0.02, average=0.9, **settings)
-    like = train_state.abstract_state(stage, optimizer, mesh)
-    update = steps.make_train_step(stage, optimizer, mesh, train_state.shardings_of(like))
+    update = steps.make_train_step(stage, optimizer, mesh)
     state = train_state.init_state(stage, optimizer, mesh, 0)
     for t in range(4):
         state, metrics = update(state, global_batch(mesh, toy.make_batch_at()(t)), None)
