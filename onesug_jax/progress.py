@@ -13,6 +13,8 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 from typing import TypeVar
 
+from onesug_jax.train.distributed import is_primary
+
 T = TypeVar("T")
 
 
@@ -37,7 +39,7 @@ class Progress:
         clock: Callable[[], float] = time.monotonic,
     ):
         self.name, self.total, self.unit, self.done = name, total, unit, 0
-        self._clock, self._quiet = clock, quiet or not _is_primary()
+        self._clock, self._quiet = clock, quiet or not is_primary()
         self._in_place = sys.stdout.isatty()
         self._every = 1.0 if self._in_place else 10.0
         self._began = self._printed = self._stepped = clock()
@@ -93,12 +95,6 @@ class Progress:
         padded = text.ljust(self._width)  # covers what stands there
         self._width = len(text) if in_place else 0
         print(padded, end="\r" if in_place else "\n", flush=True)
-
-
-def _is_primary() -> bool:
-    from onesug_jax.train.distributed import place_among  # it never imports jax
-
-    return place_among()[0] == 0
 
 
 def _number(rate: float) -> str:

@@ -14,6 +14,7 @@ from __future__ import annotations
 import collections
 import math
 import os
+import pickle
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -202,19 +203,7 @@ def merged(
     """The rows of all processes, in the split's order, of those of each; see `evaluate`."""
     if process[1] == 1:
         return rows
-    return merge_parts([_from_bytes(part) for part in exchange(_to_bytes(rows))])
-
-
-def _to_bytes(table: pa.Table) -> bytes:
-    sink = pa.BufferOutputStream()
-    with pa.ipc.new_stream(sink, table.schema) as writer:
-        writer.write_table(table)
-    return sink.getvalue().to_pybytes()
-
-
-def _from_bytes(data: bytes) -> pa.Table:
-    with pa.ipc.open_stream(data) as reader:
-        return reader.read_all()
+    return merge_parts([pickle.loads(part) for part in exchange(pickle.dumps(rows))])
 
 
 def merge_parts(parts: Sequence[pa.Table]) -> pa.Table:
@@ -308,7 +297,7 @@ def _scores(ranks: np.ndarray, k: int, short_k: int) -> dict[str, float | int | 
         f"hr@{k}": _per_cent(metrics.hr_at(ranks, k)),
         f"mrr@{k}": _per_cent(metrics.mrr_at(ranks, k)),
         f"ndcg@{k}": _per_cent(metrics.ndcg_at(ranks, k)),
-        f"success@{short_k}": _per_cent(metrics.success_at(ranks, short_k)),
+        f"success@{short_k}": _per_cent(metrics.hr_at(ranks, short_k)),
         f"mrr@{short_k}": _per_cent(metrics.mrr_at(ranks, short_k)),
         "n": len(ranks),
     }

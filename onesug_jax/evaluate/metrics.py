@@ -1,4 +1,4 @@
-"""Exact list metrics: HR@k, MRR@k, nDCG@k, Success@k of ranks; coverage and diversity of lists.
+"""Exact list metrics: HR@k, MRR@k, nDCG@k of ranks; coverage and diversity of lists.
 
 A request has one right answer, the query searched in the end, so its list is described by one
 number: the 1-based rank of that answer, 0 where the list lacks it. All metrics are shares between 0
@@ -23,7 +23,8 @@ def rank_of(truth: Hashable, suggestions: Sequence[Hashable]) -> int:
 
 
 def hr_at(ranks: np.ndarray, k: int) -> float:
-    """Hit rate: the share of requests whose answer is among the first k; `ranks` int [N].
+    """Hit rate: the share of requests whose answer is among the first k; `ranks` int [N]. With one
+    right answer it is AmazonQAC's Success@k too.
 
     Examples:
       >>> import numpy as np
@@ -32,11 +33,6 @@ def hr_at(ranks: np.ndarray, k: int) -> float:
       0.5
     """
     return _mean(_hits(ranks, k).astype(np.float64))
-
-
-def success_at(ranks: np.ndarray, k: int) -> float:
-    """Success@k (AmazonQAC): with one right answer it is HR@k by another name."""
-    return hr_at(ranks, k)
 
 
 def mrr_at(ranks: np.ndarray, k: int) -> float:

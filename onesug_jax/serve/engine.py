@@ -47,7 +47,6 @@ class Engine:
       in_use: where the version in use lies.
       load: opens the version that lies there.
       config: batching, caches, degradation levels.
-      metrics: what is counted.
       say: where one-line messages go.
     """
 
@@ -57,10 +56,9 @@ class Engine:
         load: Callable[[str], ModelVersion],
         config: EngineConfig,
         *,
-        metrics: Metrics | None = None,
         say: Callable[[str], None] = print,
     ):
-        self.config, self.metrics = config, metrics or Metrics()
+        self.config, self.metrics = config, Metrics()
         self._in_use, self._load, self._say = in_use, load, say
         self._pace = Pace(config.batch_sizes)
         self._room = WaitingRoom(config, self._pace)

@@ -40,7 +40,7 @@ def serve(context: Context) -> None:
     load = functools.partial(_version, context, engine_config, store, say)
     home = workdir.local(context.macros["WORK_DIR"])
     if context.mirror and not context.configured("FeedbackConfig")().path:
-        say(f"serve: the feedback store lies on this machine: {_store_path(context)}")
+        say(f"serve: the feedback store lies on this machine: {store_path(context)}")
     engine = Engine(lambda: _model_key(home, context.mirror), load, engine_config, say=say)
     listen(engine, store, config, say)
 
@@ -136,10 +136,11 @@ def _store(context: Context, *, prune: bool = True) -> FeedbackStore:
     config = context.configured("FeedbackConfig")()
     if not prune:
         config = dataclasses.replace(config, keep_days=None)
-    return feedback.FeedbackStore(_store_path(context), config)
+    return feedback.FeedbackStore(store_path(context), config)
 
 
-def _store_path(context: Context) -> str:
+def store_path(context: Context) -> str:
+    """Where the feedback store of a WORK_DIR lies."""
     from onesug_jax.serve import feedback
 
     config = context.configured("FeedbackConfig")()
@@ -162,7 +163,7 @@ def _store_or_none(context: Context, say) -> FeedbackStore:
             "empty, counts stay those of the log, /feedback answers 503. Repair the file and start "
             "again; FeedbackConfig.required=True would have ended the service here."
         )
-        return AbsentStore(_store_path(context), config, plain(error))
+        return AbsentStore(store_path(context), config, plain(error))
 
 
 def export_feedback(context: Context) -> None:
@@ -173,9 +174,9 @@ def export_feedback(context: Context) -> None:
     if not options.to.endswith(".parquet"):
         raise UserError(f"--to {options.to}: expected a name that ends in .parquet, as is written")
     since = 0 if options.days is None else int(1000 * time.time() - options.days * DAY_MS)
-    if not mode_of(_store_path(context)):
+    if not mode_of(store_path(context)):
         raise UserError(
-            f"{_store_path(context)}: expected the events that `serve` has stored, found no such "
+            f"{store_path(context)}: expected the events that `serve` has stored, found no such "
             f"file; {options.to} is not written"
         )
     store = _store(context, prune=False)

@@ -93,7 +93,6 @@ def pretrain(
 
     dev = os.path.join(work.log, "dev.parquet")
     watched = bool(evaluate_every and dev_rows and os.path.exists(dev))
-    cost = 0.0
     if not watched:
         dev_metrics = None
     elif features["items"]:

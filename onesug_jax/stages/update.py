@@ -19,15 +19,10 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 from onesug_jax.errors import UserError
-from onesug_jax.files import (
-    fingerprint,
-    link_file,
-    link_tree,
-    write_json,
-)
+from onesug_jax.files import fingerprint, link_file, link_tree, write_json
 from onesug_jax.pipeline import remote_log, versions, workdir
 from onesug_jax.pipeline.spec import Context
-from onesug_jax.pipeline.workdir import WorkDir, split_files
+from onesug_jax.pipeline.workdir import Manifest, WorkDir, split_files
 from onesug_jax.stages import entered, trained
 from onesug_jax.stages.parts import Parts
 from onesug_jax.stages.scoring import SFT, judged, score
@@ -214,24 +209,14 @@ def _check_unchanged(stage: str, served: str, new: str) -> None:
     if stage not in _FIXED:
         return
     folder, begins = _FIXED[stage]
-    before, after = (
-        _bound(os.path.join(home, folder, workdir.CONFIG), begins) for home in (served, new)
-    )
-    for name in sorted(before.keys() & after.keys()):  # a later release may have more names
-        if before[name] != after[name]:
+    made = [Manifest.read(os.path.join(home, folder)) for home in (served, new)]
+    before, after = (one.settings if one else {} for one in made)
+    for name in sorted(before.keys() & after.keys()):
+        if name.startswith(begins) and before[name] != after[name]:
             raise UserError(
-                f"update would run {stage} with {name} = {after[name]}, and {served} was made with "
-                f"{before[name]}; give update the gin files and flags that made it"
+                f"update would run {stage} with {name} = {after[name]!r}, and {served} was made "
+                f"with {before[name]!r}; give update the gin files and flags that made it"
             )
-
-
-def _bound(path: str, begins: str) -> dict[str, str]:
-    """Names that begin so and their values, as the operative configuration at `path` has them."""
-    if not os.path.exists(path):
-        return {}
-    with open(path, encoding="utf-8") as file:
-        pairs = (line.rstrip("\n").partition(" = ") for line in file)
-        return {name: value for name, _, value in pairs if name.startswith(begins)}
 
 
 def _prepare(new: str, base: Context, wanted: Mapping) -> None:
@@ -254,11 +239,10 @@ def _prepare(new: str, base: Context, wanted: Mapping) -> None:
 
 def _forgotten(context: Context) -> Forgotten | None:
     """Whom the service's store wants left out."""
-    from onesug_jax.serve import feedback, forgotten
+    from onesug_jax.serve import forgotten
+    from onesug_jax.stages.serving import store_path
 
-    path = context.configured("FeedbackConfig")().path
-    home = workdir.local(context.macros["WORK_DIR"])
-    return forgotten.read(path or os.path.join(home, feedback.FOLDER, feedback.FILE))
+    return forgotten.read(store_path(context))
 
 
 def _judge(

@@ -90,7 +90,7 @@ def _number(name: str, text: str, what: str, *, least: int = 0, below: int | Non
     return int(text)
 
 
-def start_processes(environment: Mapping[str, str] | None = None) -> None:
+def start_processes() -> None:
     """Joins this process to the others; returns when all are there (jax waits up to 5 minutes).
 
     To be called before anything asks jax for devices. A second call does nothing.
@@ -98,7 +98,7 @@ def start_processes(environment: Mapping[str, str] | None = None) -> None:
     Raises:
       UserError: the variables are wrong, or `auto` where jax finds nothing to join.
     """
-    here = place(os.environ if environment is None else environment)
+    here = place(os.environ)
     if here is None:
         return
     import jax

@@ -22,10 +22,9 @@ _POLL_SECONDS = 0.0005
 class Prefetch:
     """`make(step)` for the steps to come, ahead of time, in a background thread; in order."""
 
-    def __init__(self, make: Callable[[int], Any], start: int, stop: int, depth: int = DEPTH):
+    def __init__(self, make: Callable[[int], Any], start: int, stop: int):
         self._make, self._stop, self._next = make, stop, start
         self._waiting: deque[Future] = deque()
-        self._depth = depth
         self._pool = ThreadPoolExecutor(max_workers=1, thread_name_prefix="prefetch")
 
     def __enter__(self) -> "Prefetch":
@@ -48,7 +47,7 @@ class Prefetch:
             time.sleep(_POLL_SECONDS)
 
     def _submit(self) -> None:
-        while len(self._waiting) <= self._depth and self._next < self._stop:
+        while len(self._waiting) <= DEPTH and self._next < self._stop:
             self._waiting.append(self._pool.submit(self._make, self._next))
             self._next += 1
 

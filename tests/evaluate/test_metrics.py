@@ -32,22 +32,12 @@ def test_metrics_are_those_of_the_definitions(k):
     )
     hits, reciprocal, gains = slow(lists, truths, k)
     assert metrics.hr_at(ranks, k) == pytest.approx(hits)
-    assert metrics.success_at(ranks, k) == pytest.approx(hits)
     assert metrics.mrr_at(ranks, k) == pytest.approx(reciprocal)
     assert metrics.ndcg_at(ranks, k) == pytest.approx(gains)
 
 
-def test_values_by_hand():
-    ranks = np.array([1, 2, 0, 17])
-    assert metrics.hr_at(ranks, 16) == 0.5
-    assert metrics.mrr_at(ranks, 16) == (1 + 0.5) / 4
-    assert metrics.ndcg_at(ranks, 16) == pytest.approx((1 + 1 / math.log2(3)) / 4)
-    assert metrics.rank_of("b", ["a", "b", "b"]) == 2
-    assert metrics.rank_of("c", []) == 0
-
-
 def test_no_request_has_no_score():
-    for metric in (metrics.hr_at, metrics.mrr_at, metrics.ndcg_at, metrics.success_at):
+    for metric in (metrics.hr_at, metrics.mrr_at, metrics.ndcg_at):
         assert math.isnan(metric(np.array([], int), 16))
 
 
