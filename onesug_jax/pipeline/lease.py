@@ -78,7 +78,7 @@ class Lease:
         first = self._store.read([FILE]).get(FILE)
         if first is None:
             return
-        holder = _read(first)
+        holder = lock.read(first)
         here = all(holder.get(name) == self._about[name] for name in ("host", "boot"))
         gone = here and not _alive(holder.get("process"))
         if not gone:
@@ -94,11 +94,7 @@ class Lease:
             if now is None:
                 return
             if now != first:
-                raise UserError(
-                    f"{self.url} is being written by another command: "
-                    f"{lock.in_words(_read(now))}. Wait for it, stop it, or choose another "
-                    "--gin.WORK_DIR."
-                )
+                raise lock.held(self.url, lock.in_words(lock.read(now)))
             gone = time.monotonic() > until
         self._store.remove([FILE])
 
@@ -106,7 +102,7 @@ class Lease:
         while not self._end.wait(self._beat):
             with contextlib.suppress(UserError):  # a network that is down comes back
                 now = self._store.read([FILE]).get(FILE)
-                if now is None or _read(now).get("token") != self._about["token"]:
+                if now is None or lock.read(now).get("token") != self._about["token"]:
                     self.lost = True
                     return
                 self._store.write(FILE, self._content())
@@ -129,10 +125,3 @@ def _alive(process: object) -> bool:
     except PermissionError:
         pass
     return True
-
-
-def _read(content: bytes) -> dict:
-    try:
-        return dict(json.loads(content))
-    except (ValueError, TypeError):
-        return {}

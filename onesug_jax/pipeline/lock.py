@@ -42,12 +42,9 @@ class WriterLock:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
             file.seek(0)
-            holder = _read(file.read())
+            holder = in_words(read(file.read()))
             file.close()
-            raise UserError(
-                f"{self.folder} is being written by another command: {holder}. Wait for it, stop "
-                "it, or choose another --gin.WORK_DIR."
-            ) from None
+            raise held(self.folder, holder) from None
         file.seek(0)
         file.truncate()
         json.dump(about(self.command), file)
@@ -72,7 +69,7 @@ def holder(folder: str) -> str | None:
         try:
             fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
         except OSError:
-            return _read(file.read())
+            return in_words(read(file.read()))
     return None
 
 
@@ -91,8 +88,17 @@ def in_words(found: Mapping[str, Any]) -> str:
         return "a process that has not said its name yet"
 
 
-def _read(text: str) -> str:
+def read(text: str | bytes) -> dict[str, Any]:
+    """What a writer has left of itself; {} where that cannot be read."""
     try:
-        return in_words(json.loads(text))
-    except ValueError:
-        return in_words({})
+        return dict(json.loads(text))
+    except (ValueError, TypeError):
+        return {}
+
+
+def held(place: str, holder: str) -> UserError:
+    """What to say where another command writes."""
+    return UserError(
+        f"{place} is being written by another command: {holder}. Wait for it, stop it, or choose "
+        "another --gin.WORK_DIR."
+    )

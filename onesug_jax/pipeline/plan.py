@@ -203,10 +203,7 @@ def check_folder(work: WorkDir, steps: Sequence[Step], log: str | None, state_by
     """
     other = lock.holder(work.path)
     if other:
-        raise UserError(
-            f"{work.path} is being written by another command: {other}. Wait for it, stop it, or "
-            "choose another --gin.WORK_DIR."
-        )
+        raise lock.held(work.path, other)
     place = work.path
     while not os.path.exists(place):
         place = os.path.dirname(place)

@@ -182,7 +182,7 @@ MAKING = (
             "vocab/*",
             "pretrain/model.json",
             *parts.INDEX,
-            trained.parameters(context.work, "pretrain"),
+            f"pretrain/{trained.parameters(context.work.pretrain)}",
         ),
         also_reads=lambda context: ("log/*.parquet", "mined/*"),
         configures=("rwr", "ListConfig", "PreferenceConfig", "make_optimizer", "ItemLoader"),

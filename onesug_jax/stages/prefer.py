@@ -362,7 +362,6 @@ def _part(drawn: Drawn, rows: np.ndarray | slice) -> Drawn:
 def _stamp(context: Context, source: str, batch_size: int, rows: np.ndarray) -> str:
     """What stored log-probabilities depend on, in one word."""
     settings = {k: v for k, v in context.settings.items() if k.startswith("ListConfig")}
-    best = os.path.join(source, "best")
-    start = best if os.path.isdir(best) else os.path.join(source, "checkpoints")
+    start = os.path.join(source, trained.parameters(source))
     files = {name: fingerprint_file(os.path.join(start, name)) for name in names_below(start)}
     return fingerprint(files, context.seed, batch_size, rows, settings)

@@ -13,6 +13,7 @@ from onesug_jax.pipeline import bundle
 from onesug_jax.pipeline.spec import Context
 from onesug_jax.pipeline.workdir import Manifest, WorkDir, read_result
 from onesug_jax.stages.parts import INDEX, Parts
+from onesug_jax.train.states import BEST, CHECKPOINTS
 
 if TYPE_CHECKING:
     from onesug_jax.model.config import ModelConfig
@@ -86,10 +87,9 @@ def identity(context: Context, config: ModelConfig, vocabulary: str) -> dict:
     return {"model": model, "vocabulary": vocabulary, "inputs": fingerprint(inputs)}
 
 
-def parameters(work: WorkDir, stage: str) -> str:
-    """Where a stage's parameters lie in WORK_DIR: the best if it stored any."""
-    best = os.path.isdir(os.path.join(getattr(work, stage), "best"))
-    return f"{stage}/best" if best else f"{stage}/checkpoints"
+def parameters(folder: str) -> str:
+    """The part of a trained stage's folder that holds its parameters: the best if it stored any."""
+    return BEST if os.path.isdir(os.path.join(folder, BEST)) else CHECKPOINTS
 
 
 def make_bundle(context: Context, stage: str) -> None:
@@ -98,11 +98,8 @@ def make_bundle(context: Context, stage: str) -> None:
     context.states.fetch()
     pretrain = "pretrain.new" if work.writing == "pretrain" else "pretrain"
     trained = [pretrain] if stage == "pretrain" else [pretrain, "rwr.new"]
-    files = [*BUNDLED, _AS_OF, *(f"{folder}/{MODEL_FILE}" for folder in trained)]
-    for folder in trained:
-        best = os.path.isdir(work.join(folder, "best"))
-        files.append(f"{folder}/{'best' if best else 'checkpoints'}")
-    bundle.make(work, stage, files, _LISTS)
+    own = (f"{f}/{part}" for f in trained for part in (MODEL_FILE, parameters(work.join(f))))
+    bundle.make(work, stage, [*BUNDLED, _AS_OF, *own], _LISTS)
 
 
 def leave_aligned(context: Context, stored: Mapping[str, Any]) -> None:

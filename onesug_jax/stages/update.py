@@ -232,7 +232,7 @@ def _prepare(new: str, base: Context, wanted: Mapping) -> None:
     model, there = base.work.join(stage), os.path.join(new, "pretrain")
     for name in (trained.MODEL_FILE, workdir.MANIFEST):
         link_file(os.path.join(model, name), os.path.join(there, name))
-    parameters = os.path.basename(trained.parameters(base.work, stage))
+    parameters = trained.parameters(model)
     link_tree(os.path.join(model, parameters), os.path.join(there, parameters))
     write_json(os.path.join(new, versions.RECORD), dict(wanted))
 
