@@ -147,17 +147,6 @@ def one_waits(here):
         thread.join(30)
 
 
-def test_a_full_queue_answers_at_once_with_retry_after(client, monkeypatch):
-    monkeypatch.setattr("onesug_jax.serve.waiting.MOST_WAITING", 1)
-    here = client(engine={"levels": ("beam",), "max_wait_ms": 0.0})
-    with one_waits(here):
-        began = time.monotonic()
-        reply = here.post("/suggest", json={"prefix": "c"})
-        assert time.monotonic() - began < 5
-        assert reply.status_code == 503 and int(reply.headers["retry-after"]) >= 1
-        assert field_of(reply.json()) == "queue"
-
-
 def test_who_would_wait_too_long_is_turned_away_unread(client):
     """Whatever the body is: it costs nothing to say that there is no place."""
     here = client(engine={"levels": ("beam",), "max_wait_ms": 0.0, "max_batch": 1}, log=True)

@@ -75,12 +75,6 @@ def test_a_list_is_the_candidates_by_their_probability(version):
     assert full(version, "la", minutes=()).scores != found.scores, "a history changes the list"
 
 
-def test_equal_requests_are_answered_once_and_alike(version):
-    requests = [SuggestRequest("la"), SuggestRequest("m"), SuggestRequest("la", k=3)]
-    la, m, again = version.results(requests, "full")
-    assert la == again and la.texts != m.texts
-
-
 WRITTEN = ["zebra", "mug", "lamp", "lamp blue", "lamp red blue"]
 SHAPES = []  # of the batches that beams were opened for
 

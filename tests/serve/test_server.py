@@ -1,7 +1,6 @@
 """A real server process: its end, its death, slow clients, and what it does if it cannot run."""
 
 import concurrent.futures
-import json
 import os
 import pathlib
 import re
@@ -251,14 +250,19 @@ def test_a_client_that_hangs_up_takes_its_request_back(server):
     assert b'onesug_unanswered_total{why="abandoned"}' in httpx.get(f"{here.url}/metrics").content
 
 
+def bundle_of_nothing(work):
+    """Files with the names of a model's."""
+    for folder in ("pretrain", "vocab", "mined", "encoder", "semantic_ids", "index"):
+        (work / "pretrain" / "bundle" / folder).mkdir(parents=True)
+        for name in ("model.json", "a.json", "a.safetensors", "a.npy", "a.npz"):
+            (work / "pretrain" / "bundle" / folder / name).write_text("{}")
+
+
 def test_a_port_that_is_taken_is_named_with_the_fix(tmp_path, capfd):
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
         work = tmp_path / "work"
-        for folder in ("pretrain", "vocab", "mined", "encoder", "semantic_ids", "index"):
-            (work / "pretrain" / "bundle" / folder).mkdir(parents=True)
-            for name in ("model.json", "a.json", "a.safetensors", "a.npy", "a.npz"):
-                (work / "pretrain" / "bundle" / folder / name).write_text("{}")
+        bundle_of_nothing(work)
         words = ["serve", f"--gin.WORK_DIR={work}", f"--gin.ServerConfig.port={port}"]
         assert main.main(words) == 2
     assert "--gin.ServerConfig.port=PORT" in capfd.readouterr().err
@@ -268,10 +272,7 @@ def test_a_model_that_cannot_be_loaded_ends_the_server_with_its_reason(tmp_path,
     work = tmp_path / "work"
     assert main.main(["serve", f"--gin.WORK_DIR={work}"]) == 2
     assert "no trained model here" in capsys.readouterr().err
-    for folder in ("pretrain", "vocab", "mined", "encoder", "semantic_ids", "index"):
-        (work / "pretrain" / "bundle" / folder).mkdir(parents=True)
-        for name in ("model.json", "a.json", "a.safetensors", "a.npy", "a.npz"):
-            (work / "pretrain" / "bundle" / folder / name).write_text(json.dumps({}))
+    bundle_of_nothing(work)
     words = ["serve", f"--gin.WORK_DIR={work}", "--gin.ServerConfig.port=0"]
     assert main.main(words) == 2
     assert "error: " in capsys.readouterr().err

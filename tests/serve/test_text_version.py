@@ -131,15 +131,19 @@ def test_terms_that_change_while_the_model_is_loaded_are_in_force(tiny, tmp_path
         version.suggester.show(None)
 
 
+def without_a_model(counts, blocked):
+    """A version that can say what is popular and what is blocked."""
+    config = types.SimpleNamespace(returned=2)
+    suggester = types.SimpleNamespace(shown=Filter(), show=lambda shown: None, config=config)
+    finder = RelatedQueries(CompletionIndex.from_counts([*counts], [*counts.values()]), 2)
+    return TextVersion("0000", "/work/0000", suggester, finder, blocked=str(blocked))
+
+
 def test_the_most_popular_are_found_behind_any_number_of_hidden_ones(tmp_path):
     counts = {f"tent {'bad' if n < 35 else 'good'} {n}": 100 - n for n in range(40)}
-    finder = RelatedQueries(CompletionIndex.from_counts([*counts], [*counts.values()]), 4)
-    suggester = types.SimpleNamespace(
-        shown=Filter(), show=lambda shown: None, config=types.SimpleNamespace(returned=2)
-    )
     path = tmp_path / "blocked.txt"
     path.write_text("bad\n", encoding="utf-8")
-    version = TextVersion("0000", "/work/0000", suggester, finder, blocked=str(path))
+    version = without_a_model(counts, path)
     assert version.popular("te").texts == ("tent good 35", "tent good 36")
 
 
@@ -158,11 +162,7 @@ def settled(version):
 def test_a_file_that_is_being_written_unblocks_nothing(tmp_path):
     path = tmp_path / "blocked.txt"
     path.write_text("gun\nbomb\n", encoding="utf-8-sig")
-    suggester = types.SimpleNamespace(
-        shown=Filter(), show=lambda shown: None, config=types.SimpleNamespace(returned=2)
-    )
-    finder = RelatedQueries(CompletionIndex.from_counts(["gun", "bomb", "lamp"], [3, 2, 1]), 2)
-    version = TextVersion("0000", "/work/0000", suggester, finder, blocked=str(path))
+    version = without_a_model({"gun": 3, "bomb": 2, "lamp": 1}, path)
 
     def blocked():
         return {term for term in ("gun", "bomb", "lamp") if version._shown.blocks(term)}
@@ -186,11 +186,7 @@ def test_a_file_that_is_being_written_unblocks_nothing(tmp_path):
 def test_a_file_written_while_it_is_read_is_read_again(tmp_path, monkeypatch):
     path = tmp_path / "blocked.txt"
     path.write_text("gun\nbomb\n")
-    suggester = types.SimpleNamespace(
-        shown=Filter(), show=lambda shown: None, config=types.SimpleNamespace(returned=2)
-    )
-    finder = RelatedQueries(CompletionIndex.from_counts(["gun", "bomb"], [3, 2]), 2)
-    version = TextVersion("0000", "/work/0000", suggester, finder, blocked=str(path))
+    version = without_a_model({"gun": 3, "bomb": 2}, path)
     path.write_text("gun\n")
 
     def writes(*given):

@@ -202,7 +202,8 @@ def test_patience_that_ended_a_run_may_be_raised(train, toy, tmp_path, capsys):
         "best_metric": "mrr",
         "patience": 1,
     }
-    assert train(tmp_path, **settings).step == 4
+    first = train(tmp_path, **settings)
+    assert (first.step, first.best_step) == (4, 2)
     assert train(tmp_path, **settings).step == 4
     assert "patience=1 ended training there" in capsys.readouterr().out
     assert train(tmp_path, **{**settings, "patience": 2}).step == 6
