@@ -12,6 +12,7 @@ from onesug_jax.pipeline.plan import CONTINUE, RESUME, RUN, SKIP, check_folder, 
 from onesug_jax.pipeline.spec import Context, StageSpec
 from onesug_jax.pipeline.workdir import WorkDir
 from tests.pipeline.holder import held
+from tests.pipeline.shop import tree
 
 MINE = StageSpec("mine", "", print, "mined", inputs=lambda context: (context.log,))
 TEACH = StageSpec(
@@ -171,10 +172,6 @@ def refused(shop, *arguments, **changes):
         shop.plan(*arguments, **changes)
     assert tree(shop.home) == before
     return str(error.value)
-
-
-def tree(folder):
-    return {path: path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
 
 
 def test_another_model_is_refused_with_both_values_and_two_ways_on(full):

@@ -7,6 +7,7 @@ import pytest
 from onesug_jax.files import replace_folder
 from onesug_jax.pipeline import runner
 from onesug_jax.pipeline.spec import StageSpec
+from tests.pipeline.shop import tree
 from tests.pipeline.test_plan import TEACH, Shop
 
 
@@ -25,11 +26,6 @@ def shop(tmp_path):
 
 def training(run):
     return StageSpec("teach", "", run, "pretrain", inputs=TEACH.inputs, changeable=TEACH.changeable)
-
-
-def tree(folder):
-    files = (path for path in sorted(folder.rglob("*")) if path.is_file())
-    return {str(path.relative_to(folder)): path.read_text() for path in files}
 
 
 def in_place(context):

@@ -1,14 +1,12 @@
 """Processes join where the environment says so, and only there; mistakes name the variable."""
 
-import os
-import socket
-import subprocess
 import sys
 
 import pytest
 
 from onesug_jax.errors import UserError
 from onesug_jax.train.distributed import Place, failing_at_once, place
+from tests.train.several import joined, python
 
 ALL = {"ONESUG_PROCESSES": "2", "ONESUG_PROCESS": "1", "ONESUG_COORDINATOR": "a:1234"}
 
@@ -49,47 +47,26 @@ def test_half_a_setting_is_refused(changed, messages):
     assert all(word in str(error.value) for word in messages)
 
 
-def python(code, project_root, **environment):
-    others = {name: value for name, value in os.environ.items() if not name.startswith("ONESUG_")}
-    return subprocess.Popen(
-        [sys.executable, "-c", code],
-        cwd=project_root,
-        env={**others, "XLA_FLAGS": "", "JAX_PLATFORMS": "cpu", **environment},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-
-
-def test_alone_nothing_is_imported(project_root):
+def test_alone_nothing_is_imported():
     code = (
         "import sys\nfrom onesug_jax.train.distributed import start_processes\nstart_processes()\n"
         "print('jax' in sys.modules)"
     )
-    assert python(code, project_root).communicate()[0] == "False\n"
+    assert python("-c", code).communicate()[0] == "False\n"
 
 
 @pytest.mark.long
-def test_nothing_to_join_is_an_error(project_root):
+def test_nothing_to_join_is_an_error():
     words = ["compare", "--run", "nowhere"]
     code = f"import sys\nfrom onesug_jax.main import main\nsys.exit(main({words!r}))"
-    process = python(code, project_root, ONESUG_PROCESSES="auto")
+    process = python("-c", code, ONESUG_PROCESSES="auto")
     printed = process.communicate()[1]
     assert process.returncode == 2
     assert "neither a Cloud TPU pod nor SLURM" in printed
 
 
-def pair(code, project_root):
-    """Two processes that run this code."""
-    with socket.socket() as one:
-        one.bind(("127.0.0.1", 0))
-        port = one.getsockname()[1]
-    settings = {"ONESUG_PROCESSES": "2", "ONESUG_COORDINATOR": f"127.0.0.1:{port}"}
-    return [python(code, project_root, **settings, ONESUG_PROCESS=str(i)) for i in range(2)]
-
-
 @pytest.mark.long
-def test_two_processes_see_each_other(project_root):
+def test_two_processes_see_each_other():
     code = (
         "from onesug_jax.train.distributed import start_processes\n"
         "start_processes(); start_processes()\n"
@@ -97,14 +74,14 @@ def test_two_processes_see_each_other(project_root):
         "seen = multihost_utils.process_allgather(np.array([jax.process_index() + 5])).ravel()\n"
         "print(jax.process_index(), jax.process_count(), *seen)"
     )
-    for index, process in enumerate(pair(code, project_root)):
+    for index, process in enumerate(joined(2, "-c", code)):
         out, err = process.communicate(timeout=120)
         assert process.returncode == 0, err
         assert out.splitlines()[-1] == f"{index} 2 5 6"
 
 
 @pytest.mark.long
-def test_what_one_decides_and_each_gives_reaches_all(project_root):
+def test_what_one_decides_and_each_gives_reaches_all():
     """Also more than one message holds, and process 0's error."""
     code = (
         "import sys, time\n"
@@ -126,7 +103,7 @@ def test_what_one_decides_and_each_gives_reaches_all(project_root):
         "else:\n    sys.exit(9)\n"
     )
     printed = []
-    for process in pair(code, project_root):
+    for process in joined(2, "-c", code):
         printed.append(process.communicate(timeout=120))
         assert process.returncode == 0, printed[-1][1]
     assert "said by 0" in printed[0][0] and "said by" not in printed[1][0]
@@ -139,7 +116,7 @@ def test_what_one_decides_and_each_gives_reaches_all(project_root):
     ("end", "code", "message"),
     [("sys.exit(7)", 7, ""), ("raise OSError('full')", 1, "OSError: full")],
 )
-def test_a_failure_does_not_wait_for_the_others(project_root, end, code, message):
+def test_a_failure_does_not_wait_for_the_others(end, code, message):
     code_text = (
         "import sys, time\n"
         "from onesug_jax.train.distributed import failing_at_once, start_processes\n"
@@ -150,7 +127,7 @@ def test_a_failure_does_not_wait_for_the_others(project_root, end, code, message
         "        time.sleep(300)\n"
         f"    {end}\n"
     )
-    waiting, failing = pair(code_text, project_root)
+    waiting, failing = joined(2, "-c", code_text)
     try:
         _, err = failing.communicate(timeout=60)
         assert failing.returncode == code

@@ -1,12 +1,9 @@
 """Processes whose rows of a batch are not neighbours train to the losses of one process."""
 
-import os
-import socket
-import subprocess
-import sys
-
 import numpy as np
 import pytest
+
+from tests.train.several import ROOT, joined
 
 TRAIN = """
 import importlib.util, sys
@@ -36,35 +33,14 @@ fit(
 """
 
 
-def train(project_root, folder, count, fsdp):
+def train(folder, count, fsdp):
     """The rows of each of `count` processes that share four devices; checkpoints in the folder."""
-    with socket.socket() as one:
-        one.bind(("127.0.0.1", 0))
-        port = one.getsockname()[1]
-    environment = {name: x for name, x in os.environ.items() if not name.startswith("ONESUG_")}
-    environment |= {
-        "JAX_PLATFORMS": "cpu",
-        "XLA_FLAGS": f"--xla_force_host_platform_device_count={4 // count}"
-        " --xla_backend_optimization_level=0"
-        " --xla_cpu_collective_call_terminate_timeout_seconds=500",
-    }
-    if count > 1:
-        environment |= {
-            "ONESUG_PROCESSES": str(count),
-            "ONESUG_COORDINATOR": f"127.0.0.1:{port}",
-        }
-    toy = project_root / "tests" / "train" / "toy.py"
-    processes = [
-        subprocess.Popen(
-            [sys.executable, "-c", TRAIN, str(toy), str(folder), str(fsdp)],
-            cwd=project_root,
-            env=environment | ({"ONESUG_PROCESS": str(index)} if count > 1 else {}),
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        for index in range(count)
-    ]
+    flags = (
+        f"--xla_force_host_platform_device_count={4 // count} --xla_backend_optimization_level=0 "
+        "--xla_cpu_collective_call_terminate_timeout_seconds=500"
+    )
+    toy = ROOT / "tests" / "train" / "toy.py"
+    processes = joined(count, "-c", TRAIN, toy, folder, fsdp, XLA_FLAGS=flags)
     rows = []
     for process in processes:
         out, err = process.communicate(timeout=300)
@@ -84,9 +60,9 @@ def train(project_root, folder, count, fsdp):
         pytest.param(4, 1, [[*range(8)]] * 2 + [[*range(8, 16)]] * 2, marks=pytest.mark.slow),
     ],
 )
-def test_shares_that_are_not_contiguous(project_root, tmp_path, losses, count, fsdp, shares):
-    assert train(project_root, tmp_path / "one", 1, fsdp) == [[*range(16)]]
-    assert train(project_root, tmp_path / "many", count, fsdp) == shares
+def test_shares_that_are_not_contiguous(tmp_path, losses, count, fsdp, shares):
+    assert train(tmp_path / "one", 1, fsdp) == [[*range(16)]]
+    assert train(tmp_path / "many", count, fsdp) == shares
     one, many = losses(tmp_path / "one"), losses(tmp_path / "many")
     assert list(one) == list(many) == [1, 2, 3, 4, 5, 6]
     np.testing.assert_allclose(list(many.values()), list(one.values()), rtol=1e-5)
