@@ -96,16 +96,16 @@ def write_card(evaluation: Evaluation, folder: str, facts: Mapping[str, Any]) ->
     return path
 
 
-def _results(evaluation: Evaluation, k: int = 16) -> list[str]:
+def _results(evaluation: Evaluation) -> list[str]:
     """HR and MRR of the headline's rows as a Markdown table; where there is a best possible row,
     each one's share of the way to it.
     """
-    metrics, metric = evaluation.metrics, f"mrr@{k}"
-    words, ways = headline.lines(metrics, metric), headline.ways(metrics, metric)
-    heads = [f"HR@{k}", f"MRR@{k}", f"orders HR@{k}", f"orders MRR@{k}"]
+    metrics = evaluation.metrics
+    words, ways = headline.lines(metrics), headline.ways(metrics)
+    heads = ["HR@16", "MRR@16", "orders HR@16", "orders MRR@16"]
     heads += ["of the way", "of the way, orders"] * bool(ways)
     lines = [f"| | {' | '.join(heads)} |", "|---" * (1 + len(heads)) + "|"]
-    for name, means in means_of(evaluation.rows, list(words), k).items():
+    for name, means in means_of(evaluation.rows, list(words)).items():
         cells = [
             "-" if mean is None else "{:.2f} ({:.1f} to {:.1f})".format(*mean) for mean in means
         ]

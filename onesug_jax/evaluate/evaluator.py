@@ -275,9 +275,9 @@ def _written(
 
 
 def headline(
-    rows: pa.Table, names: Sequence[str], k: int
+    rows: pa.Table, names: Sequence[str]
 ) -> dict[str, list[tuple[float, float, float] | None]]:
-    """Suggester -> HR@k and MRR@k of all rows, then of those that ended in an order, in per cent:
+    """Suggester -> HR@16 and MRR@16 of all rows, then of those that ended in an order, in per cent:
     (mean, low, high), low to high holding the mean in 95 % of resamples; None over no row.
     """
     order = rows["level"].to_numpy(zero_copy_only=False) == "order"
@@ -285,7 +285,7 @@ def headline(
     for name in names:
         found[name] = []
         for ranks in (ranks_of(rows, name), ranks_of(rows, name, orders=True)[order]):
-            hits = (ranks > 0) & (ranks <= k)
+            hits = (ranks > 0) & (ranks <= 16)
             for values in (100.0 * hits, np.where(hits, 100 / np.maximum(ranks, 1), 0.0)):
                 mean = (float(values.mean()), *metrics.interval(values)) if len(values) else None
                 found[name].append(mean)

@@ -69,19 +69,19 @@ figure { margin: 1rem 0 } figcaption { color: var(--soft); font-size: .9rem }
 """
 
 
-def write_page(evaluation: Evaluation, folder: str, *, k: int = 16) -> str:
+def write_page(evaluation: Evaluation, folder: str) -> str:
     """Writes `folder`/index.html with the plots that are in `folder`; its path."""
     rows, metrics = evaluation.rows, evaluation.metrics
     parts = [
         "<h1>Suggestion lists, scored</h1>",
-        f"<p>{rows.num_rows:,} requests; a hit is an exact match after normalisation; HR@{k} and "
-        f"MRR@{k} in per cent, in brackets where the mean lies in 95 % of 1,000 resamples of the "
+        f"<p>{rows.num_rows:,} requests; a hit is an exact match after normalisation; HR@16 and "
+        f"MRR@16 in per cent, in brackets where the mean lies in 95 % of 1,000 resamples of the "
         f"requests.{_protocol(evaluation)}</p>",
-        _headline(evaluation, k),
+        _headline(evaluation),
         f"<p>{said}.</p>" if (said := headline.written(metrics)) else "",
         "<h2>By slice</h2>",
-        f"<p>MRR@{k} in per cent; green where the model is ahead of every rival.</p>",
-        _slices(metrics, k),
+        "<p>MRR@16 in per cent; green where the model is ahead of every rival.</p>",
+        _slices(metrics),
         *_pictures(folder),
         *_examples(rows, headline.lines(metrics)),
     ]
@@ -113,15 +113,15 @@ def _protocol(evaluation: Evaluation) -> str:
     )
 
 
-def _headline(evaluation: Evaluation, k: int) -> str:
+def _headline(evaluation: Evaluation) -> str:
     """HR and MRR with their intervals, of all searches and of those with an order; where there
     is a best possible row, each list's share of the way to it.
     """
-    metrics, metric = evaluation.metrics, f"mrr@{k}"
-    words, ways = headline.lines(metrics, metric), headline.ways(metrics, metric)
-    heads = [f"{each}@{k}" for each in ("HR", "MRR", "orders HR", "orders MRR")]
+    metrics = evaluation.metrics
+    words, ways = headline.lines(metrics), headline.ways(metrics)
+    heads = [f"{each}@16" for each in ("HR", "MRR", "orders HR", "orders MRR")]
     table = [["", *heads, *["of the way", "orders"] * bool(ways)]]
-    for name, means in means_of(evaluation.rows, list(words), k).items():
+    for name, means in means_of(evaluation.rows, list(words)).items():
         cells = [
             "-" if mean is None else "{:.2f} <small>({:.1f} to {:.1f})</small>".format(*mean)
             for mean in means
@@ -137,8 +137,8 @@ def _share(share: float) -> str:
     return "-" if math.isnan(share) else f"{100 * share:.0f} %"
 
 
-def _slices(metrics: Mapping, k: int) -> str:
-    metric = f"mrr@{k}"
+def _slices(metrics: Mapping) -> str:
+    metric = "mrr@16"
     words = headline.lines(metrics, metric)
     table = [["", *map(html.escape, words.values()), "requests"]]
     ahead = set()

@@ -28,7 +28,6 @@ def write_report(
     folder: str,
     *,
     learning_curves: Mapping[str, str] | None = None,
-    k: int = 16,
 ) -> dict[str, str]:
     """Write metrics.json, lists.parquet and the plots into `folder`; name -> path of each.
 
@@ -44,7 +43,7 @@ def write_report(
     write_json(written["metrics"], metrics, indent=1, ensure_ascii=False, allow_nan=False)
     with atomic_path(written["lists"]) as lists:
         pq.write_table(evaluation.rows, lists)
-    written |= plot_slices(evaluation.metrics, folder, k=k)
+    written |= plot_slices(evaluation.metrics, folder)
     path = os.path.join(folder, "calibration.png")
     if calibration.plot(evaluation.rows, headline.lines(metrics), path):
         written["calibration"] = path
@@ -131,8 +130,8 @@ def write_related(groups: Mapping[str, Mapping[str, Sequence[str]]], folder: str
     return path
 
 
-def plot_slices(metrics: Metrics, folder: str, *, k: int = 16) -> dict[str, str]:
-    """Two bar charts of HR@k and MRR@k, by prefix length and by other slices; name -> path."""
+def plot_slices(metrics: Metrics, folder: str) -> dict[str, str]:
+    """Two bar charts of HR@16 and MRR@16, by prefix length and by other slices; name -> path."""
     labels = [label for label, scores in next(iter(metrics.values())).items() if scores["n"]]
     by_length = [label for label in labels if label.startswith("prefix_")]
     others = [label for label in labels if not label.startswith("prefix_")]
@@ -143,7 +142,7 @@ def plot_slices(metrics: Metrics, folder: str, *, k: int = 16) -> dict[str, str]
     ):
         if chosen:
             path = os.path.join(folder, f"{name}.png")
-            written[name] = _bars(metrics, chosen, (f"hr@{k}", f"mrr@{k}"), title, path)
+            written[name] = _bars(metrics, chosen, ("hr@16", "mrr@16"), title, path)
     return written
 
 

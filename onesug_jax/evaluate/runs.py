@@ -45,8 +45,8 @@ class Row:
 
     name: str
     scores: Mapping[str, Mapping[str, float | None]]  # slice -> metric, in per cent
-    gains: np.ndarray  # float64 [N]: 100 / rank within k, 0 beyond, mean over the seeds
-    hits: np.ndarray  # float64 [N]: 100 within k, 0 beyond, mean over the seeds
+    gains: np.ndarray  # float64 [N]: 100 / rank within 16, 0 beyond, mean over the seeds
+    hits: np.ndarray  # float64 [N]: 100 within 16, 0 beyond, mean over the seeds
     seeds: tuple[float, ...] = ()  # MRR of each run
     minutes: float | None = None
     parameters: int | None = None
@@ -126,7 +126,7 @@ def names_of(folders: Sequence[str]) -> dict[str, list[str]]:
     return rows
 
 
-def rows_of(runs: Mapping[str, Sequence[Run]], *, k: int = 16) -> list[Row]:
+def rows_of(runs: Mapping[str, Sequence[Run]]) -> list[Row]:
     """The rivals in the first row that has them, over its seeds that do; then a row for every name,
     `len(runs)` of them.
     """
@@ -138,26 +138,26 @@ def rows_of(runs: Mapping[str, Sequence[Run]], *, k: int = 16) -> list[Row]:
     rows = []
     for suggester, those in rivals.items():
         name = suggester.replace("_", " ")
-        rows.append(_row(f"{name} (rival)" if name in runs else name, those, suggester, k))
-    return rows + [_row(name, seeds, _MODEL, k) for name, seeds in runs.items()]
+        rows.append(_row(f"{name} (rival)" if name in runs else name, those, suggester))
+    return rows + [_row(name, seeds, _MODEL) for name, seeds in runs.items()]
 
 
-def _row(name: str, runs: Sequence[Run], suggester: str, k: int) -> Row:
+def _row(name: str, runs: Sequence[Run], suggester: str) -> Row:
     scores = {}
     for label in runs[0].metrics[suggester]:
         each = [run.metrics[suggester].get(label, {}) for run in runs]
         scores[label] = {
             metric: _mean([values.get(metric) for values in each])
-            for metric in (f"hr@{k}", f"mrr@{k}", "n")
+            for metric in ("hr@16", "mrr@16", "n")
         }
     own = suggester == _MODEL
     taken: list[tuple[float | None, int | None]] = [
         (run.minutes, run.parameters) if own else run.rivals.get(suggester, (None, None))
         for run in runs
     ]
-    seeds = tuple(run.metrics[suggester]["all"][f"mrr@{k}"] or 0.0 for run in runs)
+    seeds = tuple(run.metrics[suggester]["all"]["mrr@16"] or 0.0 for run in runs)
     same = all(_same_requests(run.lists, runs[0].lists) for run in runs)
-    gains = [_gains(run.lists, suggester, k) for run in runs]
+    gains = [_gains(run.lists, suggester) for run in runs]
     return Row(
         name=name,
         scores=scores,
@@ -178,9 +178,9 @@ def _same_requests(one: pa.Table, other: pa.Table) -> bool:
     return all(one[name].equals(other[name]) for name in ("request_id", "truth"))
 
 
-def _gains(rows: pa.Table, suggester: str, k: int) -> np.ndarray:
+def _gains(rows: pa.Table, suggester: str) -> np.ndarray:
     ranks = rows[f"rank_{suggester}"].to_numpy()
-    return np.where((ranks > 0) & (ranks <= k), 100 / np.maximum(ranks, 1), 0.0)
+    return np.where((ranks > 0) & (ranks <= 16), 100 / np.maximum(ranks, 1), 0.0)
 
 
 def ahead(row: Row, base: Row, orders: np.ndarray) -> dict[str, tuple[float, float, float]] | None:
@@ -201,13 +201,13 @@ def ahead(row: Row, base: Row, orders: np.ndarray) -> dict[str, tuple[float, flo
     }
 
 
-def format_rows(rows: Sequence[Row], orders: np.ndarray, *, k: int = 16) -> str:
-    """HR@k and MRR@k of all searches and of those with an order, with 95 % intervals over requests;
-    MRR@k of frequent, rare and unseen prefixes; what each row took. A dash for what was not
-    measured.
+def format_rows(rows: Sequence[Row], orders: np.ndarray) -> str:
+    """HR@16 and MRR@16 of all searches and of those with an order, with 95 % intervals over
+    requests; MRR@16 of frequent, rare and unseen prefixes; what each row took. A dash for what was
+    not measured.
     """
-    shown = [("all", f"hr@{k}"), ("all", f"mrr@{k}"), ("order", f"hr@{k}"), ("order", f"mrr@{k}")]
-    shown += [(label, f"mrr@{k}") for label in ("frequent", "rare", "unseen")]
+    shown = [("all", "hr@16"), ("all", "mrr@16"), ("order", "hr@16"), ("order", "mrr@16")]
+    shown += [(label, "mrr@16") for label in ("frequent", "rare", "unseen")]
     heads = ["in per cent", "HR", "MRR", "order HR", "order MRR", "frequent", "rare", "unseen"]
     heads += [f"{head} 95 %" for head in heads[1:5]] + ["seeds", "minutes", "parameters"]
     lines = [heads]
@@ -226,9 +226,9 @@ def format_rows(rows: Sequence[Row], orders: np.ndarray, *, k: int = 16) -> str:
     return report.table([*lines, ["requests", *counted, *[""] * (len(heads) - len(shown) - 1)]])
 
 
-def format_ahead(rows: Sequence[Row], base: Row, orders: np.ndarray, *, k: int = 16) -> str:
+def format_ahead(rows: Sequence[Row], base: Row, orders: np.ndarray) -> str:
     """`ahead` of every row against `base`, as a table."""
-    lines = [[f"MRR@{k} ahead of {base.name}", "all", "95 %", "", "order", "95 %", ""]]
+    lines = [[f"MRR@16 ahead of {base.name}", "all", "95 %", "", "order", "95 %", ""]]
     for row in rows:
         found = ahead(row, base, orders)
         cells = [row.name]

@@ -191,7 +191,7 @@ def _train(folder: str, bindings: Mapping[str, str]) -> None:
         )
 
 
-def _plot(settings: Sequence[Setting], rows: Sequence[Row], path: str, k: int = 16) -> str:
+def _plot(settings: Sequence[Setting], rows: Sequence[Row], path: str) -> str:
     """MRR of all searches and of those with an order over the values of the first setting, a line
     for each combination of the others; returns `path`.
     """
@@ -209,12 +209,12 @@ def _plot(settings: Sequence[Setting], rows: Sequence[Row], path: str, k: int = 
     ):
         for start, label in enumerate(labels):
             own = rows[start::each]
-            scores = [row.scores.get(slice_, {}).get(f"mrr@{k}") for row in own]
+            scores = [row.scores.get(slice_, {}).get("mrr@16") for row in own]
             colour = COLOURS[start % len(COLOURS)]
             axis.plot(range(len(values)), scores, "o-", color=colour, label=label or None)
         axis.set_xticks(range(len(values)), values)
         axis.set_xlabel(name)
-        axis.set_ylabel(f"MRR@{k}, per cent")
+        axis.set_ylabel("MRR@16, per cent")
         axis.set_title(title, loc="left")
     if len(labels) > 1:
         axes[0].legend(frameon=False, fontsize=8)

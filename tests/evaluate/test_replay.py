@@ -113,7 +113,7 @@ def test_lists_made_elsewhere_are_a_rival_and_must_be_complete(log):
     assert list(scores)[-1] == "best possible", "the lists for orders are no suggester of their own"
     assert scores["best possible"]["all"]["mrr@16"] == 100.0
     assert scores["best possible"]["order"]["mrr@16"] == 50.0
-    assert evaluator.headline(both, ["best possible"], 16)["best possible"][3][0] == 50.0
+    assert evaluator.headline(both, ["best possible"])["best possible"][3][0] == 50.0
     del lists[dev[5]["request_id"]]
     with pytest.raises(UserError, match=dev[5]["request_id"]):
         replayed(files, listed={"best possible": lists})
