@@ -51,12 +51,9 @@ class SliceSpec:
     Attributes:
       frequent: a prefix typed at least so often in train is frequent, less often rare, never:
         unseen.
-      prefix_starts: first length, in characters, of each prefix length slice but that of the empty
-        prefix.
     """
 
     frequent: int = 10
-    prefix_starts: tuple[int, ...] = (1, 2, 4, 8)
 
 
 @dataclass(frozen=True)
@@ -323,13 +320,8 @@ def _slices(rows: pa.Table, spec: SliceSpec) -> dict[str, np.ndarray]:
         masks[name] = level == name
     if (length == 0).any():
         masks["prefix_0"] = length == 0
-    starts = spec.prefix_starts
-    for first, after in zip(starts, (*starts[1:], None), strict=True):
-        if after is None:
-            masks[f"prefix_{first}+"] = length >= first
-        else:
-            name = f"{first}" if after == first + 1 else f"{first}_{after - 1}"
-            masks[f"prefix_{name}"] = (length >= first) & (length < after)
+    for name, low, high in (("1", 1, 1), ("2_3", 2, 3), ("4_7", 4, 7), ("8+", 8, math.inf)):
+        masks[f"prefix_{name}"] = (length >= low) & (length <= high)
     masks["frequent"] = count >= spec.frequent
     masks["rare"] = (count > 0) & (count < spec.frequent)
     masks["unseen"] = count == 0

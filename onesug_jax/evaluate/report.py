@@ -5,6 +5,7 @@ Numbers are stored as computed and rounded only where they are printed.
 
 from __future__ import annotations
 
+import functools
 import itertools
 import json
 import math
@@ -27,39 +28,25 @@ def write_report(
     evaluation: Evaluation,
     folder: str,
     *,
-    learning_curves: Mapping[str, str] | None = None,
-) -> dict[str, str]:
-    """Write metrics.json, lists.parquet and the plots into `folder`; name -> path of each.
+    learning_curves: Mapping[str, str] = {},
+) -> None:
+    """Write metrics.json, lists.parquet and the plots into `folder`.
 
     `learning_curves`: stage -> its metrics JSONL ({"step": .., "loss": ..} a line); a file that is
     not there is left out.
     """
-    os.makedirs(folder, exist_ok=True)
-    written = {
-        "metrics": os.path.join(folder, "metrics.json"),
-        "lists": os.path.join(folder, "lists.parquet"),
-    }
-    metrics = evaluation.metrics
-    write_json(written["metrics"], metrics, indent=1, ensure_ascii=False, allow_nan=False)
-    with atomic_path(written["lists"]) as lists:
+    metrics, place = evaluation.metrics, functools.partial(os.path.join, folder)
+    write_json(place("metrics.json"), metrics, indent=1, ensure_ascii=False, allow_nan=False)
+    with atomic_path(place("lists.parquet")) as lists:
         pq.write_table(evaluation.rows, lists)
-    written |= plot_slices(evaluation.metrics, folder)
-    path = os.path.join(folder, "calibration.png")
-    if calibration.plot(evaluation.rows, headline.lines(metrics), path):
-        written["calibration"] = path
-    curves = {
-        name: read_curve(path)
-        for name, path in (learning_curves or {}).items()
-        if os.path.isfile(path)
-    }
-    curves = {name: points for name, points in curves.items() if points}
+    plot_slices(metrics, folder)
+    calibration.plot(evaluation.rows, headline.lines(metrics), place("calibration.png"))
+    there = {name: path for name, path in learning_curves.items() if os.path.isfile(path)}
+    curves = {name: points for name, path in there.items() if (points := read_curve(path))}
     if curves:
-        written["learning_curve"] = plot_curves(curves, os.path.join(folder, "learning_curve.png"))
-    preference = (learning_curves or {}).get("rwr", "")
-    if os.path.isfile(preference) and (margins := read_curve(preference, "margin")):
-        path = os.path.join(folder, "preference.png")
-        written["preference"] = plot_preference(margins, read_curve(preference, "accuracy"), path)
-    return written
+        plot_curves(curves, place("learning_curve.png"))
+    if "rwr" in there and (margins := read_curve(there["rwr"], "margin")):
+        plot_preference(margins, read_curve(there["rwr"], "accuracy"), place("preference.png"))
 
 
 def read_metrics(folder: str) -> dict:
@@ -130,20 +117,18 @@ def write_related(groups: Mapping[str, Mapping[str, Sequence[str]]], folder: str
     return path
 
 
-def plot_slices(metrics: Metrics, folder: str) -> dict[str, str]:
-    """Two bar charts of HR@16 and MRR@16, by prefix length and by other slices; name -> path."""
+def plot_slices(metrics: Metrics, folder: str) -> None:
+    """Two bar charts of HR@16 and MRR@16, by prefix length and by other slices."""
     labels = [label for label, scores in next(iter(metrics.values())).items() if scores["n"]]
     by_length = [label for label in labels if label.startswith("prefix_")]
     others = [label for label in labels if not label.startswith("prefix_")]
-    written = {}
     for name, chosen, title in (
         ("by_prefix_length", by_length, "by length of the typed prefix"),
         ("by_slice", others, "by slice"),
     ):
         if chosen:
             path = os.path.join(folder, f"{name}.png")
-            written[name] = _bars(metrics, chosen, ("hr@16", "mrr@16"), title, path)
-    return written
+            _bars(metrics, chosen, ("hr@16", "mrr@16"), title, path)
 
 
 def read_curve(path: str, figure: str = "loss") -> list[tuple[int, float]]:

@@ -1,6 +1,7 @@
 """The report: stored numbers are unrounded, tables line up, plots are there, lists read well."""
 
 import json
+import os
 import re
 
 import pyarrow as pa
@@ -38,23 +39,17 @@ def test_report_folder(tmp_path):
     curve = tmp_path / "metrics.jsonl"
     curve.write_text('{"step": 1, "loss": 5.0}\n{"step": 2, "loss": 4.0}\n{"step": 3, "lo')
     folder = str(tmp_path / "report")
-    written = report.write_report(
-        Evaluation(make_metrics(), rows),
-        folder,
-        learning_curves={"pretrain": str(curve), "rwr": str(tmp_path / "absent.jsonl")},
-    )
-    assert set(written) == {"metrics", "lists", "by_prefix_length", "by_slice", "learning_curve"}
-    stored = json.load(open(written["metrics"]))
-    assert stored == make_metrics() == report.read_metrics(folder)
-    assert stored["model"]["all"]["hr@16"] == 200 / 3
-    assert pq.read_table(written["lists"]).equals(rows)
-    for name in ("by_prefix_length", "by_slice", "learning_curve"):
-        assert min(png_size(written[name])) > 200
-
-
-def test_no_curve_no_plot_of_it(tmp_path):
-    written = report.write_report(Evaluation(make_metrics(), pa.table({"row": [0]})), str(tmp_path))
-    assert "learning_curve" not in written
+    evaluation, plots = Evaluation(make_metrics(), rows), ("by_prefix_length.png", "by_slice.png")
+    report.write_report(evaluation, folder)
+    assert set(os.listdir(folder)) == {"metrics.json", "lists.parquet", *plots}
+    curves = {"pretrain": str(curve), "rwr": str(tmp_path / "absent.jsonl")}
+    report.write_report(evaluation, folder, learning_curves=curves)
+    assert len(os.listdir(folder)) == 5
+    stored = report.read_metrics(folder)
+    assert stored == make_metrics() and stored["model"]["all"]["hr@16"] == 200 / 3
+    assert pq.read_table(f"{folder}/lists.parquet").equals(rows)
+    for name in (*plots, "learning_curve.png"):
+        assert min(png_size(f"{folder}/{name}")) > 200
 
 
 def test_missing_metrics_are_named(tmp_path):
