@@ -81,14 +81,6 @@ def test_contradictions_are_refused(store):
     assert store.count() == 1
 
 
-def test_one_bad_event_spoils_no_other_of_its_transaction(store):
-    put(store, event(1))
-    futures = [store.add(one) for one in (event(2), event(1, query="no"), event(3))]
-    assert futures[0].result(30) == futures[2].result(30) == "new"
-    with pytest.raises(Conflict):
-        futures[1].result(30)
-
-
 # ------------------------------------------------------------------ histories
 
 

@@ -25,6 +25,7 @@ def lives_on(here):
     assert here.version.batches[-1][1][-1].history == ()
     reply = here.post("/feedback", json={"request_id": "r9", "user_id": "u", "query": "b"})
     assert reply.status_code == 503 and field_of(reply.json()) == "store"
+    assert reply.headers["retry-after"] and os.path.basename(here.store.path) not in reply.text
     assert here.get("/ready").json()["store"] in ("down", "slow")
     for ask in (here.get, here.delete):
         assert ask("/users/u").status_code == 503

@@ -133,7 +133,7 @@ def test_more_steps_equal_a_run_of_all_steps_and_fewer_are_done(train, toy, rows
     steps = [entry["changes"]["steps"] for entry in read_history(tmp_path / "raised")]
     assert steps == [[None, 6], [6, 9], [9, 12]]
     before = toy.contents(tmp_path / "raised")
-    fewer = train(tmp_path / "raised", steps=5, optimizer=adam(0.5))
+    fewer = train(tmp_path / "raised", steps=5, optimizer=adam(0.5), batch_at=None)
     assert fewer.step == 12 and toy.same_bits(fewer.params, whole.params)
     assert "12 of 5 steps are done already" in capsys.readouterr().out
     assert toy.contents(tmp_path / "raised") == before

@@ -193,21 +193,6 @@ def test_parameters_of_another_shape_are_refused_by_name(toy, mesh_of, tmp_path)
         assert toy.contents(tmp_path) == before
 
 
-@pytest.mark.long
-@pytest.mark.parametrize("shape", [(1, 1, 1), (2, 2, 2)])
-def test_another_optimizer_gets_the_parameters_and_no_state(toy, mesh_of, tmp_path, shape):
-    state, _, _ = setting(toy, mesh_of(*shape))
-    with Checkpoints(tmp_path) as checkpoints:
-        checkpoints.save(2, state)
-    other = make_optimizer("adafactor", 0.02)
-    like = train_state.abstract_state(toy.make_stage(), other, mesh_of(*shape))
-    with Checkpoints(tmp_path) as checkpoints:
-        restored = checkpoints.restore(like)
-    assert restored.state.opt_state is None
-    assert int(restored.state.step) == restored.step == 2
-    assert toy.same_bits(restored.state.params, state.params)
-
-
 def test_an_optimizer_without_arrays_is_stored_too(toy, mesh_of, tmp_path):
     plain, stage = optax.sgd(0.1), toy.make_stage()
     like = train_state.abstract_state(stage, plain, mesh_of(1))

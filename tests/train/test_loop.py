@@ -127,16 +127,6 @@ def test_it_says_what_it_compiles_for(train, tmp_path, capsys):
     assert lines == ["toy: compiling for batches of target [16], tokens [16, 4], weight [16]"]
 
 
-def test_a_finished_run_returns_at_once(train, toy, tmp_path):
-    first = train(tmp_path)
-
-    def no_batch(step):
-        raise AssertionError("there was nothing left to do")
-
-    again = train(tmp_path, batch_at=no_batch)
-    assert again.step == 12 and toy.same_bits(first.params, again.params)
-
-
 def test_a_spoilt_batch_stops_the_run_and_is_stored(losses, train, toy, tmp_path, capsys):
     poisoned = toy.make_batch_at(poison=6)
     good = train(tmp_path / "good", steps=4)

@@ -93,3 +93,5 @@ def test_a_batch_is_cut_over_data_and_fsdp_and_keeps_its_order(mesh_of):
     np.testing.assert_array_equal(meshes.process_batch_shard(mesh, 8), np.arange(8))
     with pytest.raises(UserError, match=r"'tokens': 6 examples.*data=2 x fsdp=2 = 4"):
         meshes.global_batch(mesh, {"tokens": np.zeros((6, 3))})
+    with pytest.raises(UserError, match="batch: 6 examples"):
+        meshes.process_batch_shard(mesh, 6)

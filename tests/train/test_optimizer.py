@@ -98,6 +98,7 @@ def test_decay_spares_vectors_also_when_layers_are_stacked():
         ({"decay": "cosine", "steps": 5, "warmup_steps": 5}, "steps > warmup_steps=5"),
         ({"learning_rate": -1.0}, "learning_rate=-1.0"),
         ({"clip_norm": -1.0}, "clip_norm=-1.0"),
+        ({"average": 1.0}, "average=1.0"),
     ],
 )
 def test_wrong_settings_are_named(wrong, message):
@@ -121,8 +122,3 @@ def test_the_average_of_the_weights_is_its_recursion():
     np.testing.assert_allclose(averaged(state, params)["kernel"], wanted, rtol=1e-5)
     plain = make_optimizer("adamw", 0.1, 0, "none")
     assert averaged(plain.init(params), params) is params
-
-
-def test_a_decay_that_never_forgets_is_refused():
-    with pytest.raises(UserError, match="average"):
-        make_optimizer(average=1.0)

@@ -165,9 +165,3 @@ def test_slices_are_replicas_and_nothing_else_reaches_over_them():
     assert meshes.make_mesh(devices=devices).shape["replica"] == 3
     with pytest.raises(UserError, match="devices are 3 slices, so replica must be a multiple of 3"):
         meshes.make_mesh(replica=2, devices=devices)
-
-
-def test_a_batch_that_does_not_divide_is_refused():
-    mesh = meshes.make_mesh(fsdp=4, devices=invented((4, 4, 4), 16))
-    with pytest.raises(UserError, match="batch: 96 .* fsdp=4 = 64; .* such as 64 or 128"):
-        meshes.process_batch_shard(mesh, 96)
