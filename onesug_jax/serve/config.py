@@ -44,7 +44,6 @@ class EngineConfig:
     stale_days: float = 7.0
 
     def __post_init__(self):
-        object.__setattr__(self, "levels", tuple(self.levels))
         object.__setattr__(self, "lengths", tuple(sorted(self.lengths)))
         object.__setattr__(self, "candidates", tuple(sorted(self.candidates)))
         if self.max_batch < 1:

@@ -65,11 +65,8 @@ class ServerConfig:
     log_text: bool = False
 
     def __post_init__(self):
-        object.__setattr__(self, "origins", tuple(self.origins))
-        object.__setattr__(self, "hosts", tuple(self.hosts))
         if not 0 <= self.port < 65_536:
             raise UserError(f"ServerConfig.port = {self.port}: expected 0 to 65535.")
-        object.__setattr__(self, "gateways", tuple(self.gateways))
         names = ("body_bytes", "body_seconds", "head_seconds", "write_seconds")
         for name in (*names, "connections", "client_connections"):
             if not getattr(self, name) > 0:
