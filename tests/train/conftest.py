@@ -1,8 +1,6 @@
 """Fixtures of the engine's tests."""
 
-import importlib.util
 import json
-import pathlib
 
 import pytest
 
@@ -12,11 +10,9 @@ from tests.conftest import compiled_in
 @pytest.fixture(scope="session")
 def toy():
     """The toy stage's module, `toy.py` beside this file."""
-    path = pathlib.Path(__file__).with_name("toy.py")
-    spec = importlib.util.spec_from_file_location("onesug_toy", path)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    from tests.train import toy
+
+    return toy
 
 
 @pytest.fixture(autouse=True)

@@ -18,17 +18,15 @@ ROOT = pathlib.Path(__file__).resolve().parents[2]
 STEPS = 40
 
 SCRIPT = """
-import importlib.util, os, resource, signal, sys, time
+import os, resource, signal, sys, time
 
-folder, toy_path, full_from = sys.argv[1:]
-spec = importlib.util.spec_from_file_location("toy", toy_path)
-toy = importlib.util.module_from_spec(spec)
-spec.loader.exec_module(toy)
+folder, full_from = sys.argv[1:]
 
 from onesug_jax.errors import UserError
 from onesug_jax.train.loop import fit
 from onesug_jax.train.mesh import make_mesh
 from onesug_jax.train.optimizer import make_optimizer
+from tests.train import toy
 
 real = toy.make_batch_at()
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
@@ -60,12 +58,11 @@ def start(tmp_path):
     """Starts the script on a folder; kills what is left of it afterwards."""
     script = tmp_path / "train.py"
     script.write_text(SCRIPT.replace("STEPS", str(STEPS)))
-    toy_path = pathlib.Path(__file__).with_name("toy.py")
     running = []
 
     def start(folder, full_from=-1):
         process = subprocess.Popen(
-            [sys.executable, str(script), str(folder), str(toy_path), str(full_from)],
+            [sys.executable, str(script), str(folder), str(full_from)],
             cwd=ROOT,
             env={**os.environ, "PYTHONPATH": str(ROOT), "JAX_PLATFORMS": "cpu", "XLA_FLAGS": ""},
             stdout=subprocess.PIPE,

@@ -3,23 +3,21 @@
 import numpy as np
 import pytest
 
-from tests.train.several import ROOT, joined
+from tests.train.several import joined
 
 TRAIN = """
-import importlib.util, sys
+import sys
 from onesug_jax.train.distributed import start_processes
 start_processes()
 import jax
 from onesug_jax.train import mesh as meshes
 from onesug_jax.train.loop import fit
 from onesug_jax.train.optimizer import make_optimizer
+from tests.train import toy
 
-spec = importlib.util.spec_from_file_location("toy", sys.argv[1])
-toy = importlib.util.module_from_spec(spec)
-spec.loader.exec_module(toy)
 local = jax.local_device_count()
 order = [device for i in range(local) for device in jax.devices()[i::local]]  # hosts take turns
-mesh = meshes.make_mesh(replica=2, data=1, fsdp=int(sys.argv[3]), tensor=-1, devices=order)
+mesh = meshes.make_mesh(replica=2, data=1, fsdp=int(sys.argv[2]), tensor=-1, devices=order)
 rows = meshes.process_batch_shard(mesh, 16)
 print("rows", *rows)
 batch_at = toy.make_batch_at()
@@ -27,7 +25,7 @@ fit(
     toy.make_stage(dropout=0.1),
     batch_at=lambda step: {name: x[rows] for name, x in batch_at(step).items()},
     batch_size=16, mesh=mesh, optimizer=make_optimizer("adamw", 0.02, 3, "cosine", 40), steps=6,
-    seed=7, folder=sys.argv[2], identity={"model": "toy"}, log_every=1, checkpoint_every=3,
+    seed=7, folder=sys.argv[1], identity={"model": "toy"}, log_every=1, checkpoint_every=3,
     accumulation=2,
 )
 """
@@ -39,8 +37,7 @@ def train(folder, count, fsdp):
         f"--xla_force_host_platform_device_count={4 // count} --xla_backend_optimization_level=0 "
         "--xla_cpu_collective_call_terminate_timeout_seconds=500"
     )
-    toy = ROOT / "tests" / "train" / "toy.py"
-    processes = joined(count, "-c", TRAIN, toy, folder, fsdp, XLA_FLAGS=flags)
+    processes = joined(count, "-c", TRAIN, folder, fsdp, XLA_FLAGS=flags)
     rows = []
     for process in processes:
         out, err = process.communicate(timeout=300)
