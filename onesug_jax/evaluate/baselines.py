@@ -13,27 +13,28 @@ from onesug_jax.logs.asof.config import AsOfConfig
 from onesug_jax.logs.completion import CompletionIndex
 from onesug_jax.tasks.features import Request
 
+Rival = Callable[..., list[list[str]]]
+POPULAR, NOW = "most_popular", "most_popular_now"
+_DECAYED = "searches_"  # as `AsOfConfig.columns` begins the names of counts of searches
 
-class MostPopular:
-    """Most popular completion: the train split's queries that start with the prefix.
+
+def most_popular(index: CompletionIndex) -> Rival:
+    """Most popular completion: the train split's queries that start with the prefix, best first,
+    ties in alphabetical order.
 
     Looks at the prefix alone, not at history or profile; a prefix that no indexed query starts with
     gets no list.
     """
 
-    name = "most_popular"
+    def suggest(requests: Sequence[Request], k: int = 16) -> list[list[str]]:
+        return [index.complete(request.prefix, k) for request in requests]
 
-    def __init__(self, index: CompletionIndex):
-        self.index = index
-
-    def suggest(self, requests: Sequence[Request], k: int = 16) -> list[list[str]]:
-        """Up to k queries for each request, best first, ties in alphabetical order."""
-        return [self.index.complete(request.prefix, k) for request in requests]
+    return suggest
 
 
-class MostPopularNow:
-    """The completions among the request's candidates in the order of one of their as-of counts; all
-    candidates where none completes the prefix.
+def most_counted(text_of: Callable[[int], str], column: int) -> Rival:
+    """The completions among the request's candidates in the order of one of their as-of counts,
+    ties in the order of the candidates; all candidates where none completes the prefix.
 
     Needs requests with `items`: those of a replay through time or of a service that counts.
 
@@ -42,37 +43,27 @@ class MostPopularNow:
       column: of `Items.candidate_counts`.
     """
 
-    def __init__(self, text_of: Callable[[int], str], column: int):
-        self._text_of, self._column = text_of, column
-
-    def suggest(self, requests: Sequence[Request], k: int = 16) -> list[list[str]]:
-        """Up to k queries for each request, best first, ties in the order of the candidates."""
-        return [self._one(request, k) for request in requests]
-
-    def _one(self, request: Request, k: int) -> list[str]:
+    def listed(request: Request, k: int) -> list[str]:
         assert request.items is not None, "asked for what needs as-of counts"
         candidates = request.items.candidates
-        counts = request.items.candidate_counts[: np.count_nonzero(candidates), self._column]
+        counts = request.items.candidate_counts[: np.count_nonzero(candidates), column]
         order = np.argsort(-counts, kind="stable")
-        ranked = [self._text_of(number - 1) for number in candidates[order].tolist()]
+        ranked = [text_of(number - 1) for number in candidates[order].tolist()]
         completions = [text for text in ranked if text.startswith(request.prefix)]
         return (completions or ranked)[:k]
 
-
-NOW = "most_popular_now"
-_DECAYED = "searches_"  # as `AsOfConfig.columns` begins the names of counts of searches
+    return lambda requests, k=16: [listed(request, k) for request in requests]
 
 
-def as_of(text_of: Callable[[int], str], config: AsOfConfig) -> dict[str, MostPopularNow]:
+def as_of(text_of: Callable[[int], str], config: AsOfConfig) -> dict[str, Rival]:
     """Rivals by name: `most_popular_now`, counted without decay, and one a half-life
     ("searches_3d").
     """
-    return {
-        NOW if config.half_lives_days[column] is None else config.columns[column]: MostPopularNow(
-            text_of, column
-        )
-        for column in range(len(config.half_lives_days))
-    }
+    names = [
+        NOW if days is None else name
+        for days, name in zip(config.half_lives_days, config.columns, strict=False)
+    ]
+    return {name: most_counted(text_of, column) for column, name in enumerate(names)}
 
 
 def half_life(name: str) -> str:

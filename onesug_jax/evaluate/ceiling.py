@@ -9,8 +9,7 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -21,43 +20,37 @@ from onesug_jax.logs.simulate.table import CEILING
 NAME = "best_possible"
 
 
-@dataclass(frozen=True)
-class Ceiling:
-    """Best possible lists by request_id, up to 16 queries each, best first.
+Lists = dict[str, Sequence[str]]  # by request_id, up to 16 queries each, best first
 
-    Attributes:
-      queries: the most probable queries.
-      for_orders: the most probable queries of a request that ends with an order; the ceiling of
-        the metric over those rows.
+
+def available(folder: str) -> bool:
+    """Whether the log in `folder` was simulated with its ceiling."""
+    return os.path.isfile(os.path.join(folder, CEILING))
+
+
+def load(folder: str) -> tuple[Lists, Lists]:
+    """What `simulate` wrote into `folder`: the most probable queries, and those of a request that
+    ends with an order, which are the ceiling of the metric over those rows.
+
+    Raises:
+      UserError: it is missing, or no such file.
     """
-
-    queries: Mapping[str, Sequence[str]]
-    for_orders: Mapping[str, Sequence[str]]
-
-    @staticmethod
-    def available(folder: str) -> bool:
-        """Whether the log in `folder` was simulated with its ceiling."""
-        return os.path.isfile(os.path.join(folder, CEILING))
-
-    @classmethod
-    def load(cls, folder: str) -> Ceiling:
-        """Read what `simulate` wrote into `folder`; UserError if it is missing or no such file."""
-        path = os.path.join(folder, CEILING)
-        if not os.path.isfile(path):
-            raise UserError(
-                f"{path}: expected the best possible lists of a simulated log, found no such file; "
-                "run simulate (with ceiling=True) first"
-            )
-        try:
-            table = pq.read_table(path, columns=["request_id", "queries", "for_orders"])
-        except (OSError, pa.ArrowInvalid) as error:
-            check_refused(path, error)
-            raise UserError(
-                f"{path}: expected a Parquet file with request_id, queries and for_orders, found "
-                f"{error}; run simulate again"
-            ) from None
-        ids, queries, orders = (column.to_pylist() for column in table.columns)
-        return cls(dict(zip(ids, queries, strict=True)), dict(zip(ids, orders, strict=True)))
+    path = os.path.join(folder, CEILING)
+    if not os.path.isfile(path):
+        raise UserError(
+            f"{path}: expected the best possible lists of a simulated log, found no such file; "
+            "run simulate (with ceiling=True) first"
+        )
+    try:
+        table = pq.read_table(path, columns=["request_id", "queries", "for_orders"])
+    except (OSError, pa.ArrowInvalid) as error:
+        check_refused(path, error)
+        raise UserError(
+            f"{path}: expected a Parquet file with request_id, queries and for_orders, found "
+            f"{error}; run simulate again"
+        ) from None
+    ids, queries, orders = (column.to_pylist() for column in table.columns)
+    return dict(zip(ids, queries, strict=True)), dict(zip(ids, orders, strict=True))
 
 
 def share_of_the_way(metric: float, popular: float, best: float) -> float:

@@ -10,13 +10,13 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 
-from onesug_jax.evaluate.baselines import NOW, best_decayed, half_life
+from onesug_jax.evaluate.baselines import NOW, POPULAR, best_decayed, half_life
 from onesug_jax.evaluate.ceiling import NAME as CEILING
 from onesug_jax.evaluate.ceiling import share_of_the_way
 
 Metrics = Mapping[str, Mapping[str, Mapping[str, float | int | None]]]
 
-MODEL, POPULAR = "model", "most_popular"
+MODEL = "model"
 SLICES = {"all": "all searches", "order": "with an order"}
 
 

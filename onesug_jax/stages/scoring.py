@@ -45,8 +45,7 @@ def score(
         )
     lists: dict[str, Callable] = {"model": model.text_suggester().suggest}
     if rivals == "all":
-        popular = baselines.MostPopular(model.completions)
-        lists[popular.name] = popular.suggest
+        lists[baselines.POPULAR] = baselines.most_popular(model.completions)
     if rivals != "none" and model.reference:
         lists[SFT] = model.reference.text_suggester().suggest
     rows = _rows(model, split, logs)
@@ -183,9 +182,8 @@ def _counted(model: TrainedModel, state) -> dict[str, Callable]:
     """The rivals that count searches: over all of train, and as of each request."""
     from onesug_jax.evaluate import baselines
 
-    now = baselines.as_of(state.text, state.config)
-    popular = baselines.MostPopular(model.completions)
-    return {popular.name: popular.suggest, **{name: rival.suggest for name, rival in now.items()}}
+    popular = {baselines.POPULAR: baselines.most_popular(model.completions)}
+    return popular | baselines.as_of(state.text, state.config)
 
 
 def _cascade(model: TrainedModel, state, table):
@@ -199,15 +197,15 @@ def _cascade(model: TrainedModel, state, table):
 
 def _best_possible(context: Context, split: str) -> dict[str, Mapping[str, Sequence[str]]]:
     """The lists of a simulated log's oracle, where there are any."""
-    from onesug_jax.evaluate.ceiling import NAME, Ceiling
+    from onesug_jax.evaluate import ceiling
     from onesug_jax.evaluate.rows import ORDERS
 
     folder = context.macros["LOG"] or os.path.join(context.macros["WORK_DIR"], "simulated")
     folder = local_log(folder)
-    if os.path.basename(split) == "train.parquet" or not Ceiling.available(folder):
+    if os.path.basename(split) == "train.parquet" or not ceiling.available(folder):
         return {}
-    best = Ceiling.load(folder)
-    return {NAME: best.queries, NAME + ORDERS: best.for_orders}
+    lists, for_orders = ceiling.load(folder)
+    return {ceiling.NAME: lists, ceiling.NAME + ORDERS: for_orders}
 
 
 def judged(metrics) -> dict[str, float]:

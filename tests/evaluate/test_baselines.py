@@ -5,7 +5,7 @@ import collections
 import pyarrow.parquet as pq
 import pytest
 
-from onesug_jax.evaluate.baselines import MostPopular
+from onesug_jax.evaluate.baselines import most_popular
 from onesug_jax.evaluate.evaluator import evaluate, prefix_counts
 from onesug_jax.logs.completion import CompletionIndex
 from onesug_jax.logs.history import with_history
@@ -13,12 +13,9 @@ from onesug_jax.tasks.features import Request
 
 
 def test_only_the_prefix_decides():
-    most_popular = MostPopular(
-        CompletionIndex.from_counts(["lego", "lego star", "lamp", "duplo"], [2, 5, 2, 9])
-    )
-    lists = most_popular.suggest(
-        [Request("l"), Request("lego "), Request("x"), Request("l", history=("lamp",))], k=2
-    )
+    index = CompletionIndex.from_counts(["lego", "lego star", "lamp", "duplo"], [2, 5, 2, 9])
+    requests = [Request("l"), Request("lego "), Request("x"), Request("l", history=("lamp",))]
+    lists = most_popular(index)(requests, k=2)
     assert lists == [["lego star", "lamp"], ["lego star"], [], ["lego star", "lamp"]]
 
 
@@ -35,7 +32,7 @@ def test_figures_of_the_optional_logs(shared_data, name, expected):
     index = CompletionIndex.from_counts([*searched], [*searched.values()])
     result = evaluate(
         with_history([train, dev], keep=dev),
-        {"most_popular": MostPopular(index).suggest},
+        {"most_popular": most_popular(index)},
         prefix_counts=prefix_counts(train),
     )
     for label, (hr, mrr) in expected.items():

@@ -6,7 +6,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from onesug_jax.errors import UserError
-from onesug_jax.evaluate.ceiling import Ceiling, share_of_the_way
+from onesug_jax.evaluate.ceiling import available, load, share_of_the_way
 from onesug_jax.logs.simulate import simulate
 
 
@@ -18,25 +18,25 @@ def folder(tmp_path_factory):
 
 
 def test_there_is_a_list_for_every_dev_and_test_row_and_for_no_other(folder):
-    assert Ceiling.available(str(folder))
-    ceiling = Ceiling.load(str(folder))
+    assert available(str(folder))
+    lists, for_orders = load(str(folder))
     ids = [
         request_id
         for name in ("dev", "test")
         for request_id in pq.read_table(folder / f"{name}.parquet")["request_id"].to_pylist()
     ]
-    assert set(ceiling.queries) == set(ceiling.for_orders) == set(ids)
-    for texts in (*ceiling.queries.values(), *ceiling.for_orders.values()):
+    assert set(lists) == set(for_orders) == set(ids)
+    for texts in (*lists.values(), *for_orders.values()):
         assert 1 <= len(texts) <= 16 and len(set(texts)) == len(texts)
 
 
 def test_a_log_without_its_ceiling_is_named(tmp_path):
-    assert not Ceiling.available(str(tmp_path))
+    assert not available(str(tmp_path))
     with pytest.raises(UserError, match="_ceiling.parquet.*no such file.*run simulate"):
-        Ceiling.load(str(tmp_path))
+        load(str(tmp_path))
     (tmp_path / "_ceiling.parquet").write_text("not parquet")
     with pytest.raises(UserError, match="_ceiling.parquet.*simulate again"):
-        Ceiling.load(str(tmp_path))
+        load(str(tmp_path))
 
 
 def test_share_of_the_way():

@@ -41,14 +41,11 @@ def log(tmp_path):
     return rows, dev, [str(tmp_path / f"{name}.parquet") for name in ("train", "dev")]
 
 
-def rivals(state, config):
-    return {name: one.suggest for name, one in baselines.as_of(state.text, config).items()}
-
-
 def replayed(files, freshness="1m", **options):
     config, frozen = settings_at(AsOfConfig(few=0), freshness)
     state = AsOf(WORDS, config)
-    options = {"suggesters": rivals(state, config), "progress": False, "block": 16} | options
+    rivals = baselines.as_of(state.text, config)
+    options = {"suggesters": rivals, "progress": False, "block": 16} | options
     return replay(state, files, files[1], frozen=frozen, **options)
 
 
@@ -170,7 +167,7 @@ def test_figures_of_the_optional_logs(shared_data, name, expected):
     files = [str(shared_data / name / f"{split}.parquet") for split in ("train", "dev")]
     config = AsOfConfig()
     state = AsOf([], config)
-    suggest = baselines.MostPopularNow(state.text, config.columns.index("searches_3d")).suggest
+    suggest = baselines.most_counted(state.text, config.columns.index("searches_3d"))
     rows = replay(state, files, files[1], {"searches_3d": suggest}, progress=False)
     scores = evaluator.summarise(rows)["searches_3d"]["all"]
     assert scores["mrr@16"] == pytest.approx(expected, abs=0.1)

@@ -9,7 +9,7 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
-from onesug_jax.evaluate.ceiling import Ceiling
+from onesug_jax.evaluate import ceiling
 from onesug_jax.logs.simulate import prefixes, searches, simulate
 from onesug_jax.logs.simulate.oracle import Oracle
 from onesug_jax.logs.simulate.outcomes import Trade
@@ -209,7 +209,7 @@ def log(tmp_path_factory):
     tables = [pq.read_table(folder / f"{name}.parquet") for name in ("train", "dev", "test")]
     rows = [row for table in tables for row in table.to_pylist()]
     best = pq.read_table(folder / CEILING, columns=["request_id", "chances"]).to_pylist()
-    return rows, tables[0].num_rows, Ceiling.load(str(folder)), best
+    return rows, tables[0].num_rows, ceiling.load(str(folder)), best
 
 
 def reciprocal(lists, rows):
@@ -264,24 +264,23 @@ def completions(rows, first, half_life, *, future=False, boost=0.0):
 )
 def test_nothing_beats_it_beyond_chance(log, rival):
     """By the paired difference over all rows, and over those with an order by their own list."""
-    rows, first, ceiling, _ = log
+    rows, first, best, _ = log
     held = rows[first:]
     order = np.array([bool(row["ordered_items"]) for row in held])
     other = reciprocal(completions(rows, first, **rival), held)
     for orders, where in ((False, order | True), (True, order)):
-        lists = ceiling.for_orders if orders else ceiling.queries
-        best = reciprocal([lists[row["request_id"]] for row in held], held)
-        ahead = (other - best)[where]
+        own = reciprocal([best[orders][row["request_id"]] for row in held], held)
+        ahead = (other - own)[where]
         assert ahead.mean() < 2 * ahead.std() / len(ahead) ** 0.5
-        assert best[where].mean() > other[where].mean()
+        assert own[where].mean() > other[where].mean()
 
 
 def test_the_ceiling_is_as_high_as_the_oracle_expects(log):
     """Probabilities that were too sure or too unsure would show here."""
-    rows, first, ceiling, best = log
+    rows, first, (lists, _), best = log
     chances = {row["request_id"]: row["chances"] for row in best}
     ids = [row["request_id"] for row in rows[first:]]
-    found = reciprocal([ceiling.queries[name] for name in ids], rows[first:])
+    found = reciprocal([lists[name] for name in ids], rows[first:])
     expected = np.array([sum(p / n for n, p in enumerate(chances[name], 1)) for name in ids])
     for part in np.array_split(np.argsort(expected), 4):
         spread = found[part].std() / len(part) ** 0.5
