@@ -159,8 +159,15 @@ def pre_rank(items: Items, config: CascadeConfig) -> np.ndarray:
     return order[: config.pre_ranked]
 
 
-class Cascade:
-    """The three steps; `suggest` answers as the model does.
+def cascade(
+    ranker,
+    config: CascadeConfig,
+    tables: QueryTables,
+    text_of: Callable[[int], str],
+    prefix_row: Callable[[str], int],
+) -> Callable[..., list[list[str]]]:
+    """The three steps as a function that answers as the model does: up to k queries for each
+    request (with `items`), best first.
 
     Args:
       ranker: scores features `[n, F]` by `predict`.
@@ -168,31 +175,21 @@ class Cascade:
       text_of: query number -> text. prefix_row: prefix -> its row of the table of prefixes.
     """
 
-    def __init__(
-        self,
-        ranker,
-        config: CascadeConfig,
-        tables: QueryTables,
-        text_of: Callable[[int], str],
-        prefix_row: Callable[[str], int],
-    ):
-        self.ranker, self.config, self.tables = ranker, config, tables
-        self.text_of, self.prefix_row = text_of, prefix_row
-
-    def suggest(self, requests: Sequence[Request], k: int = 16) -> list[list[str]]:
-        """Up to k queries for each request (with `items`), best first."""
-        chosen, tables = [], []
+    def suggest(requests: Sequence[Request], k: int = 16) -> list[list[str]]:
+        chosen, read = [], []
         for request in requests:
             assert request.items is not None, "the cascade ranks candidates"
-            places = pre_rank(request.items, self.config)
-            prefix, row = request.prefix, self.prefix_row(request.prefix)
+            places = pre_rank(request.items, config)
+            prefix, row = request.prefix, prefix_row(request.prefix)
             chosen.append(request.items.candidates[places])
-            tables.append(features(request.items, len(prefix), row, self.tables)[places])
+            read.append(features(request.items, len(prefix), row, tables)[places])
         sizes = [len(numbers) for numbers in chosen]
         if not sum(sizes):
             return [[] for _ in requests]
-        scores = np.split(self.ranker.predict(np.concatenate(tables)), np.cumsum(sizes)[:-1])
+        scores = np.split(ranker.predict(np.concatenate(read)), np.cumsum(sizes)[:-1])
         return [
-            [self.text_of(n - 1) for n in numbers[np.argsort(-part, kind="stable")[:k]].tolist()]
+            [text_of(n - 1) for n in numbers[np.argsort(-part, kind="stable")[:k]].tolist()]
             for numbers, part in zip(chosen, scores, strict=True)
         ]
+
+    return suggest

@@ -13,7 +13,7 @@ from collections.abc import Callable
 import numpy as np
 
 from onesug_jax.errors import UserError
-from onesug_jax.evaluate.cascade import Cascade, CascadeConfig, features, names, pre_rank
+from onesug_jax.evaluate.cascade import CascadeConfig, cascade, features, names, pre_rank
 from onesug_jax.files import atomic_path, require_files, write_json
 from onesug_jax.logs.asof.config import AsOfConfig
 from onesug_jax.logs.asof.items import Items
@@ -163,9 +163,9 @@ def load(
     tables: QueryTables,
     text_of: Callable[[int], str],
     prefix_row: Callable[[str], int],
-) -> Cascade:
-    """The trained cascade, see `Cascade`."""
+) -> Callable[..., list[list[str]]]:
+    """The trained cascade, see `cascade`."""
     path = os.path.join(folder, MODEL_FILE)
     require_files([path], "a trained ranker", "run the cascade stage first.")
     ranker = lightgbm().Booster(model_file=path)
-    return Cascade(ranker, config, tables, text_of, prefix_row)
+    return cascade(ranker, config, tables, text_of, prefix_row)

@@ -140,7 +140,7 @@ def replayed(
     if rivals == "all":
         lists |= _counted(model, state)
         if finished(context.home.cascade):
-            lists["cascade"] = _cascade(model, state, table).suggest
+            lists["cascade"] = _cascade(model, state, table)
         listed = _best_possible(context, split)
     filled = [state.first]
 

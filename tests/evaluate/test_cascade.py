@@ -156,17 +156,17 @@ def test_the_ranker_learns_more_than_counts(tables, tmp_path):
     text_of = QUERIES.__getitem__
     served = cascade_training.load(str(tmp_path), CONFIG, tables, text_of, lambda prefix: 0)
     requests = [Request("", items=one) for one in asked.items]
-    lists = served.suggest(requests)
+    lists = served(requests)
     alike = [
         found[0].split()[1] == QUERIES[one.history[0] - 1].split()[1]
         for found, one in zip(lists, asked.items, strict=True)
     ]
     assert np.mean(alike) > 0.9
     assert all(len(found) == len(set(found)) == 6 for found in lists)
-    assert served.suggest(requests[:1], k=2) == [lists[0][:2]]
+    assert served(requests[:1], k=2) == [lists[0][:2]]
     empty = request_of(np.random.default_rng(0))
     empty.candidates[:] = 0
-    assert served.suggest([Request("zz", items=empty)]) == [[]]
+    assert served([Request("zz", items=empty)]) == [[]]
 
 
 def test_mistakes_are_named_with_their_way_out(tables, tmp_path, monkeypatch):
