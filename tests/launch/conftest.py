@@ -11,6 +11,15 @@ import time
 
 import pytest
 
+# A shell hands SIGINT down ignored to what it starts in the background, tests too.
+INTERRUPTIBLE = (
+    sys.executable,
+    "-c",
+    "import os, signal, sys; signal.signal(signal.SIGINT, signal.SIG_DFL); "
+    "os.execvp(sys.argv[1], sys.argv[1:])",
+)
+HARD = ['--gin.LOG=/data/it\'s a $HOME "log".parquet', '--gin.examples.tasks={"query": 1.0}', "*"]
+
 # Keeps the queued resources in state.json, writes every call to calls.jsonl, reads plan.json:
 #   workers: of each slice · before: states before ACTIVE · preempt: looks at the log after which
 #   the first TPU is taken away · how: suspended; node (visible on the VM only); warned (training

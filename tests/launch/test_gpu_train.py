@@ -11,16 +11,9 @@ import time
 
 import pytest
 
-# A shell hands SIGINT down ignored to what it starts in the background, tests too.
-INTERRUPTIBLE = (
-    sys.executable,
-    "-c",
-    "import os, signal, sys; signal.signal(signal.SIGINT, signal.SIG_DFL); "
-    "os.execvp(sys.argv[1], sys.argv[1:])",
-)
+from tests.launch.conftest import HARD, INTERRUPTIBLE
 
 NAMES = ("ONESUG_PROCESSES", "ONESUG_PROCESS", "ONESUG_COORDINATOR", "JAX_LOCAL_DEVICE_IDS")
-HARD = ['--gin.LOG=/data/it\'s a $HOME "log".parquet', '--gin.examples.tasks={"query": 1.0}', "*"]
 
 # In place of python: notes its arguments and variables, then does as its file `acts/N` says:
 # `end CODE`, `wait` (for SIGTERM, which it obeys) or `deaf` (to it).

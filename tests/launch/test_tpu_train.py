@@ -10,15 +10,7 @@ import sys
 
 import pytest
 
-# A shell hands SIGINT down ignored to what it starts in the background, tests too.
-INTERRUPTIBLE = (
-    sys.executable,
-    "-c",
-    "import os, signal, sys; signal.signal(signal.SIGINT, signal.SIG_DFL); "
-    "os.execvp(sys.argv[1], sys.argv[1:])",
-)
-
-HARD = ['--gin.LOG=/data/it\'s a $HOME "log".parquet', '--gin.examples.tasks={"query": 1.0}', "*"]
+from tests.launch.conftest import HARD, INTERRUPTIBLE
 
 
 def test_a_run_from_nothing_to_its_end(cloud):

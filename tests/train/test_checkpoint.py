@@ -29,6 +29,14 @@ def setting(toy, mesh, name="adamw"):
     return state, like, update
 
 
+def saved(toy, mesh, folder):
+    """The abstract form of a state that is saved as step 2."""
+    state, like, _ = setting(toy, mesh)
+    with Checkpoints(folder) as checkpoints:
+        checkpoints.save(2, state)
+    return like
+
+
 def host_copy(tree):
     return jax.tree.map(lambda x: np.array(x, copy=True), tree)
 
@@ -119,9 +127,7 @@ def test_a_damaged_newest_is_named_and_the_one_before_used(
 
 
 def test_when_none_is_intact_nothing_starts_over_silently(toy, mesh_of, tmp_path):
-    state, like, _ = setting(toy, mesh_of(1))
-    with Checkpoints(tmp_path) as checkpoints:
-        checkpoints.save(2, state)
+    like = saved(toy, mesh_of(1), tmp_path)
     truncate(largest_file(tmp_path / "checkpoints" / "2" / "optimizer"))
     before = toy.contents(tmp_path)
     for _ in range(2):
@@ -167,9 +173,7 @@ def test_another_identity_is_refused_and_changes_nothing(toy, mesh_of, tmp_path)
 
 
 def test_another_format_is_refused_and_changes_nothing(toy, mesh_of, tmp_path, monkeypatch):
-    state, like, _ = setting(toy, mesh_of(1))
-    with Checkpoints(tmp_path) as checkpoints:
-        checkpoints.save(2, state)
+    like = saved(toy, mesh_of(1), tmp_path)
     before = toy.contents(tmp_path)
     monkeypatch.setattr(checkpoint, "FORMAT", checkpoint.FORMAT + 1)
     with Checkpoints(tmp_path) as checkpoints, pytest.raises(UserError, match="format 3, found 2"):
@@ -178,9 +182,7 @@ def test_another_format_is_refused_and_changes_nothing(toy, mesh_of, tmp_path, m
 
 
 def test_parameters_of_another_shape_are_refused_by_name(toy, mesh_of, tmp_path):
-    state, like, _ = setting(toy, mesh_of(1))
-    with Checkpoints(tmp_path) as checkpoints:
-        checkpoints.save(2, state)
+    like = saved(toy, mesh_of(1), tmp_path)
     before = toy.contents(tmp_path)
     wide = jax.ShapeDtypeStruct((64,), np.float32, sharding=like.step.sharding)
     dense = {**like.params["Dense_0"], "bias": wide}
