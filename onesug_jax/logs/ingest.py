@@ -31,11 +31,10 @@ from onesug_jax.logs.database import connect
 from onesug_jax.logs.find import find_files
 from onesug_jax.logs.profile_choice import Verdict, choose_profile
 from onesug_jax.logs.readers import Chunk, Source
-from onesug_jax.logs.schema import validate
+from onesug_jax.logs.schema import SPLITS, validate
 from onesug_jax.logs.sift import drop_far_away, drop_repeats
 from onesug_jax.logs.splits import (
     BY_TIME,
-    SPLITS,
     Written,
     pool_of,
     schema_of,

@@ -36,18 +36,7 @@ class Level(enum.IntEnum):
     ORDER = 5
 
 
-REQUIRED = (
-    "request_id",
-    "user_id",
-    "session_id",
-    "timestamp_ms",
-    "prefix",
-    "shown",
-    "query",
-    "clicked_position",
-    "clicked_items",
-    "ordered_items",
-)
+SPLITS = ("train", "dev", "test")  # in the order of time
 
 # Optional column, list<string>, oldest first: the user's earlier queries as the log's owner
 # recorded them. Where a row has it (not null) it is used instead of the history derived from
@@ -75,6 +64,7 @@ LOG_SCHEMA = pa.schema(
         ("ordered_items", pa.list_(pa.string())),
     ]
 )
+REQUIRED = tuple(LOG_SCHEMA.names)
 
 
 def normalise_query(text: str) -> str:

@@ -7,9 +7,9 @@ The order is the paper's (PAPER.md section 1, x_u = p, H_p, H_u, U):
 
 The prefix's marker always stands. `<soft>` keeps the place of the enhanced prefix e_p*, a vector
 that the model projects (section 2.3); it is left out where a request has none. Semantic ids
-(section 2.4) are written as their tokens. Training (through SeqIO, `tasks.seqio_tasks`) and
-serving call the same functions, so both see the same arrays. This file
-knows numpy only; it neither finds related queries nor reads logs.
+(section 2.4) are written as their tokens. Training (`tasks.examples`) and serving call the same
+functions, so both see the same arrays. This file knows numpy only; it neither finds related queries
+nor reads logs.
 """
 
 from __future__ import annotations

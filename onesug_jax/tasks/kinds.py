@@ -1,8 +1,8 @@
 """Kinds of example: what one row of the log teaches, as plain functions of the row.
 
 The paper's task and its variations (PAPER.md sections 1 and 2.4): queries, semantic ids, the way
-from one to the other. A SeqIO Task is a kind over a log (`tasks.seqio_tasks`), a Mixture weighs
-them. A new training signal is a function here and a name in `KINDS`. Numpy only.
+from one to the other. A task is a kind over a log (`tasks.examples`), a mixture weighs tasks. A new
+training signal is a function here and a name in `KINDS`. Numpy only.
 """
 
 from __future__ import annotations

@@ -175,13 +175,6 @@ class Vocabulary:
             )
         return self._sid_base + level * self.sid_codes + code
 
-    def sid_of(self, token: int) -> tuple[int, int] | None:
-        """The (level, code) of a semantic-id token, None for any other token."""
-        at = token - self._sid_base
-        if not 0 <= at < self.sid_levels * self.sid_codes:
-            return None
-        return divmod(at, self.sid_codes)
-
     def piece_bytes(self) -> list[bytes]:
         """The UTF-8 bytes each of the `size` ids adds to the text; b"" for specials, markers, ids.
 

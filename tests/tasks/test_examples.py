@@ -1,7 +1,6 @@
-"""All tests that need TensorFlow, in one file: importing it costs seconds."""
+"""Examples of the text model: what the stage writes is what serving reads, row by row."""
 
 import collections
-import itertools
 
 import numpy as np
 import pyarrow as pa
@@ -12,25 +11,12 @@ from onesug_jax.errors import UserError
 from onesug_jax.logs.completion import CompletionIndex
 from onesug_jax.logs.schema import LOG_SCHEMA
 from onesug_jax.retrieval.related import RelatedQueries
-from onesug_jax.tasks import layouts
-from onesug_jax.tasks.examples import Examples, build_examples, cache_mixture, write_vectors
+from onesug_jax.tasks.examples import Examples, build_examples, write_vectors
 from onesug_jax.tasks.features import FeatureSpec, Featurizer, Request
 from onesug_jax.tasks.kinds import id_kinds
 from onesug_jax.tasks.loader import Loader
 from onesug_jax.tasks.prefixes import PrefixDraw
 from onesug_jax.tasks.vocabulary import Vocabulary
-
-pytestmark = pytest.mark.long
-
-
-@pytest.fixture(autouse=True, scope="module")
-def imported():
-    """TensorFlow, 700 MB of a worker's memory, is imported when the first of these tests runs."""
-    global seqio, seqio_tasks
-    from onesug_jax.tasks import seqio_tasks
-
-    seqio = seqio_tasks.seqio
-
 
 WORDS = ["lego", "lego train", "lego duplo", "red shoes", "red shirt", "手机壳", "手机", "rug"]
 SPEC = FeatureSpec(input_length=40, target_length=8, related=3, history=4)
@@ -78,7 +64,6 @@ def world(tmp_path_factory):
         tasks={"query": 1.0, "query_from_history": 0.5},
         mixture="toy",
     )
-    FOLDER.append(str(folder / "examples"))
     return {
         "folder": str(folder / "examples"),
         "splits": splits,
@@ -121,86 +106,14 @@ def expected(world, split):
     return out
 
 
-FOLDER: list[str] = []  # where the module's examples lie
-
-
-def converted(name, split, *, pack, lengths, **more):
-    """Rows as the loader gives them: numbers of vectors looked up."""
-    converter = seqio_tasks.SoftFeatureConverter(pack=pack)
-    lengths = {**lengths, "soft": lengths["inputs"] // 6 if pack else 1}
-    ds = seqio.get_dataset(name, lengths, converter, dataset_split=split, **more)
-    vectors = np.load(f"{FOLDER[0]}/vectors.npy").astype(np.float32)
-    rows = list(ds.as_numpy_iterator())
-    for row in rows:
-        row["encoder_soft"] = vectors[row.pop("encoder_soft_numbers")]
-    return rows
-
-
 LENGTHS = {"inputs": SPEC.input_length, "targets": SPEC.target_length}
 
 
-@pytest.mark.parametrize("split", ["train", "dev"])
-def test_seqio_padded_equals_the_serving_features_and_the_loader(world, split):
-    rows = converted("toy_query", split, pack=False, lengths=LENGTHS)
-    examples = expected(world, split)
-    assert len(rows) == len(examples)
-    requests = np.zeros((len(rows), SPEC.input_length), np.int32)
-    for i, (inputs, _) in enumerate(examples):
-        requests[i, : len(inputs)] = inputs
-    np.testing.assert_array_equal([r["encoder_input_tokens"] for r in rows], requests)
-    part = Examples.load(world["folder"], "toy_query", split)
-    every = np.arange(len(part))
-    batch = layouts.assemble(
-        [part], every * 0, every, every, (len(part), *LENGTHS.values()), packed=False
-    )
-    batch["encoder_soft"] = layouts.place_soft([part], every * 0, every, every, (len(part), 1))
-    assert np.abs(batch["encoder_soft"]).max() > 0
-    assert set(batch) == set(rows[0])
-    for name, array in batch.items():
-        np.testing.assert_array_equal(array, [r[name] for r in rows], err_msg=name)
-        assert array.dtype == rows[0][name].dtype
-
-
-def test_seqio_packed_rows_equal_ours_array_by_array(world):
-    lengths = {"inputs": 90, "targets": 20}
-    # Asking a Task for longer rows does not lengthen its examples: the spec's lengths hold.
-    rows = converted("toy_query", "train", pack=True, lengths=lengths)
-    part = Examples.load(world["folder"], "toy_query", "train")
-    members = [int(r["decoder_segment_ids"].max()) for r in rows]
-    assert sum(members) == len(part) and max(members) > 1
-    # SeqIO may interleave its rows; find each segment's example by its content.
-    numbers = collections.defaultdict(list)
-    for i in range(len(part)):
-        numbers[tuple(part[i][0].tolist()), tuple(part[i][1].tolist())].append(i)
-    chosen = []
-    for r in rows:
-        for s in range(1, int(r["decoder_segment_ids"].max()) + 1):
-            key = tuple(
-                tuple(r[tokens][r[ids] == s].tolist())
-                for tokens, ids in (
-                    ("encoder_input_tokens", "encoder_segment_ids"),
-                    ("decoder_target_tokens", "decoder_segment_ids"),
-                )
-            )
-            chosen.append(numbers[key].pop())
-    assert sorted(chosen) == list(range(len(part)))
-    row = np.repeat(np.arange(len(rows)), members)
-    batch = layouts.assemble(
-        [part], row * 0, np.array(chosen), row, (len(rows), *lengths.values()), packed=True
-    )
-    room = rows[0]["encoder_soft"].shape[0]
-    batch["encoder_soft"] = layouts.place_soft(
-        [part], row * 0, np.array(chosen), row, (len(rows), room)
-    )
-    assert set(batch) == set(rows[0])
-    for name, array in batch.items():
-        np.testing.assert_array_equal(array, [r[name] for r in rows], err_msg=name)
-        assert array.dtype == rows[0][name].dtype
-
-
-def test_the_cache_is_what_the_task_yields_in_order(world):
+def test_examples_are_the_serving_features_in_order(world):
     for split in ("train", "dev"):
         part = Examples.load(world["folder"], "toy_query", split)
+        vectors = Finder(world["index"], 0).vectors([row["prefix"] for row in world["rows"][split]])
+        np.testing.assert_array_equal(part.vectors[part.soft], np.float16(vectors))
         for i, (inputs, target) in enumerate(expected(world, split)):
             np.testing.assert_array_equal(part[i][0], inputs)
             np.testing.assert_array_equal(part[i][1], target)
@@ -247,29 +160,7 @@ def test_another_beginning_of_the_query_has_its_own_context(world, tmp_path):
     assert changed > 20
 
 
-def test_shards_part_the_rows_between_hosts(world):
-    whole = converted("toy_query", "train", pack=False, lengths=LENGTHS)
-    hosts = [
-        converted(
-            "toy_query",
-            "train",
-            pack=False,
-            lengths=LENGTHS,
-            shard_info=seqio.ShardInfo(index=p, num_shards=3),
-        )
-        for p in range(3)
-    ]
-    joined = [r for group in itertools.zip_longest(*hosts) for r in group if r is not None]
-    assert len(joined) == len(whole)
-    for a, b in zip(joined, whole, strict=True):
-        np.testing.assert_array_equal(a["encoder_input_tokens"], b["encoder_input_tokens"])
-
-
 def test_the_mixture_and_its_rates_reach_the_loader(world):
-    mixture = seqio.get_mixture_or_task("toy")
-    assert [t.name for t in mixture.tasks] == ["toy_query", "toy_query_from_history"]
-    rows = converted("toy", "train", pack=False, lengths=LENGTHS)
-    assert rows and set(rows[0]) == set(Loader(world["folder"], layout="padded").batch_at(0))
     loader = Loader(world["folder"], batch_size=30, layout="padded")
     assert loader.tasks == ["toy_query", "toy_query_from_history"]
     v = world["vocabulary"]
@@ -278,41 +169,16 @@ def test_the_mixture_and_its_rates_reach_the_loader(world):
     assert 100 <= empty <= 200  # a third of 300 have no prefix by rate, some others by chance
 
 
-def test_registering_again_replaces_and_new_kinds_need_no_new_code(world, tmp_path):
-    vocabulary = world["vocabulary"]
-
-    def to_id(featurizer, row):
-        code = WORDS.index(row.query)
-        target = [vocabulary.sid(level, code) for level in range(4)]
-        return featurizer.inputs(Request(row.prefix)), np.array([*target, 1], np.int32)
-
-    for _ in range(2):
-        seqio_tasks.register(
-            "again", world["splits"], vocabulary, SPEC, tasks={"ids": 2.0}, kinds={"ids": to_id}
-        )
-    metas = cache_mixture(
-        "again", str(tmp_path), splits=("dev",), lengths=LENGTHS, vocabulary=vocabulary
-    )
-    assert metas["again_ids"]["dev"]["count"] == 25
-    part = Examples.load(str(tmp_path), "again_ids", "dev")
-    for i, row in enumerate(world["rows"]["dev"]):
-        levels = [vocabulary.sid_of(int(t)) for t in part[i][1][:-1]]
-        assert levels == [(level, WORDS.index(row["query"])) for level in range(4)]
-
-
 def test_semantic_ids_are_written_and_read(world, tmp_path):
     """request -> id, query -> id, id -> query; a query without an id is left out of all three."""
     v, featurizer = world["vocabulary"], world["featurizer"]
     codes = {word: (n, n + 1, 0, n) for n, word in enumerate(WORDS) if word != "rug"}
     kinds = id_kinds(codes.get)
-    name = "with_ids"
-    seqio_tasks.register(
-        name, world["splits"], v, SPEC, tasks=dict.fromkeys(kinds, 1.0), kinds=kinds
-    )
-    cache_mixture(name, str(tmp_path), splits=("dev",), lengths=LENGTHS, vocabulary=v)
+    given = {"splits": world["splits"], "vocabulary": v, "spec": SPEC, "kinds": kinds}
+    build_examples(str(tmp_path), **given, tasks=dict.fromkeys(kinds, 1.0))
     rows = [row for row in world["rows"]["dev"] if row["query"] in codes]
     assert 0 < len(rows) < len(world["rows"]["dev"])
-    parts = {kind: Examples.load(str(tmp_path), f"{name}_{kind}", "dev") for kind in kinds}
+    parts = {kind: Examples.load(str(tmp_path), f"onesug_{kind}", "dev") for kind in kinds}
     for i, row in enumerate(rows):
         tokens = [v.sid(level, code) for level, code in enumerate(codes[row["query"]])] + [1]
         assert parts["request_to_id"][i][1].tolist() == tokens
@@ -336,41 +202,24 @@ def test_every_prefix_has_one_vector(world, tmp_path):
 
 
 def test_training_rows_of_unknown_queries_are_left_out(world, tmp_path):
-    seqio_tasks.register(
-        "some", world["splits"], world["vocabulary"], SPEC, indexed=lambda query: query != "rug"
-    )
-    cache_mixture(
-        "some", str(tmp_path), splits=("train", "dev"), lengths=LENGTHS,
-        vocabulary=world["vocabulary"],
-    )  # fmt: skip
+    given = {"splits": world["splits"], "vocabulary": world["vocabulary"], "spec": SPEC}
+    build_examples(str(tmp_path), **given, indexed=lambda query: query != "rug")
     used = [row for row in world["rows"]["train"] if row["query"] != "rug"]
-    assert len(Examples.load(str(tmp_path), "some_query", "train")) == len(used) < 90
-    assert len(Examples.load(str(tmp_path), "some_query", "dev")) == 25, "all are scored"
-
-
-def test_seqios_vocabulary_speaks_ours(world):
-    wrapped = seqio_tasks.QueryVocabulary(world["vocabulary"])
-    assert wrapped.vocab_size == world["vocabulary"].size and wrapped.pad_id == 0
-    for text in ("lego train ", "手机 😀", ""):
-        ids = wrapped.encode(text)
-        assert wrapped.decode(ids) == text
-        assert wrapped.encode_tf(seqio_tasks.tf.constant(text)).numpy().tolist() == ids
-        mapped = seqio_tasks.tf.data.Dataset.from_tensors(text).map(wrapped.encode_tf)
-        assert next(mapped.as_numpy_iterator()).tolist() == ids
-        assert wrapped.decode_tf(seqio_tasks.tf.constant(ids, "int32")).numpy().decode() == text
-    assert wrapped == seqio_tasks.QueryVocabulary(world["vocabulary"])
+    assert len(Examples.load(str(tmp_path), "onesug_query", "train")) == len(used) < 90
+    assert len(Examples.load(str(tmp_path), "onesug_query", "dev")) == 25, "all are scored"
 
 
 def test_users_mistakes_name_the_choices(world, tmp_path):
-    register = seqio_tasks.register
-    settings = ("bad", world["splits"], world["vocabulary"], SPEC)
-    with pytest.raises(UserError, match="query_from_history; found 'qeury'"):
-        register(*settings, tasks={"qeury": 1.0})
-    with pytest.raises(UserError, match="rate above 0"):
-        register(*settings, tasks={"query": 0.0})
-    with pytest.raises(UserError, match="split 'train' is missing"):
-        register("bad", {"train": str(tmp_path / "no.parquet")}, *settings[2:])
-    with pytest.raises(UserError, match="found 'nowhere'"):
-        cache_mixture(
-            "nowhere", str(tmp_path), splits=(), lengths={}, vocabulary=world["vocabulary"]
+    def build(splits=world["splits"], **settings):
+        build_examples(
+            str(tmp_path), splits=splits, vocabulary=world["vocabulary"], spec=SPEC, **settings
         )
+
+    with pytest.raises(UserError, match="query_from_history; found 'qeury'"):
+        build(tasks={"qeury": 1.0})
+    with pytest.raises(UserError, match="rate above 0"):
+        build(tasks={"query": 0.0})
+    with pytest.raises(UserError, match="split 'train' is missing"):
+        build({"train": str(tmp_path / "no.parquet")})
+    with pytest.raises(UserError, match="'onesug_query' gave no example of split 'train'"):
+        build(indexed=lambda query: False)
