@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import itertools
 import os
 import pathlib
@@ -244,7 +243,7 @@ def rwr(
     def drawn_at(step: int) -> Mapping[str, Any]:
         drawn = lists(step, batch_size)
         cut = {name: getattr(drawn, name)[mine] for name in ("rows", "numbers", "levels")}
-        return batches(dataclasses.replace(drawn, **cut))
+        return batches(**cut)
 
     batch_at: Callable[[int], Mapping[str, Any]] = drawn_at
     optimizer = context.configured("rwr/make_optimizer")(steps=steps)
@@ -338,11 +337,7 @@ def _watch(model: TrainedModel, config, objective, mesh, frozen, task, dev_rows,
     mine = process_batch_shard(mesh, block)
     for start in range(0, len(drawn.rows), block):
         cut = slice(start, start + block)
-        arrays = to_arrays(
-            dataclasses.replace(
-                drawn, rows=drawn.rows[cut], numbers=drawn.numbers[cut], levels=drawn.levels[cut]
-            )
-        )
+        arrays = to_arrays(drawn.rows[cut], drawn.numbers[cut], drawn.levels[cut])
         room = block - len(arrays["levels"])
         fixed.append(
             {n: np.pad(x, [(0, room)] + [(0, 0)] * (x.ndim - 1))[mine] for n, x in arrays.items()}

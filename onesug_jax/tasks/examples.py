@@ -33,9 +33,10 @@ from onesug_jax.files import atomic_write, replace_folder, write_json
 from onesug_jax.logs.history import with_history
 from onesug_jax.logs.schema import RECENT, SPLITS, profile_columns
 from onesug_jax.progress import Progress
+from onesug_jax.retrieval.related import RelatedQueries
 from onesug_jax.tasks import records
-from onesug_jax.tasks.features import Context, FeatureSpec, Featurizer
-from onesug_jax.tasks.kinds import ANY_PREFIX, KINDS, Kind, Row
+from onesug_jax.tasks.features import FeatureSpec, Featurizer, Request
+from onesug_jax.tasks.kinds import ANY_PREFIX, KINDS, Kind
 from onesug_jax.tasks.prefixes import PrefixDraw
 from onesug_jax.tasks.shards import META_FILE, SHARD_BYTES, Shards, Writer, local, read_meta
 from onesug_jax.tasks.vocabulary import Vocabulary
@@ -46,6 +47,7 @@ TEXTS = ("inputs", "targets")
 _WAY_OUT = "build the examples first, by the stage examples"
 
 _ROWS_A_BLOCK = 4096
+_PRESENT = np.zeros(0)  # stands for a vector: whether there is one is all that the ids show
 
 
 @dataclass(frozen=True)
@@ -116,7 +118,7 @@ def build_examples(
     splits: Mapping[str, str],
     vocabulary: Vocabulary,
     spec: FeatureSpec,
-    context: Context | None = None,
+    context: RelatedQueries | None = None,
     indexed: Callable[[str], bool] | None = None,
     tasks: Mapping[str, float] | None = None,
     kinds: Mapping[str, Kind] | None = None,
@@ -194,12 +196,13 @@ def _rows(
     split: str,
     splits: Mapping[str, str],
     spec: FeatureSpec,
-    context: Context | None,
+    context: RelatedQueries | None,
     soft: Mapping[str, int],
     indexed: Callable[[str], bool] | None,
     redraw: PrefixDraw | None,
-) -> Iterator[list[Row]]:
-    """The rows of a split in file order, block by block.
+) -> Iterator[list[tuple[Request, str, int]]]:
+    """The requests of a split in file order, with their queries and the numbers of their soft
+    tokens' vectors, block by block.
 
     Args:
       soft: prefix -> number of its vector, from 1; a prefix it lacks has no soft token.
@@ -223,11 +226,14 @@ def _rows(
                 related = [found[: spec.related] for found in context.related(prefixes)]
             columns = [rows[name].cast(pa.string()).to_pylist() for name in profile]
             profiles = zip(*columns, strict=True) if columns else [()] * rows.num_rows
-            lists = (
-                [*map(_some, texts)] for texts in (rows[RECENT].to_pylist(), related, profiles)
-            )
-            numbers = [soft.get(prefix, 0) for prefix in prefixes]
-            yield [*map(Row, prefixes, queries, *lists, numbers)]
+            block = []
+            given = zip(prefixes, rows[RECENT].to_pylist(), related, profiles, queries, strict=True)
+            for prefix, past, near, own, query in given:
+                number = soft.get(prefix, 0)
+                vector = _PRESENT if number else None
+                request = Request(prefix, _some(past), _some(near), _some(own), vector)
+                block.append((request, query, number))
+            yield block
 
 
 def _some(texts: Iterable[str | None]) -> list[str]:
@@ -235,27 +241,27 @@ def _some(texts: Iterable[str | None]) -> list[str]:
 
 
 def _blocks(
-    rows: Iterable[list[Row]], kind: Kind, featurizer: Featurizer
+    rows: Iterable[list[tuple[Request, str, int]]], kind: Kind, featurizer: Featurizer
 ) -> Iterator[tuple[np.ndarray, ...]]:
     """What `write_examples` takes, of the examples of a kind."""
     soft_id = featurizer.vocabulary.soft_id
     for block in rows:
-        made = [(row, found) for row in block if (found := kind(featurizer, row)) is not None]
-        if not made:
-            continue
-        out = []
-        for side in (0, 1):
-            ids = [found[side] for _, found in made]
-            out.append(np.concatenate(ids))
-            out.append(np.array([len(one) for one in ids], np.int64))
-        soft = [row.soft if soft_id in found[0] else 0 for row, found in made]
-        yield (*out, np.array(soft, np.int64))
+        made, soft = [], []
+        for request, query, number in block:
+            if (example := kind(featurizer, request, query)) is not None:
+                made.append(example)
+                soft.append(number if soft_id in example[0] else 0)
+        if made:
+            sides = [[example[side] for example in made] for side in (0, 1)]
+            sizes = [np.array([*map(len, ids)], np.int64) for ids in sides]
+            ids = [np.concatenate(ids) for ids in sides]
+            yield ids[0], sizes[0], ids[1], sizes[1], np.array(soft, np.int64)
 
 
 def write_vectors(
     folder: str,
     splits: Mapping[str, str],
-    context: Context,
+    context: RelatedQueries,
     redraw: PrefixDraw | None = None,
 ) -> dict[str, int]:
     """The enhanced prefix of every distinct prefix of the splits, into folder/vectors.npy.

@@ -142,11 +142,6 @@ def test_mistakes_name_what_was_expected(made, tmp_path):
         ItemLoader(where, vocabulary="other")
     with pytest.raises(UserError, match="expected examples with items"):
         ItemLoader(str(tmp_path))
-    earlier = tmp_path / "onesug_query" / "train"
-    earlier.mkdir(parents=True)
-    (earlier / "meta.json").write_text('{"count": 60}')
-    with pytest.raises(UserError, match="of an earlier version; make them again"):
-        ItemLoader(str(tmp_path))
 
 
 def test_batches_are_those_of_plain_arrays(made):
