@@ -8,28 +8,12 @@ import pytest
 
 from onesug_jax.errors import UserError
 from onesug_jax.logs.history import with_history
-from onesug_jax.logs.schema import HISTORY, LOG_SCHEMA
+from onesug_jax.logs.schema import HISTORY
+from tests.log_rows import log_row, write_log
 
 
 def row(number, user, time, query, **more):
-    return {
-        "request_id": f"r{number:05d}",
-        "user_id": user,
-        "session_id": "s",
-        "timestamp_ms": time,
-        "prefix": query[:1],
-        "shown": [],
-        "query": query,
-        "clicked_position": None,
-        "clicked_items": [],
-        "ordered_items": [],
-        **more,
-    }
-
-
-def write(path, rows, *extra):
-    pq.write_table(pa.Table.from_pylist(rows, schema=pa.schema([*LOG_SCHEMA, *extra])), path)
-    return str(path)
+    return log_row(number, query, user_id=user, session_id="s", timestamp_ms=time, **more)
 
 
 def reference(one, everything, n):
@@ -76,7 +60,7 @@ def random_log(tmp_path_factory):
     files = {}
     for place, name in enumerate(("train", "dev", "test")):
         part = sorted(rows[place::3], key=lambda one: (one["timestamp_ms"], one["request_id"]))
-        files[write(folder / f"{name}.parquet", part)] = part
+        files[write_log(folder / f"{name}.parquet", part)] = part
     return files
 
 
@@ -96,7 +80,7 @@ def test_history_equals_the_reference_for_every_split(random_log, n):
 def test_a_user_across_batches_keeps_the_latest_ten_distinct(tmp_path):
     """70,000 rows of one user, more than one batch; repeats must not push others out."""
     many = [row(i, "u", i, f"q{i % 4}") for i in range(70_000)]
-    path = write(tmp_path / "log.parquet", many)
+    path = write_log(tmp_path / "log.parquet", many)
     reader = with_history([path], keep=path)
     batches = list(reader)
     assert len(batches) > 1
@@ -107,7 +91,7 @@ def test_a_user_across_batches_keeps_the_latest_ten_distinct(tmp_path):
 
 
 def test_a_row_with_its_own_history_uses_that_and_others_the_derived(tmp_path):
-    train = write(tmp_path / "train.parquet", [row(0, "u", 1, "early"), row(1, "u", 2, "late")])
+    train = write_log(tmp_path / "train.parquet", [row(0, "u", 1, "early"), row(1, "u", 2, "late")])
     own = pa.field(HISTORY, pa.list_(pa.string()))
     rows = [
         row(2, "u", 9, "x", history=["old", "new", "old", "newest"]),
@@ -115,14 +99,14 @@ def test_a_row_with_its_own_history_uses_that_and_others_the_derived(tmp_path):
         row(4, "u", 9, "z", history=[]),
         row(5, "", 9, "z", history=["given"]),
     ]
-    test = write(tmp_path / "test.parquet", rows, own)
+    test = write_log(tmp_path / "test.parquet", rows, own)
     got = with_history([train, test], keep=test, history=2).read_all()
     assert got["recent"].to_pylist() == [["newest", "old"], ["late", "early"], [], ["given"]]
     assert got[HISTORY].to_pylist()[0] == ["old", "new", "old", "newest"]
 
 
 def test_mistakes_are_named(tmp_path):
-    path = write(tmp_path / "log.parquet", [row(0, "u", 1, "a")])
+    path = write_log(tmp_path / "log.parquet", [row(0, "u", 1, "a")])
     with pytest.raises(UserError, match="expected one of the log files"):
         with_history([path], keep=str(tmp_path / "other.parquet"))
     with pytest.raises(UserError, match="nothing.parquet"):
@@ -131,6 +115,6 @@ def test_mistakes_are_named(tmp_path):
     pq.write_table(table, tmp_path / "raw.parquet")
     with pytest.raises(UserError, match="column 'query' is missing"):
         with_history([path, str(tmp_path / "raw.parquet")], keep=path)
-    late = write(tmp_path / "late.parquet", [row(0, "u", 2, "a"), row(1, "u", 1, "b")])
+    late = write_log(tmp_path / "late.parquet", [row(0, "u", 2, "a"), row(1, "u", 1, "b")])
     with pytest.raises(UserError, match="late.parquet: row 1 is of an earlier time"):
         with_history([late], keep=late).read_all()

@@ -18,6 +18,7 @@ from onesug_jax.logs.pairs import UNIT
 from onesug_jax.logs.schema import LOG_SCHEMA, Level, request_level
 from onesug_jax.logs.simulate import simulate
 from onesug_jax.logs.times import DAY_MS
+from tests.log_rows import log_row, write_log
 
 DEFAULTS = {
     "min_users": 1,
@@ -185,31 +186,24 @@ def make_rows(seed: int, count: int = 300, users: int = 25, items: int = 15) -> 
         query = texts[min(int(rng.expovariate(0.15)), len(texts) - 1)]
         clicked = rng.sample([f"i{n}" for n in range(items)], rng.choice([0, 0, 1, 2]))
         rows.append(
-            {
-                "request_id": f"r{number}",
+            log_row(
+                number,
+                query,
                 # The same names in three columns are three different visitors.
-                "user_id": rng.choice(["", *(f"n{n}" for n in range(users))]),
-                "session_id": rng.choice(["", "n1", "n2"]),
+                user_id=rng.choice(["", *(f"n{n}" for n in range(users))]),
+                session_id=rng.choice(["", "n1", "n2"]),
                 # Many at the same time, on two days.
-                "timestamp_ms": 1_700_000_000_000 + rng.randint(0, 60) + rng.choice([0, DAY_MS]),
-                "prefix": rng.choice(["", query[:1], query[:2], query, rng.choice(LETTERS)]),
-                "shown": [],
-                "query": query,
-                "clicked_position": None,
-                "clicked_items": clicked,
-                "ordered_items": clicked[: rng.choice([0, 0, 1])],
-            }
+                timestamp_ms=1_700_000_000_000 + rng.randint(0, 60) + rng.choice([0, DAY_MS]),
+                prefix=rng.choice(["", query[:1], query[:2], query, rng.choice(LETTERS)]),
+                clicked_items=clicked,
+                ordered_items=clicked[: rng.choice([0, 0, 1])],
+            )
         )
     return rows
 
 
-def write(path, rows: list[dict]) -> str:
-    pq.write_table(pa.Table.from_pylist(rows, LOG_SCHEMA), path)
-    return str(path)
-
-
 def mined(tmp_path, rows: list[dict], **settings) -> dict[str, list[tuple]]:
-    mine(write(tmp_path / "train.parquet", rows), str(tmp_path / "mined"), **settings)
+    mine(write_log(tmp_path / "train.parquet", rows), str(tmp_path / "mined"), **settings)
     return tables_in(tmp_path / "mined")
 
 
@@ -262,19 +256,9 @@ def test_a_large_relation_is_joined_in_parts_with_the_same_result(tmp_path, monk
 
 
 def row(number: int, query: str, prefix: str = "", **changed) -> dict:
-    return {
-        "request_id": f"r{number}",
-        "user_id": f"n{number}",
-        "session_id": "",
-        "timestamp_ms": 1_700_000_000_000 + number,
-        "prefix": prefix,
-        "shown": [],
-        "query": query,
-        "clicked_position": None,
-        "clicked_items": [],
-        "ordered_items": [],
-        **changed,
-    }
+    time = 1_700_000_000_000 + number
+    given = {"user_id": f"n{number}", "timestamp_ms": time, "prefix": prefix, **changed}
+    return log_row(number, query, **given)
 
 
 def test_swing_and_itemcf_by_hand(tmp_path):
@@ -298,7 +282,7 @@ def test_rare_texts_are_in_no_table(tmp_path):
     rows += [row(n, "tea", "te", clicked_items=["i"]) for n in range(10, 13)]
     rows += [row(20, "tea", "tea for", user_id="one"), row(21, "tea", "tea for", user_id="one")]
     settings = {"min_users": 2, "max_repeats": 9}
-    report = mine(write(tmp_path / "t", rows), str(tmp_path / "mined"), **settings)
+    report = mine(write_log(tmp_path / "t", rows), str(tmp_path / "mined"), **settings)
     every = repr(tables_in(tmp_path / "mined"))
     assert "secret" not in every and "'my'" not in every and "tea for" not in every
     assert "'tea'" in every
@@ -315,7 +299,7 @@ def test_a_robot_makes_nothing_popular(tmp_path):
     ]
     people = [row(2000 + n, "apple", "a") for n in range(6)]
     settings = {"max_repeats": 5, "min_users": 1}
-    report = mine(write(tmp_path / "t", robot + people), str(tmp_path / "mined"), **settings)
+    report = mine(write_log(tmp_path / "t", robot + people), str(tmp_path / "mined"), **settings)
     tables = tables_in(tmp_path / "mined")
     assert [found[:5] for found in tables["queries"]] == [
         ("ads", 5, 1, 2, 3),
@@ -342,7 +326,10 @@ def test_nameless_rows_of_a_day_are_one_visitor(tmp_path):
 
 def test_without_texts_of_enough_visitors_tables_are_empty(tmp_path):
     report = mine(
-        write(tmp_path / "t", make_rows(3)), str(tmp_path / "mined"), min_users=999, max_repeats=999
+        write_log(tmp_path / "t", make_rows(3)),
+        str(tmp_path / "mined"),
+        min_users=999,
+        max_repeats=999,
     )
     for name, schema in TABLES.items():
         table = read_table(str(tmp_path / "mined"), name)
@@ -410,7 +397,7 @@ def test_wrong_logs_are_named(tmp_path):
     with pytest.raises(UserError, match="text.*Parquet"):
         mine(str(tmp_path / "text"), out)
     with pytest.raises(UserError, match="t: expected rows.*none"):
-        mine(write(tmp_path / "t", []), out)
+        mine(write_log(tmp_path / "t", []), out)
     table = pa.Table.from_pylist([row(1, "tea")], LOG_SCHEMA)
     pq.write_table(table.drop_columns(["clicked_items"]), tmp_path / "t")
     with pytest.raises(UserError, match="'clicked_items' is missing.*ingest"):

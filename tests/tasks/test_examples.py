@@ -4,12 +4,10 @@ import collections
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 import pytest
 
 from onesug_jax.errors import UserError
 from onesug_jax.logs.completion import CompletionIndex
-from onesug_jax.logs.schema import LOG_SCHEMA
 from onesug_jax.retrieval.related import RelatedQueries
 from onesug_jax.tasks.examples import Examples, build_examples, write_vectors
 from onesug_jax.tasks.features import FeatureSpec, Featurizer, Request
@@ -17,6 +15,7 @@ from onesug_jax.tasks.kinds import id_kinds
 from onesug_jax.tasks.loader import Loader
 from onesug_jax.tasks.prefixes import PrefixDraw
 from onesug_jax.tasks.vocabulary import Vocabulary
+from tests.log_rows import log_row, write_log
 
 WORDS = ["lego", "lego train", "lego duplo", "red shoes", "red shirt", "手机壳", "手机", "rug"]
 SPEC = FeatureSpec(input_length=40, target_length=8, related=3, history=4)
@@ -27,13 +26,11 @@ def log(path, count, start, seed):
     rows = []
     for i in range(count):
         query = WORDS[rng.integers(len(WORDS))]
-        row = dict.fromkeys(LOG_SCHEMA.names)
-        row |= {"request_id": f"r{start + i}", "user_id": f"u{rng.integers(5)}", "session_id": "s"}
-        row |= {"timestamp_ms": start + i, "query": query, "prefix": query[: rng.integers(4)]}
-        row |= {"shown": [], "clicked_items": [], "ordered_items": []}
+        row = log_row(
+            start + i, query, user_id=f"u{rng.integers(5)}", prefix=query[: rng.integers(4)]
+        )
         rows.append({**row, "gender": ["f", "m", None][i % 3], "age": "30-39"})
-    schema = LOG_SCHEMA.append(pa.field("gender", pa.string())).append(pa.field("age", pa.string()))
-    pq.write_table(pa.Table.from_pylist(rows, schema=schema), path)
+    write_log(path, rows, ("gender", pa.string()), ("age", pa.string()))
     return rows
 
 
