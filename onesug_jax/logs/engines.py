@@ -56,8 +56,6 @@ class LogEngineConfig:
     def __post_init__(self):
         if self.name not in ENGINES:
             raise UserError(f"ENGINE = {self.name!r}: expected one of {', '.join(ENGINES)}.")
-        if self.workers < 0:
-            raise UserError(f"LogEngineConfig.workers = {self.workers}: expected 0 or more.")
 
 
 DEFAULT = LogEngineConfig()

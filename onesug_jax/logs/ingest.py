@@ -121,13 +121,6 @@ def ingest(
             f"ingest.dev_share={dev_share}, ingest.test_share={test_share}: expected shares of the "
             "rows, 0 or more and less than 1 in sum, so that some are left to train on."
         )
-    if profile is not None and (
-        isinstance(profile, str) or not all(isinstance(name, str) for name in profile)
-    ):
-        raise UserError(
-            f"ingest.profile={profile!r}: expected a list of column names, such as "
-            "--gin.ingest.profile=['gender','age']."
-        )
     log = os.path.expanduser(log)
     plausible = plausible_span(earliest, latest)
     if os.path.isdir(log) and os.path.realpath(log) == os.path.realpath(out):

@@ -84,8 +84,6 @@ class Loader:
         if layout not in LAYOUTS:
             raise UserError(f"layout: expected one of {', '.join(LAYOUTS)}; found {layout!r}.")
         self._rows = check_rows(batch_size, process_rows)
-        if seed < 0:
-            raise UserError(f"seed: expected 0 or more, found {seed}.")
         if multiple < 1 or min(buckets) < 1:
             raise UserError(
                 f"buckets, multiple: expected 1 or more, found buckets={buckets}, "

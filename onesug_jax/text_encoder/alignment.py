@@ -98,8 +98,6 @@ def align(
       UserError: a table, a folder or a setting does not fit, or `steps` is positive and there are
         no pairs to learn from.
     """
-    if steps < 0:
-        raise UserError(f"steps={steps}: expected 0 (no alignment) or more.")
     spec = spec or EncoderSpec()
     texts, pairs = read_pairs(mined)
     train, held = split(texts, pairs, held_out)

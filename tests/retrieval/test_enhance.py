@@ -71,7 +71,7 @@ def test_no_prefixes_and_vectors_of_zeros(log):
     assert zeros.tolist() == [[0.0] * 6]
 
 
-@pytest.mark.parametrize("bad", [{"weight": -0.1}, {"weight": 1.1}, {"k": 0}, {"k": 2.5}])
+@pytest.mark.parametrize("bad", [{"weight": -0.1}, {"weight": 1.1}, {"k": 0}])
 def test_bad_settings_are_named(bad):
     with pytest.raises(UserError, match=f"EnhanceConfig.{next(iter(bad))}"):
         EnhanceConfig(**bad)

@@ -246,7 +246,6 @@ def test_users_mistakes_say_what_to_do(tmp_path, folder):
         ({"mixture": {"shop_query": 0}}, "rates above 0"),
         ({"mixture": {"shop_nothing": 1}}, "task 'shop_nothing'.*no such file"),
         ({"split": "dev"}, "split 'dev'"),
-        ({"seed": -1}, "seed: expected 0"),
         ({"buckets": (0, 1)}, "buckets"),
         ({"vocabulary": "v2"}, "vocabulary v2, found v1"),
         ({"layout": "packed", "pack_input_length": 8}, "longest example"),

@@ -345,8 +345,6 @@ def test_without_pairs_the_tables_are_named(tmp_path):
     with pytest.raises(UserError, match=r"prefix_query.parquet and .*query_query.*steps=0"):
         run(folder, tmp_path / "out", 1)
     assert run(folder, tmp_path / "out", 0)["pairs"]["prefix"]["train"] == 0
-    with pytest.raises(UserError, match="steps=-1"):
-        run(folder, tmp_path / "out", -1)
 
 
 def test_tables_that_do_not_fit_are_named(tmp_path):
