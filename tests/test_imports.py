@@ -46,6 +46,22 @@ def test_the_serving_path_loads_no_tensorflow():
 
 @pytest.mark.long
 @pytest.mark.parametrize(
+    ("module", "heavy"),
+    [
+        ("tasks.vocabulary", ("jax", "pyarrow", "grain")),
+        ("tasks.features", ("jax", "pyarrow", "grain")),
+        ("tasks.examples", ("jax",)),
+        ("tasks.loader", ()),
+        ("semantic_ids.quantiser", ("jax", "pyarrow")),
+        ("semantic_ids.ids", ("jax", "pyarrow")),
+    ],
+)
+def test_what_loads_and_serves_stays_light(module, heavy):
+    assert loaded(f"import onesug_jax.{module}", (*HEAVY, *heavy)) == []
+
+
+@pytest.mark.long
+@pytest.mark.parametrize(
     "words", [["suggest", "--prefix=s"], ["doctor"], ["pretrain", "--help"]], ids=" ".join
 )
 def test_light_commands_load_no_tensorflow(words, tmp_path):

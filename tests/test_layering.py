@@ -37,9 +37,9 @@ MAY_IMPORT = {
 }
 ONLY_IN = {  # package -> the files that may import it
     "gin": ("configuration.py",),
-    "tensorflow": ("tasks/seqio_tasks.py",),
+    "tensorflow": ("tasks/seqio_shards.py",),
     "tensorflow_datasets": ("tasks/tfds_log.py",),
-    "seqio": ("tasks/seqio_tasks.py",),
+    "seqio": ("tasks/seqio_shards.py",),
 }
 
 

@@ -9,12 +9,12 @@ from __future__ import annotations
 import dataclasses
 import os
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
 from onesug_jax.decode.blocking import Terms
-from onesug_jax.decode.trie import TextRanks
+from onesug_jax.decode.trie import starting_with
 from onesug_jax.errors import UserError
 from onesug_jax.logs.schema import normalise_query
 from onesug_jax.tasks.features import Featurizer
@@ -97,30 +97,17 @@ class IndexedQueries:
 
     @classmethod
     def of(cls, queries: Mapping[str, int], featurizer: Featurizer) -> IndexedQueries:
-        """Of queries that normalise to one text, or are cut to the same ids, the most searched
-        stays (of equals the first).
+        """Of normalised queries that are cut to the same ids, the most searched stays (of equals
+        the first).
         """
         texts = sorted(queries)
         counts = np.fromiter((queries[text] for text in texts), np.int64, len(texts))
-        chosen = _most_searched(texts, counts)
-        texts, counts = [texts[i] for i in chosen], counts[chosen]
         tokens = featurizer.targets(texts)
         order = np.lexsort((np.arange(len(texts)), -counts, *tokens.T[::-1]))
         alike = np.zeros(len(texts), bool)
         alike[1:] = (tokens[order][1:] == tokens[order][:-1]).all(axis=1)
         first = np.sort(order[~alike])
         return cls([texts[i] for i in first], tokens[first], counts[first])
-
-
-def _most_searched(texts: Iterable[str], counts: np.ndarray) -> list[int]:
-    """Places of the texts that stay where several normalise to one."""
-    held: dict[str, int] = {}
-    for i, text in enumerate(texts):
-        same = normalise_query(text)
-        other = held.get(same)
-        if other is None or counts[i] > counts[other]:
-            held[same] = i
-    return sorted(held.values())
 
 
 class ClosedSet:
@@ -134,7 +121,6 @@ class ClosedSet:
     def __init__(self, texts: list[str], counts: np.ndarray, must_start: bool):
         """`must_start`: a prefix that texts start with gets none but those."""
         self.texts, self._counts, self._must_start = texts, counts, must_start
-        self._ranks = TextRanks(texts)
         self.shown = np.ones(len(texts), bool)
 
     def passing(self, shown: Filter | None) -> np.ndarray:
@@ -157,7 +143,7 @@ class ClosedSet:
     def interval(self, prefix: str) -> tuple[int, int]:
         """Ranks `low <= rank < high` of the texts this prefix may get."""
         if self._must_start:
-            low, high = self._ranks.starting_with(prefix)
+            low, high = starting_with(self.texts, prefix)
             if low < high:
                 return low, high
         return 0, len(self.texts)

@@ -210,18 +210,16 @@ class ItemSuggester:
         mesh, params, tables = self.replicas.of(len(tokens), self.params, self.tables)
         given = (params, tokens, items, tables, constraint)
         beams = _search_open(self.model, self._beams, mesh, *given)
-        vocabulary = self.featurizer.vocabulary
+        vocabulary, filters = self.featurizer.vocabulary, (self.passes, self.plausible)
         scores, sequences = np.asarray(beams.scores), np.asarray(beams.sequences)
         written: list[dict[str, float]] = [{} for _ in requests]
         for found, row_scores, row in zip(written, scores, sequences, strict=False):
             for score, sequence in zip(row_scores, row, strict=True):
                 text = written_query(vocabulary, sequence) if score > NEG_INF / 2 else ""
-                if text and text not in found and self._may_write(text):
-                    found[text] = float(score)
+                if text and text not in found:
+                    if all(allows is None or allows(text) for allows in filters):
+                        found[text] = float(score)
         return written
-
-    def _may_write(self, text: str) -> bool:
-        return all(allows is None or allows(text) for allows in (self.passes, self.plausible))
 
     def opening(self, requests: Sequence[Request], room: Room) -> Opening:
         """What the first softmax says of a batch, filled up to one of the shapes."""

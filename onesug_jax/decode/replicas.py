@@ -8,7 +8,7 @@ the program that one device would run for its rows.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -27,16 +27,11 @@ class Copies:
 
 
 class Replicas:
-    """The devices that share the batches of one model.
+    """The devices of this host, which share the batches of one model."""
 
-    Args:
-      devices: which; None: those of this host.
-    """
-
-    def __init__(self, devices: Sequence[jax.Device] | None = None):
-        if devices is None:
-            own = jax.process_index()
-            devices = [device for device in jax.devices() if device.process_index == own]
+    def __init__(self) -> None:
+        own = jax.process_index()
+        devices = [device for device in jax.devices() if device.process_index == own]
         self._mesh = Mesh(np.array(devices), (_AXIS,)) if len(devices) > 1 else None
         self._count = len(devices)
 

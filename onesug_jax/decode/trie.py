@@ -223,7 +223,7 @@ def build_trie(sequences: Sequence[Sequence[int]] | np.ndarray) -> tuple[Trie, n
     Args:
       sequences: distinct token sequences, each ending in a token no other sequence continues
         (end of sequence); or `[N, T]`, 0 behind their ends. Give them in the order of their texts
-        to use `TextRanks` with the trie.
+        to use `starting_with` with the trie.
 
     Returns:
       the trie, and `[N]` the rank of the sequence that ends at a node, or -1.
@@ -291,15 +291,12 @@ def build_trie(sequences: Sequence[Sequence[int]] | np.ndarray) -> tuple[Trie, n
     return trie, np.concatenate(ends)
 
 
-class TextRanks:
-    """Finds the interval of sorted texts that start with a prefix; the host's half of `between`."""
+def starting_with(sorted_texts: Sequence[str], prefix: str) -> tuple[int, int]:
+    """Ranks `low <= rank < high` of the texts that start with `prefix`; none: `low == high`.
 
-    def __init__(self, sorted_texts: Sequence[str]):
-        """Takes texts sorted by code point, in the order given to `build_trie`."""
-        self.texts = sorted_texts
-
-    def starting_with(self, prefix: str) -> tuple[int, int]:
-        """Ranks `low <= rank < high` of the texts that start with `prefix`; none: `low == high`."""
-        low = bisect.bisect_left(self.texts, prefix)
-        high = bisect.bisect_right(self.texts, prefix, lo=low, key=lambda s: s[: len(prefix)])
-        return low, high
+    `sorted_texts` by code point, in the order given to `build_trie`: the host's half of `between`.
+    """
+    low = bisect.bisect_left(sorted_texts, prefix)
+    return low, bisect.bisect_right(
+        sorted_texts, prefix, lo=low, key=lambda text: text[: len(prefix)]
+    )

@@ -34,7 +34,8 @@ from onesug_jax.evaluate.rows import (
 )
 from onesug_jax.logs import schema
 from onesug_jax.progress import Progress
-from onesug_jax.tasks.features import Context, make_requests
+from onesug_jax.retrieval.related import RelatedQueries
+from onesug_jax.tasks.features import make_requests
 
 METRICS = ("hr@16", "mrr@16", "ndcg@16", "success@10", "mrr@10")  # as `evaluate` gives them
 
@@ -92,7 +93,7 @@ def evaluate(
     suggesters: Mapping[str, Suggester],
     *,
     prefix_counts: Mapping[str, int],
-    context: Context | None = None,
+    context: RelatedQueries | None = None,
     k: int = 16,
     short_k: int = 10,
     indexed: int | None = None,
@@ -139,7 +140,7 @@ def score_rows(
     suggesters: Mapping[str, Suggester],
     *,
     prefix_counts: Mapping[str, int],
-    context: Context | None = None,
+    context: RelatedQueries | None = None,
     k: int = 16,
     block: int = 256,
     visible: Callable[[str], bool] = bool,

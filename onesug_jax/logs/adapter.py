@@ -82,29 +82,22 @@ class Adapter(abc.ABC):
         Raises:
           UserError: a column is missing or has a type that cannot be what the adapter needs.
         """
-        for name, kind in self.needs(source).items():
+        needed = self.needs(source)
+        for name, kind in {**needed, **self.optional}.items():
             accepts, expected = KINDS[kind]
-            if name not in source.columns:
-                found = ", ".join(source.columns)
+            found = source.columns.get(name)
+            if name not in source.columns and name in needed:
                 near = nearest(name, [one for one in source.columns if one not in self.columns()])
                 fix = f"Rename column {near!r} to {name!r}" if near else f"Add column {name!r}"
                 raise UserError(
                     f"{source.path}: column {name!r} is missing (adapter {self.name!r} expects "
-                    f"{expected} there); found: {found}. {fix}"
+                    f"{expected} there); found: {', '.join(source.columns)}. {fix}"
                     + (", null or an empty list where unknown." if kind in _MAY_BE_NULL else ".")
                 )
-            kind_found = source.columns[name]
-            if kind_found is not None and not accepts(kind_found):
+            if found is not None and not accepts(found):
                 raise UserError(
-                    f"{source.path}: column {name!r} should hold {expected}; found {kind_found}. "
+                    f"{source.path}: column {name!r} should hold {expected}; found {found}. "
                     + _FIXES.get(kind, f"Write it as {expected}.")
-                )
-        for name, kind in self.optional.items():
-            kind_found = source.columns.get(name)
-            if kind_found is not None and not KINDS[kind][0](kind_found):
-                expected = KINDS[kind][1]
-                raise UserError(
-                    f"{source.path}: column {name!r} should hold {expected}; found {kind_found}."
                 )
 
     def chunks(self, source: Source) -> Iterator[Chunk]:

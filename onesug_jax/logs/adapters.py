@@ -65,10 +65,13 @@ class SchemaLog(Adapter):
 
     def needs(self, source: Source) -> dict[str, str]:
         """The schema's columns, and every profile column in use, wherever it is required."""
-        wanted = self.profile
-        if wanted is None:
-            wanted = profile_columns(pa.schema([(name, pa.null()) for name in source.columns]))
-        return {**self.kinds, **dict.fromkeys(wanted, "scalar")}
+        return {**self.kinds, **dict.fromkeys(self._profile(source.columns), "scalar")}
+
+    def _profile(self, columns: Iterable[str]) -> Sequence[str]:
+        """The profile columns in use, of a file or chunk with these columns."""
+        if self.profile is not None:
+            return self.profile
+        return profile_columns(pa.schema([(name, pa.null()) for name in columns]))
 
     def convert(self, chunk: Chunk) -> Rows:
         """Each row as it stands."""
@@ -78,14 +81,10 @@ class SchemaLog(Adapter):
             "millis": functools.partial(moments, plausible=self.plausible, units=read.units),
         }
         table = {name: read(convert[self.kinds[name]], name) for name in REQUIRED}
-        if HISTORY in chunk.columns:
-            table[HISTORY] = read(to.text_lists, HISTORY)
-        if HISTORY_MINUTES in chunk.columns:
-            table[HISTORY_MINUTES] = read(to.number_lists, HISTORY_MINUTES)
-        wanted = self.profile
-        if wanted is None:
-            wanted = profile_columns(pa.schema([(name, pa.null()) for name in chunk.columns]))
-        table.update({name: read(to.profile_text, name) for name in wanted})
+        for name, lists in ((HISTORY, to.text_lists), (HISTORY_MINUTES, to.number_lists)):
+            if name in chunk.columns:
+                table[name] = read(lists, name)
+        table.update({name: read(to.profile_text, name) for name in self._profile(chunk.columns)})
         return read.rows(table)
 
 

@@ -228,17 +228,6 @@ class Clicks(Adapter):
             [len(text or "")] if typed else self._cuts(text, key)
             for text, key in zip(texts, keys, strict=True)
         ]
-        return self._rows(table, origin, texts, cuts, read, joined)
-
-    def _rows(
-        self,
-        table: dict[str, pa.Array],
-        origin: np.ndarray,
-        texts: list[str | None],
-        cuts: list[list[int]],
-        read: ChunkReader,
-        joined: int,
-    ) -> Rows:
         again = np.repeat(np.arange(len(texts)), [len(cut) for cut in cuts])
         table = {name: column.take(pa.array(again)) for name, column in table.items()}
         prefixes = [

@@ -12,7 +12,7 @@ from __future__ import annotations
 import collections
 import functools
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 
@@ -22,24 +22,18 @@ from onesug_jax.logs.texts import Texts, encode
 
 _TEXT, _OFFSETS, _COUNTS = "queries.txt", "offsets.npy", "counts.npy"
 _SMALL_RANGE = 256  # ranges up to this many queries are ranked each time, larger ones once
-_CACHED = 64  # how many of a large range are cached, if the caller asks for no more
-_LEAST = 256  # ranges cached, however long
+_CACHED = 65_536  # prefixes whose best are remembered
 
 
 class CompletionIndex:
     """Distinct queries in code point order with how often each was searched.
 
-    `queries`: a sequence of N strings, sorted; `counts`: [N] int64, all positive. `cache`: how many
-    prefixes' best are remembered, fewer where more than 64 of each are asked for.
+    `queries`: a sequence of N strings, sorted; `counts`: [N] int64, all positive.
     """
 
-    def __init__(self, queries: Texts, counts: np.ndarray, *, cache: int = 65_536):
+    def __init__(self, queries: Texts, counts: np.ndarray):
         self.queries, self.counts = queries, counts
-        self._cache = cache
-        self._prepare()
-
-    def _prepare(self) -> None:
-        self._ranked: dict[int, Callable[[int, int, int], np.ndarray]] = {}  # by their number
+        self._ranked = functools.lru_cache(maxsize=_CACHED)(self._rank)
 
     @classmethod
     def from_counts(cls, queries: Sequence[str], counts: Sequence[int]) -> CompletionIndex:
@@ -101,15 +95,8 @@ class CompletionIndex:
         Not to be written to: they are remembered.
         """
         first, last = self.range(prefix)
-        if last - first <= _SMALL_RANGE:
-            return self._rank(first, last, k)
-        cached = _CACHED
-        while cached < k:
-            cached *= 2
-        if cached not in self._ranked:
-            size = max(self._cache * _CACHED // cached, _LEAST)
-            self._ranked[cached] = functools.lru_cache(maxsize=size)(self._rank)
-        return self._ranked[cached](first, last, cached)[:k]
+        rank = self._rank if last - first <= _SMALL_RANGE else self._ranked
+        return rank(first, last, k)
 
     def _rank(self, first: int, last: int, k: int) -> np.ndarray:
         """Best k of queries[first:last] by (count, largest first; number, smallest first)."""
@@ -145,17 +132,3 @@ class CompletionIndex:
                 f"{folder}: the completion index is damaged ({error}); make it again"
             ) from error
         return cls(queries, counts)
-
-    def __getstate__(self) -> dict:
-        queries = self.queries
-        return {
-            "block": np.asarray(queries.block),
-            "offsets": np.asarray(queries.offsets),
-            "counts": np.asarray(self.counts),
-            "cache": self._cache,
-        }
-
-    def __setstate__(self, state: dict) -> None:
-        self.queries = Texts(state["block"], state["offsets"])
-        self.counts, self._cache = state["counts"], state["cache"]
-        self._prepare()

@@ -16,10 +16,7 @@ def connect(scratch: str, memory_limit: str) -> duckdb.DuckDBPyConnection:
     Raises:
       UserError: `memory_limit` is not a size.
     """
-    if not re.fullmatch(r"\s*\d+(\.\d+)?\s*[KMGT]i?B\s*", memory_limit, re.IGNORECASE):
-        raise UserError(
-            f"memory_limit={memory_limit!r}: expected a size such as '2GB' or '512MiB'."
-        )
+    mebibytes(memory_limit)
     return duckdb.connect(
         config={
             "memory_limit": memory_limit,
@@ -27,6 +24,14 @@ def connect(scratch: str, memory_limit: str) -> duckdb.DuckDBPyConnection:
             "autoinstall_known_extensions": False,
         }
     )
+
+
+def mebibytes(size: str) -> float:
+    """How many a size such as "4GB" is; UserError if it is not a size."""
+    found = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([KMGT])i?B\s*", size, re.IGNORECASE)
+    if not found:
+        raise UserError(f"memory_limit={size!r}: expected a size such as '2GB' or '512MiB'.")
+    return float(found[1]) * 1024 ** ("KMGT".index(found[2].upper()) - 1)
 
 
 def quoted(text: str) -> str:

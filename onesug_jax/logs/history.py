@@ -49,8 +49,6 @@ def with_history(log_files: Sequence[str], *, keep: str, history: int = 10) -> p
       UserError: a file is missing, is no Parquet file or lacks a column; `keep` is not among the
       files.
     """
-    if history < 0:
-        raise UserError(f"history={history}: expected 0 or more queries.")
     files = list(dict.fromkeys(os.path.abspath(path) for path in log_files))
     if os.path.abspath(keep) not in files:
         raise UserError(f"history of {keep!r}: expected one of the log files {[*log_files]}.")

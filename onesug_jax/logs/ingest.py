@@ -31,11 +31,10 @@ from onesug_jax.logs.database import connect
 from onesug_jax.logs.find import find_files
 from onesug_jax.logs.profile_choice import Verdict, choose_profile
 from onesug_jax.logs.readers import Chunk, Source
-from onesug_jax.logs.schema import validate
+from onesug_jax.logs.schema import SPLITS, validate
 from onesug_jax.logs.sift import drop_far_away, drop_repeats
 from onesug_jax.logs.splits import (
     BY_TIME,
-    SPLITS,
     Written,
     pool_of,
     schema_of,
@@ -121,13 +120,6 @@ def ingest(
         raise UserError(
             f"ingest.dev_share={dev_share}, ingest.test_share={test_share}: expected shares of the "
             "rows, 0 or more and less than 1 in sum, so that some are left to train on."
-        )
-    if profile is not None and (
-        isinstance(profile, str) or not all(isinstance(name, str) for name in profile)
-    ):
-        raise UserError(
-            f"ingest.profile={profile!r}: expected a list of column names, such as "
-            "--gin.ingest.profile=['gender','age']."
         )
     log = os.path.expanduser(log)
     plausible = plausible_span(earliest, latest)

@@ -56,8 +56,6 @@ def physical_lines(path: str) -> Iterator[tuple[int, str]]:
 
 def is_utf8(text: str) -> bool:
     """Whether the line was UTF-8 in its file."""
-    if text.isascii():
-        return True
     try:
         text.encode()
     except UnicodeEncodeError:

@@ -74,16 +74,15 @@ class MiningReport:
     pools: int
 
 
-def read_table(out: str, name: str) -> pa.Table:
-    """One mined table, its columns as `TABLES` has them.
+def read_table(out: str, name: str, columns: Sequence[str] | None = None) -> pa.Table:
+    """One of `TABLES`, with their types; all columns, or these.
 
     Raises:
-      UserError: no such table, or its file is missing or damaged.
+      UserError: its file is missing or damaged, or lacks a column.
     """
-    if name not in TABLES:
-        raise UserError(f"mined table {name!r}: expected one of {', '.join(TABLES)}.")
+    schema = pa.schema([TABLES[name].field(column) for column in columns or TABLES[name].names])
     with _reading(out, name) as path:
-        return pq.read_table(path).cast(TABLES[name])
+        return pq.read_table(path, columns=schema.names).cast(schema)
 
 
 def read_blocks(out: str, name: str, columns: Sequence[str]) -> Iterator[pa.RecordBatch]:

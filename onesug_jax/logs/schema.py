@@ -36,18 +36,8 @@ class Level(enum.IntEnum):
     ORDER = 5
 
 
-REQUIRED = (
-    "request_id",
-    "user_id",
-    "session_id",
-    "timestamp_ms",
-    "prefix",
-    "shown",
-    "query",
-    "clicked_position",
-    "clicked_items",
-    "ordered_items",
-)
+_WIDE = 0x2E7F  # from here on characters are of scripts without spaces between words
+SPLITS = ("train", "dev", "test")  # in the order of time
 
 # Optional column, list<string>, oldest first: the user's earlier queries as the log's owner
 # recorded them. Where a row has it (not null) it is used instead of the history derived from
@@ -75,6 +65,7 @@ LOG_SCHEMA = pa.schema(
         ("ordered_items", pa.list_(pa.string())),
     ]
 )
+REQUIRED = tuple(LOG_SCHEMA.names)
 
 
 def normalise_query(text: str) -> str:
@@ -95,6 +86,19 @@ def normalise_prefix(text: str) -> str:
     """
     body = normalise_query(text)
     return body + " " if body and text[-1].isspace() else body
+
+
+def is_wide(text: str) -> bool:
+    """Whether a text is of scripts without spaces between words (Chinese, Japanese)."""
+    return sum(ord(character) > _WIDE for character in text) * 2 > len(text)
+
+
+def split_words(text: str) -> list[str]:
+    """The words of a text; of a wide one every two neighbouring characters."""
+    if not is_wide(text):
+        return text.split()
+    compact = text.replace(" ", "")
+    return [compact[i : i + 2] for i in range(max(1, len(compact) - 1))]
 
 
 def profile_columns(schema: pa.Schema) -> list[str]:
@@ -160,7 +164,7 @@ def validate(
         for row in np.flatnonzero(bad).tolist():
             reasons.setdefault(row, reason)
 
-    columns = {name: _chunk(table[name]) for name in table.column_names}
+    columns = {name: table[name].combine_chunks() for name in table.column_names}
     flag(_is_blank(columns["request_id"]), "missing request_id")
     times = columns["timestamp_ms"]
     flag(_mask(times.is_null()), "missing timestamp_ms")
@@ -231,10 +235,6 @@ def _minutes(minutes: pa.Array, history: pa.Array | None, rows: int) -> tuple[pa
         both = zip(ages, past or (), strict=False)
         out.append([age for age, text in both if normalise_query(text or "")])
     return pa.array(out, minutes.type), unlike
-
-
-def _chunk(column: pa.ChunkedArray) -> pa.Array:
-    return column.chunk(0) if column.num_chunks == 1 else column.combine_chunks()
 
 
 def _mask(booleans: pa.Array) -> np.ndarray:

@@ -11,11 +11,10 @@ import pyarrow.parquet as pq
 
 from onesug_jax.errors import UserError
 from onesug_jax.logs.database import named
-from onesug_jax.logs.schema import HISTORY, HISTORY_MINUTES, LOG_SCHEMA
+from onesug_jax.logs.schema import HISTORY, HISTORY_MINUTES, LOG_SCHEMA, SPLITS
 from onesug_jax.logs.staging import SPLIT, Staging
 from onesug_jax.logs.times import day
 
-SPLITS = ("train", "dev", "test")
 BY_TIME = -1
 ROW_GROUP = 65_536
 

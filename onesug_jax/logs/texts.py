@@ -73,23 +73,18 @@ class Texts(Sequence):
         np.save(offsets_path, self.offsets)
 
     @staticmethod
-    def write(text_path: str, offsets_path: str, texts: Iterable[str], what: str) -> np.ndarray:
-        """Write what `load` opens, text by text; return the rows that were written.
-
-        Of repeated texts in a row the first is written.
+    def write(text_path: str, offsets_path: str, texts: Iterable[str], what: str) -> None:
+        """Write what `load` opens, text by text.
 
         Args:
           text_path, offsets_path: the two files.
-          texts: in byte order.
+          texts: in byte order, each once.
           what: "queries", for messages.
-
-        Returns:
-          [N] int64, row numbers in `texts` of the N written.
 
         Raises:
           UserError: the texts are out of order, or one holds a line end.
         """
-        written, lengths, before = [], [0], None
+        lengths, before = [0], None
         with open(text_path, "wb") as file:
             for row, text in enumerate(texts):
                 encoded = encode(text)
@@ -99,19 +94,15 @@ class Texts(Sequence):
                         "log again, which cleans texts."
                     )
                 if before is not None and encoded <= before:
-                    if encoded == before:
-                        continue
                     raise UserError(
-                        f"{what}, row {row}: expected byte order, found {text!r} after "
-                        f"{before.decode('utf-8', 'surrogatepass')!r}. Sort them (and the rows "
-                        "that belong to them) by their UTF-8 bytes."
+                        f"{what}, row {row}: expected byte order, each text once; found {text!r} "
+                        f"after {before.decode('utf-8', 'surrogatepass')!r}. Sort them (and the "
+                        "rows that belong to them) by their UTF-8 bytes."
                     )
                 file.write(encoded + b"\n")
-                written.append(row)
                 lengths.append(len(encoded) + 1)
                 before = encoded
         np.save(offsets_path, np.cumsum(lengths, dtype=np.int64))
-        return np.array(written, np.int64)
 
     @classmethod
     def load(cls, text_path: str, offsets_path: str) -> Texts:

@@ -10,23 +10,16 @@ from __future__ import annotations
 
 import collections
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Protocol
+from typing import TYPE_CHECKING
 
 import numpy as np
 
+if TYPE_CHECKING:
+    from onesug_jax.logs.asof.completions import Completions
+    from onesug_jax.logs.completion import CompletionIndex
+
 _LETTERS = 64  # most letters tried in a place; scripts of thousands are not tried through
 _SAMPLE = 20_000  # queries that the letters are taken from
-
-
-class Beginnings(Protocol):
-    """Queries, and what they start with (`completion.CompletionIndex` and `asof.completions`)."""
-
-    @property
-    def queries(self) -> Sequence[str]:
-        """All queries."""
-
-    def starts(self, prefix: str) -> bool:
-        """Whether any query starts with `prefix`."""
 
 
 class Corrections:
@@ -36,7 +29,7 @@ class Corrections:
       completions: the indexed queries; the letters tried are those they have now.
     """
 
-    def __init__(self, completions: Beginnings):
+    def __init__(self, completions: CompletionIndex | Completions):
         self._completions = completions
         self._letters = _letters(completions.queries)
 

@@ -20,16 +20,13 @@ New rows, for tokens that a pretrained model does not know, are made by `with_ro
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
-from safetensors import SafetensorError, safe_open
-from safetensors.numpy import save_file
 
 from onesug_jax.errors import UserError
 from onesug_jax.files import atomic_path, write_json
@@ -43,8 +40,15 @@ from onesug_jax.model.hf_config import (
     read_json,
     scales_outputs,
 )
+from onesug_jax.model.safetensor_files import (
+    WEIGHTS,
+    Stored,
+    Tensor,
+    opened,
+    read_tensors,
+    write_tensors,
+)
 
-WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
 _TABLE, _HEAD = "shared.weight", "lm_head.weight"
 _COPIES = ("encoder.embed_tokens.weight", "decoder.embed_tokens.weight")  # of the table
 # Original T5 saved it; no version reads it.
@@ -74,47 +78,18 @@ class Report:
         return "\n".join([first, *self.notes])
 
 
-# ------------------------------------------------------------------ tensors
-
-
-@dataclasses.dataclass(frozen=True)
-class _Tensor:
-    """One parameter: the tensors it is stacked from, their shape in the file, and ours."""
-
-    names: tuple[str, ...]
-    shape: tuple[int, ...]
-    ours: tuple[int, ...]  # of one layer
-    stacked: bool
-    transposed: bool = False
-
-    def read(self, values: list[np.ndarray]) -> np.ndarray:
-        """The file's arrays as ours, float32."""
-        parts = [
-            (value.T if self.transposed else value).astype(np.float32).reshape(self.ours)
-            for value in values
-        ]
-        return np.stack(parts) if self.stacked else np.ascontiguousarray(parts[0])
-
-    def write(self, value: np.ndarray) -> list[np.ndarray]:
-        """Our array as the file's, one a name."""
-        parts = list(value) if self.stacked else [value]
-        flat = self.shape[::-1] if self.transposed else self.shape
-        parts = [part.reshape(flat) for part in parts]
-        return [np.ascontiguousarray(part.T if self.transposed else part) for part in parts]
-
-
-def tensors(config: ModelConfig) -> dict[tuple[str, ...], _Tensor]:
+def tensors(config: ModelConfig) -> dict[tuple[str, ...], Tensor]:
     """Where each parameter of a T5 of these sizes stands in the file.
 
     The table's and the head's factors are not applied here: `read_t5` and `write_t5` apply them.
     """
     c = config
     width, heads, inner = (c.d_model,), (c.num_heads, c.head_dim), (c.d_ff,)
-    found: dict[tuple[str, ...], _Tensor] = {}
+    found: dict[tuple[str, ...], Tensor] = {}
 
     def put(where: tuple[str, ...], names: list[str], shape, ours=None, transposed=False) -> None:
         stacked = where[0] in ("encoder", "decoder")
-        found[where] = _Tensor(tuple(names), shape, ours or shape, stacked, transposed)
+        found[where] = Tensor(tuple(names), shape, ours or shape, stacked, transposed)
 
     def dense(where: tuple[str, ...], names: list[str], before, after) -> None:
         shape = (int(np.prod(after)), int(np.prod(before)))
@@ -175,7 +150,7 @@ def read_t5(folder: str) -> tuple[ModelConfig, dict, Report]:
     place = os.path.join(folder, CONFIG)
     stated = read_json(place)
     config, family = make_config(place, stated), family_of(place, stated)
-    with _opened(folder) as (stored, where):
+    with opened(folder) as (stored, where):
         own = _HEAD in stored
         scaled = scales_outputs(stated, family, own)
         # config.json says that the head is the table, or it must be there.
@@ -185,10 +160,9 @@ def read_t5(folder: str) -> tuple[ModelConfig, dict, Report]:
         copied = tied and not scaled
         if copied:  # read with the table
             wanted.pop(("head",))
-        _compare_names(where, stored, wanted)
-        flat = {path: _read_tensor(where, stored, tensor) for path, tensor in wanted.items()}
+        flat = read_tensors(where, stored, wanted, (*_COPIES, *_IGNORED))
         _check_copies(where, stored, flat[("embedding",)])
-        precision = "/".join(sorted({stored[n].kind(n) for t in wanted.values() for n in t.names}))
+        precision = "/".join(sorted({stored[n].kind() for t in wanted.values() for n in t.names}))
     values = sum(value.size for value in flat.values())
     factor = np.float32(config.d_model**0.5)
     if copied:
@@ -209,104 +183,13 @@ def read_t5(folder: str) -> tuple[ModelConfig, dict, Report]:
     return config, unflatten_dict(flat), Report(family, count, values, precision, tuple(notes))
 
 
-@dataclasses.dataclass(frozen=True)
-class _File:
-    """One open safetensors file."""
-
-    path: str
-    handle: Any
-
-    def shape(self, name: str) -> tuple[int, ...]:
-        return tuple(self.handle.get_slice(name).get_shape())
-
-    def kind(self, name: str) -> str:
-        return self.handle.get_slice(name).get_dtype()
-
-    def value(self, name: str) -> np.ndarray:
-        return self.handle.get_tensor(name)
-
-
-@contextlib.contextmanager
-def _opened(folder: str) -> Iterator[tuple[dict[str, _File], str]]:
-    """Which open file holds each tensor, and what to call them all in a message."""
-    index, whole = os.path.join(folder, INDEX), os.path.join(folder, WEIGHTS)
-    stated: dict[str, str] = {}
-    if os.path.isfile(whole):
-        place, paths = whole, [whole]
-    elif os.path.isfile(index):
-        place = index
-        stated = read_json(index).get("weight_map") or {}
-        paths = [os.path.join(folder, name) for name in sorted(set(stated.values()))]
-        if not paths:
-            raise UserError(f"{index}: expected a weight_map with files, found none; copy it again")
-    else:
-        raise UserError(
-            f"{whole}: expected the model's weights, found no such file; give a folder with "
-            f"{CONFIG} and {WEIGHTS}, or {INDEX} and its shards (a pytorch_model.bin is converted "
-            "by transformers: from_pretrained, then save_pretrained)."
-        )
-    stored: dict[str, _File] = {}
-    with contextlib.ExitStack() as stack:
-        path = place
-        try:
-            for path in paths:
-                if not os.path.isfile(path):
-                    raise UserError(f"{path}: {INDEX} names it, and there is no such file.")
-                file = _File(path, stack.enter_context(safe_open(path, framework="numpy")))
-                stored |= dict.fromkeys(file.handle.keys(), file)
-            lost = sorted(n for n, f in stated.items() if f != _basename(stored.get(n)))
-            if lost:
-                raise UserError(
-                    f"{index}: {lost[0]} should lie in {stated[lost[0]]}, and does not "
-                    f"({len(lost)} such); the files are not of one model."
-                )
-            yield stored, place
-        except SafetensorError as error:
-            raise UserError(
-                f"{path}: expected a safetensors file; reading it failed: {error}. Copy it again."
-            ) from error
-
-
-def _basename(file: _File | None) -> str | None:
-    return None if file is None else os.path.basename(file.path)
-
-
-def _read_tensor(place: str, stored: Mapping[str, _File], tensor: _Tensor) -> np.ndarray:
-    for name in tensor.names:
-        found = stored[name].shape(name)
-        if found != tensor.shape:
-            raise UserError(
-                f"{stored[name].path}: tensor {name} is {list(found)}, but {CONFIG} beside it asks "
-                f"for {list(tensor.shape)}; the two files are not of one model."
-            )
-    return tensor.read([stored[name].value(name) for name in tensor.names])
-
-
-def _check_copies(place: str, stored: Mapping[str, _File], table: np.ndarray) -> None:
+def _check_copies(place: str, stored: Mapping[str, Stored], table: np.ndarray) -> None:
     """Some versions save the table once a side; a side with a table of its own is another model."""
     for name in _COPIES:
-        if name in stored and not np.array_equal(stored[name].value(name).astype("f4"), table):
+        if name in stored and not np.array_equal(stored[name].value().astype("f4"), table):
             raise UserError(
                 f"{place}: {name} differs from {_TABLE}; supported is one table for both sides."
             )
-
-
-def _compare_names(
-    place: str, stored: Mapping[str, _File], wanted: Mapping[tuple[str, ...], _Tensor]
-) -> None:
-    names = [name for tensor in wanted.values() for name in tensor.names]
-    missing = [name for name in names if name not in stored]
-    surplus = sorted(set(stored) - {*names, *_COPIES, *_IGNORED})
-    if missing or surplus:
-        wrong = []
-        for what, found in (("missing", missing), ("too many", surplus)):
-            if found:
-                more = f" and {len(found) - 3} more" if len(found) > 3 else ""
-                wrong.append(f"{what}: {', '.join(found[:3])}{more}")
-        raise UserError(
-            f"{place}: the tensors do not fit {CONFIG} beside it: {'; '.join(wrong)}. The two "
-            "are not of one model."
-        )
 
 
 # ------------------------------------------------------------------ more rows
@@ -368,10 +251,7 @@ def write_t5(folder: str, config: ModelConfig, params: Mapping[str, Any]) -> Non
     flat[("embedding",)] = flat[("embedding",)] * factor
     if config.positions_per_layer and not config.tie_embeddings:
         flat[("head",)] = flat[("head",)] * factor
-    arrays: dict[str, np.ndarray] = {}
-    for where, tensor in wanted.items():
-        arrays |= dict(zip(tensor.names, tensor.write(flat[where]), strict=True))
     for name, content in config_files(config).items():
         write_json(os.path.join(folder, name), content)
     with atomic_path(os.path.join(folder, WEIGHTS)) as path:
-        save_file(arrays, path, metadata={"format": "pt"})
+        write_tensors(path, wanted, flat)

@@ -42,7 +42,7 @@ class EnhanceConfig:
     def __post_init__(self) -> None:
         if not 0 <= self.weight <= 1:
             raise UserError(f"EnhanceConfig.weight={self.weight!r}: expected a number from 0 to 1.")
-        if self.k != int(self.k) or self.k < 1:
+        if self.k < 1:
             raise UserError(
                 f"EnhanceConfig.k={self.k!r}: expected 1 or more queries; for plain prefixes set "
                 "EnhanceConfig.weight=0."

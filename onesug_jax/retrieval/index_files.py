@@ -1,14 +1,12 @@
-"""The files of a prefix index: written beside the old ones, moved at the end, checked on opening.
+"""The files of a prefix index, checked on opening.
 
 Every array is one .npy file, so that it opens by memory map; texts are `logs.texts`'s; index.json
-says what shapes to expect, how to search and what the index was made from. It goes away first and
-comes back last: a folder without it holds no index. What the arrays mean is `prefix_index.py`'s
-and `id_tree.py`'s (PAPER.md section 2).
+says what shapes to expect, how to search and what the index was made from: a folder without it
+holds no index. What the arrays mean is `prefix_index.py`'s and `id_tree.py`'s (PAPER.md section 2).
 """
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import os
 from collections.abc import Iterable, Mapping, Sequence
@@ -17,11 +15,11 @@ from typing import Any
 import numpy as np
 
 from onesug_jax.errors import UserError, check_refused
-from onesug_jax.files import atomic_files, atomic_path, read_json, write_json
+from onesug_jax.files import atomic_path, read_json, write_json
 from onesug_jax.logs.texts import Texts
 from onesug_jax.progress import Progress
 from onesug_jax.retrieval.enhance import EnhanceConfig
-from onesug_jax.retrieval.id_tree import IdTree, expected_codewords, ranges
+from onesug_jax.retrieval.id_tree import IdTree, expected_codewords
 from onesug_jax.retrieval.tree_search import KINDS, SearchConfig, StoredVectors
 from onesug_jax.semantic_ids.quantiser import Quantiser
 
@@ -34,169 +32,140 @@ ARRAYS = (
 )
 
 
-class Writer:
-    """Writes the parts of an index out of sight; leaving the context without error shows them.
+def put(folder: str, name: str, array: np.ndarray) -> None:
+    """Write one array."""
+    np.save(os.path.join(folder, f"{name}.npy"), array)
 
-    Attributes:
-      path: where the files are while they are being written.
-      query_rows, prefix_rows: which rows of the inputs are indexed (all, unless some are repeated).
+
+def put_blocks(
+    folder: str, name: str, shape: tuple, dtype: Any, blocks: Iterable[np.ndarray]
+) -> None:
+    """Write one array from blocks of its rows."""
+    # Not in place: a memory map of the present file may be what makes the blocks.
+    with atomic_path(os.path.join(folder, f"{name}.npy")) as path:
+        out = np.lib.format.open_memmap(path, "w+", dtype, shape)
+        at = 0
+        for block in blocks:
+            out[at : at + len(block)] = block
+            at += len(block)
+        out.flush()
+
+
+def put_queries(
+    folder: str,
+    queries: Sequence[str],
+    embeddings: np.ndarray,
+    ids: np.ndarray,
+    quantiser: Quantiser,
+    config: SearchConfig,
+    kind: str,
+) -> list[int]:
+    """Texts of the queries, the tree over them, their vectors in its order, and codewords; returns
+    how many nodes each level of the tree has.
     """
-
-    def __init__(self, folder: str):
-        self.folder = folder
-        self.query_rows = self.prefix_rows = np.zeros(0, np.int64)
-        self._nodes: list[int] = []
-        self._given: dict[str, int] = {}  # how many texts the caller gave, repeated ones too
-
-    def __enter__(self) -> Writer:
-        with contextlib.ExitStack() as stack:
-            self.path = stack.enter_context(atomic_files(self.folder, ABOUT))
-            self._publish = stack.pop_all()
-        return self
-
-    def __exit__(self, kind, error, traceback) -> None:
-        self._publish.__exit__(kind, error, traceback)
-
-    def put(self, name: str, array: np.ndarray) -> None:
-        """Write one array."""
-        np.save(os.path.join(self.path, f"{name}.npy"), array)
-
-    def put_blocks(self, name: str, shape: tuple, dtype: Any, blocks: Iterable[np.ndarray]) -> None:
-        """Write one array from blocks of its rows."""
-        # Not in place: a memory map of the present file may be what makes the blocks.
-        with atomic_path(os.path.join(self.path, f"{name}.npy")) as path:
-            out = np.lib.format.open_memmap(path, "w+", dtype, shape)
-            at = 0
-            for block in blocks:
-                out[at : at + len(block)] = block
-                at += len(block)
-            out.flush()
-
-    def put_queries(
-        self, queries: Sequence[str], embeddings: np.ndarray, ids: np.ndarray, kind: str
-    ) -> None:
-        """Texts of the queries; vectors come with the tree, whose order they have."""
-        if kind not in KINDS:
-            raise UserError(f"vectors={kind!r}: expected one of {tuple(KINDS)}.")
-        self._kind = kind
-        self.query_rows = self._texts("queries", queries, embeddings=embeddings, ids=ids)
-        if not len(self.query_rows):
-            raise UserError(
-                "queries: expected at least one indexed query, found none. Mine a log with rows."
-            )
-
-    def put_tree(
-        self, ids: np.ndarray, embeddings: np.ndarray, quantiser: Quantiser, config: SearchConfig
-    ) -> None:
-        """The tree over the indexed queries, their vectors in its order, and codewords."""
-        if len(self.query_rows) != len(ids):
-            ids = ids[self.query_rows]
-        if config.measure == "cosine":
-            shown = _Rows(embeddings, self.query_rows)
-            words = expected_codewords(ids, shown, *quantiser.codebooks.shape[:2])
-        else:
-            words = quantiser.codebooks
-        tree = IdTree.build(ids, words)
-        self._nodes = tree.nodes()
-        for name, array in tree.arrays().items():
-            self.put(name, array)
-        places = np.empty_like(tree.rows)
-        places[tree.rows] = np.arange(len(places), dtype=places.dtype)
-        self.put("places", places)
-        self.put("codewords", words)
-        scales = np.empty(len(tree), np.float32)
-        progress = Progress("index", len(tree), "vectors stored")
-
-        def stored() -> Iterable[np.ndarray]:
-            for begin in range(0, len(tree), _BLOCK):
-                rows = self.query_rows[tree.rows[begin : begin + _BLOCK]]
-                block = _finite(embeddings[rows], rows, "embeddings")
-                stored = StoredVectors.of(block, self._kind)
-                scales[begin : begin + _BLOCK] = stored.scales
-                yield stored.rows
-                progress.add(len(rows))
-            progress.close()
-
-        self.put_blocks("vectors", (len(tree), embeddings.shape[1]), KINDS[self._kind], stored())
-        self.put("scales", scales)
-        quantiser.save(self.path)
-
-    def put_prefixes(self, prefixes: Sequence[str], vectors: np.ndarray) -> None:
-        """Texts and own vectors e_p of the prefixes, as float16."""
-        rows = self.prefix_rows = self._texts("prefixes", prefixes, prefix_vectors=vectors)
-        blocks = (rows[begin : begin + _BLOCK] for begin in range(0, len(rows), _BLOCK))
-        self.put_blocks(
-            "prefix_vectors",
-            (len(rows), np.shape(vectors)[1]),
-            np.float16,
-            (_finite(vectors[block], block, "prefix_vectors") for block in blocks),
+    if kind not in KINDS:
+        raise UserError(f"vectors={kind!r}: expected one of {tuple(KINDS)}.")
+    _put_texts(folder, "queries", queries, embeddings=embeddings, ids=ids)
+    if not len(queries):
+        raise UserError(
+            "queries: expected at least one indexed query, found none. Mine a log with rows."
         )
+    words = quantiser.codebooks
+    if config.measure == "cosine":
+        words = expected_codewords(ids, embeddings, *words.shape[:2])
+    tree = IdTree.build(ids, words)
+    for name, array in tree.arrays().items():
+        put(folder, name, array)
+    places = np.empty_like(tree.rows)
+    places[tree.rows] = np.arange(len(places), dtype=places.dtype)
+    put(folder, "places", places)
+    put(folder, "codewords", words)
+    scales = np.empty(len(tree), np.float32)
+    progress = Progress("index", len(tree), "vectors stored")
 
-    def put_pairs(self, offsets: np.ndarray, numbers: np.ndarray) -> None:
-        """Queries that co-occur with each indexed prefix, renumbered where some were dropped."""
-        offsets, numbers = np.asarray(offsets), np.asarray(numbers)
-        fits = len(offsets) == self._given["prefixes"] + 1 and int(offsets[0]) == 0
-        if not fits or (np.diff(offsets) < 0).any() or int(offsets[-1]) != len(numbers):
+    def stored() -> Iterable[np.ndarray]:
+        for begin in range(0, len(tree), _BLOCK):
+            rows = tree.rows[begin : begin + _BLOCK]
+            found = StoredVectors.of(_finite(embeddings[rows], rows, "embeddings"), kind)
+            scales[begin : begin + _BLOCK] = found.scales
+            yield found.rows
+            progress.add(len(rows))
+        progress.close()
+
+    put_blocks(folder, "vectors", (len(tree), embeddings.shape[1]), KINDS[kind], stored())
+    put(folder, "scales", scales)
+    quantiser.save(folder)
+    return tree.nodes()
+
+
+def put_prefixes(folder: str, prefixes: Sequence[str], vectors: np.ndarray) -> None:
+    """Texts and own vectors e_p of the prefixes, as float16."""
+    _put_texts(folder, "prefixes", prefixes, prefix_vectors=vectors)
+    numbers = np.arange(len(prefixes))
+    blocks = (numbers[begin : begin + _BLOCK] for begin in range(0, len(numbers), _BLOCK))
+    put_blocks(
+        folder,
+        "prefix_vectors",
+        np.shape(vectors),
+        np.float16,
+        (_finite(vectors[block], block, "prefix_vectors") for block in blocks),
+    )
+
+
+def put_pairs(
+    folder: str, offsets: np.ndarray, numbers: np.ndarray, prefixes: int, queries: int
+) -> None:
+    """Queries that co-occur with each prefix, of so many prefixes and queries."""
+    offsets, numbers = np.asarray(offsets), np.asarray(numbers)
+    fits = len(offsets) == prefixes + 1 and int(offsets[0]) == 0
+    if not fits or (np.diff(offsets) < 0).any() or int(offsets[-1]) != len(numbers):
+        raise UserError(
+            f"pair_offsets: expected one more than prefixes, rising from 0 to {len(numbers)} "
+            f"(the pairs), found {len(offsets)} numbers ending in {offsets[-1:].tolist()}."
+        )
+    if len(numbers) and not 0 <= int(numbers.min()) <= int(numbers.max()) < queries:
+        raise UserError(
+            f"pair_queries: expected row numbers from 0 to {queries - 1}, found "
+            f"{int(numbers.min())} to {int(numbers.max())}. Mine pairs and queries in one run."
+        )
+    put(folder, "pair_offsets", offsets.astype(np.int64))
+    put(folder, "pair_queries", numbers.astype(np.int32))
+
+
+def describe(
+    folder: str,
+    nodes: Sequence[int],
+    search: SearchConfig,
+    enhance: EnhanceConfig,
+    fingerprints: Mapping[str, str],
+) -> None:
+    """Write index.json about the files that are there."""
+    arrays = {}
+    for name in ARRAYS:
+        array = np.load(os.path.join(folder, f"{name}.npy"), mmap_mode="r")
+        arrays[name] = [array.dtype.name, list(array.shape)]
+    about = {
+        "format": _FORMAT,
+        "queries": arrays["rows"][1][0],
+        "prefixes": arrays["prefix_vectors"][1][0],
+        "nodes": list(nodes),
+        "arrays": arrays,
+        "search": dataclasses.asdict(search),
+        "enhance": dataclasses.asdict(enhance),
+        "fingerprints": dict(fingerprints),
+    }
+    write_json(os.path.join(folder, ABOUT), about, indent=1, ensure_ascii=False)
+
+
+def _put_texts(folder: str, name: str, texts: Sequence[str], **beside: np.ndarray) -> None:
+    """Write texts; UserError unless the arrays have a row for each."""
+    for what, array in beside.items():
+        if np.ndim(array) != 2 or len(array) != len(texts):
             raise UserError(
-                f"pair_offsets: expected one more than prefixes, rising from 0 to {len(numbers)} "
-                f"(the pairs), found {len(offsets)} numbers ending in {offsets[-1:].tolist()}."
+                f"{what}: expected one row for each of {len(texts)} {name}, found shape "
+                f"{np.shape(array)}. Make them in one run."
             )
-        given = self._given["queries"]
-        if len(numbers) and not 0 <= int(numbers.min()) <= int(numbers.max()) < given:
-            raise UserError(
-                f"pair_queries: expected row numbers from 0 to {given - 1}, found "
-                f"{int(numbers.min())} to {int(numbers.max())}. Mine pairs and queries in one run."
-            )
-        many = np.diff(offsets)[self.prefix_rows]
-        places = ranges(np.asarray(offsets[:-1], np.int64)[self.prefix_rows], many)
-        renumbered = np.searchsorted(self.query_rows, numbers[places], side="right") - 1
-        self.put("pair_offsets", np.concatenate([[0], np.cumsum(many)]).astype(np.int64))
-        self.put("pair_queries", renumbered.astype(np.int32))
-
-    def describe(
-        self, search: SearchConfig, enhance: EnhanceConfig, fingerprints: Mapping[str, str]
-    ) -> None:
-        """Write index.json about the files that are there."""
-        arrays = {}
-        for name in ARRAYS:
-            array = np.load(os.path.join(self.path, f"{name}.npy"), mmap_mode="r")
-            arrays[name] = [array.dtype.name, list(array.shape)]
-        about = {
-            "format": _FORMAT,
-            "queries": len(self.query_rows),
-            "prefixes": len(self.prefix_rows),
-            "nodes": self._nodes,
-            "arrays": arrays,
-            "search": dataclasses.asdict(search),
-            "enhance": dataclasses.asdict(enhance),
-            "fingerprints": dict(fingerprints),
-        }
-        write_json(os.path.join(self.path, ABOUT), about, indent=1, ensure_ascii=False)
-
-    def _texts(self, name: str, texts: Sequence[str], **beside: np.ndarray) -> np.ndarray:
-        """Write texts; UserError unless the arrays have a row for each."""
-        for what, array in beside.items():
-            if np.ndim(array) != 2 or len(array) != len(texts):
-                raise UserError(
-                    f"{what}: expected one row for each of {len(texts)} {name}, found shape "
-                    f"{np.shape(array)}. Make them in one run."
-                )
-        self._given[name] = len(texts)
-        rows = Texts.write(*_text_files(self.path, name), texts, name)
-        if len(rows) < len(texts):
-            print(f"index: left out {len(texts) - len(rows):,} repeated {name}")
-        return rows
-
-
-class _Rows:
-    """Some rows of an array, as an array; nothing is copied until it is sliced."""
-
-    def __init__(self, array: np.ndarray, rows: np.ndarray):
-        self._array, self._rows = array, rows
-        self.shape = (len(rows), *array.shape[1:])
-
-    def __getitem__(self, part: slice) -> np.ndarray:
-        return self._array[self._rows[part]]
+    Texts.write(*_text_files(folder, name), texts, name)
 
 
 def _text_files(folder: str, name: str) -> tuple[str, str]:
@@ -245,10 +214,8 @@ def open_arrays(
             if len(texts[-1]) != about[name]:
                 raise ValueError(f"{name}.txt: expected {about[name]}, found {len(texts[-1])}")
     except (OSError, ValueError, KeyError, EOFError) as error:
-        raise _damaged(folder, error) from error
+        check_refused(folder, error)
+        raise UserError(
+            f"{folder}: the prefix index is damaged ({error}); run the index stage again."
+        ) from error
     return arrays, texts[0], texts[1]
-
-
-def _damaged(folder: str, error: Exception) -> UserError:
-    check_refused(folder, error)
-    return UserError(f"{folder}: the prefix index is damaged ({error}); run the index stage again.")

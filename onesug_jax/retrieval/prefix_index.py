@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 
 from onesug_jax.errors import UserError
+from onesug_jax.files import atomic_files
 from onesug_jax.logs.texts import Texts
 from onesug_jax.progress import Progress
 from onesug_jax.retrieval import index_files
@@ -71,12 +72,11 @@ class PrefixIndex:
         arrays: Mapping[str, np.ndarray],
         about: Mapping[str, Any],
         quantiser: Quantiser | None = None,
-        search_config: SearchConfig | None = None,
     ):
         self.queries, self.prefixes = queries, prefixes
         self.fingerprints: dict[str, str] = dict(about["fingerprints"])
         self.enhance_config = EnhanceConfig(**about["enhance"])
-        self.search_config = search_config or SearchConfig(**about["search"])
+        self.search_config = SearchConfig(**about["search"])
         self._arrays = arrays
         self._vectors = StoredVectors(arrays["vectors"], arrays["scales"])
         latent = self.search_config.measure == "latent"
@@ -192,16 +192,16 @@ class PrefixIndex:
 
         Args:
           folder: made if it is missing.
-          queries: N indexed queries in byte order; of one that is repeated the first row counts.
+          queries: N indexed queries in byte order, each once.
           embeddings: [N, D] unit vectors.
           ids: [N, levels] semantic ids, made by `quantiser` (a resolver may have moved some).
           quantiser: what the ids are codes of.
-          prefixes: P indexed prefixes in byte order, treated like the queries.
+          prefixes: P indexed prefixes in byte order, each once.
           prefix_vectors: [P, D] unit vectors e_p.
           pair_offsets: [P + 1]; row i of the pairs is pair_offsets[i] : pair_offsets[i + 1].
           pair_queries: row numbers of co-occurring queries, best first for each prefix.
           fingerprints: of what went in (encoder, ids); `load` compares them.
-          search_config: how wide to look, here and by default after loading.
+          search_config: how wide to look, here and after loading.
           enhance_config: how e_p* is mixed.
           related: how many related queries to work out for each indexed prefix, a look-up each.
           vectors: how they are stored, "int8" or "float16".
@@ -211,18 +211,20 @@ class PrefixIndex:
         """
         search_config = search_config or SearchConfig()
         enhance_config = enhance_config or EnhanceConfig()
-        with index_files.Writer(folder) as writer:
-            writer.put_queries(queries, embeddings, ids, vectors)
-            writer.put_tree(ids, embeddings, quantiser, search_config)
-            writer.put_prefixes(prefixes, prefix_vectors)
-            writer.put_pairs(pair_offsets, pair_queries)
-            writer.put("related", np.zeros((len(writer.prefix_rows), 0), np.int32))
-            writer.describe(search_config, enhance_config, fingerprints)
+        # What is written appears at the end, index.json last: without it there is no index.
+        with atomic_files(folder, index_files.ABOUT) as new:
+            given = (queries, embeddings, ids, quantiser, search_config, vectors)
+            nodes = index_files.put_queries(new, *given)
+            index_files.put_prefixes(new, prefixes, prefix_vectors)
+            index_files.put_pairs(new, pair_offsets, pair_queries, len(prefixes), len(queries))
+            index_files.put(new, "related", np.zeros((len(prefixes), 0), np.int32))
+            about = (nodes, search_config, enhance_config, fingerprints)
+            index_files.describe(new, *about)
             if related > 0:
-                blocks = cls.load(writer.path)._related_blocks(related)
-                shape = (len(writer.prefix_rows), related)
-                writer.put_blocks("related", shape, np.int32, blocks)
-                writer.describe(search_config, enhance_config, fingerprints)
+                blocks = cls.load(new)._related_blocks(related)
+                shape = (len(prefixes), related)
+                index_files.put_blocks(new, "related", shape, np.int32, blocks)
+                index_files.describe(new, *about)
         return cls.load(folder)
 
     def _related_blocks(self, k: int):
@@ -243,24 +245,15 @@ class PrefixIndex:
         progress.close()
 
     @classmethod
-    def load(
-        cls,
-        folder: str,
-        *,
-        expect: Mapping[str, str] | None = None,
-        search_config: SearchConfig | None = None,
-    ) -> PrefixIndex:
+    def load(cls, folder: str, *, expect: Mapping[str, str] | None = None) -> PrefixIndex:
         """Open an index by memory map, read-only.
 
         Args:
           folder: what `build` wrote.
           expect: fingerprints of what is in use now, by the names `build` was given.
-          search_config: look wider or narrower than it was built with; lists already worked out
-            stay as they are.
 
         Raises:
-          UserError: files that are missing or damaged, a fingerprint that differs, or a
-            `search_config` with another measure than the index was built for.
+          UserError: files that are missing or damaged, or a fingerprint that differs.
         """
         about = index_files.read_about(folder)
         for name, now in (expect or {}).items():
@@ -270,12 +263,6 @@ class PrefixIndex:
                     f"{folder}: the prefix index was made with {name} {made_with}, but {name} "
                     f"{now} is in use; run the index stage again."
                 )
-        built = about["search"]["measure"]
-        if search_config is not None and search_config.measure != built:
-            raise UserError(
-                f"SearchConfig.measure={search_config.measure!r}: {folder} was built for "
-                f"{built!r}; run the index stage again with this measure, or leave it."
-            )
         arrays, queries, prefixes = index_files.open_arrays(folder, about)
-        quantiser = Quantiser.load(folder) if built == "latent" else None
-        return cls(queries, prefixes, arrays, about, quantiser, search_config)
+        latent = about["search"]["measure"] == "latent"
+        return cls(queries, prefixes, arrays, about, Quantiser.load(folder) if latent else None)

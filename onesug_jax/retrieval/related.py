@@ -13,35 +13,18 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Sequence
-from typing import Protocol
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from onesug_jax.logs.completion import CompletionIndex
 from onesug_jax.logs.typos import Corrections, completed
 
+if TYPE_CHECKING:
+    from onesug_jax.retrieval.prefix_index import PrefixIndex
+
 _CACHED = 1 << 16  # prefixes and texts
 _LISTED = 1 << 12  # prefixes whose completions are cached as texts
-
-
-class Index(Protocol):
-    """The interface of the prefix index (`retrieval.prefix_index.PrefixIndex`)."""
-
-    @property
-    def dimension(self) -> int:
-        """Width E of the vectors."""
-
-    def vectors_of(self, numbers: np.ndarray) -> np.ndarray:
-        """Unit embeddings `[n, E]` of the queries of these numbers."""
-
-    def enhanced(self, prefix: str) -> np.ndarray | None:
-        """e_p* `[E]` of an indexed prefix."""
-
-    def neighbours(self, prefix: str, k: int) -> np.ndarray | None:
-        """Numbers of the queries nearest to an indexed prefix; None for another."""
-
-    def search(self, vectors: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
-        """Numbers `[B, k]` of the nearest queries (-1: fewer exist), and cosines."""
 
 
 class RelatedQueries:
@@ -67,7 +50,7 @@ class RelatedQueries:
         completions: CompletionIndex,
         k: int,
         *,
-        index: Index | None = None,
+        index: PrefixIndex | None = None,
         encode: Callable[[Sequence[str]], np.ndarray] | None = None,
         soft: bool = True,
     ):

@@ -14,22 +14,15 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from onesug_jax.logs.schema import split_words
+
 WORDS = 8  # most distinct words of a query that count
 _CODES = 2**24 - 1
-_WIDE = 0x2E7F  # from here on characters are of scripts without spaces between words
 
 
 def words_of(text: str) -> list[str]:
-    """The distinct words of a query, at most `WORDS`; of a text that writes no spaces between words
-    (Chinese, Japanese), every two neighbouring characters.
-    """
-    wide = sum(ord(character) > _WIDE for character in text) * 2 > len(text)
-    if wide:
-        compact = text.replace(" ", "")
-        parts = [compact[i : i + 2] for i in range(max(1, len(compact) - 1))]
-    else:
-        parts = text.split()
-    return list(dict.fromkeys(parts))[:WORDS]
+    """The distinct words of a query (`logs.schema.split_words`), at most `WORDS`."""
+    return list(dict.fromkeys(split_words(text)))[:WORDS]
 
 
 @dataclass

@@ -33,10 +33,6 @@ _LEAN = {"cosine": 0.15, "latent": 0.5}
 _ROWS = 4096  # vectors compared, or looked up, at a time
 
 
-def _positive_integer(value: object) -> bool:
-    return isinstance(value, (int, np.integer)) and not isinstance(value, bool) and int(value) >= 1
-
-
 @dataclasses.dataclass(frozen=True)
 class SearchConfig:
     """The width of the search.
@@ -72,13 +68,13 @@ class SearchConfig:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "probes", tuple(self.probes))
-        if not self.probes or not all(_positive_integer(probe) for probe in self.probes):
+        if not self.probes or min(self.probes) < 1:
             raise UserError(
                 f"SearchConfig.probes={self.probes}: expected a whole number of 1 or more for each "
                 "level of the semantic ids."
             )
         for name in ("breadth", "candidates", "limit"):
-            if not _positive_integer(getattr(self, name)):
+            if getattr(self, name) < 1:
                 raise UserError(
                     f"SearchConfig.{name}={getattr(self, name)!r}: expected a whole number of 1 or "
                     "more."

@@ -95,21 +95,18 @@ class Quantiser:
         self._check_width(embeddings)
         return _apply(self.layers, np.asarray(embeddings, np.float32), self.activation)
 
-    def codes(self, embeddings: np.ndarray, block: int = 65_536) -> np.ndarray:
-        """Embeddings [B, D] -> ids [B, levels] uint16; equal distances go to the smaller code.
-
-        `block` rows are read at a time, so that a memory map of any length will do.
+    def codes(self, embeddings: np.ndarray) -> np.ndarray:
+        """Embeddings [B, D], a memory map if need be -> ids [B, levels] uint16; equal distances go
+        to the smaller code.
 
         Raises:
           UserError: embeddings of another width.
         """
         self._check_width(embeddings)
         ids = np.empty((len(embeddings), self.levels), np.uint16)
-        for start in range(0, len(ids), block):
-            rows = np.asarray(embeddings[start : start + block], np.float32)
-            for at in range(0, len(rows), _ROWS):
-                here = slice(start + at, start + min(at + _ROWS, len(rows)))
-                self._descend(self.latents(rows[at : at + _ROWS]), ids[here])
+        for start in range(0, len(ids), _ROWS):
+            rows = slice(start, start + _ROWS)
+            self._descend(self.latents(embeddings[rows]), ids[rows])
         return ids
 
     def reconstruct(self, codes: np.ndarray) -> np.ndarray:

@@ -101,10 +101,10 @@ def examples(
     candidates: int = 64,
     days: float | None = None,
 ) -> None:
-    """Fixed examples of a SeqIO mixture, into WORK_DIR/examples.
+    """Fixed examples of a mixture, into WORK_DIR/examples.
 
-    `mixture` names the one of this project, made of `tasks` (kind -> rate), or any other in
-    SeqIO's registry that a gin file's `import` has registered. With `FeatureSpec.items`, rows are
+    `mixture` names the one of this project, made of `tasks` (kind -> rate), or any in SeqIO's
+    registry that a gin file's `import` has registered. With `FeatureSpec.items`, rows are
     made by one walk through time and hold at most `candidates`; `days` limits those of train to the
     last so many days, which is all that an update learns from: older rows are counted only.
     """
@@ -127,7 +127,9 @@ def examples(
             kinds=_id_kinds(parts, tasks),
         )
     else:
-        cache.cache_mixture(
+        from onesug_jax.tasks.seqio_shards import cache_mixture
+
+        cache_mixture(
             mixture,
             context.work.examples,
             splits=tuple(splits),

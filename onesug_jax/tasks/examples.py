@@ -1,8 +1,8 @@
-"""What SeqIO tasks yield, stored once in shards: the bridge to seeded loading of the text model.
+"""Examples of the text model, made once and stored in shards.
 
-SeqIO reads in order; training wants example i at once, so that the order can be a function of
-(seed, step). So every task of a mixture is run through once, in blocks (never the whole log in
-memory), into
+Training wants example i at once, so that the order can be a function of (seed, step). So every task
+of a mixture, which is a kind of example (`tasks.kinds`) over the log, is run through once, in
+blocks (never the whole log in memory), into
 
     folder/{task}/{split}/ part-*.array_record, counts.json   `inputs`, `targets`, and `soft`, whose
                            vector the example's soft token has, if it has one (`tasks.shards`)
@@ -10,7 +10,7 @@ memory), into
     folder/mixture.json    the mixture's name and its tasks' rates
     folder/vectors.npy     [P + 1, E] float16, the enhanced prefixes that `soft` counts from 1
 
-TensorFlow is imported to write, never to read. Others read the shards by `tasks.seqio_shards`.
+SeqIO reads the shards, and writes those of other people's tasks, by `tasks.seqio_shards`.
 
 Related queries and e_p* are of the whole train split, a row's own search among them
 (`retrieval.related`); rows with items (`tasks.item_examples`) see what was there before them.
@@ -20,18 +20,23 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 
 from onesug_jax.errors import UserError, check_refused
 from onesug_jax.files import atomic_write, replace_folder, write_json
+from onesug_jax.logs.history import with_history
+from onesug_jax.logs.schema import RECENT, SPLITS, profile_columns
 from onesug_jax.progress import Progress
+from onesug_jax.retrieval.related import RelatedQueries
 from onesug_jax.tasks import records
-from onesug_jax.tasks.features import Context, FeatureSpec
-from onesug_jax.tasks.kinds import ANY_PREFIX
+from onesug_jax.tasks.features import FeatureSpec, Featurizer, Request
+from onesug_jax.tasks.kinds import ANY_PREFIX, KINDS, Kind
 from onesug_jax.tasks.prefixes import PrefixDraw
 from onesug_jax.tasks.shards import META_FILE, SHARD_BYTES, Shards, Writer, local, read_meta
 from onesug_jax.tasks.vocabulary import Vocabulary
@@ -42,6 +47,7 @@ TEXTS = ("inputs", "targets")
 _WAY_OUT = "build the examples first, by the stage examples"
 
 _ROWS_A_BLOCK = 4096
+_PRESENT = np.zeros(0)  # stands for a vector: whether there is one is all that the ids show
 
 
 @dataclass(frozen=True)
@@ -112,55 +118,150 @@ def build_examples(
     splits: Mapping[str, str],
     vocabulary: Vocabulary,
     spec: FeatureSpec,
-    context: Context | None = None,
+    context: RelatedQueries | None = None,
     indexed: Callable[[str], bool] | None = None,
     tasks: Mapping[str, float] | None = None,
-    kinds=None,
+    kinds: Mapping[str, Kind] | None = None,
     mixture: str = "onesug",
 ) -> dict[str, dict[str, dict]]:
-    """Registers the mixture (see `seqio_tasks.register`) and caches all its tasks and splits in
-    `folder`.
+    """Makes the examples of all tasks and splits, in `folder`; a task is `{mixture}_{kind}`.
 
     Args:
+      splits: split name -> Parquet file in the log schema.
+      spec: what of a request is shown, and the lengths.
       context: gives related queries and enhanced prefixes (`retrieval.related`); None: neither.
-      indexed, tasks, kinds: see `seqio_tasks.register`.
+      indexed: queries that may be learnt; training rows that ended in another one are left out.
+      tasks: kind -> rate; default {"query": 1.0}.
+      kinds: further kinds beside `KINDS`, by name.
 
     Returns:
       {task: {split: meta}}.
-    """
-    from onesug_jax.tasks import seqio_tasks
 
-    redraw = None
-    if ANY_PREFIX in (tasks or ()):
-        redraw = PrefixDraw.from_log(splits["train"])
-    soft = {}
+    Raises:
+      UserError: an unknown kind, a rate that is not positive, a missing log file, or a task without
+        an example in "train".
+    """
+    tasks = {"query": 1.0} if tasks is None else dict(tasks)
+    every = {**KINDS, **(kinds or {})}
+    for kind, rate in tasks.items():
+        if kind not in every:
+            raise UserError(
+                f"tasks: expected kinds out of {', '.join(sorted(every))}; found {kind!r}."
+            )
+        if not rate > 0:
+            raise UserError(
+                f"tasks: expected a rate above 0 for {kind!r}, found {rate}; leave it out instead."
+            )
+    for split, path in splits.items():
+        if not os.path.isfile(path):
+            raise UserError(f"{path}: the log of split {split!r} is missing; run the ingest stage.")
+    redraw = PrefixDraw.from_log(splits["train"]) if ANY_PREFIX in tasks else None
+    soft: dict[str, int] = {}
     if context is not None and spec.soft:
         soft = write_vectors(folder, splits, context, redraw)
-    seqio_tasks.register(
-        mixture,
-        splits,
-        vocabulary,
-        spec,
-        context=context,
-        soft=soft,
-        indexed=indexed,
-        redraw=redraw,
-        tasks=tasks,
-        kinds=kinds,
-    )
-    return cache_mixture(
-        mixture,
-        folder,
-        splits=tuple(splits),
-        lengths={"inputs": spec.input_length, "targets": spec.target_length},
-        vocabulary=vocabulary,
-    )
+    featurizer = Featurizer(vocabulary, spec)
+    about = {
+        "lengths": {"inputs": spec.input_length, "targets": spec.target_length},
+        "vocabulary": vocabulary.fingerprint,
+    }
+    metas: dict[str, dict[str, dict]] = {}
+    for kind in tasks:
+        own_draw = redraw if kind == ANY_PREFIX else None
+        metas[name := f"{mixture}_{kind}"] = {}
+        for split, path in splits.items():
+            rows = _rows(split, splits, spec, context, soft, indexed, own_draw)
+            blocks = _blocks(rows, every[kind], featurizer)
+            total = pq.read_metadata(path).num_rows
+            metas[name][split] = write_examples(folder, name, split, blocks, about, total=total)
+    write_mixture(folder, mixture, {f"{mixture}_{kind}": tasks[kind] for kind in tasks}, metas)
+    return metas
+
+
+def write_mixture(
+    folder: str,
+    mixture: str,
+    rates: Mapping[str, float],
+    metas: Mapping[str, Mapping[str, Mapping[str, Any]]],
+) -> None:
+    """Writes what the tasks in `folder` weigh; UserError where one has no example to train on."""
+    for task, splits in metas.items():
+        if "train" in splits and not splits["train"]["count"]:
+            raise UserError(
+                f"task {task!r} gave no example of split 'train'; its log has no row it can use."
+            )
+    write_json(os.path.join(folder, MIXTURE_FILE), {"mixture": mixture, "tasks": dict(rates)})
+
+
+def _rows(
+    split: str,
+    splits: Mapping[str, str],
+    spec: FeatureSpec,
+    context: RelatedQueries | None,
+    soft: Mapping[str, int],
+    indexed: Callable[[str], bool] | None,
+    redraw: PrefixDraw | None,
+) -> Iterator[list[tuple[Request, str, int]]]:
+    """The requests of a split in file order, with their queries and the numbers of their soft
+    tokens' vectors, block by block.
+
+    Args:
+      soft: prefix -> number of its vector, from 1; a prefix it lacks has no soft token.
+      redraw: draws the prefixes of training rows anew; other splits then have no rows.
+    """
+    if redraw is not None and split != "train":
+        return
+    # A split sees the history of its own file and of the splits before it, never of a later one.
+    files = [splits[name] for name in SPLITS[: 1 + SPLITS.index(split)] if name in splits]
+    profile = profile_columns(pq.read_schema(splits[split]))
+    for batch in with_history(files, keep=splits[split], history=spec.history):
+        for start in range(0, batch.num_rows, _ROWS_A_BLOCK):
+            rows = batch.slice(start, _ROWS_A_BLOCK)
+            if indexed is not None and split == "train":
+                rows = rows.filter(pa.array(map(indexed, rows["query"].to_pylist()), pa.bool_()))
+            prefixes, queries = rows["prefix"].to_pylist(), rows["query"].to_pylist()
+            if redraw is not None:
+                prefixes = redraw(rows["request_id"].to_pylist(), prefixes, queries)
+            related: Sequence[Sequence[str]] = [()] * rows.num_rows
+            if context is not None and spec.related:
+                related = [found[: spec.related] for found in context.related(prefixes)]
+            columns = [rows[name].cast(pa.string()).to_pylist() for name in profile]
+            profiles = zip(*columns, strict=True) if columns else [()] * rows.num_rows
+            block = []
+            given = zip(prefixes, rows[RECENT].to_pylist(), related, profiles, queries, strict=True)
+            for prefix, past, near, own, query in given:
+                number = soft.get(prefix, 0)
+                vector = _PRESENT if number else None
+                request = Request(prefix, _some(past), _some(near), _some(own), vector)
+                block.append((request, query, number))
+            yield block
+
+
+def _some(texts: Iterable[str | None]) -> list[str]:
+    return [text for text in texts if text]
+
+
+def _blocks(
+    rows: Iterable[list[tuple[Request, str, int]]], kind: Kind, featurizer: Featurizer
+) -> Iterator[tuple[np.ndarray, ...]]:
+    """What `write_examples` takes, of the examples of a kind."""
+    soft_id = featurizer.vocabulary.soft_id
+    for block in rows:
+        made, soft = [], []
+        for request, query, number in block:
+            if (example := kind(featurizer, request, query)) is not None:
+                made.append(example)
+                soft.append(number if soft_id in example[0] else 0)
+        if made:
+            sides = [[example[side] for example in made] for side in (0, 1)]
+            sizes = [np.array([*map(len, ids)], np.int64) for ids in sides]
+            ids = [np.concatenate(ids) for ids in sides]
+            yield ids[0], sizes[0], ids[1], sizes[1], np.array(soft, np.int64)
 
 
 def write_vectors(
     folder: str,
     splits: Mapping[str, str],
-    context: Context,
+    context: RelatedQueries,
     redraw: PrefixDraw | None = None,
 ) -> dict[str, int]:
     """The enhanced prefix of every distinct prefix of the splits, into folder/vectors.npy.
@@ -171,8 +272,6 @@ def write_vectors(
       prefix -> row of the table, from 1 (row 0 is no prefix's); empty where `context` has no
       vectors.
     """
-    import pyarrow.parquet as pq
-
     wanted: set[str] = set()
     for split, path in splits.items():
         with pq.ParquetFile(path) as file:
@@ -194,81 +293,6 @@ def write_vectors(
     with atomic_write(os.path.join(folder, VECTORS_FILE)) as file:
         np.save(file, table)
     return {prefix: number for number, prefix in enumerate(ordered, 1)}
-
-
-def cache_mixture(
-    name: str,
-    folder: str,
-    *,
-    splits: Sequence[str],
-    lengths: Mapping[str, int],
-    vocabulary: Vocabulary,
-) -> dict[str, dict[str, dict]]:
-    """Caches every task of the registered SeqIO Mixture (or Task) `name`, whoever registered it.
-
-    Args:
-      name: a name in SeqIO's registries.
-      folder: the cache.
-      splits: which splits; a task that lacks one is skipped for it.
-      lengths: most "inputs" and "targets" ids.
-      vocabulary: whose fingerprint is recorded.
-
-    Returns:
-      {task: {split: meta}}.
-
-    Raises:
-      UserError: no such name, or a task yields nothing in "train".
-    """
-    from onesug_jax.tasks.seqio_tasks import seqio
-
-    try:
-        provider = seqio.get_mixture_or_task(name)
-    except ValueError as e:
-        choices = sorted({*seqio.MixtureRegistry.names(), *seqio.TaskRegistry.names()})
-        raise UserError(f"mixture: expected one of {', '.join(choices)}; found {name!r}.") from e
-    metas: dict[str, dict[str, dict]] = {}
-    rates: dict[str, float] = {}
-    for task in seqio.get_subtasks(provider):
-        rates[task.name] = provider.get_rate(task) if isinstance(provider, seqio.Mixture) else 1.0
-        metas[task.name] = {}
-        for split in splits:
-            if split not in task.splits:
-                continue
-            blocks = _seqio_blocks(task, split, dict(lengths))
-            extra = {"lengths": dict(lengths), "vocabulary": vocabulary.fingerprint}
-            meta = write_examples(
-                folder, task.name, split, blocks, extra, total=task.num_input_examples(split)
-            )
-            if split == "train" and not meta["count"]:
-                raise UserError(
-                    f"task {task.name!r} gave no example of split 'train'; its log has no row it "
-                    "can use."
-                )
-            metas[task.name][split] = meta
-    write_json(os.path.join(folder, MIXTURE_FILE), {"mixture": name, "tasks": rates})
-    return metas
-
-
-def _seqio_blocks(task, split: str, lengths: dict[str, int]) -> Iterable[tuple[np.ndarray, ...]]:
-    """(inputs, input lengths, targets, target lengths, and soft [n] where the task has it) of a
-    task's examples, in its order, block by block.
-    """
-    soft = "soft" in task.output_features
-    lengths |= {"soft": 1} if soft else {}
-    rows = task.get_dataset(
-        sequence_length=lengths, split=split, shuffle=False, try_in_mem_cache=False
-    )
-    names = ("inputs", "targets", "soft") if soft else ("inputs", "targets")
-    rows = rows.map(lambda row: {name: row[name] for name in names})
-    for block in rows.ragged_batch(_ROWS_A_BLOCK):
-        inputs, targets = block["inputs"], block["targets"]
-        yield (
-            inputs.flat_values.numpy(),
-            inputs.row_lengths().numpy(),
-            targets.flat_values.numpy(),
-            targets.row_lengths().numpy(),
-            *([block["soft"].to_tensor(shape=[None, 1]).numpy()[:, 0]] if soft else ()),
-        )
 
 
 def write_examples(

@@ -7,9 +7,9 @@ The order is the paper's (PAPER.md section 1, x_u = p, H_p, H_u, U):
 
 The prefix's marker always stands. `<soft>` keeps the place of the enhanced prefix e_p*, a vector
 that the model projects (section 2.3); it is left out where a request has none. Semantic ids
-(section 2.4) are written as their tokens. Training (through SeqIO, `tasks.seqio_tasks`) and
-serving call the same functions, so both see the same arrays. This file
-knows numpy only; it neither finds related queries nor reads logs.
+(section 2.4) are written as their tokens. Training (`tasks.examples`) and serving call the same
+functions, so both see the same arrays. This file knows numpy only; it neither finds related queries
+nor reads logs.
 """
 
 from __future__ import annotations
@@ -18,13 +18,16 @@ import functools
 import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from onesug_jax.errors import UserError
 from onesug_jax.logs.asof.items import Items
 from onesug_jax.tasks.vocabulary import Vocabulary
+
+if TYPE_CHECKING:
+    from onesug_jax.retrieval.related import RelatedQueries
 
 _CACHED_TEXTS = 1 << 18  # queries and profile values repeat; about 100 MB when full
 
@@ -55,18 +58,8 @@ class Request:
     items: Items | None = field(default=None, compare=False)
 
 
-class Context(Protocol):
-    """Inputs of a request beyond its words (`retrieval.related` implements it)."""
-
-    def related(self, prefixes: Sequence[str]) -> list[list[str]]:
-        """Related queries of each prefix, best first."""
-
-    def vectors(self, prefixes: Sequence[str]) -> np.ndarray | None:
-        """Enhanced prefixes e_p*, `[B, E]`; None where there are none."""
-
-
 def make_requests(
-    context: Context | None,
+    context: RelatedQueries | None,
     prefixes: Sequence[str],
     histories: Sequence[Sequence[str]],
     profiles: Sequence[Sequence[str]],
@@ -155,7 +148,24 @@ class Featurizer:
         """The encoder's ids of `request`, int32 `[L]` with L <= input_length, ending with the end
         token.
         """
-        return np.array(self._inputs(request), np.int32)
+        v, spec = self.vocabulary, self.spec
+        left = spec.input_length - 1  # the end token's place
+        out = [v.prefix_id, *self._text_ids(request.prefix)[-(spec.input_length // 2 - 1) :]]
+        if spec.soft and request.vector is not None:
+            out.append(v.soft_id)
+        left -= len(out)
+        profile: list[int] = []
+        if spec.profile and request.profile:
+            room = min(left, spec.input_length // 8)
+            profile = self._section(request.profile, v.item_ids["profile"], room)
+            left -= len(profile)
+        related, history = self._share(
+            request.related[: spec.related], request.history[: spec.history], left
+        )
+        out += related
+        out += history
+        out += profile
+        return np.array([*out, v.eos_id], np.int32)
 
     def item_input(self, prefix: str, profile: Sequence[str]) -> np.ndarray:
         """The encoder's ids of a request whose candidates, history and e_p* are items: prefix and
@@ -165,35 +175,11 @@ class Featurizer:
         out = [v.prefix_id, *self._text_ids(prefix)[-(spec.input_length // 2 - 1) :]]
         if spec.profile and profile:
             room = min(spec.input_length - 1 - len(out), spec.input_length // 4)
-            out += self._section(profile, v.item_ids["profile"], room)[0]
+            out += self._section(profile, v.item_ids["profile"], room)
         return np.array([*out, v.eos_id], np.int32)
 
-    def _inputs(self, request: Request) -> list[int]:
-        v, spec = self.vocabulary, self.spec
-        left = spec.input_length - 1  # the end token's place
-        out = [v.prefix_id, *self._text_ids(request.prefix)[-(spec.input_length // 2 - 1) :]]
-        if spec.soft and request.vector is not None:
-            out.append(v.soft_id)
-        left -= len(out)
-        profile: list[int] = []
-        if spec.profile and request.profile:
-            profile, _ = self._section(
-                request.profile, v.item_ids["profile"], min(left, spec.input_length // 8)
-            )
-            left -= len(profile)
-        related, history = self._share(
-            request.related[: spec.related], request.history[: spec.history], left
-        )
-        out += related
-        out += history
-        out += profile
-        out.append(v.eos_id)
-        return out
-
-    def _section(
-        self, texts: Sequence[str], markers: Sequence[int], room: int
-    ) -> tuple[list[int], int]:
-        """The section of the first texts that fit into `room` ids, and the room left."""
+    def _section(self, texts: Sequence[str], markers: Sequence[int], room: int) -> list[int]:
+        """The section of the first texts that fit into `room` ids."""
         out: list[int] = []
         rank = 0
         for text in texts:
@@ -206,7 +192,7 @@ class Featurizer:
             out += ids
             room -= len(ids) + 1
             rank += 1
-        return out, room
+        return out
 
     def _share(
         self, related: Sequence[str], history: Sequence[str], room: int
@@ -286,20 +272,4 @@ class Featurizer:
         for row, vector in zip(out, vectors, strict=True):
             if vector is not None:
                 row[0] = vector
-        return out
-
-    def batch(self, requests: Sequence[Request], *, length: int | None = None) -> np.ndarray:
-        """The encoder's ids of `requests`, int32 `[B, length]` padded with 0 (default:
-        input_length).
-
-        Raises:
-          ValueError: a request has more than `length` ids.
-        """
-        length = self.spec.input_length if length is None else length
-        out = np.zeros((len(requests), length), np.int32)
-        for row, request in zip(out, requests, strict=True):
-            ids = self._inputs(request)
-            if len(ids) > length:
-                raise ValueError(f"a request has {len(ids)} ids, more than length={length}")
-            row[: len(ids)] = ids
         return out

@@ -7,25 +7,11 @@ looks up their ids and rewards. Numpy only.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Protocol
 
 import numpy as np
 
 from onesug_jax.tasks import layouts
 from onesug_jax.tasks.examples import Examples
-
-
-class Lists(Protocol):
-    """B preference lists (`align.preferences.Drawn`); column 0 is the positive.
-
-    Attributes:
-      rows: `[B]`, which examples. numbers: `[B, C]`, query numbers, -1: an empty place. levels:
-        `[B, C]`, behaviour levels.
-    """
-
-    rows: np.ndarray
-    numbers: np.ndarray
-    levels: np.ndarray
 
 
 class ListBatches:
@@ -58,23 +44,32 @@ class ListBatches:
         self._length = min(-(-int(longest["inputs"]) // 8) * 8, input_length)
         self._target_length = min(-(-self._room // 4) * 4, target_length)
 
-    def __call__(self, lists: Lists) -> dict[str, np.ndarray]:
-        """`encoder_input_tokens [B, L]`, `list_targets [B, C, T]`, `rewards` and `levels [B, C]`,
-        and with soft tokens `encoder_soft [B, 1, E]`.
+    def __call__(
+        self, rows: np.ndarray, numbers: np.ndarray, levels: np.ndarray
+    ) -> dict[str, np.ndarray]:
+        """The arrays of B lists (`align.preferences.Drawn`); column 0 is the positive.
+
+        Args:
+          rows: `[B]`, which row of the split. numbers: `[B, C]`, query numbers, -1: an empty place.
+            levels: `[B, C]`, behaviour levels.
+
+        Returns:
+          `encoder_input_tokens [B, L]`, `list_targets [B, C, T]`, `rewards` and `levels [B, C]`,
+          and with soft tokens `encoder_soft [B, 1, E]`.
         """
-        example, size = self._example_of[lists.rows], len(lists.rows)
+        example, size = self._example_of[rows], len(rows)
         given = ([self.examples], np.zeros(size, np.int64), example, np.arange(size))
         requests = layouts.assemble(*given, (size, self._length, self._room), packed=False)
-        targets = np.zeros((*lists.numbers.shape, self._target_length), np.int32)
-        for place, number in np.ndenumerate(lists.numbers):
+        targets = np.zeros((*numbers.shape, self._target_length), np.int32)
+        for place, number in np.ndenumerate(numbers):
             if number >= 0:
                 ids = self._target(int(number))[: self._target_length]
                 targets[place][: len(ids)] = ids
         out = {
             "encoder_input_tokens": requests["encoder_input_tokens"],
             "list_targets": targets,
-            "rewards": self._rewards[lists.levels.astype(int), np.maximum(lists.numbers, 0)],
-            "levels": lists.levels.astype(np.int32),
+            "rewards": self._rewards[levels.astype(int), np.maximum(numbers, 0)],
+            "levels": levels.astype(np.int32),
         }
         if self._soft_dim and self.examples.soft is not None:
             out["encoder_soft"] = layouts.place_soft(*given, (size, 1))

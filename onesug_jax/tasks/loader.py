@@ -84,8 +84,6 @@ class Loader:
         if layout not in LAYOUTS:
             raise UserError(f"layout: expected one of {', '.join(LAYOUTS)}; found {layout!r}.")
         self._rows = check_rows(batch_size, process_rows)
-        if seed < 0:
-            raise UserError(f"seed: expected 0 or more, found {seed}.")
         if multiple < 1 or min(buckets) < 1:
             raise UserError(
                 f"buckets, multiple: expected 1 or more, found buckets={buckets}, "
@@ -175,13 +173,6 @@ class Loader:
             f"{self.fill:.0%} of the positions filled"
         )
 
-    def _fitting(self, multiple: int) -> tuple[int, int]:
-        """Lengths that hold every example, rounded up to `multiple` within the limits."""
-        return tuple(
-            min(-(-n // multiple) * multiple, limit)
-            for n, limit in zip(self._longest, self._limits, strict=True)
-        )
-
     def _cells(self, chosen: list[np.ndarray]) -> list[_Cell]:
         """One cell a task of the chosen examples; rates hold over all its examples."""
         return [
@@ -213,7 +204,8 @@ class Loader:
 
     def _packed(self, input_length: int | None, target_length: int | None):
         tokens = [sum(p.meta["tokens"][n] for p in self._parts) for n in ("inputs", "targets")]
-        input_length = input_length or 2 * self._fitting(8)[0]
+        fitting = min(-(-self._longest[0] // 8) * 8, self._limits[0])
+        input_length = input_length or 2 * fitting
         if target_length is None:
             target_length = max(int(1.1 * input_length * tokens[1] / tokens[0]), self._longest[1])
             target_length = -(-target_length // 8) * 8

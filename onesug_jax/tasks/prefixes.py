@@ -3,7 +3,7 @@
 Whoever typed "lego st" and searched "lego star wars" had typed "le" before. `PrefixDraw` gives each
 training row one more prefix, cut from its query at a length that people's prefixes have, so that a
 small log lasts for more passes before the model learns it by heart. A draw is a function of the
-row's request_id alone. Numpy and pyarrow; SeqIO's kind `query_any_prefix` uses it.
+row's request_id alone. Numpy and pyarrow; the kind `query_any_prefix` uses it.
 """
 
 from __future__ import annotations
@@ -12,6 +12,8 @@ import zlib
 from collections.abc import Sequence
 
 import numpy as np
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
 
 
 class PrefixDraw:
@@ -27,9 +29,6 @@ class PrefixDraw:
     @classmethod
     def from_log(cls, train_parquet: str) -> PrefixDraw:
         """With the lengths of a train split's prefixes."""
-        import pyarrow.compute as pc
-        import pyarrow.parquet as pq
-
         with pq.ParquetFile(train_parquet) as file:
             found = [
                 pc.utf8_length(batch.column(0)).to_numpy()

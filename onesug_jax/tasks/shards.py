@@ -40,7 +40,7 @@ def local(path: str) -> str:
 
 
 class Writer:
-    """Writes a folder; holds one block of rows at a time.
+    """Writes a folder; holds one block of records at a time, and the columns of all.
 
     Args:
       folder: made if missing; holds no shards yet.
@@ -54,9 +54,8 @@ class Writer:
         self._counts: list[int] = []
         self._shard: ArrayRecordWriter | None = None
         self._digest = hashlib.sha256()
-        self._columns = {
-            name: _Appender(os.path.join(folder, f"{name}.npy"), kind)
-            for name, kind in columns.items()
+        self._columns: dict[str, list[np.ndarray]] = {
+            name: [np.zeros(0, kind)] for name, kind in columns.items()
         }
 
     def add(self, records: Sequence[bytes], columns: Mapping[str, np.ndarray]) -> None:
@@ -68,8 +67,8 @@ class Writer:
             self._digest.update(record)
             self._bytes += len(record)
             self._counts[-1] += 1
-        for name, column in self._columns.items():
-            column.append(columns[name])
+        for name, blocks in self._columns.items():
+            blocks.append(np.asarray(columns[name], blocks[0].dtype))
 
     def close(self) -> dict:
         """Ends the files; returns how many records they hold, `count`, and their `fingerprint`, so
@@ -77,8 +76,8 @@ class Writer:
         """
         shard = self._shard or self._next()  # a file-based source wants a file, be it empty
         shard.close()
-        for column in self._columns.values():
-            column.close()
+        for column, blocks in self._columns.items():
+            np.save(os.path.join(self._folder, f"{column}.npy"), np.concatenate(blocks))
         names = [shard_name(n, len(self._counts)) for n in range(len(self._counts))]
         for number, name in enumerate(names):
             os.rename(self._open_name(number), os.path.join(self._folder, name))
@@ -118,10 +117,7 @@ def join(folder: str, parts: Sequence[str], columns: Iterable[str]) -> dict:
     found = [(path, count) for path, count in found if count] or found[:1]
     for name in columns:
         arrays = [np.load(os.path.join(part, f"{name}.npy"), mmap_mode="r") for part in parts]
-        joined = _Appender(os.path.join(folder, f"{name}.npy"), arrays[0].dtype)
-        for array in arrays:
-            joined.append(array)
-        joined.close()
+        np.save(os.path.join(folder, f"{name}.npy"), np.concatenate(arrays))
     names = [shard_name(number, len(found)) for number in range(len(found))]
     for name, (path, _) in zip(names, found, strict=True):
         if os.path.exists(path):  # else it was moved before this was interrupted
@@ -132,21 +128,8 @@ def join(folder: str, parts: Sequence[str], columns: Iterable[str]) -> dict:
 
 
 def read_meta(folder: str, what: str, way_out: str) -> dict:
-    """What `folder` says of its records: `count`, `features`, `vocabulary` ..
-
-    Args:
-      what: what is expected there, "examples of task ..". way_out: what to do without it.
-
-    Raises:
-      UserError: there is none, or it is of the arrays that came before shards.
-    """
-    meta = read_json(os.path.join(folder, META_FILE), what, way_out)
-    if "features" not in meta:
-        raise UserError(
-            f"{folder}: expected {what} in shards, found those of an earlier version; make them "
-            "again by the stage examples (run --restart=examples)"
-        )
-    return meta
+    """What `folder` says of its records: `count`, `features`, `vocabulary` .., as `read_json`."""
+    return read_json(os.path.join(folder, META_FILE), what, way_out)
 
 
 def shard_name(number: int, of: int) -> str:
@@ -253,33 +236,3 @@ class Shards:
         if isinstance(error, Exception):
             check_refused(path, error)
         return UserError(f"{path}: the examples cannot be read ({error}); {self._way_out}")
-
-
-class _Appender:
-    """A one-dimensional .npy file whose length is determined at its end."""
-
-    def __init__(self, path: str, dtype):
-        self._dtype, self._count = np.dtype(dtype), 0
-        self._file = open(path, "wb")
-        self._header()
-        self._start = self._file.tell()
-
-    def _header(self) -> None:
-        # NumPy pads this header so that its first number may grow in place.
-        fields = {
-            "descr": np.lib.format.dtype_to_descr(self._dtype),
-            "fortran_order": False,
-            "shape": (self._count,),
-        }
-        np.lib.format.write_array_header_1_0(self._file, fields)
-
-    def append(self, values: np.ndarray) -> None:
-        self._file.write(np.ascontiguousarray(values, self._dtype).tobytes())
-        self._count += len(values)
-
-    def close(self) -> None:
-        self._file.seek(0)
-        self._header()
-        if self._file.tell() != self._start:
-            raise RuntimeError("the .npy header changed its size")
-        self._file.close()

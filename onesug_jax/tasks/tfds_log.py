@@ -19,7 +19,14 @@ import tensorflow_datasets as tfds
 
 from onesug_jax.errors import UserError
 from onesug_jax.logs.history import with_history
-from onesug_jax.logs.schema import RECENT, RECENT_MINUTES, Level, profile_columns, request_level
+from onesug_jax.logs.schema import (
+    RECENT,
+    RECENT_MINUTES,
+    SPLITS,
+    Level,
+    profile_columns,
+    request_level,
+)
 
 NAME = "onesug_log"
 _LEVELS = [level.name.lower() for level in (Level.CLICK, Level.ITEM_CLICK, Level.ORDER)]
@@ -96,7 +103,7 @@ def write_dataset(log: str, folder: str, config: str = "default", history: int =
     """
     splits = {
         split: os.path.join(log, f"{split}.parquet")
-        for split in ("train", "dev", "test")
+        for split in SPLITS
         if os.path.exists(os.path.join(log, f"{split}.parquet"))
     }
     if not splits:

@@ -55,7 +55,7 @@ class Vocabulary:
     then `sid(level, code)` level by level, then unused ids up to `size`.
 
     Args:
-      model: the serialised SentencePiece model.
+      model: the serialised SentencePiece model; an attribute too.
       sid_levels: levels of the semantic ids (0: none).
       sid_codes: codes a level.
       first_marker: where the markers begin, at least the number of pieces; None: right behind them.
@@ -81,7 +81,7 @@ class Vocabulary:
         sid_codes: int = 0,
         first_marker: int | None = None,
     ):
-        self._model = model
+        self.model = model
         self._processor = sentencepiece.SentencePieceProcessor(model_proto=model)
         self.pieces: int = self._processor.get_piece_size()
         self.sid_levels, self.sid_codes = sid_levels, sid_codes
@@ -174,13 +174,6 @@ class Vocabulary:
                 f"{self.sid_codes} codes"
             )
         return self._sid_base + level * self.sid_codes + code
-
-    def sid_of(self, token: int) -> tuple[int, int] | None:
-        """The (level, code) of a semantic-id token, None for any other token."""
-        at = token - self._sid_base
-        if not 0 <= at < self.sid_levels * self.sid_codes:
-            return None
-        return divmod(at, self.sid_codes)
 
     def piece_bytes(self) -> list[bytes]:
         """The UTF-8 bytes each of the `size` ids adds to the text; b"" for specials, markers, ids.
@@ -276,11 +269,6 @@ class Vocabulary:
         vocabulary.save(folder)
         return vocabulary
 
-    @property
-    def model(self) -> bytes:
-        """The serialised SentencePiece model."""
-        return self._model
-
     def tokens(self) -> dict[str, int]:
         """Names of all ids behind the pieces: `<prefix>`, `<related1>`, .., `<sid_0_17>`, .. .
 
@@ -295,7 +283,7 @@ class Vocabulary:
     def save(self, folder: str) -> None:
         """Writes pieces.model and vocabulary.json into `folder`."""
         for name, data in (
-            (PIECES_FILE, self._model),
+            (PIECES_FILE, self.model),
             (VOCABULARY_FILE, self._description().encode()),
         ):
             with atomic_write(os.path.join(folder, name)) as file:

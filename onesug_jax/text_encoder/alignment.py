@@ -18,6 +18,7 @@ from jax.sharding import Mesh
 
 from onesug_jax.errors import UserError
 from onesug_jax.files import fingerprint, write_json
+from onesug_jax.logs.mined import file_of
 from onesug_jax.text_encoder.contrastive import contrastive_stage
 from onesug_jax.text_encoder.encoder import EncoderSpec, TextEncoder, find_weights
 from onesug_jax.text_encoder.pairs import (
@@ -30,7 +31,7 @@ from onesug_jax.text_encoder.pairs import (
     sample,
     split,
 )
-from onesug_jax.text_encoder.wordpiece import WordPiece
+from onesug_jax.text_encoder.wordpiece import WordPiece, pad
 from onesug_jax.train import distributed
 from onesug_jax.train import mesh as meshes
 from onesug_jax.train.loop import fit
@@ -97,8 +98,6 @@ def align(
       UserError: a table, a folder or a setting does not fit, or `steps` is positive and there are
         no pairs to learn from.
     """
-    if steps < 0:
-        raise UserError(f"steps={steps}: expected 0 (no alignment) or more.")
     spec = spec or EncoderSpec()
     texts, pairs = read_pairs(mined)
     train, held = split(texts, pairs, held_out)
@@ -194,7 +193,8 @@ def batches(
 
     def batch_at(step: int) -> dict[str, np.ndarray]:
         numbers = draw(step)[rows]
-        tokens, lengths = tokenizer.batch(texts.take(numbers.ravel()), length)
+        ids = tokenizer.ids(texts.take(numbers.ravel()))
+        tokens, lengths = pad(ids, length, tokenizer.pad)
         return {
             "tokens": tokens.reshape(size, 2, length),
             "lengths": lengths.reshape(size, 2),
@@ -271,7 +271,7 @@ def _check(mined: str, texts: Texts, train: Mapping[str, Pairs]) -> None:
         "--gin.align.steps=0."
     )
     if not any(len(train[kind]) for kind in KINDS):
-        files = " and ".join(os.path.join(mined, TABLES[kind][0]) for kind in KINDS)
+        files = " and ".join(os.path.join(mined, file_of(TABLES[kind][0])) for kind in KINDS)
         raise UserError(
             f"{files}: expected pairs of different texts to align the encoder on, found none "
             f"beside those held out. {fix}"
@@ -279,8 +279,8 @@ def _check(mined: str, texts: Texts, train: Mapping[str, Pairs]) -> None:
     others = np.concatenate([texts.groups[train[kind].others] for kind in KINDS])
     if len(np.unique(others)) < 2:
         raise UserError(
-            f"{os.path.join(mined, TABLES['prefix'][0])}: all pairs lead to one query; aligning "
-            f"needs at least two different queries. {fix}"
+            f"{os.path.join(mined, file_of(TABLES['prefix'][0]))}: all pairs lead to one query; "
+            f"aligning needs at least two different queries. {fix}"
         )
 
 
@@ -293,7 +293,7 @@ def _start(texts: Texts, weights: str | None, spec: EncoderSpec, seed: int) -> T
 
 def _length(tokenizer: WordPiece, texts: Texts, most: int) -> int:
     """A row's tokens in training: a multiple of 4 that holds 99 % of the texts; the rest is cut."""
-    lengths = tokenizer.lengths(texts.sample(_SAMPLE))
+    lengths = [*map(len, tokenizer.ids(texts.sample(_SAMPLE)))]
     return min(most, int(-(-np.quantile(lengths, 0.99) // 4) * 4))
 
 

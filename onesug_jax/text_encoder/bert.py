@@ -93,22 +93,16 @@ def _dense(module: nn.Module, name: str, x: jax.Array, shape, names, spec: str) 
     return jnp.einsum(spec, x, kernel.astype(x.dtype)) + bias.astype(x.dtype)
 
 
-class LayerNorm(nn.Module):
-    """Mean 0, variance 1, scale and bias, in float32: `[..., D] -> [..., D]`."""
-
-    config: EncoderConfig
-
-    @nn.compact
-    def __call__(self, x: jax.Array) -> jax.Array:
-        """Normalises the last axis."""
-        width = x.shape[-1:]
-        scale = self.param("scale", logical(nn.initializers.ones, "embed"), width)
-        bias = self.param("bias", logical(nn.initializers.zeros, "embed"), width)
-        wide = x.astype(jnp.float32)
-        centred = wide - jnp.mean(wide, axis=-1, keepdims=True)
-        variance = jnp.mean(centred * centred, axis=-1, keepdims=True)
-        normed = centred * jax.lax.rsqrt(variance + self.config.norm_eps)
-        return (normed * scale + bias).astype(x.dtype)
+def _layer_norm(config: EncoderConfig, name: str) -> nn.LayerNorm:
+    """Mean 0, variance 1, scale and bias, computed in float32: `[..., D] -> [..., D]`."""
+    return nn.LayerNorm(
+        config.norm_eps,
+        dtype=jnp.dtype(config.dtype),
+        scale_init=logical(nn.initializers.ones, "embed"),
+        bias_init=logical(nn.initializers.zeros, "embed"),
+        use_fast_variance=False,
+        name=name,
+    )
 
 
 class Layer(nn.Module):
@@ -133,11 +127,11 @@ class Layer(nn.Module):
         mixed = _dense(
             self, "out", mixed, shape[1:] + shape[:1], into[1:] + into[:1], "blhk,hkd->bld"
         )
-        x = LayerNorm(c, name="attention_norm")(x + drop(mixed, deterministic=self.deterministic))
+        x = _layer_norm(c, "attention_norm")(x + drop(mixed, deterministic=self.deterministic))
         hidden = _dense(self, "up", x, (c.d_model, c.d_ff), ("embed", "mlp"), "bld,df->blf")
         hidden = jax.nn.gelu(hidden, approximate=False)
         hidden = _dense(self, "down", hidden, (c.d_ff, c.d_model), ("mlp", "embed"), "blf,fd->bld")
-        x = LayerNorm(c, name="norm")(x + drop(hidden, deterministic=self.deterministic))
+        x = _layer_norm(c, "norm")(x + drop(hidden, deterministic=self.deterministic))
         return nn.with_logical_constraint(x, _HIDDEN)
 
 
@@ -162,7 +156,7 @@ class Bert(nn.Module):
         x = jnp.take(tables["words"], tokens, axis=0)
         # A text is one segment: every token is of type 0.
         x = x + tables["positions"][:length] + tables["types"][0]
-        x = LayerNorm(c, name="norm")(x).astype(c.dtype)
+        x = _layer_norm(c, "norm")(x)
         x = length_dropout(c.dropout)(x, deterministic=self.deterministic)
         x = nn.with_logical_constraint(x, _HIDDEN)
         bias = jnp.where(seen, 0.0, NEG_INF)[:, None, None, :]

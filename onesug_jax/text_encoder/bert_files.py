@@ -14,14 +14,13 @@ from typing import Any
 
 import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
-from safetensors import SafetensorError, safe_open
-from safetensors.numpy import save_file
 
 from onesug_jax import files
 from onesug_jax.errors import UserError
+from onesug_jax.model.hf_config import CONFIG
+from onesug_jax.model.safetensor_files import Tensor, opened, read_tensors, write_tensors
 from onesug_jax.text_encoder.bert import EncoderConfig
 
-CONFIG, WEIGHTS = "config.json", "model.safetensors"
 POOLING, LENGTH, MODULES = "1_Pooling/config.json", "sentence_bert_config.json", "modules.json"
 _POOLING_FLAGS = {"mean": "pooling_mode_mean_tokens", "cls": "pooling_mode_cls_token"}
 _IGNORED = ("pooler.", "cls.")  # heads of other tasks
@@ -128,28 +127,7 @@ def _read_pooling(folder: str) -> str:
     return pooling_of[asked[0]]
 
 
-@dataclasses.dataclass(frozen=True)
-class _Tensor:
-    """One tensor: its name and shape in the file, and the way between that and ours."""
-
-    name: str
-    shape: tuple[int, ...]
-    ours: tuple[int, ...]
-    transposed: bool = False
-
-    def read(self, value: np.ndarray) -> np.ndarray:
-        """The file's array as ours."""
-        return np.ascontiguousarray(value.T if self.transposed else value).reshape(self.ours)
-
-    def write(self, value: np.ndarray) -> np.ndarray:
-        """Our array as the file's."""
-        flat = np.asarray(value, np.float32).reshape(
-            self.shape[::-1] if self.transposed else self.shape
-        )
-        return np.ascontiguousarray(flat.T if self.transposed else flat)
-
-
-def tensors(config: EncoderConfig) -> dict[tuple[str, ...], _Tensor]:
+def tensors(config: EncoderConfig) -> dict[tuple[str, ...], Tensor]:
     """Where each of our parameters stands in the file, in the order of the computation."""
     c = config
 
@@ -157,22 +135,22 @@ def tensors(config: EncoderConfig) -> dict[tuple[str, ...], _Tensor]:
         inside, outside = int(np.prod(before)), int(np.prod(after))
         yield (
             f"{ours}_kernel",
-            _Tensor(f"{name}.weight", (outside, inside), before + after, transposed=True),
+            Tensor((f"{name}.weight",), (outside, inside), before + after, transposed=True),
         )
-        yield f"{ours}_bias", _Tensor(f"{name}.bias", (outside,), after)
+        yield f"{ours}_bias", Tensor((f"{name}.bias",), (outside,), after)
 
     def norm(name: str) -> Iterator:
-        yield "scale", _Tensor(f"{name}.weight", (c.d_model,), (c.d_model,))
-        yield "bias", _Tensor(f"{name}.bias", (c.d_model,), (c.d_model,))
+        yield "scale", Tensor((f"{name}.weight",), (c.d_model,), (c.d_model,))
+        yield "bias", Tensor((f"{name}.bias",), (c.d_model,), (c.d_model,))
 
-    found: dict[tuple[str, ...], _Tensor] = {}
+    found: dict[tuple[str, ...], Tensor] = {}
     for ours, name, rows in (
         ("words", "word", c.vocab_size),
         ("positions", "position", c.max_positions),
         ("types", "token_type", c.token_types),
     ):
         shape = (rows, c.d_model)
-        found[(ours,)] = _Tensor(f"embeddings.{name}_embeddings.weight", shape, shape)
+        found[(ours,)] = Tensor((f"embeddings.{name}_embeddings.weight",), shape, shape)
     found |= {("norm", part): tensor for part, tensor in norm("embeddings.LayerNorm")}
     width, heads = (c.d_model,), (c.heads, c.head_dim)
     for number in range(c.layers):
@@ -197,46 +175,19 @@ def read_weights(folder: str, config: EncoderConfig) -> dict:
     """The parameters of `bert.Bert`, float32 on the host, for any precision of the file.
 
     Raises:
-      UserError: the file is missing or no safetensors file, or does not fit `config`: the tensors
-        that are missing or too many, or the first one of another shape, are named.
+      UserError: the weights are missing or no safetensors file, or do not fit `config`
+        (`read_tensors`).
     """
-    path = os.path.join(folder, WEIGHTS)
-    if not os.path.isfile(path):
-        raise UserError(
-            f"{path}: expected the encoder's weights, found no such file; give a folder with "
-            f"{CONFIG} and {WEIGHTS} (weights in other formats must be converted first)."
-        )
-    wanted = tensors(config)
-    try:
-        with safe_open(path, framework="flax") as file:
-            stored = {_plain(name): name for name in file.keys()}
-            stored = {name: full for name, full in stored.items() if not _ignored(name)}
-            _compare_names(path, stored, [tensor.name for tensor in wanted.values()])
-            for tensor in wanted.values():
-                found = tuple(file.get_slice(stored[tensor.name]).get_shape())
-                if found != tensor.shape:
-                    raise UserError(
-                        f"{path}: tensor {stored[tensor.name]} is {list(found)}, but "
-                        f"{CONFIG} beside it asks for {list(tensor.shape)}; the two files are not "
-                        "of one model."
-                    )
-            return unflatten_dict(
-                {
-                    where: tensor.read(np.asarray(file.get_tensor(stored[tensor.name]), np.float32))
-                    for where, tensor in wanted.items()
-                }
-            )
-    except SafetensorError as error:
-        raise UserError(
-            f"{path}: expected a safetensors file; reading it failed: {error}. Copy it again."
-        ) from error
+    with opened(folder) as (stored, place):
+        plain = {_plain(name): tensor for name, tensor in stored.items()}
+        used = {name: tensor for name, tensor in plain.items() if not _ignored(name)}
+        return unflatten_dict(read_tensors(place, used, tensors(config)))
 
 
 def write_weights(path: str, config: EncoderConfig, params: Any) -> None:
     """Parameters to one safetensors file, float32."""
-    flat = flatten_dict(params)
-    arrays = {tensor.name: tensor.write(flat[where]) for where, tensor in tensors(config).items()}
-    save_file(arrays, path, metadata={"format": "pt"})
+    flat = {where: np.asarray(value, np.float32) for where, value in flatten_dict(params).items()}
+    write_tensors(path, tensors(config), flat)
 
 
 def _plain(name: str) -> str:
@@ -249,21 +200,6 @@ def _plain(name: str) -> str:
 
 def _ignored(name: str) -> bool:
     return name.startswith(_IGNORED) or name.endswith(_POSITION_IDS)
-
-
-def _compare_names(path: str, stored: dict[str, str], wanted: list[str]) -> None:
-    missing = [name for name in wanted if name not in stored]
-    surplus = sorted(full for name, full in stored.items() if name not in set(wanted))
-    if missing or surplus:
-        wrong = []
-        for what, names in (("missing", missing), ("too many", surplus)):
-            if names:
-                more = f" and {len(names) - 3} more" if len(names) > 3 else ""
-                wrong.append(f"{what}: {', '.join(names[:3])}{more}")
-        raise UserError(
-            f"{path}: the tensors do not fit {CONFIG} beside it; {'; '.join(wrong)}. The two files "
-            "are not of one model."
-        )
 
 
 def read_json(path: str) -> Any:

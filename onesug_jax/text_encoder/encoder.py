@@ -22,9 +22,8 @@ from flax.traverse_util import flatten_dict
 
 from onesug_jax.errors import UserError
 from onesug_jax.files import atomic_path, atomic_write, fingerprint
-from onesug_jax.progress import Progress
+from onesug_jax.model.safetensor_files import WEIGHTS
 from onesug_jax.text_encoder.bert import Bert, EncoderConfig
-from onesug_jax.text_encoder.bert_files import WEIGHTS as _WEIGHTS
 from onesug_jax.text_encoder.bert_files import (
     config_files,
     read_config,
@@ -140,7 +139,7 @@ class TextEncoder:
         values = {**config_files(self.config), SETTINGS: settings}
         texts = {name: json.dumps(value, indent=2) + "\n" for name, value in values.items()}
         texts[TOKENIZER] = self.tokenizer.to_str()
-        with atomic_path(os.path.join(folder, _WEIGHTS)) as path:
+        with atomic_path(os.path.join(folder, WEIGHTS)) as path:
             write_weights(path, self.config, self.params)
             for name, text in texts.items():
                 with atomic_write(os.path.join(folder, name)) as file:
@@ -172,28 +171,20 @@ class TextEncoder:
         self,
         texts: Sequence[str],
         batch_size: int = 256,
-        out: np.ndarray | None = None,
-        progress: str = "",
         whole_batches: bool = False,
     ) -> np.ndarray:
         """Unit vectors `[N, D]` float32, in the order of `texts`.
 
         Args:
           batch_size: texts a device call.
-          out: `[N, D]` array to write into (a memory map, for very many texts).
-          progress: what to call the work in progress lines; "": none are printed.
           whole_batches: fill up every device call to `batch_size` texts. A text's vector then has
             the same bits whatever is encoded with it, since its length alone decides the program.
         """
-        if out is None:
-            out = np.empty((len(texts), self.dimension), np.float32)
-        meter = Progress(progress, len(texts), "texts", quiet=not progress)
+        out = np.empty((len(texts), self.dimension), np.float32)
         for start in range(0, len(texts), _BLOCK_BATCHES * batch_size):
             block = [str(text) for text in texts[start : start + _BLOCK_BATCHES * batch_size]]
             sizes = (batch_size,) if whole_batches else (1, _SMALL_BATCH, batch_size)
             self._encode_block(block, batch_size, sizes, out[start : start + len(block)])
-            meter.add(len(block))
-        meter.close()
         return out
 
     def _encode_block(
@@ -203,7 +194,7 @@ class TextEncoder:
         buckets: dict[int, list[int]] = {}
         for row, one in enumerate(ids):
             buckets.setdefault(self._bucket(len(one)), []).append(row)
-        waiting: list[tuple[list[int], jax.Array]] = []
+        encoded: list[tuple[list[int], jax.Array]] = []
         for length, rows in sorted(buckets.items()):
             for start in range(0, len(rows), batch_size):
                 part = rows[start : start + batch_size]
@@ -212,11 +203,9 @@ class TextEncoder:
                 tokens = np.pad(tokens, ((0, size - len(part)), (0, 0)))
                 lengths = np.pad(lengths, (0, size - len(part)), constant_values=1)
                 # The device works on one batch while the host prepares the next.
-                waiting.append((part, _forward(self.config, self._on_device, tokens, lengths)))
-                if len(waiting) > 1:
-                    _collect(waiting.pop(0), out)
-        for last in waiting:
-            _collect(last, out)
+                encoded.append((part, _forward(self.config, self._on_device, tokens, lengths)))
+        for part, vectors in encoded:
+            out[part] = np.asarray(vectors)[: len(part)]
 
     def _bucket(self, length: int) -> int:
         """The length a text of `length` tokens is padded to."""
@@ -239,11 +228,6 @@ def init_params(config: EncoderConfig, key: jax.Array) -> Any:
 @functools.partial(jax.jit, static_argnums=0)
 def _forward(config: EncoderConfig, params: Any, tokens: jax.Array, lengths: jax.Array):
     return Bert(config).apply({"params": params}, tokens, lengths)
-
-
-def _collect(batch: tuple[list[int], jax.Array], out: np.ndarray) -> None:
-    rows, vectors = batch
-    out[rows] = np.asarray(vectors)[: len(rows)]
 
 
 def find_weights(name: str) -> str:

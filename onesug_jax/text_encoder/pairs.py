@@ -15,17 +15,16 @@ from collections.abc import Callable, Sequence
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 
-from onesug_jax.errors import UserError, check_refused
+from onesug_jax.errors import UserError
 from onesug_jax.files import fingerprint
+from onesug_jax.logs.mined import file_of, read_table
 
 KINDS = ("prefix", "query")
-QUERIES = "queries.parquet"
-# kind -> file, columns of the anchor, the other text, and how often they were seen together
+# kind -> table, columns of the anchor, the other text, and how often they were seen together
 TABLES = {
-    "prefix": ("prefix_query.parquet", "prefix", "query", "count"),
-    "query": ("query_query.parquet", "query", "other", "users"),
+    "prefix": ("prefix_query", "prefix", "query", "count"),
+    "query": ("query_query", "query", "other", "users"),
 }
 WEIGHTINGS: dict[str, Callable[[np.ndarray], np.ndarray]] = {
     "uniform": np.ones_like,
@@ -60,6 +59,7 @@ class Texts:
     """The Q indexed queries, numbered as in queries.parquet, then the prefixes.
 
     Attributes:
+      queries: Q, how many of the texts are indexed queries.
       counts: `[Q]` int64, how often each query was searched.
       groups: `[T]` int32, equal for texts that are equal up to spaces at the end ("nike ", "nike").
       hashes: `[T]` uint32 of the text without them; the same on every machine.
@@ -68,7 +68,7 @@ class Texts:
     def __init__(self, queries: pa.ChunkedArray, counts: np.ndarray, prefixes: pa.ChunkedArray):
         self._all = pa.chunked_array([*queries.chunks, *prefixes.chunks], pa.large_string())
         self.counts = counts
-        self._queries = len(queries)
+        self.queries = len(queries)
         bare = pc.utf8_rtrim_whitespace(self._all)
         distinct = pc.unique(bare)
         self.groups = _numbers(bare, distinct)
@@ -76,11 +76,6 @@ class Texts:
 
     def __len__(self) -> int:
         return len(self._all)
-
-    @property
-    def queries(self) -> int:
-        """How many of the texts are indexed queries."""
-        return self._queries
 
     def take(self, numbers: np.ndarray) -> list[str]:
         """The texts of these numbers."""
@@ -99,33 +94,29 @@ def read_pairs(mined: str) -> tuple[Texts, dict[str, Pairs]]:
     Raises:
       UserError: a table is missing, lacks a column, or names a query that queries.parquet lacks.
     """
-    table = _read(mined, QUERIES, {"query": pa.large_string(), "count": pa.int64()})
-    queries, counts = table["query"], table["count"].to_numpy()
+    table = read_table(mined, "queries", ["query", "count"])
+    queries, counts = table["query"].cast(pa.large_string()), table["count"].to_numpy()
     if not len(queries):
         raise UserError(
-            f"{os.path.join(mined, QUERIES)}: expected at least one query, found none; ingest a "
-            "log with searches and mine it."
+            f"{os.path.join(mined, file_of('queries'))}: expected at least one query, found none; "
+            "ingest a log with searches and mine it."
         )
-    tables = {
-        kind: _read(
-            mined,
-            file,
-            {anchor: pa.large_string(), other: pa.large_string(), count: pa.float64()},
-        )
-        for kind, (file, anchor, other, count) in TABLES.items()
-    }
-    prefixes = pc.unique(tables["prefix"]["prefix"])
+    tables = {}
+    for kind, (name, *columns) in TABLES.items():
+        *sides, seen = read_table(mined, name, columns).columns
+        tables[kind] = (*(side.cast(pa.large_string()) for side in sides), seen)
+    prefixes = pc.unique(tables["prefix"][0])
     texts = Texts(queries, counts, pa.chunked_array([prefixes], pa.large_string()))
     indexed = queries.combine_chunks()
     pairs = {}
-    for kind, (file, anchor, other, count) in TABLES.items():
-        table, path = tables[kind], os.path.join(mined, file)
+    for kind, (anchor, other, seen) in tables.items():
+        path = os.path.join(mined, file_of(TABLES[kind][0]))
         if kind == "prefix":
-            anchors = _numbers(table[anchor], prefixes) + np.int32(texts.queries)
+            anchors = _numbers(anchor, prefixes) + np.int32(texts.queries)
         else:
-            anchors = _indexed(table[anchor], indexed, path)
-        others = _indexed(table[other], indexed, path)
-        found = Pairs(anchors, others, table[count].to_numpy())
+            anchors = _indexed(anchor, indexed, path)
+        others = _indexed(other, indexed, path)
+        found = Pairs(anchors, others, seen.to_numpy().astype(np.float64))
         pairs[kind] = found.take(texts.groups[anchors] != texts.groups[others])
     return texts, pairs
 
@@ -152,11 +143,11 @@ def split(texts: Texts, pairs: dict[str, Pairs], held_out: float) -> tuple[dict,
     return train, dev
 
 
-def sample(pairs: Pairs, most: int, seed: int = 0) -> Pairs:
+def sample(pairs: Pairs, most: int) -> Pairs:
     """At most `most` of the pairs, drawn uniformly without replacement, in their order."""
     if len(pairs) <= most:
         return pairs
-    drawn = np.random.default_rng(seed).choice(len(pairs), most, replace=False)
+    drawn = np.random.default_rng(0).choice(len(pairs), most, replace=False)
     return pairs.take(np.sort(drawn))
 
 
@@ -214,28 +205,6 @@ class Draw:
         return rng.permutation(np.concatenate(drawn))
 
 
-def _read(mined: str, file: str, columns: dict[str, pa.DataType]) -> pa.Table:
-    path = os.path.join(mined, file)
-    try:
-        names = pq.read_schema(path).names
-        missing = [name for name in columns if name not in names]
-        if missing:
-            raise UserError(
-                f"{path}: column {missing[0]!r} is missing; found: {', '.join(names)}. Run mine "
-                "again."
-            )
-        table = pq.read_table(path, columns=list(columns))
-    except FileNotFoundError:
-        raise UserError(f"{path}: expected a mined table, found no such file; run mine.") from None
-    except (OSError, pa.ArrowException) as error:
-        check_refused(path, error)
-        raise UserError(
-            f"{path}: expected a mined table in Parquet; reading it failed: {error}. Run mine "
-            "again."
-        ) from None
-    return table.cast(pa.schema(columns))
-
-
 def _numbers(column: pa.ChunkedArray, values: pa.Array) -> np.ndarray:
     """Place of each text among `values`, -1 for one that is not there; int32."""
     places = pc.fill_null(pc.index_in(column, value_set=values), -1)
@@ -247,8 +216,8 @@ def _indexed(column: pa.ChunkedArray, queries: pa.Array, path: str) -> np.ndarra
     if len(numbers) and numbers.min() < 0:
         row = int(np.argmin(numbers))
         raise UserError(
-            f"{path}: row {row}: the query {column[row].as_py()!r} is not in {QUERIES} beside it; "
-            "the tables come from different runs. Run mine again."
+            f"{path}: row {row}: the query {column[row].as_py()!r} is not in {file_of('queries')} "
+            "beside it; the tables come from different runs. Run mine again."
         )
     return numbers
 

@@ -57,23 +57,11 @@ class WordPiece:
         found = [encoding.ids for encoding in encodings]
         if self._space is None:
             return found
-        space = self._space
-        return [
-            self._with(space, ids) if text.endswith(" ") else ids
-            for text, ids in zip(texts, found, strict=True)
-        ]
-
-    def _with(self, space: int, ids: list[int]) -> list[int]:
-        first = ids[: self.max_length - 2] if len(ids) >= self.max_length else ids[:-1]
-        return [*first, space, ids[-1]]
-
-    def lengths(self, texts: Sequence[str]) -> np.ndarray:
-        """Number of tokens of each text, `[N]` int32."""
-        return np.fromiter((len(ids) for ids in self.ids(texts)), np.int32, len(texts))
-
-    def batch(self, texts: Sequence[str], length: int) -> tuple[np.ndarray, np.ndarray]:
-        """Tokens `[N, length]`, padded or cut (the last token stays), and lengths `[N]`, int32."""
-        return pad(self.ids(texts), length, self.pad)
+        for text, ids in zip(texts, found, strict=True):
+            if text.endswith(" "):  # before [SEP], and in place of a piece where there is no room
+                place = min(len(ids) - 1, self.max_length - 2)
+                ids[place:-1] = [self._space]
+        return found
 
     @classmethod
     def load(cls, folder: str, max_length: int) -> WordPiece:

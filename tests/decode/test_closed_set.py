@@ -76,13 +76,13 @@ def test_tokens_of_all_are_the_tokens_of_each(featurizer):
 
 
 def test_no_two_indexed_queries_look_alike(featurizer):
-    """Of those that normalise to one text, and of those cut to the same ids, the most searched."""
-    queries = {"Lamp": 3, "lamp": 2, "ｌａｍｐ": 1, "toy": 4, "toy ": 4}
+    """Of those cut to the same ids, the most searched."""
+    queries = {"lamp": 3, "toy": 4}
     queries |= {
         "gun lamp gun lamp gun lamp gun lamp a": 5,
         "gun lamp gun lamp gun lamp gun lamp b": 6,
     }
     indexed = IndexedQueries.of(queries, featurizer)
-    assert indexed.texts == ["Lamp", "gun lamp gun lamp gun lamp gun lamp b", "toy"]
-    assert indexed.counts.tolist() == [3, 6, 4]
+    assert indexed.texts == ["gun lamp gun lamp gun lamp gun lamp b", "lamp", "toy"]
+    assert indexed.counts.tolist() == [6, 3, 4]
     assert indexed.tokens.tolist() == featurizer.targets(indexed.texts).tolist()

@@ -96,18 +96,6 @@ def test_free_lists_hold_no_duplicates(parts):
     assert texts and len(set(texts)) == len(texts) and all(texts)
 
 
-@pytest.mark.long
-def test_of_queries_cut_to_the_same_ids_the_most_popular_stays(parts):
-    """Past the target length two queries look alike; the list shows the one people search."""
-    model, params, featurizer = parts
-    short = Featurizer(featurizer.vocabulary, FeatureSpec(input_length=64, target_length=2))
-    config = BeamConfig(beams=4, returned=4, max_length=2)
-    queries = {"lamp a": 1, "lamp b": 5, "lamp c": 2}
-    same = {tuple(short.target(q).tolist()) for q in queries}
-    assert len(same) == 1
-    assert Suggester(model, params, short, config, queries=queries)([Request("la")]) == [["lamp b"]]
-
-
 def test_k_beyond_what_the_search_returns_is_refused(closed):
     with pytest.raises(UserError, match=r"k = 17.*BeamConfig.returned = 16"):
         closed.suggest([Request("la")], k=17)

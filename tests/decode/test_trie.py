@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from onesug_jax.arrays import NEG_INF
-from onesug_jax.decode.trie import Free, TextRanks, build_trie
+from onesug_jax.decode.trie import Free, build_trie, starting_with
 from onesug_jax.errors import UserError
 from onesug_jax.model.scores import Scores
 
@@ -121,10 +121,10 @@ def test_wide_and_narrow_nodes_give_their_best_children(leaves):
         ("玩", ["玩具"]),
     ],
 )
-def test_text_ranks_are_the_texts_that_start_with_the_prefix(prefix, expected):
+def test_ranks_are_the_texts_that_start_with_the_prefix(prefix, expected):
     """One interval of sorted texts per prefix, also for the empty prefix and for no match."""
     texts = ["duplo", "lego", "lego star wars", "lemon", "玩具"]
-    low, high = TextRanks(texts).starting_with(prefix)
+    low, high = starting_with(texts, prefix)
     assert texts[low:high] == expected
 
 

@@ -1,6 +1,5 @@
 """Most popular completion against a linear scan, leave-one-out, saving and loading."""
 
-import pickle
 import random
 from collections import Counter
 
@@ -81,11 +80,8 @@ def test_half_a_surrogate_pair_matches_nothing(index):
 def test_saved_and_loaded_gives_the_same_lists(index, tmp_path):
     index.save(str(tmp_path / "index"))
     loaded = CompletionIndex.load(str(tmp_path / "index"))
-    copied = pickle.loads(pickle.dumps(loaded))
     for prefix in prefixes(random.Random(9), 60):
-        assert (
-            loaded.complete(prefix, 16) == index.complete(prefix, 16) == copied.complete(prefix, 16)
-        )
+        assert loaded.complete(prefix, 16) == index.complete(prefix, 16)
     assert isinstance(loaded.counts, np.memmap)
 
 
@@ -107,8 +103,7 @@ def test_a_damaged_or_missing_index_is_named(index, tmp_path):
 
 def test_lists_of_every_length_are_the_best_of_the_range_from_memory_too():
     counts = {f"a{i:04}": 1 + (i * 37) % 101 for i in range(2000)}
-    whole = CompletionIndex.from_counts(list(counts), list(counts.values()))
-    index = CompletionIndex(whole.queries, whole.counts, cache=100)
+    index = CompletionIndex.from_counts(list(counts), list(counts.values()))
     expected = sorted(counts, key=lambda text: (-counts[text], text))
     for k in (5, 64, 65, 1500, 3000):
         for _ in range(2):  # the second time from memory

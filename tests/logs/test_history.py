@@ -1,6 +1,5 @@
 """History: what each user searched before, against a reference that looks at every pair of rows."""
 
-import itertools
 import random
 
 import pyarrow as pa
@@ -9,28 +8,12 @@ import pytest
 
 from onesug_jax.errors import UserError
 from onesug_jax.logs.history import with_history
-from onesug_jax.logs.schema import HISTORY, LOG_SCHEMA
+from onesug_jax.logs.schema import HISTORY
+from tests.log_rows import log_row, write_log
 
 
 def row(number, user, time, query, **more):
-    return {
-        "request_id": f"r{number:05d}",
-        "user_id": user,
-        "session_id": "s",
-        "timestamp_ms": time,
-        "prefix": query[:1],
-        "shown": [],
-        "query": query,
-        "clicked_position": None,
-        "clicked_items": [],
-        "ordered_items": [],
-        **more,
-    }
-
-
-def write(path, rows, *extra):
-    pq.write_table(pa.Table.from_pylist(rows, schema=pa.schema([*LOG_SCHEMA, *extra])), path)
-    return str(path)
+    return log_row(number, query, user_id=user, session_id="s", timestamp_ms=time, **more)
 
 
 def reference(one, everything, n):
@@ -77,7 +60,7 @@ def random_log(tmp_path_factory):
     files = {}
     for place, name in enumerate(("train", "dev", "test")):
         part = sorted(rows[place::3], key=lambda one: (one["timestamp_ms"], one["request_id"]))
-        files[write(folder / f"{name}.parquet", part)] = part
+        files[write_log(folder / f"{name}.parquet", part)] = part
     return files
 
 
@@ -93,30 +76,11 @@ def test_history_equals_the_reference_for_every_split(random_log, n):
             assert row["recent_minutes"] == pytest.approx(reference_minutes(one, everything, n))
 
 
-def test_no_query_leaks_from_the_same_moment_or_later(tmp_path):
-    """Each query is unique, so its appearance anywhere shows when it was visible."""
-    draw = random.Random(1)
-    rows = [row(i, f"u{i % 3}", draw.randrange(40), f"query {i}") for i in range(200)]
-    rows.sort(key=lambda one: one["timestamp_ms"])
-    files = [write(tmp_path / "a.parquet", rows[::2]), write(tmp_path / "b.parquet", rows[1::2])]
-    when = {one["query"]: one["timestamp_ms"] for one in rows}
-    owner = {one["query"]: one["user_id"] for one in rows}
-    seen = 0
-    reads = [with_history(files, keep=one).read_all().to_pylist() for one in files]
-    for one in itertools.chain(*reads):
-        seen += len(one["recent"])
-        assert all(when[query] < one["timestamp_ms"] for query in one["recent"])
-        assert {owner[query] for query in one["recent"]} <= {one["user_id"]}
-        times = [when[query] for query in one["recent"]]
-        assert times == sorted(times, reverse=True)
-    assert seen > 500
-
-
 @pytest.mark.long
 def test_a_user_across_batches_keeps_the_latest_ten_distinct(tmp_path):
     """70,000 rows of one user, more than one batch; repeats must not push others out."""
     many = [row(i, "u", i, f"q{i % 4}") for i in range(70_000)]
-    path = write(tmp_path / "log.parquet", many)
+    path = write_log(tmp_path / "log.parquet", many)
     reader = with_history([path], keep=path)
     batches = list(reader)
     assert len(batches) > 1
@@ -127,7 +91,7 @@ def test_a_user_across_batches_keeps_the_latest_ten_distinct(tmp_path):
 
 
 def test_a_row_with_its_own_history_uses_that_and_others_the_derived(tmp_path):
-    train = write(tmp_path / "train.parquet", [row(0, "u", 1, "early"), row(1, "u", 2, "late")])
+    train = write_log(tmp_path / "train.parquet", [row(0, "u", 1, "early"), row(1, "u", 2, "late")])
     own = pa.field(HISTORY, pa.list_(pa.string()))
     rows = [
         row(2, "u", 9, "x", history=["old", "new", "old", "newest"]),
@@ -135,14 +99,14 @@ def test_a_row_with_its_own_history_uses_that_and_others_the_derived(tmp_path):
         row(4, "u", 9, "z", history=[]),
         row(5, "", 9, "z", history=["given"]),
     ]
-    test = write(tmp_path / "test.parquet", rows, own)
+    test = write_log(tmp_path / "test.parquet", rows, own)
     got = with_history([train, test], keep=test, history=2).read_all()
     assert got["recent"].to_pylist() == [["newest", "old"], ["late", "early"], [], ["given"]]
     assert got[HISTORY].to_pylist()[0] == ["old", "new", "old", "newest"]
 
 
 def test_mistakes_are_named(tmp_path):
-    path = write(tmp_path / "log.parquet", [row(0, "u", 1, "a")])
+    path = write_log(tmp_path / "log.parquet", [row(0, "u", 1, "a")])
     with pytest.raises(UserError, match="expected one of the log files"):
         with_history([path], keep=str(tmp_path / "other.parquet"))
     with pytest.raises(UserError, match="nothing.parquet"):
@@ -151,6 +115,6 @@ def test_mistakes_are_named(tmp_path):
     pq.write_table(table, tmp_path / "raw.parquet")
     with pytest.raises(UserError, match="column 'query' is missing"):
         with_history([path, str(tmp_path / "raw.parquet")], keep=path)
-    late = write(tmp_path / "late.parquet", [row(0, "u", 2, "a"), row(1, "u", 1, "b")])
+    late = write_log(tmp_path / "late.parquet", [row(0, "u", 2, "a"), row(1, "u", 1, "b")])
     with pytest.raises(UserError, match="late.parquet: row 1 is of an earlier time"):
         with_history([late], keep=late).read_all()

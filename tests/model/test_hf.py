@@ -22,8 +22,9 @@ from onesug_jax.decode.beam import BeamConfig, beam_search
 from onesug_jax.decode.trie import build_trie
 from onesug_jax.errors import UserError
 from onesug_jax.model.config import ModelConfig
-from onesug_jax.model.hf import INDEX, WEIGHTS, read_t5, tensors, with_rows, write_t5
+from onesug_jax.model.hf import read_t5, with_rows, write_t5
 from onesug_jax.model.hf_config import read_config
+from onesug_jax.model.safetensor_files import INDEX, WEIGHTS
 from onesug_jax.model.seq2seq import Seq2Seq
 from onesug_jax.train.mesh import unbox
 
@@ -109,21 +110,6 @@ def test_other_widths_cost_the_table_at_most_one_unit_in_the_last_place(tmp_path
     _, found, _ = read_t5(str(tmp_path))
     np.testing.assert_array_max_ulp(found.pop("embedding"), params.pop("embedding"), maxulp=1)
     assert_same(found, params)
-
-
-def test_every_parameter_stands_in_the_file_with_its_own_shape():
-    """The map covers the model's tree exactly."""
-    for config in KINDS.values():
-        flat = {
-            tuple(key.key for key in path): leaf.shape
-            for path, leaf in jax.tree.leaves_with_path(random_params(config))
-        }
-        layers = {"encoder": config.encoder_layers, "decoder": config.decoder_layers}
-        found = {
-            where: (layers[where[0]], *tensor.ours) if where[0] in layers else tensor.ours
-            for where, tensor in tensors(config).items()
-        }
-        assert found == flat
 
 
 def test_shards_are_read_as_one(folder):

@@ -7,14 +7,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from onesug_jax.model.config import ModelConfig
 from onesug_jax.model.seq2seq import Seq2Seq
 from onesug_jax.train import mesh as meshes
+from tests.tiny_model import tiny_config
 
-PLAIN = ModelConfig(
-    vocab_size=32, d_model=16, num_heads=2, head_dim=8, d_ff=32, encoder_layers=1, decoder_layers=1
-)
-WITH = ModelConfig(**{**PLAIN.__dict__, "segments": True, "first_marker": 20, "last_marker": 25})
+PLAIN = tiny_config(32)
+WITH = tiny_config(32, segments=True, first_marker=20, last_marker=25)
 
 
 @pytest.fixture(scope="module")

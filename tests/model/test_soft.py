@@ -5,15 +5,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from onesug_jax.model.config import ModelConfig
 from onesug_jax.model.seq2seq import Seq2Seq
 from onesug_jax.train import mesh as meshes
+from tests.tiny_model import tiny_config
 
 SOFT = 7
-CONFIG = ModelConfig(
-    vocab_size=32, d_model=16, num_heads=2, head_dim=8, d_ff=32, encoder_layers=1, decoder_layers=1
-)
-WITH = ModelConfig(**{**CONFIG.__dict__, "soft_dim": 5, "soft_id": SOFT})
+CONFIG = tiny_config(32)
+WITH = tiny_config(32, soft_dim=5, soft_id=SOFT)
 
 
 @pytest.fixture(scope="module")

@@ -128,15 +128,6 @@ def test_expected_codewords_are_means_of_what_is_left_over():
     assert not words[:, CODES - 1].any()
 
 
-def test_expected_codewords_find_codebooks_that_made_the_vectors():
-    rng = np.random.default_rng(4)
-    codebooks = rng.normal(size=(2, CODES, D))
-    ids = np.stack(np.meshgrid(np.arange(CODES), np.arange(CODES)), -1).reshape(-1, 2)
-    vectors = codebooks[0][ids[:, 0]] + codebooks[1][ids[:, 1]]
-    words = expected_codewords(ids, vectors, 2, CODES)
-    np.testing.assert_allclose(words[0][ids[:, 0]] + words[1][ids[:, 1]], vectors, atol=1e-5)
-
-
 @pytest.mark.parametrize("keep", [1, 2, 5, 9, 30])
 def test_largest_keeps_the_first_of_equals(keep):
     scores = np.random.default_rng(keep).integers(0, 4, 20).astype(np.float32)

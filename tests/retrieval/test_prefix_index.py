@@ -1,7 +1,6 @@
 """The index on disk: what is looked up, left out, refused, and left whole."""
 
 import os
-import shutil
 
 import numpy as np
 import pytest
@@ -126,18 +125,6 @@ def test_the_papers_way_works_from_a_loaded_index_alone(given, tmp_path, measure
         # A longer list in bucket order begins with the shorter one.
         longer = index.search(index.enhanced(prefix), 12)[0][0]
         assert index.neighbours(prefix, 4).tolist() == longer[longer >= 0][:4].tolist()
-    with pytest.raises(UserError, match="SearchConfig.measure.*run the index stage"):
-        other = "latent" if measure == "cosine" else "cosine"
-        PrefixIndex.load(str(tmp_path), search_config=SearchConfig(measure=other))
-
-
-def test_a_loaded_index_can_search_wider(index, given, tmp_path):
-    shutil.copytree(os.path.dirname(index._arrays["rows"].base.filename), tmp_path / "copy")
-    config = SearchConfig((999,) * 4, candidates=300)
-    wide = PrefixIndex.load(str(tmp_path / "copy"), search_config=config)
-    asked = mixed(given, index.vectors_of)
-    exact = -np.sort(-asked @ index.vectors_of(np.arange(300)).T, axis=1)
-    np.testing.assert_allclose(wide.search(asked, 10)[1], exact[:, :10], atol=1e-5)
 
 
 @pytest.mark.parametrize("n, p", [(1, 1), (1, 0), (2, 5), (300, 0)])
@@ -149,33 +136,6 @@ def test_small_shops_and_no_prefixes(tmp_path, n, p):
     assert sorted(found[found >= 0]) == list(range(n))
     for prefix in given["prefixes"]:
         assert sorted(index.neighbours(prefix, 7)) == list(range(n))
-
-
-def test_repeated_texts_are_indexed_once(given, tmp_path, capsys):
-    twice = np.sort(np.concatenate([np.arange(300), [0, 17, 17, 299]]))
-    first = np.searchsorted(twice, np.arange(300))
-    rows = np.sort(np.concatenate([np.arange(60), [3, 59]]))
-    many = np.diff(given["pair_offsets"])[rows]
-    pairs = [
-        given["pair_queries"][given["pair_offsets"][row] :][:m]
-        for row, m in zip(rows, many, strict=True)
-    ]
-    repeated = {
-        **given,
-        "queries": [given["queries"][i] for i in twice],
-        "embeddings": given["embeddings"][twice],
-        "ids": given["ids"][twice],
-        "prefixes": [given["prefixes"][i] for i in rows],
-        "prefix_vectors": given["prefix_vectors"][rows],
-        "pair_offsets": np.concatenate([[0], np.cumsum(many)]),
-        "pair_queries": first[np.concatenate(pairs)],
-    }
-    PrefixIndex.build(str(tmp_path / "plain"), **given)
-    PrefixIndex.build(str(tmp_path / "repeated"), **repeated)
-    for name in (f"{name}.npy" for name in index_files.ARRAYS):
-        one, other = (np.load(tmp_path / kind / name) for kind in ("plain", "repeated"))
-        np.testing.assert_array_equal(one, other)
-    assert "4 repeated queries" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("name", ["encoder", "ids", "mined", "other"])
@@ -248,6 +208,7 @@ def test_a_build_killed_while_moving_leaves_no_index(given, tmp_path, monkeypatc
     "wrong, message",
     [
         ({"queries": ["b", "a"] + ["c"] * 298}, "queries, row 1.*byte order"),
+        ({"queries": ["b"] * 300}, "queries, row 1.*each text once"),
         ({"prefixes": ["a\nb"] + ["c"] * 59}, "prefixes, row 0.*one line"),
         ({"embeddings": np.zeros((7, D))}, "embeddings: expected one row for each of 300"),
         ({"ids": np.zeros((7, 4), int)}, "ids: expected one row"),

@@ -214,9 +214,8 @@ def test_vectors_that_cannot_be_searched_for_are_named(shop):
     [
         {"probes": ()},
         {"probes": (1, 0, 1, 1)},
-        {"probes": (1, 1.5, 1, 1)},
         {"candidates": 0},
-        {"limit": True},
+        {"limit": 0},
         {"breadth": 0},
         {"order": "best"},
         {"measure": "dot"},

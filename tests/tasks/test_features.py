@@ -147,21 +147,6 @@ def test_targets_end_with_the_end_token(vocabulary):
     assert long[:3].tolist() == vocabulary.encode("red shoes lego duplo train")[:3]
 
 
-def test_a_batch_is_its_rows_padded(vocabulary):
-    featurizer = Featurizer(vocabulary, FeatureSpec())
-    requests = [Request("le", ["red"] * n, ["lego"], ["m"]) for n in range(5)]
-    batch = featurizer.batch(requests)
-    assert batch.shape == (5, 144) and batch.dtype == np.int32
-    short = featurizer.batch(requests, length=64)
-    for row, cut, request in zip(batch, short, requests, strict=True):
-        ids = featurizer.inputs(request)
-        np.testing.assert_array_equal(row, np.pad(ids, (0, 144 - len(ids))))
-        np.testing.assert_array_equal(cut, row[:64])
-    with pytest.raises(ValueError, match="more than length=4"):
-        featurizer.batch(requests, length=4)
-    assert featurizer.batch([]).shape == (0, 144)
-
-
 def test_asking_twice_gives_the_same(vocabulary):
     featurizer = Featurizer(vocabulary, FeatureSpec())
     request = Request("le", ["red", "red"], ["lego", "red"])

@@ -12,8 +12,8 @@ import numpy as np
 import pytest
 
 from onesug_jax.errors import UserError
-from onesug_jax.tasks import item_examples
-from onesug_jax.tasks.examples import MIXTURE_FILE, write_examples
+from onesug_jax.tasks import item_examples, layouts
+from onesug_jax.tasks.examples import MIXTURE_FILE, Examples, write_examples, write_mixture
 from onesug_jax.tasks.vocabulary import Vocabulary
 
 pytestmark = pytest.mark.long
@@ -22,9 +22,8 @@ pytestmark = pytest.mark.long
 @pytest.fixture(autouse=True, scope="module")
 def imported():
     """TensorFlow, 700 MB of a worker's memory, is imported when the first of these tests runs."""
-    global seqio, seqio_shards, SoftFeatureConverter
+    global seqio, seqio_shards
     from onesug_jax.tasks import seqio_shards
-    from onesug_jax.tasks.seqio_tasks import SoftFeatureConverter
 
     seqio = seqio_shards.seqio
 
@@ -116,13 +115,86 @@ def test_soft_tokens_of_the_text_model_have_their_numbers(made, tmp_path):
     write_examples(str(tmp_path), "text_query", "train", [block], extra)
     (tmp_path / MIXTURE_FILE).write_text('{"mixture": "texts", "tasks": {"text_query": 2.0}}')
     mixture = seqio_shards.register(str(tmp_path), vocabulary)
-    rows = mixture.get_dataset({"inputs": 4, "targets": 2, "soft": 1}, shuffle=False, num_epochs=1)
-    rows = SoftFeatureConverter(pack=False)(rows, {"inputs": 4, "targets": 2, "soft": 1})
+    rows = mixture.get_dataset({"inputs": 4, "targets": 2}, shuffle=False, num_epochs=1)
     rows = list(rows.as_numpy_iterator())
-    assert [row["encoder_soft_numbers"].tolist() for row in rows] == [[0], [5], [0], [6]]
-    assert [row["encoder_input_tokens"].tolist() for row in rows] == [
-        [a, a + 1, 0, 0] for a in (1, 3, 5, 7)
-    ]
+    assert [row["soft"].tolist() for row in rows] == [[], [5], [], [6]]
+    assert [row["inputs"].tolist() for row in rows] == [[a, a + 1] for a in (1, 3, 5, 7)]
+
+
+def drawn_texts(count, rng):
+    """A block of examples as the stage writes them."""
+    sizes = rng.integers(1, 24, count), rng.integers(1, 8, count)
+    return tuple(x for size in sizes for x in (rng.integers(1, 300, size.sum()), size))
+
+
+@pytest.fixture(scope="module")
+def texts(made, tmp_path_factory):
+    """Examples of the text model in two splits, and SeqIO's Mixture of them."""
+    folder = str(tmp_path_factory.mktemp("texts"))
+    extra = {"lengths": LENGTHS, "vocabulary": made[1].fingerprint}
+    for split, count in COUNTS.items():
+        block = drawn_texts(count, np.random.default_rng(count))
+        write_examples(folder, "text_query", split, [block], extra)
+    write_mixture(folder, "texts", {"text_query": 2.0}, {})
+    seqio_shards.register(folder, made[1])
+    return folder
+
+
+LENGTHS = {"inputs": 24, "targets": 8}
+
+
+@pytest.mark.parametrize(
+    ("packed", "lengths"), [(False, LENGTHS), (True, {"inputs": 90, "targets": 20})]
+)
+def test_our_layouts_are_those_of_seqios_converter(texts, packed, lengths):
+    converter = seqio.EncDecFeatureConverter(pack=packed)
+    rows = seqio.get_dataset("texts", lengths, converter, num_epochs=1, shuffle=False)
+    rows = list(rows.as_numpy_iterator())
+    part = Examples.load(texts, "text_query", "train")
+    # SeqIO may interleave its rows; find each segment's example by its content.
+    numbers = {(*map(tuple, part[i]),): i for i in range(len(part))}
+    chosen, row = [], []
+    for number, r in enumerate(rows):
+        enc = r.get("encoder_segment_ids", r["encoder_input_tokens"] > 0)
+        dec = r.get("decoder_segment_ids", r["decoder_target_tokens"] > 0)
+        for s in range(1, int(enc.max()) + 1):
+            sides = r["encoder_input_tokens"][enc == s], r["decoder_target_tokens"][dec == s]
+            chosen.append(numbers[(*map(tuple, sides),)])
+            row.append(number)
+    assert sorted(chosen) == list(range(len(part))) and (len(rows) < len(part)) == packed
+    shape = (len(rows), *lengths.values())
+    source, given = np.zeros(len(chosen), int), (np.array(chosen), np.array(row))
+    batch = layouts.assemble([part], source, *given, shape, packed=packed)
+    assert set(batch) == set(rows[0])
+    for name, array in batch.items():
+        np.testing.assert_array_equal(array, [r[name] for r in rows], err_msg=name)
+
+
+def test_examples_of_any_mixture_are_written_as_ours(made, texts, tmp_path):
+    """Our own shards through SeqIO are the same records."""
+    given = {"splits": ("train", "dev"), "lengths": LENGTHS, "vocabulary": made[1]}
+    metas = seqio_shards.cache_mixture("texts", str(tmp_path), **given)
+    for split in COUNTS:
+        part = Examples.load(texts, "text_query", split)
+        assert metas["text_query"][split]["fingerprint"] == part.meta["fingerprint"]
+    mixture = json.loads((tmp_path / MIXTURE_FILE).read_text())
+    assert mixture == {"mixture": "texts", "tasks": {"text_query": 2.0}}
+    with pytest.raises(UserError, match="found 'nowhere'"):
+        seqio_shards.cache_mixture("nowhere", str(tmp_path), **given)
+
+
+def test_seqios_vocabulary_speaks_ours(made):
+    vocabulary, tf = made[1], seqio_shards.tf
+    wrapped = seqio_shards.QueryVocabulary(vocabulary)
+    assert wrapped.vocab_size == vocabulary.size and wrapped.pad_id == 0
+    for text in ("lego train ", "手机 😀", ""):
+        ids = wrapped.encode(text)
+        assert wrapped.decode(ids) == text
+        assert wrapped.encode_tf(tf.constant(text)).numpy().tolist() == ids
+        mapped = tf.data.Dataset.from_tensors(text).map(wrapped.encode_tf)
+        assert next(mapped.as_numpy_iterator()).tolist() == ids
+        assert wrapped.decode_tf(tf.constant(ids, "int32")).numpy().decode() == text
+    assert wrapped == seqio_shards.QueryVocabulary(vocabulary)
 
 
 def test_mistakes_say_what_to_do(made, tmp_path):

@@ -9,13 +9,12 @@ import subprocess
 import sys
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 import pytest
 
 from onesug_jax import main
 from onesug_jax.errors import UserError
-from onesug_jax.logs.schema import LOG_SCHEMA
 from onesug_jax.pipeline.workdir import Manifest
+from tests.log_rows import log_row, write_log
 
 READ = """
 import json, sys
@@ -35,31 +34,29 @@ print(json.dumps(rows))
 
 
 def row(number, time, prefix, query, ordered=(), clicked=()):
-    return {
-        "request_id": f"r{number}",
-        "user_id": "ann",
-        "session_id": "s",
-        "timestamp_ms": time,
-        "prefix": prefix,
-        "shown": [query, "tent"],
-        "query": query,
-        "clicked_position": 0 if ordered else None,
-        "clicked_items": list(clicked),
-        "ordered_items": list(ordered),
-        "city": "berlin",
-    }
+    return log_row(
+        number,
+        query,
+        user_id="ann",
+        timestamp_ms=time,
+        prefix=prefix,
+        shown=[query, "tent"],
+        clicked_position=0 if ordered else None,
+        clicked_items=list(clicked),
+        ordered_items=list(ordered),
+        city="berlin",
+    )
 
 
 @pytest.fixture
 def log(tmp_path):
-    schema = LOG_SCHEMA.append(pa.field("city", pa.string()))
     splits = {
         "train": [row(1, 10, "wa", "watch"), row(2, 20, "te", "tent", clicked=["i"])],
         "dev": [row(3, 30, "手", "手机", ordered=["i"], clicked=["i"])],
     }
     (tmp_path / "log").mkdir()
     for split, rows in splits.items():
-        pq.write_table(pa.Table.from_pylist(rows, schema), tmp_path / "log" / f"{split}.parquet")
+        write_log(tmp_path / "log" / f"{split}.parquet", rows, ("city", pa.string()))
     return str(tmp_path / "log")
 
 
@@ -74,12 +71,12 @@ def test_every_row_can_be_loaded_without_this_package(log, tmp_path):
     )
     assert done.returncode == 0, done.stderr
     rows = json.loads(done.stdout.splitlines()[-1])
-    assert sorted(r["request_id"] for r in rows["train"]) == ["r1", "r2"]
+    assert sorted(r["request_id"] for r in rows["train"]) == ["r00001", "r00002"]
     (dev,) = rows["dev"]
     assert (dev["query"], dev["recent"], dev["level"]) == ("手机", ["tent", "watch"], 2)
     assert len(dev["recent_minutes"]) == 2 and dev["recent_minutes"][0] > 0
     assert (dev["clicked_position"], dev["city"]) == (0, "berlin")
-    second = next(r for r in rows["train"] if r["request_id"] == "r2")
+    second = next(r for r in rows["train"] if r["request_id"] == "r00002")
     assert (second["level"], second["clicked_position"]) == (1, -1)
 
     with pytest.raises(UserError, match="is there already"):

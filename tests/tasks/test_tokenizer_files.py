@@ -1,39 +1,22 @@
 """The vocabulary as Hugging Face tokenizer files gives the same ids."""
 
-import io
-import itertools
 import json
 import random
 
 import pytest
-import sentencepiece
 import tokenizers
 
 from onesug_jax.tasks.features import FeatureSpec, Featurizer, Request
 from onesug_jax.tasks.tokenizer_files import write_tokenizer
 from onesug_jax.tasks.vocabulary import Vocabulary
-
-WORDS = ["red", "shoes", "lego", "train", "running", "case", "phone", "手机", "壳", "女", "鞋"]
-TEXTS = [" ".join(pair) for pair in itertools.permutations(WORDS, 2)]
+from tests.tasks.test_vocabulary import TEXTS, pretrained_pieces
 
 
 def made(kind, folder) -> Vocabulary:
     if kind == "trained":
         return Vocabulary.train(iter(TEXTS), str(folder), pieces=400, sid_levels=2, sid_codes=3)
-    out = io.BytesIO()
-    sentencepiece.SentencePieceTrainer.train(
-        sentence_iterator=iter(TEXTS),
-        model_writer=out,
-        vocab_size=400,
-        hard_vocab_limit=False,
-        byte_fallback=kind == "mT5",
-        pad_id=0,
-        eos_id=1,
-        unk_id=2,
-        bos_id=-1,
-        minloglevel=2,
-    )
-    return Vocabulary(out.getvalue(), sid_levels=2, sid_codes=3, first_marker=600)
+    pieces = pretrained_pieces(TEXTS, byte_fallback=kind == "mT5")
+    return Vocabulary(pieces, sid_levels=2, sid_codes=3, first_marker=600)
 
 
 @pytest.fixture(scope="module", params=["trained", "T5", "mT5"])

@@ -85,16 +85,6 @@ def test_vectors_are_those_of_the_slow_rendering(pooling):
         )
 
 
-def test_padding_changes_nothing():
-    params = random_params(CONFIG)
-    tokens = np.random.default_rng(2).integers(0, 40, (3, 6), dtype=np.int32)
-    lengths = np.array([3, 6, 4], np.int32)
-    short = vectors(Bert(CONFIG), params, tokens, lengths)
-    wide = np.pad(tokens, ((0, 0), (0, 6)), constant_values=7)
-    found = vectors(Bert(CONFIG), params, wide, lengths)
-    np.testing.assert_allclose(found, short, atol=1e-6)
-
-
 @pytest.mark.long
 def test_dropout_is_in_training_only():
     params = random_params(CONFIG)

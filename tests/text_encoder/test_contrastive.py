@@ -83,20 +83,6 @@ def test_what_is_no_negative():
     np.testing.assert_array_equal(found, found.T)
 
 
-@pytest.mark.long
-def test_a_batch_of_one_text_teaches_nothing():
-    rng = np.random.default_rng(1)
-    same = np.zeros(4, np.int32)
-    vectors = unit(rng, 4).astype(np.float32)
-
-    def total(anchors):
-        return info_nce(anchors, vectors, np.arange(4), same, 0.05)[0].sum()
-
-    loss, gradient = jax.value_and_grad(total)(vectors[::-1].copy())
-    assert float(loss) == pytest.approx(0, abs=1e-5)
-    np.testing.assert_allclose(gradient, 0, atol=1e-5)
-
-
 def batch_at(step, size=16):
     rng = np.random.default_rng([7, step])
     return {

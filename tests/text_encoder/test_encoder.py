@@ -74,14 +74,6 @@ def test_vectors_are_unit_and_in_order_whatever_the_batches(encoder):
     assert encoder.encode([]).shape == (0, 16)
 
 
-def test_vectors_can_be_written_into_a_given_array(encoder, tmp_path):
-    path = str(tmp_path / "vectors")
-    out = np.memmap(path, np.float32, "w+", shape=(len(TEXTS), 16))
-    assert encoder.encode(TEXTS, out=out) is out
-    np.testing.assert_array_equal(np.fromfile(path, np.float32).reshape(-1, 16), out)
-    np.testing.assert_allclose(out, encoder.encode(TEXTS), atol=TOLERANCE)
-
-
 @pytest.mark.long
 def test_few_shapes_are_compiled(encoder):
     encoders._forward.clear_cache()

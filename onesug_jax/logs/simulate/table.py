@@ -16,7 +16,6 @@ from onesug_jax.logs.simulate.world import World
 
 # The underscore excludes it from the files of the log.
 CEILING = "_ceiling.parquet"
-SPLITS = ("train", "dev", "test")
 
 _SHELF_ITEMS = 60
 
@@ -76,12 +75,12 @@ def write_splits(out: str, table: pa.Table, visits: Visits, bounds: list[int]) -
     Files of an earlier log in `out` are removed. Raises UserError for a split without rows.
     """
     os.makedirs(out, exist_ok=True)
-    for name in (*(f"{split}.parquet" for split in SPLITS), CEILING):
+    for name in (*(f"{split}.parquet" for split in schema.SPLITS), CEILING):
         if os.path.exists(os.path.join(out, name)):
             os.remove(os.path.join(out, name))
     order = by_time(visits)
     table, time = table.take(pa.array(order)), visits.time[order]
-    for name, first, last in zip(SPLITS, bounds, bounds[1:], strict=False):
+    for name, first, last in zip(schema.SPLITS, bounds, bounds[1:], strict=False):
         if first == last:
             continue
         low, high = np.searchsorted(time, [START_MS + day * DAY_MS for day in (first, last)])

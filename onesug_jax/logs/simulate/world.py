@@ -58,7 +58,7 @@ class World:
         self.length = present.sum(1)
         self.leaning_pull = np.exp((self.leaning[:, self.words_of] * present).sum(2))
         self.characters = np.array([len(text) for text in self.queries])
-        self.wide = np.array([_is_wide(text) for text in self.queries])
+        self.wide = np.array([schema.is_wide(text) for text in self.queries])
         query, column = np.nonzero(present)
         shelf = self.words + self.shelf
         group = np.concatenate([self.words_of[query, column], shelf, [self.everything] * size])
@@ -145,10 +145,12 @@ def _from_file(path: str):
             f"{path}: expected at least 20 different queries, one a line, found {len(texts)}; "
             "give a longer list"
         )
-    pairs = collections.Counter(pair for text in texts for pair in set(_pieces(text)))
+    pairs = collections.Counter(pair for text in texts for pair in set(schema.split_words(text)))
     parts = []
     for text in texts:
-        pieces = [piece for piece in dict.fromkeys(_pieces(text)) if piece not in _AFTER_HEAD]
+        pieces = [
+            piece for piece in dict.fromkeys(schema.split_words(text)) if piece not in _AFTER_HEAD
+        ]
         shared = [piece for piece in pieces if pairs[piece] > 1]
         parts.append(tuple(shared or pieces or [text]))
     heads = [_head(text) for text in texts]
@@ -175,21 +177,9 @@ def _lines(path: str) -> Iterator[str]:
         ) from error
 
 
-def _is_wide(text: str) -> bool:
-    return sum(ord(c) > 0x2E7F for c in text) * 2 > len(text)
-
-
-def _pieces(text: str) -> list[str]:
-    """Words; where a language writes without spaces, every two neighbouring characters."""
-    if not _is_wide(text):
-        return text.split()
-    compact = text.replace(" ", "")
-    return [compact[i : i + 2] for i in range(max(1, len(compact) - 1))]
-
-
 def _head(text: str) -> str:
     """What is wanted: the last word before "for", "with" ...; the last two wide characters."""
-    if _is_wide(text):
+    if schema.is_wide(text):
         return text[-2:]
     words = text.split()
     for at, word in enumerate(words):

@@ -47,16 +47,13 @@ def test_same_seed_same_bytes_and_another_seed_another_log(tmp_path):
         assert a == b != c
 
 
-def test_files_of_an_earlier_log_do_not_stay(tmp_path):
+def test_the_best_lists_are_not_part_of_the_log_and_no_earlier_file_stays(tmp_path):
     simulate(str(tmp_path), requests=500, days=6, test_days=1)
-    simulate(str(tmp_path), requests=500, days=6, ceiling=False)
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["dev.parquet", "train.parquet"]
-
-
-def test_the_best_lists_are_not_part_of_the_log(tmp_path):
     simulate(str(tmp_path), requests=500, days=6)
     names = [os.path.basename(source.path) for source in find_files(str(tmp_path))]
     assert names == ["dev.parquet", "train.parquet"]
+    simulate(str(tmp_path), requests=500, days=6, ceiling=False)
+    assert sorted(path.name for path in tmp_path.iterdir()) == names
 
 
 @pytest.mark.long
