@@ -36,4 +36,5 @@ CrossCache = Float[Array, "N B H L head_dim"]  # cross-attention keys or values,
 ItemIds = Int[Array, "B S"]  # rows of the tables of queries, 0 = empty place
 ItemVectors = Float[Array, "B S E"]  # unit vectors of items, 0 where there is none
 ItemWords = Float[Array, "B S W"] | Int[Array, "B S W"]  # hashed words of items, or their weights
+Projections = Float[Array, "N E P"]  # learned views of the vectors of items
 Relations = Float[Array, "B R Q S"]  # how alike two places are, by each relation

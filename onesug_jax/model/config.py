@@ -43,6 +43,7 @@ class ModelConfig:
         marker that of another right before it (a related query's conversion bucket). T5 does not.
       first_marker, last_marker: ids of the markers.
       vector_dim: width of the vectors of items (`items.py`), and of e_p*; 0: no items, text alone.
+      projected: dimensions in which the learned relations of items compare them.
       count_columns: as-of counts of a candidate.
       enhance: share of the candidates' mean in e_p*, where it is made of items.
       enhanced_prefix: show e_p* to the encoder of items; False for the ablation alone.
@@ -77,6 +78,7 @@ class ModelConfig:
     first_marker: int = 0
     last_marker: int = -1
     vector_dim: int = 0
+    projected: int = 32
     count_columns: int = 11
     enhance: float = 0.5
     enhanced_prefix: bool = True
@@ -94,6 +96,7 @@ class ModelConfig:
             "head_dim",
             "d_ff",
             "relative_buckets",
+            "projected",
             "count_columns",
         ):
             if getattr(self, name) < 1:
@@ -138,7 +141,8 @@ class ModelConfig:
         """Of `ItemReader`, of the relations in every layer, and of `CandidateHead`."""
         d, h, counts = self.d_model, self.num_heads, self.count_columns
         reader = (3 * counts + 10) * d + d * d + d + (6 + 2 + 24 + 7) * d
-        layer = 12 * h + 5 * h * d + d * d
+        reader += 3 * self.vector_dim * self.projected
+        layer = 14 * h + 7 * h * d + d * d
         head = (2 * d * d + d + counts + 1) * self.writes_candidates
         return reader + self.encoder_layers * layer + head
 
@@ -163,11 +167,12 @@ class ModelConfig:
         )
         head = target * 2 * d * self.vocab_size
         if self.vector_dim:
-            h, relations = self.num_heads, 4
+            h, relations = self.num_heads, 6
             items = keys + candidates
-            encoder_layer += length * (2 * 5 * h * d + 2 * d * d) + keys * 2 * 7 * h
+            encoder_layer += length * (2 * 7 * h * d + 2 * d * d) + keys * 2 * 7 * h
             encoder_layer += items * 2 * relations * keys * 2 * h
-            head += 2 * items * keys * self.vector_dim
+            head += 2 * items * keys * (self.vector_dim + 2 * self.projected)
+            head += 2 * items * 3 * self.projected * self.vector_dim
             head += candidates * 2 * d * (3 * self.count_columns + 10 + d) + history * 2 * 6 * d
             head += candidates * 2 * self.vector_dim + 2 * self.vector_dim * d
         if self.writes_candidates:

@@ -21,7 +21,7 @@ import jax.numpy as jnp
 from onesug_jax.arrays import NEG_INF, ItemIds, Relations
 from onesug_jax.model.config import ModelConfig
 from onesug_jax.model.layers import logical, scaled_normal
-from onesug_jax.model.relations import KEY_FEATURES, relations
+from onesug_jax.model.relations import KEY_FEATURES, PROJECTIONS, relations
 
 LEAST_LOG = -6.0  # log counts are cut off here: much less than one search
 _SCALE = 0.25  # brings log counts to order one
@@ -222,6 +222,11 @@ class ItemReader(nn.Module):
         self.ages = kernel("ages", KEY_FEATURES - 1, width)
         self.kinds = kernel("kinds", 2, width)  # what all of the history, all candidates share
         self.hours, self.weekdays = kernel("hours", 24, width), kernel("weekdays", 7, width)
+        self.projections = self.param(
+            "projections",
+            logical(scaled_normal(c.vector_dim), None, "soft", "features"),
+            (PROJECTIONS, c.vector_dim, c.projected),
+        )
 
     def __call__(self, items: Items, tables: ItemTables, enhanced: jax.Array) -> ItemRows:
         """See `ItemRows`; `enhanced [B, E]` is e_p*."""
@@ -241,6 +246,7 @@ class ItemReader(nn.Module):
 
         alike = relations(
             jnp.concatenate([enhanced[:, None], vectors], axis=1),
+            self.projections,
             behind_prefix(jnp.take(tables.words, items.rows, axis=0)),
             behind_prefix(_rows(tables.word_weights, items.rows)),
             behind_prefix(items.rows),

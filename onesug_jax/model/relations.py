@@ -6,8 +6,10 @@ likeness slowly, so attention receives it. For head h, position i and key j,
     scores[h, i, j] = q_i . k_j + T5_relative[h, i - j] + sum_r a[h, r] * R_r[i, j] + b[h] . f(j)
     R_1 = cos(e*_i, e*_j)                         R_2 = words in common / words in either
     R_3 = words in common / words of the key      R_4 = 1 for the same query
+    R_5 = cos(W e*_i, W e*_j)                     R_6 = cos(A e*_i, B e*_j)
 
-where f(j) says how old key j is, and R_3 is 1 where a query was refined. A sink, a key of value 0,
+where f(j) says how old key j is, R_3 is 1 where a query was refined, and W, A, B are learned: R_5
+for what the same people search, R_6 for what is searched after key j. A sink, a key of value 0,
 takes the attention of a position that finds nothing alike. What each head found, sum_j w[h, i, j] *
 R_r[i, j] and sum_j w[h, i, j], enters the stream through a small MLP beside the values. PAPER.md
 has no such thing: it belongs to models with items.
@@ -19,7 +21,15 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from onesug_jax.arrays import AttentionBias, Encoded, ItemIds, ItemVectors, ItemWords, Relations
+from onesug_jax.arrays import (
+    AttentionBias,
+    Encoded,
+    ItemIds,
+    ItemVectors,
+    ItemWords,
+    Projections,
+    Relations,
+)
 from onesug_jax.model.config import ModelConfig
 from onesug_jax.model.layers import (
     Attention,
@@ -30,7 +40,8 @@ from onesug_jax.model.layers import (
     scaled_normal,
 )
 
-RELATIONS = ("cosine", "overlap", "contained", "same")
+RELATIONS = ("cosine", "overlap", "contained", "same", "alike", "follows")
+PROJECTIONS = 3  # the learned W, A and B
 KEY_FEATURES = 7  # of a key: whether it is of the history, and what `items.past_features` says
 _STEEPEST = 8.0  # of the multiples of the cosine that the heads start with
 _SINK = 4.0  # the sink's score at the start: between that of a stranger and of an alike item
@@ -38,23 +49,34 @@ _FOUND = 3.0  # brings what was found, at most 1, to the scale of the stream
 
 
 def relations(
-    vectors: ItemVectors, words: ItemWords, weights: ItemWords, numbers: ItemIds, keys: int
+    vectors: ItemVectors,
+    projections: Projections,
+    words: ItemWords,
+    weights: ItemWords,
+    numbers: ItemIds,
+    keys: int,
 ) -> Relations:
-    """Likeness of all positions to the first `keys` of them, float32 `[B, 4, S, keys]`.
+    """Likeness of all positions to the first `keys` of them, float32 `[B, R, S, keys]`.
 
     Args:
       vectors: `[B, S, E]` unit vectors; 0 for positions that are no items.
+      projections: `[3, E, P]`, the learned W, A and B.
       words: `[B, S, W]` hashed words, distinct in a query, 0 behind them; weights: `[B, S, W]` how
         much each counts.
       numbers: `[B, S]` query numbers + 1; 0 for positions that are no queries.
     """
-    cosine = jnp.einsum(
-        "bqe,bke->bqk", vectors, vectors[:, :keys], preferred_element_type=jnp.float32
-    )
+
+    def cosine(x: jax.Array, y: jax.Array) -> jax.Array:
+        return jnp.einsum("bqe,bke->bqk", x, y[:, :keys], preferred_element_type=jnp.float32)
+
+    projected = jnp.einsum("bqe,nep->nbqp", vectors, projections)
+    squares = jnp.sum(jnp.square(projected), axis=-1, keepdims=True)
+    alike, later, sooner = projected / jnp.sqrt(squares + 1e-6)
     same = (numbers[:, :, None] == numbers[:, None, :keys]) & (numbers[:, :, None] > 0)
     shared, contained = overlaps(words, weights, words[:, :keys], weights[:, :keys])
-    found = jnp.stack([cosine, shared, contained, same.astype(jnp.float32)], axis=1)
-    return jax.lax.optimization_barrier(found)  # found once, not in each layer anew
+    found = [cosine(vectors, vectors), shared, contained, same.astype(jnp.float32)]
+    found += [cosine(alike, alike), cosine(later, sooner)]
+    return jax.lax.optimization_barrier(jnp.stack(found, axis=1))  # not in each layer anew
 
 
 def overlaps(
@@ -141,7 +163,7 @@ class RelationAttention(Attention):
 
 
 def _multiples(key: jax.Array, shape: tuple[int, int], dtype=jnp.float32) -> jax.Array:
-    """The heads' multiples of the cosine, spread from nothing to `_STEEPEST`; 1 of the others."""
+    """The heads' multiples of the cosine, spread from 0 to `_STEEPEST`; 1 of the others."""
     del key
     return jnp.ones(shape, dtype).at[0].set(jnp.linspace(0.0, _STEEPEST, shape[1]))
 

@@ -5,7 +5,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from onesug_jax.model.relations import KEY_FEATURES, RelationAttention, overlaps, relations
+from onesug_jax.model.relations import (
+    KEY_FEATURES,
+    RELATIONS,
+    RelationAttention,
+    overlaps,
+    relations,
+)
 from onesug_jax.train.mesh import unbox
 from tests.item_cases import CONFIG
 
@@ -35,15 +41,23 @@ def slow_overlap(one, other, weight):
 @pytest.mark.long
 def test_relations_are_those_of_a_slow_reference():
     vectors, words, weights, numbers = drawn()
-    found = np.asarray(relations(vectors, words, weights, numbers, keys=4))
-    assert found.shape == (2, 4, 6, 4)
+    projections = np.random.default_rng(3).normal(size=(3, 4, 2)).astype(np.float32)
+    found = np.asarray(relations(vectors, projections, words, weights, numbers, keys=4))
+    assert found.shape == (2, len(RELATIONS), 6, 4)
+
+    def cosine(x, y):
+        return x @ y / np.linalg.norm(x) / np.linalg.norm(y)
+
     for b in range(2):
         for i in range(6):
             for j in range(4):
                 shared = slow_overlap(words[b, i], words[b, j], lambda word: word / 2)
                 wanted = [vectors[b, i] @ vectors[b, j], *shared]
                 wanted.append(float(numbers[b, i] == numbers[b, j] != 0))
-                np.testing.assert_allclose(found[b, :, i, j], wanted, atol=1e-6)
+                alike, later, sooner = projections.transpose(0, 2, 1)
+                for one, other in ((alike, alike), (later, sooner)):
+                    wanted.append(cosine(one @ vectors[b, i], other @ vectors[b, j]))
+                np.testing.assert_allclose(found[b, :, i, j], wanted, atol=1e-5)
 
 
 @pytest.mark.long
@@ -63,7 +77,7 @@ def test_attention_is_that_of_a_slow_reference():
     x, context = rng.normal(size=(batch, queries, width)), rng.normal(size=(batch, keys, width))
     bias = np.where(rng.random((batch, 1, 1, keys)) < 0.3, -1e9, 0.0)
     bias = bias + rng.normal(size=(1, heads, queries, keys))
-    related = rng.random((batch, 4, queries, keys))
+    related = rng.random((batch, len(RELATIONS), queries, keys))
     features = rng.random((batch, keys, KEY_FEATURES))
     given = [np.asarray(a, np.float32) for a in (x, context, bias, related, features)]
     module = RelationAttention(CONFIG)
@@ -76,7 +90,7 @@ def test_attention_is_that_of_a_slow_reference():
     p = {name: np.asarray(value, float) for name, value in made["params"].items()}
     for b in range(batch):
         for i in range(queries):
-            out, learnt = np.zeros(width), np.zeros((5, heads))
+            out, learnt = np.zeros(width), np.zeros((len(RELATIONS) + 1, heads))
             for h in range(heads):
                 query = x[b, i] @ p["query"][:, h]
                 scores = [
@@ -90,7 +104,7 @@ def test_attention_is_that_of_a_slow_reference():
                 weights = (weights / weights.sum())[:keys]
                 values = context[b] @ p["value"][:, h]
                 out += weights @ values @ p["out"][h]
-                learnt[:4, h], learnt[4, h] = related[b, :, i] @ weights, weights.sum()
+                learnt[:-1, h], learnt[-1, h] = related[b, :, i] @ weights, weights.sum()
             hidden = np.einsum("rh,rhd->d", 3 * learnt, p["found_in"])
             out += hidden / (1 + np.exp(-hidden)) @ p["found_out"]
             assert size == p["query"].shape[2]
@@ -101,7 +115,7 @@ def test_attention_is_that_of_a_slow_reference():
 def test_what_sees_nothing_alike_finds_nothing():
     """With every key far below the sink, the values add nothing."""
     module, zeros = RelationAttention(CONFIG), jnp.zeros((1, 1, CONFIG.d_model))
-    related, features = jnp.zeros((1, 4, 1, 2)), jnp.zeros((1, 2, KEY_FEATURES))
+    related, features = jnp.zeros((1, len(RELATIONS), 1, 2)), jnp.zeros((1, 2, KEY_FEATURES))
     context = jnp.ones((1, 2, CONFIG.d_model))
     given = (zeros, context, jnp.full((1, 1, 1, 2), -1e9), related, features, True)
     made = jax.jit(lambda key: module.init(key, *given, method="related"))(KEY)
