@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from onesug_jax.errors import UserError
@@ -68,14 +68,15 @@ def stored_config(path: str) -> ModelConfig:
     return of_release(ModelConfig, read_result(path)["model"], path)
 
 
-def of_release(kind: Callable[..., T], stored: Mapping[str, Any], path: str) -> T:
+def of_release(kind: type[T], stored: Mapping[str, Any], path: str) -> T:
     """A configuration of stored fields; UserError where another release stored other ones."""
-    try:
-        return kind(**stored)
-    except TypeError as error:
+    fields = {field.name for field in dataclasses.fields(kind)}  # type: ignore[arg-type]
+    if other := sorted(fields ^ stored.keys()):
         raise UserError(
-            f"{path}: another release made this model ({error}); use that one, or train it again"
-        ) from None
+            f"{path}: another release made this model, with or without {', '.join(other)}; use "
+            "that release, or train the model again (--restart=pretrain)"
+        )
+    return kind(**stored)
 
 
 def identity(context: Context, config: ModelConfig, vocabulary: str) -> dict:
