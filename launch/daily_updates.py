@@ -27,10 +27,9 @@ import pyarrow.parquet as pq  # noqa: E402
 
 from onesug_jax import main, plots  # noqa: E402
 from onesug_jax.files import write_json  # noqa: E402
+from onesug_jax.logs.asof.config import DAY_MS  # noqa: E402
 from onesug_jax.logs.ingest import ingest  # noqa: E402
 from onesug_jax.pipeline import workdir  # noqa: E402
-
-DAY_MS = 86_400_000
 
 
 def cut_days(log: str, out: str, days: int) -> list[str]:

@@ -3,6 +3,8 @@
 import importlib
 import re
 import shlex
+import sys
+import types
 
 import jax
 import jax.numpy as jnp
@@ -11,9 +13,16 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+import onesug_jax
 from onesug_jax import cli, main
+from onesug_jax.align.rwr import PreferenceConfig
+from onesug_jax.errors import UserError
+from onesug_jax.logs.asof.config import AsOfConfig
+from onesug_jax.logs.ingest import ingest
+from onesug_jax.logs.texts import Texts
 from onesug_jax.pipeline.workdir import Manifest
-from onesug_jax.stages import CONFIGURABLES, STAGES
+from onesug_jax.retrieval.prefix_index import PrefixIndex
+from onesug_jax.stages import CONFIGURABLES, STAGES, scoring
 
 
 @pytest.fixture(scope="module")
@@ -27,7 +36,7 @@ def examples(documents):
     """Name -> what the Python blocks of CONTRIBUTING.md define, each at most 50 lines."""
     made: dict = {}
     blocks = re.findall(r"```python\n(.*?)```", documents["CONTRIBUTING.md"], flags=re.DOTALL)
-    assert len(blocks) == 4 and max(block.count("\n") for block in blocks) < 50
+    assert len(blocks) == 6 and max(block.count("\n") for block in blocks) < 50
     for block in blocks:
         exec(block, made)
     return made
@@ -65,25 +74,64 @@ def test_links_between_documents_lead_somewhere(documents, project_root):
             assert (folder / target).exists(), f"{name}: {target}"
 
 
-def test_the_example_adapter_reads_its_log(examples, tmp_path):
-    from onesug_jax.logs.find import sniff
-    from onesug_jax.logs.readers import read_chunks
+@pytest.fixture
+def my_shop(documents, tmp_path, monkeypatch):
+    """The examples as a module of somebody's own."""
+    blocks = re.findall(r"```python\n(.*?)```", documents["CONTRIBUTING.md"], flags=re.DOTALL)
+    (tmp_path / "my_shop.py").write_text("\n".join(blocks), encoding="utf-8")
+    monkeypatch.syspath_prepend(tmp_path)
+    yield
+    sys.modules.pop("my_shop", None)
 
+
+def test_the_example_adapter_reads_its_log(my_shop, tmp_path):
     path = tmp_path / "log.csv"
     path.write_text("visitor,at,typed,chosen\nann,1700000000000,wa,watch\nbob,soon,te,tent\n")
-    adapter, source = examples["SearchBox"](), sniff(str(path))
-    assert adapter.owns(source.columns)
-    adapter.check(source)
-    (rows,) = [adapter.convert(chunk) for chunk in read_chunks(source)]
-    assert rows.table.select(["user_id", "timestamp_ms", "prefix", "query"]).to_pylist() == [
-        {"user_id": "ann", "timestamp_ms": 1700000000000, "prefix": "wa", "query": "watch"}
+    how = {"adapter": "my_shop:SearchBox", "dev_share": 0, "max_bad_share": 0.5}
+    report = ingest(str(path), str(tmp_path / "out"), **how)
+    assert (report.accepted, report.set_aside) == (1, 1)
+    (row,) = pq.read_table(tmp_path / "out" / "train.parquet").to_pylist()
+    assert [row[name] for name in ("user_id", "timestamp_ms", "prefix", "query")] == [
+        *("ann", 1700000000000, "wa", "watch")
     ]
-    assert list(rows.faults) == [1]
+
+
+def test_the_example_metric_stands_beside_the_others(my_shop):
+    config = main.read_config(flags=[("evaluate.metrics", "['my_shop:below_first']")])
+    further = scoring.metrics_of(types.SimpleNamespace(settings=config.bindings))
+    searched = {"request_id": "r", "prefix": "l", "recent": [], "recent_minutes": []}
+    searched |= {"clicked_items": [], "ordered_items": []}
+    rows = [pa.RecordBatch.from_pylist([{**searched, "query": query}]) for query in ("lamp", "tea")]
+    lists = {"mine": lambda requests: [["lava", "lamp"] for _ in requests]}
+    found = onesug_jax.evaluate_suggesters(rows, lists, prefix_counts={}, further=further)
+    assert found.metrics["mine"]["all"]["below_first@16"] == 50
+    assert found.metrics["mine"]["order"]["below_first@16"] is None, "over no row"
+
+
+def test_the_example_source_gives_candidates(my_shop):
+    index = types.SimpleNamespace(queries=Texts.of([b"couch", b"lamp"]))
+    near = PrefixIndex.around(index, AsOfConfig(source="my_shop:synonyms", around=2))
+    assert near("sofa ") == (0,) and near("lamp") == (), "nobody searched for a settee"
+
+
+@pytest.mark.parametrize(
+    ("make", "said"),
+    [
+        (lambda: AsOfConfig(source="synonyms", around=2), "expected an import path such as"),
+        (lambda: AsOfConfig(source="my_shop:synonyms"), "expected AsOfConfig.around above 0"),
+        (lambda: AsOfConfig(source="my_shop:antonyms", around=2), "no attribute 'antonyms'"),
+        (lambda: PreferenceConfig("my_shap:loss"), "'my_shap'. Name the folder .* PYTHONPATH"),
+        (lambda: PreferenceConfig("rwr_relaese"), "did you mean 'rwr_release'"),
+    ],
+)
+def test_what_cannot_be_imported_is_named(my_shop, make, said):
+    with pytest.raises(UserError, match=said):
+        make()
 
 
 @pytest.mark.long
-def test_the_example_loss_prefers_the_positive(examples):
-    loss = examples["worst_negative"]
+def test_the_example_loss_prefers_the_positive(my_shop):
+    loss = PreferenceConfig("my_shop:worst_negative").preference
     implicit = jnp.array([[0.0, -1.0, 2.0], [0.0, 5.0, 5.0]])
     mask = jnp.array([[True, True, True], [True, False, False]])
     value, slope = jax.value_and_grad(

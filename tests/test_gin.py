@@ -6,7 +6,9 @@ import types
 
 import pytest
 
-from onesug_jax import cli, main
+from onesug_jax import cli, configuration, main
+from onesug_jax.signatures import parameters
+from onesug_jax.stages import CONFIGURABLES
 
 pytestmark = pytest.mark.eight_devices
 
@@ -48,8 +50,40 @@ def test_every_model_and_mesh_can_be_named(folder):
     macro = {"models": "MODEL", "mesh": "MESH"}[folder]
     for path in (CONFIGS / folder).glob("*.gin"):
         config = main.read_config(flags=[(macro, repr(path.stem))])
-        written = {line.split(" = ")[0] for line in path.read_text().splitlines() if " = " in line}
-        assert written and written <= config.bindings.keys()
+        assert {key for key, *_ in lines(path)} <= config.bindings.keys()
+
+
+def test_files_change_and_never_repeat():
+    """A line that would hold without it goes; what a size of MODEL sets as well may be set back.
+
+    Ablations are laid over the settings of another run.
+    """
+    defaults = CONFIGS / "defaults.gin"
+    sizes = {key for path in (CONFIGS / "models").glob("*.gin") for key, *_ in lines(path)}
+    for path in FILES:
+        shown = path.relative_to(CONFIGS)
+        if shown.parts[0] == "ablations":
+            continue
+        below = [] if path == defaults else lines(defaults)
+        for key, value, where in lines(path):
+            is_size = shown.parts[0] != "models" and key in sizes
+            if f"gin_configs/{shown}:" in where and not is_size:
+                assert value != in_force(below, key), f"{where}: {key} = {value} holds without it"
+            below = [*below, (key, value, where)]
+
+
+def lines(path: pathlib.Path) -> list[configuration.Binding]:
+    """All bindings of a file, with those of files that it includes."""
+    return list(configuration._read_file(str(path)))
+
+
+def in_force(bindings: list[configuration.Binding], key: str):
+    """What a scoped name has: its own value, else the one without the scope, else the code's."""
+    values = {key: value for key, value, _ in bindings}
+    plain = key.rpartition("/")[2]
+    name, _, parameter = plain.rpartition(".")
+    default = parameters(CONFIGURABLES[name])[parameter].default if name else ...
+    return values.get(key, values.get(plain, default))
 
 
 def test_defaults_bind_exactly_the_macros():

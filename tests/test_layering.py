@@ -8,7 +8,7 @@ import pytest
 PACKAGE = pathlib.Path(__file__).resolve().parent.parent / "onesug_jax"
 FILES = sorted(PACKAGE.rglob("*.py"))
 
-ANYWHERE = ("errors", "arrays", "files", "plots", "progress")
+ANYWHERE = ("errors", "arrays", "files", "import_path", "plots", "progress")
 # folder -> what of onesug_jax it may import, besides itself and those
 MAY_IMPORT = {
     "logs": (),

@@ -354,7 +354,7 @@ def test_the_text_model_runs_to_its_lists(work, tmp_path):
     small += ["--gin.BeamConfig.returned=4", "--gin.rwr.steps=0"]
     assert main.main(["run", *SMALL, *flags, *small]) == 0
     stored = json.loads((copy / "pretrain" / "model.json").read_text())
-    assert stored["model"]["soft_dim"] == 32 and not stored["model"]["candidate_tokens"]
+    assert stored["model"]["soft_dim"] == 32 and not stored["model"]["vector_dim"]
     indexed = {row["query"] for row in rows_of(copy, "mined", "queries")}
     lists = [row["list_model"] for row in rows_of(copy, "report/dev", "lists")]
     assert any(lists) and all(set(found) <= indexed and len(found) <= 4 for found in lists)
@@ -553,7 +553,10 @@ def test_preference_metrics_of_every_kind_are_logged(work):
     assert {"margin", "accuracy", "preference", "sft"} <= set(trained)
     assert any(name.startswith("accuracy/") for name in trained)
     seen = next(line for line in lines if line["kind"] == "evaluate")
-    assert {"hr@16", "mrr@16", "order_mrr@16", "value"} <= set(seen)
+    assert {"hr@16", "mrr@16", "order_mrr@16", "value"} <= set(seen) and seen["loss"] > 0
+    first = rows_of(work, "log", "dev")[0]
+    heading, listed = next(iter(seen["lists"].items()))
+    assert heading == f"{first['prefix']} -> {first['query']}" and 0 < len(listed) <= 6
     levels = json.loads((work / "rewards" / "report.json").read_text())
     assert {"ORDER", "ITEM_CLICK", "CLICK", "SHOW", "NOT_SHOW"} <= set(levels)
     assert min(levels.values()) > 0

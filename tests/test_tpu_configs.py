@@ -41,10 +41,10 @@ def test_header_and_sizes(path):
         assert word in text
     config = main.read_config([f"tpu/{path.name}"])
     assert config.bindings["ModelConfig.dtype"] == "bfloat16"
-    fsdp = config.bindings["make_mesh.fsdp"]
-    assert slice_.chips % fsdp == 0 and config.bindings["make_mesh.tensor"] == 1
+    settings = config.settings(["make_mesh", "align", "quantize"])
+    assert slice_.chips % settings["make_mesh.fsdp"] == 0 and settings["make_mesh.tensor"] == 1
     batches = [config.macro("BATCH_SIZE")]
-    batches += [config.bindings[f"{stage}.batch_size"] for stage in ("align", "quantize")]
+    batches += [settings[f"{stage}.batch_size"] for stage in ("align", "quantize")]
     assert all(size % slice_.chips == 0 for size in batches)
 
 

@@ -18,7 +18,7 @@ import numpy as np
 from onesug_jax.align.rewards import NEGATIVE, POSITIVE
 from onesug_jax.errors import UserError
 from onesug_jax.files import atomic_write, require_files
-from onesug_jax.logs.schema import Level, request_level
+from onesug_jax.logs.schema import DAY_MS, Level, request_level
 
 _ATTEMPTS = 12  # draws of a negative until it is one that the list may hold
 _SHOWN_BY_POPULARITY = 10  # length of the list that a most-popular system would have shown
@@ -229,7 +229,7 @@ class Lists:
         usable = behaviour.query >= 0
         if config.days is not None:
             latest = behaviour.time_ms.max(initial=0)
-            usable &= behaviour.time_ms > latest - config.days * 86_400_000
+            usable &= behaviour.time_ms > latest - config.days * DAY_MS
         rows = {level: np.flatnonzero(usable & (behaviour.level == level)) for level in POSITIVE}
         weights = np.array([getattr(config, p.name.lower()) * len(rows[p]) for p in POSITIVE])
         if not weights.sum() > 0:

@@ -176,8 +176,12 @@ def either_way_loss(
     weights = batch.get("weight", jnp.ones(size)) * (targets[:, 0] > 0)
     own = jnp.take_along_axis(candidates, jnp.maximum(place - 1, 0)[:, None], axis=1)[:, 0]
     hits = (place > 0) & (own >= jnp.max(candidates, axis=1))
-    mass = jax.nn.logsumexp(candidates, axis=1)
-    log_written = jnp.log1p(-jnp.exp(jnp.minimum(mass, -1e-6)))
-    chosen = jnp.where(place > 0, total, log_written)
+    chosen = jnp.where(place > 0, total, log_written(candidates))
     loss = -jnp.sum(weights * (chosen + writing * given_written))
     return loss, jnp.sum(weights), {"accuracy": jnp.sum(weights * hits)}
+
+
+def log_written(candidates: jax.Array) -> jax.Array:
+    """`log p(no candidate | x)`, `[B]`, from the candidates' log-probabilities `[B, C]`."""
+    mass = jax.nn.logsumexp(candidates, axis=1)
+    return jnp.log1p(-jnp.exp(jnp.minimum(mass, -1e-6)))

@@ -29,6 +29,7 @@ from onesug_jax.align.rewards import NEGATIVE, POSITIVE
 from onesug_jax.arrays import ListScores, ListTokens, Logits, TargetTokens
 from onesug_jax.errors import UserError
 from onesug_jax.files import atomic_write
+from onesug_jax.import_path import named
 from onesug_jax.model.config import ModelConfig
 from onesug_jax.model.items import ItemTables
 from onesug_jax.model.scores import Scores
@@ -45,7 +46,8 @@ class PreferenceConfig:
     """The objective.
 
     Attributes:
-      loss: which of `align.losses.LOSSES`; "sft" leaves the generation term alone.
+      loss: which of `align.losses.LOSSES`, or the import path of another; "sft" leaves the
+        generation term alone.
       beta: scale of the implicit reward: how much the policy pays for leaving the reference.
       delta: the margin of the losses with a hinge, in units of implicit reward.
       alpha: weight of the generation (SFT) term.
@@ -62,10 +64,7 @@ class PreferenceConfig:
     alpha: float = 0.4
 
     def __post_init__(self) -> None:
-        if self.loss not in LOSSES:
-            raise UserError(
-                f"PreferenceConfig.loss={self.loss!r}: expected one of {', '.join(LOSSES)}."
-            )
+        named("PreferenceConfig.loss", self.loss, LOSSES)
         if not self.beta > 0 or self.delta < 0 or self.alpha < 0:
             raise UserError(
                 "PreferenceConfig: expected beta > 0, delta >= 0 and alpha >= 0; found "
@@ -77,7 +76,7 @@ class PreferenceConfig:
     @property
     def preference(self) -> PreferenceLoss:
         """The preference term."""
-        return LOSSES[self.loss]
+        return named("PreferenceConfig.loss", self.loss, LOSSES)
 
 
 def shift_right(targets: ListTokens) -> ListTokens:

@@ -45,12 +45,12 @@ class BeamConfig:
     Examples:
       >>> from onesug_jax import BeamConfig
       >>> BeamConfig(beams=8, returned=4).alpha
-      0.6
+      0.0
     """
 
     beams: int = 32
     returned: int = 16
-    alpha: float = 0.6
+    alpha: float = 0.0
     max_length: int = 16
     eos_id: int = 1
     unfinished: bool = False

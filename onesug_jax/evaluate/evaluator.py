@@ -17,6 +17,7 @@ import os
 import pickle
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -37,6 +38,7 @@ from onesug_jax.progress import Progress
 from onesug_jax.retrieval.related import RelatedQueries
 from onesug_jax.tasks.features import make_requests
 
+Metric = Callable[[np.ndarray, int], float]  # of ranks int [N] and k, a share: `metrics.hr_at`
 METRICS = ("hr@16", "mrr@16", "ndcg@16", "success@10", "mrr@10")  # as `evaluate` gives them
 
 _NEEDED = (
@@ -98,6 +100,7 @@ def evaluate(
     short_k: int = 10,
     indexed: int | None = None,
     slices: SliceSpec = SliceSpec(),
+    further: Sequence[Metric] = (),
     block: int = 256,
     visible: Callable[[str], bool] = bool,
     process: tuple[int, int] = (0, 1),
@@ -132,7 +135,8 @@ def evaluate(
         process=process,
     )
     rows = merged(rows, process, exchange)
-    return Evaluation(summarise(rows, k=k, short_k=short_k, indexed=indexed, slices=slices), rows)
+    how: dict[str, Any] = {"k": k, "short_k": short_k, "indexed": indexed, "further": further}
+    return Evaluation(summarise(rows, slices=slices, **how), rows)
 
 
 def score_rows(
@@ -225,11 +229,13 @@ def summarise(
     short_k: int = 10,
     indexed: int | None = None,
     slices: SliceSpec = SliceSpec(),
+    further: Sequence[Metric] = (),
     plausible: Callable[[str], bool] | None = None,
 ) -> dict[str, dict[str, dict[str, float | int | None]]]:
     """Metrics in per cent of every suggester in `rows`, by slice, unrounded.
 
-    Each slice has hr@k, mrr@k, ndcg@k, success@short_k, mrr@short_k and n. "all" has besides:
+    Each slice has hr@k, mrr@k, ndcg@k, success@short_k, mrr@short_k, n, and each of the `further`
+    metrics under its own name @k. "all" has besides:
     answered (share of lists that are not empty), diversity, distinct (different suggestions in
     all), and where the number of `indexed` queries is given, coverage (distinct / indexed). Where
     suggestions say whether the model wrote them: written (share of lists with a written query),
@@ -239,7 +245,7 @@ def summarise(
     result = {}
     for name in suggesters_of(rows):
         result[name] = {
-            label: _scores(ranks_of(rows, name, orders=label == "order")[mask], k, short_k)
+            label: _scores(ranks_of(rows, name, orders=label == "order")[mask], k, short_k, further)
             for label, mask in masks.items()
         }
         lists = rows[f"list_{name}"].to_pylist()
@@ -290,13 +296,16 @@ def headline(
     return found
 
 
-def _scores(ranks: np.ndarray, k: int, short_k: int) -> dict[str, float | int | None]:
+def _scores(
+    ranks: np.ndarray, k: int, short_k: int, further: Sequence[Metric]
+) -> dict[str, float | int | None]:
     return {
         f"hr@{k}": _per_cent(metrics.hr_at(ranks, k)),
         f"mrr@{k}": _per_cent(metrics.mrr_at(ranks, k)),
         f"ndcg@{k}": _per_cent(metrics.ndcg_at(ranks, k)),
         f"success@{short_k}": _per_cent(metrics.hr_at(ranks, short_k)),
         f"mrr@{short_k}": _per_cent(metrics.mrr_at(ranks, short_k)),
+        **{f"{metric.__name__}@{k}": _per_cent(metric(ranks, k)) for metric in further},
         "n": len(ranks),
     }
 

@@ -69,9 +69,9 @@ def format_headline(metrics: Metrics, *, shown: Sequence[str] = ("hr@16", "mrr@1
     for name, text in words.items():
         cells = [text]
         for label in headline.SLICES:
-            cells += [_number(metrics[name][label][metric]) for metric in shown]
+            cells += [number(metrics[name][label][metric]) for metric in shown]
             if ways:
-                cells.append(_number(100 * ways[name][label], 0))
+                cells.append(number(100 * ways[name][label], 0))
         rows.append(cells)
     cells = ["requests"]
     for label in headline.SLICES:
@@ -86,7 +86,7 @@ def format_slices(metrics: Metrics, *, metric: str = "mrr@16") -> str:
     words = headline.lines(metrics, metric)
     rows = [(metric.upper(), *words.values(), "requests")]
     for label, scores in next(iter(metrics.values())).items():
-        values = [_number(metrics[name][label][metric]) for name in words]
+        values = [number(metrics[name][label][metric]) for name in words]
         rows.append((label, *values, f"{scores['n']:,}"))
     return table(rows)
 
@@ -206,7 +206,8 @@ def _bars(
     return save_figure(figure, path)
 
 
-def _number(value: float | None, places: int = 2) -> str:
+def number(value: float | None, places: int = 2) -> str:
+    """As tables show it; "-" where there is none."""
     return "-" if value is None or math.isnan(value) else f"{value:.{places}f}"
 
 

@@ -212,13 +212,13 @@ def format_rows(rows: Sequence[Row], orders: np.ndarray) -> str:
     heads += [f"{head} 95 %" for head in heads[1:5]] + ["seeds", "minutes", "parameters"]
     lines = [heads]
     for row in rows:
-        cells = [_number(row.scores.get(label, {}).get(metric)) for label, metric in shown]
+        cells = [report.number(row.scores.get(label, {}).get(metric)) for label, metric in shown]
         paired = len(row.gains) == len(orders)
         for mask in (orders | True, orders):
             each = (row.hits, row.gains)
             cells += [_interval(values[mask]) if paired else "-" for values in each]
         spread = f"{len(row.seeds)}: {min(row.seeds or [0]):.2f} to {max(row.seeds or [0]):.2f}"
-        cells += [spread if len(row.seeds) > 1 else "-", _number(row.minutes, 1)]
+        cells += [spread if len(row.seeds) > 1 else "-", report.number(row.minutes, 1)]
         cells += ["-" if row.parameters is None else f"{row.parameters:,}"]
         lines.append([row.name, *cells])
     counts = [rows[-1].scores.get(label, {}).get("n") for label, _ in shown]
@@ -304,7 +304,3 @@ def _interval(values: np.ndarray) -> str:
         return "-"
     low, high = metrics.interval(values)
     return f"{low:.1f} to {high:.1f}"
-
-
-def _number(value: float | None, places: int = 2) -> str:
-    return "-" if value is None else f"{value:.{places}f}"

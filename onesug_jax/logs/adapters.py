@@ -8,14 +8,13 @@ is.
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import functools
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 import pyarrow as pa
 
-from onesug_jax.errors import UserError
+from onesug_jax.import_path import named
 from onesug_jax.logs import columns as to
 from onesug_jax.logs.adapter import Adapter, ChunkReader, Rows, check_distinct
 from onesug_jax.logs.amazonqac import AmazonQAC
@@ -124,7 +123,8 @@ def make_adapters(
 
 
 def choose_adapter(sources: Sequence[Source], name: str, adapters: dict[str, Adapter]) -> Adapter:
-    """The adapter of that name; for "auto" the first that owns a file, else the schema's own.
+    """The adapter of that name or import path; for "auto" the first that owns a file, else the
+    schema's own.
 
     Raises:
       UserError: no adapter has that name.
@@ -138,11 +138,5 @@ def choose_adapter(sources: Sequence[Source], name: str, adapters: dict[str, Ada
             ):
                 return adapter
         return adapters["schema"]
-    if name not in adapters:
-        near = difflib.get_close_matches(name, adapters, n=1, cutoff=0.4)
-        hint = f" Did you mean {near[0]!r}?" if near else ""
-        raise UserError(
-            f"ingest.adapter={name!r}: expected 'auto' or one of "
-            f"{', '.join(sorted(adapters))}.{hint}"
-        )
-    return adapters[name]
+    found = named("ingest.adapter", name, {"auto": None, **adapters})
+    return found() if isinstance(found, type) else found

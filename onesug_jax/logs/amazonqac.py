@@ -11,10 +11,9 @@ import pyarrow.compute as pc
 from onesug_jax.errors import UserError
 from onesug_jax.logs import columns as to
 from onesug_jax.logs.adapter import Adapter, ChunkReader, Rows, draw
+from onesug_jax.logs.asof.config import MINUTE_MS
 from onesug_jax.logs.readers import Chunk, Source
 from onesug_jax.logs.schema import HISTORY, HISTORY_MINUTES
-
-_MINUTE_MS = 60_000
 
 
 @dataclass
@@ -134,7 +133,7 @@ class AmazonQAC(Adapter):
                 timed = [(_moment(time, name), place) for place, (_, time) in enumerate(pairs)]
                 dated = [(t, i) for t, i in timed if t is not None and (limit is None or t < limit)]
                 out.append([pairs[place][0] for _, place in sorted(dated)])
-                ages.append(limit and [(limit - time) / _MINUTE_MS for time, _ in sorted(dated)])
+                ages.append(limit and [(limit - time) / MINUTE_MS for time, _ in sorted(dated)])
             except ValueError as fault:
                 read.faults.setdefault(row, str(fault))
                 out.append(None)

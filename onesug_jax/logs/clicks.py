@@ -28,6 +28,7 @@ import pyarrow as pa
 from onesug_jax.errors import UserError
 from onesug_jax.logs import columns as to
 from onesug_jax.logs.adapter import Adapter, ChunkReader, Rows, check_distinct, draw, folded
+from onesug_jax.logs.asof.config import MINUTE_MS
 from onesug_jax.logs.readers import Chunk, Source, read_chunks
 from onesug_jax.logs.schema import LATEST_MS, LOG_SCHEMA, normalise_query, profile_columns
 from onesug_jax.logs.times import Span, any_moments
@@ -51,7 +52,7 @@ ROLES = {
 _MUST = ("user", "time", "query")
 _ORDER_WORDS = {"1", "true", "t", "yes", "y", "order", "ordered", "purchase", "purchased", "buy"}
 _ORDER_WORDS |= {"bought", "transaction", "checkout", "sale"}
-_GAP_MS = 30 * 60_000
+_GAP_MS = 30 * MINUTE_MS
 _STOP = 0.22  # the chance of stopping after each letter typed
 _WHOLE = 0.08  # the share of searches typed to the end
 _ITEMS = pa.list_(pa.string())

@@ -95,8 +95,8 @@ def ingest(
 
     Args:
       log: a Parquet, JSONL or CSV file, a folder of them, or a glob. out: folder to write to; it
-      also holds the temporary files, about the size of the log. adapter: "auto", or the name of one
-      in `adapters`. dev_share, test_share: of the rows, 0 to 1.
+      also holds the temporary files, about the size of the log. adapter: "auto", the name of one
+      in `adapters`, or the import path of another. dev_share, test_share: of the rows, 0 to 1.
       max_bad_share: the largest share of rows that may be set aside, 0 to 1. max_prefix: longest
       prefix accepted, in characters. max_query: longest query, shown or history entry accepted, in
       characters. profile: names of the profile columns to take; None takes those of few values that

@@ -9,11 +9,11 @@ import pyarrow as pa
 
 from onesug_jax.errors import UserError
 from onesug_jax.logs.adapter import Adapter, ChunkReader, Rows
+from onesug_jax.logs.asof.config import HOUR_MS
 from onesug_jax.logs.readers import ONESUG_COLUMNS, Chunk, Source
 from onesug_jax.logs.schema import HISTORY, Level
 
 LISTS = pa.list_(pa.string())
-HOUR_MS = 3_600_000
 UNKNOWN_ITEM = "unknown"
 
 # The paper's base reward of each positive level (section 4): the sample gives no behaviour.

@@ -6,6 +6,7 @@ import json
 
 import duckdb
 
+from onesug_jax.logs.asof.config import HOUR_MS
 from onesug_jax.logs.database import files
 from onesug_jax.logs.schema import UNTIMELY
 from onesug_jax.logs.staging import FILE, ROW, SPLIT, Staging
@@ -15,7 +16,6 @@ DUPLICATE = "request_id seen before"
 FAR_AWAY = f"{UNTIMELY} far away from all other rows"
 
 _KEY = f"request_id, {FILE}, {ROW}"
-_HOUR_MS = 3_600_000
 
 
 def drop_repeats(
@@ -47,7 +47,7 @@ def drop_far_away(
     """
     hours = database.execute(
         f"SELECT min(timestamp_ms) AS first, max(timestamp_ms) AS last, count(*) AS rows "
-        f"FROM log WHERE {SPLIT} = {pool} GROUP BY timestamp_ms // {_HOUR_MS} ORDER BY first"
+        f"FROM log WHERE {SPLIT} = {pool} GROUP BY timestamp_ms // {HOUR_MS} ORDER BY first"
     ).fetchnumpy()
     if not len(hours["rows"]):
         return

@@ -83,7 +83,7 @@ class ModelConfig:
     enhance: float = 0.5
     enhanced_prefix: bool = True
     relations: bool = True
-    candidate_tokens: bool = False
+    candidate_tokens: bool = True
 
     def __post_init__(self):
         if self.dtype not in DTYPES:

@@ -184,9 +184,8 @@ class Seq2Seq(RequestReader):
         """`__call__`, with the request's candidates in the first softmax, if there are any."""
         text, targets = self.look_up(tokens, decoder_inputs)
         encoded = self.encode(tokens, segments, soft, items, tables, text)
-        given = self.given(tokens, items)
         decoded = (decoder_inputs, segments, decoder_segments, items, targets)
-        return self.decode(encoded, given, *decoded)
+        return self.decode(encoded, self.given(tokens, items), *decoded)
 
     def cross_keys_values(self, encoded: Encoded) -> tuple[CrossCache, CrossCache]:
         """Cross-attention keys and values of all layers, once a request."""

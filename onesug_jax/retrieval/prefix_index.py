@@ -20,6 +20,8 @@ import numpy as np
 
 from onesug_jax.errors import UserError
 from onesug_jax.files import atomic_files
+from onesug_jax.import_path import named
+from onesug_jax.logs.asof.config import AsOfConfig
 from onesug_jax.logs.texts import Texts
 from onesug_jax.progress import Progress
 from onesug_jax.retrieval import index_files
@@ -151,12 +153,20 @@ class PrefixIndex:
             found = self.search(vector, k)[0][0]
         return found[found >= 0]
 
-    def around(self, most: int) -> Callable[[str], tuple[int, ...]]:
-        """Prefix -> the numbers of at most so many queries near it, cached."""
+    def around(self, config: AsOfConfig) -> Callable[[str], tuple[int, ...]] | None:
+        """Prefix -> the numbers of at most `config.around` queries near it, or of those that
+        `config.source` gives, cached; None: none are wanted.
+        """
+        if not config.around:
+            return None
+        source = named("AsOfConfig.source", config.source, {}) if config.source else None
 
         @functools.lru_cache(maxsize=_CACHED)
         def near(prefix: str) -> tuple[int, ...]:
-            numbers = self.neighbours(prefix, most)
+            if source:
+                found = (self.queries.find(query) for query in source(prefix, config.around))
+                return tuple(number for number in found if number >= 0)
+            numbers = self.neighbours(prefix, config.around)
             return () if numbers is None else tuple(numbers.tolist())
 
         return near

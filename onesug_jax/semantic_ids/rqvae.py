@@ -17,7 +17,7 @@ import jax
 import jax.numpy as jnp
 
 from onesug_jax.errors import UserError
-from onesug_jax.semantic_ids.quantiser import ACTIVATIONS, Quantiser
+from onesug_jax.semantic_ids.quantiser import ACTIVATIONS
 from onesug_jax.semantic_ids.rq_kmeans import at_length, squared_distances
 from onesug_jax.train.train_state import Stage
 
@@ -96,10 +96,10 @@ def rqvae_stage(config: RqVaeConfig, width: int, batch_size: int) -> Stage:
         shape = (config.levels, config.codes, config.latent)
         codebooks = jax.random.normal(codes, shape) * config.latent**-0.5
         share = jnp.full(shape[:2], 1 / config.codes)
-        mass = codebooks * share[..., None]
+        running = {"share": share, "mass": codebooks * share[..., None]}
         return {
             **autoencoder(networks, basis, config),
-            "codebooks": {"codes": codebooks, "share": share, "mass": mass},
+            "codebooks": {"codes": codebooks, **running},
         }
 
     def loss(params: Params, batch: Mapping[str, jax.Array], key: jax.Array):
@@ -107,12 +107,11 @@ def rqvae_stage(config: RqVaeConfig, width: int, batch_size: int) -> Stage:
         latent = encode(params, embedding, config.activation)
         codebooks = jax.lax.stop_gradient(params["codebooks"]["codes"])
         codes, residuals = quantise(jax.lax.stop_gradient(latent), codebooks)
-        after = residuals[1:]
         # |latent - sum of the first l codes|^2, over all l: the gradient goes to the latent.
         shift = latent - jax.lax.stop_gradient(latent)
-        commitment = jnp.sum((after + shift) ** 2)
-        through = jax.lax.stop_gradient(-after[-1]) + latent
-        decoded = decode(params, through, config.activation)
+        commitment = jnp.sum((residuals[1:] + shift) ** 2)
+        straight_through = latent - jax.lax.stop_gradient(residuals[-1])  # the sum of the codes
+        decoded = decode(params, straight_through, config.activation)
         reconstruction = jnp.sum((embedding - decoded) ** 2)
         cosine = jnp.sum(embedding * decoded, -1) / (jnp.linalg.norm(decoded, axis=-1) + 1e-9)
         total = reconstruction + config.commitment * commitment
@@ -130,8 +129,7 @@ def rqvae_stage(config: RqVaeConfig, width: int, batch_size: int) -> Stage:
         return total, jnp.float32(count), jax.lax.stop_gradient(sums)
 
     def after_update(params: Params, sums: Mapping[str, jax.Array], key: jax.Array) -> Params:
-        codebooks = follow(params["codebooks"], sums, key, config)
-        return {**params, "codebooks": codebooks}
+        return {**params, "codebooks": follow(params["codebooks"], sums, key, config)}
 
     return Stage("rqvae", init, loss, after_update=after_update)
 
@@ -160,8 +158,8 @@ def follow(
     slots = sums["candidates"].shape[1]
     turn = jnp.cumsum(unused, axis=1) - 1
     moved = unused & (turn < slots)
-    keys = jax.random.split(key, config.levels)
-    order = jax.vmap(lambda k: jax.random.permutation(k, slots))(keys)
+    shuffle = jax.vmap(lambda key: jax.random.permutation(key, slots))
+    order = shuffle(jax.random.split(key, config.levels))
     place = jnp.take_along_axis(order, jnp.clip(turn, 0, slots - 1), axis=1)
     fresh = jnp.take_along_axis(sums["candidates"], place[..., None], axis=1)
     # As long as the level's codes usually are: at its full length nothing else would come near it.
@@ -196,21 +194,6 @@ def quantise(latents: jax.Array, codebooks: jax.Array) -> tuple[jax.Array, jax.A
         codes.append(jnp.argmin(squared_distances(residuals[-1], codebook), axis=1))
         residuals.append(residuals[-1] - codebook[codes[-1]])
     return jnp.stack(codes), jnp.stack(residuals)
-
-
-def as_quantiser(params: Params, config: RqVaeConfig, encoder: str = "") -> Quantiser:
-    """The trained parameters as the numpy quantiser that serves."""
-
-    def layers(network):
-        return [(layer["kernel"], layer["bias"]) for _, layer in sorted(network.items())]
-
-    return Quantiser(
-        params["codebooks"]["codes"],
-        layers(params["encoder"]),
-        layers(params["decoder"]),
-        activation=config.activation,
-        encoder=encoder,
-    )
 
 
 def autoencoder(key: jax.Array, basis: jax.Array, config: RqVaeConfig) -> dict[str, Params]:

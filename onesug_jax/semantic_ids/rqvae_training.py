@@ -24,7 +24,6 @@ from onesug_jax.semantic_ids.rq_kmeans import residual_kmeans, take_sample
 from onesug_jax.semantic_ids.rqvae import (
     Params,
     RqVaeConfig,
-    as_quantiser,
     autoencoder,
     decode,
     encode,
@@ -108,6 +107,21 @@ def train_rqvae(
         **settings,
     )
     return as_quantiser(jax.device_get(result.params), config, encoder)
+
+
+def as_quantiser(params: Params, config: RqVaeConfig, encoder: str = "") -> Quantiser:
+    """The trained parameters as the numpy quantiser that serves."""
+
+    def layers(network):
+        return [(layer["kernel"], layer["bias"]) for _, layer in sorted(network.items())]
+
+    return Quantiser(
+        params["codebooks"]["codes"],
+        layers(params["encoder"]),
+        layers(params["decoder"]),
+        activation=config.activation,
+        encoder=encoder,
+    )
 
 
 def spare_codebooks(optimizer: optax.GradientTransformation) -> optax.GradientTransformation:

@@ -53,7 +53,6 @@ class Walk:
     vocabulary: str
     spec: FeatureSpec
     index: str
-    around: int
     indexed: int
     after_ms: float
 
@@ -122,7 +121,6 @@ def examples(
         vocabulary=context.work.vocab,
         spec=spec,
         index=context.work.index,
-        around=state.config.around,
         indexed=state.first,
         after_ms=-1.0 if days is None else _latest_ms(files[0]) - days * DAY_MS,
     )
@@ -208,7 +206,7 @@ def _write(
     from onesug_jax.tasks.vocabulary import Vocabulary
 
     index = PrefixIndex.load(walk.index)
-    state.around = index.around(walk.around) if walk.around else None
+    state.around = index.around(state.config)
     item_examples.write(
         walk.part(number),
         rows_of(state, events, functools.partial(walk.wants, state)),

@@ -48,13 +48,15 @@ def evaluate(
     name: str | None = None,
     freshness: str | None = None,
     headline: Sequence[str] = ("hr@16", "mrr@16"),
+    metrics: Sequence[str] = (),
 ) -> None:
     """Model and most popular completion on a split, into WORK_DIR/report/NAME.
 
     With a LOG that the command names, other than the one WORK_DIR was made from, that log is
     scored: its `split` where it has one, else all of it, with the histories of both. `name` is by
     default the split's, or the log's, and the freshness where one is set. `headline` names the
-    metrics of the table that is printed first.
+    metrics of the table that is printed first. `metrics` are import paths of further ones,
+    functions of the ranks int [N] and k, which are there under their own names @16.
 
     A model with items is scored through time: each request sees what had happened `freshness`
     before it ("1m", "6h", "1d"; "inf": nothing of the split, the frozen protocol; None: as
@@ -156,18 +158,19 @@ def check_evaluate(context: Context) -> None:
     if context.settings["evaluate.freshness"]:
         duration_ms(context.settings["evaluate.freshness"])
 
+    there = (*METRICS, *(f"{metric.__name__}@16" for metric in scoring.metrics_of(context)))
     for name in context.settings["evaluate.headline"]:
-        if name not in METRICS:
-            raise UserError(f"evaluate.headline: {name!r}: expected some of {', '.join(METRICS)}")
+        if name not in there:
+            raise UserError(f"evaluate.headline: {name!r}: expected some of {', '.join(there)}")
     if not re.fullmatch(r"[\w.-]+", report_name(context)):
         raise UserError(
             f"evaluate.name = {report_name(context)!r}: expected letters, digits, '_', '-' and '.'"
         )
     split = context.settings["evaluate.split"]
-    there = [one for one in SPLITS if context.home.expand(f"log/{one}.parquet")]
-    if there and split not in there and not _own_log(context):
+    splits = [one for one in SPLITS if context.home.expand(f"log/{one}.parquet")]
+    if splits and split not in splits and not _own_log(context):
         raise UserError(
-            f"evaluate.split = {split!r}: {context.home.log} holds {', '.join(there)}; choose one "
+            f"evaluate.split = {split!r}: {context.home.log} holds {', '.join(splits)}; choose one "
             "of them"
         )
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import filecmp
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import cached_property
 from typing import TYPE_CHECKING
 
@@ -99,10 +99,6 @@ class Parts:
         _check_same_queries(self.work)
         encoder = read_result(os.path.join(self.work.encoder, "alignment.json"))["fingerprint"]
         return PrefixIndex.load(self.work.index, expect={"encoder": encoder})
-
-    def around(self, most: int) -> Callable[[str], tuple[int, ...]] | None:
-        """Prefix -> at most so many queries near it; None: none is wanted."""
-        return self.index.around(most) if most else None
 
     def tables(self, spare: int = SPARE) -> QueryTables:
         """Vectors and words of all queries and prefixes that were mined. The shapes are those of

@@ -345,8 +345,9 @@ def _watch(model: TrainedModel, objective, mesh, frozen, dev_rows: int, dev_list
     dev = os.path.join(work.log, "dev.parquet")
     scores_of = scoring.watch_lists(model, dev, work.log, dev_rows)
 
-    def dev_metrics(params, step: int) -> dict[str, float]:
-        return scoring.judged(scores_of(params)) | measure(params, frozen, fixed)
+    def dev_metrics(params, step: int) -> dict[str, Any]:
+        scores, lists = scores_of(params)
+        return {**scoring.judged(scores), **measure(params, frozen, fixed), "lists": lists}
 
     return dev_metrics
 

@@ -132,12 +132,13 @@ def lists(
 
 def watched(
     model: TrainedModel, mesh: Any, tables: ItemTables, rows: int
-) -> Callable[[Any, int], dict[str, float]]:
+) -> Callable[[Any, int], dict[str, Any]]:
     """`watch.watch` of the first rows of dev."""
     loader = model.context.configured("rwr/ItemLoader")(
         model.work.examples, split="dev", vocabulary=model.stored["vocabulary"], fetch=fetch
     )
-    return watch.watch(loader, model.config, tables, mesh, rows)
+    dev, queries = os.path.join(model.work.log, "dev.parquet"), model.completions.queries
+    return watch.watch(loader, model.config, tables, mesh, rows, dev, queries)
 
 
 def _recent(log: str, examples: ItemExamples, rows: np.ndarray, days: float | None) -> np.ndarray:

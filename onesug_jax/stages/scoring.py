@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from onesug_jax.errors import UserError
+from onesug_jax.import_path import named
 from onesug_jax.pipeline.spec import Context
 from onesug_jax.pipeline.tables import local_log
 from onesug_jax.pipeline.workdir import finished, split_files
@@ -56,9 +57,11 @@ def score(
     return _evaluation(model)(rows, lists)
 
 
-def watch_lists(model: TrainedModel, split: str, log: str, rows: int) -> Callable[[Any], Mapping]:
+def watch_lists(
+    model: TrainedModel, split: str, log: str, rows: int
+) -> Callable[[Any], tuple[Mapping, Mapping[str, Sequence[str]]]]:
     """`params` -> metrics by slice of a text model with these parameters on the first `rows` rows
-    of a split. The rows and their histories are read once, and one suggester writes all lists.
+    of a split, and lists of a few. Rows and histories are read once, one suggester writes all.
     """
     from onesug_jax.train import mesh as meshes
 
@@ -66,7 +69,7 @@ def watch_lists(model: TrainedModel, split: str, log: str, rows: int) -> Callabl
     evaluation = _evaluation(model)
     writer: Suggester | None = None
 
-    def scores(params) -> Mapping:
+    def scores(params) -> tuple[Mapping, Mapping[str, Sequence[str]]]:
         nonlocal writer
         if distributed.place_among()[1] > 1:
             params = meshes.on_host(params)  # each process writes its share of the lists by itself
@@ -74,7 +77,10 @@ def watch_lists(model: TrainedModel, split: str, log: str, rows: int) -> Callabl
             writer = model.text_suggester(params)
         else:
             writer.use(params)
-        return evaluation(given, {"model": writer.suggest}).metrics["model"]
+        found = evaluation(given, {"model": writer.suggest})
+        few = found.rows.slice(0, 4).to_pylist()
+        lists = {f"{row['prefix']} -> {row['truth']}": row["list_model"][:6] for row in few}
+        return found.metrics["model"], lists
 
     return scores
 
@@ -98,6 +104,7 @@ def _evaluation(model: TrainedModel) -> Callable[..., Any]:
         context=model.related(model.spec),
         indexed=len(index),
         slices=context.configured("SliceSpec")(),
+        further=metrics_of(context),
         visible=lambda query: index.find(query) >= 0,
         process=distributed.place_among(),
         exchange=distributed.exchanged,
@@ -172,10 +179,17 @@ def replayed(
         rows,
         indexed=len(model.completions),
         slices=context.configured("SliceSpec")(),
+        further=metrics_of(context),
         plausible=lambda query: all(word in table.frequency for word in words_of(query)),
     )
     delay = freshness or f"{config.freshness_ms / MINUTE_MS:g}m"
     return evaluator.Evaluation(scores, rows, delay)
+
+
+def metrics_of(context: Context) -> list[Callable]:
+    """The metrics of one's own that `evaluate.metrics` names, by import path."""
+    paths = context.settings.get("evaluate.metrics", ())
+    return [named("evaluate.metrics", path, {}) for path in paths]
 
 
 def _counted(model: TrainedModel, state) -> dict[str, Callable]:

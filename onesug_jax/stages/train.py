@@ -6,6 +6,7 @@ import dataclasses
 import functools
 import os
 from collections.abc import Callable
+from typing import Any
 
 from onesug_jax.files import write_json
 from onesug_jax.pipeline.mirror import fetch
@@ -96,13 +97,14 @@ def pretrain(
     if not watched:
         dev_metrics = None
     elif features["items"]:
-        dev_metrics = watch.watch(load(split="dev"), config, tables, mesh, dev_rows)
+        queries = parts.completions.queries
+        dev_metrics = watch.watch(load(split="dev"), config, tables, mesh, dev_rows, dev, queries)
     else:
         scores_of = scoring.watch_lists(TrainedModel(context, "pretrain"), dev, work.log, dev_rows)
 
-        def dev_metrics(params, step: int) -> dict[str, float]:
-            scores = scores_of(params)["all"]
-            return {name: scores[name] for name in ("hr@16", "mrr@16")}
+        def dev_metrics(params, step: int) -> dict[str, Any]:
+            scores, lists = scores_of(params)
+            return {name: scores["all"][name] for name in ("hr@16", "mrr@16")} | {"lists": lists}
 
     cost = loader.mean_cost(functools.partial(step_flops, config))
 

@@ -6,7 +6,7 @@ encoder and one step of the decoder. Written queries do not count here: `evaluat
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -14,6 +14,7 @@ if TYPE_CHECKING:
 
 _BLOCK = 256
 _K = 16
+_SAMPLES, _LISTED = 4, 6  # rows whose lists are shown, and queries of one
 
 
 def beats(best: float | None, start: float, metric: str) -> bool:
@@ -30,15 +31,29 @@ def beats(best: float | None, start: float, metric: str) -> bool:
 
 
 def watch(
-    loader: ItemLoader, config: Any, tables: Any, mesh: Any, rows: int
-) -> Callable[[Any, int], dict[str, float]]:
+    loader: ItemLoader,
+    config: Any,
+    tables: Any,
+    mesh: Any,
+    rows: int,
+    dev: str,
+    queries: Sequence[str],
+) -> Callable[[Any, int], dict[str, Any]]:
     """`(params, step)` -> HR@16 and MRR@16 of the first `rows` dev rows, MRR@16 of those that ended
-    in an order, and `value`, the mean of both MRRs; in per cent.
+    in an order, and `value`, the mean of both MRRs; in per cent. `loss` is in nats a row, of which
+    candidate is searched, or that none is; `lists` has the best candidates of a few rows.
+
+    Args:
+      dev: the rows' file; the loader has them in its order.
+      queries: the indexed ones; what came later is listed as "(new)".
     """
     import jax
+    import jax.numpy as jnp
     import numpy as np
+    import pyarrow.parquet as pq
 
     from onesug_jax.align.candidate_lists import candidate_scores
+    from onesug_jax.align.pretrain import log_written
     from onesug_jax.logs.schema import Level
     from onesug_jax.model.seq2seq import Seq2Seq
     from onesug_jax.train import mesh as meshes
@@ -53,23 +68,30 @@ def watch(
         blocks.append((len(block), loader.arrays(filled[mine], loader.sizes[-1])))
     orders = loader.examples.column("level")[chosen] == Level.ORDER
 
+    texts = pq.read_table(dev, columns=["prefix", "query"])[: min(_SAMPLES, len(chosen))]
+    headings = [f"{row['prefix']} -> {row['query']}" for row in texts.to_pylist()]
+
     @jax.jit
-    def ranks(params, batch, tables):
+    def judge(params, batch, tables):
+        """Of every row: the target's rank (0: no candidate), nats, numbers of the best."""
         with meshes.rules_context(mesh):
             scores = candidate_scores(model, params, batch, tables)
         place = batch["target_candidate"]
-        own = jax.numpy.take_along_axis(scores, jax.numpy.maximum(place - 1, 0)[:, None], axis=1)
-        return jax.numpy.where(place > 0, 1 + (scores > own).sum(axis=1), 0)
+        own = jnp.take_along_axis(scores, jnp.maximum(place - 1, 0)[:, None], axis=1)
+        rank = jnp.where(place > 0, 1 + (scores > own).sum(axis=1), 0)
+        nats = -jnp.where(place > 0, own[:, 0], log_written(scores))
+        best = jax.lax.top_k(scores, min(_LISTED, scores.shape[1]))[1]
+        return rank, nats, jnp.take_along_axis(batch["candidates"], best, axis=1)
 
-    def evaluate(params: Any, step: int) -> dict[str, float]:
-        found = np.concatenate(
-            [
-                np.asarray(meshes.on_host(ranks(params, meshes.global_batch(mesh, batch), tables)))[
-                    :n
-                ]
-                for n, batch in blocks
-            ]
-        )
+    def named(number: int) -> str:
+        return queries[number - 1] if number <= len(queries) else "(new)"
+
+    def evaluate(params: Any, step: int) -> dict[str, Any]:
+        parts = []
+        for n, batch in blocks:
+            judged = meshes.on_host(judge(params, meshes.global_batch(mesh, batch), tables))
+            parts.append([np.asarray(values)[:n] for values in judged])
+        found, nats, best = map(np.concatenate, zip(*parts, strict=True))
         hits = (found > 0) & (found <= _K)
         gains = np.where(hits, 100.0 / np.maximum(found, 1), 0.0)
         mrr = float(gains.mean())
@@ -79,6 +101,11 @@ def watch(
             "mrr@16": mrr,
             "order_mrr@16": order,
             "value": (mrr + order) / 2,
+            "loss": float(nats.mean()),
+            "lists": {
+                heading: [named(int(number)) for number in numbers if number]
+                for heading, numbers in zip(headings, best, strict=False)
+            },
         }
 
     return evaluate

@@ -2,7 +2,7 @@
 
 import os
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from onesug_jax.train.sink import growing
@@ -29,6 +29,16 @@ class EventFile:
         value = self._summary.Summary.Value
         rows = [value(tag=f"{kind}/{key}", simple_value=float(x)) for key, x in values.items()]
         self._write(step=step, summary=self._summary.Summary(value=rows))
+        self._records.flush()
+
+    def lists(self, step: int, kind: str, lists: Mapping[str, Sequence[str]]) -> None:
+        """Add lists by heading, as text under `kind/lists`."""
+        lines = [f"**{heading}**: {', '.join(texts)}" for heading, texts in lists.items()]
+        text = {"dtype": "DT_STRING", "string_val": ["\n\n".join(lines).encode()]}
+        value = self._summary.Summary.Value(
+            tag=f"{kind}/lists", metadata={"plugin_data": {"plugin_name": "text"}}, tensor=text
+        )
+        self._write(step=step, summary=self._summary.Summary(value=[value]))
         self._records.flush()
 
     def close(self) -> None:

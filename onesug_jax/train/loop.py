@@ -98,7 +98,7 @@ def fit(
         `fit`'s own arguments and those of `make_optimizer` are noted without it.
       accumulation: microbatches a batch is worked off in.
       evaluate_every: in updates, and after the last one; 0: never. `evaluate_fn(params, step)`
-        gives numbers by name; in a run of several processes it gives all of them the same.
+        gives numbers by name, and `lists` where it has some, in every process the same.
       best_metric: the name among them by which `best/` is chosen. `patience`: stop after so many
         evaluations without a better one (0: never).
       params_from: initial parameters where there is no checkpoint: a stage's folder, a tree like

@@ -12,7 +12,7 @@ import math
 import os
 import pathlib
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, TextIO
 
 import jax
@@ -154,9 +154,10 @@ class Report:
         words += [f"left {_duration(pace * (self._steps - step))}"]
         self._print("  ".join(words), stay=self._tty and step < self._steps)
 
-    def evaluated(self, step: int, values: Mapping[str, float], best: bool = False) -> None:
-        """Log what the evaluation after update `step` gave."""
-        self._record(step, "evaluate", values)
+    def evaluated(self, step: int, values: Mapping[str, Any], best: bool = False) -> None:
+        """Log what the evaluation after update `step` gave: numbers, and `lists` by heading."""
+        values = dict(values)
+        self._record(step, "evaluate", values, values.pop("lists", {}))
         words = "  ".join(f"{key} {value:.4g}" for key, value in values.items() if _loud(key))
         self._print(f"{self._name} {step}: evaluate  {words}{'  (best so far)' if best else ''}")
 
@@ -190,16 +191,30 @@ class Report:
             self._jsonl.close()
             self._events.close()
 
-    def _record(self, step: int, kind: str, values: Mapping[str, float]) -> None:
+    def _record(
+        self,
+        step: int,
+        kind: str,
+        values: Mapping[str, float],
+        lists: Mapping[str, Sequence[str]] = {},
+    ) -> None:
         if not self._on:
             return
         # JSON has no NaN; null says as much.
         plain = {key: float(x) if math.isfinite(x) else None for key, x in values.items()}
-        row = {"step": step, "kind": kind, "seconds": round(self.clock.total(), 3), **plain}
+        row: dict[str, Any] = {
+            "step": step,
+            "kind": kind,
+            "seconds": round(self.clock.total(), 3),
+            **plain,
+        }
+        row |= {"lists": lists} if lists else {}
         with writing(self._home):
             self._jsonl.write((json.dumps(row) + "\n").encode())
             self._jsonl.flush()
             self._events.scalars(step, kind, values)
+            if lists:
+                self._events.lists(step, kind, lists)
 
     def _print(self, text: str, stay: bool = False) -> None:
         if not self._on:

@@ -592,7 +592,7 @@ def test_wrong_paths_and_flags_are_named(tmp_path, out):
     (tmp_path / "hollow").mkdir()
     with pytest.raises(UserError, match="found none"):
         ingest(str(tmp_path / "hollow"), out)
-    with pytest.raises(UserError, match="Did you mean 'kuaisearch'"):
+    with pytest.raises(UserError, match="did you mean 'kuaisearch'"):
         ingest(path, out, adapter="kuai_search")
     with pytest.raises(UserError, match="max_bad_share"):
         ingest(path, out, max_bad_share=5)

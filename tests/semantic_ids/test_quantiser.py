@@ -8,7 +8,7 @@ import pytest
 
 from onesug_jax.errors import UserError
 from onesug_jax.semantic_ids import quantiser as quantisers
-from onesug_jax.semantic_ids import rqvae
+from onesug_jax.semantic_ids import rqvae, rqvae_training
 from onesug_jax.semantic_ids.quantiser import ABOUT, ARRAYS, Quantiser
 
 CONFIG = rqvae.RqVaeConfig(levels=3, codes=16, latent=6, hidden=(20, 16))
@@ -28,7 +28,7 @@ def trained(config=CONFIG):
     params = jax.tree.map(
         lambda x: np.asarray(x) + np.float32(0.1) * rng.standard_normal(x.shape, np.float32), params
     )
-    return params, rqvae.as_quantiser(params, config, "abc")
+    return params, rqvae_training.as_quantiser(params, config, "abc")
 
 
 def slow_codes(quantiser: Quantiser, embedding: np.ndarray) -> list[int]:

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from onesug_jax.errors import UserError
-from onesug_jax.semantic_ids import rqvae
+from onesug_jax.semantic_ids import rqvae, rqvae_training
 from onesug_jax.semantic_ids.rqvae import RqVaeConfig
 from tests.semantic_ids import rqvae_toy
 
@@ -42,7 +42,7 @@ def test_the_sums_are_those_a_loop_finds():
     stage = rqvae.rqvae_stage(rqvae_toy.CONFIG, rqvae_toy.WIDTH, 16)
     params, batch = rqvae_toy.start(), rqvae_toy.batch_at()(3)
     total, weight, sums = jax.jit(stage.loss_fn)(params, batch, jax.random.key(0))
-    quantiser = rqvae.as_quantiser(params, rqvae_toy.CONFIG)
+    quantiser = rqvae_training.as_quantiser(params, rqvae_toy.CONFIG)
     ids = quantiser.codes(batch["embedding"])
     latents = quantiser.latents(batch["embedding"])
     counts, code_sums = np.zeros((3, 8)), np.zeros((3, 8, 6))

@@ -89,7 +89,9 @@ def test_training_betters_its_start_and_reports_use(tmp_path):
         back = quantiser.decode(quantiser.reconstruct(quantiser.codes(embeddings)))
         return ((back - embeddings) ** 2).sum(1).mean()
 
-    assert error(quantiser) < 0.9 * error(rqvae.as_quantiser(rqvae_toy.start(NARROW), NARROW))
+    assert error(quantiser) < 0.9 * error(
+        rqvae_training.as_quantiser(rqvae_toy.start(NARROW), NARROW)
+    )
     rows = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
     metrics = [row for row in rows if row["kind"] == "evaluate"][-1]
     ids = quantiser.codes(embeddings)

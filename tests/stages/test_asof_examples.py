@@ -35,7 +35,6 @@ def begun(small_run, tmp_path):
             vocabulary=str(small_run / "vocab"),
             spec=FeatureSpec(),
             index=str(small_run / "index"),
-            around=2,
             indexed=len(queries),
             after_ms=-1.0,
         )

@@ -134,7 +134,7 @@ for start, steps in ((0, (10, 20, 30)), (20, (30, 40))):
     with Report(sys.argv[1], name="toy", steps=100, start=start) as log:
         for step in steps:
             log.progress(step, {"loss": step + start / 100}, step)
-        log.evaluated(steps[-1], {"mrr": 0.25})
+        log.evaluated(steps[-1], {"mrr": 0.25, "lists": {"la -> lamp": ["lava", "lamp"]}})
 print("tensorflow" in sys.modules)
 """
     root = pathlib.Path(__file__).resolve().parents[2]
@@ -154,5 +154,8 @@ print("tensorflow" in sys.modules)
         (40, pytest.approx(40.2)),
     ]
     assert [(e.step, e.value) for e in events.Scalars("evaluate/mrr")] == [(40, 0.25)]
+    *_, text = events.Tensors("evaluate/lists")
+    assert text.step == 40 and text.tensor_proto.string_val == [b"**la -> lamp**: lava, lamp"]
+    assert rows(tmp_path)[-1]["lists"] == {"la -> lamp": ["lava", "lamp"]}
     for share in ("goodput", "share/data", "share/compile", "share/evaluate", "share/save"):
         assert [e.step for e in events.Scalars(f"train/{share}")] == [10, 20, 30, 40]

@@ -11,6 +11,7 @@ import functools
 import math
 
 from onesug_jax.errors import UserError
+from onesug_jax.import_path import named
 
 MINUTE_MS, HOUR_MS, DAY_MS = 60_000, 3_600_000, 86_400_000
 SHOWN_COLUMNS = ("shown", "shown_1d")
@@ -30,12 +31,16 @@ class AsOfConfig:
         service has what a user did at once.
       conversion_delay_ms: how long after its search an order or item click is visible. A log does
         not say when an order came; one that comes within this time gives a service the same counts.
-      candidates: most candidates of a request, C.
+      candidates: most candidates of a request, C; training rows hold fewer
+        (`examples.candidates`).
       history: the latest queries of a user, H; those of them that exist are in the arrays, which
         have a place, an empty one, where it is 0.
       weights: of the decayed counts, for the order of candidates.
       own: candidates that may come from the user's history, however rarely they are searched.
-      around: candidates that may come from the search around the prefix's vector.
+      around: candidates that may come from the search around the prefix's vector and do not
+        complete the prefix: noise while no feature marks them.
+      source: the import path of a function of a prefix and a number that gives so many queries,
+        best first, in place of that search; None: that search.
       few: typing mistakes are corrected where fewer queries complete the prefix.
       breadth: at least so many, and at most twice as many, completions of a prefix are looked at.
       shown: whether a candidate has its place in the list that was shown last for the prefix.
@@ -54,11 +59,12 @@ class AsOfConfig:
     freshness_ms: float = MINUTE_MS
     history_freshness_ms: float | None = 0
     conversion_delay_ms: float = HOUR_MS
-    candidates: int = 64
+    candidates: int = 320
     history: int = 40
     weights: tuple[float, ...] = (0.05, 1.0, 2.0, 0.0, 0.0)
     own: int = 8
-    around: int = 8
+    around: int = 0
+    source: str | None = None
     few: int = 1
     breadth: int = 4096
     shown: bool = True
@@ -98,6 +104,14 @@ class AsOfConfig:
             if getattr(self, name) < lowest:
                 raise UserError(
                     f"AsOfConfig.{name} = {getattr(self, name)}: expected {lowest} or more."
+                )
+
+        if self.source is not None:
+            named("AsOfConfig.source", self.source, {})
+            if not self.around:
+                raise UserError(
+                    f"AsOfConfig.source={self.source!r}: expected AsOfConfig.around above 0, the "
+                    "number of candidates that it may give; found 0."
                 )
 
     @functools.cached_property

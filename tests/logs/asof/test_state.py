@@ -194,7 +194,8 @@ def test_mistyped_prefixes_give_what_may_have_been_meant():
 
 
 def test_queries_around_the_prefix_become_candidates_if_they_exist():
-    state = AsOf(["lamp", "light", "moon"], AsOfConfig(few=0), around=lambda prefix: [2, 1])
+    config = AsOfConfig(few=0, around=8)
+    state = AsOf(["lamp", "light", "moon"], config, around=lambda prefix: [2, 1])
     state.observe(START, "u", "l", "lamp")
     state.observe(START, "u", "l", "light")
     assert state.request("lam", "", START + DAY_MS).candidates[:3].tolist() == [1, 2, 0]
