@@ -134,6 +134,8 @@ def test_a_second_run_skips_everything_and_shows_the_table_again(work, capsys):
 def test_a_copied_bundle_gives_the_lists_of_its_work_directory(work, tmp_path):
     """Without the WORK_DIR, and so does the stage's folder in it."""
     copy = shutil.copytree(work / "rwr" / "bundle", tmp_path / "elsewhere")
+    card = (copy / "MODEL_CARD.md").read_text(encoding="utf-8")
+    assert card == (work / "report" / "dev" / "MODEL_CARD.md").read_text(encoding="utf-8")
     wanted, *found = (
         onesug_jax.Suggester.load(str(folder)).suggest("c", ["cotton jeans"], k=5)
         for folder in (work, work / "rwr", copy)

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import functools
 import os
+import pathlib
 import re
 import shutil
 from collections.abc import Sequence
 
 from onesug_jax.errors import UserError
+from onesug_jax.files import atomic_write
 from onesug_jax.pipeline.mirror import fetch
 from onesug_jax.pipeline.spec import Context
 from onesug_jax.pipeline.workdir import SPLITS, Manifest, finished, read_result, split_files
@@ -98,7 +100,10 @@ def evaluate(
         out,
     )
     page.write_page(scores, out)
-    card.write_card(scores, out, _facts(model))
+    written = card.write_card(scores, out, _facts(model))
+    if context.work.path != home.path and len(logs) == 1 and not context.mirror:
+        with atomic_write(os.path.join(context.work.path, card.FILE)) as file:  # travels with it
+            file.write(pathlib.Path(written).read_bytes())
 
 
 def _facts(model: TrainedModel) -> dict:
