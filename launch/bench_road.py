@@ -27,6 +27,7 @@ from onesug_jax.logs.asof.state import AsOf
 from onesug_jax.logs.asof.walk import read_events, skip
 from onesug_jax.logs.completion import CompletionIndex
 from onesug_jax.logs.simulate import simulate
+from onesug_jax.serve.heap import long_lived
 
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 STAGES = ("ingest", "mine", "align", "quantize", "index", "vocab", "examples", "rewards")
@@ -103,7 +104,8 @@ def _counting(work: str) -> float:
     state = AsOf(CompletionIndex.load(os.path.join(work, "mined")).queries, AsOfConfig())
     rows = sum(pq.read_metadata(path).num_rows for path in files)
     began = time.process_time()
-    skip(state, read_events(files), lambda event: True)
+    with long_lived():
+        skip(state, read_events(files), lambda event: True)
     return (time.process_time() - began) / rows
 
 

@@ -61,18 +61,11 @@ class CompletionIndex:
 
     def range(self, prefix: str) -> tuple[int, int]:
         """First and one-past-last number of the queries that start with `prefix`."""
-        key = encode(prefix)
-        if not key:
-            return 0, len(self)
-        # No UTF-8 byte is 0xFF, so the last byte plus one is the exact upper bound.
-        above = key[:-1] + bytes([key[-1] + 1])
-        first = self.queries.first(key)
-        return first, self.queries.first(above, first)
+        return self.queries.range(prefix)
 
     def starts(self, prefix: str) -> bool:
         """Whether any indexed query starts with `prefix` (a query starts with itself)."""
-        first, last = self.range(prefix)
-        return first < last
+        return self.queries.starts(prefix)
 
     def find(self, query: str) -> int:
         """Number of `query` in `queries`, or -1 if it is unknown."""

@@ -7,17 +7,20 @@ mean is the caller's business.
 
 from __future__ import annotations
 
+import functools
 import os
-from bisect import bisect_left
+from bisect import bisect_left, bisect_right
 from collections.abc import Iterable, Sequence
 
 import numpy as np
 
 from onesug_jax.errors import UserError
 
+_START = 8  # bytes of a text that are compared as one number
+
 
 class Texts(Sequence):
-    """Distinct texts in byte order.
+    """Distinct texts in byte order. Those that were loaded are pickled as the paths of their files.
 
     Attributes:
       block: [bytes] uint8, every text followed by a line end.
@@ -27,6 +30,23 @@ class Texts(Sequence):
     def __init__(self, block: np.ndarray, offsets: np.ndarray):
         self.block, self.offsets = block, offsets
         self._encoded = _Encoded(block, offsets)
+        self._paths: tuple[str, str] | None = None
+
+    def __reduce__(self):
+        if self._paths is None:
+            return Texts, (self.block, self.offsets)
+        return Texts.load, self._paths
+
+    @functools.cached_property
+    def _starts(self) -> memoryview:
+        """The first eight bytes of every text as a number: compared much faster than bytes."""
+        begins, lengths = self.offsets[:-1], np.diff(self.offsets) - 1
+        numbers = np.zeros(len(self), np.uint64)
+        for place in range(_START):
+            has = np.flatnonzero(lengths > place)
+            byte = self.block[begins[has] + place].astype(np.uint64)
+            numbers[has] |= byte << np.uint64(8 * (_START - 1 - place))
+        return numbers.data
 
     @classmethod
     def of(cls, encoded: Sequence[bytes]) -> Texts:
@@ -58,12 +78,29 @@ class Texts(Sequence):
 
     def first(self, key: bytes, start: int = 0) -> int:
         """The smallest number, from `start` on, of a text not below `key`; N if all are below."""
-        return bisect_left(self._encoded, key, start)
+        number = int.from_bytes(key[:_START].ljust(_START, b"\0"), "big")
+        start = bisect_left(self._starts, number, start)
+        return bisect_left(self._encoded, key, start, bisect_right(self._starts, number, start))
+
+    def range(self, prefix: str) -> tuple[int, int]:
+        """First and one-past-last number of the texts that start with `prefix`."""
+        key = encode(prefix)
+        if not key:
+            return 0, len(self)
+        first = self.first(key)
+        # No UTF-8 byte is 0xFF, so the last byte plus one is the exact upper bound.
+        return first, self.first(key[:-1] + bytes([key[-1] + 1]), first)
+
+    def starts(self, prefix: str) -> bool:
+        """Whether any text starts with `prefix` (a text starts with itself)."""
+        key = encode(prefix)
+        first = self.first(key)
+        return first < len(self) and self._encoded[first].startswith(key)
 
     def find(self, text: str) -> int:
         """The number of `text`, or -1 if it is not here."""
         key = encode(text)
-        at = bisect_left(self._encoded, key)
+        at = self.first(key)
         return at if at < len(self) and self._encoded[at] == key else -1
 
     def save(self, text_path: str, offsets_path: str) -> None:
@@ -119,7 +156,9 @@ class Texts(Sequence):
         if int(offsets[-1]) != size:
             raise ValueError(f"{text_path} has {size} bytes where {int(offsets[-1])} are expected")
         block = np.memmap(text_path, np.uint8, "r") if size else np.zeros(0, np.uint8)
-        return cls(block.view(np.ndarray), offsets.view(np.ndarray))
+        texts = cls(block.view(np.ndarray), offsets.view(np.ndarray))
+        texts._paths = os.path.abspath(text_path), os.path.abspath(offsets_path)
+        return texts
 
 
 class _Encoded:

@@ -120,7 +120,8 @@ class LiveCounts:
         try:
             with heap.long_lived():
                 fresh = again()
-                fresh.append_all(self._state.completions.queries[len(fresh) :])
+                later = range(len(fresh), len(self._state))
+                fresh.append_all([self._state.text(number) for number in later])
                 self._replay(connection, fresh)
             with self._lock:
                 self._state.become(fresh)

@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING
 from onesug_jax.logs.asof.config import DAY_MS
 from onesug_jax.pipeline.spec import Context
 from onesug_jax.progress import Progress
+from onesug_jax.serve.heap import long_lived
 from onesug_jax.stages.parts import Parts
 from onesug_jax.stages.trained_model import SNAPSHOT, before_log
 
@@ -163,7 +164,8 @@ def write_blocks(
                 else:
                     yield _begin(walk, number, tuple(first), rows, state)
                 passed = _counted(itertools.islice(events, rows), first)
-                skip(state, passed, functools.partial(walk.wants, state))
+                with long_lived():
+                    skip(state, passed, functools.partial(walk.wants, state))
 
         for rows in results(engine, scratch, write_block, blocks()):
             progress.add(rows)
@@ -184,7 +186,7 @@ def write_block(block: Block) -> int:
     """Writes the rows of a block; how many of the log's that were. Runs in a worker."""
     from onesug_jax.logs.asof.walk import read_events
 
-    with open(block.state, "rb") as file:
+    with open(block.state, "rb") as file, long_lived():
         state = pickle.load(file)
     events = read_events(block.walk.files, profile=block.walk.profile, first=block.first)
     _write(block.walk, block.number, state, itertools.islice(events, block.rows))

@@ -1,6 +1,7 @@
 """Texts against a sorted list: places, files, and what is refused."""
 
 import bisect
+import pickle
 
 import numpy as np
 import pytest
@@ -8,7 +9,8 @@ import pytest
 from onesug_jax.errors import UserError
 from onesug_jax.logs.texts import Texts, encode
 
-WORDS = ["", "a", "ab", "b ", "é", "手", "手机", "\uffff", "\U0001f600"]
+LONG = ["abcdefgh", "abcdefgh\0", "abcdefghi", "abcdefghij"]  # that begin with the same eight bytes
+WORDS = ["", "a", "ab", *LONG, "b ", "é", "手", "手机", "\uffff", "\U0001f600"]
 
 
 def paths(folder) -> tuple[str, str]:
@@ -41,12 +43,25 @@ def test_it_behaves_as_the_sequence_of_its_texts(texts):
 
 def test_places_are_those_in_a_sorted_list(texts):
     keys = [encode(word) for word in WORDS]
-    for asked in [*WORDS, "aa", "c", "手手", "\U0010ffff", "\ud800"]:
+    for asked in [*WORDS, "aa", "abcdefg", "abcdefghh", "c", "手手", "\U0010ffff", "\ud800"]:
         assert texts.find(asked) == (WORDS.index(asked) if asked in WORDS else -1)
         for start in (0, 3, len(WORDS)):
             assert texts.first(encode(asked), start) == bisect.bisect_left(
                 keys, encode(asked), start
             )
+
+
+def test_those_that_start_alike_are_one_range(texts):
+    for asked in [*WORDS, "abc", "abcdefghx", "c", "\ud800"]:
+        alike = [n for n, word in enumerate(WORDS) if word.startswith(asked)]
+        assert list(range(*texts.range(asked))) == alike
+        assert texts.starts(asked) == bool(alike)
+
+
+def test_a_copy_is_alike_and_of_files_no_copy_of_the_texts(texts, tmp_path):
+    copied = pickle.dumps(texts)
+    assert pickle.loads(copied) == WORDS
+    assert (b"abcdefghij" in copied) != (tmp_path / "words.txt").exists()
 
 
 def test_none_at_all(tmp_path):

@@ -1,79 +1,93 @@
 """Which queries start with a prefix, where queries may appear at any time.
 
-The texts that were there at the start lie in one sorted list, so those of a prefix are one range of
-it. Later ones lie in a second, short list, which is merged into the first when it has grown.
-Prefixes of very many queries are looked at in part: see `WidePrefixes`.
+The texts that were there at the start lie in one sorted block, by memory map where they were read
+from a file, so those of a prefix are one range of it. Later ones, which are few, lie in a list of
+their own. Prefixes of very many queries are looked at in part: see `WidePrefixes`.
 """
 
 from __future__ import annotations
 
+import functools
 from bisect import bisect_left, insort
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
 
+from onesug_jax.logs.texts import Texts, encode
+
 _ABOVE = "\U0010ffff"  # above every character that a text goes on with
-_LATE = 4096  # later queries before the lists are merged
+_CACHED = 1 << 17  # texts whose numbers are cached
 
 
-class Completions:
+class Completions(Sequence):
     """Texts by number; numbers 0 .. N - 1 are the places in `texts`, later ones go on from there.
 
     Args:
-      texts: N distinct texts in code point order.
+      texts: N distinct texts in code point order; `Texts` are shared, not copied.
 
     Attributes:
-      queries: all texts, by number.
+      number: text -> its number, -1 if it has none.
     """
 
     def __init__(self, texts: Sequence[str]):
-        self.queries = list(texts)
-        self._sorted = list(texts)
-        self._numbers: np.ndarray | None = None  # of `_sorted`; None: their places
-        self._late: list[tuple[str, int]] = []
+        self._first = texts if isinstance(texts, Texts) else Texts.of([encode(t) for t in texts])
+        self._later: list[str] = []
+        self._sorted: list[tuple[str, int]] = []  # the later ones and their numbers
+        self.number = functools.lru_cache(_CACHED)(self._find)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {name: value for name, value in vars(self).items() if name != "number"}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        vars(self).update(state)
+        self.number = functools.lru_cache(_CACHED)(self._find)
+
+    def __len__(self) -> int:
+        return len(self._first) + len(self._later)
+
+    def __getitem__(self, number):
+        size = len(self._first)
+        return self._first[number] if number < size else self._later[number - size]
+
+    @property
+    def queries(self) -> Sequence[str]:
+        """All texts, by number."""
+        return self
 
     def add(self, text: str) -> int:
         """Adds a text that is not there yet; returns its number."""
-        number = len(self.queries)
-        self.queries.append(text)
-        insort(self._late, (text, number))
-        if len(self._late) > max(_LATE, len(self._sorted) // 16):
-            self._merge()
+        number = len(self)
+        self._later.append(text)
+        insort(self._sorted, (text, number))
+        self.number.cache_clear()
         return number
 
-    def _merge(self) -> None:
-        numbers = self._numbers if self._numbers is not None else np.arange(len(self._sorted))
-        both = [*zip(self._sorted, numbers.tolist(), strict=True), *self._late]
-        both.sort()
-        self._sorted = [text for text, _ in both]
-        self._numbers = np.array([number for _, number in both])
-        self._late = []
+    def _find(self, text: str) -> int:
+        at = bisect_left(self._sorted, (text, -1))
+        if at < len(self._sorted) and self._sorted[at][0] == text:
+            return self._sorted[at][1]
+        return self._first.find(text)
 
     def range(self, prefix: str) -> tuple[int, int]:
-        """First and one-past-last place in the first list of what starts with `prefix`."""
-        first = bisect_left(self._sorted, prefix)
-        return first, bisect_left(self._sorted, prefix + _ABOVE, first)
+        """First and one-past-last number of the first texts that start with `prefix`."""
+        return self._first.range(prefix)
 
     def starts(self, prefix: str) -> bool:
         """Whether any text starts with `prefix`, visible or not."""
-        at = bisect_left(self._sorted, prefix)
-        if at < len(self._sorted) and self._sorted[at].startswith(prefix):
-            return True
-        at = bisect_left(self._late, (prefix, -1))
-        return at < len(self._late) and self._late[at][0].startswith(prefix)
+        at = bisect_left(self._sorted, (prefix, -1))
+        later = at < len(self._sorted) and self._sorted[at][0].startswith(prefix)
+        return later or self._first.starts(prefix)
 
     def numbers(self, prefix: str) -> np.ndarray | slice:
         """Numbers of the texts that start with `prefix`, as an index into arrays by number."""
         first, last = self.range(prefix)
-        late = []
-        if self._late:
-            low = bisect_left(self._late, (prefix, -1))
-            high = bisect_left(self._late, (prefix + _ABOVE, -1), low)
-            late = [number for _, number in self._late[low:high]]
-        if self._numbers is None and not late:
+        low = bisect_left(self._sorted, (prefix, -1))
+        high = bisect_left(self._sorted, (prefix + _ABOVE, -1), low)
+        if low == high:
             return slice(first, last)
-        found = np.arange(first, last) if self._numbers is None else self._numbers[first:last]
-        return np.concatenate([found, np.array(late, np.int64)]) if late else found
+        later = [number for _, number in self._sorted[low:high]]
+        return np.concatenate([np.arange(first, last), np.array(later, np.int64)])
 
 
 class WidePrefixes:
@@ -104,9 +118,13 @@ class WidePrefixes:
             if last - first <= 2 * breadth:
                 continue
             self._members[prefix] = {}
-            texts = completions.queries[first:last]
-            size = len(prefix)
-            waiting += sorted({text[: size + 1] for text in texts if len(text) > size})
+            while first < last:  # from one longer prefix to the next
+                longer = completions[first][: len(prefix) + 1]
+                if longer == prefix:
+                    first += 1
+                else:
+                    waiting.append(longer)
+                    first = completions.range(longer)[1]
 
     def __len__(self) -> int:
         return len(self._members)

@@ -8,6 +8,7 @@ Visitors are remembered as hashes, and only until then.
 
 from __future__ import annotations
 
+import collections
 import dataclasses
 from collections.abc import Sequence
 from typing import Any
@@ -38,16 +39,16 @@ class Existence:
       min_users: different visitors that make a query exist.
 
     Attributes:
-      exists: [capacity] bool; `is_there` looks at one of them.
+      exists: [N] bool; `is_there` looks at one of them.
       waiting: texts without a number.
     """
 
     def __init__(self, size: int, min_users: int):
         self._min_users = min_users
-        self._flags = bytearray(max(size, 1024))
+        self._flags = bytearray(size)
         self.exists = np.frombuffer(self._flags, bool)  # the same memory
-        self.visitors: dict[int, set[int]] = {}  # of numbers that do not exist yet
-        self.waiting: dict[str, Waited] = {}
+        self.visitors: dict[int, tuple[int, ...]] = {}  # of numbers that do not exist yet
+        self.waiting: collections.OrderedDict[str, Waited] = collections.OrderedDict()
 
     def __getstate__(self) -> dict[str, Any]:
         return {name: value for name, value in vars(self).items() if name != "exists"}
@@ -65,11 +66,11 @@ class Existence:
         if self._flags[number]:
             return
         if self._min_users > 1:
-            seen = self.visitors.setdefault(number, set())
-            seen.add(hash_of(visitor))
+            seen = {*self.visitors.get(number, ()), hash_of(visitor)}
             if len(seen) < self._min_users:
+                self.visitors[number] = tuple(seen)
                 return
-            del self.visitors[number]
+            self.visitors.pop(number, None)
         self.exists[number] = True
 
     def of_text(self, text: str, visitor: str, time_ms: int, prefix: str) -> Waited | None:
@@ -82,7 +83,7 @@ class Existence:
         if len(waited.visitors) >= self._min_users:
             return waited
         if len(self.waiting) >= _WAITING:
-            del self.waiting[next(iter(self.waiting))]
+            self.waiting.popitem(last=False)
         self.waiting[text] = waited
         return None
 
@@ -91,10 +92,3 @@ class Existence:
         waited = self.waiting.get(text)
         if waited is not None:
             waited.conversions = [a + b for a, b in zip(waited.conversions, added, strict=True)]
-
-    def reserve(self, size: int) -> None:
-        """Makes room for `size` numbers."""
-        room = len(self._flags)
-        if size > room:
-            self._flags = self._flags + bytes(max(size, 2 * room) - room)
-            self.exists = np.frombuffer(self._flags, bool)

@@ -51,11 +51,10 @@ class Observed:
     ):
         self.config = config
         self.completions = Completions(queries)
-        self._number = {text: number for number, text in enumerate(queries)}
         self.first, self._most = len(queries), len(queries) + spare
-        self.searches = DecayedCounts(config.half_lives_days, len(queries))
-        self.conversions = np.zeros((len(self.searches.stored), 2))  # orders, item clicks
-        self.existence = Existence(len(queries), config.min_users)
+        self.searches = DecayedCounts(config.half_lives_days, self._most)
+        self.conversions = np.zeros((self._most, 2), np.uint32)  # orders, item clicks
+        self.existence = Existence(self._most, config.min_users)
         self.pairs = PairCounts(config.pair_half_lives_days, config.most_pairs)
         self.shown = ShownLists(config.most_lists)
         self.histories = Histories(config.history, config.most_users)
@@ -143,9 +142,10 @@ class Observed:
         config = self.config
         frozen = self._frozen
         self.moment = max(self.moment, min(time_ms - config.freshness_ms, frozen))
-        while self._searched and self._searched[0][0] < self.moment:
-            time, _, prefix, query, who, shown = heapq.heappop(self._searched)
-            self.named |= not who.startswith(NAMELESS)
+        searched, until = self._searched, self.moment
+        while searched and searched[0][0] < until:
+            time, _, prefix, query, who, shown = heapq.heappop(searched)
+            self.named = self.named or not who.startswith(NAMELESS)
             if not self._counts(0, time, who, query):
                 continue
             self._count(time, prefix, query, who)
@@ -153,20 +153,22 @@ class Observed:
                 self.shown.add(prefix, shown, time)
         delay = max(config.conversion_delay_ms, config.freshness_ms)
         until = min(time_ms - delay, frozen)
-        while self._converted and self._converted[0][0] < until:
-            time, _, query, ends, who = heapq.heappop(self._converted)
+        converted, number_of = self._converted, self.completions.number
+        while converted and converted[0][0] < until:
+            time, _, query, ends, who = heapq.heappop(converted)
             added = [
                 end and self._counts(kind, time, who, query) for kind, end in enumerate(ends, 1)
             ]
-            number = self._number.get(query)
-            if number is not None:
+            number = number_of(query)
+            if number >= 0:
                 self.conversions[number] += added
             else:
                 self.existence.converted(query, added)
         own = config.history_freshness_ms
         until = self.moment if own is None else time_ms - own
-        while self._remembered and self._remembered[0][0] < until:
-            time, _, user, query = heapq.heappop(self._remembered)
+        remembered = self._remembered
+        while remembered and remembered[0][0] < until:
+            time, _, user, query = heapq.heappop(remembered)
             self.histories.add(user, query, time)
 
     @property
@@ -200,12 +202,12 @@ class Observed:
         return self.repeats[kind].counts(time_ms, who, query)
 
     def _count(self, time_ms: int, prefix: str, query: str, visitor: str) -> None:
-        number = self._number.get(query)
-        if number is None:
+        number = self.completions.number(query)
+        if number < 0:
             waited = self.existence.of_text(query, visitor, time_ms, prefix)
             if waited is None:
                 return
-            if len(self.completions.queries) >= self._most:
+            if len(self) >= self._most:
                 self.refused += 1
                 return
             number = self._append(query)
@@ -226,13 +228,6 @@ class Observed:
     def _append(self, query: str) -> int:
         """Gives a text that begins to exist the next number."""
         number = self.completions.add(query)
-        self._number[query] = number
-        self.searches.reserve(number + 1)
-        size = len(self.searches.stored)
-        if size > len(self.conversions):
-            more = np.zeros((size - len(self.conversions), 2))
-            self.conversions = np.concatenate([self.conversions, more])
-        self.existence.reserve(number + 1)
         if number >= 2 * self._letters_of:
             self._correct_by(number)
         self._meant.cache_clear()
@@ -268,15 +263,15 @@ class Observed:
     # ------------------------------------------------------------------ reading
 
     def __len__(self) -> int:
-        return len(self.completions.queries)
+        return len(self.completions)
 
     def number(self, text: str) -> int:
         """The number of a query, -1 if it has none."""
-        return self._number.get(text, -1)
+        return self.completions.number(text)
 
     def text(self, number: int) -> str:
         """The query of that number."""
-        return self.completions.queries[number]
+        return self.completions[number]
 
     def exists(self, number: int) -> bool:
         """Whether enough visitors have searched the query of that number; False for -1."""

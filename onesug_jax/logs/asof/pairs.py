@@ -70,10 +70,10 @@ class PairCounts:
         score = (stored * self._counts.factors(time_ms)).sum(1)
         stays = np.zeros(self._size, bool)
         stays[np.argsort(score, kind="stable")[self._size // 4 + 1 :]] = True
-        moved = np.cumsum(stays) - 1
+        moved = np.where(stays, np.cumsum(stays) - 1, -1).tolist()
         rows = {}
         for prefix, queries in self._rows.items():
-            remaining = {query: int(moved[row]) for query, row in queries.items() if stays[row]}
+            remaining = {q: moved[row] for q, row in queries.items() if moved[row] >= 0}
             if remaining:
                 rows[prefix] = remaining
         size = int(stays.sum())

@@ -6,6 +6,7 @@ Only the latest day is in memory, as hashes, and where the room ends the oldest 
 
 from __future__ import annotations
 
+import collections
 import hashlib
 
 from onesug_jax.logs.schema import NAMELESS
@@ -26,6 +27,7 @@ class Repeats:
         self._most, self._room = most, room
         self._day = 0
         self._seen: dict[int, int] = {}
+        self._oldest: collections.deque[int] = collections.deque()  # the same, in their order
 
     def counts(self, time_ms: int, visitor: str, query: str) -> bool:
         """Takes note of an event of that time; whether it is one of the first `most` of its day, or
@@ -34,13 +36,16 @@ class Repeats:
         day = time_ms // DAY_MS
         if day > self._day:
             self._day = day
-            self._seen = {}
+            self._seen.clear()
+            self._oldest.clear()
         key = hash_of(str(day), visitor, query)
         before = self._seen.get(key, 0)
-        if not before and len(self._seen) >= self._room:
-            del self._seen[next(iter(self._seen))]
+        if not before:
+            if len(self._seen) >= self._room:
+                del self._seen[self._oldest.popleft()]
+            self._oldest.append(key)
         self._seen[key] = before + 1
-        return before < (1 if visitor.startswith(NAMELESS) else self._most)
+        return not before or (before < self._most and not visitor.startswith(NAMELESS))
 
     def to_json(self) -> list:
         """The day, and of what was seen on it the hashes and how often."""
@@ -49,7 +54,7 @@ class Repeats:
     def from_json(self, stored: list) -> None:
         """Takes over what `to_json` gave."""
         self._day, keys, times = stored
-        self._seen = dict(zip(keys, times, strict=True))
+        self._seen, self._oldest = dict(zip(keys, times, strict=True)), collections.deque(keys)
 
 
 def hash_of(*parts: str) -> int:

@@ -39,7 +39,7 @@ def save(state: AsOf, folder: str, *, rare: bool = True) -> None:
     os.makedirs(folder, exist_ok=True)
     size = len(state)
     prefixes, pairs = state.pairs.to_arrays()
-    lists = state.shown.lists
+    lists = dict(state.shown.items())
     arrays: dict[str, Any] = {
         **pairs,
         "stored": state.searches.stored[:size],
@@ -52,7 +52,7 @@ def save(state: AsOf, folder: str, *, rare: bool = True) -> None:
         shown = np.array([_public(state, text) for text in prefixes], bool)
         prefixes = [text if ok else "" for text, ok in zip(prefixes, shown, strict=True)]
         lists = {
-            prefix: (time, tuple(text for text in texts if state.exists(state.number(text))))
+            prefix: (time, [text for text in texts if state.exists(state.number(text))])
             for prefix, (time, texts) in lists.items()
             if _public(state, prefix)
         }
@@ -61,7 +61,7 @@ def save(state: AsOf, folder: str, *, rare: bool = True) -> None:
         for name in ("pair_prefix", "pair_query", "pair_stored"):
             arrays[name] = pairs[name][public]
     texts = {
-        "queries": state.completions.queries,
+        "queries": list(state.completions),
         "prefixes": prefixes,
         "shown": lists,
         "repeats": [one.to_json() for one in state.repeats] if rare else [],
@@ -135,13 +135,13 @@ def load(
             target[:size] = arrays[name]
         state.searches.reference = float(arrays["reference"])
         state.pairs.from_arrays(texts["prefixes"], arrays)
-        state.shown.lists = {p: (time, tuple(q)) for p, (time, q) in texts["shown"].items()}
-        visitors = {int(number): set(seen) for number, seen in texts["visitors"].items()}
+        for prefix, (time, shown) in texts["shown"].items():
+            state.shown.add(prefix, shown, time)
+        visitors = {int(number): tuple(seen) for number, seen in texts["visitors"].items()}
         state.existence.visitors = visitors
-        state.existence.waiting = {
-            text: Waited(set(seen), [(t, p) for t, p in searches], conversions)
-            for text, (seen, searches, conversions) in texts["waiting"].items()
-        }
+        for text, (seen, searches, conversions) in texts["waiting"].items():
+            waited = Waited(set(seen), [(t, p) for t, p in searches], conversions)
+            state.existence.waiting[text] = waited
         for one, seen in zip(state.repeats, texts.get("repeats", ()), strict=False):
             one.from_json(seen)
         state.latest_ms, state.named = about["latest_ms"], about.get("named", True)

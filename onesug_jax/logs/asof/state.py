@@ -113,12 +113,12 @@ class AsOf(Observed):
         self, texts: Sequence[str], minutes: Sequence[float]
     ) -> tuple[list[int], list[float]]:
         """Of a history, the numbers and ages of the queries that exist."""
-        number_of, is_there = self._number.get, self.existence.is_there
+        number_of, is_there = self.completions.number, self.existence.is_there
         own: list[int] = []
         own_ages: list[float] = []
         all_ages = itertools.chain(minutes, itertools.repeat(0.0))
         for text, age in zip(texts[: self.config.history], all_ages, strict=False):
-            number = number_of(text, -1)
+            number = number_of(text)
             if is_there(number):
                 own.append(number)
                 own_ages.append(age)
@@ -132,7 +132,7 @@ class AsOf(Observed):
         lists = [(prefix, each.tolist()) for prefix, each in asked]
         found = [self.searches.at(numbers, self.moment), self.conversions[numbers]]
         if self.config.shown:
-            found.append(self.shown.at(lists, self._number.get, self.moment))
+            found.append(self.shown.at(lists, self.completions.number, self.moment))
         found.append(self.pairs.at(lists, self.moment))
         return log_counts(np.concatenate(found, axis=1))
 
@@ -145,8 +145,8 @@ class AsOf(Observed):
         if len(numbers) < config.few:
             numbers = np.concatenate([numbers, self._mistyped(prefix, numbers)])
             numbers = numbers[: config.candidates]
-        queries, exists = self.completions.queries, self.existence.exists
-        more = [n for n in own if queries[n].startswith(prefix)][: config.own]
+        exists = self.existence.exists
+        more = [n for n in own if self.text(n).startswith(prefix)][: config.own]
         if self.around is not None:
             around = (int(n) for n in self.around(prefix) if exists[n])
             more += itertools.islice(around, config.around)

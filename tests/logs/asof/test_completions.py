@@ -4,7 +4,6 @@ import itertools
 
 import numpy as np
 
-from onesug_jax.logs.asof import completions
 from onesug_jax.logs.asof.completions import Completions, WidePrefixes, best
 
 WORDS = sorted("".join(w) for n in (1, 2, 3) for w in itertools.product("ab ", repeat=n))
@@ -14,13 +13,14 @@ def listed(index, size):
     return sorted(np.arange(size)[index].tolist())
 
 
-def test_numbers_are_those_of_all_texts_that_start_with_the_prefix(monkeypatch):
-    monkeypatch.setattr(completions, "_LATE", 5)  # so that the lists are merged several times
+def test_numbers_are_those_of_all_texts_that_start_with_the_prefix():
     rng = np.random.default_rng(1)
     words = rng.permutation(WORDS).tolist()
     found = Completions(sorted(words[:10]))
     for text in words[10:]:
-        assert found.queries[found.add(text)] == text
+        assert found.number(text) == -1
+        number = found.add(text)
+        assert (found.number(text), found[number]) == (number, text)
         for prefix in ("", "a", "b ", "zz", text):
             expected = [n for n, t in enumerate(found.queries) if t.startswith(prefix)]
             assert listed(found.numbers(prefix), len(found.queries)) == expected

@@ -2,14 +2,18 @@
 
 import collections
 import dataclasses
+import functools
 import itertools
+from time import thread_time
 
 import numpy as np
 import pytest
 
 from onesug_jax.errors import UserError
 from onesug_jax.logs.asof.config import DAY_MS, AsOfConfig, duration_ms
+from onesug_jax.logs.asof.histories import Histories
 from onesug_jax.logs.asof.repeats import Repeats
+from onesug_jax.logs.asof.shown import ShownLists
 from onesug_jax.logs.asof.snapshot import load, save
 from onesug_jax.logs.asof.state import AsOf
 from onesug_jax.logs.schema import Level
@@ -331,3 +335,36 @@ def test_repeats_are_remembered_in_bounded_memory():
     assert [repeats.counts(START, "u", query) for query in "aabcc"] == [1, 0, 1, 1, 0]
     assert repeats.counts(START, "u", "a"), "the oldest has made room"
     assert len(repeats.to_json()[1]) == 2
+
+
+def test_histories_are_the_latest_queries_of_the_users_seen_last():
+    rng = np.random.default_rng(0)
+    histories, expected = Histories(3, users=4), {}
+    for time in range(500):
+        user, query = f"u{rng.integers(7)}", str(rng.integers(500, 505))
+        histories.add(user, query, time)
+        past = expected.pop(user, [])
+        expected[user] = [(query, time), *(one for one in past if one[0] != query)][:3]
+        expected = dict([*expected.items()][-4:])
+        for user in (f"u{n}" for n in range(7)):
+            assert [*zip(*histories.of(user), strict=True)] == expected.get(user, [])
+
+
+@pytest.mark.parametrize(
+    "add",
+    [
+        lambda room: functools.partial(Histories(2, room).add, query="lamp", time_ms=START),
+        lambda room: functools.partial(ShownLists(room).add, queries=["lamp"], time_ms=START),
+        lambda room: functools.partial(Repeats(1, room).counts, START, query="lamp"),
+    ],
+)
+def test_making_room_takes_no_longer_than_there_was_room(add):
+    """A plain table whose first entries are taken out looks through ever more empty places."""
+    room, spent = 50_000, []
+    add = add(room)
+    for first in range(0, 4 * room, room):
+        began = thread_time()
+        for number in range(first, first + room):
+            add(f"n{number}")
+        spent.append(thread_time() - began)
+    assert max(spent[1:]) < 8 * spent[0]
