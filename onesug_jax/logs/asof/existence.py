@@ -9,6 +9,7 @@ Visitors are remembered as hashes, and only until then.
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -36,16 +37,20 @@ class Existence:
     Args:
       size: N; none of them exists at first.
       min_users: different visitors that make a query exist.
+      new_from_ms: what begins to exist then or later is new; None: only what is N or more is.
 
     Attributes:
       exists: [capacity] bool; `is_there` looks at one of them.
+      new: [capacity] bool, of those that exist.
       waiting: texts without a number.
     """
 
-    def __init__(self, size: int, min_users: int):
+    def __init__(self, size: int, min_users: int, new_from_ms: float | None = None):
         self._min_users = min_users
+        self._new_from = math.inf if new_from_ms is None else new_from_ms
         self._flags = bytearray(max(size, 1024))
         self.exists = np.frombuffer(self._flags, bool)  # the same memory
+        self.new = np.arange(len(self._flags)) >= size
         self.visitors: dict[int, set[int]] = {}  # of numbers that do not exist yet
         self.waiting: dict[str, Waited] = {}
 
@@ -60,7 +65,7 @@ class Existence:
         """Whether the query of that number exists; False for -1."""
         return number >= 0 and self._flags[number] != 0
 
-    def of_number(self, number: int, visitor: str) -> None:
+    def of_number(self, number: int, visitor: str, time_ms: int) -> None:
         """Takes note of a search of the query of that number."""
         if self._flags[number]:
             return
@@ -71,6 +76,7 @@ class Existence:
                 return
             del self.visitors[number]
         self.exists[number] = True
+        self.new[number] |= time_ms >= self._new_from
 
     def of_text(self, text: str, visitor: str, time_ms: int, prefix: str) -> Waited | None:
         """Takes note of a search of a text without a number; what happened to it by now, where it
@@ -98,3 +104,4 @@ class Existence:
         if size > room:
             self._flags = self._flags + bytes(max(size, 2 * room) - room)
             self.exists = np.frombuffer(self._flags, bool)
+            self.new = np.pad(self.new, (0, len(self._flags) - room), constant_values=True)
