@@ -3,7 +3,8 @@
 What few people searched may be a secret of theirs, and is often a typing mistake. So a query
 becomes a candidate, and gets a number if it has none, once `min_users` visitors have searched it.
 Who a visitor is, and that nameless searches of a day are one, stands in `logs.schema.visitor_of`.
-Visitors are remembered as hashes, and only until then.
+Visitors are remembered as hashes, and only until then. Which queries are `new` decides what
+`AsOfConfig.new_share` is asked of.
 """
 
 from __future__ import annotations
