@@ -6,7 +6,7 @@ that nobody wants. What then stands in the candidates of other visitors, most co
 the level `popular` shows and what the model chooses from; no model is trained.
 
 *Off* is: any request id, any number of visitors of a source, every nameless row a visitor, no limit
-of repeats. `min_users` is the same in both.
+of repeats, no share that a new query needs. `min_users` is the same in both.
 """
 
 from __future__ import annotations
@@ -77,8 +77,9 @@ class Service:
 
     def __init__(self, folder: str, shop: Shop, min_users: int, defended: bool):
         path, self._defended = os.path.join(folder, "events.sqlite"), defended
-        repeats = AsOfConfig().max_repeats if defended else 1_000_000
-        config = AsOfConfig(min_users=min_users, max_repeats=repeats)
+        config = AsOfConfig(min_users=min_users)
+        if not defended:
+            config = dataclasses.replace(config, max_repeats=1_000_000, new_share=0)
         state = AsOf(sorted({event.query for event in shop.before}), config)
         for event in shop.before:
             observe(state, event)

@@ -98,6 +98,9 @@ def test_a_version_that_is_not_worse_is_published_and_can_be_rolled_back(shop, w
     assert len(set(ids)) == len(ids)
     late = fresh["request_id"][0].as_py()
     assert train["ordered_items"][ids.index(late)].as_py() == [LATE]
+    new_from = train["timestamp_ms"].to_numpy()[[0, -1]] @ [0.25, 0.75]
+    settings = json.loads((new / "examples" / "asof" / "asof_settings.json").read_text())
+    assert settings["config"]["new_from_ms"] == pytest.approx(new_from), "the newest quarter"
     assert listed(work, capsys) != before
     capsys.readouterr()
     moved = shutil.copy(shop / "fresh.parquet", work.parent / "fresh.parquet")

@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING
 
 from onesug_jax.errors import UserError
 from onesug_jax.files import fingerprint, link_file, link_tree, write_json
+from onesug_jax.logs.asof.config import DAY_MS
 from onesug_jax.pipeline import remote_log, versions, workdir
 from onesug_jax.pipeline.spec import Context
 from onesug_jax.pipeline.workdir import Manifest, WorkDir, split_files
@@ -28,7 +29,7 @@ from onesug_jax.stages.parts import Parts
 from onesug_jax.stages.scoring import SFT, judged, score
 from onesug_jax.stages.spent import Spent
 from onesug_jax.stages.trained_model import TrainedModel
-from onesug_jax.stages.update_log import days_of, join
+from onesug_jax.stages.update_log import join, times_of
 
 if TYPE_CHECKING:
     from onesug_jax.serve.forgotten import Forgotten
@@ -37,6 +38,7 @@ NOT_BETTER = 3  # exit code of an update that leaves M_t in use
 _UNCHANGED = ("encoder", "vocab")  # folders that an update takes over as they are
 _READ = (*_UNCHANGED, "log", "mined", "semantic_ids", "index", "examples/asof", "pretrain", "rwr")
 _STAGES = ("mine", "quantize", "index", "examples", "rewards", "rwr")
+_NEW_SHARE = 0.25  # of the time of train, the newest: what began to exist then stays new
 _LEAST_LISTS = 2000  # rows that open preference lists, where few are fresh
 # What may not change from one version to the next, by stage: its folder, and how the names begin.
 _FIXED = {"mine": ("mined", "mine.min_users"), "examples": ("examples", "FeatureSpec.")}
@@ -118,12 +120,15 @@ def update(
         flush=True,
     )
     spent.lap("join")
-    days = min(align_days, days_of(new, max(2 * rows["learnt"], _LEAST_LISTS)))
+    times = times_of(new)
+    newest = times[-max(2 * rows["learnt"], _LEAST_LISTS) :]
+    days = min(align_days, float(newest[-1] - newest[0] + 1) / DAY_MS)
     changes = {
         "encode.vectors_from": served,
         "quantize.quantiser_from": os.path.join(served, "semantic_ids"),
         "rwr.steps": min(steps, -(-rows["learnt"] // rows_a_step)),
         "rwr.evaluate_every": 0,  # the held-out rows judge, so they must not choose
+        "AsOfConfig.new_from_ms": float(times[-1] - _NEW_SHARE * (times[-1] - times[0])),
         "ListConfig.days": days,
         "examples.days": days,
         "PARAMS_FROM": None,

@@ -13,6 +13,8 @@ from onesug_jax.pipeline.spec import Context
 from onesug_jax.pipeline.workdir import Manifest, split_files
 
 if TYPE_CHECKING:
+    import numpy as np
+
     from onesug_jax.serve.forgotten import Forgotten
 
 
@@ -112,13 +114,12 @@ def join(
     return {"fresh": count, "again": again, "learnt": count + again - counts["held"], **counts}
 
 
-def days_of(new: str, rows: int) -> float:
-    """How many days the newest so many rows of train go back."""
+def times_of(new: str) -> np.ndarray:
+    """The times of the rows of train, in milliseconds since 1970, in order."""
     import pyarrow.parquet as pq
 
     path = os.path.join(new, "log", "train.parquet")
-    times = pq.read_table(path, columns=["timestamp_ms"])["timestamp_ms"].to_numpy()
-    return float(times[-1] - times[-min(rows, len(times))] + 1) / DAY_MS
+    return pq.read_table(path, columns=["timestamp_ms"])["timestamp_ms"].to_numpy()
 
 
 def _column(name: str, have: Sequence[str], brought: bool) -> str:

@@ -42,7 +42,7 @@ def log(tmp_path):
 
 
 def replayed(files, freshness="1m", **options):
-    config, frozen = settings_at(AsOfConfig(few=0), freshness)
+    config, frozen = settings_at(AsOfConfig(few=0, new_share=0), freshness)
     state = AsOf(WORDS, config)
     rivals = baselines.as_of(state.text, config)
     options = {"suggesters": rivals, "progress": False, "block": 16} | options

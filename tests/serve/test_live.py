@@ -20,7 +20,7 @@ from tests.serve.standin import EVERYTHING
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 NOW = int(1000 * time.time())
-AT_ONCE = AsOfConfig(freshness_ms=0, conversion_delay_ms=0)
+AT_ONCE = AsOfConfig(freshness_ms=0, conversion_delay_ms=0, new_share=0)
 LATER = NOW + 600_000
 
 

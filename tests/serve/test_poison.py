@@ -32,5 +32,8 @@ def test_one_address_reaches_nobody_however_much_it_sends(bench, place):
     assert [cell(bench, place, True, volume) for volume in (0.2, 1.0)] == ["0 %", "0 %"]
 
 
-def test_many_addresses_are_not_defended_against(bench):
+@pytest.mark.long
+def test_many_addresses_need_a_twentieth_of_the_prefixs_visitors(bench):
+    assert cell(bench, 5, False, 0.049) != "0 %"
+    assert cell(bench, 5, True, 0.049) == "0 %"
     assert cell(bench, 5, True, 1.0) == "100% (1)"

@@ -46,9 +46,15 @@ class AsOfConfig:
       shown: whether a candidate has its place in the list that was shown last for the prefix.
       most_lists: most prefixes whose latest lists are in memory; the one shown longest ago makes
         room.
-      most_pairs: most (prefix, query) pairs in memory; the least counted quarter makes room.
+      most_pairs: most (prefix, query) pairs, and prefixes, in memory; the least counted quarter
+        makes room.
       most_users: most users whose histories are in memory; the one seen longest ago makes room.
       min_users: different visitors that must have searched a query for it to exist.
+      new_share: a query that is new completes a prefix for others while its searches, after any
+        prefix, are at least this share of the searches after this prefix; 0: always. Both count at
+        the shortest half-life that `half_lives_days` and `pair_half_lives_days` have in common.
+      new_from_ms: a query is new that had no number at the start, or that began to exist at this
+        time, in milliseconds since 1970, or later; None: the former alone. `update` sets it.
       max_repeats: searches of one query by one visitor on one day (UTC) that count, the first; of
         those with an order or an item click as many. Of nameless ones only the first, unless
         nobody in the log has a name.
@@ -72,6 +78,8 @@ class AsOfConfig:
     most_pairs: int = 1 << 20
     most_users: int = 1 << 20
     min_users: int = 1
+    new_share: float = 0.25
+    new_from_ms: float | None = None
     max_repeats: int = 3
 
     def __post_init__(self):
@@ -95,8 +103,14 @@ class AsOfConfig:
                 "AsOfConfig: expected freshness_ms, history_freshness_ms and conversion_delay_ms "
                 f"of 0 or more milliseconds; found {times}."
             )
+        if self.new_share and not set(self.half_lives_days) & set(self.pair_half_lives_days):
+            raise UserError(
+                f"AsOfConfig.new_share = {self.new_share}: expected a half-life in both of "
+                f"half_lives_days={self.half_lives_days} and pair_half_lives_days="
+                f"{self.pair_half_lives_days}; name one in both, or set new_share=0."
+            )
         least = {
-            **dict.fromkeys(("history", "own", "around", "few"), 0),
+            **dict.fromkeys(("history", "own", "around", "few", "new_share"), 0),
             **dict.fromkeys(("candidates", "breadth", "min_users", "max_repeats"), 1),
             **dict.fromkeys(("most_lists", "most_pairs", "most_users"), 1),
         }
@@ -123,6 +137,13 @@ class AsOfConfig:
             *(SHOWN_COLUMNS if self.shown else ()),
             *(f"pair_{_name(h)}" for h in self.pair_half_lives_days),
         )
+
+    @functools.cached_property
+    def recent(self) -> tuple[int, int]:
+        """Where the half-life of `new_share` stands, of searches and of pairs."""
+        both = set(self.half_lives_days) & set(self.pair_half_lives_days)
+        shortest = min(both, key=lambda days: math.inf if days is None else days)
+        return self.half_lives_days.index(shortest), self.pair_half_lives_days.index(shortest)
 
     @functools.cached_property
     def width(self) -> int:

@@ -3,13 +3,15 @@
 What few people searched may be a secret of theirs, and is often a typing mistake. So a query
 becomes a candidate, and gets a number if it has none, once `min_users` visitors have searched it.
 Who a visitor is, and that nameless searches of a day are one, stands in `logs.schema.visitor_of`.
-Visitors are remembered as hashes, and only until then.
+Visitors are remembered as hashes, and only until then. Which queries are `new` decides what
+`AsOfConfig.new_share` is asked of.
 """
 
 from __future__ import annotations
 
 import collections
 import dataclasses
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -37,16 +39,21 @@ class Existence:
     Args:
       size: N; none of them exists at first.
       min_users: different visitors that make a query exist.
+      first_new: numbers from this one on are new.
+      new_from_ms: so is what begins to exist then or later; None: nothing else is.
 
     Attributes:
       exists: [N] bool; `is_there` looks at one of them.
+      new: [N] bool, of those that exist.
       waiting: texts without a number.
     """
 
-    def __init__(self, size: int, min_users: int):
+    def __init__(self, size: int, min_users: int, first_new: int, new_from_ms: float | None = None):
         self._min_users = min_users
+        self._new_from = math.inf if new_from_ms is None else new_from_ms
         self._flags = bytearray(size)
         self.exists = np.frombuffer(self._flags, bool)  # the same memory
+        self.new = np.arange(size) >= first_new
         self.visitors: dict[int, tuple[int, ...]] = {}  # of numbers that do not exist yet
         self.waiting: collections.OrderedDict[str, Waited] = collections.OrderedDict()
 
@@ -61,7 +68,7 @@ class Existence:
         """Whether the query of that number exists; False for -1."""
         return number >= 0 and self._flags[number] != 0
 
-    def of_number(self, number: int, visitor: str) -> None:
+    def of_number(self, number: int, visitor: str, time_ms: int) -> None:
         """Takes note of a search of the query of that number."""
         if self._flags[number]:
             return
@@ -72,6 +79,7 @@ class Existence:
                 return
             self.visitors.pop(number, None)
         self.exists[number] = True
+        self.new[number] |= time_ms >= self._new_from
 
     def of_text(self, text: str, visitor: str, time_ms: int, prefix: str) -> Waited | None:
         """Takes note of a search of a text without a number; what happened to it by now, where it

@@ -19,7 +19,7 @@ from onesug_jax.logs.asof.config import DEFAULT, AsOfConfig
 from onesug_jax.logs.asof.counts import DecayedCounts
 from onesug_jax.logs.asof.existence import Existence
 from onesug_jax.logs.asof.histories import Histories
-from onesug_jax.logs.asof.pairs import PairCounts
+from onesug_jax.logs.asof.pairs import ANY, PairCounts
 from onesug_jax.logs.asof.repeats import Repeats
 from onesug_jax.logs.asof.shown import ShownLists
 from onesug_jax.logs.schema import NAMELESS, Level, visitor_of
@@ -54,7 +54,8 @@ class Observed:
         self.first, self._most = len(queries), len(queries) + spare
         self.searches = DecayedCounts(config.half_lives_days, self._most)
         self.conversions = np.zeros((self._most, 2), np.uint32)  # orders, item clicks
-        self.existence = Existence(self._most, config.min_users)
+        new_from_ms = config.new_from_ms if config.new_share else None
+        self.existence = Existence(self._most, config.min_users, self.first, new_from_ms)
         self.pairs = PairCounts(config.pair_half_lives_days, config.most_pairs)
         self.shown = ShownLists(config.most_lists)
         self.histories = Histories(config.history, config.most_users)
@@ -202,6 +203,7 @@ class Observed:
         return self.repeats[kind].counts(time_ms, who, query)
 
     def _count(self, time_ms: int, prefix: str, query: str, visitor: str) -> None:
+        self.pairs.add(prefix, ANY, time_ms)
         number = self.completions.number(query)
         if number < 0:
             waited = self.existence.of_text(query, visitor, time_ms, prefix)
@@ -216,7 +218,7 @@ class Observed:
                 self._add(number, time, before)
             self.conversions[number] = waited.conversions
         else:
-            self.existence.of_number(number, visitor)
+            self.existence.of_number(number, visitor, time_ms)
             self._add(number, time_ms, prefix)
         if self._wide and self.existence.is_there(number):
             self._wide.searched(query, number, time_ms)

@@ -1,7 +1,8 @@
-"""Decayed counts of (prefix, query) pairs, in bounded memory.
+"""Decayed counts of (prefix, query) pairs and of prefixes, in bounded memory.
 
-They say which query people mean who type just this. Long prefixes lead to pairs that are seen once;
-where the room ends, the quarter of the pairs that counts least leaves.
+They say which query people mean who type just this. The pair of a prefix and `ANY` counts all of
+its searches. Long prefixes lead to pairs that are seen once; where the room ends, the quarter of
+the pairs that counts least leaves.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import numpy as np
 
 from onesug_jax.logs.asof.counts import DecayedCounts
 
+ANY = -1  # in place of a query's number: whatever was searched after the prefix
 _NOTHING: dict[int, int] = {}
 
 

@@ -18,6 +18,7 @@ from onesug_jax.errors import UserError, check_refused
 from onesug_jax.files import atomic_write, require_files, write_json
 from onesug_jax.logs.asof.config import AsOfConfig
 from onesug_jax.logs.asof.existence import Waited
+from onesug_jax.logs.asof.pairs import ANY
 from onesug_jax.logs.asof.state import AsOf
 
 FORMAT = 2
@@ -46,6 +47,7 @@ def save(state: AsOf, folder: str, *, rare: bool = True) -> None:
         "reference": np.array(state.searches.reference),
         "conversions": state.conversions[:size],
         "exists": state.existence.exists[:size],
+        "new": state.existence.new[:size],
     }
     existence = state.existence
     if not rare:
@@ -57,7 +59,7 @@ def save(state: AsOf, folder: str, *, rare: bool = True) -> None:
             if _public(state, prefix)
         }
         public = shown[pairs["pair_prefix"]]
-        public &= existence.exists[pairs["pair_query"]]
+        public &= existence.exists[pairs["pair_query"]] | (pairs["pair_query"] == ANY)
         for name in ("pair_prefix", "pair_query", "pair_stored"):
             arrays[name] = pairs[name][public]
     texts = {
@@ -125,10 +127,12 @@ def load(
         state = AsOf(queries[:first], config, spare=more + spare, around=around)
         state.append_all(queries[first:])
         size = len(queries)
+        arrays.setdefault("new", state.existence.new[:size])  # an older release wrote none
         for target, name in (
             (state.searches.stored, "stored"),
             (state.conversions, "conversions"),
             (state.existence.exists, "exists"),
+            (state.existence.new, "new"),
         ):
             if len(arrays[name]) != size:
                 raise ValueError(f"{len(arrays[name])} rows of {name} for {size} queries")

@@ -22,6 +22,7 @@ from onesug_jax.logs.asof.completions import best
 from onesug_jax.logs.asof.config import DEFAULT, MINUTE_MS, AsOfConfig
 from onesug_jax.logs.asof.items import Items, clock, log_counts
 from onesug_jax.logs.asof.observed import Observed
+from onesug_jax.logs.asof.pairs import ANY
 
 
 class AsOf(Observed):
@@ -145,10 +146,10 @@ class AsOf(Observed):
         if len(numbers) < config.few:
             numbers = np.concatenate([numbers, self._mistyped(prefix, numbers)])
             numbers = numbers[: config.candidates]
-        exists = self.existence.exists
+        exists, new = self.existence.exists, self.existence.new
         more = [n for n in own if self.text(n).startswith(prefix)][: config.own]
         if self.around is not None:
-            around = (int(n) for n in self.around(prefix) if exists[n])
+            around = (int(n) for n in self.around(prefix) if exists[n] and not new[n])
             more += itertools.islice(around, config.around)
         if not more:
             return numbers
@@ -160,12 +161,22 @@ class AsOf(Observed):
         return np.array(list(chosen)[: config.candidates], np.int64)
 
     def _complete(self, prefix: str, k: int, weights: np.ndarray) -> np.ndarray:
-        """Numbers [at most k] of existing completions, most counted first."""
+        """Numbers [at most k] of existing completions, most counted first, the new ones among them
+        only where they have their share (`AsOfConfig.new_share`).
+        """
         index: np.ndarray | slice | None = self._wide.numbers(prefix)
         if index is None:
             index = self.completions.numbers(prefix)
-        counts = self.searches.stored[index] @ (weights * self.searches.factors(self.moment))
-        chosen = best(counts * self.existence.exists[index], k)
+        factors, share = self.searches.factors(self.moment), self.config.new_share
+        counts = self.searches.stored[index] @ (weights * factors)
+        counts *= self.existence.exists[index]
+        new = np.flatnonzero(self.existence.new[index])
+        if len(new) and share:
+            column, of_pairs = self.config.recent
+            recent = self.searches.stored[index, column][new] * factors[column]
+            typed = self.pairs.at([(prefix, [ANY])], self.moment)[0, of_pairs]
+            counts[new[recent < share * typed]] = 0.0
+        chosen = best(counts, k)
         return chosen + index.start if isinstance(index, slice) else index[chosen]
 
     def _mistyped(self, prefix: str, taken: np.ndarray) -> np.ndarray:
