@@ -21,6 +21,7 @@ from onesug_jax.pipeline import bundle
 from onesug_jax.pipeline.workdir import Manifest, WorkDir
 from onesug_jax.stages import pretrained, texts
 from onesug_jax.stages.trained import BUNDLED
+from onesug_jax.tasks.features import FeatureSpec
 from onesug_jax.tasks.vocabulary import Vocabulary
 from onesug_jax.train.checkpoint import Checkpoints
 from onesug_jax.train.mesh import unbox
@@ -137,6 +138,9 @@ def test_another_vocabulary_is_refused(folder, vocabulary, tmp_path):
 # ------------------------------------------------------------------ out again
 
 
+FEATURES = dataclasses.asdict(FeatureSpec(soft=False, items=False))
+
+
 def trained(work, config, vocabulary, params):
     """A WORK_DIR as `pretrain` leaves it."""
     for name in ("vocab", "pretrain"):
@@ -144,7 +148,7 @@ def trained(work, config, vocabulary, params):
     vocabulary.save(str(work / "vocab"))
     stored = {
         "model": dataclasses.asdict(config),
-        "features": {"soft": False},
+        "features": FEATURES,
         "vocabulary": vocabulary.fingerprint,
         "tasks": {"query": 1.0},
     }
@@ -169,7 +173,7 @@ def test_the_export_stage_writes_what_can_be_trained_from(folder, vocabulary, tm
     found, again, _ = read_t5(str(out))
     assert found == dataclasses.replace(config, first_marker=0, last_marker=-1)
     jax.tree.map(np.testing.assert_array_equal, again, params)
-    assert json.loads((out / "onesug.json").read_text())["features"] == {"soft": False}
+    assert json.loads((out / "onesug.json").read_text())["features"] == FEATURES
     names = {"spiece.model", "tokenizer.json", "tokenizer_config.json", "generation_config.json"}
     assert names <= {path.name for path in out.iterdir()}
     assert main.main([*command, "--to", str(out)]) == 2
