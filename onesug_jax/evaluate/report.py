@@ -117,8 +117,9 @@ def write_related(groups: Mapping[str, Mapping[str, Sequence[str]]], folder: str
     return path
 
 
-def plot_slices(metrics: Metrics, folder: str) -> None:
-    """Two bar charts of HR@16 and MRR@16, by prefix length and by other slices."""
+def plot_slices(metrics: Metrics, folder: str) -> list[str]:
+    """Two bar charts of HR@16 and MRR@16, by prefix length and by other slices; their files."""
+    paths = []
     labels = [label for label, scores in next(iter(metrics.values())).items() if scores["n"]]
     by_length = [label for label in labels if label.startswith("prefix_")]
     others = [label for label in labels if not label.startswith("prefix_")]
@@ -128,7 +129,8 @@ def plot_slices(metrics: Metrics, folder: str) -> None:
     ):
         if chosen:
             path = os.path.join(folder, f"{name}.png")
-            _bars(metrics, chosen, ("hr@16", "mrr@16"), title, path)
+            paths.append(_bars(metrics, chosen, ("hr@16", "mrr@16"), title, path))
+    return paths
 
 
 def read_curve(path: str, figure: str = "loss") -> list[tuple[int, float]]:
