@@ -1,14 +1,20 @@
 """The built wheel holds the package, its gin files and its page, and runs in an empty folder."""
 
+import json
 import os
 import pathlib
+import re
 import shutil
 import subprocess
 import sys
 import venv
 import zipfile
 
+import httpx2 as httpx
 import pytest
+
+from tests.serve.asking import until
+from tests.test_pipeline import SMALL
 
 PARTS = ("onesug_jax", "gin_configs", "pyproject.toml", "README.md", "LICENSE")
 
@@ -71,7 +77,7 @@ def test_a_wheel_holds_code_settings_page_and_types(wheel, project_root):
 
 @pytest.mark.slow
 def test_an_installed_wheel_runs_in_an_empty_folder(wheel, tmp_path):
-    """`--help`, a dry run of all stages, and a short stage; nothing comes from the checkout."""
+    """A dry run, a run of a small shop, its lists and its service; nothing is the checkout's."""
     venv.EnvBuilder(with_pip=True, symlinks=True).create(tmp_path / "venv")
     python = tmp_path / "venv" / "bin" / "python"
     (inside,) = (tmp_path / "venv" / "lib").glob("python*/site-packages")
@@ -100,5 +106,27 @@ def test_an_installed_wheel_runs_in_an_empty_folder(wheel, tmp_path):
     assert "pretrain" in run("onesug", "--help")
     plan = run("onesug", "run", "--dry_run", "--gin_file=gin_configs/quickstart.gin")
     assert "# plan for" in plan and not list(empty.iterdir())
-    run("onesug", "simulate", "--gin.WORK_DIR=work", "--gin.simulate.requests=200")
-    assert (empty / "work" / "simulated").is_dir()
+    run("onesug", "run", "--gin.WORK_DIR=work", *SMALL)
+    assert (empty / "work" / "report" / "dev" / "index.html").is_file()
+    copied = shutil.copytree(empty / "work" / "rwr" / "bundle", empty / "model")
+    listed = json.loads(run("onesug", "suggest", f"--gin.WORK_DIR={copied}", "--prefix=", "--json"))
+    command = ["serve", "--gin.WORK_DIR=work", "--gin.ServerConfig.port=0"]
+    with subprocess.Popen(
+        [python.with_name("onesug"), *command],
+        cwd=empty,
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    ) as server:
+        said = ""
+        while not (found := re.search(r"http://\S+:\d+", said)):
+            line = server.stdout.readline()
+            assert line, said
+            said += line
+        until(lambda: httpx.get(f"{found[0]}/ready").status_code == 200, seconds=120)
+        answer = httpx.post(f"{found[0]}/suggest", json={"prefix": ""}, timeout=120).json()
+        server.terminate()
+        rest = server.stdout.read()
+    assert server.returncode == 0, said + rest
+    assert len(answer["suggestions"]) == len(listed["suggestions"]) > 0

@@ -21,8 +21,8 @@ def field_of(reply):
     return reply["errors"][0]["field"]
 
 
-def until(condition):
-    end = time.monotonic() + 30
+def until(condition, seconds=30):
+    end = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < end
         time.sleep(0.01)
