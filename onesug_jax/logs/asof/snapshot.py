@@ -21,7 +21,7 @@ from onesug_jax.logs.asof.existence import Waited
 from onesug_jax.logs.asof.pairs import ANY
 from onesug_jax.logs.asof.state import AsOf
 
-FORMAT = 2
+FORMAT = 3
 _TEXTS, _ARRAYS, _ABOUT = "asof.json", "asof.npz", "asof_settings.json"
 
 
@@ -127,7 +127,6 @@ def load(
         state = AsOf(queries[:first], config, spare=more + spare, around=around)
         state.append_all(queries[first:])
         size = len(queries)
-        arrays.setdefault("new", state.existence.new[:size])  # an older release wrote none
         for target, name in (
             (state.searches.stored, "stored"),
             (state.conversions, "conversions"),
@@ -162,7 +161,10 @@ def settings(folder: str) -> AsOfConfig:
     try:
         about = _read_json(paths[0])
         if about["format"] != FORMAT:
-            raise ValueError(f"format {about['format']}, expected {FORMAT}")
+            raise UserError(
+                f"{folder}: another release saved these as-of counts (format {about['format']}, "
+                f"expected {FORMAT}); run the examples stage again (--restart=examples)"
+            )
         return AsOfConfig(**about["config"])
     except (KeyError, ValueError, TypeError) as error:
         raise _damaged(folder, error) from error

@@ -3,6 +3,7 @@
 import collections
 import dataclasses
 import itertools
+import json
 
 import numpy as np
 import pytest
@@ -266,7 +267,7 @@ def test_a_state_is_saved_without_rare_texts(tmp_path):
     state.observe(START, "u", "never", "never converted")
     state.observe(START, "u", "rar", "rare one")
     save(state, tmp_path, rare=False)
-    written = (tmp_path / "asof.json").read_text()
+    written = (tmp_path / "asof_settings.json").read_text()
     assert "secret" not in written and "never" not in written and '"rar"' not in written
     again = load(tmp_path)
     for prefix in ("la", ""):
@@ -295,6 +296,10 @@ def test_a_saved_state_goes_on_as_the_one_that_was_never_saved(tmp_path):
         load(tmp_path, AsOfConfig(half_lives_days=(None, 7.0), weights=(1.0, 1.0)))
     (tmp_path / "asof.npz").write_bytes(b"nothing")
     with pytest.raises(UserError, match="damaged"):
+        load(tmp_path, config)
+    about = json.loads((tmp_path / "asof_settings.json").read_text())
+    (tmp_path / "asof_settings.json").write_text(json.dumps(about | {"format": 2}))
+    with pytest.raises(UserError, match="another release .*format 2, .* run the examples stage"):
         load(tmp_path, config)
 
 
