@@ -166,7 +166,8 @@ def test_a_split_that_is_not_of_the_log_or_empty_is_an_error(log, tmp_path):
 def test_figures_of_the_optional_logs(shared_data, name, expected):
     files = [str(shared_data / name / f"{split}.parquet") for split in ("train", "dev")]
     config = AsOfConfig()
-    state = AsOf([], config)
+    queries = set(pq.read_table(files[0], columns=["query"])["query"].to_pylist())
+    state = AsOf(sorted(query.strip().lower() for query in queries), config)
     suggest = baselines.most_counted(state.text, config.columns.index("searches_3d"))
     rows = replay(state, files, files[1], {"searches_3d": suggest}, progress=False)
     scores = evaluator.summarise(rows)["searches_3d"]["all"]
