@@ -132,7 +132,7 @@ def _extrapolate(measured: dict[int, dict[str, Cost]], counting: float) -> None:
             processor += more * max(cost.processor - base.processor, 0.0)
         if stage not in BOUNDED_MEMORY:
             peak += more * max(cost.peak - base.peak, 0)
-        parallel = stage in ("ingest", "mine", "examples", "rewards")
+        parallel = stage in ("mine", "examples", "rewards")
         spent = processor / (CORES if parallel else 1)
         if stage == "examples":
             spent = max(spent, counting * ALL_ROWS)
