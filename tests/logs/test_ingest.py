@@ -609,7 +609,7 @@ def test_wrong_paths_and_flags_are_named(tmp_path, out):
     folder.mkdir()
     write_parquet(folder / "train.parquet", log(50))
     write_parquet(folder / "more.parquet", log(50))
-    with pytest.raises(UserError, match="unclear where"):
+    with pytest.raises(UserError, match="its split is unclear"):
         ingest(str(folder), out)
 
 
