@@ -66,9 +66,9 @@ def test_group_bursts_move_all_queries_of_a_word_or_a_shelf(world):
     log = np.concatenate([popularity.of_day(day)[0] for day in range(DAYS)])
     log -= np.log(world.popularity)
     bursts, checked = popularity.group_bursts, 0
-    for group in np.unique(bursts.who):
+    for group in np.unique(bursts.target):
         _, queries = world.members(np.array([group]))
-        mine = bursts.who == group
+        mine = bursts.target == group
         start, height = bursts.start[mine][0], bursts.height[mine][0]
         if len(queries) < 5 or start < 0:
             continue
