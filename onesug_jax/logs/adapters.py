@@ -20,13 +20,7 @@ from onesug_jax.logs.clicks import Clicks
 from onesug_jax.logs.kuaisearch import KuaiSearch
 from onesug_jax.logs.onesug_sample import OneSugSample
 from onesug_jax.logs.readers import Chunk, Source
-from onesug_jax.logs.schema import (
-    HISTORY,
-    HISTORY_MINUTES,
-    LATEST_MS,
-    REQUIRED,
-    profile_columns,
-)
+from onesug_jax.logs.schema import HISTORY, HISTORY_MINUTES, LATEST_MS, REQUIRED, profile_columns
 from onesug_jax.logs.times import Span, moments
 
 

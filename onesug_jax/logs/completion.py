@@ -17,6 +17,7 @@ import numpy as np
 
 from onesug_jax.errors import UserError
 from onesug_jax.files import require_files
+from onesug_jax.logs.asof.completions import best
 from onesug_jax.logs.texts import Texts, encode
 
 _TEXT, _OFFSETS, _COUNTS = "queries.txt", "offsets.npy", "counts.npy"
@@ -88,17 +89,8 @@ class CompletionIndex:
         return rank(first, last, k)
 
     def _rank(self, first: int, last: int, k: int) -> np.ndarray:
-        """Best k of queries[first:last] by (count, largest first; number, smallest first)."""
-        counts = self.counts[first:last]
-        if len(counts) <= k:
-            chosen = np.arange(len(counts))
-        else:
-            threshold = np.partition(counts, len(counts) - k)[len(counts) - k]
-            above = np.flatnonzero(counts > threshold)
-            tied = np.flatnonzero(counts == threshold)[: k - len(above)]
-            chosen = np.concatenate([above, tied])
-        order = np.lexsort((chosen, -counts[chosen]))
-        return chosen[order] + first
+        """Numbers of the best k of queries[first:last]."""
+        return best(np.asarray(self.counts[first:last]), k) + first
 
     def save(self, folder: str) -> None:
         """Write the queries (text, one a line) and two arrays into `folder`."""

@@ -33,14 +33,7 @@ from onesug_jax.logs.profile_choice import Verdict, choose_profile
 from onesug_jax.logs.readers import Chunk, Source
 from onesug_jax.logs.schema import SPLITS, validate
 from onesug_jax.logs.sift import drop_far_away, drop_repeats
-from onesug_jax.logs.splits import (
-    BY_TIME,
-    Written,
-    pool_of,
-    schema_of,
-    split_rule,
-    write_splits,
-)
+from onesug_jax.logs.splits import BY_TIME, Written, pool_of, schema_of, split_rule, write_splits
 from onesug_jax.logs.staging import Staging
 from onesug_jax.logs.times import day, plausible_span
 

@@ -30,7 +30,7 @@ def drop_repeats(
     )
     later = f"""SELECT * FROM log WHERE request_id IN (FROM repeats)
             QUALIFY row_number() OVER (PARTITION BY request_id ORDER BY {FILE}, {ROW}) > 1"""
-    _set_aside(database, staging, paths, later, DUPLICATE)
+    _set_aside(database, staging, paths, "repeated_rows", later, DUPLICATE)
 
 
 def drop_far_away(
@@ -58,24 +58,22 @@ def drop_far_away(
         f"SELECT * FROM log WHERE {SPLIT} = {pool} AND timestamp_ms NOT BETWEEN {first} AND {last}"
     )
     reason = f"{FAR_AWAY} ({day(first)} .. {day(last)})"
-    _set_aside(database, staging, paths, far, reason)
+    _set_aside(database, staging, paths, "far_away_rows", far, reason)
 
 
 def _set_aside(
     database: duckdb.DuckDBPyConnection,
     staging: Staging,
     paths: dict[int, str],
+    name: str,
     query: str,
     reason: str,
 ) -> None:
-    """Set the rows of `query` aside; a new view `log` replaces the one that has them."""
-    [(step,)] = database.execute(
-        "SELECT count(*) FROM duckdb_tables() WHERE table_name LIKE 'removed%'"
-    ).fetchall()
+    """Set the rows of `query` aside (table `name`), and replace view `log` by one without them."""
     database.execute(
-        f"CREATE TABLE removed{step} AS SELECT {_KEY}, timestamp_ms, prefix, query FROM ({query})"
+        f"CREATE TABLE {name} AS SELECT {_KEY}, timestamp_ms, prefix, query FROM ({query})"
     )
-    rows = database.execute(f"SELECT * FROM removed{step} ORDER BY {FILE}, {ROW}")
+    rows = database.execute(f"SELECT * FROM {name} ORDER BY {FILE}, {ROW}")
     any_removed = False
     while batch := rows.fetchmany(10_000):
         for request_id, file, row, time, prefix, text in batch:
@@ -85,7 +83,5 @@ def _set_aside(
             staging.put_aside(paths[file], row, reason, raw)
             any_removed = True
     if any_removed:
-        database.execute(f"ALTER VIEW log RENAME TO log{step}")
-        database.execute(
-            f"CREATE VIEW log AS FROM log{step} ANTI JOIN removed{step} USING ({_KEY})"
-        )
+        database.execute(f"ALTER VIEW log RENAME TO log_with_{name}")
+        database.execute(f"CREATE VIEW log AS FROM log_with_{name} ANTI JOIN {name} USING ({_KEY})")

@@ -75,9 +75,7 @@ def _letters(queries: Sequence[str]) -> list[str]:
 
 
 def completed(
-    meant: Mapping[str, float],
-    complete: Callable[[str], tuple[np.ndarray, np.ndarray]],
-    most: int,
+    meant: Mapping[str, float], complete: Callable[[str], tuple[np.ndarray, np.ndarray]], most: int
 ) -> tuple[np.ndarray, np.ndarray]:
     """Queries that start with a correction, by their counts times its likelihood.
 

@@ -56,10 +56,7 @@ def open_workers(
 
 
 def results(
-    config: LogEngineConfig,
-    scratch: str,
-    function: Callable[[Any], Any],
-    arguments: Iterable[Any],
+    config: LogEngineConfig, scratch: str, function: Callable[[Any], Any], arguments: Iterable[Any]
 ) -> Iterator[Any]:
     """`function(argument)` of each argument, in their order, computed by workers. At most one
     argument is read ahead of the workers. Parameters as of `open_workers`.

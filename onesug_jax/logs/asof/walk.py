@@ -212,9 +212,7 @@ def skip(state: AsOf, events: Iterable[Event], wanted: Callable[[Event], bool]) 
         observe(state, event)
 
 
-def _block(
-    rows: list[tuple[Event, Items, int, bool]],
-) -> tuple[dict[str, np.ndarray], list[Event]]:
+def _block(rows: list[tuple[Event, Items, int, bool]]) -> tuple[dict[str, np.ndarray], list[Event]]:
     events, items, numbers, new = zip(*rows, strict=True)
     arrays = {name: np.stack([getattr(one, name) for one in items]) for name in _ARRAYS}
     queries = np.array(numbers, np.int32) + 1

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from onesug_jax.logs.asof.completions import best
 from onesug_jax.logs.simulate.people import Behaviour, People, Visits
 from onesug_jax.logs.simulate.prefixes import Alphabet
 from onesug_jax.logs.simulate.timeline import HOURS, Popularity
@@ -38,22 +39,11 @@ def show(
             counts += np.bincount(place[searched[day == today - stale_days]], minlength=size)
         of_day = np.flatnonzero(day == today)
         needed, list_of = np.unique(span_of[of_day], return_inverse=True)
-        lists = [_ten_best(counts, *spans[span]) for span in needed]
+        lists = [best(counts[first:last], _SHOWN) + first for first, last in spans[needed]]
         for row, at in zip(of_day.tolist(), list_of.tolist(), strict=True):
             pieces[row] = lists[at]
     offsets[1:] = np.cumsum([len(piece) for piece in pieces])
     return order[np.concatenate([*pieces, np.zeros(0, np.int64)])], offsets
-
-
-def _ten_best(counts: np.ndarray, first: int, last: int) -> np.ndarray:
-    part = counts[first:last]
-    if len(part) > 64:
-        near = np.argpartition(-part, _SHOWN)[: _SHOWN + 1]
-        near = np.flatnonzero(part >= part[near].min())
-        best = near[np.argsort(-part[near], kind="stable")[:_SHOWN]]
-    else:
-        best = np.argsort(-part, kind="stable")[:_SHOWN]
-    return best[part[best] > 0] + first
 
 
 def click(rng, searched, shown, offsets, noticed: float) -> np.ndarray:

@@ -12,34 +12,17 @@ from onesug_jax.errors import UserError
 from onesug_jax.logs.asof.config import AsOfConfig
 from onesug_jax.logs.asof.state import AsOf
 from onesug_jax.logs.asof.walk import read_events, skip, walk
-from onesug_jax.logs.schema import LOG_SCHEMA, Level, visitor_of
+from onesug_jax.logs.schema import Level, visitor_of
+from tests.log_rows import log_row, write_log
 
 START = 1_700_000_000_000
 WORDS = sorted(["lamp", "lampshade", "lace", "table", "table cloth", "tablet", "toy"])
 ARRAYS = ("candidates", "candidate_counts", "history", "history_minutes", "clock")
 
 
-def write_log(path, rows, **columns):
-    table = pa.Table.from_pylist(rows, schema=LOG_SCHEMA)
-    for name, (values, kind) in columns.items():
-        table = table.append_column(name, pa.array(values, kind))
-    pq.write_table(table, path)
-    return str(path)
-
-
 def row(number, time, user, prefix, query, clicked=(), ordered=()):
-    return {
-        "request_id": f"r{number:03d}",
-        "user_id": user,
-        "session_id": "",
-        "timestamp_ms": time,
-        "prefix": prefix,
-        "shown": [],
-        "query": query,
-        "clicked_position": None,
-        "clicked_items": list(clicked),
-        "ordered_items": list(ordered),
-    }
+    items = {"clicked_items": clicked, "ordered_items": ordered}
+    return log_row(number, query, timestamp_ms=time, user_id=user, prefix=prefix, **items)
 
 
 @pytest.mark.parametrize("min_users", [1, 2])
@@ -100,13 +83,9 @@ def test_files_are_one_log_and_other_rows_only_update_the_state(tmp_path):
 
 def test_the_own_history_of_a_row_replaces_the_observed_one(tmp_path):
     rows = [row(n, START + n * 120_000, "u", "l", WORDS[n]) for n in range(3)]
-    histories = [None, None, [WORDS[0], WORDS[1], WORDS[0]]]
-    path = write_log(
-        tmp_path / "log.parquet",
-        rows,
-        history=(histories, pa.list_(pa.string())),
-        history_minutes=([None, None, [9.0, 8.0, 7.0]], pa.list_(pa.float64())),
-    )
+    rows[2] |= {"history": [WORDS[0], WORDS[1], WORDS[0]], "history_minutes": [9.0, 8.0, 7.0]}
+    own = ("history", pa.list_(pa.string())), ("history_minutes", pa.list_(pa.float64()))
+    path = write_log(tmp_path / "log.parquet", rows, *own)
     [(block, _)] = walk(AsOf(WORDS), read_events([path]))
     assert block["history"][2, :3].tolist() == [1, 2, 0]
     assert block["history_minutes"][2, :2].tolist() == [7.0, 8.0]
