@@ -91,7 +91,7 @@ class Adapter(abc.ABC):
                 fix = f"Rename column {near!r} to {name!r}" if near else f"Add column {name!r}"
                 raise UserError(
                     f"{source.path}: column {name!r} is missing (adapter {self.name!r} expects "
-                    f"{expected} there); found: {', '.join(source.columns)}. {fix}"
+                    f"{expected}); found: {', '.join(source.columns)}. {fix}"
                     + (", null or an empty list where unknown." if kind in _MAY_BE_NULL else ".")
                 )
             if found is not None and not accepts(found):
@@ -133,7 +133,7 @@ def check_distinct(path: str, names: Iterable[str], existing: Iterable[str] = ()
         if other != name:
             raise UserError(
                 f"{path}: expected column names that differ by more than case; found {name!r} "
-                f"beside {other!r}. Rename one of them, or name the profile columns to take "
+                f"beside {other!r}. Rename one of them, or name the profile columns to use "
                 "(--gin.ingest.profile=['gender','age'])."
             )
 

@@ -60,13 +60,13 @@ def find_files(log: str, *, without: str = "") -> list[Source]:
     elif mode and stat.S_ISREG(mode):
         paths = [log]
     elif mode:
-        raise UserError(f"log {log!r}: expected a file or a folder, found something else there.")
+        raise UserError(f"log {log!r}: expected a file or a folder, found neither.")
     else:
         paths = [path for path in _glob(log) if os.path.isfile(path)]
         if not paths:
             raise UserError(
                 f"log {log!r}: expected a file, a folder or a glob that matches files; found "
-                "nothing there. Check the path (a glob needs quotes in a shell)."
+                "nothing. Check the path (a glob needs quotes in a shell)."
             )
     if without:
         inside = os.path.abspath(without) + os.sep
@@ -208,7 +208,7 @@ def _sniff_csv(path: str, split: str | None) -> Source:
     if not is_utf8(line) or "\0" in line:
         raise UserError(
             f"{path}: expected a header line in UTF-8; found {show(line)!r}. Save it as UTF-8 "
-            "(iconv -f LATIN1 -t UTF-8, or what it is written in)."
+            "(for example with iconv -f LATIN1 -t UTF-8)."
         )
     delimiter = max(",\t;|", key=line.count)
     try:

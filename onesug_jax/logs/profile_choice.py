@@ -36,7 +36,7 @@ class Verdict:
 def choose_profile(
     database: duckdb.DuckDBPyConnection, names: Sequence[str], wanted: Sequence[str] | None
 ) -> list[Verdict]:
-    """A verdict on each column of view `log`; with `wanted`, on these columns alone.
+    """A verdict on each column of view `log`; with `wanted`, on those columns alone.
 
     Raises:
       UserError: a wanted column is missing or reveals the query.

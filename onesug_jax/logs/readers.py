@@ -110,8 +110,7 @@ def unreadable(path: str, kind: str, error: Exception, rows: int = 0) -> UserErr
 
 def _read_parquet(source: Source, only: Sequence[str] | None, rows: int) -> Iterator[Chunk]:
     number = 0
-    wanted = source.columns if only is None else set(only)
-    names = [name for name in source.columns if name in wanted]
+    names = [name for name in source.columns if only is None or name in only]
     with pq.ParquetFile(source.path) as file:
         for batch in file.iter_batches(batch_size=rows, columns=names):
 

@@ -109,13 +109,13 @@ class Texts(Sequence):
         np.save(offsets_path, self.offsets)
 
     @staticmethod
-    def write(text_path: str, offsets_path: str, texts: Iterable[str], what: str) -> None:
+    def write(text_path: str, offsets_path: str, texts: Iterable[str], name: str) -> None:
         """Write texts for `load`, one after another, without holding them in memory.
 
         Args:
           text_path, offsets_path: the two files.
           texts: in byte order, each once.
-          what: "queries", for messages.
+          name: "queries", for messages.
 
         Raises:
           UserError: the texts are out of order, or one holds a line end.
@@ -126,12 +126,12 @@ class Texts(Sequence):
                 encoded = encode(text)
                 if b"\n" in encoded:
                     raise UserError(
-                        f"{what}, row {row}: expected one line of text, found {text!r}. Ingest the "
+                        f"{name}, row {row}: expected one line of text, found {text!r}. Ingest the "
                         "log again, which cleans texts."
                     )
                 if before is not None and encoded <= before:
                     raise UserError(
-                        f"{what}, row {row}: expected byte order, each text once; found {text!r} "
+                        f"{name}, row {row}: expected byte order, each text once; found {text!r} "
                         f"after {before.decode('utf-8', 'surrogatepass')!r}. Sort them (and the "
                         "rows that belong to them) by their UTF-8 bytes."
                     )

@@ -100,14 +100,14 @@ class Visits:
 
 def make_visits(rng, users: int, requests: int, days: int, behaviour: Behaviour) -> Visits:
     """Random visits: a few people come often, and most visits are in the evening."""
-    wanted = int(1.3 * requests / behaviour.visit_length) + 16
+    drawn = int(1.3 * requests / behaviour.visit_length) + 16
     activity = rng.lognormal(0, 1.1, users)
     odds = np.cumsum(activity / activity.sum())
     quarter = np.repeat(_HOURS, 4) / (4 * _HOURS.sum())
     chosen = np.zeros(0, np.int64)
     while True:
-        user = np.minimum(np.searchsorted(odds, rng.random(wanted)), users - 1)
-        slot = rng.integers(0, days, wanted) * _SLOTS + rng.choice(_SLOTS, wanted, p=quarter)
+        user = np.minimum(np.searchsorted(odds, rng.random(drawn)), users - 1)
+        slot = rng.integers(0, days, drawn) * _SLOTS + rng.choice(_SLOTS, drawn, p=quarter)
         key, first = np.unique(
             np.concatenate([chosen, user * (days * _SLOTS) + slot]), return_index=True
         )

@@ -98,9 +98,7 @@ def make_parts(
         axis=1,
     )
     share[rates.empty(state.hour[:, None], group)] = 0.0
-    share[:, -1] = np.maximum(
-        1.0 - share.sum(1) - back.sum(1), 0.0
-    )  # the rest: whatever is popular
+    share[:, -1] = np.maximum(1.0 - share.sum(1) - back.sum(1), 0.0)  # the rest: by popularity
     columns = np.repeat(np.arange(5), [favourites, state.shelves.shape[1], word.shape[1], 1, 1])
     return Parts(back, share, group, (columns > 0) & (columns < 4), columns == 2)
 
