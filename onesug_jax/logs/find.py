@@ -73,7 +73,7 @@ def find_files(log: str, *, without: str = "") -> list[Source]:
         paths = [path for path in paths if not os.path.abspath(path).startswith(inside)]
     alone = len(paths) == 1 and root is None
     sources: list[Source] = []
-    passed: list[str] = []
+    skipped: list[str] = []
     for path in sorted(paths):
         source = None
         if alone or _kind(path) or _is_packed_log(path):
@@ -83,11 +83,11 @@ def find_files(log: str, *, without: str = "") -> list[Source]:
         if source:
             sources.append(dataclasses.replace(source, index=len(sources)))
         else:
-            passed.append(path)
-    if passed:
-        names = ", ".join(os.path.relpath(path, root) if root else path for path in passed[:5])
-        more = ", ..." if len(passed) > 5 else ""
-        print(f"log {log}: {len(passed)} other file(s) passed over: {names}{more}", flush=True)
+            skipped.append(path)
+    if skipped:
+        names = ", ".join(os.path.relpath(path, root) if root else path for path in skipped[:5])
+        more = ", ..." if len(skipped) > 5 else ""
+        print(f"log {log}: {len(skipped)} other file(s) skipped: {names}{more}", flush=True)
     if not sources:
         raise UserError(f"log {log!r}: expected files of a log ({_KINDS}); found none.")
     return sources

@@ -161,7 +161,7 @@ def test_other_files_of_a_folder_are_skipped_and_printed(tmp_path, capsys):
     for name in ("a.csv", "notes.txt", "README.md", "_SUCCESS", ".hidden.csv"):
         text(tmp_path / name, "a,b\n1,2\n")
     assert [os.path.basename(s.path) for s in find_files(str(tmp_path))] == ["a.csv"]
-    assert "2 other file(s) passed over: README.md, notes.txt" in capsys.readouterr().out
+    assert "2 other file(s) skipped: README.md, notes.txt" in capsys.readouterr().out
 
 
 def test_home_and_brackets_in_paths(tmp_path, monkeypatch):

@@ -60,7 +60,7 @@ class Observed:
         self.shown = ShownLists(config.most_lists)
         self.histories = Histories(config.history, config.most_users)
         self._weights = np.array(config.weights)
-        self._correct_by(len(queries))
+        self._make_corrections(len(queries))
         self.moment, self._frozen = -np.inf, np.inf
         self.latest_ms = self.refused = 0
         self.make_wide()
@@ -96,11 +96,11 @@ class Observed:
         """
         self.latest_ms = max(self.latest_ms, time_ms)
         order = next(self._order)
-        who = visitor_of(user, "", time_ms) if visitor is None else visitor
-        heapq.heappush(self._searched, (time_ms, order, prefix, query, who, shown))
+        visitor = visitor_of(user, "", time_ms) if visitor is None else visitor
+        heapq.heappush(self._searched, (time_ms, order, prefix, query, visitor, shown))
         self.remember(time_ms, user, query)
         if level > Level.CLICK:
-            self.convert(time_ms, query, level, visitor=who)
+            self.convert(time_ms, query, level, visitor=visitor)
 
     def remember(self, time_ms: int, user: str, query: str) -> None:
         """Record a search in its user's history alone; user "" has none."""
@@ -142,20 +142,21 @@ class Observed:
         self.moment = max(self.moment, min(time_ms - config.freshness_ms, frozen))
         searched, until = self._searched, self.moment
         while searched and searched[0][0] < until:
-            time, _, prefix, query, who, shown = heapq.heappop(searched)
-            self.named = self.named or not who.startswith(NAMELESS)
-            if not self._counts(0, time, who, query):
+            time, _, prefix, query, visitor, shown = heapq.heappop(searched)
+            self.named = self.named or not visitor.startswith(NAMELESS)
+            if not self._is_counted(0, time, visitor, query):
                 continue
-            self._count(time, prefix, query, who)
+            self._count(time, prefix, query, visitor)
             if shown and config.shown:
                 self.shown.add(prefix, shown, time)
         delay = max(config.conversion_delay_ms, config.freshness_ms)
         until = min(time_ms - delay, frozen)
         converted, number_of = self._converted, self.completions.number
         while converted and converted[0][0] < until:
-            time, _, query, kinds, who = heapq.heappop(converted)
+            time, _, query, kinds, visitor = heapq.heappop(converted)
             added = [
-                has and self._counts(kind, time, who, query) for kind, has in enumerate(kinds, 1)
+                has and self._is_counted(kind, time, visitor, query)
+                for kind, has in enumerate(kinds, 1)
             ]
             number = number_of(query)
             if number >= 0:
@@ -189,13 +190,13 @@ class Observed:
         self.latest_ms += ms
         self.moment += ms
 
-    def _counts(self, kind: int, time_ms: int, who: str, query: str) -> bool:
+    def _is_counted(self, kind: int, time_ms: int, visitor: str, query: str) -> bool:
         """Whether an event changes the counts: `max_repeats` of a visitor and day do, and all do
         while no visitor has a name.
         """
-        if not self.named and who.startswith(NAMELESS):
+        if not self.named and visitor.startswith(NAMELESS):
             return True
-        return self.repeats[kind].counts(time_ms, who, query)
+        return self.repeats[kind].counts(time_ms, visitor, query)
 
     def _count(self, time_ms: int, prefix: str, query: str, visitor: str) -> None:
         """Count a search that has become visible."""
@@ -226,9 +227,9 @@ class Observed:
     def _append(self, query: str) -> int:
         """Give a text the next number."""
         number = self.completions.add(query)
-        if number >= 2 * self._letters_of:
-            self._correct_by(number)
-        self._meant.cache_clear()
+        if number >= 2 * self._letters_size:
+            self._make_corrections(number)
+        self._near.cache_clear()
         return number
 
     def append_all(self, queries: Sequence[str]) -> None:
@@ -242,21 +243,21 @@ class Observed:
         for number in np.flatnonzero(self.existence.exists).tolist() if self._wide else ():
             self._wide.searched(self.text(number), number, self.latest_ms)
 
-    def _correct_by(self, size: int) -> None:
+    def _make_corrections(self, size: int) -> None:
         """Take the letters that corrections try from the first `size` queries."""
         self._corrections = Corrections(self.completions)
-        self._meant = functools.lru_cache(_CORRECTED)(self._corrections.near)
-        self._letters_of = max(size, 1)
+        self._near = functools.lru_cache(_CORRECTED)(self._corrections.near)
+        self._letters_size = max(size, 1)
 
     def __getstate__(self) -> dict[str, Any]:
         """All but the caches, so that a copy in another process continues in the same way."""
-        state = {name: value for name, value in vars(self).items() if name != "_meant"}
+        state = {name: value for name, value in vars(self).items() if name != "_near"}
         return state | {"_order": next(self._order)}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         vars(self).update(state)
         self._order = itertools.count(state["_order"])
-        self._meant = functools.lru_cache(_CORRECTED)(self._corrections.near)
+        self._near = functools.lru_cache(_CORRECTED)(self._corrections.near)
 
     # ------------------------------------------------------------------ reading
 

@@ -182,7 +182,7 @@ class AsOf(Observed):
         without those `excluded`.
         """
         scores: dict[int, float] = {}
-        for text, likelihood in self._meant(prefix).items():
+        for text, likelihood in self._near(prefix).items():
             numbers = self._complete(text, self.config.candidates, self._weights)
             counts = self._mixture(numbers, self.moment).tolist()
             for number, count in zip(numbers.tolist(), counts, strict=True):
