@@ -16,6 +16,7 @@ from onesug_jax.errors import UserError
 from onesug_jax.logs.ingest import ingest
 from onesug_jax.logs.schema import LOG_SCHEMA, REQUIRED, normalise_prefix, normalise_query
 from onesug_jax.logs.sift import DUPLICATE
+from tests.log_rows import write_log
 
 DAY = 86_400_000
 START = 1_750_000_000_000
@@ -39,11 +40,6 @@ def row(number=0, **change):
 
 def log(count=100):
     return [row(number) for number in range(count)]
-
-
-def write_parquet(path, rows, schema=LOG_SCHEMA):
-    pq.write_table(pa.Table.from_pylist(rows, schema=schema), path)
-    return str(path)
 
 
 def write_jsonl(path, rows):
@@ -98,7 +94,7 @@ def test_every_format_gives_the_same_rows(tmp_path, out, kind):
     rows = [{**one, "gender": gender} for one, gender in zip(rows, ("F", "", "M"), strict=True)]
     path = tmp_path / f"log.{kind}"
     if kind == "parquet":
-        write_parquet(path, rows, pa.schema([*LOG_SCHEMA, ("gender", pa.string())]))
+        write_log(path, rows, ("gender", pa.string()))
     elif kind.startswith("jsonl"):
         write_jsonl(path, rows)
     else:
@@ -287,8 +283,8 @@ def test_parquet_text_that_is_not_utf8_is_set_aside(tmp_path, out):
 def test_one_id_in_two_splits_is_written_in_one(tmp_path, out):
     folder = tmp_path / "logs"
     folder.mkdir()
-    write_parquet(folder / "train.parquet", log(20))
-    write_parquet(folder / "dev.parquet", [row(5), row(50)])
+    write_log(folder / "train.parquet", log(20))
+    write_log(folder / "dev.parquet", [row(5), row(50)])
     report = ingest(str(folder), out, max_bad_share=0.2)
     ids = [one["request_id"] for split in ("train", "dev") for one in rows_of(out, split)]
     assert len(ids) == len(set(ids)) == report.accepted == 21
@@ -322,7 +318,7 @@ def test_files_named_after_splits_have_these_splits(tmp_path, out):
     write_jsonl(folder / "train-00000-of-00002.jsonl", log(100)[:30])
     write_jsonl(folder / "train-00001-of-00002.jsonl", log(100)[60:90])
     write_csv(folder / "validation.csv", log(100)[30:50])
-    write_parquet(folder / "test" / "part-0.parquet", log(100)[50:60])
+    write_log(folder / "test" / "part-0.parquet", log(100)[50:60])
     report = ingest(str(folder), out, dev_share=0.3, test_share=0.3)
     assert report.splits == {"train": 60, "dev": 20, "test": 10}
     assert [one["request_id"] for one in rows_of(out, "dev")] == [
@@ -335,7 +331,7 @@ def test_other_logs_are_split_by_time(tmp_path, out, capsys, named):
     """A log without split names, and a train split alone."""
     folder = tmp_path / "logs"
     folder.mkdir()
-    write_parquet(folder / ("train.parquet" if named else "log.parquet"), log(100))
+    write_log(folder / ("train.parquet" if named else "log.parquet"), log(100))
     report = ingest(str(folder), out, dev_share=0.2, test_share=0.1)
     assert report.splits == {"train": 70, "dev": 20, "test": 10}
     times = {split: [one["timestamp_ms"] for one in rows_of(out, split)] for split in report.splits}
@@ -384,8 +380,8 @@ def test_many_rows_of_the_newest_time_are_all_dev(tmp_path, out):
 def test_without_dev_the_newest_of_train_become_dev(tmp_path, out):
     folder = tmp_path / "logs"
     folder.mkdir()
-    write_parquet(folder / "train.parquet", log(100)[:90])
-    write_parquet(folder / "test.parquet", log(100)[90:])
+    write_log(folder / "train.parquet", log(100)[:90])
+    write_log(folder / "test.parquet", log(100)[90:])
     assert ingest(str(folder), out, dev_share=0.2, test_share=0.5).splits == {
         "train": 72,
         "dev": 18,
@@ -394,7 +390,7 @@ def test_without_dev_the_newest_of_train_become_dev(tmp_path, out):
 
 
 def test_a_run_replaces_all_files_of_an_earlier_run(tmp_path, out):
-    path = write_parquet(tmp_path / "log.parquet", log(100))
+    path = write_log(tmp_path / "log.parquet", log(100))
     ingest(path, out, dev_share=0.2, test_share=0.1)
     assert "test.parquet" in files_in(out)
     ingest(path, out, dev_share=0.2)
@@ -402,7 +398,7 @@ def test_a_run_replaces_all_files_of_an_earlier_run(tmp_path, out):
 
 
 def test_a_failed_run_leaves_the_earlier_splits_unchanged(tmp_path, out):
-    ingest(write_parquet(tmp_path / "log.parquet", log(50)), out)
+    ingest(write_log(tmp_path / "log.parquet", log(50)), out)
     before = {name: (pathlib.Path(out) / name).read_bytes() for name in files_in(out)}
     (tmp_path / "cut").mkdir()
     data = gzip.compress(b"".join(json.dumps(one).encode() + b"\n" for one in log(5_000)))
@@ -415,7 +411,7 @@ def test_a_failed_run_leaves_the_earlier_splits_unchanged(tmp_path, out):
 
 
 def test_a_log_of_one_time_is_not_split(tmp_path, out):
-    path = write_parquet(tmp_path / "log.parquet", [row(at, timestamp_ms=START) for at in range(9)])
+    path = write_log(tmp_path / "log.parquet", [row(at, timestamp_ms=START) for at in range(9)])
     with pytest.raises(UserError, match="its 9 rows all have the time 2025-06-15 15:06"):
         ingest(path, out)
     assert ingest(path, out, dev_share=0).splits == {"train": 9}
@@ -485,7 +481,7 @@ def test_a_full_disk_is_a_clear_error(tmp_path, out, monkeypatch):
     def full(*args, **kwargs):
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    path = write_parquet(tmp_path / "log.parquet", log(30))
+    path = write_log(tmp_path / "log.parquet", log(30))
     monkeypatch.setattr(pq.ParquetWriter, "write_table", full)
     with pytest.raises(UserError, match="out: writing there failed: No space left.*free some"):
         ingest(path, out)
@@ -499,7 +495,7 @@ def test_a_full_disk_is_a_clear_error(tmp_path, out, monkeypatch):
 def test_brackets_in_paths_are_literal(tmp_path):
     folder = tmp_path / "a [b]*"
     folder.mkdir()
-    write_parquet(folder / "log [1].parquet", log(30))
+    write_log(folder / "log [1].parquet", log(30))
     assert ingest(str(folder), str(tmp_path / "out [2]"), dev_share=0).accepted == 30
 
 
@@ -577,16 +573,16 @@ def test_a_file_that_is_not_a_log_is_named(tmp_path, out, name, content, said):
 def test_an_empty_split_is_an_error_and_an_empty_shard_is_not(tmp_path, out):
     folder = tmp_path / "logs"
     folder.mkdir()
-    write_parquet(folder / "train-0.parquet", log(50))
-    write_parquet(folder / "train-1.parquet", [])
+    write_log(folder / "train-0.parquet", log(50))
+    write_log(folder / "train-1.parquet", [])
     assert ingest(str(folder), out).accepted == 50
-    write_parquet(folder / "dev.parquet", [])
+    write_log(folder / "dev.parquet", [])
     with pytest.raises(UserError, match=r"dev\.parquet: no rows"):
         ingest(str(folder), out)
 
 
 def test_wrong_paths_and_flags_are_named(tmp_path, out):
-    path = write_parquet(tmp_path / "log.parquet", log(50))
+    path = write_log(tmp_path / "log.parquet", log(50))
     with pytest.raises(UserError, match="found nothing"):
         ingest(str(tmp_path / "*.jsonl"), out)
     (tmp_path / "hollow").mkdir()
@@ -607,8 +603,8 @@ def test_wrong_paths_and_flags_are_named(tmp_path, out):
         ingest(path, path)
     folder = tmp_path / "mixed"
     folder.mkdir()
-    write_parquet(folder / "train.parquet", log(50))
-    write_parquet(folder / "more.parquet", log(50))
+    write_log(folder / "train.parquet", log(50))
+    write_log(folder / "more.parquet", log(50))
     with pytest.raises(UserError, match="its split is unclear"):
         ingest(str(folder), out)
 
@@ -616,7 +612,7 @@ def test_wrong_paths_and_flags_are_named(tmp_path, out):
 def test_results_inside_the_log_folder_are_not_read_back(tmp_path):
     folder = tmp_path / "logs"
     folder.mkdir()
-    write_parquet(folder / "log.parquet", log(50))
+    write_log(folder / "log.parquet", log(50))
     for _ in range(2):
         assert ingest(str(folder), str(folder / "clean")).rows == 50
 
@@ -639,7 +635,7 @@ def test_a_small_memory_limit_suffices(tmp_path, out):
         for number in range(30_000)
     ]
     random.Random(0).shuffle(rows)
-    path = write_parquet(tmp_path / "log.parquet", rows)
+    path = write_log(tmp_path / "log.parquet", rows)
     assert ingest(path, out, memory_limit="100MB").accepted == 30_000
     assert not [name for name in files_in(out) if name.startswith(".")]
 
