@@ -125,13 +125,13 @@ def _explained(
 
     The prediction is the commonest `target` of the rows with the same `source`, so a value that
     occurs once predicts nothing. With `users` each (user, query, value) counts once, and queries of
-    a single row do not count.
+    a single user do not count: they cannot show whether a value belongs to the query or the user.
     """
     pairs = "SELECT query, value FROM judged"
     if users:
         pairs = (
             "SELECT DISTINCT user_id, query, value FROM judged WHERE user_id <> '' QUALIFY "
-            "count(*) OVER (PARTITION BY query) > 1"
+            "count(DISTINCT user_id) OVER (PARTITION BY query) > 1"
         )
     [(rows, right, commonest)] = database.execute(
         f"""WITH pairs AS ({pairs}),

@@ -2,12 +2,14 @@
 
 import random
 
+import duckdb
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
 from onesug_jax.errors import UserError
 from onesug_jax.logs.ingest import ingest
+from onesug_jax.logs.profile_choice import choose_profile
 from onesug_jax.logs.schema import LOG_SCHEMA
 
 START = 1_750_000_000_000
@@ -99,3 +101,24 @@ def test_names_that_differ_by_case_only_are_refused(run, name):
 def test_a_missing_profile_column_is_named(run):
     with pytest.raises(UserError, match="'town' is missing"):
         run(lambda row, draws: "x", profile=["town"])
+
+
+def test_repeats_of_one_user_do_not_hide_that_a_column_follows_from_the_query():
+    """Queries of a single user do not count, however often that user repeats them."""
+    searches = [(f"q{n}", user) for n in range(10) for user in "abc"]
+    searches += [(f"own{n}", f"u{n}") for n in range(30) for _ in range(2)]
+    rows = [
+        {
+            "request_id": f"r{n}",
+            "user_id": user,
+            "session_id": "",
+            "query": query,
+            "shelf": query[-1],
+        }
+        for n, (query, user) in enumerate(searches)
+    ]
+    table = pa.Table.from_pylist(rows)
+    with duckdb.connect() as database:
+        database.register("log", table)
+        [verdict] = choose_profile(database, ["shelf"], None)
+    assert verdict.reason == "follows from the query"
