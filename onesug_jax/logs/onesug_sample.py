@@ -28,8 +28,8 @@ class OneSugSample(Adapter):
     the encoder receives the authors' order. `query` is the chosen query. Its level is the positive
     level with the base reward (1.0, 1.5, 2.0) nearest to pos_score; an item "unknown" stands for
     it among the clicked (ITEM_CLICK) or clicked and ordered items (ORDER). There are no users and
-    times: user_id is "", and rows are an hour apart. The rejected queries and their score are not
-    part of a log and are left out.
+    times: user_id is "", and each row is one hour later than the row before. The rejected queries
+    and their score are not part of a log and are left out.
     """
 
     name = "onesug"
