@@ -1,9 +1,8 @@
-"""What an adapter is: the bridge from one kind of foreign log to rows of the schema.
+"""The base of all adapters. An adapter converts one kind of foreign log to rows of the schema.
 
-An adapter says whether a file is one of its own, what columns it needs of which kind, and turns
-chunks of them into rows. What a foreign log does not record is filled by a documented rule, seeded
-where it is drawn. Nothing is normalised or checked here beyond types: `schema.validate` does that
-for all adapters.
+It recognises its files by their columns, declares the columns it needs, and converts chunks of
+them. Values that a foreign log does not record follow a documented rule; random ones have a seed.
+Adapters check types only: `schema.validate` normalises and checks the rows of all of them.
 """
 
 from __future__ import annotations
@@ -33,11 +32,12 @@ _FIXES = {
 
 @dataclass
 class Rows:
-    """What a chunk gives: rows with LOG_SCHEMA's types, each from row `origin[i]` of the chunk.
+    """A converted chunk: rows with the types of LOG_SCHEMA; row i is from row `origin[i]` of it.
 
-    `faults` names rows of the chunk that give no log row; `splits` (0 train, 1 dev, 2 test, int8)
-    is set where the log itself says which split a row belongs to. `joined` counts rows of the chunk
-    that became part of another row; `units` counts times by the unit they were converted from.
+    `faults`: the rows of the chunk that could not be converted, with their reasons. `splits` (0
+    train, 1 dev, 2 test, int8): set if the log itself assigns rows to splits. `joined`: the number
+    of chunk rows that became part of another row. `units`: the number of times converted from each
+    unit.
     """
 
     table: pa.Table
@@ -49,7 +49,7 @@ class Rows:
 
 
 class Adapter(abc.ABC):
-    """One kind of log; subclasses set `name`, `kinds` (column -> kind) and write `convert`."""
+    """One kind of log; subclasses define `name`, `kinds` (column -> kind) and `convert`."""
 
     name = ""
     kinds: dict[str, str] = {}
@@ -65,22 +65,22 @@ class Adapter(abc.ABC):
         return {*self.kinds, *self.optional}
 
     def is_side(self, columns: Collection[str]) -> bool:
-        """Whether the file is a table beside the log (users, items) that holds no requests."""
+        """Whether the file is a side table (users, items) without requests."""
         return False
 
     def load_sides(self, sources: Sequence[Source]) -> int:
-        """Read the tables beside the log, before any rows; the number of lines not readable."""
+        """Read the side tables before any rows; returns the number of unreadable lines."""
         return 0
 
     def needs(self, source: Source) -> dict[str, str]:
-        """Columns this adapter reads from the file, each with its kind (see `columns.KINDS`)."""
+        """The columns required of the file, each with its kind (see `columns.KINDS`)."""
         return self.kinds
 
     def check(self, source: Source) -> None:
-        """Look at names and types before reading.
+        """Check the names and types of the columns before reading.
 
         Raises:
-          UserError: a column is missing or has a type that cannot be what the adapter needs.
+          UserError: a column is missing or has a wrong type.
         """
         needed = self.needs(source)
         for name, kind in {**needed, **self.optional}.items():
@@ -91,7 +91,7 @@ class Adapter(abc.ABC):
                 fix = f"Rename column {near!r} to {name!r}" if near else f"Add column {name!r}"
                 raise UserError(
                     f"{source.path}: column {name!r} is missing (adapter {self.name!r} expects "
-                    f"{expected} there); found: {', '.join(source.columns)}. {fix}"
+                    f"{expected}); found: {', '.join(source.columns)}. {fix}"
                     + (", null or an empty list where unknown." if kind in _MAY_BE_NULL else ".")
                 )
             if found is not None and not accepts(found):
@@ -101,7 +101,7 @@ class Adapter(abc.ABC):
                 )
 
     def chunks(self, source: Source) -> Iterator[Chunk]:
-        """The file in chunks, as `convert` takes them."""
+        """The file in chunks for `convert`."""
         return read_chunks(source, only=[*self.needs(source), *self.optional])
 
     @abc.abstractmethod
@@ -115,7 +115,7 @@ def folded(name: str) -> str:
 
 
 def nearest(name: str, names: Iterable[str]) -> str | None:
-    """The one of `names` that was probably meant by `name`."""
+    """The most similar of `names`; None if none is similar."""
     by_fold = {folded(one): one for one in names}
     near = difflib.get_close_matches(folded(name), by_fold, n=1, cutoff=0.6)
     return by_fold[near[0]] if near else None
@@ -125,7 +125,7 @@ def check_distinct(path: str, names: Iterable[str], existing: Iterable[str] = ()
     """Refuse names that differ only by case or white space from an existing one or from each other.
 
     Raises:
-      UserError: names both, and the way out.
+      UserError: two names are that similar.
     """
     seen = {folded(name): name for name in existing}
     for name in names:
@@ -133,23 +133,22 @@ def check_distinct(path: str, names: Iterable[str], existing: Iterable[str] = ()
         if other != name:
             raise UserError(
                 f"{path}: expected column names that differ by more than case; found {name!r} "
-                f"beside {other!r}. Rename one of them, or name the profile columns to take "
+                f"beside {other!r}. Rename one of them, or name the profile columns to use "
                 "(--gin.ingest.profile=['gender','age'])."
             )
 
 
 class ChunkReader:
-    """Converts one chunk's columns by name and gathers the rows that do not fit."""
+    """Converts the columns of one chunk by name and collects the faulty rows."""
 
     def __init__(self, chunk: Chunk):
-        """Begin with no faults."""
         self.chunk = chunk
         self.count = len(chunk.rows)
         self.faults: dict[int, str] = {}
         self.units: collections.Counter[str] = collections.Counter()
 
     def __call__(self, convert: Callable[[Column, str], Converted], name: str) -> pa.Array:
-        """Column `name` by `convert`, nulls where the chunk lacks it or a value does not fit."""
+        """Column `name` by `convert`, null where the chunk lacks it or a value is faulty."""
         column = self.chunk.columns.get(name)
         values, faults = convert([None] * self.count if column is None else column, name)
         for row, reason in faults.items():
@@ -169,14 +168,14 @@ class ChunkReader:
 
 
 def _complete(table: dict[str, pa.Array], count: int) -> dict[str, pa.Array]:
-    """All columns of LOG_SCHEMA in its order (null where the log is silent), then the others."""
+    """All columns of LOG_SCHEMA in its order (null where the log has none), then the others."""
     full = {f.name: table.get(f.name, pa.nulls(count, f.type)) for f in LOG_SCHEMA}
     full["clicked_position"] = _int32(full["clicked_position"])
     return {**full, **{name: column for name, column in table.items() if name not in full}}
 
 
 def _int32(values: pa.Array) -> pa.Array:
-    """Positions as int32; what does not fit is certainly outside any list, and stays so as -1."""
+    """Positions as int32; those out of its range are outside any list and become -1."""
     if values.type == pa.int32():
         return values
     numbers = values.fill_null(0).to_numpy()
@@ -186,6 +185,6 @@ def _int32(values: pa.Array) -> pa.Array:
 
 
 def draw(seed: int, key: str, n: int) -> int:
-    """A number in 0..n-1 that depends on (seed, key) alone, the same on every machine."""
+    """A random number in 0..n-1 that depends on (seed, key) alone, on every machine."""
     digest = hashlib.blake2b(key.encode(), digest_size=8, key=str(seed).encode()).digest()
     return int.from_bytes(digest, "little") % n

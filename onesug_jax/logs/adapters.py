@@ -1,8 +1,6 @@
-"""The kinds of log that `ingest` understands: the schema itself, three public ones, plain
-search logs, and the choice.
+"""All adapters by name, and the choice of the one for a log.
 
-Each public log has a file of its own that documents its rules; `adapter.py` says what an adapter
-is.
+The adapter of logs in the schema itself is here; the others have their own files.
 """
 
 from __future__ import annotations
@@ -22,21 +20,15 @@ from onesug_jax.logs.clicks import Clicks
 from onesug_jax.logs.kuaisearch import KuaiSearch
 from onesug_jax.logs.onesug_sample import OneSugSample
 from onesug_jax.logs.readers import Chunk, Source
-from onesug_jax.logs.schema import (
-    HISTORY,
-    HISTORY_MINUTES,
-    LATEST_MS,
-    REQUIRED,
-    profile_columns,
-)
+from onesug_jax.logs.schema import HISTORY, HISTORY_MINUTES, LATEST_MS, REQUIRED, profile_columns
 from onesug_jax.logs.times import Span, moments
 
 
 @dataclass
 class SchemaLog(Adapter):
-    """A log in the schema itself; `profile` names the profile columns, None reads all others.
+    """A log in the schema itself; `profile` names the profile columns, None: all other columns.
 
-    A timestamp in another unit is converted where that makes it `plausible`.
+    A timestamp in another unit is converted if that makes it `plausible`.
     """
 
     profile: Sequence[str] | None = None
@@ -57,23 +49,23 @@ class SchemaLog(Adapter):
     optional = {HISTORY: "texts", HISTORY_MINUTES: "numbers"}
 
     def check(self, source: Source) -> None:
-        """As every adapter, and no further column may pass for another."""
+        """As every adapter; profile columns must also differ from others by more than case."""
         super().check(source)
-        further = [name for name in self.needs(source) if name not in self.kinds]
-        check_distinct(source.path, further, self.columns())
+        profile = [name for name in self.needs(source) if name not in self.kinds]
+        check_distinct(source.path, profile, self.columns())
 
     def needs(self, source: Source) -> dict[str, str]:
-        """The schema's columns, and every profile column in use, wherever it is required."""
+        """The columns of the schema and the profile columns in use."""
         return {**self.kinds, **dict.fromkeys(self._profile(source.columns), "scalar")}
 
     def _profile(self, columns: Iterable[str]) -> Sequence[str]:
-        """The profile columns in use, of a file or chunk with these columns."""
+        """The profile columns used of a file or chunk with these columns."""
         if self.profile is not None:
             return self.profile
         return profile_columns(pa.schema([(name, pa.null()) for name in columns]))
 
     def convert(self, chunk: Chunk) -> Rows:
-        """Each row as it stands."""
+        """One log row for each row."""
         read = ChunkReader(chunk)
         convert: dict[str, Callable[[to.Column, str], to.Converted]] = {
             **_CONVERT,
@@ -105,7 +97,7 @@ def make_adapters(
     plausible: Span = (0, LATEST_MS),
     clicks: Clicks | None = None,
 ) -> dict[str, Adapter]:
-    """Every adapter by name, in the order in which "auto" asks them."""
+    """Every adapter by name, in the order in which "auto" tries them."""
     adapters: Iterable[Adapter] = (
         OneSugSample(),
         AmazonQAC(prefixes, seed),
@@ -123,8 +115,8 @@ def make_adapters(
 
 
 def choose_adapter(sources: Sequence[Source], name: str, adapters: dict[str, Adapter]) -> Adapter:
-    """The adapter of that name or import path; for "auto" the first that owns a file, else the
-    schema's own.
+    """The adapter of that name or import path; for "auto" the first that owns a file, else
+    `SchemaLog`.
 
     Raises:
       UserError: no adapter has that name.
@@ -138,5 +130,5 @@ def choose_adapter(sources: Sequence[Source], name: str, adapters: dict[str, Ada
             ):
                 return adapter
         return adapters["schema"]
-    found = named("ingest.adapter", name, {"auto": None, **adapters})
-    return found() if isinstance(found, type) else found
+    adapter = named("ingest.adapter", name, {"auto": None, **adapters})
+    return adapter() if isinstance(adapter, type) else adapter

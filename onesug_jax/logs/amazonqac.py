@@ -18,15 +18,15 @@ from onesug_jax.logs.schema import HISTORY, HISTORY_MINUTES
 
 @dataclass
 class AmazonQAC(Adapter):
-    """AmazonQAC's train files (a search's typed prefixes) and test files (one, and past terms).
+    """AmazonQAC: train files (all typed prefixes of a search), test files (one, and past terms).
 
     Rules: user_id is session_id, as the data names no user. request_id is "session_id/query_id".
-    The time is that of the first prefix typed (train) or of the prefix (test), search_time where it
-    is missing. `prefixes="one"` takes the prefix at a place drawn from (seed, session_id,
-    query_id), "last" the last, and "all" makes a row of each, numbered ".0", ".1" ... after the
-    request_id. Test rows carry past_search_terms as `history` in order of time, without those not
-    before the prefix, and their ages as `history_minutes`. The data holds no shown list, click,
-    item or order: every row is a CLICK. `popularity` counts the very answer, so it is left out.
+    The time is that of the first prefix typed (train) or of the prefix (test), or search_time where
+    that is missing. `prefixes="one"` draws one prefix by (seed, session_id, query_id), "last" takes
+    the last, and "all" makes a row of each, with ".0", ".1" ... appended to the request_id. In test
+    rows, `history` has the past_search_terms earlier than the prefix in order of time, and
+    `history_minutes` their ages. The data has no shown list, click, item or order: every row is
+    a CLICK. `popularity` is left out, as it counts the searched query.
     """
 
     prefixes: str = "one"
@@ -42,7 +42,6 @@ class AmazonQAC(Adapter):
     }
 
     def __post_init__(self):
-        """Refuse another choice of prefixes."""
         if self.prefixes not in ("one", "last", "all"):
             raise UserError(
                 f"ingest.prefixes={self.prefixes!r}: expected 'one', 'last' or 'all' (which of "
@@ -81,39 +80,34 @@ class AmazonQAC(Adapter):
                 read.faults.setdefault(row, "prefixes is empty")
         if self.prefixes == "all":
             return self._all(read, table, choices, request)
-        chosen = [
-            None
-            if not typed_prefixes
-            else typed_prefixes[
-                -1
-                if self.prefixes == "last"
-                else draw(self.seed, str(request[row]), len(typed_prefixes))
-            ]
-            for row, typed_prefixes in enumerate(choices)
-        ]
+        chosen: list[str | None] = []
+        for row, typed_prefixes in enumerate(choices):
+            place = -1
+            if typed_prefixes and self.prefixes == "one":
+                place = draw(self.seed, str(request[row]), len(typed_prefixes))
+            chosen.append(typed_prefixes[place] if typed_prefixes else None)
         table["prefix"] = pa.array(chosen, pa.string())
         return read.rows(table)
 
     def _all(self, read: ChunkReader, table: dict, choices: list, request: list) -> Rows:
-        one_each = read.rows(table)
-        picked = [choices[row] for row in one_each.origin.tolist()]
-        again = np.repeat(np.arange(len(picked)), [len(typed) for typed in picked])
-        spread = one_each.table.take(pa.array(again))
+        """One row for each typed prefix."""
+        searches = read.rows(table)
+        typed = [choices[row] for row in searches.origin.tolist()]
+        search_of = np.repeat(np.arange(len(typed)), [len(prefixes) for prefixes in typed])
+        rows = searches.table.take(pa.array(search_of))
         names = [
             None if request[row] is None else f"{request[row]}.{place}"
-            for row, typed in zip(one_each.origin.tolist(), picked, strict=True)
-            for place in range(len(typed))
+            for row, prefixes in zip(searches.origin.tolist(), typed, strict=True)
+            for place in range(len(prefixes))
         ]
-        flat = [prefix for typed in picked for prefix in typed]
+        flat = [prefix for prefixes in typed for prefix in prefixes]
         for name, values in (("request_id", names), ("prefix", flat)):
-            place = spread.schema.get_field_index(name)
-            spread = spread.set_column(place, name, pa.array(values, pa.string()))
-        return Rows(spread, one_each.origin[again], read.faults)
+            column = rows.schema.get_field_index(name)
+            rows = rows.set_column(column, name, pa.array(values, pa.string()))
+        return Rows(rows, searches.origin[search_of], read.faults)
 
     def _past(self, read: ChunkReader, before: pa.Array) -> dict[str, pa.Array]:
-        """Past terms oldest first, and their ages; pairs come as lists, as structs, or as JSON text
-        of either.
-        """
+        """Past terms, oldest first, and their ages; a pair is a list, a struct, or JSON of one."""
         name = "past_search_terms"
         column = read.chunk.columns[name]
         values = column.to_pylist() if isinstance(column, pa.Array) else column

@@ -1,15 +1,15 @@
 """Any CSV or TSV of (user, time, query[, item]) -> rows of the schema.
 
-What most shops have: who searched what and when, and perhaps which item was then opened or bought.
-Columns are recognised by their names, or named by settings. What such a log lacks is made by rules:
+Most shops have such a log. Columns are recognised by their names, or named by settings. Rules
+supply what the log lacks:
 
-- a session ends after 30 minutes without a row of its user;
-- a row with an item belongs to its user's search of that query in the session, or, where it has no
-  query, to the latest search; it is then not a row of its own;
-- the typed prefix is a beginning of the query: one for each search, its length drawn as people
-  stop typing (mostly short, sometimes the whole query), or one for each letter.
+- A session ends after 30 minutes without a row of its user.
+- A row with an item joins the search of its query by its user in the session, or the latest search
+  if it has no query. It is then not a row of its own.
+- The typed prefix is the beginning of the query: one for each search, with a random length (mostly
+  short, sometimes the whole query), or one for each letter.
 
-Draws depend on (seed, user, time, query) alone, so the same search gets the same prefix and
+Random numbers depend on (seed, user, time, query) alone, so the same search has the same prefix and
 request_id in every file. A file is sorted in memory, about 1 kB a row.
 """
 
@@ -33,7 +33,8 @@ from onesug_jax.logs.readers import Chunk, Source, read_chunks
 from onesug_jax.logs.schema import LATEST_MS, LOG_SCHEMA, normalise_query, profile_columns
 from onesug_jax.logs.times import Span, any_moments
 
-# What a column is usually called, likeliest first; letters and digits only.
+# Usual names of the column of each role, likeliest first, without other characters than letters
+# and digits.
 ROLES = {
     "user": "userid user uid visitorid visitor customerid customer clientid client shopperid "
     "memberid member accountid anonid anonymousid cookieid cookie deviceid fullvisitorid personid "
@@ -49,11 +50,11 @@ ROLES = {
     "session": "sessionid session sid visitid visit",
     "prefix": "prefix typedprefix typed",
 }
-_MUST = ("user", "time", "query")
+_REQUIRED = ("user", "time", "query")
 _ORDER_WORDS = {"1", "true", "t", "yes", "y", "order", "ordered", "purchase", "purchased", "buy"}
 _ORDER_WORDS |= {"bought", "transaction", "checkout", "sale"}
 _GAP_MS = 30 * MINUTE_MS
-_STOP = 0.22  # the chance of stopping after each letter typed
+_STOP = 0.22  # the probability of stopping after each letter typed
 _WHOLE = 0.08  # the share of searches typed to the end
 _ITEMS = pa.list_(pa.string())
 
@@ -62,9 +63,10 @@ _ITEMS = pa.list_(pa.string())
 class Clicks(Adapter):
     """A log of searches, perhaps with items opened or bought after them.
 
-    `user`, `time`, `query`, `item`, `order`, `session`, `prefix` name columns; "" recognises them,
-    "-" uses none. `order` is a flag, an order's number, or the kind of event. `time_format` as in
-    strptime, where times are neither numbers nor ISO 8601. `prefixes`: "one" or "letters".
+    `user`, `time`, `query`, `item`, `order`, `session`, `prefix` are column names; "" recognises
+    the column, "-" uses none. `order` is a flag, an order number, or the kind of event.
+    `time_format` is that of strptime, for times that are neither numbers nor ISO 8601. `prefixes`:
+    "one" or "letters".
     """
 
     user: str = ""
@@ -83,7 +85,6 @@ class Clicks(Adapter):
     name = "clicks"
 
     def __post_init__(self):
-        """Refuse another choice of prefixes."""
         if self.prefixes not in ("one", "letters"):
             raise UserError(
                 f"clicks.prefixes={self.prefixes!r}: expected 'one' (a prefix drawn for each "
@@ -91,32 +92,32 @@ class Clicks(Adapter):
             )
 
     def owns(self, columns: Collection[str]) -> bool:
-        """User, time and query, and nothing that only a log in the schema has."""
-        theirs = {*LOG_SCHEMA.names} - {"user_id", "session_id", "query"}
-        return not theirs & set(columns) and set(_MUST) <= set(self.roles(columns))
+        """User, time and query, and no column that only a log in the schema has."""
+        schema_only = {*LOG_SCHEMA.names} - {"user_id", "session_id", "query"}
+        return not schema_only & set(columns) and set(_REQUIRED) <= set(self.roles(columns))
 
     def roles(self, columns: Collection[str]) -> dict[str, str]:
         """The column of each role that was recognised or set."""
         plain = {"".join(filter(str.isalnum, folded(name))): name for name in reversed([*columns])}
-        found: dict[str, str] = {}
+        roles: dict[str, str] = {}
         for role, names in ROLES.items():
-            given = getattr(self, role)
-            taken = set(found.values()) if role != "session" else {found.get("user")}
+            taken = set(roles.values()) if role != "session" else {roles.get("user")}
             free = {key: name for key, name in plain.items() if name not in taken}
-            name = given or next((free[one] for one in names.split() if one in free), "-")
+            recognised = next((free[key] for key in names.split() if key in free), "-")
+            name = getattr(self, role) or recognised
             if name != "-":
-                found[role] = name
-        return found
+                roles[role] = name
+        return roles
 
     def needs(self, source: Source) -> dict[str, str]:
-        """All columns: those without a role may be profile columns."""
+        """All columns, as those without a role may be profile columns."""
         return dict.fromkeys(source.columns, "any")
 
     def check(self, source: Source) -> None:
-        """Say what was recognised.
+        """Print the roles of the columns.
 
         Raises:
-          UserError: one of user, time and query was not, or a column named by a setting is missing.
+          UserError: none is user, time or query, or a column named by a setting is missing.
         """
         roles = self.roles(source.columns)
         header = ", ".join(source.columns)
@@ -126,35 +127,34 @@ class Clicks(Adapter):
                     f"{source.path}: clicks.{role}={name!r}, and there is no such column. The "
                     f"header is: {header}. Name one of these, or '-' for none."
                 )
-        missing = [role for role in _MUST if role not in roles]
+        missing = [role for role in _REQUIRED if role not in roles]
         if missing:
             flags = " ".join(f"--gin.clicks.{role}=COLUMN" for role in missing)
             raise UserError(
                 f"{source.path}: which column is the {' and which the '.join(missing)}? None is "
                 f"called so. The header is: {header}. Say it with {flags}."
             )
-        said = ", ".join(f"{role} {name!r}" for role, name in roles.items())
-        how = "from the log"
+        named = ", ".join(f"{role} {name!r}" for role, name in roles.items())
+        origin = "from the log"
         if "prefix" not in roles:
-            how = (
-                "one for each letter" if self.prefixes == "letters" else "one drawn for each search"
-            )
-        further = self._further(source.columns, roles)
-        check_distinct(source.path, further, LOG_SCHEMA.names)
-        print(f"clicks: {said}; prefixes: {how}", flush=True)
-        unused = [name for name in source.columns if name not in (*roles.values(), *further)]
+            letters = self.prefixes == "letters"
+            origin = "one for each letter" if letters else "one drawn for each search"
+        profile = self._profile(source.columns, roles)
+        check_distinct(source.path, profile, LOG_SCHEMA.names)
+        print(f"clicks: {named}; prefixes: {origin}", flush=True)
+        unused = [name for name in source.columns if name not in (*roles.values(), *profile)]
         if unused:
             print(f"clicks: not used: {', '.join(unused)}", flush=True)
 
-    def _further(self, columns: Collection[str], roles: dict[str, str]) -> list[str]:
-        """The columns that may be profile: no role has them, and the schema has no such name."""
+    def _profile(self, columns: Collection[str], roles: dict[str, str]) -> list[str]:
+        """The profile columns: those set, or all that have no role and no name of the schema."""
         if self.profile is not None:
             return [*self.profile]
         names = profile_columns(pa.schema([(name, pa.null()) for name in columns]))
         return [name for name in names if name not in roles.values()]
 
     def chunks(self, source: Source) -> Iterator[Chunk]:
-        """The whole file at once: a search and its items may lie far from each other."""
+        """The whole file at once, as a search and its items may be far from each other."""
         parts = list(read_chunks(source))
         names = dict.fromkeys(name for part in parts for name in part.columns)
         starts = np.cumsum([0, *(len(part.rows) for part in parts)])
@@ -180,7 +180,7 @@ class Clicks(Adapter):
         def values(role: str) -> list[str]:
             if role not in roles:
                 return [""] * read.count
-            return [(one or "").strip() for one in read(to.profile_text, roles[role]).to_pylist()]
+            return [(text or "").strip() for text in read(to.profile_text, roles[role]).to_pylist()]
 
         user, item, query = values("user"), values("item"), values("query")
         session, order = values("session"), values("order")
@@ -212,7 +212,7 @@ class Clicks(Adapter):
             "clicked_items": pa.array([list(s.clicked) for s in searches], _ITEMS),
             "ordered_items": pa.array([list(s.ordered) for s in searches], _ITEMS),
         }
-        for name in self._further(chunk.columns, roles):
+        for name in self._profile(chunk.columns, roles):
             if name in chunk.columns:
                 text, faults = to.profile_text(chunk.columns[name], name)
                 table[name] = text.take(pa.array(origin))
@@ -229,36 +229,36 @@ class Clicks(Adapter):
             [len(text or "")] if typed else self._cuts(text, key)
             for text, key in zip(texts, keys, strict=True)
         ]
-        again = np.repeat(np.arange(len(texts)), [len(cut) for cut in cuts])
-        table = {name: column.take(pa.array(again)) for name, column in table.items()}
+        search_of = np.repeat(np.arange(len(texts)), [len(cut) for cut in cuts])
+        table = {name: column.take(pa.array(search_of)) for name, column in table.items()}
         prefixes = [
-            None if text is None else text[:cut]
-            for text, of in zip(texts, cuts, strict=True)
-            for cut in of
+            None if text is None else text[:length]
+            for text, lengths in zip(texts, cuts, strict=True)
+            for length in lengths
         ]
         table["prefix"] = pa.array(prefixes, pa.string())
-        if self.prefixes == "letters" and len(again) > len(texts):
+        if self.prefixes == "letters" and len(search_of) > len(texts):
             ids = zip(table["request_id"].to_pylist(), itertools.chain(*cuts), strict=True)
-            table["request_id"] = pa.array([f"{one}.{cut}" for one, cut in ids], pa.string())
-        empty = {f.name: pa.nulls(len(again), f.type) for f in LOG_SCHEMA}
+            table["request_id"] = pa.array([f"{name}.{cut}" for name, cut in ids], pa.string())
+        empty = {f.name: pa.nulls(len(search_of), f.type) for f in LOG_SCHEMA}
         return Rows(
             pa.table({**empty, **table}),
-            origin[again],
+            origin[search_of],
             read.faults,
             joined=joined,
             units=read.units,
         )
 
     def _cuts(self, query: str, key: str) -> list[int]:
-        """How many letters stand in the box: of one prefix, or of each."""
+        """The lengths of a query's prefixes: a random one, or all."""
         longest = min(len(query), self.max_prefix)
         if self.prefixes == "letters":
             return [*range(1, longest + 1)] or [0]
-        place = draw(self.seed, key, 1 << 32) / (1 << 32)
-        if place < _WHOLE:
+        uniform = draw(self.seed, key, 1 << 32) / (1 << 32)
+        if uniform < _WHOLE:
             return [longest]
-        rest = (place - _WHOLE) / (1 - _WHOLE)
-        return [min(longest, 1 + int(math.log1p(-rest) / math.log1p(-_STOP)))]
+        uniform = (uniform - _WHOLE) / (1 - _WHOLE)
+        return [min(longest, 1 + int(math.log1p(-uniform) / math.log1p(-_STOP)))]
 
 
 @dataclass
@@ -278,9 +278,9 @@ def _join(
     item: list[str],
     order: list[str],
 ) -> tuple[list[_Search], int]:
-    """Searches with their items, in order of their rows, and how many rows joined another's.
+    """Searches with their items, in order of their rows, and the number of joined rows.
 
-    A row that has neither a query nor a search before it becomes a fault of `read`.
+    A row with neither a query nor a search before it becomes a fault of `read`.
     """
     rows = [row for row in range(read.count) if row not in read.faults]
     people = [user[row] or session[row] for row in range(read.count)]
@@ -288,10 +288,10 @@ def _join(
     rows.sort(key=lambda row: (people[row], millis[row], not query[row], row))
     searches: list[_Search] = []
     joined = 0
-    latest: dict[str, _Search] = {}  # of the session: by query, and under "" the last of all
+    latest: dict[str, _Search] = {}  # of the session: by query, and under "" the last one
     before, name = -1, ""
     for row in rows:
-        same = (
+        same_session = (
             before >= 0
             and people[row] == people[before] != ""
             and (
@@ -300,16 +300,16 @@ def _join(
                 else millis[row] - millis[before] <= _GAP_MS
             )
         )
-        if not same:
+        if not same_session:
             latest = {}
             name = session[row] or (people[row] and f"{people[row]}@{millis[row]}")
         before = row
         text = normalise_query(query[row])
         search = latest.get(text)
-        again = search is not None and (
+        joins = search is not None and (
             not text or bool(item[row]) or millis[search.row] == millis[row]
         )
-        if text and not again:
+        if text and not joins:
             search = _Search(row, name)
             searches.append(search)
             latest[text] = latest[""] = search
@@ -321,12 +321,8 @@ def _join(
             joined += 1
             latest[""] = search
         if item[row]:
-            followed = (
-                search.ordered
-                if order[row].lower() in _ORDER_WORDS or _positive(order[row])
-                else search.clicked
-            )
-            followed[item[row]] = None
+            is_order = order[row].lower() in _ORDER_WORDS or _positive(order[row])
+            (search.ordered if is_order else search.clicked)[item[row]] = None
     searches.sort(key=lambda search: search.row)
     return searches, joined
 
@@ -343,11 +339,12 @@ def _digest(key: str) -> str:
 
 
 def _whole_column(name: str, parts: list[Chunk]) -> to.Column:
-    found = [part.columns.get(name) for part in parts]
-    if all(isinstance(one, pa.Array) for one in found):
-        return pa.concat_arrays(found)
-    blank = [
-        one if one is not None else [None] * len(p.rows)
-        for one, p in zip(found, parts, strict=True)
+    """A column of all parts, null in parts without it."""
+    columns = [part.columns.get(name) for part in parts]
+    if all(isinstance(column, pa.Array) for column in columns):
+        return pa.concat_arrays(columns)
+    return [
+        value
+        for column, part in zip(columns, parts, strict=True)
+        for value in ([None] * len(part.rows) if column is None else column)
     ]
-    return [value for one in blank for value in one]

@@ -1,9 +1,8 @@
-"""Foreign columns -> the log's types, with the rows that do not fit.
+"""Foreign columns -> the types of the log, with the faulty rows.
 
-A column comes either as an Arrow array (Parquet: the whole column has one type, so a wrong type is
-the file's fault) or as a list of Python values (JSONL and CSV: each row may differ, so a wrong type
-is that row's fault). Both ways give an Arrow array and {row: reason}. What a value means is for
-`adapters`.
+A column is either an Arrow array (Parquet: one type for all rows, so a wrong type is an error of
+the file) or a list of Python values (JSONL and CSV: a wrong type is a fault of its row). The result
+is an Arrow array and {row: reason}.
 """
 
 from __future__ import annotations
@@ -44,7 +43,7 @@ def _is_number(kind: pa.DataType) -> bool:
     return pt.is_integer(kind) or pt.is_floating(kind) or pt.is_null(kind)
 
 
-# kind of column -> (which Arrow types it may have in a Parquet file, how an error message says so)
+# kind of column -> (whether an Arrow type of a Parquet file is accepted, the same in words)
 KINDS: dict[str, tuple[Callable[[pa.DataType], bool], str]] = {
     "text": (_is_text, "text (string)"),
     "id": (_is_id, "text or whole numbers (string, int64)"),
@@ -69,7 +68,7 @@ KINDS: dict[str, tuple[Callable[[pa.DataType], bool], str]] = {
 
 
 def text(column: Column, name: str) -> Converted:
-    """Strings [rows]; whole numbers are taken as text too (ids often are numbers)."""
+    """Strings [rows]; whole numbers become text (ids often are numbers)."""
     if isinstance(column, pa.Array):
         try:
             return _utf8(column, pa.string()), {}
@@ -79,7 +78,7 @@ def text(column: Column, name: str) -> Converted:
 
 
 def profile_text(column: Column, name: str) -> Converted:
-    """Strings [rows] of any single values; 31.0 reads "31": missing values turn ints to floats."""
+    """Strings [rows] of single values; 31.0 becomes "31", as null values turn ints into floats."""
     if isinstance(column, pa.Array):
         if _is_id(column.type):
             return text(column, name)
@@ -88,7 +87,7 @@ def profile_text(column: Column, name: str) -> Converted:
 
 
 def whole_numbers(column: Column, name: str) -> Converted:
-    """int64 [rows]; whole floats count too, timestamps become milliseconds since 1970 (UTC)."""
+    """int64 [rows], also of whole floats; timestamps become milliseconds since 1970 (UTC)."""
     if isinstance(column, pa.Array):
         if pt.is_timestamp(column.type):
             return _millis(column), {}
@@ -99,7 +98,7 @@ def whole_numbers(column: Column, name: str) -> Converted:
 
 
 def times(column: Column, name: str) -> Converted:
-    """int64 [rows], milliseconds since 1970, of timestamps or ISO 8601 text (UTC where unsaid)."""
+    """int64 [rows], milliseconds since 1970, of timestamps or ISO 8601 text (default UTC)."""
     if isinstance(column, pa.Array) and pt.is_timestamp(column.type):
         return _millis(column), {}
     strings, faults = text(column, name)
@@ -107,8 +106,8 @@ def times(column: Column, name: str) -> Converted:
     try:
         return _millis(plain.cast(pa.timestamp("us"))), faults
     except pa.ArrowInvalid:
-        values, more = _each(strings.to_pylist(), lambda v: parse_time(v, name), pa.int64())
-        return values, {**more, **faults}
+        values, time_faults = _each(strings.to_pylist(), lambda v: parse_time(v, name), pa.int64())
+        return values, {**time_faults, **faults}
 
 
 def text_lists(column: Column, name: str) -> Converted:
@@ -129,7 +128,7 @@ def text_lists(column: Column, name: str) -> Converted:
     def texts(value: Any) -> list | None:
         if not isinstance(value, str):
             return _as_texts(value, name)
-        if value not in parsed:  # cells repeat themselves
+        if value not in parsed:  # many cells are equal
             parsed[value] = _as_texts(value, name)
         return parsed[value]
 
@@ -143,10 +142,10 @@ def number_lists(column: Column, name: str) -> Converted:
 
 
 def parse_list(value: Any, name: str) -> list | None:
-    """A Python list from a list or from its JSON text; None from null or an empty cell.
+    """A Python list from a list or its JSON text; None from null or an empty cell.
 
     Raises:
-      ValueError: anything else; the message is the reason.
+      ValueError: for any other value; the message is the reason.
     """
     if value is None or value == "":
         return None
@@ -185,7 +184,7 @@ def _millis(stamps: pa.Array) -> pa.Array:
 def _utf8(column: pa.Array, kind: pa.DataType) -> pa.Array:
     """Cast to `kind`, string or list<string>; raises ArrowInvalid where bytes are not UTF-8.
 
-    Strings read from Parquet have not been checked; the detour over binary is what checks them.
+    Strings read from Parquet are not checked; the cast from binary checks them.
     """
     if pt.is_dictionary(column.type):
         column = column.dictionary_decode()
@@ -202,7 +201,7 @@ def _decoded(column: pa.Array, kind: pa.DataType) -> list:
 
 
 def _all_or_each(values: list, convert: Callable[[Any], Any], kind: pa.DataType) -> Converted:
-    """`_each`, without a look at each value where Arrow finds nothing amiss with any."""
+    """`_each`, but converted at once by Arrow where no value is faulty."""
     try:
         return pa.array(values, kind), {}
     except (pa.ArrowException, UnicodeEncodeError):

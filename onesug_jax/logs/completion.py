@@ -1,10 +1,9 @@
 """Most popular completion: the indexed queries that start with the prefix, most searched first.
 
-It is the baseline of every model, the context of a request before related queries exist, and the
-last degradation level of a service under load. So it needs numpy alone, loads by memory map, and
-answers in microseconds. The match is exact, code point by code point: text is normalised once,
-by `logs.schema`, before it comes here. Typing errors are not corrected here: a prefix that no
-query starts with gets an empty list.
+It is a baseline, the context of a request before related queries exist, and the last degradation
+level of a service under load. So it depends on numpy alone, loads by memory map, and answers in
+microseconds. The match is exact, code point by code point: `logs.schema` has normalised the text,
+and typing errors are not corrected. A prefix that no query starts with has an empty list.
 """
 
 from __future__ import annotations
@@ -18,17 +17,18 @@ import numpy as np
 
 from onesug_jax.errors import UserError
 from onesug_jax.files import require_files
+from onesug_jax.logs.asof.completions import best
 from onesug_jax.logs.texts import Texts, encode
 
 _TEXT, _OFFSETS, _COUNTS = "queries.txt", "offsets.npy", "counts.npy"
-_SMALL_RANGE = 256  # ranges up to this many queries are ranked each time, larger ones once
-_CACHED = 65_536  # prefixes whose best are remembered
+_SMALL_RANGE = 256  # the rankings of ranges of more queries are cached
+_CACHED = 65_536  # most rankings in the cache
 
 
 class CompletionIndex:
-    """Distinct queries in code point order with how often each was searched.
+    """Distinct queries in code point order with their search counts.
 
-    `queries`: a sequence of N strings, sorted; `counts`: [N] int64, all positive.
+    `queries`: N sorted texts; `counts`: [N] int64, all positive.
     """
 
     def __init__(self, queries: Texts, counts: np.ndarray):
@@ -37,9 +37,9 @@ class CompletionIndex:
 
     @classmethod
     def from_counts(cls, queries: Sequence[str], counts: Sequence[int]) -> CompletionIndex:
-        """Build from queries and counts; the same query twice is added up, zero is left out.
+        """Build from queries and counts. Counts of equal queries are summed; zeros are left out.
 
-        Raises ValueError for a negative count, unequal lengths, or a query that is empty or holds a
+        Raises ValueError for a negative count, unequal lengths, or a query that is empty or has a
         line end.
         """
         if len(queries) != len(counts):
@@ -72,47 +72,35 @@ class CompletionIndex:
         return self.queries.find(query)
 
     def count(self, query: str) -> int:
-        """How often `query` was searched; 0 for an unknown one."""
-        at = self.find(query)
-        return int(self.counts[at]) if at >= 0 else 0
+        """The search count of `query`; 0 for an unknown one."""
+        number = self.find(query)
+        return int(self.counts[number]) if number >= 0 else 0
 
     def complete(self, prefix: str, k: int) -> list[str]:
-        """The k most searched queries that start with `prefix`, or fewer, best first, ties
-        alphabetical.
+        """At most k queries that start with `prefix`, most searched first, ties in code point
+        order.
         """
         return [self.queries[i] for i in self.top(prefix, k).tolist()] if k > 0 else []
 
     def top(self, prefix: str, k: int) -> np.ndarray:
-        """Numbers [at most k] of the most searched queries under `prefix`, as `complete` has them.
-
-        Not to be written to: they are remembered.
-        """
+        """Numbers [at most k] of the queries of `complete`; read-only, as they may be cached."""
         first, last = self.range(prefix)
         rank = self._rank if last - first <= _SMALL_RANGE else self._ranked
         return rank(first, last, k)
 
     def _rank(self, first: int, last: int, k: int) -> np.ndarray:
-        """Best k of queries[first:last] by (count, largest first; number, smallest first)."""
-        counts = self.counts[first:last]
-        if len(counts) <= k:
-            chosen = np.arange(len(counts))
-        else:
-            threshold = np.partition(counts, len(counts) - k)[len(counts) - k]
-            above = np.flatnonzero(counts > threshold)
-            level = np.flatnonzero(counts == threshold)[: k - len(above)]
-            chosen = np.concatenate([above, level])
-        order = np.lexsort((chosen, -counts[chosen]))
-        return chosen[order] + first
+        """Numbers of the best k of queries[first:last]."""
+        return best(np.asarray(self.counts[first:last]), k) + first
 
     def save(self, folder: str) -> None:
-        """Write the queries (text, one a line) and two number arrays into `folder`."""
+        """Write the queries (text, one a line) and two arrays into `folder`."""
         os.makedirs(folder, exist_ok=True)
         self.queries.save(os.path.join(folder, _TEXT), os.path.join(folder, _OFFSETS))
         np.save(os.path.join(folder, _COUNTS), self.counts)
 
     @classmethod
     def load(cls, folder: str) -> CompletionIndex:
-        """Open a saved index by memory map; UserError if files are missing or do not agree."""
+        """Open a saved index by memory map; UserError if files are missing or damaged."""
         paths = [os.path.join(folder, name) for name in (_TEXT, _OFFSETS, _COUNTS)]
         require_files(paths, "a saved completion index", "make it again")
         try:

@@ -1,11 +1,10 @@
-"""CSV and TSV -> cells, strictly, every physical line accounted for.
+"""CSV and TSV -> cells, strictly, with every physical line counted.
 
-The csv module of the standard library parses, because it takes one physical line after another:
-DuckDB and pyarrow join lines before anybody can count them. This file decides what a quoted cell
-over several lines is. A row that does not parse, or has another number of cells than the header, is
-its first line alone; reading continues with the line after it. So a quote that never closes costs
-one line. A quote that closes later, and has swallowed as many delimiters as a row has, may hide
-rows: the reading stops.
+The csv module of the standard library is the parser, because it reads one physical line after
+another: DuckDB and pyarrow join lines before they can be counted. A row that does not parse, or
+whose number of cells differs from the header, is its first line alone, and reading continues with
+the next line. So a quote that never closes costs one line. If a quoted cell over several lines
+contains as many delimiters as a row has, it may hide rows, and reading stops.
 """
 
 from __future__ import annotations
@@ -22,18 +21,18 @@ CELLS = "number of cells differs from the header"
 
 
 class _Feed:
-    """Lines for csv.reader, which can be given back."""
+    """Lines for csv.reader; lines in `returned` are read again."""
 
     def __init__(self, lines: Iterator[tuple[int, str]]):
         self.lines = lines
-        self.waiting: collections.deque[tuple[int, str]] = collections.deque()
+        self.returned: collections.deque[tuple[int, str]] = collections.deque()
         self.taken: list[tuple[int, str]] = []
 
     def __iter__(self) -> _Feed:
         return self
 
     def __next__(self) -> str:
-        line = self.waiting.popleft() if self.waiting else next(self.lines)
+        line = self.returned.popleft() if self.returned else next(self.lines)
         self.taken.append(line)
         return line[1]
 
@@ -44,8 +43,8 @@ def read_records(
     """Every row of a CSV without its header line.
 
     Args:
-      path: of the file, for messages. lines: its physical lines after the header, with their
-      numbers. delimiter: one character. names: the header's cells.
+      path: the file, for messages. lines: its physical lines after the header, with their numbers.
+      delimiter: one character. names: the cells of the header.
 
     Raises:
       UserError: a quote closes on a later line and may hide rows (file and line are named).
@@ -66,7 +65,7 @@ def read_records(
         if not reason and len(cells) != width:
             reason = f"{CELLS}: too {'many' if len(cells) > width else 'few'}"
         if len(feed.taken) > 1 and reason:
-            feed.waiting.extendleft(reversed(feed.taken[1:]))
+            feed.returned.extendleft(reversed(feed.taken[1:]))
             del feed.taken[1:]
             reason = "malformed CSV: a quote is not closed on its line"
         elif len(feed.taken) > 1:

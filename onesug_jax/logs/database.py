@@ -1,4 +1,4 @@
-"""DuckDB as the logs use it: embedded, within a memory limit, beyond it on disk, no network."""
+"""DuckDB for logs: embedded, no network, a memory limit beyond which it uses the disk."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from onesug_jax.errors import UserError
 
 
 def connect(scratch: str, memory_limit: str) -> duckdb.DuckDBPyConnection:
-    """A database in memory that spills what does not fit `memory_limit` ("2GB") into `scratch`.
+    """A database in memory that spills to `scratch` beyond `memory_limit` ("2GB").
 
     Raises:
       UserError: `memory_limit` is not a size.
@@ -27,11 +27,11 @@ def connect(scratch: str, memory_limit: str) -> duckdb.DuckDBPyConnection:
 
 
 def mebibytes(size: str) -> float:
-    """How many a size such as "4GB" is; UserError if it is not a size."""
-    found = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([KMGT])i?B\s*", size, re.IGNORECASE)
-    if not found:
+    """The mebibytes of a size such as "4GB"; UserError if it is not a size."""
+    match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([KMGT])i?B\s*", size, re.IGNORECASE)
+    if not match:
         raise UserError(f"memory_limit={size!r}: expected a size such as '2GB' or '512MiB'.")
-    return float(found[1]) * 1024 ** ("KMGT".index(found[2].upper()) - 1)
+    return float(match[1]) * 1024 ** ("KMGT".index(match[2].upper()) - 1)
 
 
 def quoted(text: str) -> str:
@@ -40,10 +40,10 @@ def quoted(text: str) -> str:
 
 
 def named(column: str) -> str:
-    """A column name in SQL, whatever characters it holds."""
+    """A quoted column name in SQL."""
     return '"' + column.replace('"', '""') + '"'
 
 
 def files(paths: list[str]) -> str:
-    """A list of file names in SQL, for read_parquet; glob characters stand for themselves."""
+    """A list of file names in SQL for read_parquet, with glob characters escaped."""
     return "[" + ", ".join(quoted(re.sub(r"([*?\[])", r"[\1]", path)) for path in paths) + "]"

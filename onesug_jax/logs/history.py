@@ -1,11 +1,11 @@
-"""A log's rows with the user's latest queries before each: the history H_u of the paper's input.
+"""The rows of a log, each with its user's latest earlier queries: H_u of the paper's input.
 
-Only what came strictly earlier counts, over all the files of a log, so a dev row sees the train
-rows of its user and never itself, its twin of the same millisecond, or anything later. The paper
-uses the latest ten queries (section 1: more cost accuracy).
+A history is taken from all files of a log, so a dev row sees the train rows of its user. It never
+holds the row itself, another row of the same millisecond, or a later one. The paper uses the latest
+ten queries (section 1: with more, accuracy fell).
 
-Models of text and tools of other people read this; requests with items get their history from the
-as-of state (`logs.asof`). Both walk the log once, in time order.
+Text models and external tools use this file; the item model takes its histories from the as-of
+state (`logs.asof`). Both read the log once, in time order.
 """
 
 from __future__ import annotations
@@ -24,30 +24,29 @@ from onesug_jax.logs.asof.walk import Event, read_events
 from onesug_jax.logs.schema import RECENT, RECENT_MINUTES
 
 BATCH = 65_536
-_USERS = 1 << 20  # whose histories are in memory; the one seen longest ago makes room
+_USERS = 1 << 20  # most users in memory; the one seen longest ago is removed
 _ADDED = {RECENT: pa.list_(pa.string()), RECENT_MINUTES: pa.list_(pa.float32())}
 
 
 def with_history(log_files: Sequence[str], *, keep: str, history: int = 10) -> pa.RecordBatchReader:
     """Rows of `keep` in file order, each with the user's latest distinct earlier queries.
 
-    The added column `recent` (list<string>) is newest first, holds each query once, at its latest
-    time, and at most `history` of them; `recent_minutes` (list<float>) is how long before the
-    row each was searched. Queries of one user in the same millisecond are ordered by request_id. A
-    row that brings its own `history` (oldest first, not null) has that in `recent` instead,
-    reversed, each query once, and its `history_minutes`; rows without a user_id have empty lists.
+    The added column `recent` (list<string>) has at most `history` queries, newest first, each once.
+    `recent_minutes` (list<float>) has their ages at the time of the row. Queries of one user in the
+    same millisecond are ordered by request_id. In a row that has its own `history` (oldest first,
+    not null), `recent` is that history reversed, each query once, with its `history_minutes`. Rows
+    without a user_id have empty lists.
 
     Args:
-      log_files: all files of the log, as `ingest` writes them, to take history from.
-      keep: the one of them whose rows are returned.
-      history: the length n of the history.
+      log_files: all files of the log, as `ingest` writes them.
+      keep: the file whose rows are returned, one of `log_files`.
+      history: most queries of a history.
 
     Returns:
       a reader over record batches, which raises UserError where a file is not in order of time.
 
     Raises:
-      UserError: a file is missing, is no Parquet file or lacks a column; `keep` is not among the
-      files.
+      UserError: a file is missing, is not Parquet or lacks a column; `keep` is not in `log_files`.
     """
     files = list(dict.fromkeys(os.path.abspath(path) for path in log_files))
     if os.path.abspath(keep) not in files:
@@ -73,17 +72,17 @@ def with_history(log_files: Sequence[str], *, keep: str, history: int = 10) -> p
 def _past(
     events: Iterable[Event], file: int, history: int
 ) -> Iterator[tuple[list[str], list[float]]]:
-    """Of each row of that file, the queries before it, newest first, and how many minutes ago."""
+    """For each row of that file, the queries before it, newest first, and their ages in minutes."""
     users = Histories(history, _USERS)
     now = 0
-    at_once: list[tuple[str, str]] = []  # user and query of searches in that millisecond
+    pending: list[tuple[str, str]] = []  # user and query of the searches at time `now`
     for event in events:
         if event.time_ms != now:
-            for user, query in at_once:
+            for user, query in pending:
                 users.add(user, query, now)
-            now, at_once = event.time_ms, []
+            now, pending = event.time_ms, []
         if event.user:
-            at_once.append((event.user, event.query))
+            pending.append((event.user, event.query))
         if event.file != file:
             continue
         if event.history is not None:

@@ -1,11 +1,11 @@
 """Stage `ingest`: a raw log, larger than memory, -> clean train, dev and test files.
 
-Files are streamed in chunks through their adapter and `schema.validate`; what passes goes to
-temporary Parquet, what does not goes to set_aside.jsonl with its reason. DuckDB then sets repeated
+Files are streamed in chunks through their adapter and `schema.validate`. Accepted rows go to
+temporary Parquet, the others to set_aside.jsonl with their reasons. DuckDB then sets repeated
 request ids and far-away times aside (`sift`), chooses the profile columns (`profile_choice`), sorts
-everything by (timestamp_ms, request_id) on disk and splits it. Nothing is dropped silently:
+all rows by (timestamp_ms, request_id) on disk and splits them. No row is dropped silently:
 rows == accepted + set_aside, and every physical line of a file is one of these or joined to one.
-Text is normalised here, once, and later stages use it unchanged.
+Later stages use the text as it is normalised here.
 """
 
 from __future__ import annotations
@@ -33,14 +33,7 @@ from onesug_jax.logs.profile_choice import Verdict, choose_profile
 from onesug_jax.logs.readers import Chunk, Source
 from onesug_jax.logs.schema import SPLITS, validate
 from onesug_jax.logs.sift import drop_far_away, drop_repeats
-from onesug_jax.logs.splits import (
-    BY_TIME,
-    Written,
-    pool_of,
-    schema_of,
-    split_rule,
-    write_splits,
-)
+from onesug_jax.logs.splits import BY_TIME, Written, pool_of, schema_of, split_rule, write_splits
 from onesug_jax.logs.staging import Staging
 from onesug_jax.logs.times import day, plausible_span
 
@@ -50,10 +43,10 @@ _FILES = tuple(f"{split}.parquet" for split in SPLITS)
 
 @dataclass(frozen=True)
 class IngestReport:
-    """Counts of a log's rows; `rows == accepted + set_aside == sum(reasons.values()) + accepted`.
+    """Counts of a log's rows; `rows == accepted + set_aside == accepted + sum(reasons.values())`.
 
-    `joined` counts lines that are not rows of their own: the further lines of a cell over several
-    lines, and item rows that became part of their search (adapter "clicks").
+    `joined` counts lines that are part of another row: the further lines of a cell over several
+    lines, and items joined to their search (adapter "clicks").
     """
 
     rows: int
@@ -87,11 +80,11 @@ def ingest(
 ) -> IngestReport | None:
     """Write out/{train,dev,test}.parquet, out/set_aside.jsonl and out/report.json from a raw log.
 
-    A folder whose files (or their folders) are named train, dev, valid or test has these splits,
-    and so has a log that names each row's split itself. Train without a dev gives up its newest
-    `dev_share` as dev. Anything else is split by time: of its rows the newest `test_share` are
-    test, the `dev_share` before them dev, the rest train. Rows of one millisecond stay on one side.
-    A split without rows is not written.
+    Files (or folders) named train, dev, valid or test have these splits, and a log may also name
+    the split of each row. If there is a train and no dev split, the newest `dev_share` of train
+    becomes dev. Any other log is split by time: the newest `test_share` of its rows are test, the
+    `dev_share` before them dev, the rest train. Rows of one millisecond are in the same split. A
+    split without rows is not written.
 
     Args:
       log: a Parquet, JSONL or CSV file, a folder of them, or a glob. out: folder to write to; it
@@ -99,20 +92,20 @@ def ingest(
       in `adapters`, or the import path of another. dev_share, test_share: of the rows, 0 to 1.
       max_bad_share: the largest share of rows that may be set aside, 0 to 1. max_prefix: longest
       prefix accepted, in characters. max_query: longest query, shown or history entry accepted, in
-      characters. profile: names of the profile columns to take; None takes those of few values that
-      do not reveal the query (`profile_choice`). prefixes: AmazonQAC only, which typed
-      prefixes become rows: "one" (drawn), "last" or "all". seed: of the draws of adapters that
-      derive or choose prefixes. earliest, latest: ISO dates or times outside of which a row is set
-      aside, latest "" being a day from now. clicks: the columns of adapter "clicks", where their
-      names do not show it. memory_limit: what DuckDB may use for sorting before it goes to disk.
-      check_only: open the log, check its columns and the settings, write nothing and return None.
+      characters. profile: names of the profile columns; None: those of few values that do not
+      reveal the query (`profile_choice`). prefixes: AmazonQAC only, which typed prefixes become
+      rows: "one" (drawn), "last" or "all". seed: of adapters that draw prefixes. earliest, latest:
+      ISO dates or times outside of which a row is set aside; latest "" is a day from now. clicks:
+      the columns of adapter "clicks", if their names do not identify them. memory_limit: memory of
+      DuckDB's sort, which continues on disk. check_only: open the log, check its columns and the
+      settings, write nothing and return None.
 
     Returns:
       the counts, also in report.json. Files are renamed into place at the end, report.json last.
 
     Raises:
-      UserError: no such log, a file or column that is not what it should be, more bad rows than
-        allowed (set_aside.jsonl is then written all the same), or no train rows left by the split.
+      UserError: no such log, a faulty file or column, more bad rows than allowed (set_aside.jsonl
+        is written even then), or no train rows left by the split.
     """
     if not 0 <= max_bad_share <= 1:
         raise UserError(f"ingest.max_bad_share={max_bad_share}: expected a share from 0 to 1.")
@@ -206,7 +199,7 @@ def ingest(
 
 @contextlib.contextmanager
 def _file_errors(out: str) -> Iterator[None]:
-    """What goes wrong with files inside becomes a sentence."""
+    """Convert OSError to an error that names `out`."""
     try:
         yield
     except OSError as error:
@@ -219,7 +212,7 @@ def _check_names(log: str, sources: Sequence[Source]) -> None:
         other = next(source for source in sources if not source.split)
         raise UserError(
             f"log {log!r}: {named[0].path} is named after a split and {other.path} is not, so "
-            "it is unclear where that belongs. Name all files train.*, dev.*, test.*, or none."
+            "its split is unclear. Name all files train.*, dev.*, test.*, or none."
         )
 
 
@@ -237,7 +230,7 @@ def _read(
     staging: Staging,
     check: Callable[[pa.Table], tuple[pa.Table, np.ndarray, dict[int, str]]],
 ) -> None:
-    asks = SPLITS.index(source.split) if source.split else BY_TIME
+    split = SPLITS.index(source.split) if source.split else BY_TIME
     for chunk in adapter.chunks(source):
         staging.joined += chunk.joined
         for row, reason, raw in chunk.bad:
@@ -252,7 +245,7 @@ def _read(
             for row, reason in sorted(reasons.items()):
                 _put_aside(staging, chunk, int(rows.origin[row]), reason)
             numbers = np.asarray(chunk.rows, np.int64)[rows.origin[accepted]]
-            splits = np.full(len(accepted), asks, np.int8)
+            splits = np.full(len(accepted), split, np.int8)
             if rows.splits is not None and not source.split:
                 splits = rows.splits[accepted]
             if len(accepted):
@@ -296,12 +289,12 @@ def _print_table(report: IngestReport, written: dict[str, Written], label: str) 
 
 
 def _print_columns(verdicts: Sequence[Verdict], staging: Staging) -> None:
-    taken = [f"{v.name} ({v.values:,} values)" for v in verdicts if not v.reason]
-    print(f"  profile: {', '.join(taken) or 'none'}")
-    out = [f"{v.name} {v.reason}" for v in verdicts if v.reason]
-    if out:
-        print(f"  no profile: {'; '.join(out)}. Take others with --gin.ingest.profile=[...]")
+    chosen = [f"{v.name} ({v.values:,} values)" for v in verdicts if not v.reason]
+    print(f"  profile: {', '.join(chosen) or 'none'}")
+    others = [f"{v.name} {v.reason}" for v in verdicts if v.reason]
+    if others:
+        print(f"  no profile: {'; '.join(others)}. Change it with --gin.ingest.profile=[...]")
     if staging.units:
-        found = ", ".join(f"{count:,} in {unit}" for unit, count in staging.units.items())
-        print(f"  times converted to milliseconds: {found}")
+        counts = ", ".join(f"{count:,} in {unit}" for unit, count in staging.units.items())
+        print(f"  times converted to milliseconds: {counts}")
     print(end="", flush=True)

@@ -16,14 +16,14 @@ from onesug_jax.logs.schema import normalise_query
 
 @dataclass
 class KuaiSearch(Adapter):
-    """KuaiSearch's recall sessions, with the users' table where the folder holds one.
+    """KuaiSearch's recall sessions, with the users' table if the folder has one.
 
-    Rules: the data has no typed prefixes, so one is derived: its length is drawn from 1 to the
-    number of characters of the normalised query (at most `max_prefix`), evenly, from (seed, file,
-    row). The time is time_index taken as seconds since 1970 (an order, no true date). Purchased and
-    clicked items become ordered_items and clicked_items; what was impressed are items, not
-    suggestions, so `shown` is empty. The file's own `split` column gives the splits. Columns of
-    users*.jsonl become profile.
+    Rules: the data has no typed prefixes, so one is derived from the normalised query. Its length
+    is drawn uniformly by (seed, file, row), from 1 to the length of the query, at most
+    `max_prefix`. The time is time_index read as seconds since 1970 (an order, not true dates).
+    Purchased and clicked items become ordered_items and clicked_items. The impressions are items,
+    not suggestions, so `shown` is empty. The `split` column of the file gives the splits. Columns
+    of users*.jsonl become profile columns.
     """
 
     seed: int = 0
@@ -42,11 +42,11 @@ class KuaiSearch(Adapter):
     _profile: list[str] = field(default_factory=list)
 
     def is_side(self, columns: Collection[str]) -> bool:
-        """Users (user_id without a query) and items (item_id) lie beside the recall sessions."""
+        """Whether these are users (user_id without a query) or items (item_id)."""
         return "query" not in columns and ("user_id" in columns or "item_id" in columns)
 
     def load_sides(self, sources: Sequence[Source]) -> int:
-        """Keep the users' columns in memory, by user; the number of lines not readable."""
+        """Hold the columns of users in memory; returns the number of unreadable lines."""
         unread = 0
         for source in sources:
             if "user_id" not in source.columns:
@@ -67,7 +67,7 @@ class KuaiSearch(Adapter):
         return unread
 
     def needs(self, source: Source) -> dict[str, str]:
-        """The recall columns, and `split` where the file has it."""
+        """The recall columns, and `split` if the file has it."""
         return {**self.kinds, **({"split": "text"} if "split" in source.columns else {})}
 
     def convert(self, chunk: Chunk) -> Rows:
@@ -84,10 +84,10 @@ class KuaiSearch(Adapter):
         splits = None
         if "split" in chunk.columns:
             splits = np.zeros(read.count, np.int8)
-            for row, said in enumerate(read(to.text, "split").to_pylist()):
-                splits_of = {"train": 0, "dev": 1, "val": 1, "valid": 1, "validation": 1, "test": 2}
-                if said in splits_of:
-                    splits[row] = splits_of[said]
+            numbers = {"train": 0, "dev": 1, "val": 1, "valid": 1, "validation": 1, "test": 2}
+            for row, split in enumerate(read(to.text, "split").to_pylist()):
+                if split in numbers:
+                    splits[row] = numbers[split]
                 else:
                     read.faults.setdefault(row, "split is none of train, dev, test")
         table = {
@@ -101,9 +101,9 @@ class KuaiSearch(Adapter):
             "ordered_items": read(to.text_lists, "purchased_item_ids"),
         }
         unknown = [None] * len(self._profile)
-        of_rows = [self._users.get(one, unknown) for one in user.to_pylist()]
+        profiles = [self._users.get(name, unknown) for name in user.to_pylist()]
         for place, name in enumerate(self._profile):
-            values = [profile[place] if place < len(profile) else None for profile in of_rows]
+            values = [profile[place] if place < len(profile) else None for profile in profiles]
             table[name] = pa.array(values, pa.string())
         return read.rows(table, splits)
 

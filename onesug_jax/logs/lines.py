@@ -1,7 +1,7 @@
-"""The physical lines of a text file, compressed or not; every count of rows uses them.
+"""The physical lines of a text file, compressed or not; all row counts are based on them.
 
-A line ends with LF, CR LF or CR alone. Numbers are 1-based and count blank lines too. A byte order
-mark at the start is not text. Bytes that are not UTF-8 come as surrogates, so that no line is lost.
+A line ends with LF, CR LF or CR alone. Line numbers are 1-based and count blank lines. A byte order
+mark is skipped. Bytes that are not UTF-8 become surrogates, so that no line is lost.
 """
 
 from __future__ import annotations
@@ -15,21 +15,21 @@ import pyarrow as pa
 
 CODECS = {".gz": "gzip", ".zst": "zstd", ".bz2": "bz2", ".lz4": "lz4", ".br": "brotli"}
 LINE_CHARACTERS = 8 << 20  # a longer line is not a row of a log
-SHOWN_CHARACTERS = 2_000  # of a bad row, beside its reason
+SHOWN_CHARACTERS = 2_000  # most of a bad row that is written beside its reason
 
 
 class Record(NamedTuple):
-    """What one row of a text file holds: a JSON object or cells, or the reason why neither."""
+    """One row of a text file: a JSON object or cells, or the reason why it is faulty."""
 
     number: int  # of its first line
     raw: str
     value: Any
     reason: str = ""
-    lines: int = 1  # physical lines that it takes
+    lines: int = 1  # number of physical lines
 
 
 def stem(path: str) -> str:
-    """The file's lower-case name without the ending of its compression."""
+    """The file's lower-case name without the suffix of its compression."""
     name = os.path.basename(path).lower()
     root, end = os.path.splitext(name)
     return root if end in CODECS else name
@@ -38,8 +38,8 @@ def stem(path: str) -> str:
 def physical_lines(path: str) -> Iterator[tuple[int, str]]:
     """(number, line with its end) of each line that is not blank.
 
-    Of a line beyond LINE_CHARACTERS only the beginning is given. Raises OSError where the file
-    cannot be read, or where its compression breaks off.
+    A line over LINE_CHARACTERS is cut there. Raises OSError if the file cannot be read or its
+    compressed data is truncated.
     """
     codec = CODECS.get(os.path.splitext(path.lower())[1])
     binary = pa.input_stream(path, compression=codec) if codec else open(path, "rb")
@@ -55,7 +55,7 @@ def physical_lines(path: str) -> Iterator[tuple[int, str]]:
 
 
 def is_utf8(text: str) -> bool:
-    """Whether the line was UTF-8 in its file."""
+    """Whether the line was UTF-8 in the file."""
     try:
         text.encode()
     except UnicodeEncodeError:
@@ -64,7 +64,7 @@ def is_utf8(text: str) -> bool:
 
 
 def show(text: str | bytes) -> str:
-    """The beginning of a row as it stood in the file, for people to read."""
+    """The beginning of a row as it was in the file, for messages."""
     if isinstance(text, str):
         text = text[: 4 * SHOWN_CHARACTERS].encode("utf-8", "surrogateescape")
     return text.decode("utf-8", "backslashreplace").rstrip("\r\n")[:SHOWN_CHARACTERS]

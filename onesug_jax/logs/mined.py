@@ -1,4 +1,4 @@
-"""The mined tables: what is in them, and reading them (PAPER.md section 2, step 1).
+"""The mined tables: their columns, and functions to read them (PAPER.md section 2, step 1).
 
 Five tables, one Parquet file each, and a report of rows:
 
@@ -9,7 +9,7 @@ Five tables, one Parquet file each, and a report of rows:
                 "visitor"), then best first
   pools         prefix, query, rank, count; by prefix, then rank
 
-`mining` says what the numbers mean and makes them.
+`mining` defines the numbers and computes them.
 """
 
 from __future__ import annotations
@@ -49,13 +49,13 @@ _BLOCK = 1 << 20  # rows
 
 @dataclasses.dataclass(frozen=True)
 class MiningReport:
-    """Rows of the log and of every table, and what the thresholds left out.
+    """Numbers of rows of the log and of every table, and of what the thresholds left out.
 
     Attributes:
       rows, visitors: of the log.
       repeats_left_out: rows beyond `max_repeats` of one visitor, query and day; in no other count.
       queries, prefixes, prefix_query, query_query_visitor, query_query_item, pools: rows of tables.
-      queries_left_out, prefixes_left_out: used by fewer than `min_users` visitors.
+      queries_left_out, prefixes_left_out: those of fewer than `min_users` visitors.
       query_rows_left_out, prefix_rows_left_out: rows of the log with such a query or prefix.
     """
 
@@ -75,7 +75,7 @@ class MiningReport:
 
 
 def read_table(out: str, name: str, columns: Sequence[str] | None = None) -> pa.Table:
-    """One of `TABLES`, with their types; all columns, or these.
+    """One of `TABLES` with its types; all columns, or these.
 
     Raises:
       UserError: its file is missing or damaged, or lacks a column.
@@ -86,19 +86,19 @@ def read_table(out: str, name: str, columns: Sequence[str] | None = None) -> pa.
 
 
 def read_blocks(out: str, name: str, columns: Sequence[str]) -> Iterator[pa.RecordBatch]:
-    """Some columns of a mined table, a million rows at a time; errors as of `read_table`."""
+    """Some columns of a mined table in blocks of a million rows; raises as `read_table`."""
     with _reading(out, name) as path, pq.ParquetFile(path) as file:
         yield from file.iter_batches(_BLOCK, columns=list(columns))
 
 
 @contextlib.contextmanager
 def _reading(out: str, name: str) -> Iterator[str]:
-    """The path of a table; what fails while it is read becomes a UserError."""
+    """The path of a table; errors while it is read become UserError."""
     path = os.path.join(out, file_of(name))
     require_files([path], "a mined table", "run mine first.")
     try:
         yield path
-    except (ValueError, OSError) as error:  # pyarrow's own errors are kinds of these
+    except (ValueError, OSError) as error:  # the errors of pyarrow are subclasses
         check_refused(path, error)
         raise UserError(
             f"{path}: expected the columns {', '.join(TABLES[name].names)}; reading them failed: "

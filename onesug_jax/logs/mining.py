@@ -1,26 +1,24 @@
-"""Mining a train split: what people search and type, and related queries (PAPER.md 2, step 1).
+"""Mining a train split: counts of queries and prefixes, and related queries (PAPER.md 2, step 1).
 
-What tables come out, and how they are read, is in `mined`. This file makes them.
+`mined` describes the tables; this file computes them.
 
 Text is compared and sorted by UTF-8 bytes, which is code point order. `clicks`, `item_clicks` and
 `orders` count rows whose searched query has exactly that level. The score of a prefix -> query pair
 
   count / (count + support)  *  count / sqrt(count of the prefix * count of the query)
 
-is the cosine between prefix and query (how specific each is to the other) times how reliable
-that is, given how often it was seen. `query_query` is described in `pairs`: source "visitor"
-relates queries of one visitor, "item" those after which one item was clicked; `users` counts the
-visitors or items in common. A pool holds the candidates of a prefix: all queries searched after it
-and all that start with it, most searched first.
+is the cosine between prefix and query times its reliability, which grows with the count.
+`query_query` is described in `pairs`: source "visitor" relates queries of one visitor, "item"
+queries after which one item was clicked; `users` counts the visitors or items in common. A pool
+holds the candidates of a prefix: all queries searched after it and all that start with it, most
+searched first.
 
-A visitor is a user_id; where that is empty a session_id; the rows of one day (UTC) that have
-neither are one visitor (`schema.visitor_of`). Of one visitor's searches of one query on one day the
-first `max_repeats` count, of a nameless one's the first (all, where the log names nobody), as in
-the as-of counts: so a robot, or a page left reloading, makes nothing popular by itself.
-**Privacy:** a query searched by fewer than `min_users` visitors, or a prefix typed by fewer, is in
-no table.
+`schema.visitor_of` defines the visitors. As in the as-of counts, only the first `max_repeats`
+searches of one query by one visitor on one day (UTC) count, and only the first of a nameless
+visitor (all, if the log names nobody). So a robot or a reloading page cannot make a query popular.
+**Privacy:** queries and prefixes of fewer than `min_users` visitors are in no table.
 
-What it does not do: it reads no list of suggestions shown, no dev or test rows, and embeds nothing.
+It reads no shown lists and no dev or test rows, and embeds nothing.
 """
 
 from __future__ import annotations
@@ -69,26 +67,27 @@ def mine(
     max_items_per_query: int = 50,
     min_common_items: int = 1,
 ) -> MiningReport:
-    """Mine the train split into all tables of `mined` and `report.json`, or none, in `out`.
+    """Mine the train split: writes all tables of `mined` and `report.json` to `out`, or none.
 
     Args:
       train: Parquet file in the schema, as `ingest` writes it.
-      out: folder, made if need be; other files in it stay.
-      engine: where it runs; the same rows come out.
-      min_users: visitors that must have searched a query, or typed a prefix, for it to be used.
-      max_repeats: searches of one query by one visitor on one day that count, the first.
+      out: folder, created if missing; other files in it stay.
+      engine: the engine; all give the same rows.
+      min_users: least number of visitors of a query or prefix.
+      max_repeats: most searches of one query by one visitor on one day that count.
       per_prefix: best queries of a prefix in prefix_query.
-      per_query: best others of a query and source in query_query.
+      per_query: best related queries of a query and source in query_query.
       pool_size: candidates of a prefix in pools.
-      support: at this count half of a prefix -> query pair's cosine is its score.
+      support: the count at which the score of a prefix -> query pair is half of its cosine.
       swing_alpha: Swing's smoothing.
       max_queries_per_visitor, max_queries_per_item: latest queries used of each.
-      max_visitors_per_query, max_items_per_query: those seen latest, used by Swing of each query.
-      min_common_visitors, min_common_items: which two queries must have in common to be a pair.
+      max_visitors_per_query, max_items_per_query: latest visitors and items that Swing uses of each
+        query.
+      min_common_visitors, min_common_items: least number that two queries of a pair have in common.
 
     Raises:
       UserError: a setting out of range, an engine that cannot start or has too little memory, a
-      file that is missing, no Parquet, lacks a column or has no rows.
+      file that is missing, is not Parquet, lacks a column or has no rows.
     """
     at_least_1 = dict(
         min_users=min_users,
@@ -136,7 +135,7 @@ def mine(
 
 
 class _Mining:
-    """The steps, in order; each stores what later ones need and records its counts."""
+    """The steps, in order; each stores tables for later steps and records its counts."""
 
     def __init__(self, engine: Engine, folder: str):
         self.engine, self.folder = engine, folder
@@ -144,7 +143,7 @@ class _Mining:
         self._say = Progress("mine").step
 
     def read(self, train: str) -> None:
-        """Texts and visitors become numbers; the numbers of texts are in byte order."""
+        """Number the texts (in byte order) and the visitors."""
         log = self.engine.read(train)
         user, session = _text(log.user_id), _text(log.session_id)
         day = log.timestamp_ms // DAY_MS
@@ -153,7 +152,7 @@ class _Mining:
             "prefix",
             "clicked_items",
             time=_.timestamp_ms,
-            # The letter separates a session from the user of the same name.
+            # The letter distinguishes a session from a user of the same name.
             visitor=ibis.cases(
                 (user != "", ibis.literal("u") + user),
                 (session != "", ibis.literal("s") + session),
@@ -198,33 +197,33 @@ class _Mining:
         self._say(f"read {self.counts['rows']:,} rows of {self.counts['visitors']:,} visitors")
 
     def without_repeats(self, most: int) -> None:
-        """Of each visitor, query and day the first `most` rows; few logs hold more of any."""
-        same = ["v", "q", "day"]
+        """Retain the first `most` rows of each visitor, query and day."""
+        key = ["v", "q", "day"]
         rows = self.counts["rows"]
         named = self.engine.total(self.events, "nameless") < rows
-        of_nameless = 1 if named else rows  # else each is a visitor of its own
-        often = self.engine.keep(
-            "often",
-            self.events.group_by(same)
+        most_nameless = 1 if named else rows  # if nobody is named, all count
+        repeated = self.engine.keep(
+            "repeated",
+            self.events.group_by(key)
             .aggregate(n=_.count(), nameless=_.nameless.max())
-            .mutate(counted=(_.nameless == 1).ifelse(of_nameless, most))
+            .mutate(counted=(_.nameless == 1).ifelse(most_nameless, most))
             .filter(_.n > _.counted),
         )
-        over = self.engine.total(often, "n") - self.engine.total(often, "counted")
-        self.counts["repeats_left_out"] = over
-        if over:
-            # Rows that tie in all of these are alike: it does not matter which of them stay.
+        left_out = self.engine.total(repeated, "n") - self.engine.total(repeated, "counted")
+        self.counts["repeats_left_out"] = left_out
+        if left_out:
+            # Rows equal in all of these columns are interchangeable.
             order = [_.time, _.p, _.orders.desc(), _.item_clicks.desc()]
-            earliest = first(self.events.semi_join(often, same), most, of=same, by=order)
+            earliest = first(self.events.semi_join(repeated, key), most, of=key, by=order)
             earliest = earliest.filter((_.nameless == 0) | (_.place == 0))
-            counted = self.events.anti_join(often, same).union(earliest.drop("place"))
+            counted = self.events.anti_join(repeated, key).union(earliest.drop("place"))
             self.events = self.engine.keep("counted", counted)
             self.engine.drop("events")
-            self._say(f"left out {over:,} rows: a visitor's beyond {most:,} of one query a day")
-        self.engine.drop("often")
+            self._say(f"left out {left_out:,} rows: a visitor's beyond {most:,} of one query a day")
+        self.engine.drop("repeated")
 
     def frequent_texts(self, min_users: int) -> None:
-        """Tables queries and prefixes: what enough visitors searched or typed."""
+        """Tables queries and prefixes: those of enough visitors."""
         self.searches = self.engine.keep(
             "searches",
             self.events.group_by("v", "q").aggregate(
@@ -257,7 +256,7 @@ class _Mining:
         self._say(f"{self.counts['queries']:,} queries, {self.counts['prefixes']:,} prefixes")
 
     def prefix_to_query(self, per_prefix: int, support: float) -> None:
-        """Table prefix_query: what was searched after a prefix; an empty one says nothing."""
+        """Table prefix_query: the queries searched after each prefix that is not empty."""
         self.followed = self.engine.keep(
             "followed",
             self.typed.group_by("p", "q")
@@ -275,7 +274,7 @@ class _Mining:
         self.engine.drop("typed")
 
     def query_to_query(self, visitors: Caps, items: Caps, alpha: float) -> None:
-        """Table query_query: both relations, among the frequent queries."""
+        """Table query_query: pairs of the frequent queries, by items and by visitors."""
         queries = self.queries.select("q")
         searches = self.searches.select("q", "last", owner=_.v).semi_join(queries, "q")
         parts = []
@@ -295,9 +294,10 @@ class _Mining:
         self.engine.drop("item_pairs", "visitor_pairs", "searches", "clicks")
 
     def pools(self, pool_size: int) -> None:
-        """Table pools: what followed a prefix, and what starts with it, most searched first."""
+        """Table pools: queries searched after a prefix or starting with it, most searched first."""
         queries = self.queries.select("q", "query", "count")
-        # Every query's own beginnings meet the typed prefixes by equality: no scan for each prefix.
+        # The beginnings of every query are joined with the typed prefixes by equality, which needs
+        # no scan for each prefix.
         beginnings = queries.mutate(size=ibis.range(0, queries.query.length() + 1).unnest())
         beginnings = beginnings.select("q", "count", prefix=_.query.left(_["size"]))
         completions = beginnings.join(self.prefixes.select("p", "prefix"), "prefix")
@@ -316,14 +316,14 @@ class _Mining:
         return self.engine.keep(column, distinct.mutate(place.name(number)))
 
     def _frequent(self, name: str, counted: Any, texts: Any, number: str, min_users: int) -> Any:
-        """Those of `min_users` visitors, with their text: stored, written, and the rest counted."""
+        """Store and write the texts of `min_users` visitors; count the others."""
         frequent = self.engine.keep(name, counted.filter(_.users >= min_users).join(texts, number))
         rows = self._write(name, frequent, [_[number]])
         used = self.engine.total(frequent, "count")
-        one = {"queries": "query", "prefixes": "prefix"}[name]
+        singular = {"queries": "query", "prefixes": "prefix"}[name]
         self.counts[f"{name}_left_out"] = self.engine.count(texts) - rows
-        counted = self.counts["rows"] - self.counts["repeats_left_out"]
-        self.counts[f"{one}_rows_left_out"] = counted - used
+        all_rows = self.counts["rows"] - self.counts["repeats_left_out"]
+        self.counts[f"{singular}_rows_left_out"] = all_rows - used
         return frequent
 
     def _write(self, name: str, table: Any, order: list[Any], *, counted: bool = True) -> int:

@@ -16,7 +16,7 @@ from onesug_jax.logs.schema import HISTORY, Level
 LISTS = pa.list_(pa.string())
 UNKNOWN_ITEM = "unknown"
 
-# The paper's base reward of each positive level (section 4): the sample gives no behaviour.
+# The paper's base reward of each positive level (section 4), as the sample has no behaviour.
 POSITIVE_REWARDS = {Level.CLICK: 1.0, Level.ITEM_CLICK: 1.5, Level.ORDER: 2.0}
 
 
@@ -24,12 +24,12 @@ POSITIVE_REWARDS = {Level.CLICK: 1.0, Level.ITEM_CLICK: 1.5, Level.ORDER: 2.0}
 class OneSugSample(Adapter):
     """The OneSug authors' seven tab-separated columns without a header.
 
-    Rules: items inside a field are comma-joined. searched_query is taken as newest first, so that
-    the encoder sees the authors' order. `query` is the chosen one; its level is the positive level
-    whose base reward (1.0, 1.5, 2.0) lies nearest to pos_score, expressed by one item "unknown"
-    among the clicked (ITEM_CLICK) or clicked and ordered items (ORDER). Users and times are not
-    given: user_id is "", rows follow each other by an hour. The rejected queries and their
-    score are no part of a log and are left out.
+    Rules: commas separate the items inside a field. searched_query is read as newest first, so that
+    the encoder receives the authors' order. `query` is the chosen query. Its level is the positive
+    level with the base reward (1.0, 1.5, 2.0) nearest to pos_score; an item "unknown" stands for
+    it among the clicked (ITEM_CLICK) or clicked and ordered items (ORDER). There are no users and
+    times: user_id is "", and each row is one hour later than the row before. The rejected queries
+    and their score are not part of a log and are left out.
     """
 
     name = "onesug"
@@ -37,7 +37,7 @@ class OneSugSample(Adapter):
     kinds = dict.fromkeys(ONESUG_COLUMNS, "text")
 
     def check(self, source: Source) -> None:
-        """Only files of seven columns without a header, the last two scores, are of this kind."""
+        """Refuse all but files of seven columns, the last two numbers, without a header."""
         if source.kind != "onesug":
             raise UserError(
                 f"{source.path}: adapter 'onesug' expects seven tab-separated columns without a "
@@ -54,16 +54,16 @@ class OneSugSample(Adapter):
             "query": chunk.columns["chosen"],
         }
         table = {name: pa.array(values, pa.string()) for name, values in table.items()}
-        base = chunk.source.index * 1_000_000  # files follow each other; hours, as the rows inside
+        base = chunk.source.index * 1_000_000  # hours: a file follows the file before it
         table["timestamp_ms"] = pa.array([HOUR_MS * (base + row) for row in chunk.rows], pa.int64())
         chosen_scores, _ = (_scores(read, name) for name in ONESUG_COLUMNS[-2:])
-        level = [
-            min(POSITIVE_REWARDS, key=lambda one: abs(POSITIVE_REWARDS[one] - score))
+        levels = [
+            min(POSITIVE_REWARDS, key=lambda level: abs(POSITIVE_REWARDS[level] - score))
             for score in chosen_scores
         ]
         items = {
-            "clicked_items": [[] if one == Level.CLICK else [UNKNOWN_ITEM] for one in level],
-            "ordered_items": [[UNKNOWN_ITEM] if one == Level.ORDER else [] for one in level],
+            "clicked_items": [[] if level == Level.CLICK else [UNKNOWN_ITEM] for level in levels],
+            "ordered_items": [[UNKNOWN_ITEM] if level == Level.ORDER else [] for level in levels],
             HISTORY: [_parts(cell)[::-1] for cell in chunk.columns["searched_query"]],
         }
         table.update({name: pa.array(values, LISTS) for name, values in items.items()})
@@ -76,7 +76,7 @@ def _parts(cell: str) -> list[str]:
 
 def _scores(read: ChunkReader, name: str) -> list[float]:
     """The numbers of a column; a row without one becomes a fault."""
-    found = []
+    scores = []
     for row, cell in enumerate(read.chunk.columns[name]):
         try:
             score = float(cell)
@@ -84,5 +84,5 @@ def _scores(read: ChunkReader, name: str) -> list[float]:
             score = math.nan
         if not math.isfinite(score):
             read.faults.setdefault(row, f"{name} is not a number")
-        found.append(score)
-    return found
+        scores.append(score)
+    return scores

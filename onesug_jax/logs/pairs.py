@@ -1,21 +1,20 @@
 """Query -> query pairs by Swing and ItemCF (PAPER.md section 2, step 1), as Ibis expressions.
 
-Both read one relation: owners and the queries they have. An owner is a visitor and the queries
-they searched, or an item and the queries after which it was clicked; the same code serves both.
+Both are computed from a relation of owners and queries. An owner is a visitor with the queries they
+searched, or an item with the queries after which it was clicked.
 
-Two caps bound the work by the size of the log. An owner's most recent queries form the relation R
-of ItemCF. Swing looks at pairs of owners, whose number grows with the square of a
-query's owners, so its relation S has, of every query in R, only the owners seen most recently. This
-means seen at all, not with this query: two frequent queries then share more owners than if each
-had those who searched it last.
+Two caps bound the work. The most recent queries of each owner form the relation R of ItemCF. Swing
+uses pairs of owners, and their number grows with the square of a query's owners. So its relation S
+retains, for every query in R, only the owners seen most recently with any query. Two frequent
+queries then share more owners than if each retained those who searched it last.
 
   U_i: owners of query i; I_u: queries of owner u in R.
   itemcf(i, j) = sum over u in U_i & U_j of 1 / log(1 + |I_u|) / sqrt(|U_i| |U_j|), all in R
   swing(i, j)  = sum over pairs u < v in U_i & U_j of w_u w_v / (alpha + |I_u & I_v|),
                  w_u = 1 / sqrt(|I_u|), with U_i, U_j and I_u & I_v in S
 
-Sums are made of whole numbers (every term in units of 2^-36), so they do not depend on the order in
-which an engine adds, and two engines agree to the last digit.
+Sums are of integers (every term in units of 2^-36), so they do not depend on the order of addition,
+and two engines agree to the last digit.
 """
 
 from __future__ import annotations
@@ -28,7 +27,7 @@ from ibis import _
 
 from onesug_jax.logs.engines import Engine
 
-UNIT = 2**36  # of the whole numbers that are summed
+UNIT = 2**36  # of the integers that are summed
 DIGITS = 10**9  # scores are written to nine decimals
 
 
@@ -52,8 +51,8 @@ class Caps:
 def real(value: Any) -> Any:
     """A number, or a column of numbers, in double precision.
 
-    Engines take a number in the text of a query for a decimal fraction and reckon differently from
-    there; written as text and cast, it is the same double in each.
+    Engines read a number in SQL as a decimal and then compute differently; written as text and
+    cast, it is the same double in each.
     """
     if isinstance(value, int | float):
         value = ibis.literal(repr(value))
@@ -61,7 +60,7 @@ def real(value: Any) -> Any:
 
 
 def rounded(value: Any) -> Any:
-    """A score to nine decimals, by steps that every engine does alike."""
+    """A score to nine decimals, by operations that are equal in all engines."""
     return real((value * real(DIGITS) + real(0.5)).floor()) / real(DIGITS)
 
 
@@ -77,11 +76,10 @@ def first(table: Any, most: int, *, of: str | list[str], by: list[Any]) -> Any:
 
 
 def mine_pairs(engine: Engine, name: str, relation: Any, caps: Caps, alpha: float) -> Any:
-    """Directed pairs of one relation, each query's best only, stored under `name`.
+    """The best directed pairs of each query in one relation, stored under `name`.
 
     Args:
-      relation: columns owner, q (int32 each) and last (int64, when); a row for each (owner, q).
-      caps: what bounds the work.
+      relation: columns owner, q (int32 each) and last (int64, time); one row for each (owner, q).
       alpha: Swing's smoothing.
 
     Returns:
@@ -106,13 +104,15 @@ def mine_pairs(engine: Engine, name: str, relation: Any, caps: Caps, alpha: floa
 
 
 def _common(r: Any, least: int, parts: int) -> list[Any]:
-    """Pairs i < j of queries with their owners in common and the sum of those owners' weights."""
+    """Pairs i < j of queries with the number of their owners in common and the sum of their
+    weights.
+    """
     weighted = r.select("owner", i=_.q, weight=_fixed_point(1 / real(1 + _.size).ln()))
     other = r.select(owner_j=_.owner, j=_.q)
 
     def part(number: int) -> Any:
-        mine = weighted.filter(_.i % parts == number)
-        joined = mine.join(other, [mine.owner == other.owner_j, mine.i < other.j])
+        rows = weighted.filter(_.i % parts == number)
+        joined = rows.join(other, [rows.owner == other.owner_j, rows.i < other.j])
         pairs = joined.group_by("i", "j").aggregate(
             users=_.count(), weight=_.weight.sum().cast("int64")
         )
@@ -122,15 +122,12 @@ def _common(r: Any, least: int, parts: int) -> list[Any]:
 
 
 def _twos(s: Any, parts: int) -> list[Any]:
-    """Pairs u < v of owners with how many queries they share, where that is more than one.
-
-    Only owners with two queries in common say anything about a pair of queries.
-    """
+    """Pairs u < v of owners and the number of queries they share, if that is more than one."""
     u, v = s.select("q", u=_.owner), s.select(q_v=_.q, v=_.owner)
 
     def part(number: int) -> Any:
-        mine = u.filter(_.u % parts == number)
-        joined = mine.join(v, [mine.q == v.q_v, mine.u < v.v])
+        rows = u.filter(_.u % parts == number)
+        joined = rows.join(v, [rows.q == v.q_v, rows.u < v.v])
         pairs = joined.group_by("u", "v").aggregate(shared=_.count().cast("int32"))
         return pairs.filter(_.shared >= 2)
 
@@ -145,9 +142,9 @@ def _swings(engine: Engine, name: str, r: Any, most: int, alpha: float) -> Any:
     of_u, of_v = s.rename(u="owner"), s.rename(owner_v="owner", q_v="q", size_v="size")
     threes = twos.join(of_u, "u")
     threes = threes.join(of_v, [threes.v == of_v.owner_v, threes.q == of_v.q_v])
-    # sqrt and the four operations are the same to the last bit in every engine.
-    both = (real(_.size) * real(_.size_v)).sqrt()
-    term = _fixed_point(1 / (both * (real(_.shared) + real(alpha))))
+    # sqrt and the four basic operations are the same to the last bit in every engine.
+    root = (real(_.size) * real(_.size_v)).sqrt()
+    term = _fixed_point(1 / (root * (real(_.shared) + real(alpha))))
     threes = engine.keep(f"{name}_threes", threes.select("u", "v", i=_.q, term=term))
     other = threes.select(u_j=_.u, v_j=_.v, j=_.i)
     joined = threes.join(other, [threes.u == other.u_j, threes.v == other.v_j, threes.i < other.j])
@@ -159,9 +156,9 @@ def _scored(common: Any, swings: Any, owners: Any) -> Any:
     pairs = common.left_join(swings, ["i", "j"]).select(
         "i", "j", "users", "weight", swing=ibis.coalesce(_.swing, 0)
     )
-    there = pairs.select("users", "weight", "swing", q=_.i, other=_.j)
-    back = pairs.select("users", "weight", "swing", q=_.j, other=_.i)
-    directed = there.union(back).join(owners, "q")
+    forward = pairs.select("users", "weight", "swing", q=_.i, other=_.j)
+    backward = pairs.select("users", "weight", "swing", q=_.j, other=_.i)
+    directed = forward.union(backward).join(owners, "q")
     directed = directed.join(owners.select(other=_.q, other_owners=_.owners), "other")
     root = (real(_.owners) * real(_.other_owners)).sqrt()
     return directed.select(

@@ -1,8 +1,7 @@
-"""Which columns of a log describe the person: the profile, that is input of the model.
+"""The choice of the profile columns: those that describe the person and are inputs of the model.
 
-Columns that the user names are taken. Without that, columns of few values are, and each is printed
-with their number. A column that reveals the searched query is never taken: the model would learn
-to copy the answer from its input.
+The setting names them; without it, columns of few values are chosen. A column that reveals the
+searched query is never chosen, because the model would learn to copy the answer from its input.
 """
 
 from __future__ import annotations
@@ -19,33 +18,33 @@ MOST_VALUES = 256
 SAMPLE_ROWS = 50_000
 FEW_ROWS = 20  # too few to conclude anything
 
-# A prediction of the query (or of the value) is better than that of the commonest by this share of
-# what is left, where one gives the other away.
+# One column reveals another if it corrects at least this share of the errors made by always
+# predicting the commonest value.
 _EXPLAINED = 0.8
 
 
 @dataclass(frozen=True)
 class Verdict:
-    """The verdict on a column: the number of its values, and why it is not a profile column."""
+    """The decision on a column: `reason` says why it is not a profile column, "" if it is one."""
 
     name: str
-    values: int
+    values: int  # distinct, not empty
     reason: str = ""
-    leaks: bool = False  # it gives the query away
+    leaks: bool = False  # it reveals the query
 
 
 def choose_profile(
     database: duckdb.DuckDBPyConnection, names: Sequence[str], wanted: Sequence[str] | None
 ) -> list[Verdict]:
-    """A verdict on each column of view `log`; with `wanted` only leaks are refused.
+    """A verdict on each column of view `log`; with `wanted`, on those columns alone.
 
     Raises:
-      UserError: a wanted column is not there, or gives the query away.
+      UserError: a wanted column is missing or reveals the query.
     """
-    lacking = [name for name in wanted or () if name not in names]
-    if lacking:
+    missing = [name for name in wanted or () if name not in names]
+    if missing:
         raise UserError(
-            f"ingest.profile: the log has no column {lacking[0]!r}; it has "
+            f"ingest.profile: the log has no column {missing[0]!r}; it has "
             f"{', '.join(sorted(names)) or 'none beside those of the schema'}."
         )
     chosen = [name for name in names if wanted is None or name in wanted]
@@ -93,7 +92,7 @@ def _judge(database: duckdb.DuckDBPyConnection, name: str, column: str) -> Verdi
     ).fetchall()
     if rows < FEW_ROWS:
         return Verdict(name, values)
-    # A single query in the whole log is no answer that could be given away.
+    # In a log of a single query there is nothing to reveal.
     [(queries,)] = database.execute("SELECT count(DISTINCT query) FROM judged").fetchall()
     if queries > 1:
         if repeats > 0.5:
@@ -119,22 +118,24 @@ def _judge(database: duckdb.DuckDBPyConnection, name: str, column: str) -> Verdi
 
 
 def _explained(
-    database: duckdb.DuckDBPyConnection, of: str, what: str, *, users: bool = False
+    database: duckdb.DuckDBPyConnection, source: str, target: str, *, users: bool = False
 ) -> float:
-    """How well `of` predicts `what`, 0 to 1: the share of rows it gets right, beyond guessing.
+    """The share of rows, 0 to 1, in which column `source` predicts column `target`; 0 where this is
+    little better than the commonest value (`_EXPLAINED`).
 
-    Predicted is what the other rows with the same value most often hold, so a value that stands
-    once predicts nothing. `users`: counts each person once per pair, and only what several share.
+    The prediction is the commonest `target` of the rows with the same `source`, so a value that
+    occurs once predicts nothing. With `users` each (user, query, value) counts once, and queries of
+    a single user do not count: they cannot show whether a value belongs to the query or the user.
     """
     pairs = "SELECT query, value FROM judged"
     if users:
         pairs = (
             "SELECT DISTINCT user_id, query, value FROM judged WHERE user_id <> '' QUALIFY "
-            "count(*) OVER (PARTITION BY query) > 1"
+            "count(DISTINCT user_id) OVER (PARTITION BY query) > 1"
         )
     [(rows, right, commonest)] = database.execute(
         f"""WITH pairs AS ({pairs}),
-            counts AS (SELECT {of} AS a, {what} AS b, count(*) AS n FROM pairs GROUP BY ALL)
+            counts AS (SELECT {source} AS a, {target} AS b, count(*) AS n FROM pairs GROUP BY ALL)
           SELECT (SELECT sum(n) FROM counts),
             (SELECT sum(CASE WHEN most > 1 THEN most ELSE 0 END)
                FROM (SELECT max(n) AS most FROM counts GROUP BY a)),

@@ -1,12 +1,11 @@
 """Parquet, JSONL and CSV files -> chunks of columns, in bounded memory.
 
-A line that is not UTF-8 or does not parse is set aside with its reason and the reading goes on; a
-file of the wrong format raises UserError. What the columns mean is the adapter's business.
-`find.py` looks for the files.
+A line that is not UTF-8 or does not parse is set aside with its reason, and reading continues. A
+file of the wrong format raises UserError.
 
 Row numbers are 1-based: the physical line in JSONL and CSV (a CSV header is line 1), the row in
-Parquet. Blank lines are no rows. `Chunk.joined` counts the further lines of cells over several
-lines, so a file's lines are its rows, its bad rows and its joined lines: nothing else.
+Parquet. Blank lines are not rows. `Chunk.joined` counts the further lines of cells over several
+lines. Every line of a file is thus a row, a bad row or a joined line.
 """
 
 from __future__ import annotations
@@ -49,7 +48,7 @@ _UNNAMED = re.compile(r"\s*|Unnamed: \d+|__index_level_\d+__")
 
 @dataclass(frozen=True)
 class Source:
-    """One file of a log: `columns` are the names found (with Arrow types if it has any)."""
+    """One file of a log: `columns` are its column names (in Parquet with their Arrow types)."""
 
     path: str
     kind: str  # parquet, jsonl, csv, or onesug (seven tab-separated columns without a header)
@@ -58,23 +57,23 @@ class Source:
     delimiter: str = ","
     index: int = 0  # its place among the log's files
     header: tuple[str, ...] = ()  # of a CSV: all cells, also those without a name
-    note: str = ""  # what of the file is left out
+    note: str = ""  # a sentence about columns that are left out
 
 
 @dataclass(frozen=True)
 class Chunk:
-    """Some rows of one file: columns [rows] each, and beside them the lines that are none."""
+    """Some rows of one file: columns [rows], and the bad lines between them."""
 
     source: Source
-    rows: Sequence[int]
+    rows: Sequence[int]  # row numbers
     columns: dict[str, Column]
-    raw: Callable[[int], str]  # of row i of the chunk, as it stood in the file
+    raw: Callable[[int], str]  # text of row i of the chunk as it was in the file
     bad: list[tuple[int, str, str]] = field(default_factory=list)  # (row number, reason, raw)
-    joined: int = 0  # physical lines that belong to a row which began on an earlier one
+    joined: int = 0  # physical lines that belong to a row that began on an earlier line
 
 
 def unnamed(name: str) -> bool:
-    """Whether a column has no name of its own, as the index that pandas writes."""
+    """Whether a column has no name, such as the index that pandas writes."""
     return _UNNAMED.fullmatch(name) is not None
 
 
@@ -84,7 +83,7 @@ def read_chunks(
     """The file in chunks of at most `rows` rows, in order; of Parquet only the columns `only`.
 
     Raises:
-      UserError: the file breaks off, turns out damaged, or has a quote that may hide rows.
+      UserError: the file is truncated or damaged, or has a quote that may hide rows.
     """
     done = 0
     try:
@@ -98,27 +97,26 @@ def read_chunks(
 
 
 def unreadable(path: str, kind: str, error: Exception, rows: int = 0) -> UserError:
-    """What to say of a file that cannot be read (to its end)."""
+    """The error for a file that cannot be read, or not to its end."""
     if isinstance(error, OSError) and error.errno:
         return file_error(path, "reading it", error)
-    said = str(error).splitlines()[0] if str(error) else type(error).__name__
+    reason = str(error).splitlines()[0] if str(error) else type(error).__name__
     after = f" after about {rows:,} rows" if rows else ""
     return UserError(
-        f"{path}: expected a whole {kind} file; reading it failed{after}: {said[:300]}. Copy or "
+        f"{path}: expected a whole {kind} file; reading it failed{after}: {reason[:300]}. Copy or "
         "write the file again, or take it out of the log."
     )
 
 
 def _read_parquet(source: Source, only: Sequence[str] | None, rows: int) -> Iterator[Chunk]:
     number = 0
-    wanted = source.columns if only is None else set(only)
-    names = [name for name in source.columns if name in wanted]
+    names = [name for name in source.columns if only is None or name in only]
     with pq.ParquetFile(source.path) as file:
         for batch in file.iter_batches(batch_size=rows, columns=names):
 
             def raw(row: int, batch: pa.RecordBatch = batch) -> str:
-                one = [[name, _bytes_of(batch.column(name), row)] for name in batch.schema.names]
-                return json.dumps(dict(one), ensure_ascii=False, default=_plain)[:SHOWN_CHARACTERS]
+                cells = {name: _cell(batch.column(name), row) for name in batch.schema.names}
+                return json.dumps(cells, ensure_ascii=False, default=_plain)[:SHOWN_CHARACTERS]
 
             count = batch.num_rows
             columns = {name: batch.column(name) for name in batch.schema.names}
@@ -130,27 +128,27 @@ def _plain(value: object) -> str:
     return show(value) if isinstance(value, bytes) else str(value)
 
 
-def _bytes_of(column: pa.Array, row: int) -> object:
+def _cell(column: pa.Array, row: int) -> object:
     try:
         return column[row].as_py()
     except UnicodeDecodeError:  # text in Parquet is not checked when it is read
         return f"(not UTF-8) {column.slice(row, 1)!r}"[:SHOWN_CHARACTERS]
 
 
-class _TwiceError(ValueError):
-    """A key stands twice in one JSON object."""
+class _RepeatedKeyError(ValueError):
+    """A JSON object has the same key twice."""
 
 
-def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    found = dict(pairs)
-    if len(found) < len(pairs):
+def _distinct_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    value = dict(pairs)
+    if len(value) < len(pairs):
         names = [name for name, _ in pairs]
-        twice = next(name for name in names if names.count(name) > 1)
-        raise _TwiceError(f"JSON with key {twice[:40]!r} more than once")
-    return found
+        repeated = next(name for name in names if names.count(name) > 1)
+        raise _RepeatedKeyError(f"JSON with key {repeated[:40]!r} more than once")
+    return value
 
 
-_check_once = json.JSONDecoder(object_pairs_hook=_once).decode
+_check_keys = json.JSONDecoder(object_pairs_hook=_distinct_keys).decode
 
 
 def parse_json(number: int, line: str) -> Record:
@@ -165,9 +163,9 @@ def parse_json(number: int, line: str) -> Record:
             line = line.lstrip("\ufeff")
             value = json.loads(line)
             if isinstance(value, dict) and line.count(":") != len(value):
-                _check_once(line)  # a colon in a text, an inner object, or a key written twice
+                _check_keys(line)  # a colon in a text, an inner object, or a repeated key
             reason = "" if isinstance(value, dict) else "JSON that is not an object"
-        except _TwiceError as error:
+        except _RepeatedKeyError as error:
             reason = str(error)
         except (ValueError, RecursionError):
             reason = "malformed JSON"

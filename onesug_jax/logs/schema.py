@@ -1,15 +1,15 @@
 """The log: its columns, the six behaviour levels, and the one definition of normalised text.
 
 One row is one suggestion request and its outcome: the text in the box (`prefix`), the list
-the user saw (`shown`), what was searched in the end (`query`) and what was then clicked and bought.
-Every other folder reads logs in this shape; `adapters` and `ingest` bring foreign logs into it.
+the user saw (`shown`), the query searched in the end (`query`), and the items clicked and bought.
+Every other folder reads logs in this shape; `adapters` and `ingest` convert foreign logs to it.
 
-The levels are those of the paper's preference alignment (section 4): a request's searched query is
-an ORDER, ITEM_CLICK or CLICK; what was shown and passed over is SHOW; candidates of the prefix that
-were not shown are NOT_SHOW; queries from elsewhere are RAND.
+The levels are those of the paper's preference alignment (section 4). The searched query of a
+request is ORDER, ITEM_CLICK or CLICK. A query that was shown and not chosen is SHOW. A candidate
+of the prefix that was not shown is NOT_SHOW. Any other query is RAND.
 
-`validate` checks every row of a log once: text is normalised, faulty rows are named, the rest are
-accepted. This file is on the serving path: it reads no files and imports only numpy and pyarrow.
+`validate` checks every row of a log once. The serving path imports this file, so it reads no files
+and imports only numpy and pyarrow.
 """
 
 from __future__ import annotations
@@ -36,18 +36,18 @@ class Level(enum.IntEnum):
     ORDER = 5
 
 
-_WIDE = 0x2E7F  # from here on characters are of scripts without spaces between words
+_WIDE = 0x2E7F  # characters above it belong to scripts without spaces between words
 SPLITS = ("train", "dev", "test")  # in the order of time
 
 # Optional column, list<string>, oldest first: the user's earlier queries as the log's owner
-# recorded them. Where a row has it (not null) it is used instead of the history derived from
-# earlier rows. `history_minutes`, list<double>, is how long before the request each of them was
-# searched; null where unknown: they then count as searched just now.
+# recorded them. A row that has it (not null) uses it instead of the history derived from earlier
+# rows. `history_minutes`, list<double>, is the age of each query at the time of the request; null
+# means unknown, and such queries count as searched just now.
 HISTORY = "history"
 HISTORY_MINUTES = "history_minutes"
 
-# Columns added by `history.with_history`, newest first; never profile columns: list<string>, and
-# list<float> of how many minutes before the request each was searched.
+# Columns added by `history.with_history`, newest first, never profile columns: the queries,
+# list<string>, and their ages in minutes at the time of the request, list<float>.
 RECENT = "recent"
 RECENT_MINUTES = "recent_minutes"
 
@@ -69,7 +69,7 @@ REQUIRED = tuple(LOG_SCHEMA.names)
 
 
 def normalise_query(text: str) -> str:
-    """Text as it is compared everywhere: NFKC, lower case, white space runs as one space, stripped.
+    """The form in which all texts are compared: NFKC, lower case, single spaces, stripped.
 
     Lower-casing can leave a string outside NFKC (Turkish dotted capital I does), so NFKC is applied
     once more; the result is a fixed point of this function.
@@ -79,22 +79,22 @@ def normalise_query(text: str) -> str:
 
 
 def normalise_prefix(text: str) -> str:
-    """As `normalise_query`, but one trailing space remains where the user typed white space.
+    """`normalise_query`, except that white space at the end becomes one space.
 
-    "watch " asks for a further word and "watch" may still become "watchdog"; white space alone is
-    the empty prefix.
+    "watch " is followed by a further word, and "watch" may still become "watchdog". White space
+    alone is the empty prefix.
     """
     body = normalise_query(text)
     return body + " " if body and text[-1].isspace() else body
 
 
 def is_wide(text: str) -> bool:
-    """Whether a text is of scripts without spaces between words (Chinese, Japanese)."""
+    """Whether most of a text is in scripts without spaces between words (Chinese, Japanese)."""
     return sum(ord(character) > _WIDE for character in text) * 2 > len(text)
 
 
 def split_words(text: str) -> list[str]:
-    """The words of a text; of a wide one every two neighbouring characters."""
+    """The words of a text; for a wide text, its character bigrams."""
     if not is_wide(text):
         return text.split()
     compact = text.replace(" ", "")
@@ -102,16 +102,16 @@ def split_words(text: str) -> list[str]:
 
 
 def profile_columns(schema: pa.Schema) -> list[str]:
-    """A log's static profile columns, in their order: all that the schema does not name."""
-    named = {*REQUIRED, HISTORY, HISTORY_MINUTES, RECENT, RECENT_MINUTES}
-    return [name for name in schema.names if name not in named]
+    """The static profile columns of a log, in their order: all that the schema does not name."""
+    reserved = {*REQUIRED, HISTORY, HISTORY_MINUTES, RECENT, RECENT_MINUTES}
+    return [name for name in schema.names if name not in reserved]
 
 
-NAMELESS = "n"  # how the visitors begin that stand for rows without user and session
+NAMELESS = "n"  # first character of the visitors of rows without user and session
 
 
 def visitor_of(user: str, session: str, time_ms: int) -> str:
-    """Who typed a row: its user, else its session. All rows of one day (UTC) that name neither are
+    """The visitor of a row: its user, else its session. All rows of one day (UTC) with neither are
     one visitor, because anybody can send any number of them.
     """
     if user:
@@ -120,42 +120,42 @@ def visitor_of(user: str, session: str, time_ms: int) -> str:
 
 
 def visitors_of(rows: pa.RecordBatch | pa.Table) -> list[str]:
-    """Who typed each row, as `visitor_of`."""
+    """The visitor of each row (`visitor_of`)."""
     columns = (rows[name].to_pylist() for name in ("user_id", "session_id", "timestamp_ms"))
     return [visitor_of(*row) for row in zip(*columns, strict=True)]
 
 
 def request_level(clicked_items: Sequence[str], ordered_items: Sequence[str]) -> Level:
-    """Level of the searched query: ORDER if bought, ITEM_CLICK if an item was opened, or CLICK."""
+    """Level of the searched query: ORDER after a purchase, ITEM_CLICK after a click, else CLICK."""
     if len(ordered_items):
         return Level.ORDER
     return Level.ITEM_CLICK if len(clicked_items) else Level.CLICK
 
 
-UNTIMELY = "implausible time:"  # how the reasons begin that are about nothing but the time
+UNTIMELY = "implausible time:"  # start of the reasons that concern only the time
 LATEST_MS = 253_402_300_799_999  # the last millisecond of year 9999: beyond it the unit is wrong
 
 
 def validate(
     table: pa.Table, *, max_prefix: int, max_query: int, plausible: tuple[int, int] | None = None
 ) -> tuple[pa.Table, np.ndarray, dict[int, str]]:
-    """Normalise the rows of `table` and separate the good from the bad.
+    """Normalise the rows of `table` and separate valid rows from invalid ones.
 
     Args:
       table: the columns of LOG_SCHEMA with exactly its types, optionally `history`
-        (list<string>), `history_minutes` (list<double>) and profile columns (string). Nulls stand
-        for what is missing.
-      max_prefix: longest prefix, in characters after normalisation. max_query: longest query, shown
-      suggestion or history query, in characters after normalisation.
-      plausible: first and last millisecond since 1970 that a row may be of; None: any up to the
-      year 9999.
+        (list<string>), `history_minutes` (list<double>) and profile columns (string). Missing
+        values are null.
+      max_prefix: longest prefix, in characters after normalisation.
+      max_query: the same of queries, shown suggestions and history queries.
+      plausible: earliest and latest time accepted, milliseconds since 1970; None: any time up to
+        the year 9999.
 
     Returns:
-      the accepted rows in order, their row numbers in `table` (int64 [accepted]), and for every
-      other row its number and the reason. In accepted rows text is normalised; missing user and
-      session ids and profile values are "", missing lists empty; `shown` holds no empty and no
-      repeated entries and `clicked_position` still points at the same suggestion; `history` may be
-      null (unknown), and so may `history_minutes`, else it has as many entries.
+      the accepted rows in order, their row numbers in `table` (int64 [accepted]), and {row number:
+      reason} of the others. In accepted rows text is normalised. Missing user ids, session ids and
+      profile values are "", missing lists are empty. `shown` has no empty or repeated entries, and
+      `clicked_position` points at the same suggestion as before. `history` and `history_minutes`
+      may be null (unknown); otherwise they have equal lengths.
     """
     table = table.combine_chunks()
     reasons: dict[int, str] = {}
@@ -202,14 +202,14 @@ def validate(
     for name in ("clicked_items", "ordered_items"):
         columns[name], _, _ = _clean_lists(columns[name], str.strip, None)
     if HISTORY_MINUTES in columns:
-        columns[HISTORY_MINUTES], unlike = _minutes(
+        columns[HISTORY_MINUTES], invalid = _clean_minutes(
             columns[HISTORY_MINUTES], columns.get(HISTORY), len(millis)
         )
-        flag(unlike, "history_minutes is not one number from 0 up for each entry of history")
+        flag(invalid, "history_minutes is not one number from 0 up for each entry of history")
     if HISTORY in columns:
-        given = columns[HISTORY].is_valid()
+        valid = columns[HISTORY].is_valid()
         cleaned, too_long, _ = _clean_lists(columns[HISTORY], normalise_query, max_query)
-        columns[HISTORY] = pc.if_else(given, cleaned, pa.scalar(None, cleaned.type))
+        columns[HISTORY] = pc.if_else(valid, cleaned, pa.scalar(None, cleaned.type))
         flag(too_long, f"history entry over {max_query} characters")
     for name in ("user_id", "session_id", *profile_columns(table.schema)):
         columns[name] = columns[name].fill_null("")
@@ -219,22 +219,24 @@ def validate(
     return (clean.take(pa.array(accepted)) if reasons else clean), accepted, reasons
 
 
-def _minutes(minutes: pa.Array, history: pa.Array | None, rows: int) -> tuple[pa.Array, np.ndarray]:
-    """The ages of those entries of `history` that will be left, and which rows (bool [rows]) have
-    another number of them, or a value that is not an age.
+def _clean_minutes(
+    minutes: pa.Array, history: pa.Array | None, rows: int
+) -> tuple[pa.Array, np.ndarray]:
+    """The ages of the `history` entries that are not empty after normalisation, and a mask (bool
+    [rows]) of rows with another number of ages than entries, or with a value that is not an age.
     """
-    unlike = np.zeros(rows, bool)
+    invalid = np.zeros(rows, bool)
     out: list[list[float] | None] = []
-    texts = [None] * rows if history is None else history.to_pylist()
-    for row, (ages, past) in enumerate(zip(minutes.to_pylist(), texts, strict=True)):
+    histories = [None] * rows if history is None else history.to_pylist()
+    for row, (ages, texts) in enumerate(zip(minutes.to_pylist(), histories, strict=True)):
         if ages is None:
             out.append(None)
             continue
-        fits = past is not None and len(past) == len(ages)
-        unlike[row] = not fits or not all(age is not None and age >= 0 for age in ages)
-        both = zip(ages, past or (), strict=False)
-        out.append([age for age, text in both if normalise_query(text or "")])
-    return pa.array(out, minutes.type), unlike
+        matches = texts is not None and len(texts) == len(ages)
+        invalid[row] = not matches or not all(age is not None and age >= 0 for age in ages)
+        pairs = zip(ages, texts or (), strict=False)
+        out.append([age for age, text in pairs if normalise_query(text or "")])
+    return pa.array(out, minutes.type), invalid
 
 
 def _mask(booleans: pa.Array) -> np.ndarray:
@@ -250,7 +252,7 @@ def _longer(text: pa.Array, limit: int) -> np.ndarray:
 
 
 def _map_text(text: pa.Array, function: Callable[[str], str]) -> pa.Array:
-    """`function` of every string, called once for each distinct one: logs repeat themselves."""
+    """`function` of every string, called once for each distinct one, as most strings repeat."""
     coded = text.dictionary_encode()
     mapped = [function(entry) for entry in coded.dictionary.to_pylist()]
     return pa.array(mapped, pa.string()).take(coded.indices)
@@ -263,11 +265,11 @@ def _clean_lists(
     *,
     position: np.ndarray | None = None,
 ) -> tuple[pa.Array, np.ndarray, np.ndarray | None]:
-    """`function` of every entry, entries left empty dropped; null lists become empty ones.
+    """`function` of every entry; empty results are dropped, and null lists become empty ones.
 
-    With `position` (int64 [rows], an index into each list, -1 for none) later repeats inside a list
-    are dropped too, and each position is moved to where its entry now stands, or to -1 if the entry
-    was dropped as empty. Also returns which rows (bool [rows]) hold an entry longer than `limit`.
+    With `position` (int64 [rows], an index into each list, -1 for none), repeats inside a list are
+    dropped too, and each position becomes the new index of its entry, or -1 if the entry was
+    empty. Also returns a mask (bool [rows]) of the rows that hold an entry longer than `limit`.
     """
     rows = len(lists)
     values = lists.flatten()
@@ -298,9 +300,9 @@ def _clean_lists(
         pa.array(list(distinct), pa.string()).take(pa.array(codes[keep])),
     )
     if position is not None:
-        here = np.flatnonzero(position >= 0)
-        target = first[np.cumsum(lengths)[here] - lengths[here] + position[here]]
-        moved = np.cumsum(keep)[target] - 1 - (ends[here] - new_lengths[here])
+        clicked = np.flatnonzero(position >= 0)
+        target = first[np.cumsum(lengths)[clicked] - lengths[clicked] + position[clicked]]
+        moved = np.cumsum(keep)[target] - 1 - (ends[clicked] - new_lengths[clicked])
         position = np.full(rows, -1, np.int64)
-        position[here] = np.where(codes[target] != 0, moved, -1)
+        position[clicked] = np.where(codes[target] != 0, moved, -1)
     return cleaned, too_long, position

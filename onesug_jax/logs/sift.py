@@ -1,4 +1,4 @@
-"""Rows set aside once all are read: repeated request ids, and times far away from all others."""
+"""Rows set aside after all are read: repeated request ids, and times far away from all others."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _KEY = f"request_id, {FILE}, {ROW}"
 def drop_repeats(
     database: duckdb.DuckDBPyConnection, staging: Staging, paths: dict[int, str]
 ) -> None:
-    """View `log` over the parts, with only the first row read of each request_id."""
+    """Create view `log` of the parts, with only the first row of each request_id."""
     database.execute(
         f"CREATE VIEW log AS FROM read_parquet({files(staging.parts)}, union_by_name=true)"
     )
@@ -30,7 +30,7 @@ def drop_repeats(
     )
     later = f"""SELECT * FROM log WHERE request_id IN (FROM repeats)
             QUALIFY row_number() OVER (PARTITION BY request_id ORDER BY {FILE}, {ROW}) > 1"""
-    _set_aside(database, staging, paths, later, DUPLICATE)
+    _set_aside(database, staging, paths, "repeated_rows", later, DUPLICATE)
 
 
 def drop_far_away(
@@ -41,9 +41,9 @@ def drop_far_away(
     *,
     only_later: bool,
 ) -> None:
-    """View `log` without rows of split `pool` that a gap longer than all the rest isolates.
+    """Remove the rows of split `pool` from view `log` that are outside of `times.main_span`.
 
-    `only_later` leaves earlier ones: a day's fresh log may bring an order of last month's search.
+    `only_later`: only those after it. The log of one day may have an order of last month's search.
     """
     hours = database.execute(
         f"SELECT min(timestamp_ms) AS first, max(timestamp_ms) AS last, count(*) AS rows "
@@ -58,32 +58,30 @@ def drop_far_away(
         f"SELECT * FROM log WHERE {SPLIT} = {pool} AND timestamp_ms NOT BETWEEN {first} AND {last}"
     )
     reason = f"{FAR_AWAY} ({day(first)} .. {day(last)})"
-    _set_aside(database, staging, paths, far, reason)
+    _set_aside(database, staging, paths, "far_away_rows", far, reason)
 
 
 def _set_aside(
     database: duckdb.DuckDBPyConnection,
     staging: Staging,
     paths: dict[int, str],
+    name: str,
     query: str,
     reason: str,
 ) -> None:
-    """Takes the rows of `query` out of view `log`, which becomes another view of that name."""
-    [(step,)] = database.execute(
-        "SELECT count(*) FROM duckdb_tables() WHERE table_name LIKE 'gone%'"
-    ).fetchall()
+    """Set the rows of `query` aside (table `name`), and replace view `log` by one without them."""
     database.execute(
-        f"CREATE TABLE gone{step} AS SELECT {_KEY}, timestamp_ms, prefix, query FROM ({query})"
+        f"CREATE TABLE {name} AS SELECT {_KEY}, timestamp_ms, prefix, query FROM ({query})"
     )
-    rows = database.execute(f"SELECT * FROM gone{step} ORDER BY {FILE}, {ROW}")
-    found = False
+    rows = database.execute(f"SELECT * FROM {name} ORDER BY {FILE}, {ROW}")
+    any_removed = False
     while batch := rows.fetchmany(10_000):
-        for request_id, file, row, stamp, prefix, text in batch:
-            said = {"request_id": request_id, "timestamp_ms": stamp}
-            raw = json.dumps({**said, "prefix": prefix, "query": text}, ensure_ascii=False)
-            staging.take_back(paths[file])  # it was counted when it was staged
+        for request_id, file, row, time, prefix, text in batch:
+            values = {"request_id": request_id, "timestamp_ms": time, "prefix": prefix}
+            raw = json.dumps({**values, "query": text}, ensure_ascii=False)
+            staging.take_back(paths[file])
             staging.put_aside(paths[file], row, reason, raw)
-            found = True
-    if found:
-        database.execute(f"ALTER VIEW log RENAME TO log{step}")
-        database.execute(f"CREATE VIEW log AS FROM log{step} ANTI JOIN gone{step} USING ({_KEY})")
+            any_removed = True
+    if any_removed:
+        database.execute(f"ALTER VIEW log RENAME TO log_with_{name}")
+        database.execute(f"CREATE VIEW log AS FROM log_with_{name} ANTI JOIN {name} USING ({_KEY})")

@@ -1,4 +1,4 @@
-"""Which rows are train, dev and test: as their files are named, or by time; and their files."""
+"""Train, dev and test: the split of each row, by the name of its file or by time, and the files."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ ROW_GROUP = 65_536
 
 @dataclass(frozen=True)
 class Written:
-    """One split's file: its rows, the times of the first and the last."""
+    """The file of one split: its number of rows, the times of the first and the last."""
 
     rows: int
     first: int
@@ -30,10 +30,10 @@ class Written:
 
 def pool_of(database: duckdb.DuckDBPyConnection, dev_share: float) -> int | None:
     """The rows of view `log` that are split by time: BY_TIME, 0 (train) or none."""
-    there = {one for (one,) in database.execute(f"SELECT DISTINCT {SPLIT} FROM log").fetchall()}
-    if BY_TIME in there:
+    splits = {one for (one,) in database.execute(f"SELECT DISTINCT {SPLIT} FROM log").fetchall()}
+    if BY_TIME in splits:
         return BY_TIME
-    return 0 if 0 in there and 1 not in there and dev_share > 0 else None
+    return 0 if 0 in splits and 1 not in splits and dev_share > 0 else None
 
 
 def split_rule(
@@ -43,7 +43,7 @@ def split_rule(
     dev_share: float,
     test_share: float,
 ) -> tuple[str, str]:
-    """The SQL that gives each row's split (0, 1, 2), and how to call it to a reader.
+    """The SQL expression of a row's split (0, 1, 2), and a description of it for the report.
 
     Raises:
       UserError: all rows have one time, so that a split by time leaves none to train on.
@@ -51,11 +51,11 @@ def split_rule(
     if pool is None:
         return SPLIT, "as named"
     by_time = f"SELECT timestamp_ms FROM log WHERE {SPLIT} = {pool} ORDER BY timestamp_ms"
-    [(rows, oldest, tested)] = database.execute(
+    [(rows, oldest, has_test)] = database.execute(
         f"SELECT count(*) FILTER ({SPLIT} = {pool}), min(timestamp_ms) FILTER ({SPLIT} = {pool}), "
         f"bool_or({SPLIT} = 2) FROM log"
     ).fetchall()
-    test_share = 0.0 if tested and pool != BY_TIME else test_share
+    test_share = 0.0 if has_test and pool != BY_TIME else test_share
     cases, label, newer = "", "", 0
     for place, share in ((2, test_share), (1, dev_share)):
         if not share:
@@ -78,17 +78,17 @@ def split_rule(
 
 
 def schema_of(staging: Staging, profile: list[str]) -> pa.Schema:
-    """The columns of the files: the schema's, those optional ones that some part has, profile."""
-    there = {name for part in staging.parts for name in pq.read_schema(part).names}
+    """The columns of the files: the schema's, the optional ones that a part has, the profile's."""
+    names = {name for part in staging.parts for name in pq.read_schema(part).names}
     optional = {HISTORY: pa.list_(pa.string()), HISTORY_MINUTES: pa.list_(pa.float64())}
-    fields = [*LOG_SCHEMA, *(pa.field(n, kind) for n, kind in optional.items() if n in there)]
+    fields = [*LOG_SCHEMA, *(pa.field(n, kind) for n, kind in optional.items() if n in names)]
     return pa.schema([*fields, *((name, pa.string()) for name in profile)])
 
 
 def write_splits(
     database: duckdb.DuckDBPyConnection, rule: str, schema: pa.Schema, folder: str
 ) -> dict[str, Written]:
-    """Files folder/{train,dev,test}.parquet of view `log`, in order of time; none without rows."""
+    """Write folder/{train,dev,test}.parquet from view `log`, in order of time; no empty files."""
     fixed = {*LOG_SCHEMA.names, HISTORY, HISTORY_MINUTES}
     chosen = ", ".join(
         named(name) if name in fixed else f"coalesce({named(name)}, '') AS {named(name)}"

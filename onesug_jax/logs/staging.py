@@ -1,4 +1,4 @@
-"""Where rows wait while files are read: clean ones in Parquet, bad ones with their reason.
+"""The staging area of rows while files are read: clean rows in Parquet, bad rows in a JSONL file.
 
 Every row is counted once, as retained or as set aside.
 """
@@ -22,16 +22,16 @@ from onesug_jax.logs.readers import Source
 from onesug_jax.logs.schema import REQUIRED, UNTIMELY, profile_columns
 from onesug_jax.progress import Progress
 
-MAX_PROFILE = 64  # columns; more is a log whose keys are data
+MAX_PROFILE = 64  # columns; in a log with more of them the keys are data
 EARLY_STOP_ROWS = 100_000
 UNTIMELY_SHARE = 0.1
 
-# Columns of the parts that say which split a row asks for, and where it came from.
+# Columns added to the parts: the requested split, the file and the row of a row.
 SPLIT, FILE, ROW = "_onesug_split", "_onesug_file", "_onesug_row"
 
 
 class Staging:
-    """Where rows go while files are read: temporary Parquet, or the file of those set aside."""
+    """Writes clean rows to temporary Parquet and bad ones to the file of rows set aside."""
 
     def __init__(self, folder: str, max_bad_share: float, set_aside_path: str):
         """Parts go to `folder`, rows set aside to `set_aside_path`, which `close` completes."""
@@ -55,7 +55,7 @@ class Staging:
         self._progress = Progress("ingest")
 
     def put_aside(self, path: str, row: int, reason: str, raw: str) -> None:
-        """Note one bad row (a row of its own in the counts)."""
+        """Count and write one bad row."""
         self.rows += 1
         self.rows_of[path] += 1
         self.set_aside += 1
@@ -64,12 +64,12 @@ class Staging:
         self._bad.write(json.dumps(line, ensure_ascii=False) + "\n")
 
     def take_back(self, path: str) -> None:
-        """Count one row less: it was staged, and will be set aside."""
+        """Uncount a staged row that `put_aside` will count again."""
         self.rows -= 1
         self.rows_of[path] -= 1
 
     def keep(self, table: pa.Table, source: Source, splits: np.ndarray, rows: np.ndarray) -> None:
-        """Append clean rows; a new part begins where the columns change, as JSONL's may."""
+        """Append clean rows; a new part begins where the columns change, as JSONL allows."""
         self.rows += table.num_rows
         self.rows_of[source.path] += table.num_rows
         fresh = [name for name in profile_columns(table.schema) if name not in self.profile]
@@ -96,13 +96,13 @@ class Staging:
         self._progress.add(self.rows - self._progress.done, note)
 
     def stop_if_too_bad(self, *, early: bool = False) -> None:
-        """Stop past the allowed share of bad rows; `early`: only where half of a large start is.
+        """Stop if too large a share of the rows is bad; `early`: only if it is half of many rows.
 
-        Rows whose only fault is their time, up to a tenth, do not count where a share is allowed:
-        they show nothing about how the log is written.
+        If the allowed share is not 0, rows with an implausible time do not count, up to a tenth of
+        all rows: they do not show that the log is read wrongly.
 
         Raises:
-          UserError: names the commonest reasons and the file that holds all of them.
+          UserError: more rows are bad than allowed.
         """
         untimely = sum(n for reason, n in self.reasons.items() if reason.startswith(UNTIMELY))
         spared = min(untimely, UNTIMELY_SHARE * self.rows) if self.max_bad_share else 0
@@ -125,6 +125,6 @@ class Staging:
             self._writer = None
 
     def close(self) -> None:
-        """Finish all files and put that of rows set aside in place."""
+        """Finish all files and move the file of rows set aside into place."""
         self.close_parts()
         self._stack.close()

@@ -1,8 +1,7 @@
 """Sorted texts as one block of UTF-8 with offsets: number to text and back, by memory map.
 
-The queries of `completion`, and queries and prefixes of the prefix index (PAPER.md section 2). Byte
-order is code point order, so a text is found by bisection. It only stores and finds; what the texts
-mean is the caller's business.
+They are the queries of `completion`, and the queries and prefixes of the prefix index (PAPER.md
+section 2). Byte order is code point order, so bisection finds a text.
 """
 
 from __future__ import annotations
@@ -16,11 +15,11 @@ import numpy as np
 
 from onesug_jax.errors import UserError
 
-_START = 8  # bytes of a text that are compared as one number
+_START = 8  # bytes at the start of a text that are compared as one number
 
 
 class Texts(Sequence):
-    """Distinct texts in byte order. Those that were loaded are pickled as the paths of their files.
+    """Distinct texts in byte order. Loaded texts are pickled as the paths of their files.
 
     Attributes:
       block: [bytes] uint8, every text followed by a line end.
@@ -39,18 +38,18 @@ class Texts(Sequence):
 
     @functools.cached_property
     def _starts(self) -> memoryview:
-        """The first eight bytes of every text as a number: compared much faster than bytes."""
+        """The first eight bytes of every text as a number, which compares much faster."""
         begins, lengths = self.offsets[:-1], np.diff(self.offsets) - 1
         numbers = np.zeros(len(self), np.uint64)
         for place in range(_START):
-            has = np.flatnonzero(lengths > place)
-            byte = self.block[begins[has] + place].astype(np.uint64)
-            numbers[has] |= byte << np.uint64(8 * (_START - 1 - place))
+            rows = np.flatnonzero(lengths > place)
+            byte = self.block[begins[rows] + place].astype(np.uint64)
+            numbers[rows] |= byte << np.uint64(8 * (_START - 1 - place))
         return numbers.data
 
     @classmethod
     def of(cls, encoded: Sequence[bytes]) -> Texts:
-        """In memory, from distinct texts as `encode` gives them, in order, without line ends."""
+        """Texts in memory, from distinct sorted outputs of `encode` without line ends."""
         block = np.frombuffer(b"".join(text + b"\n" for text in encoded), np.uint8)
         lengths = np.fromiter((len(text) + 1 for text in encoded), np.int64, len(encoded))
         return cls(block, np.concatenate([np.zeros(1, np.int64), np.cumsum(lengths)]))
@@ -71,13 +70,13 @@ class Texts(Sequence):
     def __eq__(self, other) -> bool:
         return isinstance(other, Sequence) and list(self) == list(other)
 
-    __hash__ = None  # type: ignore[assignment]  # as Python marks what cannot be hashed
+    __hash__ = None  # type: ignore[assignment]  # not hashable
 
     def __repr__(self) -> str:
         return f"<{len(self)} texts>"
 
     def first(self, key: bytes, start: int = 0) -> int:
-        """The smallest number, from `start` on, of a text not below `key`; N if all are below."""
+        """The smallest number, from `start` on, of a text >= `key`; N if there is none."""
         number = int.from_bytes(key[:_START].ljust(_START, b"\0"), "big")
         start = bisect_left(self._starts, number, start)
         return bisect_left(self._encoded, key, start, bisect_right(self._starts, number, start))
@@ -98,25 +97,25 @@ class Texts(Sequence):
         return first < len(self) and self._encoded[first].startswith(key)
 
     def find(self, text: str) -> int:
-        """The number of `text`, or -1 if it is not here."""
+        """The number of `text`, or -1 if it is absent."""
         key = encode(text)
         at = self.first(key)
         return at if at < len(self) and self._encoded[at] == key else -1
 
     def save(self, text_path: str, offsets_path: str) -> None:
-        """Write the texts, one a line, and where each begins."""
+        """Write the texts, one a line, and their offsets."""
         with open(text_path, "wb") as file:
             file.write(self.block.data)
         np.save(offsets_path, self.offsets)
 
     @staticmethod
-    def write(text_path: str, offsets_path: str, texts: Iterable[str], what: str) -> None:
-        """Write what `load` opens, text by text.
+    def write(text_path: str, offsets_path: str, texts: Iterable[str], name: str) -> None:
+        """Write texts for `load`, one after another, without holding them in memory.
 
         Args:
           text_path, offsets_path: the two files.
           texts: in byte order, each once.
-          what: "queries", for messages.
+          name: "queries", for messages.
 
         Raises:
           UserError: the texts are out of order, or one holds a line end.
@@ -127,12 +126,12 @@ class Texts(Sequence):
                 encoded = encode(text)
                 if b"\n" in encoded:
                     raise UserError(
-                        f"{what}, row {row}: expected one line of text, found {text!r}. Ingest the "
+                        f"{name}, row {row}: expected one line of text, found {text!r}. Ingest the "
                         "log again, which cleans texts."
                     )
                 if before is not None and encoded <= before:
                     raise UserError(
-                        f"{what}, row {row}: expected byte order, each text once; found {text!r} "
+                        f"{name}, row {row}: expected byte order, each text once; found {text!r} "
                         f"after {before.decode('utf-8', 'surrogatepass')!r}. Sort them (and the "
                         "rows that belong to them) by their UTF-8 bytes."
                     )
@@ -143,11 +142,10 @@ class Texts(Sequence):
 
     @classmethod
     def load(cls, text_path: str, offsets_path: str) -> Texts:
-        """Open what `save` or `write` made, by memory map.
+        """Open the files of `save` or `write` by memory map.
 
         Raises:
-          ValueError, OSError, EOFError: the files are missing or damaged; the caller words the
-            advice.
+          ValueError, OSError, EOFError: the files are missing or damaged.
         """
         offsets = np.load(offsets_path, mmap_mode="r", allow_pickle=False)
         size = os.path.getsize(text_path)
@@ -162,7 +160,7 @@ class Texts(Sequence):
 
 
 class _Encoded:
-    """The same texts as bytes, which bisect compares; they are cut fastest from memoryviews."""
+    """The texts as a sequence of bytes for `bisect`; slices of memoryviews are the fastest."""
 
     __slots__ = ("_bytes", "_offsets")
 
@@ -177,8 +175,7 @@ class _Encoded:
 
 
 def encode(text: str) -> bytes:
-    """UTF-8, also of half a surrogate pair, which can arrive in a prefix by JSON.
-
-    Such a text is found nowhere, and must not raise.
+    """UTF-8, also of half a surrogate pair, which JSON allows in a prefix: it matches no text and
+    must not raise.
     """
     return text.encode("utf-8", "surrogatepass")

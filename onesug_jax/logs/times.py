@@ -1,6 +1,6 @@
-"""When a request can have been: units, the plausible range, and rows far away from all others.
+"""Times of requests: their units, the plausible range, and outliers far from all other rows.
 
-One row of a wrong year would move all counts as of the newest row.
+One row of a wrong year would decay all counts as of the newest row.
 """
 
 from __future__ import annotations
@@ -23,20 +23,20 @@ NO_TIME = (
     "{} is not a time (a number or ISO 8601; other forms: --gin.clicks.time_format='%d/%m/%Y')"
 )
 
-# How many milliseconds one of them is. Tried in this order; plausible times of different units do
-# not overlap, as they differ by a factor of 1000.
+# Milliseconds of one unit, tried in this order. Plausible times of different units do not overlap,
+# as the units differ by a factor of 1000.
 UNITS = {"milliseconds": 1.0, "seconds": 1e3, "microseconds": 1e-3, "nanoseconds": 1e-6}
 
 
 def plausible_span(earliest: str, latest: str = "") -> Span:
-    """The range outside of which a time is taken for a mistake.
+    """The range of plausible times; a time outside is an error of the log.
 
     Args:
       earliest, latest: ISO 8601 dates or times, UTC where no zone is given; latest "" is a day from
       now.
 
     Raises:
-      UserError: no such times, or the first is not before the last.
+      UserError: they are not times, or `earliest` is not before `latest`.
     """
     ends = []
     for name, value in (("earliest", earliest), ("latest", latest)):
@@ -57,27 +57,28 @@ def plausible_span(earliest: str, latest: str = "") -> Span:
 
 
 def to_millis(numbers: np.ndarray, plausible: Span, units: collections.Counter[str]) -> np.ndarray:
-    """int64 [rows], milliseconds since 1970, of numbers in whatever unit makes them plausible.
+    """int64 [rows], milliseconds since 1970: each number is read in the unit that makes it
+    plausible.
 
-    What is plausible in no unit stays as it is. Values that were converted are added to `units`.
+    A number that is plausible in no unit is unchanged. `units` counts the converted values.
     """
     numbers = np.clip(np.nan_to_num(numbers), -(2**62), 2**62)
     millis = numbers.astype(np.int64)
-    open_ = np.ones(len(numbers), bool)
+    undecided = np.ones(len(numbers), bool)
     for unit, size in UNITS.items():
         scaled = numbers * size
-        fits = open_ & (scaled >= plausible[0]) & (scaled <= plausible[1])
+        fits = undecided & (scaled >= plausible[0]) & (scaled <= plausible[1])
         if fits.any() and unit != "milliseconds":
             millis[fits] = scaled[fits].astype(np.int64)
             units[unit] += int(fits.sum())
-        open_ &= ~fits
+        undecided &= ~fits
     return millis
 
 
 def moments(
     column: to.Column, name: str, plausible: Span, units: collections.Counter[str]
 ) -> to.Converted:
-    """int64 [rows]: as `columns.whole_numbers`, whatever the unit; timestamps are what they are."""
+    """int64 [rows], milliseconds since 1970, of whole numbers in any unit, or of timestamps."""
     values, faults = to.whole_numbers(column, name)
     if isinstance(column, pa.Array) and pt.is_timestamp(column.type):
         return values, faults
@@ -91,7 +92,7 @@ def moments(
 def any_moments(
     column: to.Column, name: str, form: str, plausible: Span, units: collections.Counter[str]
 ) -> to.Converted:
-    """int64 [rows]: as `moments`, and of fractions, of ISO 8601 text, or of text in `form`."""
+    """int64 [rows]: as `moments`, also of fractions, ISO 8601 text, or text in format `form`."""
     if isinstance(column, pa.Array) and pt.is_timestamp(column.type):
         return to.whole_numbers(column, name)
     texts, faults = to.profile_text(column, name)
@@ -113,7 +114,7 @@ def _each_moment(
     units: collections.Counter[str],
     faults: dict[int, str],
 ) -> to.Converted:
-    found: list[int | None] = []
+    millis: list[int | None] = []
     for row, text in enumerate(texts):
         moment = None
         try:
@@ -128,20 +129,20 @@ def _each_moment(
             faults.setdefault(
                 row, f"{name} is not a time of format {form!r}" if form else NO_TIME.format(name)
             )
-        found.append(moment)
-    return pa.array(found, pa.int64()), faults
+        millis.append(moment)
+    return pa.array(millis, pa.int64()), faults
 
 
 def main_span(first: np.ndarray, last: np.ndarray, counts: np.ndarray) -> Span:
-    """The span of a log without the rows that lie far away from all others.
+    """The time span of a log without its outliers.
 
-    It grows from the middle (all but a hundredth of the rows at either end; of a short log a
-    twentieth, up to five) over every gap that is no longer than the span so far, or than a day.
-    Below 20 rows nothing is far away.
+    It starts as the middle of the log, which leaves out one row in a hundred at each end (in a
+    short log one in twenty, up to five). It then grows over every gap that is at most as long as
+    the span so far, or as a day. A log of fewer than 20 rows has no outliers.
 
     Args:
-      first, last, counts: int64 [buckets], of rows in order of time: the first and last millisecond
-      of each bucket (an hour, say) and its number of rows.
+      first, last, counts: int64 [buckets], of buckets in order of time (hours, for example): the
+      first and last millisecond and the number of rows.
     """
     rows = int(counts.sum())
     spare = max(rows // 100, min(rows // 20, 5))
@@ -160,7 +161,7 @@ def main_span(first: np.ndarray, last: np.ndarray, counts: np.ndarray) -> Span:
 
 
 def day(millis: int) -> str:
-    """A time for people to read: UTC, to the minute."""
+    """A time as text: UTC, to the minute."""
     epoch = datetime.datetime(1970, 1, 1)
     try:
         return (epoch + datetime.timedelta(milliseconds=millis)).strftime("%Y-%m-%d %H:%M")

@@ -1,9 +1,9 @@
-"""Beginnings one typing error away from what was typed.
+"""Corrections of a mistyped prefix: beginnings of queries one typing error away.
 
-A prefix that no indexed query starts with is often the beginning of one with two letters swapped,
-one too many, one missing, or one wrong (Damerau 1964). Each kind of error is assumed equally
-likely, and so is each error of one kind. So one of the few ways to swap neighbours is likelier than
-one of the many ways to leave a letter out.
+A prefix that no indexed query starts with often is the beginning of one with two letters swapped,
+one inserted, one missing, or one wrong (Damerau 1964). The four kinds of error are assumed equally
+likely, and so are all errors of one kind. A swap is therefore likelier than a missing letter: there
+are fewer possible swaps.
 """
 
 from __future__ import annotations
@@ -18,15 +18,15 @@ if TYPE_CHECKING:
     from onesug_jax.logs.asof.completions import Completions
     from onesug_jax.logs.completion import CompletionIndex
 
-_LETTERS = 64  # most letters tried in a place; scripts of thousands are not tried through
-_SAMPLE = 20_000  # queries that the letters are taken from
+_LETTERS = 64  # most letters tried in one place, as some scripts have thousands
+_SAMPLE = 20_000  # queries in which letters are counted
 
 
 class Corrections:
     """Beginnings of indexed queries near a typed one.
 
     Args:
-      completions: the indexed queries; the letters tried are those they have now.
+      completions: the indexed queries; the letters tried are those of their texts at this time.
     """
 
     def __init__(self, completions: CompletionIndex | Completions):
@@ -34,20 +34,22 @@ class Corrections:
         self._letters = _letters(completions.queries)
 
     def near(self, prefix: str) -> dict[str, float]:
-        """Beginnings of indexed queries one slip away: text -> how likely the slip, at most 1."""
-        found: dict[str, float] = {}
-        for text, share in self._slips(prefix):
-            if text and text != prefix and share > found.get(text, 0.0):
+        """Beginnings of indexed queries one error away -> likelihood, 1 for the likeliest."""
+        likelihoods: dict[str, float] = {}
+        for text, likelihood in self._errors(prefix):
+            if text and text != prefix and likelihood > likelihoods.get(text, 0.0):
                 if self._completions.starts(text):
-                    found[text] = share
-        highest = max(found.values(), default=1.0)
-        return {text: share / highest for text, share in found.items()}
+                    likelihoods[text] = likelihood
+        highest = max(likelihoods.values(), default=1.0)
+        return {text: likelihood / highest for text, likelihood in likelihoods.items()}
 
-    def _slips(self, prefix: str) -> Iterator[tuple[str, float]]:
+    def _errors(self, prefix: str) -> Iterator[tuple[str, float]]:
+        """Texts one typing error away, and the likelihood of each error."""
         size, letters = len(prefix), self._letters
         if size < 2:
             return
-        # What is before a slip is right, so slips after it has stopped beginning a query are none.
+        # The part before an error is correct, so an error is not after the longest beginning that
+        # some query starts with.
         right = 0
         while right < size and self._completions.starts(prefix[: right + 1]):
             right += 1
@@ -57,10 +59,10 @@ class Corrections:
             yield prefix[:i] + prefix[i + 1 :], 1 / size
         for i in range(right + 1):
             for letter in letters:
-                begun = prefix[:i] + letter
-                if self._completions.starts(begun):
-                    yield begun + prefix[i:], 1 / ((size + 1) * len(letters))
-                    yield begun + prefix[i + 1 :], 1 / (size * len(letters))
+                start = prefix[:i] + letter
+                if self._completions.starts(start):
+                    yield start + prefix[i:], 1 / ((size + 1) * len(letters))
+                    yield start + prefix[i + 1 :], 1 / (size * len(letters))
 
 
 def _letters(queries: Sequence[str]) -> list[str]:
@@ -73,14 +75,12 @@ def _letters(queries: Sequence[str]) -> list[str]:
 
 
 def completed(
-    meant: Mapping[str, float],
-    complete: Callable[[str], tuple[np.ndarray, np.ndarray]],
-    most: int,
+    meant: Mapping[str, float], complete: Callable[[str], tuple[np.ndarray, np.ndarray]], most: int
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Queries that start with what may have been meant; a slip's probability weighs each count.
+    """Queries that start with a correction, by their counts times its likelihood.
 
     Args:
-      meant: from `Corrections.near`.
+      meant: the corrections, from `Corrections.near`.
       complete: beginning -> numbers of the queries that start with it, and their counts, `[n]`.
       most: most queries.
 
@@ -88,8 +88,8 @@ def completed(
       numbers and weights `[m]`, best first, ties by number.
     """
     weights: dict[int, float] = {}
-    for text, share in meant.items():
+    for text, likelihood in meant.items():
         for number, count in zip(*complete(text), strict=True):
-            weights[int(number)] = max(weights.get(int(number), 0.0), share * float(count))
+            weights[int(number)] = max(weights.get(int(number), 0.0), likelihood * float(count))
     best = sorted(weights, key=lambda number: (-weights[number], number))[:most]
     return np.array(best, np.int64), np.array([weights[number] for number in best])

@@ -1,8 +1,7 @@
-"""Tasks of an engine: functions of this package, run beside one another on the same files.
+"""Parallel tasks of an engine: functions of this package that read and write shared files.
 
-What one table expression cannot say (a walk through a block of time) is such a task. It reads and
-writes files, so on a cluster the paths must be the same on all machines, and this package must be
-installed there.
+They do the work that a table expression cannot, such as a walk through a block of time. On a
+cluster, the paths must be the same on all machines, and this package must be installed there.
 """
 
 from __future__ import annotations
@@ -22,10 +21,10 @@ from onesug_jax.logs.engines import LogEngineConfig, spark_session
 def open_workers(
     config: LogEngineConfig, scratch: str
 ) -> Iterator[tuple[int, Callable[[Callable[[Any], Any], Any], Future]]]:
-    """How many tasks run at a time, and `submit(function, argument)`; tasks that have not begun are
-    left out where an error ends the block.
+    """The number of tasks that run at a time, and `submit(function, argument)`. An error in the
+    block cancels the tasks that have not begun.
 
-    `function` and `argument` are pickled; the function stands at the top of a module.
+    Both are pickled, so `function` must be defined at the top level of a module.
 
     Args:
       config: which engine.
@@ -57,19 +56,16 @@ def open_workers(
 
 
 def results(
-    config: LogEngineConfig,
-    scratch: str,
-    function: Callable[[Any], Any],
-    arguments: Iterable[Any],
+    config: LogEngineConfig, scratch: str, function: Callable[[Any], Any], arguments: Iterable[Any]
 ) -> Iterator[Any]:
-    """`function(argument)` of each argument, in their order, made by workers. An argument is taken
-    when a worker is free for it, or one ahead. Parameters as of `open_workers`.
+    """`function(argument)` of each argument, in their order, computed by workers. At most one
+    argument is read ahead of the workers. Parameters as of `open_workers`.
     """
-    waiting: collections.deque[Future] = collections.deque()
+    pending: collections.deque[Future] = collections.deque()
     with open_workers(config, scratch) as (count, submit):
         for argument in arguments:
-            waiting.append(submit(function, argument))
-            if len(waiting) > count:
-                yield waiting.popleft().result()
-        while waiting:
-            yield waiting.popleft().result()
+            pending.append(submit(function, argument))
+            if len(pending) > count:
+                yield pending.popleft().result()
+        while pending:
+            yield pending.popleft().result()

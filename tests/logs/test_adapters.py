@@ -1,4 +1,4 @@
-"""Adapters: public logs in their exact shapes become rows by the documented rules."""
+"""Adapters: files in the exact format of public logs become rows by the documented rules."""
 
 import collections
 import datetime
@@ -35,7 +35,7 @@ def out(tmp_path):
     return str(tmp_path / "out")
 
 
-# AmazonQAC, whose published files these imitate column by column
+# AmazonQAC, in the columns of its published files
 
 QAC_TRAIN = pa.schema(
     [
@@ -126,10 +126,10 @@ def test_amazonqac_history_reaches_the_model_newest_first(qac, out):
     assert test[0]["recent"] == ["garden hose", "kite for kids"]
     assert test[0]["recent_minutes"] == pytest.approx([1505.1709, 6590.0876])
     dev = with_history(files, keep=files[1]).read_all().to_pylist()
-    assert any(row["recent"] for row in dev)  # sessions are users there
+    assert any(row["recent"] for row in dev)  # a session is a user
 
 
-def test_amazonqac_prefix_choice_is_seeded_and_even(tmp_path, out):
+def test_amazonqac_prefix_choice_is_seeded_and_uniform(tmp_path, out):
     rows = [qac_train(number) for number in range(2_000)]
     path = str(tmp_path / "train.parquet")
     pq.write_table(pa.Table.from_pylist(rows, schema=QAC_TRAIN), path)
@@ -142,14 +142,14 @@ def test_amazonqac_prefix_choice_is_seeded_and_even(tmp_path, out):
     assert chosen(seed=1) == first != chosen(seed=2)
     counts = collections.Counter(first.values())
     assert set(counts) == {"h", "ho", "hoo", "hook "}
-    assert all(400 < count < 600 for count in counts.values())  # 500 and five deviations
+    assert all(400 < count < 600 for count in counts.values())  # 500, five standard deviations
     assert set(chosen(prefixes="last").values()) == {"hook "}
     every = chosen(prefixes="all")
     assert len(every) == 8_000
     assert [every[f"0/0.{place}"] for place in range(4)] == ["h", "ho", "hoo", "hook "]
 
 
-def test_amazonqac_bad_rows_are_counted_once_also_where_rows_multiply(tmp_path, out):
+def test_amazonqac_bad_rows_are_counted_once_for_each_row_made_of_them(tmp_path, out):
     rows = [
         *(qac_train(number) for number in range(10)),
         qac_train(10, prefixes=[]),
@@ -174,7 +174,7 @@ def test_amazonqac_bad_rows_are_counted_once_also_where_rows_multiply(tmp_path, 
 
 
 @pytest.mark.parametrize("shape", ["json text", "structs"])
-def test_amazonqac_past_terms_come_in_other_shapes_too(tmp_path, out, shape):
+def test_amazonqac_past_terms_may_be_json_or_structs(tmp_path, out, shape):
     rows = [qac_test(0), qac_test(1, past_search_terms=[]), qac_test(2, past_search_terms=None)]
     for row in rows:
         past = row["past_search_terms"]
@@ -203,7 +203,7 @@ def test_amazonqac_past_terms_that_are_not_pairs_are_set_aside(tmp_path, out):
     ]
 
 
-def test_amazonqac_mistakes_are_named(tmp_path, out):
+def test_amazonqac_errors_name_the_column_or_setting(tmp_path, out):
     table = pa.Table.from_pylist([qac_train(0)], schema=QAC_TRAIN)
     path = str(tmp_path / "train.parquet")
     pq.write_table(table.drop_columns(["search_time"]), path)
@@ -259,7 +259,7 @@ def test_kuaisearch_sessions_users_and_splits(kuaisearch, out):
     assert all(row["shown"] == [] for row in rows)
 
 
-def test_kuaisearch_prefixes_are_seeded_beginnings_of_every_length(kuaisearch, tmp_path):
+def test_kuaisearch_prefixes_are_seeded_and_of_every_length(kuaisearch, tmp_path):
     def prefixes(seed, **options):
         folder = str(tmp_path / f"out{seed}")
         ingest(str(kuaisearch), folder, dev_share=0, seed=seed, **options)
@@ -296,7 +296,7 @@ SAMPLE = (
 )
 
 
-def test_the_sample_becomes_rows_of_its_levels_in_order(tmp_path, out):
+def test_the_sample_becomes_rows_with_levels_and_history(tmp_path, out):
     path = tmp_path / "data.txt"
     path.write_text(SAMPLE, encoding="utf-8")
     ingest(str(tmp_path), out, dev_share=0)
@@ -320,7 +320,7 @@ def test_a_line_of_the_sample_without_a_score_is_set_aside(tmp_path, out):
         ingest(str(path.with_suffix(".tsv")), out, adapter="onesug")
 
 
-# Choosing
+# The choice of the adapter
 
 
 def test_each_shared_sample_is_recognised_and_read_completely(shared_data, tmp_path):
@@ -337,7 +337,7 @@ def test_each_shared_sample_is_recognised_and_read_completely(shared_data, tmp_p
             assert report.accepted == report.rows == rows
 
 
-def test_plain_rows_of_the_schema_are_the_fallback(tmp_path):
+def test_the_schema_is_the_fallback(tmp_path):
     path = tmp_path / "log.csv"
     path.write_text(",".join(LOG_SCHEMA.names) + "\n")
     sources = find_files(str(path))

@@ -1,4 +1,4 @@
-"""Broken files, generated: every physical line is accounted for, or an error names the file."""
+"""Generated broken files: every physical line is counted, or an error names the file."""
 
 import bz2
 import gzip
@@ -36,7 +36,7 @@ header = st.lists(
 
 @st.composite
 def rows(draw):
-    """Header cells and rows of cells: mostly good ones."""
+    """Header cells and rows of cells, most of them valid."""
     names = [*NAMES, *draw(header)]
     out = []
     for number in range(draw(st.integers(0, 25))):
@@ -50,7 +50,7 @@ def rows(draw):
 
 @st.composite
 def text_files(draw):
-    """(file name, bytes) of a CSV, TSV or JSONL log, more or less broken."""
+    """(file name, bytes) of a CSV, TSV or JSONL log with errors."""
     names, table = draw(rows())
     kind = draw(st.sampled_from(["csv", "tsv", "jsonl"]))
     if kind == "jsonl":
@@ -60,7 +60,7 @@ def text_files(draw):
         lines += draw(st.lists(mangled, max_size=2))
     else:
         delimiter = "," if kind == "csv" else "\t"
-        raw = draw(st.booleans())  # cells as they are, or quoted where that is due
+        raw = draw(st.booleans())  # cells unquoted, or quoted where needed
         lines = [delimiter.join(names)]
         for row in table:
             cells = ["" if cell == [] else str(cell) for cell in row]
@@ -83,7 +83,7 @@ def text_files(draw):
 
 
 def lines_of(name, data):
-    """The physical lines that are not blank, counted in another way than the readers do."""
+    """The number of physical lines that are not blank, independent of the readers."""
     data = (
         {"gz": gzip, "2": bz2}[name[-2:].lstrip("bz")].decompress(data)
         if name[-1] in "z2"
@@ -130,14 +130,14 @@ def check_ingest(folder, name, lines):
 
 @hypothesis.settings(max_examples=25, deadline=None)
 @hypothesis.given(text_files())
-def test_a_broken_text_log_is_accounted_for_or_named(file):
+def test_rows_of_a_broken_text_log_are_counted_or_it_is_named(file):
     name, data = file
     with tempfile.TemporaryDirectory() as folder:
         (pathlib.Path(folder) / name).write_bytes(data)
         try:
             lines = lines_of(name, data) - ("jsonl" not in name)
         except (EOFError, OSError, ValueError):
-            lines = -1  # cut off: must be an error
+            lines = -1  # truncated: must be an error
         check_ingest(folder, name, lines)
 
 
@@ -149,7 +149,7 @@ def test_a_broken_text_log_is_accounted_for_or_named(file):
     st.sampled_from([None, "Query", "__index_level_0__", "price"]),
     st.integers(0, 400),
 )
-def test_a_broken_parquet_log_is_accounted_for_or_named(values, further, cut):
+def test_rows_of_a_broken_parquet_log_are_counted_or_it_is_named(values, further, cut):
     table = [
         {
             **dict.fromkeys(NAMES),

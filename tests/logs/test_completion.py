@@ -1,4 +1,4 @@
-"""Most popular completion against a linear scan, leave-one-out, saving and loading."""
+"""Most popular completion against a linear scan, saving and loading."""
 
 import random
 from collections import Counter
@@ -13,9 +13,8 @@ ALPHABET = ["a", "b", " ", "é", "手", "机", "\uffff", "\U0001f600", "\U0010ff
 
 
 def scan(counts: Counter, prefix: str, k: int) -> list[str]:
-    """The definition, read aloud: filter, sort."""
-    found = [q for q in counts if q.startswith(prefix)]
-    return sorted(found, key=lambda q: (-counts[q], q))[:k]
+    """The definition: filter, then sort."""
+    return sorted((q for q in counts if q.startswith(prefix)), key=lambda q: (-counts[q], q))[:k]
 
 
 @pytest.fixture(scope="module")
@@ -58,7 +57,7 @@ def test_sorted_queries_and_counts(index, counts):
         index.queries[len(index)]
 
 
-def test_same_query_twice_is_added_and_zero_is_left_out():
+def test_counts_of_equal_queries_are_summed_and_zeros_left_out():
     index = CompletionIndex.from_counts(["b", "a", "b", "c"], [2, 3, 2, 0])
     assert list(index.queries) == ["a", "b"]
     assert index.complete("", 9) == ["b", "a"]
@@ -77,7 +76,7 @@ def test_half_a_surrogate_pair_matches_nothing(index):
     assert not index.starts("a\udfff")
 
 
-def test_saved_and_loaded_gives_the_same_lists(index, tmp_path):
+def test_a_loaded_index_gives_the_same_lists(index, tmp_path):
     index.save(str(tmp_path / "index"))
     loaded = CompletionIndex.load(str(tmp_path / "index"))
     for prefix in prefixes(random.Random(9), 60):
@@ -101,12 +100,12 @@ def test_a_damaged_or_missing_index_is_named(index, tmp_path):
         CompletionIndex.load(str(tmp_path))
 
 
-def test_lists_of_every_length_are_the_best_of_the_range_from_memory_too():
+def test_lists_of_every_length_are_the_best_of_the_range_also_from_the_cache():
     counts = {f"a{i:04}": 1 + (i * 37) % 101 for i in range(2000)}
     index = CompletionIndex.from_counts(list(counts), list(counts.values()))
     expected = sorted(counts, key=lambda text: (-counts[text], text))
     for k in (5, 64, 65, 1500, 3000):
-        for _ in range(2):  # the second time from memory
+        for _ in range(2):  # the second time from the cache
             assert [index.queries[i] for i in index.top("a", k)] == expected[:k]
             narrow = sorted((t for t in counts if t < "a1"), key=lambda t: (-counts[t], t))
             assert [index.queries[i] for i in index.top("a0", k)] == narrow[:k]

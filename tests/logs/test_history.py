@@ -1,4 +1,4 @@
-"""History: what each user searched before, against a reference that looks at every pair of rows."""
+"""Histories against a reference that compares every pair of rows."""
 
 import random
 
@@ -17,7 +17,7 @@ def row(number, user, time, query, **more):
 
 
 def reference(one, everything, n):
-    """The slow truth: all strictly earlier rows of the user, newest first, each query once."""
+    """A slow reference: the earlier queries of the user, newest first, each once."""
     if not one["user_id"]:
         return []
     earlier = [
@@ -30,7 +30,7 @@ def reference(one, everything, n):
 
 
 def reference_minutes(one, everything, n):
-    """How long before `one` each query of its history was last searched."""
+    """The age in minutes of each query of the history of `one`."""
     mine = [other for other in everything if other["user_id"] == one["user_id"]]
     return [
         min(
@@ -77,8 +77,8 @@ def test_history_equals_the_reference_for_every_split(random_log, n):
 
 
 @pytest.mark.long
-def test_a_user_across_batches_keeps_the_latest_ten_distinct(tmp_path):
-    """70,000 rows of one user, more than one batch; repeats must not push others out."""
+def test_a_history_continues_across_batches(tmp_path):
+    """70,000 rows of one user, more than one batch; repeats must not displace other queries."""
     many = [row(i, "u", i, f"q{i % 4}") for i in range(70_000)]
     path = write_log(tmp_path / "log.parquet", many)
     reader = with_history([path], keep=path)
@@ -105,7 +105,7 @@ def test_a_row_with_its_own_history_uses_that_and_others_the_derived(tmp_path):
     assert got[HISTORY].to_pylist()[0] == ["old", "new", "old", "newest"]
 
 
-def test_mistakes_are_named(tmp_path):
+def test_errors_name_the_file(tmp_path):
     path = write_log(tmp_path / "log.parquet", [row(0, "u", 1, "a")])
     with pytest.raises(UserError, match="expected one of the log files"):
         with_history([path], keep=str(tmp_path / "other.parquet"))

@@ -1,4 +1,4 @@
-"""Ingest: every row accepted or set aside with its reason, splits, and errors with a way out."""
+"""Ingest: rows accepted or set aside with reasons, splits, and errors with a remedy."""
 
 import csv
 import errno
@@ -16,6 +16,7 @@ from onesug_jax.errors import UserError
 from onesug_jax.logs.ingest import ingest
 from onesug_jax.logs.schema import LOG_SCHEMA, REQUIRED, normalise_prefix, normalise_query
 from onesug_jax.logs.sift import DUPLICATE
+from tests.log_rows import write_log
 
 DAY = 86_400_000
 START = 1_750_000_000_000
@@ -39,11 +40,6 @@ def row(number=0, **change):
 
 def log(count=100):
     return [row(number) for number in range(count)]
-
-
-def write_parquet(path, rows, schema=LOG_SCHEMA):
-    pq.write_table(pa.Table.from_pylist(rows, schema=schema), path)
-    return str(path)
 
 
 def write_jsonl(path, rows):
@@ -85,7 +81,7 @@ def out(tmp_path):
     return str(tmp_path / "out")
 
 
-# What is accepted
+# Accepted rows
 
 
 @pytest.mark.parametrize("kind", ["parquet", "jsonl", "jsonl.gz", "csv", "tsv", "semicolon.csv"])
@@ -98,7 +94,7 @@ def test_every_format_gives_the_same_rows(tmp_path, out, kind):
     rows = [{**one, "gender": gender} for one, gender in zip(rows, ("F", "", "M"), strict=True)]
     path = tmp_path / f"log.{kind}"
     if kind == "parquet":
-        write_parquet(path, rows, pa.schema([*LOG_SCHEMA, ("gender", pa.string())]))
+        write_log(path, rows, ("gender", pa.string()))
     elif kind.startswith("jsonl"):
         write_jsonl(path, rows)
     else:
@@ -141,7 +137,7 @@ def test_rows_are_sorted_by_time_and_request_id_over_all_files(tmp_path, out):
     assert first == second
 
 
-def test_foreign_types_that_mean_the_same_are_taken(tmp_path, out):
+def test_equivalent_types_are_converted(tmp_path, out):
     table = pa.table(
         {
             "request_id": pa.array([7, 8], pa.int64()),
@@ -170,7 +166,7 @@ def test_foreign_types_that_mean_the_same_are_taken(tmp_path, out):
     assert [first["age"], second["age"], first["prime"]] == ["31", "", "true"]
 
 
-def test_profile_columns_that_come_late_or_vary_are_united(tmp_path, out):
+def test_profile_columns_of_all_rows_are_united(tmp_path, out):
     rows = [row(0), row(1, gender="F"), row(2, age=31)]
     write_jsonl(tmp_path / "log.jsonl", rows)
     assert ingest(str(tmp_path / "log.jsonl"), out, dev_share=0).profile == ["age", "gender"]
@@ -183,9 +179,9 @@ def test_profile_columns_that_come_late_or_vary_are_united(tmp_path, out):
     assert named.profile == ["gender"]
 
 
-# What is set aside
+# Rows set aside
 
-NASTY = [
+BAD_LINES = [
     (b'{"request_id": "broken', "malformed JSON"),
     (b"[1, 2]", "JSON that is not an object"),
     (b"[" * 100_000, "malformed JSON"),
@@ -214,18 +210,18 @@ NASTY = [
 ]
 
 
-def test_a_nasty_file_is_accounted_for_row_by_row(tmp_path, out, capsys):
+def test_every_row_of_a_broken_file_is_counted_with_its_reason(tmp_path, out, capsys):
     good = log(30)
-    lines = [good[0], b"", *[line for line, _ in NASTY], b"   ", *good[1:]]
+    lines = [good[0], b"", *[line for line, _ in BAD_LINES], b"   ", *good[1:]]
     path = write_jsonl(tmp_path / "log.jsonl", lines)
     report = ingest(path, out, dev_share=0, max_bad_share=0.6)
-    assert report.rows == report.accepted + report.set_aside == 30 + len(NASTY)
+    assert report.rows == report.accepted + report.set_aside == 30 + len(BAD_LINES)
     assert report.accepted == 30 and report.splits == {"train": 30}
     assert sum(report.reasons.values()) == report.set_aside
     assert {one["request_id"] for one in rows_of(out)} == {one["request_id"] for one in good}
     assert rows_of(out)[0]["query"] == "lego"  # the first of the repeated ones
     got = sorted((one["row"], one["reason"]) for one in aside(out))
-    assert got == [(number, reason) for number, (_, reason) in enumerate(NASTY, start=3)]
+    assert got == [(number, reason) for number, (_, reason) in enumerate(BAD_LINES, start=3)]
     assert {one["file"] for one in aside(out)} == {path}
     raw = {one["row"]: one["raw"] for one in aside(out)}
     assert raw[3] == '{"request_id": "broken' and "caf\\xe9" in raw[7]
@@ -287,15 +283,15 @@ def test_parquet_text_that_is_not_utf8_is_set_aside(tmp_path, out):
 def test_one_id_in_two_splits_is_written_in_one(tmp_path, out):
     folder = tmp_path / "logs"
     folder.mkdir()
-    write_parquet(folder / "train.parquet", log(20))
-    write_parquet(folder / "dev.parquet", [row(5), row(50)])
+    write_log(folder / "train.parquet", log(20))
+    write_log(folder / "dev.parquet", [row(5), row(50)])
     report = ingest(str(folder), out, max_bad_share=0.2)
     ids = [one["request_id"] for split in ("train", "dev") for one in rows_of(out, split)]
     assert len(ids) == len(set(ids)) == report.accepted == 21
     assert report.reasons == {DUPLICATE: 1}
 
 
-def test_too_many_bad_rows_stop_the_run_and_leave_the_evidence(tmp_path, out):
+def test_too_many_bad_rows_stop_the_run_and_are_written(tmp_path, out):
     rows = [*log(40), row(90, query=""), row(91, query=""), row(92, clicked_position=7)]
     path = write_jsonl(tmp_path / "log.jsonl", rows)
     with pytest.raises(UserError) as stopped:
@@ -307,7 +303,7 @@ def test_too_many_bad_rows_stop_the_run_and_leave_the_evidence(tmp_path, out):
     assert ingest(path, out, dev_share=0, max_bad_share=3 / 43).set_aside == 3
 
 
-def test_a_log_without_one_good_row_stops(tmp_path, out):
+def test_a_log_of_bad_rows_alone_is_an_error(tmp_path, out):
     path = write_jsonl(tmp_path / "log.jsonl", [row(0, query="")])
     with pytest.raises(UserError, match="all 1 rows were set aside"):
         ingest(path, out, max_bad_share=1)
@@ -316,13 +312,13 @@ def test_a_log_without_one_good_row_stops(tmp_path, out):
 # Splits
 
 
-def test_a_folder_of_named_splits_keeps_them(tmp_path, out):
+def test_files_named_after_splits_have_these_splits(tmp_path, out):
     folder = tmp_path / "logs"
     (folder / "test").mkdir(parents=True)
     write_jsonl(folder / "train-00000-of-00002.jsonl", log(100)[:30])
     write_jsonl(folder / "train-00001-of-00002.jsonl", log(100)[60:90])
     write_csv(folder / "validation.csv", log(100)[30:50])
-    write_parquet(folder / "test" / "part-0.parquet", log(100)[50:60])
+    write_log(folder / "test" / "part-0.parquet", log(100)[50:60])
     report = ingest(str(folder), out, dev_share=0.3, test_share=0.3)
     assert report.splits == {"train": 60, "dev": 20, "test": 10}
     assert [one["request_id"] for one in rows_of(out, "dev")] == [
@@ -331,11 +327,11 @@ def test_a_folder_of_named_splits_keeps_them(tmp_path, out):
 
 
 @pytest.mark.parametrize("named", [False, True])
-def test_anything_else_gives_its_newest_shares(tmp_path, out, capsys, named):
-    """The same for a log of no split and for a train split alone."""
+def test_other_logs_are_split_by_time(tmp_path, out, capsys, named):
+    """A log without split names, and a train split alone."""
     folder = tmp_path / "logs"
     folder.mkdir()
-    write_parquet(folder / ("train.parquet" if named else "log.parquet"), log(100))
+    write_log(folder / ("train.parquet" if named else "log.parquet"), log(100))
     report = ingest(str(folder), out, dev_share=0.2, test_share=0.1)
     assert report.splits == {"train": 70, "dev": 20, "test": 10}
     times = {split: [one["timestamp_ms"] for one in rows_of(out, split)] for split in report.splits}
@@ -346,23 +342,23 @@ def test_anything_else_gives_its_newest_shares(tmp_path, out, capsys, named):
 
 
 def parts_of(times, dev, test):
-    """The times of each split, slowly: one row more at a time, from the newest."""
+    """A slow reference of the times of each split: one row at a time, from the newest."""
     times = sorted(times)
     sizes = [max(1, round(share * len(times))) if share else 0 for share in (test, dev)]
-    found, ends = {}, len(times)
+    parts, ends = {}, len(times)
     for split, size in zip(("test", "dev"), sizes, strict=True):
         start = len(times) - sum(sizes[: 1 + (split == "dev")]) if size else ends
         while 0 < start < len(times) and times[start] == times[start - 1]:
-            start -= 1  # rows of one time stay together
+            start -= 1  # rows of one time are in one split
         while start < len(times) and times[start] == times[0]:
             start += 1  # the oldest are train
         start = min(start, ends)
-        found[split], ends = times[start:ends], start
-    return {"train": times[:ends], **found}
+        parts[split], ends = times[start:ends], start
+    return {"train": times[:ends], **parts}
 
 
 @pytest.mark.parametrize("seed", range(12))
-def test_rows_of_one_time_stay_on_one_side_and_the_oldest_are_train(tmp_path, out, seed):
+def test_rows_of_one_time_are_in_one_split_and_the_oldest_are_train(tmp_path, out, seed):
     draws = random.Random(seed)
     times = [draws.choice([draws.randrange(9), draws.randrange(99)]) for _ in range(40)]
     dev, test = draws.choice([0.001, 0.1, 0.5]), draws.choice([0, 0.03, 0.45])
@@ -375,17 +371,17 @@ def test_rows_of_one_time_stay_on_one_side_and_the_oldest_are_train(tmp_path, ou
     } == {split: part for split, part in expected.items() if part}
 
 
-def test_most_rows_of_the_newest_time_are_dev_alone(tmp_path, out):
+def test_many_rows_of_the_newest_time_are_all_dev(tmp_path, out):
     rows = [row(at, timestamp_ms=START + (at > 0)) for at in range(40)]
     report = ingest(write_jsonl(tmp_path / "log.jsonl", rows), out, dev_share=0.1)
     assert report.splits == {"train": 1, "dev": 39}
 
 
-def test_train_and_test_alone_give_dev_from_train(tmp_path, out):
+def test_without_dev_the_newest_of_train_become_dev(tmp_path, out):
     folder = tmp_path / "logs"
     folder.mkdir()
-    write_parquet(folder / "train.parquet", log(100)[:90])
-    write_parquet(folder / "test.parquet", log(100)[90:])
+    write_log(folder / "train.parquet", log(100)[:90])
+    write_log(folder / "test.parquet", log(100)[90:])
     assert ingest(str(folder), out, dev_share=0.2, test_share=0.5).splits == {
         "train": 72,
         "dev": 18,
@@ -393,16 +389,16 @@ def test_train_and_test_alone_give_dev_from_train(tmp_path, out):
     }
 
 
-def test_a_run_replaces_all_of_an_earlier_one(tmp_path, out):
-    path = write_parquet(tmp_path / "log.parquet", log(100))
+def test_a_run_replaces_all_files_of_an_earlier_run(tmp_path, out):
+    path = write_log(tmp_path / "log.parquet", log(100))
     ingest(path, out, dev_share=0.2, test_share=0.1)
     assert "test.parquet" in files_in(out)
     ingest(path, out, dev_share=0.2)
     assert files_in(out) == ["dev.parquet", "report.json", "set_aside.jsonl", "train.parquet"]
 
 
-def test_a_run_that_stops_leaves_the_earlier_splits_alone(tmp_path, out):
-    ingest(write_parquet(tmp_path / "log.parquet", log(50)), out)
+def test_a_failed_run_leaves_the_earlier_splits_unchanged(tmp_path, out):
+    ingest(write_log(tmp_path / "log.parquet", log(50)), out)
     before = {name: (pathlib.Path(out) / name).read_bytes() for name in files_in(out)}
     (tmp_path / "cut").mkdir()
     data = gzip.compress(b"".join(json.dumps(one).encode() + b"\n" for one in log(5_000)))
@@ -415,7 +411,7 @@ def test_a_run_that_stops_leaves_the_earlier_splits_alone(tmp_path, out):
 
 
 def test_a_log_of_one_time_is_not_split(tmp_path, out):
-    path = write_parquet(tmp_path / "log.parquet", [row(at, timestamp_ms=START) for at in range(9)])
+    path = write_log(tmp_path / "log.parquet", [row(at, timestamp_ms=START) for at in range(9)])
     with pytest.raises(UserError, match="its 9 rows all have the time 2025-06-15 15:06"):
         ingest(path, out)
     assert ingest(path, out, dev_share=0).splits == {"train": 9}
@@ -424,7 +420,7 @@ def test_a_log_of_one_time_is_not_split(tmp_path, out):
 # Times
 
 
-def test_rows_of_the_future_and_of_long_ago_leave_the_split_alone(tmp_path, out, capsys):
+def test_rows_of_the_future_and_of_long_ago_do_not_change_the_split(tmp_path, out, capsys):
     rows = log(100)
     ingest(write_jsonl(tmp_path / "good.jsonl", rows), out, dev_share=0.2, test_share=0.1)
     expected = {split: rows_of(out, split) for split in ("train", "dev", "test")}
@@ -446,7 +442,7 @@ def test_rows_of_the_future_and_of_long_ago_leave_the_split_alone(tmp_path, out,
         ingest(path, out, max_bad_share=0)
 
 
-def test_a_log_that_is_not_split_may_begin_with_a_row_of_long_before(tmp_path, out):
+def test_a_log_that_is_not_split_may_begin_with_an_old_row(tmp_path, out):
     rows = [
         row(900, timestamp_ms=START - 40 * DAY),
         *log(50),
@@ -459,7 +455,7 @@ def test_a_log_that_is_not_split_may_begin_with_a_row_of_long_before(tmp_path, o
 
 @pytest.mark.parametrize("unit", [1e-3, 1e3, 1e6])
 @pytest.mark.parametrize("write", [write_jsonl, write_csv])
-def test_times_in_another_unit_are_converted_and_said(tmp_path, out, capsys, unit, write):
+def test_times_in_another_unit_are_converted_and_reported(tmp_path, out, capsys, unit, write):
     rows = [row(at, timestamp_ms=int(START + at * 8_640_000) // 1000 * 1000) for at in range(50)]
     other = [{**one, "timestamp_ms": round(one["timestamp_ms"] * unit)} for one in rows]
     path = write(tmp_path / ("log.jsonl" if write is write_jsonl else "log.csv"), other)
@@ -478,14 +474,14 @@ def test_the_plausible_range_is_a_setting(tmp_path, out):
         ingest(path, out, latest="soon")
 
 
-# Mistakes in files, flags and columns
+# Errors in files, flags and columns
 
 
-def test_a_full_disk_is_a_sentence(tmp_path, out, monkeypatch):
+def test_a_full_disk_is_a_clear_error(tmp_path, out, monkeypatch):
     def full(*args, **kwargs):
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    path = write_parquet(tmp_path / "log.parquet", log(30))
+    path = write_log(tmp_path / "log.parquet", log(30))
     monkeypatch.setattr(pq.ParquetWriter, "write_table", full)
     with pytest.raises(UserError, match="out: writing there failed: No space left.*free some"):
         ingest(path, out)
@@ -496,10 +492,10 @@ def test_a_full_disk_is_a_sentence(tmp_path, out, monkeypatch):
         ingest(path, out)
 
 
-def test_brackets_in_paths_are_only_letters(tmp_path):
+def test_brackets_in_paths_are_literal(tmp_path):
     folder = tmp_path / "a [b]*"
     folder.mkdir()
-    write_parquet(folder / "log [1].parquet", log(30))
+    write_log(folder / "log [1].parquet", log(30))
     assert ingest(str(folder), str(tmp_path / "out [2]"), dev_share=0).accepted == 30
 
 
@@ -508,7 +504,7 @@ def without(column, **renamed):
 
 
 @pytest.mark.parametrize("write", [write_jsonl, write_csv])
-def test_a_missing_column_names_its_nearest(tmp_path, out, write):
+def test_a_missing_column_is_named_with_a_similar_one(tmp_path, out, write):
     path = tmp_path / ("log.jsonl" if write is write_jsonl else "log.csv")
     write(path, without(None, timestamp_ms="timestamp"))
     with pytest.raises(UserError) as stopped:
@@ -519,7 +515,7 @@ def test_a_missing_column_names_its_nearest(tmp_path, out, write):
     write(path, without("ordered_items"))
     with pytest.raises(UserError) as stopped:
         ingest(str(path), out)
-    message = str(stopped.value)  # no advice to rename a column that is right
+    message = str(stopped.value)  # without advice to rename a correct column
     assert "Add column 'ordered_items', null or an empty list where unknown" in message
     write(path, without(None, query="QUERY"))
     with pytest.raises(UserError, match="Rename column 'QUERY' to 'query'"):
@@ -577,16 +573,16 @@ def test_a_file_that_is_not_a_log_is_named(tmp_path, out, name, content, said):
 def test_an_empty_split_is_an_error_and_an_empty_shard_is_not(tmp_path, out):
     folder = tmp_path / "logs"
     folder.mkdir()
-    write_parquet(folder / "train-0.parquet", log(50))
-    write_parquet(folder / "train-1.parquet", [])
+    write_log(folder / "train-0.parquet", log(50))
+    write_log(folder / "train-1.parquet", [])
     assert ingest(str(folder), out).accepted == 50
-    write_parquet(folder / "dev.parquet", [])
+    write_log(folder / "dev.parquet", [])
     with pytest.raises(UserError, match=r"dev\.parquet: no rows"):
         ingest(str(folder), out)
 
 
 def test_wrong_paths_and_flags_are_named(tmp_path, out):
-    path = write_parquet(tmp_path / "log.parquet", log(50))
+    path = write_log(tmp_path / "log.parquet", log(50))
     with pytest.raises(UserError, match="found nothing"):
         ingest(str(tmp_path / "*.jsonl"), out)
     (tmp_path / "hollow").mkdir()
@@ -607,27 +603,27 @@ def test_wrong_paths_and_flags_are_named(tmp_path, out):
         ingest(path, path)
     folder = tmp_path / "mixed"
     folder.mkdir()
-    write_parquet(folder / "train.parquet", log(50))
-    write_parquet(folder / "more.parquet", log(50))
-    with pytest.raises(UserError, match="unclear where"):
+    write_log(folder / "train.parquet", log(50))
+    write_log(folder / "more.parquet", log(50))
+    with pytest.raises(UserError, match="its split is unclear"):
         ingest(str(folder), out)
 
 
 def test_results_inside_the_log_folder_are_not_read_back(tmp_path):
     folder = tmp_path / "logs"
     folder.mkdir()
-    write_parquet(folder / "log.parquet", log(50))
+    write_log(folder / "log.parquet", log(50))
     for _ in range(2):
         assert ingest(str(folder), str(folder / "clean")).rows == 50
 
 
-def test_keys_that_are_data_do_not_become_a_thousand_profile_columns(tmp_path, out):
+def test_too_many_profile_columns_are_refused(tmp_path, out):
     rows = [row(number, **{f"key{number}": "x"}) for number in range(70)]
     with pytest.raises(UserError, match="at most 64 profile columns"):
         ingest(write_jsonl(tmp_path / "log.jsonl", rows), out)
 
 
-def test_a_small_memory_limit_only_means_more_disk(tmp_path, out):
+def test_a_small_memory_limit_suffices(tmp_path, out):
     rows = [
         row(
             number,
@@ -639,13 +635,13 @@ def test_a_small_memory_limit_only_means_more_disk(tmp_path, out):
         for number in range(30_000)
     ]
     random.Random(0).shuffle(rows)
-    path = write_parquet(tmp_path / "log.parquet", rows)
+    path = write_log(tmp_path / "log.parquet", rows)
     assert ingest(path, out, memory_limit="100MB").accepted == 30_000
     assert not [name for name in files_in(out) if name.startswith(".")]
 
 
 @pytest.mark.parametrize("name", ["shoplog_en_small", "shoplog_zh"])
-def test_a_real_log_passes_whole_with_only_its_text_normalised(shared_data, out, name):
+def test_all_rows_of_a_real_log_are_accepted_and_normalised(shared_data, out, name):
     report = ingest(str(shared_data / name), out)
     assert report.set_aside == 0 and report.profile == ["age", "gender"]
     for split in ("train", "dev"):

@@ -1,4 +1,4 @@
-"""Mined tables are read as they are described, and what is no such table is named."""
+"""Reading the mined tables, and errors for wrong files."""
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -8,12 +8,12 @@ from onesug_jax.errors import UserError
 from onesug_jax.logs.mined import TABLES, file_of, read_table
 
 
-def test_a_table_has_the_described_types(tmp_path):
+def test_a_table_has_the_types_of_its_schema(tmp_path):
     narrow = pa.table({"prefix": ["t"], "count": pa.array([2], pa.int32()), "users": [1]})
     pq.write_table(narrow, tmp_path / file_of("prefixes"))
-    found = read_table(str(tmp_path), "prefixes")
-    assert found.schema == TABLES["prefixes"]
-    assert found.to_pylist() == [{"prefix": "t", "count": 2, "users": 1}]
+    table = read_table(str(tmp_path), "prefixes")
+    assert table.schema == TABLES["prefixes"]
+    assert table.to_pylist() == [{"prefix": "t", "count": 2, "users": 1}]
 
 
 def test_wrong_tables_are_named(tmp_path):

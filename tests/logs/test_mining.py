@@ -1,4 +1,4 @@
-"""Every mined table against a naive count in plain Python, the caps, privacy, and what may fail."""
+"""Every mined table against a reference in plain Python, the caps, privacy, and errors."""
 
 import collections
 import itertools
@@ -35,11 +35,11 @@ DEFAULTS = {
     "max_items_per_query": 50,
     "min_common_items": 1,
 }
-# Characters of one to four bytes; in UTF-16 the last two would change places.
+# Characters of one to four bytes; in UTF-16 the last two would be in reverse order.
 LETTERS = ["a", "b", "手", "机", "e\u0301", "\uffee", "\U0001f600"]
 
 
-# ------------------------------------------------------------------ the definition, read aloud
+# ------------------------------------------------------------------ the reference
 
 
 def by_text(text: str) -> bytes:
@@ -47,7 +47,7 @@ def by_text(text: str) -> bytes:
 
 
 def visitor_of(row: dict) -> tuple[int, str]:
-    """User before session before the day; the number orders them as their letters u, s, n do."""
+    """User, else session, else day; the number sorts them as the letters u, s, n do."""
     if row["user_id"]:
         return 2, row["user_id"]
     if row["session_id"]:
@@ -56,7 +56,7 @@ def visitor_of(row: dict) -> tuple[int, str]:
 
 
 def oldest_first(row: dict) -> tuple:
-    """Of rows of one moment those of the first prefix, and the better ones, come first."""
+    """By time, then by prefix, then by level, highest first."""
     level = request_level(row["clicked_items"], row["ordered_items"])
     return row["timestamp_ms"], by_text(row["prefix"]), -level
 
@@ -67,9 +67,9 @@ def reference(rows: list[dict], **changed) -> dict[str, list[tuple]]:
     everything, repeats = rows, collections.Counter()
     rows = []
     for row in sorted(everything, key=oldest_first):
-        same = visitor_of(row), row["query"], row["timestamp_ms"] // DAY_MS
-        repeats[same] += 1
-        if repeats[same] <= (s["max_repeats"] if row["user_id"] or row["session_id"] else 1):
+        key = visitor_of(row), row["query"], row["timestamp_ms"] // DAY_MS
+        repeats[key] += 1
+        if repeats[key] <= (s["max_repeats"] if row["user_id"] or row["session_id"] else 1):
             rows.append(row)
     searches, typed = collections.defaultdict(list), collections.defaultdict(list)
     for row in rows:
@@ -105,7 +105,7 @@ def reference(rows: list[dict], **changed) -> dict[str, list[tuple]]:
             score = n / (n + s["support"]) * n / math.sqrt(len(those) * len(searches[query]))
             pairs.append((prefix, query, n, len({visitor_of(row) for row in seen}), score))
         if prefix:
-            # As written, to nine decimals: scores that look equal are ordered by text.
+            # Scores equal to nine decimals, as they are written, are ordered by text.
             pairs.sort(key=lambda pair: (-round(pair[4], 9), by_text(pair[1])))
             tables["prefix_query"] += pairs[: s["per_prefix"]]
         pool = {*after, *(query for query in searches if query.startswith(prefix))}
@@ -114,7 +114,7 @@ def reference(rows: list[dict], **changed) -> dict[str, list[tuple]]:
             tables["pools"].append((prefix, query, rank, len(searches[query])))
 
     visitors, items = {}, {}
-    for row in everything:  # an item is opened after a query or not: repeats say no more
+    for row in everything:  # the relations are sets, so repeats have no effect
         if row["query"] in searches:
             for owner, relation in [(visitor_of(row), visitors)] + [
                 (item, items) for item in row["clicked_items"]
@@ -139,7 +139,7 @@ def reference(rows: list[dict], **changed) -> dict[str, list[tuple]]:
 
 
 def pairs_of(relation: dict, s: dict, most_queries: int, most_owners: int, least: int) -> dict:
-    """Best others of every query: [(other, swing, itemcf, users)]."""
+    """Best related queries of every query: [(other, swing, itemcf, users)]."""
     queries_of = collections.defaultdict(list)
     for (owner, query), last in relation.items():
         queries_of[owner].append((-last, by_text(query), query))
@@ -189,7 +189,7 @@ def make_rows(seed: int, count: int = 300, users: int = 25, items: int = 15) -> 
             log_row(
                 number,
                 query,
-                # The same names in three columns are three different visitors.
+                # The same name as user and as session is two different visitors.
                 user_id=rng.choice(["", *(f"n{n}" for n in range(users))]),
                 session_id=rng.choice(["", "n1", "n2"]),
                 # Many at the same time, on two days.
@@ -241,7 +241,7 @@ def assert_same(found: dict, expected: dict) -> None:
     ids=str,
 )
 @pytest.mark.parametrize("seed", [1, 2])
-def test_tables_are_those_of_a_plain_count(tmp_path, seed, settings):
+def test_tables_equal_a_reference_in_plain_python(tmp_path, seed, settings):
     rows = make_rows(seed)
     expected = reference(rows, **settings)
     assert all(expected.values())
@@ -268,7 +268,7 @@ def test_swing_and_itemcf_by_hand(tmp_path):
         for number, (user, query) in enumerate((u, q) for u, qs in searches.items() for q in qs)
     ]
     found = mined(tmp_path, rows, swing_alpha=2.0)["query_query"]
-    # Two people with two queries in common, of two and three: 1/sqrt(2) * 1/sqrt(3) / (2 + 2).
+    # Two people with 2 and 3 queries, 2 in common: 1/sqrt(2) * 1/sqrt(3) / (2 + 2).
     swing = 1 / math.sqrt(6) / 4
     itemcf = (1 / math.log(3) + 1 / math.log(4)) / 2
     assert [pair[:3] for pair in found] == [("cup", "tea", "visitor"), ("tea", "cup", "visitor")]
@@ -277,7 +277,7 @@ def test_swing_and_itemcf_by_hand(tmp_path):
 
 
 def test_rare_texts_are_in_no_table(tmp_path):
-    # One person may search a thing often: that is still one visitor.
+    # Many searches of one person are one visitor.
     rows = [row(n, "my secret", "my", user_id="one", clicked_items=["i"]) for n in range(9)]
     rows += [row(n, "tea", "te", clicked_items=["i"]) for n in range(10, 13)]
     rows += [row(20, "tea", "tea for", user_id="one"), row(21, "tea", "tea for", user_id="one")]
@@ -291,8 +291,8 @@ def test_rare_texts_are_in_no_table(tmp_path):
 
 
 @pytest.mark.long
-def test_a_robot_makes_nothing_popular(tmp_path):
-    """A thousand searches of one visitor on a day count as `max_repeats`, the first, everywhere."""
+def test_a_robot_cannot_make_a_query_popular(tmp_path):
+    """Only the first `max_repeats` of a thousand searches of one visitor count, in all tables."""
     robot = [
         row(n, "ads", "ad" if n < 5 else "a", user_id="robot", clicked_items=["i"] * (n < 4))
         for n in range(1, 1004)
@@ -324,7 +324,7 @@ def test_nameless_rows_of_a_day_are_one_visitor(tmp_path):
     assert [found[:3] for found in tables["queries"]] == [("late", 2, 2)]
 
 
-def test_without_texts_of_enough_visitors_tables_are_empty(tmp_path):
+def test_tables_are_empty_if_no_text_has_enough_visitors(tmp_path):
     report = mine(
         write_log(tmp_path / "t", make_rows(3)),
         str(tmp_path / "mined"),
@@ -337,7 +337,7 @@ def test_without_texts_of_enough_visitors_tables_are_empty(tmp_path):
     assert report.query_rows_left_out == report.prefix_rows_left_out == report.rows == 300
 
 
-def test_the_order_of_rows_changes_nothing(tmp_path):
+def test_the_order_of_rows_does_not_matter(tmp_path):
     rows = make_rows(4)
     settings = {"max_queries_per_visitor": 3, "max_visitors_per_query": 3, "per_query": 2}
     (tmp_path / "again").mkdir()
@@ -364,14 +364,14 @@ def test_a_simulated_log_and_its_report(tmp_path):
         assert counted[query] == count and prefix in {p for p, *_ in tables["prefixes"]}
 
 
-def test_sums_do_not_overflow_or_lose_the_tail():
-    ones = 1 / math.log(2)  # the largest term
-    assert 10**7 * ones * UNIT < 2**63  # ten million visitors in common of one pair
+def test_sums_neither_overflow_nor_lose_small_terms():
+    largest = 1 / math.log(2)
+    assert 10**7 * largest * UNIT < 2**63  # a pair with ten million visitors in common
     # The smallest Swing term of two owners at a generous cap is still exact to a millionth.
     assert 1 / (1000 * 1001) * UNIT > 5e4
 
 
-def test_other_files_stay_and_a_failed_run_leaves_the_tables_alone(tmp_path, monkeypatch):
+def test_other_files_stay_and_a_failed_run_leaves_the_tables_unchanged(tmp_path, monkeypatch):
     out = tmp_path / "mined"
     out.mkdir()
     (out / "_manifest.json").write_text("{}")

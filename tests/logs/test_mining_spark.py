@@ -1,4 +1,4 @@
-"""Spark and DuckDB mine the same rows from the same log: to the last digit, in the same order."""
+"""Spark and DuckDB mine the same rows of a log, to the last digit and in the same order."""
 
 import os
 import sys
@@ -15,10 +15,10 @@ from onesug_jax.logs.simulate import simulate
 
 @pytest.mark.long
 def test_both_engines_write_the_same_rows(tmp_path, monkeypatch, spark):
-    # Much code runs few times here: Java need not optimise it.
+    # Most code runs few times here, so Java need not optimise it.
     monkeypatch.setenv("JAVA_TOOL_OPTIONS", "-XX:TieredStopAtLevel=1")
     simulate(str(tmp_path / "log"), requests=3000, language="zh", seed=4)
-    # Characters that mean a pattern in a path, and a folder whose name has a space.
+    # A path with pattern characters, and a folder with a space in its name.
     log = tmp_path / "log [1] {a}*.parquet"
     os.rename(tmp_path / "log" / "train.parquet", log)
     settings = {
@@ -44,7 +44,7 @@ def test_both_engines_write_the_same_rows(tmp_path, monkeypatch, spark):
         assert one.num_rows > 0
         assert one.equals(other), name
         for engine in engines.ENGINES:
-            # The same types in the files too, whatever reads them.
+            # The files have the same types too.
             written = pq.read_schema(tmp_path / engine / f"{name}.parquet")
             assert (written.names, written.types) == (TABLES[name].names, TABLES[name].types)
 

@@ -1,13 +1,15 @@
-"""Profile columns: what is taken, what gives the query away, and what the user confirms."""
+"""Profile columns: the default choice, columns that reveal the query, and the setting."""
 
 import random
 
+import duckdb
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
 from onesug_jax.errors import UserError
 from onesug_jax.logs.ingest import ingest
+from onesug_jax.logs.profile_choice import choose_profile
 from onesug_jax.logs.schema import LOG_SCHEMA
 
 START = 1_750_000_000_000
@@ -16,7 +18,7 @@ WORDS = [f"{a} {b}" for a in ("red", "oak", "tin", "big") for b in ("cup", "mat"
 
 @pytest.fixture
 def run(tmp_path, capsys):
-    """Ingests 400 rows whose further column holds `column(row, draws)`."""
+    """A function that ingests 400 rows with a column of `column(row, draws)`."""
 
     def ingested(column, name="extra", kind=None, **options):
         draws = random.Random(0)
@@ -39,7 +41,7 @@ def run(tmp_path, capsys):
     return ingested
 
 
-def test_columns_of_few_values_are_taken_and_named_with_their_number(run):
+def test_columns_of_few_values_are_chosen_and_printed_with_their_number(run):
     report, said = run(lambda row, draws: draws.randrange(18, 70), "age", pa.int64())
     assert report.profile == ["age", "gender"] and report.left_out == {}
     assert "profile: age (52 values), gender (2 values)" in said
@@ -56,7 +58,7 @@ LEAKS = {
 
 
 @pytest.mark.parametrize("reason", LEAKS)
-def test_a_column_that_gives_the_query_away_is_never_an_input(run, reason):
+def test_a_column_that_reveals_the_query_is_never_chosen(run, reason):
     report, said = run(LEAKS[reason])
     assert report.profile == ["gender"] and report.left_out == {"extra": reason}
     assert f"no profile: extra {reason}." in said
@@ -75,14 +77,14 @@ def test_a_column_that_gives_the_query_away_is_never_an_input(run, reason):
         ("holds dates", lambda row, draws: f"2024-03-{draws.randrange(1, 20):02d}"),
     ],
 )
-def test_ids_prices_and_dates_are_profile_only_where_the_user_says_so(run, reason, column):
+def test_ids_prices_and_dates_are_profile_only_if_the_setting_names_them(run, reason, column):
     report, _ = run(column)
     assert report.profile == ["gender"] and report.left_out["extra"].startswith(reason)
     assert run(column, profile=["gender", "extra"])[0].profile == ["extra", "gender"]
 
 
-def test_a_taste_that_goes_with_the_query_is_profile(run):
-    """Three of four who search for cups are F: a hint, not the answer."""
+def test_a_column_correlated_with_the_query_is_profile(run):
+    """Three of four people who search for cups are F."""
     hint = lambda row, draws: "F" if ("cup" in row["query"]) == (draws.random() < 0.75) else "M"  # noqa: E731
     assert run(hint)[0].profile == ["extra", "gender"]
 
@@ -96,6 +98,27 @@ def test_names_that_differ_by_case_only_are_refused(run, name):
     assert run(lambda row, draws: "x", name, profile=["gender"])[0].profile == ["gender"]
 
 
-def test_a_profile_column_that_is_not_there_is_named(run):
+def test_a_missing_profile_column_is_named(run):
     with pytest.raises(UserError, match="'town' is missing"):
         run(lambda row, draws: "x", profile=["town"])
+
+
+def test_repeats_of_one_user_do_not_hide_that_a_column_follows_from_the_query():
+    """Queries of a single user do not count, however often that user repeats them."""
+    searches = [(f"q{n}", user) for n in range(10) for user in "abc"]
+    searches += [(f"own{n}", f"u{n}") for n in range(30) for _ in range(2)]
+    rows = [
+        {
+            "request_id": f"r{n}",
+            "user_id": user,
+            "session_id": "",
+            "query": query,
+            "shelf": query[-1],
+        }
+        for n, (query, user) in enumerate(searches)
+    ]
+    table = pa.Table.from_pylist(rows)
+    with duckdb.connect() as database:
+        database.register("log", table)
+        [verdict] = choose_profile(database, ["shelf"], None)
+    assert verdict.reason == "follows from the query"

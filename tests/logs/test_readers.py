@@ -1,4 +1,4 @@
-"""Readers: a physical line is a row, a bad line or joined to a row, or an error names the file."""
+"""Readers: a physical line is a row, a bad line or joined to a row; other errors name the file."""
 
 import csv
 import errno
@@ -43,13 +43,13 @@ def test_a_quote_that_never_closes_costs_its_own_line(tmp_path):
     assert rows == [n for n in range(2, 500) if n != 102]
 
 
-def test_a_quote_that_closes_later_and_swallows_rows_stops_with_file_and_line(tmp_path):
+def test_a_quoted_cell_that_may_hide_rows_is_an_error_with_file_and_line(tmp_path):
     path = text(tmp_path / "log.csv", 'a,b,c\n1,2,3\n4,5,"6\n7,8,9\n10,11,12"\n13,14,15\n')
     with pytest.raises(UserError, match=r"log\.csv, line 3: a quote .* closes on line 5"):
         read(path)
 
 
-def test_an_honest_cell_over_several_lines_is_one_row(tmp_path):
+def test_a_cell_over_several_lines_is_one_row(tmp_path):
     path = text(tmp_path / "log.csv", 'a,b,c\n1,"two\r\nlines, one comma",3\n\n4,5,6\n')
     rows, bad, joined, columns = read(path)
     assert (rows, bad, joined) == ([2, 5], [], 1)
@@ -60,7 +60,7 @@ def test_odd_quotes_and_cells_are_set_aside_one_by_one(tmp_path):
     lines = [
         "a\tb\tc",
         '1\t"x"y\tz',  # text after a closing quote
-        '2\ttv 32"\tz',  # an inch inside a cell is text
+        '2\ttv 32"\tz',  # a quote inside a cell is text
         '3\t"two\n4\t"\tthree\tx',  # closes on the next line, with too many cells
         "5\tb",
         "6\tb\tc\td",
@@ -75,7 +75,7 @@ def test_odd_quotes_and_cells_are_set_aside_one_by_one(tmp_path):
 
 @pytest.mark.parametrize("end", ["\n", "\r\n", "\r"])
 @pytest.mark.parametrize("name", ["log.csv", "log.jsonl", "log.txt"])
-def test_every_line_end_counts_the_same(tmp_path, end, name):
+def test_line_ends_do_not_change_line_numbers(tmp_path, end, name):
     lines = ["a,b", "1,2", "", "3,4", "5"]
     if name == "log.jsonl":
         lines = ['{"a": 0}', '{"a": 1, "b": 2}', " ", '{"a": 3, "b": 4}', '{"a": 5']
@@ -93,7 +93,7 @@ def test_every_line_end_counts_the_same(tmp_path, end, name):
         ("a, ,b,", "1,x,2,", {"a": ["1"], "b": ["2"]}, "2, 4"),
     ],
 )
-def test_columns_without_a_name_are_left_out_and_said(tmp_path, header, row, columns, places):
+def test_columns_without_a_name_are_left_out_and_reported(tmp_path, header, row, columns, places):
     path = text(tmp_path / "log.csv", f"{header}\n{row}\n")
     assert read(path)[3] == columns
     assert sniff(str(path)).note.startswith(f"column {places} has no name")
@@ -115,13 +115,13 @@ def test_the_index_of_pandas_in_parquet_is_left_out_too(tmp_path):
         ("größe,b\n".encode("latin-1"), "iconv"),
     ],
 )
-def test_a_header_that_is_none_is_named(tmp_path, content, said):
+def test_an_invalid_header_is_an_error(tmp_path, content, said):
     with pytest.raises(UserError, match=r"log\.csv") as stopped:
         sniff(str(text(tmp_path / "log.csv", content)))
     assert said in str(stopped.value)
 
 
-def test_a_key_that_stands_twice_is_set_aside(tmp_path):
+def test_an_object_with_a_repeated_key_is_set_aside(tmp_path):
     rows, bad, *_ = read(text(tmp_path / "log.jsonl", '{"q": 1}\n{"q": 1, "q": 2}\n'))
     assert rows == [1] and bad == [(2, "JSON with key 'q' more than once")]
 
@@ -131,7 +131,7 @@ def test_a_key_that_stands_twice_is_set_aside(tmp_path):
 
 @pytest.mark.long
 @pytest.mark.parametrize("kind", ["gz", "zst", "bz2", "lz4"])
-def test_compressed_text_is_read_whole_or_named(tmp_path, kind):
+def test_compressed_text_is_read_and_truncated_files_are_named(tmp_path, kind):
     data = "a,b\n" + "".join(f"{n},{n * 7919 % 10007}\n" for n in range(20_000))
     path = tmp_path / f"log.csv.{kind}"
     codec = {"gz": "gzip", "zst": "zstd"}.get(kind, kind)
@@ -147,7 +147,7 @@ def test_compressed_text_is_read_whole_or_named(tmp_path, kind):
 
 
 @pytest.mark.parametrize("name", ["b.csv.zip", "b.jsonl.xz", "b.parquet.gz"])
-def test_a_part_in_a_form_that_is_not_read_is_not_another_file(tmp_path, name):
+def test_a_file_in_an_unknown_compression_is_an_error(tmp_path, name):
     text(tmp_path / "a.csv", "a,b\n1,2\n")
     text(tmp_path / name, b"PK")
     with pytest.raises(UserError, match=f"{name}: expected a name ending in"):
@@ -157,11 +157,11 @@ def test_a_part_in_a_form_that_is_not_read_is_not_another_file(tmp_path, name):
 # Paths
 
 
-def test_other_files_of_a_folder_are_passed_over_and_said(tmp_path, capsys):
+def test_other_files_of_a_folder_are_skipped_and_printed(tmp_path, capsys):
     for name in ("a.csv", "notes.txt", "README.md", "_SUCCESS", ".hidden.csv"):
         text(tmp_path / name, "a,b\n1,2\n")
     assert [os.path.basename(s.path) for s in find_files(str(tmp_path))] == ["a.csv"]
-    assert "2 other file(s) passed over: README.md, notes.txt" in capsys.readouterr().out
+    assert "2 other file(s) skipped: README.md, notes.txt" in capsys.readouterr().out
 
 
 def test_home_and_brackets_in_paths(tmp_path, monkeypatch):
@@ -180,7 +180,7 @@ def test_home_and_brackets_in_paths(tmp_path, monkeypatch):
     assert found("~/logs [2024]") == ["x1.csv", "x[1].csv"]
 
 
-def test_a_folder_that_may_not_be_listed_is_named(tmp_path, monkeypatch):
+def test_a_folder_that_cannot_be_listed_is_named(tmp_path, monkeypatch):
     text(tmp_path / "a.csv", "a,b\n1,2\n")
     (tmp_path / "locked").mkdir()
     scan = os.scandir
@@ -195,7 +195,7 @@ def test_a_folder_that_may_not_be_listed_is_named(tmp_path, monkeypatch):
         find_files(str(tmp_path))
 
 
-def test_a_file_that_vanishes_or_may_not_be_read_is_named(tmp_path, monkeypatch):
+def test_a_file_that_is_removed_or_cannot_be_read_is_named(tmp_path, monkeypatch):
     source = sniff(str(text(tmp_path / "a.csv", "a,b\n1,2\n")))
     pathlib.Path(source.path).unlink()
     with pytest.raises(UserError, match=r"a\.csv: reading it failed: .*put the file back"):
@@ -214,7 +214,7 @@ def test_a_file_that_vanishes_or_may_not_be_read_is_named(tmp_path, monkeypatch)
         list(read_chunks(source))
 
 
-def test_cells_survive_as_the_csv_module_wrote_them(tmp_path):
+def test_cells_are_read_as_the_csv_module_wrote_them(tmp_path):
     cells = ['a"b', "c,d", "e\nf", "", " g ", "星", '"', "h\ri"]
     with open(tmp_path / "log.csv", "w", newline="", encoding="utf-8") as file:
         csv.writer(file).writerows([list("abcdefgh"), cells, cells])

@@ -1,4 +1,4 @@
-"""The schema: one definition of normalised text, levels, and the gate that judges rows."""
+"""The schema: normalised text, levels, and the validation of rows."""
 
 import unicodedata
 
@@ -41,7 +41,7 @@ def table_of(*changes: dict, extra: pa.Schema | None = None) -> pa.Table:
     return pa.Table.from_pylist(rows, schema=schema)
 
 
-def judge(*changes: dict, extra: pa.Schema | None = None, **limits):
+def validated(*changes: dict, extra: pa.Schema | None = None, **limits):
     limits = {"max_prefix": 10, "max_query": 20, **limits}
     return validate(table_of(*changes, extra=extra), **limits)
 
@@ -58,7 +58,7 @@ def judge(*changes: dict, extra: pa.Schema | None = None, **limits):
         ("保温杯  大", "保温杯 大"),
     ],
 )
-def test_queries_become_nfkc_lower_case_single_spaced(typed, expected):
+def test_queries_are_normalised(typed, expected):
     assert normalise_query(typed) == expected
 
 
@@ -73,12 +73,12 @@ def test_queries_become_nfkc_lower_case_single_spaced(typed, expected):
         ("", ""),
     ],
 )
-def test_a_prefix_keeps_one_trailing_space(typed, expected):
+def test_a_prefix_retains_one_trailing_space(typed, expected):
     assert normalise_prefix(typed) == expected
 
 
 @given(st.text())
-def test_normalising_twice_changes_nothing(text):
+def test_normalisation_is_idempotent(text):
     query = normalise_query(text)
     assert normalise_query(query) == query
     prefix = normalise_prefix(text)
@@ -86,7 +86,7 @@ def test_normalising_twice_changes_nothing(text):
     assert prefix.rstrip(" ") == query
 
 
-def test_levels_order_as_in_the_paper_and_follow_behaviour():
+def test_levels_are_ordered_as_in_the_paper_and_follow_behaviour():
     names = [level.name for level in sorted(Level)]
     assert names == ["RAND", "NOT_SHOW", "SHOW", "CLICK", "ITEM_CLICK", "ORDER"]
     assert request_level([], []) is Level.CLICK
@@ -121,24 +121,24 @@ def test_profile_columns_are_those_the_schema_does_not_name():
         ({"shown": [None, "ape"]}, "clicked_position at an empty entry"),
     ],
 )
-def test_a_faulty_row_is_named_and_its_neighbours_stay(change, reason):
-    accepted, numbers, reasons = judge({}, change, {})
+def test_a_faulty_row_has_a_reason_and_the_others_are_accepted(change, reason):
+    accepted, numbers, reasons = validated({}, change, {})
     assert reasons == {1: reason}
     assert numbers.tolist() == [0, 2]
     assert accepted["request_id"].to_pylist() == ["r0", "r2"]
 
 
 def test_the_limits_count_characters_after_normalisation():
-    _, _, reasons = judge({"query": " " * 30 + "Ａ" * 20}, {"query": "ﷺ" * 2})
-    assert reasons == {1: "query over 20 characters"}  # one sign that NFKC spells in 18
+    _, _, reasons = validated({"query": " " * 30 + "Ａ" * 20}, {"query": "ﷺ" * 2})
+    assert reasons == {1: "query over 20 characters"}  # NFKC turns this character into 18
 
 
-def test_what_may_be_missing_becomes_empty():
+def test_missing_optional_values_become_empty():
     profile = pa.schema([("gender", pa.string())])
-    nothing = dict.fromkeys(
+    nulls = dict.fromkeys(
         ("user_id", "session_id", "shown", "clicked_position", "clicked_items", "ordered_items")
     )
-    accepted, _, reasons = judge({**nothing, "prefix": ""}, extra=profile)
+    accepted, _, reasons = validated({**nulls, "prefix": ""}, extra=profile)
     assert not reasons
     row = accepted.to_pylist()[0]
     assert row["user_id"] == row["session_id"] == row["gender"] == row["prefix"] == ""
@@ -146,9 +146,9 @@ def test_what_may_be_missing_becomes_empty():
     assert row["clicked_position"] is None
 
 
-def test_history_is_cleaned_in_order_and_null_stays_unknown():
+def test_history_is_cleaned_in_order_and_null_stays_null():
     history = pa.schema([(HISTORY, pa.list_(pa.string()))])
-    accepted, _, reasons = judge(
+    accepted, _, reasons = validated(
         {HISTORY: ["Lego ", "", "duplo", "LEGO"]},
         {HISTORY: None},
         {HISTORY: []},
@@ -159,9 +159,9 @@ def test_history_is_cleaned_in_order_and_null_stays_unknown():
     assert reasons == {3: "history entry over 20 characters"}
 
 
-def test_ages_stay_with_their_queries():
+def test_ages_stay_aligned_with_their_queries():
     both = pa.schema([(HISTORY, pa.list_(pa.string())), (HISTORY_MINUTES, pa.list_(pa.float64()))])
-    accepted, _, reasons = judge(
+    accepted, _, reasons = validated(
         {HISTORY: ["lego", " ", "duplo"], HISTORY_MINUTES: [90.0, 80.0, 1.5]},
         {HISTORY: ["lego"], HISTORY_MINUTES: None},
         {HISTORY: ["lego"], HISTORY_MINUTES: [1.0, 2.0]},
@@ -193,7 +193,7 @@ entries = st.sampled_from(["a", "A", " a ", "b", "B", "c", "", " ", "ｃ", None]
     )
 )
 def test_shown_lists_and_positions_agree_with_a_plain_reference(rows):
-    accepted, numbers, reasons = judge(
+    accepted, numbers, reasons = validated(
         *({"shown": shown, "clicked_position": position} for shown, position in rows)
     )
     expected = []
@@ -205,9 +205,9 @@ def test_shown_lists_and_positions_agree_with_a_plain_reference(rows):
         elif position is not None and not clean[position]:
             assert reasons[number] == "clicked_position at an empty entry"
         else:
-            left = [entry for entry in dict.fromkeys(clean) if entry]
-            clicked = None if position is None else left.index(clean[position])
-            expected.append((number, left, clicked))
+            distinct = [entry for entry in dict.fromkeys(clean) if entry]
+            clicked = None if position is None else distinct.index(clean[position])
+            expected.append((number, distinct, clicked))
     got = zip(
         numbers.tolist(),
         accepted["shown"].to_pylist(),

@@ -1,4 +1,4 @@
-"""Texts against a sorted list: places, files, and what is refused."""
+"""Texts against a sorted list: numbers, files, and errors."""
 
 import bisect
 import pickle
@@ -9,7 +9,7 @@ import pytest
 from onesug_jax.errors import UserError
 from onesug_jax.logs.texts import Texts, encode
 
-LONG = ["abcdefgh", "abcdefgh\0", "abcdefghi", "abcdefghij"]  # that begin with the same eight bytes
+LONG = ["abcdefgh", "abcdefgh\0", "abcdefghi", "abcdefghij"]  # with the same first eight bytes
 WORDS = ["", "a", "ab", *LONG, "b ", "é", "手", "手机", "\uffff", "\U0001f600"]
 
 
@@ -29,7 +29,7 @@ def texts(request, tmp_path) -> Texts:
     return Texts.load(*paths(tmp_path))
 
 
-def test_it_behaves_as_the_sequence_of_its_texts(texts):
+def test_texts_are_a_sequence(texts):
     assert list(texts) == WORDS
     assert texts == WORDS
     assert texts != WORDS[1:]
@@ -41,30 +41,29 @@ def test_it_behaves_as_the_sequence_of_its_texts(texts):
         texts[-len(WORDS) - 1]
 
 
-def test_places_are_those_in_a_sorted_list(texts):
+def test_numbers_equal_those_of_a_sorted_list(texts):
     keys = [encode(word) for word in WORDS]
-    for asked in [*WORDS, "aa", "abcdefg", "abcdefghh", "c", "手手", "\U0010ffff", "\ud800"]:
-        assert texts.find(asked) == (WORDS.index(asked) if asked in WORDS else -1)
+    for text in [*WORDS, "aa", "abcdefg", "abcdefghh", "c", "手手", "\U0010ffff", "\ud800"]:
+        key = encode(text)
+        assert texts.find(text) == (WORDS.index(text) if text in WORDS else -1)
         for start in (0, 3, len(WORDS)):
-            assert texts.first(encode(asked), start) == bisect.bisect_left(
-                keys, encode(asked), start
-            )
+            assert texts.first(key, start) == bisect.bisect_left(keys, key, start)
 
 
-def test_those_that_start_alike_are_one_range(texts):
-    for asked in [*WORDS, "abc", "abcdefghx", "c", "\ud800"]:
-        alike = [n for n, word in enumerate(WORDS) if word.startswith(asked)]
-        assert list(range(*texts.range(asked))) == alike
-        assert texts.starts(asked) == bool(alike)
+def test_texts_with_one_beginning_are_a_range(texts):
+    for prefix in [*WORDS, "abc", "abcdefghx", "c", "\ud800"]:
+        expected = [n for n, word in enumerate(WORDS) if word.startswith(prefix)]
+        assert list(range(*texts.range(prefix))) == expected
+        assert texts.starts(prefix) == bool(expected)
 
 
-def test_a_copy_is_alike_and_of_files_no_copy_of_the_texts(texts, tmp_path):
+def test_a_pickle_is_equal_and_of_loaded_texts_holds_only_paths(texts, tmp_path):
     copied = pickle.dumps(texts)
     assert pickle.loads(copied) == WORDS
     assert (b"abcdefghij" in copied) != (tmp_path / "words.txt").exists()
 
 
-def test_none_at_all(tmp_path):
+def test_no_texts(tmp_path):
     Texts.write(*paths(tmp_path), [], "words")
     texts = Texts.load(*paths(tmp_path))
     assert (len(texts), list(texts), texts.find(""), texts.first(b"a")) == (0, [], -1, 0)
@@ -78,7 +77,7 @@ def test_none_at_all(tmp_path):
         (["a\nb"], "words, row 0: .* one line"),
     ],
 )
-def test_texts_that_cannot_be_found_again_are_refused(tmp_path, words, message):
+def test_unsorted_texts_and_line_ends_are_refused(tmp_path, words, message):
     with pytest.raises(UserError, match=message):
         Texts.write(*paths(tmp_path), words, "words")
 

@@ -1,4 +1,4 @@
-"""Times: units by magnitude, the plausible range, and rows that lie far from all others."""
+"""Times: units by magnitude, the plausible range, and outliers."""
 
 import collections
 
@@ -22,20 +22,20 @@ SPAN = times.plausible_span("1995-01-01", "2030-01-01")
         ("nanoseconds", NOW * 1_000_000),
     ],
 )
-def test_a_number_is_of_the_unit_that_makes_it_plausible(unit, value):
+def test_the_unit_of_a_number_is_the_plausible_one(unit, value):
     units = collections.Counter()
-    found = times.to_millis(np.array([value, value]), SPAN, units)
-    assert found.tolist() == [NOW, NOW]
+    millis = times.to_millis(np.array([value, value]), SPAN, units)
+    assert millis.tolist() == [NOW, NOW]
     assert units == ({} if unit == "milliseconds" else {unit: 2})
 
 
-def test_what_is_plausible_in_no_unit_stays():
+def test_numbers_plausible_in_no_unit_are_unchanged():
     units = collections.Counter()
     values = [0, 5, -NOW, 10**12 // 2, 4_070_908_800_000]
     assert times.to_millis(np.array(values), SPAN, units).tolist() == values and not units
 
 
-def test_the_range_by_default_ends_a_day_from_now():
+def test_the_default_range_ends_a_day_from_now():
     first, last = times.plausible_span("1995-01-01")
     assert times.day(first) == "1995-01-01 00:00"
     assert last - times.plausible_span("1995-01-01", "2020-01-01")[1] > 365 * DAY
@@ -44,7 +44,7 @@ def test_the_range_by_default_ends_a_day_from_now():
 @pytest.mark.parametrize(
     ("earliest", "latest"), [("soon", ""), ("2020-01-01", "2019-01-01"), ("", "later")]
 )
-def test_a_range_that_is_none_is_refused(earliest, latest):
+def test_an_invalid_range_is_refused(earliest, latest):
     with pytest.raises(UserError, match=r"ingest\.(earliest|latest)="):
         times.plausible_span(earliest, latest)
 
@@ -55,7 +55,7 @@ def main_span(stamps):
 
 
 @pytest.mark.parametrize("lone", [[-400 * DAY], [500 * DAY], [-9_000 * DAY, 900 * DAY]])
-def test_rows_beyond_a_gap_longer_than_the_rest_are_outside(lone):
+def test_rows_beyond_a_gap_longer_than_the_log_are_outliers(lone):
     week = (np.arange(700) * (DAY // 100)).tolist()
     assert main_span(week + lone) == (0, week[-1])
 
@@ -63,12 +63,12 @@ def test_rows_beyond_a_gap_longer_than_the_rest_are_outside(lone):
 @pytest.mark.parametrize(
     "stamps",
     [
-        np.arange(19) ** 5 * DAY,  # few rows show nothing
-        [*range(50), *range(20 * DAY, 20 * DAY + 50)],  # two busy hours, neither is an exception
+        np.arange(19) ** 5 * DAY,  # too few rows
+        [*range(50), *range(20 * DAY, 20 * DAY + 50)],  # two hours with equally many rows
         [*(np.arange(300) * DAY // 9), 45 * DAY],  # a gap, but shorter than the log
         [*range(500), DAY // 2],  # half a day after a burst
     ],
 )
-def test_other_gaps_isolate_nothing(stamps):
+def test_other_gaps_make_no_outliers(stamps):
     stamps = np.asarray(stamps)
     assert main_span(stamps) == (stamps.min(), stamps.max())

@@ -1,4 +1,4 @@
-"""Beginnings one slip away: which are found, how likely, and what becomes of them."""
+"""Corrections of mistyped prefixes, their likelihoods, and the completions of them."""
 
 import pytest
 
@@ -16,19 +16,19 @@ def index(counts=COUNTS):
 @pytest.mark.parametrize(
     ("typed", "meant"),
     [
-        ("drses", "dress"),  # neighbours changed places
-        ("dreess", "dress"),  # one too many
-        ("drss", "dress"),  # one missing
-        ("drexs", "dress"),  # one wrong
+        ("drses", "dress"),  # swapped
+        ("dreess", "dress"),  # inserted
+        ("drss", "dress"),  # missing
+        ("drexs", "dress"),  # wrong
         ("xdres", "dres"),
         ("裙红子", "裙子红"),
     ],
 )
-def test_every_kind_of_slip_is_found(typed, meant):
+def test_every_kind_of_error_is_corrected(typed, meant):
     assert meant in Corrections(index()).near(typed)
 
 
-def test_all_that_is_found_begins_an_indexed_query_one_slip_away():
+def test_corrections_begin_an_indexed_query_and_are_one_error_away():
     indexed = index()
     for typed in ("ders", "adress", "xx", "q"):
         found = Corrections(indexed).near(typed)
@@ -43,7 +43,7 @@ def test_a_swap_is_likelier_than_a_wrong_letter():
     assert found["ders"[:-1]] < 1.0
 
 
-def test_a_slip_leads_to_what_was_meant():
+def test_a_mistyped_prefix_is_completed_by_its_correction():
     indexed = RelatedQueries(index(), 3)
     assert indexed.related(["ders"]) == [["dress long", "dress", "der"]]
 

@@ -1,8 +1,8 @@
-"""Which queries start with a prefix, where queries may appear at any time.
+"""The queries that start with a prefix; queries may be added at any time.
 
-The texts that were there at the start lie in one sorted block, by memory map where they were read
-from a file, so those of a prefix are one range of it. Later ones, which are few, lie in a list of
-their own. Prefixes of very many queries are looked at in part: see `WidePrefixes`.
+The initial texts are one sorted block (a memory map if it was read from a file), in which the texts
+of a prefix are a range. Texts added later, which are few, are in a separate list. For prefixes of
+very many queries, `WidePrefixes` retains only a part of them.
 """
 
 from __future__ import annotations
@@ -16,12 +16,12 @@ import numpy as np
 
 from onesug_jax.logs.texts import Texts, encode
 
-_ABOVE = "\U0010ffff"  # above every character that a text goes on with
+_ABOVE = "\U0010ffff"  # above every other character
 _CACHED = 1 << 17  # texts whose numbers are cached
 
 
 class Completions(Sequence):
-    """Texts by number; numbers 0 .. N - 1 are the places in `texts`, later ones go on from there.
+    """Texts by number: 0 .. N - 1 are the places in `texts`, added texts have higher numbers.
 
     Args:
       texts: N distinct texts in code point order; `Texts` are shared, not copied.
@@ -33,7 +33,7 @@ class Completions(Sequence):
     def __init__(self, texts: Sequence[str]):
         self._first = texts if isinstance(texts, Texts) else Texts.of([encode(t) for t in texts])
         self._later: list[str] = []
-        self._sorted: list[tuple[str, int]] = []  # the later ones and their numbers
+        self._sorted: list[tuple[str, int]] = []  # the later texts and their numbers
         self.number = functools.lru_cache(_CACHED)(self._find)
 
     def __getstate__(self) -> dict[str, Any]:
@@ -56,7 +56,7 @@ class Completions(Sequence):
         return self
 
     def add(self, text: str) -> int:
-        """Adds a text that is not there yet; returns its number."""
+        """Add a new text; returns its number."""
         number = len(self)
         self._later.append(text)
         insort(self._sorted, (text, number))
@@ -70,11 +70,11 @@ class Completions(Sequence):
         return self._first.find(text)
 
     def range(self, prefix: str) -> tuple[int, int]:
-        """First and one-past-last number of the first texts that start with `prefix`."""
+        """First and one-past-last number of the initial texts that start with `prefix`."""
         return self._first.range(prefix)
 
     def starts(self, prefix: str) -> bool:
-        """Whether any text starts with `prefix`, visible or not."""
+        """Whether any text starts with `prefix`; it need not exist yet."""
         at = bisect_left(self._sorted, (prefix, -1))
         later = at < len(self._sorted) and self._sorted[at][0].startswith(prefix)
         return later or self._first.starts(prefix)
@@ -91,15 +91,15 @@ class Completions(Sequence):
 
 
 class WidePrefixes:
-    """The most counted completions of prefixes that very many queries complete.
+    """The completions with the highest counts, for prefixes that very many queries complete.
 
-    Of each such prefix at least `breadth` queries are members. Whatever is searched becomes one;
-    at twice as many, the half that counts least leaves until it is searched again. Which are
-    members depends on the searches alone, not on what was asked.
+    A searched query becomes a member of each of its wide prefixes. When a prefix has more than
+    twice `breadth` members, the lower half is removed; each returns with its next search. The
+    members depend on the searches alone, not on the requests.
 
     Args:
-      completions: gives the prefixes that more than twice `breadth` texts start with.
-      score: numbers [n], time -> how much each counts then [n].
+      completions: all texts; a prefix is wide if more than twice `breadth` of them start with it.
+      score: numbers [n], time -> their counts at that time [n].
     """
 
     def __init__(
@@ -118,7 +118,7 @@ class WidePrefixes:
             if last - first <= 2 * breadth:
                 continue
             self._members[prefix] = {}
-            while first < last:  # from one longer prefix to the next
+            while first < last:  # each prefix that is one character longer
                 longer = completions[first][: len(prefix) + 1]
                 if longer == prefix:
                     first += 1
@@ -130,7 +130,7 @@ class WidePrefixes:
         return len(self._members)
 
     def searched(self, text: str, number: int, time_ms: int) -> None:
-        """Makes a query a member of all wide prefixes that it starts with."""
+        """Make a query a member of all wide prefixes that it starts with."""
         for size in range(len(text) + 1):
             members = self._members.get(text[:size])
             if members is None:
@@ -146,7 +146,7 @@ class WidePrefixes:
                     self._members[text[:size]] = dict.fromkeys(np.sort(numbers[best]).tolist())
 
     def numbers(self, prefix: str) -> np.ndarray | None:
-        """The members, ascending; None where the prefix is not wide."""
+        """The members, ascending; None if the prefix is not wide."""
         members = self._members.get(prefix)
         if members is None:
             return None
@@ -162,7 +162,7 @@ def best(scores: np.ndarray, k: int) -> np.ndarray:
         chosen = np.flatnonzero(scores >= least) if least > 0 else np.flatnonzero(scores > 0)
         if len(chosen) > k:
             above = chosen[scores[chosen] > least]
-            level = chosen[scores[chosen] == least][: k - len(above)]
-            chosen = np.sort(np.concatenate([above, level]))
+            tied = chosen[scores[chosen] == least][: k - len(above)]
+            chosen = np.sort(np.concatenate([above, tied]))
         return chosen[np.argsort(-scores[chosen], kind="stable")]
     return np.argsort(-scores, kind="stable")[: np.count_nonzero(scores > 0)]

@@ -1,7 +1,7 @@
-"""Settings of the as-of statistics, and how a freshness is written.
+"""Settings of the as-of statistics, and the text form of a freshness.
 
-A statistic is as of a *moment*: the request's time minus `freshness`. It is what a log that ends
-just before that moment gives.
+A statistic is as of a *moment*: the request's time minus `freshness`. Only events before that
+moment count.
 """
 
 from __future__ import annotations
@@ -20,44 +20,47 @@ _UNITS = {"ms": 1, "s": 1000, "m": MINUTE_MS, "h": HOUR_MS, "d": DAY_MS}
 
 @dataclasses.dataclass(frozen=True)
 class AsOfConfig:
-    """How statistics as of a request are counted, and how its candidates are found.
+    """The counting of as-of statistics, and the candidates of a request.
 
     Attributes:
-      half_lives_days: of the decayed counts of a query's searches; None: no decay.
-      pair_half_lives_days: the same of the searches of a query after a prefix.
-      freshness_ms: how long after its time a search is visible to others.
-      history_freshness_ms: how long after its time a search is in its own user's history; None: as
+      half_lives_days: half-lives of the search counts of a query; None: no decay.
+      pair_half_lives_days: the same for searches of a query after a prefix.
+      freshness_ms: the time after which a search is visible to others.
+      history_freshness_ms: the time after which a search is in its own user's history; None:
         `freshness_ms`. The default is 0, because people refine a search within a minute, and a
-        service has what a user did at once.
-      conversion_delay_ms: how long after its search an order or item click is visible. A log does
-        not say when an order came; one that comes within this time gives a service the same counts.
+        service sees a user's searches at once.
+      conversion_delay_ms: the time after its search at which an order or item click is visible. A
+        log does not contain the time of an order; a service has the same counts if its orders come
+        within this time.
       candidates: most candidates of a request, C; training rows hold fewer
         (`examples.candidates`).
-      history: the latest queries of a user, H; those of them that exist are in the arrays, which
-        have a place, an empty one, where it is 0.
+      history: the latest queries of a user, H. The arrays hold those that exist; at 0 they have one
+        empty place.
       weights: of the decayed counts, for the order of candidates.
-      own: candidates that may come from the user's history, however rarely they are searched.
-      around: candidates that may come from the search around the prefix's vector and do not
-        complete the prefix: noise while no feature marks them.
-      source: the import path of a function of a prefix and a number that gives so many queries,
-        best first, in place of that search; None: that search.
-      few: typing mistakes are corrected where fewer queries complete the prefix.
-      breadth: at least so many, and at most twice as many, completions of a prefix are looked at.
-      shown: whether a candidate has its place in the list that was shown last for the prefix.
-      most_lists: most prefixes whose latest lists are in memory; the one shown longest ago makes
-        room.
-      most_pairs: most (prefix, query) pairs, and prefixes, in memory; the least counted quarter
-        makes room.
-      most_users: most users whose histories are in memory; the one seen longest ago makes room.
+      own: most candidates from the user's history, regardless of their counts.
+      around: most candidates from the search around the prefix's vector. They need not complete the
+        prefix, and are noise while no feature marks them.
+      source: the import path of a function of a prefix and a number that returns that many queries,
+        best first, and replaces that search; None: that search.
+      few: typing errors are corrected if fewer queries complete the prefix.
+      breadth: at least this number of completions of a prefix, and at most twice as many, are
+        ranked.
+      shown: whether candidates have their place in the latest list shown for the prefix as a
+        feature.
+      most_lists: most prefixes whose latest lists are in memory; the one shown longest ago is
+        removed.
+      most_pairs: most (prefix, query) pairs, and prefixes, in memory; when they are full, the
+        quarter with the lowest counts is removed.
+      most_users: most users whose histories are in memory; the one seen longest ago is removed.
       min_users: different visitors that must have searched a query for it to exist.
-      new_share: a query that is new completes a prefix for others while its searches, after any
-        prefix, are at least this share of the searches after this prefix; 0: always. Both count at
-        the shortest half-life that `half_lives_days` and `pair_half_lives_days` have in common.
-      new_from_ms: a query is new that had no number at the start, or that began to exist at this
-        time, in milliseconds since 1970, or later; None: the former alone. `update` sets it.
-      max_repeats: searches of one query by one visitor on one day (UTC) that count, the first; of
-        those with an order or an item click as many. Of nameless ones only the first, unless
-        nobody in the log has a name.
+      new_share: a new query completes a prefix for others while its searches, after any prefix, are
+        at least this share of the searches after this prefix; 0: always. Both count at the shortest
+        half-life that `half_lives_days` and `pair_half_lives_days` have in common.
+      new_from_ms: a query is new if it had no number at the start, or if it began to exist at this
+        time, in milliseconds since 1970, or later; None: only the former. `update` sets it.
+      max_repeats: most searches of one query by one visitor on one day (UTC) that count, and most
+        orders and item clicks. Of a nameless visitor only the first counts, unless nobody in the
+        log has a name.
     """
 
     half_lives_days: tuple[float | None, ...] = (None, 14.0, 3.0, 17 / 24, 0.1)
@@ -140,7 +143,7 @@ class AsOfConfig:
 
     @functools.cached_property
     def recent(self) -> tuple[int, int]:
-        """Where the half-life of `new_share` stands, of searches and of pairs."""
+        """Columns of the half-life of `new_share` among those of searches and of pairs."""
         both = set(self.half_lives_days) & set(self.pair_half_lives_days)
         shortest = min(both, key=lambda days: math.inf if days is None else days)
         return self.half_lives_days.index(shortest), self.pair_half_lives_days.index(shortest)
@@ -162,7 +165,7 @@ def duration_ms(text: str | float) -> float:
     """Milliseconds of a duration: "90s", "1m", "6h", "1d", "inf", or a number of milliseconds.
 
     Raises:
-      UserError: it is none of these.
+      UserError: for any other text.
     """
     written = str(text).strip()
     number = written.rstrip("dhms")

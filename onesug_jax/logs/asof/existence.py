@@ -1,10 +1,9 @@
-"""Which queries exist: those that enough different visitors have searched.
+"""The queries that exist: those that enough different visitors have searched.
 
-What few people searched may be a secret of theirs, and is often a typing mistake. So a query
-becomes a candidate, and gets a number if it has none, once `min_users` visitors have searched it.
-Who a visitor is, and that nameless searches of a day are one, stands in `logs.schema.visitor_of`.
-Visitors are remembered as hashes, and only until then. Which queries are `new` decides what
-`AsOfConfig.new_share` is asked of.
+A query of few people may be private, and often is a typing error. So a query becomes a candidate,
+and gets a number if it has none, once `min_users` visitors (`logs.schema.visitor_of`) have searched
+it. Until then their hashes are stored. `AsOfConfig.new_share` applies to the queries that are
+`new`.
 """
 
 from __future__ import annotations
@@ -19,31 +18,29 @@ import numpy as np
 
 from onesug_jax.logs.asof.repeats import hash_of
 
-_WAITING = 65_536  # most texts without a number; the one that has waited longest makes room
+_WAITING = 65_536  # most texts without a number; the one searched longest ago is removed
 
 
 @dataclasses.dataclass
 class Waited:
-    """What happened to a text before it had a number: visitors' hashes, (time, prefix) of each
-    search, orders and item clicks.
-    """
+    """The events of a text that has no number yet."""
 
-    visitors: set[int] = dataclasses.field(default_factory=set)
-    searches: list[tuple[int, str]] = dataclasses.field(default_factory=list)
-    conversions: list[int] = dataclasses.field(default_factory=lambda: [0, 0])
+    visitors: set[int] = dataclasses.field(default_factory=set)  # hashes
+    searches: list[tuple[int, str]] = dataclasses.field(default_factory=list)  # time, prefix
+    conversions: list[int] = dataclasses.field(default_factory=lambda: [0, 0])  # orders, clicks
 
 
 class Existence:
-    """Which of the numbers 0 .. N - 1 exist, and which texts without a number wait to.
+    """Which of the query numbers 0 .. N - 1 exist, and the searched texts without a number.
 
     Args:
-      size: N; none of them exists at first.
+      size: N; no query exists at first.
       min_users: different visitors that make a query exist.
       first_new: numbers from this one on are new.
-      new_from_ms: so is what begins to exist then or later; None: nothing else is.
+      new_from_ms: queries that begin to exist then or later are new too; None: no others are new.
 
     Attributes:
-      exists: [N] bool; `is_there` looks at one of them.
+      exists: [N] bool; `is_there` reads one of them.
       new: [N] bool, of those that exist.
       waiting: texts without a number.
     """
@@ -69,7 +66,7 @@ class Existence:
         return number >= 0 and self._flags[number] != 0
 
     def of_number(self, number: int, visitor: str, time_ms: int) -> None:
-        """Takes note of a search of the query of that number."""
+        """Record a search of the query of that number."""
         if self._flags[number]:
             return
         if self._min_users > 1:
@@ -82,9 +79,7 @@ class Existence:
         self.new[number] |= time_ms >= self._new_from
 
     def of_text(self, text: str, visitor: str, time_ms: int, prefix: str) -> Waited | None:
-        """Takes note of a search of a text without a number; what happened to it by now, where it
-        begins to exist, else None.
-        """
+        """Record a search of a text without a number; if it begins to exist, returns its events."""
         waited = self.waiting.pop(text, None) or Waited()
         waited.visitors.add(hash_of(visitor))
         waited.searches.append((time_ms, prefix))
@@ -96,7 +91,7 @@ class Existence:
         return None
 
     def converted(self, text: str, added: Sequence[bool]) -> None:
-        """Takes note of an order or item click of a text without a number."""
+        """Record an order or item click of a text without a number."""
         waited = self.waiting.get(text)
         if waited is not None:
             waited.conversions = [a + b for a, b in zip(waited.conversions, added, strict=True)]

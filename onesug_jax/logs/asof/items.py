@@ -1,7 +1,7 @@
 """The arrays of one request: candidates with their counts, history, clock.
 
-They are what the model reads beside the prefix (PAPER.md section 1: H_p, H_u), and what the rivals
-that count searches rank by. Training, evaluation and service make them with the same code.
+They are inputs of the model beside the prefix (PAPER.md section 1: H_p, H_u), and of the baselines
+that rank by counts. Training, evaluation and service compute them with the same code.
 """
 
 from __future__ import annotations
@@ -12,9 +12,9 @@ import numpy as np
 
 from onesug_jax.logs.asof.config import DAY_MS, HOUR_MS
 
-LEAST = 1e-12  # counts below it are taken for it, so that a logarithm exists
+LEAST = 1e-12  # lower bound of counts, so that their logarithms are finite
 
-_THURSDAY = 3  # the first day of 1970; Monday is 0
+_THURSDAY = 3  # weekday of 1970-01-01; Monday is 0
 
 
 @dataclass(frozen=True)
@@ -22,11 +22,11 @@ class Items:
     """The features of one request at its moment. C candidates, H history queries, K counts.
 
     Attributes:
-      candidates: [C] int32, query number + 1, in no order that a model could learn from but that of
-        popularity; 0: an empty place.
+      candidates: [C] int32, query number + 1, by popularity, which is the only signal of their
+        order; 0: an empty place.
       candidate_counts: [C, K] float32, log of the decayed counts, as `AsOfConfig.columns`.
       history: [H] int32, query number + 1, newest first, each query once; 0: an empty place.
-      history_minutes: [H] float32, how long before the request each was searched.
+      history_minutes: [H] float32, the age of each at the time of the request.
       clock: [2] int32, hour of the day and weekday (Monday is 0), UTC.
     """
 
@@ -37,13 +37,13 @@ class Items:
     clock: np.ndarray
 
     def target(self, number: int) -> int:
-        """Place + 1 of a query among the candidates; 0: it is not there, or is -1."""
-        here = (self.candidates == number + 1) & (number >= 0)
-        return int(here.argmax()) + 1 if here.any() else 0
+        """Place + 1 of a query among the candidates; 0 if it is absent, or -1."""
+        hit = (self.candidates == number + 1) & (number >= 0)
+        return int(hit.argmax()) + 1 if hit.any() else 0
 
 
 def log_counts(counts: np.ndarray) -> np.ndarray:
-    """Logarithms of counts in float32, of `LEAST` where they are less."""
+    """Logarithms in float32 of counts, or of `LEAST` where they are smaller."""
     return np.log(np.maximum(counts, LEAST, dtype=np.float32))
 
 

@@ -1,7 +1,7 @@
-"""What was observed of a shop, as it becomes visible: the half of the as-of state that counts.
+"""The counting half of the as-of state: events that were observed, and those already visible.
 
-Searches are observed as they happen and become visible `freshness` later, in the order of their
-times. `state.py` adds the half that answers requests from it.
+Searches are observed when they happen and become visible `freshness` later, in the order of their
+times. `state.py` adds the half that answers requests.
 """
 
 from __future__ import annotations
@@ -32,18 +32,18 @@ class Observed:
     """Counts and histories as of a moment that only moves forward.
 
     Args:
-      queries: distinct texts in code point order; their places are their numbers. They need not
+      queries: N distinct texts in code point order; their places are their numbers. They need not
         exist yet: a query exists once `min_users` different visitors have searched it.
       config: half-lives, freshness, sizes.
-      spare: most queries that get a number later, from N on, in the order in which they come to
+      spare: most queries that get a number later, from N on, in the order in which they begin to
         exist.
 
     Attributes:
-      moment: statistics are of what happened before it, milliseconds since 1970.
+      moment: only events before it are visible, milliseconds since 1970.
       completions: all texts by number.
-      latest_ms: time of the latest search that was observed; 0: none was.
-      first: how many queries had a number at the start, N.
-      refused: searches of queries that found no spare number.
+      latest_ms: time of the latest observed search; 0: none.
+      first: the number of initial queries, N.
+      refused: the number of searches after which a query got no number, because none was left.
     """
 
     def __init__(
@@ -60,19 +60,19 @@ class Observed:
         self.shown = ShownLists(config.most_lists)
         self.histories = Histories(config.history, config.most_users)
         self._weights = np.array(config.weights)
-        self._correct_by(len(queries))
+        self._make_corrections(len(queries))
         self.moment, self._frozen = -np.inf, np.inf
         self.latest_ms = self.refused = 0
         self.make_wide()
         self._order = itertools.count()
         # Searches, orders and item clicks of the latest day.
         self.repeats = [Repeats(config.max_repeats) for _ in range(3)]
-        self.named = False  # whether anybody had a name so far
-        self._searched: list[tuple] = []  # heaps by time: what is not visible yet
+        self.named = False  # whether any visitor had a name so far
+        self._searched: list[tuple] = []  # heaps by time of events that are not visible yet
         self._converted: list[tuple] = []
         self._remembered: list[tuple] = []
 
-    # ------------------------------------------------------------------ what happens
+    # ------------------------------------------------------------------ events
 
     def observe(
         self,
@@ -84,89 +84,87 @@ class Observed:
         visitor: str | None = None,
         shown: Sequence[str] = (),
     ) -> None:
-        """Takes note of a search and what came of it; nothing of it is visible yet.
+        """Record a search and its outcome; nothing of it is visible yet.
 
         Args:
-          time_ms: when; of events of one time none sees another.
-          user: whose history it enters; "": nobody's.
-          prefix, query: what was typed and what was searched, normalised.
+          time_ms: its time; events of the same time do not see one another.
+          user: the user whose history it enters; "": none.
+          prefix, query: the typed text and the searched query, normalised.
           level: its `Level` so far; `convert` raises it.
-          visitor: who counts as one of `min_users`; None: as `visitor_of` has it of the user.
+          visitor: the visitor, for `min_users` and `max_repeats`; None: `visitor_of` of the user.
           shown: the list that was shown for the prefix; empty: unknown.
         """
         self.latest_ms = max(self.latest_ms, time_ms)
         order = next(self._order)
-        who = visitor_of(user, "", time_ms) if visitor is None else visitor
-        heapq.heappush(self._searched, (time_ms, order, prefix, query, who, shown))
+        visitor = visitor_of(user, "", time_ms) if visitor is None else visitor
+        heapq.heappush(self._searched, (time_ms, order, prefix, query, visitor, shown))
         self.remember(time_ms, user, query)
         if level > Level.CLICK:
-            self.convert(time_ms, query, level, visitor=who)
+            self.convert(time_ms, query, level, visitor=visitor)
 
     def remember(self, time_ms: int, user: str, query: str) -> None:
-        """Takes note of a search for its user's history alone; "": nobody's."""
+        """Record a search in its user's history alone; user "" has none."""
         if user:
             heapq.heappush(self._remembered, (time_ms, next(self._order), user, query))
 
     def convert(
         self, time_ms: int, query: str, level: int, before: int = Level.CLICK, *, visitor: str
     ) -> None:
-        """Takes note of an order or item click that followed a visitor's search of `time_ms`.
+        """Record an order or item click that followed a visitor's search of `time_ms`.
 
-        An order counts as an item click too, so that what comes later only adds; `before` is the
-        level that was noted already.
+        An order counts as an item click too, so that a later event only adds to the counts;
+        `before` is the level recorded already.
         """
-        added = (
-            before < Level.ORDER <= level,
-            before < Level.ITEM_CLICK <= level,
-        )
+        added = before < Level.ORDER <= level, before < Level.ITEM_CLICK <= level
         if any(added):
             heapq.heappush(self._converted, (time_ms, next(self._order), query, added, visitor))
 
     def freeze(self, moment_ms: int) -> None:
-        """From now on nothing of that moment or later becomes visible: what a model that is never
-        updated knows. Histories go on, unless they follow `freshness`.
+        """Make nothing of that moment or later visible, as for a model that is never updated.
+        Histories continue, unless they follow `freshness`.
         """
         self._frozen = moment_ms
 
     def forget(self, user: str) -> None:
-        """Removes a user's history; counts are of all users and stay."""
+        """Remove a user's history; counts are of all users and stay."""
         self.histories.forget(user)
-        self._remembered = [one for one in self._remembered if one[2] != user]
+        self._remembered = [event for event in self._remembered if event[2] != user]
         heapq.heapify(self._remembered)
 
     def become(self, other: Observed) -> None:
-        """Goes on as another state, of the same queries, which nobody else goes on with."""
+        """Take over another state of the same queries; `other` must not be used any more."""
         vars(self).update(vars(other))
 
     def at(self, time_ms: float) -> None:
-        """Makes visible what a request of that time sees."""
+        """Make all events visible that a request of that time sees."""
         config = self.config
         frozen = self._frozen
         self.moment = max(self.moment, min(time_ms - config.freshness_ms, frozen))
         searched, until = self._searched, self.moment
         while searched and searched[0][0] < until:
-            time, _, prefix, query, who, shown = heapq.heappop(searched)
-            self.named = self.named or not who.startswith(NAMELESS)
-            if not self._counts(0, time, who, query):
+            time, _, prefix, query, visitor, shown = heapq.heappop(searched)
+            self.named = self.named or not visitor.startswith(NAMELESS)
+            if not self._is_counted(0, time, visitor, query):
                 continue
-            self._count(time, prefix, query, who)
+            self._count(time, prefix, query, visitor)
             if shown and config.shown:
                 self.shown.add(prefix, shown, time)
         delay = max(config.conversion_delay_ms, config.freshness_ms)
         until = min(time_ms - delay, frozen)
         converted, number_of = self._converted, self.completions.number
         while converted and converted[0][0] < until:
-            time, _, query, ends, who = heapq.heappop(converted)
+            time, _, query, kinds, visitor = heapq.heappop(converted)
             added = [
-                end and self._counts(kind, time, who, query) for kind, end in enumerate(ends, 1)
+                has and self._is_counted(kind, time, visitor, query)
+                for kind, has in enumerate(kinds, 1)
             ]
             number = number_of(query)
             if number >= 0:
                 self.conversions[number] += added
             else:
                 self.existence.converted(query, added)
-        own = config.history_freshness_ms
-        until = self.moment if own is None else time_ms - own
+        freshness = config.history_freshness_ms
+        until = self.moment if freshness is None else time_ms - freshness
         remembered = self._remembered
         while remembered and remembered[0][0] < until:
             time, _, user, query = heapq.heappop(remembered)
@@ -174,35 +172,34 @@ class Observed:
 
     @property
     def end_ms(self) -> int:
-        """The first time at which a request sees all that was observed."""
+        """The first time at which a request sees all observed events."""
         config = self.config
         delays = (config.freshness_ms, config.conversion_delay_ms, config.history_freshness_ms or 0)
         return int(self.latest_ms + max(delays) + 1)
 
     def settle(self) -> None:
-        """Makes all that was observed visible."""
+        """Make all observed events visible."""
         self.at(self.end_ms)
 
     def postpone(self, ms: int) -> None:
-        """Takes all that is visible as if it had happened so much later; nothing may wait to
-        become visible (`settle`).
-        """
-        assert not self._searched and not self._converted, "what waits keeps its time"
+        """Move the times of all events by `ms`; call `settle` first, as all must be visible."""
+        assert not self._searched and not self._converted, "some events are not visible yet"
         self.searches.reference += ms
         self.pairs.postpone(ms)
         self.shown.postpone(ms)
         self.latest_ms += ms
         self.moment += ms
 
-    def _counts(self, kind: int, time_ms: int, who: str, query: str) -> bool:
-        """Whether an event moves the counts: a visitor's few first of a day, but every one where
-        nobody has a name.
+    def _is_counted(self, kind: int, time_ms: int, visitor: str, query: str) -> bool:
+        """Whether an event changes the counts: `max_repeats` of a visitor and day do, and all do
+        while no visitor has a name.
         """
-        if not self.named and who.startswith(NAMELESS):
+        if not self.named and visitor.startswith(NAMELESS):
             return True
-        return self.repeats[kind].counts(time_ms, who, query)
+        return self.repeats[kind].counts(time_ms, visitor, query)
 
     def _count(self, time_ms: int, prefix: str, query: str, visitor: str) -> None:
+        """Count a search that has become visible."""
         self.pairs.add(prefix, ANY, time_ms)
         number = self.completions.number(query)
         if number < 0:
@@ -228,39 +225,39 @@ class Observed:
         self.pairs.add(prefix, number, time_ms)
 
     def _append(self, query: str) -> int:
-        """Gives a text that begins to exist the next number."""
+        """Give a text the next number."""
         number = self.completions.add(query)
-        if number >= 2 * self._letters_of:
-            self._correct_by(number)
-        self._meant.cache_clear()
+        if number >= 2 * self._letters_size:
+            self._make_corrections(number)
+        self._near.cache_clear()
         return number
 
     def append_all(self, queries: Sequence[str]) -> None:
-        """Gives texts that have no number the next ones, without making them exist."""
+        """Give texts without a number the next numbers, without making them exist."""
         for query in queries:
             self._append(query)
 
     def make_wide(self) -> None:
-        """Begins anew to list the most counted completions of prefixes of very many."""
+        """Rebuild the completions of wide prefixes from the queries that exist."""
         self._wide = WidePrefixes(self.completions, self.config.breadth, self._mixture)
         for number in np.flatnonzero(self.existence.exists).tolist() if self._wide else ():
             self._wide.searched(self.text(number), number, self.latest_ms)
 
-    def _correct_by(self, size: int) -> None:
-        """Corrections try the letters of the first `size` queries."""
+    def _make_corrections(self, size: int) -> None:
+        """Take the letters that corrections try from the first `size` queries."""
         self._corrections = Corrections(self.completions)
-        self._meant = functools.lru_cache(_CORRECTED)(self._corrections.near)
-        self._letters_of = max(size, 1)
+        self._near = functools.lru_cache(_CORRECTED)(self._corrections.near)
+        self._letters_size = max(size, 1)
 
     def __getstate__(self) -> dict[str, Any]:
-        """All but what is cached: a copy of it in another process goes on alike."""
-        state = {name: value for name, value in vars(self).items() if name != "_meant"}
+        """All but the caches, so that a copy in another process continues in the same way."""
+        state = {name: value for name, value in vars(self).items() if name != "_near"}
         return state | {"_order": next(self._order)}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         vars(self).update(state)
         self._order = itertools.count(state["_order"])
-        self._meant = functools.lru_cache(_CORRECTED)(self._corrections.near)
+        self._near = functools.lru_cache(_CORRECTED)(self._corrections.near)
 
     # ------------------------------------------------------------------ reading
 
@@ -284,5 +281,5 @@ class Observed:
         return self.searches.at(numbers, self.moment)
 
     def _mixture(self, numbers: np.ndarray, time_ms: float) -> np.ndarray:
-        """How much queries [n] count at that time: the mixture of their decayed counts."""
+        """The mixture [n] of the decayed counts of queries at that time."""
         return self.searches.at(numbers, time_ms) @ self._weights

@@ -1,7 +1,7 @@
-"""How often one visitor's searches of one query count on one day: a robot, a page that reloads, or
-somebody who wants a text listed, moves the counts a few times and no more.
+"""A limit on how often one visitor's searches of one query count on one day.
 
-Only the latest day is in memory, as hashes, and where the room ends the oldest of them leave.
+A robot, a reloading page or a spammer can thus change the counts only a few times a day. Only the
+latest day is in memory, as hashes; when they are too many, the oldest are removed.
 """
 
 from __future__ import annotations
@@ -12,26 +12,26 @@ import hashlib
 from onesug_jax.logs.schema import NAMELESS
 from onesug_jax.logs.times import DAY_MS
 
-_ROOM = 1 << 18  # most (visitor, query) of a day in memory
+_ROOM = 1 << 18  # most (visitor, query) pairs of a day in memory
 
 
 class Repeats:
-    """Counts what each visitor did with each query on the latest day.
+    """Counts the events of each visitor and query on the latest day.
 
     Args:
-      most: how often the same counts on one day.
-      room: most different (visitor, query) in memory.
+      most: how many events of a pair count on one day.
+      room: most different (visitor, query) pairs in memory.
     """
 
     def __init__(self, most: int, room: int = _ROOM):
         self._most, self._room = most, room
         self._day = 0
         self._seen: dict[int, int] = {}
-        self._oldest: collections.deque[int] = collections.deque()  # the same, in their order
+        self._oldest: collections.deque[int] = collections.deque()  # keys of `_seen`, oldest first
 
     def counts(self, time_ms: int, visitor: str, query: str) -> bool:
-        """Takes note of an event of that time; whether it is one of the first `most` of its day, or
-        the first where the visitor has no name.
+        """Record an event; returns whether it is among the first `most` of its day, or the first of
+        a nameless visitor.
         """
         day = time_ms // DAY_MS
         if day > self._day:
@@ -48,16 +48,16 @@ class Repeats:
         return not before or (before < self._most and not visitor.startswith(NAMELESS))
 
     def to_json(self) -> list:
-        """The day, and of what was seen on it the hashes and how often."""
+        """The day, the hashes of the pairs seen on it, and their numbers of events."""
         return [self._day, list(self._seen), list(self._seen.values())]
 
     def from_json(self, stored: list) -> None:
-        """Takes over what `to_json` gave."""
+        """Restore the output of `to_json`."""
         self._day, keys, times = stored
         self._seen, self._oldest = dict(zip(keys, times, strict=True)), collections.deque(keys)
 
 
 def hash_of(*parts: str) -> int:
-    """64 bits that stand for some texts."""
+    """A 64-bit hash of some texts."""
     text = "\0".join(parts).encode("utf-8", "surrogatepass")
     return int.from_bytes(hashlib.blake2b(text, digest_size=8).digest(), "big")

@@ -1,7 +1,7 @@
-"""The list that was shown last for each prefix, in bounded memory.
+"""The latest list shown for each prefix, in bounded memory.
 
-People search for what they are shown, and shops show the same list to many: the place of a
-candidate in the latest list of its prefix says how likely it is seen again (position bias).
+People search for queries that they are shown, and a shop shows the same list to many people. So the
+place of a candidate in the latest list of the prefix predicts whether it is seen (position bias).
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ class ShownLists:
     """The latest list of each prefix.
 
     Args:
-      most: most prefixes in memory; the one shown longest ago makes room.
+      most: most prefixes in memory; the one shown longest ago is removed.
     """
 
     def __init__(self, most: int):
@@ -27,7 +27,7 @@ class ShownLists:
         self._lists: OrderedDict[str, tuple[int, str]] = OrderedDict()  # a query a line
 
     def add(self, prefix: str, queries: Sequence[str], time_ms: int) -> None:
-        """Takes note of a list."""
+        """Record a list."""
         self._lists[prefix] = time_ms, "\n".join(queries)
         self._lists.move_to_end(prefix)
         if len(self._lists) > self._most:
@@ -35,20 +35,19 @@ class ShownLists:
 
     def at(
         self,
-        asked: Sequence[tuple[str, Sequence[int]]],
+        lists: Sequence[tuple[str, Sequence[int]]],
         number_of: Callable[[str], int],
         time_ms: float,
     ) -> np.ndarray:
-        """SHOWN_COLUMNS of query numbers, of each (prefix, numbers) after another, `[n, 2]`: 1 /
-        place in the prefix's latest list, 0 for what it lacks; and the same, halved for each day
-        since it was shown.
+        """SHOWN_COLUMNS `[n, 2]` of the query numbers of all (prefix, numbers), concatenated: 1 /
+        place in the latest list of the prefix, or 0; and the same, halved for each day since then.
 
-        `number_of` gives the number of a query, -1 if it has none.
+        `number_of`: query -> its number, -1 if it has none.
         """
-        out = np.zeros((sum(len(numbers) for _, numbers in asked) + 1, len(SHOWN_COLUMNS)))
-        cells = memoryview(out.data).cast("B").cast("d")  # a few numbers cost more as an array
+        out = np.zeros((sum(len(numbers) for _, numbers in lists) + 1, len(SHOWN_COLUMNS)))
+        cells = memoryview(out.data).cast("B").cast("d")  # faster than numpy for a few numbers
         start = 0
-        for prefix, numbers in asked:
+        for prefix, numbers in lists:
             time, queries = self._lists.get(prefix, (0, ""))
             if queries:
                 row_of = dict(zip(numbers, itertools.count(start), strict=False))
@@ -61,11 +60,11 @@ class ShownLists:
         return out[:start]
 
     def postpone(self, ms: int) -> None:
-        """Takes all lists as if they had been shown so much later."""
+        """Move the times of all lists by `ms`."""
         for prefix, (time, queries) in self._lists.items():
             self._lists[prefix] = time + ms, queries
 
     def items(self) -> Iterator[tuple[str, tuple[int, list[str]]]]:
-        """Each prefix with its time in milliseconds and its queries in order."""
+        """Each prefix with the time of its list in milliseconds and the queries in order."""
         for prefix, (time, queries) in self._lists.items():
             yield prefix, (time, queries.split("\n") if queries else [])

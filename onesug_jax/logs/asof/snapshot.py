@@ -1,7 +1,7 @@
-"""The as-of state on disk: what a service goes on counting from.
+"""The as-of state on disk, from which a service continues to count.
 
 Histories are left out: they are personal, and a service has its own. Visitors of queries that do
-not exist yet are hashes. A state that leaves the machine is written without `rare` texts.
+not exist yet are hashes. A state that leaves the machine must be saved without `rare` texts.
 """
 
 from __future__ import annotations
@@ -26,15 +26,14 @@ _TEXTS, _ARRAYS, _ABOUT = "asof.json", "asof.npz", "asof_settings.json"
 
 
 def save(state: AsOf, folder: str, *, rare: bool = True) -> None:
-    """Writes the counts into `folder`; all that was observed is made visible first.
+    """Write the counts to `folder`; all observed events are made visible first.
 
     Args:
-      state: what is written.
-      folder: where to.
-      rare: also texts that too few visitors have searched to exist, what was typed where no query
-        that exists starts like it, and (as hashes) who searched what on the last day: they may be
-        somebody's secret. Without them, such a query waits for `min_users` new visitors, and
-        repeats of the last day count anew.
+      state: the state, which is settled.
+      folder: created if missing.
+      rare: whether to write private data too: texts of too few visitors to exist, prefixes that no
+        existing query starts with, and hashes of the searches of the last day. Without them such a
+        query needs `min_users` new visitors, and the repeats of the last day count anew.
     """
     state.settle()
     os.makedirs(folder, exist_ok=True)
@@ -51,14 +50,14 @@ def save(state: AsOf, folder: str, *, rare: bool = True) -> None:
     }
     existence = state.existence
     if not rare:
-        shown = np.array([_public(state, text) for text in prefixes], bool)
-        prefixes = [text if ok else "" for text, ok in zip(prefixes, shown, strict=True)]
+        allowed = np.array([_public(state, text) for text in prefixes], bool)
+        prefixes = [text if ok else "" for text, ok in zip(prefixes, allowed, strict=True)]
         lists = {
             prefix: (time, [text for text in texts if state.exists(state.number(text))])
             for prefix, (time, texts) in lists.items()
             if _public(state, prefix)
         }
-        public = shown[pairs["pair_prefix"]]
+        public = allowed[pairs["pair_prefix"]]
         public &= existence.exists[pairs["pair_query"]] | (pairs["pair_query"] == ANY)
         for name in ("pair_prefix", "pair_query", "pair_stored"):
             arrays[name] = pairs[name][public]
@@ -66,11 +65,11 @@ def save(state: AsOf, folder: str, *, rare: bool = True) -> None:
         "queries": list(state.completions),
         "prefixes": prefixes,
         "shown": lists,
-        "repeats": [one.to_json() for one in state.repeats] if rare else [],
+        "repeats": [repeats.to_json() for repeats in state.repeats] if rare else [],
         "visitors": {str(number): list(seen) for number, seen in existence.visitors.items()},
         "waiting": {
-            text: [list(one.visitors), one.searches, one.conversions]
-            for text, one in existence.waiting.items()
+            text: [list(waited.visitors), waited.searches, waited.conversions]
+            for text, waited in existence.waiting.items()
             if rare
         },
     }
@@ -102,16 +101,16 @@ def load(
     """The state that `save` wrote.
 
     Args:
-      folder: where it lies.
-      config: settings, which may differ in all but half-lives; None: those it was counted with.
+      folder: the folder of `save`.
+      config: settings, which may differ in all but half-lives and `shown`; None: the saved ones.
       spare: most queries that get a number from now on.
       around: as of `AsOf`.
 
     Raises:
-      UserError: files are missing or damaged, or counted at other half-lives.
+      UserError: files are missing or damaged, or were counted with other settings.
     """
     counted = settings(folder)
-    config = counted if config is None else config
+    config = config or counted
     try:
         about, texts = (_read_json(os.path.join(folder, name)) for name in (_ABOUT, _TEXTS))
         for name in ("half_lives_days", "pair_half_lives_days", "shown"):
@@ -123,10 +122,9 @@ def load(
         with np.load(os.path.join(folder, _ARRAYS), allow_pickle=False) as file:
             arrays = dict(file)
         queries, first = texts["queries"], about["first"]
-        more = len(queries) - first
-        state = AsOf(queries[:first], config, spare=more + spare, around=around)
-        state.append_all(queries[first:])
         size = len(queries)
+        state = AsOf(queries[:first], config, spare=size - first + spare, around=around)
+        state.append_all(queries[first:])
         for target, name in (
             (state.searches.stored, "stored"),
             (state.conversions, "conversions"),
@@ -145,8 +143,8 @@ def load(
         for text, (seen, searches, conversions) in texts["waiting"].items():
             waited = Waited(set(seen), [(t, p) for t, p in searches], conversions)
             state.existence.waiting[text] = waited
-        for one, seen in zip(state.repeats, texts.get("repeats", ()), strict=False):
-            one.from_json(seen)
+        for repeats, stored in zip(state.repeats, texts.get("repeats", ()), strict=False):
+            repeats.from_json(stored)
         state.latest_ms, state.named = about["latest_ms"], about.get("named", True)
         state.make_wide()
     except (KeyError, ValueError, OSError, TypeError) as error:
@@ -155,7 +153,7 @@ def load(
 
 
 def settings(folder: str) -> AsOfConfig:
-    """What a saved state was counted with; raises UserError as `load`."""
+    """The settings of a saved state; raises UserError as `load`."""
     paths = [os.path.join(folder, name) for name in (_ABOUT, _TEXTS, _ARRAYS)]
     require_files(paths, "saved as-of counts", "run the examples stage again, and train anew")
     try:

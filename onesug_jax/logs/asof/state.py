@@ -1,13 +1,13 @@
 """The as-of state: one state machine for training, evaluation and service.
 
-Searches are observed as they happen and become visible `freshness` later; a request sees what is
+Searches are observed when they happen and become visible `freshness` later; a request sees what is
 visible at its time. So a served request and the training row made of it later are equal:
 
-    observe(search) .. observe(search), request(..) -> Items, observe(what came of it), request(..)
+    observe(search) .. observe(search), request(..) -> Items, observe(its outcome), request(..)
 
-`request` finds candidates without ranking them: completions of the prefix, the most searched as of
-the moment; what a mistyped prefix may have meant; the user's own queries; and what a search around
-the prefix's vector finds (`around`, from outside). Choosing among them is the model's work.
+`request` finds candidates, which the model then ranks: the completions of the prefix with the most
+searches as of the moment; completions of its corrections, if it is mistyped; the user's own
+queries; and the queries of a search around the prefix's vector (`around`).
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ class AsOf(Observed):
     Args:
       queries, config, spare: as of `Observed`.
       around: prefix -> numbers of queries near it; those that exist become candidates. A pickled
-        state is without it.
+        state does not contain it.
     """
 
     def __init__(
@@ -49,9 +49,9 @@ class AsOf(Observed):
         return super().__getstate__() | {"around": None}
 
     def complete(self, prefix: str, k: int, column: int | None = None) -> np.ndarray:
-        """Numbers [at most k] of the completions that are searched most as of the moment.
+        """Numbers [at most k] of the completions with the most searches as of the moment.
 
-        `column`: by which of the half-lives; None: by the mixture `AsOfConfig.weights`.
+        `column`: the half-life of these counts; None: the mixture `AsOfConfig.weights`.
         """
         weights = self._weights
         if column is not None:
@@ -68,34 +68,34 @@ class AsOf(Observed):
         """The features of a request at that time.
 
         Args:
-          prefix: what stands in the box, normalised.
-          user: whose history is used; "": nobody's.
-          time_ms: when; a time before one that was asked already sees what that one saw.
-          history: queries, newest first, and how many minutes ago each was searched; None: what was
-            observed of the user. Ages of 0 where there are fewer.
+          prefix: the text in the box, normalised.
+          user: the user whose observed history is used; "": none.
+          time_ms: its time; the visible events are those of the latest time requested so far.
+          history: instead of it, queries, newest first, and their ages in minutes (0 where there
+            are fewer ages).
         """
         if history is None:
-            self.at(time_ms)  # what the user searched last is seen
+            self.at(time_ms)  # so that the user's latest searches are in the history
             texts, times = self.histories.of(user)
             history = texts, [(time_ms - time) / MINUTE_MS for time in times]
         return self.requests([(prefix, *history)], time_ms)[0]
 
     def requests(
-        self, asked: Sequence[tuple[str, Sequence[str], Sequence[float]]], time_ms: int
+        self, inputs: Sequence[tuple[str, Sequence[str], Sequence[float]]], time_ms: int
     ) -> list[Items]:
-        """`request` of several at one time: (prefix, history, minutes) each."""
-        if not asked:
+        """`request` of several (prefix, history, minutes) at one time."""
+        if not inputs:
             return []
         self.at(time_ms)
         config, now = self.config, clock(time_ms)
-        own = [self._past(texts, minutes) for _, texts, minutes in asked]
-        found = [
-            (prefix, self._candidates(prefix, numbers))
-            for (prefix, _, _), (numbers, _) in zip(asked, own, strict=True)
+        histories = [self._existing(texts, minutes) for _, texts, minutes in inputs]
+        lists = [
+            (prefix, self._candidates(prefix, own))
+            for (prefix, _, _), (own, _) in zip(inputs, histories, strict=True)
         ]
-        logs, end = self._logs(found), 0
+        logs, end = self._log_counts(lists), 0
         items = []
-        for (_, numbers), (past, ages) in zip(found, own, strict=True):
+        for (_, numbers), (own, ages) in zip(lists, histories, strict=True):
             start, end = end, end + len(numbers)
             candidates = np.zeros(config.candidates, np.int32)
             np.add(numbers, 1, out=candidates[: len(numbers)], casting="same_kind")
@@ -103,39 +103,37 @@ class AsOf(Observed):
             counts[: len(numbers)] = logs[start:end]
             history = np.zeros(max(config.history, 1), np.int32)
             minutes_ago = np.zeros(max(config.history, 1), np.float32)
-            if past:
-                history[: len(past)] = past
-                history[: len(past)] += 1
+            if own:
+                history[: len(own)] = own
+                history[: len(own)] += 1
                 minutes_ago[: len(ages)] = ages
             items.append(Items(candidates, counts, history, minutes_ago, now))
         return items
 
-    def _past(
+    def _existing(
         self, texts: Sequence[str], minutes: Sequence[float]
     ) -> tuple[list[int], list[float]]:
-        """Of a history, the numbers and ages of the queries that exist."""
-        number_of, is_there = self.completions.number, self.existence.is_there
-        own: list[int] = []
-        own_ages: list[float] = []
+        """The numbers and ages of the queries of a history that exist."""
+        number_of, exists = self.completions.number, self.existence.is_there
+        numbers: list[int] = []
+        ages: list[float] = []
         all_ages = itertools.chain(minutes, itertools.repeat(0.0))
         for text, age in zip(texts[: self.config.history], all_ages, strict=False):
             number = number_of(text)
-            if is_there(number):
-                own.append(number)
-                own_ages.append(age)
-        return own, own_ages
+            if exists(number):
+                numbers.append(number)
+                ages.append(age)
+        return numbers, ages
 
-    def _logs(self, asked: Sequence[tuple[str, np.ndarray]]) -> np.ndarray:
-        """The logs of counts `[n, K]` of the candidates of each (prefix, numbers), one after
-        another.
-        """
-        numbers = np.concatenate([numbers for _, numbers in asked])
-        lists = [(prefix, each.tolist()) for prefix, each in asked]
-        found = [self.searches.at(numbers, self.moment), self.conversions[numbers]]
+    def _log_counts(self, candidates: Sequence[tuple[str, np.ndarray]]) -> np.ndarray:
+        """The logs of counts `[n, K]` of the candidates of all (prefix, numbers), concatenated."""
+        numbers = np.concatenate([numbers for _, numbers in candidates])
+        lists = [(prefix, each.tolist()) for prefix, each in candidates]
+        columns = [self.searches.at(numbers, self.moment), self.conversions[numbers]]
         if self.config.shown:
-            found.append(self.shown.at(lists, self.completions.number, self.moment))
-        found.append(self.pairs.at(lists, self.moment))
-        return log_counts(np.concatenate(found, axis=1))
+            columns.append(self.shown.at(lists, self.completions.number, self.moment))
+        columns.append(self.pairs.at(lists, self.moment))
+        return log_counts(np.concatenate(columns, axis=1))
 
     # ------------------------------------------------------------------ candidates
 
@@ -144,25 +142,25 @@ class AsOf(Observed):
         config = self.config
         numbers = self._complete(prefix, config.candidates, self._weights)
         if len(numbers) < config.few:
-            numbers = np.concatenate([numbers, self._mistyped(prefix, numbers)])
+            numbers = np.concatenate([numbers, self._corrected(prefix, numbers)])
             numbers = numbers[: config.candidates]
         exists, new = self.existence.exists, self.existence.new
-        more = [n for n in own if self.text(n).startswith(prefix)][: config.own]
+        others = [n for n in own if self.text(n).startswith(prefix)][: config.own]
         if self.around is not None:
             around = (int(n) for n in self.around(prefix) if exists[n] and not new[n])
-            more += itertools.islice(around, config.around)
-        if not more:
+            others += itertools.islice(around, config.around)
+        if not others:
             return numbers
         best_first = numbers.tolist()
         head = best_first[: max(config.candidates - config.own - config.around, 0)]
-        if all(n in head for n in more):
+        if all(n in head for n in others):
             return numbers
-        chosen = dict.fromkeys((*head, *more, *best_first))
+        chosen = dict.fromkeys((*head, *others, *best_first))
         return np.array(list(chosen)[: config.candidates], np.int64)
 
     def _complete(self, prefix: str, k: int, weights: np.ndarray) -> np.ndarray:
-        """Numbers [at most k] of existing completions, most counted first, the new ones among them
-        only where they have their share (`AsOfConfig.new_share`).
+        """Numbers [at most k] of existing completions, highest counts first; new queries only with
+        the share `AsOfConfig.new_share`.
         """
         index: np.ndarray | slice | None = self._wide.numbers(prefix)
         if index is None:
@@ -172,24 +170,24 @@ class AsOf(Observed):
         counts *= self.existence.exists[index]
         new = np.flatnonzero(self.existence.new[index])
         if len(new) and share:
-            column, of_pairs = self.config.recent
+            column, pair_column = self.config.recent
             recent = self.searches.stored[index, column][new] * factors[column]
-            typed = self.pairs.at([(prefix, [ANY])], self.moment)[0, of_pairs]
+            typed = self.pairs.at([(prefix, [ANY])], self.moment)[0, pair_column]
             counts[new[recent < share * typed]] = 0.0
         chosen = best(counts, k)
         return chosen + index.start if isinstance(index, slice) else index[chosen]
 
-    def _mistyped(self, prefix: str, taken: np.ndarray) -> np.ndarray:
-        """Numbers of what starts with what may have been meant, likely slips of frequent queries
-        first, without those that are `taken`.
+    def _corrected(self, prefix: str, excluded: np.ndarray) -> np.ndarray:
+        """Numbers of the completions of the corrections of a prefix, by likelihood times count,
+        without those `excluded`.
         """
         scores: dict[int, float] = {}
-        for meant, share in self._meant(prefix).items():
-            numbers = self._complete(meant, self.config.candidates, self._weights)
+        for text, likelihood in self._near(prefix).items():
+            numbers = self._complete(text, self.config.candidates, self._weights)
             counts = self._mixture(numbers, self.moment).tolist()
-            for number, score in zip(numbers.tolist(), counts, strict=True):
-                scores[number] = max(scores.get(number, 0.0), share * score)
-        for number in taken.tolist():
+            for number, count in zip(numbers.tolist(), counts, strict=True):
+                scores[number] = max(scores.get(number, 0.0), likelihood * count)
+        for number in excluded.tolist():
             scores.pop(number, None)
         ranked = sorted(scores, key=lambda number: (-scores[number], number))
         return np.array(ranked, np.int64)

@@ -1,10 +1,10 @@
-"""A log in time order through the as-of state: the arrays that the service would have given.
+"""A walk through a log in time order with the as-of state: the arrays that a service would compute.
 
-Every wanted row is asked first and observed afterwards, so it sees what was there before it and
-never itself. That takes no leaving out of a row's own search from statistics of the whole log.
+For each selected row, features are computed first; then the row updates the counts. So a row sees
+earlier rows only, and its own search need not be subtracted from statistics of the whole log.
 
-Rows are read in a stream: a log larger than the memory is one pass. From a row's place and the
-state before it (which can be pickled) another process goes on with the same results.
+Rows are streamed, so a log may be larger than the memory. Another process can continue from a row
+and the pickled state before it, with the same results.
 """
 
 from __future__ import annotations
@@ -31,12 +31,12 @@ _BATCH = 8192  # rows of a file in memory
 
 
 class Event(NamedTuple):
-    """One row of a log as the as-of state needs it.
+    """One row of a log, as the as-of state needs it.
 
     Attributes:
-      file, row: where it stands.
-      history: what the row itself brings, newest first, and its ages in minutes; None: nothing.
-      profile: values of the columns that were asked for.
+      file, row: its place in the log.
+      history: the row's own history, newest first, and its ages in minutes; None: it has none.
+      profile: values of the requested columns.
     """
 
     time_ms: int
@@ -61,11 +61,11 @@ def read_events(
 
     Args:
       files: each in order of time and request_id.
-      profile: columns whose values the events carry.
-      first: of each file, the first row that is read; None: all are.
+      profile: the columns of `Event.profile`.
+      first: the first row that is read of each file; None: 0.
 
     Raises:
-      UserError: a file is missing, is no Parquet file, lacks a column or is not in order.
+      UserError: a file is missing, is not Parquet, lacks a column or is not in order.
     """
     paths = [os.fspath(path) for path in files]
     for path in paths:
@@ -106,16 +106,16 @@ def _rows(
     before: tuple[int, str] = (0, "")
     for start, batch in _batches(path, profile, first):
         columns = [batch[name].to_pylist() for name in _NEEDED]
-        nothing = [None] * batch.num_rows
+        nulls = [None] * batch.num_rows
         own = [
-            batch[name].to_pylist() if name in batch.schema.names else nothing
+            batch[name].to_pylist() if name in batch.schema.names else nulls
             for name in (HISTORY, HISTORY_MINUTES)
         ]
         values_of = [[value or "" for value in batch[name].to_pylist()] for name in profile]
         profiles = zip(*values_of, strict=True) if profile else [()] * batch.num_rows
         rows = zip(visitors_of(batch), profiles, zip(*columns, *own, strict=True), strict=True)
-        for row, (visitor, values, one) in enumerate(rows, start):
-            request, user, _, time, prefix, query, shown, clicked, ordered, past, minutes = one
+        for row, (visitor, values, cells) in enumerate(rows, start):
+            request, user, _, time, prefix, query, shown, clicked, ordered, past, minutes = cells
             if (time, request) < before:
                 raise UserError(
                     f"{path}: row {row} is of an earlier time than the row before it; rows are "
@@ -124,8 +124,8 @@ def _rows(
             before = time, request
             history = None if past is None else _newest_first(past, minutes)
             level = request_level(clicked or (), ordered or ())
-            what = (time, user or "", visitor, prefix, query, level, shown or ())
-            yield time, request, number, row, Event(*what, number, row, history, values)
+            fields = (time, user or "", visitor, prefix, query, level, shown or ())
+            yield time, request, number, row, Event(*fields, number, row, history, values)
 
 
 def _batches(path: str, profile: Sequence[str], first: int) -> Iterator[tuple[int, pa.RecordBatch]]:
@@ -152,16 +152,16 @@ def _batches(path: str, profile: Sequence[str], first: int) -> Iterator[tuple[in
 def _newest_first(
     past: Sequence[str], minutes: Sequence[float] | None
 ) -> tuple[list[str], list[float]]:
-    """A row's own history, each query once, at its latest age; just now where it has no ages."""
+    """A row's own history, each query once with its latest age; ages are 0 if the row has none."""
     latest = dict(zip(past, minutes or [0.0] * len(past), strict=True))
     order = list(dict.fromkeys(past[::-1]))
     return order, [latest[query] for query in order]
 
 
 def observe(state: AsOf, event: Event) -> None:
-    """Lets the state observe a row."""
-    what = (event.time_ms, event.user, event.prefix, event.query, event.level, event.visitor)
-    state.observe(*what, event.shown)
+    """Update the state with a row."""
+    fields = (event.time_ms, event.user, event.prefix, event.query, event.level, event.visitor)
+    state.observe(*fields, event.shown)
 
 
 def ask(state: AsOf, event: Event) -> Items:
@@ -180,41 +180,39 @@ def walk(
     Args:
       state: the state before the first event.
       events: rows of a log in time order.
-      wanted: which of them become rows.
+      wanted: whether an event becomes a row.
       block: rows of a block; the last may have fewer.
 
     Yields:
-      arrays over B rows: `candidates` [B, C], `candidate_counts` [B, C, K], `history` and
-      `history_minutes` [B, H], `clock` [B, 2] as `Items` has them; `file` and `row`, where each row
-      stands; `query`, number + 1 of what was searched (0: it has no number); `target_candidate`,
-      its place + 1 among the candidates (0: it is not there); `new`, whether the query did not
-      exist at the row's moment; `level`. And the B events.
+      arrays over B rows, and their B events. As in `Items`: `candidates` [B, C], `candidate_counts`
+      [B, C, K], `history` and `history_minutes` [B, H], `clock` [B, 2]. `file` and `row`: the place
+      of each row. `query`: number + 1 of the searched query (0: it has no number).
+      `target_candidate`: its place + 1 among the candidates (0: it is absent). `new`: whether the
+      query did not exist at the row's moment. `level`.
     """
-    waiting: list[tuple[Event, Items, int, bool]] = []
+    rows: list[tuple[Event, Items, int, bool]] = []
     for event in events:
         if wanted(event):
             items = ask(state, event)
             number = state.number(event.query)
-            waiting.append((event, items, number, not state.exists(number)))
-            if len(waiting) == block:
-                yield _block(waiting)
-                waiting = []
+            rows.append((event, items, number, not state.exists(number)))
+            if len(rows) == block:
+                yield _block(rows)
+                rows = []
         observe(state, event)
-    if waiting:
-        yield _block(waiting)
+    if rows:
+        yield _block(rows)
 
 
 def skip(state: AsOf, events: Iterable[Event], wanted: Callable[[Event], bool]) -> None:
-    """Brings the state to where `walk` would, without its rows."""
+    """Update the state as `walk` does, without computing rows."""
     for event in events:
         if wanted(event):
             state.at(event.time_ms)
         observe(state, event)
 
 
-def _block(
-    rows: list[tuple[Event, Items, int, bool]],
-) -> tuple[dict[str, np.ndarray], list[Event]]:
+def _block(rows: list[tuple[Event, Items, int, bool]]) -> tuple[dict[str, np.ndarray], list[Event]]:
     events, items, numbers, new = zip(*rows, strict=True)
     arrays = {name: np.stack([getattr(one, name) for one in items]) for name in _ARRAYS}
     queries = np.array(numbers, np.int32) + 1

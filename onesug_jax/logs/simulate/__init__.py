@@ -1,16 +1,15 @@
-"""A seeded shop with time in it: people with tastes search, see a stale list, click and buy.
+"""A simulated shop with a seed: people with tastes search, see an old list, click and buy.
 
-With it the quickstart, the tests and loads of any size run without private data. Its signals are
-designed, and are those that the paper relies on: people
-return to their searches, shelves and words (history); gender and age tilt taste (profile); clicks
-follow popularity while orders follow the query's commercial intent and the user's taste (behaviour
-levels); typing errors and long prefixes make rare ones. Popularity moves: queries appear, have
-their bursts, drift, and follow hours and weekdays. It does not model any real shop, and figures on
-it say nothing about real users.
+It supplies logs of any size without private data. Its signals are designed, and are those that the
+paper relies on. People return to their searches, shelves and words (history). Gender and age change
+tastes (profile). Clicks follow popularity, while orders follow the query's commercial intent and
+the user's taste (behaviour levels). Typing errors and long prefixes make rare prefixes. Popularity
+changes: queries appear, have bursts, drift, and follow hours and weekdays. It models no real shop,
+and results on it do not apply to real users.
 
     world      queries, words, shelves        timeline  the hidden popularity of every hour
-    people     who comes, and when            searches  what they search, and its exact chance
-    prefixes   what stands in the box         outcomes  the shown list, clicks, items, orders
+    people     users and their visits         searches  their queries, with exact probabilities
+    prefixes   the typed prefixes             outcomes  the shown list, clicks, items, orders
     oracle     the best possible lists        table     the files
 """
 
@@ -47,26 +46,26 @@ def simulate(
 ) -> None:
     """Write `requests` rows to `out`/train.parquet and dev.parquet (test.parquet if `test_days`).
 
-    The last days are test, those before them dev. Same arguments, same bytes.
+    The last days are test, the days before them dev. The same arguments give the same bytes.
 
     Args:
-      out: folder, made if need be.
-      requests: rows in all.
-      users: people who may come; one for 18 requests if None.
+      out: folder, created if missing.
+      requests: number of rows.
+      users: number of people; None: one for 18 requests.
       queries: a text file (or .gz), one query a line, instead of the built-in catalogue.
       language: of the built-in catalogue, "en" or "zh".
-      distinct: how many queries the shop has; grows with the root of `requests` if None.
-      days: how long the log runs.
-      dev_days: days held back as dev.
-      test_days: days held back as test.
-      behaviour: how people act.
-      timeline: how popularity moves.
+      distinct: number of queries of the shop; None: proportional to the root of `requests`.
+      days: length of the log.
+      dev_days: days of the dev split.
+      test_days: days of the test split.
+      behaviour: the behaviour of people.
+      timeline: the changes of popularity.
       ceiling: whether to write the best possible lists of dev and test, `out`/_ceiling.parquet.
-      seed: of everything random.
+      seed: of all random numbers.
       check_only: check sizes and queries, and write nothing.
 
     Raises:
-      UserError: sizes that make no log, or a file of queries that cannot be used.
+      UserError: impossible sizes, or an unusable file of queries.
     """
     users = max(2, requests // 18) if users is None else users
     behaviour, timeline = behaviour or Behaviour(), timeline or Timeline()

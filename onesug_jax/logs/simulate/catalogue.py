@@ -1,9 +1,8 @@
-"""The simulated shop's own catalogue: product words in English and Chinese, and how to combine them.
+"""The catalogue of the simulated shop: product words in English and Chinese, and their combination.
 
-All of it is our own; the brands are invented. A query is a list of words from one category (brand,
-colour or quality, product, use) in the order in which people type them, so some hundred words give
-tens of thousands of distinct queries. `world` chooses a shop's queries from them; nothing here
-is random.
+The brands are invented. A query is a list of words from one category (brand, colour or quality,
+product, use) in the order in which people type them, so a few hundred words give tens of thousands
+of distinct queries. `world` chooses the queries of a shop from them; nothing here is random.
 """
 
 # ruff: noqa: E501  (a shelf is a line)
@@ -19,7 +18,7 @@ from onesug_jax.errors import UserError
 
 @dataclass(frozen=True)
 class Category:
-    """One shelf of the shop: what is sold there, by whom, of which kind, for what."""
+    """One shelf of the shop: its products, brands, kinds and uses."""
 
     name: str
     products: tuple[str, ...]
@@ -69,7 +68,7 @@ _ZH = """
 汽车用品 | 脚垫, 座套, 行车记录仪, 充气泵, 雨刮器, 车载吸尘器, 遮阳挡, 车载香水, 后备箱收纳, 方向盘套, 车衣, 洗车水枪, 头枕 | 驰屿, 途栎, 轮禾, 驭檐, 辙朵 | 全包围, 真皮, 通用, 高清, 无线, 防水, 加厚, 黑色, 四季, 便携 | 女, 男, 冬季, 货车, 轿车
 """.strip()
 
-# Words that one gender searches more: the profile carries a signal.
+# Words that one gender searches more often, so that the profile is a signal.
 LEANS = {
     "for women": "F", "for girls": "F", "for men": "M", "for boys": "M",
     "女": "F", "女生": "F", "女孩": "F", "女童": "F", "男": "M", "男孩": "M", "男童": "M",
@@ -94,7 +93,7 @@ def categories(language: str) -> list[Category]:
 def phrases(category: Category, language: str) -> Iterator[tuple[str, ...]]:
     """Every query of one shelf as its words in typing order; shorter ones first, none twice.
 
-    Words are catalogue entries ("garden hose", "for kids"), not single tokens: tastes are for these.
+    Words are catalogue entries ("garden hose", "for kids"), to which tastes refer, not single tokens.
     """
     c = category
     yield from ((p,) for p in c.products)

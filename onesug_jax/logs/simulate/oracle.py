@@ -1,14 +1,14 @@
-"""The best possible lists of a simulated log, by an oracle with all hidden states.
+"""The best possible lists of a simulated log, by an oracle with the hidden state of the shop.
 
 For a request it computes the posterior
 
-    p(query | prefix, state)  ~  p(query | state) * p(length typed | query) * p(typing mistake)
+    p(query | prefix, state)  ~  p(query | state) * p(length typed | query) * p(typing error)
 
-exactly: `searches` gives the first factor, `prefixes` the others. The state is the user's profile
-and tastes, the user's searches before the request, the place in the visit, and the popularity of
-every query in that hour. The answer of the request, and whatever comes after it, is not part of it.
-The 16 most probable queries have the best expected MRR and HR, so nothing beats them beyond chance.
-For requests that end with an order there is a second list, by p(query, order | prefix, state).
+exactly: `searches` has the first factor, `prefixes` the others. The state consists of the user's
+profile and tastes, the user's searches before the request, the place in the visit, and the
+popularity of every query in that hour. It does not contain the searched query or later events.
+The 16 most probable queries have the best expected MRR and HR, so no model is better except by
+chance. Requests that end with an order have a second list, by p(query, order | prefix, state).
 """
 
 from __future__ import annotations
@@ -24,20 +24,20 @@ from onesug_jax.logs.simulate.prefixes import Alphabet, Lengths, origins
 from onesug_jax.logs.simulate.rates import Rates
 from onesug_jax.logs.simulate.timeline import Popularity
 
-_CANDIDATES = 1 << 18  # candidates that are weighed in one go
+_CANDIDATES = 1 << 18  # candidates whose probabilities are computed at once
 
 
 @dataclass(frozen=True)
 class Best:
     """Lists of N requests, best first; -1 where a list is shorter than k."""
 
-    queries: np.ndarray  # [N, k] by chance
+    queries: np.ndarray  # [N, k] by probability
     chances: np.ndarray  # [N, k] posterior probability of each
-    for_orders: np.ndarray  # [N, k] by chance, should the request end with an order
+    for_orders: np.ndarray  # [N, k] by probability, given that the request ends with an order
 
 
 class Oracle:
-    """The oracle of a simulated shop: `popularity` (and its world), `trade` (and its people)."""
+    """The oracle of a simulated shop."""
 
     def __init__(self, popularity: Popularity, trade: Trade, visits: Visits, behaviour: Behaviour):
         self.world, self.popularity, self.trade = popularity.world, popularity, trade
@@ -46,18 +46,18 @@ class Oracle:
         self.lengths = Lengths(int(self.world.characters.max()))
 
     def candidates(self, prefixes: list[str]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Every query that may end in a prefix: request [E], query [E], p(prefix | query) [E]."""
-        found = [
+        """All possible queries of each prefix: request [E], query [E], p(prefix | query) [E]."""
+        beginnings = [
             (row, text, weight)
             for row, prefix in enumerate(prefixes)
             for text, weight in origins(prefix, self.behaviour.typo_share)
         ]
-        row = np.array([entry[0] for entry in found], np.int64)
-        spans = self.alphabet.ranges([entry[1] for entry in found])
+        row = np.array([entry[0] for entry in beginnings], np.int64)
+        spans = self.alphabet.ranges([entry[1] for entry in beginnings])
         size = spans[:, 1] - spans[:, 0]
         at = np.repeat(spans[:, 0] - np.cumsum(size) + size, size) + np.arange(size.sum())
         owner, query = np.repeat(row, size), self.alphabet.order[at]
-        weight = np.repeat([entry[2] for entry in found], size)
+        weight = np.repeat([entry[2] for entry in beginnings], size)
         length = np.array([len(prefix) for prefix in prefixes])[owner]
         wide, characters = self.world.wide[query].astype(int), self.world.characters[query]
         return owner, query, weight * self.lengths.table[wide, characters, length]
@@ -68,8 +68,8 @@ class Oracle:
         """Lists for some rows of a log sorted by user and time.
 
         Args:
-          rows: [N] row numbers. prefixes: what stood in the box, of these N rows.
-          searched: [R] queries of the whole log; only those before a row count for it.
+          rows: [N] row numbers. prefixes: the prefixes of these rows.
+          searched: [R] queries of the whole log; only those before a row are in its state.
         """
         result = Best(*(np.full((len(rows), k), fill) for fill in (-1, 0.0, -1)))
         hours = self.visits.hour[rows]
@@ -96,15 +96,15 @@ class Oracle:
             )
         chance /= np.bincount(owner, chance, minlength=len(part))[owner]
         clicking, ordering = self.trade.chances(user[owner], query)
-        for score, into in (
+        for score, lists in (
             (chance, result.queries),
             (chance * clicking * ordering, result.for_orders),
         ):
             order = np.lexsort((query, -score, owner))
             begin = np.searchsorted(owner[order], np.arange(len(part)))
             place = np.arange(len(order)) - begin[owner[order]]
-            order = order[(place < into.shape[1]) & (score[order] > 0)]
+            order = order[(place < lists.shape[1]) & (score[order] > 0)]
             place = np.arange(len(order)) - np.searchsorted(owner[order], owner[order])
-            into[part[owner[order]], place] = query[order]
-            if into is result.queries:
+            lists[part[owner[order]], place] = query[order]
+            if lists is result.queries:
                 result.chances[part[owner[order]], place] = chance[order]

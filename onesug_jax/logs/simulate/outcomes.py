@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from onesug_jax.logs.asof.completions import best
 from onesug_jax.logs.simulate.people import Behaviour, People, Visits
 from onesug_jax.logs.simulate.prefixes import Alphabet
 from onesug_jax.logs.simulate.timeline import HOURS, Popularity
@@ -18,9 +19,10 @@ def show(
     rng, popularity: Popularity, alphabet: Alphabet, visits: Visits, searched: np.ndarray,
     prefixes: list[str], stale_days: int,
 ) -> tuple[np.ndarray, np.ndarray]:  # fmt: skip
-    """Ten most searched completions by counts some days old: (queries [sum], offsets [R + 1]).
+    """The ten most searched completions by counts `stale_days` old: (queries [sum], offsets [R +
+    1]).
 
-    The counts begin with the searches of about four days before the log, by popularity then.
+    The counts start with random searches of about four days, by the popularity at the start.
     """
     rows, order, day = len(searched), alphabet.order, visits.hour // HOURS
     days, size = int(day.max()) + 1, len(order)
@@ -35,28 +37,17 @@ def show(
     for today in range(days):
         if today >= stale_days:
             counts += np.bincount(place[searched[day == today - stale_days]], minlength=size)
-        asked = np.flatnonzero(day == today)
-        needed, where = np.unique(span_of[asked], return_inverse=True)
-        lists = [_ten_best(counts, *spans[span]) for span in needed]
-        for row, at in zip(asked.tolist(), where.tolist(), strict=True):
+        of_day = np.flatnonzero(day == today)
+        needed, list_of = np.unique(span_of[of_day], return_inverse=True)
+        lists = [best(counts[first:last], _SHOWN) + first for first, last in spans[needed]]
+        for row, at in zip(of_day.tolist(), list_of.tolist(), strict=True):
             pieces[row] = lists[at]
     offsets[1:] = np.cumsum([len(piece) for piece in pieces])
     return order[np.concatenate([*pieces, np.zeros(0, np.int64)])], offsets
 
 
-def _ten_best(counts: np.ndarray, first: int, last: int) -> np.ndarray:
-    part = counts[first:last]
-    if len(part) > 64:
-        near = np.argpartition(-part, _SHOWN)[: _SHOWN + 1]
-        near = np.flatnonzero(part >= part[near].min())
-        best = near[np.argsort(-part[near], kind="stable")[:_SHOWN]]
-    else:
-        best = np.argsort(-part, kind="stable")[:_SHOWN]
-    return best[part[best] > 0] + first
-
-
 def click(rng, searched, shown, offsets, noticed: float) -> np.ndarray:
-    """Place of the query in the list if the user saw and took it there, -1 if typed; [R]."""
+    """Place in the list where the user noticed and clicked the query, -1 if it was typed; [R]."""
     rows = len(searched)
     owner = np.repeat(np.arange(rows), np.diff(offsets))
     hit = np.flatnonzero(shown == searched[owner])
@@ -68,11 +59,11 @@ def click(rng, searched, shown, offsets, noticed: float) -> np.ndarray:
 
 @dataclass(frozen=True)
 class Trade:
-    """How readily people click on items and order them.
+    """Probabilities of clicks on items and of orders.
 
-    Clicks follow the query's browsing appeal, orders its commercial intent and the user's taste:
-    two different traits of a query, so that what sells is not what is searched most. The shifts
-    give the shop its mean shares.
+    Clicks follow the browsing appeal of the query, orders its commercial intent and the user's
+    taste. These traits differ, so the queries that sell most are not those searched most. The
+    shifts set the mean shares of the shop.
     """
 
     world: World
@@ -82,14 +73,14 @@ class Trade:
 
     @classmethod
     def fit(cls, world, people, user, searched, behaviour: Behaviour) -> Trade:
-        """Shifts with which the searches of a log have the mean shares of `behaviour`."""
+        """The `Trade` with which the searches of a log have the mean shares of `behaviour`."""
         appeal, intent = cls(world, people, 0.0, 0.0)._scores(user, searched)
         return cls(
             world, people, _shift(appeal, behaviour.item_clicks), _shift(intent, behaviour.orders)
         )
 
     def chances(self, user: np.ndarray, query: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Chance of a clicked item, and of an order after a click; [N] each."""
+        """Probability of a clicked item, and of an order after a click; [N] each."""
         appeal, intent = self._scores(user, query)
         return _logistic(appeal + self.click_shift), _logistic(intent + self.order_shift)
 
@@ -119,7 +110,7 @@ def _logistic(score: np.ndarray) -> np.ndarray:
 
 
 def _shift(score: np.ndarray, mean: float) -> float:
-    """What to add to `score` so that the mean of its logistic over the rows is `mean`."""
+    """The number to add to `score` so that the mean of its logistic over the rows is `mean`."""
     low, high = -30.0, 30.0
     for _ in range(40):
         middle = (low + high) / 2

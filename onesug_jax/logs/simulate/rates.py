@@ -1,4 +1,4 @@
-"""Popularity as tables from which queries of a group are drawn, in any of some hours."""
+"""Popularity as cumulative sums, from which the queries of a group are drawn in a given hour."""
 
 from __future__ import annotations
 
@@ -33,8 +33,8 @@ class Rates:
     def draw(
         self, rng: np.random.Generator, hour: np.ndarray, group: np.ndarray, tried: np.ndarray
     ) -> np.ndarray:
-        """Queries of each row's group by popularity, with repeats: `tried` [N] of each row, one row
-        after the other: [sum of `tried`].
+        """Random queries of each row's group by popularity, with repeats: `tried` [N] of each row,
+        concatenated: [sum of `tried`].
 
         The groups must not be `empty` in their hours.
         """
@@ -42,9 +42,9 @@ class Rates:
         low, high = self._mass[first], self._mass[last]
         at = rng.random(int(tried.sum()))
         at = np.repeat(low, tried) + at * np.repeat(high - low, tried)
-        found = np.searchsorted(self._mass, at, side="right") - 1
-        found = np.clip(found, np.repeat(first, tried), np.repeat(last - 1, tried))
-        return self.world.member[found % len(self.world.member)]
+        place = np.searchsorted(self._mass, at, side="right") - 1
+        place = np.clip(place, np.repeat(first, tried), np.repeat(last - 1, tried))
+        return self.world.member[place % len(self.world.member)]
 
     @functools.cached_property
     def totals(self) -> np.ndarray:

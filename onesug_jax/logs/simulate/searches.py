@@ -1,12 +1,12 @@
-"""What people of the simulated shop search: a mixture of simple choices, whose chances are exact.
+"""The searches in the simulated shop: a mixture of simple choices with exact probabilities.
 
-A request either returns to one of the user's last searches, or takes a query of one group by
+A request either returns to one of the user's last searches, or draws a query of one group by
 
-    popularity now * leaning of the gender * pull of favourite words * pull of a refinement
+    popularity now * weight of the gender * weight of favourite words * weight of a refinement
 
-where the last two act in some groups only. `make_parts` lists the choices and their shares, once:
-`choose` draws from them and `chance` gives the probability of any query. A request depends on the
-earlier ones of the same user and on nobody else's, so all users are computed at once.
+where the last two apply to some groups only. `make_parts` lists the choices and their shares:
+`choose` draws from them, and `chance` gives the probability of any query. A request depends on
+earlier requests of the same user only, so all users are computed at once.
 """
 
 from __future__ import annotations
@@ -21,16 +21,16 @@ from onesug_jax.logs.simulate.rates import Rates
 from onesug_jax.logs.simulate.timeline import HOURS, Popularity
 from onesug_jax.logs.simulate.world import World
 
-MEMORY = 16  # searches a user may come back to
-_BACK = 0.18 * 0.82 ** np.arange(MEMORY)  # chance of each of them, newest first
-_TRIED = 1024  # queries drawn in one go where few requests wait
-_TASTED = 6  # times as many where favourite words pull: most of these are rejected
-_BLOCK = 1 << 20  # members of groups that are looked at in one go
+MEMORY = 16  # searches to which a user may return
+_BACK = 0.18 * 0.82 ** np.arange(MEMORY)  # probability of each, newest first
+_TRIED = 1024  # queries drawn at once for few requests
+_TASTED = 6  # times as many with weights of favourite words, as most of these are rejected
+_BLOCK = 1 << 20  # members of groups that are processed at once
 
 
 @dataclass(frozen=True)
 class State:
-    """What the choices of N requests depend on, besides the popularity; no answer is in it."""
+    """The inputs of the choices of N requests, besides the popularity; no answer is among them."""
 
     hour: np.ndarray  # [N] hour of the day
     opening: np.ndarray  # [N] bool: first search of a visit
@@ -47,8 +47,8 @@ class Parts:
     back: np.ndarray  # [N, MEMORY] share of each earlier query
     share: np.ndarray  # [N, K] share of each group
     group: np.ndarray  # [N, K]
-    taste: np.ndarray  # [K] bool: favourite words pull
-    refine: np.ndarray  # [K] bool: longer queries than the last pull, the same one pushes
+    taste: np.ndarray  # [K] bool: favourite words have a weight
+    refine: np.ndarray  # [K] bool: queries longer than the last, and that one, have a weight
 
 
 def state_of(people: People, visits: Visits, searched: np.ndarray, rows: np.ndarray) -> State:
@@ -73,11 +73,11 @@ def make_parts(
     size, before = len(state.hour), state.memory[:, 0]
     opening, later = state.opening[:, None], ~state.opening[:, None]
     back = np.where(opening & (state.memory >= 0), behaviour.return_share * _BACK, 0.0)
-    # A user whose memory ends before the search to come back to turns to a favourite word.
-    lacking = behaviour.return_share - back.sum(1, keepdims=True)
+    # Without an earlier search to return to, a user searches for a favourite word.
+    missing = behaviour.return_share - back.sum(1, keepdims=True)
     favourites = state.words.shape[1]
-    favourite = np.repeat((behaviour.word_share + lacking) / favourites, favourites, axis=1)
-    # The dearest shelf first, and more of those that are busy now.
+    favourite = np.repeat((behaviour.word_share + missing) / favourites, favourites, axis=1)
+    # By the user's order of shelves, and by their popularity now.
     rank = -np.log(2.0) * np.arange(state.shelves.shape[1])
     odds = np.exp(rank + shelf_log[state.hour[:, None], state.shelves])
     shelves = behaviour.shelf_share * odds / odds.sum(1, keepdims=True)
@@ -98,9 +98,7 @@ def make_parts(
         axis=1,
     )
     share[rates.empty(state.hour[:, None], group)] = 0.0
-    share[:, -1] = np.maximum(
-        1.0 - share.sum(1) - back.sum(1), 0.0
-    )  # the rest: whatever is popular
+    share[:, -1] = np.maximum(1.0 - share.sum(1) - back.sum(1), 0.0)  # the rest: by popularity
     columns = np.repeat(np.arange(5), [favourites, state.shelves.shape[1], word.shape[1], 1, 1])
     return Parts(back, share, group, (columns > 0) & (columns < 4), columns == 2)
 
@@ -117,15 +115,15 @@ def _liked(world: World, state: State, owner: np.ndarray, query: np.ndarray) -> 
 def _refined(
     world: World, state: State, owner: np.ndarray, query: np.ndarray, behaviour: Behaviour
 ) -> np.ndarray:
-    """Pull of a refinement on queries of some rows: [E]."""
+    """Weights of queries in a refinement by their rows: [E]."""
     before = state.memory[owner, 0]
     longer = (world.length[query] > world.length[before]) & (query != before)
-    pull = np.where(longer, np.exp(behaviour.longer), 1.0)
-    return np.where(query == before, np.exp(-behaviour.other), pull)
+    weight = np.where(longer, np.exp(behaviour.longer), 1.0)
+    return np.where(query == before, np.exp(-behaviour.other), weight)
 
 
 def choose(rng, world: World, rates: Rates, state: State, parts: Parts, behaviour: Behaviour):
-    """One query for each request: [N]. Exact: draws by popularity, rejected by their weight."""
+    """A random query for each request: [N], by exact rejection sampling from the popularity."""
     shares = np.cumsum(np.concatenate([parts.back, parts.share], axis=1), axis=1)
     column = (rng.random(len(shares))[:, None] * shares[:, -1:] >= shares).sum(1)
     query = state.memory[np.arange(len(shares)), np.minimum(column, MEMORY - 1)]
@@ -136,22 +134,22 @@ def choose(rng, world: World, rates: Rates, state: State, parts: Parts, behaviou
         where, gender = column[waiting], state.gender[waiting]
         group, taste, refine = parts.group[waiting, where], parts.taste[where], parts.refine[where]
         tried = min(max(4, _TRIED // len(waiting)), 256) * np.where(taste, _TASTED, 1)
-        found = rates.draw(rng, state.hour[waiting], group, tried)
+        drawn = rates.draw(rng, state.hour[waiting], group, tried)
         owner = np.repeat(np.arange(len(waiting)), tried)
         bound = highest[gender] * np.where(taste, liking, 1.0)
         bound *= np.where(refine, np.exp(behaviour.longer), 1.0)
-        mark = rng.random(len(found)) * bound[owner]  # accepted below the query's weight
-        weight = world.leaning_pull[gender[owner], found]
+        threshold = rng.random(len(drawn)) * bound[owner]  # accepted if the weight is above it
+        weight = world.leaning_pull[gender[owner], drawn]
         at = np.flatnonzero(refine[owner])
-        weight[at] *= _refined(world, state, waiting[owner[at]], found[at], behaviour)
-        accepted = mark < weight
-        # A favourite word is looked for only where it would decide.
-        at = np.flatnonzero(~accepted & taste[owner] & (mark < weight * liking))
-        accepted[at] = _liked(world, state, waiting[owner[at]], found[at])
-        accepted |= (world.ends[group + 1] - world.ends[group] == 1)[owner]  # no choice
+        weight[at] *= _refined(world, state, waiting[owner[at]], drawn[at], behaviour)
+        accepted = threshold < weight
+        # Favourite words are compared only where they decide.
+        at = np.flatnonzero(~accepted & taste[owner] & (threshold < weight * liking))
+        accepted[at] = _liked(world, state, waiting[owner[at]], drawn[at])
+        accepted |= (world.ends[group + 1] - world.ends[group] == 1)[owner]  # a single member
         hit = np.flatnonzero(accepted)
         row, first = np.unique(owner[hit], return_index=True)
-        query[waiting[row]] = found[hit[first]]
+        query[waiting[row]] = drawn[hit[first]]
         waiting = np.delete(waiting, row)
     return query
 
@@ -188,17 +186,17 @@ def chance(
     result = np.zeros(len(owner))
     for column in np.flatnonzero((parts.share > 0).any(0)):
         at = np.flatnonzero(per[owner, column])
-        row, asked = owner[at], query[at]
+        row, queries = owner[at], query[at]
         group = parts.group[row, column]
-        inside = (shelf[asked] == group) | (group == world.everything)
+        inside = (shelf[queries] == group) | (group == world.everything)
         for word in words:
-            inside |= word[asked] == group
-        at, row, asked = at[inside], row[inside], asked[inside]
+            inside |= word[queries] == group
+        at, row, queries = at[inside], row[inside], queries[inside]
         chances = per[row, column] * rate[at]
         if parts.taste[column]:
             chances *= liked[at]
         if parts.refine[column]:
-            chances *= _refined(world, state, row, asked, behaviour)
+            chances *= _refined(world, state, row, queries, behaviour)
         result[at] += chances
     for back in range(MEMORY):
         result += (state.memory[owner, back] == query) * parts.back[owner, back]
@@ -208,7 +206,7 @@ def chance(
 def make_searches(
     rng, world: World, people: People, visits: Visits, popularity: Popularity, behaviour: Behaviour
 ) -> np.ndarray:
-    """The query of every row [R], day by day; of a day, the n-th request of all users at once."""
+    """The query of every row [R]; within a day, the n-th requests of all users at once."""
     searched = np.full(len(visits.user), -1, np.int64)
     for day, rows in days_of(visits):
         log_rate, shelf_log = popularity.of_day(day)
@@ -226,7 +224,7 @@ def make_searches(
 
 
 def days_of(visits: Visits) -> Iterator[tuple[int, np.ndarray]]:
-    """Each day with requests and its rows, in their order."""
+    """Each day that has requests, with its rows in order."""
     day = visits.hour // HOURS
     order = np.argsort(day, kind="stable")
     numbers, starts = np.unique(day[order], return_index=True)

@@ -1,4 +1,4 @@
-"""The simulated shop's files: rows in the schema, split by time, and the best possible lists."""
+"""The files of the simulated shop: rows in the schema, split by time, and the ceiling."""
 
 from __future__ import annotations
 
@@ -29,10 +29,10 @@ def log_table(
     rng, world: World, people: People, visits: Visits, searched: np.ndarray, prefixes: list[str],
     shown: tuple[np.ndarray, np.ndarray], place: np.ndarray, bought: tuple[np.ndarray, np.ndarray],
 ) -> pa.Table:  # fmt: skip
-    """All rows in the schema plus `gender` and `age`, in the order of the arguments.
+    """All rows in the schema plus `gender` and `age`, in the order of `visits`.
 
     Args:
-      shown: queries of all lists and offsets [R + 1]. place: of the clicked one, -1: none, [R].
+      shown: queries of all lists and offsets [R + 1]. place: [R] the clicked place; -1: none.
       bought: numbers of clicked and of ordered items, [R] each.
     """
     texts, (listed, offsets) = pa.array(world.queries), shown
@@ -70,7 +70,7 @@ def _request_ids(order: np.ndarray) -> pa.Array:
 
 
 def write_splits(out: str, table: pa.Table, visits: Visits, bounds: list[int]) -> None:
-    """`out`/train.parquet, dev.parquet and test.parquet, those of no days left out.
+    """Write `out`/train.parquet, dev.parquet and test.parquet, except splits of no days.
 
     Files of an earlier log in `out` are removed. Raises UserError for a split without rows.
     """
@@ -97,14 +97,16 @@ def write_splits(out: str, table: pa.Table, visits: Visits, bounds: list[int]) -
 
 
 def write_ceiling(out: str, world: World, visits: Visits, rows: np.ndarray, best: Best) -> None:
-    """`out`/_ceiling.parquet: request_id, the best list with its chances, and that for orders."""
-    there = best.queries >= 0
-    offsets = pa.array(np.concatenate([[0], np.cumsum(there.sum(1))]), pa.int32())
+    """Write `out`/_ceiling.parquet: request_id, the best list, its probabilities, and the list for
+    orders.
+    """
+    mask = best.queries >= 0
+    offsets = pa.array(np.concatenate([[0], np.cumsum(mask.sum(1))]), pa.int32())
     texts = pa.array(world.queries)
     columns = {
         "request_id": _request_ids(by_time(visits)).take(pa.array(rows)),
-        "queries": texts.take(pa.array(best.queries[there])),
-        "chances": pa.array(best.chances[there], pa.float32()),
+        "queries": texts.take(pa.array(best.queries[mask])),
+        "chances": pa.array(best.chances[mask], pa.float32()),
         "for_orders": texts.take(pa.array(best.for_orders[best.for_orders >= 0])),
     }
     lists = {
@@ -115,7 +117,7 @@ def write_ceiling(out: str, world: World, visits: Visits, rows: np.ndarray, best
 
 
 def _item_lists(rng, world, searched, many, ordered) -> tuple[pa.Array, pa.Array]:
-    """Clicked and ordered item names; the ordered ones are the first of the clicked."""
+    """Names of clicked and of ordered items; the ordered items are the first of the clicked."""
     names = pa.array([f"c{c}i{i}" for c in range(world.shelves) for i in range(_SHELF_ITEMS)])
     first = searched * 7 + np.minimum(rng.geometric(0.4, len(searched)), 10)
 

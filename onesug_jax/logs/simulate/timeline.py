@@ -1,11 +1,11 @@
-"""Time in the simulated shop: how the hidden popularity of every query moves from hour to hour.
+"""Time in the simulated shop: the hidden popularity of every query in each hour.
 
-    popularity of q in hour t = base * launch step * (1 + bursts) * drift * hours * weekdays
+    popularity of q in hour t = base * launch * (1 + bursts) * drift * hours * weekdays
 
-A query may not exist before its launch: it then rises within hours and fades over days. Bursts are
-short peaks of single queries, and of all queries that hold one word or stand on one shelf. Drift is
-a random walk of each query. Hours and weekdays belong to a shelf. The popularity is constant within
-an hour, so that the chance of every choice can be computed (`oracle`).
+A launched query does not exist before its launch, rises within hours and fades over days. Bursts
+are short peaks of single queries, or of all queries with one word or on one shelf. Drift is a
+random walk of each query. Hours and weekdays are factors of a shelf. The popularity is constant
+within an hour, so that the probability of every choice can be computed (`oracle`).
 """
 
 from __future__ import annotations
@@ -18,20 +18,20 @@ from onesug_jax.errors import UserError
 from onesug_jax.logs.simulate.world import World
 
 HOURS = 24
-_BEFORE = 10  # days before the log from which launches are still felt
+_BEFORE = 10  # days before the log in which launches may happen
 _NO_LAUNCH = -(10**6)
 
 
 @dataclass(frozen=True)
 class Timeline:
-    """How strongly time acts; 0 turns an effect off, and all of them at 0 give a shop without time.
+    """The strength of each effect of time; 0 turns it off.
 
     Attributes:
       launches: share of the queries that appear in a month (30 days), 0 to 1.
-      bursts: bursts that a query has in a month, mean.
-      group_bursts: bursts that a word or a shelf has in a month, mean.
-      drift: standard deviation of a day's step of a query's log popularity.
-      hours: swing of a shelf's log popularity over the hours of a day, mean.
+      bursts: mean number of bursts of a query in a month.
+      group_bursts: mean number of bursts of a word or a shelf in a month.
+      drift: standard deviation of the daily step of a query's log popularity.
+      hours: mean amplitude of a shelf's log popularity over the hours of a day.
       weekdays: standard deviation of a shelf's log popularity over weekdays.
     """
 
@@ -51,22 +51,22 @@ class Timeline:
 
 @dataclass(frozen=True)
 class Bursts:
-    """N short peaks: popularity times 1 + height, half of that height after each half-life."""
+    """N short peaks: factors 1 + height of the popularity; the height has a half-life."""
 
-    who: np.ndarray  # [N] number of a query or of a group
+    target: np.ndarray  # [N] number of a query or of a group
     start: np.ndarray  # [N] hour
     height: np.ndarray  # [N]
     half_life: np.ndarray  # [N] hours
 
     def log_factor(self, size: int, first_hour: int) -> np.ndarray:
-        """Log of each one's factor in the 24 hours from `first_hour`: [24, size]."""
+        """Log factors of all targets in the 24 hours from `first_hour`: [24, size]."""
         total = np.zeros((HOURS, size))
         last = self.start + 10 * self.half_life
         now = np.flatnonzero((self.start < first_hour + HOURS) & (last > first_hour))
         for hour in range(HOURS):
             age = first_hour + hour - self.start[now]
             peak = self.height[now] * 0.5 ** (np.maximum(age, 0) / self.half_life[now])
-            total[hour] = np.bincount(self.who[now], peak * (age >= 0), minlength=size)
+            total[hour] = np.bincount(self.target[now], peak * (age >= 0), minlength=size)
         return np.log1p(total)
 
 
@@ -75,9 +75,9 @@ class Popularity:
     """The hidden popularity of Q queries on S shelves over a number of days."""
 
     world: World
-    launch: np.ndarray  # [Q] hour of the launch; before the log for most
-    peak: np.ndarray  # [Q] height of the launch above what remains
-    half_life: np.ndarray  # [Q] hours in which that height halves
+    launch: np.ndarray  # [Q] hour of the launch, `_NO_LAUNCH` for most
+    peak: np.ndarray  # [Q] height of the launch relative to the later popularity
+    half_life: np.ndarray  # [Q] of that height, in hours
     bursts: Bursts  # of queries
     group_bursts: Bursts  # of words and shelves
     drift: np.ndarray  # [days + 1, Q] log factor at midnight
@@ -87,8 +87,8 @@ class Popularity:
     def of_day(self, day: int) -> tuple[np.ndarray, np.ndarray]:
         """Log popularity in each hour of a day: of queries [24, Q], of shelves [24, S].
 
-        A query is at minus infinity before its launch. A shelf's is its own hours, weekdays and
-        bursts, which are part of its queries' too.
+        A query is at minus infinity before its launch. The log popularity of a shelf consists of
+        its hours, weekdays and bursts, and is part of that of its queries.
         """
         world, first = self.world, day * HOURS
         group = self.group_bursts.log_factor(world.everything, first)
@@ -113,7 +113,7 @@ def make_popularity(
 ) -> Popularity:
     """Draw launches, bursts, drift and profiles for `days` days."""
     size, span = len(world.queries), days + _BEFORE
-    # At least one query of a shop is always there.
+    # The most popular query always exists.
     launched = rng.random(size) < min(timeline.launches * span / 30, 0.9)
     launched[int(np.argmax(world.popularity))] = False
     launch = rng.integers(-_BEFORE * HOURS, days * HOURS, size)
@@ -136,7 +136,7 @@ def make_popularity(
 def _bursts(rng, a_month: float, size: int, days: int, height: float, spread: float) -> Bursts:
     number = rng.poisson(a_month * size * (days + 2) / 30)
     return Bursts(
-        who=rng.integers(0, size, number),
+        target=rng.integers(0, size, number),
         start=rng.integers(-2 * HOURS, days * HOURS, number),
         height=rng.lognormal(height, spread, number),
         half_life=np.exp(rng.uniform(np.log(3.0), np.log(60.0), number)),

@@ -1,7 +1,7 @@
-"""What the simulated shop sells: queries with words, shelves, popularity and appeal, as arrays.
+"""The queries of the simulated shop with words, shelves, popularity and appeal, as arrays.
 
-Built from the built-in catalogue or from any list of queries. Nothing here depends on time:
-`timeline` moves the popularity, `searches` draws from it.
+They are from the built-in catalogue or from any list of queries, and do not depend on time:
+`timeline` changes the popularity, `searches` draws from it.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from onesug_jax.logs.simulate import catalogue
 _MAX_WORDS = 6
 _MAX_SHELVES = 60
 _MAX_CHARACTERS = 100
-# What stands after one of these describes the thing named before it.
+# Words after one of these describe the thing named before it.
 _AFTER_HEAD = frozenset("for with without in of from to para de con sin und mit für pour".split())
 
 
@@ -31,8 +31,8 @@ _AFTER_HEAD = frozenset("for with without in of from to para de con sin und mit 
 class World:
     """Q queries made of `words` different words, on `shelves` shelves.
 
-    Groups of queries are numbered: first one for each word (the queries that hold it), then one for
-    each shelf, then `everything`. A query has no word twice.
+    Groups of queries are numbered: one for each word (the queries with it), then one for each
+    shelf, then `everything`. A query has no word twice.
     """
 
     queries: list[str]
@@ -47,10 +47,10 @@ class World:
     leaning_pull: np.ndarray = field(init=False)  # [3, Q] exp of the sum over a query's words
     length: np.ndarray = field(init=False)  # [Q] words
     characters: np.ndarray = field(init=False)  # [Q]
-    wide: np.ndarray = field(init=False)  # [Q] bool: written without spaces, in large alphabets
-    rarity: np.ndarray = field(init=False)  # [words] - log of the share of queries that hold it
-    member: np.ndarray = field(init=False)  # [M] queries, one group after the other
-    ends: np.ndarray = field(init=False)  # [groups + 1] where each group begins in `member`
+    wide: np.ndarray = field(init=False)  # [Q] bool: without spaces, in a large alphabet
+    rarity: np.ndarray = field(init=False)  # [words] - log of the share of queries with the word
+    member: np.ndarray = field(init=False)  # [M] queries of all groups, concatenated
+    ends: np.ndarray = field(init=False)  # [groups + 1] start of each group in `member`
 
     def __post_init__(self):
         size = len(self.queries)
@@ -74,7 +74,7 @@ class World:
         return self.words + self.shelves
 
     def members(self, group: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """All queries of each of N groups: (place in `group` [E], query [E]), E members in all."""
+        """All members of N groups: place in `group` [E] and query [E]."""
         size = self.ends[group + 1] - self.ends[group]
         owner = np.repeat(np.arange(len(group)), size)
         within = np.arange(len(owner)) - np.repeat(np.cumsum(size) - size, size)
@@ -89,8 +89,8 @@ def build_world(
     Raises UserError for an unknown language or a file that cannot be read or holds too few queries.
     """
     source = _from_catalogue(language) if queries is None else _from_file(queries)
-    texts, parts, shelves, lean = source
-    texts, parts, shelves, rank = _choose(rng, texts, parts, shelves, distinct)
+    texts, parts, shelves, genders = source
+    texts, parts, shelves = _choose(rng, texts, parts, shelves, distinct)
     vocabulary: dict[str, int] = {}
     words_of = np.full((len(texts), _MAX_WORDS), -1, np.int32)
     for row, words in enumerate(parts):
@@ -100,10 +100,10 @@ def build_world(
     shelf = np.array([names[name] for name in shelves])
     size = len(texts)
     leaning = np.zeros((3, len(vocabulary)))
-    for word, gender in lean.items():
+    for word, gender in genders.items():
         if word in vocabulary:
             leaning[:, vocabulary[word]] = (1.0, -2.0, 0.0) if gender == "F" else (-2.0, 1.0, 0.0)
-    popularity = (rank + 6.0) ** -1.0
+    popularity = (np.arange(size) + 6.0) ** -1.0
     present = words_of >= 0
     value = rng.normal(0, 0.6, len(vocabulary))
     extra = present.sum(1) - present.sum(1).mean()
@@ -116,15 +116,14 @@ def build_world(
 
 
 def _choose(rng, texts, parts, shelves, distinct: int):
-    """The queries of the shop and the popularity rank of each, short ones first by tendency."""
+    """The queries of the shop, most popular first; short ones tend to be popular."""
     size = np.array([len(text) for text in texts], float)
     score = rng.gumbel(0, 1, len(texts)) - 8.0 * size / size.mean()
     best = np.argsort(-score, kind="stable")[:distinct]
-    rank = np.arange(len(best), dtype=float)
-    return [texts[i] for i in best], [parts[i] for i in best], [shelves[i] for i in best], rank
+    return [texts[i] for i in best], [parts[i] for i in best], [shelves[i] for i in best]
 
 
-@functools.cache  # a check and the run after it, and every dry run of a process, read the same
+@functools.cache  # a check, the run after it, and dry runs in one process share the result
 def _from_catalogue(language: str):
     texts: dict[str, tuple[tuple[str, ...], str]] = {}
     for category in catalogue.categories(language):
@@ -138,7 +137,7 @@ def _from_catalogue(language: str):
 
 
 def _from_file(path: str):
-    """Queries of a file, their words, and shelves named by head words."""
+    """The queries of a file, their words, and their shelves, which head words name."""
     texts = list(dict.fromkeys(_lines(path)))
     if len(texts) < 20:
         raise UserError(
@@ -178,7 +177,7 @@ def _lines(path: str) -> Iterator[str]:
 
 
 def _head(text: str) -> str:
-    """What is wanted: the last word before "for", "with" ...; the last two wide characters."""
+    """The last word before "for", "with" ..; of a wide text, the last two characters."""
     if schema.is_wide(text):
         return text[-2:]
     words = text.split()

@@ -1,4 +1,4 @@
-"""Which queries start with a prefix, against a look at each; prefixes of very many."""
+"""The queries that start with a prefix, against a scan; prefixes of very many queries."""
 
 import itertools
 
@@ -13,21 +13,21 @@ def listed(index, size):
     return sorted(np.arange(size)[index].tolist())
 
 
-def test_numbers_are_those_of_all_texts_that_start_with_the_prefix():
+def test_numbers_equal_those_of_a_scan():
     rng = np.random.default_rng(1)
     words = rng.permutation(WORDS).tolist()
-    found = Completions(sorted(words[:10]))
+    completions = Completions(sorted(words[:10]))
     for text in words[10:]:
-        assert found.number(text) == -1
-        number = found.add(text)
-        assert (found.number(text), found[number]) == (number, text)
+        assert completions.number(text) == -1
+        number = completions.add(text)
+        assert (completions.number(text), completions[number]) == (number, text)
         for prefix in ("", "a", "b ", "zz", text):
-            expected = [n for n, t in enumerate(found.queries) if t.startswith(prefix)]
-            assert listed(found.numbers(prefix), len(found.queries)) == expected
-            assert found.starts(prefix) == bool(expected)
+            expected = [n for n, t in enumerate(completions) if t.startswith(prefix)]
+            assert listed(completions.numbers(prefix), len(completions)) == expected
+            assert completions.starts(prefix) == bool(expected)
 
 
-def test_of_a_wide_prefix_the_most_counted_and_all_newly_searched_are_members():
+def test_members_of_a_wide_prefix_have_the_highest_counts_or_are_newly_searched():
     texts = [f"a{n:02d}" for n in range(40)]
     counts = np.zeros(40)
     wide = WidePrefixes(Completions(texts), 5, lambda numbers, time: counts[numbers])
@@ -40,7 +40,7 @@ def test_of_a_wide_prefix_the_most_counted_and_all_newly_searched_are_members():
     assert wide.numbers("a0") is None  # ten texts, not more than twice the breadth
 
 
-def test_best_takes_the_highest_and_of_equals_the_first_and_nothing_at_zero():
+def test_best_takes_the_highest_scores_above_zero_and_the_first_of_equal_ones():
     scores = np.array([1.0, 3, 0, 3, 2, 1, 1])
     assert best(scores, 3).tolist() == [1, 3, 4]
     assert best(scores, 5).tolist() == [1, 3, 4, 0, 5]

@@ -11,9 +11,9 @@ HALF_LIVES = (None, 14.0, 0.1)
 
 
 def at(pairs, prefix, queries, time_ms):
-    """The counts of one prefix, asked for beside another."""
-    asked = [("zzz", np.array([0])), (prefix, np.array(queries))]
-    return pairs.at(asked, time_ms)[1:]
+    """The counts of one prefix, requested with another."""
+    lists = [("zzz", np.array([0])), (prefix, np.array(queries))]
+    return pairs.at(lists, time_ms)[1:]
 
 
 def from_scratch(times, now):
@@ -24,7 +24,7 @@ def from_scratch(times, now):
 
 
 @pytest.mark.parametrize("start", [0, 1_600_000_000_000])  # some logs count from 1970
-def test_counts_are_the_sums_they_are_defined_as_over_many_years(start):
+def test_counts_equal_their_definition_over_many_years(start):
     rng = np.random.default_rng(0)
     counts = DecayedCounts(HALF_LIVES, rows=2)
     times = np.sort(rng.integers(start, start + 200_000_000_000, 400))
@@ -39,7 +39,7 @@ def test_counts_are_the_sums_they_are_defined_as_over_many_years(start):
                 )
 
 
-def test_an_event_that_comes_late_counts_as_if_it_had_come_in_order():
+def test_the_order_of_events_does_not_matter():
     early, late = DecayedCounts(HALF_LIVES), DecayedCounts(HALF_LIVES)
     times = [100 * DAY_MS, 101 * DAY_MS, 140 * DAY_MS]
     for time in times:
@@ -49,7 +49,7 @@ def test_an_event_that_comes_late_counts_as_if_it_had_come_in_order():
     np.testing.assert_allclose(early.at([0], times[2]), late.at([0], times[2]), rtol=1e-12)
 
 
-def test_rows_are_made_room_for_and_begin_at_zero():
+def test_reserved_rows_begin_at_zero():
     counts = DecayedCounts(HALF_LIVES, rows=1)
     counts.add(0, DAY_MS)
     counts.reserve(100)
@@ -57,7 +57,7 @@ def test_rows_are_made_room_for_and_begin_at_zero():
     assert counts.at(np.array([0]), DAY_MS).tolist() == [[1, 1, 1]]
 
 
-def test_pairs_count_what_followed_a_prefix():
+def test_pairs_count_queries_after_a_prefix():
     pairs = PairCounts((None, 1.0), most=10)
     pairs.add("a", 3, 0)
     pairs.add("a", 3, DAY_MS)
@@ -66,7 +66,7 @@ def test_pairs_count_what_followed_a_prefix():
     assert at(pairs, "c", [3], DAY_MS).tolist() == [[0, 0]]
 
 
-def test_the_pairs_that_count_least_make_room():
+def test_the_pairs_with_the_lowest_counts_are_removed():
     pairs = PairCounts((None, 1.0), most=8)
     for query in range(8):
         for _ in range(query + 1):
@@ -79,14 +79,14 @@ def test_the_pairs_that_count_least_make_room():
 
 
 @pytest.mark.parametrize("most", [1, 2])
-def test_the_smallest_rooms_hold_the_newest_pair(most):
+def test_the_smallest_tables_hold_the_newest_pair(most):
     pairs = PairCounts((None,), most=most)
     for query in range(5):
         pairs.add("p", query, query)
         assert len(pairs) <= most and at(pairs, "p", [query], query)[0, 0] == 1
 
 
-def test_pairs_come_back_from_their_arrays():
+def test_pairs_are_restored_from_their_arrays():
     pairs, again = PairCounts((None, 1.0), 10), PairCounts((None, 1.0), 10)
     for n in range(6):
         pairs.add("ab"[n % 2], n % 3, n * DAY_MS)

@@ -1,4 +1,4 @@
-"""The as-of state against counts from scratch, and each rule of what is visible when."""
+"""The as-of state against counts from scratch, and each rule of visibility."""
 
 import collections
 import dataclasses
@@ -35,18 +35,18 @@ def random_log(seed, rows=150, words=WORDS):
 
 
 def first_of_a_day(log, config):
-    """Rows that count: of one visitor, query and day the first."""
+    """The rows that count: the first of each visitor, query and day."""
     seen = collections.Counter()
     for row in log:
-        same = row[1], row[3], row[0] // DAY_MS
-        seen[same] += 1
-        if seen[same] <= config.max_repeats:
+        key = row[1], row[3], row[0] // DAY_MS
+        seen[key] += 1
+        if seen[key] <= config.max_repeats:
             yield row
 
 
 def from_scratch(log, prefix, user, time, config, frozen=np.inf, old=WORDS):
-    """The candidates, text -> counts, and the history: by looking at every row of the log; queries
-    are new that are not `old`, or began to exist late.
+    """The candidates, text -> counts, and the history, from all rows of the log. A query is new if
+    it is not in `old` or began to exist late.
     """
     moment = min(time - config.freshness_ms, frozen)
     visible = [row for row in first_of_a_day(log, config) if row[0] < moment]
@@ -108,9 +108,7 @@ def from_scratch(log, prefix, user, time, config, frozen=np.inf, old=WORDS):
 @pytest.mark.parametrize("min_users", [1, 3])
 @pytest.mark.parametrize("freshness", ["1m", "6h"])
 @pytest.mark.parametrize("history_freshness, new_from", [(0, None), (None, START + DAY_MS)])
-def test_requests_see_what_counting_from_scratch_gives(
-    min_users, freshness, history_freshness, new_from
-):
+def test_requests_equal_a_count_from_scratch(min_users, freshness, history_freshness, new_from):
     config = AsOfConfig(
         candidates=6,
         own=2,
@@ -146,18 +144,18 @@ def test_requests_see_what_counting_from_scratch_gives(
 
 
 def test_a_new_query_completes_a_prefix_for_others_once_it_has_its_share(tmp_path):
-    """Here a quarter of the searches after the prefix, also where the counts were saved between."""
+    """The share is a quarter of the searches after the prefix, also in a saved state."""
     state = AsOf(["lamp", "lantern"], AsOfConfig(freshness_ms=0))
 
     def listed(prefix, user=""):
-        found = state.request(prefix, user, START + 600_000).candidates
-        return "lava" in [state.text(n - 1) for n in found if n]
+        candidates = state.request(prefix, user, START + 600_000).candidates
+        return "lava" in [state.text(n - 1) for n in candidates if n]
 
     for number in range(6):
         state.observe(START, f"u{number}", "la", "lamp")
     state.observe(START, "v", "la", "lava")
     assert listed("lav") and not listed("la")
-    assert listed("la", "v"), "whoever searched it sees it"
+    assert listed("la", "v"), "its own user sees it"
     save(state, str(tmp_path), rare=False)
     state = load(str(tmp_path))
     assert listed("lav") and not listed("la")
@@ -166,18 +164,18 @@ def test_a_new_query_completes_a_prefix_for_others_once_it_has_its_share(tmp_pat
     assert listed("la"), "two of seven"
 
 
-def test_requests_that_come_together_see_what_each_sees_alone():
+def test_a_batch_of_requests_equals_single_requests():
     state = AsOf(WORDS, AsOfConfig(freshness_ms=0, candidates=8, history=3, around=0))
     for time, user, prefix, query, level, shown in random_log(5):
         state.observe(time, user, prefix, query, level, shown=shown)
-    asked = [("a", ["b", "zz", "ab"], [1.0, 2.0, 3.0]), ("xyz", [], []), ("", ["c"], [])]
-    for one, items in zip(asked, state.requests(asked, state.end_ms), strict=True):
-        alone = state.request(one[0], "", state.end_ms, one[1:])
-        for name, array in vars(alone).items():
+    inputs = [("a", ["b", "zz", "ab"], [1.0, 2.0, 3.0]), ("xyz", [], []), ("", ["c"], [])]
+    for (prefix, *history), items in zip(inputs, state.requests(inputs, state.end_ms), strict=True):
+        single = state.request(prefix, "", state.end_ms, history)
+        for name, array in vars(single).items():
             np.testing.assert_array_equal(getattr(items, name), array)
 
 
-def test_wide_prefixes_lose_nothing_that_is_among_the_most_counted():
+def test_wide_prefixes_retain_the_queries_with_the_highest_counts():
     log = random_log(5, rows=400)
     narrow, full = (
         AsOf(WORDS, AsOfConfig(candidates=4, breadth=breadth, own=0)) for breadth in (10, 4096)
@@ -189,7 +187,7 @@ def test_wide_prefixes_lose_nothing_that_is_among_the_most_counted():
             state.observe(time, user, prefix, query, level, shown=shown)
 
 
-def test_freezing_keeps_what_was_visible_and_histories_go_on():
+def test_a_frozen_state_retains_its_counts_and_histories_continue():
     log = random_log(3)
     config = AsOfConfig(few=0)
     state, cut = AsOf(WORDS, config), log[80][0]
@@ -207,7 +205,7 @@ def test_freezing_keeps_what_was_visible_and_histories_go_on():
     assert state.moment == cut
 
 
-def test_a_late_order_counts_as_one_that_came_with_its_row():
+def test_a_late_order_counts_as_one_in_the_row():
     with_row, later = AsOf(["shoe"]), AsOf(["shoe"])
     with_row.observe(START, "u", "s", "shoe", Level.ORDER)
     later.observe(START, "u", "s", "shoe")
@@ -219,7 +217,7 @@ def test_a_late_order_counts_as_one_that_came_with_its_row():
     assert with_row.conversions[0].tolist() == [1, 1]
 
 
-def test_mistyped_prefixes_give_what_may_have_been_meant():
+def test_mistyped_prefixes_have_completions_of_their_corrections():
     state = AsOf(["lamp", "lace", "table"])
     for n, query in enumerate(("lamp", "lace", "lace", "table")):
         state.observe(START + n, "u", query[0], query)
@@ -235,7 +233,7 @@ def test_queries_around_the_prefix_become_candidates_if_they_exist():
     assert state.request("lam", "", START + DAY_MS).candidates[:3].tolist() == [1, 2, 0]
 
 
-def test_spare_numbers_end_and_are_counted():
+def test_queries_beyond_the_spare_numbers_are_refused_and_counted():
     state = AsOf([], spare=1)
     for query in ("one", "two", "one"):
         state.observe(START, "u", "", query)
@@ -252,11 +250,11 @@ def test_a_forgotten_user_has_no_history():
     assert state.request("l", "u", START + DAY_MS).history.tolist() == [0] * 40
 
 
-def test_without_a_history_its_one_place_is_empty():
+def test_a_history_of_length_0_is_one_empty_place():
     state = AsOf(["lamp", "lace"], AsOfConfig(history=0))
     state.observe(START, "u", "l", "lamp")
-    found = state.request("l", "u", START + DAY_MS)
-    assert found.history.tolist() == [0] and found.history_minutes.tolist() == [0.0]
+    items = state.request("l", "u", START + DAY_MS)
+    assert items.history.tolist() == [0] and items.history_minutes.tolist() == [0.0]
 
 
 def test_a_state_is_saved_without_rare_texts(tmp_path):
@@ -271,11 +269,11 @@ def test_a_state_is_saved_without_rare_texts(tmp_path):
     assert "secret" not in written and "never" not in written and '"rar"' not in written
     again = load(tmp_path)
     for prefix in ("la", ""):
-        here, there = (s.request(prefix, "", START + DAY_MS) for s in (state, again))
-        np.testing.assert_array_equal(here.candidate_counts, there.candidate_counts)
+        one, other = (s.request(prefix, "", START + DAY_MS) for s in (state, again))
+        np.testing.assert_array_equal(one.candidate_counts, other.candidate_counts)
 
 
-def test_a_saved_state_goes_on_as_the_one_that_was_never_saved(tmp_path):
+def test_a_saved_state_continues_as_one_that_was_not_saved(tmp_path):
     log = random_log(7, rows=200)
     config = AsOfConfig(min_users=2, few=0, history=0)
     straight, before = AsOf(WORDS[::2], config), AsOf(WORDS[::2], config)
@@ -311,12 +309,12 @@ def test_durations_are_read(text, expected):
 
 
 @pytest.mark.parametrize("text", ["", "soon", "-1m", "1y", "nan"])
-def test_what_is_no_duration_is_an_error(text):
+def test_an_invalid_duration_is_an_error(text):
     with pytest.raises(UserError, match="freshness"):
         duration_ms(text)
 
 
-def test_what_nobody_has_put_a_name_to_is_one_visitor_a_day():
+def test_nameless_searches_of_a_day_are_one_visitor():
     state = AsOf(["lamp"], AsOfConfig(freshness_ms=0, min_users=2))
     state.observe(START, "u", "la", "lamp")
     for number in range(50):
@@ -330,7 +328,7 @@ def test_what_nobody_has_put_a_name_to_is_one_visitor_a_day():
     assert state.counts(np.array([number]))[0, 0] == 2
 
 
-def test_where_nobody_has_a_name_every_search_counts(tmp_path):
+def test_every_search_counts_if_nobody_has_a_name(tmp_path):
     config = AsOfConfig(freshness_ms=0)
     state = AsOf(["lamp"], config)
     for number in range(5):
@@ -347,7 +345,7 @@ def test_where_nobody_has_a_name_every_search_counts(tmp_path):
 
 
 @pytest.mark.parametrize("most", [1, 2])
-def test_a_visitors_repeats_on_one_day_move_every_count_a_few_times_only(most):
+def test_a_visitors_repeats_on_one_day_count_max_repeats_times(most):
     config = AsOfConfig(freshness_ms=0, conversion_delay_ms=0, max_repeats=most)
     state = AsOf(["lamp"], config)
     for number in range(9):
@@ -355,19 +353,19 @@ def test_a_visitors_repeats_on_one_day_move_every_count_a_few_times_only(most):
     state.settle()
     at = {name: place for place, name in enumerate(config.columns)}
     items = state.request("", "", START + 3_600_000)
-    found = np.exp(items.candidate_counts[0])
+    counts = np.exp(items.candidate_counts[0])
     for name in ("searches_all", "orders", "item_clicks"):
-        assert found[at[name]] == pytest.approx(most), name
+        assert counts[at[name]] == pytest.approx(most), name
     state.observe(START + 9, "v", "", "lamp")
     state.observe(START + DAY_MS, "u", "", "lamp")
     state.settle()
     assert state.counts(np.array([0]))[0, 0] == most + 2, "another visitor, and another day"
 
 
-def test_repeats_are_remembered_in_bounded_memory():
+def test_repeats_use_bounded_memory():
     repeats = Repeats(1, room=2)
     assert [repeats.counts(START, "u", query) for query in "aabcc"] == [1, 0, 1, 1, 0]
-    assert repeats.counts(START, "u", "a"), "the oldest has made room"
+    assert repeats.counts(START, "u", "a"), "the oldest was removed"
     assert len(repeats.to_json()[1]) == 2
 
 

@@ -1,4 +1,4 @@
-"""A training row equals what the service gave at that moment: the one is made from the other."""
+"""A training row equals the features that the service computed at that moment."""
 
 import itertools
 import pickle
@@ -12,38 +12,21 @@ from onesug_jax.errors import UserError
 from onesug_jax.logs.asof.config import AsOfConfig
 from onesug_jax.logs.asof.state import AsOf
 from onesug_jax.logs.asof.walk import read_events, skip, walk
-from onesug_jax.logs.schema import LOG_SCHEMA, Level, visitor_of
+from onesug_jax.logs.schema import Level, visitor_of
+from tests.log_rows import log_row, write_log
 
 START = 1_700_000_000_000
 WORDS = sorted(["lamp", "lampshade", "lace", "table", "table cloth", "tablet", "toy"])
 ARRAYS = ("candidates", "candidate_counts", "history", "history_minutes", "clock")
 
 
-def write_log(path, rows, **columns):
-    table = pa.Table.from_pylist(rows, schema=LOG_SCHEMA)
-    for name, (values, kind) in columns.items():
-        table = table.append_column(name, pa.array(values, kind))
-    pq.write_table(table, path)
-    return str(path)
-
-
 def row(number, time, user, prefix, query, clicked=(), ordered=()):
-    return {
-        "request_id": f"r{number:03d}",
-        "user_id": user,
-        "session_id": "",
-        "timestamp_ms": time,
-        "prefix": prefix,
-        "shown": [],
-        "query": query,
-        "clicked_position": None,
-        "clicked_items": list(clicked),
-        "ordered_items": list(ordered),
-    }
+    items = {"clicked_items": clicked, "ordered_items": ordered}
+    return log_row(number, query, timestamp_ms=time, user_id=user, prefix=prefix, **items)
 
 
 @pytest.mark.parametrize("min_users", [1, 2])
-def test_rows_of_the_log_equal_the_served_requests_they_came_from(tmp_path, min_users):
+def test_rows_equal_the_served_requests_of_which_they_are_logs(tmp_path, min_users):
     config = AsOfConfig(candidates=4, history=3, own=1, around=1, min_users=min_users)
     rng = np.random.default_rng(min_users)
     live, served, rows, orders = AsOf(WORDS[:4], config), [], [], []
@@ -76,7 +59,7 @@ def test_rows_of_the_log_equal_the_served_requests_they_came_from(tmp_path, min_
     assert (np.concatenate([block["target_candidate"] for block in blocks]) > 0).sum() > 100
 
 
-def test_a_row_never_sees_itself_nor_its_twin_of_the_same_millisecond(tmp_path):
+def test_a_row_does_not_see_rows_of_the_same_millisecond(tmp_path):
     rows = [row(n, START, f"u{n}", "l", "lamp") for n in range(2)]
     rows.append(row(2, START + 120_000, "u0", "l", "lamp"))
     events = read_events([write_log(tmp_path / "log.parquet", rows)])
@@ -87,7 +70,7 @@ def test_a_row_never_sees_itself_nor_its_twin_of_the_same_millisecond(tmp_path):
     np.testing.assert_allclose(block["candidate_counts"][2, 0, 0], np.log(2.0), rtol=1e-6)
 
 
-def test_files_are_one_log_and_unwanted_rows_are_observed_only(tmp_path):
+def test_files_are_one_log_and_other_rows_only_update_the_state(tmp_path):
     late = write_log(tmp_path / "dev.parquet", [row(1, START + 120_000, "u", "l", "lace")])
     early = write_log(tmp_path / "train.parquet", [row(0, START, "u", "l", "lamp")])
     events = read_events([late, early])
@@ -98,15 +81,11 @@ def test_files_are_one_log_and_unwanted_rows_are_observed_only(tmp_path):
     np.testing.assert_allclose(block["history_minutes"][0, 0], 2.0)
 
 
-def test_a_history_that_a_row_brings_stands_instead_of_the_observed_one(tmp_path):
+def test_the_own_history_of_a_row_replaces_the_observed_one(tmp_path):
     rows = [row(n, START + n * 120_000, "u", "l", WORDS[n]) for n in range(3)]
-    histories = [None, None, [WORDS[0], WORDS[1], WORDS[0]]]
-    path = write_log(
-        tmp_path / "log.parquet",
-        rows,
-        history=(histories, pa.list_(pa.string())),
-        history_minutes=([None, None, [9.0, 8.0, 7.0]], pa.list_(pa.float64())),
-    )
+    rows[2] |= {"history": [WORDS[0], WORDS[1], WORDS[0]], "history_minutes": [9.0, 8.0, 7.0]}
+    own = ("history", pa.list_(pa.string())), ("history_minutes", pa.list_(pa.float64()))
+    path = write_log(tmp_path / "log.parquet", rows, *own)
     [(block, _)] = walk(AsOf(WORDS), read_events([path]))
     assert block["history"][2, :3].tolist() == [1, 2, 0]
     assert block["history_minutes"][2, :2].tolist() == [7.0, 8.0]
@@ -120,7 +99,7 @@ def test_the_clock_is_hour_and_weekday_of_the_request(tmp_path):
     assert block["clock"].tolist() == [[0, 0], [7, 1]]
 
 
-def test_a_log_that_cannot_be_read_is_an_error_with_its_name(tmp_path):
+def test_an_unreadable_log_is_named(tmp_path):
     with pytest.raises(UserError, match=r"none\.parquet"):
         read_events([str(tmp_path / "none.parquet")])
     pq.write_table(pa.table({"query": ["a"]}), tmp_path / "bare.parquet")
@@ -128,15 +107,15 @@ def test_a_log_that_cannot_be_read_is_an_error_with_its_name(tmp_path):
         read_events([str(tmp_path / "bare.parquet")])
 
 
-def test_a_file_that_is_not_in_order_is_an_error_that_names_the_row(tmp_path):
+def test_an_unsorted_file_is_an_error_that_names_the_row(tmp_path):
     rows = [row(0, START, "u", "l", "lamp"), row(1, START - 1, "u", "l", "lamp")]
     with pytest.raises(UserError, match="row 1 is of an earlier time"):
         list(read_events([write_log(tmp_path / "log.parquet", rows)]))
 
 
 @pytest.mark.parametrize("cut", [1, 137, 299])
-def test_a_pickled_state_goes_on_as_the_one_it_was_made_of(tmp_path, cut):
-    """Rows of two files, read again from the middle, beside one walk over all of them."""
+def test_a_pickled_state_continues_with_the_same_results(tmp_path, cut):
+    """Rows of two files, read from the middle on, equal those of one walk over all rows."""
     config = AsOfConfig(candidates=4, history=3, own=1, around=0, min_users=2, most_users=3)
     rng = np.random.default_rng(0)
     rows, time = [], START
@@ -151,7 +130,7 @@ def test_a_pickled_state_goes_on_as_the_one_it_was_made_of(tmp_path, cut):
     def wanted(event):
         return event.row % 3 > 0
 
-    whole = list(walk(AsOf(WORDS[:4], config), read_events(files), wanted, block=1))
+    expected = list(walk(AsOf(WORDS[:4], config), read_events(files), wanted, block=1))
     state, events, first = AsOf(WORDS[:4], config), read_events(files), [0, 0]
     before = list(itertools.islice(events, cut))
     for event in before:
@@ -159,9 +138,9 @@ def test_a_pickled_state_goes_on_as_the_one_it_was_made_of(tmp_path, cut):
     skip(state, before, wanted)
     again = pickle.loads(pickle.dumps(state))
     rest = list(walk(again, read_events(files, first=first), wanted, block=1))
-    assert 0 < len(rest) <= len(whole)
-    for (one, (event,)), (other, (same,)) in zip(whole[-len(rest) :], rest, strict=True):
+    assert 0 < len(rest) <= len(expected)
+    for (one, (event,)), (other, (same,)) in zip(expected[-len(rest) :], rest, strict=True):
         assert event == same
         for name in one:
             np.testing.assert_array_equal(one[name], other[name])
-    assert len(again) > 4  # a query came to exist
+    assert len(again) > 4  # a query began to exist

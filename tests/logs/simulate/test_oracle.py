@@ -1,4 +1,4 @@
-"""The oracle's chances are those with which the shop draws, and nothing beats its lists.
+"""The oracle's probabilities equal those of the simulation, and no lists are better than its own.
 
 References: a slow enumeration in plain Python, and the same request simulated many times.
 """
@@ -40,7 +40,7 @@ class Shop:
         self.oracle = Oracle(self.popularity, trade, self.visits, BEHAVIOUR)
 
     def rows(self):
-        """A first search, later openings with some memory, and later searches of a visit."""
+        """First searches, openings of later visits, and later searches of a visit."""
         visits = self.visits
         first = np.r_[True, visits.user[1:] != visits.user[:-1]]
         old = np.r_[False, False, ~first[1:-1] & ~first[:-2]]
@@ -63,7 +63,7 @@ class Shop:
         return searches.chance(self.world, rates, state, parts, total, 0 * query, query, BEHAVIOUR)
 
     def slow_chances(self, row):
-        """The same in plain Python, read off the description of `searches`."""
+        """The same in plain Python, from the description of `searches`."""
         world, people, b = self.world, self.people, BEHAVIOUR
         user, hour = self.visits.user[row], self.visits.hour[row]
         log_rate, shelf_log = self.popularity.of_day(hour // HOURS)
@@ -98,13 +98,13 @@ class Shop:
         holding = lambda word: [q for q in range(len(words)) if word in words[q]]  # noqa: E731
         on = lambda shelf: np.flatnonzero(world.shelf == shelf).tolist()  # noqa: E731
         if self.visits.opening[row]:
-            lacking = b.return_share
+            missing = b.return_share
             for back, query in enumerate(memory):
                 share = b.return_share * 0.18 * 0.82**back
                 result[query] += share
-                lacking, left = lacking - share, left - share
+                missing, left = missing - share, left - share
             for word in favourites:
-                add((b.word_share + lacking) / len(favourites), holding(word))
+                add((b.word_share + missing) / len(favourites), holding(word))
             shelves = people.shelves[user]
             odds = [0.5**rank * np.exp(shelf_now[shelf]) for rank, shelf in enumerate(shelves)]
             for shelf, one in zip(shelves, odds, strict=True):
@@ -123,15 +123,15 @@ def shop():
     return Shop()
 
 
-def test_chances_sum_to_one_and_equal_a_slow_enumeration(shop):
+def test_probabilities_sum_to_one_and_equal_a_slow_enumeration(shop):
     for row in shop.rows():
         chances = shop.chances(row)
         assert chances.sum() == pytest.approx(1.0, abs=1e-9)
         np.testing.assert_allclose(chances, shop.slow_chances(row), atol=1e-9)
 
 
-def test_choices_made_again_have_these_chances(shop):
-    """By a chi-squared statistic over the queries that are drawn five times or more."""
+def test_random_choices_have_these_probabilities(shop):
+    """By a chi-squared statistic over the queries with five expected draws or more."""
     rng, times = np.random.default_rng(6), 4000
     later = np.flatnonzero(~shop.visits.opening)
     for row in [*shop.rows(), *later[:: len(later) // 8]]:
@@ -148,27 +148,27 @@ def test_choices_made_again_have_these_chances(shop):
         assert statistic < use.sum() + 5 * (2 * use.sum()) ** 0.5
 
 
-def test_prefix_chances_sum_to_one_and_are_those_of_the_draws(shop):
+def test_prefix_probabilities_sum_to_one_and_equal_the_frequencies(shop):
     rng, times, texts = np.random.default_rng(7), 20_000, shop.world.queries
     for query in (0, 17, len(texts) - 1):
         drawn = Counter(
             prefixes.draw_prefixes(rng, shop.world, np.full(times, query), BEHAVIOUR.typo_share)
         )
-        # Every prefix that can be typed: beginnings and their swaps.
+        # All possible prefixes: beginnings and their swaps.
         possible = {texts[query][:n] for n in range(1, len(texts[query]) + 1)}
         possible |= {t for p in possible for t, _ in prefixes.origins(p, BEHAVIOUR.typo_share)}
         assert set(drawn) <= possible
         names = sorted(possible)
         owner, queries, chances = shop.oracle.candidates(names)
-        mine = queries == query
-        chance = np.bincount(owner[mine], chances[mine], minlength=len(names))
+        mask = queries == query
+        chance = np.bincount(owner[mask], chances[mask], minlength=len(names))
         assert chance.sum() == pytest.approx(1.0, abs=1e-9)
         found = np.array([drawn[name] for name in names])
         assert (np.abs(found - times * chance) < 5 * np.sqrt(times * chance) + 5).all()
 
 
-def test_lists_are_the_likeliest_queries_of_requests_made_again(shop):
-    """Draw query and prefix of one request many times: among those with a prefix, count queries."""
+def test_lists_have_the_most_frequent_queries_of_a_repeated_request(shop):
+    """Draw query and prefix of one request many times, and count the queries of a prefix."""
     rng, times = np.random.default_rng(8), 20_000
     for row in shop.rows()[[2, 4]]:
         rates, state, parts = shop.state(row, times)
@@ -177,8 +177,8 @@ def test_lists_are_the_likeliest_queries_of_requests_made_again(shop):
         for prefix, count in Counter(typed.tolist()).most_common(4):
             best = shop.oracle.best(np.array([row]), [prefix], shop.searched)
             found = np.bincount(drawn[typed == prefix], minlength=len(shop.world.queries))
-            there = best.queries[0] >= 0
-            listed, chances = best.queries[0][there], best.chances[0][there]
+            mask = best.queries[0] >= 0
+            listed, chances = best.queries[0][mask], best.chances[0][mask]
             assert (np.diff(chances) <= 0).all() and chances.sum() <= 1 + 1e-9
             assert (
                 np.abs(found[listed] - count * chances) < 5 * np.sqrt(count * chances) + 5
@@ -186,7 +186,7 @@ def test_lists_are_the_likeliest_queries_of_requests_made_again(shop):
             assert found[listed].sum() == pytest.approx(count * chances.sum(), abs=5 + count**0.5)
 
 
-def test_a_list_does_not_depend_on_the_answer_or_what_follows(shop):
+def test_a_list_does_not_depend_on_the_answer_or_later_searches(shop):
     row = int(shop.rows()[3])
     changed = shop.searched.copy()
     changed[row:] = 0
@@ -224,7 +224,7 @@ def reciprocal(lists, rows):
 def completions(rows, first, half_life, *, future=False, boost=0.0):
     """Lists of 16 for rows[first:] by counts that halve every `half_life` days (of age).
 
-    `future` counts other users' searches on both sides of the request: no service can do so.
+    `future` counts other users' searches before and after the request, which no service can.
     """
     texts = sorted({row["query"] for row in rows})
     number = {text: place for place, text in enumerate(texts)}
@@ -262,8 +262,8 @@ def completions(rows, first, half_life, *, future=False, boost=0.0):
     ],
     ids=str,
 )
-def test_nothing_beats_it_beyond_chance(log, rival):
-    """By the paired difference over all rows, and over those with an order by their own list."""
+def test_no_rival_is_better_beyond_chance(log, rival):
+    """By paired differences over all rows, and of the lists for orders over rows with an order."""
     rows, first, best, _ = log
     held = rows[first:]
     order = np.array([bool(row["ordered_items"]) for row in held])
@@ -275,8 +275,8 @@ def test_nothing_beats_it_beyond_chance(log, rival):
         assert own[where].mean() > other[where].mean()
 
 
-def test_the_ceiling_is_as_high_as_the_oracle_expects(log):
-    """Probabilities that were too sure or too unsure would show here."""
+def test_the_probabilities_of_the_ceiling_are_calibrated(log):
+    """Expected and found reciprocal ranks agree in each quarter of the rows."""
     rows, first, (lists, _), best = log
     chances = {row["request_id"]: row["chances"] for row in best}
     ids = [row["request_id"] for row in rows[first:]]
@@ -288,8 +288,8 @@ def test_the_ceiling_is_as_high_as_the_oracle_expects(log):
 
 
 @pytest.mark.long
-def test_time_matters_in_the_log_and_only_if_it_is_on(log, tmp_path):
-    """Counts of the last days against counts of train: the traits that real logs have."""
+def test_recent_counts_are_better_only_if_time_has_effects(log, tmp_path):
+    """Counts of the last days against counts of all time, as in real logs."""
     rows, first, *_ = log
     held = rows[first:]
     seen = {row["query"] for row in rows[:first]}

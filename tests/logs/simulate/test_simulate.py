@@ -1,7 +1,7 @@
-"""The simulated shop: reproducible, in the schema, and with traits that a model can learn.
+"""The simulated shop: reproducible, in the schema, and with signals that a model can learn.
 
-The traits are shown by yardsticks that never look inside the simulator: most popular completion
-against the same re-ranked by a user's earlier searches, or by what was ordered.
+The signals are measured on the log alone: most popular completion against the same re-ranked by a
+user's earlier searches, or by orders.
 """
 
 import gzip
@@ -24,7 +24,7 @@ DAY = 86_400_000
 
 @pytest.fixture(scope="module")
 def shop(tmp_path_factory):
-    """The default shop, as the quickstart makes it: (train rows, dev rows), columns as lists."""
+    """The default shop, as in the quickstart: tables of train and dev."""
     folder = tmp_path_factory.mktemp("shop")
     simulate(str(folder))
     return [pq.read_table(folder / f"{split}.parquet") for split in ("train", "dev")]
@@ -39,7 +39,7 @@ def reciprocal_rank(texts, truth):
     return 1.0 / (1 + texts.index(truth)) if truth in texts[:16] else 0.0
 
 
-def test_same_seed_same_bytes_and_another_seed_another_log(tmp_path):
+def test_the_same_seed_gives_the_same_bytes(tmp_path):
     for folder, seed in (("a", 3), ("b", 3), ("c", 4)):
         simulate(str(tmp_path / folder), requests=3000, days=6, seed=seed, test_days=1)
     for name in ("train", "dev", "test", "_ceiling"):
@@ -47,7 +47,7 @@ def test_same_seed_same_bytes_and_another_seed_another_log(tmp_path):
         assert a == b != c
 
 
-def test_the_best_lists_are_not_part_of_the_log_and_no_earlier_file_stays(tmp_path):
+def test_the_ceiling_is_not_part_of_the_log_and_earlier_files_are_removed(tmp_path):
     simulate(str(tmp_path), requests=500, days=6, test_days=1)
     simulate(str(tmp_path), requests=500, days=6)
     names = [os.path.basename(source.path) for source in find_files(str(tmp_path))]
@@ -57,7 +57,7 @@ def test_the_best_lists_are_not_part_of_the_log_and_no_earlier_file_stays(tmp_pa
 
 
 @pytest.mark.long
-def test_rows_are_in_the_schema_and_already_normalised(shop):
+def test_rows_are_in_the_schema_and_normalised(shop):
     names = [*schema.REQUIRED, "gender", "age"]
     for table in shop:
         assert table.column_names == names
@@ -69,7 +69,7 @@ def test_rows_are_in_the_schema_and_already_normalised(shop):
             assert accepted[name].to_pylist() == table[name].to_pylist(), name
 
 
-def test_all_rows_are_there_split_by_time(shop, tmp_path):
+def test_rows_are_complete_and_split_by_time(shop, tmp_path):
     train, dev = shop
     assert train.num_rows + dev.num_rows == 60_000
     times = [table["timestamp_ms"].to_numpy() for table in shop]
@@ -98,7 +98,7 @@ def test_the_columns_of_a_request_are_consistent(rows):
         assert len(set(row["clicked_items"])) == len(row["clicked_items"])
 
 
-def test_a_visit_is_one_persons_and_short_and_a_person_has_one_profile(rows):
+def test_a_visit_is_short_and_of_one_user_with_one_profile(rows):
     visits, profiles = defaultdict(list), defaultdict(set)
     for row in rows[0] + rows[1]:
         visits[row["session_id"]].append((row["user_id"], row["timestamp_ms"]))
@@ -110,7 +110,7 @@ def test_a_visit_is_one_persons_and_short_and_a_person_has_one_profile(rows):
         assert len(events) <= 8 and max(times) - min(times) < 15 * 60_000
 
 
-def test_shares_are_those_of_a_shop(rows):
+def test_shares_are_realistic(rows):
     everything = rows[0] + rows[1]
     share = lambda test: sum(map(bool, map(test, everything))) / len(everything)  # noqa: E731
     assert 0.5 < share(lambda r: r["clicked_position"] is None) < 0.7
@@ -136,22 +136,22 @@ def test_popularity_is_skewed_with_a_long_tail_and_rare_prefixes(rows):
 
 
 def test_position_bias_and_stale_lists(rows):
-    """Lower places are clicked less though the answer stands there; lists lag behind the counts."""
-    found, clicked = Counter(), Counter()
+    """Answers in lower places are clicked less often; lists are older than the counts."""
+    listed, clicked = Counter(), Counter()
     for row in rows[0]:
         if row["query"] in row["shown"]:
             place = row["shown"].index(row["query"])
-            found[place] += 1
+            listed[place] += 1
             clicked[place] += row["clicked_position"] is not None
-    rate = [clicked[place] / found[place] for place in range(10)]
+    rate = [clicked[place] / listed[place] for place in range(10)]
     assert rate[0] > 1.5 * rate[4] > 0 and rate[0] > 2.5 * rate[9]
-    # A list does not depend on the last days: an index of all earlier rows would differ.
+    # A list does not depend on the last days, so an index of all earlier rows differs.
     border = rows[1][0]["timestamp_ms"]
     earlier = Counter(r["query"] for r in rows[0] if r["timestamp_ms"] < border)
     fresh = CompletionIndex.from_counts(list(earlier), list(earlier.values()))
     same = [fresh.complete(r["prefix"], 10) == r["shown"] for r in rows[1] if len(r["prefix"]) < 3]
     assert np.mean(same) < 0.5
-    # Yet on one day it is the same for everybody who typed the same.
+    # On one day, all requests with one prefix have the same list.
     lists = defaultdict(set)
     for row in rows[1]:
         lists[row["timestamp_ms"] // DAY, row["prefix"]].add(tuple(row["shown"]))
@@ -159,7 +159,7 @@ def test_position_bias_and_stale_lists(rows):
 
 
 def boosted(candidates, counts, history):
-    """Most popular, re-ranked by a user's last ten searches: the same query, the same words."""
+    """Most popular, re-ranked by the queries and words of a user's last ten searches."""
     words = Counter(word for query in history for word in set(query.split()))
 
     def score(query):
@@ -174,7 +174,7 @@ def boosted(candidates, counts, history):
 
 
 def test_history_matters(rows):
-    """A hand-made boost by a user's own searches gains 4 % on most popular of train."""
+    """Re-ranking by a user's own searches gains 4 % over most popular of train."""
     train, dev = rows
     counts = Counter(r["query"] for r in train)
     index = CompletionIndex.from_counts(list(counts), list(counts.values()))
@@ -191,17 +191,17 @@ def test_history_matters(rows):
             ranks.append(reciprocal_rank(texts, row["query"]))
         histories[row["user_id"]].append(row["query"])
     assert np.mean(personal) > 1.04 * np.mean(popular)
-    # It is one's own history that helps, not anybody's.
+    # The history of another user does not help.
     assert np.mean(stranger) < np.mean(popular)
 
 
-def test_orders_prefer_other_queries_than_searches(rows):
+def test_queries_that_sell_most_are_not_those_searched_most(rows):
     """Completion weighted by orders is better for requests with an order, worse for the others."""
     train, dev = rows
     searched = Counter(r["query"] for r in train)
     ordered = Counter(r["query"] for r in train if r["ordered_items"])
     rate = sum(ordered.values()) / len(train)
-    # Mean orders a search, each query's own shrunk towards the shop's.
+    # The order rate of each query, shrunk towards that of the shop.
     value = {q: n * ((ordered[q] + 10 * rate) / (n + 10)) ** 0.7 for q, n in searched.items()}
     popular, valued = (
         CompletionIndex.from_counts(list(w), [int(1e4 * x) for x in w.values()])
@@ -218,7 +218,7 @@ def test_orders_prefer_other_queries_than_searches(rows):
     assert ranks[~order, 1].mean() < ranks[~order, 0].mean()
 
 
-def test_gender_tilts_taste(rows):
+def test_taste_depends_on_gender(rows):
     counts = Counter(
         (r["gender"], "women" if " for women" in r["query"] else "men")
         for r in rows[0]
@@ -228,7 +228,7 @@ def test_gender_tilts_taste(rows):
     assert share["F"] > share["M"] + 0.15
 
 
-def test_a_log_of_given_queries_uses_them_and_no_others(tmp_path):
+def test_a_log_uses_only_the_queries_of_its_file(tmp_path):
     words = ["red", "blue", "old", "tiny"]
     things = ["lamp", "chair", "teapot for two", "kite", "手机壳", "大号手机壳", "蓝牙耳机"]
     texts = [f"{word} {thing}" for word in words for thing in things] + things
@@ -255,7 +255,7 @@ def test_chinese_shop(tmp_path):
 
 
 @pytest.mark.parametrize("language", ["en", "zh"])
-def test_the_catalogue_is_large_clean_and_its_words_are_found_in_its_queries(language):
+def test_the_catalogue_is_large_and_normalised(language):
     shelves = catalogue.categories(language)
     assert len(shelves) >= 15
     for shelf in shelves:
@@ -283,12 +283,12 @@ def test_the_catalogue_is_large_clean_and_its_words_are_found_in_its_queries(lan
         ({"queries": "absent.txt"}, "absent.txt"),
     ],
 )
-def test_impossible_shops_are_refused(tmp_path, arguments, message):
+def test_impossible_settings_are_refused(tmp_path, arguments, message):
     with pytest.raises(UserError, match=message):
         simulate(str(tmp_path), **arguments)
 
 
-def test_a_list_of_queries_that_cannot_be_used_is_named(tmp_path):
+def test_an_unusable_file_of_queries_is_named(tmp_path):
     (tmp_path / "few.txt").write_text("one\ntwo\n")
     (tmp_path / "bytes.txt").write_bytes(b"caf\xe9\n" * 30)
     (tmp_path / "plain.gz").write_text("not compressed\n")

@@ -1,4 +1,4 @@
-"""Each effect of time alone does what its name says, and none of them leaves popularity still."""
+"""The effects of time, one by one; without them popularity is constant."""
 
 import numpy as np
 import pytest
@@ -29,7 +29,7 @@ def factors(world, **effects):
     return hours - np.log(world.popularity)
 
 
-def test_without_effects_popularity_does_not_move(world):
+def test_without_effects_popularity_is_constant(world):
     np.testing.assert_allclose(factors(world), 0.0, atol=1e-12)
 
 
@@ -56,27 +56,27 @@ def test_bursts_are_short_and_of_single_queries(world):
     high = log > np.log(3)
     spells = (high[1:] & ~high[:-1]).sum()
     assert 4 < high.sum() / spells < 96, "hours that a burst lasts"
-    # A burst says nothing of its neighbours on the shelf.
+    # A burst does not affect other queries of the shelf.
     shelf = world.shelf == world.shelf[int(top.argmax())]
     assert np.median(log[log.argmax(0)[top.argmax()], shelf]) < 0.1
 
 
-def test_group_bursts_move_all_queries_of_a_word_or_a_shelf(world):
+def test_group_bursts_raise_all_queries_of_a_word_or_a_shelf(world):
     popularity = popularity_with(world, group_bursts=0.5)
     log = np.concatenate([popularity.of_day(day)[0] for day in range(DAYS)])
     log -= np.log(world.popularity)
     bursts, checked = popularity.group_bursts, 0
-    for group in np.unique(bursts.who):
+    for group in np.unique(bursts.target):
         _, queries = world.members(np.array([group]))
-        mine = bursts.who == group
-        start, height = bursts.start[mine][0], bursts.height[mine][0]
+        mask = bursts.target == group
+        start, height = bursts.start[mask][0], bursts.height[mask][0]
         if len(queries) < 5 or start < 0:
             continue
         assert (log[start, queries] > np.log1p(height) - 1e-6).all()
         checked += 1
     assert checked > 20
     shelf = np.concatenate([popularity.of_day(day)[1] for day in range(DAYS)])
-    assert shelf.max() > 1.0, "a shelf's burst draws people to the shelf"
+    assert shelf.max() > 1.0, "a burst of a shelf raises the popularity of the shelf"
 
 
 def test_drift_is_a_slow_walk(world):
@@ -105,13 +105,13 @@ def test_weekdays_repeat_weekly_and_belong_to_a_shelf(world):
 
 @pytest.mark.parametrize("effects", [{"launches": 0.5}, {"hours": 1.5}])
 def test_searches_follow_popularity(world, effects):
-    """The searches of people without tastes are shared out as the hidden popularity is."""
+    """The searches of people without tastes have the distribution of the hidden popularity."""
     rng = np.random.default_rng(2)
-    aimless = Behaviour(return_share=0, word_share=0, shelf_share=0, refine_share=0, stay_share=0)
+    random = Behaviour(return_share=0, word_share=0, shelf_share=0, refine_share=0, stay_share=0)
     people = make_people(rng, world, 500)
-    visits = make_visits(rng, 500, 12_000, DAYS, aimless)
+    visits = make_visits(rng, 500, 12_000, DAYS, random)
     popularity = popularity_with(world, **effects)
-    searched = make_searches(rng, world, people, visits, popularity, aimless)
+    searched = make_searches(rng, world, people, visits, popularity, random)
     log = np.concatenate([popularity.of_day(day)[0] for day in range(DAYS)])
     assert np.isfinite(log[visits.hour, searched]).all(), "none before its launch"
     expected = np.zeros(world.shelves)
