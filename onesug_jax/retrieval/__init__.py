@@ -1,1 +1,1 @@
-"""What a request is shown of the shop: prefix index, tables of queries and prefixes."""
+"""Inputs of a request that come from the shop: prefix index, tables of queries and prefixes."""

@@ -1,16 +1,16 @@
-"""The enhanced prefix: its vector mixed with those of the queries people searched after it; and
-the enhanced query, mixed with its mined related queries.
+"""The enhanced prefix, mixed with the queries searched after it, and the enhanced query, mixed with
+its mined related queries.
 
 PAPER.md section 2, point 3: e_p* = (1 - w) e_p + w * mean of the vectors of the k queries that
-co-occur with the prefix; w = 0.5, more than 0.7 hurts. The result is normalised to length 1
-here, because all uses compare by cosine; a prefix without queries has its own e_p (of
-length 1). The mean is plain: how often a pair was seen decides which k queries count, not how much.
+co-occur with the prefix; w = 0.5, more than 0.7 hurts. The result is normalised to length 1,
+because all uses compare by cosine. A prefix without queries gets e_p, normalised. The mean is
+unweighted: the count of a pair decides whether it is among the k, not its weight.
 
-Queries are enhanced by the same equation, e_q* with e_q for e_p and the queries that Swing finds
-closest for those that co-occur: texts alone do not show that two queries lead to the same items.
-Ids, the index and the similarity to a history use e_q*.
+e_q* is the same equation with e_q and the queries that Swing finds closest: texts alone do not
+show that two queries lead to the same items. Ids, the index and the similarity to a history use
+e_q*.
 
-Numpy only. Mining the pairs is `logs.mining`'s; vectors are made by the text encoder.
+Numpy only. `logs.mining` mines the pairs; the text encoder makes the vectors.
 """
 
 from __future__ import annotations
@@ -29,8 +29,8 @@ class EnhanceConfig:
     """How a prefix, or a query, is enhanced.
 
     Attributes:
-      weight: w, the share of the co-occurring queries.
-      k: how many of them, best first.
+      weight: w, the weight of the mean of the co-occurring queries.
+      k: number of co-occurring queries in the mean, best first.
 
     Raises:
       UserError: a weight outside 0..1, or k below 1.
@@ -66,8 +66,7 @@ def enhance(
       offsets: [P + 1], the queries of prefix i are numbers[offsets[i] : offsets[i + 1]].
       numbers: the co-occurring queries, best first within a prefix.
       vectors_of: query numbers [n] to their unit vectors [n, D] (of an array: `array.__getitem__`).
-      config: w and k.
-      out: [P, D] array to write to (a memory map, say); a new float32 one if None.
+      out: [P, D] array to write to, such as a memory map; None: a new float32 array.
 
     Returns:
       [P, D], rows of length 1 (a row of zeros stays zeros).
@@ -76,15 +75,15 @@ def enhance(
     out = np.empty(own.shape, np.float32) if out is None else out
     for begin in range(0, len(own), block):
         rows = slice(begin, min(begin + block, len(own)))
-        first = np.asarray(offsets[begin : rows.stop], np.int64)
-        many = np.minimum(np.asarray(offsets[begin + 1 : rows.stop + 1]) - first, config.k)
+        starts = np.asarray(offsets[begin : rows.stop], np.int64)
+        sizes = np.minimum(np.asarray(offsets[begin + 1 : rows.stop + 1]) - starts, config.k)
         mixed = np.array(own[rows], np.float32)
-        some = np.flatnonzero(many)
-        if len(some):
-            first, many = first[some], many[some]
-            vectors = vectors_of(np.asarray(numbers[ranges(first, many)]))
-            means = np.add.reduceat(vectors, np.cumsum(many) - many, axis=0) / many[:, None]
-            mixed[some] = (1 - config.weight) * mixed[some] + config.weight * means
+        paired = np.flatnonzero(sizes)
+        if len(paired):
+            starts, sizes = starts[paired], sizes[paired]
+            vectors = vectors_of(np.asarray(numbers[ranges(starts, sizes)]))
+            means = np.add.reduceat(vectors, np.cumsum(sizes) - sizes, axis=0) / sizes[:, None]
+            mixed[paired] = (1 - config.weight) * mixed[paired] + config.weight * means
         lengths = np.linalg.norm(mixed, axis=1, keepdims=True)
         out[rows] = mixed / np.where(lengths > 0, lengths, 1)
     return out

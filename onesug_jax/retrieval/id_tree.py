@@ -1,15 +1,16 @@
-"""The tree of semantic ids: indexed queries filed by their ids, and the walk from coarse to fine.
+"""The tree of semantic ids: indexed queries sorted by id, and the beam search from coarse to fine.
 
-PAPER.md section 2, points 4 and 5. A node of level l is the first l codes of an id that exists; the
-queries are laid out in id order, so the queries under a node are one range of positions, and so are
-its children. A node costs 14 bytes (start, first child, code, squared norm); most queries have a
-node of their own at the last levels, so the tree takes 18 to 60 bytes a query, besides its vector.
+PAPER.md section 2, points 4 and 5. A node of level l is the first l codes of an existing id. The
+queries are laid out in id order, so the queries under a node are one range of positions, and its
+children are one range of nodes. A node takes 14 bytes (start, first child, code, squared norm).
+Most queries have a node of their own at the last levels, so the tree takes 18 to 60 bytes a query,
+besides its vector.
 
-The score of a node for a vector z uses the node's sum of codewords s: z.s - lean * |s|^2.
-With lean 1/2 that is the order of the distance |z - s|. z.s adds up from a table of z with every
-codeword, |s|^2 is stored; so a step down reads numbers and multiplies no vectors.
+The score of a node for a vector z is z.s - norm_weight * |s|^2, where s is the node's sum of
+codewords. With norm_weight 1/2 it ranks by the distance |z - s|. z.s is summed from a table of the
+products of z with every codeword, and |s|^2 is stored, so a step down multiplies no vectors.
 
-Numpy only. Vectors and cosines are `tree_search.py`'s; how ids are learnt is the quantiser's.
+Numpy only. `tree_search.py` has the vectors and cosines.
 """
 
 from __future__ import annotations
@@ -31,8 +32,8 @@ class Level:
 
     Attributes:
       starts: [M + 1] int32, node j holds positions starts[j] : starts[j + 1].
-      children: [M + 1] int32, its children are nodes children[j] : children[j + 1] one level down;
-        all zero at the last level.
+      children: [M + 1] int32, the children of node j are nodes children[j] : children[j + 1] one
+        level down; all zero at the last level.
       codes: [M] uint16, the last code of the node's id.
       norms: [M] float32, squared norm of the sum of its codewords.
     """
@@ -45,11 +46,11 @@ class Level:
 
 @dataclasses.dataclass(frozen=True)
 class IdTree:
-    """All levels, coarse to fine, and which query stands at each position.
+    """All levels, coarse to fine, and the query at each position.
 
     Attributes:
       rows: [N] int32, number of the query at each position of the id order; queries that share a
-        full id stand in the order of their numbers.
+        full id are in the order of their numbers.
       levels: one `Level` for each code of an id.
     """
 
@@ -58,7 +59,7 @@ class IdTree:
 
     @classmethod
     def build(cls, ids: np.ndarray, codebooks: np.ndarray) -> IdTree:
-        """File queries under their ids.
+        """Build the tree.
 
         Args:
           ids: [N, levels] integers, row i is the id of query i.
@@ -96,11 +97,15 @@ class IdTree:
         return len(self.rows)
 
     def nodes(self) -> list[int]:
-        """How many nodes each level has."""
+        """Number of nodes of each level."""
         return [len(level.codes) for level in self.levels]
 
     def descend(
-        self, dots: np.ndarray, probes: Sequence[int], lean: float, breadth: int | None = None
+        self,
+        dots: np.ndarray,
+        probes: Sequence[int],
+        norm_weight: float,
+        breadth: int | None = None,
     ) -> list[np.ndarray]:
         """The nodes retained at each level, coarse to fine, in the order of their ids.
 
@@ -108,11 +113,11 @@ class IdTree:
         nearest are retained.
 
         Args:
-          dots: [levels, codes] float32, the vector times every codeword.
-          probes: how many nodes to keep at each level.
-          lean: see the head of the file.
-          breadth: where those have more children than this in all, the nearest that have about
-            so many. It bounds the cost of a level, however large the shop. None: any number.
+          dots: [levels, codes] float32, products of the vector with every codeword.
+          norm_weight: see the head of the file.
+          breadth: about the most children that the retained nodes of a level may have in all; if
+            they have more, fewer nodes are retained. It bounds the cost of a level, however large
+            the shop. None: no bound.
         """
         retained: list[np.ndarray] = []
         nodes = np.arange(len(self.levels[0].codes))
@@ -120,57 +125,58 @@ class IdTree:
         for level, dot, keep in zip(self.levels, dots, probes, strict=True):
             if retained:
                 parents, children = retained[-1], self.levels[len(retained) - 1].children
-                first = children.take(parents)
-                many = children.take(parents + 1) - first
-                nodes, above = ranges(first, many), np.repeat(above, many)
+                starts = children.take(parents)
+                sizes = children.take(parents + 1) - starts
+                nodes, above = ranges(starts, sizes), np.repeat(above, sizes)
             scores = dot.take(level.codes.take(nodes))
             scores += above
-            scores -= lean * level.norms.take(nodes)
-            chosen = largest(scores, keep)
+            scores -= norm_weight * level.norms.take(nodes)
+            best = largest(scores, keep)
             if breadth is not None:
-                found = nodes.take(chosen)
-                below = int((level.children.take(found + 1) - level.children.take(found)).sum())
+                parents = nodes.take(best)
+                below = int((level.children.take(parents + 1) - level.children.take(parents)).sum())
                 if below > breadth:
-                    fewer = max(len(chosen) * breadth // below, 1)
-                    chosen = chosen.take(largest(scores.take(chosen), fewer))
-            retained.append(nodes.take(chosen))
-            above = scores.take(chosen) + lean * level.norms.take(retained[-1])
+                    fewer = max(len(best) * breadth // below, 1)
+                    best = best.take(largest(scores.take(best), fewer))
+            retained.append(nodes.take(best))
+            above = scores.take(best) + norm_weight * level.norms.take(retained[-1])
         return retained
 
     def gather(
         self,
         dots: np.ndarray,
         probes: Sequence[int],
-        wanted: int,
+        least: int,
         *,
-        lean: float = 0.5,
+        norm_weight: float = 0.5,
         breadth: int | None = None,
         buckets: bool = False,
     ) -> tuple[np.ndarray, np.ndarray]:
-        """Positions of at least `wanted` queries (all, if there are fewer), fine to coarse.
+        """Positions of at least `least` queries (all, if there are fewer), fine to coarse.
 
-        The queries under the finest retained nodes; while these are fewer than wanted, those under
-        the retained nodes a level up; at last further nodes of the first level, nearest first.
+        First come the queries under the finest retained nodes. While there are too few, those
+        under the retained nodes a level up are added, and at last those under further nodes of the
+        first level, nearest first.
 
         Returns:
-          positions [n], each once, and [n] the widening at which each was found: 0 the finest, one
-          more for every level up, then one more for every further node. Without `buckets` the
-          second array is empty; it costs about as much again.
+          positions [n], each once, and [n] the widening at which each was found: 0 for the finest
+          nodes, one more for every level up, then one more for every further node. The second
+          array doubles the time; without `buckets` it is empty.
         """
-        retained = self.descend(dots, probes, lean, breadth)
+        retained = self.descend(dots, probes, norm_weight, breadth)
         steps: list[np.ndarray] = []
         for level, nodes in zip(reversed(self.levels), reversed(retained), strict=True):
             starts = level.starts.take(nodes)
-            many = level.starts.take(nodes + 1) - starts
-            enough = int(many.sum()) >= wanted
+            sizes = level.starts.take(nodes + 1) - starts
+            enough = int(sizes.sum()) >= least
             if buckets or enough or level is self.levels[0]:
-                steps.append(ranges(starts, many))
+                steps.append(ranges(starts, sizes))
             if enough:
                 break
         else:
-            steps += self._further(dots[0], retained[0], wanted - len(steps[-1]), lean)
+            steps += self._further(dots[0], retained[0], least - len(steps[-1]), norm_weight)
         if not buckets:
-            # The sets of the levels contain one another; only further nodes add to the coarsest.
+            # A coarse level contains the finer ones, so `steps` has the coarsest set alone.
             return np.concatenate(steps), np.zeros(0, np.int32)
         positions = np.concatenate(steps)
         widening = np.repeat(np.arange(len(steps)), [len(step) for step in steps])
@@ -179,14 +185,14 @@ class IdTree:
         return positions[by_widening], widening[first][by_widening]
 
     def _further(
-        self, dot: np.ndarray, retained: np.ndarray, wanted: int, lean: float
+        self, dot: np.ndarray, retained: np.ndarray, least: int, norm_weight: float
     ) -> list[np.ndarray]:
         """Positions under the nearest first-level nodes that are not retained, node by node."""
         level = self.levels[0]
-        order = np.argsort(lean * level.norms - dot.take(level.codes), kind="stable")
+        order = np.argsort(norm_weight * level.norms - dot.take(level.codes), kind="stable")
         order = order[~np.isin(order, retained)]
-        held = np.cumsum(level.starts[order + 1] - level.starts[order])
-        order = order[: int(np.searchsorted(held, wanted)) + 1]
+        total = np.cumsum(level.starts[order + 1] - level.starts[order])
+        order = order[: int(np.searchsorted(total, least)) + 1]
         return [np.arange(level.starts[node], level.starts[node + 1]) for node in order]
 
     def arrays(self) -> dict[str, np.ndarray]:
@@ -203,35 +209,35 @@ class IdTree:
     def from_arrays(cls, arrays: Mapping[str, np.ndarray], nodes: Sequence[int]) -> IdTree:
         """The tree over views of flat arrays (memory maps stay on disk); `nodes` as `nodes()`."""
         levels, at = [], 0
-        for number, many in enumerate(nodes):
-            ends = slice(at + number, at + number + many + 1)  # one entry more than nodes a level
-            own = slice(at, at + many)
+        for number, count in enumerate(nodes):
+            ends = slice(at + number, at + number + count + 1)  # one entry more than nodes a level
+            own = slice(at, at + count)
             starts, children = arrays["starts"][ends], arrays["children"][ends]
             levels.append(Level(starts, children, arrays["codes"][own], arrays["norms"][own]))
-            at += many
+            at += count
         return cls(arrays["rows"], tuple(levels))
 
 
-def ranges(starts: np.ndarray, many: np.ndarray) -> np.ndarray:
-    """starts[0], starts[0] + 1, ... (many[0] of them), then starts[1], ...; [sum of many]."""
-    ends = np.cumsum(many)
+def ranges(starts: np.ndarray, sizes: np.ndarray) -> np.ndarray:
+    """starts[0], starts[0] + 1, ... (sizes[0] of them), then starts[1], ...; [sum of sizes]."""
+    ends = np.cumsum(sizes)
     if not len(ends):
         return np.zeros(0, np.int64)
-    return np.arange(ends[-1]) + np.repeat(starts - ends + many, many)
+    return np.arange(ends[-1]) + np.repeat(starts - ends + sizes, sizes)
 
 
 def largest(scores: np.ndarray, keep: int) -> np.ndarray:
-    """Places `[keep]` of the largest of `scores [N]`, ascending; of equal ones the first."""
+    """Indices `[keep]` of the largest of `scores [N]`, ascending; of equal scores the first."""
     if keep >= len(scores):
         return np.arange(len(scores))
     if keep == 1:
         return np.array([np.argmax(scores)])
-    # A partition of values and a comparison: faster than a partition of places.
-    least = np.partition(scores, len(scores) - keep)[len(scores) - keep]
-    chosen = np.flatnonzero(scores >= least)
+    # Partitioning the values and comparing is faster than `argpartition`.
+    threshold = np.partition(scores, len(scores) - keep)[len(scores) - keep]
+    chosen = np.flatnonzero(scores >= threshold)
     if len(chosen) > keep:
-        level = np.flatnonzero(scores[chosen] == least)
-        chosen = np.delete(chosen, level[len(level) - (len(chosen) - keep) :])
+        ties = np.flatnonzero(scores[chosen] == threshold)
+        chosen = np.delete(chosen, ties[len(ties) - (len(chosen) - keep) :])
     return chosen
 
 
@@ -240,21 +246,20 @@ def expected_codewords(
 ) -> np.ndarray:
     """Codewords in the space of the embeddings, for ids learnt in any space.
 
-    Level by level, a code's word is the mean, over the queries that have it, of what the words of
-    the levels before leave over; so the words along an id add up to the vector expected of it.
-    Ids of a residual k-means get its own codebooks back, up to queries filed elsewhere since.
+    The word of a code is the mean residual of the queries that have the code: their embeddings less
+    the words of the levels before. So the words along an id add up to its expected embedding. For
+    ids of a residual k-means these are its codebooks, except for ids that were moved afterwards.
 
     Args:
       ids: [N, levels].
       embeddings: [N, D]; read `block` rows at a time, once a level.
-      levels: how many codes an id has.
-      codes: how many a level has to choose from.
+      codes: codes a level.
 
     Returns:
-      [levels, codes, D] float32; zeros for a code no query has.
+      [levels, codes, D] float32; zeros for a code that no query has.
 
     Raises:
-      UserError: ids with other codes.
+      UserError: ids that do not fit these levels and codes.
     """
     _check_ids(ids, levels, codes)
     words = np.zeros((levels, codes, embeddings.shape[1]), np.float32)
@@ -262,14 +267,14 @@ def expected_codewords(
         sums = np.zeros(words.shape[1:], np.float64)
         for begin in range(0, len(ids), block):
             path = ids[begin : begin + block]
-            left = np.array(embeddings[begin : begin + block], np.float32)
+            residuals = np.array(embeddings[begin : begin + block], np.float32)
             for before in range(level):
-                left -= words[before].take(path[:, before], axis=0)
+                residuals -= words[before].take(path[:, before], axis=0)
             order = np.argsort(path[:, level], kind="stable")
             present, first = np.unique(path[order, level], return_index=True)
-            sums[present] += np.add.reduceat(left[order], first, axis=0)
-        queries = np.bincount(ids[:, level], minlength=codes)
-        words[level] = sums / np.maximum(queries, 1)[:, None]
+            sums[present] += np.add.reduceat(residuals[order], first, axis=0)
+        counts = np.bincount(ids[:, level], minlength=codes)
+        words[level] = sums / np.maximum(counts, 1)[:, None]
     return words
 
 

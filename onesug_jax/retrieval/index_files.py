@@ -1,8 +1,9 @@
-"""The files of a prefix index, checked on opening.
+"""The files of a prefix index, checked when they are opened.
 
-Every array is one .npy file, so that it opens by memory map; texts are `logs.texts`'s; index.json
-says what shapes to expect, how to search and what the index was made from: a folder without it
-holds no index. What the arrays mean is `prefix_index.py`'s and `id_tree.py`'s (PAPER.md section 2).
+Every array is one .npy file, opened by memory map; texts are files of `logs.texts`. index.json has
+the expected shapes, the settings of the search and the fingerprints of the inputs; it is written
+last, so a folder without it holds no index. `prefix_index.py` and `id_tree.py` use the arrays
+(PAPER.md section 2).
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ from onesug_jax.semantic_ids.quantiser import Quantiser
 
 ABOUT = "index.json"
 _FORMAT = 1
-_BLOCK = 8192  # vectors read, turned and written at a time
+_BLOCK = 8192  # vectors read, compressed and written at a time
 ARRAYS = (
     *("rows", "places", "starts", "children", "codes", "norms", "vectors", "scales", "codewords"),
     *("prefix_vectors", "pair_offsets", "pair_queries", "related"),
@@ -41,7 +42,7 @@ def put_blocks(
     folder: str, name: str, shape: tuple, dtype: Any, blocks: Iterable[np.ndarray]
 ) -> None:
     """Write one array from blocks of its rows."""
-    # Not in place: a memory map of the present file may be what makes the blocks.
+    # Not in place: the blocks may be computed from a memory map of the present file.
     with atomic_path(os.path.join(folder, f"{name}.npy")) as path:
         out = np.lib.format.open_memmap(path, "w+", dtype, shape)
         at = 0
@@ -60,8 +61,8 @@ def put_queries(
     config: SearchConfig,
     kind: str,
 ) -> list[int]:
-    """Texts of the queries, the tree over them, their vectors in its order, and codewords; returns
-    how many nodes each level of the tree has.
+    """Write the texts of the queries, their tree, their vectors in the order of the tree, and the
+    codewords. Returns the number of nodes of each level of the tree.
     """
     if kind not in KINDS:
         raise UserError(f"vectors={kind!r}: expected one of {tuple(KINDS)}.")
@@ -83,23 +84,23 @@ def put_queries(
     scales = np.empty(len(tree), np.float32)
     progress = Progress("index", len(tree), "vectors stored")
 
-    def stored() -> Iterable[np.ndarray]:
+    def blocks() -> Iterable[np.ndarray]:
         for begin in range(0, len(tree), _BLOCK):
             rows = tree.rows[begin : begin + _BLOCK]
-            found = StoredVectors.of(_finite(embeddings[rows], rows, "embeddings"), kind)
-            scales[begin : begin + _BLOCK] = found.scales
-            yield found.rows
+            stored = StoredVectors.of(_finite(embeddings[rows], rows, "embeddings"), kind)
+            scales[begin : begin + _BLOCK] = stored.scales
+            yield stored.rows
             progress.add(len(rows))
         progress.close()
 
-    put_blocks(folder, "vectors", (len(tree), embeddings.shape[1]), KINDS[kind], stored())
+    put_blocks(folder, "vectors", (len(tree), embeddings.shape[1]), KINDS[kind], blocks())
     put(folder, "scales", scales)
     quantiser.save(folder)
     return tree.nodes()
 
 
 def put_prefixes(folder: str, prefixes: Sequence[str], vectors: np.ndarray) -> None:
-    """Texts and own vectors e_p of the prefixes, as float16."""
+    """Write the texts of the prefixes and their vectors e_p, as float16."""
     _put_texts(folder, "prefixes", prefixes, prefix_vectors=vectors)
     numbers = np.arange(len(prefixes))
     blocks = (numbers[begin : begin + _BLOCK] for begin in range(0, len(numbers), _BLOCK))
@@ -115,7 +116,12 @@ def put_prefixes(folder: str, prefixes: Sequence[str], vectors: np.ndarray) -> N
 def put_pairs(
     folder: str, offsets: np.ndarray, numbers: np.ndarray, prefixes: int, queries: int
 ) -> None:
-    """Queries that co-occur with each prefix, of so many prefixes and queries."""
+    """Write the queries that co-occur with each prefix.
+
+    Args:
+      offsets, numbers: as `PrefixIndex.build` takes them.
+      prefixes, queries: how many there are.
+    """
     offsets, numbers = np.asarray(offsets), np.asarray(numbers)
     fits = len(offsets) == prefixes + 1 and int(offsets[0]) == 0
     if not fits or (np.diff(offsets) < 0).any() or int(offsets[-1]) != len(numbers):
@@ -139,7 +145,7 @@ def describe(
     enhance: EnhanceConfig,
     fingerprints: Mapping[str, str],
 ) -> None:
-    """Write index.json about the files that are there."""
+    """Write index.json for the files in `folder`."""
     arrays = {}
     for name in ARRAYS:
         array = np.load(os.path.join(folder, f"{name}.npy"), mmap_mode="r")
@@ -157,12 +163,12 @@ def describe(
     write_json(os.path.join(folder, ABOUT), about, indent=1, ensure_ascii=False)
 
 
-def _put_texts(folder: str, name: str, texts: Sequence[str], **beside: np.ndarray) -> None:
-    """Write texts; UserError unless the arrays have a row for each."""
-    for what, array in beside.items():
+def _put_texts(folder: str, name: str, texts: Sequence[str], **arrays: np.ndarray) -> None:
+    """Write texts; UserError unless every array has one row a text."""
+    for key, array in arrays.items():
         if np.ndim(array) != 2 or len(array) != len(texts):
             raise UserError(
-                f"{what}: expected one row for each of {len(texts)} {name}, found shape "
+                f"{key}: expected one row for each of {len(texts)} {name}, found shape "
                 f"{np.shape(array)}. Make them in one run."
             )
     Texts.write(*_text_files(folder, name), texts, name)
@@ -172,18 +178,18 @@ def _text_files(folder: str, name: str) -> tuple[str, str]:
     return os.path.join(folder, f"{name}.txt"), os.path.join(folder, f"{name}.npy")
 
 
-def _finite(block: np.ndarray, rows: np.ndarray, what: str) -> np.ndarray:
+def _finite(block: np.ndarray, rows: np.ndarray, name: str) -> np.ndarray:
     bad = np.flatnonzero(~np.isfinite(block).all(axis=1))
     if len(bad):
         raise UserError(
-            f"{what}, row {int(rows[bad[0]])}: expected finite numbers, found others. Look for a "
-            "diverged encoder."
+            f"{name}, row {int(rows[bad[0]])}: expected finite numbers, found NaN or infinity. "
+            "Look for a diverged encoder."
         )
     return block
 
 
 def read_about(folder: str) -> dict[str, Any]:
-    """What index.json says; UserError if there is none, or none of this format."""
+    """The contents of index.json; UserError if it is missing or of another format."""
     path = os.path.join(folder, ABOUT)
     about = read_json(path, "a finished prefix index", "run the index stage again.")
     if about.get("format") != _FORMAT:
@@ -197,7 +203,7 @@ def read_about(folder: str) -> dict[str, Any]:
 def open_arrays(
     folder: str, about: Mapping[str, Any]
 ) -> tuple[dict[str, np.ndarray], Texts, Texts]:
-    """Arrays, queries and prefixes by memory map; UserError if any is not as index.json says."""
+    """Arrays, queries and prefixes by memory map; UserError if one differs from index.json."""
     try:
         arrays = {}
         for name, (dtype, shape) in about["arrays"].items():

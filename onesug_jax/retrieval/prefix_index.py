@@ -1,13 +1,13 @@
 """The prefix index: enhanced prefixes e_p*, and the indexed queries nearest to them.
 
-PAPER.md section 2, points 3 and 5. One folder, read by memory map, holds the indexed queries under
-their semantic ids with their vectors (`tree_search.py`), and for each indexed prefix its own
-vector, the queries that co-occur with it and, computed in advance, the queries nearest to it. Any
-other prefix is searched for by its plain vector: `related_to`.
+PAPER.md section 2, points 3 and 5. One folder, read by memory map, holds the indexed queries, their
+semantic ids and vectors (`tree_search.py`). For each indexed prefix it holds the vector e_p, the
+queries that co-occur with it and, computed in advance, the queries nearest to it. For any other
+prefix, `related_to` searches with its plain vector.
 
-e_p* is not stored: `enhance.py` mixes it on demand from the stored vectors. `index_files.py` writes
-the folder. Serving needs numpy alone: no text encoder and, unless the search measures latents, no
-quantiser.
+e_p* is not stored: `enhance.py` computes it on demand from the stored vectors. `index_files.py`
+writes the folder. Serving needs numpy only: no text encoder and, unless the search compares
+latents, no quantiser.
 """
 
 from __future__ import annotations
@@ -31,16 +31,16 @@ from onesug_jax.retrieval.tree_search import SearchConfig, StoredVectors, TreeSe
 from onesug_jax.semantic_ids.quantiser import Quantiser
 
 _CACHED = 65_536  # prefixes
-_BLOCK = 512  # prefixes looked up between two progress lines, at least
+_BLOCK = 512  # prefixes searched for at a time
 
 
 class PrefixIndex:
     """N indexed queries and P indexed prefixes; made by `build`, opened by `load`.
 
     Attributes:
-      queries: the indexed queries in byte order; their numbers are places in it.
+      queries: the indexed queries in byte order; a query's number is its position.
       prefixes: the indexed prefixes in byte order.
-      fingerprints: what the index was made from, as given to `build`.
+      fingerprints: of the inputs, as given to `build`.
 
     Examples:
       >>> import tempfile
@@ -100,14 +100,14 @@ class PrefixIndex:
 
     @property
     def bytes_per_query(self) -> float:
-        """Size on disk of all that grows with the queries, divided by them."""
+        """Bytes on disk a query, of the files that grow with the number of queries."""
         names = ("rows", "places", "starts", "children", "codes", "norms", "vectors", "scales")
         size = sum(self._arrays[name].nbytes for name in names)
         return (size + self.queries.block.nbytes + self.queries.offsets.nbytes) / len(self)
 
     @property
     def prefix_vectors(self) -> np.ndarray:
-        """Unit vectors e_p, `[P, D]`, by number."""
+        """Unit vectors e_p, `[P, D]`."""
         return self._arrays["prefix_vectors"]
 
     def prefix_number(self, prefix: str) -> int:
@@ -115,13 +115,13 @@ class PrefixIndex:
         return self.prefixes.find(prefix)
 
     def vectors_of(self, numbers: np.ndarray) -> np.ndarray:
-        """Stored unit vectors, float32 [n, D], of the queries of these numbers [n]."""
+        """Stored unit vectors, float32 [n, D], of the queries with these numbers [n]."""
         places = self._arrays["places"].take(numbers)
         rows = self._vectors.rows.take(places, axis=0).astype(np.float32)
         return rows * self._vectors.scales.take(places)[:, None]
 
     def enhanced(self, prefix: str) -> np.ndarray | None:
-        """e_p*, float32 [D] of length 1, of an indexed prefix; None for another."""
+        """e_p*, float32 [D] of length 1, of an indexed prefix; None for another prefix."""
         row = self.prefix_number(prefix)
         if row < 0:
             return None
@@ -132,30 +132,30 @@ class PrefixIndex:
         return enhance(own, offsets, numbers, self.vectors_of, self.enhance_config)[0]
 
     def search(self, vectors: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
-        """Numbers [B, k] of the nearest indexed queries, -1 filled, and cosines [B, k], -inf there.
+        """Numbers and cosines [B, k] of the indexed queries nearest to `vectors` [B, D], or [D].
 
-        See `TreeSearch.search`; `vectors` [B, D], or [D] for B = 1.
+        See `TreeSearch.search`.
         """
         return self._search.search(vectors, k)
 
     def neighbours(self, prefix: str, k: int) -> np.ndarray | None:
-        """Numbers [<= k] of the queries nearest to an indexed prefix; None for another.
+        """Numbers [<= k] of the queries nearest to an indexed prefix; None for another prefix.
 
-        They are looked up where `build` has worked out fewer.
+        If `build` has computed fewer than k, they are searched for.
         """
         row = self.prefix_number(prefix)
         if row < 0:
             return None
-        found = self._arrays["related"][row][:k]
-        if len(found) < k and not (found < 0).any():
+        numbers = self._arrays["related"][row][:k]
+        if len(numbers) < k and not (numbers < 0).any():
             vector = self.enhanced(prefix)
             assert vector is not None, "the prefix is indexed"
-            found = self.search(vector, k)[0][0]
-        return found[found >= 0]
+            numbers = self.search(vector, k)[0][0]
+        return numbers[numbers >= 0]
 
     def around(self, config: AsOfConfig) -> Callable[[str], tuple[int, ...]] | None:
-        """Prefix -> the numbers of at most `config.around` queries near it, or of those that
-        `config.source` gives, cached; None: none are wanted.
+        """A cached function: prefix -> numbers of at most `config.around` queries near it, or of
+        the queries that `config.source` gives. None if `config.around` is 0.
         """
         if not config.around:
             return None
@@ -164,15 +164,15 @@ class PrefixIndex:
         @functools.lru_cache(maxsize=_CACHED)
         def near(prefix: str) -> tuple[int, ...]:
             if source:
-                found = (self.queries.find(query) for query in source(prefix, config.around))
-                return tuple(number for number in found if number >= 0)
-            numbers = self.neighbours(prefix, config.around)
-            return () if numbers is None else tuple(numbers.tolist())
+                numbers = (self.queries.find(query) for query in source(prefix, config.around))
+                return tuple(number for number in numbers if number >= 0)
+            neighbours = self.neighbours(prefix, config.around)
+            return () if neighbours is None else tuple(neighbours.tolist())
 
         return near
 
     def related_to(self, vector: np.ndarray, k: int) -> list[str]:
-        """At most k queries nearest to any vector [D], nearest first."""
+        """The k queries nearest to a vector [D], nearest first; all if there are fewer."""
         numbers = self.search(vector, k)[0][0]
         return [self.queries[number] for number in numbers.tolist() if number >= 0]
 
@@ -195,36 +195,37 @@ class PrefixIndex:
         related: int = 32,
         vectors: str = "int8",
     ) -> PrefixIndex:
-        """Write an index into `folder`, whole or not at all, and open it. Prints progress.
+        """Write an index into `folder`, all files or none, and open it. Prints progress.
 
-        Other files in `folder` stay. All arrays are read block by block, so memory maps will do;
-        in memory at once are the ids and about 30 bytes a query.
+        Other files in `folder` stay. Arrays are read block by block, so they may be memory maps.
+        The ids and about 30 bytes a query are in memory at once.
 
         Args:
           folder: made if it is missing.
           queries: N indexed queries in byte order, each once.
           embeddings: [N, D] unit vectors.
-          ids: [N, levels] semantic ids, made by `quantiser` (a resolver may have moved some).
-          quantiser: what the ids are codes of.
+          ids: [N, levels] semantic ids by `quantiser`; `resolve_collisions` may have moved some.
+          quantiser: the quantiser of the ids.
           prefixes: P indexed prefixes in byte order, each once.
           prefix_vectors: [P, D] unit vectors e_p.
-          pair_offsets: [P + 1]; row i of the pairs is pair_offsets[i] : pair_offsets[i + 1].
-          pair_queries: row numbers of co-occurring queries, best first for each prefix.
-          fingerprints: of what went in (encoder, ids); `load` compares them.
-          search_config: how wide to look, here and after loading.
-          enhance_config: how e_p* is mixed.
-          related: how many related queries to work out for each indexed prefix, a look-up each.
-          vectors: how they are stored, "int8" or "float16".
+          pair_offsets: [P + 1]; prefix i has pair_queries[pair_offsets[i] : pair_offsets[i + 1]].
+          pair_queries: numbers of co-occurring queries, best first for each prefix.
+          fingerprints: of the inputs (encoder, ids); `load` compares them.
+          search_config: the width of the search, here and after loading.
+          enhance_config: settings of e_p*.
+          related: number of related queries to compute for each indexed prefix.
+          vectors: the storage of the embeddings, "int8" or "float16".
 
         Raises:
           UserError: inputs that do not fit one another, or are out of order; no queries.
         """
         search_config = search_config or SearchConfig()
         enhance_config = enhance_config or EnhanceConfig()
-        # What is written appears at the end, index.json last: without it there is no index.
+        # The files appear in `folder` at the end, index.json last.
         with atomic_files(folder, index_files.ABOUT) as new:
-            given = (queries, embeddings, ids, quantiser, search_config, vectors)
-            nodes = index_files.put_queries(new, *given)
+            nodes = index_files.put_queries(
+                new, queries, embeddings, ids, quantiser, search_config, vectors
+            )
             index_files.put_prefixes(new, prefixes, prefix_vectors)
             index_files.put_pairs(new, pair_offsets, pair_queries, len(prefixes), len(queries))
             index_files.put(new, "related", np.zeros((len(prefixes), 0), np.int32))
@@ -238,7 +239,7 @@ class PrefixIndex:
         return cls.load(folder)
 
     def _related_blocks(self, k: int):
-        """Numbers [block, k] of the queries related to all prefixes, block by block."""
+        """Numbers [block, k] of the related queries of all prefixes, block by block."""
         offsets = self._arrays["pair_offsets"]
         progress = Progress("index", len(self.prefixes), "prefixes looked up")
         for begin in range(0, len(self.prefixes), _BLOCK):
@@ -259,19 +260,19 @@ class PrefixIndex:
         """Open an index by memory map, read-only.
 
         Args:
-          folder: what `build` wrote.
-          expect: fingerprints of what is in use now, by the names `build` was given.
+          folder: written by `build`.
+          expect: fingerprints in use now, by the names given to `build`.
 
         Raises:
           UserError: files that are missing or damaged, or a fingerprint that differs.
         """
         about = index_files.read_about(folder)
-        for name, now in (expect or {}).items():
-            made_with = about["fingerprints"].get(name, "none")
-            if made_with != now:
+        for name, current in (expect or {}).items():
+            stored = about["fingerprints"].get(name, "none")
+            if stored != current:
                 raise UserError(
-                    f"{folder}: the prefix index was made with {name} {made_with}, but {name} "
-                    f"{now} is in use; run the index stage again."
+                    f"{folder}: the prefix index was made with {name} {stored}, but {name} "
+                    f"{current} is in use; run the index stage again."
                 )
         arrays, queries, prefixes = index_files.open_arrays(folder, about)
         latent = about["search"]["measure"] == "latent"

@@ -2,11 +2,11 @@
 (PAPER.md section 2, points 3 and 5).
 
 Both come from the prefix index: H_p are the queries that the fine-to-coarse search over semantic
-ids finds around e_p*, best first. They depend on the prefix alone, not on the user. Where no query
-was ever mined for a prefix, its plain vector e_p is searched with.
+ids finds around e_p*, best first. They depend on the prefix, not on the user. A prefix without
+mined queries is searched for by its plain vector e_p.
 
-A training row's own search is among the pairs that e_p* is mixed from, and counts like any other.
-Models with items (`logs.asof`) do not read this.
+The search of a training row is itself among the pairs behind e_p*. Models with items (`logs.asof`)
+do not use this file.
 """
 
 from __future__ import annotations
@@ -24,25 +24,26 @@ if TYPE_CHECKING:
     from onesug_jax.retrieval.prefix_index import PrefixIndex
 
 _CACHED = 1 << 16  # prefixes and texts
-_LISTED = 1 << 12  # prefixes whose completions are cached as texts
+_CACHED_LISTS = 1 << 12  # prefixes whose completions are cached as texts
 
 
 class RelatedQueries:
     """Related queries and enhanced prefixes of requests (`tasks.features.Context`).
 
     Args:
-      completions: indexed queries and how often each was searched.
+      completions: indexed queries and their counts.
       k: most related queries of a request.
-      index: the prefix index; without it related queries are the most searched completions, and
-        there are no vectors.
+      index: the prefix index; None: related queries are the most searched completions, and there
+        are no vectors.
       encode: texts -> unit embeddings `[n, E]`, for prefixes that are not in the index; None: such
-        prefixes have nothing related.
+        prefixes have no related queries.
       soft: whether `vectors` gives the enhanced prefixes.
 
     Attributes:
-      text_vector: text -> its unit embedding `[E]`, cached; None where it cannot be embedded.
+      text_vector: text -> its unit embedding `[E]`, cached; None if it cannot be embedded.
       number_of: text -> the number of an indexed query, else -1, cached.
-      meant: prefix -> beginnings of indexed queries one slip away, and how likely each, cached.
+      meant: prefix -> beginnings of indexed queries one typing error away, with the
+        relative likelihood of each, cached.
     """
 
     def __init__(
@@ -58,7 +59,7 @@ class RelatedQueries:
         self.index, self._encode, self._soft = index, encode, soft
         self.number_of = functools.lru_cache(maxsize=_CACHED)(completions.find)
         self.meant = functools.lru_cache(maxsize=_CACHED)(Corrections(completions).near)
-        self._listed = functools.lru_cache(maxsize=_LISTED)(self._complete)
+        self._completions = functools.lru_cache(maxsize=_CACHED_LISTS)(self._complete)
         self.text_vector = functools.lru_cache(maxsize=_CACHED)(self._vector_of_text)
         self._enhanced = functools.lru_cache(maxsize=_CACHED)(self._vector_of_prefix)
         self._related = functools.lru_cache(maxsize=_CACHED)(self._search)
@@ -67,8 +68,8 @@ class RelatedQueries:
         """At most k related queries of each prefix, best first, without repeats."""
         if not self.k:
             return [[] for _ in prefixes]
-        found = self._listed if self.index is None else self._related
-        return [list(found(prefix, self.k)) for prefix in prefixes]
+        search = self._completions if self.index is None else self._related
+        return [list(search(prefix, self.k)) for prefix in prefixes]
 
     def vectors(self, prefixes: Sequence[str]) -> np.ndarray | None:
         """Enhanced prefixes e_p*, float32 `[B, E]`; None without an index, or if not `soft`.
@@ -77,13 +78,13 @@ class RelatedQueries:
         """
         if self.index is None or not self._soft:
             return None
-        none = np.zeros(self.index.dimension, np.float32)
-        found = [self._enhanced(prefix) for prefix in prefixes]
-        return np.stack([none if vector is None else vector for vector in found])
+        zeros = np.zeros(self.index.dimension, np.float32)
+        vectors = [self._enhanced(prefix) for prefix in prefixes]
+        return np.stack([zeros if vector is None else vector for vector in vectors])
 
     def _complete(self, prefix: str, k: int) -> tuple[str, ...]:
-        """At most k indexed queries that start with a prefix, most searched first; where none does,
-        those that start with what may have been meant.
+        """At most k indexed queries that start with the prefix, most searched first; if there are
+        none, those that start with a correction of it.
         """
 
         def complete(text: str) -> tuple[np.ndarray, np.ndarray]:

@@ -1,8 +1,8 @@
 """Arrays of all indexed queries and prefixes by number: vectors, words (PAPER.md section 2).
 
-Row 0 stands for none; a query's row is its number + 1, so that the arrays of requests (`logs.asof`)
-are rows. Queries that come to exist later get the spare rows at the end; the shapes never change,
-so nothing is compiled again. Numpy alone; the model reads the arrays on the device.
+Row 0 means none, and the row of a query is its number + 1, as in the arrays of requests
+(`logs.asof`). Queries that appear later get the spare rows at the end, so that no shape changes and
+nothing is compiled again. Numpy only; the model reads the arrays on the device.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import numpy as np
 
 from onesug_jax.logs.schema import split_words
 
-WORDS = 8  # most distinct words of a query that count
+WORDS = 8  # most distinct words stored for a query
 _CODES = 2**24 - 1
 
 
@@ -31,11 +31,12 @@ class QueryTables:
 
     Attributes:
       vectors: `[R, E]` float32, unit vectors e_q*; R is 1 + N + spare, or more.
-      words: `[R, WORDS]` int32, hashed words, 0 behind them.
-      word_weights: the same shape, float32: log(1 + N / queries that hold the word).
+      words: `[R, WORDS]` int32, hashed words, then 0.
+      word_weights: `[R, WORDS]` float32: log(1 + N / number of queries that contain the word).
       lengths: `[R]` float32, characters of a query.
       prefix_vectors: `[1 + P, E]` float32, unit vectors e_p; zeros in further rows.
-      first: N, how many queries had a row at the start.
+      first: N, the number of queries at the start.
+      frequency: word -> number of the N queries that contain it.
     """
 
     vectors: np.ndarray
@@ -58,13 +59,15 @@ class QueryTables:
         """Tables of N queries.
 
         Args:
-          queries: by number. vectors: `[N, E]`, of any length; prefix_vectors: `[P, E]`.
+          queries: by number.
+          vectors: `[N, E]`, of any length.
+          prefix_vectors: `[P, E]`.
           spare: rows for queries that appear later.
-          multiple: numbers of rows are multiples of it, so that versions of about as many queries
-            have the same shapes and need no new programs.
+          multiple: numbers of rows are multiples of it, so that versions of similar size have the
+            same shapes and need no compilation.
 
         Raises:
-          ValueError: other numbers of queries and vectors.
+          ValueError: the number of vectors is not the number of queries.
         """
         if len(queries) != len(vectors):
             raise ValueError(f"{len(queries)} queries but {len(vectors)} vectors")
@@ -93,7 +96,7 @@ class QueryTables:
     def add(
         self, numbers: Sequence[int], texts: Sequence[str], encode: Callable[..., np.ndarray]
     ) -> None:
-        """Fills the rows of queries that came to exist: their vectors by `encode(texts) [n, E]`."""
+        """Fills the rows of new queries; `encode(texts)` gives their vectors `[n, E]`."""
         if not len(numbers):
             return
         self.vectors[np.asarray(numbers) + 1] = unit(np.asarray(encode(list(texts)), np.float32))
@@ -104,8 +107,8 @@ class QueryTables:
     def _set_words(self, number: int, words: Iterable[str]) -> None:
         for place, word in enumerate(words):
             self.words[number + 1, place] = 1 + zlib.crc32(word.encode()) % _CODES
-            seen = max(self.frequency.get(word, 1), 1)
-            self.word_weights[number + 1, place] = np.log(1 + max(self.first, 1) / seen)
+            queries = self.frequency.get(word, 1)
+            self.word_weights[number + 1, place] = np.log(1 + max(self.first, 1) / queries)
 
 
 def unit(vectors: np.ndarray) -> np.ndarray:

@@ -1,7 +1,7 @@
-"""Pictures of the semantic ids: how evenly codes are used, how training went, what a code holds.
+"""Plots of the semantic ids: use of the codes, learning curve, queries of the first codes.
 
-For the report of PAPER.md section 2.4: they show a collapsed codebook at once. Reads the
-files of `quantize`; computes no ids.
+For the report of PAPER.md section 2.4: they show a collapsed codebook at once. They read the files
+of `quantize`.
 """
 
 from __future__ import annotations
@@ -17,14 +17,14 @@ from onesug_jax.plots import COLOURS, figure_of, save_figure
 from onesug_jax.semantic_ids.ids import SemanticIds, level_usage
 
 _GREY = "#d5d9dd"
-_SHOWN = 10  # first-level codes that get a colour of their own
+_COLOURED = 10  # first-level codes with a colour of their own
 
 
 def write_plots(out: str, embeddings: np.ndarray, *, sample: int = 5000, seed: int = 0) -> dict:
-    """All pictures of the ids in `out`, written beside them; name -> path.
+    """Write all plots of the ids in `out` into `out`; returns name -> path.
 
-    `embeddings` [N, D] may be a memory map; `sample` of them are drawn on the map. The learning
-    curve is left out where nothing was trained by steps.
+    `embeddings` [N, D] may be a memory map; the map shows `sample` of them. There is no learning
+    curve if the quantiser was not trained in steps.
 
     Raises:
       UserError: no ids in `out`.
@@ -44,9 +44,9 @@ def write_plots(out: str, embeddings: np.ndarray, *, sample: int = 5000, seed: i
 
 
 def read_evaluations(path: str) -> list[dict[str, float]]:
-    """The evaluations in a metrics JSONL, by step; none where there is no such file.
+    """The evaluations in a metrics JSONL, by step; none if the file is missing.
 
-    A line cut off by a crash is passed over; of a step reported twice the last report counts.
+    A line cut off by a crash is ignored. If a step is reported twice, the last report counts.
     """
     rows: dict[int, dict[str, float]] = {}
     if not os.path.isfile(path):
@@ -63,7 +63,7 @@ def read_evaluations(path: str) -> list[dict[str, float]]:
 
 
 def plot_code_usage(ids: np.ndarray, codes: int, path: str) -> str:
-    """A panel a level: queries on each code, most first, on a log scale; returns `path`."""
+    """One panel a level: queries of each code, sorted, on a log scale; returns `path`."""
     usage = level_usage(ids, codes)
     figure, axes = figure_of(len(usage), width=3.4)
     for level, (axis, row) in enumerate(zip(axes, usage, strict=True)):
@@ -100,10 +100,10 @@ def plot_learning_curve(rows: Sequence[dict[str, float]], path: str) -> str:
 def plot_map(
     embeddings: np.ndarray, ids: np.ndarray, path: str, *, sample: int = 5000, seed: int = 0
 ) -> str:
-    """A sample of queries in two dimensions, the commonest first-level codes coloured.
+    """A sample of queries in two dimensions, the most frequent first-level codes coloured.
 
-    The plane is that of the coloured codes' means (`project`), since the two directions of largest
-    variance of all queries seldom separate neighbouring codes. Returns `path`.
+    The plane is that of the means of the coloured codes (`project`), since the plane of largest
+    variance of all queries seldom separates neighbouring codes. Returns `path`.
     """
     from matplotlib import colormaps
 
@@ -113,15 +113,15 @@ def plot_map(
         rows = np.sort(np.random.default_rng(seed).choice(count, sample, replace=False))
     vectors, first = np.asarray(embeddings[rows], np.float32), np.asarray(ids[rows, 0], np.int64)
     sizes = np.bincount(first)
-    shown = [code for code in np.argsort(-sizes, kind="stable")[:_SHOWN] if sizes[code]]
-    points = project(vectors, np.stack([vectors[first == code].mean(0) for code in shown]))
+    top = [code for code in np.argsort(-sizes, kind="stable")[:_COLOURED] if sizes[code]]
+    points = project(vectors, np.stack([vectors[first == code].mean(0) for code in top]))
     figure, (axis,) = figure_of(1, width=6.4)
-    rest = ~np.isin(first, shown)
+    rest = ~np.isin(first, top)
     axis.scatter(*points[rest].T, s=3, color=_GREY, linewidths=0, label=f"{rest.sum():,} others")
-    for code, colour in zip(shown, colormaps["tab10"](range(_SHOWN)), strict=False):
-        here = first == code
-        label = f"code {code} ({here.sum():,})"
-        axis.scatter(*points[here].T, s=9, color=[colour], linewidths=0, label=label)
+    for code, colour in zip(top, colormaps["tab10"](range(_COLOURED)), strict=False):
+        mask = first == code
+        label = f"code {code} ({mask.sum():,})"
+        axis.scatter(*points[mask].T, s=9, color=[colour], linewidths=0, label=label)
     axis.set(title=f"{len(rows):,} queries by first code", xticks=[], yticks=[])
     axis.spines[["left", "bottom"]].set_visible(False)
     figure.legend(loc="outside right upper", frameon=False, fontsize=8, markerscale=2)
@@ -131,13 +131,13 @@ def plot_map(
 def project(vectors: np.ndarray, centres: np.ndarray) -> np.ndarray:
     """Vectors [M, D] in the plane of largest variance of `centres` [C, D]: [M, 2] (PCA).
 
-    Signs are fixed: the largest part of each direction is positive. Fewer than three centres span
-    no plane; what is missing is 0.
+    The largest component of each direction is positive. Fewer than three centres span no plane;
+    the missing coordinates are 0.
     """
-    middle = centres.mean(0)
-    _, strengths, directions = np.linalg.svd(centres - middle, full_matrices=False)
+    mean = centres.mean(0)
+    _, strengths, directions = np.linalg.svd(centres - mean, full_matrices=False)
     plane = np.zeros((2, vectors.shape[1]))
     real = strengths[:2] > 1e-6
     plane[: len(real)][real] = directions[:2][real]
     largest = np.take_along_axis(plane, np.abs(plane).argmax(1)[:, None], axis=1)
-    return (vectors - middle) @ (plane * np.where(largest < 0, -1, 1)).T
+    return (vectors - mean) @ (plane * np.where(largest < 0, -1, 1)).T

@@ -1,8 +1,7 @@
-"""Semantic ids of all indexed queries: stored as arrays, found by id or by the beginning of one.
+"""Semantic ids of all indexed queries as arrays, with a look-up by the first codes of an id.
 
-PAPER.md section 2.4: every query is filed under its full id. `quantize` makes the ids, `collisions`
-separates queries that fall on the same one, and the prefix index finds related queries with them.
-Numpy alone.
+PAPER.md section 2.4. `quantize` makes the ids, `collisions` separates queries that share one, and
+the prefix index finds related queries with them. Numpy only.
 """
 
 from __future__ import annotations
@@ -25,7 +24,7 @@ class SemanticIds:
       ids: [N, levels] uint16.
       order: [N] uint32, query numbers by id, most searched first inside an id.
       keys: [N] uint64, the ids in that order, each packed into one number.
-      codes: how many codes a level has.
+      codes: codes a level.
     """
 
     def __init__(self, ids: np.ndarray, order: np.ndarray, keys: np.ndarray, codes: int):
@@ -34,7 +33,7 @@ class SemanticIds:
 
     @classmethod
     def build(cls, ids: np.ndarray, counts: np.ndarray, codes: int) -> SemanticIds:
-        """From ids [N, levels] and how often each query was searched [N]; ties by number.
+        """From ids [N, levels] and search counts [N]; queries of equal counts by number.
 
         Raises:
           UserError: unequal lengths, codes out of range, or ids that do not fit 64 bits.
@@ -60,7 +59,7 @@ class SemanticIds:
 
     @property
     def levels(self) -> int:
-        """How many codes an id has."""
+        """Number of codes of an id."""
         return self.ids.shape[1]
 
     def of(self, number: int) -> tuple[int, ...]:
@@ -68,9 +67,9 @@ class SemanticIds:
         return tuple(self.ids[number].tolist())
 
     def numbers(self, beginning: Sequence[int]) -> np.ndarray:
-        """Numbers of the queries whose ids begin so [n]: all of them for (), one bucket for all.
+        """Numbers [n] of the queries whose ids start with `beginning`; () gives all queries.
 
-        In the order of ids, and most searched first inside an id.
+        They are in the order of ids, and most searched first inside an id.
 
         Raises:
           UserError: more codes than levels, or a code out of range.
@@ -79,7 +78,7 @@ class SemanticIds:
         if len(beginning) > self.levels or any(not 0 <= c < self.codes for c in beginning):
             raise UserError(
                 f"id {tuple(beginning)}: expected at most {self.levels} codes from 0 to "
-                f"{self.codes - 1}; ask with an id of this quantiser."
+                f"{self.codes - 1}; use an id of this quantiser."
             )
         first = 0
         for code in beginning:
@@ -92,7 +91,7 @@ class SemanticIds:
         return self.order[start:stop]
 
     def collisions(self) -> float:
-        """Share of the queries whose full id another query has too."""
+        """Share of the queries that share their full id with another query."""
         if not len(self):
             return 0.0
         same = np.asarray(self.keys[1:] == self.keys[:-1])
@@ -102,7 +101,7 @@ class SemanticIds:
         return float(shared.mean())
 
     def save(self, folder: str) -> None:
-        """Write the three arrays and their meaning into `folder`."""
+        """Write the three arrays and ids.json into `folder`."""
         for name, array in ((IDS, self.ids), (ORDER, self.order), (KEYS, self.keys)):
             with atomic_write(os.path.join(folder, name)) as file:
                 np.save(file, array)
@@ -111,16 +110,16 @@ class SemanticIds:
 
     @classmethod
     def load(cls, folder: str) -> SemanticIds:
-        """Open saved ids by memory map. Raises UserError where files are missing or disagree."""
+        """Open saved ids by memory map; UserError if files are missing or inconsistent."""
         paths = [os.path.join(folder, name) for name in (IDS, ORDER, KEYS, ABOUT)]
         require_files(paths, "saved semantic ids", "make them again")
         try:
             about = read_json(paths[3], "saved semantic ids", "make them again")
             arrays = [np.load(path, mmap_mode="r", allow_pickle=False) for path in paths[:3]]
             n, levels, codes = about["queries"], about["levels"], about["codes"]
-            found = [array.shape for array in arrays]
-            if found != [(n, levels), (n,), (n,)]:
-                raise ValueError(f"{ABOUT} says {n} queries, the arrays are {found}")
+            shapes = [array.shape for array in arrays]
+            if shapes != [(n, levels), (n,), (n,)]:
+                raise ValueError(f"{ABOUT} has {n} queries, the arrays have shapes {shapes}")
         except (ValueError, KeyError, TypeError, OSError, EOFError) as error:
             check_refused(folder, error)
             raise UserError(
@@ -131,7 +130,7 @@ class SemanticIds:
 
 
 def level_usage(ids: np.ndarray, codes: int) -> list[dict[str, float]]:
-    """For each level of ids [N, levels]: codes used, their share, and the perplexity of the use."""
+    """For each level of ids [N, levels]: number and share of used codes, and their perplexity."""
     rows = []
     for level in range(ids.shape[1]):
         counts = np.bincount(ids[:, level], minlength=codes)
@@ -157,7 +156,7 @@ def bits_of(codes: int, levels: int) -> int:
 
 
 def pack(ids: np.ndarray, codes: int) -> np.ndarray:
-    """Ids [N, levels] -> [N] uint64 in the same order, the first level in front.
+    """Ids [N, levels] -> [N] uint64 that sort like the ids: the first level has the highest bits.
 
     Raises:
       UserError: an id does not fit 64 bits.

@@ -1,9 +1,8 @@
-"""Embedding -> semantic id: a trained residual quantiser in numpy alone (PAPER.md section 2.4).
+"""Embedding -> semantic id: a trained residual quantiser in numpy (PAPER.md section 2.4).
 
-A small network takes an embedding to a latent; level by level the nearest code is taken and the
-residual goes to the next level. Serving quantises the enhanced prefix with it, by the arithmetic
-that gave every indexed query its id. `rqvae` and `rq_kmeans` train one; this file does not train
-and holds no queries.
+A small network maps an embedding to a latent. Each level takes the code nearest to the residual of
+the levels before. Indexed queries and, in service, enhanced prefixes get their ids by the same
+arithmetic. `rqvae` and `rq_kmeans` train quantisers.
 """
 
 from __future__ import annotations
@@ -21,7 +20,7 @@ from onesug_jax.files import atomic_write, fingerprint, read_json, require_files
 ARRAYS, ABOUT = "quantiser.npz", "quantiser.json"
 ACTIVATIONS = ("relu", "gelu")
 _FORMAT = 1
-_ROWS = 8192  # rows worked on at a time: their distances to the codes stay small
+_ROWS = 8192  # rows at a time, so that the table of distances to the codes stays small
 
 Layers = Sequence[tuple[np.ndarray, np.ndarray]]  # (weight [in, out], bias [out]) a layer
 
@@ -31,10 +30,10 @@ class Quantiser:
 
     Attributes:
       codebooks: [levels, codes, latent] float32.
-      layers: the network from embedding to latent; none: the embedding is the latent.
-      decoder: the network from latent back to embedding; none: the latent is the embedding.
+      layers: the network from embedding to latent; without layers the embedding is the latent.
+      decoder: the network from latent to embedding; without layers the latent is the embedding.
       activation: between layers, "relu" or "gelu" (its tanh form).
-      encoder: fingerprint of the text encoder whose embeddings it was trained on.
+      encoder: fingerprint of the text encoder of the training embeddings.
 
     Examples:
       >>> import numpy as np
@@ -66,17 +65,17 @@ class Quantiser:
 
     @property
     def levels(self) -> int:
-        """How many codes an id has."""
+        """Number of codes of an id."""
         return self.codebooks.shape[0]
 
     @property
     def size(self) -> int:
-        """How many codes a level has to choose from."""
+        """Codes a level."""
         return self.codebooks.shape[1]
 
     @property
     def width(self) -> int:
-        """Width D of the embeddings it takes."""
+        """Width D of the embeddings."""
         return self.layers[0][0].shape[0] if self.layers else self.codebooks.shape[2]
 
     @property
@@ -96,8 +95,8 @@ class Quantiser:
         return _apply(self.layers, np.asarray(embeddings, np.float32), self.activation)
 
     def codes(self, embeddings: np.ndarray) -> np.ndarray:
-        """Embeddings [B, D], a memory map if need be -> ids [B, levels] uint16; equal distances go
-        to the smaller code.
+        """Embeddings [B, D], possibly a memory map -> ids [B, levels] uint16; of codes at equal
+        distances the smaller.
 
         Raises:
           UserError: embeddings of another width.
@@ -110,7 +109,7 @@ class Quantiser:
         return ids
 
     def reconstruct(self, codes: np.ndarray) -> np.ndarray:
-        """Ids [B, l], of all levels or the first few -> the sums of their codes, [B, latent]."""
+        """Ids [B, l] of the first l levels -> sums of their codes, [B, latent]."""
         codes = np.asarray(codes)
         total = np.zeros((len(codes), self.codebooks.shape[2]), np.float32)
         for level in range(codes.shape[1]):
@@ -118,11 +117,11 @@ class Quantiser:
         return total
 
     def decode(self, latents: np.ndarray) -> np.ndarray:
-        """Latents, as `reconstruct` gives them, [B, latent] -> embeddings [B, D]."""
+        """Latents from `reconstruct`, [B, latent] -> embeddings [B, D]."""
         return _apply(self.decoder, np.asarray(latents, np.float32), self.activation)
 
     def save(self, folder: str) -> None:
-        """Write the arrays and what they mean into `folder`."""
+        """Write quantiser.npz and quantiser.json into `folder`."""
         with atomic_write(os.path.join(folder, ARRAYS)) as file:
             np.savez(file, **self._arrays())  # type: ignore[arg-type]  # its stub: allow_pickle
         about = {**self._about(), "fingerprint": self.fingerprint}
@@ -130,10 +129,11 @@ class Quantiser:
 
     @classmethod
     def load(cls, folder: str, expect_encoder: str | None = None) -> Quantiser:
-        """Read a saved quantiser; with `expect_encoder`, only one of that text encoder.
+        """Read a saved quantiser.
 
         Raises:
-          UserError: files that are missing or damaged, or a quantiser of another text encoder.
+          UserError: files that are missing or damaged, or a text encoder other than
+            `expect_encoder`.
         """
         paths = [os.path.join(folder, name) for name in (ARRAYS, ABOUT)]
         require_files(paths, "a saved quantiser", "train it again")
@@ -141,32 +141,32 @@ class Quantiser:
             about = read_json(paths[1], "a saved quantiser", "train it again")
             with np.load(paths[0], allow_pickle=False) as stored:
                 arrays = {name: stored[name] for name in stored.files}
-            found = cls(
+            quantiser = cls(
                 arrays["codebooks"],
                 _layers(arrays, "layers"),
                 _layers(arrays, "decoder"),
                 activation=about["activation"],
                 encoder=about["encoder"],
             )
-            if found.fingerprint != about["fingerprint"]:
+            if quantiser.fingerprint != about["fingerprint"]:
                 raise ValueError(f"{ARRAYS} does not belong to {ABOUT}")
         except (ValueError, KeyError, OSError, zipfile.BadZipFile) as error:
             check_refused(folder, error)
             raise UserError(
                 f"{folder}: the quantiser is damaged ({error}); train it again"
             ) from error
-        if expect_encoder is not None and found.encoder != expect_encoder:
+        if expect_encoder is not None and quantiser.encoder != expect_encoder:
             raise UserError(
                 f"{folder}: the quantiser was trained on embeddings of text encoder "
-                f"{found.encoder!r}, but the text encoder here is {expect_encoder!r}; make the "
+                f"{quantiser.encoder!r}, but the text encoder here is {expect_encoder!r}; make the "
                 "semantic ids again with this encoder"
             )
-        return found
+        return quantiser
 
     def _descend(self, residual: np.ndarray, ids: np.ndarray) -> None:
-        """Fill `ids` [B, levels] for latents [B, latent], which are used up."""
+        """Fill `ids` [B, levels] for latents [B, latent], which are overwritten."""
         if not self.layers:
-            residual = residual.copy()  # they are the caller's embeddings
+            residual = residual.copy()  # the latents are the caller's embeddings
         for level in range(self.levels):
             # |r - c|^2 without |r|^2, which is the same for every code.
             distances = residual @ self._transposed[level]
@@ -194,7 +194,6 @@ class Quantiser:
 
 
 def _apply(layers: Layers, x: np.ndarray, activation: str) -> np.ndarray:
-    """The network: a product and a sum a layer, the activation between two layers."""
     for number, (weight, bias) in enumerate(layers):
         if number:
             x = _activate(x, activation)
@@ -210,12 +209,12 @@ def _activate(x: np.ndarray, activation: str) -> np.ndarray:
 
 
 def _float32(layers: Layers) -> list[tuple[np.ndarray, np.ndarray]]:
-    turn = functools.partial(np.ascontiguousarray, dtype=np.float32)
-    return [(turn(weight), turn(bias)) for weight, bias in layers]
+    convert = functools.partial(np.ascontiguousarray, dtype=np.float32)
+    return [(convert(weight), convert(bias)) for weight, bias in layers]
 
 
 def _layers(arrays: dict[str, np.ndarray], name: str) -> list[tuple[np.ndarray, np.ndarray]]:
-    found: list[tuple[np.ndarray, np.ndarray]] = []
-    while (weight := arrays.get(f"{name}_{len(found)}_weight")) is not None:
-        found.append((weight, arrays[f"{name}_{len(found)}_bias"]))
-    return found
+    layers: list[tuple[np.ndarray, np.ndarray]] = []
+    while (weight := arrays.get(f"{name}_{len(layers)}_weight")) is not None:
+        layers.append((weight, arrays[f"{name}_{len(layers)}_bias"]))
+    return layers

@@ -1,7 +1,7 @@
-"""From embeddings to semantic ids: train a quantiser, give every indexed query its id, report.
+"""From embeddings to semantic ids: train a quantiser, compute the ids of all queries, report.
 
 PAPER.md section 2.4. `rqvae_training` and `rq_kmeans` train, `collisions` separates queries that
-share an id, `ids` stores the result. JAX is loaded only to train.
+share an id, `ids` stores the result.
 """
 
 from __future__ import annotations
@@ -51,28 +51,28 @@ def quantize(
     settings: Mapping[str, Any] | None = None,
     states: States = HERE,
 ) -> dict[str, Any]:
-    """Train a quantiser on all queries and give each its id; everything is written into `out`.
+    """Train a quantiser on all queries, compute their ids, and write both into `out`.
 
     Args:
-      embeddings: [N, D] unit vectors, a memory map if need be; row i is query number i.
-      counts: [N], how often each was searched.
-      out: gets the quantiser, the ids, `ids_report.json`, and what the training loop writes.
-      encoder_fingerprint: of the text encoder that made the embeddings.
-      optimizer: AdamW at 2e-3 with a cosine decay has served 5 thousand to 50 thousand queries; 300
-        to 500 steps of 1024, since codebooks and networks start from the data.
-      method: "rqvae", or "rq_kmeans", which needs no mesh, optimizer or steps.
-      resolve: whether to separate queries that fall on one id.
-      quantiser_from: folder of a quantiser to use: nothing is trained, queries only get ids.
-      log_every, settings, states: go to `train.loop.fit`.
+      embeddings: [N, D] unit vectors, possibly a memory map; row i is query number i.
+      counts: [N], search counts of the queries.
+      out: folder for the quantiser, the ids, `ids_report.json` and the files of the training loop.
+      encoder_fingerprint: of the text encoder of the embeddings.
+      optimizer: for 5,000 to 50,000 queries AdamW at 2e-3 with a cosine decay over 300 to 500 steps
+        of 1024 is enough, since codebooks and networks start from the data.
+      method: "rqvae", or "rq_kmeans", which ignores mesh, optimizer and steps.
+      resolve: whether to separate queries that share an id.
+      quantiser_from: folder of a trained quantiser to use instead of training one.
+      log_every, settings, states: passed to `train.loop.fit`.
 
     Returns:
-      the report: `levels` (usage and perplexity of each, `used` codes, before any id is moved),
+      the report: `levels` (`used` codes, usage and perplexity of each level, before ids are moved),
       `reconstruction_error` (mean squared distance to the embedding), `mean_cosine`,
-      `shared_before` and `shared_after` (shares of queries whose id is not theirs alone), `moved`.
+      `shared_before` and `shared_after` (shares of the queries that share their id), `moved`.
 
     Raises:
-      UserError: embeddings and counts that do not fit or are not unit vectors, an unknown method,
-        or what the training loop raises.
+      UserError: embeddings and counts of unequal numbers, embeddings that are not unit vectors, an
+        unknown method, or an error of the training loop.
     """
     from onesug_jax.semantic_ids import rq_kmeans, rqvae, rqvae_training
 
@@ -84,8 +84,8 @@ def quantize(
     n = len(embeddings)
     if n < config.codes:
         print(
-            f"semantic ids: {n:,} queries for {config.codes:,} codes a level; at most {n:,} of "
-            "them can be used",
+            f"semantic ids: {n:,} queries for {config.codes:,} codes a level; at most {n:,} codes "
+            "can be used",
             flush=True,
         )
     if quantiser_from is not None:
@@ -115,15 +115,15 @@ def quantize(
             encoder=encoder_fingerprint,
         )
     ids, error, cosine = _assign(embeddings, quantiser)
-    found = SemanticIds.build(ids, counts, config.codes)
-    shared_before = shared_after = found.collisions()
-    levels = level_usage(ids, config.codes)  # the quantiser's own, before any are moved
+    table = SemanticIds.build(ids, counts, config.codes)
+    shared_before = shared_after = table.collisions()
+    levels = level_usage(ids, config.codes)
     moved = 0
     if resolve and shared_before:
         print(f"semantic ids: separating the {shared_before:.2%} that share an id", flush=True)
-        plain, ids = ids, resolve_collisions(ids, counts, embeddings, quantiser)
-        found = SemanticIds.build(ids, counts, config.codes)
-        shared_after, moved = found.collisions(), int((ids != plain).any(1).sum())
+        resolved = resolve_collisions(ids, counts, embeddings, quantiser)
+        table = SemanticIds.build(resolved, counts, config.codes)
+        shared_after, moved = table.collisions(), int((resolved != ids).any(1).sum())
     report = {
         "method": method,
         "queries": n,
@@ -134,13 +134,13 @@ def quantize(
         "shared_before": shared_before,
         "shared_after": shared_after,
         "moved": moved,
-        "distinct_ids": int(np.count_nonzero(np.diff(found.keys))) + 1,
+        "distinct_ids": int(np.count_nonzero(np.diff(table.keys))) + 1,
         "encoder": encoder_fingerprint,
         "quantiser": quantiser.fingerprint,
     }
     if distributed.is_primary():
         quantiser.save(out)
-        found.save(out)
+        table.save(out)
         write_json(os.path.join(out, REPORT), report, indent=1)
     distributed.barrier()
     print(format_report(report), flush=True)
@@ -172,11 +172,11 @@ def _assign(embeddings: np.ndarray, quantiser: Quantiser) -> tuple[np.ndarray, f
     progress = Progress("semantic ids", n, "queries")
     for start in range(0, n, _ROWS):
         rows = np.asarray(embeddings[start : start + _ROWS], np.float32)
-        ids[start : start + len(rows)] = here = quantiser.codes(rows)
-        back = quantiser.decode(quantiser.reconstruct(here))
-        errors += float(np.square(rows - back).sum(dtype=np.float64))
-        lengths = np.linalg.norm(rows, axis=1) * np.linalg.norm(back, axis=1)
-        cosines += float((np.einsum("bd,bd->b", rows, back) / np.maximum(lengths, 1e-12)).sum())
+        ids[start : start + len(rows)] = codes = quantiser.codes(rows)
+        decoded = quantiser.decode(quantiser.reconstruct(codes))
+        errors += float(np.square(rows - decoded).sum(dtype=np.float64))
+        lengths = np.linalg.norm(rows, axis=1) * np.linalg.norm(decoded, axis=1)
+        cosines += float((np.einsum("bd,bd->b", rows, decoded) / np.maximum(lengths, 1e-12)).sum())
         progress.add(len(rows))
     progress.close()
     return ids, errors / n, cosines / n
@@ -186,7 +186,7 @@ def _check(embeddings: np.ndarray, counts: np.ndarray) -> None:
     if np.ndim(embeddings) != 2 or not len(embeddings) or counts.shape != (len(embeddings),):
         raise UserError(
             f"embeddings {list(np.shape(embeddings))} and counts {list(counts.shape)}: expected "
-            "[N, D] and [N] of the same N >= 1 queries; embed the queries that were counted."
+            "[N, D] and [N] of the same N >= 1 queries; give both for the same queries."
         )
     for start in range(0, len(embeddings), _ROWS):
         lengths = np.linalg.norm(np.asarray(embeddings[start : start + _ROWS], np.float32), axis=1)

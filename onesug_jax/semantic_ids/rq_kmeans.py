@@ -1,8 +1,8 @@
-"""Residual k-means: codebooks from the embeddings themselves, and the start of every RQ-VAE.
+"""Residual k-means: codebooks of the embeddings themselves, and the initial codebooks of RQ-VAEs.
 
-Level by level: k-means over the residuals of the levels before. It needs no network and no learning
-rate, so it is the plain alternative to `rqvae` (PAPER.md section 2.4), with the same `Quantiser`
-as its result. Works on a sample that fits in memory; does not assign queries.
+Each level is a k-means over the residuals of the levels before. It needs no network and no learning
+rate, so it is the simple alternative to `rqvae` (PAPER.md section 2.4), and gives a `Quantiser`
+too. It works on a sample that fits in memory.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ def residual_kmeans(
 ) -> tuple[np.ndarray, np.ndarray]:
     """Codebooks [levels, codes, d] and the share of points on each code [levels, codes].
 
-    With fewer distinct points than codes some codes coincide; the first of them takes all.
+    With fewer distinct points than codes some codes coincide; the first of them gets all points.
     """
     codebooks, shares = [], []
     residuals = jnp.asarray(points, jnp.float32)
@@ -62,13 +62,13 @@ def residual_kmeans(
 def kmeans(points: jax.Array, k: int, *, iterations: int, key: jax.Array) -> jax.Array:
     """Centres [k, d] of points [M, d]: random distinct rows, then rounds of Lloyd's algorithm.
 
-    Residuals in many dimensions are nearly at right angles to each other, and nearer to 0 than to
-    any other point: centres that start on points have one point each, and a last one near 0 gets
-    all the rest. So centres start as directions, in which all are equally long.
+    Residuals in many dimensions are nearly orthogonal, and nearer to 0 than to any other point. If
+    the centres started as points, a centre near 0 would get all other points. So they start with
+    the directions of points, and the same small length.
     """
     choose, rounds = jax.random.split(key)
-    chosen = jax.random.permutation(choose, len(points))[jnp.arange(k) % len(points)]
-    centres = at_length(points[chosen], 1e-3)
+    rows = jax.random.permutation(choose, len(points))[jnp.arange(k) % len(points)]
+    centres = at_length(points[rows], 1e-3)
     for number in range(max(iterations, 1)):
         centres = _lloyd(points, centres, jax.random.fold_in(rounds, number))
     return centres
@@ -76,13 +76,13 @@ def kmeans(points: jax.Array, k: int, *, iterations: int, key: jax.Array) -> jax
 
 @jax.jit
 def assign(points: jax.Array, centres: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """Nearest centre [M] of each point and the squared distance to it [M], block by block."""
+    """Nearest centre [M] of each point and the squared distance to it [M]."""
 
     def nearest(block):
         scores = squared_distances(block, centres)
         best = jnp.argmin(scores, axis=1)
-        rest = jnp.take_along_axis(scores, best[:, None], axis=1)[:, 0]
-        return best, jnp.maximum(rest + jnp.sum(block**2, axis=1), 0)
+        least = jnp.take_along_axis(scores, best[:, None], axis=1)[:, 0]
+        return best, jnp.maximum(least + jnp.sum(block**2, axis=1), 0)
 
     count = len(points)
     size = min(_BLOCK, count)
@@ -104,19 +104,19 @@ def at_length(vectors: jax.Array, length: jax.Array | float) -> jax.Array:
 
 @jax.jit
 def _lloyd(points: jax.Array, centres: jax.Array, key: jax.Array) -> jax.Array:
-    """One round: every centre moves to the mean of its points; those without start again."""
+    """One round: a centre moves to the mean of its points; one without points is drawn again."""
     k = len(centres)
     nearest, distance = assign(points, centres)
     sums = jax.ops.segment_sum(points, nearest, k)
     counts = jax.ops.segment_sum(jnp.ones(len(points)), nearest, k)[:, None]
     means = sums / jnp.maximum(counts, 1)
-    # The largest of log(weight) + Gumbel noise are a draw without replacement, by weight.
+    # The top k of log(weight) + Gumbel noise are a weighted draw without replacement.
     noise = jax.random.gumbel(key, distance.shape)
-    few = min(k, len(points))
-    _, drawn = jax.lax.top_k(jnp.log(distance) + noise, few)
+    draws = min(k, len(points))
+    _, drawn = jax.lax.top_k(jnp.log(distance) + noise, draws)
     empty = counts[:, 0] == 0
-    turn = jnp.cumsum(empty) - 1
-    restart = (empty & (turn < few))[:, None]
-    usual = jnp.sqrt(jnp.sum(means**2) / jnp.maximum(jnp.sum(~empty), 1))
-    fresh = at_length(points[drawn[jnp.clip(turn, 0, few - 1)]], usual)
+    draw = jnp.cumsum(empty) - 1
+    restart = (empty & (draw < draws))[:, None]
+    rms_length = jnp.sqrt(jnp.sum(means**2) / jnp.maximum(jnp.sum(~empty), 1))
+    fresh = at_length(points[drawn[jnp.clip(draw, 0, draws - 1)]], rms_length)
     return jnp.where(restart, fresh, means)

@@ -1,9 +1,9 @@
-"""RQ-VAE: a network and its residual codebooks, trained to reconstruct embeddings (PAPER.md 2.4).
+"""RQ-VAE: an autoencoder with residual codebooks, trained on embeddings (PAPER.md section 2.4).
 
-embedding -> encoder network -> latent -> levels x codes, each level on the residual of the ones
+embedding -> encoder network -> latent -> levels x codes, each level on the residual of the levels
 before -> decoder network -> embedding. Gradients pass the codes by the straight-through estimator.
-Codebooks follow running means of the vectors assigned to them; a dead code moves to a vector.
-`rqvae_training` trains it, `quantize` gives ids to queries.
+Codes are running means of the residuals assigned to them; an unused code moves to a residual.
+`rqvae_training` trains it, `quantize` computes the ids of queries.
 """
 
 from __future__ import annotations
@@ -26,17 +26,18 @@ Params = Any
 
 @dataclass(frozen=True)
 class RqVaeConfig:
-    """Sizes and settings of the quantiser, also those `rq_kmeans` shares.
+    """Sizes and settings of the quantiser; `rq_kmeans` uses some of them.
 
     Attributes:
       levels, codes: an id is `levels` numbers below `codes`.
       latent: width of the codes.
       hidden: widths between embedding and latent; the decoder has them in reverse.
       activation: "relu" or "gelu".
-      commitment: weight of the pull of latents towards their codes.
+      commitment: weight of the commitment loss, which pulls latents towards their codes.
       decay: of the running means, an update.
-      revive_below: a code is moved when its share of use falls below this part of an even share.
-      kmeans_iterations, kmeans_sample: of the codebooks' start: rounds, and rows a code at most.
+      revive_below: a code is moved if its share of use is below this part of an even share.
+      kmeans_iterations, kmeans_sample: rounds, and most rows a code, of the k-means that makes the
+        initial codebooks.
 
     Examples:
       >>> from onesug_jax import RqVaeConfig
@@ -76,17 +77,17 @@ class RqVaeConfig:
             )
 
     def rank(self, width: int) -> int:
-        """How many directions of embeddings [B, width] the networks start with."""
+        """Number of principal directions that the initial networks preserve."""
         return min(width, self.latent, *(max(1, size // 2) for size in self.hidden))
 
 
 def rqvae_stage(config: RqVaeConfig, width: int, batch_size: int) -> Stage:
     """The stage that the training loop runs, for embeddings of `width` D.
 
-    A batch is `embedding` [B, D] and `slot` [B], as `batches` makes them. Loss an example: squared
-    error of what comes back, plus the commitment summed over the levels. Reported sums:
-    `reconstruction` (squared error), `cosine`, `commitment`. Use an optimizer that
-    `spare_codebooks` has wrapped.
+    A batch is `embedding` [B, D] and `slot` [B], from `batches`. The loss of an example is the
+    squared reconstruction error plus the commitment loss, summed over the levels. Reported sums:
+    `reconstruction` (squared error), `cosine`, `commitment`. The optimizer must be wrapped by
+    `spare_codebooks`.
     """
     slots = min(batch_size, config.codes)
 
@@ -107,7 +108,7 @@ def rqvae_stage(config: RqVaeConfig, width: int, batch_size: int) -> Stage:
         latent = encode(params, embedding, config.activation)
         codebooks = jax.lax.stop_gradient(params["codebooks"]["codes"])
         codes, residuals = quantise(jax.lax.stop_gradient(latent), codebooks)
-        # |latent - sum of the first l codes|^2, over all l: the gradient goes to the latent.
+        # |latent - sum of the first l codes|^2, over all l; the gradient goes to the latent only.
         shift = latent - jax.lax.stop_gradient(latent)
         commitment = jnp.sum((residuals[1:] + shift) ** 2)
         straight_through = latent - jax.lax.stop_gradient(residuals[-1])  # the sum of the codes
@@ -140,14 +141,15 @@ def follow(
     key: jax.Array,
     config: RqVaeConfig,
 ) -> dict[str, jax.Array]:
-    """The codebooks after a batch: running means, and unused codes moved.
+    """The codebooks after a batch: running means are updated, unused codes move.
 
     Args:
       codebooks: `codes` [levels, codes, latent], their running `share` of use [levels, codes] and
         `mass`, share times mean [levels, codes, latent].
-      sums: of the batch: `code_counts` [levels, codes], `code_sums` of the residuals on each code,
-        and `candidates` [levels, slots, latent], residuals an unused code may move to.
-      key: decides which unused code gets which candidate.
+      sums: of the batch: `code_counts` [levels, codes], `code_sums` [levels, codes, latent] of the
+        residuals of each code, and `candidates` [levels, slots, latent], residuals to which unused
+        codes may move.
+      key: assigns candidates to unused codes.
     """
     size = jnp.sum(sums["code_counts"][0])
     decay, new = config.decay, (1 - config.decay) / size
@@ -162,14 +164,14 @@ def follow(
     order = shuffle(jax.random.split(key, config.levels))
     place = jnp.take_along_axis(order, jnp.clip(turn, 0, slots - 1), axis=1)
     fresh = jnp.take_along_axis(sums["candidates"], place[..., None], axis=1)
-    # As long as the level's codes usually are: at its full length nothing else would come near it.
+    # Scaled to the length of the level's codes: at full length a code would get no other residual.
     squares = jnp.sum(codebooks["codes"] ** 2, axis=-1) * codebooks["share"]
-    usual = jnp.sqrt(jnp.sum(squares, axis=1) / jnp.sum(codebooks["share"], axis=1))
-    fresh = at_length(fresh, usual[:, None, None])
+    rms_length = jnp.sqrt(jnp.sum(squares, axis=1) / jnp.sum(codebooks["share"], axis=1))
+    fresh = at_length(fresh, rms_length[:, None, None])
     share = jnp.where(moved, even, share)
     mass = jnp.where(moved[..., None], even * fresh, mass)
     codes = mass / jnp.maximum(share, 1e-20)[..., None]
-    # A code too rare for a mean, and not moved, stays where it is.
+    # A code that is too rare for a mean and has not moved stays as it is.
     codes = jnp.where(share[..., None] > 1e-12, codes, codebooks["codes"])
     return {"codes": codes, "share": share, "mass": mass}
 
@@ -187,7 +189,8 @@ def decode(params: Params, latents: jax.Array, activation: str) -> jax.Array:
 def quantise(latents: jax.Array, codebooks: jax.Array) -> tuple[jax.Array, jax.Array]:
     """Latents [B, latent] -> codes [levels, B], and residuals [levels + 1, B, latent].
 
-    Residual l is what levels before l left over: the first is the latent, the last the error.
+    Residual l is the latent less the codes of the levels before l: the first is the latent, the
+    last the error.
     """
     residuals, codes = [latents], []
     for codebook in codebooks:
@@ -197,13 +200,12 @@ def quantise(latents: jax.Array, codebooks: jax.Array) -> tuple[jax.Array, jax.A
 
 
 def autoencoder(key: jax.Array, basis: jax.Array, config: RqVaeConfig) -> dict[str, Params]:
-    """Encoder and decoder that start as the linear maps of a basis [D, rank]."""
-    rank = basis.shape[1]
-    into = jnp.eye(rank, config.latent)
+    """Initial encoder and decoder: together the projection onto a basis [D, rank]."""
+    to_latent = jnp.eye(basis.shape[1], config.latent)
     encoder, decoder = jax.random.split(key)
     return {
-        "encoder": _init_network(encoder, basis, config.hidden, into),
-        "decoder": _init_network(decoder, into.T, config.hidden[::-1], basis.T),
+        "encoder": _init_network(encoder, basis, config.hidden, to_latent),
+        "decoder": _init_network(decoder, to_latent.T, config.hidden[::-1], basis.T),
     }
 
 
@@ -212,18 +214,18 @@ def _init_network(
 ) -> Params:
     """A network that computes x @ first @ last, with `first` [in, rank] and `last` [rank, out].
 
-    Each hidden layer holds every number twice, once negated: relu(x) - relu(-x) is x, and so it is
-    for gelu. Units left over read at random and are not read yet. A network that starts at random
-    would spend most of its training on finding back the distances between the embeddings.
+    Each hidden layer holds every number twice, once negated, since act(x) - act(-x) = x for relu
+    and for gelu. The remaining units have random inputs and no outputs yet. A random network would
+    spend most of its training on recovering the distances between the embeddings.
     """
-    rank, reads, layers = first.shape[1], first, {}
+    rank, weights, layers = first.shape[1], first, {}
     for number, width in enumerate(hidden):
-        spare = (len(reads), width - 2 * rank)
+        spare = (len(weights), width - 2 * rank)
         noise = jax.random.normal(jax.random.fold_in(key, number), spare) * spare[0] ** -0.5
-        kernel = jnp.concatenate([reads, -reads, noise], axis=1)
+        kernel = jnp.concatenate([weights, -weights, noise], axis=1)
         layers[f"layer_{number}"] = {"kernel": kernel, "bias": jnp.zeros(width)}
-        reads = jnp.concatenate([jnp.eye(rank), -jnp.eye(rank), jnp.zeros((spare[1], rank))])
-    kernel = reads @ last
+        weights = jnp.concatenate([jnp.eye(rank), -jnp.eye(rank), jnp.zeros((spare[1], rank))])
+    kernel = weights @ last
     layers[f"layer_{len(hidden)}"] = {"kernel": kernel, "bias": jnp.zeros(kernel.shape[1])}
     return layers
 

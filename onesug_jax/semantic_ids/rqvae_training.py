@@ -1,7 +1,7 @@
-"""Training the RQ-VAE: batches of embeddings, a start from the data, and metrics.
+"""Training of the RQ-VAE: batches of embeddings, initial parameters from the data, metrics.
 
-PAPER.md section 2.4. It runs the common training loop over what `rqvae` defines, and returns the
-numpy `Quantiser` for serving. `quantize` gives ids to queries.
+PAPER.md section 2.4. The common training loop trains the stage of `rqvae`; the result is a numpy
+`Quantiser`. `quantize` computes the ids of queries.
 """
 
 from __future__ import annotations
@@ -47,13 +47,13 @@ def train_rqvae(
     encoder: str = "",
     **loop: Any,
 ) -> Quantiser:
-    """Train on embeddings [N, D], a memory map if need be; goes on from what `folder` holds.
+    """Train on embeddings [N, D], possibly a memory map; resumes from a checkpoint in `folder`.
 
-    `loop` goes to `train.loop.fit`. `encoder`: the text encoder's fingerprint. What makes a trained
-    state the same is `config`, the encoder and the embeddings.
+    `encoder` is the fingerprint of the text encoder; `loop` goes to `train.loop.fit`. The identity
+    of the trained state is `config`, the encoder and the embeddings.
 
     Raises:
-      UserError: what `fit` raises.
+      UserError: an error of `fit`.
 
     Examples:
       >>> import tempfile
@@ -78,22 +78,21 @@ def train_rqvae(
     """
     stage = rqvae_stage(config, embeddings.shape[1], batch_size)
     sample = take_sample(embeddings, config.kmeans_sample * config.codes, seed)
-    few = sample[:: max(1, len(sample) // 16_384)]
-    settings = {"evaluate_every": max(1, steps // 10), "evaluate_fn": measure(config, few), **loop}
+    subset = sample[:: max(1, len(sample) // 16_384)]
+    evaluate = {"evaluate_every": max(1, steps // 10), "evaluate_fn": measure(config, subset)}
     identity = {
         "stage": "quantize",
         "rqvae": dataclasses.asdict(config),
         "encoder": encoder,
         "embeddings": fingerprint(embeddings),
     }
-    slots = min(batch_size, config.codes)
     result = fit(
         stage,
         batch_at=batches(
             embeddings,
             batch_size,
             seed=seed,
-            slots=slots,
+            slots=min(batch_size, config.codes),
             process_rows=meshes.process_batch_shard(mesh, batch_size),
         ),
         batch_size=batch_size,
@@ -104,13 +103,13 @@ def train_rqvae(
         folder=folder,
         identity=identity,
         params_from=lambda: initial_params(config, sample, seed),
-        **settings,
+        **{**evaluate, **loop},
     )
     return as_quantiser(jax.device_get(result.params), config, encoder)
 
 
 def as_quantiser(params: Params, config: RqVaeConfig, encoder: str = "") -> Quantiser:
-    """The trained parameters as the numpy quantiser that serves."""
+    """The trained parameters as a numpy quantiser."""
 
     def layers(network):
         return [(layer["kernel"], layer["bias"]) for _, layer in sorted(network.items())]
@@ -125,14 +124,14 @@ def as_quantiser(params: Params, config: RqVaeConfig, encoder: str = "") -> Quan
 
 
 def spare_codebooks(optimizer: optax.GradientTransformation) -> optax.GradientTransformation:
-    """The optimizer without the codebooks: weight decay would move them to zero."""
+    """The optimizer, without updates of the codebooks: weight decay would move them to zero."""
 
     def only_networks(updates, params=None):
         del params
         return {**updates, "codebooks": jax.tree.map(jnp.zeros_like, updates["codebooks"])}
 
     class Sparing(optax.GradientTransformationExtraArgs):
-        """Carries the schedule, which the training step reports, and the settings."""
+        """Has the schedule, which the training step reports, and the settings."""
 
     wrapped = Sparing(*optax.chain(optimizer, optax.stateless(only_networks)))
     wrapped.schedule = getattr(optimizer, "schedule", None)
@@ -143,10 +142,10 @@ def spare_codebooks(optimizer: optax.GradientTransformation) -> optax.GradientTr
 def batches(
     embeddings: np.ndarray, batch_size: int, *, seed: int, slots: int, process_rows: np.ndarray
 ) -> Callable[[int], dict[str, np.ndarray]]:
-    """`batch_at(step)` over embeddings [N, D]: every epoch a permutation by (seed, epoch).
+    """`batch_at(step)` over embeddings [N, D]: every epoch is a permutation by (seed, epoch).
 
-    With fewer queries than `batch_size` a batch holds queries several times. The first `slots` rows
-    of the whole batch carry a slot number and are the candidates for unused codes, others -1.
+    With fewer queries than `batch_size` a batch repeats queries. The first `slots` rows of the
+    global batch have a slot number and are candidates for unused codes; the other rows have -1.
 
     Args:
       process_rows: the rows of a batch that this process reads.
@@ -161,8 +160,8 @@ def batches(
         epochs, within = np.divmod(step * batch_size + process_rows, count)
         rows = np.empty(len(process_rows), np.int64)
         for epoch in np.unique(epochs):
-            here = epochs == epoch
-            rows[here] = order(int(epoch))[within[here]]
+            mask = epochs == epoch
+            rows[mask] = order(int(epoch))[within[mask]]
         slot = np.where(process_rows < slots, process_rows, -1).astype(np.int32)
         return {"embedding": np.asarray(embeddings[rows], np.float32), "slot": slot}
 
@@ -170,10 +169,10 @@ def batches(
 
 
 def initial_params(config: RqVaeConfig, sample: np.ndarray, seed: int) -> Params:
-    """Where training starts, from a sample [M, D] of the embeddings.
+    """Initial parameters from a sample [M, D] of the embeddings.
 
-    The networks are the sample's principal directions, the codebooks residual k-means on its
-    latents; so the start is as good as k-means, and training goes on from there.
+    The networks project onto the principal directions of the sample, and the codebooks are a
+    residual k-means of its latents; so the initial error is that of k-means.
     """
     _, directions = np.linalg.eigh(sample.T @ sample)
     basis = directions[:, ::-1][:, : config.rank(sample.shape[1])]
@@ -193,8 +192,8 @@ def initial_params(config: RqVaeConfig, sample: np.ndarray, seed: int) -> Params
 def measure(config: RqVaeConfig, sample: np.ndarray) -> Callable[[Params, int], dict[str, float]]:
     """`evaluate_fn(params, step)` on a fixed sample: usage and perplexity a level, error, cosine.
 
-    `usage_l` is the share of level l's codes that occur, `perplexity_l` the exponential of the
-    entropy of their shares: the number of codes in even use that would be as varied.
+    `usage_l` is the share of codes of level l that occur, and `perplexity_l` the exponential of the
+    entropy of their shares: the number of equally used codes with that entropy.
     """
 
     @jax.jit

@@ -1,19 +1,19 @@
 """Examples of the text model, made once and stored in shards.
 
-Training wants example i at once, so that the order can be a function of (seed, step). So every task
-of a mixture, which is a kind of example (`tasks.kinds`) over the log, is run through once, in
-blocks (never the whole log in memory), into
+Training needs random access to examples, so that their order is a function of (seed, step). A task
+is a kind of example (`tasks.kinds`) over the log. Its examples are computed once, block by block,
+into
 
-    folder/{task}/{split}/ part-*.array_record, counts.json   `inputs`, `targets`, and `soft`, whose
-                           vector the example's soft token has, if it has one (`tasks.shards`)
+    folder/{task}/{split}/ part-*.array_record, counts.json   `inputs`, `targets`, and `soft`, the
+                           row of vectors.npy if the example has a soft token (`tasks.shards`)
                            input_lengths.npy, target_lengths.npy, soft.npy, meta.json
-    folder/mixture.json    the mixture's name and its tasks' rates
-    folder/vectors.npy     [P + 1, E] float16, the enhanced prefixes that `soft` counts from 1
+    folder/mixture.json    the name of the mixture and the rates of its tasks
+    folder/vectors.npy     [P + 1, E] float16, the enhanced prefixes; row 0 means none
 
-SeqIO reads the shards, and writes those of other people's tasks, by `tasks.seqio_shards`.
+`tasks.seqio_shards` lets SeqIO read these shards, and writes shards of other SeqIO tasks.
 
-Related queries and e_p* are of the whole train split, a row's own search among them
-(`retrieval.related`); rows with items (`tasks.item_examples`) see what was there before them.
+Related queries and e_p* come from the whole train split, including a row's own search
+(`retrieval.related`). Rows with items (`tasks.item_examples`) use earlier searches only.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ TEXTS = ("inputs", "targets")
 _WAY_OUT = "build the examples first, by the stage examples"
 
 _ROWS_A_BLOCK = 4096
-_PRESENT = np.zeros(0)  # stands for a vector: whether there is one is all that the ids show
+_PRESENT = np.zeros(0)  # stands for a vector: the ids depend only on whether there is one
 
 
 @dataclass(frozen=True)
@@ -55,12 +55,12 @@ class Examples:
     """N examples by random access.
 
     Attributes:
-      folder: where they lie.
+      folder: their folder.
       shards: their records.
-      input_lengths, target_lengths: int32 [N], how many ids each has.
+      input_lengths, target_lengths: int32 [N], number of ids.
       meta: count, lengths, fingerprints.
-      soft: int32 [N], the row of `vectors` behind example i's soft token, 0: it has none.
-      vectors: float16 [P + 1, E] by memory map; None where no example has a soft token.
+      soft: int32 [N], the row of `vectors` for the soft token; 0: the example has none.
+      vectors: float16 [P + 1, E] by memory map; None if no example has a soft token.
     """
 
     folder: str
@@ -76,28 +76,28 @@ class Examples:
 
     def __getitem__(self, i: int) -> tuple[np.ndarray, np.ndarray]:
         """Inputs [L_i] and targets [T_i] of example i."""
-        found = self.texts([i])
-        return found["inputs"][0], found["targets"][0]
+        texts = self.texts([i])
+        return texts["inputs"][0], texts["targets"][0]
 
     def texts(self, rows: Sequence[int] | np.ndarray) -> dict[str, tuple[np.ndarray, np.ndarray]]:
-        """`inputs` and `targets` of some examples: all ids end to end, int32, and how many each
-        example has.
+        """`inputs` and `targets` of some examples: concatenated ids, int32, and the number of ids
+        of each example.
         """
-        found = records.decode(self.shards.read(rows), TEXTS)
-        return {name: (ids.astype(np.int32), sizes) for name, (ids, sizes) in found.items()}
+        features = records.decode(self.shards.read(rows), TEXTS)
+        return {name: (ids.astype(np.int32), sizes) for name, (ids, sizes) in features.items()}
 
     @classmethod
     def load(
         cls, folder: str, task: str, split: str, *, fetch: Callable[[str], str] = local
     ) -> Examples:
-        """Opens folder/task/split. Raises UserError if it is missing or broken.
+        """Opens folder/task/split. Raises UserError if it is missing or damaged.
 
         Args:
           fetch: path -> path of the same file on a disk; see `shards.Shards`.
         """
-        where = os.path.join(folder, task, split)
-        meta = read_meta(where, f"examples of task {task!r}, split {split!r}", _WAY_OUT)
-        shards = Shards(where, fetch=fetch, way_out=_WAY_OUT)
+        path = os.path.join(folder, task, split)
+        meta = read_meta(path, f"examples of task {task!r}, split {split!r}", _WAY_OUT)
+        shards = Shards(path, fetch=fetch, way_out=_WAY_OUT)
         soft = vectors = None
         if meta["soft"]:
             soft = shards.column("soft")
@@ -108,8 +108,8 @@ class Examples:
                 raise UserError(
                     f"{folder}: the vectors of soft tokens cannot be read ({e}); {_WAY_OUT}"
                 ) from e
-        ins, outs = shards.column("input_lengths"), shards.column("target_lengths")
-        return cls(where, shards, ins, outs, meta, soft, vectors)
+        inputs, targets = shards.column("input_lengths"), shards.column("target_lengths")
+        return cls(path, shards, inputs, targets, meta, soft, vectors)
 
 
 def build_examples(
@@ -124,13 +124,13 @@ def build_examples(
     kinds: Mapping[str, Kind] | None = None,
     mixture: str = "onesug",
 ) -> dict[str, dict[str, dict]]:
-    """Makes the examples of all tasks and splits, in `folder`; a task is `{mixture}_{kind}`.
+    """Makes the examples of all tasks and splits, in `folder`; a task is named `{mixture}_{kind}`.
 
     Args:
       splits: split name -> Parquet file in the log schema.
-      spec: what of a request is shown, and the lengths.
+      spec: the inputs of the model and their lengths.
       context: gives related queries and enhanced prefixes (`retrieval.related`); None: neither.
-      indexed: queries that may be learnt; training rows that ended in another one are left out.
+      indexed: whether a query is indexed; training rows with other queries are left out.
       tasks: kind -> rate; default {"query": 1.0}.
       kinds: further kinds beside `KINDS`, by name.
 
@@ -142,11 +142,11 @@ def build_examples(
         an example in "train".
     """
     tasks = {"query": 1.0} if tasks is None else dict(tasks)
-    every = {**KINDS, **(kinds or {})}
+    all_kinds = {**KINDS, **(kinds or {})}
     for kind, rate in tasks.items():
-        if kind not in every:
+        if kind not in all_kinds:
             raise UserError(
-                f"tasks: expected kinds out of {', '.join(sorted(every))}; found {kind!r}."
+                f"tasks: expected kinds out of {', '.join(sorted(all_kinds))}; found {kind!r}."
             )
         if not rate > 0:
             raise UserError(
@@ -170,7 +170,7 @@ def build_examples(
         metas[name := f"{mixture}_{kind}"] = {}
         for split, path in splits.items():
             rows = _rows(split, splits, spec, context, soft, indexed, own_draw)
-            blocks = _blocks(rows, every[kind], featurizer)
+            blocks = _blocks(rows, all_kinds[kind], featurizer)
             total = pq.read_metadata(path).num_rows
             metas[name][split] = write_examples(folder, name, split, blocks, about, total=total)
     write_mixture(folder, mixture, {f"{mixture}_{kind}": tasks[kind] for kind in tasks}, metas)
@@ -183,11 +183,11 @@ def write_mixture(
     rates: Mapping[str, float],
     metas: Mapping[str, Mapping[str, Mapping[str, Any]]],
 ) -> None:
-    """Writes what the tasks in `folder` weigh; UserError where one has no example to train on."""
+    """Writes the rates of the tasks in `folder`; UserError if a task has no training example."""
     for task, splits in metas.items():
         if "train" in splits and not splits["train"]["count"]:
             raise UserError(
-                f"task {task!r} gave no example of split 'train'; its log has no row it can use."
+                f"task {task!r} gave no example of split 'train'; its log has no usable row."
             )
     write_json(os.path.join(folder, MIXTURE_FILE), {"mixture": mixture, "tasks": dict(rates)})
 
@@ -201,16 +201,15 @@ def _rows(
     indexed: Callable[[str], bool] | None,
     redraw: PrefixDraw | None,
 ) -> Iterator[list[tuple[Request, str, int]]]:
-    """The requests of a split in file order, with their queries and the numbers of their soft
-    tokens' vectors, block by block.
+    """Blocks of (request, query, number of the soft token's vector) of a split, in file order.
 
     Args:
-      soft: prefix -> number of its vector, from 1; a prefix it lacks has no soft token.
-      redraw: draws the prefixes of training rows anew; other splits then have no rows.
+      soft: prefix -> number of its vector, from 1; other prefixes have no soft token.
+      redraw: replaces the prefixes of training rows; other splits then have no rows.
     """
     if redraw is not None and split != "train":
         return
-    # A split sees the history of its own file and of the splits before it, never of a later one.
+    # History comes from the split's own file and the splits before it.
     files = [splits[name] for name in SPLITS[: 1 + SPLITS.index(split)] if name in splits]
     profile = profile_columns(pq.read_schema(splits[split]))
     for batch in with_history(files, keep=splits[split], history=spec.history):
@@ -223,36 +222,33 @@ def _rows(
                 prefixes = redraw(rows["request_id"].to_pylist(), prefixes, queries)
             related: Sequence[Sequence[str]] = [()] * rows.num_rows
             if context is not None and spec.related:
-                related = [found[: spec.related] for found in context.related(prefixes)]
+                related = [texts[: spec.related] for texts in context.related(prefixes)]
             columns = [rows[name].cast(pa.string()).to_pylist() for name in profile]
             profiles = zip(*columns, strict=True) if columns else [()] * rows.num_rows
             block = []
-            given = zip(prefixes, rows[RECENT].to_pylist(), related, profiles, queries, strict=True)
-            for prefix, past, near, own, query in given:
+            lists = zip(rows[RECENT].to_pylist(), related, profiles, strict=True)
+            for prefix, query, texts in zip(prefixes, queries, lists, strict=True):
                 number = soft.get(prefix, 0)
+                history, near, profile_values = ([text for text in row if text] for row in texts)
                 vector = _PRESENT if number else None
-                request = Request(prefix, _some(past), _some(near), _some(own), vector)
+                request = Request(prefix, history, near, profile_values, vector)
                 block.append((request, query, number))
             yield block
-
-
-def _some(texts: Iterable[str | None]) -> list[str]:
-    return [text for text in texts if text]
 
 
 def _blocks(
     rows: Iterable[list[tuple[Request, str, int]]], kind: Kind, featurizer: Featurizer
 ) -> Iterator[tuple[np.ndarray, ...]]:
-    """What `write_examples` takes, of the examples of a kind."""
+    """The examples of a kind, as blocks for `write_examples`."""
     soft_id = featurizer.vocabulary.soft_id
     for block in rows:
-        made, soft = [], []
+        examples, soft = [], []
         for request, query, number in block:
             if (example := kind(featurizer, request, query)) is not None:
-                made.append(example)
+                examples.append(example)
                 soft.append(number if soft_id in example[0] else 0)
-        if made:
-            sides = [[example[side] for example in made] for side in (0, 1)]
+        if examples:
+            sides = [[example[side] for example in examples] for side in (0, 1)]
             sizes = [np.array([*map(len, ids)], np.int64) for ids in sides]
             ids = [np.concatenate(ids) for ids in sides]
             yield ids[0], sizes[0], ids[1], sizes[1], np.array(soft, np.int64)
@@ -264,29 +260,27 @@ def write_vectors(
     context: RelatedQueries,
     redraw: PrefixDraw | None = None,
 ) -> dict[str, int]:
-    """The enhanced prefix of every distinct prefix of the splits, into folder/vectors.npy.
-
-    With `redraw` also of those that it gives training rows.
+    """Writes folder/vectors.npy: the enhanced prefixes of all distinct prefixes of the splits, and
+    of those that `redraw` gives training rows.
 
     Returns:
-      prefix -> row of the table, from 1 (row 0 is no prefix's); empty where `context` has no
-      vectors.
+      prefix -> row of the table, from 1; empty if `context` has no vectors.
     """
-    wanted: set[str] = set()
+    distinct: set[str] = set()
     for split, path in splits.items():
         with pq.ParquetFile(path) as file:
             for batch in file.iter_batches(columns=["prefix", "query", "request_id"]):
                 prefixes, queries, ids = (column.to_pylist() for column in batch.columns)
-                wanted |= set(prefixes)
+                distinct |= set(prefixes)
                 if redraw is not None and split == "train":
-                    wanted |= set(redraw(ids, prefixes, queries))
-    ordered = sorted(wanted)
+                    distinct |= set(redraw(ids, prefixes, queries))
+    ordered = sorted(distinct)
     blocks = []
     for start in range(0, len(ordered), _ROWS_A_BLOCK):
-        found = context.vectors(ordered[start : start + _ROWS_A_BLOCK])
-        if found is None:
+        vectors = context.vectors(ordered[start : start + _ROWS_A_BLOCK])
+        if vectors is None:
             return {}
-        blocks.append(found.astype(np.float16))
+        blocks.append(vectors.astype(np.float16))
     if not blocks:
         return {}
     table = np.concatenate([np.zeros((1, blocks[0].shape[1]), np.float16), *blocks])
@@ -305,17 +299,17 @@ def write_examples(
     total: int | None = None,
     shard_bytes: int = SHARD_BYTES,
 ) -> dict:
-    """Writes folder/task/split from blocks of (inputs, input lengths, targets, target lengths),
-    flat arrays, and where examples have soft tokens their numbers [n].
+    """Writes folder/task/split from blocks of flat arrays: inputs, input lengths, targets, target
+    lengths, and if examples have soft tokens the numbers [n] of their vectors.
 
-    A block at a time is in memory; the finished folder takes the place of an earlier one.
+    One block at a time is in memory; the finished folder replaces an earlier one.
 
     Returns:
-      the meta written: `extra`, count, token counts, longest, and how many examples fill their
-        length.
+      the contents of meta.json: `extra`, count, token counts, longest, and the number of examples
+      that fill their length.
     """
-    where = os.path.join(folder, task, split)
-    part = where + ".part"
+    path = os.path.join(folder, task, split)
+    part = path + ".part"
     shutil.rmtree(part, ignore_errors=True)
     os.makedirs(part)
     names = ("input_lengths", "target_lengths", "soft")
@@ -326,14 +320,14 @@ def write_examples(
     soft_tokens = 0
     for inputs, input_lengths, targets, target_lengths, *soft in blocks:
         numbers = soft[0] if soft else np.zeros(len(input_lengths), np.int32)
-        has = numbers > 0
-        soft_tokens += int(has.sum())
+        has_soft = numbers > 0
+        soft_tokens += int(has_soft.sum())
         block = {"inputs": (inputs, input_lengths), "targets": (targets, target_lengths)}
         for name, (ids, sizes) in block.items():
             totals[name] += len(ids)
             longest[name] = max(longest[name], int(sizes.max(initial=0)))
             filled[name] += int((sizes >= limits.get(name, np.inf)).sum())
-        block["soft"] = numbers[has], has.astype(int)
+        block["soft"] = numbers[has_soft], has_soft.astype(int)
         columns = (input_lengths, target_lengths, numbers)
         writer.add(records.encode(block), dict(zip(names, columns, strict=True)))
         progress.add(len(input_lengths))
@@ -347,5 +341,5 @@ def write_examples(
         if name in TEXTS or soft_tokens
     }
     write_json(os.path.join(part, META_FILE), meta)
-    replace_folder(part, where)
+    replace_folder(part, path)
     return meta

@@ -1,15 +1,14 @@
-"""One request -> the encoder's ids, one query -> the decoder's ids: the one file that orders them.
+"""One request -> the encoder's ids, one query -> the decoder's ids.
 
-The order is the paper's (PAPER.md section 1, x_u = p, H_p, H_u, U):
+The order is that of the paper (PAPER.md section 1, x_u = p, H_p, H_u, U):
 
     <prefix> p <soft> <related1> q1 <related2> q2 .. <history1> h1 <history2> h2 ..
     <profile1> v1 <profile2> .. </s>
 
-The prefix's marker always stands. `<soft>` keeps the place of the enhanced prefix e_p*, a vector
-that the model projects (section 2.3); it is left out where a request has none. Semantic ids
-(section 2.4) are written as their tokens. Training (`tasks.examples`) and serving call the same
-functions, so both see the same arrays. This file knows numpy only; it neither finds related queries
-nor reads logs.
+The marker of the prefix is always present. The model replaces `<soft>` by the projection of the
+enhanced prefix e_p* (section 2.3); a request without e_p* has no `<soft>`. Semantic ids (section
+2.4) are written as their tokens. Training (`tasks.examples`) and serving call the same functions,
+so both get the same arrays. Numpy only.
 """
 
 from __future__ import annotations
@@ -34,15 +33,15 @@ _CACHED_TEXTS = 1 << 18  # queries and profile values repeat; about 100 MB when 
 
 @dataclass(frozen=True)
 class Request:
-    """What the model may know of one request; all text normalised as `logs.schema` does it.
+    """The inputs of one request; texts are normalised by `logs.schema`.
 
     Attributes:
-      prefix: what stands in the search box.
+      prefix: the text in the search box.
       history: the user's queries, newest first.
       related: queries related to the prefix, best first.
       profile: static profile values.
-      vector: the enhanced prefix e_p*, `[E]`; None: there is none.
-      items: the as-of features of the request's moment; None: not computed.
+      vector: the enhanced prefix e_p*, `[E]`, or None.
+      items: the as-of features at the request's moment; None: not computed.
 
     Examples:
       >>> from onesug_jax import Request
@@ -64,7 +63,7 @@ def make_requests(
     histories: Sequence[Sequence[str]],
     profiles: Sequence[Sequence[str]],
 ) -> list[Request]:
-    """Requests with all that `context` adds to them; texts are normalised already."""
+    """Requests of normalised texts, with the related queries and vectors of `context`."""
     related: Sequence[Sequence[str]] = [()] * len(prefixes)
     vectors = None
     if context is not None and len(prefixes):
@@ -83,17 +82,17 @@ def make_requests(
 
 @dataclass(frozen=True)
 class FeatureSpec:
-    """How much of a request is shown to the model.
+    """The inputs of the model.
 
     Attributes:
       input_length: most encoder ids, end token included.
       target_length: most decoder ids, end token included.
       related: most related queries.
-      history: most history queries (the paper: ten; more cost MRR).
-      profile: whether the profile is shown.
-      soft: whether the enhanced prefix e_p* is shown, as one soft token.
-      items: whether candidates and history are items, numbers with counts and ages, and only the
-        prefix and the profile are text; else they are text, as in the paper.
+      history: most history queries (the paper: ten; more reduced MRR).
+      profile: whether the profile is an input.
+      soft: whether the enhanced prefix e_p* is an input, as one soft token.
+      items: whether candidates and history are items (numbers with counts and ages), so that only
+        prefix and profile are text; False: all are text, as in the paper.
 
     Examples:
       >>> from onesug_jax import FeatureSpec
@@ -122,11 +121,11 @@ class FeatureSpec:
 class Featurizer:
     """Requests and queries to ids, within the lengths of `spec`.
 
-    What does not fit is left out item by item, never cut inside one: the prefix has first call on
-    half of the input (its last ids remain, since the user is typing the end), the profile on an
-    eighth; related and history queries then take turns, best and newest first, and a section ends
-    with the first item that no longer fits. A target too long loses its last pieces but keeps its
-    end token.
+    An item that does not fit is left out, never cut. The exception is the prefix: it may fill half
+    of the input and retains its last ids, since the user is typing its end. The profile may fill an
+    eighth. Related and history queries are then added alternately, best and newest first; a section
+    ends before the first item that does not fit. A long target loses its last pieces and retains
+    the end token.
 
     Examples:
       >>> import tempfile
@@ -145,32 +144,25 @@ class Featurizer:
         self._text_ids = functools.lru_cache(maxsize=_CACHED_TEXTS)(vocabulary.encode)
 
     def inputs(self, request: Request) -> np.ndarray:
-        """The encoder's ids of `request`, int32 `[L]` with L <= input_length, ending with the end
-        token.
+        """The encoder's ids of `request`, int32 `[L]` with L <= input_length, end token
+        included.
         """
         v, spec = self.vocabulary, self.spec
-        left = spec.input_length - 1  # the end token's place
         out = [v.prefix_id, *self._text_ids(request.prefix)[-(spec.input_length // 2 - 1) :]]
         if spec.soft and request.vector is not None:
             out.append(v.soft_id)
-        left -= len(out)
+        room = spec.input_length - 1 - len(out)  # without the end token
         profile: list[int] = []
         if spec.profile and request.profile:
-            room = min(left, spec.input_length // 8)
-            profile = self._section(request.profile, v.item_ids["profile"], room)
-            left -= len(profile)
+            most = min(room, spec.input_length // 8)
+            profile = self._section(request.profile, v.item_ids["profile"], most)
         related, history = self._share(
-            request.related[: spec.related], request.history[: spec.history], left
+            request.related[: spec.related], request.history[: spec.history], room - len(profile)
         )
-        out += related
-        out += history
-        out += profile
-        return np.array([*out, v.eos_id], np.int32)
+        return np.array([*out, *related, *history, *profile, v.eos_id], np.int32)
 
     def item_input(self, prefix: str, profile: Sequence[str]) -> np.ndarray:
-        """The encoder's ids of a request whose candidates, history and e_p* are items: prefix and
-        profile. int32 `[L]`.
-        """
+        """The encoder's ids, int32 `[L]`, of a request with items: prefix and profile."""
         v, spec = self.vocabulary, self.spec
         out = [v.prefix_id, *self._text_ids(prefix)[-(spec.input_length // 2 - 1) :]]
         if spec.profile and profile:
@@ -179,7 +171,7 @@ class Featurizer:
         return np.array([*out, v.eos_id], np.int32)
 
     def _section(self, texts: Sequence[str], markers: Sequence[int], room: int) -> list[int]:
-        """The section of the first texts that fit into `room` ids."""
+        """The ids of the first texts that fit into `room` ids, with their markers."""
         out: list[int] = []
         rank = 0
         for text in texts:
@@ -197,16 +189,16 @@ class Featurizer:
     def _share(
         self, related: Sequence[str], history: Sequence[str], room: int
     ) -> tuple[list[int], list[int]]:
-        """The related and the history section; item by item they take turns at `room` ids."""
+        """The related and the history section; they share `room` ids, one item each in turn."""
         markers = self.vocabulary.item_ids
         sections: tuple[list[int], list[int]] = ([], [])
-        waiting = [
+        active = [
             (sections[0], markers["related"], iter(related)),
             (sections[1], markers["history"], iter(history)),
         ]
-        while waiting:
-            still = []
-            for out, left, texts in waiting:
+        while active:
+            unfinished = []
+            for out, left, texts in active:
                 text = next(texts, None)
                 if text is None:
                     continue
@@ -217,21 +209,17 @@ class Featurizer:
                     out += [left[0], *ids]
                     room -= len(ids) + 1
                     left = left[1:] or left
-                still.append((out, left, texts))
-            waiting = still
+                unfinished.append((out, left, texts))
+            active = unfinished
         return sections
 
     def target(self, query: str) -> np.ndarray:
-        """The decoder's ids of `query`, int32 `[T]` with T <= target_length, ending with the end
-        token.
-        """
+        """The decoder's ids of `query`, int32 `[T]` with T <= target_length, end token included."""
         ids = self._text_ids(query)[: self.spec.target_length - 1]
         return np.array([*ids, self.vocabulary.eos_id], np.int32)
 
     def targets(self, queries: Sequence[str]) -> np.ndarray:
-        """`target` of many queries, int32 `[N, T]`, 0 behind the end token; T as the longest needs,
-        at most target_length.
-        """
+        """`target` of many queries, int32 `[N, T]`, padded with 0 to the longest."""
         room = self.spec.target_length - 1
         rows = [ids[:room] for ids in self.vocabulary.encode_all(queries)]
         lengths = np.fromiter(map(len, rows), np.int64, len(rows))
@@ -243,26 +231,23 @@ class Featurizer:
         return out
 
     def text_input(self, text: str) -> np.ndarray:
-        """The encoder's ids of a text alone, without a section: what query -> id tasks read."""
+        """The encoder's ids of a text without markers, for query -> id tasks."""
         ids = self._text_ids(text)[: self.spec.input_length - 1]
         return np.array([*ids, self.vocabulary.eos_id], np.int32)
 
     def id_tokens(self, codes: Sequence[int]) -> np.ndarray:
-        """The tokens of a semantic id, a code a level, end token included: `[levels + 1]`.
-
-        As encoder input they open with the marker of ids: see `id_input`.
-        """
+        """The tokens of a semantic id as decoder ids, end token included: `[levels + 1]`."""
         tokens = [self.vocabulary.sid(level, int(code)) for level, code in enumerate(codes)]
         return np.array([*tokens, self.vocabulary.eos_id], np.int32)
 
     def id_input(self, codes: Sequence[int]) -> np.ndarray:
-        """The encoder's ids of a semantic id alone: `[levels + 2]`."""
+        """The encoder's ids of a semantic id, after its marker: `[levels + 2]`."""
         return np.concatenate([[self.vocabulary.ids_id], self.id_tokens(codes)]).astype(np.int32)
 
     def soft(self, requests: Sequence[Request]) -> np.ndarray | None:
         """The vectors of the soft tokens of `requests`, float32 `[B, 1, E]`; None without any.
 
-        A row without a vector is 0, and its ids hold no soft token.
+        The row of a request without a vector is 0, and its ids have no soft token.
         """
         vectors = [request.vector for request in requests]
         if not self.spec.soft or all(vector is None for vector in vectors):

@@ -1,13 +1,13 @@
-"""Training rows with items, fixed once in shards: what each request saw at its moment.
+"""Training rows with items, computed once and stored in shards: features as of each request.
 
-    folder/{task}/{split}/part-*.array_record   a row a record, in time order (`tasks.shards`)
+    folder/{task}/{split}/part-*.array_record   one record a row, in time order (`tasks.shards`)
                           counts.json           rows of each shard
                           {column of COLUMNS}.npy, meta.json
 
-A record is a `tf.train.Example` (`tasks.records`) of the features in meta.json. Text is the prefix,
-the profile and the searched query as pieces; candidates and history are numbers into the tables of
-`retrieval.tables`, with their counts and ages as of the request (`logs.asof`). Empty places at the
-end are left out of a record. The rows come from `logs.asof.walk`; nothing is taken out of them.
+A record is a `tf.train.Example` (`tasks.records`) of the features in meta.json. Prefix, profile and
+searched query are pieces. Candidates and history are rows of the tables of `retrieval.tables`, with
+counts and ages as of the request (`logs.asof`). Padding is not stored. The rows come from
+`logs.asof.walk`.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from onesug_jax.tasks.examples import MIXTURE_FILE, TEXTS
 from onesug_jax.tasks.features import Featurizer
 
 TASK = "onesug_query"
-FEATURES = {  # name: type; shapes of a row: [C], [C, K], [H], [H], [2], [] ..
+FEATURES = {  # name: dtype; the shapes of a row are in meta.json
     "candidates": np.int32,
     "candidate_counts": np.float16,
     "history": np.int32,
@@ -41,14 +41,14 @@ FEATURES = {  # name: type; shapes of a row: [C], [C, K], [H], [H], [2], [] ..
     "level": np.int8,
     "row": np.int64,
 }
-# Read for all rows at once; `room` is how many places of `candidates` a row fills.
+# Read for all rows at once; `room` is the number of candidates of a row.
 COLUMNS = {
     "room": np.int16,
     "target_candidate": np.int16,
     "level": np.int8,
     "row": np.int64,
 }
-_PLACES = {  # feature -> whose places it has
+_PADDED = {  # padded feature -> the feature that decides its length
     **dict.fromkeys(("candidates", "candidate_counts", "candidate_levels"), "candidates"),
     **dict.fromkeys(("history", "history_minutes"), "history"),
 }
@@ -69,14 +69,12 @@ def write(
     """Writes the rows of all splits from one walk through time.
 
     Args:
-      folder: folder/{split} is filled for every split.
-      blocks: of `logs.asof.walk`; `file` counts the splits in their order.
-      splits: their names.
-      featurizer: makes pieces.
+      folder: the rows of a split go to folder/{split}.
+      blocks: from `logs.asof.walk`; `file` is the index of the split in `splits`.
       prefix_row: prefix -> its row in the table of prefixes, 0: none.
       number_of: query -> its number, -1: none.
       shard_bytes: see `shards.Writer`.
-      progress: counts the rows that are written.
+      progress: counts the written rows.
     """
     writers = {name: Writer(os.path.join(folder, name), shard_bytes) for name in splits}
     for block, all_events in blocks:
@@ -102,16 +100,16 @@ def write(
 
 
 def join(folder: str, parts: Sequence[str], splits: Sequence[str]) -> None:
-    """Makes examples in `folder` of what `write` left in the folders `parts`, in their order."""
+    """Joins the folders `parts` that `write` filled, in their order, as examples in `folder`."""
     for name in splits:
-        out, written = os.path.join(folder, TASK, name), [os.path.join(p, name) for p in parts]
-        metas = [shards.read_meta(part, "examples with items", _WAY_OUT) for part in written]
-        meta = max(metas, key=lambda one: len(one["features"]))  # an empty part knows no shapes
-        longest = {text: max(one["longest"][text] for one in metas) for text in TEXTS}
+        out, inputs = os.path.join(folder, TASK, name), [os.path.join(p, name) for p in parts]
+        metas = [shards.read_meta(path, "examples with items", _WAY_OUT) for path in inputs]
+        meta = max(metas, key=lambda m: len(m["features"]))  # an empty part has no shapes
+        longest = {text: max(m["longest"][text] for m in metas) for text in TEXTS}
         for text in TEXTS:
             meta["features"][text]["shape"] = [longest[text]]
-        tokens = {text: sum(one["tokens"][text] for one in metas) for text in TEXTS}
-        meta |= {**shards.join(out, written, COLUMNS), "longest": longest, "tokens": tokens}
+        tokens = {text: sum(m["tokens"][text] for m in metas) for text in TEXTS}
+        meta |= {**shards.join(out, inputs, COLUMNS), "longest": longest, "tokens": tokens}
         write_json(os.path.join(out, shards.META_FILE), meta)
     write_json(
         os.path.join(folder, MIXTURE_FILE),
@@ -120,52 +118,52 @@ def join(folder: str, parts: Sequence[str], splits: Sequence[str]) -> None:
 
 
 def levels_of(part: Mapping[str, np.ndarray], shown: Sequence[Sequence[int]]) -> np.ndarray:
-    """The behaviour level of every candidate, int8 `[B, C]`: the row's own for what was searched,
-    SHOW for what the user saw besides, NOT_SHOW for the rest; RAND where a place is empty.
+    """The behaviour level of every candidate, int8 `[B, C]`: the row's level for the searched
+    query, SHOW for other shown queries, NOT_SHOW for the rest, RAND for padding.
 
     Args:
       part: `candidates [B, C]`, `target_candidate [B]`, `level [B]`.
-      shown: numbers of the queries that each row's list held.
+      shown: numbers of the queries in the shown list of each row.
     """
     candidates = part["candidates"]
     levels = np.where(candidates > 0, Level.NOT_SHOW, Level.RAND).astype(np.int8)
     rows = np.arange(len(shown))
-    seen = np.array([number + 1 for numbers in shown for number in numbers], np.int64)
-    of = np.repeat(rows, [len(numbers) for numbers in shown])
-    cells = rows[:, None] << 32 | candidates  # a row and a number in one
-    levels[np.isin(cells, of << 32 | seen) & (candidates > 0)] = Level.SHOW
+    shown_numbers = np.array([number + 1 for numbers in shown for number in numbers], np.int64)
+    shown_rows = np.repeat(rows, [len(numbers) for numbers in shown])
+    keys = rows[:, None] << 32 | candidates  # row and candidate as one integer
+    levels[np.isin(keys, shown_rows << 32 | shown_numbers) & (candidates > 0)] = Level.SHOW
     hit = np.flatnonzero(part["target_candidate"])
     levels[hit, part["target_candidate"][hit] - 1] = part["level"][hit]
     return levels
 
 
 def _flat(part: Mapping[str, Any]) -> dict[str, tuple[np.ndarray, np.ndarray]]:
-    """Of every feature, all rows' values end to end, without the empty places at the end of
-    candidates and history, and how many each row has.
+    """For every feature the concatenated values of all rows, without padding, and the number of
+    values of each row.
     """
-    taken = {name: _places(np.asarray(part[name])) for name in ("candidates", "history")}
+    lengths = {name: _lengths(np.asarray(part[name])) for name in ("candidates", "history")}
     out = {}
-    for name, kind in FEATURES.items():
-        values = np.asarray(part[name], kind)
-        each = np.full(len(values), values[0].size)
-        if name in _PLACES:
-            most = taken[_PLACES[name]]
-            each = most * values[0, 0].size
-            values = values[np.arange(values.shape[1]) < most[:, None]]
-        out[name] = values.reshape(-1), each
+    for name, dtype in FEATURES.items():
+        values = np.asarray(part[name], dtype)
+        sizes = np.full(len(values), values[0].size)
+        if name in _PADDED:
+            length = lengths[_PADDED[name]]
+            sizes = length * values[0, 0].size
+            values = values[np.arange(values.shape[1]) < length[:, None]]
+        out[name] = values.reshape(-1), sizes
     for name in TEXTS:
-        each = np.array([len(ids) for ids in part[name]], np.int64)
-        out[name] = np.concatenate([np.zeros(0, np.int32), *part[name]], dtype=np.int32), each
+        sizes = np.array([len(ids) for ids in part[name]], np.int64)
+        out[name] = np.concatenate([np.zeros(0, np.int32), *part[name]], dtype=np.int32), sizes
     return out
 
 
-def _places(numbers: np.ndarray) -> np.ndarray:
-    """Places `[B]` of `numbers [B, C]` until the last that is not 0."""
+def _lengths(numbers: np.ndarray) -> np.ndarray:
+    """Lengths `[B]` of the rows of `numbers [B, C]`, without the zeros at their end."""
     return np.max(np.where(numbers > 0, np.arange(1, numbers.shape[1] + 1), 0), axis=1)
 
 
 class Writer:
-    """Writes the shards of one split, and their description."""
+    """Writes the shards and meta.json of one split."""
 
     def __init__(self, folder: str, shard_bytes: int = shards.SHARD_BYTES):
         self._folder = folder
@@ -174,22 +172,24 @@ class Writer:
         self._longest, self._tokens = dict.fromkeys(TEXTS, 0), dict.fromkeys(TEXTS, 0)
 
     def add(self, part: Mapping[str, Any]) -> None:
-        """Appends B rows: FEATURES, and the ids of TEXTS of each row."""
+        """Appends B rows: arrays of FEATURES, and lists of ids of TEXTS."""
         block = _flat(part)
         self._shapes = {name: np.shape(part[name])[1:] for name in FEATURES}
         for name in TEXTS:
             self._longest[name] = max(self._longest[name], int(block[name][1].max()))
             self._tokens[name] += len(block[name][0])
-        columns: dict[str, Any] = {**part, "room": _places(np.asarray(part["candidates"]))}
+        columns: dict[str, Any] = {**part, "room": _lengths(np.asarray(part["candidates"]))}
         self._shards.add(records.encode(block), columns)
 
     def close(self, about: Mapping[str, object]) -> dict:
-        """Ends the files and writes meta.json, which is `about` and more; returns it."""
+        """Closes the files and writes meta.json with the fields of `about`; returns its
+        contents.
+        """
         written = self._shards.close()
         shapes = {**self._shapes, **{name: (longest,) for name, longest in self._longest.items()}}
         features = {
-            name: {"shape": list(shapes[name]), "dtype": np.dtype(kind).name}
-            for name, kind in {**FEATURES, **dict.fromkeys(TEXTS, np.int32)}.items()
+            name: {"shape": list(shapes[name]), "dtype": np.dtype(dtype).name}
+            for name, dtype in {**FEATURES, **dict.fromkeys(TEXTS, np.int32)}.items()
             if name in shapes
         }
         meta = {**about, **written, "task": TASK, "features": features}
@@ -202,51 +202,51 @@ class ItemExamples:
     """N rows by random access.
 
     Args:
-      folder: what the examples stage wrote.
+      folder: written by the examples stage.
       fetch: path -> path of the same file on a disk; see `shards.Shards`.
 
     Attributes:
-      shapes: feature -> shape of a row. meta: count, lengths, fingerprints. shards: the records.
+      shapes: feature -> shape of a row.
+      meta: count, lengths, fingerprints.
+      shards: the records.
 
     Raises:
-      UserError: there are none, or they are damaged.
+      UserError: the examples are missing or damaged.
     """
 
     def __init__(self, folder: str, split: str, *, fetch: Callable[[str], str] = shards.local):
         self.folder = os.path.join(folder, TASK, split)
         self.meta = shards.read_meta(self.folder, "examples with items", _WAY_OUT)
         self.shards = shards.Shards(self.folder, fetch=fetch, way_out=_WAY_OUT)
-        about = self.meta["features"]
-        self.shapes = {name: tuple(each["shape"]) for name, each in about.items()}
-        self._dtypes = {name: each["dtype"] for name, each in about.items()}
+        features = self.meta["features"]
+        self.shapes = {name: tuple(about["shape"]) for name, about in features.items()}
+        self._dtypes = {name: about["dtype"] for name, about in features.items()}
 
     def __len__(self) -> int:
         return self.meta["count"]
 
     def column(self, name: str) -> np.ndarray:
-        """One of COLUMNS of all rows, `[N]`; read anew at each call."""
+        """One of COLUMNS of all rows, `[N]`; every call reads the file."""
         return self.shards.column(name)
 
     def read(
         self, rows: Sequence[int] | np.ndarray, names: Iterable[str] | None = None
     ) -> dict[str, np.ndarray]:
-        """Features (default: all) of B rows, `[B, *shapes[name]]`; 0 in empty places."""
+        """Features (default: all) of B rows, `[B, *shapes[name]]`, padded with 0."""
         return self._arrays(self.shards.read(rows), names)
 
     def blocks(
         self, first: int = 0, stop: int | None = None, *, names: Iterable[str]
     ) -> Iterator[dict[str, np.ndarray]]:
-        """Features of the rows from `first` to before `stop` (None: to the end), some thousand at a
-        time, in order.
-        """
-        for found in self.shards.scan(first, len(self) if stop is None else stop):
-            yield self._arrays(found, names)
+        """Blocks of features of the rows `first : stop` (None: to the end), in order."""
+        for block in self.shards.scan(first, len(self) if stop is None else stop):
+            yield self._arrays(block, names)
 
-    def _arrays(self, found: list[bytes], names: Iterable[str] | None) -> dict[str, np.ndarray]:
+    def _arrays(self, rows: list[bytes], names: Iterable[str] | None) -> dict[str, np.ndarray]:
         out = {}
-        for name, (values, each) in records.decode(found, names or self.shapes).items():
-            size = int(np.prod(self.shapes[name]))
-            array = np.zeros((len(found), size), self._dtypes[name])
-            array[np.arange(size) < each[:, None]] = values
-            out[name] = array.reshape(len(found), *self.shapes[name])
+        for name, (values, sizes) in records.decode(rows, names or self.shapes).items():
+            most = int(np.prod(self.shapes[name]))
+            array = np.zeros((len(rows), most), self._dtypes[name])
+            array[np.arange(most) < sizes[:, None]] = values
+            out[name] = array.reshape(len(rows), *self.shapes[name])
         return out

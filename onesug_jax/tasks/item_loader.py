@@ -1,8 +1,8 @@
 """Batches of rows with items: a pure function of (seed, step), in a few shapes.
 
-A batch holds rows with about as many candidates, so that its arrays end where the longest does: at
-8, 32 or all. Each size shuffles on its own; the sizes take turns in proportion to their rows. A
-process reads its own rows alone; the shards of coming batches are fetched in the background.
+The rows of a batch have similar numbers of candidates, so that the arrays have few shapes: up to 8,
+32 or all candidates. Each size is shuffled separately, and sizes alternate in proportion to their
+rows. A process reads only its own rows; shards of later batches are fetched in the background.
 """
 
 from __future__ import annotations
@@ -19,27 +19,27 @@ from onesug_jax.tasks.examples import TEXTS
 from onesug_jax.tasks.item_examples import TASK, ItemExamples
 from onesug_jax.tasks.process_rows import check_rows, process_batches
 
-_PREFETCHED = 8  # batches whose shards are fetched before they are asked for
+_PREFETCHED = 8  # batches whose shards are fetched in advance
 
 
 class ItemLoader:
     """Batches of one split.
 
     Args:
-      folder: what the examples stage wrote.
+      folder: written by the examples stage.
       batch_size: rows of a batch, over all processes.
       seed: of the order.
-      sizes: most candidates of a batch, ascending; what more a row has is left out of it.
-      order_weight: what a row that ended in an order weighs; others weigh 1.
-      settled: share of the rows, from the first on, of which only those are taken whose query was
-        a candidate: a log begins with no indexed query, so nearly all are new there.
-      rows: the examples to take, by number; None: all but those.
-      process_rows: which rows of every batch this process reads; None: all.
-      vocabulary: expected fingerprint of the vocabulary.
+      sizes: most candidates of a batch, ascending; a row loses the candidates beyond the last size.
+      order_weight: weight of a row that ended in an order; other rows have weight 1.
+      settled: share of the rows, the earliest, that are used only if their query was one of two or
+        more candidates: a log begins without indexed queries, so nearly all queries are new there.
+      rows: numbers of the examples to use; None: all, except as `settled` says.
+      process_rows: rows of every batch that this process reads; None: all.
+      vocabulary: expected fingerprint of the vocabulary; None: any.
       fetch: path -> path of the same file on a disk, for examples in a bucket.
 
     Raises:
-      UserError: missing examples, another vocabulary, settings that cannot hold.
+      UserError: missing examples, another vocabulary, or invalid settings.
     """
 
     def __init__(
@@ -75,8 +75,8 @@ class ItemLoader:
         self.tasks, self.batch_size = [TASK], batch_size
         self.order_weight = order_weight
         longest = self.examples.meta["longest"]
-        # Multiples, so that another version's rows find their programs compiled.
-        self.input_length, self.target_length = (-(-longest[one] // 8) * 8 for one in TEXTS)
+        # Multiples of 8, so that another version can use the same compiled programs.
+        self.input_length, self.target_length = (-(-longest[text] // 8) * 8 for text in TEXTS)
         most = self.examples.shapes["candidates"][0]
         self.sizes = sorted({min(size, most) for size in sizes})
         room = self.examples.column("room")
@@ -92,25 +92,25 @@ class ItemLoader:
                 mixed = int(np.random.SeedSequence([seed, number]).generate_state(1)[0])
                 stream = grain.MapDataset.source(own).shuffle(seed=mixed).repeat()
                 size = self.sizes[number]
-                streams.append(process_batches(stream, batch_size, process_rows, _with(size)))
+                streams.append(process_batches(stream, batch_size, process_rows, _paired(size)))
                 weights.append(float(len(own)))
         self.rows = len(rows)
         self._shares = {self.sizes[n]: len(own) / len(rows) for n, own in enumerate(self._rows)}
         mix = grain.MapDataset.mix
-        self._chosen = streams[0] if len(streams) == 1 else mix(streams, weights)
-        self._fetched = 0  # batches whose shards are open or on their way
+        self._batches = streams[0] if len(streams) == 1 else mix(streams, weights)
+        self._fetched = 0  # batches whose shards are open or being fetched
 
     def batch_at(self, step: int) -> dict[str, np.ndarray]:
         """This process's rows of global batch `step`, see `arrays`."""
         if not self.examples.shards.all_open:
-            for coming in range(max(step, self._fetched), step + _PREFETCHED):
-                self.examples.shards.prefetch(self.rows_at(coming)[0])
+            for later in range(max(step, self._fetched), step + _PREFETCHED):
+                self.examples.shards.prefetch(self.rows_at(later)[0])
             self._fetched = step + _PREFETCHED
         return self.arrays(*self.rows_at(step))
 
     def rows_at(self, step: int) -> tuple[np.ndarray, int]:
-        """Which rows `batch_at` gives, and how many candidates of each."""
-        return self._chosen[step]
+        """The rows of `batch_at`, and the number of candidates of each."""
+        return self._batches[step]
 
     def arrays(self, rows: Sequence[int] | np.ndarray, size: int) -> dict[str, np.ndarray]:
         """The arrays of some rows, with room for `size` candidates.
@@ -119,37 +119,36 @@ class ItemLoader:
           T5X's `encoder_input_tokens [B, L]`, `decoder_input_tokens`, `decoder_target_tokens` and
           `decoder_loss_weights [B, T]`; the items `candidates [B, size]`, `candidate_counts
           [B, size, K]`, `history`, `history_minutes [B, H]`, `clock [B, 2]`, `prefix_row [B]`,
-          `typed [B]`;
-          `target_candidate [B]`, the target's place + 1; `levels [B, size]`, behaviour levels of
-          the candidates; `weight [B]`.
+          `typed [B]`; `target_candidate [B]`, 1 + the target's position, 0: none;
+          `levels [B, size]`, behaviour levels of the candidates; `weight [B]`.
         """
-        given = self.examples.read(rows)
+        features = self.examples.read(rows)
 
-        def texts(name: str, length: int) -> np.ndarray:
-            return np.pad(given[name], ((0, 0), (0, length - given[name].shape[1])))
+        def padded(name: str, length: int) -> np.ndarray:
+            return np.pad(features[name], ((0, 0), (0, length - features[name].shape[1])))
 
-        inputs = texts("inputs", self.input_length)
-        targets = texts("targets", self.target_length)
-        place, levels = given["target_candidate"], given["level"].astype(np.int32)
+        inputs = padded("inputs", self.input_length)
+        targets = padded("targets", self.target_length)
+        place, levels = features["target_candidate"], features["level"].astype(np.int32)
         return {
             "encoder_input_tokens": inputs,
             "decoder_input_tokens": np.pad(targets, ((0, 0), (1, 0)))[:, :-1],
             "decoder_target_tokens": targets,
             "decoder_loss_weights": (targets > 0).astype(np.float32),
-            "candidates": given["candidates"][:, :size],
-            "candidate_counts": given["candidate_counts"][:, :size].astype(np.float32),
-            "history": given["history"],
-            "history_minutes": given["history_minutes"],
-            "clock": given["clock"].astype(np.int32),
-            "prefix_row": given["prefix_row"],
-            "typed": given["typed"].astype(np.int32),
+            "candidates": features["candidates"][:, :size],
+            "candidate_counts": features["candidate_counts"][:, :size].astype(np.float32),
+            "history": features["history"],
+            "history_minutes": features["history_minutes"],
+            "clock": features["clock"].astype(np.int32),
+            "prefix_row": features["prefix_row"],
+            "typed": features["typed"].astype(np.int32),
             "target_candidate": np.where(place <= size, place, 0),
-            "levels": given["candidate_levels"][:, :size].astype(np.int32),
+            "levels": features["candidate_levels"][:, :size].astype(np.int32),
             "weight": np.where(levels == Level.ORDER, self.order_weight, 1.0).astype(np.float32),
         }
 
     def mean_cost(self, cost: Callable[[int, int, int, int], float]) -> float:
-        """`cost(text, targets, history, candidates)` of a row, over the long run."""
+        """Mean of `cost(inputs, targets, history, candidates)` over rows."""
         history = self.examples.shapes["history"][0]
         return sum(
             share * cost(self.input_length, self.target_length, history, size)
@@ -166,6 +165,6 @@ class ItemLoader:
         )
 
 
-def _with(size: int) -> Callable[[Sequence[int]], tuple[np.ndarray, int]]:
-    """Makes rows a pair of their numbers and `size`."""
+def _paired(size: int) -> Callable[[Sequence[int]], tuple[np.ndarray, int]]:
+    """A function: row numbers -> (row numbers, size)."""
     return lambda rows: (np.asarray(rows), size)

@@ -1,8 +1,8 @@
-"""Kinds of example: what one row of the log teaches, as plain functions of the row.
+"""Kinds of example: functions from one row of the log to encoder and decoder ids.
 
-The paper's task and its variations (PAPER.md sections 1 and 2.4): queries, semantic ids, the way
-from one to the other. A task is a kind over a log (`tasks.examples`), a mixture weighs tasks. A new
-training signal is a function here and a name in `KINDS`. Numpy only.
+The paper's task and its variations (PAPER.md sections 1 and 2.4): to a query, to a semantic id, and
+between the two. A task is a kind over a log (`tasks.examples`); a mixture has tasks with rates. A
+new training signal is a function here and a name in `KINDS`. Numpy only.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import numpy as np
 from onesug_jax.tasks.features import Featurizer, Request
 
 Example = tuple[np.ndarray, np.ndarray]
-# Of a request and the query that it ended in; None: it teaches nothing.
+# Of a request and its searched query; None: the row is left out.
 Kind = Callable[[Featurizer, Request, str], Example | None]
 
 
@@ -33,10 +33,10 @@ def query_from_history(featurizer: Featurizer, request: Request, query: str) -> 
 
 
 def id_kinds(ids_of: Callable[[str], Sequence[int] | None]) -> dict[str, Kind]:
-    """The kinds that write or read semantic ids (PAPER.md section 2.4).
+    """The kinds with semantic ids as inputs or targets (PAPER.md section 2.4).
 
     request_to_id: the paper's input -> the id of the query; query_to_id: a query -> its id;
-    id_to_query: the way back. Rows whose query has no id are left out.
+    id_to_query: an id -> its query. Rows whose query has no id are left out.
 
     Args:
       ids_of: query -> its codes, or None for a query without an id.
@@ -58,7 +58,7 @@ def id_kinds(ids_of: Callable[[str], Sequence[int] | None]) -> dict[str, Kind]:
     return {kind.__name__: kind for kind in kinds}
 
 
-ANY_PREFIX = "query_any_prefix"  # `query`, from another beginning of it: training rows only
+ANY_PREFIX = "query_any_prefix"  # `query` from another beginning of the query; training rows only
 KINDS: Mapping[str, Kind] = {
     "query": query,
     "query_from_history": query_from_history,

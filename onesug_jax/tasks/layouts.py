@@ -1,9 +1,7 @@
-"""How examples of unequal length share arrays of one shape: padded, in buckets of few shapes, or
-packed.
+"""Layouts of examples of unequal lengths in arrays of one shape: padded, bucketed or packed.
 
-Plain numpy over lengths and offsets; it knows no files and no order of training (`tasks.loader`
-does). The arrays carry the names and the values that SeqIO's encoder-decoder FeatureConverter
-gives.
+Plain numpy over lengths and offsets; `tasks.loader` reads the files and chooses the order. The
+arrays have the names and values of SeqIO's encoder-decoder FeatureConverter.
 """
 
 from __future__ import annotations
@@ -12,7 +10,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-OPEN_ROWS = 64  # rows a packer keeps open; more fill a little better and cost time
+OPEN_ROWS = 64  # rows open while packing; more rows fill slightly better and take longer
 
 
 def assemble(
@@ -24,13 +22,13 @@ def assemble(
     *,
     packed: bool,
 ) -> dict[str, np.ndarray]:
-    """The model's arrays of S examples put into the rows of a batch.
+    """The model's arrays of a batch of S examples.
 
     Args:
-      parts: `tasks.examples.Examples` to take from.
-      source: [S] which of `parts`.
-      example: [S] which example of it.
-      row: [S] the row it goes to, not decreasing; several examples of a row follow one another.
+      parts: list of `tasks.examples.Examples`.
+      source: [S] index in `parts`.
+      example: [S] number of the example in its part.
+      row: [S] row of the batch, not decreasing; the examples of a row follow one another.
       shape: (B, L, T): rows, encoder length, decoder length.
       packed: whether to add segment ids (from 1) and positions (from 0 in every segment).
 
@@ -66,17 +64,17 @@ def assemble(
 def _texts(
     parts: Sequence, source: np.ndarray, example: np.ndarray
 ) -> dict[str, tuple[np.ndarray, np.ndarray]]:
-    """`Examples.texts` of the examples [S], whichever part each is of."""
+    """`Examples.texts` of examples [S] from several parts."""
     if len(parts) == 1:
         return parts[0].texts(example)
-    found = [part.texts(example[source == s]) for s, part in enumerate(parts)]
+    texts_of_parts = [part.texts(example[source == s]) for s, part in enumerate(parts)]
     out = {}
     for name in ("inputs", "targets"):
         size = np.empty(len(example), np.int64)
-        for s, texts in enumerate(found):
+        for s, texts in enumerate(texts_of_parts):
             size[source == s] = texts[name][1]
         ids, owner = np.empty(size.sum(), np.int32), np.repeat(source, size)
-        for s, texts in enumerate(found):
+        for s, texts in enumerate(texts_of_parts):
             ids[owner == s] = texts[name][0]
         out[name] = ids, size
     return out
@@ -85,22 +83,18 @@ def _texts(
 def _place(
     name: str, ids: np.ndarray, size: np.ndarray, row: np.ndarray, rows: int, length: int
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Tokens, segment ids and positions [rows, length] of one side."""
+    """Tokens, segment ids and positions [rows, length] of inputs or targets."""
     count = len(size)
-    first = np.ones(count, bool)
-    first[1:] = row[1:] != row[:-1]
-    leader = np.maximum.accumulate(
-        np.where(first, np.arange(count), 0)
-    )  # first example of one's row
+    first_of_row = np.searchsorted(row, row)  # rows do not decrease
     before = np.cumsum(size) - size
-    column = before - before[leader]
+    column = before - before[first_of_row]
     if np.any(column + size > length):
         raise ValueError(f"{int(np.max(column + size))} ids of {name} in a row of {length}")
     within = np.arange(size.sum()) - np.repeat(before, size)
     at = np.repeat(row * length + column, size) + within
     tokens, segments, positions = (np.zeros(rows * length, np.int32) for _ in range(3))
     tokens[at] = ids
-    segments[at] = np.repeat(np.arange(count) - leader + 1, size)
+    segments[at] = np.repeat(np.arange(count) - first_of_row + 1, size)
     positions[at] = within
     shape = (rows, length)
     return tokens.reshape(shape), segments.reshape(shape), positions.reshape(shape)
@@ -113,13 +107,11 @@ def place_soft(
     row: np.ndarray,
     shape: tuple[int, int],
 ) -> np.ndarray:
-    """Vectors of the soft tokens of the examples that `assemble` puts into rows.
+    """Vectors of the soft tokens of a batch.
 
     Args:
-      parts: `tasks.examples.Examples`; `soft` [N] numbers each example's vector in `vectors`, 0:
-        the example has no soft token.
-      source, example, row: [S] as for `assemble`.
-      shape: (B, S'): rows, and the most soft tokens of one.
+      parts, source, example, row: as for `assemble`.
+      shape: (B, S'): rows, and the most soft tokens of a row.
 
     Returns:
       float32 [B, S', E]; the n-th vector of a row belongs to its n-th soft token.
@@ -128,43 +120,43 @@ def place_soft(
     out = np.zeros((rows, room, parts[0].vectors.shape[1]), np.float32)
     number = np.zeros(len(example), np.int64)
     for s, part in enumerate(parts):
-        mine = source == s
-        number[mine] = part.soft[example[mine]]
-    held = np.flatnonzero(number)
-    places = row[held]
-    first = np.searchsorted(places, places)  # rows do not decrease
-    out[places, np.arange(len(held)) - first] = parts[0].vectors[number[held]]
+        mask = source == s
+        number[mask] = part.soft[example[mask]]
+    with_soft = np.flatnonzero(number)
+    soft_rows = row[with_soft]
+    first = np.searchsorted(soft_rows, soft_rows)  # rows do not decrease
+    out[soft_rows, np.arange(len(with_soft)) - first] = parts[0].vectors[number[with_soft]]
     return out
 
 
 def bucket_lengths(
     lengths: np.ndarray, count: int, *, multiple: int, limit: int, smallest: int
 ) -> list[int]:
-    """At most `count` lengths, ascending, that pad `lengths` with the fewest tokens in all.
+    """At most `count` bucket lengths, ascending, that need the least padding in total.
 
     Args:
-      lengths: [N] of the examples; each goes to the first bucket it fits.
+      lengths: [N] of the examples; an example goes to the first bucket that fits.
       count: most buckets.
-      multiple: buckets are multiples of this (but never longer than `limit`).
-      limit: no length is larger.
-      smallest: every bucket holds at least this many examples, if there are so many.
+      multiple: bucket lengths are multiples of this, or `limit`.
+      limit: largest bucket length; no example is longer.
+      smallest: least examples of a bucket, if there are enough examples.
     """
     steps = -(-limit // multiple)
     step = np.minimum(-(-np.maximum(lengths, 1) // multiple), steps)
     # upto[j]: examples of at most j steps.
     upto = np.concatenate([[0], np.cumsum(np.bincount(step, minlength=steps + 1)[1:])])
     last = int(step.max())
-    # best[j]: least (cost, boundaries) of the examples of at most j steps, by the buckets so far.
+    # best[j]: least (cost, boundaries) for the examples of at most j steps with so many buckets.
     best: dict[int, tuple[int, tuple[int, ...]]] = {0: (0, ())}
     final: tuple[int, tuple[int, ...]] | None = None
     for _ in range(count):
         grown: dict[int, tuple[int, tuple[int, ...]]] = {}
         for i, (cost, cuts) in best.items():
             for j in range(i + 1, last + 1):
-                held = int(upto[j] - upto[i])
-                if held < smallest:
+                examples = int(upto[j] - upto[i])
+                if examples < smallest:
                     continue
-                candidate = (cost + held * min(j * multiple, limit), (*cuts, j))
+                candidate = (cost + examples * min(j * multiple, limit), (*cuts, j))
                 if j not in grown or candidate < grown[j]:
                     grown[j] = candidate
         best = grown
@@ -183,11 +175,10 @@ def pack(
     seed: int = 0,
     open_rows: int = OPEN_ROWS,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Puts N examples into rows that hold `input_room` and `target_room` ids; each example exactly
-    once.
+    """Packs N examples into rows of `input_room` and `target_room` ids, each example exactly once.
 
-    The examples come in an order shuffled by `seed`; each goes to the open row it leaves the least
-    room in. If none of the open rows takes it, the fullest one is closed for a new one.
+    The examples are shuffled by `seed`. Each goes to the open row in which it leaves the least
+    room. If it fits in no open row, a new row replaces the fullest one.
 
     Returns:
       order int64 [N]: the examples, row by row; offsets int64 [R + 1]: row r is
@@ -207,17 +198,17 @@ def pack(
     row_of_slot = np.full(open_rows, -1)
     row_of = np.empty(len(order), np.int64)
     rows = 0
-    far = 1 << 40
+    no_room = 1 << 40
     ins, outs = input_lengths[order].tolist(), target_lengths[order].tolist()
-    for i, (a, b) in enumerate(zip(ins, outs, strict=True)):
-        room = np.where((left_in >= a) & (left_out >= b), left_in, far)
+    for i, (inputs, targets) in enumerate(zip(ins, outs, strict=True)):
+        room = np.where((left_in >= inputs) & (left_out >= targets), left_in, no_room)
         slot = int(room.argmin())
-        if room[slot] == far:
-            slot = int(left_in.argmin())  # unused slots have no room left either, and come first
+        if room[slot] == no_room:
+            slot = int(left_in.argmin())  # unused slots have 0 left, so they come first
             left_in[slot], left_out[slot], row_of_slot[slot] = input_room, target_room, rows
             rows += 1
-        left_in[slot] -= a
-        left_out[slot] -= b
+        left_in[slot] -= inputs
+        left_out[slot] -= targets
         row_of[i] = row_of_slot[slot]
     by_row = np.argsort(row_of, kind="stable")
     offsets = np.concatenate([[0], np.cumsum(np.bincount(row_of, minlength=rows))])

@@ -1,7 +1,7 @@
-"""Preference lists as arrays: the request's ids from the example cache, beside C targets of it.
+"""Preference lists as arrays: the ids of a request from its example, and the ids of C targets.
 
-The lists themselves, numbers of indexed queries, are drawn by `align.preferences`; this file only
-looks up their ids and rewards. Numpy only.
+`align.preferences` draws the lists, which are numbers of indexed queries; this file looks up their
+ids and rewards. Numpy only.
 """
 
 from __future__ import annotations
@@ -15,11 +15,11 @@ from onesug_jax.tasks.examples import Examples
 
 
 class ListBatches:
-    """Turns lists over the rows of one cached task into the arrays that `align.rwr` trains on.
+    """Turns lists for the rows of one task into the arrays that `align.rwr` trains on.
 
     Args:
-      examples: the task's.
-      example_of: which example each row of the split is; only rows with one are asked for.
+      examples: the examples of the task.
+      example_of: the example of each row of the split; rows without an example are not requested.
       target: query number -> its decoder ids, end token included.
       rewards: `[6, N]`, reward of every query at every level.
       input_length, target_length: most ids of a request and of a target.
@@ -50,16 +50,17 @@ class ListBatches:
         """The arrays of B lists (`align.preferences.Drawn`); column 0 is the positive.
 
         Args:
-          rows: `[B]`, which row of the split. numbers: `[B, C]`, query numbers, -1: an empty place.
-            levels: `[B, C]`, behaviour levels.
+          rows: `[B]`, row numbers in the split.
+          numbers: `[B, C]`, query numbers, padded with -1.
+          levels: `[B, C]`, behaviour levels.
 
         Returns:
           `encoder_input_tokens [B, L]`, `list_targets [B, C, T]`, `rewards` and `levels [B, C]`,
           and with soft tokens `encoder_soft [B, 1, E]`.
         """
         example, size = self._example_of[rows], len(rows)
-        given = ([self.examples], np.zeros(size, np.int64), example, np.arange(size))
-        requests = layouts.assemble(*given, (size, self._length, self._room), packed=False)
+        batch = ([self.examples], np.zeros(size, np.int64), example, np.arange(size))
+        requests = layouts.assemble(*batch, (size, self._length, self._room), packed=False)
         targets = np.zeros((*numbers.shape, self._target_length), np.int32)
         for place, number in np.ndenumerate(numbers):
             if number >= 0:
@@ -72,7 +73,7 @@ class ListBatches:
             "levels": levels.astype(np.int32),
         }
         if self._soft_dim and self.examples.soft is not None:
-            out["encoder_soft"] = layouts.place_soft(*given, (size, 1))
+            out["encoder_soft"] = layouts.place_soft(*batch, (size, 1))
         elif self._soft_dim:  # no row of this split has a soft token
             out["encoder_soft"] = np.zeros((size, 1, self._soft_dim), np.float32)
         return out

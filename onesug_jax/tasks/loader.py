@@ -1,14 +1,15 @@
-"""Batches for training: batch `step` is a pure function of (seed, step); resuming needs no more.
+"""Batches for training: batch `step` is a pure function of (seed, step), which is all that resuming
+needs.
 
-Reads the caches of `tasks.examples` by random access. Shuffling, epochs, the mix of tasks and
-batching are grain's; what shape a batch has is one of three layouts (`tasks.layouts`):
+It reads the examples of `tasks.examples` by random access. grain shuffles, repeats, mixes tasks and
+batches. The shape of a batch is one of three layouts (`tasks.layouts`):
 
     padded    every row is one example, padded to the longest length allowed
-    bucketed  every batch has one of a few shapes chosen from the data; each bucket shuffles on its
-              own; all processes take the same bucket at a step, in proportion to its examples
+    bucketed  every batch has one of a few shapes chosen from the data; buckets are shuffled
+              separately; all processes use the same bucket at a step, in proportion to its examples
     packed    several examples share a row, separated by segment ids; packed once, rows shuffled
 
-Each epoch is shuffled anew. No TensorFlow here, and no model.
+Every epoch has another order. This file does not import TensorFlow.
 """
 
 from __future__ import annotations
@@ -34,7 +35,7 @@ LAYOUTS = ("bucketed", "padded", "packed")
 
 @dataclass(frozen=True)
 class _Cell:
-    """Units (examples, or packed rows) of one task that go into batches of one shape."""
+    """The units (examples, or packed rows) of one task for batches of one shape."""
 
     source: int
     units: np.ndarray
@@ -42,26 +43,24 @@ class _Cell:
 
 
 class Loader:
-    """Batches of a mixture of cached tasks.
+    """Batches of a mixture of tasks.
 
     Args:
-      folder: what `examples.build_examples` wrote.
-      mixture: task -> rate, the relative number of examples; default: as the folder's mixture.json
-        says.
-      split: which split.
+      folder: written by `examples.build_examples`.
+      mixture: task -> rate, the relative number of examples; None: the rates in mixture.json.
       batch_size: rows of a batch, over all processes.
       seed: of the order.
       layout: "bucketed", "padded" or "packed".
       buckets: most encoder lengths and most decoder lengths (bucketed).
       multiple: bucket lengths are multiples of this.
-      pack_input_length, pack_target_length: lengths of a packed row; default twice the longest
-        input, and as many targets as go with those inputs.
-      process_rows: which rows of every batch this process reads; None: all.
-      vocabulary: expected fingerprint of the vocabulary, checked if given.
+      pack_input_length, pack_target_length: lengths of a packed row; default: twice the longest
+        input, and a proportional number of target ids.
+      process_rows: rows of every batch that this process reads; None: all.
+      vocabulary: expected fingerprint of the vocabulary; None: any.
       fetch: path -> path of the same file on a disk, for examples in a bucket.
 
     Raises:
-      UserError: missing or empty examples, another vocabulary, a setting that cannot hold.
+      UserError: missing or empty examples, another vocabulary, or an invalid setting.
     """
 
     def __init__(
@@ -120,7 +119,7 @@ class Loader:
         self._shares = [w / sum(weights) for w in weights]
         units = sum(len(cell.units) for _, cells in groups for cell in cells)
         self.epoch_steps = -(-units // batch_size)
-        # A cell's weight counts units, a rate counts examples; packed rows hold several.
+        # Weights count units, rates count examples; a packed row has several examples.
         self.examples_per_step = batch_size * sum(self._rates) / sum(weights)
         streams = [self._stream(i, lengths, cells) for i, (lengths, cells) in enumerate(groups)]
         self._batches = streams[0] if len(streams) == 1 else grain.MapDataset.mix(streams, weights)
@@ -128,7 +127,7 @@ class Loader:
     def _assemble(
         self, source: np.ndarray, example: np.ndarray, row: np.ndarray, shape: tuple[int, int, int]
     ) -> dict[str, np.ndarray]:
-        """`layouts.assemble`, and the vectors of the soft tokens where there are such."""
+        """`layouts.assemble`, and the vectors of the soft tokens if there are any."""
         packed = self.layout == "packed"
         batch = layouts.assemble(self._parts, source, example, row, shape, packed=packed)
         if self.soft_dim:
@@ -146,7 +145,7 @@ class Loader:
 
     @property
     def fill(self) -> float:
-        """Share of a step's encoder and decoder positions that hold real ids, over the long run."""
+        """Mean share of the encoder and decoder positions that are not padding."""
         real = [sum(p.meta["tokens"].values()) / len(p) for p in self._parts]
         rate = np.average(real, weights=self._rates) * self.examples_per_step
         room = sum(
@@ -156,9 +155,7 @@ class Loader:
         return float(rate / room)
 
     def mean_cost(self, cost: Callable[[int, int], float]) -> float:
-        """`cost(encoder length, decoder length)` of a row an example, over the long run; padding
-        is part of it, and a packed row's is shared by its examples.
-        """
+        """Mean of `cost(encoder length, decoder length)` of the padded rows, per example."""
         rows = zip(self._shares, self.shapes, strict=True)
         step = sum(share * b * cost(enc, dec) for share, (b, enc, dec) in rows)
         return step / self.examples_per_step
@@ -174,7 +171,7 @@ class Loader:
         )
 
     def _cells(self, chosen: list[np.ndarray]) -> list[_Cell]:
-        """One cell a task of the chosen examples; rates hold over all its examples."""
+        """One cell a task, of the chosen examples; its weight is its share of the task's rate."""
         return [
             _Cell(s, units, self._rates[s] * len(units) / len(self._parts[s]))
             for s, units in enumerate(chosen)
@@ -226,7 +223,7 @@ class Loader:
     def _stream(
         self, number: int, lengths: tuple[int, int], cells: list[_Cell]
     ) -> grain.MapDataset:
-        """This process's rows of the batches of one shape, without end."""
+        """This process's rows of the batches of one shape, an endless stream."""
         source = np.repeat([c.source for c in cells], [len(c.units) for c in cells])
         units = np.concatenate([c.units for c in cells])
         shape = (len(self._rows), *lengths)
@@ -247,7 +244,7 @@ class Loader:
 
         streams, start = [], 0
         for cell in cells:
-            # A mixed seed each: grain adds the epoch to it, so neighbours would share epochs.
+            # Seeds are hashed: grain adds the epoch, so neighbouring seeds would share epochs.
             mixed = np.random.SeedSequence([self.seed, number, cell.source])
             seed = int(mixed.generate_state(1)[0])
             stop = start + len(cell.units)
@@ -259,7 +256,7 @@ class Loader:
 
 
 def count(batch: Mapping[str, np.ndarray]) -> tuple[int, int]:
-    """Examples and real tokens (encoder and decoder) of a batch."""
+    """Numbers of examples and of tokens without padding (encoder and decoder) in a batch."""
     tokens = int(
         (batch["encoder_input_tokens"] != 0).sum() + (batch["decoder_target_tokens"] != 0).sum()
     )
@@ -269,7 +266,7 @@ def count(batch: Mapping[str, np.ndarray]) -> tuple[int, int]:
 
 
 def _with_soft(part: Examples, with_vectors: list[Examples]) -> Examples:
-    """The part, able to say that it has no soft token where others have some."""
+    """The part, with an all-zero `soft` if it has no soft tokens but other parts do."""
     if part.soft is not None or not with_vectors:
         return part
     none = np.zeros(len(part), np.int32)
@@ -300,15 +297,14 @@ def _check(parts: list[Examples], vocabulary: str | None) -> None:
 def _packing(
     part: Examples, input_length: int, target_length: int
 ) -> tuple[np.ndarray, np.ndarray]:
-    """The rows of `part` packed into these lengths: read from its folder, or made for it."""
+    """The rows of `part` packed into these lengths, read from its folder or computed."""
     path = os.path.join(part.folder, f"packing-{input_length}x{target_length}.npz")
     if os.path.isfile(path):
         with np.load(path) as saved:
             return saved["order"], saved["offsets"]
     sizes = part.input_lengths, part.target_lengths
     order, offsets = layouts.pack(*sizes, input_length, target_length)
-    # Several processes may pack at once, to equal files. A read-only cache is packed anew each
-    # time.
+    # Several processes may write the same packing. A read-only folder is packed at every start.
     with contextlib.suppress(OSError), atomic_write(path) as f:
         np.savez(f, order=order, offsets=offsets)
     return order, offsets

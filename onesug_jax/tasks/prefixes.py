@@ -1,9 +1,9 @@
-"""Other beginnings of the same query: a row of the log teaches more than the one prefix it holds.
+"""Other prefixes of the same query: a training row gives one more example.
 
-Whoever typed "lego st" and searched "lego star wars" had typed "le" before. `PrefixDraw` gives each
-training row one more prefix, cut from its query at a length that people's prefixes have, so that a
-small log lasts for more passes before the model learns it by heart. A draw is a function of the
-row's request_id alone. Numpy and pyarrow; the kind `query_any_prefix` uses it.
+A user who typed "lego st" and searched "lego star wars" had typed "le" before. `PrefixDraw` draws
+another prefix of each training row's query. Lengths are drawn from the prefixes of the log, and the
+draw is a function of the row's request_id. A small log then allows more epochs before the model
+overfits. The kind `query_any_prefix` uses it.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import pyarrow.parquet as pq
 
 
 class PrefixDraw:
-    """Draws prefixes whose lengths are distributed as those of a log.
+    """Draws prefixes with the distribution of lengths of a log.
 
     Args:
       lengths: `[n]` of the log's prefixes, in characters.
@@ -30,16 +30,16 @@ class PrefixDraw:
     def from_log(cls, train_parquet: str) -> PrefixDraw:
         """With the lengths of a train split's prefixes."""
         with pq.ParquetFile(train_parquet) as file:
-            found = [
+            lengths = [
                 pc.utf8_length(batch.column(0)).to_numpy()
                 for batch in file.iter_batches(columns=["prefix"])
             ]
-        return cls(np.concatenate([np.zeros(0, np.int64), *found]))
+        return cls(np.concatenate([np.zeros(0, np.int64), *lengths]))
 
     def __call__(
         self, request_ids: Sequence[str], prefixes: Sequence[str], queries: Sequence[str]
     ) -> list[str]:
-        """One prefix a row; the row's own where the query is not longer than the length drawn."""
+        """One prefix a row; the row's own if the drawn length is at least that of the query."""
         out = []
         for request_id, prefix, query in zip(request_ids, prefixes, queries, strict=True):
             share = zlib.crc32(request_id.encode()) / 2**32

@@ -1,8 +1,8 @@
-"""One process's rows of every global batch, of an endless stream of examples.
+"""The rows of every global batch that one process reads from an endless stream of examples.
 
-Batch `step` of B rows is the stream's elements `[step * B, (step + 1) * B)`. A process reads the
-rows that its devices hold (`train.mesh.process_batch_shard`) and nothing else, so batches are the
-same however many processes share them.
+Batch `step` of B rows has elements `[step * B, (step + 1) * B)` of the stream. A process reads only
+the rows of its devices (`train.mesh.process_batch_shard`), so the global batches do not depend on
+the number of processes.
 """
 
 from __future__ import annotations
@@ -17,10 +17,10 @@ from onesug_jax.errors import UserError
 
 
 def check_rows(batch_size: int, rows: Sequence[int] | np.ndarray | None) -> np.ndarray:
-    """The rows of a batch that a process reads, int64; None: all.
+    """The rows of a batch that a process reads, int64; all if `rows` is None.
 
     Raises:
-      UserError: no batch has this size, or no such rows.
+      UserError: a batch size below 1, no rows, or rows outside the batch.
     """
     if batch_size < 1:
         raise UserError(f"batch_size: expected at least 1, found {batch_size}.")
@@ -40,10 +40,10 @@ def process_batches(
     assemble: Callable[[list[Any]], Any],
 ) -> grain.MapDataset:
     """`assemble` of the elements at `rows` of every batch of the stream."""
-    places = rows.tolist()
+    rows_of_batch = rows.tolist()
 
     def batch(step: int) -> Any:
         first = int(step) * batch_size
-        return assemble([stream[first + row] for row in places])
+        return assemble([stream[first + row] for row in rows_of_batch])
 
     return grain.MapDataset.range(len(stream) // batch_size).map(batch)

@@ -1,11 +1,11 @@
 """Rows as `tf.train.Example` records, without TensorFlow: blocks of rows at once, in numpy.
 
-Anybody's reader parses them (`tf.io.parse_single_example`, protobuf). The message is
+Standard readers parse them (`tf.io.parse_single_example`, protobuf). The message is
 
     Example {1: Features {1: entry, ..}}   entry {1: name, 2: Feature}
-    Feature {2: FloatList | 3: Int64List}  list {1: packed values, none where it is empty}
+    Feature {2: FloatList | 3: Int64List}  list {1: packed values; absent if there are none}
 
-This file knows no feature's meaning; `tasks.shards` stores the records.
+`tasks.shards` stores the records.
 """
 
 from __future__ import annotations
@@ -23,8 +23,8 @@ def encode(block: Mapping[str, tuple[np.ndarray, np.ndarray]]) -> list[bytes]:
     """One record a row.
 
     Args:
-      block: feature, a name of at most 127 bytes -> all rows' values end to end, and how many each
-        of the B rows has. Floating values are written as float32, others as int64.
+      block: feature name, at most 127 bytes -> the concatenated values of all B rows, and the
+        number of values of each row. Floating values are written as float32, others as int64.
     """
     columns = []
     for name, (values, counts) in block.items():
@@ -49,13 +49,13 @@ def encode(block: Mapping[str, tuple[np.ndarray, np.ndarray]]) -> list[bytes]:
 def decode(
     records: Sequence[bytes], names: Iterable[str]
 ) -> dict[str, tuple[np.ndarray, np.ndarray]]:
-    """What `encode` took, of the features named: values (float32 or int64) and counts `[B]`.
+    """The inverse of `encode` for some features: values (float32 or int64) and counts `[B]`.
 
     Raises:
-      ValueError: a record lacks one of them, or is none that `encode` wrote.
+      ValueError: a record lacks one of the features, or is invalid.
     """
-    wanted = {name.encode(): name for name in names}
-    found: dict[str, list[bytes]] = {name: [] for name in wanted.values()}
+    name_of = {name.encode(): name for name in names}
+    values_of: dict[str, list[bytes]] = {name: [] for name in name_of.values()}
     floating = set()
     for record in records:
         at = _read(record, 1)[1]
@@ -63,10 +63,10 @@ def decode(
             stop, at = _read(record, at + 1)
             stop += at
             key = at + 2 + record[at + 1]
-            name = wanted.get(record[at + 2 : key])
+            name = name_of.get(record[at + 2 : key])
             at = stop
             if name is not None:
-                if record[key + 1] < 128:  # so are the lengths inside it: the common case, at once
+                if record[key + 1] < 128:  # all lengths take one byte: the common case, faster
                     kind = key + 2
                     begin = kind + 4
                 else:
@@ -74,9 +74,9 @@ def decode(
                     begin = _read(record, _read(record, kind + 1)[1] + 1)[1]
                 if record[kind] == _FLOATS[0]:
                     floating.add(name)
-                found[name].append(record[begin:stop])
+                values_of[name].append(record[begin:stop])
     out = {}
-    for name, parts in found.items():
+    for name, parts in values_of.items():
         if len(parts) != len(records):
             raise ValueError(f"{len(records) - len(parts)} records have no feature {name!r}")
         data, sizes = b"".join(parts), np.array([len(part) for part in parts], np.int64)
@@ -91,7 +91,7 @@ def decode(
 
 @functools.lru_cache(maxsize=1 << 16)
 def _header(key: bytes, kind: bytes, size: int) -> bytes:
-    """What stands before `size` bytes of packed values."""
+    """The bytes before `size` bytes of packed values."""
     packed = _FIRST + _varint(size) if size else b""
     feature = kind + _varint(len(packed) + size) + packed
     entry = _FIRST + _varint(len(key)) + key + _SECOND + _varint(len(feature) + size) + feature
@@ -108,7 +108,7 @@ def _varint(value: int) -> bytes:
 
 
 def _read(data: bytes, at: int) -> tuple[int, int]:
-    """The varint that begins at `at`, and where it ends."""
+    """The varint that begins at `at`, and the position after it."""
     value, shift = data[at], 7
     if value < 128:
         return value, at + 1
@@ -121,7 +121,7 @@ def _read(data: bytes, at: int) -> tuple[int, int]:
 
 
 def _varints(values: np.ndarray) -> tuple[bytes, np.ndarray]:
-    """Integers as varints end to end, and how many bytes each takes; of negative ones 10."""
+    """Integers as concatenated varints, and the bytes of each; a negative integer takes 10."""
     left = values.astype(np.int64).view(np.uint64)
     sizes = np.ones(len(left), np.int64)
     for k in range(1, 10):
@@ -129,19 +129,19 @@ def _varints(values: np.ndarray) -> tuple[bytes, np.ndarray]:
     out = np.empty(int(np.sum(sizes)), np.uint8)
     starts = np.cumsum(sizes) - sizes
     for k in range(int(np.max(sizes, initial=0))):
-        mine = np.flatnonzero(sizes > k)
-        more = (sizes[mine] > k + 1).astype(np.uint64) << np.uint64(7)
-        out[starts[mine] + k] = (left[mine] >> np.uint64(7 * k) & np.uint64(127)) | more
+        rows = np.flatnonzero(sizes > k)
+        continues = (sizes[rows] > k + 1).astype(np.uint64) << np.uint64(7)
+        out[starts[rows] + k] = (left[rows] >> np.uint64(7 * k) & np.uint64(127)) | continues
     return out.tobytes(), sizes
 
 
 def _integers(data: bytes) -> tuple[np.ndarray, np.ndarray]:
-    """int64 values of varints end to end, and which bytes `[len(data)]` are the last of one."""
-    given = np.frombuffer(data, np.uint8)
-    last = given < 128
+    """The int64 values of concatenated varints, and a mask `[len(data)]` of their last bytes."""
+    raw = np.frombuffer(data, np.uint8)
+    last = raw < 128
     if last.all():
-        return given.astype(np.int64), last
+        return raw.astype(np.int64), last
     starts = np.flatnonzero(np.concatenate([[True], last[:-1]]))
-    place = np.arange(len(given)) - np.repeat(starts, np.diff(starts, append=len(given)))
-    shifted = (given & 127).astype(np.uint64) << (7 * place).astype(np.uint64)
+    position = np.arange(len(raw)) - np.repeat(starts, np.diff(starts, append=len(raw)))
+    shifted = (raw & 127).astype(np.uint64) << (7 * position).astype(np.uint64)
     return np.add.reduceat(shifted, starts).view(np.int64), last

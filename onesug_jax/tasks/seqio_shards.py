@@ -1,10 +1,10 @@
-"""Examples to SeqIO and from it; the one file that imports seqio.
+"""Examples as SeqIO tasks, and SeqIO tasks as examples; the only file that imports seqio.
 
-`register` makes Tasks and a Mixture over the shards of the examples stage, for everybody's SeqIO
-code. A Task reads its split's shards by SeqIO's own `TFExampleDataSource`, so that each reader, and
-each worker of SeqIO's cache command, takes shards of its own. Features are those of meta.json:
-`inputs` and `targets` in the vocabulary's ids, the rest as numbers. `cache_mixture` writes such
-shards of any SeqIO Mixture. Our training reads shards by `tasks.loader` and `tasks.item_loader`.
+`register` makes Tasks and a Mixture of the shards of the examples stage, for any SeqIO code. A Task
+reads shards by SeqIO's `TFExampleDataSource`, so that every reader, and every worker of SeqIO's
+cache command, reads other shards. The features are those of meta.json: `inputs` and `targets` are
+ids of the vocabulary, the others numbers. `cache_mixture` writes the examples of any SeqIO Mixture
+as such shards. Our own training reads them by `tasks.loader` and `tasks.item_loader`.
 """
 
 from __future__ import annotations
@@ -26,9 +26,9 @@ from onesug_jax.tasks.vocabulary import Vocabulary
 
 
 @contextlib.contextmanager
-def _start_up_held_back() -> Iterator[None]:
-    """Keeps what TensorFlow's C++ side writes while starting (which GPUs it lacks) off the screen;
-    shows it if the start fails.
+def _without_startup_messages() -> Iterator[None]:
+    """Hides the messages that TensorFlow's C++ code writes at its start, about missing GPUs; an
+    error shows them.
     """
     sys.stderr.flush()
     with tempfile.TemporaryFile() as hidden:
@@ -45,12 +45,12 @@ def _start_up_held_back() -> Iterator[None]:
             os.close(terminal)
 
 
-with _start_up_held_back():
+with _without_startup_messages():
     import seqio
     import tensorflow as tf
 
-    # TensorFlow only moves rows here; accelerators are JAX's.
-    with contextlib.suppress(RuntimeError):  # the caller has already started its devices
+    # TensorFlow only reads rows here; the accelerators are for JAX.
+    with contextlib.suppress(RuntimeError):  # TensorFlow's devices are already initialised
         tf.config.set_visible_devices([], "GPU")
     tf.constant(0)
 
@@ -59,7 +59,7 @@ _ROWS_A_BLOCK = 4096
 
 
 class QueryVocabulary(seqio.Vocabulary):
-    """`tasks.vocabulary.Vocabulary` as SeqIO wants it; equal when the fingerprints are."""
+    """`tasks.vocabulary.Vocabulary` for SeqIO; equal if the fingerprints are equal."""
 
     def __init__(self, vocabulary: Vocabulary):
         super().__init__()
@@ -72,7 +72,7 @@ class QueryVocabulary(seqio.Vocabulary):
 
     @property
     def unk_id(self) -> int:
-        """The unknown token; byte fallback never gives it."""
+        """The unknown token; with byte fallback it does not occur."""
         return self.vocabulary.unk_id
 
     @property
@@ -87,7 +87,7 @@ class QueryVocabulary(seqio.Vocabulary):
 
     def _encode_tf(self, s: tf.Tensor) -> tf.Tensor:
         def encode(text) -> np.ndarray:
-            text = text if isinstance(text, bytes) else text.item()  # eager TensorFlow boxes it
+            text = text if isinstance(text, bytes) else text.item()  # an array in eager mode
             return np.array(self.vocabulary.encode(text.decode()), np.int32)
 
         return tf.ensure_shape(tf.numpy_function(encode, [s], tf.int32), [None])
@@ -110,34 +110,34 @@ class QueryVocabulary(seqio.Vocabulary):
 def register(
     folder: str, vocabulary: Vocabulary, *, fetch: Callable[[str], str] = shards.local
 ) -> seqio.Mixture:
-    """Registers a Task for each task of `folder`, and the Mixture that mixture.json weighs; former
-    ones of these names go.
+    """Registers a Task for each task of `folder`, and a Mixture with the rates of mixture.json.
+    They replace earlier ones of the same names.
 
     Args:
-      folder: what the examples stage wrote.
-      vocabulary: the id space of the examples.
+      folder: written by the examples stage.
+      vocabulary: the vocabulary of the examples.
       fetch: path -> path of the same file on a disk.
 
     Raises:
-      UserError: no examples, or they are of another vocabulary.
+      UserError: no examples, or examples of another vocabulary.
     """
-    about = read_json(os.path.join(folder, MIXTURE_FILE), "a mixture of examples", _WAY_OUT)
-    seqio.MixtureRegistry.remove(about["mixture"])
-    for name in about["tasks"]:
+    mixture = read_json(os.path.join(folder, MIXTURE_FILE), "a mixture of examples", _WAY_OUT)
+    seqio.MixtureRegistry.remove(mixture["mixture"])
+    for name in mixture["tasks"]:
         metas = {}
         for split in SPLITS:
-            where = os.path.join(folder, name, split)
-            if tf.io.gfile.isdir(where):
-                metas[split] = shards.read_meta(where, f"examples of task {name!r}", _WAY_OUT)
+            path = os.path.join(folder, name, split)
+            if tf.io.gfile.isdir(path):
+                metas[split] = shards.read_meta(path, f"examples of task {name!r}", _WAY_OUT)
         _check(os.path.join(folder, name), metas, vocabulary)
         features = next(iter(metas.values()))["features"]
         source = seqio.TFExampleDataSource(
             {split: os.path.join(folder, name, split, "part-*.array_record") for split in metas},
-            {key: _parsed(each) for key, each in features.items()},
+            {key: _parsed(about) for key, about in features.items()},
             reader_cls=_reader(fetch),
             num_input_examples={split: meta["count"] for split, meta in metas.items()},
         )
-        outputs = {key: _feature(key, each, vocabulary) for key, each in features.items()}
+        outputs = {key: _feature(key, about, vocabulary) for key, about in features.items()}
         seqio.TaskRegistry.remove(name)
         seqio.TaskRegistry.add(
             name,
@@ -146,7 +146,7 @@ def register(
             output_features=outputs,
             metric_fns=[],
         )
-    return seqio.MixtureRegistry.add(about["mixture"], list(about["tasks"].items()))
+    return seqio.MixtureRegistry.add(mixture["mixture"], list(mixture["tasks"].items()))
 
 
 def _check(folder: str, metas: Mapping[str, dict], vocabulary: Vocabulary) -> None:
@@ -165,7 +165,7 @@ def _is_float(about: Mapping) -> bool:
 
 
 def _parsed(about: Mapping):
-    """How `tf.io.parse_single_example` reads a feature; empty places at the end are not stored."""
+    """The specification of a feature for `tf.io.parse_single_example`; padding is not stored."""
     kind = tf.float32 if _is_float(about) else tf.int64
     if not about["shape"]:
         return tf.io.FixedLenFeature([], kind)
@@ -185,11 +185,11 @@ def _feature(name: str, about: Mapping, vocabulary: Vocabulary) -> seqio.Feature
 
 @seqio.map_over_dataset
 def _cast(row: Mapping[str, tf.Tensor], output_features: Mapping[str, seqio.Feature]):
-    return {name: tf.cast(row[name], each.dtype) for name, each in output_features.items()}
+    return {name: tf.cast(row[name], feature.dtype) for name, feature in output_features.items()}
 
 
 def _reader(fetch: Callable[[str], str]) -> Callable[[tf.Tensor], tf.data.Dataset]:
-    """The records of one shard, as `tf.data.TFRecordDataset` gives those of a TFRecord file."""
+    """A reader of one shard, in the place of `tf.data.TFRecordDataset`."""
 
     def records(path: bytes) -> Iterator[bytes]:
         yield from shards.records_of(fetch(path.decode()))
@@ -212,16 +212,16 @@ def cache_mixture(
     """Writes the examples of every task of a registered SeqIO Mixture (or Task) into `folder`.
 
     Args:
-      name: a name in SeqIO's registries, whoever registered it.
-      splits: which splits; a task that lacks one is skipped for it.
+      name: a name in SeqIO's registries.
+      splits: splits to write, of the tasks that have them.
       lengths: most "inputs" and "targets" ids.
-      vocabulary: whose fingerprint is recorded.
+      vocabulary: its fingerprint is recorded.
 
     Returns:
       {task: {split: meta}}.
 
     Raises:
-      UserError: no such name, or a task yields nothing in "train".
+      UserError: no such name, or a task has no example in "train".
     """
     try:
         provider = seqio.get_mixture_or_task(name)
@@ -248,7 +248,7 @@ def cache_mixture(
 def _blocks(
     task: seqio.Task, split: str, lengths: Mapping[str, int]
 ) -> Iterator[tuple[np.ndarray, ...]]:
-    """What `write_examples` takes, of a task's examples in its order."""
+    """The examples of a task, in its order, as blocks for `write_examples`."""
     rows = task.get_dataset(
         sequence_length=dict(lengths), split=split, shuffle=False, try_in_mem_cache=False
     )

@@ -1,14 +1,13 @@
-"""Records in ArrayRecord shards of bounded size: written in a stream, read at random.
+"""Records in ArrayRecord shards of bounded size, written in sequence and read by random access.
 
-    folder/part-00000-of-00003.array_record, ..   records in order, one a chunk (as grain wants it)
-    folder/counts.json                            shard -> how many
-    folder/{column}.npy                           what a loader needs of all rows at once
-    folder/meta.json                              what the records are, by who writes them
+    folder/part-00000-of-00003.array_record, ..   records in order, one a chunk, for grain
+    folder/counts.json                            shard -> number of records
+    folder/{column}.npy                           values of all rows that a loader needs at once
+    folder/meta.json                              written by the caller: features, lengths, ..
 
-A shard is opened when one of its records is first asked for; half of the files that the process may
-have open are shards at most (`ulimit -n`). Where the folder lies in a bucket, `fetch` brings a file
-to the disk; `prefetch` begins that for records of coming batches. This file does not know what a
-record or a column means.
+A shard is opened when one of its records is first read. Shards take at most half of the files that
+the process may open (`ulimit -n`). For a folder in a bucket, `fetch` copies a file to the disk, and
+`prefetch` starts that for the records of later batches.
 """
 
 from __future__ import annotations
@@ -35,17 +34,17 @@ _FETCHES = 8  # at once
 
 
 def local(path: str) -> str:
-    """The `fetch` of files that lie on a disk already."""
+    """The `fetch` of files on a disk: the same path."""
     return path
 
 
 class Writer:
-    """Writes a folder; holds one block of records at a time, and the columns of all.
+    """Writes a folder; one block of records and all columns are in memory.
 
     Args:
-      folder: made if missing; holds no shards yet.
+      folder: made if missing; without shards.
       columns: name -> dtype of its .npy file.
-      shard_bytes: where a shard ends.
+      shard_bytes: a shard ends with the record that reaches this size.
     """
 
     def __init__(self, folder: str, columns: Mapping[str, type], *, shard_bytes: int = SHARD_BYTES):
@@ -71,10 +70,8 @@ class Writer:
             blocks.append(np.asarray(columns[name], blocks[0].dtype))
 
     def close(self) -> dict:
-        """Ends the files; returns how many records they hold, `count`, and their `fingerprint`, so
-        that nobody has to read them to know whether they are others.
-        """
-        shard = self._shard or self._next()  # a file-based source wants a file, be it empty
+        """Closes the files; returns the `count` of the records and their `fingerprint`."""
+        shard = self._shard or self._next()  # file-based sources need a file, even an empty one
         shard.close()
         for column, blocks in self._columns.items():
             np.save(os.path.join(self._folder, f"{column}.npy"), np.concatenate(blocks))
@@ -97,10 +94,10 @@ class Writer:
 
 
 def join(folder: str, parts: Sequence[str], columns: Iterable[str]) -> dict:
-    """Makes the shards and columns of several folders those of `folder`, in order.
+    """Joins the shards and columns of several folders in `folder`, in order.
 
     Args:
-      parts: folders that a `Writer` filled; on the same disk, for their shards are moved.
+      parts: folders written by a `Writer`, on the same disk, since their shards are moved.
       columns: names of their .npy files.
 
     Returns:
@@ -120,7 +117,7 @@ def join(folder: str, parts: Sequence[str], columns: Iterable[str]) -> dict:
         np.save(os.path.join(folder, f"{name}.npy"), np.concatenate(arrays))
     names = [shard_name(number, len(found)) for number in range(len(found))]
     for name, (path, _) in zip(names, found, strict=True):
-        if os.path.exists(path):  # else it was moved before this was interrupted
+        if os.path.exists(path):  # else an interrupted call has moved it
             os.replace(path, os.path.join(folder, name))
     counts = {name: count for name, (_, count) in zip(names, found, strict=True)}
     write_json(os.path.join(folder, COUNTS_FILE), counts)
@@ -128,7 +125,7 @@ def join(folder: str, parts: Sequence[str], columns: Iterable[str]) -> dict:
 
 
 def read_meta(folder: str, what: str, way_out: str) -> dict:
-    """What `folder` says of its records: `count`, `features`, `vocabulary` .., as `read_json`."""
+    """The contents of meta.json: `count`, `features`, `vocabulary` ..; errors as `read_json`."""
     return read_json(os.path.join(folder, META_FILE), what, way_out)
 
 
@@ -138,7 +135,7 @@ def shard_name(number: int, of: int) -> str:
 
 
 def records_of(path: str, size: int = 4096) -> Iterator[bytes]:
-    """The records of one shard, in order; `size` of them are in memory."""
+    """The records of one shard, in order; `size` of them are in memory at once."""
     reader = ArrayRecordReader(path)
     for start in range(0, reader.num_records(), size):
         yield from reader.read(start, min(start + size, reader.num_records()))
@@ -148,12 +145,12 @@ class Shards:
     """The records of a folder by number, from any thread.
 
     Args:
-      folder: what a `Writer` wrote.
+      folder: written by a `Writer`.
       fetch: path -> path of the same file on a disk; called from several threads.
-      way_out: what to do where files are missing or damaged; for messages.
+      way_out: the fix for missing or damaged files, for messages.
 
     Raises:
-      UserError: there is no folder of this kind. `read` raises it for a damaged shard.
+      UserError: counts.json is missing. `read` raises it for a damaged shard.
     """
 
     def __init__(self, folder: str, *, fetch: Callable[[str], str] = local, way_out: str):
@@ -164,7 +161,7 @@ class Shards:
         self._open: OrderedDict[int, Future] = OrderedDict()
         self._lock = threading.Lock()
         handles = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
-        self._most = max(handles // 2, 1) if handles > 0 else len(counts)  # below 0: no limit
+        self._max_open = max(handles // 2, 1) if handles > 0 else len(counts)  # below 0: no limit
         self._pool = ThreadPoolExecutor(_FETCHES, thread_name_prefix="shards")
 
     def __len__(self) -> int:
@@ -187,46 +184,48 @@ class Shards:
         return column
 
     def read(self, rows: Sequence[int] | np.ndarray) -> list[bytes]:
-        """The records of these numbers, in their order."""
+        """The records with these numbers, in their order."""
         rows = np.asarray(rows, np.int64)
         if len(rows) and not 0 <= rows.min() <= rows.max() < len(self):
-            raise IndexError(f"records 0 to {len(self) - 1}; asked for {rows.min()}..{rows.max()}")
-        found: list[bytes] = [b""] * len(rows)
+            raise IndexError(
+                f"expected records from 0 to {len(self) - 1}, found {rows.min()} to {rows.max()}"
+            )
+        out: list[bytes] = [b""] * len(rows)
         shards = np.searchsorted(self._ends, rows, side="right")
         needed = np.unique(shards).tolist()
-        for shard, opened in zip(needed, self._begin(needed), strict=True):
-            places = np.flatnonzero(shards == shard)
+        for shard, reader in zip(needed, self._readers(needed), strict=True):
+            positions = np.flatnonzero(shards == shard)
             first = self._ends[shard - 1] if shard else 0
             try:
-                records = opened.result().read((rows[places] - first).tolist())
+                records = reader.result().read((rows[positions] - first).tolist())
             except (OSError, RuntimeError) as error:
                 raise self._damaged(self._names[shard], error) from error
-            for place, record in zip(places.tolist(), records, strict=True):
-                found[place] = record
-        return found
+            for position, record in zip(positions.tolist(), records, strict=True):
+                out[position] = record
+        return out
 
     def scan(self, first: int, stop: int, size: int = 4096) -> Iterator[list[bytes]]:
-        """Blocks of at most `size` records from number `first` to before `stop`, in order."""
+        """The records `first : stop` in order, in blocks of at most `size`."""
         for start in range(first, stop, size):
             yield self.read(np.arange(start, min(start + size, stop)))
 
     def prefetch(self, rows: Sequence[int] | np.ndarray) -> None:
-        """Begins to open the shards of these records, in the background."""
-        self._begin(np.unique(np.searchsorted(self._ends, rows, side="right")).tolist())
+        """Starts to open the shards of these records, in the background."""
+        self._readers(np.unique(np.searchsorted(self._ends, rows, side="right")).tolist())
 
-    def _begin(self, shards: list[int]) -> list[Future]:
+    def _readers(self, shards: list[int]) -> list[Future]:
         with self._lock:
             for shard in shards:
                 if shard not in self._open:
-                    self._open[shard] = self._pool.submit(self._opened, shard)
-            opened = [self._open[shard] for shard in shards]
-            while len(self._open) > self._most:  # a reader closes when nobody holds it
+                    self._open[shard] = self._pool.submit(self._open_shard, shard)
+            readers = [self._open[shard] for shard in shards]
+            while len(self._open) > self._max_open:  # a reader without references closes
                 self._open.popitem(last=False)
-        return opened
+        return readers
 
-    def _opened(self, shard: int) -> ArrayRecordReader:
+    def _open_shard(self, shard: int) -> ArrayRecordReader:
         path = self._fetch(os.path.join(self._folder, self._names[shard]))
-        # Random access reads one chunk at a time, so nothing is read ahead.
+        # Random access reads one chunk at a time, so reading ahead is off.
         return ArrayRecordReader(
             path, options="readahead_buffer_size:0", file_reader_buffer_size=32_768
         )

@@ -1,11 +1,11 @@
-"""The log as a TensorFlow Datasets dataset, for those who bring a SeqIO or T5 model of their own.
+"""The log as a TensorFlow Datasets dataset, for other SeqIO or T5 models.
 
     write_dataset("work/mine/log", "work/mine_tfds", "mine")     # or: main tfds --to work/mine_tfds
-    tfds.load("onesug_log/mine", data_dir="work/mine_tfds")      # anywhere: this file is not needed
+    tfds.load("onesug_log/mine", data_dir="work/mine_tfds")      # anywhere, without this package
 
-One example is one row of the log as `ingest` wrote it, with what its visitor searched before
-(`recent`, newest first, and `recent_minutes`) and the behaviour level of its query. Splits are the
-log's. `tensorflow_datasets` brings TensorFlow; training imports neither.
+One example is one row of the log as `ingest` wrote it, with the user's earlier queries (`recent`,
+newest first, and `recent_minutes`) and the behaviour level of its query. The splits are those of
+the log. `tensorflow_datasets` imports TensorFlow; training imports neither.
 """
 
 from __future__ import annotations
@@ -72,7 +72,7 @@ class OnesugLog(tfds.core.GeneratorBasedBuilder):
         return {split: self._rows(path) for split, path in self._splits.items()}
 
     def _generate_examples(self):
-        raise NotImplementedError  # the splits bring their rows themselves
+        raise NotImplementedError  # abstract in TFDS; `_split_generators` gives the rows
 
     def _rows(self, path: str) -> Iterator[tuple[int, dict]]:
         rows = with_history(list(self._splits.values()), keep=path, history=self._history)
@@ -92,20 +92,17 @@ class OnesugLog(tfds.core.GeneratorBasedBuilder):
 
 
 def write_dataset(log: str, folder: str, config: str = "default", history: int = 10) -> dict:
-    """Writes the splits in `log` below `folder` as `onesug_log/<config>`; rows by split.
+    """Writes the splits in `log` below `folder` as `onesug_log/<config>`; returns rows by split.
 
     Args:
-      log: a folder with train.parquet, dev.parquet or test.parquet, as `ingest` leaves it.
+      log: a folder with train.parquet, dev.parquet or test.parquet, written by `ingest`.
       history: most earlier queries of an example.
 
     Raises:
-      UserError: there is no split, or the dataset is there already.
+      UserError: there is no split, or the dataset exists already.
     """
-    splits = {
-        split: os.path.join(log, f"{split}.parquet")
-        for split in SPLITS
-        if os.path.exists(os.path.join(log, f"{split}.parquet"))
-    }
+    paths = {split: os.path.join(log, f"{split}.parquet") for split in SPLITS}
+    splits = {split: path for split, path in paths.items() if os.path.exists(path)}
     if not splits:
         raise UserError(f"{log}: expected train.parquet, dev.parquet or test.parquet; run ingest.")
     builder = OnesugLog(
@@ -115,6 +112,6 @@ def write_dataset(log: str, folder: str, config: str = "default", history: int =
         config=tfds.core.BuilderConfig(name=config, version="1.0.0", description=log),
     )
     if os.path.exists(builder.data_dir):
-        raise UserError(f"{builder.data_dir} is there already; delete it, or name another --to.")
+        raise UserError(f"{builder.data_dir} exists already; delete it, or give another --to.")
     builder.download_and_prepare()
     return {split: info.num_examples for split, info in builder.info.splits.items()}

@@ -1,8 +1,8 @@
-"""The vocabulary as tokenizer files of Hugging Face: SentencePiece, markers, semantic-id tokens.
+"""The vocabulary as Hugging Face tokenizer files: SentencePiece, markers, semantic-id tokens.
 
-`AutoTokenizer` of transformers reads them; its ids are `Vocabulary.encode`'s, and a marker is
-written by its name, `<prefix>lego st<related1>lego star wars` (`Vocabulary.tokens`). One thing
-differs: a literal U+2581, which SentencePiece itself writes for a space, is read as a space there.
+`AutoTokenizer` of transformers reads them and gives the ids of `Vocabulary.encode`. A marker is
+written by its name, `<prefix>lego st<related1>lego star wars` (`Vocabulary.tokens`). One difference
+remains: it reads a literal U+2581, which SentencePiece uses for a space, as a space.
 """
 
 from __future__ import annotations
@@ -43,16 +43,15 @@ def write_tokenizer(folder: str, vocabulary: Vocabulary) -> None:
         [*([decoders.ByteFallback()] if has_bytes else []), decoders.Metaspace(**space)]
     )
     names = [pieces[i][0] for i in (vocabulary.pad_id, vocabulary.eos_id, vocabulary.unk_id)]
-    for name in (*names, *sorted(vocabulary.tokens(), key=vocabulary.tokens().__getitem__)):
+    tokens = vocabulary.tokens()
+    for name in (*names, *sorted(tokens, key=tokens.__getitem__)):
         tokenizer.add_special_tokens([AddedToken(name, normalized=False, special=True)])
     pad, end, unknown = names
     tokenizer.post_processor = processors.TemplateProcessing(
         single=f"$A {end}", special_tokens=[(end, vocabulary.eos_id)]
     )
-    for name, data in (
-        (SPIECE, vocabulary.model),
-        (TOKENIZER, tokenizer.to_str(pretty=True).encode()),
-    ):
+    files = {SPIECE: vocabulary.model, TOKENIZER: tokenizer.to_str(pretty=True).encode()}
+    for name, data in files.items():
         with atomic_write(os.path.join(folder, name)) as file:
             file.write(data)
     config = {

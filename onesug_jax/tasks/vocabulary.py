@@ -1,20 +1,17 @@
-"""The one id space: text pieces, section markers and semantic-id tokens, padded to a multiple of
-128.
+"""The vocabulary: text pieces, section markers and semantic-id tokens in one id space.
 
-Text is cut by a SentencePiece unigram model with byte fallback, trained on the shop's own
-normalised queries, so that any text goes there and back unchanged. Behind the pieces stand the
-markers that open each item of the encoder input (PAPER.md section 1: prefix, related queries,
-history, profile), and one token for every (level, code) of the semantic ids
-(section 2.4). Ids that nothing uses fill the space up to a multiple of 128, which keeps the
-embedding table easy to shard.
+A SentencePiece unigram model with byte fallback, trained on the shop's normalised queries, splits
+texts into pieces; decoding gives any text back unchanged. After the pieces come the markers before
+each item of the encoder input (PAPER.md section 1: prefix, related queries, history, profile), then
+one token for every (level, code) of the semantic ids (section 2.4). The size is padded to a
+multiple of 128, so that the embedding table divides over a mesh.
 
-A pretrained model brings its own SentencePiece (`adopt`). Its table has more rows than there are
-pieces (sentinels, filling): the markers stand behind all of them, so every row keeps its meaning.
-Its pieces may lack characters, which are then read as unknown, and may strip a text's last space,
-which is put back as a piece, because "watch " asks for something else than "watch".
+A pretrained model has its own SentencePiece model (`adopt`). Its table has more rows than pieces
+(sentinels, padding), and the markers come after all of them, so that no row changes its meaning.
+Characters that its pieces lack are read as unknown. If it strips the last space of a text, the
+space is added as a piece, because "watch " and "watch" are different prefixes.
 
-This file does not normalise text (`logs.schema` does, once) and stands on the serving path: it
-imports nothing but numpy and sentencepiece.
+`logs.schema` normalises texts. Serving imports this file: it uses only numpy and sentencepiece.
 """
 
 from __future__ import annotations
@@ -37,7 +34,7 @@ from onesug_jax.files import atomic_write, fingerprint
 PIECES_FILE = "pieces.model"
 VOCABULARY_FILE = "vocabulary.json"
 SECTIONS = ("related", "history", "profile")
-RANKS = 16  # items of a section with a marker of their own; those after share the last
+RANKS = 16  # items of a section with a marker of their own; later items share the last marker
 MARKERS = ("prefix", "soft", "ids", *(f"{s}{r}" for s in SECTIONS for r in range(1, RANKS + 1)))
 MINIMUM_PIECES = 320  # 256 bytes, three specials, and a few characters
 
@@ -50,15 +47,15 @@ _SPACE_BYTES = _SPACE.encode()
 class Vocabulary:
     """Pieces, markers and semantic-id tokens in one id space.
 
-    Ids: `[0, pieces)` SentencePiece (0 pad, 1 end, 2 unknown), then, where the pieces are a
-    pretrained model's, the other rows of its table, then the markers `[first_marker, last_marker]`,
-    then `sid(level, code)` level by level, then unused ids up to `size`.
+    Ids: `[0, pieces)` SentencePiece (0 pad, 1 end, 2 unknown); with a pretrained model, the other
+    rows of its table; the markers `[first_marker, last_marker]`; `sid(level, code)` level by level;
+    unused ids up to `size`.
 
     Args:
       model: the serialised SentencePiece model; an attribute too.
       sid_levels: levels of the semantic ids (0: none).
       sid_codes: codes a level.
-      first_marker: where the markers begin, at least the number of pieces; None: right behind them.
+      first_marker: id of the first marker, at least the number of pieces; None: that number.
 
     Examples:
       >>> import tempfile
@@ -89,9 +86,9 @@ class Vocabulary:
         self.last_marker = self.first_marker + len(MARKERS) - 1
         marker = {name: self.first_marker + i for i, name in enumerate(MARKERS)}
         self.prefix_id = marker["prefix"]
-        self.soft_id = marker["soft"]  # where a projected vector stands in for a token
-        self.ids_id = marker["ids"]  # opens a semantic id that is read
-        # An item is opened by its section and rank in one: the best related query says so itself.
+        self.soft_id = marker["soft"]  # replaced by a projected vector
+        self.ids_id = marker["ids"]  # before a semantic id in the encoder input
+        # A marker has both section and rank, so the model can tell the best related query.
         self.item_ids = {s: [marker[f"{s}{r}"] for r in range(1, RANKS + 1)] for s in SECTIONS}
         self._sid_base = self.last_marker + 1
         used = self._sid_base + sid_levels * sid_codes
@@ -117,8 +114,8 @@ class Vocabulary:
     def encode(self, text: str) -> list[int]:
         """Piece ids of normalised `text`, without an end token. Empty text gives no ids.
 
-        A character that adopted pieces lack, in bytes too, is the unknown id. Half a surrogate pair
-        (JSON can bring one) is no character and is read as "?".
+        A character without a piece or bytes, in an adopted model, is the unknown id. Half a
+        surrogate pair, which JSON can contain, is read as "?".
         """
         if _SPACE in text:
             return self._encode_literal_space_mark(text)
@@ -129,23 +126,23 @@ class Vocabulary:
         return ids + self._last_space if text.endswith(" ") else ids
 
     def encode_all(self, texts: Sequence[str]) -> list[list[int]]:
-        """`encode` of many texts, in one call wherever none of them needs care."""
+        """`encode` of many texts, in one call unless a text needs special treatment."""
         if not any(_SPACE in text or text.endswith(" ") for text in texts):
             with contextlib.suppress(RuntimeError, TypeError):  # half a surrogate pair
                 return self._processor.encode(list(texts))
         return [self.encode(text) for text in texts]
 
     def _encode_literal_space_mark(self, text: str) -> list[int]:
-        # A literal U+2581 would come back as a space. Send it through byte fallback instead, under
-        # the cover of a noncharacter (no piece holds one: `train` leaves them out) that `text`
-        # lacks. Without byte fallback it becomes unknown.
-        cover = next(chr(c) for c in itertools.count(0xFDD0) if chr(c) not in text)
-        covered = [self._byte_ids[b] for b in cover.encode()]
-        wanted = [self._byte_ids[b] for b in _SPACE_BYTES]
-        ids, out, at = self.encode(text.replace(_SPACE, cover)), [], 0
+        # A literal U+2581 would be decoded as a space, so it is encoded as bytes. A noncharacter
+        # that is not in `text` replaces it first: no piece contains one (`_trainable`), so it
+        # becomes three bytes, which are exchanged. Without byte fallback it becomes unknown.
+        substitute = next(chr(c) for c in itertools.count(0xFDD0) if chr(c) not in text)
+        substitute_ids = [self._byte_ids[b] for b in substitute.encode()]
+        space_mark_ids = [self._byte_ids[b] for b in _SPACE_BYTES]
+        ids, out, at = self.encode(text.replace(_SPACE, substitute)), [], 0
         while at < len(ids):
-            if ids[at : at + 3] == covered:
-                out += wanted
+            if ids[at : at + 3] == substitute_ids:
+                out += space_mark_ids
                 at += 3
             else:
                 out.append(ids[at])
@@ -153,9 +150,7 @@ class Vocabulary:
         return out
 
     def decode(self, ids: Iterable[int]) -> str:
-        """The text of `ids` up to the first end token; markers, semantic ids and padding are left
-        out.
-        """
+        """The text of `ids` up to the first end token, without markers, semantic ids, padding."""
         pieces = []
         for i in ids:
             if i == self.eos_id:
@@ -165,9 +160,7 @@ class Vocabulary:
         return self._processor.decode(pieces)
 
     def sid(self, level: int, code: int) -> int:
-        """The token of code `code` at level `level` (both from 0). Raises IndexError outside
-        them.
-        """
+        """The token of `code` at `level` (both from 0); IndexError if there is none."""
         if not (0 <= level < self.sid_levels and 0 <= code < self.sid_codes):
             raise IndexError(
                 f"semantic id ({level}, {code}) outside {self.sid_levels} levels x "
@@ -176,10 +169,10 @@ class Vocabulary:
         return self._sid_base + level * self.sid_codes + code
 
     def piece_bytes(self) -> list[bytes]:
-        """The UTF-8 bytes each of the `size` ids adds to the text; b"" for specials, markers, ids.
+        """The UTF-8 bytes of each of the `size` ids; b"" for all that are not text.
 
-        The bytes of `encode(text)` join to b" " + text (SentencePiece opens every text with a
-        space), unless adopted pieces normalise it or lack a character.
+        The bytes of `encode(text)` join to b" " + text (SentencePiece adds a space in front),
+        unless adopted pieces normalise the text or lack a character.
         """
         out = [b""] * self.size
         for i in range(self.unk_id + 1, self.pieces):
@@ -204,25 +197,24 @@ class Vocabulary:
     ) -> Vocabulary:
         """Trains the pieces on normalised `texts`, writes `folder`, returns the vocabulary.
 
-        Same texts in the same order and same seed give the same bytes. A small corpus gives fewer
-        than `pieces` pieces. Past `sample` texts a uniform sample of them (by `seed`) is used.
+        The same texts, order and seed give the same bytes. A small corpus gives fewer than `pieces`
+        pieces. If there are more than `sample` texts, a uniform sample (by `seed`) is used.
 
         Raises:
-          UserError: no text at all, or fewer pieces asked for than byte fallback needs.
+          UserError: no text, or fewer `pieces` than byte fallback needs.
         """
         if pieces < MINIMUM_PIECES:
             raise UserError(
                 f"Vocabulary.train: pieces={pieces}, but byte fallback needs at least "
-                f"{MINIMUM_PIECES}; "
-                f"ask for {MINIMUM_PIECES} or more."
+                f"{MINIMUM_PIECES}; set {MINIMUM_PIECES} or more."
             )
-        chosen = _sample(texts, sample, seed)
-        if not chosen:
+        sampled = _sample(texts, sample, seed)
+        if not sampled:
             raise UserError(
                 "Vocabulary.train: the corpus is empty (no text with a visible character); "
                 "the train split needs at least one row with a query."
             )
-        vocabulary = cls(_train_pieces(chosen, pieces), sid_levels=sid_levels, sid_codes=sid_codes)
+        vocabulary = cls(_train_pieces(sampled, pieces), sid_levels=sid_levels, sid_codes=sid_codes)
         vocabulary.save(folder)
         return vocabulary
 
@@ -230,15 +222,15 @@ class Vocabulary:
     def adopt(
         cls, path: str, folder: str, *, rows: int, sid_levels: int = 4, sid_codes: int = 512
     ) -> Vocabulary:
-        """A pretrained model's pieces with our tokens behind them; writes `folder`, as `train`.
+        """The pieces of a pretrained model, followed by our tokens; writes `folder`, as `train`.
 
         Args:
           path: its SentencePiece model (spiece.model).
-          rows: rows of its token table; the markers begin behind them.
+          rows: rows of its token table; the markers come after them.
 
         Raises:
-          UserError: the file is missing, no SentencePiece model, of more pieces than `rows`, or its
-            padding, end and unknown pieces are not 0, 1 and 2.
+          UserError: the file is missing or no SentencePiece model, it has more pieces than `rows`,
+            or its padding, end and unknown pieces are not 0, 1 and 2.
         """
         try:
             with open(path, "rb") as file:
@@ -247,7 +239,7 @@ class Vocabulary:
         except FileNotFoundError:
             raise UserError(
                 f"{path}: expected the SentencePiece model of a pretrained model, found no such "
-                "file; it lies beside config.json (a tokenizer.json alone is not enough)."
+                "file; it is in the folder of config.json (tokenizer.json is not enough)."
             ) from None
         except (RuntimeError, ValueError) as error:
             raise UserError(
@@ -264,15 +256,15 @@ class Vocabulary:
         if vocabulary.pieces > rows:
             raise UserError(
                 f"{path} has {vocabulary.pieces:,} pieces, and the model's table only {rows:,} "
-                "rows; the two are not of one model."
+                "rows; the two do not belong to the same model."
             )
         vocabulary.save(folder)
         return vocabulary
 
     def tokens(self) -> dict[str, int]:
-        """Names of all ids behind the pieces: `<prefix>`, `<related1>`, .., `<sid_0_17>`, .. .
+        """Names of all ids after the pieces: `<prefix>`, `<related1>`, .., `<sid_0_17>`, .. .
 
-        Rows of a pretrained table that are no pieces, and the ids that fill up, are `<unused_N>`.
+        Other rows of a pretrained table, and unused ids at the end, are `<unused_N>`.
         """
         named = {i: f"<unused_{i}>" for i in range(self.pieces, self.size)}
         named |= {self.first_marker + i: f"<{name}>" for i, name in enumerate(MARKERS)}
@@ -282,19 +274,14 @@ class Vocabulary:
 
     def save(self, folder: str) -> None:
         """Writes pieces.model and vocabulary.json into `folder`."""
-        for name, data in (
-            (PIECES_FILE, self.model),
-            (VOCABULARY_FILE, self._description().encode()),
-        ):
+        files = {PIECES_FILE: self.model, VOCABULARY_FILE: self._description().encode()}
+        for name, data in files.items():
             with atomic_write(os.path.join(folder, name)) as file:
                 file.write(data)
 
     @classmethod
     def load(cls, folder: str) -> Vocabulary:
-        """Reads what `train` or `adopt` wrote.
-
-        Raises UserError if a file is missing or they do not belong together.
-        """
+        """Reads a vocabulary of `train` or `adopt`; UserError if a file is missing or damaged."""
         path = os.path.join(folder, VOCABULARY_FILE)
         try:
             with open(os.path.join(folder, PIECES_FILE), "rb") as f:
@@ -310,8 +297,8 @@ class Vocabulary:
             )
         except FileNotFoundError as e:
             raise UserError(
-                f"{folder}: no vocabulary here ({os.path.basename(e.filename)} is missing); run "
-                "the vocab stage."
+                f"{folder}: expected a vocabulary, but {os.path.basename(e.filename)} is missing; "
+                "run the vocab stage."
             ) from e
         except (ValueError, KeyError, TypeError, RuntimeError) as e:
             raise UserError(
@@ -319,26 +306,24 @@ class Vocabulary:
             ) from e
         if vocabulary._description() != text:
             raise UserError(
-                f"{path} does not describe {PIECES_FILE} beside it "
-                f"(expected {vocabulary.pieces} pieces, found {fields.get('pieces')}); run the "
-                "vocab stage again."
+                f"{path} does not describe {PIECES_FILE} (expected {vocabulary.pieces} pieces, "
+                f"found {fields.get('pieces')}); run the vocab stage again."
             )
         return vocabulary
 
 
 def _sample(texts: Iterable[str], sample: int, seed: int) -> list[str]:
-    """At most `sample` of the trainable `texts`, each as likely as any other, shuffled.
+    """A uniform sample of at most `sample` of the trainable `texts`, shuffled.
 
-    The pieces do not depend on the order, but the time does: a text that stands a thousand times in
-    a row is a substring as long as all of them to SentencePiece, which looks at it letter by
-    letter.
+    The pieces do not depend on the order, but the time does: to SentencePiece, a text that is
+    repeated a thousand times in sequence is one very long substring.
     """
     rng = random.Random(seed)
     drawn: list[str] = []
-    for at, text in enumerate(t for t in map(_trainable, texts) if t.strip()):
+    for number, text in enumerate(t for t in map(_trainable, texts) if t.strip()):
         if len(drawn) < sample:
             drawn.append(text)
-        elif (slot := rng.randrange(at + 1)) < sample:
+        elif (slot := rng.randrange(number + 1)) < sample:
             drawn[slot] = text
     rng.shuffle(drawn)
     return drawn
@@ -346,13 +331,13 @@ def _sample(texts: Iterable[str], sample: int, seed: int) -> list[str]:
 
 def _train_pieces(texts: list[str], pieces: int) -> bytes:
     """The serialised SentencePiece model of `texts`."""
-    # Characters past the commonest are left to byte fallback, so that words keep room among the
-    # pieces (Chinese has more characters than a small vocabulary has pieces). SentencePiece's own
-    # character_coverage does not go below 0.98, so they are cut out here.
-    counted = collections.Counter(itertools.chain.from_iterable(texts)).most_common()
-    seen = np.cumsum([n for _, n in counted])
-    enough = int(np.searchsorted(seen, _COVERAGE * seen[-1])) + 1
-    dropped = {ord(c): " " for c, _ in counted[min(enough, (pieces - 259) * 3 // 5) :]}
+    # Rare characters are left to byte fallback, so that the pieces have room for words (Chinese has
+    # more characters than a small vocabulary has pieces). SentencePiece's own character_coverage
+    # does not go below 0.98, so they are removed here.
+    frequency = collections.Counter(itertools.chain.from_iterable(texts)).most_common()
+    total = np.cumsum([n for _, n in frequency])
+    enough = int(np.searchsorted(total, _COVERAGE * total[-1])) + 1
+    dropped = {ord(c): " " for c, _ in frequency[min(enough, (pieces - 259) * 3 // 5) :]}
     out = io.BytesIO()
     sentencepiece.SentencePieceTrainer.train(
         sentence_iterator=(text.translate(dropped) for text in texts),
@@ -381,5 +366,5 @@ def _train_pieces(texts: list[str], pieces: int) -> bytes:
 
 
 def _trainable(text: str) -> str:
-    """`text` without what must stay outside the pieces: the space mark itself and noncharacters."""
+    """`text` without characters that no piece may contain: U+2581, noncharacters and NUL."""
     return "".join(c for c in text if c != _SPACE and not 0xFDD0 <= ord(c) <= 0xFDEF and c != "\0")

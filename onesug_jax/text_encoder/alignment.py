@@ -1,8 +1,8 @@
-"""Aligning the text encoder with behaviour, and measuring the gain (PAPER.md section 2).
+"""Alignment of the text encoder with behaviour, and its gain in recall (PAPER.md section 2).
 
-The encoder, pretrained or made from scratch, learns from the mined pairs by the contrastive loss;
-recall on pairs never trained on is measured before and after. `steps=0` saves the encoder as it is:
-the ablation. The loss is `contrastive.py`'s, the pairs are `pairs.py`'s.
+The encoder, pretrained or from scratch, is trained on the mined pairs by the contrastive loss.
+Recall on held-out pairs is measured before and after. `steps=0` saves the encoder without training,
+as an ablation. `contrastive.py` has the loss, `pairs.py` the pairs.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ from onesug_jax.train.states import HERE, States
 
 REPORT = "alignment.json"
 _AT = 20
-_TIE = 1e-6  # cosines nearer than this are one: the same text in two batches differs by rounding
+_TIE = 1e-6  # smaller differences of cosines are rounding: the same text in two batches
 _BLOCK = 16_384
 _SAMPLE = 10_000
 
@@ -70,33 +70,32 @@ def align(
 ) -> dict[str, Any]:
     """Make or load an encoder, align it, save it into `out` (Hugging Face layout) and measure it.
 
-    Started again, it goes on from its last checkpoint in `out`. What makes a trained state the same
-    is the encoder it starts from, its tokenizer and the pairs.
+    Training resumes from the last checkpoint. The identity of the trained state is the initial
+    encoder, its tokenizer and the pairs.
 
     Args:
       mined: folder with queries.parquet, prefix_query.parquet and query_query.parquet.
       weights: "minilm", or a folder in the Hugging Face layout; None: from scratch.
-      spec: sizes of an encoder from scratch; `max_length`, `dropout` and `dtype` hold for a loaded
-        one too.
-      steps: updates; 0: none, the encoder is saved as it is.
+      spec: sizes of an encoder from scratch; a loaded encoder uses `max_length`, `dropout` and
+        `dtype`.
+      steps: updates; 0: the encoder is saved without training.
       batch_size: pairs a step, over all devices.
-      query_share: share of query pairs in a batch, the others being prefix pairs.
-      weighting: pairs are drawn by "sqrt" or "log" of how often they were seen, or "count",
-        "uniform".
-      held_out: share of texts whose pairs are measured on and never trained on.
-      recall_pairs: pairs of a kind that recall is measured on, at most.
-      recall_queries: queries they are to be found among, at most (the most searched ones).
+      query_share: share of query pairs in a batch; the others are prefix pairs.
+      weighting: weight of a pair by its count: "sqrt", "log", "count" or "uniform".
+      held_out: share of texts whose pairs are measured and never trained on.
+      recall_pairs: most pairs of a kind for recall.
+      recall_queries: most queries to search for recall (the most searched ones).
       profile_steps: (first, last) updates to trace into `out/profile`.
-      settings: what else to note in the history, as JSON values.
-      states: where its checkpoints lie, when not in `out`.
+      settings: further JSON values for the history.
+      states: where the checkpoints are, if not in `out`.
 
     Returns:
-      what out/alignment.json holds: pairs, steps, recall@20 before and after by kind of pair (None
-      where nothing is held out), the saved encoder's dimension and fingerprint.
+      the contents of out/alignment.json: pairs, steps, recall@20 before and after by kind of pair
+      (None without held-out pairs), dimension and fingerprint of the saved encoder.
 
     Raises:
-      UserError: a table, a folder or a setting does not fit, or `steps` is positive and there are
-        no pairs to learn from.
+      UserError: a table, a folder or a setting is invalid, or `steps` is positive and there are no
+        pairs to train on.
     """
     spec = spec or EncoderSpec()
     texts, pairs = read_pairs(mined)
@@ -169,7 +168,7 @@ def align(
 def _identity(
     encoder: TextEncoder, weights: str | None, texts: Texts, train: Mapping[str, Pairs]
 ) -> dict[str, Any]:
-    """The settings that define an aligned encoder. From scratch the seed is not one of them."""
+    """The settings that define an aligned encoder; for one from scratch, without the seed."""
     return {
         "stage": "align",
         "encoder": dataclasses.asdict(encoder.config) | {"dropout": None},
@@ -183,11 +182,11 @@ def _identity(
 def batches(
     texts: Texts, draw: Draw, tokenizer: WordPiece, length: int, rows: np.ndarray
 ) -> Callable[[int], dict[str, np.ndarray]]:
-    """Step -> this process's rows of the batch, as `contrastive_stage` takes it; a pure function.
+    """A pure function: step -> this process's rows of the batch, for `contrastive_stage`.
 
     Args:
-      length: tokens of every row. One shape for all steps: it is compiled once.
-      rows: which rows of each batch are wanted.
+      length: tokens of every row, the same for all steps, so that the step is compiled once.
+      rows: rows of each batch that this process reads.
     """
     size = len(rows)
 
@@ -213,38 +212,38 @@ def recall(
 ) -> dict[str, float | None]:
     """Share of pairs whose other text is among the k queries nearest to the anchor, by kind.
 
-    Nearest by cosine among all indexed queries (of very many: the `most_queries` most searched and
-    those asked for) but the anchor itself; ties count against. None for a kind without pairs.
-    Queries are encoded block by block and not stored.
+    Nearest by cosine among all indexed queries except the anchor itself; ties count as misses. If
+    there are more than `most_queries`, only the most searched and the other texts are compared.
+    None for a kind without pairs. Queries are encoded block by block and not stored.
     """
-    asked = {kind: found for kind, found in pairs.items() if len(found)}
-    if not asked:
+    measured = {kind: part for kind, part in pairs.items() if len(part)}
+    if not measured:
         return dict.fromkeys(pairs)
-    anchors = np.concatenate([found.anchors for found in asked.values()])
-    others = np.concatenate([found.others for found in asked.values()])
+    anchors = np.concatenate([part.anchors for part in measured.values()])
+    others = np.concatenate([part.others for part in measured.values()])
     candidates = np.arange(texts.queries)
     if texts.queries > most_queries:
         best = np.argsort(-texts.counts, kind="stable")[:most_queries]
         candidates = np.union1d(best, others)
-    # The query that is the anchor itself, if there is one.
-    of_group = np.full(int(texts.groups.max()) + 1, -1)
-    of_group[texts.groups[: texts.queries]] = np.arange(texts.queries)
-    itself = of_group[texts.groups[anchors]]
-    left = encoder.encode(texts.take(anchors))
-    own = np.einsum("pd,pd->p", left, encoder.encode(texts.take(others)))
-    ahead = np.zeros(len(anchors), np.int64)
+    # The number of the query with the anchor's text, else -1.
+    query_of_group = np.full(int(texts.groups.max()) + 1, -1)
+    query_of_group[texts.groups[: texts.queries]] = np.arange(texts.queries)
+    anchor_queries = query_of_group[texts.groups[anchors]]
+    vectors = encoder.encode(texts.take(anchors))
+    own = np.einsum("pd,pd->p", vectors, encoder.encode(texts.take(others)))
+    nearer = np.zeros(len(anchors), np.int64)
     for start in range(0, len(candidates), _BLOCK):
         block = candidates[start : start + _BLOCK]
-        scores = left @ encoder.encode(texts.take(block)).T
-        for excluded in (itself, others):
-            place = np.minimum(np.searchsorted(block, excluded), len(block) - 1)
-            rows = np.flatnonzero(block[place] == excluded)
-            scores[rows, place[rows]] = -np.inf
-        ahead += np.count_nonzero(scores >= own[:, None] - _TIE, axis=1)
+        scores = vectors @ encoder.encode(texts.take(block)).T
+        for excluded in (anchor_queries, others):
+            columns = np.minimum(np.searchsorted(block, excluded), len(block) - 1)
+            rows = np.flatnonzero(block[columns] == excluded)
+            scores[rows, columns[rows]] = -np.inf
+        nearer += np.count_nonzero(scores >= own[:, None] - _TIE, axis=1)
         if len(candidates) > 4 * _BLOCK:
             _say(f"recall: {start + len(block):,} of {len(candidates):,} queries")
-    hits = np.split(ahead < k, np.cumsum([len(found) for found in asked.values()])[:-1])
-    shares = {kind: float(np.mean(hit)) for kind, hit in zip(asked, hits, strict=True)}
+    hits = np.split(nearer < k, np.cumsum([len(part) for part in measured.values()])[:-1])
+    shares = {kind: float(np.mean(hit)) for kind, hit in zip(measured, hits, strict=True)}
     return {kind: shares.get(kind) for kind in pairs}
 
 
@@ -256,25 +255,23 @@ def format_report(report: Mapping[str, Any]) -> str:
 
     lines = [f"{f'recall@{_AT}, %':<14}{'pairs':>8}{'before':>9}{'after':>9}"]
     for kind in KINDS:
-        found, shares = report["pairs"][kind], report[f"recall@{_AT}"][kind]
-        lines.append(
-            f"{kind + ' pairs':<14}{found['measured']:>8,}{percent(shares['before']):>9}"
-            f"{percent(shares['after']):>9}"
-        )
+        count, shares = report["pairs"][kind]["measured"], report[f"recall@{_AT}"][kind]
+        before, after = percent(shares["before"]), percent(shares["after"])
+        lines.append(f"{kind + ' pairs':<14}{count:>8,}{before:>9}{after:>9}")
     return "\n".join(lines)
 
 
 def _check(mined: str, texts: Texts, train: Mapping[str, Pairs]) -> None:
-    """There is something to learn: pairs, and more than one text to distinguish."""
+    """UserError unless there are pairs, with at least two different other texts."""
     fix = (
-        "Give a log with more searches, lower --gin.mine.min_users, or go without: "
+        "Give a log with more searches, lower --gin.mine.min_users, or skip the alignment: "
         "--gin.align.steps=0."
     )
     if not any(len(train[kind]) for kind in KINDS):
         files = " and ".join(os.path.join(mined, file_of(TABLES[kind][0])) for kind in KINDS)
         raise UserError(
-            f"{files}: expected pairs of different texts to align the encoder on, found none "
-            f"beside those held out. {fix}"
+            f"{files}: expected pairs of different texts to train the encoder on, found none that "
+            f"are not held out. {fix}"
         )
     others = np.concatenate([texts.groups[train[kind].others] for kind in KINDS])
     if len(np.unique(others)) < 2:
@@ -292,7 +289,7 @@ def _start(texts: Texts, weights: str | None, spec: EncoderSpec, seed: int) -> T
 
 
 def _length(tokenizer: WordPiece, texts: Texts, most: int) -> int:
-    """A row's tokens in training: a multiple of 4 that holds 99 % of the texts; the rest is cut."""
+    """Tokens of a training row: a multiple of 4, at most `most`; about 99 % of the texts fit."""
     lengths = [*map(len, tokenizer.ids(texts.sample(_SAMPLE)))]
     return min(most, int(-(-np.quantile(lengths, 0.99) // 4) * 4))
 

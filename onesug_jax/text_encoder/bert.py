@@ -1,9 +1,8 @@
 """BERT's encoder in Flax: the text encoder of Prefix2Query (PAPER.md section 2, point 2).
 
 Post-layer-norm blocks, learned positions, token types, exact GELU (Devlin et al. 2019). The paper
-takes BGE, which is this with 12 layers of 768. Kernels have head axes and every parameter names
-its logical axes, so sharding is the matter of `train/mesh.py`. No pooler, no heads; texts,
-files and training are elsewhere.
+uses BGE, which has this architecture with 12 layers of width 768. Kernels have head axes, and every
+parameter names its logical axes for `train/mesh.py`. There is no pooler and no task head.
 """
 
 from __future__ import annotations
@@ -32,9 +31,9 @@ class EncoderConfig:
     Attributes:
       max_positions: rows of the position table.
       max_length: tokens a text is cut to; at most `max_positions`.
-      pooling: "mean" over a text's tokens, or "cls", its first.
-      dropout: in training, of hidden states and attention weights.
-      dtype: of the matrix products; parameters, norms and vectors stay float32.
+      pooling: "mean" over the tokens of a text, or "cls", its first token.
+      dropout: rate for hidden states and attention weights, in training.
+      dtype: of the matrix products; parameters, norms and vectors are float32.
     """
 
     vocab_size: int
@@ -51,13 +50,12 @@ class EncoderConfig:
     dtype: str = "float32"
 
     def __post_init__(self) -> None:
-        sizes = ("vocab_size", "d_model", "layers", "heads", "d_ff", "token_types")
-        for name in sizes:
+        for name in ("vocab_size", "d_model", "layers", "heads", "d_ff", "token_types"):
             if getattr(self, name) < 1:
                 raise UserError(f"EncoderConfig.{name}={getattr(self, name)}: expected 1 or more.")
         if self.d_model % self.heads:
             raise UserError(
-                f"EncoderConfig: d_model={self.d_model} does not divide into heads={self.heads}."
+                f"EncoderConfig: d_model={self.d_model} is not divisible by heads={self.heads}."
             )
         if not 3 <= self.max_length <= self.max_positions:
             raise UserError(
@@ -80,15 +78,15 @@ class EncoderConfig:
 
 
 def _dense(module: nn.Module, name: str, x: jax.Array, shape, names, spec: str) -> jax.Array:
-    """`einsum(spec, x, kernel) + bias`; the bias has the kernel's axes that come out."""
-    outside = spec.split("->")[1]
-    kernel_axes = spec.split("->")[0].split(",")[1]
-    of_bias = [axis for axis, letter in enumerate(kernel_axes) if letter in outside]
+    """`einsum(spec, x, kernel) + bias`; the bias has the kernel's output axes."""
+    inputs, outputs = spec.split("->")
+    kernel_axes = inputs.split(",")[1]
+    bias_axes = [axis for axis, letter in enumerate(kernel_axes) if letter in outputs]
     kernel = module.param(f"{name}_kernel", logical(_INIT, *names), shape)
     bias = module.param(
         f"{name}_bias",
-        logical(nn.initializers.zeros, *(names[axis] for axis in of_bias)),
-        tuple(shape[axis] for axis in of_bias),
+        logical(nn.initializers.zeros, *(names[axis] for axis in bias_axes)),
+        tuple(shape[axis] for axis in bias_axes),
     )
     return jnp.einsum(spec, x, kernel.astype(x.dtype)) + bias.astype(x.dtype)
 
@@ -143,7 +141,7 @@ class Bert(nn.Module):
 
     @nn.compact
     def __call__(self, tokens: jax.Array, lengths: jax.Array) -> jax.Array:
-        """`tokens [B, L]`, `lengths [B]` (tokens that count, from the left) -> `[B, D]` float32."""
+        """`tokens [B, L]`, of which the first `lengths [B]` are real -> `[B, D]` float32."""
         c = self.config
         rows = {"words": c.vocab_size, "positions": c.max_positions, "types": c.token_types}
         axes: dict[str, Any] = {"words": "vocab", "positions": None, "types": None}
@@ -152,22 +150,21 @@ class Bert(nn.Module):
             for name in rows
         }
         length = tokens.shape[1]
-        seen = jnp.arange(length)[None, :] < lengths[:, None]
+        mask = jnp.arange(length)[None, :] < lengths[:, None]
         x = jnp.take(tables["words"], tokens, axis=0)
         # A text is one segment: every token is of type 0.
         x = x + tables["positions"][:length] + tables["types"][0]
         x = _layer_norm(c, "norm")(x)
         x = length_dropout(c.dropout)(x, deterministic=self.deterministic)
         x = nn.with_logical_constraint(x, _HIDDEN)
-        bias = jnp.where(seen, 0.0, NEG_INF)[:, None, None, :]
+        bias = jnp.where(mask, 0.0, NEG_INF)[:, None, None, :]
         for number in range(c.layers):
             x = Layer(c, self.deterministic, name=f"layer_{number}")(x, bias)
         x = x.astype(jnp.float32)
         if c.pooling == "mean":
-            weights = seen.astype(jnp.float32)
+            weights = mask.astype(jnp.float32)
             pooled = jnp.einsum("bld,bl->bd", x, weights) / jnp.sum(weights, axis=1, keepdims=True)
         else:
             pooled = x[:, 0]
-        # The smallest norm is of use to padding rows only.
         norm = jnp.linalg.norm(pooled, axis=-1, keepdims=True)
         return pooled / jnp.maximum(norm, 1e-12)

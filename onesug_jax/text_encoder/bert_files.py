@@ -1,8 +1,8 @@
-"""BERT folders in the Hugging Face layout, in and out: `config.json`, `model.safetensors`, pooling.
+"""Reads and writes BERT folders in the Hugging Face layout: configuration, weights, pooling.
 
-Whatever `BertModel` of transformers wrote is read (BGE, MiniLM, sentence-transformers), and what is
-written here transformers and sentence-transformers read. Poolers and language-model heads are left
-out. The tokenizer has its own file, `wordpiece.py`. Nothing is fetched from anywhere.
+It reads folders of transformers' `BertModel` and of sentence-transformers (BGE, MiniLM), and both
+can read the folders it writes. Poolers and language-model heads are ignored. `wordpiece.py` reads
+the tokenizer. Nothing is downloaded.
 """
 
 from __future__ import annotations
@@ -24,8 +24,8 @@ from onesug_jax.text_encoder.bert import EncoderConfig
 POOLING, LENGTH, MODULES = "1_Pooling/config.json", "sentence_bert_config.json", "modules.json"
 _POOLING_FLAGS = {"mean": "pooling_mode_mean_tokens", "cls": "pooling_mode_cls_token"}
 _IGNORED = ("pooler.", "cls.")  # heads of other tasks
-_POSITION_IDS = "position_ids"  # a constant that older versions saved
-_OLD_NAMES = {"gamma": "weight", "beta": "bias"}  # layer norms of BERT's first conversions
+_POSITION_IDS = "position_ids"  # a constant in files of older versions
+_OLD_NAMES = {"gamma": "weight", "beta": "bias"}  # layer norms in files of older versions
 # config.json's name -> ours
 _SIZES = {
     "vocab_size": "vocab_size",
@@ -39,32 +39,35 @@ _SIZES = {
 
 
 def read_config(folder: str, max_length: int | None = None, **changes: Any) -> EncoderConfig:
-    """The sizes a folder states.
+    """The configuration of a folder.
 
     Args:
-      max_length: tokens a text is cut to; None: what the folder says, else all positions.
+      max_length: tokens a text is cut to; None: the folder's setting, else all positions.
       changes: other fields of `EncoderConfig` to set.
 
     Raises:
-      UserError: a file is missing or unreadable, or describes no BERT that this encoder computes.
+      UserError: a file is missing or unreadable, or describes a model that is not this BERT.
     """
-    stated = read_json(os.path.join(folder, CONFIG))
     place = os.path.join(folder, CONFIG)
+    stored = read_json(place)
     for name, expected in (
         ("model_type", "bert"),
         ("hidden_act", "gelu"),
         ("position_embedding_type", "absolute"),
     ):
-        found = stated.get(name, expected)
+        found = stored.get(name, expected)
         if found != expected:
             raise UserError(
                 f"{place}: expected {name} {expected!r}, found {found!r}; choose an encoder of the "
                 "BERT family, such as BGE or MiniLM."
             )
-    missing = [name for name in _SIZES if not isinstance(stated.get(name), int)]
+    missing = [name for name in _SIZES if not isinstance(stored.get(name), int)]
     if missing:
-        raise UserError(f"{place}: expected a number {missing[0]!r}, found none; is it BERT's?")
-    sizes = {ours: stated[name] for name, ours in _SIZES.items()}
+        raise UserError(
+            f"{place}: expected a number {missing[0]!r}, found none; choose an encoder of the BERT "
+            "family."
+        )
+    sizes = {ours: stored[name] for name, ours in _SIZES.items()}
     if max_length is None:
         path = os.path.join(folder, LENGTH)
         longest = read_json(path).get("max_seq_length") if os.path.isfile(path) else None
@@ -72,14 +75,14 @@ def read_config(folder: str, max_length: int | None = None, **changes: Any) -> E
     rest = {
         "max_length": max_length,
         "pooling": _read_pooling(folder),
-        "dropout": float(stated.get("hidden_dropout_prob", 0.1)),
-        "norm_eps": float(stated.get("layer_norm_eps", 1e-12)),
+        "dropout": float(stored.get("hidden_dropout_prob", 0.1)),
+        "norm_eps": float(stored.get("layer_norm_eps", 1e-12)),
     }
     return EncoderConfig(**{**sizes, **rest, **changes})
 
 
 def config_files(config: EncoderConfig) -> dict[str, Any]:
-    """What `read_config` reads, as JSON values by file name."""
+    """The files that `read_config` reads: file name -> JSON value."""
     sizes = dataclasses.asdict(config)
     return {
         CONFIG: {
@@ -116,28 +119,26 @@ def _read_pooling(folder: str) -> str:
     path = os.path.join(folder, POOLING)
     if not os.path.isfile(path):
         return "mean"
-    stated = read_json(path)
-    asked = [name for name, value in stated.items() if name.startswith("pooling_mode_") and value]
+    stored = read_json(path)
+    flags = [name for name, on in stored.items() if name.startswith("pooling_mode_") and on]
     pooling_of = {flag: name for name, flag in _POOLING_FLAGS.items()}
-    if len(asked) != 1 or asked[0] not in pooling_of:
+    if len(flags) != 1 or flags[0] not in pooling_of:
         raise UserError(
             f"{path}: expected one of {', '.join(pooling_of)} to be true, found "
-            f"{', '.join(asked) or 'none'}; choose an encoder pooled that way."
+            f"{', '.join(flags) or 'none'}; choose an encoder with such a pooling."
         )
-    return pooling_of[asked[0]]
+    return pooling_of[flags[0]]
 
 
 def tensors(config: EncoderConfig) -> dict[tuple[str, ...], Tensor]:
-    """Where each of our parameters stands in the file, in the order of the computation."""
+    """The stored tensor of each of our parameters, in the order of the computation."""
     c = config
 
-    def dense(name: str, ours: str, before: tuple[int, ...], after: tuple[int, ...]) -> Iterator:
-        inside, outside = int(np.prod(before)), int(np.prod(after))
-        yield (
-            f"{ours}_kernel",
-            Tensor((f"{name}.weight",), (outside, inside), before + after, transposed=True),
-        )
-        yield f"{ours}_bias", Tensor((f"{name}.bias",), (outside,), after)
+    def dense(name: str, ours: str, inputs: tuple[int, ...], outputs: tuple[int, ...]) -> Iterator:
+        stored = int(np.prod(outputs)), int(np.prod(inputs))
+        kernel = Tensor((f"{name}.weight",), stored, inputs + outputs, transposed=True)
+        yield f"{ours}_kernel", kernel
+        yield f"{ours}_bias", Tensor((f"{name}.bias",), stored[:1], outputs)
 
     def norm(name: str) -> Iterator:
         yield "scale", Tensor((f"{name}.weight",), (c.d_model,), (c.d_model,))
@@ -172,11 +173,10 @@ def tensors(config: EncoderConfig) -> dict[tuple[str, ...], Tensor]:
 
 
 def read_weights(folder: str, config: EncoderConfig) -> dict:
-    """The parameters of `bert.Bert`, float32 on the host, for any precision of the file.
+    """The parameters of `bert.Bert`, float32 on the host, from a file of any precision.
 
     Raises:
-      UserError: the weights are missing or no safetensors file, or do not fit `config`
-        (`read_tensors`).
+      UserError: the weights are missing, are not a safetensors file, or do not fit `config`.
     """
     with opened(folder) as (stored, place):
         plain = {_plain(name): tensor for name, tensor in stored.items()}
@@ -185,13 +185,13 @@ def read_weights(folder: str, config: EncoderConfig) -> dict:
 
 
 def write_weights(path: str, config: EncoderConfig, params: Any) -> None:
-    """Parameters to one safetensors file, float32."""
+    """Write parameters as one safetensors file, float32."""
     flat = {where: np.asarray(value, np.float32) for where, value in flatten_dict(params).items()}
     write_tensors(path, tensors(config), flat)
 
 
 def _plain(name: str) -> str:
-    """A stored tensor's name without what differs between versions."""
+    """The name of a stored tensor, independent of the version that wrote it."""
     parts = name.removeprefix("bert.").split(".")
     if "LayerNorm" in parts:
         parts[-1] = _OLD_NAMES.get(parts[-1], parts[-1])

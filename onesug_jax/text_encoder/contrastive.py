@@ -1,9 +1,9 @@
 """Contrastive alignment: the loss and the stage (PAPER.md section 2, point 2).
 
-Both texts of a mined pair (prefix and query, or two queries) should lie near each other and far
-from the other texts of the batch: InfoNCE over cosines divided by a temperature, both ways. The
-paper names in-batch negatives, cosine and temperature; masking false negatives is
-ours. `pairs.py` says where pairs come from.
+The two texts of a mined pair (prefix and query, or two queries) should be near each other and far
+from the other texts of the batch: InfoNCE over cosines divided by a temperature, in both
+directions. The paper has in-batch negatives, cosine and temperature; masking false negatives is
+ours. `pairs.py` reads the pairs.
 """
 
 from __future__ import annotations
@@ -22,11 +22,10 @@ from onesug_jax.train.train_state import Stage
 
 
 def false_negatives(anchor_ids: jax.Array, other_ids: jax.Array) -> jax.Array:
-    """Which `(i, j)`, i != j, are not negatives: `[B], [B] -> [B, B]` bool, symmetric.
+    """The `(i, j)`, i != j, that are not negatives: `[B], [B] -> [B, B]` bool, symmetric.
 
-    Pair j's other text is not to be pushed from pair i's anchor where it is the same text as pair
-    i's other, where the anchors are one text (it is then a partner as well), or where it is
-    the anchor itself; and all that the other way round.
+    Pair j's other text is not a negative of pair i's anchor if it equals pair i's other text or
+    the anchor itself, or if the two anchors are the same text. The same holds with i and j swapped.
     """
     same = (anchor_ids[:, None] == anchor_ids) | (other_ids[:, None] == other_ids)
     crossed = anchor_ids[:, None] == other_ids
@@ -51,11 +50,11 @@ def info_nce(
       anchor_ids, other_ids: `[B]` ints, equal where the texts are equal.
 
     Returns:
-      losses `[B]`; hits `[B]` float: 1 where the pair's own other is the anchor's nearest.
+      losses `[B]`; hits `[B]` float: 1 if the pair's own other text is nearest to the anchor.
     """
     scores = (anchors @ others.T).astype(jnp.float32) / temperature
     scores = jnp.where(false_negatives(anchor_ids, other_ids), NEG_INF, scores)
-    # Every device has its own rows, against the others of all devices.
+    # A device has the rows of its anchors and the columns of all other texts.
     scores = nn.with_logical_constraint(scores, ("batch", None))
     own = jnp.diagonal(scores)
     forward = jax.nn.logsumexp(scores, axis=1) - own
@@ -68,11 +67,11 @@ def contrastive_stage(config: EncoderConfig, temperature: float = 0.05) -> Stage
     """The stage that aligns an encoder.
 
     A batch holds B pairs: `tokens [B, 2, L]`, `lengths [B, 2]` and `texts [B, 2]` (text numbers),
-    first the anchor, then the other. Negatives come from the whole batch, over all devices of the
-    mesh. With gradient accumulation they come from the microbatch only: so a larger batch worked
-    off in microbatches is not the same as a larger batch.
+    first the anchor, then the other text. Negatives come from the whole batch, over all devices of
+    the mesh. With gradient accumulation they come from the microbatch only, so microbatches are not
+    equivalent to one larger batch.
 
-    Reported, a pair: `accuracy` (own other nearest in the batch), `cosine` of the pairs.
+    Reported means over pairs: `accuracy` (the pair's own other text is the nearest), `cosine`.
 
     Raises:
       UserError: the temperature is not positive.

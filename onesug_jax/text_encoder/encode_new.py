@@ -1,7 +1,7 @@
-"""Vectors of many texts, of which an earlier version has stored some with the same encoder.
+"""Vectors of texts, reusing those that an earlier version stored with the same encoder.
 
-An update mines the texts of a month again, nearly all of which the version in use holds. Those take
-the stored vectors, and only new ones are encoded, with the bits that a full rebuild would give them
+An update mines the texts of a month again, and the version in use has vectors of nearly all of
+them. Only new texts are encoded. A full rebuild would give the same bits
 (`TextEncoder.encode(whole_batches=True)`; on another kind of device, up to rounding).
 """
 
@@ -36,19 +36,19 @@ class Encoded:
 def encode_new(
     texts: pa.Array, encoder: TextEncoder, out: np.ndarray, stored: Encoded | None = None
 ) -> int:
-    """Writes the vectors of `texts` [N] to `out` [N, D]; returns how many of them were encoded.
+    """Writes the vectors of `texts` [N] to `out` [N, D]; returns the number of encoded texts.
 
     Args:
-      out: of the type of the stored vectors.
-      stored: what to take vectors from; nothing where another encoder made them.
+      out: of the dtype of the stored vectors.
+      stored: vectors to reuse; ignored if another encoder made them.
     """
     numbers = np.full(len(texts), -1, np.int64)
     if stored is not None and stored.encoder == encoder.fingerprint:
         numbers = pc.fill_null(pc.index_in(texts, value_set=stored.texts), -1).to_numpy()
-    found, new = np.flatnonzero(numbers >= 0), np.flatnonzero(numbers < 0)
-    for start in range(0, len(found), _BLOCK):
-        rows = found[start : start + _BLOCK]
-        out[rows] = stored.vectors[numbers[rows]]  # type: ignore[union-attr]  # none is found in None
+    old, new = np.flatnonzero(numbers >= 0), np.flatnonzero(numbers < 0)
+    for start in range(0, len(old), _BLOCK):
+        rows = old[start : start + _BLOCK]
+        out[rows] = stored.vectors[numbers[rows]]  # type: ignore[union-attr]  # empty without stored
     for start in range(0, len(new), _BLOCK):
         rows = new[start : start + _BLOCK]
         out[rows] = encoder.encode(texts.take(pa.array(rows)).to_pylist(), whole_batches=True)

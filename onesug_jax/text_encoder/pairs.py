@@ -1,8 +1,9 @@
-"""The mined pairs as flat arrays: what alignment trains on, and what is held out to measure it.
+"""The mined pairs as flat arrays: those that alignment trains on, and those held out to measure it.
 
-Two kinds (PAPER.md section 2, point 1): a prefix and a query searched from it, and two queries that
-Swing or ItemCF found close; both from the tables of WORK_DIR/mined. Texts stay in Arrow columns and
-a pair is two numbers and a weight, so tens of millions fit. Mining them is `logs/mining.py`.
+There are two kinds (PAPER.md section 2, point 1): a prefix with a query searched from it, and two
+queries that Swing or ItemCF found close. Both are read from WORK_DIR/mined. Texts stay in Arrow
+columns and a pair is two numbers and a count, so tens of millions fit in memory. `logs/mining.py`
+mines them.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from onesug_jax.files import fingerprint
 from onesug_jax.logs.mined import file_of, read_table
 
 KINDS = ("prefix", "query")
-# kind -> table, columns of the anchor, the other text, and how often they were seen together
+# kind -> table, and its columns of the anchor, the other text and their count
 TABLES = {
     "prefix": ("prefix_query", "prefix", "query", "count"),
     "query": ("query_query", "query", "other", "users"),
@@ -47,7 +48,7 @@ class Pairs:
         return len(self.anchors)
 
     def take(self, which: np.ndarray) -> Pairs:
-        """Those that a mask or numbers choose."""
+        """The pairs that a mask or an array of numbers selects."""
         return Pairs(self.anchors[which], self.others[which], self.counts[which])
 
     def digest(self) -> str:
@@ -59,10 +60,10 @@ class Texts:
     """The Q indexed queries, numbered as in queries.parquet, then the prefixes.
 
     Attributes:
-      queries: Q, how many of the texts are indexed queries.
-      counts: `[Q]` int64, how often each query was searched.
-      groups: `[T]` int32, equal for texts that are equal up to spaces at the end ("nike ", "nike").
-      hashes: `[T]` uint32 of the text without them; the same on every machine.
+      queries: Q, the number of indexed queries.
+      counts: `[Q]` int64, search counts of the queries.
+      groups: `[T]` int32, equal for texts that differ only by spaces at the end ("nike ", "nike").
+      hashes: `[T]` uint32 of the texts without these spaces; the same on every machine.
     """
 
     def __init__(self, queries: pa.ChunkedArray, counts: np.ndarray, prefixes: pa.ChunkedArray):
@@ -78,7 +79,7 @@ class Texts:
         return len(self._all)
 
     def take(self, numbers: np.ndarray) -> list[str]:
-        """The texts of these numbers."""
+        """The texts with these numbers."""
         return self._all.take(pa.array(numbers, pa.int64())).to_pylist()
 
     def sample(self, most: int) -> list[str]:
@@ -89,7 +90,7 @@ class Texts:
 def read_pairs(mined: str) -> tuple[Texts, dict[str, Pairs]]:
     """Texts and pairs, by kind, of a folder of mined tables.
 
-    Pairs whose texts differ by spaces at the end only are left out: nothing is to be learnt there.
+    Pairs whose texts differ only by spaces at the end are left out.
 
     Raises:
       UserError: a table is missing, lacks a column, or names a query that queries.parquet lacks.
@@ -103,30 +104,30 @@ def read_pairs(mined: str) -> tuple[Texts, dict[str, Pairs]]:
         )
     tables = {}
     for kind, (name, *columns) in TABLES.items():
-        *sides, seen = read_table(mined, name, columns).columns
-        tables[kind] = (*(side.cast(pa.large_string()) for side in sides), seen)
+        *sides, count = read_table(mined, name, columns).columns
+        tables[kind] = (*(side.cast(pa.large_string()) for side in sides), count)
     prefixes = pc.unique(tables["prefix"][0])
     texts = Texts(queries, counts, pa.chunked_array([prefixes], pa.large_string()))
     indexed = queries.combine_chunks()
     pairs = {}
-    for kind, (anchor, other, seen) in tables.items():
+    for kind, (anchor, other, count) in tables.items():
         path = os.path.join(mined, file_of(TABLES[kind][0]))
         if kind == "prefix":
             anchors = _numbers(anchor, prefixes) + np.int32(texts.queries)
         else:
             anchors = _indexed(anchor, indexed, path)
         others = _indexed(other, indexed, path)
-        found = Pairs(anchors, others, seen.to_numpy().astype(np.float64))
-        pairs[kind] = found.take(texts.groups[anchors] != texts.groups[others])
+        rows = Pairs(anchors, others, count.to_numpy().astype(np.float64))
+        pairs[kind] = rows.take(texts.groups[anchors] != texts.groups[others])
     return texts, pairs
 
 
 def split(texts: Texts, pairs: dict[str, Pairs], held_out: float) -> tuple[dict, dict]:
-    """(pairs to train on, pairs held out), each by kind.
+    """(training pairs, held-out pairs), each by kind.
 
-    A share `held_out` of all texts, chosen by their hash and so the same for every seed, is held
-    out: pairs with such an anchor are only measured on. A query pair also counts the other way
-    round, so one with a held-out text on either side is not trained on.
+    A share `held_out` of all texts is held out, chosen by hash and so the same for every seed. The
+    pairs with such an anchor are held out. Query pairs are symmetric, so a query pair with a
+    held-out text on either side is not trained on.
 
     Raises:
       UserError: `held_out` is not a share.
@@ -135,11 +136,11 @@ def split(texts: Texts, pairs: dict[str, Pairs], held_out: float) -> tuple[dict,
         raise UserError(f"held_out={held_out}: expected a share, at least 0 and below 1.")
     held = texts.hashes < held_out * 2**32
     train, dev = {}, {}
-    for kind, found in pairs.items():
-        anchor = held[found.anchors]
-        touched = anchor | held[found.others] if kind == "query" else anchor
-        train[kind] = found.take(~touched)
-        dev[kind] = found.take(anchor)
+    for kind, part in pairs.items():
+        anchor = held[part.anchors]
+        either = anchor | held[part.others] if kind == "query" else anchor
+        train[kind] = part.take(~either)
+        dev[kind] = part.take(anchor)
     return train, dev
 
 
@@ -152,12 +153,12 @@ def sample(pairs: Pairs, most: int) -> Pairs:
 
 
 class Draw:
-    """Which pairs make up a step's batch: a pure function of (seed, step).
+    """The pairs of a batch: a pure function of (seed, step).
 
     Args:
-      pairs: by kind; a kind without pairs leaves its share to the other.
+      pairs: by kind; if one kind has no pairs, the batch is of the other.
       query_share: share of query pairs in a batch.
-      weighting: how often a pair is drawn, by how often it was seen: one of WEIGHTINGS.
+      weighting: weight of a pair by its count, one of WEIGHTINGS.
 
     Raises:
       UserError: a setting is out of range.
@@ -181,7 +182,7 @@ class Draw:
             raise UserError(
                 f"batch_size={batch_size}: expected 2 pairs or more; negatives come from the batch."
             )
-        self._pairs = {kind: found for kind, found in pairs.items() if len(found)}
+        self._pairs = {kind: part for kind, part in pairs.items() if len(part)}
         self._seed = seed
         share = {"prefix": 1 - query_share, "query": query_share}
         if len(self._pairs) == 1:
@@ -189,26 +190,26 @@ class Draw:
         queries = round(batch_size * share.get("query", 0.0))
         self._sizes = {"prefix": batch_size - queries, "query": queries}
         self._ends = {
-            kind: np.cumsum(WEIGHTINGS[weighting](found.counts))
-            for kind, found in self._pairs.items()
+            kind: np.cumsum(WEIGHTINGS[weighting](part.counts))
+            for kind, part in self._pairs.items()
         }
 
     def __call__(self, step: int) -> np.ndarray:
-        """Text numbers `[B, 2]` of the step's pairs, in mixed order."""
+        """Text numbers `[B, 2]` of the pairs of a step, in random order."""
         rng = np.random.default_rng([self._seed, step])
         drawn = []
-        for kind, found in sorted(self._pairs.items()):
+        for kind, part in sorted(self._pairs.items()):
             ends = self._ends[kind]
-            where = np.searchsorted(ends, rng.random(self._sizes[kind]) * ends[-1], side="right")
-            where = np.minimum(where, len(found) - 1)
-            drawn.append(np.stack([found.anchors[where], found.others[where]], axis=1))
+            rows = np.searchsorted(ends, rng.random(self._sizes[kind]) * ends[-1], side="right")
+            rows = np.minimum(rows, len(part) - 1)
+            drawn.append(np.stack([part.anchors[rows], part.others[rows]], axis=1))
         return rng.permutation(np.concatenate(drawn))
 
 
 def _numbers(column: pa.ChunkedArray, values: pa.Array) -> np.ndarray:
-    """Place of each text among `values`, -1 for one that is not there; int32."""
-    places = pc.fill_null(pc.index_in(column, value_set=values), -1)
-    return places.to_numpy().astype(np.int32, copy=False)
+    """The index of each text in `values`, else -1; int32."""
+    numbers = pc.fill_null(pc.index_in(column, value_set=values), -1)
+    return numbers.to_numpy().astype(np.int32, copy=False)
 
 
 def _indexed(column: pa.ChunkedArray, queries: pa.Array, path: str) -> np.ndarray:
@@ -216,17 +217,17 @@ def _indexed(column: pa.ChunkedArray, queries: pa.Array, path: str) -> np.ndarra
     if len(numbers) and numbers.min() < 0:
         row = int(np.argmin(numbers))
         raise UserError(
-            f"{path}: row {row}: the query {column[row].as_py()!r} is not in {file_of('queries')} "
-            "beside it; the tables come from different runs. Run mine again."
+            f"{path}: row {row}: the query {column[row].as_py()!r} is not in {file_of('queries')}; "
+            "the tables come from different runs. Run mine again."
         )
     return numbers
 
 
 def _hashes(texts: pa.Array) -> np.ndarray:
-    found = np.empty(len(texts), np.uint32)
+    hashes = np.empty(len(texts), np.uint32)
     for start in range(0, len(texts), _BLOCK):
         block: Sequence[str] = texts.slice(start, _BLOCK).to_pylist()
-        found[start : start + len(block)] = [
+        hashes[start : start + len(block)] = [
             zlib.crc32(text.encode("utf-8", "surrogatepass")) for text in block
         ]
-    return found
+    return hashes

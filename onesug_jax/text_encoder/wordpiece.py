@@ -1,9 +1,9 @@
 """WordPiece, the tokenizer of BERT: loaded from a pretrained folder, or trained on a log's texts.
 
-A thin layer over the `tokenizers` package that never pads and always truncates: the encoder decides
-on shapes. Chinese characters are split one by one, as BERT does. A text's last space means that its
-last word is complete ("nike " against "nike"); tokenizers of BERT drop it, the ones trained here
-write it as a piece of its own.
+It wraps the `tokenizers` package, never pads and always truncates: the encoder chooses the shapes.
+Every Chinese character is a word, as in BERT. A space at the end of a text means that its last word
+is complete ("nike " against "nike"). BERT's tokenizers drop it; those trained here write it as a
+piece.
 """
 
 from __future__ import annotations
@@ -20,12 +20,12 @@ from onesug_jax.files import read_json
 
 TOKENIZER, VOCAB, SETTINGS = "tokenizer.json", "vocab.txt", "tokenizer_config.json"
 SPECIAL = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
-SPACE = "[SPACE]"  # stands for the space a text ends with, where the vocabulary has it
+SPACE = "[SPACE]"  # the space at the end of a text, if the vocabulary has this piece
 _CONTINUES = "##"
 
 
 class WordPiece:
-    """Texts to token ids `[CLS] pieces [SEP]`, at most `max_length` of them."""
+    """Texts to at most `max_length` token ids: `[CLS] pieces [SEP]`."""
 
     def __init__(self, tokenizer: Tokenizer, max_length: int):
         tokenizer.no_padding()
@@ -51,24 +51,24 @@ class WordPiece:
         try:
             encodings = self._tokenizer.encode_batch_fast(list(texts))
         except (TypeError, UnicodeEncodeError):
-            # Half a surrogate pair can arrive in a prefix by JSON; it must not stop a service.
+            # JSON can contain half a surrogate pair; such a prefix must not stop a service.
             texts = [text.encode("utf-8", "replace").decode() for text in texts]
             encodings = self._tokenizer.encode_batch_fast(texts)
-        found = [encoding.ids for encoding in encodings]
+        rows = [encoding.ids for encoding in encodings]
         if self._space is None:
-            return found
-        for text, ids in zip(texts, found, strict=True):
-            if text.endswith(" "):  # before [SEP], and in place of a piece where there is no room
-                place = min(len(ids) - 1, self.max_length - 2)
-                ids[place:-1] = [self._space]
-        return found
+            return rows
+        for text, ids in zip(texts, rows, strict=True):
+            if text.endswith(" "):  # before [SEP]; it replaces the last piece of a full row
+                position = min(len(ids) - 1, self.max_length - 2)
+                ids[position:-1] = [self._space]
+        return rows
 
     @classmethod
     def load(cls, folder: str, max_length: int) -> WordPiece:
         """From `tokenizer.json`, or else `vocab.txt`, of a folder in the Hugging Face layout.
 
         Raises:
-          UserError: neither file is there, or the one found is not a tokenizer.
+          UserError: neither file exists, or the file is not a tokenizer.
         """
         path = os.path.join(folder, TOKENIZER)
         if os.path.isfile(path):
@@ -107,14 +107,14 @@ class WordPiece:
         """Learn pieces from texts; the same texts in any order give the same vocabulary.
 
         Args:
-          texts: queries and prefixes; each distinct one counts once.
-          vocab_size: pieces in all, special ones included; fewer come out of few texts.
-          min_count: how often a piece must occur to become one. Rare words left in smaller pieces
-            share them with others, and with prefixes that stop within a word.
-          most_texts: of more, an even sample is taken in byte order.
+          texts: queries and prefixes; each distinct text counts once.
+          vocab_size: most pieces, special pieces included; few texts give fewer.
+          min_count: least occurrences of a piece. Rare words are then split into pieces that they
+            share with other words and with prefixes that end within a word.
+          most_texts: if there are more, an even sample in byte order is used.
 
         Raises:
-          UserError: there is no text, or `vocab_size` leaves no room for letters.
+          UserError: there is no text, or `vocab_size` has no room for letters.
         """
         distinct = sorted({text for text in texts if text.strip()})
         if not distinct:
@@ -123,8 +123,8 @@ class WordPiece:
         room = (vocab_size - len(SPECIAL) - 1) // 2
         if room < 2:
             raise UserError(f"vocab_size={vocab_size}: expected at least {len(SPECIAL) + 5}.")
-        # The trainer numbers characters in the order of a hash table and breaks ties by number. As
-        # "special" pieces they have fixed numbers, and the result no longer depends on chance.
+        # The trainer numbers characters in the order of a hash table and breaks ties by number.
+        # "Special" pieces have fixed numbers, which makes the result deterministic.
         fixed = [*SPECIAL, SPACE, *_alphabet(distinct, room)]
         trainer = trainers.WordPieceTrainer(
             vocab_size=vocab_size,
@@ -141,21 +141,22 @@ class WordPiece:
 
 
 def pad(ids: Sequence[Sequence[int]], length: int, padding: int) -> tuple[np.ndarray, np.ndarray]:
-    """Rows of ids as `[N, length]`, long ones cut before their last id, and lengths `[N]`."""
+    """Rows of ids as `[N, length]`, and lengths `[N]`; a cut row retains its last id."""
     tokens = np.full((len(ids), length), padding, np.int32)
     lengths = np.empty(len(ids), np.int32)
-    for row, one in enumerate(ids):
-        if len(one) > length:
-            one = [*one[: length - 1], one[-1]]
-        tokens[row, : len(one)] = one
-        lengths[row] = len(one)
+    for number, row in enumerate(ids):
+        if len(row) > length:
+            row = [*row[: length - 1], row[-1]]
+        tokens[number, : len(row)] = row
+        lengths[number] = len(row)
     return tokens, lengths
 
 
 def _alphabet(texts: Sequence[str], room: int) -> list[str]:
-    """The commonest characters, as they begin a word and, where they do, continue one; sorted.
+    """At most `room` pieces of the most frequent characters, sorted: each character as the
+    beginning of a word and, if it occurs inside words, also as a continuation.
 
-    At most `room` pieces. The trainer passes over a character that cannot begin a word.
+    The beginning is always included: the trainer ignores a character without it.
     """
     normalise, split = _normalizer().normalize_str, pre_tokenizers.BertPreTokenizer()
     counts: Counter[str] = Counter()
@@ -181,7 +182,7 @@ def _normalizer(lowercase: bool = True, accents: bool | None = None, chinese: bo
 
 
 def _bert(vocabulary: dict[str, int], marks: Sequence[str] = (), **settings) -> Tokenizer:
-    """BERT's tokenizer over a vocabulary, its special pieces included."""
+    """BERT's tokenizer with a vocabulary that includes the special pieces."""
     tokenizer = Tokenizer(
         models.WordPiece(vocabulary, unk_token="[UNK]", continuing_subword_prefix=_CONTINUES)
     )
@@ -197,13 +198,13 @@ def _bert(vocabulary: dict[str, int], marks: Sequence[str] = (), **settings) -> 
 
 
 def _settings(folder: str) -> dict:
-    """What `tokenizer_config.json` says of upper case, accents and Chinese characters."""
+    """Settings of `tokenizer_config.json` for upper case, accents and Chinese characters."""
     path = os.path.join(folder, SETTINGS)
     if not os.path.isfile(path):
         return {}
-    found = read_json(path, "the tokenizer's settings", "copy it again.")
+    settings = read_json(path, "the tokenizer's settings", "copy it again.")
     return {
-        "lowercase": found.get("do_lower_case", True),
-        "accents": found.get("strip_accents"),
-        "chinese": found.get("tokenize_chinese_chars", True),
+        "lowercase": settings.get("do_lower_case", True),
+        "accents": settings.get("strip_accents"),
+        "chinese": settings.get("tokenize_chinese_chars", True),
     }

@@ -1,23 +1,20 @@
-"""Enhanced prefixes against the formula, written out prefix by prefix."""
+"""Enhanced prefixes against the formula, computed prefix by prefix."""
 
 import numpy as np
 import pytest
 
 from onesug_jax.errors import UserError
 from onesug_jax.retrieval.enhance import EnhanceConfig, enhance
-
-
-def unit(rows: np.ndarray) -> np.ndarray:
-    return (rows / np.linalg.norm(rows, axis=-1, keepdims=True)).astype(np.float32)
+from tests.retrieval.index_toy import unit
 
 
 @pytest.fixture(scope="module")
 def log():
-    """Own vectors of 50 prefixes, how their rows of pairs begin, the pairs, 40 query vectors."""
+    """Vectors of 50 prefixes, offsets of their pairs, the pairs, 40 query vectors."""
     rng = np.random.default_rng(3)
-    many = rng.integers(0, 9, 50)
-    many[[0, 7, 49]] = 0, 0, 0
-    offsets = np.concatenate([[0], np.cumsum(many)])
+    sizes = rng.integers(0, 9, 50)
+    sizes[[0, 7, 49]] = 0, 0, 0
+    offsets = np.concatenate([[0], np.cumsum(sizes)])
     numbers = rng.integers(0, 40, offsets[-1]).astype(np.int32)
     return unit(rng.normal(size=(50, 6))), offsets, numbers, unit(rng.normal(size=(40, 6)))
 
@@ -50,17 +47,17 @@ def test_writes_to_a_given_array_of_another_type(log):
     np.testing.assert_allclose(out.astype(np.float64), expected, atol=1e-3)
 
 
-def test_only_a_block_of_vectors_is_asked_for_at_a_time(log):
+def test_only_a_block_of_vectors_is_read_at_a_time(log):
     own, offsets, numbers, vectors = log
-    asked = []
+    reads = []
 
     def vectors_of(rows):
-        asked.append(len(rows))
+        reads.append(len(rows))
         return vectors[rows]
 
     enhance(own, offsets, numbers, vectors_of, EnhanceConfig(k=2), block=4)
-    assert max(asked) <= 8
-    assert sum(asked) == np.minimum(np.diff(offsets), 2).sum()
+    assert max(reads) <= 8
+    assert sum(reads) == np.minimum(np.diff(offsets), 2).sum()
 
 
 def test_no_prefixes_and_vectors_of_zeros(log):

@@ -18,7 +18,7 @@ def filed(request):
 
 
 def below(ids: np.ndarray, beginning: tuple) -> list[int]:
-    """Numbers of the queries whose id begins so."""
+    """Numbers of the queries whose id begins with `beginning`."""
     return [i for i, own in enumerate(ids.tolist()) if tuple(own[: len(beginning)]) == beginning]
 
 
@@ -43,7 +43,7 @@ def test_nodes_are_the_beginnings_of_the_ids(filed):
     assert tree.nodes() == [len(level.codes) for level in tree.levels]
 
 
-def beam(ids, codebooks, vector, probes, lean, breadth=None) -> list[set[tuple]]:
+def beam(ids, codebooks, vector, probes, norm_weight, breadth=None) -> list[set[tuple]]:
     """Beginnings retained at each level, by sorting all of them."""
     retained, levels = {()}, []
     for depth, keep in enumerate(probes, 1):
@@ -51,7 +51,7 @@ def beam(ids, codebooks, vector, probes, lean, breadth=None) -> list[set[tuple]]
 
         def score(path):
             total = sum(codebooks[at, code].astype(np.float64) for at, code in enumerate(path))
-            return vector @ total - lean * (total @ total)
+            return vector @ total - norm_weight * (total @ total)
 
         retained = sorted(here, key=score, reverse=True)[:keep]
         children = len(
@@ -65,10 +65,10 @@ def beam(ids, codebooks, vector, probes, lean, breadth=None) -> list[set[tuple]]
 
 
 @pytest.mark.parametrize("probes", [(1, 1, 1), (2, 3, 4), (4, 2, 3), (5, 25, 125)])
-@pytest.mark.parametrize("lean", [0.5, 0.1])
-@pytest.mark.parametrize("wanted", [1, 7, 60, 10_000])
+@pytest.mark.parametrize("norm_weight", [0.5, 0.1])
+@pytest.mark.parametrize("least", [1, 7, 60, 10_000])
 @pytest.mark.parametrize("breadth", [None, 1, 9])
-def test_positions_are_those_of_a_beam_by_hand(filed, probes, lean, wanted, breadth):
+def test_positions_are_those_of_a_beam_by_hand(filed, probes, norm_weight, least, breadth):
     ids, codebooks, tree = filed
     rng = np.random.default_rng(5)
     for vector in rng.normal(size=(4, D)).astype(np.float32):
@@ -81,25 +81,24 @@ def test_positions_are_those_of_a_beam_by_hand(filed, probes, lean, wanted, brea
             steps.append(sorted(new))
             seen.update(new)
 
-        levels = beam(ids, codebooks, vector, probes, lean, breadth)
+        levels = beam(ids, codebooks, vector, probes, norm_weight, breadth)
         for paths in reversed(levels):
-            if len(seen) < wanted:
+            if len(seen) < least:
                 add(paths)
         every = {tuple(own[:1]) for own in ids.tolist()}
         others = every - levels[0]
-        while len(seen) < wanted and others:
-            best = beam(
-                ids[[i for o in others for i in below(ids, o)]], codebooks, vector, (1,), lean
-            )
-            add(best[0])
-            others -= best[0]
-        how = {"lean": lean, "breadth": breadth}
-        positions, widening = tree.gather(dots, probes, wanted, buckets=True, **how)
+        while len(seen) < least and others:
+            rest = ids[[i for path in others for i in below(ids, path)]]
+            best = beam(rest, codebooks, vector, (1,), norm_weight)[0]
+            add(best)
+            others -= best
+        options = {"norm_weight": norm_weight, "breadth": breadth}
+        positions, widening = tree.gather(dots, probes, least, buckets=True, **options)
         found = [sorted(tree.rows[positions[widening == w]].tolist()) for w in range(len(steps))]
         assert found == steps
         assert len(positions) == len(seen) == len(set(positions.tolist()))
         assert (np.diff(widening) >= 0).all()
-        plain, none = tree.gather(dots, probes, wanted, **how)
+        plain, none = tree.gather(dots, probes, least, **options)
         assert sorted(plain.tolist()) == sorted(positions.tolist())
         assert not len(none)
 
@@ -114,7 +113,7 @@ def test_flat_arrays_give_the_tree_back(filed):
             assert getattr(one, name).dtype == getattr(other, name).dtype
 
 
-def test_expected_codewords_are_means_of_what_is_left_over():
+def test_expected_codewords_are_means_of_residuals():
     rng = np.random.default_rng(2)
     ids = rng.integers(0, CODES - 1, (200, LEVELS))
     vectors = rng.normal(size=(200, D))
@@ -135,7 +134,7 @@ def test_largest_keeps_the_first_of_equals(keep):
     assert largest(scores, keep).tolist() == expected
 
 
-def test_ranges_are_written_out():
+def test_ranges_are_concatenated():
     assert ranges(np.array([5, 0, 9]), np.array([2, 0, 3])).tolist() == [5, 6, 9, 10, 11]
     assert ranges(np.zeros(0, int), np.zeros(0, int)).tolist() == []
 

@@ -1,4 +1,4 @@
-"""The index on disk: what is looked up, left out, refused, and left whole."""
+"""The index on disk: searches, refused inputs, damaged files and interrupted builds."""
 
 import os
 
@@ -17,23 +17,23 @@ PRINTS = {"encoder": "e1", "ids": "i1", "mined": "m1"}
 NARROW = SearchConfig((4, 10, 20, 30), candidates=40)
 
 
-def inputs(toy, n: int = 300, p: int = 60, seed: int = 0) -> dict:
-    """What `build` takes: n queries, p prefixes, a few pairs a prefix."""
+def inputs(n: int = 300, p: int = 60, seed: int = 0) -> dict:
+    """Arguments of `build`: n queries, p prefixes, a few pairs a prefix."""
     rng = np.random.default_rng(seed)
     words = ["lego", "手机", "é", "\U0001f600", "shoe"]
     texts = sorted({f"{words[i % 5]} {i:04d}" for i in range(n)}, key=str.encode)
-    vectors = toy.clustered(n, D, seed)
-    quantiser, ids = toy.residual_kmeans(vectors, 4, 6)
-    many = rng.integers(0, 7, p)
+    vectors = index_toy.clustered(n, D, seed)
+    quantiser, ids = index_toy.residual_kmeans(vectors, 4, 6)
+    sizes = rng.integers(0, 7, p)
     prefixes = [f"{words[i % 5][:1]}{i:03d}" for i in range(max(p - 1, 0))] + texts[:1] * (p > 0)
-    numbers = [rng.choice(n, min(m, n), replace=False) for m in many]
+    numbers = [rng.choice(n, min(size, n), replace=False) for size in sizes]
     return {
         "queries": texts,
         "embeddings": vectors,
         "ids": ids,
         "quantiser": quantiser,
         "prefixes": sorted(prefixes, key=str.encode),
-        "prefix_vectors": toy.clustered(p, D, seed + 1),
+        "prefix_vectors": index_toy.clustered(p, D, seed + 1),
         "pair_offsets": np.concatenate([[0], np.cumsum([len(own) for own in numbers])]),
         "pair_queries": np.concatenate([np.zeros(0, int), *numbers]).astype(np.int32),
         "fingerprints": PRINTS,
@@ -44,7 +44,7 @@ def inputs(toy, n: int = 300, p: int = 60, seed: int = 0) -> dict:
 
 @pytest.fixture(scope="module")
 def given() -> dict:
-    return inputs(index_toy)
+    return inputs()
 
 
 @pytest.fixture(scope="module")
@@ -77,13 +77,13 @@ def test_neighbours_are_the_search_around_the_enhanced_prefix(index, given):
         assert (np.diff(cosines[0]) <= 0).all()
         texts = [given["queries"][i] for i in numbers[0]]
         assert index.related_to(index.enhanced(prefix), 20) == texts
-        for k in (0, 1, 8, 9):  # 8 were worked out
+        for k in (0, 1, 8, 9):  # `build` computed 8
             assert index.neighbours(prefix, k).tolist() == numbers[0][:k].tolist()
     assert index.neighbours("nothing like it", 5) is None
 
 
 def test_a_query_that_is_the_prefix_itself_may_be_related(tmp_path):
-    given = inputs(index_toy, n=3, p=1)
+    given = inputs(n=3, p=1)
     index = PrefixIndex.build(str(tmp_path), **given)
     assert given["prefixes"] == given["queries"][:1]
     assert 0 in index.neighbours(given["prefixes"][0], 3)
@@ -92,8 +92,8 @@ def test_a_query_that_is_the_prefix_itself_may_be_related(tmp_path):
 def test_loaded_again_is_the_same_and_read_only(index, given, tmp_path):
     PrefixIndex.build(str(tmp_path), **given)
     again = PrefixIndex.load(str(tmp_path), expect=PRINTS)
-    asked = mixed(given, index.vectors_of)
-    for one, other in zip(again.search(asked, 9), index.search(asked, 9), strict=True):
+    vectors = mixed(given, index.vectors_of)
+    for one, other in zip(again.search(vectors, 9), index.search(vectors, 9), strict=True):
         np.testing.assert_array_equal(one, other)
     assert list(again.queries) == given["queries"]
     assert list(again.prefixes) == given["prefixes"]
@@ -129,7 +129,7 @@ def test_the_papers_way_works_from_a_loaded_index_alone(given, tmp_path, measure
 
 @pytest.mark.parametrize("n, p", [(1, 1), (1, 0), (2, 5), (300, 0)])
 def test_small_shops_and_no_prefixes(tmp_path, n, p):
-    given = inputs(index_toy, n=n, p=p)
+    given = inputs(n=n, p=p)
     index = PrefixIndex.build(str(tmp_path), **given)
     assert (len(index), len(index.prefixes)) == (n, p)
     found = index.search(given["embeddings"][0], n + 5)[0][0]
@@ -146,22 +146,17 @@ def test_another_fingerprint_is_refused_by_name(index, given, tmp_path, name):
         PrefixIndex.load(str(tmp_path), expect={**PRINTS, name: "new"})
 
 
-def test_lists_that_were_not_worked_out_are_looked_up(index, given, tmp_path):
-    bare = PrefixIndex.build(str(tmp_path), **{**given, "related": 0})
-    for prefix in given["prefixes"]:
-        assert bare.neighbours(prefix, 5).tolist() == index.neighbours(prefix, 5).tolist()
-
-
 @pytest.mark.parametrize("name", ["index.json", "queries.txt", "vectors.npy", "starts.npy"])
-@pytest.mark.parametrize("how", ["missing", "cut"])
-def test_missing_and_cut_files_are_named(given, tmp_path, name, how):
+@pytest.mark.parametrize("damage", ["missing", "cut"])
+def test_missing_and_cut_files_are_named(given, tmp_path, name, damage):
     PrefixIndex.build(str(tmp_path), **{**given, "related": 0})
     path = tmp_path / name
-    if how == "missing":
+    if damage == "missing":
         path.unlink()
     else:
         path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
-    with pytest.raises(UserError, match=f"{name if how == 'missing' else 'damaged'}.*index stage"):
+    message = name if damage == "missing" else "damaged"
+    with pytest.raises(UserError, match=f"{message}.*index stage"):
         PrefixIndex.load(str(tmp_path))
 
 
@@ -233,6 +228,6 @@ def test_pairs_of_unknown_queries_are_named(given, tmp_path):
         PrefixIndex.build(str(tmp_path), **{**given, "pair_queries": numbers})
 
 
-def test_it_says_what_a_query_takes(index):
-    # 12 + 4 bytes of vector, 8 of places, at most 14 a level, text and its offset.
+def test_bytes_per_query_counts_vectors_tree_and_texts(index):
+    # 12 + 4 bytes of vector, 8 of rows and places, at most 14 a level, text and its offset.
     assert 24 < index.bytes_per_query < 24 + 4 * 14 + 12 + 9

@@ -1,4 +1,4 @@
-"""Related queries are the search around e_p*; pools are completions by popularity."""
+"""Related queries are the search around e_p*; without an index, completions by popularity."""
 
 import numpy as np
 
@@ -19,7 +19,7 @@ class Index:
     """A brute-force stand-in for the prefix index."""
 
     dimension = len(WORDS)
-    stars = {"ru": "rug blue", "tnet": "tent blue"}  # noqa: RUF012
+    stars = {"ru": "rug blue", "tnet": "tent blue"}  # prefix -> e_p*  # noqa: RUF012
 
     def vectors_of(self, numbers):
         return np.stack([vector(QUERIES[i]) for i in numbers])
@@ -28,7 +28,7 @@ class Index:
         return vector(self.stars[prefix]) if prefix in self.stars else None
 
     def neighbours(self, prefix, k):
-        return np.array([QUERIES.index("run shoes")]) if prefix == "ahead" else None
+        return np.array([QUERIES.index("run shoes")]) if prefix == "stored" else None
 
     def search(self, vectors, k):
         cosines = np.stack([vector(query) for query in QUERIES]) @ vectors
@@ -42,39 +42,39 @@ def finder_of(k=4, index=True, encode=None, **options):
     return RelatedQueries(completions, k, index=index, encode=encode, **options)
 
 
-def test_they_are_the_search_around_the_enhanced_prefix():
-    found = finder_of(3).related(["ru", "ahead", "tnet"])
+def test_related_queries_are_the_search_around_the_enhanced_prefix():
+    found = finder_of(3).related(["ru", "stored", "tnet"])
     cosines = {query: float(vector(query) @ vector("rug blue")) for query in QUERIES}
     assert found[0] == sorted(QUERIES, key=lambda query: (-cosines[query], query))[:3]
-    assert found[1] == ["run shoes"], "worked out ahead"
+    assert found[1] == ["run shoes"], "computed when the index was built"
     assert found[2][0] == "tent blue"
     assert len(finder_of(99).related(["ru"])[0]) == len(QUERIES), "-1 is no query"
     assert finder_of(0).related(["ru"]) == [[]]
 
 
-def test_an_unknown_prefix_is_embedded_once_or_has_nothing_related():
+def test_a_prefix_outside_the_index_is_embedded_once_or_has_no_related_queries():
     assert finder_of().related(["zz"]) == [[]]
     assert not finder_of().vectors(["zz"]).any()
-    asked = []
+    encoded = []
 
     def encode(texts):
-        asked.extend(texts)
+        encoded.extend(texts)
         return np.stack([vector("tent") for _ in texts])
 
     finder = finder_of(2, encode=encode)
     assert finder.related(["zz"])[0][0] == "tent" == finder.related(["zz"])[0][0]
     np.testing.assert_array_equal(finder.vectors(["zz", "ru"])[0], vector("tent"))
-    assert asked == ["zz"]
+    assert encoded == ["zz"]
     assert finder.text_vector("rug red").tolist() == vector("rug red").tolist()
     assert finder_of(soft=False).vectors(["ru"]) is None
 
 
-def test_without_an_index_they_are_the_most_searched_completions():
+def test_without_an_index_related_queries_are_the_most_searched_completions():
     plain = finder_of(2, index=False)
     assert plain.related(["ru", "x"]) == [["rug blue", "rug red"], []]
     assert plain.vectors(["ru"]) is None and plain.text_vector("ru") is None
 
 
-def test_completions_are_the_most_searched_of_a_prefix_or_of_what_was_meant():
+def test_completions_are_the_most_searched_of_a_prefix_or_of_its_corrections():
     found = finder_of(2, index=False).related(["ru", "rug g", "", "rgu r"])
     assert found == [["rug blue", "rug red"], ["rug green"], ["rug blue", "rug red"], ["rug red"]]

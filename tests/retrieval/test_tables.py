@@ -23,7 +23,7 @@ def tables(spare=0):
         (" ".join("abcdefghijk"), list("abcdefgh")),
     ],
 )
-def test_words_are_distinct_and_of_scripts_without_spaces_pairs(text, words):
+def test_words_are_distinct_and_scripts_without_spaces_give_pairs(text, words):
     assert words_of(text) == words and len(words) <= WORDS
 
 
@@ -47,11 +47,11 @@ def test_a_new_query_fills_a_spare_row_and_no_shape_changes():
     assert [made.vectors.shape, made.words.shape] == shapes == [(6, 2), (6, WORDS)]
     assert made.vectors[4] == pytest.approx([0, 1])
     assert made.words[4, 1] == made.words[1, 1], "lamp"
-    assert made.word_weights[4, 0] == pytest.approx(np.log(1 + 3)), "a word nobody knew is rare"
+    assert made.word_weights[4, 0] == pytest.approx(np.log(1 + 3)), "an unseen word counts as rare"
     made.add([], [], None)
 
 
-def test_versions_of_about_as_many_queries_have_the_same_shapes():
+def test_versions_of_similar_size_have_the_same_shapes():
     vectors = np.eye(5, dtype=np.float32)
     many = QueryTables.build([*"abcde"], vectors, vectors[:2], 2, multiple=8)
     few = QueryTables.build([*"abcd"], vectors[:4], vectors[:3], 2, multiple=8)

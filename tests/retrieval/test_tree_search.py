@@ -1,4 +1,4 @@
-"""The search against exact cosines, and against the paper's procedure written out slowly."""
+"""The search against exact cosines, and against a slow reference of the paper's procedure."""
 
 import dataclasses
 
@@ -20,7 +20,6 @@ EVERYTHING = (10_000,) * LEVELS
 class Shop:
     """Indexed queries, their ids, and searches over them."""
 
-    toy: object
     vectors: np.ndarray
     quantiser: object
     ids: np.ndarray
@@ -44,22 +43,20 @@ class Shop:
         return rows / np.maximum(np.linalg.norm(rows, axis=1, keepdims=True), 1e-30)
 
 
-def make(toy, n, seed=1, projected=True, **more) -> Shop:
-    vectors = toy.clustered(n, D, seed)
-    layers = ()
-    if projected:
-        weight = np.random.default_rng(8).normal(size=(D, 7)).astype(np.float32)
-        layers = ((weight, np.full(7, 0.1, np.float32)),)
-    return Shop(toy, vectors, *toy.residual_kmeans(vectors, LEVELS, CODES, layers=layers), **more)
+def make(n, seed=1) -> Shop:
+    vectors = index_toy.clustered(n, D, seed)
+    weight = np.random.default_rng(8).normal(size=(D, 7)).astype(np.float32)
+    layers = ((weight, np.full(7, 0.1, np.float32)),)
+    return Shop(vectors, *index_toy.residual_kmeans(vectors, LEVELS, CODES, layers=layers))
 
 
 @pytest.fixture(scope="module")
 def shop() -> Shop:
-    return make(index_toy, 600)
+    return make(600)
 
 
 @pytest.fixture(scope="module")
-def asked() -> np.ndarray:
+def vectors() -> np.ndarray:
     return index_toy.clustered(40, D, 77)
 
 
@@ -70,23 +67,23 @@ def exact(shop: Shop, vectors: np.ndarray) -> np.ndarray:
 
 @pytest.mark.parametrize("measure", ["cosine", "latent"])
 @pytest.mark.parametrize("kind", ["int8", "float16"])
-def test_keeping_every_node_is_the_exact_list(shop, asked, measure, kind):
+def test_a_beam_of_all_nodes_is_exact(shop, vectors, measure, kind):
     shop = dataclasses.replace(shop, kind=kind)
     search = shop.search(SearchConfig(EVERYTHING, candidates=600, measure=measure))
-    numbers, cosines = search.search(3 * asked, 20)  # length does not matter
-    every = exact(shop, asked)
+    numbers, cosines = search.search(3 * vectors, 20)  # length does not matter
+    every = exact(shop, vectors)
     np.testing.assert_allclose(cosines, -np.sort(-every, axis=1)[:, :20], atol=1e-5)
     np.testing.assert_allclose(np.take_along_axis(every, numbers, 1), cosines, atol=1e-5)
 
 
-def test_wanting_all_candidates_is_exact_from_a_single_path_too(shop, asked):
+def test_all_candidates_are_exact_from_a_single_path_too(shop, vectors):
     search = shop.search(SearchConfig((1, 1, 1, 1), candidates=600))
-    _, cosines = search.search(asked, 20)
-    np.testing.assert_allclose(cosines, -np.sort(-exact(shop, asked), axis=1)[:, :20], atol=1e-5)
+    _, cosines = search.search(vectors, 20)
+    np.testing.assert_allclose(cosines, -np.sort(-exact(shop, vectors), axis=1)[:, :20], atol=1e-5)
 
 
-def as_the_paper_says(shop: Shop, vector: np.ndarray, k: int) -> list[int]:
-    """One path down over ids that exist; then the full id, and wider until k are found."""
+def papers_procedure(shop: Shop, vector: np.ndarray, k: int) -> list[int]:
+    """One path down over existing ids; then the bucket of the full id, and wider until k."""
     latent = shop.quantiser.latents(vector[None] / np.linalg.norm(vector))[0].astype(np.float64)
     books = shop.quantiser.codebooks.astype(np.float64)
     ids = [tuple(own) for own in shop.ids.tolist()]
@@ -114,17 +111,17 @@ def as_the_paper_says(shop: Shop, vector: np.ndarray, k: int) -> list[int]:
 
 
 @pytest.mark.parametrize("k", [1, 5, 20, 150, 599])
-def test_one_probe_a_level_is_the_papers_procedure(shop, asked, k):
-    numbers, _ = shop.search(PAPER).search(asked[:15], k)
-    for vector, found in zip(asked[:15], numbers.tolist(), strict=True):
-        assert found == as_the_paper_says(shop, vector, k)
+def test_one_probe_a_level_is_the_papers_procedure(shop, vectors, k):
+    numbers, _ = shop.search(PAPER).search(vectors[:15], k)
+    for vector, found in zip(vectors[:15], numbers.tolist(), strict=True):
+        assert found == papers_procedure(shop, vector, k)
 
 
-def test_wider_beams_find_more_and_the_cosine_leads_better_than_latents(shop, asked):
-    best = np.argsort(-exact(shop, asked), axis=1)[:, :20]
+def test_wider_beams_find_more_and_cosines_find_more_than_latents(shop, vectors):
+    best = np.argsort(-exact(shop, vectors), axis=1)[:, :20]
 
     def recall(config):
-        numbers, _ = shop.search(config).search(asked, 20)
+        numbers, _ = shop.search(config).search(vectors, 20)
         return np.mean([np.isin(b, n).mean() for b, n in zip(best, numbers, strict=True)])
 
     narrow, wide = (3, 16, 40, 60), (5, 30, 100, 200)
@@ -144,11 +141,11 @@ def test_every_list_is_full_ordered_and_without_repeats(data):
         order=data.draw(st.sampled_from(["nearest", "bucket"]), label="order"),
         measure=data.draw(st.sampled_from(["cosine", "latent"]), label="measure"),
     )
-    shop = make(index_toy, n, seed=n)
-    asked = index_toy.clustered(3, D, data.draw(st.integers(0, 9)))
-    numbers, cosines = shop.search(config).search(asked, k)
+    shop = make(n, seed=n)
+    vectors = index_toy.clustered(3, D, data.draw(st.integers(0, 9)))
+    numbers, cosines = shop.search(config).search(vectors, k)
     assert numbers.shape == cosines.shape == (3, k)
-    every = exact(shop, asked)
+    every = exact(shop, vectors)
     for own, found, near in zip(every, numbers, cosines, strict=True):
         full = min(n, k)
         assert (found[:full] >= 0).all()
@@ -161,7 +158,7 @@ def test_every_list_is_full_ordered_and_without_repeats(data):
 
 
 def test_equal_vectors_come_in_the_order_of_their_numbers():
-    shop = make(index_toy, 1)
+    shop = make(1)
     shop = dataclasses.replace(
         shop, vectors=np.repeat(shop.vectors, 50, 0), ids=np.repeat(shop.ids, 50, 0)
     )
@@ -170,18 +167,18 @@ def test_equal_vectors_come_in_the_order_of_their_numbers():
     np.testing.assert_allclose(cosines, 1, atol=1e-3)
 
 
-def test_one_by_one_is_the_same_as_together(shop, asked):
+def test_a_batch_gives_the_results_of_single_searches(shop, vectors):
     search = shop.search(SearchConfig((3, 8, 12, 20), candidates=20))
-    numbers, cosines = search.search(asked, 9)
-    for i, vector in enumerate(asked):
+    numbers, cosines = search.search(vectors, 9)
+    for i, vector in enumerate(vectors):
         alone = search.search(vector, 9)
         assert alone[0].tolist() == [numbers[i].tolist()]
         np.testing.assert_allclose(alone[1][0], cosines[i], atol=1e-6)
 
 
-def test_the_limit_bounds_what_is_compared(shop, asked):
+def test_the_limit_bounds_what_is_compared(shop, vectors):
     config = SearchConfig(EVERYTHING, candidates=600, limit=30)
-    numbers, _ = shop.search(config).search(asked, 100)
+    numbers, _ = shop.search(config).search(vectors, 100)
     assert ((numbers >= 0).sum(axis=1) == 30).all()
 
 

@@ -1,4 +1,4 @@
-"""Clustered embeddings, a small RQ-VAE at its start, and a few updates of it, for its tests."""
+"""Clustered embeddings, a small RQ-VAE with initial parameters, and a few updates, for tests."""
 
 import functools
 

@@ -1,4 +1,4 @@
-"""Moving collisions against a slow loop."""
+"""Separated ids against a slow reference."""
 
 import numpy as np
 import pytest
@@ -10,7 +10,7 @@ from onesug_jax.semantic_ids.quantiser import Quantiser
 
 
 def slow_resolve(ids, counts, latents, codebooks):
-    """The rule, read aloud, one query after another."""
+    """The rule of `resolve_collisions`, one query after another."""
     new = [tuple(row) for row in ids.tolist()]
     taken = set(new)
     best = {}
@@ -19,8 +19,8 @@ def slow_resolve(ids, counts, latents, codebooks):
     movers = [i for i in range(len(ids)) if best[new[i]] != i]
     for i in sorted(movers, key=lambda i: (-counts[i], i)):
         parent = new[i][:-1]
-        rest = latents[i] - sum(codebooks[level][code] for level, code in enumerate(parent))
-        order = np.argsort(((rest - codebooks[-1]) ** 2).sum(1), kind="stable")
+        residual = latents[i] - sum(codebooks[level][code] for level, code in enumerate(parent))
+        order = np.argsort(((residual - codebooks[-1]) ** 2).sum(1), kind="stable")
         free = [int(code) for code in order if (*parent, int(code)) not in taken]
         if free:
             new[i] = (*parent, free[0])
@@ -32,7 +32,7 @@ def slow_resolve(ids, counts, latents, codebooks):
 def test_moving_follows_the_rule(monkeypatch, block):
     monkeypatch.setattr(collisions, "_MOVERS", block)
     rng = np.random.default_rng(5)
-    # 150 queries under each parent of 12 codes: some parents run full, others do not.
+    # 160 queries under 12 parents of 12 codes: some parents become full, others do not.
     codebooks = rng.standard_normal((2, 12, 4)).astype(np.float32)
     embeddings = rng.standard_normal((160, 4)).astype(np.float32)
     counts = rng.integers(1, 5, size=160)
@@ -46,7 +46,7 @@ def test_moving_follows_the_rule(monkeypatch, block):
     np.testing.assert_array_equal(new[:, :-1], ids[:, :-1])
 
 
-def test_equal_queries_get_own_ids_until_codes_run_out():
+def test_equal_queries_get_distinct_ids_until_no_code_is_free():
     quantiser = Quantiser(np.arange(4, dtype=np.float32).reshape(1, 4, 1))
     embeddings = np.full((6, 1), 2.2, np.float32)
     ids = quantiser.codes(embeddings)

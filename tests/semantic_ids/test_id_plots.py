@@ -1,4 +1,4 @@
-"""The pictures' numbers: the plane of the map, the evaluations read, and what is written."""
+"""The plots' numbers: the plane of the map, the evaluations, the curves and the points."""
 
 import json
 
@@ -17,13 +17,13 @@ def test_the_plane_is_that_of_the_centres():
 
 
 @pytest.mark.parametrize("centres", [1, 2])
-def test_few_centres_leave_directions_empty(centres):
+def test_few_centres_give_zero_coordinates(centres):
     rng = np.random.default_rng(0)
     points = id_plots.project(rng.standard_normal((5, 4)), rng.standard_normal((centres, 4)))
     assert [bool(column.any()) for column in points.T] == [centres > 1, False]
 
 
-def test_reads_evaluations_only_and_the_last_of_a_step(tmp_path):
+def test_evaluations_are_read_by_step_and_the_last_of_a_step_counts(tmp_path):
     def row(step, value, kind="evaluate"):
         return json.dumps({"step": step, "kind": kind, "reconstruction": value})
 
@@ -35,7 +35,7 @@ def test_reads_evaluations_only_and_the_last_of_a_step(tmp_path):
 
 
 def drawn(monkeypatch):
-    """Figures on their way to a file, by its name."""
+    """The saved figures by file name."""
     figures = {}
     real = id_plots.save_figure
 
@@ -48,7 +48,7 @@ def drawn(monkeypatch):
 
 
 @pytest.mark.parametrize("count", [300, 1])
-def test_pictures_show_the_counts(tmp_path, monkeypatch, count):
+def test_plots_show_the_counts(tmp_path, monkeypatch, count):
     figures = drawn(monkeypatch)
     rng = np.random.default_rng(1)
     ids = (rng.integers(12, size=(count, 2)) * [1, 0]).astype(np.uint16)
@@ -73,7 +73,7 @@ def test_pictures_show_the_counts(tmp_path, monkeypatch, count):
     assert sum(len(points.get_offsets()) for points in shown) == min(count, 200)
 
 
-def test_without_training_there_is_no_curve_and_without_ids_nothing(tmp_path):
+def test_without_training_there_is_no_curve_and_missing_ids_are_an_error(tmp_path):
     with pytest.raises(UserError, match="no such file"):
         id_plots.write_plots(str(tmp_path), np.zeros((3, 2), np.float32))
     SemanticIds.build(np.zeros((3, 1), np.uint16), np.ones(3), codes=2).save(str(tmp_path))

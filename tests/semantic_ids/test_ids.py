@@ -1,4 +1,4 @@
-"""Looking ids up against a scan, and their files."""
+"""Look-ups of ids against a scan, and the files of ids."""
 
 from collections import Counter
 
@@ -23,14 +23,14 @@ def scan(ids, counts, beginning) -> list[int]:
     return sorted(found, key=lambda i: (tuple(ids[i].tolist()), -counts[i], i))
 
 
-def test_numbers_are_those_a_scan_finds(table):
-    found = SemanticIds.build(*table, codes=5)
-    asked = {tuple(row[:n].tolist()) for row in table[0][:40] for n in range(4)}
-    asked |= {(4, 4, 4), (0,), (0, 0), ()}
-    for beginning in asked:
-        assert found.numbers(beginning).tolist() == scan(*table, beginning)
-    assert found.of(7) == tuple(table[0][7].tolist())
-    assert len(found) == 600
+def test_numbers_are_those_of_a_scan(table):
+    ids = SemanticIds.build(*table, codes=5)
+    beginnings = {tuple(row[:n].tolist()) for row in table[0][:40] for n in range(4)}
+    beginnings |= {(4, 4, 4), (0,), (0, 0), ()}
+    for beginning in beginnings:
+        assert ids.numbers(beginning).tolist() == scan(*table, beginning)
+    assert ids.of(7) == tuple(table[0][7].tolist())
+    assert len(ids) == 600
 
 
 def test_ids_of_all_64_bits_are_found():
@@ -43,10 +43,8 @@ def test_ids_of_all_64_bits_are_found():
         SemanticIds.build(np.zeros((1, 5), np.uint16), np.ones(1), codes=65536)
 
 
-def test_collisions_are_the_queries_with_company(table):
+def test_collisions_are_the_share_of_queries_that_share_an_id(table):
     ids, counts = table
-    sizes = Counter(map(tuple, ids.tolist()))
-    alone = sum(size for size in sizes.values() if size == 1)
     for rows in (slice(None), slice(0, 60)):
         sizes = Counter(map(tuple, ids[rows].tolist()))
         alone = sum(size for size in sizes.values() if size == 1)
@@ -54,7 +52,7 @@ def test_collisions_are_the_queries_with_company(table):
         assert share == pytest.approx(1 - alone / len(ids[rows]))
 
 
-def test_saved_and_opened_by_memory_map(table, tmp_path):
+def test_ids_are_saved_and_opened_by_memory_map(table, tmp_path):
     built = SemanticIds.build(*table, codes=5)
     built.save(str(tmp_path))
     found = SemanticIds.load(str(tmp_path))
@@ -70,7 +68,7 @@ def test_saved_and_opened_by_memory_map(table, tmp_path):
         SemanticIds.load(str(tmp_path))
 
 
-def test_refuses_impossible_ids(table):
+def test_impossible_ids_are_refused(table):
     ids, counts = table
     with pytest.raises(UserError, match=r"600, 3.*599 counts"):
         SemanticIds.build(ids, counts[1:], codes=5)

@@ -1,4 +1,4 @@
-"""The numpy quantiser against a slow loop and against the JAX module, and its files."""
+"""The numpy quantiser against a slow reference and against the JAX module, and its files."""
 
 import functools
 
@@ -22,7 +22,7 @@ def embeddings() -> np.ndarray:
 
 @functools.cache
 def trained(config=CONFIG):
-    """JAX parameters and the quantiser made of them; biases are not 0, as after training."""
+    """JAX parameters and their quantiser; biases are not 0, as after training."""
     params = jax.jit(rqvae.rqvae_stage(config, 10, 8).init_fn)(jax.random.key(1))
     rng = np.random.default_rng(2)
     params = jax.tree.map(
@@ -32,7 +32,7 @@ def trained(config=CONFIG):
 
 
 def slow_codes(quantiser: Quantiser, embedding: np.ndarray) -> list[int]:
-    """One id, the definition in float64."""
+    """The id of one embedding by its definition, in float64."""
     x = embedding.astype(np.float64)
     for number, (weight, bias) in enumerate(quantiser.layers):
         x = (np.maximum(x, 0) if number else x) @ weight.astype(np.float64) + bias
@@ -52,22 +52,20 @@ def test_codes_are_the_nearest_level_by_level(embeddings):
 
 
 @pytest.mark.parametrize("activation", ["relu", "gelu"])
-def test_agrees_with_the_jax_module(embeddings, activation):
+def test_numpy_and_jax_give_the_same(embeddings, activation):
     config = rqvae.RqVaeConfig(3, 16, 6, (20, 16), activation)
     params, quantiser = trained(config)
     latents = jax.jit(rqvae.encode, static_argnums=2)(params, embeddings, activation)
     np.testing.assert_allclose(quantiser.latents(embeddings), latents, atol=1e-5)
     codes, residuals = jax.jit(rqvae.quantise)(latents, params["codebooks"]["codes"])
     np.testing.assert_array_equal(quantiser.codes(embeddings), np.asarray(codes).T)
-    through = np.asarray(latents - residuals[-1])
-    np.testing.assert_allclose(
-        quantiser.reconstruct(quantiser.codes(embeddings)), through, atol=1e-5
-    )
-    decoded = jax.jit(rqvae.decode, static_argnums=2)(params, through, activation)
-    np.testing.assert_allclose(quantiser.decode(through), decoded, atol=1e-5)
+    sums = np.asarray(latents - residuals[-1])
+    np.testing.assert_allclose(quantiser.reconstruct(quantiser.codes(embeddings)), sums, atol=1e-5)
+    decoded = jax.jit(rqvae.decode, static_argnums=2)(params, sums, activation)
+    np.testing.assert_allclose(quantiser.decode(sums), decoded, atol=1e-5)
 
 
-def test_partial_sums():
+def test_reconstruct_sums_the_first_codes():
     codebooks = np.array([[[1, 0], [0, 1]], [[0.5, 0], [0, 0.25]]], np.float32)
     quantiser = Quantiser(codebooks)
     embeddings = np.array([[1.4, 0.1], [0.1, 1.3]], np.float32)
@@ -95,7 +93,7 @@ def test_blocks_and_memory_maps_change_nothing(embeddings, tmp_path, monkeypatch
     assert quantiser.codes(embeddings[:0]).shape == (0, 3)
 
 
-def test_saved_and_loaded_it_is_the_same(embeddings, tmp_path):
+def test_a_saved_quantiser_loads_unchanged(embeddings, tmp_path):
     _, quantiser = trained()
     quantiser.save(str(tmp_path))
     again = Quantiser.load(str(tmp_path), expect_encoder="abc")
@@ -106,8 +104,8 @@ def test_saved_and_loaded_it_is_the_same(embeddings, tmp_path):
     np.testing.assert_array_equal(again.decode(latents), quantiser.decode(latents))
 
 
-def test_the_fingerprint_sees_every_number():
-    seen = set()
+def test_the_fingerprint_depends_on_every_number():
+    fingerprints = set()
     for name, number in (("codebooks", 0), ("layers", 3), ("decoder", 4), ("encoder", 0), ("", 0)):
         _, quantiser = trained()
         parts = {
@@ -121,12 +119,12 @@ def test_the_fingerprint_sees_every_number():
         pairs = [list(zip(x[::2], x[1::2], strict=True)) for x in list(parts.values())[1:]]
         encoder = "abd" if name == "encoder" else quantiser.encoder
         again = Quantiser(parts["codebooks"][0], *pairs, encoder=encoder)
-        seen.add(again.fingerprint)
-    assert len(seen) == 5
-    assert trained()[1].fingerprint in seen
+        fingerprints.add(again.fingerprint)
+    assert len(fingerprints) == 5
+    assert trained()[1].fingerprint in fingerprints
 
 
-def test_refuses_another_encoder_and_damaged_files(embeddings, tmp_path):
+def test_another_encoder_and_damaged_files_are_refused(embeddings, tmp_path):
     _, quantiser = trained()
     quantiser.save(str(tmp_path))
     with pytest.raises(UserError, match=r"'abc'.*'xyz'"):

@@ -1,4 +1,4 @@
-"""The whole way from embeddings to ids: its report, its files, and what it refuses."""
+"""`quantize`: its report, its files, and its errors."""
 
 import json
 
@@ -47,7 +47,7 @@ def test_the_report_matches_the_files_of_the_folder(tmp_path, capsys, method):
     report = run(embeddings, counts, tmp_path / "a", method=method)
     assert json.loads((tmp_path / "a" / "ids_report.json").read_text()) == report
     quantiser = Quantiser.load(str(tmp_path / "a"), expect_encoder="abc")
-    found = SemanticIds.load(str(tmp_path / "a"))
+    ids = SemanticIds.load(str(tmp_path / "a"))
     plain = quantiser.codes(embeddings)
     back = quantiser.decode(quantiser.reconstruct(plain))
     cosine = (back * embeddings).sum(1) / np.linalg.norm(back, axis=1)
@@ -56,9 +56,9 @@ def test_the_report_matches_the_files_of_the_folder(tmp_path, capsys, method):
     )
     assert report["mean_cosine"] == pytest.approx(cosine.mean(), rel=1e-4)
     assert report["shared_before"] == SemanticIds.build(plain, counts, 16).collisions() > 0
-    assert report["shared_after"] == found.collisions() < report["shared_before"]
-    assert report["moved"] == (np.asarray(found.ids) != plain).any(1).sum()
-    assert report["distinct_ids"] == len({found.of(i) for i in range(400)})
+    assert report["shared_after"] == ids.collisions() < report["shared_before"]
+    assert report["moved"] == (np.asarray(ids.ids) != plain).any(1).sum()
+    assert report["distinct_ids"] == len({ids.of(i) for i in range(400)})
     assert report["quantiser"] == quantiser.fingerprint
     first = np.bincount(plain[:, 0], minlength=16) / 400
     entropy = -sum(p * np.log(p) for p in first if p)
@@ -67,10 +67,10 @@ def test_the_report_matches_the_files_of_the_folder(tmp_path, capsys, method):
     assert "share an id with another query" in capsys.readouterr().out
     again = run(embeddings, counts, tmp_path / "b", method=method)
     assert again == report
-    np.testing.assert_array_equal(SemanticIds.load(str(tmp_path / "b")).ids, found.ids)
+    np.testing.assert_array_equal(SemanticIds.load(str(tmp_path / "b")).ids, ids.ids)
 
 
-def test_without_resolving_ids_are_the_quantisers(tmp_path):
+def test_unresolved_ids_are_those_of_the_quantiser(tmp_path):
     embeddings, counts = clustered(), np.ones(400, np.int64)
     report = run(embeddings, counts, tmp_path, method="rq_kmeans", resolve=False)
     assert report["shared_after"] == report["shared_before"] > 0
@@ -90,7 +90,7 @@ def test_fewer_queries_than_codes(tmp_path, capsys, count):
     assert report["mean_cosine"] > 0.9
 
 
-def test_refuses_what_it_cannot_use(tmp_path):
+def test_unusable_inputs_are_refused(tmp_path):
     embeddings, counts = clustered(), np.ones(400, np.int64)
     with pytest.raises(UserError, match="method='kmeans'.*rqvae, rq_kmeans"):
         run(embeddings, counts, tmp_path, method="kmeans")

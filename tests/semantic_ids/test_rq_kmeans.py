@@ -1,4 +1,4 @@
-"""Residual k-means: given clusters, even use of codes, and fewer points than codes."""
+"""Residual k-means: clusters, even use of codes, and fewer points than codes."""
 
 import jax
 import jax.numpy as jnp
@@ -9,7 +9,7 @@ from onesug_jax.semantic_ids import rq_kmeans
 from onesug_jax.semantic_ids.ids import level_usage
 
 
-def test_finds_clusters_that_are_there():
+def test_the_centres_of_separate_clusters_are_their_means():
     rng = np.random.default_rng(0)
     truth = np.eye(6, dtype=np.float32)
     points = np.repeat(truth, 50, axis=0) + 0.01 * rng.standard_normal((300, 6)).astype(np.float32)
@@ -19,7 +19,7 @@ def test_finds_clusters_that_are_there():
     np.testing.assert_allclose(np.asarray(centres)[order], means, atol=1e-5)
 
 
-def test_assign_is_the_nearest_whatever_the_block():
+def test_assign_gives_the_nearest_centre_in_every_block():
     rng = np.random.default_rng(1)
     points = rng.standard_normal((4500, 5)).astype(np.float32)
     centres = rng.standard_normal((9, 5)).astype(np.float32)
@@ -30,8 +30,8 @@ def test_assign_is_the_nearest_whatever_the_block():
 
 
 @pytest.mark.long
-def test_noise_in_many_dimensions_is_shared_out_evenly():
-    """Centres that start on points would take one each, and one all the rest (perplexity 3)."""
+def test_noise_in_many_dimensions_uses_the_codes_evenly():
+    """If centres started on points, one centre would get all other points (perplexity 3)."""
     points = np.random.default_rng(2).standard_normal((1000, 128)).astype(np.float32)
     quantiser = rq_kmeans.train_rq_kmeans(points, levels=2, codes=64, iterations=10, seed=0)
     usage = level_usage(quantiser.codes(points), 64)
@@ -39,7 +39,7 @@ def test_noise_in_many_dimensions_is_shared_out_evenly():
     assert min(row["perplexity"] for row in usage) > 45
 
 
-def test_every_level_brings_the_sum_nearer():
+def test_every_level_reduces_the_error():
     points = np.random.default_rng(3).standard_normal((400, 8)).astype(np.float32)
     quantiser = rq_kmeans.train_rq_kmeans(points, levels=4, codes=16, seed=0, encoder="abc")
     ids = quantiser.codes(points)
@@ -50,7 +50,7 @@ def test_every_level_brings_the_sum_nearer():
 
 
 @pytest.mark.long
-def test_shares_are_those_of_the_sample():
+def test_shares_are_the_shares_of_the_sample():
     points = np.random.default_rng(4).standard_normal((200, 4)).astype(np.float32)
     codebooks, shares = rq_kmeans.residual_kmeans(points, 2, 8, iterations=5, seed=1)
     ids = rq_kmeans.Quantiser(codebooks).codes(points)
@@ -59,7 +59,7 @@ def test_shares_are_those_of_the_sample():
         np.testing.assert_allclose(shares[level], counts / 200, atol=1e-6)
 
 
-def test_the_seed_decides():
+def test_the_seed_decides_the_codebooks():
     points = np.random.default_rng(5).standard_normal((100, 4)).astype(np.float32)
     one, same, other = (
         rq_kmeans.residual_kmeans(points, 2, 8, iterations=3, seed=seed)[0] for seed in (1, 1, 2)

@@ -1,4 +1,4 @@
-"""The RQ-VAE: what its gradients and running means are, and that meshes agree."""
+"""The RQ-VAE: its gradients, its running means, and equal results on several devices."""
 
 import jax
 import jax.numpy as jnp
@@ -38,7 +38,7 @@ def test_gradients_pass_the_codes_straight_through():
 
 
 @pytest.mark.long
-def test_the_sums_are_those_a_loop_finds():
+def test_the_sums_are_those_of_a_loop():
     stage = rqvae.rqvae_stage(rqvae_toy.CONFIG, rqvae_toy.WIDTH, 16)
     params, batch = rqvae_toy.start(), rqvae_toy.batch_at()(3)
     total, weight, sums = jax.jit(stage.loss_fn)(params, batch, jax.random.key(0))
@@ -48,16 +48,16 @@ def test_the_sums_are_those_a_loop_finds():
     counts, code_sums = np.zeros((3, 8)), np.zeros((3, 8, 6))
     candidates, commitment = np.zeros((3, 8, 6)), 0.0
     for row in range(16):
-        rest = latents[row].astype(np.float64)
+        residual = latents[row].astype(np.float64)
         for level, code in enumerate(ids[row]):
             counts[level, code] += 1
-            code_sums[level, code] += rest
+            code_sums[level, code] += residual
             if batch["slot"][row] >= 0:
-                candidates[level, batch["slot"][row]] += rest
-            rest = rest - quantiser.codebooks[level, code]
-            commitment += (rest**2).sum()
-    back = quantiser.decode(quantiser.reconstruct(ids))
-    error = ((back - batch["embedding"]) ** 2).sum()
+                candidates[level, batch["slot"][row]] += residual
+            residual = residual - quantiser.codebooks[level, code]
+            commitment += (residual**2).sum()
+    decoded = quantiser.decode(quantiser.reconstruct(ids))
+    error = ((decoded - batch["embedding"]) ** 2).sum()
     assert weight == 16
     assert sums["reconstruction"] == pytest.approx(error, rel=1e-4)
     assert sums["commitment"] == pytest.approx(commitment, rel=1e-4)
@@ -114,7 +114,7 @@ def test_codes_follow_the_running_mean_and_unused_ones_move():
         after["codes"][~moved], (mass / share[..., None])[~moved], rtol=1e-4, atol=1e-5
     )
     np.testing.assert_allclose(after["share"][moved], 1 / 8)
-    # Two different candidates' directions, at the usual length of the level's codes.
+    # The directions of two different candidates, with the length of the level's codes.
     directions = sums["candidates"][0] / np.linalg.norm(sums["candidates"][0], axis=1)[:, None]
     found = (after["codes"][moved] @ directions.T).argmax(1)
     assert len(set(found.tolist())) == 2
@@ -123,7 +123,7 @@ def test_codes_follow_the_running_mean_and_unused_ones_move():
     np.testing.assert_allclose(after["codes"][moved], directions[found] * length, rtol=1e-4)
 
 
-def test_the_key_decides_who_moves_where_and_slots_how_many():
+def test_the_key_assigns_candidates_and_slots_limit_the_moves():
     config = RqVaeConfig(2, 8, 3, (4,), decay=0.9)
     before, sums = codebooks_and_sums(slots=4)
     moves = {
@@ -138,7 +138,7 @@ def test_the_key_decides_who_moves_where_and_slots_how_many():
     np.testing.assert_allclose(after["codes"][0, 5], before["codes"][0, 5], rtol=1e-4)
 
 
-def test_a_code_without_any_share_stays_where_it_is():
+def test_a_code_without_any_share_does_not_move():
     config = RqVaeConfig(2, 8, 3, (4,), revive_below=0.0)
     before, sums = codebooks_and_sums()
     before["share"][0, 2] = before["mass"][0, 2] = 0
@@ -150,10 +150,9 @@ def test_a_code_without_any_share_stays_where_it_is():
 @pytest.mark.eight_devices
 @pytest.mark.parametrize("other", [{"devices": 8}, {"devices": 2, "accumulation": 4}], ids=str)
 def test_meshes_and_microbatches_agree_with_one_device(other):
-    # Sums in another order; the running means keep differences small.
-    for one, many in zip(
-        jax.tree.leaves(rqvae_toy.run()), jax.tree.leaves(rqvae_toy.run(**other)), strict=True
-    ):
+    # The order of sums differs; the running means keep differences small.
+    expected, actual = (jax.tree.leaves(rqvae_toy.run(**options)) for options in ({}, other))
+    for one, many in zip(expected, actual, strict=True):
         np.testing.assert_allclose(one, many, rtol=1e-3, atol=1e-4)
 
 
@@ -166,6 +165,6 @@ def test_meshes_and_microbatches_agree_with_one_device(other):
         ({"decay": 1.0}, r"decay=1.0.*\[0, 1\)"),
     ],
 )
-def test_refuses_impossible_settings(settings, message):
+def test_impossible_settings_are_refused(settings, message):
     with pytest.raises(UserError, match=message):
         RqVaeConfig(**settings)

@@ -1,4 +1,4 @@
-"""Training the RQ-VAE: where it starts, what a batch holds, and that it learns."""
+"""Training of the RQ-VAE: initial parameters, batches, and learning."""
 
 import functools
 import json
@@ -18,13 +18,13 @@ encode = jax.jit(rqvae.encode, static_argnums=2)
 decode = jax.jit(rqvae.decode, static_argnums=2)
 quantise = jax.jit(rqvae.quantise)
 
-# Two numbers cannot hold these clusters by directions: there is something to learn.
+# Two principal directions cannot separate these clusters, so there is something to learn.
 NARROW = RqVaeConfig(levels=3, codes=8, latent=2, hidden=(32,), kmeans_iterations=3)
 
 
 @pytest.mark.long
 @pytest.mark.parametrize("activation", ["relu", "gelu"])
-def test_it_starts_as_the_principal_directions(activation):
+def test_the_initial_networks_project_on_principal_directions(activation):
     config = RqVaeConfig(2, 8, 6, (16, 13), activation, kmeans_iterations=1)
     params, embeddings = rqvae_toy.start(config), rqvae_toy.clustered()
     latents = encode(params, embeddings, activation)
@@ -33,14 +33,14 @@ def test_it_starts_as_the_principal_directions(activation):
     basis = directions[: config.rank(rqvae_toy.WIDTH)]
     assert len(basis) == 6
     np.testing.assert_allclose(back, embeddings @ basis.T @ basis, atol=1e-5)
-    # And the codebooks are of use at once: one code in eight, level by level.
+    # Every level of the initial codebooks reduces the error.
     codes, residuals = quantise(latents, params["codebooks"]["codes"])
     errors = np.square(residuals).sum((1, 2))
     assert (errors[1:] < 0.75 * errors[:-1]).all()
 
 
 @pytest.mark.long
-def test_weight_decay_does_not_touch_the_codebooks():
+def test_weight_decay_does_not_change_the_codebooks():
     plain, decayed = rqvae_toy.run(updates=1), rqvae_toy.run(updates=1, weight_decay=10.0)
     for name in ("codes", "share", "mass"):
         np.testing.assert_allclose(
@@ -59,10 +59,10 @@ def test_every_epoch_holds_every_query_once():
     assert sorted(seen[:10]) == sorted(seen[10:]) == list(range(10))
     assert list(seen[:10]) != list(seen[10:])
     assert at(1)["slot"].tolist() == [0, 1, -1, -1]
-    some = make(4, process_rows=np.array([1, 3]))
+    part = make(4, process_rows=np.array([1, 3]))
     for step in (3, 2):
-        for name, whole in at(step).items():
-            np.testing.assert_array_equal(some(step)[name], whole[[1, 3]])
+        for name, rows in at(step).items():
+            np.testing.assert_array_equal(part(step)[name], rows[[1, 3]])
     many = make(25, process_rows=np.arange(25))(0)["embedding"][:, 0]  # fewer queries than a batch
     assert set(np.bincount(many.astype(int)).tolist()) == {2, 3}
 
@@ -80,7 +80,7 @@ def train(folder, **more):
 
 
 @pytest.mark.long
-def test_training_betters_its_start_and_reports_use(tmp_path):
+def test_training_reduces_the_initial_error_and_reports_the_use_of_codes(tmp_path):
     quantiser = train(tmp_path)
     assert (quantiser.encoder, quantiser.levels, quantiser.size) == ("abc", 3, 8)
     embeddings = rqvae_toy.clustered()
@@ -89,9 +89,8 @@ def test_training_betters_its_start_and_reports_use(tmp_path):
         back = quantiser.decode(quantiser.reconstruct(quantiser.codes(embeddings)))
         return ((back - embeddings) ** 2).sum(1).mean()
 
-    assert error(quantiser) < 0.9 * error(
-        rqvae_training.as_quantiser(rqvae_toy.start(NARROW), NARROW)
-    )
+    initial = rqvae_training.as_quantiser(rqvae_toy.start(NARROW), NARROW)
+    assert error(quantiser) < 0.9 * error(initial)
     rows = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
     metrics = [row for row in rows if row["kind"] == "evaluate"][-1]
     ids = quantiser.codes(embeddings)
@@ -106,7 +105,7 @@ def test_training_betters_its_start_and_reports_use(tmp_path):
 
 
 @pytest.mark.long
-def test_another_encoder_does_not_go_on_from_a_checkpoint_and_another_seed_does(tmp_path):
+def test_training_resumes_with_another_seed_but_not_with_another_encoder(tmp_path):
     train(tmp_path, steps=2)
     with pytest.raises(UserError, match=r"encoder 'abc' \(now 'abd'\).*--restart=quantize"):
         train(tmp_path, steps=4, encoder="abd")

@@ -1,4 +1,4 @@
-"""Examples of the text model: what the stage writes is what serving reads, row by row."""
+"""Examples of the text model: the stage and serving have the same inputs, row by row."""
 
 import collections
 
@@ -72,7 +72,7 @@ def world(tmp_path_factory):
 
 
 def recent(world, split):
-    """History by plain Python: the user's distinct queries strictly before, newest first."""
+    """Histories in plain Python: the user's distinct earlier queries, newest first."""
     before = collections.defaultdict(list)
     out = []
     for name in ("train", "dev") if split == "dev" else ("train",):
@@ -84,21 +84,21 @@ def recent(world, split):
     return out
 
 
-def counted(world, row):
-    """Completions by plain Python, by counts of the train split."""
+def request_of(world, row, prefix, history):
+    """The request of a row in plain Python; completions are counted in the train split."""
     counts = collections.Counter(r["query"] for r in world["rows"]["train"])
-    begun = [q for q in counts if q.startswith(row["prefix"])]
-    return sorted(begun, key=lambda q: (-counts[q], q))[: SPEC.related]
+    matching = [q for q in counts if q.startswith(prefix)]
+    related = sorted(matching, key=lambda q: (-counts[q], q))[: SPEC.related]
+    profile = [v for v in (row["gender"], row["age"]) if v]
+    vector = Finder(world["index"], 0).vectors([prefix])[0]
+    return Request(prefix, history, related, profile, vector)
 
 
 def expected(world, split):
-    """(inputs, targets) of every row, by the numpy features that serving uses."""
+    """(inputs, targets) of every row, by the features of serving."""
     out = []
-    for row, newest in zip(world["rows"][split], recent(world, split), strict=True):
-        related = counted(world, row)
-        profile = [v for v in (row["gender"], row["age"]) if v]
-        vector = Finder(world["index"], 0).vectors([row["prefix"]])[0]
-        request = Request(row["prefix"], newest, related, profile, vector)
+    for row, history in zip(world["rows"][split], recent(world, split), strict=True):
+        request = request_of(world, row, row["prefix"], history)
         out.append((world["featurizer"].inputs(request), world["featurizer"].target(row["query"])))
     return out
 
@@ -119,7 +119,7 @@ def test_examples_are_the_serving_features_in_order(world):
         assert part.meta["vocabulary"] == world["vocabulary"].fingerprint
 
 
-def test_rows_a_kind_leaves_out_are_not_examples(world):
+def test_rows_without_a_history_are_no_examples_of_that_kind(world):
     part = Examples.load(world["folder"], "toy_query_from_history", "train")
     assert len(part) == sum(bool(r) for r in recent(world, "train")) < 90
     v = world["vocabulary"]
@@ -127,8 +127,8 @@ def test_rows_a_kind_leaves_out_are_not_examples(world):
     assert all(part[i][0][1] == v.item_ids["history"][0] for i in range(len(part)))
 
 
-def test_another_beginning_of_the_query_has_its_own_context(world, tmp_path):
-    """Prefix, related queries, soft token are those of the prefix drawn; dev has no such rows."""
+def test_a_drawn_prefix_has_its_own_context(world, tmp_path):
+    """Related queries and soft token are those of the drawn prefix; dev has no such rows."""
     folder = str(tmp_path / "again")
     build_examples(
         folder,
@@ -145,34 +145,31 @@ def test_another_beginning_of_the_query_has_its_own_context(world, tmp_path):
     assert len(Examples.load(folder, "again_query_any_prefix", "dev")) == 0
     draw = PrefixDraw.from_log(world["splits"]["train"])
     changed = 0
-    for i, (row, newest) in enumerate(zip(rows, recent(world, "train"), strict=True)):
+    for i, (row, history) in enumerate(zip(rows, recent(world, "train"), strict=True)):
         prefix = draw([row["request_id"]], [row["prefix"]], [row["query"]])[0]
         changed += prefix != row["prefix"]
-        related = counted(world, {**row, "prefix": prefix})
-        profile = [v for v in (row["gender"], row["age"]) if v]
-        vector = Finder(world["index"], 0).vectors([prefix])[0]
-        request = Request(prefix, newest, related, profile, vector)
+        request = request_of(world, row, prefix, history)
         np.testing.assert_array_equal(part[i][0], world["featurizer"].inputs(request))
-        np.testing.assert_array_equal(part.vectors[part.soft[i]], np.float16(vector))
+        np.testing.assert_array_equal(part.vectors[part.soft[i]], np.float16(request.vector))
     assert changed > 20
 
 
-def test_the_mixture_and_its_rates_reach_the_loader(world):
+def test_the_loader_reads_the_mixture_and_its_rates(world):
     loader = Loader(world["folder"], batch_size=30, layout="padded")
     assert loader.tasks == ["toy_query", "toy_query_from_history"]
     v = world["vocabulary"]
     batch = [loader.batch_at(s)["encoder_input_tokens"] for s in range(10)]
     empty = sum(int((b[:, 1] == v.item_ids["history"][0]).sum()) for b in batch)
-    assert 100 <= empty <= 200  # a third of 300 have no prefix by rate, some others by chance
+    assert 100 <= empty <= 200  # a third of 300 is of the kind without prefixes, some have none
 
 
 def test_semantic_ids_are_written_and_read(world, tmp_path):
-    """request -> id, query -> id, id -> query; a query without an id is left out of all three."""
+    """request -> id, query -> id, id -> query; queries without an id are left out."""
     v, featurizer = world["vocabulary"], world["featurizer"]
     codes = {word: (n, n + 1, 0, n) for n, word in enumerate(WORDS) if word != "rug"}
     kinds = id_kinds(codes.get)
-    given = {"splits": world["splits"], "vocabulary": v, "spec": SPEC, "kinds": kinds}
-    build_examples(str(tmp_path), **given, tasks=dict.fromkeys(kinds, 1.0))
+    options = {"splits": world["splits"], "vocabulary": v, "spec": SPEC, "kinds": kinds}
+    build_examples(str(tmp_path), **options, tasks=dict.fromkeys(kinds, 1.0))
     rows = [row for row in world["rows"]["dev"] if row["query"] in codes]
     assert 0 < len(rows) < len(world["rows"]["dev"])
     parts = {kind: Examples.load(str(tmp_path), f"onesug_{kind}", "dev") for kind in kinds}
@@ -198,15 +195,15 @@ def test_every_prefix_has_one_vector(world, tmp_path):
         np.testing.assert_array_equal(table[number], np.float16(context.vectors([prefix])[0]))
 
 
-def test_training_rows_of_unknown_queries_are_left_out(world, tmp_path):
-    given = {"splits": world["splits"], "vocabulary": world["vocabulary"], "spec": SPEC}
-    build_examples(str(tmp_path), **given, indexed=lambda query: query != "rug")
+def test_training_rows_of_queries_that_are_not_indexed_are_left_out(world, tmp_path):
+    options = {"splits": world["splits"], "vocabulary": world["vocabulary"], "spec": SPEC}
+    build_examples(str(tmp_path), **options, indexed=lambda query: query != "rug")
     used = [row for row in world["rows"]["train"] if row["query"] != "rug"]
     assert len(Examples.load(str(tmp_path), "onesug_query", "train")) == len(used) < 90
-    assert len(Examples.load(str(tmp_path), "onesug_query", "dev")) == 25, "all are scored"
+    assert len(Examples.load(str(tmp_path), "onesug_query", "dev")) == 25, "all dev rows are scored"
 
 
-def test_users_mistakes_name_the_choices(world, tmp_path):
+def test_user_errors_name_the_choices(world, tmp_path):
     def build(splits=world["splits"], **settings):
         build_examples(
             str(tmp_path), splits=splits, vocabulary=world["vocabulary"], spec=SPEC, **settings

@@ -17,7 +17,7 @@ def vocabulary(tmp_path_factory) -> Vocabulary:
 
 
 def sections(vocabulary: Vocabulary, ids) -> dict[str, list[str]]:
-    """An independent reader of the layout: section name -> its texts, in the order they stand."""
+    """An independent reader of the layout: section name -> its texts, in their order."""
     markers = {vocabulary.prefix_id: ("prefix", 0)}
     for name, numbers in vocabulary.item_ids.items():
         markers |= {i: (name, rank) for rank, i in enumerate(numbers)}
@@ -27,15 +27,15 @@ def sections(vocabulary: Vocabulary, ids) -> dict[str, list[str]]:
     for i in ids:
         if i in markers:
             name, rank = markers[i]
-            here = out.setdefault(name, [])
-            assert rank == len(here) and next(reversed(out)) == name
-            here.append([])
+            section = out.setdefault(name, [])
+            assert rank == len(section) and next(reversed(out)) == name
+            section.append([])
         else:
-            here[-1].append(i)
+            section[-1].append(i)
     return {name: [vocabulary.decode(x) for x in items] for name, items in out.items()}
 
 
-def test_the_papers_order(vocabulary):
+def test_sections_have_the_order_of_the_paper(vocabulary):
     v, e = vocabulary, vocabulary.encode
     request = Request("lego ", ["duplo", "red"], ["lego", "train set"], ["female", "30"])
     expected = [v.prefix_id, *e("lego ")]
@@ -48,7 +48,7 @@ def test_the_papers_order(vocabulary):
     assert bare.tolist() == [v.prefix_id, *e("lego "), related[0], *e("lego"), v.eos_id]
 
 
-def test_empty_sections_leave_their_marker_out_but_the_prefix(vocabulary):
+def test_empty_sections_have_no_marker_except_the_prefix(vocabulary):
     got = Featurizer(vocabulary, FeatureSpec()).inputs(Request(""))
     assert got.tolist() == [vocabulary.prefix_id, vocabulary.eos_id] and got.dtype == np.int32
     got = Featurizer(vocabulary, FeatureSpec()).inputs(Request("", [""], [""], [""]))
@@ -60,7 +60,7 @@ texts = st.lists(st.sampled_from([*WORDS, "x" * 9, "red shoes lego"]), max_size=
 
 @settings(max_examples=200, deadline=None)
 @given(st.text(max_size=40), texts, texts, texts, st.integers(8, 80))
-def test_what_fits_is_whole_leading_and_as_much_as_fits(
+def test_sections_have_as_many_leading_items_as_fit(
     vocabulary, prefix, history, related, profile, length
 ):
     spec = FeatureSpec(input_length=length)
@@ -71,26 +71,22 @@ def test_what_fits_is_whole_leading_and_as_much_as_fits(
     tail = vocabulary.encode(prefix)[-(length // 2 - 1) :]
     assert ids[1 : 1 + len(tail)].tolist() == tail
     room = length - len(ids)
-    given = {
+    lists = {
         "related": related[: spec.related],
         "history": history[: spec.history],
         "profile": profile,
     }
-    for name, items in given.items():
+    for name, items in lists.items():
         included = got.get(name, [])
         assert included == items[: len(included)]
         if name != "profile" and len(included) < len(items):
             assert len(vocabulary.encode(items[len(included)])) + 1 > room
-    # Neither section starves the other: they take turns while both still have items.
-    counts = [len(got.get(name, [])) for name in ("related", "history")]
-    cost = (
-        len(vocabulary.encode(given["related"][counts[0]]))
-        if counts[0] < len(given["related"])
-        else 0
-    )
-    if cost and counts[1] > counts[0] + 1:
-        taken = [len(vocabulary.encode(t)) + 1 for t in given["history"][counts[0] + 1 : counts[1]]]
-        assert cost + 1 > room + sum(taken)
+    # Items are added alternately: history is ahead only if the next related query did not fit.
+    n_related, n_history = (len(got.get(name, [])) for name in ("related", "history"))
+    if n_related < len(lists["related"]) and n_history > n_related + 1:
+        cost = len(vocabulary.encode(lists["related"][n_related])) + 1
+        extra = lists["history"][n_related + 1 : n_history]
+        assert cost > room + sum(len(vocabulary.encode(text)) + 1 for text in extra)
 
 
 def test_items_past_the_last_rank_share_its_marker(vocabulary):
@@ -100,7 +96,7 @@ def test_items_past_the_last_rank_share_its_marker(vocabulary):
     assert [i for i in ids if i in markers] == markers + [markers[-1]] * (20 - len(markers))
 
 
-def test_the_soft_token_follows_the_prefix_where_there_is_a_vector(vocabulary):
+def test_the_soft_token_follows_the_prefix_if_there_is_a_vector(vocabulary):
     v = vocabulary
     featurizer = Featurizer(v, FeatureSpec())
     with_vector = Request("le", (), ["red"], vector=np.ones(3))
@@ -109,8 +105,8 @@ def test_the_soft_token_follows_the_prefix_where_there_is_a_vector(vocabulary):
     assert v.soft_id not in featurizer.inputs(Request("le", (), ["red"]))
     plain = Featurizer(v, FeatureSpec(soft=False))
     assert v.soft_id not in plain.inputs(with_vector) and plain.soft([with_vector]) is None
-    given = featurizer.soft([with_vector, Request("x")])
-    np.testing.assert_array_equal(given, [[[1, 1, 1]], [[0, 0, 0]]])
+    vectors = featurizer.soft([with_vector, Request("x")])
+    np.testing.assert_array_equal(vectors, [[[1, 1, 1]], [[0, 0, 0]]])
     assert featurizer.soft([Request("x")]) is None
 
 
@@ -147,18 +143,16 @@ def test_targets_end_with_the_end_token(vocabulary):
     assert long[:3].tolist() == vocabulary.encode("red shoes lego duplo train")[:3]
 
 
-def test_asking_twice_gives_the_same(vocabulary):
+def test_callers_cannot_change_the_cached_ids(vocabulary):
     featurizer = Featurizer(vocabulary, FeatureSpec())
     request = Request("le", ["red", "red"], ["lego", "red"])
     first = featurizer.inputs(request)
-    first[:] = 0  # the caller's own array, not the cached ids
-    np.testing.assert_array_equal(
-        featurizer.inputs(request), Featurizer(vocabulary, FeatureSpec()).inputs(request)
-    )
-    assert featurizer.inputs(request).any()
+    expected = first.copy()
+    first[:] = 0
+    np.testing.assert_array_equal(featurizer.inputs(request), expected)
 
 
-def test_impossible_lengths_are_the_users_mistake():
+def test_impossible_lengths_are_user_errors():
     with pytest.raises(UserError, match="input_length=4"):
         FeatureSpec(input_length=4)
     with pytest.raises(UserError, match="history=-1"):

@@ -1,4 +1,4 @@
-"""Rows with items: what the walk saw is what the loader gives, whole, in a seeded order."""
+"""Rows with items: the loader gives the rows of the walk, in a seeded order."""
 
 import json
 import os
@@ -25,7 +25,7 @@ QUERIES = sorted(["red lamp", "red tent", "tent", "tea", "teapot", "table"])
 
 @pytest.fixture(scope="module")
 def made(tmp_path_factory):
-    """Examples of 60 searches of six queries, and the log they came from."""
+    """Examples of 60 searches of six queries, and their log."""
     folder = tmp_path_factory.mktemp("examples")
     rng = np.random.default_rng(0)
     rows = []
@@ -61,20 +61,20 @@ def test_the_arrays_are_those_of_the_walk(made):
     again = next(walk(AsOf(QUERIES, config), events, block=60))[0]
     assert len(examples) == 60
     order = np.random.default_rng(0).permutation(60)
-    given = examples.read(order)
-    for name, kind in item_examples.FEATURES.items():
+    arrays = examples.read(order)
+    for name, dtype in item_examples.FEATURES.items():
         if name in again:
-            expected = again[name][order].astype(kind)
-            assert given[name].dtype == kind and np.array_equal(given[name], expected), name
-    assert given["prefix_row"].tolist() == [len(rows[row]["prefix"]) for row in order]
-    whole = [block["query"] for block in examples.blocks(7, names=["query"])]
-    assert np.array_equal(np.concatenate(whole), again["query"][7:])
+            expected = again[name][order].astype(dtype)
+            assert arrays[name].dtype == dtype and np.array_equal(arrays[name], expected), name
+    assert arrays["prefix_row"].tolist() == [len(rows[row]["prefix"]) for row in order]
+    queries = [block["query"] for block in examples.blocks(7, names=["query"])]
+    assert np.array_equal(np.concatenate(queries), again["query"][7:])
     for name in ("target_candidate", "level", "row"):
         assert np.array_equal(examples.column(name), again[name]), name
     assert np.array_equal(examples.column("room"), np.count_nonzero(again["candidates"], axis=1))
 
 
-def test_levels_say_what_became_of_each_candidate(made):
+def test_candidates_have_their_behaviour_levels(made):
     folder, rows, *_ = made
     arrays = item_examples.ItemExamples(str(folder / "examples"), "train").read(range(60))
     for row, numbers, levels in zip(
@@ -90,11 +90,11 @@ def test_levels_say_what_became_of_each_candidate(made):
                 assert level == (Level.SHOW if shown else Level.NOT_SHOW)
 
 
-def test_batches_hold_every_row_once_an_epoch_and_depend_on_seed_and_step_alone(made):
+def test_batches_depend_only_on_seed_and_step(made):
     folder, _, vocabulary, *_ = made
-    where = str(folder / "examples")
+    path = str(folder / "examples")
     settings = {"batch_size": 6, "seed": 3, "sizes": (2, 4)}
-    loader = ItemLoader(where, vocabulary=vocabulary.fingerprint, **settings)
+    loader = ItemLoader(path, vocabulary=vocabulary.fingerprint, **settings)
     batch = loader.batch_at(2)
     size = batch["candidates"].shape[1]
     assert size in (2, 4) and batch["candidate_counts"].shape[:2] == (6, size)
@@ -102,16 +102,16 @@ def test_batches_hold_every_row_once_an_epoch_and_depend_on_seed_and_step_alone(
         batch["decoder_input_tokens"][:, 1:], batch["decoder_target_tokens"][:, :-1]
     )
     assert (batch["decoder_loss_weights"] == (batch["decoder_target_tokens"] > 0)).all()
-    again = ItemLoader(where, **settings).batch_at(2)
+    again = ItemLoader(path, **settings).batch_at(2)
     assert all(np.array_equal(batch[name], again[name]) for name in batch)
-    some = ItemLoader(where, process_rows=[4, 0, 1], **settings).batch_at(2)
-    assert all(np.array_equal(batch[name][[4, 0, 1]], some[name]) for name in batch)
+    part = ItemLoader(path, process_rows=[4, 0, 1], **settings).batch_at(2)
+    assert all(np.array_equal(batch[name][[4, 0, 1]], part[name]) for name in batch)
     hit = batch["target_candidate"] > 0
     place = batch["target_candidate"][hit] - 1
     assert (batch["levels"][hit, place] >= Level.CLICK).all()
 
 
-def test_rows_with_an_order_weigh_more(made):
+def test_rows_with_an_order_have_more_weight(made):
     folder, *_ = made
     settings = {"batch_size": 30, "sizes": (4,), "order_weight": 3.0, "settled": 0.0}
     loader = ItemLoader(str(folder / "examples"), **settings)
@@ -120,19 +120,19 @@ def test_rows_with_an_order_weigh_more(made):
     assert "60 rows" in loader.describe()
 
 
-def test_mistakes_name_what_was_expected(made, tmp_path):
+def test_errors_name_what_was_expected(made, tmp_path):
     folder, *_ = made
-    where = str(folder / "examples")
+    path = str(folder / "examples")
     with pytest.raises(UserError, match="ascending sizes"):
-        ItemLoader(where, sizes=(8, 8))
+        ItemLoader(path, sizes=(8, 8))
     with pytest.raises(UserError, match="expected examples of vocabulary other"):
-        ItemLoader(where, vocabulary="other")
+        ItemLoader(path, vocabulary="other")
     with pytest.raises(UserError, match="expected examples with items"):
         ItemLoader(str(tmp_path))
 
 
 def test_batches_are_those_of_plain_arrays(made):
-    """Against every row in memory, indexed: grain's order, a batch's rows, every array."""
+    """Order and arrays of the batches, against all rows in memory."""
     folder, _, _, config, events = made
     again = next(walk(AsOf(QUERIES, config), events, block=60))[0]
     settings = {"batch_size": 5, "seed": 7, "sizes": (2, 4), "settled": 0.0, "order_weight": 2.0}
@@ -161,26 +161,23 @@ def test_batches_are_those_of_plain_arrays(made):
     assert min(seen.values()) > 5
 
 
-def test_a_process_opens_only_shards_of_its_rows_and_of_coming_ones(made):
+def test_a_process_opens_only_the_shards_of_its_rows(made):
     folder, *_ = made
-    asked, lock = [], threading.Lock()
+    fetched, lock = [], threading.Lock()
 
     def fetch(path):
         with lock:
-            asked.append(os.path.basename(path))
+            fetched.append(os.path.basename(path))
         return path
 
     settings = {"batch_size": 2, "process_rows": [1], "sizes": (4,), "settled": 0.0}
     loader = ItemLoader(str(folder / "examples"), fetch=fetch, **settings)
-    assert set(asked) == {"room.npy", "target_candidate.npy"}
-    own, ends = loader.examples.shards, np.cumsum(list(counts_of(folder).values()))
+    assert set(fetched) == {"room.npy", "target_candidate.npy"}
     loader.batch_at(0)
     rows = np.concatenate([loader.rows_at(step)[0] for step in range(8)])
-    own._pool.shutdown(wait=True)
-    coming = {list(counts_of(folder))[n] for n in np.searchsorted(ends, rows, side="right")}
-    assert {name for name in asked if name.startswith("part")} == coming
-    assert len(coming) < len(ends)
-
-
-def counts_of(folder):
-    return json.loads((folder / "examples/onesug_query/train/counts.json").read_text())
+    loader.examples.shards._pool.shutdown(wait=True)
+    counts = json.loads((folder / "examples/onesug_query/train/counts.json").read_text())
+    shards = np.searchsorted(np.cumsum(list(counts.values())), rows, side="right")
+    needed = {list(counts)[shard] for shard in shards}
+    assert {name for name in fetched if name.startswith("part")} == needed
+    assert len(needed) < len(counts)

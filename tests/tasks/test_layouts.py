@@ -19,7 +19,7 @@ def part(rng, count, longest=(9, 5)):
 
 
 def texts(part, rows):
-    """As `tasks.examples.Examples.texts` gives them."""
+    """The result of `tasks.examples.Examples.texts`."""
     out = {}
     for name, offsets in (("inputs", part.input_offsets), ("targets", part.target_offsets)):
         ids = [getattr(part, name)[offsets[row] : offsets[row + 1]] for row in rows]
@@ -29,7 +29,7 @@ def texts(part, rows):
 
 
 def slow(parts, source, example, row, shape):
-    """Element by element, with SeqIO's documented meaning of each array."""
+    """A slow reference, element by element, by SeqIO's documentation of the arrays."""
     rows, length, target_length = shape
     names = ("input_tokens", "segment_ids", "positions")
     enc = {f"encoder_{n}": np.zeros((rows, length), np.int32) for n in names}
@@ -70,7 +70,7 @@ def test_packed_rows_equal_the_slow_reference():
         assert got[name].dtype == array.dtype
 
 
-def test_padded_rows_differ_only_where_seqio_shifts_the_end_token():
+def test_padded_rows_equal_the_slow_reference_except_for_the_shifted_end_token():
     rng = np.random.default_rng(1)
     parts = [part(rng, 9)]
     shape = (9, 9, 6)
@@ -88,13 +88,10 @@ def test_padded_rows_differ_only_where_seqio_shifts_the_end_token():
     )
 
 
-def test_a_row_too_short_is_refused_not_spilt():
-    rng = np.random.default_rng(2)
-    parts = [part(rng, 3)]
+def test_examples_longer_than_their_row_are_refused():
+    parts, zeros = [part(np.random.default_rng(2), 3)], np.zeros(3, int)
     with pytest.raises(ValueError, match="in a row of 4"):
-        layouts.assemble(
-            parts, np.zeros(3, int), np.arange(3), np.zeros(3, int), (2, 4, 99), packed=True
-        )
+        layouts.assemble(parts, zeros, np.arange(3), zeros, (2, 4, 99), packed=True)
 
 
 @settings(max_examples=100, deadline=None)
@@ -104,7 +101,7 @@ def test_a_row_too_short_is_refused_not_spilt():
     st.sampled_from([4, 8]),
     st.integers(1, 8),
 )
-def test_buckets_are_the_cheapest_there_are(lengths, count, multiple, smallest):
+def test_buckets_have_the_least_padding(lengths, count, multiple, smallest):
     lengths = np.array(lengths)
     got = layouts.bucket_lengths(lengths, count, multiple=multiple, limit=40, smallest=smallest)
     assert got == sorted(set(got)) and len(got) <= count and got[-1] >= lengths.max()
@@ -131,7 +128,7 @@ def test_bucket_lengths_stop_at_the_limit():
 
 @settings(max_examples=50, deadline=None)
 @given(st.integers(1, 300), st.integers(0, 5), st.integers(1, 8))
-def test_packing_loses_nothing_and_keeps_to_the_room(count, seed, open_rows):
+def test_packing_has_every_example_once_within_the_room(count, seed, open_rows):
     rng = np.random.default_rng(seed)
     ins, outs = rng.integers(1, 30, count), rng.integers(1, 10, count)
     order, offsets = layouts.pack(ins, outs, 50, 16, seed=seed, open_rows=open_rows)
@@ -150,6 +147,6 @@ def test_packing_fills_rows_well():
     assert ins.sum() / (256 * (len(offsets) - 1)) > 0.95
 
 
-def test_an_example_longer_than_a_row_is_refused():
+def test_packing_refuses_an_example_longer_than_a_row():
     with pytest.raises(ValueError, match="do not fit rows of 8 and 4"):
         layouts.pack(np.array([9]), np.array([1]), 8, 4)

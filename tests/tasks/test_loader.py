@@ -14,7 +14,7 @@ COUNTS = {"shop_query": 96, "shop_other": 40}
 
 
 def write(folder, task, number, *, split="train", first=0, vocabulary="v1", short=False):
-    """Examples whose first input id is a number of their own; `short` ones are 3 ids long."""
+    """Examples whose first input ids are all different; `short` examples have 3 ids."""
     rng = np.random.default_rng(first + 7)
     ins = np.full(number, 3) if short else rng.integers(2, 25, number)
     outs = rng.integers(1, 11, number)
@@ -23,15 +23,8 @@ def write(folder, task, number, *, split="train", first=0, vocabulary="v1", shor
     cut = number // 3  # more than one block
     blocks = []
     for a, b in ((0, cut), (cut, number)):
-        skip, out_skip = ins[:a].sum(), outs[:a].sum()
-        blocks.append(
-            (
-                inputs[skip : skip + ins[a:b].sum()],
-                ins[a:b],
-                rng.integers(1, 90, outs[a:b].sum()) + 0 * out_skip,
-                outs[a:b],
-            )
-        )
+        targets = rng.integers(1, 90, outs[a:b].sum())
+        blocks.append((inputs[ins[:a].sum() : ins[:b].sum()], ins[a:b], targets, outs[a:b]))
     extra = {"lengths": LENGTHS, "vocabulary": vocabulary}
     return write_examples(str(folder), task, split, blocks, extra, shard_bytes=1000)
 
@@ -46,7 +39,7 @@ def folder(tmp_path_factory):
 
 
 def segments(batch) -> list[tuple[tuple[int, ...], tuple[int, ...]]]:
-    """The (inputs, targets) of a batch, row by row, however it is laid out."""
+    """The (inputs, targets) of a batch of any layout, row by row."""
     out = []
     for r, (tokens, targets) in enumerate(
         zip(batch["encoder_input_tokens"], batch["decoder_target_tokens"], strict=True)
@@ -76,7 +69,7 @@ def same(a, b):
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
-def test_a_batch_is_a_function_of_seed_and_step_alone(folder, layout):
+def test_a_batch_is_a_function_of_seed_and_step(folder, layout):
     first = Loader(folder, batch_size=8, seed=3, layout=layout)
     steps = [0, 1, 5, 40, 1, 123_456_789]
     read = {step: first.batch_at(step) for step in steps}
@@ -87,7 +80,7 @@ def test_a_batch_is_a_function_of_seed_and_step_alone(folder, layout):
 
 
 @pytest.mark.parametrize("layout", ["padded", "packed"])
-def test_an_epoch_holds_each_example_once_and_the_next_is_shuffled_anew(folder, layout):
+def test_an_epoch_has_each_example_once_and_the_next_has_another_order(folder, layout):
     loader = Loader(folder, batch_size=8, seed=1, layout=layout, pack_target_length=24)
     rows = loader.epoch_steps * 8
     batches = [loader.batch_at(s) for s in range(2 * loader.epoch_steps)]
@@ -99,7 +92,7 @@ def test_an_epoch_holds_each_example_once_and_the_next_is_shuffled_anew(folder, 
             assert collections.Counter(itertools.chain(*epoch)) == everything(folder)
         assert list(itertools.chain(*one)) != list(itertools.chain(*two))
         return
-    # Epochs of packed rows need not end with a batch: cut the stream of rows where they end.
+    # An epoch of packed rows may end within a batch, so the stream of rows is cut there.
     stream = [row for b in batches for row in _rows(b)]
     epoch = len(loader._packings[0][1]) - 1
     assert rows - 8 < epoch <= rows
@@ -115,7 +108,7 @@ def _rows(batch):
 
 
 def test_seeds_do_not_share_epochs(folder):
-    # grain numbers an epoch's shuffle seed + epoch; ours must not repeat under the next seed.
+    # grain shuffles an epoch by seed + epoch; the next seed must not give the same order.
     order = {
         seed: [
             s
@@ -127,7 +120,7 @@ def test_seeds_do_not_share_epochs(folder):
     assert order[0][96:] != order[1][:96]
 
 
-def test_buckets_see_each_example_about_once_an_epoch(folder):
+def test_buckets_have_each_example_about_once_an_epoch(folder):
     loader = Loader(folder, batch_size=4, seed=2, buckets=(3, 1))
     assert 1 < len(loader.shapes) <= 3
     epochs = 10
@@ -142,7 +135,7 @@ def test_buckets_see_each_example_about_once_an_epoch(folder):
     assert all(epochs - 2 <= n <= epochs + 2 for n in seen.values())
 
 
-def test_a_bucket_is_no_longer_than_it_must_be(folder):
+def test_a_batch_has_the_shortest_bucket_that_fits(folder):
     loader = Loader(folder, batch_size=4, buckets=(3, 2), multiple=4)
     edges = sorted({s[1] for s in loader.shapes})
     for step in range(50):
@@ -155,14 +148,14 @@ def test_a_bucket_is_no_longer_than_it_must_be(folder):
 
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("mixture", [None, {"shop_query": 1.0, "shop_other": 0.5}])
-def test_processes_read_their_rows_of_the_whole_batch(folder, layout, mixture):
+def test_processes_read_their_rows_of_the_global_batch(folder, layout, mixture):
     settings = {"batch_size": 12, "seed": 5, "layout": layout, "mixture": mixture}
-    whole = Loader(folder, **settings)
+    every = Loader(folder, **settings)
     for rows in ([0, 1, 6, 7], [11], [5, 2, 3], range(12)):
         process = Loader(folder, **settings, process_rows=rows)
-        assert process.shapes == whole.shapes
+        assert process.shapes == every.shapes
         for step in (0, 1, 2, 17, 1000):
-            expected = {name: x[list(rows)] for name, x in whole.batch_at(step).items()}
+            expected = {name: x[list(rows)] for name, x in every.batch_at(step).items()}
             same(process.batch_at(step), expected)
 
 
@@ -183,13 +176,13 @@ def test_tasks_mix_by_their_rates(folder, layout):
 
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_the_reported_fill_and_cost_are_those_of_the_batches(folder, layout):
-    """Averaged over many batches; `fill` of positions, `mean_cost` an example."""
+    """`fill` is a mean over positions, `mean_cost` a mean over examples."""
     loader = Loader(folder, batch_size=8, layout=layout)
     real = room = examples = cost = 0
     for step in range(200):
         batch = loader.batch_at(step)
-        many, tokens = count(batch)
-        examples, real = examples + many, real + tokens
+        batch_examples, tokens = count(batch)
+        examples, real = examples + batch_examples, real + tokens
         room += batch["encoder_input_tokens"].size + batch["decoder_target_tokens"].size
         cost += 2 * batch["encoder_input_tokens"].size + batch["decoder_target_tokens"].size
     assert loader.fill == pytest.approx(real / room, rel=0.05)
@@ -206,15 +199,15 @@ def test_packing_is_stored_and_equals_packing_again(tmp_path):
     assert len(stored) == 1
     again = Loader(str(tmp_path), mixture=rates, batch_size=4, layout="packed")
     stored[0].unlink()
-    anew = Loader(str(tmp_path), mixture=rates, batch_size=4, layout="packed")
+    repacked = Loader(str(tmp_path), mixture=rates, batch_size=4, layout="packed")
     for step in range(5):
         same(first.batch_at(step), again.batch_at(step))
-        same(first.batch_at(step), anew.batch_at(step))
-    write(tmp_path, "shop_query", 30)  # written anew: the old packing goes with the old examples
+        same(first.batch_at(step), repacked.batch_at(step))
+    write(tmp_path, "shop_query", 30)  # other examples replace the folder and its packing
     assert not list((tmp_path / "shop_query" / "train").glob("packing-*.npz"))
 
 
-def test_fewer_examples_than_a_batch_still_make_batches(tmp_path):
+def test_fewer_examples_than_a_batch_are_repeated(tmp_path):
     write(tmp_path, "shop_query", 3, short=True)
     for layout in LAYOUTS:
         loader = Loader(str(tmp_path), mixture={"shop_query": 1}, batch_size=8, layout=layout)
@@ -222,7 +215,7 @@ def test_fewer_examples_than_a_batch_still_make_batches(tmp_path):
         assert seen == set(everything(str(tmp_path)))
 
 
-def test_reading_back_what_was_written(tmp_path):
+def test_written_examples_are_read_back(tmp_path):
     meta = write(tmp_path, "shop_query", 10)
     part = Examples.load(str(tmp_path), "shop_query", "train")
     assert len(part) == meta["count"] == 10
@@ -237,7 +230,7 @@ def test_reading_back_what_was_written(tmp_path):
             part[i]
 
 
-def test_users_mistakes_say_what_to_do(tmp_path, folder):
+def test_user_errors_have_a_way_out(tmp_path, folder):
     for settings, message in (
         ({"layout": "flat"}, "layout: expected one of"),
         ({"batch_size": 0}, "batch_size: expected at least 1, found 0"),
@@ -259,7 +252,7 @@ def test_users_mistakes_say_what_to_do(tmp_path, folder):
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
-def test_soft_tokens_bring_their_vectors(tmp_path, layout):
+def test_soft_tokens_have_their_vectors(tmp_path, layout):
     """Input 7 is the soft token; vector n is [n, -n]; every third example has none."""
     rng = np.random.default_rng(3)
     inputs, sizes, soft = [], [], []

@@ -1,4 +1,4 @@
-"""Prefixes drawn anew: beginnings of the query, as long as people's are, a function of the row."""
+"""Drawn prefixes: beginnings of the query, with the log's lengths, a function of the row."""
 
 import numpy as np
 import pyarrow as pa
@@ -24,11 +24,11 @@ def test_every_prefix_begins_its_query():
     assert all(QUERY.startswith(prefix) for prefix in draw([0, 3, 9]))
 
 
-def test_a_short_query_keeps_the_prefix_it_came_with():
+def test_a_short_query_retains_its_own_prefix():
     assert draw([8], prefix="led", query="led") == ["led"] * len(IDS)
 
 
-def test_the_draw_hangs_on_the_row_alone():
+def test_the_draw_depends_only_on_the_row():
     lengths = list(range(1, 15))
     every = dict(zip(IDS, draw(lengths), strict=True))
     assert draw(lengths, ids=IDS[7:9]) == [every["r7"], every["r8"]]

@@ -15,7 +15,7 @@ FLOATS = st.lists(st.floats(width=32, allow_nan=False), max_size=70)
 
 @settings(max_examples=60, deadline=None)
 @given(rows=st.lists(st.tuples(INTEGERS, SMALL, FLOATS), min_size=1, max_size=5))
-def test_protobuf_reads_what_is_written_and_so_do_we(rows):
+def test_protobuf_and_decode_read_the_records(rows):
     columns = dict(zip(("large", "small", "f"), zip(*rows, strict=True), strict=True))
     block = {
         name: (
@@ -35,7 +35,7 @@ def test_protobuf_reads_what_is_written_and_so_do_we(rows):
         assert np.array_equal(values, block[name][0]) and np.array_equal(counts, block[name][1])
 
 
-def test_records_of_protobuf_are_read_in_any_order_of_features():
+def test_decode_reads_records_of_protobuf_in_any_order_of_features():
     example = Example()
     example.features.feature["b"].int64_list.value.extend([5, -1, 1 << 40])
     example.features.feature["skipped"].bytes_list.value.append(b"x" * 500)

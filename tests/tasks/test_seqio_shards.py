@@ -1,4 +1,4 @@
-"""SeqIO over our shards: Task, Mixture, converter, shards of a reader, and SeqIO's own cache."""
+"""SeqIO over our shards: Task, Mixture, converter, sharded readers, and SeqIO's own cache."""
 
 import json
 import os
@@ -21,7 +21,7 @@ pytestmark = pytest.mark.long
 
 @pytest.fixture(autouse=True, scope="module")
 def imported():
-    """TensorFlow, 700 MB of a worker's memory, is imported when the first of these tests runs."""
+    """TensorFlow takes 700 MB, so it is imported only when the first of these tests runs."""
     global seqio, seqio_shards
     from onesug_jax.tasks import seqio_shards
 
@@ -33,13 +33,13 @@ COUNTS = {"train": 70, "dev": 9}
 
 def drawn(count, seed):
     rng = np.random.default_rng(seed)
-    there = np.arange(6) < rng.integers(1, 7, count)[:, None]
+    mask = np.arange(6) < rng.integers(1, 7, count)[:, None]
     texts = [rng.integers(1, 300, size) for size in rng.integers(1, 9, (2, count)).ravel()]
     return {
         **dict.fromkeys(("prefix_row", "typed", "query", "target_candidate"), np.arange(count)),
-        "candidates": there * rng.integers(1, 500, there.shape),
-        "candidate_counts": there[..., None] * rng.normal(size=(count, 6, 3)),
-        "candidate_levels": there * rng.integers(0, 6, there.shape),
+        "candidates": mask * rng.integers(1, 500, mask.shape),
+        "candidate_counts": mask[..., None] * rng.normal(size=(count, 6, 3)),
+        "candidate_levels": mask * rng.integers(0, 6, mask.shape),
         "history": np.arange(count)[:, None] % 3 * np.array([[1, 0]]),
         "history_minutes": np.arange(count)[:, None] % 3 * np.array([[0.25, 0]]),
         "clock": rng.integers(0, 7, (count, 2)),
@@ -57,8 +57,8 @@ def made(tmp_path_factory):
     vocabulary = Vocabulary.train(["tea", "teapot"], str(folder / "vocab"), pieces=330)
     about = {"lengths": {"inputs": 24, "targets": 8}, "vocabulary": vocabulary.fingerprint}
     for seed, (split, count) in enumerate(COUNTS.items()):
-        where = folder / "examples" / item_examples.TASK / split
-        writer = item_examples.Writer(str(where), shard_bytes=4000)
+        path = folder / "examples" / item_examples.TASK / split
+        writer = item_examples.Writer(str(path), shard_bytes=4000)
         writer.add(drawn(count, seed))
         writer.close({**about, "split": split})
     tasks = {"mixture": "shop", "tasks": {item_examples.TASK: 1.0}}
@@ -72,7 +72,7 @@ def rows_of(task, split="train", **settings):
 
 
 def same(rows, folder, split="train"):
-    """Each row's features are those that our own reader gives, without empty places."""
+    """Each row's features are those of our own reader, without padding."""
     examples = item_examples.ItemExamples(str(folder / "examples"), split)
     order = [int(row["row"]) - 2**40 for row in rows]
     expected = examples.read(order)
@@ -101,10 +101,9 @@ def test_a_task_gives_every_row_and_its_readers_share_the_shards(made):
     lengths = {"inputs": 12, "targets": 8}
     rows = seqio.get_mixture_or_task(mixture.name).get_dataset(lengths, split="dev", shuffle=False)
     rows = seqio.EncDecFeatureConverter(pack=False)(rows, lengths)
-    first = drawn(COUNTS["dev"], 1)["targets"][0]
-    assert next(rows.as_numpy_iterator())["decoder_target_tokens"].tolist()[: len(first)] == [
-        *first
-    ]
+    first = drawn(COUNTS["dev"], 1)["targets"][0].tolist()
+    targets = next(rows.as_numpy_iterator())["decoder_target_tokens"].tolist()
+    assert targets[: len(first)] == first
 
 
 def test_soft_tokens_of_the_text_model_have_their_numbers(made, tmp_path):
@@ -122,7 +121,7 @@ def test_soft_tokens_of_the_text_model_have_their_numbers(made, tmp_path):
 
 
 def drawn_texts(count, rng):
-    """A block of examples as the stage writes them."""
+    """A block of examples for `write_examples`."""
     sizes = rng.integers(1, 24, count), rng.integers(1, 8, count)
     return tuple(x for size in sizes for x in (rng.integers(1, 300, size.sum()), size))
 
@@ -163,27 +162,27 @@ def test_our_layouts_are_those_of_seqios_converter(texts, packed, lengths):
             row.append(number)
     assert sorted(chosen) == list(range(len(part))) and (len(rows) < len(part)) == packed
     shape = (len(rows), *lengths.values())
-    source, given = np.zeros(len(chosen), int), (np.array(chosen), np.array(row))
-    batch = layouts.assemble([part], source, *given, shape, packed=packed)
+    source, placed = np.zeros(len(chosen), int), (np.array(chosen), np.array(row))
+    batch = layouts.assemble([part], source, *placed, shape, packed=packed)
     assert set(batch) == set(rows[0])
     for name, array in batch.items():
         np.testing.assert_array_equal(array, [r[name] for r in rows], err_msg=name)
 
 
-def test_examples_of_any_mixture_are_written_as_ours(made, texts, tmp_path):
-    """Our own shards through SeqIO are the same records."""
-    given = {"splits": ("train", "dev"), "lengths": LENGTHS, "vocabulary": made[1]}
-    metas = seqio_shards.cache_mixture("texts", str(tmp_path), **given)
+def test_examples_of_any_mixture_are_written_as_our_shards(made, texts, tmp_path):
+    """Our own shards, read by SeqIO and written again, have the same records."""
+    options = {"splits": ("train", "dev"), "lengths": LENGTHS, "vocabulary": made[1]}
+    metas = seqio_shards.cache_mixture("texts", str(tmp_path), **options)
     for split in COUNTS:
         part = Examples.load(texts, "text_query", split)
         assert metas["text_query"][split]["fingerprint"] == part.meta["fingerprint"]
     mixture = json.loads((tmp_path / MIXTURE_FILE).read_text())
     assert mixture == {"mixture": "texts", "tasks": {"text_query": 2.0}}
     with pytest.raises(UserError, match="found 'nowhere'"):
-        seqio_shards.cache_mixture("nowhere", str(tmp_path), **given)
+        seqio_shards.cache_mixture("nowhere", str(tmp_path), **options)
 
 
-def test_seqios_vocabulary_speaks_ours(made):
+def test_the_seqio_vocabulary_encodes_as_ours(made):
     vocabulary, tf = made[1], seqio_shards.tf
     wrapped = seqio_shards.QueryVocabulary(vocabulary)
     assert wrapped.vocab_size == vocabulary.size and wrapped.pad_id == 0
@@ -197,7 +196,7 @@ def test_seqios_vocabulary_speaks_ours(made):
     assert wrapped == seqio_shards.QueryVocabulary(vocabulary)
 
 
-def test_mistakes_say_what_to_do(made, tmp_path):
+def test_user_errors_have_a_way_out(made, tmp_path):
     folder, vocabulary = made
     with pytest.raises(UserError, match="run the examples stage"):
         seqio_shards.register(str(tmp_path), vocabulary)
@@ -211,7 +210,7 @@ def test_mistakes_say_what_to_do(made, tmp_path):
 
 @pytest.mark.slow
 def test_the_cache_command_of_seqio_reads_the_shards(made, tmp_path, project_root):
-    """Module and command of docs/model.md, run as they stand beside examples and a vocabulary."""
+    """Module and command of docs/model.md, run unchanged on examples and a vocabulary."""
     pytest.importorskip("apache_beam", reason="needs the extra beam")
     folder, vocabulary = made
     mine = tmp_path / "work" / "mine"

@@ -1,4 +1,4 @@
-"""Records in shards: what goes in comes out, in any order; damage is named."""
+"""Records in shards: random access gives the written records; errors name damaged files."""
 
 import json
 import os
@@ -30,20 +30,20 @@ def test_records_come_back_by_number(tmp_path, shard_bytes):
     for n, count in enumerate(list(counts.values())[:-1]):
         first = sum(list(counts.values())[:n])
         own = sizes[first : first + count]
-        assert sum(own) >= shard_bytes > sum(own[:-1]), "a shard ends where it is full"
+        assert sum(own) >= shard_bytes > sum(own[:-1]), "a shard ends when it is full"
     shards = Shards(str(tmp_path), way_out="write them again")
     rows = np.random.default_rng(0).integers(0, 57, 200)
     assert shards.read(rows) == [records[row] for row in rows]
     assert [r for block in shards.scan(3, 50, 9) for r in block] == records[3:50]
     assert shards.column("size").tolist() == sizes and len(shards) == 57 and shards.all_open
-    with pytest.raises(IndexError, match="asked for 5..57"):
+    with pytest.raises(IndexError, match="found 5 to 57"):
         shards.read([57, 5])
 
 
-def test_more_shards_than_may_be_open_are_opened_again(tmp_path):
+def test_shards_beyond_the_limit_of_open_files_are_opened_again(tmp_path):
     records, _ = write(tmp_path, 40, shard_bytes=1)
     shards = Shards(str(tmp_path), way_out="")
-    shards._most = 3
+    shards._max_open = 3
     rows = [*range(39, -1, -1), *range(40)]
     assert [shards.read([row])[0] for row in rows] == [records[row] for row in rows]
     assert shards.read(rows) == [records[row] for row in rows]
@@ -64,7 +64,7 @@ def test_the_fingerprint_is_of_the_records(tmp_path):
     assert one == same and one["fingerprint"] != other["fingerprint"]
 
 
-def test_damage_names_file_and_way_out(tmp_path):
+def test_errors_name_the_damaged_file_and_the_way_out(tmp_path):
     with pytest.raises(UserError, match="counts.json: expected shards of examples, found no such"):
         Shards(str(tmp_path), way_out="write them")
     write(tmp_path, 20)

@@ -1,4 +1,4 @@
-"""The log as a TFDS dataset: every row once, and readable without this package."""
+"""The log as a TFDS dataset: it has every row once and loads without this package."""
 
 import json
 import pathlib
@@ -79,7 +79,7 @@ def test_every_row_can_be_loaded_without_this_package(log, tmp_path):
     second = next(r for r in rows["train"] if r["request_id"] == "r00002")
     assert (second["level"], second["clicked_position"]) == (1, -1)
 
-    with pytest.raises(UserError, match="is there already"):
+    with pytest.raises(UserError, match="exists already"):
         write_dataset(log, folder, "toy")
 
 
@@ -92,7 +92,7 @@ def test_a_folder_without_a_log_is_refused(tmp_path):
 
 @pytest.mark.long
 def test_the_seqio_task_of_the_docs_reads_it(project_root, log, tmp_path, monkeypatch):
-    """Command and snippet of docs/model.md, run as they stand beside a log and a vocabulary."""
+    """Command and snippet of docs/model.md, run unchanged on a log and a vocabulary."""
     from onesug_jax.tasks.vocabulary import Vocabulary
 
     monkeypatch.chdir(tmp_path)

@@ -1,4 +1,4 @@
-"""The vocabulary as Hugging Face tokenizer files gives the same ids."""
+"""Hugging Face tokenizer files give the ids of the vocabulary."""
 
 import json
 import random
@@ -36,7 +36,7 @@ def test_every_text_has_the_same_ids(pair):
         assert tokenizer.encode(text).ids == [*vocabulary.encode(text), vocabulary.eos_id], text
 
 
-def test_every_id_has_a_name_and_texts_come_back(pair):
+def test_every_id_has_a_name_and_texts_are_decoded(pair):
     vocabulary, tokenizer, _ = pair
     assert tokenizer.get_vocab_size() == vocabulary.size
     assert all(tokenizer.token_to_id(name) == i for name, i in vocabulary.tokens().items())
@@ -44,7 +44,7 @@ def test_every_id_has_a_name_and_texts_come_back(pair):
         assert tokenizer.decode(tokenizer.encode(text).ids) == text
 
 
-def test_a_request_written_out_is_what_the_encoder_is_shown(pair):
+def test_a_request_as_text_has_the_ids_of_the_encoder_input(pair):
     vocabulary, tokenizer, _ = pair
     featurizer = Featurizer(vocabulary, FeatureSpec())
     request = Request("red s", history=["lego"], related=["red shoes", "red 鞋"], profile=["女"])
@@ -52,12 +52,9 @@ def test_a_request_written_out_is_what_the_encoder_is_shown(pair):
     assert tokenizer.encode(written).ids == featurizer.inputs(request).tolist()
 
 
-def test_the_files_say_what_transformers_asks(pair):
+def test_the_files_have_the_special_tokens_and_the_pieces(pair):
     vocabulary, _, folder = pair
     config = json.loads((folder / "tokenizer_config.json").read_text())
-    assert (config["pad_token"], config["eos_token"], config["unk_token"]) == (
-        "<pad>",
-        "</s>",
-        "<unk>",
-    )
+    special = (config["pad_token"], config["eos_token"], config["unk_token"])
+    assert special == ("<pad>", "</s>", "<unk>")
     assert (folder / "spiece.model").read_bytes() == vocabulary.model

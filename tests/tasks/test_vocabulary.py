@@ -28,7 +28,7 @@ def vocabulary(tmp_path_factory) -> Vocabulary:
 @example("a ▁b▁▁ ﷐")
 @example("</s> <unk> <0x41> <prefix>")
 @example("\x00\x1f")
-def test_any_text_comes_back_unchanged_and_in_bytes(vocabulary, text):
+def test_any_text_is_decoded_unchanged_and_in_bytes(vocabulary, text):
     pieces = vocabulary.piece_bytes()
     for form in (text, normalise_query(text), normalise_prefix(text)):
         ids = vocabulary.encode(form)
@@ -38,11 +38,11 @@ def test_any_text_comes_back_unchanged_and_in_bytes(vocabulary, text):
         assert all(vocabulary.unk_id < i < vocabulary.pieces for i in ids)
 
 
-def test_half_a_surrogate_pair_is_read_not_raised(vocabulary):
+def test_half_a_surrogate_pair_is_read_as_a_question_mark(vocabulary):
     assert vocabulary.decode(vocabulary.encode("lego \ud83d")) == "lego ?"
 
 
-def test_the_id_space_has_no_overlap_and_fills_to_128(vocabulary):
+def test_ids_do_not_overlap_and_the_size_is_a_multiple_of_128(vocabulary):
     markers = [vocabulary.prefix_id, vocabulary.soft_id, vocabulary.ids_id]
     markers += [i for numbers in vocabulary.item_ids.values() for i in numbers]
     assert len(markers) == len(MARKERS)
@@ -59,31 +59,28 @@ def test_the_id_space_has_no_overlap_and_fills_to_128(vocabulary):
             vocabulary.sid(level, code)
 
 
-def test_same_texts_same_bytes_and_load_gives_the_same(tmp_path, vocabulary):
-    again = Vocabulary.train(
-        iter(TEXTS), str(tmp_path / "a"), pieces=400, sid_levels=3, sid_codes=5
-    )
+def test_the_same_texts_give_the_same_vocabulary_and_it_loads_unchanged(tmp_path, vocabulary):
+    options = {"pieces": 400, "sid_levels": 3}
+    again = Vocabulary.train(iter(TEXTS), str(tmp_path / "a"), sid_codes=5, **options)
     assert again.fingerprint == vocabulary.fingerprint
     loaded = Vocabulary.load(str(tmp_path / "a"))
     assert loaded.fingerprint == again.fingerprint and loaded.size == again.size
     assert loaded.encode("red shoes") == again.encode("red shoes")
-    other = Vocabulary.train(
-        iter(TEXTS), str(tmp_path / "b"), pieces=400, sid_levels=3, sid_codes=6
-    )
+    other = Vocabulary.train(iter(TEXTS), str(tmp_path / "b"), sid_codes=6, **options)
     assert other.fingerprint != again.fingerprint
 
 
 def test_the_order_of_texts_does_not_matter(tmp_path):
-    """Equal ones in a row are slow to SentencePiece: ours shuffles them."""
-    in_a_row = [text for text in TEXTS for _ in range(20)]
+    """Texts are shuffled: SentencePiece is slow if equal texts follow one another."""
+    repeated = [text for text in TEXTS for _ in range(20)]
     one, two = (
         Vocabulary.train(iter(texts), str(tmp_path / name), pieces=400)
-        for name, texts in (("a", in_a_row), ("b", in_a_row[::-1]))
+        for name, texts in (("a", repeated), ("b", repeated[::-1]))
     )
     assert one.fingerprint == two.fingerprint
 
 
-def test_a_sample_is_seeded_and_keeps_out_the_rest(tmp_path):
+def test_only_a_seeded_sample_is_trained_on(tmp_path):
     texts = [c * 3 for c in "abcdefghijklmnopqrstuvwxyz"]
     kinds = {"pieces": 400, "sid_levels": 0, "sid_codes": 0, "sample": 5}
     one, two, three = (
@@ -102,7 +99,7 @@ def test_tiny_corpora_work(tmp_path, texts):
         assert vocabulary.decode(vocabulary.encode(text)) == text
 
 
-def test_more_characters_than_pieces_leaves_room_for_words(tmp_path):
+def test_with_more_characters_than_pieces_words_still_have_pieces(tmp_path):
     rare = [chr(0x4E00 + i) for i in range(2000)]
     words = ["red shoes", "reds shoesbox", "redder shoe"] * 500
     vocabulary = Vocabulary.train(iter(rare + words), str(tmp_path), pieces=400)
@@ -112,12 +109,12 @@ def test_more_characters_than_pieces_leaves_room_for_words(tmp_path):
 
 
 @pytest.mark.parametrize("texts", [[], [""], [" ", "  "], ["▁"]])
-def test_an_empty_corpus_is_the_users_mistake(tmp_path, texts):
+def test_an_empty_corpus_is_a_user_error(tmp_path, texts):
     with pytest.raises(UserError, match="empty"):
         Vocabulary.train(iter(texts), str(tmp_path))
 
 
-def test_broken_folders_name_the_fix(tmp_path):
+def test_errors_of_missing_and_damaged_folders_have_a_way_out(tmp_path):
     with pytest.raises(UserError, match="pieces=100"):
         Vocabulary.train(iter(TEXTS), str(tmp_path), pieces=100)
     with pytest.raises(UserError, match="pieces.model is missing"):
@@ -132,11 +129,11 @@ def test_broken_folders_name_the_fix(tmp_path):
         Vocabulary.load(str(tmp_path))
 
 
-# ------------------------------------------------------------------ a pretrained model's pieces
+# ------------------------------------------------------------------ pieces of a pretrained model
 
 
 def pretrained_pieces(texts, **changes) -> bytes:
-    """A SentencePiece model as T5's (`byte_fallback=True`: as mT5's), with its normalisation."""
+    """A SentencePiece model like T5's, or mT5's with `byte_fallback=True`."""
     out = io.BytesIO()
     settings = {"pad_id": 0, "eos_id": 1, "unk_id": 2, "bos_id": -1, **changes}
     sentencepiece.SentencePieceTrainer.train(
@@ -162,7 +159,7 @@ def adopted(request, tmp_path_factory) -> tuple[Vocabulary, bool]:
     return made, request.param
 
 
-def test_our_tokens_stand_behind_all_rows_of_the_table(adopted, tmp_path):
+def test_our_tokens_follow_all_rows_of_the_pretrained_table(adopted, tmp_path):
     vocabulary, _ = adopted
     assert vocabulary.pieces < 600
     assert vocabulary.first_marker == vocabulary.prefix_id == 600
@@ -180,7 +177,7 @@ def test_our_tokens_stand_behind_all_rows_of_the_table(adopted, tmp_path):
     assert plain.fingerprint != vocabulary.fingerprint and plain.prefix_id == plain.pieces
 
 
-def test_adopted_pieces_hold_what_they_know_and_keep_the_last_space(adopted):
+def test_adopted_pieces_encode_their_characters_and_the_last_space(adopted):
     vocabulary, has_bytes = adopted
     for text in ("red shoes", "lego train", "lego ", "red shoes "):
         ids = vocabulary.encode(text)

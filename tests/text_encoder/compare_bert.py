@@ -1,6 +1,6 @@
 """Vectors by PyTorch's BERT: python compare_bert.py MODEL_FOLDER TEXTS.json OUT.npy
 
-Run by test_encoder.py in an environment of its own (requirements-compare.txt); does not import
+test_encoder.py runs it in a separate environment (requirements-compare.txt). It does not import
 onesug_jax, so that the two computations share no code.
 """
 

@@ -1,4 +1,4 @@
-"""Pairs from mined tables, recall against brute force, alignment up to the saved encoder."""
+"""Pairs from mined tables, recall against brute force, alignment and its saved encoder."""
 
 import dataclasses
 import json
@@ -29,25 +29,17 @@ QUERIES = sorted(f"{colour} {thing}" for colour in COLOURS for thing in THINGS)
 
 
 def write(folder, queries, prefix_query, query_query):
-    """Mined tables of these rows: (query, count), (prefix, query, count), (query, other, users)."""
+    """Mined tables with rows (query, count), (prefix, query, count) and (query, other, users)."""
     os.makedirs(folder, exist_ok=True)
     for name, columns, rows in (
-        ("queries", {"query": pa.string(), "count": pa.int64()}, queries),
-        (
-            "prefix_query",
-            {"prefix": pa.string(), "query": pa.string(), "count": pa.int64()},
-            prefix_query,
-        ),
-        (
-            "query_query",
-            {"query": pa.string(), "other": pa.string(), "users": pa.int64()},
-            query_query,
-        ),
+        ("queries", ("query", "count"), queries),
+        ("prefix_query", ("prefix", "query", "count"), prefix_query),
+        ("query_query", ("query", "other", "users"), query_query),
     ):
-        table = pa.Table.from_pylist(
-            [dict(zip(columns, row, strict=True)) for row in sorted(rows)], pa.schema(columns)
-        )
-        pq.write_table(table, os.path.join(folder, f"{name}.parquet"))
+        *texts, count = columns
+        schema = pa.schema({**dict.fromkeys(texts, pa.string()), count: pa.int64()})
+        table = [dict(zip(columns, row, strict=True)) for row in sorted(rows)]
+        pq.write_table(pa.Table.from_pylist(table, schema), f"{folder}/{name}.parquet")
     return str(folder)
 
 
@@ -88,7 +80,7 @@ def run(mined, out, steps, **more):
 # ------------------------------------------------------------------ pairs
 
 
-def test_pairs_are_the_tables_rows_but_for_those_of_one_text(read):
+def test_pairs_are_the_rows_of_the_tables_whose_texts_differ(read):
     texts, found = read
     _, prefix_query, query_query = all_rows()
     for kind, rows in (("prefix", prefix_query), ("query", query_query)):
@@ -100,9 +92,7 @@ def test_pairs_are_the_tables_rows_but_for_those_of_one_text(read):
         )
         assert Counter(drawn) == Counter(row for row in rows if row[0].rstrip() != row[1])
     assert texts.queries == len(QUERIES)
-    assert [
-        prefix for prefix in texts.take(np.arange(len(QUERIES), len(texts))) if prefix.endswith(" ")
-    ]
+    assert any(p.endswith(" ") for p in texts.take(np.arange(len(QUERIES), len(texts))))
 
 
 def test_groups_join_texts_that_differ_by_spaces_at_the_end(tmp_path):
@@ -115,7 +105,7 @@ def test_groups_join_texts_that_differ_by_spaces_at_the_end(tmp_path):
     texts, found = pairs.read_pairs(folder)
     assert texts.take(np.arange(4)) == ["nike", "nike shoes", "nike", "nike "]
     assert texts.groups[0] == texts.groups[2] == texts.groups[3] != texts.groups[1]
-    assert len(found["prefix"]) == 2  # "nike " -> "nike" says nothing
+    assert len(found["prefix"]) == 2  # without "nike " -> "nike"
     assert len(found["query"]) == 0
 
 
@@ -133,7 +123,7 @@ def test_held_out_texts_are_not_trained_on(read):
         pairs.split(texts, found, 1.0)
 
 
-def test_a_sample_is_part_of_the_pairs_and_always_the_same(read):
+def test_a_sample_is_a_fixed_part_of_the_pairs(read):
     _, found = read
     few = pairs.sample(found["query"], 50)
     assert few.digest() == pairs.sample(found["query"], 50).digest()
@@ -143,7 +133,7 @@ def test_a_sample_is_part_of_the_pairs_and_always_the_same(read):
     assert pairs.sample(found["query"], 10**6) is found["query"]
 
 
-def test_draws_follow_from_seed_and_step(read):
+def test_draws_are_a_function_of_seed_and_step(read):
     texts, found = read
     draw = pairs.Draw(found, 40, 0.25, "sqrt", seed=1)
     np.testing.assert_array_equal(draw(5), pairs.Draw(found, 40, 0.25, "sqrt", seed=1)(5))
@@ -185,28 +175,28 @@ def test_settings_of_the_draw_are_checked(read, change, message):
         pairs.Draw(read[1], **{**settings, **change})
 
 
-def test_batches_hold_the_drawn_texts_and_processes_share_them(read):
+def test_batches_have_the_drawn_texts_and_processes_share_them(read):
     texts, found = read
     encoder = TextEncoder.scratch(texts.sample(1000), SPEC)
     draw = pairs.Draw(found, 16, 0.5, "sqrt", seed=0)
-    whole = batches(texts, draw, encoder.tokenizer, 8, np.arange(16))(3)
+    batch = batches(texts, draw, encoder.tokenizer, 8, np.arange(16))(3)
     rows = np.array([2, 3, 10])
-    some = batches(texts, draw, encoder.tokenizer, 8, rows)(3)
-    for name, array in whole.items():
-        np.testing.assert_array_equal(some[name], array[rows])
-    assert whole["tokens"].shape == (16, 2, 8)
+    part = batches(texts, draw, encoder.tokenizer, 8, rows)(3)
+    for name, array in batch.items():
+        np.testing.assert_array_equal(part[name], array[rows])
+    assert batch["tokens"].shape == (16, 2, 8)
     for row, numbers in enumerate(draw(3)):
         for side, text in enumerate(texts.take(numbers)):
             ids = encoder.tokenizer.ids([text])[0]
             ids = ids if len(ids) <= 8 else ids[:7] + ids[-1:]
-            assert whole["tokens"][row, side, : whole["lengths"][row, side]].tolist() == ids
+            assert batch["tokens"][row, side, : batch["lengths"][row, side]].tolist() == ids
 
 
 # ------------------------------------------------------------------ recall
 
 
-class Given:
-    """An encoder whose vectors are given by text."""
+class FakeEncoder:
+    """Vectors from a dictionary of texts."""
 
     def __init__(self, vectors):
         self.vectors = vectors
@@ -216,47 +206,43 @@ class Given:
 
 
 @pytest.mark.parametrize("most", [10**6, 20])
-def test_recall_is_that_of_ranking_everything(read, monkeypatch, most):
+def test_recall_is_that_of_a_full_ranking(read, monkeypatch, most):
     texts, found = read
     monkeypatch.setattr(alignment, "_BLOCK", 7)
     rng = np.random.default_rng(0)
-    words = {}
+    vectors = {}
     for text in texts.take(np.arange(len(texts))):
         x = np.round(rng.normal(size=3), 1)  # few different vectors: there are ties
-        words[text] = (x / np.linalg.norm(x)).astype(np.float32)
+        vectors[text] = (x / np.linalg.norm(x)).astype(np.float32)
     few = {kind: pairs.sample(found[kind], 40) for kind in pairs.KINDS}
     if most < texts.queries:
         counts = rng.permutation(texts.queries)
         monkeypatch.setattr(texts, "counts", counts)
-        asked = {n for kind in pairs.KINDS for n in few[kind].others.tolist()}
-        compared = sorted(asked | set(np.argsort(-counts)[:most].tolist()))
+        others = {n for kind in pairs.KINDS for n in few[kind].others.tolist()}
+        compared = sorted(others | set(np.argsort(-counts)[:most].tolist()))
     else:
         compared = list(range(texts.queries))
-    got = recall(Given(words), texts, few, k=12, most_queries=most)
+    shares = recall(FakeEncoder(vectors), texts, few, k=12, most_queries=most)
     for kind in pairs.KINDS:
         hits = []
         for anchor, other in zip(few[kind].anchors, few[kind].others, strict=True):
             text = texts.take([anchor])[0]
-            own = words[text] @ words[QUERIES[other]]
-            rivals = [
-                number
-                for number in compared
-                if number != other
+            own = vectors[text] @ vectors[QUERIES[other]]
+            nearer = sum(
+                number != other
                 and QUERIES[number] != text.rstrip()
-                and words[text] @ words[QUERIES[number]] >= own - 1e-6
-            ]
-            hits.append(len(rivals) < 12)
-        assert got[kind] == pytest.approx(np.mean(hits))
-        assert 0 < got[kind] < 1
+                and vectors[text] @ vectors[QUERIES[number]] >= own - 1e-6
+                for number in compared
+            )
+            hits.append(nearer < 12)
+        assert shares[kind] == pytest.approx(np.mean(hits))
+        assert 0 < shares[kind] < 1
 
 
-def test_recall_of_nothing_is_none(read):
+def test_recall_without_pairs_is_none(read):
     texts, found = read
-    empty = found["query"].take([])
-    assert recall(Given({}), texts, {"prefix": empty, "query": empty}) == {
-        "prefix": None,
-        "query": None,
-    }
+    empty = dict.fromkeys(pairs.KINDS, found["query"].take([]))
+    assert recall(FakeEncoder({}), texts, empty) == {"prefix": None, "query": None}
 
 
 # ------------------------------------------------------------------ the stage
@@ -269,7 +255,7 @@ def aligned(mined, tmp_path_factory):
 
 
 @pytest.mark.long
-def test_alignment_raises_recall_on_pairs_it_never_saw(mined, aligned):
+def test_alignment_raises_recall_on_held_out_pairs(mined, aligned):
     out, report = aligned
     for kind in pairs.KINDS:
         shares = report["recall@20"][kind]
@@ -281,16 +267,14 @@ def test_alignment_raises_recall_on_pairs_it_never_saw(mined, aligned):
     texts, found = pairs.read_pairs(mined)
     _, dev = pairs.split(texts, found, 0.15)
     assert report["pairs"]["prefix"]["measured"] == len(dev["prefix"])
-    again = recall(saved, texts, dev)
-    assert {kind: again[kind] for kind in pairs.KINDS} == {
-        kind: report["recall@20"][kind]["after"] for kind in pairs.KINDS
-    }
+    after = {kind: shares["after"] for kind, shares in report["recall@20"].items()}
+    assert recall(saved, texts, dev) == after
     table = alignment.format_report(report)
     assert "prefix pairs" in table and "before" in table
 
 
 @pytest.mark.long
-def test_a_stopped_run_goes_on_to_the_same_encoder(mined, aligned, tmp_path):
+def test_a_resumed_run_gives_the_same_encoder(mined, aligned, tmp_path):
     run(mined, tmp_path, 12)
     assert run(mined, tmp_path, 60) == aligned[1]
     run(mined, tmp_path, 61, temperature=0.1)
@@ -300,7 +284,7 @@ def test_a_stopped_run_goes_on_to_the_same_encoder(mined, aligned, tmp_path):
 
 
 @pytest.mark.long
-def test_without_steps_the_encoder_is_saved_as_it_is(mined, aligned, tmp_path):
+def test_without_steps_the_encoder_is_saved_unchanged(mined, aligned, tmp_path):
     report = run(mined, tmp_path / "copy", 0, weights=str(aligned[0]))
     assert report["fingerprint"] == aligned[1]["fingerprint"]
     for kind in pairs.KINDS:
@@ -314,7 +298,7 @@ def test_without_steps_the_encoder_is_saved_as_it_is(mined, aligned, tmp_path):
 
 
 @pytest.mark.long
-def test_a_loaded_encoder_is_cut_to_the_length_asked_for(mined, aligned, tmp_path):
+def test_a_loaded_encoder_gets_the_configured_length(mined, aligned, tmp_path):
     report = align(
         mined,
         str(tmp_path),

@@ -1,4 +1,4 @@
-"""BERT in Flax against a slow numpy rendering of the same equations, and its shapes on a mesh."""
+"""BERT in Flax against a slow numpy reference, and its shapes on a mesh."""
 
 import dataclasses
 import functools
@@ -20,7 +20,7 @@ CONFIG = EncoderConfig(
 
 
 def random_params(config, seed=0):
-    """Every array random, norms and biases too, so that none of them can be left out unseen."""
+    """Random values in every array, norms and biases too, so that a missing one shows."""
     shapes = jax.eval_shape(
         Bert(config).init, jax.random.key(0), np.ones((1, 4), np.int32), np.ones(1, np.int32)
     )
@@ -72,17 +72,16 @@ def vectors(model, params, tokens, lengths, key=None):
 
 @pytest.mark.long
 @pytest.mark.parametrize("pooling", ["mean", "cls"])
-def test_vectors_are_those_of_the_slow_rendering(pooling):
+def test_vectors_are_those_of_the_slow_reference(pooling):
     config = dataclasses.replace(CONFIG, pooling=pooling)
     params = random_params(config)
     rng = np.random.default_rng(1)
     lengths = np.array([2, 5, 9, 12], np.int32)
-    tokens = rng.integers(0, 40, (4, 12), dtype=np.int32)  # what stands beyond the length is noise
+    tokens = rng.integers(0, 40, (4, 12), dtype=np.int32)  # noise beyond the length
     found = vectors(Bert(config), params, tokens, lengths)
     for row, length in enumerate(lengths):
-        np.testing.assert_allclose(
-            found[row], slow_bert(config, params, tokens[row, :length]), atol=2e-6
-        )
+        expected = slow_bert(config, params, tokens[row, :length])
+        np.testing.assert_allclose(found[row], expected, atol=2e-6)
 
 
 @pytest.mark.long
@@ -110,7 +109,7 @@ def test_bfloat16_stays_near_and_gives_float32():
 
 
 @pytest.mark.eight_devices
-def test_every_parameter_is_laid_out_by_its_axis_names():
+def test_parameters_are_sharded_by_their_axis_names():
     boxed = jax.eval_shape(
         Bert(CONFIG).init, jax.random.key(0), np.ones((1, 4), np.int32), np.ones(1, np.int32)
     )["params"]
@@ -129,7 +128,7 @@ def test_every_parameter_is_laid_out_by_its_axis_names():
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"heads": 3}, "d_model=16 does not divide into heads=3"),
+        ({"heads": 3}, "d_model=16 is not divisible by heads=3"),
         ({"max_length": 13}, "max_length=13.*max_positions=12"),
         ({"pooling": "max"}, "pooling='max'.*mean, cls"),
         ({"dtype": "float16"}, "dtype='float16'.*float32, bfloat16"),

@@ -1,4 +1,4 @@
-"""The contrastive loss against its definition, and the same loss however the batch is spread."""
+"""The contrastive loss against its definition, and on one device against several."""
 
 import math
 
@@ -24,12 +24,12 @@ CONFIG = EncoderConfig(
     max_length=8,
     dropout=0.0,
 )
-# Cosines over 0.1 in float32, summed in another order: seen below 1e-5.
+# The order of float32 sums differs; the measured difference is below 1e-5.
 TOLERANCE = 5e-5
 
 
 def slow(anchors, others, anchor_ids, other_ids, temperature):
-    """Pair by pair, with the negatives chosen by comparing texts."""
+    """The loss pair by pair; negatives are chosen by comparing texts."""
     losses, hits = [], []
     n = len(anchors)
     for i in range(n):
@@ -44,13 +44,8 @@ def slow(anchors, others, anchor_ids, other_ids, temperature):
         own = anchors[i] @ others[i] / temperature
         forward = [anchors[i] @ others[j] / temperature for j in negatives]
         backward = [anchors[j] @ others[i] / temperature for j in negatives]
-        losses.append(
-            (
-                math.log(sum(math.exp(s - own) for s in [own, *forward]))
-                + math.log(sum(math.exp(s - own) for s in [own, *backward]))
-            )
-            / 2
-        )
+        sums = (sum(math.exp(s - own) for s in (own, *way)) for way in (forward, backward))
+        losses.append(sum(map(math.log, sums)) / 2)
         hits.append(float(own >= max([own, *forward])))
     return np.array(losses), np.array(hits)
 
@@ -74,9 +69,9 @@ def test_losses_are_those_of_the_definition(temperature):
     assert 0 < slow_hits.sum() < 20
 
 
-def test_what_is_no_negative():
-    #              a  b        pairs: 0 and 1 share the other text, 0 and 2 the anchor,
-    ids = np.array([[1, 5], [2, 5], [1, 6], [5, 7], [3, 8]])  # 3's anchor is the other of 0 and 1
+def test_false_negatives_share_a_text():
+    # Pairs 0 and 1 share the other text, 0 and 2 the anchor; 3's anchor is the other of 0 and 1.
+    ids = np.array([[1, 5], [2, 5], [1, 6], [5, 7], [3, 8]])
     found = np.asarray(false_negatives(ids[:, 0], ids[:, 1]))
     expected = {(0, 1), (0, 2), (0, 3), (1, 3)}
     assert {(i, j) for i, j in zip(*np.nonzero(found), strict=True) if i < j} == expected
@@ -112,17 +107,17 @@ def on_one_device():
 @pytest.mark.long
 @pytest.mark.eight_devices
 @pytest.mark.parametrize("shape", [(8, 1, 1), (2, 2, 2)])
-def test_eight_devices_see_the_negatives_of_the_whole_batch(on_one_device, shape):
+def test_eight_devices_use_the_negatives_of_the_whole_batch(on_one_device, shape):
     params, losses = run(shape)
     for mine, theirs in zip(losses, on_one_device[1], strict=True):
         assert mine == pytest.approx(theirs, rel=TOLERANCE, abs=TOLERANCE)
-    # Adam divides by the gradient's size, so what is rounding in a gradient near zero is more here.
+    # Adam divides by the gradient's size, which enlarges the rounding of gradients near zero.
     for a, b in zip(jax.tree.leaves(params), jax.tree.leaves(on_one_device[0]), strict=True):
         np.testing.assert_allclose(a, b, atol=2e-3)
 
 
 @pytest.mark.long
-def test_microbatches_have_negatives_of_their_own():
+def test_negatives_come_from_the_microbatch():
     _, losses = run((1, 1, 1), updates=1, accumulation=2)
     stage, key = contrastive_stage(CONFIG, 0.1), jax.random.key(0)
     mesh = make_mesh(devices=jax.devices()[:1])
@@ -137,7 +132,7 @@ def test_microbatches_have_negatives_of_their_own():
 
 
 @pytest.mark.long
-def test_metrics_are_a_pair():
+def test_metrics_are_sums_over_pairs():
     stage = contrastive_stage(CONFIG, 0.1)
     params = jax.jit(stage.init_fn)(jax.random.key(1))
     params = jax.tree.map(np.asarray, steps.meshes.unbox(params))

@@ -1,4 +1,4 @@
-"""Stored vectors and new texts together are what encoding all of them gives, bit for bit."""
+"""Stored and new vectors have the same bits as vectors of all texts encoded at once."""
 
 import dataclasses
 
@@ -27,7 +27,7 @@ def all_of(texts, encoder):
 
 @pytest.mark.long
 @pytest.mark.parametrize("share", [0.0, 0.1, 0.9, 1.0])
-def test_a_text_has_the_same_bits_whatever_is_encoded_with_it(encoder, share):
+def test_stored_and_new_vectors_are_those_of_all_texts(encoder, share):
     rng = np.random.default_rng(int(10 * share))
     held = [text for text in TEXTS if rng.random() < share] + ["sold out", "zzz"]
     stored = Encoded(pa.array(held), all_of(held, encoder), encoder.fingerprint)
@@ -38,7 +38,7 @@ def test_a_text_has_the_same_bits_whatever_is_encoded_with_it(encoder, share):
 
 
 @pytest.mark.long
-def test_whole_batches_give_equal_float32_vectors_one_by_one(encoder):
+def test_whole_batches_give_single_texts_the_same_bits(encoder):
     together = encoder.encode(TEXTS, whole_batches=True)
     for row in (0, 7, len(TEXTS) - 1):
         alone = encoder.encode([TEXTS[row]], whole_batches=True)[0]
@@ -46,7 +46,7 @@ def test_whole_batches_give_equal_float32_vectors_one_by_one(encoder):
     np.testing.assert_allclose(encoder.encode(TEXTS), together, atol=2e-6)
 
 
-def test_vectors_of_another_encoder_are_not_taken(encoder):
+def test_vectors_of_another_encoder_are_not_used(encoder):
     stored = Encoded(pa.array(TEXTS), np.ones((len(TEXTS), 16), np.float16), encoder.fingerprint)
     out = np.empty((len(TEXTS), 16), np.float16)
     assert encode_new(pa.array(TEXTS), encoder, out, stored) == 0 and (out == 1).all()

@@ -1,4 +1,4 @@
-"""The encoder's files, batches and tokenizer; parity with PyTorch where a Python is named."""
+"""The encoder's files, batches and tokenizer; parity with PyTorch if an environment is given."""
 
 import json
 import os
@@ -35,7 +35,7 @@ TEXTS = [
 SPEC = EncoderSpec(
     vocab_size=200, min_count=2, d_model=16, layers=2, heads=2, d_ff=32, max_length=16
 )
-# Sums in another order, by another batch size: seen below 3e-7.
+# The batch size changes the order of sums; the measured difference is below 3e-7.
 TOLERANCE = 2e-6
 
 
@@ -51,7 +51,7 @@ def folder(encoder, tmp_path) -> str:
 
 
 def rewrite(folder, change):
-    """The weights of a folder with `change` applied to the dictionary of tensors."""
+    """Apply `change` to the dictionary of the stored tensors of a folder."""
     path = os.path.join(folder, "model.safetensors")
     tensors = load_file(path)
     change(tensors)
@@ -62,7 +62,7 @@ def rewrite(folder, change):
 
 
 @pytest.mark.long
-def test_vectors_are_unit_and_in_order_whatever_the_batches(encoder):
+def test_vectors_are_unit_and_in_order_for_every_batch_size(encoder):
     texts = [random.Random(1).choice(TEXTS) + f" {i % 7}" for i in range(50)] + TEXTS + [""]
     found = encoder.encode(texts, batch_size=8)
     assert found.shape == (len(texts), 16) and found.dtype == np.float32
@@ -89,12 +89,12 @@ def test_a_text_with_half_a_surrogate_pair_is_encoded(encoder):
     assert np.isfinite(found).all()
 
 
-def test_a_space_at_the_end_counts_where_the_tokenizer_was_made_here(encoder):
+def test_a_space_at_the_end_counts_if_the_tokenizer_was_trained_here(encoder):
     plain, spaced, twice = encoder.encode(["nike", "nike ", "nike  "])
     assert np.abs(plain - spaced).max() > 0.01
     np.testing.assert_allclose(spaced, twice, atol=TOLERANCE)
     ids = encoder.tokenizer.ids([TEXTS[-1], TEXTS[-1] + " "])
-    assert [len(one) for one in ids] == [16, 16]
+    assert [len(row) for row in ids] == [16, 16]
     assert ids[0][-1] == ids[1][-1] and ids[0][-2] != ids[1][-2]
 
 
@@ -111,7 +111,7 @@ def test_the_same_texts_in_any_order_make_the_same_encoder(encoder):
 
 
 def test_another_process_learns_the_same_vocabulary(project_root):
-    """Hash tables are seeded anew in every process; the vocabulary must not show it."""
+    """Hash tables have another seed in every process; the vocabulary must not depend on it."""
     texts = [f"{a}{b} {b}{c}" for a in "abcde" for b in "fghij" for c in "klmno"]
     code = (
         "import sys, zlib; from onesug_jax.text_encoder.wordpiece import WordPiece\n"
@@ -137,14 +137,14 @@ def test_chinese_is_split_into_characters_and_pieces_continue_words():
     assert len(tokenizer.ids(["player"])[0]) < 2 + len("player")
 
 
-def test_a_small_vocabulary_keeps_the_commonest_characters():
+def test_a_small_vocabulary_has_the_most_frequent_characters():
     tokenizer = WordPiece.train(["aa ab"] + [f"a {chr(0x4E00 + i)}" for i in range(50)], 20, 16)
     assert tokenizer.size <= 20
     assert "a" in json.loads(tokenizer.to_str())["model"]["vocab"]
     assert tokenizer.ids([chr(0x4E00 + 49)])[0][1] == 1  # [UNK]
 
 
-def test_no_texts_or_no_room_is_said():
+def test_training_without_texts_or_room_is_an_error():
     with pytest.raises(UserError, match="at least one text"):
         WordPiece.train(["", "  "], 100, 16)
     with pytest.raises(UserError, match="vocab_size=9"):
@@ -154,7 +154,7 @@ def test_no_texts_or_no_room_is_said():
 # ------------------------------------------------------------------ files
 
 
-def test_a_saved_encoder_loads_as_the_same(encoder, folder):
+def test_a_saved_encoder_loads_unchanged(encoder, folder):
     again = TextEncoder.load(folder)
     assert again.config == encoder.config
     assert again.fingerprint == encoder.fingerprint
@@ -163,7 +163,7 @@ def test_a_saved_encoder_loads_as_the_same(encoder, folder):
     assert again.dimension == 16
 
 
-def test_the_fingerprint_sees_weights_tokenizer_and_sizes_but_not_dropout(encoder, folder):
+def test_the_fingerprint_covers_weights_tokenizer_and_sizes_but_not_dropout(encoder, folder):
     changed = encoder.with_params({**encoder.params, "words": encoder.params["words"] + 1e-3})
     assert changed.fingerprint != encoder.fingerprint
     assert TextEncoder.load(folder, max_length=8).fingerprint != encoder.fingerprint
@@ -207,7 +207,7 @@ def test_pooling_is_read_and_other_kinds_are_refused(folder):
     assert TextEncoder.load(folder).config.pooling == "mean"
 
 
-def test_vocab_txt_serves_where_there_is_no_tokenizer_json(folder):
+def test_vocab_txt_is_read_without_tokenizer_json(folder):
     path = pathlib.Path(folder, "tokenizer.json")
     vocabulary = json.loads(path.read_text())["model"]["vocab"]
     texts = [text for text in TEXTS if text.isascii()]
@@ -236,10 +236,7 @@ def reshape_two(tensors):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (
-            drop_one,
-            r"missing: encoder.layer.1.attention.self.key.weight; too many: encoder.layer.9",
-        ),
+        (drop_one, "missing: encoder.layer.1.attention.self.key.weight; too many: encoder.layer.9"),
         (reshape_two, r"encoder.layer.0.intermediate.dense.weight is \[32, 8\].*\[32, 16\]"),
     ],
 )
@@ -288,11 +285,11 @@ def test_weights_are_found_by_path_or_by_name(folder, monkeypatch):
         find_weights("minilm")
 
 
-# ------------------------------------------------------------------ the same as PyTorch
+# ------------------------------------------------------------------ PyTorch
 
 
 def test_pytorch_gives_the_same_vectors(encoder, folder, tmp_path):
-    """MiniLM and an encoder saved here, by transformers in an environment of its own."""
+    """MiniLM and an encoder saved here, by transformers in a separate environment."""
     python = os.environ.get("ONESUG_COMPARE_PYTHON")
     if not python:
         pytest.skip(
