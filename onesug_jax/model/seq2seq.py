@@ -221,9 +221,9 @@ class Seq2Seq(RequestReader):
             distance = jnp.zeros((1, 1, 1, 1), jnp.float32)
         else:
             distance = over_slots(self.decoder_positions, t, length, slots)  # [1, H, 1, T * S]
-        cross_bias = as_bias((tokens > 0)[:, None, :])
+        mask = (tokens > 0)[:, None, :]
         x, self_cache = self.decoder.step(
-            self._embed(beam_tokens), *self_cache, *cross, bias, distance, cross_bias, t
+            self._embed(beam_tokens), *self_cache, *cross, bias, distance, as_bias(mask), t
         )
         scores = self._scores(x)
         if mass is not None:
