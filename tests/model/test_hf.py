@@ -263,7 +263,7 @@ def test_unsupported_settings_are_refused_by_name(folder, key, value, message):
         ("config.json", None, "config.json: expected a T5 model"),
         ("config.json", b"{", "config.json: expected .* as JSON"),
         ("config.json", b"[]", "config.json: expected a JSON object"),
-        (WEIGHTS, None, "found no such file; .* transformers converts a pytorch_model.bin"),
+        (WEIGHTS, None, "found no such file; .*transformers converts a pytorch_model.bin"),
         (WEIGHTS, b"weights", "expected a safetensors file"),
     ],
 )
