@@ -90,9 +90,9 @@ def make_config(path: str, values: Mapping[str, Any]) -> ModelConfig:
         if values.get(key, value) != value:
             raise UserError(f"{path}: {key} is {values[key]!r}; supported is {value!r}.")
     for key, (supported, default) in _ONLY.items():
-        value = default if values.get(key) is None else values[key]
-        if value != supported:
-            raise UserError(f"{path}: {key} is {value!r}; supported is {supported!r}.")
+        found = default if values.get(key) is None else values[key]
+        if found != supported:
+            raise UserError(f"{path}: {key} is {found!r}; supported is {supported!r}.")
     sizes: dict[str, Any] = {}
     for key, ours in SIZES.items():
         size = values.get(key, _DEFAULTS.get(key))

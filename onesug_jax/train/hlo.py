@@ -61,9 +61,9 @@ class Program:
 
     def trips(self, loop: Instruction, unknown: int) -> int:
         """Trip count of a `while`."""
-        known = _TRIPS.search(loop.rest)
-        if known:
-            return int(known[1])
+        match = _TRIPS.search(loop.rest)
+        if match:
+            return int(match[1])
         condition = re.search(r"condition=%?([\w.\-]+)", loop.rest)
         lines = list(self.computations.get(condition[1], ())) if condition else []
         for line in list(lines):
