@@ -114,7 +114,7 @@ def test_a_training_goes_on_on_another_machine_to_the_same_bits(bucket, project_
     shutil.rmtree(tmp_path / "first")
     second = train(project_root, bucket, tmp_path / "second", *words[:-1])
     said = second.communicate()[0].decode()
-    assert second.returncode == 0 and "going on from step" in said, said
+    assert second.returncode == 0 and "resuming from step" in said, said
 
     results = {}
     for url in (bucket, other):
@@ -169,7 +169,7 @@ def test_the_whole_road_in_a_bucket_by_two_processes_of_which_one_is_killed(
     shutil.rmtree(tmp_path / "disks")
     reached = saved_steps(states)[-1]
     said, _ = finish(both(f"--gin.STEPS={reached + 20}"))
-    assert f"going on from step {reached}" in said and "[evaluate] done" in said
+    assert f"resuming from step {reached}" in said and "[evaluate] done" in said
     assert said.count("up to date, skipped") == 8
     lose_the_machine()
     model = onesug_jax.Suggester.load(url)

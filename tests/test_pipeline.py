@@ -259,7 +259,7 @@ def test_more_steps_go_on_from_the_checkpoint_as_one_curve(work, tmp_path, capsy
     out, err = capsys.readouterr()
     assert "note: STEPS: 8 in config.gin, 12 now" in err
     assert "[pretrain] training on: pretrain.steps 8 -> 12" in out
-    assert "going on from step 8" in out
+    assert "resuming from step 8" in out
     better = tree(copy / "pretrain" / "best") != tree(work / "pretrain" / "best")
     assert ("[rwr] running: pretrain/best" if better else "[rwr] up to date") in out
     assert out.count("up to date, skipped") >= 10, "nothing else depends on it but the report"

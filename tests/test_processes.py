@@ -168,5 +168,5 @@ def test_a_lost_process_ends_the_others_and_the_run_can_continue(works, project_
         process.send_signal(signal.SIGTERM)
     out, err = first.communicate(timeout=300)
     second.communicate(timeout=300)
-    assert "going on from step" in out, err[-2000:]
+    assert "resuming from step" in out, err[-2000:]
     assert first.returncode == 128 + signal.SIGTERM

@@ -1,7 +1,7 @@
 """Layers of the encoder and of the decoder, and stacks of them.
 
-Trained, the layers of a side are one module whose parameters carry a leading axis (`stacked`): one
-layer is compiled, whatever the depth. For decoding they are unrolled (`unrolled.py`).
+In training, the layers of a side are one module whose parameters have a leading axis (`stacked`),
+so only one layer is compiled. For decoding they are unrolled (`unrolled.py`).
 """
 
 from __future__ import annotations
@@ -20,16 +20,16 @@ from onesug_jax.model.layers import (
     length_dropout,
 )
 
-ACTIVATION_AXES = ("batch", "length", None)  # the stream: whole in width on every device
+ACTIVATION_AXES = ("batch", "length", None)  # the residual stream, not sharded in width
 
 
 def as_bias(mask: Mask) -> AttentionBias:
-    """`[B, Q, S]` booleans -> float32 `[B, 1, Q, S]`: 0 where visible, very negative where not."""
+    """`[B, Q, S]` booleans -> float32 `[B, 1, Q, S]`: 0 where visible, else `NEG_INF`."""
     return jnp.where(mask, 0.0, NEG_INF)[:, None].astype(jnp.float32)
 
 
 class EncoderLayer(nn.Module):
-    """Self-attention and gated MLP, each behind an RMSNorm and added to the stream."""
+    """Self-attention and gated MLP, each after an RMSNorm and added to the stream."""
 
     config: ModelConfig
     deterministic: bool
@@ -48,7 +48,7 @@ class EncoderLayer(nn.Module):
     ) -> tuple[Encoded, None]:
         """One layer; the second result is the (empty) scan output.
 
-        `positions [L]` are for a table of the layer's own; a shared one is part of `bias` already.
+        `positions [L]` are for the layer's own table; `bias` already includes a shared table.
         """
         quiet = self.deterministic
         if self.config.positions_per_layer:
@@ -78,11 +78,11 @@ class DecoderLayer(nn.Module):
         self.drop = length_dropout(self.config.dropout)
 
     def __call__(self, x, encoded, self_bias, cross_bias, positions) -> tuple[jax.Array, None]:
-        """All positions of a request's targets at once: `x [B, C * T, D]`, `encoded [B, L, D]`.
+        """All positions of a request's C targets: `x [B, C * T, D]`, `encoded [B, L, D]`.
 
-        Targets, each of T positions as `self_bias [#B, #H, T, T]` says, look only at themselves,
-        and all of them at the request, whose keys and values are computed once. `positions [T]` are
-        for a table of the layer's own; a shared one is part of `self_bias` already.
+        A target of T positions (`self_bias [#B, #H, T, T]`) attends to itself and to the request,
+        whose keys and values are computed once for all targets. `positions [T]` are for the layer's
+        own table; `self_bias` already includes a shared table.
         """
         quiet = self.deterministic
         if self.config.positions_per_layer:
@@ -108,14 +108,14 @@ class DecoderLayer(nn.Module):
         Args:
           x: `[B, K, D]`, the beams' stream at position `t`.
           self_keys, self_values: `[B, H, T, S, head_dim]`, append-only cache of S >= K slots.
-          cross_keys, cross_values: `[B, H, L, head_dim]`, one copy a request.
-          own: `[B, 1, K, T * S]`: what a beam may not see, the future and other beams' keys.
-          distance: `[1, H, 1, T * S]`: relative position, where the layers share a table of it.
+          cross_keys, cross_values: `[B, H, L, head_dim]`, one copy per request.
+          own: `[B, 1, K, T * S]`, masks the future and the keys of other beams.
+          distance: `[1, H, 1, T * S]`, the bias of a shared table of relative positions.
           cross_bias: `[B, 1, 1, L]`.
           t: the position, a traced integer.
 
         Returns:
-          the stream, and the cache with position `t` written.
+          the stream, and the cache that includes position `t`.
         """
         if self.config.positions_per_layer:
             distance = over_slots(self.positions, t, *self_keys.shape[2:4])
@@ -136,15 +136,15 @@ class DecoderLayer(nn.Module):
 
 
 def over_slots(positions: RelativePositions, t: jax.Array, length: int, slots: int) -> jax.Array:
-    """The bias of position `t` towards every cached key: `[1, H, 1, length * slots]`."""
+    """The relative-position bias of position `t` for every cached key: `[1, H, 1, T * S]`."""
     distance = positions(t[None], jnp.arange(length))
     return jnp.repeat(distance, slots, axis=-1)
 
 
 def stacked(layer: type[nn.Module], config: ModelConfig, length: int, methods: dict) -> type:
-    """`length` layers as one module whose parameters carry a leading `layers` axis.
+    """`length` layers as one module whose parameters have a leading `layers` axis.
 
-    `methods`: of each method, the axes of its arguments but the stream that are the layers'.
+    `methods`: name -> for each argument after the stream, the axis of the layers or `nn.broadcast`.
     """
     shared = {
         "variable_axes": {"params": 0},

@@ -1,12 +1,12 @@
-"""A dynamic vocabulary: the candidates of a request are output tokens for its length.
+"""A dynamic vocabulary: the candidates of a request are output tokens of that request.
 
-The first softmax of the decoder runs over pieces, semantic ids and the request's candidates. A
-candidate's token writes the whole query and ends it, so a query can be written in two ways:
+The first softmax of the decoder is over pieces, semantic ids and the request's candidates. A
+candidate token stands for a complete query, so there are two ways to write a query:
 
     p(q | x) = p(candidate token of q | x) + p(first piece of q | x) * prod p(next piece | ...)
 
-Both are summed while training, and beams and candidates have scores of one distribution. PAPER.md
-writes every query by pieces: that is the model without candidate tokens.
+Training uses the sum, and beams and candidates have scores of one distribution. In PAPER.md every
+query is written by pieces: the model without candidate tokens.
 """
 
 from __future__ import annotations
@@ -24,12 +24,12 @@ from onesug_jax.model.layers import logical, scaled_normal
 
 @flax.struct.dataclass
 class Opening:
-    """What the first softmax of B requests says of their candidates.
+    """The candidates in the first softmax of B requests.
 
     Attributes:
-      log_probabilities: `[B, C]` of the candidates' tokens, `NEG_INF` where a place is empty.
-      mass: `[B]` log of the sum of exp of the candidates' scores, unnormalised: what they add to
-        the first softmax.
+      log_probabilities: `[B, C]` of the candidate tokens, `NEG_INF` at empty positions.
+      mass: `[B]` log of the sum of exp of the candidates' unnormalised scores: their part of the
+        partition function.
     """
 
     log_probabilities: ListScores
@@ -52,11 +52,11 @@ class CandidateHead(nn.Module):
         self.bias = self.param("bias", logical(nn.initializers.zeros), ())
 
     def __call__(self, x: jax.Array, encoded: Encoded, items: Items) -> ListScores:
-        """Unnormalised scores `[B, C]`, float32, `NEG_INF` where a place is empty.
+        """Unnormalised scores `[B, C]`, float32, `NEG_INF` at empty positions.
 
         Args:
-          x: `[B, D]` the decoder's state before the first token.
-          encoded: `[B, S, D]`, the candidates last.
+          x: `[B, D]`, the decoder's state before the first token.
+          encoded: `[B, S, D]`, with the candidates at the end.
         """
         states = encoded[:, encoded.shape[1] - items.candidates.shape[1] :]
         query = (x @ self.query.astype(x.dtype)) @ self.key.astype(x.dtype).T
@@ -67,12 +67,12 @@ class CandidateHead(nn.Module):
 
 
 def either_way(candidates: ListScores, written: jax.Array, place: jax.Array) -> jax.Array:
-    """`log p(q | x)` of one query a request, `[B]`: of its candidate token or of its pieces.
+    """`log p(q | x)` of one query per request, `[B]`: by its candidate token or by its pieces.
 
     Args:
       candidates: `[B, C]` log-probabilities of candidate tokens.
-      written: `[B]` log-probability of the query's pieces, end of sequence included.
-      place: `[B]` place + 1 of the query among the candidates; 0: it is not there.
+      written: `[B]` log-probability of the query's pieces, including the end of sequence.
+      place: `[B]` index + 1 of the query in the candidates; 0: it is not a candidate.
     """
     own = jnp.take_along_axis(candidates, jnp.maximum(place - 1, 0)[:, None], axis=1)[:, 0]
     return jnp.where(place > 0, jnp.logaddexp(jnp.where(place > 0, own, 0.0), written), written)

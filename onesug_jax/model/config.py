@@ -1,9 +1,8 @@
-"""Sizes of the encoder-decoder, and what a size costs in parameters and FLOPs.
+"""Sizes of the encoder-decoder, and its number of parameters and FLOPs.
 
-The model is T5 v1.1 in shape (PAPER.md's "standard encoder-decoder"): RMSNorm before each block,
-bucketed relative positions, gated GELU, no biases, an output head of its own unless tied. This
-file knows arithmetic only; `layers.py` and `seq2seq.py` build what it describes, and tests hold
-the two counts here against the arrays and against XLA's own figures.
+The architecture is T5 v1.1 (PAPER.md's "standard encoder-decoder"): RMSNorm before each block,
+bucketed relative positions, gated GELU, no biases, and a separate output head unless tied. Tests
+compare the two counts with the arrays and with XLA's own figures.
 """
 
 from __future__ import annotations
@@ -30,26 +29,26 @@ class ModelConfig:
       dtype: compute type, "float32" or "bfloat16"; parameters, softmax and loss are float32.
       remat: what the backward pass recomputes: "none", "full" (every layer) or "dots" (all but
         matrix products).
-      unroll: write layers out one by one instead of looping over them (faster on CPU, slower to
-        compile); the parameters are stacked either way, so checkpoints do not change.
+      unroll: compile every layer instead of a loop over them (faster on CPU, slower to compile);
+        parameters are stacked in both cases, so checkpoints do not change.
       tie_embeddings: use the embedding table as output head.
       relative_buckets, relative_max_distance: T5's bucketed relative positions.
-      positions_per_layer: give every layer a table of relative positions of its own, as umT5 does;
+      positions_per_layer: every layer has its own table of relative positions, as in umT5;
         otherwise the layers of a side share one, as in T5.
-      soft_dim: width of the vectors that stand in for a token of the input, the enhanced prefix
-        e_p*; 0: there are none. soft_id: the token whose places they take.
-      segments: add to every input token the row of the marker that opened its item, as BERT's
-        segment embeddings do, so that a token says by itself which item it belongs to; and to a
-        marker that of another right before it (a related query's conversion bucket). T5 does not.
+      soft_dim: width of the vectors that replace a token of the input, the enhanced prefix e_p*; 0:
+        there are none. soft_id: the token that they replace.
+      segments: add the row of an item's marker to all tokens of the item, like BERT's segment
+        embeddings, and the row of a marker to another one right after it (a related query's
+        conversion bucket). T5 does not.
       first_marker, last_marker: ids of the markers.
-      vector_dim: width of the vectors of items (`items.py`), and of e_p*; 0: no items, text alone.
-      projected: dimensions in which the learned relations of items compare them.
-      count_columns: as-of counts of a candidate.
-      enhance: share of the candidates' mean in e_p*, where it is made of items.
-      enhanced_prefix: show e_p* to the encoder of items; False for the ablation alone.
-      relations: bias attention by how alike items are; False for the ablation alone.
-      candidate_tokens: let the request's candidates compete with the vocabulary as first tokens,
-        each of which writes a whole query (`candidates.py`).
+      vector_dim: width of the vectors of items (`items.py`) and of e_p*; 0: no items, only text.
+      projected: width of the projections in the learned relations of items.
+      count_columns: number of as-of counts of a candidate.
+      enhance: share of the candidates' mean in e_p*, for a model with items.
+      enhanced_prefix: pass e_p* to the encoder of items; False only for the ablation.
+      relations: bias attention by the similarity of items; False only for the ablation.
+      candidate_tokens: the request's candidates compete with the vocabulary as first tokens; each
+        one writes a complete query (`candidates.py`).
 
     Examples:
       >>> from onesug_jax import ModelConfig
@@ -105,12 +104,12 @@ class ModelConfig:
         if self.vector_dim and self.positions_per_layer:
             raise UserError(
                 f"ModelConfig.vector_dim = {self.vector_dim} (items): expected "
-                "positions_per_layer = False, found True; items have no umT5 of their own"
+                "positions_per_layer = False, found True; items are not implemented for umT5"
             )
 
     @property
     def writes_candidates(self) -> bool:
-        """Whether a request's candidates are output tokens; without items there are none."""
+        """Whether a request's candidates are output tokens; only with items."""
         return self.candidate_tokens and self.vector_dim > 0
 
     @property
@@ -138,7 +137,7 @@ class ModelConfig:
         )
 
     def _item_parameters(self) -> int:
-        """Of `ItemReader`, of the relations in every layer, and of `CandidateHead`."""
+        """Parameters of `ItemReader`, of the relations in every layer, and of `CandidateHead`."""
         d, h, counts = self.d_model, self.num_heads, self.count_columns
         reader = (3 * counts + 10) * d + d * d + d + (6 + 2 + 24 + 7) * d
         reader += 3 * self.vector_dim * self.projected
@@ -149,10 +148,10 @@ class ModelConfig:
     def flops_per_example(
         self, input_length: int, target_length: int, history: int = 0, candidates: int = 0
     ) -> int:
-        """FLOPs of one forward pass over one example; a training step costs three times this.
+        """FLOPs of one forward pass over one example; a training step costs three times as much.
 
-        Convention: matrix products only, a multiply-add is two FLOPs, every position counts
-        (padding too), nothing is halved for causality.
+        Convention: matrix products only, a multiply-add is two FLOPs, padding counts, and causal
+        masking saves nothing.
         """
         d, a, ff = self.d_model, self.attention_width, self.d_ff
         keys = (1 + history) * (self.vector_dim > 0)  # e_p* and the history

@@ -1,7 +1,7 @@
-"""`config.json` of T5 v1.1, Flan-T5, mT5 and umT5, in and out: what their models are, in our terms.
+"""Reads and writes `config.json` of T5 v1.1, Flan-T5, mT5 and umT5; `hf.py` has the weights.
 
-The weights are `hf.py`'s. Whatever of a configuration `Seq2Seq` does not compute is refused by
-name, in both directions. Checked against transformers 5.23.
+A setting that the other side does not implement is an error that names it, in both directions.
+Checked against transformers 5.23.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ SIZES = {
     "relative_attention_max_distance": "relative_max_distance",
 }
 _DEFAULTS = {"relative_attention_num_buckets": 32, "relative_attention_max_distance": 128}
-_ONLY = {  # what `Seq2Seq` computes; transformers' own default where the key is left out
+_ONLY = {  # the value that `Seq2Seq` implements; transformers' default for a missing key
     "layer_norm_epsilon": (1e-6, 1e-6),
     "pad_token_id": (0, 0),
     "eos_token_id": (1, 1),
@@ -44,113 +44,111 @@ _ONLY = {  # what `Seq2Seq` computes; transformers' own default where the key is
 
 
 def is_folder(path: str | os.PathLike | None) -> bool:
-    """Whether `path` is a folder with a config.json, as pretrained models come in."""
+    """Whether `path` is the folder of a pretrained model, with a config.json."""
     return path is not None and os.path.isfile(os.path.join(path, CONFIG))
 
 
 def read_config(folder: str) -> tuple[ModelConfig, str]:
-    """The sizes a folder states, and its family: "t5", "mt5" or "umt5".
+    """The sizes in a folder's config.json, and its family: "t5", "mt5" or "umt5".
 
-    `tie_embeddings` is what config.json alone says; `read_t5` corrects it by the tensors.
+    `tie_embeddings` is that of config.json; `read_t5` corrects it by the tensors.
 
     Raises:
-      UserError: config.json is missing or damaged, or describes no model that `Seq2Seq` computes;
-        the key, what was found and what is supported are named.
+      UserError: config.json is missing or damaged, or `Seq2Seq` does not implement it; names the
+        key, the found and the supported value.
     """
-    place = os.path.join(folder, CONFIG)
-    stated = read_json(place)
-    return make_config(place, stated), family_of(place, stated)
+    path = os.path.join(folder, CONFIG)
+    values = read_json(path)
+    return make_config(path, values), family_of(path, values)
 
 
-def family_of(place: str, stated: Mapping[str, Any]) -> str:
-    """One of FAMILIES, from the values of the config.json at `place`; UserError for any other."""
-    named = stated.get("model_type")
-    if named is None:  # Google's umT5 folders name the class alone
+def family_of(path: str, values: Mapping[str, Any]) -> str:
+    """One of FAMILIES, from the values of the config.json at `path`; UserError for any other."""
+    family = values.get("model_type")
+    if family is None:  # Google's umT5 folders have only the name of the class
         classes = {name: family for family, name in FAMILIES.items()}
-        named = next((classes[n] for n in stated.get("architectures") or () if n in classes), None)
-    if named not in FAMILIES:
+        names = values.get("architectures") or ()
+        family = next((classes[name] for name in names if name in classes), None)
+    if family not in FAMILIES:
         raise UserError(
-            f"{place}: expected model_type {' or '.join(FAMILIES)}, found {named!r}; choose a T5 "
+            f"{path}: expected model_type {' or '.join(FAMILIES)}, found {family!r}; choose a T5 "
             "v1.1, Flan-T5, mT5 or umT5 model."
         )
-    return named
+    return family
 
 
-def make_config(place: str, stated: Mapping[str, Any]) -> ModelConfig:
-    """`read_config` of values already read from `place`."""
-    family = family_of(place, stated)
-    gate = stated.get("feed_forward_proj", "relu" if family == "t5" else "gated-gelu")
+def make_config(path: str, values: Mapping[str, Any]) -> ModelConfig:
+    """`read_config` of values already read from `path`."""
+    family = family_of(path, values)
+    gate = values.get("feed_forward_proj", "relu" if family == "t5" else "gated-gelu")
     if gate != "gated-gelu":
         raise UserError(
-            f"{place}: feed_forward_proj is {gate!r}; supported is 'gated-gelu', as in T5 v1.1, "
+            f"{path}: feed_forward_proj is {gate!r}; supported is 'gated-gelu', as in T5 v1.1, "
             "Flan-T5, mT5 and umT5 (the first T5 of 2019 has 'relu')."
         )
     for key, value in (("is_gated_act", True), ("dense_act_fn", "gelu_new")):
-        if stated.get(key, value) != value:
-            raise UserError(f"{place}: {key} is {stated[key]!r}; supported is {value!r}.")
-    for key, (only, default) in _ONLY.items():
-        given = default if stated.get(key) is None else stated[key]
-        if given != only:
-            raise UserError(f"{place}: {key} is {given!r}; supported is {only!r}.")
+        if values.get(key, value) != value:
+            raise UserError(f"{path}: {key} is {values[key]!r}; supported is {value!r}.")
+    for key, (supported, default) in _ONLY.items():
+        found = default if values.get(key) is None else values[key]
+        if found != supported:
+            raise UserError(f"{path}: {key} is {found!r}; supported is {supported!r}.")
     sizes: dict[str, Any] = {}
     for key, ours in SIZES.items():
-        found = stated.get(key, _DEFAULTS.get(key))
-        if found is None and key == "num_decoder_layers":
-            found = stated.get("num_layers")
-        if not isinstance(found, int) or isinstance(found, bool) or found < 1:
-            raise UserError(f"{place}: {key} is {found!r}; expected a number from 1 up.")
-        sizes[ours] = found
+        size = values.get(key, _DEFAULTS.get(key))
+        if size is None and key == "num_decoder_layers":
+            size = values.get("num_layers")
+        if not isinstance(size, int) or isinstance(size, bool) or size < 1:
+            raise UserError(f"{path}: {key} is {size!r}; expected a number of at least 1.")
+        sizes[ours] = size
     return ModelConfig(
         **sizes,
-        dropout=float(stated.get("dropout_rate", 0.1)),
-        tie_embeddings=bool(stated.get("tie_word_embeddings", True)),
+        dropout=float(values.get("dropout_rate", 0.1)),
+        tie_embeddings=bool(values.get("tie_word_embeddings", True)),
         positions_per_layer=family == "umt5",
     )
 
 
-def scales_outputs(stated: Mapping[str, Any], family: str, own_head: bool) -> bool:
+def scales_outputs(values: Mapping[str, Any], family: str, own_head: bool) -> bool:
     """Whether transformers multiplies the decoder's outputs by d_model**-0.5 before the head.
 
-    T5 writes it down since version 5; before, and in umT5, it is `tie_word_embeddings`. mT5 has
-    done so up to version 4 only, where a head of its own excluded it.
+    T5's config.json states it since version 5; before, and in umT5, `tie_word_embeddings` decides.
+    mT5 scales only up to version 4, and not with a separate head.
     """
-    if "scale_decoder_outputs" in stated:
-        return bool(stated["scale_decoder_outputs"])
-    version = str(stated.get("transformers_version", "4")).split(".")[0]
+    if "scale_decoder_outputs" in values:
+        return bool(values["scale_decoder_outputs"])
+    version = str(values.get("transformers_version", "4")).split(".")[0]
     if family == "mt5" and (own_head or (version.isdecimal() and int(version) >= 5)):
         return False
-    return bool(stated.get("tie_word_embeddings", True))
+    return bool(values.get("tie_word_embeddings", True))
 
 
 def check_exportable(config: ModelConfig) -> None:
-    """Raises UserError naming the first setting that Hugging Face's T5 has no place for."""
+    """Raises UserError with the first setting that Hugging Face's T5 does not support."""
+    soft = f"soft tokens of width {config.soft_dim}"
     for on, setting, flag in (
         (config.vector_dim, "items", "--gin.FeatureSpec.items=False"),
         (config.segments, "ModelConfig.segments = True", "--gin.ModelConfig.segments=False"),
-        (
-            config.soft_dim,
-            f"soft tokens of width {config.soft_dim}",
-            "--gin.FeatureSpec.soft=False",
-        ),
+        (config.soft_dim, soft, "--gin.FeatureSpec.soft=False"),
     ):
         if on:
             raise UserError(
-                f"the model has {setting}, which Hugging Face's T5 does not: exported, it would "
-                f"write other lists. Train it with {flag}, or with all of these off: "
+                f"the model has {setting}, which Hugging Face's T5 does not: an exported model "
+                f"would write other lists. Train it with {flag}, or without all of these: "
                 "--gin_file=gin_configs/hugging_face.gin"
             )
 
 
 def config_files(config: ModelConfig) -> dict[str, Any]:
-    """What transformers reads beside the weights, as JSON values by file name.
+    """The JSON files that transformers reads besides the weights: file name -> values.
 
-    The family is "umt5" where every layer has positions of its own, else "t5".
+    The family is "umt5" if every layer has its own positions, else "t5".
     """
     family = "umt5" if config.positions_per_layer else "t5"
     tied = config.tie_embeddings
     tokens = {"pad_token_id": 0, "eos_token_id": 1, "decoder_start_token_id": 0}
     sizes = dataclasses.asdict(config)
-    written = {
+    values = {
         "architectures": [FAMILIES[family]],
         "model_type": family,
         "feed_forward_proj": "gated-gelu",
@@ -165,15 +163,15 @@ def config_files(config: ModelConfig) -> dict[str, Any]:
         "tie_word_embeddings": tied,
     }
     if family == "t5":
-        written["scale_decoder_outputs"] = tied
-    else:  # version 5 scales umT5's outputs always; `write_t5` makes the head larger
-        written["tie_word_embeddings"] = True
-    return {CONFIG: written, GENERATION: dict(tokens)}
+        values["scale_decoder_outputs"] = tied
+    else:  # version 5 always scales umT5's outputs, so `write_t5` multiplies the head
+        values["tie_word_embeddings"] = True
+    return {CONFIG: values, GENERATION: dict(tokens)}
 
 
 def read_json(path: str) -> dict:
     """A JSON file's object; UserError if it is missing, damaged, or no object."""
-    found = files.read_json(path, "a T5 model in the Hugging Face layout", "copy it again.")
-    if not isinstance(found, dict):
-        raise UserError(f"{path}: expected a JSON object, found {type(found).__name__}.")
-    return found
+    value = files.read_json(path, "a T5 model in the Hugging Face layout", "copy it again.")
+    if not isinstance(value, dict):
+        raise UserError(f"{path}: expected a JSON object, found {type(value).__name__}.")
+    return value

@@ -1,11 +1,11 @@
 """The items of a request as soft tokens of the encoder: candidates, history, enhanced prefix.
 
-PAPER.md writes related and past queries out as text. Where a model has items
-(`ModelConfig.vector_dim`), each of them is one soft token instead: a candidate has its as-of
-counts, a query of the history its age, and what they mean comes from the relations between their
-vectors e_q* (`relations.py`). The vectors themselves do not enter the stream: models learn them by
-heart from some ten thousand rows. Vectors and words lie in tables on the device, so a request is a
-few hundred integers and its counts.
+PAPER.md represents related and past queries as text. In a model with items
+(`ModelConfig.vector_dim`), each of them is one soft token: a candidate has its as-of counts, a
+query of the history has its age, and the relations between their vectors e_q* (`relations.py`)
+carry their meaning. The vectors themselves are not added to the stream, because models overfit to
+them on some ten thousand rows. Vectors and words are in tables on the device, so a request is a few
+hundred integers and its counts.
 """
 
 from __future__ import annotations
@@ -23,20 +23,20 @@ from onesug_jax.model.config import ModelConfig
 from onesug_jax.model.layers import logical, scaled_normal
 from onesug_jax.model.relations import KEY_FEATURES, PROJECTIONS, relations
 
-LEAST_LOG = -6.0  # log counts are cut off here: much less than one search
-_SCALE = 0.25  # brings log counts to order one
-_MINUTES = (10.0, 60.0, 1440.0)  # of this visit, this hour, this day
-_RANKED = (0, 2)  # columns of counts that candidates are ranked by
+LEAST_LOG = -6.0  # log counts are clipped here: much less than one search
+_SCALE = 0.25  # scales log counts to order one
+_MINUTES = (10.0, 60.0, 1440.0)  # time scales of a visit, an hour, a day
+_RANKED = (0, 2)  # columns of counts whose ranks are features
 
 
 @flax.struct.dataclass
 class ItemTables:
-    """Vectors and words of queries and prefixes, on the device; row 0 stands for none and is 0.
+    """Vectors and words of queries and prefixes, on the device; row 0 is padding and 0.
 
     Attributes:
       vectors: `[N + 1, E]` unit vectors e_q*.
-      words: `[N + 1, W]` int32, hashed distinct words of a query, 0 behind them.
-      word_weights: `[N + 1, W]` how much each counts in an overlap; 0 behind them.
+      words: `[N + 1, W]` int32, hashed distinct words of a query, padded with 0.
+      word_weights: `[N + 1, W]` weight of each word in an overlap, padded with 0.
       lengths: `[N + 1]` characters of a query.
       prefix_vectors: `[P + 1, E]` unit vectors e_p.
     """
@@ -50,13 +50,13 @@ class ItemTables:
 
 @flax.struct.dataclass
 class Items:
-    """The items of B requests; numbers are rows of the tables, 0 where a place is empty.
+    """The items of B requests, as rows of the tables; 0 at empty positions.
 
     Attributes:
-      candidates: `[B, C]` int32, in no order that matters.
+      candidates: `[B, C]` int32; their order has no effect.
       counts: `[B, C, K]` logs of as-of counts: of searches at half-lives, of orders and item clicks
-        that followed, and last of searches for the (prefix, query), the last column decayed.
-      history: `[B, H]` int32; minutes: `[B, H]` float32, how long ago each was searched.
+        that followed, and of searches for the (prefix, query); the last column is decayed.
+      history: `[B, H]` int32; minutes: `[B, H]` float32, the age of each search.
       clock: `[B, 2]` int32, hour of the day and day of the week.
       prefix_row: `[B]` int32.
       typed: `[B]` int32, characters of the prefix.
@@ -72,8 +72,8 @@ class Items:
 
     @classmethod
     def of(cls, batch: Mapping[str, Any]) -> Items | None:
-        """Of a batch of features named as the attributes, the counts as `candidate_counts` and the
-        minutes as `history_minutes`; None where the batch has no candidates.
+        """From a batch whose features have the names of the attributes, except `candidate_counts`
+        and `history_minutes`; None if the batch has no candidates.
         """
         if "candidates" not in batch:
             return None
@@ -89,12 +89,12 @@ class Items:
 
     @property
     def rows(self) -> ItemIds:
-        """The rows of history and candidates in the order of the stream: `[B, H + C]`."""
+        """The table rows of history and candidates in the order of the stream: `[B, H + C]`."""
         return jnp.concatenate([self.history, self.candidates], axis=1)
 
 
 def example(config: ModelConfig) -> tuple[Items, ItemTables]:
-    """Items of the smallest shapes, all empty, and tables of one query: to initialise with."""
+    """Empty items of the smallest shapes, and tables of one query, for initialisation."""
     one = jnp.zeros((1, 1), jnp.int32)
     counts = jnp.zeros((1, 1, config.count_columns), jnp.float32)
     clock = jnp.zeros((1, 2), jnp.int32)
@@ -106,15 +106,15 @@ def example(config: ModelConfig) -> tuple[Items, ItemTables]:
 
 def enhanced_prefix(items: Items, tables: ItemTables, weight: float) -> jax.Array:
     """e_p* `[B, E]`, of length 1: (1 - weight) e_p + weight times the mean of the candidates'
-    vectors, each as often as it was searched for this prefix by then (PAPER.md section 2, point 3).
+    vectors, weighted by their as-of search counts for this prefix (PAPER.md section 2, point 3).
 
-    Without such searches it is e_p; of an unknown prefix, the mean alone; of neither, 0.
+    It is e_p without such searches, the mean for an unknown prefix, and 0 with neither.
     """
-    there = items.candidates > 0
-    often = jnp.where(there, jnp.exp(jnp.maximum(items.counts[..., -2], -20.0)), 0.0)
-    often = jnp.where(often > 0.5, often, 0.0)
-    total = jnp.sum(often, axis=1, keepdims=True)
-    share = often / jnp.maximum(total, 1.0)
+    mask = items.candidates > 0
+    counts = jnp.where(mask, jnp.exp(jnp.maximum(items.counts[..., -2], -20.0)), 0.0)
+    counts = jnp.where(counts > 0.5, counts, 0.0)
+    total = jnp.sum(counts, axis=1, keepdims=True)
+    share = counts / jnp.maximum(total, 1.0)
     mean = jnp.einsum("bc,bce->be", share, _rows(tables.vectors, items.candidates))
     own = _rows(tables.prefix_vectors, items.prefix_row)
     mixed = jnp.where(total > 0, (1 - weight) * own + weight * mean, own)
@@ -128,31 +128,30 @@ def _rows(table: jax.Array, rows: jax.Array) -> jax.Array:
 
 
 def count_features(items: Items) -> jax.Array:
-    """What the counts say of each candidate, at order one: `[B, C, 3 K + 4]`.
+    """Features of each candidate's counts, scaled to order one: `[B, C, 3 K + 4]`.
 
-    Logs of counts; how far they lie below the highest of the request; logs of their shares; and of
-    two of the columns the log of the rank, and whether it is among the first ten, which is what
-    most lists show.
+    Logs of counts, their difference to the highest of the request, and logs of their shares. For
+    two columns also the log of the rank, and whether it is at most ten, the length of most lists.
     """
-    there = (items.candidates > 0)[..., None]
+    mask = (items.candidates > 0)[..., None]
     logs = clipped_logs(items)
-    among = jnp.where(there, logs, NEG_INF)
-    best = jnp.max(among, axis=1, keepdims=True)
-    share = jax.nn.log_softmax(among, axis=1)
-    ranked = among[..., _RANKED]
+    masked = jnp.where(mask, logs, NEG_INF)
+    best = jnp.max(masked, axis=1, keepdims=True)
+    share = jax.nn.log_softmax(masked, axis=1)
+    ranked = masked[..., _RANKED]
     rank = 1.0 + jnp.sum(ranked[:, None] > ranked[:, :, None], axis=2)
     parts = [logs * _SCALE, (logs - best) * _SCALE, share * _SCALE, jnp.log(rank) * _SCALE]
     features = jnp.concatenate([*parts, (rank <= 10).astype(jnp.float32)], axis=-1)
-    return jnp.where(there, features, 0.0)
+    return jnp.where(mask, features, 0.0)
 
 
 TEXT_FEATURES = 6
 
 
 def text_features(items: Items, tables: ItemTables) -> jax.Array:
-    """What the texts say of each candidate, `[B, C, TEXT_FEATURES]`: logs of its length, of the
-    characters still to be typed, of those typed; how many words it has, and how rare these are: the
-    mean and the most of their weights.
+    """Features of each candidate's text, `[B, C, TEXT_FEATURES]`: logs of its length, of the
+    characters that remain to be typed, and of those typed; its number of words, and the mean and
+    the maximum of their weights, which measure rarity.
     """
     length = jnp.take(tables.lengths, items.candidates, axis=0).astype(jnp.float32)
     typed = jnp.broadcast_to(items.typed[:, None].astype(jnp.float32), length.shape)
@@ -165,30 +164,29 @@ def text_features(items: Items, tables: ItemTables) -> jax.Array:
 
 
 def clipped_logs(items: Items) -> jax.Array:
-    """The logs of counts that the model reads, `[B, C, K]`."""
+    """The clipped logs of counts, `[B, C, K]`."""
     return jnp.maximum(items.counts.astype(jnp.float32), LEAST_LOG)
 
 
 def past_features(minutes: jax.Array) -> jax.Array:
-    """What the age and the place of H queries of a history say, newest first: `[B, H, 6]`.
+    """Features of the age and the position of H queries of a history, newest first: `[B, H, 6]`.
 
-    Of this visit, this hour, this day, and the log of the age; whether it is the newest, less and
-    less, and the log of the place: people come back to their last searches, however long ago.
+    exp(-age) at three time scales and the log of the age; exp(-position) and the log of the
+    position, because people repeat their last searches at any age.
     """
-    passed = minutes.astype(jnp.float32)[..., None]
-    place = jnp.broadcast_to(jnp.arange(minutes.shape[1], dtype=jnp.float32)[:, None], passed.shape)
-    near = jnp.exp(-passed / jnp.array(_MINUTES))
-    parts = [near, 0.2 * jnp.log1p(passed), jnp.exp(-place), 0.3 * jnp.log1p(place)]
+    age = minutes.astype(jnp.float32)[..., None]
+    position = jnp.broadcast_to(jnp.arange(minutes.shape[1], dtype=jnp.float32)[:, None], age.shape)
+    recency = jnp.exp(-age / jnp.array(_MINUTES))
+    parts = [recency, 0.2 * jnp.log1p(age), jnp.exp(-position), 0.3 * jnp.log1p(position)]
     return jnp.concatenate(parts, axis=-1)
 
 
 @flax.struct.dataclass
 class ItemRows:
-    """What the encoder reads of items: e_p*, H of the history and then C candidates.
+    """The encoder's input for items: e_p*, H queries of the history and then C candidates.
 
     Attributes:
-      rows: `[B, H + C, D]`, of history and candidates for the stream; clock: `[B, 1, D]`, added to
-        the text.
+      rows: `[B, H + C, D]`, of history and candidates; clock: `[B, 1, D]`, added to the text.
       relations: `[B, R, 1 + H + C, 1 + H]`, of all items to e_p* and history.
       key_features: `[B, 1 + H, KEY_FEATURES]`.
     """
@@ -200,7 +198,7 @@ class ItemRows:
 
 
 class ItemReader(nn.Module):
-    """Turns items into rows of the encoder's stream, and finds how alike they are."""
+    """Computes the rows of items in the encoder's stream, and their relations."""
 
     config: ModelConfig
     deterministic: bool
@@ -220,7 +218,7 @@ class ItemReader(nn.Module):
         )
         self.counts_bias = self.param("bias", logical(nn.initializers.zeros, "embed"), (width,))
         self.ages = kernel("ages", KEY_FEATURES - 1, width)
-        self.kinds = kernel("kinds", 2, width)  # what all of the history, all candidates share
+        self.kinds = kernel("kinds", 2, width)  # the history's embedding, the candidates'
         self.hours, self.weekdays = kernel("hours", 24, width), kernel("weekdays", 7, width)
         self.projections = self.param(
             "projections",
@@ -241,16 +239,16 @@ class ItemReader(nn.Module):
         clock = jnp.take(self.hours, items.clock[:, :1], axis=0)
         clock += jnp.take(self.weekdays, items.clock[:, 1:], axis=0)
 
-        def behind_prefix(x: jax.Array) -> jax.Array:  # e_p* has no words, number or age
+        def after_prefix(x: jax.Array) -> jax.Array:  # e_p* has no words, number or age: zeros
             return jnp.pad(x, ((0, 0), (1, 0), *[(0, 0)] * (x.ndim - 2)))
 
-        alike = relations(
+        related = relations(
             jnp.concatenate([enhanced[:, None], vectors], axis=1),
             self.projections,
-            behind_prefix(jnp.take(tables.words, items.rows, axis=0)),
-            behind_prefix(_rows(tables.word_weights, items.rows)),
-            behind_prefix(items.rows),
+            after_prefix(jnp.take(tables.words, items.rows, axis=0)),
+            after_prefix(_rows(tables.word_weights, items.rows)),
+            after_prefix(items.rows),
             1 + items.history.shape[1],
         )
         past = jnp.concatenate([jnp.ones_like(ages[..., :1]), ages], axis=-1)
-        return ItemRows(rows.astype(dtype), clock.astype(dtype), alike, behind_prefix(past))
+        return ItemRows(rows.astype(dtype), clock.astype(dtype), related, after_prefix(past))

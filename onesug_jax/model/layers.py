@@ -1,8 +1,7 @@
 """Building blocks of the encoder-decoder: RMSNorm, attention, gated MLP, relative positions.
 
-The logical axis names of the parameters and activations live here and nowhere else in the model;
-`train/mesh.py` holds the one table that maps them to mesh axes. Kernels keep their head axes
-(`[embed, heads, kv]`), so tensor parallelism is a matter of that table.
+Parameters have logical axis names, which the table in `train/mesh.py` maps to mesh axes. Kernels
+have separate head axes (`[embed, heads, kv]`), so that table alone determines tensor parallelism.
 """
 
 from __future__ import annotations
@@ -19,7 +18,7 @@ from onesug_jax.model.config import ModelConfig
 
 
 def logical(init: Callable, *axes: str | None) -> Callable:
-    """Names the axes of a parameter, for `train/mesh.py` to map to the mesh."""
+    """Names the axes of a parameter; `train/mesh.py` maps them to the mesh."""
     return nn.with_logical_partitioning(init, axes)
 
 
@@ -29,7 +28,7 @@ def scaled_normal(fan_in: int) -> Callable:
 
 
 def length_dropout(rate: float) -> nn.Dropout:
-    """Dropout whose mask is shared along the length, as in T5X: few random numbers, same effect."""
+    """Dropout with one mask for the whole length, as in T5X: it needs fewer random numbers."""
     return nn.Dropout(rate, broadcast_dims=(-2,))
 
 
@@ -68,8 +67,8 @@ class GatedMLP(nn.Module):
 class Attention(nn.Module):
     """Multi-head attention without biases and, as in T5, without the 1/sqrt(head_dim) factor.
 
-    The three steps are separate methods because decoding needs each by itself: keys and values of
-    the request are computed once and shared by all beams.
+    The three steps are separate methods for decoding, which computes the keys and values of the
+    request once for all beams.
     """
 
     config: ModelConfig
@@ -78,7 +77,7 @@ class Attention(nn.Module):
         """Declares the four kernels."""
         c = self.config
         shape = (c.d_model, c.num_heads, c.head_dim)
-        # The missing score scale is folded into the query kernel's initial variance.
+        # The initial variance of the query kernel includes the missing scale of the scores.
         query_init = scaled_normal(c.d_model * c.head_dim)
         names = ("embed", "heads", "kv")
         self.query = self.param("query", logical(query_init, *names), shape)
@@ -95,8 +94,7 @@ class Attention(nn.Module):
     def keys_values(self, x: jax.Array) -> tuple[jax.Array, jax.Array]:
         """`[B, S, D] -> ([B, H, S, head_dim], [B, H, S, head_dim])`.
 
-        Head by head, as products over them want it: nothing is turned around for `attend`, and one
-        step of a beam search after another reads them as they are.
+        With the heads before the length, `attend` and the steps of a beam search need no transpose.
         """
         keys = jnp.einsum("bsd,dhk->bhsk", x, self.key.astype(x.dtype))
         values = jnp.einsum("bsd,dhk->bhsk", x, self.value.astype(x.dtype))
@@ -110,8 +108,8 @@ class Attention(nn.Module):
         *biases: AttentionBias,
         deterministic: bool = True,
     ) -> jax.Array:
-        """Softmax-weighted values, projected back: `[B, Q, D]`; the softmax is float32. What is
-        added to the scores may come in parts, each as small as it is.
+        """Softmax-weighted values, projected back: `[B, Q, D]`; the softmax is float32. `biases`
+        are added to the scores with broadcasting.
         """
         scores = jnp.einsum("bhqk,bhsk->bhqs", queries, keys).astype(jnp.float32)
         weights = jax.nn.softmax(functools.reduce(jnp.add, biases, scores), axis=-1)
@@ -122,7 +120,7 @@ class Attention(nn.Module):
     def attend_cached(
         self, queries: jax.Array, keys: jax.Array, values: jax.Array, *biases: AttentionBias
     ) -> jax.Array:
-        """`attend` of a step of a beam search, which sees few of many keys."""
+        """`attend` for a step of a beam search, in which few of many keys are visible."""
         mixed = jax.lax.platform_dependent(
             queries, keys, values, *biases, cuda=mixed_on_gpu, default=mixed_values
         )
@@ -146,13 +144,14 @@ def mixed_values(
 def mixed_on_gpu(
     queries: jax.Array, keys: jax.Array, values: jax.Array, *biases: AttentionBias
 ) -> jax.Array:
-    """`mixed_values` where reading and writing scores is what takes the time: they are added up and
-    masked twice, from bfloat16, rather than stored in float32, and what is mixed is divided by the
-    sum of the weights, not each weight.
+    """`mixed_values` for GPUs, where memory traffic of the scores takes most of the time.
+
+    The biases are added twice to bfloat16 scores, so that no float32 sum is stored, and the mixed
+    values are divided by the sum of the weights, instead of each weight.
     """
     scores = jnp.einsum("bhqk,bhsk->bhqs", queries, keys).astype(jnp.float32)
     scores = functools.reduce(jnp.add, biases, scores)
-    # The barrier keeps the maximum separate, so that XLA does not store what both sides of it read.
+    # The barrier prevents XLA from storing the scores for both the maximum and the exponential.
     highest = jax.lax.optimization_barrier(jnp.max(scores, axis=-1, keepdims=True))
     weights = jnp.exp(scores - highest)
     total = jnp.sum(weights, axis=-1, keepdims=True)
@@ -163,10 +162,10 @@ def mixed_on_gpu(
 def relative_bucket(
     distance: jax.Array, bidirectional: bool, buckets: int, max_distance: int
 ) -> jax.Array:
-    """T5's bucket of a signed distance `key position - query position`.
+    """T5's bucket of a signed distance `key position - query position`, of the same shape.
 
-    Half of the buckets (of each direction) hold exact distances, the rest grow logarithmically up
-    to `max_distance` (Raffel et al. 2020, section 2.1). Integer array of `distance`'s shape.
+    Half of the buckets (of each direction) are for exact distances; the others grow logarithmically
+    up to `max_distance` (Raffel et al. 2020, section 2.1).
     """
     offset = jnp.zeros_like(distance)
     if bidirectional:
@@ -182,7 +181,7 @@ def relative_bucket(
 
 
 class RelativePositions(nn.Module):
-    """One learned bias per head and distance bucket, for all layers of a side or for one of them
+    """One learned bias per head and distance bucket, for all layers of a side or for one layer
     (`ModelConfig.positions_per_layer`).
     """
 

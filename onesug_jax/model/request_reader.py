@@ -1,6 +1,6 @@
-"""The half of the model that reads: tokens and items of a request, to what the decoder attends to.
+"""The encoder: tokens and items of a request to the states that the decoder attends to.
 
-Holds the token table, which reader and writer share. `seq2seq.py` adds the half that writes.
+It contains the token table, which the decoder shares. `seq2seq.py` adds the decoder.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ class RequestReader(nn.Module):
     """Token table and encoder.
 
     Attributes:
-      unrolled: whether each layer has parameters of its own (`for_decoding`); not for training.
+      unrolled: whether each layer has separate parameters (`for_decoding`); not for training.
     """
 
     config: ModelConfig
@@ -64,11 +64,11 @@ class RequestReader(nn.Module):
     def _embed(self, tokens: jax.Array) -> jax.Array:
         """Rows of the token table, scaled by sqrt(d_model), in the compute type, `[..., D]`.
 
-        Stored that much smaller, a row moves as fast as any kernel under AdamW, whose steps do not
-        grow with what they change; stored at T5's scale it hardly moves in a short training.
+        The stored table is that much smaller, because AdamW's steps do not depend on the scale of a
+        parameter: a table at T5's scale would hardly change in a short training.
         """
-        # The table's gradient too: every device adds up its own rows, then they are summed. Without
-        # it, what is laid out in pieces later makes every device gather the rows of all others.
+        # The constraint also applies to the gradient: every device sums its own rows, then they are
+        # reduced. Without it, every device would gather the rows of all others.
         table = nn.with_logical_constraint(self.embedding, ("vocab", "embed"))
         scale = self.config.d_model**0.5
         rows = (jnp.take(table, tokens, axis=0) * scale).astype(self.config.dtype)
@@ -77,20 +77,21 @@ class RequestReader(nn.Module):
     def look_up(
         self, tokens: InputTokens, decoder_inputs: TargetTokens
     ) -> tuple[TokenRows, TokenRows]:
-        """Rows for `encode`, `[B, L, D]`, and for `decode`, `[B, T, D]`, by one gather, whose
-        gradient is one scatter-add; those of the text with segments.
+        """Rows for `encode`, `[B, L, D]`, with segments, and for `decode`, `[B, T, D]`.
+
+        One gather for both has one scatter-add as its gradient.
         """
         opener = tokens[:, :0]
         if self.config.segments:
             opener = openers(tokens, self.config.first_marker, self.config.last_marker)
         ids = [tokens, opener, decoder_inputs]
         ends = [tokens.shape[1], tokens.shape[1] + opener.shape[1]]
-        rows, of_opener, of_targets = jnp.split(self._embed(jnp.concatenate(ids, 1)), ends, axis=1)
+        rows, segments, targets = jnp.split(self._embed(jnp.concatenate(ids, 1)), ends, axis=1)
         rows = self.drop(rows, deterministic=self.deterministic)
         if self.config.segments:
-            of_opener = jnp.where((opener > 0)[..., None], of_opener, 0)
-            rows += self.drop(of_opener, deterministic=self.deterministic)
-        return rows, of_targets
+            segments = jnp.where((opener > 0)[..., None], segments, 0)
+            rows += self.drop(segments, deterministic=self.deterministic)
+        return rows, targets
 
     def encode(
         self,
@@ -101,18 +102,20 @@ class RequestReader(nn.Module):
         tables: ItemTables | None = None,
         rows: TokenRows | None = None,
     ) -> Encoded:
-        """Reads the request: `[B, L] -> [B, L, D]`; padding (0) is never attended to.
+        """States of the request: `[B, L] -> [B, L, D]`; padding (0) is masked.
 
-        `soft` holds the enhanced prefixes e_p* (PAPER.md section 2.3), one a soft token. A model
-        with items reads them too, and makes e_p* itself: `[B, L + 1 + H + C, D]`, text, e_p*,
-        history and candidates. Whoever attends to that masks by `given` instead of by the tokens.
-        `rows` are what `look_up` gives, if that was called before; the soft projection is stored
-        and scaled as the token table is.
+        A model with items computes e_p* itself and returns `[B, L + 1 + H + C, D]`: text, e_p*,
+        history and candidates. Attention over these states uses the mask from `given`, not the
+        tokens. The soft projection has the same scale as the token table.
+
+        Args:
+          soft: enhanced prefixes e_p* (PAPER.md section 2.3), one per soft token.
+          rows: the first output of `look_up`, if it was already computed.
         """
         c = self.config
         x = self.look_up(tokens, tokens[:, :0])[0] if rows is None else rows
         if c.vector_dim:
-            assert items is not None and tables is not None, "a model with items reads items"
+            assert items is not None and tables is not None, "a model with items needs items"
             return self._encode_items(x, tokens, items, tables)
         if soft is not None and c.soft_dim:
             x = soften(x, tokens, soft @ self.soft_projection * c.d_model**0.5, c.soft_id)
@@ -127,38 +130,38 @@ class RequestReader(nn.Module):
     def _encode_items(
         self, x: TokenRows, tokens: InputTokens, items: Items, tables: ItemTables
     ) -> Encoded:
-        """`encode` of text and items; all of it attends to text, e_p* and history."""
+        """`encode` of text and items; all positions attend to text, e_p* and history."""
         positions = jnp.arange(tokens.shape[1])
         enhanced = enhanced_prefix(items, tables, self.config.enhance)
         if not self.config.enhanced_prefix:
             enhanced = jnp.zeros_like(enhanced)
-        read = self.items(items, tables, enhanced)
-        x = x.at[:, :1].add(read.clock)
+        inputs = self.items(items, tables, enhanced)
+        x = x.at[:, :1].add(inputs.clock)
         soft = enhanced @ self.soft_projection * self.config.d_model**0.5
-        rows = jnp.concatenate([soft[:, None].astype(x.dtype), read.rows], axis=1)
+        rows = jnp.concatenate([soft[:, None].astype(x.dtype), inputs.rows], axis=1)
         x = jnp.concatenate([x, self.drop(rows, deterministic=self.deterministic)], axis=1)
-        seen = self.given(tokens, items)[:, : x.shape[1] - items.candidates.shape[1]] > 0
+        mask = self.given(tokens, items)[:, : x.shape[1] - items.candidates.shape[1]] > 0
         distance = self.encoder_positions(positions, positions)
         text = tokens.shape[1]
-        room = [(0, 0), (0, 0), *((0, size - text) for size in (x.shape[1], seen.shape[1]))]
-        bias = as_bias(seen[:, None]) + jnp.pad(distance, room)
-        alike = read.relations if self.config.relations else jnp.zeros_like(read.relations)
-        x, _ = self.encoder(x, bias, alike, read.key_features)
+        padding = [(0, 0), (0, 0), *((0, size - text) for size in (x.shape[1], mask.shape[1]))]
+        bias = as_bias(mask[:, None]) + jnp.pad(distance, padding)
+        related = inputs.relations if self.config.relations else jnp.zeros_like(inputs.relations)
+        x, _ = self.encoder(x, bias, related, inputs.key_features)
         return self.drop(self.encoder_norm(x), deterministic=self.deterministic)
 
     def given(self, tokens: InputTokens, items: Items | None = None) -> InputTokens:
-        """What `encode` makes states of, nonzero where one may be attended to: `[B, S]`."""
+        """The mask of the states of `encode`, `[B, S]`: nonzero where attention is allowed."""
         if not self.config.vector_dim:
             return tokens
-        assert items is not None, "a model with items reads items"
-        there = jnp.full_like(tokens[:, :1], self.config.enhanced_prefix)
-        return jnp.concatenate([tokens, there, items.rows], axis=1)
+        assert items is not None, "a model with items needs items"
+        prefix = jnp.full_like(tokens[:, :1], self.config.enhanced_prefix)
+        return jnp.concatenate([tokens, prefix, items.rows], axis=1)
 
 
 def layers_of(
     model: RequestReader, layer: type[nn.Module], count: int, axes: dict[str, Any]
 ) -> Any:
-    """A model's stack of `count` layers; `axes` says for each method what every layer is given."""
+    """A model's stack of `count` layers; `axes`: see `methods` of `stacked`."""
     if model.unrolled:
         return UnrolledLayers(layer, model.config, count)
     stack = stacked(with_remat(layer, model.config), model.config, count, axes)

@@ -1,7 +1,7 @@
-"""Next-token scores of decoder states, unnormalised, and what a softmax makes of them.
+"""Unnormalised next-token scores of decoder states, and their log-probabilities.
 
-The first softmax of an output also runs over the request's candidates (`candidates.py`), which add
-the logarithm of a sum to what the vocabulary's scores are normalised by.
+The first softmax of an output is over the vocabulary and the request's candidates
+(`candidates.py`); the latter are part of its partition function.
 """
 
 from __future__ import annotations
@@ -19,10 +19,10 @@ class Scores:
 
     Attributes:
       vocabulary: `[B, Q, V]`, float32.
-      candidates: `[B, C]`, float32, of the request's candidates as first tokens; None where the
-        model has no such tokens.
-      mass: `[B, Q]`, the log of the sum of exp of the candidates' scores, very negative but for
-        first tokens; None where the model has no such tokens.
+      candidates: `[B, C]`, float32, of the request's candidates as first tokens; None if the model
+        has no candidate tokens.
+      mass: `[B, Q]`, the log of the sum of exp of the candidates' scores; `NEG_INF` except for
+        first tokens; None if the model has no candidate tokens.
     """
 
     vocabulary: jax.Array
@@ -30,12 +30,12 @@ class Scores:
     mass: jax.Array | None = None
 
     def log_partition(self) -> jax.Array:
-        """What a state's scores exceed its log-probabilities by, `[B, Q]`."""
+        """The log of the partition function: scores minus log-probabilities, `[B, Q]`."""
         total = jax.nn.logsumexp(self.vocabulary, axis=-1)
         return total if self.mass is None else jnp.logaddexp(total, self.mass)
 
     def log_probabilities(self, targets: TargetTokens) -> TokenLogs:
-        """`log pi` of one token a state, `[B, Q]`: nothing as wide as the vocabulary is copied."""
+        """`log pi` of one token per state, `[B, Q]`, without an array `[B, Q, V]`."""
         return self._of(targets) - self.log_partition()
 
     def ranked_first(self, targets: TargetTokens) -> jax.Array:
@@ -43,5 +43,5 @@ class Scores:
         return self._of(targets) >= jnp.max(self.vocabulary, axis=-1)
 
     def _of(self, targets: TargetTokens) -> jax.Array:
-        """The score of one token a state, `[B, Q]`."""
+        """The score of one token per state, `[B, Q]`."""
         return jnp.take_along_axis(self.vocabulary, targets[..., None], axis=-1)[..., 0]

@@ -1,11 +1,11 @@
-"""The unified encoder-decoder: encode a request once, then score or write queries against it.
+"""The unified encoder-decoder: it encodes a request once, then scores or decodes queries.
 
-`request_reader.py` is the half that reads; this is the half that writes. Training calls the model
-itself (`[B, L]` inputs and `[B, T]` shifted targets to logits). Decoding uses `encode`,
-`cross_keys_values` (once a request) and `decode_step` (one position of K beams). Self-attention
-keys of the beams are cached append-only, position by position and slot by slot; a table of
-ancestors says which slot wrote which position of a beam's sequence, so no cache is ever copied or
-reordered when beams change places.
+`request_reader.py` is the encoder; this file adds the decoder. Training calls the model itself
+(`[B, L]` inputs and `[B, T]` shifted targets to logits). Decoding uses `encode`,
+`cross_keys_values` (once per request) and `decode_step` (one position of K beams). The cache of
+self-attention keys is append-only, with a slot for each beam at each position. A table of ancestors
+contains the slot of each position of a beam's sequence, so the cache is not copied or reordered
+when beams change their order.
 """
 
 from __future__ import annotations
@@ -58,7 +58,7 @@ class Seq2Seq(RequestReader):
     """
 
     def setup(self):
-        """Declares the decoder beside what reads the request."""
+        """Declares the decoder and its head."""
         super().setup()
         c = self.config
         if not c.positions_per_layer:
@@ -80,17 +80,17 @@ class Seq2Seq(RequestReader):
             self.candidate_head = CandidateHead(c)
 
     def _scores(self, x: jax.Array) -> Scores:
-        """Of states `[B, Q, D]`."""
+        """Scores of states `[B, Q, D]`, without candidates."""
         x = self.drop(self.decoder_norm(x), deterministic=self.deterministic)
         kernel = self.embedding.T if self.config.tie_embeddings else self.head
         return Scores(jnp.matmul(x, kernel.astype(x.dtype), preferred_element_type=jnp.float32))
 
     def opening(
-        self, encoded: Encoded, given: InputTokens, items: Items, rows: TokenRows | None = None
+        self, encoded: Encoded, mask: InputTokens, items: Items, rows: TokenRows | None = None
     ) -> Opening:
-        """What the first softmax says of the candidates: one step of the decoder, `Opening`."""
-        start = jnp.zeros((len(given), 1), jnp.int32)
-        scores = self.decode(encoded, given, start, items=items, rows=rows)
+        """The candidates in the first softmax, by one step of the decoder; `mask` is `given`'s."""
+        start = jnp.zeros((len(mask), 1), jnp.int32)
+        scores = self.decode(encoded, mask, start, items=items, rows=rows)
         assert scores.candidates is not None and scores.mass is not None
         logs = scores.candidates - scores.log_partition()[:, :1]
         logs = jnp.where(items.candidates > 0, logs, NEG_INF)
@@ -102,14 +102,14 @@ class Seq2Seq(RequestReader):
         """`scores` of states `x`, with the request's candidates in the first softmax."""
         if not self.config.writes_candidates:
             return scores
-        assert items is not None, "a model with candidate tokens reads items"
+        assert items is not None, "a model with candidate tokens needs items"
         candidates = self.candidate_head(self.decoder_norm(x[:, 0]), encoded, items)
         mass = jax.nn.logsumexp(candidates, axis=-1)[:, None]
         mass = jnp.where(jnp.arange(x.shape[1]) == 0, mass, NEG_INF)
         return Scores(scores.vocabulary, candidates, mass)
 
     def _causal_bias(self, positions: jax.Array, own: Mask | bool = True) -> AttentionBias:
-        """The decoder's self-attention bias, `[#B, #H, T, T]`, within `own [#B, T, T]`."""
+        """The decoder's self-attention bias, `[#B, #H, T, T]`; also masked by `own [#B, T, T]`."""
         bias = as_bias((positions[:, None] >= positions[None, :])[None] & own)
         if self.config.positions_per_layer:
             return bias
@@ -125,8 +125,11 @@ class Seq2Seq(RequestReader):
         items: Items | None = None,
         rows: TokenRows | None = None,
     ) -> Scores:
-        """Scores every next token of the shifted targets `[B, T]`; of a model with items, `tokens`
-        are what `given` gives. `rows` are the targets', if `look_up` was called before.
+        """Scores of every next token of the shifted targets `[B, T]`.
+
+        Args:
+          tokens: the input tokens; for a model with items, the output of `given`.
+          rows: the second output of `look_up`, if it was already computed.
         """
         segments = (tokens > 0).astype(jnp.int32) if segments is None else segments
         if decoder_segments is None:
@@ -146,15 +149,15 @@ class Seq2Seq(RequestReader):
     ) -> Scores:
         """`score` for C targets of every request, `[B, C, T]`: scores of C * T states.
 
-        The request is encoded, and turned into cross-attention keys and values, once for all.
+        The request's states, and their cross-attention keys and values, are computed once.
         """
         requests, _, length = decoder_inputs.shape
         text, x = self.look_up(tokens, decoder_inputs.reshape(requests, -1))
         encoded = self.encode(tokens, None, soft, rows=text)
         positions = jnp.arange(length)
         x = self.drop(x, deterministic=self.deterministic)
-        given = as_bias((tokens > 0)[:, None, :])
-        x, _ = self.decoder(x, encoded, self._causal_bias(positions), given, positions)
+        cross_bias = as_bias((tokens > 0)[:, None, :])
+        x, _ = self.decoder(x, encoded, self._causal_bias(positions), cross_bias, positions)
         return self._scores(x)
 
     def __call__(
@@ -184,11 +187,11 @@ class Seq2Seq(RequestReader):
         """`__call__`, with the request's candidates in the first softmax, if there are any."""
         text, targets = self.look_up(tokens, decoder_inputs)
         encoded = self.encode(tokens, segments, soft, items, tables, text)
-        decoded = (decoder_inputs, segments, decoder_segments, items, targets)
-        return self.decode(encoded, self.given(tokens, items), *decoded)
+        inputs = (decoder_inputs, segments, decoder_segments, items, targets)
+        return self.decode(encoded, self.given(tokens, items), *inputs)
 
     def cross_keys_values(self, encoded: Encoded) -> tuple[CrossCache, CrossCache]:
-        """Cross-attention keys and values of all layers, once a request."""
+        """Cross-attention keys and values of all layers."""
         _, keys_values = self.decoder.cross_keys_values(None, encoded)
         return keys_values
 
@@ -202,12 +205,12 @@ class Seq2Seq(RequestReader):
         tokens: InputTokens,
         mass: jax.Array | None = None,
     ) -> tuple[Scores, tuple[SelfCache, SelfCache]]:
-        """One position of K beams: next-token scores of K states and the cache with `t` written.
+        """One position of K beams: next-token scores of K states, and the cache with position `t`.
 
-        Beam k sees position s <= t of slot `ancestry[b, k, s]`. All `T * S` cached keys are
-        scored in one product and the strangers masked: at beam widths in use this is cheaper
-        than gathering each beam's own keys, and nothing is moved. `mass [B]` of candidate tokens
-        (`Opening`) belongs to the softmax of the first position.
+        Beam k attends to position s <= t of slot `ancestry[b, k, s]`. One product scores all
+        `T * S` cached keys, and those of other beams are masked: at usual beam widths this is
+        faster than gathering each beam's own keys. The softmax of the first position includes the
+        `mass [B]` of candidate tokens (`Opening`).
         """
         length, slots = self_cache[0][0].shape[-3:-1]
         own = ancestry[:, :, :, None] == jnp.arange(slots)  # [B, K, T, S]
@@ -218,9 +221,9 @@ class Seq2Seq(RequestReader):
             distance = jnp.zeros((1, 1, 1, 1), jnp.float32)
         else:
             distance = over_slots(self.decoder_positions, t, length, slots)  # [1, H, 1, T * S]
-        given = (tokens > 0)[:, None, :]
+        mask = (tokens > 0)[:, None, :]
         x, self_cache = self.decoder.step(
-            self._embed(beam_tokens), *self_cache, *cross, bias, distance, as_bias(given), t
+            self._embed(beam_tokens), *self_cache, *cross, bias, distance, as_bias(mask), t
         )
         scores = self._scores(x)
         if mass is not None:
@@ -228,20 +231,20 @@ class Seq2Seq(RequestReader):
         return scores, self_cache
 
     def empty_cache(self, batch: int, length: int, slots: int) -> tuple[Any, Any]:
-        """Keys and values of no beam yet, for `length` positions of `slots` beams: a `SelfCache`
-        each, or, where layers are unrolled, a layer's `[B, H, T, K, head_dim]` after another.
+        """An empty cache of keys and values for `length` positions of `slots` beams: two
+        `SelfCache`s, or, with unrolled layers, two tuples of a `[B, H, T, K, head_dim]` per layer.
         """
         c = self.config
         shape = (batch, c.num_heads, length, slots, c.head_dim)
         if self.unrolled:
-            each = tuple(jnp.zeros(shape, jnp.dtype(c.dtype)) for _ in range(c.decoder_layers))
-            return each, each
-        every = jnp.zeros((c.decoder_layers, *shape), jnp.dtype(c.dtype))
-        return every, every
+            layers = tuple(jnp.zeros(shape, jnp.dtype(c.dtype)) for _ in range(c.decoder_layers))
+            return layers, layers
+        cache = jnp.zeros((c.decoder_layers, *shape), jnp.dtype(c.dtype))
+        return cache, cache
 
 
 def initial(config: ModelConfig, key: jax.Array) -> Any:
-    """Fresh parameters, with the names of their axes."""
+    """Initial parameters, with the names of their axes."""
     tokens = jnp.ones((1, 8), jnp.int32)
     items = tables = None
     if config.vector_dim:

@@ -1,17 +1,16 @@
-"""T5 weights of a T5X checkpoint, in: T5 v1.1, Flan-T5, mT5 and umT5 as Google publishes them.
+"""Reads T5X checkpoints: T5 v1.1, Flan-T5, mT5 and umT5 as Google publishes them.
 
-A folder `checkpoint_STEP/` holds the file `checkpoint` (msgpack, written by Flax) and one zarr
-array a large parameter, which that file names. Optimizer states are not read. What differs from
-`Seq2Seq`:
+A folder `checkpoint_STEP/` contains the file `checkpoint` (msgpack, written by Flax) and a zarr
+array for each large parameter, which that file refers to. Optimizer states are not read. The
+differences to `Seq2Seq`:
 
-- Layers are `layers_0`, `layers_1`, ... or, where the model was scanned, one array whose second
-  axis is the layer. Heads may lie side by side in one axis.
-- The token table lies there as it is added to the stream; here it is smaller by sqrt(d_model)
+- Layers are `layers_0`, `layers_1`, ... or, in a scanned model, one array whose second axis is the
+  layer. The heads may be concatenated in one axis.
+- The checkpoint's token table is not scaled; here it is smaller by sqrt(d_model)
   (`Seq2Seq._embed`).
-- It states no sizes: they follow from the shapes. The longest relative distance does not; T5X's
-  default is 128.
+- The sizes follow from the shapes, except the longest relative distance, 128 by T5X's default.
 
-`hf.write_t5` writes what was read as a folder that training starts from.
+`hf.write_t5` writes the result as a folder for training.
 """
 
 from __future__ import annotations
@@ -27,7 +26,7 @@ from onesug_jax.errors import UserError
 from onesug_jax.model.config import ModelConfig
 
 FILE = "checkpoint"
-_BLOCKS = {  # ours -> T5X's, a side
+_BLOCKS = {  # side -> our name -> T5X's name
     "encoder": {"attention": "attention"},
     "decoder": {"self_attention": "self_attention", "cross_attention": "encoder_decoder_attention"},
 }
@@ -42,29 +41,29 @@ def read_t5x(folder: str) -> tuple[ModelConfig, dict]:
       folder: checkpoint_STEP/, with the file `checkpoint` in it.
 
     Raises:
-      UserError: there is no such file, it is damaged, or its model is not one that `Seq2Seq`
-        computes; the first parameter that is missing or too many is named.
+      UserError: the file is missing or damaged, or `Seq2Seq` does not implement its model; names
+        the first missing or surplus parameter.
     """
-    place = os.path.join(folder, FILE)
-    stored = {path: _array(folder, leaf) for path, leaf in _target(place).items()}
+    path = os.path.join(folder, FILE)
+    stored = {name: _array(folder, leaf) for name, leaf in _target(path).items()}
     stored = _unstacked(stored)
     if ("encoder", "layers_0", "mlp", "wi", "kernel") in stored:
         raise UserError(
-            f"{place}: its layers have one input product (mlp/wi), as the first T5 of 2019; "
+            f"{path}: its layers have one input product (mlp/wi), as in the first T5 of 2019; "
             "supported are gated ones (wi_0 and wi_1), as in T5 v1.1, Flan-T5, mT5 and umT5."
         )
-    layers = {side: _count(place, stored, side) for side in _BLOCKS}
+    layers = {side: _count(path, stored, side) for side in _BLOCKS}
     separate = ("encoder", "layers_0", *_POSITIONS) in stored
-    where = ("encoder", "layers_0", *_POSITIONS) if separate else ("encoder", *_POSITIONS)
-    heads, buckets = _take(place, stored, where).shape
-    vocabulary, width = _take(place, stored, ("token_embedder", "embedding")).shape
-    joined = _take(place, stored, ("encoder", "layers_0", "attention", "query", "kernel"))
-    inner = _take(place, stored, ("encoder", "layers_0", "mlp", "wi_0", "kernel")).shape[1]
+    table = ("encoder", "layers_0", *_POSITIONS) if separate else ("encoder", *_POSITIONS)
+    heads, buckets = _take(path, stored, table).shape
+    vocabulary, width = _take(path, stored, ("token_embedder", "embedding")).shape
+    query = _take(path, stored, ("encoder", "layers_0", "attention", "query", "kernel"))
+    inner = _take(path, stored, ("encoder", "layers_0", "mlp", "wi_0", "kernel")).shape[1]
     config = ModelConfig(
         vocab_size=vocabulary,
         d_model=width,
         num_heads=heads,
-        head_dim=joined.size // (width * heads),
+        head_dim=query.size // (width * heads),
         d_ff=inner,
         encoder_layers=layers["encoder"],
         decoder_layers=layers["decoder"],
@@ -76,20 +75,20 @@ def read_t5x(folder: str) -> tuple[ModelConfig, dict]:
     flat: dict[tuple[str, ...], np.ndarray] = {}
     used: set[tuple[str, ...]] = set()
     for ours, (theirs, shape) in _parameters(config).items():
-        parts = [_take(place, stored, name) for name in theirs]
+        parts = [_take(path, stored, name) for name in theirs]
         used.update(theirs)
-        wrong = next((p for p in zip(theirs, parts, strict=True) if p[1].size != shape[1]), None)
-        if wrong:
-            raise UserError(
-                f"{place}: {'/'.join(wrong[0])} is {list(wrong[1].shape)}, which does not fit the "
-                f"sizes of the rest ({list(shape[0])}); the checkpoint is not of one model."
-            )
-        made = [part.reshape(shape[0]) for part in parts]
-        flat[ours] = np.stack(made) if ours[0] in _BLOCKS else made[0]
+        for name, part in zip(theirs, parts, strict=True):
+            if part.size != np.prod(shape):
+                raise UserError(
+                    f"{path}: {'/'.join(name)} is {list(part.shape)}, which does not fit the sizes "
+                    f"of the rest ({list(shape)}); the checkpoint is not of one model."
+                )
+        parts = [part.reshape(shape) for part in parts]
+        flat[ours] = np.stack(parts) if ours[0] in _BLOCKS else parts[0]
     surplus = sorted("/".join(name) for name in stored.keys() - used)
     if surplus:
         raise UserError(
-            f"{place}: {surplus[0]} and {len(surplus) - 1} more are parameters that no supported "
+            f"{path}: {surplus[0]} and {len(surplus) - 1} more are parameters that no supported "
             "model has; expected T5 v1.1, Flan-T5, mT5 or umT5."
         )
     flat[("embedding",)] = flat[("embedding",)] / np.float32(width**0.5)
@@ -97,15 +96,14 @@ def read_t5x(folder: str) -> tuple[ModelConfig, dict]:
 
 
 _Name = tuple[str, ...]
-_Shape = tuple[tuple[int, ...], int]  # of one layer, and how many values
 
 
-def _parameters(c: ModelConfig) -> dict[_Name, tuple[Sequence[_Name], _Shape]]:
-    """Ours -> the names it is stacked from, and the shape of one."""
-    found: dict[_Name, tuple[Sequence[_Name], _Shape]] = {}
+def _parameters(c: ModelConfig) -> dict[_Name, tuple[Sequence[_Name], tuple[int, ...]]]:
+    """Our name -> the names of the layers' parameters, and the shape of one layer."""
+    parameters: dict[_Name, tuple[Sequence[_Name], tuple[int, ...]]] = {}
 
     def put(ours: _Name, theirs: Sequence[_Name], *shape: int) -> None:
-        found[ours] = theirs, (shape, int(np.prod(shape)))
+        parameters[ours] = theirs, shape
 
     put(("embedding",), [("token_embedder", "embedding")], c.vocab_size, c.d_model)
     for side, count in (("encoder", c.encoder_layers), ("decoder", c.decoder_layers)):
@@ -134,27 +132,27 @@ def _parameters(c: ModelConfig) -> dict[_Name, tuple[Sequence[_Name], _Shape]]:
         put((f"{side}_norm", "scale"), [(side, f"{side}_norm", "scale")], c.d_model)
     if not c.tie_embeddings:
         put(("head",), [("decoder", "logits_dense", "kernel")], c.d_model, c.vocab_size)
-    return found
+    return parameters
 
 
-def _target(place: str) -> dict[tuple[str, ...], Any]:
-    """The parameters of the msgpack file: arrays, or what says where a zarr array lies."""
+def _target(path: str) -> dict[_Name, Any]:
+    """The parameters in the msgpack file: arrays, or references to zarr arrays."""
     from flax import serialization
 
     try:
-        with open(place, "rb") as file:
+        with open(path, "rb") as file:
             content = serialization.msgpack_restore(file.read())
         target = content["optimizer"]["target"]
     except FileNotFoundError:
         raise UserError(
-            f"{place}: expected T5X's file of this name, found none; give the folder "
+            f"{path}: expected T5X's file of this name, found none; give the folder "
             "checkpoint_STEP itself."
         ) from None
     except OSError:
         raise
-    except Exception as error:  # msgpack raises many kinds
+    except Exception as error:  # msgpack raises many types
         raise UserError(
-            f"{place}: expected a T5X checkpoint (msgpack with optimizer/target), found another "
+            f"{path}: expected a T5X checkpoint (msgpack with optimizer/target), found another "
             f"file ({type(error).__name__}: {error}); copy it again."
         ) from error
     return flatten_dict(target, is_leaf=lambda _, leaf: "kvstore" in leaf)
@@ -165,53 +163,49 @@ def _array(folder: str, leaf: Any) -> np.ndarray:
     if isinstance(leaf, Mapping):
         import tensorstore
 
-        # written on a bucket or elsewhere; it lies beside the msgpack file now
-        inside = leaf["kvstore"].get("path") or leaf.get("path", "")
-        path = os.path.join(os.path.abspath(folder), os.path.basename(inside.rstrip("/")))
+        # The reference may be to a bucket; the copied array is beside the msgpack file.
+        reference = leaf["kvstore"].get("path") or leaf.get("path", "")
+        path = os.path.join(os.path.abspath(folder), os.path.basename(reference.rstrip("/")))
         spec = {"driver": leaf["driver"], "kvstore": {"driver": "file", "path": path}}
         try:
             leaf = tensorstore.open(spec, open=True).result().read().result()
         except ValueError as error:
             raise UserError(
-                f"{path}: expected an array that {FILE} beside it names; reading it failed: "
+                f"{path}: expected an array of {FILE} beside it; reading it failed: "
                 f"{str(error).splitlines()[0]} Copy the whole folder again."
             ) from error
     return np.asarray(leaf).astype(np.float32)
 
 
-def _unstacked(
-    stored: Mapping[tuple[str, ...], np.ndarray],
-) -> dict[tuple[str, ...], np.ndarray]:
-    """The names `layers_N` of a scanned model, whose arrays have the layer as second axis."""
-    found: dict[tuple[str, ...], np.ndarray] = {}
+def _unstacked(stored: Mapping[_Name, np.ndarray]) -> dict[_Name, np.ndarray]:
+    """Splits the arrays of a scanned model, whose second axis is the layer, into `layers_N`."""
+    arrays: dict[_Name, np.ndarray] = {}
     for name, value in stored.items():
         if name[0] in _BLOCKS and name[1] == name[0]:
             if name[2:] == _POSITIONS and value.ndim == 2:  # one table for all layers
-                found[(name[0], *_POSITIONS)] = value
+                arrays[(name[0], *_POSITIONS)] = value
                 continue
             for number, layer in enumerate(np.moveaxis(value, 1, 0)):
-                found[(name[0], f"layers_{number}", *name[2:])] = layer
+                arrays[(name[0], f"layers_{number}", *name[2:])] = layer
         else:
-            found[name] = value
-    return found
+            arrays[name] = value
+    return arrays
 
 
-def _count(place: str, stored: Mapping[tuple[str, ...], Any], side: str) -> int:
-    numbers = {name[1] for name in stored if name[0] == side and name[1].startswith("layers_")}
-    if not numbers:
+def _count(path: str, stored: Mapping[_Name, Any], side: str) -> int:
+    layers = {name[1] for name in stored if name[0] == side and name[1].startswith("layers_")}
+    if not layers:
         raise UserError(
-            f"{place}: expected {side}/layers_0, or {side}/{side} of a scanned model, found "
+            f"{path}: expected {side}/layers_0, or {side}/{side} of a scanned model, found "
             f"neither; supported are T5 v1.1, Flan-T5, mT5 and umT5."
         )
-    return len(numbers)
+    return len(layers)
 
 
-def _take(
-    place: str, stored: Mapping[tuple[str, ...], np.ndarray], name: tuple[str, ...]
-) -> np.ndarray:
+def _take(path: str, stored: Mapping[_Name, np.ndarray], name: _Name) -> np.ndarray:
     if name not in stored:
         raise UserError(
-            f"{place}: expected the parameter {'/'.join(name)}, found none of that name; "
+            f"{path}: expected the parameter {'/'.join(name)}, found no such parameter; "
             "supported are T5 v1.1, Flan-T5, mT5 and umT5."
         )
     return stored[name]

@@ -1,7 +1,7 @@
-"""Layers one by one, for decoding: each with parameters and caches of its own.
+"""Unrolled layers for decoding, with separate parameters and caches.
 
-A step of a beam search that takes a layer's weights out of a stack (`blocks.stacked`) copies them,
-which costs as much as using them.
+With stacked layers (`blocks.stacked`), a step of a beam search copies the weights of each layer out
+of the stack, which takes as long as the computation.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ _KERNELS = {"query", "key", "value", "out", "gate", "up", "down", "head"}
 
 
 class UnrolledLayers(nn.Module):
-    """The layers of one side, called as `stacked` ones are; what those stack comes as tuples."""
+    """The layers of one side, with the methods of `stacked` layers but tuples instead of stacks."""
 
     layer: type[nn.Module]
     config: ModelConfig
@@ -33,29 +33,29 @@ class UnrolledLayers(nn.Module):
         self.layers = [self.layer(self.config, True) for _ in range(self.length)]
 
     def __call__(self, x: jax.Array, *shared) -> tuple[jax.Array, None]:
-        """All layers, one after another."""
+        """Applies all layers."""
         for layer in self.layers:
             x, _ = layer(x, *shared)
         return x, None
 
     def cross_keys_values(self, carry: None, encoded: Encoded):
         """Keys of all layers, and values of all layers."""
-        both = [layer.cross_keys_values(None, encoded)[1] for layer in self.layers]
-        return carry, tuple(zip(*both, strict=True))
+        keys_values = [layer.cross_keys_values(None, encoded)[1] for layer in self.layers]
+        return carry, tuple(zip(*keys_values, strict=True))
 
     def step(self, x, self_keys, self_values, cross_keys, cross_values, *shared):
         """See `DecoderLayer.step`."""
-        caches = []
-        own = zip(self_keys, self_values, cross_keys, cross_values, strict=True)
-        for layer, cache in zip(self.layers, own, strict=True):
-            x, written = layer.step(x, *cache, *shared)
-            caches.append(written)
-        return x, tuple(zip(*caches, strict=True))
+        new_caches = []
+        caches = zip(self_keys, self_values, cross_keys, cross_values, strict=True)
+        for layer, cache in zip(self.layers, caches, strict=True):
+            x, new_cache = layer.step(x, *cache, *shared)
+            new_caches.append(new_cache)
+        return x, tuple(zip(*new_caches, strict=True))
 
 
 def for_decoding(model: Seq2Seq, params) -> tuple[Seq2Seq, dict]:
-    """The model with its layers unrolled, and its parameters laid out so: kernels in the compute
-    type, which is how the trained model uses them. For as many searches as one likes.
+    """The model with unrolled layers, and its parameters, with kernels cast to the compute type, as
+    the stacked model casts them in every call.
     """
     config = model.config
     if model.unrolled:

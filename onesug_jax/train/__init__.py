@@ -1,5 +1,4 @@
-"""The engine room: mesh, optimizer, jitted update, loop, checkpoints, reports. Knows no model.
+"""Training of any model: mesh, optimizer, jitted update, loop, checkpoints and reports.
 
-A step of the method (pre-training, alignment, a contrastive encoder, a quantiser) is handed in as
-a `train_state.Stage`; everything here is the same for all of them.
+The caller passes a `train_state.Stage`: pre-training, alignment, a text encoder or a quantiser.
 """

@@ -1,19 +1,18 @@
-"""Checkpoints by orbax: written in the background, checked when read, restored onto any mesh.
+"""Checkpoints by orbax: written in the background, verified when read, restored onto any mesh.
 
-A stage's folder holds
+A stage's folder contains
 
     checkpoints/STEP/{params,optimizer,meta}   the newest full states (meta: JSON)
-    best/STEP/{params,meta}                    parameters only, of the best step by the dev metric
-    damaged/STEP                               checkpoints found damaged, set aside
+    best/STEP/{params,meta}                    parameters of the best step by the dev metric
+    damaged/STEP                               damaged checkpoints, moved here
 
-`meta` holds the format's number and the identity: what makes a trained state the same (the stage,
-its model, vocabulary and examples). Under another identity nothing is restored, and nothing is
-touched. Everything else may change between runs.
+`meta` contains the format number and the identity: the stage, its model, vocabulary and examples. A
+checkpoint with another identity is refused, and no file changes. All other settings may change
+between runs.
 
-A checkpoint appears by one rename after all its bytes and their checksums are written, so a process
-killed at any moment leaves complete ones only; what a disk loses later the checksums find (local
-folders; a bucket has its own). Writing is `writer.py`'s. Does not know what a training loop is.
-Serving imports this file: no TensorFlow here.
+A checkpoint appears by one rename, after its bytes and checksums are written. So a process that is
+killed at any moment leaves only complete checkpoints. The checksums detect disk damage (in local
+folders; buckets have their own). Serving imports this file, so it must not import TensorFlow.
 """
 
 import contextlib
@@ -42,7 +41,7 @@ from onesug_jax.train.stored import (
 )
 from onesug_jax.train.writer import BackgroundWriter, absolute, first_line, list_steps
 
-FORMAT = 2  # raise it when what is stored changes its meaning
+FORMAT = 2  # increase it when the meaning of a stored value changes
 PARTS = ("params", "optimizer", "meta")
 
 
@@ -51,10 +50,9 @@ class Restored:
     """A checkpoint that was read.
 
     Attributes:
-      state: a `TrainState` on the mesh; its `opt_state` is None where the stored one belongs to
-        another optimizer.
-      step: updates done.
-      notes: JSON values given to `save`.
+      state: a `TrainState` on the mesh; `opt_state` is None if another optimizer's was stored.
+      step: completed updates.
+      notes: the JSON values passed to `save`.
     """
 
     state: Any
@@ -63,12 +61,12 @@ class Restored:
 
 
 class Checkpoints:
-    """The checkpoints of one stage folder; every process of a run makes one and calls it alike.
+    """The checkpoints of one stage folder. All processes of a run make the same calls.
 
     Args:
       folder: the stage's folder, local (or shared by all hosts) or a bucket's URL.
-      keep: how many full states to retain.
-      identity: what makes a trained state the same, JSON values; "stage" is its stage's name.
+      keep: the number of full states to retain, at least 1.
+      identity: JSON values that must equal those of a checkpoint; "stage" is the stage's name.
     """
 
     def __init__(
@@ -78,8 +76,6 @@ class Checkpoints:
         keep: int = 2,
         identity: Mapping[str, Any] | None = None,
     ):
-        if keep < 1:
-            raise UserError(f"keep={keep}: expected at least 1 checkpoint to keep.")
         self.folder = absolute(folder)
         self.identity = json.loads(json.dumps(dict(identity or {}), default=str))
         self._writer = BackgroundWriter(self.folder, {"checkpoints": keep, "best": 1})
@@ -90,34 +86,34 @@ class Checkpoints:
             print(text, flush=True)
 
     def save(self, step: int, state: Any, notes: Mapping[str, Any] | None = None) -> None:
-        """Start writing the whole `TrainState`; returns once it is copied off the devices.
+        """Start to write the whole `TrainState`; returns when it is copied to the host.
 
-        `notes` (JSON values) come back from `restore`.
+        `restore` returns the `notes` (JSON values).
 
         Raises:
-          UserError: the checkpoint before this one could not be written (a full disk, for example).
+          UserError: the previous checkpoint could not be written (a full disk, for example).
         """
-        self._writer.wait("best")  # the notes may name it
+        self._writer.wait("best")  # the notes may refer to it
         trees = {"params": state.params, "optimizer": _optimizer_leaves(state)}
         self._writer.write("checkpoints", step, trees, self._meta(step, notes))
 
     def save_best(self, step: int, params: Any, notes: Mapping[str, Any]) -> None:
-        """Start writing `params` as the best so far, in place of the best before."""
+        """Start to write `params` as the best ones; they replace the previous best."""
         self._writer.write("best", step, {"params": params}, self._meta(step, notes))
 
     def restore(self, like: Any) -> Restored | None:
-        """The newest intact state, laid out as `like` says; None: there is no checkpoint.
+        """The newest intact state with the shardings of `like`; None if there is no checkpoint.
 
-        Checkpoints that are damaged are set aside once an older one has been read. Where this
-        raises, the folder stays as it is.
+        Damaged checkpoints are moved to `damaged/` after an older one was read. If this raises, the
+        folder is unchanged.
 
         Args:
-          like: a `TrainState` of `ShapeDtypeStruct`s with shardings (`step.abstract_state`), of any
+          like: a `TrainState` of `ShapeDtypeStruct`s with shardings (`abstract_state`), on any
             mesh.
 
         Raises:
-          UserError: another format or identity wrote it, its parameters have other shapes, or none
-            is intact.
+          UserError: the format, the identity or the shapes of the parameters differ, or no
+            checkpoint is intact.
         """
         damaged: dict[int, str] = {}
         for step in reversed(list_steps(self.folder / "checkpoints")):
@@ -131,7 +127,7 @@ class Checkpoints:
                     restored = _read(home, step, like, meta.get("notes") or {})
                 except UserError:
                     raise
-                except Exception as error:  # orbax and tensorstore raise all kinds for broken files
+                except Exception as error:  # orbax and tensorstore raise many types
                     check_refused(home, error)
                     damage = f"cannot be read: {first_line(error)}"
             if not damage:
@@ -147,27 +143,27 @@ class Checkpoints:
         return None
 
     def best_notes(self) -> dict[str, Any]:
-        """The notes of the best parameters that lie in the folder; {} where there are none."""
+        """The notes of the best parameters in the folder; {} if there are none."""
 
-        def look() -> dict[str, Any]:
+        def read() -> dict[str, Any]:
             for step in reversed(list_steps(self.folder / "best")):
                 with contextlib.suppress(OSError, ValueError):
                     return _read_meta(self.folder / "best" / str(step)).get("notes") or {}
             return {}
 
-        return distributed.run_on_primary_and_broadcast(look)
+        return distributed.run_on_primary_and_broadcast(read)
 
     def remove_best(self) -> None:
-        """Delete the best parameters: of a run that never came to its first checkpoint."""
+        """Delete the best parameters, of a run that ended before its first checkpoint."""
         if distributed.is_primary() and (self.folder / "best").exists():
             (self.folder / "best").rmtree()
         distributed.barrier()
 
     def wait(self) -> None:
-        """Until everything started is on disk.
+        """Wait until all started writes are on disk.
 
         Raises:
-          UserError: something could not be written.
+          UserError: a write failed.
         """
         self._writer.wait()
 
@@ -178,7 +174,7 @@ class Checkpoints:
         try:
             self._writer.close()
         except UserError:
-            if error is None:  # otherwise the first error is the one to show
+            if error is None:  # otherwise the first error is more useful
                 raise
 
     def _meta(self, step: int, notes: Any) -> dict[str, Any]:
@@ -189,13 +185,13 @@ class Checkpoints:
 
     def _check_meta(self, home: epath.Path, meta: Mapping[str, Any]) -> None:
         """Refuse a checkpoint of another format or identity."""
-        ways = (
+        fixes = (
             f"Choose another folder (WORK_DIR), or start over with --restart={self._stage()}, "
-            "which removes what was trained there."
+            "which deletes the trained state there."
         )
         if meta.get("format") != FORMAT:
             raise UserError(
-                f"{home}: expected checkpoint format {FORMAT}, found {meta.get('format')}. {ways}"
+                f"{home}: expected checkpoint format {FORMAT}, found {meta.get('format')}. {fixes}"
             )
         changes = find_changes(flatten(meta.get("identity") or {}), flatten(self.identity))
         if changes:
@@ -203,34 +199,37 @@ class Checkpoints:
                 f"{name} {old!r} (now {new!r})" for name, (old, new) in changes.items()
             )
             raise UserError(
-                f"{home}: trained with another model, vocabulary or data: {listed}. {ways}"
+                f"{home}: trained with another model, vocabulary or data: {listed}. {fixes}"
             )
 
     def _set_aside(self, damaged: Mapping[int, str], step: int) -> None:
-        """Move damaged checkpoints out of the way; that of `step` is the one gone on from."""
+        """Move damaged checkpoints to `damaged/`; the run resumes from `step`."""
         for bad, damage in damaged.items():
-            home, place = self.folder / "checkpoints" / str(bad), self.folder / "damaged" / str(bad)
-            self.say(f"checkpoint {home} is damaged ({damage}); set aside in {place.parent}")
+            home, target = (
+                self.folder / "checkpoints" / str(bad),
+                self.folder / "damaged" / str(bad),
+            )
+            self.say(f"checkpoint {home} is damaged ({damage}); moved to {target.parent}")
             if distributed.is_primary():
-                place.parent.mkdir(parents=True, exist_ok=True)
-                if place.exists():
-                    place.rmtree()
-                home.rename(place)
+                target.parent.mkdir(parents=True, exist_ok=True)
+                if target.exists():
+                    target.rmtree()
+                home.rename(target)
         if damaged:
             distributed.barrier()
-            self.say(f"going on from the checkpoint before it, step {step}")
+            self.say(f"resuming from the previous checkpoint, step {step}")
 
 
 def load_params(folder: str | os.PathLike, shardings: Any = None) -> Any:
-    """The parameters a stage left in `folder`: the best if it has any, else the newest intact.
+    """The trained parameters in `folder`: the best ones if there are any, else the newest intact.
 
     Args:
       folder: a stage's folder, its `best` or `checkpoints`, or one step's folder in them.
-      shardings: None gives numpy arrays; one sharding for all, or a tree of them, gives jax arrays
-        laid out so.
+      shardings: None returns numpy arrays; one sharding, or a tree of them, returns jax arrays with
+        these shardings.
 
     Raises:
-      UserError: there are none, they are damaged, or the shardings' tree has another structure.
+      UserError: there are none, they are damaged, or the tree of shardings has another structure.
 
     `work` is the WORK_DIR of a finished run:
 
@@ -240,13 +239,13 @@ def load_params(folder: str | os.PathLike, shardings: Any = None) -> Any:
       >>> "embedding" in params
       True
     """
-    given = absolute(folder)
-    homes = [given] if (given / "params").is_dir() else []
-    for place in (given / "best", given / "checkpoints", given):
-        homes = homes or [place / str(step) for step in reversed(list_steps(place))]
+    root = absolute(folder)
+    homes = [root] if (root / "params").is_dir() else []
+    for series in (root / "best", root / "checkpoints", root):
+        homes = homes or [series / str(step) for step in reversed(list_steps(series))]
     if not homes:
         raise UserError(
-            f"{given}: no parameters found; expected a trained stage's folder, with best/ or "
+            f"{root}: no parameters found; expected the folder of a trained stage, with best/ or "
             "checkpoints/ in it."
         )
     damages = []
@@ -255,8 +254,8 @@ def load_params(folder: str | os.PathLike, shardings: Any = None) -> Any:
         if not damage:
             return read_params(home / "params", shardings)
         damages.append(f"{home} ({damage})")
-        print(f"checkpoint {damages[-1]} is damaged, trying the one before it", flush=True)
-    raise UserError(f"{given}: no intact parameters: {'; '.join(damages)}.")
+        print(f"checkpoint {damages[-1]} is damaged; trying the previous one", flush=True)
+    raise UserError(f"{root}: no intact parameters: {'; '.join(damages)}.")
 
 
 def saved_steps(folder: str | os.PathLike) -> list[int]:
@@ -265,7 +264,7 @@ def saved_steps(folder: str | os.PathLike) -> list[int]:
 
 
 def _inspect(home: epath.Path) -> tuple[str, dict[str, Any]]:
-    """(what is damaged or "", the meta) of a full state."""
+    """(the damage or "", the meta) of a full state."""
     try:
         damage = find_damage(home, PARTS)
         return damage, {} if damage else _read_meta(home)
@@ -279,8 +278,8 @@ def _read_meta(home: epath.Path) -> dict[str, Any]:
 
 
 def _optimizer_leaves(state: Any) -> dict[str, Any]:
-    """By name, since optax's containers change with settings. With the step, so that there is an
-    array in it always: orbax refuses empty trees.
+    """By name, because optax's containers depend on the settings. The step is included because
+    orbax refuses empty trees.
     """
     return {"step": state.step, **by_name(state.opt_state)}
 
@@ -290,9 +289,9 @@ def _read(home: epath.Path, step: int, like: Any, notes: dict[str, Any]) -> Rest
     params, opt_state = read_tree(home / "params", like.params), None
     leaves = _optimizer_leaves(like)
     if not find_misfit(stored_shapes(home / "optimizer"), leaves):
-        found = read_tree(home / "optimizer", leaves)
+        saved = read_tree(home / "optimizer", leaves)
         structure = jax.tree.structure(like.opt_state)
-        opt_state = jax.tree.unflatten(structure, [found[name] for name in by_name(like.opt_state)])
+        opt_state = jax.tree.unflatten(structure, [saved[name] for name in by_name(like.opt_state)])
     scalars = jax.jit(
         lambda: (jnp.int32(step), jnp.int32(-1)),
         out_shardings=(like.step.sharding, like.bad_step.sharding),

@@ -1,7 +1,4 @@
-"""What `fit` refuses before it touches anything: settings that cannot hold, alone or together.
-
-Takes plain numbers, so that a command line can ask the same before any stage runs.
-"""
+"""Validation of the settings of `fit`; the command line runs it before any stage."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -24,17 +21,17 @@ def check_fit(
     best_metric: str | None = None,
     profile_steps: Any = None,
 ) -> None:
-    """Raise for the first setting with which `fit` could not train.
+    """Check the settings of `fit`.
 
     Args:
-      name: the stage's, for the message.
+      name: the stage's name, for the message.
       batch_size: examples of an update, over all processes.
-      mesh: sizes of the axes, as `dict(make_mesh(...).shape)` gives them.
-      evaluate_every: 0 also where there is nothing to evaluate.
+      mesh: sizes of the axes, `dict(make_mesh(...).shape)`.
+      evaluate_every: 0 also if there is no evaluation function.
       profile_steps: (first, last) updates to trace, or None.
 
     Raises:
-      UserError: names the setting, what was expected and what was found.
+      UserError: names the first wrong setting, the expected and the found value.
     """
     least = {
         "steps": (steps, 1),

@@ -1,11 +1,11 @@
-"""What one chip can do, by its maker's figures, and the topologies they come in.
+"""Published performance of chips, and TPU topologies.
 
-Figures of Cloud TPU chips are those of cloud.google.com/tpu/docs/v4, /v5e, /v5p and /v6e, read in
-2026: peak bfloat16 operations, HBM, HBM bandwidth, and bandwidth of the links to other chips. The
-last is given there for all links of a chip and both directions together; a collective over one mesh
-axis goes round one ring, that is out over two of the four or six links: `link_bytes_per_s`. The
-network between slices has 6.4 Tbit/s a v5e pod, 25.6 Tbit/s a v6e pod, both of 256 chips, and 50
-Gbit/s a v5p chip; for v4 no figure is given there, and v5e's is taken.
+Figures of Cloud TPU chips are from cloud.google.com/tpu/docs/v4, /v5e, /v5p and /v6e, read in 2026:
+peak bfloat16 operations, HBM, HBM bandwidth, and bandwidth of the links to other chips. The last is
+published as the sum over all links of a chip and both directions. A collective over one mesh axis
+uses one ring, which sends over two of the four or six links: `link_bytes_per_s`. The network
+between slices has 6.4 Tbit/s per v5e pod, 25.6 Tbit/s per v6e pod, both of 256 chips, and 50 Gbit/s
+per v5p chip. No figure is published for v4; v5e's is used.
 """
 
 from __future__ import annotations
@@ -24,12 +24,13 @@ class Chip:
     """One chip.
 
     Attributes:
-      name: as topologies name it; kind: as JAX names its devices.
-      flops: peak bfloat16 operations a second (a multiply-add is two).
+      name: in topologies; kind: JAX's device kind.
+      flops: peak bfloat16 operations per second (a multiply-add is two).
       memory: bytes of HBM; memory_bytes_per_s: its bandwidth.
-      link_bytes_per_s: bytes a second that one chip sends round one ring.
-      network_bytes_per_s: its share of what its host sends to other slices.
-      accelerator: prefix of Cloud TPU's accelerator type; cores: what its number counts a chip.
+      link_bytes_per_s: bytes per second that one chip sends around one ring.
+      network_bytes_per_s: its share of its host's bandwidth to other slices.
+      accelerator: prefix of Cloud TPU's accelerator type; cores: cores per chip, which the
+        accelerator type counts.
     """
 
     name: str
@@ -54,8 +55,8 @@ CHIPS = {
     )
 }
 
-# Peak bfloat16 operations a second, dense: NVIDIA's data sheets of the A100, H100 and H200, half of
-# what they give "with sparsity". By the beginning of JAX's name of the device.
+# Peak dense bfloat16 operations per second, by the prefix of JAX's device kind. NVIDIA's data
+# sheets of the A100, H100 and H200; half of their figure "with sparsity".
 GPU_FLOPS = {
     "NVIDIA A100": 312e12,
     "NVIDIA H100 PCIe": 756e12,
@@ -65,10 +66,10 @@ GPU_FLOPS = {
 
 
 def published_flops(kind: str) -> float | None:
-    """Peak bfloat16 FLOP/s of a device by JAX's name of its kind; None where unpublished."""
+    """Peak bfloat16 FLOP/s of a device, by JAX's device kind; None if unknown."""
     flops = {chip.kind: chip.flops for chip in CHIPS.values()} | GPU_FLOPS
-    fitting = [name for name in flops if kind.startswith(name)]
-    return flops[max(fitting, key=len)] if fitting else None
+    matches = [name for name in flops if kind.startswith(name)]
+    return flops[max(matches, key=len)] if matches else None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -80,62 +81,64 @@ class Topology:
 
     @classmethod
     def parse(cls, text: str) -> Topology:
-        """Reads `v5e:16x16` or `v5p:4x4x8`.
+        """Parse `v5e:16x16` or `v5p:4x4x8`.
 
         Raises:
           UserError: another form, or an unknown chip.
         """
-        found = re.fullmatch(r"(\w+):(\d+(?:x\d+)+)", text)
-        if not found or found[1] not in CHIPS:
+        match = re.fullmatch(r"(\w+):(\d+(?:x\d+)+)", text)
+        if not match or match[1] not in CHIPS:
             raise UserError(
                 f"--topology={text}: expected a chip and a shape, such as v5e:4x4, v5e:16x16, "
                 f"v5p:4x4x8 or v6e:16x16; chips in the table: {', '.join(CHIPS)}."
             )
-        shape = tuple(int(size) for size in found[2].split("x"))
-        wanted = 3 if found[1] in ("v4", "v5p") else 2
-        if len(shape) != wanted or min(shape) < 1:
+        name, shape = match[1], tuple(int(size) for size in match[2].split("x"))
+        dimensions = 3 if name in ("v4", "v5p") else 2
+        if len(shape) != dimensions or min(shape) < 1:
             raise UserError(
-                f"--topology={text}: {found[1]} chips lie in {wanted} dimensions, such as "
-                f"{found[1]}:{'x'.join('4' * wanted)}."
+                f"--topology={text}: a slice of {name} chips has {dimensions} dimensions, such as "
+                f"{name}:{'x'.join('4' * dimensions)}."
             )
-        return cls(CHIPS[found[1]], shape)
+        return cls(CHIPS[name], shape)
 
     @property
     def name(self) -> str:
-        """As it is written."""
+        """Such as v5e:4x4."""
         return f"{self.chip.name}:{'x'.join(map(str, self.shape))}"
 
     @property
     def chips(self) -> int:
-        """How many chips."""
+        """Number of chips."""
         return math.prod(self.shape)
 
     def devices(self, slices: int = 1) -> list:
-        """Descriptions of its chips, for compiling on a host that has none of them.
+        """Descriptions of its chips, for compilation on a host without TPUs.
 
         Args:
-          slices: how many such slices, joined by a network.
+          slices: number of such slices, connected by a network.
 
         Raises:
-          UserError: the compiler is missing, or does not know this shape.
+          UserError: the compiler is missing, or does not support this shape.
         """
-        os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")  # or it looks for a TPU host's metadata
+        os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")  # no request to a TPU host's metadata
         os.environ.setdefault("TPU_WORKER_HOSTNAMES", "localhost")
-        os.environ.setdefault("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")  # no chip is held by compiling
+        os.environ.setdefault("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")  # compilation locks no chip
         accelerator = f"{self.chip.accelerator}-{self.chips * self.chip.cores}"
         os.environ.setdefault("TPU_ACCELERATOR_TYPE", accelerator)
         from jax.experimental import topologies
 
-        more: dict[str, Any] = {"num_slices": slices} if slices > 1 else {}
+        options: dict[str, Any] = {"num_slices": slices} if slices > 1 else {}
         if self.chip.name == "v4":  # both cores of a chip as one device, as on Cloud TPU
-            more["chip_config_name"] = "megacore"
+            options["chip_config_name"] = "megacore"
         try:
-            found = topologies.get_topology_desc(platform="tpu", topology_name=self.name, **more)
-        except Exception as error:  # whatever the plug-in throws
+            described = topologies.get_topology_desc(
+                platform="tpu", topology_name=self.name, **options
+            )
+        except Exception as error:  # the plug-in raises many types
             text = str(error).splitlines()[0] if str(error) else type(error).__name__
             raise UserError(
-                f"--topology={self.name}: cannot be compiled for ({text}). The compiler is the "
-                "package libtpu: `pip install 'onesug_jax[tpu]'`; shapes are those of Cloud TPU "
-                "slices."
+                f"--topology={self.name}: compilation is not possible ({text}). The compiler is "
+                "the package libtpu: `pip install 'onesug_jax[tpu]'`; shapes are those of Cloud "
+                "TPU slices."
             ) from error
-        return list(found.devices)
+        return list(described.devices)

@@ -1,15 +1,15 @@
-"""Where the seconds of a run go: training steps, or one of the phases beside them."""
+"""The time that a run spends in training steps and in each other phase."""
 
 import contextlib
 import time
 from collections.abc import Iterator
 
-# Reported even where they took no time.
+# Reported even if they took no time.
 PHASES = ("data", "compile", "evaluate", "save")
 
 
 class Clock:
-    """Seconds since it was made, and how many of them went to something other than steps."""
+    """Seconds since its creation, and seconds of each phase other than training steps."""
 
     def __init__(self, now=time.monotonic):
         self._now = now
@@ -18,7 +18,7 @@ class Clock:
 
     @contextlib.contextmanager
     def measure_phase(self, phase: str) -> Iterator[None]:
-        """Time inside counts as `phase`, not as training steps."""
+        """Count the time inside as `phase`, not as training steps."""
         start = self._now()
         try:
             yield
@@ -30,13 +30,11 @@ class Clock:
         return self._now() - self._start
 
     def without(self, *phases: str) -> float:
-        """Seconds since the start, less those spent on `phases`."""
+        """Seconds since the start without those of `phases`."""
         return self.total() - sum(self.spent.get(name, 0.0) for name in phases)
 
     def shares(self) -> dict[str, float]:
-        """Of all seconds since the start: the `goodput`, those in steps, and the `share/..` of all
-        else; they add up to 1.
-        """
+        """Shares of the time since the start, with sum 1: `goodput` (steps), and `share/PHASE`."""
         total = max(self.total(), 1e-9)
         spent = dict.fromkeys(PHASES, 0.0) | self.spent
         shares = {f"share/{phase}": seconds / total for phase, seconds in spent.items()}

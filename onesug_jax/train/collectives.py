@@ -1,12 +1,12 @@
-"""What a collective sends: over the links of a slice, and over the network between slices.
+"""Bytes that a collective sends over the links of a slice, and over the network between slices.
 
-    X                bytes of the whole array: of the result, of a reduce-scatter n times that
-    n, k             chips of a group, and the slices that they lie in; m = n / k of them in each
-    links            f X (m - 1) / m            f = 2 of an all-reduce, otherwise 1
-    network          f X / m (k - 1) / k        what a ring leaves to each chip of a slice
+    X                bytes of the whole array: the result, or n times the result of a reduce-scatter
+    n, k             chips of a group, and their slices; m = n / k chips in each slice
+    links            f X (m - 1) / m            f = 2 for an all-reduce, otherwise 1
+    network          f X / m (k - 1) / k        each chip of a slice sends its m-th part
 
-Rings within the slices, and between them rings of the chips with the same place. Devices are
-numbered as the mesh lists them. Knows the text of HLO's replica groups and nothing of models.
+Rings run within the slices, and between slices among the chips with the same position. Devices are
+numbered in the order of the mesh.
 """
 
 from __future__ import annotations
@@ -34,9 +34,9 @@ class Collective:
 
     Attributes:
       kind: one of `KINDS`; bytes: of its result on a chip.
-      groups: numbers of the devices that take part in it, group by group; of a permute, pairs.
-      times: how often it runs.
-      between: whether it is between all slices, among the chips with the same place in each.
+      groups: device numbers of each group; for a permute, pairs.
+      times: the number of its runs.
+      between: whether it runs between all slices, among the chips with the same position.
     """
 
     kind: str
@@ -51,26 +51,26 @@ class Collective:
         return max(map(len, self.groups), default=1)
 
     def sent(self, chips_per_slice: int | None = None, slices: int = 1) -> tuple[float, float]:
-        """Bytes a chip sends in all runs, over links and over the network between slices.
+        """Bytes that a chip sends in all runs, over links and over the network between slices.
 
         Args:
-          chips_per_slice: None: all chips lie in one slice.
+          chips_per_slice: None if all chips are in one slice.
         """
         n, k = self.group, 1
         if self.between:
             n = k = slices
         elif chips_per_slice is not None:
             k = max((len({i // chips_per_slice for i in g}) for g in self.groups), default=1)
-        m, whole = n / k, self.bytes * self.times
+        m, total = n / k, self.bytes * self.times
         if self.kind in ("collective-permute", "collective-broadcast"):
-            return (whole, 0.0) if k == 1 else (0.0, whole)
+            return (total, 0.0) if k == 1 else (0.0, total)
         if self.kind == "all-to-all":
-            return whole * (m - 1) / n, whole * (k - 1) / k
+            return total * (m - 1) / n, total * (k - 1) / k
         if self.kind == "reduce-scatter":
-            whole *= n
+            total *= n
         if self.kind == "all-reduce":
-            whole *= 2
-        return whole * (m - 1) / m, whole / m * (k - 1) / k
+            total *= 2
+        return total * (m - 1) / m, total / m * (k - 1) / k
 
     def axes(self, mesh: Mapping[str, int]) -> tuple[str, ...]:
         """The axes of the mesh along which the devices of its groups differ."""
@@ -78,16 +78,16 @@ class Collective:
             return ("replica",)
         if not self.groups:
             return ()
-        places = np.array(np.unravel_index(self.groups[0], tuple(mesh.values())))
-        vary = (places != places[:, :1]).any(axis=1)
+        positions = np.array(np.unravel_index(self.groups[0], tuple(mesh.values())))
+        vary = (positions != positions[:, :1]).any(axis=1)
         return tuple(name for name, differs in zip(mesh, vary, strict=True) if differs)
 
 
 def parse_groups(attributes: str) -> Groups:
-    """The groups of a collective, of its attributes in HLO's text; () where none are written.
+    """The groups of a collective, from its attributes in HLO text; () if there are none.
 
-    They are written out, `{{0,1},{2,3}}`; as reshaped and transposed numbers, `[2,4]<=[4,2]T(1,0)`;
-    or as axes of a mesh, `mesh['a'=4,'b'=2] {'a'}`, of devices in order or in that of such numbers,
+    HLO writes lists, `{{0,1},{2,3}}`; reshaped and transposed numbers, `[2,4]<=[4,2]T(1,0)`; or
+    axes of a mesh, `mesh['a'=4,'b'=2] {'a'}`, whose devices may be reordered,
     `mesh['a'=4,'b'=2], device_ids=([2,4]T(1,0)) {'a'}`.
     """
     pairs = re.search(r"source_target_pairs=\{(\{[\d,{}]*\})\}", attributes)
@@ -119,7 +119,7 @@ def _integers(text: str) -> tuple[int, ...]:
 
 
 def _numbered(shape: tuple[int, ...], order: tuple[int, ...] = ()) -> np.ndarray:
-    """0, 1, 2 ... in an array of this shape, its dimensions put into this order."""
+    """0, 1, 2 ... in an array of this shape, transposed to this order of dimensions."""
     return np.arange(np.prod(shape)).reshape(shape).transpose(order or range(len(shape)))
 
 

@@ -1,14 +1,14 @@
-"""Compiles a step for chips nobody here owns, and says whether it fits and how fast it could be.
+"""Compiles a step for chips that are not attached, and reports its memory and possible speed.
 
-The step is the very function that training jits; the devices are descriptions of a topology; the
-compiler is the chips' own. What comes back is bytes a chip, FLOPs, collectives, and times:
+The step is the function that training jits, the devices are descriptions of a topology, and the
+compiler is the chips' own. The result is bytes per chip, FLOPs, collectives, and times:
 
-    compute = FLOPs a chip / peak      memory = HBM bytes / bandwidth      links = bytes sent / link
+    compute = FLOPs per chip / peak    memory = HBM bytes / bandwidth      links = bytes sent / link
     network = bytes sent to other slices / a chip's share of the network between them
 
-of which `forecast.py` makes a bound, the sum without overlap, and an estimate. FLOPs are counted on
-the jaxpr (`flops.py`), bytes on the compiled program (`hlo.py`), loops by their trips. MFU counts
-what the model needs (three forward passes, without what is recomputed).
+`forecast.py` derives a bound, the sum without overlap, and an estimate. FLOPs are counted on the
+jaxpr (`flops.py`), bytes on the compiled program (`hlo.py`), loops with their trip counts. MFU
+counts three forward passes, without recomputation.
 """
 
 from __future__ import annotations
@@ -31,20 +31,20 @@ _UNITS = {"": 1.0, "K": 2.0**10, "M": 2.0**20, "G": 2.0**30, "T": 2.0**40}
 
 @dataclasses.dataclass(frozen=True)
 class Analysis:
-    """What one compiled step costs; bytes and FLOPs are a chip's.
+    """The cost of one compiled step; bytes and FLOPs are per chip.
 
     Attributes:
-      step: its name; topology, chips, mesh: what it was compiled for.
-      fits: whether it fits the memory; needed, memory: bytes it takes, and bytes there are.
-      arguments, outputs, temporaries, code: parts of `needed`; outputs without those that take the
-        place of arguments.
-      flops: with what is recomputed; model_flops: without.
+      step: its name; topology, chips, mesh: the target of the compilation.
+      fits: whether it fits the memory; needed, memory: required and available bytes.
+      arguments, outputs, temporaries, code: parts of `needed`; outputs that reuse the memory of
+        arguments are excluded.
+      flops: with recomputation; model_flops: without.
       memory_bytes: read from and written to memory.
       collectives: "kind along axes of the mesh" -> runs, bytes of results, bytes sent over links
         and over the network between slices.
-      compute_s, memory_s, links_s, network_s: what each takes by itself.
+      compute_s, memory_s, links_s, network_s: the time of each one alone.
       tokens, examples: of a step, over all chips; peak: FLOP/s of a chip.
-      compile_s: how long compiling took here.
+      compile_s: compilation time on this host.
     """
 
     step: str
@@ -73,15 +73,15 @@ class Analysis:
 
     @property
     def forecast(self) -> Forecast:
-        """How long a step may take."""
+        """The expected time of a step."""
         return Forecast(self.compute_s, self.memory_s, self.links_s, self.network_s)
 
     def mfu(self, seconds: float) -> float:
-        """The share of the peak that the model's FLOPs are, at so many seconds a step."""
+        """Model FLOPs utilisation if a step takes this time."""
         return self.model_flops / self.peak / seconds
 
     def as_json(self) -> dict[str, Any]:
-        """All of it, with the forecast: seconds, and at both ends of the estimate MFU and rates."""
+        """All fields and the forecast: seconds, and MFU and rates at both ends of the estimate."""
         time = self.forecast
         out = {**dataclasses.asdict(self), "bound_s": time.bound, "bound_by": time.largest}
         out |= {"sum_s": time.sum, "estimate_s": [time.fast, time.slow]}
@@ -97,11 +97,11 @@ class Step:
 
     Attributes:
       name: for reports.
-      jitted: what `jax.jit` gave; arguments: `ShapeDtypeStruct`s with their shardings.
-      mesh: what they lie on.
-      model_flops: FLOPs the model needs for one call, over all chips.
+      jitted: the result of `jax.jit`; arguments: `ShapeDtypeStruct`s with their shardings.
+      mesh: the mesh of the shardings.
+      model_flops: the model's FLOPs of one call, over all chips.
       tokens, examples: in one call, over all chips.
-      unknown_trips: trips of loops that end when the data say so.
+      unknown_trips: assumed trip count of loops whose end depends on data.
     """
 
     name: str
@@ -115,26 +115,26 @@ class Step:
 
 
 def analyse(step: Step, topology: Topology) -> Analysis:
-    """Compiles a step and reads what it costs; a step that does not fit is an answer, no error."""
+    """Compiles a step and computes its cost; a step that does not fit is a result, not an error."""
     chips = step.mesh.size
-    about: dict[str, Any] = {
+    target: dict[str, Any] = {
         "step": step.name,
         "topology": topology.name,
         "chips": chips,
         "mesh": dict(step.mesh.shape),
         "memory": topology.chip.memory,
     }
-    began = time.monotonic()
+    start = time.monotonic()
     traced = step.jitted.trace(*step.arguments)
-    counted = flops(traced.jaxpr, step.unknown_trips) / chips
+    chip_flops = flops(traced.jaxpr, step.unknown_trips) / chips
     try:
         compiled = traced.lower().compile()
     except jax.errors.JaxRuntimeError as error:
         needed = _memory_needed(str(error))
         if needed is None:
             raise
-        return Analysis(**about, fits=False, needed=needed, flops=counted)
-    seconds = time.monotonic() - began
+        return Analysis(**target, fits=False, needed=needed, flops=chip_flops)
+    seconds = time.monotonic() - start
     sizes = compiled.memory_analysis()
     outputs = sizes.output_size_in_bytes - sizes.alias_size_in_bytes
     parts: dict[str, Any] = {
@@ -145,31 +145,31 @@ def analyse(step: Step, topology: Topology) -> Analysis:
     }
     needed = sum(parts.values())
     program = Program.parse(compiled.as_text())
-    moved = program.memory_bytes(step.unknown_trips)
+    memory_bytes = program.memory_bytes(step.unknown_trips)
     collectives: dict[str, dict[str, float]] = {}
-    for one in program.collectives(step.unknown_trips):
-        name = " ".join([one.kind, "x".join(one.axes(step.mesh.shape))]).strip()
+    for collective in program.collectives(step.unknown_trips):
+        name = " ".join([collective.kind, "x".join(collective.axes(step.mesh.shape))]).strip()
         row = collectives.setdefault(
             name, dict.fromkeys(("runs", "bytes", "links", "network"), 0.0)
         )
-        links, network = one.sent(topology.chips, chips // topology.chips)
-        row["runs"] += one.times
-        row["bytes"] += one.bytes * one.times
+        links, network = collective.sent(topology.chips, chips // topology.chips)
+        row["runs"] += collective.times
+        row["bytes"] += collective.bytes * collective.times
         row["links"] += links
         row["network"] += network
     chip = topology.chip
     links, network = (sum(x[to] for x in collectives.values()) for to in ("links", "network"))
     return Analysis(
-        **about,
+        **target,
         **parts,
         fits=needed <= chip.memory,
         needed=needed,
-        flops=counted,
+        flops=chip_flops,
         model_flops=step.model_flops / chips,
-        memory_bytes=moved,
+        memory_bytes=memory_bytes,
         collectives=collectives,
-        compute_s=counted / chip.flops,
-        memory_s=moved / chip.memory_bytes_per_s,
+        compute_s=chip_flops / chip.flops,
+        memory_s=memory_bytes / chip.memory_bytes_per_s,
         links_s=links / chip.link_bytes_per_s,
         network_s=network / chip.network_bytes_per_s,
         tokens=step.tokens,
@@ -180,24 +180,24 @@ def analyse(step: Step, topology: Topology) -> Analysis:
 
 
 def _memory_needed(error: str) -> float | None:
-    """Bytes of memory that the compiler says it would need; None: it failed for another reason."""
+    """Bytes of memory in the compiler's message; None if it failed for another reason."""
     if "RESOURCE_EXHAUSTED" not in error and "Ran out of memory" not in error:
         return None
-    found = re.search(r"Used ([\d.]+)([KMGT]?) of [\d.]+[KMGT]? hbm", error)
-    return float(found[1]) * _UNITS[found[2]] if found else float("inf")
+    match = re.search(r"Used ([\d.]+)([KMGT]?) of [\d.]+[KMGT]? hbm", error)
+    return float(match[1]) * _UNITS[match[2]] if match else float("inf")
 
 
 def format_analysis(a: Analysis) -> str:
-    """The analysis as people read it."""
+    """The analysis as text for the console."""
     mesh = " x ".join(f"{name}={size}" for name, size in a.mesh.items())
     head = f"{a.step} on {a.topology} ({a.chips} chip{'s' * (a.chips > 1)}; {mesh})"
     gib = 2.0**30
-    room = f"{a.needed / gib:.2f} of {a.memory / gib:.0f} GiB a chip"
+    memory = f"{a.needed / gib:.2f} of {a.memory / gib:.0f} GiB a chip"
     if not a.fits:
-        return f"{head}\n  DOES NOT FIT: {room}"
+        return f"{head}\n  DOES NOT FIT: {memory}"
     lines = [
         head,
-        f"  memory       {room}: arguments {a.arguments / gib:.2f}, temporaries "
+        f"  memory       {memory}: arguments {a.arguments / gib:.2f}, temporaries "
         f"{a.temporaries / gib:.2f}, outputs {a.outputs / gib:.2f}, code {a.code / gib:.2f}",
         f"  FLOPs        {a.flops / 1e9:,.1f} G a chip ({a.model_flops / 1e9:,.1f} G without "
         "recomputation)",

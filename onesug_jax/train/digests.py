@@ -1,6 +1,4 @@
-"""Sizes and checksums of a checkpoint's files: written as it is committed, compared before it is
-read.
-"""
+"""Sizes and checksums of a checkpoint's files: written at its commit, verified before reading."""
 
 import json
 import os
@@ -14,21 +12,21 @@ DIGESTS = "digests.json"
 
 
 def write_digests(root: epath.Path, step: int) -> None:
-    """Size and CRC-32 of every file of the checkpoint about to be committed, written into it."""
+    """Writes size and CRC-32 of every file into a checkpoint that orbax is about to commit."""
     if is_remote(root):
         return
     for home in root.glob(f"{step}.orbax-checkpoint-tmp*"):
         digests = {}
         for base, _, names in os.walk(home):
             for path in (epath.Path(base) / name for name in names):
-                inside = path.relative_to(home)
-                if len(inside.parts) > 1:  # orbax rewrites its own notes at the top until the end
-                    digests[inside.as_posix()] = (path.stat().length, _crc(path))
+                name = path.relative_to(home)
+                if len(name.parts) > 1:  # orbax still rewrites its own files at the top level
+                    digests[name.as_posix()] = (path.stat().length, _crc(path))
         (home / DIGESTS).write_text(json.dumps(digests))
 
 
 def find_damage(home: epath.Path, parts: tuple[str, ...]) -> str:
-    """What is wrong with a step's folder, as far as its files tell; "" where nothing is."""
+    """The first damage in a step's folder: missing files, wrong sizes or checksums; or ""."""
     for part in parts:
         if not (home / part).is_dir():
             return f"{part} is missing"
@@ -44,9 +42,9 @@ def find_damage(home: epath.Path, parts: tuple[str, ...]) -> str:
         path = home / name
         if not path.exists():
             return f"{name} is missing"
-        found = path.stat().length
-        if found != size:
-            return f"{name} has {found} bytes, {size} were written"
+        length = path.stat().length
+        if length != size:
+            return f"{name} has {length} bytes, {size} were written"
         if _crc(path) != check:
             return f"{name} does not match its checksum"
     return ""

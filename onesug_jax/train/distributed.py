@@ -1,14 +1,13 @@
-"""Several processes as one run: joins them where the environment says that there are others.
+"""Several processes as one run, if environment variables say so; launch/*_train.sh set them.
 
-`ONESUG_PROCESSES` says how many there are, `ONESUG_PROCESS` which of them this one is (from 0), and
-`ONESUG_COORDINATOR` where process 0 listens (host:port). `ONESUG_PROCESSES=auto` leaves all three
-to jax, which knows Cloud TPU pods and SLURM; launch/*_train.sh set them. Without these variables
-nothing happens, and jax is not imported.
+`ONESUG_PROCESSES` is their number, `ONESUG_PROCESS` the index of this one (from 0), and
+`ONESUG_COORDINATOR` the address of process 0 (host:port). With `ONESUG_PROCESSES=auto` jax detects
+all three on Cloud TPU pods and SLURM. Without these variables nothing happens, and jax is not
+imported.
 
-All processes walk through the same program. What one of them is to do for all goes through
-`run_on_primary_and_broadcast`, results that each has a part of through `exchanged`; `barrier` is
-where they meet. These wait as long as it takes and use no device: jax's heartbeats find out who is
-lost.
+All processes execute the same program. `run_on_primary_and_broadcast` runs a function in process 0
+for all of them, `exchanged` gathers a value of each one, and `barrier` waits for all. These have no
+short timeout and use no device: jax's heartbeats detect a lost process.
 """
 
 from __future__ import annotations
@@ -30,12 +29,12 @@ from onesug_jax.errors import UserError
 
 COUNT, INDEX, COORDINATOR = "ONESUG_PROCESSES", "ONESUG_PROCESS", "ONESUG_COORDINATOR"
 AUTO = "auto"
-_HEARTBEAT = 60  # seconds of silence after which a process counts as lost, and all end
+_HEARTBEAT = 60  # seconds without a heartbeat after which a process counts as lost, and all end
 _DAY = 24 * 3600 * 1000  # milliseconds
 _PIECE = 2**20  # characters of one message
 _LOST = (
-    "what the processes compute together failed; as a rule another process of this run was lost. "
-    "Start all of them again with the same command: it goes on from the last checkpoint."
+    "a computation of all processes failed; usually another process of this run was lost. Start "
+    "all of them again with the same command: it resumes from the last checkpoint."
 )
 
 T = TypeVar("T")
@@ -43,7 +42,7 @@ T = TypeVar("T")
 
 @dataclasses.dataclass(frozen=True)
 class Place:
-    """This process's place among the others; `None` for what jax is to find out itself."""
+    """The position of this process in the run; jax detects the fields that are `None`."""
 
     count: int | None = None
     index: int | None = None
@@ -51,34 +50,34 @@ class Place:
 
 
 def place(environment: Mapping[str, str]) -> Place | None:
-    """What the environment says; None: this process is alone.
+    """The place that the environment variables describe; None if there is only this process.
 
     Raises:
-      UserError: a variable is missing, or its value cannot be.
+      UserError: a variable is missing or invalid.
     """
-    said = {name: environment.get(name, "").strip() for name in (COUNT, INDEX, COORDINATOR)}
-    if not any(said.values()):
-        # A pod on Kubernetes names its hosts; elsewhere launch/tpu_train.sh sets auto.
+    values = {name: environment.get(name, "").strip() for name in (COUNT, INDEX, COORDINATOR)}
+    if not any(values.values()):
+        # Kubernetes lists the hosts of a pod; elsewhere launch/tpu_train.sh sets auto.
         pod = "," in environment.get("TPU_WORKER_HOSTNAMES", "")
         return Place() if pod else None
-    if said[COUNT] == AUTO:
-        wrong = [name for name in (INDEX, COORDINATOR) if said[name]]
-        if wrong:
+    if values[COUNT] == AUTO:
+        surplus = [name for name in (INDEX, COORDINATOR) if values[name]]
+        if surplus:
             raise UserError(
-                f"{COUNT}={AUTO} leaves the rest to jax, found {wrong[0]}={said[wrong[0]]!r} too: "
-                f"unset it, or set {COUNT} to a number."
+                f"{COUNT}={AUTO}: expected no other variable, found "
+                f"{surplus[0]}={values[surplus[0]]!r}: unset it, or set {COUNT} to a number."
             )
         return Place()
-    count = _number(COUNT, said[COUNT], "the number of processes, or auto", least=1)
-    if count == 1 and not said[COORDINATOR] and said[INDEX] in ("", "0"):
+    count = _number(COUNT, values[COUNT], "the number of processes, or auto", least=1)
+    if count == 1 and not values[COORDINATOR] and values[INDEX] in ("", "0"):
         return None
-    index = _number(INDEX, said[INDEX], f"this process's number, 0 to {count - 1}", below=count)
-    if not re.fullmatch(r"\S+:\d+", said[COORDINATOR]):
+    index = _number(INDEX, values[INDEX], f"this process's number, 0 to {count - 1}", below=count)
+    if not re.fullmatch(r"\S+:\d+", values[COORDINATOR]):
         raise UserError(
             f"{COORDINATOR}: expected host:port of process 0, the same in every process, found "
-            f"{said[COORDINATOR]!r}."
+            f"{values[COORDINATOR]!r}."
         )
-    return Place(count, index, said[COORDINATOR])
+    return Place(count, index, values[COORDINATOR])
 
 
 def _number(name: str, text: str, what: str, *, least: int = 0, below: int | None = None) -> int:
@@ -91,12 +90,12 @@ def _number(name: str, text: str, what: str, *, least: int = 0, below: int | Non
 
 
 def start_processes() -> None:
-    """Joins this process to the others; returns when all are there (jax waits up to 5 minutes).
+    """Joins this process to the others; returns when all have joined (jax waits up to 5 minutes).
 
-    To be called before anything asks jax for devices. A second call does nothing.
+    Call it before jax initialises its devices. A second call does nothing.
 
     Raises:
-      UserError: the variables are wrong, or `auto` where jax finds nothing to join.
+      UserError: the variables are wrong, or are `auto` and jax detects no other process.
     """
     here = place(os.environ)
     if here is None:
@@ -114,7 +113,7 @@ def start_processes() -> None:
                 f"{COUNT}, {INDEX} and {COORDINATOR}, or none of them."
             ) from None
     else:
-        # Deactivated: inside SLURM jax would otherwise take one device of the host, not all.
+        # Without "deactivate", jax inside SLURM uses one device of the host, not all.
         jax.distributed.initialize(
             here.coordinator,
             here.count,
@@ -122,12 +121,12 @@ def start_processes() -> None:
             cluster_detection_method="deactivate",
             heartbeat_timeout_seconds=_HEARTBEAT,
         )
-    # All tell each other of their devices here; later, one that is late by two minutes is an error.
+    # All processes exchange their devices here; later a delay of two minutes would be an error.
     jax.devices()
 
 
 def place_among() -> tuple[int, int]:
-    """This process's number and how many there are: (0, 1) alone, without importing jax."""
+    """(index of this process, number of processes); (0, 1) alone. Does not import jax."""
     jax = sys.modules.get("jax")
     if jax is None or not jax.distributed.is_initialized():
         return 0, 1
@@ -135,58 +134,58 @@ def place_among() -> tuple[int, int]:
 
 
 def is_primary() -> bool:
-    """Whether this is process 0, which writes files and speaks."""
+    """Whether this is process 0, which writes files and prints."""
     return place_among()[0] == 0
 
 
 def only_primary_speaks() -> None:
-    """What other processes print to standard output is dropped; their errors are not."""
+    """Drops the standard output of all processes but 0; standard error stays."""
     if not is_primary():
         sys.stdout = open(os.devnull, "w", encoding="utf-8")
 
 
-_turns = itertools.count()  # all processes take the same turns
-_by_itself: list[bool] = []  # not empty while process 0 does what the others wait for
+_calls = itertools.count()  # all processes make the same calls in the same order
+_primary_only: list[bool] = []  # not empty while process 0 runs a function and the others wait
 
 
 def run_on_primary_and_broadcast(decide: Callable[[], T]) -> T:
-    """What `decide` gives process 0, a JSON value, in every process; the others wait for it.
+    """Runs `decide` in process 0; all processes wait for its result, a JSON value.
 
     Raises:
-      UserError: in the others, where process 0 failed; it raises its own error.
+      UserError: in the other processes if process 0 failed; process 0 raises its own error.
     """
     index, count = place_among()
-    if count == 1 or _by_itself:
+    if count == 1 or _primary_only:
         return decide()
-    key = f"onesug/{next(_turns)}"
+    key = f"onesug/{next(_calls)}"
     if index:
         answer = json.loads(_receive(key))
         if "error" in answer:
-            with contextlib.suppress(Exception):  # process 0 may have left before it is answered
+            with contextlib.suppress(Exception):  # process 0 may have ended already
                 _meet(f"{key}/failed", 10_000)
             raise UserError(f"process 0 stopped: {answer['error']}")
         return answer["value"]
-    _by_itself.append(True)
+    _primary_only.append(True)
     try:
         value = decide()
     except BaseException as error:
         _send(key, json.dumps({"error": str(error) or type(error).__name__}))
-        with contextlib.suppress(Exception):  # one that is lost does not come
+        with contextlib.suppress(Exception):  # another process may be lost
             _meet(f"{key}/failed", 10_000)
-            time.sleep(1)  # it is this process that answers the others; without it jax aborts them
+            time.sleep(1)  # jax aborts the others if their coordinator, this process, ends first
         raise
     finally:
-        _by_itself.pop()
+        _primary_only.pop()
     _send(key, json.dumps({"value": value}))
     return value
 
 
 def exchanged(own: bytes) -> list[bytes]:
-    """What every process gives, in their order, in every process."""
+    """The values of all processes, in their order, in every process."""
     index, count = place_among()
-    if count == 1 or _by_itself:
+    if count == 1 or _primary_only:
         return [own]
-    key = f"onesug/{next(_turns)}"
+    key = f"onesug/{next(_calls)}"
     _send(f"{key}/{index}", base64.b64encode(own).decode())
     return [
         own if other == index else base64.b64decode(_receive(f"{key}/{other}"))
@@ -195,9 +194,9 @@ def exchanged(own: bytes) -> list[bytes]:
 
 
 def barrier() -> None:
-    """Returns when all processes are here."""
-    if place_among()[1] > 1 and not _by_itself:
-        _meet(f"onesug/{next(_turns)}", _DAY)
+    """Waits until all processes have called it."""
+    if place_among()[1] > 1 and not _primary_only:
+        _meet(f"onesug/{next(_calls)}", _DAY)
 
 
 def _client() -> Any:
@@ -226,10 +225,10 @@ def _receive(key: str) -> str:
 
 @contextlib.contextmanager
 def failing_at_once() -> Iterator[None]:
-    """Inside, a failure ends a process that has joined others at once, after its message.
+    """A failure inside prints its message and ends a process that has joined others at once.
 
-    Otherwise jax waits at exit, for up to five minutes, until the others end too, who wait for this
-    one. An end by signal is no failure: all processes end at the same step.
+    Otherwise jax waits at exit, for up to five minutes, until the others end, and they wait for
+    this process. A stop by signal is no failure: all processes end at the same step.
     """
     try:
         yield

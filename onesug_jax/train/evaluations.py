@@ -1,7 +1,4 @@
-"""When a run evaluates, which evaluation was the best, and when it stops for lack of a better one.
-
-No arrays and no files: the numbers come from `fit`, and the notes go into its checkpoints.
-"""
+"""The schedule of evaluations, the best evaluation, and early stopping."""
 
 import math
 from collections.abc import Mapping
@@ -13,15 +10,15 @@ from onesug_jax.errors import UserError
 
 @dataclass
 class Evaluations:
-    """The evaluations of a run, those of the runs before it included.
+    """The evaluations of a run, including those of the runs that it resumes.
 
     Attributes:
-      every: in updates, and after the last one; 0: never.
+      every: updates between evaluations; the last update is evaluated too; 0: never.
       steps: updates in all.
-      metric: name of the metric whose highest value is the best; None: none is.
-      patience: evaluations without a better one after which to stop; 0: never.
-      last: updates done at the last evaluation.
-      best: {"metric", "step", "value"} of the best one, None before it.
+      metric: name of the metric whose highest value is the best; None: no best.
+      patience: evaluations without improvement after which to stop; 0: never.
+      last: completed updates at the last evaluation.
+      best: {"metric", "step", "value"} of the best evaluation; None before the first.
     """
 
     every: int
@@ -32,27 +29,27 @@ class Evaluations:
     best: dict[str, Any] | None = None
 
     def go_on(self, last: int, best: dict[str, Any] | None) -> None:
-        """Take over what the runs before noted; a best by another metric does not count."""
+        """Continue from a checkpoint's notes; a best by another metric does not count."""
         self.last = last
         if best and self.metric in (None, best["metric"]):
             self.best = best
 
     def due(self, step: int) -> bool:
-        """Whether an evaluation belongs after update `step` and has not been made."""
+        """Whether an evaluation is scheduled after update `step` and was not made yet."""
         regular = self.every and (step % self.every == 0 or step == self.steps)
         return bool(regular and step > self.last)
 
     def exhausted(self) -> bool:
-        """Whether `patience` evaluations have brought nothing better."""
+        """Whether the last `patience` evaluations brought no improvement."""
         if not (self.patience and self.every and self.metric and self.best):
             return False
         return self.last - self.best["step"] >= self.patience * self.every
 
     def add(self, step: int, values: Mapping[str, float]) -> bool:
-        """Note the values after update `step`; whether they are the best so far.
+        """Record the values after update `step`; returns whether they are the best so far.
 
         Raises:
-          UserError: the metric is not among them.
+          UserError: the metric is missing.
         """
         self.last = step
         if self.metric is None:

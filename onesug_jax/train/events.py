@@ -9,7 +9,7 @@ from onesug_jax.train.sink import growing
 
 
 class EventFile:
-    """A TensorBoard event file, from TensorBoard's own record writer and messages."""
+    """A TensorBoard event file, by TensorBoard's own record writer and messages."""
 
     def __init__(self, folder: str, start: int):
         from tensorboard.compat.proto import event_pb2, summary_pb2
@@ -19,7 +19,7 @@ class EventFile:
         name = f"events.out.tfevents.{time.time_ns() // 1000:019d}.{os.getpid()}.onesug"
         self._records = RecordWriter(growing(os.path.join(folder, name)))
         self._write(file_version="brain.Event:2")
-        # Readers drop what an earlier, killed run logged for steps from here on.
+        # Readers drop the values of later steps, which an earlier, killed run logged.
         session = event_pb2.SessionLog(status=event_pb2.SessionLog.START)
         self._write(step=start + 1, session_log=session)
         self._records.flush()

@@ -1,7 +1,7 @@
-"""FLOPs of a JAX function, counted on its jaxpr: before any compiler, loops by their trips.
+"""FLOPs of a JAX function, counted on its jaxpr, loops with their trip counts.
 
-Convention: matrix products and convolutions only; a multiply-add is two. What the backward pass
-recomputes is there a second time, because it is run a second time.
+Convention: matrix products and convolutions only; a multiply-add is two. Recomputation in the
+backward pass counts, because it runs.
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ def flops(closed: Any, unknown_trips: int = 1) -> float:
     """FLOPs of one call, over all devices.
 
     Args:
-      closed: what `jax.make_jaxpr(f)(*args)` gives, or `traced.jaxpr`.
-      unknown_trips: taken for `while` loops, whose end depends on data.
+      closed: the result of `jax.make_jaxpr(f)(*args)`, or `traced.jaxpr`.
+      unknown_trips: assumed trip count of `while` loops, whose end depends on data.
     """
     return _count(getattr(closed, "jaxpr", closed), unknown_trips)
 
@@ -53,9 +53,8 @@ def _dot(equation: Any) -> float:
 
 
 def _inner(params: dict[str, Any]) -> list[Any]:
-    """The functions an equation calls; of a custom derivative, the function itself."""
+    """The functions that an equation calls; for a custom derivative, the function itself."""
     for key in ("jaxpr", "call_jaxpr", "fun_jaxpr"):
         if key in params:
-            found = params[key]
-            return [found.jaxpr if isinstance(found, core.ClosedJaxpr) else found]
+            return [getattr(params[key], "jaxpr", params[key])]
     return [v.jaxpr for v in jax.tree.leaves(params) if isinstance(v, core.ClosedJaxpr)]

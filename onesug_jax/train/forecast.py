@@ -1,11 +1,11 @@
-"""How long a compiled step may take: a bound that nothing beats, and a range to expect.
+"""The expected time of a compiled step: a lower bound, and a range.
 
-    bound    = max(compute, memory, links, network)     as if they hid behind each other wholly
-    sum      = compute + memory + links + network       as if nothing overlapped
+    bound    = max(compute, memory, links, network)     if they overlap completely
+    sum      = compute + memory + links + network       if nothing overlaps
     estimate = from A * bound to max(B * bound, C * sum)
 
-A is the least and B the largest measured ratio of a step's time to its bound, C the largest to its
-sum, over the steps of `MEASURED`. These ran on single GPUs; on a TPU nothing has been measured.
+A is the smallest and B the largest measured ratio of a step's time to its bound, and C the largest
+ratio to its sum, over the steps of `MEASURED`. These ran on single GPUs; no TPU was measured.
 """
 
 from __future__ import annotations
@@ -15,12 +15,12 @@ import dataclasses
 
 @dataclasses.dataclass(frozen=True)
 class Measured:
-    """A training step of `base` as a plain T5 (96 + 12 tokens, bfloat16), timed and read.
+    """A measured training step of `base` as a plain T5 (96 + 12 tokens, bfloat16).
 
     Attributes:
       name: the device and the batch.
-      measured_ms: of a step; compute_ms, memory_ms: FLOPs over the device's peak, bytes of its
-        compiled program over the bandwidth (the H100's: of the same program).
+      measured_ms: the step's time; compute_ms: FLOPs / peak; memory_ms: bytes of the H200's
+        compiled program / bandwidth, also for the H100.
     """
 
     name: str
@@ -30,12 +30,12 @@ class Measured:
 
     @property
     def bound_ms(self) -> float:
-        """The larger of the two."""
+        """The time with complete overlap."""
         return max(self.compute_ms, self.memory_ms)
 
     @property
     def sum_ms(self) -> float:
-        """What nothing overlapping gives."""
+        """The time without overlap."""
         return self.compute_ms + self.memory_ms
 
 
@@ -55,8 +55,8 @@ class Forecast:
     """Seconds of one step.
 
     Attributes:
-      compute, memory, links, network: what each takes by itself, at the makers' figures; the
-        network is what several slices are joined by.
+      compute, memory, links, network: the time of each alone, by published figures; the network
+        connects slices.
     """
 
     compute: float
@@ -66,25 +66,25 @@ class Forecast:
 
     @property
     def bound(self) -> float:
-        """The largest of them; no step is faster."""
+        """The largest time; no step is faster."""
         return max(dataclasses.astuple(self))
 
     @property
     def largest(self) -> str:
-        """The name of the largest."""
+        """The name of the largest time."""
         return max(dataclasses.asdict(self).items(), key=lambda item: item[1])[0]
 
     @property
     def sum(self) -> float:
-        """All of them one after another."""
+        """The time without overlap."""
         return sum(dataclasses.astuple(self))
 
     @property
     def fast(self) -> float:
-        """The estimate's shorter end."""
+        """The lower end of the estimate."""
         return min(OF_BOUND) * self.bound
 
     @property
     def slow(self) -> float:
-        """The estimate's longer end."""
+        """The upper end of the estimate."""
         return max(max(OF_BOUND) * self.bound, max(OF_SUM) * self.sum)

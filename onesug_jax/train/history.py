@@ -1,10 +1,9 @@
-"""`history.jsonl` of a stage's folder: with which settings its parameters were trained, step by
-step.
+"""`history.jsonl` of a stage's folder: the settings with which its parameters were trained.
 
-Training goes on when a setting changes. Each line says from which step on what is different:
-{"step", "time", "changes": {name: [old, new]}}, and "note" where there is more to say. The first
-line, of step 0, holds all settings. Only the steps that made the present parameters count: what a
-killed run noted beyond its last checkpoint is dropped, as in `metrics.jsonl`.
+A setting may change between runs. Each line records the changes from a step on:
+{"step", "time", "changes": {name: [old, new]}}, and optionally "note". The first line, of step 0,
+contains all settings. Lines that a killed run wrote after its last checkpoint are dropped, as in
+`metrics.jsonl`.
 """
 
 import json
@@ -23,7 +22,7 @@ Changes = dict[str, list[Any]]
 
 
 def flatten(values: Mapping[str, Any]) -> dict[str, Any]:
-    """{"mesh": {"data": 2}} -> {"mesh.data": 2}, with values as JSON gives them back."""
+    """{"mesh": {"data": 2}} -> {"mesh.data": 2}, with values as JSON reads them back."""
     flat: dict[str, Any] = {}
     for name, value in json.loads(json.dumps(dict(values), default=str)).items():
         inner = flatten(value) if isinstance(value, dict) else None
@@ -32,9 +31,7 @@ def flatten(values: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def find_changes(old: Mapping[str, Any], new: Mapping[str, Any]) -> Changes:
-    """{name: [old value, new value]} of two flat mappings; a name that is missing counts as
-    None.
-    """
+    """{name: [old value, new value]} of two flat mappings; a missing name counts as None."""
     names = [*new, *(name for name in old if name not in new)]
     pairs = {name: [old.get(name), new.get(name)] for name in names}
     return {name: pair for name, pair in pairs.items() if pair[0] != pair[1]}
@@ -43,16 +40,16 @@ def find_changes(old: Mapping[str, Any], new: Mapping[str, Any]) -> Changes:
 def record(
     folder: str | os.PathLike, step: int, settings: Mapping[str, Any], note: str = ""
 ) -> dict[str, Any] | None:
-    """Append what differs from `step` on from the settings before.
+    """Append the changes of the settings from `step` on.
 
     Args:
       folder: the stage's folder.
-      step: updates done under the settings before.
-      settings: those from now on, JSON values, nested or not.
-      note: what else is different.
+      step: updates completed with the previous settings.
+      settings: the new settings, JSON values, nested or not.
+      note: any other change.
 
     Returns:
-      the line; None where nothing is different.
+      the line; None if nothing changed.
 
     Raises:
       UserError: the file could not be written.
@@ -78,14 +75,14 @@ def _record(folder, step, settings, note) -> dict[str, Any] | None:
 
 
 def read_history(folder: str | os.PathLike) -> list[dict[str, Any]]:
-    """The lines of a stage's history, oldest first; none where the stage has not trained."""
+    """The lines of a stage's history, oldest first; [] if the stage has not trained."""
     path = pathlib.Path(folder, HISTORY)
     entries = []
     for line in path.read_text().splitlines() if path.exists() else []:
         try:
             entry = json.loads(line)
             entries.append({**entry, "step": int(entry["step"]), "changes": entry["changes"]})
-        except (ValueError, KeyError, TypeError):  # provenance only: no reason to refuse training
+        except (ValueError, KeyError, TypeError):  # a damaged history must not stop training
             continue
     return entries
 
@@ -96,13 +93,13 @@ def format_history(folder: str | os.PathLike) -> list[str]:
 
 
 def describe(entry: Mapping[str, Any], when: str = "") -> str:
-    """A line of the history in words."""
+    """A line of the history as text."""
     parts = [
         f"{name} {_shown(new)}" if not entry["step"] else f"{name} {_shown(old)} -> {_shown(new)}"
         for name, (old, new) in entry["changes"].items()
     ]
-    said = "; ".join(text for text in (", ".join(parts), entry.get("note")) if text)
-    return f"from step {entry['step']} on{f' ({when})' if when else ''}: {said}"
+    text = "; ".join(part for part in (", ".join(parts), entry.get("note")) if part)
+    return f"from step {entry['step']} on{f' ({when})' if when else ''}: {text}"
 
 
 def _content(entry: Mapping[str, Any]) -> tuple[Any, ...]:

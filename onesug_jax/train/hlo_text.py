@@ -1,7 +1,6 @@
-"""The text of a compiled program (`compiled.as_text()`) as computations and their operations.
+"""Parses the text of a compiled program (`compiled.as_text()`) into computations and operations.
 
-What `hlo.py` counts is read here: names, shapes with the memory they lie in, operands, and the rest
-of each line as it stands.
+For `hlo.py`: names, shapes with their memory space, operands, and the unparsed rest of each line.
 """
 
 from __future__ import annotations
@@ -44,7 +43,7 @@ _BRANCHES = re.compile(r"\b(?:branch_computations|called_computations)=\{([^}]*)
 
 @dataclasses.dataclass(frozen=True)
 class Array:
-    """One array of a shape: element bytes, dimensions, and whether it lies in the main memory."""
+    """One array of a shape: element bytes, dimensions, and whether it is in main memory."""
 
     width: float
     dims: tuple[int, ...]
@@ -52,7 +51,7 @@ class Array:
 
     @property
     def bytes(self) -> float:
-        """Its size, without padding."""
+        """Its size without padding."""
         return self.width * math.prod(self.dims)
 
 
@@ -68,7 +67,7 @@ class Instruction:
     root: bool = False
 
     def called(self) -> list[str]:
-        """Names of the computations it runs."""
+        """Names of the computations that it calls."""
         names = _CALLED.findall(self.rest)
         for group in _BRANCHES.findall(self.rest):
             names += [name.strip().lstrip("%") for name in group.split(",") if name.strip()]
@@ -76,10 +75,10 @@ class Instruction:
 
 
 def read_computations(text: str) -> tuple[dict[str, tuple[Instruction, ...]], str]:
-    """Computations by name, and the name of the one that the program starts with.
+    """Computations by name, and the name of the entry computation.
 
     Raises:
-      ValueError: there is no entry computation in the text.
+      ValueError: the text has no entry computation.
     """
     computations: dict[str, tuple[Instruction, ...]] = {}
     entry, name = "", ""
@@ -91,8 +90,8 @@ def read_computations(text: str) -> tuple[dict[str, tuple[Instruction, ...]], st
             entry = name if header[1] else entry
         elif line.startswith("}") and name:
             computations[name], name = tuple(lines), ""
-        elif name and (found := _instruction(line)):
-            lines.append(found)
+        elif name and (instruction := _instruction(line)):
+            lines.append(instruction)
     if not entry:
         raise ValueError("this is not the text of a compiled program: it has no ENTRY")
     return computations, entry
@@ -113,16 +112,16 @@ def _instruction(line: str) -> Instruction | None:
 
 
 def _shape_end(text: str) -> int:
-    """Where the shape that `text` starts with ends: a tuple in brackets, or one array."""
+    """The end of the shape at the start of `text`: a tuple in brackets, or one array."""
     return _closing(text, 0) if text.startswith("(") else text.index(" ")
 
 
 def _closing(text: str, depth: int) -> int:
-    """Just after the bracket that closes all those open, `depth` of them before `text`."""
-    for place, letter in enumerate(text):
+    """The position after the bracket that closes all open ones; `depth` are open before `text`."""
+    for position, letter in enumerate(text):
         depth += (letter == "(") - (letter == ")")
         if not depth:
-            return place + 1
+            return position + 1
     return len(text)
 
 
@@ -130,5 +129,5 @@ def _arrays(shape: str) -> Iterable[Array]:
     for kind, dims, layout in _ARRAY.findall(re.sub(r"/\*.*?\*/", "", shape)):
         if kind in _BYTES:
             sizes = tuple(int(d) for d in dims.split(",") if d)
-            # S(n) in a layout: another memory than the main one, such as a TPU's on-chip VMEM.
+            # S(n) in a layout is another memory than the main one, such as a TPU's on-chip VMEM.
             yield Array(_BYTES[kind], sizes, not re.search(r"S\([1-9]", layout))

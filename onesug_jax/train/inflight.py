@@ -1,4 +1,4 @@
-"""Updates handed to the devices ahead: they are busy, and what waits in memory is bounded."""
+"""Updates dispatched ahead of time, which keeps devices busy; their number is bounded."""
 
 from collections import deque
 from collections.abc import Callable
@@ -13,11 +13,11 @@ MAX_INFLIGHT_STEPS = 2
 
 
 class InFlight:
-    """Runs updates, a few of them unfinished at a time.
+    """Runs updates; at most `MAX_INFLIGHT_STEPS` of them are unfinished.
 
     Attributes:
-      examples: of all updates but those that compiled.
-      tokens: of the same; None: not counted.
+      examples: of all updates except those that compiled.
+      tokens: of the same updates; None: not counted.
     """
 
     def __init__(self, name: str, train_step: Callable[..., Any], frozen: Any, report: Report):
@@ -28,21 +28,21 @@ class InFlight:
         self.tokens: int | None = 0
 
     def busy(self) -> bool:
-        """Whether the devices still work on an update handed to them."""
+        """Whether the last dispatched update is unfinished."""
         return bool(self._running) and not all(
             x.is_ready() for x in jax.tree.leaves(self._running[-1])
         )
 
     def run(self, state: TrainState, prepared: tuple) -> tuple[TrainState, dict[str, jax.Array]]:
-        """One update on what `prepare_batch` gave: the state after it, and its metrics, which may
-        not be computed yet.
+        """One update with the output of `prepare_batch`: the new state, and metrics that may not be
+        computed yet.
         """
-        size, read, shape, batch = prepared
+        size, tokens, shape, batch = prepared
         if shape in self._compiled:
             state, metrics = self._step(state, batch, self._frozen)
             self.examples += size
-            self.tokens = None if read is None else (self.tokens or 0) + read
-        else:  # tracing and compiling happen inside the first call with a new shape
+            self.tokens = None if tokens is None else (self.tokens or 0) + tokens
+        else:  # the first call with a new shape traces and compiles
             self._report.say(f"{self._name}: compiling for batches of {shape}")
             with self._report.clock.measure_phase("compile"):
                 state, metrics = self._step(state, batch, self._frozen)

@@ -1,4 +1,4 @@
-"""Requests to stop: SIGTERM before a machine is taken away, SIGINT from the keyboard."""
+"""Stop signals: SIGTERM before a machine is preempted, SIGINT from the keyboard."""
 
 import signal
 import threading
@@ -9,9 +9,7 @@ from jax.experimental import multihost_utils
 
 
 class Preempted(SystemExit):
-    """The run was asked to stop, and saved first; exits with 128 + the signal's number, as shells
-    count.
-    """
+    """A signal stopped the run, which saved first; the exit code is 128 + the signal's number."""
 
     def __init__(self, signum: int, step: int):
         super().__init__(128 + signum)
@@ -19,10 +17,10 @@ class Preempted(SystemExit):
 
 
 class Interruption:
-    """Hears SIGTERM and SIGINT while it is open; the handlers of before come back at its end.
+    """Handles SIGTERM and SIGINT inside the context; its end restores the previous handlers.
 
-    In a run of several processes, a signal to one of them stops all after the same step: JAX's
-    preemption service hears SIGTERM and chooses that step (SIGINT then ends the process at once).
+    In a run of several processes, SIGTERM to one of them stops all after the same step, which JAX's
+    preemption service chooses. SIGINT ends such a process at once.
     """
 
     def __init__(self):
@@ -33,7 +31,7 @@ class Interruption:
     def __enter__(self) -> "Interruption":
         if not self._many and threading.current_thread() is threading.main_thread():
             for signum in (signal.SIGTERM, signal.SIGINT):
-                self._before[signum] = signal.signal(signum, self._hear)
+                self._before[signum] = signal.signal(signum, self._handle)
         return self
 
     def __exit__(self, *_) -> None:
@@ -41,13 +39,13 @@ class Interruption:
             signal.signal(signum, handler)
         self._before = {}
 
-    def _hear(self, signum: int, frame: Any) -> None:
-        if self._signum:  # asked twice: no patience for saving
+    def _handle(self, signum: int, frame: Any) -> None:
+        if self._signum:  # a second signal stops without saving
             raise KeyboardInterrupt
         self._signum = signum
 
     def stop_signal(self, step: int) -> int:
-        """The signal to stop for after this step, or 0."""
+        """The signal that requests a stop after this step, or 0."""
         if self._many:
             return signal.SIGTERM if multihost_utils.reached_preemption_sync_point(step) else 0
         return self._signum

@@ -1,4 +1,4 @@
-"""Where every parameter lies on the mesh, by the names of its axes (`mesh.LOGICAL_RULES`)."""
+"""The sharding of every parameter, from the names of its axes (`mesh.LOGICAL_RULES`)."""
 
 import math
 from typing import Any
@@ -16,16 +16,15 @@ def param_shardings(abstract_boxed: Any, mesh: Mesh) -> Any:
     """Shardings of a tree of parameters from the logical axis names on their boxes.
 
     Args:
-      abstract_boxed: arrays or `ShapeDtypeStruct`s, in `LogicallyPartitioned` boxes where they have
-        axis names (as `jax.eval_shape(module.init, ...)` gives them); a leaf without a box is
-        replicated.
+      abstract_boxed: arrays or `ShapeDtypeStruct`s, such as `jax.eval_shape(module.init, ...)`. A
+        `LogicallyPartitioned` box has the axis names; a leaf without a box is replicated.
 
     Returns:
-      The unboxed tree's structure, a `NamedSharding` a leaf.
+      a tree of `NamedSharding`s with the structure of the unboxed tree.
 
     Raises:
       UserError: a dimension does not divide over its mesh axis.
-      ValueError: a box names an axis that `LOGICAL_RULES` does not hold.
+      ValueError: `LOGICAL_RULES` does not contain a box's axis.
     """
     logical = nn.get_partition_spec(abstract_boxed)
     logical_names = {name for name, _ in LOGICAL_RULES}

@@ -1,9 +1,9 @@
-"""The one training loop of every stage: `fit`.
+"""The training loop of every stage: `fit`.
 
-Read `fit` from top to bottom. It goes on where a killed run stopped, with the same bits: the state
-comes from the newest intact checkpoint, the data from `batch_at(step)`, the randomness from (seed,
-step). It goes on under changed settings too, and notes from which step on they hold. SIGTERM and
-SIGINT save first. A loss or gradient that is not finite stops it before a bad state is saved.
+It resumes a killed run with the same bits: the state comes from the newest intact checkpoint, the
+data from `batch_at(step)`, the randomness from (seed, step). Settings may change between runs; the
+history records at which step. SIGTERM and SIGINT save first. A loss or gradient that is not finite
+stops the run before a bad state is saved.
 """
 
 import os
@@ -35,14 +35,14 @@ from onesug_jax.train.train_state import Stage, abstract_state
 
 @dataclass(frozen=True)
 class FitResult:
-    """What `fit` leaves.
+    """The result of `fit`.
 
     Attributes:
-      params: of the last step, on the mesh; their moving average where the optimizer maintains
-        one. The best ones: `load_params(folder)`.
-      step: updates done (fewer than asked after an early stop).
-      best_step, best_value: of the best metric; None where none was asked for.
-      folder: where checkpoints and reports lie.
+      params: of the last step, on the mesh, or their moving average if the optimizer maintains
+        one. `load_params(folder)` reads the best ones.
+      step: completed updates (fewer than `steps` after an early stop).
+      best_step, best_value: of the best metric; None without `best_metric`.
+      folder: the folder of checkpoints and reports.
     """
 
     params: Any
@@ -79,39 +79,40 @@ def fit(
     compiler_options: Mapping[str, Any] | None = None,
     states: States = HERE,
 ) -> FitResult:
-    """Train `stage` for `steps` updates, or what is left of them; returns at once when all are
-    done. What it refuses leaves the folder as it was.
+    """Train `stage` until `steps` updates are complete. An error in the settings leaves the folder
+    unchanged.
 
     Args:
-      batch_at: step -> this process's rows of that step's batch (`mesh.process_batch_shard` says
-        which), arrays `[B_local, ...]`; a pure function. Shapes may differ from step to step: each
-        is compiled once.
+      batch_at: step -> this process's rows of that step's batch (`mesh.process_batch_shard`),
+        arrays `[B_local, ...]`; a pure function. Shapes may differ from step to step: each is
+        compiled once.
       batch_size: examples of an update, over all processes.
-      steps: updates in all, those of earlier runs included.
+      steps: updates in all, including those of earlier runs.
       seed: of the initial parameters and of all randomness in the loss.
-      folder: checkpoints, `metrics.jsonl`, `history.jsonl`, `tensorboard/`, and `best/` where
-        `best_metric` is given.
-      identity: what makes a trained state the same, as JSON values: the model's configuration,
-        fingerprints of the vocabulary and of the examples. Checkpoints of another one are refused.
-        "stage" is part of it: `stage.name`, or the name by which the command line knows it.
-      settings: what else to note in the history, as JSON values; all of it may change between runs.
-        `fit`'s own arguments and those of `make_optimizer` are noted without it.
-      accumulation: microbatches a batch is worked off in.
-      evaluate_every: in updates, and after the last one; 0: never. `evaluate_fn(params, step)`
-        gives numbers by name, and `lists` where it has some, in every process the same.
-      best_metric: the name among them by which `best/` is chosen. `patience`: stop after so many
-        evaluations without a better one (0: never).
-      params_from: initial parameters where there is no checkpoint: a stage's folder, a tree like
-        `stage.init_fn` gives, or a function that makes such a tree.
-      profile_steps: (first, last) updates to trace into `folder/profile`, 1 being the first; a run
-        that goes on beyond the first traces those that are left.
+      folder: checkpoints, `metrics.jsonl`, `history.jsonl`, `tensorboard/`, and `best/` with
+        `best_metric`.
+      identity: JSON values that must equal those of a checkpoint, else it is refused: the model's
+        configuration, fingerprints of the vocabulary and of the examples. "stage" is `stage.name`
+        by default; the command line may have another name.
+      settings: further JSON values for the history; they may change between runs. The history
+        includes the arguments of `fit` and `make_optimizer` by itself.
+      accumulation: microbatches per batch.
+      evaluate_every: updates between evaluations; the last update is evaluated too; 0: never.
+        `evaluate_fn(params, step)` returns numbers by name, and optionally `lists`, the same in
+        every process.
+      best_metric: the name of the number that selects `best/`. `patience`: evaluations without
+        improvement after which to stop (0: never).
+      params_from: initial parameters if there is no checkpoint: a stage's folder, a tree like that
+        of `stage.init_fn`, or a function that returns one.
+      profile_steps: (first, last) updates to trace into `folder/profile`, counted from 1; a run
+        that resumes after the first traces the rest.
       flops_per_example, peak_flops: for the utilisation; FLOP/s of one device.
       compiler_options: XLA's, for the update.
-      states: where `checkpoints/` and `best/` lie, when not in `folder`: a bucket.
+      states: the place of `checkpoints/` and `best/` if it is not `folder`: a bucket.
 
     Raises:
-      UserError: settings or files that do not fit, named; `NonFiniteLoss` is one.
-      Preempted: after SIGTERM or SIGINT, once the state is saved.
+      UserError: names the wrong setting or file; `NonFiniteLoss` is a subclass.
+      Preempted: after SIGTERM or SIGINT, when the state is saved.
 
     Examples:
       >>> import tempfile
@@ -132,7 +133,7 @@ def fit(
       >>> result.step
       2
     """
-    # ------------------------------------------------------------ checks; nothing is touched yet
+    # ------------------------------------------------------------ checks; no file changes yet
     name, folder = stage.name, os.fspath(folder)
     every = evaluate_every if evaluate_fn else 0
     plan: dict[str, Any] = {
@@ -143,13 +144,13 @@ def fit(
         "best_metric": best_metric,
         "mesh": dict(mesh.shape),
     }
-    rhythm = {"log_every": log_every, "checkpoint_every": checkpoint_every, "keep": keep}
-    check_fit(name, **plan | rhythm, profile_steps=profile_steps)
+    intervals = {"log_every": log_every, "checkpoint_every": checkpoint_every, "keep": keep}
+    check_fit(name, **plan | intervals, profile_steps=profile_steps)
     plan["processes"] = jax.process_count()
     like = abstract_state(stage, optimizer, mesh)
     train_step = make_train_step(stage, optimizer, mesh, accumulation, seed, compiler_options)
-    noted = {**plan, "patience": patience, "seed": seed, **getattr(optimizer, "settings", {})}
-    noted |= settings or {}
+    recorded = {**plan, "patience": patience, "seed": seed, **getattr(optimizer, "settings", {})}
+    recorded |= settings or {}
 
     identity = {"stage": name, **identity}
     with Checkpoints(states.url or folder, keep=keep, identity=identity) as checkpoints:
@@ -160,7 +161,7 @@ def fit(
         evaluations.go_on(notes.get("evaluated", 0), notes.get("best"))
 
         def weights() -> Any:
-            """What is evaluated and handed on."""
+            """The parameters to evaluate and to return."""
             return averaged(state.opt_state, state.params)
 
         def result(done: int) -> FitResult:
@@ -169,8 +170,10 @@ def fit(
 
         finished = start > steps or (start == steps and not evaluations.due(start))
         if finished or evaluations.exhausted():
-            why = "" if finished else f"; patience={patience} ended training there"
-            checkpoints.say(f"{name}: {start} of {steps} steps are done already in {folder}{why}")
+            reason = "" if finished else f"; patience={patience} ended training there"
+            checkpoints.say(
+                f"{name}: {start} of {steps} steps are already done in {folder}{reason}"
+            )
             return result(start)
 
         rates: dict[str, Any] = dict(flops_per_example=flops_per_example, peak_flops=peak_flops)
@@ -182,7 +185,7 @@ def fit(
             Interruption() as interruption,
             Profile(folder, profile_steps, report.clock) as profile,
         ):
-            report.begin(history.record(folder, start, noted, beginning.change))
+            report.begin(history.record(folder, start, recorded, beginning.change))
             clock, window = report.clock, Window(notes.get("window"))
             updates = InFlight(name, train_step, stage.frozen, report)
 
@@ -193,7 +196,7 @@ def fit(
 
             def evaluate(done: int) -> None:
                 stop_if_bad()
-                assert evaluate_fn is not None  # `due` says so
+                assert evaluate_fn is not None  # otherwise no evaluation is due
                 with clock.measure_phase("evaluate"):
                     values = dict(evaluate_fn(weights(), done))
                 better = evaluations.add(done, values)
@@ -210,7 +213,7 @@ def fit(
                         states.push()
                     checkpoints.save(done, state, {**notes, "window": window.sums()})
 
-            # ---------------------------------------------------- what a stopped run left undone
+            # ---------------------------------------------------- the evaluation of a stopped run
             if evaluations.due(start):
                 evaluate(start)
 
@@ -218,7 +221,7 @@ def fit(
             done = start
             while done < steps and not evaluations.exhausted():
                 profile.before(done + 1)
-                batches.wait_while(updates.busy)  # until then no device waits for it
+                batches.wait_while(updates.busy)  # waiting counts as "data" only if devices idle
                 with clock.measure_phase("data"):
                     prepared = batches.get(done)
                 state, metrics = updates.run(state, prepared)
@@ -238,11 +241,11 @@ def fit(
                 if signum:
                     with clock.measure_phase("save"):
                         checkpoints.wait()
-                    report.say(f"{name}: stopped; saved step {done}; the same command goes on")
+                    report.say(f"{name}: stopped; saved step {done}; the same command resumes it")
                     raise Preempted(signum, done)
             if evaluations.exhausted():
                 report.gave_up(done, patience, evaluations.best)
             if best_metric is None and weights() is not state.params:
-                checkpoints.save_best(done, weights(), {"best": None})  # else nobody would find it
+                checkpoints.save_best(done, weights(), {"best": None})  # for `load_params`
             checkpoints.wait()
             return result(done)

@@ -1,4 +1,4 @@
-"""The end of a run whose loss or gradient is not finite: the batch is saved for looking at."""
+"""Stops a run whose loss or gradient is not finite, and saves the batch for inspection."""
 
 import os
 from collections.abc import Callable
@@ -10,7 +10,7 @@ from onesug_jax.errors import UserError
 
 
 class NonFiniteLoss(UserError):
-    """The loss or the gradient was not finite; the checkpoints hold good states only."""
+    """The loss or the gradient was not finite; all checkpoints are from before."""
 
 
 def save_batch_and_raise(
@@ -22,6 +22,6 @@ def save_batch_and_raise(
     np.savez(path, **batch_at(step))
     raise NonFiniteLoss(
         f"{name}: the loss or gradient of update {step + 1} (batch {step}) is not finite. "
-        f"That batch: {path}. The checkpoints hold good states only. Lower the learning rate, clip "
-        "harder, or look at the batch, then start again."
+        f"That batch: {path}. All checkpoints are from before it. Lower the learning rate or the "
+        "clipping norm, or inspect the batch, then start again."
     )

@@ -1,8 +1,7 @@
-"""Learning-rate schedules and optimizers: AdamW and Adafactor, warm-up and decay, clipping by
-global norm.
+"""Learning-rate schedules, and the optimizers AdamW and Adafactor with clipping by global norm.
 
-Built from optax parts, in this order: clip, precondition, weight decay, learning rate. So decay is
-always scaled by the learning rate (decoupled, as in AdamW), for both optimizers.
+The optax parts are, in this order: clip, precondition, weight decay, learning rate. So the learning
+rate scales the decay for both optimizers (decoupled, as in AdamW).
 """
 
 import difflib
@@ -22,8 +21,8 @@ Schedule = Callable[[Any], jax.Array]
 
 
 class Optimizer(optax.GradientTransformationExtraArgs):
-    """An optax transformation that remembers its schedule, so that the step can report the rate,
-    and the settings it was made with, so that a change of them can be shown.
+    """An optax transformation with its schedule, for the reported rate, and its settings, for the
+    history.
     """
 
     schedule: Schedule
@@ -39,15 +38,16 @@ def make_schedule(
 ) -> Schedule:
     """Learning rate of update `t` (0-based).
 
-    Warm-up: `learning_rate * (t + 1) / warmup_steps`; below 1, `warmup_steps` is a share of
-    `steps`. After it, with W = warmup_steps and S =
-    steps: `rsqrt` sqrt(max(W, 1) / max(t + 1, W, 1)) (T5's), `cosine` (1 + cos(pi * p)) / 2 and
-      `linear` 1 - p
-    with p = (t - W) / (S - W), `none` 1; all times `learning_rate`, and never below `floor *
-    learning_rate`.
+    Warm-up: `learning_rate * (t + 1) / warmup_steps`; `warmup_steps` below 1 is a share of `steps`.
+    After it, with W = warmup_steps, S = steps and p = (t - W) / (S - W), `learning_rate` times
+
+        rsqrt    sqrt(max(W, 1) / max(t + 1, W, 1)), T5's      cosine   (1 + cos(pi * p)) / 2
+        linear   1 - p                                         none     1
+
+    and at least `floor * learning_rate`.
 
     Raises:
-      UserError: an unknown decay, a negative number, or a decay to the end without `steps`.
+      UserError: an unknown decay, a number out of range, or cosine or linear decay without `steps`.
     """
     _check_choice("decay", decay, DECAYS)
     if learning_rate <= 0 or warmup_steps < 0 or not 0 <= floor <= 1:
@@ -63,7 +63,7 @@ def make_schedule(
             f"warmup_steps={warmup_steps}; found steps={steps}."
         )
 
-    last = steps or 0  # only where one was given
+    last = steps or 0  # 0 is unused: cosine and linear require `steps`
 
     def schedule(t) -> jax.Array:
         t = jnp.asarray(t, jnp.float32)
@@ -97,11 +97,11 @@ def make_optimizer(
 ) -> Optimizer:
     """The named optimizer with its schedule.
 
-    `weight_decay` spares vectors (norm scales, biases; see `decay_mask`). `clip_norm` None or 0
-    turns clipping off. `beta1`, `beta2`, `eps` are AdamW's; Adafactor is without momentum, factored
-    from 128 on, with updates clipped at RMS 1 and the rate relative to each parameter's RMS
-    (Shazeer and Stern, 2018). `average` above 0 maintains a moving average of the weights of that
-    decay beside them (`averaged`).
+    `weight_decay` excludes vectors (norm scales, biases; see `decay_mask`). `clip_norm` None or 0
+    disables clipping. `beta1`, `beta2`, `eps` are AdamW's. Adafactor has no momentum, factors
+    dimensions from 128 on, clips updates at RMS 1, and scales the rate by each parameter's RMS
+    (Shazeer and Stern, 2018). `average` above 0 is the decay of a moving average of the weights
+    (`averaged`).
 
     Raises:
       UserError: an unknown name, or a number out of range.
@@ -130,8 +130,8 @@ def make_optimizer(
         "clip_norm": clip_norm,
         "average": average,
     }
-    # Every part has its place, also one that is turned off: so the state of the others, which is
-    # stored by place, stays the same.
+    # A disabled part is replaced by the identity: checkpoints store the state of the parts by their
+    # position.
     parts = [optax.clip_by_global_norm(clip_norm) if clip_norm else optax.identity()]
     if name == "adamw":
         settings |= {"beta1": beta1, "beta2": beta2, "eps": eps}
@@ -156,7 +156,7 @@ def make_optimizer(
 
 
 def set_schedule_step(opt_state: Any, step: int) -> Any:
-    """The state with its learning-rate schedule at `step` updates done, moments untouched."""
+    """The state with its learning-rate schedule at `step`, and with the same moments."""
 
     def is_schedule(node: Any) -> bool:
         return isinstance(node, optax.ScaleByScheduleState)
@@ -171,18 +171,18 @@ def set_schedule_step(opt_state: Any, step: int) -> Any:
 
 
 class WeightAverage(NamedTuple):
-    """State of `average_weights`: updates so far, and the average, a tree like the parameters."""
+    """State of `average_weights`: the number of updates, and the average, a tree of parameters."""
 
     updates: jax.Array
     average: Any
 
 
 def average_weights(decay: float) -> optax.GradientTransformation:
-    """Leaves the updates alone and averages the weights they lead to; the last part of a chain.
+    """Averages the updated weights, and does not change the updates; the last part of a chain.
 
         average_t = d_t * average_(t-1) + (1 - d_t) * weights_t,    d_t = min(decay, t / (t + 9))
 
-    with t = 0 at the first update, so that the early average is of recent weights too.
+    with t = 0 at the first update, so that the early average forgets the initial weights.
     """
 
     def init(params: Any) -> WeightAverage:
@@ -203,8 +203,8 @@ def average_weights(decay: float) -> optax.GradientTransformation:
 
 
 def averaged(opt_state: Any, params: Any) -> Any:
-    """The average of the weights that an optimizer maintains, laid out like `params`; `params`
-    where it maintains none, or has made no update.
+    """The optimizer's average of the weights, with the shardings of `params`; `params` itself if
+    there is no average, or no update yet.
     """
     parts = jax.tree.leaves(opt_state, is_leaf=lambda part: isinstance(part, WeightAverage))
     for part in parts:
@@ -215,10 +215,9 @@ def averaged(opt_state: Any, params: Any) -> Any:
 
 
 def decay_mask(params: Any) -> Any:
-    """True where weight decay applies: arrays of two dimensions or more that are no `scale` or
-    `bias`.
+    """True for arrays with weight decay: at least two dimensions, and no `scale` or `bias`.
 
-    The name counts because scanned layers stack their vectors to `[layers, d]`.
+    The name is necessary because scanned layers stack their vectors to `[layers, d]`.
     """
 
     def decays(path, leaf) -> bool:

@@ -1,6 +1,4 @@
-"""Batches made ahead of time in a background thread, so that the devices do not wait for the
-host.
-"""
+"""Prepares batches in a background thread, so that the devices do not wait for the host."""
 
 import time
 from collections import deque
@@ -20,7 +18,7 @@ _POLL_SECONDS = 0.0005
 
 
 class Prefetch:
-    """`make(step)` for the steps to come, ahead of time, in a background thread; in order."""
+    """Computes `make(step)` for the next steps, in order, in a background thread."""
 
     def __init__(self, make: Callable[[int], Any], start: int, stop: int):
         self._make, self._stop, self._next = make, stop, start
@@ -34,14 +32,12 @@ class Prefetch:
         self._pool.shutdown(wait=True, cancel_futures=True)
 
     def get(self, step: int) -> Any:
-        """The value for `step`; steps are asked for one after another. Raises what `make`
-        raised.
-        """
+        """The value for `step`, which must be the next one. Raises the error of `make`."""
         self._submit()
         return self._waiting.popleft().result()
 
     def wait_while(self, busy: Callable[[], bool]) -> None:
-        """Until the next `get` would return, or raise, at once, or `busy()` is false."""
+        """Wait until the next value is ready, or `busy()` is false."""
         self._submit()
         while not self._waiting[0].done() and busy():
             time.sleep(_POLL_SECONDS)
@@ -58,9 +54,8 @@ def prepare_batch(
     """Puts this process's rows of a batch, arrays `[B_local, ...]`, on the devices.
 
     Returns:
-      examples and tokens (None: not counted; of several processes, by this one's rows) of the whole
-      batch, its shapes in words, and the batch on the devices. Batches of one shape are compiled
-      once.
+      examples of the global batch, its tokens (estimated from this process's rows; None: not
+      counted), its shapes as text, and the batch on the devices.
     """
     rows = batch_size(local)
     batch = meshes.global_batch(mesh, dict(local))

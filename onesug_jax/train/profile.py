@@ -1,4 +1,4 @@
-"""A trace of chosen updates by `jax.profiler`, for TensorBoard's and XProf's viewers."""
+"""A trace of selected updates by `jax.profiler`, for the viewers of TensorBoard and XProf."""
 
 import os
 from typing import Any
@@ -9,8 +9,8 @@ from onesug_jax.train.clock import Clock
 
 
 class Profile:
-    """Traces updates first..last with `jax.profiler` into `folder/profile`; starting and writing
-    the trace counts as "profile" on the `clock`.
+    """Traces updates first..last into `folder/profile`; the overhead counts as "profile" on the
+    `clock`.
     """
 
     def __init__(self, folder: str, steps: tuple[int, int] | None, clock: Clock):
@@ -31,7 +31,7 @@ class Profile:
             self._open = True
 
     def after(self, step: int, metrics: Any) -> None:
-        """End the trace if `step` was the last."""
+        """End the trace if `step` was the last to trace."""
         if self._open and self._steps and step >= self._steps[1]:
             jax.block_until_ready(metrics)
             self._close()
@@ -42,4 +42,4 @@ class Profile:
             with self._clock.measure_phase("profile"):
                 jax.profiler.stop_trace()
             if jax.process_index() == 0:
-                print(f"trace of the chosen steps: {self._folder}", flush=True)
+                print(f"trace of the selected steps: {self._folder}", flush=True)

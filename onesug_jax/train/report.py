@@ -1,10 +1,8 @@
-"""What a run reports: a progress line, `metrics.jsonl`, TensorBoard events without TensorFlow.
+"""Reports of a run: a progress line, `metrics.jsonl`, and TensorBoard events without TensorFlow.
 
-Throughput leaves out compiling, evaluating, saving and tracing. The goodput is the share of all
-time that went to steps, so waiting for data, which leaves the devices idle, counts against it too;
-`share/data`, `share/compile`, .. say where the rest went. Model FLOPs utilisation is
-examples/s * FLOPs an example / (devices * peak FLOP/s), for the FLOPs and peak the caller gives.
-Where the seconds go is `clock.py`'s, the files' writing `events.py`'s and `sink.py`'s.
+Throughput excludes compiling, evaluating, saving and tracing. Goodput is the share of the time in
+steps; idle devices that wait for data reduce it. `share/data`, `share/compile`, .. are the other
+shares. Model FLOPs utilisation (MFU) is examples/s * FLOPs per example / (devices * peak FLOP/s).
 """
 
 import json
@@ -22,23 +20,23 @@ from onesug_jax.train.events import EventFile
 from onesug_jax.train.history import describe
 from onesug_jax.train.sink import growing, writing
 
-# Logged, but not shown on the progress line.
-QUIET = ("loss", "weight", "grad_norm", "learning_rate")
+# Metrics that only the files contain; the progress line prints the loss separately.
+FILE_ONLY = ("loss", "weight", "grad_norm", "learning_rate")
 
 
-def _loud(metric: str) -> bool:
-    """Parts of a metric (`accuracy/order_show`) are for the files alone."""
-    return metric not in QUIET and "/" not in metric
+def _on_progress_line(metric: str) -> bool:
+    """Parts of a metric (`accuracy/order_show`) are only in the files."""
+    return metric not in FILE_ONLY and "/" not in metric
 
 
 class Window:
-    """Means of the metrics since the last report; one batch of one length bucket would mislead.
+    """Means of the metrics since the last report: a single batch has only one length bucket.
 
-    A metric with another named `<metric>/count` beside it is divided by that one instead of by the
-    number of steps, and left out where the count is 0.
+    A metric is divided by the metric `<metric>/count` if there is one, else by the number of steps.
+    It is omitted if the count is 0.
 
-    Adds in the order of the steps, and goes on from the sums a checkpoint holds, so a resumed run
-    reports the very numbers of one that never stopped. Reads the device only when asked.
+    Sums are added in the order of the steps and are part of checkpoints, so a resumed run reports
+    the same numbers as an uninterrupted one. Only `sums` and `means` wait for the device.
     """
 
     def __init__(self, sums: Mapping[str, float] | None = None):
@@ -46,11 +44,11 @@ class Window:
         self._waiting: list[Mapping[str, Any]] = []
 
     def add(self, metrics: Mapping[str, Any]) -> None:
-        """Takes one step's metrics, still on the device."""
+        """Adds one step's metrics, which are still on the device."""
         self._waiting.append(metrics)
 
     def sums(self) -> dict[str, float]:
-        """Sums so far, and under "steps" their number."""
+        """Sums so far, and "steps", the number of steps."""
         for metrics in jax.device_get(self._waiting):
             for key, value in {**metrics, "steps": 1}.items():
                 self._sums[key] = self._sums.get(key, 0.0) + float(value)
@@ -58,7 +56,7 @@ class Window:
         return dict(self._sums)
 
     def means(self) -> dict[str, float]:
-        """The means, after which a new window begins."""
+        """The means; starts a new window."""
         sums = self.sums()
         steps = sums.pop("steps")
         self._sums.clear()
@@ -71,12 +69,12 @@ class Window:
 
 
 class Report:
-    """Progress and metrics of one `fit`. Does nothing on processes other than 0.
+    """Progress and metrics of one `fit`. Only process 0 reports.
 
     Args:
-      folder: the stage's folder; gets `metrics.jsonl` and `tensorboard/`.
+      folder: the stage's folder, for `metrics.jsonl` and `tensorboard/`.
       name, steps: for the progress line.
-      start: updates already done; later lines, left by a run that was killed, are dropped.
+      start: completed updates; later lines, from a killed run, are dropped.
       flops_per_example, peak_flops: of the model, and of one device (FLOP/s), for the utilisation
         of `devices`.
     """
@@ -99,8 +97,8 @@ class Report:
         self._flops, self._devices = (flops_per_example, peak_flops), devices
         self._stream = stream or sys.stdout
         self._tty = self._stream.isatty()
-        self._line = 0  # length of the progress line standing on the terminal
-        self._seen = (0.0, 0, 0)  # seconds, examples, tokens at the last log
+        self._line = 0  # length of the progress line on the terminal
+        self._last = (0.0, 0, 0)  # seconds, examples, tokens at the last log
         self._on = jax.process_index() == 0
         if not self._on:
             return
@@ -121,64 +119,70 @@ class Report:
     ) -> None:
         """Log the metrics after update `step`.
 
-        `examples` and `tokens` are counted from the start of this run, over the steps that did not
-        compile.
+        `examples` and `tokens` are totals of this run, without the steps that compiled.
         """
-        clock, seen = self.clock, self._seen
-        idle = clock.spent.keys() - {"data"}
-        self._seen = (clock.without(*idle), examples, tokens or 0)
-        seconds, new, read = (now - before for now, before in zip(self._seen, seen, strict=True))
+        clock, last = self.clock, self._last
+        excluded = clock.spent.keys() - {"data"}
+        self._last = (clock.without(*excluded), examples, tokens or 0)
+        seconds, new_examples, new_tokens = (
+            now - before for now, before in zip(self._last, last, strict=True)
+        )
         rates = {}
-        if new and seconds > 0:  # otherwise the window was all compiling
-            rates["examples_per_s"] = new / seconds
+        if new_examples and seconds > 0:  # otherwise all steps of the window compiled
+            rates["examples_per_s"] = new_examples / seconds
             if tokens is not None:
-                rates["tokens_per_s"] = read / seconds
+                rates["tokens_per_s"] = new_tokens / seconds
             flops, peak = self._flops
             if flops and peak:
-                rates["mfu"] = new / seconds * flops / (peak * self._devices)
+                rates["mfu"] = rates["examples_per_s"] * flops / (peak * self._devices)
         rates |= clock.shares()
         self._record(step, "train", {**metrics, **rates})
         pace = clock.without("compile") / max(step - self._start, 1)
         words = [
             f"{self._name} {step:>{len(str(self._steps))}}/{self._steps}",
             f"loss {metrics['loss']:.4f}",
-            *(f"{key} {value:.4g}" for key, value in metrics.items() if _loud(key)),
+            *(f"{key} {value:.4g}" for key, value in metrics.items() if _on_progress_line(key)),
         ]
-        for key, form in (
-            ("examples_per_s", "{:,.0f} examples/s"),
-            ("tokens_per_s", "{:,.0f} tokens/s"),
-        ):
-            words += [form.format(rates[key])] if key in rates else []
+        for unit in ("examples", "tokens"):
+            key = f"{unit}_per_s"
+            words += [f"{rates[key]:,.0f} {unit}/s"] if key in rates else []
         words += [f"mfu {rates['mfu']:.1%}"] if "mfu" in rates else []
         words += [f"goodput {rates['goodput']:.0%}"]
         words += [f"left {_duration(pace * (self._steps - step))}"]
-        self._print("  ".join(words), stay=self._tty and step < self._steps)
+        self.say("  ".join(words), stay=self._tty and step < self._steps)
 
     def evaluated(self, step: int, values: Mapping[str, Any], best: bool = False) -> None:
-        """Log what the evaluation after update `step` gave: numbers, and `lists` by heading."""
+        """Log the evaluation after update `step`: numbers, and `lists` by heading."""
         values = dict(values)
         self._record(step, "evaluate", values, values.pop("lists", {}))
-        words = "  ".join(f"{key} {value:.4g}" for key, value in values.items() if _loud(key))
-        self._print(f"{self._name} {step}: evaluate  {words}{'  (best so far)' if best else ''}")
+        words = "  ".join(
+            f"{key} {value:.4g}" for key, value in values.items() if _on_progress_line(key)
+        )
+        self.say(f"{self._name} {step}: evaluate  {words}{'  (best so far)' if best else ''}")
 
     def begin(self, change: Mapping[str, Any] | None) -> None:
-        """Say where the run goes on, and what is different there (a line of the history)."""
+        """Print the step at which the run resumes, and its changes (a line of the history)."""
         if self._start:
-            self.say(f"{self._name}: going on from step {self._start} of {self._steps}")
+            self.say(f"{self._name}: resuming from step {self._start} of {self._steps}")
             if change:
                 self.say(f"{self._name}: {describe(change)}")
 
     def gave_up(self, step: int, patience: int, best: Mapping[str, Any] | None) -> None:
-        """Say why the run ends before its last step."""
+        """Print the reason of an early stop."""
         assert best is not None
         self.say(
-            f"{self._name}: {patience} evaluations without a better {best['metric']} than step "
-            f"{best['step']}'s {best['value']:.4g}; stopping at step {step}"
+            f"{self._name}: {patience} evaluations without a better {best['metric']} than "
+            f"{best['value']:.4g} at step {best['step']}; stopping at step {step}"
         )
 
-    def say(self, text: str) -> None:
-        """Print one line for the reader of the console."""
-        self._print(text)
+    def say(self, text: str, stay: bool = False) -> None:
+        """Print one line; the next one overwrites it if `stay`."""
+        if not self._on:
+            return
+        start = "\r" if self._line else ""
+        self._stream.write(start + text.ljust(self._line) + ("" if stay else "\n"))
+        self._stream.flush()
+        self._line = len(text) if stay else 0
 
     def close(self) -> None:
         """End the progress line and close the files."""
@@ -200,7 +204,7 @@ class Report:
     ) -> None:
         if not self._on:
             return
-        # JSON has no NaN; null says as much.
+        # JSON has no NaN: null stands for it.
         plain = {key: float(x) if math.isfinite(x) else None for key, x in values.items()}
         row: dict[str, Any] = {
             "step": step,
@@ -216,17 +220,9 @@ class Report:
             if lists:
                 self._events.lists(step, kind, lists)
 
-    def _print(self, text: str, stay: bool = False) -> None:
-        if not self._on:
-            return
-        start = "\r" if self._line else ""
-        self._stream.write(start + text.ljust(self._line) + ("" if stay else "\n"))
-        self._stream.flush()
-        self._line = len(text) if stay else 0
-
 
 def _lines_until(path: str, step: int) -> bytes:
-    """The complete lines of steps up to `step`; a kill may have left more, and half a line."""
+    """The complete lines of steps up to `step`; a killed run may leave later and partial lines."""
     if step == 0 or not os.path.exists(path):
         return b""
     lines = []

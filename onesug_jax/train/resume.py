@@ -1,7 +1,7 @@
-"""Where a run begins: at the newest intact checkpoint, or at fresh parameters.
+"""The state that a run begins with: the newest intact checkpoint, or initial parameters.
 
-A checkpoint of the same identity is always gone on from, whatever else changed. Another optimizer
-gets its parameters and begins its own state anew; its learning-rate schedule goes on at that step.
+A run always resumes from a checkpoint of the same identity, even if other settings changed. Another
+optimizer uses its parameters with a new optimizer state, and its schedule continues at that step.
 """
 
 import os
@@ -21,13 +21,13 @@ from onesug_jax.train.train_state import Stage, TrainState, init_state, sharding
 
 @dataclass(frozen=True)
 class Beginning:
-    """The state a run begins with.
+    """The state that a run begins with.
 
     Attributes:
       state: on the mesh.
-      step: updates done; 0: fresh.
-      notes: of the checkpoint, {} where there is none; "best" is of the parameters in `best/`.
-      change: what of the checkpoint could not be taken over, in words; "" where all could.
+      step: completed updates; 0 without a checkpoint.
+      notes: of the checkpoint, or {}; "best" describes the parameters in `best/`.
+      change: the part of the checkpoint that could not be restored, as text; or "".
     """
 
     state: TrainState
@@ -49,37 +49,37 @@ def begin(
 
     Args:
       like: `abstract_state(stage, optimizer, mesh)`.
-      seed, params_from: of the initial parameters, where there is no checkpoint; as for `fit`.
+      seed, params_from: of the initial parameters if there is no checkpoint; see `fit`.
 
     Raises:
-      UserError: the checkpoint or `params_from` does not fit; nothing was touched.
+      UserError: the checkpoint or `params_from` does not fit; no file was changed.
     """
-    found = checkpoints.restore(like)
-    if found is None:
+    restored = checkpoints.restore(like)
+    if restored is None:
         initial = None if params_from is None else _initial_params(params_from, like.params)
         state = init_state(stage, optimizer, mesh, seed, initial)
-        checkpoints.remove_best()  # of a run that never came to its first checkpoint
+        checkpoints.remove_best()  # of a run that ended before its first checkpoint
         return Beginning(state, 0, {}, "")
-    state, change = found.state, ""
+    state, change = restored.state, ""
     if state.opt_state is None:
-        change = "the optimizer's state starts anew (other arrays were stored)"
+        change = "the optimizer state is new (the checkpoint has that of another optimizer)"
         init = jax.jit(
-            lambda params: set_schedule_step(optimizer.init(params), found.step),
+            lambda params: set_schedule_step(optimizer.init(params), restored.step),
             out_shardings=shardings_of(like.opt_state),
         )
         state = state.replace(opt_state=init(state.params))
-    # best/ may be newer than the checkpoint: a killed run was further.
-    notes = {**found.notes, "best": checkpoints.best_notes().get("best")}
-    return Beginning(state, found.step, notes, change)
+    # A run that was killed after its last checkpoint may have saved a newer best/.
+    notes = {**restored.notes, "best": checkpoints.best_notes().get("best")}
+    return Beginning(state, restored.step, notes, change)
 
 
 def _initial_params(source: Any, like: Any) -> Any:
-    """Parameters from a stage's folder, a tree or what makes one, laid out as this stage wants."""
+    """Parameters from a stage's folder, a tree, or a function, with the layout of `like`."""
     if isinstance(source, str | os.PathLike):
         params, where = load_params(source, shardings_of(like)), source
     else:
         params, where = meshes.unbox(source() if callable(source) else source), "params_from"
     check_shapes(where, params, like)
     return jax.tree.map(
-        lambda leaf, want: jax.device_put(leaf.astype(want.dtype), want.sharding), params, like
+        lambda leaf, spec: jax.device_put(leaf.astype(spec.dtype), spec.sharding), params, like
     )

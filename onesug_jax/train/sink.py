@@ -1,4 +1,4 @@
-"""Writing the small files of a run, which grow."""
+"""Writing of the small, growing files of a run."""
 
 import contextlib
 import os
@@ -10,7 +10,7 @@ from onesug_jax.files import atomic_write
 
 
 def growing(path: str, content: bytes = b"") -> BinaryIO:
-    """A file of this content, to append to."""
+    """Replaces a file by this content, and opens it for appending."""
     with atomic_write(path) as file:
         file.write(content)
     return open(path, "ab")
@@ -18,7 +18,7 @@ def growing(path: str, content: bytes = b"") -> BinaryIO:
 
 @contextlib.contextmanager
 def writing(folder: str | os.PathLike) -> Iterator[None]:
-    """Inside, a file of `folder` that cannot be written is a UserError."""
+    """An OSError inside becomes a UserError that names `folder`."""
     try:
         yield
     except OSError as error:

@@ -1,4 +1,4 @@
-"""Where the states of a training lie: in its folder, or in a bucket."""
+"""The place of a training's states: its folder, or a bucket."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -12,12 +12,12 @@ def _nothing() -> None:
 
 @dataclass(frozen=True)
 class States:
-    """A folder in which orbax writes `checkpoints/` and `best/`.
+    """The folder in which orbax writes `checkpoints/` and `best/`.
 
     Attributes:
-      url: of a bucket's folder; "": the training's own folder.
-      push: sends the reports in the training's folder; the primary calls it before a checkpoint.
-      fetch: brings `best/`, or `checkpoints/` where there is none, into the training's folder.
+      url: of a folder in a bucket; "": the training's own folder.
+      push: uploads the reports in the training's folder; the primary calls it before a checkpoint.
+      fetch: downloads `best/`, or else `checkpoints/`, into the training's folder.
     """
 
     url: str = ""
@@ -29,5 +29,5 @@ HERE = States()
 
 
 def is_state(name: str) -> bool:
-    """Whether a file of a training's folder, by its name there, is part of a state."""
+    """Whether a file is part of a state, by its path in the training's folder."""
     return name.split("/")[0] in (CHECKPOINTS, BEST)

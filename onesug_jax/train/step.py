@@ -1,9 +1,9 @@
-"""The one jitted update that every stage goes through.
+"""The jitted update of every stage.
 
-Sums of loss and weight over the whole batch (microbatch by microbatch where asked), one division by
-the total weight, the optimizer. A non-finite loss or gradient is not applied: the state
-stays the last good one and remembers the batch, on the device, so that nobody has to wait for a
-number every step.
+It sums loss and weight over the batch (optionally in microbatches), divides once by the total
+weight, and applies the optimizer. A non-finite loss or gradient is not applied: the state remains
+the last good one and records the batch. This happens on the device, so the host does not wait for
+the loss in every step.
 """
 
 import dataclasses
@@ -32,29 +32,29 @@ def make_train_step(
     seed: int = 0,
     compiler_options: Mapping[str, Any] | None = None,
 ):
-    """The jitted update `(state, batch, stage.frozen) -> (state, metrics)`; uses up the state.
+    """The jitted update `(state, batch, stage.frozen) -> (state, metrics)`; it donates the state.
 
     Args:
-      accumulation: microbatches a batch `[B, ...]` is cut into, one after another; equals the whole
-        batch up to rounding. Where `stage.rows_add_up`, gradients are summed over `replica` and
-        `data` once, at the end; over `fsdp`, and of other stages, once a microbatch.
-      seed: randomness of update t, microbatch m is `fold_in(fold_in(key(seed), t), m)`, split over
-        the copies of the parameters where each sums its own rows.
+      accumulation: sequential microbatches of a batch `[B, ...]`; the result is the same up to
+        rounding. If `stage.rows_add_up`, gradients are summed over `replica` and `data` once, at
+        the end; otherwise, and over `fsdp`, once per microbatch.
+      seed: the key of update t, microbatch m is `fold_in(fold_in(key(seed), t), m)`, split over the
+        copies of the parameters if each copy sums its own rows.
       compiler_options: XLA's, see `compiler.compiler_options`.
 
     Returns:
-      a `jax.jit` function (it has `.lower` for compiling ahead). Metrics: float32 scalars `loss` (a
-      unit of weight), `weight`, `grad_norm` (before clipping), `learning_rate` where the optimizer
-      has a `schedule`, and every scalar sum of the loss function divided by the weight.
+      a `jax.jit` function (with `.lower` for compiling ahead). Metrics are float32 scalars: `loss`
+      (per unit of weight), `weight`, `grad_norm` (before clipping), `learning_rate` if the
+      optimizer has a `schedule`, and every scalar sum of the loss function divided by the weight.
 
     Raises:
-      UserError: while tracing, a batch that does not divide into the microbatches and the mesh.
+      UserError: while tracing, if a batch does not divide into the microbatches and the mesh.
     """
     if accumulation < 1:
         raise UserError(f"accumulation={accumulation}: expected at least 1 microbatch.")
     state_shardings = shardings_of(abstract_state(stage, optimizer, mesh))
-    # Copies of the parameters whose sums stay separate until the end of the update: microbatches
-    # are summed over devices once, and between slices only pieces of the gradient travel.
+    # The sums of these copies of the parameters stay separate until the end of the update: all
+    # microbatches need one sum over devices, and slices exchange only shards of the gradient.
     axes = meshes.COPY_AXES if accumulation > 1 else ("replica",)
     copies = math.prod(mesh.shape[axis] for axis in axes) if stage.rows_add_up else 1
 
@@ -69,7 +69,7 @@ def make_train_step(
         return total, weight, metrics, grads
 
     def microbatch_sums(params, batch, key, frozen):
-        """`sums`, or of batches `[copies, rows, ...]` those of each copy, `[copies, ...]`."""
+        """`sums`; for batches `[copies, rows, ...]` those of each copy, `[copies, ...]`."""
         layout = pieces(params, state_shardings.params)
         if copies == 1:
             *scalars, grads = sums(params, batch, key, frozen)
@@ -80,7 +80,7 @@ def make_train_step(
                 *scalars, grads = each(params, batch, keys, frozen)
             inside = layout if "data" not in axes else state_shardings.params
             layout = jax.tree.map(lambda own: NamedSharding(mesh, P(axes, *own.spec)), inside)
-        # At once: every device keeps only the piece of the sum that it updates.
+        # Immediately, so that a device holds only the shard of the sum that it updates.
         return *scalars, jax.lax.with_sharding_constraint(grads, layout)
 
     def batch_sums(params, batch, key, frozen):
@@ -89,8 +89,8 @@ def make_train_step(
 
         def add(running, numbered):
             number, microbatch = numbered
-            more = microbatch_sums(params, microbatch, jax.random.fold_in(key, number), frozen)
-            return jax.tree.map(lambda a, b: a + b.astype(a.dtype), running, more), None
+            new = microbatch_sums(params, microbatch, jax.random.fold_in(key, number), frozen)
+            return jax.tree.map(lambda a, b: a + b.astype(a.dtype), running, new), None
 
         if accumulation == 1:
             total = microbatch_sums(params, first, jax.random.fold_in(key, 0), frozen)
@@ -107,7 +107,7 @@ def make_train_step(
         with meshes.rules_context(mesh):
             key = jax.random.fold_in(jax.random.key(seed), state.step)
             total, weight, user_sums, grads = batch_sums(state.params, batch, key, frozen)
-            # A batch in which nothing counts has loss 0 and gradient 0, not 0/0.
+            # A batch with total weight 0 has loss 0 and gradient 0, not 0/0.
             unit = jnp.where(weight > 0, weight, 1.0)
             grads = jax.tree.map(lambda g, p: (g / unit).astype(p.dtype), grads, state.params)
             loss, grad_norm = total / unit, optax.tree.norm(grads)
@@ -118,10 +118,10 @@ def make_train_step(
                 after_key = jax.random.fold_in(key, accumulation)
                 params = stage.after_update(params, user_sums, after_key)
         finite = jnp.isfinite(loss) & jnp.isfinite(grad_norm)
-        untroubled = state.bad_step < 0
+        good = state.bad_step < 0
         new = TrainState(state.step + 1, params, opt_state, state.bad_step)
-        new = jax.tree.map(lambda a, b: jnp.where(finite & untroubled, a, b), new, old)
-        new = new.replace(bad_step=jnp.where(untroubled & ~finite, state.step, state.bad_step))
+        new = jax.tree.map(lambda a, b: jnp.where(finite & good, a, b), new, old)
+        new = new.replace(bad_step=jnp.where(good & ~finite, state.step, state.bad_step))
         metrics = {"loss": loss, "weight": weight, "grad_norm": grad_norm}
         if getattr(optimizer, "schedule", None) is not None:
             metrics["learning_rate"] = optimizer.schedule(state.step)
@@ -138,13 +138,13 @@ def make_train_step(
 
 
 def _wide(dtype: Any) -> Any:
-    """Sums over microbatches are in float32 at least."""
+    """The dtype of sums over microbatches: at least float32."""
     return jnp.promote_types(dtype, jnp.float32) if jnp.issubdtype(dtype, jnp.floating) else dtype
 
 
 def _split(batch: Batch, accumulation: int, mesh: Mesh, axes: tuple[str, ...]) -> Batch:
-    """`[B, ...]` -> `[accumulation, rows, ...]`, or `[accumulation, copies along axes, rows, ...]`;
-    row i goes to microbatch `i % accumulation` and stays on its device.
+    """`[B, ...]` -> `[accumulation, rows, ...]`, or `[accumulation, copies along axes, rows, ...]`.
+    Row i belongs to microbatch `i % accumulation` and stays on its device.
     """
     parts = [math.prod(mesh.shape[axis] for axis in axes)] if axes else []
     layout = P(None, *[axes] * bool(axes), meshes.BATCH_AXES[len(axes) :])
@@ -158,10 +158,10 @@ def _split(batch: Batch, accumulation: int, mesh: Mesh, axes: tuple[str, ...]) -
 
 
 def batch_size(batch: Batch) -> int:
-    """Examples in a host batch: the first dimension all its arrays share.
+    """Examples in a host batch: the first dimension of all its arrays.
 
     Raises:
-      UserError: the arrays disagree.
+      UserError: the first dimensions differ.
     """
     sizes = {
         meshes.path_name(path): np.shape(x)[:1] for path, x in jax.tree.leaves_with_path(batch)

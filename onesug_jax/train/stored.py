@@ -1,6 +1,4 @@
-"""Trees of arrays as orbax stored them: reading them onto a mesh, and what differs from what a run
-needs.
-"""
+"""Reads trees of arrays that orbax stored, and compares their names and shapes with a run's."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -15,7 +13,7 @@ from onesug_jax.train.mesh import path_name
 
 
 def read_tree(home: epath.Path, like: Any) -> Any:
-    """The tree stored in `home`, laid out as the `ShapeDtypeStruct`s of `like` say."""
+    """The tree stored in `home`, with the dtypes and shardings of `like` (`ShapeDtypeStruct`s)."""
     args = jax.tree.map(
         lambda leaf: ocp.ArrayRestoreArgs(
             sharding=leaf.sharding, global_shape=leaf.shape, dtype=leaf.dtype
@@ -31,10 +29,10 @@ def read_params(home: epath.Path, shardings: Any = None) -> Any:
     """The tree stored in `home`, of any structure.
 
     Args:
-      shardings: None gives numpy arrays; one sharding for all, or a tree of them, gives jax arrays.
+      shardings: None returns numpy arrays; one sharding, or a tree of them, returns jax arrays.
 
     Raises:
-      UserError: the shardings' tree has another structure.
+      UserError: the tree of shardings has another structure.
     """
     saved = stored_shapes(home)
     if shardings is None:
@@ -59,34 +57,34 @@ def stored_shapes(home: epath.Path) -> Any:
 
 
 def by_name(tree: Any) -> dict[str, Any]:
-    """{"encoder/mlp/kernel": leaf}: the leaves without the containers around them."""
+    """{"encoder/mlp/kernel": leaf}, without containers."""
     return {path_name(path): leaf for path, leaf in jax.tree.leaves_with_path(tree)}
 
 
-def find_misfit(saved: Any, wanted: Any) -> str:
-    """The first arrays that differ in name or shape between two trees; "" where none does."""
-    saved, wanted = by_name(saved), by_name(wanted)
-    difference = _missing_or_surplus(saved, wanted)
-    for name in [] if difference else wanted:
-        there, here = list(saved[name].shape), list(wanted[name].shape)
-        if there != here:
-            return f"{name} is {there} there and {here} here"
+def find_misfit(saved: Any, expected: Any) -> str:
+    """The first arrays that differ in name or shape between two trees; "" if none does."""
+    saved, expected = by_name(saved), by_name(expected)
+    difference = _missing_or_surplus(saved, expected)
+    for name in [] if difference else expected:
+        found, shape = list(saved[name].shape), list(expected[name].shape)
+        if found != shape:
+            return f"{name}: expected shape {shape}, found {found}"
     return difference
 
 
-def check_shapes(home: Any, saved: Any, wanted: Any) -> None:
-    """Raise a UserError naming the first arrays in which stored and wanted parameters differ."""
-    misfit = find_misfit(saved, wanted)
+def check_shapes(home: Any, saved: Any, expected: Any) -> None:
+    """Raise a UserError with the first differences of stored and expected parameters."""
+    misfit = find_misfit(saved, expected)
     if misfit:
         raise UserError(
-            f"{home}: does not fit this model: {misfit}. Give the model's old settings, or use "
-            "another folder."
+            f"{home}: does not fit this model: {misfit}. Use the model's old settings, or another "
+            "folder."
         )
 
 
-def _missing_or_surplus(saved: Mapping[str, Any], wanted: Mapping[str, Any]) -> str:
-    missing, surplus = sorted(set(wanted) - set(saved)), sorted(set(saved) - set(wanted))
+def _missing_or_surplus(saved: Mapping[str, Any], expected: Mapping[str, Any]) -> str:
+    missing, surplus = sorted(set(expected) - set(saved)), sorted(set(saved) - set(expected))
     parts = [f"it has no {', '.join(missing[:3])} ({len(missing)} missing)"] if missing else []
     if surplus:
-        parts.append(f"it has {', '.join(surplus[:3])} besides ({len(surplus)} too many)")
+        parts.append(f"it also has {', '.join(surplus[:3])} ({len(surplus)} too many)")
     return "; ".join(parts)

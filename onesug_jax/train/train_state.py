@@ -1,4 +1,4 @@
-"""What a stage is, and the state that its training goes through: shapes, layout, first values."""
+"""A stage, and the state of its training: shapes, shardings, initial values."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -25,18 +25,16 @@ class Stage:
 
     Attributes:
       name: for reports.
-      init_fn: key -> the tree of trainable arrays, with or without Flax's axis-name boxes. The very
-        same tree, unboxed, is what `loss_fn` gets as `params`.
-      loss_fn: (params, batch, key) -> (sum of losses, sum of weights, {metric: sum}); sums over the
-        examples it is given, so that microbatches and devices add up. With `frozen` it takes it as
-        fourth argument.
-      tokens_fn: host batch -> number of tokens in it, for tokens/s.
-      frozen: arrays the loss reads and no update touches (a reference policy), laid out as they
-        come.
-      rows_add_up: whether a row's loss does not depend on the other rows of its batch, so that each
-        copy of the parameters may sum its own rows, with a key of its own.
-      after_update: (params, sums, key) -> params, for what is not learnt by gradient (running
-        codebooks); `sums` are the batch's, whole. Sums that are not scalars are not reported.
+      init_fn: key -> the tree of trainable arrays, with or without Flax's axis-name boxes; unboxed,
+        it is the `params` of `loss_fn`.
+      loss_fn: (params, batch, key) -> (sum of losses, sum of weights, {metric: sum}). Sums over
+        examples, so that microbatches and devices add up. `frozen`, if any, is the fourth argument.
+      tokens_fn: host batch -> its number of tokens, for tokens/s.
+      frozen: constant arrays for the loss (a reference policy), with their shardings.
+      rows_add_up: whether a row's loss is independent of the other rows of its batch, so that each
+        copy of the parameters may sum its own rows, with its own key.
+      after_update: (params, sums, key) -> params, for parameters without gradients (running
+        codebooks); `sums` are those of the global batch. Only scalar sums are reported.
     """
 
     name: str
@@ -50,14 +48,14 @@ class Stage:
 
 @flax.struct.dataclass
 class TrainState:
-    """Everything an update reads and writes.
+    """The input and output of an update.
 
     Attributes:
-      step: int32 scalar, updates done; the next one uses batch `step`.
+      step: int32 scalar, completed updates; the next one uses batch `step`.
       params: the stage's arrays, without boxes.
       opt_state: optax's.
-      bad_step: int32 scalar, the first batch whose loss or gradient was not finite; -1: none so
-        far. Once set, nothing else changes any more.
+      bad_step: int32 scalar, the first batch whose loss or gradient was not finite; -1: none. Once
+        it is set, the state does not change.
     """
 
     step: jax.Array
@@ -76,8 +74,8 @@ def abstract_state(stage: Stage, optimizer: optax.GradientTransformation, mesh: 
     shardings = param_shardings(boxed, mesh)
     params = jax.tree.map(_placed, meshes.unbox(boxed), shardings)
     everywhere = meshes.replicated(mesh)
-    # Moments are cut up further than their parameter; factored statistics, of another shape, are
-    # small: replicated.
+    # Moments have more shards than their parameter (`zero.py`). Factored statistics have another
+    # shape and are small, so they are replicated.
     opt_state = optax.tree_map_params(
         optimizer,
         lambda leaf, param: _placed(
@@ -104,11 +102,11 @@ def init_state(
     seed: int,
     params: Params | None = None,
 ) -> TrainState:
-    """A fresh state, made in place on the mesh; the same numbers on every mesh.
+    """An initial state, computed on the mesh; the same numbers on every mesh.
 
     Args:
-      seed: of the initial parameters (and of nothing else here).
-      params: start from these instead, already laid out like `abstract_state(...).params`.
+      seed: of the initial parameters.
+      params: initial parameters instead, with the shardings of `abstract_state(...).params`.
     """
     shardings = shardings_of(abstract_state(stage, optimizer, mesh))
 
@@ -119,7 +117,7 @@ def init_state(
         zero = jnp.zeros((), jnp.int32)
         return TrainState(zero, params, optimizer.init(params), zero - 1)
 
-    # The updates' keys are others: those fold in a step number.
+    # The keys of updates differ: they fold in a step number.
     return jax.jit(build, out_shardings=shardings)(jax.random.key(seed), params)
 
 

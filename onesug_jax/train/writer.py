@@ -1,4 +1,4 @@
-"""Orbax's writing in the background: series of checkpoints in one folder, errors in words."""
+"""Writes series of checkpoints in the background by orbax, and translates its errors."""
 
 import contextlib
 import logging
@@ -11,15 +11,16 @@ import orbax.checkpoint as ocp
 from etils import epath
 
 from onesug_jax.errors import UserError
-from onesug_jax.train.digests import is_remote, write_digests
+from onesug_jax.files import is_remote
+from onesug_jax.train.digests import write_digests
 
 
 class BackgroundWriter:
-    """Writes `folder/SERIES/STEP/PART`; every process of a run makes one and calls it alike.
+    """Writes `folder/SERIES/STEP/PART`. All processes of a run make the same calls.
 
     Args:
       folder: local (or shared by all hosts) or a bucket's URL.
-      keep: how many steps of each series to retain, by the series' name.
+      keep: series -> the number of steps to retain.
     """
 
     def __init__(self, folder: epath.Path, keep: Mapping[str, int]):
@@ -31,17 +32,17 @@ class BackgroundWriter:
     def write(
         self, series: str, step: int, trees: Mapping[str, Any], meta: Mapping[str, Any]
     ) -> None:
-        """Start writing trees of arrays, by part, and `meta` as JSON; returns once they are copied
-        off the devices.
+        """Start to write trees of arrays, by part, and `meta` as JSON; returns when they are copied
+        to the host.
 
         Raises:
-          UserError: the step before this one could not be written.
+          UserError: the previous step could not be written.
         """
         manager = self._manager(series)
         with self._explaining(series):
             manager.wait_until_finished()
             for saved in manager.all_steps():
-                if saved > step:  # of a killed run that was further; it comes again
+                if saved > step:  # of a killed run; this run will write it again
                     manager.delete(saved)
             if step in manager.all_steps():
                 return
@@ -51,10 +52,10 @@ class BackgroundWriter:
             manager.save(step, args=ocp.args.Composite(**parts), force=True)
 
     def wait(self, series: str | None = None) -> None:
-        """Until everything started is on disk, of one series or of all.
+        """Wait until all started writes are on disk, of one series or of all.
 
         Raises:
-          UserError: something could not be written.
+          UserError: a write failed.
         """
         for name, manager in self._managers.items():
             if series in (None, name):
@@ -62,7 +63,7 @@ class BackgroundWriter:
                     manager.wait_until_finished()
 
     def close(self) -> None:
-        """Wait, then let the background threads go."""
+        """Wait, then stop the background threads."""
         try:
             self.wait()
         finally:
@@ -87,7 +88,7 @@ class BackgroundWriter:
         return self._managers[series]
 
     def _mute(self, on: bool) -> None:
-        """Orbax logs the trace of every error it raises; `_explaining` says it once, in a line."""
+        """Silence orbax, which logs a traceback of every error; `_explaining` reports errors."""
         log = logging.getLogger("absl")
         if on and self._log_level is None:
             self._log_level = log.level
@@ -98,7 +99,7 @@ class BackgroundWriter:
 
     @contextlib.contextmanager
     def _explaining(self, series: str) -> Iterator[None]:
-        """Turns whatever writing raises into one message for the user."""
+        """An error inside becomes a UserError."""
         try:
             yield
         except UserError:
@@ -114,23 +115,23 @@ class BackgroundWriter:
 
 
 def list_steps(home: epath.Path) -> list[int]:
-    """The steps that lie complete in a series' folder, oldest first."""
+    """The complete steps in a series' folder, oldest first."""
     if not home.is_dir():
         return []
     steps = [p for p in home.iterdir() if p.name.isdecimal() and p.is_dir()]
-    if is_remote(home):  # a bucket has no renames: a file says that a step is complete
+    if is_remote(home):  # a bucket has no renames: a file marks a complete step
         steps = [p for p in steps if ocp.utils.is_checkpoint_finalized(p)]
     return sorted(int(p.name) for p in steps)
 
 
 def absolute(folder: str | os.PathLike) -> epath.Path:
-    """The folder's path, which orbax wants absolute; a bucket's URL as it is."""
+    """The folder's absolute path, which orbax requires; a bucket's URL is unchanged."""
     folder = os.fspath(folder).removeprefix("file://")
     return epath.Path(folder if "://" in folder else os.path.abspath(folder))
 
 
 def first_line(error: BaseException) -> str:
-    """An error's message, short enough for a line."""
+    """The first line of an error's message, at most 300 characters."""
     text = str(error).strip()
     return (text.splitlines()[0] if text else type(error).__name__)[:300]
 

@@ -1,10 +1,10 @@
-"""Optimizer state in pieces: what an update remembers of an array is cut over `data` (ZeRO-1).
+"""Optimizer state sharded over `data` (ZeRO-1).
 
-Every copy of the parameters on `data` would hold the same moments and compute the same update.
-Instead, gradients are summed into pieces, a device updates the piece whose moments it holds, and
-the new parameters are gathered: where the compiler reduce-scatters, as many bytes over the links as
-one all-reduce (Rajbhandari et al. 2020). Slices, on `replica`, hold the same pieces: between them
-only gradients travel.
+Otherwise every copy of the parameters on `data` holds the same moments and computes the same
+update. Here gradients are summed into shards, a device updates the shard whose moments it holds,
+and the new parameters are gathered. With a reduce-scatter, the links carry as many bytes as for one
+all-reduce (Rajbhandari et al. 2020). Slices (`replica`) hold the same shards and exchange only
+gradients.
 """
 
 from __future__ import annotations
@@ -18,18 +18,17 @@ from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
 AXIS = "data"
-WHOLE_BELOW = 2**16  # bytes: what is smaller saves nothing and costs a collective of its own
+WHOLE_BELOW = 2**16  # bytes: sharding a smaller array saves little and costs a collective
 
 
 def piece_sharding(array: Any, sharding: NamedSharding) -> NamedSharding:
-    """The layout of what an optimizer remembers of a parameter, and of its gradient.
+    """The sharding of a parameter's moments and gradient.
 
-    The parameter's own `sharding`, with the dimension whose parts are largest cut further, over
-    `data`, if it divides. Small arrays, and those of which no dimension divides, lie like the
-    parameter.
+    It is the parameter's `sharding`, and `data` also shards the dimension with the largest parts
+    that divides over it. Small arrays, and arrays without such a dimension, keep `sharding`.
 
     Args:
-      array: anything with the parameter's shape and dtype.
+      array: an object with the parameter's shape and dtype.
     """
     mesh, own = sharding.mesh, sharding.shard_shape(array.shape)
     nbytes = math.prod(array.shape) * jnp.dtype(array.dtype).itemsize
@@ -49,5 +48,5 @@ def pieces(tree: Any, shardings: Any) -> Any:
 
 
 def in_pieces(tree: Any, shardings: Any) -> Any:
-    """Lays out a traced tree like its optimizer state; `shardings` are those of the parameters."""
+    """Constrains a traced tree to `pieces`; `shardings` are those of the parameters."""
     return jax.lax.with_sharding_constraint(tree, pieces(tree, shardings))

@@ -1,13 +1,13 @@
-"""T5 by PyTorch, for test_hf.py: makes small random models, and computes with what it is given.
+"""T5 by PyTorch, for test_hf.py: makes small random models and computes their outputs.
 
-    python compare_t5.py make FOLDER                  a folder a model, and what it computes
-    python compare_t5.py run MODEL_FOLDER GIVEN OUT   what a model computes
+    python compare_t5.py make FOLDER                   a folder per model, and its outputs
+    python compare_t5.py run MODEL_FOLDER INPUTS OUT   the outputs of a model
 
-Run in an environment of its own (requirements-compare.txt); knows nothing of onesug_jax, so that
-the two computations share no code. What it is given (.npz): `tokens [B, L]`, `decoder [B, T]`, and
-`allowed [N, T]`, target sequences with their end, then 0. What it leaves (.npz): `logits [B, T, V]`
-and lists `[B, K, T]` by beam search over the allowed sequences, with scores `[B, K]`: `all_*`
-with as many beams as there are sequences, so that none is lost on the way, `some_*` with few.
+It runs in a separate environment (requirements-compare.txt) and does not import onesug_jax. Inputs
+(.npz): `tokens [B, L]`, `decoder [B, T]`, and `allowed [N, T]`, target sequences with their end,
+padded with 0. Outputs (.npz): `logits [B, T, V]` and lists `[B, K, T]` of a beam search over the
+allowed sequences, with scores `[B, K]`: `all_*` with a beam for every sequence, so that the search
+is exact, `some_*` with few.
 """
 
 import pathlib
@@ -31,7 +31,7 @@ SIZES = {
     "feed_forward_proj": "gated-gelu",
     "decoder_start_token_id": 0,
 }
-# name: family, whether outputs are scaled, whether it has a head of its own, number type
+# name: family, whether outputs are scaled, whether the head is separate, dtype
 MODELS = {
     "t5_v1_1": ("T5", False, True, torch.float32),
     "flan_t5": ("T5", False, True, torch.bfloat16),
@@ -45,14 +45,14 @@ MODELS = {
 
 
 def make(folder: str) -> None:
-    given = pathlib.Path(folder, "given.npz")
+    inputs = pathlib.Path(folder, "inputs.npz")
     for number, (name, (family, scaled, own_head, dtype)) in enumerate(MODELS.items()):
         torch.manual_seed(number)
         config = getattr(transformers, f"{family}Config")(**SIZES)
         if scaled is not None:
             config.scale_decoder_outputs = scaled
         model = getattr(transformers, f"{family}ForConditionalGeneration")(config)
-        for parameter in model.parameters():  # no norm stays 1, no two layers' positions alike
+        for parameter in model.parameters():  # so that norms are not 1 and all layers differ
             parameter.data += 0.1 * torch.randn_like(parameter)
         if own_head:
             head = torch.randn_like(model.shared.weight)
@@ -62,11 +62,11 @@ def make(folder: str) -> None:
         home = pathlib.Path(folder, name)
         shard = "40KB" if name == "t5_v1_1" else "5GB"
         model.to(dtype).save_pretrained(home, max_shard_size=shard)
-        run(str(home), str(given), str(home / "computed.npz"))
+        run(str(home), str(inputs), str(home / "computed.npz"))
 
 
-def run(folder: str, given: str, out: str) -> None:
-    arrays = np.load(given)
+def run(folder: str, inputs_file: str, out: str) -> None:
+    arrays = np.load(inputs_file)
     model = transformers.AutoModelForSeq2SeqLM.from_pretrained(
         folder, local_files_only=True, dtype=torch.float32
     ).eval()
@@ -76,7 +76,7 @@ def run(folder: str, given: str, out: str) -> None:
         decoder = torch.from_numpy(arrays["decoder"]).long()
         logits = model(**inputs, decoder_input_ids=decoder).logits.float().numpy()
     allowed = [tuple(row[row > 0].tolist()) for row in arrays["allowed"]]
-    found = {"logits": logits}
+    outputs = {"logits": logits}
     for name, beams, alpha in (
         ("all_alpha_0", len(allowed), 0.0),
         ("all_alpha_07", len(allowed), 0.7),
@@ -84,21 +84,21 @@ def run(folder: str, given: str, out: str) -> None:
         ("some_alpha_07", BEAMS, 0.7),
     ):
         lists, scores = search(model, inputs, allowed, beams, alpha)
-        found |= {name: lists, f"{name}_scores": scores}
-    np.savez(out, **found)
+        outputs |= {name: lists, f"{name}_scores": scores}
+    np.savez(out, **outputs)
 
 
 def search(model, inputs, allowed, beams: int, alpha: float) -> tuple[np.ndarray, np.ndarray]:
     children: dict[tuple[int, ...], set[int]] = {}
     for ids in allowed:
-        for place, token in enumerate(ids):
-            children.setdefault(ids[:place], set()).add(token)
+        for i, token in enumerate(ids):
+            children.setdefault(ids[:i], set()).add(token)
 
-    def next_tokens(_, so_far) -> list[int]:
-        return sorted(children.get(tuple(so_far.tolist()[1:]), {0}))
+    def next_tokens(_, prefix) -> list[int]:
+        return sorted(children.get(tuple(prefix.tolist()[1:]), {0}))
 
     with torch.inference_mode():
-        found = model.generate(
+        result = model.generate(
             **inputs,
             num_beams=beams,
             num_return_sequences=beams,
@@ -110,10 +110,10 @@ def search(model, inputs, allowed, beams: int, alpha: float) -> tuple[np.ndarray
             return_dict_in_generate=True,
             output_scores=True,
         )
-    lists = found.sequences.numpy()[:, 1:].reshape(-1, beams, found.sequences.shape[1] - 1)
+    lists = result.sequences.numpy()[:, 1:].reshape(-1, beams, result.sequences.shape[1] - 1)
     lists = np.pad(lists, ((0, 0), (0, 0), (0, LENGTH - lists.shape[2])))
-    over = np.cumsum(lists == 1, axis=-1) - (lists == 1) > 0  # what it fills up with
-    return np.where(over, 0, lists), found.sequences_scores.numpy().reshape(-1, beams)
+    ended = np.cumsum(lists == 1, axis=-1) - (lists == 1) > 0
+    return np.where(ended, 0, lists), result.sequences_scores.numpy().reshape(-1, beams)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Segment rows: an item's tokens carry their marker's row, a marker that of one right before it."""
+"""Segments: a token has the row of its item's marker, a marker that of a marker right before it."""
 
 import functools
 
@@ -27,14 +27,14 @@ def encode(config, params, tokens):
 
 
 def rows(params, tokens):
-    """What the encoder's layers are given, token by token, by a plain loop."""
+    """The inputs of the encoder's layers, by a plain loop over tokens."""
     table, out = np.asarray(params["embedding"]) * 4.0, []  # 4 = sqrt(d_model)
     for row in tokens:
-        opener, before = None, None
+        opener, previous = None, None
         for token in row:
-            marker = 20 <= token <= 25
-            added = before if marker else opener
-            opener, before = (token, token) if marker else (opener, None)
+            is_marker = 20 <= token <= 25
+            added = previous if is_marker else opener
+            opener, previous = (token, token) if is_marker else (opener, None)
             out.append(table[token] + (table[added] if added and token else 0))
     return np.reshape(out, (*np.shape(tokens), 16))
 
@@ -43,16 +43,16 @@ def rows(params, tokens):
 def test_rows_are_those_of_a_plain_loop(params):
     tokens = np.array([[5, 20, 6, 7, 21, 8, 25, 9, 1, 0], [20, 23, 24, 1, 20, 9, 22, 21, 1, 0]])
     model = Seq2Seq(WITH)
-    found = model.apply(
+    result = model.apply(
         {"params": params},
         jnp.asarray(tokens),
         method=lambda m, t: m.look_up(t, t[:, :0])[0],
     )
-    np.testing.assert_allclose(found, rows(params, tokens), atol=1e-5)
+    np.testing.assert_allclose(result, rows(params, tokens), atol=1e-5)
 
 
 @pytest.mark.long
-def test_they_add_no_parameters_and_change_what_is_encoded(params):
+def test_they_add_no_parameters_and_change_the_states(params):
     assert WITH.parameters() == PLAIN.parameters()
     tokens = jnp.array([[20, 3, 21, 3, 1]])
     plain, marked = (encode(config, params, tokens) for config in (PLAIN, WITH))

@@ -46,7 +46,7 @@ def applied(model):
 
 
 def numpy_bucket(distance, bidirectional, buckets, max_distance):
-    """T5's bucket of one integer distance, written from the paper's words."""
+    """T5's bucket of one integer distance, by the text of the paper."""
     offset = 0
     if bidirectional:
         buckets //= 2
@@ -177,8 +177,8 @@ def test_packed_rows_equal_separate_rows(config):
 
 @pytest.mark.long
 @pytest.mark.parametrize("change", [{"unroll": True}, {"remat": "full"}, {"remat": "dots"}])
-def test_how_layers_run_changes_no_number(change):
-    """Unrolling and recomputation use the same parameters and give the same loss and gradients."""
+def test_unrolling_and_recomputation_change_no_number(change):
+    """They use the same parameters and give the same loss and gradients."""
     model, variables, tokens, targets = build(SMALL)
     other = Seq2Seq(dataclasses.replace(SMALL, **change))
 
@@ -194,7 +194,7 @@ def test_how_layers_run_changes_no_number(change):
 
 @pytest.mark.long
 def test_bfloat16_keeps_float32_parameters_and_logits():
-    """bf16 is the compute type only; the result stays near float32's."""
+    """bfloat16 is only the compute type; the result is close to float32's."""
     model, variables, tokens, targets = build(SMALL)
     low = Seq2Seq(dataclasses.replace(SMALL, dtype="bfloat16"))
     assert all(x.dtype == jnp.float32 for x in jax.tree.leaves(variables))
@@ -215,10 +215,9 @@ def test_parameter_count_is_the_arrays_count(change):
 
 @pytest.mark.long
 def test_flops_equal_xlas_own_count():
-    """Matrix products dominate: XLA's count, layers written out, lies within 3 % of ours.
+    """Matrix products dominate: XLA's count of unrolled layers is within 3 % of ours.
 
-    With layers in a loop XLA counts the body once, which is why the formula and not XLA's figure
-    is what the reports use.
+    XLA counts the body of a loop once, so reports use the formula instead of XLA's figure.
     """
     config = ModelConfig(
         vocab_size=512,
@@ -243,7 +242,7 @@ def test_flops_equal_xlas_own_count():
 
 @pytest.mark.parametrize("config", [SMALL, PER_LAYER], ids=["plain", "per_layer"])
 def test_every_parameter_names_its_axes(config):
-    """No array reaches the mesh without logical names, one per dimension."""
+    """Every array has a logical name for each dimension."""
     model = Seq2Seq(config)
     tokens = jnp.ones((1, 4), jnp.int32)
     boxed = jax.eval_shape(lambda: model.init(jax.random.key(0), tokens, tokens))["params"]

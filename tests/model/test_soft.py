@@ -1,4 +1,4 @@
-"""The soft token: a vector of the text encoder stands in for a row of the token table."""
+"""The soft token: a vector of the text encoder replaces a row of the token table."""
 
 import jax
 import jax.numpy as jnp
@@ -21,21 +21,18 @@ def params():
 
 
 @jax.jit
-def encoded(params, tokens, soft):
+def encode(params, tokens, soft):
+    tokens = jnp.asarray(tokens)
     return Seq2Seq(WITH).apply({"params": params}, tokens, soft=soft, method="encode")
 
 
-def encode(params, tokens, soft):
-    return encoded(params, jnp.asarray(tokens), soft)
-
-
-def test_it_counts_as_parameters(params):
+def test_the_projection_counts_as_parameters(params):
     assert WITH.parameters() == sum(leaf.size for leaf in jax.tree.leaves(params))
     assert WITH.parameters() - CONFIG.parameters() == 5 * 16
 
 
-def test_a_vector_that_projects_to_a_tokens_row_reads_like_that_token(params):
-    """Choose the projection so that the vector e_0 becomes the row of token 9."""
+def test_a_vector_that_projects_to_the_row_of_a_token_acts_like_the_token(params):
+    """The projection maps the vector e_0 to the row of token 9."""
     row = params["embedding"][9]
     changed = {**params, "soft_projection": params["soft_projection"].at[0].set(row)}
     vector = jnp.zeros((1, 1, 5)).at[0, 0, 0].set(1.0)
@@ -45,8 +42,8 @@ def test_a_vector_that_projects_to_a_tokens_row_reads_like_that_token(params):
 
 
 @pytest.mark.long
-def test_the_nth_soft_token_takes_the_nth_vector(params):
-    """Packed rows: two requests in one row, each with its own vector."""
+def test_the_nth_soft_token_has_the_nth_vector(params):
+    """Two packed requests in one row, each with its own vector."""
     vectors = jax.random.normal(jax.random.key(1), (1, 2, 5))
     both = encode(params, [[3, SOFT, 5, SOFT, 6, 0]], vectors)
     swapped = encode(params, [[3, SOFT, 5, SOFT, 6, 0]], vectors[:, ::-1])
@@ -57,7 +54,7 @@ def test_the_nth_soft_token_takes_the_nth_vector(params):
     np.testing.assert_allclose(both, plain, atol=1e-5)
 
 
-def test_rows_without_a_soft_token_do_not_see_the_vectors(params):
+def test_vectors_have_no_effect_without_a_soft_token(params):
     vectors = jax.random.normal(jax.random.key(2), (1, 1, 5))
     np.testing.assert_array_equal(
         encode(params, [[3, 4, 5]], vectors), encode(params, [[3, 4, 5]], 0 * vectors)

@@ -1,4 +1,4 @@
-"""Fixtures of the engine's tests."""
+"""Fixtures of the training tests."""
 
 import json
 
@@ -17,7 +17,7 @@ def toy():
 
 @pytest.fixture(autouse=True)
 def optimizer_state_in_pieces(monkeypatch):
-    """The toy's arrays are cut over `data` although they are small."""
+    """The toy's small arrays are sharded over `data` too."""
     monkeypatch.setattr("onesug_jax.train.zero.WHOLE_BELOW", 0)
 
 
@@ -36,12 +36,11 @@ def mesh_of():
 
 @pytest.fixture
 def train(toy, mesh_of):
-    """fit on the toy stage, with these settings unless others are given."""
-
+    """fit on the toy stage with default settings."""
     from onesug_jax.train.loop import fit
     from onesug_jax.train.optimizer import make_optimizer
 
-    def run(folder, steps=12, mesh=(1, 1, 1), stage=None, **more):
+    def run(folder, steps=12, mesh=(1, 1, 1), stage=None, **changed):
         settings = {
             "batch_at": toy.make_batch_at(),
             "batch_size": 16,
@@ -50,7 +49,7 @@ def train(toy, mesh_of):
             "seed": 7,
             "log_every": 2,
             "checkpoint_every": 4,
-            **more,
+            **changed,
         }
         stage = stage or toy.make_stage(dropout=0.1)
         return fit(stage, mesh=mesh_of(*mesh), steps=steps, folder=folder, **settings)
@@ -77,6 +76,6 @@ def losses(rows):
 
 @pytest.fixture(scope="module", autouse=True)
 def devices(tmp_path_factory):
-    """All eight devices; a module compiles its toy once."""
+    """Eight devices; a module compiles its toy once."""
     with compiled_in(tmp_path_factory.mktemp("compiled")):
         yield

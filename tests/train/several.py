@@ -1,4 +1,4 @@
-"""Programs in processes of their own, which may join to one run."""
+"""Starts programs in separate processes, which may join to one run."""
 
 import os
 import pathlib
@@ -10,7 +10,7 @@ ROOT = pathlib.Path(__file__).resolve().parents[2]
 
 
 def python(*words, **environment):
-    """A Python with these words; of variables ONESUG_* it has those given."""
+    """A Python with these arguments and, of the variables ONESUG_*, only the given ones."""
     others = {name: value for name, value in os.environ.items() if not name.startswith("ONESUG_")}
     return subprocess.Popen(
         [sys.executable, *map(str, words)],
@@ -23,11 +23,11 @@ def python(*words, **environment):
 
 
 def joined(count, *words, **environment):
-    """So many processes that are one run."""
+    """`count` processes of one run."""
     if count > 1:
-        with socket.socket() as one:
-            one.bind(("127.0.0.1", 0))
-            port = one.getsockname()[1]
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            port = free.getsockname()[1]
         environment |= {"ONESUG_PROCESSES": str(count), "ONESUG_COORDINATOR": f"127.0.0.1:{port}"}
     own = [{"ONESUG_PROCESS": str(index)} if count > 1 else {} for index in range(count)]
     return [python(*words, **environment, **each) for each in own]

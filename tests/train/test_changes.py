@@ -1,4 +1,4 @@
-"""Settings may change between runs: training goes on from the checkpoint and says what differs."""
+"""Settings may change between runs: training resumes from the checkpoint and reports changes."""
 
 import jax
 import numpy as np
@@ -12,8 +12,8 @@ from onesug_jax.train.optimizer import make_optimizer
 from onesug_jax.train.train_state import abstract_state
 
 
-def params_seen_first(train, folder, **changed):
-    """The parameters a run begins with, and its result."""
+def initial_params_and_result(train, folder, **changed):
+    """The parameters that a run begins with, and its result."""
     seen = {}
 
     def evaluate(params, step):
@@ -50,37 +50,37 @@ CHANGES = {
 
 @pytest.mark.long
 @pytest.mark.parametrize("name", CHANGES)
-def test_a_changed_setting_goes_on_from_the_same_parameters(
+def test_a_run_with_a_changed_setting_resumes_with_the_same_parameters(
     train, toy, rows, tmp_path, capsys, name
 ):
-    changed, noted = CHANGES[name]
+    changed, recorded = CHANGES[name]
     first = train(tmp_path, **{"steps": 4, "settings": {"version": 1}})
     if "batch_size" in changed:
         changed = {**changed, "batch_at": toy.make_batch_at(size=32)}
-    # The evaluation due at step 4 is the first thing the second run makes.
-    more = {"steps": 8, "settings": {"version": 1}} | changed
-    began, result = params_seen_first(train, tmp_path, **more)
-    assert toy.same_bits(began, first.params)
-    assert result.step == more["steps"]
+    # The second run begins with the evaluation at step 4.
+    settings = {"steps": 8, "settings": {"version": 1}} | changed
+    initial, result = initial_params_and_result(train, tmp_path, **settings)
+    assert toy.same_bits(initial, first.params)
+    assert result.step == settings["steps"]
     assert not toy.same_bits(result.params, first.params)
-    noted = {"steps": [4, 8], "evaluate_every": [0, 4]} | noted
+    recorded = {"steps": [4, 8], "evaluate_every": [0, 4]} | recorded
     entry = read_history(tmp_path)[-1]
-    assert (entry["step"], entry["changes"]) == (4, noted)
+    assert (entry["step"], entry["changes"]) == (4, recorded)
     lines = capsys.readouterr().out.splitlines()
-    (said,) = [line for line in lines if line.startswith("toy: from step 4 on: ")]
-    for setting, (_, new) in noted.items():
-        assert setting in said and str(new or "none") in said, said
+    (printed,) = [line for line in lines if line.startswith("toy: from step 4 on: ")]
+    for setting, (_, new) in recorded.items():
+        assert setting in printed and str(new or "none") in printed, printed
     steps = [row["step"] for row in rows(tmp_path)]
     assert steps == [2, 4, 6, 8, 9][: len(steps)] and steps[-1] == result.step
 
 
 @pytest.mark.long
-def test_optimizer_state_goes_on_whatever_its_settings(train, toy, tmp_path):
-    """Moments and counts are those of the checkpoint: the next update shows it."""
+def test_optimizer_state_is_restored_under_other_settings(train, toy, tmp_path):
+    """The next update shows that moments and counts are those of the checkpoint."""
     train(tmp_path / "a", steps=4)
     train(tmp_path / "b", steps=4)
     one = train(tmp_path / "a", steps=5)
-    # So small a decay and so high a limit change the chain's parts, and no number.
+    # This decay and this limit change the parts of the chain, but no number.
     other = train(tmp_path / "b", steps=5, optimizer=adam(weight_decay=1e-30, clip_norm=1e30))
     for a, b in zip(jax.tree.leaves(one.params), jax.tree.leaves(other.params), strict=True):
         np.testing.assert_allclose(a, b, rtol=1e-6)
@@ -88,20 +88,21 @@ def test_optimizer_state_goes_on_whatever_its_settings(train, toy, tmp_path):
 
 @pytest.mark.long
 @pytest.mark.parametrize("mesh", [(1, 1, 1), (2, 2, 2)])
-def test_another_optimizer_starts_its_own_state_and_says_so(
+def test_another_optimizer_has_a_new_state_and_the_history_records_it(
     train, toy, mesh_of, tmp_path, capsys, mesh
 ):
     first = train(tmp_path, steps=4)
     other = make_optimizer("adafactor", 0.02, 3, "cosine", 40)
-    began, result = params_seen_first(train, tmp_path, steps=8, optimizer=other, mesh=mesh)
-    assert toy.same_bits(began, first.params) and result.step == 8
+    settings = {"steps": 8, "optimizer": other, "mesh": mesh}
+    initial, result = initial_params_and_result(train, tmp_path, **settings)
+    assert toy.same_bits(initial, first.params) and result.step == 8
     out = capsys.readouterr().out
     assert "optimizer adamw -> adafactor" in out
-    assert sum("the optimizer's state starts anew" in line for line in out.splitlines()) == 1
+    assert out.count("the optimizer state is new") == 1
     entry = read_history(tmp_path)[-1]
     assert entry["changes"]["optimizer"] == ["adamw", "adafactor"]
-    assert "starts anew" in entry["note"]
-    # Its schedule goes on where the updates are, its statistics begin at step 4.
+    assert "the optimizer state is new" in entry["note"]
+    # Its schedule counts all updates, its statistics begin at step 4.
     like = abstract_state(toy.make_stage(), other, mesh_of(*mesh))
     with Checkpoints(tmp_path, identity={"stage": "toy", "model": "toy"}) as checkpoints:
         state = checkpoints.restore(like).state
@@ -124,7 +125,7 @@ def is_statistics(node):
 
 
 @pytest.mark.long
-def test_more_steps_equal_a_run_of_all_steps_and_fewer_are_done(train, toy, rows, tmp_path, capsys):
+def test_more_steps_equal_one_long_run_and_fewer_do_nothing(train, toy, rows, tmp_path, capsys):
     whole = train(tmp_path / "whole", steps=12)
     for steps in (6, 9, 12):
         result = train(tmp_path / "raised", steps=steps)
@@ -135,13 +136,13 @@ def test_more_steps_equal_a_run_of_all_steps_and_fewer_are_done(train, toy, rows
     before = toy.contents(tmp_path / "raised")
     fewer = train(tmp_path / "raised", steps=5, optimizer=adam(0.5), batch_at=None)
     assert fewer.step == 12 and toy.same_bits(fewer.params, whole.params)
-    assert "12 of 5 steps are done already" in capsys.readouterr().out
+    assert "12 of 5 steps are already done" in capsys.readouterr().out
     assert toy.contents(tmp_path / "raised") == before
 
 
 @pytest.mark.long
-def test_a_best_of_steps_that_were_lost_counts_where_it_lies(train, toy, tmp_path):
-    """A run killed after it saved a best goes on from an older checkpoint, with other settings."""
+def test_a_best_that_is_newer_than_the_checkpoint_counts(train, toy, tmp_path):
+    """A run was killed after it saved a best, and resumes from an older checkpoint."""
     scores = {2: 0.3, 4: 0.2, 6: 0.9, 8: 0.1}
 
     class Killed(Exception):
@@ -174,7 +175,7 @@ def test_a_best_of_steps_that_were_lost_counts_where_it_lies(train, toy, tmp_pat
 
 
 @pytest.mark.long
-def test_a_best_without_any_checkpoint_goes_and_nothing_else(train, toy, tmp_path):
+def test_a_best_without_any_checkpoint_is_removed_and_nothing_else(train, toy, tmp_path):
     train(
         tmp_path / "first",
         steps=4,
@@ -208,13 +209,13 @@ def test_patience_that_ended_a_run_may_be_raised(train, toy, tmp_path, capsys):
     assert "patience=1 ended training there" in capsys.readouterr().out
     assert train(tmp_path, **{**settings, "patience": 2}).step == 6
     assert read_history(tmp_path)[-1]["changes"] == {"patience": [1, 2]}
-    # Without evaluations patience says nothing.
+    # Without evaluations patience has no effect.
     settings |= {"evaluate_every": 0, "best_metric": None}
     assert train(tmp_path, **settings).step == 12
 
 
 @pytest.mark.long
-def test_a_change_of_a_killed_run_leaves_no_trace_where_nothing_came_of_it(train, tmp_path):
+def test_changes_of_runs_without_a_checkpoint_are_not_recorded(train, tmp_path):
     train(tmp_path, steps=4)
 
     def batch_at(step):

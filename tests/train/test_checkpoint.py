@@ -1,4 +1,4 @@
-"""What was saved comes back, on any mesh; what is damaged is named and passed over."""
+"""Checkpoints are restored on any mesh; damaged ones are reported and skipped."""
 
 import os
 import pathlib
@@ -30,7 +30,7 @@ def setting(toy, mesh, name="adamw"):
 
 
 def saved(toy, mesh, folder):
-    """The abstract form of a state that is saved as step 2."""
+    """Saves a state as step 2; its abstract form."""
     state, like, _ = setting(toy, mesh)
     with Checkpoints(folder) as checkpoints:
         checkpoints.save(2, state)
@@ -59,8 +59,8 @@ def test_a_state_moves_between_meshes(toy, mesh_of, tmp_path, name):
             restored = checkpoints.restore(like)
         assert (restored.step, restored.notes) == (2, {"best": {"step": 1}})
         assert toy.same_bits(state, restored.state)
-        for leaf, want in zip(jax.tree.leaves(restored.state), jax.tree.leaves(like), strict=True):
-            assert leaf.sharding.is_equivalent_to(want.sharding, leaf.ndim)
+        for leaf, spec in zip(jax.tree.leaves(restored.state), jax.tree.leaves(like), strict=True):
+            assert leaf.sharding.is_equivalent_to(spec.sharding, leaf.ndim)
 
 
 @pytest.mark.long
@@ -73,15 +73,15 @@ def test_updates_go_on_while_the_state_is_written(toy, mesh_of, tmp_path, shape)
         for t in range(2, 11, 3):
             seen[t] = host_copy(state)
             checkpoints.save(t, state)
-            for _ in range(3):  # these give the saved arrays' memory away
+            for _ in range(3):  # these donate the saved arrays
                 state, _ = update(state, global_batch(mesh, toy.make_batch_at()(t)), None)
         checkpoints.wait()
         for t, expected in sorted(seen.items(), reverse=True):
             assert toy.same_bits(expected, checkpoints.restore(like).state)
-            os.rename(tmp_path / "checkpoints" / str(t), tmp_path / f"looked at {t}")
+            os.rename(tmp_path / "checkpoints" / str(t), tmp_path / f"compared {t}")
 
 
-def test_the_newest_are_retained_and_one_best(toy, mesh_of, tmp_path):
+def test_the_newest_and_one_best_are_retained(toy, mesh_of, tmp_path):
     state, _, _ = setting(toy, mesh_of(1))
     with Checkpoints(tmp_path, keep=2) as checkpoints:
         for step in (10, 20, 30, 40):
@@ -103,10 +103,10 @@ def flip_a_bit(path):
 
 
 @pytest.mark.long
-@pytest.mark.parametrize("harm", [truncate, flip_a_bit, pathlib.Path.unlink])
+@pytest.mark.parametrize("damage", [truncate, flip_a_bit, pathlib.Path.unlink])
 @pytest.mark.parametrize("part", ["params", "optimizer"])
-def test_a_damaged_newest_is_named_and_the_one_before_used(
-    toy, mesh_of, tmp_path, capsys, harm, part
+def test_a_damaged_checkpoint_is_reported_and_the_previous_one_used(
+    toy, mesh_of, tmp_path, capsys, damage, part
 ):
     state, like, update = setting(toy, mesh_of(1))
     expected = host_copy(state)
@@ -115,18 +115,18 @@ def test_a_damaged_newest_is_named_and_the_one_before_used(
         state, _ = update(state, global_batch(mesh_of(1), toy.make_batch_at()(2)), None)
         checkpoints.save(3, state)
     victim = largest_file(tmp_path / "checkpoints" / "3" / part)
-    harm(victim)
+    damage(victim)
     with Checkpoints(tmp_path) as checkpoints:
         restored = checkpoints.restore(like).state
         assert toy.same_bits(expected, restored)
         checkpoints.save(3, restored)  # its name is free again
-    said = capsys.readouterr().out
-    assert f"{tmp_path}/checkpoints/3 is damaged" in said
-    assert victim.name in said and "step 2" in said
+    out = capsys.readouterr().out
+    assert f"{tmp_path}/checkpoints/3 is damaged" in out
+    assert victim.name in out and "step 2" in out
     assert saved_steps(tmp_path) == [2, 3]
 
 
-def test_when_none_is_intact_nothing_starts_over_silently(toy, mesh_of, tmp_path):
+def test_without_an_intact_checkpoint_training_does_not_start_over(toy, mesh_of, tmp_path):
     like = saved(toy, mesh_of(1), tmp_path)
     truncate(largest_file(tmp_path / "checkpoints" / "2" / "optimizer"))
     before = toy.contents(tmp_path)
@@ -136,7 +136,7 @@ def test_when_none_is_intact_nothing_starts_over_silently(toy, mesh_of, tmp_path
         assert toy.contents(tmp_path) == before
 
 
-def test_damage_is_found_without_the_digests_too(toy, mesh_of, tmp_path):
+def test_damage_is_found_even_without_the_digests(toy, mesh_of, tmp_path):
     state, like, _ = setting(toy, mesh_of(1))
     with Checkpoints(tmp_path) as checkpoints:
         checkpoints.save(2, state)
@@ -187,7 +187,7 @@ def test_parameters_of_another_shape_are_refused_by_name(toy, mesh_of, tmp_path)
     wide = jax.ShapeDtypeStruct((64,), np.float32, sharding=like.step.sharding)
     dense = {**like.params["Dense_0"], "bias": wide}
     for params, words in (
-        ({**like.params, "Dense_0": dense}, r"Dense_0/bias is \[32\] there and \[64\] here"),
+        ({**like.params, "Dense_0": dense}, r"Dense_0/bias: expected shape \[64\], found \[32\]"),
         ({**like.params, "Dense_9": dense}, "it has no Dense_9/bias"),
     ):
         with Checkpoints(tmp_path) as checkpoints, pytest.raises(UserError, match=words):
@@ -195,7 +195,7 @@ def test_parameters_of_another_shape_are_refused_by_name(toy, mesh_of, tmp_path)
         assert toy.contents(tmp_path) == before
 
 
-def test_an_optimizer_without_arrays_is_stored_too(toy, mesh_of, tmp_path):
+def test_an_optimizer_without_arrays_is_stored(toy, mesh_of, tmp_path):
     plain, stage = optax.sgd(0.1), toy.make_stage()
     like = train_state.abstract_state(stage, plain, mesh_of(1))
     assert not jax.tree.leaves(like.opt_state)
@@ -219,11 +219,11 @@ def test_load_params_finds_the_best_or_the_newest(toy, mesh_of, tmp_path):
     assert isinstance(jax.tree.leaves(best)[0], np.ndarray)
     assert toy.same_bits(best, first) and toy.same_bits(newest, state.params)
     assert toy.same_bits(load_params(tmp_path / "checkpoints" / "3"), newest)
-    laid_out = load_params(tmp_path, train_state.shardings_of(like.params))
-    assert laid_out["Dense_0"]["kernel"].sharding == like.params["Dense_0"]["kernel"].sharding
-    assert toy.same_bits(laid_out, first)
-    everywhere = load_params(tmp_path, replicated(mesh))
-    assert everywhere["Dense_0"]["kernel"].sharding.is_fully_replicated
+    sharded = load_params(tmp_path, train_state.shardings_of(like.params))
+    assert sharded["Dense_0"]["kernel"].sharding == like.params["Dense_0"]["kernel"].sharding
+    assert toy.same_bits(sharded, first)
+    copies = load_params(tmp_path, replicated(mesh))
+    assert copies["Dense_0"]["kernel"].sharding.is_fully_replicated
     truncate(largest_file(tmp_path / "best" / "2" / "params"))
     with pytest.raises(UserError, match="no intact parameters.*best/2"):
         load_params(tmp_path)

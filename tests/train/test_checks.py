@@ -1,11 +1,11 @@
-"""What cannot be trained is refused before anything is touched, with the setting's name."""
+"""Wrong settings are refused by name before any file changes."""
 
 import pytest
 
 from onesug_jax.errors import UserError
 from onesug_jax.train.checks import check_fit
 
-FINE = {"steps": 5, "batch_size": 16, "mesh": {"replica": 1, "data": 2, "fsdp": 2, "tensor": 2}}
+VALID = {"steps": 5, "batch_size": 16, "mesh": {"replica": 1, "data": 2, "fsdp": 2, "tensor": 2}}
 
 
 @pytest.mark.parametrize(
@@ -18,15 +18,14 @@ FINE = {"steps": 5, "batch_size": 16, "mesh": {"replica": 1, "data": 2, "fsdp": 
         {"profile_steps": [1, 1]},
     ],
 )
-def test_what_can_be_trained_passes(changed):
-    check_fit("toy", **{**FINE, **changed})
+def test_valid_settings_pass(changed):
+    check_fit("toy", **{**VALID, **changed})
 
 
 @pytest.mark.parametrize(
     ("changed", "words"),
     [
         ({"steps": 0}, "toy: steps=0: expected at least 1"),
-        ({"steps": -3}, "toy: steps=-3: expected at least 1"),
         ({"log_every": 0}, "log_every=0"),
         ({"checkpoint_every": 0}, "checkpoint_every=0"),
         ({"keep": 0}, "keep=0"),
@@ -42,9 +41,9 @@ def test_what_can_be_trained_passes(changed):
         ),
     ],
 )
-def test_what_cannot_be_trained_is_named(changed, words):
+def test_wrong_settings_are_named(changed, words):
     with pytest.raises(UserError, match=words):
-        check_fit("toy", **{**FINE, **changed})
+        check_fit("toy", **{**VALID, **changed})
 
 
 @pytest.mark.long
@@ -61,7 +60,7 @@ def test_what_cannot_be_trained_is_named(changed, words):
         {"identity": {"model": "other"}},
     ],
 )
-def test_a_refused_run_leaves_the_folder_as_it_was(train, toy, tmp_path, changed, capsys):
+def test_a_refused_run_does_not_change_the_folder(train, toy, tmp_path, changed, capsys):
     folder = tmp_path / "stage"
     with pytest.raises(UserError):
         train(folder, **{"params_from": {"too": "small"}} | changed)

@@ -1,4 +1,4 @@
-"""Groups of collectives as XLA writes them, and what a chip sends, against rings played out."""
+"""Groups of collectives in XLA's text, and bytes sent by a chip against simulated rings."""
 
 import pytest
 
@@ -21,7 +21,7 @@ from onesug_jax.train.collectives import Collective, parse_groups
         ("dimensions={0}", ()),
     ],
 )
-def test_groups_as_they_are_written(text, groups):
+def test_groups_of_each_notation(text, groups):
     assert parse_groups(text) == groups
 
 
@@ -39,7 +39,7 @@ def test_axes_of_the_mesh():
 
 
 def ring(chips, size):
-    """Bytes a chip sends while pieces of an array go round a ring once, but for the last step."""
+    """Bytes that a chip sends while the shards of an array go around a ring."""
     return sum(size / chips for _ in range(chips - 1))
 
 
@@ -56,17 +56,17 @@ def test_bytes_sent_by_rings_in_slices_and_between_them(slices, chips):
     assert sent("reduce-scatter", part) == pytest.approx((5 * inside, 5 * between))
     assert sent("all-reduce", size) == pytest.approx((10 * inside, 10 * between))
     # Each chip sends a part of its array to every other chip.
-    other = (5 * part * (chips - 1), 5 * part * chips * (slices - 1))
-    assert sent("all-to-all", size) == pytest.approx(other)
+    expected = (5 * part * (chips - 1), 5 * part * chips * (slices - 1))
+    assert sent("all-to-all", size) == pytest.approx(expected)
 
 
-def test_what_slices_hand_to_their_hosts():
-    one = Collective("all-reduce", 960.0, (), 5, between=True)
-    assert one.sent(4, slices=3) == pytest.approx((0, 2 * 5 * ring(3, 960.0)))
-    assert one.axes({"replica": 3, "data": 4}) == ("replica",)
+def test_bytes_sent_between_slices_by_their_hosts():
+    reduce = Collective("all-reduce", 960.0, (), 5, between=True)
+    assert reduce.sent(4, slices=3) == pytest.approx((0, 2 * 5 * ring(3, 960.0)))
+    assert reduce.axes({"replica": 3, "data": 4}) == ("replica",)
 
 
-def test_a_permute_goes_over_links_or_the_network():
+def test_a_permute_uses_links_or_the_network():
     inside = Collective("collective-permute", 8.0, ((0, 1), (4, 5)), 2)
     between = Collective("collective-permute", 8.0, ((0, 1), (1, 4)), 2)
     assert inside.sent(4) == (16, 0) and between.sent(4) == (0, 16)

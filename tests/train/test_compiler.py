@@ -1,4 +1,4 @@
-"""Compiler options: TPUs alone have them."""
+"""Compiler options: only TPUs have them."""
 
 import types
 
@@ -9,7 +9,7 @@ from onesug_jax.train.compiler import check_options, compiler_options
 from onesug_jax.train.mesh import make_mesh
 
 
-def test_options_are_for_tpus_alone():
+def test_options_are_only_for_tpus():
     mesh = make_mesh(devices=jax.devices()[:2])
     assert compiler_options(mesh, {"xla_tpu_enable_latency_hiding_scheduler": True}) is None
     slice_ = types.SimpleNamespace(devices=np.array([types.SimpleNamespace(platform="tpu")]))

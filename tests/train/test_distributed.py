@@ -1,4 +1,4 @@
-"""Processes join where the environment says so, and only there; mistakes name the variable."""
+"""Processes join only if the environment says so; errors name the variable."""
 
 import sys
 
@@ -12,7 +12,7 @@ ALL = {"ONESUG_PROCESSES": "2", "ONESUG_PROCESS": "1", "ONESUG_COORDINATOR": "a:
 
 
 @pytest.mark.parametrize(
-    ("environment", "found"),
+    ("environment", "expected"),
     [
         ({}, None),
         ({"ONESUG_PROCESSES": "1"}, None),
@@ -24,8 +24,8 @@ ALL = {"ONESUG_PROCESSES": "2", "ONESUG_PROCESS": "1", "ONESUG_COORDINATOR": "a:
         ({**ALL, "TPU_WORKER_HOSTNAMES": "a,b"}, Place(2, 1, "a:1234")),
     ],
 )
-def test_the_environment_says_whether_there_are_others(environment, found):
-    assert place(environment) == found
+def test_the_place_follows_from_the_environment(environment, expected):
+    assert place(environment) == expected
 
 
 @pytest.mark.parametrize(
@@ -41,13 +41,13 @@ def test_the_environment_says_whether_there_are_others(environment, found):
         ({"ONESUG_PROCESSES": "auto"}, ["ONESUG_PROCESS='1'", "unset"]),
     ],
 )
-def test_half_a_setting_is_refused(changed, messages):
+def test_incomplete_settings_are_refused(changed, messages):
     with pytest.raises(UserError) as error:
         place(ALL | changed)
     assert all(word in str(error.value) for word in messages)
 
 
-def test_alone_nothing_is_imported():
+def test_a_single_process_does_not_import_jax():
     code = (
         "import sys\nfrom onesug_jax.train.distributed import start_processes\nstart_processes()\n"
         "print('jax' in sys.modules)"
@@ -56,13 +56,12 @@ def test_alone_nothing_is_imported():
 
 
 @pytest.mark.long
-def test_nothing_to_join_is_an_error():
+def test_auto_without_other_processes_is_an_error():
     words = ["compare", "--run", "nowhere"]
     code = f"import sys\nfrom onesug_jax.main import main\nsys.exit(main({words!r}))"
     process = python("-c", code, ONESUG_PROCESSES="auto")
-    printed = process.communicate()[1]
+    assert "neither a Cloud TPU pod nor SLURM" in process.communicate()[1]
     assert process.returncode == 2
-    assert "neither a Cloud TPU pod nor SLURM" in printed
 
 
 @pytest.mark.long
@@ -81,8 +80,8 @@ def test_two_processes_see_each_other():
 
 
 @pytest.mark.long
-def test_what_one_decides_and_each_gives_reaches_all():
-    """Also more than one message holds, and process 0's error."""
+def test_values_and_errors_reach_all_processes():
+    """Also values longer than one message."""
     code = (
         "import sys, time\n"
         "from onesug_jax.errors import UserError\n"
@@ -117,7 +116,7 @@ def test_what_one_decides_and_each_gives_reaches_all():
     [("sys.exit(7)", 7, ""), ("raise OSError('full')", 1, "OSError: full")],
 )
 def test_a_failure_does_not_wait_for_the_others(end, code, message):
-    code_text = (
+    program = (
         "import sys, time\n"
         "from onesug_jax.train.distributed import failing_at_once, start_processes\n"
         "with failing_at_once():\n"
@@ -127,7 +126,7 @@ def test_a_failure_does_not_wait_for_the_others(end, code, message):
         "        time.sleep(300)\n"
         f"    {end}\n"
     )
-    waiting, failing = joined(2, "-c", code_text)
+    waiting, failing = joined(2, "-c", program)
     try:
         _, err = failing.communicate(timeout=60)
         assert failing.returncode == code
@@ -137,7 +136,7 @@ def test_a_failure_does_not_wait_for_the_others(end, code, message):
         waiting.communicate()
 
 
-def test_alone_a_failure_is_as_ever():
+def test_a_single_process_raises_its_failure():
     with pytest.raises(SystemExit), failing_at_once():
         sys.exit(7)
     with pytest.raises(OSError, match="full"), failing_at_once():

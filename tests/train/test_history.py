@@ -1,4 +1,4 @@
-"""The history says from which step on a setting is another one, and only what counts."""
+"""The history records the changes of settings, and drops those of lost steps."""
 
 import json
 
@@ -14,7 +14,7 @@ def changes(folder):
     return [(entry["step"], entry["changes"]) for entry in read_history(folder)]
 
 
-def test_settings_are_flat_and_as_json_gives_them():
+def test_settings_are_flat_json_values():
     assert flatten({"a": {"b": {"c": (1, 2)}, "d": {}}, "e": None}) == {
         "a.b.c": [1, 2],
         "a.d": {},
@@ -22,13 +22,13 @@ def test_settings_are_flat_and_as_json_gives_them():
     }
 
 
-def test_each_line_says_what_differs_from_the_lines_before(tmp_path):
+def test_each_line_contains_the_changes_since_the_previous_ones(tmp_path):
     assert record(tmp_path, 0, FIRST)["step"] == 0
     assert record(tmp_path, 100, FIRST) is None
     second = {**FIRST, "steps": 800, "optimizer": {"rate": 0.0005, "clip": 1.0}}
     record(tmp_path, 400, second)
     third = {**second, "mesh": {"data": 2}, "note": "a"}
-    assert record(tmp_path, 500, third, "the state starts anew")["note"] == "the state starts anew"
+    assert record(tmp_path, 500, third, "the state is new")["note"] == "the state is new"
     assert changes(tmp_path) == [
         (0, {"steps": [None, 400], "optimizer.rate": [None, 0.001], "mesh.data": [None, 1]}),
         (
@@ -47,11 +47,11 @@ def test_each_line_says_what_differs_from_the_lines_before(tmp_path):
     )
 
 
-def test_lines_of_steps_that_were_lost_are_dropped(tmp_path):
+def test_lines_of_lost_steps_are_dropped(tmp_path):
     record(tmp_path, 0, FIRST)
     record(tmp_path, 400, {**FIRST, "steps": 800})
     record(tmp_path, 600, {**FIRST, "steps": 900})
-    # The run from 600 on was killed before its first checkpoint, and the settings are others again.
+    # The run from step 600 was killed before its first checkpoint; the next has other settings.
     record(tmp_path, 600, {**FIRST, "steps": 1000})
     assert changes(tmp_path)[1:] == [(400, {"steps": [400, 800]}), (600, {"steps": [800, 1000]})]
     record(tmp_path, 600, {**FIRST, "steps": 800})
@@ -60,7 +60,7 @@ def test_lines_of_steps_that_were_lost_are_dropped(tmp_path):
     assert changes(tmp_path) == [(0, {"steps": [None, 7]})]
 
 
-def test_the_same_command_again_does_not_touch_the_file(tmp_path):
+def test_repeating_a_command_does_not_write_the_file(tmp_path):
     record(tmp_path, 0, FIRST)
     record(tmp_path, 400, {**FIRST, "steps": 800}, "a note")
     path = tmp_path / "history.jsonl"
@@ -69,7 +69,7 @@ def test_the_same_command_again_does_not_touch_the_file(tmp_path):
     assert (path.read_bytes(), path.stat().st_mtime_ns) == before
 
 
-def test_a_damaged_line_stops_nobody(tmp_path):
+def test_a_damaged_line_is_skipped(tmp_path):
     assert read_history(tmp_path) == format_history(tmp_path) == []
     record(tmp_path, 0, FIRST)
     with open(tmp_path / "history.jsonl", "a") as file:

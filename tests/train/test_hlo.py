@@ -1,5 +1,5 @@
 # ruff: noqa: E501, E731
-"""Compiled programs read as text: trips, traffic, collectives; by hand and as XLA compiles them."""
+"""Trip counts, traffic and collectives of programs written by hand and compiled by XLA."""
 
 import jax
 import jax.numpy as jnp
@@ -73,12 +73,12 @@ def test_a_program_written_by_hand():
     program = Program.parse(WRITTEN)
     assert program.times()["body"] == 6 and program.times()["sliced"] == 6
     layer = 8 * 16 * 4
-    in_loop = layer + 4 + layer  # slice read (and its number), written
+    in_loop = layer + 4 + layer  # the slice and its index read, the slice written
     in_loop += 2 * layer  # all-reduce
-    in_loop += layer  # the copy reads; its result lies in another memory
-    in_loop += layer + 4 + layer  # the update read (and its number) and written in place
+    in_loop += layer  # the copy reads; its result is in another memory
+    in_loop += layer + 4 + layer  # the update and its index read, the update written in place
     in_loop += 4 + 4 + 1  # the condition
-    after = 6 * layer + 3 * layer  # convert reads floats, writes half as much
+    after = 6 * layer + 3 * layer  # convert reads float32, writes bfloat16
     after += 3 * layer + 8 * 3 * layer  # all-gather
     assert program.memory_bytes() == 6 * in_loop + after
     reduce, gather = program.collectives()
@@ -87,7 +87,7 @@ def test_a_program_written_by_hand():
     assert gather == Collective("all-gather", 8 * 3 * layer, (evens, odds), 1)
 
 
-def test_sums_between_slices_are_handed_to_the_hosts():
+def test_all_reduces_between_slices_are_sends_of_the_hosts():
     sent = (
         "  %send.1 = (f32[48,16]{1,0}, u32[], token[]) send(%x, %token), channel_id=7, is_host_transfer=true, "
         'frontend_attributes={_xla_megascale_reduce_operation="SUM",_xla_megascale_transfer_type="ALL_REDUCE"}\n'
@@ -97,8 +97,8 @@ def test_sums_between_slices_are_handed_to_the_hosts():
     assert found == [Collective("all-reduce", 48 * 16 * 4, (), 1, between=True)]
 
 
-def test_a_permute_that_is_started_sends_its_result():
-    """As TPUs sum gradients in a ring: operand, result, and two numbers of contexts."""
+def test_an_asynchronous_permute_sends_its_result():
+    """TPUs sum gradients in a ring. The start has an operand, a result, and two contexts."""
     ring = (
         "  %ring = (bf16[48,16]{1,0:S(1)}, bf16[48,16]{1,0:S(1)}, u32[]{:S(2)}, u32[]{:S(2)}) "
         "collective-permute-start(%x), channel_id=9, source_target_pairs={{0,1},{1,0}}\n"
@@ -141,8 +141,8 @@ ENTRY %main (x: bf16[8,16], y: f32[4,4]) -> f32[4,4] {
 """
 
 
-def test_a_collective_spread_over_fusions_moves_its_arrays_once():
-    """As TPUs gather beside products: each fusion hands on what was gathered until then."""
+def test_a_collective_split_over_fusions_counts_once():
+    """TPUs gather during matrix products: each fusion passes on the partial result."""
     program = Program.parse(SPREAD)
     products = 2 * 2 * 4 * 4 * 4  # both fusions read and write 4 x 4
     assert program.memory_bytes() == products + 2 * (8 * 16 + 64 * 16)
@@ -152,8 +152,8 @@ def test_a_collective_spread_over_fusions_moves_its_arrays_once():
 
 @pytest.mark.long
 @pytest.mark.parametrize("remat", [False, True])
-def test_layers_in_a_loop_move_the_same_each_however_many_there_are(remat):
-    """Weights, gradients and stored results lie in stacks; a trip touches its own part of them."""
+def test_traffic_of_layers_in_a_loop_is_linear_in_their_number(remat):
+    """Weights, gradients and activations are stacked; an iteration uses only its own slices."""
 
     def layer(x, w):
         y = jax.nn.softmax(x @ w[0], -1) * jax.nn.gelu(x @ w[1])
@@ -162,25 +162,25 @@ def test_layers_in_a_loop_move_the_same_each_however_many_there_are(remat):
     def loss(stack, x):
         return (jax.lax.scan(jax.checkpoint(layer) if remat else layer, x, stack)[0] ** 2).sum()
 
-    def moved(layers):
+    def traffic(layers):
         stack, x = jnp.ones((layers, 3, 64, 64)), jnp.ones((128, 64))
         compiled = jax.jit(jax.grad(loss)).lower(stack, x).compile()
         return Program.parse(compiled.as_text()).memory_bytes()
 
-    one = (moved(8) - moved(4)) / 4
-    assert moved(32) - moved(8) == pytest.approx(24 * one, rel=0.01)
+    one = (traffic(8) - traffic(4)) / 4
+    assert traffic(32) - traffic(8) == pytest.approx(24 * one, rel=0.01)
     weights = 3 * 64 * 64 * 4  # read by both passes, their gradients written
     assert 3 * weights < one < 150 * 128 * 64 * 4  # and 128 rows for each of some 50 operations
 
 
-def test_a_sum_that_is_cut_up_in_the_same_fusion_is_a_reduce_scatter():
+def test_an_all_reduce_that_is_sliced_in_the_same_fusion_is_a_reduce_scatter():
     program = Program.parse(WRITTEN.replace("%body", "%all-reduce-scatter.1"))
     scattered, _ = program.collectives()
     groups = ((0, 1, 2, 3), (4, 5, 6, 7))
     assert scattered == Collective("reduce-scatter", 8 * 16 * 4 / 4, groups, 6)
 
 
-def test_a_loop_that_ends_when_data_say_so_runs_as_often_as_given():
+def test_a_loop_with_an_unknown_end_has_the_given_trip_count():
     text = WRITTEN.replace("%bound = s32[] constant(6)", "%bound = s32[] add(%counter, %counter)")
     assert Program.parse(text).times(unknown_trips=11)["body"] == 11
 
@@ -191,8 +191,8 @@ def test_other_text_is_refused():
 
 
 @pytest.mark.parametrize("length", [3, 12])
-def test_trips_and_traffic_of_what_xla_compiles(length):
-    """A scan moves as much as the same steps written out, whatever its length."""
+def test_trips_and_traffic_of_a_compiled_scan(length):
+    """A scan has the traffic of the unrolled steps, for any length."""
     stack, x = jnp.ones((length, 64, 64)), jnp.ones((32, 64))
 
     def run(unroll):
@@ -201,19 +201,19 @@ def test_trips_and_traffic_of_what_xla_compiles(length):
         ]
         return Program.parse(jax.jit(scan).lower(stack, x).compile().as_text())
 
-    scanned, written_out = run(1), run(length)
+    scanned, unrolled = run(1), run(length)
     assert length in scanned.times().values()
-    assert scanned.memory_bytes() == pytest.approx(written_out.memory_bytes(), rel=0.35)
+    assert scanned.memory_bytes() == pytest.approx(unrolled.memory_bytes(), rel=0.35)
 
 
 def test_collectives_of_a_sharded_scan():
-    """One product over a cut dimension is one sum over four devices, layer by layer."""
+    """A product over a sharded dimension is one all-reduce over four devices per layer."""
     mesh = make_mesh(1, 1, 4, devices=jax.devices()[:4])
     stack = jax.device_put(np.ones((5, 64, 64), np.float32), NamedSharding(mesh, P(None, "tensor")))
     x = jax.device_put(np.ones((8, 64), np.float32), NamedSharding(mesh, P()))
     scan = lambda s, x: jax.lax.scan(lambda c, w: (jnp.tanh(c @ w), None), x, s)[0]
     compiled = jax.jit(scan, out_shardings=NamedSharding(mesh, P())).lower(stack, x).compile()
-    found = Program.parse(compiled.as_text()).collectives()
-    sums = [c for c in found if c.kind == "all-reduce"]
+    collectives = Program.parse(compiled.as_text()).collectives()
+    sums = [c for c in collectives if c.kind == "all-reduce"]
     assert sum(c.times for c in sums) == 5 and {c.group for c in sums} == {4}
     assert sum(c.bytes * c.times for c in sums) == 5 * 8 * 64 * 4

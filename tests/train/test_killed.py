@@ -1,4 +1,4 @@
-"""Real processes, really killed: what they leave is whole, and going on gives the same bits."""
+"""Killed processes leave complete checkpoints, and a resumed run gives the same bits."""
 
 import json
 import os
@@ -55,7 +55,7 @@ except UserError as error:
 
 @pytest.fixture
 def start(tmp_path):
-    """Starts the script on a folder; kills what is left of it afterwards."""
+    """Starts the script on a folder; kills it at the end of the test."""
     script = tmp_path / "train.py"
     script.write_text(SCRIPT.replace("STEPS", str(STEPS)))
     running = []
@@ -79,14 +79,14 @@ def start(tmp_path):
 
 
 def logged(folder):
-    """Steps in metrics.jsonl, of its complete lines."""
+    """Steps of the complete lines of metrics.jsonl."""
     path = folder / "metrics.jsonl"
     lines = path.read_text().split("\n")[:-1] if path.exists() else []
     return [row["step"] for row in map(json.loads, lines) if row["kind"] == "train"]
 
 
-def wait_for(process, what):
-    while not what():
+def wait_for(process, condition):
+    while not condition():
         assert process.poll() is None, process.stdout.read()
         time.sleep(0.002)
 
@@ -102,7 +102,7 @@ def test_killed_runs_go_on_with_the_same_bits(start, toy, tmp_path):
     whole, pieces = tmp_path / "whole", tmp_path / "pieces"
     straight = start(whole)
 
-    process = start(pieces)  # killed while it writes a checkpoint, which it does in the background
+    process = start(pieces)  # killed while it writes a checkpoint in the background
     wait_for(
         process,
         lambda: logged(pieces)[-1:] >= [10] and any(pieces.glob("checkpoints/*tmp*")),
@@ -111,7 +111,7 @@ def test_killed_runs_go_on_with_the_same_bits(start, toy, tmp_path):
     assert process.wait() == -signal.SIGKILL
     assert saved_steps(pieces) and logged(pieces)[-1] < STEPS
 
-    process = start(pieces)  # asked to stop: saves first
+    process = start(pieces)  # SIGTERM: saves first
     wait_for(process, lambda: logged(pieces)[-1:] >= [23])
     process.send_signal(signal.SIGTERM)
     out, _ = process.communicate(timeout=300)
@@ -119,7 +119,7 @@ def test_killed_runs_go_on_with_the_same_bits(start, toy, tmp_path):
     assert f"saved step {saved_steps(pieces)[-1]};" in out
     assert saved_steps(pieces)[-1] == logged(pieces)[-1] >= 23
 
-    assert "going on from step" in finish(start(pieces))
+    assert "resuming from step" in finish(start(pieces))
     finish(straight)
     assert logged(pieces) == logged(whole) == list(range(1, STEPS + 1))
     for part in ("checkpoints", "best"):
@@ -127,7 +127,7 @@ def test_killed_runs_go_on_with_the_same_bits(start, toy, tmp_path):
 
 
 @pytest.mark.long
-def test_a_full_disk_is_named_and_leaves_whole_checkpoints(start, toy, tmp_path):
+def test_a_full_disk_is_reported_and_leaves_complete_checkpoints(start, toy, tmp_path):
     process = start(tmp_path / "full", full_from=9)
     out, _ = process.communicate(timeout=300)
     assert process.returncode == 2, out
@@ -135,7 +135,7 @@ def test_a_full_disk_is_named_and_leaves_whole_checkpoints(start, toy, tmp_path)
     # The checkpoint writer's threads may add traces of their own, before or after our message.
     line = next(x for x in out.splitlines() if "could not be written" in x)
     assert "Make room" in line
-    # Whichever file met the limit first, the checkpoint or metrics.jsonl, the message says so.
+    # The checkpoint or metrics.jsonl may reach the limit first.
     assert f"Complete checkpoints: {saved}" in line or "checkpoints are complete" in line
     assert 0 < saved[-1] < STEPS
     for step in saved:
@@ -154,12 +154,12 @@ def test_twenty_ends_at_random_moments_leave_the_same_bits(start, toy, tmp_path)
         time.sleep(draw.uniform(0.5, 9.0))
         if process.poll() is not None:
             finish(process)
-            shutil.rmtree(pieces)  # it came to its end: the next begins anew
+            shutil.rmtree(pieces)  # the run finished: the next one starts over
             continue
         signum = draw.choice([signal.SIGKILL, signal.SIGTERM])
         process.send_signal(signum)
         out, _ = process.communicate(timeout=300)
-        # Before Python listens, SIGTERM ends it as SIGKILL does.
+        # SIGTERM before Python installs its handler ends the process at once.
         assert process.returncode in (-signum, 128 + signum, 0), out
         ends += 1
     finish(start(pieces))

@@ -1,4 +1,4 @@
-"""One loop for every stage: goes on with the same bits, keeps the best, stops unspoilt."""
+"""The training loop: resumes with the same bits, saves the best, stops at a non-finite loss."""
 
 import os
 import signal
@@ -19,7 +19,7 @@ from onesug_jax.train.states import States
 
 
 def stop_at(monkeypatch, *steps):
-    """As if SIGTERM came during these updates."""
+    """Simulates SIGTERM during these updates."""
     signum = lambda self, step: signal.SIGTERM if step in steps else 0  # noqa: E731
     monkeypatch.setattr(Interruption, "stop_signal", signum)
 
@@ -43,10 +43,8 @@ def test_a_run_in_pieces_equals_a_run_in_one(losses, train, toy, tmp_path, monke
 
 
 @pytest.mark.long
-def test_states_may_lie_in_a_bucket_and_another_machine_goes_on(
-    losses, train, toy, tmp_path, monkeypatch
-):
-    """Reports are pushed before each checkpoint, so that no line is missing where it goes on."""
+def test_another_machine_resumes_from_states_in_a_bucket(losses, train, toy, tmp_path, monkeypatch):
+    """Reports are pushed before each checkpoint, so that the resumed run has all their lines."""
     metrics, pushed = "metrics.jsonl", []
 
     def on(machine):
@@ -69,12 +67,12 @@ def test_states_may_lie_in_a_bucket_and_another_machine_goes_on(
 
 @pytest.mark.long
 def test_batches_come_in_order_once_each(rows, train, toy, tmp_path, monkeypatch):
-    asked, used = [], []
+    requested = []
     real = toy.make_batch_at()
     stage = toy.make_stage()
 
     def batch_at(step):
-        asked.append(step)
+        requested.append(step)
         return {**real(step), "number": np.full(16, step, np.int32)}
 
     def loss_fn(params, batch, key):
@@ -87,15 +85,14 @@ def test_batches_come_in_order_once_each(rows, train, toy, tmp_path, monkeypatch
         stop_at(patch, 5)
         with pytest.raises(Preempted):
             train(tmp_path, **settings)
-    asked.clear()
+    requested.clear()
     train(tmp_path, **settings)
-    assert asked == list(range(5, 12))
-    used = [round(row["number"]) for row in rows(tmp_path)]
-    assert used == list(range(12))
+    assert requested == list(range(5, 12))
+    assert [round(row["number"]) for row in rows(tmp_path)] == list(range(12))
 
 
 @pytest.mark.long
-def test_going_on_with_another_mesh_keeps_the_losses(losses, train, tmp_path):
+def test_resuming_on_another_mesh_gives_the_same_losses(losses, train, tmp_path):
     train(tmp_path / "one", steps=12)
     train(tmp_path / "moved", steps=6, checkpoint_every=6)
     train(tmp_path / "moved", steps=12, mesh=(2, 2, 2))
@@ -105,7 +102,7 @@ def test_going_on_with_another_mesh_keeps_the_losses(losses, train, tmp_path):
 
 
 @pytest.mark.long
-def test_sigterm_saves_first_and_the_handlers_come_back(train, toy, tmp_path):
+def test_sigterm_saves_first_and_the_handlers_are_restored(train, toy, tmp_path):
     before = signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGINT)
     real = toy.make_batch_at()
 
@@ -121,13 +118,13 @@ def test_sigterm_saves_first_and_the_handlers_come_back(train, toy, tmp_path):
     assert (signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGINT)) == before
 
 
-def test_it_says_what_it_compiles_for(train, tmp_path, capsys):
+def test_the_shapes_of_each_compilation_are_printed(train, tmp_path, capsys):
     train(tmp_path, steps=2)
     lines = [line for line in capsys.readouterr().out.splitlines() if "compiling" in line]
     assert lines == ["toy: compiling for batches of target [16], tokens [16, 4], weight [16]"]
 
 
-def test_a_spoilt_batch_stops_the_run_and_is_stored(losses, train, toy, tmp_path, capsys):
+def test_a_batch_with_a_nan_stops_the_run_and_is_saved(losses, train, toy, tmp_path):
     poisoned = toy.make_batch_at(poison=6)
     good = train(tmp_path / "good", steps=4)
     with pytest.raises(NonFiniteLoss, match=r"update 7 \(batch 6\)") as stopped:
@@ -146,7 +143,7 @@ def test_a_spoilt_batch_stops_the_run_and_is_stored(losses, train, toy, tmp_path
 SCORES = {3: 0.2, 6: 0.9, 9: 0.4, 12: 0.5}
 
 
-def test_the_best_by_the_dev_metric_is_stored(rows, train, toy, tmp_path):
+def test_the_best_by_the_dev_metric_is_saved(rows, train, toy, tmp_path):
     seen, best = {}, 6
 
     def evaluate(params, step):
@@ -164,7 +161,7 @@ def test_the_best_by_the_dev_metric_is_stored(rows, train, toy, tmp_path):
 
 @pytest.mark.long
 @pytest.mark.parametrize("stopped", [6, 7, 9, 12])
-def test_keeping_the_best_survives_a_stop(rows, train, tmp_path, monkeypatch, stopped):
+def test_the_best_survives_a_stop(rows, train, tmp_path, monkeypatch, stopped):
     evaluated = []
 
     def evaluate(params, step):
@@ -178,35 +175,35 @@ def test_keeping_the_best_survives_a_stop(rows, train, tmp_path, monkeypatch, st
             train(tmp_path, **settings)
     result = train(tmp_path, **settings)
     assert (result.best_step, result.best_value) == (6, 0.9)
-    # A stop does not wait for an evaluation; the next run makes it, and none is made twice.
+    # The run stops without its evaluation; the next run makes it. None is made twice.
     assert evaluated == [3, 6, 9, 12]
     assert [row["step"] for row in rows(tmp_path, "evaluate")] == [3, 6, 9, 12]
     assert [path.name for path in (tmp_path / "best").iterdir()] == ["6"]
 
 
 def test_batches_of_several_lengths(losses, train, toy, tmp_path):
-    made = [toy.make_batch_at(16, 4), toy.make_batch_at(8, 12)]
-    result = train(tmp_path, batch_at=lambda step: made[step % 2](step))
+    lengths = [toy.make_batch_at(16, 4), toy.make_batch_at(8, 12)]
+    result = train(tmp_path, batch_at=lambda step: lengths[step % 2](step))
     assert result.step == 12
     assert all(np.isfinite(loss) for loss in losses(tmp_path).values())
 
 
 @pytest.mark.long
 def test_parameters_from_another_stage(train, toy, tmp_path):
-    given = train(tmp_path / "first", mesh=(2, 2, 2)).params
+    params = train(tmp_path / "first", mesh=(2, 2, 2)).params
     rate = make_optimizer("adamw", 1e-30, 0, "none")
-    for source in (tmp_path / "first", given, lambda: given):
+    for source in (tmp_path / "first", params, lambda: params):
         folder = tmp_path / f"second {type(source).__name__}"
         moved = train(folder, steps=1, params_from=source, optimizer=rate)
-        assert toy.same_bits(moved.params, given)
-    short = {**given, "Dense_0": {"kernel": np.zeros((3, 3), np.float32), "bias": np.zeros(3)}}
-    with pytest.raises(UserError, match=r"Dense_0/bias is \[3\] there and \[32\] here"):
+        assert toy.same_bits(moved.params, params)
+    short = {**params, "Dense_0": {"kernel": np.zeros((3, 3), np.float32), "bias": np.zeros(3)}}
+    with pytest.raises(UserError, match=r"Dense_0/bias: expected shape \[32\], found \[3\]"):
         train(tmp_path / "third", params_from=short)
     with pytest.raises(UserError, match="it has no Dense_1/bias.*Embed_0/embedding"):
-        train(tmp_path / "third", params_from={"Dense_0": given["Dense_0"]})
+        train(tmp_path / "third", params_from={"Dense_0": params["Dense_0"]})
 
 
-def test_a_trace_of_chosen_steps_or_of_those_that_are_left(rows, train, tmp_path):
+def test_a_trace_of_the_remaining_selected_steps(rows, train, tmp_path):
     train(tmp_path, steps=4)
     train(tmp_path, steps=8, profile_steps=(3, 6))
     assert list((tmp_path / "profile").rglob("*.xplane.pb"))
@@ -215,7 +212,7 @@ def test_a_trace_of_chosen_steps_or_of_those_that_are_left(rows, train, tmp_path
 
 @pytest.mark.long
 @pytest.mark.parametrize("busy", [True, False])
-def test_waiting_for_data_counts_where_the_devices_are_idle(
+def test_waiting_for_data_counts_if_the_devices_are_idle(
     rows, train, toy, tmp_path, busy, monkeypatch
 ):
     def batch_at(step):
@@ -225,21 +222,21 @@ def test_waiting_for_data_counts_where_the_devices_are_idle(
     monkeypatch.setattr(InFlight, "busy", lambda self: busy)
     train(tmp_path, steps=20, batch_at=batch_at, log_every=20, checkpoint_every=100)
     last = rows(tmp_path)[-1]
-    more, less = ("goodput", "share/data") if busy else ("share/data", "goodput")
-    assert last[more] > last[less]
+    larger, smaller = ("goodput", "share/data") if busy else ("share/data", "goodput")
+    assert last[larger] > last[smaller]
 
 
-def test_devices_are_busy_until_the_last_update_handed_to_them_is_done():
-    done, under_way = ({"loss": types.SimpleNamespace(is_ready=lambda x=x: x)} for x in (1, 0))
+def test_devices_are_busy_until_the_last_dispatched_update_is_done():
+    done, running = ({"loss": types.SimpleNamespace(is_ready=lambda x=x: x)} for x in (1, 0))
     updates = InFlight("toy", None, None, None)
     assert not updates.busy()
-    updates._running.extend([under_way, done])
+    updates._running.extend([running, done])
     assert not updates.busy()
-    updates._running.append(under_way)
+    updates._running.append(running)
     assert updates.busy()
 
 
-def test_wrong_metrics_and_broken_data_stop_it(train, toy, tmp_path):
+def test_a_missing_metric_and_a_data_error_stop_the_run(train, toy, tmp_path):
     with pytest.raises(UserError, match="best_metric='mrr': the evaluation gives hr, loss"):
         train(
             tmp_path / "a",
@@ -250,8 +247,8 @@ def test_wrong_metrics_and_broken_data_stop_it(train, toy, tmp_path):
 
     def batch_at(step):
         if step == 3:
-            raise UserError("shard 3 of the data is gone")
+            raise UserError("shard 3 is missing")
         return toy.make_batch_at()(step)
 
-    with pytest.raises(UserError, match="shard 3 of the data is gone"):
+    with pytest.raises(UserError, match="shard 3 is missing"):
         train(tmp_path / "b", batch_at=batch_at)

@@ -1,4 +1,4 @@
-"""Meshes use up the devices, axes land where the table says, what does not divide is refused."""
+"""Meshes use all devices, axes are sharded by the table, indivisible sizes are refused."""
 
 import flax.linen as nn
 import jax
@@ -17,7 +17,7 @@ def boxed(shape, names):
 
 
 @pytest.mark.parametrize(
-    ("asked", "shape"),
+    ("sizes", "shape"),
     [
         ({}, (1, 8, 1, 1)),
         ({"fsdp": 2, "tensor": 2}, (1, 2, 2, 2)),
@@ -26,14 +26,14 @@ def boxed(shape, names):
         ({"replica": 2, "tensor": 2}, (2, 2, 1, 2)),
     ],
 )
-def test_minus_one_takes_what_is_left(asked, shape):
-    mesh = meshes.make_mesh(**asked)
+def test_minus_one_is_the_remaining_devices(sizes, shape):
+    mesh = meshes.make_mesh(**sizes)
     assert tuple(mesh.shape.values()) == shape
     assert sorted(device.id for device in mesh.devices.flat) == list(range(8))
 
 
 @pytest.mark.parametrize(
-    ("asked", "messages"),
+    ("sizes", "messages"),
     [
         ({"tensor": 3}, ["tensor=3", "8 cpu"]),
         ({"data": 2, "fsdp": 2, "tensor": 1}, ["data=2, fsdp=2", "product 4", "8"]),
@@ -41,13 +41,13 @@ def test_minus_one_takes_what_is_left(asked, shape):
         ({"data": 0}, ["data=0", "positive"]),
     ],
 )
-def test_refuses_a_product_that_is_not_the_devices(asked, messages):
+def test_refuses_a_product_that_is_not_the_number_of_devices(sizes, messages):
     with pytest.raises(UserError) as error:
-        meshes.make_mesh(**asked)
+        meshes.make_mesh(**sizes)
     assert all(word in str(error.value) for word in messages)
 
 
-def test_parameters_lie_where_the_table_says(mesh_of):
+def test_parameters_are_sharded_by_the_table(mesh_of):
     mesh = mesh_of(2, 2, 2)
     tree = {
         "embedding": boxed((16, 8), ("vocab", "embed")),
@@ -66,7 +66,7 @@ def test_parameters_lie_where_the_table_says(mesh_of):
     }
 
 
-def test_an_axis_of_the_mesh_is_used_once_an_array(mesh_of):
+def test_an_array_uses_an_axis_of_the_mesh_once(mesh_of):
     tree = {"gate": boxed((8, 8), ("heads", "mlp"))}
     spec = layout.param_shardings(tree, mesh_of(1, 1, 8))["gate"].spec
     assert sorted(spec, key=str) == [None, "tensor"]
@@ -79,12 +79,12 @@ def test_refuses_a_dimension_that_does_not_divide(mesh_of):
     layout.param_shardings(tree, mesh_of(1, 1, 2))
 
 
-def test_refuses_a_logical_axis_the_table_does_not_hold(mesh_of):
+def test_refuses_a_logical_axis_that_is_not_in_the_table(mesh_of):
     with pytest.raises(ValueError, match="wi: logical axis 'hidden'"):
         layout.param_shardings({"wi": boxed((8,), ("hidden",))}, mesh_of(1))
 
 
-def test_a_batch_is_cut_over_data_and_fsdp_and_keeps_its_order(mesh_of):
+def test_a_batch_is_sharded_over_data_and_fsdp_in_order(mesh_of):
     mesh = mesh_of(2, 2, 2)
     local = {"tokens": np.arange(24).reshape(8, 3)}
     batch = meshes.global_batch(mesh, local)

@@ -1,4 +1,4 @@
-"""Schedules against their closed forms, optimizers against a few lines of numpy."""
+"""Schedules against their closed forms, optimizers against numpy."""
 
 import math
 
@@ -62,7 +62,7 @@ def test_adamw_is_adam_with_decoupled_decay_and_clipping():
         np.testing.assert_allclose(ours[name], params[name], rtol=2e-5, atol=1e-6)
 
 
-def test_adafactor_keeps_row_and_column_statistics_and_moves_relative_to_the_parameter():
+def test_adafactor_is_factored_and_scales_by_the_parameter():
     optimizer = make_optimizer("adafactor", 0.01, 0, "none", clip_norm=None)
     params = {"kernel": jnp.full((128, 256), 2.0)}
     state = optimizer.init(params)
@@ -73,7 +73,7 @@ def test_adafactor_keeps_row_and_column_statistics_and_moves_relative_to_the_par
     np.testing.assert_allclose(updates["kernel"], 0.01 * 2.0, rtol=1e-3)
 
 
-def test_decay_spares_vectors_also_when_layers_are_stacked():
+def test_decay_excludes_vectors_even_in_stacked_layers():
     params = {
         "kernel": jnp.zeros((2, 3)),
         "norm": {"scale": jnp.zeros((6, 3))},
@@ -111,14 +111,14 @@ def test_the_average_of_the_weights_is_its_recursion():
     optimizer = make_optimizer("adamw", 0.1, 0, "none", average=0.8)
     params = {"kernel": jnp.ones((2, 3))}
     state = optimizer.init(params)
-    assert averaged(state, params) is params  # nothing to average yet
-    wanted = 0.0
+    assert averaged(state, params) is params  # no update yet
+    expected = 0.0
     for t in range(30):
         grads = {"kernel": jnp.full((2, 3), float(t % 3 - 1))}
         updates, state = optimizer.update(grads, state, params)
         params = jax.tree.map(jnp.add, params, updates)
         share = min(0.8, t / (t + 9))
-        wanted = share * wanted + (1 - share) * np.asarray(params["kernel"])
-    np.testing.assert_allclose(averaged(state, params)["kernel"], wanted, rtol=1e-5)
+        expected = share * expected + (1 - share) * np.asarray(params["kernel"])
+    np.testing.assert_allclose(averaged(state, params)["kernel"], expected, rtol=1e-5)
     plain = make_optimizer("adamw", 0.1, 0, "none")
     assert averaged(plain.init(params), params) is params

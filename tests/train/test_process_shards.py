@@ -1,4 +1,4 @@
-"""Processes whose rows of a batch are not neighbours train to the losses of one process."""
+"""Processes with rows that are not contiguous train to the losses of one process."""
 
 import numpy as np
 import pytest
@@ -32,7 +32,7 @@ fit(
 
 
 def train(folder, count, fsdp):
-    """The rows of each of `count` processes that share four devices; checkpoints in the folder."""
+    """Trains with `count` processes that share four devices; returns the rows of each process."""
     flags = (
         f"--xla_force_host_platform_device_count={4 // count} --xla_backend_optimization_level=0 "
         "--xla_cpu_collective_call_terminate_timeout_seconds=500"
@@ -51,9 +51,9 @@ def train(folder, count, fsdp):
 @pytest.mark.parametrize(
     ("count", "fsdp", "shares"),
     [
-        # Two hosts with two chips each, dealt out in turn.
+        # Two hosts with two alternating chips each.
         (2, 2, [[0, 1, 2, 3, 8, 9, 10, 11], [4, 5, 6, 7, 12, 13, 14, 15]]),
-        # Four hosts with one chip each; pairs of them hold one copy of the model.
+        # Four hosts with one chip each; two of them hold one copy of the model.
         pytest.param(4, 1, [[*range(8)]] * 2 + [[*range(8, 16)]] * 2, marks=pytest.mark.slow),
     ],
 )

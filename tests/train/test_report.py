@@ -1,4 +1,4 @@
-"""What a run tells: honest rates, files that survive a kill, TensorBoard without TensorFlow."""
+"""Reports of a run: rates, files that survive a kill, TensorBoard without TensorFlow."""
 
 import io
 import json
@@ -14,7 +14,7 @@ from onesug_jax.train.report import Report
 
 
 class Time:
-    """A clock the test moves by hand."""
+    """A clock that the test advances."""
 
     def __init__(self):
         self.now = 100.0
@@ -32,14 +32,14 @@ def rows(folder):
     return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
 
 
-def report(folder, time=None, **more):
-    settings = {"name": "toy", "steps": 100, "stream": io.StringIO(), **more}
+def report(folder, time=None, **changed):
+    settings = {"name": "toy", "steps": 100, "stream": io.StringIO(), **changed}
     return Report(folder, clock=Clock(time or Time()), **settings)
 
 
-def test_rates_leave_out_what_is_no_training(tmp_path):
+def test_rates_exclude_phases_other_than_training(tmp_path):
     time = Time()
-    # 8 examples of 30 FLOPs in 2 s on two devices that do 100 FLOP/s each: utilisation 0.6.
+    # 8 examples of 30 FLOPs in 2 s on two devices of 100 FLOP/s each: utilisation 0.6.
     with report(tmp_path, time, flops_per_example=30, peak_flops=100, devices=2) as log:
         with log.clock.measure_phase("compile"):
             time.now += 50
@@ -58,12 +58,12 @@ def test_rates_leave_out_what_is_no_training(tmp_path):
     assert (second["examples_per_s"], second["tokens_per_s"]) == (4, 80)
 
 
-def test_goodput_and_the_other_shares_say_where_the_time_went(tmp_path):
+def test_goodput_and_the_shares_of_the_phases(tmp_path):
     time, stream = Time(), io.StringIO()
     with report(tmp_path, time, stream=stream) as log:
         log.progress(5, {"loss": 1.0}, examples=0)
-        for what, seconds in (("compile", 20), ("data", 4), ("save", 1), ("profile", 5)):
-            with log.clock.measure_phase(what):
+        for phase, seconds in (("compile", 20), ("data", 4), ("save", 1), ("profile", 5)):
+            with log.clock.measure_phase(phase):
                 time.now += seconds
         time.now += 70
         log.progress(10, {"loss": 1.0}, examples=8)
@@ -93,7 +93,7 @@ def test_the_progress_line(tmp_path):
     )
 
 
-def test_a_terminal_line_is_written_over(tmp_path):
+def test_a_terminal_line_is_overwritten(tmp_path):
     time, stream = Time(), Terminal()
     with report(tmp_path, time, stream=stream) as log:
         for step in (10, 20):
@@ -106,7 +106,7 @@ def test_a_terminal_line_is_written_over(tmp_path):
     assert third.rstrip() == "toy 20: evaluate  mrr 0.5  (best so far)"
 
 
-def test_going_on_drops_what_a_killed_run_left_beyond(tmp_path):
+def test_a_resumed_run_drops_later_lines_of_a_killed_run(tmp_path):
     with report(tmp_path) as log:
         for step in (10, 20, 30):
             log.progress(step, {"loss": float(step)}, step)
@@ -114,19 +114,18 @@ def test_going_on_drops_what_a_killed_run_left_beyond(tmp_path):
     with open(tmp_path / "metrics.jsonl", "a") as file:
         file.write('{"step": 20, "ki')  # killed while writing
     with report(tmp_path, start=20) as log:
-        log.progress(30, {"loss": 33.0, "spoilt": float("nan")}, 10)
-    found = [(row["step"], row["kind"], row.get("loss")) for row in rows(tmp_path)]
-    assert found == [
+        log.progress(30, {"loss": 33.0, "other": float("nan")}, 10)
+    assert [(row["step"], row["kind"], row.get("loss")) for row in rows(tmp_path)] == [
         (10, "train", 10.0),
         (10, "evaluate", None),
         (20, "train", 20.0),
         (20, "evaluate", None),
         (30, "train", 33.0),
     ]
-    assert rows(tmp_path)[-1]["spoilt"] is None
+    assert rows(tmp_path)[-1]["other"] is None
 
 
-def test_tensorboard_reads_the_events_and_nobody_loads_tensorflow(tmp_path, monkeypatch):
+def test_tensorboard_reads_the_events_without_tensorflow(tmp_path, monkeypatch):
     code = """
 import sys
 from onesug_jax.train.report import Report
@@ -141,7 +140,7 @@ print("tensorflow" in sys.modules)
     command = [sys.executable, "-c", code, str(tmp_path)]
     out = subprocess.run(command, cwd=root, capture_output=True, text=True)
     assert out.stdout.splitlines()[-1] == "False", out.stderr
-    # Its reader would load TensorFlow too, were it not asked to use its own stand-in.
+    # With this module, TensorBoard's reader uses its own replacement of TensorFlow.
     monkeypatch.setitem(sys.modules, "tensorboard.compat.notf", types.ModuleType("notf"))
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 

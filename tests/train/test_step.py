@@ -1,4 +1,4 @@
-"""One update: the same on any mesh and in any number of microbatches, and never a spoilt one."""
+"""One update: equal on any mesh and for any number of microbatches, and never non-finite."""
 
 import jax
 import jax.numpy as jnp
@@ -12,7 +12,7 @@ from onesug_jax.train.hlo import Program
 from onesug_jax.train.mesh import global_batch, make_mesh
 from onesug_jax.train.optimizer import make_optimizer
 
-# float32 sums in another order: seen below 1e-6 over these few updates.
+# For float32 sums in another order; the differences were below 1e-6 over these few updates.
 TOLERANCE = 1e-5
 
 
@@ -25,8 +25,8 @@ def run(stage, mesh, batch_at, updates=4, accumulation=1, name="adamw", seed=3):
     for t in range(updates):
         state, metrics = update(state, global_batch(mesh, batch_at(t)), stage.frozen)
         rows.append({key: float(x) for key, x in metrics.items()})
-    for leaf, want in zip(jax.tree.leaves(state), jax.tree.leaves(like), strict=True):
-        assert leaf.sharding.is_equivalent_to(want.sharding, leaf.ndim)
+    for leaf, spec in zip(jax.tree.leaves(state), jax.tree.leaves(like), strict=True):
+        assert leaf.sharding.is_equivalent_to(spec.sharding, leaf.ndim)
     return state, rows
 
 
@@ -38,7 +38,7 @@ def assert_close(one, other):
 @pytest.mark.long
 @pytest.mark.parametrize(("shape", "copies"), [((1, 1, 1), 1), ((2, 2, 1), 1), ((2, 2, 1), 2)])
 def test_microbatches_add_up_to_the_large_batch(toy, mesh_of, shape, copies):
-    """Summed over devices once a microbatch, or once."""
+    """With one sum over devices per microbatch, or one in all."""
     stage, mesh = toy.make_stage(rows_add_up=copies > 1), mesh_of(*shape)
     batch_at = toy.make_batch_at()
     whole, metrics_whole = run(stage, mesh, batch_at)
@@ -50,7 +50,7 @@ def test_microbatches_add_up_to_the_large_batch(toy, mesh_of, shape, copies):
 
 @pytest.mark.long
 @pytest.mark.parametrize("accumulation", [1, 2])
-def test_several_slices_train_as_one_device(toy, mesh_of, accumulation):
+def test_several_slices_equal_one_device(toy, mesh_of, accumulation):
     stage, batch_at = toy.make_stage(rows_add_up=True), toy.make_batch_at()
     one, metrics_one = run(stage, mesh_of(1), batch_at)
     slices = make_mesh(replica=2, data=2, fsdp=2)
@@ -59,27 +59,27 @@ def test_several_slices_train_as_one_device(toy, mesh_of, accumulation):
     assert_close(metrics_one, metrics_many)
 
 
-def summed(toy, mesh, accumulation):
+def reduced_bytes(toy, mesh, accumulation):
     """Bytes of gradients that the compiled update sums over devices."""
     stage, optimizer = toy.make_stage(rows_add_up=True), make_optimizer("adamw", 0.02)
     like = train_state.abstract_state(stage, optimizer, mesh)
     update = steps.make_train_step(stage, optimizer, mesh, accumulation)
     batch = jax.eval_shape(lambda: toy.make_batch_at(64)(0))
     text = update.lower(like, batch, None).compile().as_text()
-    found = Program.parse(text).collectives()
+    collectives = Program.parse(text).collectives()
     kinds = ("all-reduce", "reduce-scatter")
-    return sum(one.bytes * one.times for one in found if one.kind in kinds and one.bytes > 64)
+    return sum(c.bytes * c.times for c in collectives if c.kind in kinds and c.bytes > 64)
 
 
 @pytest.mark.long
 def test_microbatches_are_summed_over_devices_once(toy, mesh_of):
     mesh = mesh_of(4, 1, 1)
-    assert 0 < summed(toy, mesh, 8) <= summed(toy, mesh, 1)
+    assert 0 < reduced_bytes(toy, mesh, 8) <= reduced_bytes(toy, mesh, 1)
 
 
 @pytest.mark.long
-def test_each_copy_has_a_key_of_its_own(toy, mesh_of):
-    """Dropout of rows on different copies is independent, and follows from seed and step."""
+def test_each_copy_has_its_own_key(toy, mesh_of):
+    """Dropout of rows on different copies is independent, and depends on seed and step."""
     base = toy.make_stage()
 
     def loss_fn(params, batch, key):
@@ -99,7 +99,7 @@ def test_each_copy_has_a_key_of_its_own(toy, mesh_of):
     ("name", "shapes"),
     [("adamw", [(8, 1, 1), (1, 8, 1), (2, 2, 2)]), ("adafactor", [(2, 2, 2)])],
 )
-def test_meshes_agree_with_one_device(toy, mesh_of, name, shapes):
+def test_meshes_equal_one_device(toy, mesh_of, name, shapes):
     stage, batch_at = toy.make_stage(dropout=0.2), toy.make_batch_at()
     one, metrics_one = run(stage, mesh_of(1), batch_at, name=name)
     for shape in shapes:
@@ -109,7 +109,7 @@ def test_meshes_agree_with_one_device(toy, mesh_of, name, shapes):
 
 
 @pytest.mark.long
-def test_metrics_are_a_unit_of_weight(toy, mesh_of):
+def test_metrics_are_per_unit_of_weight(toy, mesh_of):
     stage, batch_at = toy.make_stage(), toy.make_batch_at()
     optimizer = make_optimizer("adamw", 0.02, 2, "rsqrt")
     state = train_state.init_state(stage, optimizer, mesh_of(1), 3)
@@ -127,7 +127,7 @@ def test_metrics_are_a_unit_of_weight(toy, mesh_of):
 
 
 @pytest.mark.long
-def test_randomness_follows_from_seed_and_step(toy, mesh_of):
+def test_randomness_depends_on_seed_and_step(toy, mesh_of):
     stage, batch_at = toy.make_stage(dropout=0.5), toy.make_batch_at()
     assert run(stage, mesh_of(1), batch_at)[1] == run(stage, mesh_of(1), batch_at)[1]
     keys = []
@@ -149,7 +149,7 @@ def test_randomness_follows_from_seed_and_step(toy, mesh_of):
 
 @pytest.mark.long
 @pytest.mark.parametrize("accumulation", [1, 2])
-def test_a_spoilt_update_is_not_applied_and_is_remembered(toy, mesh_of, accumulation):
+def test_a_non_finite_update_is_recorded_and_not_applied(toy, mesh_of, accumulation):
     mesh = mesh_of(2, 2, 2)
     good, _ = run(toy.make_stage(), mesh, toy.make_batch_at(), updates=2)
     bad, rows = run(
@@ -157,7 +157,7 @@ def test_a_spoilt_update_is_not_applied_and_is_remembered(toy, mesh_of, accumula
     )
     assert (int(good.bad_step), int(bad.bad_step), int(bad.step)) == (-1, 2, 2)
     assert np.isnan(rows[2]["loss"])
-    # Not later ones either: the state is the one before batch 2.
+    # Later updates are not applied either: the state is that before batch 2.
     assert_close(good.replace(bad_step=bad.bad_step), bad)
 
 
@@ -171,7 +171,7 @@ def test_a_batch_without_weight_has_no_gradient(toy, mesh_of):
     assert (int(state.step), int(state.bad_step)) == (1, -1)
 
 
-def test_frozen_arrays_reach_the_loss_and_after_update_has_the_last_word(toy, mesh_of):
+def test_frozen_arrays_reach_the_loss_and_after_update_sets_params(toy, mesh_of):
     base = toy.make_stage()
 
     def loss_fn(params, batch, key, frozen):

@@ -1,7 +1,7 @@
-"""Every TPU slice starts: the mesh is made, and each process reads the rows its devices hold.
+"""Meshes of all TPU slices: each process reads the rows that its devices hold.
 
-Device coordinates and hosts are those of real slices, described by the TPU compiler; nothing is
-compiled. Devices of invented hosts say the same where the compiler is not installed.
+The TPU compiler describes the coordinates and hosts of real slices; nothing is compiled. Simulated
+devices test the same without the compiler.
 """
 
 import dataclasses
@@ -34,13 +34,13 @@ NEEDS_COMPILER = pytest.mark.skipif(
 
 
 def splits(chips):
-    """Sizes of fsdp and tensor to try on so many chips of one slice."""
+    """Sizes of fsdp and tensor to test on one slice of this many chips."""
     sizes = sorted({1, 4, 16, chips})
     return [(f, t) for f in sizes for t in (1, 2, 8) if chips % (f * t) == 0]
 
 
 def check_split(devices, fsdp, tensor, **axes) -> bool:
-    """Every process's rows against the mesh's array of devices; whether all are contiguous."""
+    """Compares every process's rows with the mesh; returns whether all are contiguous."""
     mesh = meshes.make_mesh(fsdp=fsdp, tensor=tensor, devices=devices, **axes)
     assert mesh.shape["fsdp"] == fsdp and mesh.shape["tensor"] == tensor
     assert {id(d) for d in mesh.devices.flat} == {id(d) for d in devices}
@@ -53,24 +53,23 @@ def check_split(devices, fsdp, tensor, **axes) -> bool:
             own |= {part * rows + row for row in range(rows)}
     contiguous, copies = True, np.zeros(parts * rows, int)
     for process, own in expected.items():
-        found = meshes.process_batch_shard(mesh, parts * rows, process)
-        assert found.tolist() == sorted(own)
-        contiguous &= bool((np.diff(found) == 1).all())
-        copies[found] += 1
-    assert copies.min() >= 1  # together the whole batch
-    assert copies.max() <= tensor  # and no row twice but for a model cut over processes
+        shard = meshes.process_batch_shard(mesh, parts * rows, process)
+        assert shard.tolist() == sorted(own)
+        contiguous &= bool((np.diff(shard) == 1).all())
+        copies[shard] += 1
+    assert copies.min() >= 1  # together they read the whole batch
+    assert copies.max() <= tensor  # no row twice, unless `tensor` extends over processes
     return contiguous
 
 
 def check_topology(name: str, slices: int) -> dict:
-    """Tries all splits of one topology; what was seen, as JSON values."""
+    """Tests all splits of one topology; returns counts as JSON values."""
     from onesug_jax.train.chips import Topology
 
     topology = Topology.parse(name)
     devices = topology.devices(slices)
     assert len(devices) == topology.chips * slices
-    tried = splits(topology.chips)
-    contiguous = [check_split(devices, *split) for split in tried]
+    contiguous = [check_split(devices, *split) for split in splits(topology.chips)]
     if slices == 1 and topology.chips >= 8:
         check_split(devices, 2, 2, replica=2)
     if slices > 1:
@@ -79,19 +78,19 @@ def check_topology(name: str, slices: int) -> dict:
             assert {device.slice_index for device in replica.flat} == {number}
         with pytest.raises(UserError, match=f"replica must be a multiple of {slices}"):
             meshes.make_mesh(replica=1, devices=devices)
-    return {"splits": len(tried), "contiguous": sum(contiguous)}
+    return {"splits": len(contiguous), "contiguous": sum(contiguous)}
 
 
 @pytest.fixture(scope="module")
 def described(project_root):
-    """Topology -> what `check_topology` saw, in one process: jax loads the compiler once."""
+    """Topology -> the result of `check_topology`, in one process: jax loads the compiler once."""
     code = (
-        "import json\nfrom tests.train import test_topologies as t\nfound = {}\n"
+        "import json\nfrom tests.train import test_topologies as t\nresults = {}\n"
         "for name, slices in [*((n, 1) for n in t.SLICES), *t.SEVERAL.items()]:\n"
-        "    try:\n        found[f'{name} {slices}'] = t.check_topology(name, slices)\n"
+        "    try:\n        results[f'{name} {slices}'] = t.check_topology(name, slices)\n"
         "    except Exception as error:\n"
-        "        found[f'{name} {slices}'] = f'{type(error).__name__}: {error}'\n"
-        "print(json.dumps(found))"
+        "        results[f'{name} {slices}'] = f'{type(error).__name__}: {error}'\n"
+        "print(json.dumps(results))"
     )
     paths = [str(project_root), FOLDER]
     environment = {**os.environ, "JAX_PLATFORMS": "cpu", "PYTHONPATH": os.pathsep.join(paths)}
@@ -105,29 +104,29 @@ def described(project_root):
 @pytest.mark.long
 @NEEDS_COMPILER
 @pytest.mark.parametrize("name", SLICES)
-def test_every_slice_starts(described, name):
-    found = described[f"{name} 1"]
-    assert isinstance(found, dict), found
-    assert found["splits"] >= 3
+def test_every_slice_has_a_mesh(described, name):
+    result = described[f"{name} 1"]
+    assert isinstance(result, dict), result
+    assert result["splits"] >= 3
 
 
 @pytest.mark.long
 @NEEDS_COMPILER
 @pytest.mark.parametrize("name", SEVERAL)
 def test_several_slices_are_replicas(described, name):
-    found = described[f"{name} {SEVERAL[name]}"]
-    assert isinstance(found, dict), found
+    result = described[f"{name} {SEVERAL[name]}"]
+    assert isinstance(result, dict), result
 
 
 @NEEDS_COMPILER
 def test_rows_of_a_real_host_are_not_contiguous(described):
-    """What the loaders are built for is not a corner case."""
+    """So the loaders must support it."""
     assert described["v5e:16x16 1"]["contiguous"] < described["v5e:16x16 1"]["splits"]
 
 
 @dataclasses.dataclass(frozen=True)
 class Device:
-    """What a mesh asks of a TPU chip."""
+    """The attributes of a TPU chip that a mesh reads."""
 
     id: int
     coords: tuple[int, ...]
@@ -138,8 +137,8 @@ class Device:
     core_on_chip: int = 0
 
 
-def invented(shape, hosts, slices=1):
-    """Chips on tori, dealt out to the hosts of each slice at random."""
+def simulated(shape, hosts, slices=1):
+    """Chips on tori, assigned to the hosts of each slice at random."""
     chips, devices = math.prod(shape), []
     for number in range(slices):
         order = np.random.default_rng(number).permutation(chips)
@@ -150,15 +149,15 @@ def invented(shape, hosts, slices=1):
 
 
 @pytest.mark.parametrize(("shape", "hosts"), [((2, 2, 1), 2), ((4, 4, 4), 16), ((4, 4, 8), 5)])
-def test_rows_follow_the_devices_wherever_they_are(shape, hosts):
-    devices = invented(shape, hosts)
+def test_rows_follow_the_devices_at_any_position(shape, hosts):
+    devices = simulated(shape, hosts)
     for fsdp, tensor in splits(len(devices)):
         check_split(devices, fsdp, tensor)
     check_split(devices, 1, 2, replica=2)
 
 
-def test_slices_are_replicas_and_nothing_else_reaches_over_them():
-    devices = invented((2, 2, 2), 2, slices=3)
+def test_slices_are_replicas_and_no_other_axis_extends_over_them():
+    devices = simulated((2, 2, 2), 2, slices=3)
     for fsdp, tensor in splits(8):
         check_split(devices, fsdp, tensor)
     check_split(devices, 2, 2, replica=6)

@@ -1,4 +1,4 @@
-"""ZeRO-1: which dimension is cut over `data`, and that updates are those of whole state."""
+"""ZeRO-1: the dimension that is sharded over `data`; updates equal those without it."""
 
 import jax
 import jax.numpy as jnp
@@ -26,13 +26,13 @@ from onesug_jax.train.optimizer import averaged, make_optimizer
         ((), P(), P()),
     ],
 )
-def test_the_dimension_with_the_largest_parts_is_cut(mesh_of, shape, spec, expected):
+def test_the_dimension_with_the_largest_parts_is_sharded(mesh_of, shape, spec, expected):
     mesh = mesh_of(4, 2, 1)
-    found = zero.piece_sharding(jnp.zeros(shape), NamedSharding(mesh, spec))
-    assert found.is_equivalent_to(NamedSharding(mesh, expected), len(shape))
+    sharding = zero.piece_sharding(jnp.zeros(shape), NamedSharding(mesh, spec))
+    assert sharding.is_equivalent_to(NamedSharding(mesh, expected), len(shape))
 
 
-def test_small_arrays_and_one_copy_stay_as_they_are(mesh_of, monkeypatch):
+def test_small_arrays_and_a_single_copy_are_not_sharded(mesh_of, monkeypatch):
     monkeypatch.setattr(zero, "WHOLE_BELOW", 2**16)
     replicated = NamedSharding(mesh_of(4, 2, 1), P())
     small, large = jnp.zeros((128, 127)), jnp.zeros((128, 128))
@@ -54,7 +54,7 @@ def trained(toy, mesh, **settings):
 
 @pytest.mark.long
 @pytest.mark.parametrize("shape", [(8, 1, 1), (2, 2, 2)])
-def test_updates_in_pieces_are_those_of_whole_state(toy, mesh_of, monkeypatch, shape):
+def test_updates_of_sharded_state_equal_those_of_whole_state(toy, mesh_of, monkeypatch, shape):
     mesh = mesh_of(*shape)
     pieces, reported = trained(toy, mesh, clip_norm=0.1, weight_decay=0.1)
     monkeypatch.setattr(zero, "WHOLE_BELOW", 2**30)
@@ -71,4 +71,4 @@ def test_updates_in_pieces_are_those_of_whole_state(toy, mesh_of, monkeypatch, s
 
     assert held(pieces) == pytest.approx(held(whole) / shape[0], rel=0.01)
     average = averaged(pieces.opt_state, pieces.params)["Dense_0"]["kernel"]
-    assert average.sharding.is_equivalent_to(kernel.sharding, 2)  # as it is evaluated and saved
+    assert average.sharding.is_equivalent_to(kernel.sharding, 2)  # for evaluation and saving

@@ -1,4 +1,4 @@
-"""A toy stage for the engine's tests: token ids -> logits, trained to say each row's class."""
+"""A toy stage for the training tests: it predicts the largest token id of each row."""
 
 import pathlib
 
@@ -46,7 +46,7 @@ def make_stage(dropout=0.0, **more) -> Stage:
 
 
 def make_batch_at(size=16, length=4, poison=None):
-    """Batches as a function of the step; batch `poison` holds a weight that is not a number."""
+    """Batches as a function of the step; batch `poison` contains a NaN weight."""
 
     def batch_at(step):
         rng = np.random.default_rng([5, step])
@@ -60,7 +60,7 @@ def make_batch_at(size=16, length=4, poison=None):
 
 
 def same_bits(one, other) -> bool:
-    """Whether two trees hold the very same arrays."""
+    """Whether two trees contain bitwise equal arrays."""
     leaves, structure = jax.tree.flatten(one)
     others, other_structure = jax.tree.flatten(other)
     return structure == other_structure and all(
