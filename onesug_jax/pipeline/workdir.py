@@ -119,7 +119,7 @@ def _files_of(pattern: str) -> Iterable[str]:
 
 
 def home_of(path: str) -> str:
-    """The absolute path of a work directory, from its path, a trained stage's folder or a bundle."""
+    """The absolute path of a work directory, from its path or that of a trained stage or bundle."""
     path = local(path)
     stage = os.path.dirname(path) if os.path.basename(path) == BUNDLE else path
     return os.path.dirname(stage) if os.path.exists(os.path.join(stage, MANIFEST)) else path
