@@ -136,7 +136,7 @@ def model_config(context: Context):
 
 
 def state_bytes(step: Step, context: Context) -> int:
-    """The approximate size of a stage's checkpoints on the disk; 0 if it is not known yet."""
+    """The approximate size of a stage's checkpoints on the disk; 0 if it cannot be computed yet."""
     if step.action == SKIP or step.spec.name not in ("pretrain", "rwr"):
         return 0
     if step.spec.name == "pretrain":
