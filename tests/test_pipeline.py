@@ -270,6 +270,12 @@ def test_more_steps_continue_from_the_checkpoint_as_one_curve(work, tmp_path, ca
     assert capsys.readouterr().out.count("up to date, skipped") == 12
 
 
+def test_histories_contain_the_settings_of_the_loader(work):
+    for stage in ("pretrain", "rwr"):
+        first = json.loads((work / stage / "history.jsonl").read_text().splitlines()[0])
+        assert first["changes"]["ItemLoader.sizes"] == [None, [8]], stage
+
+
 def test_another_split_is_refused_and_changes_nothing(work, tmp_path, capsys):
     copy = shutil.copytree(work, tmp_path / "copy")
     before = tree(copy)

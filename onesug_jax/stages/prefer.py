@@ -257,6 +257,7 @@ def rwr(
         patience=patience if dev_metrics else 0,
         params_from=frozen,
         identity=trained.identity(context, config, stored["vocabulary"]),
+        settings=trained.noted(context),
         profile_steps=profile_steps,
         compiler_options=context.configured("compiler_options")(mesh),
     )

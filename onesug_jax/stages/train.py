@@ -126,9 +126,7 @@ def pretrain(
         best_metric="mrr@16" if watched else None,
         params_from=initial,
         identity=trained.identity(context, config, vocabulary.fingerprint),
-        settings={
-            k: v for k, v in context.settings.items() if k.startswith(("ModelConfig", "Loader"))
-        },
+        settings=trained.noted(context),
         profile_steps=profile_steps,
         flops_per_example=cost,
         peak_flops=published_flops(mesh.devices.flat[0].device_kind),

@@ -86,6 +86,12 @@ def identity(context: Context, config: ModelConfig, vocabulary: str) -> dict:
     return {"model": model, "vocabulary": vocabulary, "inputs": fingerprint(inputs)}
 
 
+def noted(context: Context) -> dict[str, Any]:
+    """The settings of model and loader, for history.jsonl."""
+    names = ("ModelConfig", "Loader", "ItemLoader")
+    return {k: v for k, v in context.settings.items() if k.split("/")[-1].split(".")[0] in names}
+
+
 def parameters(folder: str) -> str:
     """The subfolder of a trained stage with its parameters: the best ones if it stored any."""
     return BEST if os.path.isdir(os.path.join(folder, BEST)) else CHECKPOINTS
