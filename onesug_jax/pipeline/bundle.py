@@ -67,6 +67,6 @@ def stale_note(home: WorkDir, bundle: str) -> str | None:
     if not changed:
         return None
     return (
-        f"{', '.join(changed)} in {home.name} changed after the model in use was trained; it "
-        f"answers as it was. `{PROGRAM} run --gin.WORK_DIR={home.name}` brings it up to date."
+        f"{', '.join(changed)} in {home.name} changed after the model in use was trained; its "
+        f"answers stay the same. `{PROGRAM} run --gin.WORK_DIR={home.name}` brings it up to date."
     )

@@ -68,7 +68,7 @@ class Walk:
         metas = [os.path.join(self.part(number), split, META_FILE) for split in self.splits]
         return all(map(os.path.exists, metas))
 
-    def wants(self, state: AsOf, event: Event) -> bool:
+    def selects(self, state: AsOf, event: Event) -> bool:
         """Whether an event becomes a row; train events of queries below min_users do not."""
         if event.file >= len(self.splits):
             return False
@@ -165,7 +165,7 @@ def write_blocks(
                     yield _begin(walk, number, tuple(first), rows, state)
                 passed = _counted(itertools.islice(events, rows), first)
                 with long_lived():
-                    skip(state, passed, functools.partial(walk.wants, state))
+                    skip(state, passed, functools.partial(walk.selects, state))
 
         for rows in results(engine, scratch, write_block, blocks()):
             progress.add(rows)
@@ -211,7 +211,7 @@ def _write(
     state.around = index.around(state.config)
     item_examples.write(
         walk.part(number),
-        rows_of(state, events, functools.partial(walk.wants, state)),
+        rows_of(state, events, functools.partial(walk.selects, state)),
         walk.splits,
         Featurizer(Vocabulary.load(walk.vocabulary), walk.spec),
         lambda prefix: index.prefix_number(prefix) + 1,

@@ -139,11 +139,11 @@ def update(
             return code
         _check_unchanged(stage, served, new)
         cpu_time.lap(stage)
-    code = _judge(context, base, new, version, record, tolerance, judge_rows)
+    verdict = _judge(context, base, new, version, record, tolerance, judge_rows)
     cpu_time.lap("judge")
     print(f"update: {cpu_time}", flush=True)
     _publish_finished(context, versions_retained)
-    return code
+    return verdict
 
 
 def check(context: Context) -> None:
