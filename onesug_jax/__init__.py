@@ -1,7 +1,7 @@
 """OneSug in JAX: one encoder-decoder writes the list of queries to show while the user types.
 
-The names of `__all__` are the public interface; CHANGELOG.md notes changes of it. Each is imported
-when it is first used, so `import onesug_jax` loads neither JAX nor TensorFlow.
+`__all__` lists the public interface; CHANGELOG.md records its changes. Each name is imported on
+first use, so `import onesug_jax` loads neither JAX nor TensorFlow.
 
 >>> import onesug_jax
 >>> onesug_jax.hr_at([1, 0, 3, 20], k=16)
@@ -39,7 +39,7 @@ if TYPE_CHECKING:
 
 __version__ = "0.1.0"
 
-# Name -> module that holds it, `module:attribute` where it has another name there.
+# Public name -> its module, or `module:attribute` if its name in the module differs.
 _PLACES = {
     "BeamConfig": "decode.beam",
     "EncoderSpec": "text_encoder.encoder",
@@ -112,7 +112,7 @@ def __getattr__(name: str) -> Any:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     module, _, attribute = _PLACES[name].partition(":")
     value = getattr(importlib.import_module(f"{__name__}.{module}"), attribute or name)
-    globals()[name] = value  # found without this function from now on
+    globals()[name] = value  # later look-ups do not call this function
     return value
 
 

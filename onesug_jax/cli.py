@@ -1,7 +1,7 @@
 """The command line: `STAGE [--gin_file=F ...] [--gin.NAME=VALUE ...] [--dry_run] [own flags]`.
 
-Turns arguments into a `Command` and writes the help texts; it neither reads configuration files nor
-runs anything (`main.py` does), and imports only the standard library, so that `--help` is instant.
+Parses arguments into a `Command` and writes the help texts. `main.py` reads the configuration and
+runs the command. Only the standard library is imported, so that `--help` is instant.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from onesug_jax.pipeline.spec import PROGRAM, StageSpec
 from onesug_jax.signatures import is_literal, nearest, parameters
 
 MACROS: dict[str, tuple[Any, str]] = {  # name: (type, meaning)
-    "WORK_DIR": (str, "folder for everything the stages make"),
+    "WORK_DIR": (str, "folder for the results of all stages"),
     "LOG": (str | None, "the suggestion log: a file, folder or glob; None = a simulated shop's"),
     "MODEL": (str, "size: a name in gin_configs/models, or a gin file"),
     "MESH": (str, "devices: a name in gin_configs/mesh, or a gin file"),
@@ -40,9 +40,9 @@ class Command:
 
 
 def quoted(name: str, value: str) -> str:
-    """A flag's value as gin text: literals, @references and %macros as they are, all else quoted.
+    """A flag's value as gin text: literals, @references and %macros unchanged, the rest quoted.
 
-    Paths and names never need quotes of their own: `--gin.WORK_DIR=/tmp/w`, `--gin.MODEL=tiny`.
+    So paths and names need no quotes: `--gin.WORK_DIR=/tmp/w`, `--gin.MODEL=tiny`.
     """
     value = value.strip()
     if value in ("true", "false"):
@@ -61,7 +61,7 @@ def quoted(name: str, value: str) -> str:
 def parse(
     argv: Sequence[str], stages: Mapping[str, StageSpec], configurables: Mapping[str, str]
 ) -> Command | str:
-    """The command, or the help text that was asked for.
+    """The parsed command, or the requested help text.
 
     Args:
         argv: the words after the program's name.
@@ -69,7 +69,7 @@ def parse(
         configurables: configuration name -> `module:attribute`, for the help texts.
 
     Raises:
-        UserError: an unknown stage or flag, with the nearest right one.
+        UserError: an unknown stage or flag; the message suggests the nearest valid name.
     """
     if not argv or argv[0] in ("-h", "--help", "help"):
         return overview(stages)
@@ -141,10 +141,10 @@ def _parser(
             "--restart",
             nargs="?",
             const=spec.name,
-            choices=[one.name for one in stages.values() if one.folder],
+            choices=[stage.name for stage in stages.values() if stage.folder],
             metavar="STAGE",
-            help="make this stage again though it is finished, and allow trained stages after it "
-            "to be replaced; each old result stays until the new one is finished",
+            help="run this stage again even if it is finished, and allow later trained stages to "
+            "be replaced; each old result stays until the new one is finished",
         )
     if spec.flags:
         spec.flags(parser)
@@ -167,14 +167,14 @@ def _epilog(spec: StageSpec, configurables: Mapping[str, str]) -> str:
 
 def overview(stages: Mapping[str, StageSpec]) -> str:
     """The text of `--help` without a stage."""
-    words = "\n".join(f"  {spec.name:<10} {spec.summary}" for spec in stages.values())
+    summaries = "\n".join(f"  {spec.name:<10} {spec.summary}" for spec in stages.values())
     macros = "\n".join(f"  {name:<12} {meaning}" for name, (_, meaning) in MACROS.items())
     return f"""usage: {PROGRAM} STAGE [--gin_file=F ...] [--gin.NAME=VALUE ...] [--dry_run]
 
 From a raw suggestion log to a model that writes the next suggestion list.
 
 stages:
-{words}
+{summaries}
 
 macros, set by --gin.NAME=VALUE or in a gin file (defaults: gin_configs/defaults.gin):
 {macros}

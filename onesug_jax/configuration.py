@@ -1,8 +1,8 @@
-"""What a run is configured with: gin files, flags, and what a work directory remembers.
+"""The configuration of a run: gin files, flags, and the settings stored in the work directory.
 
 The only file that imports gin. Everything is read and checked before a stage runs: a wrong name, a
 wrong type or a missing file is an error with its file and line, or its flag. Library code does
-not use gin: `inject` hands the values to the functions that `stages.CONFIGURABLES` names.
+not use gin: `inject` binds the values to the functions in `stages.CONFIGURABLES`.
 """
 
 from __future__ import annotations
@@ -36,20 +36,20 @@ from onesug_jax.stages import CONFIGURABLES, STAGES
 try:
     import gin
     from gin import config_parser
-except ModuleNotFoundError:  # `doctor` still answers
+except ModuleNotFoundError:  # `doctor` works without gin
     gin = None
 
-# Inside the installed package; of a checkout, what the link there leads to.
+# A folder of the installed package; in a checkout a link to the folder of the repository.
 CONFIGS = os.path.realpath(os.path.join(os.path.dirname(__file__), "gin_configs"))
 Binding = tuple[str, Any, str]  # key, value, where it was given
-# Given for one command, never remembered.
+# Settings of a single command: not stored in WORK_DIR/config.gin.
 _NOT_REMEMBERED = re.compile(r"(WORK_DIR|.*\.profile_steps|update\..*)$")
 # Numbers that may be negative though their defaults are not.
 _SIGNED = re.compile(r"make_mesh\..*|update\.tolerance")
 
 
 class _Expression(str):
-    """A gin expression inside a value, `@name`, `@name()` or `%MACRO`; prints as it is written."""
+    """A gin expression inside a value, `@name`, `@name()` or `%MACRO`; its repr has no quotes."""
 
     def __repr__(self) -> str:
         return str(self)
@@ -57,7 +57,7 @@ class _Expression(str):
 
 @dataclasses.dataclass
 class _Expressions:
-    """gin's parser hook: leaves expressions as text, and their names for checking."""
+    """gin's parser hook: returns expressions as text, and collects their names for checking."""
 
     names: list[str] = dataclasses.field(default_factory=list)
     macros: list[str] = dataclasses.field(default_factory=list)
@@ -73,10 +73,10 @@ class _Expressions:
 
 @dataclasses.dataclass
 class Config:
-    """All bindings in force: {"STEPS": 9, "make_mesh.data": 1, "scope/ModelConfig.d_ff": 64}.
+    """All effective bindings: {"STEPS": 9, "make_mesh.data": 1, "scope/ModelConfig.d_ff": 64}.
 
-    `given` are those of this command, `remembered` those of WORK_DIR/config.gin. `mirror` is of a
-    WORK_DIR in a bucket.
+    `given` are the bindings of this command, `remembered` those of WORK_DIR/config.gin. `mirror` is
+    set if WORK_DIR is in a bucket.
     """
 
     bindings: dict[str, Any] = dataclasses.field(default_factory=dict)
@@ -85,7 +85,7 @@ class Config:
     mirror: Mirror | None = None
 
     def resolved(self, value: Any) -> Any:
-        """A value with its macros filled in; references stay text; tuples become lists."""
+        """A value with its macros replaced; references stay text; tuples become lists."""
         if isinstance(value, _Expression):
             return self.macro(value[1:]) if value.startswith("%") else str(value)
         if isinstance(value, dict):
@@ -97,31 +97,31 @@ class Config:
         return self.resolved(self.bindings[name])
 
     def with_bindings(self, changes: Mapping[str, Any]) -> Config:
-        """The same with some bindings changed; another WORK_DIR is a local one."""
+        """A copy with some bindings changed; a changed WORK_DIR must be local."""
         mirror = None if "WORK_DIR" in changes else self.mirror
         return dataclasses.replace(self, bindings={**self.bindings, **changes}, mirror=mirror)
 
     def seen_by(self, stage: str) -> Config:
-        """Without what is scoped to another stage: `align/make_optimizer...` is align's alone."""
+        """A copy without bindings that are scoped to other stages, as `align/ModelConfig.d_ff`."""
         others = STAGES.keys() - {stage}
         own = {k: v for k, v in self.bindings.items() if k.rpartition("/")[0] not in others}
         return dataclasses.replace(self, bindings=own)
 
     def of(self, names: Sequence[str]) -> dict[str, Any]:
-        """The bindings of these names, in every scope."""
+        """The bindings of these names, in all scopes."""
         return {key: value for key, value in self.bindings.items() if _split(key)[0] in names}
 
     def reach(self, names: Sequence[str]) -> tuple[str, ...]:
         """These names and those that their values refer to."""
-        found = list(names)
-        for name in found:
+        reached = list(names)
+        for name in reached:
             for used in re.findall(r"@(?:\w+/)*(\w+)", repr(list(self.of([name]).values()))):
-                if used in CONFIGURABLES and used not in found:
-                    found.append(used)
-        return tuple(found)
+                if used in CONFIGURABLES and used not in reached:
+                    reached.append(used)
+        return tuple(reached)
 
     def settings(self, names: Sequence[str]) -> dict[str, Any]:
-        """What these names run with: the bound values, else the defaults in the source."""
+        """The effective values of these names: the bound ones, else the defaults in the source."""
         values = {
             f"{name}.{parameter.name}": parameter.default
             for name in names
@@ -138,9 +138,7 @@ class Config:
         return "\n".join([*macros, *lines, ""])
 
     def memory(self) -> str:
-        """WORK_DIR/config.gin: what was given to commands that built it, as bindings; all else in
-        force as comments.
-        """
+        """The text of WORK_DIR/config.gin: given settings as bindings, all others as comments."""
         stored = {**self.remembered, **self.given}
         stored = {key: value for key, value in stored.items() if not _NOT_REMEMBERED.match(key)}
         if isinstance(stored.get("LOG"), str) and not is_remote(stored["LOG"]):
@@ -163,7 +161,7 @@ def _split(key: str) -> tuple[str, str]:
 
 
 def read_config(files: Sequence[str] = (), flags: Sequence[tuple[str, str]] = ()) -> Config:
-    """Reads and checks everything the user configured, and what WORK_DIR remembers.
+    """Reads and checks the user's configuration and the settings stored in WORK_DIR.
 
     Args:
       files: gin files in order; later ones win.
@@ -263,8 +261,8 @@ def _check_names(statement: Any, expressions: _Expressions, where: str) -> str:
         if used not in CONFIGURABLES and not _imported(used):
             raise UserError(f"{where}: nothing is called {used!r}: {nearest(used, CONFIGURABLES)}")
     if parameter and name in CONFIGURABLES:
-        found = parameters(CONFIGURABLES[name]).values()  # the program gives those without default
-        accepted = [one.name for one in found if is_literal(one.default)]
+        declared = parameters(CONFIGURABLES[name]).values()
+        accepted = [p.name for p in declared if is_literal(p.default)]  # the program sets the rest
         if parameter not in accepted:
             hint = nearest(parameter, accepted, everything="it has")
             raise UserError(f"{where}: {name} has no parameter {parameter!r}: {hint}")
@@ -280,22 +278,22 @@ def _imported(name: str) -> bool:
 
 
 def check_value(config: Config, key: str, where: str) -> None:
-    """Whether the value bound to `key` fits: its type, and no number below 0 where none can be.
+    """Checks the type of the value bound to `key`, and its sign if it must not be negative.
 
     Raises:
-      UserError: naming `where` it was given, the setting, what it takes and what was found.
+      UserError: it does not fit; `where` is the place of the binding, for the message.
     """
     name, parameter = _split(key)
     value = config.resolved(config.bindings[key])
     if str(value).startswith("@") or (name and name not in CONFIGURABLES):
         return
     if name:
-        taken = parameters(CONFIGURABLES[name])[parameter]
+        declared = parameters(CONFIGURABLES[name])[parameter]
     else:
-        taken = Parameter(key, cli.MACROS[key][0], None)
-    if not accepts(taken.kind, value):
-        raise UserError(f"{where}: {key} takes {describe(taken.kind)}, found {value!r}.")
-    signed = is_negative(taken.default) or _SIGNED.match(f"{name}.{parameter}")
+        declared = Parameter(key, cli.MACROS[key][0], None)
+    if not accepts(declared.kind, value):
+        raise UserError(f"{where}: {key} takes {describe(declared.kind)}, found {value!r}.")
+    signed = is_negative(declared.default) or _SIGNED.match(f"{name}.{parameter}")
     if is_negative(value) and not signed:
         raise UserError(f"{where}: {key} takes no number below 0, found {value!r}.")
 
@@ -304,12 +302,12 @@ def check_value(config: Config, key: str, where: str) -> None:
 
 
 def configured(name: str) -> Callable[..., Any]:
-    """A function or class with what was injected last; `scope/name` adds what the scope has."""
+    """A function or class with its injected settings; `scope/name` adds settings of the scope."""
     return gin.get_configurable(name)
 
 
 def inject(names: Sequence[str], config: Config) -> None:
-    """Gives gin this configuration, unless it holds the very same."""
+    """Loads this configuration into gin, unless it is already loaded."""
     text = config.text(names, defaults=False)
     if _injected[-1:] != [(tuple(names), text)]:
         gin.clear_config()
@@ -319,7 +317,7 @@ def inject(names: Sequence[str], config: Config) -> None:
         _injected[:] = [(tuple(names), text)]
 
 
-_injected: list[tuple[tuple[str, ...], str]] = []  # what gin, itself one for the process, holds
+_injected: list[tuple[tuple[str, ...], str]] = []  # the content of gin's global state
 
 
 @functools.cache

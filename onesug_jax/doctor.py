@@ -1,7 +1,7 @@
-"""What this machine has: versions, devices, memory; and a command for each thing that is missing.
+"""A report on this machine: versions, devices, memory, and a command that fixes each problem.
 
-Uses package metadata instead of imports wherever it can, so that it answers in a second and also
-when the installation is broken. It changes nothing.
+Reads package metadata instead of importing packages where possible, so that it takes one second and
+also works when the installation is broken. It changes nothing.
 """
 
 from __future__ import annotations
@@ -60,23 +60,23 @@ def _fits(version: str, ranges: str) -> bool:
 
 
 def requirements(path: str) -> dict[str, str]:
-    """Package -> version ranges of a requirements file; comments and markers are left out."""
+    """Package -> version ranges of a requirements file, without comments and markers."""
     with open(path, encoding="utf-8") as file:
         return _ranges(file)
 
 
 def _ranges(lines: Iterable[str]) -> dict[str, str]:
-    found = {}
+    ranges = {}
     for line in lines:
         match = re.match(r"([A-Za-z0-9_.-]+)(?:\[[^]]*\])?\s*([<>=][^;#\\]*)", line)
         if match:
-            found[match[1]] = match[2].strip()
-    return found
+            ranges[match[1]] = match[2].strip()
+    return ranges
 
 
 def _needed() -> dict[str, str]:
-    """Package -> version ranges: of a checkout all that its commands and tests need, of an
-    installed package its own dependencies, without extras.
+    """Package -> version ranges: requirements.txt of a checkout, or the dependencies of the
+    installed package without extras.
     """
     path = os.path.join(ROOT, "requirements.txt")
     if os.path.exists(path):
@@ -94,16 +94,16 @@ def package_problems(ranged: dict[str, str], installed=_installed) -> list[str]:
     for package, ranges in ranged.items():
         version = installed(package)
         if version is None:
-            found = "is missing"
+            state = "is missing"
         elif not _fits(version, ranges):
-            found = f"is {version}, outside {ranges}"
+            state = f"is {version}, outside {ranges}"
         else:
             continue
         fix = f'{sys.executable} -m pip install "{package}{ranges}"'
         why = ""
         if package == "sentencepiece" and version:
-            why = " (later ones clash with the protobuf that TensorFlow wants)"
-        problems.append(f"{package} {found}{why}: {fix}")
+            why = " (later ones clash with the protobuf that TensorFlow needs)"
+        problems.append(f"{package} {state}{why}: {fix}")
     return problems
 
 
@@ -121,7 +121,7 @@ def _memory() -> str:
 
 
 def _devices() -> tuple[str, str | None]:
-    """What jax sees, and a problem if it cannot start."""
+    """JAX's devices as text, and a problem if it cannot start."""
     try:
         import jax
 
@@ -135,7 +135,7 @@ def _devices() -> tuple[str, str | None]:
 
 _SCRIPT = os.path.join(ROOT, "launch", "prepare.sh")
 _INSTALL = "pip install --upgrade onesug_jax"
-if os.path.exists(_SCRIPT):  # of a checkout
+if os.path.exists(_SCRIPT):  # a checkout
     _INSTALL = f"bash {os.path.relpath(_SCRIPT)}"
 
 
@@ -171,8 +171,8 @@ def report(work_dir: str, *, imports: bool = False) -> int:
     """Prints the report.
 
     Args:
-        work_dir: the folder whose disk and permissions matter.
-        imports: also import the large packages, all in one process of their own (some seconds).
+        work_dir: the folder whose disk and permissions are checked.
+        imports: also import the large packages together in a new process (some seconds).
 
     Returns:
         1 when something required is missing, else 0.
@@ -191,9 +191,9 @@ def report(work_dir: str, *, imports: bool = False) -> int:
     lock = os.path.join(ROOT, "requirements.lock.txt")
     if os.path.exists(lock):
         differing = [
-            f"{package} {_installed(package)} (lock {pin.removeprefix('==')})"
+            f"{package} {version} (lock {pin.removeprefix('==')})"
             for package, pin in requirements(lock).items()
-            if (found := _installed(package)) and not _fits(found, pin)
+            if (version := _installed(package)) and not _fits(version, pin)
         ]
         if differing:
             notes.append(f"not as in the lock: {', '.join(differing)}. Fix: {_INSTALL}")

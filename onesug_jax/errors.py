@@ -1,4 +1,4 @@
-"""The one exception for mistakes a user can fix: `main` prints its message without a traceback."""
+"""The exception for mistakes that a user can fix: `main` prints its message without a traceback."""
 
 from __future__ import annotations
 
@@ -22,22 +22,20 @@ class UserError(Exception):
     """
 
     def _render_traceback_(self) -> list[str]:
-        """What a notebook shows: the message alone, as `main` prints it."""
+        """The output in a notebook: the message alone, as `main` prints it."""
         return [f"error: {plain(self)}"]
 
 
 def plain(error: UserError) -> str:
-    """The message without gin's note on which configurable was called, which does not help with a
-    mistyped path.
-    """
+    """The message without gin's note about the called configurable, which does not help a user."""
     return str(error).split("\n  In call to configurable")[0]
 
 
 _WAYS_OUT = {
-    errno.EACCES: "This user may not do that there: change the permissions (chmod, chown) or the "
-    "path",
-    errno.EPERM: "This user may not do that there: change the permissions (chmod, chown) or the "
-    "path",
+    **dict.fromkeys(
+        (errno.EACCES, errno.EPERM),
+        "This user may not do that there: change the permissions (chmod, chown) or the path",
+    ),
     errno.ENOENT: "It is not there (any more): check the path, or put the file back",
     errno.ENOSPC: "The disk is full: free some space, or name a folder on another disk",
     errno.EDQUOT: "The disk quota is used up: free some space, or name a folder on another disk",
@@ -52,16 +50,16 @@ _WAYS_OUT = {
     errno.ENAMETOOLONG: "The name is too long: use a shorter path",
 }
 
-
-# What the system refuses though the file may be sound.
+# Errors of the system for files whose content may be sound.
 _REFUSALS = _WAYS_OUT.keys() - {errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.EEXIST}
 
 
 def file_error(place: str, doing: str, error: OSError) -> UserError:
-    """What to say where the system refuses `doing` ("reading it", "writing there").
+    """The error for an operation that the system refused.
 
     Args:
-      place: a path; if the error has one of its own, that is named instead.
+      place: a path; the path in `error`, if there is one, is named instead.
+      doing: the operation: "reading it", "writing there".
     """
     error = _original(error)
     path = place if error.filename is None else os.fsdecode(error.filename)
@@ -71,12 +69,12 @@ def file_error(place: str, doing: str, error: OSError) -> UserError:
 
 
 def refusal(place: str, doing: str, error: Exception) -> UserError | None:
-    """`file_error` where the system refused something (no permission, too many open files, a full
-    disk), by an error of its own or in the words of a library; None where it did not.
+    """`file_error` if the system refused something (no permission, too many open files, a full
+    disk), else None. `error` is an OSError, or a library's error that quotes the system's message.
     """
     error = _original(error)
-    found = getattr(error, "errno", None)
-    code = next((c for c in _REFUSALS if c == found or os.strerror(c) in str(error)), None)
+    number = getattr(error, "errno", None)
+    code = next((c for c in _REFUSALS if c == number or os.strerror(c) in str(error)), None)
     if code is None:
         return None
     said = getattr(error, "strerror", None) or str(error) or os.strerror(code)
@@ -84,18 +82,18 @@ def refusal(place: str, doing: str, error: Exception) -> UserError | None:
 
 
 def check_refused(path: str | os.PathLike[str], error: Exception) -> None:
-    """For what could not be read, before it is called damaged.
+    """For a file that could not be read: called before the file is reported as damaged.
 
     Raises:
-      UserError: the system refused it.
+      UserError: the system refused to read it.
     """
-    said = refusal(os.fspath(path), "reading it", error)
-    if said is not None:
-        raise said from None
+    refused = refusal(os.fspath(path), "reading it", error)
+    if refused is not None:
+        raise refused from None
 
 
 def _original(error: Any) -> Any:
-    """What gin raises in place of an OSError has neither errno nor path."""
+    """The OSError that gin replaced by one without errno and path; any other error itself."""
     while isinstance(error, OSError) and error.errno is None and error.__context__:
         error = error.__context__
     return error

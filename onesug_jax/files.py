@@ -1,9 +1,9 @@
-"""Files and folders that appear complete or not at all, and the one fingerprint of what they hold.
+"""Atomic writes of files and folders, and fingerprints of their content.
 
 Every layer writes through this file. A local file is written under a hidden name beside its target,
 flushed to the disk, and renamed; a reader sees the old content or the new one. Folders are replaced
-by a finished sibling. This file does not know what the files mean, and does not lock: one process
-writes a path at a time. What lies in a bucket is `pipeline/mirror.py`'s.
+by a finished sibling. There are no locks here: the callers let one process at a time write a path.
+`pipeline/mirror.py` writes to buckets.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from onesug_jax.errors import UserError, file_error
 PathLike = str | os.PathLike[str]
 
 _MIB = 2**20
-_READ_FULLY = 256 * _MIB  # bytes; of a larger file only blocks are read for its fingerprint
+_READ_FULLY = 256 * _MIB  # bytes; the fingerprint of a larger file covers only blocks of it
 _BLOCKS = 64  # of 1 MiB each
 _NEXT, _REPLACED = ".next", ".replaced"  # a folder's successor and predecessor, as siblings
 _NEWER = ".newer"  # marks the newer one of two folders while one takes the place of the other
@@ -38,12 +38,12 @@ _UNSUPPORTED = (errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP)
 
 
 def is_remote(path: PathLike) -> bool:
-    """Whether `path` lies in a bucket rather than on a disk."""
+    """Whether `path` is a URL of a bucket."""
     return "://" in os.fspath(path)
 
 
 def mode_of(path: PathLike) -> int:
-    """What lies there, as `os.stat` has its mode; 0 for nothing.
+    """The `st_mode` of a path; 0 if nothing exists there.
 
     Raises:
       UserError: the system refuses to look: no permission, a loop of links, too long a name.
@@ -61,8 +61,8 @@ def atomic_path(path: PathLike) -> Iterator[str]:
     """A temporary path for writers that need one; its file becomes `path` when the context ends.
 
     The temporary file is hidden and ends in the name of `path`, so that its extension is the same.
-    Missing folders are made. After an error `path` is as it was and the temporary file is gone;
-    only a killed process leaves one behind (`.new-*`).
+    Missing folders are created. After an error `path` is unchanged and the temporary file is
+    removed; only a killed process leaves one behind (`.new-*`).
     """
     path = os.path.abspath(path)
     folder, name = os.path.split(path)
@@ -80,7 +80,7 @@ def atomic_path(path: PathLike) -> Iterator[str]:
     except BaseException as error:
         pathlib.Path(new).unlink(missing_ok=True)
         if isinstance(error, OSError) and error.filename in (None, new):
-            error.filename = path  # a write or a flush that fails names no path
+            error.filename = path  # errors of write and flush name no path
         raise
 
 
@@ -102,7 +102,7 @@ def write_json(
     """Write `content` as JSON with a line end, by `atomic_write`.
 
     Raises:
-      ValueError, TypeError: JSON cannot hold it; the file is then as it was.
+      ValueError, TypeError: JSON cannot hold it; the file is then unchanged.
     """
     text = json.dumps(content, indent=indent, ensure_ascii=ensure_ascii, allow_nan=allow_nan)
     with atomic_write(path) as file:
@@ -110,11 +110,11 @@ def write_json(
 
 
 def read_json(path: PathLike, what: str, way_out: str) -> Any:
-    """The value that a JSON file holds.
+    """The value in a JSON file.
 
     Args:
-      what: what the file is, "the metrics of an evaluation"; for the message.
-      way_out: what to do without it, "run evaluate first".
+      what: the content in words, for the message: "the metrics of an evaluation".
+      way_out: the advice if it cannot be read: "run evaluate first".
 
     Raises:
       UserError: there is no such file, or it is not JSON.
@@ -130,7 +130,7 @@ def read_json(path: PathLike, what: str, way_out: str) -> Any:
 
 
 def require_files(paths: Iterable[PathLike], what: str, way_out: str) -> None:
-    """Raise UserError for the first of `paths` that is no file; see `read_json`."""
+    """Raise UserError for the first of `paths` that is not a file; arguments as in `read_json`."""
     for path in paths:
         if not stat.S_ISREG(mode_of(path)):
             raise UserError(f"{path}: expected {what}, found no such file; {way_out}")
@@ -143,8 +143,8 @@ def require_files(paths: Iterable[PathLike], what: str, way_out: str) -> None:
 def atomic_files(folder: PathLike, last: str, replaced: Sequence[str] = ()) -> Iterator[str]:
     """A hidden folder to fill; its files move into `folder` when the context ends without error.
 
-    Other files of `folder` stay. `last` names the file without which readers see nothing: it is
-    removed first and arrives last. `replaced` names earlier files that are removed too.
+    Other files of `folder` stay. `last` names the file that readers look for: it is removed first
+    and moved last. `replaced` names further old files to remove.
     """
     folder = os.path.abspath(folder)
     os.makedirs(folder, exist_ok=True)
@@ -159,12 +159,12 @@ def atomic_files(folder: PathLike, last: str, replaced: Sequence[str] = ()) -> I
 
 
 def replace_folder(new: PathLike, old: PathLike) -> None:
-    """The finished folder `new` takes the place of `old`, which is then removed.
+    """Replace the folder `old` by the finished folder `new`.
 
-    Both lie in one parent folder. Linux exchanges them in one step, so that a reader always finds
-    one of them; where kernel or file system cannot, `old` is missing between two renames. After a
-    kill `recover_folder(old)` completes what was begun; until `new` is renamed to `old`.next, the
-    caller repeats this call.
+    Both have the same parent folder. Linux exchanges them in one step, so that a reader always
+    finds one of them. If the kernel or the file system cannot, `old` is missing between two
+    renames. After a kill `recover_folder(old)` completes the replacement; if `new` was not renamed
+    to `old`.next yet, the caller repeats this call.
 
     Raises:
       FileNotFoundError: there is no folder `new`.
@@ -180,24 +180,21 @@ def replace_folder(new: PathLike, old: PathLike) -> None:
 
 
 def recover_folder(folder: PathLike) -> None:
-    """Complete a `replace_folder` that was killed; afterwards `folder` is the newer one, alone.
-
-    Does nothing where nothing was begun.
-    """
+    """Complete a `replace_folder` that was killed, if any; only the newer folder remains."""
     folder = os.path.abspath(folder)
-    coming, replaced = folder + _NEXT, folder + _REPLACED
-    if os.path.exists(os.path.join(coming, _NEWER)):
+    successor, replaced = folder + _NEXT, folder + _REPLACED
+    if os.path.exists(os.path.join(successor, _NEWER)):
         if not os.path.exists(folder):
-            os.rename(coming, folder)
-        elif not _exchange(coming, folder):
+            os.rename(successor, folder)
+        elif not _exchange(successor, folder):
             os.rename(folder, replaced)
-            os.rename(coming, folder)
-    if os.path.exists(coming):  # exchanged: this is the old one
-        os.rename(coming, replaced)
+            os.rename(successor, folder)
+    if os.path.exists(successor):  # after an exchange this is the old folder
+        os.rename(successor, replaced)
     if os.path.exists(replaced):
         if os.path.exists(folder):
             shutil.rmtree(replaced)
-        else:  # somebody removed what was to come
+        else:  # somebody removed the successor
             os.rename(replaced, folder)
     mark = pathlib.Path(folder, _NEWER)
     if mark.exists():
@@ -206,7 +203,7 @@ def recover_folder(folder: PathLike) -> None:
 
 
 def names_below(folder: PathLike) -> Iterator[str]:
-    """Files below a folder, by their paths relative to it, but for hidden ones.
+    """The files below a folder, without hidden ones, as paths relative to it.
 
     Raises:
       UserError: the system refuses to list it.
@@ -223,7 +220,7 @@ def names_below(folder: PathLike) -> Iterator[str]:
 
 
 def link_file(source: PathLike, target: PathLike) -> None:
-    """A copy of a file that shares its content by hard link; on another device a real copy."""
+    """A hard link to a file; on another device a copy of it."""
     os.makedirs(os.path.dirname(os.path.abspath(target)), exist_ok=True)
     try:
         os.link(source, target)
@@ -232,9 +229,9 @@ def link_file(source: PathLike, target: PathLike) -> None:
 
 
 def link_tree(source: PathLike, target: PathLike) -> None:
-    """A copy of a folder that shares its files by hard link; on another device a real copy.
+    """A copy of a folder whose files are hard links; on another device they are copies.
 
-    `target` does not exist yet. Only files that nobody writes in place may be shared.
+    `target` does not exist yet. The files must never be written in place.
     """
     shutil.copytree(source, target, copy_function=link_file)
 
@@ -245,7 +242,7 @@ def link_tree(source: PathLike, target: PathLike) -> None:
 def fingerprint(*parts: Any) -> str:
     """16 hex digits of SHA-256 over `parts`: bytes, numpy or jax arrays, or values JSON can hold.
 
-    Order, types, dtypes and shapes count; tuples and lists are equal, the order of keys does not
+    Order, types, dtypes and shapes matter; tuples equal lists, and the order of keys does not
     matter.
 
     Raises:
@@ -265,24 +262,23 @@ def fingerprint(*parts: Any) -> str:
 
 
 def fingerprint_file(path: PathLike) -> str:
-    """`fingerprint` of a file's content, wherever it lies and whenever it was written.
+    """The fingerprint of a file's content; path and time do not matter.
 
     Above 256 MiB it covers the size and 64 evenly spaced blocks of 1 MiB, both ends included.
     """
     with open(path, "rb") as file:
         size = file.seek(0, os.SEEK_END)
+        starts = list(range(0, size, _MIB))
         if size > _READ_FULLY:
-            starts, length = [(size - _MIB) * i // (_BLOCKS - 1) for i in range(_BLOCKS)], _MIB
-        else:
-            starts, length = list(range(0, size, _MIB)), _MIB
+            starts = [(size - _MIB) * i // (_BLOCKS - 1) for i in range(_BLOCKS)]
         digest = hashlib.sha256(f"{size}\n".encode())
         for start in starts:
             file.seek(start)
-            digest.update(file.read(length))
+            digest.update(file.read(_MIB))
     return digest.hexdigest()[:16]
 
 
-# ---------------------------------------------------------------------------------- parts
+# ---------------------------------------------------------------------------------- helpers
 
 
 def _flush(path: str) -> None:

@@ -1,4 +1,4 @@
-"""What a setting names: one of our own things, or anybody's by its import path."""
+"""The object that a setting names: a built-in one, or any other by its import path."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from onesug_jax.signatures import nearest
 
 
 def named(setting: str, value: str, ours: Mapping[str, Any]) -> Any:
-    """`ours[value]`, or what the import path `package.module:name` leads to.
+    """`ours[value]`, or the object at the import path `package.module:name`.
 
     Args:
-      setting: the setting that holds the value, for the message.
+      setting: the name of the setting, for the message.
 
     Raises:
-      UserError: it is neither, or the module or the name in it is not there.
+      UserError: it is neither, or the import fails.
     """
     if value in ours:
         return ours[value]

@@ -1,9 +1,9 @@
-"""The only entry, `python -m onesug_jax.main STAGE ...`.
+"""The entry point, `python -m onesug_jax.main STAGE ...`.
 
-Configuration is read in one order (`configuration`): defaults.gin, the model's file, the mesh's
-file, what WORK_DIR remembers (its config.gin), --gin_file in turn, flags; later wins. Then every
-stage of the command is checked and planned, and only then is anything written. A stage gets its
-functions, already configured, from its Context.
+Configuration is read in this order (`configuration`), and later values win: defaults.gin, the
+model's file, the mesh's file, WORK_DIR/config.gin, each --gin_file, flags. Every stage of the
+command is checked and planned before anything is written. A stage takes its configured functions
+from its Context.
 """
 
 from __future__ import annotations
@@ -39,12 +39,8 @@ _EXTRAS |= dict.fromkeys(("fastapi", "pydantic", "starlette", "uvicorn"), "serve
 def make_context(
     spec: StageSpec, config: Config, options: Any = None, *, named: bool = True
 ) -> Context:
-    """What `spec` is given; what it declares is imported when it first asks for a function.
-
-    Raises:
-      UserError: it uses the trained model, and there is none.
-    """
-    whole = config
+    """The context of a stage; its configurables are imported when the first one is requested."""
+    full = config
     names = config.reach(spec.uses())
     config = config.seen_by(spec.name)
 
@@ -55,7 +51,7 @@ def make_context(
         return configuration.configured(name)
 
     def other(stage: str, folder: str, changes: Mapping[str, Any]) -> int:
-        changed = whole.with_bindings({"WORK_DIR": folder, **changes})
+        changed = full.with_bindings({"WORK_DIR": folder, **changes})
         context = make_context(STAGES[stage], changed, options, named=False)
         return execute(STAGES[stage], context, may_replace=True)
 
@@ -64,7 +60,7 @@ def make_context(
     work = home
     if spec.uses_model:
         home = workdir.WorkDir(workdir.published(home.path))
-        with contextlib.suppress(UserError):  # the checks say so, where it will not be made before
+        with contextlib.suppress(UserError):  # `_check` reports it if this command trains no model
             work = workdir.WorkDir(workdir.model_in_use(path))
     return Context(
         work=work,
@@ -82,7 +78,7 @@ def make_context(
 
 
 def context_of(stage: str, *flags: str) -> Context:
-    """What the stage would be given by this command line, for programs that use its parts.
+    """The context of a stage for this command line, for programs that use its parts.
 
     Raises:
       UserError: a wrong flag, or no trained model where the stage uses it.
@@ -101,7 +97,7 @@ def context_of(stage: str, *flags: str) -> Context:
 
 
 def _stages(stage: str, config: Config, options: Any) -> list[StageSpec]:
-    """The stages of a command: one, or for `run` all from --from to --until."""
+    """The stages of a command: one, or for `run` those from --from to --until."""
     if stage != "run":
         return [STAGES[stage]]
     own_log = config.macro("LOG") is not None
@@ -120,7 +116,7 @@ def _check(
     """All checks that are possible before anything is written; returns the plan.
 
     Raises:
-      UserError: the first thing that does not fit.
+      UserError: the first check that fails.
     """
     makers = {spec.folder: spec.name for spec in STAGES.values() if spec.folder}
     made: list[str] = []
@@ -210,7 +206,7 @@ def _run(stage: str, config: Config, options: Any) -> int:
                 _hold(stack, contexts[stage].home.report, stage, config.mirror)
         for spec in specs:
             if config.mirror and not distributed.is_primary():
-                config.mirror.refresh()  # what has been finished decides which model is in use
+                config.mirror.refresh()  # finished stages determine the model in use
             code = execute(
                 spec,
                 context_for(spec),
@@ -223,7 +219,7 @@ def _run(stage: str, config: Config, options: Any) -> int:
 
 
 def _hold(stack: contextlib.ExitStack, folder: str, stage: str, mirror: Mirror | None) -> None:
-    """This command is the one writer in a folder of WORK_DIR, and of the bucket."""
+    """Locks a folder of WORK_DIR for writing by this command, also in the bucket."""
     stack.enter_context(WriterLock(folder, stage))
     if mirror:
         mirror.lease = stack.enter_context(Lease(tables.shown(folder), stage))
@@ -243,7 +239,7 @@ def _remember(path: str, config: Config) -> None:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Runs one command line; returns the exit code: 0 done, 2 a mistake the user can fix."""
+    """Runs one command line; returns the exit code: 0 done, 2 a mistake that the user can fix."""
     argv = sys.argv[1:] if argv is None else argv
     work = "WORK_DIR"
     try:
@@ -285,14 +281,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     except BrokenPipeError:  # `... | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
-    except Exception as error:  # of the system, perhaps in the words of a library
+    except Exception as error:  # the system refused something; a library may have wrapped the error
         place, doing = f"a file in {work}", "reading or writing"
-        said = refusal(place, doing, error)
-        if said is None and isinstance(error, OSError):
-            said = file_error(place, doing, error)
-        if said is None:
+        refused = refusal(place, doing, error)
+        if refused is None and isinstance(error, OSError):
+            refused = file_error(place, doing, error)
+        if refused is None:
             raise
-        print(f"error: {said}", file=sys.stderr)
+        print(f"error: {refused}", file=sys.stderr)
         return 2
 
 

@@ -1,7 +1,6 @@
-"""One style for the figures of every report: colours, panels without a frame, saving.
+"""One style for the figures of all reports: colours, panels without a frame, saving.
 
-Any layer may use it. The plotting library is loaded when the first figure is made. What is drawn is
-the caller's business.
+Any layer may use it. The plotting library is loaded when the first figure is made.
 """
 
 from __future__ import annotations
@@ -11,7 +10,6 @@ COLOURS = ("#0b6e4f", "#c8553d", "#3d5a80", "#e0a458")  # green, red, blue, yell
 
 def figure_of(panels: int, *, width: float):
     """A figure and its `panels` axes side by side, each `width` inches wide."""
-    # Imported here: a suggestion, a score or an id needs no plotting library.
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
@@ -24,6 +22,6 @@ def figure_of(panels: int, *, width: float):
 
 
 def save_figure(figure, path: str) -> str:
-    """Write the figure as a PNG, the same bytes for the same picture; returns `path`."""
+    """Write the figure as a PNG with reproducible bytes; returns `path`."""
     figure.savefig(path, dpi=130, metadata={"Software": None})
     return path

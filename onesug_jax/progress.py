@@ -1,9 +1,9 @@
-"""The progress timer: how many of how many, how fast, and the time left.
+"""The progress timer: the number of finished items, their rate, and the time left.
 
     with Progress("examples", total=50_000, unit="rows") as progress:
         progress.add(1000)  # examples: 12,000 of 50,000 rows, 2,300/s, 17 s left
 
-Training steps have their own line, `train.report`. Only the primary process prints.
+`train.report` prints training steps. Only the primary process prints.
 """
 
 from __future__ import annotations
@@ -22,11 +22,11 @@ class Progress:
     """Prints a line every 10 s, on a terminal every second in place, and a last one with the time.
 
     Args:
-      name: what is done, in front of each line.
-      total: how many there will be; None: unknown.
-      unit: what is counted, in the plural.
+      name: the text in front of each line.
+      total: the number of items; None: unknown.
+      unit: the name of the items, in the plural.
       quiet: print nothing.
-      clock: seconds, rising.
+      clock: a monotonic clock, in seconds.
     """
 
     def __init__(
@@ -43,7 +43,7 @@ class Progress:
         self._in_place = sys.stdout.isatty()
         self._every = 1.0 if self._in_place else 10.0
         self._began = self._printed = self._stepped = clock()
-        self._width = 0  # of the line that stands on the terminal
+        self._width = 0  # of the line on the terminal
 
     def __enter__(self) -> Progress:
         return self
@@ -55,14 +55,14 @@ class Progress:
             print(flush=True)  # the message that follows gets a line of its own
 
     def over(self, items: Iterable[T]) -> Iterator[T]:
-        """The items, each counted when the next one is asked for; closes at the end."""
+        """Yields the items; counts an item when the next one is requested. Closes at the end."""
         with self:
             for item in items:
                 yield item
                 self.add()
 
     def add(self, count: int = 1, note: str = "") -> None:
-        """Count `count` more, and print a line, which ends in `note`, if it is time to."""
+        """Count `count` more items; print a line, ending in `note`, if one is due."""
         self.done += count
         now = self._clock()
         if now - self._printed < self._every:
@@ -77,13 +77,13 @@ class Progress:
         self._print(f"{line}, {note}" if note else line, in_place=self._in_place)
 
     def step(self, what: str) -> None:
-        """Print that `what` is done, with the seconds since the step before and in all."""
+        """Print that step `what` is done, with the seconds since the last step and in total."""
         now = self._clock()
         since, self._stepped = now - self._stepped, now
         self._print(f"{what} ({since:.1f} s, {now - self._began:.1f} s in all)")
 
     def close(self) -> None:
-        """Print the last line: how many in how long."""
+        """Print the last line: number of items, time and rate."""
         seconds = self._clock() - self._began
         rate = self.done / max(seconds, 1e-9)
         self._print(f"{self.done:,} {self.unit} in {seconds:.1f} s, {_number(rate)}/s")
@@ -92,7 +92,7 @@ class Progress:
         if self._quiet:
             return
         text = f"{self.name}: {text}"
-        padded = text.ljust(self._width)  # covers what stands there
+        padded = text.ljust(self._width)  # covers the old line
         self._width = len(text) if in_place else 0
         print(padded, end="\r" if in_place else "\n", flush=True)
 
@@ -102,7 +102,7 @@ def _number(rate: float) -> str:
 
 
 def _duration(seconds: float) -> str:
-    """In words, to the second, or to the minute above an hour."""
+    """A time as text, to the second, or above an hour to the minute."""
     minutes, rest = divmod(round(seconds), 60)
     if not minutes:
         return f"{rest} s"

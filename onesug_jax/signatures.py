@@ -1,6 +1,6 @@
-"""What a configurable accepts, read from its signature, and whether a value fits.
+"""The parameters of a configurable, read from its signature, and checks of their values.
 
-`configuration` checks every name and value with it before a stage runs.
+`configuration` checks every name and value before a stage runs.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ _MAPPINGS = (dict, collections.abc.Mapping)
 
 @dataclasses.dataclass(frozen=True)
 class Parameter:
-    """One parameter: its type, None where it has none; `inspect.Parameter.empty`: no default."""
+    """One parameter; `kind` is None if it has no annotation, `default` as `inspect` has it."""
 
     name: str
     kind: Any
@@ -32,12 +32,12 @@ class Parameter:
 
 @functools.cache
 def parameters(target: str) -> dict[str, Parameter]:
-    """What `module:attribute` accepts, by name; imports the module."""
+    """The parameters of `module:attribute` by name; imports the module."""
     module, _, attribute = target.partition(":")
     home = importlib.import_module(module)
-    found = inspect.signature(getattr(home, attribute)).parameters.values()
+    declared = inspect.signature(getattr(home, attribute)).parameters.values()
     return {
-        p.name: Parameter(p.name, _evaluated(p.annotation, vars(home)), p.default) for p in found
+        p.name: Parameter(p.name, _evaluated(p.annotation, vars(home)), p.default) for p in declared
     }
 
 
@@ -48,7 +48,7 @@ def _evaluated(annotation: Any, names: dict[str, Any]) -> Any:
         return annotation
     try:
         return eval(annotation, dict(names))
-    except Exception:  # a name that is imported for type checkers only: no literal is one
+    except Exception:  # imported for type checkers only: an object type, which has no literals
         return types.NoneType
 
 
@@ -64,17 +64,14 @@ def is_literal(value: Any) -> bool:
 def accepts(kind: Any, value: Any) -> bool:
     """Whether a literal fits a type: `int | None`, `Sequence[str]`, `tuple[int, int]`, ...
 
-    A string is not a sequence, a bool is not a number, an int is a float; numbers are finite and
-    whole ones have 64 bits, text has no character 0; no literal is an object, which is set by its
-    own name.
+    A string is not a sequence, a bool is not a number, an int is a float. Floats are finite,
+    integers have 64 bits, and text has no NUL character. Object types accept no literal.
     """
     if kind is None or kind is Any:
         return True
     origin, inner = typing.get_origin(kind), typing.get_args(kind)
     if origin in (typing.Union, types.UnionType):
-        return any(
-            accepts(one if one is not type(None) else types.NoneType, value) for one in inner
-        )
+        return any(accepts(member, value) for member in inner)
     if kind is types.NoneType:
         return value is None
     if kind is bool or isinstance(value, bool):
@@ -90,7 +87,7 @@ def accepts(kind: Any, value: Any) -> bool:
             return False
         if origin is tuple and inner and inner[-1] is not ...:
             return len(inner) == len(value) and all(map(accepts, inner, value))
-        return not inner or all(accepts(inner[0], one) for one in value)
+        return not inner or all(accepts(inner[0], item) for item in value)
     if origin in _MAPPINGS or kind in _MAPPINGS:
         if not isinstance(value, dict) or not inner:
             return isinstance(value, dict)
@@ -99,24 +96,24 @@ def accepts(kind: Any, value: Any) -> bool:
 
 
 def is_negative(value: Any) -> bool:
-    """Whether a number, or one in a list, is below 0."""
+    """Whether a number, or any number in a list, is below 0."""
     if isinstance(value, list | tuple):
         return any(map(is_negative, value))
     return isinstance(value, int | float) and value < 0
 
 
 def describe(kind: Any) -> str:
-    """A type as people write it."""
+    """A type as text: `int`, `str | None`."""
     return kind.__name__ if isinstance(kind, type) and not typing.get_args(kind) else str(kind)
 
 
 def nearest(wrong: str, right: Iterable[str], *, everything: str = "") -> str:
-    """The way out of a misspelt name: the nearest right one, else (or also) the whole list.
+    """A hint for a misspelt name: the nearest valid name, or the list of all valid names.
 
     Args:
-        wrong: what was found.
-        right: what could have been meant.
-        everything: words before the list of all, which is then always given.
+        wrong: the misspelt name.
+        right: the valid names.
+        everything: an introduction to the list of all names; if given, the list is always added.
     """
     names = sorted(right)
     lower = {name.lower(): name for name in names}

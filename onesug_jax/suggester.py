@@ -1,8 +1,8 @@
 """A trained model as one object: `Suggester.load(path)`, then `suggest`.
 
-Part of the public face (`onesug_jax/__init__.py`). What the object does is the stage `suggest`'s
-work (`stages/suggesting.py`) with a model that `stages/trained_model.py` opens; the folder it comes
-from is a bundle (`pipeline/bundle.py`).
+Part of the public interface (`onesug_jax/__init__.py`). The object answers like the stage `suggest`
+(`stages/suggesting.py`), with a model that `stages/trained_model.py` opens from a bundle
+(`pipeline/bundle.py`).
 """
 
 from __future__ import annotations
@@ -19,8 +19,8 @@ class Suggester:
     """A trained model that answers requests, loaded from one folder.
 
     Attributes:
-      model: all that it was made of, each part read when it is first asked for: `parameters`,
-        `config`, `vocabulary`, `encoder`, `ids`, `index`, `completions` (the indexed queries).
+      model: the parts of the model, each read on first use: `parameters`, `config`, `vocabulary`,
+        `encoder`, `ids`, `index`, `completions` (the indexed queries).
 
     `work` below is the WORK_DIR of a finished run.
 
@@ -48,9 +48,9 @@ class Suggester:
 
         Args:
           path: a WORK_DIR (its model in use), one of its versions (`versions/0003`), a trained
-            stage's folder (`rwr`, `pretrain`), or a bundle (`rwr/bundle`), which may have been
-            copied to another place: it holds all that a model reads, and the settings of lists.
-            Each may be in a bucket (`gs://BUCKET/PATH`).
+            stage's folder (`rwr`, `pretrain`), or a bundle (`rwr/bundle`), which may be a copy in
+            another place: it contains all files of a model and the settings of its lists. Each may
+            be in a bucket (`gs://BUCKET/PATH`).
           flags: as on the command line: "--gin.WritingConfig.beams=4".
 
         Raises:
@@ -77,12 +77,12 @@ class Suggester:
           prefix: what was typed.
           history: earlier queries of the user, oldest first.
           profile: values of the log's profile columns, in their order.
-          minutes: how long ago each query of the history was searched; none: just now.
+          minutes: how long ago each query of the history was searched; empty: just now.
         """
         from onesug_jax.decode.suggester import Suggestion
 
-        found = self._answer(prefix, history, profile, k, minutes)["suggestions"]
-        return [Suggestion(**suggestion) for suggestion in found]
+        suggestions = self._answer(prefix, history, profile, k, minutes)["suggestions"]
+        return [Suggestion(**suggestion) for suggestion in suggestions]
 
     def answer(self, prefix: str, **request: Any) -> dict[str, Any]:
         """The object that `suggest --json` prints; arguments as `suggest` takes them."""

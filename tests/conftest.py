@@ -1,4 +1,4 @@
-"""Shared by all tests: a small run, optional data, a host that looks like eight devices."""
+"""Shared by all tests: a small run, optional data, and eight simulated devices."""
 
 import contextlib
 import fcntl
@@ -13,9 +13,9 @@ import pytest
 # Eight fake CPU devices for mesh tests; set before anything imports jax.
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 if "host_platform_device_count" not in os.environ.get("XLA_FLAGS", ""):
-    # Tests compile much and compute little: LLVM need not optimise, and XLA's newer way to fuse
-    # takes half as long again to compile. Eight devices on two busy cores may wait for one another
-    # longer than the 40 seconds after which XLA takes them for stuck.
+    # Tests compile much and compute little, so LLVM does not optimise, and XLA's fusion emitters
+    # are off, with which compiling takes 50 % longer. Eight devices on two busy cores may wait for
+    # each other longer than XLA's default timeout of 40 seconds.
     os.environ["XLA_FLAGS"] = (
         os.environ.get("XLA_FLAGS", "")
         + " --xla_force_host_platform_device_count=8 --xla_backend_optimization_level=0"
@@ -31,7 +31,7 @@ SLOW_SECONDS = 1800  # of a slow test, on cores that other work shares
 
 @contextlib.contextmanager
 def compiled_in(folder: pathlib.Path):
-    """Compiled programs are read from a folder, and stay there."""
+    """Caches compiled programs in a folder."""
     import jax
     from jax.experimental.compilation_cache import compilation_cache
 
@@ -54,9 +54,9 @@ def compiled_in(folder: pathlib.Path):
 
 @contextlib.contextmanager
 def one_device():
-    """One of the eight devices; what is compiled for it serves all tests and the next run.
+    """Only the first device; its compiled programs are cached for all tests and later runs.
 
-    Programs of several devices may wait for one another for ever once a CPU has read them back.
+    Programs for several CPU devices are not cached: read from a cache, they may deadlock.
     """
     import jax
 
@@ -68,7 +68,7 @@ def one_device():
 
 @pytest.fixture(autouse=True)
 def devices(request):
-    """One device, but eight where a test or its module is marked `eight_devices`."""
+    """One device, or eight if a test or its module is marked `eight_devices`."""
     with contextlib.ExitStack() as stack:
         if not request.node.get_closest_marker("eight_devices"):
             stack.enter_context(one_device())
@@ -77,7 +77,7 @@ def devices(request):
 
 @pytest.fixture(autouse=True, scope="module")
 def programs_of_one_module():
-    """A module's compiled programs go when it ends: a worker's memory would fill up with them."""
+    """Drops compiled programs after each module, because they fill up a worker's memory."""
     yield
     if "jax" in sys.modules:
         sys.modules["jax"].clear_caches()
@@ -85,7 +85,7 @@ def programs_of_one_module():
 
 
 def pytest_collection_modifyitems(items):
-    """Slow tests have time of their own; a test's own mark wins."""
+    """Slow tests have a longer timeout, unless they set one."""
     for item in items:
         if item.get_closest_marker("slow") and not item.get_closest_marker("timeout"):
             item.add_marker(pytest.mark.timeout(SLOW_SECONDS))
@@ -99,13 +99,13 @@ def project_root() -> pathlib.Path:
 
 @pytest.fixture(scope="session")
 def small_run(tmp_path_factory) -> pathlib.Path:
-    """A WORK_DIR that `run` has filled on a small shop: one for all workers, so copy it."""
+    """A WORK_DIR filled by `run` for a small shop; all workers share it, so copy it."""
     from onesug_jax import main
     from tests.test_pipeline import SMALL
 
     base = tmp_path_factory.getbasetemp()
     if "PYTEST_XDIST_WORKER" in os.environ:
-        base = base.parent  # that of all workers
+        base = base.parent  # shared by all workers
     folder, making = base / "small_run", base / "small_run.making"
     with open(base / "small_run.lock", "w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)  # the others wait
@@ -119,7 +119,7 @@ def small_run(tmp_path_factory) -> pathlib.Path:
 
 @pytest.fixture
 def spark() -> None:
-    """Skips where PySpark or a Java is missing."""
+    """Skips the test if PySpark or Java is missing."""
     from onesug_jax.errors import UserError
     from onesug_jax.logs import engines
 
@@ -132,7 +132,7 @@ def spark() -> None:
 
 @pytest.fixture(scope="session")
 def shared_data() -> pathlib.Path:
-    """The folder of optional logs beside a checkout; tests that need it skip without it."""
+    """The folder of optional logs beside a checkout; skips the test if it is missing."""
     folder = ROOT.parent / "shared" / "data"
     if not folder.is_dir():
         pytest.skip(f"needs the optional logs in {folder.name}/ beside the checkout")
@@ -141,7 +141,7 @@ def shared_data() -> pathlib.Path:
 
 @pytest.fixture(scope="session")
 def browser():
-    """Headless Chromium, by Playwright: from PATH, or named by ONESUG_CHROMIUM."""
+    """Headless Chromium by Playwright, from PATH or ONESUG_CHROMIUM."""
     try:
         from playwright.sync_api import sync_playwright
     except ModuleNotFoundError:

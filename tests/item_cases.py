@@ -36,7 +36,7 @@ def tables(seed=0):
 
 
 def items(candidates=5, seed=0, batch=2):
-    """Requests of some candidates and a history of up to three queries, none the same twice."""
+    """Requests with distinct candidates and a history of up to three queries."""
     rng = np.random.default_rng(seed)
     rows = np.stack([rng.permutation(QUERIES)[:candidates] + 1 for _ in range(batch)])
     history = rng.integers(1, QUERIES + 1, (batch, 3))
@@ -59,7 +59,7 @@ def tokens(batch=2):
 
 @functools.cache
 def params(config=CONFIG, seed=0):
-    """Parameters that are no zeros anywhere, so that every part has a say."""
+    """Parameters without zeros, so that every part has an effect."""
     made = unbox(jax.jit(initial, static_argnums=0)(config, jax.random.key(seed)))
     rng = np.random.default_rng(seed)
     return jax.tree.map(

@@ -1,4 +1,4 @@
-"""Rows of a log in the schema, for tests that care about a few of their columns."""
+"""Rows of a log in the schema, for tests that set only a few columns."""
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -7,7 +7,7 @@ from onesug_jax.logs.schema import LOG_SCHEMA
 
 
 def log_row(number: int, query: str, **fields) -> dict:
-    """A search that nothing followed, typed by its first letter, but for the `fields` given."""
+    """A search without clicks, typed by its first letter; `fields` replace values."""
     lists = {name: [] for name in ("shown", "clicked_items", "ordered_items")}
     row = dict.fromkeys(LOG_SCHEMA.names) | {"user_id": "", "session_id": ""} | lists
     row |= {"request_id": f"r{number:05d}", "timestamp_ms": number, "prefix": query[:1]}

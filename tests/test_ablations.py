@@ -1,4 +1,4 @@
-"""The ablation script answers mistakes before it starts, and makes its table on a small log."""
+"""The ablation script reports mistakes before it starts, and makes its table on a small log."""
 
 import os
 import subprocess
@@ -49,7 +49,7 @@ def test_a_dry_run_says_what_would_be_trained(project_root, tmp_path):
 
 @pytest.mark.long
 def test_a_gpu_gets_a_recipe_of_its_own(project_root, tmp_path, monkeypatch):
-    """Where nvidia-smi lists one; the size of its batches identifies the recipe."""
+    """If nvidia-smi lists a GPU; the batch size identifies the recipe."""
     fake = tmp_path / "nvidia-smi"
     fake.write_text("#!/bin/sh\necho 'GPU 0: made up'\n")
     fake.chmod(0o755)
@@ -103,10 +103,10 @@ def test_runs_share_stages_and_are_rows_of_one_table(project_root, tmp_path):
     table = (tmp_path / "out" / "table.txt").read_text()
     assert table in done.stdout and (tmp_path / "out" / "frontier.png").exists()
     for name in ("most popular", "full", "no_pre", "generative_sft"):
-        assert table.count(f"\n{name} ") == 2  # itself, and how far it is ahead
+        assert table.count(f"\n{name} ") == 2  # its scores, and the difference to the first row
     assert table.count("  2: ") == 3  # the lowest and highest of two seeds
 
-    # The same again and two rows more, two at a time.
+    # The same with two more rows, two at a time.
     more = [
         "no_pre generative_sft no_rwr sft_again" if word.startswith("no_pre") else word
         for word in words
@@ -125,6 +125,6 @@ def test_runs_share_stages_and_are_rows_of_one_table(project_root, tmp_path):
     table = (tmp_path / "out" / "table.txt").read_text()
     assert table.count("\nno_rwr ") == 2 and table.count("  2: ") == 5
 
-    # A row that fails is named, with the end of what it printed.
+    # A row that fails is named, with the end of its output.
     done = ablations(project_root, *more, "--jobs", "2", "--gin.pretrain.steps=0")
     assert done.returncode == 2 and "FAILED" in done.stderr and "pretrain" in done.stderr

@@ -1,4 +1,4 @@
-"""The bench runs and prints its tables; the times in them are never asserted on."""
+"""The bench runs and prints its tables; no test checks their times."""
 
 import functools
 import importlib
@@ -59,10 +59,10 @@ def test_suite_prints_its_table(suite, words, project_root):
 
 
 def compared(tmp_path, project_root, python: str | None) -> dict[str, list[str]]:
-    """What `--suite train` prints under the heading of each stage, for a minute model."""
+    """The lines of `--suite train` under the heading of each stage, for a minute model."""
     model = tmp_path / "minute.gin"
     model.write_text(MINUTE)
-    environment = {**os.environ, "JAX_DISABLE_MOST_OPTIMIZATIONS": "1"}  # it compiles sooner
+    environment = {**os.environ, "JAX_DISABLE_MOST_OPTIMIZATIONS": "1"}  # faster compilation
     environment.pop("ONESUG_COMPARE_PYTHON", None)
     if python:
         environment["ONESUG_COMPARE_PYTHON"] = python
@@ -91,7 +91,7 @@ def tokens_a_step(line: str) -> float:
 
 
 @pytest.mark.slow
-def test_training_steps_are_timed_without_the_other_side(tmp_path, project_root):
+def test_training_steps_are_timed_without_hugging_face(tmp_path, project_root):
     rows = compared(tmp_path, project_root, python=None)
     for stage, tokens in (("pretrain", 96 + 12), ("rwr", 96 + 5 * 12)):
         featured, plain, other = rows[stage]
@@ -103,7 +103,7 @@ def test_training_steps_are_timed_without_the_other_side(tmp_path, project_root)
         assert "ONESUG_COMPARE_PYTHON" in other and "requirements-compare.txt" in other
 
 
-def test_why_the_other_side_did_not_run(tmp_path, project_root, monkeypatch):
+def test_the_reason_why_hugging_face_did_not_run(tmp_path, project_root, monkeypatch):
     monkeypatch.syspath_prepend(str(project_root / "launch"))
     train, decode = map(importlib.import_module, ("bench_train", "bench_decode"))
     sides = {train.Theirs: train.NotRun, functools.partial(decode.There, ""): decode.NotRun}
@@ -120,7 +120,7 @@ def test_why_the_other_side_did_not_run(tmp_path, project_root, monkeypatch):
 
 
 def test_sizes_are_read_without_gin_as_gin_reads_them(project_root, monkeypatch):
-    """Every size of gin_configs/models, includes and all; SIZE:9+3 changes its layers alone."""
+    """Every size of gin_configs/models, with its includes; SIZE:9+3 changes only its layers."""
     monkeypatch.syspath_prepend(str(project_root / "launch"))
     bench_decode = importlib.import_module("bench_decode")
     for path in (project_root / "gin_configs" / "models").glob("*.gin"):

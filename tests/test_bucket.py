@@ -1,5 +1,5 @@
-"""WORK_DIR in a bucket through the real stages: the road of a small shop, machines that are lost,
-two processes with a disk each. The bucket is a folder, which file:// names.
+"""WORK_DIR in a bucket with the real stages: a small shop, lost machines, two processes with their
+own disks. The bucket is a folder with a file:// URL.
 """
 
 import json
@@ -24,7 +24,7 @@ from onesug_jax import main
 from onesug_jax.pipeline import tables
 from onesug_jax.pipeline.mirror import Mirror
 from onesug_jax.pipeline.store import Store
-from onesug_jax.pipeline.workdir import FOLDERS, WorkDir
+from onesug_jax.pipeline.workdir import FOLDERS
 from onesug_jax.stages import pretrained
 from onesug_jax.train.checkpoint import load_params, saved_steps
 from tests.test_pipeline import SMALL
@@ -32,7 +32,7 @@ from tests.test_processes import finish, start
 
 
 def upload(work, url):
-    """A finished local WORK_DIR as a bucket would hold it."""
+    """Copies a finished local WORK_DIR into a bucket."""
     mirror = Mirror(url)
     reports = [f"report/{name}" for name in sorted(os.listdir(work / "report"))]
     for unit in (*FOLDERS, *reports):
@@ -42,7 +42,7 @@ def upload(work, url):
         shutil.copytree(work / unit, place)
         mirror.publish(place, place)
         states = [name for name in ("best", "checkpoints") if (work / unit / name).exists()]
-        for state in states:  # orbax would have written them there
+        for state in states:  # in a training, orbax writes them there
             at = tables.read(place).url.removeprefix("file://")
             shutil.copytree(work / unit / state, f"{at}/{state}")
     shutil.copy(work / "config.gin", mirror.home)
@@ -52,7 +52,7 @@ def upload(work, url):
 
 @pytest.fixture
 def bucket(small_run, tmp_path, monkeypatch):
-    """The URL of a finished WORK_DIR; this machine has nothing of it."""
+    """The URL of a finished WORK_DIR without local files."""
     monkeypatch.setenv(tables.MIRROR, str(tmp_path / "machine"))
     url = f"file://{tmp_path}/bucket/work"
     upload(small_run, url)
@@ -63,25 +63,18 @@ def lose_the_machine():
     shutil.rmtree(os.path.dirname(tables.root()), ignore_errors=True)
 
 
-def pulled(url):
-    """The files that are on this machine, hidden ones left out."""
-    home = WorkDir(url).path
-    found = [os.path.join(parent, name) for parent, _, names in os.walk(home) for name in names]
-    return {os.path.relpath(path, home) for path in found if "/." not in path}
-
-
-def test_an_empty_machine_knows_what_is_up_to_date_and_suggests(bucket, small_run, capsys):
+def test_an_empty_machine_finds_all_stages_up_to_date_and_suggests(bucket, small_run, capsys):
     assert main.main(["run", "--dry_run", f"--gin.WORK_DIR={bucket}"]) == 0
     plan = capsys.readouterr().out.split("# plan for")[1].splitlines()
     assert plan[0].strip() == bucket
     assert all("up to date" in line for line in plan[1:-1]), plan
-    wanted, found = (
+    expected, found = (
         onesug_jax.Suggester.load(str(path)).suggest("c", k=5) for path in (small_run, bucket)
     )
-    assert wanted == found
+    assert expected == found
 
 
-def test_a_mistake_leaves_the_bucket_as_it_is(bucket, capsys):
+def test_a_mistake_leaves_the_bucket_unchanged(bucket, capsys):
     before = Store(bucket).sizes()
     words = [f"--gin.WORK_DIR={bucket}", "--gin.vocab.pieces=400"]
     assert main.main(["run", *words]) == 2
@@ -90,14 +83,14 @@ def test_a_mistake_leaves_the_bucket_as_it_is(bucket, capsys):
 
 
 def train(project_root, url, machine, *words):
-    """The stage pretrain in a process of its own, on a machine of this name."""
+    """The stage pretrain in a new process, on a machine with this name."""
     command = [sys.executable, "-m", "onesug_jax.main", "pretrain", f"--gin.WORK_DIR={url}", *words]
     environment = {**os.environ, tables.MIRROR: str(machine)}
     return subprocess.Popen(command, cwd=project_root, env=environment, stdout=subprocess.PIPE)
 
 
 @pytest.mark.slow
-def test_a_training_goes_on_on_another_machine_to_the_same_bits(bucket, project_root, tmp_path):
+def test_a_training_continues_on_another_machine_with_the_same_bits(bucket, project_root, tmp_path):
     words = ["--gin.STEPS=60", "--gin.pretrain.checkpoint_every=5", "--gin.pretrain.log_every=5"]
     words += ["--gin.SEED=1", "--restart"]
     other = f"file://{tmp_path}/bucket/other"
@@ -121,13 +114,13 @@ def test_a_training_goes_on_on_another_machine_to_the_same_bits(bucket, project_
         found = json.loads(Store(url).read(["_units/pretrain.json"])["_units/pretrain.json"])
         home = tmp_path / "bucket" / url.rpartition("/")[2] / "pretrain" / found["generation"]
         results[url] = load_params(home), rows(home / "metrics.jsonl")
-    (a, losses), (b, wanted) = results[bucket], results[other]
+    (a, losses), (b, expected) = results[bucket], results[other]
     jax.tree.map(np.testing.assert_array_equal, a, b)
-    assert losses == wanted and len(losses) == 12
+    assert losses == expected and len(losses) == 12
 
 
 def running(url):
-    """Where the training that is under way has its checkpoints; None: it has not begun."""
+    """The folder of the unfinished training's checkpoints; None: it has not started."""
     name = "_units/pretrain.new.json"
     content = Store(url).read([name]).get(name)
     if not content:
@@ -141,10 +134,10 @@ def rows(path):
 
 
 @pytest.mark.slow
-def test_the_whole_road_in_a_bucket_by_two_processes_of_which_one_is_killed(
+def test_a_run_in_a_bucket_by_two_processes_continues_after_one_is_killed(
     project_root, tmp_path, monkeypatch
 ):
-    """Each has a disk of its own. All disks are lost, and the road is walked to its end."""
+    """Each process has its own disk; both disks are lost, and the run is repeated."""
     url = f"file://{tmp_path}/bucket/work"
     words = ["run", *SMALL, f"--gin.WORK_DIR={url}", "--gin.BATCH_SIZE=16"]
     words += ["--gin.pretrain.checkpoint_every=20", "--gin.pretrain.evaluate_every=0"]
@@ -183,7 +176,9 @@ def test_parameters_in_a_bucket_are_those_of_its_best(bucket, small_run):
     jax.tree.map(np.testing.assert_array_equal, here, there)
 
 
-def test_a_folder_of_a_bucket_that_no_stage_made_is_no_beginning(bucket, capsys, tmp_path):
+def test_training_does_not_start_from_a_folder_of_a_bucket_that_no_stage_made(
+    bucket, capsys, tmp_path
+):
     (tmp_path / "bucket" / "t5").mkdir()
     (tmp_path / "bucket" / "t5" / "config.json").write_text("{}")
     for name in ("t5", "nothing"):
@@ -193,10 +188,10 @@ def test_a_folder_of_a_bucket_that_no_stage_made_is_no_beginning(bucket, capsys,
 
 
 @pytest.mark.slow
-def test_a_service_in_a_bucket_takes_over_the_version_that_another_machine_published(
+def test_a_service_in_a_bucket_loads_a_version_that_another_machine_published(
     bucket, small_run, project_root, tmp_path, monkeypatch, capsys
 ):
-    """`serve` on one machine, `update` on a second, `suggest` and the way back on empty ones."""
+    """`serve` on one machine, `update` on a second, rollback and `suggest` on empty ones."""
     dev = pq.read_table(small_run / "log" / "dev.parquet")
     for name, column in (
         ("request_id", pc.binary_join_element_wise(dev["request_id"], pa.scalar("fresh"), "-")),
@@ -233,15 +228,15 @@ def test_a_service_in_a_bucket_takes_over_the_version_that_another_machine_publi
     lose_the_machine()
     assert main.main(["update", f"--gin.WORK_DIR={bucket}", "--rollback"]) == 0
     monkeypatch.setenv(tables.MIRROR, str(tmp_path / "third"))
-    found, wanted = (onesug_jax.Suggester.load(str(path)) for path in (bucket, small_run))
-    assert found.suggest("c", k=5) == wanted.suggest("c", k=5)
+    found, expected = (onesug_jax.Suggester.load(str(path)) for path in (bucket, small_run))
+    assert found.suggest("c", k=5) == expected.suggest("c", k=5)
 
 
 def read_until(stream, words):
-    """The lines of a process up to the one with these words."""
-    said = []
+    """Reads the output of a process up to a line with these words."""
+    lines = []
     for line in stream:
-        said.append(line)
+        lines.append(line)
         if words in line:
-            return said
-    raise AssertionError("".join(said))
+            return
+    raise AssertionError("".join(lines))

@@ -1,4 +1,4 @@
-"""The documents beside the README are true: examples run, commands parse, files are there."""
+"""The documents beside the README: their examples run, commands parse, and files exist."""
 
 import importlib
 import re
@@ -33,7 +33,7 @@ def documents(project_root):
 
 @pytest.fixture(scope="module")
 def examples(documents):
-    """Name -> what the Python blocks of CONTRIBUTING.md define, each at most 50 lines."""
+    """The names defined by the Python blocks of CONTRIBUTING.md, each of at most 50 lines."""
     made: dict = {}
     blocks = re.findall(r"```python\n(.*?)```", documents["CONTRIBUTING.md"], flags=re.DOTALL)
     assert len(blocks) == 6 and max(block.count("\n") for block in blocks) < 50
@@ -55,19 +55,19 @@ def test_commands_can_be_parsed(documents, project_root):
                     assert (project_root / words[1]).is_file(), f"{name}: {line}"
 
 
-def test_files_that_are_named_are_there(documents, project_root):
-    looked_at = 0
+def test_named_files_exist(documents, project_root):
+    checked = 0
     for name, text in documents.items():
         for path in re.findall(r"`((?:[a-z_]+/)+(?:[a-z_0-9]+\.[a-z]+)?)`", text):
             roots = (project_root, project_root / "onesug_jax")
             if path.split("/")[0] in ("work", "log", "report", "semantic_ids", "profile"):
                 continue
             assert any((root / path).exists() for root in roots), f"{name}: {path}"
-            looked_at += 1
-    assert looked_at > 20
+            checked += 1
+    assert checked > 20
 
 
-def test_links_between_documents_lead_somewhere(documents, project_root):
+def test_links_between_documents_lead_to_files(documents, project_root):
     for name, text in documents.items():
         folder = project_root if name == "CONTRIBUTING.md" else project_root / "docs"
         for target in re.findall(r"\]\(([^)#:]+)\)", text):
@@ -76,7 +76,7 @@ def test_links_between_documents_lead_somewhere(documents, project_root):
 
 @pytest.fixture
 def my_shop(documents, tmp_path, monkeypatch):
-    """The examples as a module of somebody's own."""
+    """The examples as a user's module."""
     blocks = re.findall(r"```python\n(.*?)```", documents["CONTRIBUTING.md"], flags=re.DOTALL)
     (tmp_path / "my_shop.py").write_text("\n".join(blocks), encoding="utf-8")
     monkeypatch.syspath_prepend(tmp_path)
@@ -124,7 +124,7 @@ def test_the_example_source_gives_candidates(my_shop):
         (lambda: PreferenceConfig("rwr_relaese"), "did you mean 'rwr_release'"),
     ],
 )
-def test_what_cannot_be_imported_is_named(my_shop, make, said):
+def test_failed_imports_are_named(my_shop, make, said):
     with pytest.raises(UserError, match=said):
         make()
 
@@ -151,14 +151,11 @@ def test_the_example_objective_trains(examples, tmp_path):
     assert float(result.params["b"]) == pytest.approx(1, abs=0.1)
 
 
-def test_the_example_stage_is_a_word_of_the_command_line(
+def test_the_example_stage_runs_from_the_command_line(
     examples, documents, tmp_path, monkeypatch, capsys
 ):
-    block = next(
-        block
-        for block in re.findall(r"```python\n(.*?)```", documents["CONTRIBUTING.md"], re.DOTALL)
-        if "StageSpec" in block
-    )
+    blocks = re.findall(r"```python\n(.*?)```", documents["CONTRIBUTING.md"], re.DOTALL)
+    block = next(block for block in blocks if "StageSpec" in block)
     (tmp_path / "missed_stage.py").write_text(block, encoding="utf-8")
     monkeypatch.syspath_prepend(tmp_path)
     monkeypatch.setitem(CONFIGURABLES, "missed", "missed_stage:missed")

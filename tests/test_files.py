@@ -1,4 +1,4 @@
-"""Files and folders appear complete, or what was there stays, whenever the process is killed."""
+"""Files and folders appear complete, or the old ones stay, whenever the process is killed."""
 
 import hashlib
 import json
@@ -28,8 +28,8 @@ from onesug_jax.files import (
     write_json,
 )
 
-# Runs `main` in a child that is killed at the n-th call which changes the file system, for every n
-# until a child ends by itself; each in a folder of its own. Prints how many were killed.
+# Runs `main` in a child that is killed at its n-th change of the file system, for every n until a
+# child is not killed; each has its own folder. Prints the number of killed children.
 KILLER = """
 import os, pathlib, shutil, signal, sys
 from onesug_jax import files
@@ -64,7 +64,7 @@ for n in range(1000):
 
 
 def killed_everywhere(tmp_path, before, body, exchange="files._exchange"):
-    """The folders that children killed at every step left; the last one was not killed."""
+    """The folders after a kill at each step; the last child was not killed."""
     code = KILLER.format(body="\n".join("    " + line for line in body), exchange=exchange)
     done = subprocess.run(
         [sys.executable, "-c", code, str(tmp_path / "runs"), str(before)],
@@ -115,7 +115,7 @@ def test_the_old_file_stays_until_the_new_one_is_complete(tmp_path):
     assert contents(tmp_path) == {"a": "new"}
 
 
-def test_missing_folders_are_made_and_modes_are_the_usual_ones(tmp_path):
+def test_missing_folders_are_created_and_modes_are_the_usual_ones(tmp_path):
     path, usual = tmp_path / "b" / "c.npz", tmp_path / "usual"
     usual.touch()
     with atomic_path(path) as new:
@@ -155,7 +155,7 @@ def test_readers_see_one_content_or_the_other(tmp_path):
 
 
 @pytest.mark.parametrize("plain", [True, False])
-def test_json_ends_its_line_and_comes_back(tmp_path, plain):
+def test_json_ends_with_a_line_end_and_is_read_back(tmp_path, plain):
     path, content = tmp_path / "a.json", {"手机": [1, 2.5, None]}
     write_json(path, content, indent=1, ensure_ascii=plain)
     text = path.read_text(encoding="utf-8")
@@ -190,7 +190,7 @@ def test_the_first_missing_file_is_named(tmp_path):
 # ---------------------------------------------------------------------------------- folders
 
 
-def test_files_move_together_and_the_last_one_vouches_for_them(tmp_path):
+def test_files_move_together_and_the_last_one_marks_them_as_complete(tmp_path):
     folder = fill(tmp_path / "f", a="old", b="old", report="old", other="x")
     with pytest.raises(RuntimeError), atomic_files(folder, "report") as new:
         fill(pathlib.Path(new), a="new")
@@ -239,20 +239,20 @@ def test_a_kill_at_any_step_of_a_replacement_loses_no_folder(tmp_path, exchange)
     assert not ends[0] and ends[-1] and ends == sorted(ends)
 
 
-def test_a_folder_takes_a_free_place_and_a_missing_one_replaces_nothing(tmp_path):
+def test_a_folder_without_predecessor_and_a_missing_successor(tmp_path):
     replace_folder(fill(tmp_path / "new", a="1"), tmp_path / "old")
     assert contents(tmp_path) == {"old/a": "1"}
     with pytest.raises(FileNotFoundError):
         replace_folder(tmp_path / "new", tmp_path / "old")
     recover_folder(tmp_path / "nowhere")
     assert contents(tmp_path) == {"old/a": "1"}
-    # Killed between two renames, and what was to come was removed by hand.
+    # Killed between two renames, and the successor was removed by hand.
     (tmp_path / "old").rename(tmp_path / "old.replaced")
     recover_folder(tmp_path / "old")
     assert contents(tmp_path) == {"old/a": "1"}
 
 
-def test_without_exchange_a_folder_is_replaced_all_the_same(tmp_path, no_exchange):
+def test_a_folder_is_replaced_without_exchange(tmp_path, no_exchange):
     fill(tmp_path / "old", a="old")
     replace_folder(fill(tmp_path / "new", b="new"), tmp_path / "old")
     assert contents(tmp_path) == {"old/b": "new"}
@@ -291,7 +291,7 @@ def test_a_linked_tree_shares_its_files(tmp_path):
         assert os.path.samefile(source / name, tmp_path / "target" / name)
 
 
-def test_a_tree_is_copied_where_links_cannot_be(tmp_path, monkeypatch):
+def test_a_tree_is_copied_if_links_are_refused(tmp_path, monkeypatch):
     def refused(*_):
         raise OSError("another device")
 
@@ -304,7 +304,7 @@ def test_a_tree_is_copied_where_links_cannot_be(tmp_path, monkeypatch):
 # ---------------------------------------------------------------------------------- fingerprints
 
 
-def test_fingerprints_differ_where_anything_does():
+def test_different_values_have_different_fingerprints():
     array = np.arange(6, dtype=np.int32)
     different = [
         (),
@@ -328,17 +328,17 @@ def test_fingerprints_differ_where_anything_does():
         (array.tolist(),),
         ("\ud800",),
     ]
-    found = [fingerprint(*parts) for parts in different]
-    assert len(set(found)) == len(found)
-    assert all(len(one) == 16 and int(one, 16) >= 0 for one in found)
+    digests = [fingerprint(*parts) for parts in different]
+    assert len(set(digests)) == len(digests)
+    assert all(len(digest) == 16 and int(digest, 16) >= 0 for digest in digests)
 
 
-def test_fingerprints_are_equal_where_the_values_are():
+def test_equal_values_have_equal_fingerprints():
     array = np.arange(12.0).reshape(3, 4)
     assert fingerprint(array[:, ::2]) == fingerprint(array[:, ::2].copy())
     assert fingerprint((1, 2), {"a": 1, "b": 2}) == fingerprint([1, 2], {"b": 2, "a": 1})
     assert fingerprint(bytearray(b"a")) == fingerprint(memoryview(b"a")) == fingerprint(b"a")
-    # Stored beside results, so it must not change from one version to the next.
+    # Fingerprints are stored beside results, so they must not change between releases.
     stored = b'json 3\n"a"' + b"bytes 1\nb" + b"int32 <i4 [2] 8\n" + bytes([0, 0, 0, 0, 1, 0, 0, 0])
     expected = hashlib.sha256(stored).hexdigest()[:16]
     assert fingerprint("a", b"b", np.arange(2, dtype="<i4")) == expected
@@ -348,7 +348,7 @@ def test_fingerprints_are_equal_where_the_values_are():
 
 
 @pytest.mark.parametrize("size", [0, 1, 100, 600])
-def test_a_files_fingerprint_is_of_content_alone(tmp_path, monkeypatch, size):
+def test_a_files_fingerprint_depends_only_on_its_content(tmp_path, monkeypatch, size):
     monkeypatch.setattr(files, "_MIB", 4)
     monkeypatch.setattr(files, "_READ_FULLY", 500)
     path, data = tmp_path / "a", bytearray(i % 251 for i in range(size))
@@ -359,7 +359,7 @@ def test_a_files_fingerprint_is_of_content_alone(tmp_path, monkeypatch, size):
     path = tmp_path / "b"
     path.write_bytes(data + b"\0")
     assert fingerprint_file(path) != first
-    # Blocks of 4 bytes, 64 of them over 600 bytes: both ends and some of the rest are read.
+    # 64 blocks of 4 bytes out of 600 bytes: both ends and a part of the rest are read.
     seen = 0
     for place in range(size):
         changed = bytearray(data)

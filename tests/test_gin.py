@@ -1,4 +1,4 @@
-"""Every file in gin_configs/ is read, checked and dry-run, and says how it is used."""
+"""Every file in gin_configs/ is read, checked and dry-run, and begins with its command."""
 
 import pathlib
 import shutil
@@ -23,16 +23,16 @@ def name(path: pathlib.Path) -> str:
 @pytest.mark.long
 @pytest.mark.parametrize("path", FILES, ids=name)
 def test_file_dry_runs_all_stages(path, tmp_path, capsys, monkeypatch):
-    large = types.SimpleNamespace(free=2**50)  # the largest models need more disk than is here
+    large = types.SimpleNamespace(free=2**50)  # the largest models need more than this disk has
     monkeypatch.setattr(shutil, "disk_usage", lambda place: large)
     code = main.main(["run", "--dry_run", f"--gin_file={path}", f"--gin.WORK_DIR={tmp_path / 'w'}"])
     out, err = capsys.readouterr()
     assert code == 0, err
     assert "# plan for" in out
-    assert not (tmp_path / "w").exists(), "a dry run leaves nothing behind"
+    assert not (tmp_path / "w").exists(), "a dry run writes nothing"
 
 
-def test_a_mesh_of_other_devices_is_refused_before_anything_is_made(tmp_path, capsys):
+def test_a_mesh_of_other_devices_is_refused_before_anything_is_written(tmp_path, capsys):
     command = ["run", "--dry_run", "--gin.make_mesh.data=16", f"--gin.WORK_DIR={tmp_path / 'w'}"]
     assert main.main(command) == 2
     error = capsys.readouterr().err
@@ -53,10 +53,9 @@ def test_every_model_and_mesh_can_be_named(folder):
         assert {key for key, *_ in lines(path)} <= config.bindings.keys()
 
 
-def test_files_change_and_never_repeat():
-    """A line that would hold without it goes; what a size of MODEL sets as well may be set back.
-
-    Ablations are laid over the settings of another run.
+def test_no_file_repeats_a_setting():
+    """Every line changes the value that holds without it. Sizes of MODEL may be set back, and
+    ablations extend the settings of another run.
     """
     defaults = CONFIGS / "defaults.gin"
     sizes = {key for path in (CONFIGS / "models").glob("*.gin") for key, *_ in lines(path)}
@@ -78,7 +77,7 @@ def lines(path: pathlib.Path) -> list[configuration.Binding]:
 
 
 def in_force(bindings: list[configuration.Binding], key: str):
-    """What a scoped name has: its own value, else the one without the scope, else the code's."""
+    """The value of a scoped name: its own, else the one without scope, else the code's default."""
     values = {key: value for key, value, _ in bindings}
     plain = key.rpartition("/")[2]
     name, _, parameter = plain.rpartition(".")

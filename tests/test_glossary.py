@@ -1,11 +1,11 @@
-"""The glossary has a source for each term, and names that were retired do not come back."""
+"""The glossary has a source for each term, and retired names do not occur."""
 
 import re
 import subprocess
 
 import pytest
 
-# Words of STYLE.md's table, alone or as a part of an identifier.
+# Retired words, alone or as a part of an identifier.
 WORDS = (
     "told",
     "kept",
@@ -34,7 +34,7 @@ NAMES = (
 )
 RETIRED = "|".join((rf"(?i:(?<![a-z])({'|'.join(WORDS)})(?![a-z]))", *NAMES))
 HELD = ("onesug_jax", "launch", "tests", "docs", "README.md", "gin_configs")
-# Another word in truth: names of argparse, DuckDB and XLA, and a product of the simulated shop.
+# Exceptions: names of argparse, DuckDB and XLA, and a product of the simulated shop.
 ALLOWED = r"parse_known_args|autoinstall_known_extensions|known_trip_count|tape measure, ladder"
 
 
@@ -46,7 +46,7 @@ def rows(project_root):
     return [row for row in cells if row[0] != "term" and not row[0].startswith("---")]
 
 
-def test_each_term_has_a_meaning_a_source_and_a_file_that_is_there(rows, project_root):
+def test_each_term_has_a_meaning_a_source_and_a_file_that_exists(rows, project_root):
     assert len(rows) > 40
     for row in rows:
         assert len(row) == 4 and all(row), row
@@ -54,7 +54,7 @@ def test_each_term_has_a_meaning_a_source_and_a_file_that_is_there(rows, project
         assert (project_root / "onesug_jax" / path).is_file(), row
 
 
-def test_a_term_stands_once(rows):
+def test_a_term_occurs_once(rows):
     terms = [term for row in rows for term in row[0].split(", ")]
     assert len(set(terms)) == len(terms)
 

@@ -1,4 +1,4 @@
-"""The serving path stays light: in a fresh process it loads neither TensorFlow nor SeqIO."""
+"""The serving path is light: in a new process it loads neither TensorFlow nor SeqIO."""
 
 import os
 import pathlib
@@ -56,7 +56,7 @@ def test_the_serving_path_loads_no_tensorflow():
         ("semantic_ids.ids", ("jax", "pyarrow")),
     ],
 )
-def test_what_loads_and_serves_stays_light(module, heavy):
+def test_modules_of_loading_and_serving_are_light(module, heavy):
     assert loaded(f"import onesug_jax.{module}", (*HEAVY, *heavy)) == []
 
 
@@ -70,10 +70,10 @@ def test_light_commands_load_no_tensorflow(words, tmp_path):
     assert loaded(code) == []
 
 
-def test_help_does_not_even_load_jax():
+def test_help_does_not_load_jax():
     code = "from onesug_jax.main import main\nassert main(['--help']) == 0"
     assert loaded(code, ("jax", "numpy", *HEAVY)) == []
 
 
-def test_the_probe_sees_what_is_loaded():
+def test_the_probe_finds_loaded_modules():
     assert loaded("import numpy", ("numpy", "jax")) == ["numpy"]

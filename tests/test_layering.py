@@ -1,4 +1,4 @@
-"""Who may import whom: read from the source text of every file of the package."""
+"""The layers: imports in the source text of every file of the package."""
 
 import ast
 import pathlib
@@ -9,7 +9,7 @@ PACKAGE = pathlib.Path(__file__).resolve().parent.parent / "onesug_jax"
 FILES = sorted(PACKAGE.rglob("*.py"))
 
 ANYWHERE = ("errors", "arrays", "files", "import_path", "plots", "progress")
-# folder -> what of onesug_jax it may import, besides itself and those
+# folder -> parts of onesug_jax that it may import, besides itself and ANYWHERE
 MAY_IMPORT = {
     "logs": (),
     "train": (),
@@ -24,16 +24,8 @@ MAY_IMPORT = {
     "stages": tuple("logs train model text_encoder semantic_ids retrieval decode".split())
     + ("tasks", "align", "evaluate", "serve", "pipeline", "doctor"),
     "evaluate": ("decode", "logs", "tasks", "train.mesh", "retrieval"),
-    "serve": (
-        "decode",
-        "text_encoder",
-        "semantic_ids",
-        "retrieval",
-        "tasks.features",
-        "tasks.vocabulary",
-        "train.checkpoint",
-    )
-    + ("logs",),
+    "serve": tuple("logs decode text_encoder semantic_ids retrieval".split())
+    + ("tasks.features", "tasks.vocabulary", "train.checkpoint"),
 }
 ONLY_IN = {  # package -> the files that may import it
     "gin": ("configuration.py",),
@@ -44,7 +36,7 @@ ONLY_IN = {  # package -> the files that may import it
 
 
 def imported(path: pathlib.Path) -> set[str]:
-    """Every dotted name a file imports, at its top or inside functions."""
+    """Every dotted name that a file imports, at its top or inside functions."""
     names = set()
     for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
         if isinstance(node, ast.Import):
@@ -73,21 +65,21 @@ def test_imports_keep_to_the_layers(path):
     wrong = [
         name
         for name in imported(path)
-        if within(name, "onesug_jax") and not any(within(name, one) for one in allowed)
+        if within(name, "onesug_jax") and not any(within(name, part) for part in allowed)
     ]
     assert not wrong, f"{relative(path)} may not import {sorted(wrong)}"
 
 
 @pytest.mark.parametrize("path", FILES, ids=relative)
-def test_some_packages_are_imported_in_one_place_only(path):
+def test_some_packages_are_imported_by_one_file_only(path):
     for package, places in ONLY_IN.items():
         if relative(path) not in places:
             assert not [name for name in imported(path) if within(name, package)]
 
 
 @pytest.mark.parametrize("path", FILES, ids=relative)
-def test_nobody_imports_main(path):
-    if relative(path) == "suggester.py":  # of the public face: a model as the command line loads it
+def test_no_file_imports_main(path):
+    if relative(path) == "suggester.py":  # public interface; it loads models as the command line
         return
     assert not [name for name in imported(path) if within(name, "onesug_jax.main")]
 
@@ -98,7 +90,7 @@ def test_every_folder_has_a_layer_and_no_file_is_called_utils():
     assert not [relative(path) for path in FILES if "utils" in path.name]
 
 
-def test_the_walk_sees_imports_inside_functions(tmp_path):
+def test_the_walk_finds_imports_inside_functions(tmp_path):
     path = tmp_path / "module.py"
     path.write_text("def f():\n    import gin\n    from onesug_jax.model import config\n")
     assert imported(path) == {"gin", "onesug_jax.model.config"}

@@ -1,4 +1,4 @@
-"""The command line: values without quotes, mistakes answered with the way out, stages done once."""
+"""The command line: values without quotes, messages for mistakes, stages that run once."""
 
 import argparse
 import json
@@ -10,13 +10,14 @@ from onesug_jax import cli, configuration, doctor, main, stages
 from onesug_jax.pipeline import workdir
 from onesug_jax.pipeline.spec import StageSpec
 from tests.pipeline.holder import held
+from tests.pipeline.shop import tree
 
 pytestmark = pytest.mark.eight_devices
 
 
 @pytest.fixture
 def shop(monkeypatch):
-    """Three small stages in place of the real ones; gives the list of their calls."""
+    """Replaces the real stages by three small ones; returns the list of their calls."""
     calls = []
 
     def simulate(context):
@@ -72,12 +73,6 @@ def run(capsys, *words):
     return code, out, err
 
 
-def tree(folder):
-    """Every file under a folder, and what it holds."""
-    paths = sorted(path for path in folder.rglob("*") if path.is_file())
-    return {str(path.relative_to(folder)): path.read_bytes() for path in paths}
-
-
 # ------------------------------------------------------------------ values and names
 
 
@@ -106,7 +101,7 @@ def test_values_need_no_quotes(name, value, text):
     assert cli.quoted(name, value) == text
 
 
-def test_later_wins_and_a_flag_wins_over_files(tmp_path):
+def test_later_files_win_and_a_flag_wins_over_files(tmp_path):
     first, second = tmp_path / "a.gin", tmp_path / "b.gin"
     first.write_text("STEPS = 1\nSEED = 1\nMODEL = 'small'\nModelConfig.d_ff = 7\n")
     second.write_text(f"include '{first.name}'\nSEED = 2\nsimulate.users = %STEPS\n")
@@ -150,7 +145,7 @@ def test_a_stored_configuration_gives_the_same_configuration(tmp_path):
         (["simulate", "--gin_file=quickstrt.gin"], "did you mean 'gin_configs/quickstart.gin'?"),
     ],
 )
-def test_a_mistake_is_answered_with_the_nearest_right_name(capsys, words, found):
+def test_the_message_for_a_mistake_has_the_nearest_valid_name(capsys, words, found):
     code, _, err = run(capsys, *words)
     assert code == 2
     assert found in err
@@ -200,11 +195,11 @@ def test_every_stage_names_configurables_that_exist():
 
 @pytest.fixture
 def work(tmp_path):
-    """The flag of a WORK_DIR that is not there yet."""
+    """The flag of a WORK_DIR that does not exist yet."""
     return f"--gin.WORK_DIR={tmp_path / 'w'}"
 
 
-def test_run_does_each_stage_once_and_says_why_it_redoes_one(work, capsys, shop):
+def test_run_runs_each_stage_once_and_prints_why_it_runs_one_again(work, capsys, shop):
     assert run(capsys, "run", work)[0] == 0
     assert [call[0] for call in shop] == ["simulate", "ingest"]
     assert shop[1][1:] == (192, 256), "the configured class takes gin's values and the caller's"
@@ -218,10 +213,10 @@ def test_run_does_each_stage_once_and_says_why_it_redoes_one(work, capsys, shop)
     assert shop[-1][1] == 64
 
     code, out, _ = run(capsys, "run", work, "--gin.MESH=cpu")
-    assert out.count("up to date") == 2, "the mesh is no part of what a result is made from"
+    assert out.count("up to date") == 2, "results do not depend on the mesh"
 
 
-def test_ignored_settings_do_not_redo_a_stage_but_reach_it(work, capsys, shop):
+def test_ignored_settings_do_not_make_a_stage_run_again(work, capsys, shop):
     run(capsys, "run", work)
     _, out, _ = run(capsys, "ingest", work, "--gin.ModelConfig.dropout=0.5")
     assert "[ingest] up to date" in out
@@ -229,7 +224,7 @@ def test_ignored_settings_do_not_redo_a_stage_but_reach_it(work, capsys, shop):
     assert "ModelConfig.dropout 0.1 -> 0.5" in out
 
 
-def test_an_interrupted_stage_starts_again_and_leaves_no_result(work, tmp_path, capsys, shop):
+def test_an_interrupted_stage_has_no_result_and_starts_again(work, tmp_path, capsys, shop):
     code, _, err = run(capsys, "run", work, "--gin.STEPS=13")
     assert code == 130 and "interrupted" in err
     assert not (tmp_path / "w" / "log").exists()
@@ -238,7 +233,7 @@ def test_an_interrupted_stage_starts_again_and_leaves_no_result(work, tmp_path, 
     assert (tmp_path / "w" / "log").exists() and not (tmp_path / "w" / "log.new").exists()
 
 
-def test_an_interrupted_training_continues_and_a_finished_one_trains_further(work, capsys, shop):
+def test_an_interrupted_training_continues_and_a_finished_one_is_extended(work, capsys, shop):
     code, _, _ = run(capsys, "align", work, "--gin.STEPS=14")
     assert code == 130
     _, out, _ = run(capsys, "align", work, "--gin.STEPS=2")
@@ -249,7 +244,7 @@ def test_an_interrupted_training_continues_and_a_finished_one_trains_further(wor
     assert shop[-1] == ("align", "0.1 0.1 0.5 ")
 
 
-def test_training_on_leaves_the_last_result_as_it_is_until_it_ends(work, tmp_path, capsys, shop):
+def test_the_last_result_is_unchanged_until_a_continued_training_ends(work, tmp_path, capsys, shop):
     run(capsys, "align", work)
     before = tree(tmp_path / "w" / "encoder")
     flags = ["--gin.ModelConfig.dropout=0.5", "--gin.STEPS=14"]
@@ -260,7 +255,7 @@ def test_training_on_leaves_the_last_result_as_it_is_until_it_ends(work, tmp_pat
     assert b"ModelConfig.dropout = 0.5" in after["config.gin"] != before["config.gin"]
 
 
-def test_a_trained_state_is_never_replaced_without_a_word(work, tmp_path, capsys, shop):
+def test_a_trained_state_is_only_replaced_with_restart(work, tmp_path, capsys, shop):
     run(capsys, "align", work)
     before = tree(tmp_path)
     code, _, err = run(capsys, "align", work, "--gin.ModelConfig.d_model=64")
@@ -269,7 +264,7 @@ def test_a_trained_state_is_never_replaced_without_a_word(work, tmp_path, capsys
     assert tree(tmp_path) == before, "a refused command changes nothing"
     code, out, _ = run(capsys, "align", work, "--gin.ModelConfig.d_model=64", "--restart")
     assert code == 0 and "[align] running: --restart" in out
-    assert shop[-1] == ("align", "0.1 "), "from nothing"
+    assert shop[-1] == ("align", "0.1 "), "from the start"
 
 
 def test_restart_runs_a_stage_again(work, capsys, shop):
@@ -294,7 +289,7 @@ def test_from_and_until_bound_a_run(work, tmp_path, capsys, shop):
     assert code == 2 and "nothing lies between" in err
 
 
-def test_a_users_log_takes_the_place_of_the_simulated_one(work, tmp_path, capsys, shop):
+def test_a_users_log_replaces_the_simulated_one(work, tmp_path, capsys, shop):
     log = tmp_path / "log.csv"
     log.write_text("a")
     words = ["run", work, f"--gin.LOG={log}"]
@@ -326,7 +321,7 @@ def test_the_configuration_is_stored_beside_the_results(work, tmp_path, capsys, 
     assert {"onesug_jax", "commit", "jax"} <= stored["provenance"].keys()
 
 
-def test_a_work_dir_remembers_what_it_was_given(work, tmp_path, capsys, shop, monkeypatch):
+def test_a_work_dir_stores_its_settings(work, tmp_path, capsys, shop, monkeypatch):
     log = tmp_path / "log.csv"
     log.write_text("a")
     monkeypatch.chdir(tmp_path)
@@ -335,14 +330,14 @@ def test_a_work_dir_remembers_what_it_was_given(work, tmp_path, capsys, shop, mo
     monkeypatch.chdir("/")
     config = main.read_config(flags=[("WORK_DIR", repr(str(tmp_path / "w")))])
     assert config.bindings["ModelConfig.d_ff"] == 99
-    assert config.bindings["LOG"] == str(log), "wherever the next command is given"
+    assert config.bindings["LOG"] == str(log), "an absolute path"
     assert config.settings(["ModelConfig"])["ModelConfig.d_model"] == 512, "MODEL small"
-    assert "pretrain.profile_steps" not in config.bindings, "asked of one command only"
+    assert "pretrain.profile_steps" not in config.bindings, "for one command only"
     _, out, err = run(capsys, "run", work)
     assert "[ingest] up to date" in out and err == ""
     _, out, err = run(capsys, "run", work, "--gin.ModelConfig.d_ff=7")
     assert err.splitlines() == ["note: ModelConfig.d_ff: 99 in config.gin, 7 now"]
-    assert run(capsys, "run", work)[2] == "", "what building commands were given is remembered"
+    assert run(capsys, "run", work)[2] == "", "the new value is stored"
 
 
 def test_a_refused_command_changes_nothing(work, tmp_path, capsys, shop):
@@ -397,7 +392,7 @@ def test_a_package_of_an_extra_that_is_missing_is_named(monkeypatch, capsys, pac
         run(capsys, "doctor")
 
 
-def test_a_stage_may_use_only_what_it_declares():
+def test_a_stage_may_use_only_declared_names():
     spec = StageSpec("doctor", "", lambda context: 0)
     context = main.make_context(spec, main.read_config(), argparse.Namespace())
     with pytest.raises(LookupError, match="add it to its StageSpec"):
@@ -422,7 +417,7 @@ def test_a_stage_may_use_only_what_it_declares():
         (["--gin.evaluate.headline=mrr@16"], "takes"),
     ],
 )
-def test_a_dry_run_refuses_what_the_run_would(work, tmp_path, capsys, words, found):
+def test_a_dry_run_refuses_the_same_mistakes_as_a_run(work, tmp_path, capsys, words, found):
     for more in (["--dry_run"], []):
         code, out, err = run(capsys, "run", work, *words, *more)
         assert code == 2 and found in err
@@ -432,7 +427,7 @@ def test_a_dry_run_refuses_what_the_run_would(work, tmp_path, capsys, words, fou
 # ------------------------------------------------------------------ doctor
 
 
-def test_doctor_names_each_missing_thing_with_its_fix(tmp_path):
+def test_doctor_names_each_missing_package_with_its_fix(tmp_path):
     path = tmp_path / "requirements.txt"
     path.write_text("# why\na>=1.0,<2\nb[x]>=0.2.1,<0.2.3 ; python_version > '3'\nc==1.2.0\nd>=9\n")
     ranged = doctor.requirements(str(path))
@@ -443,14 +438,14 @@ def test_doctor_names_each_missing_thing_with_its_fix(tmp_path):
     assert "is missing" in problems[1]
 
 
-def test_doctor_looks_at_the_dependencies_of_an_installed_package(tmp_path, monkeypatch):
+def test_doctor_checks_the_dependencies_of_an_installed_package(tmp_path, monkeypatch):
     needed = ["a>=1,<2", "b[x]>=3", 'pytest>=9 ; extra == "test"']
     monkeypatch.setattr(doctor, "ROOT", str(tmp_path))  # no checkout: no requirements.txt
     monkeypatch.setattr(doctor.importlib.metadata, "requires", lambda package: needed)
     assert doctor._needed() == {"a": ">=1,<2", "b": ">=3"}
 
 
-def test_doctor_fails_where_it_cannot_write(tmp_path, capsys):
+def test_doctor_fails_if_it_cannot_write(tmp_path, capsys):
     (tmp_path / "file").write_text("")
     code, out, _ = run(capsys, "doctor", f"--gin.WORK_DIR={tmp_path / 'file' / 'w'}")
     assert code == 1 and "choose another --gin.WORK_DIR" in out

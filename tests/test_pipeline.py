@@ -1,4 +1,4 @@
-"""The whole road on a small shop: run, run again, score another log, suggest."""
+"""All stages on a small shop: run, run again, score another log, suggest, serve."""
 
 import collections
 import contextlib
@@ -27,9 +27,10 @@ from onesug_jax.retrieval.prefix_index import PrefixIndex
 from onesug_jax.semantic_ids.ids import SemanticIds
 from onesug_jax.tasks.item_examples import ItemExamples
 from onesug_jax.tasks.vocabulary import Vocabulary
+from tests.pipeline.shop import tree
 from tests.test_public import OF_A_RUN, run_examples
 
-pytestmark = pytest.mark.long  # they share what takes long to make
+pytestmark = pytest.mark.long  # they share a run that takes long
 
 SMALL = [
     "--gin.STEPS=8",
@@ -75,12 +76,12 @@ SMALL = [
 
 @pytest.fixture(scope="module")
 def work(small_run, tmp_path_factory):
-    """A WORK_DIR that `run` has filled."""
+    """A WORK_DIR filled by `run`."""
     return shutil.copytree(small_run, tmp_path_factory.mktemp("shop") / "work")
 
 
 def answer(capsys, *words):
-    """What `suggest --json` printed: exactly one JSON object."""
+    """The output of `suggest --json`: exactly one JSON object."""
     assert main.main(["suggest", *words, "--json"]) == 0
     return json.loads(capsys.readouterr().out)
 
@@ -93,13 +94,7 @@ def plan_of(capsys, *words):
     return {line.split()[0]: line for line in lines}
 
 
-def tree(folder):
-    """Every file under a folder, and what it holds."""
-    files = (path for path in sorted(folder.rglob("*")) if path.is_file())
-    return {str(path.relative_to(folder)): path.read_bytes() for path in files}
-
-
-def test_run_leaves_every_folder_with_its_manifest_and_config(work):
+def test_every_folder_of_a_run_has_its_manifest_and_config(work):
     folders = {path.name for path in work.iterdir() if path.is_dir()}
     made = {"log", "mined", "encoder", "semantic_ids", "index", "vocab", "examples"}
     made |= {"pretrain", "rewards", "rwr"}
@@ -111,7 +106,7 @@ def test_run_leaves_every_folder_with_its_manifest_and_config(work):
     assert (work / "pretrain" / "bundle").is_dir() and (work / "rwr" / "bundle").is_dir()
 
 
-def test_metrics_hold_both_rivals_and_all_levels(work):
+def test_metrics_contain_all_rivals_and_levels(work):
     metrics = json.loads((work / "report" / "dev" / "metrics.json").read_text())
     rows = pq.read_metadata(work / "log" / "dev.parquet").num_rows
     for rival in ("model", "sft", "most_popular", "most_popular_now", "best_possible"):
@@ -122,7 +117,7 @@ def test_metrics_hold_both_rivals_and_all_levels(work):
 
 
 def test_a_second_run_skips_everything_and_shows_the_table_again(work, capsys):
-    """Its WORK_DIR is all that it takes."""
+    """WORK_DIR is its only flag."""
     before = tree(work)
     assert main.main(["run", f"--gin.WORK_DIR={work}"]) == 0
     out = capsys.readouterr().out
@@ -132,15 +127,15 @@ def test_a_second_run_skips_everything_and_shows_the_table_again(work, capsys):
 
 
 def test_a_copied_bundle_gives_the_lists_of_its_work_directory(work, tmp_path):
-    """Without the WORK_DIR, and so does the stage's folder in it."""
+    """The copy needs no WORK_DIR; the stage's folder gives the same lists."""
     copy = shutil.copytree(work / "rwr" / "bundle", tmp_path / "elsewhere")
     card = (copy / "MODEL_CARD.md").read_text(encoding="utf-8")
     assert card == (work / "report" / "dev" / "MODEL_CARD.md").read_text(encoding="utf-8")
-    wanted, *found = (
+    expected, *found = (
         onesug_jax.Suggester.load(str(folder)).suggest("c", ["cotton jeans"], k=5)
         for folder in (work, work / "rwr", copy)
     )
-    assert 0 < len(wanted) <= 5 and found == [wanted, wanted]
+    assert 0 < len(expected) <= 5 and found == [expected, expected]
 
 
 @pytest.mark.parametrize("name", sorted(OF_A_RUN))
@@ -166,7 +161,7 @@ def test_search_settings_redo_the_report_and_not_the_training(work, capsys, tmp_
 
 def test_suggest_prints_one_json_object_best_first(work, capsys):
     found = answer(capsys, f"--gin.WORK_DIR={work}", "--prefix", "")["suggestions"]
-    first, second = (one["text"] for one in found[:2])
+    first, second = (suggestion["text"] for suggestion in found[:2])
     histories = ["--history", first.upper(), "--history", "never searched", "--history", second]
     words = [f"--gin.WORK_DIR={work}", "--prefix", "S", *histories]
     found = answer(capsys, *words)
@@ -181,7 +176,7 @@ def test_suggest_prints_one_json_object_best_first(work, capsys):
     written = [suggestion["text"] for suggestion in found["suggestions"] if suggestion["written"]]
     assert len(texts) - len(written) <= found["candidates"] <= 8
     old = answer(capsys, *words, "--minutes", "900", "--minutes", "800", "--minutes", "700")
-    assert old["suggestions"] != found["suggestions"], "ages are read"
+    assert old["suggestions"] != found["suggestions"], "ages have an effect"
     assert main.main(["suggest", *words, "--minutes", "3"]) == 2
     assert "1 --minutes for 3 --history" in capsys.readouterr().err
 
@@ -210,7 +205,7 @@ def test_the_prompt_answers_line_by_line(work, capsys, monkeypatch):
 
 
 def test_evaluate_scores_another_log_with_all_its_rows(work, capsys, tmp_path):
-    """A single file in the schema, scored whole; its report stands beside the split's."""
+    """All rows of a single file in the schema; its report is beside the split's."""
     copy = shutil.copytree(work, tmp_path / "copy")
     other = tmp_path / "fresh.parquet"
     rows = pq.read_table(work / "log" / "dev.parquet").slice(0, 20)
@@ -233,7 +228,7 @@ def test_a_vocabulary_of_another_run_is_refused(work, capsys, tmp_path):
     assert "another" in error and "pretrain" in error
 
 
-def test_an_unknown_split_is_answered_with_those_there(work, capsys):
+def test_the_message_for_an_unknown_split_lists_the_splits(work, capsys):
     flag = "--gin.evaluate.split=devv"
     assert main.main(["evaluate", f"--gin.WORK_DIR={work}", flag]) == 2
     assert "holds train, dev" in capsys.readouterr().err
@@ -246,14 +241,14 @@ def test_suggest_without_a_model_names_the_command(tmp_path, capsys):
     assert list(tmp_path.iterdir()) == []
 
 
-# ------------------------------------------------------------------ another command later
+# ------------------------------------------------------------------ later commands
 
 
 def lines_of(path, kind):
     return [row for row in map(json.loads, path.read_text().splitlines()) if row["kind"] == kind]
 
 
-def test_more_steps_go_on_from_the_checkpoint_as_one_curve(work, tmp_path, capsys):
+def test_more_steps_continue_from_the_checkpoint_as_one_curve(work, tmp_path, capsys):
     copy = shutil.copytree(work, tmp_path / "copy")
     assert main.main(["run", f"--gin.WORK_DIR={copy}", "--gin.STEPS=12"]) == 0
     out, err = capsys.readouterr()
@@ -262,7 +257,7 @@ def test_more_steps_go_on_from_the_checkpoint_as_one_curve(work, tmp_path, capsy
     assert "resuming from step 8" in out
     better = tree(copy / "pretrain" / "best") != tree(work / "pretrain" / "best")
     assert ("[rwr] running: pretrain/best" if better else "[rwr] up to date") in out
-    assert out.count("up to date, skipped") >= 10, "nothing else depends on it but the report"
+    assert out.count("up to date, skipped") >= 10, "only the report depends on it"
     found = lines_of(copy / "pretrain" / "metrics.jsonl", "train")
     assert [row["step"] for row in found] == [8, 12], "one curve"
     assert found[0] == lines_of(work / "pretrain" / "metrics.jsonl", "train")[0]
@@ -271,8 +266,14 @@ def test_more_steps_go_on_from_the_checkpoint_as_one_curve(work, tmp_path, capsy
     ]
     assert [entry["step"] for entry in history] == [0, 8]
     assert history[1]["changes"]["steps"] == [8, 12]
-    assert main.main(["run", f"--gin.WORK_DIR={copy}"]) == 0, "STEPS is remembered"
+    assert main.main(["run", f"--gin.WORK_DIR={copy}"]) == 0, "STEPS is stored"
     assert capsys.readouterr().out.count("up to date, skipped") == 12
+
+
+def test_histories_contain_the_settings_of_the_loader(work):
+    for stage in ("pretrain", "rwr"):
+        first = json.loads((work / stage / "history.jsonl").read_text().splitlines()[0])
+        assert first["changes"]["ItemLoader.sizes"] == [None, [8]], stage
 
 
 def test_another_split_is_refused_and_changes_nothing(work, tmp_path, capsys):
@@ -291,25 +292,25 @@ def test_another_split_is_refused_and_changes_nothing(work, tmp_path, capsys):
     assert tree(copy) == before
 
 
-def test_the_model_answers_as_it_was_after_an_earlier_stage_was_redone(work, tmp_path, capsys):
+def test_answers_stay_the_same_after_an_earlier_stage_ran_again(work, tmp_path, capsys):
     copy = shutil.copytree(work, tmp_path / "copy")
     words = [f"--gin.WORK_DIR={copy}", "--prefix", "s", "--history", "tent"]
 
-    def asked():
+    def suggest():
         assert main.main(["suggest", *words, "--json"]) == 0
         out, err = capsys.readouterr()
-        found = json.loads(out)
-        del found["milliseconds"]
-        return found, err
+        reply = json.loads(out)
+        del reply["milliseconds"]
+        return reply, err
 
-    before, said = asked()
-    assert said == ""
+    before, note = suggest()
+    assert note == ""
     flag = "--gin.EnhanceConfig.weight=0.1"
     assert main.main(["index", f"--gin.WORK_DIR={copy}", flag]) == 0
     assert "[index] running: EnhanceConfig.weight" in capsys.readouterr().out
-    after, said = asked()
+    after, note = suggest()
     assert after == before
-    assert said.startswith(f"note: index in {copy} changed after the model in use was trained")
+    assert note.startswith(f"note: index in {copy} changed after the model in use was trained")
 
 
 def test_parameters_of_another_vocabulary_are_refused(work, tmp_path, capsys):
@@ -333,12 +334,12 @@ def rows_of(work, folder, name):
     return pq.read_table(work / folder / f"{name}.parquet").to_pylist()
 
 
-def test_what_the_quantiser_saw_is_plotted(work):
+def test_the_quantiser_has_plots(work):
     for name in ("code_usage", "id_map", "id_learning_curve"):
         assert (work / "semantic_ids" / f"{name}.png").stat().st_size > 1000
 
 
-def test_other_features_are_refused_and_would_redo_what_reads_them(work, capsys):
+def test_other_features_are_refused_and_redo_all_stages_that_read_them(work, capsys):
     flags = ["--gin.FeatureSpec.profile=False", f"--gin.WORK_DIR={work}"]
     assert main.main(["run", "--dry_run", *flags]) == 2
     assert "FeatureSpec.profile True -> False" in capsys.readouterr().err
@@ -349,7 +350,7 @@ def test_other_features_are_refused_and_would_redo_what_reads_them(work, capsys)
 
 @pytest.mark.slow
 def test_the_text_model_runs_to_its_lists(work, tmp_path):
-    """The preset `paper`: related queries, history and the soft token, in beams."""
+    """The preset `paper`: related queries, history, soft token and beams."""
     copy = shutil.copytree(work, tmp_path / "copy")
     flags = ["--gin_file=gin_configs/paper.gin", f"--gin.WORK_DIR={copy}", "--restart=examples"]
     small = ["--gin.FeatureSpec.related=3", "--gin.BeamConfig.beams=4"]
@@ -363,7 +364,7 @@ def test_the_text_model_runs_to_its_lists(work, tmp_path):
 
 
 def people_of(rows, column: str) -> dict[str, set[str]]:
-    """Who searched each query, or typed each prefix."""
+    """Query or prefix -> the users who searched or typed it."""
     people = collections.defaultdict(set)
     for row in rows:
         people[row[column]].add(row["user_id"])
@@ -371,17 +372,17 @@ def people_of(rows, column: str) -> dict[str, set[str]]:
 
 
 def counted(rows, most: int = 3):
-    """Of one person's searches of one query on one day the first: what mining looks at."""
+    """The rows that mining counts: the first `most` searches per user, query and day."""
     seen = collections.Counter()
     for row in sorted(rows, key=lambda row: (row["timestamp_ms"], row["prefix"])):
-        same = row["user_id"], row["query"], row["timestamp_ms"] // 86_400_000
-        seen[same] += 1
-        if seen[same] <= most:
+        key = row["user_id"], row["query"], row["timestamp_ms"] // 86_400_000
+        seen[key] += 1
+        if seen[key] <= most:
             yield row
 
 
 def allowed_and_private(work, least: int) -> tuple[set[str], set[str]]:
-    """Queries of `least` people, and of fewer: those are in no table, index, id or piece."""
+    """Queries of `least` users or more, and of fewer; these are in no table, index, id or piece."""
     log = rows_of(work, "log", "train")
     people, typists = people_of(log, "query"), people_of(counted(log), "prefix")
     allowed = {query for query, users in people.items() if len(users) >= least}
@@ -401,7 +402,7 @@ def allowed_and_private(work, least: int) -> tuple[set[str], set[str]]:
     assert {row["prefix"] for row in rows_of(work, "mined", "prefixes")} == typed
     assert set(index.prefixes) <= typed < typists.keys()
     assert len(SemanticIds.load(str(work / "semantic_ids"))) == len(allowed)
-    pieces = Vocabulary.load(str(work / "vocab")).piece_bytes()[259:]  # past specials and bytes
+    pieces = Vocabulary.load(str(work / "vocab")).piece_bytes()[259:]  # after specials and bytes
     texts = "\n".join(f" {query} " for query in allowed)
     assert all(piece.decode() in texts for piece in pieces)
     tokens = json.loads((work / "encoder" / "tokenizer.json").read_text())["model"]["vocab"]
@@ -412,12 +413,12 @@ def allowed_and_private(work, least: int) -> tuple[set[str], set[str]]:
 
 @pytest.mark.slow
 def test_a_query_of_few_people_is_never_shown_to_another(tmp_path):
-    """min_users, end to end: from the log to every table, index, id, piece and list, and on."""
+    """min_users, end to end: from the log to every table, index, id, piece, list and update."""
     few = [*SMALL, "--gin.mine.min_users=4", f"--gin.WORK_DIR={tmp_path}"]
     few += ["--gin.rwr.steps=0", "--gin.pretrain.evaluate_every=0"]
     assert main.main(["run", "--until", "examples", *few]) == 0
     state = json.loads((tmp_path / "examples" / "asof" / "asof_settings.json").read_text())
-    assert state["config"]["min_users"] == 4, "what is mined and what is counted agree"
+    assert state["config"]["min_users"] == 4, "mining and counting agree"
     rivals = {"model", "most_popular", "most_popular_now", "searches_14d"}
     if importlib.util.find_spec("lightgbm"):
         rivals.add("cascade")
@@ -427,18 +428,18 @@ def test_a_query_of_few_people_is_never_shown_to_another(tmp_path):
     examples = ItemExamples(str(tmp_path / "examples"), "train")
     learnt = [row for row in rows_of(tmp_path, "log", "train") if row["query"] in allowed]
     assert len(examples) == len(learnt)
-    # Who searches in dev counts from then on: these are of few people to the end.
+    # Searches in dev count too: these queries have few users at the end.
     people = people_of(rows_of(tmp_path, "log", "train") + rows_of(tmp_path, "log", "dev"), "query")
     hidden = {query for query in private if len(people[query]) < 4}
     assert hidden
     for row in rows_of(tmp_path, "report/dev", "lists"):
         lists = {name: row[f"list_{name}"] for name in rivals}
         shown = {query for own in lists.values() for query in own}
-        assert not hidden & shown - {row["prefix"]}, "what is typed whole may be written again"
+        assert not hidden & shown - {row["prefix"]}, "a fully typed query may be written"
     counted = json.loads((tmp_path / "examples" / "asof" / "asof.json").read_text())
     assert not hidden & set(counted["queries"]) and not counted["waiting"]
-    # Feedback: a query of one person stays private however often it comes; what a fourth searches
-    # is indexed from then on.
+    # Feedback: a query of one user stays private however often it is searched; a query with a
+    # fourth user is indexed.
     alone = min(private, key=lambda query: (people_count(tmp_path, query), query))
     three = min(query for query in private if people_count(tmp_path, query) == 3)
     old = rows_of(tmp_path, "log", "dev")
@@ -462,7 +463,7 @@ def people_count(work, query: str) -> int:
 
 
 @pytest.mark.slow
-def test_semantic_ids_as_targets_end_in_lists_of_queries(work, tmp_path):
+def test_semantic_ids_as_targets_give_lists_of_queries(work, tmp_path):
     copy = shutil.copytree(work, tmp_path / "copy")
     flags = ["--gin_file=gin_configs/ablations/sid_targets.gin", f"--gin.WORK_DIR={copy}"]
     assert main.main(["run", *SMALL, *flags, "--restart=examples"]) == 0
@@ -495,7 +496,7 @@ def test_two_runs_side_by_side(work, capsys, tmp_path):
     rivals = {"sft", "most popular", "most popular now", "searches 14d", "searches 3d"}
     assert rivals <= table.keys() and list(table)[-3:] == [work.name, "other", "requests"]
     mine, theirs = table[work.name], table["other"]
-    assert mine[1:-2] == theirs[1:-2]  # of the other, the report alone
+    assert mine[1:-2] == theirs[1:-2]  # the other has only the report
     assert mine[-1] != "-" == theirs[-1]
     ahead = lines[lines.index("", 2) + 1 :]
     assert ahead[0].startswith("MRR@16 ahead of work") and ahead[-1].startswith("other")
@@ -511,7 +512,7 @@ def test_two_runs_side_by_side(work, capsys, tmp_path):
 @pytest.mark.parametrize(
     ("stage", "folder"), [("align", "encoder"), pytest.param("rwr", "rwr", marks=pytest.mark.slow)]
 )
-def test_chosen_steps_are_traced_and_that_redoes_nothing(
+def test_chosen_steps_are_traced_without_running_stages_again(
     work, tmp_path, capsys, monkeypatch, stage, folder
 ):
     copy = shutil.copytree(work, tmp_path / "copy")
@@ -524,7 +525,7 @@ def test_chosen_steps_are_traced_and_that_redoes_nothing(
     assert list((copy / folder / "profile").rglob("*.xplane.pb"))
 
 
-def test_a_stored_reference_is_of_the_text_model(work, tmp_path, capsys):
+def test_a_stored_reference_of_a_model_with_items_is_refused(work, tmp_path, capsys):
     copy = shutil.copytree(work, tmp_path / "copy")
     flags = [f"--gin.WORK_DIR={copy}", "--gin.rwr.reference=stored"]
     assert main.main(["rwr", *flags]) == 2
@@ -598,7 +599,7 @@ def test_without_updates_the_pretrained_model_stays_in_use(work, tmp_path, capsy
     assert answer(capsys, f"--gin.WORK_DIR={copy}", "--prefix", "s")["suggestions"]
 
 
-# ------------------------------------------------------------------ served
+# ------------------------------------------------------------------ the service
 
 
 SERVE = """
@@ -612,7 +613,7 @@ print("heavy:", heavy, "code:", code, flush=True)
 
 @contextlib.contextmanager
 def served(folder, *flags):
-    """The service as a process: its address, and what ends it and gives its last words."""
+    """The service as a process: its address, and a function that ends it and returns its output."""
     words = ["serve", f"--gin.WORK_DIR={folder}", "--gin.ServerConfig.port=0", *flags]
     process = subprocess.Popen(
         [sys.executable, "-c", SERVE, *words],
@@ -641,10 +642,9 @@ def until(condition):
         time.sleep(0.1)
 
 
-def test_the_service_learns_of_feedback_and_follows_the_version_in_use(work, tmp_path, capsys):
-    """It lists the candidates that `suggest` lists, and what was searched since; a published
-    version takes over while people type, and makes room again when it is rolled back; nobody is
-    turned away.
+def test_the_service_counts_feedback_and_follows_the_version_in_use(work, tmp_path, capsys):
+    """It has the candidates of `suggest`. It loads a published version while requests arrive, and
+    the old one after a rollback; no request fails.
     """
     copy = shutil.copytree(work, tmp_path / "copy")
     expected = answer(capsys, f"--gin.WORK_DIR={copy}", "--prefix", "s")
@@ -694,7 +694,6 @@ def test_the_bench_prints_its_tables(work, project_root):
 
 
 def test_preference_without_a_second_candidate_is_refused(work, tmp_path, capsys):
-    """The pretrained model is all that can be learnt from such a log, and the message says so."""
     copy = shutil.copytree(work, tmp_path / "work")
     path = copy / "examples" / "onesug_query" / "train" / "room.npy"
     np.save(path, np.minimum(np.load(path), 1))

@@ -1,4 +1,4 @@
-"""Several processes on one WORK_DIR: they take turns, train together, and give what one gives."""
+"""Several processes on one WORK_DIR: they train together, with the results of one process."""
 
 import json
 import os
@@ -19,7 +19,7 @@ RUN = ["run", *SMALL, "--gin.simulate.requests=5000", "--gin.BATCH_SIZE=16"]
 
 
 def start(project_root, words, count=1, devices=1, own=lambda index: {}):
-    """The command in `count` processes of so many devices each, with environments of their own."""
+    """Starts the command in `count` processes with `devices` devices each; `own` adds variables."""
     with socket.socket() as one:
         one.bind(("127.0.0.1", 0))
         port = one.getsockname()[1]
@@ -49,7 +49,7 @@ def start(project_root, words, count=1, devices=1, own=lambda index: {}):
 
 
 def finish(processes):
-    """What each printed, all having ended well."""
+    """The output of each process; all must succeed."""
     printed = [process.communicate() for process in processes]
     for process, (out, err) in zip(processes, printed, strict=True):
         assert process.returncode == 0, f"{out[-2000:]}\n{err[-4000:]}"
@@ -58,7 +58,7 @@ def finish(processes):
 
 @pytest.fixture(scope="module")
 def works(tmp_path_factory, project_root):
-    """WORK_DIRs of one process with two devices, and of two with one each; what the two said."""
+    """WORK_DIRs of one process with two devices and of two with one each; the output of the two."""
     folder = tmp_path_factory.mktemp("processes")
     one, two = folder / "one", folder / "two"
     alone = start(project_root, [*RUN, f"--gin.WORK_DIR={one}"], devices=2)
@@ -77,12 +77,12 @@ def test_only_process_0_prints(works):
     assert said[0].count("] running") == 12
     assert said[0].count("] done in") == 12
     lines = said[1].splitlines()
-    assert not [line for line in lines if not line.startswith("[Gloo]")], "gloo is not Python's"
+    assert all(line.startswith("[Gloo]") for line in lines), "Gloo prints from C++"
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("stage", ["encoder", "pretrain", "rwr"])
-def test_training_goes_the_same_way(works, stage):
+def test_trainings_are_equal(works, stage):
     one, two, _ = works
     losses = [
         [row["loss"] for row in rows(work / stage / "metrics.jsonl", "train")]
@@ -103,7 +103,7 @@ def flat(tree):
 
 
 @pytest.mark.slow
-def test_lists_are_shared_out_and_all_are_there(works):
+def test_lists_are_distributed_and_complete(works):
     import pyarrow.parquet as pq
 
     one, two, _ = works

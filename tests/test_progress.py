@@ -1,4 +1,4 @@
-"""Progress lines: when they come, what they say, and who prints them."""
+"""Progress lines: their times, their text, and the process that prints them."""
 
 import subprocess
 import sys

@@ -1,4 +1,4 @@
-"""The public face: every name is there, lazily, and its example runs."""
+"""The public interface: every name is imported lazily, and its example runs."""
 
 import ast
 import doctest
@@ -20,7 +20,7 @@ def examples_of(name):
 
 
 def run_examples(name, **given):
-    """Runs the examples of a public name with these variables; fails with what they printed."""
+    """Runs the examples of a public name with these variables; fails with their output."""
     test, printed = examples_of(name), []
     test.globs.update(given)
     runner = doctest.DocTestRunner(optionflags=doctest.ELLIPSIS)
@@ -33,7 +33,7 @@ def test_importing_the_package_loads_nothing_large():
     assert loaded("import onesug_jax\nassert 'fit' in dir(onesug_jax)", names) == []
 
 
-def test_a_name_loads_what_it_needs_and_no_more():
+def test_a_name_loads_only_its_own_imports():
     assert loaded("from onesug_jax import UserError", ("jax", "numpy")) == []
     assert loaded("from onesug_jax import Request", ("jax", *HEAVY)) == []
 
@@ -50,7 +50,7 @@ def test_an_unknown_name_is_an_attribute_error():
         onesug_jax.Sugester  # noqa: B018
 
 
-def test_names_are_those_that_editors_see():
+def test_names_equal_the_imports_for_type_checkers():
     tree = ast.parse(pathlib.Path(onesug_jax.__file__).read_text(encoding="utf-8"))
     (block,) = (node for node in tree.body if isinstance(node, ast.If))
     seen = {}
@@ -70,7 +70,7 @@ def test_its_example_runs(name):
 
 
 @pytest.mark.parametrize("name", sorted(OF_A_RUN))
-def test_examples_of_a_run_are_there(name):
+def test_names_that_read_a_run_have_examples(name):
     assert examples_of(name).examples
 
 
@@ -79,12 +79,12 @@ def test_examples_of_a_run_are_there(name):
 def test_the_examples_of_the_documentation_run(heading, project_root, tmp_path):
     text = (project_root / "docs" / "library.md").read_text(encoding="utf-8")
     block = text.split(f"## {heading}")[1].split("```python\n")[1].split("```")[0]
-    assert block.count("\n") <= 12  # ten, and what they import
+    assert block.count("\n") <= 12  # ten lines and their imports
     made = {}
     exec(block.replace("work/copying", str(tmp_path)), made)
     if "result" in made:
         assert made["result"].step == 10
-    else:  # the positive is pushed up, its rivals down
+    else:  # the positive is raised, its negatives are lowered
         assert made["loss"].shape == (1,) and made["slope"][0, 0] < 0 < made["slope"][0, 1]
 
 
@@ -93,7 +93,7 @@ def test_the_example_of_the_package_runs():
     assert doctest.DocTestRunner().run(test) == (0, 2)
 
 
-def test_the_site_has_a_page_of_every_name(project_root):
+def test_the_api_page_has_every_name(project_root):
     page = (project_root / "docs" / "api.md").read_text(encoding="utf-8")
     listed = [line.removeprefix("::: ") for line in page.splitlines() if line.startswith(":::")]
     places = onesug_jax._PLACES.items()

@@ -1,4 +1,4 @@
-"""The README is true: its commands parse, and the files it names are there."""
+"""The README: its commands parse, and the files that it names exist."""
 
 import re
 import shlex
@@ -10,7 +10,7 @@ from onesug_jax.stages import CONFIGURABLES, STAGES
 
 
 def commands(text):
-    """Lines of the README's bash blocks, comments cut off."""
+    """Lines of the README's bash blocks, without comments."""
     blocks = re.findall(r"```bash\n(.*?)```", text, flags=re.DOTALL)
     lines = [line.split("  #")[0].strip() for block in blocks for line in block.splitlines()]
     return [line for line in lines if line]
@@ -22,7 +22,7 @@ def readme(project_root):
 
 
 def test_every_command_can_be_parsed(readme, project_root):
-    """Stages, flags, gin files and gin names of all commands exist; scripts are there."""
+    """Stages, flags, gin files, gin names and scripts of all commands exist."""
     seen = 0
     for line in commands(readme):
         words = shlex.split(line)
@@ -44,7 +44,7 @@ def test_every_stage_is_named(readme):
         assert re.search(rf"\b{stage}\b", readme), stage
 
 
-def test_the_layout_names_what_is_there(readme, project_root):
+def test_the_layout_names_existing_files(readme, project_root):
     layout = readme.split("## Layout")[1].split("```")[1]
     for line in layout.strip().splitlines():
         path = line.split()[0]

@@ -1,4 +1,4 @@
-"""What the system refuses is a sentence with the path and a way out, and changes nothing."""
+"""A refusal by the system is a message with the path and a way out, and changes nothing."""
 
 import contextlib
 import errno
@@ -15,7 +15,7 @@ from onesug_jax.logs.mined import read_table
 from onesug_jax.logs.simulate import simulate
 from onesug_jax.signatures import parameters
 from onesug_jax.stages import CONFIGURABLES
-from tests.test_main import tree
+from tests.pipeline.shop import tree
 
 
 @pytest.fixture(scope="module")
@@ -28,7 +28,7 @@ def log(tmp_path_factory):
 
 @contextlib.contextmanager
 def ordinary_user():
-    """Root may do everything; inside, this process is somebody else where it was root."""
+    """Changes the user of the process if it is root, who may do everything."""
     was = os.geteuid()
     try:
         if was == 0:
@@ -40,7 +40,7 @@ def ordinary_user():
 
 @contextlib.contextmanager
 def limit(kind, value):
-    """Inside, a soft limit of the system's."""
+    """Sets a soft limit of the system."""
     before = resource.getrlimit(kind)
     resource.setrlimit(kind, (value, before[1]))
     try:
@@ -50,7 +50,7 @@ def limit(kind, value):
 
 
 def refused(capsys, *words):
-    """The message of a command that is refused."""
+    """The message of a refused command."""
     assert main.main(list(words)) == 2
     return capsys.readouterr().err.strip().splitlines()[-1]
 
@@ -59,13 +59,13 @@ def ingest(capsys, log, work):
     return refused(capsys, "ingest", f"--gin.LOG={log}", f"--gin.WORK_DIR={work}")
 
 
-def test_a_closed_work_dir_or_log_is_no_missing_one(log, tmp_path, capsys):
+def test_an_unreadable_work_dir_or_log_is_not_reported_as_missing(log, tmp_path, capsys):
     closed = tmp_path / "closed"
     closed.mkdir()
     (closed / "config.gin").write_text("STEPS = 3\n")
     before = tree(tmp_path)
     for target in CONFIGURABLES.values():
-        parameters(target)  # imported now: another user may not read the interpreter's folder
+        parameters(target)  # imports: the other user may not read the interpreter's folder
     closed.chmod(0)
     with ordinary_user():
         for command in (["suggest", "--prefix", "s"], ["mine"], ["evaluate"], ["run"]):
@@ -78,7 +78,7 @@ def test_a_closed_work_dir_or_log_is_no_missing_one(log, tmp_path, capsys):
     assert tree(tmp_path) == before
 
 
-def test_links_that_lead_nowhere_and_names_that_are_too_long(log, tmp_path, capsys):
+def test_broken_links_and_long_names(log, tmp_path, capsys):
     (tmp_path / "loop").symlink_to("loop")
     (tmp_path / "gone").symlink_to("nowhere")
     before = sorted(os.listdir(tmp_path))
@@ -116,7 +116,7 @@ def test_a_folder_where_a_file_should_be_written(tmp_path):
     (tmp_path / "out").mkdir()
     with pytest.raises(IsADirectoryError) as raised, atomic_write(tmp_path / "out") as file:
         file.write(b"x")
-    assert raised.value.filename == str(tmp_path / "out"), "no hidden name of ours"
+    assert raised.value.filename == str(tmp_path / "out"), "not the hidden temporary name"
     assert os.listdir(tmp_path) == ["out"]
 
 
@@ -131,7 +131,7 @@ def test_a_limit_on_the_size_of_files_names_the_file(log, tmp_path, capsys):
 
 
 def test_an_error_inside_a_configured_function_has_its_path(log, tmp_path, capsys, monkeypatch):
-    """gin raises an error of its own in its place, which has neither errno nor path."""
+    """gin replaces the error by its own, which has neither errno nor path."""
 
     def full(*given, **settings):
         raise OSError(errno.ENOSPC, "No space left on device", "/far/off")
@@ -141,7 +141,7 @@ def test_an_error_inside_a_configured_function_has_its_path(log, tmp_path, capsy
     assert said.startswith("error: /far/off: ") and "The disk is full: free some space" in said
 
 
-def test_too_many_open_files_are_no_damage(tmp_path):
+def test_too_many_open_files_are_not_reported_as_damage(tmp_path):
     path = tmp_path / "a.npy"
     np.save(path, np.zeros(3))
     (tmp_path / "queries.parquet").write_text("x")
@@ -155,12 +155,12 @@ def test_too_many_open_files_are_no_damage(tmp_path):
 
 
 @pytest.mark.parametrize("code", [errno.EACCES, errno.EMFILE, errno.ENOSPC])
-def test_a_refusal_is_found_in_the_words_of_a_library(code):
+def test_a_refusal_is_found_in_the_message_of_a_library(code):
     with pytest.raises(UserError, match="^place: reading it failed: "):
         check_refused("place", ValueError(f"NOT_FOUND: opening: {os.strerror(code)} [detail]"))
 
 
-def test_damage_is_no_refusal():
+def test_damage_is_not_a_refusal():
     check_refused("place", ValueError("Footer is too short"))
     check_refused("place", FileNotFoundError(errno.ENOENT, "No such file or directory"))
 
@@ -181,7 +181,7 @@ def test_an_error_without_a_path_names_the_work_dir(tmp_path, capsys, monkeypatc
     assert said.startswith(f"error: a file in {tmp_path}: ") and "free some space" in said
 
 
-def test_a_full_disk_in_the_words_of_a_library_is_no_traceback(tmp_path, capsys, monkeypatch):
+def test_a_full_disk_in_the_message_of_a_library_is_no_traceback(tmp_path, capsys, monkeypatch):
     def fail(*given, **settings):
         raise RuntimeError(f"write() failed: No space left on device; writing {tmp_path}/part")
 

@@ -1,4 +1,4 @@
-"""Each setting takes only values of its type: all settings against one list of values."""
+"""Each setting accepts only values of its type: all settings against one list of values."""
 
 import pytest
 
@@ -12,7 +12,8 @@ BIG = 2**63
 LISTS = [[3], [2.5], [-3], ["x"], [None], [True], [[3]], [float("inf")], [3, "x"], (3, 4), (3,)]
 VALUES = [3, -3, 2.5, -2.5, BIG, "x", "3", True, None, float("inf"), float("nan"), [], {}, *LISTS]
 VALUES += [{"a": 3}, {"a": "x"}, {3: 3}, b"x"]
-# What each type takes of VALUES, negative numbers aside; types of objects take None or nothing.
+# The members of VALUES that each type accepts, without negative numbers; object types accept None
+# or nothing.
 WHOLE, REAL = [3], [3, 2.5]
 TAKEN = {
     "int": WHOLE,
@@ -47,13 +48,13 @@ SETTINGS = {
 
 
 @pytest.mark.parametrize("name", sorted(SETTINGS))
-def test_a_setting_takes_values_of_its_type_and_names_itself_where_not(name):
+def test_a_setting_accepts_only_values_of_its_type(name):
     kind = describe(SETTINGS[name].kind)
     required = kind.removesuffix(" | None").removesuffix(" | numpy.ndarray")
     expected = [] if required.split(".")[-1] in OBJECTS else TAKEN[required]
     expected = expected + [None] * (required != kind or kind == "NoneType") + SIGNED.get(name, [])
     for value in VALUES:
-        if any(one is value or repr(one) == repr(value) for one in expected):
+        if any(good is value or repr(good) == repr(value) for good in expected):
             check_value(Config({name: value}), name, "here")
             continue
         with pytest.raises(UserError) as refused:
@@ -64,7 +65,7 @@ def test_a_setting_takes_values_of_its_type_and_names_itself_where_not(name):
 
 
 @pytest.mark.parametrize("macro", sorted(cli.MACROS))
-def test_a_macro_takes_values_of_its_type(macro):
+def test_a_macro_accepts_only_values_of_its_type(macro):
     kind = cli.MACROS[macro][0]
     for value in VALUES:
         fits = not isinstance(value, bool) and isinstance(value, kind)
@@ -83,7 +84,7 @@ def test_a_macro_takes_values_of_its_type(macro):
         ("mine.support=-1", "mine.support takes no number below 0, found -1."),
         ("align/make_optimizer.floor=high", "align/make_optimizer.floor takes float, found 'high'"),
         ("ModelConfig.d_ff=%LOG", "ModelConfig.d_ff takes int, found None."),
-        ("ingest.out=here", "ingest has no parameter 'out'"),  # the program gives it
+        ("ingest.out=here", "ingest has no parameter 'out'"),  # the program passes it
         ("ModelConfig.d_ff=0", "ModelConfig.d_ff = 0: expected a positive number"),
     ],
 )

@@ -1,4 +1,4 @@
-"""What configurables accept is read from their signatures, and takes only values that fit."""
+"""Parameters of configurables are read from their signatures, and accept only fitting values."""
 
 import importlib
 import inspect
@@ -48,18 +48,18 @@ def test_every_parameter_has_its_name_its_default_and_a_type(name):
     ],
     ids=str,
 )
-def test_accepts_what_the_type_says(kind, good, bad):
+def test_a_type_accepts_only_its_values(kind, good, bad):
     assert [value for value in good if not accepts(kind, value)] == []
     assert [value for value in bad if accepts(kind, value)] == []
 
 
-def test_types_are_written_as_people_write_them():
+def test_types_as_text():
     assert describe(int) == "int"
     assert describe(str | None) == "str | None"
     assert describe(tuple[int, int]) == "tuple[int, int]"
 
 
-def test_literals_are_what_a_gin_file_can_hold():
+def test_literals_are_values_of_a_gin_file():
     assert all(map(is_literal, [None, 1, 0.5, "x", True, [1, ("x",)], {"x": [1]}]))
     assert not any(map(is_literal, [int, [object()], {"x": len}, inspect.Parameter.empty]))
 

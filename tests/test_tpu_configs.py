@@ -1,6 +1,5 @@
-"""gin_configs/tpu/: each file says how it is used, divides over its slice, and fits its chips."""
+"""gin_configs/tpu/: each file has a header, divides over its slice, and fits its chips."""
 
-import importlib.util
 import json
 import os
 import pathlib
@@ -12,14 +11,10 @@ import pytest
 
 from onesug_jax import main
 from onesug_jax.train.chips import Topology
+from tests.stages.test_compile import FOLDER, NEEDS_COMPILER
 
 CONFIGS = pathlib.Path(__file__).resolve().parent.parent / "gin_configs"
 FILES = [path for path in sorted((CONFIGS / "tpu").glob("*.gin")) if path.stem != "all"]
-FOLDER = os.environ.get("ONESUG_LIBTPU", "")  # see stages/test_compile.py
-NEEDS_COMPILER = pytest.mark.skipif(
-    not os.path.isdir(os.path.join(FOLDER, "libtpu")) and not importlib.util.find_spec("libtpu"),
-    reason="needs the TPU compiler: pip install --target F 'libtpu==0.0.42.*'; ONESUG_LIBTPU=F",
-)
 
 
 def topology(path: pathlib.Path) -> Topology:

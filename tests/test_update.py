@@ -19,7 +19,8 @@ from onesug_jax.serve.feedback import Event, FeedbackConfig, FeedbackStore
 from onesug_jax.stages import update as loop
 from onesug_jax.stages import update_log
 from tests.pipeline.holder import held
-from tests.test_pipeline import SMALL, tree
+from tests.pipeline.shop import tree
+from tests.test_pipeline import SMALL
 
 DAY_MS = 86_400_000
 LATE = "item_of_a_late_order"
@@ -27,7 +28,7 @@ LATE = "item_of_a_late_order"
 
 @pytest.fixture(scope="module")
 def shop(small_run, tmp_path_factory):
-    """A WORK_DIR that `run` has filled, and two days of feedback that came after it."""
+    """A WORK_DIR filled by `run`, and two days of later feedback."""
     folder = tmp_path_factory.mktemp("shop")
     work = shutil.copytree(small_run, folder / "work")
     dev = pq.read_table(work / "log" / "dev.parquet")
@@ -38,7 +39,7 @@ def shop(small_run, tmp_path_factory):
     )
     later = pc.add(fresh["timestamp_ms"], pa.scalar(2 * DAY_MS))
     fresh = fresh.set_column(fresh.column_names.index("timestamp_ms"), "timestamp_ms", later)
-    # A search of the old log, whose order came after that log was closed, and one that judges.
+    # A search of the old log with a later order, and one of the held-out rows.
     train = pq.read_table(work / "log" / "train.parquet")
     old = train.slice(train.num_rows - 1)
     judge = dev.slice(dev.num_rows - 1)
@@ -117,7 +118,7 @@ def test_a_version_that_is_not_worse_is_published_and_can_be_rolled_back(shop, w
 
 @pytest.mark.long
 def test_an_update_encodes_new_texts_alone_and_equals_a_full_rebuild(shop, work, tmp_path, capsys):
-    """Queries and prefixes that the version in use holds take its vectors; no file differs."""
+    """Vectors of the version in use are reused for its queries and prefixes; no file differs."""
     row = pq.read_table(shop / "fresh.parquet").slice(5, 1).to_pylist()[0]
     new = [
         {**row, "request_id": f"new{n}", "query": f"never seen {n}", "prefix": "never"}
@@ -193,8 +194,8 @@ def test_an_interrupted_update_changes_nothing_and_continues(shop, work, capsys,
 
 @pytest.mark.long
 @pytest.mark.parametrize("where", ["replace", "publish"])
-def test_an_update_killed_at_its_very_end_is_published_once(shop, work, capsys, monkeypatch, where):
-    """After the scores are written, or after the folder has its name."""
+def test_an_update_killed_at_its_end_is_published_once(shop, work, capsys, monkeypatch, where):
+    """After the scores are written, or after the folder is renamed."""
 
     def killed(*_):
         raise KeyboardInterrupt
@@ -223,7 +224,7 @@ def test_an_update_killed_at_its_very_end_is_published_once(shop, work, capsys, 
 
 
 @pytest.mark.parametrize("brings", ["old", "fresh"])
-def test_a_history_that_one_log_brings_and_a_column_that_one_lacks(tmp_path, capsys, brings):
+def test_histories_of_one_log_and_a_column_that_the_other_lacks(tmp_path, capsys, brings):
     row = {
         "user_id": "u",
         "session_id": "s",
@@ -237,8 +238,8 @@ def test_a_history_that_one_log_brings_and_a_column_that_one_lacks(tmp_path, cap
     more = {"history": ["lamp"], "history_minutes": [3.0]}
     old = [{"request_id": f"o{n}", "timestamp_ms": n, **row, "gender": "f"} for n in range(3)]
     fresh = [{"request_id": f"f{n}", "timestamp_ms": 10 + n, **row} for n in range(4)]
-    for one in old if brings == "old" else fresh:
-        one.update(more)
+    for log_row in old if brings == "old" else fresh:
+        log_row.update(more)
     new = tmp_path / "new"
     for folder, rows in (("work/log", old), ("new/fresh", fresh)):
         (tmp_path / folder).mkdir(parents=True)
@@ -261,16 +262,14 @@ def test_a_history_that_one_log_brings_and_a_column_that_one_lacks(tmp_path, cap
     assert "no column 'gender'" in capsys.readouterr().out
     splits = ("test", "train", "dev")
     rows = [row for s in splits for row in pq.read_table(new / "log" / f"{s}.parquet").to_pylist()]
-    assert [one["gender"] for one in rows] == ["f"] * 3 + [""] * 4
-    given = [(one["history"], one["history_minutes"]) for one in rows]
-    have, have_not = (["lamp"], [3.0]), (None, None)
-    assert given == (
-        [have] * 3 + [have_not] * 4 if brings == "old" else [have_not] * 3 + [have] * 4
-    )
+    assert [row["gender"] for row in rows] == ["f"] * 3 + [""] * 4
+    histories = [(row["history"], row["history_minutes"]) for row in rows]
+    full, empty = (["lamp"], [3.0]), (None, None)
+    assert histories == ([full] * 3 + [empty] * 4 if brings == "old" else [empty] * 3 + [full] * 4)
 
 
 def test_rows_of_users_who_were_deleted_are_left_out(tmp_path):
-    """Those before the wish, whether the version in use or the fresh log brings them."""
+    """Rows before the deletion, of the version in use and of the fresh log."""
     path = tmp_path / "work" / "feedback" / "events.sqlite"
     store = FeedbackStore(str(path))
     for user in ("ann", "\u00e9 b", "nobody"):
@@ -315,7 +314,7 @@ def test_rows_of_users_who_were_deleted_are_left_out(tmp_path):
     assert loop._forgotten(context) is None
 
 
-def test_mistakes_are_answered_with_a_way_out_and_change_nothing(shop, work, tmp_path, capsys):
+def test_mistakes_have_a_message_and_change_nothing(shop, work, tmp_path, capsys):
     (work / "log" / "dev.parquet").rename(tmp_path / "dev.parquet")
     assert update(shop, work) == 2
     assert "ingest.dev_share" in capsys.readouterr().err
@@ -345,7 +344,7 @@ def test_mistakes_are_answered_with_a_way_out_and_change_nothing(shop, work, tmp
 
 
 @pytest.mark.long
-def test_the_services_store_is_a_log_to_learn_from(shop, work, tmp_path, capsys):
+def test_an_update_from_the_feedback_store(shop, work, tmp_path, capsys):
     """Feedback in the store -> export -> the next version."""
     fresh = pq.read_table(shop / "fresh.parquet").to_pylist()
     store = FeedbackStore(str(work / "feedback" / "events.sqlite"), FeedbackConfig(keep_days=1e6))
@@ -353,12 +352,11 @@ def test_the_services_store_is_a_log_to_learn_from(shop, work, tmp_path, capsys)
     for row in fresh:
         fields = {name: row[name] for name in names if name in row}
         profile = {name: row[name] for name in ("age", "gender")}
-        waiting = store.add(Event(**fields, profile=profile))
-        waiting.result(30)
+        store.add(Event(**fields, profile=profile)).result(30)
     store.close()
     log = tmp_path / "stored.parquet"
     flags = [f"--gin.WORK_DIR={work}", "--gin.FeedbackConfig.keep_days=1.0"]
-    for _ in range(2):  # the store is as it was, whatever a service would have stored
+    for _ in range(2):  # an export does not change the store
         assert main.main(["export_feedback", *flags, "--to", str(log)]) == 0
         assert pq.read_metadata(log).num_rows == len(fresh)
     assert update(shop, work, f"--gin.LOG={log}", "--gin.update.tolerance=100.0") == 0

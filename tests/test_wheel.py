@@ -1,4 +1,4 @@
-"""The built wheel holds the package, its gin files and its page, and runs in an empty folder."""
+"""The wheel contains the package, its gin files and its page, and runs in an empty folder."""
 
 import json
 import os
@@ -34,16 +34,8 @@ def wheel(project_root, tmp_path_factory):
         else:
             shutil.copy(path, source / part)
     out = source / "dist"
-    words = [
-        "wheel",
-        str(source),
-        "--no-deps",
-        "--no-build-isolation",
-        "--no-index",
-        "-w",
-        str(out),
-    ]
-    _pip(sys.executable, *words)
+    flags = ("--no-deps", "--no-build-isolation", "--no-index")
+    _pip(sys.executable, "wheel", str(source), *flags, "-w", str(out))
     (found,) = out.glob("*.whl")
     return found
 
@@ -55,7 +47,7 @@ def _pip(python, *words):
 
 
 @pytest.mark.long
-def test_a_wheel_holds_code_settings_page_and_types(wheel, project_root):
+def test_a_wheel_contains_code_settings_page_and_types(wheel, project_root):
     with zipfile.ZipFile(wheel) as archive:
         names = set(archive.namelist())
     wanted = {
@@ -77,7 +69,7 @@ def test_a_wheel_holds_code_settings_page_and_types(wheel, project_root):
 
 @pytest.mark.slow
 def test_an_installed_wheel_runs_in_an_empty_folder(wheel, tmp_path):
-    """A dry run, a run of a small shop, its lists and its service; nothing is the checkout's."""
+    """A dry run, a run of a small shop, its lists and its service, without the checkout."""
     venv.EnvBuilder(with_pip=True, symlinks=True).create(tmp_path / "venv")
     python = tmp_path / "venv" / "bin" / "python"
     (inside,) = (tmp_path / "venv" / "lib").glob("python*/site-packages")

@@ -7,5 +7,5 @@ LAYERS = {"encoder_layers": 1, "decoder_layers": 1}
 
 
 def tiny_config(vocab_size: int, **fields) -> ModelConfig:
-    """A configuration of one layer a side, but for the `fields` given."""
+    """A configuration with one encoder layer and one decoder layer; `fields` replace values."""
     return ModelConfig(**{"vocab_size": vocab_size, **SIZES, **LAYERS, **fields})

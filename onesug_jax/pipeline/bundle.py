@@ -1,7 +1,7 @@
-"""A model as one folder: all that it takes to suggest with it, laid out like a work directory.
+"""A model as one folder with all files that suggesting needs, laid out like a work directory.
 
-`make` links the files of WORK_DIR into `<stage>/bundle/`; nothing is ever written in place, so the
-bundle stays what it was while WORK_DIR changes. It can be copied elsewhere and opened there:
+`make` links the files of WORK_DIR into `<stage>/bundle/`. No file is ever written in place, so the
+bundle stays the same while WORK_DIR changes. It can be copied elsewhere and opened there:
 `onesug_jax.Suggester.load(folder)`, or a command that uses the model with --gin.WORK_DIR=folder.
 """
 
@@ -23,12 +23,12 @@ from onesug_jax.pipeline.workdir import (
 
 
 def make(work: WorkDir, stage: str, patterns: Sequence[str], settings: Sequence[str] = ()) -> str:
-    """The bundle of the model that `stage` is about to leave; returns its folder.
+    """Makes the bundle of the model in the unfinished folder of `stage`; returns the bundle's path.
 
     Args:
-      stage: "pretrain" or "rwr", whose folder is being written.
-      patterns: files of WORK_DIR that it takes, as `WorkDir.expand` reads them.
-      settings: configuration names whose remembered settings go with it.
+      stage: "pretrain" or "rwr".
+      patterns: the files of WORK_DIR to link, as in `WorkDir.expand`.
+      settings: configuration names whose stored settings are copied.
     """
     bundle = os.path.join(getattr(work, stage), BUNDLE)
     files = {name: path for pattern in patterns for name, path in work.expand(pattern).items()}
@@ -36,9 +36,9 @@ def make(work: WorkDir, stage: str, patterns: Sequence[str], settings: Sequence[
     for name, path in files.items():
         folder, _, rest = name.replace(f"{stage}.new{os.sep}", f"{stage}{os.sep}").partition(os.sep)
         link_file(path, os.path.join(bundle, folder, rest))
-        made = Manifest.read(work.join(folder))
-        if folder != stage and made is not None:
-            sources[folder] = made.finished
+        manifest = Manifest.read(work.join(folder))
+        if folder != stage and manifest is not None:
+            sources[folder] = manifest.finished
     with atomic_write(os.path.join(bundle, CONFIG)) as out:
         out.write("".join(_remembered(work.path, settings)).encode())
     write_json(os.path.join(bundle, SOURCES), sources)
@@ -46,7 +46,7 @@ def make(work: WorkDir, stage: str, patterns: Sequence[str], settings: Sequence[
 
 
 def _remembered(path: str, names: Sequence[str]) -> Iterator[str]:
-    """The lines of the remembered settings of a work directory that set one of these names."""
+    """The lines of a work directory's stored settings that set one of these names."""
     memory = settings_file(path)
     if os.path.exists(memory):
         with open(memory, encoding="utf-8") as file:
@@ -56,17 +56,17 @@ def _remembered(path: str, names: Sequence[str]) -> Iterator[str]:
 
 
 def stale_note(home: WorkDir, bundle: str) -> str | None:
-    """What was made anew after the model in use, in words; None: nothing was."""
+    """A note about folders that changed after the model in use was trained; None if none did."""
     path, changed = os.path.join(bundle, SOURCES), []
     if not os.path.exists(path):
         return None
     for folder, finished in read_json(path, "the sources of a model", "train it anew").items():
-        made = Manifest.read(home.join(folder))
-        if made is not None and made.finished != finished:
+        manifest = Manifest.read(home.join(folder))
+        if manifest is not None and manifest.finished != finished:
             changed.append(folder)
     if not changed:
         return None
     return (
-        f"{', '.join(changed)} in {home.name} changed after the model in use was trained; it "
-        f"answers as it was. `{PROGRAM} run --gin.WORK_DIR={home.name}` brings it up to date."
+        f"{', '.join(changed)} in {home.name} changed after the model in use was trained; its "
+        f"answers stay the same. `{PROGRAM} run --gin.WORK_DIR={home.name}` brings it up to date."
     )

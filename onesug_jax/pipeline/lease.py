@@ -1,13 +1,13 @@
-"""One writer in a bucket: an object that its holder writes again every few seconds.
+"""One writer in a bucket: an object that its holder rewrites every few seconds.
 
-Of several that want it at once, one creates it. Who finds it there watches it: when it changes, its
-holder is alive, and the command is refused; when it does not change for LEASE seconds, its holder
-is gone, and it is taken over. No clocks are compared.
+One of several commands creates the object. Another command that finds it watches it: if it changes,
+its holder is alive, and the command is refused; if it does not change for LEASE seconds, its holder
+counts as dead, and the command takes it over. No clocks are compared.
 
-It does not protect from a holder that the network cut off for longer than LEASE seconds and that
-writes on when it comes back, nor in the moment in which two commands take over the lease of a dead
-one. Whoever lost the lease notices at the next beat, and its next push is refused. Results are
-whole in any case: the last one that was finished counts.
+Two writers remain possible when the network cuts a holder off for longer than LEASE seconds and it
+then goes on writing, and when two commands take over a dead holder's lease at the same moment. A
+holder that lost the lease notices at its next beat, and its next push is refused. Results are
+complete in any case: the one that was finished last is valid.
 """
 
 from __future__ import annotations
@@ -57,11 +57,11 @@ class Lease:
         self._end.set()
         self._thread.join()
         if not self.lost:
-            with contextlib.suppress(UserError):  # it runs out by itself
+            with contextlib.suppress(UserError):  # it expires by itself
                 self._store.remove([FILE])
 
     def check(self) -> None:
-        """Raise UserError where another command has taken over meanwhile."""
+        """Raise UserError if another command has taken over."""
         if self.lost:
             raise UserError(
                 f"{self.url}: another command has taken over this work directory while this one "
@@ -74,33 +74,37 @@ class Lease:
         return json.dumps({**self._about, "beats": self._beats}).encode()
 
     def _wait_until_free(self) -> None:
-        """Returns when nobody holds it any more."""
+        """Returns when the lease is free.
+
+        Raises:
+          UserError: its holder is alive.
+        """
         first = self._store.read([FILE]).get(FILE)
         if first is None:
             return
         holder = lock.read(first)
-        here = all(holder.get(name) == self._about[name] for name in ("host", "boot"))
-        gone = here and not _alive(holder.get("process"))
-        if not gone:
+        same_machine = all(holder.get(name) == self._about[name] for name in ("host", "boot"))
+        dead = same_machine and not _alive(holder.get("process"))
+        if not dead:
             print(
                 f"{self.url}: held by {lock.in_words(holder)}; waiting {self._lease:.0f} s for a "
                 "sign of life",
                 flush=True,
             )
         until = time.monotonic() + self._lease
-        while not gone:
+        while not dead:
             time.sleep(min(self._beat, self._lease) / 3)
             now = self._store.read([FILE]).get(FILE)
             if now is None:
                 return
             if now != first:
                 raise lock.held(self.url, lock.in_words(lock.read(now)))
-            gone = time.monotonic() > until
+            dead = time.monotonic() > until
         self._store.remove([FILE])
 
     def _run(self) -> None:
         while not self._end.wait(self._beat):
-            with contextlib.suppress(UserError):  # a network that is down comes back
+            with contextlib.suppress(UserError):  # the network may come back
                 now = self._store.read([FILE]).get(FILE)
                 if now is None or lock.read(now).get("token") != self._about["token"]:
                     self.lost = True
@@ -109,7 +113,7 @@ class Lease:
 
 
 def _boot() -> str:
-    """What is another after each start of this machine, and in each container."""
+    """An id that differs after each boot of this machine, and in each container."""
     try:
         with open("/proc/sys/kernel/random/boot_id", encoding="ascii") as file:
             return f"{file.read().strip()} {os.readlink('/proc/self/ns/pid')}"

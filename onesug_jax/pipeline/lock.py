@@ -1,4 +1,4 @@
-"""One writer in a folder: an advisory lock that the system releases when its holder dies."""
+"""One writer in a folder: an advisory lock, which the system releases when its holder dies."""
 
 from __future__ import annotations
 
@@ -16,17 +16,16 @@ FILE = ".lock"
 
 
 class WriterLock:
-    """Holds `folder` for writing while the context lasts; readers never look at it.
+    """Holds `folder` for writing while the context lasts; readers ignore it.
 
-    The file names the holder. A holder that died, however it died, holds nothing: the operating
-    system drops its lock. Entering again in the same process is allowed and does nothing.
+    The lock file names the holder. Entering again in the same process is allowed and does nothing.
 
     Raises:
       UserError: on entering, at once, when another process holds the folder: its host, process and
         start time.
     """
 
-    _held: dict[str, int] = {}  # folder -> how often this process has entered
+    _held: dict[str, int] = {}  # folder -> number of open contexts in this process
 
     def __init__(self, folder: str, command: str = ""):
         self.folder, self.command = os.path.realpath(folder), command
@@ -61,7 +60,7 @@ class WriterLock:
 
 
 def holder(folder: str) -> str | None:
-    """Who writes in `folder` at this moment, in words; None: nobody. Changes nothing."""
+    """The current writer of `folder` as text; None: nobody writes. Changes nothing."""
     path = os.path.join(os.path.realpath(folder), FILE)
     if WriterLock._held.get(os.path.dirname(path)) or not os.path.exists(path):
         return None
@@ -74,22 +73,22 @@ def holder(folder: str) -> str | None:
 
 
 def about(command: str) -> dict[str, Any]:
-    """What a writer says of itself."""
+    """This process as the content of a lock."""
     started = time.strftime("%Y-%m-%d %H:%M:%S%z")
     host = socket.gethostname()
     return {"command": command, "host": host, "process": os.getpid(), "started": started}
 
 
-def in_words(found: Mapping[str, Any]) -> str:
-    """The writer that said this of itself (`about`)."""
+def in_words(writer: Mapping[str, Any]) -> str:
+    """A writer's `about` as text."""
     try:
-        return "{command} on host {host}, process {process}, started {started}".format(**found)
+        return "{command} on host {host}, process {process}, started {started}".format(**writer)
     except KeyError:
         return "a process that has not said its name yet"
 
 
 def read(text: str | bytes) -> dict[str, Any]:
-    """What a writer has left of itself; {} where that cannot be read."""
+    """A writer's `about` from the content of a lock; {} if it cannot be read."""
     try:
         return dict(json.loads(text))
     except (ValueError, TypeError):
@@ -97,7 +96,7 @@ def read(text: str | bytes) -> dict[str, Any]:
 
 
 def held(place: str, holder: str) -> UserError:
-    """What to say where another command writes."""
+    """The error when another command writes in `place`."""
     return UserError(
         f"{place} is being written by another command: {holder}. Wait for it, stop it, or choose "
         "another --gin.WORK_DIR."

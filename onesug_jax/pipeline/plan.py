@@ -1,10 +1,9 @@
-"""What a command would do to a work directory, and why it is refused. Touches nothing.
+"""What a command would do to a work directory, or why it is refused. Changes nothing.
 
-Every stage of a command is decided on before the first one runs. An untrained stage whose inputs or
-settings differ is made anew, beside its old result. A trained stage is the same state while its
-inputs and fixed settings are the same: then it is skipped, resumed or trained further. With others
-it is refused, because days of training may lie in it, unless `--restart` names it or a stage before
-it.
+All stages of a command are planned before the first one runs. An untrained stage with changed
+inputs or settings runs again, beside its old result. A trained stage with the same inputs and the
+same fixed settings is skipped, resumed or trained further. With other ones it is refused, because
+days of training may be lost, unless `--restart` names it or an earlier stage.
 """
 
 from __future__ import annotations
@@ -28,10 +27,10 @@ class Step:
     """One stage of a plan.
 
     Attributes:
-      action: SKIP; RUN from nothing; RESUME what was interrupted; CONTINUE a finished training with
+      action: SKIP; RUN from the start; RESUME an interrupted run; CONTINUE a finished training with
         other settings.
-      reason: why, in words; "" for SKIP.
-      replaces: whether a finished result is there that this one will take the place of.
+      reason: text; "" for SKIP.
+      replaces: whether the new result will replace a finished one.
     """
 
     spec: StageSpec
@@ -63,19 +62,24 @@ def plan(
     Args:
       specs: the stages of the command.
       contexts: by stage name.
-      restart: the stage that is made anew though it is finished.
-      replaceable: stages whose trained states may be replaced by others.
+      restart: the stage to run again even if it is finished.
+      replaceable: stages whose trained states may be replaced.
 
     Raises:
       UserError: a trained state would be lost, or a folder holds files that no stage made.
     """
     steps: list[Step] = []
-    redone: dict[str, Step] = {}  # folder -> what makes it anew in this command
+    redone: dict[str, Step] = {}  # folder -> the step of this command that replaces it
     for spec in specs:
         if spec.folder is None:
             continue
-        asked, free = spec.name == restart, spec.name in replaceable
-        step = decide(spec, contexts[spec.name], redone, restart=asked, may_replace=free)
+        step = decide(
+            spec,
+            contexts[spec.name],
+            redone,
+            restart=spec.name == restart,
+            may_replace=spec.name in replaceable,
+        )
         steps.append(step)
         if step.action != SKIP:
             redone[spec.folder] = step
@@ -94,39 +98,36 @@ def decide(
     folder = spec.place(context)
     _check_own(folder)
     old, part = Manifest.read(folder), Manifest.read(folder + NEW)
-    there = old is not None
+    replaces = old is not None
     if restart:
-        return Step(spec, RUN, "--restart", there)
+        return Step(spec, RUN, "--restart", replaces)
     if old is None and part is None:
         return Step(spec, RUN, "never run")
     now = spec.manifest(context)
-    read = set(redone) if spec.uses_model else _folders(spec, context) & set(redone)
-    upstream = [redone[name].spec.name for name in redone if name in read]
+    read = set(redone)
+    if not spec.uses_model:
+        read &= {context.work.folder_of(pattern) for pattern in spec.inputs(context)}
+    upstream = [step.spec.name for name, step in redone.items() if name in read]
     if old is not None and not upstream and not old.differences(now):
         return Step(spec, SKIP, "")
     again = [f"inputs made anew by {_few(upstream)}"] if upstream else []
     if spec.resumes and part and not upstream and not part.differences(now):
-        return Step(spec, RESUME, "", there)
+        return Step(spec, RESUME, "", replaces)
     if not spec.trained:
-        return Step(
-            spec, RUN, _few([*(old.differences(now) if old else ["never finished"]), *again]), there
-        )
+        changes = old.differences(now) if old else ["never finished"]
+        return Step(spec, RUN, _few([*changes, *again]), replaces)
     base = part or old
     assert base is not None
-    other = base.differences(now, lambda name: not spec.may_change(name))
-    if other or again:
+    fixed = base.differences(now, lambda name: not spec.may_change(name))
+    if fixed or again:
         follows = all(
             change.kind == "inputs" and change.name.split(os.sep)[0] in spec.follows
-            for change in other
+            for change in fixed
         ) and read <= set(spec.follows)
         if not may_replace and not follows:
-            _refuse(spec, context, [*other, *again], redone)
-        return Step(spec, RUN, _few([*other, *again]), there)
-    return Step(spec, RESUME if part else CONTINUE, _few(base.differences(now)), there)
-
-
-def _folders(spec: StageSpec, context: Context) -> set[str | None]:
-    return {context.work.folder_of(pattern) for pattern in spec.inputs(context)}
+            _refuse(spec, context, [*fixed, *again], redone)
+        return Step(spec, RUN, _few([*fixed, *again]), replaces)
+    return Step(spec, RESUME if part else CONTINUE, _few(base.differences(now)), replaces)
 
 
 def _few(reasons: Sequence[object], most: int = 3) -> str:
@@ -148,7 +149,7 @@ def _refuse(
 
 
 def _check_own(folder: str) -> None:
-    """A folder without a manifest is somebody's own."""
+    """Raises UserError for a folder with files but without a manifest: it is the user's own."""
     if os.path.isdir(folder) and os.listdir(folder):
         if Manifest.read(folder) is None:
             raise UserError(
@@ -164,10 +165,10 @@ def check_inputs(
     makers: Mapping[str, str],
     made_before: Sequence[str] = (),
 ) -> None:
-    """Checks that what a stage reads is there, or is made before it by the same command.
+    """Checks that the inputs of a stage exist, or are made by earlier stages of the same command.
 
     Args:
-      makers: which stage makes which folder of WORK_DIR.
+      makers: folder of WORK_DIR -> the stage that makes it.
       made_before: folders that earlier stages of this command fill.
 
     Raises:
@@ -192,11 +193,11 @@ def check_inputs(
 
 
 def check_folder(work: WorkDir, steps: Sequence[Step], log: str | None, state_bytes: int) -> None:
-    """Checks that nobody else writes there, that one may write, and that there is room.
+    """Checks that no other command writes there, the permissions, and the free space.
 
     Args:
       log: the log that `ingest` will read; None if it will not run.
-      state_bytes: what the checkpoints of the stages to train will take.
+      state_bytes: the size of the checkpoints of the stages to train.
 
     Raises:
       UserError: naming the folder and the way out.

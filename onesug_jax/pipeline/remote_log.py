@@ -1,8 +1,8 @@
-"""A log in a bucket: looked at before a command, copied to this machine when a stage reads it.
+"""A log in a bucket: listed before a command, copied to this machine when a stage reads it.
 
-The log of `LOG=gs://BUCKET/FOLDER/*.parquet` has a folder of its own, with a table of its files
-(`tables.py`). `ingest` leaves beside its results which version of which object they come from; so
-on another machine an unchanged log is recognised by that, and not copied.
+The log of `LOG=gs://BUCKET/FOLDER/*.parquet` has its own folder with a table of its files
+(`tables.py`). `ingest` stores the versions of the log's objects beside its results, so another
+machine recognises an unchanged log and does not copy it.
 """
 
 from __future__ import annotations
@@ -20,8 +20,8 @@ OBJECTS = "objects.json"  # in WORK_DIR/log: {"log": URL, "objects": {name: [ver
 
 
 def look(log: str | None, made: str) -> None:
-    """Make the table of a log in a bucket; its files are copied unless `made`, the folder that
-    `ingest` filled, says that they are the same as then. Other logs are left as they are.
+    """Make the table of a log in a bucket; do nothing for a local one. The files are copied unless
+    the objects recorded in `made`, the folder of `ingest`, are the same.
 
     Raises:
       UserError: there is nothing at this URL, or it cannot be read.
@@ -37,8 +37,8 @@ def look(log: str | None, made: str) -> None:
             "there. See that the bucket and the path are right."
         )
     state = fingerprint({name: version for name, (_, version) in versions.items()})
-    here = tables.read(folder)
-    if here is not None and here.generation == state:
+    local = tables.read(folder)
+    if local is not None and local.generation == state:
         return
     shutil.rmtree(folder, ignore_errors=True)
     recorded = _recorded(made, log)
@@ -54,7 +54,7 @@ def look(log: str | None, made: str) -> None:
 
 
 def copy(log: str | None) -> None:
-    """The files of a log that was looked at are on this machine afterwards."""
+    """Download the missing files of a log, after `look`."""
     if log is None or not is_remote(log):
         return
     table = tables.read(tables.log_folder(log))
@@ -64,17 +64,17 @@ def copy(log: str | None) -> None:
 
 
 def remember(log: str | None, made: str) -> None:
-    """Leave in `made` which objects its results come from."""
+    """Record the log's objects and their versions in the folder `made`."""
     if log is not None and is_remote(log):
-        noted = os.path.join(tables.log_folder(log), f".{OBJECTS}")
-        shutil.copyfile(noted, os.path.join(made, OBJECTS))
+        objects = os.path.join(tables.log_folder(log), f".{OBJECTS}")
+        shutil.copyfile(objects, os.path.join(made, OBJECTS))
 
 
 def _recorded(made: str, log: str) -> dict[str, tuple[str, str]]:
     path = os.path.join(made, OBJECTS)
     if not os.path.exists(path):
         return {}
-    noted = read_json(path, "the objects of a log", "run ingest again")
-    if noted["log"] != log:
+    record = read_json(path, "the objects of a log", "run ingest again")
+    if record["log"] != log:
         return {}
-    return {name: (version, digest) for name, (version, digest) in noted["objects"].items()}
+    return {name: (version, digest) for name, (version, digest) in record["objects"].items()}

@@ -1,7 +1,7 @@
-"""Does what was planned: a stage writes beside its old result and takes its place in one rename.
+"""Executes a plan: a stage writes beside its old result, and one rename replaces the old result.
 
-Of several processes, the primary decides and writes manifests; the others wait for it, also while
-it runs a stage that is not for every process.
+If there are several processes, the primary decides and writes manifests. The others wait for it,
+also while it runs a stage without `every_process`.
 """
 
 from __future__ import annotations
@@ -20,20 +20,20 @@ from onesug_jax.pipeline.workdir import BUNDLE, CONFIG, MANIFEST, NEW, Manifest,
 from onesug_jax.train import distributed
 from onesug_jax.train.states import BEST, CHECKPOINTS
 
-_STATES = (CHECKPOINTS, BEST)  # never written in place
+_STATES = (CHECKPOINTS, BEST)  # their files are never written in place
 
 
 def execute(
     spec: StageSpec, context: Context, *, restart: bool = False, may_replace: bool = False
 ) -> int:
-    """Runs one stage if its results are missing or stale; prints one line saying which.
+    """Runs one stage if its results are missing or stale; prints the reason.
 
     Args:
-      restart: make it anew though it is finished.
-      may_replace: whether its trained state may be replaced by another.
+      restart: run it even if it is finished.
+      may_replace: whether its trained state may be replaced.
 
     Returns:
-      The exit code: 0 unless the stage returned another; then its old result stays.
+      The exit code; if it is not 0, the old result stays.
 
     Raises:
       UserError: a trained state would be lost (see `plan`).
@@ -80,7 +80,7 @@ def execute(
 
 
 def pull(spec: StageSpec, context: Context) -> None:
-    """Brings what a stage reads from a bucket, into each process that takes part."""
+    """Downloads the inputs of a stage from a bucket; in each process that takes part."""
     mirror = context.mirror
     if not (spec.every_process or distributed.is_primary()):
         return
@@ -98,7 +98,9 @@ def pull(spec: StageSpec, context: Context) -> None:
 
 
 def _ready(step: Step, context: Context) -> None:
-    """Readies `<folder>.new`: empty, as it was interrupted, or with what training goes on from."""
+    """Prepares `<folder>.new`: empty, as an interrupted run left it, or with the states to continue
+    from.
+    """
     folder, mirror = step.spec.place(context), context.mirror
     new = folder + NEW
     if step.action in (RUN, CONTINUE):
@@ -111,14 +113,14 @@ def _ready(step: Step, context: Context) -> None:
     os.makedirs(new, exist_ok=True)
     with open(os.path.join(new, CONFIG), "w", encoding="utf-8") as file:
         file.write(context.config_text)
-    step.spec.manifest(context).write(new, finished=False)  # last: without it, this is nothing
+    step.spec.manifest(context).write(new, finished=False)  # last: a folder without it is ignored
     if mirror and (step.spec.trained or step.spec.every_process):
         mirror.begin(folder, fresh=step.action != RESUME, after=step.action == CONTINUE)
 
 
 def _take_over(folder: str, new: str, *, states: bool) -> None:
-    """What a finished training goes on from: its states, where they lie here, are linked; all else
-    is copied, because it may be written to.
+    """Copies a finished training, to continue from it. Its states, if `states`, are linked; other
+    files are copied because the training may write to them.
     """
     os.makedirs(new)
     for entry in sorted(os.scandir(folder), key=lambda entry: entry.name):
@@ -134,7 +136,7 @@ def _take_over(folder: str, new: str, *, states: bool) -> None:
 
 def _take_place(spec: StageSpec, context: Context) -> None:
     folder = spec.place(context)
-    started = Manifest.read(folder + NEW)  # what was read when it started
+    started = Manifest.read(folder + NEW)  # the inputs at the start of the stage
     assert started is not None, folder
     started.write(folder + NEW, finished=True)
     if context.mirror:

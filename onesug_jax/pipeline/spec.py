@@ -1,8 +1,8 @@
-"""What a stage of the command line is, and what it is given.
+"""A stage of the command line as data, and its context.
 
-A `StageSpec` is data: the folder of WORK_DIR it fills, what it reads, and on which settings its
-results depend. `stages/making.py` and `using.py` list them; `plan.py` and `runner.py` run them. Not
-to be confused with `train_state.Stage`, one training objective for the training loop.
+A `StageSpec` declares the folder of WORK_DIR that a stage fills, its inputs, and the settings that
+its results depend on. `stages/making.py` and `using.py` list them; `plan.py` and `runner.py` run
+them. `train_state.Stage` is something else: one training objective for the training loop.
 """
 
 from __future__ import annotations
@@ -24,24 +24,23 @@ PROGRAM = "python -m onesug_jax.main"
 
 @dataclasses.dataclass(frozen=True)
 class Context:
-    """All that a stage is given.
+    """The inputs of a stage.
 
-    `configured(name)` returns a library function or class with its configuration injected: only
-    arguments that the configuration leaves open need to be passed; `configured("scope/name")` adds
-    what is set for that scope.
+    `configured(name)` returns a library function or class with its configuration injected, so the
+    caller passes only the other arguments; `configured("scope/name")` adds settings of that scope.
 
     Attributes:
       work: where the stage reads and writes. For a stage that uses the trained model, the bundle of
         the model in use (`workdir.model_in_use`).
-      home: the work directory itself, or the version of it in use: its log, its reports.
+      home: the work directory itself, or its version in use, with the log and the reports.
       settings: the effective configuration, {"pretrain.steps": 400, ...}.
-      given: names that this very command set, by flag or file.
-      named: the user named this stage itself, rather than `run`.
-      out: the folder that this stage writes; it takes the place of the last result when it ends.
+      given: names that this command set, by flag or file.
+      named: the command names this stage, rather than `run`.
+      out: the folder that this stage writes; at the end it replaces the last result.
       config_text: the operative configuration, as a gin file.
-      other: (stage, WORK_DIR, bindings) -> exit code; runs another stage elsewhere with some
+      other: (stage, WORK_DIR, bindings) -> exit code; runs a stage in another WORK_DIR with some
         bindings changed.
-      mirror: where WORK_DIR is a bucket's URL, what brings its files and sends results.
+      mirror: downloads files and sends results if WORK_DIR is in a bucket.
     """
 
     work: WorkDir
@@ -59,59 +58,59 @@ class Context:
 
     @property
     def log(self) -> str:
-        """The log to read, an absolute path: LOG, or the simulated shop's where none is given."""
+        """The absolute path of the log to read: LOG, or by default the simulated shop's."""
         return local_log(self.macros["LOG"] or self.work.simulated)
 
     @property
     def compiled(self) -> str:
-        """Where compiled programs stay, so that the second `suggest` starts in seconds."""
+        """The folder of compiled programs, with which the second `suggest` starts in seconds."""
         return os.path.join(home_of(self.macros["WORK_DIR"]), ".compiled")
 
     @property
     def states(self) -> States:
-        """Where a training keeps its states."""
+        """Where a training stores its states."""
         return self.mirror.states(self.out.removesuffix(NEW)) if self.mirror else HERE
 
     def share(self) -> None:
-        """What the primary has written into `out` so far is there in every process; all call it."""
+        """Copies the primary's content of `out` to every process; all processes call it."""
         if self.mirror:
             self.mirror.share(self.out.removesuffix(NEW))
 
     @property
     def seed(self) -> int:
-        """The one seed from which all randomness of the stage follows."""
+        """The seed of all randomness in the stage."""
         return self.macros["SEED"]
 
 
 @dataclasses.dataclass(frozen=True)
 class StageSpec:
-    """One word of the command line.
+    """One stage of the command line.
 
     Attributes:
       run: does the work and may return an exit code; its further keyword arguments are configured
         under the stage's name (`pretrain.steps`).
-      folder: the folder of WORK_DIR it fills; None for a stage that leaves nothing behind.
-      subfolder: the name of a result inside `folder`, where there are several (reports).
-      format: raised by a person when what the stage writes changes its meaning.
-      inputs: what it reads: paths or globs inside WORK_DIR, or absolute paths.
-      also_reads: what else of WORK_DIR must be at hand when it runs, as `inputs` names it; it
-        follows from the inputs, or results do not depend on it.
+      folder: the folder of WORK_DIR it fills; None for a stage without results.
+      subfolder: the name of a result inside `folder`, if it has several (reports).
+      format: increased by hand when the files of the stage change their meaning.
+      inputs: paths or globs inside WORK_DIR, or absolute paths.
+      also_reads: further files of WORK_DIR, in the form of `inputs`; they follow from the inputs,
+        or results do not depend on them.
       configures: configuration names whose settings its results depend on.
       changeable: of a trained stage, names (or `Name.parameter`) that may change while its training
-        goes on from a checkpoint; every other setting and every input makes another state.
+        continues from a checkpoint; another value of any other setting or input is another state.
       fixed: exceptions from `changeable`.
       ignores: names (or `Name.parameter`) that it uses but that do not change results.
-      follows: folders among the inputs whose change makes a trained stage start anew, without a
-        word, beside its old result (rwr starts from what pretrain made).
-      check: raises UserError where settings, machine or inputs do not fit; touches nothing.
-      describe: what --dry_run shows of what it would make: array shapes, runs.
+      follows: folders among the inputs; when only they change, a trained stage starts anew beside
+        its old result and is not refused (rwr starts from the result of pretrain).
+      check: raises UserError if settings, machine or inputs do not fit; changes nothing.
+      describe: a description of future results for --dry_run: array shapes, runs.
       recap: shows earlier results when the stage is skipped.
       in_run: part of `run`, in the order of the registry.
-      resumes: goes on with what a run of the same inputs and settings left when it was killed.
-      always: never up to date when named itself (evaluate).
-      every_process: every process of a run takes part, not the primary alone.
+      resumes: continues a killed run with the same inputs and settings.
+      always: runs whenever the command names it (evaluate).
+      every_process: every process of a run takes part, not only the primary.
       uses_model: reads the bundle of the model in use.
-      example: what follows PROGRAM in the help text.
+      example: the command without PROGRAM, for the help text.
     """
 
     name: str
@@ -139,18 +138,18 @@ class StageSpec:
     example: str = ""
 
     def place(self, context: Context) -> str:
-        """The folder, an absolute path, that its finished result has."""
-        assert self.folder is not None, f"{self.name} leaves nothing behind"
+        """The absolute path of its finished result."""
+        assert self.folder is not None, f"{self.name} has no results"
         inside = (self.subfolder(context),) if self.subfolder else ()
         return context.home.join(self.folder, *inside)
 
     @property
     def trained(self) -> bool:
-        """Whether its training goes on from a checkpoint when settings change."""
+        """Whether its training continues from a checkpoint when settings change."""
         return bool(self.changeable)
 
     def uses(self) -> tuple[str, ...]:
-        """All configuration names the stage may ask for."""
+        """All configuration names that the stage may use."""
         names = [*self.configures, *(name.split(".")[0] for name in self.ignores)]
         return tuple(dict.fromkeys(names))
 
@@ -165,18 +164,18 @@ class StageSpec:
         return _among(setting, self.ignores)
 
     def may_change(self, setting: str) -> bool:
-        """Whether training goes on from a checkpoint with another value of this setting."""
+        """Whether training continues from a checkpoint with another value of this setting."""
         return _among(setting, self.changeable) and setting not in self.fixed
 
     def manifest(self, context: Context) -> Manifest:
-        """What results made now would be made from."""
+        """The manifest of results made now."""
         inputs = {}
         for pattern in self.inputs(context):
             for name, path in context.work.expand(pattern).items():
                 inputs[name] = context.work.fingerprint(path)
         settings = {n: value for n, value in context.settings.items() if not self.ignored(n)}
         seed = {"SEED": context.macros.get("SEED")}
-        if self.may_change("SEED"):  # else recorded only: seeds share what is before `pretrain`
+        if self.may_change("SEED"):  # else only recorded: runs of all seeds share earlier stages
             settings = {**seed, **settings}
         return Manifest(
             stage=self.name,
@@ -188,6 +187,6 @@ class StageSpec:
 
 
 def _among(setting: str, names: Sequence[str]) -> bool:
-    """Whether `scope/Name.parameter` is one of `names`, given whole or as `Name` alone."""
+    """Whether `names` contains the `Name.parameter` or the `Name` of `scope/Name.parameter`."""
     key = setting.split("/")[-1]
     return key in names or key.split(".")[0] in names

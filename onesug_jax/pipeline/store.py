@@ -1,7 +1,7 @@
-"""The objects below one URL, through fsspec: list, read, write, copy, and what failed in words.
+"""The objects below one URL, through fsspec: list, read, write, copy, with readable errors.
 
-An object appears whole or not at all, and objects cannot be renamed as one; what that means for
-results is `mirror.py`'s. fsspec, and gcsfs for `gs://`, are imported with the first URL.
+One object is written atomically, but several cannot be renamed in one step; `mirror.py` makes
+results atomic. fsspec, and gcsfs for `gs://`, are imported with the first URL.
 """
 
 from __future__ import annotations
@@ -16,24 +16,24 @@ from onesug_jax.errors import UserError
 from onesug_jax.files import atomic_path
 
 _THREADS = 32
-_EXTRAS = {"gs": "gcs", "gcs": "gcs"}  # scheme -> what of onesug_jax[...] brings its package
+_EXTRAS = {"gs": "gcs", "gcs": "gcs"}  # scheme -> the extra of onesug_jax with its package
 
 
 class Gone(UserError):
-    """An object that was listed is not there any more."""
+    """A listed object no longer exists."""
 
 
 class Store:
     """The objects below `url`, by their names relative to it.
 
     Raises:
-      UserError: no package speaks this scheme.
+      UserError: no installed package supports this scheme.
     """
 
     def __init__(self, url: str):
         self.url = url.rstrip("/")
         scheme = self.url.partition("://")[0]
-        os.environ.setdefault("EPATH_USE_TF", "0")  # or orbax's paths would go by TensorFlow
+        os.environ.setdefault("EPATH_USE_TF", "0")  # else orbax's paths use TensorFlow
         try:
             from fsspec.core import url_to_fs
 
@@ -51,45 +51,40 @@ class Store:
             raise UserError(f"{self.url}: no URL that can be read or written: {error}.") from None
 
     def sizes(self, folder: str = "") -> dict[str, int]:
-        """{name: bytes} of all objects below a folder; {} where there is none."""
+        """{name: bytes} of all objects below a folder; {} if it does not exist."""
         with self._explaining("be listed"):
             found = self._fs.find(self._at(folder), detail=True)
-        names = {name[len(self._root) :].strip("/"): one for name, one in found.items()}
-        return {n: int(one["size"] or 0) for n, one in names.items() if one["type"] == "file"}
+        return {name: size for name, (size, _) in self._files(found).items()}
 
     def versions(self, pattern: str) -> dict[str, tuple[int, str]]:
-        """{name: (bytes, which version of it)} of the objects that a path, folder or glob means."""
+        """{name: (bytes, version)} of the objects that match a path, folder or glob."""
         with self._explaining("be listed"):
             found = self._fs.glob(self._at(pattern), detail=True)
-            for name, one in list(found.items()):
-                if one["type"] == "directory":
+            for name, info in list(found.items()):
+                if info["type"] == "directory":
                     found |= self._fs.find(name, detail=True)
-        return {
-            name[len(self._root) :].strip("/"): (int(one["size"] or 0), _version(one))
-            for name, one in sorted(found.items())
-            if one["type"] == "file"
-        }
+        return self._files(found)
 
     def read(self, names: Iterable[str]) -> dict[str, bytes]:
-        """The content of those of these small objects that are there."""
+        """The content of small objects; missing ones are left out."""
 
-        def one(name: str) -> bytes | None:
+        def content_of(name: str) -> bytes | None:
             try:
                 return self._fs.cat_file(self._at(name))
             except FileNotFoundError:
                 return None
 
         names = list(names)
-        found = zip(names, self._each("be read", one, names), strict=True)
-        return {name: content for name, content in found if content is not None}
+        contents = zip(names, self._each("be read", content_of, names), strict=True)
+        return {name: content for name, content in contents if content is not None}
 
     def write(self, name: str, content: bytes) -> None:
-        """An object with this content, in place of what is there."""
+        """Write an object, or replace it."""
         with self._explaining("be written"):
             self._fs.pipe_file(self._at(name), content)
 
     def create(self, name: str, content: bytes) -> bool:
-        """Write an object unless it is there; False where it is. One of several callers wins."""
+        """Write an object unless it exists; False if it does. Only one of several callers wins."""
         with self._explaining("be written"):
             if self._fs.exists(self._at(name)):
                 return False
@@ -98,32 +93,32 @@ class Store:
             except FileExistsError:
                 return False
             except Exception as error:
-                if getattr(error, "code", None) == 412:  # gcsfs: a precondition did not hold
+                if getattr(error, "code", None) == 412:  # gcsfs: precondition failed
                     return False
                 raise
         return True
 
     def upload(self, files: Mapping[str, str]) -> None:
-        """Local files, as {name: path}."""
+        """Upload local files, {name: path}."""
         self._each(
             "be written", lambda pair: self._fs.put_file(pair[1], self._at(pair[0])), files.items()
         )
 
     def download(self, files: Mapping[str, str]) -> None:
-        """Objects into local files, as {name: path}; each file appears when it is complete.
+        """Download objects into local files, {name: path}; each file is written atomically.
 
         Raises:
-          Gone: one is not there.
+          Gone: an object is missing.
         """
 
-        def one(pair: tuple[str, str]) -> None:
+        def get(pair: tuple[str, str]) -> None:
             with atomic_path(pair[1]) as new:
                 self._fs.get_file(self._at(pair[0]), new)
 
-        self._each("be read", one, files.items())
+        self._each("be read", get, files.items())
 
     def copy(self, names: Mapping[str, str]) -> None:
-        """Copies of objects, as {old name: new name}, made where they lie."""
+        """Copy objects inside the bucket, {old name: new name}."""
         self._each(
             "be copied",
             lambda pair: self._fs.cp_file(self._at(pair[0]), self._at(pair[1])),
@@ -131,16 +126,23 @@ class Store:
         )
 
     def remove(self, names: Iterable[str]) -> None:
-        """Remove objects; those that are gone already are passed over."""
+        """Remove objects; missing ones are ignored."""
 
-        def one(name: str) -> None:
+        def remove(name: str) -> None:
             with contextlib.suppress(FileNotFoundError):
                 self._fs.rm_file(self._at(name))
 
-        self._each("be removed", one, names)
+        self._each("be removed", remove, names)
 
     def _at(self, name: str) -> str:
         return f"{self._root}/{name}" if name else self._root
+
+    def _files(self, found: Mapping[str, Any]) -> dict[str, tuple[int, str]]:
+        return {
+            name[len(self._root) :].strip("/"): (int(info["size"] or 0), _version(info))
+            for name, info in sorted(found.items())
+            if info["type"] == "file"
+        }
 
     def _each(self, doing: str, act: Callable[[Any], Any], items: Iterable[Any]) -> list[Any]:
         items = list(items)
@@ -165,7 +167,7 @@ class Store:
                 "See that the bucket is there; where another command has just replaced a result, "
                 "give the same command again."
             ) from error
-        except Exception as error:  # each package has its own
+        except Exception as error:  # each package has its own exceptions
             raise UserError(
                 f"{self.url}: could not {doing}: {_line(error)}. See that the bucket is there and "
                 "that you may use it (`gcloud auth application-default login`, or the rights of "
@@ -174,7 +176,7 @@ class Store:
 
 
 def _version(info: Mapping[str, Any]) -> str:
-    """What changes when an object is written again."""
+    """A text that changes whenever an object is written."""
     for key in ("generation", "etag", "ETag", "md5Hash"):
         if info.get(key):
             return str(info[key])

@@ -1,10 +1,9 @@
-"""Where the files of a URL lie on this machine, and which files there are though they were not
-pulled yet.
+"""The local folders of URLs, and tables of their files, including files that were not pulled yet.
 
-A URL has one local folder, below a folder of the user's cache that `ONESUG_MIRROR` moves (to a data
-disk); a path below the URL is the same path below that folder. A folder that came from a bucket
-holds a table of its files: name, size and fingerprint. So what a stage would read can be compared
-without its files. Local paths are left as they are. No network here: `mirror.py` pulls and pushes.
+A URL has one local folder, in the user's cache or below `ONESUG_MIRROR` (a data disk); a path below
+the URL is the same path below that folder. A folder from a bucket has a table of its files: name,
+size and fingerprint. So the inputs of a stage can be compared before they are downloaded. Local
+paths stay unchanged. `mirror.py` does the transfers.
 """
 
 from __future__ import annotations
@@ -18,7 +17,7 @@ import json
 import os
 
 from onesug_jax.errors import UserError
-from onesug_jax.files import is_remote, write_json
+from onesug_jax.files import atomic_write, is_remote
 
 MIRROR = "ONESUG_MIRROR"
 TABLE = ".remote.json"
@@ -27,12 +26,12 @@ FORMAT = 1
 
 @dataclasses.dataclass(frozen=True)
 class Table:
-    """The files of one finished or begun result of a bucket.
+    """The files of one finished or unfinished result in a bucket.
 
     Attributes:
-      generation: what is new with each result; its objects lie below `UNIT/GENERATION/`.
+      generation: an id of the result; its objects lie below `UNIT/GENERATION/`.
       files: name below the folder -> (bytes, fingerprint).
-      url: where these objects lie; local tables alone have it.
+      url: the URL of the objects; only local tables have it.
     """
 
     generation: str
@@ -41,17 +40,17 @@ class Table:
 
     @classmethod
     def parse(cls, content: bytes, where: str) -> Table:
-        """Of an object or a local file.
+        """The table in an object or a local file; `where` names it in the message.
 
         Raises:
           UserError: another release wrote it, or it is damaged.
         """
         try:
-            found = json.loads(content)
-            if found.pop("format") != FORMAT:
+            fields = json.loads(content)
+            if fields.pop("format") != FORMAT:
                 raise ValueError("another release of onesug_jax wrote it")
-            files = {name: (size, digest) for name, (size, digest) in found["files"].items()}
-            return cls(**{**found, "files": files})
+            files = {name: (size, digest) for name, (size, digest) in fields["files"].items()}
+            return cls(**{**fields, "files": files})
         except (ValueError, TypeError, KeyError) as error:
             raise UserError(
                 f"{where}: expected the files of a result, format {FORMAT}; found something else "
@@ -59,12 +58,12 @@ class Table:
             ) from None
 
     def text(self) -> bytes:
-        """As `parse` reads it."""
+        """The JSON that `parse` reads."""
         return json.dumps({"format": FORMAT, **dataclasses.asdict(self)}).encode()
 
 
 def root(kind: str = "work") -> str:
-    """The folder below which URLs have their local folders."""
+    """The parent folder of the local folders of URLs."""
     cache = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
     folder = os.environ.get(MIRROR) or os.path.join(cache, "onesug_jax")
     return os.path.join(os.path.abspath(os.path.expanduser(folder)), kind)
@@ -87,14 +86,11 @@ def local(path: str) -> str:
 
 
 def shown(path: str) -> str:
-    """What a user calls a local path: of one in a mirror the URL."""
+    """The path to show to a user: the URL of a path in a mirror."""
     inside = os.path.relpath(path, root())
     scheme, _, rest = inside.partition(os.sep)
-    return path if inside.startswith("..") or not rest else f"{scheme}://{_slash(scheme)}{rest}"
-
-
-def _slash(scheme: str) -> str:
-    return "/" if scheme == "file" else ""  # a file's path begins at the root
+    slash = "/" if scheme == "file" else ""  # a file's path begins at the root
+    return path if inside.startswith("..") or not rest else f"{scheme}://{slash}{rest}"
 
 
 def local_log(log: str) -> str:
@@ -106,7 +102,7 @@ def local_log(log: str) -> str:
 
 
 def split_log(log: str) -> tuple[str, str]:
-    """The URL of the folder that a log's files lie in, and the log relative to it."""
+    """The URL of the folder of a log's files, and the log relative to it."""
     scheme, _, rest = log.rstrip("/").partition("://")
     parts = rest.split("/")
     count = next((i for i, part in enumerate(parts) if glob.has_magic(part)), len(parts) - 1)
@@ -121,7 +117,7 @@ def log_folder(log: str) -> str:
 
 
 def read(folder: str) -> Table | None:
-    """The table of a folder; None: it has none."""
+    """The table of a folder, if it has one."""
     path = os.path.join(folder, TABLE)
     try:
         stat = os.stat(path)
@@ -137,17 +133,14 @@ def _parsed(path: str, *version: int) -> Table:
 
 
 def write(folder: str, table: Table) -> None:
-    """Leaves the table in its folder."""
-    write_json(
-        os.path.join(folder, TABLE),
-        {"format": FORMAT, **dataclasses.asdict(table)},
-        ensure_ascii=False,
-    )
+    """Writes the table into its folder."""
+    with atomic_write(os.path.join(folder, TABLE)) as file:
+        file.write(table.text())
 
 
 def holding(path: str) -> tuple[str, Table] | None:
-    """The finished folder with a table that a path (or glob) lies in, and the table; None: there is
-    none, as always outside the mirrors.
+    """The finished folder with a table that contains a path (or glob), and the table; None if there
+    is none, as for all paths outside the mirrors.
     """
     base = os.path.dirname(root())
     if not path.startswith(base + os.sep):
@@ -163,18 +156,18 @@ def holding(path: str) -> tuple[str, Table] | None:
 
 
 def below(pattern: str) -> list[str]:
-    """The files of a bucket, pulled or not, that an absolute path or glob means."""
-    found = holding(pattern)
-    if found is None:
+    """The files of a bucket, pulled or not, that match an absolute path or glob."""
+    unit = holding(pattern)
+    if unit is None:
         return []
-    folder, table = found
+    folder, table = unit
     names = matching(table, os.path.relpath(pattern, folder))
     return [os.path.join(folder, name) for name in names]
 
 
 def matching(table: Table, pattern: str) -> list[str]:
-    """Names that a path or glob relative to the table's folder means, with all below a match;
-    hidden ones never.
+    """The names that match a path or glob relative to the table's folder, or lie below a match,
+    without hidden ones.
     """
     wanted = [part for part in pattern.split("/") if part not in ("", ".")]
     return [name for name in table.files if _matches(name.split("/"), wanted)]
@@ -187,6 +180,6 @@ def _matches(parts: list[str], wanted: list[str]) -> bool:
 
 
 def entry(path: str) -> tuple[int, str] | None:
-    """(bytes, fingerprint) of a file that the bucket holds; None: no table knows it."""
-    found = holding(path)
-    return found[1].files.get(os.path.relpath(path, found[0])) if found else None
+    """(bytes, fingerprint) of a file in a bucket; None: no table contains it."""
+    unit = holding(path)
+    return unit[1].files.get(os.path.relpath(path, unit[0])) if unit else None

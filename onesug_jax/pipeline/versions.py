@@ -1,9 +1,9 @@
-"""The versions of a work directory that `update` made, and the one pointer that says which is used.
+"""The versions of a work directory that `update` made, and the pointer to the one in use.
 
-WORK_DIR/current.json holds {"version", "published"}: the version in use, and all that were ever
-published with the fingerprint of their logs. It is exchanged in one move, so a version is published
-once or not at all. `rollback` points it at the version before; the one that was left stays
-published, so its log is not learnt from a second time.
+WORK_DIR/current.json holds {"version", "published"}: the version in use, and all versions ever
+published with the fingerprint of their logs. It is replaced atomically, so a version is published
+once or not at all. `rollback` sets it to the previous version; the version left stays in
+`published`, so no update trains on its log again.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ FIRST = "0000"  # WORK_DIR itself
 
 
 def published(home: str) -> dict[str, str]:
-    """Every version that was ever in use, in order, and the fingerprint of the log it learnt from;
+    """All versions ever in use, in order, with the fingerprint of the log that each was trained on;
     the first is WORK_DIR itself.
     """
     path = os.path.join(home, CURRENT)
@@ -37,7 +37,7 @@ def _pointer(path: str) -> dict:
 
 
 def record(folder: str) -> dict | None:
-    """What an update noted of a version; None: the folder is none."""
+    """The record of a version by its update; None if the folder is not a version."""
     path = os.path.join(folder, RECORD)
     if not os.path.exists(path):
         return None
@@ -45,7 +45,7 @@ def record(folder: str) -> dict | None:
 
 
 def made(home: str) -> list[str]:
-    """Numbers of all versions ever finished that are on the disk, refused ones too."""
+    """The numbers of all finished versions on the disk, including refused ones."""
     folder = os.path.join(home, "versions")
     names = sorted(os.listdir(folder)) if os.path.isdir(folder) else []
     return [name.split(".")[0] for name in names if name[:4].isdigit() and not name.endswith(NEW)]
@@ -57,12 +57,12 @@ def following(home: str) -> str:
 
 
 def holding(home: str, log: str) -> str | None:
-    """The published version that learnt from a log with this fingerprint, None if there is none."""
-    return next((version for version, learnt in published(home).items() if learnt == log), None)
+    """The published version that was trained on the log with this fingerprint, if any."""
+    return next((version for version, trained in published(home).items() if trained == log), None)
 
 
 def unpublished(home: str) -> list[str]:
-    """Finished versions that were never in use: those whose update was killed at its very end."""
+    """Finished versions that were never in use: their update was killed before publishing them."""
     ever = published(home)
     return [v for v in made(home) if v not in ever and record(_folder(home, v))]
 
@@ -75,7 +75,7 @@ def publish(home: str, version: str) -> None:
 
 
 def before(home: str) -> str:
-    """The version that `rollback` goes back to: the one that the version in use was made from.
+    """The version that `rollback` returns to: the one that the version in use was made from.
 
     Raises:
       UserError: there is none.
@@ -84,24 +84,22 @@ def before(home: str) -> str:
     if version == FIRST:
         raise UserError(f"{home} serves the model it was made with; there is no version before it")
     base = (record(_folder(home, version)) or {}).get("base", ".")
-    found = FIRST if base == "." else os.path.basename(base)
-    if found != FIRST and not os.path.isdir(_folder(home, found)):
-        raise UserError(f"{home}: version {found}, before {version}, was removed to save space")
-    return found
+    previous = FIRST if base == "." else os.path.basename(base)
+    if previous != FIRST and not os.path.isdir(_folder(home, previous)):
+        raise UserError(f"{home}: version {previous}, before {version}, was removed to save space")
+    return previous
 
 
 def rollback(home: str) -> tuple[str, str]:
-    """Goes back to the version before; returns (the one left, the one now in use)."""
+    """Returns to the previous version; returns (the version left, the version now in use)."""
     left, back = in_use(home), before(home)
     write_json(os.path.join(home, CURRENT), {"version": back, "published": published(home)})
     return left, back
 
 
 def prune(home: str, retained: int) -> list[str]:
-    """Removes the oldest versions beyond `retained`, never the one in use or the one before it.
-
-    Returns:
-      those removed.
+    """Removes the oldest versions beyond `retained`, except the one in use and the one before it;
+    returns the removed ones.
     """
     current = in_use(home)
     needed = {current, FIRST} | ({before(home)} if current != FIRST else set())

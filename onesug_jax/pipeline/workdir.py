@@ -1,10 +1,9 @@
-"""The work directory: one folder a stage, with a manifest that says what its results come from.
+"""The work directory: one folder per stage, with a manifest of the inputs and settings behind it.
 
-A stage writes into `<folder>.new` and takes the place of `<folder>` in one rename when it has
+A stage writes into `<folder>.new`, which replaces `<folder>` in one rename when the stage has
 finished; so a folder without `.new` is always finished. A trained stage leaves a `bundle/` in its
-folder: all that it takes to suggest with its model, laid out like a work directory, in hard links.
-Commands that use the model read the bundle alone, so they answer the same while earlier stages are
-made anew.
+folder: hard links to all files that suggesting needs, laid out like a work directory. Commands that
+use the model read only the bundle, so their answers stay the same while earlier stages run again.
 """
 
 from __future__ import annotations
@@ -25,12 +24,12 @@ from onesug_jax.files import fingerprint_file, mode_of, names_below, read_json, 
 from onesug_jax.pipeline import tables
 from onesug_jax.pipeline.tables import local
 
-MANIFEST = "_manifest.json"  # what reads a folder of data passes over names beginning with "_"
+MANIFEST = "_manifest.json"  # readers of data folders ignore names that begin with "_"
 CONFIG = "config.gin"
-CURRENT = "current.json"  # which version of a work directory is in use, where it was updated
+CURRENT = "current.json"  # in an updated work directory: the version in use
 BUNDLE = "bundle"
 RECORD = "update.json"  # in a version that an update made: {"version", "base", "log", "scores"}
-SOURCES = "sources.json"  # in a bundle: folder of WORK_DIR -> when it was finished
+SOURCES = "sources.json"  # in a bundle: folder of WORK_DIR -> time when it was finished
 NEW = ".new"
 SPLITS = ("train", "dev", "test")
 FOLDERS = (
@@ -54,8 +53,8 @@ FOLDERS = (
 class WorkDir:
     """Paths inside one work directory (absolute); every folder of FOLDERS is also an attribute.
 
-    Of a URL it is the local folder (`tables.local`), which `mirror.py` fills. `writing` names the
-    folder that is being made: its attribute is then `<folder>.new`.
+    The path of a URL is its local folder (`tables.local`), which `mirror.py` fills. `writing` names
+    the folder that is being written: its attribute is then `<folder>.new`.
     """
 
     path: str
@@ -71,7 +70,7 @@ class WorkDir:
 
     @property
     def name(self) -> str:
-        """What a user calls it: the path, or the URL."""
+        """The path or the URL, as the user gave it."""
         return tables.shown(self.path)
 
     def join(self, *parts: str) -> str:
@@ -79,34 +78,33 @@ class WorkDir:
         return os.path.join(self.path, *parts)
 
     def folder_of(self, pattern: str) -> str | None:
-        """Which top folder of the work directory an input lies in; None outside it."""
+        """The top folder of the work directory that contains an input; None if it is outside."""
         relative = os.path.relpath(self.join(pattern), self.path)
         return None if relative.startswith("..") else relative.split(os.sep)[0]
 
     def expand(self, pattern: str) -> dict[str, str]:
-        """The files which an input means, {name in manifests: path}.
+        """The files of an input, {name in manifests: path}.
 
         `pattern` is a path or glob inside the work directory, or an absolute one outside it (a
-        log). A folder means all files under it, except hidden ones and what the stages note about
-        themselves. Outside files are named from the last part of `pattern` on, so that a log
-        may move without being taken for another. Files of a bucket that were not pulled yet are
-        among them.
+        log). A folder stands for all files under it, except hidden ones, manifests and config.gin.
+        Names of outside files start with the last part of `pattern`, so that a log may move and is
+        still the same input. Files of a bucket that were not pulled yet are included.
         """
         start = self.path if self.folder_of(pattern) else os.path.dirname(pattern.rstrip(os.sep))
         pattern = self.join(pattern)
-        found = {}
+        files = {}
         for path in tables.below(pattern) or _files_of(pattern):
             if os.path.basename(path) not in (MANIFEST, CONFIG):
-                found[os.path.relpath(path, start)] = path
-        return dict(sorted(found.items()))
+                files[os.path.relpath(path, start)] = path
+        return dict(sorted(files.items()))
 
     def fingerprint(self, path: str) -> str:
-        """That of a file which `expand` gave."""
+        """The fingerprint of a file from `expand`."""
         entry = tables.entry(path)
         return entry[1] if entry else fingerprint_file(path)
 
     def size(self, path: str) -> int:
-        """The bytes of a file which `expand` gave."""
+        """The number of bytes of a file from `expand`."""
         entry = tables.entry(path)
         return entry[0] if entry else os.path.getsize(path)
 
@@ -121,17 +119,15 @@ def _files_of(pattern: str) -> Iterable[str]:
 
 
 def home_of(path: str) -> str:
-    """The work directory of a path: the path itself, or where a trained stage's folder or its
-    bundle lies in one, that one. Absolute.
-    """
+    """The absolute path of a work directory, from its path or that of a trained stage or bundle."""
     path = local(path)
     stage = os.path.dirname(path) if os.path.basename(path) == BUNDLE else path
     return os.path.dirname(stage) if os.path.exists(os.path.join(stage, MANIFEST)) else path
 
 
 def settings_file(path: str) -> str:
-    """Where the settings of a path are remembered: in its work directory (`home_of`), of a version
-    in the one that was updated; there may be no such file.
+    """The file of the stored settings: in the work directory (`home_of`), for a version in the
+    updated work directory. It may not exist.
     """
     home = home_of(path)
     if os.path.exists(os.path.join(home, RECORD)):  # WORK_DIR/versions/NNNN
@@ -140,8 +136,8 @@ def settings_file(path: str) -> str:
 
 
 def published(path: str) -> str:
-    """The work directory in use: that of `path` (`home_of`), or the version of `path` itself that
-    an update published.
+    """The work directory in use: that of `path` (`home_of`), or the version of `path` that an
+    update published.
     """
     home = home_of(path)
     pointer = os.path.join(local(path), CURRENT)
@@ -152,12 +148,11 @@ def published(path: str) -> str:
 
 
 def model_in_use(path: str) -> str:
-    """The bundle that a path means: a bundle itself (here or copied elsewhere), that of a trained
-    stage's folder, or of a work directory its preference-aligned one if there is, else that of
-    `pretrain`.
+    """The bundle of a path, which is a bundle itself (or a copy of one), a trained stage's folder,
+    or a work directory: then the bundle of `rwr` if there is one, else that of `pretrain`.
 
     Raises:
-      UserError: nothing is trained there.
+      UserError: there is no trained model.
     """
     given = local(path)
     if os.path.exists(os.path.join(given, SOURCES)):
@@ -175,18 +170,18 @@ def model_in_use(path: str) -> str:
 
 @functools.cache
 def provenance() -> dict[str, str]:
-    """Which program makes a result: recorded in manifests, never compared."""
-    found = {"onesug_jax": __version__, "commit": _commit()}
+    """Versions of the program and its packages: recorded in manifests, never compared."""
+    versions = {"onesug_jax": __version__, "commit": _commit()}
     for package in ("jax", "numpy", "orbax-checkpoint"):
         try:
-            found[package] = importlib.metadata.version(package)
+            versions[package] = importlib.metadata.version(package)
         except importlib.metadata.PackageNotFoundError:
-            found[package] = "absent"
-    return found
+            versions[package] = "absent"
+    return versions
 
 
 def _commit() -> str:
-    """The commit of a checkout; "" where the package is installed."""
+    """The commit of a checkout; "" for an installed package."""
     git = os.path.join(os.path.dirname(__file__), "..", "..", ".git")
     try:
         with open(os.path.join(git, "HEAD"), encoding="ascii") as file:
@@ -201,12 +196,12 @@ def _commit() -> str:
 
 @dataclasses.dataclass(frozen=True)
 class Manifest:
-    """What a stage's results were made from.
+    """The inputs and settings that a stage's results were made from.
 
     Attributes:
-      format: of what the stage writes (`StageSpec.format`).
+      format: of the stage's files (`StageSpec.format`).
       inputs: file -> fingerprint.
-      settings: {"pretrain.steps": 400, ...}, of `pretrain` and `rwr` "SEED" among them.
+      settings: {"pretrain.steps": 400, ...}; for `pretrain` and `rwr` also "SEED".
       provenance: versions of the program and of packages; never compared.
     """
 
@@ -228,7 +223,7 @@ class Manifest:
 
     @classmethod
     def read(cls, folder: str) -> Manifest | None:
-        """The manifest of `folder`; None where there is none or it cannot be read."""
+        """The manifest of `folder`; None if it is missing or cannot be read."""
         try:
             with open(os.path.join(folder, MANIFEST), encoding="utf-8") as file:
                 return cls(**json.load(file))
@@ -238,35 +233,34 @@ class Manifest:
     def differences(
         self, now: Manifest, counts: Callable[[str], bool] = lambda setting: True
     ) -> list[Difference]:
-        """Why results made from `self` do not stand for `now`; [] when they do.
-
-        `counts` says which settings are compared. The format and the inputs always are.
+        """The differences between two manifests: format, inputs, and settings that `counts` admits;
+        [] if results of `self` are valid for `now`.
         """
-        found = []
+        differences = []
         if self.format != now.format:
             text = f"{self.stage} writes format {now.format} now, not {self.format}"
-            found.append(Difference("format", "", text))
+            differences.append(Difference("format", "", text))
         for kind in ("inputs", "settings"):
             old, new = _plain(getattr(self, kind)), _plain(getattr(now, kind))
-            found += [
+            differences += [
                 Difference(kind, name, _change(name, old, new, values=kind == "settings"))
                 for name in sorted(old.keys() | new.keys())
                 if old.get(name, _MISSING) != new.get(name, _MISSING)
                 and (kind == "inputs" or counts(name))
             ]
-        return found
+        return differences
 
 
 def split_files(log: str) -> dict[str, str]:
-    """The splits that a folder of WORK_DIR holds: name -> file."""
+    """The splits in a folder of WORK_DIR: name -> file."""
     paths = {split: os.path.join(log, f"{split}.parquet") for split in SPLITS}
     return {split: path for split, path in paths.items() if os.path.exists(path)}
 
 
 def finished(folder: str) -> bool:
-    """Whether a stage has filled this folder, and to its end."""
-    made = Manifest.read(folder)
-    return made is not None and bool(made.finished)
+    """Whether a stage has finished this folder."""
+    manifest = Manifest.read(folder)
+    return manifest is not None and bool(manifest.finished)
 
 
 def read_result(path: str) -> dict:
@@ -276,7 +270,7 @@ def read_result(path: str) -> dict:
 
 @dataclasses.dataclass(frozen=True)
 class Difference:
-    """One thing in which two manifests differ; prints as a clause of a sentence."""
+    """One difference of two manifests; prints as a clause of a sentence."""
 
     kind: str  # "format", "inputs" or "settings"
     name: str
@@ -290,7 +284,7 @@ _MISSING = object()
 
 
 def _plain(mapping: Mapping[str, Any]) -> dict[str, Any]:
-    """As JSON gives it back, so that tuples and lists compare equal."""
+    """The mapping after a round trip through JSON, so that tuples and lists compare equal."""
     return json.loads(json.dumps(dict(mapping), ensure_ascii=False))
 
 

@@ -1,11 +1,11 @@
 """The stages of the command line, in order, from a raw log to a suggestion list.
 
-Each stage is a short function that joins library parts (taken configured from its Context) and a
-`StageSpec` that says what it reads, fills and depends on. Each part is described in its own file.
-Imports stand inside the functions, so that no stage loads what only another one needs.
+Each stage is a short function that combines library parts, which its Context configures, and a
+`StageSpec` with its inputs, its folder and its settings. Imports are inside the functions, so that
+no stage loads packages that only another stage needs.
 
 To add a stage: write its function in a file beside this one, add its `StageSpec` to `making.py` or
-`using.py`, and name in `configurables.py` what --gin.NAME=VALUE may set of it.
+`using.py`, and add its settable names to `configurables.py`.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ __all__ = ["CONFIGURABLES", "STAGES"]
 
 
 def doctor(context: Context) -> int:
-    """Prints versions, devices, memory and what is missing; 1 when something required is."""
+    """Prints versions, devices, memory and problems; returns 1 if there are problems."""
     from onesug_jax.doctor import report
 
     return report(context.work.path, imports=context.options.imports)
@@ -42,13 +42,13 @@ def _part(parser: argparse.ArgumentParser) -> None:
         dest="first",
         choices=names,
         metavar="STAGE",
-        help="the first stage to run; what is before it is there already (default: all)",
+        help="the first stage to run; the stages before it are finished (default: the first)",
     )
     parser.add_argument(
         "--until",
         choices=names,
         metavar="STAGE",
-        help="the last stage to run (default: to the end)",
+        help="the last stage to run (default: the last)",
     )
 
 
@@ -63,7 +63,7 @@ _DOCTOR = StageSpec(
 _RUN = StageSpec(
     name="run",
     summary="all of it: every stage in order, skipping what is up to date and saying why not",
-    run=lambda context: 0,  # main runs the others
+    run=lambda context: 0,  # `main` runs the stages
     flags=_part,
     in_run=False,
     example="run --gin_file=gin_configs/quickstart.gin --gin.WORK_DIR=work/quickstart",

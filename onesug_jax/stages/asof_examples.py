@@ -1,10 +1,10 @@
-"""The examples of models with items: one walk through the log, its blocks of time side by side.
+"""The examples of models with items: one walk through the log, with its blocks in parallel.
 
-A large log is cut into blocks of equal numbers of rows. One pass brings the as-of state, without
-making rows, to the start of each block and pickles it there; from that snapshot a worker, a process
-of this machine or a task of Spark, walks the block and writes its rows. The cut depends on the
-number of rows alone, so any engine and any number of workers write the same bytes. Of a killed run
-the finished blocks stay.
+A large log is split into blocks of equal size. One pass updates the as-of state without making
+rows, and pickles it at the start of each block. From there a worker (a process of this machine or a
+Spark task) walks the block and writes its rows. The blocks depend only on the number of rows, so
+any engine and any number of workers write the same bytes. Finished blocks of a killed run are
+reused.
 """
 
 from __future__ import annotations
@@ -38,13 +38,13 @@ _PARTS = ".parts"
 
 @dataclasses.dataclass(frozen=True)
 class Walk:
-    """What every block of a log has in common.
+    """The inputs that all blocks of a log share.
 
     Attributes:
-      folder: the examples stage's; part `n` of the rows goes into folder/.parts/{n}.
-      files: the splits of the log; the first of them are those of `splits`, which become rows.
-      indexed: queries with a number at the start.
-      after_ms: rows of the first file up to this time are observed only.
+      folder: of the examples stage; block `n` writes its rows into folder/.parts/{n}.
+      files: the splits of the log, first those named in `splits`, whose events become rows.
+      indexed: the number of queries in the state at the start.
+      after_ms: events of the first file up to this time only update the counts.
     """
 
     folder: str
@@ -62,14 +62,14 @@ class Walk:
         return os.path.join(self.folder, _PARTS, f"{number:05}")
 
     def finished(self, number: int) -> bool:
-        """Whether a block's rows are there to their end, maybe from a run that was killed later."""
+        """Whether a block's rows are complete, perhaps from a killed run."""
         from onesug_jax.tasks.shards import META_FILE
 
         metas = [os.path.join(self.part(number), split, META_FILE) for split in self.splits]
         return all(map(os.path.exists, metas))
 
-    def wants(self, state: AsOf, event: Event) -> bool:
-        """Whether an event becomes a row; a train query of few visitors does not (min_users)."""
+    def selects(self, state: AsOf, event: Event) -> bool:
+        """Whether an event becomes a row; train events of queries below min_users do not."""
         if event.file >= len(self.splits):
             return False
         if event.file:
@@ -79,7 +79,7 @@ class Walk:
 
 @dataclasses.dataclass(frozen=True)
 class Block:
-    """One block: the files' rows that it begins with, its length, and the state before it."""
+    """One block: its first row in each file, its number of rows, and the file of its state."""
 
     walk: Walk
     number: int
@@ -97,12 +97,12 @@ def examples(
     most: int,
     days: float | None,
 ) -> None:
-    """Rows of train and dev as of their own moments, and the counts at the log's end, test rows
-    included, which a service goes on from.
+    """Writes the rows of train and dev, each as of its own time, and the counts at the end of the
+    log, including test, from which a service continues.
 
     Args:
-      splits: the log's files.
-      most: candidates of a row.
+      splits: split -> file of the log.
+      most: the maximum number of candidates in a row.
       days: only the last so many days of train become rows; None: all.
     """
     import pyarrow.parquet as pq
@@ -134,7 +134,7 @@ def examples(
 def write_blocks(
     walk: Walk, state: AsOf, engine: LogEngineConfig, *, least_rows: int = LEAST_ROWS
 ) -> list[str]:
-    """Writes all blocks, in workers where there are several, and brings the state to the log's end.
+    """Writes all blocks, in workers if there are several, and updates the state to the log's end.
 
     Returns:
       the folders of the rows, in order of time.
@@ -165,7 +165,7 @@ def write_blocks(
                     yield _begin(walk, number, tuple(first), rows, state)
                 passed = _counted(itertools.islice(events, rows), first)
                 with long_lived():
-                    skip(state, passed, functools.partial(walk.wants, state))
+                    skip(state, passed, functools.partial(walk.selects, state))
 
         for rows in results(engine, scratch, write_block, blocks()):
             progress.add(rows)
@@ -183,7 +183,7 @@ def _begin(walk: Walk, number: int, first: tuple[int, ...], rows: int, state: As
 
 
 def write_block(block: Block) -> int:
-    """Writes the rows of a block; how many of the log's that were. Runs in a worker."""
+    """Writes the rows of a block; returns its number of log rows. Runs in a worker."""
     from onesug_jax.logs.asof.walk import read_events
 
     with open(block.state, "rb") as file, long_lived():
@@ -211,7 +211,7 @@ def _write(
     state.around = index.around(state.config)
     item_examples.write(
         walk.part(number),
-        rows_of(state, events, functools.partial(walk.wants, state)),
+        rows_of(state, events, functools.partial(walk.selects, state)),
         walk.splits,
         Featurizer(Vocabulary.load(walk.vocabulary), walk.spec),
         lambda prefix: index.prefix_number(prefix) + 1,
@@ -221,7 +221,7 @@ def _write(
 
 
 def _counted(events: Iterable[Event], first: list[int]) -> Iterable[Event]:
-    """The events; `first` becomes each file's row after the last of them."""
+    """The events; sets `first` to the row after the last event in each file."""
     for event in events:
         first[event.file] = event.row + 1
         yield event

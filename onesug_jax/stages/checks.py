@@ -1,5 +1,5 @@
-"""Checks of a stage's settings before it runs: they are built, and compared with the machine and
-each other. Only sizes of existing files are read; nothing is written.
+"""Checks of a stage's settings before it runs: against each other, the machine and the sizes stored
+in existing files. Nothing is written.
 """
 
 from __future__ import annotations
@@ -18,15 +18,15 @@ from onesug_jax.stages import pretrained, trained
 if TYPE_CHECKING:
     from onesug_jax.model.config import ModelConfig
 
-_STATES = 4  # full states at a time: two retained, one being written, and the best parameters
-_BYTES = 12  # a parameter and two moments, float32
+_STATES = 4  # full states on the disk: two retained, one being written, and the best parameters
+_BYTES = 12  # per parameter: its value and two moments, float32
 
 
 def construct(spec: StageSpec, context: Context, configurables: Mapping[str, str]) -> None:
-    """Builds every configuration that the stage may ask for, as it would be built.
+    """Builds every configuration that the stage may use.
 
     Raises:
-      UserError: a value that it refuses.
+      UserError: a configuration refuses a value.
     """
     if context.settings.get("suggester.blocked") and "suggester" in spec.uses():
         from onesug_jax.decode.closed_set import Filter
@@ -43,17 +43,18 @@ def construct(spec: StageSpec, context: Context, configurables: Mapping[str, str
 
 
 def training(stage: str, optimizer: str = "make_optimizer"):
-    """The check of a stage that trains: mesh, batch, cadence and optimizer.
+    """The check of a training stage: mesh, batch, intervals and optimizer.
 
     Args:
-      stage: its name; `optimizer`: the configuration of its optimizer, with its scope.
+      stage: its name.
+      optimizer: the configuration name of its optimizer, with its scope.
     """
 
     def check(context: Context) -> None:
         from onesug_jax.train.checks import check_fit
         from onesug_jax.train.compiler import check_options
 
-        asked = {
+        plan = {
             name: context.settings[f"{stage}.{name}"]
             for name in (
                 "steps",
@@ -66,19 +67,19 @@ def training(stage: str, optimizer: str = "make_optimizer"):
             )
             if f"{stage}.{name}" in context.settings
         }
-        if asked["steps"] == 0 and stage in ("align", "rwr"):
-            return  # leaves what it starts from as it is
+        if plan["steps"] == 0 and stage in ("align", "rwr"):
+            return  # no training
         mesh = context.configured("make_mesh")()
-        check_fit(stage, mesh=dict(mesh.shape), **asked)
+        check_fit(stage, mesh=dict(mesh.shape), **plan)
         if "compiler_options.tpu" in context.settings:
             check_options(mesh, context.configured("compiler_options")(mesh))
-        context.configured(optimizer)(steps=asked["steps"])
+        context.configured(optimizer)(steps=plan["steps"])
 
     return check
 
 
 def pretraining(context: Context) -> None:
-    """`training`, and the model: its sizes fit each other, and the parameters it starts from."""
+    """`training`, and the model's sizes and initial parameters."""
     training("pretrain")(context)
     _parameters_divide(model_config(context), context)
     start = context.settings["pretrain.params_from"]
@@ -87,7 +88,7 @@ def pretraining(context: Context) -> None:
 
 
 def _parameters_divide(config: ModelConfig, context: Context) -> None:
-    """Raises UserError where a parameter does not divide over the mesh."""
+    """Raises UserError if a parameter does not divide over the mesh."""
     import jax
 
     from onesug_jax.align.pretrain import pretrain_stage
@@ -99,7 +100,7 @@ def _parameters_divide(config: ModelConfig, context: Context) -> None:
 
 
 def vocabulary_size(context: Context) -> int:
-    """Tokens of the vocabulary that is there, else of the one that would be made."""
+    """The size of the vocabulary on the disk, else of the one that would be made."""
     from onesug_jax.model.hf_config import read_config
     from onesug_jax.tasks.vocabulary import MARKERS, VOCABULARY_FILE, Vocabulary
 
@@ -113,7 +114,7 @@ def vocabulary_size(context: Context) -> int:
 
 
 def encoder_width(context: Context) -> int:
-    """Width of the text encoder: the one that was made, else the one that would be from scratch."""
+    """The width of the text encoder on the disk, else of one trained from scratch."""
     path = os.path.join(context.work.encoder, "config.json")
     if os.path.exists(path):
         return read_result(path)["hidden_size"]
@@ -135,16 +136,12 @@ def model_config(context: Context):
 
 
 def state_bytes(step: Step, context: Context) -> int:
-    """What the checkpoints of a stage will take on the disk, about."""
+    """The approximate size of a stage's checkpoints on the disk; 0 if it cannot be computed yet."""
     if step.action == SKIP or step.spec.name not in ("pretrain", "rwr"):
         return 0
-    if step.spec.name == "rwr":
-        return 0 if not context.settings["rwr.steps"] else _parameters_there(context)
-    return _STATES * _BYTES * model_config(context).parameters()
-
-
-def _parameters_there(context: Context) -> int:
+    if step.spec.name == "pretrain":
+        return _STATES * _BYTES * model_config(context).parameters()
     path = os.path.join(context.work.pretrain, trained.MODEL_FILE)
-    if not os.path.exists(path):
+    if not context.settings["rwr.steps"] or not os.path.exists(path):
         return 0
     return _STATES * _BYTES * trained.stored_config(path).parameters()

@@ -21,9 +21,9 @@ if TYPE_CHECKING:
 
     from onesug_jax.evaluate.runs import Row, Run
 
-_SMOOTHING = 4.0  # searches of average outcome that every query starts with
-_PLACES = {"align": "encoder", "quantize": "semantic_ids"}
-# What the cascade is trained from, as folders of a work directory.
+_SMOOTHING = 4.0  # pseudo-searches with the average share of orders, added to every query
+_PLACES = {"align": "encoder", "quantize": "semantic_ids"}  # stage -> its folder
+# Folders of a work directory that the cascade is trained from.
 _BEFORE_CASCADE = (
     "simulated",
     "log",
@@ -37,77 +37,77 @@ _BEFORE_CASCADE = (
 
 
 def compare(context: Context) -> None:
-    """The scores of several work directories as one table, with 95 % intervals, and how far each is
-    ahead of the first.
+    """Prints the scores of several work directories as one table, with 95 % intervals, and the
+    difference of each to the first.
 
     Folders named seed_0/NAME, seed_1/NAME, .. are the seeds of one row.
     """
     from onesug_jax.evaluate import runs
 
-    given = [*context.options.folders, *(context.options.run or ())] or [
+    options = context.options
+    paths = [*options.folders, *(options.run or ())] or [
         context.mirror.url if context.mirror else context.work.path
     ]
-    wanted = [f"report/{context.options.report}"]
-    wanted += ["log/train.parquet"] if context.options.orders else []
-    folders = [brought(folder, *wanted) for folder in given]
+    patterns = [f"report/{options.report}", *(["log/train.parquet"] if options.orders else [])]
+    folders = [brought(path, *patterns) for path in paths]
     named = runs.names_of(folders)
-    weighed = {f"sft, orders^{kappa:g}": kappa for kappa in sorted(context.options.orders or ())}
-    more = {}
-    if weighed:
-        first = next(iter(named))
-        shares, slices = _order_shares(named[first][0]), context.configured("SliceSpec")()
-        own = [read(folder, context.options.report) for folder in named[first]]
-        more = {
-            name: [runs.by_orders(run, shares, kappa, slices=slices) for run in own]
-            for name, kappa in weighed.items()
+    weights = {f"sft, orders^{kappa:g}": kappa for kappa in sorted(options.orders or ())}
+    weighted = {}
+    if weights:
+        first = next(iter(named.values()))
+        shares, slices = _order_shares(first[0]), context.configured("SliceSpec")()
+        first_runs = [read(folder, options.report) for folder in first]
+        weighted = {
+            name: [runs.by_orders(run, shares, kappa, slices=slices) for run in first_runs]
+            for name, kappa in weights.items()
         }
-    table, rows = side_by_side(folders, context.options.report, more)
+    table, rows = side_by_side(folders, options.report, weighted)
     print(table)
-    if len(rows) > 1 and context.options.plot:
-        orders = runs.order_requests(read(folders[0], context.options.report).lists)
-        base = rows[-len(named) - len(more)]  # behind the rivals
-        print("\n" + runs.plot_frontier(rows, base, orders, context.options.plot, weighed))
+    if len(rows) > 1 and options.plot:
+        orders = runs.order_requests(read(folders[0], options.report).lists)
+        base = rows[-len(named) - len(weighted)]  # after the rivals
+        print("\n" + runs.plot_frontier(rows, base, orders, options.plot, weights))
     for line in _changed(named):
         print(line)
 
 
 def side_by_side(
-    folders: Sequence[str], report: str = "dev", more: Mapping[str, list[Run]] | None = None
+    folders: Sequence[str], report: str = "dev", weighted: Mapping[str, list[Run]] | None = None
 ) -> tuple[str, list[Row]]:
-    """The table of several work directories, how far each is ahead of the first, and the settings
-    in which they differ; and the table's rows: the rivals, the folders, then `more`.
+    """The text of a comparison (table, differences to the first folder, settings that differ), and
+    the rows of its table: the rivals, the folders, then `weighted`.
 
     Raises:
-      UserError: one of them was not evaluated.
+      UserError: one of the folders was not evaluated.
     """
     from onesug_jax.evaluate import runs
 
     named = runs.names_of(folders)
-    found = {name: [read(folder, report) for folder in seeds] for name, seeds in named.items()}
-    orders = runs.order_requests(next(iter(found.values()))[0].lists)
-    found |= more or {}
-    rows = runs.rows_of(found)
+    results = {name: [read(folder, report) for folder in seeds] for name, seeds in named.items()}
+    orders = runs.order_requests(next(iter(results.values()))[0].lists)
+    results |= weighted or {}
+    rows = runs.rows_of(results)
     parts = [runs.format_rows(rows, orders)]
     if len(rows) > 1:
-        parts.append("\n" + runs.format_ahead(rows, rows[-len(found)], orders))
+        parts.append("\n" + runs.format_ahead(rows, rows[-len(results)], orders))
     parts += _differing({name: seeds[0] for name, seeds in named.items()}, report)
     return "\n".join(parts), rows
 
 
 def _settings(folder: str, report: str) -> dict[str, object]:
-    """What the finished stages of a work directory, and a report, were made with."""
+    """The settings of a work directory's finished stages and of a report."""
     places = [*FOLDERS, os.path.join("report", report)]
-    made = [Manifest.read(os.path.join(folder, place)) for place in places]
-    return {k: v for one in made if one and one.finished for k, v in one.settings.items()}
+    manifests = [Manifest.read(os.path.join(folder, place)) for place in places]
+    return {k: v for made in manifests if made and made.finished for k, v in made.settings.items()}
 
 
 def _differing(named: Mapping[str, str], report: str) -> list[str]:
-    """The settings in which runs differ, a line each; [] for one run."""
+    """A line for each setting in which the runs differ; [] for one run."""
     settings = {name: _settings(folder, report) for name, folder in named.items()}
-    keys = sorted({key for one in settings.values() for key in one})
+    keys = sorted({key for of_run in settings.values() for key in of_run})
     lines = []
     for key in keys:
-        values = {name: repr(one[key]) for name, one in settings.items() if key in one}
+        values = {name: repr(of_run[key]) for name, of_run in settings.items() if key in of_run}
         if len(set(values.values())) > 1:
             lines.append(f"  {key}: " + ", ".join(f"{v} in {name}" for name, v in values.items()))
     return ["", "settings that differ:", *lines] if lines else []
@@ -125,8 +125,8 @@ def _changed(named: Mapping[str, Sequence[str]]) -> list[str]:
 
 
 def _order_shares(folder: str) -> Callable[[Sequence[str]], np.ndarray]:
-    """Queries -> logs of their shares of orders in a work directory's train split, smoothed, over
-    the average one; 0 of unknown ones.
+    """Queries -> log(share of orders / average share), smoothed, in a work directory's train split;
+    0 for unknown queries.
     """
     import collections
     import math
@@ -153,12 +153,12 @@ def _order_shares(folder: str) -> Callable[[Sequence[str]], np.ndarray]:
 
 
 def read(folder: str, name: str = "dev") -> Run:
-    """The run of a work directory: its report NAME, the minutes that its stages took (an
-    interrupted one from its last start), the size of the model in use; the same of the cascade,
-    whose size is its trees' splits and leaves.
+    """The run of a work directory: the report `name`, the minutes of its stages (of an interrupted
+    one since its last start) and the number of parameters of the model in use. For the cascade the
+    parameters are the splits and leaves of its trees.
 
     Raises:
-      UserError: nothing has been evaluated there.
+      UserError: there is no such report.
     """
     from onesug_jax.evaluate import cascade_training, runs
 
@@ -186,14 +186,14 @@ def flags(parser: argparse.ArgumentParser) -> None:
     """What to compare."""
     parser.add_argument("folders", nargs="*", metavar="WORK_DIR", help="work directories to show")
     parser.add_argument(
-        "--run", action="append", metavar="WORK_DIR", help="the same, one by one; repeat"
+        "--run", action="append", metavar="WORK_DIR", help="one work directory to show; repeat"
     )
     parser.add_argument(
         "--orders",
         action="append",
         type=float,
         metavar="KAPPA",
-        help="show the first run's SFT lists too, weighed by each query's share of orders to the "
+        help="also show the first run's SFT lists, weighted by each query's share of orders to the "
         "power of KAPPA; repeat",
     )
     parser.add_argument(

@@ -1,7 +1,7 @@
-"""The steps that `compile` lowers, with abstract arguments: each is what its stage jits.
+"""The steps that `compile` lowers, with abstract arguments: the functions that the stages jit.
 
-A request has the most of everything that its settings allow: text, history, candidates; batches of
-fewer candidates cost less. Shapes come from settings and `Sizes` alone; no WORK_DIR is read.
+A request has the maximum of text, history and candidates that its settings allow; batches with
+fewer candidates cost less. Shapes come only from settings and `Sizes`; WORK_DIR is not read.
 """
 
 from __future__ import annotations
@@ -30,11 +30,13 @@ Shapes = dict[str, tuple[tuple[int, ...], str]]  # name -> shape and type
 
 @dataclasses.dataclass(frozen=True)
 class Sizes:
-    """What settings do not say.
+    """Sizes that are not settings.
 
     Attributes:
-      vocabulary: tokens; vector: width of e_p* and of the items' vectors.
-      lists: requests of a serving batch; queries: of the shop, and as many prefixes.
+      vocabulary: number of tokens.
+      vector: width of e_p* and of the items' vectors.
+      lists: number of requests in a serving batch.
+      queries: number of the shop's queries, and also of its prefixes.
     """
 
     vocabulary: int
@@ -45,7 +47,7 @@ class Sizes:
 
 @dataclasses.dataclass(frozen=True)
 class Changes:
-    """What a step is compiled with instead of its settings; None: its settings."""
+    """Values that replace settings of a step; None: the setting."""
 
     accumulation: int | None = None
     remat: str | None = None
@@ -86,7 +88,7 @@ def _model(context: Context, sizes: Sizes, changes: Changes = Changes()):
 
 
 def _on(mesh: Mesh, shapes: Shapes) -> dict[str, Any]:
-    """Arrays of a batch, cut over the mesh."""
+    """Arrays of a batch, sharded over the mesh."""
     laid_out = meshes.batch_sharding(mesh)
     return {
         name: jax.ShapeDtypeStruct(shape, dtype, sharding=laid_out)
@@ -107,7 +109,7 @@ def _tables(mesh: Mesh, sizes: Sizes) -> ItemTables:
 
 
 def _requests(context: Context, spec, config: ModelConfig, batch: int, candidates: int) -> Shapes:
-    """The arrays of `batch` requests, as the loader makes them."""
+    """The arrays of `batch` requests, as in the loader."""
     out: Shapes = {"encoder_input_tokens": ((batch, spec.input_length), "int32")}
     if config.vector_dim:
         history = context.settings["AsOfConfig.history"]
@@ -128,7 +130,7 @@ def _requests(context: Context, spec, config: ModelConfig, batch: int, candidate
 
 
 def _lengths(context: Context, spec, config: ModelConfig) -> tuple[int, int, int]:
-    """Places of the encoder: text, history, and candidates of the widest training batch."""
+    """Encoder positions: text, history, and candidates of the widest training batch."""
     if not config.vector_dim:
         return spec.input_length, 0, 0
     settings = context.settings
@@ -136,7 +138,7 @@ def _lengths(context: Context, spec, config: ModelConfig) -> tuple[int, int, int
 
 
 def _train_step(name, stage, optimizer, mesh, batch, context, changes, **costs) -> Step:
-    """The jitted update of a training stage, as the training loop makes it."""
+    """The jitted update of a training stage, as in the training loop."""
     size = context.settings[f"{name}.batch_size"]
     meshes.check_divides(mesh.shape, size, f"{name}.batch_size")
     like = abstract_state(stage, optimizer, mesh)
@@ -203,7 +205,7 @@ def _rwr(context: Context, devices: list, sizes: Sizes, changes: Changes) -> Ste
         batch,
         context,
         changes,
-        model_flops=4 * size * flops,  # the policy's step, the reference's pass
+        model_flops=4 * size * flops,  # the policy's step and the reference's forward pass
         tokens=size * tokens,
     )
 
@@ -239,8 +241,8 @@ def _align(context: Context, devices: list, sizes: Sizes, changes: Changes) -> S
 
 
 def _serve(context: Context, devices: list, sizes: Sizes, changes: Changes) -> Step:
-    """The step that answers requests on one chip, parameters in the compute type: the scores of all
-    candidates, or of text alone the beams, held to indexed queries.
+    """The step that answers requests on one chip, with parameters in the compute type: scores of
+    all candidates, or for a text model beams over indexed queries.
     """
     config, spec = _model(context, sizes)
     mesh = meshes.make_mesh(devices=devices[:1])

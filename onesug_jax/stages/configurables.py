@@ -1,4 +1,4 @@
-"""What --gin.NAME=VALUE may set: name -> where it stands, imported by stages that declare it."""
+"""Names for --gin.NAME=VALUE -> `module:attribute`, imported by stages that declare the name."""
 
 CONFIGURABLES = {
     "simulate": "onesug_jax.logs.simulate:simulate",

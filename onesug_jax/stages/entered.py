@@ -1,9 +1,9 @@
 """The queries that a fresh log brought into the most searched lists, to review an update.
 
-Of the most typed prefixes, queries among the ten most searched completions of the next version that
-were not among those of the version in use, with their fresh searches and visitors. Forged
-feedback would show here. Lists are those of the counts, which candidates and the level `popular`
-come from, not the model's.
+For the most typed prefixes: queries that are among the ten most searched completions in the next
+version but not in the version in use, with their fresh searches and visitors. Forged feedback would
+show here. These lists come from the counts, like the candidates and the level `popular`, and not
+from the model.
 """
 
 from __future__ import annotations
@@ -26,7 +26,8 @@ def entered(before: WorkDir, after: WorkDir, fresh: Sequence[str]) -> list[dict[
     fresh log; most typed prefix first, then by place.
 
     Args:
-      before: the version in use. after: the next one.
+      before: the version in use.
+      after: the next version.
       fresh: files of the fresh log, as `ingest` writes them.
     """
     import pyarrow.parquet as pq
@@ -44,14 +45,14 @@ def entered(before: WorkDir, after: WorkDir, fresh: Sequence[str]) -> list[dict[
             visitors[query].add(visitor)
     typed = read_table(after.mined, "prefixes").sort_by([("count", "descending")])
     old, new = _most_searched(before), _most_searched(after)
-    found = []
+    rows = []
     for prefix in typed["prefix"].to_pylist()[:_PREFIXES]:
-        there = {*old(prefix)}
+        listed = {*old(prefix)}
         for place, query in enumerate(new(prefix), 1):
-            if query not in there and searches[query]:
-                counted = {"searches": searches[query], "visitors": len(visitors[query])}
-                found.append({"prefix": prefix, "query": query, "place": place, **counted})
-    return found
+            if query not in listed and searches[query]:
+                counts = {"searches": searches[query], "visitors": len(visitors[query])}
+                rows.append({"prefix": prefix, "query": query, "place": place, **counts})
+    return rows
 
 
 def _most_searched(work: WorkDir) -> Callable[[str], list[str]]:
@@ -59,7 +60,7 @@ def _most_searched(work: WorkDir) -> Callable[[str], list[str]]:
     from onesug_jax.logs.asof import snapshot
 
     folder = os.path.join(work.examples, SNAPSHOT)
-    if not os.path.isdir(folder):  # a model of text
+    if not os.path.isdir(folder):  # a text model
         index = Parts(work).completions
         return lambda prefix: index.complete(prefix, _TOP)
     state = snapshot.load(folder)
@@ -67,14 +68,14 @@ def _most_searched(work: WorkDir) -> Callable[[str], list[str]]:
     return lambda prefix: [state.text(int(n)) for n in state.complete(prefix, _TOP)]
 
 
-def show(found: Sequence[dict[str, Any]]) -> None:
-    """Prints the first of what `entered` gave."""
+def show(rows: Sequence[dict[str, Any]]) -> None:
+    """Prints the first rows of `entered`."""
     print(
-        f"  {len(found)} queries are new in the most searched completions of the {_PREFIXES} most "
+        f"  {len(rows)} queries are new in the most searched completions of the {_PREFIXES} most "
         "typed prefixes (update.json has all)"
     )
-    for one in found[:_SHOWN]:
+    for row in rows[:_SHOWN]:
         print(
-            f"    {one['prefix']!r} {one['place']}. {one['query']!r}: {one['searches']:,} fresh "
-            f"searches of {one['visitors']:,} visitors"
+            f"    {row['prefix']!r} {row['place']}. {row['query']!r}: {row['searches']:,} fresh "
+            f"searches of {row['visitors']:,} visitors"
         )

@@ -1,4 +1,4 @@
-"""The stage `evaluate`, which scores a split and writes the report; and that of its rival."""
+"""The stage `evaluate`, which scores a split and writes the report, and the stage `cascade`."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from onesug_jax.train import distributed
 
 
 def cascade(context: Context) -> None:
-    """The rival: recall, pre-rank and a LightGBM ranker, trained on the examples with items, into
+    """Trains the rival (recall, pre-rank and a LightGBM ranker) on the examples with items, into
     WORK_DIR/cascade.
     """
     from onesug_jax.evaluate import cascade_training as rival
@@ -52,17 +52,17 @@ def evaluate(
     headline: Sequence[str] = ("hr@16", "mrr@16"),
     metrics: Sequence[str] = (),
 ) -> None:
-    """Model and most popular completion on a split, into WORK_DIR/report/NAME.
+    """Scores the model and its rivals on a split, into WORK_DIR/report/NAME.
 
-    With a LOG that the command names, other than the one WORK_DIR was made from, that log is
-    scored: its `split` where it has one, else all of it, with the histories of both. `name` is by
-    default the split's, or the log's, and the freshness where one is set. `headline` names the
-    metrics of the table that is printed first. `metrics` are import paths of further ones,
-    functions of the ranks int [N] and k, which are there under their own names @16.
+    If the command names a LOG other than the one WORK_DIR was made from, that log is scored: its
+    `split` if it has it, else all of it, with the histories of both logs. `name` defaults to the
+    name of the split or the log, and the freshness if it is set. `headline` names the metrics of
+    the table that is printed first. `metrics` are import paths of further metrics, functions of the
+    ranks int [N] and k, reported as NAME@16.
 
-    A model with items is scored through time: each request sees what had happened `freshness`
-    before it ("1m", "6h", "1d"; "inf": nothing of the split, the frozen protocol; None: as
-    `AsOfConfig.freshness_ms`, which it was trained with), and enters the counts afterwards.
+    A model with items is scored through time: each request sees the events until `freshness` before
+    it ("1m", "6h", "1d"; "inf": no event of the split, the frozen protocol; None:
+    `AsOfConfig.freshness_ms` of training), and enters the counts afterwards.
     """
     from onesug_jax.evaluate import card, page, report
     from onesug_jax.tasks.features import FeatureSpec
@@ -90,29 +90,29 @@ def evaluate(
     curves = {stage: os.path.join(folder, "metrics.jsonl") for stage, folder in folders.items()}
     report.write_report(scores, out, learning_curves=curves)
     for picture in ("code_usage.png", "id_map.png", "id_learning_curve.png"):
-        made = os.path.join(home.semantic_ids, picture)
-        if os.path.exists(made):
-            shutil.copy(made, out)
+        path = os.path.join(home.semantic_ids, picture)
+        if os.path.exists(path):
+            shutil.copy(path, out)
     finder = model.related(FeatureSpec(soft=False))
     groups = report.example_prefixes(scores.rows, context.configured("SliceSpec")().frequent)
     report.write_related(
-        {name: {p: finder.related([p])[0] for p in found} for name, found in groups.items()},
+        {name: {p: finder.related([p])[0] for p in prefixes} for name, prefixes in groups.items()},
         out,
     )
     page.write_page(scores, out)
     written = card.write_card(scores, out, _facts(model))
     if context.work.path != home.path and len(logs) == 1 and not context.mirror:
-        with atomic_write(os.path.join(context.work.path, card.FILE)) as file:  # travels with it
+        with atomic_write(os.path.join(context.work.path, card.FILE)) as file:  # part of the bundle
             file.write(pathlib.Path(written).read_bytes())
 
 
 def _facts(model: TrainedModel) -> dict:
-    """The facts in `evaluate.card` about a model, from the files of the stages."""
+    """The facts about a model for `evaluate.card`, from the files of the stages."""
     home = model.context.home
     stages = ("pretrain", "rwr")[: 1 + (model.stage == "rwr")]
-    made = {name: Manifest.read(home.join(name)) for name in ("log", "mined", *stages)}
-    settings = {name: one.settings if one else {} for name, one in made.items()}
-    log = made["log"]
+    manifests = {name: Manifest.read(home.join(name)) for name in ("log", "mined", *stages)}
+    settings = {name: made.settings if made else {} for name, made in manifests.items()}
+    log = manifests["log"]
     return {
         "stage": model.stage,
         "model": model.stored["model"],
@@ -132,16 +132,16 @@ def _own_log(context: Context) -> bool:
     if not (context.named and "LOG" in context.given and context.macros["LOG"]):
         return False
     made = Manifest.read(context.home.log)
-    found = set(map(context.work.fingerprint, context.work.expand(context.log).values()))
-    return made is None or set(made.inputs.values()) != found
+    files = set(map(context.work.fingerprint, context.work.expand(context.log).values()))
+    return made is None or set(made.inputs.values()) != files
 
 
 def report_name(context: Context) -> str:
-    """The folder of an evaluation inside WORK_DIR/report: the split's name, or the log's, and the
-    freshness where one is set.
+    """The folder of an evaluation inside WORK_DIR/report: the name of the split or the log, and the
+    freshness if it is set.
     """
     name, split, freshness = (
-        context.settings[f"evaluate.{each}"] for each in ("name", "split", "freshness")
+        context.settings[f"evaluate.{key}"] for key in ("name", "split", "freshness")
     )
     if name is not None:
         return name
@@ -151,10 +151,10 @@ def report_name(context: Context) -> str:
 
 
 def check_evaluate(context: Context) -> None:
-    """Whether the split, the metrics and the freshness that are asked for exist.
+    """Checks the split, the metrics and the freshness.
 
     Raises:
-      UserError: WORK_DIR/log has no such split, an evaluation no such metric, or `freshness` is no
+      UserError: WORK_DIR/log has no such split, there is no such metric, or `freshness` is not a
         duration.
     """
     from onesug_jax.evaluate.evaluator import METRICS
@@ -162,17 +162,16 @@ def check_evaluate(context: Context) -> None:
 
     if context.settings["evaluate.freshness"]:
         duration_ms(context.settings["evaluate.freshness"])
-
-    there = (*METRICS, *(f"{metric.__name__}@16" for metric in scoring.metrics_of(context)))
+    metrics = (*METRICS, *(f"{metric.__name__}@16" for metric in scoring.metrics_of(context)))
     for name in context.settings["evaluate.headline"]:
-        if name not in there:
-            raise UserError(f"evaluate.headline: {name!r}: expected some of {', '.join(there)}")
+        if name not in metrics:
+            raise UserError(f"evaluate.headline: {name!r}: expected some of {', '.join(metrics)}")
     if not re.fullmatch(r"[\w.-]+", report_name(context)):
         raise UserError(
             f"evaluate.name = {report_name(context)!r}: expected letters, digits, '_', '-' and '.'"
         )
     split = context.settings["evaluate.split"]
-    splits = [one for one in SPLITS if context.home.expand(f"log/{one}.parquet")]
+    splits = [name for name in SPLITS if context.home.expand(f"log/{name}.parquet")]
     if splits and split not in splits and not _own_log(context):
         raise UserError(
             f"evaluate.split = {split!r}: {context.home.log} holds {', '.join(splits)}; choose one "
@@ -181,17 +180,17 @@ def check_evaluate(context: Context) -> None:
 
 
 def scored(context: Context) -> tuple[str, ...]:
-    """What an evaluation reads: the model, the log, and a log of its own that the command names."""
+    """The inputs of an evaluation: the model, the log, the cascade, and a log of the command."""
     own = (context.log,) if _own_log(context) else ()
-    there = finished(context.home.cascade)
-    rival = (context.home.join("cascade", "ranker.txt"),) if there else ()
+    trained_rival = finished(context.home.cascade)
+    rival = (context.home.join("cascade", "ranker.txt"),) if trained_rival else ()
     bundled = context.work.path != context.home.path
     model = ("*/*",) if bundled else (*trained.BUNDLED, "pretrain/model.json")
     return (context.home.join("log/*.parquet"), *model, *rival, *own)
 
 
 def shown(context: Context) -> tuple[str, ...]:
-    """What a report shows besides: learning curves, pictures, the best possible lists."""
+    """Further files for the report: learning curves, figures, the best possible lists."""
     from onesug_jax.logs.simulate.table import CEILING
 
     curves = [f"{folder}/metrics.jsonl" for folder in ("encoder", "pretrain", "rwr")]
@@ -199,7 +198,7 @@ def shown(context: Context) -> tuple[str, ...]:
 
 
 def show_report(context: Context) -> None:
-    """The table of the last evaluation."""
+    """Prints the tables of the last evaluation."""
     from onesug_jax.evaluate import report
 
     folder = context.home.join("report", report_name(context))

@@ -1,5 +1,5 @@
-"""The stages between us and others: the model as a T5 folder of Hugging Face, a T5X checkpoint as
-such a folder, the log as a TensorFlow Datasets dataset.
+"""Exports and conversions: the model as a T5 folder of Hugging Face, a T5X checkpoint as such a
+folder, the log as a TensorFlow Datasets dataset.
 """
 
 from __future__ import annotations
@@ -14,32 +14,32 @@ from onesug_jax.pipeline.spec import Context
 from onesug_jax.stages.pretrained import SPIECE
 from onesug_jax.stages.trained_model import TrainedModel
 
-LAYOUT = "onesug.json"  # how a request is written; nothing of Hugging Face reads it
+LAYOUT = "onesug.json"  # the format of a request; Hugging Face does not read it
 
 
 def flags(parser: argparse.ArgumentParser) -> None:
-    """Where to."""
+    """The output."""
     parser.add_argument("--to", metavar="FOLDER", help="the folder to write, new or empty")
 
 
 def convert_flags(parser: argparse.ArgumentParser) -> None:
-    """From where to where."""
+    """The inputs and the output."""
     parser.add_argument("--checkpoint", metavar="FOLDER", help="T5X's checkpoint_STEP")
     parser.add_argument("--vocabulary", metavar="FILE", help="its SentencePiece model")
     parser.add_argument("--to", metavar="FOLDER", help="the folder to write, new or empty")
 
 
 def tfds_flags(parser: argparse.ArgumentParser) -> None:
-    """Where to, and under what name."""
-    parser.add_argument("--to", metavar="FOLDER", help="what tfds.load will be given as data_dir")
+    """The output and its name."""
+    parser.add_argument("--to", metavar="FOLDER", help="the data_dir argument of tfds.load")
     parser.add_argument("--name", default="default", help="onesug_log/NAME (default: default)")
 
 
 def tfds(context: Context) -> None:
-    """The splits of WORK_DIR/log, for `tfds.load("onesug_log/NAME", data_dir=FOLDER)`.
+    """Writes the splits of WORK_DIR/log for `tfds.load("onesug_log/NAME", data_dir=FOLDER)`.
 
     Raises:
-      UserError: no --to, no log, or a dataset of that name is there already.
+      UserError: no --to, no log, or a dataset of that name exists.
     """
     if not context.options.to:
         raise UserError("tfds needs a folder to write: --to FOLDER")
@@ -48,16 +48,15 @@ def tfds(context: Context) -> None:
     folder, name = context.options.to, context.options.name
     history = context.configured("FeatureSpec")().history
     rows = tfds_log.write_dataset(context.home.log, folder, name, history)
-    counted = ", ".join(f"{count:,} {split}" for split, count in rows.items())
-    print(f'{counted} rows: tfds.load("{tfds_log.NAME}/{name}", data_dir="{folder}")', flush=True)
+    counts = ", ".join(f"{count:,} {split}" for split, count in rows.items())
+    print(f'{counts} rows: tfds.load("{tfds_log.NAME}/{name}", data_dir="{folder}")', flush=True)
 
 
 def export(context: Context) -> None:
-    """The model in use (preference-aligned where there is one), its pieces and its tokenizer, into
-    the folder --to.
+    """Writes the model in use, its pieces and its tokenizer into the folder --to.
 
     Raises:
-      UserError: no --to, a folder that holds files, or a model with what Hugging Face's T5 lacks.
+      UserError: no --to, a folder with files, or a model with parts that Hugging Face's T5 lacks.
     """
     from onesug_jax.evaluate.card import FILE as CARD
     from onesug_jax.model.hf import write_t5
@@ -76,7 +75,7 @@ def export(context: Context) -> None:
     }
     write_json(os.path.join(folder, LAYOUT), layout)
     card = os.path.join(context.home.report, "dev", CARD)
-    if os.path.exists(card):  # as it was when last evaluated
+    if os.path.exists(card):  # of the last evaluation
         shutil.copy(card, folder)
     print(
         f"{model.config.parameters():,} parameters and {model.config.vocab_size:,} tokens of "
@@ -85,10 +84,10 @@ def export(context: Context) -> None:
 
 
 def convert(context: Context) -> None:
-    """A T5X checkpoint as a T5 folder of Hugging Face, which `pretrain` can start from.
+    """Converts a T5X checkpoint to a T5 folder of Hugging Face, from which `pretrain` can start.
 
     Raises:
-      UserError: a flag is missing, --to holds files, or what `model.t5x.read_t5x` raises.
+      UserError: a flag is missing, --to contains files, or `model.t5x.read_t5x` raises it.
     """
     from onesug_jax.model.hf import write_t5
     from onesug_jax.model.t5x import read_t5x

@@ -1,4 +1,4 @@
-"""Stages on the log itself: a simulated one, its clean form, and what is mined from it."""
+"""Stages on the log: simulating one, reading one, and mining it."""
 
 from __future__ import annotations
 
@@ -10,26 +10,26 @@ from onesug_jax.pipeline.spec import Context
 
 
 def simulate(context: Context) -> None:
-    """A simulated shop's log into WORK_DIR/simulated."""
+    """Writes a simulated shop's log into WORK_DIR/simulated."""
     timeline = context.configured("Timeline")()
     context.configured("simulate")(out=context.work.simulated, timeline=timeline)
 
 
 def ingest(context: Context) -> None:
-    """The log into WORK_DIR/log, in the schema, split and normalised."""
+    """Writes the log into WORK_DIR/log, in the schema, split and normalised."""
     clicks = context.configured("clicks")()
     context.configured("ingest")(log=context.log, out=context.work.log, clicks=clicks)
     remote_log.remember(context.macros["LOG"], context.work.log)
 
 
 def check_simulate(context: Context) -> None:
-    """Whether the sizes make a log; raises UserError where not."""
+    """Raises UserError if no log can be simulated with these sizes."""
     timeline = context.configured("Timeline")()
     context.configured("simulate")(out="", timeline=timeline, check_only=True)
 
 
 def check_ingest(context: Context) -> None:
-    """Whether the log is there, of a readable schema, and not the folder that ingest replaces.
+    """Checks that the log has a readable schema, and is not the folder that ingest replaces.
 
     Raises:
       UserError: naming the file or the setting.
@@ -41,7 +41,8 @@ def check_ingest(context: Context) -> None:
             "or choose another --gin.WORK_DIR."
         )
     files = context.work.expand(context.log).values()
-    # None: it is simulated first, or check_inputs says so. Not here: unchanged, in a bucket.
+    # No file: the log is simulated first, or check_inputs reports it. A file that is not on this
+    # machine is in a bucket and did not change.
     if files and all(map(os.path.exists, files)):
         clicks = context.configured("clicks")()
         read = context.configured("ingest")
@@ -49,7 +50,7 @@ def check_ingest(context: Context) -> None:
 
 
 def mine(context: Context) -> None:
-    """What is searched and typed, and related queries, into WORK_DIR/mined."""
+    """Mines queries, prefixes and related queries into WORK_DIR/mined."""
     from onesug_jax.logs.completion import CompletionIndex
     from onesug_jax.logs.mined import read_table
 

@@ -1,4 +1,4 @@
-"""The stages that make a model of a log, in the order in which `run` takes them."""
+"""The stages that make a model from a log, in the order of `run`."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from onesug_jax.stages import (
     trained,
 )
 
-# How dev lists are written while training is no reason to train again.
+# Settings of the dev lists during training: a change of them does not require a new training.
 _WRITES_LISTS = ("WritingConfig", "BeamConfig", "suggester", "SliceSpec")
 
 
 def _watched(context: Context) -> tuple[str, ...]:
-    """What training reads of the log to watch itself: a text model's lists need all of it."""
+    """The log files for the dev metrics during training: a text model's lists need all of them."""
     log = "log/dev.parquet" if context.settings["FeatureSpec.items"] else "log/*.parquet"
     return (log, "mined/*")
 
@@ -150,7 +150,7 @@ MAKING = (
             "compiler_options",
             "pretrain.log_every",
             "pretrain.profile_steps",
-            "FeatureSpec",  # of the examples; here, `vocab` and `EncoderSpec` only for the checks
+            "FeatureSpec",  # it, `vocab` and `EncoderSpec` are used only by the checks
             "vocab",
             "EncoderSpec",
             *_WRITES_LISTS,

@@ -1,7 +1,7 @@
-"""What the earlier stages left in one folder: each part is read once, when it is first asked for.
+"""The results of earlier stages in one folder; each part is read once, on first use.
 
-`Parts` is what a stage that makes a model reads of WORK_DIR. A command that uses a trained model
-opens a `trained_model.TrainedModel`, which is `Parts` with the model.
+A stage that makes a model reads the `Parts` of WORK_DIR. A command that uses a trained model opens
+a `trained_model.TrainedModel`: `Parts` with the model.
 """
 
 from __future__ import annotations
@@ -32,25 +32,21 @@ if TYPE_CHECKING:
 EMBEDDINGS = "embeddings.npy"  # e_q* of all indexed queries, in the order of their texts, float16
 SPARE = 4096  # rows of the tables for queries that appear after training
 
-# What the first pillar leaves: whoever shows related queries or writes semantic ids reads it.
+# The results of the first pillar, which related queries and semantic ids need.
 ENCODER = ("encoder/*.json", "encoder/*.safetensors")
 IDS = ("semantic_ids/*.npy", "semantic_ids/*.npz", "semantic_ids/*.json")
 INDEX = (*ENCODER, *IDS, "index/*")
 
 
 class Parts:
-    """The parts of a work directory, or of a bundle; each as the stage that makes it describes it.
-
-    Args:
-      work: where they lie.
-    """
+    """The parts of a work directory or of a bundle."""
 
     def __init__(self, work: WorkDir):
         self.work = work
 
     @cached_property
     def completions(self) -> CompletionIndex:
-        """The indexed queries and how often each was searched."""
+        """The indexed queries and their search counts."""
         from onesug_jax.logs.completion import CompletionIndex
 
         return CompletionIndex.load(self.work.mined)
@@ -70,7 +66,7 @@ class Parts:
         return TextEncoder.load(self.work.encoder)
 
     def encode(self, texts: Sequence[str]) -> np.ndarray:
-        """The vectors `[n, E]` of texts; the encoder is loaded for the first."""
+        """The vectors `[n, E]` of texts."""
         return self.encoder.encode(texts)
 
     @cached_property
@@ -92,7 +88,7 @@ class Parts:
         """The index of prefixes and queries.
 
         Raises:
-          UserError: it was made of other queries, whose numbers mean others, or another encoder.
+          UserError: it was made with other queries (so their numbers differ) or another encoder.
         """
         from onesug_jax.retrieval.prefix_index import PrefixIndex
 
@@ -101,8 +97,8 @@ class Parts:
         return PrefixIndex.load(self.work.index, expect={"encoder": encoder})
 
     def tables(self, spare: int = SPARE) -> QueryTables:
-        """Vectors and words of all queries and prefixes that were mined. The shapes are those of
-        other versions of about as many, so that an update finds its programs compiled.
+        """Vectors and words of all mined queries and prefixes. Their shapes are rounded up, so that
+        an update with about as many finds its programs compiled.
         """
         from onesug_jax.retrieval.tables import QueryTables
 
@@ -110,7 +106,7 @@ class Parts:
         return QueryTables.build(queries, self.embeddings, prefixes, spare, multiple=SPARE)
 
     def related(self, spec: FeatureSpec) -> RelatedQueries:
-        """What requests of a text model are shown beside their words, as `spec` asks for it."""
+        """The source of related queries and soft tokens for a text model's requests, by `spec`."""
         from onesug_jax.retrieval.related import RelatedQueries
 
         if not (spec.related or spec.soft):
@@ -140,7 +136,7 @@ def _check_same_queries(work: WorkDir) -> None:
 
 
 def on_device(tables: QueryTables) -> ItemTables:
-    """The tables as the model reads them."""
+    """The tables as arrays on the device."""
     import jax.numpy as jnp
 
     from onesug_jax.model.items import ItemTables

@@ -1,4 +1,4 @@
-"""The stages of preference alignment: rewards of people's behaviour, and learning from them."""
+"""The stages of preference alignment: rewards of users' behaviour, and training on them."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ _WATCHED = ("mrr@16", "order_mrr@16", "value")
 
 
 def rewards(context: Context) -> None:
-    """What people did with every row, and each query's reward at each behaviour level, into
+    """Writes the behaviour of every row, and the reward of each query at each behaviour level, into
     WORK_DIR/rewards.
     """
     import numpy as np
@@ -62,10 +62,10 @@ def rewards(context: Context) -> None:
 
 
 def check_rwr(context: Context) -> None:
-    """Settings of `rwr` that cannot hold, and the folder that it would start from.
+    """Checks the settings of `rwr` and the folder of its initial parameters.
 
     Raises:
-      UserError: the first of them.
+      UserError: the first check that fails.
     """
     checks.training("rwr", "rwr/make_optimizer")(context)
     reference, watch, start = (
@@ -80,18 +80,18 @@ def check_rwr(context: Context) -> None:
 
 
 def _pools(context: Context, index) -> dict[str, list[int]]:
-    """Numbers of the mined candidates of every prefix, best first."""
+    """Prefix -> numbers of its mined candidates, best first."""
     from onesug_jax.logs.mined import read_table
 
     table = read_table(context.work.mined, "pools")
-    found: dict[str, list[int]] = {}
+    pools: dict[str, list[int]] = {}
     for prefix, query in zip(table["prefix"].to_pylist(), table["query"].to_pylist(), strict=True):
-        found.setdefault(prefix, []).append(index.find(query))
-    return found
+        pools.setdefault(prefix, []).append(index.find(query))
+    return pools
 
 
 def _blocks(path: str, indexed: Callable[[str], bool] | None) -> Iterator[dict[str, list]]:
-    """The rows of a split as the examples stage takes them: in training, indexed queries only."""
+    """The rows of a split that become examples: in training only those of indexed queries."""
     import pyarrow.parquet as pq
 
     from onesug_jax.align.preferences import COLUMNS
@@ -100,9 +100,9 @@ def _blocks(path: str, indexed: Callable[[str], bool] | None) -> Iterator[dict[s
         for batch in file.iter_batches(columns=list(COLUMNS)):
             block = {name: batch.column(name).to_pylist() for name in COLUMNS}
             if indexed is not None:
-                keep = [indexed(query) for query in block["query"]]
+                mask = [indexed(query) for query in block["query"]]
                 block = {
-                    name: list(itertools.compress(values, keep)) for name, values in block.items()
+                    name: list(itertools.compress(values, mask)) for name, values in block.items()
                 }
             yield block
 
@@ -116,7 +116,7 @@ def _batches(model: TrainedModel, split: str, behaviour: Behaviour, task: str):
 
     work, featurizer = model.work, model.featurizer
     examples = Examples.load(work.examples, task, split, fetch=fetch)
-    # Tasks on semantic ids leave out the rows of dev that ended in a query without one.
+    # Tasks on semantic ids have no examples for dev rows whose query has no id.
     indexed = behaviour.query >= 0
     example_of = (
         np.arange(len(indexed)) if len(examples) == len(indexed) else np.cumsum(indexed) - 1
@@ -165,25 +165,24 @@ def rwr(
     params_from: str | None = None,
     profile_steps: tuple[int, int] | None = None,
 ) -> None:
-    """The preference-aligned model, into WORK_DIR/rwr, from the one in WORK_DIR/pretrain.
+    """Trains the preference-aligned model from the one in WORK_DIR/pretrain, into WORK_DIR/rwr.
 
     Args:
-      steps, batch_size: updates, and preference lists in each; without any update no model is left.
+      steps, batch_size: updates, and preference lists per update; no model is written if steps = 0.
       evaluate_every: in updates; the model then writes lists for the first `dev_rows` rows of the
-        dev split, and preference metrics are taken of `dev_lists` lists of that split.
-      watch: the figure of those lists that chooses the best parameters: "mrr@16", "order_mrr@16",
-        or "value", the mean of both. After `patience` evaluations without a better one it stops.
-      only_if_better: where no evaluation beats the model that training started from, leave no
-        model: the pretrain stage's stays the one in use.
-      reference: "copy" holds the frozen model in memory, "stored" its log-probabilities on disk
-        (of the text model alone).
-      params_from: another model's folder, here or in a bucket, to start from and to hold as
-        reference.
+        dev split, and preference metrics are computed on `dev_lists` lists of that split.
+      watch: the metric of those lists that selects the best parameters: "mrr@16", "order_mrr@16",
+        or "value", the mean of both. After `patience` evaluations without a new best it stops.
+      only_if_better: write no model if no evaluation beats the initial model; the model of the
+        pretrain stage then stays in use.
+      reference: "copy" holds the frozen model in memory; "stored" (text models only) stores its
+        log-probabilities on the disk.
+      params_from: another model's folder, local or in a bucket, as initial model and reference.
       profile_steps: (first, last) updates to trace into WORK_DIR/rwr/profile.
 
     Raises:
-      UserError: nothing to prefer: a single query, or a model trained on other tasks; a stored
-        reference of a model with items.
+      UserError: nothing to prefer (a single query), a model trained on other tasks, or a stored
+        reference for a model with items.
     """
     from onesug_jax.align import rwr as preference
     from onesug_jax.train import loop
@@ -192,7 +191,7 @@ def rwr(
     from onesug_jax.train.mesh import process_batch_shard
     from onesug_jax.train.train_state import abstract_state, shardings_of
 
-    # That of the training that goes on.
+    # A training that continues starts with a copy of the finished one's file.
     pathlib.Path(context.work.rwr, trained.MODEL_FILE).unlink(missing_ok=True)
     if not steps:
         print("rwr.steps = 0: the pretrain stage's model stays the one in use", flush=True)
@@ -209,7 +208,7 @@ def rwr(
         )
     objective = context.configured("PreferenceConfig")()
     mesh = context.configured("make_mesh")()
-    mine = process_batch_shard(mesh, batch_size)
+    process_rows = process_batch_shard(mesh, batch_size)
     optimizer = context.configured("rwr/make_optimizer")(steps=steps)
     like = abstract_state(preference.rwr_stage(config, objective), optimizer, mesh).params
     source = work.pretrain if params_from is None else params_from
@@ -219,19 +218,19 @@ def rwr(
     watched = watched and os.path.exists(os.path.join(work.log, "dev.parquet"))
     tables = dev_metrics = None
     if model.spec.items:
-        batch_at, said, tables = prefer_candidates.lists(model, mesh, batch_size)
+        batch_at, summary, tables = prefer_candidates.lists(model, mesh, batch_size)
         if watched:
             dev_metrics = prefer_candidates.watched(model, mesh, tables, dev_rows)
     else:
-        batch_at, said = _text_lists(model, mesh, batch_size)
+        batch_at, summary = _text_lists(model, mesh, batch_size)
         if watched:
             dev_metrics = _watch(model, objective, mesh, frozen, dev_rows, dev_lists)
     if reference == "stored":
-        stamp = _stamp(context, source, batch_size, mine)
+        stamp = _stamp(context, source, batch_size, process_rows)
         path = os.path.join(work.rwr, f"reference.{distributed.place_among()[0]}.npz")
         batch_at = preference.stored_reference(path, config, frozen, batch_at, steps, mesh, stamp)
     print(
-        f"{config.parameters():,} parameters; {said}; {objective.loss}, beta {objective.beta}, "
+        f"{config.parameters():,} parameters; {summary}; {objective.loss}, beta {objective.beta}, "
         f"delta {objective.delta}, alpha {objective.alpha}",
         flush=True,
     )
@@ -258,6 +257,7 @@ def rwr(
         patience=patience if dev_metrics else 0,
         params_from=frozen,
         identity=trained.identity(context, config, stored["vocabulary"]),
+        settings=trained.noted(context),
         profile_steps=profile_steps,
         compiler_options=context.configured("compiler_options")(mesh),
     )
@@ -269,7 +269,7 @@ def rwr(
 def _text_lists(
     model: TrainedModel, mesh, batch_size: int
 ) -> tuple[Callable[[int], Mapping[str, Any]], str]:
-    """What a text model learns from: step -> this process's part of a batch, and that in words.
+    """A text model's training data: step -> this process's shard of a batch; and its summary.
 
     Raises:
       UserError: nothing to prefer: a single query, or a model trained on other tasks.
@@ -286,25 +286,25 @@ def _text_lists(
         )
     lists = Lists(behaviour, context.configured("ListConfig")(), context.seed)
     batches = _batches(model, "train", behaviour, task)
-    mine = process_batch_shard(mesh, batch_size)
+    process_rows = process_batch_shard(mesh, batch_size)
 
     def batch_at(step: int) -> Mapping[str, Any]:
-        return batches(*_part(lists(step, batch_size), mine))
+        return batches(*_part(lists(step, batch_size), process_rows))
 
     mix = [
         f"{name} {100 * drawn:.0f} % (asked {100 * asked:.0f})"
         for name, (asked, drawn) in lists.mix().items()
         if asked or drawn
     ]
-    said = (
+    summary = (
         f"{len(behaviour):,} rows, lists of 1 + {lists.config.negatives}, shown by "
         f"{behaviour.shown_by}; negatives: {', '.join(mix)}"
     )
-    return batch_at, said
+    return batch_at, summary
 
 
 def _task(stored: Mapping[str, Any]) -> str:
-    """The task that reads requests, one a row of the log, and writes their queries or ids."""
+    """The task with one request per log row that writes the row's query or its id."""
     tasks = list(stored["tasks"])
     for kind in ("_query", "_request_to_id"):
         for task in tasks:
@@ -317,7 +317,7 @@ def _task(stored: Mapping[str, Any]) -> str:
 
 
 def _watch(model: TrainedModel, objective, mesh, frozen, dev_rows: int, dev_lists: int):
-    """`(params, step)` -> preference metrics of `dev_lists` lists of the dev split, beside those of
+    """`(params, step)` -> preference metrics of `dev_lists` lists of the dev split, and metrics of
     the lists that the suggester writes for `dev_rows` rows.
     """
     import numpy as np
@@ -334,13 +334,12 @@ def _watch(model: TrainedModel, objective, mesh, frozen, dev_rows: int, dev_list
     drawn = lists.of(usable[:dev_lists])
     to_arrays = _batches(model, "dev", behaviour, _task(model.stored))
     block, fixed = divisible_batch(mesh, 64), []
-    mine = process_batch_shard(mesh, block)
+    process_rows = process_batch_shard(mesh, block)
     for start in range(0, len(drawn.rows), block):
         arrays = to_arrays(*_part(drawn, slice(start, start + block)))
-        room = block - len(arrays["levels"])
-        fixed.append(
-            {n: np.pad(x, [(0, room)] + [(0, 0)] * (x.ndim - 1))[mine] for n, x in arrays.items()}
-        )
+        padding = (0, block - len(arrays["levels"]))
+        filled = {n: np.pad(x, [padding] + [(0, 0)] * (x.ndim - 1)) for n, x in arrays.items()}
+        fixed.append({name: array[process_rows] for name, array in filled.items()})
     measure = make_measure(model.config, objective, mesh)
     dev = os.path.join(work.log, "dev.parquet")
     scores_of = scoring.watch_lists(model, dev, work.log, dev_rows)
@@ -358,7 +357,7 @@ def _part(drawn: Drawn, chosen: np.ndarray | slice) -> tuple[np.ndarray, np.ndar
 
 
 def _stamp(context: Context, source: str, batch_size: int, rows: np.ndarray) -> str:
-    """What stored log-probabilities depend on, in one word."""
+    """The fingerprint of everything that stored log-probabilities depend on."""
     settings = {k: v for k, v in context.settings.items() if k.startswith("ListConfig")}
     start = os.path.join(source, trained.parameters(source))
     files = {name: fingerprint_file(os.path.join(start, name)) for name in names_below(start)}

@@ -1,8 +1,8 @@
 """Preference alignment of a model with candidate tokens: the list of a row is all its candidates.
 
 One pass of the encoder and one step of the decoder score every candidate, so the target is compared
-with all others instead of with a sample (PAPER.md section 4 draws four). Levels come with the
-examples; rewards are a table of queries by level.
+with all others instead of with a sample (PAPER.md section 4 draws four). The examples contain the
+levels; the rewards are a table by level and query.
 """
 
 from __future__ import annotations
@@ -32,8 +32,8 @@ REWARDS_FILE = "rewards.npy"
 
 
 def rewards(context: Context) -> None:
-    """The reward of each query at each behaviour level, `[6, 1 + N + spare]`, into
-    WORK_DIR/rewards; of many rows in workers.
+    """Writes the reward of each query at each behaviour level, `[6, 1 + N + spare]`, into
+    WORK_DIR/rewards. Workers count the levels if there are many rows.
     """
     import numpy as np
 
@@ -47,24 +47,25 @@ def rewards(context: Context) -> None:
     size = 1 + len(Parts(context.work).completions) + SPARE
     starts = range(0, len(examples), max(LEAST_ROWS, -(-len(examples) // BLOCKS)))
     ends = [*starts[1:], len(examples)]
-    blocks = [Rows(folder, *each, size) for each in zip(starts, ends, strict=True)]
+    blocks = [Rows(folder, first, stop, size) for first, stop in zip(starts, ends, strict=True)]
     counts = np.zeros((len(Level), size), np.int64)
     scratch = engine.scratch or context.work.rewards
     many = len(blocks) > 1
-    found = results(engine, scratch, count_levels, blocks) if many else map(count_levels, blocks)
-    for part in found:
+    for part in (
+        results(engine, scratch, count_levels, blocks) if many else map(count_levels, blocks)
+    ):
         counts += part
     table = reward_table(counts, context.configured("RewardConfig")())
     np.save(os.path.join(context.work.rewards, REWARDS_FILE), table)
     report = {level.name: int(counts[level].sum()) for level in Level if counts[level].sum()}
     write_json(os.path.join(context.work.rewards, "report.json"), report)
-    counted = ", ".join(f"{count:,} {name}" for name, count in report.items())
-    print(f"{len(examples):,} rows; candidates: {counted}", flush=True)
+    summary = ", ".join(f"{count:,} {name}" for name, count in report.items())
+    print(f"{len(examples):,} rows; candidates: {summary}", flush=True)
 
 
 @dataclasses.dataclass(frozen=True)
 class Rows:
-    """Examples from number `first` to before `stop`; `size`: numbers that a query may have."""
+    """The examples from `first` up to `stop`, exclusive; queries have numbers below `size`."""
 
     folder: str
     first: int
@@ -83,16 +84,16 @@ def count_levels(rows: Rows) -> np.ndarray:
     examples = ItemExamples(rows.folder, "train", fetch=fetch)
     for block in examples.blocks(rows.first, rows.stop, names=("candidates", "candidate_levels")):
         numbers, levels = block["candidates"], block["candidate_levels"]
-        there = numbers > 0
-        np.add.at(counts, (levels[there], numbers[there]), 1)
+        mask = numbers > 0
+        np.add.at(counts, (levels[mask], numbers[mask]), 1)
     return counts
 
 
 def lists(
     model: TrainedModel, mesh: Any, batch_size: int
 ) -> tuple[Callable[[int], Mapping[str, Any]], str, ItemTables]:
-    """What a model learns from: step -> this process's part of a batch, that in words, and the
-    tables of its items.
+    """The training data: step -> this process's shard of a batch; its summary; and the tables of
+    the model's items.
 
     Raises:
       UserError: no row has a second candidate.
@@ -133,7 +134,7 @@ def lists(
 def watched(
     model: TrainedModel, mesh: Any, tables: ItemTables, rows: int
 ) -> Callable[[Any, int], dict[str, Any]]:
-    """`watch.watch` of the first rows of dev."""
+    """`watch.watch` on the first rows of dev."""
     loader = model.context.configured("rwr/ItemLoader")(
         model.work.examples, split="dev", vocabulary=model.stored["vocabulary"], fetch=fetch
     )
@@ -142,12 +143,12 @@ def watched(
 
 
 def _recent(log: str, examples: ItemExamples, rows: np.ndarray, days: float | None) -> np.ndarray:
-    """Those of the rows whose searches are of the train split's last `days`; None: all."""
+    """The rows whose searches are in the last `days` of the train split; None: all rows."""
     import pyarrow.parquet as pq
 
     if days is None:
         return rows
     table = pq.read_table(os.path.join(log, "train.parquet"), columns=["timestamp_ms"])
     times = table["timestamp_ms"].to_numpy()
-    own = times[examples.column("row")[rows]]
-    return rows[own > times.max(initial=0) - days * DAY_MS]
+    row_times = times[examples.column("row")[rows]]
+    return rows[row_times > times.max(initial=0) - days * DAY_MS]

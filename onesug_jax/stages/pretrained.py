@@ -1,4 +1,4 @@
-"""Training that starts from other parameters: a trained stage's, or Hugging Face's T5."""
+"""Initial parameters for training: those of a trained stage, or of Hugging Face's T5."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ if TYPE_CHECKING:
     from onesug_jax.model.config import ModelConfig
     from onesug_jax.tasks.vocabulary import Vocabulary
 
-SPIECE = "spiece.model"  # the pieces in a folder of a pretrained model
+SPIECE = "spiece.model"  # the SentencePiece model in a folder of a pretrained model
 _SETTING = "pretrain.params_from"
-_SHAPES = (  # fields of ModelConfig that the folder decides
+_SHAPES = (  # fields of ModelConfig that must equal those of the folder
     "d_model",
     "num_heads",
     "head_dim",
@@ -35,8 +35,8 @@ _MODELS = {512: "small", 768: "base", 1024: "large", 2048: "xl"}  # gin_configs/
 
 
 def files(context: Context, setting: str, *names: str, sure: bool = False) -> tuple[str, ...]:
-    """Files of the pretrained model whose folder a setting gives; none where it gives none, or,
-    unless it is `sure` to be one, where the folder is a trained stage's.
+    """Files of the pretrained model in the folder of a setting; none if the setting is None, or,
+    unless `sure`, if the folder has no config.json and so is a trained stage's.
     """
     folder = context.settings.get(setting)
     if folder is None or not (sure or os.path.isfile(os.path.join(folder, "config.json"))):
@@ -45,7 +45,7 @@ def files(context: Context, setting: str, *names: str, sure: bool = False) -> tu
 
 
 def parameters_from(setting: str, given: str) -> str:
-    """The local folder whose parameters a setting names, the best of a stage in a bucket pulled.
+    """The local folder of parameters for a setting; those of a stage in a bucket are pulled.
 
     Raises:
       UserError: there is no such folder; in a bucket, no such stage of a WORK_DIR.
@@ -61,21 +61,20 @@ def parameters_from(setting: str, given: str) -> str:
 
 
 def check_fits(folder: str, config: ModelConfig, vocabulary: Vocabulary) -> None:
-    """Whether a folder's model is of this size and has these pieces; its weights are not read.
+    """Checks that a folder's model has this size and these pieces; its weights are not read.
 
     Raises:
-      UserError: naming the first field that differs with both values, or that the vocabulary is not
-        the folder's.
+      UserError: a field differs, or the vocabulary is not the folder's.
     """
     from onesug_jax.model.hf_config import read_config
 
     theirs, _ = read_config(folder)
     for field in _SHAPES:
-        found, wanted = getattr(theirs, field), getattr(config, field)
-        if found != wanted:
+        found, expected = getattr(theirs, field), getattr(config, field)
+        if found != expected:
             raise UserError(
                 f"{_SETTING} = {folder!r}: its model has {field} {found}, and "
-                f"ModelConfig.{field} is {wanted}; {_fix(theirs, field)}"
+                f"ModelConfig.{field} is {expected}; {_fix(theirs, field)}"
             )
     path = os.path.join(folder, SPIECE)
     require_files(
@@ -91,10 +90,10 @@ def check_fits(folder: str, config: ModelConfig, vocabulary: Vocabulary) -> None
 
 
 def check_vocabulary(setting: str, folder: str, fingerprint: str) -> None:
-    """Whether a trained stage's folder has this vocabulary; one without a description passes.
+    """Checks that a trained stage's folder, if it has a description, has this vocabulary.
 
     Raises:
-      UserError: it has another: the same rows would stand for other tokens.
+      UserError: it has another one: the same rows would stand for other tokens.
     """
     path = os.path.join(folder, trained.MODEL_FILE)
     found = read_result(path)["vocabulary"] if os.path.isfile(path) else fingerprint
@@ -116,14 +115,13 @@ def _fix(theirs: ModelConfig, field: str) -> str:
 def read(
     folder: str, config: ModelConfig, vocabulary: Vocabulary, init_fn: Callable, seed: int
 ) -> dict:
-    """The folder's parameters, new rows for our tokens behind its own, and what else the model has.
+    """The parameters in a folder, with new table rows for our tokens after its own.
 
-    `soft_projection`, which no T5 has, is initialised as in training from scratch. Prints what came
-    from where.
+    Parameters that T5 lacks (`soft_projection`) are initialised as in training from scratch. Prints
+    the sources.
 
     Raises:
-      UserError: what `model.hf.read_t5` raises, or one ties its head to the table and the other
-        does not.
+      UserError: `model.hf.read_t5` raises it, or only one of the models ties its head to the table.
     """
     import jax
 
@@ -140,11 +138,11 @@ def read(
     rows = vocabulary.size - theirs.vocab_size
     theirs, params = with_rows(theirs, params, vocabulary.size, pieces=vocabulary.pieces, seed=seed)
 
-    def others(key: jax.Array) -> dict:
-        made = unbox(init_fn(key))
-        return {name: made[name] for name in made if name not in params}
+    def missing(key: jax.Array) -> dict:
+        initial = unbox(init_fn(key))
+        return {name: initial[name] for name in initial if name not in params}
 
-    new = jax.jit(others)(jax.random.key(seed))  # what is not asked for is not computed
+    new = jax.jit(missing)(jax.random.key(seed))  # jit does not compute the unused ones
     print(f"from {folder}: {report}")
     print(f"new: {', '.join([f'{rows:,} rows of tokens', *new])}", flush=True)
     return {**params, **new}

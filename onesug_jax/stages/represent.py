@@ -19,12 +19,12 @@ if TYPE_CHECKING:
     from onesug_jax.text_encoder.encode_new import Encoded
     from onesug_jax.text_encoder.encoder import TextEncoder
 
-# Their texts and plain vectors e_q, from which an update takes those that it holds again.
+# Texts and plain vectors e_q of the queries, which an update reuses.
 PLAIN, PLAIN_TEXTS = (os.path.join("encoded", f"queries.{kind}") for kind in ("npy", "txt"))
 
 
 def align(context: Context) -> None:
-    """A text encoder aligned on the mined pairs, into WORK_DIR/encoder."""
+    """Aligns a text encoder on the mined pairs, into WORK_DIR/encoder."""
     from onesug_jax.train.compiler import cache_programs
 
     cache_programs(context.compiled)
@@ -41,7 +41,7 @@ def align(context: Context) -> None:
 
 
 def quantize(context: Context) -> None:
-    """The enhanced embedding of every indexed query, and its semantic id, into
+    """Writes the enhanced embedding and the semantic id of every indexed query into
     WORK_DIR/semantic_ids.
     """
     import numpy as np
@@ -87,9 +87,9 @@ def encode(
     """Writes the vectors of all `texts` [N] to `out` [N, D].
 
     Args:
-      what: they are, "queries" or "prefixes".
-      vectors_from: WORK_DIR of another version. Texts that it holds take its vectors, where the
-        same encoder made them.
+      what: "queries" or "prefixes".
+      vectors_from: WORK_DIR of another version, whose vectors are reused if the same encoder made
+        them.
     """
     from onesug_jax.text_encoder.encode_new import encode_new
 
@@ -112,13 +112,13 @@ def _stored(work: WorkDir, what: str) -> Encoded:
         "prefixes": (work.index, "prefix_vectors.npy", "prefixes.txt"),
     }[what]
     with open(os.path.join(folder, texts), encoding="utf-8", newline="\n") as file:
-        held = pa.array(file.read().split("\n")[:-1], pa.string())
+        stored = pa.array(file.read().split("\n")[:-1], pa.string())
     made_with = read_result(os.path.join(folder, ABOUT))["encoder"]
-    return Encoded(held, np.load(os.path.join(folder, vectors), mmap_mode="r"), made_with)
+    return Encoded(stored, np.load(os.path.join(folder, vectors), mmap_mode="r"), made_with)
 
 
 def _texts(mined: str, table: str) -> pa.Array:
-    """The queries, or the prefixes, that were mined."""
+    """The mined queries or prefixes."""
     from onesug_jax.logs.mined import TABLES, read_table
 
     return read_table(mined, table)[TABLES[table].names[0]].combine_chunks()
@@ -126,7 +126,7 @@ def _texts(mined: str, table: str) -> pa.Array:
 
 def _embed(encode, encoder, mined: str, enhancing, path: str) -> None:
     """Writes the vectors e_q of all queries, and the enhanced ones e_q* to `path`, as float16
-    `[N, D]`; those of an interrupted run stay.
+    `[N, D]`; does nothing if an interrupted run has written them.
     """
     import numpy as np
 
@@ -143,37 +143,39 @@ def _embed(encode, encoder, mined: str, enhancing, path: str) -> None:
     with atomic_write(os.path.join(folder, PLAIN_TEXTS)) as file:
         file.writelines(f"{query}\n".encode() for query in queries.to_pylist())
     with atomic_path(os.path.join(folder, PLAIN)) as part:
-        own = table(part)
-        encode(encoder, queries, "queries", own)
-        own.flush()
+        plain = table(part)
+        encode(encoder, queries, "queries", plain)
+        plain.flush()
+
+    def vectors_of(numbers: np.ndarray) -> np.ndarray:
+        return plain[numbers].astype(np.float32)
+
     with atomic_path(path) as part:
         out = table(part)
-        enhance(
-            own, *_alike(mined), lambda numbers: own[numbers].astype(np.float32), enhancing, out=out
-        )
+        enhance(plain, *_related(mined), vectors_of, enhancing, out=out)
         out.flush()
 
 
-def _alike(mined: str) -> tuple[np.ndarray, np.ndarray]:
-    """Offsets `[N + 1]` and numbers of the queries mined for each query, best first: those after
-    which the same items were clicked, or where no item ever was, those of the same visitors.
+def _related(mined: str) -> tuple[np.ndarray, np.ndarray]:
+    """Offsets `[N + 1]` and numbers of the related queries mined for each query, best first:
+    related by clicks on the same items, or by visitors if the log has no item clicks.
     """
     import numpy as np
 
     queries = _texts(mined, "queries")
     both = {"query": queries, "other": queries}
-    own, other = _pairs(mined, "query_query", both, source="item")
-    if not len(own):
-        own, other = _pairs(mined, "query_query", both)
-    return np.searchsorted(own, np.arange(len(queries) + 1)), other
+    rows, others = _pairs(mined, "query_query", both, source="item")
+    if not len(rows):
+        rows, others = _pairs(mined, "query_query", both)
+    return np.searchsorted(rows, np.arange(len(queries) + 1)), others
 
 
 def index(context: Context, *, precomputed: int = 0, vectors: str = "int8") -> None:
-    """The index of prefixes and their related queries, into WORK_DIR/index.
+    """Builds the index of prefixes and their related queries, into WORK_DIR/index.
 
-    `precomputed` related queries are worked out ahead for every indexed prefix, a look-up each;
-    what is not is looked up when it is first asked for. `vectors` is how the queries' are stored,
-    "int8" or "float16".
+    `precomputed` is the number of related queries that are stored for every indexed prefix; others
+    are searched on request. `vectors` is the storage type of the queries' vectors, "int8" or
+    "float16".
     """
     import numpy as np
 
@@ -216,22 +218,22 @@ def index(context: Context, *, precomputed: int = 0, vectors: str = "int8") -> N
 def _pairs(
     mined: str, table: str, of: Mapping[str, pa.Array], source: str | None = None
 ) -> list[np.ndarray]:
-    """The places of a table's texts in arrays that hold all of them, int32 `[pairs]` a column.
+    """The positions of a table's texts in arrays of all texts, int32 `[pairs]` per column.
 
     Args:
-      of: column -> array.
-      source: of "query_query", the pairs that are taken; None: all.
+      of: column -> array of all its texts.
+      source: the "query_query" pairs to select; None: all.
     """
     import numpy as np
     import pyarrow.compute as pc
 
     from onesug_jax.logs.mined import read_blocks
 
-    found: dict[str, list[np.ndarray]] = {name: [np.empty(0, np.int32)] for name in of}
+    parts: dict[str, list[np.ndarray]] = {name: [np.empty(0, np.int32)] for name in of}
     for block in read_blocks(mined, table, [*of, *([] if source is None else ["source"])]):
         if source is not None:
             block = block.filter(pc.equal(block["source"], source))
         for name, values in of.items():
-            places = pc.index_in(block[name], value_set=values)
-            found[name].append(places.to_numpy(zero_copy_only=False).astype(np.int32))
-    return [np.concatenate(parts) for parts in found.values()]
+            positions = pc.index_in(block[name], value_set=values)
+            parts[name].append(positions.to_numpy(zero_copy_only=False).astype(np.int32))
+    return [np.concatenate(arrays) for arrays in parts.values()]

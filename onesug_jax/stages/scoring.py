@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from onesug_jax.decode.suggester import Suggester
 
 
-SFT = "sft"  # the rival that a preference-aligned model was aligned from
+SFT = "sft"  # as a rival: the model that a preference-aligned one was trained from
 
 
 def score(
@@ -32,8 +32,8 @@ def score(
     """Scores one file of a log with a model and its rivals; `logs` are folders of history.
 
     Args:
-      rivals: "all" that there are, "sft" (the model that it was aligned from) alone, or "none".
-      sample: about so many of its rows, evenly spread; None: all.
+      rivals: "all", "sft" (only the model that it was aligned from), or "none".
+      sample: the approximate number of rows to score, evenly spread; None: all.
     """
     from onesug_jax.evaluate import baselines
 
@@ -52,8 +52,8 @@ def score(
     rows = _rows(model, split, logs)
     if sample is not None:
         table = rows.read_all()
-        places = range(0, len(table), max(1, -(-len(table) // sample)))
-        rows = table.take(list(places)).to_batches()
+        numbers = range(0, len(table), max(1, -(-len(table) // sample)))
+        rows = table.take(list(numbers)).to_batches()
     return _evaluation(model)(rows, lists)
 
 
@@ -61,26 +61,26 @@ def watch_lists(
     model: TrainedModel, split: str, log: str, rows: int
 ) -> Callable[[Any], tuple[Mapping, Mapping[str, Sequence[str]]]]:
     """`params` -> metrics by slice of a text model with these parameters on the first `rows` rows
-    of a split, and lists of a few. Rows and histories are read once, one suggester writes all.
+    of a split, and the lists of a few rows. Rows and suggester are made once.
     """
     from onesug_jax.train import mesh as meshes
 
-    given = _rows(model, split, [log]).read_all().slice(0, rows).to_batches()
+    batches = _rows(model, split, [log]).read_all().slice(0, rows).to_batches()
     evaluation = _evaluation(model)
     writer: Suggester | None = None
 
     def scores(params) -> tuple[Mapping, Mapping[str, Sequence[str]]]:
         nonlocal writer
         if distributed.place_among()[1] > 1:
-            params = meshes.on_host(params)  # each process writes its share of the lists by itself
+            params = meshes.on_host(params)  # each process writes its own share of the lists
         if writer is None:
             writer = model.text_suggester(params)
         else:
             writer.use(params)
-        found = evaluation(given, {"model": writer.suggest})
-        few = found.rows.slice(0, 4).to_pylist()
+        result = evaluation(batches, {"model": writer.suggest})
+        few = result.rows.slice(0, 4).to_pylist()
         lists = {f"{row['prefix']} -> {row['truth']}": row["list_model"][:6] for row in few}
-        return found.metrics["model"], lists
+        return result.metrics["model"], lists
 
     return scores
 
@@ -94,7 +94,7 @@ def _rows(model: TrainedModel, split: str, logs: Sequence[str]):
 
 
 def _evaluation(model: TrainedModel) -> Callable[..., Any]:
-    """`evaluator.evaluate` of rows and lists, with what a text model's requests need."""
+    """`evaluator.evaluate` for rows and lists of a text model."""
     from onesug_jax.evaluate import evaluator
 
     context, index = model.context, model.completions
@@ -122,10 +122,10 @@ def replayed(
     """Scores one file of a log, replayed through time, with a model of items and its rivals.
 
     Args:
-      split: the file. logs: folders with all that happened before and during it.
-      rivals: as of `score`.
-      freshness: as `evaluate` takes it; None: as it is set.
-      sample: about so many of its rows, evenly spread, are scored; None: all.
+      split: the file.
+      logs: folders with all events before and during it.
+      rivals, sample: as in `score`.
+      freshness: as in `evaluate`; None: the setting.
     """
     from onesug_jax.evaluate import evaluator
     from onesug_jax.evaluate.replay import plain_requests, replay, settings_at
@@ -140,8 +140,8 @@ def replayed(
     models = {"model": model}
     if rivals != "none" and model.reference:
         models[SFT] = model.reference
-    few: Any = {"batch_sizes": (32,), "pasts": ()}  # each shape takes seconds to compile
-    writers = {name: one.item_suggester(state, table, **few) for name, one in models.items()}
+    shapes: Any = {"batch_sizes": (32,), "pasts": ()}  # few: each takes seconds to compile
+    writers = {name: m.item_suggester(state, table, **shapes) for name, m in models.items()}
     lists = {name: writer.suggest for name, writer in writers.items()}
     listed = {}
     if rivals == "all":
@@ -149,15 +149,16 @@ def replayed(
         if finished(context.home.cascade):
             lists["cascade"] = _cascade(model, state, table)
         listed = _best_possible(context, split)
-    filled = [state.first]
+    filled = state.first
 
     def make(state, rows, asked):
-        if len(state) > filled[0]:
-            numbers = range(filled[0], len(state))
+        nonlocal filled
+        if len(state) > filled:
+            numbers = range(filled, len(state))
             table.add(numbers, [state.text(n) for n in numbers], model.encode)
             for writer in writers.values():
-                writer.refresh(vars(table), filled[0] + 1, len(state) + 1)
-            filled[0] = len(state)
+                writer.refresh(vars(table), filled + 1, len(state) + 1)
+            filled = len(state)
         return plain_requests(state, rows, asked)
 
     process = distributed.place_among()
@@ -187,13 +188,13 @@ def replayed(
 
 
 def metrics_of(context: Context) -> list[Callable]:
-    """The metrics of one's own that `evaluate.metrics` names, by import path."""
+    """The user's metrics, imported by their paths in `evaluate.metrics`."""
     paths = context.settings.get("evaluate.metrics", ())
     return [named("evaluate.metrics", path, {}) for path in paths]
 
 
 def _counted(model: TrainedModel, state) -> dict[str, Callable]:
-    """The rivals that count searches: over all of train, and as of each request."""
+    """The rivals that count searches: of train, and as of each request."""
     from onesug_jax.evaluate import baselines
 
     popular = {baselines.POPULAR: baselines.most_popular(model.completions)}
@@ -210,7 +211,7 @@ def _cascade(model: TrainedModel, state, table):
 
 
 def _best_possible(context: Context, split: str) -> dict[str, Mapping[str, Sequence[str]]]:
-    """The lists of a simulated log's oracle, where there are any."""
+    """The lists of a simulated log's oracle, if there are any."""
     from onesug_jax.evaluate import ceiling
     from onesug_jax.evaluate.rows import ORDERS
 
@@ -223,10 +224,10 @@ def _best_possible(context: Context, split: str) -> dict[str, Mapping[str, Seque
 
 
 def judged(metrics) -> dict[str, float]:
-    """The metrics by which models are compared, in per cent, from the metrics by slice.
+    """The metrics for comparing models, in per cent, from the metrics by slice.
 
-    `value` is the mean of MRR@16 over all searches and over those with an order; a split without
-    orders counts all searches twice.
+    `value` is the mean of MRR@16 over all searches and MRR@16 over those with an order; without
+    orders it is MRR@16 over all searches.
     """
     every, order = metrics["all"], metrics["order"]
     order = order if order["n"] else every

@@ -1,4 +1,4 @@
-"""The stages of a running service: listening, and exporting its feedback."""
+"""The stages of the service: answering requests, and exporting its feedback."""
 
 from __future__ import annotations
 
@@ -24,11 +24,11 @@ if TYPE_CHECKING:
     from onesug_jax.serve.config import EngineConfig
     from onesug_jax.serve.feedback import FeedbackStore
 
-_LOOK_SECONDS = 30.0  # between looks at a bucket for another model
+_LOOK_SECONDS = 30.0  # between checks of a bucket for another model
 
 
 def serve(context: Context) -> None:
-    """Listens for requests and answers them with the model of WORK_DIR that is in use."""
+    """Answers HTTP requests with the model in use of WORK_DIR."""
     from onesug_jax.decode.replicas import Replicas
     from onesug_jax.serve.engine import Engine
     from onesug_jax.serve.server import serve as listen
@@ -46,13 +46,13 @@ def serve(context: Context) -> None:
 
 
 def check_serve(context: Context) -> None:
-    """Whether the service may listen as it is configured; raises UserError where not."""
+    """Raises UserError if the service may not listen with these settings."""
     context.configured("ServerConfig")().key()
 
 
 def _model_key(home: str, mirror: Mirror | None = None) -> str:
-    """The bundle of the model in use, and when it was made: another one after each training. One in
-    a bucket is here, whole.
+    """The path and the time of the bundle in use, which differ after each training. A bundle in a
+    bucket is downloaded.
     """
     if mirror:
         mirror.refresh(after=_LOOK_SECONDS)
@@ -62,7 +62,7 @@ def _model_key(home: str, mirror: Mirror | None = None) -> str:
 
 
 def _version(context: Context, config: EngineConfig, store: FeedbackStore, say, key: str):
-    """The model of one bundle, opened; `key` as `_model_key` gives it."""
+    """Opens the model of one bundle; `key` is from `_model_key`."""
     path = key.rpartition("?")[0]
     model = TrainedModel(dataclasses.replace(context, work=workdir.WorkDir(path)))
     name = versions.in_use(workdir.local(context.macros["WORK_DIR"]))
@@ -83,19 +83,20 @@ def _item_version(model: TrainedModel, config, store, say, name: str, key: str, 
     state = model.after_log()
     tables = model.tables_of(state)
     since = state.latest_ms
-    stale = _made_ms(model.work.path) - since
-    if stale > config.stale_days * DAY_MS:
-        state.postpone(stale)
+    age = _made_ms(model.work.path) - since
+    stale = age > config.stale_days * DAY_MS
+    if stale:
+        state.postpone(age)
         say(
-            f"serve: the log ended {stale / DAY_MS:,.0f} days before the model was made; its "
+            f"serve: the log ended {age / DAY_MS:,.0f} days before the model was made; its "
             "counts are taken as if it had ended then (EngineConfig.stale_days)"
         )
 
     def again() -> AsOf:
-        found = model.after_log()
-        if stale > config.stale_days * DAY_MS:
-            found.postpone(stale)
-        return found
+        reloaded = model.after_log()
+        if stale:
+            reloaded.postpone(age)
+        return reloaded
 
     live = LiveCounts(state, store, since_ms=since, again=again)
     suggester = model.item_suggester(state, tables)
@@ -103,7 +104,7 @@ def _item_version(model: TrainedModel, config, store, say, name: str, key: str, 
 
 
 def _made_ms(path: str) -> int:
-    """When the rows were made that the model of a bundle learnt from; 0: not recorded."""
+    """The time when the training rows of a bundle's model were made; 0: not recorded."""
     sources = read_result(os.path.join(path, bundle.SOURCES))
     made = sources.get("examples")
     return int(1000 * datetime.datetime.fromisoformat(made).timestamp()) if made else 0
@@ -118,7 +119,7 @@ def _text_version(model: TrainedModel, name: str, key: str, settings: dict):
 
 
 def _profile(context: Context) -> list[str]:
-    """Names of the log's profile columns; none where neither log nor report is at hand."""
+    """Names of the log's profile columns; [] if there is neither a log nor a report."""
     import pyarrow.parquet as pq
 
     from onesug_jax.logs.schema import profile_columns
@@ -140,7 +141,7 @@ def _store(context: Context, *, prune: bool = True) -> FeedbackStore:
 
 
 def store_path(context: Context) -> str:
-    """Where the feedback store of a WORK_DIR lies."""
+    """The path of a WORK_DIR's feedback store."""
     from onesug_jax.serve import feedback
 
     config = context.configured("FeedbackConfig")()
@@ -149,7 +150,7 @@ def store_path(context: Context) -> str:
 
 
 def _store_or_none(context: Context, say) -> FeedbackStore:
-    """The store, or what stands in for one that cannot be opened: suggestions live without it."""
+    """The store, or a substitute if it cannot be opened, because suggestions work without it."""
     try:
         return _store(context)
     except UserError as error:
@@ -167,7 +168,7 @@ def _store_or_none(context: Context, say) -> FeedbackStore:
 
 
 def export_feedback(context: Context) -> None:
-    """Writes what the service has stored as a log, for `update`."""
+    """Writes the stored feedback as a log, for `update`."""
     options = context.options
     if not options.to:
         raise UserError("export_feedback needs a file to write: --to FILE")
@@ -181,8 +182,9 @@ def export_feedback(context: Context) -> None:
         )
     store = _store(context, prune=False)
     try:
-        chosen = dict(since_ms=since, untrusted=options.all)
-        rows = store.export(options.to, profile=_profile(context), **chosen)
+        rows = store.export(
+            options.to, profile=_profile(context), since_ms=since, untrusted=options.all
+        )
         others = 0 if options.all else store.count(since_ms=since, trusted=False)
         left = f"{others:,} that are not trusted are left out (FeedbackConfig.trust); see --all"
         if not rows:
@@ -200,7 +202,7 @@ def export_feedback(context: Context) -> None:
 
 
 def export_flags(parser: argparse.ArgumentParser) -> None:
-    """Where to, and how much."""
+    """The file and the events to export."""
     parser.add_argument("--to", metavar="FILE", help="the Parquet file to write")
     parser.add_argument("--all", action="store_true", help="also events that are not trusted")
     parser.add_argument("--days", type=float, help="only events of the last so many days")

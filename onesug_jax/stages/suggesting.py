@@ -1,4 +1,4 @@
-"""The stage that asks the trained model for lists: once, at a prompt, or from Python."""
+"""The stage that shows lists of the trained model: once, at a prompt, or from Python."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 
 def suggest(context: Context) -> None:
-    """Suggestions for --prefix, or for the lines typed at a prompt."""
+    """Prints suggestions for --prefix, or for lines typed at a prompt."""
     options = context.options
     if options.minutes and len(options.minutes) != len(options.history):
         raise UserError(
@@ -34,18 +34,18 @@ def suggest(context: Context) -> None:
         return answer(prefix, options.history, options.profile, options.k, options.minutes)
 
     if options.prefix is not None:
-        answered(options.prefix)  # compiles; what is timed is the answer
+        answered(options.prefix)  # compiles the programs; only the next answer is timed
         _print_suggestions(answered(options.prefix), options.json)
         return
     _prompt(answered, options)
 
 
 def answering(model: TrainedModel) -> Callable[..., dict]:
-    """The model as a function, for repeated requests:
+    """The model as a function `(prefix, history=(), profile=(), k=None, minutes=())` -> the object
+    that --json prints.
 
-    `(prefix, history=(), profile=(), k=None, minutes=())`, history oldest first, minutes ago each
-    was searched -> the object that --json prints. A model that reads items answers as of the end of
-    the log that it was trained on.
+    The history is oldest first; `minutes` says how long ago each query was searched. A model with
+    items answers as of the end of the log that it was trained on.
     """
     if model.spec.items:
         state = model.after_log()
@@ -82,10 +82,10 @@ def _answer_items(
     items = state.request(prefix, "", state.end_ms, (texts, ages))
     used = {state.text(int(number) - 1) for number in items.history if number}
     request = Request(prefix, tuple(texts), profile=tuple(profile), items=items)
-    found = model.suggest([request], k)[0]
+    suggestions = model.suggest([request], k)[0]
     past = [text for text in texts if text in used]
     unknown = {"unknown": [text for text in texts if text not in used]}
-    return _reply(began, prefix, past, int((items.candidates > 0).sum()), found) | unknown
+    return _reply(began, prefix, past, int((items.candidates > 0).sum()), suggestions) | unknown
 
 
 def _answer_text(
@@ -104,8 +104,7 @@ def _answer_text(
     prefix = normalise_prefix(prefix)
     texts, _ = _normalised(history, minutes)
     requests = make_requests(finder, [prefix], [texts], [profile])
-    found = model.suggest(requests, k)[0]
-    return _reply(began, prefix, texts, None, found)
+    return _reply(began, prefix, texts, None, model.suggest(requests, k)[0])
 
 
 def _reply(
@@ -113,13 +112,13 @@ def _reply(
     prefix: str,
     history: list[str],
     candidates: int | None,
-    found: Sequence[Suggestion],
+    suggestions: Sequence[Suggestion],
 ) -> dict:
     return {
         "prefix": prefix,
         "history": history,
         "candidates": candidates,
-        "suggestions": [suggestion._asdict() for suggestion in found],
+        "suggestions": [suggestion._asdict() for suggestion in suggestions],
         "milliseconds": round(1000 * (time.perf_counter() - began), 1),
     }
 
@@ -156,7 +155,7 @@ def _prompt(answered: Callable[[str], dict], options) -> None:
 
 
 def suggest_flags(parser: argparse.ArgumentParser) -> None:
-    """What was typed, by whom, and how to answer."""
+    """The request and the form of the answer."""
     parser.add_argument("--prefix", help="what was typed; without it, an interactive prompt")
     parser.add_argument(
         "--history", action="append", default=[], help="an earlier query, oldest first; repeat"

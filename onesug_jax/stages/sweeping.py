@@ -1,10 +1,10 @@
-"""The stage that trains a work directory again with other settings, a run for each combination.
+"""The stage that trains a work directory again with other settings, one run per combination.
 
     sweep --gin.WORK_DIR=work/mine --set pretrain.steps=500,1000 --set PreferenceConfig.beta=0.1,0.5
 
-Each run is a work directory of its own, WORK_DIR/sweep/NAME, made by `run` in a process of its own.
-It links what WORK_DIR has finished before the first stage that the settings concern, and makes all
-that follows. After an interruption the same command continues; a finished run is skipped.
+Each run has its own work directory, WORK_DIR/sweep/NAME, and its own process of `run`. It links the
+finished stages of WORK_DIR before the first one that depends on the settings, and runs the rest.
+After an interruption the same command continues; a finished run is skipped.
 """
 
 from __future__ import annotations
@@ -21,22 +21,22 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from onesug_jax.errors import UserError
-from onesug_jax.files import atomic_write
+from onesug_jax.files import atomic_write, link_tree
 from onesug_jax.pipeline.spec import PROGRAM, Context
-from onesug_jax.pipeline.workdir import CONFIG, FOLDERS, Manifest
+from onesug_jax.pipeline.workdir import CONFIG, FOLDERS, Manifest, finished
 from onesug_jax.stages import comparing
 
 if TYPE_CHECKING:
     from onesug_jax.evaluate.runs import Row
 
-Setting = tuple[str, tuple[str, ...]]  # name, its values as they were written
+Setting = tuple[str, tuple[str, ...]]  # name, its values as written on the command line
 FOLDER, TABLE, PLOT = "sweep", "table.txt", "sweep.png"
 _SHARED = ("LOG", "WORK_DIR", "MESH")  # the same for all runs
 _MOST = 100  # runs of one sweep
 
 
 def sweep(context: Context) -> int:
-    """Trains and scores every combination, prints them beside WORK_DIR itself, and plots them.
+    """Trains and scores every combination, and prints and plots the scores beside WORK_DIR's.
 
     Raises:
       UserError: WORK_DIR was not evaluated, or a run failed.
@@ -60,7 +60,7 @@ def sweep(context: Context) -> int:
 
 
 def check(context: Context) -> None:
-    """Refuses what cannot be swept; the values themselves are checked by `main`."""
+    """Raises UserError for settings that cannot be swept; `main` checks their values."""
     if context.mirror:
         raise UserError(
             f"sweep: its runs link the files of WORK_DIR, found {context.mirror.url}; "
@@ -89,33 +89,32 @@ def check(context: Context) -> None:
 
 
 def describe(context: Context) -> str:
-    """The runs there would be."""
+    """The folders of the planned runs."""
     return "\n".join(f"  {os.path.join(FOLDER, name)}" for name in _runs(context.options.set))
 
 
 def values_of(text: str) -> Setting:
-    """Of `NAME=VALUE,VALUE` the name and its values; brackets enclose a list.
+    """The name and the values in `NAME=VALUE,VALUE`; a value in brackets may contain commas.
 
     Raises:
       argparse.ArgumentTypeError: there is no name or no value.
     """
-    name, equals, rest = text.partition("=")
-    found = tuple(_split(rest))
-    if not equals or not name.strip() or not all(found) or not found:
+    name, _, rest = text.partition("=")
+    name, values = name.strip(), tuple(_split(rest))
+    if not name or not all(values):
         raise argparse.ArgumentTypeError(f"expected NAME=VALUE,VALUE, found {text!r}")
-    name = name.strip()
-    return name, tuple(dict.fromkeys(found))
+    return name, tuple(dict.fromkeys(values))
 
 
 def bindings_of(options: argparse.Namespace) -> Iterator[tuple[str, str]]:
-    """Every value that will be set, as (name, value): for `main`, which checks them."""
+    """All (name, value) of a sweep, for the checks in `main`."""
     for name, values in getattr(options, "set", None) or ():
         for value in values:
             yield name, value
 
 
 def _split(text: str) -> Iterator[str]:
-    """The parts between commas that stand in no brackets."""
+    """The parts between commas outside brackets."""
     depth, part = 0, ""
     for letter in text:
         depth += (letter in "([{") - (letter in ")]}")
@@ -128,53 +127,49 @@ def _split(text: str) -> Iterator[str]:
 
 
 def _runs(settings: Sequence[Setting]) -> dict[str, dict[str, str]]:
-    """The folder's name of each combination -> setting -> value."""
+    """Folder name of each combination -> {setting: value}."""
     names = [name for name, _ in settings]
-    found = [
+    combinations = [
         dict(zip(names, values, strict=True))
         for values in itertools.product(*(values for _, values in settings))
     ]
-    return {_name(bindings): bindings for bindings in found}
+    return {_name(bindings): bindings for bindings in combinations}
 
 
 def _name(bindings: Mapping[str, str]) -> str:
     """The folder of a run: `steps=500 beta=0.1` as `steps=500,beta=0.1`."""
     short = [name.rpartition(".")[2] for name in bindings]
-    names = [
-        one if short.count(one) == 1 else name for one, name in zip(short, bindings, strict=True)
+    parts = [
+        f"{last if short.count(last) == 1 else name}={value}"
+        for last, (name, value) in zip(short, bindings.items(), strict=True)
     ]
-    parts = [f"{name}={value}" for name, value in zip(names, bindings.values(), strict=True)]
     return "".join(c if c.isalnum() or c in "=,._-" else "_" for c in ",".join(parts))
 
 
 def _first_changed(home: str, names: Sequence[str]) -> int:
-    """The place in FOLDERS of the first stage that depends on one of these settings."""
-    made = {folder: Manifest.read(os.path.join(home, folder)) for folder in FOLDERS}
-    places = [len(FOLDERS)]
+    """The position in FOLDERS of the first stage that depends on one of these settings."""
+    manifests = [Manifest.read(os.path.join(home, folder)) for folder in FOLDERS]
+    positions = [len(FOLDERS)]
     for name in names:
         if name.isupper():  # a macro: STEPS, MODEL, SEED ..
-            places.append(FOLDERS.index("pretrain"))
+            positions.append(FOLDERS.index("pretrain"))
         scope = name.split("/")[0]
-        for place, folder in enumerate(FOLDERS):
-            one = made[folder]
-            if one is not None and (name in one.settings or one.stage == scope):
-                places.append(place)
-    return min(places)
+        for position, made in enumerate(manifests):
+            if made is not None and (name in made.settings or made.stage == scope):
+                positions.append(position)
+    return min(positions)
 
 
 def _prepare(home: str, folder: str, bindings: Mapping[str, str]) -> None:
-    """Makes the work directory of a run, with links to all that it shares with WORK_DIR."""
+    """Makes the work directory of a run, with links to the stages that it shares with WORK_DIR."""
     if os.path.isdir(folder):
         return
     making = folder + ".making"
     shutil.rmtree(making, ignore_errors=True)
     os.makedirs(making)
     for name in FOLDERS[: _first_changed(home, list(bindings))]:
-        old = Manifest.read(os.path.join(home, name))
-        if old is not None and old.finished and name != "report":
-            shutil.copytree(
-                os.path.join(home, name), os.path.join(making, name), copy_function=os.link
-            )
+        if finished(os.path.join(home, name)) and name != "report":
+            link_tree(os.path.join(home, name), os.path.join(making, name))
     shutil.copyfile(os.path.join(home, CONFIG), os.path.join(making, CONFIG))
     os.rename(making, folder)
 
@@ -192,24 +187,23 @@ def _train(folder: str, bindings: Mapping[str, str]) -> None:
 
 
 def _plot(settings: Sequence[Setting], rows: Sequence[Row], path: str) -> str:
-    """MRR of all searches and of those with an order over the values of the first setting, a line
-    for each combination of the others; returns `path`.
+    """Plots MRR of all searches and of those with an order over the values of the first setting,
+    one line per combination of the others; returns `path`.
     """
     from onesug_jax.plots import COLOURS, figure_of, save_figure
 
     (name, values), *others = settings
-    each = len(rows) // len(values)
+    stride = len(rows) // len(values)
     labels = [
-        ", ".join(f"{n.rpartition('.')[2]}={v}" for (n, _), v in zip(others, one, strict=True))
-        for one in itertools.product(*(v for _, v in others))
+        ", ".join(f"{n.rpartition('.')[2]}={v}" for (n, _), v in zip(others, chosen, strict=True))
+        for chosen in itertools.product(*(v for _, v in others))
     ]
     figure, axes = figure_of(2, width=5.0)
     for axis, slice_, title in zip(
         axes, ("all", "order"), ("all searches", "with an order"), strict=True
     ):
         for start, label in enumerate(labels):
-            own = rows[start::each]
-            scores = [row.scores.get(slice_, {}).get("mrr@16") for row in own]
+            scores = [row.scores.get(slice_, {}).get("mrr@16") for row in rows[start::stride]]
             colour = COLOURS[start % len(COLOURS)]
             axis.plot(range(len(values)), scores, "o-", color=colour, label=label or None)
         axis.set_xticks(range(len(values)), values)
@@ -228,7 +222,7 @@ def flags(parser: argparse.ArgumentParser) -> None:
         action="append",
         type=values_of,
         metavar="NAME=V,V",
-        help="a setting and its values; repeat it to have every combination",
+        help="a setting and its values; repeat it for all combinations",
     )
     parser.add_argument(
         "--report", default="dev", metavar="NAME", help="which report to show (default: dev)"

@@ -14,7 +14,7 @@ from onesug_jax.stages import asof_examples
 from onesug_jax.stages.parts import Parts
 from onesug_jax.stages.pretrained import SPIECE
 
-_SPACED = 0.2  # share of queries with a space from which words are taken to be parted by spaces
+_SPACED = 0.2  # least share of queries with a space in a language that separates words by spaces
 
 
 def vocab(
@@ -26,16 +26,15 @@ def vocab(
     sid_codes: int = 512,
     pretrained: str | None = None,
 ) -> None:
-    """The id space, from the indexed queries, into WORK_DIR/vocab.
+    """Makes the vocabulary from the indexed queries, into WORK_DIR/vocab.
 
-    `weighted` counts a query as often as it was searched, which makes popular ones short; without
-    it every query counts once. None: weighted, except where few queries hold a space (Chinese):
-    there popular queries would become single pieces that share nothing with what is typed on the
-    way to them.
+    `weighted` weights a query by its search count, so that popular ones have few pieces; otherwise
+    every query has weight one. None: weighted, except if few queries contain a space (Chinese):
+    there popular queries would become single pieces that share nothing with their prefixes.
 
-    `pretrained`, the folder of a T5 in the Hugging Face layout, gives its own pieces instead of
-    newly trained ones, and our tokens the ids behind its table; `pieces` and `weighted` are then
-    without effect.
+    `pretrained` is the folder of a T5 in the Hugging Face layout: its pieces are used instead of
+    newly trained ones, and our tokens follow its table. `pieces` and `weighted` then have no
+    effect.
     """
     from onesug_jax.tasks.vocabulary import Vocabulary
 
@@ -66,7 +65,7 @@ def vocab(
 def _adopt(
     context: Context, queries: Sequence[str], folder: str, sid_levels: int, sid_codes: int
 ) -> None:
-    """The id space of a pretrained model; says how well its pieces cover the indexed queries."""
+    """Takes over a pretrained model's pieces; prints how well they cover the indexed queries."""
     from onesug_jax.model.hf_config import read_config
     from onesug_jax.tasks.vocabulary import Vocabulary
 
@@ -101,12 +100,12 @@ def examples(
     candidates: int = 64,
     days: float | None = None,
 ) -> None:
-    """Fixed examples of a mixture, into WORK_DIR/examples.
+    """Writes the fixed examples of a mixture into WORK_DIR/examples.
 
-    `mixture` names the one of this project, made of `tasks` (kind -> rate), or any in SeqIO's
-    registry that a gin file's `import` has registered. With `FeatureSpec.items`, rows are
-    made by one walk through time and hold at most `candidates`; `days` limits those of train to the
-    last so many days, which is all that an update learns from: older rows are counted only.
+    `mixture` is the one of this project, made of `tasks` (kind -> rate), or one that a gin file's
+    `import` has added to SeqIO's registry. With `FeatureSpec.items`, one walk through time makes
+    the rows, with at most `candidates` each; only the last `days` of train become rows (an update
+    sets it), and older events only update the counts.
     """
     from onesug_jax.tasks import examples as cache
 
@@ -140,7 +139,7 @@ def examples(
 
 
 def _id_kinds(parts: Parts, tasks: dict[str, float] | None) -> dict:
-    """The kinds of example that need semantic ids, where one of the tasks does."""
+    """The kinds of example that need semantic ids, if one of the tasks does."""
     if not any("id" in kind.split("_") for kind in tasks or ()):
         return {}
     from onesug_jax.tasks.kinds import id_kinds

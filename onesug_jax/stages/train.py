@@ -1,4 +1,4 @@
-"""The stage that trains the encoder-decoder on what people searched."""
+"""The stage that trains the encoder-decoder on the searched queries."""
 
 from __future__ import annotations
 
@@ -31,13 +31,13 @@ def pretrain(
     params_from: str | None = None,
     profile_steps: tuple[int, int] | None = None,
 ) -> None:
-    """The SFT model, into WORK_DIR/pretrain: next-token loss, best parameters by dev MRR@16.
+    """Trains the SFT model, into WORK_DIR/pretrain: next-token loss, best parameters by dev MRR@16.
 
-    `evaluate_every` steps the model writes lists for the first `dev_rows` rows of the dev split
-    (0: never, and the last parameters count). `params_from` gives the first parameters: a trained
-    stage's folder, here or in a bucket, or a T5 in the Hugging Face layout whose pieces the
-    vocabulary took over (`vocab.pretrained`). `profile_steps`, (first, last), are traced into
-    WORK_DIR/pretrain/profile.
+    Every `evaluate_every` steps the model writes lists for the first `dev_rows` rows of the dev
+    split (0: never; then the last parameters are used). `params_from` is the source of the initial
+    parameters: a trained stage's folder, local or in a bucket, or a T5 in the Hugging Face layout
+    with the vocabulary's pieces (`vocab.pretrained`). The steps `profile_steps`, (first, last), are
+    traced into WORK_DIR/pretrain/profile.
     """
     from onesug_jax.align.pretrain import pretrain_stage, step_flops
     from onesug_jax.model.hf_config import is_folder
@@ -90,7 +90,7 @@ def pretrain(
         "vocabulary": vocabulary.fingerprint,
         "tasks": loader.tasks,
     }
-    write_json(os.path.join(work.pretrain, trained.MODEL_FILE), model)  # alike in every process
+    write_json(os.path.join(work.pretrain, trained.MODEL_FILE), model)  # equal in every process
 
     dev = os.path.join(work.log, "dev.parquet")
     watched = bool(evaluate_every and dev_rows and os.path.exists(dev))
@@ -126,9 +126,7 @@ def pretrain(
         best_metric="mrr@16" if watched else None,
         params_from=initial,
         identity=trained.identity(context, config, vocabulary.fingerprint),
-        settings={
-            k: v for k, v in context.settings.items() if k.startswith(("ModelConfig", "Loader"))
-        },
+        settings=trained.noted(context),
         profile_steps=profile_steps,
         flops_per_example=cost,
         peak_flops=published_flops(mesh.devices.flat[0].device_kind),
@@ -138,7 +136,7 @@ def pretrain(
 
 
 def describe_pretrain(context: Context) -> str:
-    """Shapes of the batch and of every parameter, with logical axes; nothing is computed."""
+    """The shapes of the batch and of every parameter, with logical axes; nothing is computed."""
     import flax.linen as nn
     import jax
 
@@ -170,7 +168,7 @@ def describe_pretrain(context: Context) -> str:
         shape, axes = list(leaf.value.shape), ", ".join(map(str, leaf.names))
         lines.append(f"  {name:<44} {str(shape):<22} {leaf.value.size:>13,}  ({axes})")
     lines.append(f"  in all {config.parameters():,}")
-    if not spec.items:  # what items cost depends on how many candidates the examples hold
+    if not spec.items:  # with items it depends on the candidates in the examples
         flops = step_flops(config, spec.input_length, spec.target_length)
         lines.append(f"  {flops / 1e9:,.2f} GFLOP a training example of full length")
     return "\n".join(lines)

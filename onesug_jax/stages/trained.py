@@ -1,4 +1,4 @@
-"""What a training leaves: the description of its model, its identity, and the model's bundle."""
+"""The results of a training: the description of its model, its identity, and its bundle."""
 
 from __future__ import annotations
 
@@ -20,24 +20,22 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
-MODEL_FILE = "model.json"  # beside a checkpoint: what it takes to use it
+MODEL_FILE = "model.json"  # the model's description, beside its checkpoints
 BUNDLED = (*INDEX, "vocab/*", "mined/*.txt", "mined/*.npy", "mined/*.json")
 _LISTS = ("AsOfConfig", "BeamConfig", "WritingConfig", "suggester")  # settings
 _AS_OF = "examples/asof/*"  # counts at the end of the log, of models with items
-# Fields of a ModelConfig that change how it is computed or trained, not what its parameters mean.
+# Fields of ModelConfig that change computation or training, but not the meaning of parameters.
 _CHANGEABLE = ("dropout", "remat", "unroll", "dtype")
 
 
 def stage_in_use(work: WorkDir) -> str:
-    """The folder of the model in use: "rwr" where preference alignment has left one, else
-    "pretrain".
-    """
-    left = os.path.exists(os.path.join(work.rwr, MODEL_FILE))
-    return "rwr" if left else "pretrain"
+    """The folder of the model in use: "rwr" if it has a model, else "pretrain"."""
+    aligned = os.path.exists(os.path.join(work.rwr, MODEL_FILE))
+    return "rwr" if aligned else "pretrain"
 
 
 def description(parts: Parts, stage: str) -> dict:
-    """What using a stage's model requires: its sizes, its features, its tasks.
+    """The description of a stage's model: its sizes, its features, its tasks.
 
     Raises:
       UserError: the stage has not run, or its model belongs to another vocabulary.
@@ -69,7 +67,7 @@ def stored_config(path: str) -> ModelConfig:
 
 
 def of_release(kind: type[T], stored: Mapping[str, Any], path: str) -> T:
-    """A configuration of stored fields; UserError where another release stored other ones."""
+    """A configuration of stored fields; UserError if another release stored other fields."""
     fields = {field.name for field in dataclasses.fields(kind)}  # type: ignore[arg-type]
     if other := sorted(fields ^ stored.keys()):
         raise UserError(
@@ -82,19 +80,25 @@ def of_release(kind: type[T], stored: Mapping[str, Any], path: str) -> T:
 def identity(context: Context, config: ModelConfig, vocabulary: str) -> dict:
     """The identity of a trained state: its model, its vocabulary, its data."""
     made = Manifest.read(context.out)
-    assert made is not None, f"{context.out}: no manifest of the run that is going on"
+    assert made is not None, f"{context.out}: no manifest of the current run"
     model = {k: v for k, v in dataclasses.asdict(config).items() if k not in _CHANGEABLE}
     inputs = {k: v for k, v in made.inputs.items() if not k.startswith("vocab/")}
     return {"model": model, "vocabulary": vocabulary, "inputs": fingerprint(inputs)}
 
 
+def noted(context: Context) -> dict[str, Any]:
+    """The settings of model and loader, for history.jsonl."""
+    names = ("ModelConfig", "Loader", "ItemLoader")
+    return {k: v for k, v in context.settings.items() if k.split("/")[-1].split(".")[0] in names}
+
+
 def parameters(folder: str) -> str:
-    """The part of a trained stage's folder that holds its parameters: the best if it stored any."""
+    """The subfolder of a trained stage with its parameters: the best ones if it stored any."""
     return BEST if os.path.isdir(os.path.join(folder, BEST)) else CHECKPOINTS
 
 
 def make_bundle(context: Context, stage: str) -> None:
-    """Everything needed to use the model that `stage` has just trained, into its folder."""
+    """Writes the bundle of the model that `stage` has just trained into its folder."""
     work = context.work
     context.states.fetch()
     pretrain = "pretrain.new" if work.writing == "pretrain" else "pretrain"
@@ -104,6 +108,6 @@ def make_bundle(context: Context, stage: str) -> None:
 
 
 def leave_aligned(context: Context, stored: Mapping[str, Any]) -> None:
-    """Makes what the rwr stage trained the model in use: its description and its bundle."""
+    """Puts the model of the rwr stage in use by writing its description and its bundle."""
     write_json(os.path.join(context.work.rwr, MODEL_FILE), stored)
     make_bundle(context, "rwr")

@@ -1,9 +1,9 @@
 """The trained model of one folder as one object: parameters, settings, vocabulary, encoder, ids,
 index and counts.
 
-A command that uses a model opens it once, `TrainedModel(context)`, and hands it down; nobody
-further down asks a folder for parts. The folder is a bundle (`pipeline/bundle.py`), which may have
-been copied here, or WORK_DIR while its training goes on.
+A command that uses a model opens it once, `TrainedModel(context)`, and passes it on; no other code
+reads parts from the folder. The folder is a bundle (`pipeline/bundle.py`) or a copy of one, or
+WORK_DIR during its training.
 """
 
 from __future__ import annotations
@@ -29,22 +29,22 @@ if TYPE_CHECKING:
     from onesug_jax.retrieval.tables import QueryTables
     from onesug_jax.tasks.features import Featurizer
 
-SNAPSHOT = "asof"  # folder of the examples: the counts at the end of the log
+SNAPSHOT = "asof"  # subfolder of the examples: the counts at the end of the log
 
 
 @dataclasses.dataclass(frozen=True)
 class ListRules:
-    """Which model writes lists, and what may stand in them; in gin: `suggester`.
+    """The model that writes lists, and the queries that are allowed in them; in gin: `suggester`.
 
     Attributes:
       model: "pretrain" (SFT), "rwr" (preference-aligned), or "auto": the aligned one if there is
         one.
-      targets: what a text model writes: "query", "id" (semantic ids, mapped back to queries), or
+      targets: the output of a text model: "query", "id" (semantic ids, mapped back to queries), or
         "auto": queries if it was trained on them.
-      closed: a text model's lists hold queries of the train split only.
-      must_start: they hold those that start with the prefix wherever one does.
-      blocked: a file; queries that hold a term of it are never shown.
-      least_count: nor are those that were searched less often.
+      closed: a text model's lists contain only queries of the train split.
+      must_start: they contain only queries that start with the prefix, if there are any.
+      blocked: a file of terms; queries that contain one of them are never shown.
+      least_count: queries with fewer searches are never shown.
     """
 
     model: str = "auto"
@@ -68,7 +68,7 @@ class ListRules:
 
     @property
     def shown(self) -> Filter:
-        """What `blocked` and `least_count` ask for."""
+        """The filter that `blocked` and `least_count` define."""
         from onesug_jax.decode.closed_set import Filter
 
         return Filter.read(self.blocked, self.least_count)
@@ -79,11 +79,11 @@ class TrainedModel(Parts):
 
     Args:
       context: of the command that uses it; `context.work` is the folder.
-      stage: "pretrain" or "rwr"; None: as `ListRules.model` says.
+      stage: "pretrain" or "rwr"; None: `ListRules.model`.
 
     Attributes:
-      stored: what it takes to use it, as `trained.description` gives it.
-      spec: the features that it reads (`FeatureSpec`).
+      stored: its description (`trained.description`).
+      spec: its input features (`FeatureSpec`).
       config: its sizes (`ModelConfig`).
 
     Raises:
@@ -105,7 +105,7 @@ class TrainedModel(Parts):
 
     @cached_property
     def reference(self) -> TrainedModel | None:
-        """The SFT model that it was aligned from; None where it is one."""
+        """The SFT model that it was aligned from; None if it is not aligned."""
         return TrainedModel(self.context, "pretrain") if self.stage == "rwr" else None
 
     @cached_property
@@ -119,14 +119,14 @@ class TrainedModel(Parts):
 
     @cached_property
     def parameters(self) -> Any:
-        """Its parameters, the best where training stored any."""
+        """The parameters, the best ones if training stored any."""
         from onesug_jax.train.checkpoint import load_params
 
         return load_params(getattr(self.work, self.stage))
 
     @cached_property
     def featurizer(self) -> Featurizer:
-        """Turns requests into its inputs."""
+        """Converts requests to model inputs."""
         from onesug_jax.tasks.features import Featurizer
 
         return Featurizer(self.vocabulary, self.spec)
@@ -135,7 +135,7 @@ class TrainedModel(Parts):
 
     @property
     def targets(self) -> str:
-        """What a text model writes: "query" or "id"."""
+        """The output of a text model: "query" or "id"."""
         if self.rules.targets != "auto":
             return self.rules.targets
         on_ids, on_queries = (
@@ -145,7 +145,7 @@ class TrainedModel(Parts):
         return "id" if on_ids and not on_queries else "query"
 
     def text_suggester(self, params: Any = None) -> Suggester:
-        """What writes lists from text alone; `params` stand in for the stored parameters."""
+        """The suggester of a text model, with `params` or the stored parameters."""
         from onesug_jax.decode.suggester import Suggester
 
         index, rules = self.completions, self.rules
@@ -164,8 +164,8 @@ class TrainedModel(Parts):
     # ------------------------------------------------------------------ lists of items
 
     def after_log(self) -> AsOf:
-        """The as-of state at the end of the log that the model was trained on, with its settings
-        but for the number of candidates.
+        """The as-of state at the end of the log that the model was trained on, with the settings of
+        training except for the number of candidates.
 
         Raises:
           UserError: the model was trained before states were saved beside it.
@@ -173,21 +173,21 @@ class TrainedModel(Parts):
         from onesug_jax.logs.asof import snapshot
 
         folder = os.path.join(self.work.examples, SNAPSHOT)
-        most = self.context.configured("AsOfConfig")().candidates  # training rows hold fewer
+        most = self.context.configured("AsOfConfig")().candidates  # training rows have fewer
         config = dataclasses.replace(snapshot.settings(folder), candidates=most)
         return snapshot.load(folder, config, spare=SPARE, around=self.index.around(config))
 
     def tables_of(self, state: AsOf) -> QueryTables:
-        """Tables with a row for each query that exists in a state, and room for others."""
+        """Tables with a row for each query in a state, and spare rows."""
         later = range(state.first, len(state))
         table = self.tables(len(later) + SPARE)
         table.add(later, [state.text(number) for number in later], self.encode)
         return table
 
     def item_suggester(self, state: AsOf, table: QueryTables, **shapes: Any) -> ItemSuggester:
-        """What ranks candidates, over the queries that a state numbers and their tables; `shapes`
-        as `ItemSuggester` takes them. Asked again, the same one goes over to the new state, and
-        compiles nothing anew.
+        """The suggester that ranks candidates among a state's queries, with their tables; `shapes`
+        are arguments of `ItemSuggester`. Later calls return the same one with the new state, so
+        that nothing is compiled again.
         """
         from onesug_jax.decode.item_suggester import ItemSuggester
 
@@ -212,10 +212,10 @@ class TrainedModel(Parts):
 
 
 def before_log(context: Context, parts: Parts, **changes) -> AsOf:
-    """The as-of state of a shop before its first search; `changes` of `AsOfConfig`.
+    """The as-of state of a shop before its first search; `changes` replace fields of `AsOfConfig`.
 
-    A query exists for others as late as in what was mined, or later, and a visitor's repeats count
-    no more often.
+    The limits on visitors (`min_users`) and repeats (`max_repeats`) are at least as strict as those
+    of the mine stage.
     """
     from onesug_jax.logs.asof.state import AsOf
 

@@ -1,12 +1,12 @@
 """The loop M_t -> M_{t+1}: fresh feedback in, the next model out, if it is not worse (section 4).
 
-Every version is a work directory of its own, WORK_DIR/versions/0001, 0002, ...; WORK_DIR itself is
-version 0000. An update fills `<next>.new` by the ordinary stages: fresh rows joined to those of the
-last days, mined again; encoder, vocabulary and codebooks unchanged; preferences of the newest days
-learnt from M_t. Then both write lists for the `dev` rows of M_t's log, which were held back from it
-and are held back from M_{t+1}: no fresh row decides.
-The newest fresh rows are held back for the next update. `versions.publish` then names M_{t+1} in
-one move. An update that is killed at any moment leaves M_t in use, and the same command continues.
+Every version is a work directory, WORK_DIR/versions/0001, 0002, ...; WORK_DIR itself is version
+0000. An update fills `<next>.new` with the ordinary stages. Fresh rows are joined to those of the
+last days and mined again; encoder, vocabulary and codebooks stay unchanged; preference alignment
+starts from M_t and trains on the newest days. Then both models write lists for the `dev` rows of
+M_t's log, on which neither was trained, so no fresh row influences the decision. The newest fresh
+rows are held out for the next update. `versions.publish` puts M_{t+1} in use in one step. An update
+that is killed at any time leaves M_t in use, and the same command continues it.
 """
 
 from __future__ import annotations
@@ -25,9 +25,9 @@ from onesug_jax.pipeline import remote_log, versions, workdir
 from onesug_jax.pipeline.spec import Context
 from onesug_jax.pipeline.workdir import Manifest, WorkDir, split_files
 from onesug_jax.stages import entered, trained
+from onesug_jax.stages.cpu_time import CpuTime
 from onesug_jax.stages.parts import Parts
 from onesug_jax.stages.scoring import SFT, judged, score
-from onesug_jax.stages.spent import Spent
 from onesug_jax.stages.trained_model import TrainedModel
 from onesug_jax.stages.update_log import join, times_of
 
@@ -35,19 +35,19 @@ if TYPE_CHECKING:
     from onesug_jax.serve.forgotten import Forgotten
 
 NOT_BETTER = 3  # exit code of an update that leaves M_t in use
-_UNCHANGED = ("encoder", "vocab")  # folders that an update takes over as they are
+_UNCHANGED = ("encoder", "vocab")  # folders that an update links
 _READ = (*_UNCHANGED, "log", "mined", "semantic_ids", "index", "examples/asof", "pretrain", "rwr")
 _STAGES = ("mine", "quantize", "index", "examples", "rewards", "rwr")
-_NEW_SHARE = 0.25  # of the time of train, the newest: what began to exist then stays new
-_LEAST_LISTS = 2000  # rows that open preference lists, where few are fresh
-# What may not change from one version to the next, by stage: its folder, and how the names begin.
+_NEW_SHARE = 0.25  # newest share of train's time: queries that first appear in it stay new
+_LEAST_LISTS = 2000  # rows with preference lists, if few rows are fresh
+# Settings that must not change between versions, by stage: its folder, and a prefix of their names.
 _FIXED = {"mine": ("mined", "mine.min_users"), "examples": ("examples", "FeatureSpec.")}
 
 
 def flags(parser: argparse.ArgumentParser) -> None:
-    """What to do instead of an update."""
+    """The alternative to an update."""
     parser.add_argument(
-        "--rollback", action="store_true", help="serve the version before the current one again"
+        "--rollback", action="store_true", help="put the previous version in use again"
     )
 
 
@@ -63,31 +63,30 @@ def update(
     tolerance: float = 0.0,
     versions_retained: int = 5,
 ) -> int | None:
-    """The next version of WORK_DIR's model from a fresh log (LOG); 3 where it would be worse.
+    """Makes the next version of WORK_DIR's model from a fresh log (LOG); returns 3 if it is worse.
 
     Args:
       window_days: days of the log, back from its newest row, that are mined.
-      align_days: most days of it whose rows open preference lists; fewer where twice as
-        many rows as are fresh, and some thousands, are newer.
-      holdout: share of the fresh rows, the newest, that are held back for the next update to judge
-        by.
-      steps: most preference updates.
-      rows_a_step: fresh rows for each of them: what an update costs follows what is fresh.
-      judge_rows: about so many of the rows held back before, evenly spread over their time, score
-        both models.
-      tolerance: how many points of value (mean of MRR@16 over all searches and over those with an
-        order) M_{t+1} may lie below M_t and still be published.
-      versions_retained: how many versions stay on the disk; the one in use and the one before it
-        always do.
+      align_days: maximum number of days whose rows have preference lists; fewer if the newer rows
+        are twice as many as the fresh ones, and some thousands.
+      holdout: the newest share of the fresh rows, held out to score the next update.
+      steps: maximum number of preference updates.
+      rows_a_step: fresh rows per preference update, so that the cost depends on the fresh rows.
+      judge_rows: approximate number of held-out rows, evenly spread over time, that score both
+        models.
+      tolerance: M_{t+1} is published if its value (mean of MRR@16 over all searches and over those
+        with an order) is at most so many points below that of M_t.
+      versions_retained: number of versions on the disk; the one in use and the one before it are
+        never removed.
     """
     from onesug_jax.train.compiler import cache_programs
 
-    home, spent = context.work.path, Spent()
+    home, cpu_time = context.work.path, CpuTime()
     if context.options.rollback:
-        gone, back = versions.rollback(home)
+        left, back = versions.rollback(home)
         if context.mirror:
             context.mirror.push_loose()
-        print(f"version {gone} is no longer in use; version {back} is")
+        print(f"version {left} is no longer in use; version {back} is")
         return None
     remote_log.copy(context.macros["LOG"])
     cache_programs(context.compiled)  # in WORK_DIR, not in the version's folder
@@ -95,14 +94,14 @@ def update(
     served = workdir.published(home)
     base = _base(context)
     fresh = _fingerprint(context)
-    before = versions.holding(home, fresh)
-    if before:
-        print(f"{context.log} is already in version {before}; nothing to do")
+    earlier = versions.holding(home, fresh)
+    if earlier:
+        print(f"{context.log} is already in version {earlier}; nothing to do")
         return None
     version = versions.following(home)
     new = os.path.join(home, "versions", version + workdir.NEW)
-    wanted = {"version": version, "base": os.path.relpath(served, home), "log": fresh}
-    _prepare(new, base, wanted)
+    record = {"version": version, "base": os.path.relpath(served, home), "log": fresh}
+    _prepare(new, base, record)
     if not split_files(os.path.join(new, "fresh")):
         context.configured("ingest")(
             log=context.log,
@@ -111,7 +110,7 @@ def update(
             test_share=0.0,
             clicks=context.configured("clicks")(),
         )
-    spent.lap("ingest")
+    cpu_time.lap("ingest")
     rows = join(base, new, window_days, holdout, _forgotten(context))
     print(
         f"version {version}: {rows['fresh']:,} fresh rows, the newest {rows['held']:,} held back "
@@ -119,7 +118,7 @@ def update(
         f"{window_days:g} days mined; {rows['judged']:,} that were held back before score it",
         flush=True,
     )
-    spent.lap("join")
+    cpu_time.lap("join")
     times = times_of(new)
     newest = times[-max(2 * rows["learnt"], _LEAST_LISTS) :]
     days = min(align_days, float(newest[-1] - newest[0] + 1) / DAY_MS)
@@ -127,7 +126,7 @@ def update(
         "encode.vectors_from": served,
         "quantize.quantiser_from": os.path.join(served, "semantic_ids"),
         "rwr.steps": min(steps, -(-rows["learnt"] // rows_a_step)),
-        "rwr.evaluate_every": 0,  # the held-out rows judge, so they must not choose
+        "rwr.evaluate_every": 0,  # the held-out rows score the result, so they must not select it
         "AsOfConfig.new_from_ms": float(times[-1] - _NEW_SHARE * (times[-1] - times[0])),
         "ListConfig.days": days,
         "examples.days": days,
@@ -139,19 +138,19 @@ def update(
         if code:
             return code
         _check_unchanged(stage, served, new)
-        spent.lap(stage)
-    verdict = _judge(context, base, new, version, wanted, tolerance, judge_rows)
-    spent.lap("judge")
-    print(f"update: {spent}", flush=True)
+        cpu_time.lap(stage)
+    verdict = _judge(context, base, new, version, record, tolerance, judge_rows)
+    cpu_time.lap("judge")
+    print(f"update: {cpu_time}", flush=True)
     _publish_finished(context, versions_retained)
     return verdict
 
 
 def check(context: Context) -> None:
-    """Whether there is a model to start from, a fresh log, and possible settings.
+    """Checks the initial model, the fresh log and the settings.
 
     Raises:
-      UserError: naming what is missing or wrong.
+      UserError: the first check that fails.
     """
     if context.options.rollback:
         versions.before(context.work.path)
@@ -186,7 +185,7 @@ def check(context: Context) -> None:
 
 
 def _base(context: Context) -> Context:
-    """The context of the version in use: its folders, and its bundle's model."""
+    """The context of the version in use."""
     served = WorkDir(workdir.published(context.work.path))
     return dataclasses.replace(context, work=served, home=served)
 
@@ -197,7 +196,7 @@ def _fingerprint(context: Context) -> str:
 
 
 def _check_base(base: Context) -> None:
-    """There is a model to start from, and it writes queries."""
+    """Raises UserError if there is no initial model, or if it does not write queries."""
     stage = trained.stage_in_use(base.work)
     stored = trained.description(Parts(base.work), stage)
     if not any(task.endswith("_query") for task in stored["tasks"]):
@@ -208,42 +207,42 @@ def _check_base(base: Context) -> None:
 
 
 def _check_unchanged(stage: str, served: str, new: str) -> None:
-    """The stage ran with the settings of the version in use, where a change would reveal private
-    queries (`mine.min_users`) or give the model other inputs than it was trained on (FeatureSpec).
+    """Raises UserError if the stage ran with other settings than the version in use, where a change
+    would reveal private queries (`mine.min_users`) or change the model's inputs (FeatureSpec).
     """
     if stage not in _FIXED:
         return
-    folder, begins = _FIXED[stage]
-    made = [Manifest.read(os.path.join(home, folder)) for home in (served, new)]
-    before, after = (one.settings if one else {} for one in made)
+    folder, prefix = _FIXED[stage]
+    manifests = [Manifest.read(os.path.join(home, folder)) for home in (served, new)]
+    before, after = (made.settings if made else {} for made in manifests)
     for name in sorted(before.keys() & after.keys()):
-        if name.startswith(begins) and before[name] != after[name]:
+        if name.startswith(prefix) and before[name] != after[name]:
             raise UserError(
                 f"update would run {stage} with {name} = {after[name]!r}, and {served} was made "
                 f"with {before[name]!r}; give update the gin files and flags that made it"
             )
 
 
-def _prepare(new: str, base: Context, wanted: Mapping) -> None:
-    """The folder of the next version: unchanged parts are linked, M_t becomes its `pretrain`."""
-    record = versions.record(new) or {}
-    if {name: record.get(name) for name in wanted} == wanted:
-        return  # interrupted: goes on
+def _prepare(new: str, base: Context, record: Mapping) -> None:
+    """Makes the folder of the next version: unchanged parts and M_t, as `pretrain`, are linked."""
+    begun = versions.record(new) or {}
+    if {name: begun.get(name) for name in record} == record:
+        return  # continue the interrupted update
     shutil.rmtree(new, ignore_errors=True)
     os.makedirs(new)
     for folder in _UNCHANGED:
         link_tree(base.work.join(folder), os.path.join(new, folder))
     stage = trained.stage_in_use(base.work)
-    model, there = base.work.join(stage), os.path.join(new, "pretrain")
+    model, pretrain = base.work.join(stage), os.path.join(new, "pretrain")
     for name in (trained.MODEL_FILE, workdir.MANIFEST):
-        link_file(os.path.join(model, name), os.path.join(there, name))
+        link_file(os.path.join(model, name), os.path.join(pretrain, name))
     parameters = trained.parameters(model)
-    link_tree(os.path.join(model, parameters), os.path.join(there, parameters))
-    write_json(os.path.join(new, versions.RECORD), dict(wanted))
+    link_tree(os.path.join(model, parameters), os.path.join(pretrain, parameters))
+    write_json(os.path.join(new, versions.RECORD), dict(record))
 
 
 def _forgotten(context: Context) -> Forgotten | None:
-    """Whom the service's store wants left out."""
+    """The users whom the service's store has deleted."""
     from onesug_jax.serve import forgotten
     from onesug_jax.stages.serving import store_path
 
@@ -255,30 +254,30 @@ def _judge(
     base: Context,
     new: str,
     version: str,
-    wanted: Mapping,
+    record: Mapping,
     tolerance: float,
     rows: int,
 ) -> int | None:
-    """Scores both models on the rows held back before, and names the new one if it is not worse.
+    """Scores both models on the held-out rows, and finishes the new version if it is not worse.
 
     Both see the same requests with the same tables: M_t is the model that M_t+1 was aligned from.
     """
-    there = WorkDir(new)
-    judge = os.path.join(there.log, "test.parquet")
+    next_work = WorkDir(new)
+    judge = os.path.join(next_work.log, "test.parquet")
     bundled = WorkDir(workdir.model_in_use(new))
-    model = TrainedModel(dataclasses.replace(context, work=bundled, home=there), "rwr")
-    scores = score(model, judge, there.log, rivals=SFT, sample=rows).metrics
+    model = TrainedModel(dataclasses.replace(context, work=bundled, home=next_work), "rwr")
+    scores = score(model, judge, next_work.log, rivals=SFT, sample=rows).metrics
     values = {"M_t": judged(scores[SFT]), "M_t+1": judged(scores["model"])}
-    for name, found in values.items():
-        print(f"  {name:<6}" + "".join(f"  {key} {value:6.2f}" for key, value in found.items()))
-    better = values["M_t+1"]["value"] >= values["M_t"]["value"] - tolerance
+    for name, metrics in values.items():
+        print(f"  {name:<6}" + "".join(f"  {key} {value:6.2f}" for key, value in metrics.items()))
+    not_worse = values["M_t+1"]["value"] >= values["M_t"]["value"] - tolerance
     fresh = split_files(os.path.join(new, "fresh")).values()
-    news = entered.entered(base.work, there, list(fresh))
+    news = entered.entered(base.work, next_work, list(fresh))
     entered.show(news)
-    write_json(os.path.join(new, versions.RECORD), {**wanted, "scores": values, "entered": news})
-    shutil.rmtree(os.path.join(new, "fresh"))  # `log` has its rows, but those of the forgotten
+    write_json(os.path.join(new, versions.RECORD), {**record, "scores": values, "entered": news})
+    shutil.rmtree(os.path.join(new, "fresh"))  # `log` has its rows, except those of deleted users
     folder = new.removesuffix(workdir.NEW)
-    if not better:
+    if not not_worse:
         os.replace(new, folder + ".refused")
         print(
             f"version {version} is worse than what it would replace by "
@@ -292,8 +291,8 @@ def _judge(
 
 
 def _publish_finished(context: Context, retained: int) -> None:
-    """Puts a version in use that is finished and was never published: the one just made, or one
-    whose update was killed at the very end.
+    """Publishes finished versions: the one just made, or one whose update was killed before that;
+    removes old ones.
     """
     home, mirror = context.work.path, context.mirror
     for version in versions.unpublished(home):

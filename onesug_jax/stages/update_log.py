@@ -1,4 +1,4 @@
-"""The log of the next version: rows of the version in use, fresh rows, and the rows that judge."""
+"""The log of the next version: rows of the version in use, fresh rows, and the held-out rows."""
 
 from __future__ import annotations
 
@@ -25,13 +25,12 @@ def join(
     holdout: float,
     forgotten: Forgotten | None = None,
 ) -> dict[str, int]:
-    """new/log: train (old rows of the window, and the fresh ones), dev (the newest fresh ones) and
-    test, which judges: the dev rows of the version in use, as they were.
+    """Writes new/log: train (old rows of the window and fresh rows), dev (the newest fresh rows)
+    and test (the unchanged dev rows of the version in use, which score the update).
 
-    A request that both hold counts once, as the fresh log has it: an order may come days after
-    its search. Columns are those of the old rows; what the fresh ones lack of them is empty there.
-    Histories that only one of the two brings stay. Rows of users who asked to be deleted since
-    are in neither.
+    A request in both logs counts once, with the values of the fresh log: an order may come days
+    after its search. The columns are those of the old rows, empty if the fresh log lacks them, and
+    the histories of either log. Rows of users who were deleted since then are left out.
     """
     from onesug_jax.logs.database import connect, quoted
     from onesug_jax.logs.database import files as in_sql
@@ -41,11 +40,10 @@ def join(
     made = Manifest.read(log)
     os.makedirs(log, exist_ok=True)
     fresh = list(split_files(os.path.join(new, "fresh")).values())
-    there = split_files(base.work.log)
-    old = list(there.values())
+    old = split_files(base.work.log)
     with connect(new, base.settings["ingest.memory_limit"]) as database:
 
-        def one(query: str):
+        def value(query: str):
             return database.sql(query).fetchall()[0][0]
 
         without = ""
@@ -55,10 +53,10 @@ def join(
             person = f"sha256({quoted(forgotten.salt)} || user_id)"
             without = f" ANTI JOIN forgotten ON person = {person} AND timestamp_ms <= at_ms"
         database.sql(
-            f"CREATE VIEW present AS SELECT * FROM read_parquet({in_sql(old)}, union_by_name=true)"
-            f"{without}; "
+            "CREATE VIEW present AS SELECT * FROM "
+            f"read_parquet({in_sql(list(old.values()))}, union_by_name=true){without}; "
             f"CREATE VIEW reported AS SELECT * FROM read_parquet({in_sql(fresh)}){without}; "
-            f"CREATE VIEW held AS SELECT request_id FROM read_parquet({in_sql([there['dev']])}); "
+            f"CREATE VIEW held AS SELECT request_id FROM read_parquet({in_sql([old['dev']])}); "
             "CREATE VIEW judge AS FROM present SEMI JOIN held USING (request_id); "
             "CREATE VIEW old AS FROM present ANTI JOIN reported USING (request_id) "
             "ANTI JOIN held USING (request_id); "
@@ -66,26 +64,26 @@ def join(
             "ANTI JOIN held USING (request_id); "
             "CREATE VIEW fresh AS FROM reported ANTI JOIN present USING (request_id)"
         )
-        count = one("SELECT count(*) FROM fresh")
+        count = value("SELECT count(*) FROM fresh")
         if count < 2:
             raise UserError(
                 f"{base.log}: {count} rows that the current version does not hold yet; an update "
                 "needs some for training and some for evaluation"
             )
-        cut = one(f"SELECT quantile_disc(timestamp_ms, {1 - holdout}) FROM fresh")
-        start = one("SELECT max(timestamp_ms) FROM fresh") - int(window_days * DAY_MS)
+        cut = value(f"SELECT quantile_disc(timestamp_ms, {1 - holdout}) FROM fresh")
+        start = value("SELECT max(timestamp_ms) FROM fresh") - int(window_days * DAY_MS)
         columns = {view: database.sql(f"FROM {view} LIMIT 0").columns for view in ("old", "fresh")}
         either = (*columns["old"], *columns["fresh"])
-        brought = [name for name in (HISTORY, HISTORY_MINUTES) if name in either]
-        wanted = list(dict.fromkeys((*columns["old"], *brought)))
-        for name in wanted:
-            if name not in (*columns["fresh"], *brought):
+        histories = [name for name in (HISTORY, HISTORY_MINUTES) if name in either]
+        names = list(dict.fromkeys((*columns["old"], *histories)))
+        for name in names:
+            if name not in (*columns["fresh"], *histories):
                 print(f"update: {base.log} has no column {name!r}: its rows count without a value")
         of = {
-            view: ", ".join(_column(name, have, name in brought) for name in wanted)
+            view: ", ".join(_column(name, have, name in histories) for name in names)
             for view, have in columns.items()
         }
-        again = one("SELECT count(*) FROM again")
+        again = value("SELECT count(*) FROM again")
         parts = {
             "train": f"SELECT {of['old']} FROM old WHERE timestamp_ms >= {start} UNION ALL "
             f"SELECT {of['fresh']} FROM again WHERE timestamp_ms >= {start} UNION ALL "
@@ -102,7 +100,7 @@ def join(
                         f"TO {quoted(part)} (FORMAT parquet)"
                     )
         counts = {
-            name: one(f"SELECT count(*) FROM read_parquet({in_sql([f'{log}/{split}.parquet'])})")
+            name: value(f"SELECT count(*) FROM read_parquet({in_sql([f'{log}/{split}.parquet'])})")
             for name, split in (("train", "train"), ("held", "dev"), ("judged", "test"))
         }
     if made is None:
@@ -122,8 +120,8 @@ def times_of(new: str) -> np.ndarray:
     return pq.read_table(path, columns=["timestamp_ms"])["timestamp_ms"].to_numpy()
 
 
-def _column(name: str, have: Sequence[str], brought: bool) -> str:
-    """A column of a view that may lack it, in SQL."""
+def _column(name: str, have: Sequence[str], history: bool) -> str:
+    """SQL for a column of a view that may lack it."""
     if name in have:
         return f'"{name}"'
-    return f'NULL AS "{name}"' if brought else f"'' AS \"{name}\""
+    return f'NULL AS "{name}"' if history else f"'' AS \"{name}\""

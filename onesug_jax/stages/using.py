@@ -1,4 +1,4 @@
-"""The stages that use what `run` has made: scoring, serving, exporting, the next model."""
+"""The stages that use the results of `run`: scoring, serving, exporting, the next model."""
 
 from __future__ import annotations
 
@@ -74,7 +74,6 @@ USING = (
             "WritingConfig",
             "BeamConfig",
             "suggester",
-            "WritingConfig",
             "AsOfConfig",
         ),
         in_run=False,
@@ -141,7 +140,7 @@ USING = (
     ),
     StageSpec(
         name="compile",
-        summary="compile every step for chips that are not here: does it fit, how fast could it be",
+        summary="compile every step for chips that are not attached: does it fit, time bounds",
         run=compiling.compile_ahead,
         configures=(
             "compile",

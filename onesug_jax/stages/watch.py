@@ -1,7 +1,7 @@
-"""How a model with candidate tokens ranks a fixed sample of dev rows, while it is trained.
+"""Dev metrics of a model with candidate tokens during training, on a fixed sample of rows.
 
 The rows, their candidates and the compiled program are made once; an evaluation is one pass of the
-encoder and one step of the decoder. Written queries do not count here: `evaluate` opens beams.
+encoder and one step of the decoder. Queries written by beams are left out.
 """
 
 from __future__ import annotations
@@ -14,11 +14,11 @@ if TYPE_CHECKING:
 
 _BLOCK = 256
 _K = 16
-_SAMPLES, _LISTED = 4, 6  # rows whose lists are shown, and queries of one
+_SAMPLES, _LISTED = 4, 6  # rows whose lists are shown, and queries per list
 
 
 def beats(best: float | None, start: float, metric: str) -> bool:
-    """Whether an evaluation of training was better than its start; prints a line if none was."""
+    """Whether the best evaluation of a training beat its initial model; prints a line if not."""
     if (best or 0.0) > start:
         return True
     print(
@@ -39,13 +39,13 @@ def watch(
     dev: str,
     queries: Sequence[str],
 ) -> Callable[[Any, int], dict[str, Any]]:
-    """`(params, step)` -> HR@16 and MRR@16 of the first `rows` dev rows, MRR@16 of those that ended
-    in an order, and `value`, the mean of both MRRs; in per cent. `loss` is in nats a row, of which
-    candidate is searched, or that none is; `lists` has the best candidates of a few rows.
+    """`(params, step)` -> HR@16 and MRR@16 of the first `rows` dev rows, MRR@16 of those with an
+    order, and `value`, the mean of both MRRs; in per cent. `loss` is the cross-entropy over the
+    candidates and "none of them", in nats per row; `lists` has the best candidates of a few rows.
 
     Args:
-      dev: the rows' file; the loader has them in its order.
-      queries: the indexed ones; what came later is listed as "(new)".
+      dev: the file of the rows, in the loader's order.
+      queries: the indexed queries; later ones are listed as "(new)".
     """
     import jax
     import jax.numpy as jnp
@@ -61,11 +61,11 @@ def watch(
     model = Seq2Seq(config)
     chosen = np.arange(min(rows, len(loader.examples)))
     blocks, size = [], meshes.divisible_batch(mesh, _BLOCK)
-    mine = meshes.process_batch_shard(mesh, size)
+    process_rows = meshes.process_batch_shard(mesh, size)
     for start in range(0, len(chosen), size):
         block = chosen[start : start + size]
         filled = np.concatenate([block, np.full(size - len(block), block[0])])
-        blocks.append((len(block), loader.arrays(filled[mine], loader.sizes[-1])))
+        blocks.append((len(block), loader.arrays(filled[process_rows], loader.sizes[-1])))
     orders = loader.examples.column("level")[chosen] == Level.ORDER
 
     texts = pq.read_table(dev, columns=["prefix", "query"])[: min(_SAMPLES, len(chosen))]
@@ -73,7 +73,7 @@ def watch(
 
     @jax.jit
     def judge(params, batch, tables):
-        """Of every row: the target's rank (0: no candidate), nats, numbers of the best."""
+        """Per row: the target's rank (0: no candidate), its nats, numbers of the best queries."""
         with meshes.rules_context(mesh):
             scores = candidate_scores(model, params, batch, tables)
         place = batch["target_candidate"]
@@ -91,9 +91,9 @@ def watch(
         for n, batch in blocks:
             judged = meshes.on_host(judge(params, meshes.global_batch(mesh, batch), tables))
             parts.append([np.asarray(values)[:n] for values in judged])
-        found, nats, best = map(np.concatenate, zip(*parts, strict=True))
-        hits = (found > 0) & (found <= _K)
-        gains = np.where(hits, 100.0 / np.maximum(found, 1), 0.0)
+        ranks, nats, best = map(np.concatenate, zip(*parts, strict=True))
+        hits = (ranks > 0) & (ranks <= _K)
+        gains = np.where(hits, 100.0 / np.maximum(ranks, 1), 0.0)
         mrr = float(gains.mean())
         order = float(gains[orders].mean()) if orders.any() else mrr
         return {

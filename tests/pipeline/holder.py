@@ -1,4 +1,4 @@
-"""Another process that writes in a folder, until it is ended or dies."""
+"""Another process that holds the lock of a folder."""
 
 import contextlib
 import pathlib
@@ -18,7 +18,7 @@ _ROOT = pathlib.Path(__file__).resolve().parent.parent.parent
 
 @contextlib.contextmanager
 def held(folder, *, dies=False):
-    """The number of a process that holds the lock of `folder`; it `dies` at the end, or leaves."""
+    """The id of a process that holds the lock of `folder`; at the end it exits, or is killed."""
     process = subprocess.Popen(
         [sys.executable, "-c", _SCRIPT, str(folder)],
         cwd=_ROOT,

@@ -1,7 +1,7 @@
-"""A toy road of three stages and a model "trained" in files: fast enough to be killed often.
+"""A toy pipeline of three stages and a model "trained" in files: fast enough to be killed often.
 
 `collect` writes a log, `tidy` cleans it, `teach` trains: its state is a chain of hashes over the
-log, one link a step, saved after each step. `suggest` answers with the state of the model in use.
+log, one link per step, saved after each step. `suggest` prints the state of the model in use.
 """
 
 from __future__ import annotations
@@ -18,12 +18,12 @@ from onesug_jax.files import atomic_write, fingerprint
 from onesug_jax.pipeline import bundle
 from onesug_jax.pipeline.spec import StageSpec
 
-# What a command does to the file system; it is killed at one of these.
+# Audit events of changes to the file system; a command is killed at one of them.
 _EVENTS = ("open", "os.mkdir", "os.rename", "os.remove", "os.rmdir", "os.link", "shutil.rmtree")
 
 
 def collect(context, *, rows: int = 3) -> None:
-    """A log of so many rows."""
+    """Writes a log."""
     if rows > 99:
         raise RuntimeError("broken while it runs")
     for row in range(rows):
@@ -31,17 +31,15 @@ def collect(context, *, rows: int = 3) -> None:
 
 
 def tidy(context, *, upper: bool = False) -> None:
-    """The log as one file."""
-    texts = [
-        path.read_text() for path in sorted(pathlib.Path(context.work.simulated).glob("*.txt"))
-    ]
-    text = "\n".join(texts)
+    """Writes the log as one file."""
+    paths = sorted(pathlib.Path(context.work.simulated).glob("*.txt"))
+    text = "\n".join(path.read_text() for path in paths)
     with atomic_write(os.path.join(context.work.log, "log.txt")) as file:
         file.write((text.upper() if upper else text).encode())
 
 
 def state_after(log: str, steps: int) -> str:
-    """The state of so many steps, computed without any file."""
+    """The state after `steps` steps, computed without files."""
     state = fingerprint(log)
     for step in range(steps):
         state = fingerprint(state, step)
@@ -49,7 +47,7 @@ def state_after(log: str, steps: int) -> str:
 
 
 def teach(context, *, steps: int = 3, width: int = 1) -> None:
-    """A chain of `steps` links, from the newest link that is saved."""
+    """Extends the saved chain to `steps` links."""
     log = pathlib.Path(context.work.log, "log.txt").read_text()
     path = pathlib.Path(context.work.pretrain, "state.txt")
     done, state = 0, fingerprint(log)
@@ -65,7 +63,7 @@ def teach(context, *, steps: int = 3, width: int = 1) -> None:
 
 
 def check_teach(context) -> None:
-    """Refuses settings that make no sense."""
+    """Refuses invalid settings."""
     if context.settings["teach.steps"] < 1:
         raise UserError(f"teach.steps={context.settings['teach.steps']}: expected at least 1")
 
@@ -94,19 +92,19 @@ SPECS = (
 
 
 def install(monkeypatch) -> None:
-    """Puts these stages in place of the real ones."""
+    """Replaces the real stages by these."""
     for module in (main, configuration):
         monkeypatch.setattr(module, "STAGES", {spec.name: spec for spec in SPECS})
     for name in ("collect", "tidy", "teach"):
         monkeypatch.setitem(stages.CONFIGURABLES, name, f"tests.pipeline.shop:{name}")
-    main.read_config()  # imports what the defaults configure, once for all children
+    main.read_config()  # imports the configured modules once for all children
 
 
 def run_in_child(words: list[str], kill_at: int | None = None) -> tuple[int, str]:
-    """The exit code of a command in a process of its own (-9: killed), and what it printed.
+    """Runs a command in a child process; returns its exit code (-9: killed) and its output.
 
     Args:
-      kill_at: at which change of the file system it is killed, without any warning.
+      kill_at: the number of the change to the file system at which it is killed.
     """
     read, write = os.pipe()
     child = os.fork()
@@ -151,7 +149,7 @@ def _writes(arguments: tuple) -> bool:
 
 
 def tree(folder: pathlib.Path) -> dict[str, bytes]:
-    """Every file under a folder, and what it holds."""
+    """Relative path -> content of all files under a folder."""
     return {
         str(path.relative_to(folder)): path.read_bytes()
         for path in sorted(folder.rglob("*"))

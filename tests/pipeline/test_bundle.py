@@ -1,4 +1,4 @@
-"""A model as one folder: what it takes, that it stays as it is, and when it is stale."""
+"""A model as one folder: its files, its independence of WORK_DIR, and when it is stale."""
 
 import os
 import shutil
@@ -19,14 +19,13 @@ PATTERNS = ["mined/*.txt", "vocab/*"]
 
 
 def finish(folder, stage, **files):
-    """A stage's finished folder, as the runner leaves it, in place of the last one."""
+    """Replaces a stage's folder by a finished one, as the runner does."""
     new = folder.with_name(folder.name + ".new")
     new.mkdir(parents=True)
     for name, text in files.items():
         (new / name).parent.mkdir(parents=True, exist_ok=True)
         (new / name).write_text(text)
-    made = Manifest(stage, 1, {}, {}, started="t", finished=f"{stage} of {sorted(files.items())}")
-    made.write(str(new), finished=False)
+    Manifest(stage, 1, {}, {}).write(str(new), finished=False)
     text = (new / "_manifest.json").read_text()
     (new / "_manifest.json").write_text(text.replace('"finished": null', f'"finished": "{files}"'))
     replace_folder(str(new), str(folder))
@@ -40,7 +39,7 @@ def home(tmp_path):
 
 
 def trained(home, stage="pretrain", *more):
-    """Leaves the bundle of a stage whose folder is still being written, then the folder."""
+    """Makes the bundle of a stage in its unfinished folder, then finishes the folder."""
     new = home / f"{stage}.new"
     (new / "best" / "params").mkdir(parents=True)
     (new / "best" / "params" / "0").write_text("weights")
@@ -58,7 +57,7 @@ def names(folder):
     return sorted(str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file())
 
 
-def test_a_bundle_holds_what_was_asked_for_laid_out_like_a_work_directory(home):
+def test_a_bundle_has_the_layout_of_a_work_directory(home):
     found = trained(home)
     assert names(found) == [
         "config.gin",
@@ -82,7 +81,7 @@ def test_a_bundle_is_found_from_its_stage_and_from_a_copy_of_it(home, tmp_path_f
     assert home_of(str(copy)) == str(copy)
 
 
-def test_a_bundle_takes_the_settings_of_lists_along(home):
+def test_a_bundle_contains_the_settings_of_lists(home):
     (home / "config.gin").write_text(
         "BeamConfig.beams = 8\nLOG = '/log'\nevaluate/BeamConfig.alpha = 0.6\n# BeamConfig.x = 1\n"
         "pretrain.steps = 9\n"
@@ -101,14 +100,14 @@ def test_a_version_has_the_settings_of_the_work_directory_that_was_updated(tmp_p
     assert settings_file(str(version)) == str(tmp_path / "config.gin")
 
 
-def test_a_bundle_stays_as_it_is_when_the_work_directory_changes(home):
+def test_a_bundle_stays_unchanged_when_the_work_directory_changes(home):
     found = trained(home)
     finish(home / "mined", "mine", **{"queries.txt": "tent"})
     assert (home / "mined" / "queries.txt").read_text() == "tent"
     assert (found / "mined" / "queries.txt").read_text() == "lamp"
 
 
-def test_what_was_made_anew_since_is_named(home):
+def test_later_changes_are_named(home):
     found = trained(home)
     work = WorkDir(str(home))
     assert bundle.stale_note(work, str(found)) is None
@@ -119,7 +118,7 @@ def test_what_was_made_anew_since_is_named(home):
     assert bundle.stale_note(work, str(found)).startswith("mined, vocab in")
 
 
-def test_what_is_going_on_beside_is_no_reason(home):
+def test_an_unfinished_stage_does_not_make_a_model_stale(home):
     found = trained(home)
     (home / "mined.new").mkdir()
     Manifest("mine", 1, {}, {}).write(str(home / "mined.new"), finished=False)
@@ -136,7 +135,7 @@ def test_the_aligned_model_is_stale_when_the_one_it_started_from_is(home):
     assert bundle.stale_note(work, str(found)).startswith("pretrain in")
 
 
-def test_a_bundle_that_was_copied_elsewhere_says_nothing_of_a_work_directory(home, tmp_path):
+def test_a_bundle_without_sources_has_no_note(home):
     found = trained(home)
     os.remove(found / "sources.json")
     assert bundle.stale_note(WorkDir(str(home)), str(found)) is None

@@ -1,4 +1,4 @@
-"""One writer in a folder: who is second hears of the first, who died holds nothing."""
+"""One writer in a folder: a second one is refused, and a dead one holds nothing."""
 
 import os
 import socket
@@ -10,7 +10,7 @@ from onesug_jax.pipeline.lock import WriterLock, holder
 from tests.pipeline.holder import held
 
 
-def test_a_second_process_is_refused_with_who_was_first(tmp_path):
+def test_a_second_process_is_refused_and_the_first_is_named(tmp_path):
     with held(tmp_path) as process:
         message = (
             rf"train on host {socket.gethostname()}, process {process}, started \d{{4}}-\d\d-\d\d"
@@ -26,7 +26,7 @@ def test_a_second_process_is_refused_with_who_was_first(tmp_path):
         pass
 
 
-def test_a_lock_that_a_dead_process_left_is_taken_over(tmp_path):
+def test_the_lock_of_a_dead_process_is_taken_over(tmp_path):
     with held(tmp_path, dies=True) as process:
         pass
     left = (tmp_path / ".lock").read_text()
@@ -36,25 +36,25 @@ def test_a_lock_that_a_dead_process_left_is_taken_over(tmp_path):
         assert f'"process": {os.getpid()}' in (tmp_path / ".lock").read_text()
 
 
-def test_one_process_may_enter_again_and_holds_on_until_the_last_has_left(tmp_path):
+def test_one_process_may_enter_again_and_holds_the_lock_until_its_last_exit(tmp_path):
     outer = WriterLock(str(tmp_path), "run")
     with outer:
         with WriterLock(str(tmp_path / "." / ""), "update"):
-            assert holder(str(tmp_path)) is None, "nobody else"
+            assert holder(str(tmp_path)) is None, "no other process"
         with pytest.raises(AssertionError, match="being written"), held(tmp_path):
             pass
     with held(tmp_path):
         pass
 
 
-def test_an_error_inside_lets_go(tmp_path):
+def test_an_error_releases_the_lock(tmp_path):
     with pytest.raises(RuntimeError), WriterLock(str(tmp_path)):
         raise RuntimeError
     with held(tmp_path):
         pass
 
 
-def test_to_look_changes_nothing_and_waits_for_nobody(tmp_path):
+def test_reading_the_holder_changes_nothing_and_does_not_wait(tmp_path):
     assert holder(str(tmp_path)) is None and list(tmp_path.iterdir()) == []
     assert holder(str(tmp_path / "nowhere")) is None
     (tmp_path / "read_only").mkdir()
@@ -64,6 +64,6 @@ def test_to_look_changes_nothing_and_waits_for_nobody(tmp_path):
         assert (tmp_path / "read_only" / ".lock").read_bytes() == before
 
 
-def test_folders_do_not_stand_in_each_others_way(tmp_path):
+def test_folders_have_separate_locks(tmp_path):
     with held(tmp_path / "one"), WriterLock(str(tmp_path / "other")):
         assert holder(str(tmp_path / "one"))

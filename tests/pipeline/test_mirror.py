@@ -1,5 +1,5 @@
-"""A work directory in a bucket: what is pulled, what is pushed, and what a push leaves that is cut
-off anywhere. The bucket is fsspec's file system in memory.
+"""A work directory in a bucket: pulls, pushes, interrupted pushes, leases and logs. The bucket is
+fsspec's file system in memory.
 """
 
 import os
@@ -31,7 +31,7 @@ def memory():
 
 @pytest.fixture
 def machine(memory, tmp_path, monkeypatch):
-    """Puts this process on a machine of that name, with a disk of its own."""
+    """Simulates a machine with its own disk; returns its mirror."""
 
     def at(name):
         monkeypatch.setenv(tables.MIRROR, str(tmp_path / name))
@@ -43,7 +43,7 @@ def machine(memory, tmp_path, monkeypatch):
 
 
 def make(mirror, unit, files, *, trained=False):
-    """A stage that leaves these files."""
+    """Publishes these files as the result of a stage."""
     place = os.path.join(mirror.home, unit)
     fill(place + ".new", files)
     if trained:
@@ -59,7 +59,7 @@ def fill(folder, files):
 
 
 def local(folder):
-    """The files of a folder, but for hidden ones."""
+    """The files of a folder, without hidden ones."""
     names = sorted(names_below(folder)) if os.path.isdir(folder) else []
     return {name: pathlib.Path(folder, name).read_text() for name in names}
 
@@ -71,7 +71,7 @@ def objects(memory):
 # ------------------------------------------------------------------ pulling
 
 
-def test_what_one_machine_finishes_another_pulls_when_it_reads_it(machine, monkeypatch):
+def test_a_machine_pulls_the_files_that_it_reads(machine, monkeypatch):
     monkeypatch.setattr(mirrors, "SMALL", 5)
     files = {"a.txt": "small", "deep/b.bin": "larger", "c.bin": "larger too"}
     make(machine("one"), "mined", files)
@@ -89,7 +89,7 @@ def test_what_one_machine_finishes_another_pulls_when_it_reads_it(machine, monke
     assert before == {f"mined/{name}": fingerprint_file(f"{mined}/{name}") for name in files}
 
 
-def test_one_file_is_fetched_when_it_is_asked_for_by_any_thread(machine, monkeypatch):
+def test_threads_fetch_single_files(machine, monkeypatch):
     monkeypatch.setattr(mirrors, "SMALL", 0)
     names = [f"shard-{number}" for number in range(8)]
     make(machine("one"), "examples", {name: name * 100 for name in names})
@@ -105,7 +105,7 @@ def test_one_file_is_fetched_when_it_is_asked_for_by_any_thread(machine, monkeyp
         fetch(os.path.join(two.home, "examples", "shard-9"))
 
 
-def test_another_result_takes_the_place_of_the_one_before_everywhere(machine, memory):
+def test_a_new_result_replaces_the_old_one_on_every_machine(machine, memory):
     one = machine("one")
     make(one, "mined", {"a": "1", "b": "1"})
     two = machine("two")
@@ -146,7 +146,7 @@ def test_a_bundle_that_was_copied_into_a_bucket_is_pulled(machine, memory):
     assert model_in_use(folder) == folder and local(folder)["vocab/a"] == "x"
 
 
-# ------------------------------------------------------------------ pushing, cut off anywhere
+# ------------------------------------------------------------------ interrupted pushes
 
 
 class Cut:
@@ -156,21 +156,21 @@ class Cut:
         self._files, self.left = files, at
 
     def __getattr__(self, name):
-        found = getattr(self._files, name)
+        method = getattr(self._files, name)
         if name not in ("put_file", "pipe_file", "rm_file", "cp_file"):
-            return found
+            return method
 
-        def act(*words, **more):
+        def limited(*args, **kwargs):
             self.left -= 1
             if self.left < 0:
                 raise ConnectionError("the network is down")
-            return found(*words, **more)
+            return method(*args, **kwargs)
 
-        return act
+        return limited
 
 
 @pytest.mark.parametrize("trained", [False, True])
-def test_a_push_that_is_cut_off_anywhere_leaves_the_old_result_or_the_new(
+def test_a_push_that_is_interrupted_anywhere_leaves_the_old_result_or_the_new(
     machine, memory, trained, monkeypatch
 ):
     monkeypatch.setattr("onesug_jax.pipeline.store._THREADS", 1)
@@ -183,15 +183,15 @@ def test_a_push_that_is_cut_off_anywhere_leaves_the_old_result_or_the_new(
         one = machine("one")
         one.store._fs = cut = Cut(memory, at)
         monkeypatch.setattr(mirrors, "Store", lambda url, cut=cut: _on(cut, url))
-        whole = True
+        complete = True
         try:
             make(one, "pretrain", new, trained=trained)
         except UserError as error:
             assert "the network is down" in str(error) and URL in str(error)
-            whole = False
+            complete = False
         monkeypatch.setattr(mirrors, "Store", Store)
         found = local(os.path.join(machine("other").home, "pretrain"))
-        assert found == new if whole else found in (old, new)
+        assert found == new if complete else found in (old, new)
         seen.append(found == new)
         again = machine("one")
         again.refresh(writing=True)
@@ -199,8 +199,8 @@ def test_a_push_that_is_cut_off_anywhere_leaves_the_old_result_or_the_new(
         assert not os.path.exists(os.path.join(again.home, "pretrain.new")) or trained
         make(again, "pretrain", new, trained=trained)
         assert local(os.path.join(machine("third").home, "pretrain")) == new
-        assert len(objects(memory)) == 3, "nothing is left lying"
-        if whole:
+        assert len(objects(memory)) == 3, "no old objects remain"
+        if complete:
             break
     assert seen.count(False) > 2 and seen == sorted(seen)
 
@@ -211,7 +211,7 @@ def _on(files, url):
     return store
 
 
-def test_another_machine_goes_on_with_a_training_and_has_its_states(machine, memory):
+def test_another_machine_continues_a_training_from_its_states(machine, memory):
     one = machine("one")
     place = os.path.join(one.home, "pretrain")
     fill(place + ".new", {"_manifest.json": "{}"})
@@ -229,7 +229,7 @@ def test_another_machine_goes_on_with_a_training_and_has_its_states(machine, mem
     assert local(place + ".new")["checkpoints/8/params"] == "eight"
     two.publish(place)
     assert not [name for name in objects(memory) if ".new" in name]
-    # Training on begins with copies; until it is finished, the result stays what it is.
+    # A continued training starts with copies; until it is finished, the old result stays.
     fill(place + ".new", {"_manifest.json": "{}"})
     two.begin(place, fresh=True, after=True)
     further = two.states(place)
@@ -238,7 +238,7 @@ def test_another_machine_goes_on_with_a_training_and_has_its_states(machine, mem
     assert local(os.path.join(machine("three").home, "pretrain"))["metrics.jsonl"] == "8"
 
 
-def test_what_the_primary_pushes_others_receive(machine):
+def test_other_processes_receive_the_primarys_files(machine):
     one = machine("one")
     place = os.path.join(one.home, "quantize")
     fill(place + ".new", {"a": "1"})
@@ -274,7 +274,7 @@ def test_the_lease_of_a_dead_command_is_taken_over(memory, capsys):
     assert "held by run on host elsewhere" in capsys.readouterr().out
 
 
-def test_who_lost_the_lease_pushes_nothing_more(machine, memory):
+def test_a_command_that_lost_its_lease_pushes_nothing(machine, memory):
     one = machine("one")
     with Lease(URL, "run", beat=0.02, lease=0.5) as lease:
         one.lease = lease
@@ -287,7 +287,7 @@ def test_who_lost_the_lease_pushes_nothing_more(machine, memory):
     assert objects(memory) == [FILE], "the other's lease"
 
 
-# ------------------------------------------------------------------ logs, and what goes wrong
+# ------------------------------------------------------------------ logs and errors
 
 
 def test_a_log_is_copied_once_and_recognised_on_another_machine(machine, memory, tmp_path):
@@ -316,13 +316,13 @@ def test_a_log_is_copied_once_and_recognised_on_another_machine(machine, memory,
     assert {name: work.fingerprint(path) for name, path in again.items()} != before
 
 
-def test_a_log_that_is_not_there_is_named(machine):
+def test_a_missing_log_is_named(machine):
     machine("one")
     with pytest.raises(UserError, match="LOG = memory://logs/nothing: expected a file"):
         remote_log.look("memory://logs/nothing", "")
 
 
-def test_what_is_missing_or_refused_is_said(memory, monkeypatch):
+def test_missing_packages_and_refused_accesses_are_named(memory, monkeypatch):
     with pytest.raises(UserError, match="nonsense://b/x: nonsense:// needs|no URL"):
         Store("nonsense://b/x")
     store = Store(URL)

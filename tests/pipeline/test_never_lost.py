@@ -1,6 +1,6 @@
-"""What is finished is never lost: random commands, killed at random moments, on one WORK_DIR.
+"""Finished results are never lost: random commands, killed at random moments, on one WORK_DIR.
 
-The toy road of `shop.py` runs through the real command line, plan, lock and renames.
+The toy pipeline of `shop.py` uses the real command line, plan, lock and renames.
 """
 
 import pathlib
@@ -23,16 +23,16 @@ def toy_stages():
 
 
 class WorkDirMachine(RuleBasedStateMachine):
-    """Commands on one work directory, and what must hold after each."""
+    """Commands on one work directory, with checks after each."""
 
     @initialize()
     def empty(self):
         self.home = pathlib.Path(tempfile.mkdtemp())
         self.work = self.home / "work"
-        self.lasting = self.home  # what no refused command may change
-        self.rows, self.steps = 3, 3  # what WORK_DIR remembers
-        self.answer = None  # what `suggest` must say: the state of the newest finished model
-        self.asked = 0  # most steps that were ever asked for; a killed run may have come so far
+        self.lasting = self.home  # no refused command may change this folder
+        self.rows, self.steps = 3, 3  # the settings stored in WORK_DIR
+        self.answer = None  # the expected output of `suggest`: the newest finished model's state
+        self.most_steps = 0  # of all commands; a killed run may have reached them
 
     def teardown(self):
         shutil.rmtree(self.home)
@@ -45,12 +45,12 @@ class WorkDirMachine(RuleBasedStateMachine):
         return f"{steps} {shop.state_after(log, steps)}"
 
     def finished(self, rows, steps):
-        """The command came to its end: the model is the one that was asked for."""
+        """Checks the model after a successful command."""
         trained = int(self.answer.split()[0]) if self.answer and rows == self.rows else 0
-        self.rows, self.steps, self.asked = rows, steps, max(self.asked, steps)
+        self.rows, self.steps, self.most_steps = rows, steps, max(self.most_steps, steps)
         _, text = self.command("suggest")
         done = int(text.split()[-2])
-        assert max(steps, trained) <= done <= self.asked, text
+        assert max(steps, trained) <= done <= self.most_steps, text
         self.answer = self.expected(rows, done)
 
     def refused(self, *words, says):
@@ -71,9 +71,9 @@ class WorkDirMachine(RuleBasedStateMachine):
 
     @rule(steps=st.integers(1, 6), kill_at=st.one_of(st.none(), st.integers(1, 120)))
     def train_for(self, steps, kill_at):
-        """More or fewer steps, perhaps killed: it goes on, and nothing finished is lost."""
+        """More or fewer steps, perhaps killed: training continues, and no result is lost."""
         words = (f"--gin.collect.rows={self.rows}", f"--gin.teach.steps={steps}")
-        self.asked = max(self.asked, steps)
+        self.most_steps = max(self.most_steps, steps)
         code, text = self.command("run", *words, kill_at=kill_at)
         if code == 0:
             self.finished(self.rows, steps)
@@ -89,20 +89,19 @@ class WorkDirMachine(RuleBasedStateMachine):
             assert code == -9, text
             code, text = self.command("suggest")  # the old model, or the new if it was renamed
             last = text.strip().splitlines()[-1]
-            new = [self.expected(rows, steps) for steps in range(self.steps, self.asked + 1)]
+            new = [self.expected(rows, steps) for steps in range(self.steps, self.most_steps + 1)]
             assert last in (self.answer, *new) if self.model_there() else code == 2, text
-            flags = (*flags, "--restart=collect")  # given again, it comes to its end
-            code, text = self.command("run", *flags)
+            code, text = self.command("run", *flags, "--restart=collect")
             assert code == 0, text
         self.finished(rows, self.steps)
 
     @rule(rows=st.integers(6, 9))
-    def another_log_without_a_word(self, rows):
+    def another_log_without_restart(self, rows):
         if self.answer:
             self.refused("run", f"--gin.collect.rows={rows}", says="--restart=collect")
 
     @rule()
-    def another_model_without_a_word(self):
+    def another_model_without_restart(self):
         if self.answer:
             self.refused("teach", "--gin.teach.width=2", says="teach.width 1 -> 2")
 
@@ -122,7 +121,7 @@ class WorkDirMachine(RuleBasedStateMachine):
 
     @rule()
     def a_stage_that_breaks(self):
-        """A stage that fails while it runs leaves its last result."""
+        """A stage that fails keeps its last result."""
         code, text = self.command("collect", "--gin.collect.rows=100", "--restart")
         assert code not in (0, 2) and "broken while it runs" in text
         self.complete(self.rows, self.steps)
@@ -139,7 +138,7 @@ class WorkDirMachine(RuleBasedStateMachine):
         return (self.work / "pretrain" / "bundle").is_dir()
 
     def look(self):
-        """After a kill: the old answer, or the new one if it had taken its place."""
+        """After a kill: the old answer, or the new one if the result was replaced."""
         code, text = self.command("suggest")
         last = text.strip().splitlines()[-1]
         if not self.model_there():
@@ -157,7 +156,7 @@ class WorkDirMachine(RuleBasedStateMachine):
 
 
 class BucketMachine(WorkDirMachine):
-    """The same on a work directory in a bucket, whose machine may be lost between commands."""
+    """The same on a work directory in a bucket; the machine may be lost between commands."""
 
     @initialize()
     def empty(self):
@@ -179,7 +178,7 @@ class BucketMachine(WorkDirMachine):
 
 
 def explore(examples: int, steps: int, machine=WorkDirMachine) -> None:
-    """Random sequences of commands; what fails is shown as it was found, not made smaller."""
+    """Random sequences of commands; failures are not shrunk."""
     machine.TestCase.settings = settings(
         max_examples=examples,
         stateful_step_count=steps,
@@ -207,21 +206,21 @@ def test_many_random_commands_lose_nothing(machine):
 
 
 @pytest.mark.long
-def test_every_moment_of_a_training_may_be_the_last(tmp_path):
-    """Killed at the 1st, 6th, 11th .. change of the file system, the same command ends alike."""
-    code, text = shop.run_in_child(["run", f"--gin.WORK_DIR={tmp_path / 'whole'}"])
+def test_a_training_may_be_killed_at_any_moment(tmp_path):
+    """Killed at the 1st, 6th, 11th .. change of the file system; then the command is repeated."""
+    code, text = shop.run_in_child(["run", f"--gin.WORK_DIR={tmp_path / 'unkilled'}"])
     assert code == 0, text
-    wanted = (tmp_path / "whole" / "pretrain" / "state.txt").read_text()
-    killed, moment = 0, 1
+    expected = (tmp_path / "unkilled" / "pretrain" / "state.txt").read_text()
+    killed, change = 0, 1
     while True:
-        work = f"--gin.WORK_DIR={tmp_path / str(moment)}"
-        code, text = shop.run_in_child(["run", work], kill_at=moment)
+        work = f"--gin.WORK_DIR={tmp_path / str(change)}"
+        code, text = shop.run_in_child(["run", work], kill_at=change)
         if code == 0:
             break
         assert code == -9, text
         killed += 1
         code, text = shop.run_in_child(["run", work])
         assert code == 0, text
-        assert (tmp_path / str(moment) / "pretrain" / "state.txt").read_text() == wanted
-        moment += 5
+        assert (tmp_path / str(change) / "pretrain" / "state.txt").read_text() == expected
+        change += 5
     assert killed > 10

@@ -1,4 +1,4 @@
-"""What a command would do to a work directory: every decision, and what it refuses."""
+"""The plan of a command for a work directory: every decision and every refusal."""
 
 import pathlib
 import shutil
@@ -44,7 +44,7 @@ SETTINGS = {
 
 
 class Shop:
-    """A work directory with a log, and stages that are made without running anything."""
+    """A work directory with a log, and results of stages that did not run."""
 
     def __init__(self, home: pathlib.Path):
         self.home = home / "work"
@@ -59,7 +59,7 @@ class Shop:
         return Context(work, work, macros, configured=lambda name: None, settings=settings)
 
     def make(self, spec, *, finished=True, text="1", **changes):
-        """What running the stage would leave."""
+        """Writes the files that running the stage would write."""
         folder = self.home / (spec.folder + ("" if finished else ".new"))
         manifest = spec.manifest(self.context(spec, **changes))
         folder.mkdir(parents=True, exist_ok=True)
@@ -99,18 +99,18 @@ def full(shop):
 # ------------------------------------------------------------------ skip and run
 
 
-def test_what_was_never_run_runs(shop):
+def test_a_stage_that_never_ran_runs(shop):
     steps = shop.plan()
     assert {step.action for step in steps.values()} == {RUN}
     assert all(step.reason == "never run" and not step.replaces for step in steps.values())
 
 
-def test_what_is_up_to_date_is_skipped(full):
+def test_an_up_to_date_stage_is_skipped(full):
     assert full.actions() == [SKIP] * 4
     assert full.plan()["mine"].line().split() == ["mine", "up", "to", "date"]
 
 
-def test_an_untrained_stage_is_made_anew_when_settings_or_inputs_differ(full):
+def test_an_untrained_stage_runs_again_when_settings_or_inputs_differ(full):
     step = full.plan([MINE], mine__min_users=5)["mine"]
     assert (step.action, step.reason, step.replaces) == (RUN, "mine.min_users 1 -> 5", True)
     said = "would run: mine.min_users 1 -> 5; replaces the present result when finished"
@@ -124,10 +124,10 @@ def test_an_untrained_stage_that_was_interrupted_starts_anew(shop):
     step = shop.plan([MINE])["mine"]
     assert (step.action, step.reason, step.replaces) == (RUN, "never finished", False)
     shop.make(MINE)
-    assert shop.actions([MINE]) == [SKIP], "the finished result stands"
+    assert shop.actions([MINE]) == [SKIP], "there is a finished result"
 
 
-def test_a_raised_format_makes_a_stage_anew(full):
+def test_a_new_format_makes_a_stage_run_again(full):
     newer = StageSpec("mine", "", print, "mined", format=2, inputs=MINE.inputs)
     step = decide(newer, full.context(MINE))
     assert (step.action, step.reason) == (RUN, "mine writes format 2 now, not 1")
@@ -138,7 +138,7 @@ def test_reasons_are_few(full):
     assert full.plan([MINE], **changes)["mine"].reason.endswith("mine.x2 (new) and 3 more")
 
 
-def test_a_stage_that_leaves_nothing_is_not_planned(shop):
+def test_a_stage_without_results_is_not_planned(shop):
     show = StageSpec("show", "", print)
     assert planning.plan([show], {}) == []
 
@@ -174,7 +174,7 @@ def refused(shop, *arguments, **changes):
     return str(error.value)
 
 
-def test_another_model_is_refused_with_both_values_and_two_ways_on(full):
+def test_another_model_is_refused_with_both_values_and_two_ways_out(full):
     said = refused(full, [TEACH], teach__width=2, teach__steps=9)
     assert "teach.width 1 -> 2" in said and "teach.steps" not in said
     assert "--gin.WORK_DIR=PATH" in said and "--restart=teach" in said
@@ -191,7 +191,7 @@ def test_another_input_is_refused(full):
     assert "mined/result is another" in refused(full, [TEACH])
 
 
-def test_what_an_earlier_stage_would_make_anew_is_refused_and_its_cause_named(full):
+def test_a_change_by_an_earlier_stage_is_refused_and_its_cause_named(full):
     said = refused(full, mine__min_users=5)
     assert said.startswith("teach in") and "mine: mine.min_users 1 -> 5" in said
     assert "--restart=mine" in said
@@ -235,10 +235,10 @@ def test_restart_of_a_later_stage_leaves_the_earlier_ones(full):
     steps = full.plan(restart="teach", replaceable=["teach", "rewards", "align"])
     assert [step.action for step in steps.values()] == [SKIP, RUN, SKIP, RUN]
     said = refused(full, restart="align", replaceable=["align"], mine__min_users=5)
-    assert said.startswith("teach in"), "it stands before the one that is made anew"
+    assert said.startswith("teach in"), "it is before the restarted stage"
 
 
-def test_restart_drops_what_was_interrupted(full):
+def test_restart_drops_an_interrupted_run(full):
     full.make(TEACH, finished=False, teach__width=2)
     assert full.plan([TEACH], restart="teach", replaceable=["teach"])["teach"].action == RUN
 
@@ -249,7 +249,7 @@ def test_restart_drops_what_was_interrupted(full):
 @pytest.mark.parametrize("manifest", [None, "{", '{"stage": "mine", "config": {}}'])
 def test_files_that_no_stage_made_are_left_alone(shop, manifest):
     (shop.home / "mined").mkdir(parents=True)
-    assert shop.actions([MINE]) == [RUN], "an empty folder is nobody's"
+    assert shop.actions([MINE]) == [RUN], "an empty folder may be used"
     (shop.home / "mined" / "thesis.txt").write_text("mine")
     if manifest:
         (shop.home / "mined" / "_manifest.json").write_text(manifest)
@@ -287,7 +287,7 @@ def check(shop, log=None, state_bytes=0, **changes):
     check_folder(WorkDir(str(shop.home)), steps, log, state_bytes)
 
 
-def test_a_folder_that_is_written_by_another_is_refused(full):
+def test_a_folder_with_another_writer_is_refused(full):
     check(full)
     with held(full.home) as process, pytest.raises(UserError, match=f"process {process}"):
         check(full)
@@ -301,7 +301,7 @@ def test_a_folder_that_may_not_be_written_is_refused(shop, monkeypatch):
         check_folder(WorkDir(str(shop.home / "deep" / "er")), [], None, 0)
     shop.home.unlink()
     check_folder(WorkDir(str(shop.home / "deep")), [], None, 0)
-    assert not shop.home.exists(), "to look makes nothing"
+    assert not shop.home.exists(), "a check creates nothing"
     monkeypatch.setattr(planning.os, "access", lambda place, mode: False)  # root may write all
     with pytest.raises(UserError, match=f"{shop.home.parent} is not a folder that may be"):
         check_folder(WorkDir(str(shop.home)), [], None, 0)

@@ -1,4 +1,4 @@
-"""Stages write beside their last result: what goes on from it, and a kill in between."""
+"""Stages write beside their last result: continued trainings, failures and kills."""
 
 import os
 
@@ -29,7 +29,7 @@ def training(run):
 
 
 def in_place(context):
-    """Writes every file it finds in place, but for checkpoints: it adds one."""
+    """Overwrites all files except checkpoints in place, and adds a checkpoint."""
     for parent, _, names in os.walk(context.work.pretrain):
         for name in names:
             path = os.path.join(parent, name)
@@ -39,7 +39,7 @@ def in_place(context):
     os.makedirs(os.path.join(context.out, "checkpoints", "9"))
 
 
-def test_training_on_changes_nothing_of_the_last_result(shop):
+def test_a_continued_training_does_not_change_the_last_result(shop):
     folder = shop.home / "pretrain"
     before = tree(folder)
     old = shop.home.parent / "old"
@@ -62,8 +62,8 @@ def test_training_on_changes_nothing_of_the_last_result(shop):
 
 
 @pytest.mark.parametrize("where", ["link_tree", "Manifest"])
-def test_a_kill_while_it_begins_leaves_no_half_of_a_beginning(shop, monkeypatch, where):
-    """Halfway through the copies, or before the manifest says what it goes on as."""
+def test_a_kill_during_the_preparation_is_repaired(shop, monkeypatch, where):
+    """Halfway through the copies, or before the manifest is written."""
 
     class Killed(BaseException):
         pass
@@ -85,7 +85,7 @@ def test_a_kill_while_it_begins_leaves_no_half_of_a_beginning(shop, monkeypatch,
     assert {"checkpoints/3/params", "best/3/params", "result"} <= seen[0].keys()
 
 
-def test_a_stage_that_refuses_or_breaks_leaves_the_last_result(shop):
+def test_a_stage_that_fails_keeps_the_last_result(shop):
     before = tree(shop.home / "pretrain")
     assert runner.execute(training(lambda context: 3), shop.context(TEACH, teach__steps=9)) == 3
     assert tree(shop.home / "pretrain") == before
@@ -98,7 +98,7 @@ def test_a_stage_that_refuses_or_breaks_leaves_the_last_result(shop):
     assert tree(shop.home / "pretrain") == before
 
 
-def test_a_rename_that_was_killed_is_completed_first(shop, monkeypatch):
+def test_an_interrupted_rename_is_completed_first(shop, monkeypatch):
     shop.make(TEACH, finished=True, text="old")
     shop.make(TEACH, finished=False, text="new", teach__steps=9)
     new = shop.home / "pretrain.new"

@@ -1,4 +1,4 @@
-"""Versions of a work directory: published once, gone back from, and not removed while needed."""
+"""Versions of a work directory: published once, rolled back, and not removed while needed."""
 
 import json
 
@@ -16,7 +16,7 @@ def home(tmp_path):
 
 @pytest.fixture
 def finish(tmp_path):
-    """Leaves a finished version, made from what is in use, as an update does."""
+    """Makes a finished version from the version in use, as an update does."""
 
     def make(version, log, name=None, base=None):
         folder = tmp_path / "work" / "versions" / (name or version)
@@ -49,16 +49,16 @@ def test_a_finished_version_is_published_once(home, finish):
     assert versions.published(home) == {"0000": "", "0001": "monday", "0002": "tuesday"}
 
 
-def test_a_log_that_was_learnt_from_is_found_by_its_fingerprint(home, finish):
+def test_a_version_is_found_by_the_fingerprint_of_its_log(home, finish):
     versions.publish(home, finish("0001", "monday"))
     finish("0002", "tuesday")
     assert versions.holding(home, "monday") == "0001"
     assert versions.holding(home, "tuesday") is None, "not published"
     versions.rollback(home)
-    assert versions.holding(home, "monday") == "0001", "learnt from, though it is not in use"
+    assert versions.holding(home, "monday") == "0001", "published, but not in use"
 
 
-def test_rollback_goes_back_to_what_the_version_was_made_from(home, finish):
+def test_rollback_returns_to_the_version_that_it_was_made_from(home, finish):
     versions.publish(home, finish("0001", "monday"))
     versions.publish(home, finish("0002", "tuesday"))
     assert versions.rollback(home) == ("0002", "0001")
@@ -66,19 +66,19 @@ def test_rollback_goes_back_to_what_the_version_was_made_from(home, finish):
     assert versions.before(home) == "0001", "0003 was made from it, not from 0002"
     assert versions.rollback(home) == ("0003", "0001")
     assert versions.rollback(home) == ("0001", "0000")
-    assert versions.unpublished(home) == [], "what was left is not put in use again"
+    assert versions.unpublished(home) == [], "the versions left are not published again"
     with pytest.raises(UserError, match="no version before it"):
         versions.rollback(home)
     assert versions.in_use(home) == "0000"
 
 
-def test_a_number_is_given_once(home, finish, tmp_path):
+def test_a_number_is_used_once(home, finish, tmp_path):
     versions.publish(home, finish("0001", "monday"))
     finish("0002", "tuesday", name="0002.refused")
     (tmp_path / "work" / "versions" / "0003.new").mkdir()
     assert versions.made(home) == ["0001", "0002"]
     assert versions.unpublished(home) == [], "a refused version is not published"
-    assert versions.following(home) == "0003", "the unfinished one goes on"
+    assert versions.following(home) == "0003", "the unfinished one continues"
     versions.publish(home, finish("0003", "tuesday"))
     for number in (4, 5):
         versions.publish(home, finish(f"000{number}", str(number)))
@@ -103,7 +103,7 @@ def test_the_oldest_are_removed_never_the_one_in_use_or_before(home, finish, tmp
     assert (tmp_path / "work" / "current.json").exists()
 
 
-def test_what_is_needed_stays_even_where_it_is_the_oldest(home, finish):
+def test_the_version_before_the_one_in_use_stays_even_if_it_is_the_oldest(home, finish):
     versions.publish(home, finish("0001", "1"))
     for number in (2, 3, 4):
         versions.publish(home, finish(f"000{number}", str(number), base="versions/0001"))
@@ -112,7 +112,7 @@ def test_what_is_needed_stays_even_where_it_is_the_oldest(home, finish):
     assert versions.made(home) == ["0001", "0003", "0004"]
 
 
-def test_damaged_records_are_answered_with_the_file(home, finish, tmp_path):
+def test_damaged_records_are_named(home, finish, tmp_path):
     finish("0001", "monday")
     (tmp_path / "work" / "versions" / "0001" / "update.json").write_text("{")
     with pytest.raises(UserError, match="update.json.*remove the folder"):

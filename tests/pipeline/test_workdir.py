@@ -1,4 +1,4 @@
-"""The work directory: what inputs mean, what manifests compare, which model is in use."""
+"""The work directory: expansion of inputs, comparison of manifests, and the model in use."""
 
 import json
 import os
@@ -43,7 +43,7 @@ def test_a_path_is_made_absolute_and_a_url_has_a_local_folder(tmp_path, monkeypa
             WorkDir(wrong)
 
 
-def test_an_input_lies_in_a_folder_or_outside(tmp_path):
+def test_the_folder_of_an_input(tmp_path):
     work = WorkDir(str(tmp_path / "work"))
     assert work.folder_of("mined/*") == "mined"
     assert work.folder_of("log/train.parquet") == "log"
@@ -51,7 +51,7 @@ def test_an_input_lies_in_a_folder_or_outside(tmp_path):
     assert work.folder_of(str(tmp_path / "elsewhere" / "log.csv")) is None
 
 
-def test_a_pattern_means_files_and_neither_hidden_ones_nor_what_stages_note(tmp_path):
+def test_a_pattern_matches_neither_hidden_files_nor_manifests_and_settings(tmp_path):
     fill(tmp_path, "mined/a.npy", "mined/deep/b.npy", "mined/_manifest.json", "mined/config.gin")
     fill(tmp_path, "mined/.hidden", "mined/.cache/c.npy", "other/a.npy")
     work = WorkDir(str(tmp_path))
@@ -62,7 +62,7 @@ def test_a_pattern_means_files_and_neither_hidden_ones_nor_what_stages_note(tmp_
     assert work.expand("mined/nothing*") == work.expand("nowhere/file") == {}
 
 
-def test_an_outside_log_keeps_its_name_when_it_moves(tmp_path):
+def test_a_log_outside_has_the_same_name_when_it_moves(tmp_path):
     work = WorkDir(str(tmp_path / "work"))
     fill(tmp_path, "one/logs/a.csv", "one/logs/b.csv", "two/logs/a.csv", "two/logs/b.csv")
     names = [list(work.expand(str(tmp_path / place / "logs"))) for place in ("one", "two")]
@@ -79,14 +79,14 @@ def manifest(format=1, inputs=None, **settings):
     return Manifest("align", format, {"mined/a": "1"} if inputs is None else inputs, settings)
 
 
-def found(old, new, *counts):
-    return [(one.kind, one.name, str(one)) for one in old.differences(new, *counts)]
+def differences(old, new, *counts):
+    return [(change.kind, change.name, str(change)) for change in old.differences(new, *counts)]
 
 
-def test_what_differs_is_named_with_both_values():
+def test_differences_are_named_with_both_values():
     old = manifest(steps=3, gone=1, same=[1, 2])
     new = manifest(2, {"mined/a": "2", "mined/b": "1"}, steps=4, fresh=None, same=(1, 2))
-    assert found(old, new) == [
+    assert differences(old, new) == [
         ("format", "", "align writes format 2 now, not 1"),
         ("inputs", "mined/a", "mined/a is another"),
         ("inputs", "mined/b", "mined/b (new)"),
@@ -94,17 +94,17 @@ def test_what_differs_is_named_with_both_values():
         ("settings", "gone", "gone (gone)"),
         ("settings", "steps", "steps 3 -> 4"),
     ]
-    assert found(new, new) == []
-    assert found(old, manifest(inputs={}, steps=3, gone=1, same=[1, 2])) == [
+    assert differences(new, new) == []
+    assert differences(old, manifest(inputs={}, steps=3, gone=1, same=[1, 2])) == [
         ("inputs", "mined/a", "mined/a (gone)")
     ]
 
 
-def test_only_settings_that_count_are_compared_inputs_and_format_always():
+def test_settings_are_compared_by_choice_inputs_and_format_always():
     old, new = manifest(steps=3, width=1), manifest(2, {}, steps=4, width=2)
-    kinds = [kind for kind, _, _ in found(old, new, lambda name: name != "steps")]
+    kinds = [kind for kind, _, _ in differences(old, new, lambda name: name != "steps")]
     assert kinds == ["format", "inputs", "settings"]
-    assert found(old, manifest(steps=4, width=1), lambda name: name != "steps") == []
+    assert differences(old, manifest(steps=4, width=1), lambda name: name != "steps") == []
 
 
 def test_the_program_that_made_a_result_is_recorded_and_not_compared(tmp_path):
@@ -125,7 +125,7 @@ def test_a_manifest_is_read_as_it_was_written(tmp_path):
 
 
 @pytest.mark.parametrize("text", [None, "", "{", "[]", '{"stage": "align"}', '{"code": {}}'])
-def test_what_is_no_manifest_is_read_as_none(tmp_path, text):
+def test_an_invalid_manifest_is_read_as_none(tmp_path, text):
     if text is not None:
         (tmp_path / "_manifest.json").write_text(text)
     assert Manifest.read(str(tmp_path)) is None

@@ -1,4 +1,4 @@
-"""The compile stage: what it refuses, what it suggests, and two small steps compiled for TPUs."""
+"""The compile stage: refused arguments, its report, and small steps compiled for TPUs."""
 
 import importlib.util
 import json
@@ -18,7 +18,7 @@ from onesug_jax.train.flops import flops
 
 pytestmark = pytest.mark.eight_devices
 
-# Installed into a folder of its own: beside jax it would look for a TPU at every start.
+# Installed into a separate folder: beside jax it would search for a TPU at every start.
 FOLDER = os.environ.get("ONESUG_LIBTPU", "")
 NEEDS_COMPILER = pytest.mark.skipif(
     not os.path.isdir(os.path.join(FOLDER, "libtpu")) and not importlib.util.find_spec("libtpu"),
@@ -29,7 +29,7 @@ NEEDS_COMPILER = pytest.mark.skipif(
 @pytest.mark.parametrize(
     "text", ["v5e", "v5e:16", "v9:4x4", "v5e:4x4x4", "v5p:4x4", "v5e:0x4", "v5e:4x4 "]
 )
-def test_a_topology_that_is_none_is_refused(text):
+def test_an_invalid_topology_is_refused(text):
     with pytest.raises(UserError, match="--topology"):
         Topology.parse(text)
 
@@ -44,14 +44,14 @@ def test_an_unknown_step_is_refused(capsys):
     assert "pretrain, rwr, align, serve" in capsys.readouterr().err
 
 
-def test_what_the_compiler_says_when_memory_runs_out():
-    said = "RESOURCE_EXHAUSTED: XLA:TPU compile permanent error. Ran out of memory in memory space "
-    said += "hbm. Used 20.50G of 15.75G hbm. Exceeded hbm capacity by 4.75G."
-    assert _memory_needed(said) == 20.5 * 2**30
+def test_needed_memory_is_read_from_the_compilers_error():
+    error = "RESOURCE_EXHAUSTED: XLA:TPU compile permanent error. Ran out of memory in memory "
+    error += "space hbm. Used 20.50G of 15.75G hbm. Exceeded hbm capacity by 4.75G."
+    assert _memory_needed(error) == 20.5 * 2**30
     assert _memory_needed("INTERNAL: something else") is None
 
 
-def test_an_analysis_reads_well():
+def test_the_text_of_an_analysis():
     sums = {"all-reduce data": {"runs": 3, "bytes": 2.0**21, "links": 2.0**22, "network": 2.0**20}}
     about = {"step": "rwr", "topology": "v5e:2x2", "chips": 4, "mesh": {"data": 4}}
     fits = Analysis(
@@ -76,12 +76,12 @@ def test_an_analysis_reads_well():
 
 
 def compiled(*words):
-    """Exit code and what the stage printed, its errors too where there were any."""
+    """The exit code and the output of the stage, with errors if it fails."""
     return python("-m", "onesug_jax.main", "compile", *words)
 
 
 def python(*words):
-    """The same of any Python, in a process of its own: jax reads the TPU settings once."""
+    """The same for any Python command, in a new process: jax reads the TPU settings once."""
     paths = [os.getcwd(), FOLDER, os.environ.get("PYTHONPATH", "")]
     environment = {**os.environ, "JAX_PLATFORMS": "cpu"}
     environment["PYTHONPATH"] = os.pathsep.join(path for path in paths if path)
@@ -93,7 +93,7 @@ def python(*words):
 
 @NEEDS_COMPILER
 def test_an_axis_may_take_a_part_of_a_side_of_the_torus():
-    """Eight out of 4 x 4 x 4 chips: no product of whole sides."""
+    """Eight of 4 x 4 x 4 chips are not a product of full sides."""
     script = """
 from onesug_jax.train.chips import Topology
 from onesug_jax.train.mesh import make_mesh
@@ -107,7 +107,7 @@ print(mesh.shape["data"], mesh.shape["fsdp"], len({device.id for device in mesh.
 @pytest.mark.parametrize("items", [True, False])
 @pytest.mark.parametrize("name", ["pretrain", "rwr"])
 def test_flops_of_the_model_are_those_of_the_step(name, items):
-    """Counted on what the stage jits, within a tenth of what the configuration says it needs."""
+    """FLOPs counted on the jitted step, within 10 % of those computed from the configuration."""
     flags = ("--topology=v5e:2x2", "--gin.MODEL=nano", f"--gin.FeatureSpec.items={items}")
     context = context_of("compile", *flags)
     sizes = Sizes(vocabulary=2048, vector=128, lists=8, queries=100)
@@ -123,12 +123,12 @@ SMALL = ("--gin.MODEL=mini", "--gin.FeatureSpec.items=False", "--gin.compile.voc
 @NEEDS_COMPILER
 def test_a_small_step_for_four_chips():
     words = ("--topology=v5e:2x2", "--only=pretrain", "--json", "--gin.ModelConfig.unroll=False")
-    code, said = compiled(*SMALL, *words)
-    (found,) = json.loads(said)
+    code, output = compiled(*SMALL, *words)
+    (found,) = json.loads(output)
     assert code == 0 and found["fits"] and found["chips"] == 4
     # Gradients of all parameters are summed over the four chips, and the new ones gathered.
     assert found["collectives"]["all-gather data"]["bytes"] > 4 * 500_000
-    # The first layer needs no gradient of its input where that comes out of the token table.
+    # The first layer computes no gradient of its input, which comes from the token table.
     assert found["flops"] == pytest.approx(found["model_flops"], rel=0.02)
     assert found["bound_s"] == max(found["compute_s"], found["memory_s"], found["links_s"])
     assert found["bound_s"] < found["estimate_s"][0] < found["estimate_s"][1]
@@ -137,25 +137,25 @@ def test_a_small_step_for_four_chips():
 
 @pytest.mark.long
 @NEEDS_COMPILER
-def test_an_option_that_the_compiler_does_not_know_is_refused():
+def test_an_unknown_compiler_option_is_refused():
     option = "--gin.compiler_options.tpu={'xla_tpu_no_such_option': True}"
-    code, said = compiled(*SMALL, option, "--topology=v4:2x2x1", "--only=pretrain")
-    assert code == 2 and "Traceback" not in said
-    assert "compiler_options.tpu: xla_tpu_no_such_option = True is refused" in said
+    code, output = compiled(*SMALL, option, "--topology=v4:2x2x1", "--only=pretrain")
+    assert code == 2 and "Traceback" not in output
+    assert "compiler_options.tpu: xla_tpu_no_such_option = True is refused" in output
 
 
 @pytest.mark.long
 @NEEDS_COMPILER
 def test_a_batch_that_does_not_divide_over_the_slice_is_refused():
-    code, said = compiled(*SMALL, "--topology=v5e:2x2", "--only=rwr", "--gin.BATCH_SIZE=6")
-    assert code == 2 and "Traceback" not in said
-    assert "rwr.batch_size: 6 examples do not divide over mesh axes replica=1 x data=4" in said
-    assert "choose a multiple of 4, such as 4 or 8" in said
+    code, output = compiled(*SMALL, "--topology=v5e:2x2", "--only=rwr", "--gin.BATCH_SIZE=6")
+    assert code == 2 and "Traceback" not in output
+    assert "rwr.batch_size: 6 examples do not divide over mesh axes replica=1 x data=4" in output
+    assert "choose a multiple of 4, such as 4 or 8" in output
 
 
 @NEEDS_COMPILER
 @pytest.mark.slow
-def test_a_step_that_does_not_fit_says_what_would():
+def test_a_step_that_does_not_fit_comes_with_a_change_that_makes_it_fit():
     words = ("--topology=v5e:2x2", "--only=pretrain", "--gin.BATCH_SIZE=131072")
-    code, said = compiled(*SMALL, *words)
-    assert code == 2 and "DOES NOT FIT" in said and "it fits with --gin." in said
+    code, output = compiled(*SMALL, *words)
+    assert code == 2 and "DOES NOT FIT" in output and "it fits with --gin." in output

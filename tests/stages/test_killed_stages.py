@@ -1,4 +1,4 @@
-"""The stages before training, killed at random moments: the same command makes the same files."""
+"""The stages before training, killed at random moments: a repeated command makes the same files."""
 
 import os
 import pathlib
@@ -15,13 +15,11 @@ from tests.pipeline.shop import tree
 from tests.test_pipeline import SMALL
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
-FOLDERS = {
-    **{"ingest": "log", "mine": "mined", "index": "index", "vocab": "vocab"},
-    **{"examples": "examples", "rewards": "rewards"},
-}
+FOLDERS = {"ingest": "log", "mine": "mined"}
+FOLDERS |= {name: name for name in ("index", "vocab", "examples", "rewards")}
 TRAINED = ("pretrain", "rwr", "report", "cascade")
 
-# Runs a command. At a certain change of the file system it ends before anybody can clean up.
+# Runs a command, and kills it at a certain change of the file system.
 CHILD = """
 import os, signal, sys
 from onesug_jax import main
@@ -41,15 +39,15 @@ sys.exit(code)
 
 
 def run(stage: str, work: pathlib.Path, kill_at: int = 0) -> subprocess.CompletedProcess:
-    """Runs a stage; the last word that it prints is how many changes it made."""
+    """Runs a stage; the last word of its output is the number of changes to the file system."""
     command = [sys.executable, "-c", CHILD, str(kill_at), stage, f"--gin.WORK_DIR={work}", *SMALL]
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     return subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
 
 
 def results(folder: pathlib.Path) -> dict[str, bytes]:
-    """All files but the manifest, which says when and where they were made."""
-    return {name: held for name, held in tree(folder).items() if name != MANIFEST}
+    """All files except the manifest, which contains times."""
+    return {name: content for name, content in tree(folder).items() if name != MANIFEST}
 
 
 @pytest.mark.slow
@@ -61,11 +59,11 @@ def test_a_stage_killed_at_random_moments_makes_the_same_files(small_run, tmp_pa
     shutil.rmtree(place)
     done = run(stage, work)
     assert done.returncode == 0, done.stderr
-    wanted, changes = results(place), int(done.stdout.split()[-1])
-    assert len(wanted) > 2
+    expected, changes = results(place), int(done.stdout.split()[-1])
+    assert len(expected) > 2
     for kill_at in random.Random(stage).sample(range(1, changes), 3):
         shutil.rmtree(place)
         assert run(stage, work, kill_at).returncode == -signal.SIGKILL
         done = run(stage, work)
         assert done.returncode == 0, done.stderr
-        assert results(place) == wanted, f"killed at change {kill_at} of {changes}"
+        assert results(place) == expected, f"killed at change {kill_at} of {changes}"

@@ -1,4 +1,4 @@
-"""What stages open belongs together, or they say what does not."""
+"""Parts of a work directory that do not belong together are refused."""
 
 import dataclasses
 import json
@@ -25,7 +25,7 @@ def test_an_index_of_other_queries_is_refused(tmp_path):
     with pytest.raises(UserError, match=r"other queries \(3\) than .*mined now holds \(2\); run"):
         Parts(work).related(FeatureSpec())
     shutil.copy(tmp_path / "mined" / "queries.txt", tmp_path / "index" / "queries.txt")
-    with pytest.raises(UserError, match="alignment.json"):  # on to the next part
+    with pytest.raises(UserError, match="alignment.json"):  # the next check
         Parts(work).related(FeatureSpec())
 
 

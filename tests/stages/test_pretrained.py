@@ -1,4 +1,4 @@
-"""From a Hugging Face T5 folder into training, and back out: what fits and what is new."""
+"""Training from a Hugging Face T5 folder, and exporting to one."""
 
 import dataclasses
 import io
@@ -33,7 +33,7 @@ THEIRS = tiny_config(600, decoder_layers=2, dropout=0.1)
 
 @pytest.fixture
 def folder(tmp_path):
-    """A pretrained model with T5's kind of pieces, which have no Chinese."""
+    """A pretrained model whose pieces have no Chinese characters, like T5's."""
     tokens = jnp.ones((1, 4), jnp.int32)
     params = unbox(jax.jit(Seq2Seq(THEIRS).init)(jax.random.key(3), tokens, tokens)["params"])
     path = tmp_path / "t5"
@@ -66,7 +66,7 @@ def ours(vocabulary, **changes):
 
 
 @pytest.mark.long
-def test_the_vocabulary_stage_takes_the_models_pieces(folder, tmp_path, capsys):
+def test_the_vocabulary_stage_uses_the_models_pieces(folder, tmp_path, capsys):
     @dataclasses.dataclass
     class Context:
         work: WorkDir
@@ -78,13 +78,13 @@ def test_the_vocabulary_stage_takes_the_models_pieces(folder, tmp_path, capsys):
     made = Vocabulary.load(work.vocab)
     assert made.first_marker == 600 and made.sid_levels == 2
     assert made.model == (folder / "spiece.model").read_bytes()
-    said = capsys.readouterr().out
-    assert f"{made.pieces} pieces of t5, the other {600 - made.pieces} rows" in said
-    assert "3 of 9 indexed queries hold characters that these pieces lack" in said
+    output = capsys.readouterr().out
+    assert f"{made.pieces} pieces of t5, the other {600 - made.pieces} rows" in output
+    assert "3 of 9 indexed queries hold characters that these pieces lack" in output
 
 
 @pytest.mark.long
-def test_what_a_t5_lacks_is_new_and_named(folder, vocabulary, capsys):
+def test_parameters_that_a_t5_lacks_are_initialised_and_named(folder, vocabulary, capsys):
     config = ours(vocabulary, soft_dim=6, soft_id=vocabulary.soft_id, segments=True)
     pretrained.check_fits(str(folder), config, vocabulary)
     init = pretrain_stage(config).init_fn
@@ -92,12 +92,12 @@ def test_what_a_t5_lacks_is_new_and_named(folder, vocabulary, capsys):
     scratch = unbox(jax.jit(init)(jax.random.key(7)))
     assert jax.tree.map(jnp.shape, params) == jax.tree.map(jnp.shape, scratch)
     np.testing.assert_array_equal(params["soft_projection"], scratch["soft_projection"])
-    _, given, _ = read_t5(str(folder))
-    jax.tree.map(np.testing.assert_array_equal, params["encoder"], given["encoder"])
-    np.testing.assert_array_equal(params["embedding"][:600], given["embedding"])
-    said = capsys.readouterr().out
-    assert "43 tensors" in said
-    assert f"new: {vocabulary.size - 600} rows of tokens, soft_projection" in said
+    _, theirs, _ = read_t5(str(folder))
+    jax.tree.map(np.testing.assert_array_equal, params["encoder"], theirs["encoder"])
+    np.testing.assert_array_equal(params["embedding"][:600], theirs["embedding"])
+    output = capsys.readouterr().out
+    assert "43 tensors" in output
+    assert f"new: {vocabulary.size - 600} rows of tokens, soft_projection" in output
 
 
 @pytest.mark.parametrize(
@@ -135,14 +135,14 @@ def test_another_vocabulary_is_refused(folder, vocabulary, tmp_path):
         pretrained.check_fits(str(folder), ours(vocabulary), vocabulary)
 
 
-# ------------------------------------------------------------------ out again
+# ------------------------------------------------------------------ export
 
 
 FEATURES = dataclasses.asdict(FeatureSpec(soft=False, items=False))
 
 
 def trained(work, config, vocabulary, params):
-    """A WORK_DIR as `pretrain` leaves it."""
+    """Fills a WORK_DIR as `pretrain` does."""
     for name in ("vocab", "pretrain"):
         Manifest(name, 1, {}, {}).write(str(work / name), finished=True)
     vocabulary.save(str(work / "vocab"))
@@ -159,7 +159,7 @@ def trained(work, config, vocabulary, params):
     bundle.make(WorkDir(str(work)), "pretrain", files)
 
 
-def test_the_export_stage_writes_what_can_be_trained_from(folder, vocabulary, tmp_path, capsys):
+def test_the_export_stage_writes_a_folder_to_train_from(folder, vocabulary, tmp_path, capsys):
     config = ours(vocabulary)
     params = pretrained.read(
         str(folder), config, vocabulary, pretrain_stage(config).init_fn, seed=0
@@ -170,9 +170,9 @@ def test_the_export_stage_writes_what_can_be_trained_from(folder, vocabulary, tm
     assert "--to FOLDER" in capsys.readouterr().err
     out = tmp_path / "out"
     assert main.main([*command, "--to", str(out)]) == 0
-    found, again, _ = read_t5(str(out))
-    assert found == dataclasses.replace(config, first_marker=0, last_marker=-1)
-    jax.tree.map(np.testing.assert_array_equal, again, params)
+    exported, exported_params, _ = read_t5(str(out))
+    assert exported == dataclasses.replace(config, first_marker=0, last_marker=-1)
+    jax.tree.map(np.testing.assert_array_equal, exported_params, params)
     assert json.loads((out / "onesug.json").read_text())["features"] == FEATURES
     names = {"spiece.model", "tokenizer.json", "tokenizer_config.json", "generation_config.json"}
     assert names <= {path.name for path in out.iterdir()}
@@ -181,7 +181,7 @@ def test_the_export_stage_writes_what_can_be_trained_from(folder, vocabulary, tm
 
 
 @pytest.mark.long
-def test_a_model_with_more_than_a_t5_is_not_exported(vocabulary, tmp_path, capsys):
+def test_a_model_with_parts_that_a_t5_lacks_is_not_exported(vocabulary, tmp_path, capsys):
     config = ours(vocabulary, segments=True)
     params = unbox(jax.jit(pretrain_stage(config).init_fn)(jax.random.key(0)))
     trained(tmp_path / "work", config, vocabulary, params)

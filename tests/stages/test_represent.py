@@ -1,4 +1,4 @@
-"""What the stages of the first pillar make of the mined tables, against loops."""
+"""The stages of the first pillar against loops over the mined tables."""
 
 import types
 
@@ -46,13 +46,13 @@ VISITORS = [("cup", "tent", "visitor"), ("tent", "cup", "visitor")]
 @pytest.mark.parametrize(
     "pairs", [ITEMS, VISITORS, [ITEMS[0], ITEMS[1], VISITORS[0], ITEMS[2]], []]
 )
-def test_a_query_is_drawn_towards_those_that_lead_to_its_items(mined, tmp_path, pairs):
+def test_a_query_is_mixed_with_queries_that_have_clicks_on_its_items(mined, tmp_path, pairs):
     path = str(tmp_path / "embeddings.npy")
     represent._embed(represent.encode, ENCODER, mined(pairs), EnhanceConfig(0.6, 1), path)
     used = [pair for pair in pairs if pair[2] == "item"] or pairs
     for text, found in zip(QUERIES, np.load(path), strict=True):
-        alike = [VECTORS[other] for query, other, _ in used if query == text][:1]
-        expected = VECTORS[text] if not alike else 0.4 * VECTORS[text] + 0.6 * alike[0]
+        related = [VECTORS[other] for query, other, _ in used if query == text][:1]
+        expected = VECTORS[text] if not related else 0.4 * VECTORS[text] + 0.6 * related[0]
         np.testing.assert_allclose(found, expected / np.linalg.norm(expected), atol=1e-3)
     plain = np.load(tmp_path / represent.PLAIN)
     np.testing.assert_array_equal(plain, np.array([VECTORS[text] for text in QUERIES], np.float16))

@@ -1,4 +1,4 @@
-"""A version that the service opens from a WORK_DIR, and what it counts of a store."""
+"""A version of the service, opened from a WORK_DIR, counts the events of a store."""
 
 import time
 
@@ -12,7 +12,7 @@ from onesug_jax.stages import serving
 
 
 @pytest.mark.long
-def test_who_is_forgotten_leaves_the_counts_of_the_saved_log_as_they_were(small_run, tmp_path):
+def test_deleting_a_user_restores_the_counts_of_the_log(small_run, tmp_path):
     context = context_of("serve", f"--gin.WORK_DIR={small_run}")
     store = FeedbackStore(str(tmp_path / "events.sqlite"), FeedbackConfig())
     key = serving._model_key(workdir.local(str(small_run)))
@@ -22,8 +22,8 @@ def test_who_is_forgotten_leaves_the_counts_of_the_saved_log_as_they_were(small_
         query = live.complete("", 1)[0]
         before = live.searched(query)
         for number in range(3):
-            what = {"user_id": "u", "timestamp_ms": now - 120_000 - number, "query": query}
-            store.add(Event(f"r{number}", **what)).result(30)
+            fields = {"user_id": "u", "timestamp_ms": now - 120_000 - number, "query": query}
+            store.add(Event(f"r{number}", **fields)).result(30)
         live.poll()
         assert live.searched(query) > before + 1 and live.history("u")[0] == (query,)
         store.forget("u").result(30)

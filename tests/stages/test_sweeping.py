@@ -1,4 +1,4 @@
-"""A sweep: which runs there are, what they share, and what is refused."""
+"""Sweeps: their runs, the stages that they share, and refused settings."""
 
 import argparse
 import os
@@ -17,7 +17,7 @@ def work(small_run, tmp_path_factory):
     return shutil.copytree(small_run, tmp_path_factory.mktemp("swept") / "work")
 
 
-def test_values_stand_between_commas_and_lists_stay_whole():
+def test_values_are_split_at_commas_outside_brackets():
     assert sweeping.values_of("rwr.beta=0.1, 0.5,0.1") == ("rwr.beta", ("0.1", "0.5"))
     assert sweeping.values_of("MODEL=nano,mini") == ("MODEL", ("nano", "mini"))
     lists = sweeping.values_of("ItemLoader.sizes=[8,64],[8]")
@@ -37,13 +37,13 @@ def test_values_stand_between_commas_and_lists_stay_whole():
         (["evaluate.freshness"], None),
     ],
 )
-def test_a_run_shares_what_its_settings_do_not_concern(work, names, first):
-    place = sweeping._first_changed(str(work), names)
-    assert (FOLDERS[place] if place < len(FOLDERS) else None) == first
+def test_a_run_shares_the_stages_before_its_first_changed_one(work, names, first):
+    position = sweeping._first_changed(str(work), names)
+    assert (FOLDERS[position] if position < len(FOLDERS) else None) == first
 
 
 @pytest.mark.long
-def test_every_combination_is_scored_beside_the_base_and_nothing_of_it_changes(work, capfd):
+def test_every_combination_is_scored_beside_the_base_which_stays_unchanged(work, capfd):
     before = {path: path.read_bytes() for path in work.rglob("*") if path.is_file()}
     flags = ["sweep", f"--gin.WORK_DIR={work}", "--set", "suggester.least_count=0,2"]
     assert main.main([*flags, "--dry_run"]) == 0
@@ -80,7 +80,7 @@ def test_every_combination_is_scored_beside_the_base_and_nothing_of_it_changes(w
         (["--set", "rwr.steps=" + ",".join(map(str, range(101)))], "101 runs are over 100"),
     ],
 )
-def test_what_cannot_be_swept_is_refused_before_any_run(work, capsys, flags, said):
+def test_wrong_settings_are_refused_before_any_run(work, capsys, flags, said):
     assert main.main(["sweep", f"--gin.WORK_DIR={work}", *flags]) == 2
     assert said in capsys.readouterr().err
 

@@ -1,4 +1,4 @@
-"""The stage examples: what an update makes of a log."""
+"""The stage examples on the last days of a log, as in an update."""
 
 import shutil
 

@@ -1,4 +1,4 @@
-"""Processor time by what it went to: an update says which of its parts cost how much."""
+"""Processor time by part of an update."""
 
 from __future__ import annotations
 
@@ -7,17 +7,17 @@ import resource
 _WHO = (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)
 
 
-class Spent:
-    """Processor seconds of this process and of those it started, by what they went to."""
+class CpuTime:
+    """Processor seconds of this process and its children, by part."""
 
     def __init__(self):
         self.laps: dict[str, float] = {}
         self.lap("start")
 
     def lap(self, name: str) -> None:
-        """What was spent since the lap before went to `name`."""
-        used = [resource.getrusage(who) for who in _WHO]
-        total = sum(one.ru_utime + one.ru_stime for one in used)
+        """Assigns the time since the last lap to the part `name`."""
+        usages = [resource.getrusage(who) for who in _WHO]
+        total = sum(usage.ru_utime + usage.ru_stime for usage in usages)
         self.laps[name] = total - sum(self.laps.values())
 
     def __str__(self) -> str:
