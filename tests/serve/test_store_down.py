@@ -152,14 +152,14 @@ def test_any_failure_of_one_event_fails_that_event_alone(path):
         store.add(Event("r1", query="a", timestamp_ms=2**70)),
         store.add(Event("r2", query="half \ud83d")),
         store.add(Event("r3", query="a", profile={"age": object()})),
-        store._writer.ask(lambda connection: 1 / 0),
+        store._writer.submit(lambda connection: 1 / 0),
     ]
 
     def half(connection):
         connection.execute("DELETE FROM events")
         raise KeyError("half done")
 
-    bad.append(store._writer.ask(half))
+    bad.append(store._writer.submit(half))
     last = store.add(Event("r4", query="b"))
     other.execute("COMMIT")
     assert first.result(30) == last.result(30) == "new"

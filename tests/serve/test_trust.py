@@ -10,10 +10,10 @@ from onesug_jax.logs.times import DAY_MS
 from onesug_jax.serve.feedback import Event, FeedbackConfig, FeedbackStore
 from onesug_jax.serve.trust import (
     SECRET,
-    Pace,
+    RateLimit,
     RequestIds,
     Trust,
-    Visitors,
+    VisitorLimit,
     secret_of,
 )
 
@@ -46,13 +46,13 @@ def test_an_id_bears_out_its_prefix_user_and_day_alone(clock):
     ids = RequestIds(SECRETS[0], hours=24.0, now=lambda: clock[0])
     made = ids.make("la ", "é")
     assert len(made) <= 64 and made.isalnum() and made != ids.make("la ", "é")
-    assert ids.bears_out(made, "la ", "é")
+    assert ids.verify(made, "la ", "é")
     for prefix, user in [("la", "é"), ("la ", ""), ("", "la é"), ("la é", "")]:
-        assert not ids.bears_out(made, prefix, user)
+        assert not ids.verify(made, prefix, user)
     clock[0] += 24 * 3600
-    assert ids.bears_out(made, "la ", "é")
+    assert ids.verify(made, "la ", "é")
     clock[0] += 1
-    assert not ids.bears_out(made, "la ", "é")
+    assert not ids.verify(made, "la ", "é")
 
 
 def test_an_id_that_was_touched_or_written_otherwise_is_no_id():
@@ -60,10 +60,10 @@ def test_an_id_that_was_touched_or_written_otherwise_is_no_id():
     made = ids.make("s", "u")
     for place in range(len(made)):
         touched = made[:place] + ("0" if made[place] != "0" else "1") + made[place + 1 :]
-        assert not ids.bears_out(touched, "s", "u"), place
+        assert not ids.verify(touched, "s", "u"), place
     for other in ("", "r1", made[:-2], made + "00", made.upper(), f" {made}", "é" * 58):
-        assert not ids.bears_out(other, "s", "u"), other
-    assert not RequestIds(SECRETS[1], 24.0, now=lambda: NOW).bears_out(made, "s", "u")
+        assert not ids.verify(other, "s", "u"), other
+    assert not RequestIds(SECRETS[1], 24.0, now=lambda: NOW).verify(made, "s", "u")
 
 
 def test_servers_on_one_store_share_a_secret_that_only_the_owner_reads(store, tmp_path):
@@ -89,7 +89,7 @@ def _with(request_id, **more):
 
 
 def test_a_few_visitors_of_a_source_count_toward_a_query_each_day():
-    visitors = Visitors(2)
+    visitors = VisitorLimit(2)
     at = int(1000 * NOW)
 
     def counts(source, user, query="spam", day=0, number=0):
@@ -100,8 +100,8 @@ def test_a_few_visitors_of_a_source_count_toward_a_query_each_day():
     assert counts("y", "c"), "another source"
     assert counts("x", "c", "ham"), "another query"
     assert counts("x", "c", day=1), "another day"
-    assert all(Visitors(None).counts("x", event(0, f"u{n}")) for n in range(9))
-    small = Visitors(1, room=2)
+    assert all(VisitorLimit(None).counts("x", event(0, f"u{n}")) for n in range(9))
+    small = VisitorLimit(1, capacity=2)
     for query in "abc":
         assert small.counts("x", event(0, "u", query))
     assert small.counts("x", event(0, "v", "a")), "the oldest has made room"
@@ -109,13 +109,13 @@ def test_a_few_visitors_of_a_source_count_toward_a_query_each_day():
 
 
 def test_nameless_visitors_of_a_source_are_one():
-    visitors = Visitors(1)
+    visitors = VisitorLimit(1)
     assert [visitors.counts("x", event(n, "")) for n in range(3)] == [True, False, False]
     assert not visitors.counts("x", event(0, "named"))
 
 
 def test_a_source_has_a_limit_a_minute_and_gets_retry_after(clock):
-    pace = Pace(2, now=lambda: clock[0], room=2)
+    pace = RateLimit(2, now=lambda: clock[0], capacity=2)
     assert [pace.wait("x") for _ in range(2)] == [0, 0]
     assert pace.wait("x") == pytest.approx(30)
     assert pace.wait("y") == 0
@@ -127,7 +127,7 @@ def test_a_source_has_a_limit_a_minute_and_gets_retry_after(clock):
     assert [pace.wait("x") > 0 for _ in range(3)] == [False, False, True], "no more is saved up"
     for source in "yzx":
         assert pace.wait(source) == 0, "who was seen longest ago has made room"
-    assert Pace(None).wait("x") == 0
+    assert RateLimit(None).wait("x") == 0
 
 
 def test_the_holder_of_the_key_is_no_source(store, clock):
