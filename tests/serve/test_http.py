@@ -150,8 +150,8 @@ def one_waits(here):
 def test_who_would_wait_too_long_is_turned_away_unread(client):
     """Whatever the body is: it costs nothing to say that there is no place."""
     here = client(engine={"levels": ("beam",), "max_wait_ms": 0.0, "max_batch": 1}, log=True)
-    with one_waits(here), here.engine._room._changed:  # no lock is waited for
-        here.engine._room._free_at = time.monotonic() + 60
+    with one_waits(here), here.engine._queue._changed:  # no lock is waited for
+        here.engine._queue._free_at = time.monotonic() + 60
         reply = here.post("/suggest", content=b"no JSON")
         assert reply.status_code == 503 and 50 <= int(reply.headers["retry-after"]) <= 60
         assert field_of(reply.json()) == "queue" and "POST /suggest 503" in "\n".join(here.said)

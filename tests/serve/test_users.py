@@ -83,7 +83,7 @@ def test_a_user_is_forgotten_on_request(client):
     reply = here.delete(where).json()
     assert (reply["user_id"], reply["deleted"]) == (name, 1)
     memory, model = [one["until"] for one in reply["remains"]]
-    assert memory.startswith("each has looked") and model.startswith("the next update")
+    assert memory.startswith("each server has polled") and model.startswith("the next update")
     assert here.get(where).json()["events"] == 0
     assert here.delete("/users/").status_code == 422, "never everybody whose name is empty"
 
