@@ -55,7 +55,7 @@ def test_a_size_of_several_topologies_takes_the_given_one(slices):
     ],
 )
 def test_what_is_none_is_refused(slices, words, said):
-    with pytest.raises(slices.Mistake, match=said):
+    with pytest.raises(slices.FlagError, match=said):
         slices.Slice.parse(*words)
 
 

@@ -62,7 +62,7 @@ def test_after_preemption_the_run_goes_on(cloud):
         "--spot", "--type=v5litepod-16", "--work_dir=gs://b/shop", "--", "--gin.LOG=gs://data/l"
     )
     assert done.returncode == 0, done.stdout + done.stderr
-    assert "preempted; new start 1 of 20" in done.stdout
+    assert "preempted; restart 1 of 20" in done.stdout
     assert done.stdout.index("training, start 1") < done.stdout.index("training, start 2")
     creates = cloud.calls("queued-resources", "create")
     assert len(creates) == 2 and creates[0] == creates[1] and "--spot" in creates[0]
@@ -93,7 +93,7 @@ def test_maintenance_restarts_the_training_where_it_is(cloud):
     cloud.plan(workers=2, preempt=2, starts=2, how="maintenance")
     done = cloud.train("--type=v5litepod-16", "--work_dir=gs://b/shop")
     assert done.returncode == 0, done.stdout + done.stderr
-    assert "stopped on a worker (maintenance?); new start 1 of 20" in done.stdout
+    assert "stopped on a worker (maintenance?); restart 1 of 20" in done.stdout
     assert "training, start 2" in done.stdout
     assert len(cloud.calls("queued-resources", "create")) == 1
 
@@ -118,7 +118,7 @@ def test_a_slice_that_is_taken_away_is_lost(cloud):
     cloud.plan(workers=1, preempt=2, starts=2)
     done = cloud.train("--slices=2", "--spot", "--type=v5litepod-4", "--work_dir=gs://b/shop")
     assert done.returncode == 0, done.stdout + done.stderr
-    assert "preempted; new start 1 of 20" in done.stdout
+    assert "preempted; restart 1 of 20" in done.stdout
 
 
 def test_why_the_code_was_not_shipped_is_shown(cloud):
@@ -155,7 +155,7 @@ def test_preemption_is_recognised_by_other_signs(cloud, how):
     cloud.plan(preempt=2, starts=2, how=how)
     done = cloud.train("--spot", "--work_dir=gs://b/shop")
     assert done.returncode == 0, done.stdout + done.stderr
-    assert "preempted; new start 1 of 20" in done.stdout
+    assert "preempted; restart 1 of 20" in done.stdout
     assert len(cloud.calls("queued-resources", "create")) == 2
 
 
@@ -212,7 +212,7 @@ def test_the_same_command_finds_the_training_again(cloud):
         cloud.command(), env=cloud.environment(), stdout=subprocess.PIPE, text=True
     )
     starts = cloud.vm() / "onesug" / "work" / "onesug" / "starts"
-    assert "under way" in "".join(iter(again.stdout.readline, "training, start 1\n"))
+    assert "is running" in "".join(iter(again.stdout.readline, "training, start 1\n"))
     assert starts.read_text().count("t1v") == 1
     os.killpg(int((cloud.vm() / "onesug" / "run" / "pid").read_text()), signal.SIGTERM)
     rest, _ = again.communicate(timeout=30)
@@ -234,7 +234,7 @@ def test_interrupted_it_leaves_the_training_alone(cloud):
     os.killpg(process.pid, signal.SIGINT)
     out, _ = process.communicate(timeout=30)
     assert process.returncode == 130
-    assert "it goes on" in out
+    assert "training continues" in out
     assert not (cloud.vm() / "onesug" / "run" / "exit").exists()
 
 
@@ -244,7 +244,7 @@ def test_a_reboot_starts_the_training_again(cloud):
     os.killpg(int(pid.read_text()), signal.SIGKILL)
     out, err = process.communicate(timeout=30)
     assert process.returncode == 0, err
-    assert "vanished" in out and "training, start 2" in out
+    assert "disappeared" in out and "training, start 2" in out
 
 
 def test_delete_deletes_and_nothing_else(cloud):
@@ -372,11 +372,11 @@ def test_without_gcloud_the_message_has_the_fix(cloud):
     assert "no gcloud on PATH" in done.stderr and "cloud.google.com/sdk" in done.stderr
 
 
-def test_what_is_not_committed_is_said_not_to_ship(cloud):
+def test_uncommitted_changes_are_reported_and_not_copied(cloud):
     (cloud.repository / "launch" / "tpu_worker.sh").write_text("exit 9\n")
     done = cloud.train()
     assert done.returncode == 0, done.stderr
-    assert "what is not committed is not shipped" in done.stdout
+    assert "uncommitted changes are not copied" in done.stdout
 
 
 def test_help_names_every_flag(cloud, project_root):
