@@ -1,6 +1,6 @@
 """The search of the prefix index compared with exact search and faiss: recall@20 and time.
 
-  python launch/bench_index.py                                48,000 synthesize vectors of 384
+  python launch/bench_index.py                                48,000 synthetic vectors of 384
   python launch/bench_index.py --queries 1000000 --dimension 128
   python launch/bench_index.py --queries 10000000 --dimension 128 --lookups 100   13 GB, ten minutes
   python launch/bench_index.py --embeddings e.npy --asked p.npy
@@ -160,7 +160,7 @@ def main() -> None:
     )
     parser.add_argument("--queries", type=int, default=48_000)
     parser.add_argument("--dimension", type=int, default=384)
-    parser.add_argument("--embeddings", help="vectors to index, .npy [N, D]; else synthesize ones")
+    parser.add_argument("--embeddings", help="vectors to index, .npy [N, D]; else synthetic ones")
     parser.add_argument("--asked", help="vectors to look up, .npy [B, D]; else indexed ones")
     parser.add_argument("--lookups", type=int, default=500)
     parser.add_argument("--codes", type=int, default=512)
