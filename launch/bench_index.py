@@ -43,9 +43,7 @@ def unit(rows: np.ndarray) -> np.ndarray:
     return rows / np.linalg.norm(rows, axis=1, keepdims=True)
 
 
-def synthesize(
-    queries: int, dimension: int, asked: int, seed: int
-) -> tuple[np.ndarray, np.ndarray]:
+def draw(queries: int, dimension: int, asked: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
     """Vectors to index [queries, dimension] and vectors to look up [asked, dimension]."""
     rng = np.random.default_rng(seed)
 
@@ -174,9 +172,7 @@ def main() -> None:
         asked = np.load(options.asked) if options.asked else indexed[rows]
         asked = unit(asked[: options.lookups].astype(np.float32))
     else:
-        indexed, asked = synthesize(
-            options.queries, options.dimension, options.lookups, options.seed
-        )
+        indexed, asked = draw(options.queries, options.dimension, options.lookups, options.seed)
     print(
         f"{len(indexed):,} vectors of {indexed.shape[1]}, {len(asked)} look-ups, one thread, load "
         f"{os.getloadavg()[0]:.1f} on {os.cpu_count()} cores, numpy {np.__version__}, faiss "

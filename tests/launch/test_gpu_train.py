@@ -143,7 +143,7 @@ def test_two_processes_of_one_host(gpu):
     assert sorted(done.stdout.splitlines()) == ["[0] hello", "[1] hello"]
 
 
-def test_processes_share_the_gpus_out(gpu):
+def test_processes_divide_the_gpus(gpu):
     fake_gpus(gpu, 4)
     gpu.acts("end 0", "end 0")
     assert gpu.train("--processes=2").returncode == 0
@@ -154,7 +154,7 @@ def test_processes_share_the_gpus_out(gpu):
     assert gpu.train("--processes=3", JAX_PLATFORMS="cpu").returncode == 0
 
 
-def test_one_that_fails_stops_the_others(gpu):
+def test_a_failing_process_stops_the_others(gpu):
     gpu.acts("wait", "end 9")
     began = time.monotonic()
     done = gpu.train("--processes=2")
@@ -165,7 +165,7 @@ def test_one_that_fails_stops_the_others(gpu):
     assert gpu.gone(0)
 
 
-def test_one_that_does_not_hear_is_ended(gpu):
+def test_a_process_that_ignores_sigterm_is_killed(gpu):
     gpu.acts("end 9", "deaf")
     done = gpu.train("--processes=2", "--grace_seconds=1")
     assert done.returncode == 9
@@ -232,7 +232,7 @@ def slurm(index=0, **more):
         ("m,n[01-02]", "m"),
     ],
 )
-def test_a_task_of_slurm_knows_its_place(gpu, nodes, first):
+def test_a_slurm_task_gets_its_variables(gpu, nodes, first):
     gpu.acts("", "end 4")
     done = gpu.train("--", *HARD, **slurm(1, STEP_NODELIST=nodes))
     assert done.returncode == 4, done.stderr
@@ -251,13 +251,13 @@ def test_tasks_on_one_node_take_a_gpu_each(gpu):
     assert "JAX_LOCAL_DEVICE_IDS" not in gpu.started(1)[1]  # SLURM has given it one already
 
 
-def test_a_single_task_is_alone(gpu):
+def test_a_single_task_gets_no_variables(gpu):
     gpu.acts("end 0")
     assert gpu.train(**slurm(NTASKS="1", STEP_NODELIST="n1")).returncode == 0
     assert gpu.started()[1] == {}
 
 
-def test_half_of_slurms_variables_are_an_error(gpu):
+def test_missing_slurm_variables_are_an_error(gpu):
     done = gpu.train(SLURM_STEP_NODELIST="a", SLURM_NTASKS="2")
     assert done.returncode == 2 and "SLURM_PROCID" in done.stderr
 
@@ -294,7 +294,7 @@ def test_a_dry_run_prints_and_runs_nothing(gpu, words, more, lines):
     assert not list(gpu.home.glob("started*")) and not (gpu.home / "hosts").exists()
 
 
-def test_a_dry_run_tells_that_the_environment_is_made(gpu):
+def test_a_dry_run_prints_that_the_environment_is_made(gpu):
     done = gpu.train("--dry_run", ONESUG_PYTHON="")
     assert "launch/prepare.sh" in done.stdout.splitlines()[0]
     assert ".venv/bin/python" in done.stdout.splitlines()[1]

@@ -15,7 +15,7 @@ SCRIPTS = sorted((ROOT / "launch").glob("*.sh"))
 
 
 @pytest.mark.parametrize("path", SCRIPTS, ids=lambda path: path.name)
-def test_bash_can_read_them(path):
+def test_bash_accepts_them(path):
     done = subprocess.run(["bash", "-n", str(path)], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
 

@@ -139,7 +139,7 @@ def test_a_dry_run_and_a_delete(kube):
         ([*FLAGS, "--type=v5p-768"], "--topology"),
     ],
 )
-def test_what_is_missing_is_named(kube, words, said):
+def test_missing_flags_are_named(kube, words, said):
     done = kube.train(*words)
     assert done.returncode == 2 and said in done.stderr
     assert not calls(kube)

@@ -54,12 +54,12 @@ def test_a_size_of_several_topologies_takes_the_given_one(slices):
         (("v5p-128", "4x4x8"), "64 chips"),
     ],
 )
-def test_what_is_none_is_refused(slices, words, said):
+def test_invalid_types_are_refused(slices, words, said):
     with pytest.raises(slices.FlagError, match=said):
         slices.Slice.parse(*words)
 
 
-def test_the_memory_of_compile_knows_the_same_types(slices):
+def test_compile_has_the_same_types(slices):
     """`compile --topology` and the launcher name the same accelerator."""
     from onesug_jax.train.chips import CHIPS
 

@@ -77,7 +77,7 @@ def test_after_preemption_the_run_goes_on(cloud):
         assert (vm / "processes").read_text() == "auto\n"
 
 
-def test_what_failed_is_shown_with_its_host_and_number(cloud):
+def test_a_failed_worker_is_shown_with_its_host_and_number(cloud):
     """Worker 1 fails: its last 50 lines, and no other worker's."""
     cloud.plan(workers=2, code=5, failing=1)
     done = cloud.train("--type=v5litepod-16", "--work_dir=gs://b/shop")
@@ -114,14 +114,14 @@ def test_several_slices_are_one_training(cloud):
     assert nodes == {"shop-0", "shop-1"}
 
 
-def test_a_slice_that_is_taken_away_is_lost(cloud):
+def test_a_preempted_slice_restarts_the_training(cloud):
     cloud.plan(workers=1, preempt=2, starts=2)
     done = cloud.train("--slices=2", "--spot", "--type=v5litepod-4", "--work_dir=gs://b/shop")
     assert done.returncode == 0, done.stdout + done.stderr
     assert "preempted; restart 1 of 20" in done.stdout
 
 
-def test_why_the_code_was_not_shipped_is_shown(cloud):
+def test_the_reason_of_a_failed_copy_is_shown(cloud):
     cloud.plan(silent=True)
     done = cloud.train()
     assert done.returncode == 1
@@ -129,7 +129,7 @@ def test_why_the_code_was_not_shipped_is_shown(cloud):
 
 
 @pytest.mark.skipif(not shutil.which("ssh-keygen"), reason="needs ssh-keygen")
-def test_a_key_with_a_passphrase_is_refused_before_it_hangs(cloud):
+def test_a_key_with_a_passphrase_is_refused(cloud):
     folder = cloud.home / ".ssh"
     folder.mkdir()
     for name, phrase in (("google_compute_engine", "secret"), ("other", "")):
@@ -159,7 +159,7 @@ def test_preemption_is_recognised_by_other_signs(cloud, how):
     assert len(cloud.calls("queued-resources", "create")) == 2
 
 
-def test_preemption_is_not_outlived_without_end(cloud):
+def test_restarts_are_limited(cloud):
     cloud.plan(preempt=2, starts=9)
     done = cloud.train("--spot", "--work_dir=gs://b/shop", "--retries=0")
     assert done.returncode == 1
@@ -220,7 +220,7 @@ def test_the_same_command_finds_the_training_again(cloud):
     assert again.returncode == 0
 
 
-def test_restart_ends_what_is_under_way(cloud):
+def test_restart_ends_the_running_training(cloud):
     process = begun(cloud)
     os.killpg(process.pid, signal.SIGKILL)
     process.communicate()
@@ -229,7 +229,7 @@ def test_restart_ends_what_is_under_way(cloud):
     assert "training, start 2" in done.stdout
 
 
-def test_interrupted_it_leaves_the_training_alone(cloud):
+def test_an_interruption_does_not_end_the_training(cloud):
     process = begun(cloud)
     os.killpg(process.pid, signal.SIGINT)
     out, _ = process.communicate(timeout=30)
@@ -247,7 +247,7 @@ def test_a_reboot_starts_the_training_again(cloud):
     assert "disappeared" in out and "training, start 2" in out
 
 
-def test_delete_deletes_and_nothing_else(cloud):
+def test_delete_only_deletes(cloud):
     assert cloud.train().returncode == 0
     before = len(cloud.calls())
     assert cloud.train("--delete").returncode == 0
@@ -272,7 +272,7 @@ def test_a_refused_request_is_reported(cloud):
     assert "request for v5litepod-8 failed" in done.stderr
 
 
-def test_what_gcloud_says_is_shown(cloud):
+def test_errors_of_gcloud_are_shown(cloud):
     cloud.plan(broken=True)
     done = cloud.train()
     assert done.returncode == 1
@@ -280,7 +280,7 @@ def test_what_gcloud_says_is_shown(cloud):
     assert len(cloud.calls()) == 1
 
 
-def test_waiting_has_an_end(cloud):
+def test_the_wait_in_the_queue_is_limited(cloud):
     cloud.plan(before=["WAITING_FOR_RESOURCES"] * 50)
     done = cloud.train("--wait_minutes=0")
     assert done.returncode == 1
