@@ -1,4 +1,4 @@
-"""MRR against freshness: one line a rival over all freshnesses, whichever half-life is the best."""
+"""MRR against freshness: one line for each rival, with the best half-life at each freshness."""
 
 import importlib.util
 import math

@@ -1,4 +1,4 @@
-"""Training on Cloud TPU against a stand-in: created, shipped, followed, resumed, deleted."""
+"""Training on a fake Cloud TPU: creation, copying, logs, restarts, deletion."""
 
 import os
 import re
@@ -26,7 +26,7 @@ def test_a_run_from_nothing_to_its_end(cloud):
     flags += " zone=z-1 project=p"
     assert {f"--{flag}" for flag in flags.split()} <= set(create)
     assert "--spot" not in create
-    assert cloud.there()
+    assert cloud.has_tpu()
 
 
 def test_words_arrive_as_they_were_written(cloud):
@@ -56,7 +56,7 @@ def test_a_tpu_that_is_there_is_used_again(cloud):
 
 
 def test_after_preemption_the_run_goes_on(cloud):
-    """The first TPU is taken away while it trains; the second finds its folder in the bucket."""
+    """The first TPU is preempted during training; the second finds its folder in the bucket."""
     cloud.plan(workers=2, preempt=3, starts=2)
     done = cloud.train(
         "--spot", "--type=v5litepod-16", "--work_dir=gs://b/shop", "--", "--gin.LOG=gs://data/l"
@@ -99,7 +99,7 @@ def test_maintenance_restarts_the_training_where_it_is(cloud):
 
 
 def test_several_slices_are_one_training(cloud):
-    """Two slices of two hosts: asked for together, each gets the code and starts, all as one."""
+    """Two slices of two hosts are requested together and run one training."""
     cloud.plan(workers=2)
     words = ("--slices=2", "--type=v5litepod-16", "--work_dir=gs://b/shop", "--name=shop")
     done = cloud.train(*words, "--internal_ips", "--data_disk=source=d,mode=read-only")
@@ -151,7 +151,7 @@ def test_ssh_never_asks(cloud):
 @pytest.mark.long
 @pytest.mark.parametrize("how", ["node", "warned"])
 def test_preemption_is_recognised_by_other_signs(cloud, how):
-    """Only the VM shows it; or training gets SIGTERM, and gcloud shows it later."""
+    """Only the VM shows it, or training gets SIGTERM before gcloud shows it."""
     cloud.plan(preempt=2, starts=2, how=how)
     done = cloud.train("--spot", "--work_dir=gs://b/shop")
     assert done.returncode == 0, done.stdout + done.stderr
@@ -172,11 +172,11 @@ def test_the_exit_code_is_that_of_the_training(cloud, spot):
     done = cloud.train(*spot)
     assert done.returncode == 7
     assert "failed with exit code 7" in done.stdout
-    assert cloud.there()
+    assert cloud.has_tpu()
 
 
 def test_one_failing_worker_ends_the_others(cloud):
-    """Worker 0 fails at once; worker 1, in a folder where it must wait, is stopped."""
+    """Worker 0 fails at once; worker 1, which waits, is stopped."""
     cloud.plan(workers=2, code=5)
     slow = cloud.home / "vm_bin" / "training"
     slow.write_text(slow.read_text().replace("while [", 'while [ "$HOSTNAME" = t1v-w-1 ] || ['))
@@ -186,7 +186,7 @@ def test_one_failing_worker_ends_the_others(cloud):
 
 
 def begun(cloud, *words):
-    """The script under way, its training waiting for a second start."""
+    """The running script, whose training waits for a second start."""
     cloud.plan(starts=2)
     process = subprocess.Popen(
         [*INTERRUPTIBLE, *cloud.command(*words)],
@@ -203,7 +203,7 @@ def begun(cloud, *words):
 @pytest.mark.long
 def test_the_same_command_finds_the_training_again(cloud):
     process = begun(cloud)
-    os.killpg(process.pid, signal.SIGKILL)  # the connection is lost; training is not
+    os.killpg(process.pid, signal.SIGKILL)  # the connection is lost, the training continues
     process.communicate()
     done = cloud.train("--", "--gin.SEED=2")
     assert done.returncode == 1 and "another training" in done.stderr
@@ -253,7 +253,7 @@ def test_delete_only_deletes(cloud):
     assert cloud.train("--delete").returncode == 0
     assert [words[1] for words in cloud.calls()[before:]] == ["describe", "delete"]
     assert "--force" in cloud.calls()[-1]
-    assert not cloud.there()
+    assert not cloud.has_tpu()
     again = cloud.train("--delete")
     assert again.returncode == 0 and "there is no onesug" in again.stdout
 
@@ -262,7 +262,7 @@ def test_delete_only_deletes(cloud):
 def test_delete_when_done(cloud, code):
     cloud.plan(code=code)
     assert cloud.train("--delete_when_done").returncode == code
-    assert not cloud.there()
+    assert not cloud.has_tpu()
 
 
 def test_a_refused_request_is_reported(cloud):
@@ -285,7 +285,7 @@ def test_the_wait_in_the_queue_is_limited(cloud):
     done = cloud.train("--wait_minutes=0")
     assert done.returncode == 1
     assert "--wait_minutes=0" in done.stderr and "keeps its place" in done.stderr
-    assert cloud.there()
+    assert cloud.has_tpu()
 
 
 def test_a_dry_run_prints_each_command_and_runs_none(cloud):

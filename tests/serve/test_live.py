@@ -251,13 +251,13 @@ def shop(tmp_path, opened, store):
 
 @pytest.mark.long
 def test_the_service_lists_what_is_searched_now(client, trusting_store, shop):
-    here = client(shop, {"levels": ("popular",)}, store=trusting_store)
+    api = client(shop, {"levels": ("popular",)}, store=trusting_store)
     for number in range(30):
         sent = {"request_id": f"r{number}", "user_id": f"u{number}", "query": "lava lamp"}
-        assert here.post("/feedback", json=sent).json()["stored"] == "new"
+        assert api.post("/feedback", json=sent).json()["stored"] == "new"
     body = {"prefix": "la", "why": True, "compare": True}
     until(lambda: shop.live.searched("lava lamp") > 29)
-    reply = here.post("/suggest", json=body).json()
+    reply = api.post("/suggest", json=body).json()
     assert reply["level"] == "popular" and reply["suggestions"][0]["text"] == "lava lamp"
     assert reply["most_popular"] == [one["text"] for one in reply["suggestions"]]
     first = reply["why"]["counts"][0]
@@ -269,9 +269,9 @@ def test_the_service_lists_what_is_searched_now(client, trusting_store, shop):
 
 
 def test_why_names_the_used_history(client, store, shop):
-    here = client(shop, {"max_batch": 1, "deadline_ms": 60_000.0}, store=store)
+    api = client(shop, {"max_batch": 1, "deadline_ms": 60_000.0}, store=store)
     history = {"history": ["mug red", "no such thing", "lamp red"], "history_minutes": [9, 8, 7]}
-    why = here.post("/suggest", json={"prefix": "la", "why": True, **history}).json()["why"]
+    why = api.post("/suggest", json={"prefix": "la", "why": True, **history}).json()["why"]
     used = [{"text": "lamp red", "minutes": 7.0}, {"text": "mug red", "minutes": 9.0}]
     assert why["history"] == used and why["unknown"] == ["no such thing"]
     alike = {one["text"]: one["alike"] for one in why["counts"]}
@@ -280,30 +280,30 @@ def test_why_names_the_used_history(client, store, shop):
 
 
 def test_a_search_changes_the_next_list_before_it_is_polled(client, store, shop):
-    here = client(shop, {"max_batch": 1, "deadline_ms": 60_000.0}, store=store)
+    api = client(shop, {"max_batch": 1, "deadline_ms": 60_000.0}, store=store)
     shop.live.poll_quietly = lambda: None
-    here.post("/feedback", json={"request_id": "r", "user_id": "u", "query": "mug red"})
-    reply = here.post("/suggest", json={"prefix": "la", "user_id": "u", "why": True}).json()
+    api.post("/feedback", json={"request_id": "r", "user_id": "u", "query": "mug red"})
+    reply = api.post("/suggest", json={"prefix": "la", "user_id": "u", "why": True}).json()
     assert [one["text"] for one in reply["why"]["history"]] == ["mug red"]
-    assert here.delete("/users/u").json()["deleted"] == 1
-    reply = here.post("/suggest", json={"prefix": "la", "user_id": "u", "why": True}).json()
+    assert api.delete("/users/u").json()["deleted"] == 1
+    reply = api.post("/suggest", json={"prefix": "la", "user_id": "u", "why": True}).json()
     assert reply["why"]["history"] == []
 
 
 def test_only_feedback_on_served_lists_changes_lists_of_others(client, store, shop):
     store.config = dataclasses.replace(store.config, visitors_per_source=2)  # a and b
-    here = client(shop, {"levels": ("popular",)}, store=store)
+    api = client(shop, {"levels": ("popular",)}, store=store)
     for query in ("spam", "ham"):
         for user in ("a", "b"):
-            served = here.post("/suggest", json={"prefix": "h", "user_id": user}).json()
+            served = api.post("/suggest", json={"prefix": "h", "user_id": user}).json()
             sent = {"request_id": served["request_id"], "user_id": user, "prefix": "h"}
             if query == "spam":
                 sent |= {"prefix": "s"}
-            assert here.post("/feedback", json={**sent, "query": query}).json()["stored"] == "new"
+            assert api.post("/feedback", json={**sent, "query": query}).json()["stored"] == "new"
     until(lambda: shop.live.searched("ham"))
     assert not shop.live.searched("spam") and store.count() == 4
-    assert here.get("/users/a").json()["history"] == ["ham", "spam"]
-    assert 'result="untrusted"} 2.0' in here.get("/metrics").text
+    assert api.get("/users/a").json()["history"] == ["ham", "spam"]
+    assert 'result="untrusted"} 2.0' in api.get("/metrics").text
 
 
 def test_other_servers_events_and_deletions_are_polled(client, store, path, shop):

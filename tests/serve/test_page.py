@@ -13,10 +13,10 @@ pytestmark = pytest.mark.slow
 
 @pytest.fixture
 def server(tmp_path):
-    here = Server(tmp_path)
-    yield here
-    here.process.kill()
-    here.process.wait(30)
+    service = Server(tmp_path)
+    yield service
+    service.process.kill()
+    service.process.wait(30)
 
 
 @pytest.fixture
