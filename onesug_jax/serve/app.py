@@ -34,6 +34,7 @@ from onesug_jax.serve.errors import add_errors
 from onesug_jax.serve.feedback import Event, FeedbackStore
 from onesug_jax.serve.guards import LOOPBACK, Admission, Gate, Limits, Recorder
 from onesug_jax.serve.histories import Histories
+from onesug_jax.serve.journal import now_ms
 from onesug_jax.serve.live import History
 from onesug_jax.serve.page import PAGE, add_page
 from onesug_jax.serve.requests import Answer, SuggestRequest
@@ -106,7 +107,7 @@ def make_app(
             return (), ()
         if version.live is not None:
             return version.live.history(body.user_id)
-        stored, now = await histories.of(body.user_id, version.history), _now_ms()
+        stored, now = await histories.of(body.user_id, version.history), now_ms()
         return tuple(stored), tuple(max(now - at, 0) / 60_000 for at in stored.values())
 
     def source(request: Request) -> str | None:
@@ -167,7 +168,7 @@ def make_app(
         if engine.ready:
             _profile_values(engine.version, body.profile)
             live = engine.version.live
-        event = Event(**{**body.model_dump(), "query": body.query or "", "timestamp_ms": _now_ms()})
+        event = Event(**{**body.model_dump(), "query": body.query or "", "timestamp_ms": now_ms()})
         try:
             trust.admit(source(request))
             trusted = trust.trusts(event, source(request))
@@ -246,10 +247,6 @@ _BUSY: dict[int | str, dict[str, Any]] = {
     503: _error("The queue is full, or no model is loaded; see Retry-After."),
     504: _error("The deadline passed."),
 }
-
-
-def _now_ms() -> int:
-    return time.time_ns() // 1_000_000
 
 
 def _remaining(exports: Sequence[tuple[str, int]], version: str | None) -> list[dict[str, str]]:

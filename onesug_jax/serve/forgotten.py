@@ -10,10 +10,10 @@ from __future__ import annotations
 import hashlib
 import os
 import sqlite3
-import time
 from typing import NamedTuple
 
 from onesug_jax.errors import UserError
+from onesug_jax.serve.journal import now_ms
 
 TABLES = """
 CREATE TABLE IF NOT EXISTS salt (value TEXT NOT NULL);
@@ -36,7 +36,7 @@ def forget(connection: sqlite3.Connection, user_id: str) -> int:
     """Deletes a user's events inside a transaction and records it; returns their number."""
     salt = connection.execute("SELECT value FROM salt").fetchone()[0]
     person = hashlib.sha256((salt + user_id).encode()).hexdigest()
-    connection.execute("INSERT OR REPLACE INTO forgotten VALUES (?, ?)", (person, _now_ms()))
+    connection.execute("INSERT OR REPLACE INTO forgotten VALUES (?, ?)", (person, now_ms()))
     return connection.execute("DELETE FROM events WHERE user_id = ?", (user_id,)).rowcount
 
 
@@ -49,7 +49,7 @@ def latest(connection: sqlite3.Connection) -> tuple | None:
 def note_export(connection: sqlite3.Connection, path: str) -> None:
     """Records the path of an export."""
     connection.execute(
-        "INSERT OR REPLACE INTO exports VALUES (?, ?)", (os.path.abspath(path), _now_ms())
+        "INSERT OR REPLACE INTO exports VALUES (?, ?)", (os.path.abspath(path), now_ms())
     )
 
 
@@ -83,7 +83,3 @@ def read(path: str) -> Forgotten | None:
             "Repair the file, or name another with --gin.FeedbackConfig.path=PATH"
         ) from None
     return Forgotten(salt[0], people) if people else None
-
-
-def _now_ms() -> int:
-    return time.time_ns() // 1_000_000

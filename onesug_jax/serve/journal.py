@@ -10,6 +10,7 @@ is then one page, without the events and their index. Deleted events leave the j
 from __future__ import annotations
 
 import sqlite3
+import time
 from collections.abc import Iterator
 from typing import NamedTuple
 
@@ -54,6 +55,11 @@ class Counted(NamedTuple):
     prefix: str
     query: str
     shown: str  # JSON
+
+
+def now_ms() -> int:
+    """The time of events, in milliseconds since 1970."""
+    return time.time_ns() // 1_000_000
 
 
 def note(connection: sqlite3.Connection, request_id: str, before: int, level: int) -> None:

@@ -34,10 +34,6 @@ _LOCKED_ROWS = 50  # rows that are counted under one lock, while requests wait
 _REST = 20  # pause between two rebuilds of the counts, in durations of a rebuild
 
 
-def _now_ms() -> int:
-    return time.time_ns() // 1_000_000
-
-
 class LiveCounts:
     """The as-of state of a running service. All methods may be called from any thread.
 
@@ -58,7 +54,7 @@ class LiveCounts:
         *,
         since_ms: int | None = None,
         again: Callable[[], AsOf] | None = None,
-        now_ms: Callable[[], int] = _now_ms,
+        now_ms: Callable[[], int] = journal.now_ms,
     ):
         self.config = state.config
         self._state, self._again, self._now = state, again, now_ms
