@@ -20,6 +20,7 @@ from tests.serve.asking import answer, blocked_engine, request, until
 def test_requests_that_arrive_together_become_one_batch(started, fake_version):
     engine, version, first = blocked_engine(started, fake_version, max_batch=4, levels=("beam",))
     others = [engine.submit(request(f"p{i}")) for i in range(6)]
+    engine._pace.note("beam", 1, 60.0)  # so that batches pay, however busy the machine is
     version.gate.set()
     for i, future in enumerate(others):
         assert future.result(30).result.texts[0] == f"p{i}0", "each its own list"
