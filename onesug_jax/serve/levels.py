@@ -144,7 +144,7 @@ def crowded(
       levels: levels in use, best first; the queue is assumed to be answered at the cheapest.
       pace: times of batches.
       waiting: requests in the queue. busy: seconds until the model is free.
-      most: seconds of wait that are accepted, in addition to waits of up to two full batches.
+      most: longest accepted wait in seconds; two full batches are always accepted.
       within: seconds until the deadline.
     """
     if not waiting:
