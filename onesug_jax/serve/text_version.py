@@ -107,7 +107,8 @@ class TextVersion(ModelVersion):
 
     def _result(self, request: Request, suggestions: Sequence[Suggestion]) -> SuggestResult:
         """One list, with the related queries that may be shown."""
-        related = [request.related[n] for n in np.flatnonzero(self._may_show(request.related))]
+        at = np.flatnonzero(self._may_show(request.related)).tolist()
+        related = [request.related[n] for n in at]
         number_of = self.finder.number_of
         return SuggestResult(
             tuple(one.text for one in suggestions),
