@@ -1,17 +1,15 @@
 #!/usr/bin/env bash
-# Runs a table of what each part of the design brings, or any files of gin_configs/ablations, on one log.
-#   bash launch/ablations.sh --log my_log.parquet               a row a part of the design, one seed
+# Runs a table of ablations: each part of the design, or any files of gin_configs/ablations, on one log.
+#   bash launch/ablations.sh --log my_log.parquet               a row for each part of the design, one seed
 #   bash launch/ablations.sh --log L --seeds 3 --size small --out work/table
 #   bash launch/ablations.sh --log L --only "vectors dpo" --gin.STEPS=1000
-#   bash launch/ablations.sh --log L --dry_run                  what would be trained
-# --only takes names of files and of sets: design (the default), text (the
-# paper preset and its rows), vectors, rwr. --size is a file of
-# gin_configs/models, --config another recipe (default: gin_configs/one_gpu.gin where there is a GPU, else
-# two_cores.gin). --jobs N trains N rows at a time, each into OUT/seed_S/ROW.log: one small model leaves
-# most of a GPU idle (default: 6 where there is a GPU, else 1). Further --gin words go to every run, but for
-# what a row's own file sets. What runs have in common is made once and linked; seeds differ from
-# pretraining on.
-# Interrupted, the same command goes on. The table stands in OUT/table.txt, its plot in OUT/frontier.png.
+#   bash launch/ablations.sh --log L --dry_run                  prints what would be trained
+# --only takes names of files and of sets: design (the default), text (the paper preset and its rows), vectors,
+# rwr. --size is a file of gin_configs/models, --config another gin file (default: gin_configs/one_gpu.gin with a
+# GPU, else two_cores.gin). --jobs N trains N rows at a time and logs to OUT/seed_S/ROW.log, because one small
+# model leaves most of a GPU idle (default: 6 with a GPU, else 1). Other --gin words go to every run; the
+# row's own file overrides them. Common results are made once and linked; seeds differ from pretraining on.
+# After an interruption, the same command continues. The table is OUT/table.txt, its plot OUT/frontier.png.
 set -euo pipefail
 
 root="$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)"
@@ -23,7 +21,7 @@ text="paper no_pre generative_sft generative_dpo sid_targets"
 vectors="no_alignment rq_kmeans plain_queries no_soft_token"
 rwr="no_rwr sft_again dpo softmax_dpo pairwise_rwr rwr_hinge rwr_hinge_pair rwr_printed_pair rwr_printed_list"
 rwr="$rwr alpha_01 alpha_1 beta_01 beta_1 delta_0 delta_1"
-usage() { sed -n '2,15s/^# \{0,1\}//p' "${BASH_SOURCE[0]}"; }
+usage() { sed -n '2,12s/^# \{0,1\}//p' "${BASH_SOURCE[0]}"; }
 while [ $# -gt 0 ]; do
   case "$1" in
     --log) log="${2:-}"; shift 2 ;;
@@ -73,11 +71,11 @@ bash "$root/launch/prepare.sh"
 export PYTHONPATH="$root${PYTHONPATH:+:$PYTHONPATH}"
 python="$root/.venv/bin/python"
 main=("$python" -m onesug_jax.main)
-# One split for all seeds: they tell how far training alone moves the figures.
+# All seeds share one split, so that they show the variance of training alone.
 common=("--gin_file=$config" ${log:+"--gin.LOG=$log"} ${size:+"--gin.MODEL=$size"}
   "--gin.simulate.seed=0" "--gin.ingest.seed=0")
-# trained_anew NAME: whether a row's own file sets more than rwr reads, so that it cannot start from the
-# model that the full run, or an included row, trained.
+# trained_anew NAME: whether a row's own file sets more than rwr's settings, so that it cannot share the
+# pretraining of the full run or of an included row.
 trained_anew() {
   sed -nE 's/^([A-Za-z_]+\/)?([A-Za-z_]+)\.[A-Za-z_]+ *=.*/\2/p' "$folder/$1.gin" |
     grep -qvxE 'rwr|PreferenceConfig|ListConfig|RewardConfig'
@@ -86,16 +84,16 @@ anew="" shared=""
 for name in $rows; do
   if trained_anew "$name"; then anew="$anew $name"; else shared="$shared $name"; fi
 done
-echo "by $config, $jobs at a time, $seeds seeds; trained anew: full$anew; from rwr on:${shared:- none}"
+echo "$config, $jobs at a time, $seeds seeds; trained anew: full$anew; from rwr on:${shared:- none}"
 if [ -n "$dry" ]; then exec "${main[@]}" run --dry_run "${common[@]}" ${more[@]+"${more[@]}"} "--gin.WORK_DIR=$out/seed_0/full"; fi
 mkdir -p "$out"
-# Flags win over files, and a row's file must win over them: `rwr.steps` is not no_rwr's.
+# A row's file must override the --gin words, but flags override files; so the words become a file.
 settings="$(cd "$out" && pwd)/settings.gin"
-printf '%s\n' "# what was asked of every run" ${more[@]+"${more[@]}"} |
+printf '%s\n' "# settings of every run" ${more[@]+"${more[@]}"} |
   sed 's/^--gin\.\([^=]*\)=/\1 = /' >"$settings"
 common+=("--gin_file=$settings")
 
-# link_stages FROM TO STAGE...: links, not copies; a stage that must be redone writes a folder anew.
+# link_stages FROM TO STAGE...: makes links, not copies; a stage that runs again writes a new folder.
 link_stages() {
   local from="$1" to="$2" stage
   shift 2
@@ -108,15 +106,15 @@ link_stages() {
 }
 early=(simulated log mined encoder semantic_ids index vocab examples .compiled)
 
-# Rows run in two waves: those that are trained anew, then those that share what these have trained.
-# One at a time they print here; several at a time each prints into its own file.
+# Rows run in two waves: first those trained anew, then those that share their pretraining.
+# With one job they print here; with several, each prints to its own file.
 running=() failed=""
 if [ "$jobs" -gt 1 ]; then
   export XLA_PYTHON_CLIENT_PREALLOCATE=false
-  trap 'kill $(jobs -p) 2>/dev/null || true' EXIT # what runs in the background hears no Ctrl-C
+  trap 'kill $(jobs -p) 2>/dev/null || true' EXIT # background jobs do not receive Ctrl-C
 fi
 
-# collect MANY: waits until fewer than MANY rows run, and prints how each that ended went.
+# collect MANY: waits until fewer than MANY rows run, and prints the outcome of each that ended.
 collect() {
   local most="$1" still word
   while [ "${#running[@]}" -ge "$most" ] && [ "${#running[@]}" -gt 0 ]; do
@@ -147,7 +145,7 @@ ended() { # PID HOME NAME
 all_done() { # the end of a wave
   collect 1
   if [ -n "$failed" ]; then
-    echo "error: stopped, see$failed; once that is fixed the same command goes on" >&2
+    echo "error: rows failed, see$failed; after a fix the same command continues" >&2
     exit 2
   fi
 }
@@ -166,8 +164,8 @@ row() { # NAME SEED: one run, here or in the background
   fi
 }
 
-# whose NAME SEED: the folder whose pretraining a row shares.
-whose() {
+# pretrained_in NAME SEED: the folder whose pretraining a row shares.
+pretrained_in() {
   local other
   other="$(sed -n 's/^include "\(.*\)\.gin"/\1/p' "$folder/$1.gin")"
   case " $anew " in *" ${other:-none} "*) ;; *) other=full ;; esac
@@ -175,7 +173,7 @@ whose() {
 }
 
 runs=()
-# table SEED...: all rows of these seeds, from the first stage to their place in the table.
+# table SEED...: trains all rows of these seeds and prints the table.
 table() {
   local seed name home from
   for seed in "$@"; do
@@ -193,7 +191,7 @@ table() {
     home="$out/seed_$seed"
     for name in $rows; do
       case " $anew " in *" $name "*) continue ;; esac
-      link_stages "$(whose "$name" "$seed")" "$home/$name" "${early[@]}" pretrain rewards
+      link_stages "$(pretrained_in "$name" "$seed")" "$home/$name" "${early[@]}" pretrain rewards
       row "$name" "$seed"
     done
   done
@@ -206,12 +204,12 @@ table() {
 }
 
 first=("${common[@]}" "--gin.SEED=0" "--gin.WORK_DIR=$out/seed_0/full")
-echo "== what all rows share"
+echo "== stages that all rows share"
 "${main[@]}" run --until examples "${first[@]}"
 if "$python" -c "import lightgbm" 2>/dev/null; then
   "${main[@]}" cascade "${first[@]}"
 else
-  echo "the cascade is left out: it needs LightGBM ($python -m pip install 'lightgbm>=4.6,<5')"
+  echo "the cascade is omitted: it needs LightGBM ($python -m pip install 'lightgbm>=4.6,<5')"
 fi
 if [ "$jobs" = 1 ]; then
   for ((seed = 0; seed < seeds; seed++)); do table "$seed"; done # a table after each seed

@@ -1,18 +1,18 @@
-"""Times what the documents claim, each beside a plain version in the same run: ratios count.
+"""Measures the figures in the documents; each run includes a baseline, because ratios matter.
 
-  python launch/bench.py --suite decode --model tiny    beams beside other libraries'
+  python launch/bench.py --suite decode --model tiny    beam search, and that of other libraries
   python launch/bench.py --suite decode --model base:6+6 --sides ours,flat
-  python launch/bench.py --suite train --model tiny,small   a step beside Hugging Face's T5
-  python launch/bench.py --suite serve --work work/quickstart   the service while people type
+  python launch/bench.py --suite train --model tiny,small   a step, and that of Hugging Face's T5
+  python launch/bench.py --suite serve --work work/quickstart   the service under load
   python launch/bench.py --suite live        counts: an event, a request, a replayed row
-  python launch/bench.py --suite poison      forged feedback: how many lists it reaches
+  python launch/bench.py --suite poison      forged feedback: the share of lists that it reaches
   python launch/bench.py --suite blocking    blocked terms: start, and a list
-  python launch/bench.py --suite loader      batches out of shards; time that waits for them
+  python launch/bench.py --suite loader      batches from shards, and the time waiting for them
   python launch/bench.py --suite road --rows 100_000,1_000_000 --engine duckdb,spark
-                                             every stage before training on a large log
+                                             all stages before training, on a large log
 
-Everything is made on the spot, with random parameters (speed does not depend on them). Only `serve`
-wants a trained WORK_DIR.
+Data and parameters are random, because speed does not depend on them. Only `serve` needs a trained
+WORK_DIR.
 """
 
 from __future__ import annotations
@@ -36,14 +36,14 @@ if __name__ == "__main__":
     parser.add_argument(
         "--model", action="append", help="names in gin_configs/models (default tiny)"
     )
-    parser.add_argument("--rows", default="100_000", help="of the suite `road`, by commas")
-    parser.add_argument("--engine", default="duckdb", help="of the suite `road`, by commas")
-    parser.add_argument("--work", default="work/quickstart", help="of the suite `serve`")
-    parser.add_argument("--count", type=int, help="steps a round, seconds a load, or events")
+    parser.add_argument("--rows", default="100_000", help="suite `road`: numbers, comma-separated")
+    parser.add_argument("--engine", default="duckdb", help="suite `road`: names, comma-separated")
+    parser.add_argument("--work", default="work/quickstart", help="suite `serve`: a WORK_DIR")
+    parser.add_argument("--count", type=int, help="steps per round, seconds per load, or events")
     add_flags(parser)
-    options, more = parser.parse_known_args()
-    flags = [word[len("--gin.") :].split("=", 1) for word in more if word.startswith("--gin.")]
-    if unknown := [w for w in more if not w.startswith("--gin.") or "=" not in w]:
+    options, rest = parser.parse_known_args()
+    flags = [word[len("--gin.") :].split("=", 1) for word in rest if word.startswith("--gin.")]
+    if unknown := [w for w in rest if not w.startswith("--gin.") or "=" not in w]:
         parser.error(f"unrecognized arguments: {' '.join(unknown)}")
     if flags and options.suite != "train":
         parser.error("--gin.NAME=VALUE: only the suite `train` takes settings")

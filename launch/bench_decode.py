@@ -1,14 +1,15 @@
-"""Beam search beside other beam searches on the same weights: `bench.py --suite decode`.
+"""Our beam search compared with others on the same weights: `bench.py --suite decode`.
 
   python launch/bench.py --suite decode --model base:6+6 --batch 1,16 --large 256,1024
 
-A plain T5 of random weights writes freely, so that all sides compute the same: ours; a flat beam in
-the manner of T5X, on the same layers (encoder output repeated for every beam, the whole cache
-reordered at every step); Hugging Face's `generate`; CTranslate2. The last two run in the Python
-that ONESUG_COMPARE_PYTHON names (`bench_generate.py`). Sides take turns, so that what else the
-machine does hits all. SIZE:6+6 is a size with as many encoder and decoder layers.
+The model is a plain T5 with random weights and unconstrained output, so that all sides compute the
+same. The sides: ours; a flat beam search like T5X's on the same layers (encoder output repeated for
+every beam, the whole cache reordered at every step); Hugging Face's `generate`; CTranslate2. The
+last two run in the Python that ONESUG_COMPARE_PYTHON names (`bench_generate.py`). The sides take
+turns, so that other load affects all of them. SIZE:6+6 is a size with 6 encoder and 6 decoder
+layers.
 
-Needs no gin, SeqIO or TensorFlow.
+It needs no gin, SeqIO or TensorFlow.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ import time
 from typing import Any
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
-# Other sides need memory of the same GPU.
+# The other sides need memory of the same GPU.
 os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
 
 import jax  # noqa: E402
@@ -42,19 +43,16 @@ from onesug_jax.model.unrolled import for_decoding  # noqa: E402
 LENGTH, TOKENS, BEAMS, RETURNED, EOS = 96, 12, 32, 16, 1
 VOCABULARY = 32_128  # T5's
 CHECKED = 4  # requests whose lists are compared
-SIDES = (
-    *("ours", "ours-graph", "flat"),
-    *("transformers", "ctranslate2", "ctranslate2-int8"),
-)
+SIDES = ("ours", "ours-graph", "flat", "transformers", "ctranslate2", "ctranslate2-int8")
 LARGE_SIDES = ("ours", "transformers")
-GRAPH = {  # on a GPU: the search's loop launched as one graph, not kernel by kernel
+GRAPH = {  # on a GPU, launch the loop of the search as one graph, not kernel by kernel
     "xla_gpu_enable_command_buffer": "FUSION,CUBLAS,CUBLASLT,CUSTOM_CALL,CUDNN,"
     "DYNAMIC_SLICE_FUSION,CONDITIONAL,WHILE"
 }
 
 
 def size_of(name: str) -> dict:
-    """Fields of ModelConfig of a size in gin_configs/models, or of SIZE:6+6, read without gin."""
+    """ModelConfig fields of a size in gin_configs/models, or of SIZE:6+6, read without gin."""
     size, _, layers = name.partition(":")
     path = pathlib.Path(size)
     if path.suffix != ".gin":
@@ -72,7 +70,7 @@ def size_of(name: str) -> dict:
 
 
 def drawn(config: ModelConfig, sharpness: float = 1.0):
-    """Random parameters at the scale of the model's own draw; `sharpness` multiplies the head."""
+    """Random parameters at the scale of the initialiser; `sharpness` multiplies the head."""
     tokens = jax.ShapeDtypeStruct((1, 8), jnp.int32)
     model = Seq2Seq(config)
     shapes = jax.eval_shape(model.init, jax.random.key(0), tokens, tokens)["params"]
@@ -99,7 +97,7 @@ def drawn(config: ModelConfig, sharpness: float = 1.0):
 
 
 def machine() -> str:
-    """Device and processor, as the figures' first line."""
+    """A line about the device, the processor and versions."""
     device = jax.devices()[0]
     return (
         f"{jax.device_count()} x {device.device_kind}, {os.cpu_count()} cores, jax "
@@ -108,17 +106,17 @@ def machine() -> str:
 
 
 def row(name: str, milliseconds: np.ndarray, base: float | None = None, lists: int = 1) -> str:
-    """One line of a table: median, 99th percentile, lists/s, how many times as long as `base`."""
+    """One line of a table: median, 99th percentile, lists/s, ratio to `base`."""
     ratio = "" if base is None else f"  x{np.median(milliseconds) / base:.2f}"
     median, tail = np.median(milliseconds), np.percentile(milliseconds, 99)
     return f"  {name:<50} {median:9.2f} {tail:9.2f} {1000 * lists / median:9.1f}{ratio}"
 
 
 def flat_beam(model: Seq2Seq, config: BeamConfig):
-    """Beams as further rows of the batch, as T5X has them: `(params, tokens) -> ids, scores`.
+    """Beams as rows of the batch, as in T5X: `(params, tokens) -> ids, scores`.
 
-    The encoder's output stands once for every beam, keys and values of the cross-attention are made
-    of it for every beam, and the cache of every beam is gathered anew at every step.
+    The encoder's output and the cross-attention's keys and values are repeated for every beam, and
+    the cache of every beam is gathered at every step.
     """
     c, beams, length = model.config, config.beams, config.max_length
 
@@ -163,27 +161,27 @@ def flat_beam(model: Seq2Seq, config: BeamConfig):
     return jax.jit(search)
 
 
-class Here:
-    """A search in this process: `write(tokens) -> ids [B, R, T], scores [B, R]`."""
+class InProcess:
+    """A search in this process: `search(params, tokens) -> ids [B, R, T], scores [B, R]`."""
 
     def __init__(self, name: str, search, params):
         self.name, self._search, self._params = name, search, params
 
     def write(self, tokens: np.ndarray, times: int) -> tuple[list[float], np.ndarray]:
-        """Milliseconds of each time, and the lists."""
-        given, spent = jnp.asarray(tokens), []
+        """The milliseconds of each repetition, and the lists."""
+        inputs, spent = jnp.asarray(tokens), []
         for _ in range(times):
             began = time.perf_counter()
-            ids, scores = self._search(self._params, given)
+            ids, scores = self._search(self._params, inputs)
             ids, scores = np.asarray(ids), np.asarray(scores)
             spent.append(1000 * (time.perf_counter() - began))
         return spent, ids[:CHECKED]
 
     def close(self) -> None:
-        """Nothing to end."""
+        """Nothing to close."""
 
 
-class There(Other):
+class OtherProcess(Other):
     """`bench_generate.py` in its own Python."""
 
     def __init__(self, scratch: str, **settings):
@@ -191,34 +189,34 @@ class There(Other):
         self._scratch, self.name = scratch, self.ready["how"]
 
     def write(self, tokens: np.ndarray, times: int) -> tuple[list[float], np.ndarray]:
-        """See `Here.write`."""
+        """See `InProcess.write`."""
         path = os.path.join(self._scratch, "requests.npy")
         np.save(path, tokens)
-        answer = self.ask(json.dumps({"requests": path, "times": times, "lists": CHECKED}))
+        answer = self.request(json.dumps({"requests": path, "times": times, "lists": CHECKED}))
         if "error" in answer:
             raise NotRun(f"not run: {answer['error'][:160]}")
         return answer["milliseconds"], np.array(answer["ids"])
 
 
 def sides_of(wanted, config: ModelConfig, params, scratch: str) -> dict:
-    """The sides that run here, each by its name in SIDES; says which do not."""
+    """The available sides by their names in SIDES; prints which are not available."""
     cpu = jax.default_backend() == "cpu"
     model, ready = for_decoding(Seq2Seq(config), params)
     beams = BeamConfig(BEAMS, RETURNED, alpha=0.0, max_length=TOKENS, eos_id=EOS, unfinished=True)
     allowed = Free(jnp.arange(config.vocab_size) != EOS)
 
     def ours(params, tokens):
-        found = beam_search(model, params, tokens, allowed, beams)
-        return found.sequences, found.scores
+        result = beam_search(model, params, tokens, allowed, beams)
+        return result.sequences, result.scores
 
     sides: dict = {}
     if "ours" in wanted:
-        sides["ours"] = Here("ours", jax.jit(ours), ready)
+        sides["ours"] = InProcess("ours", jax.jit(ours), ready)
     if "ours-graph" in wanted and not cpu:
         graph = jax.jit(ours, compiler_options=GRAPH)
-        sides["ours-graph"] = Here("ours, the loop as one CUDA graph", graph, ready)
+        sides["ours-graph"] = InProcess("ours, the loop as one CUDA graph", graph, ready)
     if "flat" in wanted:
-        sides["flat"] = Here("flat beam, as T5X has it", flat_beam(model, beams), ready)
+        sides["flat"] = InProcess("flat beam, as T5X has it", flat_beam(model, beams), ready)
     others = [side for side in wanted if side != "flat" and not side.startswith("ours")]
     folder = os.path.join(scratch, "t5")
     if others and os.environ.get("ONESUG_COMPARE_PYTHON"):
@@ -239,16 +237,16 @@ def sides_of(wanted, config: ModelConfig, params, scratch: str) -> dict:
             if engine == "ctranslate2" and not cpu:
                 raise NotRun("not run: timed on a CPU only")
             dtype = kind or config.dtype
-            sides[side] = There(scratch, engine=engine, dtype=dtype, **settings)
+            sides[side] = OtherProcess(scratch, engine=engine, dtype=dtype, **settings)
         except NotRun as error:
             print(f"  {side}: {error}")
     return sides
 
 
 def in_turn(sides: dict, tokens: np.ndarray, seconds: float) -> tuple[dict, dict]:
-    """Milliseconds of every side, and its lists: rounds of all sides, each about `seconds` in all.
+    """Milliseconds and lists of every side; the sides take turns for about `seconds` each.
 
-    A side that fails says why and is left out; one that takes longer is timed once.
+    A side that fails prints the reason and is left out; a slower one is timed once.
     """
     spent, lists = {}, {}
     counts = {}
@@ -270,7 +268,7 @@ def in_turn(sides: dict, tokens: np.ndarray, seconds: float) -> tuple[dict, dict
 
 
 def agreement(ours: np.ndarray, theirs: np.ndarray) -> str:
-    """How much of our lists is in theirs, and how many of the first are the same."""
+    """The share of our lists that is in theirs, and the share of equal first entries."""
     pairs = list(zip(ours.tolist(), theirs.tolist(), strict=True))
     shared = [len({*map(tuple, a)} & {*map(tuple, b)}) / len(a) for a, b in pairs]
     first = np.mean([a[0] == b[0] for a, b in pairs])
@@ -278,7 +276,7 @@ def agreement(ours: np.ndarray, theirs: np.ndarray) -> str:
 
 
 def free(name: str, batches, large, wanted, seconds: float, vocabulary: int) -> None:
-    """The table of one size."""
+    """Prints the table of one size."""
     cpu = jax.default_backend() == "cpu"
     fields = size_of(name) | {"vocab_size": vocabulary, "dropout": 0.0, "tie_embeddings": False}
     config = ModelConfig(**fields | {"dtype": "float32" if cpu else "bfloat16"})
@@ -299,16 +297,16 @@ def free(name: str, batches, large, wanted, seconds: float, vocabulary: int) -> 
             print(f"{f'batch of {batch}':<52} {'median ms':>9} {'p99':>9} {'lists/s':>9}")
             base = float(np.median(spent["ours"])) if "ours" in spent else None
             for side, times in spent.items():
-                said = row(sides[side].name, np.array(times), base, batch)
+                line = row(sides[side].name, np.array(times), base, batch)
                 if side != "ours" and "ours" in lists:
-                    said += f"  same: {agreement(lists['ours'], lists[side])}"
-                print(said, flush=True)
+                    line += f"  same: {agreement(lists['ours'], lists[side])}"
+                print(line, flush=True)
         for side in sides.values():
             side.close()
 
 
 def decode(sizes, options) -> None:
-    """A table for every size."""
+    """Prints a table for every size."""
     batches, large = (
         [int(n) for n in each.split(",") if n] for each in (options.batch or "1,16", options.large)
     )
@@ -316,13 +314,13 @@ def decode(sizes, options) -> None:
         began = time.perf_counter()
         wanted = [side for side in SIDES if side in options.sides.split(",")]
         free(name, batches, large, wanted, options.seconds, options.vocabulary)
-        print(f"  {time.perf_counter() - began:.0f} s in all")
+        print(f"  {time.perf_counter() - began:.0f} s in total")
 
 
 def add_flags(parser: argparse.ArgumentParser) -> None:
-    """Flags of the suite."""
-    parser.add_argument("--batch", help="requests at a time, or a step (decode: 1,16)")
-    parser.add_argument("--large", default="", help="more, for ours and `generate` alone: 256,1024")
-    parser.add_argument("--sides", default=",".join(SIDES), help="of these")
-    parser.add_argument("--seconds", type=float, default=3.0, help="about how long a side is timed")
-    parser.add_argument("--vocabulary", type=int, default=VOCABULARY, help="rows")
+    """Adds the flags of the suite."""
+    parser.add_argument("--batch", help="requests per batch (decode: 1,16)")
+    parser.add_argument("--large", default="", help="more, for ours and `generate` only: 256,1024")
+    parser.add_argument("--sides", default=",".join(SIDES), help="some of the default")
+    parser.add_argument("--seconds", type=float, default=3.0, help="approximate time per side")
+    parser.add_argument("--vocabulary", type=int, default=VOCABULARY, help="tokens")

@@ -1,12 +1,12 @@
-"""Beam search of other libraries, for bench_decode.py: writes lists, and times it, when asked to.
+"""Beam search of other libraries, timed for bench_decode.py.
 
     python bench_generate.py '{"engine": "transformers", "folder": "t5", "device": "cpu", ...}'
 
-Run in an environment of its own (requirements-compare.txt); does not import onesug_jax. Reads T5
-from a Hugging Face folder; engine "transformers" is `generate` in PyTorch, "ctranslate2" its own
-runtime. Writes one line of JSON when it is ready, then one for every line it reads, which names a
-file of requests `[B, L]` and how many times to write their lists: milliseconds of each time, and
-the lists of the last.
+It runs in its own environment (requirements-compare.txt) and does not import onesug_jax. It reads a
+T5 from a Hugging Face folder. Engine "transformers" is `generate` in PyTorch, "ctranslate2" the
+runtime of that name. It writes one line of JSON when it is ready. Each input line names a file of
+requests `[B, L]` and a number of repetitions; the output line has the milliseconds of each and the
+last lists.
 """
 
 import json
@@ -39,11 +39,11 @@ class Transformers:
     def lists(self, tokens: np.ndarray):
         """Token ids `[B, returned, T]` of the lists of `tokens [B, L]`."""
         settings, torch = self.settings, self.torch
-        given = torch.from_numpy(tokens).long().to(settings["device"])
+        inputs = torch.from_numpy(tokens).long().to(settings["device"])
         with torch.inference_mode():
-            made = self.model.generate(
-                input_ids=given,
-                attention_mask=(given > 0).long(),
+            sequences = self.model.generate(
+                input_ids=inputs,
+                attention_mask=(inputs > 0).long(),
                 do_sample=False,
                 num_beams=settings["beams"],
                 num_return_sequences=settings["returned"],
@@ -52,16 +52,16 @@ class Transformers:
                 length_penalty=0.0,
                 early_stopping=False,
             )
-        return made[:, 1:].cpu().numpy().reshape(len(tokens), settings["returned"], -1)
+        return sequences[:, 1:].cpu().numpy().reshape(len(tokens), settings["returned"], -1)
 
     def clear(self) -> None:
-        """Gives back what the last lists held."""
+        """Frees cached GPU memory."""
         if self.settings["device"] == "cuda":
             self.torch.cuda.empty_cache()
 
 
 class Tokenizer:
-    """What CTranslate2's converter asks of a tokenizer: token i is called "i"."""
+    """The tokenizer interface of CTranslate2's converter; token i has the name "i"."""
 
     pad_token, eos_token, unk_token = "0", "1", "2"
     added_tokens_encoder: dict = {}
@@ -70,7 +70,7 @@ class Tokenizer:
         self.size = size
 
     def get_vocab(self) -> dict[str, int]:
-        """Every token's id."""
+        """Name -> id of every token."""
         return {str(i): i for i in range(self.size)}
 
     def convert_ids_to_tokens(self, i: int) -> str:
@@ -88,7 +88,7 @@ class CTranslate2:
         class Converter(TransformersConverter):
             def load_model(self, *args, **kwargs):
                 model = super().load_model(*args, **kwargs)
-                # Read as "scale the outputs", which these weights are not made for.
+                # The converter would scale the outputs, which does not fit these weights.
                 model.config.tie_word_embeddings = False
                 return model
 
@@ -108,7 +108,7 @@ class CTranslate2:
     def lists(self, tokens: np.ndarray):
         """See `Transformers.lists`."""
         settings = self.settings
-        made = self.translator.translate_batch(
+        translations = self.translator.translate_batch(
             [[str(i) for i in row if i] for row in tokens],
             beam_size=settings["beams"],
             num_hypotheses=settings["returned"],
@@ -116,14 +116,14 @@ class CTranslate2:
             max_decoding_length=settings["length"],
             length_penalty=0,
         )
-        return np.array([[[int(t) for t in h] for h in one.hypotheses] for one in made])
+        return np.array([[[int(t) for t in h] for h in one.hypotheses] for one in translations])
 
     def clear(self) -> None:
-        """Nothing to give back."""
+        """Nothing to free."""
 
 
 def main(settings: dict) -> None:
-    """Answers on what was standard output; what libraries print goes to standard error."""
+    """Writes replies to the original standard output; libraries print to standard error."""
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)
 
@@ -135,17 +135,17 @@ def main(settings: dict) -> None:
     side = engines[settings["engine"]](settings)
     answer(how=side.how)
     for line in sys.stdin:
-        asked = json.loads(line)
-        tokens, spent = np.load(asked["requests"]), []
+        request = json.loads(line)
+        tokens, spent = np.load(request["requests"]), []
         try:
-            for _ in range(asked["times"]):
+            for _ in range(request["times"]):
                 began = time.perf_counter()
                 ids = side.lists(tokens)
                 spent.append(1000 * (time.perf_counter() - began))
-        except RuntimeError as error:  # the device's memory, as a rule
+        except RuntimeError as error:  # usually out of memory
             answer(error=str(error).strip().splitlines()[0])
         else:
-            answer(milliseconds=spent, ids=ids[: asked["lists"]].tolist())
+            answer(milliseconds=spent, ids=ids[: request["lists"]].tolist())
         side.clear()
 
 

@@ -1,13 +1,13 @@
-"""The search of the prefix index beside exact search and faiss: recall@20 and time a look-up.
+"""The search of the prefix index compared with exact search and faiss: recall@20 and time.
 
-  python launch/bench_index.py                                48,000 made-up vectors of 384
+  python launch/bench_index.py                                48,000 synthetic vectors of 384
   python launch/bench_index.py --queries 1000000 --dimension 128
   python launch/bench_index.py --queries 10000000 --dimension 128 --lookups 100   13 GB, ten minutes
   python launch/bench_index.py --embeddings e.npy --asked p.npy
 
-Made-up vectors are topics, finer topics inside them, and noise; what is asked for are indexed
-vectors with more noise. Ids are a residual k-means, 4 x 512. Look-ups one at a time, one thread for
-all. Needs faiss (`pip install faiss-cpu`).
+Synthetic vectors are topics, subtopics and noise; the looked-up vectors are indexed ones with more
+noise. Ids are a residual k-means, 4 x 512. Look-ups run one at a time in one thread. Needs faiss
+(`pip install faiss-cpu`).
 """
 
 from __future__ import annotations
@@ -43,8 +43,8 @@ def unit(rows: np.ndarray) -> np.ndarray:
     return rows / np.linalg.norm(rows, axis=1, keepdims=True)
 
 
-def made_up(queries: int, dimension: int, asked: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
-    """Vectors to index [queries, dimension] and vectors to ask for [asked, dimension]."""
+def draw(queries: int, dimension: int, asked: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """Vectors to index [queries, dimension] and vectors to look up [asked, dimension]."""
     rng = np.random.default_rng(seed)
 
     def noise(n: int) -> np.ndarray:
@@ -61,7 +61,7 @@ def made_up(queries: int, dimension: int, asked: int, seed: int) -> tuple[np.nda
 
 
 def row(name: str, look_up, asked: np.ndarray, exact: np.ndarray, size: float) -> str:
-    """One line: recall@K, median and 99th percentile of milliseconds, bytes a query."""
+    """One line: recall@K, median and 99th percentile of milliseconds, bytes per query."""
     for vector in asked[:20]:
         look_up(vector)
     spent, hits = [], 0
@@ -75,7 +75,7 @@ def row(name: str, look_up, asked: np.ndarray, exact: np.ndarray, size: float) -
 
 
 def ours(indexed: np.ndarray, codes: int, sample: int, seed: int):
-    """Yields (name, look-up, bytes a query) of each way of searching the tree."""
+    """Yields (name, look-up, bytes per query) of each configuration of our search."""
     began = time.perf_counter()
     quantiser = train_rq_kmeans(
         take_sample(indexed, sample, seed), levels=LEVELS, codes=codes, iterations=8, seed=seed
@@ -117,7 +117,7 @@ def ours(indexed: np.ndarray, codes: int, sample: int, seed: int):
 
 
 def in_blocks(indexed: np.ndarray, rows: np.ndarray, kind: str) -> StoredVectors:
-    """StoredVectors of indexed[rows] without a second copy of them."""
+    """StoredVectors of indexed[rows], without a copy of all of them."""
     parts = [
         StoredVectors.of(indexed[rows[begin : begin + 65_536]], kind)
         for begin in range(0, len(rows), 65_536)
@@ -129,7 +129,7 @@ def in_blocks(indexed: np.ndarray, rows: np.ndarray, kind: str) -> StoredVectors
 
 
 def theirs(indexed: np.ndarray, sample: int, seed: int):
-    """Yields the same of faiss."""
+    """Yields the same for faiss."""
     dimension = indexed.shape[1]
     flat = faiss.IndexFlatIP(dimension)
     flat.add(indexed)
@@ -158,11 +158,11 @@ def main() -> None:
     )
     parser.add_argument("--queries", type=int, default=48_000)
     parser.add_argument("--dimension", type=int, default=384)
-    parser.add_argument("--embeddings", help="vectors to index, an .npy of [N, D], instead")
-    parser.add_argument("--asked", help="vectors to ask for, an .npy of [B, D]; else indexed ones")
+    parser.add_argument("--embeddings", help="vectors to index, .npy [N, D]; else synthetic ones")
+    parser.add_argument("--asked", help="vectors to look up, .npy [B, D]; else indexed ones")
     parser.add_argument("--lookups", type=int, default=500)
     parser.add_argument("--codes", type=int, default=512)
-    parser.add_argument("--sample", type=int, default=50_000, help="vectors that are trained on")
+    parser.add_argument("--sample", type=int, default=50_000, help="vectors for training")
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
     faiss.omp_set_num_threads(1)
@@ -172,7 +172,7 @@ def main() -> None:
         asked = np.load(options.asked) if options.asked else indexed[rows]
         asked = unit(asked[: options.lookups].astype(np.float32))
     else:
-        indexed, asked = made_up(options.queries, options.dimension, options.lookups, options.seed)
+        indexed, asked = draw(options.queries, options.dimension, options.lookups, options.seed)
     print(
         f"{len(indexed):,} vectors of {indexed.shape[1]}, {len(asked)} look-ups, one thread, load "
         f"{os.getloadavg()[0]:.1f} on {os.cpu_count()} cores, numpy {np.__version__}, faiss "

@@ -1,8 +1,8 @@
-"""What the as-of counts cost: an event of the service, a request, and a row of a replayed log.
+"""The cost of as-of counts: an event of the service, a request, and a row of a replayed log.
 
-Everything is made on the spot, without a model. CPU time is counted, that of one thread where it
-can be, so that other work on the machine matters less. The disk write of the feedback store, which
-its own thread does, is not part of it.
+The log is simulated, and there is no model. Times are CPU time, of one thread where possible, so
+that other load matters less. They exclude the disk writes of the feedback store, which are in a
+thread of their own.
 """
 
 from __future__ import annotations
@@ -21,9 +21,9 @@ from onesug_jax.logs.simulate import simulate
 from onesug_jax.serve import feedback
 from onesug_jax.serve.live import LiveCounts
 
-_HELD = 10_000  # the last rows of the log are events and requests of the service
-_ALONE = 2000  # of them, that are read one by one
-_AT_ONCE = 100
+_SERVED = 10_000  # the last rows of the log, which become events and requests of the service
+_SINGLE = 2000  # the events that are polled one by one
+_BATCH = 100  # events per poll of the others
 
 
 def live(requests: int) -> None:
@@ -36,7 +36,7 @@ def live(requests: int) -> None:
             print(f"{name}: {time.process_time() - began:.2f} s for {requests:,} requests")
         files = [os.path.join(folder, f"{name}.parquet") for name in ("train", "dev")]
         events = list(read_events(files))
-        before, held = events[:-_HELD], events[-_HELD:]
+        before, served = events[:-_SERVED], events[-_SERVED:]
         state = AsOf(sorted({event.query for event in before}))
         began = time.thread_time()
         for event in before:
@@ -46,23 +46,23 @@ def live(requests: int) -> None:
         print(f"replay: {each:.1f} us a row, {len(before):,} rows of {len(state):,} queries")
         store = feedback.FeedbackStore(os.path.join(folder, "events.sqlite"))
         try:
-            _events(state, store, held)
+            _events(state, store, served)
         finally:
             store.close()
         spent = []
-        for event in held:
+        for event in served:
             began = time.thread_time()
             ask(state, event)
             spent.append(1e6 * (time.thread_time() - began))
         print(f"request: {_spread(spent)} us")
 
 
-def _events(state: AsOf, store: feedback.FeedbackStore, held: Sequence[Event]) -> None:
-    """Prints what an accepted event costs until it is visible, alone and in batches."""
+def _events(state: AsOf, store: feedback.FeedbackStore, served: Sequence[Event]) -> None:
+    """Prints the cost of an accepted event until it is visible, one by one and in batches."""
     now = [state.end_ms]
     counts = LiveCounts(state, store, now_ms=lambda: now[0])
     sent = 0
-    for at_once, rows in ((1, held[:_ALONE]), (_AT_ONCE, held[_ALONE:])):
+    for at_once, rows in ((1, served[:_SINGLE]), (_BATCH, served[_SINGLE:])):
         spent = []
         for start in range(0, len(rows), at_once):
             part = rows[start : start + at_once]
@@ -72,7 +72,7 @@ def _events(state: AsOf, store: feedback.FeedbackStore, held: Sequence[Event]) -
                 future.result()
             now[0] = part[-1].time_ms
             began = time.thread_time()
-            counts.poll()  # those of before become visible, these are read
+            counts.poll()  # reads these events and makes earlier ones visible
             spent.append(1e6 * (time.thread_time() - began) / len(part))
         print(f"event, {at_once} at once: {_spread(spent)} us")
     counts.close()

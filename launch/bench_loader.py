@@ -1,5 +1,7 @@
-"""The loader of rows with items, for `bench.py`: batches out of shards, beside the same rows in one
-memory-mapped array a feature; and how long training waits for them.
+"""The loader of rows with items: `bench.py --suite loader`.
+
+It times batches from shards, batches from one memory-mapped array per feature for comparison, and
+the time that training waits for batches.
 """
 
 from __future__ import annotations
@@ -29,20 +31,20 @@ _BLOCK = 4096
 
 
 def drawn_rows(rng: np.random.Generator, count: int) -> dict:
-    """Rows as long as those of a log, drawn at random; shapes of the default settings."""
-    room, held = rng.integers(1, CANDIDATES + 1, count), rng.integers(0, HISTORY + 1, count)
-    there = np.arange(CANDIDATES) < room[:, None]
-    past = np.arange(HISTORY) < held[:, None]
+    """Random rows with the lengths of a log's rows and the shapes of the default settings."""
+    candidates = rng.integers(1, CANDIDATES + 1, count)
+    mask = np.arange(CANDIDATES) < candidates[:, None]
+    past = np.arange(HISTORY) < rng.integers(0, HISTORY + 1, count)[:, None]
     counts = rng.exponential(3.0, (count, CANDIDATES, COLUMNS)).round(1)
     ids = [list(rng.integers(2, 4000, size)) for size in rng.integers(4, 30, count)]
     return {
-        "candidates": there * rng.integers(1, 50_000, there.shape),
-        "candidate_counts": there[..., None] * counts,
-        "candidate_levels": there * rng.integers(1, 6, there.shape),
+        "candidates": mask * rng.integers(1, 50_000, mask.shape),
+        "candidate_counts": mask[..., None] * counts,
+        "candidate_levels": mask * rng.integers(1, 6, mask.shape),
         "history": past * rng.integers(1, 50_000, past.shape),
         "history_minutes": past * rng.exponential(1e4, past.shape),
         "clock": rng.integers(0, 7, (count, 2)),
-        "target_candidate": rng.integers(1, room + 1),
+        "target_candidate": rng.integers(1, candidates + 1),
         **{name: rng.integers(0, 100, count) for name in ("prefix_row", "typed", "query")},
         "level": rng.integers(3, 6, count),
         "row": np.arange(count),
@@ -52,10 +54,10 @@ def drawn_rows(rng: np.random.Generator, count: int) -> dict:
 
 
 def write_both(folder: str) -> None:
-    """The same rows as shards and as .npy files; prints what they take."""
+    """Writes the same rows as shards and as .npy files; prints sizes and the time."""
     about = {"lengths": {"inputs": 144, "targets": 16}, "vocabulary": "bench", "split": "train"}
-    where = os.path.join(folder, item_examples.TASK, "train")
-    writer = item_examples.Writer(where)
+    shards = os.path.join(folder, item_examples.TASK, "train")
+    writer = item_examples.Writer(shards)
     rng, spent = np.random.default_rng(0), 0.0
     arrays = {
         name: np.lib.format.open_memmap(
@@ -75,7 +77,7 @@ def write_both(folder: str) -> None:
     meta = writer.close(about)
     spent += time.perf_counter() - began
     write_json(os.path.join(folder, "mixture.json"), {"tasks": {item_examples.TASK: 1.0}})
-    size = sum(entry.stat().st_size for entry in os.scandir(where))
+    size = sum(entry.stat().st_size for entry in os.scandir(shards))
     mapped = sum(array.nbytes for array in arrays.values()) + 4 * sum(meta["tokens"].values())
     print(
         f"{ROWS:,} rows: {size / ROWS:,.0f} bytes a row in shards, {mapped / ROWS:,.0f} in arrays; "
@@ -84,7 +86,7 @@ def write_both(folder: str) -> None:
 
 
 def loader(size: str, steps: int) -> None:
-    """Prints rows/s and ms a batch, and the share of a training that waits for data."""
+    """Prints rows/s, ms per batch, and the share of training time that waits for data."""
     with tempfile.TemporaryDirectory() as folder:
         write_both(folder)
         load = ItemLoader(folder)
@@ -110,12 +112,13 @@ def loader(size: str, steps: int) -> None:
         settings = main.read_config(flags=[("MODEL", repr(size))]).of(["ModelConfig"])
         fields = {key.split(".")[1]: value for key, value in settings.items()}
         model = Seq2Seq(ModelConfig(**fields, vocab_size=4224))
-        print(f"  {size} on texts alone, {waiting(model.config, load, steps):.1%} of it waits")
+        share = waiting(model.config, load, steps)
+        print(f"  {size} as a text model: {share:.1%} of the time waits for batches")
 
 
 def waiting(config, load: ItemLoader, steps: int) -> float:
-    """The share of the time of `steps` that waits for a batch; a model of texts alone, as its step
-    is the shortest.
+    """The share of time that training waits for batches, for a text model, whose step is the
+    shortest.
     """
     stage, mesh, optimizer = pretrain_stage(config), meshes.make_mesh(), make_optimizer()
     step = make_train_step(stage, optimizer, mesh)
@@ -131,9 +134,9 @@ def waiting(config, load: ItemLoader, steps: int) -> float:
         jax.block_until_ready(metrics)
         waited, began = 0.0, time.perf_counter()
         for number in range(1, steps + 1):
-            asked = time.perf_counter()
+            requested = time.perf_counter()
             batch = batches.get(number)
-            waited += time.perf_counter() - asked
+            waited += time.perf_counter() - requested
             state, metrics = step(state, batch, None)
             jax.block_until_ready(metrics)
         return waited / (time.perf_counter() - began)

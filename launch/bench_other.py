@@ -1,5 +1,5 @@
-"""The other side of a benchmark: a script that runs in a Python of its own, for bench_decode.py and
-bench_train.py. It does not import onesug_jax, whose packages may clash with its own.
+"""The other side of bench_decode.py and bench_train.py: a script that runs in another Python,
+because its packages may clash with those of onesug_jax.
 """
 
 from __future__ import annotations
@@ -18,18 +18,18 @@ NOT_RUN = (
 
 
 class NotRun(Exception):
-    """The other side could not run; the message says why."""
+    """The other side could not run; the message has the reason."""
 
 
 class Other:
-    """A script of this folder, run by ONESUG_COMPARE_PYTHON: answers lines by lines of JSON.
+    """A script of this folder, run by ONESUG_COMPARE_PYTHON; replies to each line with JSON.
 
     Args:
       script: the file's name.
       settings: its one argument, as JSON.
 
     Raises:
-      NotRun: there is no such Python, or the script stopped; with its last words.
+      NotRun: there is no such Python, or the script stopped.
     """
 
     def __init__(self, script: str, settings: dict[str, Any]):
@@ -49,28 +49,28 @@ class Other:
                 env=environment,
             )
             assert self._process.stdin and self._process.stdout
-            self._asks, self._answers = self._process.stdin, self._process.stdout
+            self._stdin, self._stdout = self._process.stdin, self._process.stdout
         except OSError as error:
             raise NotRun(f"not run: ONESUG_COMPARE_PYTHON={python}: {error.strerror}") from None
-        self.ready = self._answer()
+        self.ready = self._reply()
 
-    def ask(self, line: str) -> dict[str, Any]:
-        """Its answer to `line`."""
-        with contextlib.suppress(BrokenPipeError):  # it has stopped; its last words say why
-            print(line, file=self._asks, flush=True)
-        return self._answer()
+    def request(self, line: str) -> dict[str, Any]:
+        """The reply to `line`."""
+        with contextlib.suppress(BrokenPipeError):  # it has stopped; `_reply` raises its message
+            print(line, file=self._stdin, flush=True)
+        return self._reply()
 
     def close(self) -> None:
         """Ends the process."""
         with contextlib.suppress(BrokenPipeError):
-            self._asks.close()
+            self._stdin.close()
         self._process.wait()
 
-    def _answer(self) -> dict[str, Any]:
-        line = self._answers.readline()
+    def _reply(self) -> dict[str, Any]:
+        line = self._stdout.readline()
         if line:
             return json.loads(line)
         self._process.wait()
         self._errors.seek(0)
-        said = self._errors.read().strip().splitlines() or ["it stopped without a word"]
-        raise NotRun(f"not run: {said[-1][:200]}")
+        lines = self._errors.read().strip().splitlines() or ["it stopped without a message"]
+        raise NotRun(f"not run: {lines[-1][:200]}")

@@ -1,12 +1,12 @@
-"""How far forged feedback reaches, with the defences of the service off and on.
+"""The reach of forged feedback, with the defences of the service off and on.
 
-A simulated shop's log is counted, its last two days go through store, trust and counts as a service
-takes them, and on these days somebody sends feedback that they searched, clicked and ordered a text
-that nobody wants. What then stands in the candidates of other visitors, most counted first, is what
-the level `popular` shows and what the model chooses from; no model is trained.
+A simulated shop's log is counted, except its last two days. These go through store, trust and
+counts as in a service, while an attacker sends feedback that claims searches, clicks and orders of
+an unwanted text. The result is the share of other visitors' candidates that contain the text: the
+level `popular` shows them, and a model would choose from them. No model is trained.
 
-*Off* is: any request id, any number of visitors of a source, every nameless row a visitor, no limit
-of repeats, no share that a new query needs. `min_users` is the same in both.
+*Off* means: any request id, any number of visitors of a source, every anonymous row a visitor, no
+limit of repeats, no minimum share of a new query. `min_users` is the same in both.
 """
 
 from __future__ import annotations
@@ -26,8 +26,8 @@ from onesug_jax.serve import feedback
 from onesug_jax.serve.live import LiveCounts
 from onesug_jax.serve.trust import TooMany, Trust
 
-_VOLUMES = (0.01, 0.04, 0.05, 0.2, 1.0)  # of a prefix's honest visitors
-_PREFIXES, _LETTERS = 12, 3  # how many are attacked, and how long they are at most
+_VOLUMES = (0.01, 0.04, 0.05, 0.2, 1.0)  # forged events as a share of a prefix's honest visitors
+_PREFIXES, _LETTERS = 12, 3  # number of attacked prefixes, and their greatest length
 _TOP, _DAYS = 10, 2
 _ONE = "203.0.113.5"
 _OFF = feedback.FeedbackConfig(trust="all", visitors_per_source=None, feedback_per_minute=None)
@@ -44,8 +44,8 @@ _KINDS = (
 
 @dataclasses.dataclass(frozen=True)
 class Shop:
-    """A log: what came before its last days, those days, and the attacked prefixes with the
-    visitors that typed them in the whole log.
+    """A log: the events before its last days, those of the last days, and the attacked prefixes
+    with the visitors who typed them in the whole log.
     """
 
     before: list[Event]
@@ -54,7 +54,7 @@ class Shop:
 
     @classmethod
     def simulated(cls, requests: int) -> Shop:
-        """A shop of so many requests in 28 days."""
+        """A shop with `requests` in 28 days."""
         with tempfile.TemporaryDirectory() as folder:
             simulate(folder, requests=requests, ceiling=False)
             files = [os.path.join(folder, f"{name}.parquet") for name in ("train", "dev")]
@@ -93,7 +93,7 @@ class Service:
         self._waiting: list[Future] = []
 
     def send(self, event: feedback.Event, source: str, served: bool) -> None:
-        """What somebody sends; with `served`, the list was asked for before."""
+        """Sends feedback; with `served`, after requesting the list."""
         self._sent += 1
         self.now = max(self.now, event.timestamp_ms)
         name = f"r{self._sent}"
@@ -115,9 +115,7 @@ class Service:
         self._waiting = []
 
     def lists(self, prefix: str, visitors: Sequence[str]) -> Iterator[list[str]]:
-        """What each visitor's list of a prefix is chosen from, most counted first, two hours
-        later.
-        """
+        """The candidates of each visitor for a prefix, most counted first, two hours later."""
         self._written()
         while self._counts.poll():
             pass
@@ -126,7 +124,7 @@ class Service:
             yield [self._counts.text(int(n) - 1) for n in items.candidates[:_TOP] if n]
 
     def close(self) -> None:
-        """Ends."""
+        """Closes counts and store."""
         self._counts.close()
         self._store.close()
 
@@ -176,18 +174,18 @@ def attacked(shop: Shop, min_users: int, defended: bool, kind: tuple, volume: fl
             service.send(*sent)
         reached, lists, best = 0, 0, _TOP
         for prefix, visitors in shop.visitors.items():
-            for found in service.lists(prefix, visitors):
+            for candidates in service.lists(prefix, visitors):
                 lists += 1
                 text = f"{prefix}zzz forged"
-                if text in found:
+                if text in candidates:
                     reached += 1
-                    best = min(best, found.index(text))
+                    best = min(best, candidates.index(text))
         service.close()
     return f"{reached / lists:.0%} ({best + 1})" if reached else "0 %"
 
 
 def _invented(users: int | None, place: int, number: int, time_ms: int) -> str:
-    """The name of the user that an attacker on a prefix sends its next feedback as."""
+    """The invented user of an attacker's next feedback."""
     if users == 0:
         return ""
     return f"forged{place}-{number if users is None else (time_ms // DAY_MS, number % users)}"

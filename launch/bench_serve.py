@@ -1,17 +1,17 @@
-"""The service under load: people typing, letter by letter, at shares of what it can do.
+"""The service under load: people who type letter by letter, at shares of its capacity.
 
   python launch/bench.py --suite serve --work work/quickstart
 
-A server process is started over WORK_DIR and listens to this machine only. The load is the log's
-own: each search of its dev (or train) split is typed anew, from the first letter to the prefix it
-was chosen at, by people who arrive at random (a Poisson process, open loop: a slow answer delays
-nobody's next letter), each with the history of the log. The service's capacity is measured
-first, by enough clients to saturate it. Latency is taken here, from the letter to the whole
-answer; of 503 and 504, too. A request without any answer is lost, and there must be none.
+A server process serves WORK_DIR to this machine only. The load comes from the log: simulated users
+type the prefix of each search of its dev (or train) split from the first letter, with the user's
+history. They arrive by a Poisson process, and a slow reply does not delay the next letter (open
+loop). The capacity is measured first, with enough clients to saturate the service. Latency is
+measured at the client, from the letter to the whole reply, also for 503 and 504. A request without
+a reply is lost, and there must be none.
 
-The clients share the cores with the server, so under load their clocks also measure themselves. A
-process of higher priority (as root) sends a few letters a second beside them, and nothing else: its
-times are the server's.
+The clients share the cores with the server, so under load their times include their own delays. A
+separate process of higher priority (as root) sends a few requests per second; its times are those
+of the server.
 """
 
 from __future__ import annotations
@@ -57,17 +57,17 @@ def server(work: str, folder: str, *flags: str) -> Iterator[tuple[str, int, dict
         stdout=subprocess.PIPE,
         text=True,
         env={**os.environ, **compiled},
-        start_new_session=True,  # a desktop's scheduler then shares the cores with the clients
+        start_new_session=True,  # the scheduler then shares the cores between server and clients
     )
     assert process.stdout
     try:
-        found = None
-        while found is None:
+        match = None
+        while match is None:
             line = process.stdout.readline()
             if not line:
                 raise SystemExit("the server ended before it listened")
-            found = re.search(r"http://([\d.]+):(\d+)/", line)
-        host, port = found[1], int(found[2])
+            match = re.search(r"http://([\d.]+):(\d+)/", line)
+        host, port = match[1], int(match[2])
         times: dict[str, float] = {}
         while "warm" not in times:
             with contextlib.suppress(OSError):
@@ -88,10 +88,11 @@ def server(work: str, folder: str, *flags: str) -> Iterator[tuple[str, int, dict
 
 
 def _line(name: str, part: list[tuple[int, float, int, str]]) -> str:
-    given = [1000 * took for _, took, status, _ in part if status == 200]
+    answered = [1000 * took for _, took, status, _ in part if status == 200]
     counts = collections.Counter(level for *_, status, level in part if status == 200)
     codes = collections.Counter(status for _, _, status, _ in part)
-    middle, high, highest = np.percentile(given, [50, 95, 99]) if given else [float("nan")] * 3
+    nothing = [float("nan")] * 3
+    middle, high, highest = np.percentile(answered, [50, 95, 99]) if answered else nothing
     groups = [sum(counts[level] for level in levels) for levels in (BEST, CHEAPER, ("popular",))]
     shares = " / ".join(f"{count / max(len(part), 1):.0%}" for count in groups)
     other = len(part) - codes[200] - codes[503] - codes[504]
@@ -101,16 +102,16 @@ def _line(name: str, part: list[tuple[int, float, int, str]]) -> str:
     )
 
 
-def _looked(name: str, looked: list[tuple[float, int]], status: int) -> float:
-    """Prints the times of one status in the server; the p99 in ms."""
-    took = [1000 * seconds for seconds, found in looked if found == status]
+def _print_probe(name: str, times: list[tuple[float, int]], status: int) -> float:
+    """Prints the probe's times of replies with one status; returns the p99 in ms."""
+    took = [1000 * seconds for seconds, code in times if code == status]
     middle, high = np.percentile(took, [50, 99]) if took else (float("nan"), float("nan"))
     print(f"    in the server, {len(took)} {name}: p50 {middle:.1f} ms, p99 {high:.1f} ms")
     return high
 
 
 def inside(work: str, typed: list[tuple[str, dict[str, list]]]) -> None:
-    """What one list costs without HTTP: the as-of ask, other Python of a request, the whole."""
+    """Prints the cost of a list without HTTP: as-of features, other Python, and the whole."""
     from onesug_jax import main
     from onesug_jax.decode.both_ways import leaves_room
     from onesug_jax.stages.trained_model import TrainedModel
@@ -128,14 +129,14 @@ def inside(work: str, typed: list[tuple[str, dict[str, list]]]) -> None:
         (prefix[: 1 + n % 6], past["history"][::-1], past["history_minutes"][::-1])
         for n, (prefix, past) in enumerate(itertools.islice(typed, 512))
     ]
-    state.requests(asked, time_ms)  # first uses of a prefix fill caches
-    found = state.requests(asked, time_ms)
-    made = [Request(one[0], items=now) for one, now in zip(asked, found, strict=True)]
+    state.requests(asked, time_ms)  # fills the caches of prefixes
+    features = state.requests(asked, time_ms)
+    made = [Request(one[0], items=items) for one, items in zip(asked, features, strict=True)]
     writing, model.writing = model.writing, None
     print(
-        f"\n{len(asked)} requests of 1 to 6 letters; medians, quickest in brackets; us are CPU time"
+        f"\n{len(asked)} requests of 1 to 6 letters; medians, minimum in brackets; us are CPU time"
     )
-    alone = time.thread_time  # of this thread: other work on the machine matters less
+    alone = time.thread_time  # CPU time of this thread: other load matters less
     for batch in (1, 32):
         starts = range(0, len(made) if batch > 1 else min(len(made), 128), batch)
         groups = [made[n : n + batch] for n in starts]
@@ -146,7 +147,7 @@ def inside(work: str, typed: list[tuple[str, dict[str, list]]]) -> None:
         spent = [_seconds(model.suggest, group, clock=time.process_time) for group in groups]
         host = [_seconds(_without_model(model, group), group, clock=alone) for group in groups]
         print(
-            f"  batch {batch}: as-of ask {_each(ask, batch, 1e6)} us, other Python "
+            f"  batch {batch}: as-of features {_each(ask, batch, 1e6)} us, other Python "
             f"{_each(host, batch, 1e6)} us a request; {_each(whole, batch, 1e3)} ms a list, "
             f"{_each(spent, batch, 1e3)} ms of CPU time"
         )
@@ -154,7 +155,7 @@ def inside(work: str, typed: list[tuple[str, dict[str, list]]]) -> None:
         return
     model.writing = writing
     rows = [model.opening([one], model._room(one)).log_probabilities for one in made]
-    listed = [np.array([min(np.count_nonzero(one.candidates), 16)]) for one in found]
+    listed = [np.array([min(np.count_nonzero(one.candidates), 16)]) for one in features]
     leaves = [
         leaves_room(np.asarray(row), count, 16, writing)[0]
         for row, count in zip(rows, listed, strict=True)
@@ -163,15 +164,15 @@ def inside(work: str, typed: list[tuple[str, dict[str, list]]]) -> None:
     print(f"  {len(room) / len(made):.0%} of the lists leave room for written queries")
     for batch in (1, 8) if room else ():
         groups = [(room * batch)[n : n + batch] for n in range(0, 16 * batch, batch)]
-        size = len(found[0].candidates)
+        size = len(features[0].candidates)
         model._write(groups[0], size)  # compiles
         whole = [_seconds(model._write, group, size) for group in groups if group]
         print(f"  writing, batch {batch}: {_each(whole, batch, 1e3)} ms more for such a list")
 
 
-def _seconds(run: Callable, *given, clock=time.perf_counter) -> float:
+def _seconds(run: Callable, *args, clock=time.perf_counter) -> float:
     began = clock()
-    run(*given)
+    run(*args)
     return clock() - began
 
 
@@ -180,21 +181,23 @@ def _each(seconds: list[float], batch: int, unit: float) -> str:
 
 
 def _without_model(model, group) -> Callable:
-    """`model.suggest` of a group with what the model says of it looked up."""
-    said = []
+    """`model.suggest` of a group with recorded outputs in place of the model."""
+    outputs = []
     real = model.opening
 
-    def listening(requests, room):
-        said.append(real(requests, room))
-        return said[-1]
+    def record(requests, room):
+        outputs.append(real(requests, room))
+        return outputs[-1]
 
-    model.opening = listening
+    model.opening = record
     model.suggest(group)
     del model.opening
-    answers = [SimpleNamespace(log_probabilities=np.asarray(one.log_probabilities)) for one in said]
+    recorded = [
+        SimpleNamespace(log_probabilities=np.asarray(one.log_probabilities)) for one in outputs
+    ]
 
     def suggest(group):
-        left = iter(answers)
+        left = iter(recorded)
         model.opening = lambda requests, room: (model.arrays(requests, room), next(left))[1]
         model.suggest(group)
         del model.opening
@@ -203,7 +206,9 @@ def _without_model(model, group) -> Callable:
 
 
 def serve(work: str, seconds: int) -> None:
-    """The tables of one work directory: with degradation levels, and the full list or nothing."""
+    """Prints the tables of one work directory: with all degradation levels, and without cheaper
+    ones.
+    """
     typed = [(prefix, history) for prefix, history in searches(work) if prefix]
     inside(work, typed)
     with tempfile.TemporaryDirectory() as folder:
@@ -212,8 +217,8 @@ def serve(work: str, seconds: int) -> None:
             flags = [f"--gin.EngineConfig.levels={levels}", "--gin.EngineConfig.deadline_ms=500"]
             with server(work, folder, *flags) as (host, port, times):
                 print(f"\nlevels {levels}: ready after {times['ready']:.1f} s", end="")
-                how = "programs of a run before" if capacity else "nothing compiled before"
-                print(f", every shape after {times['warm']:.1f} s ({how})")
+                cache = "compiled in the run before" if capacity else "nothing compiled before"
+                print(f", every shape after {times['warm']:.1f} s ({cache})")
                 if not capacity:
                     asyncio.run(capacity_of(host, port, typed, 4, 3))  # the first requests are slow
                     capacity = asyncio.run(capacity_of(host, port, typed, 16, max(5, seconds // 2)))
@@ -225,15 +230,19 @@ def serve(work: str, seconds: int) -> None:
                 highest = {}
                 for share in (0.5, 1.0, 3.0):
                     rate = share * capacity
-                    with probed(host, port, typed, seconds) as looked:
-                        seen = asyncio.run(load(host, port, typed, rate, seconds, int(10 * share)))
-                    held = len(seen.answers) / seconds
-                    print(f"  {share:g} x capacity: {held:,.0f} letters/s, {seen.lost} lost")
-                    print(_line("all", seen.answers))
+                    seed = int(10 * share)
+                    with probed(host, port, typed, seconds) as probe:
+                        replies = asyncio.run(load(host, port, typed, rate, seconds, seed))
+                    answers = replies.answers
+                    print(
+                        f"  {share:g} x capacity: {len(answers) / seconds:,.0f} letters/s, "
+                        f"{replies.lost} lost"
+                    )
+                    print(_line("all", answers))
                     for name, low, high in KEYSTROKES:
-                        part = [one for one in seen.answers if low <= one[0] <= high]
+                        part = [one for one in answers if low <= one[0] <= high]
                         print(_line(f"  {name}", part))
-                    highest[share] = _looked("lists", looked, 200)
-                    _looked("refusals", looked, 503)
+                    highest[share] = _print_probe("lists", probe, 200)
+                    _print_probe("refusals", probe, 503)
                 ratio = highest[3.0] / highest[1.0]
-                print(f"  p99 of lists given at 3 x capacity: {ratio:.2f} of that at 1 x")
+                print(f"  p99 of lists at 3 x capacity: {ratio:.2f} of that at 1 x")

@@ -1,15 +1,15 @@
-"""Hugging Face's T5 in PyTorch, for bench_train.py: times training steps when asked to.
+"""Training steps of Hugging Face's T5 in PyTorch, timed for bench_train.py.
 
     python bench_t5.py '{"stage": "pretrain", "device": "cpu", "batch": 32, ...}'
 
-Run in an environment of its own (requirements-compare.txt); does not import onesug_jax. Writes one
-line of JSON when it is ready, then one for every line it reads, a number of steps: how many
-milliseconds each took. `"stage": "matmul"` only measures the rate of one float32 matrix product.
+It runs in its own environment (requirements-compare.txt) and does not import onesug_jax. It writes
+one line of JSON when it is ready. Each input line is a number of steps; the reply has the mean
+milliseconds of a step. `"stage": "matmul"` only measures the rate of one float32 matrix product.
 
 A step is the loss, its gradient and torch.optim.AdamW: parameters, moments and loss in float32,
-activations in bfloat16 on a GPU. No clipping. `pretrain` is the model's own loss of its labels;
-`rwr` the preference objective the plain way: the request repeated for each of its 1 + N targets,
-through the policy and a frozen reference. torch.compile is used where it works and is the faster.
+activations in bfloat16 on a GPU, no clipping. `pretrain` uses the model's own loss. `rwr` is the
+preference objective without sharing: the request is repeated for each of its 1 + N targets, through
+the policy and a frozen reference. torch.compile is used if it works and is faster.
 """
 
 import copy
@@ -28,13 +28,13 @@ REWARDS = (2.0, 0.5, 0.5, 0.2, 0.0)
 
 
 def t5(sizes: dict, checkpointing: bool):
-    """T5 v1.1 with random weights and, unless tied, a head of its own."""
+    """T5 v1.1 with random weights and, unless tied, a separate head."""
     sizes = dict(sizes)
     tied = sizes.pop("tied")
     config = transformers.T5Config(
         **sizes,
         feed_forward_proj="gated-gelu",
-        tie_word_embeddings=False,  # outputs are not scaled, as in v1.1
+        tie_word_embeddings=False,  # unscaled outputs, as in v1.1
         decoder_start_token_id=0,
         use_cache=False,
     )
@@ -52,7 +52,7 @@ def pretrain_loss(model, tokens, targets):
 
 
 def list_scores(model, tokens, targets):
-    """`log pi(q | x)` of `targets [B, C, T]`, the request repeated for each: `[B, C]`."""
+    """`log pi(q | x)` of `targets [B, C, T]`, with the request repeated for each: `[B, C]`."""
     size, lists, length = targets.shape
     tokens = tokens.repeat_interleave(lists, 0)
     targets = targets.reshape(size * lists, length)
@@ -105,27 +105,27 @@ class Trainer:
         self.loss, self.how = self._faster()
 
     def _faster(self):
-        """The loss function to time, compiled or not, and what to call it."""
+        """The faster loss function, compiled or not, and its description."""
         compiled = torch.compile(self.eager, dynamic=False)
         self.steps(1, self.eager)
         slow = self.steps(1, self.eager) > 2000
         try:
             self.steps(2, compiled)
-        except Exception as error:  # whatever the compiler throws
+        except Exception as error:  # the compiler raises many kinds
             reason = str(error).strip().splitlines() or [type(error).__name__]
             print(f"torch.compile fails: {reason[0]}", file=sys.stderr)
             return self.eager, "eager (compiling fails)"
         steps = 1 if self.device.type == "cpu" else 10
-        # In turn and the best of each, so that other work on the machine does not decide.
+        # In turn, and the best of each, against noise from other load.
         times = [
             (self.steps(steps, compiled), self.steps(steps, self.eager))
             for _ in range(1 if slow else 3)
         ]
-        with_it, without = (min(column) for column in zip(*times, strict=True))
-        return (compiled, "compiled") if with_it < without else (self.eager, "eager (the faster)")
+        with_compile, without = (min(column) for column in zip(*times, strict=True))
+        return (compiled, "compiled") if with_compile < without else (self.eager, "eager (faster)")
 
     def steps(self, count: int, loss=None) -> float:
-        """Milliseconds a step of `count` steps, one after another."""
+        """The mean milliseconds of `count` steps."""
         loss = loss or self.loss
         self._wait()
         began = time.perf_counter()
@@ -149,7 +149,7 @@ class Trainer:
 
 
 def matmul_rate(size: int = 2048, times: int = 10) -> float:
-    """FLOP/s of the fastest of `times` float32 products of two square matrices."""
+    """FLOP/s of the fastest of `times` products of two square float32 matrices."""
     left, right = torch.randn(size, size), torch.randn(size, size)
     best = float("inf")
     for _ in range(times):
@@ -160,7 +160,7 @@ def matmul_rate(size: int = 2048, times: int = 10) -> float:
 
 
 def main(settings: dict) -> None:
-    """Answers on what was standard output; what libraries print goes to standard error."""
+    """Writes replies to the original standard output; libraries print to standard error."""
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)
 
@@ -174,10 +174,7 @@ def main(settings: dict) -> None:
     if settings["device"] == "cuda" and not torch.cuda.is_available():
         raise SystemExit("this PyTorch sees no GPU")
     trainer = Trainer(settings)
-    answer(
-        how=f"torch {torch.__version__}, {trainer.how}",
-        parameters=trainer.parameters,
-    )
+    answer(how=f"torch {torch.__version__}, {trainer.how}", parameters=trainer.parameters)
     for line in sys.stdin:
         answer(milliseconds=trainer.steps(int(line)))
 

@@ -1,10 +1,10 @@
-"""One training step of ours beside one of Hugging Face's T5 in PyTorch: `bench.py --suite train`.
+"""Our training step compared with Hugging Face's T5 in PyTorch: `bench.py --suite train`.
 
-Both sides do forward, backward and AdamW on batches of one shape, on one device with all its cores,
-in turn, so that what else the machine does hits both. Ours is the update the training loop runs
-(`make_train_step`, with its clipping and its check for finite numbers), once as the stage has it
-and once as the plain T5 that theirs is. Theirs is `bench_t5.py`, run by the Python that the
-environment variable ONESUG_COMPARE_PYTHON names; without it ours is timed alone.
+Both sides do forward, backward and AdamW on batches of one shape, on one device with all its cores.
+They take turns, so that other load on the machine affects both. Our side is the update of the
+training loop (`make_train_step`, with clipping and the check for finite numbers), once with the
+stage's model and once with a plain T5. The other side is `bench_t5.py`, run by the Python that the
+environment variable ONESUG_COMPARE_PYTHON names. Without it, only our side is timed.
 """
 
 from __future__ import annotations
@@ -32,9 +32,9 @@ from onesug_jax.train.train_state import abstract_state, init_state
 
 STAGES = ("pretrain", "rwr")
 LENGTH, TARGET, NEGATIVES = 96, 12, 4
-PIECES, MARKERS, VOCABULARY = 4096, 59, 6272  # what the `vocab` stage makes by default
+PIECES, MARKERS, VOCABULARY = 4096, 59, 6272  # the defaults of the `vocab` stage
 VECTOR = 128  # width of the default text encoder, whose vector is the soft token
-ROUNDS, SECONDS = 3, 3.0  # of every side, and about how long one takes
+ROUNDS, SECONDS = 3, 3.0  # rounds of each side, and the approximate time of one
 
 Flags = Sequence[tuple[str, str]]
 
@@ -43,7 +43,7 @@ Flags = Sequence[tuple[str, str]]
 
 
 def config_of(size: str, dtype: str, flags: Flags = ()) -> ModelConfig:
-    """The named size as the stage configures it with `flags`, in the type of the comparison."""
+    """The configuration of a stage's model with `flags`, in the data type of the comparison."""
     settings = main.read_config(flags=[("MODEL", repr(size)), *flags]).of(["ModelConfig"])
     fields = {key.split(".")[1]: value for key, value in settings.items()} | {"dtype": dtype}
     return ModelConfig(
@@ -57,7 +57,7 @@ def config_of(size: str, dtype: str, flags: Flags = ()) -> ModelConfig:
 
 
 def plain(config: ModelConfig) -> ModelConfig:
-    """The T5 within it: no segments, soft tokens or dropout."""
+    """The configuration without segments, soft tokens and dropout: a plain T5."""
     return dataclasses.replace(config, segments=False, soft_dim=0, dropout=0.0)
 
 
@@ -84,8 +84,8 @@ def batch_of(stage: str, config: ModelConfig, size: int) -> dict[str, np.ndarray
     }
 
 
-def _drawn(like):
-    """Random parameters; drawn here because compiling the model's own draw takes longer."""
+def _random_params(like):
+    """Random parameters; faster than compiling the model's initialiser."""
     rng = np.random.default_rng(0)
 
     def draw(leaf):
@@ -103,29 +103,30 @@ class Ours:
         optimizer = make_optimizer(learning_rate=1e-4, weight_decay=0.01)
         if stage == "rwr":
             like = abstract_state(rwr_stage(config, PreferenceConfig()), optimizer, mesh)
-            made = rwr_stage(config, PreferenceConfig(), _drawn(like.params))
+            objective = rwr_stage(config, PreferenceConfig(), _random_params(like.params))
         else:
-            made = pretrain_stage(config)
-            like = abstract_state(made, optimizer, mesh)
-        self._step = make_train_step(made, optimizer, mesh)
-        self._frozen = made.frozen
-        self._state = init_state(made, optimizer, mesh, seed=0, params=_drawn(like.params))
+            objective = pretrain_stage(config)
+            like = abstract_state(objective, optimizer, mesh)
+        self._step = make_train_step(objective, optimizer, mesh)
+        self._frozen = objective.frozen
+        params = _random_params(like.params)
+        self._state = init_state(objective, optimizer, mesh, seed=0, params=params)
         self._batch = meshes.global_batch(mesh, batch_of(stage, config, size))
         self.steps(1)
 
     def steps(self, count: int) -> float:
-        """Milliseconds a step of `count` steps, one after another."""
+        """The mean milliseconds of `count` steps."""
         began = time.perf_counter()
         for _ in range(count):
             self._state, metrics = self._step(self._state, self._batch, self._frozen)
         jax.block_until_ready(metrics)
         spent = 1000 * (time.perf_counter() - began) / count
         if int(self._state.bad_step) >= 0:
-            raise SystemExit("the loss of our step is not finite; its time says nothing.")
+            raise SystemExit("the loss of our step is not finite; its time is meaningless.")
         return spent
 
     def close(self) -> None:
-        """Gives its memory back."""
+        """Frees its memory."""
         del self._state, self._batch, self._frozen, self._step
 
 
@@ -133,18 +134,18 @@ class Ours:
 
 
 class Theirs(Other):
-    """`bench_t5.py` in its own Python, waiting for numbers of steps."""
+    """`bench_t5.py` in its own Python."""
 
     def __init__(self, **settings):
         super().__init__("bench_t5.py", settings | {"threads": len(os.sched_getaffinity(0))})
 
     def steps(self, count: int) -> float:
-        """Milliseconds a step of `count` steps, one after another."""
-        return self.ask(str(count))["milliseconds"]
+        """See `Ours.steps`."""
+        return self.request(str(count))["milliseconds"]
 
 
 def t5_sizes(config: ModelConfig) -> dict:
-    """The plain model's sizes as T5Config names them."""
+    """The plain model's sizes by their names in T5Config."""
     return {
         "vocab_size": config.vocab_size,
         "d_model": config.d_model,
@@ -164,7 +165,7 @@ def t5_sizes(config: ModelConfig) -> dict:
 
 
 def model_flops(stage: str, config: ModelConfig, size: int, repeated: bool = False) -> float:
-    """FLOPs of one step: 3 forward passes, in rwr 4; `repeated`: the request for every target."""
+    """FLOPs of one step: 3 forward passes, 4 in rwr. `repeated`: encode the request per target."""
     if stage == "pretrain":
         return 3 * size * config.flops_per_example(LENGTH, TARGET)
     both, request = (config.flops_per_example(LENGTH, target) for target in (TARGET, 0))
@@ -173,10 +174,10 @@ def model_flops(stage: str, config: ModelConfig, size: int, repeated: bool = Fal
 
 
 def peak_flops() -> tuple[float, str]:
-    """FLOP/s of one device, and where the figure is from."""
+    """FLOP/s of one device, and the source of the figure."""
     published = published_flops(jax.devices()[0].device_kind)
     if published:
-        return published, "bfloat16, by its maker's figures"
+        return published, "bfloat16, published by its manufacturer"
     cpu = jax.default_backend() == "cpu"
     size, dtype = (2048, jnp.float32) if cpu else (8192, jnp.bfloat16)
     left, right = jax.random.normal(jax.random.key(0), (2, size, size), dtype)
@@ -196,12 +197,12 @@ def peak_flops() -> tuple[float, str]:
         except NotRun:
             pass
     listed = ", ".join(f"{name} {rate / 1e9:,.0f}" for name, rate in rates.items())
-    what = f"the fastest {jnp.dtype(dtype).name} product of two {size} x {size} matrices here"
-    return max(rates.values()), f"{what} ({listed})"
+    source = f"the fastest {jnp.dtype(dtype).name} product of two {size} x {size} matrices here"
+    return max(rates.values()), f"{source} ({listed})"
 
 
 def in_turn(sides: list, steps: int | None) -> list[list[float]]:
-    """Milliseconds a step of every side, ROUNDS times, each round all sides one after another."""
+    """The milliseconds per step of each side in each of ROUNDS rounds; the sides take turns."""
     counts = [steps or min(max(round(1000 * SECONDS / s.steps(1)), 1), 100) for s in sides]
     spent: list[list[float]] = [[] for _ in sides]
     for _ in range(ROUNDS):
@@ -211,7 +212,7 @@ def in_turn(sides: list, steps: int | None) -> list[list[float]]:
 
 
 def compare(stage: str, config: ModelConfig, size: int, peak: float, steps: int | None) -> None:
-    """Prints one stage's rows."""
+    """Prints the rows of one stage."""
     print(f"{stage:<55} {'ms a step':>9} {'tokens/s':>9} {'GFLOP':>8} {'MFU':>7}")
     bare, backend = plain(config), jax.default_backend()
     added = ["segments"] * config.segments + ["a soft token"]
@@ -226,7 +227,7 @@ def compare(stage: str, config: ModelConfig, size: int, peak: float, steps: int 
     why = None
     try:
         if backend not in ("cpu", "gpu"):
-            raise NotRun("not run: PyTorch has a CPU and a GPU side here, no TPU one")
+            raise NotRun("not run: the PyTorch side supports CPU and GPU only")
         other = Theirs(
             stage=stage,
             device="cuda" if backend == "gpu" else "cpu",
@@ -248,7 +249,7 @@ def compare(stage: str, config: ModelConfig, size: int, peak: float, steps: int 
         why = str(error)
     try:
         spent = in_turn([side for side, _ in sides.values()], steps)
-    except NotRun as error:  # theirs has stopped on the way
+    except NotRun as error:  # the PyTorch process has stopped
         why = str(error)
         sides.popitem()
         spent = in_turn([side for side, _ in sides.values()], steps)
@@ -266,11 +267,11 @@ def compare(stage: str, config: ModelConfig, size: int, peak: float, steps: int 
 
 
 def train(sizes: list[str], steps: int | None, batch: int | None, flags: Flags = ()) -> None:
-    """The comparison for every size.
+    """Prints the comparison for every size.
 
     Args:
-      steps: of one round; None: as many as fill SECONDS.
-      batch: requests; None: what the stages take by default, on a CPU fewer.
+      steps: steps of one round; None: as many as fill SECONDS.
+      batch: requests of a batch; None: the stages' default, fewer on a CPU.
       flags: (name, value) of --gin.NAME=VALUE, settings of the model.
     """
     cpu = jax.default_backend() == "cpu"
@@ -279,14 +280,14 @@ def train(sizes: list[str], steps: int | None, batch: int | None, flags: Flags =
         f"A step is forward, backward and AdamW; input {LENGTH}, target {TARGET}, {NEGATIVES} "
         f"negatives, vocabulary {VOCABULARY:,},\n"
         f"  {'float32' if cpu else 'bfloat16 activations'}; median of {ROUNDS} rounds in turn; "
-        "x: times as long as ours as a plain T5.\n"
-        "MFU: model FLOPs over time and peak. Counted are matrix products, a multiply-add as two, "
-        "every position,\n"
-        "  three times the forward pass (recomputation not counted), in rwr once more for the "
-        "reference; Hugging Face's\n"
-        "  rwr repeats the request for every target and is credited with all it computes.\n"
+        "x: time divided by that of our plain T5.\n"
+        "MFU: model FLOPs over time and peak. FLOPs are those of matrix products at all positions, "
+        "two per multiply-add:\n"
+        "  three times the forward pass (without recomputation), in rwr once more for the "
+        "reference. Hugging Face's\n"
+        "  rwr encodes the request for every target, and all of these FLOPs count.\n"
         f"  Peak: {peak / 1e9:,.0f} GFLOP/s, {source}.\n"
-        "tokens/s: the batch's tokens, each request's input counted once on both sides."
+        "tokens/s: the batch's tokens; the input of a request counts once on both sides."
     )
     for size in sizes:
         config = config_of(size, "float32" if cpu else "bfloat16", flags)

@@ -1,11 +1,11 @@
 #!/usr/bin/env bash
-# From a plain search log to suggestions: any CSV or TSV (also JSONL, Parquet, .gz, .zst) with a user, a time and
-# a query in each row, and perhaps an item that was opened or bought. Columns are recognised by their names.
+# Trains on a plain search log: any CSV or TSV (also JSONL, Parquet, .gz, .zst) with a user, a time and a query in
+# each row, and optionally an opened or bought item. Columns are recognised by their names.
 #   bash launch/clicks.sh searches.csv
 #   bash launch/clicks.sh searches.tsv --work work/mine --gin.clicks.query=what --gin.clicks.time=moment
 #   bash launch/clicks.sh searches.csv --gin.clicks.prefixes=letters --gin.ingest.dev_share=0.2
-# Says what it recognised, trains with gin_configs/two_cores.gin (--gin_file=... for another recipe), and prints
-# how the model compares with most popular completion. Run again, it goes on where it stopped.
+# Prints the recognised columns, trains with gin_configs/two_cores.gin (or another --gin_file=...), and compares the
+# model with most popular completion. A second run continues.
 set -euo pipefail
 
 root="$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)"
@@ -19,7 +19,7 @@ while [ $# -gt 0 ]; do
     -h | --help) usage; exit 0 ;;
     -*) echo "error: unknown word $1" >&2; usage >&2; exit 2 ;;
     *)
-      [ -z "$file" ] || { echo "error: one file or folder, please; found $file and $1" >&2; exit 2; }
+      [ -z "$file" ] || { echo "error: expected one file or folder, found $file and $1" >&2; exit 2; }
       file="$1"; shift ;;
   esac
 done
@@ -40,7 +40,7 @@ case " ${more[*]-} " in *" --dry_run "*) exit 0 ;; esac
 
 cat <<EOT
 
-Everything is in $work; report/ holds the figures, log/set_aside.jsonl the rows that could not be used. Next:
+Everything is in $work; report/ has the metrics, log/set_aside.jsonl the rows that could not be used. Next:
   type and see   PYTHONPATH=$root ${main[*]} suggest --gin.WORK_DIR=$work
   serve          PYTHONPATH=$root ${main[*]} serve --gin.WORK_DIR=$work
 EOT

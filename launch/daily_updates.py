@@ -1,12 +1,12 @@
-"""What daily updates gain over a model without updates: the loop, run on a log's last days.
+"""Measures the gain of daily updates on the last days of a log.
 
   python launch/daily_updates.py --log LOG --work WORK --days 5 --gin_file=gin_configs/two_cores.gin
 
-The log but its last days trains the first model (`run`). Then every day in turn is the fresh log of
-an `update`. Its newest quarter, which no model has learnt from, is scored by the model in use after
-it and by the model without updates: with the same histories, but its own counts, pools and
-parameters. Prints a table, and writes WORK/daily.json and WORK/daily.png. Interrupted, the same
-command goes on.
+The log without its last days trains the first model (`run`). Then each day is the fresh log of an
+`update`. The newest quarter of the day, which no model was trained on, is scored by the model in
+use after the update and by the first model: with the same histories, but with its own counts, pools
+and parameters. Prints a table, and writes WORK/daily.json and WORK/daily.png. After an
+interruption, the same command continues.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ from onesug_jax.pipeline import workdir  # noqa: E402
 
 
 def cut_days(log: str, out: str, days: int) -> list[str]:
-    """out/base.parquet, and one file for each of the last `days` days; the days' files."""
+    """Writes out/base.parquet and a file for each of the last days; returns the days' files."""
     paths = [os.path.join(out, f"day{number}.parquet") for number in range(1, days + 1)]
     if os.path.exists(paths[-1]):
         return paths
@@ -57,19 +57,19 @@ _ALL = "--gin.update.versions_retained=1000"
 
 
 def scored(work: str, log: str, flags: list[str]) -> dict[str, float]:
-    """Scores of the model in use of a work directory on the newest rows of an update's log."""
+    """Scores of a work directory's model in use on the newest rows of an update's log."""
     from onesug_jax.stages.scoring import judged, score
     from onesug_jax.stages.trained_model import TrainedModel
 
     context = main.context_of("update", f"--gin.WORK_DIR={work}", *flags)
     bundled = workdir.WorkDir(workdir.model_in_use(work))
     model = TrainedModel(dataclasses.replace(context, work=bundled, home=workdir.WorkDir(work)))
-    found = score(model, os.path.join(log, "dev.parquet"), log, rivals="none").metrics["model"]
-    return {**judged(found), "rows": found["all"]["n"]}
+    metrics = score(model, os.path.join(log, "dev.parquet"), log, rivals="none").metrics["model"]
+    return {**judged(metrics), "rows": metrics["all"]["n"]}
 
 
 def play(log: str, work: str, days: int, flags: list[str]) -> None:
-    """Runs, updates day by day, and shows the results."""
+    """Trains, updates day by day, and shows the results."""
     os.makedirs(work, exist_ok=True)
     files = cut_days(log, work, days)
     shop, alone = os.path.join(work, "shop"), os.path.join(work, "alone")
@@ -95,7 +95,7 @@ def play(log: str, work: str, days: int, flags: list[str]) -> None:
 
 
 def show(table: list[dict], path: str) -> None:
-    """The table, and its picture."""
+    """Prints the table and saves the plot."""
     names = ("no updates", "in use")
     print(f"{'':<6}{'rows':>6}   " + "".join(f"{name:^24}" for name in names))
     print(f"{'day':<6}{'':>6}   " + f"{'MRR@16':>8}{'orders':>8}{'HR@16':>8}" * len(names))

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Builds the documents as a site in build/docs, with warnings as errors.
 #   bash launch/docs.sh
-#   bash launch/docs.sh --serve   shows it at http://127.0.0.1:8001, and follows edits
+#   bash launch/docs.sh --serve   serves it at http://127.0.0.1:8001, and rebuilds it after edits
 set -euo pipefail
 
 root="$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)"
@@ -16,7 +16,7 @@ case "${1:-}" in
   --serve) exec "$python" -m mkdocs serve --dev-addr 127.0.0.1:8001 ;;
   "") exec "$python" -m mkdocs build --quiet ;;
   *)
-    echo "error: unknown word $1; there is --serve" >&2
+    echo "error: unknown word $1; expected --serve or nothing" >&2
     exit 2
     ;;
 esac

@@ -1,27 +1,27 @@
 #!/usr/bin/env bash
-# Trains on GPUs, on one host or several: plain processes, which find each other by ONESUG_PROCESSES,
-# ONESUG_PROCESS and ONESUG_COORDINATOR. When one fails, the others are stopped (SIGTERM, then
-# SIGKILL), and the exit code is that of the first that failed. The same command goes on from the
-# last checkpoint.
+# Trains on GPUs of one or several hosts, with plain processes, which find each other by
+# ONESUG_PROCESSES, ONESUG_PROCESS and ONESUG_COORDINATOR. If one fails, the others are stopped
+# (SIGTERM, then SIGKILL), and the exit code is that of the first failure. The same command
+# continues from the last checkpoint.
 #
 #   bash launch/gpu_train.sh [flags] -- [words for `python -m onesug_jax.main run`]
 #   bash launch/gpu_train.sh -- --gin_file=gin_configs/serving.gin --gin.LOG=my_log.parquet
 #   bash launch/gpu_train.sh --hosts=gpu1,gpu2 -- --gin.LOG=/shared/log --gin.WORK_DIR=/shared/work
 #   sbatch --nodes=2 --ntasks-per-node=1 --gpus-per-node=8 --wrap "bash launch/gpu_train.sh -- .."
 #
-# One host: one process over all its GPUs. Several: one a host, by ssh without a password, each in
-# this very folder, which all hosts see; so do they WORK_DIR and LOG, or these are gs:// URLs. Inside
-# a SLURM allocation: as many processes as it has tasks, by srun; --print_sbatch prints the line that
-# asks for one.
+# One host: one process over all its GPUs. Several hosts: one process on each, by ssh without a
+# password. All hosts must share this folder, WORK_DIR and LOG (the last two may be gs:// URLs).
+# Inside a SLURM allocation: one process per task, by srun; --print_sbatch prints a command that
+# requests an allocation.
 #
 # Flags, --flag=VALUE or --flag VALUE, and the environment variables that set their defaults:
-#   --hosts            GPU_HOSTS          this one; several by commas, the first is process 0
-#   --processes        GPU_PROCESSES      1; of this host, its GPUs shared out among them
-#   --port             GPU_PORT           by chance, or by SLURM's job; process 0 listens there
+#   --hosts            GPU_HOSTS          this host; several separated by commas, process 0 first
+#   --processes        GPU_PROCESSES      1; processes of this host, which divide its GPUs
+#   --port             GPU_PORT           random, or from SLURM's job id; process 0 listens there
 #   --grace_seconds    GPU_GRACE_SECONDS  60; from SIGTERM to SIGKILL
-#   --python           ONESUG_PYTHON      .venv/bin/python, made with the CUDA packages if need be
-#   --print_sbatch                        print what hands this to SLURM, for --nodes (2) of
-#   --nodes, --gpus_per_node              --gpus_per_node (8)
+#   --python           ONESUG_PYTHON      .venv/bin/python, made with the CUDA packages if needed
+#   --print_sbatch                        print the sbatch command, for --nodes (2) nodes with
+#   --nodes, --gpus_per_node              --gpus_per_node (8) GPUs each
 #   --dry_run                             print every command, run none
 set -euo pipefail
 
@@ -29,7 +29,7 @@ root="$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)"
 self="$root/launch/gpu_train.sh"
 usage() { sed -n '2,/^set -euo/{/^#/s/^# \{0,1\}//p}' "${BASH_SOURCE[0]}"; }
 mistake() { echo "error: $1" >&2 && exit 2; }
-given=("$@")
+arguments=("$@")
 
 # ------------------------------------------------------------------ flags
 
@@ -57,7 +57,7 @@ while [ $# -gt 0 ]; do
     -h | --help) usage && exit 0 ;;
     --) shift && break ;;
     --gin*) mistake "$flag is for the training: write it after \`--\`" ;;
-    *) mistake "unknown flag $1; --help lists the flags, words for the training follow \`--\`" ;;
+    *) mistake "unknown flag $1; --help lists the flags; words for the training follow \`--\`" ;;
   esac
   shift
 done
@@ -71,7 +71,7 @@ if [ "${#hosts[@]}" -gt 0 ] && [ "$processes" -gt 1 ]; then
   mistake "--processes is for one host; --hosts starts one process on each"
 fi
 
-show() { # as it could be typed
+show() { # prints a command, quoted
   local word text=""
   for word in "$@"; do
     if [[ "$word" =~ ^[A-Za-z0-9_./:=@,+-]+$ ]]; then text+=" $word"; else text+=" ${word@Q}"; fi
@@ -87,7 +87,7 @@ fi
 
 # ------------------------------------------------------------------ python
 
-gpus() { # how many this host has, for this process
+gpus() { # the number of visible GPUs
   if [ "${JAX_PLATFORMS:-}" = cpu ] || ! command -v nvidia-smi >/dev/null; then
     echo 0
   elif [ -n "${CUDA_VISIBLE_DEVICES:-}" ]; then
@@ -97,7 +97,7 @@ gpus() { # how many this host has, for this process
   fi
 }
 
-prepare() { # the environment, once; on hosts that share the folder, for all
+prepare() { # makes the environment, which all hosts share
   if [ -n "$python" ]; then return; fi
   python="$root/.venv/bin/python"
   if [ -n "$dry_run" ]; then
@@ -117,16 +117,16 @@ prepare() { # the environment, once; on hosts that share the folder, for all
 
 export PYTHONPATH="$root${PYTHONPATH:+:$PYTHONPATH}" PYTHONUNBUFFERED=1
 
-# ------------------------------------------------------------------ one process of many
+# ------------------------------------------------------------------ one process of several
 
-if [ -n "$leashed" ]; then # on another host: ends when the connection, our standard input, does
+if [ -n "$leashed" ]; then # on another host: ends when standard input, the connection, ends
   exec 3<&0
   "${python:-$root/.venv/bin/python}" -m onesug_jax.main run "$@" 3<&- </dev/null &
   training=$!
   {
     cat <&3
     kill -TERM "$training" && sleep "$grace_seconds" && kill -KILL "$training"
-  } >/dev/null 2>&1 & # holds nothing that ssh would wait for
+  } >/dev/null 2>&1 & # without ssh's output, which ssh would wait for
   leash=$!
   code=0
   wait "$training" || code=$?
@@ -135,18 +135,18 @@ if [ -n "$leashed" ]; then # on another host: ends when the connection, our stan
 fi
 
 if [ -n "${SLURM_STEP_NODELIST:-}" ] && [ "${#hosts[@]}" -eq 0 ] && [ "$processes" = 1 ]; then
-  # A task of srun. The first node: a of a,b; n01 of n[01-04,7]; n[1,3] alike.
+  # A task of srun. The first node is a for a,b, and n01 for n[01-04,7].
   first="$SLURM_STEP_NODELIST"
   if [[ "$first" =~ ^([^][,]*)\[([^],-]+) ]]; then
     first="${BASH_REMATCH[1]}${BASH_REMATCH[2]}"
   fi
   for name in SLURM_NTASKS SLURM_PROCID SLURM_JOB_ID; do
-    [ -n "${!name:-}" ] || mistake "SLURM_STEP_NODELIST is set and $name is not: start it by srun"
+    [ -n "${!name:-}" ] || mistake "SLURM_STEP_NODELIST is set but $name is not: start it with srun"
   done
   if [ "$SLURM_NTASKS" -gt 1 ]; then
     export ONESUG_PROCESSES="$SLURM_NTASKS" ONESUG_PROCESS="$SLURM_PROCID"
     export ONESUG_COORDINATOR="${first%%,*}:${port:-$((20000 + SLURM_JOB_ID % 20000))}"
-    # Several tasks on a node that all see the same GPUs take one each.
+    # Several tasks on a node that see all of its GPUs use one each.
     if [ "$SLURM_NTASKS" -gt "${SLURM_STEP_NUM_NODES:-$SLURM_NTASKS}" ] && [ "$(gpus)" -gt 1 ]; then
       export JAX_LOCAL_DEVICE_IDS="${SLURM_LOCALID:-0}"
     fi
@@ -164,8 +164,8 @@ fi
 prepare
 
 if [ -n "${SLURM_JOB_ID:-}" ] && [ "${#hosts[@]}" -eq 0 ] && [ "$processes" = 1 ]; then
-  # An allocation: srun starts this script again as each task, and ends all when one fails.
-  command=(srun --kill-on-bad-exit=1 bash "$self" ${given[@]+"${given[@]}"})
+  # An allocation: srun starts this script as each task, and ends all tasks if one fails.
+  command=(srun --kill-on-bad-exit=1 bash "$self" ${arguments[@]+"${arguments[@]}"})
   if [ -n "$dry_run" ]; then
     show "${command[@]}"
     exit 0
@@ -176,7 +176,7 @@ fi
 # ------------------------------------------------------------------ all processes
 
 port="${port:-$((20000 + RANDOM % 20000))}"
-commands=() # what each process runs, quoted
+commands=() # the quoted command of each process
 if [ "${#hosts[@]}" -gt 0 ]; then
   count="${#hosts[@]}"
   for index in "${!hosts[@]}"; do
@@ -217,17 +217,17 @@ if [ "$count" = 1 ] && [ "${#hosts[@]}" -eq 0 ]; then eval "exec$text"; fi
 
 scratch="$(mktemp -d)"
 mkfifo "$scratch/leash"
-exec 4<>"$scratch/leash" # what leashed processes read from; it says nothing, and ends with us
+exec 4<>"$scratch/leash" # standard input of remote processes: empty, and closed when this script ends
 pids=() labels=()
 for index in "${!commands[@]}"; do
   mkfifo "$scratch/$index"
-  sed -u "s/^/[$index] /" <"$scratch/$index" 4<&- & # each line says whose it is
+  sed -u "s/^/[$index] /" <"$scratch/$index" 4<&- & # labels each line with the process
   labels+=($!)
   eval "exec${commands[$index]}" <"$scratch/leash" >"$scratch/$index" 2>&1 4<&- &
   pids+=($!)
 done
 
-tell() { # a signal to all that still run
+send() { # a signal to all running processes
   local pid
   for pid in "${pids[@]}"; do kill "-$1" "$pid" 2>/dev/null || true; done
 }
@@ -242,8 +242,8 @@ signalled="" deadline=0
 stop() {
   if [ -z "$signalled" ]; then deadline=$((SECONDS + grace_seconds)); fi
   signalled="${signalled:-$1}"
-  # On another host the end of the leash says it, so that ssh still brings its last words.
-  if [ "${#hosts[@]}" -gt 0 ]; then exec 4>&-; else tell TERM; fi
+  # Remote processes end when their standard input does, so that ssh still shows their last output.
+  if [ "${#hosts[@]}" -gt 0 ]; then exec 4>&-; else send TERM; fi
 }
 trap 'stop 143' TERM
 trap 'stop 130' INT
@@ -251,11 +251,11 @@ trap 'rm -rf "$scratch"' EXIT
 
 first="" ended=()
 while :; do
-  more=""
+  any_running=""
   for index in "${!pids[@]}"; do
     if [ -n "${ended[$index]:-}" ]; then continue; fi
     if kill -0 "${pids[$index]}" 2>/dev/null; then
-      more=yes
+      any_running=yes
       continue
     fi
     code=0
@@ -267,15 +267,15 @@ while :; do
       stop "$code"
     fi
   done
-  if [ -z "$more" ]; then break; fi
+  if [ -z "$any_running" ]; then break; fi
   if [ -n "$signalled" ] && [ "$SECONDS" -ge "$deadline" ] && running; then
-    echo "[gpu] not ended $grace_seconds s after SIGTERM; ending them" >&2
-    tell KILL
+    echo "[gpu] processes have not ended $grace_seconds s after SIGTERM; killing them" >&2
+    send KILL
     deadline=$((SECONDS + grace_seconds + 5))
   fi
   sleep 0.1 || true
 done
-for try in 1 2 3 4 5 6 7 8 9 10; do # until the last lines are shown
+for try in 1 2 3 4 5 6 7 8 9 10; do # wait for the last lines
   if ! kill -0 "${labels[@]}" 2>/dev/null; then break; fi
   if [ "$try" -lt 10 ]; then sleep 0.1; fi
 done

@@ -1,4 +1,4 @@
-"""People who type, for the bench of the service: open load, busy clients, and one that looks."""
+"""Simulated users who type, for bench_serve.py: open load, busy clients, and a probe."""
 
 from __future__ import annotations
 
@@ -16,19 +16,19 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
-LETTER_SECONDS = 0.25  # between two letters, on average
-PROBES, PROBE_SECONDS = 8, 0.2  # its connections, and seconds between two letters of one
+LETTER_SECONDS = 0.25  # mean time between two letters
+PROBES, PROBE_SECONDS = 8, 0.2  # connections of the probe, and mean time between their requests
 
 
 class Connections:
-    """Persistent connections to one server; as many as requests are under way."""
+    """Persistent connections to one server; a new one opens if all are busy."""
 
     def __init__(self, host: str, port: int):
         self._where = (host, port)
         self._free: list[tuple[asyncio.StreamReader, asyncio.StreamWriter]] = []
 
     async def post(self, path: str, body: dict) -> tuple[int, dict]:
-        """Status and reply."""
+        """The status and the reply."""
         reused = bool(self._free)
         reader, writer = self._free.pop() if reused else await asyncio.open_connection(*self._where)
         content = json.dumps(body).encode()
@@ -38,7 +38,7 @@ class Connections:
         try:
             answer = await reader.readuntil(b"\r\n\r\n")
         except (ConnectionError, asyncio.IncompleteReadError) as error:
-            # A reused connection may have been closed just before: every client asks anew.
+            # The server may have just closed a reused connection; clients then retry.
             begun = isinstance(error, asyncio.IncompleteReadError) and error.partial
             if not reused or begun:
                 raise
@@ -51,15 +51,15 @@ class Connections:
 
 
 @dataclass
-class Seen:
-    """What came back: (letter number, seconds, status, level) each; `lost` requests did not."""
+class Replies:
+    """The replies, each (letter number, seconds, status, level), and the number of lost ones."""
 
     answers: list[tuple[int, float, int, str]] = field(default_factory=list)
     lost: int = 0
 
 
 def searches(work: str) -> list[tuple[str, dict[str, list]]]:
-    """(prefix, the history as a request has it) of the log's searches, in random order."""
+    """(prefix, history fields of a request) of the log's searches, in random order."""
     from onesug_jax.logs.history import with_history
     from onesug_jax.pipeline import workdir
 
@@ -67,7 +67,7 @@ def searches(work: str) -> list[tuple[str, dict[str, list]]]:
     paths = [os.path.join(log, f"{split}.parquet") for split in ("dev", "train")]
     paths = [path for path in paths if os.path.exists(path)]
     if not paths:
-        raise SystemExit(f"{log}: expected a log; name a WORK_DIR that `run` has filled: --work W")
+        raise SystemExit(f"{log}: expected a log; name a WORK_DIR made by `run`: --work WORK_DIR")
     rows = with_history(paths, keep=paths[0]).read_all().slice(0, 20_000)
     rows = rows.select(["prefix", "recent", "recent_minutes"]).to_pylist()
     random.Random(0).shuffle(rows)
@@ -76,68 +76,68 @@ def searches(work: str) -> list[tuple[str, dict[str, list]]]:
 
 
 async def _letter(
-    connections: Connections, seen: Seen, prefix: str, history: dict[str, list]
+    connections: Connections, replies: Replies, prefix: str, history: dict[str, list]
 ) -> None:
     began = time.perf_counter()
     try:
         status, reply = await connections.post("/suggest", {"prefix": prefix, **history})
     except (OSError, asyncio.IncompleteReadError, ValueError):
-        seen.lost += 1
+        replies.lost += 1
         return
     took = time.perf_counter() - began
-    seen.answers.append((len(prefix), took, status, reply.get("level", "")))
+    replies.answers.append((len(prefix), took, status, reply.get("level", "")))
 
 
 async def capacity(host: str, port: int, typed, clients: int, seconds: float) -> float:
-    """Letters a second that `clients` get answered who ask again at once."""
-    connections, seen = Connections(host, port), Seen()
+    """Answered letters per second of `clients` that send the next request at once."""
+    connections, replies = Connections(host, port), Replies()
     letters = [(p[:n], history) for p, history in typed for n in range(1, len(p) + 1)]
     random.Random(1).shuffle(letters)
     upcoming, end = itertools.cycle(letters), time.monotonic() + seconds
 
     async def client():
         while time.monotonic() < end:
-            await _letter(connections, seen, *next(upcoming))
-            if seen.answers and seen.answers[-1][2] == 503:
+            await _letter(connections, replies, *next(upcoming))
+            if replies.answers and replies.answers[-1][2] == 503:
                 await asyncio.sleep(LETTER_SECONDS)
 
     began = time.monotonic()
     await asyncio.gather(*[client() for _ in range(clients)])
-    given = sum(status == 200 for *_, status, _ in seen.answers)
+    given = sum(status == 200 for *_, status, _ in replies.answers)
     return given / (time.monotonic() - began)
 
 
-async def load(host: str, port: int, typed, rate: float, seconds: float, seed: int) -> Seen:
-    """People who type `rate` letters a second in all, for so long."""
-    connections, seen, chance = Connections(host, port), Seen(), random.Random(seed)
+async def load(host: str, port: int, typed, rate: float, seconds: float, seed: int) -> Replies:
+    """Simulates people who type `rate` letters per second in total."""
+    connections, replies, chance = Connections(host, port), Replies(), random.Random(seed)
     letters = sum(len(prefix) for prefix, _ in typed) / len(typed)
-    under_way: set[asyncio.Task] = set()
+    tasks: set[asyncio.Task] = set()
 
     async def person(prefix: str, history: dict[str, list]) -> None:
-        asked = []
+        requests = []
         for n in range(1, len(prefix) + 1):
-            asked.append(asyncio.create_task(_letter(connections, seen, prefix[:n], history)))
+            requests.append(asyncio.create_task(_letter(connections, replies, prefix[:n], history)))
             await asyncio.sleep(chance.expovariate(1 / LETTER_SECONDS))
-        await asyncio.gather(*asked)
+        await asyncio.gather(*requests)
 
     upcoming = itertools.cycle(chance.sample(typed, len(typed)))
     end = time.monotonic() + seconds
     while time.monotonic() < end:
         task = asyncio.create_task(person(*next(upcoming)))
-        under_way.add(task)
-        task.add_done_callback(under_way.discard)
+        tasks.add(task)
+        task.add_done_callback(tasks.discard)
         await asyncio.sleep(chance.expovariate(rate / letters))
-    await asyncio.gather(*under_way)
-    return seen
+    await asyncio.gather(*tasks)
+    return replies
 
 
 def _probe(host: str, port: int, typed, seconds: float) -> list[tuple[float, int]]:
-    """(seconds, status) of letters; run in a process of its own."""
-    with contextlib.suppress(OSError):  # not root: the scheduler's turns are then measured too
+    """(seconds, status) of requests; runs in a separate process."""
+    with contextlib.suppress(OSError):  # without root, scheduling delays are measured too
         os.setpriority(os.PRIO_PROCESS, 0, -10)
-    found: list[tuple[float, int]] = []
+    times: list[tuple[float, int]] = []
 
-    def look(seed: int) -> None:
+    def send(seed: int) -> None:
         chance, end = random.Random(seed), time.monotonic() + seconds
         connection = http.client.HTTPConnection(host, port)
         while time.monotonic() < end:
@@ -148,19 +148,19 @@ def _probe(host: str, port: int, typed, seconds: float) -> list[tuple[float, int
             connection.request("POST", "/suggest", body, {"content-type": "application/json"})
             reply = connection.getresponse()
             reply.read()
-            found.append((time.perf_counter() - began, reply.status))
+            times.append((time.perf_counter() - began, reply.status))
 
-    looking = [threading.Thread(target=look, args=(seed,)) for seed in range(PROBES)]
-    for thread in looking:
+    threads = [threading.Thread(target=send, args=(seed,)) for seed in range(PROBES)]
+    for thread in threads:
         thread.start()
-    for thread in looking:
+    for thread in threads:
         thread.join()
-    return found
+    return times
 
 
 @contextlib.contextmanager
 def probed(host: str, port: int, typed, seconds: float) -> Iterator[list[tuple[float, int]]]:
-    """What the process of high priority saw meanwhile: (seconds, status) of each letter."""
+    """Runs the high-priority probe meanwhile: (seconds, status) of its requests."""
     command = [sys.executable, __file__, host, str(port), str(seconds)]
     pipe = subprocess.PIPE
     process = subprocess.Popen(command, stdin=pipe, stdout=pipe, text=True)
@@ -168,9 +168,9 @@ def probed(host: str, port: int, typed, seconds: float) -> Iterator[list[tuple[f
     process.stdin.write(json.dumps(typed[:1000]))
     process.stdin.close()
     process.stdout.readline()  # it has begun
-    found: list[tuple[float, int]] = []
-    yield found
-    found += json.loads(process.stdout.read())
+    times: list[tuple[float, int]] = []
+    yield times
+    times += json.loads(process.stdout.read())
     process.wait()
 
 

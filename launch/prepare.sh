@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Makes .venv with exactly the packages of requirements.lock.txt; nothing to do the second time.
+# Makes .venv with exactly the packages of requirements.lock.txt, unless it exists.
 # The other launch scripts call it. PYTHON=/path/to/python chooses the interpreter (3.11 to 3.13).
 set -euo pipefail
 
@@ -42,7 +42,7 @@ if { "$venv/bin/python" -m uv --version >/dev/null 2>&1 || "${pip[@]}" install u
   "$venv/bin/python" -m uv pip install --quiet --python "$venv/bin/python" -r "$lock"; then
   :
 else
-  echo "[prepare] uv could not do it; trying pip, which is slower"
+  echo "[prepare] uv failed; trying pip, which is slower"
   "${pip[@]}" install -r "$lock"
 fi
 

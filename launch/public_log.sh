@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# What amazonqac.sh and kuaisearch.sh have in common; ONESUG_CONFIG is the recipe. Not to be run by itself.
+# The common part of amazonqac.sh and kuaisearch.sh, which call it; ONESUG_CONFIG is the gin file.
 set -euo pipefail
 
 root="$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)"
@@ -17,7 +17,7 @@ while [ $# -gt 0 ]; do
   esac
 done
 if [ -z "$data" ] || [ ! -e "$data" ]; then
-  echo "error: --data ${data:-FOLDER}: no such folder; download the data and name where it lies" >&2
+  echo "error: --data ${data:-FOLDER}: no such folder; download the data and name its folder" >&2
   usage >&2
   exit 2
 fi

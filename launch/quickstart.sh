@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
-# From nothing to suggestions: prepares .venv, makes a simulated shop's log, trains on it, prints how
-# the model compares with most popular completion, and shows a few lists. Run again, it skips what
-# is done. Further words go to `python -m onesug_jax.main run`:
+# Prepares .venv, simulates a shop's log, trains on it, compares the model with most popular completion,
+# and shows a few lists. A second run skips finished steps. Other words go to
+# `python -m onesug_jax.main run`:
 #   bash launch/quickstart.sh
 #   bash launch/quickstart.sh --gin.LOG=my_log.parquet --gin.WORK_DIR=work/mine
 set -euo pipefail
@@ -29,7 +29,7 @@ show() {
 }
 if [ -z "$own_log" ]; then
   echo
-  echo "What the model suggests, without a history and with one:"
+  echo "Lists of the model, without a history and with one:"
   show --k 6 --prefix "co"
   show --k 6 --prefix "co" --history "cotton jeans" --history "cotton skirt"
   show --k 6 --prefix "wireless "
@@ -38,10 +38,10 @@ fi
 
 cat <<EOT
 
-Everything is in $work; report/ holds the figures. Next:
+Everything is in $work; report/ has the metrics. Next:
   type and see      PYTHONPATH=$root ${main[*]} suggest --gin.WORK_DIR=$work
   your own log      bash launch/quickstart.sh --gin.LOG=PATH --gin.WORK_DIR=work/mine
   a larger model    bash launch/quickstart.sh --gin.MODEL=small --gin.WORK_DIR=work/small
   the tests         bash launch/test.sh
-  all there is      PYTHONPATH=$root ${main[*]} --help
+  all commands      PYTHONPATH=$root ${main[*]} --help
 EOT

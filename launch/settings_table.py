@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Writes docs/settings.md: every setting, its default, and what changing it in a WORK_DIR means.
+"""Writes docs/settings.md: every setting, its default, and the effect of changing it in a WORK_DIR.
 
 usage: python launch/settings_table.py
 """
@@ -32,7 +32,7 @@ What may change then is noted in `history.jsonl` beside the checkpoints, and `co
 
 
 def meaning(spec: StageSpec, setting: str) -> str:
-    """What changing one setting of one stage means."""
+    """The effect of changing one setting of one stage."""
     if spec.folder is None or spec.uses_model:
         return FREE
     if spec.ignored(setting):
@@ -43,7 +43,7 @@ def meaning(spec: StageSpec, setting: str) -> str:
 
 
 def table() -> str:
-    """The whole page."""
+    """The text of the page."""
     lines = [_HEAD]
     configured = {name for spec in STAGES.values() if spec.folder for name in spec.configures}
     for spec in STAGES.values():

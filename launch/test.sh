@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
-# Prepares .venv if need be and runs the tests; further words go to pytest.
-#   bash launch/test.sh                    those of a few seconds each at most
-#   bash launch/test.sh --all              also those of less than a minute, as CI does
-#   bash launch/test.sh --slow             those of a minute and more
+# Prepares .venv if needed and runs tests; other words go to pytest.
+#   bash launch/test.sh                    tests of a few seconds each at most
+#   bash launch/test.sh --all              also tests of less than a minute, as CI does
+#   bash launch/test.sh --slow             tests of a minute and more
 #   bash launch/test.sh tests/test_main.py -k macro
 set -euo pipefail
 

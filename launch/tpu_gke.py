@@ -1,9 +1,9 @@
-"""Training on TPU slices of a GKE cluster; `tpu_train.sh --gke` calls it.
+"""Trains on TPU slices of a GKE cluster; `tpu_train.sh --gke` calls it.
 
-XPK creates the workload where it is installed, else kubectl applies a JobSet: one replicated job a
-slice, one pod a host. A pod that is preempted, or that saved and ended by a signal (exit code 143),
-restarts the JobSet without counting; another failure counts. Then the log of the first pod is
-shown until the JobSet ends, and of a failed one the last lines of every pod that failed.
+XPK creates the workload if it is installed, else kubectl applies a JobSet: one replicated job per
+slice, one pod per host. A preempted pod, or one that saved and ended by a signal (exit code 143),
+restarts the JobSet without counting as a retry; other failures count. The log of the first pod is
+shown until the JobSet ends. If it fails, the last lines of every failed pod are shown.
 
 Needs Python 3.8 and kubectl, and no package.
 """
@@ -19,11 +19,11 @@ import sys
 import time
 from typing import Any
 
-from tpu_slices import Mistake, Slice
+from tpu_slices import FlagError, Slice
 
 WORKER = "/onesug/code/launch/tpu_worker.sh"  # in the image, see Dockerfile
 STOPPED = 143  # SIGTERM: the training saved and ended
-LAST = 50  # lines of a pod that failed
+LAST_LINES = 50  # shown of a failed pod
 _NAME = "jobset.sigs.k8s.io/jobset-name"
 _FIRST = "jobset.sigs.k8s.io/job-index=0,batch.kubernetes.io/job-completion-index=0"
 _FAILED = (
@@ -33,9 +33,9 @@ _FAILED = (
 
 
 def command(options: argparse.Namespace, chosen: Slice) -> list[str]:
-    """What a pod runs."""
+    """The command of a pod."""
     processes = str(chosen.hosts * options.slices)
-    words = [word.replace("$(", "$$(") for word in options.words]  # Kubernetes fills in $(NAME)
+    words = [word.replace("$(", "$$(") for word in options.words]  # Kubernetes expands $(NAME)
     return ["bash", WORKER, "container", processes, *words]
 
 
@@ -106,7 +106,7 @@ def jobset(options: argparse.Namespace, chosen: Slice) -> str:
 
 
 def _megascale(options: argparse.Namespace) -> list[dict[str, Any]]:
-    """What libtpu needs to find the other slices."""
+    """Environment variables by which libtpu finds the other slices."""
     index = {"fieldPath": "metadata.labels['jobset.sigs.k8s.io/job-index']"}
     return [
         {
@@ -119,7 +119,7 @@ def _megascale(options: argparse.Namespace) -> list[dict[str, Any]]:
 
 
 def xpk(options: argparse.Namespace, chosen: Slice) -> list[str]:
-    """XPK's command that creates the workload."""
+    """The XPK command that creates the workload."""
     return [
         *("xpk", "workload", "create"),
         *(f"--cluster={options.cluster}", f"--workload={options.name}"),
@@ -143,46 +143,46 @@ class Cluster:
         self.options, self.name = options, options.name
         self.xpk = shutil.which("xpk") is not None
 
-    def run(self, words: list[str], given: str | None = None) -> subprocess.CompletedProcess:
-        """One command, its output captured; in a dry run it is printed instead."""
+    def run(self, words: list[str], stdin: str | None = None) -> subprocess.CompletedProcess:
+        """Runs a command and captures its output; a dry run only prints it."""
         if self.options.dry_run:
-            print(shlex.join(words) + (f" <<'E'\n{given}\nE" if given else ""))
+            print(shlex.join(words) + (f" <<'E'\n{stdin}\nE" if stdin else ""))
             return subprocess.CompletedProcess(words, 0, "", "")
-        return subprocess.run(words, input=given, capture_output=True, text=True)
+        return subprocess.run(words, input=stdin, capture_output=True, text=True)
 
-    def must(self, words: list[str], given: str | None = None) -> None:
-        """One command that has to succeed.
+    def check(self, words: list[str], stdin: str | None = None) -> None:
+        """Runs a command.
 
         Raises:
-          SystemExit: 1, with what it said.
+          SystemExit: 1 with its output, if it fails.
         """
-        done = self.run(words, given)
+        done = self.run(words, stdin)
         if done.returncode:
             sys.exit(f"error: {shlex.join(words)} failed:\n{done.stderr or done.stdout}")
 
-    def get(self, what: str, path: str, *flags: str) -> str:
-        """A field of a resource; empty where there is none."""
-        return self.run(["kubectl", "get", *what.split(), *flags, f"-o=jsonpath={path}"]).stdout
+    def get(self, resource: str, path: str, *flags: str) -> str:
+        """A field of a resource; empty if there is no resource."""
+        return self.run(["kubectl", "get", *resource.split(), *flags, f"-o=jsonpath={path}"]).stdout
 
     def create(self, chosen: Slice) -> None:
-        """The workload, unless there is one of this name: then it is shown."""
+        """Creates the workload, unless one of this name exists."""
         options = self.options
         if options.cluster:
             words = ["gcloud", "container", "clusters", "get-credentials", options.cluster]
-            self.must([*words, *_where(options)])
+            self.check([*words, *_where(options)])
         if self.get(f"jobset {self.name} --ignore-not-found", "{.metadata.name}"):
-            print(f"[tpu] {self.name} is there already, and its log follows; --delete removes it")
+            print(f"[tpu] {self.name} exists already; its log follows; --delete removes it")
         elif self.xpk and options.cluster:
-            self.must(xpk(options, chosen))
+            self.check(xpk(options, chosen))
         else:
-            self.must(["kubectl", "apply", "-f", "-"], jobset(options, chosen))
+            self.check(["kubectl", "apply", "-f", "-"], jobset(options, chosen))
 
     def delete(self) -> None:
-        """The workload and its pods."""
-        self.must(["kubectl", "delete", "jobset", self.name, "--ignore-not-found"])
+        """Deletes the workload and its pods."""
+        self.check(["kubectl", "delete", "jobset", self.name, "--ignore-not-found"])
 
     def follow(self) -> int:
-        """Shows the first pod's log, of each new start too, until the JobSet ends; 0 or 1."""
+        """Shows the first pod's log, also after restarts, until the JobSet ends; returns 0 or 1."""
         if self.options.dry_run:
             self.get("pods", "{.items[0].metadata.name}", f"-l={_NAME}={self.name},{_FIRST}")
             print(f"kubectl logs --follow {self.name}-slice-0-0-...")
@@ -200,19 +200,19 @@ class Cluster:
                     continue
             if state:
                 return 0 if state == "Completed" else self.show_failed()
-            there = self.get(f"jobset {self.name} --ignore-not-found", "{.metadata.name}")
-            silent = 0 if there else silent + 1
+            exists = self.get(f"jobset {self.name} --ignore-not-found", "{.metadata.name}")
+            silent = 0 if exists else silent + 1
             if silent >= 30:
-                sys.exit(f"error: JobSet {self.name} is gone; it was deleted, or kubectl fails.")
+                sys.exit(f"error: no JobSet {self.name}; it was deleted, or kubectl fails.")
             time.sleep(self.options.poll_seconds)
 
     def show_failed(self) -> int:
-        """The last lines of every pod that failed, with its host and exit code."""
-        print(f"[tpu] training has failed; the last {LAST} lines of the pods that failed:")
+        """Shows the last lines of every failed pod, with its host and exit code."""
+        print(f"[tpu] training has failed; the last {LAST_LINES} lines of the failed pods:")
         for line in self.get("pods", _FAILED, f"-l={_NAME}={self.name}").splitlines():
             pod, host, code = (line.split() + ["?", "?"])[:3]
             print(f"--- {pod} on host {host}, exit code {code}:", flush=True)
-            subprocess.run(["kubectl", "logs", f"--tail={LAST}", pod])
+            subprocess.run(["kubectl", "logs", f"--tail={LAST_LINES}", pod])
         return 1
 
 
@@ -234,13 +234,15 @@ def main() -> int:
     options = parse(sys.argv[1:])
     chosen = Slice.parse(options.type, options.topology)
     if not chosen.topology:
-        raise Mistake(f"--type={options.type}: of {chosen.chips} chips; give --topology too")
+        raise FlagError(
+            f"--type={options.type}: {chosen.chips} chips have several topologies; give --topology"
+        )
     cluster = Cluster(options)
     if options.delete:
         cluster.delete()
         return 0
     if not options.image:
-        raise Mistake("--gke needs --image=IMAGE: build and push Dockerfile, and give its name")
+        raise FlagError("--gke needs --image=IMAGE: build and push Dockerfile, and give its name")
     if options.print_jobset:
         print(jobset(options, chosen))
         return 0
@@ -256,6 +258,6 @@ def main() -> int:
 if __name__ == "__main__":
     try:
         sys.exit(main())
-    except Mistake as mistake:
-        print(f"error: {mistake}", file=sys.stderr)
+    except FlagError as error:
+        print(f"error: {error}", file=sys.stderr)
         sys.exit(2)

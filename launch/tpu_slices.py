@@ -3,7 +3,7 @@
 usage: python3 launch/tpu_slices.py TYPE [TOPOLOGY]
 prints chips, machines of a queued resource, runtime version, topology, GKE's label and hosts
 
-Runs on any Python from 3.8 on and needs no package: `tpu_train.sh` calls it where gcloud is.
+Needs Python 3.8 or later and no package: `tpu_train.sh` calls it on any machine with gcloud.
 """
 
 from __future__ import annotations
@@ -14,8 +14,8 @@ import re
 import sys
 
 
-class Mistake(Exception):
-    """A flag that cannot be; its text names it, what was expected, and the way out."""
+class FlagError(Exception):
+    """An invalid flag; the message names it, the expected value, and the way out."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -24,9 +24,9 @@ class Generation:
 
     Attributes:
       label: value of GKE's node label `cloud.google.com/gke-tpu-accelerator`.
-      cores: what the number of an accelerator type counts a chip.
-      runtime: software version of a Cloud TPU VM; "": GKE alone has these chips.
-      dimensions: in which the chips lie.
+      cores: units of an accelerator type's number per chip.
+      runtime: software version of a Cloud TPU VM; "": only GKE has these chips.
+      dimensions: number of sides of a topology.
     """
 
     label: str
@@ -47,7 +47,7 @@ CUBES = (
     *("2x2x1", "2x2x2", "2x2x4", "2x4x4", "4x4x4", "4x4x8", "4x8x8", "8x8x8"),
     *("8x8x16", "8x16x16", "16x16x16"),
 )
-CHIPS_PER_HOST = 4  # of a GKE node and of a VM, but for v5e and v6e VMs of 8 chips
+CHIPS_PER_HOST = 4  # of a GKE node and of a VM, except v5e and v6e VMs of 8 chips
 
 
 @dataclasses.dataclass(frozen=True)
@@ -55,8 +55,8 @@ class Slice:
     """One slice.
 
     Attributes:
-      kind: the accelerator type; generation: its chips' kind; chips: how many.
-      topology: how they lie, such as 4x4; "": a size whose topology must be given.
+      kind: the accelerator type; generation: the kind of its chips; chips: their number.
+      topology: their arrangement, such as 4x4; "": the size has several, and the user must choose.
     """
 
     kind: str
@@ -66,32 +66,34 @@ class Slice:
 
     @classmethod
     def parse(cls, kind: str, topology: str = "") -> Slice:
-        """Reads `v5litepod-16`, or with its topology a size that has several: `v5p-768`, `4x8x12`.
+        """Reads a type such as `v5litepod-16`; a size with several topologies needs one, such as
+        `v5p-768`, `4x8x12`.
 
         Raises:
-          Mistake: an unknown generation, or a number or topology that does not fit it.
+          FlagError: an unknown generation, or a number or topology that does not fit it.
         """
         prefix, _, number = kind.rpartition("-")
         if prefix not in GENERATIONS or not re.fullmatch(r"[1-9]\d*", number):
-            raise Mistake(
+            raise FlagError(
                 f"--type={kind}: expected one of {', '.join(GENERATIONS)}, a dash and a number, "
                 "such as v5litepod-16"
             )
-        found = GENERATIONS[prefix]
-        chips, rest = divmod(int(number), found.cores)
+        generation = GENERATIONS[prefix]
+        dimensions = generation.dimensions
+        chips, rest = divmod(int(number), generation.cores)
         if rest or not chips or (chips > 1 and chips % CHIPS_PER_HOST):
-            raise Mistake(
-                f"--type={kind}: expected a multiple of {CHIPS_PER_HOST * found.cores}, that is of "
-                f"{CHIPS_PER_HOST} chips"
+            raise FlagError(
+                f"--type={kind}: expected a multiple of {CHIPS_PER_HOST * generation.cores}, that "
+                f"is of {CHIPS_PER_HOST} chips"
             )
-        by_size = {size(one): one for one in (FLAT if found.dimensions == 2 else CUBES)}
+        by_size = {size(one): one for one in (FLAT if dimensions == 2 else CUBES)}
         topology = topology or by_size.get(chips, "")
-        if topology and (size(topology) != chips or topology.count("x") + 1 != found.dimensions):
-            raise Mistake(
-                f"--topology={topology}: expected {found.dimensions} sides and {chips} chips, the "
-                f"size of --type={kind}"
+        if topology and (size(topology) != chips or topology.count("x") + 1 != dimensions):
+            raise FlagError(
+                f"--topology={topology}: expected {dimensions} sides and {chips} chips, the size "
+                f"of --type={kind}"
             )
-        return cls(kind, found, chips, topology)
+        return cls(kind, generation, chips, topology)
 
     @property
     def machines(self) -> int:
@@ -112,19 +114,19 @@ class Slice:
 
 
 def size(topology: str) -> int:
-    """Chips of `4x4x8`; 0 where it is none."""
+    """The chips of a topology such as `4x4x8`; 0 if it is not one."""
     sides = topology.split("x")
     return math.prod(map(int, sides)) if all(map(str.isdigit, sides)) else 0
 
 
 def main() -> int:
     try:
-        found = Slice.parse(*sys.argv[1:])
-    except Mistake as mistake:
-        print(f"error: {mistake}", file=sys.stderr)
+        parsed = Slice.parse(*sys.argv[1:])
+    except FlagError as error:
+        print(f"error: {error}", file=sys.stderr)
         return 2
-    runtime, topology = found.generation.runtime or "-", found.topology or "-"
-    print(found.chips, found.machines, runtime, topology, found.generation.label, found.hosts)
+    runtime, topology = parsed.generation.runtime or "-", parsed.topology or "-"
+    print(parsed.chips, parsed.machines, runtime, topology, parsed.generation.label, parsed.hosts)
     return 0
 
 

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
-# Trains on Cloud TPU: creates the slices, ships the code, starts every worker, shows the log, starts
-# again after preemption or maintenance, where the run goes on from its checkpoints. Interrupted, or
-# after a lost connection, the same command goes on: training itself runs there and does not stop.
+# Trains on Cloud TPU: creates the slices, copies the code, starts all workers, shows the log, and
+# restarts after preemption or maintenance from the last checkpoint. If this script is interrupted
+# or loses its connection, the training continues, and the same command shows it again.
 #
 #   bash launch/tpu_train.sh [flags] -- [words for `python -m onesug_jax.main run`]
 #   bash launch/tpu_train.sh --name=shop --type=v5litepod-16 --spot --work_dir=gs://my-bucket/shop \
@@ -9,38 +9,38 @@
 #   bash launch/tpu_train.sh --name=shop --zone=us-west4-a --delete
 #
 # Flags, --flag=VALUE or --flag VALUE, and the environment variables that set their defaults:
-#   --name             TPU_NAME             onesug; of the queued resource and its TPU, or the JobSet
-#   --project          TPU_PROJECT          what gcloud is set to
-#   --zone             TPU_ZONE             what gcloud is set to
+#   --name             TPU_NAME             onesug; the queued resource and its TPU, or the JobSet
+#   --project          TPU_PROJECT          gcloud's default
+#   --zone             TPU_ZONE             gcloud's default
 #   --type             TPU_TYPE             v5litepod-8; v4-, v5litepod-, v5p- or v6e-N
-#   --topology         TPU_TOPOLOGY         the type's; for sizes that have several, such as v5p-768
-#   --slices           TPU_SLICES           1; so many slices, joined by the network (replica axis)
+#   --topology         TPU_TOPOLOGY         the type's; needed for sizes with several, such as v5p-768
+#   --slices           TPU_SLICES           1; number of slices, joined by the network (replica axis)
 #   --version          TPU_VERSION          the runtime version; by default the one for the type
-#   --spot             TPU_SPOT=1           cheaper, and taken away at any time
+#   --spot             TPU_SPOT=1           cheaper, but may be preempted at any time
 #   --network          TPU_NETWORK          the project's default network
 #   --subnetwork       TPU_SUBNETWORK
-#   --internal_ips     TPU_INTERNAL_IPS=1   no external addresses; ssh then goes through IAP or a VPN
+#   --internal_ips     TPU_INTERNAL_IPS=1   no external addresses; ssh then needs IAP or a VPN
 #   --data_disk        TPU_DATA_DISK        source=DISK,mode=read-only: attached to every VM
-#   --service_account  TPU_SERVICE_ACCOUNT  whose rights the VMs have (on the bucket, too)
+#   --service_account  TPU_SERVICE_ACCOUNT  the VMs' account (also for the bucket)
 #   --create_flags     TPU_CREATE_FLAGS     more words for `queued-resources create`: "--reserved"
 #   --ssh_flags        TPU_SSH_FLAGS        more words for ssh and scp: "--tunnel-through-iap"
 #   --work_dir         TPU_WORK_DIR         work/NAME on the VM, or gs://BUCKET/FOLDER
-#   --force_local      TPU_FORCE_LOCAL=1    take a work_dir on the VM even with --spot or more than
-#                                           one worker (right only for a folder that all share)
-#   --retries          TPU_RETRIES          20; how often to start again
-#   --poll_seconds     TPU_POLL_SECONDS     20; how often to look
-#   --wait_minutes     TPU_WAIT_MINUTES     1440; how long to wait in the queue
-#   --restart                               end the training under way, if any, and start this one
+#   --force_local      TPU_FORCE_LOCAL=1    allow a work_dir on the VM with --spot or with more than
+#                                           one worker (for a folder that all workers share)
+#   --retries          TPU_RETRIES          20; most restarts
+#   --poll_seconds     TPU_POLL_SECONDS     20; interval between checks
+#   --wait_minutes     TPU_WAIT_MINUTES     1440; longest wait in the queue
+#   --restart                               end the running training, if any, and start this one
 #   --delete                                delete the TPU and its queued resource; nothing else
-#   --delete_when_done TPU_DELETE_WHEN_DONE=1  delete them when the training has ended, well or not
+#   --delete_when_done TPU_DELETE_WHEN_DONE=1  delete them when the training has ended or failed
 #   --dry_run                               print every command, run none
 #   --gke              TPU_GKE=1            on a GKE cluster: by XPK if installed, else a JobSet
-#   --cluster          TPU_CLUSTER          its name; kubectl's present one
-#   --image            TPU_IMAGE            the image made of Dockerfile
+#   --cluster          TPU_CLUSTER          its name; kubectl's current one
+#   --image            TPU_IMAGE            the image built from Dockerfile
 #   --print_jobset                          print the JobSet's manifest, do nothing
 #
-# The training reads and writes gs:// paths by itself, in --work_dir or after `--` (docs/scale.md).
-# Exit code: that of the training; 2: a mistake in the flags.
+# The training itself reads and writes gs:// paths, in --work_dir or after `--` (docs/scale.md).
+# Exit code: that of the training; 2: an error in the flags.
 set -euo pipefail
 
 root="$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)"
@@ -87,14 +87,14 @@ while [ $# -gt 0 ]; do
     -h | --help) usage && exit 0 ;;
     --) shift && break ;;
     --gin*) mistake "$flag is for the training: write it after \`--\`" ;;
-    *) mistake "unknown flag $1; --help lists the flags, words for the training follow \`--\`" ;;
+    *) mistake "unknown flag $1; --help lists the flags; words for the training follow \`--\`" ;;
   esac
   shift
 done
 for word in "$@"; do
   case "$word" in
     --gin.WORK_DIR=*) work_dir="${word#*=}" ;;
-    --dry_run) mistake "--dry_run stands before \`--\`, or run the training's own on this machine" ;;
+    --dry_run) mistake "write --dry_run before \`--\`; for the training's own, run it on this machine" ;;
     *) words+=("$word") ;;
   esac
 done
@@ -111,16 +111,16 @@ described="$(python3 "$root/launch/tpu_slices.py" "$type" "$topology")" || exit 
 read -r _ machines runtime _ <<<"$described"
 if [ -n "$print_jobset" ]; then gke=1; fi
 if [ "$runtime" = - ] && [ -z "$gke$version" ]; then
-  mistake "--type=$type: these chips come by GKE alone; give --gke (or --version, if Cloud TPU has them by now)"
+  mistake "--type=$type: only GKE has these chips; give --gke (or --version, if Cloud TPU has them now)"
 fi
 version="${version:-$runtime}"
 machines=$((machines * slices))
 work_dir="${work_dir:-work/$name}"
 if [ -n "$spot" ] && [[ "$work_dir" != gs://* ]] && [ -z "$force_local$delete" ]; then
-  mistake "--spot with --work_dir=$work_dir: a preempted VM takes its disk along, and with it the
+  mistake "--spot with --work_dir=$work_dir: a preempted VM loses its disk, and with it the
 checkpoints. Give --work_dir=gs://BUCKET/FOLDER, or --force_local to take the risk."
 fi
-alone="they need one folder that all see. Give
+alone="they need a shared folder. Give
 --work_dir=gs://BUCKET/FOLDER, or --force_local if this folder is shared."
 if [ "$machines" -gt 1 ] && [[ "$work_dir" != gs://* ]] && [ -z "$force_local$delete" ]; then
   mistake "--work_dir=$work_dir with the $machines machines of --type=$type: $alone"
@@ -128,8 +128,8 @@ fi
 words=("--gin.WORK_DIR=$work_dir" ${words[@]+"${words[@]}"})
 if [ -n "$gke" ]; then
   if [[ "$work_dir" != gs://* ]] && [ -z "$force_local$delete" ]; then
-    mistake "--work_dir=$work_dir with --gke: a pod's disk ends with it. Give --work_dir=gs://BUCKET/FOLDER,
-or --force_local for a folder that the image's volumes bring."
+    mistake "--work_dir=$work_dir with --gke: a pod's disk ends with the pod. Give --work_dir=gs://BUCKET/FOLDER,
+or --force_local for a folder in one of the image's volumes."
   fi
   flags=("--name=$name" "--type=$type" "--topology=$topology" "--slices=$slices")
   flags+=("--project=$project" "--zone=$zone" "--cluster=$cluster" "--image=$image")
@@ -139,14 +139,14 @@ or --force_local for a folder that the image's volumes bring."
   done
   exec python3 "$root/launch/tpu_gke.py" "${flags[@]}" -- "${words[@]}"
 fi
-id="$(printf '%s\n' "${words[@]}" | cksum | cut -d' ' -f1)" # which training it is
+id="$(printf '%s\n' "${words[@]}" | cksum | cut -d' ' -f1)" # identifies the training
 
 if [ -z "$dry_run" ] && ! command -v gcloud >/dev/null; then
   fail "no gcloud on PATH. Install the Google Cloud CLI (https://cloud.google.com/sdk/docs/install),
 then \`gcloud auth login\` and \`gcloud config set project PROJECT\`."
 fi
 
-# A key with a passphrase makes ssh wait for someone to type it, on every worker, unseen.
+# With a passphrase on the key, ssh would wait for input on every worker, unseen.
 check_key() {
   local key="${HOME:-}/.ssh/google_compute_engine"
   if [[ "$ssh_flags" =~ --ssh-key-file=([^ ]+) ]]; then key="${BASH_REMATCH[1]}"; fi
@@ -155,9 +155,9 @@ check_key() {
   local print
   print="$(ssh-keygen -lf "$key" 2>/dev/null | cut -d' ' -f2)" || true
   if [ -n "$print" ] && ssh-add -l 2>/dev/null | grep -qF "$print"; then return; fi
-  fail "the ssh key $key has a passphrase, and no agent holds it, so ssh would wait for ever. Type
+  fail "the ssh key $key has a passphrase, and no agent has it, so ssh would wait forever. Type
   eval \"\$(ssh-agent)\" && ssh-add $key
-and the same command; or give --ssh_flags=--ssh-key-file=KEY, a key without one."
+and repeat the command; or give --ssh_flags=--ssh-key-file=KEY with a key without a passphrase."
 }
 if [ -z "$dry_run$delete" ]; then check_key; fi
 
@@ -171,14 +171,14 @@ fi
 where=(${zone:+"--zone=$zone"} ${project:+"--project=$project"} --quiet)
 read -ra more_create <<<"$create_flags"
 read -ra more_ssh <<<"$ssh_flags"
-batch="-o BatchMode=yes" # a question nobody sees is a failure, not a wait
+batch="-o BatchMode=yes" # an unseen prompt fails instead of waiting
 scratch="$(mktemp -d)"
 trap 'rm -rf "$scratch"' EXIT
-trap 'echo; say "left; if training has begun, it goes on. The same command shows it again, --delete ends it"; exit 130' INT
+trap 'echo; say "interrupted; a running training continues. The same command shows it again; --delete ends it"; exit 130' INT
 worker="onesug/code/launch/tpu_worker.sh"
-planned=ABSENT planned_status="absent -" # what --dry_run takes for the state
+planned=ABSENT planned_status="absent -" # the states that --dry_run assumes
 
-show() { # as it could be typed
+show() { # prints a command, quoted
   local word text=""
   for word in "$@"; do
     if [[ "$word" =~ ^[A-Za-z0-9_./:=@,+-]+$ ]]; then text+=" $word"; else text+=" ${word@Q}"; fi
@@ -186,14 +186,14 @@ show() { # as it could be typed
   echo "${text# }" >&3
 }
 
-cloud() { # runs gcloud, or prints it
+cloud() { # runs gcloud; --dry_run prints the command
   if [ -n "$dry_run" ]; then show gcloud "$@"; else gcloud "$@" </dev/null; fi
 }
 
 resource() { cloud compute tpus queued-resources "$1" "$name" "${@:2}" "${where[@]}"; }
 vm() { cloud compute tpus tpu-vm "$1" "${@:2}" "${where[@]}"; }
 
-state() { # of the queued resource: ACTIVE, .., ABSENT; ERROR: gcloud could not tell
+state() { # of the queued resource: ACTIVE, .., ABSENT; ERROR: gcloud failed
   local found
   if found="$(resource describe --format='value(state.state)' 2>"$scratch/state_error")"; then
     if [ -n "$dry_run" ]; then found="$planned"; fi
@@ -205,7 +205,7 @@ state() { # of the queued resource: ACTIVE, .., ABSENT; ERROR: gcloud could not 
   fi
 }
 
-lost() { # whether the TPU, or one of its slices, has been taken away
+lost() { # whether the TPU or one of its slices was preempted
   local found node
   case "$(state)" in
     SUSPENDING | SUSPENDED | FAILED | DELETING | ABSENT) return 0 ;;
@@ -221,12 +221,12 @@ lost() { # whether the TPU, or one of its slices, has been taken away
 }
 
 create() {
-  say "asking for $slices slice(s) $type${spot:+ (spot)} as $name, runtime $version"
+  say "requesting $slices slice(s) $type${spot:+ (spot)} as $name, runtime $version"
   resource create "${named[@]}" "--accelerator-type=$type" "--runtime-version=$version" \
     ${spot:+--spot} ${network:+"--network=$network"} ${subnetwork:+"--subnetwork=$subnetwork"} \
     ${internal_ips:+--internal-ips} ${data_disk:+"--data-disk=$data_disk"} \
     ${service_account:+"--service-account=$service_account"} \
-    ${more_create[@]+"${more_create[@]}"} || fail "gcloud did not take the request (see above)"
+    ${more_create[@]+"${more_create[@]}"} || fail "gcloud refused the request (see above)"
   planned=ACTIVE
 }
 
@@ -239,10 +239,10 @@ remove() {
     if [ "$try" -lt 5 ]; then sleep "$poll_seconds"; fi
   done
   cat "$scratch/error" >&2
-  fail "$name could not be deleted, and may go on costing money; the same command with --delete tries again"
+  fail "$name could not be deleted and may still cost money; the same command with --delete tries again"
 }
 
-# Returns when the TPU is there, whatever it takes: creating, waiting, deleting what is spent.
+# Returns when the TPU is active: creates it, waits for it, deletes a failed or preempted one.
 ensure_active() {
   local found before="" asked="" deadline=$((SECONDS + wait_minutes * 60))
   while :; do
@@ -274,7 +274,7 @@ ensure_active() {
         errors=$((errors + 1))
         if [ -z "$reached" ] || [ "$errors" -ge 10 ]; then
           cat "$scratch/state_error" >&2
-          fail "gcloud could not tell the state of $name (see above)"
+          fail "gcloud could not read the state of $name (see above)"
         fi
         ;;
     esac
@@ -282,7 +282,7 @@ ensure_active() {
     if [ "$found" != "$before" ]; then say "$name is $found"; fi
     before="$found"
     if [ "$SECONDS" -ge "$deadline" ]; then
-      fail "$name is still $found after --wait_minutes=$wait_minutes. It keeps its place in the queue: the same command goes on waiting, --delete gives up."
+      fail "$name is still $found after --wait_minutes=$wait_minutes. It keeps its place in the queue: the same command continues to wait; --delete gives up."
     fi
     sleep "$poll_seconds"
   done
@@ -321,8 +321,8 @@ ship() {
   done
 }
 
-# On all workers, until each has said WORD; a new VM refuses the first connections.
-# Returns 1 when the TPU was lost meanwhile.
+# Runs COMMAND on all workers until each prints WORD; a new VM refuses the first connections.
+# Returns 1 if the TPU was lost.
 everywhere() {
   local word="$1" command="$2" try said
   for try in 1 2 3; do
@@ -331,15 +331,15 @@ everywhere() {
     if [ "$(grep -c "onesug-worker [^ ]* $word" <<<"$said")" -ge "$workers" ]; then return 0; fi
     if lost; then return 1; fi
     if [ "$try" -lt 3 ]; then
-      say "not all of $workers worker(s) have $word yet; trying again"
+      say "not all of $workers worker(s) have $word; trying again"
       sleep "$poll_seconds"
     fi
   done
   tail -n 30 "$scratch/error" >&2
-  fail "not all of $workers worker(s) have $word (see above). $name stays; the same command tries again, --delete removes it."
+  fail "not all of $workers worker(s) have $word (see above). $name remains; the same command tries again; --delete removes it."
 }
 
-look() { # fills `found`, a line STATE ID for each worker; 1 when not all have answered
+look() { # sets `found`, a line STATE ID for each worker; returns 1 if a worker did not reply
   local said command
   command="if [ -f $worker ]; then bash $worker status; else echo onesug-worker - absent -; fi"
   said="$(ask_all "$command" 2>"$scratch/error" || true)"
@@ -351,11 +351,11 @@ look() { # fills `found`, a line STATE ID for each worker; 1 when not all have a
   [ "$(grep -c . <<<"$found")" -ge "$workers" ]
 }
 
-pack() { # the committed code, into code.tar.gz
+pack() { # packs the committed code into code.tar.gz
   local archive="$scratch/code.tar.gz"
   if git -C "$root" rev-parse --verify -q HEAD >/dev/null; then
     if [ -n "$(git -C "$root" status --porcelain)" ]; then
-      say "note: what is not committed is not shipped"
+      say "note: uncommitted changes are not copied"
     fi
     if [ -n "$dry_run" ]; then
       show git -C "$root" archive --format=tar.gz -o "$archive" HEAD
@@ -369,17 +369,17 @@ pack() { # the committed code, into code.tar.gz
   fi
 }
 
-# The code, its packages and the training itself, on all workers; 1 when the TPU was lost meanwhile.
+# Copies the code, installs its packages and starts the training on all workers; 1 if the TPU was lost.
 start() {
   local command try
   pack || fail "the code could not be packed"
-  say "shipping the code to $workers worker(s)"
+  say "copying the code to $workers worker(s)"
   for try in 1 2 3 4 5 6; do # a new VM refuses the first connections
     if ship 2>"$scratch/error"; then break; fi
     if lost; then return 1; fi
     if [ "$try" = 6 ]; then
       cat "$scratch/error" >&2
-      fail "the code could not be shipped (see above). $name stays; the same command tries again, --delete removes it."
+      fail "the code could not be copied (see above). $name remains; the same command tries again; --delete removes it."
     fi
     sleep "$poll_seconds"
   done
@@ -387,7 +387,7 @@ start() {
   command="$command && bash $worker install"
   say "installing (some minutes the first time)"
   everywhere installed "$command" || return 1
-  # Started anew everywhere, whatever a first try has left on some.
+  # Stop first: an earlier attempt may have started some of the workers.
   printf -v command ' %q' "$id" "$workers" "${words[@]}"
   command="bash $worker stop >/dev/null; bash $worker start$command"
   everywhere started "$command" || return 1
@@ -398,7 +398,7 @@ stop_all() { ask_all "bash $worker stop" >/dev/null 2>&1 || true; }
 
 # Shows the first worker's log until all workers have ended. Sets `outcome`: well, failed (and
 # `code`), stopped (one saved and ended by a signal, exit code 143: preemption or maintenance), died
-# (a VM was rebooted), lost (the TPU was taken away).
+# (a VM was rebooted), lost (the TPU was preempted).
 follow() {
   local silent=0 try seen states stopped
   : >"$scratch/log"
@@ -414,7 +414,7 @@ follow() {
       silent=$((silent + 1))
       if [ "$silent" -ge 30 ]; then
         tail -n 10 "$scratch/error" >&2
-        fail "workers of $name do not answer. If training is under way it goes on; the same command looks again."
+        fail "workers of $name do not answer. A running training continues; the same command tries again."
       fi
       sleep "$poll_seconds"
       continue
@@ -424,7 +424,7 @@ follow() {
     stopped="$(grep -x exit=143 <<<"$states" || true)"
     code="$(sed -n 's/^exit=0*\([1-9][0-9]*\)$/\1/p' <<<"$states" | head -n 1)"
     if [ -n "$code" ] || grep -q 'died\|absent' <<<"$states"; then
-      # The first sign of preemption is often that training ends; gcloud tells it later.
+      # After a preemption, training often ends before gcloud reports it.
       for try in 1 2 3 4 5 6; do
         if lost; then
           outcome=lost
@@ -448,7 +448,7 @@ show_failed() {
   ask_all "bash $worker failed 50" 2>/dev/null || true
 }
 
-# ------------------------------------------------------------------ the road
+# ------------------------------------------------------------------ main
 
 if [ -n "$delete" ]; then
   if [ "$(state)" = ABSENT ] && [ -z "$dry_run" ]; then
@@ -462,7 +462,7 @@ fi
 starts=0 errors=0 reached="" outcome="" code="" found="" workers=1
 while :; do
   ensure_active
-  count_workers || fail "gcloud could not tell how many workers $name has"
+  count_workers || fail "gcloud could not read the number of workers of $name"
   if [ "$workers" -gt 1 ] && [[ "$work_dir" != gs://* ]] && [ -z "$force_local" ]; then
     mistake "--work_dir=$work_dir with the $workers machines of $name: $alone --delete removes the TPU."
   fi
@@ -473,9 +473,9 @@ while :; do
   done
   if grep -q '^running' <<<"$found" && [ -z "$restart" ]; then
     if grep '^running' <<<"$found" | grep -qv " $id\$"; then
-      fail "another training is under way on $name. Give the same words to see it, --restart to end it, or another --name."
+      fail "another training is running on $name. Give the same words to see it, --restart to end it, or another --name."
     fi
-    say "training is under way, and its log follows; --restart starts it with the code of now"
+    say "training is running; its log follows; --restart starts it again with the current code"
     outcome=attached
   fi
   if [ -z "$outcome" ]; then
@@ -498,19 +498,19 @@ while :; do
       ;;
   esac
   if [ "$starts" -ge "$retries" ]; then
-    fail "$name was lost once more after --retries=$retries new starts. The same command goes on from the last checkpoint."
+    fail "$name was lost again after --retries=$retries restarts. The same command continues from the last checkpoint."
   fi
   starts=$((starts + 1))
   case "$outcome" in
-    lost) say "$name was preempted; new start $starts of $retries" ;;
-    stopped) say "training was stopped on a worker (maintenance?); new start $starts of $retries" ;;
-    died) say "training has vanished on a worker (rebooted?); new start $starts of $retries" ;;
+    lost) say "$name was preempted; restart $starts of $retries" ;;
+    stopped) say "training was stopped on a worker (maintenance?); restart $starts of $retries" ;;
+    died) say "training disappeared on a worker (rebooted?); restart $starts of $retries" ;;
   esac
   if [ "$outcome" != lost ]; then stop_all; fi
 done
 if [ -n "$delete_when_done" ]; then
   remove
 else
-  say "$name is still there, and costs money; --delete removes it"
+  say "$name still exists and costs money; --delete removes it"
 fi
 exit "$code"

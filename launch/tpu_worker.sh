@@ -1,14 +1,14 @@
 #!/usr/bin/env bash
 # The part of tpu_train.sh that runs on a TPU VM, or in a container of Dockerfile.
-#   install                          an environment for this code, once for each lock file
-#   start ID WORKERS [WORD ...]      the training, detached: it outlives the connection
+#   install                          makes an environment, once for each lock file
+#   start ID WORKERS [WORD ...]      starts the training, which outlives the connection
 #   status                           one line: onesug-worker HOST absent|running|died|exit=CODE ID
-#   log FROM SECONDS                 the log from byte FROM (1 is the first) on, followed so long
-#   stop                             asks the training to save and end, and waits for it
-#   failed LINES                     where it failed: worker number, host, exit code, the log's end
-#   container PROCESSES [WORD ...]   the training itself, as the container's process
-# Beside the code (~/onesug/code) lie venv/, run/ (log, pid, id, exit) and mirror/, this machine's
-# copies of what a work directory in a bucket holds.
+#   log FROM SECONDS                 prints the log from byte FROM (from 1), and follows it
+#   stop                             makes the training save and end, and waits for it
+#   failed LINES                     if it failed: worker number, host, exit code, the log's end
+#   container PROCESSES [WORD ...]   runs the training as the container's process
+# Beside the code (~/onesug/code) are venv/, run/ (log, pid, id, exit) and mirror/, the local copy
+# of a work directory in a bucket.
 set -euo pipefail
 
 code="$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)"
@@ -22,7 +22,7 @@ install() {
   local want
   want="$(cat "$code/requirements.lock.txt" "$code/pyproject.toml" | cksum)"
   if [ "$(cat "$home/venv/.installed" 2>/dev/null)" != "$want" ]; then
-    # The images bring an older Python; uv fetches this one.
+    # The images have an older Python, so uv installs one.
     if ! python3 -m uv --version >/dev/null 2>&1; then
       python3 -m pip install --quiet --user uv ||
         python3 -m pip install --quiet --user --break-system-packages uv
@@ -44,7 +44,7 @@ start() {
   local id="$1" workers="$2"
   shift 2
   if alive; then
-    echo "error: a training run is under way here (process $(cat "$run/pid"))" >&2
+    echo "error: a training is already running here (process $(cat "$run/pid"))" >&2
     exit 1
   fi
   mkdir -p "$run"
@@ -61,7 +61,7 @@ start() {
 
 train() {
   local status=0
-  trap : TERM # the training saves and ends; its exit code is still written
+  trap : TERM # the training handles the signal; this shell then writes its exit code
   "$home/venv/bin/python" -m onesug_jax.main run "$@" || status=$?
   echo "$status" >"$run/exit.new"
   mv "$run/exit.new" "$run/exit"
@@ -74,7 +74,7 @@ status() {
     say "exit=$(cat "$run/exit")" "$id"
   elif alive; then
     say running "$id"
-  elif [ -f "$run/exit" ]; then # it ended between the two looks
+  elif [ -f "$run/exit" ]; then # it ended between the two checks
     say "exit=$(cat "$run/exit")" "$id"
   elif [ -f "$run/pid" ]; then
     say died "$id"

@@ -41,7 +41,7 @@ def test_decode_prints_its_table(project_root):
 @pytest.mark.parametrize(
     ("suite", "words"),
     [
-        ("loader", ["bytes a row in shards", "arrays, without their texts", "of it waits"]),
+        ("loader", ["bytes a row in shards", "arrays, without their texts", "waits for batches"]),
         ("road", ["examples", "at 395,000,000 rows", "in all"]),
     ],
 )
@@ -106,7 +106,7 @@ def test_training_steps_are_timed_without_hugging_face(tmp_path, project_root):
 def test_the_reason_why_hugging_face_did_not_run(tmp_path, project_root, monkeypatch):
     monkeypatch.syspath_prepend(str(project_root / "launch"))
     train, decode = map(importlib.import_module, ("bench_train", "bench_decode"))
-    sides = {train.Theirs: train.NotRun, functools.partial(decode.There, ""): decode.NotRun}
+    sides = {train.Theirs: train.NotRun, functools.partial(decode.OtherProcess, ""): decode.NotRun}
     broken = tmp_path / "broken"
     broken.write_text("#!/bin/sh\necho 'no module named torch' >&2\nexit 1\n")
     broken.chmod(0o755)

@@ -1,1 +1,1 @@
-"""The trained model behind a search box: engine, HTTP, memory of users, one page."""
+"""The trained model behind a search box: engine, HTTP, users' histories, one page."""

@@ -1,7 +1,7 @@
-"""A feedback store that is not there: suggestions live without it.
+"""The replacement of a feedback store that cannot be opened, so that suggestions work without it.
 
-Where the file is damaged, locked or out of reach when the service starts, this stands in for it:
-histories are empty, feedback is refused, and the counts stay those of the log.
+It is used if the file is damaged, locked or unreachable when the service starts. Histories are
+empty, feedback is refused, and the counts stay those of the log.
 """
 
 from __future__ import annotations
@@ -13,17 +13,17 @@ from onesug_jax.serve.feedback import FeedbackConfig, FeedbackStore
 
 
 class AbsentStore(FeedbackStore):
-    """See `FeedbackStore`; whatever it is asked raises sqlite3.OperationalError.
+    """A `FeedbackStore` whose methods all raise sqlite3.OperationalError.
 
     Args:
-      path, config: of the store that it stands in for.
-      why: what is wrong with that store.
+      path, config: those of the store that cannot be opened.
+      why: the error of that store.
     """
 
     def __init__(self, path: str, config: FeedbackConfig, why: str):
         self.path, self.config, self._why = path, config, why
 
-    def check(self, *given: Any, **settings: Any) -> NoReturn:
+    def check(self, *args: Any, **settings: Any) -> NoReturn:
         """Raises sqlite3.OperationalError."""
         raise sqlite3.OperationalError(self._why)
 

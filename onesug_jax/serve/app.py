@@ -1,13 +1,11 @@
 """The HTTP interface as a FastAPI application.
 
-    POST /suggest    the list for what stands in the box     GET  /          the page
-    POST /feedback   what came of it                         GET  /docs      the interface, to read
-    GET, DELETE /users/ID  what is stored of a user           GET  /health /ready /metrics
+    POST /suggest    the list for a prefix                    GET  /         the page
+    POST /feedback   the outcome of a request                 GET  /docs     the reference
+    GET, DELETE /users/ID  the stored data of a user          GET  /health /ready /metrics
 
-HEAD asks for what GET would give, without its body.
-
-Every mistake of a client is a 4xx that names the field; 503 with Retry-After says that there is no
-place in the queue or no model yet, 504 that the deadline passed. `server` listens.
+Every GET route also answers HEAD. A client error is a 4xx that names the field. 503 with
+Retry-After means that the queue is full or no model is loaded, 504 that the deadline passed.
 """
 
 from __future__ import annotations
@@ -32,11 +30,12 @@ from starlette.routing import Route
 
 from onesug_jax.serve import bodies, replies
 from onesug_jax.serve.engine import Engine
+from onesug_jax.serve.errors import add_errors
 from onesug_jax.serve.feedback import Event, FeedbackStore
 from onesug_jax.serve.guards import LOOPBACK, Admission, Gate, Limits, Recorder
 from onesug_jax.serve.histories import Histories
+from onesug_jax.serve.journal import now_ms
 from onesug_jax.serve.live import History
-from onesug_jax.serve.mistakes import add_errors
 from onesug_jax.serve.page import PAGE, add_page
 from onesug_jax.serve.requests import Answer, SuggestRequest
 from onesug_jax.serve.server import ServerConfig
@@ -44,7 +43,7 @@ from onesug_jax.serve.trust import Trust
 from onesug_jax.serve.version import ModelVersion
 from onesug_jax.serve.why import explain
 
-_GONE = 499  # nobody hears it: the client closed the connection
+_CLIENT_CLOSED_REQUEST = 499
 
 
 def make_app(
@@ -53,7 +52,7 @@ def make_app(
     config: ServerConfig,
     say: Callable[[str], None] = print,
 ) -> FastAPI:
-    """The application. It closes `engine` and `store` when it ends, in this order."""
+    """The application. It closes `engine` and then `store` when it ends."""
     histories = Histories(store)
     trust = Trust(store, keyed=config.key() is not None)
     hosts = None
@@ -90,15 +89,12 @@ def make_app(
             Middleware(Limits, body_bytes=config.body_bytes, body_seconds=config.body_seconds),
         ],
         responses={
-            code: {"model": replies.Mistakes, "description": text}
-            for code, text in {
-                400: "The body is no JSON.",
-                401: "The API key is missing or wrong.",
-                403: "Pages of this origin may not ask.",
-                408: "The body came too slowly.",
-                413: "The body is too large.",
-                422: "A field is wrong; it is named.",
-            }.items()
+            400: _error("The body is not JSON."),
+            401: _error("The API key is missing or wrong."),
+            403: _error("Pages of this origin are not allowed."),
+            408: _error("The body arrived too slowly."),
+            413: _error("The body is too large."),
+            422: _error("A field is invalid; the error names it."),
         },
     )
     add_errors(app)
@@ -111,7 +107,7 @@ def make_app(
             return (), ()
         if version.live is not None:
             return version.live.history(body.user_id)
-        stored, now = await histories.of(body.user_id, version.history), _now_ms()
+        stored, now = await histories.of(body.user_id, version.history), now_ms()
         return tuple(stored), tuple(max(now - at, 0) / 60_000 for at in stored.values())
 
     def source(request: Request) -> str | None:
@@ -119,12 +115,12 @@ def make_app(
 
     @app.post("/suggest", response_model=replies.SuggestReply, responses=_BUSY)
     async def suggest(body: bodies.SuggestBody, request: Request):
-        """The list for what stands in the box, best first."""
+        """The list for a prefix, best first."""
         began = time.perf_counter()
         version = engine.version
         history, minutes = await history_of(version, body)
         spent = time.perf_counter() - began
-        asked = SuggestRequest(
+        suggest_request = SuggestRequest(
             prefix=body.prefix,
             history=history,
             minutes=minutes,
@@ -132,13 +128,13 @@ def make_app(
             k=body.k,
             within=None if body.deadline_ms is None else body.deadline_ms / 1000 - spent,
         )
-        answer = await _unless_gone(request, engine.submit(asked))
+        answer = await _unless_disconnected(request, engine.submit(suggest_request))
         if answer is None:
             engine.metrics.unanswered("abandoned")
-            return Response(status_code=_GONE)
+            return Response(status_code=_CLIENT_CLOSED_REQUEST)
         reply = {
-            "request_id": trust.request_id(asked.prefix, body.user_id or "", source(request)),
-            "prefix": asked.prefix,
+            "request_id": trust.request_id(body.prefix, body.user_id or "", source(request)),
+            "prefix": body.prefix,
             "suggestions": [
                 {"text": text, "score": None if score is None else round(score, 4)}
                 for text, score in zip(answer.result.texts, answer.result.scores, strict=True)
@@ -147,8 +143,10 @@ def make_app(
             "version": answer.version,
             "cached": answer.cached,
             "milliseconds": round(1000 * (time.perf_counter() - began), 2),
-            "most_popular": list(engine.popular(asked).result.texts) if body.compare else None,
-            "why": explain(version, asked, answer) if body.why else None,
+            "most_popular": list(engine.popular(suggest_request).result.texts)
+            if body.compare
+            else None,
+            "why": explain(version, suggest_request, answer) if body.why else None,
         }
         if config.log and config.log_text:
             say(f"typed {body.prefix!r} after {list(history)}: {answer.level}")
@@ -159,18 +157,18 @@ def make_app(
         response_model=replies.FeedbackReply,
         responses={
             **_BUSY,
-            404: _wrong("Not stored yet."),
-            409: _wrong("Contradicts the stored."),
-            429: _wrong("Too much of one address; Retry-After says when."),
+            404: _error("The request is not stored yet."),
+            409: _error("The event contradicts the stored one."),
+            429: _error("Too much feedback from one address; see Retry-After."),
         },
     )
     async def feedback(body: bodies.FeedbackBody, request: Request):
-        """What came of one request; on the disk before it is answered."""
+        """Stores the outcome of one request; it is on the disk before the reply."""
         live = None
         if engine.ready:
             _profile_values(engine.version, body.profile)
             live = engine.version.live
-        event = Event(**{**body.model_dump(), "query": body.query or "", "timestamp_ms": _now_ms()})
+        event = Event(**{**body.model_dump(), "query": body.query or "", "timestamp_ms": now_ms()})
         try:
             trust.admit(source(request))
             trusted = trust.trusts(event, source(request))
@@ -185,14 +183,14 @@ def make_app(
 
     @app.get("/users/{user_id:path}", response_model=replies.UserReply)
     async def user(user_id: Annotated[bodies.KnownUser, Path()]):
-        """What is stored of a user."""
+        """The stored data of a user."""
         events = await histories.read(store.count, user_id)
         history = await histories.read(store.history, user_id, bodies.HISTORY_LENGTH)
         return {"user_id": user_id, "history": list(history), "events": events}
 
     @app.delete("/users/{user_id:path}", response_model=replies.Deleted, responses=_BUSY)
     async def forget(user_id: Annotated[bodies.KnownUser, Path()]):
-        """Deletes what is stored of a user, overwritten on the disk, and says what remains."""
+        """Deletes a user's data, overwrites it on the disk, and lists what remains."""
         deleted = await asyncio.wrap_future(store.forget(user_id))
         if engine.ready and engine.version.live is not None:
             engine.version.live.forget(user_id)
@@ -203,15 +201,15 @@ def make_app(
 
     @app.get("/health")
     async def health():
-        """The process lives."""
+        """The process is running."""
         return {"status": "ok"}
 
     @app.get("/ready", responses=_BUSY)
     async def ready():
         """Requests are answered; 503 while the model is loaded and compiled.
 
-        While `warming`, the smaller shapes are still being compiled, and answers take longer. Where
-        `store` is "slow" or "down", lists are made without stored histories, and feedback gets 503.
+        While `warming`, smaller shapes are still being compiled, and answers take longer. If
+        `store` is "slow" or "down", lists are made without stored histories; feedback gets 503.
         """
         version = engine.version
         return {
@@ -228,10 +226,10 @@ def make_app(
         text = engine.metrics.text(engine.waiting)
         return Response(text, media_type="text/plain; version=0.0.4; charset=utf-8")
 
-    app.openapi()  # made now, so that HEAD is not described on its own
+    app.openapi()  # cached now, so that the description does not list HEAD separately
     for route in app.routes:
         if isinstance(route, Route) and route.methods and "GET" in route.methods:
-            route.methods.add("HEAD")  # uvicorn leaves the body out
+            route.methods.add("HEAD")  # uvicorn omits the body
     return app
 
 
@@ -241,23 +239,19 @@ def _package_version() -> str:
     return "0"
 
 
-def _wrong(text: str) -> dict[str, Any]:
+def _error(text: str) -> dict[str, Any]:
     return {"model": replies.Mistakes, "description": text}
 
 
 _BUSY: dict[int | str, dict[str, Any]] = {
-    503: _wrong("No place in the queue, or no model yet; Retry-After says when."),
-    504: _wrong("The deadline passed."),
+    503: _error("The queue is full, or no model is loaded; see Retry-After."),
+    504: _error("The deadline passed."),
 }
 
 
-def _now_ms() -> int:
-    return time.time_ns() // 1_000_000
-
-
 def _remaining(exports: Sequence[tuple[str, int]], version: str | None) -> list[dict[str, str]]:
-    """What a deletion leaves, as `replies.Remaining`; of exports the name of the file alone."""
-    found = [
+    """Data that a deletion leaves, as `replies.Remaining`; exports without their folder."""
+    remaining = [
         {
             "what": f"exported log {os.path.basename(path)} of "
             f"{datetime.datetime.fromtimestamp(at_ms / 1000, datetime.UTC):%Y-%m-%d %H:%M} UTC",
@@ -267,16 +261,16 @@ def _remaining(exports: Sequence[tuple[str, int]], version: str | None) -> list[
     ]
     if version is not None:
         what = "histories and counts in the memory of servers"
-        until = "each has looked at the store, within seconds, and made its counts anew"
-        found.append({"what": what, "until": until})
-        what = f"model {version}, its log and its counts, and those of versions before it"
-        until = "the next update, which leaves this user out; versions before it until removed"
-        found.append({"what": what, "until": until})
-    return found
+        until = "each server has polled the store, within seconds, and rebuilt its counts"
+        remaining.append({"what": what, "until": until})
+        what = f"model {version}, its log and its counts, and those of earlier versions"
+        until = "the next update, which leaves this user out; earlier versions until removed"
+        remaining.append({"what": what, "until": until})
+    return remaining
 
 
 def _profile_values(version: ModelVersion, profile: dict[str, str]) -> tuple[str, ...]:
-    """Values in the order of the log's columns; a name the log does not have is a mistake."""
+    """Values in the order of the log's columns; an unknown name is a validation error."""
     for name in profile:
         if name not in version.profile:
             have = ", ".join(version.profile) or "none"
@@ -286,26 +280,22 @@ def _profile_values(version: ModelVersion, profile: dict[str, str]) -> tuple[str
     return tuple(profile.get(name, "") for name in version.profile) if profile else ()
 
 
-async def _unless_gone(request: Request, future: Future) -> Answer | None:
-    """The answer; None, and the request is taken back, if the client goes before it is there."""
+async def _unless_disconnected(request: Request, future: Future) -> Answer | None:
+    """The answer; if the client disconnects first, cancels the request and returns None."""
     if future.done():
         return future.result()
     answer = asyncio.ensure_future(asyncio.wrap_future(future))
-    gone = asyncio.ensure_future(request.receive())
+    disconnected = asyncio.ensure_future(request.receive())
     try:
-        await asyncio.wait((answer, gone), return_when=asyncio.FIRST_COMPLETED)
-        if answer.done():
-            return answer.result()
-        return None
+        await asyncio.wait((answer, disconnected), return_when=asyncio.FIRST_COMPLETED)
+        return answer.result() if answer.done() else None
     finally:
-        gone.cancel()
+        disconnected.cancel()
         answer.cancel()
 
 
 def _newest_first(history: Sequence[str], minutes: Sequence[float] | None, most: int) -> History:
-    """The last `most` distinct queries of a history, newest first, and how long ago each was last
-    searched.
-    """
+    """The last `most` distinct queries of a history, newest first, with their ages in minutes."""
     texts = tuple(dict.fromkeys(reversed(history)))[:most]
     latest = dict(zip(history, minutes or (), strict=False))
     return texts, tuple(latest[text] for text in texts) if minutes else ()

@@ -1,4 +1,4 @@
-"""A cache of the values used last."""
+"""A least-recently-used cache."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import Any
 
 
 class Cache:
-    """The values used last, at most `size`, each for some seconds; safe for several threads."""
+    """A thread-safe LRU cache of at most `size` values, each valid for `seconds`."""
 
     def __init__(self, size: int, seconds: float = math.inf):
         self._size, self._seconds = size, seconds
@@ -19,7 +19,7 @@ class Cache:
         self._lock = threading.Lock()
 
     def get(self, key: Hashable) -> Any:
-        """The value, now the newest; None where there is none."""
+        """The value, which becomes the newest; None if there is none."""
         with self._lock:
             value, until = self._values.get(key, (None, 0.0))
             if until < time.monotonic():
@@ -28,7 +28,7 @@ class Cache:
             return value
 
     def put(self, key: Hashable, value: Any) -> None:
-        """Stores a value; the one used longest ago makes room."""
+        """Stores a value; if the cache is full, drops the least recently used one."""
         with self._lock:
             self._values[key] = value, time.monotonic() + self._seconds
             self._values.move_to_end(key)

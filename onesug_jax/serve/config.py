@@ -1,4 +1,4 @@
-"""How the engine batches, caches and degrades: its settings, and the shapes they lead to."""
+"""Settings of the engine: batches, cache, degradation; and the shapes that they imply."""
 
 from __future__ import annotations
 
@@ -11,25 +11,24 @@ from onesug_jax.serve.levels import LEVELS
 
 @dataclass(frozen=True)
 class EngineConfig:
-    """How requests are batched, cached and, under pressure, answered more cheaply.
+    """How requests are batched, cached and, under load, answered more cheaply.
 
     Attributes:
-      max_batch: most requests of one batch, on each device that answers.
-      max_wait_ms: how long the first request of a batch waits for company, where company pays.
-      wait_ms: how long a request may have to wait for the model, as its pace says when it comes;
-        where that is longer, and longer than two batches take, it is refused at once.
-      levels: degradation levels in use, best first, of "full" and "candidates" (models that read
-        items; the second writes no queries), "beam" (models of text) and "popular"; those that the
-        model lacks are passed over.
-      target_ms: what an answer may take before cheaper levels are taken.
-      deadline_ms: when an answer is of no use any more, where the request does not say.
-      candidates: of a model that reads items, numbers of candidates that are compiled; a request's
-        own most is added.
-      lengths: of a model of text, input lengths that are compiled, as shares of the longest.
-      watch_seconds: how often to look for another version, at the blocked terms, and at what people
-        search now.
-      stale_days: a log that ended so long before the model was made is taken to have ended when the
-        model was made: else all of its decayed counts would have vanished.
+      max_batch: most requests of one batch on each device.
+      max_wait_ms: how long the first request of a batch waits for others, if batching is faster.
+      wait_ms: longest expected wait for the model. A request whose expected wait is longer than
+        this and than two batches is refused at once.
+      levels: degradation levels in use, best first: "full" and "candidates" (models that read
+        items; "candidates" writes no queries), "beam" (text models), "popular". Levels that the
+        model lacks are skipped.
+      target_ms: time of an answer above which cheaper levels are used.
+      deadline_ms: default deadline of a request.
+      candidates: compiled numbers of candidates for models that read items; the maximum of a
+        request is added.
+      lengths: compiled input lengths for text models, as shares of the longest.
+      watch_seconds: interval of the checks for a new version, changed blocked terms and new events.
+      stale_days: if the log ended this long before the model was made, its end is moved to that
+        time; otherwise all of its decayed counts would have vanished.
     """
 
     max_batch: int = 8
@@ -73,17 +72,17 @@ class EngineConfig:
             )
 
     def over(self, devices: int) -> EngineConfig:
-        """The same for so many devices: batches grow with their number."""
+        """This configuration with batches for several devices."""
         return replace(self, max_batch=devices * self.max_batch)
 
     def shapes(self, longest: int) -> Shapes:
-        """The shapes of a model of text that are compiled, of at most `longest` ids."""
+        """The compiled shapes of a text model with inputs of at most `longest` ids."""
         lengths = sorted({max(1, round(share * longest)) for share in self.lengths})
         return Shapes(self.batch_sizes, tuple(lengths))
 
     @property
     def batch_sizes(self) -> tuple[int, ...]:
-        """The batch sizes that are compiled: max_batch, an eighth of it, and so on down to 1."""
+        """The compiled batch sizes: max_batch, an eighth of it, and so on down to 1."""
         sizes = [self.max_batch]
         while sizes[0] > 1:
             sizes.insert(0, max(1, sizes[0] // 8))

@@ -1,16 +1,15 @@
-"""The engine: requests that arrive together become one batch, and every one of them gets an answer.
+"""The engine: batches concurrent requests and answers each of them.
 
     submit -> cached list? -> Answer at once
-           -> too long a wait, as the model's pace says, or no place? -> Full at once
+           -> queue full, or expected wait too long? -> Full at once
            -> queue -> batch (at most `max_batch`, waiting at most `max_wait_ms`)
-                       past its deadline: dropped before the model sees it
+                       past its deadline: dropped before the model runs
                        degradation level by backlog and deadline -> results -> Answer
 
-One thread runs the model. Another takes in what people searched. A third loads the version of
-WORK_DIR that is in use, compiles its shapes ahead of time, and watches: when an update publishes
-the next version (or a rollback the one before) it is loaded and compiled beside the old one, and
-takes its place between two batches. No request waits for it, and none is lost. This file knows no
-HTTP.
+One thread runs the model. Another counts new searches. A third loads the version of WORK_DIR that
+is in use, compiles its shapes ahead of time, and watches: when an update publishes the next version
+(or a rollback the previous one), it loads and compiles that one beside the old one, and exchanges
+them between two batches. No request waits for it, and none is lost.
 """
 
 from __future__ import annotations
@@ -34,20 +33,20 @@ from onesug_jax.serve.levels import POPULAR, Pace
 from onesug_jax.serve.metrics import Metrics
 from onesug_jax.serve.requests import Answer, Full, Late, NotReady, SuggestRequest, SuggestResult
 from onesug_jax.serve.version import ModelVersion
-from onesug_jax.serve.waiting import Waiting, WaitingRoom
+from onesug_jax.serve.waiting import RequestQueue, Waiting
 
-_NICE = 5  # of the model's threads beside the one that answers HTTP
-_RETRY_SECONDS = 30.0  # between attempts at a version that could not be loaded
+_NICE = 5  # added to the niceness of the engine's threads
+_RETRY_SECONDS = 30.0  # between attempts to load a version after a failure
 
 
 class Engine:
     """Answers requests with the version of the model that is in use.
 
     Args:
-      in_use: where the version in use lies.
-      load: opens the version that lies there.
+      in_use: returns the path of the version in use.
+      load: opens the version at a path.
       config: batching, caches, degradation levels.
-      say: where one-line messages go.
+      say: prints one-line messages.
     """
 
     def __init__(
@@ -61,14 +60,14 @@ class Engine:
         self.config, self.metrics = config, Metrics()
         self._in_use, self._load, self._say = in_use, load, say
         self._pace = Pace(config.batch_sizes)
-        self._room = WaitingRoom(config, self._pace)
+        self._queue = RequestQueue(config, self._pace)
         self._current: ModelVersion | None = None
         self._closed = threading.Event()
         self._ready = threading.Event()
-        self.warming = True  # shapes are still being compiled, for the first version
+        self.warming = True  # shapes of the first version are still being compiled
         self.failure: BaseException | None = None  # why the first version could not be loaded
         self._threads = [
-            threading.Thread(target=_behind_http, args=(run,), name=name, daemon=True)
+            threading.Thread(target=_run_at_low_priority, args=(run,), name=name, daemon=True)
             for name, run in (
                 ("watch", self._watch),
                 ("refresh", self._refresh),
@@ -76,16 +75,16 @@ class Engine:
             )
         ]
 
-    # ------------------------------------------------------------------ from outside
+    # ------------------------------------------------------------------ calls from any thread
 
     def start(self) -> Engine:
-        """Begins to load; returns at once."""
+        """Starts loading; returns at once."""
         for thread in self._threads:
             thread.start()
         return self
 
     def wait_ready(self, timeout: float | None = None) -> bool:
-        """Waits until requests are answered; raises what failed the first version's loading."""
+        """Waits until requests are answered; raises the error of loading the first version."""
         self._ready.wait(timeout)
         if self.failure is not None:
             raise self.failure
@@ -109,30 +108,30 @@ class Engine:
 
     @property
     def waiting(self) -> int:
-        """How many requests wait."""
-        return len(self._room)
+        """The number of requests in the queue."""
+        return len(self._queue)
 
     @property
     def levels(self) -> tuple[str, ...]:
-        """The degradation levels in use, best first; NotReady as `version`."""
+        """The degradation levels in use, best first; raises NotReady as `version`."""
         return self.version.levels(self.config)
 
     def crowded(self, inside: int = 0) -> float:
-        """Seconds after which to ask again, where any request that comes now is refused; else 0.
-        `inside`: requests that have come and have no answer yet, submitted or not.
+        """Seconds after which to retry if every new request would be refused; else 0.
+        `inside`: arrived requests without an answer, submitted or not.
         """
         if not self.ready:
-            return 0.0  # `submit` says what is the matter
-        after = self._room.crowded(self.levels, inside=inside)
+            return 0.0  # `submit` raises the reason
+        after = self._queue.crowded(self.levels, inside=inside)
         if after:
             self.metrics.unanswered("refused")
         return after
 
     def submit(self, request: SuggestRequest) -> Future:
-        """Asks for a list; the Future holds an Answer, or fails with Late.
+        """Requests a list; the Future holds an Answer, or fails with Late.
 
         Raises:
-          Full: it would wait too long for an answer, or there is no place in the queue.
+          Full: the wait would be too long, or the queue is full.
           NotReady: no version is loaded yet, or the engine is closing.
         """
         version = self.version
@@ -144,22 +143,22 @@ class Engine:
             future.set_result(self._answer(request, result, levels[0], version, cached=True))
             return future
         try:
-            return self._room.add(request, levels)
+            return self._queue.add(request, levels)
         except Full:
             self.metrics.unanswered("refused")
             raise
 
     def popular(self, request: SuggestRequest) -> Answer:
-        """The last level, whatever the settings: for comparison, and not counted as an answer.
-        NotReady as `version`.
+        """The most popular completions, for comparison; not counted as an answer. Raises NotReady
+        as `version`.
         """
         version = self.version
         return _cut(request, version.popular(request.prefix), POPULAR, version)
 
     def close(self) -> None:
-        """Accepts nothing more, answers what was accepted, and ends."""
+        """Refuses new requests, answers the accepted ones, and stops the threads."""
         self._closed.set()
-        self._room.close()
+        self._queue.close()
         for thread in self._threads:
             if thread.is_alive():
                 thread.join()
@@ -168,12 +167,12 @@ class Engine:
     # ------------------------------------------------------------------ the model's thread
 
     def _run(self) -> None:
-        while groups := self._room.take(lambda: self.levels):
+        while groups := self._queue.take(lambda: self.levels):
             for level, group in groups:
                 self._serve(level, group)
 
     def _serve(self, level: str, group: Sequence[Waiting]) -> None:
-        """Answers a group at one level, without those whose deadline passed or client has gone."""
+        """Answers a group at one level, except cancelled and late requests."""
         began = time.monotonic()
         waiting = []
         for one in group:
@@ -181,44 +180,47 @@ class Engine:
                 continue
             if one.deadline < began:
                 self.metrics.unanswered("late")
-                one.future.set_exception(Late("the deadline passed before the model was asked"))
+                one.future.set_exception(Late("the deadline passed before the model ran"))
             else:
                 waiting.append(one)
         if not waiting:
             return
         version = self.version
-        cache = version.cache  # of the terms in force now: an exchange of them begins another
+        cache = version.cache  # changed blocked terms replace it with another
         best = version.levels(self.config)[0]
         left = dict(enumerate(waiting))  # not answered yet
 
-        def answer(place: int, result: SuggestResult, level: str) -> None:
-            one = left.pop(place)
+        def answer(index: int, result: SuggestResult, level: str) -> None:
+            one = left.pop(index)
             if one.request.key and level == best:
                 cache.put(one.request.key, result)
             took = time.monotonic() - began
-            how = dict(waited=began - one.arrived, took=took, batch=len(waiting))
-            one.future.set_result(self._answer(one.request, result, level, version, **how))
+            details = dict(waited=began - one.arrived, took=took, batch=len(waiting))
+            one.future.set_result(self._answer(one.request, result, level, version, **details))
 
         try:
-            for place, result in version.answers([one.request for one in waiting], level):
-                answer(place, result, level)
+            for index, result in version.answers([one.request for one in waiting], level):
+                answer(index, result, level)
         except Exception as error:
-            # Its message may hold what somebody typed; where it happened does not.
-            where = "".join(traceback.format_tb(error.__traceback__))
-            self._say(f"serve: {len(left)} at {level!r} failed: {type(error).__name__}\n{where}")
+            # The message may contain a user's text; the traceback does not.
+            trace = "".join(traceback.format_tb(error.__traceback__))
+            self._say(
+                f"serve: {len(left)} requests at level {level!r} failed: {type(error).__name__}\n"
+                f"{trace}"
+            )
             self.metrics.unanswered("failed")
             if POPULAR in self.levels and level != POPULAR:
-                with contextlib.suppress(Exception):  # reported below, as the first
+                with contextlib.suppress(Exception):  # the futures fail below
                     rest = list(left)
-                    found = version.answers([left[place].request for place in rest], POPULAR)
-                    for number, result in found:
+                    results = version.answers([left[index].request for index in rest], POPULAR)
+                    for number, result in results:
                         answer(rest[number], result, POPULAR)
-            failure = RuntimeError(f"{level} failed: {type(error).__name__}")  # no text of it
+            failure = RuntimeError(f"{level} failed: {type(error).__name__}")  # without its message
             for one in left.values():
                 one.future.set_exception(failure)
             return
         took = time.monotonic() - began
-        if level == POPULAR:  # nothing is batched: each takes the same
+        if level == POPULAR:  # no batching: the time is proportional to the size
             for size in self.config.batch_sizes:
                 self._pace.note(level, size, took * size / len(waiting))
         else:
@@ -226,16 +228,16 @@ class Engine:
             self.metrics.batch(level, len(waiting), took)
 
     def _answer(
-        self, request: SuggestRequest, result: SuggestResult, level: str, version, **how
+        self, request: SuggestRequest, result: SuggestResult, level: str, version, **details
     ) -> Answer:
-        answer = _cut(request, result, level, version, **how)
+        answer = _cut(request, result, level, version, **details)
         self.metrics.answered(level, answer.waited, answer.took, cached=answer.cached)
         return answer
 
     # ------------------------------------------------------------------ the refreshing thread
 
     def _refresh(self) -> None:
-        """Takes in what this and other servers were sent, also while shapes are compiled."""
+        """Counts new events of all servers, also while shapes are compiled."""
         failed = ""
         while not self._closed.wait(self.config.watch_seconds):
             version = self._current
@@ -243,7 +245,7 @@ class Engine:
                 if version is not None:
                     version.refresh()
                 failed = ""
-            except Exception as error:  # of a version that is being replaced, for one
+            except Exception as error:  # for example of a version that is being replaced
                 message = f"serve: new events are not counted: {type(error).__name__}"
                 if version is self._current and message != failed:
                     self._say(message)
@@ -252,28 +254,28 @@ class Engine:
     # ------------------------------------------------------------------ the watching thread
 
     def _watch(self) -> None:
-        """Loads the version in use, and again whenever another one is."""
+        """Loads the version in use, and later each version that replaces it."""
         failed, since = "", 0.0
         while True:
-            wanted = ""
+            path = ""
             try:
-                wanted = self._in_use()
-                there = self._current and self._current.path == wanted
-                again = wanted != failed or time.monotonic() - since > _RETRY_SECONDS
-                if not there and again:
-                    self._swap(wanted)
+                path = self._in_use()
+                loaded = self._current and self._current.path == path
+                due = path != failed or time.monotonic() - since > _RETRY_SECONDS
+                if not loaded and due:
+                    self._swap(path)
                     failed = ""
                 if self._current is not None and self._current.read_terms():
                     self._say("serve: blocked terms read again")
             except Exception as error:
-                failed, since = wanted, time.monotonic()
+                failed, since = path, time.monotonic()
                 if self._current is None:
                     self.failure = error
                     self._ready.set()
                     return
                 self.metrics.swap_failed()
                 message = plain(error) if isinstance(error, UserError) else repr(error)
-                self._say(f"serve: {wanted or 'the version in use'}: {message}")
+                self._say(f"serve: {path or 'the version in use'}: {message}")
             if self._closed.wait(self.config.watch_seconds):
                 return
 
@@ -284,12 +286,12 @@ class Engine:
             version = self._load(path)
         if not version.levels(self.config):
             raise UserError(
-                f"EngineConfig.levels = {list(self.config.levels)}: this model answers at "
+                f"EngineConfig.levels = {list(self.config.levels)}: this model has the levels "
                 f"{', '.join(version.LEVELS)}; name some of these."
             )
         steps = version.warmup(self.config, self._pace, self._closed.is_set)
         if self._current is None:
-            next(steps, None)  # nothing else answers: in use as soon as it can
+            next(steps, None)  # the first version is in use as soon as it can answer
         else:
             collections.deque(steps, maxlen=0)
         if self._closed.is_set():
@@ -305,28 +307,28 @@ class Engine:
         self.warming = False
         if before is not None:
             del before
-            self._closed.wait(self.config.watch_seconds)  # batches that it has begun end
+            self._closed.wait(self.config.watch_seconds)  # its last batches end
             gc.unfreeze()
-            gc.collect()  # the one time that requests wait for it
+            gc.collect()  # the only collection that requests wait for
         gc.freeze()
 
 
-def _behind_http(run: Callable[[], None]) -> None:
-    """Runs with less priority than the thread that answers HTTP, and so do the threads that XLA
-    starts from here: where cores are few, refusals and finished lists wait for no matrix.
+def _run_at_low_priority(run: Callable[[], None]) -> None:
+    """Runs at a lower priority than the HTTP thread; threads that XLA starts inherit it. With few
+    cores, refusals and cached lists then do not wait for the model.
     """
-    if sys.platform == "linux":  # elsewhere a priority is that of the process
-        here = os.PRIO_PROCESS, threading.get_native_id()
-        os.setpriority(*here, os.getpriority(*here) + _NICE)
+    if sys.platform == "linux":  # elsewhere a priority applies to the whole process
+        thread = os.PRIO_PROCESS, threading.get_native_id()
+        os.setpriority(*thread, os.getpriority(*thread) + _NICE)
     run()
 
 
 def _cut(
-    request: SuggestRequest, result: SuggestResult, level: str, version: ModelVersion, **how
+    request: SuggestRequest, result: SuggestResult, level: str, version: ModelVersion, **details
 ) -> Answer:
-    """The answer with as many suggestions as were asked for."""
+    """The answer with at most `request.k` suggestions."""
     k = request.k
     if len(result.texts) > k:
         texts, scores, written = result.texts[:k], result.scores[:k], result.written[:k]
         result = replace(result, texts=texts, scores=scores, written=written)
-    return Answer(result, level, version.name, **how)
+    return Answer(result, level, version.name, **details)

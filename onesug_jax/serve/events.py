@@ -1,6 +1,6 @@
-"""The events of the feedback store as rows: one is a suggestion request and what came of it.
+"""The events of the feedback store as rows: one is a suggestion request and its outcome.
 
-The columns are those of the log (`logs.schema`), lists as JSON.
+The columns are those of the log (`logs.schema`), with lists as JSON.
 """
 
 from __future__ import annotations
@@ -32,11 +32,11 @@ _ITEMS = ("clicked_items", "ordered_items")
 
 @dataclasses.dataclass(frozen=True)
 class Event:
-    """One request and what came of it; text normalised as `logs.schema` does it.
+    """One request and its outcome; texts are normalised by `logs.schema`.
 
-    Attributes are the log's columns. `query` is "" where the event adds to an existing request;
-    `profile` is name -> value; `history`, oldest first, and its `history_minutes` are what the
-    client sent itself, else None.
+    Attributes are the log's columns. `query` is "" if the event adds to an existing request;
+    `profile` is name -> value; `history`, oldest first, and `history_minutes` are those that the
+    client sent, else None.
     """
 
     request_id: str
@@ -55,7 +55,7 @@ class Event:
 
 
 class Conflict(Exception):
-    """An event that contradicts what is stored under its request_id; `field` says in what."""
+    """An event contradicts the stored one with its request_id, in `field`."""
 
     def __init__(self, field: str, message: str):
         super().__init__(message)
@@ -63,11 +63,11 @@ class Conflict(Exception):
 
 
 class Unknown(Exception):
-    """An event that only adds to a request, and the request is not stored."""
+    """An event adds to a request that is not stored."""
 
 
 def put(connection: sqlite3.Connection, event: Event, trusted: bool) -> str:
-    """Adds an event, or what is new in it, inside a transaction: "new", "more" or "same"."""
+    """Stores an event, or its new items, inside a transaction: "new", "more" or "same"."""
     stored = connection.execute(
         "SELECT * FROM events WHERE request_id = ?", (event.request_id,)
     ).fetchone()

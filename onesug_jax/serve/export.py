@@ -1,4 +1,4 @@
-"""Stored events as a log in the schema, for `update`."""
+"""Writes stored events as a log in the schema, for `update`."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ from collections.abc import Iterator, Sequence
 from onesug_jax.files import atomic_path
 from onesug_jax.logs.schema import HISTORY, HISTORY_MINUTES, LOG_SCHEMA
 
-LISTS = ("shown", "clicked_items", "ordered_items")  # columns stored as JSON, beside the profile
-OWN = (HISTORY, HISTORY_MINUTES)  # likewise, where the client sent its own history, else null
-_TOGETHER = 8192  # events of one row group
+LISTS = ("shown", "clicked_items", "ordered_items")  # JSON columns, besides the profile
+OWN = (HISTORY, HISTORY_MINUTES)  # JSON columns of the client's own history; null without one
+_ROW_GROUP = 8192  # events
 
 
 def export(
@@ -21,12 +21,12 @@ def export(
     since_ms: int,
     untrusted: bool,
 ) -> int:
-    """Writes the events of a store as a log, see `feedback.FeedbackStore.export`."""
+    """See `feedback.FeedbackStore.export`."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 
     where, count = f"WHERE timestamp_ms >= ? AND trusted >= {0 if untrusted else 1}", 0
-    connection.execute("BEGIN")  # one state of the file, whatever is written meanwhile
+    connection.execute("BEGIN")  # a consistent snapshot of the file
     try:
         if not connection.execute(f"SELECT 1 FROM events {where}", (since_ms,)).fetchone():
             return 0
@@ -58,13 +58,13 @@ def export(
 
 
 def _batches(rows: sqlite3.Cursor) -> Iterator[list[dict]]:
-    """Rows as the log has them, some thousands at a time."""
+    """Yields the rows with decoded JSON columns, a row group at a time."""
     names = [column[0] for column in rows.description]
-    while batch := rows.fetchmany(_TOGETHER):
-        found = [dict(zip(names, row, strict=True)) for row in batch]
-        for row in found:
+    while fetched := rows.fetchmany(_ROW_GROUP):
+        batch = [dict(zip(names, row, strict=True)) for row in fetched]
+        for row in batch:
             for name in (*LISTS, "profile"):
                 row[name] = json.loads(row[name])
             for name in OWN:
                 row[name] = None if row[name] is None else json.loads(row[name])
-        yield found
+        yield batch

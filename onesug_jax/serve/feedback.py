@@ -1,13 +1,13 @@
-"""What people did with their lists, stored in SQLite: histories now, the next model's log later.
+"""The feedback store in SQLite: histories for the service, and the log for the next update.
 
-One row is one suggestion request and what came of it, in the columns of the log (`logs.schema`), so
-that `export` writes what `update` reads. An event is acknowledged only when it is on the disk (WAL,
-synchronous=FULL): a server that is killed loses none that it said it had. Events that arrive
-together share one transaction, and with it one flush. Several server processes may share one file.
+One row is one suggestion request and its outcome, in the columns of the log (`logs.schema`), so
+that `update` reads the output of `export`. An event is acknowledged only when it is on the disk
+(WAL, synchronous=FULL), so a killed server loses no acknowledged event. Events that arrive together
+share one transaction and one flush. Several server processes may share one file.
 
-A request is reported once and may be reported again: the same words change nothing, and items
-opened or ordered later are added to it. One that is not trusted is in its user's history alone.
-What is older than `keep_days` goes; so does, at once and overwritten, what a user wants deleted.
+A request may be reported again: an equal event changes nothing, and items that were opened or
+ordered later are added. An untrusted event enters only its user's history. Events older than
+`keep_days` are deleted; those of a deleted user are deleted and overwritten at once.
 """
 
 from __future__ import annotations
@@ -34,26 +34,26 @@ __all__ = ["Busy", "Conflict", "Event", "FeedbackConfig", "FeedbackStore", "Unkn
 FOLDER, FILE = "feedback", "events.sqlite"  # in WORK_DIR
 MOST_WAITING = 1024  # events to be written; more are refused
 BUSY_SECONDS = 5.0  # to wait for another process that writes
-_LOOKED_AT = 500  # latest events of a user that a history is taken from
+_HISTORY_EVENTS = 500  # latest events of a user that are read for a history
 
 
 @dataclasses.dataclass(frozen=True)
 class FeedbackConfig:
-    """How what people did is stored.
+    """How feedback is stored, and when it is trusted.
 
     Attributes:
       path: the SQLite file; None: WORK_DIR/feedback/events.sqlite.
       keep_days: age at which events are deleted; None: never.
-      trust: "served": feedback counts for others, and is exported, if its request_id is one that
-        /suggest gave for its prefix and user; "all": whatever its request_id, for a backend of your
-        own with ids of its own.
-      id_hours: how old such an id may be when its feedback comes first.
+      trust: "served": feedback counts for others, and is exported, if /suggest returned its
+        request_id for its prefix and user; "all": with any request_id, for a backend with its own
+        ids.
+      id_hours: maximum age of such an id at its first feedback.
       visitors_per_source: visitors of one address that count toward a query on a day, each once;
-        None: any number. With an API key neither this nor the two below limit anything.
-      feedback_per_minute: feedback of one address that is taken, more gets 429; None: any.
-      ids_per_minute: lists of one address whose feedback counts for others; None: any.
-      required: the service does not start without the file; else it starts, stores nothing, and
-        /ready says why.
+        None: any number. With an API key, this and the next two settings have no effect.
+      feedback_per_minute: accepted feedback of one address, more gets 429; None: any number.
+      ids_per_minute: lists of one address whose feedback counts for others; None: any number.
+      required: without the file, the service does not start; if False, it starts without storing
+        feedback, and /ready reports it.
     """
 
     path: str | None = None
@@ -81,11 +81,11 @@ class FeedbackStore:
     """The events of one file. All methods may be called from any thread.
 
     Args:
-      path: of the SQLite file; it and its folder are made where missing.
+      path: the SQLite file; it and its folder are created if missing.
       config: limits and ages.
 
     Raises:
-      UserError: the file cannot be opened, or is no such store.
+      UserError: the file cannot be opened, or is not a feedback store.
     """
 
     def __init__(self, path: str, config: FeedbackConfig = FeedbackConfig()):
@@ -103,7 +103,7 @@ class FeedbackStore:
             self._reading = self._connect()
         except (OSError, sqlite3.Error) as error:
             raise UserError(
-                f"{path}: expected a place to store feedback in; {error}. Name another with "
+                f"{path}: cannot store feedback here: {error}. Name another file with "
                 "--gin.FeedbackConfig.path=PATH"
             ) from None
         self._opened = os.stat(path).st_ino
@@ -119,7 +119,7 @@ class FeedbackStore:
         )
         os.chmod(self.path, 0o600)
         connection.row_factory = sqlite3.Row
-        # Deleted text is overwritten, not just forgotten.
+        # secure_delete overwrites deleted text.
         for setting in ("journal_mode = WAL", "synchronous = FULL", "secure_delete = ON"):
             connection.execute(f"PRAGMA {setting}")
         return connection
@@ -127,31 +127,31 @@ class FeedbackStore:
     # ------------------------------------------------------------------ writing
 
     def add(self, event: Event, trusted: bool = True) -> Future:
-        """Writes an event; the Future holds "new", "more" or "same" once that is on the disk.
+        """Writes an event; the Future holds "new", "more" or "same" once it is on the disk.
 
-        One that is not `trusted` moves no counts but its user's history, and is not exported; what
-        is added to a stored event is as trusted as that is. The Future fails with Conflict,
-        Unknown, or sqlite3.Error where the disk does.
+        An untrusted event enters only its user's history and is not exported. An addition to a
+        stored event is as trusted as that event. The Future fails with Conflict, Unknown, or
+        sqlite3.Error.
 
         Raises:
-          Busy: too many events are waiting already.
+          Busy: too many events are waiting.
         """
-        return self._writer.ask(lambda connection: events.put(connection, event, trusted))
+        return self._writer.submit(lambda connection: events.put(connection, event, trusted))
 
     def forget(self, user_id: str) -> Future:
-        """Deletes all events of a user; the Future holds how many, once they are overwritten. Later
-        updates leave older rows of this user out (`forgotten`).
+        """Deletes all events of a user; the Future holds their number once they are overwritten.
+        Later updates leave out older rows of this user (`forgotten`).
         """
-        return self._writer.ask(lambda connection: forgotten.forget(connection, user_id), True)
+        return self._writer.submit(lambda connection: forgotten.forget(connection, user_id), True)
 
     def exports(self) -> list[tuple[str, int]]:
-        """Exported files that are still there, and when each was written, in ms since 1970."""
+        """See `forgotten.exports`."""
         with self._reader:
             return forgotten.exports(self._reading)
 
     def probe(self) -> Future:
-        """Writes nothing; the Future fails as that of `add` where writing would. Raises Busy."""
-        return self._writer.ask(lambda connection: None)
+        """Writes nothing; the Future fails, or Busy is raised, if `add` would fail."""
+        return self._writer.submit(lambda connection: None)
 
     def _delete_old(self, connection: sqlite3.Connection) -> int:
         if self.config.keep_days is None:
@@ -160,21 +160,21 @@ class FeedbackStore:
         return connection.execute("DELETE FROM events WHERE timestamp_ms < ?", (oldest,)).rowcount
 
     def check(self) -> None:
-        """Whether the file is still the one that was opened: SQLite would write to one that has
-        been deleted, and nobody would find it again.
+        """Checks that the path still leads to the opened file, because SQLite would go on writing
+        to a deleted one.
 
         Raises:
-          sqlite3.OperationalError: it is not, or cannot be read.
+          sqlite3.OperationalError: it does not.
         """
         try:
-            found = os.stat(self.path).st_ino
+            inode = os.stat(self.path).st_ino
         except OSError:
-            found = None
-        if found != self._opened:
-            raise sqlite3.OperationalError("the file has gone, or another has taken its place")
+            inode = None
+        if inode != self._opened:
+            raise sqlite3.OperationalError("the file was deleted or replaced")
 
     def close(self) -> None:
-        """Writes what is waiting, and ends."""
+        """Writes the waiting events and closes the file."""
         self._writer.close()
         with self._reader:
             self._reading.close()
@@ -182,12 +182,12 @@ class FeedbackStore:
     # ------------------------------------------------------------------ reading
 
     def reader(self) -> sqlite3.Connection:
-        """A connection of one's own, to read the journal with; whoever asked closes it."""
+        """A new connection for reading the journal; the caller closes it."""
         return self._connect()
 
     def history(self, user_id: str, most: int) -> dict[str, int]:
-        """A user's latest distinct queries, newest first, and when each was searched, in
-        milliseconds since 1970; none for the empty user_id.
+        """A user's latest distinct queries, newest first, with the time of each search in
+        milliseconds since 1970; empty for the empty user_id.
         """
         if not user_id or most < 1:
             return {}
@@ -196,7 +196,7 @@ class FeedbackStore:
             rows = self._reading.execute(
                 "SELECT query, timestamp_ms FROM events WHERE user_id = ? "
                 "ORDER BY timestamp_ms DESC, rowid DESC LIMIT ?",
-                (user_id, _LOOKED_AT),
+                (user_id, _HISTORY_EVENTS),
             ).fetchall()
         latest: dict[str, int] = {}
         for query, at in rows:
@@ -206,25 +206,25 @@ class FeedbackStore:
     def count(
         self, user_id: str | None = None, *, since_ms: int = 0, trusted: bool | None = None
     ) -> int:
-        """How many events are stored, of one user or of all, since a time; None: trusted or not."""
+        """The number of events since a time, optionally of one user, or trusted or untrusted."""
         where = "timestamp_ms >= ?"
         values: list[Any] = [since_ms]
         for name, value in (("user_id", user_id), ("trusted", trusted)):
             if value is not None:
                 where, values = f"{where} AND {name} = ?", [*values, value]
         with self._reader:
-            found = self._reading.execute(f"SELECT count(*) FROM events WHERE {where}", values)
-            return found.fetchone()[0]
+            rows = self._reading.execute(f"SELECT count(*) FROM events WHERE {where}", values)
+            return rows.fetchone()[0]
 
     def export(
         self, path: str, *, profile: Sequence[str] = (), since_ms: int = 0, untrusted: bool = False
     ) -> int:
-        """Writes the trusted events as a log, `path` (Parquet), oldest first; returns how many.
+        """Writes the trusted events as a log, `path` (Parquet), oldest first; returns their number.
 
-        `profile` are the names of profile columns that are written even where no event has them;
-        an event without a value has "". With `untrusted`, all events are written. The file appears
-        whole; it is not made without events.
+        `profile` names profile columns that are written even if no event has them; an event without
+        a value has "". With `untrusted`, all events are written. The write is atomic; without
+        events there is no file.
         """
-        self._writer.ask(lambda connection: forgotten.note_export(connection, path)).result()
+        self._writer.submit(lambda connection: forgotten.note_export(connection, path)).result()
         with self._reader:
             return export(self._reading, path, profile, since_ms, untrusted)

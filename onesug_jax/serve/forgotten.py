@@ -1,9 +1,8 @@
-"""Users who asked to be deleted, and the logs that were exported before: what still holds them.
+"""Deleted users, and exported logs that may still contain them.
 
-A user's events go at once, but exported logs lie where the operator wanted them, and a model has
-learnt of them. The store remembers both: where exports were written, and which users are to be left
-out of every later `update`, up to the moment of their wish. A user's name is stored as a hash with
-a salt of this store, so the list of those who went names nobody.
+A deletion removes a user's events from the store at once, but exported logs and trained models
+remain. So the store records the paths of exports, and the users whose earlier rows every later
+`update` leaves out. It stores the salted hash of a deleted user's id, not the id.
 """
 
 from __future__ import annotations
@@ -11,10 +10,10 @@ from __future__ import annotations
 import hashlib
 import os
 import sqlite3
-import time
 from typing import NamedTuple
 
 from onesug_jax.errors import UserError
+from onesug_jax.serve.journal import now_ms
 
 TABLES = """
 CREATE TABLE IF NOT EXISTS salt (value TEXT NOT NULL);
@@ -25,8 +24,8 @@ CREATE TABLE IF NOT EXISTS exports (path TEXT PRIMARY KEY, at_ms INTEGER NOT NUL
 
 
 class Forgotten(NamedTuple):
-    """Whom to leave out: `person` is sha256(salt + user_id) in hexadecimal digits; rows of that
-    user up to `at_ms` are to go.
+    """Users to leave out: (sha256(salt + user_id) in hexadecimal digits, time in ms of the last
+    row to leave out).
     """
 
     salt: str
@@ -34,37 +33,37 @@ class Forgotten(NamedTuple):
 
 
 def forget(connection: sqlite3.Connection, user_id: str) -> int:
-    """Deletes a user's events inside a transaction, and remembers that; how many they were."""
+    """Deletes a user's events inside a transaction and records it; returns their number."""
     salt = connection.execute("SELECT value FROM salt").fetchone()[0]
     person = hashlib.sha256((salt + user_id).encode()).hexdigest()
-    connection.execute("INSERT OR REPLACE INTO forgotten VALUES (?, ?)", (person, _now_ms()))
+    connection.execute("INSERT OR REPLACE INTO forgotten VALUES (?, ?)", (person, now_ms()))
     return connection.execute("DELETE FROM events WHERE user_id = ?", (user_id,)).rowcount
 
 
 def latest(connection: sqlite3.Connection) -> tuple | None:
-    """What changes whenever a user is forgotten; None: nobody was."""
-    found = connection.execute("SELECT rowid, at_ms FROM forgotten ORDER BY rowid DESC LIMIT 1")
-    return found.fetchone()
+    """A value that changes with every deletion; None: there was none."""
+    rows = connection.execute("SELECT rowid, at_ms FROM forgotten ORDER BY rowid DESC LIMIT 1")
+    return rows.fetchone()
 
 
 def note_export(connection: sqlite3.Connection, path: str) -> None:
-    """Remembers a file that events were exported to."""
+    """Records the path of an export."""
     connection.execute(
-        "INSERT OR REPLACE INTO exports VALUES (?, ?)", (os.path.abspath(path), _now_ms())
+        "INSERT OR REPLACE INTO exports VALUES (?, ?)", (os.path.abspath(path), now_ms())
     )
 
 
 def exports(connection: sqlite3.Connection) -> list[tuple[str, int]]:
-    """Exported files that are still there, and when each was written, milliseconds since 1970."""
+    """Paths of existing exports, and when each was written, in milliseconds since 1970."""
     rows = connection.execute("SELECT path, at_ms FROM exports ORDER BY at_ms").fetchall()
     return [(path, at_ms) for path, at_ms in rows if os.path.exists(path)]
 
 
 def read(path: str) -> Forgotten | None:
-    """Whom the store at `path` wants left out; None: nobody, or there is no store.
+    """The deleted users of the store at `path`; None: there are none, or there is no store.
 
     Raises:
-      UserError: the store cannot be read: nobody could say whom to leave out.
+      UserError: the store cannot be read.
     """
     if not os.path.exists(path):
         return None
@@ -80,11 +79,7 @@ def read(path: str) -> Forgotten | None:
             connection.close()
     except sqlite3.Error as error:
         raise UserError(
-            f"{path}: expected the feedback store, which says whose rows to leave out; {error}. "
+            f"{path}: expected the feedback store, which lists the deleted users; {error}. "
             "Repair the file, or name another with --gin.FeedbackConfig.path=PATH"
         ) from None
     return Forgotten(salt[0], people) if people else None
-
-
-def _now_ms() -> int:
-    return time.time_ns() // 1_000_000

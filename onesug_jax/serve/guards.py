@@ -1,8 +1,7 @@
-"""What stands before the application: limits, keys, origins, slow bodies, and the access log.
+"""ASGI middleware: access log, keys, origins, early refusals, limits of bodies.
 
-Plain ASGI, in the order of a request's way in: `Recorder` (counts, one log line, headers for
-browsers), `Gate` (which hosts, which origins, which key), `Limits` (how much, how slowly). None of
-them reads what a user typed. What is slow below HTTP is met in `connections`.
+A request passes `Recorder`, `Gate`, `Admission` and `Limits`, in this order. None of them reads a
+user's text. `connections` handles clients that are slow below HTTP.
 """
 
 from __future__ import annotations
@@ -13,8 +12,8 @@ import time
 import types
 from collections.abc import Callable, Sequence
 
+from onesug_jax.serve.errors import error_reply, queue_full_reply
 from onesug_jax.serve.metrics import Metrics
-from onesug_jax.serve.mistakes import full, mistake
 
 _PAGE_POLICY = (
     "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data:; "
@@ -26,11 +25,11 @@ _HEADERS = [
     (b"referrer-policy", b"no-referrer"),
 ]
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
-_OPEN = ("/health", "/ready", "/openapi.json")  # these need no key
+_OPEN = ("/health", "/ready", "/openapi.json")  # without a key
 
 
 class Recorder:
-    """Counts responses, says one line each where asked to, and tells browsers to be careful."""
+    """Counts responses, logs a line for each if `say` is given, and adds security headers."""
 
     def __init__(self, app, metrics: Metrics, say: Callable[[str], None] | None):
         self._app, self._metrics, self._say = app, metrics, say
@@ -51,7 +50,7 @@ class Recorder:
         try:
             await self._app(scope, receive, recording)
         finally:
-            # The route's pattern, never the path: that may name a user.
+            # The route's pattern, because the path may contain a user's name.
             route = getattr(scope.get("route"), "path", "other")
             self._metrics.http(route, status)
             if self._say:
@@ -60,13 +59,13 @@ class Recorder:
 
 
 class Gate:
-    """Lets in who may ask: hosts, origins, and holders of the key.
+    """Checks host, origin and API key.
 
     Args:
       app: the application.
-      key: the API key; None: everybody.
-      origins: other origins whose pages may ask. hosts: names the server answers to; None: any.
-      page: paths of the page, which hold nothing secret.
+      key: the API key; None: none is needed.
+      origins: other allowed origins of pages. hosts: host names of this server; None: any.
+      page: paths of the page; they need no key.
     """
 
     def __init__(
@@ -88,49 +87,50 @@ class Gate:
         headers = dict(scope["headers"])
         host = headers.get(b"host", b"").decode("latin-1")
         names = {host, host.rpartition(":")[0]}
-        if self._hosts is not None and not names & self._hosts:  # DNS rebinding, for one
-            return await mistake(421, "host", "this server has another name")(scope, receive, send)
+        if self._hosts is not None and not names & self._hosts:  # for example DNS rebinding
+            message = "this server has another name"
+            return await error_reply(421, "host", message)(scope, receive, send)
         origin = headers.get(b"origin", b"").decode("latin-1")
         foreign = bool(origin) and origin.partition("://")[2] != host
         if foreign and origin not in self._origins:
-            message = "pages of this origin may not ask; see ServerConfig.origins"
-            return await mistake(403, "origin", message)(scope, receive, send)
+            message = "pages of this origin are not allowed; see ServerConfig.origins"
+            return await error_reply(403, "origin", message)(scope, receive, send)
         preflight = scope["method"] == "OPTIONS" and foreign
         if not preflight and scope["path"] not in self._open and not self._has_key(headers):
             challenge = {"www-authenticate": "Bearer"}
             message = "expected the API key, as X-API-Key or Authorization: Bearer"
-            return await mistake(401, "x-api-key", message, challenge)(scope, receive, send)
+            return await error_reply(401, "x-api-key", message, challenge)(scope, receive, send)
         await self._app(scope, receive, send)
 
     def _has_key(self, headers) -> bool:
         if self._key is None:
             return True
-        given = headers.get(b"x-api-key", b"")
+        key = headers.get(b"x-api-key", b"")
         scheme, _, token = headers.get(b"authorization", b"").partition(b" ")
-        if not given and scheme.lower() == b"bearer":
-            given = token.strip()
-        return hmac.compare_digest(given, self._key)
+        if not key and scheme.lower() == b"bearer":
+            key = token.strip()
+        return hmac.compare_digest(key, self._key)
 
 
 class Limits:
-    """Ends requests whose body is too large, or comes too slowly.
+    """Refuses bodies that are too large or too slow.
 
     Args:
       app: the application.
-      body_bytes: the largest body. body_seconds: the longest a body may take to arrive.
+      body_bytes: maximum size of a body. body_seconds: maximum time for its arrival.
     """
 
     def __init__(self, app, body_bytes: int, body_seconds: float):
         self._app, self._bytes, self._seconds = app, body_bytes, body_seconds
 
     async def __call__(self, scope, receive, send):
-        """One request: its body is read whole before the application sees it."""
+        """One request; its whole body is read before the application runs."""
         if scope["type"] != "http" or scope["method"] not in ("POST", "PUT", "PATCH", "DELETE"):
             return await self._app(scope, receive, send)
-        announced = dict(scope["headers"]).get(b"content-length", b"0")
+        length = dict(scope["headers"]).get(b"content-length", b"0")
         close = {"connection": "close"}
-        too_large = mistake(413, "body", f"the body is over {self._bytes:,} bytes", close)
-        if announced.isdigit() and int(announced[:20]) > self._bytes:
+        too_large = error_reply(413, "body", f"the body is over {self._bytes:,} bytes", close)
+        if length.isdigit() and int(length[:20]) > self._bytes:
             return await too_large(scope, receive, send)
         body, more = b"", True
         try:
@@ -145,27 +145,27 @@ class Limits:
                         return await too_large(scope, receive, send)
         except TimeoutError:
             message = f"the body took over {self._seconds:g} seconds"
-            return await mistake(408, "body", message, close)(scope, receive, send)
+            return await error_reply(408, "body", message, close)(scope, receive, send)
         read = False
 
-        async def again():
+        async def replay():
             nonlocal read
             if read:
-                return await receive()  # waits for the client to go
+                return await receive()  # waits until the client disconnects
             read = True
             return {"type": "http.request", "body": body, "more_body": False}
 
-        await self._app(scope, again, send)
+        await self._app(scope, replay, send)
 
 
 class Admission:
-    """Turns lists away before anything of a request is read, where they would come too late anyway:
-    under three times the load that can be answered, two of three requests must cost nearly nothing.
+    """Refuses list requests before their body is read, if their answer would be too late. Refusals
+    must cost almost nothing: at three times the capacity, two of three requests are refused.
 
     Args:
       app: the application.
-      path: where lists are asked for.
-      crowded: given how many requests are inside, seconds after which to ask again; 0: come in.
+      path: the path of list requests.
+      crowded: number of requests inside -> seconds after which to retry; 0: accepted.
     """
 
     def __init__(self, app, path: str, crowded: Callable[[int], float]):
@@ -174,12 +174,12 @@ class Admission:
 
     async def __call__(self, scope, receive, send):
         """One request."""
-        asked = scope["type"] == "http" and scope["method"] == "POST"
-        if not asked or scope["path"] != self._route.path:
+        post = scope["type"] == "http" and scope["method"] == "POST"
+        if not post or scope["path"] != self._route.path:
             return await self._app(scope, receive, send)
         if after := self._crowded(self._inside):
             scope["route"] = self._route  # for the access log
-            return await full(after)(scope, receive, send)
+            return await queue_full_reply(after)(scope, receive, send)
         self._inside += 1
         try:
             await self._app(scope, receive, send)

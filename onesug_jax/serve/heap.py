@@ -1,7 +1,7 @@
-"""What lies in memory for long is left out of Python's garbage collections.
+"""Excludes long-lived objects from Python's garbage collections.
 
-A collection stops every thread while it looks at all objects: with the queries, counts and
-histories of a shop that is half a second and more, in which no request is answered or refused.
+A collection stops every thread while it visits all objects. With the queries, counts and histories
+of a shop this takes half a second or more, and no request is answered meanwhile.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from collections.abc import Iterator
 
 @contextlib.contextmanager
 def long_lived() -> Iterator[None]:
-    """Collects nothing inside, and never looks at what was made inside, nor at what was before."""
+    """Disables collections inside; afterwards they skip all objects that exist at the end."""
     gc.disable()
     try:
         yield

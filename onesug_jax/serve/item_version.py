@@ -1,9 +1,9 @@
 """A version of a model that reads items: candidates and counts as of the request's own moment.
 
-Requests are made from the live as-of state, as training rows were, and a list is one pass of the
-encoder and one step of the decoder over the candidates. Where these leave room, beams complete it:
-a full list waits for none, and under load nothing is written (level "candidates"). What people
-search for the first time gets a vector and a row of the tables while requests go on.
+Features come from the live as-of state, as in training. A list is one pass of the encoder and one
+step of the decoder over the candidates. If there are too few candidates, beam search completes the
+list; a full list does not wait for it, and level "candidates" skips it. A new query gets a vector
+and a row of the tables while requests continue.
 """
 
 from __future__ import annotations
@@ -23,9 +23,9 @@ from onesug_jax.serve.requests import SuggestRequest, SuggestResult
 from onesug_jax.serve.version import ModelVersion
 from onesug_jax.tasks.features import FeatureSpec, Request
 
-_LENGTHS = (24,)  # ids that nearly all prefixes with a profile fit into
-_STEP = 8
-_PASTS = 5  # a history of so small a part is one of few queries
+_LENGTHS = (24,)  # ids; nearly all prefixes with a profile fit
+_STEP = 8  # the longest length is a multiple of this
+_SHORT_HISTORY = 5  # the short history shape is the longest, divided by this
 
 
 class ItemVersion(ModelVersion):
@@ -33,8 +33,8 @@ class ItemVersion(ModelVersion):
 
     Args:
       name, path: as `ModelVersion`.
-      suggester: lists candidates, over the queries of `live`.
-      live: counts, histories and candidates now.
+      suggester: ranks candidates, over the queries of `live`.
+      live: current counts, histories and candidates.
       tables: host copy of the suggester's tables, with rows of all queries that exist.
       encode: texts -> their vectors [n, E].
       settings: as `ModelVersion`.
@@ -70,15 +70,15 @@ class ItemVersion(ModelVersion):
         return self.suggester.returned
 
     def levels(self, config: EngineConfig) -> tuple[str, ...]:
-        """See `ModelVersion`; one level of a model that writes nothing is as good as the other."""
-        found = super().levels(config)
-        if self.suggester.writing is None and FULL in found:
-            found = tuple(level for level in found if level != CANDIDATES)
-        return found
+        """See `ModelVersion`; without writing, "candidates" equals "full" and is left out."""
+        levels = super().levels(config)
+        if self.suggester.writing is None and FULL in levels:
+            levels = tuple(level for level in levels if level != CANDIDATES)
+        return levels
 
     def _plausible(self, text: str) -> bool:
-        """Whether a written query may be shown: the shop knows its words, and it is none of those
-        that too few visitors have searched.
+        """Whether a written query may be shown: the tables contain all of its words, and
+        `LiveCounts.may_write` holds.
         """
         frequency = self.tables.frequency
         return self.live.may_write(text) and all(word in frequency for word in words_of(text))
@@ -97,22 +97,24 @@ class ItemVersion(ModelVersion):
     def warmup(self, config: EngineConfig, pace: Pace, stop: Callable[[], bool]) -> Iterator[None]:
         """See `ModelVersion`."""
         suggester, spec = self.suggester, self.suggester.featurizer.spec
-        most, past = self.live.config.candidates, self.live.config.history
+        most, longest_history = self.live.config.candidates, self.live.config.history
         sizes = (*(size for size in config.candidates if size < most), most)
-        pasts = (past // _PASTS,) if past >= _PASTS else ()
+        short = longest_history // _SHORT_HISTORY
+        histories = (short,) if short else ()
         texts = lengths(spec)
         suggester.write_shape = texts[-1], most
-        request = self._made([SuggestRequest("")])[0]
+        request = self._featurize([SuggestRequest("")])[0]
         done: set = set()
         writes = suggester.writing is not None and FULL in self.levels(config)
         for step in (
             (config.batch_sizes[-1:], texts[-1:], sizes[-1:], ()),
             (config.batch_sizes, texts[-1:], sizes[-1:], ()),
-            (config.batch_sizes, texts, sizes, pasts),
+            (config.batch_sizes, texts, sizes, histories),
         ):
-            rooms = itertools.product(step[1][:1], step[2], (*step[3], past))
-            texts_and_rooms = (*rooms, *((text, most, past) for text in step[1][1:]))
-            for shape in itertools.product(step[0], texts_and_rooms):
+            # Smaller numbers of items are compiled for the shortest text only.
+            shortest = itertools.product(step[1][:1], step[2], (*step[3], longest_history))
+            inputs = (*shortest, *((text, most, longest_history) for text in step[1][1:]))
+            for shape in itertools.product(step[0], inputs):
                 if stop():
                     return
                 if shape not in done:
@@ -131,32 +133,32 @@ class ItemVersion(ModelVersion):
     def _answers(
         self, requests: Sequence[SuggestRequest], level: str
     ) -> Iterator[tuple[int, SuggestResult]]:
-        made = self._made(requests)
-        for place, listed in self.suggester.finished(made, write=level == FULL):
+        inputs = self._featurize(requests)
+        for index, suggestions in self.suggester.finished(inputs, write=level == FULL):
             yield (
-                place,
+                index,
                 SuggestResult(
-                    tuple(one.text for one in listed),
-                    tuple(one.score for one in listed),
-                    made[place].items,
-                    written=tuple(one.written for one in listed),
+                    tuple(one.text for one in suggestions),
+                    tuple(one.score for one in suggestions),
+                    inputs[index].items,
+                    written=tuple(one.written for one in suggestions),
                 ),
             )
 
-    def _made(self, requests: Sequence[SuggestRequest]) -> list[Request]:
-        """The requests with the features of now."""
+    def _featurize(self, requests: Sequence[SuggestRequest]) -> list[Request]:
+        """The requests with their current features."""
         items = self.live.requests([(one.prefix, one.history, one.minutes) for one in requests])
         return [
             Request(one.prefix, one.history, profile=one.profile, items=now)
             for one, now in zip(requests, items, strict=True)
         ]
 
-    def _begun(self, prefix: str, most: int) -> tuple[int, list[str]]:
-        found, passes = self.live.complete(prefix, most), self.suggester.passes
-        return len(found), found if passes is None else [text for text in found if passes(text)]
+    def _completions(self, prefix: str, most: int) -> tuple[int, list[str]]:
+        texts, passes = self.live.complete(prefix, most), self.suggester.passes
+        return len(texts), texts if passes is None else [text for text in texts if passes(text)]
 
     def refresh(self) -> None:
-        """Reads new events; queries that came to exist get their vectors and rows."""
+        """Counts new events; new queries get their vectors and rows."""
         super().refresh()
         first, end = self._filled, min(len(self.live), len(self.tables.vectors) - 1)
         if end > first:
@@ -167,7 +169,7 @@ class ItemVersion(ModelVersion):
 
 
 def lengths(spec: FeatureSpec) -> tuple[int, ...]:
-    """Input lengths that are compiled: enough for the longest prefix and profile."""
+    """Compiled input lengths; the longest fits every prefix and profile."""
     longest = spec.input_length // 2 + 2 + spec.profile * (spec.input_length // 4)
     longest = -(-min(longest, spec.input_length) // _STEP) * _STEP
     return (*(length for length in _LENGTHS if length < longest), longest)

@@ -1,16 +1,16 @@
-"""The journal of what counts: in what order searches, item clicks and orders were accepted.
+"""The journal: searches, item clicks and orders in the order in which they were accepted.
 
-It lies beside the events in the same file and is written in the same transaction, so what was
-acknowledged is counted again after a crash. A row is a new event, or a rise of its level; one of
-level 0 is an event that is not trusted, and enters its user's history alone. The number of a row
-only grows, so that every server reads on from where it was. It repeats what the counts need of the
-event, so a server that reads one row opens one page, not those of the events and their index. What
-is deleted of the events goes from the journal too.
+It is in the file of the events and is written in the same transaction, so acknowledged events are
+counted again after a crash. A row is a new event, or a rise of its level. Level 0 is an untrusted
+event, which enters only its user's history. Row numbers only grow, so each server reads the rows
+after its last one. A row repeats the event's fields that the counts need, because a read of one row
+is then one page, without the events and their index. Deleted events leave the journal too.
 """
 
 from __future__ import annotations
 
 import sqlite3
+import time
 from collections.abc import Iterator
 from typing import NamedTuple
 
@@ -41,8 +41,8 @@ ORDER BY timestamp_ms, rowid
 
 
 class Counted(NamedTuple):
-    """A row of the journal: a new event where `before` is 0, else its level has risen; a `level` of
-    0: it is not trusted.
+    """A row of the journal: a new event if `before` is 0, else a rise of its level from `before`;
+    `level` 0: not trusted.
     """
 
     seq: int
@@ -57,16 +57,21 @@ class Counted(NamedTuple):
     shown: str  # JSON
 
 
+def now_ms() -> int:
+    """The time of events, in milliseconds since 1970."""
+    return time.time_ns() // 1_000_000
+
+
 def note(connection: sqlite3.Connection, request_id: str, before: int, level: int) -> None:
-    """Adds a row of a stored event inside a transaction."""
+    """Adds a row for a stored event inside a transaction."""
     connection.execute(_NOTE, (before, level, request_id))
 
 
 def read(connection: sqlite3.Connection, after: int, since_ms: int, most: int) -> list[Counted]:
-    """At most `most` rows that follow row `after`, of events later than `since_ms`, in order."""
+    """At most `most` rows after row `after` with events later than `since_ms`, in order."""
     return [*map(Counted._make, connection.execute(_READ, (after, since_ms, most)))]
 
 
 def searches(connection: sqlite3.Connection, until_ms: int) -> Iterator[tuple[str, str, int]]:
-    """User, query and time of all searches of users up to a time, in the order of time."""
+    """User, query and time of all searches with a user up to a time, oldest first."""
     yield from map(tuple, connection.execute(_SEARCHES, (until_ms,)))

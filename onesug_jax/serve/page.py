@@ -1,4 +1,4 @@
-"""The page: a few files held in memory, so no path leads anywhere else."""
+"""The page: a few files in memory, so no request path reaches the file system."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ PAGE = {  # path -> file of web/, media type
 
 
 def add_page(app: FastAPI) -> None:
-    """Serves the page."""
+    """Adds the routes of `PAGE`."""
     web = resources.files("onesug_jax.serve") / "web"
 
     def add(path: str, content: bytes, media_type: str) -> None:

@@ -1,4 +1,4 @@
-"""The replies of the HTTP interface, for the page that describes it."""
+"""The replies of the HTTP interface, for its description in OpenAPI."""
 
 from __future__ import annotations
 
@@ -6,39 +6,36 @@ from pydantic import BaseModel, Field
 
 
 class Suggested(BaseModel):
-    """One suggestion; `score` is its log-probability, null where it is there by popularity."""
+    """One suggestion; `score` is its log-probability, null in a list by popularity."""
 
     text: str
     score: float | None
 
 
 class Related(BaseModel):
-    """A query related to the prefix that a model of text read, with its semantic id, coarse to
-    fine.
-    """
+    """A related query that a text model read, and its semantic id, coarse to fine."""
 
     text: str
     id: list[int] | None
 
 
 class Past(BaseModel):
-    """A query of the history and how many minutes ago it was searched."""
+    """A query of the history and its age in minutes."""
 
     text: str
     minutes: float | None
 
 
 class Alike(BaseModel):
-    """The query of the history that a suggestion is most alike to: the cosine of their vectors."""
+    """The query of the history most similar to a suggestion, and the cosine of their vectors."""
 
     text: str
     cosine: float
 
 
 class Counted(BaseModel):
-    """What the model knew of a suggestion: its as-of counts by column (searches at each half-life,
-    orders, item clicks, searches after just this prefix); null where it is no candidate. `written`:
-    the model wrote it, where the candidates left room.
+    """The as-of counts of a suggestion by column (searches at each half-life, orders, item clicks,
+    searches after this prefix); null if it is no candidate. `written`: the model wrote it.
     """
 
     text: str
@@ -48,8 +45,8 @@ class Counted(BaseModel):
 
 
 class Trending(BaseModel):
-    """A candidate that is searched far more than usual: its searches `now` (half-life 17 h), how
-    many its `usual` share of all searches predicts, and `all` its searches so far.
+    """A candidate that is searched far more than usual: searches `now` (half-life 17 h), the
+    number that its share of all searches predicts (`usual`), and `all` searches so far.
     """
 
     text: str
@@ -59,13 +56,13 @@ class Trending(BaseModel):
 
 
 class Why(BaseModel):
-    """What a list was made from. `related` comes of models of text; `candidates`, `counts` and
-    `trending` of models that read items.
+    """The inputs of a list: `related` for text models; `candidates`, `counts` and `trending` for
+    models that read items.
     """
 
     history: list[Past] = Field(description="The queries used, newest first.")
-    unknown: list[str] = Field(description="Queries of the history that nobody else searched.")
-    candidates: int | None = Field(description="How many queries the list was chosen from.")
+    unknown: list[str] = Field(description="History queries unused: too few others searched them.")
+    candidates: int | None = Field(description="Number of candidates of the list.")
     counts: list[Counted]
     trending: list[Trending]
     related: list[Related]
@@ -75,7 +72,7 @@ class Why(BaseModel):
 
 
 class SuggestReply(BaseModel):
-    """A list, best first, and the degradation level it came from: full, beam or popular."""
+    """A list, best first, and its degradation level: full, candidates, beam or popular."""
 
     request_id: str
     prefix: str
@@ -89,14 +86,14 @@ class SuggestReply(BaseModel):
 
 
 class FeedbackReply(BaseModel):
-    """What became of an event: "new", "more" (items were added) or "same"."""
+    """The result of an event: "new", "more" (items were added) or "same"."""
 
     request_id: str
     stored: str
 
 
 class UserReply(BaseModel):
-    """What is stored of a user: the latest queries, newest first, and how many events."""
+    """The stored data of a user: latest queries, newest first, and the number of events."""
 
     user_id: str
     history: list[str]
@@ -104,14 +101,14 @@ class UserReply(BaseModel):
 
 
 class Remaining(BaseModel):
-    """What may still hold something of a user, and until when."""
+    """A place that may still contain data of a deleted user, and until when."""
 
     what: str
     until: str
 
 
 class Deleted(BaseModel):
-    """How many events of the user were deleted, and what remains elsewhere."""
+    """The number of deleted events, and data that remains elsewhere."""
 
     user_id: str
     deleted: int
@@ -119,13 +116,13 @@ class Deleted(BaseModel):
 
 
 class Mistake(BaseModel):
-    """One thing that is wrong, and in which field."""
+    """One error and its field."""
 
     field: str
     message: str
 
 
 class Mistakes(BaseModel):
-    """Why a request was not answered."""
+    """The errors of a request."""
 
     errors: list[Mistake]

@@ -1,4 +1,4 @@
-"""What the engine is asked and what it answers, or why it does not; free of HTTP and any model."""
+"""Requests, answers and errors of the engine, independent of HTTP and of the kind of model."""
 
 from __future__ import annotations
 
@@ -9,15 +9,15 @@ from onesug_jax.logs.asof.items import Items
 
 @dataclass(frozen=True)
 class SuggestRequest:
-    """One request; text normalised as `logs.schema` does it.
+    """One request; texts are normalised by `logs.schema`.
 
     Attributes:
-      prefix: what stands in the search box.
+      prefix: the text in the search box.
       history: the user's queries, newest first.
       profile: static profile values, in the order of the log's columns.
-      k: how many suggestions are wanted.
-      within: seconds from now until the answer is of no use; None: the engine's default.
-      minutes: how long ago each query of the history was searched; none: just now.
+      k: most suggestions.
+      within: deadline in seconds from now; None: the engine's default.
+      minutes: age of each query of the history; empty: all are new.
     """
 
     prefix: str
@@ -29,20 +29,20 @@ class SuggestRequest:
 
     @property
     def key(self) -> tuple | None:
-        """What a finished list may be cached under; None where it is this user's own."""
+        """The key for caching the list; None if it depends on a user's history."""
         return None if self.history else (self.prefix, self.profile)
 
 
 @dataclass(frozen=True)
 class SuggestResult:
-    """One list and what it was made from.
+    """One list and its inputs.
 
     Attributes:
       texts, scores: suggestions, best first, and their log-probabilities (None: most popular).
-      items: candidates, counts and history that the model read; None: it read none.
-      related, ids: of a model of text, the related queries it read, with their semantic ids.
-      written: which of the suggestions the model wrote, where it was asked to; no candidate had
-        them.
+      items: candidates, counts and history that the model read; None: no model read any.
+      related, ids: the related queries that a text model read, and their semantic ids.
+      written: for each suggestion, whether the model wrote it instead of choosing a candidate;
+        empty: it wrote none.
     """
 
     texts: tuple[str, ...]
@@ -55,7 +55,7 @@ class SuggestResult:
 
 @dataclass(frozen=True)
 class Answer:
-    """A list, and how it came about. Times in seconds; `batch` is the size of its batch."""
+    """A list and how it was made. Times in seconds; `batch` is the size of its batch."""
 
     result: SuggestResult
     level: str
@@ -67,7 +67,7 @@ class Answer:
 
 
 class Full(Exception):
-    """No answer would come in time, or the queue has no place; `after` says when to ask again."""
+    """The queue is full, or the wait would be too long; retry in `after` seconds."""
 
     def __init__(self, after: float):
         super().__init__("too many requests are waiting")

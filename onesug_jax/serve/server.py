@@ -1,7 +1,6 @@
-"""The HTTP server: where it listens, who may ask and how much; and how it ends.
+"""The HTTP server: address, access, limits and shutdown. The routes are in `app`.
 
-SIGTERM ends it after everything that was accepted has been answered. What is asked, and what is
-answered, stands in `app`.
+After SIGTERM, the server answers all accepted requests and exits.
 """
 
 from __future__ import annotations
@@ -16,35 +15,35 @@ from dataclasses import dataclass
 import uvicorn
 
 from onesug_jax.errors import UserError
-from onesug_jax.serve.connections import patient
+from onesug_jax.serve.connections import limited_protocol
 from onesug_jax.serve.engine import Engine
 from onesug_jax.serve.feedback import FeedbackStore
 from onesug_jax.serve.guards import LOOPBACK
 
-_KEEP_SECONDS = 30  # a connection stays open between two letters of a slow typist
+_KEEP_SECONDS = 30  # a connection stays open between two keystrokes of a slow typist
 
 
 @dataclass(frozen=True)
 class ServerConfig:
-    """Where the service listens, who may ask, and how much.
+    """Where the service listens, who may send requests, and limits.
 
     Attributes:
-      host, port: where to listen; others than this machine only with a key.
-      api_key_file: a file whose first line is the key that requests must carry; the environment
-        variable ONESUG_API_KEY does the same. A flag would show it to everybody on the machine.
+      host, port: where to listen; an address that other machines reach needs a key.
+      api_key_file: a file whose first line is the API key; the environment variable
+        ONESUG_API_KEY does the same. A flag would show the key to all users of the machine.
       without_key: listen to other machines without a key, behind a gateway of your own.
-      origins: origins whose pages may ask, besides the page served here.
-      hosts: names the server answers to, where it listens to this machine only.
-      body_bytes, body_seconds: the largest body, and the longest it may take to arrive.
-      head_seconds: the longest the head of a request may take.
-      write_seconds: the longest a client may take to read what it is sent; then it is cut off.
-      connections: most open connections; more get 503, with Retry-After.
-      client_connections: most of one address (of IPv6: of one network of 64 bits).
-      gateways: addresses that speak for many clients, and have as many connections as there are:
-        your own gateway, which knows its clients; this machine is among them.
-      grace_seconds: how long the end waits for what was accepted.
-      log: a line a request: method, route, status, time.
-      log_text: with `log`, also what was typed. Off unless asked for: it is personal.
+      origins: origins whose pages may send requests, besides the page served here.
+      hosts: further host names of a server that listens to this machine only.
+      body_bytes, body_seconds: maximum size of a body, and its time to arrive.
+      head_seconds: maximum time for the head of a request.
+      write_seconds: maximum time for a client to read a reply; then its connection is closed.
+      connections: most open connections; more get 503 with Retry-After.
+      client_connections: most connections of one address (IPv6: of one /64 network).
+      gateways: addresses without a limit of their own, because they forward requests of many
+        clients, such as your own gateway or this machine.
+      grace_seconds: maximum time of a shutdown to answer accepted requests.
+      log: log a line for each request: method, route, status, time.
+      log_text: with `log`, also log prefix and history. Off by default: they are personal data.
     """
 
     host: str = "127.0.0.1"
@@ -74,14 +73,14 @@ class ServerConfig:
 
     @property
     def local(self) -> bool:
-        """Whether only this machine can ask."""
+        """Whether only this machine can send requests."""
         return self.host in LOOPBACK
 
     def key(self) -> str | None:
         """The API key, if there is one.
 
         Raises:
-          UserError: the file is missing or empty, or others may ask without any key.
+          UserError: the file is missing or empty, or other machines need no key.
         """
         key = os.environ.get("ONESUG_API_KEY") or None
         if self.api_key_file is not None:
@@ -97,8 +96,8 @@ class ServerConfig:
                 raise UserError(f"ServerConfig.api_key_file: {self.api_key_file} is empty.")
         if key is None and not self.local and not self.without_key:
             raise UserError(
-                f"ServerConfig.host = {self.host!r} lets other machines ask, and there is no API "
-                "key: set ServerConfig.api_key_file or ONESUG_API_KEY, or "
+                f"ServerConfig.host = {self.host!r} is open to other machines, but there is no "
+                "API key: set ServerConfig.api_key_file or ONESUG_API_KEY, or "
                 "ServerConfig.without_key=True behind a gateway of your own."
             )
         return key
@@ -110,9 +109,9 @@ def serve(
     config: ServerConfig,
     say: Callable[[str], None] = print,
 ) -> None:
-    """Listens until SIGTERM or SIGINT, then answers what was accepted and ends.
+    """Listens until SIGTERM or SIGINT, then answers the accepted requests and returns.
 
-    The engine is started here: /health answers at once, /ready when the model is compiled.
+    It starts the engine: /health answers at once, /ready when the model is compiled.
 
     Raises:
       UserError: the port is taken, the key is missing, or the first version cannot be loaded.
@@ -124,7 +123,7 @@ def serve(
         app,
         host=config.host,
         port=config.port,
-        http=patient(
+        http=limited_protocol(
             config.head_seconds,
             config.write_seconds,
             config.connections,
@@ -133,7 +132,7 @@ def serve(
         ),
         ws="none",
         log_level="warning",
-        log_config=None,  # logging is left as it is
+        log_config=None,  # leave logging unchanged
         access_log=False,
         server_header=False,
         timeout_keep_alive=_KEEP_SECONDS,
@@ -141,11 +140,11 @@ def serve(
     )
     try:
         socket = settings.bind_socket()
-        socket.listen(settings.backlog)  # who comes early waits a moment
+        socket.listen(settings.backlog)  # early connections wait in the backlog
     except SystemExit:
         raise UserError(
-            f"{config.host}:{config.port} cannot be listened on: is another server there? Choose "
-            "another with --gin.ServerConfig.port=PORT"
+            f"cannot listen on {config.host}:{config.port}; another server may use this port. "
+            "Choose another with --gin.ServerConfig.port=PORT"
         ) from None
     server = uvicorn.Server(settings)
 
@@ -159,7 +158,7 @@ def serve(
     threading.Thread(target=watch, name="first version", daemon=True).start()
     host, port = socket.getsockname()[:2]
     say(f"serve: http://{f'[{host}]' if ':' in host else host}:{port}/ (Ctrl-C ends it)")
-    # uvicorn sends itself the signal once more when it has ended well: that is no reason to die.
+    # After a clean shutdown, uvicorn sends the signal to this process again; ignore it.
     before = signal.signal(signal.SIGTERM, lambda *_: None)
     try:
         with contextlib.suppress(KeyboardInterrupt):

@@ -1,6 +1,6 @@
-"""A version of a model of text: related queries and history written out, as in PAPER.md.
+"""A version of a text model, which reads related queries and history as text, as in PAPER.md.
 
-Popularity is that of the log, and what people search now changes no list before the next update.
+Popularity is that of the log; current searches change no list before the next update.
 """
 
 from __future__ import annotations
@@ -20,17 +20,17 @@ from onesug_jax.serve.requests import SuggestRequest, SuggestResult
 from onesug_jax.serve.version import ModelVersion
 from onesug_jax.tasks.features import Request, make_requests
 
-_STRANGE = "zx"  # no query, so that the text encoder is loaded for it
+_UNKNOWN = "zx"  # a text that is not indexed, so the text encoder has to encode it
 
 
 class TextVersion(ModelVersion):
-    """A version that lists by beams.
+    """A version that makes lists by beam search.
 
     Args:
       name, path: as `ModelVersion`.
-      suggester: writes lists.
+      suggester: the beam search.
       finder: related queries and vectors of requests.
-      ids: number of an indexed query -> its semantic id; None where there are none.
+      ids: number of an indexed query -> its semantic id; None: the model has none.
       settings: as `ModelVersion`.
     """
 
@@ -68,7 +68,7 @@ class TextVersion(ModelVersion):
         shapes = config.shapes(self.suggester.featurizer.spec.input_length)
         sizes, lengths = shapes.batch_sizes, shapes.lengths
         done = set()
-        self.finder.text_vector(_STRANGE), self.finder.meant(_STRANGE)
+        self.finder.text_vector(_UNKNOWN), self.finder.meant(_UNKNOWN)
         self.suggester.shapes = first = Shapes(sizes[-1:], lengths[-1:])
         for step in (first, Shapes(sizes, lengths[-1:]), shapes):
             for shape in itertools.product(step.batch_sizes, step.lengths):
@@ -79,25 +79,24 @@ class TextVersion(ModelVersion):
                     pace.time(BEAM, shape[0], self.suggester.warmup, *shape)
             self.suggester.shapes = step
             yield
-        for times in (8, 16, 32):  # the encoder's lengths, for unknown texts
+        for times in (8, 16, 32):  # the text encoder's lengths
             if not stop():
-                self.finder.text_vector(" ".join([_STRANGE] * times))
+                self.finder.text_vector(" ".join([_UNKNOWN] * times))
 
     def _answers(
         self, requests: Sequence[SuggestRequest], level: str
     ) -> Iterator[tuple[int, SuggestResult]]:
-        wanted = [(one.prefix, one.history, one.profile) for one in requests]
-        made = make_requests(self.finder, *map(list, zip(*wanted, strict=True)))
-        found = self.suggester.suggest(made)
-        yield from enumerate(map(self._result, made, found))
+        fields = [(one.prefix, one.history, one.profile) for one in requests]
+        inputs = make_requests(self.finder, *map(list, zip(*fields, strict=True)))
+        yield from enumerate(map(self._result, inputs, self.suggester.suggest(inputs)))
 
-    def _begun(self, prefix: str, most: int) -> tuple[int, list[str]]:
+    def _completions(self, prefix: str, most: int) -> tuple[int, list[str]]:
         complete = self.finder.completions.complete
         texts = complete(prefix, most)
         if not texts:
-            meant = self.finder.meant(prefix)
-            starts = sorted(meant, key=lambda text: (-meant[text], text))
-            texts = list(dict.fromkeys(t for start in starts for t in complete(start, most)))
+            corrected = self.finder.meant(prefix)
+            prefixes = sorted(corrected, key=lambda text: (-corrected[text], text))
+            texts = list(dict.fromkeys(t for one in prefixes for t in complete(one, most)))
         return len(texts), [texts[n] for n in np.flatnonzero(self._may_show(texts))]
 
     def _may_show(self, texts: Sequence[str]) -> np.ndarray:
@@ -107,13 +106,13 @@ class TextVersion(ModelVersion):
         return self._shown.of(texts, np.array([count(text) for text in texts], np.int64))
 
     def _result(self, request: Request, suggestions: Sequence[Suggestion]) -> SuggestResult:
-        """One list; of the related queries those that may be shown."""
-        related = request.related
-        at = np.flatnonzero(self._may_show(related)).tolist()
+        """One list, with the related queries that may be shown."""
+        at = np.flatnonzero(self._may_show(request.related)).tolist()
+        related = [request.related[n] for n in at]
         number_of = self.finder.number_of
         return SuggestResult(
             tuple(one.text for one in suggestions),
             tuple(one.score for one in suggestions),
-            related=tuple(related[n] for n in at),
-            ids=tuple(self._ids(number_of(related[n])) for n in at) if self._ids else (),
+            related=tuple(related),
+            ids=tuple(self._ids(number_of(text)) for text in related) if self._ids else (),
         )

@@ -1,8 +1,7 @@
 """One published version of the model, ready to answer at every degradation level.
 
-A version is only replaced by another one as a whole, so a batch that has begun ends with the model
-it began with, and its cache goes with it. What changes within a version is which terms are blocked,
-and, where the service counts, the counts of queries.
+A version and its cache are replaced as one object, so a batch ends with the model it began with.
+Within a version, only the blocked terms and the live counts of queries change.
 """
 
 from __future__ import annotations
@@ -22,22 +21,22 @@ from onesug_jax.serve.levels import POPULAR, Pace
 from onesug_jax.serve.live import LiveCounts
 from onesug_jax.serve.requests import SuggestRequest, SuggestResult
 
-_CACHED = 4096  # finished lists of requests without a history
-_MOST_SECONDS = 60.0  # that a list is cached while counts move
+_CACHE_SIZE = 4096  # finished lists of requests without a history
+_CACHE_SECONDS = 60.0  # longest time that a list is cached while counts change
 
 
 class ModelVersion(abc.ABC):
     """A version of WORK_DIR's model.
 
     Args:
-      name: "0000" for WORK_DIR as it was made. path: its work directory.
-      profile: names of the log's profile columns, in the order that the model knows.
-      blocked: the file of terms that no suggestion may hold, which may change at any time, or None.
-      least_count: how often a suggestion was searched at least.
-      live: what people search now; None: popularity is that of the log.
+      name: "0000" for the original WORK_DIR. path: its work directory.
+      profile: names of the log's profile columns, in the order of the model's input.
+      blocked: a file of terms that no suggestion may contain, or None. It may change at any time.
+      least_count: fewest searches of a suggestion.
+      live: current counts; None: popularity is that of the log.
 
     Attributes:
-      LEVELS: the degradation levels it can answer at, best first.
+      LEVELS: the degradation levels of this kind of model, best first.
       cache: finished lists.
     """
 
@@ -56,16 +55,16 @@ class ModelVersion(abc.ABC):
         self.name, self.path, self.profile, self.live = name, path, tuple(profile), live
         self.cache = self._new_cache()
         self._terms, self._stamp = (blocked, least_count), _stamp(blocked)
-        self._seen = self._stamp  # of the file at the latest look
+        self._seen = self._stamp  # at the latest check of the file
         self._shown = Filter.read(blocked, least_count)
         self._show(self._shown)
 
-    # ------------------------------------------------------------------ of each kind of model
+    # ------------------------------------------------------------------ per kind of model
 
     @property
     @abc.abstractmethod
     def history(self) -> int:
-        """How many of a user's queries a request should bring."""
+        """The most history queries that the model reads."""
 
     @property
     @abc.abstractmethod
@@ -74,77 +73,76 @@ class ModelVersion(abc.ABC):
 
     @abc.abstractmethod
     def warmup(self, config: EngineConfig, pace: Pace, stop: Callable[[], bool]) -> Iterator[None]:
-        """Compiles what requests are served in, and times it; ends early where `stop` says so.
+        """Compiles and times the shapes of requests; returns early once `stop()` is true.
 
-        After the first step every request can be served, in the largest shape; each further one
-        adds smaller ones.
+        After the first step, every request can be served in the largest shape. Each further step
+        adds smaller shapes.
         """
 
     @abc.abstractmethod
     def _answers(
         self, requests: Sequence[SuggestRequest], level: str
     ) -> Iterator[tuple[int, SuggestResult]]:
-        """`answers` of different requests by the model."""
+        """`answers` of distinct requests by the model."""
 
     @abc.abstractmethod
-    def _begun(self, prefix: str, most: int) -> tuple[int, list[str]]:
-        """Of the `most` most searched queries that start with what was typed, or may have been
-        meant: how many there are, and those that may be shown.
+    def _completions(self, prefix: str, most: int) -> tuple[int, list[str]]:
+        """The `most` most searched completions of a prefix, typing errors corrected: how many
+        exist, and those that may be shown.
         """
 
     @abc.abstractmethod
     def _show(self, shown: Filter) -> None:
-        """From now on, lists hold only what passes."""
+        """Restricts all later lists to suggestions that pass the filter."""
 
-    # ------------------------------------------------------------------ of all
+    # ------------------------------------------------------------------ common to all kinds
 
     def answers(
         self, requests: Sequence[SuggestRequest], level: str
     ) -> Iterator[tuple[int, SuggestResult]]:
-        """One list a request, as long as the model makes them, with the request's place; each as
-        soon as it is finished. Equal requests are answered once.
+        """Yields (index of the request, its full list) as soon as each list is finished. Equal
+        requests share one computation.
         """
-        places: dict[tuple, list[int]] = collections.defaultdict(list)
-        for place, one in enumerate(requests):
-            places[one.prefix, one.history, one.profile, one.minutes].append(place)
-        same = list(places.values())
-        different = [requests[first] for first, *_ in same]
-        found: Iterator[tuple[int, SuggestResult]]
+        indices: dict[tuple, list[int]] = collections.defaultdict(list)
+        for index, one in enumerate(requests):
+            indices[one.prefix, one.history, one.profile, one.minutes].append(index)
+        groups = list(indices.values())
+        distinct = [requests[first] for first, *_ in groups]
+        results: Iterator[tuple[int, SuggestResult]]
         if level == POPULAR:
-            found = ((n, self.popular(one.prefix)) for n, one in enumerate(different))
+            results = ((n, self.popular(one.prefix)) for n, one in enumerate(distinct))
         else:
-            found = self._answers(different, level)
-        for number, result in found:
-            yield from ((place, result) for place in same[number])
+            results = self._answers(distinct, level)
+        for number, result in results:
+            yield from ((index, result) for index in groups[number])
 
     def popular(self, prefix: str) -> SuggestResult:
-        """The most searched queries that start with what was typed, or may have been meant."""
-        asked = most = self.longest
-        while True:  # however many of the most searched are hidden
-            found, texts = self._begun(prefix, asked)
-            if len(texts) >= most or found < asked:
+        """The most searched completions of a prefix, typing errors corrected."""
+        limit = most = self.longest
+        while True:  # raise the limit until enough of the completions may be shown
+            count, texts = self._completions(prefix, limit)
+            if len(texts) >= most or count < limit:
                 return SuggestResult(tuple(texts[:most]), (None,) * min(len(texts), most))
-            asked *= 4
+            limit *= 4
 
     def results(self, requests: Sequence[SuggestRequest], level: str) -> list[SuggestResult]:
         """The lists of `answers` in the order of the requests."""
-        found = dict(self.answers(requests, level))
-        return [found[place] for place in range(len(requests))]
+        return [result for _, result in sorted(self.answers(requests, level), key=lambda a: a[0])]
 
     def levels(self, config: EngineConfig) -> tuple[str, ...]:
         """The degradation levels in use, best first."""
         return tuple(level for level in config.levels if level in self.LEVELS)
 
     def read_terms(self) -> bool:
-        """Reads the blocked terms if their file has changed; True where it had.
+        """Reads the blocked terms if their file has changed; returns whether it was read.
 
-        A file may be caught while it is written. It is read once it was the same at two looks in a
-        row, and must be the same after it was read. A file without a byte unblocks nothing: editors
-        empty a file before they write it, and a full disk leaves it so.
+        The file may be in the middle of a write. It is read only if two checks in a row find it
+        unchanged, and again if it changed during the read. An empty file unblocks nothing: editors
+        empty a file before they write it, and a full disk leaves it empty.
 
         Raises:
-          UserError: it is empty, cannot be read, or would block everything; the terms of before
-            stay in force.
+          UserError: it is empty, cannot be read, or would block everything; the previous terms
+            remain in force.
         """
         path, least_count = self._terms
         stamp, before = _stamp(path), self._seen
@@ -154,35 +152,35 @@ class ModelVersion(abc.ABC):
         self._stamp = stamp
         if path and os.path.isfile(path) and not os.path.getsize(path) and self._shown.blocked:
             raise UserError(
-                f"{path}: empty; the blocked terms of before stay in force. To block nothing, "
-                "write a line of comment, # nothing"
+                f"{path}: empty; the previous blocked terms remain in force. To block nothing, "
+                "write a comment line, # nothing"
             )
         shown = Filter.read(path, least_count)
         if _stamp(path) != stamp:
-            self._stamp = None  # written meanwhile: the next looks decide
+            self._stamp = None  # it changed during the read: the next checks decide
             return False
         self._show(shown)
         self._shown = shown
-        self.cache = self._new_cache()  # lists still being made go to the one before
+        self.cache = self._new_cache()  # unfinished lists go to the previous cache
         return True
 
     def refresh(self) -> None:
-        """Takes in what people searched since the last call; for the watching thread."""
+        """Counts the searches since the last call."""
         if self.live is not None:
             self.live.poll_quietly()
 
     def close(self) -> None:
-        """Ends what the version reads beside its model."""
+        """Closes the live counts."""
         if self.live is not None:
             self.live.close()
 
     def _new_cache(self) -> Cache:
-        seconds = math.inf if self.live is None else min(self.live.freshness, _MOST_SECONDS)
-        return Cache(_CACHED, seconds)
+        seconds = math.inf if self.live is None else min(self.live.freshness, _CACHE_SECONDS)
+        return Cache(_CACHE_SIZE, seconds)
 
 
 def _stamp(path: str | None) -> tuple | None:
-    """What changes when a file does; None where there is none."""
+    """Values that change when the file changes; None if there is no file."""
     try:
         stat = os.stat(path) if path else None
     except OSError:

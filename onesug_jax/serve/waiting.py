@@ -1,8 +1,8 @@
-"""Who waits for the model: who is let in, who makes the next batch, and at which level.
+"""The queue before the model: which requests it accepts, the next batch, and its level.
 
-A request that would wait too long, as the model's pace says, is refused when it comes. Those that
-wait make batches in the order in which they came; under pressure those who have waited longest get
-the cheapest level, so that the model can answer the others in time.
+A request with too long an expected wait is refused when it arrives. Batches are made in the order
+of arrival. Under load, the oldest requests get the cheapest level, so that the model can answer the
+others in time.
 """
 
 from __future__ import annotations
@@ -22,12 +22,12 @@ from onesug_jax.serve.requests import Full, NotReady, SuggestRequest
 Groups = list[tuple[str, list["Waiting"]]]
 
 
-MOST_WAITING = 1024  # requests; more are refused at once, whatever the model's pace
+MOST_WAITING = 1024  # requests; more are refused at once
 
 
 @dataclass
 class Waiting:
-    """A request in the queue; when it came, and when its answer is of no use any more."""
+    """A request in the queue. Times as of `time.monotonic`."""
 
     request: SuggestRequest
     future: Future
@@ -35,18 +35,18 @@ class Waiting:
     deadline: float
 
 
-class WaitingRoom:
+class RequestQueue:
     """The queue before the model's thread. All methods may be called from any thread.
 
     Args:
       config: the longest wait, the largest batch, the levels' target.
-      pace: what batches take.
+      pace: times of batches.
     """
 
     def __init__(self, config: EngineConfig, pace: Pace):
         self._config, self._pace = config, pace
         self._queue: collections.deque[Waiting] = collections.deque()
-        self._given, self._free_at = 0, 0.0  # requests the model is at; when it will be done
+        self._in_batch, self._free_at = 0, 0.0  # requests in the current batch; its expected end
         self._changed = threading.Condition()
         self._closed = False
 
@@ -54,34 +54,31 @@ class WaitingRoom:
         return len(self._queue)
 
     def crowded(self, levels: Sequence[str], within: float = math.inf, inside: int = 0) -> float:
-        """Seconds after which to ask again, where a request that comes now is refused; else 0. It
-        waits for no lock.
+        """Seconds after which to retry if a new request would be refused; else 0. It takes no lock.
 
         Args:
           levels: in use, best first.
-          within: seconds until the answer is of no use.
-          inside: requests that have come and have no answer yet, in the queue or not.
+          within: seconds until the deadline.
+          inside: arrived requests without an answer, in the queue or not.
         """
         busy, most = max(0.0, self._free_at - time.monotonic()), self._config.wait_ms / 1000
-        coming = inside - self._given
 
-        def wait(waiting: int) -> float:
-            over = self._config.target_ms / 1000 if waiting >= MOST_WAITING else 0.0
-            there = max(waiting, coming)
-            return max(over, crowded(levels, self._pace, there, busy, most, within))
+        def wait(queued: int) -> float:
+            over = self._config.target_ms / 1000 if queued >= MOST_WAITING else 0.0
+            waiting = max(queued, inside - self._in_batch)
+            return max(over, crowded(levels, self._pace, waiting, busy, most, within))
 
-        return wait(len(self._queue)) and wait(len(self._present()))
+        return wait(len(self._queue)) and wait(len(self._not_cancelled()))
 
-    def _present(self) -> list[Waiting]:
-        """Those whose clients have not gone."""
+    def _not_cancelled(self) -> list[Waiting]:
         return [one for one in self._queue.copy() if not one.future.cancelled()]
 
     def add(self, request: SuggestRequest, levels: Sequence[str]) -> Future:
-        """Lets a request in; the Future holds what it is answered.
+        """Adds a request; the Future will hold its answer.
 
         Raises:
-          Full: it would wait too long, or there is no place.
-          NotReady: the room is closed.
+          Full: the wait would be too long, or the queue is full.
+          NotReady: the queue is closed.
         """
         config, now = self._config, time.monotonic()
         within = config.deadline_ms / 1000 if request.within is None else request.within
@@ -91,25 +88,25 @@ class WaitingRoom:
             if after := self.crowded(levels, within):
                 raise Full(after)
             if len(self._queue) >= MOST_WAITING:
-                self._queue = collections.deque(self._present())
+                self._queue = collections.deque(self._not_cancelled())
             one = Waiting(request, Future(), now, now + within)
             self._queue.append(one)
             self._changed.notify()
         return one.future
 
     def close(self) -> None:
-        """Lets nobody in any more."""
+        """Refuses further requests."""
         with self._changed:
             self._closed = True
             self._changed.notify_all()
 
     def take(self, levels_now: Callable[[], Sequence[str]]) -> Groups | None:
-        """The next batch by level, cheapest first, as soon as there is one; None: the room is
+        """Waits for the next batch and returns it by level, cheapest first; None if the queue is
         closed and empty.
         """
         config = self._config
         with self._changed:
-            self._given = 0
+            self._in_batch = 0
             while not self._queue:
                 if self._closed:
                     return None
@@ -129,11 +126,11 @@ class WaitingRoom:
             waited = now - queue[0].arrived
             level = choose(faster, self._pace, len(queue), config.max_batch, waited, target)
             if level == POPULAR and len(faster) > 1:
-                # Those whom the model can still answer in time are left to it.
+                # The model answers as many of the newest requests as it can in time.
                 level = faster[-2]
                 each = self._pace.each(level, len(queue))
-                fits = max(1, int(target / each) if each else config.max_batch)
-                while len(queue) > fits:
+                capacity = max(1, int(target / each) if each else config.max_batch)
+                while len(queue) > capacity:
                     groups[POPULAR].append(queue.popleft())
             size = self._pace.next_batch(level, len(queue)) if level != POPULAR else len(queue)
             for _ in range(size):
@@ -141,5 +138,5 @@ class WaitingRoom:
                 lower = in_time(faster, self._pace, level, one.deadline - now, size)
                 groups[lower].append(one)
             takes = (self._pace.of(name, len(group)) for name, group in groups.items())
-            self._given, self._free_at = sum(map(len, groups.values())), now + sum(takes)
+            self._in_batch, self._free_at = sum(map(len, groups.values())), now + sum(takes)
         return sorted(groups.items(), key=lambda group: LEVELS.index(group[0]), reverse=True)

@@ -1,7 +1,6 @@
-"""Why a list is as it is: the counts, ages and likenesses that the model read, in plain numbers.
+"""The explanation of a list: the counts, ages and similarities that the model read.
 
-Nothing here changes a list. All of it is computed from the items of the request, when a client
-wants to know.
+It is computed from the items of the request, when a client requests it. It changes no list.
 """
 
 from __future__ import annotations
@@ -17,21 +16,23 @@ from onesug_jax.serve.item_version import ItemVersion
 from onesug_jax.serve.requests import Answer, SuggestRequest, SuggestResult
 from onesug_jax.serve.version import ModelVersion
 
-_NOW_DAYS = 17 / 24  # the half-life that "now" is read at
-_TIMES = 2.0  # how far above its all-time share a trending query's share is at least
-_SURPRISE = 3.0  # and above what chance explains, in standard deviations
+_NOW_DAYS = 17 / 24  # the half-life of "now"
+# Minimums for a trending query: its share divided by its all-time share, its excess in standard
+# deviations, and its searches now.
+_LEAST_RATIO = 2.0
+_LEAST_SURPRISE = 3.0
 _LEAST_SEARCHES = 2.0
 
 
-def explain(version: ModelVersion, asked: SuggestRequest, answer: Answer) -> dict:
-    """What a list was made from, as `bodies.Why`."""
+def explain(version: ModelVersion, request: SuggestRequest, answer: Answer) -> dict:
+    """The inputs of a list, as `replies.Why`."""
     result = answer.result
     ids = result.ids or [None] * len(result.related)
-    minutes = [*asked.minutes, *[None] * (len(asked.history) - len(asked.minutes))]
-    found: dict[str, Any] = {
+    minutes = [*request.minutes, *[None] * (len(request.history) - len(request.minutes))]
+    why: dict[str, Any] = {
         "history": [
             {"text": text, "minutes": None if age is None else round(age, 1)}
-            for text, age in zip(asked.history, minutes, strict=True)
+            for text, age in zip(request.history, minutes, strict=True)
         ],
         "unknown": [],
         "candidates": None,
@@ -46,59 +47,60 @@ def explain(version: ModelVersion, asked: SuggestRequest, answer: Answer) -> dic
         "model_ms": round(1000 * answer.took, 2),
     }
     if isinstance(version, ItemVersion):
-        found |= _why_items(version, asked, result)
-    return found
+        why |= _why_items(version, request, result)
+    return why
 
 
-def _why_items(version: ItemVersion, asked: SuggestRequest, result: SuggestResult) -> dict:
-    """What a model that reads items read; of a list without a model, what it would have read."""
+def _why_items(version: ItemVersion, request: SuggestRequest, result: SuggestResult) -> dict:
+    """The inputs of a model that reads items; for a list without a model, computed now."""
     live = version.live
     items = result.items
     if items is None:
-        (items,) = live.requests([(asked.prefix, asked.history, asked.minutes)])
+        (items,) = live.requests([(request.prefix, request.history, request.minutes)])
     numbers = [live.number(text) for text in result.texts]
-    near = alike(items, version.tables.vectors, numbers)
-    counted = counts(items, live.config, numbers)
-    marks = result.written or (False,) * len(numbers)
+    nearest = most_similar(items, version.tables.vectors, numbers)
+    counts = counts_by_column(items, live.config, numbers)
+    written = result.written or (False,) * len(numbers)
     used = {live.text(int(number) - 1) for number in items.history if number}
-    history = zip(asked.history, [*asked.minutes, *[0.0] * len(asked.history)], strict=False)
+    history = zip(request.history, [*request.minutes, *[0.0] * len(request.history)], strict=False)
     return {
         "history": [
             {"text": text, "minutes": round(age, 1)} for text, age in history if text in used
         ],
-        "unknown": [text for text in asked.history if text not in used],
+        "unknown": [text for text in request.history if text not in used],
         "candidates": int((items.candidates > 0).sum()),
         "counts": [
             {
                 "text": text,
-                "written": written,
+                "written": is_written,
                 "counts": own,
                 "alike": None if past < 0 else {"text": live.text(past), "cosine": cosine},
             }
-            for text, written, own, (past, cosine) in zip(
-                result.texts, marks, counted, near, strict=True
+            for text, is_written, own, (past, cosine) in zip(
+                result.texts, written, counts, nearest, strict=True
             )
         ],
         "trending": trending(items, live.config, live.text),
     }
 
 
-def counts(items: Items, config: AsOfConfig, numbers: Sequence[int]) -> list[dict | None]:
-    """The as-of counts of queries that are candidates, by column; None of those that are not."""
+def counts_by_column(items: Items, config: AsOfConfig, numbers: Sequence[int]) -> list[dict | None]:
+    """The as-of counts of queries by column; None for a query that is no candidate."""
     places = {row - 1: place for place, row in enumerate(items.candidates.tolist()) if row}
-    there = [places[number] for number in numbers if number in places]
-    found = iter(_plain(items.candidate_counts[there]).tolist())
+    counts = _exp(items.candidate_counts).tolist()
     return [
-        dict(zip(config.columns, map(_short, next(found)), strict=True))
+        dict(zip(config.columns, map(_short, counts[places[number]]), strict=True))
         if number in places
         else None
         for number in numbers
     ]
 
 
-def alike(items: Items, vectors: np.ndarray, numbers: Sequence[int]) -> list[tuple[int, float]]:
-    """The query of the history that is most alike to each query, and their cosine; (-1, 0) where
-    there is no history, or a query has no number (-1).
+def most_similar(
+    items: Items, vectors: np.ndarray, numbers: Sequence[int]
+) -> list[tuple[int, float]]:
+    """For each query, the most similar query of the history and their cosine; (-1, 0) without a
+    history, or for a query without a number (-1).
 
     Args:
       vectors: `[1 + N, E]`, unit vectors by number + 1.
@@ -117,25 +119,26 @@ def alike(items: Items, vectors: np.ndarray, numbers: Sequence[int]) -> list[tup
 def trending(
     items: Items, config: AsOfConfig, text_of: Callable[[int], str], most: int = 5
 ) -> list[dict]:
-    """Candidates that are searched far more now than they usually are, the most surprising first.
+    """Candidates that are searched far more now than usual, the most surprising first.
 
     A query's share of the searches now (half-life 17 h) is compared with its share of all searches
-    so far, both among the request's candidates; it trends where it is searched at least twice as
-    often as its usual share predicts, and more often than chance explains. Nothing trends where
-    either is not counted.
+    so far, both among the request's candidates. It trends if it is searched at least twice as often
+    as its usual share predicts, and more often than chance explains. The result is empty if the
+    configuration lacks one of the two counts.
     """
     half_lives = config.half_lives_days
     decayed = [n for n, days in enumerate(half_lives) if days is not None]
-    there = items.candidates > 0
-    if None not in half_lives or not decayed or not there.any():
+    mask = items.candidates > 0
+    if None not in half_lives or not decayed or not mask.any():
         return []
     near = min(decayed, key=lambda n: abs(np.log((half_lives[n] or 0.0) / _NOW_DAYS)))
     columns = items.candidate_counts[:, [near, half_lives.index(None)]]
-    now, ever = _plain(columns[there]).astype(np.float64).T
-    numbers = items.candidates[there] - 1
+    now, ever = _exp(columns[mask]).astype(np.float64).T
+    numbers = items.candidates[mask] - 1
     usual = now.sum() * ever / max(ever.sum(), LEAST)
     surprise = (now - usual) / np.sqrt(np.maximum(usual, 0.1))
-    chosen = (now >= _LEAST_SEARCHES) & (now >= _TIMES * usual) & (surprise >= _SURPRISE)
+    enough = np.maximum(_LEAST_SEARCHES, _LEAST_RATIO * usual)
+    chosen = (now >= enough) & (surprise >= _LEAST_SURPRISE)
     order = [n for n in np.argsort(-surprise, kind="stable").tolist() if chosen[n]][:most]
     return [
         {
@@ -148,10 +151,10 @@ def trending(
     ]
 
 
-def _plain(logs: np.ndarray) -> np.ndarray:
-    """The decayed counts themselves."""
-    found = np.exp(logs)
-    return np.where(found <= 2 * LEAST, 0.0, found)
+def _exp(logs: np.ndarray) -> np.ndarray:
+    """The decayed counts of their logarithms; the smallest are 0."""
+    counts = np.exp(logs)
+    return np.where(counts <= 2 * LEAST, 0.0, counts)
 
 
 def _short(number: float) -> float:

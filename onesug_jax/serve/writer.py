@@ -1,8 +1,7 @@
-"""The one thread that changes the feedback store: what has gathered becomes one transaction.
+"""The thread that writes to the feedback store: it commits waiting changes in one transaction.
 
-A change is a function of the connection, and its answer comes in a Future once it is on the disk.
-A change that fails takes back what it did and fails its own Future; it neither ends the thread nor
-touches the changes beside it.
+A change is a function of the connection. Its Future gets the result once it is on the disk. If a
+change fails, it alone is rolled back, and its Future fails.
 """
 
 from __future__ import annotations
@@ -17,9 +16,9 @@ from concurrent.futures import Future
 from typing import Any
 
 Change = Callable[[sqlite3.Connection], Any]
-_TOGETHER = 256  # most changes of one transaction
+_MAX_BATCH = 256  # most changes of one transaction
 _PRUNE_SECONDS = 3600.0
-_END = None  # the last thing the thread is given
+_END = None  # the last entry of the queue
 
 
 class Busy(Exception):
@@ -27,13 +26,13 @@ class Busy(Exception):
 
 
 class Writer:
-    """Makes changes, in the order in which they were asked for.
+    """Makes changes in the order of their submission.
 
     Args:
-      connection: which only this writer uses; it is closed at the end.
-      most: changes that may wait; more are refused.
-      check: raises sqlite3.Error where the file must not be written.
-      prune: what is changed at the start and then every hour.
+      connection: used by this writer only, which closes it.
+      most: waiting changes; more are refused.
+      check: raises sqlite3.Error if the file must not be written.
+      prune: a change made at the start and then every hour.
     """
 
     def __init__(
@@ -45,14 +44,14 @@ class Writer:
         prune: Change,
     ):
         self.connection, self._most, self._check, self._prune = connection, most, check, prune
-        self._waiting: queue.Queue = queue.Queue(most)  # (change, emptied, future)
+        self._waiting: queue.Queue = queue.Queue(most)  # (change, erase, future)
         self._gate, self._closed = threading.Lock(), False
-        self._unemptied = False  # what was deleted still stands in the write-ahead log
+        self._unerased = False  # the write-ahead log still contains deleted text
         self._thread = threading.Thread(target=self._run, name="feedback", daemon=True)
         self._thread.start()
 
-    def ask(self, change: Change, emptied: bool = False) -> Future:
-        """Makes a change; with `emptied`, what it deletes goes from the write-ahead log too.
+    def submit(self, change: Change, erase: bool = False) -> Future:
+        """Makes a change; with `erase`, also removes deleted text from the write-ahead log.
 
         Raises:
           Busy: too many changes are waiting, or the writer is closed.
@@ -62,13 +61,13 @@ class Writer:
             if self._closed:
                 raise Busy("the store is closed")
             try:
-                self._waiting.put_nowait((change, emptied, future))
+                self._waiting.put_nowait((change, erase, future))
             except queue.Full:
                 raise Busy(f"{self._most} events are waiting to be written") from None
         return future
 
     def close(self) -> None:
-        """Makes the changes that are waiting, and ends."""
+        """Makes the waiting changes and ends the thread."""
         with self._gate:
             self._closed = True
         self._waiting.put(_END)
@@ -82,56 +81,53 @@ class Writer:
                 self._commit([(self._prune, True, Future())])
             rest = max(0.0, due - time.monotonic())
             try:
-                asked = [self._waiting.get(timeout=min(rest, 1.0) if self._unemptied else rest)]
+                batch = [self._waiting.get(timeout=min(rest, 1.0) if self._unerased else rest)]
             except queue.Empty:
-                if self._unemptied:
-                    self._empty()
+                if self._unerased:
+                    self._erase()
                 continue
             with contextlib.suppress(queue.Empty):
-                while len(asked) < _TOGETHER:
-                    asked.append(self._waiting.get_nowait())
-            last = _END in asked
-            self._commit([one for one in asked if one is not _END])
-            if last:
+                while len(batch) < _MAX_BATCH:
+                    batch.append(self._waiting.get_nowait())
+            self._commit([one for one in batch if one is not _END])
+            if _END in batch:
                 break
         self.connection.close()
 
-    def _empty(self) -> None:
-        """Takes what was deleted out of the write-ahead log too; what another process is reading
-        stays until the next attempt.
-        """
-        self._unemptied = True
+    def _erase(self) -> None:
+        """Truncates the write-ahead log; while another process reads it, the next attempt does."""
+        self._unerased = True
         with contextlib.suppress(sqlite3.Error):
             busy, _, _ = self.connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
-            self._unemptied = bool(busy)
+            self._unerased = bool(busy)
 
-    def _commit(self, asked: list) -> None:
-        answers: list[tuple[Any, Exception | None]] = []
+    def _commit(self, batch: list) -> None:
+        outcomes: list[tuple[Any, Exception | None]] = []
         try:
             self._check()
             self.connection.execute("BEGIN IMMEDIATE")
-            answers = [self._changed(change) for change, _, _ in asked]
+            outcomes = [self._apply(change) for change, _, _ in batch]
             self.connection.execute("COMMIT")
         except Exception as error:
             with contextlib.suppress(sqlite3.Error):
                 self.connection.execute("ROLLBACK")
-            answers = [(None, error)] * len(asked)
-        if any(emptied for _, emptied, _ in asked):
-            self._empty()
-        for (_, _, future), (answer, failure) in zip(asked, answers, strict=True):
+            outcomes = [(None, error)] * len(batch)
+        if any(erase for _, erase, _ in batch):
+            self._erase()
+        for (_, _, future), (result, failure) in zip(batch, outcomes, strict=True):
             if future.set_running_or_notify_cancel():
-                future.set_exception(failure) if failure else future.set_result(answer)
+                future.set_exception(failure) if failure else future.set_result(result)
 
-    def _changed(self, change: Change) -> tuple[Any, Exception | None]:
-        """The answer of a change, or why it failed; then nothing of it is left."""
+    def _apply(self, change: Change) -> tuple[Any, Exception | None]:
+        """(result, None) of a change; or (None, error) after rolling it back."""
         self.connection.execute("SAVEPOINT change")
-        found: tuple[Any, Exception | None]
+        outcome: tuple[Any, Exception | None]
         try:
-            found = change(self.connection), None
+            outcome = change(self.connection), None
         except Exception as error:
-            if not self.connection.in_transaction:  # SQLite has taken back all of it: a full disk
+            if not self.connection.in_transaction:  # a full disk: SQLite rolled everything back
                 raise
             self.connection.execute("ROLLBACK TO change")
-            found = None, error
+            outcome = None, error
         self.connection.execute("RELEASE change")
-        return found
+        return outcome

@@ -1,4 +1,4 @@
-"""A stand-in for Google Cloud: a `gcloud` on PATH, whose VMs are folders and whose ssh is bash."""
+"""A fake Google Cloud: a `gcloud` on PATH, whose VMs are folders and whose ssh is bash."""
 
 import json
 import os
@@ -11,7 +11,7 @@ import time
 
 import pytest
 
-# A shell hands SIGINT down ignored to what it starts in the background, tests too.
+# A shell starts background jobs, and so these tests, with SIGINT ignored.
 INTERRUPTIBLE = (
     sys.executable,
     "-c",
@@ -20,11 +20,11 @@ INTERRUPTIBLE = (
 )
 HARD = ['--gin.LOG=/data/it\'s a $HOME "log".parquet', '--gin.examples.tasks={"query": 1.0}', "*"]
 
-# Keeps the queued resources in state.json, writes every call to calls.jsonl, reads plan.json:
-#   workers: of each slice · before: states before ACTIVE · preempt: looks at the log after which
-#   the first TPU is taken away · how: suspended; node (visible on the VM only); warned (training
-# gets   SIGTERM, the state follows); maintenance (SIGTERM, and the TPU stays) · refuse: connections
-# that a new TPU refuses · silent: scp never works
+# Stores the queued resources in state.json, writes every call to calls.jsonl, and reads plan.json:
+#   workers: of each slice; before: states before ACTIVE; preempt: reads of the log until the first
+#   TPU is preempted; how: suspended; node (visible on the VM only); warned (SIGTERM, later the
+#   state); maintenance (SIGTERM, the TPU stays); refuse: connections that a new TPU refuses;
+#   silent: scp never works
 GCLOUD = r"""#!PYTHON
 import json, os, pathlib, shutil, signal, subprocess, sys
 
@@ -52,7 +52,7 @@ def flag(name):
 
 
 def vms(node=None):
-    # of all slices, or of the one that is named
+    # of all slices, or of the named one
     count = state["slices"]
     chosen = range(count) if node is None else [int(node.rsplit("-")[-1]) if count > 1 else 0]
     each = plan["workers"]
@@ -135,15 +135,15 @@ for vm in chosen:
 leave(code)
 """
 
-# What the VMs have: a python3 whose uv makes environments of TRAINING.
+# The python3 of the VMs, whose uv makes environments with TRAINING as python.
 PYTHON3 = r"""#!/bin/bash
 echo "$*" >>"$HOME/installed"
 case "$*" in
   *" uv venv "*) mkdir -p "${@: -1}/bin" && cp "$CLOUD/vm_bin/training" "${@: -1}/bin/python" ;;
 esac
 """
-# The training: notes its words, and runs until it has been started `starts` times, or is asked to
-# stop; then ends with `code` on one worker and with 0 elsewhere.
+# The training: writes its words to a file and waits for its start number `starts`, or for SIGTERM.
+# It ends with `code` on one worker and with 0 elsewhere.
 TRAINING = r"""#!/bin/bash
 echo "${ONESUG_PROCESSES:-alone}" >"$HOME/processes"
 echo "$ONESUG_MIRROR" >"$HOME/mirror"
@@ -155,7 +155,7 @@ started="$(grep -c "$HOSTNAME" "$work/starts")"
 read -r starts code failing <"$CLOUD/training"
 echo "training, start $started"
 trap 'echo saved; exit 143' TERM
-printf '%s\n' "$@" >"$HOME/words"  # last: whoever waits for them may now end it
+printf '%s\n' "$@" >"$HOME/words"  # last: a test that waits for them may now end it
 while [ "$started" -lt "$starts" ]; do sleep 0.05; done
 echo "trained"
 if [ "$HOSTNAME" = "t1v-w-$failing" ]; then seq 100 && exit "$code"; fi
@@ -169,7 +169,7 @@ def executable(path: pathlib.Path, text: str) -> None:
 
 
 class Cloud:
-    """The stand-in and a checkout of its own, in one folder."""
+    """The fake cloud and a checkout, in one folder."""
 
     def __init__(self, home: pathlib.Path, project_root: pathlib.Path):
         self.home, self.repository = home, home / "repository"
@@ -187,32 +187,27 @@ class Cloud:
             subprocess.run([*git, *command], check=True)
 
     def plan(self, *, starts=1, code=0, failing=0, **changes):
-        """What the cloud and the training do."""
+        """Sets the behaviour of the cloud and the training."""
         plan = {"workers": 1, "before": [], "preempt": 0, "how": "suspended", "refuse": 0}
         plan = {**plan, "broken": False, **changes}
         (self.home / "plan.json").write_text(json.dumps(plan))
         (self.home / "training").write_text(f"{starts} {code} {failing}\n")
 
     def write(self, name, text):
-        """Another program on PATH."""
+        """Adds a program to PATH."""
         executable(self.home / "bin" / name, text)
 
     def command(self, *words):
         return ["bash", str(self.repository / "launch" / "tpu_train.sh"), *words]
 
     def environment(self, **more):
-        given = {name: value for name, value in os.environ.items() if name[:4] != "TPU_"}
+        variables = {name: value for name, value in os.environ.items() if name[:4] != "TPU_"}
         path = f"{self.home / 'bin'}:{os.environ['PATH']}"
-        return {
-            **given,
-            "PATH": path,
-            "HOME": str(self.home),
-            "TPU_POLL_SECONDS": "0.1",
-            **more,
-        }
+        fixed = {"PATH": path, "HOME": str(self.home), "TPU_POLL_SECONDS": "0.1"}
+        return {**variables, **fixed, **more}
 
     def train(self, *words, timeout=300, **more):
-        """Runs the script to its end."""
+        """Runs the script until it ends."""
         return subprocess.run(
             self.command(*words),
             env=self.environment(**more),
@@ -223,14 +218,14 @@ class Cloud:
         )
 
     def calls(self, *start):
-        """The calls of gcloud so far that begin so (after `compute tpus`)."""
+        """The calls of gcloud that begin with `start` (after `compute tpus`)."""
         path = self.home / "calls.jsonl"
         lines = path.read_text().splitlines() if path.exists() else []
-        found = [json.loads(line)[2:] for line in lines]
-        return [words for words in found if words[: len(start)] == list(start)]
+        calls = [json.loads(line)[2:] for line in lines]
+        return [words for words in calls if words[: len(start)] == list(start)]
 
-    def there(self):
-        """Whether a TPU is there."""
+    def has_tpu(self):
+        """Whether a TPU exists."""
         return "is" in json.loads((self.home / "state.json").read_text())
 
     def vm(self, made=1, worker=0):
@@ -238,14 +233,14 @@ class Cloud:
         return self.home / "vms" / f"{made}-{worker}"
 
     def wait_for(self, path, seconds=20):
-        """Until a file is there."""
+        """Waits until a file exists."""
         end = time.monotonic() + seconds
         while not path.exists():
-            assert time.monotonic() < end, f"{path} never came"
+            assert time.monotonic() < end, f"no {path}"
             time.sleep(0.05)
 
     def close(self):
-        """Ends what still runs on the VMs."""
+        """Ends the running trainings."""
         for pid in self.home.glob("vms/*/onesug/run/pid"):
             try:
                 os.killpg(int(pid.read_text()), signal.SIGKILL)

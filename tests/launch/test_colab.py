@@ -1,6 +1,4 @@
-"""The notebook: runs on a small shop from top to bottom, names mistakes, and is stored without
-outputs.
-"""
+"""The notebook runs on a small shop, names errors, and is stored without outputs."""
 
 import json
 import os
@@ -16,7 +14,7 @@ pytest.importorskip("ipykernel", reason="needs ipykernel: pip install 'onesug_ja
 
 @pytest.fixture(scope="module")
 def work(small_run, tmp_path_factory):
-    """A WORK_DIR that `run` has filled."""
+    """A WORK_DIR made by `run`."""
     return shutil.copytree(small_run, tmp_path_factory.mktemp("shop") / "work")
 
 
@@ -26,7 +24,7 @@ def path(project_root):
 
 
 def runner(path, project_root, **values):
-    """The notebook, its parameters replaced, and what executes it in a fresh kernel."""
+    """The notebook with replaced parameters, and its client with a new kernel."""
     notebook = nbformat.read(path, as_version=4)
     [cell] = [c for c in notebook.cells if "parameters" in c.metadata.get("tags", ())]
     names = {line.split(" = ")[0] for line in cell.source.splitlines()}
@@ -39,7 +37,7 @@ def runner(path, project_root, **values):
 
 
 def printed(notebook):
-    """What each code cell printed, one text a cell."""
+    """The output of each code cell."""
     return [
         "".join(o.text for o in cell.outputs if o.output_type == "stream" and o.name == "stdout")
         for cell in notebook.cells
@@ -99,7 +97,7 @@ def test_a_work_dir_without_a_report_is_an_error(path, project_root, tmp_path):
 
 
 def test_a_missing_project_is_an_error(path, tmp_path):
-    """A kernel that cannot import the project, and a checkout that is none."""
+    """The kernel cannot import the project, and INSTALL_FROM is no checkout."""
     _, client = runner(path, tmp_path, INSTALL_FROM=str(tmp_path))
     environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
     with pytest.raises(nbclient.exceptions.CellExecutionError, match="found no checkout"):

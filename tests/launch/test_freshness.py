@@ -1,4 +1,4 @@
-"""MRR against freshness: one line a rival over all freshnesses, whichever half-life is the best."""
+"""MRR against freshness: one line for each rival, with the best half-life at each freshness."""
 
 import importlib.util
 import math
@@ -32,12 +32,12 @@ def test_the_best_half_life_of_each_freshness_is_one_line(freshness):
     assert table[0].split()[-2:] == ["1m", "inf"] and "45.00" in "".join(table)
 
 
-def test_never_updated_stands_behind_the_oldest(freshness, tmp_path):
+def test_the_plot_has_never_updated_last(freshness, tmp_path):
     path = freshness.plot(["1m", "3d", "inf"], {"model": [3.0, 2.0, 1.0]}, str(tmp_path / "f.png"))
     assert open(path, "rb").read().startswith(b"\x89PNG")
 
 
-def test_a_freshness_that_is_none_is_named(freshness, monkeypatch, capsys):
+def test_an_invalid_freshness_is_named(freshness, monkeypatch, capsys):
     monkeypatch.setattr("sys.argv", ["freshness", "--work", "nowhere", "--freshness", "1m,soon"])
     assert freshness.run() == 2
     assert "'soon'" in capsys.readouterr().err

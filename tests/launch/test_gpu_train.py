@@ -1,4 +1,4 @@
-"""Plain processes on one host, several hosts or SLURM: the variables of each, and one stop."""
+"""Processes on one host, several hosts or SLURM: their variables, and stopping them together."""
 
 import json
 import os
@@ -15,26 +15,26 @@ from tests.launch.conftest import HARD, INTERRUPTIBLE
 
 NAMES = ("ONESUG_PROCESSES", "ONESUG_PROCESS", "ONESUG_COORDINATOR", "JAX_LOCAL_DEVICE_IDS")
 
-# In place of python: notes its arguments and variables, then does as its file `acts/N` says:
-# `end CODE`, `wait` (for SIGTERM, which it obeys) or `deaf` (to it).
+# In place of python: writes its arguments and variables to a file, then acts by its file `acts/N`:
+# `end CODE`, `wait` (for SIGTERM) or `deaf` (ignores SIGTERM).
 TRAINING = r"""#!PYTHON -S
 import json, os, pathlib, signal, sys, time
 home = pathlib.Path(__file__).resolve().parent
 index = os.environ.get("ONESUG_PROCESS") or "0"
-given = {name: os.environ[name] for name in NAMES if name in os.environ}
-(home / f"started{index}").write_text(json.dumps([sys.argv[1:], given, os.getpid()]))
+variables = {name: os.environ[name] for name in NAMES if name in os.environ}
+(home / f"started{index}").write_text(json.dumps([sys.argv[1:], variables, os.getpid()]))
 act, *code = (home / "acts" / index).read_text().split()
 print("hello", flush=True)
 if act == "end":
     time.sleep(0.3)
     sys.exit(int(code[0]))
-def hear(*_):
+def end(*_):
     print("saved", flush=True)
     sys.exit(143)
-signal.signal(signal.SIGTERM, hear if act == "wait" else signal.SIG_IGN)
+signal.signal(signal.SIGTERM, end if act == "wait" else signal.SIG_IGN)
 time.sleep(60)
 """
-# In place of ssh: the command runs here; killed, it takes the connection, not the command, along.
+# In place of ssh: runs the command on this host; a kill ends the connection, not the command.
 SSH = r"""#!/bin/bash
 echo "${@: -2:1}" >>"$SSH_HOSTS"
 exec bash -c "${@: -1}"
@@ -49,7 +49,7 @@ def executable(path, text):
 
 
 class Gpu:
-    """The script with a stand-in for the training."""
+    """The script with a fake training."""
 
     def __init__(self, home, project_root):
         self.home, self.script = home, str(project_root / "launch" / "gpu_train.sh")
@@ -70,8 +70,8 @@ class Gpu:
         }
         path = f"{self.home / 'bin'}:{os.environ['PATH']}"
         hosts = str(self.home / "hosts")
-        mine = {"PATH": path, "SSH_HOSTS": hosts, "ONESUG_PYTHON": str(self.python)}
-        return {**variables, **mine, **more}
+        fixed = {"PATH": path, "SSH_HOSTS": hosts, "ONESUG_PYTHON": str(self.python)}
+        return {**variables, **fixed, **more}
 
     def start(self, *words, **more):
         return subprocess.Popen(
@@ -88,7 +88,7 @@ class Gpu:
         return subprocess.CompletedProcess(words, process.returncode, out, err)
 
     def started(self, index=0, seconds=15):
-        """(words, what the environment said, process id) of one process, once it has begun."""
+        """(words, variables, process id) of one process, once it has begun."""
         path, end = self.home / f"started{index}", time.monotonic() + seconds
         while not (path.exists() and path.stat().st_size):
             assert time.monotonic() < end, f"process {index} never began"
@@ -96,7 +96,7 @@ class Gpu:
         return json.loads(path.read_text())
 
     def gone(self, index, seconds=10):
-        """Whether a process has ended, or does within `seconds`."""
+        """Whether a process ends within `seconds`."""
         pid, end = self.started(index)[2], time.monotonic() + seconds
         while os.path.exists(f"/proc/{pid}/cmdline"):
             if b"python" not in open(f"/proc/{pid}/cmdline", "rb").read():  # ended, not yet reaped
@@ -143,7 +143,7 @@ def test_two_processes_of_one_host(gpu):
     assert sorted(done.stdout.splitlines()) == ["[0] hello", "[1] hello"]
 
 
-def test_processes_share_the_gpus_out(gpu):
+def test_processes_divide_the_gpus(gpu):
     fake_gpus(gpu, 4)
     gpu.acts("end 0", "end 0")
     assert gpu.train("--processes=2").returncode == 0
@@ -154,7 +154,7 @@ def test_processes_share_the_gpus_out(gpu):
     assert gpu.train("--processes=3", JAX_PLATFORMS="cpu").returncode == 0
 
 
-def test_one_that_fails_stops_the_others(gpu):
+def test_a_failing_process_stops_the_others(gpu):
     gpu.acts("wait", "end 9")
     began = time.monotonic()
     done = gpu.train("--processes=2")
@@ -165,11 +165,11 @@ def test_one_that_fails_stops_the_others(gpu):
     assert gpu.gone(0)
 
 
-def test_one_that_does_not_hear_is_ended(gpu):
+def test_a_process_that_ignores_sigterm_is_killed(gpu):
     gpu.acts("end 9", "deaf")
     done = gpu.train("--processes=2", "--grace_seconds=1")
     assert done.returncode == 9
-    assert "not ended 1 s after SIGTERM" in done.stderr
+    assert "have not ended 1 s after SIGTERM" in done.stderr
     assert gpu.gone(1)
 
 
@@ -178,7 +178,7 @@ def test_a_signal_to_stop_reaches_all_processes(gpu, signum, code):
     gpu.acts("wait", "wait")
     process = gpu.start("--processes=2")
     gpu.started(0), gpu.started(1)
-    time.sleep(0.3)  # until they listen
+    time.sleep(0.3)  # until they handle signals
     process.send_signal(signum)
     out, _ = process.communicate(timeout=30)
     assert process.returncode == code
@@ -205,7 +205,7 @@ def test_one_failing_host_stops_the_others(gpu):
 
 
 def test_a_broken_connection_ends_the_process_behind_it(gpu):
-    """The script itself is killed: the other hosts see only its silence."""
+    """After a kill of the script, other hosts only see their connection end."""
     gpu.acts("wait", "wait")
     process = gpu.start("--hosts=gpu1,gpu2")
     gpu.started(0), gpu.started(1)
@@ -217,9 +217,9 @@ def test_a_broken_connection_ends_the_process_behind_it(gpu):
 
 
 def slurm(index=0, **more):
-    said = {"JOB_ID": "7", "STEP_NODELIST": "n[01-02]", "NTASKS": "2", "PROCID": str(index)}
-    said = {**said, "STEP_NUM_NODES": "2", "LOCALID": "0", **more}
-    return {f"SLURM_{name}": value for name, value in said.items()}
+    variables = {"JOB_ID": "7", "STEP_NODELIST": "n[01-02]", "NTASKS": "2", "PROCID": str(index)}
+    variables |= {"STEP_NUM_NODES": "2", "LOCALID": "0", **more}
+    return {f"SLURM_{name}": value for name, value in variables.items()}
 
 
 @pytest.mark.parametrize(
@@ -232,7 +232,7 @@ def slurm(index=0, **more):
         ("m,n[01-02]", "m"),
     ],
 )
-def test_a_task_of_slurm_knows_its_place(gpu, nodes, first):
+def test_a_slurm_task_gets_its_variables(gpu, nodes, first):
     gpu.acts("", "end 4")
     done = gpu.train("--", *HARD, **slurm(1, STEP_NODELIST=nodes))
     assert done.returncode == 4, done.stderr
@@ -248,16 +248,16 @@ def test_tasks_on_one_node_take_a_gpu_each(gpu):
     assert gpu.started(1)[1]["JAX_LOCAL_DEVICE_IDS"] == "1"
     more = slurm(1, STEP_NUM_NODES="1", LOCALID="1")
     assert gpu.train(**more, CUDA_VISIBLE_DEVICES="1").returncode == 0
-    assert "JAX_LOCAL_DEVICE_IDS" not in gpu.started(1)[1]  # SLURM has given it one already
+    assert "JAX_LOCAL_DEVICE_IDS" not in gpu.started(1)[1]  # SLURM has assigned one already
 
 
-def test_a_single_task_is_alone(gpu):
+def test_a_single_task_gets_no_variables(gpu):
     gpu.acts("end 0")
     assert gpu.train(**slurm(NTASKS="1", STEP_NODELIST="n1")).returncode == 0
     assert gpu.started()[1] == {}
 
 
-def test_half_of_slurms_variables_are_an_error(gpu):
+def test_missing_slurm_variables_are_an_error(gpu):
     done = gpu.train(SLURM_STEP_NODELIST="a", SLURM_NTASKS="2")
     assert done.returncode == 2 and "SLURM_PROCID" in done.stderr
 
@@ -294,7 +294,7 @@ def test_a_dry_run_prints_and_runs_nothing(gpu, words, more, lines):
     assert not list(gpu.home.glob("started*")) and not (gpu.home / "hosts").exists()
 
 
-def test_a_dry_run_tells_that_the_environment_is_made(gpu):
+def test_a_dry_run_prints_that_the_environment_is_made(gpu):
     done = gpu.train("--dry_run", ONESUG_PYTHON="")
     assert "launch/prepare.sh" in done.stdout.splitlines()[0]
     assert ".venv/bin/python" in done.stdout.splitlines()[1]

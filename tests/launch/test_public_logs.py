@@ -1,4 +1,4 @@
-"""Public logs by one command each: mistakes are named at once, and all stages run."""
+"""Scripts for public logs: errors are named at once, and all stages run."""
 
 import importlib
 import json

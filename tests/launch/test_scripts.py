@@ -1,4 +1,4 @@
-"""The launch scripts are sound, and the install extras agree with what is installed and tested."""
+"""The launch scripts have valid syntax, and the extras match the installed and tested packages."""
 
 import os
 import pathlib
@@ -15,15 +15,15 @@ SCRIPTS = sorted((ROOT / "launch").glob("*.sh"))
 
 
 @pytest.mark.parametrize("path", SCRIPTS, ids=lambda path: path.name)
-def test_bash_can_read_them(path):
+def test_bash_accepts_them(path):
     done = subprocess.run(["bash", "-n", str(path)], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
 
 
 @pytest.mark.parametrize("path", SCRIPTS, ids=lambda path: path.name)
 def test_shellcheck_finds_nothing(path):
-    beside = os.path.dirname(sys.executable)  # an environment that is in use but not on PATH
-    command = shutil.which("shellcheck") or shutil.which("shellcheck", path=beside)
+    bin_folder = os.path.dirname(sys.executable)  # of an environment that is not on PATH
+    command = shutil.which("shellcheck") or shutil.which("shellcheck", path=bin_folder)
     if command is None:
         pytest.skip("needs shellcheck: pip install 'onesug_jax[dev]'")
     done = subprocess.run([command, str(path)], capture_output=True, text=True, check=False)

@@ -1,4 +1,4 @@
-"""`tpu_train.sh --gke` against stand-ins for kubectl and xpk: created, shown, failed, deleted."""
+"""`tpu_train.sh --gke` with a fake kubectl and xpk: creation, logs, failures, deletion."""
 
 import json
 import shlex
@@ -6,7 +6,7 @@ import sys
 
 import pytest
 
-# Writes its words to kube.jsonl; the JobSet is there once applied, and ends as `state` says.
+# Writes its words to kube.jsonl. The JobSet exists once applied, and ends with the text of `state`.
 KUBECTL = r"""#!PYTHON
 import json, pathlib, sys
 
@@ -37,7 +37,7 @@ FLAGS = ["--gke", "--name=shop", "--type=v5litepod-16", "--work_dir=gs://b/shop"
 
 @pytest.fixture
 def kube(cloud):
-    """The stand-in cloud with a kubectl; `state` is how the JobSet ends."""
+    """The fake cloud with a kubectl; the file `state` is the terminal state of the JobSet."""
     cloud.write("kubectl", KUBECTL.replace("#!PYTHON", f"#!{sys.executable} -S"))
     (cloud.home / "state").write_text("Completed")
     return cloud
@@ -54,9 +54,9 @@ def test_the_manifest_says_what_to_run_and_where(kube):
     done = kube.train(*FLAGS, *words, "--", *WORDS)
     assert done.returncode == 0, done.stderr
     assert not calls(kube) and not kube.calls()
-    found = json.loads(done.stdout)
-    assert (found["apiVersion"], found["kind"]) == ("jobset.x-k8s.io/v1alpha2", "JobSet")
-    [replicated] = found["spec"]["replicatedJobs"]
+    manifest = json.loads(done.stdout)
+    assert (manifest["apiVersion"], manifest["kind"]) == ("jobset.x-k8s.io/v1alpha2", "JobSet")
+    [replicated] = manifest["spec"]["replicatedJobs"]
     assert replicated["replicas"] == 2
     job = replicated["template"]["spec"]
     assert job["parallelism"] == job["completions"] == 4 and job["backoffLimit"] == 0
@@ -79,17 +79,17 @@ def test_the_manifest_says_what_to_run_and_where(kube):
 
 
 def test_interruptions_restart_without_counting(kube):
-    found = json.loads(kube.train(*FLAGS, "--retries=3", "--print_jobset").stdout)["spec"]
-    job = found["replicatedJobs"][0]["template"]["spec"]
+    spec = json.loads(kube.train(*FLAGS, "--retries=3", "--print_jobset").stdout)["spec"]
+    job = spec["replicatedJobs"][0]["template"]["spec"]
     disrupted, stopped = job["podFailurePolicy"]["rules"]
     assert disrupted["onPodConditions"] == [{"type": "DisruptionTarget", "status": "True"}]
     assert stopped["onExitCodes"]["values"] == [143]
     assert disrupted["action"] == stopped["action"] == "FailJob"
-    [rule] = found["failurePolicy"]["rules"]
+    [rule] = spec["failurePolicy"]["rules"]
     assert rule["onJobFailureReasons"] == ["PodFailurePolicy"]
     assert rule["action"] == "RestartJobSetAndIgnoreMaxRestarts"
-    assert found["failurePolicy"]["maxRestarts"] == 3
-    assert job["template"]["spec"]["restartPolicy"] == "Never"  # or no such rule is valid
+    assert spec["failurePolicy"]["maxRestarts"] == 3
+    assert job["template"]["spec"]["restartPolicy"] == "Never"  # such rules require it
 
 
 def test_without_xpk_the_manifest_is_applied_and_followed(kube):
@@ -133,13 +133,13 @@ def test_a_dry_run_and_a_delete(kube):
 
 
 @pytest.mark.parametrize(
-    ("words", "said"),
+    ("words", "message"),
     [
         (["--gke", "--work_dir=gs://b/shop"], "--image"),
         ([*FLAGS, "--type=v5p-768"], "--topology"),
     ],
 )
-def test_what_is_missing_is_named(kube, words, said):
+def test_missing_flags_are_named(kube, words, message):
     done = kube.train(*words)
-    assert done.returncode == 2 and said in done.stderr
+    assert done.returncode == 2 and message in done.stderr
     assert not calls(kube)

@@ -1,4 +1,4 @@
-"""Accelerator types: chips, topologies, hosts, and names in GKE, each by Cloud TPU's own tables."""
+"""Accelerator types: chips, topologies, hosts and GKE's names, by Cloud TPU's tables."""
 
 import importlib.util
 import sys
@@ -32,10 +32,10 @@ def slices(project_root):
     ],
 )
 def test_types_of_the_tables(slices, kind, chips, topology, machines, hosts, label):
-    found = slices.Slice.parse(kind)
-    assert (found.chips, found.topology, found.machines) == (chips, topology, machines)
-    assert (found.hosts, found.generation.label) == (hosts, label)
-    assert found.hosts * found.chips_per_host == chips
+    one = slices.Slice.parse(kind)
+    assert (one.chips, one.topology, one.machines) == (chips, topology, machines)
+    assert (one.hosts, one.generation.label) == (hosts, label)
+    assert one.hosts * one.chips_per_host == chips
 
 
 def test_a_size_of_several_topologies_takes_the_given_one(slices):
@@ -44,7 +44,7 @@ def test_a_size_of_several_topologies_takes_the_given_one(slices):
 
 
 @pytest.mark.parametrize(
-    ("words", "said"),
+    ("words", "message"),
     [
         (("v3-8",), "expected one of v4"),
         (("v5e",), "a number"),
@@ -54,12 +54,12 @@ def test_a_size_of_several_topologies_takes_the_given_one(slices):
         (("v5p-128", "4x4x8"), "64 chips"),
     ],
 )
-def test_what_is_none_is_refused(slices, words, said):
-    with pytest.raises(slices.Mistake, match=said):
+def test_invalid_types_are_refused(slices, words, message):
+    with pytest.raises(slices.FlagError, match=message):
         slices.Slice.parse(*words)
 
 
-def test_the_memory_of_compile_knows_the_same_types(slices):
+def test_compile_has_the_same_types(slices):
     """`compile --topology` and the launcher name the same accelerator."""
     from onesug_jax.train.chips import CHIPS
 

@@ -1,4 +1,4 @@
-"""Training on Cloud TPU against a stand-in: created, shipped, followed, resumed, deleted."""
+"""Training on a fake Cloud TPU: creation, copying, logs, restarts, deletion."""
 
 import os
 import re
@@ -26,7 +26,7 @@ def test_a_run_from_nothing_to_its_end(cloud):
     flags += " zone=z-1 project=p"
     assert {f"--{flag}" for flag in flags.split()} <= set(create)
     assert "--spot" not in create
-    assert cloud.there()
+    assert cloud.has_tpu()
 
 
 def test_words_arrive_as_they_were_written(cloud):
@@ -56,13 +56,13 @@ def test_a_tpu_that_is_there_is_used_again(cloud):
 
 
 def test_after_preemption_the_run_goes_on(cloud):
-    """The first TPU is taken away while it trains; the second finds its folder in the bucket."""
+    """The first TPU is preempted during training; the second finds its folder in the bucket."""
     cloud.plan(workers=2, preempt=3, starts=2)
     done = cloud.train(
         "--spot", "--type=v5litepod-16", "--work_dir=gs://b/shop", "--", "--gin.LOG=gs://data/l"
     )
     assert done.returncode == 0, done.stdout + done.stderr
-    assert "preempted; new start 1 of 20" in done.stdout
+    assert "preempted; restart 1 of 20" in done.stdout
     assert done.stdout.index("training, start 1") < done.stdout.index("training, start 2")
     creates = cloud.calls("queued-resources", "create")
     assert len(creates) == 2 and creates[0] == creates[1] and "--spot" in creates[0]
@@ -77,7 +77,7 @@ def test_after_preemption_the_run_goes_on(cloud):
         assert (vm / "processes").read_text() == "auto\n"
 
 
-def test_what_failed_is_shown_with_its_host_and_number(cloud):
+def test_a_failed_worker_is_shown_with_its_host_and_number(cloud):
     """Worker 1 fails: its last 50 lines, and no other worker's."""
     cloud.plan(workers=2, code=5, failing=1)
     done = cloud.train("--type=v5litepod-16", "--work_dir=gs://b/shop")
@@ -93,13 +93,13 @@ def test_maintenance_restarts_the_training_where_it_is(cloud):
     cloud.plan(workers=2, preempt=2, starts=2, how="maintenance")
     done = cloud.train("--type=v5litepod-16", "--work_dir=gs://b/shop")
     assert done.returncode == 0, done.stdout + done.stderr
-    assert "stopped on a worker (maintenance?); new start 1 of 20" in done.stdout
+    assert "stopped on a worker (maintenance?); restart 1 of 20" in done.stdout
     assert "training, start 2" in done.stdout
     assert len(cloud.calls("queued-resources", "create")) == 1
 
 
 def test_several_slices_are_one_training(cloud):
-    """Two slices of two hosts: asked for together, each gets the code and starts, all as one."""
+    """Two slices of two hosts are requested together and run one training."""
     cloud.plan(workers=2)
     words = ("--slices=2", "--type=v5litepod-16", "--work_dir=gs://b/shop", "--name=shop")
     done = cloud.train(*words, "--internal_ips", "--data_disk=source=d,mode=read-only")
@@ -114,14 +114,14 @@ def test_several_slices_are_one_training(cloud):
     assert nodes == {"shop-0", "shop-1"}
 
 
-def test_a_slice_that_is_taken_away_is_lost(cloud):
+def test_a_preempted_slice_restarts_the_training(cloud):
     cloud.plan(workers=1, preempt=2, starts=2)
     done = cloud.train("--slices=2", "--spot", "--type=v5litepod-4", "--work_dir=gs://b/shop")
     assert done.returncode == 0, done.stdout + done.stderr
-    assert "preempted; new start 1 of 20" in done.stdout
+    assert "preempted; restart 1 of 20" in done.stdout
 
 
-def test_why_the_code_was_not_shipped_is_shown(cloud):
+def test_the_reason_of_a_failed_copy_is_shown(cloud):
     cloud.plan(silent=True)
     done = cloud.train()
     assert done.returncode == 1
@@ -129,7 +129,7 @@ def test_why_the_code_was_not_shipped_is_shown(cloud):
 
 
 @pytest.mark.skipif(not shutil.which("ssh-keygen"), reason="needs ssh-keygen")
-def test_a_key_with_a_passphrase_is_refused_before_it_hangs(cloud):
+def test_a_key_with_a_passphrase_is_refused(cloud):
     folder = cloud.home / ".ssh"
     folder.mkdir()
     for name, phrase in (("google_compute_engine", "secret"), ("other", "")):
@@ -151,15 +151,15 @@ def test_ssh_never_asks(cloud):
 @pytest.mark.long
 @pytest.mark.parametrize("how", ["node", "warned"])
 def test_preemption_is_recognised_by_other_signs(cloud, how):
-    """Only the VM shows it; or training gets SIGTERM, and gcloud shows it later."""
+    """Only the VM shows it, or training gets SIGTERM before gcloud shows it."""
     cloud.plan(preempt=2, starts=2, how=how)
     done = cloud.train("--spot", "--work_dir=gs://b/shop")
     assert done.returncode == 0, done.stdout + done.stderr
-    assert "preempted; new start 1 of 20" in done.stdout
+    assert "preempted; restart 1 of 20" in done.stdout
     assert len(cloud.calls("queued-resources", "create")) == 2
 
 
-def test_preemption_is_not_outlived_without_end(cloud):
+def test_restarts_are_limited(cloud):
     cloud.plan(preempt=2, starts=9)
     done = cloud.train("--spot", "--work_dir=gs://b/shop", "--retries=0")
     assert done.returncode == 1
@@ -172,11 +172,11 @@ def test_the_exit_code_is_that_of_the_training(cloud, spot):
     done = cloud.train(*spot)
     assert done.returncode == 7
     assert "failed with exit code 7" in done.stdout
-    assert cloud.there()
+    assert cloud.has_tpu()
 
 
 def test_one_failing_worker_ends_the_others(cloud):
-    """Worker 0 fails at once; worker 1, in a folder where it must wait, is stopped."""
+    """Worker 0 fails at once; worker 1, which waits, is stopped."""
     cloud.plan(workers=2, code=5)
     slow = cloud.home / "vm_bin" / "training"
     slow.write_text(slow.read_text().replace("while [", 'while [ "$HOSTNAME" = t1v-w-1 ] || ['))
@@ -186,7 +186,7 @@ def test_one_failing_worker_ends_the_others(cloud):
 
 
 def begun(cloud, *words):
-    """The script under way, its training waiting for a second start."""
+    """The running script, whose training waits for a second start."""
     cloud.plan(starts=2)
     process = subprocess.Popen(
         [*INTERRUPTIBLE, *cloud.command(*words)],
@@ -203,7 +203,7 @@ def begun(cloud, *words):
 @pytest.mark.long
 def test_the_same_command_finds_the_training_again(cloud):
     process = begun(cloud)
-    os.killpg(process.pid, signal.SIGKILL)  # the connection is lost; training is not
+    os.killpg(process.pid, signal.SIGKILL)  # the connection is lost, the training continues
     process.communicate()
     done = cloud.train("--", "--gin.SEED=2")
     assert done.returncode == 1 and "another training" in done.stderr
@@ -212,7 +212,7 @@ def test_the_same_command_finds_the_training_again(cloud):
         cloud.command(), env=cloud.environment(), stdout=subprocess.PIPE, text=True
     )
     starts = cloud.vm() / "onesug" / "work" / "onesug" / "starts"
-    assert "under way" in "".join(iter(again.stdout.readline, "training, start 1\n"))
+    assert "is running" in "".join(iter(again.stdout.readline, "training, start 1\n"))
     assert starts.read_text().count("t1v") == 1
     os.killpg(int((cloud.vm() / "onesug" / "run" / "pid").read_text()), signal.SIGTERM)
     rest, _ = again.communicate(timeout=30)
@@ -220,7 +220,7 @@ def test_the_same_command_finds_the_training_again(cloud):
     assert again.returncode == 0
 
 
-def test_restart_ends_what_is_under_way(cloud):
+def test_restart_ends_the_running_training(cloud):
     process = begun(cloud)
     os.killpg(process.pid, signal.SIGKILL)
     process.communicate()
@@ -229,12 +229,12 @@ def test_restart_ends_what_is_under_way(cloud):
     assert "training, start 2" in done.stdout
 
 
-def test_interrupted_it_leaves_the_training_alone(cloud):
+def test_an_interruption_does_not_end_the_training(cloud):
     process = begun(cloud)
     os.killpg(process.pid, signal.SIGINT)
     out, _ = process.communicate(timeout=30)
     assert process.returncode == 130
-    assert "it goes on" in out
+    assert "training continues" in out
     assert not (cloud.vm() / "onesug" / "run" / "exit").exists()
 
 
@@ -244,16 +244,16 @@ def test_a_reboot_starts_the_training_again(cloud):
     os.killpg(int(pid.read_text()), signal.SIGKILL)
     out, err = process.communicate(timeout=30)
     assert process.returncode == 0, err
-    assert "vanished" in out and "training, start 2" in out
+    assert "disappeared" in out and "training, start 2" in out
 
 
-def test_delete_deletes_and_nothing_else(cloud):
+def test_delete_only_deletes(cloud):
     assert cloud.train().returncode == 0
     before = len(cloud.calls())
     assert cloud.train("--delete").returncode == 0
     assert [words[1] for words in cloud.calls()[before:]] == ["describe", "delete"]
     assert "--force" in cloud.calls()[-1]
-    assert not cloud.there()
+    assert not cloud.has_tpu()
     again = cloud.train("--delete")
     assert again.returncode == 0 and "there is no onesug" in again.stdout
 
@@ -262,7 +262,7 @@ def test_delete_deletes_and_nothing_else(cloud):
 def test_delete_when_done(cloud, code):
     cloud.plan(code=code)
     assert cloud.train("--delete_when_done").returncode == code
-    assert not cloud.there()
+    assert not cloud.has_tpu()
 
 
 def test_a_refused_request_is_reported(cloud):
@@ -272,7 +272,7 @@ def test_a_refused_request_is_reported(cloud):
     assert "request for v5litepod-8 failed" in done.stderr
 
 
-def test_what_gcloud_says_is_shown(cloud):
+def test_errors_of_gcloud_are_shown(cloud):
     cloud.plan(broken=True)
     done = cloud.train()
     assert done.returncode == 1
@@ -280,12 +280,12 @@ def test_what_gcloud_says_is_shown(cloud):
     assert len(cloud.calls()) == 1
 
 
-def test_waiting_has_an_end(cloud):
+def test_the_wait_in_the_queue_is_limited(cloud):
     cloud.plan(before=["WAITING_FOR_RESOURCES"] * 50)
     done = cloud.train("--wait_minutes=0")
     assert done.returncode == 1
     assert "--wait_minutes=0" in done.stderr and "keeps its place" in done.stderr
-    assert cloud.there()
+    assert cloud.has_tpu()
 
 
 def test_a_dry_run_prints_each_command_and_runs_none(cloud):
@@ -372,11 +372,11 @@ def test_without_gcloud_the_message_has_the_fix(cloud):
     assert "no gcloud on PATH" in done.stderr and "cloud.google.com/sdk" in done.stderr
 
 
-def test_what_is_not_committed_is_said_not_to_ship(cloud):
+def test_uncommitted_changes_are_reported_and_not_copied(cloud):
     (cloud.repository / "launch" / "tpu_worker.sh").write_text("exit 9\n")
     done = cloud.train()
     assert done.returncode == 0, done.stderr
-    assert "what is not committed is not shipped" in done.stdout
+    assert "uncommitted changes are not copied" in done.stdout
 
 
 def test_help_names_every_flag(cloud, project_root):

@@ -1,4 +1,4 @@
-"""What tests of the service ask, over HTTP or of an engine, and how they wait."""
+"""Helpers of the service's tests: requests over HTTP or to an engine, and waiting."""
 
 import time
 
@@ -28,20 +28,20 @@ def until(condition, seconds=30):
         time.sleep(0.01)
 
 
-def asked(prefix, history=("h",), **more):
+def request(prefix, history=("h",), **more):
     return SuggestRequest(prefix, history, **more)
 
 
-def answer(engine, ask):
-    return engine.submit(ask).result(60)
+def answer(engine, request):
+    return engine.submit(request).result(60)
 
 
-def blocked_engine(started, pretended, **config):
+def blocked_engine(started, fake_version, **config):
     """An engine whose model is busy with one request, until `version.gate` opens."""
-    version = pretended()
+    version = fake_version()
     config.setdefault("max_wait_ms", 0.0)
     engine = started(version, **config)
     version.gate.clear()
-    first = engine.submit(asked("first"))
+    first = engine.submit(request("first"))
     assert version.began.wait(30)
     return engine, version, first

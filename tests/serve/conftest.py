@@ -1,4 +1,4 @@
-"""What the tests of the service stand on: a tiny model, a stand-in for it, a store, a client."""
+"""Fixtures of the service's tests: a tiny model, a fake one, a store, a client."""
 
 import threading
 
@@ -49,15 +49,15 @@ def tiny(tmp_path_factory):
     completions = CompletionIndex.from_counts(list(QUERIES), list(QUERIES.values()))
     finder = RelatedQueries(completions, spec.related, soft=False)
 
-    def make(name="0000", **more):
+    def make(name="0000", **settings):
         profile = ("gender", "age")
-        return TextVersion(name, f"/work/{name}", suggester, finder, profile=profile, **more)
+        return TextVersion(name, f"/work/{name}", suggester, finder, profile=profile, **settings)
 
     return make
 
 
-class Pretended:
-    """Stands in for a `ModelVersion`: lists are made up at once, or when `gate` opens."""
+class FakeVersion:
+    """A fake `ModelVersion`: makes up lists at once, or when `gate` opens."""
 
     LEVELS = ("beam", "popular")
 
@@ -66,9 +66,9 @@ class Pretended:
         self.cache, self.longest, self.history = Cache(100), longest, 10
         self.gate = threading.Event()
         self.gate.set()
-        self.began = threading.Event()  # a batch has been taken up
+        self.began = threading.Event()  # a batch has begun
         self.batches = []  # (level, requests)
-        self.terms = []  # what `read_terms` does next
+        self.terms = []  # the next results of `read_terms`
         self.fails = None
         self.live = None
 
@@ -98,10 +98,10 @@ class Pretended:
         return SuggestResult(texts, scores, None, related, ((7, 1), (7, 2)))
 
     def read_terms(self):
-        found = self.terms.pop() if self.terms else False
-        if isinstance(found, Exception):
-            raise found
-        return found
+        result = self.terms.pop() if self.terms else False
+        if isinstance(result, Exception):
+            raise result
+        return result
 
     def refresh(self):
         pass
@@ -115,16 +115,16 @@ class Pretended:
 
 
 @pytest.fixture
-def pretended():
-    """The class of the stand-in."""
-    return Pretended
+def fake_version():
+    """The class of the fake version."""
+    return FakeVersion
 
 
 @pytest.fixture
-def three_levels(pretended, monkeypatch):
-    """The stand-in's class, of a model that has two levels above the most popular."""
-    monkeypatch.setattr(pretended, "LEVELS", ("full", "beam", "popular"))
-    return pretended
+def three_levels(fake_version, monkeypatch):
+    """The class of a fake version with two levels above "popular"."""
+    monkeypatch.setattr(fake_version, "LEVELS", ("full", "beam", "popular"))
+    return fake_version
 
 
 @pytest.fixture
@@ -136,11 +136,11 @@ def started():
         config.setdefault("watch_seconds", 0.02)
         versions = {version.path: version}
         in_use = [version.path]
-        said = []
+        lines = []
         engine = Engine(
-            lambda: in_use[0], lambda path: versions[path], EngineConfig(**config), say=said.append
+            lambda: in_use[0], lambda path: versions[path], EngineConfig(**config), say=lines.append
         )
-        engine.versions, engine.in_use, engine.said = versions, in_use, said
+        engine.versions, engine.in_use, engine.lines = versions, in_use, lines
         engines.append((engine, version))
         assert engine.start().wait_ready(120)
         return engine
@@ -157,18 +157,18 @@ def client(started, tmp_path):
     opened = []
 
     def make(version=None, engine=None, store=None, **config):
-        version = version or Pretended()
+        version = version or FakeVersion()
         running = started(version, **(engine or {}))
         store = store or FeedbackStore(str(tmp_path / "feedback" / "events.sqlite"))
-        said = []
-        app = make_app(running, store, ServerConfig(**config), said.append)
-        found = TestClient(app, base_url="http://127.0.0.1:8000", raise_server_exceptions=False)
-        found.__enter__()
-        opened.append((found, version))
-        found.engine, found.store, found.said, found.version = running, store, said, version
-        return found
+        lines = []
+        app = make_app(running, store, ServerConfig(**config), lines.append)
+        api = TestClient(app, base_url="http://127.0.0.1:8000", raise_server_exceptions=False)
+        api.__enter__()
+        opened.append((api, version))
+        api.engine, api.store, api.lines, api.version = running, store, lines, version
+        return api
 
     yield make
-    for found, version in opened:
+    for api, version in opened:
         getattr(version, "gate", threading.Event()).set()
-        found.__exit__(None, None, None)
+        api.__exit__(None, None, None)

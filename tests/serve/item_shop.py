@@ -1,4 +1,4 @@
-"""A tiny shop over a random model that reads items: a version of it for tests, also of processes.
+"""A tiny shop with a random model that reads items, as a version for tests.
 
 python -m tests.serve.item_shop FOLDER NOW_MS: sends searches to the store of FOLDER, prints the
 lists of some requests and kills itself.
@@ -38,21 +38,21 @@ WIDTH = 6
 
 
 def encode(texts):
-    """Vectors [n, E] that depend on the texts alone."""
-    made = [np.random.default_rng(zlib.crc32(text.encode())).normal(size=WIDTH) for text in texts]
-    return np.array(made, np.float32).reshape(-1, WIDTH)
+    """Vectors [n, E] that depend only on the texts."""
+    rows = [np.random.default_rng(zlib.crc32(text.encode())).normal(size=WIDTH) for text in texts]
+    return np.array(rows, np.float32).reshape(-1, WIDTH)
 
 
 _params = functools.cache(params)
 
 
 def searches(number):
-    """How often the log holds a query."""
+    """The number of searches of a query in the log."""
     return 10 * number + 2
 
 
 def make_shop(folder, now_ms):
-    """Vocabulary and counts of a log that ended 20 days before: query n searched 10 n + 2 times."""
+    """Vocabulary and counts of a log that ended 20 days ago: query n has 10 n + 2 searches."""
     Vocabulary.train(iter(QUERIES), f"{folder}/vocab", pieces=400, sid_levels=0, sid_codes=4)
     state = AsOf(QUERIES, CONFIG, spare=SPARE)
     for number, query in enumerate(QUERIES):
@@ -62,7 +62,7 @@ def make_shop(folder, now_ms):
 
 
 def open_shop(folder, store, now_ms, spare=SPARE, writing=None, returned=16, **settings):
-    """The version of a shop that `make_shop` has made; its clock stands still, or is None."""
+    """The version of a shop made by `make_shop`; `now_ms` is a fixed clock, None the real one."""
     vocabulary = Vocabulary.load(f"{folder}/vocab")
     config = tiny_config(
         vocabulary.size,
@@ -99,16 +99,16 @@ REQUESTS = [
 
 
 def lists_of(version):
-    """What the version lists for some requests, and two users' histories."""
-    found = version.results(REQUESTS, "full")
+    """The version's lists for some requests, and two users' histories."""
+    results = version.results(REQUESTS, "full")
     return [
-        [[list(one.texts), np.round(one.scores, 3).tolist()] for one in found],
+        [[list(one.texts), np.round(one.scores, 3).tolist()] for one in results],
         [version.live.history(user)[0] for user in ("u0", "u1")],
     ]
 
 
 def main(folder, now_ms):
-    """As the module says."""
+    """See the module."""
     store = FeedbackStore(f"{folder}/events.sqlite")
     version = open_shop(folder, store, int(now_ms))
     for number in range(30):

@@ -1,4 +1,4 @@
-"""Who may ask over HTTP, the limits, the page, and what logs and metrics say."""
+"""Access over HTTP: keys, origins, hosts, limits, the page, logs and metrics."""
 
 import shutil
 import subprocess
@@ -13,19 +13,19 @@ from tests.serve.asking import feedback, field_of, suggest
 def test_with_a_key_everything_but_the_page_and_health_needs_it(client, tmp_path):
     path = tmp_path / "key"
     path.write_text("opensesame\n")
-    here = client(api_key_file=str(path), host="0.0.0.0")
+    api = client(api_key_file=str(path), host="0.0.0.0")
     for open_path in ("/", "/docs", "/app.js", "/health", "/ready", "/openapi.json"):
-        assert here.get(open_path).status_code == 200, open_path
-    asked = [("POST", "/suggest"), ("POST", "/feedback"), ("GET", "/metrics")]
-    for method, closed in [*asked, ("GET", "/users/u"), ("DELETE", "/users/u"), ("GET", "/x")]:
-        reply = here.request(method, closed, headers={"x-api-key": "wrong"})
+        assert api.get(open_path).status_code == 200, open_path
+    with_text = [("POST", "/suggest"), ("POST", "/feedback"), ("GET", "/metrics")]
+    for method, closed in [*with_text, ("GET", "/users/u"), ("DELETE", "/users/u"), ("GET", "/x")]:
+        reply = api.request(method, closed, headers={"x-api-key": "wrong"})
         assert reply.status_code == 401 and reply.headers["www-authenticate"] == "Bearer"
     for headers in ({"x-api-key": "opensesame"}, {"authorization": "Bearer opensesame"}):
-        assert here.get("/metrics", headers=headers).status_code == 200
-    assert here.get("/metrics", headers={"x-api-key": b"opensesam\xe9"}).status_code == 401
+        assert api.get("/metrics", headers=headers).status_code == 200
+    assert api.get("/metrics", headers={"x-api-key": b"opensesam\xe9"}).status_code == 401
 
 
-def test_other_machines_only_with_a_key(tmp_path, monkeypatch):
+def test_other_machines_need_a_key(tmp_path, monkeypatch):
     monkeypatch.delenv("ONESUG_API_KEY", raising=False)
     assert ServerConfig().key() is None
     with pytest.raises(UserError, match="api_key_file"):
@@ -41,23 +41,23 @@ def test_other_machines_only_with_a_key(tmp_path, monkeypatch):
 
 
 def test_pages_of_other_origins_are_refused_unless_allowed(client):
-    here = client(origins=["https://shop.example"])
+    api = client(origins=["https://shop.example"])
     for origin, expected in [
         ("http://127.0.0.1:8000", 200),
         ("https://shop.example", 200),
         ("https://evil.example", 403),
         ("null", 403),
     ]:
-        reply = here.post("/suggest", json={}, headers={"origin": origin})
+        reply = api.post("/suggest", json={}, headers={"origin": origin})
         assert reply.status_code == expected, origin
     ask = {"access-control-request-method": "POST", "origin": "https://shop.example"}
-    reply = here.options("/suggest", headers=ask)
+    reply = api.options("/suggest", headers=ask)
     assert reply.headers["access-control-allow-origin"] == "https://shop.example"
-    assert here.options("/suggest", headers={**ask, "origin": "https://x"}).status_code == 403
+    assert api.options("/suggest", headers={**ask, "origin": "https://x"}).status_code == 403
 
 
-def test_a_page_that_gives_this_machine_another_name_is_refused(client):
-    here = client(hosts=["suggest.internal"])
+def test_a_foreign_host_name_is_refused(client):
+    api = client(hosts=["suggest.internal"])
     for host, expected in [
         ("127.0.0.1:8000", 200),
         ("localhost", 200),
@@ -66,24 +66,24 @@ def test_a_page_that_gives_this_machine_another_name_is_refused(client):
         ("evil.example", 421),
         ("", 421),
     ]:
-        assert here.get("/health", headers={"host": host}).status_code == expected, host
+        assert api.get("/health", headers={"host": host}).status_code == expected, host
 
 
 # ------------------------------------------------------------------ limits, page, logs
 
 
 def test_a_body_too_large_is_refused_announced_or_not(client):
-    here = client(body_bytes=1000)
+    api = client(body_bytes=1000)
     headers = {"content-type": "application/json"}
     large = b'{"prefix": "' + b"a" * 2000 + b'"}'
-    assert here.post("/suggest", content=large, headers=headers).status_code == 413
-    reply = here.post("/suggest", content=iter([large[:900], large[900:]]), headers=headers)
+    assert api.post("/suggest", content=large, headers=headers).status_code == 413
+    reply = api.post("/suggest", content=iter([large[:900], large[900:]]), headers=headers)
     assert reply.status_code == 413 and field_of(reply.json()) == "body"
 
 
 def test_the_page_and_its_files_are_served_and_nothing_else(client):
-    here = client()
-    page = here.get("/")
+    api = client()
+    page = api.get("/")
     assert page.headers["content-type"].startswith("text/html") and 'role="combobox"' in page.text
     assert "default-src 'none'" in page.headers["content-security-policy"]
     for path in (
@@ -98,23 +98,23 @@ def test_the_page_and_its_files_are_served_and_nothing_else(client):
         "//etc/passwd",
         "/static/../app.py",
     ):
-        reply = here.get(path, follow_redirects=False)
+        reply = api.get(path, follow_redirects=False)
         assert reply.status_code in (404, 307), path
         assert "onesug_jax" not in reply.text and "root:" not in reply.text
 
 
 @pytest.mark.parametrize("name", ["app.js", "docs.js"])
-def test_the_scripts_can_be_read(name, project_root):
+def test_the_scripts_have_valid_syntax(name, project_root):
     if not shutil.which("node"):
         pytest.skip("needs node to check the syntax of scripts")
     script = project_root / "onesug_jax" / "serve" / "web" / name
     subprocess.run(["node", "--check", str(script)], check=True)
 
 
-def test_no_page_asks_another_host(client):
-    here = client()
+def test_no_page_requests_another_host(client):
+    api = client()
     for path in ("/", "/docs", "/app.js", "/docs.js", "/style.css"):
-        text = here.get(path).text.replace("http://www.w3.org/2000/svg", "")
+        text = api.get(path).text.replace("http://www.w3.org/2000/svg", "")
         assert "http://" not in text and "https://" not in text and "//cdn" not in text, path
         assert "innerHTML" not in text and "insertAdjacentHTML" not in text, path
 
@@ -134,25 +134,25 @@ def test_the_interface_describes_itself(client):
     assert {"413", "422", "503"} <= set(api["paths"]["/suggest"]["post"]["responses"])
 
 
-def test_logs_hold_no_text_unless_asked(client):
-    here = client(log=True)
-    suggest(here, prefix="secret", history=["private"])
-    here.get("/users/somebody")
-    said = "\n".join(here.said)
-    assert "POST /suggest 200" in said and "GET /users/{user_id:path} 200" in said
-    assert not any(word in said for word in ("secret", "private", "somebody"))
-    asked = client(log=True, log_text=True, store=here.store)
-    suggest(asked, prefix="open")
-    assert "'open'" in "\n".join(asked.said)
+def test_logs_contain_no_text_by_default(client):
+    api = client(log=True)
+    suggest(api, prefix="secret", history=["private"])
+    api.get("/users/somebody")
+    lines = "\n".join(api.lines)
+    assert "POST /suggest 200" in lines and "GET /users/{user_id:path} 200" in lines
+    assert not any(word in lines for word in ("secret", "private", "somebody"))
+    with_text = client(log=True, log_text=True, store=api.store)
+    suggest(with_text, prefix="open")
+    assert "'open'" in "\n".join(with_text.lines)
 
 
-def test_metrics_count_without_naming_anybody(client):
-    here = client()
-    suggest(here, prefix="secret")
-    suggest(here, prefix="secret")
-    feedback(here, user_id="somebody", query="private")
-    here.get("/nowhere/secret")
-    text = here.get("/metrics").text
+def test_metrics_contain_no_text_of_users(client):
+    api = client()
+    suggest(api, prefix="secret")
+    suggest(api, prefix="secret")
+    feedback(api, user_id="somebody", query="private")
+    api.get("/nowhere/secret")
+    text = api.get("/metrics").text
     for line in (
         'onesug_answers_total{cached="false",level="beam"} 1.0',
         'onesug_answers_total{cached="true",level="beam"} 1.0',

@@ -1,4 +1,4 @@
-"""Clients that take their time, against a real server process: each costs the others nothing."""
+"""Slow clients of a real server process do not affect other clients."""
 
 import socket
 import time
@@ -17,8 +17,8 @@ TOO_MANY = b"HTTP/1.1 503"
 
 
 @pytest.fixture(scope="module")
-def here(tmp_path_factory):
-    """A server whose clients have little time and few places."""
+def server(tmp_path_factory):
+    """A server with short deadlines and few connections per client."""
     limits = dict(head_seconds=2.0, body_seconds=1.0, write_seconds=1.0)
     started = Server(
         tmp_path_factory.mktemp("limits"), **limits, client_connections=4, gateways=("127.0.0.9",)
@@ -28,9 +28,9 @@ def here(tmp_path_factory):
     started.process.wait(30)
 
 
-def dripped(here, begun, drop, count=200, source="127.0.0.1"):
-    """What comes back of a request whose rest is sent drop by drop."""
-    where = ("127.0.0.1", here.port)
+def send_slowly(server, begun, drop, count=200, source="127.0.0.1"):
+    """The reply to a request whose rest is sent in small pieces."""
+    where = ("127.0.0.1", server.port)
     with socket.create_connection(where, timeout=30, source_address=(source, 0)) as connection:
         connection.sendall(begun)
         received = b""
@@ -46,45 +46,45 @@ def dripped(here, begun, drop, count=200, source="127.0.0.1"):
             if not part:
                 return received
             received += part
-        raise AssertionError("it went on and on")
+        raise AssertionError("the server did not end the request")
 
 
 @pytest.mark.long
-def test_a_dripping_body_gains_nothing_by_dripping(here):
-    found = dripped(here, HEAD + b"Content-Length: 50000\r\n\r\n{", b" ")
+def test_a_slow_body_is_ended(server):
+    found = send_slowly(server, HEAD + b"Content-Length: 50000\r\n\r\n{", b" ")
     assert found.startswith(b"HTTP/1.1 408") and b'"body"' in found
-    found = dripped(here, HEAD + b"Transfer-Encoding: chunked\r\n\r\n", b"1\r\n \r\n")
+    found = send_slowly(server, HEAD + b"Transfer-Encoding: chunked\r\n\r\n", b"1\r\n \r\n")
     assert found.startswith(b"HTTP/1.1 408")
 
 
 @pytest.mark.long
-def test_nor_does_one_that_was_refused_before_it_was_read(here):
-    """A page of another origin: the answer comes first, then the connection ends all the same."""
+def test_a_slow_body_after_a_refusal_is_ended(server):
+    """A page of another origin: the connection also ends if the reply was sent before."""
     begun = HEAD + b"Origin: https://evil.example\r\nContent-Length: 50000\r\n\r\n{"
-    found = dripped(here, begun, b" ")
+    found = send_slowly(server, begun, b" ")
     assert found.startswith(b"HTTP/1.1 403")
-    found = dripped(here, begun.replace(b"POST /suggest", b"GET /health"), b" ")
+    found = send_slowly(server, begun.replace(b"POST /suggest", b"GET /health"), b" ")
     assert found.startswith(b"HTTP/1.1 403")
 
 
 @pytest.mark.long
-def test_who_never_reads_the_answer_is_cut_off(here):
-    size = len(httpx.get(f"{here.url}/style.css").content)
+def test_a_client_that_never_reads_is_disconnected(server):
+    size = len(httpx.get(f"{server.url}/style.css").content)
     count = 60_000_000 // size // 20
     with socket.socket() as connection:
         connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
         connection.settimeout(30)
-        connection.connect(("127.0.0.1", here.port))
+        connection.connect(("127.0.0.1", server.port))
         asked = b"GET /style.css HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n"
         for _ in range(20):
             connection.setblocking(False)
             try:
                 connection.send(asked * count)
             except BlockingIOError:
-                break  # the server reads no further: it has answers to write
+                break  # the server stops reading, because it has replies to write
         time.sleep(3)
         for number in range(5):
-            assert here.suggest(prefix=f"p{number}").status_code == 200
+            assert server.suggest(prefix=f"p{number}").status_code == 200
         connection.settimeout(30)
         received = 0
         with pytest.raises(ConnectionResetError):
@@ -92,8 +92,8 @@ def test_who_never_reads_the_answer_is_cut_off(here):
                 received += len(part)
 
 
-def test_an_address_has_so_many_places_and_others_have_theirs(here):
-    where, opened = ("127.0.0.1", here.port), []
+def test_connections_of_one_address_are_limited(server):
+    where, opened = ("127.0.0.1", server.port), []
     ask = b"GET /health HTTP/1.0\r\nHost: localhost\r\n\r\n"
 
     def status(source):
@@ -113,29 +113,29 @@ def test_an_address_has_so_many_places_and_others_have_theirs(here):
         hold("127.0.0.2", 4)
         until(lambda: status("127.0.0.2") == TOO_MANY)
         assert status("127.0.0.3") == b"HTTP/1.1 200"
-        hold("127.0.0.2", 4)  # of these only the head is read
-        assert status("127.0.0.2") == b"", "and of more than twice as many nothing"
+        hold("127.0.0.2", 4)  # these get 503
+        assert status("127.0.0.2") == b"", "aborted beyond twice the limit"
         hold("127.0.0.9", 10)
-        assert status("127.0.0.9") == b"HTTP/1.1 200", "a gateway speaks for many"
+        assert status("127.0.0.9") == b"HTTP/1.1 200", "a gateway has no limit"
     finally:
         for one in opened:
             one.close()
     until(lambda: status("127.0.0.2") == b"HTTP/1.1 200")
 
 
-def test_head_has_the_headers_of_get_and_no_body(here):
+def test_head_has_the_headers_of_get_and_no_body(server):
     for path in ("/", "/health", "/ready", "/app.js", "/openapi.json"):
         asked = f"HEAD {path} HTTP/1.0\r\nHost: localhost\r\n\r\n".encode()
-        head, _, body = raw(here, asked).partition(b"\r\n\r\n")
+        head, _, body = raw(server, asked).partition(b"\r\n\r\n")
         assert head.startswith(b"HTTP/1.1 200") and body == b"", path
         assert b"content-length: 0" not in head.lower(), path
-    assert raw(here, b"HEAD /suggest HTTP/1.0\r\nHost: localhost\r\n\r\n").startswith(
+    assert raw(server, b"HEAD /suggest HTTP/1.0\r\nHost: localhost\r\n\r\n").startswith(
         b"HTTP/1.1 405"
     )
-    with httpx.Client() as client:  # one connection: no byte too many is sent
+    with httpx.Client() as client:  # one connection, which a surplus byte would break
         for _ in range(3):
-            assert client.head(f"{here.url}/app.js").status_code == 200
-            assert client.get(f"{here.url}/health").json() == {"status": "ok"}
+            assert client.head(f"{server.url}/app.js").status_code == 200
+            assert client.get(f"{server.url}/health").json() == {"status": "ok"}
 
 
 @pytest.mark.parametrize(
@@ -149,7 +149,7 @@ def test_head_has_the_headers_of_get_and_no_body(here):
         ("::1", "::2", False),
     ],
 )
-def test_who_is_one_client(one, other, same):
+def test_addresses_of_one_client(one, other, same):
     assert (client_of(one) == client_of(other)) == same
 
 

@@ -1,4 +1,4 @@
-"""The store: what is acknowledged is on the disk, once; histories, deletion, and the export."""
+"""The store: acknowledged events are on the disk once; histories, deletion and export."""
 
 import json
 import os
@@ -49,7 +49,7 @@ def rows(store, tmp_path, **more):
     return pq.read_table(target).to_pylist()
 
 
-# ------------------------------------------------------------------ once, and more
+# ------------------------------------------------------------------ events
 
 
 def test_the_same_event_twice_is_stored_once(store):
@@ -100,7 +100,7 @@ def test_events_of_one_millisecond_keep_their_order(store):
 # ------------------------------------------------------------------ deletion
 
 
-def test_what_a_user_wants_forgotten_is_gone_from_the_disk(store, path):
+def test_deleted_text_is_overwritten_on_the_disk(store, path):
     secret = "a very particular secret"
     put(store, event(1, query=secret), event(2, user_id="other"))
     assert store.forget("u").result(30) == 1
@@ -111,8 +111,8 @@ def test_what_a_user_wants_forgotten_is_gone_from_the_disk(store, path):
         assert secret.encode() not in content, name
 
 
-def test_what_somebody_reads_is_overwritten_once_they_have_read_it(path, monkeypatch):
-    """Another process holds a snapshot while a user is forgotten."""
+def test_deleted_text_that_another_process_reads_is_overwritten_later(path, monkeypatch):
+    """Another process reads a snapshot during a user's deletion."""
     monkeypatch.setattr("onesug_jax.serve.feedback.BUSY_SECONDS", 0.2)
     store = FeedbackStore(path, FeedbackConfig())
     put(store, event(1, query="a very particular secret"))
@@ -133,7 +133,7 @@ def test_old_events_are_pruned(path):
     day = 86_400_000
     put(old, event(1, timestamp_ms=NOW - 3 * day), event(2, timestamp_ms=NOW - day))
     old.close()
-    again = FeedbackStore(path, FeedbackConfig(keep_days=2))  # when it is opened, then every hour
+    again = FeedbackStore(path, FeedbackConfig(keep_days=2))  # prunes now, then every hour
     until(lambda: again.count() == 1)
     assert list(again.history("u", 10)) == ["query 2"]
     again.close()
@@ -196,7 +196,7 @@ def test_a_killed_process_loses_no_acknowledged_event(path):
     assert {name for (name,) in found} >= set(acknowledged)
 
 
-def test_a_disk_that_fails_is_an_error_and_the_store_lives_on(store, monkeypatch):
+def test_the_store_works_again_after_a_failing_disk(store, monkeypatch):
     class Failing:
         def __init__(self, connection):
             self.connection = connection
@@ -211,14 +211,14 @@ def test_a_disk_that_fails_is_an_error_and_the_store_lives_on(store, monkeypatch
     with pytest.raises(sqlite3.OperationalError):
         put(store, event(1))
     store._writer.connection = working
-    assert put(store, event(1)) == ["new"], "nothing of the failed transaction is left"
+    assert put(store, event(1)) == ["new"], "the failed transaction was rolled back"
 
 
 def test_too_many_waiting_events_are_refused(path, monkeypatch):
     monkeypatch.setattr("onesug_jax.serve.feedback.MOST_WAITING", 2)
     store = FeedbackStore(path, FeedbackConfig())
     other = sqlite3.connect(path, isolation_level=None)
-    other.execute("BEGIN IMMEDIATE")  # as another process that writes
+    other.execute("BEGIN IMMEDIATE")  # like a writing process
     accepted = []
     with pytest.raises(Busy):
         for i in range(100):
@@ -248,7 +248,7 @@ def test_a_file_that_is_not_a_store_is_an_error(tmp_path):
 # ------------------------------------------------------------------ the export
 
 
-def test_the_export_is_a_log_that_ingest_takes_whole(store, tmp_path):
+def test_ingest_accepts_every_exported_row(store, tmp_path):
     put(
         store,
         event(2, prefix="la", shown=["lamp red", "lamp"], clicked_position=1, query="lamp"),
@@ -278,7 +278,7 @@ def test_the_export_is_a_log_that_ingest_takes_whole(store, tmp_path):
     assert written[1]["shown"] == ["lamp red", "lamp"] and written[1]["clicked_position"] == 1
 
 
-def test_only_the_latest_are_exported_where_asked(store, tmp_path):
+def test_events_since_a_time_are_exported(store, tmp_path):
     put(store, *[event(i) for i in range(5)])
     assert [row["query"] for row in rows(store, tmp_path, since_ms=NOW + 3)] == [
         "query 3",
@@ -286,7 +286,7 @@ def test_only_the_latest_are_exported_where_asked(store, tmp_path):
     ]
 
 
-def test_what_is_not_trusted_is_exported_where_asked_only(store, tmp_path):
+def test_untrusted_events_are_exported_on_request_only(store, tmp_path):
     put(store, event(1))
     put(store, event(2, ordered_items=["i"]), trusted=False)
     put(store, event(2, query="", clicked_items=["i"]))
@@ -326,7 +326,7 @@ def test_the_command_exports(tmp_path, capsys):
     put(store, event(3), trusted=False)
     store.close()
     assert main.main([*words, "--to", str(target)]) == 0
-    said = capsys.readouterr().out
-    assert "1 that are not trusted are left out" in said and "2 events" in said
+    out = capsys.readouterr().out
+    assert "1 that are not trusted are left out" in out and "2 events" in out
     assert main.main([*words, "--to", str(target), "--all"]) == 0
     assert "3 events" in capsys.readouterr().out

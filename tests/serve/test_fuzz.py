@@ -1,4 +1,4 @@
-"""Bad bodies, made from the interface's own description: answers name the mistake, never a 500."""
+"""Random invalid bodies from the interface's OpenAPI description: errors are named, never a 500."""
 
 import json
 import random
@@ -33,7 +33,7 @@ NUMBERS += [float("nan"), float("inf"), float("-inf")]
 
 
 class Bodies:
-    """Bodies of one endpoint: right ones by the schema, then something is broken."""
+    """Random bodies of one endpoint by its schema, partly invalid."""
 
     def __init__(self, api, path, chance):
         self.api, self.chance = api, chance
@@ -90,7 +90,7 @@ class Bodies:
 
     def next(self):
         """The bytes of one body."""
-        text = json.dumps(self.of(self.schema))  # with NaN, halves of characters, and all
+        text = json.dumps(self.of(self.schema))  # with NaN and lone surrogates
         broken = self.chance.random()
         if broken < 0.03:
             text = text[: self.chance.randrange(len(text) + 1)]
@@ -104,8 +104,8 @@ class Bodies:
         return content
 
 
-def bombard(here, count, seed):
-    api = here.get("/openapi.json").json()
+def bombard(service, count, seed):
+    api = service.get("/openapi.json").json()
     names = {
         name
         for schema in api["components"]["schemas"].values()
@@ -117,18 +117,18 @@ def bombard(here, count, seed):
     for number in range(count):
         path, bodies = makers[number % 2]
         content = bodies.next()
-        reply = here.post(path, content=content, headers={"content-type": "application/json"})
+        reply = service.post(path, content=content, headers={"content-type": "application/json"})
         codes[reply.status_code] = codes.get(reply.status_code, 0) + 1
-        late = reply.status_code == 504 and b"deadline_ms" in content  # a deadline of 1 ms, say
-        fine = reply.status_code == 200 or 400 <= reply.status_code < 500 or late
-        assert fine, (seed, number, reply.status_code, content)
+        missed = reply.status_code == 504 and b"deadline_ms" in content  # a deadline of 1 ms, say
+        expected = reply.status_code == 200 or 400 <= reply.status_code < 500 or missed
+        assert expected, (seed, number, reply.status_code, content)
         if reply.status_code in (400, 422):
             for error in reply.json()["errors"]:
                 first = error["field"].split(".")[0]
-                surplus = error["message"].startswith("Extra")  # a field nobody asked for
+                surplus = error["message"].startswith("Extra")  # an unknown field
                 assert surplus or first in names | {"body", "?"}, (seed, number, error)
                 assert error["message"] and "script" not in error["message"]
-    assert here.post("/suggest", json={"prefix": "a"}).status_code == 200
+    assert service.post("/suggest", json={"prefix": "a"}).status_code == 200
     return codes
 
 

@@ -1,4 +1,4 @@
-"""Lists over HTTP: what is answered, what is refused with which message, and under load."""
+"""Lists over HTTP: replies, errors and behaviour under load."""
 
 import contextlib
 import json
@@ -21,13 +21,13 @@ def test_a_list_best_first_with_its_level_version_and_id(client):
 
 
 def test_an_empty_box_and_an_empty_body_are_answered(client):
-    here = client()
-    assert suggest(here)["prefix"] == suggest(here, prefix="  ")["prefix"] == ""
-    assert len(suggest(here)["suggestions"]) == 10
-    assert suggest(here, prefix="watch ")["prefix"] == "watch ", "one space remains"
+    api = client()
+    assert suggest(api)["prefix"] == suggest(api, prefix="  ")["prefix"] == ""
+    assert len(suggest(api)["suggestions"]) == 10
+    assert suggest(api, prefix="watch ")["prefix"] == "watch ", "one space remains"
 
 
-def test_why_and_the_most_popular_beside(client):
+def test_why_and_the_most_popular_for_comparison(client):
     reply = suggest(client(), prefix="a", k=2, why=True, compare=True, history=["Tent", "lamp"])
     assert reply["most_popular"] == ["a popular 0", "a popular 1"]
     history = [{"text": text, "minutes": None} for text in ("lamp", "tent")]
@@ -37,43 +37,43 @@ def test_why_and_the_most_popular_beside(client):
 
 
 def test_the_stored_history_of_a_user_reaches_the_model(client):
-    here = client()
+    api = client()
     for number, query in enumerate(["tent", "lamp", "tent"]):
-        feedback(here, request_id=f"r{number}", user_id="u", query=query)
-    suggest(here, prefix="a", user_id="u")
-    asked = here.version.batches[-1][1][0]
-    assert asked.history == ("tent", "lamp") and all(0 <= m < 1 for m in asked.minutes)
-    assert len(asked.minutes) == 2, "each with how long ago it was"
-    suggest(here, prefix="a", user_id="u", history=["mug"])
-    assert here.version.batches[-1][1][0].history == ("mug",), "an explicit history is used instead"
-    suggest(here, prefix="a", user_id="u", history=[])
-    assert here.version.batches[-1][1][0].history == ()
-    suggest(here, prefix="b", user_id="stranger")
-    assert here.version.batches[-1][1][0].history == ()
+        feedback(api, request_id=f"r{number}", user_id="u", query=query)
+    suggest(api, prefix="a", user_id="u")
+    sent = api.version.batches[-1][1][0]
+    assert sent.history == ("tent", "lamp") and all(0 <= m < 1 for m in sent.minutes)
+    assert len(sent.minutes) == 2, "each with how long ago it was"
+    suggest(api, prefix="a", user_id="u", history=["mug"])
+    assert api.version.batches[-1][1][0].history == ("mug",), "an explicit history is used instead"
+    suggest(api, prefix="a", user_id="u", history=[])
+    assert api.version.batches[-1][1][0].history == ()
+    suggest(api, prefix="b", user_id="stranger")
+    assert api.version.batches[-1][1][0].history == ()
 
 
-def test_a_history_that_is_sent_may_tell_its_ages(client):
-    here = client()
-    suggest(here, prefix="a", history=["tent", "mug", "tent"], history_minutes=[90, 30.5, 2])
-    asked = here.version.batches[-1][1][0]
-    assert (asked.history, asked.minutes) == (("tent", "mug"), (2.0, 30.5))
-    suggest(here, prefix="a", history=["tent"])
-    assert here.version.batches[-1][1][0].minutes == (), "just now"
+def test_a_sent_history_may_have_ages(client):
+    api = client()
+    suggest(api, prefix="a", history=["tent", "mug", "tent"], history_minutes=[90, 30.5, 2])
+    sent = api.version.batches[-1][1][0]
+    assert (sent.history, sent.minutes) == (("tent", "mug"), (2.0, 30.5))
+    suggest(api, prefix="a", history=["tent"])
+    assert api.version.batches[-1][1][0].minutes == (), "just now"
 
 
-def test_only_as_much_history_as_the_model_was_trained_on(client):
-    here = client()
-    suggest(here, history=[f"q{i}" for i in range(30)])
-    assert here.version.batches[-1][1][0].history == tuple(f"q{i}" for i in range(29, 19, -1))
+def test_a_history_is_cut_to_the_length_that_the_model_reads(client):
+    api = client()
+    suggest(api, history=[f"q{i}" for i in range(30)])
+    assert api.version.batches[-1][1][0].history == tuple(f"q{i}" for i in range(29, 19, -1))
 
 
 def test_profile_values_come_in_the_order_of_the_log(client):
-    here = client()
-    suggest(here, prefix="a", profile={"age": "18", "gender": "f"})
-    assert here.version.batches[-1][1][0].profile == ("f", "18")
-    suggest(here, prefix="a", profile={"age": "18"})
-    assert here.version.batches[-1][1][0].profile == ("", "18")
-    assert field_of(suggest(here, 422, profile={"sex": "f"})) == "profile.sex"
+    api = client()
+    suggest(api, prefix="a", profile={"age": "18", "gender": "f"})
+    assert api.version.batches[-1][1][0].profile == ("f", "18")
+    suggest(api, prefix="a", profile={"age": "18"})
+    assert api.version.batches[-1][1][0].profile == ("", "18")
+    assert field_of(suggest(api, 422, profile={"sex": "f"})) == "profile.sex"
 
 
 @pytest.mark.parametrize(
@@ -103,7 +103,7 @@ def test_profile_values_come_in_the_order_of_the_log(client):
         ({"prefix": "a", "perfix": "b"}, "perfix"),
     ],
 )
-def test_the_wrong_field_is_named_and_nothing_is_repeated(client, body, field):
+def test_the_invalid_field_is_named_without_its_value(client, body, field):
     reply = suggest(client(), 422, **body)
     assert field_of(reply) == field
     assert "ﷺ" not in json.dumps(reply, ensure_ascii=False)
@@ -113,88 +113,88 @@ def test_the_wrong_field_is_named_and_nothing_is_repeated(client, body, field):
     "content",
     [b"", b"{", b"\xff\xfe", b"[]", b"null", b"5", b'{"prefix": "\\ud800"}', b"[" * 50_000],
 )
-def test_what_is_no_body_is_a_mistake_of_the_client(client, content):
+def test_an_invalid_body_is_a_client_error(client, content):
     headers = {"content-type": "application/json"}
     reply = client().post("/suggest", content=content, headers=headers)
     assert reply.status_code in (400, 422) and reply.json()["errors"]
 
 
 def test_other_media_types_are_refused(client):
-    """A page of another origin may send text/plain without asking first: it does nothing."""
-    here = client()
+    """A page of another origin may send text/plain without a preflight request."""
+    api = client()
     for media_type in ("text/plain", "application/x-www-form-urlencoded", ""):
         headers = {"content-type": media_type} if media_type else {}
         content = b'{"request_id": "r1", "query": "a"}'
-        assert here.post("/feedback", content=content, headers=headers).status_code == 422
-    assert here.store.count() == 0
+        assert api.post("/feedback", content=content, headers=headers).status_code == 422
+    assert api.store.count() == 0
 
 
 # ------------------------------------------------------------------ under load
 
 
 @contextlib.contextmanager
-def one_waits(here):
-    """The model is at one request, and another waits for it."""
-    here.version.gate.clear()
-    asking = [threading.Thread(target=suggest, args=(here,), kwargs={"prefix": p}) for p in "ab"]
+def one_waits(api):
+    """The model works on one request, and another waits."""
+    api.version.gate.clear()
+    asking = [threading.Thread(target=suggest, args=(api,), kwargs={"prefix": p}) for p in "ab"]
     asking[0].start()
-    assert here.version.began.wait(30)
+    assert api.version.began.wait(30)
     asking[1].start()
-    until(lambda: here.engine.waiting == 1)
+    until(lambda: api.engine.waiting == 1)
     yield
-    here.version.gate.set()
+    api.version.gate.set()
     for thread in asking:
         thread.join(30)
 
 
-def test_who_would_wait_too_long_is_turned_away_unread(client):
-    """Whatever the body is: it costs nothing to say that there is no place."""
-    here = client(engine={"levels": ("beam",), "max_wait_ms": 0.0, "max_batch": 1}, log=True)
-    with one_waits(here), here.engine._room._changed:  # no lock is waited for
-        here.engine._room._free_at = time.monotonic() + 60
-        reply = here.post("/suggest", content=b"no JSON")
+def test_a_request_that_would_wait_too_long_is_refused_unread(client):
+    """The body is not parsed, so a refusal costs almost nothing."""
+    api = client(engine={"levels": ("beam",), "max_wait_ms": 0.0, "max_batch": 1}, log=True)
+    with one_waits(api), api.engine._queue._changed:  # a refusal needs no lock
+        api.engine._queue._free_at = time.monotonic() + 60
+        reply = api.post("/suggest", content=b"no JSON")
         assert reply.status_code == 503 and 50 <= int(reply.headers["retry-after"]) <= 60
-        assert field_of(reply.json()) == "queue" and "POST /suggest 503" in "\n".join(here.said)
-        assert here.get("/health").status_code == 200
-        assert feedback(here, query="a")["stored"] == "new"
-    until(lambda: not here.engine.crowded())
-    assert suggest(here, prefix="c")["suggestions"]
+        assert field_of(reply.json()) == "queue" and "POST /suggest 503" in "\n".join(api.lines)
+        assert api.get("/health").status_code == 200
+        assert feedback(api, query="a")["stored"] == "new"
+    until(lambda: not api.engine.crowded())
+    assert suggest(api, prefix="c")["suggestions"]
 
 
 def test_a_missed_deadline_is_answered(client):
-    here = client(engine={"levels": ("beam",), "max_wait_ms": 0.0})
-    here.version.gate.clear()
-    first = threading.Thread(target=suggest, args=(here,))
+    api = client(engine={"levels": ("beam",), "max_wait_ms": 0.0})
+    api.version.gate.clear()
+    first = threading.Thread(target=suggest, args=(api,))
     first.start()
-    assert here.version.began.wait(30)
+    assert api.version.began.wait(30)
     found = []
 
     def late():
-        found.append(here.post("/suggest", json={"prefix": "late", "deadline_ms": 20}))
+        found.append(api.post("/suggest", json={"prefix": "late", "deadline_ms": 20}))
 
     second = threading.Thread(target=late)
     second.start()
     time.sleep(1.0)
-    here.version.gate.set()
+    api.version.gate.set()
     first.join(30), second.join(30)
     assert found[0].status_code == 504 and field_of(found[0].json()) == "deadline_ms"
-    assert [requests[0].prefix for _, requests in here.version.batches] == [""]
+    assert [requests[0].prefix for _, requests in api.version.batches] == [""]
 
 
-def test_before_the_model_is_there_only_lists_wait(client, monkeypatch):
-    here = client(engine={"watch_seconds": 600.0})
-    monkeypatch.setattr(here.engine, "_current", None)
-    assert here.get("/health").json() == {"status": "ok"}
-    for reply in (here.get("/ready"), here.post("/suggest", json={})):
+def test_without_a_model_only_lists_are_unavailable(client, monkeypatch):
+    api = client(engine={"watch_seconds": 600.0})
+    monkeypatch.setattr(api.engine, "_current", None)
+    assert api.get("/health").json() == {"status": "ok"}
+    for reply in (api.get("/ready"), api.post("/suggest", json={})):
         assert reply.status_code == 503 and reply.headers["retry-after"]
         assert field_of(reply.json()) == "model"
-    assert feedback(here, query="a")["stored"] == "new"
+    assert feedback(api, query="a")["stored"] == "new"
 
 
-def test_a_model_that_fails_is_the_servers_fault_and_tells_nothing(client):
-    here = client(engine={"levels": ("beam",)})
-    here.version.fails = RuntimeError("what somebody typed")
-    reply = here.post("/suggest", json={"prefix": "a"})
+def test_a_failing_model_is_a_500_without_its_message(client):
+    api = client(engine={"levels": ("beam",)})
+    api.version.fails = RuntimeError("what somebody typed")
+    reply = api.post("/suggest", json={"prefix": "a"})
     assert reply.status_code == 500 and "typed" not in reply.text
-    here.version.fails = None
-    assert suggest(here, prefix="a")["suggestions"]
+    api.version.fails = None
+    assert suggest(api, prefix="a")["suggestions"]

@@ -1,4 +1,4 @@
-"""The levels: what there is time for."""
+"""Degradation levels by the time that is left."""
 
 import pytest
 
@@ -21,12 +21,12 @@ def clock():
 
 @pytest.fixture
 def pace(clock):
-    """Full lists 40 ms, beams 10 ms a batch of up to eight."""
-    made = Pace((1, 8), clock)
+    """A batch of up to eight takes 40 ms at level "full", 10 ms at "beam"."""
+    pace = Pace((1, 8), clock)
     for size in (1, 8):
-        made.note("full", size, 0.040)
-        made.note("beam", size, 0.010)
-    return made
+        pace.note("full", size, 0.040)
+        pace.note("beam", size, 0.010)
+    return pace
 
 
 def chosen(pace, waiting, waited=0.0, levels=LEVELS):
@@ -46,7 +46,7 @@ def test_a_backlog_steps_down_as_far_as_it_must(pace):
     assert chosen(pace, 81) == "popular"
 
 
-def test_who_has_waited_long_gets_a_quicker_answer(pace):
+def test_a_request_that_has_waited_long_gets_a_cheaper_level(pace):
     assert chosen(pace, 2, waited=0.055) == "full"
     assert chosen(pace, 2, waited=0.07) == "beam"
     assert chosen(pace, 2, waited=0.095) == "popular"
@@ -61,9 +61,9 @@ def test_the_last_level_takes_what_is_left(pace):
 def test_estimates_follow_what_was_measured_and_fade(pace, clock):
     for _ in range(50):
         pace.note("beam", 3, 0.5)
-    assert pace.of("beam", 8) == pytest.approx(0.5, rel=0.01), "filled up to eight"
+    assert pace.of("beam", 8) == pytest.approx(0.5, rel=0.01), "padded to eight"
     assert pace.of("beam", 1) == pytest.approx(0.010), "another size is another program"
-    assert pace.to_clear("beam", 16) == pytest.approx(0.16), "one after another is quicker now"
+    assert pace.to_clear("beam", 16) == pytest.approx(0.16), "one by one is faster now"
     for _ in range(50):
         pace.note("beam", 1, 0.5)
     assert pace.to_clear("beam", 16) == pytest.approx(1.0, rel=0.01)
@@ -74,7 +74,7 @@ def test_estimates_follow_what_was_measured_and_fade(pace, clock):
 
 
 def test_batches_are_as_large_as_pays(pace):
-    """A device that does eight in the time of one gets eight; a processor does them in turn."""
+    """Eight at a time if they take the time of one, as on a GPU; else one by one, as on a CPU."""
     assert [pace.next_batch("full", waiting) for waiting in (1, 2, 7, 8, 30)] == [1, 2, 7, 8, 8]
     for _ in range(50):
         pace.note("full", 8, 0.24)
@@ -89,7 +89,7 @@ def test_batches_are_as_large_as_pays(pace):
     for _ in range(50):
         pace.note("full", 8, 0.4)
     assert pace.next_batch("full", 30) == 1
-    assert Pace((1, 8)).next_batch("full", 30) == 8, "nothing is measured yet"
+    assert Pace((1, 8)).next_batch("full", 30) == 8, "no measurements"
 
 
 def test_a_deadline_is_met_by_the_best_level_that_can(pace):
@@ -108,8 +108,8 @@ def test_a_level_that_saves_no_time_is_left_out_for_a_while(pace, clock):
     assert pace.quicker(LEVELS) == ("full", "popular")
     assert pace.quicker(("beam", "popular")) == ("beam", "popular")
     clock.now = 20.0
-    assert pace.quicker(LEVELS) == LEVELS, "it may have been a bad moment"
-    assert Pace((1, 8)).quicker(LEVELS) == LEVELS, "nothing is measured yet"
+    assert pace.quicker(LEVELS) == LEVELS, "it is tried again"
+    assert Pace((1, 8)).quicker(LEVELS) == LEVELS, "no measurements"
 
 
 def refused(pace, waiting, busy=0.0, levels=("full", "beam"), most=0.05, within=10.0):
@@ -117,7 +117,7 @@ def refused(pace, waiting, busy=0.0, levels=("full", "beam"), most=0.05, within=
 
 
 def test_a_wait_that_is_too_long_has_its_length_in_the_answer(pace):
-    """At the cheapest level eight take 10 ms: 50 ms are the time of forty."""
+    """At the cheapest level, eight requests take 10 ms and forty take 50 ms."""
     assert refused(pace, 40) == 0.0 and refused(pace, 41) == pytest.approx(41 * 0.010 / 8)
     assert refused(pace, 39, busy=0.01) == pytest.approx(0.01 + 39 * 0.010 / 8)
     assert refused(pace, 41, most=0.06) == 0.0

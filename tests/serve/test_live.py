@@ -1,4 +1,4 @@
-"""Feedback moves the counts, after a crash and on every server alike; what is refused does not."""
+"""Accepted feedback changes the counts, equally on every server and after a crash."""
 
 import dataclasses
 import pathlib
@@ -16,7 +16,7 @@ from onesug_jax.serve.feedback import Event, FeedbackStore
 from onesug_jax.serve.live import LiveCounts
 from tests.serve.asking import until
 from tests.serve.item_shop import CONFIG, make_shop, open_shop
-from tests.serve.standin import EVERYTHING
+from tests.serve.server_process import TRUST_ALL
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 NOW = int(1000 * time.time())
@@ -63,9 +63,9 @@ def put(store, *events, **more):
 def counts(live):
     """Text -> log counts of the candidates of "la"."""
     items = live.request("la", "", LATER)
-    there = items.candidates > 0
-    texts = [live.text(int(number) - 1) for number in items.candidates[there]]
-    return dict(zip(texts, items.candidate_counts[there].tolist(), strict=True))
+    mask = items.candidates > 0
+    texts = [live.text(int(number) - 1) for number in items.candidates[mask]]
+    return dict(zip(texts, items.candidate_counts[mask].tolist(), strict=True))
 
 
 def test_searches_and_orders_move_the_counts(store, opened):
@@ -86,17 +86,17 @@ def test_searches_and_orders_move_the_counts(store, opened):
 def test_servers_on_one_store_agree_and_so_does_one_that_starts_later(store, path, opened):
     other_store = FeedbackStore(path)
     try:
-        here, there = opened(), opened(at=other_store)
+        first, second = opened(), opened(at=other_store)
         for number in range(40):
             put((store, other_store)[number % 2], event(number, f"la{number % 5}"))
             if number % 3 == 0:
                 put(other_store, event(number, "", ordered_items=["i"]))
             if number % 7 == 0:
-                here.poll()
-        here.poll(), there.poll()
-        found = counts(here)
+                first.poll()
+        first.poll(), second.poll()
+        found = counts(first)
         assert len(found) == 5
-        for other in (counts(there), counts(opened())):
+        for other in (counts(second), counts(opened())):
             assert other.keys() == found.keys()
             for query, own in found.items():
                 np.testing.assert_allclose(other[query], own, rtol=1e-5)
@@ -104,7 +104,7 @@ def test_servers_on_one_store_agree_and_so_does_one_that_starts_later(store, pat
         other_store.close()
 
 
-def test_what_is_not_trusted_is_its_users_history_on_every_server_and_never_counted(store, opened):
+def test_untrusted_events_enter_only_their_users_history(store, opened):
     live, late = opened(), opened(since_ms=NOW)
     put(store, event(1))
     put(store, event(2, "lantern", user="bot"), event(3, "lantern", user=""), trusted=False)
@@ -188,7 +188,7 @@ def test_every_server_drops_what_a_forgotten_user_did(store, path, opened, monke
         other_store.close()
 
 
-def test_counts_go_on_where_they_cannot_be_made_anew(store, opened, monkeypatch):
+def test_counting_continues_if_a_rebuild_fails(store, opened, monkeypatch):
     monkeypatch.setattr("onesug_jax.serve.live._REST", 0)
     live = opened(again=lambda: 1 / 0)
     store.forget("v").result(30)
@@ -199,7 +199,7 @@ def test_counts_go_on_where_they_cannot_be_made_anew(store, opened, monkeypatch)
         assert live.searched("lamp") == number
 
 
-def test_histories_of_before_the_snapshot_come_from_the_store(store, opened):
+def test_histories_before_the_snapshot_come_from_the_store(store, opened):
     put(store, event(1), event(2, "lantern"), event(3, "lantern", user="other"))
     live = opened(since_ms=NOW)
     assert live.history("u")[0] == ("lantern", "lamp") and live.history("other")[0] == ("lantern",)
@@ -207,7 +207,7 @@ def test_histories_of_before_the_snapshot_come_from_the_store(store, opened):
 
 
 def test_a_served_request_equals_the_training_row_made_of_it_later(store, opened, tmp_path):
-    """The events are exported as a log, and the examples' walk makes rows of it."""
+    """The events are exported as a log, and `walk` makes training rows of it."""
     config = AsOfConfig(candidates=6, own=2, around=0, history=4)
     texts = [f"la{number}" for number in range(6)]
     now = [NOW]
@@ -233,16 +233,16 @@ def test_a_served_request_equals_the_training_row_made_of_it_later(store, opened
 
 
 @pytest.fixture
-def everything(path):
-    """A store whose service counts whatever it is sent."""
-    made = FeedbackStore(path, EVERYTHING)
+def trusting_store(path):
+    """A store that trusts all feedback."""
+    made = FeedbackStore(path, TRUST_ALL)
     yield made
     made.close()
 
 
 @pytest.fixture
 def shop(tmp_path, opened, store):
-    """A version over a store that no one has written to, whose clock goes on."""
+    """A version with an empty store and the real clock."""
     make_shop(tmp_path, NOW - 600_000)
     made = open_shop(tmp_path, store, None)
     yield made
@@ -250,14 +250,14 @@ def shop(tmp_path, opened, store):
 
 
 @pytest.mark.long
-def test_the_service_lists_what_is_searched_now(client, everything, shop):
-    here = client(shop, {"levels": ("popular",)}, store=everything)
+def test_the_service_lists_what_is_searched_now(client, trusting_store, shop):
+    api = client(shop, {"levels": ("popular",)}, store=trusting_store)
     for number in range(30):
         sent = {"request_id": f"r{number}", "user_id": f"u{number}", "query": "lava lamp"}
-        assert here.post("/feedback", json=sent).json()["stored"] == "new"
+        assert api.post("/feedback", json=sent).json()["stored"] == "new"
     body = {"prefix": "la", "why": True, "compare": True}
     until(lambda: shop.live.searched("lava lamp") > 29)
-    reply = here.post("/suggest", json=body).json()
+    reply = api.post("/suggest", json=body).json()
     assert reply["level"] == "popular" and reply["suggestions"][0]["text"] == "lava lamp"
     assert reply["most_popular"] == [one["text"] for one in reply["suggestions"]]
     first = reply["why"]["counts"][0]
@@ -268,10 +268,10 @@ def test_the_service_lists_what_is_searched_now(client, everything, shop):
     assert trend["text"] == "lava lamp" and trend["now"] > 20 > trend["usual"]
 
 
-def test_why_says_what_of_a_history_was_used(client, store, shop):
-    here = client(shop, {"max_batch": 1, "deadline_ms": 60_000.0}, store=store)
+def test_why_names_the_used_history(client, store, shop):
+    api = client(shop, {"max_batch": 1, "deadline_ms": 60_000.0}, store=store)
     history = {"history": ["mug red", "no such thing", "lamp red"], "history_minutes": [9, 8, 7]}
-    why = here.post("/suggest", json={"prefix": "la", "why": True, **history}).json()["why"]
+    why = api.post("/suggest", json={"prefix": "la", "why": True, **history}).json()["why"]
     used = [{"text": "lamp red", "minutes": 7.0}, {"text": "mug red", "minutes": 9.0}]
     assert why["history"] == used and why["unknown"] == ["no such thing"]
     alike = {one["text"]: one["alike"] for one in why["counts"]}
@@ -280,30 +280,30 @@ def test_why_says_what_of_a_history_was_used(client, store, shop):
 
 
 def test_a_search_changes_the_next_list_before_it_is_polled(client, store, shop):
-    here = client(shop, {"max_batch": 1, "deadline_ms": 60_000.0}, store=store)
+    api = client(shop, {"max_batch": 1, "deadline_ms": 60_000.0}, store=store)
     shop.live.poll_quietly = lambda: None
-    here.post("/feedback", json={"request_id": "r", "user_id": "u", "query": "mug red"})
-    reply = here.post("/suggest", json={"prefix": "la", "user_id": "u", "why": True}).json()
+    api.post("/feedback", json={"request_id": "r", "user_id": "u", "query": "mug red"})
+    reply = api.post("/suggest", json={"prefix": "la", "user_id": "u", "why": True}).json()
     assert [one["text"] for one in reply["why"]["history"]] == ["mug red"]
-    assert here.delete("/users/u").json()["deleted"] == 1
-    reply = here.post("/suggest", json={"prefix": "la", "user_id": "u", "why": True}).json()
+    assert api.delete("/users/u").json()["deleted"] == 1
+    reply = api.post("/suggest", json={"prefix": "la", "user_id": "u", "why": True}).json()
     assert reply["why"]["history"] == []
 
 
-def test_only_feedback_on_what_was_served_moves_the_lists_of_others(client, store, shop):
+def test_only_feedback_on_served_lists_changes_lists_of_others(client, store, shop):
     store.config = dataclasses.replace(store.config, visitors_per_source=2)  # a and b
-    here = client(shop, {"levels": ("popular",)}, store=store)
+    api = client(shop, {"levels": ("popular",)}, store=store)
     for query in ("spam", "ham"):
         for user in ("a", "b"):
-            served = here.post("/suggest", json={"prefix": "h", "user_id": user}).json()
+            served = api.post("/suggest", json={"prefix": "h", "user_id": user}).json()
             sent = {"request_id": served["request_id"], "user_id": user, "prefix": "h"}
             if query == "spam":
                 sent |= {"prefix": "s"}
-            assert here.post("/feedback", json={**sent, "query": query}).json()["stored"] == "new"
+            assert api.post("/feedback", json={**sent, "query": query}).json()["stored"] == "new"
     until(lambda: shop.live.searched("ham"))
     assert not shop.live.searched("spam") and store.count() == 4
-    assert here.get("/users/a").json()["history"] == ["ham", "spam"]
-    assert 'result="untrusted"} 2.0' in here.get("/metrics").text
+    assert api.get("/users/a").json()["history"] == ["ham", "spam"]
+    assert 'result="untrusted"} 2.0' in api.get("/metrics").text
 
 
 def test_other_servers_events_and_deletions_are_polled(client, store, path, shop):

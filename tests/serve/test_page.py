@@ -1,4 +1,4 @@
-"""The page in a real browser: typing, choosing, learning, trouble. Needs Chromium, Playwright."""
+"""The page in a real browser: lists, choices, history, errors. Needs Chromium and Playwright."""
 
 import re
 
@@ -13,10 +13,10 @@ pytestmark = pytest.mark.slow
 
 @pytest.fixture
 def server(tmp_path):
-    here = Server(tmp_path)
-    yield here
-    here.process.kill()
-    here.process.wait(30)
+    service = Server(tmp_path)
+    yield service
+    service.process.kill()
+    service.process.wait(30)
 
 
 @pytest.fixture
@@ -37,14 +37,14 @@ def texts(page):
 
 
 def type_in(page, text):
-    """Types, and waits until the list belongs to it."""
+    """Types, and waits for the list of the text."""
     page.locator("#query").press_sequentially(text, delay=20)
-    whole = page.locator("#query").input_value()
-    page.locator("#list li", has_text=whole).first.wait_for()
+    prefix = page.locator("#query").input_value()
+    page.locator("#list li", has_text=prefix).first.wait_for()
 
 
 def rows(server):
-    """What the store holds, as the export has it."""
+    """The exported rows of the store."""
     import pyarrow.parquet as pq
 
     store = FeedbackStore(server.store)
@@ -68,9 +68,9 @@ def test_a_list_for_every_letter_by_keyboard_alone(page):
     assert box.input_value() == "la1"
     page.keyboard.press("ArrowUp")
     page.keyboard.press("ArrowUp")
-    assert box.input_value() == "la", "back at what was typed"
+    assert box.input_value() == "la", "the typed text"
     page.keyboard.press("ArrowUp")
-    assert box.input_value() == texts(page)[-1], "round to the last"
+    assert box.input_value() == texts(page)[-1], "the last entry"
     page.keyboard.press("Escape")
     assert box.input_value() == "la" and box.get_attribute("aria-expanded") == "false"
     assert not page.locator("#list").is_visible()
@@ -107,7 +107,7 @@ def test_choosing_reaches_the_store_and_changes_the_next_list(page, server):
     assert texts(page)[0] == "te0"
 
 
-def test_what_is_typed_out_is_searched_as_it_stands(page, server):
+def test_typed_text_is_searched_unchanged(page, server):
     type_in(page, "tent")
     page.keyboard.press("Enter")
     page.locator("#history li", has_text="tent").wait_for()
@@ -115,8 +115,8 @@ def test_what_is_typed_out_is_searched_as_it_stands(page, server):
     assert row["query"] == "tent" and row["clicked_position"] is None
 
 
-def test_searched_before_its_list_is_there(page, server):
-    """Enter is quicker than the answer: the list of an earlier letter is not reported as seen."""
+def test_a_search_before_its_list_arrives(page, server):
+    """After a quick Enter, the list of an earlier prefix is not reported as shown."""
     type_in(page, "la")
     held = []
     page.route("**/suggest", lambda route: held.append(route))
@@ -129,7 +129,7 @@ def test_searched_before_its_list_is_there(page, server):
     for route in held:
         try:
             route.continue_()
-        except Exception:  # the page has given this request up
+        except Exception:  # the page has aborted this request
             pass
 
 
@@ -152,7 +152,7 @@ def test_a_new_list_has_nothing_chosen(page):
     assert box.get_attribute("aria-activedescendant") is None
 
 
-def test_an_input_method_is_left_alone_until_it_is_done(page, server):
+def test_text_of_an_input_method_is_sent_when_it_is_finished(page, server):
     asked = []
     page.on("request", lambda request: asked.append(request) if "suggest" in request.url else 0)
     box = page.locator("#query")
@@ -164,7 +164,7 @@ def test_an_input_method_is_left_alone_until_it_is_done(page, server):
             {"text": composed, "selectionStart": len(composed), "selectionEnd": len(composed)},
         )
     page.keyboard.press("ArrowDown")
-    assert not asked, "letters of a composition are nobody's prefix"
+    assert not asked, "letters of a composition are no prefix"
     session.send("Input.insertText", {"text": "拖鞋"})
     page.locator("#list li", has_text="拖鞋").first.wait_for()
     assert box.input_value() == "拖鞋" and len(asked) == 1
@@ -233,7 +233,7 @@ def test_a_script_in_a_query_is_text(page, server):
 
 
 def test_an_old_answer_never_takes_the_place_of_a_newer_one(page):
-    """The answer for "l" is held back until the one for "la" is on the page."""
+    """The reply for "l" is held until the one for "la" is on the page."""
     held = []
 
     def hold(route):
@@ -249,13 +249,13 @@ def test_an_old_answer_never_takes_the_place_of_a_newer_one(page):
     for route in held:
         try:
             route.continue_()
-        except Exception:  # the page has given this request up: as good
+        except Exception:  # the page has aborted this request
             pass
     page.wait_for_timeout(500)
     assert held and texts(page)[0] == "la0"
 
 
-def test_a_dead_server_is_shown_kindly_and_its_return_noticed(page, server, tmp_path):
+def test_a_dead_server_and_its_return_are_shown(page, server, tmp_path):
     type_in(page, "la")
     server.process.kill()
     server.process.wait(30)
@@ -264,7 +264,7 @@ def test_a_dead_server_is_shown_kindly_and_its_return_noticed(page, server, tmp_
     trouble.wait_for()
     assert "does not answer" in trouble.text_content()
     assert page.locator("#state").get_attribute("data-is") == "dead"
-    assert page.locator("#query").input_value() == "lam", "what was typed is safe"
+    assert page.locator("#query").input_value() == "lam", "the typed text remains"
     again = Server(tmp_path, port=server.port)
     try:
         page.locator("#list li", has_text="lam0").wait_for()

@@ -1,4 +1,4 @@
-"""The bench of forged feedback: who gets into the lists of others, with defences and without."""
+"""The bench of forged feedback: its reach with and without defences."""
 
 import importlib
 
@@ -7,7 +7,7 @@ import pytest
 
 @pytest.fixture(scope="module")
 def bench(project_root):
-    """The script `launch/bench_poison.py`, and a small shop of its own."""
+    """The script `launch/bench_poison.py`, and a small shop."""
     with pytest.MonkeyPatch.context() as patch:
         patch.syspath_prepend(str(project_root / "launch"))
         module = importlib.import_module("bench_poison")
@@ -21,14 +21,14 @@ def cell(bench, place, defended, volume):
 
 @pytest.mark.long
 @pytest.mark.parametrize("place", range(3))
-def test_what_is_nameless_or_was_never_served_stands_in_no_list(bench, place):
+def test_anonymous_or_unserved_feedback_reaches_no_list(bench, place):
     assert cell(bench, place, False, 1.0) == "100% (1)", "without defences, in all of them"
     assert cell(bench, place, True, 1.0) == "0 %"
 
 
 @pytest.mark.long
 @pytest.mark.parametrize("place", [3, 4])
-def test_one_address_reaches_nobody_however_much_it_sends(bench, place):
+def test_one_address_reaches_no_list(bench, place):
     assert [cell(bench, place, True, volume) for volume in (0.2, 1.0)] == ["0 %", "0 %"]
 
 

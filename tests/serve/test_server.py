@@ -1,4 +1,4 @@
-"""A real server process: its end, its death, slow clients, and what it does if it cannot run."""
+"""A real server process: shutdown, kill, slow clients, and errors at the start."""
 
 import concurrent.futures
 import os
@@ -22,13 +22,13 @@ ROOT = pathlib.Path(__file__).resolve().parents[2]
 
 
 class Server:
-    """`tests.serve.standin` in a process of its own."""
+    """`tests.serve.server_process` in its own process."""
 
     def __init__(self, folder, delay=0.0, **config):
         self.store = str(folder / "events.sqlite")
         settings = [f"{name}={value!r}" for name, value in {"port": 0, **config}.items()]
         self.process = subprocess.Popen(
-            [sys.executable, "-m", "tests.serve.standin", self.store, str(delay), *settings],
+            [sys.executable, "-m", "tests.serve.server_process", self.store, str(delay), *settings],
             cwd=ROOT,
             env={**os.environ, "JAX_PLATFORMS": "cpu", "XLA_FLAGS": ""},
             stdout=subprocess.PIPE,
@@ -45,8 +45,8 @@ class Server:
     def _read(self):
         for line in self.process.stdout:
             self.lines.append(line.rstrip())
-            said = " ".join(self.lines)
-            if "READY" in said and "http://" in said:
+            output = " ".join(self.lines)
+            if "READY" in output and "http://" in output:
                 self._ready.set()
         self._ready.set()
 
@@ -61,15 +61,15 @@ class Server:
 @pytest.fixture(scope="module")
 def impatient(tmp_path_factory):
     """A server for several tests, with little time for slow clients."""
-    here = Server(tmp_path_factory.mktemp("impatient"), head_seconds=1.0, body_seconds=1.0)
-    yield here
-    here.process.kill()
-    here.process.wait(30)
+    service = Server(tmp_path_factory.mktemp("impatient"), head_seconds=1.0, body_seconds=1.0)
+    yield service
+    service.process.kill()
+    service.process.wait(30)
 
 
 @pytest.fixture
 def server(tmp_path):
-    """`server(delay, **ServerConfig)`: running; killed at the end if it still is."""
+    """`server(delay, **ServerConfig)`: a running server; killed at the end."""
     started = []
 
     def start(delay=0.0, **config):
@@ -84,40 +84,40 @@ def server(tmp_path):
 
 
 @pytest.mark.long
-def test_the_end_waits_for_everything_that_was_accepted(server):
-    here = server(delay=2.0)
+def test_shutdown_answers_all_accepted_requests(server):
+    service = server(delay=2.0)
     with concurrent.futures.ThreadPoolExecutor(8) as pool:
-        asked = [pool.submit(here.suggest, prefix=f"p{i}") for i in range(4)]
-        until(lambda: b"onesug_waiting 3" in httpx.get(f"{here.url}/metrics").content)
-        code = here.stop()
+        asked = [pool.submit(service.suggest, prefix=f"p{i}") for i in range(4)]
+        until(lambda: b"onesug_waiting 3" in httpx.get(f"{service.url}/metrics").content)
+        code = service.stop()
         replies = [future.result(60) for future in asked]
     assert [reply.status_code for reply in replies] == [200] * 4
     texts = [reply.json()["suggestions"][0]["text"] for reply in replies]
     assert texts == ["p00", "p10", "p20", "p30"]
-    assert code == 0 and here.lines[-1] == "ENDED"
+    assert code == 0 and service.lines[-1] == "ENDED"
     with pytest.raises(httpx.ConnectError):
-        here.suggest(prefix="more")
+        service.suggest(prefix="more")
 
 
 @pytest.mark.long
 def test_ctrl_c_ends_it_quietly(server):
-    here = server()
-    assert here.suggest(prefix="a").status_code == 200
-    assert here.stop(signal.SIGINT) == 0
-    assert not any("Traceback" in line for line in here.lines), here.lines
+    service = server()
+    assert service.suggest(prefix="a").status_code == 200
+    assert service.stop(signal.SIGINT) == 0
+    assert not any("Traceback" in line for line in service.lines), service.lines
 
 
 @pytest.mark.long
-def test_killed_amid_feedback_it_loses_no_acknowledged_event(server):
-    here = server()
-    acknowledged, sending = [], True
+def test_a_killed_server_loses_no_acknowledged_event(server):
+    service = server()
+    acknowledged = []
 
     def send(name):
         with httpx.Client() as client:
             for number in range(100_000):
                 body = {"request_id": f"{name}-{number}", "user_id": name, "query": "tent"}
                 try:
-                    reply = client.post(f"{here.url}/feedback", json=body, timeout=30)
+                    reply = client.post(f"{service.url}/feedback", json=body, timeout=30)
                 except httpx.HTTPError:
                     return
                 if reply.status_code == 200:
@@ -126,22 +126,19 @@ def test_killed_amid_feedback_it_loses_no_acknowledged_event(server):
     threads = [threading.Thread(target=send, args=(f"u{i}",)) for i in range(4)]
     for thread in threads:
         thread.start()
-    end = time.monotonic() + 60
-    while len(acknowledged) < 200 and time.monotonic() < end:
-        time.sleep(0.01)
-    here.process.kill()
+    until(lambda: len(acknowledged) >= 200, seconds=60)
+    service.process.kill()
     for thread in threads:
         thread.join(60)
-    assert sending and len(acknowledged) >= 200
-    store = FeedbackStore(here.store)
+    store = FeedbackStore(service.store)
     found = {name for (name,) in store._reading.execute("SELECT request_id FROM events")}
     store.close()
     assert found >= set(acknowledged)
 
 
-def raw(here, data, wait=20.0):
-    """What comes back when `data` is sent and nothing more; b"" where the server hangs up."""
-    with socket.create_connection(("127.0.0.1", here.port), timeout=wait) as connection:
+def raw(service, data, wait=20.0):
+    """The reply to `data` without further bytes; b"" if the server closes the connection."""
+    with socket.create_connection(("127.0.0.1", service.port), timeout=wait) as connection:
         connection.sendall(data)
         received = b""
         try:
@@ -153,29 +150,30 @@ def raw(here, data, wait=20.0):
 
 
 @pytest.mark.long
-def test_slow_clients_are_hung_up_on_and_others_do_not_notice(impatient):
-    here = impatient
+def test_slow_clients_are_disconnected_and_others_are_not_affected(impatient):
+    service = impatient
     head = b"POST /suggest HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Type: application/json\r\n"
     with concurrent.futures.ThreadPoolExecutor(24) as pool:
         began = time.monotonic()
-        silent = pool.submit(raw, here, b"")
-        heads = [pool.submit(raw, here, head) for _ in range(8)]
-        bodies = [pool.submit(raw, here, head + b"Content-Length: 50\r\n\r\n{") for _ in range(8)]
+        silent = pool.submit(raw, service, b"")
+        heads = [pool.submit(raw, service, head) for _ in range(8)]
+        body = head + b"Content-Length: 50\r\n\r\n{"
+        bodies = [pool.submit(raw, service, body) for _ in range(8)]
         for number in range(10):
-            assert here.suggest(prefix=f"p{number}").status_code == 200
+            assert service.suggest(prefix=f"p{number}").status_code == 200
         assert silent.result(30) == b""
         assert all(found.result(30) == b"" for found in heads)
         for found in bodies:
             assert found.result(30).startswith(b"HTTP/1.1 408") and b'"body"' in found.result()
         assert time.monotonic() - began < 15
-    assert here.suggest(prefix="a").status_code == 200
+    assert service.suggest(prefix="a").status_code == 200
 
 
 @pytest.mark.long
-def test_a_dripping_head_gains_nothing_by_dripping(impatient):
-    here = impatient
+def test_a_slow_head_is_ended(impatient):
+    service = impatient
     began = time.monotonic()
-    with socket.create_connection(("127.0.0.1", here.port), timeout=30) as connection:
+    with socket.create_connection(("127.0.0.1", service.port), timeout=30) as connection:
         with pytest.raises((ConnectionError, TimeoutError)):
             connection.sendall(b"GET /health HTTP/1.1\r\n")
             for number in range(300):
@@ -184,30 +182,30 @@ def test_a_dripping_head_gains_nothing_by_dripping(impatient):
     assert time.monotonic() - began < 15
 
 
-def test_persistent_connections_may_ask_again_and_again(impatient):
-    here = impatient
+def test_persistent_connections_take_several_requests(impatient):
+    service = impatient
     with httpx.Client() as client:
         for number in range(6):
             body = {"prefix": f"p{number}"}
-            assert client.post(f"{here.url}/suggest", json=body).status_code == 200
+            assert client.post(f"{service.url}/suggest", json=body).status_code == 200
             time.sleep(0.5)
 
 
 @pytest.mark.long
-def test_beyond_the_connections_the_answer_has_retry_after(server):
-    here = server(connections=2)
+def test_too_many_connections_get_retry_after(server):
+    service = server(connections=2)
     with (
-        socket.create_connection(("127.0.0.1", here.port)),
-        socket.create_connection(("127.0.0.1", here.port)),
+        socket.create_connection(("127.0.0.1", service.port)),
+        socket.create_connection(("127.0.0.1", service.port)),
     ):
-        refused = here.suggest(prefix="a")
+        refused = service.suggest(prefix="a")
         assert refused.status_code == 503 and refused.headers["retry-after"] == "1"
         assert refused.json()["errors"][0]["field"] == "connection"
-    until(lambda: here.suggest(prefix="a").status_code == 200)
+    until(lambda: service.suggest(prefix="a").status_code == 200)
 
 
-def test_nonsense_and_tricks_on_the_wire(impatient):
-    here = impatient
+def test_malformed_and_malicious_requests(impatient):
+    service = impatient
     for data, expected in [
         (b"\x16\x03\x01\x02\x00garbage\r\n\r\n", b"HTTP/1.1 400"),
         (
@@ -228,30 +226,30 @@ def test_nonsense_and_tricks_on_the_wire(impatient):
         ),
         (b"GET / HTTP/1.1\r\nHost: localhost\r\nX: " + b"a" * 200_000 + b"\r\n\r\n", b"HTTP/1.1 4"),
     ]:
-        found = raw(here, data)
+        found = raw(service, data)
         assert expected in found.split(b"\r\n")[0], (data[:60], found[:80])
         assert b"root:" not in found
-    assert here.suggest(prefix="a").status_code == 200
+    assert service.suggest(prefix="a").status_code == 200
 
 
 @pytest.mark.long
-def test_a_client_that_hangs_up_takes_its_request_back(server):
-    here = server(delay=1.0)
+def test_a_client_that_disconnects_cancels_its_request(server):
+    service = server(delay=1.0)
     with concurrent.futures.ThreadPoolExecutor(8) as pool:
-        first = pool.submit(here.suggest, prefix="first")
+        first = pool.submit(service.suggest, prefix="first")
         time.sleep(0.3)
-        for _ in range(5):  # each letter typed aborts the request before it
+        for _ in range(5):  # each typed letter aborts the previous request
             with pytest.raises(httpx.TimeoutException):
-                httpx.post(f"{here.url}/suggest", json={"prefix": "gone"}, timeout=0.1)
+                httpx.post(f"{service.url}/suggest", json={"prefix": "gone"}, timeout=0.1)
         began = time.monotonic()
-        assert here.suggest(prefix="last").status_code == 200
-        assert time.monotonic() - began < 4, "the five that had gone cost nothing"
+        assert service.suggest(prefix="last").status_code == 200
+        assert time.monotonic() - began < 4, "the aborted requests take no time"
         assert first.result(30).status_code == 200
-    assert b'onesug_unanswered_total{why="abandoned"}' in httpx.get(f"{here.url}/metrics").content
+    assert 'onesug_unanswered_total{why="abandoned"}' in httpx.get(f"{service.url}/metrics").text
 
 
-def bundle_of_nothing(work):
-    """Files with the names of a model's."""
+def fake_bundle(work):
+    """Writes empty files with the names of a model's files."""
     for folder in ("pretrain", "vocab", "mined", "encoder", "semantic_ids", "index"):
         (work / "pretrain" / "bundle" / folder).mkdir(parents=True)
         for name in ("model.json", "a.json", "a.safetensors", "a.npy", "a.npz"):
@@ -262,7 +260,7 @@ def test_a_port_that_is_taken_is_named_with_the_fix(tmp_path, capfd):
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
         work = tmp_path / "work"
-        bundle_of_nothing(work)
+        fake_bundle(work)
         words = ["serve", f"--gin.WORK_DIR={work}", f"--gin.ServerConfig.port={port}"]
         assert main.main(words) == 2
     assert "--gin.ServerConfig.port=PORT" in capfd.readouterr().err
@@ -272,7 +270,7 @@ def test_a_model_that_cannot_be_loaded_ends_the_server_with_its_reason(tmp_path,
     work = tmp_path / "work"
     assert main.main(["serve", f"--gin.WORK_DIR={work}"]) == 2
     assert "no trained model here" in capsys.readouterr().err
-    bundle_of_nothing(work)
+    fake_bundle(work)
     words = ["serve", f"--gin.WORK_DIR={work}", "--gin.ServerConfig.port=0"]
     assert main.main(words) == 2
     assert "error: " in capsys.readouterr().err
@@ -282,12 +280,12 @@ def test_a_model_that_cannot_be_loaded_ends_the_server_with_its_reason(tmp_path,
 def test_a_user_deleted_at_one_server_is_gone_from_another_of_the_same_store(server):
     one, other = server(), server()
 
-    def learnt(here):
-        return "aardvark lamp" in here.suggest(prefix="s", user_id="annabel").text
+    def learnt(service):
+        return "aardvark lamp" in service.suggest(prefix="s", user_id="annabel").text
 
-    def put(here, number, user):
+    def put(service, number, user):
         body = {"request_id": f"r{number}", "user_id": user, "query": "aardvark lamp"}
-        reply = httpx.post(f"{here.url}/feedback", json={**body, "prefix": "a"}, timeout=60)
+        reply = httpx.post(f"{service.url}/feedback", json={**body, "prefix": "a"}, timeout=60)
         assert reply.status_code == 200, reply.text
 
     put(one, 1, "annabel")

@@ -1,4 +1,4 @@
-"""A version of a model of text: its shapes, its levels, its cache and what it blocks."""
+"""A version of a text model: shapes, levels, cache and blocked terms."""
 
 import types
 
@@ -17,7 +17,7 @@ from onesug_jax.serve.requests import SuggestRequest
 from onesug_jax.serve.text_version import TextVersion
 from tests.serve.conftest import QUERIES
 
-pytestmark = pytest.mark.long  # they share what takes long to make
+pytestmark = pytest.mark.long  # they share a slow fixture
 
 SHAPES = Shapes((1, 4), (24, 48))
 CONFIG = EngineConfig(max_batch=4, levels=("beam",), lengths=(0.5, 1.0))
@@ -29,7 +29,7 @@ def prepared(tiny):
     pace = Pace(SHAPES.batch_sizes)
     steps = version.warmup(CONFIG, pace, lambda: False)
     next(steps)
-    assert version.suggester.shapes == Shapes((4,), (48,)), "every request fits already"
+    assert version.suggester.shapes == Shapes((4,), (48,)), "every request already fits"
     requests = [SuggestRequest("la"), SuggestRequest("m", ("tent red",))]
     first = version.results(requests, "beam")
     for _ in steps:
@@ -39,14 +39,14 @@ def prepared(tiny):
     return version, pace
 
 
-def programs():
+def compiled_programs():
     return decoding._search._cache_size()
 
 
 def test_no_request_waits_for_a_compiler(prepared):
-    """Whatever is asked after the shapes were compiled, no further program is."""
+    """After warmup, no request compiles a program."""
     version, _ = prepared
-    before = programs()
+    before = compiled_programs()
     requests = [
         SuggestRequest(prefix, history)
         for prefix in ("", "la", "拖", "xq")
@@ -54,7 +54,7 @@ def test_no_request_waits_for_a_compiler(prepared):
     ]
     for size in (1, 2, 4, 7):
         assert len(version.results(requests[:size], "beam")) == size
-    assert programs() == before
+    assert compiled_programs() == before
 
 
 HISTORIES = ((), ("tent red",), tuple(QUERIES)[:10])
@@ -65,7 +65,7 @@ def test_every_size_was_timed(prepared):
     assert all(pace.of("beam", size) > 0 for size in (1, 4))
 
 
-def test_equal_requests_are_answered_once_and_alike(prepared, monkeypatch):
+def test_equal_requests_share_one_computation(prepared, monkeypatch):
     version, _ = prepared
     sizes = []
     suggest = version.suggester.suggest
@@ -92,14 +92,14 @@ def test_each_level_completes_what_was_typed(prepared, level):
     assert bool(found.related) == scored
 
 
-def test_the_most_popular_come_first_and_slips_are_corrected(prepared):
+def test_the_most_popular_come_first_and_typing_errors_are_corrected(prepared):
     version, _ = prepared
     assert version.popular("m").texts == ("mat blue", "mat red", "mug blue", "mug red")
     assert version.popular("metn").texts == ()
     assert version.popular("tnet").texts == ("tent blue", "tent red")
 
 
-def test_the_one_used_longest_ago_makes_room():
+def test_the_least_recently_used_value_is_dropped():
     cache = Cache(2)
     cache.put("a", 1)
     cache.put("b", 2)
@@ -109,7 +109,7 @@ def test_the_one_used_longest_ago_makes_room():
     assert len(cache) == 2
 
 
-def test_values_are_of_use_for_some_seconds(monkeypatch):
+def test_cached_values_expire(monkeypatch):
     now = [100.0]
     monkeypatch.setattr("onesug_jax.serve.cache.time.monotonic", lambda: now[0])
     cache = Cache(2, seconds=60.0)
@@ -123,7 +123,7 @@ def test_values_are_of_use_for_some_seconds(monkeypatch):
 def test_terms_that_change_while_the_model_is_loaded_are_in_force(tiny, tmp_path):
     path = tmp_path / "blocked.txt"
     path.write_text("lantern\n", encoding="utf-8")
-    version = tiny(blocked=str(path))  # its suggester was made before, and knows of no terms
+    version = tiny(blocked=str(path))  # its suggester was made before, without terms
     try:
         (found,) = version.results([SuggestRequest("lan")], "beam")
         assert not found.texts and not version.read_terms()
@@ -132,7 +132,7 @@ def test_terms_that_change_while_the_model_is_loaded_are_in_force(tiny, tmp_path
 
 
 def without_a_model(counts, blocked):
-    """A version that can say what is popular and what is blocked."""
+    """A version with completions and blocked terms only."""
     config = types.SimpleNamespace(returned=2)
     suggester = types.SimpleNamespace(shown=Filter(), show=lambda shown: None, config=config)
     finder = RelatedQueries(CompletionIndex.from_counts([*counts], [*counts.values()]), 2)
@@ -155,7 +155,7 @@ def test_related_queries_come_with_their_semantic_ids(tiny):
 
 
 def settled(version):
-    """Looks at the blocked terms until their file is believed."""
+    """Checks the blocked terms twice, which reads a file that no longer changes."""
     return version.read_terms() or version.read_terms()
 
 
@@ -178,7 +178,7 @@ def test_a_file_that_is_being_written_unblocks_nothing(tmp_path):
     path.unlink()
     with pytest.raises(UserError, match="found none"):
         settled(version)
-    assert blocked() == {"gun", "bomb", "lamp"}, "the terms of before stay in force"
+    assert blocked() == {"gun", "bomb", "lamp"}, "the previous terms remain in force"
     path.write_text("# nothing\n")
     assert settled(version) and blocked() == set()
 
@@ -221,7 +221,7 @@ def test_blocked_terms_are_shown_at_no_level_and_may_change(tiny, tmp_path):
         version.cache.put("list", "cached")
         assert not version.read_terms() and len(version.cache) == 1
         path.write_text("lamp\n", encoding="utf-8")
-        assert not version.read_terms(), "perhaps half a file"
+        assert not version.read_terms(), "perhaps incomplete"
         assert version.read_terms() and len(version.cache) == 0
         for level in ("beam", "popular"):
             (found,) = version.results([SuggestRequest("la")], level)
@@ -232,6 +232,6 @@ def test_blocked_terms_are_shown_at_no_level_and_may_change(tiny, tmp_path):
         with pytest.raises(UserError, match="UTF-8"):
             settled(version)
         assert not settled(version), "reported once"
-        assert "lamp red" not in version.popular("la").texts, "the terms of before stay in force"
+        assert "lamp red" not in version.popular("la").texts, "the previous terms remain"
     finally:
         version.suggester.show(None)

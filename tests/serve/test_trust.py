@@ -1,4 +1,4 @@
-"""Forged feedback: which ids bear it out, and how much of one source counts."""
+"""Forged feedback: verification of ids, and limits of one source."""
 
 import os
 import stat
@@ -8,14 +8,7 @@ import pytest
 from onesug_jax.errors import UserError
 from onesug_jax.logs.times import DAY_MS
 from onesug_jax.serve.feedback import Event, FeedbackConfig, FeedbackStore
-from onesug_jax.serve.trust import (
-    SECRET,
-    Pace,
-    RequestIds,
-    Trust,
-    Visitors,
-    secret_of,
-)
+from onesug_jax.serve.trust import SECRET, RateLimit, RequestIds, Trust, VisitorLimit, secret_of
 
 NOW = 1_700_000_000.0
 SECRETS = bytes(range(32)), bytes(32)
@@ -23,7 +16,7 @@ SECRETS = bytes(range(32)), bytes(32)
 
 @pytest.fixture
 def clock():
-    """Seconds since 1970, to be moved."""
+    """A clock that tests move, in seconds since 1970."""
     return [NOW]
 
 
@@ -42,28 +35,28 @@ def event(number=0, user="u", query="spam", **more):
 # ------------------------------------------------------------------ ids
 
 
-def test_an_id_bears_out_its_prefix_user_and_day_alone(clock):
+def test_an_id_is_valid_for_its_prefix_user_and_day_only(clock):
     ids = RequestIds(SECRETS[0], hours=24.0, now=lambda: clock[0])
     made = ids.make("la ", "é")
     assert len(made) <= 64 and made.isalnum() and made != ids.make("la ", "é")
-    assert ids.bears_out(made, "la ", "é")
+    assert ids.verify(made, "la ", "é")
     for prefix, user in [("la", "é"), ("la ", ""), ("", "la é"), ("la é", "")]:
-        assert not ids.bears_out(made, prefix, user)
+        assert not ids.verify(made, prefix, user)
     clock[0] += 24 * 3600
-    assert ids.bears_out(made, "la ", "é")
+    assert ids.verify(made, "la ", "é")
     clock[0] += 1
-    assert not ids.bears_out(made, "la ", "é")
+    assert not ids.verify(made, "la ", "é")
 
 
-def test_an_id_that_was_touched_or_written_otherwise_is_no_id():
+def test_a_changed_id_is_invalid():
     ids = RequestIds(SECRETS[0], hours=24.0, now=lambda: NOW)
     made = ids.make("s", "u")
     for place in range(len(made)):
         touched = made[:place] + ("0" if made[place] != "0" else "1") + made[place + 1 :]
-        assert not ids.bears_out(touched, "s", "u"), place
+        assert not ids.verify(touched, "s", "u"), place
     for other in ("", "r1", made[:-2], made + "00", made.upper(), f" {made}", "é" * 58):
-        assert not ids.bears_out(other, "s", "u"), other
-    assert not RequestIds(SECRETS[1], 24.0, now=lambda: NOW).bears_out(made, "s", "u")
+        assert not ids.verify(other, "s", "u"), other
+    assert not RequestIds(SECRETS[1], 24.0, now=lambda: NOW).verify(made, "s", "u")
 
 
 def test_servers_on_one_store_share_a_secret_that_only_the_owner_reads(store, tmp_path):
@@ -89,7 +82,7 @@ def _with(request_id, **more):
 
 
 def test_a_few_visitors_of_a_source_count_toward_a_query_each_day():
-    visitors = Visitors(2)
+    visitors = VisitorLimit(2)
     at = int(1000 * NOW)
 
     def counts(source, user, query="spam", day=0, number=0):
@@ -100,34 +93,34 @@ def test_a_few_visitors_of_a_source_count_toward_a_query_each_day():
     assert counts("y", "c"), "another source"
     assert counts("x", "c", "ham"), "another query"
     assert counts("x", "c", day=1), "another day"
-    assert all(Visitors(None).counts("x", event(0, f"u{n}")) for n in range(9))
-    small = Visitors(1, room=2)
+    assert all(VisitorLimit(None).counts("x", event(0, f"u{n}")) for n in range(9))
+    small = VisitorLimit(1, capacity=2)
     for query in "abc":
         assert small.counts("x", event(0, "u", query))
-    assert small.counts("x", event(0, "v", "a")), "the oldest has made room"
+    assert small.counts("x", event(0, "v", "a")), "the oldest was dropped"
     assert not small.counts("x", event(0, "v", "c"))
 
 
-def test_nameless_visitors_of_a_source_are_one():
-    visitors = Visitors(1)
+def test_anonymous_visitors_of_a_source_are_one():
+    visitors = VisitorLimit(1)
     assert [visitors.counts("x", event(n, "")) for n in range(3)] == [True, False, False]
     assert not visitors.counts("x", event(0, "named"))
 
 
 def test_a_source_has_a_limit_a_minute_and_gets_retry_after(clock):
-    pace = Pace(2, now=lambda: clock[0], room=2)
-    assert [pace.wait("x") for _ in range(2)] == [0, 0]
-    assert pace.wait("x") == pytest.approx(30)
-    assert pace.wait("y") == 0
+    limit = RateLimit(2, now=lambda: clock[0], capacity=2)
+    assert [limit.wait("x") for _ in range(2)] == [0, 0]
+    assert limit.wait("x") == pytest.approx(30)
+    assert limit.wait("y") == 0
     clock[0] += 20
-    assert pace.wait("x") == pytest.approx(10), "who asks in vain waits no longer"
+    assert limit.wait("x") == pytest.approx(10), "a refused event takes no token"
     clock[0] += 11
-    assert pace.wait("x") == 0 and pace.wait("x") > 0
+    assert limit.wait("x") == 0 and limit.wait("x") > 0
     clock[0] += 1e6
-    assert [pace.wait("x") > 0 for _ in range(3)] == [False, False, True], "no more is saved up"
+    assert [limit.wait("x") > 0 for _ in range(3)] == [False, False, True], "the bucket is full"
     for source in "yzx":
-        assert pace.wait(source) == 0, "who was seen longest ago has made room"
-    assert Pace(None).wait("x") == 0
+        assert limit.wait(source) == 0, "the least recently seen was dropped"
+    assert RateLimit(None).wait("x") == 0
 
 
 def test_the_holder_of_the_key_is_no_source(store, clock):
@@ -143,7 +136,7 @@ def test_the_holder_of_the_key_is_no_source(store, clock):
     assert not shop.trusts(_with("an-id-of-its-own"), None)
 
 
-def test_a_source_that_asks_for_very_many_lists_gets_ids_that_count_for_nothing(tmp_path, clock):
+def test_a_source_that_requests_too_many_lists_gets_unsigned_ids(tmp_path, clock):
     store = FeedbackStore(str(tmp_path / "events.sqlite"), FeedbackConfig(ids_per_minute=2))
     trust = Trust(store, keyed=False, now=lambda: clock[0])
     made = [trust.request_id("s", "u", "x") for _ in range(3)]
@@ -160,7 +153,7 @@ def test_a_shop_may_trust_ids_of_its_own(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("setting", "said"),
+    ("setting", "message"),
     [
         ({"trust": "some"}, 'expected "served" or "all"'),
         ({"id_hours": 0.0}, "id_hours"),
@@ -169,8 +162,8 @@ def test_a_shop_may_trust_ids_of_its_own(tmp_path):
         ({"ids_per_minute": -1}, "ids_per_minute"),
     ],
 )
-def test_settings_that_make_no_sense_are_named(setting, said):
-    with pytest.raises(UserError, match=said):
+def test_invalid_settings_are_named(setting, message):
+    with pytest.raises(UserError, match=message):
         FeedbackConfig(**setting)
 
 
@@ -179,37 +172,37 @@ def test_settings_that_make_no_sense_are_named(setting, said):
 
 def test_too_much_feedback_of_one_address_is_refused(client, tmp_path):
     store = FeedbackStore(str(tmp_path / "events.sqlite"), FeedbackConfig(feedback_per_minute=2))
-    here = client(store=store)
+    api = client(store=store)
     sent = [{"request_id": f"r{n}", "user_id": "u", "query": "a"} for n in range(3)]
-    replies = [here.post("/feedback", json=one) for one in sent]
+    replies = [api.post("/feedback", json=one) for one in sent]
     assert [reply.status_code for reply in replies] == [200, 200, 429]
     assert int(replies[2].headers["retry-after"]) >= 1
     assert replies[2].json()["errors"][0]["field"] == "source"
-    assert store.count() == 2 and here.post("/suggest", json={}).status_code == 200
+    assert store.count() == 2 and api.post("/suggest", json={}).status_code == 200
 
 
 def test_with_a_key_nothing_is_limited_and_served_ids_count(client, tmp_path, monkeypatch):
     monkeypatch.setenv("ONESUG_API_KEY", "k")
     config = FeedbackConfig(feedback_per_minute=1, visitors_per_source=1)
     store = FeedbackStore(str(tmp_path / "events.sqlite"), config)
-    here = client(store=store)
-    here.headers["x-api-key"] = "k"
+    api = client(store=store)
+    api.headers["x-api-key"] = "k"
     for user in "abc":
-        served = here.post("/suggest", json={"prefix": "s", "user_id": user}).json()
+        served = api.post("/suggest", json={"prefix": "s", "user_id": user}).json()
         sent = {"request_id": served["request_id"], "user_id": user, "prefix": "S", "query": "x"}
-        assert here.post("/feedback", json=sent).json()["stored"] == "new"
+        assert api.post("/feedback", json=sent).json()["stored"] == "new"
     assert store.count(trusted=True) == 3
 
 
 def test_an_order_that_comes_late_is_as_trusted_as_its_search(client):
-    here = client()
-    served = here.post("/suggest", json={"prefix": "s", "user_id": "u"}).json()["request_id"]
+    api = client()
+    served = api.post("/suggest", json={"prefix": "s", "user_id": "u"}).json()["request_id"]
     for request_id in (served, "mine"):
         first = {"request_id": request_id, "user_id": "u", "prefix": "s", "query": "x"}
         later = {"request_id": request_id, "user_id": "u", "ordered_items": ["i"]}
-        assert here.post("/feedback", json=first).json()["stored"] == "new"
-        assert here.post("/feedback", json=later).json()["stored"] == "more"
-    connection = here.store.reader()
+        assert api.post("/feedback", json=first).json()["stored"] == "new"
+        assert api.post("/feedback", json=later).json()["stored"] == "more"
+    connection = api.store.reader()
     found = connection.execute("SELECT request_id, before, level FROM journal ORDER BY seq")
     assert [tuple(row) for row in found] == [(served, 0, 3), (served, 3, 5), ("mine", 0, 0)]
     connection.close()

@@ -1,4 +1,4 @@
-"""Feedback and users over HTTP: what is stored, refused, forgotten."""
+"""Feedback and users over HTTP: storage, errors and deletion."""
 
 import json
 import uuid
@@ -9,15 +9,15 @@ from tests.serve.asking import feedback, field_of
 
 
 def test_feedback_is_taken_once_and_items_are_added(client):
-    here = client()
+    api = client()
     body = {"user_id": "u", "prefix": "La", "shown": ["Lamp", "mat"], "clicked_position": 0}
-    assert feedback(here, **body)["stored"] == "new"
-    assert feedback(here, **body)["stored"] == "same"
-    assert feedback(here, user_id="u", ordered_items=["i1"])["stored"] == "more"
-    assert field_of(feedback(here, 409, user_id="u", query="other")) == "query"
-    assert field_of(feedback(here, 409, user_id="v", ordered_items=["i1"])) == "user_id"
-    assert field_of(feedback(here, 404, request_id="r9", ordered_items=["i1"])) == "request_id"
-    assert here.get("/users/u").json() == {"user_id": "u", "history": ["lamp"], "events": 1}
+    assert feedback(api, **body)["stored"] == "new"
+    assert feedback(api, **body)["stored"] == "same"
+    assert feedback(api, user_id="u", ordered_items=["i1"])["stored"] == "more"
+    assert field_of(feedback(api, 409, user_id="u", query="other")) == "query"
+    assert field_of(feedback(api, 409, user_id="v", ordered_items=["i1"])) == "user_id"
+    assert field_of(feedback(api, 404, request_id="r9", ordered_items=["i1"])) == "request_id"
+    assert api.get("/users/u").json() == {"user_id": "u", "history": ["lamp"], "events": 1}
 
 
 @pytest.mark.parametrize(
@@ -35,11 +35,11 @@ def test_feedback_is_taken_once_and_items_are_added(client):
     + ["a" * n for n in (64, 65, 128, 129)]
     + [" ", "a\tb", "İ" * 64, "\ue000", "é" * 64],
 )
-def test_what_one_address_takes_the_other_takes(client, text):
-    here = client()
+def test_both_routes_accept_the_same_texts(client, text):
+    api = client()
 
     def refuses(path, **body):
-        return here.post(path, json=body).status_code == 422
+        return api.post(path, json=body).status_code == 422
 
     def not_stored(**fields):
         return refuses("/feedback", request_id=uuid.uuid4().hex, **{"query": "a", **fields})
@@ -47,7 +47,7 @@ def test_what_one_address_takes_the_other_takes(client, text):
     fields = {"prefix": text, "user_id": text, "history": [text], "profile": {"age": text}}
     asked = [refuses("/suggest", **{name: value}) for name, value in fields.items()]
     assert [not_stored(**{name: value}) for name, value in fields.items()] == asked
-    assert not_stored(query=text) == not_stored(shown=[text]) == asked[2], "as of the history"
+    assert not_stored(query=text) == not_stored(shown=[text]) == asked[2], "as in a history"
 
 
 @pytest.mark.parametrize(
@@ -68,32 +68,32 @@ def test_what_one_address_takes_the_other_takes(client, text):
         ({"query": "a", "profile": {"sex": "f"}}, "profile.sex"),
     ],
 )
-def test_feedback_that_cannot_be_is_refused(client, body, field):
-    here = client()
-    assert field_of(feedback(here, 422, **body)) == field
-    assert here.store.count() == 0
+def test_invalid_feedback_is_refused(client, body, field):
+    api = client()
+    assert field_of(feedback(api, 422, **body)) == field
+    assert api.store.count() == 0
 
 
 def test_a_user_is_forgotten_on_request(client):
-    here = client()
+    api = client()
     name = "a/b ?&%é"
-    feedback(here, user_id=name, query="secret")
+    feedback(api, user_id=name, query="secret")
     where = "/users/a%2Fb%20%3F%26%25%C3%A9"
-    assert here.get(where).json()["history"] == ["secret"]
-    reply = here.delete(where).json()
+    assert api.get(where).json()["history"] == ["secret"]
+    reply = api.delete(where).json()
     assert (reply["user_id"], reply["deleted"]) == (name, 1)
     memory, model = [one["until"] for one in reply["remains"]]
-    assert memory.startswith("each has looked") and model.startswith("the next update")
-    assert here.get(where).json()["events"] == 0
-    assert here.delete("/users/").status_code == 422, "never everybody whose name is empty"
+    assert memory.startswith("each server has polled") and model.startswith("the next update")
+    assert api.get(where).json()["events"] == 0
+    assert api.delete("/users/").status_code == 422, "never all users without a name"
 
 
 def test_a_deletion_says_which_exports_remain(client, tmp_path):
-    here = client()
-    feedback(here, user_id="u", query="secret")
+    api = client()
+    feedback(api, user_id="u", query="secret")
     for name in ("there", "gone"):
-        here.store.export(str(tmp_path / f"{name}.parquet"), untrusted=True)
+        api.store.export(str(tmp_path / f"{name}.parquet"), untrusted=True)
     (tmp_path / "gone.parquet").unlink()
-    remains = here.delete("/users/u").json()["remains"]
+    remains = api.delete("/users/u").json()["remains"]
     assert [one["what"].split(" of ")[0] for one in remains[:-2]] == ["exported log there.parquet"]
     assert "model 0000" in remains[-1]["what"] and str(tmp_path) not in json.dumps(remains)

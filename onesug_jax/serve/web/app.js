@@ -1,31 +1,31 @@
-// Suggests as you type. Text from people or from the server is only ever set as textContent.
+// Suggests as you type. Text from users or from the server is only set as textContent.
 "use strict";
 
 const $ = (id) => document.getElementById(id);
 const K = 10;
 const state = {
-  asked: 0, // number of the newest question
-  shownFor: 0, // number of the question whose answer is on the page
-  reply: null, // that answer
-  typed: "", // what the user typed, whatever is chosen in the list
+  asked: 0, // number of the newest request
+  shownFor: 0, // number of the request whose reply is on the page
+  reply: null, // that reply
+  typed: "", // the typed text; a choice in the list does not change it
   active: -1, // chosen entry of the list, -1: none
-  composing: false, // an input method is at work (Chinese, say)
-  pending: null, // AbortController of the question on its way
+  composing: false, // an input method is composing text (Chinese, for example)
+  pending: null, // AbortController of the unanswered request
   searched: null, // the last feedback that was sent
   pace: [],
   retry: 0,
   version: "",
 };
 
-// ------------------------------------------------------------------ talking to the server
+// ------------------------------------------------------------------ requests to the server
 
 function fromStorage(area, name, make) {
   try {
-    const found = area.getItem(name) || make();
-    if (found) area.setItem(name, found);
-    return found;
+    const value = area.getItem(name) || make();
+    if (value) area.setItem(name, value);
+    return value;
   } catch {
-    return make(); // storage is forbidden: for this visit only
+    return make(); // no access to storage: for this visit only
   }
 }
 
@@ -58,21 +58,21 @@ async function call(method, path, body, signal) {
   return reply;
 }
 
-// ------------------------------------------------------------------ trouble, kindly
+// ------------------------------------------------------------------ state and errors
 
 function setState(is, text) {
   $("state").dataset.is = is;
   $("state-text").textContent = text;
 }
 
-function trouble(title, text, asksKey = false) {
+function showError(title, text, needsKey = false) {
   $("trouble").hidden = false;
   $("trouble-title").textContent = title;
   $("trouble-text").textContent = text;
-  $("key-form").hidden = !asksKey;
+  $("key-form").hidden = !needsKey;
 }
 
-function fine() {
+function hideError() {
   $("trouble").hidden = true;
   clearTimeout(state.retry);
   state.retry = 0;
@@ -82,21 +82,21 @@ function failed(error) {
   if (error.name === "AbortError") return;
   if (error.status === 401) {
     setState("dead", "needs a key");
-    trouble("This service asks for a key.", "", true);
+    showError("This service needs an API key.", "", true);
     return;
   }
   if (error.status === 503 && /^model/.test(error.message)) {
-    setState("waiting", "getting ready");
-    trouble("The model is getting ready.", "Lists appear by themselves in a moment.");
+    setState("waiting", "loading");
+    showError("The model is loading.", "Lists will appear when it is ready.");
   } else if (error.status === 503 || error.status === 504) {
     setState("waiting", "busy");
-    trouble("Many people are typing just now.", "Trying again in a moment.");
+    showError("The service is busy.", "The page will try again in a moment.");
   } else if (error.status) {
-    trouble("That cannot be searched.", error.message);
+    showError("This text cannot be searched.", error.message);
     return;
   } else {
     setState("dead", "not reachable");
-    trouble("The server does not answer.", "What you typed is safe; trying again every few seconds.");
+    showError("The server does not answer.", "Your text is safe; the page tries again every few seconds.");
   }
   if (!state.retry) {
     state.retry = setTimeout(() => {
@@ -111,14 +111,14 @@ async function refresh() {
     const ready = await call("GET", "ready");
     state.version = ready.version;
     setState("ready", `version ${ready.version}`);
-    fine();
+    hideError();
     await Promise.all([ask(), showHistory()]);
   } catch (error) {
     failed(error);
   }
 }
 
-// ------------------------------------------------------------------ asking and showing
+// ------------------------------------------------------------------ lists
 
 const view = () => document.querySelector("input[name=view]:checked").value;
 
@@ -132,8 +132,8 @@ async function ask() {
     const reply = await call("POST", "suggest", {
       prefix: state.typed, user_id: visitor, k: K, why: true, compare: true,
     }, pending.signal);
-    if (number < state.asked) return; // an answer to an earlier question: never shown
-    fine();
+    if (number < state.asked) return; // a reply to an earlier request is never shown
+    hideError();
     if (reply.version !== state.version) state.version = reply.version;
     setState("ready", `version ${reply.version}`);
     pace(performance.now() - began);
@@ -240,11 +240,11 @@ function activate(place) {
   box.setAttribute("aria-activedescendant", items[place].id);
 }
 
-// ------------------------------------------------------------------ choosing and reporting
+// ------------------------------------------------------------------ choice and feedback
 
 async function search(text, place) {
   if (!text.trim()) return;
-  // What was typed on since has no list yet: the one on the page is not what was searched from.
+  // If the newest text has no list yet, the list on the page belongs to another prefix.
   const reply = place >= 0 || state.shownFor === state.asked ? state.reply : null;
   const body = {
     request_id: reply && !reply.used ? reply.request_id : randomId("request"),
@@ -253,7 +253,7 @@ async function search(text, place) {
     prefix: reply ? reply.prefix : state.typed,
     shown: reply ? shownTexts() : [],
   };
-  if (reply) reply.used = true; // a list is reported once; what follows on it is another request
+  if (reply) reply.used = true; // a list is reported once; a later search is another request
   if (place >= 0) body.clicked_position = place;
   else body.query = text;
   state.searched = body;
@@ -266,11 +266,11 @@ async function search(text, place) {
   open(false);
   state.reply = null; // nothing can be chosen from it any more
   for (const list of ["list", "other"]) $(list).replaceChildren();
-  await tell(body, "saved; your next lists know it");
+  await sendFeedback(body, "saved; your next lists use it");
   await Promise.all([ask(), showHistory()]);
 }
 
-async function tell(body, done) {
+async function sendFeedback(body, done) {
   try {
     await call("POST", "feedback", body);
     $("saved").textContent = done;
@@ -320,7 +320,7 @@ function pace(took) {
     `median ${at(0.5).toFixed(0)} ms, 95 % within ${at(0.95).toFixed(0)} ms`;
 }
 
-// ------------------------------------------------------------------ hands on the keyboard
+// ------------------------------------------------------------------ keyboard
 
 const box = $("query");
 
@@ -343,7 +343,7 @@ box.addEventListener("keydown", (event) => {
     if (!count) return;
     open(true);
     const step = event.key === "ArrowDown" ? 1 : -1;
-    const place = ((state.active + 1 + step + count + 1) % (count + 1)) - 1; // -1: what was typed
+    const place = ((state.active + 1 + step + count + 1) % (count + 1)) - 1; // -1: the typed text
     activate(place);
     box.value = place < 0 ? state.typed : shownTexts()[place];
   } else if (event.key === "Escape") {
@@ -389,14 +389,14 @@ $("clear").addEventListener("click", async () => {
 });
 
 for (const [name, field, said] of [
-  ["opened", "clicked_items", "an opened item, noted"],
-  ["ordered", "ordered_items", "an order, noted"],
+  ["opened", "clicked_items", "saved: an item was opened"],
+  ["ordered", "ordered_items", "saved: an order"],
 ]) {
   $(name).addEventListener("click", () => {
     if (!state.searched) return;
     $(name).disabled = true;
     state.searched = { ...state.searched, [field]: ["page-item"] };
-    tell(state.searched, said);
+    sendFeedback(state.searched, said);
   });
 }
 

@@ -1,4 +1,4 @@
-// Reads openapi.json and shows it; every endpoint can be tried. All text is set as textContent.
+// Shows openapi.json, with a form for each endpoint. All text is set as textContent.
 "use strict";
 
 function make(name, className, text) {
@@ -16,15 +16,15 @@ function resolved(api, schema) {
 function type(api, schema) {
   if (schema.anyOf) return schema.anyOf.map((one) => type(api, one)).join(" or ");
   if (schema.$ref) return schema.$ref.split("/").pop();
-  let said = schema.type || "any";
-  if (said === "array") said = `list of ${type(api, schema.items || {})}`;
+  let name = schema.type || "any";
+  if (name === "array") name = `list of ${type(api, schema.items || {})}`;
   const limits = [];
   const pairs = [["maxLength", "at most", "characters"], ["maxItems", "at most", "entries"],
     ["maxProperties", "at most", "entries"], ["minimum", "from", ""], ["maximum", "to", ""]];
-  for (const [name, before, after] of pairs) {
-    if (schema[name] !== undefined) limits.push(`${before} ${schema[name]} ${after}`.trim());
+  for (const [limit, before, after] of pairs) {
+    if (schema[limit] !== undefined) limits.push(`${before} ${schema[limit]} ${after}`.trim());
   }
-  return limits.length ? `${said} (${limits.join(", ")})` : said;
+  return limits.length ? `${name} (${limits.join(", ")})` : name;
 }
 
 const EXAMPLES = {
@@ -44,8 +44,8 @@ function endpoint(api, path, verb, about) {
     const schema = resolved(api, body);
     for (const [name, field] of Object.entries(schema.properties)) {
       const row = make("tr");
-      const needed = (schema.required || []).includes(name) ? ", needed" : "";
-      row.append(make("td", "", name), make("td", "", type(api, field) + needed),
+      const required = (schema.required || []).includes(name) ? ", required" : "";
+      row.append(make("td", "", name), make("td", "", type(api, field) + required),
         make("td", "", field.description || ""));
       table.append(row);
     }
@@ -53,10 +53,10 @@ function endpoint(api, path, verb, about) {
   }
   const codes = Object.entries(about.responses).map(([code, one]) => `${code} ${one.description}`);
   card.append(make("p", "faint", codes.join("  ·  ")));
-  const words = make("textarea");
-  words.setAttribute("aria-label", `body or path for ${verb} ${path}`);
-  words.rows = body ? 7 : 1;
-  words.value = body ? JSON.stringify(EXAMPLES[path] || {}, null, 1) : path.replace(/{.*}/, "somebody");
+  const input = make("textarea");
+  input.setAttribute("aria-label", `body or path for ${verb} ${path}`);
+  input.rows = body ? 7 : 1;
+  input.value = body ? JSON.stringify(EXAMPLES[path] || {}, null, 1) : path.replace(/{.*}/, "somebody");
   const key = document.getElementById("key");
   const button = make("button", "", "Send");
   const row = make("div", "try");
@@ -68,18 +68,17 @@ function endpoint(api, path, verb, about) {
     if (key.value) headers["x-api-key"] = key.value;
     answer.hidden = false;
     try {
-      const where = body ? path : words.value;
-      const response = await fetch(where, { method: verb.toUpperCase(), headers,
-        body: body ? words.value : undefined });
+      const response = await fetch(body ? path : input.value, { method: verb.toUpperCase(), headers,
+        body: body ? input.value : undefined });
       const text = await response.text();
       let shown = text;
-      try { shown = JSON.stringify(JSON.parse(text), null, 1); } catch { /* no JSON: as it is */ }
+      try { shown = JSON.stringify(JSON.parse(text), null, 1); } catch { /* not JSON */ }
       answer.textContent = `${response.status}\n${shown}`;
     } catch (error) {
-      answer.textContent = `no answer: ${error.message}`;
+      answer.textContent = `no reply: ${error.message}`;
     }
   });
-  card.append(words, row, answer);
+  card.append(input, row, answer);
   return card;
 }
 

@@ -1,14 +1,14 @@
-// Why a list is as it is: facts, history as it was used, scores, counts as of now, what is trending.
-// Text from people or from the server is only ever set as textContent.
+// The explanation of a list: facts, used history, scores, counts as of now, trending queries.
+// Text from users or from the server is only set as textContent.
 "use strict";
 
 const COUNT_NAMES = { orders: "ordered", item_clicks: "opened" };
 
 function element(name, className, text) {
-  const made = document.createElement(name);
-  if (className) made.className = className;
-  if (text !== undefined) made.textContent = text;
-  return made;
+  const node = document.createElement(name);
+  if (className) node.className = className;
+  if (text !== undefined) node.textContent = text;
+  return node;
 }
 
 function fact(name, value) {
@@ -42,14 +42,14 @@ function columnName(column) {
 // ------------------------------------------------------------------ trending
 
 function showTrending(reply) {
-  const found = reply.why.trending;
-  $("trending").hidden = found.length === 0;
-  $("trending-list").replaceChildren(...found.map((one) => {
+  const { trending } = reply.why;
+  $("trending").hidden = trending.length === 0;
+  $("trending-list").replaceChildren(...trending.map((one) => {
     const item = element("li");
     const button = element("button", "", one.text);
     button.type = "button";
-    button.title = `searched ${number(one.now)} times of late (halved every 17 h), where its share ` +
-      `of all searches predicts ${number(one.usual)}; ${number(one.all)} in all`;
+    button.title = `${number(one.now)} recent searches (half-life 17 h); its share of all searches ` +
+      `predicts ${number(one.usual)}; ${number(one.all)} in total`;
     button.append(element("small", "", `${number(one.now)} now · ${number(one.usual)} usual`));
     button.addEventListener("click", () => search(one.text, -1));
     item.append(button);
@@ -80,8 +80,8 @@ function showUsed(why) {
     chip.append(element("small", "", ago(one.minutes)));
     return chip;
   }));
-  const without = why.unknown.length ? `Not used, as too few others searched it: ${why.unknown.join(" · ")}` : "";
-  $("unused").textContent = why.history.length || without ? without : "None yet.";
+  const unused = why.unknown.length ? `Not used, because too few others searched it: ${why.unknown.join(" · ")}` : "";
+  $("unused").textContent = why.history.length || unused ? unused : "None yet.";
 }
 
 function showRelated(why) {
@@ -91,14 +91,14 @@ function showRelated(why) {
     item.append(element("span", "", one.text));
     if (one.id) {
       const id = element("code", "", one.id.join("-"));
-      id.title = "semantic id, coarse to fine: queries alike share its beginning";
+      id.title = "semantic id, coarse to fine: similar queries share its beginning";
       item.append(id);
     }
     return item;
   }));
 }
 
-// Log-probabilities as bars: shares of the list.
+// Bars of the probabilities as shares of the list, and the log-probabilities.
 function bars(reply) {
   const scored = reply.suggestions.filter((one) => one.score !== null);
   const most = Math.max(...scored.map((one) => one.score), -Infinity);
@@ -115,10 +115,10 @@ function bars(reply) {
 
 function showScores(reply) {
   $("scores-part").hidden = reply.why.counts.length > 0;
-  const made = bars(reply);
+  const scores = bars(reply);
   $("scores").replaceChildren(...reply.suggestions.map((one, place) => {
     const item = element("li");
-    item.append(element("span", "", one.text), ...made[place]);
+    item.append(element("span", "", one.text), ...scores[place]);
     return item;
   }));
 }
@@ -142,14 +142,14 @@ function showCounts(reply) {
   }
   const counts = rows.map((one) => columns.map((column) => one.counts?.[column] ?? 0));
   const most = columns.map((_, place) => Math.max(...counts.map((row) => row[place])));
-  const made = bars(reply);
+  const scores = bars(reply);
   const body = rows.map((one, at) => {
     const row = element("tr");
     const head = element("th", "", one.text);
     if (one.written) head.append(element("small", "", "written by the model"));
     if (one.alike) head.append(element("small", "", `${one.alike.cosine.toFixed(2)} like ${one.alike.text}`));
     const score = element("td", "score");
-    score.append(...made[at]);
+    score.append(...scores[at]);
     row.append(head, score);
     counts[at].forEach((value, place) => {
       const cell = element("td", "", number(value));

@@ -1,4 +1,4 @@
-"""How mistakes are reported: a status, the field and a sentence; never anything that was sent."""
+"""Error replies: a status, the field and a message; never text from the request."""
 
 from __future__ import annotations
 
@@ -18,81 +18,81 @@ from onesug_jax.serve.requests import Full, Late, NotReady
 from onesug_jax.serve.trust import TooMany
 
 
-def mistake(
+def error_reply(
     status: int, field: str, message: str, headers: Mapping[str, str] | None = None
 ) -> JSONResponse:
-    """`replies.Mistakes` with one mistake."""
+    """A reply of `replies.Mistakes` with one error."""
     return JSONResponse({"errors": [{"field": field, "message": message}]}, status, headers)
 
 
-def full(after: float) -> JSONResponse:
-    """There is no place for a request; in so many seconds there may be."""
+def queue_full_reply(after: float) -> JSONResponse:
+    """A request was refused; retry in `after` seconds."""
     retry = {"retry-after": str(max(1, math.ceil(after)))}
-    return mistake(503, "queue", "too many requests are waiting", retry)
+    return error_reply(503, "queue", "too many requests are waiting", retry)
 
 
 def add_errors(app: FastAPI) -> None:
-    """How mistakes are reported: always as `replies.Mistakes`, never with what was sent."""
+    """Reports all errors as `replies.Mistakes`."""
 
     @app.exception_handler(RequestValidationError)
     async def invalid(request, error):
-        found = error.errors()
-        status = 400 if any(one["type"] == "json_invalid" for one in found) else 422
-        return JSONResponse({"errors": _named(found)}, status)
+        errors = error.errors()
+        status = 400 if any(one["type"] == "json_invalid" for one in errors) else 422
+        return JSONResponse({"errors": _without_values(errors)}, status)
 
     @app.exception_handler(HTTPException)
     async def refused(request, error):
         field = {404: "path", 405: "method"}.get(error.status_code, "body")
-        return mistake(error.status_code, field, str(error.detail), error.headers)
+        return error_reply(error.status_code, field, str(error.detail), error.headers)
 
     @app.exception_handler(Full)
-    async def no_place(request, error):
-        return full(error.after)
+    async def queue_full(request, error):
+        return queue_full_reply(error.after)
 
     @app.exception_handler(TooMany)
     async def too_many(request, error):
         after = {"retry-after": str(math.ceil(error.after))}
-        return mistake(429, "source", str(error), after)
+        return error_reply(429, "source", str(error), after)
 
     @app.exception_handler(NotReady)
     async def not_ready(request, error):
-        return mistake(503, "model", str(error), {"retry-after": "2"})
+        return error_reply(503, "model", str(error), {"retry-after": "2"})
 
     @app.exception_handler(Late)
     async def late(request, error):
-        return mistake(504, "deadline_ms", str(error))
+        return error_reply(504, "deadline_ms", str(error))
 
     @app.exception_handler(Conflict)
     async def conflict(request, error):
-        return mistake(409, error.field, str(error))
+        return error_reply(409, error.field, str(error))
 
     @app.exception_handler(Unknown)
     async def unknown(request, error):
-        return mistake(404, "request_id", "this request is not stored yet: send its query first")
+        return error_reply(404, "request_id", "this request is not stored; send its query first")
 
     @app.exception_handler(Busy)
     @app.exception_handler(sqlite3.Error)
     async def busy(request, error):
-        return mistake(503, "store", "events cannot be written just now", {"retry-after": "1"})
+        return error_reply(503, "store", "events cannot be written now", {"retry-after": "1"})
 
 
-def _named(errors: Sequence[Any]) -> list[dict[str, str]]:
-    """What is wrong, and in which field, of pydantic's errors; nothing of what was sent."""
-    found = []
+def _without_values(errors: Sequence[Any]) -> list[dict[str, str]]:
+    """The fields and messages of pydantic's errors, without text from the request."""
+    replies = []
     for error in errors:
-        place = list(map(str, error["loc"]))
-        if place and place[0] in ("body", "path"):
-            del place[0]
+        path = list(map(str, error["loc"]))
+        if path and path[0] in ("body", "path"):
+            del path[0]
         if error["type"] == "json_invalid":
-            place = []  # what stands there is an offset
+            path = []  # `loc` is an offset
         if error["type"].startswith(ABOUT):
-            place = [error["type"].removeprefix(ABOUT)]
-        named = [part if _nameable(part) else "?" for part in place]
+            path = [error["type"].removeprefix(ABOUT)]
+        names = [part if _is_name(part) else "?" for part in path]
         message = error["msg"].removeprefix("Value error, ")
-        found.append({"field": ".".join(named) or "body", "message": message})
-    return found
+        replies.append({"field": ".".join(names) or "body", "message": message})
+    return replies
 
 
-def _nameable(part: str) -> bool:
-    """Whether a part of a place is a field's name or a number, not a text somebody typed."""
+def _is_name(part: str) -> bool:
+    """Whether a part of a field's path looks like a name or a number, not like a user's text."""
     return part.isascii() and part.replace("_", "").isalnum() and len(part) <= 32

@@ -1,8 +1,8 @@
-"""A real server process over a stand-in for the model, for tests of sockets and signals.
+"""A real server process with a fake model, for tests of sockets and signals.
 
-python -m tests.serve.standin STORE DELAY [NAME=VALUE ...]: lists take DELAY seconds, or come from a
-random model where DELAY is "items"; the rest are settings of ServerConfig. Prints the server's
-lines; "READY" when requests are answered.
+python -m tests.serve.server_process STORE DELAY [NAME=VALUE ...]: lists take DELAY seconds, or come
+from a random model if DELAY is "items"; the rest are settings of ServerConfig. Prints the server's
+lines, and "READY" when requests are answered.
 """
 
 import ast
@@ -15,15 +15,15 @@ import time
 from onesug_jax.serve.engine import Engine, EngineConfig
 from onesug_jax.serve.feedback import FeedbackConfig, FeedbackStore
 from onesug_jax.serve.server import ServerConfig, serve
-from tests.serve.conftest import Pretended
+from tests.serve.conftest import FakeVersion
 from tests.serve.item_shop import make_shop, open_shop
 
-# Tests send what they like, as fast as they can.
-EVERYTHING = FeedbackConfig(trust="all", visitors_per_source=None, feedback_per_minute=None)
+# For tests that send any feedback at any rate.
+TRUST_ALL = FeedbackConfig(trust="all", visitors_per_source=None, feedback_per_minute=None)
 
 
-class Slow(Pretended):
-    """Lists that take a while; their texts tell the history: a page can be seen to learn."""
+class SlowVersion(FakeVersion):
+    """Makes slow lists, whose first text contains the newest query of the history."""
 
     delay = 0.0
 
@@ -41,26 +41,26 @@ class Slow(Pretended):
 
 
 def main(store, delay, *settings):
-    """Runs until it is stopped."""
+    """Serves until it is stopped."""
     pairs = [setting.split("=", 1) for setting in settings]
     config = ServerConfig(**{name: ast.literal_eval(value) for name, value in pairs})
     settings = EngineConfig(levels=("full", "beam"), deadline_ms=60_000.0, max_batch=1)
     settings = dataclasses.replace(settings, wait_ms=float(os.environ.get("WAIT_MS", 60_000)))
-    events = FeedbackStore(store, EVERYTHING)
+    events = FeedbackStore(store, TRUST_ALL)
     if delay == "items":
         now, folder = int(1000 * time.time()), os.path.dirname(store)
         make_shop(folder, now)
         version = open_shop(folder, events, None)
     else:
-        version = Slow()
+        version = SlowVersion()
         version.delay = float(delay)
     engine = Engine(lambda: version.path, lambda path: version, settings)
 
-    def tell():
+    def print_ready():
         engine.wait_ready()
         print("READY", flush=True)
 
-    threading.Thread(target=tell, daemon=True).start()
+    threading.Thread(target=print_ready, daemon=True).start()
     serve(engine, events, config, lambda line: print(line, flush=True))
     print("ENDED", flush=True)
 
