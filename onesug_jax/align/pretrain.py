@@ -135,18 +135,19 @@ def either_way_loss(
     """
     place, targets = batch["target_candidate"], batch["decoder_target_tokens"]
     size = len(place)
-    order = (place == 0) + jax.random.uniform(jax.random.fold_in(key, 1), (size,))
-    order = order.reshape(-1, size if size % WRITTEN_GROUP else WRITTEN_GROUP)
-    rows = jax.lax.top_k(order, min(math.ceil(written_share * order.shape[1]), order.shape[1]))[1]
+    priority = (place == 0) + jax.random.uniform(jax.random.fold_in(key, 1), (size,))
+    priority = priority.reshape(-1, size if size % WRITTEN_GROUP else WRITTEN_GROUP)
+    count = min(math.ceil(written_share * priority.shape[1]), priority.shape[1])
+    rows = jax.lax.top_k(priority, count)[1]
 
     def gather(x: jax.Array) -> jax.Array:
         """The rows of `x [B, ...]` that are decoded."""
-        x = x.reshape(*order.shape, *x.shape[1:])
+        x = x.reshape(*priority.shape, *x.shape[1:])
         return jax.vmap(lambda x, rows: x[rows])(x, rows).reshape(-1, *x.shape[2:])
 
     def scatter(x: jax.Array, fill: float) -> jax.Array:
         """`x` at the rows that are decoded, `fill` at the others, `[B]`."""
-        put = jax.vmap(lambda rows, x: jnp.full(order.shape[1], fill).at[rows].set(x))
+        put = jax.vmap(lambda rows, x: jnp.full(priority.shape[1], fill).at[rows].set(x))
         return put(rows, x.reshape(rows.shape)).reshape(size)
 
     def both(model: Seq2Seq) -> tuple[Opening, Scores]:

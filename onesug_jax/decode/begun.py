@@ -39,13 +39,13 @@ class Begun:
         """See `Constraint.start`."""
         return jnp.zeros((batch, 1), jnp.int32)
 
-    def best(self, state, scores, before, wanted, first):
+    def best(self, state, scores, before, k, first):
         """See `Constraint.best`."""
         del first
         allowed = jax.vmap(lambda rows, picks: rows[picks])(self.allowed, state)
         totals = scores.vocabulary + (before - scores.log_partition())[..., None]
         totals = jnp.where(allowed & (before > NEG_INF / 2)[..., None], totals, NEG_INF)
-        totals, parent, token = _best_of(totals, wanted)
+        totals, parent, token = _best_of(totals, k)
         written = jnp.take_along_axis(state, parent, axis=1) + self.sizes[token]
         return Continuations(totals, parent, token, jnp.minimum(written, self.typed[:, None]))
 

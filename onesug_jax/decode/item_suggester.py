@@ -162,8 +162,8 @@ class ItemSuggester:
         started = []
         for past in sorted({room.history for room in rooms}):
             same = [i for i, room in enumerate(rooms) if room.history == past]
-            for places in batches_of([rooms[i].candidates for i in same], self.batch_sizes):
-                members = [same[place] for place in places]
+            for indices in batches_of([rooms[i].candidates for i in same], self.batch_sizes):
+                members = [same[index] for index in indices]
                 room = max(rooms[i] for i in members)
                 batch = [requests[i] for i in members]
                 started.append((members, self.opening(batch, room).log_probabilities))

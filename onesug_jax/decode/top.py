@@ -35,8 +35,8 @@ def largest(x: jax.Array, k: int) -> tuple[jax.Array, jax.Array]:
     groups = x.reshape(*x.shape[:-1], -1, group)
     _, chosen = largest(jnp.max(groups, axis=-1), k)
     within = jnp.take_along_axis(groups, chosen[..., None], axis=-2)
-    values, place = largest(within.reshape(*x.shape[:-1], k * group), k)
-    return values, jnp.take_along_axis(chosen, place // group, axis=-1) * group + place % group
+    values, index = largest(within.reshape(*x.shape[:-1], k * group), k)
+    return values, jnp.take_along_axis(chosen, index // group, axis=-1) * group + index % group
 
 
 def group_size(count: int, k: int) -> int:

@@ -66,9 +66,9 @@ class Constraint(Protocol):
         """States `[B, 1]` of an empty output."""
 
     def best(
-        self, state: jax.Array, scores: Scores, before: BeamScores, wanted: int, first: bool
+        self, state: jax.Array, scores: Scores, before: BeamScores, k: int, first: bool
     ) -> Continuations:
-        """The best `wanted` continuations of beams in states `[B, K]`.
+        """The best `k` continuations of beams in states `[B, K]`.
 
         `scores` are of the next tokens; `before [B, K]` are the summed log-probabilities of the
         beams. Next tokens are normalised over the whole vocabulary, allowed or not. `first`:
@@ -97,13 +97,13 @@ class Free:
         """See `Constraint.start`."""
         return jnp.zeros((batch, 1), jnp.int32)
 
-    def best(self, state, scores, before, wanted, first):
+    def best(self, state, scores, before, k, first):
         """See `Constraint.best`."""
         del first
         logits = scores.vocabulary
         batch, beams, words = logits.shape
-        size = group_size(beams * words, wanted)
-        count = max(-(-words // size), -(-wanted // (beams * size)))
+        size = group_size(beams * words, k)
+        count = max(-(-words // size), -(-k // (beams * size)))
         padding = ((0, 0), (0, 0), (0, count * size - words))
         logits = jnp.pad(logits, padding, constant_values=NEG_INF)
         groups = logits.reshape(batch, beams, count, size)
@@ -115,26 +115,26 @@ class Free:
             log_partition = jnp.logaddexp(log_partition, scores.mass)
         before = before - log_partition
         highest = (highest + before[..., None]).reshape(batch, -1)
-        _, chosen = largest(highest, min(wanted, beams * count))
-        beam, place = chosen // count, chosen % count
+        _, chosen = largest(highest, min(k, beams * count))
+        beam, group = chosen // count, chosen % count
         within = jnp.take_along_axis(groups.reshape(batch, -1, size), chosen[..., None], axis=1)
         within = within + jnp.take_along_axis(before, beam, axis=1)[..., None]
-        within = jnp.where(allowed[place], within, NEG_INF)
-        totals, at = largest(within.reshape(batch, -1), wanted)
+        within = jnp.where(allowed[group], within, NEG_INF)
+        totals, at = largest(within.reshape(batch, -1), k)
         pick = functools.partial(jnp.take_along_axis, indices=at // size, axis=1)
-        parent, token = pick(beam), jnp.minimum(pick(place) * size + at % size, words - 1)
+        parent, token = pick(beam), jnp.minimum(pick(group) * size + at % size, words - 1)
         return Continuations(totals, parent, token, jnp.take_along_axis(state, parent, axis=1))
 
 
-def _best_of(totals: jax.Array, wanted: int) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """The largest of `[B, K, C]` with their two indices, `[B, wanted]` each."""
+def _best_of(totals: jax.Array, k: int) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """The largest of `[B, K, C]` with their two indices, `[B, k]` each."""
     batch, beams, width = totals.shape
     flat = totals.reshape(batch, beams * width)
-    if flat.shape[1] < wanted:
-        flat = jnp.pad(flat, ((0, 0), (0, wanted - flat.shape[1])), constant_values=NEG_INF)
-    best, place = largest(flat, wanted)
-    place = jnp.minimum(place, beams * width - 1)
-    return best, place // width, place % width
+    if flat.shape[1] < k:
+        flat = jnp.pad(flat, ((0, 0), (0, k - flat.shape[1])), constant_values=NEG_INF)
+    best, index = largest(flat, k)
+    index = jnp.minimum(index, beams * width - 1)
+    return best, index // width, index % width
 
 
 @flax.struct.dataclass
@@ -183,7 +183,7 @@ class Trie:
         """See `Constraint.start`: the root."""
         return jnp.zeros((batch, 1), jnp.int32)
 
-    def best(self, state, scores, before, wanted, first):
+    def best(self, state, scores, before, k, first):
         """See `Constraint.best`. The number of children read is that of the widest node of a beam,
         rounded up to one of a few numbers.
         """
@@ -200,7 +200,7 @@ class Trie:
                 exists &= (self.low[child] < high) & (low < self.high[child])
             tokens = self.token[child].astype(jnp.int32)
             totals = jnp.take_along_axis(scores.vocabulary, tokens, axis=-1) + before[..., None]
-            totals, parent, choice = _best_of(jnp.where(exists, totals, NEG_INF), wanted)
+            totals, parent, choice = _best_of(jnp.where(exists, totals, NEG_INF), k)
             child = jnp.take_along_axis(begin, parent, axis=1) + choice
             child = jnp.where(totals > NEG_INF / 2, child, 0)
             return Continuations(totals, parent, self.token[child].astype(jnp.int32), child)

@@ -154,8 +154,8 @@ def _table(rows: Sequence[Sequence[str]], green: Collection[tuple[int, int]] = (
     for number, row in enumerate(rows):
         cell = "td" if number else "th"
         cells = [
-            f"<{cell}{' class=ours' if (number, place) in green else ''}>{text}</{cell}>"
-            for place, text in enumerate(row)
+            f"<{cell}{' class=ours' if (number, column) in green else ''}>{text}</{cell}>"
+            for column, text in enumerate(row)
         ]
         lines.append(f"<tr>{''.join(cells)}</tr>")
     return "".join([*lines, "</table></div>"])
@@ -207,12 +207,12 @@ def _example(row: Mapping, labels: Mapping[str, str]) -> str:
     for name, label in labels.items():
         rank, texts = row[f"rank_{name}"], row[f"list_{name}"] or []
         items = [
-            f"<li{' class=hit' if place == rank else ''}>{html.escape(text)}</li>"
-            for place, text in enumerate(texts[:_SHOWN], 1)
+            f"<li{' class=hit' if position == rank else ''}>{html.escape(text)}</li>"
+            for position, text in enumerate(texts[:_SHOWN], 1)
         ]
-        place = f"place {rank}" if rank else "absent"
+        rank_text = f"rank {rank}" if rank else "absent"
         columns.append(
-            f"<div><small>{html.escape(label)}: {place}</small><ol>{''.join(items)}</ol></div>"
+            f"<div><small>{html.escape(label)}: {rank_text}</small><ol>{''.join(items)}</ol></div>"
         )
     typed = html.escape(row["prefix"]) or "(nothing)"
     return (

@@ -185,9 +185,9 @@ def _bars(
     order = dict.fromkeys([*first, *suggesters])
     colours = dict(zip(order, itertools.cycle(_COLOURS), strict=False))
     for axis, metric in zip(axes, names, strict=True):
-        for place, (name, text) in enumerate(suggesters.items()):
+        for index, (name, text) in enumerate(suggesters.items()):
             heights = [metrics[name][label][metric] or 0.0 for label in labels]
-            at = [x + (place - (count - 1) / 2) * width for x in range(len(labels))]
+            at = [x + (index - (count - 1) / 2) * width for x in range(len(labels))]
             bars = axis.bar(at, heights, width * 0.94, label=text, color=colours[name])
             axis.bar_label(bars, fmt="%.0f", fontsize=7, padding=1)
         ticks = []
