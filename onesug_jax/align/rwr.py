@@ -234,7 +234,8 @@ def make_measure(
             policy, old = (log_probabilities(x, targets) for x in scores)
             _, lists, metrics = objective(preference, policy, old, batch)
             positives, length = targets[:, 0], targets.shape[2]
-            kl, tokens = divergence(*(x.vocabulary[:, :length] for x in scores), positives)
+            new, before = (x.vocabulary[:, :length] for x in scores)
+            kl, tokens = divergence(new, before, positives)
         per_list = {f"{name}/count": lists for name in ("preference", "sft")}
         return metrics | per_list | {"kl": kl, "kl/count": tokens}
 

@@ -5,7 +5,7 @@ more than the rest of the step. The k largest lie in the k groups with the large
 enough to choose among the groups' maxima, and then within those groups.
 
 Reading a million scores per request is also the largest read of a step. `group_max_and_logsumexp`
-reads them once, for the groups' maxima and for the normaliser.
+reads them once, for the groups' maxima and the log-partition.
 """
 
 from __future__ import annotations
