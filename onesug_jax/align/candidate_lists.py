@@ -1,8 +1,8 @@
-"""Preference lists of all candidates of a request, in one pass.
+"""Preference lists that hold all candidates of a request, scored in one pass.
 
-Where candidates are output tokens (`model/candidates.py`), one step of the decoder gives log pi of
-every one of them, so the target is compared with all others instead of with the four that PAPER.md
-section 4 samples. The losses get lists as usual: the positive first.
+Where candidates are output tokens (`model/candidates.py`), one decoder step gives log pi of every
+candidate. The target is therefore compared with all others, not only with the four that PAPER.md
+section 4 samples. As in every preference list, the positive comes first.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ def candidate_scores(
     tables: ItemTables,
     rngs: Mapping[str, jax.Array] | None = None,
 ) -> ListScores:
-    """`log pi` of the candidates' tokens, `[B, C]`: of `encoder_input_tokens` and the items."""
+    """`log pi` of the candidates' tokens, `[B, C]`, from `encoder_input_tokens` and the items."""
     tokens, items = batch["encoder_input_tokens"], Items.of(batch)
 
     def opening(model: Seq2Seq) -> Opening:
@@ -37,21 +37,22 @@ def candidate_scores(
         encoded = model.encode(tokens, None, None, items, tables, text)
         return model.opening(encoded, model.given(tokens, items), items, start)
 
-    found: Any = model.apply({"params": params}, method=opening, rngs=dict(rngs or {}))
-    return found.log_probabilities
+    output: Any = model.apply({"params": params}, method=opening, rngs=dict(rngs or {}))
+    return output.log_probabilities
 
 
 def positive_first(values: jax.Array, place: jax.Array) -> jax.Array:
-    """`[B, C]` of candidates -> `[B, 1 + C]`, the target first; `place [B]` is its place + 1,
-    0 where it is not among them.
+    """Puts the target's value in front of all candidates' values: `[B, C]` -> `[B, 1 + C]`.
+
+    `place [B]` is the target's position + 1, 0 where it is not a candidate.
     """
-    own = jnp.take_along_axis(values, jnp.maximum(place - 1, 0)[:, None], axis=1)
-    return jnp.concatenate([own, values], axis=1)
+    target = jnp.take_along_axis(values, jnp.maximum(place - 1, 0)[:, None], axis=1)
+    return jnp.concatenate([target, values], axis=1)
 
 
 def list_mask(candidates: jax.Array, place: jax.Array) -> ListMask:
-    """What of `positive_first` is a positive or a negative, `[B, 1 + C]`; rows whose target is no
-    candidate have no positive.
+    """Whether each entry of `positive_first` is a positive or a negative, `[B, 1 + C]`; a row whose
+    target is not a candidate has no positive.
     """
     others = (candidates > 0) & (jnp.arange(candidates.shape[1]) != place[:, None] - 1)
     return jnp.concatenate([place[:, None] > 0, others], axis=1)

@@ -3,15 +3,15 @@
 A preference list is one positive and N negatives of a request, in that order along the last axis:
 column 0 is the positive. The preference losses read three arrays `[B, 1 + N]`:
 
-  implicit   rhat(q) = beta * (log pi(q | x) - log pi_ref(q | x)), log-probabilities summed over
-             tokens: what the policy prefers more than the reference does
-  rewards    r(x, q) = lambda * e^p of `align.rewards`: the value of people's behaviour
-  mask       whether a place holds a query; a list without negatives has loss 0
+  implicit   rhat(q) = beta * (log pi(q | x) - log pi_ref(q | x)), the implicit reward;
+             log-probabilities are summed over tokens
+  rewards    r(x, q) = lambda * e^p of `align.rewards`, from the observed behaviour
+  mask       whether a position holds a query; a list without negatives has loss 0
 
-and differ in two choices: what is applied to a negative's excess z_l = rhat_l - rhat_w (nothing,
-the hinge the paper prints, or the hinge it describes), and whether the N excesses count one by one
-(pair-wise) or as a list (list-wise). PAPER.md section 4. As printed there, the losses have no
-gradient where policy and reference agree, which is where training starts.
+They differ in two choices: the function of a negative's excess z_l = rhat_l - rhat_w (identity,
+the hinge in the paper's formula, or the hinge in its text), and whether the N excesses are combined
+pair by pair (pair-wise) or as one list (list-wise). PAPER.md section 4. The losses as printed there
+have no gradient where policy and reference agree, which is where training starts.
 """
 
 from __future__ import annotations
@@ -27,13 +27,10 @@ from onesug_jax.arrays import NEG_INF, ListMask, ListScores, LossWeights, TokenL
 def sft(log_probabilities: TokenLogs, weights: LossWeights) -> tuple[jax.Array, jax.Array]:
     """Next-token cross-entropy, `-sum_t log pi(q_t | q_<t, x)`: the generation (SFT) loss.
 
-    PAPER.md section 3.
-
-    Args:
-      log_probabilities: `[B, T]`, of the targets; weights: `[B, T]`, 1 where a target counts.
+    PAPER.md section 3. Both arguments are `[B, T]`; weights are 1 where a target counts.
 
     Returns:
-      the weighted sum in nats, and the sum of weights; divide for nats a token.
+      the weighted sum in nats, and the sum of weights; their ratio is in nats per token.
     """
     return -jnp.sum(log_probabilities * weights), jnp.sum(weights)
 
@@ -53,7 +50,7 @@ def softmax_dpo(
 ) -> jax.Array:
     """List-wise, unweighted: `-log sigma(-log sum_l e^(rhat_l - rhat_w))` (S-DPO, Chen 2024).
 
-    Equal to the cross-entropy of picking the positive out of the list. `[B]`.
+    Equal to the cross-entropy of choosing the positive from the list, `[B]`.
     """
     return _list(_excess(implicit), mask)
 
@@ -63,7 +60,7 @@ def rwr_printed_pair(
 ) -> jax.Array:
     """As the paper prints it: `mean_l -log sigma(rw_l * max(0, rhat_w - rhat_l - delta))`, `[B]`.
 
-    Section 4, pair-wise. Flat until the positive leads by `delta`, so flat at the start.
+    Section 4, pair-wise. No gradient until the positive leads by `delta`, so none at the start.
     """
     lead = jax.nn.relu(-_excess(implicit) - delta)
     return _pairs(-gap_weights(rewards) * lead, mask)
@@ -76,7 +73,7 @@ def rwr_printed_list(
 
         -log sigma(-log sum_l e^(rw_l * max(0, rhat_l - rhat_w - delta)))
 
-    Section 4. Pushes only against negatives that lead the positive by `delta` or more.
+    Section 4. The gradient comes only from negatives that lead the positive by more than `delta`.
     """
     return _list(gap_weights(rewards) * jax.nn.relu(_excess(implicit) - delta), mask)
 
@@ -84,17 +81,16 @@ def rwr_printed_list(
 def rwr_hinge_pair(
     implicit: ListScores, rewards: ListScores, mask: ListMask, delta: float
 ) -> jax.Array:
-    """`rwr_hinge` by pairs, `[B]`: `mean_l -log sigma(-rw_l max(0, delta + rhat_l - rhat_w))`."""
+    """Pair-wise `rwr_hinge`, `[B]`: `mean_l -log sigma(-rw_l max(0, delta + rhat_l - rhat_w))`."""
     return _pairs(gap_weights(rewards) * jax.nn.relu(_excess(implicit) + delta), mask)
 
 
 def rwr_hinge(implicit: ListScores, rewards: ListScores, mask: ListMask, delta: float) -> jax.Array:
-    """The paper's text instead of its formula, list-wise, `[B]`: the positive at least `delta`
-    better.
+    """The paper's text instead of its formula: a margin of at least `delta`, list-wise, `[B]`:
 
         -log sigma(-log sum_l e^(rw_l * max(0, delta + rhat_l - rhat_w)))
 
-    Section 4 with the margin's sign turned: pushes until each margin is reached, then rests.
+    Section 4 with the opposite sign of the margin. A negative has no gradient beyond its margin.
     """
     return _list(gap_weights(rewards) * jax.nn.relu(_excess(implicit) + delta), mask)
 
@@ -102,7 +98,7 @@ def rwr_hinge(implicit: ListScores, rewards: ListScores, mask: ListMask, delta: 
 def rwr_release(
     implicit: ListScores, rewards: ListScores, mask: ListMask, delta: float
 ) -> jax.Array:
-    """The form of the authors' later release, without a hinge, list-wise, `[B]`:
+    """The loss of the authors' later release, without a hinge, list-wise, `[B]`:
 
     -log sigma(-log sum_l e^(c_l * (rhat_l - rhat_w))),  c_l = (max(r_w, 1) - r_l)^-1.5 + 1
 
@@ -121,7 +117,7 @@ def rwr_release(
 def rwr_release_pair(
     implicit: ListScores, rewards: ListScores, mask: ListMask, delta: float
 ) -> jax.Array:
-    """`rwr_release` pair by pair: `mean_l -log sigma(c_l * (rhat_w - rhat_l))`, `[B]`."""
+    """Pair-wise `rwr_release`, `[B]`: `mean_l -log sigma(c_l * (rhat_w - rhat_l))`."""
     return _pairs(release_weights(rewards) * _excess(implicit), mask)
 
 
@@ -140,7 +136,7 @@ LOSSES: Mapping[str, PreferenceLoss] = {
 
 
 def gap_weights(rewards: ListScores) -> jax.Array:
-    """`rw_l = 1 / (r_w - r_l)`, `[B, N]`: close levels weigh most, easy ones least (section 4).
+    """`rw_l = 1 / (r_w - r_l)`, `[B, N]`: larger weights for closer rewards (section 4).
 
     `align.rewards` gives every positive a larger reward than every negative.
     """
@@ -148,17 +144,17 @@ def gap_weights(rewards: ListScores) -> jax.Array:
 
 
 def release_weights(rewards: ListScores) -> jax.Array:
-    """`c_l = (max(r_w, 1) - r_l)^-1.5 + 1`, `[B, N]`: the later release's weight of a negative."""
+    """`c_l = (max(r_w, 1) - r_l)^-1.5 + 1`, `[B, N]`: the weights of the authors' later release."""
     return _positive_gap(jnp.maximum(rewards[:, :1], 1.0) - rewards[:, 1:]) ** -1.5 + 1.0
 
 
 def _positive_gap(gap: jax.Array) -> jax.Array:
-    """Empty places of a list may have any reward; their weight only has to be finite."""
+    """Keeps the weights of empty positions finite: their rewards are arbitrary."""
     return jnp.maximum(gap, 1e-2)
 
 
 def _excess(implicit: ListScores) -> jax.Array:
-    """`rhat_l - rhat_w`, `[B, N]`: how far each negative leads the positive."""
+    """`rhat_l - rhat_w`, `[B, N]`: the lead of each negative over the positive."""
     return implicit[:, 1:] - implicit[:, :1]
 
 

@@ -1,11 +1,12 @@
 """The pretrain stage: next-token loss on the queries people searched (PAPER.md section 3).
 
 The result is the SFT model: the first M_t, and the reference of preference alignment. A model with
-candidate tokens learns log p(q | x) of both ways of writing a query (`model/candidates.py`).
+candidate tokens learns log p(q | x) over both ways to write a query (`model/candidates.py`).
 """
 
 from __future__ import annotations
 
+import functools
 import math
 from typing import Any
 
@@ -22,8 +23,8 @@ from onesug_jax.model.scores import Scores
 from onesug_jax.model.seq2seq import Seq2Seq, initial
 from onesug_jax.train.train_state import Stage
 
-WRITTEN_SHARE = 0.25  # of a batch's rows, decoded by pieces
-WRITTEN_GROUP = 16  # consecutive rows among which these are chosen: no row changes its device
+WRITTEN_SHARE = 0.25  # share of a batch's rows that is decoded piece by piece
+WRITTEN_GROUP = 16  # they are chosen within so many consecutive rows: none changes its device
 
 
 def step_flops(
@@ -34,9 +35,9 @@ def step_flops(
     candidates: int = 0,
     written_share: float = WRITTEN_SHARE,
 ) -> float:
-    """FLOPs of an update, forward and back, an example; conventions as
-    `ModelConfig.flops_per_example`. With candidate tokens every row takes one step of the decoder,
-    and `written_share` of them are decoded by pieces besides.
+    """FLOPs per example of an update, forward and backward; conventions of
+    `ModelConfig.flops_per_example`. With candidate tokens every row takes one decoder step, and a
+    share `written_share` of the rows is also decoded piece by piece.
     """
     request, opened, written = (
         config.flops_per_example(input_length, length, history, candidates)
@@ -55,20 +56,20 @@ def pretrain_stage(
 ) -> Stage:
     """The stage that the training loop runs; batches are T5X's arrays, padded or packed.
 
-    A model with items reads those too (`Items.of`), and with candidate tokens `target_candidate
-    [B]`, the place + 1 of the target among the candidates. `weight [B]`, where there is one,
-    multiplies the loss of a row.
+    A model with items also reads the batch's items (`Items.of`). With candidate tokens it reads
+    `target_candidate [B]`, the position + 1 of the target among the candidates. `weight [B]`, if
+    present, multiplies the loss of a row.
 
-    Reported sums: `accuracy`, the share of tokens, or of rows where there are candidate tokens,
-    that the model ranks first.
+    Reported: `accuracy`, the share of tokens that the model ranks first; with candidate tokens,
+    the share of rows.
 
     Args:
-      tables: of the items.
-      writing: weight of the target's pieces given that it is written by pieces: so the decoder
-        learns to write from rows of all kinds, which it does for the few whose query is new.
-      written_share: of every `WRITTEN_GROUP` rows, how many are decoded by pieces; those whose
-        target is no candidate come first, others by chance. Most of the time of a step goes into
-        pieces.
+      tables: the item tables.
+      writing: weight of the log-probability of the target's pieces, given that the query is
+        written. It lets the decoder learn from all rows, not only from the few with a new query.
+      written_share: the share of every `WRITTEN_GROUP` rows that is decoded piece by piece, which
+        takes most of the time of a step. Rows whose target is not a candidate come first, then
+        rows at random.
 
     Examples:
       >>> import jax
@@ -84,9 +85,6 @@ def pretrain_stage(
       (True, 3.0)
     """
     model = Seq2Seq(config, deterministic=config.dropout == 0)
-
-    def init(key: jax.Array):
-        return initial(config, key)
 
     def loss(params, batch, key, tables=None):
         if config.writes_candidates:
@@ -116,6 +114,7 @@ def pretrain_stage(
             + np.count_nonzero(batch["decoder_loss_weights"])
         )
 
+    init = functools.partial(initial, config)
     return Stage("pretrain", init, loss, tokens, frozen=tables, rows_add_up=True)
 
 
@@ -128,26 +127,27 @@ def either_way_loss(
     writing: float = 0.05,
     written_share: float = WRITTEN_SHARE,
 ) -> tuple[jax.Array, jax.Array, dict[str, jax.Array]]:
-    """`-log p(q | x)`, summed over the rows of a batch: its sum, the rows' weights, and other sums.
+    """`-log p(q | x)` of a batch: the sum over its rows, the sum of their weights, other sums.
 
-    Once it is settled that a query is written, what its pieces say, `log p(pieces | x, written)`,
-    counts `writing` times: it is ten times as large as the choice of a candidate, and few rows need
-    it. A row that is not decoded has the choice alone.
+    The pieces' log-probability given that the query is written, `log p(pieces | x, written)`, is
+    weighted by `writing`: it is ten times as large as that of the choice between candidates and
+    writing, and few rows need it. A row that is not decoded has the term of the choice only.
     """
     place, targets = batch["target_candidate"], batch["decoder_target_tokens"]
     size = len(place)
-    order = (place == 0) + jax.random.uniform(jax.random.fold_in(key, 1), (size,))
-    order = order.reshape(-1, size if size % WRITTEN_GROUP else WRITTEN_GROUP)
-    rows = jax.lax.top_k(order, min(math.ceil(written_share * order.shape[1]), order.shape[1]))[1]
+    priority = (place == 0) + jax.random.uniform(jax.random.fold_in(key, 1), (size,))
+    priority = priority.reshape(-1, size if size % WRITTEN_GROUP else WRITTEN_GROUP)
+    count = min(math.ceil(written_share * priority.shape[1]), priority.shape[1])
+    rows = jax.lax.top_k(priority, count)[1]
 
-    def of_rows(x: jax.Array) -> jax.Array:
-        """The chosen rows of `x [B, ...]`."""
-        x = x.reshape(*order.shape, *x.shape[1:])
+    def gather(x: jax.Array) -> jax.Array:
+        """The rows of `x [B, ...]` that are decoded."""
+        x = x.reshape(*priority.shape, *x.shape[1:])
         return jax.vmap(lambda x, rows: x[rows])(x, rows).reshape(-1, *x.shape[2:])
 
-    def to_rows(x: jax.Array, others: float) -> jax.Array:
-        """`x` of the chosen rows and a number for the others, `[B]`."""
-        put = jax.vmap(lambda rows, x: jnp.full(order.shape[1], others).at[rows].set(x))
+    def scatter(x: jax.Array, fill: float) -> jax.Array:
+        """`x` at the rows that are decoded, `fill` at the others, `[B]`."""
+        put = jax.vmap(lambda rows, x: jnp.full(priority.shape[1], fill).at[rows].set(x))
         return put(rows, x.reshape(rows.shape)).reshape(size)
 
     def both(model: Seq2Seq) -> tuple[Opening, Scores]:
@@ -158,26 +158,26 @@ def either_way_loss(
         encoded = model.encode(tokens, None, None, items, tables, text)
         given = model.given(tokens, items)
         opening = model.opening(encoded, given, items, written[:, :1])
-        encoded, given, inputs, written = map(of_rows, (encoded, given, inputs, written))
-        some = jax.tree.map(of_rows, items)
-        return opening, model.decode(encoded, given, inputs, items=some, rows=written)
+        encoded, given, inputs, written = map(gather, (encoded, given, inputs, written))
+        items = jax.tree.map(gather, items)
+        return opening, model.decode(encoded, given, inputs, items=items, rows=written)
 
-    found: Any = model.apply({"params": params}, method=both, rngs={"dropout": key})
-    opening, scores = found
-    there = of_rows(batch["decoder_loss_weights"]) > 0
-    logs = jnp.where(there, scores.log_probabilities(of_rows(targets)), 0.0)
+    outputs: Any = model.apply({"params": params}, method=both, rngs={"dropout": key})
+    opening, scores = outputs
+    mask = gather(batch["decoder_loss_weights"]) > 0
+    logs = jnp.where(mask, scores.log_probabilities(gather(targets)), 0.0)
     pieces = jnp.sum(logs, axis=1)
-    written = to_rows(pieces, NEG_INF)
+    written = scatter(pieces, NEG_INF)
     candidates = opening.log_probabilities
     total = either_way(candidates, written, place)
     # p(first piece) = p(written) * p(first piece | written)
     share = jnp.exp(jnp.minimum(scores.mass[:, 0] - scores.log_partition()[:, 0], -1e-6))
-    given_written = to_rows(pieces - jnp.log1p(-share), 0.0)
+    given_written = scatter(pieces - jnp.log1p(-share), 0.0)
     weights = batch.get("weight", jnp.ones(size)) * (targets[:, 0] > 0)
     own = jnp.take_along_axis(candidates, jnp.maximum(place - 1, 0)[:, None], axis=1)[:, 0]
     hits = (place > 0) & (own >= jnp.max(candidates, axis=1))
-    chosen = jnp.where(place > 0, total, log_written(candidates))
-    loss = -jnp.sum(weights * (chosen + writing * given_written))
+    choice = jnp.where(place > 0, total, log_written(candidates))
+    loss = -jnp.sum(weights * (choice + writing * given_written))
     return loss, jnp.sum(weights), {"accuracy": jnp.sum(weights * hits)}
 
 

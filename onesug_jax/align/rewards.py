@@ -3,9 +3,9 @@
     r(x, q) = lambda * e^p
 
 lambda is the level's base weight, p the query's log-frequency at that level: how often it was
-bought, clicked, shown in vain. The authors' sample shows rewards on both sides of lambda and close
-to it, so p is centred inside the level and clipped. This file counts and computes;
-`align.preferences` draws the lists.
+bought, clicked, or shown without a click. In the authors' sample, rewards lie on both sides of
+lambda and close to it, so p is centred within the level and clipped. `align.preferences` draws the
+lists.
 """
 
 from __future__ import annotations
@@ -24,16 +24,16 @@ NEGATIVE = (Level.SHOW, Level.NOT_SHOW, Level.RAND)
 
 @dataclasses.dataclass(frozen=True)
 class RewardConfig:
-    """Base weights of the levels, and how far frequency may move them.
+    """Base weights of the levels, and the influence of frequency.
 
     Attributes:
-      order, item_click, click, show, not_show, rand: lambda of each level; the paper's.
-      clip: p stays within +-clip (the authors' rows: about 0.2; not in the paper's text).
-      smoothing: added to every count before its logarithm is taken.
+      order, item_click, click, show, not_show, rand: lambda of each level, from the paper.
+      clip: bound of |p| (about 0.2 in the authors' rows; not in the paper's text).
+      smoothing: added to every count before taking the logarithm.
 
     Raises:
-      UserError: a reward of a negative level could reach one of a positive level: the weights of
-        pairs are reciprocals of the difference.
+      UserError: a negative's reward could reach a positive's. Weights of pairs are reciprocals of
+        the difference.
 
     Examples:
       >>> from onesug_jax import RewardConfig
@@ -78,8 +78,8 @@ def reward_table(counts: np.ndarray, config: RewardConfig) -> np.ndarray:
     """The reward of every query at every level, float32 `[6, N]`.
 
     Args:
-      counts: `[6, N]`, how often query n was met at a level. p is centred over the queries that
-        were met there at all; one never met gets the lowest p.
+      counts: `[6, N]`, occurrences of each query at each level. p is centred over the queries
+        that occur at the level; a query that does not occur gets the lowest p.
 
     Examples:
       >>> import numpy as np
@@ -92,9 +92,9 @@ def reward_table(counts: np.ndarray, config: RewardConfig) -> np.ndarray:
     """
     rewards = np.empty(counts.shape, np.float32)
     for level in Level:
-        met = counts[level] > 0
+        occurs = counts[level] > 0
         logs = np.log(counts[level] + config.smoothing)
-        centre = logs[met].mean() if met.any() else 0.0
+        centre = logs[occurs].mean() if occurs.any() else 0.0
         p = np.clip(logs - centre, -config.clip, config.clip)
         rewards[level] = config.base[level] * np.exp(p)
     return rewards

@@ -1,14 +1,14 @@
-"""The preference stage: reward-weighted ranking of lists, beside the generation loss.
+"""The preference stage: reward-weighted ranking of lists, plus the generation loss.
 
     loss = list-wise (or pair-wise) preference term + alpha * (-log pi(q_w | x))
 
-PAPER.md section 4, "hybrid ranking framework"; the terms are `align.losses`'. A batch holds B
-requests, each with the C = 1 + N targets of its preference list. The request is encoded once and
-turned into cross-attention keys and values once, for the policy and again for the reference; the
-targets are scored against them side by side. The reference is the model that training started from:
-a frozen copy, or its log-probabilities, computed beforehand and read back.
+PAPER.md section 4, "hybrid ranking framework"; the terms are in `align.losses`. A batch holds B
+requests, each with the C = 1 + N targets of its preference list. Policy and reference each encode a
+request and compute its cross-attention keys and values once, and score all its targets with them.
+The reference is the model that training started from: a frozen copy, or its log-probabilities,
+computed in advance and stored.
 
-Of a model with candidate tokens a list is all candidates of a request (`candidate_lists.py`).
+With candidate tokens, a list is all candidates of a request (`candidate_lists.py`).
 """
 
 from __future__ import annotations
@@ -46,9 +46,9 @@ class PreferenceConfig:
     """The objective.
 
     Attributes:
-      loss: which of `align.losses.LOSSES`, or the import path of another; "sft" leaves the
-        generation term alone.
-      beta: scale of the implicit reward: how much the policy pays for leaving the reference.
+      loss: a name in `align.losses.LOSSES`, or the import path of another loss; "sft" has only
+        the generation term.
+      beta: scale of the implicit reward; a larger one keeps the policy closer to the reference.
       delta: the margin of the losses with a hinge, in units of implicit reward.
       alpha: weight of the generation (SFT) term.
 
@@ -80,7 +80,7 @@ class PreferenceConfig:
 
 
 def shift_right(targets: ListTokens) -> ListTokens:
-    """What the decoder reads to write `targets`: 0 first, the last token dropped."""
+    """The decoder's inputs for `targets`: 0 first, the last token dropped."""
     return jnp.pad(targets, ((0, 0), (0, 0), (1, 0)))[:, :, :-1]
 
 
@@ -93,9 +93,8 @@ def log_probabilities(scores: Scores, targets: ListTokens) -> ListScores:
 def list_scores(
     model: Seq2Seq, params: Any, batch: Batch, rngs: Mapping[str, jax.Array] | None = None
 ) -> Scores:
-    """Next-token scores of C targets a request, the request encoded once: of C * T states.
-
-    `batch` as `rwr_stage` has it.
+    """Next-token scores of the C targets of each request (C * T positions); the request is encoded
+    once. `batch` as in `rwr_stage`.
     """
     request = batch["encoder_input_tokens"], shift_right(batch["list_targets"])
     scores: Any = model.apply(
@@ -115,7 +114,7 @@ def policy_scores(
     tables: ItemTables | None = None,
     rngs: Mapping[str, jax.Array] | None = None,
 ) -> ListScores:
-    """`log pi` of the list of every request: `[B, C]` of `list_targets`, or of all candidates."""
+    """`log pi`, `[B, C]`, of every request's `list_targets`, or of all its candidates."""
     if model.config.writes_candidates:
         assert tables is not None, "a model with items reads tables"
         return candidate_scores(model, params, batch, tables, rngs)
@@ -130,32 +129,30 @@ def rwr_stage(
 ) -> Stage:
     """The stage that the training loop runs.
 
-    A batch holds `encoder_input_tokens [B, L]`, `list_targets [B, C, T]` (the positive first, 0
-    where a place is empty), `rewards [B, C]`, `levels [B, C]`, `encoder_soft [B, 1, E]` where the
-    model has soft tokens, and without `reference` also `reference [B, C]`, its log-probabilities.
-    With candidate tokens it holds the items and `target_candidate [B]` instead of `list_targets`,
-    and C are the candidates. `weight [B]`, where there is one, multiplies the loss of a row.
+    A batch holds `encoder_input_tokens [B, L]`, `list_targets [B, C, T]` (the positive first; all 0
+    at an empty position), `rewards [B, C]`, `levels [B, C]`, and `encoder_soft [B, 1, E]` if the
+    model has soft tokens. Without the argument `reference` it also holds `reference [B, C]`, the
+    reference's log-probabilities. With candidate tokens it holds the items and `target_candidate
+    [B]` instead of `list_targets`, and C counts the candidates. `weight [B]`, if present,
+    multiplies the loss of a row.
 
-    Reported, a list: `preference` and `sft`, the two terms; `margin`, the mean lead of the positive
-    in implicit reward; `accuracy`, the share of negatives it leads, also by pair of levels.
+    Reported per list: `preference` and `sft`, the two terms; `margin`, the positive's mean lead in
+    implicit reward; `accuracy`, the share of negatives it leads, also by pair of levels.
 
     Args:
       reference: the frozen parameters, laid out on the mesh.
-      tables: of the items.
+      tables: the item tables.
     """
     model = Seq2Seq(config, deterministic=config.dropout == 0)
     frozen_model = Seq2Seq(config)
 
-    def init(key: jax.Array):
-        return initial(config, key)
-
     def loss(params, batch, key, frozen=None):
-        frozen, given = (frozen, None) if tables is None else frozen
-        policy = policy_scores(model, params, batch, given, {"dropout": key})
+        frozen, item_tables = (frozen, None) if tables is None else frozen
+        policy = policy_scores(model, params, batch, item_tables, {"dropout": key})
         if frozen is None:
             old = batch["reference"]
         else:
-            old = policy_scores(frozen_model, frozen, batch, given)
+            old = policy_scores(frozen_model, frozen, batch, item_tables)
         return objective(preference, policy, jax.lax.stop_gradient(old), batch)
 
     def tokens(batch: Batch) -> int:
@@ -163,14 +160,15 @@ def rwr_stage(
         return int(np.count_nonzero(batch["encoder_input_tokens"]) + np.count_nonzero(lists))
 
     frozen = reference if tables is None else (reference, tables)
+    init = functools.partial(initial, config)
     return Stage("rwr", init, loss, tokens, frozen=frozen, rows_add_up=True)
 
 
 def objective(
     preference: PreferenceConfig, policy: ListScores, reference: ListScores, batch: Batch
 ) -> tuple[jax.Array, jax.Array, dict[str, jax.Array]]:
-    """The hybrid objective of log-probabilities `[B, C]`: sums over the lists, as a Stage gives
-    them.
+    """The hybrid objective from log-probabilities `[B, C]`: loss, weight and metrics (see `Stage`),
+    each summed over the lists.
     """
     rewards, levels = batch["rewards"], batch["levels"]
     if "list_targets" in batch:
@@ -180,7 +178,7 @@ def objective(
         mask = list_mask(batch["candidates"], place)
         lists = (policy, reference, rewards, levels)
         policy, reference, rewards, levels = (positive_first(x, place) for x in lists)
-    rows = mask[:, 0].astype(jnp.float32)  # rows that fill up a batch have no positive
+    rows = mask[:, 0].astype(jnp.float32)  # rows that pad a batch have no positive
     if "weight" in batch:
         rows *= batch["weight"]
     implicit = preference.beta * (policy - reference)
@@ -212,11 +210,8 @@ def _ratio(name: str, values: jax.Array, where: jax.Array) -> dict[str, jax.Arra
 def divergence(
     policy: Logits, reference: Logits, targets: TargetTokens
 ) -> tuple[jax.Array, jax.Array]:
-    """KL(policy || reference) of the next token along `targets [B, T]`, in nats, of logits
-    `[B, T, V]`: sum and tokens.
-
-    Exact over the vocabulary. Along the positives it says how far the policy has moved where
-    people's own queries lead.
+    """KL(policy || reference) of the next token from logits `[B, T, V]`, in nats: its sum over the
+    tokens of `targets [B, T]`, and their number. Exact over the vocabulary.
     """
     new, old = (jax.nn.log_softmax(x.astype(jnp.float32)) for x in (policy, reference))
     divergence = jnp.sum(jnp.exp(new) * (new - old), axis=-1)
@@ -226,8 +221,8 @@ def divergence(
 def make_measure(
     config: ModelConfig, preference: PreferenceConfig, mesh
 ) -> Callable[[Any, Any, Sequence[Batch]], dict[str, float]]:
-    """The training metrics and `kl` of a fixed set of batches of a text model: (params, reference,
-    batches) -> {name: mean}.
+    """A function (params, reference, batches) -> {name: mean}: the training metrics of a text model
+    and `kl`, the divergence along the positives.
     """
     model = Seq2Seq(config)
 
@@ -237,23 +232,23 @@ def make_measure(
             targets = batch["list_targets"]
             scores = [list_scores(model, p, batch) for p in (params, reference)]
             policy, old = (log_probabilities(x, targets) for x in scores)
-            _, lists, found = objective(preference, policy, old, batch)
+            _, lists, metrics = objective(preference, policy, old, batch)
             positives, length = targets[:, 0], targets.shape[2]
             new, before = (x.vocabulary[:, :length] for x in scores)
             kl, tokens = divergence(new, before, positives)
         per_list = {f"{name}/count": lists for name in ("preference", "sft")}
-        return found | per_list | {"kl": kl, "kl/count": tokens}
+        return metrics | per_list | {"kl": kl, "kl/count": tokens}
 
     def measure(params, reference, batches) -> dict[str, float]:
-        added: dict[str, float] = {}
+        totals: dict[str, float] = {}
         for batch in batches:
-            found = sums(params, reference, meshes.global_batch(mesh, dict(batch)))
-            for name, value in jax.device_get(found).items():
-                added[name] = added.get(name, 0.0) + float(value)
+            metrics = sums(params, reference, meshes.global_batch(mesh, dict(batch)))
+            for name, value in jax.device_get(metrics).items():
+                totals[name] = totals.get(name, 0.0) + float(value)
         return {
-            name: value / added[f"{name}/count"]
-            for name, value in added.items()
-            if added.get(f"{name}/count", 0) > 0
+            name: value / totals[f"{name}/count"]
+            for name, value in totals.items()
+            if totals.get(f"{name}/count", 0) > 0
         }
 
     return measure
@@ -268,11 +263,11 @@ def stored_reference(
     mesh,
     fingerprint: str,
 ) -> Callable[[int], Batch]:
-    """`batch_at` with the log-probabilities of a text model's reference beside each batch, so that
+    """`batch_at` with the log-probabilities of a text model's reference in each batch, so that
     training needs no second model.
 
-    They are computed for all steps at once into `path` (float32 `[steps, B_local, C]`, stored with
-    `fingerprint`: of the reference, the data and the seed), and computed anew where that differs.
+    They are computed for all steps into `path` (float32 `[steps, B_local, C]`), and again when the
+    stored `fingerprint` (of the reference, the data and the seed) differs.
     """
     model = Seq2Seq(config)
 
@@ -283,13 +278,13 @@ def stored_reference(
 
     stored = _stored(path, fingerprint, steps)
     if stored is None:
-        rows, batches = [], Progress("rwr: reference", steps, "batches")
+        scores, batches = [], Progress("rwr: reference", steps, "batches")
         for step in batches.over(range(steps)):
             batch = meshes.global_batch(mesh, dict(batch_at(step)))
             shards = score(reference, batch).addressable_shards
-            whole_rows = {shard.index[0].start or 0: np.asarray(shard.data) for shard in shards}
-            rows.append(np.concatenate([whole_rows[start] for start in sorted(whole_rows)]))
-        stored = np.stack(rows)
+            by_start = {shard.index[0].start or 0: np.asarray(shard.data) for shard in shards}
+            scores.append(np.concatenate([by_start[start] for start in sorted(by_start)]))
+        stored = np.stack(scores)
         with atomic_write(path) as file:
             np.savez(file, scores=stored, fingerprint=fingerprint)
 

@@ -1,1 +1,1 @@
-"""Writing the list: beam search over the encoder-decoder, and the sets it may be held to."""
+"""Decoding: candidate scores, beam search, and constraints on its output."""

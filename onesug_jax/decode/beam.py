@@ -3,11 +3,11 @@
 OneSug decodes with 32 beams, shows 16 queries and ranks by log-probability over `|q|^alpha` with
 alpha between 0.6 and 0.8 (PAPER.md section 1); `|q|` counts tokens, the end of sequence included.
 
-What makes it cheap: the request is encoded once and its cross-attention keys and values are shared
-by all beams; the first position runs on a single beam; beams that change places move only a small
-table of integers, never the caches (`Seq2Seq.decode_step`); of many requests, the first positions
-look at caches that are short; and the loop ends as soon as no live beam can still enter the list.
-Which continuations exist is the constraint's business (`trie.py`).
+It is cheap for five reasons. The request is encoded once, and all beams share its cross-attention
+keys and values. The first position runs on a single beam. Reordering beams moves only a small table
+of integers, never the caches (`Seq2Seq.decode_step`). With many requests, the first positions use
+short caches. The loop ends as soon as no live beam can still enter the list. A constraint
+(`trie.py`) decides which continuations exist.
 """
 
 from __future__ import annotations
@@ -26,21 +26,21 @@ from onesug_jax.errors import UserError
 from onesug_jax.model.scores import Scores
 from onesug_jax.model.seq2seq import Seq2Seq
 
-_MANY = 1024  # beams of a batch: from here on reading caches costs more than a longer program
+_MANY = 1024  # from so many beams in a batch on, reading caches costs more than a longer program
 
 
 @dataclasses.dataclass(frozen=True)
 class BeamConfig:
-    """How to search.
+    """Settings of the search.
 
     Attributes:
-      beams: live hypotheses a request (paper: 32).
-      returned: finished queries returned (paper: 16).
+      beams: live hypotheses per request (paper: 32).
+      returned: finished queries per request (paper: 16).
       alpha: exponent of the length in the score (paper: 0.6 to 0.8; 0 ranks by probability).
-      max_length: most tokens of a query, end of sequence included.
+      max_length: maximum number of tokens of a query, end of sequence included.
       eos_id: the token that ends a query.
-      unfinished: return queries too that have not ended after max_length tokens, as T5X and
-        Hugging Face do; otherwise only what ended.
+      unfinished: also return queries without an end after max_length tokens, as T5X and Hugging
+        Face do.
 
     Examples:
       >>> from onesug_jax import BeamConfig
@@ -58,8 +58,8 @@ class BeamConfig:
     def __post_init__(self):
         if not 1 <= self.returned <= self.beams:
             raise UserError(
-                f"BeamConfig.returned = {self.returned} must lie between 1 and "
-                f"BeamConfig.beams = {self.beams}: a search returns no more lists than it keeps"
+                f"BeamConfig.returned = {self.returned} must be between 1 and "
+                f"BeamConfig.beams = {self.beams}: a search returns no more queries than beams"
             )
 
 
@@ -70,8 +70,8 @@ class BeamResult:
     Attributes:
       sequences: `[B, returned, max_length]` tokens, end of sequence included, then 0.
       scores: `[B, returned]` normalised log-probabilities; `NEG_INF` where fewer exist.
-      states: `[B, returned]` the constraint's state where each query ended.
-      steps: decoder positions run, a scalar; None of a suggester, whose devices run their own.
+      states: `[B, returned]` the constraint's state at the end of each query.
+      steps: decoder steps, a scalar; None from a suggester, whose devices each count their own.
     """
 
     sequences: BeamSequences
@@ -84,7 +84,7 @@ class BeamResult:
 class _Search:
     """The loop's state: K live beams, the best finished queries, and the caches."""
 
-    t: jax.Array  # positions run so far
+    t: jax.Array  # decoder steps so far
     scores: BeamScores  # [B, K] summed log-probabilities of the live beams
     tokens: BeamSequences  # [B, K, T]
     states: jax.Array  # [B, K]
@@ -95,21 +95,21 @@ class _Search:
     done_states: jax.Array  # [B, R]
 
 
-def _rows(x: jax.Array, index: jax.Array) -> jax.Array:
-    """`x[b, index[b, j]]` for every b and j: picks along the second axis."""
+def _gather(x: jax.Array, index: jax.Array) -> jax.Array:
+    """`x[b, index[b, j]]` for every b and j."""
     return jax.vmap(lambda rows, picks: rows[picks])(x, index)
 
 
 def _advance(
     s: _Search, scores: Scores, constraint: Constraint, config: BeamConfig, first: bool
 ) -> _Search:
-    """Chooses the next live beams and files the ones that ended; returns the state at t + 1."""
+    """Chooses the next live beams, adds ended ones to the results; returns the state at t + 1."""
     beams = s.scores.shape[1]
     live = 1 if first else beams
-    # Each beam can end in one way, so the best 2K always hold K that go on.
+    # Each beam has one continuation that ends it, so the best 2K include K that do not end.
     best = constraint.best(s.states[:, :live], scores, s.scores[:, :live], 2 * beams, first)
     totals, parent, token, state = best.totals, best.parent, best.token, best.state
-    written = _rows(s.tokens, parent).at[:, :, s.t].set(token)
+    written = _gather(s.tokens, parent).at[:, :, s.t].set(token)
     ended = token == config.eos_id
     ended |= config.unfinished & (s.t + 1 == config.max_length)
     exists = totals > NEG_INF / 2
@@ -118,42 +118,40 @@ def _advance(
     final = jnp.where(ended & exists, totals / length**config.alpha, NEG_INF)
     pool_scores = jnp.concatenate([s.done_scores, final], axis=1)
     done_scores, keep = jax.lax.top_k(pool_scores, s.done_scores.shape[1])
-    done_tokens = _rows(jnp.concatenate([s.done_tokens, written], axis=1), keep)
-    done_states = _rows(jnp.concatenate([s.done_states, state], axis=1), keep)
+    done_tokens = _gather(jnp.concatenate([s.done_tokens, written], axis=1), keep)
+    done_states = _gather(jnp.concatenate([s.done_states, state], axis=1), keep)
 
     live_scores, keep = jax.lax.top_k(jnp.where(ended | ~exists, NEG_INF, totals), beams)
     return dataclasses.replace(
         s,
         t=s.t + 1,
         scores=live_scores,
-        tokens=_rows(written, keep),
-        states=_rows(state, keep),
-        ancestry=_rows(s.ancestry, jnp.take_along_axis(parent, keep, axis=1)),
+        tokens=_gather(written, keep),
+        states=_gather(state, keep),
+        ancestry=_gather(s.ancestry, jnp.take_along_axis(parent, keep, axis=1)),
         done_scores=done_scores,
         done_tokens=done_tokens,
         done_states=done_states,
     )
 
 
-def _stretches(length: int, beams: int) -> list[int]:
-    """The positions that caches have room for, one stretch of steps after another: every key in
-    them is scored at every step, written or not.
-    """
+def _cache_lengths(length: int, beams: int) -> list[int]:
+    """The lengths that the caches have in turn: every step scores every key, written or not."""
     return [length] if beams < _MANY else [-(-length // 2), length]
 
 
-def _lengthened(cache: Any, length: int) -> Any:
-    """Caches `[.., T, S, head_dim]` with room for `length` positions."""
+def _pad_cache(cache: Any, length: int) -> Any:
+    """Caches `[.., T, S, head_dim]`, padded to T = `length`."""
 
-    def longer(x: jax.Array) -> jax.Array:
+    def pad(x: jax.Array) -> jax.Array:
         return jnp.pad(x, [(0, 0)] * (x.ndim - 3) + [(0, length - x.shape[-3]), (0, 0), (0, 0)])
 
-    return jax.tree.map(longer, cache)
+    return jax.tree.map(pad, cache)
 
 
 def _undecided(s: _Search, config: BeamConfig) -> jax.Array:
     """Whether any live beam of any request could still enter its list."""
-    # A live beam's total only falls, and no divisor is larger than the longest length's.
+    # A live beam's total can only decrease, and the divisor is largest at max_length.
     best = s.scores[:, 0] / float(config.max_length) ** config.alpha
     possible = (s.scores[:, 0] > NEG_INF / 2) & (best > s.done_scores[:, -1])
     return (s.t < config.max_length) & jnp.any(possible)
@@ -167,7 +165,7 @@ def beam_search(
     config: BeamConfig,
     soft: SoftTokens | None = None,
 ) -> BeamResult:
-    """`search` of requests not yet read: `tokens` and `soft` as for `read_requests`.
+    """Encodes the requests (`read_requests`) and runs `search`.
 
     Examples:
       >>> import jax
@@ -192,23 +190,23 @@ def search(
     Args:
       model: the encoder-decoder; params: its parameters (without the "params" level).
       read: the requests, from `read_requests`.
-      constraint: which continuations exist (`Free()` or a `Trie`).
+      constraint: which continuations exist (`Free()`, a `Trie` or `Begun`).
       config: widths and lengths; static under jit.
 
     Returns:
-      a `BeamResult`, best first. Scores are the model's own log-probabilities over its whole
-      vocabulary, so a constraint removes hypotheses and never changes a remaining one's score.
+      a `BeamResult`, best first. Scores are log-probabilities over the model's whole vocabulary: a
+      constraint removes hypotheses and does not change the scores of the others.
     """
     batch, beams, length = read.tokens.shape[0], config.beams, config.max_length
     variables = {"params": params}
-    stretches = _stretches(length, batch * beams)
+    cache_lengths = _cache_lengths(length, batch * beams)
     s = _Search(
         t=jnp.int32(0),
         scores=jnp.full((batch, beams), NEG_INF).at[:, 0].set(0.0),
         tokens=jnp.zeros((batch, beams, length), jnp.int32),
         states=jnp.broadcast_to(constraint.start(batch), (batch, beams)),
         ancestry=jnp.zeros((batch, beams, length), jnp.int32),
-        cache=model.empty_cache(batch, stretches[0], beams),
+        cache=model.empty_cache(batch, cache_lengths[0], beams),
         done_scores=jnp.full((batch, config.returned), NEG_INF),
         done_tokens=jnp.zeros((batch, config.returned, length), jnp.int32),
         done_states=jnp.zeros((batch, config.returned), jnp.int32),
@@ -217,33 +215,33 @@ def search(
     def step(s: _Search, previous: jax.Array, first: bool) -> _Search:
         slots = jnp.arange(previous.shape[1])
         ancestry = s.ancestry.at[:, : previous.shape[1], s.t].set(slots)
-        room = jax.tree.leaves(s.cache)[0].shape[-3]
-        stepped: Any = model.apply(
+        cache_length = jax.tree.leaves(s.cache)[0].shape[-3]
+        output: Any = model.apply(
             variables,
             previous,
             s.t,
-            ancestry[:, : previous.shape[1], :room],
+            ancestry[:, : previous.shape[1], :cache_length],
             s.cache,
             read.cross,
             read.tokens,
             read.mass,
             method="decode_step",
         )
-        scores, cache = stepped
+        scores, cache = output
         s = dataclasses.replace(s, ancestry=ancestry, cache=cache)
         return _advance(s, scores, constraint, config, first)
 
-    # The empty output is one beam, not K copies of it.
+    # At the first step there is one beam, the empty output.
     s = step(s, jnp.zeros((batch, 1), jnp.int32), first=True)
 
     def body(s: _Search) -> _Search:
         previous = jax.lax.dynamic_index_in_dim(s.tokens, s.t - 1, axis=2, keepdims=False)
         return step(s, previous, first=False)
 
-    def goes_on(s: _Search) -> jax.Array:
+    def unfinished(s: _Search) -> jax.Array:
         return (s.t < jax.tree.leaves(s.cache)[0].shape[-3]) & _undecided(s, config)
 
-    for room in stretches:
-        s = dataclasses.replace(s, cache=_lengthened(s.cache, room))
-        s = jax.lax.while_loop(goes_on, body, s)
+    for cache_length in cache_lengths:
+        s = dataclasses.replace(s, cache=_pad_cache(s.cache, cache_length))
+        s = jax.lax.while_loop(unfinished, body, s)
     return BeamResult(s.done_tokens, s.done_scores, s.done_states, s.t)

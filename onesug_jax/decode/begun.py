@@ -1,9 +1,8 @@
-"""What a beam may write where a query is written freely: it begins with what was typed.
+"""The constraint of queries that are written freely: a query starts with the prefix.
 
-A written query is new, so no set of queries says what it may be; but it completes the prefix. The
-state of a beam is how many bytes of the prefix it has written. A piece may follow that lies within
-the rest of the prefix, or reaches beyond its end; behind the end every piece of text may. `Pieces`
-finds the pieces of a prefix on the host, `Begun` is the constraint on the device.
+The state of a beam is the number of prefix bytes that it has written. The next piece must be the
+beginning of the remaining prefix, or start with it. After the prefix, every text piece may follow.
+`Pieces` finds the allowed pieces on the host; `Begun` is the constraint on the device.
 """
 
 from __future__ import annotations
@@ -26,8 +25,8 @@ class Begun:
     """The constraint of B requests whose prefixes have at most P bytes (see `trie.Constraint`).
 
     Attributes:
-      allowed: `[B, P + 1, V]` booleans, the pieces that may follow when so many bytes are written.
-      typed: `[B]` bytes of each prefix; sizes: `[V]` bytes that a piece writes.
+      allowed: `[B, P + 1, V]` booleans, the pieces that may follow after so many bytes.
+      typed: `[B]` bytes of each prefix; sizes: `[V]` bytes of each piece.
     """
 
     allowed: jax.Array
@@ -40,44 +39,42 @@ class Begun:
         """See `Constraint.start`."""
         return jnp.zeros((batch, 1), jnp.int32)
 
-    def best(self, state, scores, before, wanted, first):
+    def best(self, state, scores, before, k, first):
         """See `Constraint.best`."""
         del first
         allowed = jax.vmap(lambda rows, picks: rows[picks])(self.allowed, state)
         totals = scores.vocabulary + (before - scores.log_partition())[..., None]
         totals = jnp.where(allowed & (before > NEG_INF / 2)[..., None], totals, NEG_INF)
-        totals, parent, token = _best_of(totals, wanted)
+        totals, parent, token = _best_of(totals, k)
         written = jnp.take_along_axis(state, parent, axis=1) + self.sizes[token]
         return Continuations(totals, parent, token, jnp.minimum(written, self.typed[:, None]))
 
 
 class Pieces:
-    """Finds which pieces may follow within a prefix.
+    """Finds the pieces that may follow within a prefix.
 
     Args:
-      texts: the bytes that each of the V ids writes, b"" for those that write none
-        (`Vocabulary.piece_bytes`); a text opens with a space.
+      texts: the bytes of each of the V ids, b"" for ids without text (`Vocabulary.piece_bytes`).
+        A query starts with a space.
       end_id: the token that ends a query.
     """
 
     def __init__(self, texts: Sequence[bytes], end_id: int):
         self._sizes = np.array([len(text) for text in texts], np.int32)
-        written = np.flatnonzero(self._sizes)
-        order = sorted(written.tolist(), key=lambda i: texts[i])
+        order = sorted(np.flatnonzero(self._sizes).tolist(), key=lambda i: texts[i])
         self._ids, self._sorted = np.array(order, np.int32), [texts[i] for i in order]
         self._free = self._sizes > 0
         self._free[end_id] = True
 
     def begun(self, prefixes: Sequence[str], size: int, longest: int) -> Begun:
-        """The constraint of these prefixes, filled up to a batch of `size`.
+        """The constraint of these prefixes, padded to a batch of `size`.
 
-        A prefix of more than `longest` bytes, its space included, is held to the first of them.
+        Only the first `longest` bytes of a prefix, its leading space included, are enforced.
         """
         allowed = np.zeros((size, longest + 1, len(self._free)), bool)
         typed = np.zeros(size, np.int32)
         for row, prefix in enumerate([*prefixes, *[prefixes[0]] * (size - len(prefixes))]):
-            text = b" " + prefix.encode("utf-8", "replace")
-            text = text[:longest]
+            text = (b" " + prefix.encode("utf-8", "replace"))[:longest]
             typed[row] = len(text)
             for at in range(len(text)):
                 allowed[row, at, self._following(text[at:])] = True

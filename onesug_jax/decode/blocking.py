@@ -1,12 +1,11 @@
-"""Blocked terms: one automaton over a folded form of the text, so that a spelling hides nothing.
+"""Blocked terms: one Aho-Corasick automaton over a folded form of the text.
 
-Terms and texts are folded alike (`fold`): compatibility forms, case, invisible characters and
-letters that look alike make no difference. Aho-Corasick then finds all terms in one pass, however
-many there are. A term counts where it stands as whole words; in scripts that set no spaces between
-words it counts anywhere.
+Terms and texts are folded in the same way (`fold`): compatibility forms, case, invisible characters
+and look-alike letters make no difference. One pass finds all terms, for any number of them. A term
+matches as whole words; in scripts without spaces between words it matches anywhere.
 
-This file judges spelling alone: no synonyms, no digits for letters ("gvn", "9un"), no letter drawn
-by two ("rn" for "m"), no accents left out, and plurals of English only.
+Not covered: synonyms, other characters for letters ("gvn", "9un"), two letters that look like one
+("rn" for "m"), missing accents, and plurals of languages other than English.
 """
 
 from __future__ import annotations
@@ -17,12 +16,13 @@ from collections.abc import Iterable
 
 import ahocorasick
 
-# Names of characters begin with their script. Korean sets spaces, but particles follow its nouns.
+# Unicode names of characters start with their script. Korean is included because particles follow
+# its nouns without a space.
 _WITHOUT_SPACES = (
     *("CJK ", "IDEOGRAPHIC ", "HIRAGANA ", "KATAKANA", "BOPOMOFO ", "HANGUL ", "YI "),
     *("THAI ", "LAO ", "KHMER ", "MYANMAR ", "TAI ", "NEW TAI ", "BALINESE ", "JAVANESE "),
 )
-# Default-ignorable characters that are no format characters (category Cf).
+# Default-ignorable characters that are not format characters (category Cf).
 _INVISIBLE = (0x34F, 0x115F, 0x1160, 0x17B4, 0x17B5, 0x180B, 0x180C, 0x180D, 0x180F, 0x3164, 0xFFA0)
 _PLURALS = ("s", "es")
 
@@ -30,49 +30,45 @@ _PLURALS = ("s", "es")
 def fold(text: str) -> str:
     """The form in which terms and texts are compared; equal for texts that look alike.
 
-    NFKC and case folding; the Turkish dotless and dotted i as i; without control and invisible
-    characters; letters that Unicode's table of confusables draws like a Latin one as that one;
-    white space as single spaces.
+    NFKC and case folding. The Turkish dotless and dotted i become i. Control and invisible
+    characters are removed. Letters that look like a Latin letter by Unicode's table of confusables
+    become that letter. White space becomes single spaces.
     """
     if text.isascii() and text.isprintable():
         return " ".join(text.lower().split())
-    # Decomposed, so that the letter below an accent is seen.
+    # Decomposed first, so that a letter with an accent is translated too.
     text = unicodedata.normalize("NFKD", unicodedata.normalize("NFKD", text).casefold())
     text = unicodedata.normalize("NFC", text.translate(_table()))
     return " ".join(text.replace("i\u0307", "i").split())
 
 
 class Terms:
-    """Blocked terms, ready to be looked for.
+    """A set of blocked terms, compiled for search.
 
     Args:
-      terms: as people wrote them; those that fold to nothing are left out.
-      plurals: also their English plurals, -s, -es and -ies, and where a term is one, its singular.
+      terms: as people wrote them; terms that fold to "" are ignored.
+      plurals: block also the English plurals (-s, -es, -ies) of terms, and singulars of plurals.
     """
 
     def __init__(self, terms: Iterable[str], plurals: bool = False):
         self._endings = _PLURALS if plurals else ()
         self._automaton = ahocorasick.Automaton()
         for term in filter(None, map(fold, terms)):
-            forms = {term, *_others(term)} if plurals else {term}
-            for form in forms:
+            for form in {term, *_other_forms(term)} if plurals else {term}:
                 self._automaton.add_word(form, len(form))
-        self._any = len(self._automaton) > 0
-        if self._any:
+        if self._automaton:
             self._automaton.make_automaton()
 
     def found_in(self, text: str) -> bool:
-        """Whether a text holds a term."""
-        if not self._any:
-            return False
+        """Whether a text contains a term."""
         text = fold(text)
-        for last, length in self._automaton.iter(text):
-            if not _inside_word(text, last + 1 - length) and self._ends(text, last + 1):
-                return True
-        return False
+        return bool(self._automaton) and any(
+            not _inside_word(text, last + 1 - length) and self._ends(text, last + 1)
+            for last, length in self._automaton.iter(text)
+        )
 
     def _ends(self, text: str, end: int) -> bool:
-        """Whether a term that ends before `end` ends a word there, perhaps in the plural."""
+        """Whether a word ends at `end`, or after a plural ending from there."""
         if not _inside_word(text, end):
             return True
         return any(
@@ -81,8 +77,8 @@ class Terms:
         )
 
 
-def _others(term: str) -> Iterable[str]:
-    """The plural in -ies of a term, and its singulars; other plurals are a term and an ending."""
+def _other_forms(term: str) -> Iterable[str]:
+    """The -ies plural of a term, and its singulars; `Terms._ends` matches -s and -es plurals."""
     if term[-1] == "y":
         yield term[:-1] + "ies"
     if len(term) > 3 and term[-1] == "s" and term[-2] not in "isu":
@@ -94,13 +90,13 @@ def _others(term: str) -> Iterable[str]:
 
 
 def _inside_word(text: str, at: int) -> bool:
-    """Whether the characters before and at a place belong to one word."""
-    return 0 < at < len(text) and _of_word(text[at - 1]) and _of_word(text[at])
+    """Whether the characters before and at an index belong to one word."""
+    return 0 < at < len(text) and _in_words(text[at - 1]) and _in_words(text[at])
 
 
 @functools.lru_cache(1 << 16)
-def _of_word(character: str) -> bool:
-    """Whether this is a letter, digit or mark of a script that sets spaces between words."""
+def _in_words(character: str) -> bool:
+    """Whether this is a letter, digit or mark of a script with spaces between words."""
     if not (character.isalnum() or unicodedata.category(character)[0] == "M"):
         return False
     return not _without_spaces(character)
@@ -111,19 +107,19 @@ def _without_spaces(character: str) -> bool:
 
 
 class _Table(dict):
-    """For `str.translate`: what becomes of a character, found out when it is first met."""
+    """A table for `str.translate` that is filled on demand."""
 
     def __missing__(self, code: int) -> str | None:
         character = chr(code)
-        found: str | None = _look_alikes().get(character, character)
+        replacement: str | None = _look_alikes().get(character, character)
         if character.isspace():
-            found = " "
+            replacement = " "
         elif unicodedata.category(character) in ("Cc", "Cf") or code in _INVISIBLE:
-            found = None
-        elif 0xFE00 <= code <= 0xFE0F or 0xE0000 <= code <= 0xE0FFF:  # variants of a character
-            found = None
-        self[code] = found
-        return found
+            replacement = None
+        elif 0xFE00 <= code <= 0xFE0F or 0xE0000 <= code <= 0xE0FFF:  # variation selectors, tags
+            replacement = None
+        self[code] = replacement
+        return replacement
 
 
 _table = functools.cache(_Table)
@@ -131,19 +127,19 @@ _table = functools.cache(_Table)
 
 @functools.cache
 def _look_alikes() -> dict[str, str]:
-    """Letter -> the Latin letter, a to z, that it is drawn like.
+    """Letter -> the Latin letter, a to z, that it looks like.
 
-    Only letters written from left to right, of scripts with spaces: Arabic or Thai letters have
-    look-alikes too, which nobody takes for a Latin word.
+    Only letters of left-to-right scripts with spaces: Arabic or Thai look-alikes do not make a text
+    that passes for a Latin word.
     """
     from confusable_homoglyphs.confusables import confusables_data
 
-    found = {}
+    latin_of = {}
     for latin in map(chr, range(ord("a"), ord("z") + 1)):
         for other in confusables_data.get(latin, ()):
             letter = other["c"]
             if len(letter) != 1 or letter.isascii() or not letter.isalpha():
                 continue
             if unicodedata.bidirectional(letter) == "L" and not _without_spaces(letter):
-                found[letter] = latin
-    return found
+                latin_of[letter] = latin
+    return latin_of

@@ -1,11 +1,11 @@
-"""One list of candidates and of written queries, by the one probability that both have.
+"""Candidates and written queries in one list, ranked by one probability.
 
     p(q | x) = p(candidate token of q | x) + p(pieces of q | x)        (`model/candidates.py`)
 
-Candidates have their scores from the request's encoding and one step of the decoder. Beams cost
-more, so they are opened only where the candidates leave room: they are fewer than the list is long,
-or another query is likely. A written query that is a candidate adds to it; what it does not add is
-the little that the pieces of candidates outside the beams have.
+Candidates are scored by one decoder step. Beams cost more, so they run only where the candidates
+leave room: there are fewer candidates than the list is long, or another query is likely. If a
+written query is also a candidate, the two probabilities are added. The small probability of pieces
+of candidates outside the beams is neglected.
 """
 
 from __future__ import annotations
@@ -21,15 +21,15 @@ from onesug_jax.errors import UserError
 
 @dataclasses.dataclass(frozen=True)
 class WritingConfig:
-    """When beams are opened beside candidates.
+    """When beams run in addition to the candidates, and their sizes.
 
     Attributes:
-      least_share: open them where candidates leave more probability than this to other queries; 1
-        opens none for that reason.
-      fill_share: the same where candidates are fewer than the list is long.
-      beams: how many; at most so many queries of a list are written.
-      max_length: most pieces of a written query, its end included.
-      longest: most bytes of a prefix that a written query is held to.
+      least_share: run them if the candidates leave more probability than this to other queries; 1:
+        never for this reason.
+      fill_share: the same if there are fewer candidates than the list is long.
+      beams: number of beams, and so the maximum number of written queries in a list.
+      max_length: maximum number of pieces of a written query, its end included.
+      longest: maximum number of prefix bytes that a written query must start with.
     """
 
     least_share: float = 0.1
@@ -54,15 +54,14 @@ class WritingConfig:
 def leaves_room(
     log_probabilities: np.ndarray, shown: np.ndarray, listed: int, config: WritingConfig
 ) -> np.ndarray:
-    """Whether to open beams for each of B requests, booleans `[B]`.
+    """Whether to run beams for each of B requests, booleans `[B]`.
 
     Args:
-      log_probabilities: `[B, C]` of candidate tokens, very negative where a place is empty.
-      shown: `[B]` how many of the candidates may be shown, counted up to `listed`.
-      listed: queries of a list.
+      log_probabilities: `[B, C]` of candidate tokens, `NEG_INF` at an empty position.
+      shown: `[B]` number of candidates that may be shown, counted up to `listed`.
+      listed: length of a list.
     """
-    there = log_probabilities > -1e8
-    mass = np.sum(np.where(there, np.exp(np.minimum(log_probabilities, 0.0)), 0.0), axis=1)
+    mass = np.sum(np.exp(np.minimum(log_probabilities, 0.0)), axis=1)
     few = shown < listed
     return mass < 1 - np.where(few, min(config.fill_share, config.least_share), config.least_share)
 
@@ -70,11 +69,11 @@ def leaves_room(
 def merged(
     candidates: Sequence[tuple[str, float]], written: Mapping[str, float], k: int
 ) -> list[tuple[str, float, bool]]:
-    """The k likeliest queries of one request, as (text, log p, whether it was only written).
+    """The k likeliest queries of one request, as (text, log p, whether no candidate has the text).
 
     Args:
-      candidates: texts and log-probabilities of candidate tokens, no text twice.
-      written: text -> log-probability of its pieces, of finished beams.
+      candidates: distinct texts and the log-probabilities of their tokens.
+      written: text of a finished beam -> log-probability of its pieces.
     """
     scores = {text: (score, False) for text, score in candidates}
     for text, score in written.items():

@@ -1,7 +1,7 @@
-"""The set of indexed queries: their texts and tokens in order, and which of them may be shown.
+"""The set of indexed queries: their sorted texts, their tokens, and a filter of what may be shown.
 
-A shop hides queries without training anything anew: terms it does not want to see, queries hardly
-anybody searched. `Filter` is applied to the finished set, so that it can be changed while serving.
+A shop hides queries with unwanted terms or few searches without training again. `Filter` is applied
+to the finished set, so that it can change while serving.
 """
 
 from __future__ import annotations
@@ -25,13 +25,13 @@ _PLURALS = re.compile(r"plurals\s*=\s*(yes|no)")
 
 @dataclasses.dataclass(frozen=True)
 class Filter:
-    """Which indexed queries may be shown. Its terms are made ready to be found when it is made.
+    """Which indexed queries may be shown. The constructor compiles the blocked terms.
 
     Attributes:
-      blocked: terms no shown query may hold, as whole words, or anywhere in scripts without spaces;
-        spelling is folded, see `blocking`.
-      least_count: how often a shown query was searched at least.
-      plurals: English plurals and singulars of the terms are blocked too.
+      blocked: terms that no shown query contains as whole words (anywhere in scripts without
+        spaces); spelling is folded, see `blocking`.
+      least_count: minimum number of searches of a shown query.
+      plurals: block also English plurals and singulars of the terms.
     """
 
     blocked: tuple[str, ...] = ()
@@ -44,27 +44,27 @@ class Filter:
 
     @classmethod
     def read(cls, path: str | None, least_count: int = 0) -> Filter:
-        """With the terms of a text file: one a line; empty lines and those after # are left out.
-        Lines `least_count = 5` and `plurals = yes` are settings: they can change while serving.
+        """Reads a text file with one term a line; empty lines and text after # are ignored. The
+        lines `least_count = 5` and `plurals = yes` are settings, which can change while serving.
 
         Raises:
-          UserError: there is no such file, or it is not UTF-8.
+          UserError: the file is missing or not UTF-8.
         """
         if path is None:
             return cls((), least_count)
         if not os.path.isfile(path):
             raise UserError(f"{path}: expected a file of blocked terms, one a line; found none")
         try:
-            with open(path, encoding="utf-8-sig") as file:  # with a byte order mark or without
+            with open(path, encoding="utf-8-sig") as file:  # with or without a byte order mark
                 lines = [line.partition("#")[0].strip() for line in file]
         except UnicodeDecodeError as error:
             raise UserError(f"{path}: expected UTF-8, one term a line ({error})") from None
         terms, plurals = [], False
         for line in lines:
-            if found := _LEAST_COUNT.fullmatch(line):
-                least_count = int(found[1])
-            elif found := _PLURALS.fullmatch(line):
-                plurals = found[1] == "yes"
+            if match := _LEAST_COUNT.fullmatch(line):
+                least_count = int(match[1])
+            elif match := _PLURALS.fullmatch(line):
+                plurals = match[1] == "yes"
             elif term := normalise_query(line):
                 terms.append(term)
         return cls(tuple(dict.fromkeys(terms)), least_count, plurals)
@@ -77,18 +77,18 @@ class Filter:
         return shown
 
     def blocks(self, text: str) -> bool:
-        """Whether a query holds a blocked term."""
+        """Whether a query contains a blocked term."""
         return self._terms.found_in(text)
 
 
 @dataclasses.dataclass(frozen=True)
 class IndexedQueries:
-    """Indexed queries in the order of their texts, no two of which look alike.
+    """Indexed queries in the order of their texts; all token sequences are distinct.
 
     Attributes:
       texts: sorted by code point.
       tokens: `[N, T]` target ids, each with its end of sequence, then 0.
-      counts: `[N]` how often each was searched.
+      counts: `[N]` searches of each query.
     """
 
     texts: list[str]
@@ -97,37 +97,37 @@ class IndexedQueries:
 
     @classmethod
     def of(cls, queries: Mapping[str, int], featurizer: Featurizer) -> IndexedQueries:
-        """Of normalised queries that are cut to the same ids, the most searched stays (of equals
-        the first).
+        """From normalised queries. Of queries truncated to the same ids it keeps the most searched,
+        and of equal counts the first.
         """
         texts = sorted(queries)
         counts = np.fromiter((queries[text] for text in texts), np.int64, len(texts))
         tokens = featurizer.targets(texts)
         order = np.lexsort((np.arange(len(texts)), -counts, *tokens.T[::-1]))
-        alike = np.zeros(len(texts), bool)
-        alike[1:] = (tokens[order][1:] == tokens[order][:-1]).all(axis=1)
-        first = np.sort(order[~alike])
+        repeated = np.zeros(len(texts), bool)
+        repeated[1:] = (tokens[order][1:] == tokens[order][:-1]).all(axis=1)
+        first = np.sort(order[~repeated])
         return cls([texts[i] for i in first], tokens[first], counts[first])
 
 
 class ClosedSet:
-    """The texts a list is held to: which of them a prefix may get, and which may be shown.
+    """The texts that a list may contain, those allowed for a prefix, and those that may be shown.
 
     Attributes:
-      texts: sorted by code point; a text's rank is its place here.
+      texts: sorted by code point; the rank of a text is its index here.
       shown: `[N]` booleans.
     """
 
     def __init__(self, texts: list[str], counts: np.ndarray, must_start: bool):
-        """`must_start`: a prefix that texts start with gets none but those."""
+        """`must_start`: if any text starts with the prefix, only such texts are allowed."""
         self.texts, self._counts, self._must_start = texts, counts, must_start
         self.shown = np.ones(len(texts), bool)
 
     def passing(self, shown: Filter | None) -> np.ndarray:
-        """Whether each text passes the filter, `[N]`; None: all do.
+        """Whether each text passes the filter, `[N]`; None: all pass.
 
         Raises:
-          UserError: none does.
+          UserError: no text passes.
         """
         if shown is None:
             return np.ones(len(self.texts), bool)
@@ -136,12 +136,12 @@ class ClosedSet:
             raise UserError(
                 f"none of the {len(self.texts):,} indexed queries passes the filter "
                 f"({len(shown.blocked):,} blocked terms, least_count={shown.least_count}): "
-                "nothing could be suggested; block less"
+                "no list would have a query; block less"
             )
         return passed
 
     def interval(self, prefix: str) -> tuple[int, int]:
-        """Ranks `low <= rank < high` of the texts this prefix may get."""
+        """Ranks `low <= rank < high` of the texts allowed for this prefix."""
         if self._must_start:
             low, high = starting_with(self.texts, prefix)
             if low < high:

@@ -1,10 +1,10 @@
 """Lists from a model with candidate tokens: one pass of the encoder, one step of the decoder.
 
-The candidates that a request brings (`logs.asof`) are output tokens, so their log-probabilities are
-the list. Where they leave room, open beams complete it (`both_ways`); such lists come last, so that
-full ones wait for no beam. Requests are answered in a few fixed shapes, so that few programs are
-compiled, and by all devices of the host (`replicas`). Queries that appeared after training have
-rows of the tables too (`refresh`).
+The candidates of a request (`logs.asof`) are output tokens, so their log-probabilities rank the
+list. Where they leave room, beams add written queries (`both_ways`); these lists come last, so that
+no other list waits for beams. Batches have a few fixed shapes, so that few programs are compiled,
+and use all devices of the host (`replicas`). Queries that appear after training get rows of the
+tables too (`refresh`).
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from onesug_jax.decode.beam import BeamConfig, BeamResult, search
 from onesug_jax.decode.begun import Pieces
 from onesug_jax.decode.both_ways import WritingConfig, leaves_room, merged
 from onesug_jax.decode.reading import read_requests
-from onesug_jax.decode.replicas import Replicas, by_row, parted
+from onesug_jax.decode.replicas import Replicas, by_row, split_constraint
 from onesug_jax.decode.shapes import batches_of
 from onesug_jax.decode.suggester import Suggestion, written_query
 from onesug_jax.errors import UserError
@@ -35,43 +35,41 @@ from onesug_jax.tasks.features import Featurizer, Request
 
 TABLES = ("vectors", "words", "word_weights", "lengths", "prefix_vectors")
 _STEP = 24  # input lengths are rounded up to multiples of this
-_BLOCK = 64  # rows of the tables that are replaced at once: one program, whatever is new
-_CACHED = 65_536  # prefixes whose rows, and whose ids, are cached
+_BLOCK = 64  # table rows that are replaced at once, so that one program serves any number
+_CACHED = 65_536  # prefixes in the caches of rows and ids
 
 
 class Room(NamedTuple):
-    """What a request is filled up to, where the length of the text is not settled: candidates, and
-    queries of the history.
-    """
+    """The numbers of candidates and of history queries that a request is padded to."""
 
     candidates: int
     history: int
 
 
 class ItemSuggester:
-    """The trained model, ready to list a request's candidates.
+    """Makes the lists of requests with a trained model.
 
     Args:
-      model, params: as trained.
+      model, params: the trained model.
       featurizer: makes the text part of the input.
-      tables: arrays by name (`TABLES`), row 0 for none.
+      tables: arrays by name (`TABLES`); row 0 is empty.
       text_of: query number -> text.
       prefix_row: prefix -> its row in the table of prefixes, 0: none.
-      returned: queries of a list.
-      batch_sizes: requests that a batch is filled up to, ascending; devices share those that their
-        number divides.
-      sizes, pasts: candidates and queries of the history that it is filled up to, ascending; where
-        a request has more, all that there can be.
-      lengths: input lengths that a batch is filled up to, ascending; longer ones, and all where
-        there are none, are filled up to multiples of 24. Where there are any, requests longer than
-        the first are rare, and have room for all candidates and all of the history.
-      passes: which texts may be shown; None: all.
-      writing: when queries are written beside the candidates; None: never.
+      returned: queries in a list.
+      batch_sizes: numbers of requests that a batch is padded to, ascending. A size that the number
+        of devices divides is split over them.
+      sizes, pasts: numbers of candidates and of history queries that a batch is padded to,
+        ascending; for larger requests, the maximum.
+      lengths: input lengths that a batch is padded to, ascending. Longer inputs, or all if there
+        are no lengths, are padded to multiples of 24. If there are any, requests longer than the
+        first are expected to be rare, and are padded to all candidates and the whole history.
+      passes: whether a text may be shown; None: all.
+      writing: when queries are written in addition to the candidates; None: never.
 
     Attributes:
-      plausible: which written texts may be shown, of those that pass; None: all.
-      write_shape: ids and candidates that a batch is filled up to where beams are opened; None: as
-        where they are not, but to the first of `sizes` or all candidates.
+      plausible: whether a written text that passes may be shown; None: all.
+      write_shape: numbers of ids and of candidates that a batch is padded to for beams; None: the
+        usual length, and the first of `sizes` or all candidates.
     """
 
     def __init__(
@@ -94,8 +92,8 @@ class ItemSuggester:
         self.model, params = for_decoding(model, params)
         self.replicas = Replicas()
         self.params = self.replicas.copied(params)
-        given: Any = [tables[name] for name in TABLES]
-        self.tables = self.replicas.copied(ItemTables(*given))
+        arrays: Any = [tables[name] for name in TABLES]
+        self.tables = self.replicas.copied(ItemTables(*arrays))
         self.featurizer, self.text_of = featurizer, text_of
         self.prefix_row = functools.lru_cache(_CACHED)(prefix_row)
         self._item_input = functools.lru_cache(_CACHED)(featurizer.item_input)
@@ -117,8 +115,8 @@ class ItemSuggester:
             )
 
     def refresh(self, tables: dict[str, np.ndarray], first: int, end: int) -> None:
-        """Rows `first` to `end` (without it) of the tables of queries are new. Shapes stay, and so
-        do the programs; a batch that has begun ends with the rows of before.
+        """Takes over rows `first` to `end` (exclusive) of the query tables. The shapes and so the
+        programs stay the same; a batch that has started finishes with the old rows.
         """
         rows = len(tables["vectors"])
         for start in range(first, end, _BLOCK):
@@ -127,7 +125,7 @@ class ItemSuggester:
             self.tables = self.replicas.copied(_with_rows(self.tables.every, new, start))
 
     def warmup(self, request: Request, batch: int, length: int, *room: int) -> None:
-        """Compiles and runs one shape: `batch` requests, `length` ids, `room` as of `Room`."""
+        """Compiles and runs one shape: `batch` requests, `length` ids, and the fields of `Room`."""
         arrays = self.arrays([request], Room(*room), batch, length)
         jax.block_until_ready(self._opened(*arrays))
 
@@ -136,93 +134,93 @@ class ItemSuggester:
         self._write([request], len(_items(request).candidates), batch)
 
     def suggest(self, requests: Sequence[Request], k: int | None = None) -> list[list[Suggestion]]:
-        """One list a request, best first, without duplicates, in the order of the requests.
+        """One list per request, best first, without duplicates, in the order of the requests.
 
         Args:
           requests: with `items`.
-          k: most suggestions of a list; at most, and by default, `returned`.
+          k: maximum length of a list; at most, and by default, `returned`.
 
         Raises:
           UserError: k is larger than `returned`, or below 1.
         """
-        found = dict(self.finished(requests, k))
-        return [found[i] for i in range(len(requests))]
+        lists = dict(self.finished(requests, k))
+        return [lists[i] for i in range(len(requests))]
 
     def finished(
         self, requests: Sequence[Request], k: int | None = None, write: bool = True
     ) -> Iterator[tuple[int, list[Suggestion]]]:
-        """The lists of `suggest` with the places of their requests, each as soon as it is finished.
+        """The lists of `suggest` with the indices of their requests, each as soon as it is ready.
 
         Args:
-          requests, k: as `suggest`.
-          write: whether lists with room are completed, if `writing` allows it.
+          requests, k: as in `suggest`.
+          write: whether beams add to lists with room, if `writing` allows it.
         """
         k = self.returned if k is None else k
         if not 1 <= k <= self.returned:
             raise UserError(f"k = {k}: expected 1 to {self.returned}")
         rooms = [self._room(request) for request in requests]
-        begun = []
+        started = []
         for past in sorted({room.history for room in rooms}):
             same = [i for i, room in enumerate(rooms) if room.history == past]
-            for places in batches_of([rooms[i].candidates for i in same], self.batch_sizes):
-                chosen = [same[place] for place in places]
-                room = max(rooms[i] for i in chosen)
-                batch = [requests[i] for i in chosen]
-                begun.append((chosen, self.opening(batch, room).log_probabilities))
-        open_lists: list[tuple[int, list[Suggestion]]] = []
-        for chosen, found in begun:  # the next ones are being computed
-            rows = np.asarray(found)[: len(chosen)]
+            for indices in batches_of([rooms[i].candidates for i in same], self.batch_sizes):
+                members = [same[index] for index in indices]
+                room = max(rooms[i] for i in members)
+                batch = [requests[i] for i in members]
+                started.append((members, self.opening(batch, room).log_probabilities))
+        to_write: list[tuple[int, list[Suggestion]]] = []
+        for members, scores in started:  # the device computes the next batches meanwhile
+            rows = np.asarray(scores)[: len(members)]
             orders = np.argsort(-rows, axis=1, kind="stable")
-            each = list(zip(chosen, orders, rows, strict=True))
-            listed = [self._listed(requests[i], order, row, k) for i, order, row in each]
-            leaves = [False] * len(chosen)
+            ranked = list(zip(members, orders, rows, strict=True))
+            lists = [self._listed(requests[i], order, row, k) for i, order, row in ranked]
+            has_room = [False] * len(members)
             if write and self.writing is not None:
-                counts = np.array([*map(len, listed)])
-                leaves = leaves_room(rows, counts, k, self.writing).tolist()
-            for (i, order, row), short, more in zip(each, listed, leaves, strict=True):
-                if more:
-                    open_lists.append((i, self._listed(requests[i], order, row, len(row))))
+                counts = np.array([*map(len, lists)])
+                has_room = leaves_room(rows, counts, k, self.writing).tolist()
+            for (i, order, row), listed, room_left in zip(ranked, lists, has_room, strict=True):
+                if room_left:
+                    to_write.append((i, self._listed(requests[i], order, row, len(row))))
                 else:
-                    yield i, short
-        most = self.batch_sizes[-1]
-        for start in range(0, len(open_lists), most):
-            part = open_lists[start : start + most]
+                    yield i, listed
+        largest = self.batch_sizes[-1]
+        for start in range(0, len(to_write), largest):
+            part = to_write[start : start + largest]
             size = max(rooms[i].candidates for i, _ in part)
             written = self._write([requests[i] for i, _ in part], size)
-            for (i, long), texts in zip(part, written, strict=True):
-                both = merged([one[:2] for one in long], texts, k)
-                yield i, [Suggestion(*one) for one in both]
+            for (i, candidates), texts in zip(part, written, strict=True):
+                best = merged([candidate[:2] for candidate in candidates], texts, k)
+                yield i, [Suggestion(*query) for query in best]
 
     def _write(
-        self, requests: Sequence[Request], size: int, room: int = 0
+        self, requests: Sequence[Request], size: int, batch: int = 0
     ) -> list[dict[str, float]]:
-        """Of each request, the queries that open beams write and that may be shown, and their
-        log-probabilities; `room` as of `arrays`.
+        """For each request, the written queries that may be shown -> their log-probabilities;
+        `batch` as in `arrays`.
         """
         assert self.writing is not None
         if (size,) != self.sizes[:1]:
             size = len(_items(requests[0]).candidates)
         length, size = self.write_shape or (0, size)
-        most = Room(size, len(_items(requests[0]).history))
-        tokens, items = self.arrays(requests, most, room, length)
+        room = Room(size, len(_items(requests[0]).history))
+        tokens, items = self.arrays(requests, room, batch, length)
         prefixes = [request.prefix for request in requests]
         constraint = self._pieces.begun(prefixes, len(tokens), self.writing.longest)
         mesh, params, tables = self.replicas.of(len(tokens), self.params, self.tables)
-        given = (params, tokens, items, tables, constraint)
-        beams = _search_open(self.model, self._beams, mesh, *given)
+        inputs = (params, tokens, items, tables, constraint)
+        beams = _search_open(self.model, self._beams, mesh, *inputs)
         vocabulary, filters = self.featurizer.vocabulary, (self.passes, self.plausible)
         scores, sequences = np.asarray(beams.scores), np.asarray(beams.sequences)
         written: list[dict[str, float]] = [{} for _ in requests]
-        for found, row_scores, row in zip(written, scores, sequences, strict=False):
+        for texts, row_scores, row in zip(written, scores, sequences, strict=False):
             for score, sequence in zip(row_scores, row, strict=True):
                 text = written_query(vocabulary, sequence) if score > NEG_INF / 2 else ""
-                if text and text not in found:
+                if text and text not in texts:
                     if all(allows is None or allows(text) for allows in filters):
-                        found[text] = float(score)
+                        texts[text] = float(score)
         return written
 
     def opening(self, requests: Sequence[Request], room: Room) -> Opening:
-        """What the first softmax says of a batch, filled up to one of the shapes."""
+        """The candidates' scores of a batch, padded to one of the shapes."""
         return self._opened(*self.arrays(requests, room))
 
     def _opened(self, tokens: np.ndarray, items: Items) -> Opening:
@@ -232,8 +230,8 @@ class ItemSuggester:
     def arrays(
         self, requests: Sequence[Request], room: Room, batch: int = 0, length: int = 0
     ) -> tuple[np.ndarray, Items]:
-        """Ids `[B, L]` and items of a batch, filled up with its first request to `batch` requests
-        of `length` ids; 0: to the next shape.
+        """Ids `[B, L]` and items of a batch, padded with its first request to `batch` requests of
+        `length` ids; 0: to the next shape.
         """
         ids = [*map(self._ids, requests)]
         batch = batch or self.batch_sizes[bisect.bisect_left(self.batch_sizes, len(requests))]
@@ -255,13 +253,13 @@ class ItemSuggester:
             minutes[row] = items.history_minutes[:past]
             clock[row] = items.clock
             prefix_row[row], typed[row] = self.prefix_row(request.prefix), len(request.prefix)
-        read: Any = (candidates, counts, history, minutes, clock, prefix_row, typed)
-        for array in (tokens, *read) if batch > len(requests) else ():
+        fields: Any = (candidates, counts, history, minutes, clock, prefix_row, typed)
+        for array in (tokens, *fields):
             array[len(requests) :] = array[0]
-        return tokens, Items(*read)
+        return tokens, Items(*fields)
 
     def _length(self, longest: int) -> int:
-        """How many ids a batch whose longest request has so many has room for."""
+        """The input length of a batch whose longest request has so many ids."""
         at = bisect.bisect_left(self.lengths, longest)
         return self.lengths[at] if at < len(self.lengths) else -(-longest // _STEP) * _STEP
 
@@ -269,7 +267,7 @@ class ItemSuggester:
         return self._item_input(request.prefix, tuple(request.profile))
 
     def _room(self, request: Request) -> Room:
-        """What a batch with this request has room for."""
+        """The smallest room that a batch with this request can have."""
         items = _items(request)
         most, longest = len(items.candidates), len(items.history)
         if self.lengths and len(self._ids(request)) > self.lengths[0]:
@@ -285,24 +283,24 @@ class ItemSuggester:
     ) -> list[Suggestion]:
         """The likeliest candidates that may be shown, at most k, with their log-probabilities.
 
-        `order`: places of the candidates, best first; `scores`: by place.
+        `order`: indices of the candidates, best first; `scores`: by index.
         """
-        found: list[Suggestion] = []
+        suggestions: list[Suggestion] = []
         passes, text_of = self.passes, self.text_of
         order = order[: k if passes is None else len(order)]
         numbers, scores = _items(request).candidates[order], scores[order]
         for number, score in zip(numbers.tolist(), scores.tolist(), strict=True):
-            if not number or len(found) == k:
+            if not number or len(suggestions) == k:
                 break
             text = text_of(number - 1)
             if passes is None or passes(text):
-                found.append(Suggestion(text, score))
-        return found
+                suggestions.append(Suggestion(text, score))
+        return suggestions
 
 
 def _items(request: Request) -> Any:
     """The as-of items of the request (`logs.asof.Items`)."""
-    assert request.items is not None, "a model with items reads items"
+    assert request.items is not None, "a model with items needs Request.items"
     return request.items
 
 
@@ -315,13 +313,13 @@ def _open(model: Seq2Seq, mesh, params, tokens, items: Items, tables: ItemTables
     def run(shared, rows):
         return model.apply({"params": shared[0]}, shared[1], *rows, method=opening)
 
-    found: Opening = by_row(mesh, run, (params, tables), (tokens, items))
-    return found
+    result: Opening = by_row(mesh, run, (params, tables), (tokens, items))
+    return result
 
 
 @jax.jit
 def _with_rows(tables: ItemTables, rows: dict[str, jax.Array], first: int) -> ItemTables:
-    """The tables with some rows replaced, from row `first` on."""
+    """The tables with `rows` in place of those from row `first` on."""
     changed = {
         name: jax.lax.dynamic_update_slice_in_dim(getattr(tables, name), new, first, 0)
         for name, new in rows.items()
@@ -335,11 +333,11 @@ def _search_open(
 ) -> BeamResult:
     def run(shared, rows):
         params, tables, constraint = shared
-        tokens, items, own = rows
+        tokens, items, by_request = rows
         read = read_requests(model, params, tokens, items=items, tables=tables)
-        constraint = dataclasses.replace(constraint, **own)
+        constraint = dataclasses.replace(constraint, **by_request)
         return dataclasses.replace(search(model, params, read, constraint, config), steps=None)
 
-    shared, own = parted(constraint)
-    found: BeamResult = by_row(mesh, run, (params, tables, shared), (tokens, items, own))
-    return found
+    shared, by_request = split_constraint(constraint)
+    result: BeamResult = by_row(mesh, run, (params, tables, shared), (tokens, items, by_request))
+    return result

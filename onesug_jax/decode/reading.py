@@ -1,4 +1,4 @@
-"""Requests read by the encoder once, for all that is decoded of them: candidates and beams."""
+"""Requests encoded once, for both ways of decoding: candidates and beams."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from onesug_jax.model.seq2seq import Seq2Seq
 
 @flax.struct.dataclass
 class ReadRequests:
-    """Requests as the encoder has read them: what every way of decoding shares.
+    """Encoded requests.
 
     Attributes:
-      tokens: `[B, L]`; of a model with items `[B, L + H + C]`, what `Seq2Seq.given` gives.
+      tokens: `[B, L]`, or `[B, L + H + C]` with items: the output of `Seq2Seq.given`.
       cross: cross-attention keys and values of all layers, `[N, B, H, L, head_dim]` each.
-      opening: of the candidates; None where the model has no candidate tokens.
+      opening: scores of the candidates; None if the model has no candidate tokens.
     """
 
     tokens: InputTokens
@@ -29,7 +29,7 @@ class ReadRequests:
 
     @property
     def mass(self) -> jax.Array | None:
-        """What candidate tokens add to the first softmax, `[B]`."""
+        """Log of the sum of exponentials that candidate tokens add to the first softmax, `[B]`."""
         return None if self.opening is None else self.opening.mass
 
 
@@ -41,13 +41,13 @@ def read_requests(
     items: Items | None = None,
     tables: ItemTables | None = None,
 ) -> ReadRequests:
-    """Encodes a batch of requests, once for all that is decoded of them.
+    """Encodes a batch of requests.
 
     Args:
       model: the encoder-decoder; params: its parameters (without the "params" level).
       tokens: `[B, L]` the encoder's ids, 0 = padding.
-      soft: `[B, S, E]` vectors of the soft tokens, where the requests have such.
-      items, tables: what a model with items reads beside the tokens.
+      soft: `[B, S, E]` vectors of the soft tokens, if there are any.
+      items, tables: further inputs of a model with items.
     """
     variables = {"params": params}
     encoded = model.apply(variables, tokens, None, soft, items, tables, method="encode")

@@ -1,9 +1,8 @@
-"""From requests to suggestion lists: features in, beams, text out.
+"""The text model's suggestion lists: features, beam search, texts.
 
-The one place where vocabulary, features and beams of the text model meet; evaluation, the `suggest`
-stage and the server all use it, so they show the same lists. No TensorFlow here. Requests are
-served in a few fixed shapes (batch sizes and input lengths rounded up), so that few programs are
-compiled.
+Evaluation, the `suggest` stage and the server all use this file, so they show the same lists. It
+does not import TensorFlow. Batches have a few fixed shapes (batch sizes and input lengths are
+rounded up), so that few programs are compiled.
 """
 
 from __future__ import annotations
@@ -20,7 +19,7 @@ from jax.sharding import Mesh
 from onesug_jax.arrays import NEG_INF
 from onesug_jax.decode.beam import BeamConfig, BeamResult, beam_search
 from onesug_jax.decode.closed_set import ClosedSet, Filter, IndexedQueries
-from onesug_jax.decode.replicas import Copies, Replicas, by_row, parted
+from onesug_jax.decode.replicas import Copies, Replicas, by_row, split_constraint
 from onesug_jax.decode.shapes import Shapes, least
 from onesug_jax.decode.trie import Constraint, Free, Trie, build_trie
 from onesug_jax.errors import UserError
@@ -32,8 +31,8 @@ from onesug_jax.tasks.vocabulary import Vocabulary
 
 
 class Suggestion(NamedTuple):
-    """One suggested query, its length-normalised log-probability, and whether no candidate had it:
-    the model wrote it.
+    """A suggested query, its length-normalised log-probability, and whether the model wrote it, so
+    that it was not a candidate.
     """
 
     text: str
@@ -42,7 +41,7 @@ class Suggestion(NamedTuple):
 
 
 class Ids(Protocol):
-    """What is asked of semantic ids; row i is the id of the i-th indexed text in order.
+    """The interface of semantic ids; row i is the id of the i-th indexed text.
 
     Attributes:
       ids: `[N, levels]`.
@@ -51,13 +50,11 @@ class Ids(Protocol):
     ids: np.ndarray
 
     def numbers(self, codes: Sequence[int]) -> np.ndarray:
-        """The queries under an id, best first."""
+        """The numbers of an id's queries, best first."""
 
 
 def written_query(vocabulary: Vocabulary, sequence: np.ndarray) -> str:
-    """The query that a decoder wrote as ids `[T]`, normalised; "" where its bytes (pieces of rare
-    characters) do not make whole characters.
-    """
+    """The normalised query of decoder ids `[T]`; "" if its byte pieces are not valid UTF-8."""
     text = vocabulary.decode(sequence.tolist())
     return "" if "\ufffd" in text else normalise_query(text)
 
@@ -74,14 +71,14 @@ def _search(
 ) -> BeamResult:
     def run(shared, rows):
         params, constraint = shared
-        tokens, soft, own = rows
-        constraint = dataclasses.replace(constraint, **own)
-        found = beam_search(model, params, tokens, constraint, config, soft)
-        return dataclasses.replace(found, steps=None)
+        tokens, soft, by_request = rows
+        constraint = dataclasses.replace(constraint, **by_request)
+        result = beam_search(model, params, tokens, constraint, config, soft)
+        return dataclasses.replace(result, steps=None)
 
-    shared, own = parted(constraint)
-    found: BeamResult = by_row(mesh, run, (params, shared), (tokens, soft, own))
-    return found
+    shared, by_request = split_constraint(constraint)
+    result: BeamResult = by_row(mesh, run, (params, shared), (tokens, soft, by_request))
+    return result
 
 
 class Suggester:
@@ -90,19 +87,18 @@ class Suggester:
     Args:
       model: the encoder-decoder; params: its parameters.
       featurizer: turns requests into the encoder's ids.
-      config: how to search; `max_length` is cut to the longest indexed query.
-      queries: query -> popularity, the closed set a list is held to; None writes freely.
-      must_start: keep lists to queries that start with the prefix, wherever one does; a prefix no
-        query starts with (a typo, say) may get any query.
+      config: settings of the search; `max_length` is limited to the longest indexed query.
+      queries: query -> popularity, the closed set of allowed queries; None: any text.
+      must_start: a list has only queries that start with the prefix, if any query does. For a
+        prefix that no query starts with (a typo, for example) all queries are allowed.
       ids: the semantic ids of the indexed queries in the order of their texts
-        (`semantic_ids.ids`): the model then writes ids instead of texts, and each is read as
-        the queries under it, best first. Needs `queries`. Beams go through all ids that exist, and
-        only then is a list cut to what starts with the prefix.
-      batch_sizes: sizes a batch is filled up to, ascending.
+        (`semantic_ids.ids`); needs `queries`. The model then writes ids, and each id stands for its
+        queries, best first. The search covers all existing ids; the prefix filters the result.
+      batch_sizes: sizes that a batch is padded to, ascending.
       shown: which indexed queries may be shown; see `show`.
 
     Attributes:
-      shapes: what batches are filled up to; may be exchanged at any time.
+      shapes: the shapes that batches are padded to; may be replaced at any time.
     """
 
     def __init__(
@@ -129,7 +125,7 @@ class Suggester:
         vocabulary = featurizer.vocabulary
         text = np.arange(model.config.vocab_size) < vocabulary.pieces
         text[[vocabulary.pad_id, vocabulary.unk_id]] = False
-        self._whole: Constraint = Free(jax.numpy.asarray(text))
+        self._unfiltered: Constraint = Free(jax.numpy.asarray(text))
         self._set: ClosedSet | None = None
         self._ids = ids
         if ids is not None:
@@ -140,25 +136,25 @@ class Suggester:
             self._set = ClosedSet(texts, counts, must_start)
             self._codes = np.unique(np.asarray(ids.ids), axis=0)
             sequences = np.stack([featurizer.id_tokens(codes) for codes in self._codes])
-            self._whole, self._rank_of_node = build_trie(sequences)
+            self._unfiltered, self._rank_of_node = build_trie(sequences)
             config = dataclasses.replace(config, max_length=sequences.shape[1])
         elif queries is not None:
             indexed = IndexedQueries.of(queries, featurizer)
             self._set = ClosedSet(indexed.texts, indexed.counts, must_start)
             self._lengths = np.count_nonzero(indexed.tokens, axis=1)
-            self._whole, self._rank_of_node = build_trie(indexed.tokens)
+            self._unfiltered, self._rank_of_node = build_trie(indexed.tokens)
             longest = indexed.tokens.shape[1]
             config = dataclasses.replace(config, max_length=min(config.max_length, longest))
         self.config = config
-        self.constraint: Copies = self.replicas.copied(self._whole)
+        self.constraint: Copies = self.replicas.copied(self._unfiltered)
         self.show(shown)
 
     def show(self, shown: Filter | None) -> None:
-        """From now on, shows only those of the indexed queries that pass; None: all. Lists being
-        made elsewhere are made by the old filter or by the new one.
+        """Sets the filter of the indexed queries; None: all are shown. A list that another thread
+        is making uses either the old or the new filter.
 
         Raises:
-          UserError: no indexed query passes, or the set is open.
+          UserError: no indexed query passes, or the set is not closed.
         """
         if self._set is None:
             if shown is not None and shown != Filter():
@@ -166,32 +162,32 @@ class Suggester:
             self.shown = Filter()
             return
         passed = self._set.passing(shown)
-        constraint = self._whole
+        constraint = self._unfiltered
         if self._ids is None:
-            assert isinstance(self._whole, Trie)
+            assert isinstance(constraint, Trie)
             passed &= self._lengths <= self.config.max_length
             if not passed.all():
-                constraint = self._whole.showing(passed, self._rank_of_node)
+                constraint = constraint.showing(passed, self._rank_of_node)
         self._set.shown, self.constraint = passed, self.replicas.copied(constraint)
         self.shown = shown or Filter()
 
     def __call__(self, requests: Sequence[Request], k: int | None = None) -> list[list[str]]:
-        """The texts of `suggest`: one list a request, best first."""
-        return [[s.text for s in found] for found in self.suggest(requests, k)]
+        """The texts of `suggest`."""
+        return [[s.text for s in suggestions] for suggestions in self.suggest(requests, k)]
 
     def use(self, params) -> None:
-        """Lists come from other parameters of the same model; nothing is compiled again."""
+        """Replaces the parameters of the model; nothing is compiled again."""
         self.params = self.replicas.copied(for_decoding(self._trained, params)[1])
 
     def suggest(self, requests: Sequence[Request], k: int | None = None) -> list[list[Suggestion]]:
-        """One list a request, best first, without duplicates, in the order of the requests.
+        """One list per request, best first, without duplicates, in the order of the requests.
 
         Args:
-          requests: normalised requests, any number.
-          k: most suggestions a list; at most, and by default, `config.returned`.
+          requests: any number of normalised requests.
+          k: maximum length of a list; at most, and by default, `config.returned`.
 
         Raises:
-          UserError: k is larger than the search returns.
+          UserError: k is larger than `config.returned`, or below 1.
         """
         k = self.config.returned if k is None else k
         if not 1 <= k <= self.config.returned:
@@ -204,19 +200,17 @@ class Suggester:
         order = sorted(range(len(requests)), key=lambda i: len(ids[i]))
         lists: list[list[Suggestion]] = [[] for _ in requests]
         while order:
-            many = shapes.next_batch(len(order))
-            chosen, order = order[:many], order[many:]
-            batch = [requests[i] for i in chosen]
-            tokens, soft = self._inputs([ids[i] for i in chosen], batch, shapes)
-            found = self._searched(batch, tokens, soft)
-            for i, suggestions in zip(chosen, self._read(found, batch), strict=True):
+            count = shapes.next_batch(len(order))
+            members, order = order[:count], order[count:]
+            batch = [requests[i] for i in members]
+            tokens, soft = self._inputs([ids[i] for i in members], batch, shapes)
+            result = self._searched(batch, tokens, soft)
+            for i, suggestions in zip(members, self._read(result, batch), strict=True):
                 lists[i] = suggestions[:k]
         return lists
 
     def warmup(self, size: int, length: int) -> None:
-        """Runs the program of batches of `size` requests of `length` ids on made-up input, and so
-        compiles it.
-        """
+        """Compiles and runs the program for batches of `size` requests of `length` ids."""
         featurizer, width = self.featurizer, self.model.config.soft_dim
         tokens = np.full((size, length), featurizer.vocabulary.prefix_id, np.int32)
         tokens[:, -1] = featurizer.vocabulary.eos_id
@@ -224,27 +218,27 @@ class Suggester:
         jax.block_until_ready(self._searched([Request("")] * size, tokens, soft))
 
     def _inputs(self, ids: list[np.ndarray], requests: list[Request], shapes: Shapes):
-        """The encoder's ids of a batch of at most the largest size, `[size, L]`, and the vectors of
-        its soft tokens, both filled up with the first request.
+        """The encoder's ids of a batch, `[size, L]`, and the vectors of its soft tokens, both
+        padded with the first request.
         """
         size = least(shapes.batch_sizes, len(ids))
         tokens = np.zeros((size, least(shapes.lengths, max(map(len, ids)))), np.int32)
         for row, request in zip(tokens, ids, strict=False):
             row[: len(request)] = request
-        tokens[len(ids) :] = tokens[0]  # a filler that costs no further decoder positions
+        tokens[len(ids) :] = tokens[0]  # this padding needs no further decoder steps
         soft = None
         if self.model.config.soft_dim:
             soft = np.zeros((size, 1, self.model.config.soft_dim), np.float32)
-            given = self.featurizer.soft(requests)
-            if given is not None:
-                soft[: len(ids)] = given
+            vectors = self.featurizer.soft(requests)
+            if vectors is not None:
+                soft[: len(ids)] = vectors
                 soft[len(ids) :] = soft[0]
         return tokens, soft
 
     def _searched(
         self, requests: list[Request], tokens: np.ndarray, soft: np.ndarray | None
     ) -> BeamResult:
-        """The beams of a batch filled up as `tokens` are, held to what their requests may get."""
+        """The beams of a padded batch, constrained to the queries allowed for its requests."""
         mesh, params, constraint = self.replicas.of(len(tokens), self.params, self.constraint)
         if self._set is not None and self._ids is None:
             intervals = [self._set.interval(request.prefix) for request in requests]
@@ -252,10 +246,10 @@ class Suggester:
             constraint = constraint.between(np.array(intervals, np.int32))
         return _search(self.model, self.config, mesh, params, tokens, soft, constraint)
 
-    def _read(self, found: BeamResult, requests: list[Request]) -> list[list[Suggestion]]:
+    def _read(self, result: BeamResult, requests: list[Request]) -> list[list[Suggestion]]:
         """The texts of finished beams."""
-        read = jax.device_get((found.scores, found.states, found.sequences))
-        rows = list(zip(*read, strict=True))[: len(requests)]
+        arrays = jax.device_get((result.scores, result.states, result.sequences))
+        rows = list(zip(*arrays, strict=True))[: len(requests)]
         if self._ids is None:
             return [self._texts_of(*row) for row in rows]
         return [
@@ -264,8 +258,8 @@ class Suggester:
         ]
 
     def _texts_of(self, scores, states, sequences) -> list[Suggestion]:
-        """Texts of one request's finished hypotheses; the better of two alike counts."""
-        found: dict[str, float] = {}
+        """Texts of one request's finished hypotheses; of equal texts the first has the score."""
+        scores_of: dict[str, float] = {}
         for score, state, sequence in zip(scores, states, sequences, strict=True):
             if score <= NEG_INF / 2:
                 break
@@ -274,20 +268,20 @@ class Suggester:
             else:
                 text = written_query(self.featurizer.vocabulary, sequence)
             if text:
-                found.setdefault(text, float(score))
-        return [Suggestion(text, score) for text, score in found.items()]
+                scores_of.setdefault(text, float(score))
+        return [Suggestion(text, score) for text, score in scores_of.items()]
 
     def _texts_of_ids(self, scores, states, prefix: str) -> list[Suggestion]:
-        """The queries under one request's finished ids, the better id first, of those that may be
-        listed for `prefix`. Every query of an id has the id's score.
+        """The queries of one request's finished ids, the better id first, that are allowed for
+        `prefix` and shown. Every query has its id's score.
         """
         assert self._set is not None and self._ids is not None
         low, high = self._set.interval(prefix)
-        found: list[Suggestion] = []
+        suggestions: list[Suggestion] = []
         for score, state in zip(scores, states, strict=True):
             if score <= NEG_INF / 2:
                 break
             for number in self._ids.numbers(self._codes[self._rank_of_node[state]]).tolist():
                 if low <= number < high and self._set.shown[number]:
-                    found.append(Suggestion(self._set.texts[number], float(score)))
-        return found[: self.config.returned]
+                    suggestions.append(Suggestion(self._set.texts[number], float(score)))
+        return suggestions[: self.config.returned]

@@ -1,20 +1,19 @@
-"""What a beam may write next: anything, or only what leads to an indexed query.
+"""Constraints of the beam search: any token, or only sequences of a closed set.
 
-A constraint answers one question for the beam search: given the state of each live beam and its
-next-token scores, which are the best continuations that exist, and in which state do they leave the
-beam. `Free` allows the whole vocabulary. `Trie` allows a closed set of token sequences (the
-queries that exist, or later their semantic ids), as four integer arrays that live on the device:
+From the states and next-token scores of the live beams, a constraint computes the best existing
+continuations and their states. `Free` allows the whole vocabulary. `Trie` allows a closed set of
+token sequences (the indexed queries, or their semantic ids), as four integer arrays on the device:
 
 * Nodes are numbered breadth first, so the children of node n are the consecutive nodes
-  `first_child[n] : first_child[n + 1]`, and `token[n]` is the token that led to n. Fourteen bytes a
-  node, sixteen where tokens need more than two.
-* Sequences are ranked by their text. `low[n] : high[n]` spans the ranks below node n. All texts
-  that start with what the user typed are one interval of ranks, so "the list must start with the
-  prefix" is an overlap of two intervals per candidate, with no text on the device: `Trie.between`.
-  The overlap is exact where a sequence ends; before that it may let a beam go on that finds no
-  ending, which costs a slot and never a wrong suggestion.
-* `Trie.showing` hides sequences: nodes that lead to none that may be shown are closed by a `low`
-  beyond every rank, so a filter is exchanged by exchanging one array.
+  `first_child[n] : first_child[n + 1]`; `token[n]` is the token that leads to n. A node takes
+  fourteen bytes, or sixteen if tokens need more than two.
+* Sequences are ranked by their text, and `low[n] : high[n]` spans the ranks below node n. All texts
+  that start with the prefix form one interval of ranks, so the test "the text starts with the
+  prefix" is an overlap of two intervals, without text on the device: `Trie.between`. The overlap is
+  exact at the end of a sequence. Before the end it may admit a beam that cannot finish, which
+  wastes a beam but never gives a wrong suggestion.
+* `Trie.showing` hides sequences: a node without any shown sequence gets a `low` beyond every rank,
+  so a new filter replaces one array.
 """
 
 from __future__ import annotations
@@ -35,7 +34,7 @@ from onesug_jax.decode.top import group_max_and_logsumexp, group_size, largest
 from onesug_jax.errors import UserError
 from onesug_jax.model.scores import Scores
 
-_WIDTHS = (16, 64, 256, 1024)  # children looked at, where no node of a beam has more
+_WIDTHS = (16, 64, 256, 1024)  # numbers of children read per beam, if no node has more
 
 
 @flax.struct.dataclass
@@ -44,8 +43,8 @@ class Continuations:
 
     Attributes:
       totals: `[B, W]` summed log-probabilities; `NEG_INF` where fewer exist.
-      parent: `[B, W]` the beam each goes on from; token: `[B, W]` what it writes; state: `[B, W]`
-        where that leads.
+      parent: `[B, W]` the beam that each continues; token: `[B, W]` its next token; state: `[B, W]`
+        its next state.
     """
 
     totals: BeamScores
@@ -55,10 +54,10 @@ class Continuations:
 
 
 class Constraint(Protocol):
-    """What the beam search asks of a constraint; implementations are pytrees of arrays.
+    """The interface of constraints; implementations are pytrees of arrays.
 
     Attributes:
-      BY_ROW: names of the arrays that have one row a request.
+      BY_ROW: names of the arrays that have one row per request.
     """
 
     BY_ROW: ClassVar[tuple[str, ...]]
@@ -67,23 +66,22 @@ class Constraint(Protocol):
         """States `[B, 1]` of an empty output."""
 
     def best(
-        self, state: jax.Array, scores: Scores, before: BeamScores, wanted: int, first: bool
+        self, state: jax.Array, scores: Scores, before: BeamScores, k: int, first: bool
     ) -> Continuations:
-        """The best `wanted` continuations of beams in states `[B, K]`.
+        """The best `k` continuations of beams in states `[B, K]`.
 
-        `scores` are those of the beams' next tokens, and `before [B, K]` the summed
-        log-probabilities of what they have written. Next tokens are normalised over the whole
-        vocabulary, whatever the constraint leaves of it. `first` says that the states are those of
-        `start`.
+        `scores` are of the next tokens; `before [B, K]` are the summed log-probabilities of the
+        beams. Next tokens are normalised over the whole vocabulary, allowed or not. `first`:
+        whether the states are those of `start`.
         """
 
 
 @flax.struct.dataclass
 class Free:
-    """Every token may follow every other; states are empty.
+    """Every allowed token may follow every other; the state is always 0.
 
     Attributes:
-      allowed: `[V]` booleans, the tokens a text may hold; None for all.
+      allowed: `[V]` booleans, the tokens a text may contain; None: all.
 
     Examples:
       >>> from onesug_jax import Free
@@ -99,15 +97,15 @@ class Free:
         """See `Constraint.start`."""
         return jnp.zeros((batch, 1), jnp.int32)
 
-    def best(self, state, scores, before, wanted, first):
+    def best(self, state, scores, before, k, first):
         """See `Constraint.best`."""
         del first
         logits = scores.vocabulary
         batch, beams, words = logits.shape
-        size = group_size(beams * words, wanted)
-        count = max(-(-words // size), -(-wanted // (beams * size)))
-        room = ((0, 0), (0, 0), (0, count * size - words))
-        logits = jnp.pad(logits, room, constant_values=NEG_INF)
+        size = group_size(beams * words, k)
+        count = max(-(-words // size), -(-k // (beams * size)))
+        padding = ((0, 0), (0, 0), (0, count * size - words))
+        logits = jnp.pad(logits, padding, constant_values=NEG_INF)
         groups = logits.reshape(batch, beams, count, size)
         allowed = jnp.ones(words, bool) if self.allowed is None else self.allowed
         allowed = jnp.pad(allowed, (0, count * size - words)).reshape(count, size)
@@ -117,37 +115,37 @@ class Free:
             log_partition = jnp.logaddexp(log_partition, scores.mass)
         before = before - log_partition
         highest = (highest + before[..., None]).reshape(batch, -1)
-        _, chosen = largest(highest, min(wanted, beams * count))
-        beam, place = chosen // count, chosen % count
+        _, chosen = largest(highest, min(k, beams * count))
+        beam, group = chosen // count, chosen % count
         within = jnp.take_along_axis(groups.reshape(batch, -1, size), chosen[..., None], axis=1)
         within = within + jnp.take_along_axis(before, beam, axis=1)[..., None]
-        within = jnp.where(allowed[place], within, NEG_INF)
-        totals, at = largest(within.reshape(batch, -1), wanted)
+        within = jnp.where(allowed[group], within, NEG_INF)
+        totals, at = largest(within.reshape(batch, -1), k)
         pick = functools.partial(jnp.take_along_axis, indices=at // size, axis=1)
-        parent, token = pick(beam), jnp.minimum(pick(place) * size + at % size, words - 1)
+        parent, token = pick(beam), jnp.minimum(pick(group) * size + at % size, words - 1)
         return Continuations(totals, parent, token, jnp.take_along_axis(state, parent, axis=1))
 
 
-def _best_of(totals: jax.Array, wanted: int) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """The largest of `[B, K, C]` with their two places, `[B, wanted]` each."""
+def _best_of(totals: jax.Array, k: int) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """The largest of `[B, K, C]` with their two indices, `[B, k]` each."""
     batch, beams, width = totals.shape
     flat = totals.reshape(batch, beams * width)
-    if flat.shape[1] < wanted:
-        flat = jnp.pad(flat, ((0, 0), (0, wanted - flat.shape[1])), constant_values=NEG_INF)
-    best, place = largest(flat, wanted)
-    place = jnp.minimum(place, beams * width - 1)
-    return best, place // width, place % width
+    if flat.shape[1] < k:
+        flat = jnp.pad(flat, ((0, 0), (0, k - flat.shape[1])), constant_values=NEG_INF)
+    best, index = largest(flat, k)
+    index = jnp.minimum(index, beams * width - 1)
+    return best, index // width, index % width
 
 
 @flax.struct.dataclass
 class Trie:
-    """A closed set of token sequences; `between` narrows it, request by request.
+    """A closed set of token sequences; `between` narrows it for each request.
 
     Attributes:
       first_child: `[N + 1]` int32; token: `[N]` uint16 or int32; low, high: `[N]` int32 (see the
         module docstring).
-      interval: `[B, 2]` ranks `low <= rank < high` each request may use, or None for all.
-      root_width, width: the most children of the root, and of any other node.
+      interval: `[B, 2]` ranks `low <= rank < high` allowed for each request, or None for all.
+      root_width: number of children of the root; width: maximum number of any other node.
     """
 
     first_child: jax.Array
@@ -161,39 +159,39 @@ class Trie:
     BY_ROW: ClassVar[tuple[str, ...]] = ("interval",)
 
     def between(self, intervals: jax.Array | np.ndarray) -> Trie:
-        """The same trie with request b held to sequences of ranks `intervals[b]` (`[B, 2]`)."""
+        """The same trie, with request b limited to sequences of ranks `intervals[b]` (`[B, 2]`)."""
         return dataclasses.replace(self, interval=jnp.asarray(intervals, jnp.int32))
 
     def showing(self, shown: np.ndarray, rank_of_node: np.ndarray) -> Trie:
-        """The same trie without the sequences of ranks r where `shown[r]` is False. To be asked of
-        the whole trie, and used with `between`.
+        """The trie without the sequences of ranks r where `shown[r]` is False. Call it on the
+        complete trie; its result needs `between`.
         """
         leaf = np.flatnonzero(rank_of_node >= 0)
         first_child = np.asarray(self.first_child)
         parent = np.repeat(np.arange(len(first_child) - 1), np.diff(first_child))
-        parent = np.concatenate([[0], parent])  # of every node; the root's is itself
-        opened = np.zeros(len(parent), bool)
-        reached = leaf[shown[rank_of_node[leaf]]]
-        while reached.size:
-            opened[reached] = True
-            above = np.unique(parent[reached])
-            reached = above[~opened[above]]
-        low = np.where(opened, np.asarray(self.low), np.iinfo(np.int32).max)
+        parent = np.concatenate([[0], parent])  # the root is its own parent
+        visible = np.zeros(len(parent), bool)
+        nodes = leaf[shown[rank_of_node[leaf]]]
+        while nodes.size:
+            visible[nodes] = True
+            nodes = np.unique(parent[nodes])
+            nodes = nodes[~visible[nodes]]
+        low = np.where(visible, np.asarray(self.low), np.iinfo(np.int32).max)
         return dataclasses.replace(self, low=jnp.asarray(low, jnp.int32))
 
     def start(self, batch: int) -> jax.Array:
-        """See `Constraint.start`: every beam begins at the root."""
+        """See `Constraint.start`: the root."""
         return jnp.zeros((batch, 1), jnp.int32)
 
-    def best(self, state, scores, before, wanted, first):
-        """See `Constraint.best`; as many children are looked at as the widest node of a beam has,
-        rounded up to one of few numbers.
+    def best(self, state, scores, before, k, first):
+        """See `Constraint.best`. The number of children read is that of the widest node of a beam,
+        rounded up to one of a few numbers.
         """
         begin, end = self.first_child[state], self.first_child[state + 1]
         alive = before > NEG_INF / 2
         before = before - scores.log_partition()
 
-        def among(width: int) -> Continuations:
+        def best_of_children(width: int) -> Continuations:
             child = begin[..., None] + jnp.arange(width)
             exists = (child < end[..., None]) & alive[..., None]
             child = jnp.where(exists, child, 0)
@@ -202,38 +200,37 @@ class Trie:
                 exists &= (self.low[child] < high) & (low < self.high[child])
             tokens = self.token[child].astype(jnp.int32)
             totals = jnp.take_along_axis(scores.vocabulary, tokens, axis=-1) + before[..., None]
-            totals, parent, choice = _best_of(jnp.where(exists, totals, NEG_INF), wanted)
+            totals, parent, choice = _best_of(jnp.where(exists, totals, NEG_INF), k)
             child = jnp.take_along_axis(begin, parent, axis=1) + choice
             child = jnp.where(totals > NEG_INF / 2, child, 0)
             return Continuations(totals, parent, self.token[child].astype(jnp.int32), child)
 
         if first:
-            return among(self.root_width)
+            return best_of_children(self.root_width)
         widths = [width for width in _WIDTHS if width < self.width] + [self.width]
-        most = jnp.max(jnp.where(alive, end - begin, 0))
-        branch = sum((most > width).astype(jnp.int32) for width in widths[:-1])
         if len(widths) == 1:
-            return among(self.width)
-        return jax.lax.switch(branch, [lambda width=width: among(width) for width in widths])
+            return best_of_children(self.width)
+        widest = jnp.max(jnp.where(alive, end - begin, 0))
+        branch = sum((widest > width).astype(jnp.int32) for width in widths[:-1])
+        return jax.lax.switch(branch, [functools.partial(best_of_children, w) for w in widths])
 
 
 def build_trie(sequences: Sequence[Sequence[int]] | np.ndarray) -> tuple[Trie, np.ndarray]:
-    """Builds the trie of `sequences`, which are ranked by their position in the argument.
+    """Builds the trie of `sequences`, whose ranks are their indices.
 
     Args:
-      sequences: distinct token sequences, each ending in a token no other sequence continues
-        (end of sequence); or `[N, T]`, 0 behind their ends. Give them in the order of their texts
-        to use `starting_with` with the trie.
+      sequences: distinct token sequences, each with an end that no other sequence continues (end of
+        sequence); or `[N, T]`, padded with 0. `starting_with` requires the order of their texts.
 
     Returns:
       the trie, and `[N]` the rank of the sequence that ends at a node, or -1.
 
     Raises:
-      UserError: no sequence was given.
+      UserError: there are no sequences.
       ValueError: a sequence is empty, repeated, or the beginning of another.
     """
     if not len(sequences):
-        raise UserError("the set of allowed queries is empty: nothing could ever be suggested")
+        raise UserError("the set of allowed queries is empty: no list would have a query")
     if isinstance(sequences, np.ndarray):
         lengths = np.count_nonzero(sequences, axis=1).astype(np.int32)
         table = np.where(np.arange(sequences.shape[1]) < lengths[:, None], sequences, -1)
@@ -248,21 +245,22 @@ def build_trie(sequences: Sequence[Sequence[int]] | np.ndarray) -> tuple[Trie, n
     rank = np.lexsort(table.T[::-1]).astype(np.int32)  # by first token, then second, ...
     table, lengths = table[rank], lengths[rank]
 
-    # Breadth first, a level at a time: a row opens a node where it leaves the row above it.
+    # Level by level: a row starts a new node where it differs from the row above it.
     tokens, parents = [np.array([-1], np.int32)], [np.array([-1], np.int64)]
     lows, highs = [np.array([0], np.int32)], [np.array([len(table)], np.int32)]
     ends = [np.array([-1], np.int32)]
-    node = np.zeros(len(table), np.int64)  # node of every row's beginning, level by level
+    node = np.zeros(len(table), np.int64)  # the node of every row at the current level
     alive, nodes = np.arange(len(table)), 1
     for depth in range(table.shape[1]):
         alive = alive[lengths[alive] > depth]
         if not alive.size:
             break
-        entered = table[alive, depth]
-        opens = np.ones(alive.size, bool)
-        opens[1:] = (node[alive][1:] != node[alive][:-1]) | (entered[1:] != entered[:-1])
-        starts = np.flatnonzero(opens)
-        tokens.append(entered[starts])
+        level_tokens = table[alive, depth]
+        is_new = np.ones(alive.size, bool)
+        is_new[1:] = node[alive][1:] != node[alive][:-1]
+        is_new[1:] |= level_tokens[1:] != level_tokens[:-1]
+        starts = np.flatnonzero(is_new)
+        tokens.append(level_tokens[starts])
         parents.append(node[alive][starts])
         lows.append(np.minimum.reduceat(rank[alive], starts))
         highs.append(np.maximum.reduceat(rank[alive], starts) + 1)
@@ -272,7 +270,7 @@ def build_trie(sequences: Sequence[Sequence[int]] | np.ndarray) -> tuple[Trie, n
             row = alive[starts[np.argmax((ending > 0) & (sizes > 1))]]
             raise ValueError(f"sequence {rank[row]} is repeated or the beginning of another")
         ends.append(np.where(ending > 0, rank[alive][starts], -1).astype(np.int32))
-        node[alive] = nodes + np.cumsum(opens) - 1
+        node[alive] = nodes + np.cumsum(is_new) - 1
         nodes += starts.size
 
     parent = np.concatenate(parents)
@@ -294,7 +292,7 @@ def build_trie(sequences: Sequence[Sequence[int]] | np.ndarray) -> tuple[Trie, n
 def starting_with(sorted_texts: Sequence[str], prefix: str) -> tuple[int, int]:
     """Ranks `low <= rank < high` of the texts that start with `prefix`; none: `low == high`.
 
-    `sorted_texts` by code point, in the order given to `build_trie`: the host's half of `between`.
+    `sorted_texts` are sorted by code point, in the order of `build_trie`; for `Trie.between`.
     """
     low = bisect.bisect_left(sorted_texts, prefix)
     return low, bisect.bisect_right(

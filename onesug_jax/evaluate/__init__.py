@@ -1,1 +1,1 @@
-"""Scoring suggestion lists: metrics, baselines, the evaluator over a split, and the report."""
+"""Evaluation of suggestion lists: metrics, baselines, the evaluator of a split, and the report."""

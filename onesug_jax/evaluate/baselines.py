@@ -1,6 +1,6 @@
-"""Baselines that need no network.
+"""Baselines without a neural network.
 
-A baseline answers as the model does: `suggest(requests, k)` gives lists of texts, best first.
+A baseline has the model's interface: `suggest(requests, k)` gives lists of texts, best first.
 """
 
 from __future__ import annotations
@@ -15,15 +15,12 @@ from onesug_jax.tasks.features import Request
 
 Rival = Callable[..., list[list[str]]]
 POPULAR, NOW = "most_popular", "most_popular_now"
-_DECAYED = "searches_"  # as `AsOfConfig.columns` begins the names of counts of searches
+_DECAYED = "searches_"  # the prefix of search counts in `AsOfConfig.columns`
 
 
 def most_popular(index: CompletionIndex) -> Rival:
     """Most popular completion: the train split's queries that start with the prefix, best first,
-    ties in alphabetical order.
-
-    Looks at the prefix alone, not at history or profile; a prefix that no indexed query starts with
-    gets no list.
+    ties in alphabetical order; an empty list if there are none.
     """
 
     def suggest(requests: Sequence[Request], k: int = 16) -> list[list[str]]:
@@ -33,18 +30,18 @@ def most_popular(index: CompletionIndex) -> Rival:
 
 
 def most_counted(text_of: Callable[[int], str], column: int) -> Rival:
-    """The completions among the request's candidates in the order of one of their as-of counts,
-    ties in the order of the candidates; all candidates where none completes the prefix.
+    """The request's candidates that start with the prefix, or all if there are none, ranked by an
+    as-of count; ties in the order of the candidates.
 
-    Needs requests with `items`: those of a replay through time or of a service that counts.
+    Needs requests with `items`, from a replay through time or a service with live counts.
 
     Args:
       text_of: query number -> text.
       column: of `Items.candidate_counts`.
     """
 
-    def listed(request: Request, k: int) -> list[str]:
-        assert request.items is not None, "asked for what needs as-of counts"
+    def suggest_one(request: Request, k: int) -> list[str]:
+        assert request.items is not None, "as-of counts need Request.items"
         candidates = request.items.candidates
         counts = request.items.candidate_counts[: np.count_nonzero(candidates), column]
         order = np.argsort(-counts, kind="stable")
@@ -52,11 +49,11 @@ def most_counted(text_of: Callable[[int], str], column: int) -> Rival:
         completions = [text for text in ranked if text.startswith(request.prefix)]
         return (completions or ranked)[:k]
 
-    return lambda requests, k=16: [listed(request, k) for request in requests]
+    return lambda requests, k=16: [suggest_one(request, k) for request in requests]
 
 
 def as_of(text_of: Callable[[int], str], config: AsOfConfig) -> dict[str, Rival]:
-    """Rivals by name: `most_popular_now`, counted without decay, and one a half-life
+    """Rivals by name: `most_popular_now`, counted without decay, and one for each half-life
     ("searches_3d").
     """
     names = [
@@ -67,7 +64,7 @@ def as_of(text_of: Callable[[int], str], config: AsOfConfig) -> dict[str, Rival]
 
 
 def half_life(name: str) -> str:
-    """The half-life of a rival of `as_of` in words, such as "17 h" or "3 d"; "": it has none."""
+    """The half-life of a rival of `as_of` as text, such as "17 h" or "3 d"; "": it has none."""
     if not (name.startswith(_DECAYED) and name.endswith("d")):
         return ""
     days = float(name.removeprefix(_DECAYED)[:-1])
@@ -77,8 +74,8 @@ def half_life(name: str) -> str:
 def best_decayed(
     metrics: Mapping[str, Mapping[str, Mapping[str, float | int | None]]], metric: str = "mrr@16"
 ) -> str | None:
-    """The rival of `as_of` that decays and has the highest metric over all rows; None: there is
-    none. It is chosen on the rows that it is reported on, which favours it over a model.
+    """The rival of `as_of` with decay and the highest metric over all rows, or None. It is chosen
+    on the rows that it is reported on, which favours it over a model.
     """
-    there = [name for name in metrics if half_life(name)]
-    return max(there, key=lambda name: metrics[name]["all"][metric] or 0.0, default=None)
+    decayed = [name for name in metrics if half_life(name)]
+    return max(decayed, key=lambda name: metrics[name]["all"][metric] or 0.0, default=None)

@@ -1,7 +1,6 @@
-"""The model card: what a trained model is, its data, its metrics, and its limits.
+"""The model card: a trained model's description, data, metrics and limits.
 
-Markdown, made from the files of the stages, so that it agrees with them. It travels
-with an exported model.
+Markdown, made from the files of the stages. An exported model includes it.
 """
 
 from __future__ import annotations
@@ -24,23 +23,22 @@ def write_card(evaluation: Evaluation, folder: str, facts: Mapping[str, Any]) ->
 
     `facts`: stage (the model in use), model (ModelConfig's fields), parameters, features
     (FeatureSpec's), log (ingest's report), mined (mining's report), min_users, steps
-    {stage: updates}, seed, simulated (whether the log is the simulated shop's).
+    {stage: updates}, seed, simulated (whether the log is from the simulated shop).
     """
     features, model, log, mined = (facts[key] for key in ("features", "model", "log", "mined"))
-    shown = {
+    inputs = {
         f"the newest {features['history']} searches of the visitor": features["history"],
         f"{features['related']} related queries": features["related"],
         "an enhanced-prefix vector": features["soft"],
         f"profile ({', '.join(log['profile'])})": features["profile"] and log["profile"],
     }
-    reads = ", ".join(["the prefix", *(words for words, there in shown.items() if there)])
+    reads = ", ".join(["the prefix", *(text for text, present in inputs.items() if present)])
     steps = ", ".join(f"{count:,} updates of `{stage}`" for stage, count in facts["steps"].items())
-    what = "a simulated shop's log" if facts["simulated"] else "a suggestion log"
-    left_out = mined["queries_left_out"]
+    source = "a simulated shop's log" if facts["simulated"] else "a suggestion log"
     lines = [
         "# Model card",
         "",
-        "An encoder-decoder that writes the list of queries to show while somebody types "
+        "An encoder-decoder that writes the list of queries to show while a user types "
         "(OneSug's method, onesug_jax).",
         "",
         "| | |",
@@ -50,15 +48,15 @@ def write_card(evaluation: Evaluation, folder: str, facts: Mapping[str, Any]) ->
         f"| trained by | {steps}; seed {facts['seed']} |",
         f"| reads | {reads}; at most {features['input_length']} tokens |",
         "| writes | indexed queries, best first, each with its log-probability |",
-        f"| learnt from | {what}: {log['splits'].get('train', 0):,} searches of "
+        f"| trained on | {source}: {log['splits'].get('train', 0):,} searches of "
         f"{mined['visitors']:,} visitors, {mined['queries']:,} queries; {log['set_aside']:,} rows "
         "set aside |",
         "",
-        "## How good",
+        "## Metrics",
         "",
-        f"{evaluation.rows.num_rows:,} searches that it was not trained on; a hit is an exact "
-        "match after normalisation; in per cent, in brackets where the mean lies in 95 % of "
-        "resamples. If they are the split that chose the checkpoint, they flatter a little.",
+        f"On {evaluation.rows.num_rows:,} searches that were not used for training. A hit is an "
+        "exact match after normalisation. In per cent, with 95 % bootstrap intervals in brackets. "
+        "If the same split chose the checkpoint, the metrics are slightly too high.",
         "",
         *_results(evaluation),
         "",
@@ -66,30 +64,30 @@ def write_card(evaluation: Evaluation, folder: str, facts: Mapping[str, Any]) ->
     pair = calibration.predicted(evaluation.rows, "model")
     if pair is not None and len(pair[0]):
         lines += [
-            f"The probability given to a suggestion is off by {100 * calibration.error(*pair):.1f} "
-            "points on average (expected calibration error).",
+            "The predicted probability of a suggestion is off by "
+            f"{100 * calibration.error(*pair):.1f} points on average (expected calibration error).",
             "",
         ]
     lines += [
-        "## Before using it",
+        "## Limits",
         "",
-        "- For suggestions in the shop that the log comes from. Other shops, languages or seasons: "
-        "train again, or `update` from fresh days.",
-        f"- A query has to be searched by {facts['min_users']} or more visitors to be shown; "
-        f"{left_out:,} queries of fewer were left out."
+        "- It is for the shop that the log comes from. For another shop, language or season, train "
+        "again, or `update` with recent days.",
+        f"- A shown query was searched by {facts['min_users']} or more visitors; "
+        f"{mined['queries_left_out']:,} queries of fewer visitors were excluded."
         + (
             " With 1, one person's query can be shown to another: see gin_configs/serving.gin."
             if facts["min_users"] < 2
             else ""
         ),
-        "- It repeats what visitors searched, with their slips, tastes and prejudices; nothing "
-        "here judges content. `suggester.blocked` excludes terms.",
-        "- Popular prefixes are learnt best: compare the slices of `metrics.json` before trusting "
-        "it with rare ones.",
-        "- History and profile move its lists; who serves it answers for the visitor's consent.",
+        "- It repeats visitors' searches, with their typing errors, tastes and prejudices. It does "
+        "not judge content; `suggester.blocked` excludes terms.",
+        "- It is best at popular prefixes: see the slices of `metrics.json` for rare ones.",
+        "- Its lists depend on history and profile; the operator is responsible for the visitors' "
+        "consent.",
     ]
     if facts["simulated"]:
-        lines.append("- **Its log is simulated**: figures show that the road works, no more.")
+        lines.append("- **Its log is simulated**: the metrics show only that the method runs.")
     path = os.path.join(folder, FILE)
     with atomic_write(path) as file:
         file.write(("\n".join(lines) + "\n").encode())
@@ -97,21 +95,21 @@ def write_card(evaluation: Evaluation, folder: str, facts: Mapping[str, Any]) ->
 
 
 def _results(evaluation: Evaluation) -> list[str]:
-    """HR and MRR of the headline's rows as a Markdown table; where there is a best possible row,
-    each one's share of the way to it.
+    """HR and MRR of the headline's rows as a Markdown table; if there is a best possible row, also
+    each row's share of the way to it.
     """
     metrics = evaluation.metrics
-    words, ways = headline.lines(metrics), headline.ways(metrics)
+    labels, ways = headline.lines(metrics), headline.ways(metrics)
     heads = ["HR@16", "MRR@16", "orders HR@16", "orders MRR@16"]
     heads += ["of the way", "of the way, orders"] * bool(ways)
     lines = [f"| | {' | '.join(heads)} |", "|---" * (1 + len(heads)) + "|"]
-    for name, means in means_of(evaluation.rows, list(words)).items():
+    for name, means in means_of(evaluation.rows, list(labels)).items():
         cells = [
             "-" if mean is None else "{:.2f} ({:.1f} to {:.1f})".format(*mean) for mean in means
         ]
         if ways:
             shares = ways[name].values()
             cells += ["-" if math.isnan(share) else f"{100 * share:.0f} %" for share in shares]
-        lines.append(f"| {' | '.join([words[name], *cells])} |")
-    said = headline.written(metrics)
-    return [*lines, "", f"{said[0].upper()}{said[1:]}."] if said else lines
+        lines.append(f"| {' | '.join([labels[name], *cells])} |")
+    sentence = headline.written(metrics)
+    return [*lines, "", f"{sentence[0].upper()}{sentence[1:]}."] if sentence else lines

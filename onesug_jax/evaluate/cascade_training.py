@@ -1,8 +1,8 @@
-"""Training the cascade's ranker: LambdaMART on the newest rows that the model learns from.
+"""Training the cascade's ranker: LambdaMART on the newest of the model's training rows.
 
-Their counts are as of each row's own moment, so no count includes its own row. Labels are the
-levels of what was searched: CLICK 1, ITEM_CLICK 2, ORDER 3. With one relevant query in a list the
-label alone changes nothing; `CascadeConfig.orders` is the weight of orders against clicks.
+Counts are as of each row's own moment, so no count includes its own row. The label of the searched
+query is its level: CLICK 1, ITEM_CLICK 2, ORDER 3. A list has one relevant query, so its label has
+no effect on the ranking; `CascadeConfig.orders` weighs orders against clicks.
 """
 
 from __future__ import annotations
@@ -26,17 +26,17 @@ LABELS = {Level.CLICK: 1, Level.ITEM_CLICK: 2, Level.ORDER: 3}
 MODEL_FILE = "ranker.txt"
 REPORT = "report.json"
 _ITEMS = ("candidates", "candidate_counts", "history", "history_minutes", "clock")
-_FEWEST = 20  # lists to learn from
+_FEWEST = 20  # minimum number of training lists
 
 
 def lightgbm():
-    """The library; UserError with the command that installs it."""
+    """Imports the library; UserError with the command that installs it."""
     try:
         import lightgbm as library
     except (ImportError, OSError) as error:
         raise UserError(
-            f"the cascade ranks with LightGBM, which cannot be loaded ({error}); install it with "
-            "`pip install 'lightgbm>=4.6,<5'`, and its run-time library libgomp1 by the "
+            f"the cascade needs LightGBM, which cannot be imported ({error}); install it with "
+            "`pip install 'lightgbm>=4.6,<5'`, and its run-time library libgomp1 with the "
             "system's package manager"
         ) from None
     return library
@@ -50,18 +50,18 @@ def train(
     out: str,
     seed: int,
 ) -> dict:
-    """Train the ranker on the newest rows of the train split into `out`.
+    """Trains the ranker on the newest rows of the train split; writes it into `out`.
 
     Args:
-      examples: of train, in the order of time. tables: of all queries and prefixes.
+      examples: of train, in time order. tables: of all queries and prefixes.
       as_of: names the columns of the counts.
 
     Returns:
-      a report: rows, how many of them recall and pre-rank retained, trees, parameters (splits and
-      leaves of the trees), importance of the features.
+      a report: rows, rows whose query is still there after recall and pre-rank, trees, parameters
+      (splits and leaves of the trees), importance of the features.
 
     Raises:
-      UserError: too few rows, counts of other half-lives, or LightGBM is not there.
+      UserError: too few rows, counts of other half-lives, or LightGBM cannot be imported.
     """
     library = lightgbm()
     width = examples.shapes["candidate_counts"][1]
@@ -69,29 +69,30 @@ def train(
         raise UserError(
             f"{examples.folder}: expected counts in the {as_of.width} columns of AsOfConfig, with "
             f"half-life {config.half_life} (CascadeConfig.half_life) among them; found {width}. "
-            "Give the settings that the examples were made with."
+            "Use the settings of the examples."
         )
     first = max(len(examples) - config.rows, 0)
     lists, labels, weights = _lists(examples, tables, config, first)
     if len(lists) < _FEWEST:
         raise UserError(
-            f"the cascade has too little to learn from: of the {len(examples) - first:,} newest "
-            f"rows {len(lists)} hold their query among two or more candidates; {_FEWEST} are needed"
+            f"the cascade has too few training rows: {len(lists)} of the newest "
+            f"{len(examples) - first:,} rows have their query among two or more candidates; "
+            f"{_FEWEST} are needed"
         )
-    held = max(len(lists) // 10, 1)
-    groups = [len(one) for one in lists]
+    held_out = max(len(lists) // 10, 1)
+    groups = [len(table) for table in lists]
     table, label = np.concatenate(lists), np.concatenate(labels)
-    weight, inside = np.repeat(weights, groups), sum(groups[:-held])
-    features_of = list(names(as_of))
-    fit = library.Dataset(
-        table[:inside],
-        label[:inside],
-        group=groups[:-held],
-        weight=weight[:inside],
-        feature_name=features_of,
+    weight, end = np.repeat(weights, groups), sum(groups[:-held_out])
+    feature_names = list(names(as_of))
+    training = library.Dataset(
+        table[:end],
+        label[:end],
+        group=groups[:-held_out],
+        weight=weight[:end],
+        feature_name=feature_names,
     )
-    judge = fit.create_valid(
-        table[inside:], label[inside:], group=groups[-held:], weight=weight[inside:]
+    validation = training.create_valid(
+        table[end:], label[end:], group=groups[-held_out:], weight=weight[end:]
     )
     ranker = library.train(
         {
@@ -106,15 +107,15 @@ def train(
             "deterministic": True,
             "verbose": -1,
         },
-        fit,
+        training,
         num_boost_round=config.trees,
-        valid_sets=[judge],
+        valid_sets=[validation],
         callbacks=[library.early_stopping(50, verbose=False)],
     )
     with atomic_path(os.path.join(out, MODEL_FILE)) as path:
         ranker.save_model(path)
     gains = ranker.feature_importance("gain")
-    shares = zip(features_of, (gains / max(gains.sum(), 1e-9)).tolist(), strict=True)
+    shares = zip(feature_names, (gains / max(gains.sum(), 1e-9)).tolist(), strict=True)
     trees = ranker.dump_model(num_iteration=ranker.best_iteration)["tree_info"]
     report = {
         "rows": len(examples) - first,
@@ -130,8 +131,8 @@ def train(
 def _lists(
     examples: ItemExamples, tables: QueryTables, config: CascadeConfig, first: int
 ) -> tuple[list[np.ndarray], list[np.ndarray], list[float]]:
-    """Of the rows from `first` on whose query is left by the pre-rank among others: features
-    `[n, F]`, labels `[n]`, weight.
+    """Features `[n, F]`, labels `[n]` and weight of each row from `first` on whose query is among
+    two or more candidates after the pre-rank.
     """
     lists, labels, weights = [], [], []
     names = (*_ITEMS, "target_candidate", "level", "typed", "prefix_row")
@@ -146,13 +147,13 @@ def _lists(
         if target < 0:
             continue
         items = Items(*(row[name] for name in _ITEMS))
-        places = pre_rank(items, config)
-        hit = places == target
-        if hit.any() and len(places) > 1:
+        retained = pre_rank(items, config)
+        is_target = retained == target
+        if is_target.any() and len(retained) > 1:
             level = Level(int(row["level"]))
-            found = features(items, int(row["typed"]), int(row["prefix_row"]), tables)
-            lists.append(found[places])
-            labels.append(np.where(hit, LABELS[level], 0))
+            table = features(items, int(row["typed"]), int(row["prefix_row"]), tables)
+            lists.append(table[retained])
+            labels.append(np.where(is_target, LABELS[level], 0))
             weights.append(config.orders if level == Level.ORDER else 1.0)
     return lists, labels, weights
 

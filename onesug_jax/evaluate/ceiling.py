@@ -1,8 +1,8 @@
-"""The row "best possible" of a simulated log, and how far each list gets towards it.
+"""The row "best possible" of a simulated log, and the share of the way to it.
 
-A simulated log comes with the lists of an oracle with access to every hidden state of the
-simulation (`logs.simulate.oracle`). Nothing beats them beyond chance, so the metric of a list says
-more beside two others: most popular completion, which needs no model, and the ceiling.
+A simulated log has the lists of an oracle with access to every hidden state of the simulation
+(`logs.simulate.oracle`). No list beats them beyond chance, so they are the ceiling of a metric;
+most popular completion, which needs no model, is the start of the way.
 """
 
 from __future__ import annotations
@@ -24,22 +24,22 @@ Lists = dict[str, Sequence[str]]  # by request_id, up to 16 queries each, best f
 
 
 def available(folder: str) -> bool:
-    """Whether the log in `folder` was simulated with its ceiling."""
+    """Whether the log in `folder` has a ceiling."""
     return os.path.isfile(os.path.join(folder, CEILING))
 
 
 def load(folder: str) -> tuple[Lists, Lists]:
-    """What `simulate` wrote into `folder`: the most probable queries, and those of a request that
-    ends with an order, which are the ceiling of the metric over those rows.
+    """Reads the lists that `simulate` wrote into `folder`: the most probable queries, and the most
+    probable ones given an order, which are the ceiling over rows with an order.
 
     Raises:
-      UserError: it is missing, or no such file.
+      UserError: the file is missing or not readable.
     """
     path = os.path.join(folder, CEILING)
     if not os.path.isfile(path):
         raise UserError(
             f"{path}: expected the best possible lists of a simulated log, found no such file; "
-            "run simulate (with ceiling=True) first"
+            "run simulate first (with ceiling=True)"
         )
     try:
         table = pq.read_table(path, columns=["request_id", "queries", "for_orders"])
@@ -56,6 +56,6 @@ def load(folder: str) -> tuple[Lists, Lists]:
 def share_of_the_way(metric: float, popular: float, best: float) -> float:
     """(metric - most popular) / (best - most popular): 0 is most popular, 1 the ceiling.
 
-    Negative where a list is worse than most popular; NaN where the ceiling is no higher than it.
+    Negative if a list is worse than most popular; NaN if the ceiling is not above most popular.
     """
     return (metric - popular) / (best - popular) if best > popular else math.nan

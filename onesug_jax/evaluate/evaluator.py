@@ -1,12 +1,10 @@
-"""Scores suggesters on a split, row by row, in order, leaving out none.
+"""Scores suggesters on every row of a split, in order.
 
-`score_rows` asks every suggester for every row and returns a table: the truth, its rank in each
-list, the lists. `summarise` makes metrics of that table by slice; `evaluate` does both. Several
-processes each score their own blocks of rows, and `merge_parts` joins the tables in the split's
-order.
+`score_rows` returns a table of the truth, its rank in each suggester's list, and the lists.
+`summarise` computes metrics of that table by slice; `evaluate` does both. Several processes each
+score their own blocks of rows, and `merge_parts` joins the tables in the split's order.
 
-What a hit is, and what a table of rows holds, is in `rows`; `replay` makes the same table of a
-split in time order.
+`rows` defines a hit and the columns of the table; `replay` makes the same table in time order.
 """
 
 from __future__ import annotations
@@ -38,8 +36,8 @@ from onesug_jax.progress import Progress
 from onesug_jax.retrieval.related import RelatedQueries
 from onesug_jax.tasks.features import make_requests
 
-Metric = Callable[[np.ndarray, int], float]  # of ranks int [N] and k, a share: `metrics.hr_at`
-METRICS = ("hr@16", "mrr@16", "ndcg@16", "success@10", "mrr@10")  # as `evaluate` gives them
+Metric = Callable[[np.ndarray, int], float]  # (ranks int [N], k) -> share, such as `metrics.hr_at`
+METRICS = ("hr@16", "mrr@16", "ndcg@16", "success@10", "mrr@10")  # of `evaluate` by default
 
 _NEEDED = (
     *("request_id", "prefix", "query", "clicked_items", "ordered_items"),
@@ -49,10 +47,10 @@ _NEEDED = (
 
 @dataclass(frozen=True)
 class SliceSpec:
-    """Where slices begin.
+    """Bounds of the slices.
 
     Attributes:
-      frequent: a prefix typed at least so often in train is frequent, less often rare, never:
+      frequent: minimum occurrences in train of a frequent prefix; with fewer it is rare, with none
         unseen.
     """
 
@@ -61,14 +59,13 @@ class SliceSpec:
 
 @dataclass(frozen=True)
 class Evaluation:
-    """What an evaluation gives.
+    """The result of an evaluation.
 
     Attributes:
-      metrics: {suggester: {slice: {metric: per cent or None, "n": rows}}}; None over an empty
-        slice.
-      rows: one row a request of the split, in its order (columns: see `score_rows`).
-      freshness: how old what a request sees of others was at least ("1m"); None: the split was not
-        replayed through time.
+      metrics: {suggester: {slice: {metric: per cent, "n": rows}}}; None for an empty slice.
+      rows: one row per request of the split, in its order (columns: see `score_rows`).
+      freshness: minimum age of other users' searches that a request sees ("1m"); None: the split
+        was not replayed through time.
     """
 
     metrics: dict[str, dict[str, dict[str, float | int | None]]]
@@ -77,7 +74,7 @@ class Evaluation:
 
 
 def prefix_counts(train_parquet: str) -> collections.Counter[str]:
-    """How often each exact prefix was typed in the train split; UserError if that is missing."""
+    """Occurrences of each exact prefix in the train split; UserError if the file is missing."""
     if not os.path.isfile(train_parquet):
         raise UserError(
             f"{train_parquet}: expected the train split, found no such file; run ingest first"
@@ -106,10 +103,10 @@ def evaluate(
     process: tuple[int, int] = (0, 1),
     exchange: Callable[[bytes], list[bytes]] = lambda own: [own],
 ) -> Evaluation:
-    """Score every row of `batches` (a split with its histories) with every suggester.
+    """Scores every row of `batches` (a split with its histories) with every suggester.
 
-    Args are those of `score_rows` and `summarise`; `exchange` gives every process what all of them
-    gave. Raises UserError for an empty split.
+    See `score_rows` and `summarise` for the arguments; `exchange` returns the bytes of all
+    processes to each of them. Raises UserError for an empty split.
 
     Examples:
       >>> import pyarrow as pa
@@ -135,8 +132,8 @@ def evaluate(
         process=process,
     )
     rows = merged(rows, process, exchange)
-    how: dict[str, Any] = {"k": k, "short_k": short_k, "indexed": indexed, "further": further}
-    return Evaluation(summarise(rows, slices=slices, **how), rows)
+    options: dict[str, Any] = {"k": k, "short_k": short_k, "indexed": indexed, "further": further}
+    return Evaluation(summarise(rows, slices=slices, **options), rows)
 
 
 def score_rows(
@@ -151,27 +148,26 @@ def score_rows(
     process: tuple[int, int] = (0, 1),
     progress: bool = True,
 ) -> pa.Table:
-    """Ask every suggester about every row; of several processes, each takes its own blocks.
+    """Runs every suggester on every row; each of several processes takes its own blocks.
 
     Args:
-      batches: rows of a split in order, with what `logs.history.with_history` adds.
-      suggesters: name -> function of up to `block` requests to as many lists, best first, of texts
+      batches: rows of a split in order, with the columns of `logs.history.with_history`.
+      suggesters: name -> function from up to `block` requests to their lists, best first, of texts
         or of suggestions with a score.
-      prefix_counts: how often each prefix was typed in train.
+      prefix_counts: occurrences of each prefix in train.
       context: adds related queries and enhanced prefixes to the requests.
-      k: lists are cut to their first k.
-      visible: whether an earlier query may stand in the table as text: not one that few searched.
-      process: (number, how many): of several processes, each takes every so manieth block.
+      k: lists are truncated to k.
+      visible: whether the table may contain the text of an earlier query; rare queries are private.
+      process: (index, number of processes): block i belongs to the process i modulo their number.
 
     Returns:
-      columns row, request_id, prefix, truth, level (name), prefix_count, history (how many), recent
-      (the latest few of them, newest first), and for each suggester rank_NAME (1-based, 0 absent),
-      list_NAME, scores_NAME and written_NAME (null where it gives none).
+      columns row, request_id, prefix, truth, level (name), prefix_count, history (its length),
+      recent (the newest queries of the history), and for each suggester rank_NAME (1-based, 0
+      absent), list_NAME, scores_NAME and written_NAME (null if the suggester has none).
 
     Raises:
       UserError: a column is missing, or the split has no row.
-      ValueError: a suggester gives another number of lists than requests, or a text twice in a
-        list.
+      ValueError: the numbers of lists and requests differ, or a list repeats a text.
     """
     parts: list[pa.RecordBatch] = []
     total = 0
@@ -202,7 +198,7 @@ def score_rows(
 def merged(
     rows: pa.Table, process: tuple[int, int], exchange: Callable[[bytes], list[bytes]]
 ) -> pa.Table:
-    """The rows of all processes, in the split's order, of those of each; see `evaluate`."""
+    """Joins the rows of all processes in the split's order; see `evaluate`."""
     if process[1] == 1:
         return rows
     return merge_parts([pickle.loads(part) for part in exchange(pickle.dumps(rows))])
@@ -211,14 +207,11 @@ def merged(
 def merge_parts(parts: Sequence[pa.Table]) -> pa.Table:
     """The tables of all processes as one, in the split's order.
 
-    Raises ValueError if a row is missing or there twice: every row of the split counts, once.
+    Raises ValueError if a row is missing or repeated.
     """
     table = pa.concat_tables(parts).sort_by("row")
     if not np.array_equal(table["row"].to_numpy(), np.arange(table.num_rows)):
-        raise ValueError(
-            "the parts of the evaluation do not make up the whole split: rows are missing or "
-            "doubled"
-        )
+        raise ValueError("the parts of the evaluation have missing or repeated rows of the split")
     return table
 
 
@@ -234,12 +227,12 @@ def summarise(
 ) -> dict[str, dict[str, dict[str, float | int | None]]]:
     """Metrics in per cent of every suggester in `rows`, by slice, unrounded.
 
-    Each slice has hr@k, mrr@k, ndcg@k, success@short_k, mrr@short_k, n, and each of the `further`
-    metrics under its own name @k. "all" has besides:
-    answered (share of lists that are not empty), diversity, distinct (different suggestions in
-    all), and where the number of `indexed` queries is given, coverage (distinct / indexed). Where
-    suggestions say whether the model wrote them: written (share of lists with a written query),
-    and written_plausible (share of those queries that are `plausible`; None without any).
+    Each slice has hr@k, mrr@k, ndcg@k, success@short_k, mrr@short_k, n, and NAME@k for each of the
+    `further` metrics. The slice "all" also has answered (share of non-empty lists), diversity,
+    distinct (number of distinct suggestions), and with the number of `indexed` queries coverage
+    (distinct / indexed). For suggestions with the attribute `written` it has written (share of
+    lists with a written query) and written_plausible (share of the written queries that are
+    `plausible`, or None).
     """
     masks = _slices(rows, slices)
     result = {}
@@ -249,15 +242,15 @@ def summarise(
             for label, mask in masks.items()
         }
         lists = rows[f"list_{name}"].to_pylist()
-        whole = result[name]["all"]
-        whole["answered"] = _per_cent(metrics.answered(lists))
-        whole["diversity"] = _per_cent(metrics.diversity(lists))
-        whole["distinct"] = len({text for texts in lists for text in texts})
+        overall = result[name]["all"]
+        overall["answered"] = _per_cent(metrics.answered(lists))
+        overall["diversity"] = _per_cent(metrics.diversity(lists))
+        overall["distinct"] = len({text for texts in lists for text in texts})
         if indexed:
-            whole["coverage"] = _per_cent(metrics.coverage(lists, indexed))
+            overall["coverage"] = _per_cent(metrics.coverage(lists, indexed))
         column = f"written_{name}"
         if column in rows.column_names and rows[column].null_count < rows.num_rows:
-            whole |= _written(lists, rows[column].to_pylist(), plausible)
+            overall |= _written(lists, rows[column].to_pylist(), plausible)
     return result
 
 
@@ -266,34 +259,34 @@ def _written(
     flags: Sequence[Sequence[bool] | None],
     plausible: Callable[[str], bool] | None,
 ) -> dict[str, float | int | None]:
-    """What `summarise` says of the queries that a model wrote itself."""
-    own = [
-        [text for text, new in zip(texts, marks or (), strict=False) if new]
+    """The metrics of written queries; see `summarise`."""
+    written = [
+        [text for text, flag in zip(texts, marks or (), strict=False) if flag]
         for texts, marks in zip(lists, flags, strict=True)
     ]
-    found: dict[str, float | int | None] = {"written": _per_cent(metrics.answered(own))}
+    scores: dict[str, float | int | None] = {"written": _per_cent(metrics.answered(written))}
     if plausible is not None:
-        texts = [plausible(text) for written in own for text in written]
-        found["written_plausible"] = 100.0 * sum(texts) / len(texts) if texts else None
-    return found
+        valid = [plausible(text) for texts in written for text in texts]
+        scores["written_plausible"] = 100.0 * sum(valid) / len(valid) if valid else None
+    return scores
 
 
 def headline(
     rows: pa.Table, names: Sequence[str]
 ) -> dict[str, list[tuple[float, float, float] | None]]:
-    """Suggester -> HR@16 and MRR@16 of all rows, then of those that ended in an order, in per cent:
-    (mean, low, high), low to high holding the mean in 95 % of resamples; None over no row.
+    """Suggester -> HR@16 and MRR@16 of all rows, then of rows with an order, in per cent: (mean,
+    low, high) with the bounds of the 95 % bootstrap interval; None without rows.
     """
     order = rows["level"].to_numpy(zero_copy_only=False) == "order"
-    found: dict[str, list[tuple[float, float, float] | None]] = {}
+    means: dict[str, list[tuple[float, float, float] | None]] = {}
     for name in names:
-        found[name] = []
+        means[name] = []
         for ranks in (ranks_of(rows, name), ranks_of(rows, name, orders=True)[order]):
             hits = (ranks > 0) & (ranks <= 16)
             for values in (100.0 * hits, np.where(hits, 100 / np.maximum(ranks, 1), 0.0)):
                 mean = (float(values.mean()), *metrics.interval(values)) if len(values) else None
-                found[name].append(mean)
-    return found
+                means[name].append(mean)
+    return means
 
 
 def _scores(
@@ -317,9 +310,9 @@ def _per_cent(share: float) -> float | None:
 def _slices(rows: pa.Table, spec: SliceSpec) -> dict[str, np.ndarray]:
     """Name -> bool [N], in the order of the report.
 
-    order, item_click and click are exactly that level of the searched query: a row with an order
-    is not in item_click. prefix_0 is there only if some prefix is empty, new_query (of queries that
-    nobody had searched as of the request) only where the split was replayed through time.
+    order, item_click and click contain the rows of exactly that level: a row with an order is not
+    in item_click. prefix_0 exists only if a prefix is empty, and new_query (queries without a
+    search as of the request) only after a replay through time.
     """
     level = rows["level"].to_numpy()
     length = np.array([len(prefix) for prefix in rows["prefix"].to_pylist()], np.int64)
@@ -343,15 +336,14 @@ def _slices(rows: pa.Table, spec: SliceSpec) -> dict[str, np.ndarray]:
 
 
 def _blocks(batches: Iterable[pa.RecordBatch], block: int) -> Iterator[tuple[int, list[dict]]]:
-    """Rows as dicts in blocks of `block` (the last may be shorter), and the first's number."""
+    """Blocks of `block` rows as dicts (the last may be shorter), each with its first row number."""
     first, waiting = 0, []
     for batch in batches:
         missing = [name for name in _NEEDED if name not in batch.schema.names]
         if missing:
             raise UserError(
                 f"evaluate: expected the columns {', '.join(_NEEDED)}, found no "
-                f"{', '.join(missing)}; "
-                "score a log that ingest has written"
+                f"{', '.join(missing)}; score a log that ingest has written"
             )
         profile = schema.profile_columns(batch.schema)
         rows = batch.select([*_NEEDED, *profile]).to_pylist()

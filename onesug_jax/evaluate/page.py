@@ -1,7 +1,6 @@
-"""The evaluation as one page: tables, plots and fifty lists in a single HTML file.
+"""The evaluation as one page: tables, plots and up to fifty lists in a single HTML file.
 
-It loads nothing and has no script: it can be mailed, printed, and read on a phone. `write_page`
-reads only the evaluation and the plots beside it.
+It loads no other file and has no script, so it can be mailed, printed, and read on a phone.
 """
 
 from __future__ import annotations
@@ -24,17 +23,17 @@ from onesug_jax.evaluate.rows import ranks_of
 from onesug_jax.files import atomic_write
 
 FILE = "index.html"
-_PICTURES = {  # file -> what it shows
+_PICTURES = {  # file -> caption
     "by_prefix_length.png": "HR and MRR by length of the typed prefix",
     "by_slice.png": "HR and MRR by slice",
-    "calibration.png": "Calibration: the probability a suggestion is given, and how often it is it",
+    "calibration.png": "Calibration: predicted probability and searched share of suggestions",
     "learning_curve.png": "Learning curves: loss by update",
-    "preference.png": "Preference alignment: how far the positive leads",
-    "code_usage.png": "Semantic ids: how the codes of each level are used",
+    "preference.png": "Preference alignment: the positive's lead",
+    "code_usage.png": "Semantic ids: usage of the codes of each level",
     "id_map.png": "The queries, coloured by the first code of their id",
     "id_learning_curve.png": "Semantic ids: learning curve",
 }
-_SHOWN = 5  # suggestions of a list
+_SHOWN = 5  # suggestions in a list
 _LISTS = {"changed": 20, "best": 15, "worst": 15}
 _STYLE = """
 :root { color-scheme: light dark; --ink: #1d2429; --soft: #66727c; --line: #d9dfe3; --ground: #fff;
@@ -70,17 +69,17 @@ figure { margin: 1rem 0 } figcaption { color: var(--soft); font-size: .9rem }
 
 
 def write_page(evaluation: Evaluation, folder: str) -> str:
-    """Writes `folder`/index.html with the plots that are in `folder`; its path."""
+    """Writes `folder`/index.html with the plots in `folder`; its path."""
     rows, metrics = evaluation.rows, evaluation.metrics
     parts = [
         "<h1>Suggestion lists, scored</h1>",
         f"<p>{rows.num_rows:,} requests; a hit is an exact match after normalisation; HR@16 and "
-        f"MRR@16 in per cent, in brackets where the mean lies in 95 % of 1,000 resamples of the "
-        f"requests.{_protocol(evaluation)}</p>",
+        "MRR@16 in per cent, with 95 % bootstrap intervals in brackets (1,000 resamples of the "
+        f"requests).{_protocol(evaluation)}</p>",
         _headline(evaluation),
-        f"<p>{said}.</p>" if (said := headline.written(metrics)) else "",
+        f"<p>{sentence}.</p>" if (sentence := headline.written(metrics)) else "",
         "<h2>By slice</h2>",
-        "<p>MRR@16 in per cent; green where the model is ahead of every rival.</p>",
+        "<p>MRR@16 in per cent; green: the model is ahead of every rival.</p>",
         _slices(metrics),
         *_pictures(folder),
         *_examples(rows, headline.lines(metrics)),
@@ -102,64 +101,61 @@ def write_page(evaluation: Evaluation, folder: str) -> str:
 
 
 def _protocol(evaluation: Evaluation) -> str:
-    """The freshness of the counts, where time was replayed."""
+    """A sentence about the freshness of the counts, if the split was replayed."""
     if evaluation.freshness is None:
         return ""
     if evaluation.freshness == "inf":
-        return " Counts are those of before the split: nothing was updated while it went on."
+        return " The counts are from before the split and were not updated during it."
     return (
         " Each request was answered with the counts of "
-        f"{html.escape(evaluation.freshness)} before it, and entered them afterwards."
+        f"{html.escape(evaluation.freshness)} before it, and then added to the counts."
     )
 
 
 def _headline(evaluation: Evaluation) -> str:
-    """HR and MRR with their intervals, of all searches and of those with an order; where there
-    is a best possible row, each list's share of the way to it.
+    """HR and MRR with their intervals, of all searches and of those with an order; if there is a
+    best possible row, also each row's share of the way to it.
     """
     metrics = evaluation.metrics
-    words, ways = headline.lines(metrics), headline.ways(metrics)
-    heads = [f"{each}@16" for each in ("HR", "MRR", "orders HR", "orders MRR")]
+    labels, ways = headline.lines(metrics), headline.ways(metrics)
+    heads = [f"{name}@16" for name in ("HR", "MRR", "orders HR", "orders MRR")]
     table = [["", *heads, *["of the way", "orders"] * bool(ways)]]
-    for name, means in means_of(evaluation.rows, list(words)).items():
+    for name, means in means_of(evaluation.rows, list(labels)).items():
         cells = [
             "-" if mean is None else "{:.2f} <small>({:.1f} to {:.1f})</small>".format(*mean)
             for mean in means
         ]
         if ways:
-            cells += [_share(share) for share in ways[name].values()]
-        text = html.escape(words[name])
+            shares = ways[name].values()
+            cells += ["-" if math.isnan(share) else f"{100 * share:.0f} %" for share in shares]
+        text = html.escape(labels[name])
         table.append([f"<b>{text}</b>" if name == headline.MODEL else text, *cells])
     return _table(table)
 
 
-def _share(share: float) -> str:
-    return "-" if math.isnan(share) else f"{100 * share:.0f} %"
-
-
 def _slices(metrics: Mapping) -> str:
     metric = "mrr@16"
-    words = headline.lines(metrics, metric)
-    table = [["", *map(html.escape, words.values()), "requests"]]
-    ahead = set()
+    labels = headline.lines(metrics, metric)
+    table = [["", *map(html.escape, labels.values()), "requests"]]
+    green = set()
     for label, scores in next(iter(metrics.values())).items():
-        values = [metrics[name][label][metric] for name in words]
+        values = [metrics[name][label][metric] for name in labels]
         cells = ["-" if value is None else f"{value:.2f}" for value in values]
-        slice_ = re.sub(r"(\d)_(\d)", r"\1-\2", label).replace("_", " ")  # prefix_2_3: 2 to 3
-        if headline.MODEL in words and headline.leads(metrics, label, metric, list(words)):
-            ahead.add((len(table), 1 + list(words).index(headline.MODEL)))
+        slice_ = re.sub(r"(\d)_(\d)", r"\1-\2", label).replace("_", " ")  # prefix_2_3: prefix 2-3
+        if headline.MODEL in labels and headline.leads(metrics, label, metric, list(labels)):
+            green.add((len(table), 1 + list(labels).index(headline.MODEL)))
         table.append([html.escape(slice_), *cells, f"{scores['n']:,}"])
-    return _table(table, ahead)
+    return _table(table, green)
 
 
 def _table(rows: Sequence[Sequence[str]], green: Collection[tuple[int, int]] = ()) -> str:
-    """Cells are HTML already; those at `green` (row, column) are made to stand out."""
+    """A table of HTML cells; cells at `green` (row, column) are highlighted."""
     lines = ["<div class='wide'><table>"]
     for number, row in enumerate(rows):
         cell = "td" if number else "th"
         cells = [
-            f"<{cell}{' class=ours' if (number, place) in green else ''}>{text}</{cell}>"
-            for place, text in enumerate(row)
+            f"<{cell}{' class=ours' if (number, column) in green else ''}>{text}</{cell}>"
+            for column, text in enumerate(row)
         ]
         lines.append(f"<tr>{''.join(cells)}</tr>")
     return "".join([*lines, "</table></div>"])
@@ -177,32 +173,27 @@ def _pictures(folder: str) -> Iterable[str]:
             )
 
 
-def _examples(rows: pa.Table, words: Mapping[str, str]) -> Iterable[str]:
-    """Lists that preference alignment moved most, that the model wins, and that it loses."""
-    model = headline.MODEL if headline.MODEL in words else next(iter(words))
-    rivals_there = (name for name in (NOW, headline.POPULAR) if name in words)
-    against = next(rivals_there, list(words)[-1])
+def _examples(rows: pa.Table, labels: Mapping[str, str]) -> Iterable[str]:
+    """The lists with the largest change by preference alignment, gain and loss of the model."""
+    model = headline.MODEL if headline.MODEL in labels else next(iter(labels))
+    popular = (name for name in (NOW, headline.POPULAR) if name in labels)
+    rival = next(popular, list(labels)[-1])
     own = _reciprocal(rows, model)
-    ahead = own - _reciprocal(rows, against)
-    groups = {
-        "best": ("Where the model helps most", np.argsort(-ahead, kind="stable"), ahead > 0),
-        "worst": ("Where it does worse", np.argsort(ahead, kind="stable"), ahead < 0),
-    }
-    rivals = {"best": against, "worst": against}
-    if "sft" in words:
+    groups = []  # key of _LISTS, title, rival, size of the difference
+    if "sft" in labels:
         moved = np.abs(own - _reciprocal(rows, "sft"))
-        groups = {
-            "changed": ("Changed by preference alignment", np.argsort(-moved), moved > 0),
-            **groups,
-        }
-        rivals["changed"] = "sft"
-    for key, (title, order, there) in groups.items():
-        chosen = order[there[order]][: _LISTS[key]]
+        groups.append(("changed", "Changed by preference alignment", "sft", moved))
+    gain = own - _reciprocal(rows, rival)
+    groups.append(("best", "Where the model helps most", rival, gain))
+    groups.append(("worst", "Where it does worse", rival, -gain))
+    for key, title, other, sizes in groups:
+        order = np.argsort(-sizes, kind="stable")
+        chosen = order[sizes[order] > 0][: _LISTS[key]]
         if not len(chosen):
             continue
         yield f"<h2>{title}</h2><div class='lists'>"
         for row in rows.take(chosen).to_pylist():
-            yield _example(row, {name: words[name] for name in (model, rivals[key])})
+            yield _example(row, {name: labels[name] for name in (model, other)})
         yield "</div>"
 
 
@@ -211,17 +202,17 @@ def _reciprocal(rows: pa.Table, name: str) -> np.ndarray:
     return np.where(ranks > 0, 1 / np.maximum(ranks, 1), 0.0)
 
 
-def _example(row: Mapping, words: Mapping[str, str]) -> str:
+def _example(row: Mapping, labels: Mapping[str, str]) -> str:
     columns = []
-    for name, word in words.items():
+    for name, label in labels.items():
         rank, texts = row[f"rank_{name}"], row[f"list_{name}"] or []
         items = [
-            f"<li{' class=hit' if place == rank else ''}>{html.escape(text)}</li>"
-            for place, text in enumerate(texts[:_SHOWN], 1)
+            f"<li{' class=hit' if position == rank else ''}>{html.escape(text)}</li>"
+            for position, text in enumerate(texts[:_SHOWN], 1)
         ]
-        place = f"place {rank}" if rank else "absent"
+        rank_text = f"rank {rank}" if rank else "absent"
         columns.append(
-            f"<div><small>{html.escape(word)}: {place}</small><ol>{''.join(items)}</ol></div>"
+            f"<div><small>{html.escape(label)}: {rank_text}</small><ol>{''.join(items)}</ol></div>"
         )
     typed = html.escape(row["prefix"]) or "(nothing)"
     return (
@@ -232,7 +223,7 @@ def _example(row: Mapping, words: Mapping[str, str]) -> str:
 
 
 def _earlier(row: Mapping) -> str:
-    """What the visitor had searched before, newest first, as far as the table says."""
+    """The visitor's earlier searches in the table, newest first, and the number of others."""
     recent = [html.escape(text) for text in row.get("recent") or ()]
     more = row["history"] - len(recent)
     if not recent:

@@ -1,8 +1,8 @@
-"""A split replayed through time: every request sees what was visible at its moment.
+"""Replay of a split through time: every request sees the as-of state of its own moment.
 
-Requests are asked in time order and observed afterwards, so counts, histories and the queries that
-exist grow as they would in a service. A suggester's input is made at the request's own
-moment, so requests may be answered in batches of any size.
+In time order, the features of each request are computed first; then the request updates the state.
+Counts, histories and the set of queries therefore grow as in a service. Features are computed at
+the request's own moment, so requests can be answered in batches of any size.
 """
 
 from __future__ import annotations
@@ -16,12 +16,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from onesug_jax.errors import UserError
-from onesug_jax.evaluate.rows import (
-    Suggester,
-    columns_of,
-    rows_schema,
-    score_block,
-)
+from onesug_jax.evaluate.rows import Suggester, columns_of, rows_schema, score_block
 from onesug_jax.logs import schema
 from onesug_jax.logs.asof.config import AsOfConfig, duration_ms
 from onesug_jax.logs.asof.items import Items
@@ -34,10 +29,10 @@ _NEEDED = ("request_id", "prefix", "query", "clicked_items", "ordered_items", "t
 
 
 def settings_at(config: AsOfConfig, freshness: str | float | None) -> tuple[AsOfConfig, bool]:
-    """The settings for a freshness such as "1m", "1d" or "inf", and whether the state is frozen;
-    None: that of `config`.
+    """The settings for a freshness such as "1m", "1d" or "inf" (None: that of `config`), and
+    whether the state is frozen.
 
-    Frozen is the state of a model that is never updated: all before the split and nothing after.
+    A frozen state is that of a model without updates: it has the rows before the split only.
 
     Raises:
       UserError: `freshness` is not a duration.
@@ -48,12 +43,12 @@ def settings_at(config: AsOfConfig, freshness: str | float | None) -> tuple[AsOf
 
 
 def plain_requests(state: AsOf, rows: Sequence[dict], items: Sequence[Items]) -> list[Request]:
-    """Requests with the as-of state's features alone."""
-    found = []
-    for row, one in zip(rows, items, strict=True):
-        past = [state.text(int(number) - 1) for number in one.history if number]
-        found.append(Request(row["prefix"], tuple(past), (), tuple(row["profile"]), items=one))
-    return found
+    """Requests with only the features of the as-of state."""
+    requests = []
+    for row, item in zip(rows, items, strict=True):
+        past = [state.text(int(number) - 1) for number in item.history if number]
+        requests.append(Request(row["prefix"], tuple(past), (), tuple(row["profile"]), items=item))
+    return requests
 
 
 def replay(
@@ -73,33 +68,32 @@ def replay(
     sample: int | None = None,
     progress: bool = True,
 ) -> pa.Table:
-    """Ask every suggester about every row of a split, in time order.
+    """Runs every suggester on every row of a split, in time order.
 
     Args:
-      state: the as-of state before the first row of `files`; it observes them all.
-      files: of the log, with all that happened before and during the split.
-      split: the one of them that is scored.
-      suggesters: name -> function of up to `block` requests to as many lists, best first.
-      frozen: nothing from the split's first row on becomes visible; histories go on.
-      make: rows and their as-of items -> requests as the suggesters read them.
-      listed: further rivals by name, as request_id -> list; an oracle of a simulated log. Its
-        lists NAME_order are those that count of NAME where a request ended in an order.
-      prefix_counts: how often each prefix was typed in train.
-      k: lists are cut to their first k.
-      block: requests that are answered at a time.
-      visible: whether an earlier query may stand in the table as text: not one that few searched.
-      process: (number, how many): of several processes, each answers every so manieth block.
-      sample: about so many rows are asked about, evenly spread; None: all, as several processes
-        must, whose parts are merged.
+      state: the as-of state before the first row of `files`; all rows update it.
+      files: the log files, with all rows before and during the split.
+      split: the scored one of `files`.
+      suggesters: name -> function from up to `block` requests to their lists, best first.
+      frozen: rows of the split do not become visible; only histories go on.
+      make: rows and their as-of items -> inputs of the suggesters.
+      listed: further rivals by name, as request_id -> list, such as the oracle of a simulated log.
+        The lists NAME_order replace those of NAME for requests with an order.
+      prefix_counts: occurrences of each prefix in train.
+      k: lists are truncated to k.
+      block: number of requests in a batch.
+      visible, process: as in `evaluator.score_rows`.
+      sample: score about so many rows, evenly spaced; None: all, as is required with several
+        processes, whose parts are merged.
       progress: whether progress is printed.
 
     Returns:
-      the rows in the split's order, with the columns of `evaluator.score_rows`, and besides
-      timestamp_ms and new (whether the query did not exist as of the request).
+      the rows in the split's order, with the columns of `evaluator.score_rows`, timestamp_ms and
+      new (whether the query did not exist as of the request).
 
     Raises:
       UserError: a file cannot be read, the split has no row, or a list of `listed` is missing.
-      ValueError: as `evaluator.score_rows`.
+      ValueError: as in `evaluator.score_rows`.
     """
     names = [os.path.abspath(path) for path in files]
     if os.path.abspath(split) not in names:
@@ -110,40 +104,40 @@ def replay(
     listed = dict(listed or {})
     parts: list[pa.RecordBatch] = []
     waiting: list[tuple[dict, Items, bool]] = []
-    asked = 0
+    count = 0
     stride = 1 if sample is None else max(1, -(-len(rows) // sample))
     meter = Progress("evaluate", unit="requests", quiet=not progress)
 
-    def answer() -> None:
-        found, items, new = (list(column) for column in zip(*waiting, strict=True))
-        requests = make(state, found, items)
-        both = {**suggesters, **{name: _looked_up(name, listed[name], found) for name in listed}}
+    def score_waiting() -> None:
+        batch, items, new = (list(column) for column in zip(*waiting, strict=True))
+        requests = make(state, batch, items)
+        rivals = {name: _looked_up(name, lists, batch) for name, lists in listed.items()}
         histories = [request.history for request in requests]
-        numbers = [row["row"] for row in found]
-        columns = columns_of(numbers, found, histories, prefix_counts or {}, visible)
-        columns |= {"timestamp_ms": [row["timestamp_ms"] for row in found], "new": new}
-        parts.append(score_block(columns, found, requests, both, k))
-        meter.add(len(found))
+        numbers = [row["row"] for row in batch]
+        columns = columns_of(numbers, batch, histories, prefix_counts or {}, visible)
+        columns |= {"timestamp_ms": [row["timestamp_ms"] for row in batch], "new": new}
+        parts.append(score_block(columns, batch, requests, {**suggesters, **rivals}, k))
+        meter.add(len(batch))
         waiting.clear()
 
     for event in events:
-        if asked == len(rows):
+        if count == len(rows):
             break
         if event.file == scored:
-            if frozen and not asked:
+            if frozen and not count:
                 state.freeze(event.time_ms)
-            place, passed_over = divmod(asked, stride)
-            if not passed_over and place // block % process[1] == process[0]:
+            index, skipped = divmod(count, stride)
+            if not skipped and index // block % process[1] == process[0]:
                 row = {**rows[event.row], "row": event.row}
                 items = ask(state, event)
                 waiting.append((row, items, not state.exists(state.number(event.query))))
-            asked += 1
+            count += 1
             if len(waiting) == block:
-                answer()
+                score_waiting()
         observe(state, event)
     if waiting:
-        answer()
-    if not asked:
+        score_waiting()
+    if not count:
         raise UserError(f"{split}: expected at least one row to score, found none; score another")
     meter.close()
     table_schema = rows_schema([*suggesters, *listed], replayed=True)
@@ -161,11 +155,11 @@ def _rows(split: str) -> list[dict]:
 
 
 def _looked_up(name: str, lists: Mapping[str, Sequence[str]], rows: Sequence[dict]) -> Suggester:
-    """A suggester that gives each row the list made for it."""
+    """A suggester that returns the precomputed lists of `rows`."""
     missing = [row["request_id"] for row in rows if row["request_id"] not in lists]
     if missing:
         raise UserError(
             f"{name}: expected a list for every request of the split, found none for "
-            f"{missing[0]!r}; make the lists of this split"
+            f"{missing[0]!r}; compute the lists of this split"
         )
     return lambda requests: [lists[row["request_id"]] for row in rows]

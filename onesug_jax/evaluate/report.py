@@ -21,80 +21,77 @@ from onesug_jax.evaluate.headline import Metrics
 from onesug_jax.files import atomic_path, read_json, write_json
 from onesug_jax.plots import COLOURS, figure_of, save_figure
 
-_COLOURS = (COLOURS[0], "#b0b7bf", *COLOURS[1:])  # the model's, then grey for most popular
+_COLOURS = (COLOURS[0], "#b0b7bf", *COLOURS[1:])  # the model, most popular (grey), others
 
 
 def write_report(
-    evaluation: Evaluation,
-    folder: str,
-    *,
-    learning_curves: Mapping[str, str] = {},
+    evaluation: Evaluation, folder: str, *, learning_curves: Mapping[str, str] = {}
 ) -> None:
-    """Write metrics.json, lists.parquet and the plots into `folder`.
+    """Writes metrics.json, lists.parquet and the plots into `folder`.
 
-    `learning_curves`: stage -> its metrics JSONL ({"step": .., "loss": ..} a line); a file that is
-    not there is left out.
+    `learning_curves`: stage -> its metrics JSONL ({"step": .., "loss": ..} a line); missing files
+    are ignored.
     """
-    metrics, place = evaluation.metrics, functools.partial(os.path.join, folder)
-    write_json(place("metrics.json"), metrics, indent=1, ensure_ascii=False, allow_nan=False)
-    with atomic_path(place("lists.parquet")) as lists:
+    metrics, path_of = evaluation.metrics, functools.partial(os.path.join, folder)
+    write_json(path_of("metrics.json"), metrics, indent=1, ensure_ascii=False, allow_nan=False)
+    with atomic_path(path_of("lists.parquet")) as lists:
         pq.write_table(evaluation.rows, lists)
     plot_slices(metrics, folder)
-    calibration.plot(evaluation.rows, headline.lines(metrics), place("calibration.png"))
-    there = {name: path for name, path in learning_curves.items() if os.path.isfile(path)}
-    curves = {name: points for name, path in there.items() if (points := read_curve(path))}
+    calibration.plot(evaluation.rows, headline.lines(metrics), path_of("calibration.png"))
+    files = {name: path for name, path in learning_curves.items() if os.path.isfile(path)}
+    curves = {name: points for name, path in files.items() if (points := read_curve(path))}
     if curves:
-        plot_curves(curves, place("learning_curve.png"))
-    if "rwr" in there and (margins := read_curve(there["rwr"], "margin")):
-        plot_preference(margins, read_curve(there["rwr"], "accuracy"), place("preference.png"))
+        plot_curves(curves, path_of("learning_curve.png"))
+    if "rwr" in files and (margins := read_curve(files["rwr"], "margin")):
+        plot_preference(margins, read_curve(files["rwr"], "accuracy"), path_of("preference.png"))
 
 
 def read_metrics(folder: str) -> dict:
-    """metrics.json of a report folder. Raises UserError if there is none."""
+    """Reads metrics.json of a report folder. Raises UserError if it is missing."""
     path = os.path.join(folder, "metrics.json")
     return read_json(path, "the metrics of an evaluation", "run evaluate first")
 
 
 def format_headline(metrics: Metrics, *, shown: Sequence[str] = ("hr@16", "mrr@16")) -> str:
-    """The headline: a row a suggester (`headline.lines`) and the metrics `shown` in per cent, of
-    all searches and of those with an order; with a best possible row, each one's share of the way
-    from most popular to it by the last of `shown`.
+    """The headline: a row for each suggester (`headline.lines`) with the metrics `shown` in per
+    cent, of all searches and of those with an order; if there is a best possible row, also each
+    row's share of the way to it by the last of `shown`.
     """
-    words, ways = headline.lines(metrics, shown[-1]), headline.ways(metrics, shown[-1])
+    labels, ways = headline.lines(metrics, shown[-1]), headline.ways(metrics, shown[-1])
     heads = ["in per cent"]
-    for label in headline.SLICES:
-        begin = "" if label == "all" else f"{label}s "
-        heads += [begin + metric.upper() for metric in shown] + [begin + "of the way"] * bool(ways)
+    for slice_ in headline.SLICES:
+        start = "" if slice_ == "all" else f"{slice_}s "
+        heads += [start + metric.upper() for metric in shown] + [start + "of the way"] * bool(ways)
     rows = [heads]
-    for name, text in words.items():
-        cells = [text]
-        for label in headline.SLICES:
-            cells += [number(metrics[name][label][metric]) for metric in shown]
+    for name, label in labels.items():
+        cells = [label]
+        for slice_ in headline.SLICES:
+            cells += [number(metrics[name][slice_][metric]) for metric in shown]
             if ways:
-                cells.append(number(100 * ways[name][label], 0))
+                cells.append(number(100 * ways[name][slice_], 0))
         rows.append(cells)
     cells = ["requests"]
-    for label in headline.SLICES:
-        count = next(iter(metrics.values()))[label]["n"]
+    for slice_ in headline.SLICES:
+        count = next(iter(metrics.values()))[slice_]["n"]
         cells += [f"{count:,}", *[""] * (len(shown) - 1 + bool(ways))]
-    said = headline.written(metrics)
-    return table([*rows, cells]) + (f"\n{said}" if said else "")
+    sentence = headline.written(metrics)
+    return table([*rows, cells]) + (f"\n{sentence}" if sentence else "")
 
 
 def format_slices(metrics: Metrics, *, metric: str = "mrr@16") -> str:
     """One metric in per cent for every slice and every suggester of the headline."""
-    words = headline.lines(metrics, metric)
-    rows = [(metric.upper(), *words.values(), "requests")]
-    for label, scores in next(iter(metrics.values())).items():
-        values = [number(metrics[name][label][metric]) for name in words]
-        rows.append((label, *values, f"{scores['n']:,}"))
+    labels = headline.lines(metrics, metric)
+    rows = [(metric.upper(), *labels.values(), "requests")]
+    for slice_, scores in next(iter(metrics.values())).items():
+        values = [number(metrics[name][slice_][metric]) for name in labels]
+        rows.append((slice_, *values, f"{scores['n']:,}"))
     return table(rows)
 
 
 def example_prefixes(rows, frequent: int, each: int = 4) -> dict[str, list[str]]:
-    """Some typed prefixes of a scored split that are frequent, rare, and unseen in train.
+    """The first typed prefixes of a scored split that are frequent, rare, and unseen in train.
 
-    `rows`: of an `Evaluation`. The first that occur, so that the same split shows the same ones.
+    `rows`: of an `Evaluation`.
     """
     groups: dict[str, list[str]] = {"frequent": [], "rare": [], "unseen": []}
     pairs = zip(rows["prefix"].to_pylist(), rows["prefix_count"].to_pylist(), strict=True)
@@ -106,10 +103,10 @@ def example_prefixes(rows, frequent: int, each: int = 4) -> dict[str, list[str]]
 
 
 def write_related(groups: Mapping[str, Mapping[str, Sequence[str]]], folder: str) -> str:
-    """Examples of related queries, `{group: {prefix: queries}}`, into related.txt; its path."""
+    """Writes related queries, `{group: {prefix: queries}}`, into related.txt; its path."""
     rows = [("prefix", "", "related queries, best first")]
-    for name, found in groups.items():
-        for prefix, queries in found.items():
+    for name, examples in groups.items():
+        for prefix, queries in examples.items():
             rows.append((repr(prefix), name, ", ".join(queries) or "(none)"))
     path = os.path.join(folder, "related.txt")
     with open(path, "w", encoding="utf-8") as file:
@@ -134,10 +131,9 @@ def plot_slices(metrics: Metrics, folder: str) -> list[str]:
 
 
 def read_curve(path: str, figure: str = "loss") -> list[tuple[int, float]]:
-    """(step, `figure`) of every line of a metrics JSONL that has both; a line cut off by a crash is
-    passed over.
+    """(step, `figure`) of every line of a metrics JSONL with both; truncated lines are skipped.
 
-    A step reported twice (a run resumed before it) counts with its last report.
+    Of a step with two reports (after a resume) the last one counts.
     """
     points: dict[int, float] = {}
     with open(path, encoding="utf-8") as file:
@@ -181,26 +177,26 @@ def plot_preference(
 def _bars(
     metrics: Metrics, labels: Sequence[str], names: Sequence[str], title: str, path: str
 ) -> str:
-    words = headline.lines(metrics, names[-1])
-    figure, axes = figure_of(len(names), width=1.8 + 0.62 * len(labels) * max(1, len(words) / 2))
-    width = 0.8 / len(words)
-    order = dict.fromkeys(one for one in (headline.MODEL, headline.POPULAR) if one in words)
-    colours = dict(zip({**order, **words}, itertools.cycle(_COLOURS), strict=False))
+    suggesters = headline.lines(metrics, names[-1])
+    count = len(suggesters)
+    figure, axes = figure_of(len(names), width=1.8 + 0.62 * len(labels) * max(1, count / 2))
+    width = 0.8 / count
+    first = [name for name in (headline.MODEL, headline.POPULAR) if name in suggesters]
+    order = dict.fromkeys([*first, *suggesters])
+    colours = dict(zip(order, itertools.cycle(_COLOURS), strict=False))
     for axis, metric in zip(axes, names, strict=True):
-        for place, (suggester, text) in enumerate(words.items()):
-            heights = [metrics[suggester][label][metric] or 0.0 for label in labels]
-            at = [x + (place - (len(words) - 1) / 2) * width for x in range(len(labels))]
-            bars = axis.bar(at, heights, width * 0.94, label=text, color=colours[suggester])
+        for index, (name, text) in enumerate(suggesters.items()):
+            heights = [metrics[name][label][metric] or 0.0 for label in labels]
+            at = [x + (index - (count - 1) / 2) * width for x in range(len(labels))]
+            bars = axis.bar(at, heights, width * 0.94, label=text, color=colours[name])
             axis.bar_label(bars, fmt="%.0f", fontsize=7, padding=1)
-        counts = [next(iter(metrics.values()))[label]["n"] for label in labels]
-        shown = [
-            label.removeprefix("prefix_").replace("_", "-" if "prefix_" in label else " ")
-            for label in labels
-        ]
-        ticks = [f"{text}\n{count:,}" for text, count in zip(shown, counts, strict=True)]
+        ticks = []
+        for label in labels:
+            text = label.removeprefix("prefix_").replace("_", "-" if "prefix_" in label else " ")
+            ticks.append(f"{text}\n{next(iter(metrics.values()))[label]['n']:,}")
         axis.set_xticks(range(len(labels)), ticks, fontsize=7)
         axis.set(ylim=(0, 108), ylabel=f"{metric.upper()} in %", title=f"{metric.upper()} {title}")
-    # Beside the bars it would cover some.
+    # Below the plots: inside, the legend would cover bars.
     handles, texts = axes[0].get_legend_handles_labels()
     figure.legend(
         handles, texts, loc="outside lower center", ncols=min(len(texts), 4), frameon=False
@@ -209,12 +205,14 @@ def _bars(
 
 
 def number(value: float | None, places: int = 2) -> str:
-    """As tables show it; "-" where there is none."""
+    """A number as text; "-" for None and NaN."""
     return "-" if value is None or math.isnan(value) else f"{value:.{places}f}"
 
 
 def table(rows: Sequence[Sequence[str]], *, left: bool = False) -> str:
-    """Columns of equal width, where wide characters take two places; numbers to the right."""
+    """Rows as aligned text, the first column (with `left`, all) to the left. Wide characters count
+    as two.
+    """
     widths = [max(_width(row[column]) for row in rows) for column in range(len(rows[0]))]
     lines = []
     for number, row in enumerate(rows):

@@ -1,7 +1,7 @@
 """The table of scored requests: one row each, with the truth, its rank in each list, the lists.
 
-A hit is an exact match after `logs.schema.normalise_query`; a list that holds a text twice is
-refused, since it would waste places and could be rewarded for it.
+A hit is an exact match after `logs.schema.normalise_query`. A list with a repeated text is an
+error.
 """
 
 from __future__ import annotations
@@ -18,22 +18,18 @@ from onesug_jax.evaluate import metrics
 from onesug_jax.logs import schema
 from onesug_jax.tasks.features import Request
 
-# Of each request a list, best first, of texts or of what has a `text` and a `score`.
+# Requests -> their lists, best first, of texts or of objects with `text` and `score`.
 Suggester = Callable[[list[Request]], Sequence[Sequence[Any]]]
 
-ORDERS = "_order"  # rank_NAME_order stands in for rank_NAME where a request ended in an order
-_RECENT = 5  # earlier queries of a request that its row shows
+ORDERS = "_order"  # rank_NAME_order replaces rank_NAME for requests with an order
+_RECENT = 5  # number of earlier queries in a row
 
 
 def rows_schema(suggesters: Iterable[str], *, replayed: bool = False) -> pa.Schema:
-    """The columns of the table of rows; `replayed`: with those that `replay` adds."""
-    fields = [
-        ("row", pa.int64()),
-        ("request_id", pa.string()),
-        ("prefix", pa.string()),
-        ("truth", pa.string()),
-    ]
-    fields += [("level", pa.string()), ("prefix_count", pa.int64()), ("history", pa.int32())]
+    """The schema of the table of rows; `replayed`: with the further columns of `replay`."""
+    fields = [("row", pa.int64())]
+    fields += [(name, pa.string()) for name in ("request_id", "prefix", "truth", "level")]
+    fields += [("prefix_count", pa.int64()), ("history", pa.int32())]
     fields += [("recent", pa.list_(pa.string()))]
     if replayed:
         fields += [("timestamp_ms", pa.int64()), ("new", pa.bool_())]
@@ -47,14 +43,14 @@ def rows_schema(suggesters: Iterable[str], *, replayed: bool = False) -> pa.Sche
 def suggesters_of(table: pa.Table) -> list[str]:
     """Names of the suggesters of a table of rows, in its order."""
     names = [name[5:] for name in table.column_names if name.startswith("rank_")]
-    return [one for one in names if not (one.endswith(ORDERS) and one[: -len(ORDERS)] in names)]
+    return [n for n in names if not (n.endswith(ORDERS) and n.removesuffix(ORDERS) in names)]
 
 
 def ranks_of(table: pa.Table, name: str, *, orders: bool = False) -> np.ndarray:
-    """Ranks int32 [N] of a suggester; `orders`: as they count among rows that ended in an order."""
+    """Ranks int32 [N] of a suggester; `orders`: those that count for rows with an order."""
     column = f"rank_{name}{ORDERS}"
-    there = orders and column in table.column_names
-    return table[column if there else f"rank_{name}"].to_numpy()
+    present = orders and column in table.column_names
+    return table[column if present else f"rank_{name}"].to_numpy()
 
 
 def columns_of(
@@ -64,7 +60,7 @@ def columns_of(
     prefix_counts: Mapping[str, int],
     visible: Callable[[str], bool],
 ) -> dict[str, list]:
-    """The columns that do not depend on suggesters, of rows of a split and their places in it."""
+    """The columns that do not depend on suggesters, of rows with their numbers in the split."""
     levels = [
         schema.request_level(row["clicked_items"] or (), row["ordered_items"] or ()) for row in rows
     ]
@@ -87,26 +83,26 @@ def score_block(
     suggesters: Mapping[str, Suggester],
     k: int,
 ) -> pa.RecordBatch:
-    """Asks every suggester about a few requests.
+    """Runs every suggester on a few requests.
 
     Args:
-      columns: what does not depend on suggesters, as `rows_schema` names it; lists are added.
+      columns: the output of `columns_of`, and those of `replay`; the suggesters' are added to it.
       rows: the requests' rows, with `request_id`, `prefix` and `query`.
-      requests: the same as suggesters take them.
-      suggesters, k: as `score_rows`.
+      requests: the same rows as inputs of the suggesters.
+      suggesters, k: as in `score_rows`.
 
     Raises:
-      ValueError: as `score_rows`.
+      ValueError: as in `score_rows`.
     """
     truths = [schema.normalise_query(row["query"]) for row in rows]
     for name, suggest in suggesters.items():
-        given = suggest(requests)
-        lists = _checked(name, given, rows, k)
-        columns[f"scores_{name}"] = [_scores_of(suggestions[:k]) for suggestions in given]
-        columns[f"written_{name}"] = [_written(suggestions[:k]) for suggestions in given]
+        output = suggest(requests)
+        lists = _checked(name, output, rows, k)
+        columns[f"scores_{name}"] = [_scores_of(suggestions[:k]) for suggestions in output]
+        columns[f"written_{name}"] = [_written(suggestions[:k]) for suggestions in output]
         columns[f"rank_{name}"] = [
-            metrics.rank_of(truth, compared)
-            for truth, (_, compared) in zip(truths, lists, strict=True)
+            metrics.rank_of(truth, normalised)
+            for truth, (_, normalised) in zip(truths, lists, strict=True)
         ]
         columns[f"list_{name}"] = [texts for texts, _ in lists]
     table_schema = rows_schema(suggesters, replayed="new" in columns)
@@ -116,32 +112,32 @@ def score_block(
 def _checked(
     name: str, lists: Sequence[Sequence[Any]], rows: list[dict], k: int
 ) -> list[tuple[list[str], list[str]]]:
-    """Each list cut to k, as given and as compared (normalised)."""
+    """The texts of each list, truncated to k: original and normalised."""
     if len(lists) != len(rows):
         raise ValueError(f"suggester {name!r} gave {len(lists)} lists for {len(rows)} requests")
     checked = []
-    for row, texts in zip(rows, lists, strict=True):
-        texts = [getattr(given, "text", given) for given in texts[:k]]
-        compared = [schema.normalise_query(text) for text in texts]
-        if len(set(compared)) != len(compared):
-            twice = next(text for text, n in collections.Counter(compared).items() if n > 1)
+    for row, suggestions in zip(rows, lists, strict=True):
+        texts = [getattr(suggestion, "text", suggestion) for suggestion in suggestions[:k]]
+        normalised = [schema.normalise_query(text) for text in texts]
+        if len(set(normalised)) != len(normalised):
+            twice = next(text for text, n in collections.Counter(normalised).items() if n > 1)
             raise ValueError(
                 f"suggester {name!r} gave {twice!r} more than once for request {row['request_id']} "
                 f"(prefix {row['prefix']!r})"
             )
-        checked.append((texts, compared))
+        checked.append((texts, normalised))
     return checked
 
 
 def _written(suggestions: Sequence[Any]) -> list[bool] | None:
-    """Which of a list the model wrote itself; None where that is not recorded."""
+    """Whether the model wrote each suggestion of a list; None if that is not recorded."""
     if any(hasattr(suggestion, "written") for suggestion in suggestions):
         return [bool(getattr(suggestion, "written", False)) for suggestion in suggestions]
     return None
 
 
 def _scores_of(suggestions: Sequence[Any]) -> list[float] | None:
-    """The scores of one list; None where it is of texts alone."""
+    """The scores of one list; None for a list of texts."""
     if all(hasattr(suggestion, "score") for suggestion in suggestions):
         return [suggestion.score for suggestion in suggestions]
     return None

@@ -1,6 +1,6 @@
-"""Runs side by side: a table whose rows are runs, and how far each is ahead of the first.
+"""Comparison of runs: a table with a row for each run, and the lead of each over the first.
 
-A row may hold several runs, the seeds of one configuration: its figures are means over them, and
+A row may have several runs, the seeds of one configuration; its figures are means over them, and
 each request counts with the mean of its reciprocal ranks. Most lists of two runs agree, so their
 difference varies far less than either mean. Intervals of a difference resample the differences
 of the requests (paired bootstrap).
@@ -22,14 +22,14 @@ from onesug_jax.evaluate import evaluator, metrics, report
 from onesug_jax.files import require_files
 from onesug_jax.plots import COLOURS, figure_of, save_figure
 
-_NEAR = 5.0  # points of MRR
-_MODEL = "model"  # the suggester of a report that is the run's own; all others are its rivals
+_NEAR = 5.0  # points of MRR; the limits of `plot_frontier`
+_MODEL = "model"  # the run's own suggester in a report; all others are its rivals
 
 
 @dataclasses.dataclass(frozen=True)
 class Run:
-    """The results of one evaluation, the time of its stages and the size of its model; of rivals
-    (minutes, parameters) where measured.
+    """The results of one evaluation, the time of its stages and the size of its model; for rivals
+    (minutes, parameters) if measured.
     """
 
     metrics: Mapping[str, Mapping[str, Mapping[str, float | int | None]]]
@@ -41,7 +41,7 @@ class Run:
 
 @dataclasses.dataclass(frozen=True)
 class Row:
-    """One line of the table: a suggester over the same requests as every other line."""
+    """One line of the table: the scores of a suggester."""
 
     name: str
     scores: Mapping[str, Mapping[str, float | None]]  # slice -> metric, in per cent
@@ -53,23 +53,23 @@ class Row:
 
 
 def read_run(folder: str, name: str = "dev", **taken) -> Run:
-    """One report of a work directory, with further facts of the run (fields of `Run`).
+    """One report of a work directory, with further fields of `Run`.
 
     Args:
-      name: of the report; where "dev" is asked for and there is only another one, that one.
+      name: of the report; if "dev" does not exist, the only other one, if there is just one.
 
     Raises:
-      UserError: there is none.
+      UserError: there is no such report.
     """
     reports = os.path.join(folder, "report")
-    there = sorted(os.listdir(reports)) if os.path.isdir(reports) else []
-    there = [one for one in there if os.path.isfile(os.path.join(reports, one, "lists.parquet"))]
-    if name not in there and name == "dev" and len(there) == 1:
-        name = there[0]
+    names = sorted(os.listdir(reports)) if os.path.isdir(reports) else []
+    names = [n for n in names if os.path.isfile(os.path.join(reports, n, "lists.parquet"))]
+    if name == "dev" and name not in names and len(names) == 1:
+        name = names[0]
     folder = os.path.join(reports, name)
     path = os.path.join(folder, "lists.parquet")
-    what = f"the lists of an evaluation ({', '.join(there) or 'none'} here)"
-    require_files([path], what, "run evaluate first, or name another with --report")
+    expected = f"the lists of an evaluation (existing reports: {', '.join(names) or 'none'})"
+    require_files([path], expected, "run evaluate first, or name another with --report")
     return Run(report.read_metrics(folder), pq.read_table(path), **taken)
 
 
@@ -80,15 +80,15 @@ def by_orders(
     *,
     slices: evaluator.SliceSpec,
 ) -> Run:
-    """The run with its SFT lists (its only ones, where no preference was learnt) in the order of
+    """The run with its SFT lists (its model's lists, without preference training) reordered by
 
         log p(q | request) + kappa log(share of orders of q / average share)
 
-    What it gains on orders, and gives up elsewhere, is there to be had without learning preference:
-    the rival of every alpha and beta.
+    This trades other searches for orders without preference training: a baseline for every choice
+    of alpha and beta.
 
     Args:
-      shares: queries -> their logs of shares, `[n]`.
+      shares: queries -> logarithms of their relative shares, `[n]`.
 
     Raises:
       UserError: the lists have no scores.
@@ -98,11 +98,11 @@ def by_orders(
     scores = run.lists[f"scores_{name}"].to_pylist()
     if None in scores:
         raise UserError(
-            f"the lists of {name} have no scores to weigh by orders: run evaluate again"
+            f"the lists of {name} have no scores; weighing by orders needs them: run evaluate again"
         )
     ordered = []
-    for suggestions, logits in zip(texts, scores, strict=True):
-        value = np.asarray(logits, np.float64) + kappa * shares(suggestions)
+    for suggestions, logs in zip(texts, scores, strict=True):
+        value = np.asarray(logs, np.float64) + kappa * shares(suggestions)
         ordered.append([suggestions[i] for i in np.argsort(-value, kind="stable")])
     truths = run.lists["truth"].to_pylist()
     ranks = [metrics.rank_of(truth, each) for truth, each in zip(truths, ordered, strict=True)]
@@ -114,8 +114,8 @@ def by_orders(
 
 
 def names_of(folders: Sequence[str]) -> dict[str, list[str]]:
-    """Row -> its folders: named by the last part of their paths, or by the whole where two have the
-    same. `seed_0/full` and `seed_1/full`, whatever lies before them, are two seeds of one row.
+    """Row -> its folders. A row has the name of its folder, or the whole path if the name is not
+    unique. `A/seed_0/full` and `B/seed_1/full` are two seeds of one row, `full`.
     """
     paths = [os.path.abspath(folder) for folder in folders]
     seeded = ["seed_" in os.path.basename(os.path.dirname(path)) for path in paths]
@@ -127,8 +127,8 @@ def names_of(folders: Sequence[str]) -> dict[str, list[str]]:
 
 
 def rows_of(runs: Mapping[str, Sequence[Run]]) -> list[Row]:
-    """The rivals in the first row that has them, over its seeds that do; then a row for every name,
-    `len(runs)` of them.
+    """A row for each rival, from the seeds of the first name with such a rival; then a row for each
+    of the `len(runs)` names.
     """
     rivals: dict[str, list[Run]] = {}
     for seeds in runs.values():
@@ -136,22 +136,22 @@ def rows_of(runs: Mapping[str, Sequence[Run]]) -> list[Row]:
             if name != _MODEL:
                 rivals.setdefault(name, [run for run in seeds if name in run.metrics])
     rows = []
-    for suggester, those in rivals.items():
+    for suggester, seeds in rivals.items():
         name = suggester.replace("_", " ")
-        rows.append(_row(f"{name} (rival)" if name in runs else name, those, suggester))
+        rows.append(_row(f"{name} (rival)" if name in runs else name, seeds, suggester))
     return rows + [_row(name, seeds, _MODEL) for name, seeds in runs.items()]
 
 
 def _row(name: str, runs: Sequence[Run], suggester: str) -> Row:
     scores = {}
     for label in runs[0].metrics[suggester]:
-        each = [run.metrics[suggester].get(label, {}) for run in runs]
+        by_run = [run.metrics[suggester].get(label, {}) for run in runs]
         scores[label] = {
-            metric: _mean([values.get(metric) for values in each])
+            metric: _mean([values.get(metric) for values in by_run])
             for metric in ("hr@16", "mrr@16", "n")
         }
     own = suggester == _MODEL
-    taken: list[tuple[float | None, int | None]] = [
+    costs: list[tuple[float | None, int | None]] = [
         (run.minutes, run.parameters) if own else run.rivals.get(suggester, (None, None))
         for run in runs
     ]
@@ -164,14 +164,14 @@ def _row(name: str, runs: Sequence[Run], suggester: str) -> Row:
         gains=np.mean(gains, axis=0) if same else np.empty(0),
         hits=np.mean([100.0 * (gain > 0) for gain in gains], axis=0) if same else np.empty(0),
         seeds=seeds if own or len(set(seeds)) > 1 else (),  # most popular has no seed
-        minutes=_mean([minutes for minutes, _ in taken]),
-        parameters=taken[0][1],
+        minutes=_mean([minutes for minutes, _ in costs]),
+        parameters=costs[0][1],
     )
 
 
 def _mean(values: Sequence[float | None]) -> float | None:
-    given = [value for value in values if value is not None]
-    return float(np.mean(given)) if len(given) == len(values) else None
+    numbers = [value for value in values if value is not None]
+    return float(np.mean(numbers)) if len(numbers) == len(values) else None
 
 
 def _same_requests(one: pa.Table, other: pa.Table) -> bool:
@@ -184,27 +184,26 @@ def _gains(rows: pa.Table, suggester: str) -> np.ndarray:
 
 
 def ahead(row: Row, base: Row, orders: np.ndarray) -> dict[str, tuple[float, float, float]] | None:
-    """How many points of MRR `row` is ahead of `base`, over all requests and over `orders [N]`.
+    """The lead of `row` over `base` in points of MRR, over all requests and over `orders [N]`.
 
     Returns:
-      {"all" or "order": (mean, low, high)}, low to high holding the mean in 95 % of resamples of
-      the requests; None where the two did not score the same requests.
+      {"all" or "order": (mean, low, high)} with the bounds of the 95 % bootstrap interval; None if
+      the two did not score the same requests.
     """
     if len(row.gains) != len(orders) or len(base.gains) != len(orders):
         return None
-    gained = row.gains - base.gains
-    slices = {"all": gained, "order": gained[orders]}
+    leads = row.gains - base.gains
     return {
-        label: (float(chosen.mean()), *metrics.interval(chosen))
-        for label, chosen in slices.items()
-        if len(chosen)
+        label: (float(values.mean()), *metrics.interval(values))
+        for label, values in (("all", leads), ("order", leads[orders]))
+        if len(values)
     }
 
 
 def format_rows(rows: Sequence[Row], orders: np.ndarray) -> str:
     """HR@16 and MRR@16 of all searches and of those with an order, with 95 % intervals over
-    requests; MRR@16 of frequent, rare and unseen prefixes; what each row took. A dash for what was
-    not measured.
+    requests; MRR@16 of frequent, rare and unseen prefixes; minutes and parameters. "-": not
+    measured.
     """
     shown = [("all", "hr@16"), ("all", "mrr@16"), ("order", "hr@16"), ("order", "mrr@16")]
     shown += [(label, "mrr@16") for label in ("frequent", "rare", "unseen")]
@@ -215,40 +214,40 @@ def format_rows(rows: Sequence[Row], orders: np.ndarray) -> str:
         cells = [report.number(row.scores.get(label, {}).get(metric)) for label, metric in shown]
         paired = len(row.gains) == len(orders)
         for mask in (orders | True, orders):
-            each = (row.hits, row.gains)
-            cells += [_interval(values[mask]) if paired else "-" for values in each]
+            both = (row.hits, row.gains)
+            cells += [_interval(values[mask]) if paired else "-" for values in both]
         spread = f"{len(row.seeds)}: {min(row.seeds or [0]):.2f} to {max(row.seeds or [0]):.2f}"
         cells += [spread if len(row.seeds) > 1 else "-", report.number(row.minutes, 1)]
         cells += ["-" if row.parameters is None else f"{row.parameters:,}"]
         lines.append([row.name, *cells])
     counts = [rows[-1].scores.get(label, {}).get("n") for label, _ in shown]
-    counted = ["-" if count is None else f"{int(count):,}" for count in counts]
-    return report.table([*lines, ["requests", *counted, *[""] * (len(heads) - len(shown) - 1)]])
+    cells = ["-" if count is None else f"{int(count):,}" for count in counts]
+    return report.table([*lines, ["requests", *cells, *[""] * (len(heads) - len(shown) - 1)]])
 
 
 def format_ahead(rows: Sequence[Row], base: Row, orders: np.ndarray) -> str:
     """`ahead` of every row against `base`, as a table."""
     lines = [[f"MRR@16 ahead of {base.name}", "all", "95 %", "", "order", "95 %", ""]]
     for row in rows:
-        found = ahead(row, base, orders)
+        leads = ahead(row, base, orders)
         cells = [row.name]
-        if found is None:
+        if leads is None:
             lines.append([*cells, "-", "not the same requests", "", "-", "", ""])
             continue
         for label in ("all", "order"):
-            if label not in found:
+            if label not in leads:
                 cells += ["-", "-", ""]
                 continue
-            mean, low, high = found[label]
-            sure = low > 0 or high < 0
+            mean, low, high = leads[label]
+            significant = low > 0 or high < 0
             cells += [f"{mean:+.2f}", f"{low:+.2f} to {high:+.2f}"]
-            cells += ["more than chance" if sure else "within chance"]
+            cells += ["more than chance" if significant else "within chance"]
         lines.append(cells)
     return report.table(lines)
 
 
 def order_requests(lists: pa.Table) -> np.ndarray:
-    """The requests of a report that ended in an order, bool [N]."""
+    """Whether each request of a report has an order, bool [N]."""
     return lists["level"].to_numpy(zero_copy_only=False) == "order"
 
 
@@ -259,18 +258,18 @@ def plot_frontier(
     path: str,
     weighed: Mapping[str, float] | None = None,
 ) -> str:
-    """Orders against all searches: how far each row is ahead of `base` on both, with intervals of
-    95 %; returns `path`. A point above and to the right is better on both. Rows that are farther
-    off than `_NEAR` points, where not all are, are named below the plot.
+    """Plots the lead of each row over `base` on all searches (x) and on those with an order (y),
+    with 95 % intervals; returns `path`. Rows more than `_NEAR` points away are named below the plot
+    instead, unless all are.
 
-    `weighed`: names of rows that are SFT lists weighed by orders -> kappa, in the order in which
-    they are joined.
+    `weighed`: the names of rows of SFT lists weighed by orders -> kappa; one line joins them in
+    this order.
     """
-    found = {row.name: ahead(row, base, orders) for row in rows if row is not base}
-    both = {name: each for name, each in found.items() if each and "order" in each}
-    places = {name: (each["all"][0], each["order"][0]) for name, each in both.items()}
-    near = [name for name, place in places.items() if max(map(abs, place)) <= _NEAR]
-    near = near or list(places)
+    leads = {row.name: ahead(row, base, orders) for row in rows if row is not base}
+    both = {name: lead for name, lead in leads.items() if lead and "order" in lead}
+    points = {name: (lead["all"][0], lead["order"][0]) for name, lead in both.items()}
+    near = [name for name, point in points.items() if max(map(abs, point)) <= _NEAR]
+    near = near or list(points)
     figure, (axis,) = figure_of(1, width=7.6)
     axis.axhline(0, color="#d0d4d8", linewidth=1, zorder=0)
     axis.axvline(0, color="#d0d4d8", linewidth=1, zorder=0)
@@ -278,21 +277,21 @@ def plot_frontier(
     line = {"sft": 0.0, **weighed} if weighed else {}
     line = {name: kappa for name, kappa in line.items() if name in near}
     if line:
-        points = zip(*(places[name] for name in line), strict=True)
+        coordinates = zip(*(points[name] for name in line), strict=True)
         label = "SFT, weighed by orders^kappa"
-        axis.plot(*points, "o-", color="#8a939c", markersize=4, label=label)
+        axis.plot(*coordinates, "o-", color="#8a939c", markersize=4, label=label)
     for name, kappa in line.items():
-        axis.annotate(f"{kappa:g}", places[name], (4, 5), textcoords="offset points", fontsize=8)
-    looks = [(marker, colour) for marker in "os^DvP" for colour in (COLOURS[0], *COLOURS[2:])]
+        axis.annotate(f"{kappa:g}", points[name], (4, 5), textcoords="offset points", fontsize=8)
+    styles = [(marker, colour) for marker in "os^DvP" for colour in (COLOURS[0], *COLOURS[2:])]
     single = [name for name in near if name not in line]
-    for name, (marker, colour) in zip(single, itertools.cycle(looks), strict=False):
+    for name, (marker, colour) in zip(single, itertools.cycle(styles), strict=False):
         (x, left, right), (y, low, high) = both[name]["all"], both[name]["order"]
         axis.hlines(y, left, right, color=colour, alpha=0.4, linewidth=0.8)
         axis.vlines(x, low, high, color=colour, alpha=0.4, linewidth=0.8)
         axis.plot([x], [y], marker, color=colour, label=name)
-    far = [f"{name} ({x:+.1f}, {y:+.1f})" for name, (x, y) in places.items() if name not in near]
-    more = f"\nnot drawn: {', '.join(far)}" if far else ""
-    axis.set_xlabel(f"points of MRR ahead on all searches{more}")
+    far = [f"{name} ({x:+.1f}, {y:+.1f})" for name, (x, y) in points.items() if name not in near]
+    note = f"\nnot drawn: {', '.join(far)}" if far else ""
+    axis.set_xlabel(f"points of MRR ahead on all searches{note}")
     axis.set_ylabel("points of MRR ahead with an order")
     axis.set_title(f"Ahead of {base.name}", loc="left")
     axis.legend(frameon=False, fontsize=8, loc="center left", bbox_to_anchor=(1.0, 0.5))

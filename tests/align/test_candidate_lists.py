@@ -1,4 +1,4 @@
-"""Learning with candidates as output tokens: the loss of both ways, and lists of all candidates."""
+"""Training with candidates as output tokens: pretraining loss, and lists of all candidates."""
 
 import dataclasses
 
@@ -7,7 +7,6 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from onesug_jax.align import losses
 from onesug_jax.align.candidate_lists import candidate_scores, list_mask, positive_first
 from onesug_jax.align.pretrain import pretrain_stage
 from onesug_jax.align.rwr import PreferenceConfig, rwr_stage
@@ -18,23 +17,23 @@ from tests.item_cases import CONFIG, items, params, tables, tokens
 LEARNING = dataclasses.replace(CONFIG, encoder_layers=1)
 
 
-def batch(seed=0):
-    """Two requests: the second one's target is no candidate."""
-    given = items(seed=seed)
+def batch():
+    """Two requests; the target of the second is not a candidate."""
+    example = items()
     targets = np.array([[3, 4, 1], [5, 1, 0]], np.int32)
-    rng = np.random.default_rng(seed)
+    rng = np.random.default_rng(0)
     return {
         "encoder_input_tokens": tokens(),
         "decoder_input_tokens": np.pad(targets, ((0, 0), (1, 0)))[:, :-1],
         "decoder_target_tokens": targets,
         "decoder_loss_weights": (targets > 0).astype(np.float32),
-        "candidates": given.candidates,
-        "candidate_counts": given.counts,
-        "history": given.history,
-        "history_minutes": given.minutes,
-        "clock": given.clock,
-        "prefix_row": given.prefix_row,
-        "typed": given.typed,
+        "candidates": example.candidates,
+        "candidate_counts": example.counts,
+        "history": example.history,
+        "history_minutes": example.minutes,
+        "clock": example.clock,
+        "prefix_row": example.prefix_row,
+        "typed": example.typed,
         "target_candidate": np.array([2, 0], np.int32),
         "weight": np.array([3.0, 1.0], np.float32),
         "rewards": rng.choice([0.0, 0.2, 0.5], (2, 5)).astype(np.float32),
@@ -48,9 +47,9 @@ def weights():
 
 
 @jax.jit
-def model_scores(weights, args, given, arrays):
+def model_scores(weights, args, example, arrays):
     model = Seq2Seq(LEARNING)
-    return model.apply({"params": weights}, *args, items=given, tables=arrays, method="score")
+    return model.apply({"params": weights}, *args, items=example, tables=arrays, method="score")
 
 
 @jax.jit
@@ -59,55 +58,54 @@ def candidate_logs(weights, data, arrays):
 
 
 def slow_logs(weights, data, arrays):
-    """Of both rows: log p of every candidate token, of the target's pieces, and of writing."""
+    """For both rows: log p of every candidate token, of the target's pieces, and of writing."""
     args = (data["encoder_input_tokens"], data["decoder_input_tokens"])
     scores = model_scores(weights, args, items(), arrays)
     vocabulary, candidates = np.asarray(scores.vocabulary, float), np.asarray(scores.candidates)
-    chosen, written, writing = [], [], []
+    tokens, written, writing = [], [], []
     for b, target in enumerate(data["decoder_target_tokens"]):
         first = np.concatenate([vocabulary[b, 0], candidates[b]])
         total = np.log(np.exp(first).sum())
-        chosen.append(candidates[b] - total)
+        tokens.append(candidates[b] - total)
         logs = [vocabulary[b, 0, target[0]] - total]
         for t in np.flatnonzero(target)[1:]:
             later = vocabulary[b, t]
             logs.append(later[target[t]] - np.log(np.exp(later).sum()))
         written.append(sum(logs))
         writing.append(np.log(np.exp(vocabulary[b, 0]).sum()) - total)
-    return np.array(chosen), np.array(written), np.array(writing)
+    return np.array(tokens), np.array(written), np.array(writing)
 
 
 @pytest.mark.long
-def test_the_loss_is_that_of_both_ways(weights):
+def test_the_loss_sums_candidate_token_and_pieces(weights):
     arrays, data = tables(), batch()
     stage = pretrain_stage(LEARNING, arrays, writing=0.2, written_share=1.0)
     total, weight, sums = jax.jit(stage.loss_fn)(weights, data, jax.random.key(0), arrays)
-    chosen, written, writing = slow_logs(weights, data, arrays)
-    logs = np.array([np.logaddexp(chosen[0, 1], written[0]), writing[1]])
-    wanted = -(np.array([3, 1]) * (logs + 0.2 * (written - writing))).sum()
-    np.testing.assert_allclose(total, wanted, rtol=1e-4)
+    token_logs, written, writing = slow_logs(weights, data, arrays)
+    logs = np.array([np.logaddexp(token_logs[0, 1], written[0]), writing[1]])
+    expected = -(np.array([3, 1]) * (logs + 0.2 * (written - writing))).sum()
+    np.testing.assert_allclose(total, expected, rtol=1e-4)
     assert weight == 4 and stage.frozen is arrays
-    best = chosen[0].argmax() == 1
-    assert sums["accuracy"] == 3 * best
+    assert sums["accuracy"] == 3 * (token_logs[0].argmax() == 1)
 
 
 @pytest.mark.long
-def test_half_of_the_rows_are_written_those_without_a_candidate_first(weights):
+def test_rows_whose_target_is_not_a_candidate_are_decoded_first(weights):
     arrays, data = tables(), batch()
     stage = pretrain_stage(LEARNING, arrays, writing=0.2, written_share=0.5)
     total, weight, _ = jax.jit(stage.loss_fn)(weights, data, jax.random.key(0), arrays)
-    chosen, written, writing = slow_logs(weights, data, arrays)
-    wanted = -(3 * chosen[0, 1] + writing[1] + 0.2 * (written[1] - writing[1]))
-    np.testing.assert_allclose(total, wanted, rtol=1e-4)
+    token_logs, written, writing = slow_logs(weights, data, arrays)
+    expected = -(3 * token_logs[0, 1] + writing[1] + 0.2 * (written[1] - writing[1]))
+    np.testing.assert_allclose(total, expected, rtol=1e-4)
     assert weight == 4
 
 
 @pytest.mark.long
-def test_rows_are_chosen_group_by_group(weights):
-    """Copies of 16 rows, four of which no candidate writes: these are decoded in each copy."""
-    arrays, two = tables(), batch()
+def test_decoded_rows_are_chosen_within_each_group(weights):
+    """In copies of 16 rows, the four rows without a candidate are decoded in every copy."""
+    arrays = tables()
     place = np.array([2] * 12 + [0] * 4, np.int32)
-    data = jax.tree.map(lambda x: np.repeat(np.asarray(x)[:1], 16, axis=0), two)
+    data = jax.tree.map(lambda x: np.repeat(np.asarray(x)[:1], 16, axis=0), batch())
     data |= {"target_candidate": place, "weight": np.ones(16, np.float32)}
     stage = pretrain_stage(LEARNING, arrays, writing=0.2)
     loss = jax.jit(stage.loss_fn)
@@ -123,7 +121,7 @@ def test_rows_are_chosen_group_by_group(weights):
 
 
 def uses_of_the_token_table(jaxpr, shape):
-    """How many gathers from an array of this shape, and scatter-adds into one, a jaxpr has."""
+    """The numbers of gathers from, and scatter-adds into, arrays of this shape in a jaxpr."""
     counts = np.zeros(2, int)
     for equation in jaxpr.eqns:
         operand = getattr(equation.invars[0], "aval", None) if equation.invars else None
@@ -154,8 +152,8 @@ def test_the_token_table_is_read_once_and_its_gradient_written_once(weights, mak
 
 
 def test_lists_are_all_candidates_the_target_first():
-    found = positive_first(jnp.arange(10.0).reshape(2, 5), jnp.array([3, 0]))
-    np.testing.assert_array_equal(found[0], [2, 0, 1, 2, 3, 4])
+    values = positive_first(jnp.arange(10.0).reshape(2, 5), jnp.array([3, 0]))
+    np.testing.assert_array_equal(values[0], [2, 0, 1, 2, 3, 4])
     rows = jnp.array([[4, 5, 6, 0, 0], [7, 8, 0, 0, 0]])
     mask = list_mask(rows, jnp.array([3, 0]))
     np.testing.assert_array_equal(mask[0], [1, 1, 1, 0, 0, 0])
@@ -163,7 +161,7 @@ def test_lists_are_all_candidates_the_target_first():
 
 
 @pytest.mark.long
-def test_the_objective_weighs_the_target_against_all_candidates(weights):
+def test_the_objective_compares_the_target_with_all_candidates(weights):
     arrays, data = tables(), batch()
     old = params(LEARNING, seed=1)
     config = PreferenceConfig(loss="rwr_release", beta=0.3, alpha=0.7)
@@ -178,4 +176,3 @@ def test_the_objective_weighs_the_target_against_all_candidates(weights):
     term = np.log1p(np.exp(excess).sum())
     np.testing.assert_allclose(total, 3 * (term - 0.7 * policy[0, 1]), rtol=1e-4)
     assert weight == 3 and sums["margin/count"] == 4
-    assert losses.LOSSES["rwr_release"] is losses.rwr_release

@@ -20,7 +20,7 @@ def sft(logits, targets=TARGETS, weights=WEIGHTS):
 
 
 def slow_sft(logits):
-    """Nats over the targets that count, one at a time in float64."""
+    """The nats of the weighted targets, one at a time in float64."""
     total = 0.0
     for b in range(3):
         for t in range(4):

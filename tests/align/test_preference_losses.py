@@ -1,4 +1,4 @@
-"""The preference losses against float64 references written pair by pair, and their properties."""
+"""The preference losses against float64 references, and their properties."""
 
 import math
 import pathlib
@@ -21,7 +21,7 @@ REWARDS = np.concatenate([RNG.uniform(0.9, 2.4, (6, 1)), RNG.uniform(0, 0.6, (6,
 MASK = np.ones((6, 5), bool)
 MASK[1, 3:] = False
 MASK[2, 1:] = False  # a positive without any negative
-MASK[3, 0] = False  # a row that fills up the batch
+MASK[3, 0] = False  # a row of padding
 
 
 def slow(name, implicit, rewards, mask, delta=DELTA):
@@ -93,7 +93,7 @@ def test_gradient_where_policy_and_reference_agree(name):
     if name in PRINTED:
         assert not gradient.any()
     else:
-        assert (gradient[lists, 0] < 0).all()  # a step against it lifts the positive
+        assert (gradient[lists, 0] < 0).all()  # a descent step raises the positive
         assert (gradient[lists, 1] > 0).all()
 
 
@@ -113,7 +113,7 @@ def test_finite_at_log_ratios_of_a_thousand(name, sign):
 
 
 @pytest.mark.parametrize("name", PREFERENCES)
-def test_empty_places_have_neither_loss_nor_gradient(name):
+def test_empty_positions_have_neither_loss_nor_gradient(name):
     changed = np.where(MASK, IMPLICIT, 77.0)
     np.testing.assert_array_equal(loss(name, changed), loss(name))
     gradient = jax.grad(lambda x: loss(name, x).sum())(jnp.asarray(changed, jnp.float32))
@@ -121,15 +121,15 @@ def test_empty_places_have_neither_loss_nor_gradient(name):
     assert not gradient[2:4].any()
 
 
-def test_close_levels_weigh_more_than_easy_ones():
+def test_closer_rewards_have_larger_weights():
     rewards = np.array([[1.0, 0.5, 0.2, 0.0], [2.0, 0.5, 0.2, 0.0]])
     for weights in (losses.gap_weights(rewards), losses.release_weights(rewards)):
         assert (np.diff(weights, axis=1) < 0).all()  # SHOW, NOT_SHOW, RAND
-        assert (weights[0] > weights[1]).all()  # a click beside an order
+        assert (weights[0] > weights[1]).all()  # a click, an order
 
 
-def test_hinge_rests_once_the_margin_is_reached():
-    reached = np.zeros((1, 3)) + np.array([[DELTA + 0.01, 0, 0]])
+def test_the_hinge_has_no_gradient_beyond_the_margin():
+    reached = np.array([[DELTA + 0.01, 0, 0]])
     rewards, mask = np.array([[2.0, 0.5, 0.2]]), np.ones((1, 3), bool)
     for name in ("rwr_hinge", "rwr_hinge_pair"):
         gradient = jax.grad(lambda x, name=name: loss(name, x, rewards, mask).sum())(
@@ -152,7 +152,7 @@ def test_the_authors_rows_give_the_losses_of_the_reference(name):
         mask[row, : len(texts)] = True
         rewards[row, : len(texts)] = float(record[-1])
         rewards[row, 0] = float(record[-2])
-        # Stands for a policy: any fixed function of the texts does.
+        # A stand-in for a policy: any fixed function of the texts.
         implicit[row, : len(texts)] = [math.sin(len(text) + row) for text in texts]
     assert (rewards[:, 0] > rewards[:, 1]).all()
     np.testing.assert_allclose(

@@ -1,4 +1,4 @@
-"""Rewards: the formula, its bounds, and settings that would make a weight infinite."""
+"""Rewards: the formula, its bounds, and refused settings."""
 
 import math
 
@@ -21,7 +21,7 @@ def test_reward_is_lambda_times_e_to_the_centred_log_frequency():
     config = RewardConfig(clip=0.2)
     table = reward_table(counts_of(Level.ORDER, counts), config)[Level.ORDER]
     logs = [math.log(c + 1) for c in counts]
-    centre = sum(logs[:3]) / 3  # over the queries that were bought at all
+    centre = sum(logs[:3]) / 3  # over the queries with an order
     for value, log in zip(table, logs, strict=True):
         assert value == pytest.approx(2.0 * math.exp(max(-0.2, min(0.2, log - centre))))
 
@@ -38,7 +38,7 @@ def test_rewards_straddle_lambda_within_the_clip():
     assert positive > max(table[level].max() for level in NEGATIVE)
 
 
-def test_a_level_nobody_reached_keeps_finite_rewards():
+def test_a_level_without_counts_has_finite_rewards():
     table = reward_table(np.zeros((6, 3), np.int64), RewardConfig())
     assert np.isfinite(table).all()
 

@@ -1,4 +1,4 @@
-"""The preference stage: encoding once changes no number, and training does what it is for."""
+"""The preference stage: scores, objective, stored reference, metrics, and convergence."""
 
 import dataclasses
 import functools
@@ -43,8 +43,8 @@ def batch(rows=8, seed=0):
     targets = rng.integers(2, 40, (rows, 4, 5)).astype(np.int32)
     lengths = rng.integers(1, 6, (rows, 4, 1))
     targets = np.where(np.arange(5) < lengths, targets, 0)
-    targets[0, 3] = 0  # a list of one negative less
-    targets[rows - 1] = 0  # a row that fills up the batch
+    targets[0, 3] = 0  # a list with one negative less
+    targets[rows - 1] = 0  # a row of padding
     return {
         "encoder_input_tokens": tokens,
         "encoder_soft": rng.normal(size=(rows, 1, 3)).astype(np.float32),
@@ -56,7 +56,7 @@ def batch(rows=8, seed=0):
 
 @jax.jit
 def repeated(params, data):
-    """Log-probabilities with the request repeated for every target: the plain way."""
+    """Log-probabilities with the request repeated for every target."""
     rows, targets, length = data["list_targets"].shape
     flat = data["list_targets"].reshape(rows * targets, length)
     tokens = jnp.repeat(data["encoder_input_tokens"], targets, 0)
@@ -74,14 +74,9 @@ def scored(params, data):
 
 
 @pytest.mark.long
-def test_encoding_once_gives_the_numbers_of_repeating_the_request():
+def test_encoding_once_gives_the_scores_and_gradients_of_repeated_requests():
     params, data = params_of(), batch()
     np.testing.assert_allclose(scored(params, data), repeated(params, data), atol=1e-5)
-
-
-@pytest.mark.long
-def test_so_do_its_gradients():
-    params, data = params_of(), batch()
     once, plain = (
         jax.jit(jax.grad(lambda p, f=f: jnp.sum(jnp.sin(f(p, data)))))(params)
         for f in (scored, repeated)
@@ -98,7 +93,7 @@ def test_the_objective_is_the_preference_term_and_alpha_times_sft():
     policy, old = repeated(params, data), repeated(reference, data)
     mask = data["list_targets"][:, :, 0] > 0
     term = losses.rwr_hinge(0.3 * (policy - old), data["rewards"], mask, 0.5)
-    generation = -policy[:7, 0]  # the last row only fills up
+    generation = -policy[:7, 0]  # the last row is padding
     np.testing.assert_allclose(total, term[:7].sum() + 0.7 * generation.sum(), rtol=1e-5)
     assert weight == 7
     np.testing.assert_allclose(sums["sft"], generation.sum(), rtol=1e-5)
@@ -133,12 +128,12 @@ def test_eight_devices_train_as_one():
     one, metrics = trained(alone, rwr_stage(CONFIG, PreferenceConfig(), frozen), data)
     eight, others = trained(many, rwr_stage(CONFIG, PreferenceConfig(), frozen), data)
     np.testing.assert_allclose(metrics["loss"], others["loss"], rtol=1e-4)
-    # Adam divides by tiny second moments: a few parts in ten thousand of a step may differ.
+    # Adam divides by tiny second moments, which amplifies rounding errors.
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=2e-3), one, eight)
 
 
 @pytest.mark.long
-def test_stored_log_probabilities_train_as_the_copy_does(tmp_path):
+def test_stored_log_probabilities_train_like_the_frozen_copy(tmp_path):
     mesh = make_mesh(devices=jax.devices()[:1])
     frozen, seen = params_of(1), []
 
@@ -155,11 +150,11 @@ def test_stored_log_probabilities_train_as_the_copy_does(tmp_path):
     stored_reference(path, CONFIG, frozen, at, 3, mesh, "one")
     assert not seen  # read back
     stored_reference(path, CONFIG, frozen, at, 3, mesh, "another")
-    assert seen == [0, 1, 2]  # of another model, seed or data
+    assert seen == [0, 1, 2]  # computed again
 
 
 @pytest.mark.long
-def test_the_positive_comes_to_lead_by_the_margin():
+def test_training_makes_the_positive_lead():
     mesh = make_mesh(devices=jax.devices()[:1])
     data, frozen = batch(), params_of(0)
     config = PreferenceConfig(beta=0.5, delta=0.5, alpha=0.0)
@@ -171,13 +166,13 @@ def test_the_positive_comes_to_lead_by_the_margin():
 
 
 @pytest.mark.long
-def test_measures_of_the_reference_itself_are_those_of_no_change():
+def test_the_reference_has_no_divergence_and_no_margin():
     mesh = make_mesh(devices=jax.devices()[:1])
     measure = make_measure(CONFIG, PreferenceConfig(), mesh)
     params = params_of()
     same = measure(params, params, [batch(), batch(seed=1)])
     assert same["kl"] == pytest.approx(0, abs=1e-6) and same["margin"] == 0
-    assert "accuracy/click_show" not in same  # no such pair was met
+    assert "accuracy/click_show" not in same  # there is no such pair
     moved = measure(params_of(1), params, [batch()])
     assert moved["kl"] > 0.01
 
@@ -186,7 +181,7 @@ def test_measures_of_the_reference_itself_are_those_of_no_change():
 def test_kl_is_the_divergence_of_the_next_token_along_the_positives():
     data, params, reference = batch(rows=2), params_of(0), params_of(1)
     mesh = make_mesh(devices=jax.devices()[:1])
-    found = make_measure(CONFIG, PreferenceConfig(), mesh)(params, reference, [data])["kl"]
+    kl = make_measure(CONFIG, PreferenceConfig(), mesh)(params, reference, [data])["kl"]
     total, tokens = 0.0, 0
 
     @jax.jit
@@ -202,11 +197,11 @@ def test_kl_is_the_divergence_of_the_next_token_along_the_positives():
         for t in np.flatnonzero(target):
             total += float(np.sum(p[t] * np.log(p[t] / q[t])))
             tokens += 1
-    assert found == pytest.approx(total / tokens, rel=1e-4)
+    assert kl == pytest.approx(total / tokens, rel=1e-4)
 
 
 @pytest.mark.long
-def test_dropout_is_for_the_policy_alone():
+def test_only_the_policy_has_dropout():
     config = dataclasses.replace(CONFIG, dropout=0.5)
     params, data = params_of(), batch()
     stage = rwr_stage(config, PreferenceConfig(alpha=0.0), params)

@@ -1,4 +1,4 @@
-"""Beam search against a cache-free slow reference, and against brute force over all sequences."""
+"""Beam search against a slow reference without caches, and against brute force."""
 
 import itertools
 
@@ -20,7 +20,7 @@ EOS = 1
 
 
 def tiny(vocab_size, seed=0):
-    """A random two-layer model whose outputs are sharp enough for orders to be stable."""
+    """A random two-layer model; the scaled head makes the order of outputs stable."""
     model = Seq2Seq(tiny_config(vocab_size, encoder_layers=2, decoder_layers=2))
     shapes = jnp.ones((1, 4), jnp.int32)
     params = nn.meta.unbox(jax.jit(model.init)(jax.random.key(seed), shapes, shapes))["params"]
@@ -36,7 +36,7 @@ def requests(batch, length, vocab_size, seed=1):
 
 
 def slow_beam(model, params, row, config, allowed=None):
-    """The same search in plain Python: lists of (score, sequence), no caches, no batching."""
+    """The same search in plain Python, without caches and batches: a list of (score, sequence)."""
     forward = jax.jit(lambda t, d: model.apply({"params": params}, t, d))
     live, done = [(0.0, ())], []
     for _ in range(config.max_length):
@@ -68,7 +68,7 @@ def as_lists(result, b):
         if score > NEG_INF / 2:
             row = [int(t) for t in row]
             end = row.index(EOS) + 1
-            assert not any(row[end:]), "nothing is written after the end of sequence"
+            assert not any(row[end:]), "only padding follows the end of sequence"
             pairs.append((float(score), tuple(row[:end])))
     return pairs
 
@@ -83,8 +83,7 @@ def assert_same(found, expected):
 @pytest.mark.parametrize("many", [18, 1024], ids=["caches that grow", "one cache"])
 @pytest.mark.parametrize("alpha", [0.0, 0.7])
 def test_equals_the_slow_reference(alpha, many, monkeypatch):
-    """Batch of requests, free vocabulary: same lists, order and scores as the cache-free search."""
-    monkeypatch.setattr(beam, "_MANY", many)  # 18 beams in all
+    monkeypatch.setattr(beam, "_MANY", many)  # the batch has 18 beams
     model, params = tiny(24)
     tokens = requests(3, 7, 24)
     config = BeamConfig(beams=6, returned=5, alpha=alpha, max_length=6)
@@ -95,7 +94,7 @@ def test_equals_the_slow_reference(alpha, many, monkeypatch):
 
 @pytest.mark.long
 def test_wide_beams_equal_brute_force():
-    """With beams for everything, the list is the exact ranking of all possible sequences."""
+    """With enough beams, the list is the exact ranking of all possible sequences."""
     vocab, length = 5, 4
     model, params = tiny(vocab)
     tokens = requests(1, 5, vocab)
@@ -120,8 +119,8 @@ def test_wide_beams_equal_brute_force():
 
 
 @pytest.mark.long
-def test_a_trie_keeps_the_list_to_its_set_and_leaves_scores_alone():
-    """Constrained lists equal the slow constrained search; each state names the sequence."""
+def test_a_trie_limits_the_list_and_does_not_change_scores():
+    """Lists equal those of the slow constrained search; each state gives the sequence's rank."""
     model, params = tiny(24)
     rng = np.random.default_rng(0)
     allowed = sorted({(*rng.integers(2, 24, rng.integers(1, 5)), EOS) for _ in range(40)})
@@ -139,8 +138,8 @@ def test_a_trie_keeps_the_list_to_its_set_and_leaves_scores_alone():
 
 
 @pytest.mark.long
-def test_each_request_keeps_to_its_own_interval():
-    """Two requests of one batch, two intervals; a short interval gives a short list."""
+def test_each_request_has_its_own_interval():
+    """A short interval gives a short list."""
     model, params = tiny(24)
     allowed = [(t, u, EOS) for t in range(2, 10) for u in range(2, 6)]
     trie, rank_of_node = build_trie(allowed)
@@ -158,7 +157,7 @@ def test_each_request_keeps_to_its_own_interval():
 
 @pytest.mark.long
 def test_stops_when_no_live_beam_can_win():
-    """A closed set of one-token queries is finished after two positions, not after all sixteen."""
+    """A closed set of one-token queries takes two steps, not sixteen."""
     model, params = tiny(24)
     trie, _ = build_trie([(t, EOS) for t in range(2, 20)])
     config = BeamConfig(beams=4, returned=4, max_length=16)
@@ -168,6 +167,5 @@ def test_stops_when_no_live_beam_can_win():
 
 
 def test_more_returned_than_beams_is_refused():
-    """The message names both settings."""
     with pytest.raises(UserError, match=r"BeamConfig.returned = 16 .* BeamConfig.beams = 8"):
         BeamConfig(beams=8, returned=16)

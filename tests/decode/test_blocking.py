@@ -1,4 +1,4 @@
-"""Which spellings of a blocked term are found, and which words that only look like it are not."""
+"""Spellings of a blocked term that match, and similar words that do not."""
 
 import random
 
@@ -7,8 +7,8 @@ import pytest
 from onesug_jax.decode.blocking import Terms, fold
 
 
-def found(term, text, **how):
-    return Terms([term], **how).found_in(text)
+def found(term, text, **options):
+    return Terms([term], **options).found_in(text)
 
 
 @pytest.mark.parametrize(
@@ -31,29 +31,29 @@ def found(term, text, **how):
         "玩具gun枪",
     ],
 )
-def test_no_spelling_hides_a_word(text):
+def test_other_spellings_match(text):
     assert found("gun", text)
     assert found(text, text) and fold(fold(text)) == fold(text)
 
 
 @pytest.mark.parametrize("text", ["shotgun", "gunner", "guns", "gun2", "gün", "gu n", "", "lamp"])
-def test_other_words_stay(text):
+def test_other_words_do_not_match(text):
     assert not found("gun", text)
 
 
-def test_letters_of_cyrillic_and_latin_in_one_word_are_one_word():
+def test_mixed_cyrillic_and_latin_letters_match():
     assert found("пистолет", "пиcтoлет")  # c and o are Latin
-    assert found("ёлка", "e\u0308лка")  # and so is the letter below an accent
+    assert found("ёлка", "e\u0308лка")  # a Latin e with an accent
     assert not found("пистолет", "пистолетик")
 
 
-def test_plurals_where_they_are_asked_for():
+def test_plurals_match_if_they_are_configured():
     for term, text in [("gun", "toy guns"), ("box", "boxes red"), ("berry", "goji berries")]:
         assert found(term, text, plurals=True) and not found(term, text)
     assert not found("gun", "gunsmith", plurals=True)
 
 
-def test_a_term_in_the_plural_blocks_its_singular_too():
+def test_a_plural_term_matches_its_singular():
     for term, text in [("tents", "red tent"), ("knife sharpeners", "knife sharpener")]:
         assert found(term, text, plurals=True) and not found(term, text)
     for term, text in [("boxes", "a box"), ("berries", "goji berry"), ("matches", "match 5")]:
@@ -62,13 +62,13 @@ def test_a_term_in_the_plural_blocks_its_singular_too():
         assert not found(term, text, plurals=True)
 
 
-def test_chinese_and_japanese_terms_count_anywhere():
+def test_chinese_japanese_and_korean_terms_match_anywhere():
     assert found("拖鞋", "儿童拖鞋女") and not found("拖鞋", "拖 鞋")
     assert found("ピストル", "水ピストルおもちゃ") and found("ピストル", "ﾋﾟｽﾄﾙ")
     assert found("총", "장난감총을")
 
 
-def test_thai_lao_khmer_and_burmese_terms_count_anywhere():
+def test_thai_lao_khmer_and_burmese_terms_match_anywhere():
     assert found("ปืน", "ขายปืนฉีดน้ำ") and not found("ปืน", "ปลา")
     assert found("น้ำ", "ปืนฉีดน้ำเด็ก")
     assert found("ປືນ", "ຂາຍປືນນ້ຳ")
@@ -76,7 +76,7 @@ def test_thai_lao_khmer_and_burmese_terms_count_anywhere():
     assert found("သေနတ်", "ကစားစရာသေနတ်များ")
 
 
-def test_turkish_letters_i_are_one():
+def test_turkish_dotted_and_dotless_i_are_equal():
     for text in ("SİLAH", "silah", "sılah", "SILAH", "s\u0131lah", "si\u0307lah"):
         assert found("silah", f"oyuncak {text}") and found(text, "oyuncak silah")
     assert found("kılıç", "KILIÇ seti") and found("kılıç", "kiliç")
@@ -87,22 +87,22 @@ def test_indian_words_do_not_end_before_a_vowel_sign():
     assert found("कम", "कम दाम") and not found("कम", "कमी")
 
 
-def test_what_folds_to_nothing_blocks_nothing():
+def test_a_term_that_folds_to_nothing_matches_nothing():
     assert not Terms(["", " ", "\u200b"]).found_in("gun")
     assert not Terms([]).found_in("")
 
 
-def test_terms_within_terms_are_all_looked_for():
-    """The longer term does not end a word here, the shorter one does; and one begins inside it."""
+def test_overlapping_terms_are_all_found():
+    """First the longer term does not end a word but the shorter does; then two terms overlap."""
     assert Terms(["gun lamps", "gun"]).found_in("gun lampshade")
     assert Terms(["toy gun", "gun red"]).found_in("mytoy gun red")
 
 
-def test_many_terms_agree_with_a_search_for_each():
-    chance = random.Random(0)
+def test_many_terms_match_as_a_search_for_each():
+    rng = random.Random(0)
 
     def word(least, most):
-        return "".join(chance.choices("ab ", k=chance.randint(least, most))).strip()
+        return "".join(rng.choices("ab ", k=rng.randint(least, most))).strip()
 
     terms = [word(1, 5) for _ in range(30)]
     blocked = Terms(terms)

@@ -1,4 +1,4 @@
-"""Candidates and written queries have one probability; written ones complete the prefix."""
+"""Candidates and written queries share one distribution; written queries start with the prefix."""
 
 import dataclasses
 import functools
@@ -34,11 +34,11 @@ def ready():
 
 def read_of(ready, batch):
     model, weights = ready
-    given, arrays = items(batch=batch), tables()
+    example, arrays = items(batch=batch), tables()
 
     @jax.jit
     def read(weights, arrays):
-        return read_requests(model, weights, tokens(batch), items=given, tables=arrays)
+        return read_requests(model, weights, tokens(batch), items=example, tables=arrays)
 
     return read(weights, arrays)
 
@@ -48,105 +48,104 @@ def written_by(model, weights, read, constraint, config):
     return search(model, weights, read, constraint, config)
 
 
-def trained_log_probabilities(given, place, table=TABLE):
+def trained_log_probabilities(example, place, table=TABLE):
     """`log p(q | x)` of every text of a table, `[B, texts]`, by the training code."""
     rows = np.repeat(np.arange(len(place)), len(table))
     target = np.tile(table, (len(place), 1))
     shifted = np.pad(target, ((0, 0), (1, 0)))[:, :-1]
-    text, given = jax.tree.map(lambda x: np.asarray(x)[rows], (tokens(len(place)), given))
+    text, example = jax.tree.map(lambda x: np.asarray(x)[rows], (tokens(len(place)), example))
 
     @jax.jit
     def score(weights, arrays):
-        args = (text, shifted, None, None, None, given, arrays)
+        args = (text, shifted, None, None, None, example, arrays)
         return Seq2Seq(CONFIG).apply({"params": weights}, *args, method="score")
 
     scores = score(params(), tables())
     written = jnp.sum(jnp.where(target > 0, scores.log_probabilities(target), 0.0), axis=1)
     candidates = scores.candidates - scores.log_partition()[:, :1]
-    found = either_way(candidates, written, jnp.asarray(place)[rows])
-    return np.asarray(found).reshape(len(place), len(table))
+    logs = either_way(candidates, written, jnp.asarray(place)[rows])
+    return np.asarray(logs).reshape(len(place), len(table))
 
 
 @pytest.mark.long
 def test_decoding_gives_the_log_probabilities_of_training(ready):
-    """Beams over a trie and candidate tokens: all of one distribution."""
-    given, arrays = items(), tables()
+    """Beams over a trie and candidate tokens have the probabilities of training."""
+    example, arrays = items(), tables()
     read = read_of(ready, 2)
-    by_pieces = trained_log_probabilities(given, np.zeros(2, int))
+    by_pieces = trained_log_probabilities(example, np.zeros(2, int))
     config = BeamConfig(beams=5, returned=5, alpha=0.0, max_length=3)
     trie, rank_of_node = build_trie(TABLE)
-    found = written_by(*ready, read, trie, config)
+    result = written_by(*ready, read, trie, config)
     for b in range(2):
-        ranks = rank_of_node[np.asarray(found.states[b])]
-        np.testing.assert_allclose(found.scores[b], by_pieces[b][ranks], atol=1e-4)
+        ranks = rank_of_node[np.asarray(result.states[b])]
+        np.testing.assert_allclose(result.scores[b], by_pieces[b][ranks], atol=1e-4)
 
-    both = trained_log_probabilities(given, np.array([2, 4]))
+    both = trained_log_probabilities(example, np.array([2, 4]))
     own = np.asarray(read.opening.log_probabilities)[[0, 1], [1, 3]]
     np.testing.assert_allclose(np.logaddexp(own[:, None], by_pieces), both, atol=1e-4)
-    again = jax.jit(functools.partial(candidate_scores, Seq2Seq(CONFIG)))(
+    scores = jax.jit(functools.partial(candidate_scores, Seq2Seq(CONFIG)))(
         params(),
         {
             "encoder_input_tokens": tokens(),
-            "candidates": given.candidates,
-            "candidate_counts": given.counts,
-            "history": given.history,
-            "history_minutes": given.minutes,
-            "clock": given.clock,
-            "prefix_row": given.prefix_row,
-            "typed": given.typed,
+            "candidates": example.candidates,
+            "candidate_counts": example.counts,
+            "history": example.history,
+            "history_minutes": example.minutes,
+            "clock": example.clock,
+            "prefix_row": example.prefix_row,
+            "typed": example.typed,
         },
         arrays,
     )
-    np.testing.assert_allclose(again, read.opening.log_probabilities, atol=1e-5)
+    np.testing.assert_allclose(scores, read.opening.log_probabilities, atol=1e-5)
 
 
 PIECES = [b"", b"", b" a", b"b", b" ab", b"bc", b" ", b""]
 
 
-def spelt(sequence):
+def spell(sequence):
     return b"".join(PIECES[token] for token in sequence)
 
 
 @pytest.mark.long
 @pytest.mark.parametrize("prefix", ["ab", "a", "abb"])
 def test_written_queries_complete_the_prefix(ready, prefix):
-    """Wide beams find the likeliest of all short texts that do, and write no other."""
+    """Wide beams find exactly the likeliest short texts that start with the prefix."""
     read = read_of(ready, 1)
     constraint = Pieces(PIECES, EOS).begun([prefix], 1, longest=6)
     config = BeamConfig(beams=64, returned=16, alpha=0.0, max_length=4)
-    found = written_by(*ready, read, constraint, config)
+    result = written_by(*ready, read, constraint, config)
     texts = [
         sequence
         for n in (1, 2, 3)
         for sequence in itertools.product([2, 3, 4, 5, 6], repeat=n)
-        if spelt(sequence).startswith(b" " + prefix.encode())
+        if spell(sequence).startswith(b" " + prefix.encode())
     ]
     table = np.array([[*sequence, EOS, 0, 0, 0][:4] for sequence in texts], np.int32)
-    wanted = np.sort(trained_log_probabilities(items(batch=1), np.zeros(1, int), table)[0])[::-1]
-    there = np.asarray(found.scores[0]) > NEG_INF / 2
-    written = np.asarray(found.sequences[0])[there]
-    assert all(spelt(row[row != EOS]).startswith(b" " + prefix.encode()) for row in written)
-    count = min(len(wanted), 16)
+    expected = np.sort(trained_log_probabilities(items(batch=1), np.zeros(1, int), table)[0])[::-1]
+    written = np.asarray(result.sequences[0])[np.asarray(result.scores[0]) > NEG_INF / 2]
+    assert all(spell(row[row != EOS]).startswith(b" " + prefix.encode()) for row in written)
+    count = min(len(expected), 16)
     assert len(written) == count
-    np.testing.assert_allclose(np.asarray(found.scores[0])[:count], wanted[:count], atol=1e-4)
+    np.testing.assert_allclose(np.asarray(result.scores[0])[:count], expected[:count], atol=1e-4)
 
 
 @pytest.mark.long
-def test_a_request_s_mass_lowers_what_free_beams_find(ready):
-    """Candidates take their share of the first softmax, and of nothing else."""
+def test_the_mass_of_candidates_lowers_the_scores_of_beams(ready):
+    """Candidates take their share of the first softmax only."""
     read = read_of(ready, 1)
     config = BeamConfig(beams=8, returned=8, alpha=0.0, max_length=3)
-    beside = written_by(*ready, read, Free(), config)
-    alone = written_by(*ready, dataclasses.replace(read, opening=None), Free(), config)
-    np.testing.assert_array_equal(beside.sequences, alone.sequences)
+    with_mass = written_by(*ready, read, Free(), config)
+    without = written_by(*ready, dataclasses.replace(read, opening=None), Free(), config)
+    np.testing.assert_array_equal(with_mass.sequences, without.sequences)
     share = np.exp(np.asarray(read.opening.log_probabilities)).sum()
-    there = np.asarray(alone.scores) > NEG_INF / 2
-    assert there.sum() >= 2
-    lower = np.asarray(alone.scores - beside.scores)[there]
-    np.testing.assert_allclose(lower, -np.log1p(-share), atol=1e-3)
+    mask = np.asarray(without.scores) > NEG_INF / 2
+    assert mask.sum() >= 2
+    difference = np.asarray(without.scores - with_mass.scores)[mask]
+    np.testing.assert_allclose(difference, -np.log1p(-share), atol=1e-3)
 
 
-def test_room_is_where_candidates_are_few_or_unlikely():
+def test_a_list_has_room_if_candidates_are_few_or_unlikely():
     logs = np.log(np.array([[0.5, 0.45], [0.5, 0.2], [0.97, 1e-9]]))
     logs[2, 1] = -1e9
     config = WritingConfig(least_share=0.1)
@@ -160,7 +159,7 @@ def test_room_is_where_candidates_are_few_or_unlikely():
         WritingConfig(least_share=1.5)
 
 
-def test_a_query_that_comes_both_ways_is_listed_once_with_the_sum():
-    found = merged([("a", np.log(0.3)), ("b", np.log(0.2))], {"b": np.log(0.2), "c": -0.1}, 2)
-    assert [(text, new) for text, _, new in found] == [("c", True), ("b", False)]
-    assert found[1][1] == pytest.approx(np.log(0.4))
+def test_a_written_candidate_is_listed_once_with_the_summed_probability():
+    queries = merged([("a", np.log(0.3)), ("b", np.log(0.2))], {"b": np.log(0.2), "c": -0.1}, 2)
+    assert [(text, new) for text, _, new in queries] == [("c", True), ("b", False)]
+    assert queries[1][1] == pytest.approx(np.log(0.4))

@@ -1,4 +1,4 @@
-"""Which indexed queries may be shown, and which remains of those that look alike."""
+"""Filters of indexed queries, and queries with equal ids."""
 
 import numpy as np
 import pytest
@@ -25,14 +25,14 @@ def shown(**fields):
     return {text for text, yes in zip(TEXTS, passed, strict=True) if yes}
 
 
-def test_a_blocked_term_hides_what_holds_it_as_a_word():
-    """Words that merely contain it stay."""
+def test_a_blocked_term_hides_queries_with_it_as_a_word():
+    """Queries with a longer word that contains the term remain."""
     assert shown(blocked=("GUN",)) == set(TEXTS) - {"gun lamp", "toy gun"}
     assert shown(blocked=("toy gun", "lamp")) == {"shotgun toy", "nerf guns", "拖鞋", "儿童拖鞋"}
     assert shown(blocked=("c++", "")) == set(TEXTS)
 
 
-def test_a_term_without_spaces_around_it_hides_what_holds_it_anywhere():
+def test_a_term_of_a_script_without_spaces_hides_queries_with_it_anywhere():
     assert shown(blocked=("拖鞋",)) == {text for text in TEXTS if text.isascii()}
 
 
@@ -42,7 +42,7 @@ def test_rare_queries_are_hidden():
 
 
 def test_terms_are_read_from_a_file(tmp_path):
-    """One a line, normalised, once each; comments and empty lines are none."""
+    """One a line, normalised, without repeats; comments and empty lines are ignored."""
     path = tmp_path / "blocked.txt"
     path.write_text("# house rules\nGun  # no toys either\n\n拖鞋\ngun\n", encoding="utf-8")
     assert Filter.read(str(path), 2) == Filter(("gun", "拖鞋"), 2)
@@ -66,8 +66,8 @@ def featurizer(tmp_path_factory):
     return Featurizer(vocabulary, FeatureSpec(target_length=8))
 
 
-def test_tokens_of_all_are_the_tokens_of_each(featurizer):
-    """Also of texts that need care: the literal space mark, a trailing space, half a surrogate."""
+def test_tokens_of_a_batch_are_the_tokens_of_each_text(featurizer):
+    """Also with the literal space mark, a trailing space, half a surrogate pair."""
     for texts in (TEXTS, ["a\u2581b", "lamp", "gun "], ["lamp \ud83d", "toy"], ["x" * 40]):
         table = featurizer.targets(texts)
         assert table.shape[1] <= 8
@@ -75,8 +75,7 @@ def test_tokens_of_all_are_the_tokens_of_each(featurizer):
             assert row[: np.count_nonzero(row)].tolist() == featurizer.target(text).tolist()
 
 
-def test_no_two_indexed_queries_look_alike(featurizer):
-    """Of those cut to the same ids, the most searched."""
+def test_of_queries_truncated_to_equal_ids_the_most_searched_is_indexed(featurizer):
     queries = {"lamp": 3, "toy": 4}
     queries |= {
         "gun lamp gun lamp gun lamp gun lamp a": 5,

@@ -1,4 +1,4 @@
-"""Lists of candidates: what the model says of a batch, whatever it is filled up to."""
+"""Lists of candidates: the model's scores, independent of the batch and its padding."""
 
 import dataclasses
 
@@ -50,7 +50,7 @@ def suggester():
     }
     params = meta.unbox(jax.jit(initial, static_argnums=0)(CONFIG, jax.random.key(0)))
     model = Seq2Seq(CONFIG)
-    found = ItemSuggester(
+    suggester = ItemSuggester(
         model,
         params,
         Letters(),
@@ -61,13 +61,14 @@ def suggester():
         sizes=(4, 10),
         pasts=(1,),
     )
-    return found, model, params, tables
+    return suggester, model, params, tables
 
 
-def request(seed, there):
+def request(seed, count):
+    """A random request with `count` candidates."""
     rng = np.random.default_rng(seed)
     candidates = np.zeros(C, np.int32)
-    candidates[:there] = rng.permutation(N)[:there] + 1
+    candidates[:count] = rng.permutation(N)[:count] + 1
     items = Items(
         candidates,
         rng.normal(size=(C, K)).astype(np.float32),
@@ -80,79 +81,68 @@ def request(seed, there):
 
 @pytest.mark.long
 def test_a_list_is_the_candidates_by_their_log_probability(suggester):
-    found, model, params, tables = suggester
-    one = request(1, 6)
-    listed = found.suggest([one])[0]
-    numbers = {f"q{n - 1}" for n in one.items.candidates if n}
-    assert {s.text for s in listed} == numbers and len(listed) == 6
-    scores = [s.score for s in listed]
-    assert scores == sorted(scores, reverse=True) and max(scores) < 0
-
-
-@pytest.mark.long
-def test_scores_are_those_of_the_model_over_all_places(suggester):
-    found, model, params, tables = suggester
+    lists, model, params, tables = suggester
 
     @jax.jit
     def opening(tokens, items):
         rows = read.ItemTables(*(tables[name] for name in TABLES))
         encoded = model.apply({"params": params}, tokens, None, None, items, rows, method="encode")
-        given = model.given(tokens, items)
-        return model.apply({"params": params}, encoded, given, items, method="opening")
+        mask = model.given(tokens, items)
+        return model.apply({"params": params}, encoded, mask, items, method="opening")
 
     for seed in (1, 3, 5, 7):
         one = request(seed, 3 + seed % 7)
-        tokens = found.featurizer.item_input(one.prefix, ())[None]
+        tokens = lists.featurizer.item_input(one.prefix, ())[None]
         typed = np.array([len(one.prefix)])
         arrays = (np.asarray(array)[None] for array in vars(one.items).values())
         logs = opening(tokens, read.Items(*arrays, typed, typed)).log_probabilities[0].tolist()
         expected = {f"q{n - 1}": x for n, x in zip(one.items.candidates, logs, strict=True) if n}
-        listed = {s.text: s.score for s in found.suggest([one])[0]}
-        assert listed == pytest.approx(expected, abs=1e-4)
+        listed = lists.suggest([one])[0]
+        assert {s.text: s.score for s in listed} == pytest.approx(expected, abs=1e-4)
+        scores = [s.score for s in listed]
+        assert scores == sorted(scores, reverse=True) and max(scores) < 0
 
 
 @pytest.mark.long
-def test_other_requests_and_filling_change_nothing(suggester):
-    found, *_ = suggester
+def test_lists_do_not_depend_on_the_batch_or_its_padding(suggester):
+    lists, *_ = suggester
     requests = [request(seed, 1 + seed % 9) for seed in range(9)]
-    together = found.suggest(requests)
-    for one, listed in zip(requests, together, strict=True):
-        alone = found.suggest([one])[0]
+    for one, listed in zip(requests, lists.suggest(requests), strict=True):
+        alone = lists.suggest([one])[0]
         assert [s.text for s in alone] == [s.text for s in listed]
         assert [s.score for s in alone] == pytest.approx([s.score for s in listed], abs=1e-4)
 
 
 @pytest.mark.long
-def test_k_shortens_and_what_may_not_be_shown_is_left_out(suggester):
-    found, *_ = suggester
+def test_k_and_the_filter_shorten_a_list(suggester):
+    lists, *_ = suggester
     one = request(2, 8)
-    whole = [s.text for s in found.suggest([one])[0]]
-    assert [s.text for s in found.suggest([one], 3)[0]] == whole[:3]
-    found.passes = lambda text: text != whole[0]
+    texts = [s.text for s in lists.suggest([one])[0]]
+    assert [s.text for s in lists.suggest([one], 3)[0]] == texts[:3]
+    lists.passes = lambda text: text != texts[0]
     try:
-        assert [s.text for s in found.suggest([one])[0]] == whole[1:]
+        assert [s.text for s in lists.suggest([one])[0]] == texts[1:]
     finally:
-        found.passes = None
+        lists.passes = None
     with pytest.raises(UserError, match="expected 1 to 16"):
-        found.suggest([one], 17)
+        lists.suggest([one], 17)
 
 
 def test_a_request_without_candidates_has_an_empty_list(suggester):
-    found, *_ = suggester
-    assert found.suggest([request(3, 0)]) == [[]]
+    assert suggester[0].suggest([request(3, 0)]) == [[]]
 
 
-def test_a_new_query_in_a_spare_row_is_read_at_once(suggester):
-    found, model, params, tables = suggester
+def test_refreshed_rows_change_the_scores(suggester):
+    lists, model, params, tables = suggester
     one = request(4, 4)
     items = dataclasses.replace(one.items, candidates=one.items.candidates.copy())
     items.candidates[0] = N + 1  # a spare row
-    asked = dataclasses.replace(one, items=items)
-    before = {s.text: s.score for s in found.suggest([asked])[0]}
+    one = dataclasses.replace(one, items=items)
+    before = {s.text: s.score for s in lists.suggest([one])[0]}
     changed = {name: tables[name].copy() for name in TABLES}
     changed["vectors"][N + 1] = changed["vectors"][items.history[0]]
-    old = found.tables
-    found.refresh(changed, N + 1, N + 2)
-    after = {s.text: s.score for s in found.suggest([asked])[0]}
-    found.tables = old
+    old = lists.tables
+    lists.refresh(changed, N + 1, N + 2)
+    after = {s.text: s.score for s in lists.suggest([one])[0]}
+    lists.tables = old
     assert before.keys() == after.keys() and before != after

@@ -1,4 +1,4 @@
-"""All devices of a host answer: the lists of one device, whichever of eight a request lies on."""
+"""Lists from eight devices equal those from one."""
 
 import functools
 
@@ -21,13 +21,13 @@ made = test_item_suggester.suggester  # the fixture, made again on eight devices
 
 @pytest.fixture(scope="module")
 def items(made):
-    found, model, params, tables = made
-    found.batch_sizes = (1, 8)
-    return found, tables
+    suggester, model, params, tables = made
+    suggester.batch_sizes = (1, 8)
+    return suggester, tables
 
 
-def alike(found, expected):
-    for one, other in zip(found, expected, strict=True):
+def assert_same(lists, expected):
+    for one, other in zip(lists, expected, strict=True):
         assert [s.text for s in one] == [s.text for s in other]
         assert [s.score for s in one] == pytest.approx([s.score for s in other], abs=1e-4)
 
@@ -44,39 +44,38 @@ def test_a_batch_that_the_devices_divide_is_split_over_all_of_them():
     for count, devices in ((16, 8), (8, 8), (3, 1), (1, 1)):
         mesh, shared = replicas.of(count, table)
         rows = {"n": np.arange(count) % 10}
-        found = taken(mesh, shared, rows)
-        np.testing.assert_array_equal(found, rows["n"])
-        assert len(found.devices()) == devices
+        result = taken(mesh, shared, rows)
+        np.testing.assert_array_equal(result, rows["n"])
+        assert len(result.devices()) == devices
 
 
 @pytest.mark.long
 def test_lists_of_items_are_those_of_one_device(items):
-    found, _ = items
-    assert len(found.replicas) == 8
+    suggester, _ = items
+    assert len(suggester.replicas) == 8
     requests = [request(seed, 5 + seed % 4) for seed in range(16)]
-    together = found.suggest(requests)
-    alike(together, [found.suggest([one])[0] for one in requests])
-    opening = found.opening(requests[:8], found._room(requests[0]))
-    assert len(opening.log_probabilities.devices()) == 8, "each has its row"
+    assert_same(suggester.suggest(requests), [suggester.suggest([one])[0] for one in requests])
+    opening = suggester.opening(requests[:8], suggester._room(requests[0]))
+    assert len(opening.log_probabilities.devices()) == 8
 
 
 @pytest.mark.long
 def test_new_rows_of_the_tables_reach_every_device(items):
-    found, tables = items
+    suggester, tables = items
     requests = []
     for seed in range(8):
         one = request(2 + 4 * seed, 4)
         one.items.candidates[0] = N + 1  # a spare row
         requests.append(one)
-    before = found.suggest(requests)
+    before = suggester.suggest(requests)
     changed = {name: tables[name].copy() for name in TABLES}
     changed["vectors"][N + 1] = changed["vectors"][3]
     changed["lengths"][N + 1] = 40
-    old = found.tables
-    found.refresh(changed, N + 1, N + 2)
-    after, alone = found.suggest(requests), [found.suggest([one])[0] for one in requests]
-    found.tables = old
-    alike(after, alone)
+    old = suggester.tables
+    suggester.refresh(changed, N + 1, N + 2)
+    after, alone = suggester.suggest(requests), [suggester.suggest([one])[0] for one in requests]
+    suggester.tables = old
+    assert_same(after, alone)
     assert all(one != other for one, other in zip(before, after, strict=True))
 
 
@@ -88,4 +87,4 @@ def test_lists_of_text_are_those_of_one_device(parts):  # noqa: F811
     ids = [model.featurizer.inputs(one) for one in requests]
     tokens, soft = model._inputs(ids, requests, model.shapes)
     assert len(model._searched(requests, tokens, soft).scores.devices()) == 8
-    alike(model.suggest(requests), [model.suggest([one])[0] for one in requests])
+    assert_same(model.suggest(requests), [model.suggest([one])[0] for one in requests])

@@ -1,4 +1,4 @@
-"""Batches are filled, and neither too large nor mostly filling."""
+"""Batch shapes: few sizes, and never mostly padding."""
 
 import pytest
 
@@ -15,12 +15,12 @@ def test_inputs_are_rounded_up():
     "waiting, batches",
     [(1, [1]), (3, [3]), (8, [8]), (9, [8, 1]), (15, [8, 7]), (20, [20]), (70, [32, 32, 6])],
 )
-def test_small_batches_are_filled_up_and_large_ones_are_not(waiting, batches):
-    found = []
+def test_small_batches_are_padded_and_large_ones_split(waiting, batches):
+    sizes = []
     while waiting:
-        found.append(SHAPES.next_batch(waiting))
-        waiting -= found[-1]
-    assert found == batches
+        sizes.append(SHAPES.next_batch(waiting))
+        waiting -= sizes[-1]
+    assert sizes == batches
 
 
 @pytest.mark.parametrize(
@@ -35,10 +35,10 @@ def test_small_batches_are_filled_up_and_large_ones_are_not(waiting, batches):
     ],
 )
 def test_requests_share_a_batch_where_that_costs_little(needed, batches):
-    found = batches_of(needed, (1, 8, 32))
-    assert [[needed[place] for place in batch] for batch in found] == batches
-    assert sorted(place for batch in found for place in batch) == [*range(len(needed))]
+    groups = batches_of(needed, (1, 8, 32))
+    assert [[needed[index] for index in group] for group in groups] == batches
+    assert sorted(index for group in groups for index in group) == [*range(len(needed))]
 
 
-def test_where_one_batch_size_is_compiled_it_takes_all():
+def test_a_single_batch_size_takes_all_requests():
     assert [len(batch) for batch in batches_of([8] * 9, (8,))] == [1, 8]

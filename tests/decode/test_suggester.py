@@ -1,4 +1,4 @@
-"""From requests to lists: order, shapes, the closed set, the typed prefix, and the mistakes."""
+"""The text model's lists: order, shapes, the closed set, the prefix, the filter, errors."""
 
 import jax
 import jax.numpy as jnp
@@ -38,8 +38,8 @@ def closed(parts):
 
 
 @pytest.mark.long
-def test_lists_hold_indexed_queries_that_start_with_the_prefix(closed):
-    """Every query that starts with the prefix is listed once, best first, and nothing else."""
+def test_lists_are_the_indexed_queries_that_start_with_the_prefix(closed):
+    """Each of them is listed once, best first."""
     for prefix in ("la", "m", "拖", "tent "):
         found = closed.suggest([Request(prefix)])[0]
         assert sorted(s.text for s in found) == sorted(q for q in QUERIES if q.startswith(prefix))
@@ -47,33 +47,30 @@ def test_lists_hold_indexed_queries_that_start_with_the_prefix(closed):
         assert scores == sorted(scores, reverse=True)
 
 
-def test_a_prefix_nobody_completes_gets_any_indexed_query(closed):
-    """A typo does not empty the list; nor does an empty box."""
+def test_an_unknown_or_empty_prefix_allows_all_indexed_queries(closed):
     for prefix in ("xqz", ""):
         assert set(closed([Request(prefix)])[0]) == set(QUERIES)
 
 
-def test_other_parameters_give_the_lists_of_a_suggester_made_with_them(parts):
+def test_replaced_parameters_give_the_lists_of_a_new_suggester(parts):
     model, params, featurizer = parts
     config = BeamConfig(beams=4, returned=4, max_length=24)
     others = jax.tree.map(lambda x: x[::-1] if x.ndim > 1 else x, params)
     requests = [Request("la"), Request("m")]
-    made = [
-        Suggester(model, given, featurizer, config, queries=QUERIES) for given in (params, others)
-    ]
-    first, second = (one.suggest(requests) for one in made)
-    assert first != second
-    made[0].use(others)
-    assert made[0].suggest(requests) == second
+    one = Suggester(model, params, featurizer, config, queries=QUERIES)
+    other = Suggester(model, others, featurizer, config, queries=QUERIES)
+    expected = other.suggest(requests)
+    assert one.suggest(requests) != expected
+    one.use(others)
+    assert one.suggest(requests) == expected
 
 
-def test_lists_do_not_depend_on_what_else_is_in_the_batch(closed):
-    """Seven requests in batches of other sizes and lengths: each its own list, in order."""
+def test_lists_do_not_depend_on_the_batch(closed):
+    """Seven requests in batches of various sizes and lengths."""
     requests = [
         Request(p, history=h) for p in ("la", "m", "") for h in ((), ("red mug", "blue lamp"))
     ] + [Request("拖")]
-    together = closed.suggest(requests)
-    for request, found in zip(requests, together, strict=True):
+    for request, found in zip(requests, closed.suggest(requests), strict=True):
         alone = closed.suggest([request])[0]
         assert [s.text for s in alone] == [s.text for s in found]
         assert [s.score for s in alone] == pytest.approx([s.score for s in found], abs=1e-4)
@@ -87,11 +84,11 @@ def test_must_start_can_be_switched_off(parts):
 
 @pytest.mark.long
 def test_free_lists_hold_no_duplicates(parts):
-    """Without a closed set the model writes what it likes, but no text twice and none empty."""
+    """Without a closed set, too, the texts of a list are distinct and not empty."""
     model, params, featurizer = parts
-    whole = {**params, "head": params["head"].at[:, 3:259].set(0)}  # bytes alone are no text
+    params = {**params, "head": params["head"].at[:, 3:259].set(0)}  # single bytes are not text
     config = BeamConfig(beams=32, returned=32, max_length=6)
-    free = Suggester(model, whole, featurizer, config)
+    free = Suggester(model, params, featurizer, config)
     texts = free([Request("la")])[0]
     assert texts and len(set(texts)) == len(texts) and all(texts)
 
@@ -103,18 +100,18 @@ def test_k_beyond_what_the_search_returns_is_refused(closed):
 
 
 class Ids:
-    """Two levels of four codes; queries in the order of their texts, four of them an id."""
+    """Two levels of four codes; each id has four consecutive queries in the order of texts."""
 
     ids = np.array([(n // 4 % 4, n // 8) for n in range(len(QUERIES))], np.uint16)
 
     def numbers(self, codes):
-        found = np.flatnonzero((self.ids == np.asarray(codes)).all(axis=1))
-        counts = [QUERIES[sorted(QUERIES)[n]] for n in found]
-        return found[np.argsort(-np.array(counts), kind="stable")]
+        numbers = np.flatnonzero((self.ids == np.asarray(codes)).all(axis=1))
+        counts = [QUERIES[sorted(QUERIES)[n]] for n in numbers]
+        return numbers[np.argsort(-np.array(counts), kind="stable")]
 
 
-def test_written_ids_are_read_as_the_queries_under_them(parts):
-    """The list goes id by id, the better id first, and inside an id the more popular first."""
+def test_written_ids_give_their_queries(parts):
+    """Better ids come first; within an id, more popular queries come first."""
     config = BeamConfig(beams=16, returned=16, max_length=24)
     model = Suggester(*parts, config, queries=QUERIES, ids=Ids(), batch_sizes=(1,))
     assert model.config.max_length == 3, "two codes and the end"
@@ -139,8 +136,8 @@ def test_ids_need_the_indexed_queries(parts):
         Suggester(*parts, BeamConfig(), ids=Ids())
 
 
-def test_a_filter_is_exchanged_while_serving(parts):
-    """Hidden queries are in no list, and come back when they are shown again."""
+def test_a_filter_can_be_replaced(parts):
+    """Hidden queries are in no list until they are shown again."""
     config = BeamConfig(beams=16, returned=16, max_length=24)
     model = Suggester(*parts, config, queries=QUERIES, shown=Filter(("red",)), batch_sizes=(1,))
     request, blue = Request("la"), {"lamp blue", "lantern blue", "laptop blue"}
@@ -159,7 +156,7 @@ def test_a_filter_needs_indexed_queries(parts):
         Suggester(*parts, BeamConfig(), shown=Filter(("red",)))
 
 
-def test_a_written_query_of_half_a_character_is_none(parts):
+def test_a_written_query_with_half_a_character_is_empty(parts):
     vocabulary = parts[2].vocabulary
     ids = np.array([*vocabulary.encode("Lego 鱻"), vocabulary.eos_id])  # 鱻 is three pieces
     assert written_query(vocabulary, ids) == "lego 鱻"

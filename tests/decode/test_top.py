@@ -1,4 +1,4 @@
-"""The largest in stages are the largest."""
+"""`largest` against a full sort; both reductions of `group_max_and_logsumexp`."""
 
 import jax
 import numpy as np
@@ -10,7 +10,7 @@ from onesug_jax.decode.top import in_one_pass, in_turn, largest
 
 @pytest.mark.parametrize("count, k", [(7, 7), (100, 64), (5000, 3), (9001, 16), (300_000, 64)])
 def test_equals_sorting_everything(count, k):
-    """Values and places of two rows, few and many numbers, also where groups do not divide them."""
+    """Values and indices of two rows, with few and many numbers, also with an incomplete group."""
     x = np.random.default_rng(count).normal(size=(2, count)).astype(np.float32)
     values, places = jax.jit(largest, static_argnums=1)(x, k)
     order = np.argsort(-x, axis=1)[:, :k]
@@ -18,8 +18,7 @@ def test_equals_sorting_everything(count, k):
     np.testing.assert_array_equal(values, np.take_along_axis(x, order, axis=1))
 
 
-def test_equal_numbers_are_each_taken_once():
-    """Places differ, whatever is equal."""
+def test_equal_numbers_have_distinct_indices():
     x = np.zeros((1, 4096), np.float32)
     _, places = largest(x, 64)
     assert len(set(np.asarray(places[0]).tolist())) == 64
@@ -28,7 +27,7 @@ def test_equal_numbers_are_each_taken_once():
 @pytest.mark.parametrize("scale", [1.0, 300.0])
 @pytest.mark.parametrize("reduce", [in_turn, in_one_pass])
 def test_one_reading_finds_group_maxima_and_the_logsumexp(reduce, scale):
-    """Beside float64: large scores, a group of padding, tokens that may not be chosen."""
+    """Against float64: large scores, a group with padding, disallowed tokens."""
     rng = np.random.default_rng(0)
     groups = (scale * rng.normal(size=(2, 3, 5, 8))).astype(np.float32)
     groups[:, :, 4, 3:] = NEG_INF

@@ -1,4 +1,4 @@
-"""The trie allows exactly its sequences; intervals keep it to texts that start with a prefix."""
+"""The trie allows exactly its sequences, limited by intervals and by hidden sequences."""
 
 import functools
 
@@ -17,7 +17,7 @@ SEEDS = [0, 1, 2]
 
 
 def random_paths(seed):
-    """Up to sixty distinct short sequences over five tokens: many shared beginnings."""
+    """Up to sixty distinct short sequences over five tokens, with many common prefixes."""
     rng = np.random.default_rng(seed)
     return {tuple(rng.integers(2, 7, rng.integers(1, 6)).tolist()) for _ in range(60)}
 
@@ -30,49 +30,49 @@ def best(constraint, states, logits, before, first, wanted):
 def everything(constraint, states, logits, first, wanted=512):
     """All continuations of states `[1, K]` that exist: (beam, token, next state, total)."""
     beams = states.shape[1]
-    room = 1 if first else 64  # few shapes, few programs
-    states = np.pad(states, ((0, 0), (0, room - beams)))
-    logits = np.pad(logits, ((0, 0), (0, room - beams), (0, 0)))
-    before = np.where(np.arange(room) < beams, 0.0, NEG_INF).astype(np.float32)[None]
-    found = best(constraint, states, logits, before, first, wanted)
-    found = jax.tree.map(lambda x: np.asarray(x[0]), found)
-    there = found.totals > NEG_INF / 2
-    columns = (found.parent, found.token, found.state, found.totals)
-    return list(zip(*(x[there].tolist() for x in columns), strict=True))
+    size = 1 if first else 64  # few shapes, few programs
+    states = np.pad(states, ((0, 0), (0, size - beams)))
+    logits = np.pad(logits, ((0, 0), (0, size - beams), (0, 0)))
+    before = np.where(np.arange(size) < beams, 0.0, NEG_INF).astype(np.float32)[None]
+    output = best(constraint, states, logits, before, first, wanted)
+    output = jax.tree.map(lambda x: np.asarray(x[0]), output)
+    exists = output.totals > NEG_INF / 2
+    columns = (output.parent, output.token, output.state, output.totals)
+    return list(zip(*(x[exists].tolist() for x in columns), strict=True))
 
 
 def walk(trie, interval=None):
-    """Every sequence the trie lets out, by following `best` level by level from the root."""
+    """Every (sequence, end node) that the trie allows, level by level from the root."""
     if interval is not None:
         trie = trie.between(np.array([interval]))
-    found, paths, states, first = [], [()], np.zeros((1, 1), np.int32), True
+    ended, paths, states, first = [], [()], np.zeros((1, 1), np.int32), True
     while paths:
         logits = np.zeros((1, states.shape[1], 8), np.float32)
-        reached = []
+        live = []
         for beam, token, child, _ in everything(trie, states, logits, first):
             step = (*paths[beam], token), child
-            (found if token == EOS else reached).append(step)
-        paths = [path for path, _ in reached]
-        states = np.array([[node for _, node in reached]], np.int32)
+            (ended if token == EOS else live).append(step)
+        paths = [path for path, _ in live]
+        states = np.array([[node for _, node in live]], np.int32)
         first = False
-    return found
+    return ended
 
 
 @pytest.mark.long
 @pytest.mark.parametrize("seed", SEEDS)
-def test_the_trie_holds_exactly_its_sequences(seed):
-    """Following the children from the root gives every sequence once, with its own rank."""
+def test_the_trie_allows_exactly_its_sequences(seed):
+    """Each sequence occurs once, with its own rank."""
     paths = sorted(random_paths(seed))
     trie, rank_of_node = build_trie([(*p, EOS) for p in paths])
-    found = walk(trie)
-    assert sorted(p for p, _ in found) == sorted((*p, EOS) for p in paths)
-    for path, node in found:
+    sequences = walk(trie)
+    assert sorted(p for p, _ in sequences) == sorted((*p, EOS) for p in paths)
+    for path, node in sequences:
         assert paths[rank_of_node[node]] == path[:-1]
 
 
 @pytest.mark.parametrize("seed", SEEDS)
-def test_an_interval_lets_out_exactly_its_ranks(seed):
-    """`between` is exact at the ends of sequences, even where text and token orders disagree."""
+def test_an_interval_allows_exactly_its_ranks(seed):
+    """`between` is exact at the end of sequences, even if the orders of texts and tokens differ."""
     paths = sorted(random_paths(seed), key=lambda p: p[::-1])
     trie, rank_of_node = build_trie([(*p, EOS) for p in paths])
     low, high = sorted(np.random.default_rng(seed).integers(0, len(paths) + 1, 2).tolist())
@@ -81,7 +81,7 @@ def test_an_interval_lets_out_exactly_its_ranks(seed):
 
 
 def test_free_allows_every_token():
-    """Without a closed set, each token scores what the model says, the best first."""
+    """Without a closed set, tokens have the model's scores, best first."""
     logits = jnp.log(jnp.array([[[0.2, 0.3, 0.5]]]))
     start = Free().start(1)
     assert [token for _, token, _, _ in everything(Free(), start, logits, True)] == [2, 1, 0]
@@ -91,7 +91,6 @@ def test_free_allows_every_token():
 
 @pytest.mark.parametrize("leaves", [3, 40, 300])
 def test_wide_and_narrow_nodes_give_their_best_children(leaves):
-    """However many children the widest node of the beams has, the best of all are found."""
     paths = [(2, 3, EOS)] + [(3, 4 + i, EOS) for i in range(leaves)] + [(4, 400, 5, EOS)]
     trie, _ = build_trie(paths)
     logits = jax.random.normal(jax.random.key(leaves), (1, 3, 512))
@@ -99,16 +98,16 @@ def test_wide_and_narrow_nodes_give_their_best_children(leaves):
     for states in ([[1, 2, 3]], [[1, 3, 3]]):  # with and without the wide node
         states = np.array(states, np.int32)
         found = everything(trie, states, logits, False, wanted=6)
-        below = {1: [3], 2: range(4, 4 + leaves), 3: [400]}
-        all_of_them = sorted(
+        children = {1: [3], 2: range(4, 4 + leaves), 3: [400]}
+        ranked = sorted(
             (
                 (float(scores[0, beam, token]), beam, token)
                 for beam, node in enumerate(states[0].tolist())
-                for token in below[node]
+                for token in children[node]
             ),
             reverse=True,
-        )[:6]
-        assert [(beam, token) for beam, token, _, _ in found] == [x[1:] for x in all_of_them]
+        )
+        assert [(beam, token) for beam, token, _, _ in found] == [x[1:] for x in ranked[:6]]
 
 
 @pytest.mark.parametrize(
@@ -122,7 +121,7 @@ def test_wide_and_narrow_nodes_give_their_best_children(leaves):
     ],
 )
 def test_ranks_are_the_texts_that_start_with_the_prefix(prefix, expected):
-    """One interval of sorted texts per prefix, also for the empty prefix and for no match."""
+    """Also for the empty prefix and without a match."""
     texts = ["duplo", "lego", "lego star wars", "lemon", "玩具"]
     low, high = starting_with(texts, prefix)
     assert texts[low:high] == expected
@@ -130,36 +129,35 @@ def test_ranks_are_the_texts_that_start_with_the_prefix(prefix, expected):
 
 @pytest.mark.parametrize("paths", [[(2, EOS), (2, EOS)], [(2,), (2, 3)], [()]])
 def test_ambiguous_sequences_are_refused(paths):
-    """Repeats, beginnings of others, and empty sequences have no node of their own to end in."""
+    """Repeated and empty sequences, and beginnings of others, have no end node of their own."""
     with pytest.raises(ValueError, match="sequence"):
         build_trie(paths)
 
 
-def test_an_empty_set_is_a_mistake_with_a_name():
-    """Without any allowed query the result says so."""
+def test_an_empty_set_is_refused():
     with pytest.raises(UserError, match="empty"):
         build_trie([])
 
 
 @pytest.mark.parametrize("seed", SEEDS)
-def test_what_is_hidden_is_not_let_out(seed):
-    """The rest is, also within an interval; nodes that lead to hidden sequences alone are shut."""
+def test_hidden_sequences_are_not_allowed(seed):
+    """The others are, also within an interval; nodes with only hidden sequences are closed."""
     paths = sorted(random_paths(seed))
     trie, rank_of_node = build_trie([(*p, EOS) for p in paths])
     rng = np.random.default_rng(seed)
     shown = rng.random(len(paths)) < 0.3
-    some = trie.showing(shown, rank_of_node)
+    trie = trie.showing(shown, rank_of_node)
     for low, high in [(0, len(paths)), sorted(rng.integers(0, len(paths) + 1, 2).tolist())]:
-        ranks = sorted(int(rank_of_node[node]) for _, node in walk(some, (low, high)))
+        ranks = sorted(int(rank_of_node[node]) for _, node in walk(trie, (low, high)))
         assert ranks == [r for r in range(low, high) if shown[r]]
     roots = everything(
-        some.between([[0, len(paths)]]), np.zeros((1, 1), np.int32), jnp.zeros((1, 1, 8)), True
+        trie.between([[0, len(paths)]]), np.zeros((1, 1), np.int32), jnp.zeros((1, 1, 8)), True
     )
     assert {token for _, token, _, _ in roots} == {paths[r][0] for r in np.flatnonzero(shown)}
 
 
-def test_a_table_of_sequences_is_the_sequences():
-    """Padded rows and tuples give the same trie; tokens take two bytes where they can."""
+def test_padded_rows_and_tuples_give_the_same_trie():
+    """Tokens take two bytes if they can."""
     paths = [(*p, EOS) for p in sorted(random_paths(0))]
     table = np.zeros((len(paths), max(map(len, paths)) + 2), np.int32)
     for row, path in zip(table, paths, strict=True):

@@ -12,7 +12,7 @@ from onesug_jax.logs.history import with_history
 from onesug_jax.tasks.features import Request
 
 
-def test_only_the_prefix_decides():
+def test_lists_depend_only_on_the_prefix():
     index = CompletionIndex.from_counts(["lego", "lego star", "lamp", "duplo"], [2, 5, 2, 9])
     requests = [Request("l"), Request("lego "), Request("x"), Request("l", history=("lamp",))]
     lists = most_popular(index)(requests, k=2)

@@ -1,4 +1,4 @@
-"""Scores against what was searched: bins by hand, an honest model, one that is too sure."""
+"""Calibration: bins by hand, a calibrated model, an overconfident model."""
 
 import numpy as np
 import pyarrow as pa
@@ -12,13 +12,14 @@ def rows_of(scores, ranks):
     return pa.table({"scores_model": scores, "rank_model": pa.array(ranks, pa.int32())})
 
 
-def test_every_suggestion_counts_with_its_place():
-    given, hits = calibration.predicted(rows_of([[0.0, -1.0], [], [-2.0]], [2, 0, 0]), "model")
-    np.testing.assert_allclose(given, np.exp([0.0, -1.0, -2.0]))
+def test_every_suggestion_has_its_probability_and_hit():
+    rows = rows_of([[0.0, -1.0], [], [-2.0]], [2, 0, 0])
+    probabilities, hits = calibration.predicted(rows, "model")
+    np.testing.assert_allclose(probabilities, np.exp([0.0, -1.0, -2.0]))
     assert hits.tolist() == [False, True, False]
 
 
-def test_without_scores_there_is_nothing_to_say(tmp_path):
+def test_without_scores_there_is_no_plot(tmp_path):
     rows = pa.table({"rank_model": pa.array([1], pa.int32())})
     assert calibration.predicted(rows, "model") is None
     nothing = pa.array([None], pa.list_(pa.float32()))
@@ -26,26 +27,26 @@ def test_without_scores_there_is_nothing_to_say(tmp_path):
     assert calibration.plot(rows, {"model": "model"}, str(tmp_path / "no.png")) is None
 
 
-def test_bins_hold_means_of_equal_shares():
-    given, hits = np.array([0.1, 0.2, 0.7, 0.8]), np.array([False, True, True, True])
-    table = calibration.bins(given, hits, count=2)
+def test_bins_have_equal_sizes():
+    probabilities, hits = np.array([0.1, 0.2, 0.7, 0.8]), np.array([False, True, True, True])
+    table = calibration.bins(probabilities, hits, count=2)
     np.testing.assert_allclose(table, [[0.15, 0.5, 2], [0.75, 1.0, 2]])
-    assert calibration.error(given, hits, count=2) == pytest.approx((0.35 + 0.25) / 2)
-    # All alike: one bin.
+    assert calibration.error(probabilities, hits, count=2) == pytest.approx((0.35 + 0.25) / 2)
+    # Equal probabilities make one bin.
     np.testing.assert_allclose(
         calibration.bins(np.full(9, 0.5), np.arange(9) < 3), [[0.5, 1 / 3, 9]]
     )
 
 
-def test_an_honest_model_is_off_by_little_and_a_boastful_one_by_much():
-    random = np.random.default_rng(0)
-    truth = random.uniform(0.05, 0.6, 20_000)
-    hits = random.uniform(size=len(truth)) < truth
+def test_the_error_is_small_for_a_calibrated_and_large_for_an_overconfident_model():
+    rng = np.random.default_rng(0)
+    truth = rng.uniform(0.05, 0.6, 20_000)
+    hits = rng.uniform(size=len(truth)) < truth
     assert calibration.error(truth, hits) < 0.02
     assert calibration.error(np.sqrt(truth), hits) > 0.2
 
 
-def test_the_evaluation_keeps_the_scores_of_suggestions_alone(tmp_path):
+def test_only_suggestions_have_scores(tmp_path):
     row = {
         "request_id": "r",
         "prefix": "te",

@@ -1,4 +1,4 @@
-"""The model card says what the stages wrote down, and what follows from it."""
+"""The model card contains the stages' facts, the metrics, and warnings."""
 
 import pyarrow as pa
 import pytest
@@ -28,23 +28,23 @@ def evaluation():
     return Evaluation({"model": {}, "most_popular": {}}, pa.table(columns))
 
 
-def test_a_card_holds_the_facts_and_the_figures(evaluation, tmp_path):
+def test_a_card_has_the_facts_and_the_metrics(evaluation, tmp_path):
     text = open(card.write_card(evaluation, str(tmp_path), FACTS), encoding="utf-8").read()
-    for said in (
+    for expected in (
         "1,600,000 parameters, d_model 128, 2 + 1 layers",
         "400 updates of `pretrain`, 100 updates of `rwr`; seed 7",
         "the newest 10 searches of the visitor, 16 related queries, profile (age)",
         "9,000 searches of 700 visitors, 500 queries; 3 rows set aside",
         "| model | 75.00 (",
         "| most popular | 50.00 (",
-        "searched by 5 or more visitors to be shown; 41 queries of fewer were left out.\n",
+        "searched by 5 or more visitors; 41 queries of fewer visitors were excluded.\n",
         "expected calibration error",
     ):
-        assert said in text, said
+        assert expected in text, expected
     assert "enhanced-prefix" not in text and "simulated" not in text
 
 
-def test_what_is_risky_or_made_up_is_said(evaluation, tmp_path):
+def test_a_card_warns_of_single_visitors_and_simulated_logs(evaluation, tmp_path):
     facts = {**FACTS, "min_users": 1, "simulated": True}
     bare = Evaluation(evaluation.metrics, evaluation.rows.drop_columns(["scores_model"]))
     text = open(card.write_card(bare, str(tmp_path), facts), encoding="utf-8").read()

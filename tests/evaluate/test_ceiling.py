@@ -1,4 +1,4 @@
-"""The ceiling's file as evaluation reads it, and the share of the way."""
+"""The file of the ceiling, and the share of the way."""
 
 import math
 
@@ -17,7 +17,7 @@ def folder(tmp_path_factory):
     return folder
 
 
-def test_there_is_a_list_for_every_dev_and_test_row_and_for_no_other(folder):
+def test_exactly_the_dev_and_test_rows_have_a_list(folder):
     assert available(str(folder))
     lists, for_orders = load(str(folder))
     ids = [
@@ -30,7 +30,7 @@ def test_there_is_a_list_for_every_dev_and_test_row_and_for_no_other(folder):
         assert 1 <= len(texts) <= 16 and len(set(texts)) == len(texts)
 
 
-def test_a_log_without_its_ceiling_is_named(tmp_path):
+def test_a_missing_or_broken_file_is_named(tmp_path):
     assert not available(str(tmp_path))
     with pytest.raises(UserError, match="_ceiling.parquet.*no such file.*run simulate"):
         load(str(tmp_path))

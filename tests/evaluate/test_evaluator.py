@@ -1,4 +1,4 @@
-"""The evaluator: every row, in order, in the right slices; faults are named."""
+"""The evaluator: every row, in order, in the right slices; named errors."""
 
 import numpy as np
 import pyarrow as pa
@@ -45,22 +45,15 @@ def make_split(rows: int, seed: int = 0) -> list[pa.RecordBatch]:
 
 
 def shuffled(requests):
-    """Lists that depend on the request, so that a mix-up of rows changes the ranks."""
-    return [
-        [
-            TEXTS[i]
-            for i in np.random.default_rng(len(r.prefix) + 7 * int(r.profile[0][4:])).permutation(
-                30
-            )[:20]
-        ]
-        for r in requests
-    ]
+    """Lists that depend on the request, so that exchanged rows change the ranks."""
+    seeds = [len(r.prefix) + 7 * int(r.profile[0][4:]) for r in requests]
+    return [np.random.default_rng(seed).permutation(TEXTS)[:20].tolist() for seed in seeds]
 
 
 COUNTS = {"q": 50, "qu": 10, "que": 9, "quer": 1}
 
 
-def test_every_row_counts_in_order_and_slices_are_right():
+def test_every_row_is_scored_in_order_and_in_its_slices():
     batches = make_split(500)
     seen = []
 
@@ -111,7 +104,7 @@ def test_every_row_counts_in_order_and_slices_are_right():
 def test_blocks_of_any_size_and_any_number_of_processes_give_the_same_table():
     batches = make_split(150)
     suggesters = {"a": shuffled, "b": lambda requests: [[r.prefix] for r in requests]}
-    whole = evaluator.score_rows(batches, suggesters, prefix_counts={}, progress=False)
+    expected = evaluator.score_rows(batches, suggesters, prefix_counts={}, progress=False)
     for processes, block in ((1, 1), (2, 16), (3, 7), (5, 64)):
         parts = [
             evaluator.score_rows(
@@ -125,11 +118,10 @@ def test_blocks_of_any_size_and_any_number_of_processes_give_the_same_table():
             for index in range(processes)
         ]
         assert sum(part.num_rows for part in parts) == 150
-        assert evaluator.merge_parts(parts[::-1]).equals(whole.combine_chunks())
-    with pytest.raises(ValueError, match="missing"):
-        evaluator.merge_parts(parts[1:])
-    with pytest.raises(ValueError, match="doubled"):
-        evaluator.merge_parts([*parts, parts[0]])
+        assert evaluator.merge_parts(parts[::-1]).equals(expected.combine_chunks())
+    for wrong in (parts[1:], [*parts, parts[0]]):
+        with pytest.raises(ValueError, match="missing or repeated rows"):
+            evaluator.merge_parts(wrong)
 
 
 def test_a_hit_is_an_exact_match_after_normalisation():
@@ -158,17 +150,13 @@ def test_all_inputs_of_a_request_reach_the_suggester():
         assert all(r.vector.tolist() == [len(r.prefix)] for r in requests)
         return [[] for _ in requests]
 
-    result = evaluator.evaluate(
-        make_split(20),
-        {"model": suggest},
-        prefix_counts={},
-        context=Context(),
-    )
+    batches = make_split(20)
+    result = evaluator.evaluate(batches, {"model": suggest}, prefix_counts={}, context=Context())
     assert result.metrics["model"]["all"]["n"] == 20
     assert result.metrics["model"]["all"]["answered"] == 0.0
 
 
-def test_empty_slices_are_there_without_a_score():
+def test_empty_slices_have_no_scores():
     result = evaluator.evaluate(
         make_split(1), {"model": lambda requests: [[]]}, prefix_counts={}, indexed=4
     )

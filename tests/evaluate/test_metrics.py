@@ -1,4 +1,4 @@
-"""Metrics against definitions written out in plain Python, and by hand."""
+"""Metrics against plain Python definitions, and by hand."""
 
 import math
 import random
@@ -10,7 +10,7 @@ from onesug_jax.evaluate import metrics
 
 
 def slow(lists, truths, k):
-    """HR, MRR and nDCG the long way: gains of every place against the ideal list's."""
+    """HR, MRR and nDCG from the gains of every position."""
     hits, reciprocal, gains = [], [], []
     for texts, truth in zip(lists, truths, strict=True):
         relevant = [1.0 if text == truth else 0.0 for text in texts[:k]]
@@ -22,7 +22,7 @@ def slow(lists, truths, k):
 
 
 @pytest.mark.parametrize("k", [1, 2, 10, 16, 30])
-def test_metrics_are_those_of_the_definitions(k):
+def test_metrics_equal_their_definitions(k):
     rng = random.Random(k)
     texts = [f"q{i}" for i in range(40)]
     lists = [rng.sample(texts, rng.randint(0, 20)) for _ in range(500)]
@@ -36,7 +36,7 @@ def test_metrics_are_those_of_the_definitions(k):
     assert metrics.ndcg_at(ranks, k) == pytest.approx(gains)
 
 
-def test_no_request_has_no_score():
+def test_metrics_without_requests_are_nan():
     for metric in (metrics.hr_at, metrics.mrr_at, metrics.ndcg_at):
         assert math.isnan(metric(np.array([], int), 16))
 

@@ -1,4 +1,4 @@
-"""The page: everything in one file, text as text, the lists that matter."""
+"""The page: one file, escaped texts, tables, and the chosen lists."""
 
 import re
 
@@ -38,7 +38,7 @@ def evaluation():
     return Evaluation(summarise(rows), rows)
 
 
-def test_it_is_one_file_that_loads_nothing_and_runs_nothing(evaluation, tmp_path):
+def test_the_page_is_one_file_without_scripts_and_links(evaluation, tmp_path):
     (tmp_path / "by_slice.png").write_bytes(b"\x89PNG not really")
     (tmp_path / "related.txt").write_text("'w'  <related>")
     text = open(page.write_page(evaluation, str(tmp_path)), encoding="utf-8").read()
@@ -46,10 +46,10 @@ def test_it_is_one_file_that_loads_nothing_and_runs_nothing(evaluation, tmp_path
     assert "&lt;b&gt;" in text and "&lt;related&gt;" in text
     assert not re.search(r"(src|href)=['\"](?!data:)", text) and "http" not in text
     assert text.count("data:image/png;base64,") == 1
-    assert "(nothing)" not in text  # every system had that request right
+    assert "(nothing)" not in text  # that request has no difference to show
 
 
-def test_the_lists_that_matter_are_shown(evaluation, tmp_path):
+def test_changes_gains_and_losses_are_shown(evaluation, tmp_path):
     text = open(page.write_page(evaluation, str(tmp_path)), encoding="utf-8").read()
     changed, rest = text.split("Changed by preference alignment")[1].split("helps most")
     best, worst = rest.split("does worse")
@@ -81,7 +81,7 @@ def test_a_slice_is_green_only_where_the_model_leads(evaluation, tmp_path):
     assert "class=ours" in rows["all"] and "class=ours" not in rows["click"]
 
 
-def test_a_replay_says_its_freshness_and_the_share_of_the_way(evaluation, tmp_path):
+def test_a_replay_has_its_freshness_and_the_share_of_the_way(evaluation, tmp_path):
     best = pa.array([1, 1, 1, 1], pa.int32())
     now = pa.array([0, 1, 1, 0], pa.int32())
     rows = evaluation.rows
@@ -91,20 +91,20 @@ def test_a_replay_says_its_freshness_and_the_share_of_the_way(evaluation, tmp_pa
     scores = Evaluation(summarise(rows), rows, "1d")
     text = open(page.write_page(scores, str(tmp_path)), encoding="utf-8").read()
     assert "with the counts of 1d before it" in text
-    found = {
+    shares = {
         name: re.findall(r"<td>(-?[\d.]+ %|-)</td>", row)
         for name, row in re.findall(r"<tr><td>(?:<b>)?([\w ()]+)(?:</b>)?</td>(.*?)</tr>", text)
         if "%" in row
     }
-    assert found["model"] == ["50 %", "100 %"], "3 of 4 right; as of now 2 of 4"
-    assert found["best possible"] == ["100 %", "100 %"]
-    assert found["most popular (as of now)"] == ["0 %", "0 %"]
+    assert shares["model"] == ["50 %", "100 %"], "3 of 4 right; as of now 2 of 4"
+    assert shares["best possible"] == ["100 %", "100 %"]
+    assert shares["most popular (as of now)"] == ["0 %", "0 %"]
 
 
 def test_the_interval_is_that_of_resampled_requests():
     values = np.array([1.0] * 30 + [0.5] * 20 + [0.0] * 50)
-    random = np.random.default_rng(1)
-    means = [random.choice(values, len(values)).mean() for _ in range(4000)]
+    rng = np.random.default_rng(1)
+    means = [rng.choice(values, len(values)).mean() for _ in range(4000)]
     low, high = metrics.interval(values)
     assert (low, high) == metrics.interval(values[::-1])
     np.testing.assert_allclose((low, high), np.percentile(means, (2.5, 97.5)), atol=0.015)

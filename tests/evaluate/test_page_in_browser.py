@@ -1,4 +1,4 @@
-"""The report in a real browser: nothing broken, nothing fetched, readable on a phone, printable.
+"""The report in a real browser: no errors, no requests, readable on a phone, printable.
 
 Needs Chromium and Playwright.
 """
@@ -50,16 +50,16 @@ def report(tmp_path_factory):
 
 @pytest.mark.parametrize("width", [360, 1280], ids=["phone", "desk"])
 @pytest.mark.parametrize("scheme", ["light", "dark"])
-def test_it_is_whole_and_fits(browser, report, width, scheme):
+def test_the_page_is_complete_and_fits(browser, report, width, scheme):
     context = browser.new_context(viewport={"width": width, "height": 800}, color_scheme=scheme)
     shown = context.new_page()
-    asked, problems = [], []
-    shown.on("request", lambda request: asked.append(request.url))
+    urls, problems = [], []
+    shown.on("request", lambda request: urls.append(request.url))
     shown.on("console", lambda message: problems.append(message.text))
     shown.on("pageerror", lambda error: problems.append(str(error)))
     shown.goto(f"file://{report}")
     assert not problems
-    assert [url for url in asked if not url.startswith("data:")] == [f"file://{report}"]
+    assert [url for url in urls if not url.startswith("data:")] == [f"file://{report}"]
     assert shown.evaluate("document.documentElement.scrollWidth") <= width, "no sideways scrolling"
     pictures = shown.locator("img")
     assert pictures.count() == 1
@@ -75,7 +75,7 @@ def test_it_is_whole_and_fits(browser, report, width, scheme):
     context.close()
 
 
-def test_it_prints(browser, report):
+def test_the_page_prints(browser, report):
     context = browser.new_context()
     shown = context.new_page()
     shown.goto(f"file://{report}")

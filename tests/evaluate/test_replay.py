@@ -1,4 +1,4 @@
-"""A replay answers each request with what was visible then, and enters it afterwards."""
+"""Replay: each request is answered from the state of its moment and then updates the state."""
 
 import collections
 import dataclasses
@@ -22,7 +22,7 @@ WORDS = ["lace", "lamp", "lantern", "lap", "table", "tablet"]
 
 @pytest.fixture
 def log(tmp_path):
-    """Train and dev files; one query of dev is in no row of train."""
+    """Train and dev files; one query of dev is not in train."""
     rng = np.random.default_rng(0)
     rows = []
     for n in range(240):
@@ -98,7 +98,7 @@ def test_requests_hold_the_as_of_items_and_the_profile(log):
     assert any(request.history for request in seen)
 
 
-def test_lists_made_elsewhere_are_a_rival_and_must_be_complete(log):
+def test_precomputed_lists_are_a_rival_and_must_be_complete(log):
     _, dev, files = log
     lists = {row["request_id"]: [row["query"]] for row in dev}
     table = replayed(files, listed={"best possible": lists})
@@ -107,7 +107,7 @@ def test_lists_made_elsewhere_are_a_rival_and_must_be_complete(log):
     orders |= {row["request_id"]: ["lamp", "lace"] for row in dev if row["query"] == "lace"}
     both = replayed(files, listed={"best possible": lists, "best possible_order": orders})
     scores = evaluator.summarise(both)
-    assert list(scores)[-1] == "best possible", "the lists for orders are no suggester of their own"
+    assert list(scores)[-1] == "best possible", "the lists for orders are not a suggester"
     assert scores["best possible"]["all"]["mrr@16"] == 100.0
     assert scores["best possible"]["order"]["mrr@16"] == 50.0
     assert evaluator.headline(both, ["best possible"])["best possible"][3][0] == 50.0

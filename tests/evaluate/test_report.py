@@ -1,4 +1,4 @@
-"""The report: stored numbers are unrounded, tables line up, plots are there, lists read well."""
+"""The report: stored metrics, plots, the headline and other tables."""
 
 import json
 import os
@@ -72,7 +72,7 @@ def test_headline_of_a_text_model():
 
 
 def replayed_metrics() -> dict:
-    """Of a replay on a simulated log: the model is half the way from 40 to 80."""
+    """Metrics of a replay on a simulated log: the model is halfway from 40 to 80."""
     values = {"model": 60.0, "searches_0.1d": 30.0, "most_popular": 20.0, "sft": 50.0}
     values |= {"searches_3d": 45.0, "searches_0.708d": 44.0, "most_popular_now": 40.0}
     values |= {"best_possible": 80.0, "cascade": 55.0}
@@ -95,15 +95,15 @@ def test_headline_of_a_replay_goes_from_the_simplest_to_the_best_possible():
     assert found["most popular (frozen)"][2] == "-50" and found["best possible"][2] == "100"
     metrics["searches_0.708d"]["all"]["mrr@16"] = 46.0
     assert "best decayed count (half-life 17 h)" in report.format_headline(metrics)
-    assert "itself" not in report.format_headline(metrics)
+    assert "wrote" not in report.format_headline(metrics)
     metrics["model"]["all"] |= {"written": 12.34, "written_plausible": 98.0}
     assert report.format_headline(metrics).splitlines()[-1] == (
-        "12.3 % of the lists hold a query that the model wrote itself; 98.0 % of those queries are "
-        "made of words of the shop"
+        "12.3 % of the lists contain a query that the model wrote; 98.0 % of these queries consist "
+        "of the shop's words"
     )
 
 
-def test_the_model_leads_only_where_every_rival_but_the_oracle_is_behind():
+def test_the_model_leads_if_it_is_ahead_of_every_rival_except_the_oracle():
     metrics = replayed_metrics()
     names = list(headline.lines(metrics))
     assert headline.leads(metrics, "all", "mrr@16", names)

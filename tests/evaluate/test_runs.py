@@ -1,4 +1,4 @@
-"""Runs side by side: rows, seeds, intervals, the difference request by request."""
+"""Comparison of runs: rows, seeds, intervals, paired differences, the plot."""
 
 import dataclasses
 import shutil
@@ -13,8 +13,8 @@ from onesug_jax.evaluate import report, runs
 from onesug_jax.evaluate.evaluator import SliceSpec
 
 
-def run_of(ranks, truth="q", rivals=(), rivals_took=None, **further):
-    """A run whose slices are all requests; every fourth has an order."""
+def run_of(ranks, truth="q", rivals=(), rival_costs=None, **fields):
+    """A run whose slices each have all requests; every fourth request has an order."""
     count = len(ranks)
     columns = {
         "request_id": [f"r{i}" for i in range(count)],
@@ -30,34 +30,32 @@ def run_of(ranks, truth="q", rivals=(), rivals_took=None, **further):
         )
         values = {"hr@16": 100.0, "mrr@16": float(gains.mean()), "n": count}
         scores[name] = dict.fromkeys(("all", "order", "frequent", "rare"), values)
-    return runs.Run(scores, pa.table(columns), rivals=rivals_took or {}, **further)
+    return runs.Run(scores, pa.table(columns), rivals=rival_costs or {}, **fields)
 
 
 def rows_and_orders(**named):
-    found = {name: list(each) for name, each in named.items()}
-    first = next(iter(found.values()))[0]
-    return runs.rows_of(found), runs.order_requests(first.lists)
+    first = next(iter(named.values()))[0]
+    return runs.rows_of(named), runs.order_requests(first.lists)
 
 
 def test_a_clear_gain_is_more_than_chance():
     rows, orders = rows_and_orders(old=[run_of([2] * 400)], new=[run_of([1] * 100 + [2] * 300)])
-    found = runs.ahead(rows[1], rows[0], orders)
-    assert found["all"][0] == found["order"][0] == pytest.approx(12.5)
-    assert 8 < found["all"][1] < 12.5 < found["all"][2] < 17
+    lead = runs.ahead(rows[1], rows[0], orders)
+    assert lead["all"][0] == lead["order"][0] == pytest.approx(12.5)
+    assert 8 < lead["all"][1] < 12.5 < lead["all"][2] < 17
     lines = runs.format_ahead(rows, rows[0], orders).splitlines()
     assert lines[0].startswith("MRR@16 ahead of old")
     assert lines[2].startswith("old") and lines[2].count("within chance") == 2
     assert "+12.50" in lines[3] and lines[3].count("more than chance") == 2
 
 
-def test_a_run_named_like_a_rival_is_the_base_all_the_same():
+def test_a_run_can_have_the_name_of_a_rival():
     """`compare runs/cascade runs/full`, where the reports have a rival of that name."""
     rows, orders = rows_and_orders(
         cascade=[run_of([4] * 8, rivals=["cascade"])], full=[run_of([1] * 8)]
     )
     assert [row.name for row in rows] == ["cascade (rival)", "cascade", "full"]
-    found = runs.ahead(rows[2], rows[-2], orders)
-    assert found and found["all"][0] == pytest.approx(75.0)
+    assert runs.ahead(rows[2], rows[-2], orders)["all"][0] == pytest.approx(75.0)
 
 
 def test_intervals_of_hits_are_over_requests_and_seeds():
@@ -80,7 +78,7 @@ def test_a_rank_beyond_k_is_not_a_hit():
     assert runs.ahead(rows[1], rows[0], orders)["all"] == (0.0, 0.0, 0.0)
 
 
-def test_rivals_open_the_table_and_what_a_run_took_closes_its_line():
+def test_rivals_come_first_and_a_line_ends_with_its_costs():
     rows, orders = rows_and_orders(
         full=[
             run_of([1] * 8, rivals=["most_popular", "cascade"], minutes=12.0, parameters=1600000)
@@ -93,11 +91,11 @@ def test_rivals_open_the_table_and_what_a_run_took_closes_its_line():
     assert lines[4].split()[1:3] == ["100.00", "100.00"] and lines[5].split()[2] == "25.00"
     assert lines[4].endswith("12.0   1,600,000") and lines[5].endswith("-")
     assert "25.0 to 25.0" in lines[5]
-    # No prefix was unseen in either.
+    # No run has the slice "unseen".
     assert lines[6].split()[1:] == ["8"] * 6 + ["-"]
 
 
-def test_seeds_of_a_row_stand_on_one_line(tmp_path):
+def test_seeds_share_a_row(tmp_path):
     folders = [str(tmp_path / seed / "full") for seed in ("seed_0", "seed_1")]
     assert runs.names_of(folders) == {"full": folders}
     rows, orders = rows_and_orders(full=[run_of([1] * 4), run_of([2] * 4)])
@@ -105,21 +103,20 @@ def test_seeds_of_a_row_stand_on_one_line(tmp_path):
     assert "2: 50.00 to 100.00" in runs.format_rows(rows, orders)
 
 
-def test_a_rival_is_the_mean_of_the_seeds_that_have_it_with_its_time():
+def test_a_rival_is_the_mean_of_the_seeds_that_have_it():
     def seed(minutes):
-        took = {"cascade": (minutes, 9000)}
-        return run_of([1] * 4, rivals=["most_popular", "cascade"], rivals_took=took)
+        costs = {"cascade": (minutes, 9000)}
+        return run_of([1] * 4, rivals=["most_popular", "cascade"], rival_costs=costs)
 
     without = run_of([1] * 4, rivals=["most_popular"])
     rows, orders = rows_and_orders(full=[seed(4.0), without, seed(6.0)])
-    cells = {line.split("  ")[0]: line for line in runs.format_rows(rows, orders).splitlines()}
-    assert cells["cascade"].split()[-2:] == ["5.0", "9,000"] and cells["most popular"].split()[
-        -2:
-    ] == ["-", "-"]
-    assert rows[0].seeds == rows[1].seeds == ()  # the same of every seed
+    lines = runs.format_rows(rows, orders).splitlines()
+    costs = {line.split("  ")[0]: line.split()[-2:] for line in lines}
+    assert costs["cascade"] == ["5.0", "9,000"] and costs["most popular"] == ["-", "-"]
+    assert rows[0].seeds == rows[1].seeds == ()  # equal for every seed
 
 
-def test_folders_are_named_by_their_last_part_or_by_the_whole():
+def test_folders_are_named_by_their_last_part_or_the_whole_path():
     assert list(runs.names_of(["a/one", "b/two"])) == ["one", "two"]
     assert list(runs.names_of(["a/one", "b/one", "two"])) == ["a/one", "b/one", "two"]
 
@@ -148,7 +145,7 @@ def test_a_run_is_one_report_of_a_work_directory(tmp_path):
     assert runs.read_run(str(tmp_path)).metrics == {"model": {"all": {}}}
 
 
-def test_lists_in_the_order_of_what_is_bought():
+def test_lists_are_reordered_by_shares_of_orders():
     lists = {"a": [["p", "q", "r"], [-0.1, -0.3, -3.0]], "b": [["q", "s"], [-0.2, -0.2]]}
     shares = {"p": -1.0, "q": 0.5, "r": 2.0}
     rows = pa.table(
@@ -166,9 +163,9 @@ def test_lists_in_the_order_of_what_is_bought():
 
     def weighed(rows, kappa):
         shares_of = lambda queries: np.array([shares.get(text, 0.0) for text in queries])  # noqa: E731
-        found = runs.by_orders(runs.Run({}, rows), shares_of, kappa, slices=SliceSpec())
-        assert found.metrics["model"]["order"]["n"] == found.metrics["model"]["unseen"]["n"] == 1
-        return found.lists["rank_model"].to_pylist(), found.lists["list_model"].to_pylist()[0]
+        run = runs.by_orders(runs.Run({}, rows), shares_of, kappa, slices=SliceSpec())
+        assert run.metrics["model"]["order"]["n"] == run.metrics["model"]["unseen"]["n"] == 1
+        return run.lists["rank_model"].to_pylist(), run.lists["list_model"].to_pylist()[0]
 
     assert weighed(rows, 0.0) == ([2, 2], ["p", "q", "r"])
     assert weighed(rows, 0.2) == ([1, 2], ["q", "p", "r"])  # -0.2, -0.3, -2.6
@@ -176,39 +173,33 @@ def test_lists_in_the_order_of_what_is_bought():
     own = rows.rename_columns([name.replace("sft", "model") for name in rows.column_names])
     assert weighed(own, 0.2) == weighed(rows, 0.2)
     none = pa.array([None, None], pa.list_(pa.float32()))
-    silent = own.drop_columns("scores_model").append_column("scores_model", none)
+    unscored = own.drop_columns("scores_model").append_column("scores_model", none)
     with pytest.raises(UserError, match="lists of model have no scores"):
-        weighed(silent, 1.0)
+        weighed(unscored, 1.0)
 
 
-def test_the_frontier_is_drawn(tmp_path):
-    rows, orders = rows_and_orders(
-        full=[run_of([1, 2] * 8, rivals=["cascade"])], less=[run_of([2, 2] * 8)]
-    )
-    path = runs.plot_frontier(rows, rows[1], orders, str(tmp_path / "frontier.png"))
-    assert open(path, "rb").read(4) == b"\x89PNG"
-
-
-def test_what_the_frontier_shows(monkeypatch):
-    """Rows far off are named and not drawn; weighed lists are one line from the SFT model on."""
-    drawn = []
-    monkeypatch.setattr(runs, "save_figure", lambda figure, path: drawn.append(figure) or path)
+def test_the_frontier(monkeypatch, tmp_path):
+    """Rows far away are named below the plot; weighed lists are one line that starts at SFT."""
+    figures, save = [], runs.save_figure
+    monkeypatch.setattr(runs, "save_figure", lambda f, path: figures.append(f) or save(f, path))
     one, near, far = [1, 1] * 8, [1, 1] * 7 + [1, 2], [4, 4] * 8
     rows, orders = rows_and_orders(one=[run_of(one)], sft=[run_of(near)], far=[run_of(far)])
+    path = str(tmp_path / "frontier.png")
 
-    def shown(*given):
-        runs.plot_frontier(*given)
-        (axis,) = drawn[-1].axes
+    def shown(*args):
+        assert runs.plot_frontier(*args) == path
+        assert open(path, "rb").read(4) == b"\x89PNG"
+        (axis,) = figures[-1].axes
         return axis, [text.get_text() for text in axis.get_legend().get_texts()]
 
-    axis, names = shown(rows, rows[0], orders, "")
+    axis, names = shown(rows, rows[0], orders, path)
     assert axis.get_xlabel().endswith("not drawn: far (-75.0, -75.0)") and names == ["one", "sft"]
-    axis, names = shown([rows[0], rows[2]], rows[0], orders, "")
-    assert "not drawn" not in axis.get_xlabel() and names == ["one", "far"], "else nothing is seen"
+    axis, names = shown([rows[0], rows[2]], rows[0], orders, path)
+    assert "not drawn" not in axis.get_xlabel() and names == ["one", "far"], "all rows are far away"
 
     weighed = [dataclasses.replace(rows[1], name=name) for name in ("sft, a", "sft, b")]
-    given = {"sft, b": 0.5, "sft, a": 2.0}
-    axis, names = shown([*rows[:2], *weighed], rows[0], orders, "", given)
+    kappas = {"sft, b": 0.5, "sft, a": 2.0}
+    axis, names = shown([*rows[:2], *weighed], rows[0], orders, path, kappas)
     assert names == ["one", "SFT, weighed by orders^kappa"]
     assert [text.get_text() for text in axis.texts] == ["0", "0.5", "2"]
 
