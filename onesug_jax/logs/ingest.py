@@ -174,6 +174,7 @@ def ingest(
                     f"write. See {staging.set_aside_path}."
                 )
             paths = {source.index: source.path for source in sources}
+            pa.default_memory_pool().release_unused()  # the rows are on disk; sorting needs memory
             with connect(scratch, memory_limit) as database:
                 drop_repeats(database, staging, paths)
                 pool = pool_of(database, dev_share)
