@@ -61,7 +61,7 @@ def test_a_gpu_gets_a_recipe_of_its_own(project_root, tmp_path, monkeypatch):
         for more in ((), ("--config", "gin_configs/two_cores.gin", "--jobs", "1"))
     )
     assert gpu.returncode == 0, gpu.stderr
-    assert "by gin_configs/one_gpu.gin, 6 at a time" in gpu.stdout
+    assert "gin_configs/one_gpu.gin, 6 at a time" in gpu.stdout
     assert asked.stdout == cores.stdout != gpu.stdout
 
 

@@ -308,7 +308,7 @@ def test_rows_of_users_who_were_deleted_are_left_out(tmp_path):
     assert {one for column in seen for one in column.to_pylist()} == expected
     assert pq.read_table(log / "test.parquet")["request_id"].to_pylist() == ["held-cid"]
     path.write_bytes(b"damaged" * 1000)
-    with pytest.raises(UserError, match="whose rows to leave out"):
+    with pytest.raises(UserError, match="lists the deleted users"):
         loop._forgotten(context)
     path.unlink()
     assert loop._forgotten(context) is None
