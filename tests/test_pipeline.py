@@ -69,7 +69,7 @@ SMALL = [
     "--gin.rwr.evaluate_every=6",
     "--gin.rwr.dev_rows=8",
     "--gin.rwr.dev_lists=8",
-    "--gin.rwr.only_if_better=False",
+    "--gin.rwr.least_gain=None",
     "--gin.update.steps=4",
 ]
 
@@ -584,7 +584,7 @@ def test_mistakes_of_the_preference_stage_change_nothing(work, capsys, flag, mes
 
 def test_a_model_that_is_not_better_is_not_put_in_use(work, tmp_path, capsys):
     copy = shutil.copytree(work, tmp_path / "copy")
-    still = ["--gin.rwr.only_if_better=True", "--gin.rwr/make_optimizer.learning_rate=1e-12"]
+    still = ["--gin.rwr.least_gain=0.1", "--gin.rwr/make_optimizer.learning_rate=1e-12"]
     assert main.main(["rwr", f"--gin.WORK_DIR={copy}", *still, "--restart"]) == 0
     assert "no evaluation beat" in capsys.readouterr().out
     assert not (copy / "rwr" / "model.json").exists() and not (copy / "rwr" / "bundle").exists()
@@ -689,7 +689,7 @@ def test_the_bench_prints_its_tables(work, project_root):
     )
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("ready after") == 2 and "capacity: " in done.stdout
-    assert "as-of ask" in done.stdout and "ms a list" in done.stdout
+    assert "as-of features" in done.stdout and "ms a list" in done.stdout
     assert done.stdout.count("x capacity: ") == 6 and done.stdout.count(" 0 lost") == 6
 
 

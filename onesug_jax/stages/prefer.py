@@ -17,7 +17,7 @@ from onesug_jax.stages import checks, prefer_candidates, pretrained, scoring, tr
 from onesug_jax.stages.parts import Parts
 from onesug_jax.stages.prefer_candidates import REWARDS_FILE
 from onesug_jax.stages.trained_model import TrainedModel
-from onesug_jax.stages.watch import beats
+from onesug_jax.stages.watch import gains
 from onesug_jax.train import distributed
 
 if TYPE_CHECKING:
@@ -160,7 +160,7 @@ def rwr(
     dev_lists: int = 512,
     watch: str = "value",
     patience: int = 3,
-    only_if_better: bool = True,
+    least_gain: float | None = 0.1,
     reference: str = "copy",
     params_from: str | None = None,
     profile_steps: tuple[int, int] | None = None,
@@ -173,8 +173,9 @@ def rwr(
         dev split, and preference metrics are computed on `dev_lists` lists of that split.
       watch: the metric of those lists that selects the best parameters: "mrr@16", "order_mrr@16",
         or "value", the mean of both. After `patience` evaluations without a new best it stops.
-      only_if_better: write no model if no evaluation beats the initial model; the model of the
-        pretrain stage then stays in use.
+      least_gain: write no model if no evaluation beats the initial model's `watch` by this many
+        points, since a smaller difference may be chance; the model of the pretrain stage then stays
+        in use. None: always write one.
       reference: "copy" holds the frozen model in memory; "stored" (text models only) stores its
         log-probabilities on the disk.
       params_from: another model's folder, local or in a bucket, as initial model and reference.
@@ -261,8 +262,9 @@ def rwr(
         profile_steps=profile_steps,
         compiler_options=context.configured("compiler_options")(mesh),
     )
-    if before and only_if_better and not beats(result.best_value, before[watch], watch):
-        return
+    if before and least_gain is not None:
+        if not gains(result.best_value, before[watch], watch, least_gain):
+            return
     distributed.run_on_primary_and_broadcast(lambda: trained.leave_aligned(context, stored))
 
 

@@ -17,14 +17,16 @@ _K = 16
 _SAMPLES, _LISTED = 4, 6  # rows whose lists are shown, and queries per list
 
 
-def beats(best: float | None, start: float, metric: str) -> bool:
-    """Whether the best evaluation of a training beat its initial model; prints a line if not."""
-    if (best or 0.0) > start:
+def gains(best: float | None, start: float, metric: str, least: float) -> bool:
+    """Whether the best evaluation of a training is `least` points above its initial model; prints a
+    line if not.
+    """
+    if (best or 0.0) > start and (best or 0.0) >= start + least:
         return True
     print(
-        f"rwr: no evaluation beat the {metric} of {start:.2f} that training started from (best: "
-        f"{best or 0.0:.2f}), so the pretrain stage's model stays the one in use "
-        "(rwr.only_if_better)",
+        f"rwr: no evaluation beat the {metric} of {start:.2f} that training started from by "
+        f"{least:g} points (best: {best or 0.0:.2f}), so the pretrain stage's model stays the one "
+        "in use (rwr.least_gain)",
         flush=True,
     )
     return False
