@@ -20,9 +20,12 @@ import shutil
 import stat
 import tempfile
 from collections.abc import Iterable, Iterator, Sequence
-from typing import Any, BinaryIO
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 from onesug_jax.errors import UserError, file_error
+
+if TYPE_CHECKING:
+    import pyarrow.parquet as pq
 
 PathLike = str | os.PathLike[str]
 
@@ -200,6 +203,16 @@ def recover_folder(folder: PathLike) -> None:
     if mark.exists():
         _flush(os.path.dirname(folder))
         mark.unlink()
+
+
+def open_parquet(path: PathLike) -> pq.ParquetFile:
+    """A Parquet file for reading as a stream, in the memory of a few row groups.
+
+    By default, pyarrow keeps the compressed bytes of all row groups until the reader ends.
+    """
+    import pyarrow.parquet as pq
+
+    return pq.ParquetFile(path, pre_buffer=False)
 
 
 def names_below(folder: PathLike) -> Iterator[str]:

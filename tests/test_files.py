@@ -10,6 +10,8 @@ import sys
 import threading
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from onesug_jax import files
@@ -21,6 +23,7 @@ from onesug_jax.files import (
     fingerprint,
     fingerprint_file,
     link_tree,
+    open_parquet,
     read_json,
     recover_folder,
     replace_folder,
@@ -380,3 +383,17 @@ def test_importing_files_loads_neither_numpy_nor_epath():
         [sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=root
     )
     assert done.stdout.strip() == "[]"
+
+
+def test_a_stream_of_parquet_takes_the_memory_of_a_few_row_groups(tmp_path):
+    """By default, pyarrow keeps the bytes of all row groups that were read."""
+    path, group = tmp_path / "log.parquet", 1 << 17
+    values = np.random.default_rng(0).random(64 * group)  # 64 MiB that do not compress
+    pq.write_table(pa.table({"value": values}), path, row_group_size=group)
+    del values
+    before, most, rows = pa.total_allocated_bytes(), 0, 0
+    with open_parquet(path) as file:
+        for batch in file.iter_batches(group):
+            rows += batch.num_rows
+            most = max(most, pa.total_allocated_bytes() - before)
+    assert rows == 64 * group and most < 16 << 20

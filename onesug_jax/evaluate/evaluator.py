@@ -19,7 +19,6 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from onesug_jax.errors import UserError
 from onesug_jax.evaluate import metrics
@@ -31,6 +30,7 @@ from onesug_jax.evaluate.rows import (
     score_block,
     suggesters_of,
 )
+from onesug_jax.files import open_parquet
 from onesug_jax.logs import schema
 from onesug_jax.progress import Progress
 from onesug_jax.retrieval.related import RelatedQueries
@@ -80,7 +80,7 @@ def prefix_counts(train_parquet: str) -> collections.Counter[str]:
             f"{train_parquet}: expected the train split, found no such file; run ingest first"
         )
     counts: collections.Counter[str] = collections.Counter()
-    with pq.ParquetFile(train_parquet) as file:
+    with open_parquet(train_parquet) as file:
         for batch in file.iter_batches(columns=["prefix"]):
             for entry in batch.column(0).value_counts().to_pylist():
                 counts[entry["values"]] += entry["counts"]

@@ -27,6 +27,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from onesug_jax.errors import UserError, check_refused
+from onesug_jax.files import open_parquet
 from onesug_jax.logs import database
 
 ENGINES = ("duckdb", "spark")
@@ -222,7 +223,7 @@ class Spark(_Common):
         parts = sorted(glob.glob(os.path.join(glob.escape(folder), "part-*.parquet")))
         with pq.ParquetWriter(path, schema, compression="zstd") as writer:
             for part in parts:
-                with pq.ParquetFile(part) as file:
+                with open_parquet(part) as file:
                     for batch in file.iter_batches(batch_size=ROW_GROUP):
                         writer.write_batch(batch.cast(schema))
         shutil.rmtree(folder)

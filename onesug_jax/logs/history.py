@@ -18,6 +18,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from onesug_jax.errors import UserError
+from onesug_jax.files import open_parquet
 from onesug_jax.logs.asof.config import MINUTE_MS
 from onesug_jax.logs.asof.histories import Histories
 from onesug_jax.logs.asof.walk import Event, read_events
@@ -57,7 +58,7 @@ def with_history(log_files: Sequence[str], *, keep: str, history: int = 10) -> p
 
     def batches() -> Iterator[pa.RecordBatch]:
         past = _past(events, files.index(os.path.abspath(keep)), history)
-        with pq.ParquetFile(keep) as file:
+        with open_parquet(keep) as file:
             for batch in file.iter_batches(BATCH, columns=[field.name for field in own]):
                 added = zip(*itertools.islice(past, batch.num_rows), strict=True)
                 lists = [

@@ -23,7 +23,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from onesug_jax.errors import UserError, check_refused
-from onesug_jax.files import require_files
+from onesug_jax.files import open_parquet, require_files
 
 _STRING, _INT, _FLOAT = pa.string(), pa.int64(), pa.float64()
 
@@ -87,7 +87,7 @@ def read_table(out: str, name: str, columns: Sequence[str] | None = None) -> pa.
 
 def read_blocks(out: str, name: str, columns: Sequence[str]) -> Iterator[pa.RecordBatch]:
     """Some columns of a mined table in blocks of a million rows; raises as `read_table`."""
-    with _reading(out, name) as path, pq.ParquetFile(path) as file:
+    with _reading(out, name) as path, open_parquet(path) as file:
         yield from file.iter_batches(_BLOCK, columns=list(columns))
 
 

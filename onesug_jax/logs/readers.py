@@ -17,9 +17,9 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from onesug_jax.errors import UserError, file_error
+from onesug_jax.files import open_parquet
 from onesug_jax.logs.columns import NOT_UTF8, Column
 from onesug_jax.logs.csv_rows import CELLS, read_records
 from onesug_jax.logs.lines import (
@@ -111,7 +111,7 @@ def unreadable(path: str, kind: str, error: Exception, rows: int = 0) -> UserErr
 def _read_parquet(source: Source, only: Sequence[str] | None, rows: int) -> Iterator[Chunk]:
     number = 0
     names = [name for name in source.columns if only is None or name in only]
-    with pq.ParquetFile(source.path) as file:
+    with open_parquet(source.path) as file:
         for batch in file.iter_batches(batch_size=rows, columns=names):
 
             def raw(row: int, batch: pa.RecordBatch = batch) -> str:

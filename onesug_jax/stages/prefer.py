@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 from onesug_jax.errors import UserError
-from onesug_jax.files import fingerprint, fingerprint_file, names_below, write_json
+from onesug_jax.files import fingerprint, fingerprint_file, names_below, open_parquet, write_json
 from onesug_jax.pipeline.mirror import fetch
 from onesug_jax.pipeline.spec import Context
 from onesug_jax.pipeline.workdir import split_files
@@ -92,11 +92,9 @@ def _pools(context: Context, index) -> dict[str, list[int]]:
 
 def _blocks(path: str, indexed: Callable[[str], bool] | None) -> Iterator[dict[str, list]]:
     """The rows of a split that become examples: in training only those of indexed queries."""
-    import pyarrow.parquet as pq
-
     from onesug_jax.align.preferences import COLUMNS
 
-    with pq.ParquetFile(path) as file:
+    with open_parquet(path) as file:
         for batch in file.iter_batches(columns=list(COLUMNS)):
             block = {name: batch.column(name).to_pylist() for name in COLUMNS}
             if indexed is not None:

@@ -29,7 +29,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from onesug_jax.errors import UserError, check_refused
-from onesug_jax.files import atomic_write, replace_folder, write_json
+from onesug_jax.files import atomic_write, open_parquet, replace_folder, write_json
 from onesug_jax.logs.history import with_history
 from onesug_jax.logs.schema import RECENT, SPLITS, profile_columns
 from onesug_jax.progress import Progress
@@ -268,7 +268,7 @@ def write_vectors(
     """
     distinct: set[str] = set()
     for split, path in splits.items():
-        with pq.ParquetFile(path) as file:
+        with open_parquet(path) as file:
             for batch in file.iter_batches(columns=["prefix", "query", "request_id"]):
                 prefixes, queries, ids = (column.to_pylist() for column in batch.columns)
                 distinct |= set(prefixes)

@@ -13,7 +13,8 @@ from collections.abc import Sequence
 
 import numpy as np
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
+
+from onesug_jax.files import open_parquet
 
 
 class PrefixDraw:
@@ -29,7 +30,7 @@ class PrefixDraw:
     @classmethod
     def from_log(cls, train_parquet: str) -> PrefixDraw:
         """With the lengths of a train split's prefixes."""
-        with pq.ParquetFile(train_parquet) as file:
+        with open_parquet(train_parquet) as file:
             lengths = [
                 pc.utf8_length(batch.column(0)).to_numpy()
                 for batch in file.iter_batches(columns=["prefix"])

@@ -19,6 +19,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from onesug_jax.errors import UserError, check_refused
+from onesug_jax.files import open_parquet
 from onesug_jax.logs.asof.items import Items
 from onesug_jax.logs.asof.state import AsOf
 from onesug_jax.logs.schema import HISTORY, HISTORY_MINUTES, Level, request_level, visitors_of
@@ -131,7 +132,7 @@ def _rows(
 def _batches(path: str, profile: Sequence[str], first: int) -> Iterator[tuple[int, pa.RecordBatch]]:
     """Batches of a file from row `first` on, each with the number of its first row."""
     try:
-        with pq.ParquetFile(path) as file:
+        with open_parquet(path) as file:
             names = file.schema_arrow.names
             columns = [n for n in (*_NEEDED, HISTORY, HISTORY_MINUTES) if n in names]
             sizes = [file.metadata.row_group(n).num_rows for n in range(file.num_row_groups)]
