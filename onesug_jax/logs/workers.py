@@ -12,8 +12,10 @@ import multiprocessing
 import os
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Executor, Future, ProcessPoolExecutor, ThreadPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from typing import Any
 
+from onesug_jax.errors import UserError
 from onesug_jax.logs.engines import LogEngineConfig, spark_session
 
 
@@ -29,6 +31,9 @@ def open_workers(
     Args:
       config: which engine.
       scratch: an existing folder for Spark's temporary files.
+
+    Raises:
+      UserError: the system killed a process of this machine, usually because memory ran out.
     """
     if config.name == "spark":
         session, own = spark_session(config, scratch)
@@ -49,6 +54,12 @@ def open_workers(
     try:
         yield count, submit
         pool.shutdown()
+    except BrokenProcessPool:
+        raise UserError(
+            f"one of {count} worker processes was killed, probably because memory ran out. Use fewer "
+            "with --gin.LogEngineConfig.workers=N and run the same command again; finished parts "
+            "stay."
+        ) from None
     finally:
         pool.shutdown(cancel_futures=True)
         if own:

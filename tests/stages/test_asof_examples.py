@@ -7,6 +7,7 @@ import pathlib
 import numpy as np
 import pytest
 
+from onesug_jax.errors import UserError
 from onesug_jax.logs.asof.config import AsOfConfig
 from onesug_jax.logs.asof.state import AsOf
 from onesug_jax.logs.completion import CompletionIndex
@@ -133,3 +134,8 @@ def test_levels_counted_in_workers_are_those_of_a_plain_loop(written):
                 expected[level, number] += number > 0
     assert expected.sum() > 1000
     assert np.array_equal(levels(folder, 300, LogEngineConfig(workers=2)), expected)
+
+
+def test_a_worker_that_the_system_kills_is_reported_with_a_way_out(tmp_path):
+    with pytest.raises(UserError, match="memory ran out.*LogEngineConfig.workers=N"):
+        list(results(LogEngineConfig(workers=1), str(tmp_path), os._exit, [1, 1, 1]))
