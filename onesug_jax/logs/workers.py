@@ -56,9 +56,9 @@ def open_workers(
         pool.shutdown()
     except BrokenProcessPool:
         raise UserError(
-            f"one of {count} worker processes was killed, probably because memory ran out. Use fewer "
-            "with --gin.LogEngineConfig.workers=N and run the same command again; finished parts "
-            "stay."
+            f"one of {count} worker processes was killed, probably because memory ran out. Use "
+            "fewer with --gin.LogEngineConfig.workers=N and run the same command again; finished "
+            "parts stay."
         ) from None
     finally:
         pool.shutdown(cancel_futures=True)
