@@ -40,7 +40,7 @@ class CascadeConfig:
       least: minimum number of rows in a leaf.
     """
 
-    pre_ranked: int = 48
+    pre_ranked: int = 320
     half_life: int = 2
     rows: int = 20_000
     orders: float = 1.0
