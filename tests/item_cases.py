@@ -51,6 +51,12 @@ def items(candidates=5, seed=0, batch=2):
     return Items(rows, counts, history, minutes, clock, prefix, typed)
 
 
+def features(batch):
+    """The items of a batch as the loader names them."""
+    names = {"counts": "candidate_counts", "minutes": "history_minutes"}
+    return {names.get(name, name): value for name, value in vars(batch).items()}
+
+
 def tokens(batch=2):
     """A prefix of some pieces, the soft token, the end."""
     row = np.array([[2, 5, SOFT, 1], [3, SOFT, 1, 0]], np.int32)

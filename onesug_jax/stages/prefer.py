@@ -17,7 +17,7 @@ from onesug_jax.stages import checks, prefer_candidates, pretrained, scoring, tr
 from onesug_jax.stages.parts import Parts
 from onesug_jax.stages.prefer_candidates import REWARDS_FILE
 from onesug_jax.stages.trained_model import TrainedModel
-from onesug_jax.stages.watch import gains
+from onesug_jax.stages.watch import improves
 from onesug_jax.train import distributed
 
 if TYPE_CHECKING:
@@ -261,7 +261,7 @@ def rwr(
         compiler_options=context.configured("compiler_options")(mesh),
     )
     if before and least_gain is not None:
-        if not gains(result.best_value, before[watch], watch, least_gain):
+        if not improves(result.best_value, before[watch], watch, least_gain):
             return
     distributed.run_on_primary_and_broadcast(lambda: trained.leave_aligned(context, stored))
 

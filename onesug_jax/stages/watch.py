@@ -17,11 +17,12 @@ _K = 16
 _SAMPLES, _LISTED = 4, 6  # rows whose lists are shown, and queries per list
 
 
-def gains(best: float | None, start: float, metric: str, least: float) -> bool:
-    """Whether the best evaluation of a training is `least` points above its initial model; prints a
-    line if not.
+def improves(best: float | None, start: float, metric: str, least: float) -> bool:
+    """Whether a training's best evaluation is at least `least` points above its start, and above it
+    at all; prints a line if not.
     """
-    if (best or 0.0) > start and (best or 0.0) >= start + least:
+    gain = (best or 0.0) - start
+    if gain > 0 and gain >= least:
         return True
     print(
         f"rwr: no evaluation beat the {metric} of {start:.2f} that training started from by "

@@ -12,7 +12,7 @@ from onesug_jax.align.pretrain import pretrain_stage
 from onesug_jax.align.rwr import PreferenceConfig, rwr_stage
 from onesug_jax.logs.schema import Level
 from onesug_jax.model.seq2seq import Seq2Seq
-from tests.item_cases import CONFIG, items, params, tables, tokens
+from tests.item_cases import CONFIG, features, items, params, tables, tokens
 
 LEARNING = dataclasses.replace(CONFIG, encoder_layers=1)
 
@@ -27,13 +27,7 @@ def batch():
         "decoder_input_tokens": np.pad(targets, ((0, 0), (1, 0)))[:, :-1],
         "decoder_target_tokens": targets,
         "decoder_loss_weights": (targets > 0).astype(np.float32),
-        "candidates": example.candidates,
-        "candidate_counts": example.counts,
-        "history": example.history,
-        "history_minutes": example.minutes,
-        "clock": example.clock,
-        "prefix_row": example.prefix_row,
-        "typed": example.typed,
+        **features(example),
         "target_candidate": np.array([2, 0], np.int32),
         "weight": np.array([3.0, 1.0], np.float32),
         "rewards": rng.choice([0.0, 0.2, 0.5], (2, 5)).astype(np.float32),

@@ -20,7 +20,7 @@ from onesug_jax.errors import UserError
 from onesug_jax.model.candidates import either_way
 from onesug_jax.model.seq2seq import Seq2Seq
 from onesug_jax.model.unrolled import for_decoding
-from tests.item_cases import CONFIG, items, params, tables, tokens
+from tests.item_cases import CONFIG, features, items, params, tables, tokens
 
 EOS = 1
 TEXTS = [(4, EOS), (4, 5, EOS), (2, 6, EOS), (3, EOS), (3, 3, EOS)]
@@ -87,13 +87,7 @@ def test_decoding_gives_the_log_probabilities_of_training(ready):
         params(),
         {
             "encoder_input_tokens": tokens(),
-            "candidates": example.candidates,
-            "candidate_counts": example.counts,
-            "history": example.history,
-            "history_minutes": example.minutes,
-            "clock": example.clock,
-            "prefix_row": example.prefix_row,
-            "typed": example.typed,
+            **features(example),
         },
         arrays,
     )
