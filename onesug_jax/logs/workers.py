@@ -9,7 +9,9 @@ from __future__ import annotations
 import collections
 import contextlib
 import multiprocessing
+import multiprocessing.connection
 import os
+import threading
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Executor, Future, ProcessPoolExecutor, ThreadPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
@@ -46,7 +48,8 @@ def open_workers(
             return pool.submit(lambda: task.collect()[0])
     else:
         own, count = False, config.workers or len(os.sched_getaffinity(0))
-        pool = ProcessPoolExecutor(count, mp_context=multiprocessing.get_context("spawn"))
+        spawn = multiprocessing.get_context("spawn")
+        pool = ProcessPoolExecutor(count, mp_context=spawn, initializer=_end_with_parent)
 
         def submit(function: Callable[[Any], Any], argument: Any) -> Future:
             return pool.submit(function, argument)
@@ -64,6 +67,20 @@ def open_workers(
         pool.shutdown(cancel_futures=True)
         if own:
             session.stop()
+
+
+def _end_with_parent() -> None:
+    """Ends this worker when the process that started it ends, even if that one was killed; its
+    pool would wait for work forever.
+    """
+    parent = multiprocessing.parent_process()
+    assert parent is not None, "a worker has a parent"
+
+    def watch() -> None:
+        multiprocessing.connection.wait([parent.sentinel])
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
 
 
 def results(
