@@ -25,6 +25,7 @@ import math
 import os
 import secrets
 import shutil
+import threading
 import time
 from collections.abc import Iterable, Iterator, Mapping
 
@@ -45,6 +46,7 @@ from onesug_jax.train.states import BEST, CHECKPOINTS, States, is_state
 
 UNITS = "_units"
 SMALL = 2**20  # bytes; files up to this size are pulled with the table
+_FETCHING: dict[str, threading.Lock] = {}  # by path; `setdefault` is atomic
 _ALWAYS = ("vocab",)  # units whose files are always pulled: settings depend on them
 _LOOSE = (CONFIG, CURRENT)  # files of the work directory itself
 _DEPTH = 4  # WORK_DIR/versions/NNNN/rwr/bundle
@@ -345,7 +347,7 @@ def brought(path: str, *patterns: str) -> str:
 def fetch(path: str) -> str:
     """The path of a file, which is downloaded if it is a missing file of a mirror.
 
-    Several threads and processes may call it at once.
+    Several threads and processes may call it at once; the threads download a file once.
 
     Raises:
       FileNotFoundError: neither this machine nor the bucket has it.
@@ -356,5 +358,7 @@ def fetch(path: str) -> str:
     name = os.path.relpath(path, unit[0]) if unit else ""
     if unit is None or name not in unit[1].files:
         raise FileNotFoundError(path)
-    Store(unit[1].url).download({name: path})
+    with _FETCHING.setdefault(path, threading.Lock()):
+        if not os.path.isfile(path):
+            Store(unit[1].url).download({name: path})
     return path
