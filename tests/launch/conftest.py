@@ -38,7 +38,9 @@ state = json.loads(path.read_text()) if path.exists() else {"made": 0}
 
 
 def leave(code=0, text="", error=""):
-    path.write_text(json.dumps(state))
+    part = path.with_suffix(f".{os.getpid()}")  # another call may be reading the file
+    part.write_text(json.dumps(state))
+    part.replace(path)
     if text:
         print(text)
     if error:
