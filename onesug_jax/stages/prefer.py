@@ -17,7 +17,7 @@ from onesug_jax.stages import checks, prefer_candidates, pretrained, scoring, tr
 from onesug_jax.stages.parts import Parts
 from onesug_jax.stages.prefer_candidates import REWARDS_FILE
 from onesug_jax.stages.trained_model import TrainedModel
-from onesug_jax.stages.watch import improves
+from onesug_jax.stages.watch import LOWER, improves
 from onesug_jax.train import distributed
 
 if TYPE_CHECKING:
@@ -170,7 +170,9 @@ def rwr(
       evaluate_every: in updates; the model then writes lists for the first `dev_rows` rows of the
         dev split, and preference metrics are computed on `dev_lists` lists of that split.
       watch: the metric of those lists that selects the best parameters: "mrr@16", "order_mrr@16",
-        or "value", the mean of both. After `patience` evaluations without a new best it stops.
+        or "value", the mean of both. For a model with items it is their lower bound: two standard
+        errors of the difference to the initial model below it. After `patience` evaluations without
+        a new best it stops.
       least_gain: write no model if no evaluation beats the initial model's `watch` by this many
         points, since a smaller difference may be chance; the model of the pretrain stage then stays
         in use. None: always write one.
@@ -219,7 +221,7 @@ def rwr(
     if model.spec.items:
         batch_at, summary, tables = prefer_candidates.lists(model, mesh, batch_size)
         if watched:
-            dev_metrics = prefer_candidates.watched(model, mesh, tables, dev_rows)
+            dev_metrics = prefer_candidates.watched(model, mesh, tables, dev_rows, watch)
     else:
         batch_at, summary = _text_lists(model, mesh, batch_size)
         if watched:
@@ -233,6 +235,7 @@ def rwr(
         f"delta {objective.delta}, alpha {objective.alpha}",
         flush=True,
     )
+    best = LOWER if model.spec.items else watch
     before = dev_metrics(frozen, 0) if dev_metrics else {}
     if before:
         figures = ", ".join(f"{name} {before[name]:.2f}" for name in ("hr@16", *_WATCHED))
@@ -252,7 +255,7 @@ def rwr(
         checkpoint_every=checkpoint_every,
         evaluate_every=evaluate_every,
         evaluate_fn=dev_metrics,
-        best_metric=watch if dev_metrics else None,
+        best_metric=best if dev_metrics else None,
         patience=patience if dev_metrics else 0,
         params_from=frozen,
         identity=trained.identity(context, config, stored["vocabulary"]),
@@ -261,7 +264,8 @@ def rwr(
         compiler_options=context.configured("compiler_options")(mesh),
     )
     if before and least_gain is not None:
-        if not improves(result.best_value, before[watch], watch, least_gain):
+        name = f"{best} bound of {watch}" if model.spec.items else watch
+        if not improves(result.best_value, before[best], name, least_gain):
             return
     distributed.run_on_primary_and_broadcast(lambda: trained.leave_aligned(context, stored))
 

@@ -132,14 +132,14 @@ def lists(
 
 
 def watched(
-    model: TrainedModel, mesh: Any, tables: ItemTables, rows: int
+    model: TrainedModel, mesh: Any, tables: ItemTables, rows: int, compared: str
 ) -> Callable[[Any, int], dict[str, Any]]:
-    """`watch.watch` on the first rows of dev."""
+    """`watch.watch` on the first rows of dev, with the lower bound of the metric `compared`."""
     loader = model.context.configured("rwr/ItemLoader")(
         model.work.examples, split="dev", vocabulary=model.stored["vocabulary"], fetch=fetch
     )
     dev, queries = os.path.join(model.work.log, "dev.parquet"), model.completions.queries
-    return watch.watch(loader, model.config, tables, mesh, rows, dev, queries)
+    return watch.watch(loader, model.config, tables, mesh, rows, dev, queries, compared)
 
 
 def _recent(log: str, examples: ItemExamples, rows: np.ndarray, days: float | None) -> np.ndarray:

@@ -10,16 +10,20 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    import numpy as np
+
     from onesug_jax.tasks.item_loader import ItemLoader
 
 _BLOCK = 256
 _K = 16
 _SAMPLES, _LISTED = 4, 6  # rows whose lists are shown, and queries per list
+_ERRORS = 2.0  # standard errors between a metric and its lower bound
+LOWER = "lower"
 
 
 def improves(best: float | None, start: float, metric: str, least: float) -> bool:
-    """Whether a training's best evaluation is at least `least` points above its start, and above it
-    at all; prints a line if not.
+    """Whether the best evaluation of a training is at least `least` points above its start, and
+    above it at all; prints a line if not. `metric`: the name of what is compared.
     """
     gain = (best or 0.0) - start
     if gain > 0 and gain >= least:
@@ -41,6 +45,7 @@ def watch(
     rows: int,
     dev: str,
     queries: Sequence[str],
+    compared: str | None = None,
 ) -> Callable[[Any, int], dict[str, Any]]:
     """`(params, step)` -> HR@16 and MRR@16 of the first `rows` dev rows, MRR@16 of those with an
     order, and `value`, the mean of both MRRs; in per cent. `loss` is the cross-entropy over the
@@ -49,6 +54,8 @@ def watch(
     Args:
       dev: the file of the rows, in the loader's order.
       queries: the indexed queries; later ones are listed as "(new)".
+      compared: a metric that is also reported as its lower bound, LOWER: two standard errors of its
+        difference to the first call below it, over the same rows.
     """
     import jax
     import jax.numpy as jnp
@@ -70,6 +77,8 @@ def watch(
         filled = np.concatenate([block, np.full(size - len(block), block[0])])
         blocks.append((len(block), loader.arrays(filled[process_rows], loader.sizes[-1])))
     orders = loader.examples.column("level")[chosen] == Level.ORDER
+    weights = _weights(orders)
+    first: list[np.ndarray] = []  # the reciprocal ranks of the first call
 
     texts = pq.read_table(dev, columns=["prefix", "query"])[: min(_SAMPLES, len(chosen))]
     headings = [f"{row['prefix']} -> {row['query']}" for row in texts.to_pylist()]
@@ -97,13 +106,14 @@ def watch(
         ranks, nats, best = map(np.concatenate, zip(*parts, strict=True))
         hits = (ranks > 0) & (ranks <= _K)
         gains = np.where(hits, 100.0 / np.maximum(ranks, 1), 0.0)
-        mrr = float(gains.mean())
-        order = float(gains[orders].mean()) if orders.any() else mrr
+        values = {name: float(own @ gains) for name, own in weights.items()}
+        if compared is not None:
+            if not first:
+                first.append(gains)
+            values[LOWER] = values[compared] - _ERRORS * _error(gains - first[0], weights[compared])
         return {
             "hr@16": 100.0 * float(hits.mean()),
-            "mrr@16": mrr,
-            "order_mrr@16": order,
-            "value": (mrr + order) / 2,
+            **values,
             "loss": float(nats.mean()),
             "lists": {
                 heading: [named(int(number)) for number in numbers if number]
@@ -112,3 +122,20 @@ def watch(
         }
 
     return evaluate
+
+
+def _weights(orders: np.ndarray) -> dict[str, np.ndarray]:
+    """Metric -> weights `[N]`, of sum 1, of the N rows' reciprocal ranks; `orders [N]`: whether a
+    row ended in an order. Without orders all metrics are the mean.
+    """
+    import numpy as np
+
+    mrr = np.full(len(orders), 1 / max(len(orders), 1))
+    order = orders / orders.sum() if orders.any() else mrr
+    return {"mrr@16": mrr, "order_mrr@16": order, "value": (mrr + order) / 2}
+
+
+def _error(differences: np.ndarray, weights: np.ndarray) -> float:
+    """The standard error of the weighted mean of N differences."""
+    centred = differences - weights @ differences
+    return float(((weights * centred) ** 2).sum() ** 0.5)
