@@ -16,7 +16,7 @@ root="$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)"
 folder="$root/gin_configs/ablations"
 log="" out="$root/work/ablations" config="" size="" seeds=1 jobs="" dry="" more=()
 only="design"
-design="no_relations no_dynamic_vocabulary no_soft_token no_history no_counts no_rwr pairwise_rwr paper"
+design="no_relations no_dynamic_vocabulary no_soft_token no_history no_similar no_counts no_rwr pairwise_rwr paper"
 text="paper no_pre generative_sft generative_dpo sid_targets"
 vectors="no_alignment rq_kmeans plain_queries no_soft_token"
 rwr="no_rwr sft_again dpo softmax_dpo pairwise_rwr rwr_hinge rwr_hinge_pair rwr_printed_pair rwr_printed_list"

@@ -26,29 +26,14 @@ sys.path.insert(0, str(ROOT))
 
 from bench_decode import add_flags, decode, machine  # noqa: E402
 
+from onesug_jax.errors import UserError  # noqa: E402
+
 SUITES = ("decode", "train", "serve", "live", "poison", "blocking", "loader", "road")
 
-if __name__ == "__main__":
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--suite", choices=SUITES, required=True)
-    parser.add_argument(
-        "--model", action="append", help="names in gin_configs/models (default tiny)"
-    )
-    parser.add_argument("--rows", default="100_000", help="suite `road`: numbers, comma-separated")
-    parser.add_argument("--engine", default="duckdb", help="suite `road`: names, comma-separated")
-    parser.add_argument("--work", default="work/quickstart", help="suite `serve`: a WORK_DIR")
-    parser.add_argument("--count", type=int, help="steps per round, seconds per load, or events")
-    add_flags(parser)
-    options, rest = parser.parse_known_args()
-    flags = [word[len("--gin.") :].split("=", 1) for word in rest if word.startswith("--gin.")]
-    if unknown := [w for w in rest if not w.startswith("--gin.") or "=" not in w]:
-        parser.error(f"unrecognized arguments: {' '.join(unknown)}")
-    if flags and options.suite != "train":
-        parser.error("--gin.NAME=VALUE: only the suite `train` takes settings")
+
+def run(options: argparse.Namespace, flags: list[list[str]]) -> None:
+    """Runs one suite, which prints its figures."""
     sizes = ",".join(options.model or ["tiny"]).split(",")
-    print(machine())
     if options.suite == "decode":
         decode(sizes, options)
     elif options.suite == "train":
@@ -80,3 +65,29 @@ if __name__ == "__main__":
         from bench_road import road
 
         road([int(size) for size in options.rows.split(",")], options.engine.split(","))
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--suite", choices=SUITES, required=True)
+    parser.add_argument(
+        "--model", action="append", help="names in gin_configs/models (default tiny)"
+    )
+    parser.add_argument("--rows", default="100_000", help="suite `road`: numbers, comma-separated")
+    parser.add_argument("--engine", default="duckdb", help="suite `road`: names, comma-separated")
+    parser.add_argument("--work", default="work/quickstart", help="suite `serve`: a WORK_DIR")
+    parser.add_argument("--count", type=int, help="steps per round, seconds per load, or events")
+    add_flags(parser)
+    options, rest = parser.parse_known_args()
+    flags = [word[len("--gin.") :].split("=", 1) for word in rest if word.startswith("--gin.")]
+    if unknown := [w for w in rest if not w.startswith("--gin.") or "=" not in w]:
+        parser.error(f"unrecognized arguments: {' '.join(unknown)}")
+    if flags and options.suite != "train":
+        parser.error("--gin.NAME=VALUE: only the suite `train` takes settings")
+    print(machine())
+    try:
+        run(options, flags)
+    except UserError as error:
+        sys.exit(f"error: {error}")

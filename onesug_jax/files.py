@@ -132,6 +132,14 @@ def read_json(path: PathLike, what: str, way_out: str) -> Any:
         ) from error
 
 
+def read_object(path: PathLike, what: str, way_out: str) -> dict[str, Any]:
+    """The JSON object in a file; arguments and errors as of `read_json`."""
+    value = read_json(path, what, way_out)
+    if not isinstance(value, dict):
+        raise UserError(f"{path}: expected a JSON object, found {type(value).__name__}; {way_out}")
+    return value
+
+
 def require_files(paths: Iterable[PathLike], what: str, way_out: str) -> None:
     """Raise UserError for the first of `paths` that is not a file; arguments as in `read_json`."""
     for path in paths:

@@ -94,7 +94,7 @@ def test_runs_share_stages_and_are_rows_of_one_table(project_root, tmp_path):
     parts = dict(
         zip(("full", "no_pre", "generative_sft"), done.stdout.split("== ")[2:5], strict=True)
     )
-    for stage in ("simulate", "ingest", "mine", "align", "quantize", "index", "vocab"):
+    for stage in ("simulate", "ingest", "mine", "align", "quantize", "vocab"):
         assert f"[{stage}] up to date, skipped" in parts["no_pre"]
     assert "[pretrain] running" in parts["no_pre"]
     assert "[pretrain] up to date" in parts["generative_sft"]
@@ -102,7 +102,7 @@ def test_runs_share_stages_and_are_rows_of_one_table(project_root, tmp_path):
     assert "[examples] up to date, skipped" in again and "[pretrain] running" in again
     table = (tmp_path / "out" / "table.txt").read_text()
     assert table in done.stdout and (tmp_path / "out" / "frontier.png").exists()
-    for name in ("most popular", "full", "no_pre", "generative_sft"):
+    for name in ("most popular (frozen)", "full", "no_pre", "generative_sft"):
         assert table.count(f"\n{name} ") == 2  # its scores, and the difference to the first row
     assert table.count("  2: ") == 3  # the lowest and highest of two seeds
 

@@ -109,8 +109,10 @@ def test_the_example_metric_stands_beside_the_others(my_shop):
 
 
 def test_the_example_source_gives_candidates(my_shop):
-    index = types.SimpleNamespace(queries=Texts.of([b"couch", b"lamp"]))
-    near = PrefixIndex.around(index, AsOfConfig(source="my_shop:synonyms", around=2))
+    index = types.SimpleNamespace(
+        queries=Texts.of([b"couch", b"lamp"]), _arrays={"similar": np.zeros((2, 0), np.int32)}
+    )
+    near = PrefixIndex.nearby(index, AsOfConfig(source="my_shop:synonyms", around=2)).around
     assert near("sofa ") == (0,) and near("lamp") == (), "nobody searched for a settee"
 
 

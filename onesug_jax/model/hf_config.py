@@ -171,7 +171,4 @@ def config_files(config: ModelConfig) -> dict[str, Any]:
 
 def read_json(path: str) -> dict:
     """A JSON file's object; UserError if it is missing, damaged, or no object."""
-    value = files.read_json(path, "a T5 model in the Hugging Face layout", "copy it again.")
-    if not isinstance(value, dict):
-        raise UserError(f"{path}: expected a JSON object, found {type(value).__name__}.")
-    return value
+    return files.read_object(path, "a T5 model in the Hugging Face layout", "copy it again.")

@@ -139,7 +139,10 @@ def _refuse(
     spec: StageSpec, context: Context, reasons: Sequence[object], redone: Mapping[str, Step]
 ) -> None:
     root = next(iter(redone.values()), None)
-    first, why = (root.spec.name, f"{root.spec.name}: {root.reason}") if root else (spec.name, "")
+    first, why = spec.name, ""
+    if root:
+        first = root.spec.name
+        why = f"{first}: {root.reason or 'its interrupted run goes on'}"
     raise UserError(
         f"{spec.name} in {context.work.name} was trained on something else: "
         f"{why or _few(reasons)}. Nothing was changed. Two ways on: another folder "

@@ -25,11 +25,11 @@ from onesug_jax.retrieval.tree_search import KINDS, SearchConfig, StoredVectors
 from onesug_jax.semantic_ids.quantiser import Quantiser
 
 ABOUT = "index.json"
-_FORMAT = 1
+_FORMAT = 2
 _BLOCK = 8192  # vectors read, compressed and written at a time
 ARRAYS = (
     *("rows", "places", "starts", "children", "codes", "norms", "vectors", "scales", "codewords"),
-    *("prefix_vectors", "pair_offsets", "pair_queries", "related"),
+    *("prefix_vectors", "pair_offsets", "pair_queries", "related", "similar"),
 )
 
 

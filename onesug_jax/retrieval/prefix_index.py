@@ -13,7 +13,7 @@ latents, no quantiser.
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -22,6 +22,7 @@ from onesug_jax.errors import UserError
 from onesug_jax.files import atomic_files
 from onesug_jax.import_path import named
 from onesug_jax.logs.asof.config import AsOfConfig
+from onesug_jax.logs.asof.nearby import Nearby
 from onesug_jax.logs.texts import Texts
 from onesug_jax.progress import Progress
 from onesug_jax.retrieval import index_files
@@ -32,6 +33,7 @@ from onesug_jax.semantic_ids.quantiser import Quantiser
 
 _CACHED = 65_536  # prefixes
 _BLOCK = 512  # prefixes searched for at a time
+_QUERIES = 4096  # queries whose nearest queries one task computes
 
 
 class PrefixIndex:
@@ -102,7 +104,7 @@ class PrefixIndex:
     def bytes_per_query(self) -> float:
         """Bytes on disk a query, of the files that grow with the number of queries."""
         names = ("rows", "places", "starts", "children", "codes", "norms", "vectors", "scales")
-        size = sum(self._arrays[name].nbytes for name in names)
+        size = sum(self._arrays[name].nbytes for name in (*names, "similar"))
         return (size + self.queries.block.nbytes + self.queries.offsets.nbytes) / len(self)
 
     @property
@@ -153,12 +155,15 @@ class PrefixIndex:
             numbers = self.search(vector, k)[0][0]
         return numbers[numbers >= 0]
 
-    def around(self, config: AsOfConfig) -> Callable[[str], tuple[int, ...]] | None:
-        """A cached function: prefix -> numbers of at most `config.around` queries near it, or of
-        the queries that `config.source` gives. None if `config.around` is 0.
+    def nearby(self, config: AsOfConfig) -> Nearby:
+        """The queries nearest to each query, as `build` computed them; and a cached function,
+        prefix -> numbers of at most `config.around` queries near it, or of those that
+        `config.source` gives, None if `config.around` is 0.
         """
+        stored = self._arrays["similar"]
+        similar = stored if stored.shape[1] else None
         if not config.around:
-            return None
+            return Nearby(similar)
         source = named("AsOfConfig.source", config.source, {}) if config.source else None
 
         @functools.lru_cache(maxsize=_CACHED)
@@ -169,7 +174,7 @@ class PrefixIndex:
             neighbours = self.neighbours(prefix, config.around)
             return () if neighbours is None else tuple(neighbours.tolist())
 
-        return near
+        return Nearby(similar, near)
 
     def related_to(self, vector: np.ndarray, k: int) -> list[str]:
         """The k queries nearest to a vector [D], nearest first; all if there are fewer."""
@@ -193,7 +198,9 @@ class PrefixIndex:
         search_config: SearchConfig | None = None,
         enhance_config: EnhanceConfig | None = None,
         related: int = 32,
+        similar: int = 0,
         vectors: str = "int8",
+        workers: Callable[[Callable, Iterable], Iterable] = map,
     ) -> PrefixIndex:
         """Write an index into `folder`, all files or none, and open it. Prints progress.
 
@@ -214,7 +221,9 @@ class PrefixIndex:
           search_config: the width of the search, here and after loading.
           enhance_config: settings of e_p*.
           related: number of related queries to compute for each indexed prefix.
+          similar: number of nearest queries to compute for each query.
           vectors: the storage of the embeddings, "int8" or "float16".
+          workers: as `map`, perhaps parallel; the function and its arguments are pickled.
 
         Raises:
           UserError: inputs that do not fit one another, or are out of order; no queries.
@@ -229,12 +238,18 @@ class PrefixIndex:
             index_files.put_prefixes(new, prefixes, prefix_vectors)
             index_files.put_pairs(new, pair_offsets, pair_queries, len(prefixes), len(queries))
             index_files.put(new, "related", np.zeros((len(prefixes), 0), np.int32))
+            index_files.put(new, "similar", np.zeros((len(queries), 0), np.int32))
             about = (nodes, search_config, enhance_config, fingerprints)
             index_files.describe(new, *about)
             if related > 0:
                 blocks = cls.load(new)._related_blocks(related)
                 shape = (len(prefixes), related)
                 index_files.put_blocks(new, "related", shape, np.int32, blocks)
+                index_files.describe(new, *about)
+            if similar > 0:
+                blocks = _similar_blocks(new, len(queries), similar, workers)
+                shape = (len(queries), similar)
+                index_files.put_blocks(new, "similar", shape, np.int32, blocks)
                 index_files.describe(new, *about)
         return cls.load(folder)
 
@@ -277,3 +292,26 @@ class PrefixIndex:
         arrays, queries, prefixes = index_files.open_arrays(folder, about)
         latent = about["search"]["measure"] == "latent"
         return cls(queries, prefixes, arrays, about, Quantiser.load(folder) if latent else None)
+
+
+def _similar_blocks(
+    folder: str, queries: int, k: int, workers: Callable[[Callable, Iterable], Iterable]
+) -> Iterator[np.ndarray]:
+    """The k queries nearest to each query, `[block, k]`, block by block."""
+    with Progress("index", queries, "queries looked up") as progress:
+        starts = range(0, queries, _QUERIES)
+        for block in workers(_similar, [(folder, start, k) for start in starts]):
+            yield block
+            progress.add(len(block))
+
+
+def _similar(task: tuple[str, int, int]) -> np.ndarray:
+    """Numbers `[block, k]` of the queries nearest to the queries from a start on, without
+    themselves, then -1.
+    """
+    folder, start, k = task
+    index = PrefixIndex.load(folder)
+    own = np.arange(start, min(start + _QUERIES, len(index)))
+    numbers = index.search(index.vectors_of(own), k + 1)[0]
+    order = np.argsort(numbers == own[:, None], axis=1, kind="stable")[:, :k]  # itself at the end
+    return np.take_along_axis(numbers, order, axis=1)

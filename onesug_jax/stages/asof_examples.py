@@ -208,7 +208,7 @@ def _write(
     from onesug_jax.tasks.vocabulary import Vocabulary
 
     index = PrefixIndex.load(walk.index)
-    state.around = index.around(state.config)
+    state.nearby = index.nearby(state.config)
     item_examples.write(
         walk.part(number),
         rows_of(state, events, functools.partial(walk.selects, state)),

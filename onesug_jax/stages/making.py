@@ -92,7 +92,7 @@ MAKING = (
         folder="index",
         inputs=lambda context: (*parts.ENCODER, *parts.IDS, "mined/*"),
         configures=("index", "EnhanceConfig", "SearchConfig"),
-        ignores=("encode",),
+        ignores=("encode", "LogEngineConfig"),
         example="index --gin.WORK_DIR=work/mine --gin.EnhanceConfig.weight=0.3",
     ),
     StageSpec(

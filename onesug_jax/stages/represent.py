@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
 
 # Texts and plain vectors e_q of the queries, which an update reuses.
 PLAIN, PLAIN_TEXTS = (os.path.join("encoded", f"queries.{kind}") for kind in ("npy", "txt"))
+_ONE_PROCESS = 50_000  # with fewer queries, starting workers would take longer than the work
 
 
 def align(context: Context) -> None:
@@ -170,21 +172,26 @@ def _related(mined: str) -> tuple[np.ndarray, np.ndarray]:
     return np.searchsorted(rows, np.arange(len(queries) + 1)), others
 
 
-def index(context: Context, *, precomputed: int = 0, vectors: str = "int8") -> None:
+def index(
+    context: Context, *, precomputed: int = 0, similar: int = 128, vectors: str = "int8"
+) -> None:
     """Builds the index of prefixes and their related queries, into WORK_DIR/index.
 
     `precomputed` is the number of related queries that are stored for every indexed prefix; others
-    are searched on request. `vectors` is the storage type of the queries' vectors, "int8" or
-    "float16".
+    are searched on request. `similar` is the number of nearest queries that are stored for every
+    query; candidates come from those of the user's history. `vectors` is the storage type of the
+    queries' vectors, "int8" or "float16".
     """
     import numpy as np
 
+    from onesug_jax.logs.workers import results
     from onesug_jax.retrieval.prefix_index import PrefixIndex
     from onesug_jax.semantic_ids.quantiser import Quantiser
     from onesug_jax.train.compiler import cache_programs
 
     cache_programs(context.compiled)
     work, parts = context.work, Parts(context.work)
+    engine, many = context.configured("LogEngineConfig")(), len(parts.ids.ids) >= _ONE_PROCESS
     encoder = parts.encoder
     quantiser = Quantiser.load(work.semantic_ids, expect_encoder=encoder.fingerprint)
     prefixes = _texts(work.mined, "prefixes")
@@ -206,7 +213,9 @@ def index(context: Context, *, precomputed: int = 0, vectors: str = "int8") -> N
         search_config=context.configured("SearchConfig")(),
         enhance_config=context.configured("EnhanceConfig")(),
         related=precomputed,
+        similar=similar,
         vectors=vectors,
+        workers=functools.partial(results, engine, work.index) if many else map,
     )
     print(
         f"{len(built):,} queries, {len(prefixes):,} prefixes; "

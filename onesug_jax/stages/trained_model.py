@@ -175,7 +175,7 @@ class TrainedModel(Parts):
         folder = os.path.join(self.work.examples, SNAPSHOT)
         most = self.context.configured("AsOfConfig")().candidates  # training rows have fewer
         config = dataclasses.replace(snapshot.settings(folder), candidates=most)
-        return snapshot.load(folder, config, spare=SPARE, around=self.index.around(config))
+        return snapshot.load(folder, config, spare=SPARE, nearby=self.index.nearby(config))
 
     def tables_of(self, state: AsOf) -> QueryTables:
         """Tables with a row for each query in a state, and spare rows."""
@@ -226,5 +226,5 @@ def before_log(context: Context, parts: Parts, **changes) -> AsOf:
         most = min(config.max_repeats, mined.settings.get("mine.max_repeats", config.max_repeats))
         config = dataclasses.replace(config, min_users=least, max_repeats=most)
     config = dataclasses.replace(config, **changes)
-    queries, around = parts.completions.queries, parts.index.around(config)
-    return AsOf(queries, config, spare=SPARE, around=around)
+    queries, nearby = parts.completions.queries, parts.index.nearby(config)
+    return AsOf(queries, config, spare=SPARE, nearby=nearby)

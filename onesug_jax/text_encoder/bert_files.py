@@ -202,6 +202,6 @@ def _ignored(name: str) -> bool:
     return name.startswith(_IGNORED) or name.endswith(_POSITION_IDS)
 
 
-def read_json(path: str) -> Any:
-    """A JSON file's value; UserError if it is missing or damaged."""
-    return files.read_json(path, "an encoder in the Hugging Face layout", "copy it again.")
+def read_json(path: str) -> dict[str, Any]:
+    """A JSON file's object; UserError if it is missing, damaged, or no object."""
+    return files.read_object(path, "an encoder in the Hugging Face layout", "copy it again.")

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from onesug_jax.errors import UserError
+from onesug_jax.logs.asof.config import AsOfConfig
 from onesug_jax.retrieval import index_files
 from onesug_jax.retrieval.enhance import EnhanceConfig, enhance
 from onesug_jax.retrieval.prefix_index import PrefixIndex
@@ -39,6 +40,7 @@ def inputs(n: int = 300, p: int = 60, seed: int = 0) -> dict:
         "fingerprints": PRINTS,
         "search_config": NARROW,
         "related": 8,
+        "similar": 5,
     }
 
 
@@ -80,6 +82,13 @@ def test_neighbours_are_the_search_around_the_enhanced_prefix(index, given):
         for k in (0, 1, 8, 9):  # `build` computed 8
             assert index.neighbours(prefix, k).tolist() == numbers[0][:k].tolist()
     assert index.neighbours("nothing like it", 5) is None
+
+
+def test_similar_queries_are_the_nearest_of_the_others(index):
+    found = index.nearby(AsOfConfig()).similar
+    nearest = index.search(index.vectors_of(np.arange(300)), 6)[0]
+    for number, row in enumerate(nearest.tolist()):
+        assert found[number].tolist() == [other for other in row if other != number][:5]
 
 
 def test_a_query_that_is_the_prefix_itself_may_be_related(tmp_path):
@@ -229,5 +238,6 @@ def test_pairs_of_unknown_queries_are_named(given, tmp_path):
 
 
 def test_bytes_per_query_counts_vectors_tree_and_texts(index):
-    # 12 + 4 bytes of vector, 8 of rows and places, at most 14 a level, text and its offset.
-    assert 24 < index.bytes_per_query < 24 + 4 * 14 + 12 + 9
+    # 12 + 4 bytes of vector, 8 of rows and places, at most 14 a level, text and its offset, 5
+    # similar queries.
+    assert 44 < index.bytes_per_query < 44 + 4 * 14 + 12 + 9

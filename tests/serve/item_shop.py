@@ -31,7 +31,7 @@ from tests.tiny_model import tiny_config
 NOUNS = ["lamp", "lantern", "laptop", "mug", "mat", "tent"]
 QUERIES = sorted(f"{noun} {word}" for noun in NOUNS for word in ("red", "blue"))
 CONFIG = AsOfConfig(
-    freshness_ms=0, conversion_delay_ms=0, candidates=8, own=2, around=0, history=5, min_users=2
+    freshness_ms=0, conversion_delay_ms=0, candidates=8, similar=2, history=5, min_users=2
 )
 SPARE = 80
 WIDTH = 6

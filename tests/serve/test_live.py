@@ -208,7 +208,7 @@ def test_histories_before_the_snapshot_come_from_the_store(store, opened):
 
 def test_a_served_request_equals_the_training_row_made_of_it_later(store, opened, tmp_path):
     """The events are exported as a log, and `walk` makes training rows of it."""
-    config = AsOfConfig(candidates=6, own=2, around=0, history=4)
+    config = AsOfConfig(candidates=6, similar=2, history=4)
     texts = [f"la{number}" for number in range(6)]
     now = [NOW]
     live = opened(AsOf(texts[:4], config), now_ms=lambda: now[0])

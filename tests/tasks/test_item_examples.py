@@ -38,7 +38,7 @@ def made(tmp_path_factory):
         rows.append(log_row(number, query, **about, gender="f"))
     path = write_log(folder / "train.parquet", rows, ("gender", pa.string()))
     vocabulary = Vocabulary.train(QUERIES, str(folder / "vocab"), pieces=330, sid_levels=0)
-    config = AsOfConfig(candidates=4, history=3, own=1, around=0)
+    config = AsOfConfig(candidates=4, history=3, similar=1)
     events = list(read_events([path], profile=["gender"]))
     state = AsOf(QUERIES, config)
     featurizer = Featurizer(vocabulary, FeatureSpec(input_length=24, target_length=8))

@@ -203,6 +203,9 @@ def test_pooling_is_read_and_other_kinds_are_refused(folder):
     path.write_text(json.dumps({**config, "pooling_mode_max_tokens": True}))
     with pytest.raises(UserError, match="pooling_mode_cls_token, pooling_mode_max_tokens"):
         TextEncoder.load(folder)
+    path.write_text("[]")
+    with pytest.raises(UserError, match="expected a JSON object, found list; copy it again"):
+        TextEncoder.load(folder)
     path.unlink()
     assert TextEncoder.load(folder).config.pooling == "mean"
 

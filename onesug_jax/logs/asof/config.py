@@ -37,7 +37,9 @@ class AsOfConfig:
       history: the latest queries of a user, H. The arrays hold those that exist; at 0 they have one
         empty place.
       weights: of the decayed counts, for the order of candidates.
-      own: most candidates from the user's history, regardless of their counts.
+      similar: most candidates that the user's history gives, and at most a quarter: its queries
+        that complete the prefix and, if there are more completions than places, the queries nearest
+        to it (`index.similar`) among them.
       around: most candidates from the search around the prefix's vector. They need not complete the
         prefix, and are noise while no feature marks them.
       source: the import path of a function of a prefix and a number that returns that many queries,
@@ -71,7 +73,7 @@ class AsOfConfig:
     candidates: int = 320
     history: int = 40
     weights: tuple[float, ...] = (0.05, 1.0, 2.0, 0.0, 0.0)
-    own: int = 8
+    similar: int = 80
     around: int = 0
     source: str | None = None
     few: int = 1
@@ -113,7 +115,7 @@ class AsOfConfig:
                 f"{self.pair_half_lives_days}; name one in both, or set new_share=0."
             )
         least = {
-            **dict.fromkeys(("history", "own", "around", "few", "new_share"), 0),
+            **dict.fromkeys(("history", "similar", "around", "few", "new_share"), 0),
             **dict.fromkeys(("candidates", "breadth", "min_users", "max_repeats"), 1),
             **dict.fromkeys(("most_lists", "most_pairs", "most_users"), 1),
         }

@@ -22,8 +22,8 @@ class Items:
     """The features of one request at its moment. C candidates, H history queries, K counts.
 
     Attributes:
-      candidates: [C] int32, query number + 1, by popularity, which is the only signal of their
-        order; 0: an empty place.
+      candidates: [C] int32, query number + 1, by popularity, in turn with those near the history;
+        0: an empty place.
       candidate_counts: [C, K] float32, log of the decayed counts, as `AsOfConfig.columns`.
       history: [H] int32, query number + 1, newest first, each query once; 0: an empty place.
       history_minutes: [H] float32, the age of each at the time of the request.

@@ -9,7 +9,6 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
-from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -18,10 +17,11 @@ from onesug_jax.errors import UserError, check_refused
 from onesug_jax.files import atomic_write, require_files, write_json
 from onesug_jax.logs.asof.config import AsOfConfig
 from onesug_jax.logs.asof.existence import Waited
+from onesug_jax.logs.asof.nearby import NOTHING, Nearby
 from onesug_jax.logs.asof.pairs import ANY
 from onesug_jax.logs.asof.state import AsOf
 
-FORMAT = 3
+FORMAT = 4
 _TEXTS, _ARRAYS, _ABOUT = "asof.json", "asof.npz", "asof_settings.json"
 
 
@@ -96,7 +96,7 @@ def load(
     config: AsOfConfig | None = None,
     *,
     spare: int = 65_536,
-    around: Callable[[str], Sequence[int]] | None = None,
+    nearby: Nearby = NOTHING,
 ) -> AsOf:
     """The state that `save` wrote.
 
@@ -104,7 +104,7 @@ def load(
       folder: the folder of `save`.
       config: settings, which may differ in all but half-lives and `shown`; None: the saved ones.
       spare: most queries that get a number from now on.
-      around: as of `AsOf`.
+      nearby: as of `AsOf`.
 
     Raises:
       UserError: files are missing or damaged, or were counted with other settings.
@@ -123,7 +123,7 @@ def load(
             arrays = dict(file)
         queries, first = texts["queries"], about["first"]
         size = len(queries)
-        state = AsOf(queries[:first], config, spare=size - first + spare, around=around)
+        state = AsOf(queries[:first], config, spare=size - first + spare, nearby=nearby)
         state.append_all(queries[first:])
         for target, name in (
             (state.searches.stored, "stored"),

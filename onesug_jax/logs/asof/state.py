@@ -6,14 +6,14 @@ visible at its time. So a served request and the training row made of it later a
     observe(search) .. observe(search), request(..) -> Items, observe(its outcome), request(..)
 
 `request` finds candidates, which the model then ranks: the completions of the prefix with the most
-searches as of the moment; completions of its corrections, if it is mistyped; the user's own
-queries; and the queries of a search around the prefix's vector (`around`).
+searches as of the moment; completions of its corrections, if it is mistyped; completions that are
+near the user's history; and the queries of a search around the prefix's vector (`Nearby`).
 """
 
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -21,6 +21,7 @@ import numpy as np
 from onesug_jax.logs.asof.completions import best
 from onesug_jax.logs.asof.config import DEFAULT, MINUTE_MS, AsOfConfig
 from onesug_jax.logs.asof.items import Items, clock, log_counts
+from onesug_jax.logs.asof.nearby import NOTHING, Nearby
 from onesug_jax.logs.asof.observed import Observed
 from onesug_jax.logs.asof.pairs import ANY
 
@@ -30,8 +31,7 @@ class AsOf(Observed):
 
     Args:
       queries, config, spare: as of `Observed`.
-      around: prefix -> numbers of queries near it; those that exist become candidates. A pickled
-        state does not contain it.
+      nearby: queries near prefixes and near one another. A pickled state does not contain them.
     """
 
     def __init__(
@@ -40,13 +40,13 @@ class AsOf(Observed):
         config: AsOfConfig = DEFAULT,
         *,
         spare: int = 65_536,
-        around: Callable[[str], Sequence[int]] | None = None,
+        nearby: Nearby = NOTHING,
     ):
         super().__init__(queries, config, spare=spare)
-        self.around = around
+        self.nearby = nearby
 
     def __getstate__(self) -> dict[str, Any]:
-        return super().__getstate__() | {"around": None}
+        return super().__getstate__() | {"nearby": NOTHING}
 
     def complete(self, prefix: str, k: int, column: int | None = None) -> np.ndarray:
         """Numbers [at most k] of the completions with the most searches as of the moment.
@@ -144,19 +144,38 @@ class AsOf(Observed):
         if len(numbers) < config.few:
             numbers = np.concatenate([numbers, self._corrected(prefix, numbers)])
             numbers = numbers[: config.candidates]
-        exists, new = self.existence.exists, self.existence.new
-        others = [n for n in own if self.text(n).startswith(prefix)][: config.own]
-        if self.around is not None:
-            around = (int(n) for n in self.around(prefix) if exists[n] and not new[n])
-            others += itertools.islice(around, config.around)
+        others = self._similar(prefix, own, cut=len(numbers) == config.candidates)
+        if self.nearby.around is not None:
+            around = self._established(np.asarray(self.nearby.around(prefix), np.int64))
+            others += around[: config.around].tolist()
         if not others:
             return numbers
-        best_first = numbers.tolist()
-        head = best_first[: max(config.candidates - config.own - config.around, 0)]
-        if all(n in head for n in others):
-            return numbers
-        chosen = dict.fromkeys((*head, *others, *best_first))
+        turns = itertools.chain.from_iterable(itertools.zip_longest(numbers.tolist(), others))
+        chosen = dict.fromkeys(number for number in turns if number is not None)
         return np.array(list(chosen)[: config.candidates], np.int64)
+
+    def _similar(self, prefix: str, own: Sequence[int], cut: bool) -> list[int]:
+        """Numbers of the candidates that a user's history `own` gives, latest search first. If the
+        completions are `cut`, those nearest to a query of the history follow.
+        """
+        most = min(self.config.similar, self.config.candidates // 4)
+        first, last = self.completions.range(prefix)
+        mine = [
+            number
+            for number in own
+            if first <= number < last
+            or (number >= self.first and self.text(number).startswith(prefix))
+        ]
+        if cut and self.nearby.similar is not None:
+            rows = [number for number in own if number < self.first]
+            near = self.nearby.similar[rows].T.ravel()  # the nearest of each query first
+            near = self._established(near[(near >= first) & (near < last)])
+            mine = list(dict.fromkeys((*mine, *near.tolist())))
+        return mine[:most]
+
+    def _established(self, numbers: np.ndarray) -> np.ndarray:
+        """Those of the numbers `[n]` whose queries exist and are not new."""
+        return numbers[self.existence.exists[numbers] & ~self.existence.new[numbers]]
 
     def _complete(self, prefix: str, k: int, weights: np.ndarray) -> np.ndarray:
         """Numbers [at most k] of existing completions, highest counts first; new queries only with

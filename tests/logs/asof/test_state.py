@@ -1,37 +1,17 @@
 """The as-of state against counts from scratch, and each rule of visibility."""
 
 import collections
-import dataclasses
 import itertools
-import json
 
 import numpy as np
 import pytest
 
-from onesug_jax.errors import UserError
 from onesug_jax.logs.asof.config import DAY_MS, AsOfConfig, duration_ms
-from onesug_jax.logs.asof.histories import Histories
-from onesug_jax.logs.asof.repeats import Repeats
+from onesug_jax.logs.asof.nearby import Nearby
 from onesug_jax.logs.asof.snapshot import load, save
 from onesug_jax.logs.asof.state import AsOf
 from onesug_jax.logs.schema import Level
-
-WORDS = sorted("".join(w) for n in (1, 2, 3) for w in itertools.product("abc", repeat=n))
-START = 1_700_000_000_000
-
-
-def random_log(seed, rows=150, words=WORDS):
-    rng = np.random.default_rng(seed)
-    times = START + np.sort(rng.integers(0, 3 * DAY_MS, rows))
-    rate = rng.dirichlet(np.full(len(words), 0.2))
-    log = []
-    for time in times.tolist():
-        query = words[rng.choice(len(words), p=rate)]
-        prefix = query[: rng.integers(0, len(query) + 1)]
-        level = Level(int(rng.choice([3, 3, 4, 5])))
-        shown = tuple(rng.permutation(WORDS)[: rng.integers(0, 5)].tolist())
-        log.append((time, f"u{rng.integers(0, 6)}", prefix, query, level, shown))
-    return log
+from tests.logs.asof.searches import START, WORDS, random_log
 
 
 def first_of_a_day(log, config):
@@ -99,10 +79,11 @@ def from_scratch(log, prefix, user, time, config, frozen=np.inf, old=WORDS):
         (q for q in exist if q.startswith(prefix) and (q in old or counts[q][recent] >= typed)),
         key=lambda q: -sum(w * c for w, c in zip(config.weights, counts[q][:5], strict=True)),
     )
-    own_queries = [q for q, _ in newest if q.startswith(prefix)][: config.own]
-    head = ranked[: config.candidates - config.own - config.around]
-    chosen = list(dict.fromkeys((*head, *own_queries, *ranked)) if own_queries else ranked)
-    return chosen[: config.candidates], counts, newest
+    ranked = ranked[: config.candidates]
+    mine = [q for q, _ in newest if q.startswith(prefix)]
+    mine = mine[: min(config.similar, config.candidates // 4)]
+    turns = [q for pair in itertools.zip_longest(ranked, mine) for q in pair if q is not None]
+    return list(dict.fromkeys(turns))[: config.candidates], counts, newest
 
 
 @pytest.mark.parametrize("min_users", [1, 3])
@@ -110,9 +91,8 @@ def from_scratch(log, prefix, user, time, config, frozen=np.inf, old=WORDS):
 @pytest.mark.parametrize("history_freshness, new_from", [(0, None), (None, START + DAY_MS)])
 def test_requests_equal_a_count_from_scratch(min_users, freshness, history_freshness, new_from):
     config = AsOfConfig(
-        candidates=6,
-        own=2,
-        around=1,
+        candidates=8,
+        similar=2,
         few=0,
         history=3,
         min_users=min_users,
@@ -165,7 +145,7 @@ def test_a_new_query_completes_a_prefix_for_others_once_it_has_its_share(tmp_pat
 
 
 def test_a_batch_of_requests_equals_single_requests():
-    state = AsOf(WORDS, AsOfConfig(freshness_ms=0, candidates=8, history=3, around=0))
+    state = AsOf(WORDS, AsOfConfig(freshness_ms=0, candidates=8, history=3))
     for time, user, prefix, query, level, shown in random_log(5):
         state.observe(time, user, prefix, query, level, shown=shown)
     inputs = [("a", ["b", "zz", "ab"], [1.0, 2.0, 3.0]), ("xyz", [], []), ("", ["c"], [])]
@@ -178,7 +158,7 @@ def test_a_batch_of_requests_equals_single_requests():
 def test_wide_prefixes_retain_the_queries_with_the_highest_counts():
     log = random_log(5, rows=400)
     narrow, full = (
-        AsOf(WORDS, AsOfConfig(candidates=4, breadth=breadth, own=0)) for breadth in (10, 4096)
+        AsOf(WORDS, AsOfConfig(candidates=4, breadth=breadth, similar=0)) for breadth in (10, 4096)
     )
     for time, user, prefix, query, level, shown in log:
         items = [state.request("", user, time).candidates for state in (narrow, full)]
@@ -225,9 +205,27 @@ def test_mistyped_prefixes_have_completions_of_their_corrections():
     assert [state.text(n - 1) for n in at if n] == ["table"]
 
 
+def test_queries_near_the_history_take_turns_with_the_most_counted_if_completions_are_cut():
+    texts = [f"a{number:02}" for number in range(21)]  # nobody searches the last one
+    near = np.full((21, 4), -1)
+    near[19] = 20, 3, 18, 17
+    found = {}
+    for most in (12, 32):
+        state = AsOf(texts, AsOfConfig(candidates=most), nearby=Nearby(near))
+        for number, text in enumerate(texts[:19]):
+            for time in range(40 - 2 * number):
+                state.observe(START + time, f"u{time}", "a", text)
+        state.observe(START, "u", "a", "a19")
+        candidates = state.request("a", "u", START + DAY_MS).candidates
+        found[most] = [state.text(number - 1) for number in candidates if number]
+    assert found[12][:8] == ["a00", "a19", "a01", "a03", "a02", "a18", "a04", "a05"]
+    assert len(found[12]) == 12 and "a17" not in found[12], "a quarter is three"
+    assert sorted(found[32]) == texts[:-1]
+
+
 def test_queries_around_the_prefix_become_candidates_if_they_exist():
     config = AsOfConfig(few=0, around=8)
-    state = AsOf(["lamp", "light", "moon"], config, around=lambda prefix: [2, 1])
+    state = AsOf(["lamp", "light", "moon"], config, nearby=Nearby(around=lambda prefix: [2, 1]))
     state.observe(START, "u", "l", "lamp")
     state.observe(START, "u", "l", "light")
     assert state.request("lam", "", START + DAY_MS).candidates[:3].tolist() == [1, 2, 0]
@@ -255,128 +253,3 @@ def test_a_history_of_length_0_is_one_empty_place():
     state.observe(START, "u", "l", "lamp")
     items = state.request("l", "u", START + DAY_MS)
     assert items.history.tolist() == [0] and items.history_minutes.tolist() == [0.0]
-
-
-def test_a_state_is_saved_without_rare_texts(tmp_path):
-    state = AsOf(["lamp", "lace", "rare one"], AsOfConfig(min_users=2))
-    for user in ("u", "v"):
-        for prefix, query in (("la", "lamp"), ("", "lace"), ("a secret", "lamp")):
-            state.observe(START, user, prefix, query)
-    state.observe(START, "u", "never", "never converted")
-    state.observe(START, "u", "rar", "rare one")
-    save(state, tmp_path, rare=False)
-    written = (tmp_path / "asof_settings.json").read_text()
-    assert "secret" not in written and "never" not in written and '"rar"' not in written
-    again = load(tmp_path)
-    for prefix in ("la", ""):
-        one, other = (s.request(prefix, "", START + DAY_MS) for s in (state, again))
-        np.testing.assert_array_equal(one.candidate_counts, other.candidate_counts)
-
-
-def test_a_saved_state_continues_as_one_that_was_not_saved(tmp_path):
-    log = random_log(7, rows=200)
-    config = AsOfConfig(min_users=2, few=0, history=0)
-    straight, before = AsOf(WORDS[::2], config), AsOf(WORDS[::2], config)
-    for time, user, prefix, query, level, shown in log[:120]:
-        straight.observe(time, user, prefix, query, level, shown=shown)
-        before.observe(time, user, prefix, query, level, shown=shown)
-    save(before, tmp_path)
-    again = load(tmp_path, config)
-    straight.settle()
-    for time, user, prefix, query, level, shown in log[120:]:
-        for state in (straight, again):
-            state.observe(time, user, prefix, query, level, shown=shown)
-    for prefix in ("", "a", "ab", "c"):
-        a, b = (s.request(prefix, "", log[-1][0] + DAY_MS) for s in (straight, again))
-        for field in dataclasses.fields(a):
-            np.testing.assert_array_equal(getattr(a, field.name), getattr(b, field.name))
-    with pytest.raises(UserError, match="half_lives_days"):
-        load(tmp_path, AsOfConfig(half_lives_days=(None, 7.0), weights=(1.0, 1.0)))
-    (tmp_path / "asof.npz").write_bytes(b"nothing")
-    with pytest.raises(UserError, match="damaged"):
-        load(tmp_path, config)
-    about = json.loads((tmp_path / "asof_settings.json").read_text())
-    (tmp_path / "asof_settings.json").write_text(json.dumps(about | {"format": 2}))
-    with pytest.raises(UserError, match="another release .*format 2, .* run the examples stage"):
-        load(tmp_path, config)
-
-
-@pytest.mark.parametrize(
-    "text, expected", [("90s", 90_000), ("1m", 60_000), ("1d", DAY_MS), ("inf", np.inf), (250, 250)]
-)
-def test_durations_are_read(text, expected):
-    assert duration_ms(text) == expected
-
-
-@pytest.mark.parametrize("text", ["", "soon", "-1m", "1y", "nan"])
-def test_an_invalid_duration_is_an_error(text):
-    with pytest.raises(UserError, match="freshness"):
-        duration_ms(text)
-
-
-def test_nameless_searches_of_a_day_are_one_visitor():
-    state = AsOf(["lamp"], AsOfConfig(freshness_ms=0, min_users=2))
-    state.observe(START, "u", "la", "lamp")
-    for number in range(50):
-        state.observe(START + number, "", "la", "lava")
-    state.settle()
-    assert state.number("lava") < 0
-    state.observe(START + DAY_MS, "", "la", "lava")
-    state.settle()
-    number = state.number("lava")
-    assert state.exists(number), "two visitors, as there are two days"
-    assert state.counts(np.array([number]))[0, 0] == 2
-
-
-def test_every_search_counts_if_nobody_has_a_name(tmp_path):
-    config = AsOfConfig(freshness_ms=0)
-    state = AsOf(["lamp"], config)
-    for number in range(5):
-        state.observe(START + number, "", "la", "lamp")
-    state.settle()
-    assert state.counts(np.array([0]))[0, 0] == 5
-    save(state, str(tmp_path))
-    state = load(str(tmp_path), config)
-    state.observe(START + DAY_MS, "u", "la", "lava")
-    for number in range(5):
-        state.observe(START + DAY_MS + 1 + number, "", "la", "lamp")
-    state.settle()
-    assert state.counts(np.array([0]))[0, 0] == 6, "somebody has a name now"
-
-
-@pytest.mark.parametrize("most", [1, 2])
-def test_a_visitors_repeats_on_one_day_count_max_repeats_times(most):
-    config = AsOfConfig(freshness_ms=0, conversion_delay_ms=0, max_repeats=most)
-    state = AsOf(["lamp"], config)
-    for number in range(9):
-        state.observe(START + number, "u", "la"[: number % 3], "lamp", Level.ORDER)
-    state.settle()
-    at = {name: place for place, name in enumerate(config.columns)}
-    items = state.request("", "", START + 3_600_000)
-    counts = np.exp(items.candidate_counts[0])
-    for name in ("searches_all", "orders", "item_clicks"):
-        assert counts[at[name]] == pytest.approx(most), name
-    state.observe(START + 9, "v", "", "lamp")
-    state.observe(START + DAY_MS, "u", "", "lamp")
-    state.settle()
-    assert state.counts(np.array([0]))[0, 0] == most + 2, "another visitor, and another day"
-
-
-def test_repeats_use_bounded_memory():
-    repeats = Repeats(1, room=2)
-    assert [repeats.counts(START, "u", query) for query in "aabcc"] == [1, 0, 1, 1, 0]
-    assert repeats.counts(START, "u", "a"), "the oldest was removed"
-    assert len(repeats.to_json()[1]) == 2
-
-
-def test_histories_are_the_latest_queries_of_the_users_seen_last():
-    rng = np.random.default_rng(0)
-    histories, expected = Histories(3, users=4), {}
-    for time in range(500):
-        user, query = f"u{rng.integers(7)}", str(rng.integers(500, 505))
-        histories.add(user, query, time)
-        past = expected.pop(user, [])
-        expected[user] = [(query, time), *(one for one in past if one[0] != query)][:3]
-        expected = dict([*expected.items()][-4:])
-        for user in (f"u{n}" for n in range(7)):
-            assert [*zip(*histories.of(user), strict=True)] == expected.get(user, [])

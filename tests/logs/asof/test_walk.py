@@ -27,7 +27,7 @@ def row(number, time, user, prefix, query, clicked=(), ordered=()):
 
 @pytest.mark.parametrize("min_users", [1, 2])
 def test_rows_equal_the_served_requests_of_which_they_are_logs(tmp_path, min_users):
-    config = AsOfConfig(candidates=4, history=3, own=1, around=1, min_users=min_users)
+    config = AsOfConfig(candidates=4, history=3, similar=1, around=1, min_users=min_users)
     rng = np.random.default_rng(min_users)
     live, served, rows, orders = AsOf(WORDS[:4], config), [], [], []
     time = START
@@ -116,7 +116,7 @@ def test_an_unsorted_file_is_an_error_that_names_the_row(tmp_path):
 @pytest.mark.parametrize("cut", [1, 137, 299])
 def test_a_pickled_state_continues_with_the_same_results(tmp_path, cut):
     """Rows of two files, read from the middle on, equal those of one walk over all rows."""
-    config = AsOfConfig(candidates=4, history=3, own=1, around=0, min_users=2, most_users=3)
+    config = AsOfConfig(candidates=4, history=3, similar=1, min_users=2, most_users=3)
     rng = np.random.default_rng(0)
     rows, time = [], START
     for number in range(300):
