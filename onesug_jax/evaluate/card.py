@@ -111,5 +111,5 @@ def _results(evaluation: Evaluation) -> list[str]:
             shares = ways[name].values()
             cells += ["-" if math.isnan(share) else f"{100 * share:.0f} %" for share in shares]
         lines.append(f"| {' | '.join([labels[name], *cells])} |")
-    sentence = headline.written(metrics)
+    sentence = headline.sources(metrics)
     return [*lines, "", f"{sentence[0].upper()}{sentence[1:]}."] if sentence else lines

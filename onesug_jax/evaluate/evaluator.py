@@ -228,17 +228,26 @@ def summarise(
     """Metrics in per cent of every suggester in `rows`, by slice, unrounded.
 
     Each slice has hr@k, mrr@k, ndcg@k, success@short_k, mrr@short_k, n, and NAME@k for each of the
-    `further` metrics. The slice "all" also has answered (share of non-empty lists), diversity,
+    `further` metrics, and after a replay recall, the share of rows whose query is among the
+    candidates. The slice "all" also has answered (share of non-empty lists), diversity,
     distinct (number of distinct suggestions), and with the number of `indexed` queries coverage
     (distinct / indexed). For suggestions with the attribute `written` it has written (share of
     lists with a written query) and written_plausible (share of the written queries that are
     `plausible`, or None).
     """
     masks = _slices(rows, slices)
+    recalls = {}
+    if "candidate" in rows.column_names:
+        candidate = rows["candidate"].to_numpy(zero_copy_only=False)
+        recalls = {
+            label: {"recall": _per_cent(float(candidate[mask].mean())) if mask.any() else None}
+            for label, mask in masks.items()
+        }
     result = {}
     for name in suggesters_of(rows):
         result[name] = {
             label: _scores(ranks_of(rows, name, orders=label == "order")[mask], k, short_k, further)
+            | recalls.get(label, {})
             for label, mask in masks.items()
         }
         lists = rows[f"list_{name}"].to_pylist()

@@ -64,16 +64,21 @@ def leads(metrics: Metrics, label: str, metric: str, names: Sequence[str]) -> bo
     return own is not None and bool(rivals) and all(own > (rival or 0.0) for rival in rivals)
 
 
-def written(metrics: Metrics) -> str | None:
-    """A sentence about the queries that the model wrote; None if they were not measured."""
+def sources(metrics: Metrics) -> str | None:
+    """Where suggestions come from: a sentence about the candidates and the queries that the model
+    wrote; None if neither was measured.
+    """
     scores = metrics.get(MODEL, {}).get("all", {})
-    share = scores.get("written")
-    if share is None:
-        return None
+    recall, share = scores.get("recall"), scores.get("written")
     plausible = scores.get("written_plausible")
-    if plausible is None:
-        return "no list contains a query that the model wrote"
-    return (
-        f"{share:.1f} % of the lists contain a query that the model wrote; {plausible:.1f} % of "
-        "these queries consist of the shop's words"
-    )
+    parts = []
+    if recall is not None:
+        parts.append(f"in {recall:.1f} % of the searches the query was among the candidates")
+    if share is not None and plausible is None:
+        parts.append("no list contains a query that the model wrote")
+    elif share is not None:
+        parts.append(
+            f"{share:.1f} % of the lists contain a query that the model wrote, and {plausible:.1f} "
+            "% of these queries consist of the shop's words"
+        )
+    return "; ".join(parts) or None

@@ -77,7 +77,7 @@ def write_page(evaluation: Evaluation, folder: str) -> str:
         "MRR@16 in per cent, with 95 % bootstrap intervals in brackets (1,000 resamples of the "
         f"requests).{_protocol(evaluation)}</p>",
         _headline(evaluation),
-        f"<p>{sentence}.</p>" if (sentence := headline.written(metrics)) else "",
+        f"<p>{sentence}.</p>" if (sentence := headline.sources(metrics)) else "",
         "<h2>By slice</h2>",
         "<p>MRR@16 in per cent; green: the model is ahead of every rival.</p>",
         _slices(metrics),

@@ -88,8 +88,9 @@ def replay(
       progress: whether progress is printed.
 
     Returns:
-      the rows in the split's order, with the columns of `evaluator.score_rows`, timestamp_ms and
-      new (whether the query did not exist as of the request).
+      the rows in the split's order, with the columns of `evaluator.score_rows`, timestamp_ms, new
+      (whether the query did not exist as of the request) and candidate (whether it is among the
+      candidates).
 
     Raises:
       UserError: a file cannot be read, the split has no row, or a list of `listed` is missing.
@@ -103,19 +104,20 @@ def replay(
     events = read_events(files)
     listed = dict(listed or {})
     parts: list[pa.RecordBatch] = []
-    waiting: list[tuple[dict, Items, bool]] = []
+    waiting: list[tuple[dict, Items, bool, bool]] = []
     count = 0
     stride = 1 if sample is None else max(1, -(-len(rows) // sample))
     meter = Progress("evaluate", unit="requests", quiet=not progress)
 
     def score_waiting() -> None:
-        batch, items, new = (list(column) for column in zip(*waiting, strict=True))
+        batch, items, new, candidate = (list(column) for column in zip(*waiting, strict=True))
         requests = make(state, batch, items)
         rivals = {name: _looked_up(name, lists, batch) for name, lists in listed.items()}
         histories = [request.history for request in requests]
         numbers = [row["row"] for row in batch]
         columns = columns_of(numbers, batch, histories, prefix_counts or {}, visible)
-        columns |= {"timestamp_ms": [row["timestamp_ms"] for row in batch], "new": new}
+        columns |= {"timestamp_ms": [row["timestamp_ms"] for row in batch]}
+        columns |= {"new": new, "candidate": candidate}
         parts.append(score_block(columns, batch, requests, {**suggesters, **rivals}, k))
         meter.add(len(batch))
         waiting.clear()
@@ -129,8 +131,9 @@ def replay(
             index, skipped = divmod(count, stride)
             if not skipped and index // block % process[1] == process[0]:
                 row = {**rows[event.row], "row": event.row}
-                items = ask(state, event)
-                waiting.append((row, items, not state.exists(state.number(event.query))))
+                items, number = ask(state, event), state.number(event.query)
+                candidate = items.target(number) > 0
+                waiting.append((row, items, not state.exists(number), candidate))
             count += 1
             if len(waiting) == block:
                 score_waiting()

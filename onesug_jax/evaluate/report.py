@@ -74,17 +74,23 @@ def format_headline(metrics: Metrics, *, shown: Sequence[str] = ("hr@16", "mrr@1
     for slice_ in headline.SLICES:
         count = next(iter(metrics.values()))[slice_]["n"]
         cells += [f"{count:,}", *[""] * (len(shown) - 1 + bool(ways))]
-    sentence = headline.written(metrics)
+    sentence = headline.sources(metrics)
     return table([*rows, cells]) + (f"\n{sentence}" if sentence else "")
 
 
 def format_slices(metrics: Metrics, *, metric: str = "mrr@16") -> str:
-    """One metric in per cent for every slice and every suggester of the headline."""
+    """One metric in per cent for every slice and every suggester of the headline, and, after a
+    replay, the share of requests whose query was among the candidates.
+    """
     labels = headline.lines(metrics, metric)
-    rows = [(metric.upper(), *labels.values(), "requests")]
-    for slice_, scores in next(iter(metrics.values())).items():
-        values = [number(metrics[name][slice_][metric]) for name in labels]
-        rows.append((slice_, *values, f"{scores['n']:,}"))
+    slices = next(iter(metrics.values()))
+    recalled = "recall" in slices["all"]
+    heads = ["in candidates"] * recalled
+    rows = [(metric.upper(), *labels.values(), *heads, "requests")]
+    for slice_, scores in slices.items():
+        values = [metrics[name][slice_][metric] for name in labels]
+        values += [scores["recall"]] if recalled else []
+        rows.append((slice_, *map(number, values), f"{scores['n']:,}"))
     return table(rows)
 
 

@@ -32,7 +32,7 @@ def rows_schema(suggesters: Iterable[str], *, replayed: bool = False) -> pa.Sche
     fields += [("prefix_count", pa.int64()), ("history", pa.int32())]
     fields += [("recent", pa.list_(pa.string()))]
     if replayed:
-        fields += [("timestamp_ms", pa.int64()), ("new", pa.bool_())]
+        fields += [("timestamp_ms", pa.int64()), ("new", pa.bool_()), ("candidate", pa.bool_())]
     for name in suggesters:
         fields += [(f"rank_{name}", pa.int32()), (f"list_{name}", pa.list_(pa.string()))]
         fields += [(f"scores_{name}", pa.list_(pa.float32()))]

@@ -69,11 +69,15 @@ def test_lists_are_the_most_searched_before_each_request(log, freshness, delay):
         searched = [counts[q] for q in found]
         assert searched == sorted(searched, reverse=True)
         assert one["new"] == (row["query"] not in counts)
+        assert one["candidate"] == (row["query"] in found)
         past = [r for r in rows if r["user_id"] == row["user_id"] and r["timestamp_ms"] < time]
         assert one["history"] == len({r["query"] for r in past} & set(counts))
     scores = evaluator.summarise(pa.Table.from_pylist(table))
     news = [one["rank_searches_3d"] for one in table if one["new"]]
     assert scores["searches_3d"]["new_query"]["n"] == len(news) > 0 == max(news)
+    assert scores["searches_3d"]["new_query"]["recall"] == 0
+    recalled = np.mean([one["candidate"] for one in table])
+    assert scores["searches_3d"]["all"]["recall"] == 100 * recalled > 0
 
 
 def test_batches_and_processes_change_nothing(log):

@@ -98,8 +98,22 @@ def test_headline_of_a_replay_goes_from_the_simplest_to_the_best_possible():
     assert "wrote" not in report.format_headline(metrics)
     metrics["model"]["all"] |= {"written": 12.34, "written_plausible": 98.0}
     assert report.format_headline(metrics).splitlines()[-1] == (
-        "12.3 % of the lists contain a query that the model wrote; 98.0 % of these queries consist "
-        "of the shop's words"
+        "12.3 % of the lists contain a query that the model wrote, and 98.0 % of these queries "
+        "consist of the shop's words"
+    )
+
+
+def test_the_share_of_queries_among_the_candidates():
+    metrics = replayed_metrics()
+    assert "candidates" not in report.format_headline(metrics) + report.format_slices(metrics)
+    for scores in metrics.values():
+        for slice_, recall in (("all", 93.21), ("order", 95.0), ("new_query", 0.0)):
+            scores[slice_]["recall"] = recall
+    found = cells(report.format_slices(metrics))
+    assert found["MRR@16"][-2:] == ["in candidates", "requests"]
+    assert found["all"][-2:] == ["93.21", "9"] and found["new_query"][-2:] == ["0.00", "9"]
+    assert report.format_headline(metrics).splitlines()[-1] == (
+        "in 93.2 % of the searches the query was among the candidates"
     )
 
 
