@@ -67,6 +67,10 @@ class CompletionIndex:
         """Whether any indexed query starts with `prefix` (a query starts with itself)."""
         return self.queries.starts(prefix)
 
+    def following(self, prefix: str) -> set[str]:
+        """The characters that follow `prefix` in the queries that start with it."""
+        return set(self.queries.following(prefix))
+
     def find(self, query: str) -> int:
         """Number of `query` in `queries`, or -1 if it is unknown."""
         return self.queries.find(query)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import functools
 import os
 from bisect import bisect_left, bisect_right
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 import numpy as np
 
@@ -87,8 +87,23 @@ class Texts(Sequence):
         if not key:
             return 0, len(self)
         first = self.first(key)
+        return first, self._end(key, first)
+
+    def _end(self, key: bytes, first: int) -> int:
+        """One past the last number of the texts that start with `key`; none is below `first`."""
         # No UTF-8 byte is 0xFF, so the last byte plus one is the exact upper bound.
-        return first, self.first(key[:-1] + bytes([key[-1] + 1]), first)
+        return self.first(key[:-1] + bytes([key[-1] + 1]), first)
+
+    def following(self, prefix: str) -> Iterator[str]:
+        """The characters that follow `prefix` in the texts that start with it, each once."""
+        first, last = self.range(prefix)
+        while first < last:
+            text = self[first]
+            if text == prefix:
+                first += 1
+            else:
+                yield text[len(prefix)]
+                first = self._end(encode(text[: len(prefix) + 1]), first)
 
     def starts(self, prefix: str) -> bool:
         """Whether any text starts with `prefix` (a text starts with itself)."""

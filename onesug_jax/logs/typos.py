@@ -58,20 +58,19 @@ class Corrections:
         for i in range(min(size, right + 1)):
             yield prefix[:i] + prefix[i + 1 :], 1 / size
         for i in range(right + 1):
-            for letter in letters:
+            for letter in sorted(letters & self._completions.following(prefix[:i])):
                 start = prefix[:i] + letter
-                if self._completions.starts(start):
-                    yield start + prefix[i:], 1 / ((size + 1) * len(letters))
-                    yield start + prefix[i + 1 :], 1 / (size * len(letters))
+                yield start + prefix[i:], 1 / ((size + 1) * len(letters))
+                yield start + prefix[i + 1 :], 1 / (size * len(letters))
 
 
-def _letters(queries: Sequence[str]) -> list[str]:
+def _letters(queries: Sequence[str]) -> frozenset[str]:
     """The most frequent letters of the queries."""
     step = max(len(queries) // _SAMPLE, 1)
     counts: collections.Counter[str] = collections.Counter()
     for number in range(0, len(queries), step):
         counts.update(queries[number])
-    return sorted(letter for letter, _ in counts.most_common(_LETTERS))
+    return frozenset(letter for letter, _ in counts.most_common(_LETTERS))
 
 
 def completed(

@@ -95,3 +95,11 @@ def test_damage_is_named(tmp_path, offsets, message):
     np.save(tmp_path / "places.npy", offsets)
     with pytest.raises(ValueError, match=message):
         Texts.load(*paths(tmp_path))
+
+
+@pytest.mark.parametrize("prefix", ["", "a", "ab", "é", "裙", "zz"])
+def test_the_characters_that_follow_a_beginning(prefix):
+    words = sorted(["a", "ab", "abc", "abd", "ab c", "é", "éa", "裙子", "裙", "裙红"], key=encode)
+    found = list(Texts.of([*map(encode, words)]).following(prefix))
+    longer = [word for word in words if word.startswith(prefix) and word != prefix]
+    assert found == list(dict.fromkeys(word[len(prefix)] for word in longer))

@@ -50,3 +50,20 @@ def test_a_mistyped_prefix_is_completed_by_its_correction():
 
 def test_a_beginning_of_an_indexed_query_is_never_corrected():
     assert RelatedQueries(index(), 3).related(["de"]) == [["deck", "der"]]
+
+
+def test_corrections_are_those_of_a_search_of_all_texts():
+    indexed = index()
+    alphabet = {letter for query in COUNTS for letter in query}
+    beginnings = {query[:size] for query in COUNTS for size in range(1, len(query) + 1)}
+    for typed in ("drses", "adress", "dck", "裙红", "dress lng", "der"):
+        near = set()
+        for i in range(len(typed) + 1):
+            near |= {
+                typed[:i] + typed[i + 1 :],
+                typed[:i] + typed[i : i + 2][::-1] + typed[i + 2 :],
+            }
+            near |= {
+                typed[:i] + letter + typed[i + more :] for letter in alphabet for more in (0, 1)
+            }
+        assert set(Corrections(indexed).near(typed)) == (near & beginnings) - {typed}

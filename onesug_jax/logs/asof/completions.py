@@ -79,14 +79,22 @@ class Completions(Sequence):
         later = at < len(self._sorted) and self._sorted[at][0].startswith(prefix)
         return later or self._first.starts(prefix)
 
+    def following(self, prefix: str) -> set[str]:
+        """The characters that follow `prefix` in the texts that start with it."""
+        later = {text[len(prefix) :][:1] for text, _ in self._added(prefix)} - {""}
+        return later.union(self._first.following(prefix))
+
+    def _added(self, prefix: str) -> list[tuple[str, int]]:
+        """The later texts that start with `prefix`, and their numbers, in order."""
+        low = bisect_left(self._sorted, (prefix, -1))
+        return self._sorted[low : bisect_left(self._sorted, (prefix + _ABOVE, -1), low)]
+
     def numbers(self, prefix: str) -> np.ndarray | slice:
         """Numbers of the texts that start with `prefix`, as an index into arrays by number."""
         first, last = self.range(prefix)
-        low = bisect_left(self._sorted, (prefix, -1))
-        high = bisect_left(self._sorted, (prefix + _ABOVE, -1), low)
-        if low == high:
+        later = [number for _, number in self._added(prefix)]
+        if not later:
             return slice(first, last)
-        later = [number for _, number in self._sorted[low:high]]
         return np.concatenate([np.arange(first, last), np.array(later, np.int64)])
 
 
@@ -118,13 +126,7 @@ class WidePrefixes:
             if last - first <= 2 * breadth:
                 continue
             self._members[prefix] = {}
-            while first < last:  # each prefix that is one character longer
-                longer = completions[first][: len(prefix) + 1]
-                if longer == prefix:
-                    first += 1
-                else:
-                    waiting.append(longer)
-                    first = completions.range(longer)[1]
+            waiting += [prefix + letter for letter in completions.following(prefix)]
 
     def __len__(self) -> int:
         return len(self._members)

@@ -150,9 +150,9 @@ class AsOf(Observed):
             others += around[: config.around].tolist()
         if not others:
             return numbers
-        turns = itertools.chain.from_iterable(itertools.zip_longest(numbers.tolist(), others))
-        chosen = dict.fromkeys(number for number in turns if number is not None)
-        return np.array(list(chosen)[: config.candidates], np.int64)
+        turns = _in_turn(numbers, np.array(others, np.int64))
+        places = np.sort(np.unique(turns, return_index=True)[1])
+        return turns[places[: config.candidates]]
 
     def _similar(self, prefix: str, own: Sequence[int], cut: bool) -> list[int]:
         """Numbers of the candidates that a user's history `own` gives, latest search first. If the
@@ -210,3 +210,10 @@ class AsOf(Observed):
             scores.pop(number, None)
         ranked = sorted(scores, key=lambda number: (-scores[number], number))
         return np.array(ranked, np.int64)
+
+
+def _in_turn(one: np.ndarray, other: np.ndarray) -> np.ndarray:
+    """Two lists `[n]` and `[m]` in turn, then the rest of the longer, `[n + m]`."""
+    shared = min(len(one), len(other))
+    turns = np.stack([one[:shared], other[:shared]], axis=1).ravel()
+    return np.concatenate([turns, one[shared:], other[shared:]])
