@@ -104,8 +104,8 @@ def examples(
 
     `mixture` is the one of this project, made of `tasks` (kind -> rate), or one that a gin file's
     `import` has added to SeqIO's registry. With `FeatureSpec.items`, one walk through time makes
-    the rows, with at most `candidates` each, a sample of the request's; only the last `days` of
-    train become rows (an update sets it), and older events only update the counts.
+    the rows, with at most `candidates` each; only the last `days` of train become rows (an update
+    sets it), and older events only update the counts.
     """
     from onesug_jax.tasks import examples as cache
 
