@@ -102,7 +102,7 @@ def test_runs_share_stages_and_are_rows_of_one_table(project_root, tmp_path):
     assert "[examples] up to date, skipped" in again and "[pretrain] running" in again
     table = (tmp_path / "out" / "table.txt").read_text()
     assert table in done.stdout and (tmp_path / "out" / "frontier.png").exists()
-    for name in ("most popular (frozen)", "full", "no_pre", "generative_sft"):
+    for name in ("most popular now", "full", "no_pre", "generative_sft"):
         assert table.count(f"\n{name} ") == 2  # its scores, and the difference to the first row
     assert table.count("  2: ") == 3  # the lowest and highest of two seeds
 
