@@ -4,7 +4,7 @@ The candidates of a request (`logs.asof`) are output tokens, so their log-probab
 list. Where they leave room, beams add written queries (`both_ways`); these lists come last, so that
 no other list waits for beams. Batches have a few fixed shapes, so that few programs are compiled,
 and use all devices of the host (`replicas`). Queries that appear after training get rows of the
-tables too (`refresh`).
+tables too (`refresh`). A model without candidate tokens (an ablation) writes its whole list.
 """
 
 from __future__ import annotations
@@ -64,7 +64,8 @@ class ItemSuggester:
         are no lengths, are padded to multiples of 24. If there are any, requests longer than the
         first are expected to be rare, and are padded to all candidates and the whole history.
       passes: whether a text may be shown; None: all.
-      writing: when queries are written in addition to the candidates; None: never.
+      writing: when queries are written in addition to the candidates; None: never, which a model
+        without candidate tokens does not allow.
 
     Attributes:
       plausible: whether a written text that passes may be shown; None: all.
@@ -89,6 +90,7 @@ class ItemSuggester:
         passes: Callable[[str], bool] | None = None,
         writing: WritingConfig | None = None,
     ):
+        self._ranks = model.config.writes_candidates
         self.model, params = for_decoding(model, params)
         self.replicas = Replicas()
         self.params = self.replicas.copied(params)
@@ -106,9 +108,10 @@ class ItemSuggester:
         if writing is not None:
             vocabulary = featurizer.vocabulary
             self._pieces = Pieces(vocabulary.piece_bytes(), vocabulary.eos_id)
+            beams = writing.beams if self._ranks else max(writing.beams, returned)
             self._beams = BeamConfig(
-                beams=writing.beams,
-                returned=writing.beams,
+                beams=beams,
+                returned=beams,
                 alpha=0.0,
                 max_length=writing.max_length,
                 eos_id=vocabulary.eos_id,
@@ -127,7 +130,8 @@ class ItemSuggester:
     def warmup(self, request: Request, batch: int, length: int, *room: int) -> None:
         """Compiles and runs one shape: `batch` requests, `length` ids, and the fields of `Room`."""
         arrays = self.arrays([request], Room(*room), batch, length)
-        jax.block_until_ready(self._opened(*arrays))
+        if self._ranks:
+            jax.block_until_ready(self._opened(*arrays))
 
     def warmup_writing(self, request: Request, batch: int) -> None:
         """Compiles and runs the beams of `batch` requests, in `write_shape`."""
@@ -153,14 +157,15 @@ class ItemSuggester:
 
         Args:
           requests, k: as in `suggest`.
-          write: whether beams add to lists with room, if `writing` allows it.
+          write: whether beams add to lists with room, if `writing` allows it; a model without
+            candidate tokens writes in any case.
         """
         k = self.returned if k is None else k
         if not 1 <= k <= self.returned:
             raise UserError(f"k = {k}: expected 1 to {self.returned}")
         rooms = [self._room(request) for request in requests]
         started = []
-        for past in sorted({room.history for room in rooms}):
+        for past in sorted({room.history for room in rooms}) if self._ranks else ():
             same = [i for i, room in enumerate(rooms) if room.history == past]
             for indices in batches_of([rooms[i].candidates for i in same], self.batch_sizes):
                 members = [same[index] for index in indices]
@@ -168,6 +173,8 @@ class ItemSuggester:
                 batch = [requests[i] for i in members]
                 started.append((members, self.opening(batch, room).log_probabilities))
         to_write: list[tuple[int, list[Suggestion]]] = []
+        if not self._ranks:
+            to_write = [(i, []) for i in range(len(requests))]
         for members, scores in started:  # the device computes the next batches meanwhile
             rows = np.asarray(scores)[: len(members)]
             orders = np.argsort(-rows, axis=1, kind="stable")

@@ -182,8 +182,8 @@ def rwr(
       profile_steps: (first, last) updates to trace into WORK_DIR/rwr/profile.
 
     Raises:
-      UserError: nothing to prefer (a single query), a model trained on other tasks, or a stored
-        reference for a model with items.
+      UserError: nothing to prefer (a single query), a model trained on other tasks, a model with
+        items but without candidate tokens, or a stored reference for a model with items.
     """
     from onesug_jax.align import rwr as preference
     from onesug_jax.train import loop
@@ -202,6 +202,11 @@ def rwr(
         params_from = pretrained.parameters_from("rwr.params_from", params_from)
     work, model = context.work, TrainedModel(context, "pretrain")
     config, stored = model.config, model.stored
+    if model.spec.items and not config.writes_candidates:
+        raise UserError(
+            f"{work.pretrain}: the model has no candidate tokens (ModelConfig.candidate_tokens = "
+            "False), which rwr scores; keep it as it is with --gin.rwr.steps=0"
+        )
     if model.spec.items and reference != "copy":
         raise UserError(
             f"rwr.reference = {reference!r}: a model with items has its reference in memory; "

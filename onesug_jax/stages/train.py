@@ -94,6 +94,9 @@ def pretrain(
 
     dev = os.path.join(work.log, "dev.parquet")
     watched = bool(evaluate_every and dev_rows and os.path.exists(dev))
+    if watched and features["items"] and not config.writes_candidates:
+        watched = False  # the evaluation scores candidate tokens
+        print("pretrain: no evaluation on dev, as ModelConfig.candidate_tokens = False", flush=True)
     if not watched:
         dev_metrics = None
     elif features["items"]:
