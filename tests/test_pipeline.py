@@ -599,6 +599,25 @@ def test_without_updates_the_pretrained_model_stays_in_use(work, tmp_path, capsy
     assert answer(capsys, f"--gin.WORK_DIR={copy}", "--prefix", "s")["suggestions"]
 
 
+def test_a_model_without_candidate_tokens_writes_its_lists(work, tmp_path, capsys):
+    copy = shutil.copytree(work, tmp_path / "copy")
+    here, flag = f"--gin.WORK_DIR={copy}", "--gin.ModelConfig.candidate_tokens=False"
+    assert main.main(["pretrain", here, flag, "--restart"]) == 0
+    assert "no evaluation on dev" in capsys.readouterr().out
+    before = tree(copy / "rwr")
+    assert main.main(["rwr", here, "--restart"]) == 2
+    assert "no candidate tokens" in capsys.readouterr().err and tree(copy / "rwr") == before
+    assert main.main(["rwr", here, "--gin.rwr.steps=0", "--restart"]) == 0
+    assert main.main(["evaluate", here]) == 0
+    capsys.readouterr()
+    rows = pq.read_table(copy / "report" / "dev" / "lists.parquet").to_pylist()
+    assert any(row["list_model"] for row in rows)
+    for row in rows:
+        assert all(row["written_model"] or [])
+        assert all(text.startswith(row["prefix"]) for text in row["list_model"])
+    assert len(answer(capsys, here, "--prefix", "s", "--k", "3")["suggestions"]) <= 3
+
+
 # ------------------------------------------------------------------ the service
 
 
