@@ -14,6 +14,7 @@ import pytest
 
 from onesug_jax import main
 from onesug_jax.errors import UserError
+from onesug_jax.logs.engines import LogEngineConfig
 from onesug_jax.pipeline import versions, workdir
 from onesug_jax.serve.feedback import Event, FeedbackConfig, FeedbackStore
 from onesug_jax.stages import update as loop
@@ -254,7 +255,7 @@ def test_histories_of_one_log_and_a_column_that_the_other_lacks(tmp_path, capsys
         pq.write_table(table, tmp_path / folder / "train.parquet")
     base = types.SimpleNamespace(
         work=workdir.WorkDir(str(tmp_path / "work")),
-        settings={"ingest.memory_limit": "1GB"},
+        configured=lambda name: LogEngineConfig,
         log="fresh.parquet",
     )
     counts = update_log.join(base, str(new), 28.0, 0.25)
@@ -294,7 +295,7 @@ def test_rows_of_users_who_were_deleted_are_left_out(tmp_path):
         pq.write_table(pa.Table.from_pylist(part), tmp_path / folder / f"{name}.parquet")
     base = types.SimpleNamespace(
         work=workdir.WorkDir(str(tmp_path / "work")),
-        settings={"ingest.memory_limit": "1GB"},
+        configured=lambda name: LogEngineConfig,
         log="fresh.parquet",
     )
     context = types.SimpleNamespace(

@@ -1,8 +1,8 @@
 """The engines for a large log: DuckDB and processes on this machine, or Spark.
 
-`mining` is written as Ibis expressions, which both engines run. An engine reads the log, stores
-intermediate tables, and writes a result as one sorted Parquet file. Work that is not a table
-expression runs as tasks of the same engine (`logs.workers`).
+`ingest` and `mining` are written as Ibis expressions, which both engines run. An engine reads the
+log, stores intermediate tables, and writes a result as one sorted Parquet file. Work that is not a
+table expression runs as tasks of the same engine (`logs.workers`).
 
 DuckDB has a memory limit and continues on disk beyond it. Spark exchanges files with this process
 (the log, the results, intermediate tables), so on a cluster the paths must be the same on all
@@ -11,16 +11,18 @@ machines.
 
 from __future__ import annotations
 
+import abc
 import dataclasses
 import functools
 import glob
 import importlib.util
+import itertools
 import os
 import re
 import shutil
 import sys
-from collections.abc import Sequence
-from typing import Any, TypeAlias
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any
 
 import duckdb
 import pyarrow as pa
@@ -31,7 +33,7 @@ from onesug_jax.files import open_parquet
 from onesug_jax.logs import database
 
 ENGINES = ("duckdb", "spark")
-ROW_GROUP = 131_072
+ROW_GROUP = 65_536
 ROWS_A_PART = 1_000_000
 
 
@@ -57,6 +59,7 @@ class LogEngineConfig:
     def __post_init__(self):
         if self.name not in ENGINES:
             raise UserError(f"ENGINE = {self.name!r}: expected one of {', '.join(ENGINES)}.")
+        database.mebibytes(self.memory_limit)
 
 
 DEFAULT = LogEngineConfig()
@@ -70,7 +73,7 @@ def open_engine(config: LogEngineConfig, scratch: str) -> Engine:
       scratch: an existing folder for temporary files.
 
     Raises:
-      UserError: it cannot be started here, or `memory_limit` is not a size.
+      UserError: it cannot be started here.
     """
     if config.name == "duckdb":
         return DuckDB(scratch, config.memory_limit)
@@ -102,14 +105,57 @@ def check_log(path: str, columns: Sequence[str]) -> None:
         raise UserError(f"{path}: expected rows to mine, found none; ingest a log with rows.")
 
 
-class _Common:
+class Engine(abc.ABC):
     """What both engines share; `ibis` is the Ibis backend that compiles and runs."""
 
     ibis: Any
 
+    @abc.abstractmethod
+    def read(self, *paths: str) -> Any:
+        """The rows of Parquet files, read again each time; columns that a file lacks are null."""
+
+    @abc.abstractmethod
+    def keep(self, name: str, table: Any) -> Any:
+        """Computes `table` once and stores it under `name` until `drop` or the end."""
+
+    @abc.abstractmethod
+    def keep_parts(self, name: str, parts: Sequence[Any]) -> Any:
+        """The rows of all parts, stored under `name`."""
+
+    @abc.abstractmethod
+    def drop(self, *names: str) -> None:
+        """Drop stored tables."""
+
+    @abc.abstractmethod
+    def batches(
+        self, table: Any, order: Sequence[Any], names: Sequence[str]
+    ) -> Iterator[pa.RecordBatch]:
+        """These columns of a table, sorted by `order`, in a stream."""
+
     def parts(self, rows: int) -> int:
         """The best number of parts for a self-join and grouping of a table with so many rows."""
         return 1
+
+    def __enter__(self) -> Engine:
+        return self
+
+    @abc.abstractmethod
+    def __exit__(self, kind: Any, error: Any, trace: Any) -> None: ...
+
+    def fetch(self, table: Any) -> pa.Table:
+        """A table that fits in memory."""
+        return self.ibis.to_pyarrow(table)
+
+    def write(self, table: Any, order: Sequence[Any], schema: pa.Schema, path: str) -> int:
+        """Writes the columns that `schema` names to one Parquet file, sorted by `order`; the bytes
+        are those of any other engine. Returns the number of rows.
+        """
+        rows = 0
+        with pq.ParquetWriter(path, schema, compression="zstd") as writer:
+            for group in _regrouped(self.batches(table, order, schema.names), ROW_GROUP):
+                writer.write_table(group.cast(schema))
+                rows += group.num_rows
+        return rows
 
     def count(self, table: Any) -> int:
         """The number of rows."""
@@ -120,7 +166,22 @@ class _Common:
         return int(self.ibis.to_pyarrow(table[column].sum()).as_py() or 0)
 
 
-class DuckDB(_Common):
+def _regrouped(batches: Iterable[pa.RecordBatch], rows: int) -> Iterator[pa.Table]:
+    """The same rows in contiguous tables of `rows` rows; the last one may be shorter."""
+    waiting: list[pa.RecordBatch] = []
+    count = 0
+    for batch in itertools.chain(batches, [None]):
+        if batch is not None:
+            waiting.append(batch)
+            count += batch.num_rows
+        while count and (count >= rows or batch is None):
+            table = pa.Table.from_batches(waiting)
+            yield table.slice(0, rows).combine_chunks()
+            rest = table.slice(rows)
+            waiting, count = rest.to_batches(), rest.num_rows
+
+
+class DuckDB(Engine):
     """Embedded, no network; tables beyond the memory limit are moved to `scratch`."""
 
     def __init__(self, scratch: str, memory_limit: str):
@@ -128,24 +189,22 @@ class DuckDB(_Common):
 
         self._scratch, self._memory_limit = scratch, memory_limit
         self._connection = database.connect(scratch, memory_limit)
-        # `write` sorts where the order of rows matters. Preserving it elsewhere costs memory.
+        # `batches` sorts where the order of rows matters. Preserving it elsewhere costs memory.
         self._connection.execute("SET preserve_insertion_order = false")
         self.ibis = ibis.duckdb.from_connection(self._connection)
 
-    def read(self, path: str) -> Any:
-        """The rows of the file, read again each time."""
-        source = database.files([os.path.abspath(path)])
-        self._connection.execute(f"CREATE VIEW log AS SELECT * FROM read_parquet({source})")
+    def read(self, *paths: str) -> Any:  # noqa: D102
+        source = database.files([os.path.abspath(path) for path in paths])
+        self._connection.execute(
+            f"CREATE VIEW log AS SELECT * FROM read_parquet({source}, union_by_name=true)"
+        )
         return self.ibis.table("log")
 
-    def keep(self, name: str, table: Any) -> Any:
-        """Computes `table` once and stores it under `name` until `drop` or the end."""
+    def keep(self, name: str, table: Any) -> Any:  # noqa: D102
         return self.ibis.create_table(name, table)
 
     def keep_parts(self, name: str, parts: Sequence[Any]) -> Any:
-        """The rows of all parts, stored under `name`; one part after another, so that each can use
-        all of the memory.
-        """
+        """As of every engine; one part after another, so that each can use all of the memory."""
         for number, part in enumerate(parts):
             if number:
                 self.ibis.insert(name, part)
@@ -157,25 +216,19 @@ class DuckDB(_Common):
         """One part for each million rows, so that the groups of a part fit in memory."""
         return 1 + rows // ROWS_A_PART
 
-    def drop(self, *names: str) -> None:
-        """Drop stored tables."""
+    def drop(self, *names: str) -> None:  # noqa: D102
         for name in names:
             self._connection.execute(f"DROP TABLE {database.named(name)}")
 
-    def write(self, table: Any, order: Sequence[Any], schema: pa.Schema, path: str) -> None:
-        """Writes the columns that `schema` names to one Parquet file, sorted by `order`."""
-        rows = self.ibis.compile(table.order_by(list(order)).select(schema.names))
-        self._connection.execute(
-            f"COPY ({rows}) TO {database.quoted(path)} "
-            f"(FORMAT parquet, COMPRESSION zstd, ROW_GROUP_SIZE {ROW_GROUP})"
-        )
-
-    def __enter__(self) -> DuckDB:
-        return self
+    def batches(  # noqa: D102
+        self, table: Any, order: Sequence[Any], names: Sequence[str]
+    ) -> Iterator[pa.RecordBatch]:
+        rows = self.ibis.compile(table.order_by(list(order)).select(*names))
+        return iter(self._connection.sql(rows).to_arrow_reader(ROW_GROUP))
 
     def __exit__(self, kind: Any, error: Any, trace: Any) -> None:
         self._connection.close()
-        if isinstance(error, duckdb.OutOfMemoryException):
+        if isinstance(error, duckdb.OutOfMemoryException | duckdb.IOException):
             why = str(error).splitlines()[0]
             raise UserError(
                 f"LogEngineConfig.memory_limit = {self._memory_limit!r}: DuckDB needs more memory, "
@@ -183,7 +236,7 @@ class DuckDB(_Common):
             ) from error
 
 
-class Spark(_Common):
+class Spark(Engine):
     """PySpark; it uses the active session, or opens one and ends it."""
 
     def __init__(self, scratch: str, config: LogEngineConfig):
@@ -193,43 +246,35 @@ class Spark(_Common):
         self._session, self._own = spark_session(config, self._scratch)
         self.ibis = ibis.pyspark.connect(self._session)
 
-    def read(self, path: str) -> Any:
-        """The rows of the file, read again each time."""
-        return self._parquet("log", path)
+    def read(self, *paths: str) -> Any:  # noqa: D102
+        return self._parquet("log", *paths)
 
-    def keep(self, name: str, table: Any) -> Any:
-        """Computes `table` once and stores it under `name` until `drop` or the end."""
+    def keep(self, name: str, table: Any) -> Any:  # noqa: D102
         # Without writing, Spark would compute the chain of expressions again at each use.
         folder = os.path.join(self._scratch, name)
         self._frame(table).write.parquet(_uri(folder))
         return self._parquet(name, folder)
 
     def keep_parts(self, name: str, parts: Sequence[Any]) -> Any:
-        """The rows of all parts, stored under `name`; all at once, as groups are distributed."""
+        """As of every engine; all at once, as groups are distributed."""
         return self.keep(name, functools.reduce(lambda one, other: one.union(other), parts))
 
-    def drop(self, *names: str) -> None:
-        """Drop stored tables."""
+    def drop(self, *names: str) -> None:  # noqa: D102
         for name in names:
             self._session.catalog.dropTempView(name)
             shutil.rmtree(os.path.join(self._scratch, name))
 
-    def write(self, table: Any, order: Sequence[Any], schema: pa.Schema, path: str) -> None:
-        """Writes the columns that `schema` names to one Parquet file, sorted by `order`."""
+    def batches(  # noqa: D102
+        self, table: Any, order: Sequence[Any], names: Sequence[str]
+    ) -> Iterator[pa.RecordBatch]:
         folder = os.path.join(self._scratch, "result")
-        ordered = table.order_by(list(order)).select(schema.names)
+        ordered = table.order_by(list(order)).select(*names)
         self._frame(ordered).write.parquet(_uri(folder))
         # Each file holds a range of the sorted rows; their names are in the order of the ranges.
-        parts = sorted(glob.glob(os.path.join(glob.escape(folder), "part-*.parquet")))
-        with pq.ParquetWriter(path, schema, compression="zstd") as writer:
-            for part in parts:
-                with open_parquet(part) as file:
-                    for batch in file.iter_batches(batch_size=ROW_GROUP):
-                        writer.write_batch(batch.cast(schema))
+        for part in sorted(glob.glob(os.path.join(glob.escape(folder), "part-*.parquet"))):
+            with open_parquet(part) as file:
+                yield from file.iter_batches(batch_size=ROW_GROUP)
         shutil.rmtree(folder)
-
-    def __enter__(self) -> Spark:
-        return self
 
     def __exit__(self, kind: Any, error: Any, trace: Any) -> None:
         if self._own:
@@ -238,14 +283,12 @@ class Spark(_Common):
     def _frame(self, table: Any) -> Any:
         return self._session.sql(self.ibis.compile(table))
 
-    def _parquet(self, name: str, path: str) -> Any:
+    def _parquet(self, name: str, *paths: str) -> Any:
         # Hadoop would read these characters as a pattern.
-        literal = re.sub(r"([*?\[\]{}\\])", r"\\\1", os.path.abspath(path))
-        self._session.read.parquet(_uri(literal)).createOrReplaceTempView(name)
+        literal = [re.sub(r"([*?\[\]{}\\])", r"\\\1", os.path.abspath(path)) for path in paths]
+        reader = self._session.read.option("mergeSchema", "true")
+        reader.parquet(*map(_uri, literal)).createOrReplaceTempView(name)
         return self.ibis.table(name)
-
-
-Engine: TypeAlias = DuckDB | Spark
 
 
 def _uri(path: str) -> str:

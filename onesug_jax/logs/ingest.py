@@ -1,11 +1,11 @@
 """Stage `ingest`: a raw log, larger than memory, -> clean train, dev and test files.
 
-Files are streamed in chunks through their adapter and `schema.validate`. Accepted rows go to
-temporary Parquet, the others to set_aside.jsonl with their reasons. DuckDB then sets repeated
-request ids and far-away times aside (`sift`), chooses the profile columns (`profile_choice`), sorts
-all rows by (timestamp_ms, request_id) on disk and splits them. No row is dropped silently:
-rows == accepted + set_aside, and every physical line of a file is one of these or joined to one.
-Later stages use the text as it is normalised here.
+Tasks of the engine stream the files, one each, in chunks through their adapter and
+`schema.validate`. Accepted rows go to temporary Parquet, the others to set_aside.jsonl with their
+reasons. The engine then sets repeated request ids and far-away times aside (`sift`), chooses the
+profile columns (`profile_choice`), sorts all rows by (timestamp_ms, request_id) and splits them.
+No row is dropped silently: rows == accepted + set_aside, and every physical line of a file is one
+of these or joined to one. Later stages use the text as it is normalised here.
 """
 
 from __future__ import annotations
@@ -14,31 +14,41 @@ import contextlib
 import dataclasses
 import functools
 import os
+import shutil
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-import duckdb
-import numpy as np
 import pyarrow as pa
 
 from onesug_jax.errors import UserError, file_error
-from onesug_jax.files import atomic_files, write_json
-from onesug_jax.logs.adapter import Adapter
+from onesug_jax.files import atomic_files, atomic_write, write_json
 from onesug_jax.logs.adapters import choose_adapter, make_adapters
 from onesug_jax.logs.clicks import Clicks
-from onesug_jax.logs.database import connect
+from onesug_jax.logs.engines import DEFAULT, LogEngineConfig, open_engine
 from onesug_jax.logs.find import find_files
 from onesug_jax.logs.profile_choice import Verdict, choose_profile
-from onesug_jax.logs.readers import Chunk, Source
+from onesug_jax.logs.readers import Source
 from onesug_jax.logs.schema import SPLITS, validate
-from onesug_jax.logs.sift import drop_far_away, drop_repeats
-from onesug_jax.logs.splits import BY_TIME, Written, pool_of, schema_of, split_rule, write_splits
-from onesug_jax.logs.staging import Staging
+from onesug_jax.logs.sift import Sift
+from onesug_jax.logs.splits import (
+    Written,
+    hours_of,
+    requested_splits,
+    schema_of,
+    split_rule,
+    write_splits,
+)
+from onesug_jax.logs.staging import FileReader, SetAside, Staged, set_aside_files
 from onesug_jax.logs.times import day, plausible_span
+from onesug_jax.logs.workers import results
+from onesug_jax.progress import Progress
 
 REPORT = "report.json"
+SET_ASIDE = "set_aside.jsonl"
 _FILES = tuple(f"{split}.parquet" for split in SPLITS)
+_ONE_PROCESS = 64 << 20  # bytes: a smaller log is read by this process alone
+_LAST = 10**10 - 1  # number of the file of rows set aside after all are read
 
 
 @dataclass(frozen=True)
@@ -63,6 +73,7 @@ def ingest(
     log: str,
     out: str,
     *,
+    engine: LogEngineConfig = DEFAULT,
     adapter: str = "auto",
     dev_share: float = 0.1,
     test_share: float = 0.0,
@@ -75,7 +86,6 @@ def ingest(
     earliest: str = "1995-01-01",
     latest: str = "",
     clicks: Clicks | None = None,
-    memory_limit: str = "2GB",
     check_only: bool = False,
 ) -> IngestReport | None:
     """Write out/{train,dev,test}.parquet, out/set_aside.jsonl and out/report.json from a raw log.
@@ -88,7 +98,8 @@ def ingest(
 
     Args:
       log: a Parquet, JSONL or CSV file, a folder of them, or a glob. out: folder to write to; it
-      also holds the temporary files, about the size of the log. adapter: "auto", the name of one
+      also holds the temporary files, about the size of the log, unless the engine has a folder for
+      these. engine: which engine; all give the same files. adapter: "auto", the name of one
       in `adapters`, or the import path of another. dev_share, test_share: of the rows, 0 to 1.
       max_bad_share: the largest share of rows that may be set aside, 0 to 1. max_prefix: longest
       prefix accepted, in characters. max_query: longest query, shown or history entry accepted, in
@@ -96,9 +107,8 @@ def ingest(
       reveal the query (`profile_choice`). prefixes: AmazonQAC only, which typed prefixes become
       rows: "one" (drawn), "last" or "all". seed: of adapters that draw prefixes. earliest, latest:
       ISO dates or times outside of which a row is set aside; latest "" is a day from now. clicks:
-      the columns of adapter "clicks", if their names do not identify them. memory_limit: memory of
-      DuckDB's sort, which continues on disk. check_only: open the log, check its columns and the
-      settings, write nothing and return None.
+      the columns of adapter "clicks", if their names do not identify them. check_only: open the
+      log, check its columns and the settings, write nothing and return None.
 
     Returns:
       the counts, also in report.json. Files are renamed into place at the end, report.json last.
@@ -147,55 +157,63 @@ def ingest(
     if unread:
         print(f"ingest: {unread} line(s) of the side tables could not be read", flush=True)
 
+    check = functools.partial(
+        validate,
+        max_prefix=max_prefix,
+        max_query=max_query,
+        plausible=plausible if chosen.dated else None,
+    )
     with _file_errors(out), contextlib.ExitStack() as stack:
         try:
             new = stack.enter_context(atomic_files(out, REPORT, _FILES))
-            scratch = stack.enter_context(tempfile.TemporaryDirectory(prefix=".ingest-", dir=out))
+            if engine.scratch is not None:
+                os.makedirs(engine.scratch, exist_ok=True)
+            scratch = stack.enter_context(
+                tempfile.TemporaryDirectory(prefix=".ingest-", dir=engine.scratch or out)
+            )
         except OSError as error:
             raise file_error(
                 out, "ingest: expected a folder to write in: writing there", error
             ) from None
-        staging = Staging(scratch, max_bad_share, os.path.join(out, "set_aside.jsonl"))
-        try:
-            check = functools.partial(
-                validate,
-                max_prefix=max_prefix,
-                max_query=max_query,
-                plausible=plausible if chosen.dated else None,
-            )
-            for source in sources:
-                _read(source, chosen, staging, check)
-            staging.close_parts()
-            _check_not_empty(log, sources, staging)
-            if not staging.parts:
-                staging.stop_if_too_bad()
-                raise UserError(
-                    f"log {log!r}: all {staging.rows} rows were set aside, none is left to "
-                    f"write. See {staging.set_aside_path}."
-                )
-            paths = {source.index: source.path for source in sources}
-            pa.default_memory_pool().release_unused()  # the rows are on disk; sorting needs memory
-            with connect(scratch, memory_limit) as database:
-                drop_repeats(database, staging, paths)
-                pool = pool_of(database, dev_share)
-                if pool is not None and chosen.dated:
-                    split = bool(dev_share or test_share)
-                    drop_far_away(database, staging, paths, pool, only_later=not split)
-                staging.stop_if_too_bad()
-                verdicts = choose_profile(database, sorted(staging.profile), profile)
-                rule, label = split_rule(database, pool, log, dev_share, test_share)
-                columns = schema_of(staging, [one.name for one in verdicts if not one.reason])
-                written = write_splits(database, rule, columns, new)
-            report = _report(staging, verdicts, written, label)
-            write_json(os.path.join(new, REPORT), dataclasses.asdict(report), ensure_ascii=False)
-        except (duckdb.OutOfMemoryException, duckdb.IOException) as error:
-            raise UserError(
-                f"sorting the log in {out!r} failed: {error}. Raise "
-                f"ingest.memory_limit={memory_limit!r} or free disk space there."
-            ) from None
-        finally:
-            staging.close()
+        running = stack.enter_context(open_engine(engine, scratch))
+        stack.enter_context(_set_aside_file(out, scratch))
+        reader = FileReader(chosen, check, scratch, max_bad_share)
+        staged = _read(log, sources, reader, engine, out)
+        pa.default_memory_pool().release_unused()  # the rows are on disk; sorting needs memory
+        aside = stack.enter_context(SetAside(staged, scratch, _LAST))
+        sift = Sift(
+            running,
+            running.read(*staged.parts),
+            staged,
+            aside,
+            {source.index: source.path for source in sources},
+        )
+        sift.drop_repeats()
+        splits = requested_splits(running, sift.log)
+        hours = hours_of(running, sift.log, splits, dev_share)
+        if hours is not None and chosen.dated:
+            hours = sift.drop_far_away(hours, only_later=not (dev_share or test_share))
+        if staged.too_bad(max_bad_share):
+            raise _too_bad(staged, max_bad_share, out)
+        verdicts = choose_profile(running, sift.log, staged, profile)
+        rule = split_rule(running, sift.log, log, splits, hours, dev_share, test_share)
+        columns = schema_of(staged, [one.name for one in verdicts if not one.reason])
+        written = write_splits(running, sift.log, rule, columns, new)
+        report = _report(staged, verdicts, written, rule.label)
+        write_json(os.path.join(new, REPORT), dataclasses.asdict(report), ensure_ascii=False)
     return report
+
+
+@contextlib.contextmanager
+def _set_aside_file(out: str, scratch: str) -> Iterator[None]:
+    """Joins the rows set aside into out/set_aside.jsonl at the end, also after an error."""
+    try:
+        yield
+    finally:
+        with atomic_write(os.path.join(out, SET_ASIDE)) as whole:
+            for path in set_aside_files(scratch):
+                with open(path, "rb") as part:
+                    shutil.copyfileobj(part, whole)
 
 
 @contextlib.contextmanager
@@ -217,63 +235,68 @@ def _check_names(log: str, sources: Sequence[Source]) -> None:
         )
 
 
-def _check_not_empty(log: str, sources: Sequence[Source], staging: Staging) -> None:
+def _read(
+    log: str, sources: Sequence[Source], reader: FileReader, engine: LogEngineConfig, out: str
+) -> Staged:
+    """Reads all files, several at a time if the log is large.
+
+    Raises:
+      UserError: a file cannot be read, a split has no rows, or too many rows are bad.
+    """
+    staged = Staged()
+    size = sum(os.path.getsize(source.path) for source in sources)
+    many = len(sources) > 1 and (engine.name == "spark" or size >= _ONE_PROCESS)
+    with Progress("ingest") as progress:
+        if many:
+            reads = results(engine, reader.folder, reader, sources)
+        else:
+            reads = (reader(source, progress) for source in sources)
+        for source, read in zip(sources, reads, strict=True):
+            staged.add(source.path, read)
+            if many:
+                progress.add(read.rows, f"{staged.set_aside:,} set aside, {source.path}")
+            if read.abandoned:
+                raise _too_bad(staged, reader.max_bad_share, out)
     for split in dict.fromkeys(source.split for source in sources):
         files = [source for source in sources if source.split == split]
-        if not any(staging.rows_of[source.path] for source in files):
+        if not any(staged.rows_of[source.path] for source in files):
             where = files[0].path if len(files) == 1 else f"{log}: {len(files)} files"
             raise UserError(f"{where}: no rows. Expected at least one row; remove or refill it.")
+    if not staged.parts:
+        if staged.too_bad(reader.max_bad_share):
+            raise _too_bad(staged, reader.max_bad_share, out)
+        raise UserError(
+            f"log {log!r}: all {staged.rows} rows were set aside, none is left to write. See "
+            f"{os.path.join(out, SET_ASIDE)}."
+        )
+    return staged
 
 
-def _read(
-    source: Source,
-    adapter: Adapter,
-    staging: Staging,
-    check: Callable[[pa.Table], tuple[pa.Table, np.ndarray, dict[int, str]]],
-) -> None:
-    split = SPLITS.index(source.split) if source.split else BY_TIME
-    for chunk in adapter.chunks(source):
-        staging.joined += chunk.joined
-        for row, reason, raw in chunk.bad:
-            staging.put_aside(source.path, row, reason, raw)
-        if len(chunk.rows):
-            rows = adapter.convert(chunk)
-            staging.joined += rows.joined
-            staging.units += rows.units
-            for row, reason in sorted(rows.faults.items()):
-                _put_aside(staging, chunk, row, reason)
-            table, accepted, reasons = check(rows.table)
-            for row, reason in sorted(reasons.items()):
-                _put_aside(staging, chunk, int(rows.origin[row]), reason)
-            numbers = np.asarray(chunk.rows, np.int64)[rows.origin[accepted]]
-            splits = np.full(len(accepted), split, np.int8)
-            if rows.splits is not None and not source.split:
-                splits = rows.splits[accepted]
-            if len(accepted):
-                staging.keep(table, source, splits, numbers)
-        staging.stop_if_too_bad(early=True)
-
-
-def _put_aside(staging: Staging, chunk: Chunk, row: int, reason: str) -> None:
-    staging.put_aside(chunk.source.path, int(chunk.rows[row]), reason, chunk.raw(row))
+def _too_bad(staged: Staged, max_bad_share: float, out: str) -> UserError:
+    common = "; ".join(f"{reason} ({n})" for reason, n in staged.reasons.most_common(3))
+    return UserError(
+        f"{staged.set_aside} of {staged.rows} rows were set aside, more than "
+        f"ingest.max_bad_share={max_bad_share:g} allows. Commonest: {common}. Each is in "
+        f"{os.path.join(out, SET_ASIDE)} with its file and row; fix them or raise the share."
+    )
 
 
 def _report(
-    staging: Staging, verdicts: Sequence[Verdict], written: dict[str, Written], label: str
+    staged: Staged, verdicts: Sequence[Verdict], written: dict[str, Written], label: str
 ) -> IngestReport:
     report = IngestReport(
-        rows=staging.rows,
+        rows=staged.rows,
         accepted=sum(one.rows for one in written.values()),
-        set_aside=staging.set_aside,
-        reasons=dict(staging.reasons.most_common()),
+        set_aside=staged.set_aside,
+        reasons=dict(staged.reasons.most_common()),
         splits={split: one.rows for split, one in written.items()},
         profile=[verdict.name for verdict in verdicts if not verdict.reason],
         left_out={verdict.name: verdict.reason for verdict in verdicts if verdict.reason},
-        joined=staging.joined,
+        joined=staged.joined,
     )
     assert report.rows == report.accepted + report.set_aside, "a row was lost between files"
     _print_table(report, written, label)
-    _print_columns(verdicts, staging)
+    _print_columns(verdicts, staged)
     return report
 
 
@@ -289,13 +312,13 @@ def _print_table(report: IngestReport, written: dict[str, Written], label: str) 
     print(f"  splits {label}", flush=True)
 
 
-def _print_columns(verdicts: Sequence[Verdict], staging: Staging) -> None:
+def _print_columns(verdicts: Sequence[Verdict], staged: Staged) -> None:
     chosen = [f"{v.name} ({v.values:,} values)" for v in verdicts if not v.reason]
     print(f"  profile: {', '.join(chosen) or 'none'}")
     others = [f"{v.name} {v.reason}" for v in verdicts if v.reason]
     if others:
         print(f"  no profile: {'; '.join(others)}. Change it with --gin.ingest.profile=[...]")
-    if staging.units:
-        counts = ", ".join(f"{count:,} in {unit}" for unit, count in staging.units.items())
+    if staged.units:
+        counts = ", ".join(f"{count:,} in {unit}" for unit, count in staged.units.items())
         print(f"  times converted to milliseconds: {counts}")
     print(end="", flush=True)

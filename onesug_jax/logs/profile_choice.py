@@ -6,17 +6,23 @@ searched query is never chosen, because the model would learn to copy the answer
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import duckdb
+import pyarrow as pa
+import pyarrow.compute as pc
+from ibis import _
 
 from onesug_jax.errors import UserError
-from onesug_jax.logs.database import named
+from onesug_jax.logs.engines import Engine
+from onesug_jax.logs.staging import Staged
 
 MOST_VALUES = 256
 SAMPLE_ROWS = 50_000
 FEW_ROWS = 20  # too few to conclude anything
+_DIGITS = 8  # hexadecimal, of the digests that draw the sample
 
 # One column reveals another if it corrects at least this share of the errors made by always
 # predicting the commonest value.
@@ -28,36 +34,44 @@ class Verdict:
     """The decision on a column: `reason` says why it is not a profile column, "" if it is one."""
 
     name: str
-    values: int  # distinct, not empty
+    values: int  # distinct, not empty; of a sample if there are many
     reason: str = ""
     leaks: bool = False  # it reveals the query
 
 
 def choose_profile(
-    database: duckdb.DuckDBPyConnection, names: Sequence[str], wanted: Sequence[str] | None
+    engine: Engine, log: Any, staged: Staged, wanted: Sequence[str] | None
 ) -> list[Verdict]:
-    """A verdict on each column of view `log`; with `wanted`, on those columns alone.
+    """A verdict on each column of the Ibis table `log`; with `wanted`, on those columns alone.
+
+    Columns are judged by a sample of the rows, drawn by their request ids, so that every engine
+    draws the same one.
 
     Raises:
       UserError: a wanted column is missing or reveals the query.
     """
+    names = sorted(staged.profile)
     missing = [name for name in wanted or () if name not in names]
     if missing:
         raise UserError(
             f"ingest.profile: the log has no column {missing[0]!r}; it has "
-            f"{', '.join(sorted(names)) or 'none beside those of the schema'}."
+            f"{', '.join(names) or 'none beside those of the schema'}."
         )
     chosen = [name for name in names if wanted is None or name in wanted]
     if not chosen:
         return []
-    [(rows,)] = database.execute("SELECT count(*) FROM log").fetchall()
-    columns = ", ".join(f"trim({named(name)}) AS c{at}" for at, name in enumerate(chosen))
-    database.execute(
-        "CREATE OR REPLACE TEMP TABLE sampled AS SELECT user_id, session_id, query, "
-        f"{columns} FROM log WHERE hash(request_id) % {max(1, -(-rows // SAMPLE_ROWS))} = 0"
-    )
-    verdicts = [_judge(database, name, f"c{at}") for at, name in enumerate(chosen)]
-    database.execute("DROP TABLE sampled")
+    rows = log
+    if staged.rows > SAMPLE_ROWS:
+        largest = 16**_DIGITS * SAMPLE_ROWS // staged.rows
+        rows = log.filter(_.request_id.hexdigest("md5").left(_DIGITS) < f"{largest:0{_DIGITS}x}")
+    sample = engine.fetch(rows.select("user_id", "session_id", "query", *chosen))
+    values = {name: _distinct(sample[name]) for name in chosen}
+    if sample.num_rows < staged.rows:
+        few = [name for name in chosen if values[name] < 4 * MOST_VALUES]
+        counts = {name: log[name].nunique(where=log[name] != "") for name in few}
+        if few:
+            values |= engine.fetch(log.aggregate(**counts)).to_pylist()[0]
+    verdicts = judge(sample, values)
     if wanted is not None:
         for verdict in verdicts:
             if verdict.leaks:
@@ -69,19 +83,31 @@ def choose_profile(
     return verdicts
 
 
-def _judge(database: duckdb.DuckDBPyConnection, name: str, column: str) -> Verdict:
-    [(values,)] = database.execute(
-        f"SELECT approx_count_distinct({named(name)}) FROM log WHERE {named(name)} <> ''"
-    ).fetchall()
-    if values < 4 * MOST_VALUES:
-        [(values,)] = database.execute(
-            f"SELECT count(DISTINCT {named(name)}) FROM log WHERE {named(name)} <> ''"
-        ).fetchall()
-    database.execute(
-        f"CREATE OR REPLACE TEMP VIEW judged AS SELECT user_id, session_id, query, {column} AS "
-        f"value, trim(regexp_replace(lower({column}), '\\s+', ' ', 'g')) AS folded "
-        f"FROM sampled WHERE {column} <> ''"
-    )
+def _distinct(column: pa.ChunkedArray) -> int:
+    return len(pc.unique(column.filter(pc.not_equal(column, ""))))
+
+
+def judge(sample: pa.Table, values: Mapping[str, int]) -> list[Verdict]:
+    """Verdicts by a sample: columns user_id, session_id, query and those that `values` names, each
+    with the number of its distinct values in the log.
+    """
+    with duckdb.connect() as database:
+        verdicts = []
+        for name, distinct in values.items():
+            column = pc.utf8_trim(sample[name], " ")
+            people = sample.select(["user_id", "session_id", "query"])
+            database.register("sampled", people.append_column("value", column))
+            database.execute(
+                "CREATE OR REPLACE TEMP TABLE judged AS SELECT *, "
+                "trim(regexp_replace(lower(value), '\\s+', ' ', 'g')) AS folded "
+                "FROM sampled WHERE value <> ''"
+            )
+            verdicts.append(_judge(database, name, distinct))
+    return verdicts
+
+
+def _judge(database: duckdb.DuckDBPyConnection, name: str, values: int) -> Verdict:
+    """The verdict on the column `value` of table `judged`."""
     [(rows, distinct, repeats, holds, ids, decimals, dates)] = database.execute(
         """SELECT count(*), count(DISTINCT value), avg((folded = query)::INT),
              avg((length(query) > 1 AND contains(folded, query))::INT),

@@ -3,85 +3,77 @@
 from __future__ import annotations
 
 import json
+from typing import Any
 
-import duckdb
+from ibis import _
 
-from onesug_jax.logs.asof.config import HOUR_MS
-from onesug_jax.logs.database import files
+from onesug_jax.logs.engines import Engine
+from onesug_jax.logs.pairs import first
 from onesug_jax.logs.schema import UNTIMELY
-from onesug_jax.logs.staging import FILE, ROW, SPLIT, Staging
+from onesug_jax.logs.splits import Hours
+from onesug_jax.logs.staging import FILE, ROW, SPLIT, SetAside, Staged
 from onesug_jax.logs.times import day, main_span
 
 DUPLICATE = "request_id seen before"
 FAR_AWAY = f"{UNTIMELY} far away from all other rows"
 
-_KEY = f"request_id, {FILE}, {ROW}"
+_KEY = ["request_id", FILE, ROW]
 
 
-def drop_repeats(
-    database: duckdb.DuckDBPyConnection, staging: Staging, paths: dict[int, str]
-) -> None:
-    """Create view `log` of the parts, with only the first row of each request_id."""
-    database.execute(
-        f"CREATE VIEW log AS FROM read_parquet({files(staging.parts)}, union_by_name=true)"
-    )
-    database.execute(
-        "CREATE TABLE repeats AS SELECT request_id FROM log GROUP BY request_id HAVING count(*) > 1"
-    )
-    later = f"""SELECT * FROM log WHERE request_id IN (FROM repeats)
-            QUALIFY row_number() OVER (PARTITION BY request_id ORDER BY {FILE}, {ROW}) > 1"""
-    _set_aside(database, staging, paths, "repeated_rows", later, DUPLICATE)
+class Sift:
+    """The rows of a log, less those set aside; `log` is an Ibis table.
 
-
-def drop_far_away(
-    database: duckdb.DuckDBPyConnection,
-    staging: Staging,
-    paths: dict[int, str],
-    pool: int,
-    *,
-    only_later: bool,
-) -> None:
-    """Remove the rows of split `pool` from view `log` that are outside of `times.main_span`.
-
-    `only_later`: only those after it. The log of one day may have an order of last month's search.
+    Args:
+      engine: the engine that holds the table.
+      log: the parts that were read, as one table.
+      staged: their counts. aside: the writer of the rows set aside.
+      paths: the path of each file number.
     """
-    hours = database.execute(
-        f"SELECT min(timestamp_ms) AS first, max(timestamp_ms) AS last, count(*) AS rows "
-        f"FROM log WHERE {SPLIT} = {pool} GROUP BY timestamp_ms // {HOUR_MS} ORDER BY first"
-    ).fetchnumpy()
-    if not len(hours["rows"]):
-        return
-    first, last = main_span(hours["first"], hours["last"], hours["rows"])
-    if only_later:
-        first = int(hours["first"][0])
-    far = (
-        f"SELECT * FROM log WHERE {SPLIT} = {pool} AND timestamp_ms NOT BETWEEN {first} AND {last}"
-    )
-    reason = f"{FAR_AWAY} ({day(first)} .. {day(last)})"
-    _set_aside(database, staging, paths, "far_away_rows", far, reason)
 
+    def __init__(
+        self, engine: Engine, log: Any, staged: Staged, aside: SetAside, paths: dict[int, str]
+    ):
+        self.log = log
+        self._engine, self._staged, self._aside, self._paths = engine, staged, aside, paths
 
-def _set_aside(
-    database: duckdb.DuckDBPyConnection,
-    staging: Staging,
-    paths: dict[int, str],
-    name: str,
-    query: str,
-    reason: str,
-) -> None:
-    """Set the rows of `query` aside (table `name`), and replace view `log` by one without them."""
-    database.execute(
-        f"CREATE TABLE {name} AS SELECT {_KEY}, timestamp_ms, prefix, query FROM ({query})"
-    )
-    rows = database.execute(f"SELECT * FROM {name} ORDER BY {FILE}, {ROW}")
-    any_removed = False
-    while batch := rows.fetchmany(10_000):
-        for request_id, file, row, time, prefix, text in batch:
-            values = {"request_id": request_id, "timestamp_ms": time, "prefix": prefix}
-            raw = json.dumps({**values, "query": text}, ensure_ascii=False)
-            staging.take_back(paths[file])
-            staging.put_aside(paths[file], row, reason, raw)
-            any_removed = True
-    if any_removed:
-        database.execute(f"ALTER VIEW log RENAME TO log_with_{name}")
-        database.execute(f"CREATE VIEW log AS FROM log_with_{name} ANTI JOIN {name} USING ({_KEY})")
+    def drop_repeats(self) -> None:
+        """Retain the first row of each request_id."""
+        ids = self.log.group_by("request_id").aggregate(n=_.count()).filter(_.n > 1)
+        rows = self.log.semi_join(ids, "request_id")
+        earliest = first(rows, 1, of="request_id", by=[_[FILE], _[ROW]])
+        self._set_aside("repeated_rows", rows.anti_join(earliest, _KEY), DUPLICATE)
+
+    def drop_far_away(self, hours: Hours, *, only_later: bool) -> Hours:
+        """Set the rows of split `hours.pool` aside that are outside of `times.main_span`.
+
+        `only_later`: only those after it. The log of one day may have an order of last month's
+        search.
+
+        Returns:
+          the hours that are left.
+        """
+        begin, end = main_span(hours.first, hours.last, hours.rows)
+        if only_later:
+            begin = int(hours.first[0])
+        inside = hours.between(begin, end)
+        if len(inside.rows) < len(hours.rows):
+            reason = f"{FAR_AWAY} ({day(begin)} .. {day(end)})"
+            far = self.log.filter(_[SPLIT] == hours.pool, ~_.timestamp_ms.between(begin, end))
+            self._set_aside("far_away_rows", far, reason)
+        return inside
+
+    def _set_aside(self, name: str, rows: Any, reason: str) -> None:
+        columns = [*_KEY, "timestamp_ms", "prefix", "query"]
+        stored = self._engine.keep(name, rows.select(columns))
+        found = False
+        for batch in self._engine.batches(stored, [_[FILE], _[ROW]], columns):
+            for request_id, file, row, time, prefix, query in zip(
+                *(column.to_pylist() for column in batch.columns), strict=True
+            ):
+                values = {"request_id": request_id, "timestamp_ms": time, "prefix": prefix}
+                raw = json.dumps({**values, "query": query}, ensure_ascii=False)
+                self._staged.count(self._paths[file], -1)
+                self._aside(self._paths[file], row, reason, raw)
+                found = True
+        if found:
+            self.log = self.log.anti_join(stored, _KEY)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import collections
 import contextlib
+import functools
 import multiprocessing
 import multiprocessing.connection
 import os
@@ -44,8 +45,8 @@ def open_workers(
         pool: Executor = ThreadPoolExecutor(count)
 
         def submit(function: Callable[[Any], Any], argument: Any) -> Future:
-            task = spark.parallelize([argument], 1).map(function)
-            return pool.submit(lambda: task.collect()[0])
+            task = spark.parallelize([argument], 1).map(functools.partial(_attempt, function))
+            return pool.submit(lambda: _outcome(*task.collect()[0]))
     else:
         own, count = False, config.workers or len(os.sched_getaffinity(0))
         spawn = multiprocessing.get_context("spawn")
@@ -67,6 +68,20 @@ def open_workers(
         pool.shutdown(cancel_futures=True)
         if own:
             session.stop()
+
+
+def _attempt(function: Callable[[Any], Any], argument: Any) -> tuple[Any, UserError | None]:
+    """The result, or the UserError: Spark would bury its message in a traceback of Java."""
+    try:
+        return function(argument), None
+    except UserError as error:
+        return None, error
+
+
+def _outcome(result: Any, error: UserError | None) -> Any:
+    if error is not None:
+        raise error
+    return result
 
 
 def _end_with_parent() -> None:

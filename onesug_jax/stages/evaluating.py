@@ -15,6 +15,7 @@ from onesug_jax.pipeline.mirror import fetch
 from onesug_jax.pipeline.spec import Context
 from onesug_jax.pipeline.workdir import SPLITS, Manifest, finished, read_result, split_files
 from onesug_jax.stages import scoring, trained
+from onesug_jax.stages.log import reader
 from onesug_jax.stages.parts import Parts
 from onesug_jax.stages.trained_model import TrainedModel
 from onesug_jax.train import distributed
@@ -71,12 +72,7 @@ def evaluate(
     logs = [log]
     if _own_log(context):
         log = os.path.join(out, "log")
-        read = functools.partial(
-            context.configured("ingest"),
-            dev_share=0.0,
-            test_share=0.0,
-            clicks=context.configured("clicks")(),
-        )
+        read = functools.partial(reader(context), dev_share=0.0, test_share=0.0)
         distributed.run_on_primary_and_broadcast(lambda: bool(read(log=context.log, out=log)))
         context.share()
         logs.append(log)

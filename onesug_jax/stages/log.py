@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 import os
+from collections.abc import Callable
+from typing import Any
 
 from onesug_jax.errors import UserError
 from onesug_jax.pipeline import remote_log
@@ -17,9 +20,17 @@ def simulate(context: Context) -> None:
 
 def ingest(context: Context) -> None:
     """Writes the log into WORK_DIR/log, in the schema, split and normalised."""
-    clicks = context.configured("clicks")()
-    context.configured("ingest")(log=context.log, out=context.work.log, clicks=clicks)
+    reader(context)(log=context.log, out=context.work.log)
     remote_log.remember(context.macros["LOG"], context.work.log)
+
+
+def reader(context: Context) -> Callable[..., Any]:
+    """`logs.ingest.ingest` with the settings of this command."""
+    return functools.partial(
+        context.configured("ingest"),
+        engine=context.configured("LogEngineConfig")(),
+        clicks=context.configured("clicks")(),
+    )
 
 
 def check_simulate(context: Context) -> None:
@@ -44,9 +55,7 @@ def check_ingest(context: Context) -> None:
     # No file: the log is simulated first, or check_inputs reports it. A file that is not on this
     # machine is in a bucket and did not change.
     if files and all(map(os.path.exists, files)):
-        clicks = context.configured("clicks")()
-        read = context.configured("ingest")
-        read(log=context.log, out=own, clicks=clicks, check_only=True)
+        reader(context)(log=context.log, out=own, check_only=True)
 
 
 def mine(context: Context) -> None:

@@ -43,7 +43,7 @@ MAKING = (
         folder="log",
         inputs=lambda context: (context.log,),
         configures=("ingest", "clicks"),
-        ignores=("ingest.memory_limit",),
+        ignores=("LogEngineConfig",),
         example="ingest --gin.WORK_DIR=work/mine --gin.LOG=my_log.parquet",
     ),
     StageSpec(

@@ -26,6 +26,7 @@ from onesug_jax.pipeline.spec import Context
 from onesug_jax.pipeline.workdir import Manifest, WorkDir, split_files
 from onesug_jax.stages import entered, trained
 from onesug_jax.stages.cpu_time import CpuTime
+from onesug_jax.stages.log import reader
 from onesug_jax.stages.parts import Parts
 from onesug_jax.stages.scoring import SFT, judged, score
 from onesug_jax.stages.trained_model import TrainedModel
@@ -103,12 +104,8 @@ def update(
     record = {"version": version, "base": os.path.relpath(served, home), "log": fresh}
     _prepare(new, base, record)
     if not split_files(os.path.join(new, "fresh")):
-        context.configured("ingest")(
-            log=context.log,
-            out=os.path.join(new, "fresh"),
-            dev_share=0.0,
-            test_share=0.0,
-            clicks=context.configured("clicks")(),
+        reader(context)(
+            log=context.log, out=os.path.join(new, "fresh"), dev_share=0.0, test_share=0.0
         )
     cpu_time.lap("ingest")
     rows = join(base, new, window_days, holdout, _forgotten(context))

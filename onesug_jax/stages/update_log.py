@@ -41,7 +41,7 @@ def join(
     os.makedirs(log, exist_ok=True)
     fresh = list(split_files(os.path.join(new, "fresh")).values())
     old = split_files(base.work.log)
-    with connect(new, base.settings["ingest.memory_limit"]) as database:
+    with connect(new, base.configured("LogEngineConfig")().memory_limit) as database:
 
         def value(query: str):
             return database.sql(query).fetchall()[0][0]

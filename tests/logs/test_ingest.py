@@ -13,6 +13,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from onesug_jax.errors import UserError
+from onesug_jax.logs.engines import LogEngineConfig
 from onesug_jax.logs.ingest import ingest
 from onesug_jax.logs.schema import LOG_SCHEMA, REQUIRED, normalise_prefix, normalise_query
 from onesug_jax.logs.sift import DUPLICATE
@@ -474,6 +475,31 @@ def test_the_plausible_range_is_a_setting(tmp_path, out):
         ingest(path, out, latest="soon")
 
 
+@pytest.mark.long
+def test_files_of_a_large_log_are_read_by_several_processes(tmp_path, out, monkeypatch):
+    folder = tmp_path / "logs"
+    folder.mkdir()
+    rows = log(120)
+    rows[70]["query"] = rows[100]["query"] = ""
+    rows[110]["request_id"] = rows[3]["request_id"]
+    for part in range(4):
+        write_log(folder / f"part{part}.parquet", rows[part * 30 : part * 30 + 30])
+    expected = ingest(str(folder), out, max_bad_share=0.1)
+    files = {path.name: path.read_bytes() for path in pathlib.Path(out).iterdir()}
+    monkeypatch.setattr("onesug_jax.logs.ingest._ONE_PROCESS", 0)
+    engine = LogEngineConfig(workers=2)
+    again = str(tmp_path / "again")
+    assert ingest(str(folder), again, max_bad_share=0.1, engine=engine) == expected
+    assert {path.name: path.read_bytes() for path in pathlib.Path(again).iterdir()} == files
+    whole = (folder / "part2.parquet").read_bytes()
+    (folder / "part2.parquet").write_bytes(whole[:4] + bytes(400) + whole[404:])
+    with pytest.raises(UserError, match=r"part2.parquet: expected a whole parquet file"):
+        ingest(str(folder), again, max_bad_share=0.1, engine=engine)
+    assert {path.name: path.read_bytes() for path in pathlib.Path(again).glob("*.parquet")} == {
+        name: content for name, content in files.items() if name.endswith(".parquet")
+    }
+
+
 # Errors in files, flags and columns
 
 
@@ -595,8 +621,6 @@ def test_wrong_paths_and_flags_are_named(tmp_path, out):
     for shares in ((-0.1, 0), (0, -0.1), (0.5, 0.5), (1, 0), (float("nan"), 0)):
         with pytest.raises(UserError, match="dev_share.*less than 1 in sum"):
             ingest(path, out, dev_share=shares[0], test_share=shares[1])
-    with pytest.raises(UserError, match="memory_limit"):
-        ingest(path, out, memory_limit="plenty")
     with pytest.raises(UserError, match="the folder of the log itself"):
         ingest(str(tmp_path), str(tmp_path))
     with pytest.raises(UserError, match="expected a folder to write in"):
@@ -636,7 +660,7 @@ def test_a_small_memory_limit_suffices(tmp_path, out):
     ]
     random.Random(0).shuffle(rows)
     path = write_log(tmp_path / "log.parquet", rows)
-    assert ingest(path, out, memory_limit="100MB").accepted == 30_000
+    assert ingest(path, out, engine=LogEngineConfig(memory_limit="100MB")).accepted == 30_000
     assert not [name for name in files_in(out) if name.startswith(".")]
 
 

@@ -411,7 +411,6 @@ def test_wrong_logs_are_named(tmp_path):
         ({"max_visitors_per_query": -1}, "max_visitors_per_query"),
         ({"swing_alpha": -0.5}, "swing_alpha.*from 0 up"),
         ({"support": float("nan")}, "support.*nan"),
-        ({"engine": engines.LogEngineConfig(memory_limit="lots")}, "memory_limit='lots'"),
     ],
     ids=str,
 )
@@ -421,9 +420,11 @@ def test_wrong_settings_are_named(tmp_path, settings, message):
     assert not list((tmp_path / "mined").glob("*"))
 
 
-def test_an_unknown_engine_is_named():
+def test_wrong_settings_of_the_engine_are_named():
     with pytest.raises(UserError, match="ENGINE = 'postgres'.*duckdb, spark"):
         engines.LogEngineConfig("postgres")
+    with pytest.raises(UserError, match="memory_limit='lots'"):
+        engines.LogEngineConfig(memory_limit="lots")
 
 
 def test_too_little_memory_is_named(tmp_path):

@@ -2,14 +2,13 @@
 
 import random
 
-import duckdb
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
 from onesug_jax.errors import UserError
 from onesug_jax.logs.ingest import ingest
-from onesug_jax.logs.profile_choice import choose_profile
+from onesug_jax.logs.profile_choice import judge
 from onesug_jax.logs.schema import LOG_SCHEMA
 
 START = 1_750_000_000_000
@@ -117,8 +116,5 @@ def test_repeats_of_one_user_do_not_hide_that_a_column_follows_from_the_query():
         }
         for n, (query, user) in enumerate(searches)
     ]
-    table = pa.Table.from_pylist(rows)
-    with duckdb.connect() as database:
-        database.register("log", table)
-        [verdict] = choose_profile(database, ["shelf"], None)
+    [verdict] = judge(pa.Table.from_pylist(rows), {"shelf": 10})
     assert verdict.reason == "follows from the query"
