@@ -25,6 +25,7 @@ from onesug_jax import main
 from onesug_jax.pipeline.workdir import model_in_use
 from onesug_jax.retrieval.prefix_index import PrefixIndex
 from onesug_jax.semantic_ids.ids import SemanticIds
+from onesug_jax.stages import held_state
 from onesug_jax.tasks.item_examples import ItemExamples
 from onesug_jax.tasks.vocabulary import Vocabulary
 from tests.pipeline.shop import tree
@@ -202,6 +203,23 @@ def test_the_prompt_answers_line_by_line(work, capsys, monkeypatch):
     assert "'s':" in out
     assert f"'l' after {one['text']}:" in out
     assert "not in the log, and not used: never searched" in out
+
+
+def test_an_evaluation_starts_from_the_state_that_the_examples_stored(work, tmp_path, monkeypatch):
+    """Its report is the one of a replay of the whole log."""
+    copy = shutil.copytree(work, tmp_path / "copy")
+    restore, firsts = held_state.restore, []
+    monkeypatch.setattr(
+        held_state, "restore", lambda *given: firsts.append(restore(*given)) or firsts[-1]
+    )
+    lists = []
+    for _ in range(2):
+        assert main.main(["evaluate", f"--gin.WORK_DIR={copy}"]) == 0
+        lists.append(pq.read_table(copy / "report" / "dev" / "lists.parquet"))
+        (copy / "examples" / held_state.FILE).unlink(missing_ok=True)
+    train = pq.read_metadata(work / "log" / "train.parquet").num_rows
+    assert firsts[0][:2] == [train, 0] and firsts[1] is None
+    assert lists[0].equals(lists[1])
 
 
 def test_evaluate_scores_another_log_with_all_its_rows(work, capsys, tmp_path):

@@ -57,6 +57,7 @@ def replay(
     split: str,
     suggesters: Mapping[str, Suggester],
     *,
+    first: Sequence[int] | None = None,
     frozen: bool = False,
     make: Callable[[AsOf, Sequence[dict], Sequence[Items]], list[Request]] = plain_requests,
     listed: Mapping[str, Mapping[str, Sequence[str]]] | None = None,
@@ -71,10 +72,11 @@ def replay(
     """Runs every suggester on every row of a split, in time order.
 
     Args:
-      state: the as-of state before the first row of `files`; all rows update it.
+      state: the as-of state before the first rows; all rows update it.
       files: the log files, with all rows before and during the split.
       split: the scored one of `files`.
       suggesters: name -> function from up to `block` requests to their lists, best first.
+      first: the first row of each file that `state` has not observed; None: 0.
       frozen: rows of the split do not become visible; only histories go on.
       make: rows and their as-of items -> inputs of the suggesters.
       listed: further rivals by name, as request_id -> list, such as the oracle of a simulated log.
@@ -101,7 +103,7 @@ def replay(
         raise UserError(f"replay of {split!r}: expected one of the log files {list(files)}.")
     scored = names.index(os.path.abspath(split))
     rows = _rows(split)
-    events = read_events(files)
+    events = read_events(files, first=first)
     listed = dict(listed or {})
     parts: list[pa.RecordBatch] = []
     waiting: list[tuple[dict, Items, bool, bool]] = []

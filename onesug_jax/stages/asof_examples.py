@@ -22,6 +22,7 @@ from onesug_jax.logs.asof.config import DAY_MS
 from onesug_jax.pipeline.spec import Context
 from onesug_jax.progress import Progress
 from onesug_jax.serve.heap import long_lived
+from onesug_jax.stages import held_state
 from onesug_jax.stages.parts import Parts
 from onesug_jax.stages.trained_model import SNAPSHOT, before_log
 
@@ -60,6 +61,14 @@ class Walk:
     def part(self, number: int) -> str:
         """The folder of a block's rows."""
         return os.path.join(self.folder, _PARTS, f"{number:05}")
+
+    def events(self, state: AsOf) -> Iterator[Event]:
+        """All events, for a walk from the start that updates `state`."""
+        from onesug_jax.logs.asof.walk import read_events
+
+        events = read_events(self.files, profile=self.profile)
+        path = os.path.join(self.folder, held_state.FILE)
+        return held_state.storing(events, state, self.files, path)
 
     def finished(self, number: int) -> bool:
         """Whether a block's rows are complete, perhaps from a killed run."""
@@ -141,18 +150,18 @@ def write_blocks(
     """
     import pyarrow.parquet as pq
 
-    from onesug_jax.logs.asof.walk import read_events, skip
+    from onesug_jax.logs.asof.walk import skip
     from onesug_jax.logs.workers import results
 
     total = sum(pq.read_metadata(path).num_rows for path in walk.files)
     size = max(least_rows, -(-total // BLOCKS))
     with Progress("examples", total, "rows") as progress:
         if total <= size:
-            _write(walk, 0, state, read_events(walk.files, profile=walk.profile), progress)
+            _write(walk, 0, state, walk.events(state), progress)
             return [walk.part(0)]
         scratch = engine.scratch or walk.folder
         os.makedirs(scratch, exist_ok=True)
-        events = read_events(walk.files, profile=walk.profile)
+        events = walk.events(state)
         parts = range(-(-total // size))
 
         def blocks() -> Iterator[Block]:

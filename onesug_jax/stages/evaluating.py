@@ -14,7 +14,7 @@ from onesug_jax.files import atomic_write
 from onesug_jax.pipeline.mirror import fetch
 from onesug_jax.pipeline.spec import Context
 from onesug_jax.pipeline.workdir import SPLITS, Manifest, finished, read_result, split_files
-from onesug_jax.stages import scoring, trained
+from onesug_jax.stages import held_state, scoring, trained
 from onesug_jax.stages.log import reader
 from onesug_jax.stages.parts import Parts
 from onesug_jax.stages.trained_model import TrainedModel
@@ -186,11 +186,14 @@ def scored(context: Context) -> tuple[str, ...]:
 
 
 def shown(context: Context) -> tuple[str, ...]:
-    """Further files for the report: learning curves, figures, the best possible lists."""
+    """Further files for the report: learning curves, figures, the best possible lists; and the
+    state that an evaluation starts from.
+    """
     from onesug_jax.logs.simulate.table import CEILING
 
     curves = [f"{folder}/metrics.jsonl" for folder in ("encoder", "pretrain", "rwr")]
-    return (*curves, "semantic_ids/*.png", f"simulated/{CEILING}")
+    state = f"examples/{held_state.FILE}"
+    return (*curves, "semantic_ids/*.png", f"simulated/{CEILING}", state)
 
 
 def show_report(context: Context) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import os
 from collections.abc import Callable, Mapping, Sequence
@@ -11,7 +12,8 @@ from onesug_jax.errors import UserError
 from onesug_jax.import_path import named
 from onesug_jax.pipeline.spec import Context
 from onesug_jax.pipeline.tables import local_log
-from onesug_jax.pipeline.workdir import finished, split_files
+from onesug_jax.pipeline.workdir import Manifest, finished, split_files
+from onesug_jax.stages import held_state
 from onesug_jax.stages.trained_model import TrainedModel, before_log
 from onesug_jax.train import distributed
 
@@ -135,7 +137,16 @@ def replayed(
     context = model.context
     freshness = freshness or context.settings.get("evaluate.freshness")
     config, frozen = settings_at(context.configured("AsOfConfig")(), freshness)
-    state = before_log(context, model, freshness_ms=config.freshness_ms)
+    made = Manifest.read(context.home.examples)
+    if made is not None and config.new_from_ms is None:  # in a version that `update` made
+        config = dataclasses.replace(
+            config, new_from_ms=made.settings.get("AsOfConfig.new_from_ms")
+        )
+    changed = {name: getattr(config, name) for name in ("freshness_ms", "new_from_ms")}
+    state = before_log(context, model, **changed)
+    files = list(dict.fromkeys(path for log in logs for path in split_files(log).values()))
+    stored = os.path.join(context.home.examples, held_state.FILE)
+    first = held_state.restore(state, stored, files, split)
     table = model.tables()
     models = {"model": model}
     if rivals != "none" and model.reference:
@@ -164,9 +175,10 @@ def replayed(
     process = distributed.place_among()
     rows = replay(
         state,
-        list(dict.fromkeys(path for log in logs for path in split_files(log).values())),
+        files,
         split,
         lists,
+        first=first,
         frozen=frozen,
         make=make,
         listed=listed,

@@ -13,7 +13,9 @@ from onesug_jax.evaluate import baselines, evaluator
 from onesug_jax.evaluate.replay import replay, settings_at
 from onesug_jax.logs.asof.config import DAY_MS, AsOfConfig
 from onesug_jax.logs.asof.state import AsOf
+from onesug_jax.logs.asof.walk import read_events, skip
 from onesug_jax.logs.schema import LOG_SCHEMA
+from onesug_jax.stages import held_state
 
 START = 1_700_000_000_000
 HOUR = 3_600_000
@@ -89,6 +91,28 @@ def test_batches_and_processes_change_nothing(log):
     assert evaluator.merge_parts(parts).equals(whole)
     some = whole.take(list(range(0, whole.num_rows, 3)))
     assert replayed(files, sample=30).equals(some), "80 rows: every third"
+
+
+@pytest.mark.parametrize("changed", ["", "freshness", "queries", "log", "train"])
+def test_a_stored_state_gives_the_lists_of_a_replay_from_the_start(log, tmp_path, changed):
+    _, _, files = log
+    config, _ = settings_at(AsOfConfig(few=0, new_share=0), "1m")
+    path = str(tmp_path / "stored")
+    walked = AsOf(WORDS, dataclasses.replace(config, candidates=3))
+    skip(walked, held_state.storing(read_events(files), walked, files, path), lambda event: True)
+    if changed == "freshness":
+        config, _ = settings_at(config, "2m")
+    if changed == "log":
+        pq.write_table(pq.read_table(files[1]).slice(1), files[1])
+    state = AsOf(WORDS[1:] if changed == "queries" else WORDS, config)
+    first = held_state.restore(state, path, files, files[changed != "train"])
+    if changed:
+        assert first is None and state.latest_ms == 0
+        return
+    assert first == [160, 0] and state.config == config
+    rivals = baselines.as_of(state.text, config)
+    found = replay(state, files, files[1], rivals, first=first, progress=False)
+    assert found.equals(replayed(files))
 
 
 def test_requests_hold_the_as_of_items_and_the_profile(log):

@@ -27,11 +27,12 @@ class Completions(Sequence):
       texts: N distinct texts in code point order; `Texts` are shared, not copied.
 
     Attributes:
+      initial: the texts given.
       number: text -> its number, -1 if it has none.
     """
 
     def __init__(self, texts: Sequence[str]):
-        self._first = texts if isinstance(texts, Texts) else Texts.of([encode(t) for t in texts])
+        self.initial = texts if isinstance(texts, Texts) else Texts.of([encode(t) for t in texts])
         self._later: list[str] = []
         self._sorted: list[tuple[str, int]] = []  # the later texts and their numbers
         self.number = functools.lru_cache(_CACHED)(self._find)
@@ -44,11 +45,11 @@ class Completions(Sequence):
         self.number = functools.lru_cache(_CACHED)(self._find)
 
     def __len__(self) -> int:
-        return len(self._first) + len(self._later)
+        return len(self.initial) + len(self._later)
 
     def __getitem__(self, number):
-        size = len(self._first)
-        return self._first[number] if number < size else self._later[number - size]
+        size = len(self.initial)
+        return self.initial[number] if number < size else self._later[number - size]
 
     @property
     def queries(self) -> Sequence[str]:
@@ -67,22 +68,22 @@ class Completions(Sequence):
         at = bisect_left(self._sorted, (text, -1))
         if at < len(self._sorted) and self._sorted[at][0] == text:
             return self._sorted[at][1]
-        return self._first.find(text)
+        return self.initial.find(text)
 
     def range(self, prefix: str) -> tuple[int, int]:
         """First and one-past-last number of the initial texts that start with `prefix`."""
-        return self._first.range(prefix)
+        return self.initial.range(prefix)
 
     def starts(self, prefix: str) -> bool:
         """Whether any text starts with `prefix`; it need not exist yet."""
         at = bisect_left(self._sorted, (prefix, -1))
         later = at < len(self._sorted) and self._sorted[at][0].startswith(prefix)
-        return later or self._first.starts(prefix)
+        return later or self.initial.starts(prefix)
 
     def following(self, prefix: str) -> set[str]:
         """The characters that follow `prefix` in the texts that start with it."""
         later = {text[len(prefix) :][:1] for text, _ in self._added(prefix)} - {""}
-        return later.union(self._first.following(prefix))
+        return later.union(self.initial.following(prefix))
 
     def _added(self, prefix: str) -> list[tuple[str, int]]:
         """The later texts that start with `prefix`, and their numbers, in order."""
