@@ -255,7 +255,7 @@ def _read(
             staged.add(source.path, read)
             if many:
                 progress.add(read.rows, f"{staged.set_aside:,} set aside, {source.path}")
-            if read.abandoned:
+            if read.hopeless(reader.max_bad_share) or staged.hopeless(reader.max_bad_share):
                 raise _too_bad(staged, reader.max_bad_share, out)
     for split in dict.fromkeys(source.split for source in sources):
         files = [source for source in sources if source.split == split]

@@ -44,7 +44,6 @@ class Staged:
       units: times converted to milliseconds, by their unit.
       profile: names of the profile columns, in the order found.
       parts: paths of the Parquet files with the clean rows.
-      abandoned: reading stopped early because most rows were bad.
     """
 
     rows: int = 0
@@ -55,7 +54,6 @@ class Staged:
     units: collections.Counter[str] = field(default_factory=collections.Counter)
     profile: dict[str, None] = field(default_factory=dict)
     parts: list[str] = field(default_factory=list)
-    abandoned: bool = False
 
     def count(self, path: str, rows: int) -> None:
         """Add `rows` rows of a file; a negative number takes them back."""
@@ -71,7 +69,6 @@ class Staged:
         for name in ("reasons", "rows_of", "units"):
             getattr(self, name).update(getattr(other, name))
         self.parts += other.parts
-        self.abandoned |= other.abandoned
 
     def add_profile(self, path: str, names: Iterable[str]) -> None:
         """Add the profile columns of the file `path`.
@@ -99,6 +96,11 @@ class Staged:
         untimely = sum(n for reason, n in self.reasons.items() if reason.startswith(UNTIMELY))
         spared = min(untimely, UNTIMELY_SHARE * self.rows) if max_bad_share else 0
         return self.set_aside - spared > max_bad_share * self.rows
+
+    def hopeless(self, max_bad_share: float) -> bool:
+        """Whether to stop early: at least half of many rows are bad, which is not allowed."""
+        many = self.rows >= EARLY_STOP_ROWS and self.set_aside >= 0.5 * self.rows
+        return many and self.too_bad(max_bad_share)
 
 
 class SetAside:
@@ -145,7 +147,7 @@ class FileReader:
     def __call__(self, source: Source, progress: Progress | None = None) -> Staged:
         """Write the clean rows to part-*.parquet and the bad rows to aside-*.jsonl.
 
-        If half of many rows are bad and this is more than allowed, reading stops early.
+        Reading stops early if it is `Staged.hopeless`.
         """
         staged = Staged()
         parts = _Parts(staged, source, self.folder)
@@ -173,9 +175,7 @@ class FileReader:
                 if progress is not None:
                     note = f"{staged.set_aside:,} set aside, {source.path}"
                     progress.add(staged.rows - before, note)
-                many = staged.rows >= EARLY_STOP_ROWS and staged.set_aside >= 0.5 * staged.rows
-                if many and staged.too_bad(self.max_bad_share):
-                    staged.abandoned = True
+                if staged.hopeless(self.max_bad_share):
                     break
         return staged
 

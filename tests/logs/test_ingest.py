@@ -13,6 +13,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from onesug_jax.errors import UserError
+from onesug_jax.logs import staging
 from onesug_jax.logs.engines import LogEngineConfig
 from onesug_jax.logs.ingest import ingest
 from onesug_jax.logs.schema import LOG_SCHEMA, REQUIRED, normalise_prefix, normalise_query
@@ -302,6 +303,17 @@ def test_too_many_bad_rows_stop_the_run_and_are_written(tmp_path, out):
     assert str(pathlib.Path(out) / "set_aside.jsonl") in message
     assert files_in(out) == ["set_aside.jsonl"] and len(aside(out)) == 3
     assert ingest(path, out, dev_share=0, max_bad_share=3 / 43).set_aside == 3
+
+
+def test_reading_stops_early_if_half_of_many_rows_are_bad(tmp_path, out, monkeypatch):
+    monkeypatch.setattr(staging, "EARLY_STOP_ROWS", 20)
+    folder = tmp_path / "logs"
+    folder.mkdir()
+    for name, query in (("a", ""), ("b", "lego")):
+        write_log(folder / f"{name}.parquet", [row(n, query=query) for n in range(20)])
+    with pytest.raises(UserError, match="^20 of 20 rows were set aside"):
+        ingest(str(folder), out)
+    assert len(aside(out)) == 20
 
 
 def test_a_log_of_bad_rows_alone_is_an_error(tmp_path, out):
