@@ -17,8 +17,8 @@ from onesug_jax.errors import UserError
 from onesug_jax.logs.engines import LogEngineConfig
 from onesug_jax.pipeline import versions, workdir
 from onesug_jax.serve.feedback import Event, FeedbackConfig, FeedbackStore
+from onesug_jax.stages import held_state, update_log
 from onesug_jax.stages import update as loop
-from onesug_jax.stages import update_log
 from tests.pipeline.holder import held
 from tests.pipeline.shop import tree
 from tests.test_pipeline import SMALL
@@ -70,9 +70,16 @@ def listed(work, capsys):
 
 
 @pytest.mark.long
-def test_a_version_that_is_not_worse_is_published_and_can_be_rolled_back(shop, work, capsys):
+def test_a_version_that_is_not_worse_is_published_and_can_be_rolled_back(
+    shop, work, capsys, monkeypatch
+):
     before = listed(work, capsys)
+    restore, firsts = held_state.restore, []
+    monkeypatch.setattr(
+        held_state, "restore", lambda *given: firsts.append(restore(*given)) or firsts[-1]
+    )
     assert update(shop, work, "--gin.update.tolerance=100.0") == 0
+    assert firsts[0][0] > 0, "both models are scored from the state that the examples stored"
     out = capsys.readouterr().out
     assert re.search(r"update: [\d.]+ CPU seconds: start [\d.]+, ingest .*, judge ", out)
     new = work / "versions" / "0001"

@@ -35,14 +35,20 @@ class Completions(Sequence):
         self.initial = texts if isinstance(texts, Texts) else Texts.of([encode(t) for t in texts])
         self._later: list[str] = []
         self._sorted: list[tuple[str, int]] = []  # the later texts and their numbers
-        self.number = functools.lru_cache(_CACHED)(self._find)
+        self._cache_numbers()
+
+    def _cache_numbers(self) -> None:
+        # The cache must not refer to this object: a reference cycle would stay in memory wherever
+        # garbage collection skips long-lived objects.
+        find = functools.partial(_find, self.initial, self._sorted)
+        self.number = functools.lru_cache(_CACHED)(find)
 
     def __getstate__(self) -> dict[str, Any]:
         return {name: value for name, value in vars(self).items() if name != "number"}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         vars(self).update(state)
-        self.number = functools.lru_cache(_CACHED)(self._find)
+        self._cache_numbers()
 
     def __len__(self) -> int:
         return len(self.initial) + len(self._later)
@@ -63,12 +69,6 @@ class Completions(Sequence):
         insort(self._sorted, (text, number))
         self.number.cache_clear()
         return number
-
-    def _find(self, text: str) -> int:
-        at = bisect_left(self._sorted, (text, -1))
-        if at < len(self._sorted) and self._sorted[at][0] == text:
-            return self._sorted[at][1]
-        return self.initial.find(text)
 
     def range(self, prefix: str) -> tuple[int, int]:
         """First and one-past-last number of the initial texts that start with `prefix`."""
@@ -97,6 +97,13 @@ class Completions(Sequence):
         if not later:
             return slice(first, last)
         return np.concatenate([np.arange(first, last), np.array(later, np.int64)])
+
+
+def _find(initial: Texts, later: list[tuple[str, int]], text: str) -> int:
+    at = bisect_left(later, (text, -1))
+    if at < len(later) and later[at][0] == text:
+        return later[at][1]
+    return initial.find(text)
 
 
 class WidePrefixes:

@@ -239,7 +239,8 @@ class Observed:
 
     def make_wide(self) -> None:
         """Rebuild the completions of wide prefixes from the queries that exist."""
-        self._wide = WidePrefixes(self.completions, self.config.breadth, self._mixture)
+        score = functools.partial(mixture, self.searches, self._weights)
+        self._wide = WidePrefixes(self.completions, self.config.breadth, score)
         for number in np.flatnonzero(self.existence.exists).tolist() if self._wide else ():
             self._wide.searched(self.text(number), number, self.latest_ms)
 
@@ -280,6 +281,9 @@ class Observed:
         """The decayed counts of searches [n, half-lives] as of the moment."""
         return self.searches.at(numbers, self.moment)
 
-    def _mixture(self, numbers: np.ndarray, time_ms: float) -> np.ndarray:
-        """The mixture [n] of the decayed counts of queries at that time."""
-        return self.searches.at(numbers, time_ms) @ self._weights
+
+def mixture(
+    searches: DecayedCounts, weights: np.ndarray, numbers: np.ndarray, time_ms: float
+) -> np.ndarray:
+    """The counts [n] of queries at that time, mixed over the half-lives by `weights` [K]."""
+    return searches.at(numbers, time_ms) @ weights

@@ -22,7 +22,7 @@ from onesug_jax.logs.asof.completions import best
 from onesug_jax.logs.asof.config import DEFAULT, MINUTE_MS, AsOfConfig
 from onesug_jax.logs.asof.items import Items, clock, log_counts
 from onesug_jax.logs.asof.nearby import NOTHING, Nearby
-from onesug_jax.logs.asof.observed import Observed
+from onesug_jax.logs.asof.observed import Observed, mixture
 from onesug_jax.logs.asof.pairs import ANY
 
 
@@ -203,7 +203,7 @@ class AsOf(Observed):
         scores: dict[int, float] = {}
         for text, likelihood in self._near(prefix).items():
             numbers = self._complete(text, self.config.candidates, self._weights)
-            counts = self._mixture(numbers, self.moment).tolist()
+            counts = mixture(self.searches, self._weights, numbers, self.moment).tolist()
             for number, count in zip(numbers.tolist(), counts, strict=True):
                 scores[number] = max(scores.get(number, 0.0), likelihood * count)
         for number in excluded.tolist():

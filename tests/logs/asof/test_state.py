@@ -1,7 +1,10 @@
 """The as-of state against counts from scratch, and each rule of visibility."""
 
 import collections
+import gc
 import itertools
+import pickle
+import weakref
 
 import numpy as np
 import pytest
@@ -237,6 +240,24 @@ def test_queries_beyond_the_spare_numbers_are_refused_and_counted():
         state.observe(START, "u", "", query)
     assert state.request("", "", START + DAY_MS).candidates[:2].tolist() == [1, 0]
     assert state.refused == 1 and len(state) == 1
+
+
+@pytest.mark.parametrize("pickled", [False, True])
+def test_a_state_leaves_the_memory_without_garbage_collection(pickled):
+    """Workers and services exclude their large objects from it (`serve.heap`)."""
+    state = AsOf([f"q{n:02}" for n in range(50)], AsOfConfig(breadth=5))
+    for n in range(60):
+        state.observe(START + n * 1000, "ann", "q", f"q{n:02}")
+    state.request("q", "ann", START + DAY_MS)
+    if pickled:
+        state = pickle.loads(pickle.dumps(state))
+    parts = [weakref.ref(part) for part in (state, state.completions, state.searches)]
+    gc.disable()
+    try:
+        del state
+        assert [part() for part in parts] == [None] * 3
+    finally:
+        gc.enable()
 
 
 def test_a_forgotten_user_has_no_history():
