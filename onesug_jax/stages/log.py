@@ -58,6 +58,11 @@ def check_ingest(context: Context) -> None:
         reader(context)(log=context.log, out=own, check_only=True)
 
 
+def check_engine(context: Context) -> None:
+    """Raises UserError if the engine for large logs cannot be used here."""
+    context.configured("LogEngineConfig")()
+
+
 def mine(context: Context) -> None:
     """Mines queries, prefixes and related queries into WORK_DIR/mined."""
     from onesug_jax.logs.completion import CompletionIndex
