@@ -12,7 +12,6 @@ near the user's history; and the queries of a search around the prefix's vector 
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Sequence
 from typing import Any
 
@@ -103,27 +102,21 @@ class AsOf(Observed):
             counts[: len(numbers)] = logs[start:end]
             history = np.zeros(max(config.history, 1), np.int32)
             minutes_ago = np.zeros(max(config.history, 1), np.float32)
-            if own:
-                history[: len(own)] = own
-                history[: len(own)] += 1
-                minutes_ago[: len(ages)] = ages
+            np.add(own, 1, out=history[: len(own)], casting="same_kind")
+            minutes_ago[: len(ages)] = ages
             items.append(Items(candidates, counts, history, minutes_ago, now))
         return items
 
     def _existing(
         self, texts: Sequence[str], minutes: Sequence[float]
-    ) -> tuple[list[int], list[float]]:
-        """The numbers and ages of the queries of a history that exist."""
-        number_of, exists = self.completions.number, self.existence.is_there
-        numbers: list[int] = []
-        ages: list[float] = []
-        all_ages = itertools.chain(minutes, itertools.repeat(0.0))
-        for text, age in zip(texts[: self.config.history], all_ages, strict=False):
-            number = number_of(text)
-            if exists(number):
-                numbers.append(number)
-                ages.append(age)
-        return numbers, ages
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """The numbers and ages [n] of the queries of a history that exist."""
+        texts = texts[: self.config.history]
+        numbers = np.array([*map(self.completions.number, texts)], np.int64)
+        ages = np.zeros(len(texts))
+        ages[: len(minutes)] = minutes[: len(texts)]
+        exist = np.flatnonzero(self.existence.exists.take(numbers) & (numbers >= 0))
+        return numbers.take(exist), ages.take(exist)
 
     def _log_counts(self, candidates: Sequence[tuple[str, np.ndarray]]) -> np.ndarray:
         """The logs of counts `[n, K]` of the candidates of all (prefix, numbers), concatenated."""
@@ -137,7 +130,7 @@ class AsOf(Observed):
 
     # ------------------------------------------------------------------ candidates
 
-    def _candidates(self, prefix: str, own: Sequence[int]) -> np.ndarray:
+    def _candidates(self, prefix: str, own: np.ndarray) -> np.ndarray:
         """Numbers [at most C], without repeats, of the candidates of a prefix."""
         config = self.config
         numbers = self._complete(prefix, config.candidates, self._weights)
@@ -154,20 +147,18 @@ class AsOf(Observed):
         places = np.sort(np.unique(turns, return_index=True)[1])
         return turns[places[: config.candidates]]
 
-    def _similar(self, prefix: str, own: Sequence[int], cut: bool) -> list[int]:
+    def _similar(self, prefix: str, own: np.ndarray, cut: bool) -> list[int]:
         """Numbers of the candidates that a user's history `own` gives, latest search first. If the
         completions are `cut`, those nearest to a query of the history follow.
         """
         most = min(self.config.similar, self.config.candidates // 4)
         first, last = self.completions.range(prefix)
-        mine = [
-            number
-            for number in own
-            if first <= number < last
-            or (number >= self.first and self.text(number).startswith(prefix))
-        ]
+        completes = (own >= first) & (own < last)
+        for place in np.flatnonzero(own >= self.first).tolist():
+            completes[place] = self.text(int(own[place])).startswith(prefix)
+        mine = own[completes].tolist()
         if cut and self.nearby.similar is not None:
-            rows = [number for number in own if number < self.first]
+            rows = own[own < self.first]
             near = self.nearby.similar[rows].T.ravel()  # the nearest of each query first
             near = self._established(near[(near >= first) & (near < last)])
             mine = list(dict.fromkeys((*mine, *near.tolist())))
