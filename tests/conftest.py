@@ -121,11 +121,11 @@ def small_run(tmp_path_factory) -> pathlib.Path:
 def spark() -> None:
     """Skips the test if PySpark or Java is missing."""
     from onesug_jax.errors import UserError
-    from onesug_jax.logs import engines
+    from onesug_jax.logs.spark import find_java
 
     pytest.importorskip("pyspark", reason='needs PySpark: pip install "onesug_jax[spark]"')
     try:
-        engines.find_java()
+        find_java()
     except UserError as error:
         pytest.skip(str(error))
 

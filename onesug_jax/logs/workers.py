@@ -19,7 +19,8 @@ from concurrent.futures.process import BrokenProcessPool
 from typing import Any
 
 from onesug_jax.errors import UserError
-from onesug_jax.logs.engines import LogEngineConfig, spark_session
+from onesug_jax.logs.engines import LogEngineConfig
+from onesug_jax.logs.spark import spark_session
 
 
 @contextlib.contextmanager
