@@ -12,13 +12,14 @@ import os
 import pickle
 import zlib
 from collections.abc import Iterable, Iterator, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from onesug_jax.files import atomic_write, fingerprint_file
-from onesug_jax.logs.asof.config import AsOfConfig
-from onesug_jax.logs.asof.state import AsOf
-from onesug_jax.logs.asof.walk import Event
-from onesug_jax.logs.texts import Texts
+
+if TYPE_CHECKING:
+    from onesug_jax.logs.asof.state import AsOf
+    from onesug_jax.logs.asof.walk import Event
+    from onesug_jax.logs.texts import Texts
 
 FILE = "held_out.pickle"
 # Settings of requests alone, which do not change what is counted.
@@ -65,9 +66,11 @@ def restore(state: AsOf, path: str, files: Sequence[str], split: str) -> list[in
 
 def _identity(state: AsOf, files: Sequence[str]) -> dict[str, Any]:
     """The queries, settings and files that a stored state depends on."""
+    from onesug_jax.logs.asof.config import DEFAULT
+
     texts = state.completions.initial
     config = dataclasses.replace(
-        state.config, **{name: getattr(AsOfConfig(), name) for name in _OF_REQUESTS}
+        state.config, **{name: getattr(DEFAULT, name) for name in _OF_REQUESTS}
     )
     return {
         "files": {os.path.basename(path): fingerprint_file(path) for path in files},
