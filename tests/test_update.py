@@ -178,6 +178,7 @@ def test_a_worse_version_is_refused_and_stays_on_disk(shop, work, capsys):
     assert update(shop, work, "--gin.update.tolerance=-200.0") == loop.NOT_BETTER
     out = capsys.readouterr().out
     assert "is worse than what it would replace" in out and "update.tolerance" in out
+    assert "only if LOG names them again" in out
     assert (work / "versions" / "0001.refused" / "update.json").exists()
     assert workdir.published(str(work)) == str(work)
 

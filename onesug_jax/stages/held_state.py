@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 FILE = "held_out.pickle"
 # Settings of requests alone, which do not change what is counted.
 _OF_REQUESTS = ("candidates", "similar", "around", "source", "few")
+# A damaged file, or one of another release.
+_UNREADABLE = (pickle.UnpicklingError, EOFError, ImportError, AttributeError, KeyError, TypeError)
 
 
 def storing(
@@ -53,26 +55,32 @@ def restore(state: AsOf, path: str, files: Sequence[str], split: str) -> list[in
     """
     if not os.path.exists(path):
         return None
-    with open(path, "rb") as file:
-        about = pickle.load(file)
-        first = about.pop("first")
-        if about != _identity(state, files) or first[os.path.basename(split)]:
-            return None
-        config, nearby = state.config, state.nearby
-        state.become(_Unpickler(file, state).load())
-        state.config, state.nearby = config, nearby
+    try:
+        with open(path, "rb") as file:
+            about = pickle.load(file)
+            first = about.pop("first")
+            if about != _identity(state, files) or first[os.path.basename(split)]:
+                return None
+            stored = _Unpickler(file, state).load()
+    except _UNREADABLE:
+        return None
+    config, nearby = state.config, state.nearby
+    state.become(stored)
+    state.config, state.nearby = config, nearby
     return [first[os.path.basename(path)] for path in files]
 
 
 def _identity(state: AsOf, files: Sequence[str]) -> dict[str, Any]:
-    """The queries, settings and files that a stored state depends on."""
+    """The format, queries, settings and files that a stored state depends on."""
     from onesug_jax.logs.asof.config import DEFAULT
+    from onesug_jax.logs.asof.snapshot import FORMAT
 
     texts = state.completions.initial
     config = dataclasses.replace(
         state.config, **{name: getattr(DEFAULT, name) for name in _OF_REQUESTS}
     )
     return {
+        "format": FORMAT,
         "files": {os.path.basename(path): fingerprint_file(path) for path in files},
         "queries": (len(texts), zlib.crc32(texts.block.data)),
         "config": config,

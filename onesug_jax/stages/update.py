@@ -280,7 +280,8 @@ def _judge(
             f"version {version} is worse than what it would replace by "
             f"{values['M_t']['value'] - values['M_t+1']['value']:.2f} points of value (allowed: "
             f"update.tolerance = {tolerance:g}); {os.path.basename(base.work.path)} stays in use, "
-            f"and the new one remains in {folder}.refused"
+            f"and the new one remains in {folder}.refused. The next update has its fresh rows only "
+            "if LOG names them again, for example in a folder with both logs"
         )
         return NOT_BETTER
     os.replace(new, folder)

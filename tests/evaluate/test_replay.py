@@ -2,6 +2,7 @@
 
 import collections
 import dataclasses
+import os
 
 import numpy as np
 import pyarrow as pa
@@ -93,7 +94,7 @@ def test_batches_and_processes_change_nothing(log):
     assert replayed(files, sample=30).equals(some), "80 rows: every third"
 
 
-@pytest.mark.parametrize("changed", ["", "freshness", "queries", "log", "train"])
+@pytest.mark.parametrize("changed", ["", "freshness", "queries", "log", "train", "damaged"])
 def test_a_stored_state_gives_the_lists_of_a_replay_from_the_start(log, tmp_path, changed):
     _, _, files = log
     config, _ = settings_at(AsOfConfig(few=0, new_share=0), "1m")
@@ -104,6 +105,9 @@ def test_a_stored_state_gives_the_lists_of_a_replay_from_the_start(log, tmp_path
         config, _ = settings_at(config, "2m")
     if changed == "log":
         pq.write_table(pq.read_table(files[1]).slice(1), files[1])
+    if changed == "damaged":
+        with open(path, "r+b") as stored:
+            stored.truncate(os.path.getsize(path) - 9)
     state = AsOf(WORDS[1:] if changed == "queries" else WORDS, config)
     first = held_state.restore(state, path, files, files[changed != "train"])
     if changed:

@@ -21,7 +21,7 @@ from onesug_jax.logs.asof.nearby import NOTHING, Nearby
 from onesug_jax.logs.asof.pairs import ANY
 from onesug_jax.logs.asof.state import AsOf
 
-FORMAT = 4
+FORMAT = 4  # of the files of `save`, and of the attributes of a pickled state
 _TEXTS, _ARRAYS, _ABOUT = "asof.json", "asof.npz", "asof_settings.json"
 
 
